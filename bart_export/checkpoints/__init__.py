@@ -1,0 +1,1 @@
+"""Directories that hold a BART, read into names and arrays."""

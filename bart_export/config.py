@@ -1,0 +1,290 @@
+"""What a BART is and how it is asked to generate: two frozen records, checked when they are made.
+
+`BartConfig` holds the architecture in KerasHub's words, `GenerationConfig` the generation settings
+in Hugging Face's words. Both come from checkpoints and go, as plain dictionaries, into manifests.
+Nothing here knows a file format, a tensor library or a runtime.
+"""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from bart_export.errors import ConfigurationError
+
+ACTIVATION_FUNCTIONS = ("gelu", "gelu_new", "relu", "silu", "tanh")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BartConfig:
+    """The architecture of a BART encoder-decoder.
+
+    The first seven fields are those of `keras_hub.models.BartBackbone`. The rest describe
+    checkpoints KerasHub cannot: `decoder_*` fields left at None equal the encoder's (distilled
+    checkpoints differ), `scale_embedding` multiplies token embeddings by sqrt(hidden_dim), and
+    `final_logits_bias` says that the checkpoint adds a bias to the logits.
+
+    Raises:
+        ConfigurationError: for a size that is not a positive integer, a hidden_dim that the heads
+            do not divide, a dropout outside [0, 1) or an unknown activation function.
+    """
+
+    vocabulary_size: int
+    num_layers: int
+    num_heads: int
+    hidden_dim: int
+    intermediate_dim: int
+    dropout: float = 0.1
+    max_sequence_length: int = 1024
+    decoder_num_layers: int | None = None
+    decoder_num_heads: int | None = None
+    decoder_intermediate_dim: int | None = None
+    scale_embedding: bool = False
+    activation_function: str = "gelu"
+    final_logits_bias: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("num_layers", "num_heads", "intermediate_dim"):
+            if getattr(self, f"decoder_{name}") is None:
+                object.__setattr__(self, f"decoder_{name}", getattr(self, name))
+        for name in SIZES:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+                raise ConfigurationError(f"{name} must be a positive integer, received {value!r}.")
+        for name in ("num_heads", "decoder_num_heads"):
+            if self.hidden_dim % getattr(self, name):
+                raise ConfigurationError(
+                    f"hidden_dim must be divisible by {name}, received hidden_dim="
+                    f"{self.hidden_dim} and {name}={getattr(self, name)}."
+                )
+        if not 0 <= self.dropout < 1:
+            raise ConfigurationError(f"dropout must be in [0, 1), received {self.dropout!r}.")
+        for name in ("scale_embedding", "final_logits_bias"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigurationError(
+                    f"{name} must be True or False, received {getattr(self, name)!r}."
+                )
+        if self.activation_function not in ACTIVATION_FUNCTIONS:
+            raise ConfigurationError(
+                f"activation_function must be one of {', '.join(ACTIVATION_FUNCTIONS)}, "
+                f"received {self.activation_function!r}."
+            )
+
+    @property
+    def head_size(self) -> int:
+        """Width of one encoder attention head."""
+        return self.hidden_dim // self.num_heads
+
+    @property
+    def decoder_head_size(self) -> int:
+        """Width of one decoder attention head."""
+        return self.hidden_dim // self.decoder_heads
+
+    @property
+    def decoder_layers(self) -> int:
+        """Number of decoder layers, as an int (the field is never None once checked)."""
+        assert self.decoder_num_layers is not None
+        return self.decoder_num_layers
+
+    @property
+    def decoder_heads(self) -> int:
+        """Number of decoder attention heads, as an int."""
+        assert self.decoder_num_heads is not None
+        return self.decoder_num_heads
+
+    @property
+    def decoder_feedforward(self) -> int:
+        """Width of the decoder's feed-forward layers, as an int."""
+        assert self.decoder_intermediate_dim is not None
+        return self.decoder_intermediate_dim
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields as JSON-ready values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "BartConfig":
+        """Make a configuration of a dictionary.
+
+        Raises:
+            ConfigurationError: for a field that does not exist, is missing, or is out of range.
+        """
+        return cls(**checked_fields(cls, values))
+
+    def extensions(self) -> dict[str, Any]:
+        """Return the fields beyond KerasHub's constructor that do not have their default value."""
+        plain = dataclasses.replace(
+            self,
+            **{name: None for name in DECODER_SIZES},
+            scale_embedding=False,
+            activation_function="gelu",
+            final_logits_bias=False,
+        )
+        mine, theirs = self.to_dict(), plain.to_dict()
+        return {name: value for name, value in mine.items() if theirs[name] != value}
+
+
+DECODER_SIZES = ("decoder_num_layers", "decoder_num_heads", "decoder_intermediate_dim")
+SIZES = (
+    "vocabulary_size",
+    "num_layers",
+    "num_heads",
+    "hidden_dim",
+    "intermediate_dim",
+    "max_sequence_length",
+    *DECODER_SIZES,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerationConfig:
+    """How a sequence is generated; names, meaning and defaults are those of Hugging Face's
+    `generate()` (transformers 4.57), except that `max_length` defaults to 20 there as here and
+    `seed` is ours.
+
+    Lengths count decoder tokens, the start token included. `early_stopping` is True, False or
+    "never". `top_k=0` and `top_p=1.0` switch those filters off. Sampling parameters have an effect
+    only with `do_sample=True`.
+
+    Raises:
+        ConfigurationError: for a value out of range, or parameters that contradict each other.
+    """
+
+    max_length: int = 20
+    min_length: int = 0
+    num_beams: int = 1
+    num_return_sequences: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False
+    no_repeat_ngram_size: int = 0
+    repetition_penalty: float = 1.0
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 50
+    top_p: float = 1.0
+    seed: int | None = None
+    decoder_start_token_id: int = 2
+    bos_token_id: int = 0
+    pad_token_id: int = 1
+    eos_token_id: int = 2
+    forced_bos_token_id: int | None = None
+    forced_eos_token_id: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, lowest in LOWEST.items():
+            value = getattr(self, name)
+            if value is None and name in OPTIONAL:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
+                raise ConfigurationError(
+                    f"{name} must be an integer of at least {lowest}, received {value!r}."
+                )
+        for name, accepts, accepted in NUMBERS:
+            value = getattr(self, name)
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not math.isfinite(value) or not accepts(value):
+                raise ConfigurationError(f"{name} must be {accepted}, received {value!r}.")
+        if not isinstance(self.do_sample, bool):
+            raise ConfigurationError(
+                f"do_sample must be True or False, received {self.do_sample!r}."
+            )
+        if self.early_stopping not in (True, False, "never"):
+            raise ConfigurationError(
+                f'early_stopping must be True, False or "never", received {self.early_stopping!r}.'
+            )
+        if self.min_length > self.max_length:
+            raise ConfigurationError(
+                f"min_length must not exceed max_length, received min_length={self.min_length} "
+                f"and max_length={self.max_length}."
+            )
+        if self.do_sample and self.num_beams > 1:
+            raise ConfigurationError(
+                f"do_sample=True samples one sequence at a time and needs num_beams=1, "
+                f"received num_beams={self.num_beams}."
+            )
+        if not self.do_sample and self.num_return_sequences > self.num_beams:
+            raise ConfigurationError(
+                f"num_return_sequences must not exceed num_beams without do_sample=True, received "
+                f"num_return_sequences={self.num_return_sequences}, num_beams={self.num_beams}."
+            )
+
+    def replace(self, **parameters: Any) -> "GenerationConfig":
+        """Return a copy with some parameters changed.
+
+        Asking for a sampling parameter without `do_sample=True`, which would have no effect, is
+        an error rather than a surprise.
+
+        Raises:
+            ConfigurationError: for an unknown parameter, a value out of range, or a parameter
+                without effect.
+        """
+        changed = dataclasses.replace(self, **checked_fields(type(self), parameters))
+        idle = [name for name in SAMPLING if name in parameters and not changed.do_sample]
+        if idle:
+            raise ConfigurationError(
+                f"{idle[0]} has an effect only when sampling, received {idle[0]}="
+                f"{parameters[idle[0]]!r} with do_sample=False. Add do_sample=True."
+            )
+        return changed
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields as JSON-ready values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "GenerationConfig":
+        """Make settings of a dictionary.
+
+        Raises:
+            ConfigurationError: for a parameter that does not exist or is out of range.
+        """
+        return cls(**checked_fields(cls, values))
+
+
+SAMPLING = ("temperature", "top_k", "top_p", "seed")
+OPTIONAL = ("seed", "forced_bos_token_id", "forced_eos_token_id")
+LOWEST = {
+    "max_length": 2,
+    "min_length": 0,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "no_repeat_ngram_size": 0,
+    "top_k": 0,
+    "seed": 0,
+    "decoder_start_token_id": 0,
+    "bos_token_id": 0,
+    "pad_token_id": 0,
+    "eos_token_id": 0,
+    "forced_bos_token_id": 0,
+    "forced_eos_token_id": 0,
+}
+NUMBERS = (
+    ("length_penalty", lambda value: True, "a finite number"),
+    ("repetition_penalty", lambda value: value > 0, "a number above 0"),
+    ("temperature", lambda value: value > 0, "a number above 0"),
+    ("top_p", lambda value: 0 < value <= 1, "a number above 0 and at most 1"),
+)
+
+
+def checked_fields(record: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `values` as keyword arguments of the dataclass `record`.
+
+    Raises:
+        ConfigurationError: when a name is not a field, with the nearest field that is, or when a
+            field without default is missing.
+    """
+    fields = {field.name: field for field in dataclasses.fields(record)}
+    for name in values:
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, n=1)
+            hint = f" Did you mean {near[0]}?" if near else f" Known: {', '.join(fields)}."
+            raise ConfigurationError(f"Unknown parameter {name}={values[name]!r}.{hint}")
+    missing = [
+        name
+        for name, field in fields.items()
+        if field.default is dataclasses.MISSING and name not in values
+    ]
+    if missing:
+        raise ConfigurationError(f"{record.__name__} needs {', '.join(missing)}.")
+    return dict(values)

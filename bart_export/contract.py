@@ -1,0 +1,115 @@
+"""The contract: which signatures an exported file has, and the name, dtype and axes of each tensor.
+
+Declared once, as data. Exporters build graphs from it, runtimes allocate by it, the verifier
+compares by it, and the manifest carries it to Kotlin and everybody else. It knows nothing of how a
+tensor is computed.
+
+An axis is a word. `sizes` gives the words that a configuration fixes; the others (`SOURCE`,
+`BEAMS`, `CAPACITY`) are dynamic: the runtime resizes them.
+
+    one         always 1: a signature call encodes one source
+    source      tokens of the source text
+    beams       sequences decoded side by side
+    capacity    decoder positions a self-attention cache has room for
+    heads       decoder attention heads
+    head_size   width of one head
+    vocabulary  tokens the model knows
+"""
+
+import dataclasses
+from typing import Any
+
+from bart_export.config import BartConfig
+
+ONE, SOURCE, BEAMS, CAPACITY = "one", "source", "beams", "capacity"
+HEADS, HEAD_SIZE, VOCABULARY = "heads", "head_size", "vocabulary"
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """One input or output: its name, dtype ("int32" or "float32") and named axes."""
+
+    name: str
+    dtype: str
+    axes: tuple[str, ...]
+
+    def shape(self, sizes: dict[str, int]) -> tuple[int | None, ...]:
+        """Return the size of each axis, None where `sizes` does not fix it."""
+        return tuple(sizes.get(axis) for axis in self.axes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Signature:
+    """One callable of an exported file: named inputs to named outputs."""
+
+    name: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+    def to_dict(self, sizes: dict[str, int]) -> dict[str, Any]:
+        """Return the signature for the manifest; fixed axes are numbers, dynamic ones words."""
+        return {
+            side: {
+                tensor.name: {
+                    "dtype": tensor.dtype,
+                    "shape": [sizes.get(axis, axis) for axis in tensor.axes],
+                }
+                for tensor in getattr(self, side)
+            }
+            for side in ("inputs", "outputs")
+        }
+
+
+def sizes(config: BartConfig) -> dict[str, int]:
+    """Return the size of every axis that the configuration fixes."""
+    return {
+        ONE: 1,
+        HEADS: config.decoder_heads,
+        HEAD_SIZE: config.decoder_head_size,
+        VOCABULARY: config.vocabulary_size,
+    }
+
+
+def cross_tensors(config: BartConfig) -> tuple[Tensor, ...]:
+    """Return what `encode` hands to `decode`: keys and values of the source, per decoder layer."""
+    return tuple(
+        Tensor(f"cross_{part}_{layer}", "float32", (ONE, HEADS, SOURCE, HEAD_SIZE))
+        for layer in range(config.decoder_layers)
+        for part in ("key", "value")
+    )
+
+
+def cache_tensors(config: BartConfig) -> tuple[Tensor, ...]:
+    """Return the self-attention cache that goes into `decode` and comes out, per decoder layer."""
+    return tuple(
+        Tensor(f"self_{part}_{layer}", "float32", (BEAMS, HEADS, CAPACITY, HEAD_SIZE))
+        for layer in range(config.decoder_layers)
+        for part in ("key", "value")
+    )
+
+
+def tflite_signatures(config: BartConfig) -> tuple[Signature, Signature]:
+    """Return the signatures of a `.tflite` file: `encode` once a text, `decode` once a token.
+
+    `position` counts decoder tokens from 0. `beam_index[k]` is the beam whose cache beam `k`
+    continues; it is applied before the step. `self_*` outputs are the whole updated caches.
+    """
+    mask = Tensor("encoder_padding_mask", "int32", (ONE, SOURCE))
+    encode = Signature(
+        "encode",
+        inputs=(Tensor("encoder_token_ids", "int32", (ONE, SOURCE)), mask),
+        outputs=cross_tensors(config),
+    )
+    decode = Signature(
+        "decode",
+        inputs=(
+            Tensor("decoder_token_ids", "int32", (BEAMS, ONE)),
+            Tensor("position", "int32", (ONE,)),
+            Tensor("beam_index", "int32", (BEAMS,)),
+            mask,
+            *cross_tensors(config),
+            *cache_tensors(config),
+        ),
+        outputs=(Tensor("logits", "float32", (BEAMS, VOCABULARY)), *cache_tensors(config)),
+    )
+    return encode, decode

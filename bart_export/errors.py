@@ -1,0 +1,68 @@
+"""The one family of errors this package raises.
+
+Every message is a single line that says what was expected, what was received and what would be
+accepted. Nothing here prints or exits: the command line catches `BartExportError` once, shows the
+line, and ends with the class's `exit_code`. Errors that stand for a wrong argument are also
+`ValueError`s, so that code written against Keras' constructors keeps catching them.
+
+    BartExportError                 exit 2
+    ├─ ConfigurationError           a value no BART or no generation can have (also a ValueError)
+    ├─ MissingExtra                 an optional dependency is not installed
+    ├─ PresetError                  a preset that cannot be found, downloaded or is not a BART
+    ├─ CheckpointError              a weight file that is damaged, incomplete or of other shapes
+    ├─ TokenizerError               tokenizer files that are missing or do not fit the model
+    ├─ ArtifactError                an artifact directory that is missing, damaged or not writable
+    ├─ InputError                   a text, id or length the model cannot take (also a ValueError)
+    ├─ EngineError                  a runtime that cannot run a file, or runs it wrongly
+    └─ VerificationFailed           exit 1: an exported file does not say what the model says
+"""
+
+
+class BartExportError(Exception):
+    """Base of all errors of this package; `str(error)` is the line a user reads."""
+
+    exit_code = 2
+
+
+class ConfigurationError(BartExportError, ValueError):
+    """A configuration or parameter value that is out of range, unknown or contradictory."""
+
+
+class MissingExtra(BartExportError, ImportError):
+    """A command needs packages that the base installation leaves out."""
+
+    def __init__(self, what: str, package: str, extra: str) -> None:
+        super().__init__(
+            f"{what} needs the package {package}, which is not installed. "
+            f"Install it with: pip install 'bart-export[{extra}]'"
+        )
+
+
+class PresetError(BartExportError):
+    """A preset that is unknown, unreachable, or not a BART model."""
+
+
+class CheckpointError(BartExportError):
+    """Weights or configuration on disk that cannot be read as a whole BART checkpoint."""
+
+
+class TokenizerError(BartExportError):
+    """Tokenizer files that are missing, unreadable, or do not fit the model's vocabulary."""
+
+
+class ArtifactError(BartExportError):
+    """An artifact directory that is missing, incomplete, altered, newer, or cannot be written."""
+
+
+class InputError(BartExportError, ValueError):
+    """A text, token id or length that the model cannot take."""
+
+
+class EngineError(BartExportError):
+    """A runtime that cannot run a file, or is known to compute it wrongly."""
+
+
+class VerificationFailed(BartExportError):
+    """An exported file does not agree with the model it was made from."""
+
+    exit_code = 1

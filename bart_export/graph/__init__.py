@@ -1,0 +1,1 @@
+"""TensorFlow functions over the weights of a BART: what exported files compute."""

@@ -1,0 +1,1 @@
+"""BartBackbone, in Keras."""

@@ -1,0 +1,1 @@
+"""Bytes to token ids and back: byte-level BPE and the incremental detokenizer."""
