@@ -1,0 +1,113 @@
+"""The two files of a byte-level BPE: tokens with their ids, and merges in order of rank.
+
+Paths come in; a checked dictionary and a checked list go out. The module knows how bytes are
+spelled as printable symbols and which special tokens a BART has. It does not know how text is
+cut, and imports nothing but the standard library, so that every implementation of the BPE can
+read its tables here.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from bart_export.errors import TokenizerError
+
+START, PAD, END, UNKNOWN, MASK = "<s>", "<pad>", "</s>", "<unk>", "<mask>"
+SPECIAL_TOKENS = (START, PAD, END, UNKNOWN, MASK)
+
+
+def byte_symbols() -> tuple[str, ...]:
+    """Return the printable character that stands for each byte in tokens and merges.
+
+    GPT-2's spelling (https://github.com/openai/gpt-2/blob/master/src/encoder.py): bytes that
+    Latin-1 prints are themselves, the other 68 are numbered upwards from U+0100.
+    """
+    latin = range(256)
+    printable = {byte for byte in latin if 0x20 < byte < 0x7F or byte > 0xA0 and byte != 0xAD}
+    others = iter(range(0x100, 0x200))
+    return tuple(chr(byte if byte in printable else next(others)) for byte in latin)
+
+
+BYTE_SYMBOLS = byte_symbols()
+
+
+def read_vocabulary(file: Path) -> dict[str, int]:
+    """Return {token: id} of a `vocabulary.json` (Hugging Face: `vocab.json`).
+
+    Raises:
+        TokenizerError: when the file is missing, is not a JSON object of ids 0 to n-1, or lacks a
+            special token or the symbol of a byte.
+    """
+    try:
+        vocabulary = json.loads(read(file))
+    except json.JSONDecodeError as error:
+        raise TokenizerError(
+            f"{file} must be a JSON object of tokens and ids, received invalid JSON: {error}. "
+            "Copy the file again from its checkpoint."
+        ) from None
+    if not isinstance(vocabulary, dict) or {type(id) for id in vocabulary.values()} != {int}:
+        raise TokenizerError(
+            f"{file} must be a JSON object of tokens and integer ids. "
+            "Give the vocabulary.json of a Keras preset or the vocab.json of a Hugging Face model."
+        )
+    size = len(vocabulary)
+    if sorted(vocabulary.values()) != list(range(size)):
+        raise TokenizerError(
+            f"{file} must number its {size} tokens 0 to {size - 1}, each id once, received ids "
+            f"from {min(vocabulary.values())} to {max(vocabulary.values())} with repetitions or "
+            "gaps. Copy the file again from its checkpoint."
+        )
+    require(file, vocabulary, SPECIAL_TOKENS, "the special tokens")
+    require(file, vocabulary, BYTE_SYMBOLS, "the 256 byte symbols")
+    return vocabulary
+
+
+def read_merges(file: Path) -> list[tuple[str, str]]:
+    """Return the pairs of `merges.txt`, the one to merge first first.
+
+    A first line beginning with "#version" is not a merge. Whether the merges fit a vocabulary is
+    checked by the tokenizer, which has both.
+
+    Raises:
+        TokenizerError: when the file is missing or a line is not two symbols with a space between.
+    """
+    lines = read(file).rstrip("\n").split("\n")
+    header = 1 if not lines[0] or lines[0].startswith("#version") else 0
+    merges = [(left, right) for left, _, right in (line.partition(" ") for line in lines[header:])]
+    for number, (left, right) in enumerate(merges, start=header + 1):
+        if not left or not right or " " in right:
+            raise TokenizerError(
+                f"{file} must have two symbols with a space between on every line, received "
+                f"{lines[number - 1]!r} on line {number}. Copy the file again from its checkpoint."
+            )
+    return merges
+
+
+def require(file: Path, vocabulary: Mapping[str, int], tokens: tuple[str, ...], words: str) -> None:
+    """Raise TokenizerError when the vocabulary lacks one of the tokens."""
+    missing = [token for token in tokens if token not in vocabulary]
+    if missing:
+        raise TokenizerError(
+            f"{file} must have {words}, {len(missing)} are missing, among them {missing[0]!r}. "
+            "Give the byte-level BPE vocabulary of a BART."
+        )
+
+
+def read(file: Path) -> str:
+    """Return the file's text.
+
+    Raises:
+        TokenizerError: when it cannot be read or is not UTF-8.
+    """
+    try:
+        return file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise TokenizerError(
+            f"The tokenizer file {file} cannot be read: {error.strerror}. A BART has a vocabulary "
+            "(vocabulary.json or vocab.json) and a merges.txt."
+        ) from None
+    except UnicodeDecodeError as error:
+        raise TokenizerError(
+            f"The tokenizer file {file} must be UTF-8, received another byte at position "
+            f"{error.start}. Copy the file again from its checkpoint."
+        ) from None

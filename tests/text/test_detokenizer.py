@@ -1,0 +1,86 @@
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from bart_export.errors import InputError
+from bart_export.text.detokenizer import IncrementalDetokenizer
+from bart_export.text.tokenizer import BartTokenizer
+from bart_export.text.vocabulary import BYTE_SYMBOLS
+
+DATA = Path(__file__).parents[1] / "data"
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    folder = DATA / "vocabulary"
+    return BartTokenizer.from_files(folder / "vocabulary.json", folder / "merges.txt")
+
+
+def pieces(tokenizer, ids, **options):
+    detokenizer = IncrementalDetokenizer(tokenizer, **options)
+    return [*map(detokenizer.push, ids), detokenizer.finish()]
+
+
+def test_a_character_is_held_back_until_its_last_byte(tokenizer):
+    rocket = [tokenizer.token_to_id(BYTE_SYMBOLS[byte]) for byte in "🚀".encode()]
+    hello = tokenizer.token_to_id("Hello")
+    assert pieces(tokenizer, [hello, *rocket, hello]) == ["Hello", "", "", "", "🚀", "Hello", ""]
+
+
+def test_an_unfinished_character_is_replaced_at_the_end(tokenizer):
+    rocket = [tokenizer.token_to_id(BYTE_SYMBOLS[byte]) for byte in "🚀".encode()]
+    assert pieces(tokenizer, rocket[:3]) == ["", "", "", "\ufffd"]
+
+
+def test_an_unfinished_character_is_replaced_when_another_begins(tokenizer):
+    rocket = [tokenizer.token_to_id(BYTE_SYMBOLS[byte]) for byte in "🚀".encode()]
+    hello = tokenizer.token_to_id("Hello")
+    assert pieces(tokenizer, [*rocket[:2], hello]) == ["", "", "\ufffdHello", ""]
+
+
+def test_finish_leaves_nothing_for_the_next_sequence(tokenizer):
+    detokenizer = IncrementalDetokenizer(tokenizer)
+    detokenizer.push(tokenizer.token_to_id(BYTE_SYMBOLS[0xF0]))
+    assert detokenizer.finish() == "\ufffd"
+    assert detokenizer.push(tokenizer.token_to_id("Hello")) == "Hello"
+    assert detokenizer.finish() == ""
+
+
+def test_special_tokens_are_skipped_or_shown(tokenizer):
+    hello = tokenizer.token_to_id("Hello")
+    assert pieces(tokenizer, [0, hello, 2]) == ["", "Hello", "", ""]
+    shown = pieces(tokenizer, [0, hello, 2], skip_special_tokens=False)
+    assert shown == ["<s>", "Hello", "</s>", ""]
+
+
+def test_an_id_past_the_vocabulary_is_refused_and_the_sequence_goes_on(tokenizer):
+    detokenizer = IncrementalDetokenizer(tokenizer)
+    with pytest.raises(InputError, match="received 50265"):
+        detokenizer.push(50265)
+    assert detokenizer.push(tokenizer.token_to_id("Hello")) == "Hello"
+
+
+def test_golden_texts_come_piece_by_piece(tokenizer):
+    rows = json.loads((DATA / "golden/tokenization.json").read_text(encoding="utf-8"))
+    for row in rows:
+        assert "".join(pieces(tokenizer, row["ids"])) == row["text"]
+
+
+@pytest.mark.parametrize("skip_special_tokens", [True, False])
+def test_pieces_joined_are_the_whole_for_any_ids(tokenizer, skip_special_tokens):
+    # Half of the ids are single bytes and special tokens: most sequences are not UTF-8.
+    randomness = random.Random(0)
+    single = [tokenizer.token_to_id(symbol) for symbol in BYTE_SYMBOLS] + [0, 1, 2, 3, 50264]
+    replaced = 0
+    for _ in range(3000):
+        ids = [
+            randomness.choice(single) if randomness.random() < 0.5 else randomness.randrange(50265)
+            for _ in range(randomness.randrange(1, 24))
+        ]
+        whole = tokenizer.detokenize(ids, skip_special_tokens=skip_special_tokens)
+        parts = pieces(tokenizer, ids, skip_special_tokens=skip_special_tokens)
+        assert "".join(parts) == whole
+        replaced += "\ufffd" in whole
+    assert replaced > 1000

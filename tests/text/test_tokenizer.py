@@ -1,0 +1,224 @@
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bart_export.errors import InputError, TokenizerError
+from bart_export.text.tokenizer import BartTokenizer
+from bart_export.text.vocabulary import BYTE_SYMBOLS, SPECIAL_TOKENS
+
+DATA = Path(__file__).parents[1] / "data"
+VOCABULARY_FILE = DATA / "vocabulary/vocabulary.json"
+MERGES_FILE = DATA / "vocabulary/merges.txt"
+GOLDEN = json.loads((DATA / "golden/tokenization.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return BartTokenizer.from_files(VOCABULARY_FILE, MERGES_FILE)
+
+
+def small_files(folder, *, vocabulary=None, merges="Ġ a\n"):
+    """Write the smallest files that are a tokenizer, or what a test makes of them."""
+    if vocabulary is None:
+        tokens = (*SPECIAL_TOKENS, *BYTE_SYMBOLS, "Ġa")
+        vocabulary = {token: id for id, token in enumerate(tokens)}
+    files = folder / "vocabulary.json", folder / "merges.txt"
+    text = vocabulary if isinstance(vocabulary, str) else json.dumps(vocabulary)
+    files[0].write_text(text, encoding="utf-8")
+    files[1].write_text(merges, encoding="utf-8")
+    return files
+
+
+def test_golden_texts_become_their_ids_and_come_back(tokenizer):
+    assert len(GOLDEN) == 600
+    assert [tokenizer.tokenize(row["text"]) for row in GOLDEN] == [row["ids"] for row in GOLDEN]
+    assert [tokenizer.detokenize(row["ids"]) for row in GOLDEN] == [row["text"] for row in GOLDEN]
+
+
+def test_characters_of_all_planes_survive_the_round_trip(tokenizer):
+    planes = [range(0xD800), range(0xE000, 0x110000)]
+    text = "".join(chr(code) for plane in planes for code in plane[::7])
+    assert tokenizer.detokenize(tokenizer.tokenize(text)) == text
+
+
+def test_bytes_are_spelled_as_gpt2_spells_them(tokenizer):
+    # The byte 0x20 is "Ġ" (U+0120) and 0x0A "Ċ" (U+010A) in every GPT-2 vocabulary.
+    assert BYTE_SYMBOLS[0x20] == "\u0120"
+    assert BYTE_SYMBOLS[0x0A] == "\u010a"
+    spelled = [tokenizer.token_to_id(symbol) for symbol in BYTE_SYMBOLS]
+    assert b"".join(map(tokenizer.token_bytes, spelled)) == bytes(range(256))
+
+
+def test_special_tokens_typed_in_a_text_are_text(tokenizer):
+    for token in SPECIAL_TOKENS:
+        ids = tokenizer.tokenize(f"one {token} two")
+        assert not tokenizer.special_token_ids.intersection(ids)
+        assert tokenizer.detokenize(ids) == f"one {token} two"
+
+
+def test_special_tokens_are_tokens_when_asked_for(tokenizer):
+    # "<mask>" takes the whitespace before it, as Hugging Face's tokenizer does; others do not.
+    hello, world, space = 31414, 232, 1437
+    typed = tokenizer.tokenize("Hello \n<mask> world", special_tokens=True)
+    assert typed == [hello, tokenizer.mask_token_id, world]
+    typed = tokenizer.tokenize("Hello </s> world", special_tokens=True)
+    assert typed == [hello, space, tokenizer.end_token_id, world]
+    typed = tokenizer.tokenize("<s><pad><unk></s>", special_tokens=True)
+    assert typed == [0, 1, 3, 2]
+
+
+def test_special_ids_are_those_of_bart(tokenizer):
+    ids = (
+        tokenizer.start_token_id,
+        tokenizer.pad_token_id,
+        tokenizer.end_token_id,
+        tokenizer.unknown_token_id,
+        tokenizer.mask_token_id,
+    )
+    assert ids == (0, 1, 2, 3, 50264)
+    assert tokenizer.vocabulary_size == 50265
+
+
+def test_special_ids_are_found_by_name(tmp_path):
+    tokens = (*BYTE_SYMBOLS, "Ġa", *reversed(SPECIAL_TOKENS))
+    small = BartTokenizer.from_files(
+        *small_files(tmp_path, vocabulary={token: id for id, token in enumerate(tokens)})
+    )
+    assert (small.start_token_id, small.pad_token_id, small.end_token_id) == (261, 260, 259)
+    assert (small.unknown_token_id, small.mask_token_id) == (258, 257)
+    assert small.encode(" a", 3) == [261, 256, 259]
+
+
+def test_encode_puts_both_ends(tokenizer):
+    assert tokenizer.encode("Hello world", 4) == [0, 31414, 232, 2]
+    assert tokenizer.encode("", 2) == [0, 2]
+    assert tokenizer.encode("Hello <mask>", 4, special_tokens=True) == [0, 31414, 50264, 2]
+
+
+def test_a_longer_text_is_refused_with_both_numbers(tokenizer):
+    with pytest.raises(InputError, match=r"at most 3 tokens.*received 4\..*truncate"):
+        tokenizer.encode("Hello world", 3)
+
+
+def test_truncation_keeps_the_beginning_and_both_ends(tokenizer):
+    text = "Hello world " * 20
+    whole = tokenizer.tokenize(text)
+    for length in (2, 3, 7, len(whole) + 1, len(whole) + 2, len(whole) + 3):
+        ids = tokenizer.encode(text, length, truncate=True)
+        assert ids == [0, *whole[: length - 2], 2]
+        assert len(ids) <= length
+
+
+def test_a_length_without_room_for_both_ends_is_refused(tokenizer):
+    with pytest.raises(InputError, match="at least 2.*received 1"):
+        tokenizer.encode("", 1, truncate=True)
+
+
+def test_detokenize_skips_or_shows_special_tokens(tokenizer):
+    ids = [2, 0, 31414, 3, 232, 50264, 2, 1, 1]
+    assert tokenizer.detokenize(ids) == "Hello world"
+    shown = tokenizer.detokenize(ids, skip_special_tokens=False)
+    assert shown == "</s><s>Hello<unk> world<mask></s><pad><pad>"
+
+
+def test_bytes_that_are_not_utf8_become_replacement_characters(tokenizer):
+    euro = [tokenizer.token_to_id(BYTE_SYMBOLS[byte]) for byte in "€".encode()]
+    assert tokenizer.detokenize(euro) == "€"
+    assert tokenizer.detokenize([*euro[:2], 31414]) == "\ufffdHello"
+    assert tokenizer.detokenize([euro[2], euro[1]]) == "\ufffd\ufffd"
+
+
+def test_a_lone_surrogate_is_named_with_its_place(tokenizer):
+    for special_tokens in (False, True):
+        with pytest.raises(InputError, match=r"lone surrogate U\+D83D at position 3"):
+            tokenizer.tokenize("abc\ud83d", special_tokens=special_tokens)
+
+
+def test_what_is_not_a_text_is_refused(tokenizer):
+    with pytest.raises(InputError, match="must be a str, received a bytes"):
+        tokenizer.tokenize(b"abc")
+
+
+@pytest.mark.parametrize("id", [-1, 50265])
+def test_an_id_past_the_vocabulary_is_refused(tokenizer, id):
+    with pytest.raises(InputError, match=f"0 to 50264, received {id}"):
+        tokenizer.detokenize([0, id])
+
+
+def test_tokens_and_ids_are_each_other(tokenizer):
+    assert tokenizer.token_to_id("Ġworld") == 232
+    assert tokenizer.id_to_token(232) == "Ġworld"
+    with pytest.raises(InputError, match="received ' world'"):
+        tokenizer.token_to_id(" world")
+
+
+def test_merges_open_with_and_without_a_version_line(tmp_path):
+    lines = MERGES_FILE.read_text(encoding="utf-8").split("\n", 1)
+    assert lines[0].startswith("#version")
+    bare = tmp_path / "merges.txt"
+    bare.write_text(lines[1], encoding="utf-8")
+    reopened = BartTokenizer.from_files(VOCABULARY_FILE, bare)
+    # " t" is made by the very first merge, and by no other.
+    assert reopened.tokenize(" t") == [326]
+    assert reopened.tokenize(GOLDEN[-1]["text"]) == GOLDEN[-1]["ids"]
+
+
+def test_windows_line_ends_in_merges_are_line_ends(tmp_path):
+    vocabulary_file, merges_file = small_files(tmp_path)
+    merges_file.write_bytes("#version: 0.2\r\nĠ a\r\n".encode())
+    assert len(BartTokenizer.from_files(vocabulary_file, merges_file).tokenize(" a")) == 1
+
+
+def complete(*, without=(), change=()):
+    tokens = [token for token in (*SPECIAL_TOKENS, *BYTE_SYMBOLS, "Ġa") if token not in without]
+    return {**{token: id for id, token in enumerate(tokens)}, **dict(change)}
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"vocabulary": '{"<s>": 0'}, r"vocabulary\.json must be a JSON object.*invalid JSON"),
+        ({"vocabulary": "[]"}, r"vocabulary\.json must be a JSON object"),
+        ({"vocabulary": "{}"}, r"vocabulary\.json must be a JSON object"),
+        ({"vocabulary": complete(change={"a": "7"})}, r"vocabulary\.json .*integer ids"),
+        ({"vocabulary": complete(change={"a": True})}, r"vocabulary\.json .*integer ids"),
+        ({"vocabulary": complete(change={"a": 9})}, r"vocabulary\.json must number its 262"),
+        ({"vocabulary": complete(change={"a": 999})}, r"ids from 0 to 999"),
+        ({"vocabulary": complete(without=["<mask>"])}, r"vocabulary\.json .*special.*'<mask>'"),
+        ({"vocabulary": complete(without=["</s>"])}, r"vocabulary\.json .*special.*'</s>'"),
+        ({"vocabulary": complete(without=["Ġ", "Ġa"])}, r"256 byte symbols, 1 are.*'Ġ'"),
+        ({"merges": "Ġ a\nĠ b\n"}, r"merges\.txt must merge tokens.*`Ġb`"),
+        ({"merges": "Ġ a\n\nĠ a\n"}, r"merges\.txt .*received '' on line 2"),
+        ({"merges": "#version: 0.2\nĠ a b\n"}, r"merges\.txt .*received 'Ġ a b' on line 2"),
+        ({"merges": "{}"}, r"merges\.txt .*received '{}' on line 1"),
+    ],
+)
+def test_files_that_are_no_tokenizer_are_refused_by_name(tmp_path, files, message):
+    with pytest.raises(TokenizerError, match=message) as caught:
+        BartTokenizer.from_files(*small_files(tmp_path, **files))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["vocabulary.json", "merges.txt"])
+def test_a_file_that_is_missing_or_not_text_is_refused_by_name(tmp_path, name):
+    files = small_files(tmp_path)
+    (tmp_path / name).write_bytes(b"\xff\xfe")
+    with pytest.raises(TokenizerError, match=rf"{re.escape(name)} must be UTF-8"):
+        BartTokenizer.from_files(*files)
+    (tmp_path / name).unlink()
+    with pytest.raises(TokenizerError, match=rf"{re.escape(name)} cannot be read: No such file"):
+        BartTokenizer.from_files(*files)
+
+
+def test_opening_a_tokenizer_imports_no_tensor_library():
+    program = (
+        "import sys; from bart_export.text.detokenizer import IncrementalDetokenizer; "
+        "heavy = {'tensorflow', 'keras', 'numpy', 'huggingface_hub', 'transformers'}; "
+        "print(*(heavy & set(sys.modules)))"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout.split(), ran.stderr) == (0, [], "")
