@@ -1,1 +1,5 @@
-"""BartBackbone, in Keras."""
+"""BART as a Keras model."""
+
+from bart_export.model.backbone import BartBackbone
+
+__all__ = ["BartBackbone"]
