@@ -1,0 +1,61 @@
+"""Weights, laid out for inference: Keras' names go in, matrices a `FULLY_CONNECTED` takes come out.
+
+Attention kernels lose their head axes, every kernel becomes (outputs, inputs), and the factor
+1/sqrt(head_size) of scaled dot-product attention moves into the query projection, so that the
+graph multiplies nothing it need not. Arrays are made one at a time, when asked for. This module
+knows neither TensorFlow nor a file format.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from bart_export.checkpoints import names
+from bart_export.config import BartConfig
+
+FloatArray = npt.NDArray[np.float32]
+
+
+class InferenceParameters(Mapping[str, FloatArray]):
+    """A view of a BART's weights as the inference graphs use them.
+
+    Keys are the names of `checkpoints.names.weights`, values float32 arrays: vectors as they are,
+    tables as (rows, hidden), kernels as (outputs, inputs).
+    """
+
+    def __init__(self, config: BartConfig, read: Callable[[str], npt.ArrayLike]) -> None:
+        self.config = config
+        self.rows = {weight.name: weight for weight in names.weights(config)}
+        self.read = read
+
+    def __getitem__(self, name: str) -> FloatArray:
+        array = np.asarray(self.read(name), dtype=np.float32)
+        if name.endswith("/kernel"):
+            array = np.ascontiguousarray(array.reshape(self.kernel_inputs(name), -1).T)
+        if "/query/" in name:
+            encoder = name.startswith("transformer_encoder")
+            size = self.config.head_size if encoder else self.config.decoder_head_size
+            array = array * np.float32(size**-0.5)
+        return array.reshape(self.shape(name))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of one array without reading it."""
+        weight = self.rows[name]
+        if name.endswith("/kernel"):
+            inputs = self.kernel_inputs(name)
+            return (weight.size // inputs, inputs)
+        if name.endswith("/bias"):
+            return (weight.size,)
+        return weight.shape
+
+    def kernel_inputs(self, name: str) -> int:
+        """Return how many values a kernel takes; an attention output has two axes of them."""
+        shape = self.rows[name].shape
+        return shape[0] * shape[1] if name.endswith("attention_output/kernel") else shape[0]

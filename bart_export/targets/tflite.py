@@ -1,0 +1,231 @@
+"""The TFLite target: the graphs of `graph.steps` and a model's weights go in, a float file comes out.
+
+The converter never sees the big weights. Every matrix is an *argument* while the graph is
+converted, which takes seconds and little memory whatever the model's size; afterwards each such
+argument is bound to a constant buffer in the flatbuffer, one buffer per matrix however many
+operators and signatures read it. Lookups in constant tables then become `EMBEDDING_LOOKUP`, which
+the quantizer knows, so that the tied table is stored once. This module does not quantize.
+"""
+
+import pathlib
+import tempfile
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flatbuffers
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+from ai_edge_litert import schema_py_generated as schema
+
+from bart_export import contract
+from bart_export.config import BartConfig
+from bart_export.errors import BartExportError
+from bart_export.graph import steps
+from bart_export.graph.parameters import InferenceParameters
+from bart_export.quiet import native_stderr_silenced
+
+FILE_IDENTIFIER = b"TFL3"
+BUILTIN_NAMES = {
+    code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)
+}
+ALIGNMENT = 16  # bytes; the schema asks it of every buffer
+
+
+def write(config: BartConfig, parameters: InferenceParameters, path: pathlib.Path) -> None:
+    """Write the dynamic build of a BART as a float32 `.tflite` with `encode` and `decode`.
+
+    Raises:
+        BartExportError: if the converter produced an operator that is not a builtin.
+    """
+    model = convert(config, parameters)
+    bind(model, parameters)
+    share_tables(model)
+    refuse_foreign_operators(model)
+    size = 4 * sum(int(np.prod(parameters.shape(name))) for name in parameters)
+    write_model(model, path, size)
+
+
+def convert(config: BartConfig, parameters: InferenceParameters) -> Any:
+    """Convert both signatures, every matrix an argument named like its weight; return a ModelT."""
+    functions = {
+        signature.name: signature_function(config, parameters, signature)
+        for signature in contract.tflite_signatures(config)
+    }
+    with tempfile.TemporaryDirectory() as directory, native_stderr_silenced():
+        tf.saved_model.save(tf.Module(), directory, signatures=functions)
+        converter = tf.lite.TFLiteConverter.from_saved_model(
+            directory, signature_keys=list(functions)
+        )
+        flat = converter.convert()
+    return schema.ModelT.InitFromObj(schema.Model.GetRootAs(flat, 0))
+
+
+def signature_function(
+    config: BartConfig, parameters: InferenceParameters, signature: contract.Signature
+) -> Any:
+    """Return the concrete function of one signature, with the matrices it reads as arguments."""
+    step = steps.STEPS[signature.name]
+    sizes = contract.sizes(config)
+    specs = {
+        tensor.name: tf.TensorSpec(tensor.shape(sizes), tensor.dtype, name=tensor.name)
+        for tensor in signature.inputs
+    }
+    matrices = matrices_read(step, config, parameters, specs)
+    specs |= {
+        name: tf.TensorSpec(parameters.shape(name), tf.float32, name=argument_name(name))
+        for name in matrices
+    }
+
+    def call(*tensors: tf.Tensor) -> steps.Tensors:
+        given = dict(zip(specs, tensors, strict=True))
+        computed = step(config, Arguments(parameters, given), given)
+        return {tensor.name: computed[tensor.name] for tensor in signature.outputs}
+
+    function = tf.function(call, autograph=False, input_signature=list(specs.values()))
+    return function.get_concrete_function()
+
+
+class Arguments(Mapping[str, tf.Tensor]):
+    """Parameters for tracing: matrices are the function's arguments, vectors are constants."""
+
+    def __init__(self, parameters: InferenceParameters, given: Mapping[str, tf.Tensor]) -> None:
+        self.parameters = parameters
+        self.given = given
+        self.read: list[str] = []
+
+    def __getitem__(self, name: str) -> tf.Tensor:
+        self.read.append(name)
+        return self.given[name] if name in self.given else tf.constant(self.parameters[name])
+
+    def __iter__(self) -> Any:
+        return iter(self.parameters)
+
+    def __len__(self) -> int:
+        return len(self.parameters)
+
+
+def matrices_read(
+    step: Callable[..., steps.Tensors],
+    config: BartConfig,
+    parameters: InferenceParameters,
+    specs: Mapping[str, tf.TensorSpec],
+) -> list[str]:
+    """Return the names of the matrices that `step` reads, found by tracing it once."""
+    with tf.Graph().as_default():
+        given = {
+            name: tf.compat.v1.placeholder(spec.dtype, spec.shape) for name, spec in specs.items()
+        }
+        given |= {
+            name: tf.compat.v1.placeholder(tf.float32, parameters.shape(name))
+            for name in parameters
+            if is_matrix(parameters, name)
+        }
+        arguments = Arguments(parameters, given)
+        step(config, arguments, given)
+    return [name for name in parameters if name in arguments.read and is_matrix(parameters, name)]
+
+
+def is_matrix(parameters: InferenceParameters, name: str) -> bool:
+    """Return whether a weight is big: vectors stay in the graph, where they fuse into operators."""
+    return len(parameters.shape(name)) == 2
+
+
+def argument_name(name: str) -> str:
+    """Return the signature argument that stands for a weight (a name cannot hold a slash)."""
+    return name.replace("/", ".")
+
+
+def bind(model: Any, parameters: InferenceParameters) -> None:
+    """Make constants of the arguments that stand for weights, one buffer a weight."""
+    matrices = {
+        argument_name(name).encode(): name for name in parameters if is_matrix(parameters, name)
+    }
+    buffers: dict[bytes, int] = {}
+    for signature in model.signatureDefs:
+        subgraph = model.subgraphs[signature.subgraphIndex]
+        bound = {entry.tensorIndex for entry in signature.inputs if entry.name in matrices}
+        for entry in signature.inputs:
+            if entry.name not in matrices:
+                continue
+            if entry.name not in buffers:
+                buffers[entry.name] = len(model.buffers)
+                model.buffers.append(AlignedBuffer(parameters, matrices[entry.name]))
+            subgraph.tensors[entry.tensorIndex].buffer = buffers[entry.name]
+            # Tensor names are unique in a file; the quantizer relies on it.
+            name = f"{signature.signatureKey.decode()}/{matrices[entry.name]}"
+            subgraph.tensors[entry.tensorIndex].name = name.encode()
+        signature.inputs = [entry for entry in signature.inputs if entry.tensorIndex not in bound]
+        subgraph.inputs = [index for index in subgraph.inputs if index not in bound]
+
+
+class AlignedBuffer(schema.BufferT):  # type: ignore[misc]
+    """A buffer that reads its weight only when it is written, and starts at an aligned offset."""
+
+    def __init__(self, parameters: InferenceParameters, name: str) -> None:
+        super().__init__()
+        self.parameters, self.name = parameters, name
+
+    def Pack(self, builder: flatbuffers.Builder) -> int:  # noqa: N802
+        """Write the weight's bytes and return the buffer's offset."""
+        data: npt.NDArray[Any] = self.parameters[self.name].reshape(-1).view(np.uint8)
+        # Python's builder knows no force_align: make the vector's first byte land on a boundary.
+        builder.Prep(ALIGNMENT, data.nbytes)
+        vector = builder.CreateNumpyVector(data)
+        schema.BufferStart(builder)
+        schema.BufferAddData(builder, vector)
+        return int(schema.BufferEnd(builder))
+
+
+def share_tables(model: Any) -> None:
+    """Turn every `GATHER` of rows of a constant table into `EMBEDDING_LOOKUP`.
+
+    The quantizer gives a lookup and a `FULLY_CONNECTED` over the same table the same rows of
+    integers, so the tied embedding stays one buffer; a `GATHER` would keep a float copy.
+    """
+    lookup = schema.OperatorCodeT()
+    lookup.builtinCode = lookup.deprecatedBuiltinCode = schema.BuiltinOperator.EMBEDDING_LOOKUP
+    lookup.version = 1
+    model.operatorCodes.append(lookup)
+    for subgraph in model.subgraphs:
+        for operator in subgraph.operators:
+            if builtin(model, operator) != schema.BuiltinOperator.GATHER:
+                continue
+            table, ids = operator.inputs
+            constant = isinstance(model.buffers[subgraph.tensors[table].buffer], AlignedBuffer)
+            rows = operator.builtinOptions.axis == 0 and len(subgraph.tensors[ids].shape) == 1
+            if constant and rows:
+                operator.opcodeIndex = len(model.operatorCodes) - 1
+                operator.inputs = [ids, table]
+                operator.builtinOptions = None
+                operator.builtinOptionsType = schema.BuiltinOptions.NONE
+
+
+def builtin(model: Any, operator: Any) -> int:
+    """Return the builtin code of an operator; old codes live in a field of their own."""
+    code = model.operatorCodes[operator.opcodeIndex]
+    return max(int(code.builtinCode), int(code.deprecatedBuiltinCode))
+
+
+def refuse_foreign_operators(model: Any) -> None:
+    """Fail if the file would need Flex or a custom operator, which phones do not have."""
+    foreign = sorted(
+        {
+            model.operatorCodes[operator.opcodeIndex].customCode.decode()
+            for subgraph in model.subgraphs
+            for operator in subgraph.operators
+            if builtin(model, operator) == schema.BuiltinOperator.CUSTOM
+        }
+    )
+    if foreign:
+        raise BartExportError(
+            f"The exported graph must hold builtin operators only, but holds {', '.join(foreign)}."
+        )
+
+
+def write_model(model: Any, path: pathlib.Path, size: int) -> None:
+    """Serialize a ModelT to a file; `size`, in bytes, is about what its buffers will take."""
+    builder = flatbuffers.Builder(size + (1 << 20))  # growing would copy everything each time
+    builder.Finish(model.Pack(builder), FILE_IDENTIFIER)
+    with path.open("wb") as file:
+        file.write(memoryview(builder.Bytes)[builder.Head() :])
