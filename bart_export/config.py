@@ -116,7 +116,9 @@ class BartConfig:
         """Return the fields beyond KerasHub's constructor that do not have their default value."""
         plain = dataclasses.replace(
             self,
-            **{name: None for name in DECODER_SIZES},
+            decoder_num_layers=None,
+            decoder_num_heads=None,
+            decoder_intermediate_dim=None,
             scale_embedding=False,
             activation_function="gelu",
             final_logits_bias=False,

@@ -7,7 +7,7 @@ strict check and the Keras model all go by these rows; none of them spells a nam
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from bart_export.config import BartConfig
 
@@ -21,14 +21,14 @@ Shape = tuple[int, ...]
 class Weight:
     """One weight tensor.
 
-    `name` is the Keras variable's path; `h5` the dataset in a Keras preset (None when KerasHub has
-    no such weight); `hugging_face` the tensor in a transformers checkpoint, without the leading
-    "model.".
+    `name` is the Keras variable's path; `h5` the dataset in a Keras preset (KerasHub has no
+    logits bias; its place is ours); `hugging_face` the tensor in a transformers checkpoint, without
+    the leading "model.".
     """
 
     name: str
     shape: Shape
-    h5: str | None
+    h5: str
     hugging_face: str
 
     @property
@@ -51,7 +51,12 @@ def weights(config: BartConfig) -> tuple[Weight, ...]:
         rows += stack_rows(config, stack)
     if config.final_logits_bias:
         rows.append(
-            Weight(FINAL_LOGITS_BIAS, (config.vocabulary_size,), None, "final_logits_bias")
+            Weight(
+                FINAL_LOGITS_BIAS,
+                (config.vocabulary_size,),
+                "layers/final_logits_bias/vars/0",
+                "final_logits_bias",
+            )
         )
     return tuple(rows)
 
@@ -145,6 +150,7 @@ def stack_rows(config: BartConfig, stack: Stack) -> list[Weight]:
 def attention_rows(
     name: str, h5: str, hugging_face: str, hidden: int, heads: int, feedforward: int
 ) -> Iterator[Weight]:
+    """Yield the rows of the four projections of an attention layer, heads split as in Keras."""
     size = hidden // heads
     for keras_word, h5_word, hugging_face_word in PROJECTIONS:
         output = keras_word == "attention_output"
@@ -159,6 +165,7 @@ def attention_rows(
 def norm_rows(
     name: str, h5: str, hugging_face: str, hidden: int, *unused_sizes: int
 ) -> Iterator[Weight]:
+    """Yield the rows of a layer norm's scale and offset."""
     yield Weight(f"{name}/gamma", (hidden,), f"{h5}/vars/0", f"{hugging_face}.weight")
     yield Weight(f"{name}/beta", (hidden,), f"{h5}/vars/1", f"{hugging_face}.bias")
 
@@ -166,23 +173,26 @@ def norm_rows(
 def widen_rows(
     name: str, h5: str, hugging_face: str, hidden: int, heads: int, feedforward: int
 ) -> Iterator[Weight]:
+    """Yield the rows of the first feed-forward projection."""
     yield from linear_rows(name, h5, hugging_face, (hidden, feedforward), (feedforward,))
 
 
 def narrow_rows(
     name: str, h5: str, hugging_face: str, hidden: int, heads: int, feedforward: int
 ) -> Iterator[Weight]:
+    """Yield the rows of the second feed-forward projection."""
     yield from linear_rows(name, h5, hugging_face, (feedforward, hidden), (hidden,))
 
 
 def linear_rows(
     name: str, h5: str, hugging_face: str, kernel: Shape, bias: Shape
 ) -> Iterator[Weight]:
+    """Yield the kernel and bias of one projection."""
     yield Weight(f"{name}/kernel", kernel, f"{h5}/vars/0", f"{hugging_face}.weight")
     yield Weight(f"{name}/bias", bias, f"{h5}/vars/1", f"{hugging_face}.bias")
 
 
-KINDS = {
+KINDS: dict[str, Callable[[str, str, str, int, int, int], Iterable[Weight]]] = {
     "attention": attention_rows,
     "norm": norm_rows,
     "widen": widen_rows,

@@ -1,0 +1,62 @@
+"""A checkpoint as this package sees it, whatever wrote it.
+
+One frozen record that readers fill: the architecture, the generation settings, the tokenizer's
+vocabulary and merges, and the weights under their canonical names (`checkpoints.names`), read from
+disk one tensor at a time. It knows no file format.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from bart_export.checkpoints.strict import Array
+from bart_export.config import BartConfig, GenerationConfig
+from bart_export.errors import CheckpointError
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A whole BART on disk.
+
+    `format` is "keras" or "hugging_face". `generation` is what the checkpoint itself asks for, None
+    when it says nothing. `encoder_sequence_length` is the number of source tokens it was prepared
+    for, never above `config.max_sequence_length`. `dtype` is the dtype policy a Keras preset was
+    saved with, None when it says none. `weights` maps canonical names to arrays of exactly the
+    shapes of `names.weights`, in the stored dtype; each lookup reads the file. `vocabulary` maps
+    byte-level BPE tokens to ids, `merges` are the pairs "left right", best first.
+    """
+
+    directory: Path
+    format: str
+    config: BartConfig
+    generation: GenerationConfig | None
+    encoder_sequence_length: int
+    dtype: str | None
+    weights: Mapping[str, Array]
+    weight_files: tuple[Path, ...]
+    vocabulary: Mapping[str, int]
+    merges: tuple[str, ...]
+
+
+def weights_digest(checkpoint: Checkpoint) -> str:
+    """Return the SHA-256 of the weight files' bytes, in the order of their names, as hex digits.
+
+    For a checkpoint in one file it is that file's own SHA-256.
+
+    Raises:
+        CheckpointError: when a file cannot be read, or the checkpoint was read without weights.
+    """
+    if not checkpoint.weight_files:
+        raise CheckpointError(
+            f"The checkpoint {checkpoint.directory} was read without weights and has no digest."
+        )
+    digest = hashlib.sha256()
+    for path in checkpoint.weight_files:
+        try:
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+        except OSError as error:
+            raise CheckpointError(f"Cannot read {path}: {error.strerror}.") from error
+    return digest.hexdigest()

@@ -1,0 +1,47 @@
+"""Which reader understands a directory: the formats of checkpoints, told apart by config.json.
+
+Flows in: a local directory. Flows out: a `Checkpoint`. A new format is a row of `READERS`.
+"""
+
+from pathlib import Path
+
+from bart_export.checkpoints import hugging_face, keras_preset
+from bart_export.checkpoints.checkpoint import Checkpoint
+from bart_export.checkpoints.files import CONFIG_FILE, read_json
+from bart_export.errors import PresetError
+
+# The key of config.json that tells who wrote it, and who reads it.
+READERS = (("registered_name", keras_preset.read), ("model_type", hugging_face.read))
+
+
+def read(directory: Path, *, weights: bool = True) -> Checkpoint:
+    """Read a Keras preset or a Hugging Face directory.
+
+    Names and shapes of all weights are checked against the configuration before this returns; only
+    headers are read for it. With `weights=False` no weight file is opened: `weights` and
+    `weight_files` are empty and `config.final_logits_bias` is what config.json says.
+
+    Raises:
+        PresetError: when the directory holds no model, or one that is not a BART.
+        CheckpointError: when a file is missing, damaged or does not fit the others.
+        TokenizerError: when the tokenizer files are missing or do not fit the model.
+        MissingExtra: when a package that reads the weight files is not installed.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise PresetError(f"Expected a checkpoint directory, received {directory}, which is none.")
+    path = directory / CONFIG_FILE
+    if not path.is_file():
+        raise PresetError(
+            f"{directory} holds no {CONFIG_FILE}. A checkpoint is a Keras preset (config.json, "
+            "model.weights.h5, assets/tokenizer) or a Hugging Face directory (config.json, "
+            "model.safetensors, vocab.json, merges.txt)."
+        )
+    stored = read_json(path)
+    for key, reader in READERS:
+        if key in stored:
+            return reader(directory, stored, weights)
+    raise PresetError(
+        f"{path} has neither registered_name, as Keras presets do, nor model_type, as Hugging Face "
+        "checkpoints do, so it is not known which model it describes."
+    )

@@ -1,0 +1,269 @@
+"""Hugging Face directories of BART: config.json, weights as transformers names and lays them out.
+
+Flows in: a directory. Flows out: `Checkpoint`, with projections turned from (outputs, inputs) into
+Keras' kernels, positions without their two unused leading rows, and the one table that is the
+token embedding and the logits' weights, under whichever of its names it was stored. A checkpoint
+that is not exactly a BART, or not all of one, is refused by name.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bart_export.checkpoints import generation, pytorch_file, safetensors_file, tokenizer_files
+from bart_export.checkpoints.checkpoint import Checkpoint
+from bart_export.checkpoints.files import (
+    CONFIG_FILE,
+    GENERATION_FILE,
+    member,
+    read_json,
+)
+from bart_export.checkpoints.names import FINAL_LOGITS_BIAS, TOKEN_EMBEDDING, Shape, Weight, weights
+from bart_export.checkpoints.strict import Array, Entry, StoredWeights, check, listing
+from bart_export.config import ACTIVATION_FUNCTIONS, BartConfig, GenerationConfig
+from bart_export.errors import CheckpointError, ConfigurationError, PresetError
+
+# Our word, transformers' word; a field without default must be in config.json.
+FIELDS: tuple[tuple[str, str, Any], ...] = (
+    ("vocabulary_size", "vocab_size", None),
+    ("num_layers", "encoder_layers", None),
+    ("num_heads", "encoder_attention_heads", None),
+    ("hidden_dim", "d_model", None),
+    ("intermediate_dim", "encoder_ffn_dim", None),
+    ("decoder_num_layers", "decoder_layers", None),
+    ("decoder_num_heads", "decoder_attention_heads", None),
+    ("decoder_intermediate_dim", "decoder_ffn_dim", None),
+    ("dropout", "dropout", 0.1),
+    ("max_sequence_length", "max_position_embeddings", 1024),
+    ("scale_embedding", "scale_embedding", False),
+    ("activation_function", "activation_function", "gelu"),
+)
+ACTIVATION_SYNONYMS = {"swish": "silu"}
+
+# Variants of the architecture in fairseq's words, which BART does not have.
+VARIANTS = ("add_final_layer_norm", "normalize_before")
+
+PREFIX = "model."
+POSITION_OFFSET = 2  # transformers' position tables begin with two rows that are never looked up
+
+# The names under which the one embedding table may be stored.
+TABLES = (
+    "shared.weight",
+    "encoder.embed_tokens.weight",
+    "decoder.embed_tokens.weight",
+    "lm_head.weight",
+)
+# Version markers of fairseq, which transformers passes over as well.
+PASSED_OVER = ("encoder.version", "decoder.version")
+SURPLUS = {
+    "classification_head.": "classification_head is a classifier's head: "
+    "expected a model that generates (BartForConditionalGeneration).",
+    "qa_outputs.": "qa_outputs is a question answering head: "
+    "expected a model that generates (BartForConditionalGeneration).",
+    "encoder.layer_norm.": "layer_norm is a final layer norm, which mBART has and BART has not.",
+    "decoder.layer_norm.": "layer_norm is a final layer norm, which mBART has and BART has not.",
+}
+
+# The files that may hold the weights, the first that exists counts; what reads one, and whether
+# it is an index of several.
+WEIGHT_FILES = (
+    ("model.safetensors", safetensors_file.read_header, False),
+    ("model.safetensors.index.json", safetensors_file.read_header, True),
+    ("pytorch_model.bin", pytorch_file.read, False),
+    ("pytorch_model.bin.index.json", pytorch_file.read, True),
+)
+
+
+def read(directory: Path, stored: Mapping[str, Any], weights: bool) -> Checkpoint:
+    """Read a directory whose parsed config.json is `stored`.
+
+    Raises:
+        PresetError: for a model that is not a BART.
+        CheckpointError, TokenizerError, MissingExtra: as `checkpoints.read`.
+    """
+    path = directory / CONFIG_FILE
+    config = read_config(path, stored)
+    vocabulary, merges = tokenizer_files.read_hugging_face(directory)
+    tokenizer_files.check_fits(directory, vocabulary, config.vocabulary_size)
+    tensors: Mapping[str, Array] = {}
+    files: tuple[Path, ...] = ()
+    if weights:
+        place, files, entries = read_entries(directory)
+        config, tensors = checked_weights(config, place, entries)
+    return Checkpoint(
+        directory=directory,
+        format="hugging_face",
+        config=config,
+        generation=read_generation(directory, stored, config),
+        encoder_sequence_length=config.max_sequence_length,
+        dtype=None,
+        weights=tensors,
+        weight_files=files,
+        vocabulary=vocabulary,
+        merges=merges,
+    )
+
+
+def read_config(path: Path, stored: Mapping[str, Any]) -> BartConfig:
+    """Return the architecture that a transformers config.json describes."""
+    if stored["model_type"] != "bart":
+        raise PresetError(
+            f"{path} describes a {stored['model_type']} model, expected model_type bart."
+        )
+    for name in VARIANTS:
+        if stored.get(name):
+            raise PresetError(
+                f"{path} has {name}={stored[name]!r}, which makes it another architecture than "
+                "BART's; expected false."
+            )
+    if "quantization_config" in stored:
+        raise CheckpointError(
+            f"{path} has a quantization_config; quantized checkpoints cannot be read. Use the "
+            "checkpoint it was quantized from."
+        )
+    missing = [theirs for _, theirs, default in FIELDS if default is None and theirs not in stored]
+    if missing:
+        raise CheckpointError(f"{path} does not say {', '.join(missing)}, which a BART needs.")
+    values = {ours: stored.get(theirs, default) for ours, theirs, default in FIELDS}
+    activation = values["activation_function"]
+    values["activation_function"] = ACTIVATION_SYNONYMS.get(activation, activation)
+    try:
+        return BartConfig.from_dict(values)
+    except ConfigurationError as error:
+        accepted = (*ACTIVATION_FUNCTIONS, *ACTIVATION_SYNONYMS)
+        hint = f" Accepted: {', '.join(accepted)}." if activation not in accepted else ""
+        raise CheckpointError(f"{path} describes no BART: {error}{hint}") from error
+
+
+def read_generation(
+    directory: Path, stored: Mapping[str, Any], config: BartConfig
+) -> GenerationConfig:
+    """Return the generation settings of `generation_config.json`, else those of `config.json`."""
+    path = directory / GENERATION_FILE
+    if path.is_file():
+        settings = generation.parse(path, read_json(path), generation.special_ids(stored))
+    else:
+        path = directory / CONFIG_FILE
+        settings = generation.parse_model_config(path, stored)
+    generation.check_ids(path, settings, config.vocabulary_size)
+    return settings
+
+
+def read_entries(directory: Path) -> tuple[Path, tuple[Path, ...], dict[str, Entry]]:
+    """Return the file that stands for the weights, all weight files, and the tensors in them.
+
+    Tensors have their names without the leading "model."; names that a file's metadata gives as
+    aliases of a stored tensor are among them.
+    """
+    for name, reader, index in WEIGHT_FILES:
+        place = directory / name
+        if not place.is_file():
+            continue
+        files = indexed_files(place) if index else (place,)
+        entries: dict[str, Entry] = {}
+        for file in files:
+            stored, metadata = reader(file)
+            aliases = {
+                alias: stored[kept]
+                for alias, kept in metadata.items()
+                if kept in stored and alias not in stored
+            }
+            for tensor, entry in {**stored, **aliases}.items():
+                plain = tensor.removeprefix(PREFIX)
+                if plain in entries:
+                    raise CheckpointError(f"{place} stores the tensor {plain} twice.")
+                entries[plain] = entry
+        return place, files, entries
+    raise CheckpointError(
+        f"{directory} holds no weights. Expected one of "
+        f"{', '.join(name for name, _, _ in WEIGHT_FILES)}."
+    )
+
+
+def indexed_files(index: Path) -> tuple[Path, ...]:
+    """Return the weight files that an index names, in the order of their names."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index} must hold a weight_map, received {weight_map!r}.")
+    return tuple(
+        member(index.parent, index, name) for name in sorted(set(map(str, weight_map.values())))
+    )
+
+
+def checked_weights(
+    config: BartConfig, place: Path, entries: dict[str, Entry]
+) -> tuple[BartConfig, StoredWeights]:
+    """Check the tensors against the configuration, and give them their canonical names.
+
+    Returns the configuration with `final_logits_bias` decided, and the weights.
+    """
+    present = {name: entry for name, entry in entries.items() if name not in PASSED_OVER}
+    bias = present.get(FINAL_LOGITS_BIAS)
+    biased = bias is not None and bool(np.any(bias.read()))
+    config = with_bias(config, biased)
+    tables = [name for name in TABLES if name in present]
+    kept = tables[0] if tables else TABLES[0]
+    rows = weights(config)
+    names = {row: kept if row.name == TOKEN_EMBEDDING else row.hugging_face for row in rows}
+    expected = {name: stored_shapes(row) for row, name in names.items()}
+    table_shape = expected[kept]
+    expected |= {name: table_shape for name in tables}
+    if bias is not None and not biased:
+        expected[FINAL_LOGITS_BIAS] = ((1, config.vocabulary_size), (config.vocabulary_size,))
+    check(place, expected, present, SURPLUS)
+    check_tied(place, {name: present[name] for name in tables})
+    return config, StoredWeights(
+        rows, {row.name: present[name] for row, name in names.items()}, arrange
+    )
+
+
+def with_bias(config: BartConfig, biased: bool) -> BartConfig:
+    """Return the configuration with `final_logits_bias` as found in the weights."""
+    return BartConfig.from_dict({**config.to_dict(), "final_logits_bias": biased})
+
+
+def check_tied(place: Path, tables: Mapping[str, Entry]) -> None:
+    """Check that the embedding tables stored under several names are one table.
+
+    Aliases share their entry and need no reading.
+    """
+    distinct = {id(entry): (name, entry) for name, entry in tables.items()}
+    if len(distinct) < 2:
+        return
+    (first, entry), *others = distinct.values()
+    table = entry.read()
+    different = [name for name, other in others if not np.array_equal(table, other.read())]
+    if different:
+        raise CheckpointError(
+            f"{place} stores {listing([first, *different])} with different values; this package "
+            "needs one table for the encoder, the decoder and the logits."
+        )
+
+
+def stored_shapes(row: Weight) -> tuple[Shape, ...]:
+    """Return the shapes in which transformers stores a row."""
+    if row.name == FINAL_LOGITS_BIAS:
+        return (1, *row.shape), row.shape
+    if "position_embedding" in row.name:
+        return ((row.shape[0] + POSITION_OFFSET, row.shape[1]),)
+    if row.name.endswith("/kernel"):
+        # Attention kernels hold heads x head_size = hidden on one side and hidden on the other.
+        square = (max(row.shape), max(row.shape))
+        return (square if len(row.shape) == 3 else row.shape[::-1],)
+    if row.name.endswith("/bias"):
+        return ((row.size,),)
+    return (row.shape,)
+
+
+def arrange(row: Weight, values: Array) -> Array:
+    """Return transformers' values in the shape and axis order of the row.
+
+    `Linear` stores (outputs, inputs), Keras (inputs, outputs) with attention heads split.
+    """
+    if "position_embedding" in row.name:
+        return values[POSITION_OFFSET:]
+    if row.name.endswith("/kernel"):
+        values = np.ascontiguousarray(values.T)
+    return values.reshape(row.shape)

@@ -1,0 +1,335 @@
+"""Keras preset directories: config.json, HDF5 weights, tokenizer assets. Read, and written.
+
+Flows in and out: the same `Checkpoint`. What KerasHub's BART can express is written as KerasHub
+writes it, and KerasHub loads it. What it cannot (a shorter decoder, scaled embeddings, a logits
+bias) is written under this package's registered name, so that KerasHub refuses the preset instead
+of computing something else. It builds no Keras object and knows nothing of layers.
+"""
+
+import importlib.metadata
+import json
+import shutil
+import uuid
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import bart_export
+from bart_export.checkpoints import generation as generation_settings
+from bart_export.checkpoints import keras_weights, tokenizer_files
+from bart_export.checkpoints.checkpoint import Checkpoint
+from bart_export.checkpoints.files import CONFIG_FILE, GENERATION_FILE, read_json
+from bart_export.checkpoints.names import parameter_count
+from bart_export.checkpoints.names import weights as weight_rows
+from bart_export.checkpoints.safetensors_file import numpy_dtype
+from bart_export.checkpoints.strict import Array, Entry, StoredWeights, check
+from bart_export.config import BartConfig, GenerationConfig
+from bart_export.errors import CheckpointError, ConfigurationError, PresetError
+
+REGISTERED_NAMES = (
+    "keras_hub>BartBackbone",
+    "keras_nlp>BartBackbone",
+    "bart_export>BartBackbone",
+)
+PREPROCESSOR_FILE = "preprocessor.json"
+QUANTIZED = ("int8", "int4", "float8", "gptq", "awq")
+KERAS_FIELDS = (
+    "vocabulary_size",
+    "num_layers",
+    "num_heads",
+    "hidden_dim",
+    "intermediate_dim",
+    "dropout",
+    "max_sequence_length",
+)
+OF_THE_LAYER = ("name", "trainable", "dtype")  # config keys that are not the architecture's
+
+
+def read(directory: Path, stored: Mapping[str, Any], weights: bool) -> Checkpoint:
+    """Read a preset whose parsed config.json is `stored`.
+
+    Raises:
+        PresetError: for a model that is not a BART.
+        CheckpointError, TokenizerError, MissingExtra: as `checkpoints.read`.
+    """
+    path = directory / CONFIG_FILE
+    config, dtype = read_config(path, stored)
+    vocabulary, merges = tokenizer_files.read_keras(directory)
+    tokenizer_files.check_fits(directory, vocabulary, config.vocabulary_size)
+    tensors: Mapping[str, Array] = {}
+    files: tuple[Path, ...] = ()
+    if weights:
+        place, files, entries = keras_weights.read_entries(directory)
+        tensors = checked_weights(config, place, entries)
+    return Checkpoint(
+        directory=directory,
+        format="keras",
+        config=config,
+        generation=read_generation(directory, config),
+        encoder_sequence_length=read_encoder_sequence_length(directory, config),
+        dtype=dtype,
+        weights=tensors,
+        weight_files=files,
+        vocabulary=vocabulary,
+        merges=merges,
+    )
+
+
+def read_config(path: Path, stored: Mapping[str, Any]) -> tuple[BartConfig, str | None]:
+    """Return the architecture and the dtype policy's name in a preset's config.json."""
+    if stored["registered_name"] not in REGISTERED_NAMES:
+        raise PresetError(
+            f"{path} describes a {stored['registered_name']} model, expected "
+            f"{' or '.join(REGISTERED_NAMES)}."
+        )
+    values = stored.get("config")
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} must hold a config object, received {values!r}.")
+    dtype = dtype_policy(path, values.get("dtype"))
+    fields = {name: value for name, value in values.items() if name not in OF_THE_LAYER}
+    try:
+        return BartConfig.from_dict(fields), dtype
+    except ConfigurationError as error:
+        raise CheckpointError(f"{path} describes no BART: {error}") from error
+
+
+def dtype_policy(path: Path, dtype: object) -> str | None:
+    """Return the name of a dtype policy as Keras serializes one.
+
+    Raises:
+        CheckpointError: for the policies of quantized models.
+    """
+    name = dtype
+    if isinstance(dtype, dict):
+        settings = dtype.get("config")
+        name = settings.get("name") if isinstance(settings, dict) else None
+        if dtype.get("class_name") != "DTypePolicy" or not isinstance(name, str):
+            name = f"{dtype.get('class_name')} {name or ''}".strip()
+            raise quantized(path, name)
+    if name is None:
+        return None
+    if not isinstance(name, str):
+        raise CheckpointError(f"{path} must name a dtype policy, received dtype={dtype!r}.")
+    if name.startswith(QUANTIZED):
+        raise quantized(path, name)
+    return name
+
+
+def quantized(path: Path, policy: str) -> CheckpointError:
+    """Return the error of a preset that Keras has quantized."""
+    return CheckpointError(
+        f"{path} has the dtype policy {policy}: presets that Keras has quantized cannot be read. "
+        "Use the preset it was quantized from; recipes quantize while exporting."
+    )
+
+
+def checked_weights(config: BartConfig, place: Path, entries: dict[str, Entry]) -> StoredWeights:
+    """Check the datasets against the configuration, and give them their canonical names."""
+    if any(entry.dtype in QUANTIZED for entry in entries.values()):
+        raise quantized(place, "int8 or smaller")
+    rows = weight_rows(config)
+    check(place, {row.h5: (row.shape,) for row in rows}, entries)
+    return StoredWeights(
+        rows, {row.name: entries[row.h5] for row in rows}, lambda row, values: values
+    )
+
+
+def read_generation(directory: Path, config: BartConfig) -> GenerationConfig | None:
+    """Return the settings of `generation_config.json`; KerasHub writes none."""
+    path = directory / GENERATION_FILE
+    if not path.is_file():
+        return None
+    settings = generation_settings.parse(path, read_json(path), {})
+    generation_settings.check_ids(path, settings, config.vocabulary_size)
+    return settings
+
+
+def read_encoder_sequence_length(directory: Path, config: BartConfig) -> int:
+    """Return the source length that `preprocessor.json` states, at most what the model can take."""
+    path = directory / PREPROCESSOR_FILE
+    settings = read_json(path).get("config") if path.is_file() else None
+    length = settings.get("encoder_sequence_length") if isinstance(settings, dict) else None
+    if length is None:
+        return config.max_sequence_length
+    if isinstance(length, bool) or not isinstance(length, int) or length < 3:
+        raise CheckpointError(
+            f"{path} must give an encoder_sequence_length of at least 3 tokens, "
+            f"received {length!r}."
+        )
+    return min(length, config.max_sequence_length)
+
+
+def write(
+    directory: Path,
+    config: BartConfig,
+    weights: Mapping[str, Array],
+    *,
+    generation: GenerationConfig | None,
+    vocabulary: Mapping[str, int],
+    merges: Sequence[str],
+    dtype: str = "float32",
+    weights_dtype: str | None = None,
+    encoder_sequence_length: int | None = None,
+    decoder_sequence_length: int | None = None,
+    max_shard_size: float = 10,
+) -> None:
+    """Write a preset directory that KerasHub's `from_preset` loads.
+
+    `weights` holds an array for each row of `names.weights(config)`. `dtype` is the dtype policy to
+    note in config.json; `weights_dtype` casts the stored values, None keeps them. `max_shard_size`
+    is in GB as in KerasHub. The directory appears with one rename once it is whole; a preset that
+    was there before is replaced by it.
+
+    Raises:
+        CheckpointError: when weights are missing, surplus or misshapen, or the directory exists and
+            is not a preset, or cannot be written.
+        MissingExtra: when h5py is not installed.
+    """
+    directory = Path(directory)
+    rows = weight_rows(config)
+    given = {
+        name: Entry(directory, array.shape, array.dtype.name, partial(np.asarray, array))
+        for name, array in weights.items()
+    }
+    check(directory, {row.name: (row.shape,) for row in rows}, given)
+    if directory.exists() and not replaceable(directory):
+        raise CheckpointError(
+            f"{directory} exists and is not a preset. Remove it or choose another directory."
+        )
+    files = {
+        CONFIG_FILE: config_json(config, dtype),
+        "metadata.json": metadata_json(config),
+        "tokenizer.json": tokenizer_json(),
+        PREPROCESSOR_FILE: preprocessor_json(
+            encoder_sequence_length or config.max_sequence_length,
+            decoder_sequence_length or config.max_sequence_length,
+        ),
+    }
+    if generation is not None:
+        stated = {name: value for name, value in generation.to_dict().items() if value is not None}
+        files[GENERATION_FILE] = stated
+    cast = None if weights_dtype is None else numpy_dtype(weights_dtype)
+    draft = directory.with_name(f".{directory.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        assets = draft / "assets" / "tokenizer"
+        assets.mkdir(parents=True)
+        keras_weights.write(draft, rows, weights, cast, max_shard_size)
+        write_text(assets / "vocabulary.json", json.dumps(dict(vocabulary), ensure_ascii=False))
+        write_text(assets / "merges.txt", "".join(f"{merge}\n" for merge in merges))
+        for name, value in files.items():
+            write_text(draft / name, json.dumps(value, indent=4))
+        put_in_place(draft, directory)
+    except OSError as error:
+        raise CheckpointError(f"Cannot write {directory}: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def replaceable(directory: Path) -> bool:
+    """Return whether a directory is empty or a preset."""
+    return directory.is_dir() and (
+        (directory / CONFIG_FILE).is_file() or not any(directory.iterdir())
+    )
+
+
+def put_in_place(draft: Path, directory: Path) -> None:
+    """Rename a finished draft to its place; what was there goes away once the new one stands."""
+    former = draft.with_name(f"{draft.name}.former")
+    if directory.exists():
+        directory.rename(former)
+    draft.rename(directory)
+    shutil.rmtree(former, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 with the same line ends everywhere."""
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def keras_object(module: str, class_name: str, **config: Any) -> dict[str, Any]:
+    """Return an object of a `keras_hub` module as Keras serializes it."""
+    return {
+        "module": f"keras_hub.src.models.bart.{module}",
+        "class_name": class_name,
+        "config": config,
+        "registered_name": f"keras_hub>{class_name}",
+    }
+
+
+def dtype_object(name: str) -> dict[str, Any]:
+    """Return a dtype policy as Keras serializes it."""
+    return {
+        "module": "keras",
+        "class_name": "DTypePolicy",
+        "config": {"name": name},
+        "registered_name": None,
+    }
+
+
+def config_json(config: BartConfig, dtype: str) -> dict[str, Any]:
+    """Return config.json: KerasHub's when its BART can be this one, else this package's."""
+    fields = {name: getattr(config, name) for name in KERAS_FIELDS}
+    extensions = config.extensions()
+    stored = keras_object(
+        "bart_backbone",
+        "BartBackbone",
+        name="bart_backbone",
+        trainable=True,
+        dtype=dtype_object(dtype),
+        **fields,
+        **extensions,
+    )
+    if extensions:
+        stored |= {"module": "bart_export.model", "registered_name": "bart_export>BartBackbone"}
+    return stored
+
+
+def metadata_json(config: BartConfig) -> dict[str, Any]:
+    """Return metadata.json, which KerasHub's tools show and its loader passes over."""
+    return {
+        "keras_version": installed_version("keras"),
+        "keras_hub_version": installed_version("keras-hub"),
+        "bart_export_version": bart_export.__version__,
+        "parameter_count": parameter_count(config),
+        "tasks": ["Seq2SeqLM"],
+    }
+
+
+def installed_version(package: str) -> str | None:
+    """Return the version of a package, None where it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def tokenizer_json() -> dict[str, Any]:
+    """Return tokenizer.json, which names KerasHub's tokenizer class; the data is in the assets."""
+    return keras_object(
+        "bart_tokenizer",
+        "BartTokenizer",
+        name="bart_tokenizer",
+        trainable=True,
+        dtype=dtype_object("int32"),
+        config_file="tokenizer.json",
+        sequence_length=None,
+        add_prefix_space=False,
+    )
+
+
+def preprocessor_json(encoder_length: int, decoder_length: int) -> dict[str, Any]:
+    """Return preprocessor.json with the sequence lengths, which KerasHub reads but never writes."""
+    return keras_object(
+        "bart_seq_2_seq_lm_preprocessor",
+        "BartSeq2SeqLMPreprocessor",
+        name="bart_seq2_seq_lm_preprocessor",
+        trainable=True,
+        dtype=dtype_object("float32"),
+        tokenizer=tokenizer_json(),
+        config_file=PREPROCESSOR_FILE,
+        encoder_sequence_length=encoder_length,
+        decoder_sequence_length=decoder_length,
+    )

@@ -1,0 +1,201 @@
+"""The HDF5 weight files of Keras presets, single and sharded, read and written by path.
+
+Flows in: a directory. Flows out: the datasets in it as lazily read entries, under the paths of
+`checkpoints.names`, whichever version of Keras chose the group names. The other way: arrays into
+files of at most a given size. Links and datasets that point outside the file are not followed, and
+nothing but numbers is read.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from bart_export.checkpoints.files import member, read_json
+from bart_export.checkpoints.names import Weight
+from bart_export.checkpoints.safetensors_file import numpy_dtype
+from bart_export.checkpoints.strict import Array, Entry
+from bart_export.errors import CheckpointError, MissingExtra
+
+WEIGHT_FILE = "model.weights.h5"
+INDEX_FILE = "model.weights.json"
+SHARD_FILE = "model_{:05}.weights.h5"
+GIGABYTE = 1024**3  # what Keras means by one
+
+# Group names of earlier Keras versions, and today's.
+EARLIER_NAMES = {
+    "_layer_checkpoint_dependencies": "layers",
+    "_query_dense": "query_dense",
+    "_key_dense": "key_dense",
+    "_value_dense": "value_dense",
+    "_output_dense": "output_dense",
+}
+SEED = "seed_generator"  # the state of dropout's random numbers, which inference has no use for
+
+
+def read_entries(directory: Path) -> tuple[Path, tuple[Path, ...], dict[str, Entry]]:
+    """Return the file that stands for the weights, all weight files, and the datasets in them.
+
+    Raises:
+        CheckpointError: when a file is missing or damaged.
+        MissingExtra: when h5py is not installed.
+    """
+    place = directory / WEIGHT_FILE
+    files: tuple[Path, ...] = (place,)
+    if not place.is_file():
+        place = directory / INDEX_FILE
+        if not place.is_file():
+            raise CheckpointError(
+                f"{directory} holds no weights. Expected {WEIGHT_FILE}, or {INDEX_FILE} with its "
+                "shards."
+            )
+        files = indexed_files(place)
+    h5py = import_h5py()
+    entries: dict[str, Entry] = {}
+    for file in files:
+        for name, entry in read_datasets(h5py, file):
+            if name in entries:
+                raise CheckpointError(f"{place} stores the weight {name} twice.")
+            entries[name] = entry
+    return place, files, entries
+
+
+def indexed_files(index: Path) -> tuple[Path, ...]:
+    """Return the shards that an index names, in the order of their names."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index} must hold a weight_map, received {weight_map!r}.")
+    names: set[str] = set()
+    for value in weight_map.values():
+        names.update(map(str, value if isinstance(value, list) else [value]))
+    return tuple(member(index.parent, index, name) for name in sorted(names))
+
+
+def read_datasets(h5py: ModuleType, path: Path) -> Iterator[tuple[str, Entry]]:
+    """Yield the datasets of one file under today's paths, having read their headers only."""
+    datasets: list[tuple[str, Any]] = []
+
+    def visit(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset) and SEED not in name.split("/"):
+            datasets.append((name, describe(path, name, item)))
+
+    try:
+        with h5py.File(path, "r") as file:
+            file.visititems(visit)
+    except CheckpointError:
+        raise
+    except Exception as error:  # h5py raises OSError, RuntimeError, KeyError, ValueError and others
+        raise damaged(path, error) from error
+    for name, entry in datasets:
+        yield "/".join(EARLIER_NAMES.get(word, word) for word in name.split("/")), entry
+
+
+def describe(path: Path, name: str, dataset: Any) -> Entry:
+    """Return the entry of a dataset, once it is known to keep all its values in this file."""
+    stored, expected = dataset.id.get_storage_size(), dataset.size * dataset.dtype.itemsize
+    outside = dataset.is_virtual or dataset.external
+    if outside or (stored != expected if dataset.chunks is None else not stored):
+        raise CheckpointError(
+            f"{path} does not hold the values of {name}; it is damaged or refers to other files. "
+            "Fetch it again."
+        )
+    # NumPy has no bfloat16: Keras stores the bits and says so beside them.
+    bfloat16 = dataset.attrs.get("dtype") == "bfloat16" and dataset.dtype.itemsize == 2
+    dtype = "bfloat16" if bfloat16 else str(dataset.dtype)
+    return Entry(path, dataset.shape, dtype, partial(read_values, path, name, dtype))
+
+
+def read_values(path: Path, name: str, dtype: str) -> Array:
+    """Read one dataset."""
+    h5py = import_h5py()
+    try:
+        with h5py.File(path, "r") as file:
+            values: Array = file[name][()]
+    except Exception as error:
+        raise damaged(path, error) from error
+    return values.view(numpy_dtype(dtype)) if dtype == "bfloat16" else values
+
+
+def import_h5py() -> ModuleType:
+    """Return h5py, which the base installation leaves out."""
+    try:
+        import h5py
+    except ImportError as error:
+        raise MissingExtra("Reading and writing Keras presets", "h5py", "export") from error
+    module: ModuleType = h5py
+    return module
+
+
+def damaged(path: Path, error: Exception) -> CheckpointError:
+    """Return the error of a file that is no whole HDF5 file."""
+    return CheckpointError(
+        f"{path} cannot be read as HDF5 ({' '.join(str(error).split())}); it is damaged or was not "
+        "downloaded whole. Fetch it again."
+    )
+
+
+def write(
+    directory: Path,
+    rows: Iterable[Weight],
+    weights: Mapping[str, Array],
+    dtype: np.dtype[Any] | None,
+    max_shard_size: float,
+) -> None:
+    """Write weights as Keras does, into one file or, past `max_shard_size` gigabytes, into shards.
+
+    `dtype` casts floating values; None keeps them.
+
+    Raises:
+        CheckpointError: when one weight alone is larger than a shard may be.
+        MissingExtra: when h5py is not installed.
+    """
+    h5py = import_h5py()
+    rows = tuple(rows)
+    limit = max_shard_size * GIGABYTE
+    sizes = [row.size * (dtype or weights[row.name].dtype).itemsize for row in rows]
+    shards = assign(rows, sizes, limit) if sum(sizes) > limit else [rows]
+    whole = len(shards) == 1
+    weight_map: dict[str, list[str]] = {}
+    for number, shard in enumerate(shards):
+        name = WEIGHT_FILE if whole else SHARD_FILE.format(number)
+        with h5py.File(directory / name, "w") as file:
+            for row in shard:
+                values = weights[row.name]
+                values = values if dtype is None else values.astype(dtype)
+                write_dataset(file, row.h5, values)
+                files = weight_map.setdefault(f"/{row.h5.rpartition('/')[0]}", [])
+                files += [name] if name not in files else []
+    if not whole:
+        index = {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map}
+        (directory / INDEX_FILE).write_text(json.dumps(index, indent=4), encoding="utf-8")
+
+
+def assign(rows: tuple[Weight, ...], sizes: list[int], limit: float) -> list[list[Weight]]:
+    """Return the rows of each shard, filled in order."""
+    shards: list[list[Weight]] = [[]]
+    filled = 0
+    for row, size in zip(rows, sizes, strict=True):
+        if size > limit:
+            raise CheckpointError(
+                f"max_shard_size must have room for {row.name} ({size / GIGABYTE:.3g} GB), "
+                f"received {limit / GIGABYTE:.3g}."
+            )
+        if filled + size > limit:
+            shards.append([])
+            filled = 0
+        shards[-1].append(row)
+        filled += size
+    return shards
+
+
+def write_dataset(file: Any, path: str, values: Array) -> None:
+    """Write one dataset; bfloat16 as its bits, marked as Keras marks them."""
+    if values.dtype.name != "bfloat16":
+        file.create_dataset(path, data=values)
+        return
+    dataset = file.create_dataset(path, data=values.view(np.dtype("V2")))
+    dataset.attrs["dtype"] = "bfloat16"

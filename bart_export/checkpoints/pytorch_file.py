@@ -1,0 +1,55 @@
+"""PyTorch's own weight files, read only through PyTorch's restricted loader.
+
+Flows in: a `pytorch_model.bin`. Flows out: its tensors as entries. These files are pickles; nothing
+here unpickles them: `torch.load(weights_only=True)` does, which builds tensors and nothing else.
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from bart_export.checkpoints.safetensors_file import numpy_dtype
+from bart_export.checkpoints.strict import Array, Entry
+from bart_export.errors import CheckpointError
+
+
+def read(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
+    """Return the tensors of a file, and no metadata, as `safetensors_file.read_header` does.
+
+    Raises:
+        CheckpointError: when PyTorch is not installed, or cannot load the file as plain tensors.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise CheckpointError(
+            f"{path} is a pickle, which is read only through PyTorch, and PyTorch is not "
+            "installed. Install torch, or use a copy with model.safetensors "
+            "(model.save_pretrained(directory) writes one)."
+        ) from error
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return {
+            name: Entry(
+                path,
+                tuple(tensor.shape),
+                str(tensor.dtype).removeprefix("torch."),
+                partial(to_numpy, torch, tensor),
+            )
+            for name, tensor in tensors.items()
+        }, {}
+    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError and others
+        raise CheckpointError(
+            f"{path} cannot be loaded as a file of plain tensors ({str(error).splitlines()[0]}); "
+            "it is damaged, was not downloaded whole, or holds other objects."
+        ) from error
+
+
+def to_numpy(torch: Any, tensor: Any) -> Array:
+    """Return a tensor's values; NumPy has no bfloat16 of its own, so its bits are passed."""
+    tensor = tensor.contiguous()
+    if tensor.dtype == torch.bfloat16:
+        bits: Array = tensor.view(torch.int16).numpy()
+        return bits.view(numpy_dtype("bfloat16"))
+    values: Array = tensor.numpy()
+    return values
