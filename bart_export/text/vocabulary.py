@@ -40,7 +40,7 @@ def read_vocabulary(file: Path) -> dict[str, int]:
     """
     try:
         vocabulary = json.loads(read(file))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # the latter for absurdly deep nesting
         raise TokenizerError(
             f"{file} must be a JSON object of tokens and ids, received invalid JSON: {error}. "
             "Copy the file again from its checkpoint."

@@ -182,6 +182,7 @@ def complete(*, without=(), change=()):
     ("files", "message"),
     [
         ({"vocabulary": '{"<s>": 0'}, r"vocabulary\.json must be a JSON object.*invalid JSON"),
+        ({"vocabulary": '{"a":' * 100_000}, r"vocabulary\.json must be.*invalid JSON"),
         ({"vocabulary": "[]"}, r"vocabulary\.json must be a JSON object"),
         ({"vocabulary": "{}"}, r"vocabulary\.json must be a JSON object"),
         ({"vocabulary": complete(change={"a": "7"})}, r"vocabulary\.json .*integer ids"),
