@@ -1,0 +1,265 @@
+"""Generation: from a step function that scores the next token to finished sequences.
+
+In go a step function, its first state and the settings; out come tokens as soon as they are
+certain, and at last the hypotheses, best first. The semantics are those of Hugging Face's
+`generate()` (transformers 4.57): greedy search, multinomial sampling and beam search.
+
+The search knows neither the model nor what runs it. The state (a decoder's caches) is a value: what
+one step returns goes into the next, and nothing here looks inside.
+"""
+
+import dataclasses
+import itertools
+import operator
+from collections.abc import Callable, Generator
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from bart_export.config import GenerationConfig
+from bart_export.errors import ConfigurationError
+from bart_export.runtime.processors import forced_token, processors
+from bart_export.runtime.sampling import greedy_choice, sampled_choice
+from bart_export.runtime.scores import FloatArray, IntArray, Totals, largest, log_normalizers
+
+State = TypeVar("State")
+
+# (state, token ids (beams,), beam_index (beams,)) -> (logits (beams, vocabulary), new state).
+# beam_index[k] is the beam whose cache beam k continues, applied before the step. The number of
+# beams is the same at every step. The logits may be overwritten by the next step, and the search
+# changes them in place.
+Step = Callable[[State, IntArray, IntArray], tuple[FloatArray, State]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Hypothesis:
+    """A finished sequence: its tokens, from the start token to the end token if that was reached,
+    and its score.
+
+    Beam search scores `sum_logprobs / generated_length ** length_penalty`, Hugging Face's
+    `sequences_scores`. Greedy search and sampling score the sum of the log-probabilities that the
+    model, before any processor or filter, gave to the tokens. Forced tokens count 0.
+    """
+
+    token_ids: tuple[int, ...]
+    score: float
+
+
+Search = Generator[list[int], None, list[Hypothesis]]
+
+
+def search(step: Step[State], state: State, generation: GenerationConfig) -> Search:
+    """Generate sequences, best first, yielding the tokens of the best as they settle.
+
+    Yields one list after every step: the tokens, start token excluded, that are now certain to
+    follow in the best sequence whatever later steps say. In greedy search and for a single sample
+    that is each token as it is chosen; in beam search often nothing and then several; among
+    several samples everything at the end. Put together, the lists are `token_ids[1:]` of the first
+    hypothesis. Closing the generator ends the work before the next step.
+
+    `step` is called with `num_beams` rows, when sampling with `num_return_sequences` rows that are
+    independent samples, and no more often than needed.
+
+    Returns:
+        `num_return_sequences` hypotheses; fewer only where the settings leave fewer sequences.
+
+    Raises:
+        EngineError: when the step returns NaN or infinite logits.
+        ConfigurationError: when the settings forbid every token.
+    """
+    if generation.num_beams > 1:
+        return beam_search(step, state, generation)
+    return token_search(step, state, generation)
+
+
+def run(search: Search) -> list[Hypothesis]:
+    """Run a search to its end and return the hypotheses."""
+    while True:
+        try:
+            next(search)
+        except StopIteration as end:
+            hypotheses: list[Hypothesis] = end.value
+            return hypotheses
+
+
+def token_search(step: Step[State], state: State, generation: GenerationConfig) -> Search:
+    """Choose one token a step for each of some independent rows: greedy search and sampling."""
+    rows = generation.num_return_sequences
+    choose = sampled_choice(generation) if generation.do_sample else greedy_choice
+    process = processors(generation)
+    rescores = generation.repetition_penalty != 1.0
+
+    sequences = first_tokens(generation, rows)
+    beam_index = np.arange(rows, dtype=np.int32)
+    lengths = [generation.max_length] * rows
+    scores = [0.0] * rows
+    running = list(range(rows))
+    for length in range(1, generation.max_length):
+        forced = forced_token(generation, length)
+        if forced is None or length + 1 < generation.max_length:
+            logits, state = step(state, sequences[:, length - 1].copy(), beam_index)
+        if forced is not None:
+            sequences[running, length] = forced
+        else:
+            normalizers = log_normalizers(logits)
+            unprocessed = logits.copy() if rescores else logits
+            for processor in process:
+                processor(sequences[:, :length], logits, np.zeros_like(normalizers))
+            for row in running:
+                token = choose(logits[row])
+                if logits[row, token] == -np.inf:
+                    raise no_token_left(length)
+                sequences[row, length] = token
+                scores[row] += float(unprocessed[row, token] - normalizers[row])
+        for row in running:
+            if sequences[row, length] == generation.eos_token_id:
+                lengths[row] = length + 1
+        running = [row for row in running if lengths[row] > length + 1]
+        yield [int(sequences[0, length])] if rows == 1 else []
+        if not running:
+            break
+    hypotheses = [
+        Hypothesis(tuple(sequences[row, : lengths[row]].tolist()), scores[row])
+        for row in range(rows)
+    ]
+    hypotheses.sort(key=SCORE, reverse=True)
+    if rows > 1:
+        yield list(hypotheses[0].token_ids[1:])
+    return hypotheses
+
+
+def beam_search(step: Step[State], state: State, generation: GenerationConfig) -> Search:
+    """Keep the `num_beams` best unfinished sequences and, apart from them, the best finished ones.
+
+    Where Hugging Face gives a score of -1e9 to beams that do not exist yet, ours have -inf and are
+    never finished: a vocabulary smaller than the number of beams gives no false hypotheses.
+    """
+    beams = generation.num_beams
+    process = processors(generation)
+    divisors = length_divisors(generation)
+
+    sequences = first_tokens(generation, beams)
+    beam_index = np.arange(beams, dtype=np.int32)
+    totals = np.full(beams, -np.inf)  # sums of log-probabilities, best first
+    totals[0] = 0.0  # all beams start equal: only the first exists
+    finished: list[Hypothesis] = []  # at most num_beams, best first
+    settled = 1
+    for length in range(1, generation.max_length):
+        forced = forced_token(generation, length)
+        last = length + 1 == generation.max_length
+        if forced is None or not last:
+            logits, state = step(state, sequences[:, length - 1].copy(), beam_index)
+        if forced is not None:
+            rows, tokens, sums = np.arange(beams), np.full(beams, forced), totals
+        else:
+            normalizers = log_normalizers(logits)
+            for processor in process:
+                processor(sequences[:, :length], logits, normalizers)
+            # Each beam can end in one way only, so half of the candidates go on.
+            rows, tokens, sums = largest(logits, totals - normalizers, 2 * beams)
+
+        possible = sums > -np.inf
+        ends = possible & (last | (tokens == generation.eos_token_id))
+        # Candidates beyond num_beams are there to go on; as endings they are not good enough.
+        for place in np.flatnonzero(ends[:beams]):
+            token_ids = (*sequences[rows[place], :length].tolist(), int(tokens[place]))
+            finished.append(Hypothesis(token_ids, float(sums[place]) / divisors[length]))
+        finished.sort(key=SCORE, reverse=True)  # among equals the older stays ahead
+        del finished[beams:]
+
+        goes_on = np.flatnonzero(possible & ~ends)[:beams]
+        if goes_on.size == 0:
+            break
+        absent = beams - goes_on.size  # beams that no candidate is left for
+        places = np.append(goes_on, np.repeat(goes_on[:1], absent))
+        beam_index = rows[places].astype(np.int32)
+        sequences = sequences[beam_index]
+        sequences[:, length] = tokens[places]
+        totals = np.append(sums[goes_on], np.full(absent, -np.inf))
+        if len(finished) == beams and not may_improve(
+            float(totals[0]), length, finished[-1].score, divisors, generation
+        ):
+            break
+
+        contenders = sequences[:, settled : length + 1]
+        rivals = []
+        if finished:
+            contenders = contenders[may_win(totals, length, finished[0].score, divisors)]
+            rivals.append(list(finished[0].token_ids[settled:]))
+        certain = common_prefix(contenders.tolist() + rivals)
+        settled += len(certain)
+        yield certain
+    if not finished:
+        raise no_token_left(length)
+    yield list(finished[0].token_ids[settled:])
+    return finished[: generation.num_return_sequences]
+
+
+def may_improve(
+    total: float,
+    length: int,
+    worst_score: float,
+    divisors: list[float],
+    generation: GenerationConfig,
+) -> bool:
+    """Say whether beam search goes on once `num_beams` hypotheses are finished.
+
+    `total` is that of the best beam after `length` generated tokens, `worst_score` the lowest score
+    among the finished. `early_stopping=True` never goes on; False takes the beam's score as if it
+    ended now, which longer sequences may exceed; "never" the best score that it can still reach.
+    """
+    if generation.early_stopping is True:
+        return False
+    if generation.early_stopping == "never" and generation.length_penalty > 0:
+        length = generation.max_length - 1
+    return total / divisors[length] > worst_score
+
+
+def may_win(
+    totals: Totals, length: int, best_score: float, divisors: list[float]
+) -> npt.NDArray[np.bool_]:
+    """Say of each beam, after `length` generated tokens, whether it can end above `best_score`.
+
+    Log-probabilities are never above 0, so a total never grows. Dividing by the largest divisor
+    ahead gives the best score within reach.
+    """
+    within_reach = max(divisors[length + 1], divisors[-1])
+    return totals > best_score * within_reach - ROUNDING
+
+
+# What sums of log-probabilities may grow by rounding alone.
+ROUNDING = 1e-6
+SCORE = operator.attrgetter("score")
+
+
+def common_prefix(sequences: list[list[int]]) -> list[int]:
+    """Return the tokens that all sequences begin with: those of the first and last in order."""
+    pairs = zip(min(sequences), max(sequences), strict=False)
+    return [token for token, other in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)]
+
+
+def first_tokens(generation: GenerationConfig, rows: int) -> IntArray:
+    """Return sequences (rows, max_length) that hold the start token, then padding."""
+    sequences = np.full((rows, generation.max_length), generation.pad_token_id, dtype=np.int32)
+    sequences[:, 0] = generation.decoder_start_token_id
+    return sequences
+
+
+def length_divisors(generation: GenerationConfig) -> list[float]:
+    """Return length ** length_penalty for each number of generated tokens up to the last.
+
+    Kept within the range of float64, so that no penalty, however extreme, divides by 0.
+    """
+    lengths = np.maximum(np.arange(generation.max_length, dtype=np.float64), 1)
+    with np.errstate(over="ignore"):
+        divisors: list[float] = np.clip(lengths**generation.length_penalty, 1e-300, 1e300).tolist()
+    return divisors
+
+
+def no_token_left(length: int) -> ConfigurationError:
+    """Return the error for settings under which no sequence can go on."""
+    return ConfigurationError(
+        f"Expected at least one token that may follow the first {length}, but every one is "
+        f"forbidden. Lower no_repeat_ngram_size or min_length, or set a lower max_length."
+    )
