@@ -24,7 +24,7 @@ class Checkpoint:
     for, never above `config.max_sequence_length`. `dtype` is the dtype policy a Keras preset was
     saved with, None when it says none. `weights` maps canonical names to arrays of exactly the
     shapes of `names.weights`, in the stored dtype; each lookup reads the file. `vocabulary` maps
-    byte-level BPE tokens to ids, `merges` are the pairs "left right", best first.
+    byte-level BPE tokens to ids, `merges` are the pairs to merge, the first to merge first.
     """
 
     directory: Path
@@ -36,7 +36,7 @@ class Checkpoint:
     weights: Mapping[str, Array]
     weight_files: tuple[Path, ...]
     vocabulary: Mapping[str, int]
-    merges: tuple[str, ...]
+    merges: tuple[tuple[str, str], ...]
 
 
 def weights_digest(checkpoint: Checkpoint) -> str:

@@ -14,12 +14,13 @@ from bart_export.errors import PresetError
 READERS = (("registered_name", keras_preset.read), ("model_type", hugging_face.read))
 
 
-def read(directory: Path, *, weights: bool = True) -> Checkpoint:
+def read(directory: Path, *, weights: bool = True, tokenizer: bool = True) -> Checkpoint:
     """Read a Keras preset or a Hugging Face directory.
 
     Names and shapes of all weights are checked against the configuration before this returns; only
     headers are read for it. With `weights=False` no weight file is opened: `weights` and
-    `weight_files` are empty and `config.final_logits_bias` is what config.json says.
+    `weight_files` are empty and `config.final_logits_bias` is what config.json says. With
+    `tokenizer=False` the directory needs no tokenizer, and `vocabulary` and `merges` are empty.
 
     Raises:
         PresetError: when the directory holds no model, or one that is not a BART.
@@ -40,7 +41,7 @@ def read(directory: Path, *, weights: bool = True) -> Checkpoint:
     stored = read_json(path)
     for key, reader in READERS:
         if key in stored:
-            return reader(directory, stored, weights)
+            return reader(directory, stored, weights, tokenizer)
     raise PresetError(
         f"{path} has neither registered_name, as Keras presets do, nor model_type, as Hugging Face "
         "checkpoints do, so it is not known which model it describes."

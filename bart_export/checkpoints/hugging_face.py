@@ -76,7 +76,7 @@ WEIGHT_FILES = (
 )
 
 
-def read(directory: Path, stored: Mapping[str, Any], weights: bool) -> Checkpoint:
+def read(directory: Path, stored: Mapping[str, Any], weights: bool, tokenizer: bool) -> Checkpoint:
     """Read a directory whose parsed config.json is `stored`.
 
     Raises:
@@ -85,7 +85,7 @@ def read(directory: Path, stored: Mapping[str, Any], weights: bool) -> Checkpoin
     """
     path = directory / CONFIG_FILE
     config = read_config(path, stored)
-    vocabulary, merges = tokenizer_files.read_hugging_face(directory)
+    vocabulary, merges = tokenizer_files.read_hugging_face(directory) if tokenizer else ({}, ())
     tokenizer_files.check_fits(directory, vocabulary, config.vocabulary_size)
     tensors: Mapping[str, Array] = {}
     files: tuple[Path, ...] = ()

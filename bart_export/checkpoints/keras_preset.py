@@ -48,7 +48,7 @@ KERAS_FIELDS = (
 OF_THE_LAYER = ("name", "trainable", "dtype")  # config keys that are not the architecture's
 
 
-def read(directory: Path, stored: Mapping[str, Any], weights: bool) -> Checkpoint:
+def read(directory: Path, stored: Mapping[str, Any], weights: bool, tokenizer: bool) -> Checkpoint:
     """Read a preset whose parsed config.json is `stored`.
 
     Raises:
@@ -57,7 +57,7 @@ def read(directory: Path, stored: Mapping[str, Any], weights: bool) -> Checkpoin
     """
     path = directory / CONFIG_FILE
     config, dtype = read_config(path, stored)
-    vocabulary, merges = tokenizer_files.read_keras(directory)
+    vocabulary, merges = tokenizer_files.read_keras(directory) if tokenizer else ({}, ())
     tokenizer_files.check_fits(directory, vocabulary, config.vocabulary_size)
     tensors: Mapping[str, Array] = {}
     files: tuple[Path, ...] = ()
@@ -167,9 +167,9 @@ def write(
     config: BartConfig,
     weights: Mapping[str, Array],
     *,
-    generation: GenerationConfig | None,
-    vocabulary: Mapping[str, int],
-    merges: Sequence[str],
+    generation: GenerationConfig | None = None,
+    vocabulary: Mapping[str, int] | None = None,
+    merges: Sequence[tuple[str, str]] = (),
     dtype: str = "float32",
     weights_dtype: str | None = None,
     encoder_sequence_length: int | None = None,
@@ -179,9 +179,10 @@ def write(
     """Write a preset directory that KerasHub's `from_preset` loads.
 
     `weights` holds an array for each row of `names.weights(config)`. `dtype` is the dtype policy to
-    note in config.json; `weights_dtype` casts the stored values, None keeps them. `max_shard_size`
-    is in GB as in KerasHub. The directory appears with one rename once it is whole; a preset that
-    was there before is replaced by it.
+    note in config.json; `weights_dtype` casts the stored values, None keeps them. Sequence lengths
+    are the preprocessor's, by default all the model can take; without a vocabulary the preset has
+    no tokenizer and no preprocessor. `max_shard_size` is in GB as in KerasHub. The directory
+    appears with one rename once it is whole; a preset that was there before is replaced by it.
 
     Raises:
         CheckpointError: when weights are missing, surplus or misshapen, or the directory exists and
@@ -202,23 +203,23 @@ def write(
     files = {
         CONFIG_FILE: config_json(config, dtype),
         "metadata.json": metadata_json(config),
-        "tokenizer.json": tokenizer_json(),
-        PREPROCESSOR_FILE: preprocessor_json(
+    }
+    if vocabulary is not None:
+        files["tokenizer.json"] = tokenizer_json()
+        files[PREPROCESSOR_FILE] = preprocessor_json(
             encoder_sequence_length or config.max_sequence_length,
             decoder_sequence_length or config.max_sequence_length,
-        ),
-    }
+        )
     if generation is not None:
         stated = {name: value for name, value in generation.to_dict().items() if value is not None}
         files[GENERATION_FILE] = stated
     cast = None if weights_dtype is None else numpy_dtype(weights_dtype)
     draft = directory.with_name(f".{directory.name}.{uuid.uuid4().hex[:8]}")
     try:
-        assets = draft / "assets" / "tokenizer"
-        assets.mkdir(parents=True)
+        draft.mkdir(parents=True)
         keras_weights.write(draft, rows, weights, cast, max_shard_size)
-        write_text(assets / "vocabulary.json", json.dumps(dict(vocabulary), ensure_ascii=False))
-        write_text(assets / "merges.txt", "".join(f"{merge}\n" for merge in merges))
+        if vocabulary is not None:
+            write_tokenizer(draft / "assets" / "tokenizer", vocabulary, merges)
         for name, value in files.items():
             write_text(draft / name, json.dumps(value, indent=4))
         put_in_place(draft, directory)
@@ -226,6 +227,16 @@ def write(
         raise CheckpointError(f"Cannot write {directory}: {error.strerror or error}.") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def write_tokenizer(
+    assets: Path, vocabulary: Mapping[str, int], merges: Sequence[tuple[str, str]]
+) -> None:
+    """Write the two files of a byte-level BPE."""
+    assets.mkdir(parents=True)
+    tokens = json.dumps(dict(vocabulary), ensure_ascii=False)
+    write_text(assets / "vocabulary.json", tokens)
+    write_text(assets / "merges.txt", "".join(f"{left} {right}\n" for left, right in merges))
 
 
 def replaceable(directory: Path) -> bool:

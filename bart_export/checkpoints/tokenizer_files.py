@@ -1,20 +1,24 @@
 """Vocabulary and merges, from any of the files that tokenizers of BART are kept in.
 
-Flows in: a checkpoint directory. Flows out: `{token: id}` and the merges as "left right" lines, as
-values, so that a checkpoint that only has Hugging Face's `tokenizer.json` is as good as any. It
+Flows in: a checkpoint directory. Flows out: `{token: id}` and the pairs to merge, as values, so
+that a checkpoint that only has Hugging Face's `tokenizer.json` is as good as any. It
 tokenizes nothing and knows no weights.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bart_export.checkpoints.files import read_json, read_text
+from bart_export.checkpoints.files import read_json
 from bart_export.errors import TokenizerError
+from bart_export.text.vocabulary import (
+    MASK,
+    checked_vocabulary,
+    read_merges,
+    read_vocabulary,
+)
 
-Tokenizer = tuple[dict[str, int], tuple[str, ...]]
-
-MASK = "<mask>"
+Tokenizer = tuple[dict[str, int], tuple[tuple[str, str], ...]]
 
 # What a tokenizer.json must say for vocabulary and merges to be all there is to it.
 PLAIN_BPE: tuple[tuple[str, tuple[Any, ...]], ...] = (
@@ -33,7 +37,8 @@ def read_keras(directory: Path) -> Tokenizer:
         TokenizerError: when a file is missing or is not what it should be.
     """
     assets = directory / "assets" / "tokenizer"
-    return read_pair(assets / "vocabulary.json", assets / "merges.txt")
+    vocabulary = read_vocabulary(assets / "vocabulary.json")
+    return vocabulary, tuple(read_merges(assets / "merges.txt"))
 
 
 def read_hugging_face(directory: Path) -> Tokenizer:
@@ -46,25 +51,17 @@ def read_hugging_face(directory: Path) -> Tokenizer:
     vocabulary, merges = directory / "vocab.json", directory / "merges.txt"
     whole = directory / "tokenizer.json"
     if vocabulary.is_file() and merges.is_file():
-        tokenizer = read_pair(vocabulary, merges)
-        check_added(directory / "added_tokens.json", tokenizer[0], read_added)
-        return tokenizer
+        tokens = read_vocabulary(vocabulary)
+        added = directory / "added_tokens.json"
+        if added.is_file():
+            check_added(added, tokens, read_json(added, TokenizerError))
+        return tokens, tuple(read_merges(merges))
     if whole.is_file():
         return read_whole(whole)
     raise TokenizerError(
         f"{directory} holds neither vocab.json with merges.txt nor tokenizer.json. Save the "
         "tokenizer beside the model: tokenizer.save_pretrained(directory)."
     )
-
-
-def read_pair(vocabulary_file: Path, merges_file: Path) -> Tokenizer:
-    """Read a vocabulary in JSON and a file of merges, one a line, `#version` lines skipped."""
-    vocabulary = checked_vocabulary(vocabulary_file, read_json(vocabulary_file, TokenizerError))
-    lines = read_text(merges_file, TokenizerError).split("\n")
-    merges = [line.rstrip("\r") for line in lines if line.strip()]
-    if merges and merges[0].startswith("#version"):
-        merges = merges[1:]
-    return vocabulary, checked_merges(merges_file, merges)
 
 
 def read_whole(path: Path) -> Tokenizer:
@@ -90,23 +87,14 @@ def read_whole(path: Path) -> Tokenizer:
     merges = model.get("merges")
     if not isinstance(merges, list):
         raise TokenizerError(f"{path} must hold a list of merges, received {merges!r}.")
-    lines = [" ".join(map(str, pair)) if isinstance(pair, list) else pair for pair in merges]
-    check_added(path, vocabulary, lambda path: {
-        token.get("content"): token.get("id") for token in stored.get("added_tokens") or ()
-    })  # fmt: skip
-    return vocabulary, checked_merges(path, lines)
+    added = stored.get("added_tokens") or []
+    check_added(path, vocabulary, {token.get("content"): token.get("id") for token in added})
+    return vocabulary, tuple(split_merge(path, merge) for merge in merges)
 
 
-def read_added(path: Path) -> dict[str, int]:
-    """Read `added_tokens.json`, which most checkpoints do not have."""
-    return read_json(path, TokenizerError) if path.is_file() else {}
-
-
-def check_added(
-    path: Path, vocabulary: Mapping[str, int], read: Callable[[Path], Mapping[Any, Any]]
-) -> None:
+def check_added(path: Path, vocabulary: Mapping[str, int], added: Mapping[Any, Any]) -> None:
     """Check that tokens added to the tokenizer are in its vocabulary already."""
-    unknown = [token for token, number in read(path).items() if vocabulary.get(token) != number]
+    unknown = [token for token, number in added.items() if vocabulary.get(token) != number]
     if unknown:
         raise TokenizerError(
             f"{path} adds the token {unknown[0]!r}, which is not in the vocabulary and which a "
@@ -114,26 +102,12 @@ def check_added(
         )
 
 
-def checked_vocabulary(path: Path, vocabulary: object) -> dict[str, int]:
-    """Return the vocabulary, once it is known to give each token an id of its own."""
-    if not isinstance(vocabulary, dict) or not vocabulary:
-        raise TokenizerError(f"{path} must hold a vocabulary, a JSON object of tokens and ids.")
-    for token, number in vocabulary.items():
-        if isinstance(number, bool) or not isinstance(number, int) or number < 0:
-            raise TokenizerError(
-                f"{path} must give ids from 0 up, received {number!r} ({token!r})."
-            )
-    if len(set(vocabulary.values())) != len(vocabulary):
-        raise TokenizerError(f"{path} gives the same id to different tokens.")
-    return vocabulary
-
-
-def checked_merges(path: Path, merges: list[Any]) -> tuple[str, ...]:
-    """Return the merges, once each is known to be a pair."""
-    for line in merges:
-        if not isinstance(line, str) or len(line.split(" ")) != 2:
-            raise TokenizerError(f"{path} must hold pairs of tokens, received {line!r}.")
-    return tuple(merges)
+def split_merge(path: Path, merge: object) -> tuple[str, str]:
+    """Return one merge, which `tokenizers` writes as a pair or, before 0.20, as "left right"."""
+    pair = merge.split(" ") if isinstance(merge, str) else merge
+    if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(x, str) for x in pair):
+        raise TokenizerError(f"{path} must hold pairs of tokens as merges, received {merge!r}.")
+    return pair[0], pair[1]
 
 
 def check_fits(directory: Path, vocabulary: Mapping[str, int], vocabulary_size: int) -> None:

@@ -45,6 +45,15 @@ def read_vocabulary(file: Path) -> dict[str, int]:
             f"{file} must be a JSON object of tokens and ids, received invalid JSON: {error}. "
             "Copy the file again from its checkpoint."
         ) from None
+    return checked_vocabulary(file, vocabulary)
+
+
+def checked_vocabulary(file: Path, vocabulary: object) -> dict[str, int]:
+    """Return the vocabulary that a JSON file holds, once it is known to be one of a BART.
+
+    Raises:
+        TokenizerError: as `read_vocabulary`.
+    """
     if not isinstance(vocabulary, dict) or {type(id) for id in vocabulary.values()} != {int}:
         raise TokenizerError(
             f"{file} must be a JSON object of tokens and integer ids. "

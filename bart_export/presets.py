@@ -1,0 +1,180 @@
+"""Presets: what can be named instead of a path, and how a name becomes a local directory.
+
+Flows in: what a user typed. Flows out: a `Source` with a directory on this machine, downloaded if
+need be, and the generation defaults that are known for it. The registry is `PRESETS`; how hubs are
+spoken to is in `hubs`, what is in the directory is for `checkpoints`.
+"""
+
+import dataclasses
+import difflib
+import re
+from pathlib import Path
+
+from bart_export import hubs
+from bart_export.config import GenerationConfig
+from bart_export.errors import PresetError
+
+ASSETS = Path(__file__).parent / "assets"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A known preset.
+
+    `handle` is where it comes from; an embedded preset's is its own name, and `directory` its place
+    in this package. `aliases` are other hub handles of the same weights, without version.
+    `parameters` counts trained values, the tied embedding once. `generation` are the settings the
+    original checkpoint shipped with, where the preset's own files do not hold them.
+    """
+
+    name: str
+    handle: str
+    aliases: tuple[str, ...]
+    parameters: int
+    description: str
+    generation: GenerationConfig | None
+    directory: Path | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A checkpoint's origin and its local copy.
+
+    `handle` is the preset's handle on its hub, or the directory as it was typed; `revision` the
+    version or commit that was fetched, None for a directory. `generation` are defaults known for
+    this handle, for checkpoints that state none.
+    """
+
+    handle: str
+    revision: str | None
+    directory: Path
+    generation: GenerationConfig | None
+
+
+# Generation settings are those of the original checkpoints at huggingface.co/facebook, which Keras
+# presets leave out. The stored metadata of bart_large_en_cnn counts one row of the embedding too
+# many; the count here is that of its weights.
+PRESETS: dict[str, Preset] = {
+    preset.name: preset
+    for preset in (
+        Preset(
+            name="bart_mini_en",
+            handle="bart_mini_en",
+            aliases=(),
+            parameters=7_889_920,
+            description="3 layers, 512 positions, embedded in this package. Writes a headline for "
+            "an English description of a piece of software.",
+            generation=None,
+            directory=ASSETS / "bart_mini_en",
+        ),
+        Preset(
+            name="bart_base_en",
+            handle="kaggle://keras/bart/keras/bart_base_en/3",
+            aliases=("kaggle://keras/bart/keras/bart_base_en", "hf://keras/bart_base_en"),
+            parameters=139_417_344,
+            description="6 layers, case kept. Pre-trained on BookCorpus, English Wikipedia and "
+            "CommonCrawl; made to be fine-tuned.",
+            generation=GenerationConfig(
+                num_beams=4,
+                no_repeat_ngram_size=3,
+                early_stopping=True,
+                forced_bos_token_id=0,
+                forced_eos_token_id=2,
+            ),
+        ),
+        Preset(
+            name="bart_large_en",
+            handle="kaggle://keras/bart/keras/bart_large_en/3",
+            aliases=("kaggle://keras/bart/keras/bart_large_en", "hf://keras/bart_large_en"),
+            parameters=406_287_360,
+            description="12 layers, case kept. Pre-trained on BookCorpus, English Wikipedia and "
+            "CommonCrawl; made to be fine-tuned.",
+            generation=GenerationConfig(
+                num_beams=4,
+                no_repeat_ngram_size=3,
+                early_stopping=True,
+                forced_eos_token_id=2,
+            ),
+        ),
+        Preset(
+            name="bart_large_en_cnn",
+            handle="kaggle://keras/bart/keras/bart_large_en_cnn/3",
+            aliases=("kaggle://keras/bart/keras/bart_large_en_cnn", "hf://keras/bart_large_en_cnn"),
+            parameters=406_286_336,
+            description="bart_large_en fine-tuned on CNN/DailyMail: summarizes news articles.",
+            generation=GenerationConfig(
+                num_beams=4,
+                length_penalty=2.0,
+                max_length=142,
+                min_length=56,
+                no_repeat_ngram_size=3,
+                early_stopping=True,
+                forced_bos_token_id=0,
+                forced_eos_token_id=2,
+            ),
+        ),
+    )
+}
+
+WORD = r"[\w][\w.-]*"
+KAGGLE = re.compile(rf"kaggle://({WORD}/{WORD}/keras/{WORD})(?:/(\d+))?", re.ASCII)
+HUGGING_FACE = re.compile(rf"hf://({WORD}/{WORD})(?:@([\w./-]+))?", re.ASCII)
+
+
+def resolve(preset: str) -> Source:
+    """Return the local directory of a preset, after fetching it if it lies on a hub.
+
+    A name that is both a known preset and a directory means the preset, as in KerasHub; "./name"
+    means the directory.
+
+    Raises:
+        PresetError: for a name that is nothing of the kind, and for a download that failed.
+        MissingExtra: when the hub's client is not installed.
+    """
+    known = PRESETS.get(preset)
+    if known is not None and known.directory is not None:
+        return Source(known.handle, None, known.directory, known.generation)
+    handle = preset if known is None else known.handle
+    if kaggle := KAGGLE.fullmatch(handle):
+        model, version = kaggle.groups()
+        directory, revision = hubs.fetch_kaggle(model, version)
+        name = f"kaggle://{model}"
+        return Source(name, revision, directory, known_generation(name))
+    if hugging_face := HUGGING_FACE.fullmatch(handle):
+        repository, revision = hugging_face.groups()
+        directory, revision = hubs.fetch_hugging_face(repository, revision)
+        name = f"hf://{repository}"
+        return Source(name, revision, directory, known_generation(name))
+    directory = Path(preset)
+    if "://" not in preset and preset and directory.is_dir():
+        return Source(preset, None, directory, None)
+    raise PresetError(unknown(preset))
+
+
+def known_generation(handle: str) -> GenerationConfig | None:
+    """Return the generation defaults known for a hub's handle without version."""
+    for preset in PRESETS.values():
+        if handle in preset.aliases:
+            return preset.generation
+    return None
+
+
+def unknown(preset: str) -> str:
+    """Return the line that says what a preset may be, and which known one is nearest."""
+    near = difflib.get_close_matches(preset, PRESETS, n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    return (
+        f"Unknown preset {preset!r}.{hint} Expected one of {', '.join(PRESETS)}; "
+        "kaggle://org/model/keras/variant or kaggle://org/model/keras/variant/version; "
+        "hf://org/model or hf://org/model@revision; or the path of a directory with a Keras preset "
+        "or a Hugging Face checkpoint."
+    )
+
+
+def defaults_for(source: Source, stated: GenerationConfig | None) -> GenerationConfig:
+    """Return the generation defaults of a checkpoint.
+
+    What the checkpoint itself states (`Checkpoint.generation`) wins over what the registry knows;
+    where neither says anything, transformers' defaults hold.
+    """
+    return stated or source.generation or GenerationConfig()
