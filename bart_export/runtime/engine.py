@@ -20,9 +20,11 @@ import numpy as np
 import numpy.typing as npt
 
 from bart_export import contract
+from bart_export.artifact import Artifact
 from bart_export.config import BartConfig
 from bart_export.errors import EngineError, InputError
-from bart_export.quiet import native_stderr_silenced
+from bart_export.runtime import litert
+from bart_export.runtime.weight_cache import open_with_cache
 
 IntArray = npt.NDArray[np.int32]
 FloatArray = npt.NDArray[np.float32]
@@ -32,8 +34,12 @@ FIRST_CAPACITY = 64  # decoder positions; doubling costs milliseconds, room cost
 
 @dataclasses.dataclass(frozen=True)
 class Decoding:
-    """The state of one generation between two steps: which position is next, and its caches."""
+    """The state of one generation between two steps: which position is next, and its caches.
 
+    `serial` numbers the generations of an engine: the buffers belong to the last one begun.
+    """
+
+    serial: int
     position: int
     caches: Any
 
@@ -85,6 +91,15 @@ def check_length(config: BartConfig, max_length: int) -> None:
         )
 
 
+def check_serial(serial: int, state: Decoding) -> None:
+    """Raise EngineError if another generation has begun on the engine's buffers."""
+    if state.serial != serial:
+        raise EngineError(
+            "An engine runs one generation at a time, and another one has begun. "
+            "Finish a stream before the next call, or open a second Generator."
+        )
+
+
 class CompiledModelEngine:
     """An engine over `ai_edge_litert.compiled_model.CompiledModel`.
 
@@ -112,16 +127,30 @@ class CompiledModelEngine:
         self.encode, self.decode = encode, decode
         self.cache_names = tuple(tensor.name for tensor in contract.cache_tensors(config))
         self.cross_names = tuple(tensor.name for tensor in contract.cross_tensors(config))
+        self.serial = 0
         self.current: dict[str, int] = {}  # dynamic axis -> size the buffers have now
         self.inputs: dict[str, dict[str, Any]] = {encode.name: {}, decode.name: {}}
         self.outputs: dict[str, dict[str, Any]] = {encode.name: {}, decode.name: {}}
-        with native_stderr_silenced():
-            self.model = open_compiled_model(path, num_threads or available_cores(), weight_cache)
+        self.model = litert.open_model(path, num_threads or available_cores(), weight_cache)
+
+    @classmethod
+    def from_artifact(
+        cls, artifact: Artifact, name: str, *, num_threads: int | None = None
+    ) -> "CompiledModelEngine":
+        """Open a file of an artifact, with a weight cache of its own."""
+        path = artifact.path(name)
+        return open_with_cache(
+            lambda cache: cls(path, artifact.config, num_threads=num_threads, weight_cache=cache),
+            artifact.directory,
+            artifact.manifest["files"][name]["sha256"],
+            litert.library(),
+        )
 
     def start(self, token_ids: Sequence[int], num_beams: int, max_length: int) -> Decoding:
         """Encode a source; see `Engine.start`."""
         ids = check_source(self.config, token_ids)
         check_length(self.config, max_length)
+        self.serial += 1
         capacity = min(FIRST_CAPACITY, max_length)
         self.resize({contract.SOURCE: ids.shape[1], contract.BEAMS: num_beams,
                      contract.CAPACITY: capacity})  # fmt: skip
@@ -137,12 +166,13 @@ class CompiledModelEngine:
         )
         for buffer in caches[0].values():
             buffer.write(empty)
-        return Decoding(0, caches)
+        return Decoding(self.serial, 0, caches)
 
     def step(
         self, state: Decoding, token_ids: IntArray, beam_index: IntArray
     ) -> tuple[FloatArray, Decoding]:
         """Decode one token of every beam; see `Engine.step`."""
+        check_serial(self.serial, state)
         if state.position == self.current[contract.CAPACITY]:
             state = self.grow(state)
         read, written = state.caches
@@ -153,7 +183,7 @@ class CompiledModelEngine:
         self.run("decode", inputs, self.outputs["decode"] | written)
         shape = self.current[contract.BEAMS], self.config.vocabulary_size
         logits = self.outputs["decode"]["logits"].read(shape[0] * shape[1], np.float32)
-        return logits.reshape(shape), Decoding(state.position + 1, (written, read))
+        return logits.reshape(shape), Decoding(state.serial, state.position + 1, (written, read))
 
     def grow(self, state: Decoding) -> Decoding:
         """Return the same caches with twice the room."""
@@ -171,7 +201,7 @@ class CompiledModelEngine:
             {name: self.inputs["decode"][name] for name in self.cache_names},
             {name: self.outputs["decode"][name] for name in self.cache_names},
         )
-        return Decoding(state.position, caches)
+        return Decoding(state.serial, state.position, caches)
 
     def cache_shape(self) -> tuple[int, ...]:
         """Return the shape of a cache tensor now: (beams, heads, capacity, head_size)."""
@@ -217,20 +247,3 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def open_compiled_model(path: pathlib.Path, num_threads: int, weight_cache: str) -> Any:
-    """Open a file with LiteRT's `CompiledModel` on the CPU."""
-    from ai_edge_litert.compiled_model import (
-        CompiledModel,
-        CpuOptions,
-        HardwareAccelerator,
-        Options,
-    )
-
-    cpu = CpuOptions(num_threads=num_threads, xnnpack_weight_cache_path=weight_cache)
-    options = Options(hardware_accelerators=HardwareAccelerator.CPU, cpu_options=cpu)
-    try:
-        return CompiledModel.from_file(str(path), options=options)
-    except RuntimeError as error:
-        raise EngineError(f"LiteRT cannot open {path}: {error}") from error

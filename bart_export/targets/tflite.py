@@ -1,4 +1,4 @@
-"""The TFLite target: the graphs of `graph.steps` and a model's weights go in, a float file comes out.
+"""The TFLite target: a model's graphs and weights go in, a float32 `.tflite` comes out.
 
 The converter never sees the big weights. Every matrix is an *argument* while the graph is
 converted, which takes seconds and little memory whatever the model's size; afterwards each such

@@ -1,0 +1,347 @@
+"""The artifact directory: what an export leaves behind and every runtime reads (format_version 1).
+
+An export writes into a draft beside its target; `Draft.commit` writes `manifest.json` last and
+puts the draft in the target's place with one rename, so that a killed export leaves the previous
+artifact as it was and nothing that looks finished. `Artifact.open` reads a manifest, and
+`Artifact.path` hands out a file only while its bytes are those the manifest names. The format is
+described in artifacts/README.md. This module knows no model, no quantizer and no runtime.
+
+History of the format: 1 (2026-11), the first.
+"""
+
+import contextlib
+import ctypes
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import pathlib
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from bart_export.config import BartConfig, GenerationConfig
+from bart_export.errors import ArtifactError, ConfigurationError
+
+fcntl: Any = None
+with contextlib.suppress(ImportError):  # Windows: two exports to one place are not refused there
+    import fcntl
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+CACHE = ".cache"
+FIELDS: dict[str, type] = {
+    "format_version": int,
+    "preset": str,
+    "source": dict,
+    "config": dict,
+    "generation": dict,
+    "encoder_sequence_length": int,
+    "special_token_ids": dict,
+    "parameter_count": int,
+    "tokenizer": dict,
+    "signatures": dict,
+    "files": dict,
+    "tools": dict,
+    "verification": list,
+}
+SEAL = re.compile(rb'"manifest_sha256": "([0-9a-f]{64})"')
+UNSEALED = "0" * 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Artifact:
+    """An artifact directory whose manifest has been read and checked."""
+
+    directory: pathlib.Path
+    manifest: Mapping[str, Any]
+    config: BartConfig
+    generation: GenerationConfig
+
+    @classmethod
+    def open(cls, directory: pathlib.Path) -> "Artifact":
+        """Read the manifest of an artifact.
+
+        Raises:
+            ArtifactError: for a directory without manifest, or one that is damaged, edited,
+                incomplete or of a newer format.
+        """
+        path = directory / MANIFEST
+        if not directory.is_dir():
+            raise ArtifactError(
+                f"An artifact is a directory with a {MANIFEST}, but {directory} is not a "
+                f"directory. Make one with: bart-export --preset NAME --output {directory}"
+            )
+        try:
+            manifest = read_manifest(path)
+            config = BartConfig.from_dict(manifest["config"])
+            generation = GenerationConfig.from_dict(manifest["generation"])
+        except FileNotFoundError:
+            raise ArtifactError(
+                f"{directory} has no {MANIFEST}, so it is not a finished artifact. Export it again."
+            ) from None
+        except ConfigurationError as error:
+            raise ArtifactError(f"{path} is damaged: {error} Export it again.") from error
+        return cls(directory, manifest, config, generation)
+
+    def path(self, name: str, *, rehash: bool = False) -> pathlib.Path:
+        """Return the path of a file after checking that its bytes are the manifest's.
+
+        A file that was hashed before and has kept its size, time of change and inode is not read
+        again, unless `rehash`.
+
+        Raises:
+            ArtifactError: for a file the manifest does not name, that is missing, or was altered.
+        """
+        if name not in self.manifest["files"]:
+            known = ", ".join(self.manifest["files"])
+            raise ArtifactError(f"{self.directory} has no file {name}. It has: {known}.")
+        expected = self.manifest["files"][name]
+        path = self.directory / name
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            raise ArtifactError(f"{path} is missing. Export the artifact again.") from None
+        stamp = [status.st_size, status.st_mtime_ns, status.st_ino, expected["sha256"]]
+        stamps = self.stamps()
+        if not rehash and stamps.get(name) == stamp:
+            return path
+        if status.st_size != expected["bytes"] or sha256(path) != expected["sha256"]:
+            raise ArtifactError(
+                f"{path} is not the file its manifest names: it was altered or damaged "
+                f"({status.st_size} bytes of {expected['bytes']}). Export the artifact again."
+            )
+        self.remember({**stamps, name: stamp})
+        return path
+
+    def files(self, target: str) -> dict[str, Mapping[str, Any]]:
+        """Return the entries of one target's files ("tflite"), by name, in manifest order."""
+        return {
+            name: entry
+            for name, entry in self.manifest["files"].items()
+            if entry.get("target") == target
+        }
+
+    def stamps(self) -> dict[str, Any]:
+        """Return what was hashed before: name -> [bytes, time, inode, sha256]."""
+        try:
+            stamps = json.loads((self.directory / CACHE / "hashed.json").read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return stamps if isinstance(stamps, dict) else {}
+
+    def remember(self, stamps: dict[str, Any]) -> None:
+        """Write the stamps, where the artifact can be written; otherwise files are hashed again."""
+        with contextlib.suppress(OSError):
+            (self.directory / CACHE).mkdir(exist_ok=True)
+            replace_file(
+                self.directory / CACHE / "hashed.json", json.dumps(stamps, indent=1).encode()
+            )
+
+
+def read_manifest(path: pathlib.Path) -> dict[str, Any]:
+    """Read and check a manifest.
+
+    Raises:
+        ArtifactError: if it is not JSON, of a newer format, edited, or lacks a field.
+        FileNotFoundError: if there is none.
+    """
+    try:
+        text = path.read_bytes()
+        manifest = json.loads(text)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} cannot be read: {error}. Export the artifact again.") from None
+    version = manifest.get("format_version") if isinstance(manifest, dict) else None
+    if version != FORMAT_VERSION:
+        raise ArtifactError(
+            f"{path} must have format_version {FORMAT_VERSION}, received {version!r}. "
+            "Export the artifact again with this version of bart-export, or update it."
+        )
+    if seal(SEAL.sub(f'"manifest_sha256": "{UNSEALED}"'.encode(), text)) != text:
+        raise ArtifactError(
+            f"{path} was edited or damaged after the export: its manifest_sha256 does not match. "
+            "Export the artifact again."
+        )
+    wrong = [name for name, kind in FIELDS.items() if not isinstance(manifest.get(name), kind)]
+    if wrong:
+        raise ArtifactError(
+            f"{path} lacks {', '.join(wrong)}, or has another type there. Export it again."
+        )
+    return manifest  # type: ignore[no-any-return]
+
+
+def seal(unsealed: bytes) -> bytes:
+    """Put the sha256 of a manifest's text, with that very value as zeros, into the text."""
+    digest = hashlib.sha256(unsealed).hexdigest()
+    return unsealed.replace(UNSEALED.encode(), digest.encode(), 1)
+
+
+def sha256(path: pathlib.Path) -> str:
+    """Return the sha256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return file_digest(file)
+
+
+def file_digest(file: Any) -> str:
+    """Return the sha256 of an open file (hashlib.file_digest needs Python 3.11)."""
+    digest = hashlib.sha256()
+    while chunk := file.read(1 << 20):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def replace_file(path: pathlib.Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+@dataclasses.dataclass
+class Draft:
+    """A directory that becomes an artifact when it is committed."""
+
+    directory: pathlib.Path
+    target: pathlib.Path
+
+    def entry(self, name: str, **details: Any) -> dict[str, Any]:
+        """Return the manifest's entry of a file of the draft."""
+        path = self.directory / name
+        return {"bytes": path.stat().st_size, "sha256": sha256(path), **details}
+
+    def carry(self, artifact: Artifact, name: str) -> None:
+        """Take a file over from another artifact, as a hard link where the file system has them.
+
+        Raises:
+            ArtifactError: if the file is not what that artifact's manifest says.
+        """
+        source = artifact.path(name, rehash=True)
+        path = self.directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(source, path)
+        except OSError:
+            shutil.copyfile(source, path)
+
+    def commit(self, manifest: Mapping[str, Any]) -> None:
+        """Write the manifest and put the draft in the target's place, in one rename."""
+        content = {"format_version": FORMAT_VERSION, "manifest_sha256": UNSEALED, **manifest}
+        text = json.dumps(content, indent=1, ensure_ascii=False).encode()
+        for path in sorted(self.directory.rglob("*")):
+            synchronize(path)
+        (self.directory / MANIFEST).write_bytes(seal(text + b"\n"))
+        synchronize(self.directory / MANIFEST)
+        synchronize(self.directory)
+        if self.target.exists():
+            exchange(self.directory, self.target)
+        else:
+            self.directory.rename(self.target)
+        synchronize(self.target.parent)
+
+
+@contextlib.contextmanager
+def draft(target: pathlib.Path) -> Iterator[Draft]:
+    """Make a draft beside `target` for the length of a block; what is not committed is removed.
+
+    Raises:
+        ArtifactError: if the place cannot be written, is full, or another export writes there.
+    """
+    directory = target.with_name(f".{target.name}.draft")
+    try:
+        if target.exists() and not target.is_dir():
+            raise ArtifactError(f"{target} is a file. Name a directory for the artifact.")
+        if target.is_dir() and any(target.iterdir()) and not (target / MANIFEST).exists():
+            raise ArtifactError(
+                f"{target} is a directory with other things in it and no {MANIFEST}. "
+                "Name a new directory, or an artifact to replace."
+            )
+        directory.mkdir(parents=True, exist_ok=True)
+        with locked(directory):
+            try:
+                # A killed export leaves its draft; the next one begins with an empty directory.
+                empty(directory)
+                yield Draft(directory, target)
+            finally:
+                shutil.rmtree(directory, ignore_errors=True)
+    except OSError as error:
+        place = error.filename or directory
+        advice = ADVICE.get(error.errno or 0, "Name another place with --output")
+        raise ArtifactError(f"Cannot write {place}: {error.strerror}. {advice}.") from error
+
+
+ADVICE = {
+    errno.ENOSPC: "Free some space or name another place with --output",
+    errno.EDQUOT: "Free some space or name another place with --output",
+    errno.EACCES: "Name a place you may write with --output",
+    errno.EROFS: "Name a place you may write with --output",
+}
+
+
+@contextlib.contextmanager
+def locked(directory: pathlib.Path) -> Iterator[None]:
+    """Hold the draft for this process; the lock ends with the process, however it ends."""
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise ArtifactError(
+            f"Another export is writing {directory}. Wait for it, or name another --output."
+        ) from None
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def empty(directory: pathlib.Path) -> None:
+    """Remove everything inside a directory."""
+    for path in directory.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def synchronize(path: pathlib.Path) -> None:
+    """Have the system write a file or directory to the disk before what follows."""
+    if os.name == "nt" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def exchange(new: pathlib.Path, old: pathlib.Path) -> None:
+    """Swap two directories at once where the system can, else with two renames."""
+    call = EXCHANGES.get(sys.platform)
+    library = ctypes.CDLL(None, use_errno=True) if call else None
+    if call and library and hasattr(library, call[0]):
+        name, here, flag = call
+        paths = os.fsencode(new), os.fsencode(old)
+        if getattr(library, name)(here, paths[0], here, paths[1], flag) == 0:
+            return
+        if ctypes.get_errno() not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(old))
+    aside = old.with_name(f".{old.name}.previous")
+    shutil.rmtree(aside, ignore_errors=True)
+    old.rename(aside)
+    new.rename(old)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+# System call that swaps two paths, the "current directory" argument, and the flag that asks for it.
+EXCHANGES = {
+    "linux": ("renameat2", -100, 2),  # AT_FDCWD, RENAME_EXCHANGE
+    "darwin": ("renameatx_np", -2, 2),  # AT_FDCWD, RENAME_SWAP
+}

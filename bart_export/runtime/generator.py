@@ -1,0 +1,237 @@
+"""Text in, text out: an artifact's tokenizer, engine and search behind three lines of Python.
+
+    generator = Generator.from_artifact("artifacts/bart_mini_en")
+    print(generator.generate("A long text ...").text)
+    for piece in generator.stream("A long text ..."): print(piece, end="")
+
+Settings come from the artifact's manifest, parameters of a call go on top. Nothing here knows how
+a step is computed or how the next token is chosen.
+"""
+
+import dataclasses
+import os
+import pathlib
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, overload
+
+from bart_export.artifact import Artifact
+from bart_export.config import GenerationConfig
+from bart_export.errors import ArtifactError, InputError
+from bart_export.runtime.engine import CompiledModelEngine, Engine
+from bart_export.runtime.search import Hypothesis, search
+from bart_export.text.detokenizer import IncrementalDetokenizer
+from bart_export.text.tokenizer import BartTokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Timings:
+    """Where the time of one generation went, in seconds, and how many tokens it made."""
+
+    encode: float
+    decode: float
+    tokens: int
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Generated tokens, the start token excluded, per second of decoding."""
+        return self.tokens / self.decode if self.decode else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratedSequence:
+    """One generated text, its token ids from the start token on, and its score."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    score: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What one source text gave.
+
+    `sequences` are the `num_return_sequences` best, best first; `text`, `token_ids` and `score` are
+    the best one's. Scores are those of `runtime.search.Hypothesis`.
+    """
+
+    sequences: tuple[GeneratedSequence, ...]
+    source_token_ids: tuple[int, ...]
+    timings: Timings
+
+    @property
+    def text(self) -> str:
+        """The best text."""
+        return self.sequences[0].text
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """The best text's token ids, from the start token on."""
+        return self.sequences[0].token_ids
+
+    @property
+    def score(self) -> float:
+        """The best text's score."""
+        return self.sequences[0].score
+
+
+class Generator:
+    """Generates text with an exported BART.
+
+    One generation at a time: beginning another one ends a stream that is not finished.
+
+    Args:
+        tokenizer: text to ids and back.
+        engine: runs the model.
+        generation: settings used where a call gives none.
+        encoder_sequence_length: source tokens the model was prepared for, both ends included.
+    """
+
+    def __init__(
+        self,
+        tokenizer: BartTokenizer,
+        engine: Engine,
+        generation: GenerationConfig,
+        encoder_sequence_length: int,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.engine = engine
+        self.generation = generation
+        self.encoder_sequence_length = encoder_sequence_length
+
+    @classmethod
+    def from_artifact(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        recipe: str | None = None,
+        num_threads: int | None = None,
+    ) -> "Generator":
+        """Open an artifact's tokenizer and one of its `.tflite` files.
+
+        Args:
+            path: the artifact directory.
+            recipe: which file to open; None takes the default recipe where it is there.
+            num_threads: threads of the engine; None takes all cores.
+
+        Raises:
+            ArtifactError: for an artifact that is damaged or has no such file.
+            EngineError: for a file this machine's runtime cannot run rightly.
+        """
+        artifact = Artifact.open(pathlib.Path(path))
+        tokenizer = BartTokenizer.from_files(
+            artifact.path(artifact.manifest["tokenizer"]["vocabulary"]),
+            artifact.path(artifact.manifest["tokenizer"]["merges"]),
+        )
+        engine = CompiledModelEngine.from_artifact(
+            artifact, choose_file(artifact, recipe), num_threads=num_threads
+        )
+        return cls(
+            tokenizer, engine, artifact.generation, artifact.manifest["encoder_sequence_length"]
+        )
+
+    @overload
+    def generate(self, text: str, *, truncate: bool = ..., **parameters: Any) -> Result: ...
+
+    @overload
+    def generate(
+        self, text: Sequence[str], *, truncate: bool = ..., **parameters: Any
+    ) -> list[Result]: ...
+
+    def generate(
+        self, text: str | Sequence[str], *, truncate: bool = False, **parameters: Any
+    ) -> Result | list[Result]:
+        """Generate from a text, or from each of several.
+
+        Args:
+            text: the source text, or several.
+            truncate: cut a source that is too long at its end; otherwise it is an error.
+            **parameters: fields of `GenerationConfig` for this call.
+
+        Raises:
+            InputError: for a text that is too long, or a `max_length` the model has no room for.
+            ConfigurationError: for a parameter that does not exist or is out of range.
+        """
+        if isinstance(text, str):
+            return self.generate_ids(self.encode(text, truncate), **parameters)
+        return [self.generate_ids(self.encode(one, truncate), **parameters) for one in text]
+
+    def generate_ids(self, token_ids: Sequence[int], **parameters: Any) -> Result:
+        """Generate from source token ids, start and end token included; see `generate`."""
+        generation = self.generation.replace(**parameters)
+        began = time.perf_counter()
+        state = self.start(token_ids, generation)
+        encoded = time.perf_counter()
+        running = search(self.engine.step, state, generation)
+        while True:
+            try:
+                next(running)
+            except StopIteration as end:
+                hypotheses: list[Hypothesis] = end.value
+                break
+        decoded = time.perf_counter()
+        sequences = tuple(
+            GeneratedSequence(
+                self.tokenizer.detokenize(hypothesis.token_ids),
+                hypothesis.token_ids,
+                hypothesis.score,
+            )
+            for hypothesis in hypotheses
+        )
+        tokens = len(sequences[0].token_ids) - 1
+        return Result(
+            sequences, tuple(token_ids), Timings(encoded - began, decoded - encoded, tokens)
+        )
+
+    def stream(self, text: str, *, truncate: bool = False, **parameters: Any) -> Iterator[str]:
+        """Generate from a text and yield pieces of the result as soon as they are certain.
+
+        Put together, the pieces are the text that `generate` returns. With beams a piece is certain
+        once all beams agree on it. Ending the iteration ends the work. Parameters and errors are
+        those of `generate`.
+        """
+        generation = self.generation.replace(**parameters)
+        token_ids = self.encode(text, truncate)
+        return self.pieces(token_ids, generation)
+
+    def pieces(self, token_ids: Sequence[int], generation: GenerationConfig) -> Iterator[str]:
+        """Yield the text of a generation from source token ids, piece by piece."""
+        detokenizer = IncrementalDetokenizer(self.tokenizer)
+        for settled in search(self.engine.step, self.start(token_ids, generation), generation):
+            piece = "".join(detokenizer.push(token_id) for token_id in settled)
+            if piece:
+                yield piece
+        if rest := detokenizer.finish():
+            yield rest
+
+    def encode(self, text: str, truncate: bool) -> list[int]:
+        """Turn a text into source token ids, start and end token included."""
+        if not isinstance(text, str):
+            raise InputError(f"A text must be a str, received {type(text).__name__}.")
+        return self.tokenizer.encode(text, self.encoder_sequence_length, truncate=truncate)
+
+    def start(self, token_ids: Sequence[int], generation: GenerationConfig) -> Any:
+        """Encode a source for as many rows as the search will ask for."""
+        rows = max(generation.num_beams, generation.num_return_sequences)
+        return self.engine.start(token_ids, rows, generation.max_length)
+
+
+def choose_file(artifact: Artifact, recipe: str | None) -> str:
+    """Return the name of the `.tflite` file of a recipe, or of the artifact's first.
+
+    Raises:
+        ArtifactError: if the artifact has no such file, with the recipes that it has.
+    """
+    names = {entry["recipe"]: name for name, entry in artifact.files("tflite").items()}
+    if not names:
+        raise ArtifactError(
+            f"{artifact.directory} has no .tflite file. Export one with: bart-export --preset "
+            f"{artifact.manifest['preset']} --target tflite"
+        )
+    if recipe is None:
+        return next(iter(names.values()))
+    if recipe not in names:
+        raise ArtifactError(
+            f"{artifact.directory} has no file of recipe {recipe!r}. It has: {', '.join(names)}."
+        )
+    return names[recipe]
