@@ -49,7 +49,9 @@ class Recipe:
     granularity: str | None
     tolerance: Tolerance
     runtimes: MappingProxyType[str, str]
-    refusals: MappingProxyType[str, str] = MappingProxyType({})
+    refusals: MappingProxyType[str, str] = dataclasses.field(
+        default_factory=lambda: MappingProxyType({})
+    )
 
 
 EXACT = Tolerance(logits=1e-4, relative=1e-5, top1=1.0, tokens=True)
