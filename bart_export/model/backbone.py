@@ -5,26 +5,31 @@ Token ids and padding masks come in, the encoder's and the decoder's hidden stat
 and assigns by the names of `checkpoints.names`. The module knows no text, no cache and no search.
 """
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
+import numpy.typing as npt
 
+from bart_export import checkpoints, presets
+from bart_export.checkpoints import Checkpoint, keras_preset
 from bart_export.checkpoints.names import FINAL_LOGITS_BIAS
 from bart_export.config import BartConfig
-from bart_export.errors import ConfigurationError, InputError
+from bart_export.errors import CheckpointError, ConfigurationError
+from bart_export.model.inputs import SIDES, check_inputs
 from bart_export.model.layers import (
     EPSILON,
     LogitsBias,
     PositionEmbedding,
     TransformerDecoder,
     TransformerEncoder,
-    check_length,
     initializer,
+    weights_left_at_zero,
 )
 
-SIDES = ("encoder", "decoder")
 KERAS_HUB_FIELDS = (
     "vocabulary_size",
     "num_layers",
@@ -66,6 +71,9 @@ class BartBackbone(keras.Model):
     Raises:
         ConfigurationError: for a value no BART can have, or an unknown argument.
     """
+
+    # Known presets by name, as KerasHub's class property; values are `presets.Preset`s.
+    presets = presets.PRESETS
 
     def __init__(
         self,
@@ -229,14 +237,138 @@ class BartBackbone(keras.Model):
             "name": self.name,
             "trainable": self.trainable,
             "dtype": keras.dtype_policies.serialize(self.dtype_policy),
-            **{field: getattr(self.config, field) for field in KERAS_HUB_FIELDS},
-            **self.config.extensions(),
+            **constructor_arguments(self.config),
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "BartBackbone":
         """Make a model of what `get_config` returned."""
         return cls(**config)
+
+    @classmethod
+    def from_preset(
+        cls, preset: str, load_weights: bool = True, **overrides: Any
+    ) -> "BartBackbone":
+        """Make a model of a preset: its architecture, its dtype policy and its weights.
+
+        Args:
+            preset: a name of `presets`, `kaggle://…`, `hf://…`, or a directory that holds a Keras
+                preset or a Hugging Face checkpoint.
+            load_weights: False draws new weights and reads only the configuration.
+            **overrides: `name`, `trainable`, `dtype` and `dropout`; without weights any argument
+                of the constructor.
+
+        Raises:
+            PresetError: for a preset that is not found or is no BART.
+            CheckpointError: for files that are damaged, or whose weights are not exactly those
+                the architecture has.
+            ConfigurationError: for an unknown argument, or one that the weights do not fit.
+        """
+        source = presets.resolve(preset)
+        checkpoint = checkpoints.read(source.directory, weights=load_weights, tokenizer=False)
+        arguments = {
+            **constructor_arguments(checkpoint.config),
+            "dtype": checkpoint.dtype,
+            **overrides,
+        }
+        if not load_weights:
+            return cls(**arguments)
+        for name, stored in checkpoint.config.to_dict().items():
+            if name != "dropout" and overrides.get(name, stored) != stored:
+                raise ConfigurationError(
+                    f"The weights of {preset} are made for {name}={stored!r}, received "
+                    f"{name}={overrides[name]!r}. Leave {name} out, or use load_weights=False."
+                )
+        return cls._with_weights(arguments, checkpoint.weights)
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint) -> "BartBackbone":
+        """Make a float32 model of a checkpoint that has been read."""
+        arguments = {**constructor_arguments(checkpoint.config), "dtype": "float32"}
+        return cls._with_weights(arguments, checkpoint.weights)
+
+    @classmethod
+    def _with_weights(
+        cls, arguments: dict[str, Any], weights: Mapping[str, npt.NDArray[Any]]
+    ) -> "BartBackbone":
+        with weights_left_at_zero():
+            backbone = cls(**arguments)
+        backbone.assign_weights(weights)
+        return backbone
+
+    def save_to_preset(
+        self, preset_dir: str | os.PathLike[str], max_shard_size: float = 10
+    ) -> None:
+        """Write configuration and weights as a Keras preset, as KerasHub's method does.
+
+        KerasHub loads the directory, unless the model uses an extension: then it refuses. A
+        tokenizer that lies in the directory stays there; none is added.
+
+        Args:
+            preset_dir: the directory to make, or the preset to replace.
+            max_shard_size: most gigabytes a weight file may have; more are split into several.
+
+        Raises:
+            CheckpointError: when the directory is something else or cannot be written.
+        """
+        directory = Path(preset_dir)
+        keras_preset.write(
+            directory,
+            self.config,
+            {name: np.asarray(weight) for name, weight in self.named_weights().items()},
+            dtype=self.dtype_policy.name,
+            max_shard_size=max_shard_size,
+            **tokenizer_of_preset(directory),
+        )
+
+    def named_weights(self) -> dict[str, Any]:
+        """Return the weights, `keras.Variable`s, by their names in `checkpoints.names`."""
+        return {variable.path: variable for variable in self.weights}
+
+    def assign_weights(self, weights: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Set every weight by name, reading one array at a time.
+
+        Raises:
+            CheckpointError: naming all arrays that are missing or surplus, before any weight is
+                set; or the first of another shape.
+        """
+        variables = self.named_weights()
+        findings = [
+            f"{word} {', '.join(sorted(names))}"
+            for word, names in (
+                ("missing", variables.keys() - weights.keys()),
+                ("surplus", weights.keys() - variables.keys()),
+            )
+            if names
+        ]
+        if findings:
+            raise CheckpointError(
+                f"The weights are not those of the model's configuration: {'; '.join(findings)}."
+            )
+        for name, variable in variables.items():
+            array = weights[name]
+            if array.shape != tuple(variable.shape):
+                raise CheckpointError(
+                    f"{name} must have shape {tuple(variable.shape)}, received {array.shape}."
+                )
+            variable.assign(array)
+
+
+def constructor_arguments(config: BartConfig) -> dict[str, Any]:
+    """Return KerasHub's arguments of the constructor, and of the extensions those in use."""
+    return {
+        **{field: getattr(config, field) for field in KERAS_HUB_FIELDS},
+        **config.extensions(),
+    }
+
+
+def tokenizer_of_preset(directory: Path) -> dict[str, Any]:
+    """Return what a preset keeps beside the model, as arguments of `keras_preset.write`."""
+    if not (directory / "tokenizer.json").is_file():
+        return {}
+    preset = checkpoints.read(directory, weights=False)
+    kept = ("generation", "vocabulary", "merges", "encoder_sequence_length")
+    return {name: getattr(preset, name) for name in kept}
 
 
 def dtype_policy(dtype: Any) -> Any:
@@ -252,70 +384,3 @@ def dtype_policy(dtype: Any) -> Any:
             f"dtype must name a Keras dtype policy such as float32, bfloat16 or mixed_float16, "
             f"received {dtype!r}."
         ) from error
-
-
-def check_inputs(inputs: Mapping[str, Any], config: BartConfig) -> None:
-    """Refuse what the model would fail on without saying why, or would silently miscompute.
-
-    Raises:
-        InputError: as `BartBackbone.__call__` says.
-    """
-    shapes = {}
-    for name in (f"{side}_{part}" for side in SIDES for part in ("token_ids", "padding_mask")):
-        if name not in inputs:
-            raise InputError(
-                f"BartBackbone needs the input {name}, received {', '.join(inputs) or 'none'}."
-            )
-        shapes[name] = shape = static_shape(inputs[name])
-        if len(shape) != 2:
-            raise InputError(f"{name} must have the axes (batch, length), received shape {shape}.")
-        if shape[1] is not None:
-            check_length(shape[1], config.max_sequence_length)
-    first = shapes["encoder_token_ids"]
-    for side in SIDES:
-        ids, mask = shapes[f"{side}_token_ids"], shapes[f"{side}_padding_mask"]
-        if not (same(ids[0], mask[0]) and same(ids[1], mask[1])):
-            raise InputError(
-                f"{side}_padding_mask must have the shape of {side}_token_ids, received {mask} "
-                f"and {ids}."
-            )
-        if not same(ids[0], first[0]):
-            raise InputError(
-                f"encoder and decoder inputs must have the same batch size, received {first[0]} "
-                f"and {ids[0]}."
-            )
-        check_token_ids(f"{side}_token_ids", inputs[f"{side}_token_ids"], config.vocabulary_size)
-
-
-def check_token_ids(name: str, token_ids: Any, vocabulary_size: int) -> None:
-    """Refuse ids outside the vocabulary; tensors of a graph have no values yet and pass.
-
-    Raises:
-        InputError: naming the first such id.
-    """
-    symbolic = isinstance(token_ids, keras.KerasTensor) or (
-        keras.ops.is_tensor(token_ids) and not hasattr(token_ids, "numpy")
-    )
-    if symbolic:
-        return
-    values = np.asarray(token_ids)
-    outside = values[(values < 0) | (values >= vocabulary_size)]
-    if outside.size:
-        raise InputError(
-            f"{name} must be ids from 0 to {vocabulary_size - 1}, received {outside[0]}."
-        )
-
-
-def static_shape(value: Any) -> tuple[int | None, ...]:
-    """Return the shape of an array, a list or a tensor, None where a graph does not know a size."""
-    shape = getattr(value, "shape", None)
-    if shape is None:
-        return tuple(np.shape(value))
-    if getattr(shape, "rank", 0) is None:  # tf.TensorShape(None)
-        return (None, None)
-    return tuple(shape)
-
-
-def same(size: int | None, other: int | None) -> bool:
-    """Say whether two sizes are equal, as far as they are known."""
-    return size is None or other is None or size == other

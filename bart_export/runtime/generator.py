@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, overload
 
+from bart_export import recipes
 from bart_export.artifact import Artifact
 from bart_export.config import GenerationConfig
 from bart_export.errors import ArtifactError, InputError
@@ -217,7 +218,7 @@ class Generator:
 
 
 def choose_file(artifact: Artifact, recipe: str | None) -> str:
-    """Return the name of the `.tflite` file of a recipe, or of the artifact's first.
+    """Return the name of the `.tflite` file of a recipe, or of the default one.
 
     Raises:
         ArtifactError: if the artifact has no such file, with the recipes that it has.
@@ -229,7 +230,7 @@ def choose_file(artifact: Artifact, recipe: str | None) -> str:
             f"{artifact.manifest['preset']} --target tflite"
         )
     if recipe is None:
-        return next(iter(names.values()))
+        return names.get(recipes.DEFAULT) or next(iter(names.values()))
     if recipe not in names:
         raise ArtifactError(
             f"{artifact.directory} has no file of recipe {recipe!r}. It has: {', '.join(names)}."

@@ -16,6 +16,8 @@ from bart_export.errors import EngineError, MissingExtra
 from bart_export.quiet import native_stderr_silenced
 
 PACKAGE = "ai-edge-litert"
+# One for all models, made with the first: making and ending one takes time and is logged.
+ENVIRONMENTS: list[Any] = []
 
 
 def library() -> str:
@@ -37,12 +39,14 @@ def open_model(path: pathlib.Path, num_threads: int, weight_cache: str) -> Any:
     """
     try:
         with native_stderr_silenced():
+            from ai_edge_litert import __file__ as litert_file
             from ai_edge_litert.compiled_model import (
                 CompiledModel,
                 CpuOptions,
                 HardwareAccelerator,
                 Options,
             )
+            from ai_edge_litert.environment import Environment
     except ImportError:
         raise MissingExtra("Running a .tflite file", PACKAGE, "") from None
 
@@ -50,7 +54,9 @@ def open_model(path: pathlib.Path, num_threads: int, weight_cache: str) -> Any:
     options = Options(hardware_accelerators=HardwareAccelerator.CPU, cpu_options=cpu)
     try:
         with native_stderr_silenced():
-            model = CompiledModel.from_file(str(path), options=options)
+            if not ENVIRONMENTS:
+                ENVIRONMENTS.append(Environment.create(runtime_path=os.path.dirname(litert_file)))
+            model = CompiledModel.from_file(str(path), environment=ENVIRONMENTS[0], options=options)
             write_first_buffer(model)
     except RuntimeError as error:
         raise EngineError(f"LiteRT cannot open {path}: {error}") from error

@@ -4,12 +4,12 @@ The converter never sees the big weights. Every matrix is an *argument* while th
 converted, which takes seconds and little memory whatever the model's size; afterwards each such
 argument is bound to a constant buffer in the flatbuffer, one buffer per matrix however many
 operators and signatures read it. Lookups in constant tables then become `EMBEDDING_LOOKUP`, which
-the quantizer knows, so that the tied table is stored once. This module does not quantize.
+the quantizer knows, so that the tied table is stored once.
 """
 
 import pathlib
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flatbuffers
@@ -19,11 +19,16 @@ import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
 
 from bart_export import contract
+from bart_export.artifact import Draft
 from bart_export.config import BartConfig
 from bart_export.errors import BartExportError
 from bart_export.graph import steps
-from bart_export.graph.parameters import InferenceParameters
+from bart_export.graph.parameters import FloatArray, InferenceParameters
+from bart_export.model import BartBackbone
+from bart_export.progress import Stage
 from bart_export.quiet import native_stderr_silenced
+from bart_export.recipes import Recipe
+from bart_export.targets.quantize import quantize
 
 FILE_IDENTIFIER = b"TFL3"
 BUILTIN_NAMES = {
@@ -32,13 +37,36 @@ BUILTIN_NAMES = {
 ALIGNMENT = 16  # bytes; the schema asks it of every buffer
 
 
-def write(config: BartConfig, parameters: InferenceParameters, path: pathlib.Path) -> None:
+def write_recipes(
+    backbone: BartBackbone, recipes: Sequence[Recipe], draft: Draft, stage: Stage
+) -> dict[str, Recipe]:
+    """Write `tflite/<recipe>.tflite` for each recipe; return the recipes by file name."""
+    weights = backbone.named_weights()
+    parameters = InferenceParameters(backbone.config, lambda name: np.asarray(weights[name]))
+    directory = draft.directory / "tflite"
+    directory.mkdir()
+    stage("convert the graph")
+    unquantized = directory / "float32.tflite"
+    write_float(parameters, unquantized)
+    files = {}
+    for recipe in recipes:
+        name = f"tflite/{recipe.name}.tflite"
+        files[name] = recipe
+        if recipe.granularity is not None:
+            stage(f"quantize {recipe.name}")
+            (draft.directory / name).write_bytes(quantize(unquantized, recipe))
+    if f"tflite/{unquantized.name}" not in files:
+        unquantized.unlink()
+    return files
+
+
+def write_float(parameters: InferenceParameters, path: pathlib.Path) -> None:
     """Write the dynamic build of a BART as a float32 `.tflite` with `encode` and `decode`.
 
     Raises:
         BartExportError: if the converter produced an operator that is not a builtin.
     """
-    model = convert(config, parameters)
+    model = convert(parameters.config, parameters)
     bind(model, parameters)
     share_tables(model)
     refuse_foreign_operators(model)
@@ -48,8 +76,9 @@ def write(config: BartConfig, parameters: InferenceParameters, path: pathlib.Pat
 
 def convert(config: BartConfig, parameters: InferenceParameters) -> Any:
     """Convert both signatures, every matrix an argument named like its weight; return a ModelT."""
+    vectors = {name: parameters[name] for name in parameters if not is_matrix(parameters, name)}
     functions = {
-        signature.name: signature_function(config, parameters, signature)
+        signature.name: signature_function(config, parameters, vectors, signature)
         for signature in contract.tflite_signatures(config)
     }
     with tempfile.TemporaryDirectory() as directory, native_stderr_silenced():
@@ -62,7 +91,10 @@ def convert(config: BartConfig, parameters: InferenceParameters) -> Any:
 
 
 def signature_function(
-    config: BartConfig, parameters: InferenceParameters, signature: contract.Signature
+    config: BartConfig,
+    parameters: InferenceParameters,
+    vectors: Mapping[str, FloatArray],
+    signature: contract.Signature,
 ) -> Any:
     """Return the concrete function of one signature, with the matrices it reads as arguments."""
     step = steps.STEPS[signature.name]
@@ -71,7 +103,7 @@ def signature_function(
         tensor.name: tf.TensorSpec(tensor.shape(sizes), tensor.dtype, name=tensor.name)
         for tensor in signature.inputs
     }
-    matrices = matrices_read(step, config, parameters, specs)
+    matrices = matrices_read(step, config, parameters, vectors, specs)
     specs |= {
         name: tf.TensorSpec(parameters.shape(name), tf.float32, name=argument_name(name))
         for name in matrices
@@ -79,36 +111,35 @@ def signature_function(
 
     def call(*tensors: tf.Tensor) -> steps.Tensors:
         given = dict(zip(specs, tensors, strict=True))
-        computed = step(config, Arguments(parameters, given), given)
+        computed = step(config, Arguments(vectors, given), given)
         return {tensor.name: computed[tensor.name] for tensor in signature.outputs}
 
     function = tf.function(call, autograph=False, input_signature=list(specs.values()))
     return function.get_concrete_function()
 
 
-class Arguments(Mapping[str, tf.Tensor]):
-    """Parameters for tracing: matrices are the function's arguments, vectors are constants."""
+class Arguments(dict[str, tf.Tensor]):
+    """Parameters for tracing: matrices are the function's arguments, vectors become constants."""
 
-    def __init__(self, parameters: InferenceParameters, given: Mapping[str, tf.Tensor]) -> None:
-        self.parameters = parameters
-        self.given = given
+    def __init__(
+        self, vectors: Mapping[str, FloatArray], matrices: Mapping[str, tf.Tensor]
+    ) -> None:
+        super().__init__(matrices)
+        self.vectors = vectors
         self.read: list[str] = []
 
     def __getitem__(self, name: str) -> tf.Tensor:
+        if name in self.vectors:
+            return tf.constant(self.vectors[name])
         self.read.append(name)
-        return self.given[name] if name in self.given else tf.constant(self.parameters[name])
-
-    def __iter__(self) -> Any:
-        return iter(self.parameters)
-
-    def __len__(self) -> int:
-        return len(self.parameters)
+        return super().__getitem__(name)
 
 
 def matrices_read(
     step: Callable[..., steps.Tensors],
     config: BartConfig,
     parameters: InferenceParameters,
+    vectors: Mapping[str, FloatArray],
     specs: Mapping[str, tf.TensorSpec],
 ) -> list[str]:
     """Return the names of the matrices that `step` reads, found by tracing it once."""
@@ -121,9 +152,9 @@ def matrices_read(
             for name in parameters
             if is_matrix(parameters, name)
         }
-        arguments = Arguments(parameters, given)
+        arguments = Arguments(vectors, given)
         step(config, arguments, given)
-    return [name for name in parameters if name in arguments.read and is_matrix(parameters, name)]
+    return [name for name in parameters if name in arguments.read]
 
 
 def is_matrix(parameters: InferenceParameters, name: str) -> bool:

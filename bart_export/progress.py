@@ -1,0 +1,42 @@
+"""Progress of long work: a stage's name and a bar on a terminal, nothing anywhere else.
+
+The bar is drawn on a copy of standard error, so that silencing native libraries (`quiet`) does not
+take the bar away as well. rich is imported only where there is a terminal to draw on.
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+
+Stage = Callable[[str], None]
+
+
+@contextlib.contextmanager
+def stages(total: int) -> Iterator[Stage]:
+    """Show a bar of `total` stages; calling the yielded function names the next one."""
+    if not sys.stderr.isatty():
+        yield lambda name: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    with os.fdopen(os.dup(2), "w", encoding=sys.stderr.encoding) as terminal:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
+        console = Console(file=terminal, force_terminal=True)
+        with Progress(*columns, console=console, transient=True) as progress:
+            bar = progress.add_task("", total=total)
+            started = False
+
+            def stage(name: str) -> None:
+                nonlocal started
+                progress.update(bar, description=name, advance=1 if started else 0)
+                started = True
+
+            yield stage
+            progress.update(bar, completed=total)

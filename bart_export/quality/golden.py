@@ -1,0 +1,137 @@
+"""Golden vectors: what a model answers to a few texts, for every reader of an artifact to repeat.
+
+A model, behind the step function of `runtime.search`, and a tokenizer go in; cases come out: text
+to source ids to generated ids to text, for several settings. The exporter asks the Keras model and
+each exported file the same questions, compares, and writes `golden.json`; `replay` asks a file
+again. Nothing here knows what is behind a step function.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from bart_export.config import BartConfig, GenerationConfig
+from bart_export.runtime.search import Hypothesis, Step, run, search
+from bart_export.text.tokenizer import BartTokenizer
+
+# Prose of several kinds, and characters of two to four bytes.
+TEXTS = (
+    "The river rose two metres overnight, and by morning the lower bridge was closed. Farmers "
+    "moved their cattle to the hills while the council counted sandbags and waited for rain.",
+    "A library for reading and writing compressed archives. It streams, so that files larger than "
+    "memory can be handled, checks every entry, and never writes outside the target directory.",
+    "Überraschung in Kraków: the café's naïve façade hid a 文字 archive from 1987 — and a 🐈, "
+    "who wasn't amused.",
+)
+LONGEST = 24  # decoder tokens of a case: the Keras model answers without a cache
+SHORTEST = 8  # highest min_length of a case
+
+# (state for a source of these ids, rows and max_length) of a model
+Start = Callable[[Sequence[int], int, int], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """A source and the settings to generate with."""
+
+    text: str
+    source_token_ids: tuple[int, ...]
+    setting: str
+    generation: GenerationConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """The best sequence a model gave: its ids, text and score."""
+
+    token_ids: tuple[int, ...]
+    text: str
+    score: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the answer as golden.json holds it."""
+        return {
+            "token_ids": list(self.token_ids),
+            "text": self.text,
+            "score": round(self.score, 6),
+        }
+
+
+def settings(config: BartConfig, defaults: GenerationConfig) -> dict[str, GenerationConfig]:
+    """Return the settings a model is asked with: greedy, beams, and its own defaults made short."""
+    longest = min(LONGEST, config.max_sequence_length)
+    ids = {name: value for name, value in defaults.to_dict().items() if name.endswith("_token_id")}
+    return {
+        "greedy": GenerationConfig(max_length=longest, **ids),
+        "beams": GenerationConfig(
+            max_length=longest, num_beams=4, no_repeat_ngram_size=3, early_stopping=True, **ids
+        ),
+        "defaults": dataclasses.replace(
+            defaults,
+            max_length=min(defaults.max_length, longest),
+            min_length=min(defaults.min_length, SHORTEST),
+            do_sample=False,
+            num_return_sequences=1,
+        ),
+    }
+
+
+def questions(
+    tokenizer: BartTokenizer,
+    config: BartConfig,
+    defaults: GenerationConfig,
+    encoder_sequence_length: int,
+) -> list[Question]:
+    """Return every text with every setting."""
+    asked = settings(config, defaults)
+    return [
+        Question(
+            text,
+            tuple(tokenizer.encode(text, encoder_sequence_length, truncate=True)),
+            setting,
+            asked[setting],
+        )
+        for text in TEXTS
+        for setting in asked
+    ]
+
+
+def ask(start: Start, step: Step[Any], tokenizer: BartTokenizer, question: Question) -> Answer:
+    """Return a model's answer to a question."""
+    generation = question.generation
+    state = start(question.source_token_ids, generation.num_beams, generation.max_length)
+    best: Hypothesis = run(search(step, state, generation))[0]
+    return Answer(best.token_ids, tokenizer.detokenize(best.token_ids), best.score)
+
+
+def to_dict(
+    asked: Sequence[Question], reference: Sequence[Answer], files: Mapping[str, Sequence[Answer]]
+) -> dict[str, Any]:
+    """Return the content of golden.json.
+
+    `reference` are the Keras model's answers, `files` those of each exported file by its name, in
+    the order of the questions.
+    """
+    return {
+        "cases": [
+            {
+                "text": question.text,
+                "source_token_ids": list(question.source_token_ids),
+                "setting": question.setting,
+                "generation": question.generation.to_dict(),
+                "reference": reference[number].to_dict(),
+                "files": {name: answers[number].to_dict() for name, answers in files.items()},
+            }
+            for number, question in enumerate(asked)
+        ]
+    }
+
+
+def add_files(content: dict[str, Any], earlier: dict[str, Any]) -> None:
+    """Add, to each case of a golden.json, answers of files that an earlier one has for it."""
+    asked = ("source_token_ids", "generation")
+    known = {json.dumps([case[key] for key in asked]): case["files"] for case in earlier["cases"]}
+    for case in content["cases"]:
+        answers = known.get(json.dumps([case[key] for key in asked]), {})
+        case["files"] = {**answers, **case["files"]}

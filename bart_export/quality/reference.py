@@ -1,0 +1,74 @@
+"""The reference: a Keras `BartBackbone` behind the step function that the search is written for.
+
+It computes the whole decoder again at every step, without caches: slow, and with nothing in common
+with the graphs it is there to judge but the weights.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from bart_export.model import BartBackbone
+from bart_export.runtime.engine import FloatArray, IntArray, check_source
+
+
+@dataclasses.dataclass(frozen=True)
+class ReferenceState:
+    """The encoded source and the tokens so far, int32 (rows, length)."""
+
+    encoded: Any
+    token_ids: IntArray
+
+
+class KerasReference:
+    """Generates with a `BartBackbone`; `start` and `step` are those of `runtime.engine.Engine`."""
+
+    def __init__(self, backbone: BartBackbone) -> None:
+        self.backbone = backbone
+        self.config = backbone.config
+        inputs = {tensor.name: tensor for tensor in backbone.inputs}
+        encoded = backbone.output["encoder_sequence_output"]
+        encoder = keras.Model(
+            [inputs["encoder_token_ids"], inputs["encoder_padding_mask"]], encoded
+        )
+        decoder = keras.Model(
+            [
+                encoded,
+                inputs["encoder_padding_mask"],
+                inputs["decoder_token_ids"],
+                inputs["decoder_padding_mask"],
+            ],
+            backbone.output["decoder_sequence_output"],
+        )
+        ids = tf.TensorSpec([None, None], tf.int32)
+        hidden = tf.TensorSpec([None, None, self.config.hidden_dim], encoded.dtype)
+
+        def encode(source: tf.Tensor) -> tf.Tensor:
+            return encoder([source, tf.ones_like(source)], training=False)
+
+        def decode(encoded: tf.Tensor, tokens: tf.Tensor) -> tf.Tensor:
+            rows = tf.shape(tokens)[0]
+            encoded = tf.repeat(encoded, rows, axis=0)
+            mask = tf.ones(tf.shape(encoded)[:2], tf.int32)
+            output = decoder([encoded, mask, tokens, tf.ones_like(tokens)], training=False)
+            return backbone.logits(output[:, -1:])[:, 0]
+
+        self.encode = tf.function(encode, input_signature=[ids])
+        self.decode = tf.function(decode, input_signature=[hidden, ids])
+
+    def start(self, token_ids: Sequence[int], num_beams: int, max_length: int) -> ReferenceState:
+        """Encode a source."""
+        source = check_source(self.config, token_ids)
+        return ReferenceState(self.encode(source), np.zeros((num_beams, 0), np.int32))
+
+    def step(
+        self, state: ReferenceState, token_ids: IntArray, beam_index: IntArray
+    ) -> tuple[FloatArray, ReferenceState]:
+        """Return the logits after one more token of every row, float32 (rows, vocabulary)."""
+        tokens = np.concatenate([state.token_ids[beam_index], token_ids[:, None]], axis=1)
+        logits = np.array(self.decode(state.encoded, tokens), np.float32)
+        return logits, ReferenceState(state.encoded, tokens)

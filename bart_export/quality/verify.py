@@ -1,0 +1,138 @@
+"""Verification: an exported file and the model it was made of are asked the same and compared.
+
+Logits are compared along the reference's own greedy traces, tokens over all questions of
+`quality.golden`. What comes out is a row of figures for the manifest; a file outside the tolerance
+of its recipe is an error that says by how much. Models are step functions here; what runs them is
+not known.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from bart_export.errors import VerificationFailed
+from bart_export.quality.golden import Answer, Question, ask
+from bart_export.recipes import Recipe
+from bart_export.text.tokenizer import BartTokenizer
+
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int32]
+
+
+class Model(Protocol):
+    """What can be asked: an engine, or the Keras reference."""
+
+    def start(self, token_ids: Sequence[int], num_beams: int, max_length: int) -> Any:
+        """Encode a source."""
+
+    def step(self, state: Any, token_ids: IntArray, beam_index: IntArray) -> tuple[FloatArray, Any]:
+        """Decode one token of every row."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """The tokens a greedy decoder was fed and the logits it gave, float32 (length, vocabulary)."""
+
+    source_token_ids: tuple[int, ...]
+    fed_token_ids: tuple[int, ...]
+    logits: FloatArray
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """What the Keras model answered: to every question, and step by step where greedy."""
+
+    questions: list[Question]
+    answers: list[Answer]
+    traces: list[Trace]
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """How far a file is from the reference.
+
+    `logits` is the largest absolute error of a logit; `relative` the root mean square of all
+    errors over that of the reference's logits about each step's mean; `top1` the share of steps
+    with the same likeliest token; `tokens` the share of questions answered token for token.
+    `steps` and `questions` say over how many.
+    """
+
+    logits: float
+    relative: float
+    top1: float
+    tokens: float
+    steps: int
+    questions: int
+
+
+def consult(model: Model, tokenizer: BartTokenizer, questions: list[Question]) -> Reference:
+    """Ask the reference everything that files will be compared with."""
+    answers = [ask(model.start, model.step, tokenizer, question) for question in questions]
+    traces = [
+        trace(model, question.source_token_ids, answer.token_ids[:-1])
+        for question, answer in zip(questions, answers, strict=True)
+        if question.setting == "greedy"
+    ]
+    return Reference(questions, answers, traces)
+
+
+def trace(model: Model, source: Sequence[int], fed: Sequence[int]) -> Trace:
+    """Feed tokens to a model one by one and keep the logits."""
+    state = model.start(source, 1, len(fed) + 1)
+    row = np.zeros(1, np.int32)
+    logits = []
+    for token_id in fed:
+        step, state = model.step(state, np.array([token_id], np.int32), row)
+        logits.append(step[0].copy())
+    return Trace(tuple(source), tuple(fed), np.stack(logits))
+
+
+def compare(
+    model: Model, tokenizer: BartTokenizer, reference: Reference
+) -> tuple[Comparison, list[Answer]]:
+    """Ask a file what the reference was asked; return the differences and the file's answers."""
+    traces = [trace(model, one.source_token_ids, one.fed_token_ids) for one in reference.traces]
+    expected = np.concatenate([one.logits for one in reference.traces])
+    received = np.concatenate([one.logits for one in traces])
+    error = received - expected
+    spread = expected - expected.mean(axis=-1, keepdims=True)
+    answers = [ask(model.start, model.step, tokenizer, one) for one in reference.questions]
+    same = [
+        answer.token_ids == wanted.token_ids
+        for answer, wanted in zip(answers, reference.answers, strict=True)
+    ]
+    comparison = Comparison(
+        logits=float(np.abs(error).max()),
+        relative=float(np.sqrt(np.square(error).mean() / np.square(spread).mean())),
+        top1=float((received.argmax(-1) == expected.argmax(-1)).mean()),
+        tokens=sum(same) / len(same),
+        steps=len(expected),
+        questions=len(same),
+    )
+    return comparison, answers
+
+
+def judge(name: str, recipe: Recipe, comparison: Comparison) -> None:
+    """Hold a comparison to the recipe's tolerance.
+
+    Raises:
+        VerificationFailed: for the first figure outside, with the figure.
+    """
+    tolerance = recipe.tolerance
+    bounds = [
+        ("the largest error of a logit", comparison.logits, tolerance.logits, 1),
+        ("the relative error of the logits", comparison.relative, tolerance.relative, 1),
+        ("the share of steps with the same likeliest token", comparison.top1, tolerance.top1, -1),
+        ("the share of equal answers", comparison.tokens, 1.0 if tolerance.tokens else None, -1),
+    ]
+    for what, value, bound, sign in bounds:
+        # Written so that a NaN fails.
+        if bound is not None and not sign * value <= sign * bound:
+            side = "at most" if sign > 0 else "at least"
+            raise VerificationFailed(
+                f"{name} does not say what the Keras model says: {what} must be {side} {bound:g}, "
+                f"received {value:.6g}. Nothing was committed."
+            )
