@@ -58,7 +58,8 @@ class BartConfig:
                     f"hidden_dim must be divisible by {name}, received hidden_dim="
                     f"{self.hidden_dim} and {name}={getattr(self, name)}."
                 )
-        if not 0 <= self.dropout < 1:
+        number = isinstance(self.dropout, (int, float)) and not isinstance(self.dropout, bool)
+        if not number or not 0 <= self.dropout < 1:
             raise ConfigurationError(f"dropout must be in [0, 1), received {self.dropout!r}.")
         for name in ("scale_embedding", "final_logits_bias"):
             if not isinstance(getattr(self, name), bool):

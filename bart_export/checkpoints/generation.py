@@ -92,8 +92,13 @@ def parse(path: Path, stored: Mapping[str, Any], defaults: Mapping[str, Any]) ->
             "exactly one is supported."
         )
     for without_start, name in NEW_TOKENS:
-        if isinstance(stored.get(without_start), int):
-            settings[name] = stored[without_start] + 1
+        length = stored.get(without_start)
+        if length is not None and type(length) is not int:
+            raise CheckpointError(
+                f"{path} must give {without_start} as an integer, not {length!r}."
+            )
+        if length is not None:
+            settings[name] = length + 1
     forced = {name for name in settings if name.startswith("forced_")}
     stated = {
         name: value for name, value in settings.items() if value is not None or name in forced

@@ -128,7 +128,8 @@ def read_config(path: Path, stored: Mapping[str, Any]) -> BartConfig:
         raise CheckpointError(f"{path} does not say {', '.join(missing)}, which a BART needs.")
     values = {ours: stored.get(theirs, default) for ours, theirs, default in FIELDS}
     activation = values["activation_function"]
-    values["activation_function"] = ACTIVATION_SYNONYMS.get(activation, activation)
+    if activation in tuple(ACTIVATION_SYNONYMS):
+        values["activation_function"] = ACTIVATION_SYNONYMS[activation]
     try:
         return BartConfig.from_dict(values)
     except ConfigurationError as error:

@@ -1,0 +1,38 @@
+"""Copies of the golden checkpoints with something changed, for the tests of the readers."""
+
+import json
+import shutil
+from pathlib import Path
+
+from safetensors.numpy import load_file, save_file
+
+GOLDEN = Path(__file__).parents[1] / "data/golden"
+SYMMETRIC, DISTILLED = GOLDEN / "bart_tiny_symmetric", GOLDEN / "bart_tiny_distilled"
+CHECKPOINT_FILES = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "vocab.json",
+    "merges.txt",
+)
+
+
+def copy(place, source=SYMMETRIC):
+    """Return a directory with a checkpoint's own files, without the golden answers."""
+    place.mkdir(exist_ok=True)
+    for name in CHECKPOINT_FILES:
+        shutil.copyfile(source / name, place / name)
+    return place
+
+
+def edit_json(path, **changes):
+    """Change keys of a JSON file; `...` takes a key away."""
+    values = json.loads(path.read_text(encoding="utf-8")) | changes
+    kept = {key: value for key, value in values.items() if value is not ...}
+    path.write_text(json.dumps(kept), encoding="utf-8")
+
+
+def edit_tensors(directory, change, metadata=None):
+    """Rewrite the weights as `change(tensors)` returns them."""
+    path = directory / "model.safetensors"
+    save_file(change(load_file(path)), path, metadata=metadata or {"format": "pt"})

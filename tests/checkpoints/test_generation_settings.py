@@ -1,0 +1,113 @@
+"""Generation settings as checkpoints state them."""
+
+import pytest
+from edited_checkpoints import DISTILLED, SYMMETRIC, copy, edit_json
+
+from bart_export import checkpoints
+from bart_export.config import GenerationConfig
+from bart_export.errors import CheckpointError
+
+
+@pytest.fixture
+def directory(tmp_path):
+    return copy(tmp_path / "bart")
+
+
+def settings(directory):
+    return checkpoints.read(directory, weights=False).generation
+
+
+def test_generation_config_json_is_honoured():
+    assert settings(DISTILLED) == GenerationConfig(
+        max_length=22,
+        min_length=6,
+        num_beams=4,
+        length_penalty=2.0,
+        no_repeat_ngram_size=3,
+        early_stopping=True,
+        forced_bos_token_id=0,
+        forced_eos_token_id=2,
+    )
+
+
+def test_what_it_leaves_out_has_the_defaults_of_transformers():
+    assert settings(SYMMETRIC) == GenerationConfig()
+
+
+def test_older_checkpoints_state_them_in_config_json(directory):
+    (directory / "generation_config.json").unlink()
+    edit_json(
+        directory / "config.json",
+        num_beams=4,
+        max_length=142,
+        min_length=56,
+        length_penalty=2.0,
+        force_bos_token_to_be_generated=True,
+        forced_eos_token_id=...,
+        task_specific_params={"summarization": {"num_beams": 6, "max_length": 99}},
+    )
+    assert settings(directory) == GenerationConfig(
+        num_beams=4,
+        max_length=142,
+        min_length=56,
+        length_penalty=2.0,
+        forced_bos_token_id=0,
+        forced_eos_token_id=2,
+    )
+
+
+def test_generation_config_json_goes_before_config_json(directory):
+    edit_json(directory / "config.json", num_beams=7)
+    assert settings(directory).num_beams == 1
+
+
+def test_ids_it_does_not_state_are_those_of_the_model(directory):
+    edit_json(directory / "config.json", decoder_start_token_id=0)
+    edit_json(directory / "generation_config.json", decoder_start_token_id=...)
+    assert settings(directory).decoder_start_token_id == 0
+
+
+@pytest.mark.parametrize(
+    ("stated", "means"),
+    [
+        ({"eos_token_id": [2]}, {"eos_token_id": 2}),
+        ({"max_new_tokens": 30}, {"max_length": 31}),
+        ({"max_new_tokens": 30, "max_length": 99}, {"max_length": 31}),
+        ({"min_new_tokens": 5}, {"min_length": 6}),
+        ({"num_beams": None, "top_p": None}, {}),
+        ({"early_stopping": "never"}, {"early_stopping": "never"}),
+        ({"num_beam_groups": 1, "diversity_penalty": 0.0, "bad_words_ids": None}, {}),
+        ({"typical_p": 0.5}, {}),
+        ({"_from_model_config": True, "transformers_version": "4.0", "use_cache": True}, {}),
+    ],
+)
+def test_what_is_stated_means(directory, stated, means):
+    edit_json(directory / "generation_config.json", **stated)
+    assert settings(directory) == GenerationConfig(**means)
+
+
+@pytest.mark.parametrize(
+    ("stated", "said"),
+    [
+        ({"bad_words_ids": [[5]]}, "bad_words_ids=[[5]], which this package does not implement"),
+        ({"suppress_tokens": [7]}, "suppress_tokens=[7]"),
+        ({"num_beam_groups": 2, "diversity_penalty": 0.5}, "diversity_penalty=0.5, num_beam_g"),
+        ({"penalty_alpha": 0.6}, "penalty_alpha=0.6"),
+        ({"encoder_no_repeat_ngram_size": 3}, "encoder_no_repeat_ngram_size=3"),
+        ({"do_sample": True, "typical_p": 0.5}, "typical_p=0.5"),
+        ({"eos_token_id": [2, 5]}, "exactly one is supported"),
+        ({"num_beams": 0}, "num_beams must be an integer of at least 1"),
+        ({"num_beams": "4"}, "num_beams must be an integer"),
+        ({"length_penalty": "long"}, "length_penalty must be a finite number"),
+        ({"do_sample": True, "num_beams": 4}, "needs num_beams=1"),
+        ({"eos_token_id": 1024}, "expected an id below the model's vocabulary_size=1024"),
+        ({"min_length": 50}, "min_length must not exceed max_length"),
+        ({"max_new_tokens": [3]}, "max_new_tokens"),
+    ],
+)
+def test_what_cannot_be_followed_is_refused(directory, stated, said):
+    edit_json(directory / "generation_config.json", **stated)
+    with pytest.raises(CheckpointError) as refused:
+        settings(directory)
+    assert said in str(refused.value)
+    assert "generation_config.json" in str(refused.value)
