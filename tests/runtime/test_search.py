@@ -142,7 +142,7 @@ def test_a_settled_token_stands_whatever_the_model_says_later():
         known = made_up_step(seed, sharpness=3.0)
         steps, _ = stream(known, generation)
         for turn in range(2, len(steps), 2):
-            for other in range(4):
+            for other in range(2):
                 changed = made_up_step(1000 + other, sharpness=3.0)
 
                 def step(state, token_ids, beam_index, turn=turn, changed=changed, known=known):
@@ -276,3 +276,15 @@ def test_equal_logits_go_to_the_lower_token_and_the_lower_beam():
     best, second = run(search(step, None, settings(max_length=4, num_beams=2, min_length=4,
                                                    num_return_sequences=2)))  # fmt: skip
     assert (best.token_ids, second.token_ids) == ((0, 0, 0, 0), (0, 0, 0, 2))
+
+
+def test_beams_that_can_only_equal_the_finished_hypotheses_are_not_continued():
+    calls = []
+
+    def step(state, token_ids, beam_index):
+        calls.append(token_ids)
+        return np.zeros((len(token_ids), VOCABULARY), np.float32), state
+
+    best, *_ = run(search(step, None, settings(num_beams=2)))
+    assert best.token_ids == (START, END)  # every sequence scores -log(6)
+    assert len(calls) == 2
