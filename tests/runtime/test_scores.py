@@ -40,7 +40,7 @@ def test_the_kth_largest_is_that_of_a_sort(size, distinct):
 @pytest.mark.parametrize("size", SIZES)
 def test_the_largest_is_found_at_either_end_of_a_row(size):
     for column in {0, size // 2, size - 1}:
-        logits = np.zeros((2, size), np.float32)
+        logits = np.random.default_rng(0).random((2, size), np.float32)
         logits[1, column] = 3.0
         rows, columns, values = largest(logits, np.zeros(2), 1)
         assert (rows[0], columns[0], values[0]) == (1, column, 3.0)
