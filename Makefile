@@ -1,0 +1,64 @@
+# What one types here. `make` alone says what there is.
+
+PYTHON ?= python3
+# The last tflite-runtime has no wheels for a newer Python.
+LEGACY_PYTHON ?= python3.11
+
+VENV := .venv
+LEGACY_VENV := .venv-legacy
+ARTIFACT := artifacts/bart_mini_en
+LEGACY_ARTIFACT := build/legacy_artifact
+# The text of the demo is the README's quotation.
+TEXT = $$(sed -n 's/^> //p' README.md)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint test-slow test-legacy clean
+
+help:
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
+
+demo: $(VENV)/installed-export ## export the embedded preset and let it write a headline
+	@echo "Exporting the preset bart_mini_en to TFLite ..."
+	@$(VENV)/bin/bart-export --preset bart_mini_en --target tflite --output $(ARTIFACT)
+	@printf '\nThe text:\n%s\n\nIts headline:\n' "$(TEXT)"
+	@$(VENV)/bin/bart-export generate $(ARTIFACT) "$(TEXT)"
+
+test: lint ## lint, check types, and run the tests that take seconds
+	@$(VENV)/bin/pytest -q -m "not slow"
+
+lint: $(VENV)/installed-test ## ruff and mypy
+	@$(VENV)/bin/ruff check
+	@$(VENV)/bin/ruff format --check
+	@$(VENV)/bin/mypy
+
+test-slow: $(VENV)/installed-test ## the tests that take minutes
+	@$(VENV)/bin/pytest -q -m slow
+
+test-legacy: $(VENV)/installed-export $(LEGACY_VENV)/installed ## the artifact on tflite-runtime 2.14, without TensorFlow
+	@echo "Exporting bart_mini_en with every recipe ..."
+	@$(VENV)/bin/bart-export --preset bart_mini_en --target tflite --output $(LEGACY_ARTIFACT) \
+	    --recipe float32 --recipe dynamic_wi8_afp32 --recipe dynamic_wi8_afp32_tensorwise
+	@LEGACY_ARTIFACT=$(LEGACY_ARTIFACT) $(LEGACY_VENV)/bin/pytest -q tests/legacy
+
+clean: ## remove the environments and what tools left; exports stay
+	@rm -rf $(VENV) $(LEGACY_VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# An environment is installed anew only when pyproject.toml is newer than its last installation.
+$(VENV)/installed-%: pyproject.toml | $(VENV)/bin/python
+	@echo "Installing bart-export[$*] into $(VENV) ..."
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	@touch $@
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and \
+	    "bart-export needs Python 3.10 or newer. Name one: make PYTHON=python3.11 ...")'
+	@$(PYTHON) -m venv $(VENV)
+
+$(LEGACY_VENV)/installed: pyproject.toml
+	@$(LEGACY_PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 12) and \
+	    "tflite-runtime needs Python 3.10 or 3.11. Name one: make LEGACY_PYTHON=python3.10 ...")'
+	@echo "Installing bart-export[legacy-runtime] into $(LEGACY_VENV) ..."
+	@$(LEGACY_PYTHON) -m venv $(LEGACY_VENV)
+	@$(LEGACY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[legacy-runtime]' pytest
+	@touch $@
