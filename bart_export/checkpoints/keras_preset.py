@@ -15,8 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import bart_export
 from bart_export.checkpoints import generation as generation_settings
 from bart_export.checkpoints import keras_weights, tokenizer_files
@@ -192,7 +190,8 @@ def write(
     directory = Path(directory)
     rows = weight_rows(config)
     given = {
-        name: Entry(directory, array.shape, array.dtype.name, partial(np.asarray, array))
+        # Looked up when needed: a lazy mapping need not hold all arrays at once.
+        name: Entry(directory, array.shape, array.dtype.name, partial(weights.__getitem__, name))
         for name, array in weights.items()
     }
     check(directory, {row.name: (row.shape,) for row in rows}, given)
