@@ -29,7 +29,14 @@ def stages(total: int) -> Iterator[Stage]:
             TimeElapsedColumn(),
         )
         console = Console(file=terminal, force_terminal=True)
-        with Progress(*columns, console=console, transient=True) as progress:
+        progress = Progress(
+            *columns,
+            console=console,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,  # rich would print what is meant to be silenced
+        )
+        with progress:
             bar = progress.add_task("", total=total)
             started = False
 
