@@ -73,7 +73,7 @@ def kaggle_failure(handle: str, error: Exception) -> str:
     from kagglehub.exceptions import DataCorruptionError
     from requests import exceptions as requests_errors
 
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    status = http_status(error)
     if status == 404:
         return (
             f"{handle} does not exist on Kaggle. Check its name and version on kaggle.com/models."
@@ -192,7 +192,7 @@ def hugging_face_failure(handle: str, error: Exception) -> str:
     """Return the line for what huggingface_hub raised."""
     from huggingface_hub import errors
 
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    status = http_status(error) or http_status(error.__cause__)
     sign_in = "sign in with `hf auth login` or set HF_TOKEN"
     if isinstance(error, errors.GatedRepoError) or status == 403:
         return (
@@ -216,6 +216,12 @@ def hugging_face_failure(handle: str, error: Exception) -> str:
     return f"Hugging Face could not deliver {handle}: {one_line(error)}"
 
 
+def http_status(error: BaseException | None) -> int | None:
+    """Return the status of the response that a client's error carries, if it carries one."""
+    status: int | None = getattr(getattr(error, "response", None), "status_code", None)
+    return status
+
+
 def one_line(error: Exception) -> str:
     """Return an error's first sentence, whatever its own layout."""
     text = " ".join(str(error).split())[:200]
@@ -224,14 +230,13 @@ def one_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def quiet(library: str) -> Iterator[None]:
-    """Keep a client's progress bars and log lines away, unless a person is watching a terminal."""
-    if sys.stderr is not None and sys.stderr.isatty():
-        yield
-        return
+    """Keep a client's talk from standard output, and its progress bars too without a terminal."""
     logger = logging.getLogger(library)
     level = logger.level
     logger.setLevel(logging.CRITICAL)
-    with open(os.devnull, "w", encoding="utf-8") as sink:
+    watched = sys.stderr is not None and sys.stderr.isatty()
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        sink = sys.stderr if watched else nowhere
         try:
             with contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
                 yield
