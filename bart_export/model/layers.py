@@ -11,7 +11,9 @@ no key to look at receives zeros. This is what KerasHub computes for any dropout
 Axes: batch, length (of the queries), source (length of the keys), hidden, heads, head_size.
 """
 
-from collections.abc import Callable
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -32,9 +34,26 @@ ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
 }
 
 
+# Drawing the weights takes most of the time to build a model, and is in vain when a checkpoint
+# replaces them.
+_draw_weights = contextvars.ContextVar("draw_weights", default=True)
+
+
+@contextlib.contextmanager
+def weights_left_at_zero() -> Iterator[None]:
+    """Build the layers of the block with weights of zeros, for a checkpoint to fill."""
+    token = _draw_weights.set(False)
+    try:
+        yield
+    finally:
+        _draw_weights.reset(token)
+
+
 def initializer() -> keras.initializers.Initializer:
     """Return BART's initializer. One each weight: an instance draws the same numbers again."""
-    return keras.initializers.TruncatedNormal(stddev=0.02)
+    if _draw_weights.get():
+        return keras.initializers.TruncatedNormal(stddev=0.02)
+    return keras.initializers.Zeros()
 
 
 def padding_attention_mask(padding_mask: Any) -> Any:
@@ -107,6 +126,17 @@ def check_length(length: Any, maximum: int) -> None:
         tf.debugging.Assert(length <= maximum, [expected, length])
 
 
+def masked_softmax(scores: Any, mask: Any) -> Any:
+    """Turn scores (batch, heads, length, source) into probabilities, 0 where `mask` is false."""
+    # Far below any score, and still a float16.
+    closed = -3e4 if keras.backend.standardize_dtype(scores.dtype) == "float16" else -1e9
+    scores = ops.where(mask, scores, closed)
+    # Of a single key the softmax is 1; Keras warns when asked for it.
+    single = scores.shape[-1] == 1
+    probabilities = ops.ones_like(scores) if single else ops.softmax(scores, axis=-1)
+    return ops.where(mask, probabilities, 0.0)
+
+
 @keras.saving.register_keras_serializable("bart_export")
 class MultiHeadAttention(keras.layers.Layer):
     """Attention of `num_heads` heads between queries and the values they look at.
@@ -146,7 +176,6 @@ class MultiHeadAttention(keras.layers.Layer):
             "attention_output", "abcd,cde->abe", (None, hidden), "e"
         )
         self.output_dense.build((*query_shape[:-1], self.num_heads, head_size))
-        self._softmax = keras.layers.Softmax(dtype=self.dtype_policy)
         self._dropout_layer = keras.layers.Dropout(self.dropout, dtype=self.dtype_policy)
         self._query_scale = head_size**-0.5
 
@@ -171,7 +200,7 @@ class MultiHeadAttention(keras.layers.Layer):
         query = self.query_dense(query)  # (batch, length, heads, head_size)
         query = ops.multiply(query, ops.cast(self._query_scale, query.dtype))
         scores = ops.einsum("bsnd,blnd->bnls", key, query)  # (batch, heads, length, source)
-        probabilities = self._softmax(scores, mask=attention_mask)
+        probabilities = masked_softmax(scores, attention_mask)
         probabilities = self._dropout_layer(probabilities, training=training)
         gathered = ops.einsum("bnls,bsnd->blnd", probabilities, value)
         return self.output_dense(gathered)

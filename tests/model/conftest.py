@@ -1,0 +1,21 @@
+"""The two models that the tests compare: this package's and KerasHub's, of equal weights."""
+
+import keras_hub
+import pytest
+from small_bart import SHAPE, randomize
+
+from bart_export.model import BartBackbone
+
+
+@pytest.fixture(scope="session")
+def backbone():
+    model = BartBackbone(**SHAPE)
+    randomize(model)
+    return model
+
+
+@pytest.fixture(scope="session")
+def keras_hub_backbone():
+    model = keras_hub.models.BartBackbone(**SHAPE)
+    randomize(model)
+    return model

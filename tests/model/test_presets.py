@@ -1,0 +1,218 @@
+"""Presets in and out of `BartBackbone`, held to KerasHub's and to the golden answers."""
+
+import json
+from pathlib import Path
+
+import keras
+import keras_hub
+import numpy as np
+import pytest
+from small_bart import SHAPE, random_inputs, randomize
+
+from bart_export import BartBackbone, checkpoints, errors
+from bart_export.presets import PRESETS
+
+GOLDEN = Path(__file__).parents[1] / "data" / "golden"
+SYMMETRIC, DISTILLED = GOLDEN / "bart_tiny_symmetric", GOLDEN / "bart_tiny_distilled"
+
+# h5py asks Keras' variables for their arrays in a way NumPy 2 deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+def assert_same_outputs(mine, theirs, atol=1e-5):
+    inputs = random_inputs(3, 11, 7)
+    inputs["encoder_padding_mask"][0, 5:] = 0
+    inputs["decoder_padding_mask"][1, 3:] = 0
+    received, expected = mine(inputs), theirs(inputs)
+    for name in ("encoder_sequence_output", "decoder_sequence_output"):
+        np.testing.assert_allclose(
+            np.asarray(received[name], np.float32),
+            np.asarray(expected[name], np.float32),
+            atol=atol,
+        )
+
+
+@pytest.fixture(scope="session")
+def their_preset(keras_hub_backbone, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("theirs") / "preset"
+    keras_hub_backbone.save_to_preset(str(directory))
+    return directory
+
+
+@pytest.mark.parametrize("directory", [SYMMETRIC, DISTILLED], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    ("dtype", "hidden_tolerance", "logits_tolerance"),
+    [("float32", 1e-4, 5e-4), ("float64", 1e-6, 2e-6)],
+    ids=["float32", "float64"],
+)
+def test_golden_checkpoints_give_the_golden_answers(
+    directory, dtype, hidden_tolerance, logits_tolerance
+):
+    model = BartBackbone.from_preset(str(directory), dtype=dtype)
+    golden = np.load(directory / "forward.npz")
+    real = golden["encoder_padding_mask"].astype(bool)
+    inputs = {name: golden[name] for name in golden if name in model.input}
+    inputs["decoder_padding_mask"] = np.ones_like(golden["decoder_token_ids"])
+    received = model(inputs)
+    encoded, decoded = received["encoder_sequence_output"], received["decoder_sequence_output"]
+    for value, expected, tolerance in (
+        (np.asarray(encoded)[real], golden["encoder_sequence_output"][real], hidden_tolerance),
+        (decoded, golden["decoder_sequence_output"], hidden_tolerance),
+        (model.logits(decoded), golden["logits"], logits_tolerance),
+    ):
+        np.testing.assert_allclose(value, expected, rtol=0, atol=tolerance)
+
+
+def test_a_hugging_face_directory_is_read_as_keras_hub_reads_it():
+    mine = BartBackbone.from_preset(str(SYMMETRIC))
+    theirs = keras_hub.models.BartBackbone.from_preset(str(SYMMETRIC))
+    assert_same_outputs(mine, theirs)
+
+
+def test_a_preset_of_keras_hub_is_read(their_preset, keras_hub_backbone):
+    mine = BartBackbone.from_preset(str(their_preset))
+    assert_same_outputs(mine, keras_hub_backbone)
+    assert mine.dropout == keras_hub_backbone.dropout
+
+
+def test_a_sharded_preset_of_keras_hub_is_read(keras_hub_backbone, tmp_path):
+    keras_hub_backbone.save_to_preset(str(tmp_path / "preset"), max_shard_size=5e-5)
+    assert len(list((tmp_path / "preset").glob("model_*.weights.h5"))) > 1
+    assert_same_outputs(BartBackbone.from_preset(str(tmp_path / "preset")), keras_hub_backbone)
+
+
+@pytest.mark.parametrize("max_shard_size", [10, 5e-5], ids=["whole", "sharded"])
+def test_keras_hub_reads_a_preset_saved_here(backbone, tmp_path, max_shard_size):
+    directory = tmp_path / "preset"
+    backbone.save_to_preset(directory, max_shard_size=max_shard_size)
+    assert (directory / "model.weights.h5").is_file() == (max_shard_size == 10)
+    theirs = keras_hub.models.BartBackbone.from_preset(str(directory))
+    assert_same_outputs(backbone, theirs)
+    assert_same_outputs(BartBackbone.from_preset(str(directory)), theirs)
+
+
+def test_keras_hub_refuses_a_preset_it_would_miscompute(tmp_path):
+    model = BartBackbone.from_preset(str(DISTILLED))
+    model.save_to_preset(tmp_path / "preset")
+    loaded = BartBackbone.from_preset(str(tmp_path / "preset"))
+    assert_same_outputs(loaded, model, atol=0)
+    assert loaded.config == model.config
+    hidden = np.random.default_rng(0).normal(size=(1, 3, 64)).astype(np.float32)
+    np.testing.assert_array_equal(loaded.logits(hidden), model.logits(hidden))
+    with pytest.raises(ValueError):
+        keras_hub.models.BartBackbone.from_preset(str(tmp_path / "preset"))
+
+
+def test_the_embedded_preset_loads_by_name():
+    model = BartBackbone.from_preset("bart_mini_en")
+    assert model.count_params() == PRESETS["bart_mini_en"].parameters
+    assert "bart_mini_en" in BartBackbone.presets
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "mixed_float16"])
+def test_a_preset_keeps_its_dtype_policy(dtype, tmp_path):
+    model = BartBackbone(**SHAPE, dtype=dtype)
+    randomize(model)
+    model.save_to_preset(tmp_path / "preset")
+    loaded = BartBackbone.from_preset(str(tmp_path / "preset"))
+    assert loaded.dtype_policy.name == dtype
+    assert {weight.dtype for weight in loaded.weights} == {weight.dtype for weight in model.weights}
+    assert_same_outputs(loaded, model, atol=0)
+    theirs = keras_hub.models.BartBackbone.from_preset(str(tmp_path / "preset"), dtype=dtype)
+    assert_same_outputs(loaded, theirs, atol=0.05)
+
+
+def test_a_preset_without_dtype_takes_the_global_policy(their_preset, tmp_path):
+    stored = json.loads((their_preset / "config.json").read_text())
+    del stored["config"]["dtype"]
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    keras.config.set_dtype_policy("bfloat16")
+    try:
+        model = BartBackbone.from_preset(str(tmp_path), load_weights=False)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert model.dtype_policy.name == "bfloat16"
+
+
+def test_arguments_that_weights_fit_override_the_preset(their_preset):
+    model = BartBackbone.from_preset(
+        str(their_preset), dropout=0.3, name="mine", trainable=False, dtype="bfloat16", num_layers=2
+    )
+    assert (model.dropout, model.name, model.trainable) == (0.3, "mine", False)
+    assert {weight.dtype for weight in model.weights} == {"bfloat16"}
+
+
+def test_without_weights_any_argument_overrides_the_preset(their_preset, tmp_path):
+    (tmp_path / "config.json").write_bytes((their_preset / "config.json").read_bytes())
+    model = BartBackbone.from_preset(
+        str(tmp_path), load_weights=False, num_layers=1, max_sequence_length=8
+    )
+    assert len(model.encoder_transformer_layers) == len(model.decoder_transformer_layers) == 1
+    assert model.max_sequence_length == 8
+    drawn = np.asarray(model.named_weights()["token_embedding/embeddings"])
+    assert drawn.std() == pytest.approx(0.02, rel=0.2)
+
+
+def test_saving_over_a_preset_keeps_its_tokenizer(tmp_path):
+    model = BartBackbone.from_preset("bart_mini_en")
+    source = checkpoints.read(PRESETS["bart_mini_en"].directory)
+    directory = tmp_path / "preset"
+    model.save_to_preset(directory)
+    with pytest.raises(errors.TokenizerError):
+        checkpoints.read(directory)
+    tokenizer = directory / "assets" / "tokenizer"
+    tokenizer.mkdir(parents=True)
+    for file in (
+        "tokenizer.json",
+        "assets/tokenizer/vocabulary.json",
+        "assets/tokenizer/merges.txt",
+    ):
+        (directory / file).write_bytes((source.directory / file).read_bytes())
+    model.save_to_preset(directory)
+    assert checkpoints.read(directory).vocabulary == source.vocabulary
+    assert checkpoints.read(directory).merges == source.merges
+
+
+def test_a_directory_that_is_no_preset_is_not_overwritten(backbone, tmp_path):
+    (tmp_path / "diary.txt").write_text("precious")
+    with pytest.raises(errors.CheckpointError, match="is not a preset"):
+        backbone.save_to_preset(tmp_path)
+    assert (tmp_path / "diary.txt").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ({"num_layers": 1}, "made for num_layers=2, received num_layers=1"),
+        ({"scale_embedding": True}, "made for scale_embedding=False"),
+        ({"num_heads": 8}, "made for num_heads=4"),
+        ({"foo": 1}, "Unknown parameter foo=1"),
+        ({"dtype": "float23"}, "dtype must name a Keras dtype policy"),
+    ],
+)
+def test_overrides_the_weights_do_not_fit_are_refused(their_preset, override, message):
+    with pytest.raises(errors.ConfigurationError, match=message):
+        BartBackbone.from_preset(str(their_preset), **override)
+
+
+def test_unknown_presets_are_refused():
+    with pytest.raises(errors.PresetError, match="Did you mean bart_base_en"):
+        BartBackbone.from_preset("bart_base_e")
+
+
+def test_assigned_weights_must_be_exactly_the_models(backbone):
+    weights = {name: np.asarray(weight) for name, weight in backbone.named_weights().items()}
+    before = weights["encoder_embeddings_layer_norm/beta"].copy()
+    wrong = {name: value + 1 for name, value in weights.items() if "position" not in name}
+    with pytest.raises(
+        errors.CheckpointError,
+        match="missing decoder_position_embedding/embeddings, encoder_position_embedding/embeddings"
+        "; surplus lm_head",
+    ):
+        backbone.assign_weights({**wrong, "lm_head": before})
+    np.testing.assert_array_equal(
+        backbone.named_weights()["encoder_embeddings_layer_norm/beta"], before
+    )
+    weights["encoder_embeddings_layer_norm/beta"] = before[:1]
+    with pytest.raises(errors.CheckpointError, match=r"layer_norm/beta must have shape \(32,\)"):
+        backbone.assign_weights(weights)
