@@ -20,7 +20,9 @@ TFLITE_RUNTIME = "tflite-runtime"
 class Tolerance:
     """What the verifier accepts of a file, compared with the Keras model.
 
-    `logits` bounds the largest absolute error of any logit, None where weights are rounded.
+    `logits` bounds the largest error of any logit, None where weights are rounded; where the
+    logits spread wider than 1, float32 rounds them more coarsely, and the bound is in units of
+    their spread.
     `relative` bounds the error's root mean square over that of the logits about their mean.
     `top1` is the smallest share of steps whose likeliest token must be the model's.
     `tokens` asks for the very tokens of the model, greedy and with beams.
