@@ -74,8 +74,7 @@ def export(
         for name, recipe in files.items():
             stage(f"verify {name}")
             engine = CompiledModelEngine(draft.directory / name, checkpoint.config)
-            comparison, answers[name] = verify.compare(engine, tokenizer, reference)
-            verify.judge(name, recipe, comparison)
+            comparison, answers[name] = verify.check(name, recipe, engine, tokenizer, reference)
             rows.append({"file": name, **dataclasses.asdict(comparison)})
         stage("commit the artifact")
         manifest = describe(source, checkpoint, generation, preset)

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from bart_export.errors import VerificationFailed
+from bart_export.errors import EngineError, VerificationFailed
 from bart_export.quality.golden import Answer, Question, ask
 from bart_export.recipes import Recipe
 from bart_export.text.tokenizer import BartTokenizer
@@ -91,6 +91,22 @@ def trace(model: Model, source: Sequence[int], fed: Sequence[int]) -> Trace:
         step, state = model.step(state, np.array([token_id], np.int32), row)
         logits.append(step[0].copy())
     return Trace(tuple(source), tuple(fed), np.stack(logits))
+
+
+def check(
+    name: str, recipe: Recipe, model: Model, tokenizer: BartTokenizer, reference: Reference
+) -> tuple[Comparison, list[Answer]]:
+    """Compare a file with the reference and hold it to the tolerance of its recipe.
+
+    Raises:
+        VerificationFailed: for a file outside the tolerance, or one that gives no numbers at all.
+    """
+    try:
+        comparison, answers = compare(model, tokenizer, reference)
+    except EngineError as error:
+        raise VerificationFailed(f"{name} cannot answer: {error} Nothing was committed.") from error
+    judge(name, recipe, comparison)
+    return comparison, answers
 
 
 def compare(
