@@ -11,8 +11,9 @@ import pytest
 from hub_server import COMMIT, Hub, serve
 from safetensors.numpy import load_file, save_file
 
-from bart_export import checkpoints
+from bart_export import checkpoints, presets
 from bart_export.checkpoints import keras_preset
+from bart_export.errors import MissingExtra
 
 TESTS = Path(__file__).parent
 GOLDEN = TESTS / "data/golden/bart_tiny_symmetric"
@@ -53,7 +54,7 @@ def sharded_files(tmp_path_factory):
     return NEEDED | {path.name: path.read_bytes() for path in place.iterdir()}
 
 
-def resolve(presets, home, **settings):
+def resolve(names, home, **settings):
     """Return the outcome of each preset, resolved in turn in one process, and what it printed."""
     environment = {
         name: value
@@ -69,7 +70,7 @@ def resolve(presets, home, **settings):
         **settings,
     }
     process = subprocess.run(
-        [sys.executable, str(TESTS / "resolve_presets.py"), *presets],
+        [sys.executable, str(TESTS / "resolve_presets.py"), *names],
         env=environment,
         capture_output=True,
         text=True,
@@ -77,7 +78,7 @@ def resolve(presets, home, **settings):
     )
     assert process.returncode == 0, process.stderr
     outcomes = [json.loads(line) for line in process.stdout.splitlines()]
-    assert len(outcomes) == len(presets)
+    assert len(outcomes) == len(names)
     return outcomes, process.stderr
 
 
@@ -106,7 +107,7 @@ def hugging_face(keras_files, sharded_files, tmp_path_factory):
     )  # fmt: skip
     server, address = serve(hub)
     home = tmp_path_factory.mktemp("home")
-    presets = [
+    names = [
         *(f"hf://{repository}" for repository in hub.files),
         "hf://org/plain@v1",
         "hf://org/plain@v9",
@@ -114,11 +115,11 @@ def hugging_face(keras_files, sharded_files, tmp_path_factory):
         "hf://org/breaks",
         "hf://org/damaged",
     ]
-    outcomes, printed = resolve(presets, home, HF_ENDPOINT=address)
+    outcomes, printed = resolve(names, home, HF_ENDPOINT=address)
     server.shutdown()
     server.server_close()
     found = {}
-    for preset, outcome in zip(presets, outcomes, strict=True):
+    for preset, outcome in zip(names, outcomes, strict=True):
         found.setdefault(preset, []).append(outcome)
     return {"outcomes": found, "home": home, "printed": printed, "fetched": hub.fetched}
 
@@ -198,9 +199,9 @@ def test_hugging_faces_chatter_stays_away(hugging_face):
 def test_a_fetched_repository_is_there_without_a_network(hugging_face, tmp_path):
     home = tmp_path / "home"
     shutil.copytree(hugging_face["home"], home, symlinks=True)
-    presets = ["hf://org/plain", "hf://org/shards", "hf://org/unknown"]
+    names = ["hf://org/plain", "hf://org/shards", "hf://org/unknown"]
     for settings in ({"HF_ENDPOINT": "http://127.0.0.1:9"}, {"HF_HUB_OFFLINE": "1"}):
-        (plain, shards, unknown), _ = resolve(presets, home, **settings)
+        (plain, shards, unknown), _ = resolve(names, home, **settings)
         assert plain["revision"] == shards["revision"] == COMMIT
         assert "cannot be reached for hf://org/unknown" in unknown["line"]
 
@@ -212,6 +213,16 @@ def test_a_repository_fetched_in_part_is_not_taken_for_a_whole_one(hugging_face,
     (snapshot / "model-00002-of-00002.safetensors").unlink()
     (outcome,), _ = resolve(["hf://org/shards"], home, HF_HUB_OFFLINE="1")
     assert "no whole copy of it is in the cache" in outcome["line"]
+
+
+@pytest.mark.parametrize(
+    ("client", "preset"),
+    [("huggingface_hub", "hf://org/plain"), ("kagglehub", "bart_base_en")],
+)
+def test_a_missing_client_is_told(client, preset, monkeypatch):
+    monkeypatch.setitem(sys.modules, client, None)
+    with pytest.raises(MissingExtra, match=rf"{client}.*pip install 'bart-export\[export\]'"):
+        presets.resolve(preset)
 
 
 KAGGLE = "org/bart/keras"
@@ -233,8 +244,8 @@ def kaggle(keras_files, tmp_path_factory):
         "down/1", "nothing/1", "plain/7",
     ]  # fmt: skip
     known = ["bart_large_en_cnn", "kaggle://keras/bart/keras/bart_large_en_cnn/2"]
-    presets = [*(f"kaggle://{KAGGLE}/{variant}" for variant in variants), *known]
-    outcomes, printed = resolve(presets, home, **kaggle_through(address))
+    names = [*(f"kaggle://{KAGGLE}/{variant}" for variant in variants), *known]
+    outcomes, printed = resolve(names, home, **kaggle_through(address))
     server.shutdown()
     server.server_close()
     found = {}
@@ -308,7 +319,7 @@ def test_kaggles_chatter_stays_away(kaggle):
 
 
 def test_a_fetched_version_is_there_without_a_network(kaggle, keras_files):
-    presets = [f"kaggle://{KAGGLE}/plain/1", f"kaggle://{KAGGLE}/plain"]
-    (version, newest), _ = resolve(presets, kaggle["home"], **kaggle_through("http://127.0.0.1:9"))
+    names = [f"kaggle://{KAGGLE}/plain/1", f"kaggle://{KAGGLE}/plain"]
+    (version, newest), _ = resolve(names, kaggle["home"], **kaggle_through("http://127.0.0.1:9"))
     assert_whole(version, keras_files)
     assert "Kaggle cannot be reached" in newest["line"]

@@ -216,14 +216,15 @@ def write(
     draft = directory.with_name(f".{directory.name}.{uuid.uuid4().hex[:8]}")
     try:
         draft.mkdir(parents=True)
-        keras_weights.write(draft, rows, weights, cast, max_shard_size)
+        keras_weights.write(draft, rows, given, cast, max_shard_size)
         if vocabulary is not None:
             write_tokenizer(draft / "assets" / "tokenizer", vocabulary, merges)
         for name, value in files.items():
             write_text(draft / name, json.dumps(value, indent=4))
         put_in_place(draft, directory)
-    except OSError as error:
-        raise CheckpointError(f"Cannot write {directory}: {error.strerror or error}.") from error
+    except (OSError, RuntimeError) as error:  # h5py raises either when a disk is full
+        fault = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise CheckpointError(f"Cannot write {directory}: {fault}.") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
@@ -250,7 +251,12 @@ def put_in_place(draft: Path, directory: Path) -> None:
     former = draft.with_name(f"{draft.name}.former")
     if directory.exists():
         directory.rename(former)
-    draft.rename(directory)
+    try:
+        draft.rename(directory)
+    except OSError:
+        if former.exists():
+            former.rename(directory)
+        raise
     shutil.rmtree(former, ignore_errors=True)
 
 

@@ -7,7 +7,7 @@ nothing but numbers is read.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -140,23 +140,23 @@ def damaged(path: Path, error: Exception) -> CheckpointError:
 
 def write(
     directory: Path,
-    rows: Iterable[Weight],
-    weights: Mapping[str, Array],
+    rows: tuple[Weight, ...],
+    entries: Mapping[str, Entry],
     dtype: np.dtype[Any] | None,
     max_shard_size: float,
 ) -> None:
     """Write weights as Keras does, into one file or, past `max_shard_size` gigabytes, into shards.
 
-    `dtype` casts floating values; None keeps them.
+    `entries` go by canonical names and are read one at a time. `dtype` casts; None keeps each
+    tensor's own.
 
     Raises:
         CheckpointError: when one weight alone is larger than a shard may be.
         MissingExtra: when h5py is not installed.
     """
     h5py = import_h5py()
-    rows = tuple(rows)
     limit = max_shard_size * GIGABYTE
-    sizes = [row.size * (dtype or weights[row.name].dtype).itemsize for row in rows]
+    sizes = [row.size * (dtype or numpy_dtype(entries[row.name].dtype)).itemsize for row in rows]
     shards = assign(rows, sizes, limit) if sum(sizes) > limit else [rows]
     whole = len(shards) == 1
     weight_map: dict[str, list[str]] = {}
@@ -164,7 +164,7 @@ def write(
         name = WEIGHT_FILE if whole else SHARD_FILE.format(number)
         with h5py.File(directory / name, "w") as file:
             for row in shard:
-                values = weights[row.name]
+                values = entries[row.name].read()
                 values = values if dtype is None else values.astype(dtype)
                 write_dataset(file, row.h5, values)
                 files = weight_map.setdefault(f"/{row.h5.rpartition('/')[0]}", [])

@@ -28,7 +28,8 @@ def read(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
             "(model.save_pretrained(directory) writes one)."
         ) from error
     try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        # Not memory-mapped: files of before PyTorch 1.6 cannot be.
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
         return {
             name: Entry(
                 path,

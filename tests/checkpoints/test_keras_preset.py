@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import h5py
@@ -15,7 +16,7 @@ from edited_checkpoints import DISTILLED, SYMMETRIC, edit_json
 from bart_export import checkpoints
 from bart_export.checkpoints import keras_preset, names
 from bart_export.config import BartConfig, GenerationConfig
-from bart_export.errors import CheckpointError, PresetError, TokenizerError
+from bart_export.errors import CheckpointError, MissingExtra, PresetError, TokenizerError
 
 # What Keras' own saving says under NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -403,6 +404,12 @@ def test_datasets_in_other_files_are_not_followed(preset):
     with h5py.File(path, "a") as file:
         file[name] = h5py.ExternalLink(str(preset.parent / "other.h5"), "/x")
     assert f"missing {name}" in refusal(preset)
+
+
+def test_a_missing_h5py_is_told(preset, monkeypatch):
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(MissingExtra, match="h5py"):
+        checkpoints.read(preset)
 
 
 def test_a_dataset_that_was_never_written_is_refused(preset):
