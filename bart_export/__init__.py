@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bart_export.model import BartBackbone
+    from bart_export.runtime import Generator
 
 __version__ = "0.1.0"
 
-__all__ = ["BartBackbone", "__version__"]
+__all__ = ["BartBackbone", "Generator", "__version__"]
 
 # Public name → the module that defines it.
 MODULES = {
     "BartBackbone": "bart_export.model",
+    "Generator": "bart_export.runtime",
 }
 
 
