@@ -1,0 +1,46 @@
+"""Artifacts that many tests read: each is exported once in a session, and none may change it."""
+
+import os
+import pathlib
+
+import pytest
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+GOLDEN = pathlib.Path(__file__).parent / "data" / "golden"
+
+
+@pytest.fixture(scope="session")
+def export_once(tmp_path_factory):
+    """Return `export(preset, recipes...)`, which gives the artifact of an earlier same call."""
+    from bart_export.export import export
+    from bart_export.recipes import RECIPES
+
+    made = {}
+
+    def once(preset, *names):
+        if (preset, names) not in made:
+            output = tmp_path_factory.mktemp("artifacts") / pathlib.Path(preset).name
+            recipes = [RECIPES[name] for name in names]
+            made[preset, names] = export(preset, "tflite", recipes, output)
+        return made[preset, names]
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def symmetric_artifact(export_once):
+    """Return the artifact of a tiny random checkpoint: about 1 MB, one float32 file."""
+    return export_once(str(GOLDEN / "bart_tiny_symmetric"), "float32")
+
+
+@pytest.fixture(scope="session")
+def distilled_artifact(export_once):
+    """Return that of the checkpoint with 3 encoder layers, 1 decoder layer and a logits bias."""
+    return export_once(str(GOLDEN / "bart_tiny_distilled"), "float32")
+
+
+@pytest.fixture(scope="session")
+def mini_artifact(export_once):
+    """Return the artifact of the embedded preset, in float32 and with int8 weights."""
+    return export_once("bart_mini_en", "float32", "dynamic_wi8_afp32")
