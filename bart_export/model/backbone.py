@@ -6,7 +6,7 @@ and assigns by the names of `checkpoints.names`. The module knows no text, no ca
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -315,7 +315,7 @@ class BartBackbone(keras.Model):
         keras_preset.write(
             directory,
             self.config,
-            {name: np.asarray(weight) for name, weight in self.named_weights().items()},
+            WeightArrays(self.named_weights()),
             dtype=self.dtype_policy.name,
             max_shard_size=max_shard_size,
             **tokenizer_of_preset(directory),
@@ -352,6 +352,22 @@ class BartBackbone(keras.Model):
                     f"{name} must have shape {tuple(variable.shape)}, received {array.shape}."
                 )
             variable.assign(array)
+
+
+class WeightArrays(Mapping[str, npt.NDArray[Any]]):
+    """Variables by name as NumPy arrays, each copied out of the model when it is looked up."""
+
+    def __init__(self, variables: Mapping[str, Any]) -> None:
+        self.variables = variables
+
+    def __getitem__(self, name: str) -> npt.NDArray[Any]:
+        return np.asarray(self.variables[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.variables)
+
+    def __len__(self) -> int:
+        return len(self.variables)
 
 
 def constructor_arguments(config: BartConfig) -> dict[str, Any]:

@@ -63,6 +63,15 @@ def test_golden_checkpoints_give_the_golden_answers(
         np.testing.assert_allclose(value, expected, rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize("directory", [SYMMETRIC, DISTILLED], ids=lambda path: path.name)
+def test_a_checkpoint_that_has_been_read_makes_the_same_model(directory):
+    model = BartBackbone.from_checkpoint(checkpoints.read(directory))
+    again = BartBackbone.from_preset(str(directory))
+    assert model.config == again.config
+    for weight, other in zip(model.weights, again.weights, strict=True):
+        np.testing.assert_array_equal(np.asarray(weight), np.asarray(other))
+
+
 def test_a_hugging_face_directory_is_read_as_keras_hub_reads_it():
     mine = BartBackbone.from_preset(str(SYMMETRIC))
     theirs = keras_hub.models.BartBackbone.from_preset(str(SYMMETRIC))

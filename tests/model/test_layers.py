@@ -1,0 +1,58 @@
+"""The layers' arithmetic, against formulas written out."""
+
+import math
+
+import numpy as np
+import pytest
+
+from bart_export.config import ACTIVATION_FUNCTIONS
+from bart_export.model.layers import (
+    ACTIVATIONS,
+    causal_attention_mask,
+    initializer,
+    masked_softmax,
+    weights_left_at_zero,
+)
+
+# Hendrycks and Gimpel, arXiv:1606.08415, exactly and by the approximation "gelu_new" stands for.
+FORMULAS = {
+    "gelu": lambda x: x * (1 + math.erf(x / math.sqrt(2))) / 2,
+    "gelu_new": lambda x: x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
+    "relu": lambda x: max(x, 0.0),
+    "silu": lambda x: x / (1 + math.exp(-x)),
+    "tanh": math.tanh,
+}
+
+
+@pytest.mark.parametrize("name", ACTIVATION_FUNCTIONS)
+def test_activations_are_what_their_names_say(name):
+    values = np.linspace(-4, 4, 33, dtype=np.float32)
+    expected = [FORMULAS[name](float(value)) for value in values]
+    np.testing.assert_allclose(ACTIVATIONS[name](values), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_masked_keys_get_nothing_and_the_others_share_all(dtype):
+    scores = np.array([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0], [9.0, 9.0, 9.0]], dtype)
+    mask = np.array([[True, True, True], [False, True, True], [False, False, False]])
+    small, large = 1 / (1 + math.e), math.e / (1 + math.e)
+    expected = [np.exp(scores[0]) / np.exp(scores[0]).sum(), [0, small, large], [0, 0, 0]]
+    np.testing.assert_allclose(masked_softmax(scores, mask), expected, atol=1e-3)
+
+
+def test_the_single_key_gets_all_or_nothing():
+    scores = np.full((2, 1), 5.0, np.float32)
+    np.testing.assert_array_equal(masked_softmax(scores, [[True], [False]]), [[1], [0]])
+
+
+def test_a_position_sees_itself_and_its_past():
+    np.testing.assert_array_equal(causal_attention_mask(4), np.tri(4, dtype=bool))
+
+
+def test_weights_are_drawn_unless_a_checkpoint_will_fill_them():
+    with pytest.raises(RuntimeError), weights_left_at_zero():
+        assert np.all(initializer()((4, 5)) == 0)
+        raise RuntimeError
+    drawn, other = (np.asarray(initializer()((40, 50))) for _ in range(2))
+    assert drawn.std() == pytest.approx(0.02, rel=0.2)
+    assert (drawn != other).mean() > 0.9
