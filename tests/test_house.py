@@ -1,0 +1,244 @@
+"""The rules of the house, held by walking the source: layers, imports, names, sizes, documents."""
+
+import ast
+import json
+import re
+import shlex
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+import bart_export
+from bart_export.cli import main
+from bart_export.recipes import RECIPES
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "bart_export"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+# The package's own __init__ names what is brought in on first use, and may name anything.
+ROOMS = [path for path in MODULES if path != PACKAGE / "__init__.py"]
+
+WORDS = ("errors", "config", "contract", "presets", "hubs", "recipes", "artifact", "quiet",
+         "progress")  # fmt: skip
+# What each layer may import beside itself. `runtime` and `server` stand on their own leg, so that
+# an edge device needs nothing of the other.
+LAYERS = {
+    "words": set(),
+    "text": {"words"},
+    "checkpoints": {"words", "text"},
+    "model": {"words", "text", "checkpoints"},
+    "graph": {"words", "text", "checkpoints", "model"},
+    "targets": {"words", "text", "checkpoints", "model", "graph"},
+    "runtime": {"words", "text"},
+    "server": {"words", "text", "runtime"},
+}
+LAYERS["quality"] = set(LAYERS)
+LAYERS["export"] = set(LAYERS)
+LAYERS["inspection"] = {"words", "text", "checkpoints"}
+LAYERS["cli"] = set(LAYERS)
+TENSOR_LIBRARIES = {"tensorflow", "keras", "keras_hub", "ai_edge_quantizer", "torch"}
+WITH_TENSOR_LIBRARIES = {"model", "graph", "targets", "quality", "export"}
+
+
+def dotted(path):
+    """Return the name by which a file of the package is imported."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+NAMES = {dotted(path) for path in MODULES}
+
+
+def layer_of(name):
+    """Return the layer of a module of the package; the package itself holds only words."""
+    parts = name.split(".")
+    if len(parts) == 1 or parts[1] in WORDS:
+        return "words"
+    return parts[1]
+
+
+def imports(path):
+    """Yield (line, module) for every import of a file, inside functions as well."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno} imports relatively"
+            for alias in node.names:
+                submodule = f"{node.module}.{alias.name}"
+                if submodule in NAMES:
+                    yield node.lineno, submodule
+                elif node.module == "bart_export":
+                    yield node.lineno, bart_export.MODULES.get(alias.name, "bart_export")
+                else:
+                    yield node.lineno, node.module
+
+
+def test_imports_point_down_the_layers():
+    wrong = []
+    for path in ROOMS:
+        layer = layer_of(dotted(path))
+        assert layer in LAYERS, f"{path} belongs to no layer: give it a place in LAYERS"
+        for line, module in imports(path):
+            if module.split(".")[0] != "bart_export":
+                continue
+            if layer_of(module) not in LAYERS[layer] | {layer}:
+                wrong.append(f"{path.relative_to(ROOT)}:{line} ({layer}) imports {module}")
+    assert wrong == []
+
+
+def test_tensor_libraries_are_met_only_where_models_are():
+    # checkpoints may read a PyTorch file where torch is installed.
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} imports {module}"
+        for path in MODULES
+        for line, module in imports(path)
+        if module.split(".")[0] in TENSOR_LIBRARIES
+        and layer_of(dotted(path)) not in WITH_TENSOR_LIBRARIES
+        and (layer_of(dotted(path)), module) != ("checkpoints", "torch")
+    ]
+    assert wrong == []
+
+
+def modules_after(code, *arguments):
+    """Return the modules that a fresh interpreter has imported at the end of `code`."""
+    ending = "import json, sys; print('\\n' + json.dumps(sorted(sys.modules)))"
+    program = f"try:\n    {code}\nfinally:\n    {ending}"
+    run = subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)], capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    return {name.split(".")[0] for name in json.loads(run.stdout.splitlines()[-1])}
+
+
+@pytest.mark.parametrize("module", ["text.tokenizer", "runtime", "runtime.generator", "cli"])
+def test_the_edge_imports_no_tensor_library(module):
+    imported = modules_after(f"import bart_export.{module}")
+    assert imported & TENSOR_LIBRARIES == set()
+
+
+COMMAND = "from bart_export.cli import main; main()"
+HELP = "from bart_export.cli import main; main(['--help'], standalone_mode=False)"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["presets"]])
+def test_help_imports_no_tensor_library(arguments):
+    imported = modules_after(COMMAND, *arguments)
+    assert imported & (TENSOR_LIBRARIES | {"numpy", "ai_edge_litert"}) == set()
+
+
+def seconds(program):
+    """Return the shortest time that a few fresh interpreters print for a program."""
+    runs = (
+        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        for _ in range(5)
+    )
+    return min(float(run.stdout.splitlines()[-1]) for run in runs)
+
+
+@pytest.mark.parametrize(
+    ("statement", "limit"), [("import bart_export", 0.05), (HELP, 0.3)], ids=["import", "help"]
+)
+def test_what_is_asked_often_is_quick(statement, limit):
+    clock = "import time; began = time.perf_counter()"
+    assert seconds(f"{clock}\n{statement}\nprint(time.perf_counter() - began)") < limit
+
+
+def test_generating_imports_no_tensor_library(mini_artifact):
+    imported = modules_after(COMMAND, "generate", mini_artifact.directory, "A game.")
+    assert "ai_edge_litert" in imported
+    assert imported & TENSOR_LIBRARIES == set()
+
+
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
+def test_a_module_is_one_room(path):
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= 400, f"{path.relative_to(ROOT)} has {lines} lines: it wants to be two modules"
+    assert path.stem not in ("utils", "util", "common", "helpers", "misc", "tools", "base")
+
+
+def test_the_changelog_begins_with_this_version():
+    versions = re.findall(r"^## \[([\d.]+)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert versions[0] == bart_export.__version__
+
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    """Return the README's code blocks of a language."""
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    return [block for marked, block in fenced if marked == language]
+
+
+def commands():
+    """Return the README's `bart-export` commands."""
+    text = "".join(blocks("sh")).replace("\\\n", " ")
+    return [line for line in text.splitlines() if line.startswith("bart-export")]
+
+
+def test_the_tables_of_the_readme_are_those_of_the_code(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    from readme_tables import filled
+
+    assert filled(README) == README, "run tools/readme_tables.py"
+
+
+@pytest.mark.parametrize("line", commands())
+def test_the_commands_of_the_readme_parse(line):
+    words = shlex.split(line, comments=True)[1:]
+    if words[0].startswith("--"):
+        context = main.make_context("bart-export", words)
+    else:
+        context = main.commands[words[0]].make_context(words[0], words[1:])
+    used = context.params.get("recipe_names") or [context.params.get("recipe")]
+    assert {name for name in used if name} <= {*RECIPES, "all"}
+
+
+def test_every_command_is_in_the_readme():
+    shown = {line.split()[1] for line in commands()}
+    assert set(main.commands) - shown == set()
+
+
+def test_the_python_of_the_readme_runs(mini_artifact, tmp_path):
+    (tmp_path / "artifacts").mkdir()
+    (tmp_path / "artifacts" / "bart_mini_en").symlink_to(mini_artifact.directory)
+    program = "".join(blocks("python"))
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    whole, streamed = run.stdout.splitlines()
+    assert whole == streamed
+
+
+def test_the_demo_of_the_readme_is_what_it_prints(mini_artifact):
+    (text,) = re.findall(r"^> (.*)$", README, re.MULTILINE)
+    (headline,) = re.findall(r"<!-- headline -->\n    (.*)\n", README)
+    command = Path(sysconfig.get_path("scripts")) / "bart-export"
+    run = subprocess.run(
+        [command, "generate", mini_artifact.directory, text], capture_output=True, text=True
+    )
+    assert run.stdout == f"{headline}\n", run.stderr
+
+
+def test_the_tree_of_the_readme_is_the_repository():
+    (tree,) = (block for block in blocks("") if block.startswith("bart_export/"))
+    shown = tree_paths(tree)
+    missing = [path for path in shown if not (ROOT / path).exists()]
+    assert missing == []
+    rooms = {f"bart_export/{path.name}" for path in PACKAGE.glob("[a-z]*") if path.stem != "py"}
+    assert rooms - {path.rstrip("/") for path in shown} == set()
+
+
+def tree_paths(tree):
+    """Return the paths of a tree drawn by indentation, directories ending in a slash."""
+    parents, paths = [], []
+    for line in tree.splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        parents = [*parents[:depth], line.split()[0]]
+        paths.append("".join(parents))
+    return paths
