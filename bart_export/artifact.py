@@ -19,6 +19,7 @@ import os
 import pathlib
 import re
 import shutil
+import stat
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -103,13 +104,17 @@ class Artifact:
         path = self.directory / name
         try:
             status = path.stat()
-        except FileNotFoundError:
-            raise ArtifactError(f"{path} is missing. Export the artifact again.") from None
+        except OSError as error:
+            raise ArtifactError(
+                f"{path} cannot be read: {error.strerror}. Export the artifact again."
+            ) from None
         stamp = [status.st_size, status.st_mtime_ns, status.st_ino, expected["sha256"]]
         stamps = self.stamps()
         if not rehash and stamps.get(name) == stamp:
             return path
-        if status.st_size != expected["bytes"] or sha256(path) != expected["sha256"]:
+        regular = stat.S_ISREG(status.st_mode)
+        right_size = regular and status.st_size == expected["bytes"]
+        if not right_size or sha256(path) != expected["sha256"]:
             raise ArtifactError(
                 f"{path} is not the file its manifest names: it was altered or damaged "
                 f"({status.st_size} bytes of {expected['bytes']}). Export the artifact again."
@@ -162,7 +167,8 @@ def read_manifest(path: pathlib.Path) -> dict[str, Any]:
             f"{path} must have format_version {FORMAT_VERSION}, received {version!r}. "
             "Export the artifact again with this version of bart-export, or update it."
         )
-    if seal(SEAL.sub(f'"manifest_sha256": "{UNSEALED}"'.encode(), text)) != text:
+    unsealed, seals = SEAL.subn(f'"manifest_sha256": "{UNSEALED}"'.encode(), text)
+    if seals != 1 or seal(unsealed) != text:
         raise ArtifactError(
             f"{path} was edited or damaged after the export: its manifest_sha256 does not match. "
             "Export the artifact again."
@@ -238,7 +244,10 @@ class Draft:
         synchronize(self.directory / MANIFEST)
         synchronize(self.directory)
         if self.target.exists():
-            exchange(self.directory, self.target)
+            # What is swapped out becomes the draft directory: nobody may begin a draft in it.
+            with locked(self.target):
+                exchange(self.directory, self.target)
+                shutil.rmtree(self.directory, ignore_errors=True)
         else:
             self.directory.rename(self.target)
         synchronize(self.target.parent)
@@ -248,30 +257,58 @@ class Draft:
 def draft(target: pathlib.Path) -> Iterator[Draft]:
     """Make a draft beside `target` for the length of a block; what is not committed is removed.
 
+    A symbolic link stands for the directory it points to, which is replaced; the link stays.
+
     Raises:
-        ArtifactError: if the place cannot be written, is full, or another export writes there.
+        ArtifactError: if the place cannot be written, is full, holds something else than an
+            artifact, or another export writes there.
     """
-    directory = target.with_name(f".{target.name}.draft")
     try:
-        if target.exists() and not target.is_dir():
-            raise ArtifactError(f"{target} is a file. Name a directory for the artifact.")
-        if target.is_dir() and any(target.iterdir()) and not (target / MANIFEST).exists():
-            raise ArtifactError(
-                f"{target} is a directory with other things in it and no {MANIFEST}. "
-                "Name a new directory, or an artifact to replace."
-            )
+        target = pathlib.Path(os.path.realpath(target))
+        check_replaceable(target)
+        directory = target.with_name(f".{target.name}.draft")
         directory.mkdir(parents=True, exist_ok=True)
         with locked(directory):
             try:
                 # A killed export leaves its draft; the next one begins with an empty directory.
                 empty(directory)
+                if previous(target).exists() and not target.exists():
+                    previous(target).rename(target)
                 yield Draft(directory, target)
             finally:
                 shutil.rmtree(directory, ignore_errors=True)
     except OSError as error:
-        place = error.filename or directory
+        place = error.filename or target
         advice = ADVICE.get(error.errno or 0, "Name another place with --output")
         raise ArtifactError(f"Cannot write {place}: {error.strerror}. {advice}.") from error
+
+
+def check_replaceable(target: pathlib.Path) -> None:
+    """Refuse to put an artifact in the place of anything but an artifact.
+
+    Raises:
+        ArtifactError: for a file, a directory of other things, or one around the current directory.
+    """
+    if target.exists() and not target.is_dir():
+        raise ArtifactError(f"{target} is a file. Name a directory for the artifact.")
+    if pathlib.Path.cwd().is_relative_to(target):
+        raise ArtifactError(
+            f"{target} is, or holds, the current directory, and replacing it would pull that away. "
+            "Name another directory with --output."
+        )
+    if target.is_dir() and any(target.iterdir()) and not holds_artifact(target):
+        raise ArtifactError(
+            f"{target} is a directory with other things in it and no {MANIFEST} of an artifact. "
+            "Name a new directory, or an artifact to replace."
+        )
+
+
+def holds_artifact(directory: pathlib.Path) -> bool:
+    """Return whether a directory has a manifest of ours, be it damaged: others have one, too."""
+    try:
+        return b'"manifest_sha256"' in (directory / MANIFEST).read_bytes()
+    except FileNotFoundError:
+        return False
 
 
 ADVICE = {
@@ -333,11 +370,16 @@ def exchange(new: pathlib.Path, old: pathlib.Path) -> None:
             return
         if ctypes.get_errno() not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(old))
-    aside = old.with_name(f".{old.name}.previous")
+    aside = previous(old)
     shutil.rmtree(aside, ignore_errors=True)
     old.rename(aside)
     new.rename(old)
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def previous(target: pathlib.Path) -> pathlib.Path:
+    """Return where an artifact lies between two renames; an export killed there is undone later."""
+    return target.with_name(f".{target.name}.previous")
 
 
 # System call that swaps two paths, the "current directory" argument, and the flag that asks for it.

@@ -1,0 +1,36 @@
+"""Artifacts of a few bytes, for tests of the directory and not of what is in it."""
+
+from bart_export import artifact
+from bart_export.config import BartConfig, GenerationConfig
+
+CONFIG = BartConfig(vocabulary_size=8, num_layers=1, num_heads=1, hidden_dim=4, intermediate_dim=4)
+
+
+def manifest(files, preset="made_up"):
+    """Return a manifest's fields with the entries of `files`."""
+    return {
+        "preset": preset,
+        "source": {},
+        "config": CONFIG.to_dict(),
+        "generation": GenerationConfig().to_dict(),
+        "encoder_sequence_length": 16,
+        "special_token_ids": {},
+        "parameter_count": 1,
+        "tokenizer": {},
+        "signatures": {},
+        "files": files,
+        "tools": {},
+        "verification": [],
+    }
+
+
+def write(target, contents, preset="made_up"):
+    """Commit an artifact with files of these contents, by name, and open it."""
+    with artifact.draft(target) as draft:
+        for name, content in contents.items():
+            path = draft.directory / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        entries = {name: draft.entry(name, target="tflite") for name in contents}
+        draft.commit(manifest(entries, preset))
+    return artifact.Artifact.open(target)
