@@ -29,12 +29,16 @@ class ConfigurationError(BartExportError, ValueError):
 
 
 class MissingExtra(BartExportError, ImportError):
-    """A command needs packages that the base installation leaves out."""
+    """A command needs packages that the base installation leaves out, or that were taken away.
+
+    `extra` is the one that brings the package, "" for what the base installation brings.
+    """
 
     def __init__(self, what: str, package: str, extra: str) -> None:
+        wanted = f"'bart-export[{extra}]'" if extra else "bart-export"
         super().__init__(
             f"{what} needs the package {package}, which is not installed. "
-            f"Install it with: pip install 'bart-export[{extra}]'"
+            f"Install it with: pip install {wanted}"
         )
 
 

@@ -100,6 +100,37 @@ def check_serial(serial: int, state: Decoding) -> None:
         )
 
 
+def first_sizes(source: int, num_beams: int, max_length: int) -> dict[str, int]:
+    """Return the sizes of the dynamic axes that a generation starts with."""
+    return {
+        contract.SOURCE: source,
+        contract.BEAMS: num_beams,
+        contract.CAPACITY: min(FIRST_CAPACITY, max_length),
+    }
+
+
+def larger_sizes(config: BartConfig, current: dict[str, int]) -> dict[str, int]:
+    """Return the sizes of the dynamic axes with room for twice as many decoder positions."""
+    doubled = 2 * current[contract.CAPACITY]
+    return {**current, contract.CAPACITY: min(doubled, config.max_sequence_length)}
+
+
+def resized(
+    config: BartConfig,
+    signature: contract.Signature,
+    current: dict[str, int],
+    wanted: dict[str, int],
+) -> dict[str, tuple[int, ...]]:
+    """Return the new shapes of a signature's inputs that depend on an axis whose size changes."""
+    changed = {axis for axis, size in wanted.items() if current.get(axis) != size}
+    sizes = contract.sizes(config) | wanted
+    return {
+        tensor.name: tuple(sizes[axis] for axis in tensor.axes)
+        for tensor in signature.inputs
+        if changed & set(tensor.axes)
+    }
+
+
 class CompiledModelEngine:
     """An engine over `ai_edge_litert.compiled_model.CompiledModel`.
 
@@ -151,9 +182,7 @@ class CompiledModelEngine:
         ids = check_source(self.config, token_ids)
         check_length(self.config, max_length)
         self.serial += 1
-        capacity = min(FIRST_CAPACITY, max_length)
-        self.resize({contract.SOURCE: ids.shape[1], contract.BEAMS: num_beams,
-                     contract.CAPACITY: capacity})  # fmt: skip
+        self.resize(first_sizes(ids.shape[1], num_beams, max_length))
         mask = np.ones_like(ids)
         self.inputs["encode"]["encoder_token_ids"].write(ids)
         self.inputs["encode"]["encoder_padding_mask"].write(mask)
@@ -192,9 +221,8 @@ class CompiledModelEngine:
             name: buffer.read(int(np.prod(old_shape)), np.float32).reshape(old_shape)
             for name, buffer in state.caches[0].items()
         }
-        capacity = min(2 * old_shape[2], self.config.max_sequence_length)
-        self.resize({**self.current, contract.CAPACITY: capacity})
-        room = ((0, 0), (0, 0), (0, capacity - old_shape[2]), (0, 0))
+        self.resize(larger_sizes(self.config, self.current))
+        room = ((0, 0), (0, 0), (0, self.cache_shape()[2] - old_shape[2]), (0, 0))
         for name, cache in old.items():
             self.inputs["decode"][name].write(np.pad(cache, room))
         caches = (
@@ -213,16 +241,14 @@ class CompiledModelEngine:
         changed = {axis for axis, size in wanted.items() if self.current.get(axis) != size}
         if not changed:
             return
-        self.current = wanted
-        sizes = self.sizes | wanted
         for signature in (self.encode, self.decode):
-            stale = [tensor for tensor in signature.inputs if changed & set(tensor.axes)]
-            for tensor in stale:
+            shapes = resized(self.config, signature, self.current, wanted)
+            for name, shape in shapes.items():
                 self.model.resize_input_tensor_by_name(
-                    signature.name, tensor.name, list(tensor.shape(sizes)), strict=False
+                    signature.name, name, list(shape), strict=False
                 )
             for tensor in signature.inputs:
-                if tensor in stale or tensor.name not in self.inputs[signature.name]:
+                if tensor.name in shapes or tensor.name not in self.inputs[signature.name]:
                     self.inputs[signature.name][tensor.name] = (
                         self.model.create_input_buffer_by_name(signature.name, tensor.name)
                     )
@@ -231,6 +257,7 @@ class CompiledModelEngine:
                 self.outputs["decode"][tensor.name] = self.model.create_output_buffer_by_name(
                     "decode", tensor.name
                 )
+        self.current = wanted
         # The encoder writes where the decoder reads.
         self.outputs["encode"] = {name: self.inputs["decode"][name] for name in self.cross_names}
 

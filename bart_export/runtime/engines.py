@@ -1,0 +1,139 @@
+"""Which engine opens a file: the table of engines, and the choice among those installed.
+
+In go an artifact, the name of one of its files and perhaps the name of an engine; out comes the
+engine with the file open. A file's entry in the manifest says which runtimes compute it rightly and
+since which version, for some open a file without a word and compute it wrongly. Nothing here knows
+how an engine works.
+"""
+
+import dataclasses
+import difflib
+import importlib.metadata
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from bart_export.artifact import Artifact
+from bart_export.errors import ConfigurationError, EngineError, MissingExtra
+from bart_export.recipes import LITERT, TFLITE_RUNTIME
+from bart_export.runtime.engine import CompiledModelEngine, Engine
+from bart_export.runtime.interpreter import InterpreterEngine
+
+Files = Mapping[str, Mapping[str, Any]]  # name -> entry, as the manifest has them
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineKind:
+    """One row of the table: the package that runs files, and the engine over it.
+
+    `package` is the distribution's name and the engine's. `extra` installs it, "" where the base
+    installation does. `open` takes an artifact, the name of a file, and `num_threads`.
+    """
+
+    package: str
+    extra: str
+    open: Callable[..., Engine]
+
+
+# The first that is installed is the default.
+ENGINES = {
+    kind.package: kind
+    for kind in (
+        EngineKind(LITERT, "", CompiledModelEngine.from_artifact),
+        EngineKind(TFLITE_RUNTIME, "legacy-runtime", InterpreterEngine.from_artifact),
+    )
+}
+
+
+def open_engine(
+    artifact: Artifact,
+    file: str,
+    requested: str | None = None,
+    *,
+    num_threads: int | None = None,
+) -> Engine:
+    """Open a file of an artifact with an engine that computes it rightly.
+
+    Args:
+        artifact: where the file is.
+        file: its name in the manifest, `tflite/float32.tflite`.
+        requested: a key of `ENGINES`; None takes the first that is installed.
+        num_threads: threads for the CPU kernels; None takes all cores this process may use.
+
+    Raises:
+        ArtifactError: if the file is missing or altered.
+        ConfigurationError, MissingExtra, EngineError: see `choose`; EngineError also for a file
+            that the engine cannot open.
+    """
+    kind = choose(requested, file, artifact.files("tflite"), installed_versions())
+    return kind.open(artifact, file, num_threads=num_threads)
+
+
+def installed_versions() -> dict[str, str]:
+    """Return the versions of the installed packages of `ENGINES`, in the table's order."""
+    versions = {}
+    for package in ENGINES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def choose(
+    requested: str | None, file: str, files: Files, installed: Mapping[str, str]
+) -> EngineKind:
+    """Return the engine to open a file with.
+
+    Args:
+        requested: a key of `ENGINES`; None takes the first of `installed`.
+        file: the file's name, a key of `files`.
+        files: the artifact's `.tflite` files. An entry's `runtimes` maps packages that compute the
+            file rightly to the oldest version it was tried with; its `refusals` say why another
+            package does not.
+        installed: packages and their versions.
+
+    Raises:
+        ConfigurationError: for an engine that does not exist.
+        MissingExtra: if the engine's package, or any, is not installed.
+        EngineError: if the package is known to compute the file wrongly, was not tried with it, or
+            is older than what was.
+    """
+    package = next(iter(installed), LITERT) if requested is None else requested
+    if package not in ENGINES:
+        near = difflib.get_close_matches(package, ENGINES, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ConfigurationError(
+            f"An engine must be one of {', '.join(ENGINES)}, received {package!r}.{hint}"
+        )
+    kind = ENGINES[package]
+    if package not in installed:
+        raise MissingExtra(f"Running {file}", package, kind.extra)
+    version, entry = installed[package], files[file]
+    if not runs(entry, package, version):
+        tried = " or ".join(f"{name} {oldest}" for name, oldest in entry["runtimes"].items())
+        reason = entry["refusals"].get(package)
+        others = [
+            name for name, other in files.items() if name != file and runs(other, package, version)
+        ]
+        raise EngineError(
+            f"{file} needs {tried} or newer, received {package} {version}"
+            + (f": {reason}. " if reason else ", which it was not tried with. ")
+            + (f"{package} {version} can open {', '.join(others)}." if others else NOTHING_ELSE)
+        )
+    return kind
+
+
+NOTHING_ELSE = "It can open no file of this artifact: install what is needed, or export another."
+
+
+def runs(entry: Mapping[str, Any], package: str, version: str) -> bool:
+    """Return whether a file was tried with a package of this version or an older one."""
+    oldest = entry["runtimes"].get(package)
+    return oldest is not None and release(version) >= release(oldest)
+
+
+def release(version: str) -> tuple[int, int, int]:
+    """Return the first three numbers of a version, to compare; what is not given is 0."""
+    major, minor, patch, *_ = [*map(int, re.findall(r"\d+", version)), 0, 0, 0]
+    return major, minor, patch

@@ -1,0 +1,241 @@
+"""The engine for runtimes that have `Interpreter` only: tflite-runtime, and LiteRT with delegates.
+
+The protocol is that of `bart_export.runtime.engine`. An interpreter keeps its tensors to itself:
+nothing is shared between `encode` and `decode`, and what `decode` writes is not what it reads. The
+caches therefore stay in `decode`'s inputs, and after a step only the positions that it changed are
+brought over from its outputs: one for beams that stay where they are, all of them for beams that
+change places. This module knows no search and no artifact's rules about who may open which file.
+"""
+
+import importlib
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from bart_export import contract
+from bart_export.artifact import Artifact
+from bart_export.config import BartConfig
+from bart_export.errors import EngineError, MissingExtra
+from bart_export.quiet import native_stderr_silenced
+from bart_export.recipes import LITERT, TFLITE_RUNTIME
+from bart_export.runtime.engine import (
+    Decoding,
+    FloatArray,
+    IntArray,
+    available_cores,
+    check_length,
+    check_serial,
+    check_source,
+    first_sizes,
+    larger_sizes,
+    resized,
+)
+
+# Package -> the module with its `Interpreter`, and the extra that installs it.
+INTERPRETERS = {
+    TFLITE_RUNTIME: ("tflite_runtime.interpreter", "legacy-runtime"),
+    LITERT: ("ai_edge_litert.interpreter", ""),
+}
+
+
+class InterpreterEngine:
+    """An engine over the `Interpreter` of tflite-runtime or ai-edge-litert.
+
+    Args:
+        path: the `.tflite` file.
+        config: the model's architecture, as the artifact's manifest gives it.
+        num_threads: threads for the CPU kernels; None takes all cores this process may use.
+        interpreter: the package to take `Interpreter` from, a key of `INTERPRETERS`.
+        delegates: shared libraries of delegates, `libedgetpu.so.1` for one, first come first
+            served.
+
+    Raises:
+        EngineError: if the package cannot be used, a delegate not be loaded, or the file not be
+            opened.
+        MissingExtra: if the package is not installed.
+    """
+
+    def __init__(
+        self,
+        path: pathlib.Path,
+        config: BartConfig,
+        *,
+        num_threads: int | None = None,
+        interpreter: str = TFLITE_RUNTIME,
+        delegates: Sequence[str] = (),
+    ) -> None:
+        self.config = config
+        self.package = interpreter
+        self.encode, self.decode = contract.tflite_signatures(config)
+        self.cache_names = tuple(tensor.name for tensor in contract.cache_tensors(config))
+        self.cross_names = tuple(tensor.name for tensor in contract.cross_tensors(config))
+        self.serial = 0
+        self.current: dict[str, int] = {}  # dynamic axis -> size the tensors have now
+        with native_stderr_silenced():
+            self.signatures = open_signatures(
+                interpreter, path, num_threads or available_cores(), delegates
+            )
+
+    @classmethod
+    def from_artifact(
+        cls, artifact: Artifact, name: str, *, num_threads: int | None = None
+    ) -> "InterpreterEngine":
+        """Open a file of an artifact with tflite-runtime."""
+        return cls(artifact.path(name), artifact.config, num_threads=num_threads)
+
+    def start(self, token_ids: Sequence[int], num_beams: int, max_length: int) -> Decoding:
+        """Encode a source; see `Engine.start`."""
+        ids = check_source(self.config, token_ids)
+        check_length(self.config, max_length)
+        self.serial += 1
+        self.resize(first_sizes(ids.shape[1], num_beams, max_length))
+        encode = self.signatures["encode"]
+        encode.input("encoder_token_ids")[:] = ids
+        encode.input("encoder_padding_mask")[:] = 1
+        self.run("encode")
+        self.hand_over_source()
+        for name in self.cache_names:
+            self.signatures["decode"].input(name)[:] = 0
+        return Decoding(self.serial, 0, None)
+
+    def step(
+        self, state: Decoding, token_ids: IntArray, beam_index: IntArray
+    ) -> tuple[FloatArray, Decoding]:
+        """Decode one token of every beam; see `Engine.step`."""
+        check_serial(self.serial, state)
+        position = state.position
+        if position == self.current[contract.CAPACITY]:
+            self.grow()
+        decode = self.signatures["decode"]
+        decode.input("decoder_token_ids")[:] = token_ids[:, None]
+        decode.input("position")[:] = position
+        decode.input("beam_index")[:] = beam_index
+        self.run("decode")
+        in_place = np.array_equal(beam_index, np.arange(len(beam_index)))
+        changed = slice(position if in_place else 0, position + 1)
+        for name in self.cache_names:
+            decode.input(name)[:, :, changed] = decode.output(name)[:, :, changed]
+        return decode.output("logits").copy(), Decoding(state.serial, position + 1, None)
+
+    def grow(self) -> None:
+        """Make room for more positions; what the caches hold stays."""
+        decode = self.signatures["decode"]
+        old = {name: decode.input(name).copy() for name in self.cache_names}
+        self.resize(larger_sizes(self.config, self.current))
+        self.hand_over_source()
+        for name, cache in old.items():
+            filled = cache.shape[2]
+            decode.input(name)[:, :, :filled] = cache
+            decode.input(name)[:, :, filled:] = 0
+
+    def hand_over_source(self) -> None:
+        """Give the decoder the source: its mask, and what the encoder wrote."""
+        encode, decode = self.signatures["encode"], self.signatures["decode"]
+        decode.input("encoder_padding_mask")[:] = 1
+        for name in self.cross_names:
+            decode.input(name)[:] = encode.output(name)
+
+    def resize(self, wanted: dict[str, int]) -> None:
+        """Resize what depends on an axis that changes; the resized signature's inputs are lost."""
+        for signature in (self.encode, self.decode):
+            shapes = resized(self.config, signature, self.current, wanted)
+            if not shapes:
+                continue
+            try:
+                self.signatures[signature.name].resize(shapes)
+            except (RuntimeError, ValueError) as error:
+                raise EngineError(
+                    f"{self.package} cannot resize the signature {signature.name} to "
+                    f"{wanted}: {one_line(error)}"
+                ) from error
+        self.current = wanted
+
+    def run(self, signature: str) -> None:
+        """Run one signature."""
+        try:
+            self.signatures[signature].invoke()
+        except (RuntimeError, ValueError) as error:
+            raise EngineError(
+                f"{self.package} failed to run the signature {signature}: {one_line(error)}"
+            ) from error
+
+
+class InterpreterSignature:
+    """One signature of an open file: its tensors in place, by name.
+
+    The public signature runner resizes, allocates, and copies every tensor in and out at each call.
+    The interpreter's private wrapper, the same in both packages, gives the memory itself.
+    """
+
+    def __init__(self, interpreter: Any, name: str) -> None:
+        self.interpreter = interpreter
+        self.subgraph = self.wrapper.GetSubgraphIndexFromSignature(name)
+        tensors = self.wrapper.GetSignatureDefs()[name]
+        self.inputs, self.outputs = tensors["inputs"], tensors["outputs"]  # name -> index
+
+    @property
+    def wrapper(self) -> Any:
+        """The native interpreter; its owner must be the last to let go of it, delegates after."""
+        return self.interpreter._interpreter
+
+    def input(self, name: str) -> Any:
+        """Return an input's memory as an array, good until the next `resize` or `invoke`."""
+        return self.wrapper.tensor(self.wrapper, self.inputs[name], self.subgraph)
+
+    def output(self, name: str) -> Any:
+        """Return an output's memory as an array, good until the next `resize` or `invoke`."""
+        return self.wrapper.tensor(self.wrapper, self.outputs[name], self.subgraph)
+
+    def resize(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        """Give some inputs new shapes; what any input held is lost."""
+        for name, shape in shapes.items():
+            size = np.array(shape, np.int32)
+            self.wrapper.ResizeInputTensor(self.inputs[name], size, False, self.subgraph)
+        self.wrapper.AllocateTensors(self.subgraph)
+
+    def invoke(self) -> None:
+        """Run the signature on what its inputs hold."""
+        self.wrapper.Invoke(self.subgraph)
+
+
+def open_signatures(
+    package: str, path: pathlib.Path, num_threads: int, delegates: Sequence[str]
+) -> dict[str, InterpreterSignature]:
+    """Open a `.tflite` file and return its signatures by name; see `InterpreterEngine`."""
+    module_name, extra = INTERPRETERS[package]
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise MissingExtra("This engine", package, extra) from error
+    try:
+        loaded = [load_delegate(module, library) for library in delegates]
+        interpreter = module.Interpreter(
+            model_path=str(path), experimental_delegates=loaded, num_threads=num_threads
+        )
+        # Without this first round at the file's own shapes tflite-runtime never asks XNNPACK.
+        interpreter.allocate_tensors()
+    except SystemError as error:
+        raise EngineError(
+            f"{package} was built for NumPy 1 and cannot run with NumPy {np.__version__}. "
+            f"Install it with: pip install 'bart-export[{extra}]'"
+        ) from error
+    except (RuntimeError, ValueError) as error:
+        raise EngineError(f"{package} cannot open {path}: {one_line(error)}") from error
+    return {
+        name: InterpreterSignature(interpreter, name) for name in interpreter.get_signature_list()
+    }
+
+
+def load_delegate(module: Any, library: str) -> Any:
+    """Load the shared library of a delegate."""
+    try:
+        return module.load_delegate(library)
+    except (OSError, ValueError) as error:
+        raise EngineError(f"Cannot load the delegate {library}: {one_line(error)}") from error
+
+
+def one_line(error: Exception) -> str:
+    """Return an error's message, which native code may spread over lines, as one."""
+    return " ".join(str(error).split())
