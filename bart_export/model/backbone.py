@@ -6,19 +6,18 @@ and assigns by the names of `checkpoints.names`. The module knows no text, no ca
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 import numpy.typing as npt
 
 from bart_export import checkpoints, presets
 from bart_export.checkpoints import Checkpoint, keras_preset
 from bart_export.checkpoints.names import FINAL_LOGITS_BIAS
 from bart_export.config import BartConfig
-from bart_export.errors import CheckpointError, ConfigurationError
+from bart_export.errors import ConfigurationError
 from bart_export.model.inputs import SIDES, check_inputs
 from bart_export.model.layers import (
     EPSILON,
@@ -26,9 +25,8 @@ from bart_export.model.layers import (
     PositionEmbedding,
     TransformerDecoder,
     TransformerEncoder,
-    initializer,
-    weights_left_at_zero,
 )
+from bart_export.model.weights import WeightArrays, assign, initializer, weights_left_at_zero
 
 KERAS_HUB_FIELDS = (
     "vocabulary_size",
@@ -332,42 +330,7 @@ class BartBackbone(keras.Model):
             CheckpointError: naming all arrays that are missing or surplus, before any weight is
                 set; or the first of another shape.
         """
-        variables = self.named_weights()
-        findings = [
-            f"{word} {', '.join(sorted(names))}"
-            for word, names in (
-                ("missing", variables.keys() - weights.keys()),
-                ("surplus", weights.keys() - variables.keys()),
-            )
-            if names
-        ]
-        if findings:
-            raise CheckpointError(
-                f"The weights are not those of the model's configuration: {'; '.join(findings)}."
-            )
-        for name, variable in variables.items():
-            array = weights[name]
-            if array.shape != tuple(variable.shape):
-                raise CheckpointError(
-                    f"{name} must have shape {tuple(variable.shape)}, received {array.shape}."
-                )
-            variable.assign(array)
-
-
-class WeightArrays(Mapping[str, npt.NDArray[Any]]):
-    """Variables by name as NumPy arrays, each copied out of the model when it is looked up."""
-
-    def __init__(self, variables: Mapping[str, Any]) -> None:
-        self.variables = variables
-
-    def __getitem__(self, name: str) -> npt.NDArray[Any]:
-        return np.asarray(self.variables[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.variables)
-
-    def __len__(self) -> int:
-        return len(self.variables)
+        assign(self.named_weights(), weights)
 
 
 def constructor_arguments(config: BartConfig) -> dict[str, Any]:

@@ -1,0 +1,29 @@
+"""`import bart_export` costs nothing, and its public names are there when asked for."""
+
+import subprocess
+import sys
+
+import pytest
+
+import bart_export
+
+
+def test_importing_the_package_imports_the_standard_library_only():
+    program = (
+        "import sys; before = set(sys.modules); import bart_export;"
+        "new = {name.partition('.')[0] for name in set(sys.modules) - before};"
+        "print(*sorted(new - sys.stdlib_module_names))"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (result.stdout.split(), result.stderr) == (["bart_export"], "")
+
+
+def test_public_names_are_found_where_the_table_says():
+    assert set(bart_export.__all__) == {*bart_export.MODULES, "__version__"}
+    assert set(bart_export.__all__) <= set(dir(bart_export))
+    assert bart_export.BartBackbone.__name__ == "BartBackbone"
+
+
+def test_other_names_are_missing():
+    with pytest.raises(AttributeError, match="has no attribute 'BartBackbones'"):
+        bart_export.BartBackbones  # noqa: B018
