@@ -12,6 +12,7 @@ LEGACY_ARTIFACT := build/legacy_artifact
 TEXT = $$(sed -n 's/^> //p' README.md)
 
 .DEFAULT_GOAL := help
+.NOTPARALLEL:
 .PHONY: help demo test lint test-slow test-legacy clean
 
 help:
@@ -46,7 +47,7 @@ clean: ## remove the environments and what tools left; exports stay
 
 # An environment is installed anew only when pyproject.toml is newer than its last installation.
 $(VENV)/installed-%: pyproject.toml | $(VENV)/bin/python
-	@echo "Installing bart-export[$*] into $(VENV) ..."
+	@echo "Installing bart-export[$*] into $(VENV); the first time takes minutes ..."
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
 	@touch $@
 
