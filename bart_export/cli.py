@@ -203,6 +203,11 @@ EARLY_STOPPING = {"true": True, "false": False, "never": "never"}
 @click.option("--stream", is_flag=True, help="Print the text as it is generated.")
 @click.option("--truncate", is_flag=True, help="Cut texts that are too long at their end.")
 @click.option("--recipe", metavar="RECIPE", help="Which of the artifact's files to run.")
+@click.option(
+    "--engine",
+    metavar="ENGINE",
+    help="Which runtime to use, where several are installed: ai-edge-litert or tflite-runtime.",
+)
 @click.option("--threads", type=click.IntRange(min=1), help="Threads to use. Default: all cores.")
 @generation_options
 def generate(
@@ -213,6 +218,7 @@ def generate(
     stream: bool,
     truncate: bool,
     recipe: str | None,
+    engine: str | None,
     threads: int | None,
     **given: Any,
 ) -> None:
@@ -234,7 +240,7 @@ def generate(
     if "early_stopping" in parameters:
         parameters["early_stopping"] = EARLY_STOPPING[parameters["early_stopping"]]
     rows = [{"text": text}] if text is not None else read_texts(input_file)
-    generator = Generator.from_artifact(artifact, recipe=recipe, num_threads=threads)
+    generator = Generator.from_artifact(artifact, recipe=recipe, engine=engine, num_threads=threads)
     if stream:
         for piece in generator.stream(rows[0]["text"], truncate=truncate, **parameters):
             click.echo(piece, nl=False)

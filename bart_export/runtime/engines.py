@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import importlib.metadata
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bart_export.artifact import Artifact
@@ -78,6 +78,17 @@ def installed_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def runnable(names: Sequence[str], files: Files, requested: str | None) -> str:
+    """Return the first of some files that the engine computes rightly, or the very first.
+
+    Opening the latter then says why it is refused. Arguments are those of `choose`.
+    """
+    installed = installed_versions()
+    package = requested or next(iter(installed), LITERT)
+    able = (name for name in names if runs(files[name], package, installed.get(package, "0")))
+    return next(able, names[0])
 
 
 def choose(

@@ -19,7 +19,8 @@ from bart_export import recipes
 from bart_export.artifact import Artifact
 from bart_export.config import GenerationConfig
 from bart_export.errors import ArtifactError, InputError
-from bart_export.runtime.engine import CompiledModelEngine, Engine
+from bart_export.runtime.engine import Engine
+from bart_export.runtime.engines import open_engine, runnable
 from bart_export.runtime.search import Hypothesis, search
 from bart_export.text.detokenizer import IncrementalDetokenizer
 from bart_export.text.tokenizer import BartTokenizer
@@ -106,13 +107,16 @@ class Generator:
         path: str | os.PathLike[str],
         *,
         recipe: str | None = None,
+        engine: str | None = None,
         num_threads: int | None = None,
     ) -> "Generator":
         """Open an artifact's tokenizer and one of its `.tflite` files.
 
         Args:
             path: the artifact directory.
-            recipe: which file to open; None takes the default recipe where it is there.
+            recipe: which file to open; None takes the default recipe's, or else the first, of
+                those that the engine computes rightly.
+            engine: a key of `runtime.engines.ENGINES`; None takes the first that is installed.
             num_threads: threads of the engine; None takes all cores.
 
         Raises:
@@ -124,11 +128,12 @@ class Generator:
             artifact.path(artifact.manifest["tokenizer"]["vocabulary"]),
             artifact.path(artifact.manifest["tokenizer"]["merges"]),
         )
-        engine = CompiledModelEngine.from_artifact(
-            artifact, choose_file(artifact, recipe), num_threads=num_threads
-        )
+        file = choose_file(artifact, recipe, engine)
         return cls(
-            tokenizer, engine, artifact.generation, artifact.manifest["encoder_sequence_length"]
+            tokenizer,
+            open_engine(artifact, file, engine, num_threads=num_threads),
+            artifact.generation,
+            artifact.manifest["encoder_sequence_length"],
         )
 
     @overload
@@ -217,20 +222,22 @@ class Generator:
         return self.engine.start(token_ids, rows, generation.max_length)
 
 
-def choose_file(artifact: Artifact, recipe: str | None) -> str:
-    """Return the name of the `.tflite` file of a recipe, or of the default one.
+def choose_file(artifact: Artifact, recipe: str | None, engine: str | None) -> str:
+    """Return the name of the `.tflite` file of a recipe, or of the best that an engine can run.
 
     Raises:
         ArtifactError: if the artifact has no such file, with the recipes that it has.
     """
-    names = {entry["recipe"]: name for name, entry in artifact.files("tflite").items()}
+    files = artifact.files("tflite")
+    names = {entry["recipe"]: name for name, entry in files.items()}
     if not names:
         raise ArtifactError(
             f"{artifact.directory} has no .tflite file. Export one with: bart-export --preset "
             f"{artifact.manifest['preset']} --target tflite"
         )
     if recipe is None:
-        return names.get(recipes.DEFAULT) or next(iter(names.values()))
+        preferred = sorted(names, key=lambda name: name != recipes.DEFAULT)
+        return runnable([names[name] for name in preferred], files, engine)
     if recipe not in names:
         raise ArtifactError(
             f"{artifact.directory} has no file of recipe {recipe!r}. It has: {', '.join(names)}."
