@@ -155,8 +155,8 @@ def read_generation(
 def read_entries(directory: Path) -> tuple[Path, tuple[Path, ...], dict[str, Entry]]:
     """Return the file that stands for the weights, all weight files, and the tensors in them.
 
-    Tensors have their names without the leading "model."; names that a file's metadata gives as
-    aliases of a stored tensor are among them.
+    Tensors have their names without the leading "model.". What a file's metadata says of aliases is
+    not needed: the one table that has any is looked for under all its names.
     """
     for name, reader, index in WEIGHT_FILES:
         place = directory / name
@@ -165,13 +165,7 @@ def read_entries(directory: Path) -> tuple[Path, tuple[Path, ...], dict[str, Ent
         files = indexed_files(place) if index else (place,)
         entries: dict[str, Entry] = {}
         for file in files:
-            stored, metadata = reader(file)
-            aliases = {
-                alias: stored[kept]
-                for alias, kept in metadata.items()
-                if kept in stored and alias not in stored
-            }
-            for tensor, entry in {**stored, **aliases}.items():
+            for tensor, entry in reader(file).items():
                 plain = tensor.removeprefix(PREFIX)
                 if plain in entries:
                     raise CheckpointError(f"{place} stores the tensor {plain} twice.")
@@ -226,14 +220,10 @@ def with_bias(config: BartConfig, biased: bool) -> BartConfig:
 
 
 def check_tied(place: Path, tables: Mapping[str, Entry]) -> None:
-    """Check that the embedding tables stored under several names are one table.
-
-    Aliases share their entry and need no reading.
-    """
-    distinct = {id(entry): (name, entry) for name, entry in tables.items()}
-    if len(distinct) < 2:
+    """Check that the embedding tables stored under several names are one table."""
+    if len(tables) < 2:
         return
-    (first, entry), *others = distinct.values()
+    (first, entry), *others = tables.items()
     table = entry.read()
     different = [name for name, other in others if not np.array_equal(table, other.read())]
     if different:

@@ -13,8 +13,8 @@ from bart_export.checkpoints.strict import Array, Entry
 from bart_export.errors import CheckpointError
 
 
-def read(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
-    """Return the tensors of a file, and no metadata, as `safetensors_file.read_header` does.
+def read(path: Path) -> dict[str, Entry]:
+    """Return the tensors of a file.
 
     Raises:
         CheckpointError: when PyTorch is not installed, or cannot load the file as plain tensors.
@@ -38,10 +38,12 @@ def read(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
                 partial(to_numpy, torch, tensor),
             )
             for name, tensor in tensors.items()
-        }, {}
-    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError and others
+        }
+    except Exception as error:
+        # RuntimeError, UnpicklingError, EOFError and others. Their text is left out: it runs over
+        # many lines and advises to load the file without the restriction.
         raise CheckpointError(
-            f"{path} cannot be loaded as a file of plain tensors ({str(error).splitlines()[0]}); "
+            f"{path} cannot be loaded as a file of plain tensors ({type(error).__name__}); "
             "it is damaged, was not downloaded whole, or holds other objects."
         ) from error
 

@@ -1,7 +1,7 @@
 """The safetensors format: a length, a JSON header, raw little-endian values.
 
-Flows in: a path. Flows out: the tensors its header announces, as lazily read entries, and the
-header's metadata. Every claim of the header is checked against the file before anything is read.
+Flows in: a path. Flows out: the tensors its header announces, as lazily read entries. Every claim
+of the header is checked against the file before anything is read.
 Format: https://huggingface.co/docs/safetensors
 """
 
@@ -39,8 +39,8 @@ DTYPES = {
 }
 
 
-def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
-    """Return the tensors of a file and its metadata, without reading any value.
+def read_header(path: Path) -> dict[str, Entry]:
+    """Return the tensors of a file, without reading any value.
 
     Raises:
         CheckpointError: when the file is truncated, is something else, or its header lies.
@@ -59,9 +59,7 @@ def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
         raise damaged(path, "its header is no JSON") from error
     if not isinstance(header, dict):
         raise damaged(path, "its header is no JSON object")
-    metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict):
-        raise damaged(path, "its metadata is no JSON object")
+    header.pop("__metadata__", None)
     data = 8 + length
     entries = {}
     spans = []
@@ -76,7 +74,7 @@ def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
         position = end
     if data + position != size:
         raise damaged(path, f"its header announces {data + position} bytes, and it has {size}")
-    return entries, {str(name): str(value) for name, value in metadata.items()}
+    return entries
 
 
 def read_description(path: Path, name: str, described: Any, data: int) -> tuple[Entry, int, int]:
