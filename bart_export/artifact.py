@@ -21,6 +21,7 @@ import re
 import shutil
 import stat
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -203,7 +204,7 @@ def file_digest(file: Any) -> str:
 
 def replace_file(path: pathlib.Path, content: bytes) -> None:
     """Write a file whole or not at all."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}")
     temporary.write_bytes(content)
     temporary.replace(path)
 

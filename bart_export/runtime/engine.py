@@ -170,10 +170,12 @@ class CompiledModelEngine:
     ) -> "CompiledModelEngine":
         """Open a file of an artifact, with a weight cache of its own."""
         path = artifact.path(name)
+        entry = artifact.manifest["files"][name]
         return open_with_cache(
             lambda cache: cls(path, artifact.config, num_threads=num_threads, weight_cache=cache),
             artifact.directory,
-            artifact.manifest["files"][name]["sha256"],
+            entry["bytes"],
+            entry["sha256"],
             litert.library(),
         )
 

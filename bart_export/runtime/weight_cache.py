@@ -4,8 +4,8 @@ In goes a model file with its hash and a way to open it with a given cache file;
 opening returned. A cache is built under a temporary name and put in place whole, with a record of
 what it should look like; one that is stale (another model, library or processor), torn or altered
 is built again. Caches lie in the artifact's `.cache`, or in the user's cache directory where the
-artifact cannot be written; where neither can, the file is opened without one. Nothing here knows
-LiteRT.
+artifact cannot be written or its disk is full; where neither has a place, the file is opened
+without one. Nothing here knows LiteRT.
 """
 
 import contextlib
@@ -14,24 +14,30 @@ import json
 import os
 import pathlib
 import platform
+import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from bart_export.artifact import CACHE, replace_file
+from bart_export.artifact import CACHE, replace_file, synchronize
 from bart_export.errors import EngineError
 
 Opened = TypeVar("Opened")
 
 SAMPLES = 64  # pages of a cache that its record describes: hashing all would cost what it saves
 PAGE = 4096
+# The library ends the process when the disk is full, so a cache is begun only where this many
+# times the model's size is free.
+ROOM = 2
 ABANDONED = 600  # seconds after which an unfinished cache belongs to nobody
 
 
 def open_with_cache(
     open_model: Callable[[str], Opened],
     artifact_directory: pathlib.Path,
+    model_bytes: int,
     model_sha256: str,
     library: str,
 ) -> Opened:
@@ -41,6 +47,7 @@ def open_with_cache(
         open_model: opens the model with a cache file, which it creates if it is missing; with ""
             it opens it without one.
         artifact_directory: where the model lies.
+        model_bytes: size of the model file, and about that of its cache.
         model_sha256: hash of the model file.
         library: name and version of the library that packs the weights.
     """
@@ -49,6 +56,8 @@ def open_with_cache(
         cache = directory / f"{key}.xnnpack"
         if is_whole(cache):
             return open_model(str(cache))
+        if shutil.disk_usage(directory).free < ROOM * model_bytes:
+            continue
         try:
             return build(open_model, cache)
         except (OSError, EngineError):
@@ -88,11 +97,13 @@ def build(open_model: Callable[[str], Opened], cache: pathlib.Path) -> Opened:
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > ABANDONED:
                 path.unlink()
-    unfinished = cache.with_name(f"{cache.name}.{os.getpid()}.building")
+    writer = f"{os.getpid()}-{threading.get_ident()}"
+    unfinished = cache.with_name(f"{cache.name}.{writer}.building")
     unfinished.unlink(missing_ok=True)
     opened = open_model(str(unfinished))
     # The library has mapped the file; its name may change under it.
     with contextlib.suppress(OSError):
+        synchronize(unfinished)
         replace_file(record_path(cache), json.dumps(describe(unfinished)).encode())
         unfinished.replace(cache)
     return opened

@@ -1,4 +1,4 @@
-"""The golden checkpoints' cases: settings to generate with, and the sequences that must come out."""
+"""The golden checkpoints' cases: settings to generate with, and what must come out."""
 
 import json
 from pathlib import Path
