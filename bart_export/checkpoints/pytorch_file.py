@@ -12,12 +12,15 @@ from bart_export.checkpoints.safetensors_file import numpy_dtype
 from bart_export.checkpoints.strict import Array, Entry
 from bart_export.errors import CheckpointError
 
+SAFE_VERSION = (2, 6)  # CVE-2025-32434
+
 
 def read(path: Path) -> dict[str, Entry]:
     """Return the tensors of a file.
 
     Raises:
-        CheckpointError: when PyTorch is not installed, or cannot load the file as plain tensors.
+        CheckpointError: when PyTorch is not installed, is too old to be safe, or cannot load the
+            file as plain tensors.
     """
     try:
         import torch
@@ -27,6 +30,12 @@ def read(path: Path) -> dict[str, Entry]:
             "installed. Install torch, or use a copy with model.safetensors "
             "(model.save_pretrained(directory) writes one)."
         ) from error
+    version = str(torch.__version__)
+    if tuple(int(number) for number in version.split(".")[:2]) < SAFE_VERSION:
+        raise CheckpointError(
+            f"{path} is a pickle, whose restricted loader can be escaped from before PyTorch 2.6; "
+            f"received PyTorch {version}. Update torch, or use a copy with model.safetensors."
+        )
     try:
         # Not memory-mapped: files of before PyTorch 1.6 cannot be.
         tensors = torch.load(path, map_location="cpu", weights_only=True)
