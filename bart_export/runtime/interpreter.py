@@ -7,6 +7,7 @@ brought over from its outputs: one for beams that stay where they are, all of th
 change places. This module knows no search and no artifact's rules about who may open which file.
 """
 
+import ctypes
 import importlib
 import pathlib
 from collections.abc import Sequence
@@ -33,10 +34,16 @@ from bart_export.runtime.engine import (
     resized,
 )
 
-# Package -> the module with its `Interpreter`, and the extra that installs it.
+# Package -> the module with its `Interpreter`, the extra that installs it, and the kernels to use.
+# XNNPACK in tflite-runtime 2.14 keeps the sizes it saw first: after a resize it gives wrong numbers
+# without an error, or writes where it may not. The kernels without it are right.
 INTERPRETERS = {
-    TFLITE_RUNTIME: ("tflite_runtime.interpreter", "legacy-runtime"),
-    LITERT: ("ai_edge_litert.interpreter", ""),
+    TFLITE_RUNTIME: (
+        "tflite_runtime.interpreter",
+        "legacy-runtime",
+        "BUILTIN_WITHOUT_DEFAULT_DELEGATES",
+    ),
+    LITERT: ("ai_edge_litert.interpreter", "", "BUILTIN"),
 }
 
 
@@ -204,7 +211,7 @@ def open_signatures(
     package: str, path: pathlib.Path, num_threads: int, delegates: Sequence[str]
 ) -> dict[str, InterpreterSignature]:
     """Open a `.tflite` file and return its signatures by name; see `InterpreterEngine`."""
-    module_name, extra = INTERPRETERS[package]
+    module_name, extra, kernels = INTERPRETERS[package]
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
@@ -212,10 +219,12 @@ def open_signatures(
     try:
         loaded = [load_delegate(module, library) for library in delegates]
         interpreter = module.Interpreter(
-            model_path=str(path), experimental_delegates=loaded, num_threads=num_threads
+            model_path=str(path),
+            experimental_delegates=loaded,
+            num_threads=num_threads,
+            experimental_op_resolver_type=module.OpResolverType[kernels],
         )
-        # Without this first round at the file's own shapes tflite-runtime never asks XNNPACK.
-        interpreter.allocate_tensors()
+        interpreter.allocate_tensors()  # at the file's own shapes: weights are packed here
     except SystemError as error:
         raise EngineError(
             f"{package} was built for NumPy 1 and cannot run with NumPy {np.__version__}. "
@@ -229,11 +238,17 @@ def open_signatures(
 
 
 def load_delegate(module: Any, library: str) -> Any:
-    """Load the shared library of a delegate."""
+    """Load the shared library of a delegate.
+
+    What is no delegate is found out here: the package's own class, half made, complains once more
+    when it is collected.
+    """
     try:
+        if not hasattr(ctypes.CDLL(library), "tflite_plugin_create_delegate"):
+            raise ValueError("it is no external delegate of TFLite")
         return module.load_delegate(library)
     except (OSError, ValueError) as error:
-        raise EngineError(f"Cannot load the delegate {library}: {one_line(error)}") from error
+        raise EngineError(f"Cannot load the delegate {library}: {one_line(error)}.") from error
 
 
 def one_line(error: Exception) -> str:

@@ -1,0 +1,36 @@
+"""A tiny random model with room for 256 positions, as a `.tflite` file made once in a session."""
+
+import numpy as np
+import pytest
+
+from bart_export.config import BartConfig
+
+
+@pytest.fixture(scope="session")
+def roomy_config():
+    return BartConfig(
+        vocabulary_size=40,
+        num_layers=1,
+        num_heads=2,
+        hidden_dim=16,
+        intermediate_dim=32,
+        max_sequence_length=256,
+        decoder_num_layers=2,
+    )
+
+
+@pytest.fixture(scope="session")
+def roomy_file(roomy_config, tmp_path_factory):
+    """Its weights are large enough for every cached position to count in every logit."""
+    from bart_export.checkpoints import names
+    from bart_export.graph.parameters import InferenceParameters
+    from bart_export.targets import tflite
+
+    random = np.random.default_rng(0)
+    weights = {
+        weight.name: random.normal(size=weight.shape).astype(np.float32) * 0.5
+        for weight in names.weights(roomy_config)
+    }
+    path = tmp_path_factory.mktemp("roomy") / "float32.tflite"
+    tflite.write_float(InferenceParameters(roomy_config, weights.__getitem__), path)
+    return path

@@ -1,0 +1,95 @@
+"""Which engine opens a file, and why another does not."""
+
+import numpy as np
+import pytest
+
+from bart_export.errors import ConfigurationError, EngineError, MissingExtra
+from bart_export.recipes import LITERT, RECIPES, TFLITE_RUNTIME
+from bart_export.runtime.engine import CompiledModelEngine
+from bart_export.runtime.engines import choose, installed_versions, open_engine, release
+
+INT8, TENSORWISE, FLOAT32 = (
+    f"tflite/{recipe}.tflite"
+    for recipe in ("dynamic_wi8_afp32", "dynamic_wi8_afp32_tensorwise", "float32")
+)
+# Entries as an exporter writes them.
+FILES = {
+    f"tflite/{recipe.name}.tflite": {
+        "runtimes": dict(recipe.runtimes),
+        "refusals": dict(recipe.refusals),
+    }
+    for recipe in RECIPES.values()
+}
+BOTH = {LITERT: "2.3.0", TFLITE_RUNTIME: "2.14.0"}
+LEGACY = {TFLITE_RUNTIME: "2.14.0"}
+
+
+@pytest.mark.parametrize(
+    ("requested", "file", "installed", "chosen"),
+    [
+        (None, INT8, BOTH, LITERT),
+        (None, FLOAT32, BOTH, LITERT),
+        (None, FLOAT32, LEGACY, TFLITE_RUNTIME),
+        (TFLITE_RUNTIME, TENSORWISE, BOTH, TFLITE_RUNTIME),
+        (LITERT, TENSORWISE, BOTH, LITERT),
+        (None, INT8, {LITERT: "2.10.1"}, LITERT),
+        (None, INT8, {LITERT: "3.0"}, LITERT),
+        (None, INT8, {LITERT: "2.3"}, LITERT),
+    ],
+)
+def test_the_first_installed_engine_or_the_requested_one(requested, file, installed, chosen):
+    assert choose(requested, file, FILES, installed).package == chosen
+
+
+def test_a_runtime_that_computes_a_file_wrongly_is_refused_with_what_it_can_open():
+    for requested, installed in ((None, LEGACY), (TFLITE_RUNTIME, BOTH)):
+        with pytest.raises(EngineError) as caught:
+            choose(requested, INT8, FILES, installed)
+        message = str(caught.value)
+        assert message.startswith(
+            f"{INT8} needs ai-edge-litert 2.3.0 or newer, received tflite-runtime 2.14.0: it reads"
+        )
+        assert f"tflite-runtime 2.14.0 can open {FLOAT32}, {TENSORWISE}." in message
+        assert "\n" not in message
+
+
+def test_an_older_version_than_the_one_tried_is_refused():
+    with pytest.raises(EngineError, match=r"needs ai-edge-litert 2\.3\.0 or newer") as caught:
+        choose(None, INT8, FILES, {LITERT: "2.2.9"})
+    message = str(caught.value)
+    assert "received ai-edge-litert 2.2.9, which it was not tried with. It can open no" in message
+
+
+def test_all_runtimes_a_file_was_tried_with_are_named():
+    with pytest.raises(EngineError, match=r"ai-edge-litert 2\.3\.0 or tflite-runtime 2\.14\.0 or"):
+        choose(None, FLOAT32, FILES, {TFLITE_RUNTIME: "2.13.1"})
+
+
+def test_packages_that_are_not_installed_are_named_with_how_to_install_them():
+    with pytest.raises(MissingExtra, match=r"tflite-runtime.*'bart-export\[legacy-runtime\]'"):
+        choose(TFLITE_RUNTIME, FLOAT32, FILES, {LITERT: "2.3.0"})
+    with pytest.raises(MissingExtra, match=r"ai-edge-litert.*pip install bart-export$"):
+        choose(None, FLOAT32, FILES, {})
+
+
+def test_an_engine_that_does_not_exist_is_answered_with_those_that_do():
+    with pytest.raises(ConfigurationError, match=r"'tflite'\. Did you mean tflite-runtime\?"):
+        choose("tflite", FLOAT32, FILES, BOTH)
+
+
+def test_versions_compare_as_numbers():
+    versions = ["2.3", "2.3.1rc1", "2.10.0", "2.14.0.post1", "3.0.0.dev20260101"]
+    assert sorted(versions, key=release) == versions
+    assert release("2.3") == release("2.3.0")
+
+
+def test_a_file_of_an_artifact_opens_and_runs(symmetric_artifact):
+    engine = open_engine(symmetric_artifact, FLOAT32, num_threads=1)
+    assert isinstance(engine, CompiledModelEngine)
+    state = engine.start([0, 5, 2], 1, 4)
+    logits, _ = engine.step(state, np.array([2], np.int32), np.zeros(1, np.int32))
+    assert logits.shape == (1, symmetric_artifact.config.vocabulary_size)
+
+
+def test_what_is_installed_comes_in_the_order_of_preference():
+    assert next(iter(installed_versions())) == LITERT
