@@ -7,7 +7,7 @@ LEGACY_PYTHON ?= python3.11
 VENV := .venv
 LEGACY_VENV := .venv-legacy
 ARTIFACT := artifacts/bart_mini_en
-LEGACY_ARTIFACT := build/legacy_artifact
+LEGACY_ARTIFACTS := build/legacy_artifacts
 # The text of the demo is the README's quotation.
 TEXT = $$(sed -n 's/^> //p' README.md)
 
@@ -37,9 +37,9 @@ test-slow: $(VENV)/installed-test ## the tests that take minutes
 
 test-legacy: $(VENV)/installed-export $(LEGACY_VENV)/installed ## the artifact on tflite-runtime 2.14, without TensorFlow
 	@echo "Exporting bart_mini_en with every recipe ..."
-	@$(VENV)/bin/bart-export --preset bart_mini_en --target tflite --output $(LEGACY_ARTIFACT) \
-	    --recipe float32 --recipe dynamic_wi8_afp32 --recipe dynamic_wi8_afp32_tensorwise
-	@LEGACY_ARTIFACT=$(LEGACY_ARTIFACT) $(LEGACY_VENV)/bin/pytest -q tests/legacy
+	@$(VENV)/bin/bart-export --preset bart_mini_en --target tflite --recipe all \
+	    --output $(LEGACY_ARTIFACTS)/bart_mini_en
+	@BART_EXPORT_ARTIFACTS=$(LEGACY_ARTIFACTS) $(LEGACY_VENV)/bin/pytest -q tests/legacy
 
 clean: ## remove the environments and what tools left; exports stay
 	@rm -rf $(VENV) $(LEGACY_VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
