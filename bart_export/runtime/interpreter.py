@@ -216,6 +216,11 @@ def open_signatures(
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise MissingExtra("This engine", package, extra) from error
+    if package == TFLITE_RUNTIME and np.lib.NumpyVersion(np.__version__) >= "2.0.0":
+        raise EngineError(
+            f"{package} was built for NumPy 1, received NumPy {np.__version__}. "
+            f"Install both with: pip install 'bart-export[{extra}]'"
+        )
     try:
         loaded = [load_delegate(module, library) for library in delegates]
         interpreter = module.Interpreter(
@@ -225,11 +230,6 @@ def open_signatures(
             experimental_op_resolver_type=module.OpResolverType[kernels],
         )
         interpreter.allocate_tensors()  # at the file's own shapes: weights are packed here
-    except SystemError as error:
-        raise EngineError(
-            f"{package} was built for NumPy 1 and cannot run with NumPy {np.__version__}. "
-            f"Install it with: pip install 'bart-export[{extra}]'"
-        ) from error
     except (RuntimeError, ValueError) as error:
         raise EngineError(f"{package} cannot open {path}: {one_line(error)}") from error
     return {

@@ -1,0 +1,109 @@
+"""An artifact on tflite-runtime 2.14, without TensorFlow: `make test-legacy` runs this.
+
+BART_EXPORT_ARTIFACTS names a directory with an artifact of bart_mini_en that has the recipes
+float32, dynamic_wi8_afp32 and dynamic_wi8_afp32_tensorwise, exported elsewhere. Where the variable
+is set nothing is skipped.
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from bart_export.artifact import Artifact
+from bart_export.config import GenerationConfig
+from bart_export.errors import EngineError
+from bart_export.recipes import RECIPES, TFLITE_RUNTIME
+from bart_export.runtime.generator import Generator
+from bart_export.runtime.interpreter import InterpreterEngine
+from bart_export.runtime.search import run, search
+
+if "BART_EXPORT_ARTIFACTS" not in os.environ:
+    pytest.skip("only `make test-legacy` exports for tflite-runtime", allow_module_level=True)
+
+ARTIFACT = pathlib.Path(os.environ["BART_EXPORT_ARTIFACTS"]) / "bart_mini_en"
+CASES = json.loads((ARTIFACT / "golden.json").read_bytes())["cases"]
+
+
+@pytest.fixture(scope="module")
+def engines():
+    """Return an engine for each recipe, past the rules about who may open what."""
+    artifact = Artifact.open(ARTIFACT)
+    return {
+        entry["recipe"]: InterpreterEngine.from_artifact(artifact, name, num_threads=1)
+        for name, entry in artifact.files("tflite").items()
+    }
+
+
+def forced_logits(engine):
+    """Return the logits (tokens, vocabulary) along the answers that the golden file expects."""
+    rows = []
+    row_of_beam = np.zeros(1, np.int32)
+    for case in CASES:
+        token_ids = case["reference"]["token_ids"]
+        state = engine.start(case["source_token_ids"], 1, len(token_ids))
+        for token in token_ids[:-1]:
+            logits, state = engine.step(state, np.array([token], np.int32), row_of_beam)
+            rows.append(logits[0])
+    return np.stack(rows)
+
+
+def relative_error(logits, expected):
+    spread = expected - expected.mean(axis=1, keepdims=True)
+    return np.sqrt(np.square(logits - expected).mean() / np.square(spread).mean())
+
+
+def test_float32_gives_the_golden_answers_token_for_token():
+    generator = Generator.from_artifact(ARTIFACT, recipe="float32", engine=TFLITE_RUNTIME)
+    assert isinstance(generator.engine, InterpreterEngine)
+    for case in CASES:
+        generation = GenerationConfig.from_dict(case["generation"])
+        state = generator.start(case["source_token_ids"], generation)
+        best = run(search(generator.engine.step, state, generation))[0]
+        expected = case["files"]["tflite/float32.tflite"]
+        assert list(best.token_ids) == expected["token_ids"]
+        assert generator.tokenizer.detokenize(best.token_ids) == expected["text"]
+        assert best.score == pytest.approx(expected["score"], abs=1e-3)
+
+
+def test_one_scale_a_tensor_is_computed_within_the_recipes_tolerance(engines):
+    tolerance = RECIPES["dynamic_wi8_afp32_tensorwise"].tolerance
+    expected = forced_logits(engines["float32"])
+    logits = forced_logits(engines["dynamic_wi8_afp32_tensorwise"])
+    assert relative_error(logits, expected) < tolerance.relative
+    assert (logits.argmax(1) == expected.argmax(1)).mean() >= tolerance.top1
+
+
+def test_one_scale_a_row_is_computed_wrongly_and_refused(engines):
+    expected = forced_logits(engines["float32"])
+    assert relative_error(forced_logits(engines["dynamic_wi8_afp32"]), expected) > 0.5
+    with pytest.raises(EngineError, match=r"received tflite-runtime 2\.14\.0: it reads the scale"):
+        Generator.from_artifact(ARTIFACT, recipe="dynamic_wi8_afp32", engine=TFLITE_RUNTIME)
+
+
+def test_without_a_recipe_a_file_is_taken_that_this_runtime_computes_rightly():
+    text = CASES[0]["text"]
+    answers = {
+        recipe: Generator.from_artifact(ARTIFACT, recipe=recipe, engine=TFLITE_RUNTIME)
+        .generate(text)
+        .score
+        for recipe in (None, "float32", "dynamic_wi8_afp32_tensorwise")
+    }
+    assert answers[None] in (answers["float32"], answers["dynamic_wi8_afp32_tensorwise"])
+
+
+def test_the_command_line_generates_without_a_word_on_standard_error_and_without_tensorflow():
+    text = CASES[0]["text"]
+    generator = Generator.from_artifact(ARTIFACT, recipe="float32", engine=TFLITE_RUNTIME)
+    arguments = ["generate", str(ARTIFACT), text, "--recipe", "float32", "--engine", TFLITE_RUNTIME]
+    program = (
+        "import sys; sys.modules.update(tensorflow=None, keras=None);"
+        f"from bart_export.cli import main; main({arguments!r})"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.strip() == generator.generate(text).text
