@@ -8,7 +8,8 @@ from small_bart import SHAPE, random_inputs, randomize
 
 from bart_export import BartBackbone, errors
 from bart_export.checkpoints import names
-from bart_export.config import BartConfig
+from bart_export.config import ACTIVATION_FUNCTIONS, BartConfig
+from bart_export.model.layers import ACTIVATIONS
 
 EXTENDED = {
     **SHAPE,
@@ -81,6 +82,17 @@ def test_outputs_equal_keras_hubs_at_every_length(backbone, keras_hub_backbone, 
 def test_a_text_of_one_token_needs_no_warning(backbone):
     inputs = random_inputs(2, 1, 1)
     assert np.isfinite(outputs(backbone, inputs)["decoder_sequence_output"]).all()
+
+
+@pytest.mark.parametrize("name", ACTIVATION_FUNCTIONS)
+def test_every_layer_uses_the_activation(name):
+    mine = BartBackbone(**SHAPE, activation_function=name)
+    theirs = keras_hub.models.BartBackbone(**SHAPE)
+    randomize(mine)
+    randomize(theirs)
+    for layer in theirs.encoder_transformer_layers + theirs.decoder_transformer_layers:
+        layer._feedforward_intermediate_dense.activation = ACTIVATIONS[name]
+    assert_same_outputs(mine, theirs, random_inputs(2, 9, 5))
 
 
 def test_masks_may_be_boolean_or_floating(backbone):

@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 
 from bart_export.config import ACTIVATION_FUNCTIONS
-from bart_export.model.attention import causal_attention_mask, masked_softmax
+from bart_export.model.attention import (
+    MultiHeadAttention,
+    causal_attention_mask,
+    masked_softmax,
+)
 from bart_export.model.layers import ACTIVATIONS
 from bart_export.model.weights import initializer, weights_left_at_zero
 
@@ -39,6 +43,16 @@ def test_masked_keys_get_nothing_and_the_others_share_all(dtype):
 def test_the_single_key_gets_all_or_nothing():
     scores = np.full((2, 1), 5.0, np.float32)
     np.testing.assert_array_equal(masked_softmax(scores, [[True], [False]]), [[1], [0]])
+
+
+def test_training_drops_attention_probabilities():
+    attention = MultiHeadAttention(num_heads=2, dropout=0.5)
+    hidden = np.random.default_rng(0).normal(size=(2, 6, 8)).astype(np.float32)
+    mask = np.ones((2, 1, 1, 6), bool)
+    answers = [np.asarray(attention(hidden, hidden, mask, training=True)) for _ in range(2)]
+    assert np.abs(answers[0] - answers[1]).max() > 1e-6
+    answers = [np.asarray(attention(hidden, hidden, mask)) for _ in range(2)]
+    np.testing.assert_array_equal(*answers)
 
 
 def test_a_position_sees_itself_and_its_past():
