@@ -268,7 +268,8 @@ class CompiledModelEngine:
         try:
             self.model.run_by_name(signature, inputs, outputs)
         except RuntimeError as error:
-            raise EngineError(f"LiteRT failed to run the signature {signature}: {error}") from error
+            reason = str(error).partition("\n")[0]  # the other lines are a trace
+            raise EngineError(f"LiteRT failed to run {signature}: {reason}.") from error
 
 
 def available_cores() -> int:

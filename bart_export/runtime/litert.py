@@ -59,7 +59,8 @@ def open_model(path: pathlib.Path, num_threads: int, weight_cache: str) -> Any:
             model = CompiledModel.from_file(str(path), environment=ENVIRONMENTS[0], options=options)
             write_first_buffer(model)
     except RuntimeError as error:
-        raise EngineError(f"LiteRT cannot open {path}: {error}") from error
+        reason = str(error).partition("\n")[0]  # the other lines are a trace
+        raise EngineError(f"LiteRT cannot open {path}: {reason}.") from error
     return model
 
 
