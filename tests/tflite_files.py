@@ -1,0 +1,60 @@
+"""What is in a `.tflite` file, and how to damage it where it lies.
+
+Arrays are views of the file's bytes: writing to one changes a `bytearray` in place, so that a
+damaged file keeps the alignment that LiteRT asks for.
+"""
+
+from ai_edge_litert import schema_py_generated as schema
+
+
+def model_of(content):
+    return schema.Model.GetRootAs(content, 0)
+
+
+def tensors(content):
+    """Yield (signature's subgraph index, tensor) of all tensors."""
+    model = model_of(content)
+    for number in range(model.SubgraphsLength()):
+        graph = model.Subgraphs(number)
+        for index in range(graph.TensorsLength()):
+            yield number, graph.Tensors(index)
+
+
+def operators(content):
+    """Return the names of the operators of all subgraphs, "CUSTOM" among them if there is one."""
+    names = {code: name for name, code in vars(schema.BuiltinOperator).items()}
+    model = model_of(content)
+    codes = [model.OperatorCodes(index) for index in range(model.OperatorCodesLength())]
+    found = []
+    for number in range(model.SubgraphsLength()):
+        graph = model.Subgraphs(number)
+        for index in range(graph.OperatorsLength()):
+            code = codes[graph.Operators(index).OpcodeIndex()]
+            found.append(names[max(code.BuiltinCode(), code.DeprecatedBuiltinCode())])
+    return found
+
+
+def weight(content, name):
+    """Return the bytes of the constant tensor whose name ends so, as a view of uint8."""
+    found = {tensor.Buffer() for _, tensor in tensors(content) if is_named(tensor, name)}
+    (buffer,) = found
+    return model_of(content).Buffers(buffer).DataAsNumpy()
+
+
+def scale(content, name):
+    """Return the quantization scales of a tensor, once for each tensor of this name."""
+    return [
+        tensor.Quantization().ScaleAsNumpy()
+        for _, tensor in tensors(content)
+        if is_named(tensor, name)
+    ]
+
+
+def is_named(tensor, name):
+    return tensor.Name().decode().endswith(name)
+
+
+def buffer_sizes(content):
+    """Return the number of bytes of each buffer."""
+    model = model_of(content)
+    return [model.Buffers(index).DataLength() for index in range(model.BuffersLength())]
