@@ -5,14 +5,12 @@ is imported by the command that needs it, so that `--help` is quick and `generat
 is no TensorFlow. An error of the family is one line on standard error and its exit code.
 """
 
-import contextlib
 import importlib.util
 import json
 import os
 import pathlib
 import sys
-from collections.abc import Iterator
-from typing import IO, Any
+from typing import Any
 
 import click
 
@@ -230,7 +228,7 @@ def generate(
       bart-export generate artifacts/bart_mini_en "A text ..." --stream
       bart-export generate artifacts/bart_mini_en --input texts.txt --output headlines.jsonl
     """
-    from bart_export.runtime.generator import Generator
+    from bart_export.runtime import Generator, texts
 
     if (text is not None) + (input_file is not None) > 1:
         raise click.UsageError("Give either TEXT or --input, not both.")
@@ -239,14 +237,19 @@ def generate(
     parameters = {name: value for name, value in given.items() if value is not None}
     if "early_stopping" in parameters:
         parameters["early_stopping"] = EARLY_STOPPING[parameters["early_stopping"]]
-    rows = [{"text": text}] if text is not None else read_texts(input_file)
+    if text is None and input_file is None and sys.stdin.isatty():
+        raise click.UsageError("Give a TEXT, --input FILE, or a text on standard input.")
+    if input_file is not None:
+        rows = texts.read(input_file)
+    else:
+        rows = [{"text": text if text is not None else sys.stdin.read().strip()}]
     generator = Generator.from_artifact(artifact, recipe=recipe, engine=engine, num_threads=threads)
     if stream:
         for piece in generator.stream(rows[0]["text"], truncate=truncate, **parameters):
             click.echo(piece, nl=False)
         click.echo()
         return
-    with stages(len(rows)) as stage, results_file(output_file) as file:
+    with stages(len(rows)) as stage, texts.results(output_file) as file:
         for number, row in enumerate(rows, 1):
             stage(f"text {number}")
             try:
@@ -254,71 +257,11 @@ def generate(
             except InputError as error:
                 place = f"Text {number} of {input_file}: " if input_file else ""
                 raise InputError(f"{place}{error}") from error
-            if file is None:
-                for sequence in result.sequences:
-                    click.echo(sequence.text)
-                continue
             for sequence in result.sequences:
-                line = {
-                    **row,
-                    "generated_text": sequence.text,
-                    "score": round(sequence.score, 6),
-                    "token_ids": list(sequence.token_ids),
-                }
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
-
-
-def read_texts(path: pathlib.Path | None) -> list[dict[str, Any]]:
-    """Return the rows of a file of texts, or standard input as one text.
-
-    Raises:
-        InputError: for a file that cannot be read or a line that holds no text.
-    """
-    if path is None:
-        if sys.stdin.isatty():
-            raise click.UsageError("Give a TEXT, --input FILE, or a text on standard input.")
-        return [{"text": sys.stdin.read().strip()}]
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as UTF-8 text: {error}.") from error
-    if path.suffix != ".jsonl":
-        return [{"text": line} for line in lines if line.strip()]
-    rows = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-            raise InputError(
-                f'{path} line {number} must be a JSON object with a string "text", '
-                f"received {line[:60]!r}."
-            )
-        rows.append(row)
-    return rows
-
-
-@contextlib.contextmanager
-def results_file(path: pathlib.Path | None) -> Iterator[IO[str] | None]:
-    """Open a file for results that takes its place only when all of them are written."""
-    if path is None:
-        yield None
-        return
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with unfinished.open("w", encoding="utf-8") as file:
-            yield file
-        unfinished.replace(path)
-    except OSError as error:
-        raise InputError(
-            f"Cannot write {path}: {error.strerror}. Name another file with --output."
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
+                if file is None:
+                    click.echo(sequence.text)
+                else:
+                    file.write(texts.line(row, sequence))
 
 
 @main.command()
@@ -369,3 +312,78 @@ def inspect(preset_or_artifact: str, as_json: bool) -> None:
         click.echo(title)
         for name, value in content.items():
             click.echo(f"  {name}: {value}")
+
+
+@main.command()
+@click.argument("artifact", type=Path)
+@click.option(
+    "--recipe",
+    "recipe_names",
+    multiple=True,
+    metavar="RECIPE",
+    help="Which files to measure; may be given more than once. Default: all.",
+)
+@click.option(
+    "--source",
+    "sources",
+    type=click.IntRange(min=1),
+    multiple=True,
+    default=(64, 512),
+    show_default=True,
+    help="Source tokens; may be given more than once.",
+)
+@click.option(
+    "--num-beams",
+    type=click.IntRange(min=1),
+    multiple=True,
+    default=(1, 4),
+    show_default=True,
+    help="Beams; may be given more than once.",
+)
+@click.option(
+    "--new-tokens",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    help="Tokens to generate.",
+)
+@click.option(
+    "--runs",
+    type=click.IntRange(min=1),
+    default=7,
+    show_default=True,
+    help="Runs that the medians are of.",
+)
+@click.option("--threads", type=click.IntRange(min=1), help="Threads to use. Default: all cores.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def bench(
+    artifact: pathlib.Path,
+    recipe_names: tuple[str, ...],
+    sources: tuple[int, ...],
+    num_beams: tuple[int, ...],
+    new_tokens: int,
+    runs: int,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Measure an artifact here: sizes, opening, memory, encoding, decoding, tokens per second.
+
+    Configurations take turns, figures are medians; compare them within one run only.
+    """
+    from bart_export.quality import bench as benchmark
+
+    report = benchmark.bench(
+        artifact,
+        recipes=recipe_names or None,
+        sources=sources,
+        new_tokens=new_tokens,
+        num_beams=num_beams,
+        num_threads=threads,
+        runs=runs,
+    )
+    if as_json:
+        click.echo(json.dumps(report, ensure_ascii=False, indent=1))
+        return
+    from rich.console import Console
+
+    Console().print(benchmark.tables(report))
