@@ -170,10 +170,12 @@ def keep_others(
     An artifact of another source, or one that is damaged, is replaced whole.
     """
     nothing: dict[str, Any] = {"files": {}, "verification": [], "golden": {"cases": []}}
+    others: dict[str, Any] = {}
     try:
         previous = Artifact.open(output)
         if any(previous.manifest[field] != manifest[field] for field in SAME):
             return nothing
+        cases = json.loads(previous.path(GOLDEN).read_bytes())
         others = {
             name: details
             for name, details in previous.manifest["files"].items()
@@ -181,8 +183,9 @@ def keep_others(
         }
         for name in others:
             draft.carry(previous, name)
-        cases = json.loads(previous.path(GOLDEN).read_bytes())
     except ArtifactError:
+        for name in others:
+            (draft.directory / name).unlink(missing_ok=True)
         return nothing
     return {
         "files": others,

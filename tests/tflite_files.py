@@ -4,6 +4,7 @@ Arrays are views of the file's bytes: writing to one changes a `bytearray` in pl
 damaged file keeps the alignment that LiteRT asks for.
 """
 
+import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 
@@ -55,6 +56,17 @@ def is_named(tensor, name):
 
 
 def buffer_sizes(content):
-    """Return the number of bytes of each buffer."""
+    """Return the number of bytes of each buffer, which lie in the buffer or at the file's end."""
     model = model_of(content)
-    return [model.Buffers(index).DataLength() for index in range(model.BuffersLength())]
+    buffers = [model.Buffers(index) for index in range(model.BuffersLength())]
+    return [buffer.DataLength() or buffer.Size() for buffer in buffers]
+
+
+def offset(content, index):
+    """Return where the bytes of a buffer begin in the file."""
+    data = model_of(content).Buffers(index).DataAsNumpy()
+    return address(data) - address(np.frombuffer(content, np.uint8))
+
+
+def address(array):
+    return array.__array_interface__["data"][0]
