@@ -245,6 +245,16 @@ class GenerationConfig:
         return cls(**checked_fields(cls, values))
 
 
+def check_token_ids(generation: GenerationConfig, vocabulary_size: int) -> None:
+    """Raise ConfigurationError if a token id of the settings is none of the model's."""
+    for name, value in generation.to_dict().items():
+        if name.endswith("_token_id") and value is not None and value >= vocabulary_size:
+            raise ConfigurationError(
+                f"{name} must be in 0 to {vocabulary_size - 1}, the model's tokens, "
+                f"received {value}."
+            )
+
+
 SAMPLING = ("temperature", "top_k", "top_p", "seed")
 OPTIONAL = ("seed", "forced_bos_token_id", "forced_eos_token_id")
 LOWEST = {

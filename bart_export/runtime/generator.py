@@ -17,7 +17,7 @@ from typing import Any, overload
 
 from bart_export import recipes
 from bart_export.artifact import Artifact
-from bart_export.config import GenerationConfig
+from bart_export.config import GenerationConfig, check_token_ids
 from bart_export.errors import ArtifactError, InputError
 from bart_export.runtime.engine import Engine
 from bart_export.runtime.engines import open_engine, runnable
@@ -218,6 +218,7 @@ class Generator:
 
     def start(self, token_ids: Sequence[int], generation: GenerationConfig) -> Any:
         """Encode a source for as many rows as the search will ask for."""
+        check_token_ids(generation, self.engine.config.vocabulary_size)
         rows = max(generation.num_beams, generation.num_return_sequences)
         return self.engine.start(token_ids, rows, generation.max_length)
 

@@ -1,0 +1,258 @@
+"""Text in, text out: what a generator promises beyond what its search and engine promise."""
+
+import gc
+import json
+from pathlib import Path
+
+import pytest
+
+from bart_export.errors import ArtifactError, ConfigurationError, EngineError, InputError
+from bart_export.runtime import engine as engines
+from bart_export.runtime.generator import Generator
+
+HEADLINES = Path(__file__).parents[1] / "data/mini_model/headlines_4_beams.jsonl"
+ROWS = [json.loads(line) for line in HEADLINES.read_text(encoding="utf-8").splitlines()]
+TEXTS = [row["text"] for row in ROWS]
+SHORT, LONG = min(TEXTS, key=len), max(TEXTS, key=len)
+# Of other scripts and characters of several bytes, which a random continuation breaks apart.
+MIXED = "Überraschung: 文字 and a 🐈 — naïve café, in " + SHORT
+
+
+@pytest.fixture(scope="module")
+def generator(mini_artifact):
+    return Generator.from_artifact(mini_artifact.directory, recipe="float32", num_threads=1)
+
+
+@pytest.fixture
+def cold(mini_artifact):
+    """Return a generator that has not run yet."""
+    return Generator.from_artifact(mini_artifact.directory, recipe="float32", num_threads=1)
+
+
+SETTINGS = [
+    {},
+    {"num_beams": 1},
+    {"num_beams": 2, "early_stopping": False, "length_penalty": 2.0},
+    {"num_beams": 3, "early_stopping": "never", "no_repeat_ngram_size": 0, "max_length": 40},
+    {"num_beams": 1, "min_length": 30, "max_length": 40},
+    {"num_beams": 4, "min_length": 20, "repetition_penalty": 1.5},
+    {"num_beams": 1, "do_sample": True, "seed": 1, "top_k": 0, "max_length": 60},
+    {"num_beams": 1, "do_sample": True, "seed": 2, "temperature": 3.0, "min_length": 50,
+     "max_length": 60},
+    {"num_beams": 1, "do_sample": True, "seed": 3, "num_return_sequences": 3},
+    {"max_length": 2},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("parameters", SETTINGS, ids=str)
+@pytest.mark.parametrize("text", [SHORT, MIXED], ids=["plain", "mixed"])
+def test_pieces_of_a_stream_are_the_generated_text(generator, text, parameters):
+    pieces = list(generator.stream(text, **parameters))
+    assert "".join(pieces) == generator.generate(text, **parameters).text
+    assert all(pieces)
+
+
+def test_a_greedy_stream_comes_piece_by_piece(generator):
+    pieces = list(generator.stream(SHORT, num_beams=1, min_length=15))
+    assert len(pieces) > 5
+
+
+def test_settings_are_the_artifacts_and_a_call_goes_on_top(generator):
+    assert generator.generation.num_beams == 4
+    plain = generator.generate(SHORT)
+    assert plain.token_ids == generator.generate(SHORT, num_beams=4, max_length=32).token_ids
+    assert len(generator.generate(SHORT, max_length=6).token_ids) == 6
+    assert len(generator.generate(SHORT).token_ids) == len(plain.token_ids)
+
+
+def test_a_result_says_what_it_is_made_of(generator):
+    result = generator.generate(SHORT, num_return_sequences=3)
+    assert len(result.sequences) == 3
+    assert result.sequences[0].text == result.text
+    scores = [sequence.score for sequence in result.sequences]
+    assert scores == sorted(scores, reverse=True)
+    assert len({sequence.token_ids for sequence in result.sequences}) == 3
+    for sequence in result.sequences:
+        assert generator.tokenizer.detokenize(sequence.token_ids) == sequence.text
+    assert list(result.source_token_ids) == generator.tokenizer.encode(SHORT, 160)
+    assert result.token_ids[0] == generator.generation.decoder_start_token_id
+    timings = result.timings
+    assert timings.tokens == len(result.token_ids) - 1
+    assert timings.encode > 0
+    assert timings.tokens_per_second == timings.tokens / timings.decode > 0
+
+
+def test_several_texts_give_a_result_each(generator):
+    together = generator.generate([SHORT, MIXED, SHORT])
+    assert [one.token_ids for one in together] == [
+        generator.generate(text).token_ids for text in (SHORT, MIXED, SHORT)
+    ]
+    assert generator.generate([]) == []
+
+
+def test_a_seed_repeats_itself_and_another_does_not(generator):
+    def sample(seed):
+        return generator.generate(
+            SHORT, num_beams=1, do_sample=True, seed=seed, top_k=0, temperature=2.0
+        ).token_ids
+
+    assert sample(1) == sample(1) != sample(2)
+
+
+def test_a_text_too_long_is_an_error_unless_it_may_be_cut(generator):
+    text = " ".join(TEXTS)
+    with pytest.raises(InputError, match="160"):
+        generator.generate(text)
+    with pytest.raises(InputError, match="160"):
+        generator.stream(text)
+    cut = generator.generate(text, truncate=True)
+    assert len(cut.source_token_ids) == 160
+    assert cut.source_token_ids[-1] == generator.tokenizer.end_token_id
+    assert "".join(generator.stream(text, truncate=True)) == cut.text
+
+
+@pytest.mark.parametrize(
+    ("parameters", "error", "words"),
+    [
+        ({"num_beam": 2}, ConfigurationError, "Did you mean num_beams"),
+        ({"max_length": 513}, InputError, "512 positions, received 513"),
+        ({"top_k": 5}, ConfigurationError, "do_sample=True"),
+        ({"num_return_sequences": 5}, ConfigurationError, "num_beams"),
+        ({"eos_token_id": 8192, "min_length": 5}, ConfigurationError, "eos_token_id .* 0 to 8191"),
+        ({"decoder_start_token_id": 9999}, ConfigurationError, "decoder_start_token_id"),
+        ({"forced_bos_token_id": 9999}, ConfigurationError, "forced_bos_token_id"),
+    ],
+)
+def test_parameters_out_of_range_are_refused(generator, parameters, error, words):
+    with pytest.raises(error, match=words):
+        generator.generate(SHORT, **parameters)
+    with pytest.raises(error, match=words):
+        list(generator.stream(SHORT, **parameters))
+
+
+@pytest.mark.parametrize("token_ids", [[], [0, 8192, 2], [-1], [0] * 513])
+def test_source_ids_the_model_cannot_take_are_refused(generator, token_ids):
+    with pytest.raises(InputError):
+        generator.generate_ids(token_ids)
+
+
+def test_a_text_that_is_none_is_refused(generator):
+    with pytest.raises(InputError, match="must be a str"):
+        generator.generate([b"bytes"])
+
+
+def test_a_stream_ends_with_an_error_when_another_generation_has_begun(generator):
+    stream = generator.stream(SHORT, num_beams=1, min_length=20)
+    first = next(stream)
+    expected = generator.generate(MIXED).text
+    with pytest.raises(EngineError, match="one generation at a time"):
+        next(stream)
+    assert generator.generate(MIXED).text == expected
+    assert generator.generate(SHORT, num_beams=1, min_length=20).text.startswith(first)
+
+
+def test_a_stream_may_be_left(generator):
+    stream = generator.stream(SHORT, num_beams=1, min_length=20)
+    next(stream)
+    stream.close()
+    assert generator.generate(SHORT).text == "".join(generator.stream(SHORT))
+
+
+def test_nothing_of_a_generation_is_left_for_the_next(generator, cold):
+    """Lengths and beams up and down, with the buffers that each leaves to the next."""
+    asked = [
+        (LONG, {"num_beams": 4}),
+        (SHORT, {"num_beams": 1}),
+        (LONG, {"num_beams": 1, "min_length": 70, "max_length": 80}),
+        (SHORT, {"num_beams": 4}),
+        (SHORT, {"num_beams": 1, "max_length": 7}),
+        (MIXED, {"num_beams": 1, "max_length": 7}),
+    ]
+
+    def answers(order):
+        return {
+            number: generator.generate(asked[number][0], truncate=True, **asked[number][1])
+            for number in order
+        }
+
+    forth, back = answers(range(len(asked))), answers(reversed(range(len(asked))))
+    for number in range(len(asked)):
+        assert forth[number].token_ids == back[number].token_ids
+        assert forth[number].score == pytest.approx(back[number].score, abs=1e-5)
+    last, parameters = asked[-1]
+    assert cold.generate(last, **parameters).token_ids == forth[len(asked) - 1].token_ids
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_a_cache_that_grows_gives_the_tokens_of_one_that_was_large(
+    generator, monkeypatch, num_beams
+):
+    """Twice: from 64 positions to 128 and to 256."""
+    parameters = {
+        "num_beams": num_beams,
+        "min_length": 150,
+        "max_length": 150,
+        "no_repeat_ngram_size": 0,
+    }
+    grown = generator.generate(SHORT, **parameters)
+    assert len(grown.token_ids) == 150
+    assert generator.engine.current["capacity"] == 256
+    monkeypatch.setattr(engines, "FIRST_CAPACITY", 512)
+    large = generator.generate(SHORT, **parameters)
+    assert generator.engine.current["capacity"] == 150
+    assert grown.token_ids == large.token_ids
+    assert grown.score == pytest.approx(large.score, abs=1e-4)
+
+
+def test_the_last_position_of_the_model_can_be_reached(generator):
+    parameters = {"num_beams": 1, "min_length": 512, "max_length": 512, "no_repeat_ngram_size": 0}
+    assert len(generator.generate(SHORT, **parameters).token_ids) == 512
+
+
+def resident_bytes():
+    gc.collect()
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+
+def test_memory_stays_flat_over_many_generations(generator):
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("needs /proc")
+
+    def generate(times):
+        for number in range(times):
+            generator.generate(
+                TEXTS[number % 50],
+                truncate=True,
+                num_beams=1 + number % 4,
+                max_length=3 + number % 8,
+            )
+
+    generate(60)
+    before = resident_bytes()
+    generate(200)
+    # A set of buffers is megabytes: one left behind at each resize would be hundreds.
+    assert resident_bytes() - before < 20e6
+
+
+def test_the_default_recipe_is_opened_where_it_is_there(mini_artifact, symmetric_artifact):
+    default = Generator.from_artifact(mini_artifact.directory, num_threads=1)
+    int8 = Generator.from_artifact(mini_artifact.directory, recipe="dynamic_wi8_afp32")
+    float32 = Generator.from_artifact(mini_artifact.directory, recipe="float32")
+    scores = [one.generate(SHORT).score for one in (default, int8, float32)]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-6)
+    assert scores[0] != pytest.approx(scores[2], abs=1e-4)
+    assert Generator.from_artifact(symmetric_artifact.directory).generate("A text.")
+
+
+def test_a_recipe_the_artifact_does_not_have_is_answered_with_those_it_has(symmetric_artifact):
+    with pytest.raises(ArtifactError, match=r"'int4'.*It has: float32\."):
+        Generator.from_artifact(symmetric_artifact.directory, recipe="int4")
+
+
+def test_the_number_of_threads_changes_no_token(mini_artifact, generator):
+    two = Generator.from_artifact(mini_artifact.directory, recipe="float32", num_threads=2)
+    assert (
+        two.generate(LONG, truncate=True).token_ids
+        == generator.generate(LONG, truncate=True).token_ids
+    )
