@@ -248,7 +248,7 @@ class Draft:
             # What is swapped out becomes the draft directory: nobody may begin a draft in it.
             with locked(self.target):
                 exchange(self.directory, self.target)
-                shutil.rmtree(self.directory, ignore_errors=True)
+                discard(self.directory)
         else:
             self.directory.rename(self.target)
         synchronize(self.target.parent)
@@ -372,10 +372,17 @@ def exchange(new: pathlib.Path, old: pathlib.Path) -> None:
         if ctypes.get_errno() not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(old))
     aside = previous(old)
-    shutil.rmtree(aside, ignore_errors=True)
+    discard(aside)
     old.rename(aside)
     new.rename(old)
-    shutil.rmtree(aside, ignore_errors=True)
+    discard(aside)
+
+
+def discard(directory: pathlib.Path) -> None:
+    """Remove an artifact, its manifest first, so that half of it is never taken for a whole one."""
+    with contextlib.suppress(OSError):
+        (directory / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 def previous(target: pathlib.Path) -> pathlib.Path:

@@ -52,6 +52,17 @@ def test_pieces_of_a_stream_are_the_generated_text(generator, text, parameters):
     assert all(pieces)
 
 
+def test_a_stream_that_ends_within_a_character_gives_what_is_left(generator, mini_artifact):
+    vocabulary = json.loads(mini_artifact.path("tokenizer/vocabulary.json").read_bytes())
+    first_of_four = vocabulary["\N{LATIN SMALL LETTER ETH}"]  # stands for the byte F0
+    parameters = {
+        "num_beams": 1, "max_length": 2, "forced_bos_token_id": first_of_four,
+        "forced_eos_token_id": None,
+    }  # fmt: skip
+    assert generator.generate(SHORT, **parameters).text == "\N{REPLACEMENT CHARACTER}"
+    assert list(generator.stream(SHORT, **parameters)) == ["\N{REPLACEMENT CHARACTER}"]
+
+
 def test_a_greedy_stream_comes_piece_by_piece(generator):
     pieces = list(generator.stream(SHORT, num_beams=1, min_length=15))
     assert len(pieces) > 5
