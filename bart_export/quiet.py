@@ -1,8 +1,9 @@
 """Silence for native libraries that write to standard error whatever Python says.
 
 TensorFlow, XNNPACK and LiteRT log from C++ straight to file descriptor 2. `native_stderr_silenced`
-points that descriptor at a temporary file for the length of a block; when the block fails, what
-was written is replayed, because then it may explain the failure.
+points that descriptor at a temporary file for the length of a block. When the block fails, what was
+written is replayed, because then it may explain the failure, unless the error is one that explains
+itself: one of this package, or of the system.
 """
 
 import contextlib
@@ -10,6 +11,9 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
+from typing import IO
+
+from bart_export.errors import BartExportError
 
 
 @contextlib.contextmanager
@@ -21,10 +25,13 @@ def native_stderr_silenced() -> Iterator[None]:
     except OSError:  # no standard error to protect, as under pythonw
         yield
         return
-    with tempfile.TemporaryFile() as spool:
+    with temporary_file() as spool:
         os.dup2(spool.fileno(), 2)
         try:
             yield
+        except (BartExportError, OSError):
+            restore(original)
+            raise
         except BaseException:
             restore(original)
             spool.seek(0)
@@ -32,6 +39,14 @@ def native_stderr_silenced() -> Iterator[None]:
                 os.write(2, spool.read())
             raise
         restore(original)
+
+
+def temporary_file() -> IO[bytes]:
+    """Return a file that nobody sees; where there is no room for one, it keeps nothing."""
+    try:
+        return tempfile.TemporaryFile()
+    except OSError:
+        return open(os.devnull, "w+b")
 
 
 def restore(original: int) -> None:

@@ -7,6 +7,8 @@ operators and signatures read it. Lookups in constant tables then become `EMBEDD
 the quantizer knows, so that the tied table is stored once.
 """
 
+import errno
+import os
 import pathlib
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -66,7 +68,7 @@ def write_float(parameters: InferenceParameters, path: pathlib.Path) -> None:
     Raises:
         BartExportError: if the converter produced an operator that is not a builtin.
     """
-    model = convert(parameters.config, parameters)
+    model = convert(parameters.config, parameters, path.parent)
     bind(model, parameters)
     share_tables(model)
     refuse_foreign_operators(model)
@@ -74,15 +76,23 @@ def write_float(parameters: InferenceParameters, path: pathlib.Path) -> None:
     write_model(model, path, size)
 
 
-def convert(config: BartConfig, parameters: InferenceParameters) -> Any:
-    """Convert both signatures, every matrix an argument named like its weight; return a ModelT."""
+def convert(config: BartConfig, parameters: InferenceParameters, scratch: pathlib.Path) -> Any:
+    """Convert both signatures, every matrix an argument named like its weight; return a ModelT.
+
+    `scratch` is a directory for what the converter reads, some hundred kilobytes.
+    """
     vectors = {name: parameters[name] for name in parameters if not is_matrix(parameters, name)}
     functions = {
         signature.name: signature_function(config, parameters, vectors, signature)
         for signature in contract.tflite_signatures(config)
     }
-    with tempfile.TemporaryDirectory() as directory, native_stderr_silenced():
-        tf.saved_model.save(tf.Module(), directory, signatures=functions)
+    with tempfile.TemporaryDirectory(dir=scratch) as directory, native_stderr_silenced():
+        try:
+            tf.saved_model.save(tf.Module(), directory, signatures=functions)
+        except tf.errors.ResourceExhaustedError as error:
+            if os.strerror(errno.ENOSPC) not in error.message:
+                raise
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), directory) from error
         converter = tf.lite.TFLiteConverter.from_saved_model(
             directory, signature_keys=list(functions)
         )

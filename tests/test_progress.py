@@ -1,0 +1,45 @@
+"""Progress is drawn on a terminal, through silenced blocks, and nowhere else."""
+
+import os
+import pty
+import subprocess
+import sys
+
+SCRIPT = """
+import os, time
+from bart_export.progress import stages
+from bart_export.quiet import native_stderr_silenced
+with stages(2) as stage:
+    stage("first")
+    time.sleep(0.5)  # the bar is drawn ten times a second
+    with native_stderr_silenced():
+        os.write(2, b"chatter")
+        stage("second")
+print("done")
+"""
+
+
+def test_without_a_terminal_nothing_is_drawn():
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
+def test_on_a_terminal_stages_are_named_and_the_bar_goes_away():
+    ours, theirs = pty.openpty()
+    done = subprocess.run([sys.executable, "-c", SCRIPT], stdout=subprocess.PIPE, stderr=theirs)
+    os.close(theirs)
+    drawn = b""
+    while True:
+        try:
+            piece = os.read(ours, 65536)
+        except OSError:  # Linux, once the other end is closed
+            break
+        if not piece:
+            break
+        drawn += piece
+    os.close(ours)
+    assert done.stdout == b"done\n"
+    assert b"first" in drawn
+    assert b"second" in drawn
+    assert b"chatter" not in drawn
+    assert drawn.rstrip().endswith(b"\x1b[2K")  # the bar's line is erased

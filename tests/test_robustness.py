@@ -1,0 +1,396 @@
+"""Whatever is damaged, missing or full ends in one line that names it, and loses nothing.
+
+Every row of a table harms one thing and says which words the line must have. What was there before,
+an artifact where the export would write, is compared byte for byte afterwards.
+"""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import made_up_artifacts
+import pytest
+from click.testing import CliRunner
+from edited_checkpoints import copy, edit_json, edit_tensors
+from mounts import run_on_mount
+
+import bart_export
+from bart_export import checkpoints
+from bart_export.cli import main
+from bart_export.errors import BartExportError
+
+MINI = Path(bart_export.__file__).parent / "assets/bart_mini_en"
+
+
+def contents(directory):
+    return {
+        str(path.relative_to(directory)): path.read_bytes() if path.is_file() else None
+        for path in directory.rglob("*")
+        if ".cache" not in path.parts
+    }
+
+
+def complaint(*arguments):
+    """Run a command that must end with exit code 2 and one line; return the line."""
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    return one_line(result.stderr)
+
+
+def one_line(text):
+    assert text.startswith("Error: ")
+    assert text.endswith("\n")
+    assert text.count("\n") == 1
+    return text
+
+
+def truncate(path):
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) * 2 // 3])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def remove(path):
+    path.unlink()
+
+
+def flip(position):
+    """Return a harm that flips a bit; a negative position counts from the end."""
+
+    def flip_bit(path):
+        content = bytearray(path.read_bytes())
+        content[position] ^= 0x40
+        path.write_bytes(content)
+
+    return flip_bit
+
+
+def write(text):
+    """Return a harm that gives a file another content."""
+    return lambda path: path.write_text(text, encoding="utf-8")
+
+
+def change_json(**changes):
+    return lambda path: edit_json(path, **changes)
+
+
+def change_tensors(change):
+    return lambda path: edit_tensors(path.parent, change)
+
+
+def narrower(tensors):
+    name = "model.encoder.layers.0.fc1.weight"
+    return {**tensors, name: tensors[name][:, :-1].copy()}
+
+
+def without(name):
+    return lambda tensors: {key: value for key, value in tensors.items() if key != name}
+
+
+def change_dataset(path):
+    with h5py.File(path, "r+") as file:
+        group = file["layers/reversible_embedding/vars"]
+        narrow = group["0"][:, :-1]
+        del group["0"]
+        group["0"] = narrow
+
+
+# file, harm, words of the line beside the file's name
+HUGGING_FACE = {
+    "weights truncated": ("model.safetensors", truncate, []),
+    "weights empty": ("model.safetensors", empty, []),
+    "weights missing": ("model.safetensors", remove, []),
+    "weights' header length flipped": ("model.safetensors", flip(3), []),
+    "weights' header flipped": ("model.safetensors", flip(40), []),
+    "weights of another shape": (
+        "model.safetensors",
+        change_tensors(narrower),
+        ["encoder.layers.0.fc1.weight", "[128, 63]", "[128, 64]"],
+    ),
+    "a weight missing": (
+        "model.safetensors",
+        change_tensors(without("model.decoder.layers.1.fc2.bias")),
+        ["decoder.layers.1.fc2.bias"],
+    ),
+    "a surplus weight": (
+        "model.safetensors",
+        change_tensors(lambda tensors: {**tensors, "model.extra": tensors["model.shared.weight"]}),
+        ["extra"],
+    ),
+    "configuration missing": ("config.json", remove, []),
+    "configuration empty": ("config.json", empty, []),
+    "configuration cut": ("config.json", truncate, []),
+    "configuration of nothing": ("config.json", write("[]"), []),
+    "another model": ("config.json", change_json(model_type="mbart"), ["mbart"]),
+    "a size that is none": ("config.json", change_json(d_model="wide"), []),
+    "heads that do not divide": ("config.json", change_json(encoder_attention_heads=7), ["7"]),
+    "vocabulary missing": ("vocab.json", remove, []),
+    "vocabulary cut": ("vocab.json", truncate, []),
+    "merges missing": ("merges.txt", remove, []),
+    "generation settings cut": ("generation_config.json", truncate, []),
+    "a token that does not exist": (
+        "generation_config.json",
+        change_json(decoder_start_token_id=5000),
+        ["decoder_start_token_id", "5000"],
+    ),
+}
+KERAS = {
+    "weights truncated": ("model.weights.h5", truncate, []),
+    "weights empty": ("model.weights.h5", empty, []),
+    "weights missing": ("model.weights.h5", remove, []),
+    "weights' signature flipped": ("model.weights.h5", flip(0), []),
+    "weights of another shape": ("model.weights.h5", change_dataset, ["[8192, 255]"]),
+    "configuration missing": ("config.json", remove, []),
+    "configuration cut": ("config.json", truncate, []),
+    "vocabulary missing": ("assets/tokenizer/vocabulary.json", remove, []),
+    "vocabulary empty": ("assets/tokenizer/vocabulary.json", empty, []),
+    "merges missing": ("assets/tokenizer/merges.txt", remove, []),
+    "a token that does not exist": (
+        "generation_config.json",
+        change_json(decoder_start_token_id=9000),
+        ["decoder_start_token_id", "9000"],
+    ),
+}
+# Lines about a value name the value, and the directory rather than the file.
+NAMELESS = {"a token that does not exist", "heads that do not divide", "a size that is none"}
+
+
+def damaged_presets():
+    for source, table in (("hugging_face", HUGGING_FACE), ("keras", KERAS)):
+        for name, row in table.items():
+            yield pytest.param(source, name, *row, id=f"{source}: {name}")
+
+
+@pytest.mark.parametrize(("source", "name", "file", "harm", "words"), list(damaged_presets()))
+def test_a_damaged_checkpoint_is_named_and_nothing_is_exported(
+    tmp_path, source, name, file, harm, words
+):
+    preset, output = tmp_path / "preset", tmp_path / "made"
+    if source == "keras":
+        shutil.copytree(MINI, preset)
+    else:
+        copy(preset)
+    made_up_artifacts.write(output, {"a": b"before"})
+    before = contents(output)
+    harm(preset / file)
+    line = complaint("--preset", preset, "--target", "tflite", "--output", output)
+    for word in [*([] if name in NAMELESS else [Path(file).name]), *words]:
+        assert word in line
+    assert contents(output) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["made", "preset"]
+
+
+@pytest.mark.parametrize("number", range(12))
+def test_bits_flipped_anywhere_are_an_error_of_ours_or_another_number(tmp_path, number):
+    """What a flipped bit does to a number in the middle of a weight nobody can know."""
+    path = shutil.copytree(MINI, tmp_path / "preset") / "model.weights.h5"
+    positions = random.Random(number)
+    size = path.stat().st_size
+    # Names and addresses lie at both ends, numbers between.
+    flip(positions.choice([positions.randrange(4096), -1 - positions.randrange(40_000)]))(path)
+    flip(positions.randrange(size))(path)
+    try:
+        checkpoint = checkpoints.read(tmp_path / "preset")
+        for name in checkpoint.weights:
+            checkpoint.weights[name]
+    except BartExportError as error:
+        one_line(f"Error: {error}\n")
+
+
+def test_presets_that_are_none(tmp_path):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "empty").mkdir()
+
+    def refuse(preset):
+        return complaint("--preset", preset, "--target", "tflite", "--output", tmp_path / "made")
+
+    assert "Did you mean bart_base_en?" in refuse("bart_bse_en")
+    assert str(tmp_path / "file") in refuse(tmp_path / "file")
+    assert str(tmp_path / "nothing") in refuse(tmp_path / "nothing")
+    assert str(tmp_path / "empty") in refuse(tmp_path / "empty")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file"]
+
+
+def test_places_that_cannot_become_an_artifact(tmp_path):
+    home, file = tmp_path / "home", tmp_path / "file"
+    home.mkdir()
+    (home / "letter").write_text("Dear ...")
+    file.write_text("mine")
+    before = contents(tmp_path)
+
+    def refuse(output):
+        line = complaint("--preset", "bart_mini_en", "--target", "tflite", "--output", output)
+        assert contents(tmp_path) == before
+        return line
+
+    assert f"{file} is a file" in refuse(file)
+    assert f"{home} is a directory with other things" in refuse(home)
+    assert str(file) in refuse(file / "below")
+    if Path("/proc/self/fdinfo").is_dir():  # where nobody, root included, makes a file
+        assert "Cannot write /proc/" in refuse(Path("/proc/self/fdinfo/made"))
+
+
+def test_a_recipe_that_does_not_exist(tmp_path):
+    arguments = ("--preset", "bart_mini_en", "--target", "tflite", "--output", tmp_path / "made")
+    assert "Did you mean float32?" in complaint(*arguments, "--recipe", "float23")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def artifact(symmetric_artifact, tmp_path):
+    shutil.copytree(symmetric_artifact.directory, tmp_path / "made")
+    return tmp_path / "made"
+
+
+TFLITE, VOCABULARY = "tflite/float32.tflite", "tokenizer/vocabulary.json"
+ARTIFACT = {
+    "manifest edited": ("manifest.json", change_json(preset="mine"), "edited"),
+    "manifest empty": ("manifest.json", empty, "cannot be read"),
+    "manifest missing": ("manifest.json", remove, "not a finished artifact"),
+    "manifest of the future": ("manifest.json", change_json(format_version=9), "format_version 1"),
+    "model truncated": (TFLITE, truncate, "altered or damaged"),
+    "model empty": (TFLITE, empty, "altered or damaged"),
+    "a bit of the model flipped": (TFLITE, flip(-5000), "altered or damaged"),
+    "model missing": (TFLITE, remove, "No such file"),
+    "vocabulary missing": (VOCABULARY, remove, "No such file"),
+    "vocabulary altered": (VOCABULARY, flip(50), "altered or damaged"),
+    "merges empty": ("tokenizer/merges.txt", empty, "altered or damaged"),
+}
+
+
+@pytest.mark.parametrize("name", ARTIFACT)
+@pytest.mark.parametrize("command", [("generate", "A text."), ("verify",)], ids=lambda one: one[0])
+def test_a_damaged_artifact_is_refused_by_name(artifact, name, command):
+    file, harm, words = ARTIFACT[name]
+    assert CliRunner().invoke(main, ["generate", str(artifact), "A text."]).exit_code == 0
+    harm(artifact / file)
+    line = complaint(command[0], artifact, *command[1:])
+    assert words in line
+    assert Path(file).name in line
+    assert "xport" in line and "again" in line
+
+
+def test_verify_reads_every_byte_whatever_the_time_of_change_says(artifact):
+    path = artifact / TFLITE
+    assert CliRunner().invoke(main, ["verify", str(artifact)]).exit_code == 0
+    status = path.stat()
+    flip(-5000)(path)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert "altered or damaged" in complaint("verify", artifact)
+
+
+@pytest.mark.parametrize("harm", [flip(50), empty, remove])
+def test_golden_answers_that_were_altered_are_not_replayed(artifact, harm):
+    harm(artifact / "golden.json")
+    assert "golden.json" in complaint("verify", artifact)
+    assert CliRunner().invoke(main, ["generate", str(artifact), "A text."]).exit_code == 0
+
+
+def test_no_artifact_at_all(tmp_path):
+    assert str(tmp_path / "nothing") in complaint("generate", tmp_path / "nothing", "A text.")
+    assert "manifest.json" in complaint("verify", tmp_path)
+
+
+def test_inputs_and_outputs_that_cannot_be_read_or_written(artifact, tmp_path):
+    rows, broken, binary = tmp_path / "in.jsonl", tmp_path / "broken.jsonl", tmp_path / "in.txt"
+    rows.write_text('{"text": "A text."}\n')
+    broken.write_text('{"text": "A text."}\n{"headline": "x"}\n')
+    binary.write_bytes(b"\xff\xfe\x00")
+    result = tmp_path / "out.jsonl"
+    result.write_text("before")
+
+    def refuse(*arguments):
+        line = complaint("generate", artifact, *arguments)
+        assert result.read_text() == "before"
+        return line
+
+    assert "nothing.txt" in refuse("--input", tmp_path / "nothing.txt", "--output", result)
+    assert "broken.jsonl line 2" in refuse("--input", broken, "--output", result)
+    assert "in.txt" in refuse("--input", binary, "--output", result)
+    assert "nowhere" in refuse("--input", rows, "--output", tmp_path / "nowhere/out.jsonl")
+    rows.write_text(json.dumps({"text": "A text."}) + "\n" + json.dumps({"text": "long " * 999}))
+    assert f"Text 2 of {rows}" in refuse("--input", rows, "--output", result)
+    assert "truncate" in refuse("long " * 999)
+    assert "max_length" in refuse("A text.", "--max-length", "999")
+    assert "int4" in refuse("A text.", "--recipe", "int4")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "broken.jsonl", "in.jsonl", "in.txt", "made", "out.jsonl",
+    ]  # fmt: skip
+
+
+def test_a_full_disk_in_the_middle_of_an_export(tmp_path):
+    """The first export fits, a second one beside it does not."""
+    preset = copy(tmp_path / "preset")
+    mount = tmp_path / "mount"
+    mount.mkdir()
+    script = (
+        "import hashlib, pathlib, subprocess, sys\n"
+        "sys.path.insert(0, sys.argv[3])\n"
+        "import made_up_artifacts\n"
+        "target = pathlib.Path(sys.argv[1]) / 'made'\n"
+        "made = made_up_artifacts.write(target, {'a': b'before' * 50_000})\n"
+        "done = subprocess.run([sys.executable, '-c', 'from bart_export.cli import main; main()',\n"
+        "    '--preset', sys.argv[2], '--target', 'tflite', '--recipe', 'float32',\n"
+        "    '--output', str(target)], capture_output=True, text=True)\n"
+        "assert [path.name for path in target.parent.iterdir()] == ['made']\n"
+        "made.path('a', rehash=True)\n"
+        "print(done.returncode, done.stdout)\n"
+        "print(done.stderr, end='', file=sys.stderr)\n"
+    )
+    done = run_on_mount(
+        mount,
+        "size=800k",
+        [sys.executable, "-c", script, mount, preset, os.path.dirname(__file__)],
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "2 \n"
+    line = one_line(done.stderr)
+    assert "No space left on device. Free some space" in line
+    assert str(mount) in line
+
+
+def test_a_disk_too_full_for_the_converter(tmp_path):
+    """The converter reads what it converts from a file, which it writes beside the draft."""
+    preset = copy(tmp_path / "preset")
+    mount = tmp_path / "mount"
+    mount.mkdir()
+    command = [sys.executable, "-c", "from bart_export.cli import main; main()"]
+    done = run_on_mount(
+        mount,
+        "size=60k",
+        [*command, "--preset", preset, "--target", "tflite", "--output", mount / "made"],
+    )
+    assert done.returncode == 2, done.stderr
+    line = one_line(done.stderr)
+    assert str(mount) in line
+    assert "No space left on device. Free some space" in line
+
+
+def test_a_whole_journey_leaves_no_word_on_standard_error(tmp_path):
+    """Export, generate, verify: each in a process of its own, up to its last breath."""
+    preset, output = copy(tmp_path / "preset"), tmp_path / "made"
+    for arguments in (
+        ["--preset", preset, "--target", "tflite", "--recipe", "float32", "--output", output],
+        ["generate", output, "A text."],
+        ["generate", output, "A text.", "--stream"],
+        ["verify", output],
+        ["inspect", output],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", "from bart_export.cli import main; main()", *arguments],
+            capture_output=True,
+            text=True,
+            env={key: value for key, value in os.environ.items() if key != "TF_CPP_MIN_LOG_LEVEL"},
+        )
+        assert (done.returncode, done.stderr) == (0, ""), arguments
+        assert done.stdout
