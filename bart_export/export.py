@@ -15,7 +15,7 @@ import bart_export
 from bart_export import artifact, checkpoints, contract, presets
 from bart_export.artifact import Artifact, Draft
 from bart_export.checkpoints import Checkpoint, names
-from bart_export.config import GenerationConfig, check_token_ids
+from bart_export.config import GenerationConfig
 from bart_export.errors import ArtifactError
 from bart_export.model import BartBackbone
 from bart_export.presets import Source
@@ -60,7 +60,6 @@ def export(
     stage("read the checkpoint")
     checkpoint = checkpoints.read(source.directory)
     generation = presets.defaults_for(source, checkpoint.generation)
-    check_token_ids(generation, checkpoint.config.vocabulary_size)
     stage("build the Keras model")
     backbone = BartBackbone.from_checkpoint(checkpoint)
     with artifact.draft(output) as draft:

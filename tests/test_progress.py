@@ -9,12 +9,14 @@ SCRIPT = """
 import os, time
 from bart_export.progress import stages
 from bart_export.quiet import native_stderr_silenced
-with stages(2) as stage:
+with stages(3) as stage:
     stage("first")
     time.sleep(0.5)  # the bar is drawn ten times a second
     with native_stderr_silenced():
         os.write(2, b"chatter")
         stage("second")
+        time.sleep(0.5)
+        stage("third")
 print("done")
 """
 
