@@ -328,6 +328,22 @@ def test_inputs_and_outputs_that_cannot_be_read_or_written(artifact, tmp_path):
     ]  # fmt: skip
 
 
+def test_an_export_that_fails_its_verification_ends_with_exit_code_1(tmp_path, monkeypatch):
+    from bart_export.graph import layers
+
+    preset, output = copy(tmp_path / "preset"), tmp_path / "made"
+    made_up_artifacts.write(output, {"a": b"before"})
+    before = contents(output)
+    monkeypatch.setattr(layers, "EPSILON", 1e-2)
+    arguments = ["--preset", preset, "--target", "tflite", "--recipe", "float32"]
+    result = CliRunner().invoke(main, [*map(str, arguments), "--output", str(output)])
+    assert result.exit_code == 1
+    line = one_line(result.stderr)
+    assert "tflite/float32.tflite does not say what the Keras model says" in line
+    assert contents(output) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["made", "preset"]
+
+
 def test_a_full_disk_in_the_middle_of_an_export(tmp_path):
     """The first export fits, a second one beside it does not."""
     preset = copy(tmp_path / "preset")
