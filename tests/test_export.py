@@ -152,6 +152,19 @@ def test_nothing_of_a_damaged_artifact_is_kept(earlier, name):
     assert kept() == {"files": {}, "verification": [], "golden": {"cases": []}}
 
 
+def test_a_file_that_is_written_anew_is_not_carried_over(earlier):
+    with artifacts.draft(earlier.directory) as draft:
+        (draft.directory / "tflite").mkdir()
+        (draft.directory / FLOAT_FILE).write_bytes(b"new")
+        assert (
+            keep_others(earlier.directory, earlier.manifest, {FLOAT_FILE: FLOAT32}, draft)[
+                "verification"
+            ]
+            == []
+        )
+        assert (draft.directory / FLOAT_FILE).read_bytes() == b"new"
+
+
 def test_of_several_files_none_stays_when_one_is_damaged(tmp_path):
     contents = {"tflite/a": b"a", "tflite/b": b"b", "golden.json": b'{"cases": []}'}
     made = made_up_artifacts.write(tmp_path / "made", contents)
