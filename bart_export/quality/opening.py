@@ -29,7 +29,7 @@ from bart_export.recipes import LITERT, TFLITE_RUNTIME
 from bart_export.runtime.engines import installed_versions, open_engine
 from bart_export.runtime.generator import Generator, choose_file
 
-AGAIN = 5  # openings whose median is the second opening's figure
+AGAIN = 3  # openings whose median is the second opening's figure
 # What an engine imports when it first opens a file; that is not part of opening one.
 LIBRARIES = {
     LITERT: "ai_edge_litert.compiled_model",
