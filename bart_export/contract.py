@@ -79,18 +79,19 @@ def cross_tensors(config: BartConfig) -> tuple[Tensor, ...]:
     )
 
 
-def cache_tensors(config: BartConfig) -> tuple[Tensor, ...]:
+def cache_tensors(config: BartConfig, beams: str = BEAMS) -> tuple[Tensor, ...]:
     """Return the self-attention cache that goes into `decode` and comes out, per decoder layer."""
     return tuple(
-        Tensor(f"self_{part}_{layer}", "float32", (BEAMS, HEADS, CAPACITY, HEAD_SIZE))
+        Tensor(f"self_{part}_{layer}", "float32", (beams, HEADS, CAPACITY, HEAD_SIZE))
         for layer in range(config.decoder_layers)
         for part in ("key", "value")
     )
 
 
-def tflite_signatures(config: BartConfig) -> tuple[Signature, Signature]:
-    """Return the signatures of a `.tflite` file: `encode` once a text, `decode` once a token.
+def tflite_signatures(config: BartConfig) -> tuple[Signature, Signature, Signature]:
+    """Return the signatures of a `.tflite` file: `encode` once a text, one `decode` a token.
 
+    `decode` steps several beams, `decode_single` one, which takes other operators to be quick.
     `position` counts decoder tokens from 0. `beam_index[k]` is the beam whose cache beam `k`
     continues; it is applied before the step. `self_*` outputs are the whole updated caches.
     """
@@ -100,16 +101,27 @@ def tflite_signatures(config: BartConfig) -> tuple[Signature, Signature]:
         inputs=(Tensor("encoder_token_ids", "int32", (ONE, SOURCE)), mask),
         outputs=cross_tensors(config),
     )
-    decode = Signature(
-        "decode",
+    return (
+        encode,
+        decode_signature("decode", config, mask, BEAMS, Tensor("beam_index", "int32", (BEAMS,))),
+        decode_signature("decode_single", config, mask, ONE),
+    )
+
+
+def decode_signature(
+    name: str, config: BartConfig, mask: Tensor, beams: str, *beam_index: Tensor
+) -> Signature:
+    """Return the signature of a decode step over `beams` rows."""
+    caches = cache_tensors(config, beams)
+    return Signature(
+        name,
         inputs=(
-            Tensor("decoder_token_ids", "int32", (BEAMS, ONE)),
+            Tensor("decoder_token_ids", "int32", (beams, ONE)),
             Tensor("position", "int32", (ONE,)),
-            Tensor("beam_index", "int32", (BEAMS,)),
+            *beam_index,
             mask,
             *cross_tensors(config),
-            *cache_tensors(config),
+            *caches,
         ),
-        outputs=(Tensor("logits", "float32", (BEAMS, VOCABULARY)), *cache_tensors(config)),
+        outputs=(Tensor("logits", "float32", (beams, VOCABULARY)), *caches),
     )
-    return encode, decode

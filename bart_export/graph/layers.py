@@ -63,6 +63,18 @@ def attend(query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, closed: tf.Tensor
     return tf.matmul(tf.nn.softmax(scores), value)
 
 
+def attend_once(query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, closed: tf.Tensor) -> tf.Tensor:
+    """Do what `attend` does for queries of length 1, by elementwise products and sums.
+
+    A matrix product first copies keys and values into a layout of its own, which for a single
+    query costs more than the product. Query and result are (batch, heads, 1, head_size).
+    """
+    products = tf.reduce_sum(query * key, -1, keepdims=True)  # (batch, heads, length, 1)
+    scores = tf.transpose(products, [0, 1, 3, 2]) + closed
+    weights = tf.transpose(tf.nn.softmax(scores), [0, 1, 3, 2])
+    return tf.reduce_sum(value * weights, 2, keepdims=True)
+
+
 def closed_positions(mask: tf.Tensor) -> tf.Tensor:
     """Turn a padding mask, int32 (one, source), 1 where real, into (one, 1, 1, source) scores."""
     return (1.0 - tf.cast(mask, tf.float32))[:, None, None, :] * CLOSED

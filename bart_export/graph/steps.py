@@ -1,4 +1,4 @@
-"""`encode` and `decode`, the two steps of incremental generation, as TensorFlow functions.
+"""The steps of incremental generation, `encode` and two kinds of `decode`, in TensorFlow.
 
 Inputs and outputs are those of `contract.tflite_signatures`: one source, several beams, one
 self-attention cache per decoder layer that goes in and comes out whole. Every reshape has a single
@@ -16,6 +16,7 @@ from bart_export.graph.layers import (
     CLOSED,
     Parameters,
     attend,
+    attend_once,
     closed_positions,
     feedforward,
     layer_norm,
@@ -25,6 +26,7 @@ from bart_export.graph.layers import (
 )
 
 Tensors = dict[str, tf.Tensor]
+Attend = Callable[[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
 
 
 def encode(config: BartConfig, parameters: Parameters, given: Tensors) -> Tensors:
@@ -60,8 +62,24 @@ def encode(config: BartConfig, parameters: Parameters, given: Tensors) -> Tensor
 
 def decode(config: BartConfig, parameters: Parameters, given: Tensors) -> Tensors:
     """Run the decoder for one token of every beam and return logits and the updated caches."""
-    heads, size = config.decoder_heads, config.decoder_head_size
-    position, beam_index = given["position"], given["beam_index"]
+    beam_index = given["beam_index"]
+    reordered = {
+        name: tf.gather(tensor, beam_index) if name.startswith("self_") else tensor
+        for name, tensor in given.items()
+    }
+    return decode_rows(config, parameters, reordered, attend)
+
+
+def decode_single(config: BartConfig, parameters: Parameters, given: Tensors) -> Tensors:
+    """Do what `decode` does for one beam, which has no other beam's caches to continue."""
+    return decode_rows(config, parameters, given, attend_once)
+
+
+def decode_rows(
+    config: BartConfig, parameters: Parameters, given: Tensors, attend_source: Attend
+) -> Tensors:
+    """Run the decoder for one token of every row, whose caches are in order."""
+    heads, size, position = config.decoder_heads, config.decoder_head_size, given["position"]
     source_closed = closed_positions(given["encoder_padding_mask"])
     steps = tf.range(tf.shape(given["self_key_0"])[2])
     future_closed = tf.cast(steps > position, tf.float32)[None, None, None, :] * CLOSED
@@ -77,13 +95,13 @@ def decode(config: BartConfig, parameters: Parameters, given: Tensors) -> Tensor
     for layer in range(config.decoder_layers):
         name = f"transformer_decoder_layer_{layer}"
         cache = {
-            part: tf.gather(given[f"self_{part}_{layer}"], beam_index)
+            part: given[f"self_{part}_{layer}"]
             + here * one_step(linear(parameters, f"{name}/self_attention/{part}", x))
             for part in ("key", "value")
         }
         outputs |= {f"self_{part}_{layer}": cache[part] for part in cache}
         query = one_step(linear(parameters, f"{name}/self_attention/query", x))
-        mixed = attend(query, cache["key"], cache["value"], future_closed)
+        mixed = attend_once(query, cache["key"], cache["value"], future_closed)
         mixed = linear(
             parameters,
             f"{name}/self_attention/attention_output",
@@ -92,7 +110,7 @@ def decode(config: BartConfig, parameters: Parameters, given: Tensors) -> Tensor
         x = layer_norm(parameters, f"{name}/self_attention_layer_norm", x + mixed)
         # All beams read one source: they are the queries of a single sequence.
         query = split_heads(linear(parameters, f"{name}/cross_attention/query", x), heads, size)
-        mixed = attend(
+        mixed = attend_source(
             query, given[f"cross_key_{layer}"], given[f"cross_value_{layer}"], source_closed
         )
         mixed = linear(
@@ -122,4 +140,5 @@ def embed(
 STEPS: dict[str, Callable[[BartConfig, Parameters, Tensors], Tensors]] = {
     "encode": encode,
     "decode": decode,
+    "decode_single": decode_single,
 }

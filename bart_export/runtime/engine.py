@@ -28,6 +28,7 @@ from bart_export.runtime.weight_cache import open_with_cache
 
 IntArray = npt.NDArray[np.int32]
 FloatArray = npt.NDArray[np.float32]
+Buffers = dict[str, Any]  # tensor name -> LiteRT's TensorBuffer
 
 FIRST_CAPACITY = 64  # decoder positions; doubling costs milliseconds, room costs on every step
 
@@ -153,16 +154,14 @@ class CompiledModelEngine:
         weight_cache: str = "",
     ) -> None:
         self.config = config
-        self.sizes = contract.sizes(config)
-        encode, decode = contract.tflite_signatures(config)
-        self.encode, self.decode = encode, decode
+        self.serial = 0
         self.cache_names = tuple(tensor.name for tensor in contract.cache_tensors(config))
         self.cross_names = tuple(tensor.name for tensor in contract.cross_tensors(config))
-        self.serial = 0
-        self.current: dict[str, int] = {}  # dynamic axis -> size the buffers have now
-        self.inputs: dict[str, dict[str, Any]] = {encode.name: {}, decode.name: {}}
-        self.outputs: dict[str, dict[str, Any]] = {encode.name: {}, decode.name: {}}
-        self.model = litert.open_model(path, num_threads or available_cores(), weight_cache)
+        model = litert.open_model(path, num_threads or available_cores(), weight_cache)
+        encode, decode, decode_single = contract.tflite_signatures(config)
+        self.encode = BufferedSignature(model, config, encode, self.cross_names)
+        self.decode = BufferedSignature(model, config, decode)
+        self.decode_single = BufferedSignature(model, config, decode_single)
 
     @classmethod
     def from_artifact(
@@ -184,92 +183,118 @@ class CompiledModelEngine:
         ids = check_source(self.config, token_ids)
         check_length(self.config, max_length)
         self.serial += 1
-        self.resize(first_sizes(ids.shape[1], num_beams, max_length))
+        sizes = first_sizes(ids.shape[1], num_beams, max_length)
+        decode = self.decode if num_beams > 1 else self.decode_single
+        self.encode.resize(sizes)
+        decode.resize(sizes)
         mask = np.ones_like(ids)
-        self.inputs["encode"]["encoder_token_ids"].write(ids)
-        self.inputs["encode"]["encoder_padding_mask"].write(mask)
-        self.inputs["decode"]["encoder_padding_mask"].write(mask)
-        self.run("encode", self.inputs["encode"], self.outputs["encode"])
-        empty = np.zeros(self.cache_shape(), np.float32)
-        caches = (
-            {name: self.inputs["decode"][name] for name in self.cache_names},
-            {name: self.outputs["decode"][name] for name in self.cache_names},
-        )
+        self.encode.inputs["encoder_token_ids"].write(ids)
+        self.encode.inputs["encoder_padding_mask"].write(mask)
+        decode.inputs["encoder_padding_mask"].write(mask)
+        # The encoder writes where the decoder reads.
+        self.encode.run({}, {name: decode.inputs[name] for name in self.cross_names})
+        caches = self.caches(decode)
+        empty = np.zeros(decode.shape(self.cache_names[0]), np.float32)
         for buffer in caches[0].values():
             buffer.write(empty)
-        return Decoding(self.serial, 0, caches)
+        return Decoding(self.serial, 0, (decode, caches))
 
     def step(
         self, state: Decoding, token_ids: IntArray, beam_index: IntArray
     ) -> tuple[FloatArray, Decoding]:
         """Decode one token of every beam; see `Engine.step`."""
         check_serial(self.serial, state)
-        if state.position == self.current[contract.CAPACITY]:
-            state = self.grow(state)
-        read, written = state.caches
-        inputs = self.inputs["decode"] | read
-        inputs["decoder_token_ids"].write(token_ids[:, None])
-        inputs["position"].write(np.array([state.position], np.int32))
-        inputs["beam_index"].write(beam_index)
-        self.run("decode", inputs, self.outputs["decode"] | written)
-        shape = self.current[contract.BEAMS], self.config.vocabulary_size
-        logits = self.outputs["decode"]["logits"].read(shape[0] * shape[1], np.float32)
-        return logits.reshape(shape), Decoding(state.serial, state.position + 1, (written, read))
+        decode, (read, written) = state.caches
+        if state.position == decode.sizes[contract.CAPACITY]:
+            read, written = self.grow(decode, read)
+        decode.inputs["decoder_token_ids"].write(token_ids[:, None])
+        decode.inputs["position"].write(np.array([state.position], np.int32))
+        if "beam_index" in decode.inputs:
+            decode.inputs["beam_index"].write(beam_index)
+        decode.run(read, written)
+        shape = len(token_ids), self.config.vocabulary_size
+        logits = decode.outputs["logits"].read(shape[0] * shape[1], np.float32)
+        state = Decoding(state.serial, state.position + 1, (decode, (written, read)))
+        return logits.reshape(shape), state
 
-    def grow(self, state: Decoding) -> Decoding:
-        """Return the same caches with twice the room."""
-        old_shape = self.cache_shape()
+    def grow(self, decode: "BufferedSignature", read: Buffers) -> tuple[Buffers, Buffers]:
+        """Return the caches in `read` with twice the room, and as much room to write."""
+        name = self.cache_names[0]
+        old_shape = decode.shape(name)
         old = {
             name: buffer.read(int(np.prod(old_shape)), np.float32).reshape(old_shape)
-            for name, buffer in state.caches[0].items()
+            for name, buffer in read.items()
         }
-        self.resize(larger_sizes(self.config, self.current))
-        room = ((0, 0), (0, 0), (0, self.cache_shape()[2] - old_shape[2]), (0, 0))
+        decode.resize(larger_sizes(self.config, decode.sizes))
+        room = ((0, 0), (0, 0), (0, decode.shape(name)[2] - old_shape[2]), (0, 0))
+        caches = self.caches(decode)
         for name, cache in old.items():
-            self.inputs["decode"][name].write(np.pad(cache, room))
-        caches = (
-            {name: self.inputs["decode"][name] for name in self.cache_names},
-            {name: self.outputs["decode"][name] for name in self.cache_names},
-        )
-        return Decoding(state.serial, state.position, caches)
+            caches[0][name].write(np.pad(cache, room))
+        return caches
 
-    def cache_shape(self) -> tuple[int, ...]:
-        """Return the shape of a cache tensor now: (beams, heads, capacity, head_size)."""
-        sizes = self.sizes | self.current
-        return tuple(sizes[axis] for axis in contract.cache_tensors(self.config)[0].axes)
+    def caches(self, decode: "BufferedSignature") -> tuple[Buffers, Buffers]:
+        """Return the two sets of buffers that steps read and write in turns."""
+        return (
+            {name: decode.inputs[name] for name in self.cache_names},
+            {name: decode.outputs[name] for name in self.cache_names},
+        )
+
+
+class BufferedSignature:
+    """A signature of a compiled model, the sizes of its dynamic axes, and buffers that fit them.
+
+    `written_elsewhere` names outputs that go to another signature's inputs: they have none here.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        config: BartConfig,
+        signature: contract.Signature,
+        written_elsewhere: Sequence[str] = (),
+    ) -> None:
+        self.model = model
+        self.config = config
+        self.signature = signature
+        self.written_here = [
+            tensor for tensor in signature.outputs if tensor.name not in written_elsewhere
+        ]
+        self.sizes: dict[str, int] = {}
+        self.inputs: Buffers = {}
+        self.outputs: Buffers = {}
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape that an input has now."""
+        sizes = contract.sizes(self.config) | self.sizes
+        axes = next(tensor.axes for tensor in self.signature.inputs if tensor.name == name)
+        return tuple(sizes[axis] for axis in axes)
 
     def resize(self, wanted: dict[str, int]) -> None:
         """Resize what depends on an axis that changes, and make new buffers for it."""
-        changed = {axis for axis, size in wanted.items() if self.current.get(axis) != size}
-        if not changed:
-            return
-        for signature in (self.encode, self.decode):
-            shapes = resized(self.config, signature, self.current, wanted)
-            for name, shape in shapes.items():
-                self.model.resize_input_tensor_by_name(
-                    signature.name, name, list(shape), strict=False
-                )
-            for tensor in signature.inputs:
-                if tensor.name in shapes or tensor.name not in self.inputs[signature.name]:
-                    self.inputs[signature.name][tensor.name] = (
-                        self.model.create_input_buffer_by_name(signature.name, tensor.name)
-                    )
-        for tensor in self.decode.outputs:
-            if changed & set(tensor.axes):
-                self.outputs["decode"][tensor.name] = self.model.create_output_buffer_by_name(
-                    "decode", tensor.name
-                )
-        self.current = wanted
-        # The encoder writes where the decoder reads.
-        self.outputs["encode"] = {name: self.inputs["decode"][name] for name in self.cross_names}
+        changed = {axis for axis, size in wanted.items() if self.sizes.get(axis) != size}
+        key = self.signature.name
+        shapes = resized(self.config, self.signature, self.sizes, wanted)
+        for name, shape in shapes.items():
+            self.model.resize_input_tensor_by_name(key, name, list(shape), strict=False)
+        for tensor in self.signature.inputs:
+            if tensor.name in shapes or tensor.name not in self.inputs:
+                self.inputs[tensor.name] = self.model.create_input_buffer_by_name(key, tensor.name)
+        for tensor in self.written_here:
+            if tensor.name not in self.outputs or changed & set(tensor.axes):
+                buffer = self.model.create_output_buffer_by_name(key, tensor.name)
+                self.outputs[tensor.name] = buffer
+        self.sizes = wanted
 
-    def run(self, signature: str, inputs: dict[str, Any], outputs: dict[str, Any]) -> None:
-        """Run one signature."""
+    def run(self, inputs: Buffers, outputs: Buffers) -> None:
+        """Run the signature on its buffers, with some others in the place of its own."""
         try:
-            self.model.run_by_name(signature, inputs, outputs)
+            self.model.run_by_name(
+                self.signature.name, self.inputs | inputs, self.outputs | outputs
+            )
         except RuntimeError as error:
             reason = str(error).partition("\n")[0]  # the other lines are a trace
-            raise EngineError(f"LiteRT failed to run {signature}: {reason}.") from error
+            name = self.signature.name
+            raise EngineError(f"LiteRT failed to run {name}: {reason}.") from error
 
 
 def available_cores() -> int:

@@ -75,7 +75,7 @@ class InterpreterEngine:
     ) -> None:
         self.config = config
         self.package = interpreter
-        self.encode, self.decode = contract.tflite_signatures(config)
+        self.encode, self.decode, _ = contract.tflite_signatures(config)
         self.cache_names = tuple(tensor.name for tensor in contract.cache_tensors(config))
         self.cross_names = tuple(tensor.name for tensor in contract.cross_tensors(config))
         self.serial = 0

@@ -207,10 +207,12 @@ def test_a_cache_that_grows_gives_the_tokens_of_one_that_was_large(
     }
     grown = generator.generate(SHORT, **parameters)
     assert len(grown.token_ids) == 150
-    assert generator.engine.current["capacity"] == 256
+    engine = generator.engine
+    decode = engine.decode if num_beams > 1 else engine.decode_single
+    assert decode.sizes["capacity"] == 256
     monkeypatch.setattr(engines, "FIRST_CAPACITY", 512)
     large = generator.generate(SHORT, **parameters)
-    assert generator.engine.current["capacity"] == 150
+    assert decode.sizes["capacity"] == 150
     assert grown.token_ids == large.token_ids
     assert grown.score == pytest.approx(large.score, abs=1e-4)
 
