@@ -166,8 +166,8 @@ def test_an_int8_file_passes_and_fails_with_one_scale_three_times_too_large(
     content = bytearray(mini_artifact.path("tflite/dynamic_wi8_afp32.tflite").read_bytes())
     comparison, _ = mini.check(content, INT8, tmp_path / "it")
     assert 1e-3 < comparison.relative < 0.05
-    (scales,) = tflite_files.scale(content, "decoder_layer_0/feedforward_output_dense/kernel")
-    scales *= 3
+    for scales in tflite_files.scale(content, "decoder_layer_0/feedforward_output_dense/kernel"):
+        scales *= 3
     with pytest.raises(VerificationFailed, match="relative error"):
         mini.check(content, INT8, tmp_path / "it")
 
@@ -222,3 +222,15 @@ def test_logits_that_are_all_equal_are_compared_all_the_same(tiny):
     reference = verify.consult(Zeros(), tiny.tokenizer, tiny.reference.questions)
     comparison, _ = verify.check("it", FLOAT32, Zeros(), tiny.tokenizer, reference)
     assert (comparison.relative, comparison.spread) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("signature", ["decode", "decode_single"])
+def test_both_kinds_of_decoding_are_compared(tiny, tmp_path, monkeypatch, signature):
+    def harmed(config, parameters, given):
+        outputs = getattr(steps, signature)(config, parameters, given)
+        return outputs | {"logits": outputs["logits"] * 1.01}
+
+    monkeypatch.setitem(steps.STEPS, signature, harmed)
+    tflite.write_float(tiny.parameters, tmp_path / "wrong")
+    with pytest.raises(VerificationFailed, match="largest error"):
+        tiny.check((tmp_path / "wrong").read_bytes(), FLOAT32, tmp_path / "it")

@@ -50,7 +50,7 @@ def test_it_is_built_at_the_first_opening_and_used_at_the_second(artifact):
     cache = only_cache(artifact.directory)
     built = identity(cache)
     # Nearly all of the file's bytes are weights.
-    assert built[2] > 0.9 * artifact.path("tflite/float32.tflite").stat().st_size
+    assert built[2] > 0.8 * artifact.path("tflite/float32.tflite").stat().st_size
     assert generate(artifact.directory) == first
     assert identity(only_cache(artifact.directory)) == built
     assert sorted(path.name for path in cache.parent.iterdir()) == [

@@ -86,9 +86,10 @@ def test_every_projection_is_one_fully_connected(artifact, content):
     encoder = config.num_layers * (4 + 2) + config.decoder_layers * 2
     decoder = config.decoder_layers * (4 + 2 + 2) + 1
     operators = tflite_files.operators(content)
-    assert operators.count("FULLY_CONNECTED") == encoder + decoder
-    # Token and position tables of both sides; what is left gathers the caches of the beams.
-    assert operators.count("EMBEDDING_LOOKUP") == 4
+    # The decoder is there twice, for several beams and for one.
+    assert operators.count("FULLY_CONNECTED") == encoder + 2 * decoder
+    # Token and position tables of each; what is left gathers the caches of the beams.
+    assert operators.count("EMBEDDING_LOOKUP") == 6
     assert operators.count("GATHER") == 2 * config.decoder_layers
 
 
@@ -96,11 +97,11 @@ def test_matrices_are_in_the_file_once_and_aligned(artifact, content):
     vocabulary, hidden = artifact.config.vocabulary_size, artifact.config.hidden_dim
     buffers = [tensor.Buffer() for _, tensor in tflite_files.tensors(content)
                if tflite_files.is_named(tensor, TABLE)]  # fmt: skip
-    assert len(buffers) == 2  # one of each signature
+    assert len(buffers) == 3  # one of each signature
     assert len(set(buffers)) == 1
     sizes = tflite_files.buffer_sizes(content)
     assert sum(size >= 4 * vocabulary * hidden for size in sizes) == 1
-    assert len(content) < 4 * artifact.manifest["parameter_count"] * 1.02 + 60_000
+    assert len(content) < 4 * artifact.manifest["parameter_count"] * 1.02 + 120_000
     matrices = [index for index, size in enumerate(sizes) if size >= 4 * hidden * hidden]
     assert [tflite_files.offset(content, index) % 16 for index in matrices] == [0] * len(matrices)
 
@@ -111,8 +112,8 @@ def test_an_int8_file_has_the_table_once_and_little_over_a_byte_a_parameter(mini
     sizes = tflite_files.buffer_sizes(content)
     assert sum(size >= vocabulary * hidden for size in sizes) == 1
     assert max(sizes) == vocabulary * hidden
-    # 8.4 MB for 7.9 M parameters: scales and the graph count for more in a small model.
-    assert len(content) <= 1.08 * mini_artifact.manifest["parameter_count"]
+    # 8.7 MB for 7.9 M parameters: scales and graphs count for more in a small model.
+    assert len(content) <= 1.11 * mini_artifact.manifest["parameter_count"]
     (buffer,) = {
         tensor.Buffer() for _, tensor in tflite_files.tensors(content)
         if tflite_files.is_named(tensor, TABLE)
