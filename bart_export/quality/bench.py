@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from rich import box
 from rich.console import Group
 from rich.table import Table
 
@@ -220,7 +221,8 @@ def tables(report: dict[str, Any]) -> Group:
     about, settings = report["machine"], report["settings"]
     files = table(
         f"{report['artifact']['preset']} on {about['processor']}, {about['cores']} cores",
-        "recipe", "MB", "bytes a parameter", "opened first", "opened again", "private memory",
+        "recipe", "size\nMB", "bytes a\nweight", "opened\nfirst ms", "opened\nagain ms",
+        "private\nMB",
     )  # fmt: skip
     for row in report["files"]:
         first, second = (row["opening"]["engine"][which] for which in ("first", "second"))
@@ -231,11 +233,11 @@ def tables(report: dict[str, Any]) -> Group:
             f"{row['bytes_per_parameter']:.3f}",
             milliseconds(first["seconds"]),
             milliseconds(second["seconds"]),
-            "unknown" if memory is None else f"{memory / 1e6:.0f} MB",
+            "unknown" if memory is None else f"{memory / 1e6:.0f}",
         )
     speeds = table(
         f"{settings['new_tokens']} new tokens, median of {settings['runs']} runs",
-        "recipe", "source", "beams", "encode", "a step", "everything", "tokens a second",
+        "recipe", "source", "beams", "encode\nms", "step\nms", "all\nms", "tokens\nper s",
     )  # fmt: skip
     for row in report["generation"]:
         speeds.add_row(
@@ -253,7 +255,7 @@ def tables(report: dict[str, Any]) -> Group:
 
 def table(title: str, first: str, *others: str) -> Table:
     """Return an empty table whose columns but the first hold numbers."""
-    made = Table(title=title, title_justify="left")
+    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     made.add_column(first, no_wrap=True)
     for column in others:
         made.add_column(column, justify="right")
@@ -261,5 +263,5 @@ def table(title: str, first: str, *others: str) -> Table:
 
 
 def milliseconds(seconds: float) -> str:
-    """Return a duration as it stands in a table."""
-    return f"{1000 * seconds:.1f} ms"
+    """Return a duration in milliseconds as it stands in a table."""
+    return f"{1000 * seconds:.1f}"
