@@ -30,7 +30,7 @@ IntArray = npt.NDArray[np.int32]
 FloatArray = npt.NDArray[np.float32]
 Buffers = dict[str, Any]  # tensor name -> LiteRT's TensorBuffer
 
-FIRST_CAPACITY = 32  # decoder positions; doubling costs milliseconds, room costs on every step
+FIRST_CAPACITY = 16  # decoder positions; doubling costs milliseconds, room costs on every step
 
 
 @dataclasses.dataclass(frozen=True)

@@ -198,7 +198,7 @@ def test_nothing_of_a_generation_is_left_for_the_next(generator, cold):
 def test_a_cache_that_grows_gives_the_tokens_of_one_that_was_large(
     generator, monkeypatch, num_beams
 ):
-    """From 32 positions to 64, 128 and 256."""
+    """From 16 positions to 32, 64, 128 and 256."""
     parameters = {
         "num_beams": num_beams,
         "min_length": 150,

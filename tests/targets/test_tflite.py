@@ -93,6 +93,18 @@ def test_every_projection_is_one_fully_connected(artifact, content):
     assert operators.count("GATHER") == 2 * config.decoder_layers
 
 
+def test_runtimes_without_xnnpack_are_told_to_round_inputs_as_it_does(content):
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
+    flags = [
+        operator.builtinOptions.asymmetricQuantizeInputs
+        for subgraph in model.subgraphs
+        for operator in subgraph.operators
+        if tflite.builtin(model, operator) == schema.BuiltinOperator.FULLY_CONNECTED
+    ]
+    assert flags
+    assert all(flags)
+
+
 def test_matrices_are_in_the_file_once_and_aligned(artifact, content):
     vocabulary, hidden = artifact.config.vocabulary_size, artifact.config.hidden_dim
     buffers = [tensor.Buffer() for _, tensor in tflite_files.tensors(content)
