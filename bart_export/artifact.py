@@ -189,16 +189,11 @@ def seal(unsealed: bytes) -> bytes:
 
 
 def sha256(path: pathlib.Path) -> str:
-    """Return the sha256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return file_digest(file)
-
-
-def file_digest(file: Any) -> str:
-    """Return the sha256 of an open file (hashlib.file_digest needs Python 3.11)."""
+    """Return the sha256 of a file, in hexadecimal (hashlib.file_digest needs Python 3.11)."""
     digest = hashlib.sha256()
-    while chunk := file.read(1 << 20):
-        digest.update(chunk)
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
     return digest.hexdigest()
 
 

@@ -77,7 +77,7 @@ def export(
             comparison, answers[name] = verify.check(name, recipe, engine, tokenizer, reference)
             rows.append({"file": name, **dataclasses.asdict(comparison)})
         stage("commit the artifact")
-        manifest = describe(source, checkpoint, generation, preset)
+        manifest = describe(source, checkpoint, tokenizer, generation, preset)
         kept = keep_others(output, manifest, files, draft)
         manifest["files"] |= {name: entry(draft, name, target, files[name]) for name in files}
         manifest["verification"] = rows + kept["verification"]
@@ -107,12 +107,15 @@ def write_json(path: pathlib.Path, content: Any) -> None:
 
 
 def describe(
-    source: Source, checkpoint: Checkpoint, generation: GenerationConfig, preset: str
+    source: Source,
+    checkpoint: Checkpoint,
+    tokenizer: BartTokenizer,
+    generation: GenerationConfig,
+    preset: str,
 ) -> dict[str, Any]:
     """Return the manifest's fields that do not depend on the files."""
     config = checkpoint.config
     sizes = contract.sizes(config)
-    tokenizer = BartTokenizer(dict(checkpoint.vocabulary), list(checkpoint.merges))
     return {
         "preset": preset,
         "source": {

@@ -7,7 +7,6 @@ settings. It does not look into the files beyond telling the two formats apart.
 """
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -16,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from bart_export.artifact import sha256
 from bart_export.errors import MissingExtra, PresetError
 
 # What a reader needs beside the weights, in either format.
@@ -177,15 +177,6 @@ def check_hashes(handle: str, files: set[Path]) -> None:
                 f"The download of {handle} arrived damaged (the hash of {path.name} does not "
                 f"match). {AGAIN}"
             )
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file as hex digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def hugging_face_failure(handle: str, error: Exception) -> str:

@@ -21,7 +21,7 @@ from bart_export.config import GenerationConfig, check_token_ids
 from bart_export.errors import ArtifactError, InputError
 from bart_export.runtime.engine import Engine
 from bart_export.runtime.engines import open_engine, runnable
-from bart_export.runtime.search import Hypothesis, search
+from bart_export.runtime.search import run, search
 from bart_export.text.detokenizer import IncrementalDetokenizer
 from bart_export.text.tokenizer import BartTokenizer
 
@@ -168,13 +168,7 @@ class Generator:
         began = time.perf_counter()
         state = self.start(token_ids, generation)
         encoded = time.perf_counter()
-        running = search(self.engine.step, state, generation)
-        while True:
-            try:
-                next(running)
-            except StopIteration as end:
-                hypotheses: list[Hypothesis] = end.value
-                break
+        hypotheses = run(search(self.engine.step, state, generation))
         decoded = time.perf_counter()
         sequences = tuple(
             GeneratedSequence(
