@@ -14,6 +14,13 @@ An axis is a word. `sizes` gives the words that a configuration fixes; the other
     heads       decoder attention heads
     head_size   width of one head
     vocabulary  tokens the model knows
+    hidden      width of the encoder's and decoder's outputs
+
+The signatures of a SavedModel are batch-major throughout:
+
+    batch       texts of one request, or of several that a server put together
+    target      tokens of a decoder sequence, the start token included
+    sequences   sequences returned for each text, fixed at export
 """
 
 import dataclasses
@@ -23,11 +30,12 @@ from bart_export.config import BartConfig
 
 ONE, SOURCE, BEAMS, CAPACITY = "one", "source", "beams", "capacity"
 HEADS, HEAD_SIZE, VOCABULARY = "heads", "head_size", "vocabulary"
+BATCH, TARGET, SEQUENCES, HIDDEN = "batch", "target", "sequences", "hidden"
 
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """One input or output: its name, dtype ("int32" or "float32") and named axes."""
+    """One input or output: its name, dtype ("int32", "float32" or "string") and named axes."""
 
     name: str
     dtype: str
@@ -67,6 +75,7 @@ def sizes(config: BartConfig) -> dict[str, int]:
         HEADS: config.decoder_heads,
         HEAD_SIZE: config.decoder_head_size,
         VOCABULARY: config.vocabulary_size,
+        HIDDEN: config.hidden_dim,
     }
 
 
@@ -124,4 +133,72 @@ def decode_signature(
             *caches,
         ),
         outputs=(Tensor("logits", "float32", (beams, VOCABULARY)), *caches),
+    )
+
+
+# What a request may set for each of its texts; a client of gRPC may leave any of them out. Names
+# are those of `config.GenerationConfig`; `early_stopping` is "true", "false" or "never".
+GENERATION_INPUTS = (
+    Tensor("max_length", "int32", (BATCH,)),
+    Tensor("min_length", "int32", (BATCH,)),
+    Tensor("length_penalty", "float32", (BATCH,)),
+    Tensor("repetition_penalty", "float32", (BATCH,)),
+    Tensor("early_stopping", "string", (BATCH,)),
+)
+
+
+def saved_model_signatures() -> tuple[Signature, ...]:
+    """Return the signatures of a SavedModel: text in, text out, and every step between.
+
+    Ids come with lengths, `(batch,)`, from which masks are made: what a server pads a batch with
+    is never looked at. `generate` returns `sequences` hypotheses a text, best first, padded with
+    the padding token to the longest. `score` gives the log-probability of each decoder token after
+    those before it, 0 for the first and beyond a sequence's length. Ids of `tokenize` have start
+    and end token and fit the model; `detokenize` leaves special tokens out.
+    """
+    text = Tensor("text", "string", (BATCH,))
+    source = (
+        Tensor("encoder_token_ids", "int32", (BATCH, SOURCE)),
+        Tensor("encoder_lengths", "int32", (BATCH,)),
+    )
+    target = (
+        Tensor("decoder_token_ids", "int32", (BATCH, TARGET)),
+        Tensor("decoder_lengths", "int32", (BATCH,)),
+    )
+    encoded = Tensor("encoder_sequence_output", "float32", (BATCH, SOURCE, HIDDEN))
+    scores = Tensor("scores", "float32", (BATCH, SEQUENCES))
+    return (
+        Signature("serving_default", (text,), (Tensor("generated_text", "string", (BATCH,)),)),
+        Signature(
+            "generate_text",
+            (text, *GENERATION_INPUTS),
+            (Tensor("generated_text", "string", (BATCH, SEQUENCES)), scores),
+        ),
+        Signature(
+            "generate",
+            (*source, *GENERATION_INPUTS),
+            (
+                Tensor("decoder_token_ids", "int32", (BATCH, SEQUENCES, TARGET)),
+                Tensor("decoder_lengths", "int32", (BATCH, SEQUENCES)),
+                scores,
+            ),
+        ),
+        Signature("encode", source, (encoded,)),
+        Signature(
+            "score",
+            (*source, *target),
+            (Tensor("log_probabilities", "float32", (BATCH, TARGET)),),
+        ),
+        Signature(
+            "backbone",
+            (
+                Tensor("encoder_token_ids", "int32", (BATCH, SOURCE)),
+                Tensor("encoder_padding_mask", "int32", (BATCH, SOURCE)),
+                Tensor("decoder_token_ids", "int32", (BATCH, TARGET)),
+                Tensor("decoder_padding_mask", "int32", (BATCH, TARGET)),
+            ),
+            (encoded, Tensor("decoder_sequence_output", "float32", (BATCH, TARGET, HIDDEN))),
+        ),
+        Signature("tokenize", (text,), source),
+        Signature("detokenize", target, (text,)),
     )
