@@ -1,0 +1,1 @@
+"""TensorFlow Serving's REST and gRPC interface in front of what this package exports."""
