@@ -1,0 +1,47 @@
+"""How a server is set up: one frozen record, read by every room of the server.
+
+The command line fills it. Where TensorFlow Serving has the option, the default is TensorFlow
+Serving's unless the text of the field says otherwise. Nothing here opens or checks a file.
+"""
+
+import dataclasses
+import pathlib
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServeOptions:
+    """The settings of a server.
+
+    `host` is loopback unless told otherwise, where TensorFlow Serving listens everywhere. Port 0
+    takes a free one. `engine` is "tensorflow", "litert" or None for the fastest that a model's
+    files allow. `workers` counts calls that run side by side for a model and `num_threads` the
+    threads of each; None chooses by the machine's cores. `queue_size` calls may wait for each
+    model beside those that run; one more is refused at once. `request_seconds` bounds a call that
+    brings no deadline of its own. `batching_parameters_file` replaces the `batching_params.pbtxt`
+    that a version directory may hold; neither is read unless `batching`. Load failures are tried
+    again `load_retries` times, `retry_seconds` apart. `drain_seconds` is what running calls have
+    left once the server is told to end.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8500
+    rest_api_port: int = 8501
+    engine: str | None = None
+    workers: int | None = None
+    num_threads: int | None = None
+    queue_size: int = 64
+    max_request_bytes: int = 16 * 2**20
+    request_seconds: float = 30.0
+    batching: bool = True
+    batching_parameters_file: pathlib.Path | None = None
+    poll_seconds: float = 1.0
+    model_config_poll_seconds: float = 0.0
+    allow_labels_for_unavailable: bool = False
+    load_retries: int = 5
+    retry_seconds: float = 60.0
+    warmup: bool = True
+    cors: bool = False
+    page: bool = True
+    ssl_config_file: pathlib.Path | None = None
+    monitoring_config_file: pathlib.Path | None = None
+    drain_seconds: float = 30.0

@@ -1,0 +1,107 @@
+"""What is served: one loaded version of a model, behind one interface, whatever computes it.
+
+A call names a signature and brings its inputs; a future of the outputs comes back at once, or an
+error when there is no room for the call. The fronts (REST and gRPC) know servables only by this
+module, and servables know nothing of a front, of a model's name or of other versions.
+"""
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from typing import Any, Protocol
+
+import numpy.typing as npt
+
+from bart_export.runtime.generator import Result
+from bart_export.server.status import Code, StatusError
+
+# Strings are arrays of dtype object that hold bytes.
+Tensors = Mapping[str, npt.NDArray[Any]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Limits:
+    """When work is no longer wanted.
+
+    `deadline` is a time of `time.monotonic()`, None for none. `stop` is set once nobody waits for
+    the answer, because the client has gone or the server gives up.
+    """
+
+    deadline: float | None = None
+    stop: threading.Event = dataclasses.field(default_factory=threading.Event)
+
+    def remaining(self) -> float | None:
+        """Return the seconds until the deadline, at least 0, or None if there is none."""
+        return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+
+    def check(self) -> None:
+        """End the work that calls this between its steps.
+
+        Raises:
+            StatusError: CANCELLED if nobody waits, DEADLINE_EXCEEDED if the time is over.
+        """
+        if self.stop.is_set():
+            raise StatusError(Code.CANCELLED, "The request was cancelled")
+        if self.deadline is not None and time.monotonic() > self.deadline:
+            raise StatusError(Code.DEADLINE_EXCEEDED, "Timed out waiting for notification")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Call:
+    """One run of a signature.
+
+    `inputs` has every input the signature has no default for, checked for name but for neither
+    dtype nor shape. `outputs` names those that are wanted, at least one.
+    """
+
+    signature: str
+    inputs: Tensors
+    outputs: tuple[str, ...]
+    limits: Limits = dataclasses.field(default_factory=Limits)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StreamCall:
+    """One generation from a text whose pieces are wanted as soon as they are certain.
+
+    `parameters` are fields of `config.GenerationConfig`. `emit` is called from the worker's thread
+    with each piece of text and the number of tokens generated so far.
+    """
+
+    text: str
+    parameters: Mapping[str, Any]
+    emit: Callable[[str, int], None]
+    limits: Limits = dataclasses.field(default_factory=Limits)
+
+
+class Servable(Protocol):
+    """A loaded version of a model. All methods may be called from several threads at once.
+
+    `signature_defs` maps names to SignatureDef messages of `server.messages`, complete with
+    dtypes, shapes and defaults. `streams` says whether `stream` works.
+    """
+
+    signature_defs: Mapping[str, Any]
+    streams: bool
+
+    def submit(self, call: Call) -> "Future[Tensors]":
+        """Run a signature.
+
+        The future ends with the outputs, or with a StatusError: INVALID_ARGUMENT for inputs of
+        another dtype or shape, DEADLINE_EXCEEDED, CANCELLED, or what the engine says.
+
+        Raises:
+            StatusError: UNAVAILABLE, at once, if no room is left in the queue.
+        """
+
+    def stream(self, call: StreamCall) -> "Future[Result]":
+        """Generate from a text piece by piece; the future ends after the last piece.
+
+        Raises:
+            StatusError: UNAVAILABLE as for `submit`; UNIMPLEMENTED if this engine cannot.
+        """
+
+    def close(self) -> None:
+        """Release memory and threads. Called once, when no call is under way."""
