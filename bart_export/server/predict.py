@@ -1,0 +1,170 @@
+"""Between a decoded request and a servable: what the REST and the gRPC service have in common.
+
+In go names from a request: they are checked against a signature, with TensorFlow Serving's texts
+for what is wrong. A call goes to the servable and its outputs are awaited without holding up the
+event loop. Nothing here knows a wire format, a model's name or an engine.
+"""
+
+import asyncio
+import concurrent.futures
+import contextlib
+import enum
+import logging
+from collections.abc import Collection, Iterable
+from typing import Any, TypeVar
+
+from bart_export.errors import BartExportError, ConfigurationError, InputError
+from bart_export.server.servable import Call, Limits, Servable, Tensors
+from bart_export.server.status import Code, StatusError
+
+Answer = TypeVar("Answer")
+
+LOG = logging.getLogger(__name__)
+
+DEFAULT_SIGNATURE = "serving_default"
+TIMED_OUT = "Timed out waiting for notification"
+
+
+class UnknownSignature(enum.Enum):
+    """How each method tells its client that a model has no such signature."""
+
+    REST_PREDICT = (
+        Code.INVALID_ARGUMENT,
+        'Serving signature name: "{name}" not found in signature def',
+    )
+    GRPC_PREDICT = (Code.FAILED_PRECONDITION, 'Serving signature key "{name}" not found.')
+    EXAMPLES = (Code.INVALID_ARGUMENT, "No signature was found with the name: {name}")
+    MULTI_INFERENCE = (
+        Code.INVALID_ARGUMENT,
+        "Requested signature not found in model graph: {name}",
+    )
+
+
+def chosen_signature(servable: Servable, name: str, unknown: UnknownSignature) -> tuple[str, Any]:
+    """Return the name and the SignatureDef of a signature; an empty name means the default one.
+
+    Raises:
+        StatusError: with the code and text of `unknown`, if the model has no such signature.
+    """
+    name = name or DEFAULT_SIGNATURE
+    if name not in servable.signature_defs:
+        code, text = unknown.value
+        raise StatusError(code, text.format(name=name))
+    return name, servable.signature_defs[name]
+
+
+def check_inputs(signature: Any, given: Collection[str]) -> None:
+    """Hold the names of a gRPC request's inputs to a signature that may have defaults.
+
+    REST asks for every input, default or not, and `json_request` sees to that.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT for an input that is missing or does not exist.
+    """
+    names, sent, defaults = set(signature.inputs), set(given), set(signature.defaults)
+    if len(sent) > len(names) or (len(sent) < len(names) and not defaults):
+        raise StatusError(
+            Code.INVALID_ARGUMENT,
+            f"input size does not match signature: {len(sent)}!={len(names)} "
+            f"len({{{listed(sent)}}}) != len({{{listed(names)}}}). "
+            f"Sent extra: {{{listed(sent - names)}}}. "
+            f"Missing but required: {{{listed(names - sent)}}}.",
+        )
+    for name in sorted(names - sent - defaults):
+        raise StatusError(
+            Code.INVALID_ARGUMENT,
+            f"Signature input alias: {name}(feed name: {signature.inputs[name].name}) not found "
+            "in request and no default value provided. Inputs expected to be in the request "
+            f"{{{listed(sent)}}}, or default input alias set: {listed(defaults)}",
+        )
+    if sent - names:
+        raise StatusError(
+            Code.INVALID_ARGUMENT,
+            f"Inputs contains invalid name. Used request inputs: {listed(sent & names)}, "
+            f"request input: {listed(sent)}",
+        )
+
+
+def chosen_outputs(signature: Any, output_filter: Iterable[str] = ()) -> tuple[str, ...]:
+    """Return the names of the outputs that are wanted: those of the filter, or all of them.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT for a name that the signature has not or that comes twice.
+    """
+    chosen: list[str] = []
+    for name in output_filter:
+        if name not in signature.outputs:
+            raise StatusError(
+                Code.INVALID_ARGUMENT,
+                f"output tensor alias not found in signature: {name} "
+                f"Outputs expected to be in the set {{{listed(signature.outputs)}}}.",
+            )
+        if name in chosen:
+            raise StatusError(Code.INVALID_ARGUMENT, f"duplicate output tensor alias: {name}")
+        chosen.append(name)
+    return tuple(chosen) or tuple(sorted(signature.outputs))
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return names in the order and with the commas that TensorFlow Serving gives them."""
+    return ",".join(sorted(names))
+
+
+async def run(servable: Servable, call: Call) -> Tensors:
+    """Run a signature and return its outputs; see `finished` for how it may end.
+
+    Raises:
+        StatusError: what the servable says, UNAVAILABLE at once if its queue is full.
+    """
+    return await finished(servable.submit(call), call.limits)
+
+
+async def finished(future: "concurrent.futures.Future[Answer]", limits: Limits) -> Answer:
+    """Await what a servable works on, on the running event loop.
+
+    When the awaiting task is cancelled, because the client has gone, or the deadline passes, the
+    work is told to stop and is not waited for. The future itself is never cancelled: only its
+    worker ends it.
+
+    Raises:
+        StatusError: what the work says; DEADLINE_EXCEEDED when the time is over.
+    """
+    loop = asyncio.get_running_loop()
+    done = asyncio.Event()
+
+    def wake(_: "concurrent.futures.Future[Answer]") -> None:
+        # The loop may be closed by the time that work nobody waits for ends.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(done.set)
+
+    future.add_done_callback(wake)
+    try:
+        await asyncio.wait_for(done.wait(), limits.remaining())
+    except asyncio.TimeoutError:
+        limits.stop.set()
+        raise StatusError(Code.DEADLINE_EXCEEDED, TIMED_OUT) from None
+    except asyncio.CancelledError:
+        limits.stop.set()
+        raise
+    try:
+        return future.result()
+    except BaseException as error:
+        raise status_of(error) from error
+
+
+def status_of(error: BaseException) -> StatusError:
+    """Return what a client is told of an error; one that nobody foresaw is logged as well."""
+    if isinstance(error, StatusError):
+        return error
+    if isinstance(error, (ConfigurationError, InputError)):
+        return StatusError(Code.INVALID_ARGUMENT, str(error))
+    if isinstance(error, BartExportError):
+        return StatusError(Code.INTERNAL, str(error))
+    if isinstance(error, concurrent.futures.CancelledError):
+        return StatusError(Code.CANCELLED, "The request was cancelled")
+    if isinstance(error, (TimeoutError, concurrent.futures.TimeoutError)):
+        return StatusError(Code.DEADLINE_EXCEEDED, TIMED_OUT)
+    if isinstance(error, MemoryError):
+        return StatusError(Code.RESOURCE_EXHAUSTED, "Out of memory")
+    LOG.error("A request failed unexpectedly", exc_info=error)
+    return StatusError(Code.INTERNAL, f"{type(error).__name__}: {error}")
