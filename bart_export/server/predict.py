@@ -10,8 +10,8 @@ import concurrent.futures
 import contextlib
 import enum
 import logging
-from collections.abc import Collection, Iterable
-from typing import Any, TypeVar
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any, Protocol, TypeVar
 
 from bart_export.errors import BartExportError, ConfigurationError, InputError
 from bart_export.server.servable import Call, Limits, Servable, Tensors
@@ -110,8 +110,68 @@ def listed(names: Iterable[str]) -> str:
     return ",".join(sorted(names))
 
 
+class Lease(Protocol):
+    """What a model store lends: a servable, not closed before it is given back."""
+
+    @property
+    def servable(self) -> Servable:
+        """The servable."""
+
+    @property
+    def version(self) -> int:
+        """The version of the model that it is."""
+
+
+class Held:
+    """A servable for the time of one request, and the work that was given to it."""
+
+    def __init__(self, lease: Lease) -> None:
+        self.servable = lease.servable
+        self.version = lease.version
+        self.futures: list[concurrent.futures.Future[Any]] = []
+
+    async def run(self, call: Call) -> Tensors:
+        """Run a signature, as `run` does."""
+        return await finished(self.keep(self.servable.submit(call)), call.limits)
+
+    def keep(
+        self, future: "concurrent.futures.Future[Answer]"
+    ) -> "concurrent.futures.Future[Answer]":
+        """Hold the servable until `future` is done, too, and return `future`."""
+        self.futures.append(future)
+        return future
+
+
+@contextlib.contextmanager
+def held(lease: contextlib.AbstractContextManager[Lease]) -> Iterator[Held]:
+    """Hold the servable of a lease until the work that it was given has ended.
+
+    A front stops waiting when a client goes away or time is over, a moment before the work stops.
+    The lease is given back by whoever comes last, and only then may the servable be closed.
+    """
+    with contextlib.ExitStack() as stack:
+        holder = Held(stack.enter_context(lease))
+        try:
+            yield holder
+        finally:
+            release_after(holder.futures, stack.pop_all())
+
+
+def release_after(
+    futures: "Sequence[concurrent.futures.Future[Any]]", stack: contextlib.ExitStack
+) -> None:
+    """Close `stack` once all futures are done."""
+    running = next((future for future in futures if not future.done()), None)
+    if running is None:
+        stack.close()
+    else:
+        running.add_done_callback(lambda _: release_after(futures, stack))
+
+
 async def run(servable: Servable, call: Call) -> Tensors:
     """Run a signature and return its outputs; see `finished` for how it may end.
+
+    `Held.run` does the same and keeps the servable from being closed under work that goes on.
 
     Raises:
         StatusError: what the servable says, UNAVAILABLE at once if its queue is full.
