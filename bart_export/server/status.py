@@ -32,7 +32,7 @@ class Code(enum.IntEnum):
     UNAUTHENTICATED = 16
 
 
-# TensorFlow Serving's own mapping. It differs from google.rpc's: CANCELLED is a client's doing.
+# TensorFlow Serving's mapping, which is that of google.rpc.Code.
 HTTP_STATUS: dict[Code, int] = {
     Code.OK: 200,
     Code.CANCELLED: 499,

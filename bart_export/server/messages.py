@@ -1,0 +1,101 @@
+"""The messages of TensorFlow Serving's interface, without TensorFlow or its serving API.
+
+The `.proto` files under protos/ declare what a server needs of the official ones, with the same
+names and field numbers, so that bytes, text, JSON and the type URLs of `Any` agree. They live in a
+pool of their own, `POOL`: the official messages may be imported in the same process, but a message
+of one pool is not accepted as one of the other. Nothing here knows what a message is for.
+
+After a change of a `.proto` file:
+
+    python -m grpc_tools.protoc -Ibart_export/server/protos --include_imports \\
+        --descriptor_set_out=bart_export/server/protos/descriptors.binpb \\
+        google/protobuf/timestamp.proto bart_export/server/protos/*.proto
+"""
+
+import pathlib
+from typing import Any
+
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.internal import enum_type_wrapper
+
+DESCRIPTORS = pathlib.Path(__file__).parent / "protos" / "descriptors.binpb"
+
+
+def pool() -> Any:
+    """Return a new pool that holds the committed descriptors."""
+    files = descriptor_pb2.FileDescriptorSet.FromString(DESCRIPTORS.read_bytes())
+    descriptors = descriptor_pool.DescriptorPool()
+    for file in files.file:
+        descriptors.AddSerializedFile(file.SerializeToString())
+    return descriptors
+
+
+POOL: Any = pool()
+
+
+def message(name: str) -> Any:
+    """Return the class of a message by its full name."""
+    return message_factory.GetMessageClass(POOL.FindMessageTypeByName(name))
+
+
+def enumeration(name: str) -> Any:
+    """Return an enum by its full name: it has `Name`, `Value` and an attribute for each value."""
+    return enum_type_wrapper.EnumTypeWrapper(POOL.FindEnumTypeByName(name))
+
+
+DataType = enumeration("tensorflow.DataType")
+TensorShapeProto = message("tensorflow.TensorShapeProto")
+TensorProto = message("tensorflow.TensorProto")
+TensorInfo = message("tensorflow.TensorInfo")
+SignatureDef = message("tensorflow.SignatureDef")
+MetaGraphDef = message("tensorflow.MetaGraphDef")
+SavedModel = message("tensorflow.SavedModel")
+Feature = message("tensorflow.Feature")
+Features = message("tensorflow.Features")
+Example = message("tensorflow.Example")
+
+ModelSpec = message("tensorflow.serving.ModelSpec")
+StatusProto = message("tensorflow.serving.StatusProto")
+PredictRequest = message("tensorflow.serving.PredictRequest")
+PredictResponse = message("tensorflow.serving.PredictResponse")
+ExampleList = message("tensorflow.serving.ExampleList")
+ExampleListWithContext = message("tensorflow.serving.ExampleListWithContext")
+Input = message("tensorflow.serving.Input")
+Class = message("tensorflow.serving.Class")
+Classifications = message("tensorflow.serving.Classifications")
+ClassificationResult = message("tensorflow.serving.ClassificationResult")
+ClassificationRequest = message("tensorflow.serving.ClassificationRequest")
+ClassificationResponse = message("tensorflow.serving.ClassificationResponse")
+Regression = message("tensorflow.serving.Regression")
+RegressionResult = message("tensorflow.serving.RegressionResult")
+RegressionRequest = message("tensorflow.serving.RegressionRequest")
+RegressionResponse = message("tensorflow.serving.RegressionResponse")
+InferenceTask = message("tensorflow.serving.InferenceTask")
+InferenceResult = message("tensorflow.serving.InferenceResult")
+MultiInferenceRequest = message("tensorflow.serving.MultiInferenceRequest")
+MultiInferenceResponse = message("tensorflow.serving.MultiInferenceResponse")
+SignatureDefMap = message("tensorflow.serving.SignatureDefMap")
+GetModelMetadataRequest = message("tensorflow.serving.GetModelMetadataRequest")
+GetModelMetadataResponse = message("tensorflow.serving.GetModelMetadataResponse")
+GetModelStatusRequest = message("tensorflow.serving.GetModelStatusRequest")
+GetModelStatusResponse = message("tensorflow.serving.GetModelStatusResponse")
+ModelVersionStatus = message("tensorflow.serving.ModelVersionStatus")
+ReloadConfigRequest = message("tensorflow.serving.ReloadConfigRequest")
+ReloadConfigResponse = message("tensorflow.serving.ReloadConfigResponse")
+Metric = message("tensorflow.serving.Metric")
+
+ClassifyLog = message("tensorflow.serving.ClassifyLog")
+RegressLog = message("tensorflow.serving.RegressLog")
+PredictLog = message("tensorflow.serving.PredictLog")
+MultiInferenceLog = message("tensorflow.serving.MultiInferenceLog")
+PredictionLog = message("tensorflow.serving.PredictionLog")
+
+ModelConfig = message("tensorflow.serving.ModelConfig")
+ModelConfigList = message("tensorflow.serving.ModelConfigList")
+ModelServerConfig = message("tensorflow.serving.ModelServerConfig")
+BatchingParameters = message("tensorflow.serving.BatchingParameters")
+MonitoringConfig = message("tensorflow.serving.MonitoringConfig")
+SSLConfig = message("tensorflow.serving.SSLConfig")
+
+Int64Value = message("google.protobuf.Int64Value")
+Timestamp = message("google.protobuf.Timestamp")
