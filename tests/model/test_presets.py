@@ -15,6 +15,12 @@ from bart_export.presets import PRESETS
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 SYMMETRIC, DISTILLED = GOLDEN / "bart_tiny_symmetric", GOLDEN / "bart_tiny_distilled"
 
+# Largest error of a logit of the symmetric checkpoint's third row, whose saturated attention makes
+# it a matter of chance in float32. Of 48 copies with weights changed by 3e-5, Keras has this row
+# within 1e-4 of float64 for 17 and within 2.8e-4 for nine in ten; a layer norm that subtracts the
+# mean first, or one in float64, does no better.
+ROUNDED_ROW = 5e-4
+
 # h5py asks Keras' variables for their arrays in a way NumPy 2 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -39,14 +45,18 @@ def their_preset(keras_hub_backbone, tmp_path_factory):
     return directory
 
 
-@pytest.mark.parametrize("directory", [SYMMETRIC, DISTILLED], ids=lambda path: path.name)
 @pytest.mark.parametrize(
-    ("dtype", "hidden_tolerance", "logits_tolerance"),
-    [("float32", 1e-4, 5e-4), ("float64", 1e-6, 2e-6)],
-    ids=["float32", "float64"],
+    ("directory", "dtype", "hidden_tolerance", "logits_tolerances"),
+    [
+        (SYMMETRIC, "float32", 1e-4, (1e-4, 1e-4, ROUNDED_ROW)),
+        (DISTILLED, "float32", 1e-4, (1e-4, 1e-4, 1e-4)),
+        (SYMMETRIC, "float64", 1e-6, (2e-6, 2e-6, 2e-6)),
+        (DISTILLED, "float64", 1e-6, (2e-6, 2e-6, 2e-6)),
+    ],
+    ids=["symmetric-float32", "distilled-float32", "symmetric-float64", "distilled-float64"],
 )
 def test_golden_checkpoints_give_the_golden_answers(
-    directory, dtype, hidden_tolerance, logits_tolerance
+    directory, dtype, hidden_tolerance, logits_tolerances
 ):
     model = BartBackbone.from_preset(str(directory), dtype=dtype)
     golden = np.load(directory / "forward.npz")
@@ -55,12 +65,14 @@ def test_golden_checkpoints_give_the_golden_answers(
     inputs["decoder_padding_mask"] = np.ones_like(golden["decoder_token_ids"])
     received = model(inputs)
     encoded, decoded = received["encoder_sequence_output"], received["decoder_sequence_output"]
-    for value, expected, tolerance in (
-        (np.asarray(encoded)[real], golden["encoder_sequence_output"][real], hidden_tolerance),
-        (decoded, golden["decoder_sequence_output"], hidden_tolerance),
-        (model.logits(decoded), golden["logits"], logits_tolerance),
+    for value, expected in (
+        (np.asarray(encoded)[real], golden["encoder_sequence_output"][real]),
+        (decoded, golden["decoder_sequence_output"]),
     ):
-        np.testing.assert_allclose(value, expected, rtol=0, atol=tolerance)
+        np.testing.assert_allclose(value, expected, rtol=0, atol=hidden_tolerance)
+    rows = zip(model.logits(decoded), golden["logits"], logits_tolerances, strict=True)
+    for logits, expected, tolerance in rows:
+        np.testing.assert_allclose(logits, expected, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("directory", [SYMMETRIC, DISTILLED], ids=lambda path: path.name)
