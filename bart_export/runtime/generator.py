@@ -12,6 +12,7 @@ import dataclasses
 import os
 import pathlib
 import time
+from collections.abc import Generator as PythonGenerator
 from collections.abc import Iterator, Sequence
 from typing import Any, overload
 
@@ -21,7 +22,7 @@ from bart_export.config import GenerationConfig, check_token_ids
 from bart_export.errors import ArtifactError, InputError
 from bart_export.runtime.engine import Engine
 from bart_export.runtime.engines import open_engine, runnable
-from bart_export.runtime.search import run, search
+from bart_export.runtime.search import Hypothesis, Search, search
 from bart_export.text.detokenizer import IncrementalDetokenizer
 from bart_export.text.tokenizer import BartTokenizer
 
@@ -164,11 +165,35 @@ class Generator:
 
     def generate_ids(self, token_ids: Sequence[int], **parameters: Any) -> Result:
         """Generate from source token ids, start and end token included; see `generate`."""
+        pieces = self.pieces(token_ids, self.generation.replace(**parameters))
+        while True:
+            try:
+                next(pieces)
+            except StopIteration as end:
+                result: Result = end.value
+                return result
+
+    def stream(self, text: str, *, truncate: bool = False, **parameters: Any) -> Iterator[str]:
+        """Generate from a text and yield pieces of the result as soon as they are certain.
+
+        Put together, the pieces are the text that `generate` returns. With beams a piece is certain
+        once all beams agree on it. Ending the iteration ends the work. Parameters and errors are
+        those of `generate`.
+        """
         generation = self.generation.replace(**parameters)
+        token_ids = self.encode(text, truncate)
+        return self.pieces(token_ids, generation)
+
+    def pieces(
+        self, token_ids: Sequence[int], generation: GenerationConfig
+    ) -> PythonGenerator[str, None, Result]:
+        """Yield the text of a generation from source token ids, piece by piece, and return all."""
         began = time.perf_counter()
         state = self.start(token_ids, generation)
         encoded = time.perf_counter()
-        hypotheses = run(search(self.engine.step, state, generation))
+        hypotheses = yield from settled_text(
+            search(self.engine.step, state, generation), IncrementalDetokenizer(self.tokenizer)
+        )
         decoded = time.perf_counter()
         sequences = tuple(
             GeneratedSequence(
@@ -183,27 +208,6 @@ class Generator:
             sequences, tuple(token_ids), Timings(encoded - began, decoded - encoded, tokens)
         )
 
-    def stream(self, text: str, *, truncate: bool = False, **parameters: Any) -> Iterator[str]:
-        """Generate from a text and yield pieces of the result as soon as they are certain.
-
-        Put together, the pieces are the text that `generate` returns. With beams a piece is certain
-        once all beams agree on it. Ending the iteration ends the work. Parameters and errors are
-        those of `generate`.
-        """
-        generation = self.generation.replace(**parameters)
-        token_ids = self.encode(text, truncate)
-        return self.pieces(token_ids, generation)
-
-    def pieces(self, token_ids: Sequence[int], generation: GenerationConfig) -> Iterator[str]:
-        """Yield the text of a generation from source token ids, piece by piece."""
-        detokenizer = IncrementalDetokenizer(self.tokenizer)
-        for settled in search(self.engine.step, self.start(token_ids, generation), generation):
-            piece = "".join(detokenizer.push(token_id) for token_id in settled)
-            if piece:
-                yield piece
-        if rest := detokenizer.finish():
-            yield rest
-
     def encode(self, text: str, truncate: bool) -> list[int]:
         """Turn a text into source token ids, start and end token included."""
         if not isinstance(text, str):
@@ -215,6 +219,22 @@ class Generator:
         check_token_ids(generation, self.engine.config.vocabulary_size)
         rows = max(generation.num_beams, generation.num_return_sequences)
         return self.engine.start(token_ids, rows, generation.max_length)
+
+
+def settled_text(
+    running: Search, detokenizer: IncrementalDetokenizer
+) -> PythonGenerator[str, None, list[Hypothesis]]:
+    """Yield the text of a search's tokens as they settle, and return its hypotheses."""
+    while True:
+        try:
+            settled = next(running)
+        except StopIteration as end:
+            if rest := detokenizer.finish():
+                yield rest
+            hypotheses: list[Hypothesis] = end.value
+            return hypotheses
+        if piece := "".join(detokenizer.push(token_id) for token_id in settled):
+            yield piece
 
 
 def choose_file(artifact: Artifact, recipe: str | None, engine: str | None) -> str:
