@@ -1,0 +1,290 @@
+"""One model's versions, found, loaded, handed out and unloaded, by a thread of the model's own.
+
+The thread looks for versions, loads the next that is wanted and looks again; it never holds the
+lock while it looks or loads, so that calls are routed meanwhile. An unloaded version is closed by
+a thread of its own once the last call that holds it has ended. What is due is decided by
+`versions`; nothing here knows a file format, an engine or another model.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import math
+import pathlib
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
+
+from bart_export.server import versions
+from bart_export.server.options import ServeOptions
+from bart_export.server.servable import Servable
+from bart_export.server.served_model import ServedModel, Specific
+from bart_export.server.status import Code, StatusError
+from bart_export.server.versions import Aspired, State, Version, VersionStatus
+
+LOG = logging.getLogger(__name__)
+
+OpenVersion = Callable[[ServedModel, int, pathlib.Path], Servable]
+FindVersions = Callable[[ServedModel], dict[int, pathlib.Path]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Lease:
+    """A servable that is not closed while the lease lasts, and its version."""
+
+    servable: Servable
+    version: int
+
+
+class ModelVersions:
+    """The versions of one model. All methods may be called from several threads at once."""
+
+    def __init__(
+        self,
+        name: str,
+        open_version: OpenVersion,
+        find_versions: FindVersions,
+        options: ServeOptions,
+    ) -> None:
+        self.name = name
+        self.open_version = open_version
+        self.find_versions = find_versions
+        self.options = options
+        self.changed = threading.Condition()  # guards what follows
+        self.served: ServedModel | None = None
+        self.versions: list[Version] = []
+        self.past: dict[int, VersionStatus] = {}  # of versions that are there no more
+        self.aspired: Aspired = {}
+        self.loading: Version | None = None
+        self.polling = False
+        self.looked = False  # since what is served was last changed
+        self.look_at = math.inf
+        self.remark = ""  # what is wrong with what the last look found
+        self.thread: threading.Thread | None = None
+        self.unloading: set[threading.Thread] = set()
+
+    def serve(self, served: ServedModel) -> None:
+        """Serve what a record says from now on; its versions are looked for at once."""
+        with self.changed:
+            self.served = served
+            self.looked, self.remark = False, ""
+            self.look_at = time.monotonic()
+            if self.thread is None:
+                self.thread = threading.Thread(
+                    target=self._work, name=f"versions of {self.name}", daemon=True
+                )
+                self.thread.start()
+            self.changed.notify_all()
+
+    def poll(self) -> None:
+        """Look for versions every `poll_seconds` from now on."""
+        with self.changed:
+            self.polling = True
+            self.look_at = min(self.look_at, self._next_look())
+            self.changed.notify_all()
+
+    def withdraw(self) -> None:
+        """Serve nothing from now on and unload every version; does not wait for it."""
+        with self.changed:
+            self.served = None
+            self.aspired = {}
+            self._settle()
+
+    def join(self, deadline: float) -> bool:
+        """Wait, after `withdraw`, until all is unloaded; return whether it was by the deadline."""
+        with self.changed:
+            return self.changed.wait_for(
+                lambda: self.thread is None and not self.unloading,
+                max(0.0, deadline - time.monotonic()),
+            )
+
+    @contextlib.contextmanager
+    def lease(self, number: int | None) -> Iterator[Lease | None]:
+        """Hold a version, the latest for None, for the length of a block; None if there is none."""
+        with self.changed:
+            version = versions.latest_available(self.versions, number)
+            servable = version.servable if version else None
+            if version is None or servable is None:
+                lease = None
+            else:
+                lease = Lease(servable, version.number)
+                version.leases += 1
+        if version is None or lease is None:
+            yield None
+            return
+        try:
+            yield lease
+        finally:
+            with self.changed:
+                version.leases -= 1
+                if version.leases == 0 and version.state == State.UNLOADING:
+                    self.changed.notify_all()
+
+    def statuses(self) -> dict[int, VersionStatus]:
+        """Return the status of every version there is or was, by number."""
+        with self.changed:
+            return versions.statuses(self.past, self.versions)
+
+    def wait(self) -> str:
+        """Wait until the versions wanted are loaded or have failed.
+
+        Returns:
+            "" if the latest of them is available, else which one is not and why.
+        """
+        with self.changed:
+            self.changed.wait_for(
+                lambda: (
+                    self.served is None
+                    or (self.looked and not versions.awaited(self.versions, self.aspired))
+                )
+            )
+            return self._unavailable()
+
+    def _unavailable(self) -> str:
+        if not self.aspired:
+            return f"{{name: {self.name}}} due to error: NOT_FOUND: {one_line(self.remark)}"
+        latest = max(self.aspired)
+        status = versions.statuses(self.past, self.versions)[latest]
+        if status.state == State.AVAILABLE:
+            return ""
+        reason = f"{status.code.name}: {one_line(status.message)}"
+        return f"{{name: {self.name} version: {latest}}} due to error: {reason}"
+
+    def _work(self) -> None:
+        """Look and load by turns until nothing is served any more."""
+        while True:
+            with self.changed:
+                if self.served is None:
+                    self.thread = None
+                    self.changed.notify_all()
+                    return
+                served, now = self.served, time.monotonic()
+                look = now >= self.look_at
+                version = None if look else versions.next_load(self.versions, self.aspired, now)
+                if version is not None:
+                    version.state, self.loading = State.LOADING, version
+                elif not look:
+                    self.changed.wait(self._idle_seconds(now))
+                    continue
+            if version is None:
+                self._look(served)
+            else:
+                self._load(served, version)
+
+    def _idle_seconds(self, now: float) -> float | None:
+        waits = [versions.seconds_to_retry(self.versions, now), self.look_at - now]
+        return min((wait for wait in waits if wait not in (None, math.inf)), default=None)
+
+    def _next_look(self) -> float:
+        seconds = self.options.poll_seconds if self.polling else 0.0
+        return time.monotonic() + seconds if seconds > 0 else math.inf
+
+    def _look(self, served: ServedModel) -> None:
+        """Find the versions there are; what cannot be looked at changes nothing."""
+        found: dict[int, pathlib.Path] | None = None
+        try:
+            found = self.find_versions(served)
+            remark = missing(served, found)
+        except Exception as error:  # whatever it is, the versions that are loaded go on
+            remark = told(error)[1]
+        with self.changed:
+            if served is not self.served:
+                return
+            if remark and remark != self.remark:
+                LOG.warning("%s: %s", self.name, one_line(remark))
+            self.remark, self.looked, self.look_at = remark, True, self._next_look()
+            if found is not None:
+                chosen = served.policy.choose(found)
+                self.aspired = {number: found[number] for number in chosen}
+                self.versions += versions.new_versions(self.versions, self.aspired)
+            self._settle()
+
+    def _load(self, served: ServedModel, version: Version) -> None:
+        began = time.monotonic()
+        try:
+            servable = self.open_version(served, version.number, version.path)
+        except Exception as error:  # a broken version must not end the thread that loads others
+            self._failed(version, error)
+            return
+        with self.changed:
+            version.servable, self.loading = servable, None
+            version.state, version.code, version.message = State.AVAILABLE, Code.OK, ""
+            seconds = time.monotonic() - began
+            LOG.info("%s: loaded version %d in %.2f s", self.name, version.number, seconds)
+            self._settle()
+
+    def _failed(self, version: Version, error: Exception) -> None:
+        with self.changed:
+            self.loading = None
+            version.attempts += 1
+            version.code, version.message = told(error)
+            again = version.attempts <= self.options.load_retries
+            version.state = State.LOADING if again else State.END
+            version.retry_at = time.monotonic() + self.options.retry_seconds
+            LOG.error(
+                "%s: version %d cannot be loaded (attempt %d, %s): %s",
+                self.name,
+                version.number,
+                version.attempts,
+                f"next in {self.options.retry_seconds:g} s" if again else "the last",
+                one_line(version.message),
+            )
+            self._settle()
+
+    def _settle(self) -> None:
+        """Take the steps that need no waiting, and tell those who wait for a change."""
+        for version in versions.superseded(self.versions, self.aspired):
+            self._unload(version)
+        for version in self.versions:
+            unwanted = version.is_pending() and not version.is_among(self.aspired)
+            if unwanted and version is not self.loading:
+                version.state = State.END
+        ended = [v for v in self.versions if v.state == State.END and not v.is_among(self.aspired)]
+        self.past |= {version.number: version.status() for version in ended}
+        self.versions = [version for version in self.versions if version not in ended]
+        self.changed.notify_all()
+
+    def _unload(self, version: Version) -> None:
+        version.state = State.UNLOADING
+        thread = threading.Thread(target=self._close, args=(version,), daemon=True)
+        self.unloading.add(thread)
+        thread.start()
+
+    def _close(self, version: Version) -> None:
+        """Close a version's servable once no call holds it."""
+        with self.changed:
+            self.changed.wait_for(lambda: version.leases == 0)
+            servable, version.servable = version.servable, None
+        try:
+            if servable is not None:
+                servable.close()
+        except Exception as error:  # it is gone either way
+            LOG.warning("%s: closing version %d: %s", self.name, version.number, told(error)[1])
+        LOG.info("%s: unloaded version %d", self.name, version.number)
+        with self.changed:
+            version.state = State.END
+            self.unloading.discard(threading.current_thread())
+            self._settle()
+
+
+def missing(served: ServedModel, found: Collection[int]) -> str:
+    """Return what is wanted of a model and was not found, or ""."""
+    wanted = served.policy.versions if isinstance(served.policy, Specific) else frozenset()
+    absent = ", ".join(str(number) for number in sorted(wanted - frozenset(found)))
+    if absent:
+        return f"Version {absent} of servable {served.name} not found under {served.base_path}"
+    if not found:
+        return f"No versions of servable {served.name} found under base path {served.base_path}"
+    return ""
+
+
+def told(error: Exception) -> tuple[Code, str]:
+    """Return the code and the message by which a client is told of an error."""
+    if isinstance(error, StatusError):
+        return error.code, error.message
+    return Code.UNKNOWN, str(error) or type(error).__name__
+
+
+def one_line(text: str) -> str:
+    """Return a text with every run of white space as one space."""
+    return " ".join(text.split())

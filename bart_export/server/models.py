@@ -1,0 +1,240 @@
+"""Which models are served, and which of their versions answers a request.
+
+In go records of the models to serve, all at once and again whenever they change; a request that
+names a model and perhaps a version or a label is lent the servable that answers it. Each model's
+versions are looked after by `loading.ModelVersions`. Nothing here knows a front, a file format or
+an engine.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import logging
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+
+from bart_export.server.loading import FindVersions, Lease, ModelVersions, OpenVersion
+from bart_export.server.options import ServeOptions
+from bart_export.server.served_model import ServedModel
+from bart_export.server.status import Code, StatusError
+from bart_export.server.versions import State, VersionStatus
+
+LOG = logging.getLogger(__name__)
+
+Labels = Mapping[str, Mapping[str, int]]  # name -> label -> version
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSpec:
+    """What a request asks for: the latest version of a model, or that of a number or label."""
+
+    name: str
+    version: int | None = None
+    label: str | None = None
+
+
+class ModelStore:
+    """The models that are served. All methods may be called from several threads at once."""
+
+    def __init__(
+        self, open_version: OpenVersion, find_versions: FindVersions, options: ServeOptions
+    ) -> None:
+        """Take the parts that know files and engines.
+
+        Args:
+            open_version: loads one version of a model, given its number and where it lies.
+            find_versions: returns where the versions of a model lie, by number; it raises where
+                that cannot be told, and then nothing changes.
+            options: the server's settings.
+        """
+        self.open_version = open_version
+        self.find_versions = find_versions
+        self.options = options
+        self.configuring = threading.Lock()  # one change of the list at a time
+        self.lock = threading.Lock()  # guards what follows; dictionaries are replaced, not changed
+        self.served: Mapping[str, ServedModel] = {}
+        self.models: Mapping[str, ModelVersions] = {}  # also those served no more, for their states
+        self.labels: Labels = {}
+        self.polling = False
+        self.stopped = False
+
+    def configure(self, models: Sequence[ServedModel]) -> None:
+        """Serve these models and no others; wait until those newly named are available.
+
+        A model that stays keeps its versions until those newly wanted are loaded, which is not
+        waited for. Labels change last, all of them or none.
+
+        Raises:
+            StatusError: INVALID_ARGUMENT for a list that is refused as a whole; UNKNOWN for new
+                models that did not become available, and FAILED_PRECONDITION for a label of a
+                version that is not: the models are served as listed all the same.
+        """
+        with self.configuring:
+            check_models(models, self.served)
+            new = self._replace({served.name: served for served in models})
+            reasons = [reason for model in new if (reason := model.wait())]
+            if reasons:
+                listed = "".join(f"{reason}, " for reason in reasons)
+                raise StatusError(
+                    Code.UNKNOWN, f"{len(reasons)} model(s) did not become available: {{{listed}}}"
+                )
+            self.labels = self._checked_labels(models)
+
+    def start(self) -> None:
+        """Look for new versions every `poll_seconds` from now on."""
+        with self.lock:
+            self.polling = True
+            models = [self.models[name] for name in self.served]
+        for model in models:
+            model.poll()
+
+    def stop(self) -> None:
+        """Unload everything; calls that still hold a servable have `drain_seconds` to end."""
+        with self.lock:
+            self.stopped = True
+            self.served, self.labels = {}, {}
+        for model in self.models.values():
+            model.withdraw()
+        deadline = time.monotonic() + self.options.drain_seconds
+        for name, model in self.models.items():
+            if not model.join(deadline):
+                LOG.warning("%s: not unloaded after %g s", name, self.options.drain_seconds)
+
+    def names(self) -> list[str]:
+        """Return the names of the models that are served, in the order of their list."""
+        return list(self.served)
+
+    @contextlib.contextmanager
+    def lease(self, spec: ModelSpec) -> Iterator[Lease]:
+        """Hold the servable that answers a request for the length of a block.
+
+        Raises:
+            StatusError: INVALID_ARGUMENT without a name or for an unknown label, NOT_FOUND if the
+                version is not available.
+        """
+        number = self._number(spec)
+        model = self.models.get(spec.name)
+        with contextlib.ExitStack() as stack:
+            lease = stack.enter_context(model.lease(number)) if model else None
+            if lease is None:
+                wanted = (
+                    f"Latest({spec.name})"
+                    if number is None
+                    else (f"Specific({spec.name}, {number})")
+                )
+                raise StatusError(Code.NOT_FOUND, f"Servable not found for request: {wanted}")
+            yield lease
+
+    def status(self, spec: ModelSpec) -> list[VersionStatus]:
+        """Return the states of a model's versions, the highest first, or of the version named.
+
+        Versions that failed or were unloaded are told of, too. A label is not looked at, as in
+        TensorFlow Serving.
+
+        Raises:
+            StatusError: NOT_FOUND if there is none.
+        """
+        model = self.models.get(spec.name)
+        statuses = model.statuses() if model else {}
+        if not statuses:
+            raise StatusError(Code.NOT_FOUND, f"Could not find any versions of model {spec.name}")
+        if spec.version is None:
+            return [statuses[number] for number in sorted(statuses, reverse=True)]
+        if spec.version not in statuses:
+            raise StatusError(
+                Code.NOT_FOUND, f"Could not find version {spec.version} of model {spec.name}"
+            )
+        return [statuses[spec.version]]
+
+    def _number(self, spec: ModelSpec) -> int | None:
+        """Return the version that a request names, by number or label; None for the latest."""
+        if not spec.name:
+            raise StatusError(Code.INVALID_ARGUMENT, "ModelSpec has no name specified.")
+        if spec.label is None:
+            return spec.version
+        labels = self.labels.get(spec.name, {})
+        if spec.label not in labels:
+            raise StatusError(
+                Code.INVALID_ARGUMENT, f"Unrecognized servable version label: {spec.label}"
+            )
+        return labels[spec.label]
+
+    def _replace(self, served: Mapping[str, ServedModel]) -> list[ModelVersions]:
+        """Put a new list in place of the old one; return the models that it newly names."""
+        with self.lock:
+            if self.stopped:
+                raise StatusError(Code.UNAVAILABLE, "The server is stopping")
+            old, self.served = self.served, served
+            new = {
+                name: ModelVersions(name, self.open_version, self.find_versions, self.options)
+                for name in served
+                if name not in self.models
+            }
+            self.models = {**self.models, **new}
+            for name in old.keys() - served.keys():
+                LOG.info("%s: served no more", name)
+                self.models[name].withdraw()
+            for name, model in served.items():
+                if old.get(name) == model:
+                    continue
+                LOG.info("%s: served from %s (%s)", name, model.base_path, model.engine)
+                self.models[name].serve(model)
+                if self.polling:
+                    self.models[name].poll()
+            return [self.models[name] for name in served if name not in old]
+
+    def _checked_labels(self, models: Sequence[ServedModel]) -> Labels:
+        """Return the labels of a list of models.
+
+        Raises:
+            StatusError: FAILED_PRECONDITION for a version that is not available, unless that is
+                allowed and no label moves there from another version.
+        """
+        for served in models:
+            statuses = self.models[served.name].statuses()
+            held = self.labels.get(served.name, {})
+            for label, number in served.labels.items():
+                moves = held.get(label, number) != number
+                if self.options.allow_labels_for_unavailable and not moves:
+                    continue
+                if number not in statuses or statuses[number].state != State.AVAILABLE:
+                    raise StatusError(
+                        Code.FAILED_PRECONDITION,
+                        f"Request to assign label to version {number} of model {served.name}, "
+                        "which is not currently available for inference",
+                    )
+        return {served.name: dict(served.labels) for served in models}
+
+
+def check_models(models: Sequence[ServedModel], served: Mapping[str, ServedModel]) -> None:
+    """Hold a list of models to what may follow the one that is served.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT, with TensorFlow Serving's texts.
+    """
+    for name, times in collections.Counter(model.name for model in models).items():
+        if times > 1:
+            refuse(f"Illegal to list model {name} multiple times in config list")
+    for model in models:
+        if not model.base_path.is_absolute():
+            refuse(
+                f"Expected model {model.name} to have an absolute path or URI; "
+                f"got base_path()={model.base_path}"
+            )
+    for model in models:
+        old = served.get(model.name, model)
+        if old.engine != model.engine:
+            refuse(
+                f"Illegal to change a model's platform. For model {model.name} platform was "
+                f"{old.engine} and new platform requested is {model.engine}"
+            )
+
+
+def refuse(message: str) -> None:
+    """Refuse a list of models.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT, always.
+    """
+    raise StatusError(Code.INVALID_ARGUMENT, message)
