@@ -1,0 +1,221 @@
+"""From what somebody asks to be served to records of models: `models.config`, requests, arguments.
+
+TensorFlow Serving's ModelServerConfig, as a text file or as a message, becomes a list of
+`ServedModel`; so do the directories named on the command line. A watcher reads the file again and
+has what it says served. Nothing here loads a model or knows which are loaded.
+"""
+
+import logging
+import os
+import pathlib
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from google.protobuf import text_format
+
+from bart_export.errors import ArtifactError, BartExportError, ConfigurationError
+from bart_export.server import messages
+from bart_export.server.served_model import (
+    LITERT,
+    TENSORFLOW,
+    All,
+    Latest,
+    ServedModel,
+    Specific,
+    VersionPolicy,
+)
+from bart_export.server.sources import choose_engine
+from bart_export.server.status import Code, StatusError
+
+LOG = logging.getLogger(__name__)
+
+MODEL_TYPE = messages.enumeration("tensorflow.serving.ModelType")
+PLATFORMS = (TENSORFLOW, LITERT)  # the second is this server's own
+
+POLICIES: Mapping[str | None, Callable[[Any], VersionPolicy]] = {
+    None: lambda policy: Latest(),
+    "latest": lambda policy: Latest(max(1, policy.latest.num_versions)),
+    "all": lambda policy: All(),
+    "specific": lambda policy: Specific(frozenset(policy.specific.versions)),
+}
+
+
+def from_proto(config: Any) -> list[ServedModel]:
+    """Return the models that a ModelServerConfig lists.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT, with TensorFlow Serving's texts where it has them.
+    """
+    if config.WhichOneof("config") != "model_config_list":
+        raise refused(
+            "ServerModelConfig type not supported by HandleReloadConfigRequest. "
+            "Only ModelConfigList is currently supported"
+        )
+    return [served_model_of(model) for model in config.model_config_list.config]
+
+
+def served_model_of(model: Any) -> ServedModel:
+    """Return the record of a ModelConfig."""
+    if not model.name:
+        raise refused(f"Expected every model to have a name; that of {model.base_path} has none")
+    base_path = pathlib.Path(model.base_path)
+    if not base_path.is_absolute():
+        raise refused(
+            f"Expected model {model.name} to have an absolute path or URI; "
+            f"got base_path()={model.base_path}"
+        )
+    try:
+        engine, base_path = choose_engine(base_path, platform(model))
+    except ArtifactError as error:
+        raise refused(str(error)) from error
+    policy = model.model_version_policy
+    return ServedModel(
+        name=model.name,
+        base_path=base_path,
+        engine=engine,
+        policy=POLICIES[policy.WhichOneof("policy_choice")](policy),
+        labels=dict(model.version_labels),
+    )
+
+
+def platform(model: Any) -> str:
+    """Return the platform that a ModelConfig names, which is an engine's name."""
+    name = str(model.model_platform)
+    if model.model_type:
+        if name:
+            raise refused(
+                "Illegal setting both ModelServerConfig::model_type (deprecated) "
+                "and ModelServerConfig::model_platform."
+            )
+        if model.model_type != MODEL_TYPE.TENSORFLOW:
+            raise refused(f"ModelServerConfig::model_type choice {model.model_type} not supported.")
+        name = TENSORFLOW
+    if not name:
+        raise refused(
+            "Illegal setting neither ModelServerConfig::model_type (deprecated) "
+            "nor ModelServerConfig::model_platform."
+        )
+    if name not in PLATFORMS:
+        raise refused(f"Model {model.name} requests unsupported platform {name}")
+    return name
+
+
+def refused(message: str) -> StatusError:
+    """Return the error for a configuration that cannot be."""
+    return StatusError(Code.INVALID_ARGUMENT, message)
+
+
+def read(path: pathlib.Path) -> list[ServedModel]:
+    """Return the models that a `models.config` lists: a ModelServerConfig as text.
+
+    Raises:
+        ConfigurationError: if it cannot be read, is no such text, or lists what cannot be served.
+    """
+    try:
+        config = messages.ModelServerConfig()
+        text_format.Parse(path.read_bytes(), config, descriptor_pool=messages.POOL)
+        return from_proto(config)
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}.") from None
+    except (text_format.ParseError, UnicodeDecodeError) as error:
+        raise ConfigurationError(
+            f"{path} must hold a tensorflow.serving.ModelServerConfig as text: {error}"
+        ) from None
+    except StatusError as error:
+        raise ConfigurationError(f"{path}: {error}") from error
+
+
+def served_model(name: str, base_path: pathlib.Path, engine: str | None = None) -> ServedModel:
+    """Return the record of a model that the command line names; a path may be relative.
+
+    Raises:
+        ArtifactError: if there is no such directory, or nothing in it for the engine.
+    """
+    place = pathlib.Path(os.path.abspath(base_path))  # a link stays one: it may be changed later
+    if not place.is_dir():
+        raise ArtifactError(
+            f"Expected an artifact, or a directory with numbered versions of a SavedModel, but "
+            f"{base_path} is not a directory."
+        )
+    engine, place = choose_engine(place, engine)
+    return ServedModel(name=name, base_path=place, engine=engine)
+
+
+def served_models(
+    directories: Sequence[pathlib.Path], engine: str | None = None
+) -> list[ServedModel]:
+    """Return the records of models that are each named after their directory.
+
+    Raises:
+        ConfigurationError: if two have one name.
+        ArtifactError: as for `served_model`.
+    """
+    places: dict[str, pathlib.Path] = {}
+    for directory in directories:
+        name = os.path.basename(os.path.abspath(directory))
+        if name in places:
+            raise ConfigurationError(
+                f"A model is named after its directory, but {places[name]} and {directory} are "
+                f"both named {name}. Serve them under other names with --model-config-file."
+            )
+        places[name] = directory
+    return [served_model(name, directory, engine) for name, directory in places.items()]
+
+
+class ConfigWatcher:
+    """Has what a `models.config` says served whenever that changes."""
+
+    def __init__(
+        self,
+        path: pathlib.Path,
+        served: Sequence[ServedModel],
+        configure: Callable[[Sequence[ServedModel]], None],
+        seconds: float,
+    ) -> None:
+        """Take what there is to do; nothing is done before `start`.
+
+        Args:
+            path: the file.
+            served: the models that it listed when they were last configured.
+            configure: serves a list of models, or refuses it.
+            seconds: time between two looks at the file.
+        """
+        self.path = path
+        self.served = list(served)
+        self.configure = configure
+        self.seconds = seconds
+        self.refusal = ""
+        self.stopped = threading.Event()
+        self.thread = threading.Thread(target=self._work, name=f"watch {path}", daemon=True)
+
+    def start(self) -> None:
+        """Read the file every few seconds from now on."""
+        self.thread.start()
+
+    def stop(self) -> None:
+        """Read it no more; a change that is being carried out goes on."""
+        self.stopped.set()
+
+    def look(self) -> None:
+        """Read the file, and serve what it lists if that is not served yet.
+
+        What is refused is tried again at every look: a label may wait for its version. The log
+        says it once.
+        """
+        try:
+            models = read(self.path)
+            if models != self.served:
+                self.configure(models)
+                self.served = models
+                LOG.info("%s: %d model(s) served as it lists them", self.path, len(models))
+            self.refusal = ""
+        except BartExportError as error:
+            refusal = " ".join(str(error).split())
+            if refusal != self.refusal:
+                LOG.error("%s is not followed: %s", self.path, refusal)
+            self.refusal = refusal
+
+    def _work(self) -> None:
+        while not self.stopped.wait(self.seconds):
+            self.look()
