@@ -1,0 +1,145 @@
+"""The engine without TensorFlow: a pool of LiteRT generators over one `.tflite` of an artifact.
+
+Text and id signatures of the contract go in as calls and come out as futures; each call runs on one
+generator, its texts in turn, and may stream. All generators map the same weight cache. Names,
+dtypes and shapes are those of the SavedModel, so that a client need not know which engine answers.
+The engine knows nothing of versions, names or wire formats.
+"""
+
+import pathlib
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+from bart_export.errors import ConfigurationError, EngineError, InputError
+from bart_export.runtime.engine import Decoding, Engine, FloatArray, IntArray, available_cores
+from bart_export.runtime.generator import Generator, Result
+from bart_export.server import text_signatures
+from bart_export.server.options import ServeOptions
+from bart_export.server.servable import Call, Limits, StreamCall, Tensors
+from bart_export.server.status import Code, StatusError
+
+Answer = TypeVar("Answer")
+Work = Callable[[Generator], Answer]
+
+FULL = "The batch scheduling queue to which this task was submitted is full"
+
+
+class LimitedEngine:
+    """An engine that ends a generation between two steps once its limits say so."""
+
+    def __init__(self, engine: Engine, limits: Limits) -> None:
+        self.engine = engine
+        self.config = engine.config
+        self.limits = limits
+        self.steps = 0
+
+    def start(self, token_ids: Sequence[int], num_beams: int, max_length: int) -> Decoding:
+        """Encode a source."""
+        self.limits.check()
+        return self.engine.start(token_ids, num_beams, max_length)
+
+    def step(
+        self, state: Decoding, token_ids: IntArray, beam_index: IntArray
+    ) -> tuple[FloatArray, Decoding]:
+        """Decode one token of every beam."""
+        self.limits.check()
+        self.steps += 1
+        return self.engine.step(state, token_ids, beam_index)
+
+
+class ArtifactServable:
+    """A `server.servable.Servable` over a `.tflite` file.
+
+    Args:
+        directory: the artifact.
+        options: `workers` generators with `num_threads` threads each; at most `queue_size` calls
+            wait beside those that run.
+
+    Raises:
+        ArtifactError, EngineError: as `Generator.from_artifact` does.
+    """
+
+    streams = True
+
+    def __init__(self, directory: pathlib.Path, options: ServeOptions) -> None:
+        workers = options.workers or 1
+        threads = options.num_threads or max(1, available_cores() // workers)
+        generators = [
+            Generator.from_artifact(directory, num_threads=threads) for _ in range(workers)
+        ]
+        self.signature_defs = text_signatures.signature_defs(generators[0].generation)
+        self.idle: queue.SimpleQueue[Generator] = queue.SimpleQueue()
+        for generator in generators:
+            self.idle.put(generator)
+        self.room = threading.BoundedSemaphore(workers + options.queue_size)
+        self.threads = ThreadPoolExecutor(workers, thread_name_prefix="litert")
+
+    def submit(self, call: Call) -> "Future[Tensors]":
+        """Run a signature; see `Servable.submit`."""
+        signature_def = self.signature_defs[call.signature]
+
+        def work(generator: Generator) -> Tensors:
+            outputs = text_signatures.compute(call.signature, signature_def, generator, call.inputs)
+            return {name: outputs[name] for name in call.outputs}
+
+        return self.enqueue(work, call.limits)
+
+    def stream(self, call: StreamCall) -> "Future[Result]":
+        """Generate from a text piece by piece; see `Servable.stream`."""
+
+        def work(generator: Generator) -> Result:
+            generation = generator.generation.replace(**call.parameters)
+            token_ids = generator.encode(call.text, truncate=True)
+            pieces = generator.pieces(token_ids, generation)
+            while True:
+                try:
+                    piece = next(pieces)
+                except StopIteration as end:
+                    result: Result = end.value
+                    return result
+                call.emit(piece, generator.engine.steps)  # type: ignore[attr-defined]
+
+        return self.enqueue(work, call.limits)
+
+    def enqueue(self, work: Work[Answer], limits: Limits) -> "Future[Answer]":
+        """Have a generator do some work as soon as one is idle.
+
+        Raises:
+            StatusError: UNAVAILABLE if no more calls may wait.
+        """
+        if not self.room.acquire(blocking=False):
+            raise StatusError(Code.UNAVAILABLE, FULL)
+        try:
+            future = self.threads.submit(self.run, work, limits)
+        except RuntimeError:  # the pool was shut down
+            self.room.release()
+            raise StatusError(Code.UNAVAILABLE, "The model is being unloaded") from None
+        future.add_done_callback(lambda _: self.room.release())
+        return future
+
+    def run(self, work: Work[Answer], limits: Limits) -> Answer:
+        """Do some work on an idle generator, within limits."""
+        limits.check()
+        idle = self.idle.get()
+        engine = LimitedEngine(idle.engine, limits)
+        limited = Generator(idle.tokenizer, engine, idle.generation, idle.encoder_sequence_length)
+        try:
+            return work(limited)
+        except (InputError, ConfigurationError) as error:
+            raise StatusError(Code.INVALID_ARGUMENT, str(error)) from error
+        except EngineError as error:
+            raise StatusError(Code.INTERNAL, str(error)) from error
+        finally:
+            self.idle.put(idle)
+
+    def close(self) -> None:
+        """Wait for what runs and release the threads; the models go with the last reference."""
+        self.threads.shutdown()
+
+
+def open_artifact(directory: pathlib.Path, options: ServeOptions) -> ArtifactServable:
+    """Open the `.tflite` file of an artifact that this machine runs best."""
+    return ArtifactServable(directory, options)

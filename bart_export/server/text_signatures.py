@@ -1,0 +1,232 @@
+"""The text and id signatures of the contract, computed by a generator instead of a SavedModel.
+
+A signature's name and arrays go in, arrays of the dtypes and shapes that the SavedModel would give
+come out; texts are taken in turn. What a SavedModel does with input that is too long or out of
+range is done here, too. Nothing here knows what runs the generator.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bart_export import contract
+from bart_export.config import GenerationConfig
+from bart_export.runtime.generator import GeneratedSequence, Generator
+from bart_export.server import messages
+from bart_export.server.servable import Tensors
+from bart_export.server.status import Code, StatusError
+from bart_export.server.tensors import DATA_TYPES, data_type, string_array, to_proto, type_name
+
+Array = npt.NDArray[Any]
+Compute = Callable[[Generator, Tensors], Tensors]
+
+METHOD = "tensorflow/serving/predict"
+EARLY_STOPPING: Mapping[bytes, bool | str] = {b"true": True, b"false": False, b"never": "never"}
+# The score of a sequence that there is none of: JSON has no infinity.
+NO_SCORE = np.finfo(np.float32).min
+
+
+def signature_defs(generation: GenerationConfig) -> dict[str, Any]:
+    """Return the SignatureDef of each signature that a generator can compute.
+
+    Args:
+        generation: the settings of the artifact: the defaults, and the number of sequences.
+    """
+    sizes = {contract.SEQUENCES: generation.num_return_sequences}
+    defs = {}
+    for signature in contract.saved_model_signatures():
+        if signature.name not in COMPUTE:
+            continue
+        message = messages.SignatureDef(method_name=METHOD)
+        for tensors, infos in (
+            (signature.inputs, message.inputs),
+            (signature.outputs, message.outputs),
+        ):
+            for tensor in tensors:
+                info = infos[tensor.name]
+                info.name = f"{signature.name}_{tensor.name}:0"
+                info.dtype = DATA_TYPES["object" if tensor.dtype == "string" else tensor.dtype]
+                for size in tensor.shape(sizes):
+                    info.tensor_shape.dim.add(size=-1 if size is None else size)
+        for tensor in signature.inputs:
+            if tensor in contract.GENERATION_INPUTS:
+                message.defaults[tensor.name].CopyFrom(to_proto(default(tensor, generation)))
+        defs[signature.name] = message
+    return defs
+
+
+def default(tensor: contract.Tensor, generation: GenerationConfig) -> Array:
+    """Return the value that a request's settings have if it does not say, (1,)."""
+    value = getattr(generation, tensor.name)
+    if tensor.dtype == "string":
+        names = {setting: name for name, setting in EARLY_STOPPING.items()}
+        return string_array([names[value]])
+    return np.array([value], tensor.dtype)
+
+
+def compute(name: str, signature_def: Any, generator: Generator, inputs: Tensors) -> Tensors:
+    """Compute a signature.
+
+    Args:
+        name: of the signature.
+        signature_def: its description.
+        generator: of the artifact.
+        inputs: arrays by name; settings of a generation may be left out.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT for an input of another dtype or rank than the signature's, or
+            inputs of unequal length.
+        InputError, ConfigurationError: for what the model cannot take.
+    """
+    rows: dict[str, int] = {}
+    for place, (tensor, array) in enumerate(inputs.items()):
+        info = signature_def.inputs[tensor]
+        if data_type(array) != info.dtype:
+            raise StatusError(
+                Code.INVALID_ARGUMENT,
+                f"Expects arg[{place}] to be {type_name(info.dtype)} but "
+                f"{type_name(data_type(array))} is provided",
+            )
+        if array.ndim != len(info.tensor_shape.dim):
+            raise StatusError(
+                Code.INVALID_ARGUMENT,
+                f"{tensor} must have {len(info.tensor_shape.dim)} dimensions, received "
+                f"{array.ndim}",
+            )
+        rows[tensor] = len(array)
+    settings = {tensor.name for tensor in contract.GENERATION_INPUTS}
+    batch = max((size for tensor, size in rows.items() if tensor not in settings), default=0)
+    for tensor, size in rows.items():
+        if size != batch and not (tensor in settings and size == 1):
+            raise StatusError(
+                Code.INVALID_ARGUMENT, f"{tensor} must have {batch} rows, received {size}"
+            )
+    return COMPUTE[name](generator, inputs)
+
+
+def serving_default(generator: Generator, inputs: Tensors) -> Tensors:
+    """Generate the best text for each text: text (batch,) to generated_text (batch,)."""
+    sequences = sequences_of(generator, sources(generator, inputs["text"]), inputs)
+    return {"generated_text": string_array(row[0].text.encode() for row in sequences)}
+
+
+def generate_text(generator: Generator, inputs: Tensors) -> Tensors:
+    """Generate texts for each text: generated_text and scores (batch, sequences)."""
+    rows = sequences_of(generator, sources(generator, inputs["text"]), inputs)
+    shape = len(rows), generator.generation.num_return_sequences
+    texts = np.full(shape, b"", object)
+    for number, row in enumerate(rows):
+        texts[number, : len(row)] = [sequence.text.encode() for sequence in row]
+    return {"generated_text": texts, "scores": scores(rows, shape)}
+
+
+def generate(generator: Generator, inputs: Tensors) -> Tensors:
+    """Generate token ids for each source: ids (batch, sequences, target), lengths and scores."""
+    longest = generator.engine.config.max_sequence_length
+    given = rows_of(inputs["encoder_token_ids"], inputs["encoder_lengths"], shortest=1)
+    cut = [row if len(row) <= longest else [*row[: longest - 1], row[-1]] for row in given]
+    rows = sequences_of(generator, cut, inputs)
+    shape = len(rows), generator.generation.num_return_sequences
+    lengths = np.zeros(shape, np.int32)
+    for number, row in enumerate(rows):
+        lengths[number, : len(row)] = [len(sequence.token_ids) for sequence in row]
+    padding = generator.generation.pad_token_id
+    padded = np.full((*shape, lengths.max(initial=1)), padding, np.int32)
+    for number, row in enumerate(rows):
+        for place, sequence in enumerate(row):
+            padded[number, place, : len(sequence.token_ids)] = sequence.token_ids
+    return {
+        "decoder_token_ids": padded,
+        "decoder_lengths": lengths,
+        "scores": scores(rows, shape),
+    }
+
+
+def tokenize(generator: Generator, inputs: Tensors) -> Tensors:
+    """Turn texts into ids (batch, source) and their lengths (batch,)."""
+    rows = sources(generator, inputs["text"])
+    lengths = np.array([len(row) for row in rows], np.int32)
+    shape = len(rows), int(lengths.max(initial=0))
+    ids = np.full(shape, generator.tokenizer.pad_token_id, np.int32)
+    for number, row in enumerate(rows):
+        ids[number, : len(row)] = row
+    return {"encoder_token_ids": ids, "encoder_lengths": lengths}
+
+
+def detokenize(generator: Generator, inputs: Tensors) -> Tensors:
+    """Turn ids (batch, target), as far as their lengths say, into texts (batch,)."""
+    rows = rows_of(inputs["decoder_token_ids"], inputs["decoder_lengths"])
+    texts = (generator.tokenizer.detokenize(row) for row in rows)
+    return {"text": string_array(text.encode() for text in texts)}
+
+
+COMPUTE: dict[str, Compute] = {
+    "serving_default": serving_default,
+    "generate_text": generate_text,
+    "generate": generate,
+    "tokenize": tokenize,
+    "detokenize": detokenize,
+}
+
+
+def sources(generator: Generator, texts: Array) -> list[list[int]]:
+    """Return the source ids of each text, cut to what the model takes."""
+    return [generator.encode(text.decode("utf-8", "replace"), truncate=True) for text in texts]
+
+
+def rows_of(ids: Array, lengths: Array, shortest: int = 0) -> list[list[int]]:
+    """Return each row of ids as far as its length says, within what there is."""
+    ends = np.clip(lengths, min(shortest, ids.shape[1]), ids.shape[1])
+    return [row[:end].tolist() for row, end in zip(ids, ends, strict=True)]
+
+
+def sequences_of(
+    generator: Generator, rows: Sequence[Sequence[int]], inputs: Tensors
+) -> list[tuple[GeneratedSequence, ...]]:
+    """Generate from each source, best sequences first."""
+    found = []
+    for number, row in enumerate(rows):
+        given = {
+            tensor.name: inputs[tensor.name].tolist()[number % len(inputs[tensor.name])]
+            for tensor in contract.GENERATION_INPUTS
+            if tensor.name in inputs
+        }
+        found.append(generator.generate_ids(row, **parameters(generator, given)).sequences)
+    return found
+
+
+def parameters(generator: Generator, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return one text's settings as a GenerationConfig takes them.
+
+    Lengths are brought within what the model has positions for.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT for a word that `early_stopping` does not have.
+    """
+    values = dict(given)
+    longest = generator.engine.config.max_sequence_length
+    if "max_length" in values:
+        values["max_length"] = min(max(values["max_length"], 2), longest)
+    if "min_length" in values:
+        most = values.get("max_length", generator.generation.max_length)
+        values["min_length"] = min(max(values["min_length"], 0), most)
+    if "early_stopping" in values:
+        word = values["early_stopping"]
+        if word not in EARLY_STOPPING:
+            raise StatusError(
+                Code.INVALID_ARGUMENT,
+                "early_stopping must be true, false or never, received "
+                f"{word.decode('utf-8', 'replace')}",
+            )
+        values["early_stopping"] = EARLY_STOPPING[word]
+    return values
+
+
+def scores(rows: Sequence[Sequence[GeneratedSequence]], shape: tuple[int, int]) -> Array:
+    """Return the score of each sequence, float32 (batch, sequences)."""
+    array = np.full(shape, NO_SCORE, np.float32)
+    for number, row in enumerate(rows):
+        array[number, : len(row)] = [sequence.score for sequence in row]
+    return array
