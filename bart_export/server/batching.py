@@ -1,0 +1,372 @@
+"""Dynamic batching: calls that wait at the same time run together, by TensorFlow Serving's rules.
+
+Calls go in one by one; those of the same signature, outputs and dtypes are put one below the other
+in a batch, run once, and each gets its rows of the outputs. The rules, the parameters and the texts
+of errors are those of tensorflow/serving (batching/batching_session.cc, batching/batching_util.cc,
+servables/tensorflow/bundle_factory_util.h) and of TensorFlow's
+core/kernels/batching_util/shared_batch_scheduler.h. Nothing here knows what runs a batch.
+
+Two things are different: a call whose time ran out in the queue, or that nobody waits for any more,
+is left out of its batch, where the real server runs the batch as long as one of its calls is still
+wanted; and calls are counted as well as batches, so that `queue_size` bounds what may wait.
+"""
+
+import collections
+import dataclasses
+import itertools
+import pathlib
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+
+from google.protobuf import text_format
+
+from bart_export.server import messages
+from bart_export.server.merging import joined_outputs, merged_inputs, row_count, split_outputs
+from bart_export.server.servable import Limits, Tensors
+from bart_export.server.status import Code, StatusError
+
+QUEUE_FULL = "The batch scheduling queue to which this task was submitted is full"
+TIMED_OUT = "Run() timeout exceeded while waiting in batching queue"
+
+# (signature, names of outputs, inputs of all rows, seconds or None) -> outputs of all rows.
+Run = Callable[[str, Sequence[str], Tensors, float | None], Tensors]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Parameters:
+    """How batches are made: the fields of TensorFlow Serving's message BatchingParameters.
+
+    `max_batch_size` bounds the rows of a call, and those of a batch unless large calls are split
+    (`enable_large_batch_splitting`); then `max_execution_batch_size`, 0 for the same, bounds a
+    batch. A batch that is not full waits `batch_timeout_micros` for more. `max_enqueued_batches`
+    may wait for each signature. `num_batch_threads` run side by side, None for what the server was
+    told. Batches are filled up to the next of `allowed_batch_sizes`.
+    """
+
+    max_batch_size: int = 1000
+    batch_timeout_micros: int = 0
+    max_enqueued_batches: int = 10
+    num_batch_threads: int | None = None
+    thread_pool_name: str = "model_server_batch_threads"
+    allowed_batch_sizes: tuple[int, ...] = ()
+    pad_variable_length_inputs: bool = False
+    enable_large_batch_splitting: bool = False
+    max_execution_batch_size: int = 0
+
+    def __post_init__(self) -> None:
+        for wrong, problem in (
+            (
+                self.max_batch_size < 1,
+                f"max_batch_size must be positive; was {self.max_batch_size}",
+            ),
+            (
+                self.batch_timeout_micros < 0,
+                f"batch_timeout_micros must be non-negative; was {self.batch_timeout_micros}",
+            ),
+            (
+                self.max_enqueued_batches < 0,
+                f"max_enqueued_batches must be non-negative; was {self.max_enqueued_batches}",
+            ),
+            (
+                self.num_batch_threads is not None and self.num_batch_threads < 1,
+                f"num_batch_threads must be positive; was {self.num_batch_threads}",
+            ),
+            (
+                not 0 <= self.max_execution_batch_size <= self.max_batch_size,
+                "max_execution_batch_size must be at most max_batch_size, "
+                f"{self.max_batch_size}; was {self.max_execution_batch_size}",
+            ),
+            (
+                sorted({*self.allowed_batch_sizes}) != [*self.allowed_batch_sizes],
+                "allowed_batch_sizes entries must be monotonically increasing; were "
+                f"{', '.join(map(str, self.allowed_batch_sizes))}",
+            ),
+            (
+                self.allowed_batch_sizes[-1:] not in ((), (self.max_batch_size,)),
+                "Last entry in allowed_batch_sizes must match max_batch_size; last entry was "
+                f"{[0, *self.allowed_batch_sizes][-1]}; expected {self.max_batch_size}",
+            ),
+        ):
+            if wrong:
+                raise StatusError(Code.INVALID_ARGUMENT, problem)
+
+    @property
+    def batch_limit(self) -> int:
+        """The most rows that run together."""
+        split = self.enable_large_batch_splitting and self.max_execution_batch_size
+        return split or self.max_batch_size
+
+    def filled(self, rows: int) -> int:
+        """Return how many rows a batch of `rows` runs with."""
+        return next((size for size in self.allowed_batch_sizes if size >= rows), rows)
+
+
+def read_parameters(path: pathlib.Path) -> Parameters:
+    """Read a text file that holds a BatchingParameters message.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT for a file that cannot be read, or one that contradicts
+            itself.
+    """
+    try:
+        message = text_format.Parse(path.read_text("utf-8"), messages.BatchingParameters())
+        fields = {
+            field.name: value.value if hasattr(value, "value") else value
+            for field, value in message.ListFields()
+        }
+        sizes = tuple(fields.pop("allowed_batch_sizes", ()))
+        return Parameters(allowed_batch_sizes=sizes, **fields)
+    except OSError as error:
+        reason: str = error.strerror or str(error)
+    except (ValueError, text_format.ParseError, StatusError) as error:
+        reason = str(error)
+    raise StatusError(
+        Code.INVALID_ARGUMENT,
+        f"{path} should hold the text of a BatchingParameters message: {reason}",
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Task:
+    """A call that waits, or a part of one: its inputs all have `rows` rows."""
+
+    inputs: Tensors
+    rows: int
+    limits: Limits
+    future: "Future[Tensors]" = dataclasses.field(default_factory=Future)
+
+
+@dataclasses.dataclass
+class Batch:
+    """Tasks that will run together, at the latest at `due`, a time of `time.monotonic()`."""
+
+    tasks: list[Task] = dataclasses.field(default_factory=list)
+    rows: int = 0
+    due: float = 0.0
+
+
+class Queue:
+    """The batches of one signature that wait: the last is open for more tasks."""
+
+    def __init__(self, parameters: Parameters) -> None:
+        self.parameters = parameters
+        self.batches = collections.deque([Batch()])
+
+    def add(self, task: Task) -> int:
+        """Put a task, or what it is split into, at the end, and return how many that makes.
+
+        Raises:
+            StatusError: UNAVAILABLE if there is no room.
+        """
+        parameters, limit = self.parameters, self.parameters.batch_limit
+        free = limit - self.batches[-1].rows
+        if parameters.enable_large_batch_splitting:
+            room = free + limit * (parameters.max_enqueued_batches - len(self.batches))
+            full = task.rows > room
+        else:
+            full = task.rows > free and len(self.batches) >= parameters.max_enqueued_batches
+        if full:
+            raise StatusError(
+                Code.UNAVAILABLE,
+                f"{QUEUE_FULL}; currently {len(self.batches)} batches enqueued and "
+                f"max_enqueued_batches is {parameters.max_enqueued_batches}",
+            )
+        splits = parameters.enable_large_batch_splitting and task.rows > free
+        parts = split_task(task, free, limit) if splits else [task]
+        for part in parts:
+            if self.batches[-1].rows + part.rows > limit:
+                self.batches.append(Batch())
+            batch = self.batches[-1]
+            if not batch.tasks:
+                batch.due = time.monotonic() + parameters.batch_timeout_micros / 1e6
+            batch.tasks.append(part)
+            batch.rows += part.rows
+        return len(parts)
+
+    def due(self) -> float:
+        """Return when the first batch may run; those behind which others wait may at once."""
+        first = self.batches[0]
+        ready = len(self.batches) > 1 or first.rows >= self.parameters.batch_limit
+        return 0.0 if ready else first.due
+
+
+Key = tuple[str, tuple[str, ...], tuple[tuple[str, str], ...]]
+
+
+class BatchScheduler:
+    """Threads that run the batches of one model's signatures, each signature in its turn.
+
+    `num_threads` are used where the parameters name no number. `queue_size` calls may wait beside
+    those that a thread is free for.
+    """
+
+    def __init__(self, run: Run, parameters: Parameters, num_threads: int, queue_size: int) -> None:
+        self._run = run
+        self._parameters = parameters
+        self._queue_size = queue_size
+        self._queues: collections.OrderedDict[Key, Queue] = collections.OrderedDict()
+        self._changed = threading.Condition()
+        self._waiting = 0
+        self._closing = False
+        count = parameters.num_batch_threads or num_threads
+        self._idle = count
+        self._threads = [
+            threading.Thread(
+                target=self.work, name=f"{parameters.thread_pool_name}_{number}", daemon=True
+            )
+            for number in range(count)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(
+        self, signature: str, outputs: Sequence[str], inputs: Tensors, limits: Limits
+    ) -> "Future[Tensors]":
+        """Let a call wait for a batch.
+
+        Args:
+            signature: its name.
+            outputs: names of the outputs that are wanted.
+            inputs: (rows, ...) each.
+            limits: of the call.
+
+        Raises:
+            StatusError: INVALID_ARGUMENT for inputs that cannot be batched, UNAVAILABLE if too
+                many wait.
+        """
+        task = Task(inputs, row_count(inputs), limits)
+        if task.rows > self._parameters.max_batch_size:
+            raise StatusError(
+                Code.INVALID_ARGUMENT,
+                f"Task size {task.rows} is larger than maximum input batch size "
+                f"{self._parameters.max_batch_size}",
+            )
+        # A call of other dtypes fails alone: TensorFlow would refuse the whole batch.
+        dtypes = tuple(sorted((name, str(value.dtype)) for name, value in inputs.items()))
+        key = (signature, tuple(sorted(outputs)), dtypes)
+        with self._changed:
+            if self._waiting >= self._queue_size + self._idle:
+                raise StatusError(Code.UNAVAILABLE, QUEUE_FULL)
+            queue = self._queues.get(key) or Queue(self._parameters)
+            added = queue.add(task)
+            self._queues[key] = queue
+            self._waiting += added
+            self._changed.notify(added)
+        return task.future
+
+    def close(self) -> None:
+        """Run what waits, and end the threads."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def work(self) -> None:
+        """Run batches until the scheduler is closed."""
+        while (taken := self.take()) is not None:
+            (signature, outputs, _), tasks = taken
+            self.run_batch(signature, outputs, [task for task in tasks if still_wanted(task)])
+            del taken, tasks  # a thread that waits keeps no tensors
+            with self._changed:
+                self._idle += 1
+
+    def take(self) -> tuple[Key, list[Task]] | None:
+        """Wait for a batch that may run, or return None once there will be no more."""
+        with self._changed:
+            while True:
+                dues = {key: queue.due() for key, queue in self._queues.items()}
+                now = time.monotonic()
+                for key, due in dues.items():
+                    if due <= now or self._closing:
+                        return key, self.take_from(key)
+                if self._closing:
+                    return None
+                self._changed.wait(min(dues.values()) - now if dues else None)
+
+    def take_from(self, key: Key) -> list[Task]:
+        """Take the first batch of a queue, which goes behind the others, or away if it is empty."""
+        queue = self._queues.pop(key)
+        tasks = queue.batches.popleft().tasks
+        if queue.batches:
+            self._queues[key] = queue
+        self._waiting -= len(tasks)
+        self._idle -= 1
+        return tasks
+
+    def run_batch(self, signature: str, outputs: Sequence[str], tasks: Sequence[Task]) -> None:
+        """Run tasks together and end their futures."""
+        if not tasks:
+            return
+        rows = [task.rows for task in tasks]
+        size = self._parameters.filled(sum(rows)) if any(rows) else 0
+        try:
+            merged = merged_inputs(
+                [task.inputs for task in tasks], size, self._parameters.pad_variable_length_inputs
+            )
+            merged_outputs = self._run(signature, outputs, merged, longest_time(tasks))
+            answers = split_outputs(merged_outputs, rows, size)
+        except StatusError as error:
+            for task in tasks:
+                task.future.set_exception(StatusError(error.code, error.message))
+        except Exception as error:
+            for task in tasks:
+                task.future.set_exception(error)
+        else:
+            for task, answer in zip(tasks, answers, strict=True):
+                task.future.set_result(answer)
+
+
+def still_wanted(task: Task) -> bool:
+    """Return whether a task should run; one that should not is ended."""
+    if not task.future.set_running_or_notify_cancel():
+        return False
+    if task.limits.stop.is_set():
+        error = StatusError(Code.CANCELLED, "The request was cancelled")
+    elif task.limits.remaining() == 0.0:
+        error = StatusError(Code.RESOURCE_EXHAUSTED, TIMED_OUT)
+    else:
+        return True
+    task.future.set_exception(error)
+    return False
+
+
+def longest_time(tasks: Sequence[Task]) -> float | None:
+    """Return the seconds until the last deadline of some tasks, or None if one has none."""
+    deadlines = [task.limits.deadline for task in tasks if task.limits.deadline is not None]
+    if len(deadlines) < len(tasks):
+        return None
+    return max(0.0, max(deadlines) - time.monotonic())
+
+
+def split_task(task: Task, first: int, limit: int) -> list[Task]:
+    """Split a task into parts of at most `limit` rows, the first of at most `first`.
+
+    When the last part has ended, so does the task: with the outputs of all parts below one another,
+    or with the error of the first part that failed.
+    """
+    task.future.set_running_or_notify_cancel()
+    starts = [0, *range(first, task.rows, limit)] if first else [*range(0, task.rows, limit)]
+    parts = [
+        Task(
+            {name: value[start:end] for name, value in task.inputs.items()},
+            end - start,
+            task.limits,
+        )
+        for start, end in itertools.pairwise([*starts, task.rows])
+    ]
+    unfinished = threading.Semaphore(len(parts) - 1)
+
+    def finish(_: "Future[Tensors]") -> None:
+        if unfinished.acquire(blocking=False):
+            return
+        try:
+            task.future.set_result(joined_outputs([part.future.result() for part in parts]))
+        except Exception as error:
+            task.future.set_exception(error)
+
+    for part in parts:
+        part.future.add_done_callback(finish)
+    return parts

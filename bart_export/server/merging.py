@@ -1,0 +1,159 @@
+"""Tensors of several calls put below one another, and their common outputs taken apart again.
+
+Arrays go in and come out; rows are counted along their first axis. What can be merged, how it is
+padded and the texts of errors are those of TensorFlow Serving (tensorflow/serving,
+batching/batching_session.cc and batching/batching_util.cc). Nothing here knows queues or threads.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bart_export.server.servable import Tensors
+from bart_export.server.status import Code, StatusError
+
+Array = npt.NDArray[Any]
+# What TensorFlow's kernel for padding knows.
+LARGEST_PADDED_RANK = 6
+
+
+def row_count(inputs: Tensors) -> int:
+    """Return how many rows the inputs of a call have, each the same number.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT for inputs that have no rows, or not the same number.
+    """
+    if not inputs:
+        raise StatusError(
+            Code.INVALID_ARGUMENT, "Batching Run() must have at least one input tensor"
+        )
+    if any(value.ndim == 0 for value in inputs.values()):
+        raise StatusError(
+            Code.INVALID_ARGUMENT, "Batching Run() input tensors must have at least one dimension"
+        )
+    counts = {len(value) for value in inputs.values()}
+    if len(counts) > 1:
+        raise StatusError(
+            Code.INVALID_ARGUMENT, "Batching Run() input tensors must have equal 0th-dimension size"
+        )
+    return counts.pop()
+
+
+def merged_inputs(calls: Sequence[Tensors], size: int, pad: bool) -> Tensors:
+    """Return the inputs of all calls as one call's, with `size` rows.
+
+    Rows that are missing repeat the first row of the last call that has any.
+
+    Args:
+        calls: the inputs of each, of the same names and dtypes.
+        size: of the batch, at least the sum of their rows unless they have none.
+        pad: whether shorter inputs are padded at the end of each axis but the first.
+
+    Raises:
+        StatusError: for inputs of other shapes than those of the other calls.
+    """
+    merged = {}
+    for name in calls[0]:
+        arrays = [call[name] for call in calls]
+        arrays = padded(arrays, name) if pad else equally_shaped(arrays, name)
+        missing = size - sum(map(len, arrays))
+        filled = [array for array in arrays if len(array)]
+        if missing and filled:
+            arrays.append(np.repeat(filled[-1][:1], missing, axis=0))
+        merged[name] = np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
+    return merged
+
+
+def equally_shaped(arrays: Sequence[Array], name: str) -> list[Array]:
+    """Return arrays that differ in nothing but their number of rows.
+
+    Raises:
+        StatusError: FAILED_PRECONDITION if they differ.
+    """
+    if len({array.shape[1:] for array in arrays}) > 1:
+        raise StatusError(
+            Code.FAILED_PRECONDITION,
+            f"Tensors with name '{name}' from different tasks have different shapes and padding is "
+            "turned off. Set pad_variable_length_inputs to true, or ensure that all tensors with "
+            "the same name have equal dimensions starting with the first dim.",
+        )
+    return list(arrays)
+
+
+def padded(arrays: Sequence[Array], name: str) -> list[Array]:
+    """Return arrays made as long as the longest in each axis but the first.
+
+    Each is padded with its own first element, whatever that means to the model: a mask that begins
+    with 1 goes on with 1.
+
+    Raises:
+        StatusError: for arrays that TensorFlow Serving cannot pad.
+    """
+    ranks = {array.ndim for array in arrays}
+    if max(ranks) > LARGEST_PADDED_RANK:
+        raise StatusError(
+            Code.INVALID_ARGUMENT, "Only tensors with rank from 1 to 6 can be padded."
+        )
+    if len(ranks) > 1:
+        return equally_shaped(arrays, name)
+    longest = tuple(
+        max(lengths) for lengths in zip(*(array.shape for array in arrays), strict=True)
+    )
+    return [padded_to(array, (len(array), *longest[1:])) for array in arrays]
+
+
+def padded_to(array: Array, shape: tuple[int, ...]) -> Array:
+    """Return an array of `shape` that begins with `array` and goes on with its first element.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT for an array without a first element.
+    """
+    if math.prod(shape) == array.size:
+        return array.reshape(shape)
+    if not array.size:
+        raise StatusError(Code.INVALID_ARGUMENT, "Got empty tensor in batch of non-empty tensors.")
+    result = np.full(shape, array.flat[0], array.dtype)
+    result[tuple(map(slice, array.shape))] = array
+    return result
+
+
+def split_outputs(outputs: Tensors, rows: Sequence[int], size: int) -> list[Mapping[str, Array]]:
+    """Return the outputs of a batch as those of the calls that it was made of.
+
+    Args:
+        outputs: (size, ...) each.
+        rows: of each call.
+        size: of the batch.
+
+    Raises:
+        StatusError: FAILED_PRECONDITION for outputs that have not one row for each row of input.
+    """
+    for output in outputs.values():
+        if output.ndim == 0:
+            raise StatusError(Code.FAILED_PRECONDITION, "Batched output tensor has 0 dimensions")
+        if len(output) != size:
+            raise StatusError(
+                Code.FAILED_PRECONDITION,
+                "Batched output tensor's 0th dimension does not equal the sum of the 0th dimension "
+                "sizes of the input tensors",
+            )
+    ends = np.cumsum(rows)
+    return [
+        {name: output[end - count : end] for name, output in outputs.items()}
+        for count, end in zip(rows, ends, strict=True)
+    ]
+
+
+def joined_outputs(parts: Sequence[Tensors]) -> Tensors:
+    """Return the outputs of a call that was run in parts.
+
+    Raises:
+        StatusError: INTERNAL for parts whose outputs have other shapes than one another.
+    """
+    try:
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    except ValueError as error:
+        raise StatusError(Code.INTERNAL, f"Tensor concat operation failed: {error}") from error

@@ -1,0 +1,277 @@
+"""The TensorFlow engine: any SavedModel, run the way TensorFlow Serving runs it.
+
+A version directory goes in, a servable comes out. The model is loaded into a TF1 session and run
+through the session's C interface, as the real server does (tensorflow/serving,
+servables/tensorflow/saved_model_bundle_factory.cc and predict_util.cc), so that what is accepted,
+what is refused and the texts of errors are the same: dtypes are checked, shapes are left to the
+graph. Of all the server's modules only this one imports TensorFlow. It knows no wire format and no
+model's name.
+
+TensorFlow has one pool of threads in a process: the `num_threads` of the first model count.
+"""
+
+import functools
+import logging
+import math
+import os
+import pathlib
+import re
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from bart_export.quiet import native_stderr_silenced
+from bart_export.runtime.generator import Result
+from bart_export.server import batching, messages
+from bart_export.server.batching import BatchScheduler, Parameters
+from bart_export.server.options import ServeOptions
+from bart_export.server.servable import Call, Limits, StreamCall, Tensors
+from bart_export.server.status import Code, StatusError
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+with native_stderr_silenced():
+    import tensorflow as tf
+logging.getLogger("tensorflow").setLevel(logging.ERROR)
+
+PARAMETERS = "batching_params.pbtxt"
+TAG = "serve"
+# Calls side by side: a single one already keeps all cores busy.
+WORKERS = 1
+
+# (values by the names of tensors to feed, names of tensors to fetch, seconds) -> values.
+Run = Callable[[Mapping[str, Any], Sequence[str], float | None], Sequence[Any]]
+
+
+def open_saved_model(directory: pathlib.Path, options: ServeOptions) -> "SavedModelServable":
+    """Load a version directory.
+
+    Args:
+        directory: holds `saved_model.pb`, `variables` and what else the model brings.
+        options: of the server.
+
+    Raises:
+        StatusError: for a directory that holds no SavedModel, or a damaged one, and for batching
+            parameters that contradict themselves.
+    """
+    parameters = None
+    if options.batching:
+        path = options.batching_parameters_file or directory / PARAMETERS
+        if options.batching_parameters_file or path.is_file():
+            parameters = batching.read_parameters(path)
+    config = tf.compat.v1.ConfigProto(intra_op_parallelism_threads=options.num_threads or 0)
+    graph = tf.Graph()
+    session = tf.compat.v1.Session(graph=graph, config=config)
+    try:
+        with graph.as_default():
+            meta_graph = tf.compat.v1.saved_model.load(session, [TAG], str(directory))
+        return SavedModelServable(session, meta_graph, options, parameters)
+    except Exception as error:
+        session.close()
+        if isinstance(error, StatusError):
+            raise
+        raise StatusError(
+            Code.NOT_FOUND if isinstance(error, OSError) else Code.INTERNAL,
+            f"{directory} should hold a SavedModel with the tag '{TAG}', but it cannot be loaded: "
+            f"{one_line(str(error))}",
+        ) from error
+
+
+class SavedModelServable:
+    """A SavedModel in a session of its own; a `servable.Servable`.
+
+    `session` has it loaded, `meta_graph` is its description. Calls run on `options.workers`
+    threads, or, given `parameters`, in batches on the threads that those name.
+    """
+
+    streams = False
+
+    def __init__(
+        self, session: Any, meta_graph: Any, options: ServeOptions, parameters: Parameters | None
+    ) -> None:
+        self._session = session
+        self._run = native_run(session) or public_run(session)
+        self.signature_defs: dict[str, Any] = {
+            name: messages.SignatureDef.FromString(signature.SerializeToString())
+            for name, signature in meta_graph.signature_def.items()
+        }
+        self._defaults: dict[str, dict[str, Any]] = {
+            name: {key: tf.make_ndarray(value) for key, value in signature.defaults.items()}
+            for name, signature in meta_graph.signature_def.items()
+        }
+        workers = options.workers or WORKERS
+        self._threads: Workers | BatchScheduler = (
+            Workers(self.run, workers, options.queue_size)
+            if parameters is None
+            else BatchScheduler(self.run, parameters, workers, options.queue_size)
+        )
+
+    def submit(self, call: Call) -> "Future[Tensors]":
+        """Run a signature on one of the model's threads; see `servable.Servable`."""
+        inputs = {**self._defaults[call.signature], **call.inputs}
+        try:
+            call.limits.check()
+            return self._threads.submit(call.signature, call.outputs, inputs, call.limits)
+        except StatusError as error:
+            if error.code is Code.UNAVAILABLE:
+                raise
+            future: Future[Tensors] = Future()
+            future.set_exception(error)
+            return future
+
+    def stream(self, call: StreamCall) -> "Future[Result]":
+        """Refuse: a SavedModel's answer comes whole."""
+        raise StatusError(
+            Code.UNIMPLEMENTED,
+            "A SavedModel answers whole texts only. Streaming needs the LiteRT engine: export with "
+            "--target tflite and serve with --engine litert.",
+        )
+
+    def close(self) -> None:
+        """End the threads and the session."""
+        self._threads.close()
+        self._session.close()
+
+    def run(
+        self, signature: str, outputs: Sequence[str], inputs: Tensors, seconds: float | None
+    ) -> Tensors:
+        """Run a signature on the calling thread.
+
+        Args:
+            signature: its name.
+            outputs: names of the outputs to compute.
+            inputs: every input's value by its name.
+            seconds: after which the run is stopped, or None.
+
+        Raises:
+            StatusError: with the code and the text of TensorFlow's error.
+        """
+        definition = self.signature_defs[signature]
+        feeds = {definition.inputs[name].name: inputs[name] for name in sorted(inputs)}
+        fetches = [definition.outputs[name].name for name in outputs]
+        try:
+            values = self._run(feeds, fetches, seconds)
+        except tf.errors.OpError as error:
+            raise StatusError(Code(error.error_code), one_line(error.message)) from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise StatusError(Code.INVALID_ARGUMENT, one_line(str(error.args[0]))) from error
+        return {name: array(value) for name, value in zip(outputs, values, strict=True)}
+
+
+class Workers:
+    """Threads that run one call each, in front of which a bounded number of calls may wait."""
+
+    def __init__(self, run: batching.Run, count: int, queue_size: int) -> None:
+        self._run = run
+        self._free = threading.Semaphore(count + queue_size)
+        self._threads = ThreadPoolExecutor(count, "tensorflow")
+
+    def submit(
+        self, signature: str, outputs: Sequence[str], inputs: Tensors, limits: Limits
+    ) -> "Future[Tensors]":
+        """Run a call on the next free thread.
+
+        Raises:
+            StatusError: UNAVAILABLE if too many calls are waiting already.
+        """
+        if not self._free.acquire(blocking=False):
+            raise StatusError(Code.UNAVAILABLE, batching.QUEUE_FULL)
+
+        def work() -> Tensors:
+            limits.check()
+            return self._run(signature, outputs, inputs, limits.remaining())
+
+        future = self._threads.submit(work)
+        future.add_done_callback(lambda _: self._free.release())
+        return future
+
+    def close(self) -> None:
+        """Wait for the threads to end."""
+        self._threads.shutdown()
+
+
+def native_run(session: Any) -> Run | None:
+    """Return how to run a session through its C interface, or None if TensorFlow has it no more.
+
+    `Session.run` would refuse shapes that the real server leaves to the graph, and convert dtypes
+    that the real server refuses.
+    """
+    try:
+        from tensorflow.python.client import pywrap_tf_session as native
+        from tensorflow.python.framework.ops import SymbolicTensor
+
+        handle, run = session._session, native.TF_SessionRun_wrapper
+        new_buffer, delete_buffer = native.TF_NewBufferFromString, native.TF_DeleteBuffer
+        output_of = SymbolicTensor._as_tf_output
+    except (ImportError, AttributeError):
+        return None
+
+    @functools.cache
+    def endpoint(name: str) -> Any:
+        return output_of(session.graph.get_tensor_by_name(name))
+
+    def native_session_run(
+        feeds: Mapping[str, Any], fetches: Sequence[str], seconds: float | None
+    ) -> Sequence[Any]:
+        values = {endpoint(name): value for name, value in feeds.items()}
+        wanted = [endpoint(name) for name in fetches]
+        buffer = new_buffer(run_options(seconds).SerializeToString())
+        try:
+            outputs: Sequence[Any] = run(handle, buffer, values, wanted, [], None)
+            return outputs
+        finally:
+            delete_buffer(buffer)
+
+    return native_session_run
+
+
+def public_run(session: Any) -> Run:
+    """Return how to run a session through `Session.run`, which checks shapes before it runs."""
+
+    def public_session_run(
+        feeds: Mapping[str, Any], fetches: Sequence[str], seconds: float | None
+    ) -> Sequence[Any]:
+        for position, (name, value) in enumerate(feeds.items()):
+            expected = dtype_name(session.graph.get_tensor_by_name(name).dtype)
+            given = dtype_name(tf.as_dtype(value.dtype))
+            if given != expected:
+                raise TypeError(f"Expects arg[{position}] to be {expected} but {given} is provided")
+        outputs: Sequence[Any] = session.run(list(fetches), feeds, run_options(seconds))
+        return outputs
+
+    return public_session_run
+
+
+def dtype_name(dtype: Any) -> str:
+    """Return the name that TensorFlow's C++ code has for a dtype: "float" rather than "float32"."""
+    name: str = messages.DataType.Name(dtype.as_datatype_enum)
+    return name.removeprefix("DT_").lower()
+
+
+def run_options(seconds: float | None) -> Any:
+    """Return TensorFlow's options of a run that ends after some time; 0 ms would be no limit."""
+    milliseconds = 0 if seconds is None else max(1, math.ceil(seconds * 1000))
+    return tf.compat.v1.RunOptions(timeout_in_ms=min(milliseconds, 2**31 - 1))
+
+
+def array(value: Any) -> Any:
+    """Return a fetched value as an array: TensorFlow gives scalars as numbers and bytes."""
+    return np.asarray(value, object) if isinstance(value, (bytes, str)) else np.asarray(value)
+
+
+ROOT_ERROR = re.compile(r"^\s*\(0\) [A-Z_]+: ")
+
+
+def one_line(message: str) -> str:
+    """Return what TensorFlow says without the names of nodes, which mean nothing to a client.
+
+    Of several errors of one run ("2 root error(s) found.") it is the first.
+    """
+    lines = message.splitlines()
+    roots = [line for line in lines if ROOT_ERROR.match(line)]
+    if roots:
+        return ROOT_ERROR.sub("", roots[0])
+    kept = (line.strip() for line in lines if not line.strip().startswith("[["))
+    return " ".join(line for line in kept if line not in ("", "Graph execution error:"))

@@ -1,0 +1,365 @@
+"""SavedModels run as TensorFlow Serving runs them; its texts are from the measured reference."""
+
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from made_up_saved_models import example, floats, strings, write_assorted, write_half_plus_two
+
+from bart_export.server import tensorflow_engine
+from bart_export.server.options import ServeOptions
+from bart_export.server.servable import Call, Limits, StreamCall
+from bart_export.server.status import Code, StatusError
+
+FOREVER = np.array([2**31 - 1], np.int32)
+
+
+@pytest.fixture(scope="module")
+def assorted_directory(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("assorted") / "1"
+    write_assorted(directory)
+    # The asset must come from the SavedModel, not from where it was.
+    (directory.parent / "vocabulary.txt").unlink()
+    return directory
+
+
+@pytest.fixture(scope="module")
+def half_plus_two_directory(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("half_plus_two") / "123"
+    write_half_plus_two(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def assorted(assorted_directory):
+    servable = tensorflow_engine.open_saved_model(assorted_directory, ServeOptions())
+    yield servable
+    servable.close()
+
+
+@pytest.fixture(scope="module")
+def half_plus_two(half_plus_two_directory):
+    servable = tensorflow_engine.open_saved_model(half_plus_two_directory, ServeOptions())
+    yield servable
+    servable.close()
+
+
+@pytest.fixture
+def opened(assorted_directory):
+    """Return a function that opens the assorted model with options, for one test."""
+    servables = []
+
+    def open_with(directory=assorted_directory, **options):
+        servables.append(tensorflow_engine.open_saved_model(directory, ServeOptions(**options)))
+        return servables[-1]
+
+    yield open_with
+    for servable in servables:
+        servable.close()
+
+
+def call(signature, outputs, limits=None, **inputs):
+    return Call(
+        signature=signature, inputs=inputs, outputs=tuple(outputs), limits=limits or Limits()
+    )
+
+
+def answer(servable, signature, *outputs, limits=None, **inputs):
+    """Return the values of some outputs of a call."""
+    result = servable.submit(call(signature, outputs, limits, **inputs)).result(60)
+    return [result[name] for name in outputs]
+
+
+def error_of(future):
+    error = future.exception(60)
+    assert isinstance(error, StatusError)
+    return error.code, error.message
+
+
+def test_half_plus_two(half_plus_two):
+    (y,) = answer(half_plus_two, "serving_default", "y", x=floats([1.0], [2.0], [5.0]))
+    assert y.tolist() == [[2.5], [3.0], [4.5]]
+    assert y.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("signature", "output"), [("classify_x_to_y", "scores"), ("regress_x_to_y", "outputs")]
+)
+def test_examples_are_fed_as_strings(half_plus_two, signature, output):
+    inputs = strings(example(x=2.0), example(x=20.0))
+    (values,) = answer(half_plus_two, signature, output, inputs=inputs)
+    assert values.tolist() == [[3.0], [12.0]]
+
+
+def test_signatures_are_messages_with_names_shapes_methods_and_defaults(assorted, half_plus_two):
+    scale = assorted.signature_defs["scale"]
+    assert {name: info.dtype for name, info in scale.inputs.items()} == {"x": 1, "factor": 1}
+    assert scale.inputs["x"].tensor_shape.dim[0].size == -1
+    assert list(scale.defaults["factor"].float_val) == [3.0]
+    assert half_plus_two.signature_defs["regress_x_to_y"].method_name == (
+        "tensorflow/serving/regress"
+    )
+
+
+@pytest.mark.parametrize(
+    "texts", [[b"a\xff\x00b", "ü".encode(), b""], []], ids=["any bytes", "no rows"]
+)
+def test_strings_come_back_as_they_went_in(assorted, texts):
+    (echoed,) = answer(assorted, "echo", "text", text=strings(*texts))
+    assert echoed.dtype == object
+    assert echoed.tolist() == texts
+
+
+def test_scalars_come_back_as_arrays(assorted):
+    (y,) = answer(assorted, "scalar", "y", x=np.float32(1.0))
+    assert (type(y), y.shape, y.item()) == (np.ndarray, (), 2.0)
+
+
+def test_tables_are_filled_from_assets(assorted):
+    (ids,) = answer(assorted, "lookup", "ids", text=strings(b"two", b"zero", b"three"))
+    assert ids.tolist() == [2, 0, -1]
+
+
+def test_defaults_fill_what_a_call_leaves_out(assorted):
+    assert answer(assorted, "scale", "product", x=floats(1, 2))[0].tolist() == [3.0, 6.0]
+    given = answer(assorted, "scale", "product", x=floats(1, 2), factor=floats(5))
+    assert given[0].tolist() == [5.0, 10.0]
+
+
+def test_only_wanted_outputs_come_back_in_the_order_they_were_named(assorted):
+    result = assorted.submit(call("scale", ["quotient"], x=floats(6))).result(60)
+    assert {name: value.tolist() for name, value in result.items()} == {"quotient": [2.0]}
+    both = answer(assorted, "scale", "quotient", "product", x=floats(6))
+    assert [value.tolist() for value in both] == [[2.0], [18.0]]
+
+
+@pytest.mark.parametrize(
+    "x", [floats([1, 2], [3, 4]), np.float32(1), floats(1, 2, 3, 4)[::2]], ids=np.shape
+)
+def test_shapes_are_left_to_the_graph(assorted, x):
+    (product,) = answer(assorted, "scale", "product", x=x)
+    np.testing.assert_array_equal(product, x * 3)
+
+
+@pytest.mark.parametrize(
+    ("signature", "inputs", "message"),
+    [
+        (
+            "scale",
+            {"x": np.array([1], np.int32)},
+            "Expects arg[1] to be float but int32 is provided",
+        ),
+        ("echo", {"text": floats(1)}, "Expects arg[0] to be string but float is provided"),
+        (
+            "scale",
+            {"x": floats(1, 2), "factor": floats(1, 2, 3)},
+            "Incompatible shapes: [2] vs. [3]",
+        ),
+    ],
+    ids=["dtype", "strings", "kernel"],
+)
+def test_wrong_inputs_are_told_in_the_words_of_tensorflow(assorted, signature, inputs, message):
+    # One output: of two that fail, either may be the first.
+    outputs = sorted(assorted.signature_defs[signature].outputs)[:1]
+    code, text = error_of(assorted.submit(call(signature, outputs, **inputs)))
+    assert (code, text) == (Code.INVALID_ARGUMENT, message)
+
+
+def test_a_signature_without_tensors_is_an_error_and_no_crash(assorted):
+    code, message = error_of(
+        assorted.submit(call("__saved_model_init_op", ["__saved_model_init_op"]))
+    )
+    assert code is Code.INVALID_ARGUMENT
+    assert "NoOp" in message
+
+
+def test_a_run_stops_at_its_deadline(assorted):
+    began = time.monotonic()
+    future = assorted.submit(call("count", ["steps"], Limits(deadline=began + 0.3), steps=FOREVER))
+    assert error_of(future) == (Code.DEADLINE_EXCEEDED, "Timed out waiting for notification")
+    assert 0.25 < time.monotonic() - began < 5
+    # The thread is free again, so the run has really ended.
+    assert answer(assorted, "count", "steps", steps=np.array([3], np.int32))[0].tolist() == [3]
+
+
+def test_a_call_that_comes_too_late_does_not_wait_for_a_thread(opened):
+    servable = opened(workers=1)
+    busy = servable.submit(
+        call("count", ["steps"], Limits(deadline=time.monotonic() + 1), steps=FOREVER)
+    )
+    late = Limits(deadline=time.monotonic() - 1)
+    future = servable.submit(call("echo", ["text"], late, text=strings(b"a")))
+    assert future.done()
+    assert error_of(future)[0] is Code.DEADLINE_EXCEEDED
+    assert not busy.done()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "code"),
+    [
+        (lambda limits: limits.stop.set(), Code.CANCELLED),
+        (lambda limits: None, Code.DEADLINE_EXCEEDED),
+    ],
+    ids=["stopped", "too late"],
+)
+def test_calls_that_wait_too_long_are_not_run(opened, monkeypatch, spoil, code):
+    servable = opened(workers=1)
+    began = time.monotonic()
+    busy = servable.submit(call("count", ["steps"], Limits(deadline=began + 0.5), steps=FOREVER))
+    limits = Limits(deadline=began + 0.4)
+    waiting = servable.submit(call("count", ["steps"], limits, steps=FOREVER))
+    spoil(limits)
+    assert error_of(waiting)[0] is code
+    assert busy.done()
+
+
+def test_a_full_queue_is_refused_at_once(opened):
+    servable = opened(workers=1, queue_size=2)
+    stop = time.monotonic() + 0.5
+    accepted = [
+        servable.submit(call("count", ["steps"], Limits(deadline=stop), steps=FOREVER))
+        for _ in range(3)
+    ]
+    with pytest.raises(StatusError) as refused:
+        servable.submit(call("echo", ["text"], text=strings(b"a")))
+    assert time.monotonic() < stop
+    assert refused.value.code is Code.UNAVAILABLE
+    assert refused.value.message == (
+        "The batch scheduling queue to which this task was submitted is full"
+    )
+    for future in accepted:
+        future.exception(60)
+    # Room is made as calls end, whether well or not.
+    assert answer(servable, "echo", "text", text=strings(b"a"))[0].tolist() == [b"a"]
+
+
+def test_workers_run_side_by_side(opened):
+    servable = opened(workers=2)
+    limits = Limits(deadline=time.monotonic() + 1)
+    busy = servable.submit(call("count", ["steps"], limits, steps=FOREVER))
+    assert answer(servable, "echo", "text", text=strings(b"a"))[0].tolist() == [b"a"]
+    assert not busy.done()
+
+
+def test_many_threads_get_their_own_answers(opened):
+    servable = opened(workers=2, queue_size=100)
+    futures = [
+        servable.submit(call("scale", ["product"], x=floats(number))) for number in range(100)
+    ]
+    assert [future.result(60)["product"].item() for future in futures] == [
+        3.0 * number for number in range(100)
+    ]
+
+
+def test_streaming_is_refused_with_what_would_help(assorted):
+    with pytest.raises(StatusError, match="LiteRT engine") as refused:
+        assorted.stream(StreamCall(text="a", parameters={}, emit=lambda *_: None))
+    assert refused.value.code is Code.UNIMPLEMENTED
+    assert not assorted.streams
+
+
+def without_model(directory):
+    (directory / "saved_model.pb").unlink()
+
+
+def with_garbage(directory):
+    (directory / "saved_model.pb").write_bytes(b"\xff\x00garbage")
+
+
+def without_variables(directory):
+    shutil.rmtree(directory / "variables")
+
+
+def with_short_variables(directory):
+    (path,) = (directory / "variables").glob("*.data-*")
+    path.write_bytes(path.read_bytes()[:3])
+
+
+@pytest.mark.parametrize(
+    "damage", [without_model, with_garbage, without_variables, with_short_variables]
+)
+def test_a_damaged_model_is_one_line(half_plus_two_directory, tmp_path, opened, capfd, damage):
+    directory = tmp_path / "1"
+    shutil.copytree(half_plus_two_directory, directory)
+    damage(directory)
+    with pytest.raises(StatusError) as refused:
+        opened(directory)
+    message = refused.value.message
+    assert message.startswith(f"{directory} should hold a SavedModel with the tag 'serve', but ")
+    assert "\n" not in message
+    assert capfd.readouterr() == ("", "")
+
+
+def test_tensorflow_says_nothing(half_plus_two_directory):
+    program = """
+import pathlib, sys
+import numpy as np
+from bart_export.server import tensorflow_engine
+from bart_export.server.options import ServeOptions
+from bart_export.server.servable import Call
+servable = tensorflow_engine.open_saved_model(pathlib.Path(sys.argv[1]), ServeOptions())
+call = Call(signature="classify_x_to_y", inputs={"inputs": np.array([b"no example"], object)},
+            outputs=("scores",))
+assert "parse" in str(servable.submit(call).exception())
+servable.close()
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program, half_plus_two_directory], capture_output=True, text=True
+    )
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+
+
+class TestWithoutTheNativeInterface:
+    """A TensorFlow that has lost its private names is still served, through `Session.run`."""
+
+    @pytest.fixture
+    def servable(self, assorted_directory, monkeypatch):
+        # A session of such a TensorFlow has none of the names that are asked for.
+        native_run = tensorflow_engine.native_run
+        monkeypatch.setattr(tensorflow_engine, "native_run", lambda _: native_run(object()))
+        servable = tensorflow_engine.open_saved_model(assorted_directory, ServeOptions())
+        yield servable
+        servable.close()
+
+    def test_calls_are_answered(self, servable):
+        assert answer(servable, "scale", "product", x=floats(1, 2))[0].tolist() == [3.0, 6.0]
+        texts = [b"\xff", b""]
+        assert answer(servable, "echo", "text", text=strings(*texts))[0].tolist() == texts
+
+    def test_wrong_dtypes_are_refused(self, servable):
+        wrong = call("echo", ["text"], text=floats(1))
+        assert error_of(servable.submit(wrong)) == (
+            Code.INVALID_ARGUMENT,
+            "Expects arg[0] to be string but float is provided",
+        )
+
+    def test_wrong_shapes_are_refused(self, servable):
+        code, message = error_of(servable.submit(call("echo", ["text"], text=strings([b"a"]))))
+        assert code is Code.INVALID_ARGUMENT
+        assert "\n" not in message
+
+    def test_runs_stop_at_their_deadline(self, servable):
+        limits = Limits(deadline=time.monotonic() + 0.2)
+        code, _ = error_of(servable.submit(call("count", ["steps"], limits, steps=FOREVER)))
+        assert code is Code.DEADLINE_EXCEEDED
+
+
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [
+        ("It failed.\n\t [[{{node add}}]]", "It failed."),
+        ("Graph execution error:\n\nRead less\n\t [[{{node R}}]]", "Read less"),
+        (
+            "2 root error(s) found.\n  (0) INVALID_ARGUMENT: Too long\n\t [[{{node a}}]]\n"
+            "\t [[b]]\n  (1) INVALID_ARGUMENT: Too long\n\t [[{{node a}}]]\n"
+            "0 successful operations.\n0 derived errors ignored.",
+            "Too long",
+        ),
+        ("One.\nTwo.", "One. Two."),
+    ],
+)
+def test_messages_are_one_line_without_nodes(message, line):
+    assert tensorflow_engine.one_line(message) == line
