@@ -24,7 +24,14 @@ Parameters = Mapping[str, tf.Tensor]
 
 
 def linear(parameters: Parameters, name: str, x: tf.Tensor) -> tf.Tensor:
-    """Apply a projection: (rows, inputs) to (rows, outputs)."""
+    """Apply a projection: (rows, inputs) to (rows, outputs).
+
+    Its weights are a `kernel` (outputs, inputs) or a `matrix` (inputs, outputs).
+    """
+    if f"{name}/matrix" in parameters:
+        return tf.nn.bias_add(
+            tf.matmul(x, parameters[f"{name}/matrix"]), parameters[f"{name}/bias"]
+        )
     product = tf.matmul(x, parameters[f"{name}/kernel"], transpose_b=True)
     return product + parameters[f"{name}/bias"]
 

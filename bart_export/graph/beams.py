@@ -1,0 +1,206 @@
+"""Beam search inside a TensorFlow graph, over a batch.
+
+The semantics are those of `runtime.search.beam_search`, for every row as if it were alone: a row
+that has ended changes no more. Sums of log-probabilities are float64, as there.
+"""
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from bart_export.graph import sequences
+from bart_export.graph.layers import CLOSED
+from bart_export.graph.loop import (
+    INFINITY,
+    Model,
+    first_caches,
+    first_tokens,
+    log_normalizers,
+    put,
+    run,
+    target_length,
+)
+from bart_export.graph.processors import forced_tokens, processed
+from bart_export.graph.rows import RowSettings
+from bart_export.graph.sequences import Caches
+
+
+class Beams(NamedTuple):
+    """A beam search before it chooses the tokens at `length`.
+
+    `running` is bool (batch,). The unfinished sequences are `tokens` int32 (batch, beams, target)
+    with `totals` float64 (batch, beams), sums of log-probabilities, best first, -inf where a beam
+    does not exist. `ancestors` int32 (batch, beams, target) says which beam wrote the cache entry
+    that a beam reads at each position, -1 where none did. Apart from them the best finished ones
+    are kept, best first, with `lengths` int32 and `scores` float64 (batch, beams), -inf where there
+    is none yet.
+    """
+
+    length: tf.Tensor
+    running: tf.Tensor
+    tokens: tf.Tensor
+    totals: tf.Tensor
+    ancestors: tf.Tensor
+    finished: tf.Tensor
+    lengths: tf.Tensor
+    scores: tf.Tensor
+    caches: Caches
+
+
+def beam_search(model: Model) -> Beams:
+    """Keep the `num_beams` best unfinished sequences of each row, and the best finished ones."""
+    beams = model.generation.num_beams
+    batch, target = tf.shape(model.rows.max_length)[0], target_length(model)
+    tokens = first_tokens(model, [batch, beams, target])
+    first = Beams(
+        length=tf.constant(1),
+        running=tf.fill([batch], True),
+        tokens=tokens,
+        # All beams start equal: only the first exists.
+        totals=tf.tile(tf.constant([[0.0] + [-INFINITY] * (beams - 1)], tf.float64), [batch, 1]),
+        ancestors=tf.fill([batch, beams, target], -1),
+        finished=tf.fill([batch, beams, target], model.generation.pad_token_id),
+        lengths=tf.zeros([batch, beams], tf.int32),
+        scores=tf.fill([batch, beams], tf.constant(-INFINITY, tf.float64)),
+        caches=first_caches(model, batch, target),
+    )
+    return run(lambda state: beam_step(model, state), first, target)
+
+
+def beam_step(model: Model, state: Beams) -> Beams:
+    """Choose the tokens at `state.length` of every beam of every row."""
+    generation, rows, length = model.generation, model.rows, state.length
+    logits, normalizers, ancestors, caches = beam_logits(model, state)
+    origins, tokens, sums = candidates(model, state, logits, normalizers)
+    possible = (sums > -INFINITY) & state.running[:, None]
+    last = length + 1 == rows.max_length
+    ends = possible & (last[:, None] | (tokens == generation.eos_token_id))
+    longer = put(tf.gather(state.tokens, origins, batch_dims=1), length, tokens)
+
+    finished, lengths, scores = kept_finished(model, state, longer, ends, sums)
+
+    # The first candidates that go on, in their order; there may be fewer than beams.
+    goes_on = possible & ~ends
+    count = sums.shape[1]
+    present, places = tf.math.top_k(
+        tf.where(goes_on, tf.range(count, 0, -1), 0), generation.num_beams
+    )
+    present = present > 0
+    places = tf.where(present, places, places[:, :1])
+    totals = tf.where(present, tf.gather(sums, places, batch_dims=1), -INFINITY)
+    full = scores[:, -1] > -INFINITY
+    improves = may_improve(rows, totals[:, 0], length, scores[:, -1])
+    return Beams(
+        length=length + 1,
+        running=tf.reduce_any(goes_on, 1) & (~full | improves),
+        tokens=tf.gather(longer, places, batch_dims=1),
+        totals=totals,
+        ancestors=tf.gather(ancestors, tf.gather(origins, places, batch_dims=1), batch_dims=1),
+        finished=finished,
+        lengths=lengths,
+        scores=scores,
+        caches=caches,
+    )
+
+
+def beam_logits(model: Model, state: Beams) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, Caches]:
+    """Run the decoder for the last token of every beam.
+
+    Returns:
+        Processed logits (batch * beams, vocabulary), what to subtract for log-probabilities
+        (batch * beams,), the ancestors with this position's, and the updated caches.
+    """
+    beams, rows, length = model.generation.num_beams, model.rows, state.length
+    position, capacity = length - 1, tf.shape(state.caches[0])[2]
+    ancestors = put(state.ancestors, position, tf.range(beams))
+    closed = tf.one_hot(ancestors[:, :, :capacity], beams, on_value=0.0, off_value=CLOSED)
+    hidden, caches = sequences.decode_step(
+        model.config,
+        model.parameters,
+        model.source,
+        state.caches,
+        position,
+        tf.reshape(tf.gather(state.tokens, position, axis=2), [-1, beams]),
+        tf.reshape(closed, [-1, 1, beams, capacity * beams]),
+    )
+    logits = sequences.logits(model.config, model.parameters, hidden)
+    normalizers = log_normalizers(logits)
+    logits = processed(
+        model.generation,
+        tf.repeat(rows.repetition_penalty, beams),
+        tf.repeat(rows.min_length, beams),
+        tf.reshape(state.tokens[:, :, :length], [-1, length]),
+        logits,
+        normalizers,
+    )
+    return logits, normalizers, ancestors, caches
+
+
+def candidates(
+    model: Model, state: Beams, logits: tf.Tensor, normalizers: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Return the best continuations of each row, best first, -inf where there are fewer.
+
+    Twice as many as beams: each beam can end in one way only, so half of them go on.
+
+    Returns:
+        The beams that they continue, their tokens, int32, and their sums of log-probabilities,
+        float64; all (batch, candidates).
+    """
+    beams, rows = model.generation.num_beams, model.rows
+    each = min(2 * beams, model.config.vocabulary_size)
+    values, tokens = tf.math.top_k(logits, each)
+    offsets = state.totals - tf.cast(tf.reshape(normalizers, [-1, beams]), tf.float64)
+    sums = tf.cast(tf.reshape(values, [-1, beams, each]), tf.float64) + offsets[:, :, None]
+    count = min(2 * beams, beams * each)
+    sums, places = tf.math.top_k(tf.reshape(sums, [-1, beams * each]), count)
+    tokens = tf.gather(tf.reshape(tokens, [-1, beams * each]), places, batch_dims=1)
+
+    forced = forced_tokens(model.generation, rows.max_length, state.length)[:, None]
+    rest = [[0, 0], [0, count - beams]]
+    free = forced < 0
+    return (
+        tf.where(free, places // each, tf.minimum(tf.range(count), beams - 1)),
+        tf.where(free, tokens, forced),
+        tf.where(free, sums, tf.pad(state.totals, rest, constant_values=-INFINITY)),
+    )
+
+
+def kept_finished(
+    model: Model, state: Beams, longer: tf.Tensor, ends: tf.Tensor, sums: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Return the best finished sequences, their lengths and scores, those that end now included.
+
+    Candidates beyond num_beams are there to go on; as endings they are not good enough.
+    """
+    beams, length = model.generation.num_beams, state.length
+    divisors = length_divisors(model.rows.length_penalty, length)[:, None]
+    ending = tf.where(ends[:, :beams], sums[:, :beams] / divisors, -INFINITY)
+    # Among equals the older stays ahead.
+    scores, places = tf.math.top_k(tf.concat([state.scores, ending], 1), beams)
+    finished = tf.concat([state.finished, longer[:, :beams]], 1)
+    lengths = tf.concat([state.lengths, tf.where(ends[:, :beams], length + 1, 0)], 1)
+    return (
+        tf.gather(finished, places, batch_dims=1),
+        tf.gather(lengths, places, batch_dims=1),
+        scores,
+    )
+
+
+def may_improve(
+    rows: RowSettings, totals: tf.Tensor, length: tf.Tensor, worst_scores: tf.Tensor
+) -> tf.Tensor:
+    """Say of each row whether it goes on once `num_beams` sequences are finished.
+
+    `totals` (batch,) are those of the best beams after `length` generated tokens, `worst_scores`
+    (batch,) the lowest among the finished; see `runtime.search.may_improve`.
+    """
+    reached = tf.where(rows.never_early & (rows.length_penalty > 0), rows.max_length - 1, length)
+    divisors = length_divisors(rows.length_penalty, reached)
+    return ~rows.stops_early & (totals / divisors > worst_scores)
+
+
+def length_divisors(length_penalty: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
+    """Return length ** length_penalty of each row, within the range of float64."""
+    powers = tf.pow(tf.cast(length, tf.float64), length_penalty)
+    return tf.clip_by_value(powers, 1e-300, 1e300)

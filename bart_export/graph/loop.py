@@ -1,0 +1,101 @@
+"""What greedy and beam search share: the model under a search, the loop, and small operations.
+
+A search is a state, a tuple of tensors, that a step turns into the next. The loop repeats the step
+and sees to the caches. Caches begin small and double, so that a step costs what the tokens so far
+cost, not what `max_length` would. Nothing here chooses a token.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import tensorflow as tf
+
+from bart_export.config import BartConfig, GenerationConfig
+from bart_export.graph import sequences
+from bart_export.graph.layers import Parameters
+from bart_export.graph.rows import RowSettings
+from bart_export.graph.sequences import Caches, Source
+
+# A named tuple with `length`, int32: how many tokens every sequence has so far; `running`, bool
+# (batch,): the rows that have not ended; and `caches`.
+State = TypeVar("State", bound=Any)
+INFINITY = float("inf")
+
+
+class Model(NamedTuple):
+    """What the steps of one search have in common."""
+
+    config: BartConfig
+    parameters: Parameters
+    source: Source
+    generation: GenerationConfig
+    rows: RowSettings
+
+
+def run(step: Callable[[State], State], first: State, target: tf.Tensor) -> State:
+    """Repeat a step while any row is running, over caches that double when they are full."""
+
+    def unknown(state: State) -> Any:
+        return tf.nest.map_structure(
+            lambda tensor: tf.TensorShape([None] * tensor.shape.rank), state
+        )
+
+    def goes_on(state: State) -> tf.Tensor:
+        return tf.reduce_any(state.running)
+
+    def until_full(state: State) -> tuple[State]:
+        capacity = tf.shape(state.caches[0])[2]
+        full: State = tf.while_loop(
+            lambda inner: goes_on(inner) & (inner.length <= capacity),
+            lambda inner: (step(inner),),
+            (state,),
+            shape_invariants=(unknown(state),),
+        )[0]
+        larger = tf.where(goes_on(full), tf.minimum(2 * capacity, target), capacity)
+        grown: State = full._replace(caches=sequences.with_capacity(full.caches, larger))
+        return (grown,)
+
+    (last,) = tf.while_loop(goes_on, until_full, (first,), shape_invariants=(unknown(first),))
+    ended: State = last
+    return ended
+
+
+def log_normalizers(logits: tf.Tensor) -> tf.Tensor:
+    """Return log(sum(exp(row))) of each row of logits (rows, vocabulary), never below its largest.
+
+    NaN or infinite logits are an InvalidArgumentError.
+    """
+    peaks = tf.reduce_max(logits, -1, keepdims=True)
+    sums = tf.reduce_sum(tf.exp(logits - peaks), -1)
+    return tf.debugging.check_numerics(
+        peaks[:, 0] + tf.math.log(sums), "Expected finite logits from the decoder."
+    )
+
+
+def target_length(model: Model) -> tf.Tensor:
+    """Return the tokens that the longest row may have."""
+    return tf.reduce_max(tf.concat([model.rows.max_length, [2]], 0))
+
+
+def first_tokens(model: Model, shape: list[tf.Tensor]) -> tf.Tensor:
+    """Return sequences that hold the start token, then padding."""
+    return put(
+        tf.fill(shape, model.generation.pad_token_id), 0, model.generation.decoder_start_token_id
+    )
+
+
+def first_caches(model: Model, batch: tf.Tensor, target: tf.Tensor) -> Caches:
+    """Return the caches that a search begins with."""
+    capacity = tf.minimum(sequences.FIRST_CAPACITY, target)
+    return sequences.first_caches(model.config, batch, model.generation.num_beams, capacity)
+
+
+def put(sequences: tf.Tensor, place: tf.Tensor, tokens: tf.Tensor) -> tf.Tensor:
+    """Return sequences (..., target) with `tokens` (...) at a place of the last axis."""
+    here = tf.range(tf.shape(sequences)[-1]) == place
+    return tf.where(here, tf.convert_to_tensor(tokens)[..., None], sequences)
+
+
+def pick(rows: tf.Tensor, places: tf.Tensor) -> tf.Tensor:
+    """Return one value (rows,) of each of the rows (rows, values)."""
+    return tf.gather(rows, places, batch_dims=1)
