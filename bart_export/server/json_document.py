@@ -23,6 +23,7 @@ ESCAPE = re.compile(
     r"|.)",
     re.DOTALL,
 )
+TOO_BIG = "Number too big to be stored in double."
 EMPTY, ALONE = "The document is empty.", "The surrogate pair in string is invalid."
 # What Python's scanner says → what RapidJSON says.
 PARSE_ERRORS = {
@@ -96,7 +97,7 @@ def parse(body: bytes) -> Any:
     except RecursionError:
         raise parse_error("The document is nested too deeply.") from None
     except (OverflowError, ValueError):  # ValueError: Python's limit on the digits of an integer
-        raise parse_error("Number too big to be stored in double.") from None
+        raise parse_error(TOO_BIG) from None
 
 
 def scanned(text: str) -> Any:
@@ -118,6 +119,18 @@ def known_number(match: re.Match[str]) -> str:
     if number is None:
         return match[0]
     return "NaN" if number == "NaN" else f"{sign}Infinity"
+
+
+def double(number: float) -> float:
+    """Return a number of a document, which may be an integer of any size, as a double.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT for an integer that no double holds.
+    """
+    try:
+        return float(number)
+    except OverflowError:
+        raise parse_error(TOO_BIG) from None
 
 
 def as_bytes(text: str) -> bytes:

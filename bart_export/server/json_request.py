@@ -323,19 +323,11 @@ def element(value: Any, data_type: int) -> Any:
             f"Conversion of JSON Value: {shown(value)} to type: {type_name(data_type)}",
         )
     elif KINDS[data_type].holds([value]):
-        return number(value) if KINDS[data_type] is NUMBERS else value
+        return json_document.double(value) if KINDS[data_type] is NUMBERS else value
     raise invalid(
         f"JSON Value: {shown(value)} Type: {json_document.type_name(value)} "
         f"is not of expected type: {type_name(data_type)}"
     )
-
-
-def number(value: float) -> float:
-    """Return a number as a double."""
-    try:
-        return float(value)
-    except OverflowError:
-        raise json_document.parse_error("Number too big to be stored in double.") from None
 
 
 def converted(flat: list[Any], data_type: int) -> Array:
