@@ -1,0 +1,100 @@
+"""Streaming: a text goes in, server-sent events come out, token by token.
+
+`token` events bring pieces of the text as soon as they are certain, `done` what the whole
+generation gave, `error` what went wrong after the first event. Before the first event an error is
+an ordinary one. The format is that of the HTML standard, section 9.2 (Server-sent events). Nothing
+here knows HTTP requests, models' names or engines.
+"""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncGenerator, Mapping
+from concurrent.futures import Future
+from typing import Any
+
+from bart_export.runtime.generator import Result
+from bart_export.server.json_document import as_bytes
+from bart_export.server.predict import TIMED_OUT, Held, status_of
+from bart_export.server.servable import Limits, StreamCall
+from bart_export.server.status import Code, StatusError
+
+CONTENT_TYPE = "text/event-stream"
+
+
+async def stream(held: Held, body: Any, limits: Limits) -> AsyncGenerator[bytes, None]:
+    """Generate from a text and yield the events.
+
+    Ending the iteration, by closing or cancelling it, stops the work before its next token.
+
+    Args:
+        held: the servable; it is to be held for as long as the iteration goes on.
+        body: a JSON value: the text under `text`, and fields of `GenerationConfig`.
+        limits: the deadline; its `stop` is set here.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT for a body, parameter or text that is wrong, UNIMPLEMENTED
+            where the engine cannot stream, UNAVAILABLE when the queue is full, DEADLINE_EXCEEDED,
+            or what the servable says.
+    """
+    parameters = dict(body) if isinstance(body, dict) else {}
+    text = parameters.pop("text", None)
+    if not isinstance(text, str):
+        raise StatusError(
+            Code.INVALID_ARGUMENT,
+            "Expecting an object with the source text, a string, under 'text' and, optionally, "
+            "generation parameters under their names",
+        )
+    loop = asyncio.get_running_loop()
+    arrived: asyncio.Queue[tuple[str, int] | None] = asyncio.Queue()
+
+    def arrive(item: tuple[str, int] | None) -> None:
+        # The loop may be closed by the time that work nobody waits for ends.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(arrived.put_nowait, item)
+
+    def emit(piece: str, tokens: int) -> None:
+        arrive((piece, tokens))
+
+    def ended(_: "Future[Result]") -> None:
+        arrive(None)
+
+    try:
+        call = StreamCall(text=valid_text(text), parameters=parameters, emit=emit, limits=limits)
+        future = held.keep(held.servable.stream(call))
+        future.add_done_callback(ended)
+        while (item := await asyncio.wait_for(arrived.get(), limits.remaining())) is not None:
+            yield event_bytes("token", {"text": item[0], "tokens": item[1]})
+        yield event_bytes("done", summary(future.result()))
+    except asyncio.TimeoutError:
+        raise StatusError(Code.DEADLINE_EXCEEDED, TIMED_OUT) from None
+    except Exception as error:
+        raise status_of(error) from error
+    finally:
+        limits.stop.set()
+
+
+def summary(result: Result) -> dict[str, Any]:
+    """Return what the last event says of a generation; texts and scores are best first."""
+    return {
+        "generated_text": [sequence.text for sequence in result.sequences],
+        "scores": [sequence.score for sequence in result.sequences],
+        "tokens": result.timings.tokens,
+        "seconds": round(result.timings.encode + result.timings.decode, 6),
+        "tokens_per_second": round(result.timings.tokens_per_second, 3),
+    }
+
+
+def event_bytes(name: str, data: Mapping[str, Any]) -> bytes:
+    """Return one event. JSON has no line breaks outside its strings, so one data line is enough."""
+    return f"event: {name}\ndata: {json.dumps(data)}\n\n".encode()
+
+
+def error_event(error: StatusError) -> bytes:
+    """Return the event of an error after the first event."""
+    return event_bytes("error", {"error": error.message})
+
+
+def valid_text(text: str) -> str:
+    """Return a string of a JSON document with what is not Unicode replaced."""
+    return as_bytes(text).decode("utf-8", "replace")

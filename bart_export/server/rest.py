@@ -1,0 +1,294 @@
+"""The REST front: HTTP requests go in, methods of models answer, and answers go out.
+
+Addresses and errors are TensorFlow Serving's; beside them stand the metrics and a page for a
+browser. Bodies are bounded, and a request ends when its time is over or its client has gone, which
+stops the work for it. What the methods do, nothing here knows.
+"""
+
+import asyncio
+import functools
+import json
+import pathlib
+import re
+import secrets
+import time
+import urllib.parse
+import zlib
+from collections.abc import Coroutine
+from typing import Any
+
+from google.protobuf import text_format
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Router
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from bart_export.errors import ConfigurationError
+from bart_export.server import json_response, metrics
+from bart_export.server.messages import MonitoringConfig
+from bart_export.server.metrics import Metrics
+from bart_export.server.models import ModelSpec, ModelStore
+from bart_export.server.options import ServeOptions
+from bart_export.server.predict import TIMED_OUT, status_of
+from bart_export.server.rest_methods import JSON, RestMethods, aside
+from bart_export.server.servable import Limits
+from bart_export.server.status import HTTP_STATUS, Code, StatusError
+
+# The verbs that TensorFlow Serving's transport lets through, though its handler answers but three.
+VERBS = ("GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH")
+MODEL = r"/v1/models/(?P<name>[^/:]+)"
+CHOICE = r"(?:/versions/(?P<version>[0-9]+)|/labels/(?P<label>[^/:]+))?"
+# Letters of either case fit, but methods have only the names of `RestMethods`.
+ADDRESSES = {
+    "POST": re.compile(f"{MODEL}{CHOICE}:(?P<method>[a-z]+)", re.IGNORECASE),
+    "GET": re.compile(f"/v1/models(?:/(?P<name>[^/:]+))?{CHOICE}(?:/(?P<method>metadata))?", re.I),
+}
+SERVICE = re.compile(r"/v1/.*", re.IGNORECASE | re.DOTALL)
+CORS = {
+    "Access-Control-Allow-Origin": "*",
+    "Access-Control-Allow-Methods": "POST, GET",
+    "Access-Control-Allow-Headers": "Content-Type",
+}
+METRICS_PATH = "/monitoring/prometheus/metrics"
+PAGE = pathlib.Path(__file__).with_name("page.html")
+# A client that does not take the end of its answer is cut off this long after its time is over.
+SENDING_SECONDS = 5.0
+MAX_INT64 = 2**63 - 1
+
+
+def app(store: ModelStore, options: ServeOptions, numbers: Metrics) -> ASGIApp:
+    """Return the REST service of a store's models as an ASGI application.
+
+    Raises:
+        ConfigurationError: for a monitoring configuration that cannot be read.
+    """
+    return Router(default=Service(store, options, numbers))
+
+
+class Service:
+    """An ASGI application that answers one HTTP request at a call."""
+
+    def __init__(self, store: ModelStore, options: ServeOptions, numbers: Metrics) -> None:
+        self.store = store
+        self.options = options
+        self.numbers = numbers
+        self.methods = RestMethods(store, numbers)
+        self.metrics_path = metrics_path(options.monitoring_config_file)
+        self.page = PAGE.read_text(encoding="utf-8") if options.page else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or give up once its client has gone."""
+        if scope["type"] != "http":
+            return
+        seconds = self.options.request_seconds
+        limits = Limits(deadline=time.monotonic() + seconds)
+        request = Request(scope, receive)
+        try:
+            body = b""
+            if request.method == "POST":
+                body = await asyncio.wait_for(
+                    read_body(request, self.options.max_request_bytes), seconds
+                )
+        except ClientDisconnect:
+            return
+        except Exception as error:
+            await self.finished(request, error_response(error))(scope, receive, send)
+            return
+        await while_connected(
+            receive, self.respond(request, body, limits, send), seconds + SENDING_SECONDS
+        )
+
+    async def respond(self, request: Request, body: bytes, limits: Limits, send: Send) -> None:
+        """Make the answer to a request and send it."""
+        try:
+            response = await self.response(request, body, limits)
+        except Exception as error:
+            response = error_response(error)
+        await self.finished(request, response)(request.scope, request.receive, send)
+
+    def finished(self, request: Request, response: Response) -> Response:
+        """Return a response with what headers all responses of its address have."""
+        if self.options.cors and SERVICE.fullmatch(uri(request)):
+            response.headers.update(CORS)
+        return response
+
+    async def response(self, request: Request, body: bytes, limits: Limits) -> Response:
+        """Return the answer to a request.
+
+        Raises:
+            HTTPException: for an address where nothing is.
+            StatusError: for whatever else is wrong with it.
+        """
+        verb, address = request.method, uri(request)
+        if address.partition("?")[0] == self.metrics_path:
+            return self.metrics(address)
+        if verb not in VERBS:
+            raise HTTPException(501, f"Unknown method: {verb}")
+        if address == "/" and verb in ("GET", "HEAD") and self.page is not None:
+            return page(self.page, self.store.names())
+        if not SERVICE.fullmatch(address):
+            raise HTTPException(404, f"Not found: {verb} {address}")
+        if verb == "OPTIONS":
+            return preflight(request.headers.get("origin", ""))
+        found = ADDRESSES[verb].fullmatch(address) if verb in ADDRESSES else None
+        method = found and self.methods.named(verb, found["method"])
+        if not found or not method:
+            raise StatusError(Code.INVALID_ARGUMENT, f"Malformed request: {verb} {address}")
+        if found["name"] is None:
+            raise StatusError(Code.INVALID_ARGUMENT, "Missing model name in request.")
+        return await method(model_spec(found), body, limits)
+
+    def metrics(self, address: str) -> Response:
+        """Return what Prometheus reads, at exactly its address."""
+        if address != self.metrics_path:
+            text = f"Unexpected path: {address}. Should be {self.metrics_path}"
+            return Response(text, 400, media_type=metrics.CONTENT_TYPE)
+        return Response(self.numbers.exposition(), media_type=metrics.CONTENT_TYPE)
+
+
+def uri(request: Request) -> str:
+    """Return what TensorFlow Serving compares addresses with: path and query, not decoded."""
+    path = request.scope["raw_path"].decode("latin-1")
+    query = request.scope["query_string"].decode("latin-1")
+    return f"{path}?{query}" if query else path
+
+
+def model_spec(found: re.Match[str]) -> ModelSpec:
+    """Return the model that an address names, with what stands for other bytes decoded.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT for a version that no 64 bits hold.
+    """
+    digits = found["version"] and found["version"].lstrip("0")
+    if digits and int(digits[:20]) > MAX_INT64:
+        raise StatusError(
+            Code.INVALID_ARGUMENT, f"Failed to convert version: {found['version']} to numeric."
+        )
+    return ModelSpec(
+        urllib.parse.unquote(found["name"]),
+        None if digits is None else int(digits or 0),
+        None if found["label"] is None else urllib.parse.unquote(found["label"]),
+    )
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """Return a request's body, decompressed.
+
+    Raises:
+        HTTPException: 413 for a body of more than `limit` bytes, compressed or not.
+        StatusError: INVALID_ARGUMENT for one that cannot be decompressed.
+    """
+    length = request.headers.get("content-length", "0")
+    if length.isdecimal() and int(length) > limit:
+        raise too_large(limit)
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            raise too_large(limit)
+    if "gzip" in request.headers.get("content-encoding", ""):
+        return await aside(len(body), functools.partial(decompressed, bytes(body), limit))
+    return bytes(body)
+
+
+def decompressed(body: bytes, limit: int) -> bytes:
+    """Return what the members of a gzip file hold; see `read_body`."""
+    whole = b""
+    try:
+        while body:
+            member = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+            whole += member.decompress(body, limit + 1 - len(whole))
+            if len(whole) > limit:
+                raise too_large(limit)
+            if not member.eof:
+                raise zlib.error("it ends too early")
+            body = member.unused_data
+    except zlib.error as error:
+        raise StatusError(
+            Code.INVALID_ARGUMENT, f"The body should be compressed by gzip: {error}"
+        ) from None
+    return whole
+
+
+def too_large(limit: int) -> HTTPException:
+    """Return the error for a body beyond the limit."""
+    return HTTPException(413, f"A request may have {limit} bytes, this one has more")
+
+
+async def while_connected(
+    receive: Receive, work: Coroutine[Any, Any, None], seconds: float
+) -> None:
+    """Do some work as long as the client is there, and for some seconds at most."""
+
+    async def gone() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    tasks = (asyncio.ensure_future(work), asyncio.ensure_future(gone()))
+    try:
+        await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+    if not tasks[0].cancelled():
+        tasks[0].result()
+
+
+def error_response(error: Exception) -> Response:
+    """Return how a client is told of an error: its HTTP status, and its text as JSON."""
+    if isinstance(error, HTTPException):
+        status, message = error.status_code, error.detail
+    elif isinstance(error, asyncio.TimeoutError):
+        status, message = HTTP_STATUS[Code.DEADLINE_EXCEEDED], TIMED_OUT
+    else:
+        told = status_of(error)
+        status, message = HTTP_STATUS[told.code], told.message
+    return Response(json_response.error(message), status, media_type=JSON)
+
+
+def preflight(origin: str) -> Response:
+    """Return the answer to a browser that asks whether a page of an origin may send a request."""
+    allowed = "http://" in origin or "https://" in origin
+    return Response(status_code=200 if allowed else 400, media_type=JSON)
+
+
+def page(template: str, names: list[str]) -> Response:
+    """Return the page for a browser, which can load nothing and reach no other server."""
+    nonce = secrets.token_urlsafe(16)
+    # A "<" would end the element that holds the names.
+    models = json.dumps(names).replace("<", "\\u003c")
+    policy = (
+        f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; "
+        "img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
+    )
+    return Response(
+        template.replace("{nonce}", nonce).replace("{models}", models),
+        media_type="text/html",
+        headers={
+            "Content-Security-Policy": policy,
+            "Cache-Control": "no-store",
+            "Referrer-Policy": "no-referrer",
+            "X-Content-Type-Options": "nosniff",
+        },
+    )
+
+
+def metrics_path(config_file: pathlib.Path | None) -> str | None:
+    """Return where Prometheus finds the metrics: TensorFlow Serving's path, unless a file differs.
+
+    Raises:
+        ConfigurationError: for a file that is missing or no MonitoringConfig.
+    """
+    if config_file is None:
+        return METRICS_PATH
+    try:
+        config = text_format.Parse(config_file.read_text(encoding="utf-8"), MonitoringConfig())
+    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
+        raise ConfigurationError(
+            f"{config_file} should hold a MonitoringConfig as a text proto: {error}"
+        ) from None
+    prometheus = config.prometheus_config
+    return (prometheus.path or METRICS_PATH) if prometheus.enable else None

@@ -1,0 +1,102 @@
+"""A real REST service on a loopback port, in front of a real model store, for tests."""
+
+import contextlib
+import http.client
+import json
+import threading
+import time
+
+import uvicorn
+
+from bart_export.server import rest
+from bart_export.server.metrics import Metrics
+from bart_export.server.models import ModelStore
+from bart_export.server.options import ServeOptions
+
+
+class Answer:
+    """What a server answered."""
+
+    def __init__(self, response):
+        self.status = response.status
+        self.headers = response.headers
+        self.body = response.read()
+
+    @property
+    def text(self):
+        return self.body.decode()
+
+    @property
+    def json(self):
+        return json.loads(self.body)
+
+
+class RunningServer:
+    """A service that listens; requests go out exactly as they are given."""
+
+    def __init__(self, port, store, numbers):
+        self.port = port
+        self.store = store
+        self.numbers = numbers
+
+    def connection(self):
+        return contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=20))
+
+    def ask(self, method, path, body=None, headers=None):
+        if not isinstance(body, (str, bytes, type(None))):
+            body = json.dumps(body)
+        with self.connection() as connection:
+            connection.request(method, path, body, headers or {})
+            return Answer(connection.getresponse())
+
+    def post(self, path, body, headers=None):
+        return self.ask("POST", path, body, headers)
+
+    def get(self, path):
+        return self.ask("GET", path)
+
+
+@contextlib.contextmanager
+def served(store, options=None):
+    """Serve a store's models over REST until the block ends."""
+    numbers = Metrics()
+    service = rest.app(store, options or ServeOptions(), numbers)
+    server = uvicorn.Server(
+        uvicorn.Config(service, "127.0.0.1", 0, lifespan="off", log_level="error")
+    )
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.005)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield RunningServer(port, store, numbers)
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+@contextlib.contextmanager
+def store_of(models, servables, options=None):
+    """Return a store whose models are those, each version a servable made by `servables`.
+
+    Args:
+        models: the ServedModels.
+        servables: (name, version) -> servable.
+    """
+
+    def find_versions(model):
+        return {number: model.base_path / str(number) for name, number in servables
+                if name == model.name}  # fmt: skip
+
+    def open_version(model, number, path):
+        return servables[model.name, number]
+
+    store = ModelStore(open_version, find_versions, options or ServeOptions())
+    store.configure(models)
+    try:
+        yield store
+    finally:
+        store.stop()

@@ -1,0 +1,162 @@
+"""Streaming over a real connection: events as they come, errors before and after the first, and
+work that stops when its client goes."""
+
+import contextlib
+import json
+import pathlib
+import time
+
+import pytest
+from counting import LONGEST_TEXT, Counting
+from rest_server import served, store_of
+
+from bart_export.server.options import ServeOptions
+from bart_export.server.served_model import ServedModel
+
+GENERATE = "/v1/models/counting:generate"
+
+
+@contextlib.contextmanager
+def serving(servable, **options):
+    """Serve a servable as the model `counting`, version 1, which is labelled `stable`."""
+    model = ServedModel(
+        name="counting",
+        base_path=pathlib.Path("/counting"),
+        engine="litert",
+        labels={"stable": 1},
+    )
+    settings = ServeOptions(**options)
+    with (
+        store_of([model], {("counting", 1): servable}, settings) as store,
+        served(store, settings) as server,
+    ):
+        yield server
+
+
+@pytest.fixture(scope="module")
+def server():
+    with serving(Counting()) as running:
+        yield running
+
+
+def events_of(text):
+    """Return the (name, data) pairs of a whole body; anything beside events fails."""
+    blocks = text.split("\n\n")
+    assert blocks.pop() == ""
+    pairs = []
+    for block in blocks:
+        name, data = block.split("\n")
+        assert name.startswith("event: ") and data.startswith("data: ")
+        pairs.append((name.removeprefix("event: "), json.loads(data.removeprefix("data: "))))
+    return pairs
+
+
+@pytest.mark.parametrize("choice", ["", "/versions/1", "/labels/stable"])
+def test_tokens_come_as_events_and_then_the_whole(server, choice):
+    answer = server.post(f"/v1/models/counting{choice}:generate", {"text": "go", "max_length": 3})
+    assert answer.status == 200
+    assert answer.headers["Content-Type"] == "text/event-stream; charset=utf-8"
+    assert answer.headers["Cache-Control"] == "no-store"
+    *tokens, done = events_of(answer.text)
+    assert tokens == [("token", {"text": f"{number} ", "tokens": number}) for number in (1, 2, 3)]
+    assert done == (
+        "done",
+        {
+            "generated_text": ["1 2 3 "],
+            "scores": [-0.5],
+            "tokens": 3,
+            "seconds": 0.003,
+            "tokens_per_second": 1000.0,
+        },
+    )
+
+
+def test_an_event_comes_while_the_next_is_made():
+    with serving(Counting(seconds=0.2)) as server, server.connection() as connection:
+        began = time.monotonic()
+        connection.request("POST", GENERATE, json.dumps({"text": "go", "max_length": 5}))
+        response = connection.getresponse()
+        assert response.readline() == b"event: token\n"
+        assert time.monotonic() - began < 0.8  # all five take a second
+        assert json.loads(response.readline().removeprefix(b"data: "))["tokens"] == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "message"),
+    [
+        (GENERATE, {"text": "go", "max_lenght": 3}, 400, "Did you mean max_length?"),
+        (GENERATE, {"text": "go", "max_length": "3"}, 400, "max_length must be an integer"),
+        (GENERATE, {"text": "go", "max_length": 1}, 400, "at least 2, received 1"),
+        (GENERATE, {"text": "x" * (LONGEST_TEXT + 1)}, 400, "A text may have"),
+        (GENERATE, {"text": ["go"]}, 400, "under 'text'"),
+        (GENERATE, {"max_length": 3}, 400, "under 'text'"),
+        (GENERATE, ["go"], 400, "under 'text'"),
+        (GENERATE, "", 400, "JSON Parse error: The document is empty"),
+        (GENERATE, '{"text": ', 400, "JSON Parse error"),
+        (GENERATE, {"text": "1"}, 500, "RuntimeError: the engine broke"),
+        ("/v1/models/other:generate", {"text": "go"}, 404, "Latest(other)"),
+        ("/v1/models/counting/versions/2:generate", {"text": "go"}, 404, "Specific(counting, 2)"),
+        ("/v1/models/counting/labels/new:generate", {"text": "go"}, 400, "label: new"),
+    ],
+)
+def test_what_is_wrong_from_the_start_is_an_ordinary_error(server, path, body, status, message):
+    answer = server.post(path, body)
+    assert (answer.status, answer.headers["Content-Type"]) == (status, "application/json")
+    assert message in answer.json["error"]
+
+
+def test_an_error_after_the_first_token_is_the_last_event(server):
+    answer = server.post(GENERATE, {"text": "3", "max_length": 9})
+    names = [name for name, _ in events_of(answer.text)]
+    assert (answer.status, names) == (200, ["token", "token", "error"])
+    assert events_of(answer.text)[-1][1] == {"error": "RuntimeError: the engine broke"}
+
+
+def test_text_that_is_not_unicode_reaches_the_model_as_text(server):
+    answer = server.post(GENERATE, b'{"text": "\xff", "max_length": 2}')
+    assert [name for name, _ in events_of(answer.text)] == ["token", "token", "done"]
+
+
+def test_a_full_queue_is_refused_at_once():
+    with serving(Counting(seconds=0.2, queue_size=0)) as server, server.connection() as busy:
+        busy.request("POST", GENERATE, json.dumps({"text": "go", "max_length": 20}))
+        busy.getresponse()
+        began = time.monotonic()
+        answer = server.post(GENERATE, {"text": "go"})
+        assert time.monotonic() - began < 0.15
+    assert (answer.status, answer.json) == (503, {"error": "The queue is full"})
+
+
+def test_the_time_limit_ends_a_stream_between_tokens():
+    servable = Counting(seconds=0.05)
+    with serving(servable, request_seconds=0.3) as server:
+        answer = server.post(GENERATE, {"text": "go", "max_length": 1000})
+        assert servable.ended.wait(1)
+        emitted = servable.emitted
+    assert events_of(answer.text)[-1] == ("error", {"error": "Timed out waiting for notification"})
+    assert 2 <= emitted <= 6
+
+
+def test_a_client_that_goes_away_stops_the_work_before_the_next_token():
+    servable = Counting(seconds=0.1)
+    with serving(servable) as server:
+        with server.connection() as connection:
+            connection.request("POST", GENERATE, json.dumps({"text": "go", "max_length": 1000}))
+            connection.getresponse().readline()
+            gone = time.monotonic()
+        assert servable.ended.wait(5)
+        assert time.monotonic() - gone < 0.3
+        assert servable.emitted <= 2
+        # The model is held until then and not longer.
+        server.store.configure([])
+        assert servable.closed.wait(5)
+
+
+def test_a_client_that_goes_away_before_the_first_token_stops_the_work():
+    servable = Counting(seconds=0.3)
+    with serving(servable) as server:
+        with server.connection() as connection:
+            connection.request("POST", GENERATE, json.dumps({"text": "go", "max_length": 1000}))
+            time.sleep(0.1)
+        assert servable.ended.wait(5)
+        assert servable.emitted == 0
