@@ -266,12 +266,25 @@ class BatchScheduler:
 
     def work(self) -> None:
         """Run batches until the scheduler is closed."""
-        while (taken := self.take()) is not None:
-            (signature, outputs, _), tasks = taken
-            self.run_batch(signature, outputs, [task for task in tasks if still_wanted(task)])
-            del taken, tasks  # a thread that waits keeps no tensors
-            with self._changed:
-                self._idle += 1
+        while self.run_next():
+            pass
+
+    def run_next(self) -> bool:
+        """Wait for a batch, run it and tell its calls; return whether there was one.
+
+        A method of its own, so that a thread that waits keeps no tensors.
+        """
+        if (taken := self.take()) is None:
+            return False
+        (signature, outputs, _), waiting = taken
+        tasks = [task for task in waiting if still_wanted(task)]
+        answers = self.run_batch(signature, outputs, tasks) if tasks else []
+        # Whoever is told an answer may count on the thread that gave it.
+        with self._changed:
+            self._idle += 1
+        for task, answer in zip(tasks, answers, strict=True):
+            end(task.future, answer)
+        return True
 
     def take(self) -> tuple[Key, list[Task]] | None:
         """Wait for a batch that may run, or return None once there will be no more."""
@@ -296,10 +309,10 @@ class BatchScheduler:
         self._idle -= 1
         return tasks
 
-    def run_batch(self, signature: str, outputs: Sequence[str], tasks: Sequence[Task]) -> None:
-        """Run tasks together and end their futures."""
-        if not tasks:
-            return
+    def run_batch(
+        self, signature: str, outputs: Sequence[str], tasks: Sequence[Task]
+    ) -> Sequence[Tensors | Exception]:
+        """Run tasks together and return what each of them is to be told."""
         rows = [task.rows for task in tasks]
         size = self._parameters.filled(sum(rows)) if any(rows) else 0
         try:
@@ -307,16 +320,19 @@ class BatchScheduler:
                 [task.inputs for task in tasks], size, self._parameters.pad_variable_length_inputs
             )
             merged_outputs = self._run(signature, outputs, merged, longest_time(tasks))
-            answers = split_outputs(merged_outputs, rows, size)
+            return split_outputs(merged_outputs, rows, size)
         except StatusError as error:
-            for task in tasks:
-                task.future.set_exception(StatusError(error.code, error.message))
+            return [StatusError(error.code, error.message) for _ in tasks]
         except Exception as error:
-            for task in tasks:
-                task.future.set_exception(error)
-        else:
-            for task, answer in zip(tasks, answers, strict=True):
-                task.future.set_result(answer)
+            return [error for _ in tasks]
+
+
+def end(future: "Future[Tensors]", answer: Tensors | Exception) -> None:
+    """End a future with outputs or an error."""
+    if isinstance(answer, Exception):
+        future.set_exception(answer)
+    else:
+        future.set_result(answer)
 
 
 def still_wanted(task: Task) -> bool:

@@ -180,11 +180,15 @@ class Workers:
             raise StatusError(Code.UNAVAILABLE, batching.QUEUE_FULL)
 
         def work() -> Tensors:
-            limits.check()
-            return self._run(signature, outputs, inputs, limits.remaining())
+            try:
+                limits.check()
+                return self._run(signature, outputs, inputs, limits.remaining())
+            finally:
+                # Before the answer is told: whoever is may count on the thread that gave it.
+                self._free.release()
 
         future = self._threads.submit(work)
-        future.add_done_callback(lambda _: self._free.release())
+        future.add_done_callback(lambda ended: self._free.release() if ended.cancelled() else None)
         return future
 
     def close(self) -> None:

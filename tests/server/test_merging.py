@@ -1,0 +1,83 @@
+"""Rows of several calls in one tensor: the rules of padding, and what cannot be merged."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from bart_export.server.merging import merged_inputs, row_count, split_outputs
+from bart_export.server.status import Code, StatusError
+
+
+def merged(*arrays, size=None, pad=True):
+    size = size or sum(map(len, arrays))
+    return merged_inputs([{"x": array} for array in arrays], size, pad)["x"]
+
+
+@pytest.mark.parametrize("dtype", [np.int32, bool, ml_dtypes.bfloat16, object])
+def test_arrays_are_padded_at_the_end_of_each_axis_with_their_first_element(dtype):
+    first = np.arange(1, 5).reshape(1, 2, 2).astype(dtype)
+    second = np.full([1, 1, 3], 7).astype(dtype)
+    expected = np.array(
+        [[[1, 2, 1], [3, 4, 1]], [[7, 7, 7], [7, 7, 7]]],
+    ).astype(dtype)
+    result = merged(first, second)
+    assert result.dtype == first.dtype
+    np.testing.assert_array_equal(result, expected)
+
+
+def test_strings_are_padded_with_strings():
+    result = merged(np.array([[b"a", b"b"]], object), np.array([[b"c"]], object))
+    assert result.tolist() == [[b"a", b"b"], [b"c", b"c"]]
+
+
+@pytest.mark.parametrize("pad", [True, False])
+def test_missing_rows_repeat_the_first_row_of_the_last_call_that_has_one(pad):
+    arrays = [np.array([[1], [2]]), np.array([[3], [4]]), np.zeros([0, 1], int)]
+    assert merged(*arrays, size=6, pad=pad).tolist() == [[1], [2], [3], [4], [3], [3]]
+
+
+def test_a_call_alone_is_not_copied():
+    array = np.ones([2, 3])
+    assert merged(array, pad=False) is array
+
+
+def test_calls_without_rows_are_padded_to_the_others():
+    assert merged(np.zeros([0, 1]), np.ones([1, 2])).tolist() == [[1.0, 1.0]]
+
+
+@pytest.mark.parametrize(
+    ("shapes", "pad", "code", "beginning"),
+    [
+        ([[1, 2], [1, 3]], False, Code.FAILED_PRECONDITION, "Tensors with name 'x' from differ"),
+        ([[1, 2], [1, 2, 1]], False, Code.FAILED_PRECONDITION, "Tensors with name 'x' from differ"),
+        ([[1, 2], [1, 2, 1]], True, Code.FAILED_PRECONDITION, "Tensors with name 'x' from differ"),
+        ([[1, 0], [1, 3]], True, Code.INVALID_ARGUMENT, "Got empty tensor in batch of non-empty"),
+        ([[1] * 7], True, Code.INVALID_ARGUMENT, "Only tensors with rank from 1 to 6 can be"),
+    ],
+)
+def test_what_cannot_be_merged_is_refused(shapes, pad, code, beginning):
+    with pytest.raises(StatusError) as refused:
+        merged(*map(np.ones, shapes), pad=pad)
+    assert refused.value.code is code
+    assert refused.value.message.startswith(beginning)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ([], "Batching Run() must have at least one input tensor"),
+        ([[2], []], "Batching Run() input tensors must have at least one dimension"),
+        ([[2], [1, 2]], "Batching Run() input tensors must have equal 0th-dimension size"),
+    ],
+)
+def test_inputs_must_have_rows(shapes, message):
+    with pytest.raises(StatusError) as refused:
+        row_count({str(index): np.ones(shape) for index, shape in enumerate(shapes)})
+    assert (refused.value.code, refused.value.message) == (Code.INVALID_ARGUMENT, message)
+
+
+def test_every_call_gets_its_rows_and_the_rest_is_dropped():
+    outputs = {"y": np.arange(8).reshape(4, 2), "z": np.arange(4)}
+    answers = split_outputs(outputs, [1, 0, 2], 4)
+    assert [answer["y"].tolist() for answer in answers] == [[[0, 1]], [], [[2, 3], [4, 5]]]
+    assert [answer["z"].tolist() for answer in answers] == [[0], [], [1, 2]]
