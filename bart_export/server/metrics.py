@@ -13,7 +13,7 @@ import dataclasses
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 
 from bart_export.server.status import Code, StatusError
 
@@ -36,6 +36,8 @@ def exponential(first: float, growth: float, count: int) -> tuple[float, ...]:
     return tuple(first * growth**index for index in range(count))
 
 
+# Engines → values of the label `runtime`.
+RUNTIMES = {"tensorflow": "TF1", "litert": "LiteRT"}
 # 10 microseconds to about 20 minutes.
 LATENCY = exponential(10, 1.8, 33)
 TF, OURS = ":tensorflow:serving:", ":bart_export:"
@@ -58,10 +60,9 @@ QUEUING_LATENCY = Family(
     ("thread_pool_name",),
     exponential(100, 1.2, 52),
 )
+# Requests that run and those that wait for a place.
 IN_PROGRESS = Family(OURS + "requests_in_progress", "gauge", ("model_name",))
 REFUSED = Family(OURS + "refused_count", "counter", ("model_name",))
-QUEUE_LENGTH = Family(OURS + "queue_length", "gauge", ("model_name",))
-GENERATED_TOKENS = Family(OURS + "streamed_tokens", "counter", ("model_name",))
 
 FAMILIES = (
     REQUEST_COUNT,
@@ -73,8 +74,6 @@ FAMILIES = (
     QUEUING_LATENCY,
     IN_PROGRESS,
     REFUSED,
-    QUEUE_LENGTH,
-    GENERATED_TOKENS,
 )
 
 Labels = tuple[str, ...]
@@ -95,7 +94,6 @@ class Metrics:
         self.lock = threading.Lock()
         self.values: dict[Family, dict[Labels, float]] = {}
         self.histograms: dict[Family, dict[Labels, Histogram]] = {}
-        self.readers: dict[Family, Callable[[], Mapping[Labels, float]]] = {}
 
     def increment(self, family: Family, *labels: str, by: float = 1) -> None:
         """Add to a counter, or to a gauge."""
@@ -114,9 +112,12 @@ class Metrics:
             cell.counts[bisect.bisect_left(family.bounds, value)] += 1
             cell.total += value
 
-    def watch(self, family: Family, read: Callable[[], Mapping[Labels, float]]) -> None:
-        """Ask `read` for the values of a gauge whenever Prometheus asks."""
-        self.readers[family] = read
+    @contextlib.contextmanager
+    def timed(self, family: Family, *labels: str) -> Iterator[None]:
+        """Observe how long a block takes, in microseconds, if it ends well."""
+        began = time.perf_counter()
+        yield
+        self.observe(family, (time.perf_counter() - began) * MICROSECONDS, *labels)
 
     @contextlib.contextmanager
     def request(self, model_name: str, api: str, entrypoint: str) -> Iterator[None]:
@@ -128,11 +129,11 @@ class Metrics:
             api: "predict", "classify", … as TensorFlow Serving writes it for the entrypoint.
             entrypoint: "REST" or "GRPC".
         """
-        began = time.perf_counter()
         code = Code.OK
         self.increment(IN_PROGRESS, model_name)
         try:
-            yield
+            with self.timed(REQUEST_LATENCY, model_name, api, entrypoint):
+                yield
         except StatusError as error:
             code = error.code
             raise
@@ -147,9 +148,6 @@ class Metrics:
             self.increment(REQUEST_COUNT, model_name, code.name)
             if code == Code.UNAVAILABLE:
                 self.increment(REFUSED, model_name)
-            if code == Code.OK:
-                seconds = time.perf_counter() - began
-                self.observe(REQUEST_LATENCY, seconds * MICROSECONDS, model_name, api, entrypoint)
 
     def exposition(self) -> str:
         """Return everything in Prometheus' text format."""
@@ -162,7 +160,6 @@ class Metrics:
                 }
                 for family, cells in self.histograms.items()
             }
-        values |= {family: dict(read()) for family, read in self.readers.items()}
         lines = []
         for family in FAMILIES:
             if cells := values.get(family):

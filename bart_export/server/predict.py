@@ -131,7 +131,11 @@ class Held:
         self.futures: list[concurrent.futures.Future[Any]] = []
 
     async def run(self, call: Call) -> Tensors:
-        """Run a signature, as `run` does."""
+        """Run a signature and return its outputs; see `finished` for how it may end.
+
+        Raises:
+            StatusError: what the servable says, UNAVAILABLE at once if its queue is full.
+        """
         return await finished(self.keep(self.servable.submit(call)), call.limits)
 
     def keep(
@@ -166,17 +170,6 @@ def release_after(
         stack.close()
     else:
         running.add_done_callback(lambda _: release_after(futures, stack))
-
-
-async def run(servable: Servable, call: Call) -> Tensors:
-    """Run a signature and return its outputs; see `finished` for how it may end.
-
-    `Held.run` does the same and keeps the servable from being closed under work that goes on.
-
-    Raises:
-        StatusError: what the servable says, UNAVAILABLE at once if its queue is full.
-    """
-    return await finished(servable.submit(call), call.limits)
 
 
 async def finished(future: "concurrent.futures.Future[Answer]", limits: Limits) -> Answer:

@@ -7,18 +7,33 @@ signature, then the rest of the body. Nothing here knows addresses or connection
 
 import asyncio
 import contextlib
+import dataclasses
+import functools
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from bart_export.server import events, json_document, json_request, json_response, messages
+from bart_export.server import (
+    events,
+    examples,
+    json_document,
+    json_request,
+    json_response,
+    messages,
+)
 from bart_export.server.grpc_services import SIGNATURE_DEF, ModelService, PredictionService
-from bart_export.server.metrics import Metrics
+from bart_export.server.metrics import (
+    EXAMPLE_COUNT_TOTAL,
+    EXAMPLE_COUNTS,
+    RUNTIME_LATENCY,
+    RUNTIMES,
+    Metrics,
+)
 from bart_export.server.models import ModelSpec, ModelStore
 from bart_export.server.predict import UnknownSignature, chosen_outputs, chosen_signature, held
-from bart_export.server.servable import Call, Limits
+from bart_export.server.servable import Call, Limits, Tensors
 from bart_export.server.status import StatusError
 
 T = TypeVar("T")
@@ -27,6 +42,27 @@ JSON = "application/json"
 Method = Callable[[ModelSpec, bytes, Limits], Awaitable[Response]]
 # Work on more bytes than this would hold up the other requests of the event loop.
 QUICK_BYTES = 64 * 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class ExampleMethod:
+    """A method that takes examples: the outputs that it asks a signature for, and its answer."""
+
+    outputs: Callable[[Any], tuple[str, ...]]
+    result: Callable[[Tensors, int], Any]
+    body: Callable[[Any], bytes]
+
+
+EXAMPLE_METHODS = {
+    "classify": ExampleMethod(
+        examples.classification_outputs,
+        examples.classification_result,
+        examples.classification_json,
+    ),
+    "regress": ExampleMethod(
+        examples.regression_outputs, examples.regression_result, examples.regression_json
+    ),
+}
 
 
 async def aside(size: int, work: Callable[[], T]) -> T:
@@ -48,6 +84,7 @@ class RestMethods:
             ("GET", "metadata"): self.metadata,
             ("POST", "predict"): self.predict,
             ("POST", "generate"): self.generate,
+            **{("POST", name): functools.partial(self.infer, name) for name in EXAMPLE_METHODS},
         }
 
     def named(self, verb: str, name: str | None) -> Method | None:
@@ -71,18 +108,45 @@ class RestMethods:
                 inputs, by_row = await aside(
                     len(body), lambda: json_request.tensors(parsed, signature.inputs)
                 )
-                outputs = await holder.run(
-                    Call(
-                        signature=name,
-                        inputs=inputs,
-                        outputs=chosen_outputs(signature),
-                        limits=limits,
-                    )
+                call = Call(
+                    signature=name,
+                    inputs=inputs,
+                    outputs=chosen_outputs(signature),
+                    limits=limits,
                 )
+                with self.timed(spec, "Predict"):
+                    outputs = await holder.run(call)
             size = sum(array.nbytes for array in outputs.values())
             return json_answer(
                 await aside(size, lambda: json_response.predictions(outputs, row_format=by_row))
             )
+
+    async def infer(self, api: str, spec: ModelSpec, body: bytes, limits: Limits) -> Response:
+        """Classify examples, or give a value for each."""
+        method = EXAMPLE_METHODS[api]
+        with self.counted(spec, api):
+            parsed = await aside(len(body), lambda: json_request.parse(body))
+            given = await aside(len(body), lambda: examples.from_json(parsed))
+            with held(self.store.lease(spec)) as holder:
+                name, signature = chosen_signature(
+                    holder.servable, parsed.signature_name, UnknownSignature.EXAMPLES
+                )
+                wanted = method.outputs(signature)
+                rows = examples.serialized(given)
+                self.numbers.observe(EXAMPLE_COUNTS, len(rows), spec.name)
+                self.numbers.increment(EXAMPLE_COUNT_TOTAL, spec.name, by=len(rows))
+                call = Call(
+                    signature=name, inputs={examples.INPUT: rows}, outputs=wanted, limits=limits
+                )
+                with self.timed(spec, api.capitalize()):
+                    outputs = await holder.run(call)
+            return json_answer(method.body(method.result(outputs, len(rows))))
+
+    def timed(self, spec: ModelSpec, api: str) -> contextlib.AbstractContextManager[None]:
+        """Time the engine's part of a request."""
+        served = self.store.served.get(spec.name)
+        runtime = RUNTIMES[served.engine] if served else ""
+        return self.numbers.timed(RUNTIME_LATENCY, spec.name, api, runtime)
 
     async def status(self, spec: ModelSpec, body: bytes, limits: Limits) -> Response:
         """Tell of the states of a model's versions."""

@@ -1,0 +1,137 @@
+"""The numbers as Prometheus reads them, under TensorFlow Serving's names."""
+
+import asyncio
+import threading
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from bart_export.server.metrics import (
+    FAMILIES,
+    LATENCY,
+    REQUEST_COUNT,
+    REQUEST_LATENCY,
+    RUNTIME_LATENCY,
+    Metrics,
+)
+from bart_export.server.status import Code, StatusError
+
+
+def samples(metrics):
+    """Return {(name, labels as sorted pairs): value}, as Prometheus' own parser reads them."""
+    text = metrics.exposition()
+    read = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            # The parser gives every counter the ending that OpenMetrics asks for.
+            written = f"{sample.name}{{" in text
+            name = sample.name if written else sample.name.removesuffix("_total")
+            read[name, tuple(sorted(sample.labels.items()))] = sample.value
+    return read
+
+
+def test_a_counter_is_written_as_tensorflow_serving_writes_it():
+    metrics = Metrics()
+    metrics.increment(REQUEST_COUNT, "m", "OK")
+    metrics.increment(REQUEST_COUNT, "m", "OK", by=2)
+    assert metrics.exposition() == (
+        "# TYPE :tensorflow:serving:request_count counter\n"
+        ':tensorflow:serving:request_count{model_name="m",status="OK"} 3\n'
+    )
+
+
+def test_a_histogram_counts_what_is_at_most_each_bound():
+    metrics = Metrics()
+    for microseconds in (3, 10, 18, 19, 1e12):
+        metrics.observe(REQUEST_LATENCY, microseconds, "m", "predict", "REST")
+    lines = metrics.exposition().splitlines()
+    name, labels = REQUEST_LATENCY.name, 'model_name="m",API="predict",entrypoint="REST"'
+    assert lines[:4] == [
+        f"# TYPE {name} histogram",
+        f'{name}_bucket{{{labels},le="10"}} 2',
+        f'{name}_bucket{{{labels},le="18"}} 3',
+        f'{name}_bucket{{{labels},le="32.4"}} 4',
+    ]
+    assert lines[33:] == [
+        f'{name}_bucket{{{labels},le="{LATENCY[-1]:g}"}} 4',
+        f'{name}_bucket{{{labels},le="+Inf"}} 5',
+        f"{name}_sum{{{labels}}} 1000000000050",
+        f"{name}_count{{{labels}}} 5",
+    ]
+
+
+def test_latency_has_33_bounds_from_10_microseconds_to_20_minutes():
+    assert len(LATENCY) == 33
+    assert LATENCY[0] == 10
+    assert 20 * 60 * 0.9 < LATENCY[-1] / 1e6 < 20 * 60 * 1.3
+
+
+def test_prometheus_reads_back_every_family_and_any_label():
+    metrics = Metrics()
+    awkward = 'a "quoted" \\ back\nslash'
+    for family in FAMILIES:
+        labels = [awkward] * len(family.labels)
+        if family.kind == "histogram":
+            metrics.observe(family, 7, *labels)
+        else:
+            metrics.increment(family, *labels, by=7)
+    read = samples(metrics)
+    for family in FAMILIES:
+        name = family.name + ("_sum" if family.kind == "histogram" else "")
+        assert read[name, tuple((label, awkward) for label in sorted(family.labels))] == 7
+
+
+def test_nothing_counted_is_nothing_written():
+    assert samples(Metrics()) == {}
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "refused"),
+    [
+        (StatusError(Code.INVALID_ARGUMENT, "no"), "INVALID_ARGUMENT", 0),
+        (StatusError(Code.UNAVAILABLE, "full"), "UNAVAILABLE", 1),
+        (asyncio.CancelledError(), "CANCELLED", 0),
+        (KeyError("x"), "INTERNAL", 0),
+    ],
+)
+def test_a_request_that_fails_is_counted_by_its_code_and_not_timed(error, status, refused):
+    metrics = Metrics()
+    with pytest.raises(type(error)), metrics.request("m", "predict", "REST"):
+        raise error
+    read = samples(metrics)
+    assert read.pop((REQUEST_COUNT.name, (("model_name", "m"), ("status", status)))) == 1
+    assert read.pop((":bart_export:requests_in_progress", (("model_name", "m"),))) == 0
+    assert read.pop((":bart_export:refused_count", (("model_name", "m"),)), 0) == refused
+    assert read == {}
+
+
+def test_a_request_is_in_progress_until_it_is_counted_and_timed():
+    metrics = Metrics()
+    in_progress = (":bart_export:requests_in_progress", (("model_name", "m"),))
+    with metrics.request("m", "predict", "REST"):
+        assert samples(metrics) == {in_progress: 1}
+    read = samples(metrics)
+    labels = (("API", "predict"), ("entrypoint", "REST"), ("model_name", "m"))
+    assert read[in_progress] == 0
+    assert read[REQUEST_COUNT.name, (("model_name", "m"), ("status", "OK"))] == 1
+    assert read[f"{REQUEST_LATENCY.name}_count", labels] == 1
+    assert 0 < read[f"{REQUEST_LATENCY.name}_sum", labels] < 1e6
+
+
+def test_counts_from_many_threads_are_all_there():
+    metrics = Metrics()
+
+    def count():
+        for _ in range(2000):
+            metrics.increment(REQUEST_COUNT, "m", "OK")
+            metrics.observe(RUNTIME_LATENCY, 1, "m", "Predict", "TF1")
+
+    threads = [threading.Thread(target=count) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    read = samples(metrics)
+    assert read[REQUEST_COUNT.name, (("model_name", "m"), ("status", "OK"))] == 8000
+    labels = (("API", "Predict"), ("model_name", "m"), ("runtime", "TF1"))
+    assert read[f"{RUNTIME_LATENCY.name}_count", labels] == 8000

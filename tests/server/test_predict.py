@@ -1,0 +1,201 @@
+"""Between requests and servables: names held to signatures, and work awaited, told and released."""
+
+import asyncio
+import contextlib
+import time
+from concurrent.futures import CancelledError, Future
+
+import numpy as np
+import pytest
+from arithmetic import FLOAT, PREDICT, Arithmetic, signature
+
+from bart_export.errors import ArtifactError, ConfigurationError, InputError
+from bart_export.server.loading import Lease
+from bart_export.server.predict import (
+    UnknownSignature,
+    check_inputs,
+    chosen_outputs,
+    chosen_signature,
+    finished,
+    held,
+    status_of,
+)
+from bart_export.server.servable import Call, Limits
+from bart_export.server.status import Code, StatusError
+
+ONE = np.array([1], np.float32)
+PLAIN = signature(PREDICT, {"a": FLOAT, "b": FLOAT}, {"x": FLOAT, "y": FLOAT})
+DEFAULTED = signature(PREDICT, {"a": FLOAT, "b": FLOAT}, {"x": FLOAT}, b=ONE)
+
+
+@pytest.mark.parametrize(
+    ("definition", "given", "message"),
+    [
+        (
+            PLAIN,
+            ["a"],
+            "input size does not match signature: 1!=2 len({a}) != len({a,b}). "
+            "Sent extra: {}. Missing but required: {b}.",
+        ),
+        (
+            PLAIN,
+            ["b", "a", "z"],
+            "input size does not match signature: 3!=2 len({a,b,z}) != len({a,b}). "
+            "Sent extra: {z}. Missing but required: {}.",
+        ),
+        (
+            PLAIN,
+            ["a", "z"],
+            "Signature input alias: b(feed name: b:0) not found in request and no default value "
+            "provided. Inputs expected to be in the request {a,z}, or default input alias set: ",
+        ),
+        (
+            DEFAULTED,
+            ["b"],
+            "Signature input alias: a(feed name: a:0) not found in request and no default value "
+            "provided. Inputs expected to be in the request {b}, or default input alias set: b",
+        ),
+        (
+            DEFAULTED,
+            ["a", "z"],
+            "Inputs contains invalid name. Used request inputs: a, request input: a,z",
+        ),
+    ],
+)
+def test_inputs_are_held_to_the_signature(definition, given, message):
+    with pytest.raises(StatusError) as raised:
+        check_inputs(definition, given)
+    assert (raised.value.code, raised.value.message) == (Code.INVALID_ARGUMENT, message)
+
+
+@pytest.mark.parametrize(
+    ("definition", "given"),
+    [(PLAIN, ["a", "b"]), (DEFAULTED, ["a"]), (DEFAULTED, ["b", "a"])],
+)
+def test_inputs_with_defaults_may_be_left_out(definition, given):
+    check_inputs(definition, given)
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen"), [((), ("x", "y")), (("y",), ("y",)), (("y", "x"), ("y", "x"))]
+)
+def test_outputs_are_those_of_the_filter_or_all(names, chosen):
+    assert chosen_outputs(PLAIN, names) == chosen
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["z"], "output tensor alias not found in signature: z Outputs expected to be in the set"),
+        (["y", "y"], "duplicate output tensor alias: y"),
+    ],
+)
+def test_outputs_that_are_not_there_or_twice_are_refused(names, message):
+    with pytest.raises(StatusError, match=message):
+        chosen_outputs(PLAIN, names)
+
+
+def test_no_signature_name_means_the_default():
+    name, definition = chosen_signature(Arithmetic(), "", UnknownSignature.REST_PREDICT)
+    assert (name, list(definition.inputs)) == ("serving_default", ["x"])
+
+
+@pytest.mark.parametrize("unknown", UnknownSignature)
+def test_an_unknown_signature_is_named_with_the_code_of_the_method(unknown):
+    with pytest.raises(StatusError, match="nope") as raised:
+        chosen_signature(Arithmetic(), "nope", unknown)
+    assert raised.value.code == unknown.value[0]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (StatusError(Code.ABORTED, "so"), Code.ABORTED, "so"),
+        (InputError("long"), Code.INVALID_ARGUMENT, "long"),
+        (ConfigurationError("wrong"), Code.INVALID_ARGUMENT, "wrong"),
+        (ArtifactError("gone"), Code.INTERNAL, "gone"),
+        (CancelledError(), Code.CANCELLED, "The request was cancelled"),
+        (TimeoutError(), Code.DEADLINE_EXCEEDED, "Timed out waiting for notification"),
+        (MemoryError(), Code.RESOURCE_EXHAUSTED, "Out of memory"),
+        (KeyError("x"), Code.INTERNAL, "KeyError: 'x'"),
+    ],
+)
+def test_every_error_has_a_code_and_a_text(error, code, message):
+    told = status_of(error)
+    assert (told.code, told.message) == (code, message)
+
+
+def waiting(seconds, limits):
+    """Return a call that takes some seconds."""
+    inputs = {"seconds": np.array([seconds], np.float32)}
+    return Call(signature="wait", inputs=inputs, outputs=("seconds",), limits=limits)
+
+
+class Lender:
+    """Lends a servable; says whether it has been given back."""
+
+    def __init__(self, servable):
+        self.servable = servable
+        self.returned = False
+
+    @contextlib.contextmanager
+    def lease(self):
+        try:
+            yield Lease(self.servable, 1)
+        finally:
+            self.returned = True
+
+
+def test_the_outputs_are_returned_and_the_lease_given_back():
+    async def ask():
+        with held(lender.lease()) as holder:
+            outputs = await holder.run(waiting(0.05, Limits()))
+            assert not lender.returned
+        return outputs
+
+    lender = Lender(Arithmetic())
+    assert asyncio.run(ask())["seconds"] == pytest.approx(0.05)
+    assert lender.returned
+
+
+@pytest.mark.parametrize("is_cancelled", [True, False])
+def test_work_that_nobody_waits_for_stops_and_holds_its_servable_until_then(is_cancelled):
+    """Either the client goes, or time runs out while the engine is in the middle of a step."""
+    release = Future()
+
+    class Stubborn(Arithmetic):
+        def submit(self, call):
+            return release
+
+    async def ask():
+        with held(lender.lease()) as holder:
+            await holder.run(waiting(10, limits))
+
+    async def give_up():
+        task = asyncio.create_task(ask())
+        await asyncio.sleep(0.05)
+        if is_cancelled:
+            task.cancel()
+        began = time.monotonic()
+        with pytest.raises(asyncio.CancelledError if is_cancelled else StatusError):
+            await task
+        assert time.monotonic() - began < 1
+
+    limits = Limits(deadline=None if is_cancelled else time.monotonic() + 0.1)
+    lender = Lender(Stubborn())
+    asyncio.run(give_up())
+    assert limits.stop.is_set()
+    assert not lender.returned
+    release.set_result({})
+    assert lender.returned
+
+
+def test_what_the_work_raises_is_told():
+    async def wait_for(future):
+        await finished(future, Limits())
+
+    future = Future()
+    future.set_exception(InputError("too long"))
+    with pytest.raises(StatusError, match="too long") as raised:
+        asyncio.run(wait_for(future))
+    assert raised.value.code == Code.INVALID_ARGUMENT
