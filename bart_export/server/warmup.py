@@ -1,0 +1,241 @@
+"""Warm-up: the requests that a version directory brings and that run before clients' do.
+
+They lie in `assets.extra/tf_serving_warmup_requests`, a TFRecord file of PredictionLog messages,
+and run one after the other; one that fails fails the load. The rules are TensorFlow Serving's
+(tensorflow/serving, servables/tensorflow/saved_model_warmup.cc and saved_model_warmup_util.cc), the
+file format is that of TensorFlow's core/lib/io/record_writer.h. Nothing here knows an engine.
+"""
+
+import pathlib
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from bart_export.server import examples, messages, tensors
+from bart_export.server.predict import (
+    UnknownSignature,
+    check_inputs,
+    chosen_outputs,
+    chosen_signature,
+)
+from bart_export.server.servable import Call, Servable, Tensors
+from bart_export.server.status import Code, StatusError
+
+REQUESTS = pathlib.PurePath("assets.extra", "tf_serving_warmup_requests")
+MAX_RECORDS = 1000
+# Requests → the field of a PredictionLog that holds them.
+LOG_FIELDS = {
+    "PredictRequest": "predict_log",
+    "ClassificationRequest": "classify_log",
+    "RegressionRequest": "regress_log",
+    "MultiInferenceRequest": "multi_inference_log",
+}
+
+LENGTH, CHECKSUM = struct.Struct("<Q"), struct.Struct("<I")
+HEADER_BYTES = LENGTH.size + CHECKSUM.size
+# The reversed Castagnoli polynomial of CRC-32C (RFC 3720, appendix B.4).
+CASTAGNOLI = 0x82F63B78
+MASK_DELTA = 0xA282EAD8
+
+
+def run_warmup(servable: Servable, directory: pathlib.Path) -> int:
+    """Run the warm-up requests of a version directory.
+
+    Args:
+        servable: has the version loaded.
+        directory: that of the version, with warm-up requests or without.
+
+    Returns:
+        how many records there were.
+
+    Raises:
+        StatusError: for a file that is damaged or holds too many records, and for the first request
+            that fails.
+    """
+    path = directory / REQUESTS
+    if not path.is_file():
+        return 0
+    records = list(read_records(path))
+    if len(records) > MAX_RECORDS:
+        raise StatusError(
+            Code.INVALID_ARGUMENT,
+            f"Number of warmup records exceeds the maximum ({MAX_RECORDS}) at {path}",
+        )
+    for number, record in enumerate(records, 1):
+        try:
+            run_log(servable, messages.PredictionLog.FromString(record))
+        except DecodeError as error:
+            raise StatusError(
+                Code.INVALID_ARGUMENT, f"Failed to parse warmup record {number} from {path}"
+            ) from error
+        except StatusError as error:
+            raise StatusError(
+                error.code, f"Warmup record {number} from {path} failed: {error.message}"
+            ) from error
+    return len(records)
+
+
+def run_log(servable: Servable, log: Any) -> None:
+    """Run the request of a PredictionLog, if it has one, and check what comes back.
+
+    Raises:
+        StatusError: UNIMPLEMENTED for a kind of request that cannot warm up, or what the request's
+            own method says.
+    """
+    kind = log.WhichOneof("log_type")
+    if kind is None:
+        return
+    if kind not in RUNNERS:
+        raise StatusError(Code.UNIMPLEMENTED, f"Unsupported log_type for warmup: {kind}")
+    RUNNERS[kind](servable, getattr(log, kind).request)
+
+
+def predict(servable: Servable, request: Any) -> None:
+    """Run a PredictRequest."""
+    name, signature = chosen_signature(
+        servable, request.model_spec.signature_name, UnknownSignature.GRPC_PREDICT
+    )
+    check_inputs(signature, request.inputs)
+    inputs = {alias: tensors.from_proto(proto, alias) for alias, proto in request.inputs.items()}
+    outputs = chosen_outputs(signature, request.output_filter)
+    for output in run(servable, name, inputs, outputs).values():
+        tensors.to_proto(output)
+
+
+def classify(
+    servable: Servable, request: Any, unknown: UnknownSignature = UnknownSignature.EXAMPLES
+) -> None:
+    """Run a request with examples through a signature that classifies."""
+    name, signature = chosen_signature(servable, request.model_spec.signature_name, unknown)
+    outputs = examples.classification_outputs(signature)
+    rows = examples.serialized(request.input)
+    answer = run(servable, name, {examples.INPUT: rows}, outputs)
+    examples.classification_result(answer, len(rows))
+
+
+def regress(
+    servable: Servable, request: Any, unknown: UnknownSignature = UnknownSignature.EXAMPLES
+) -> None:
+    """Run a request with examples through a signature that regresses."""
+    name, signature = chosen_signature(servable, request.model_spec.signature_name, unknown)
+    outputs = examples.regression_outputs(signature)
+    rows = examples.serialized(request.input)
+    answer = run(servable, name, {examples.INPUT: rows}, outputs)
+    examples.regression_result(answer, len(rows))
+
+
+TASKS = {"tensorflow/serving/classify": classify, "tensorflow/serving/regress": regress}
+
+
+def multi_inference(servable: Servable, request: Any) -> None:
+    """Run every task of a MultiInferenceRequest."""
+    for task in request.tasks:
+        if task.method_name not in TASKS:
+            raise StatusError(
+                Code.UNIMPLEMENTED, f"Unsupported signature method_name: {task.method_name}"
+            )
+        one = messages.ClassificationRequest(model_spec=task.model_spec, input=request.input)
+        TASKS[task.method_name](servable, one, UnknownSignature.MULTI_INFERENCE)
+
+
+# Fields of a PredictionLog → what runs their request.
+RUNNERS: dict[str, Callable[[Servable, Any], None]] = {
+    "predict_log": predict,
+    "classify_log": classify,
+    "regress_log": regress,
+    "multi_inference_log": multi_inference,
+}
+
+
+def run(servable: Servable, signature: str, inputs: Tensors, outputs: tuple[str, ...]) -> Tensors:
+    """Run a signature and wait for it as long as it takes: the first run may be slow."""
+    return servable.submit(Call(signature=signature, inputs=inputs, outputs=outputs)).result()
+
+
+def write_records(path: pathlib.Path, requests: Iterable[Any]) -> None:
+    """Write requests as a file of warm-up records.
+
+    Args:
+        path: of the file; its directory is made if it is missing.
+        requests: messages for PredictionService: PredictRequest, ClassificationRequest,
+            RegressionRequest or MultiInferenceRequest.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        for request in requests:
+            log = messages.PredictionLog()
+            getattr(log, LOG_FIELDS[request.DESCRIPTOR.name]).request.CopyFrom(request)
+            content: bytes = log.SerializeToString(deterministic=True)
+            for part in (LENGTH.pack(len(content)), content):
+                file.write(part + CHECKSUM.pack(masked_crc32c(part)))
+
+
+def read_records(path: pathlib.Path) -> Iterator[bytes]:
+    """Yield the records of a TFRecord file.
+
+    Raises:
+        StatusError: DATA_LOSS for a file that is damaged or holds anything else.
+    """
+    with path.open("rb") as file:
+        while header := file.read(HEADER_BYTES):
+            start = file.tell() - len(header)
+            yield checked(path, start, file.read, checked_length(path, start, header))
+
+
+def checked_length(path: pathlib.Path, start: int, header: bytes) -> int:
+    """Return the length of the record that a header begins."""
+    if len(header) < HEADER_BYTES:
+        raise data_loss(path, "truncated", start)
+    length, checksum = header[: LENGTH.size], header[LENGTH.size :]
+    if CHECKSUM.unpack(checksum)[0] != masked_crc32c(length):
+        raise data_loss(path, "corrupted", start)
+    number: int = LENGTH.unpack(length)[0]
+    return number
+
+
+def checked(path: pathlib.Path, start: int, read: Callable[[int], bytes], length: int) -> bytes:
+    """Read the content of a record, and the checksum after it."""
+    # Not more than there is: a length that was tampered with must not allocate anything.
+    if length > path.stat().st_size:
+        raise data_loss(path, "truncated", start)
+    content, checksum = read(length), read(CHECKSUM.size)
+    if len(content) < length or len(checksum) < CHECKSUM.size:
+        raise data_loss(path, "truncated", start)
+    if CHECKSUM.unpack(checksum)[0] != masked_crc32c(content):
+        raise data_loss(path, "corrupted", start)
+    return content
+
+
+def data_loss(path: pathlib.Path, problem: str, start: int) -> StatusError:
+    """Return the error for a file that is no TFRecord file, or no more."""
+    return StatusError(
+        Code.DATA_LOSS,
+        f"{problem} record at {start} of {path}. Please verify your warmup data is in TFRecord "
+        "format.",
+    )
+
+
+def crc_of_byte(byte: int) -> int:
+    """Return the CRC-32C register after one byte."""
+    for _ in range(8):
+        byte = byte >> 1 ^ (CASTAGNOLI if byte & 1 else 0)
+    return byte
+
+
+CRC_TABLE = tuple(map(crc_of_byte, range(256)))
+
+
+def crc32c(content: bytes) -> int:
+    """Return the CRC-32C of bytes (RFC 3720, appendix B.4)."""
+    register = 0xFFFFFFFF
+    for byte in content:
+        register = CRC_TABLE[(register ^ byte) & 0xFF] ^ register >> 8
+    return register ^ 0xFFFFFFFF
+
+
+def masked_crc32c(content: bytes) -> int:
+    """Return the checksum that a TFRecord stores: one that data with checksums in it can have."""
+    register = crc32c(content)
+    return ((register >> 15 | register << 17) + MASK_DELTA) & 0xFFFFFFFF
