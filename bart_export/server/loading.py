@@ -141,6 +141,8 @@ class ModelVersions:
             return self._unavailable()
 
     def _unavailable(self) -> str:
+        if self.served is None:
+            return f"{{name: {self.name}}} due to error: UNAVAILABLE: The server is stopping"
         if not self.aspired:
             return f"{{name: {self.name}}} due to error: NOT_FOUND: {one_line(self.remark)}"
         latest = max(self.aspired)

@@ -31,7 +31,8 @@ from bart_export.server.status import Code, StatusError
 LOG = logging.getLogger(__name__)
 
 MODEL_TYPE = messages.enumeration("tensorflow.serving.ModelType")
-PLATFORMS = (TENSORFLOW, LITERT)  # the second is this server's own
+# Clients know the first; the second is this server's own, for artifacts.
+PLATFORMS = (TENSORFLOW, LITERT)
 
 POLICIES: Mapping[str | None, Callable[[Any], VersionPolicy]] = {
     None: lambda policy: Latest(),
@@ -41,8 +42,13 @@ POLICIES: Mapping[str | None, Callable[[Any], VersionPolicy]] = {
 }
 
 
-def from_proto(config: Any) -> list[ServedModel]:
+def from_proto(config: Any, engine: str | None = None) -> list[ServedModel]:
     """Return the models that a ModelServerConfig lists.
+
+    Args:
+        config: the message.
+        engine: what serves an artifact of the platform "tensorflow"; None takes the fastest that
+            it has files for. A SavedModel's base path is what TensorFlow serves in any case.
 
     Raises:
         StatusError: INVALID_ARGUMENT, with TensorFlow Serving's texts where it has them.
@@ -52,10 +58,10 @@ def from_proto(config: Any) -> list[ServedModel]:
             "ServerModelConfig type not supported by HandleReloadConfigRequest. "
             "Only ModelConfigList is currently supported"
         )
-    return [served_model_of(model) for model in config.model_config_list.config]
+    return [served_model_of(model, engine) for model in config.model_config_list.config]
 
 
-def served_model_of(model: Any) -> ServedModel:
+def served_model_of(model: Any, engine: str | None) -> ServedModel:
     """Return the record of a ModelConfig."""
     if not model.name:
         raise refused(f"Expected every model to have a name; that of {model.base_path} has none")
@@ -66,7 +72,8 @@ def served_model_of(model: Any) -> ServedModel:
             f"got base_path()={model.base_path}"
         )
     try:
-        engine, base_path = choose_engine(base_path, platform(model))
+        requested = LITERT if platform(model) == LITERT else engine
+        engine, base_path = choose_engine(base_path, requested)
     except ArtifactError as error:
         raise refused(str(error)) from error
     policy = model.model_version_policy
@@ -80,7 +87,7 @@ def served_model_of(model: Any) -> ServedModel:
 
 
 def platform(model: Any) -> str:
-    """Return the platform that a ModelConfig names, which is an engine's name."""
+    """Return the platform that a ModelConfig names: one of `PLATFORMS`."""
     name = str(model.model_platform)
     if model.model_type:
         if name:
@@ -106,8 +113,12 @@ def refused(message: str) -> StatusError:
     return StatusError(Code.INVALID_ARGUMENT, message)
 
 
-def read(path: pathlib.Path) -> list[ServedModel]:
+def read(path: pathlib.Path, engine: str | None = None) -> list[ServedModel]:
     """Return the models that a `models.config` lists: a ModelServerConfig as text.
+
+    Args:
+        path: the file.
+        engine: as for `from_proto`.
 
     Raises:
         ConfigurationError: if it cannot be read, is no such text, or lists what cannot be served.
@@ -115,7 +126,7 @@ def read(path: pathlib.Path) -> list[ServedModel]:
     try:
         config = messages.ModelServerConfig()
         text_format.Parse(path.read_bytes(), config, descriptor_pool=messages.POOL)
-        return from_proto(config)
+        return from_proto(config, engine)
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}.") from None
     except (text_format.ParseError, UnicodeDecodeError) as error:
@@ -172,6 +183,7 @@ class ConfigWatcher:
         served: Sequence[ServedModel],
         configure: Callable[[Sequence[ServedModel]], None],
         seconds: float,
+        engine: str | None = None,
     ) -> None:
         """Take what there is to do; nothing is done before `start`.
 
@@ -180,11 +192,13 @@ class ConfigWatcher:
             served: the models that it listed when they were last configured.
             configure: serves a list of models, or refuses it.
             seconds: time between two looks at the file.
+            engine: as for `from_proto`.
         """
         self.path = path
         self.served = list(served)
         self.configure = configure
         self.seconds = seconds
+        self.engine = engine
         self.refusal = ""
         self.stopped = threading.Event()
         self.thread = threading.Thread(target=self._work, name=f"watch {path}", daemon=True)
@@ -204,7 +218,7 @@ class ConfigWatcher:
         says it once.
         """
         try:
-            models = read(self.path)
+            models = read(self.path, self.engine)
             if models != self.served:
                 self.configure(models)
                 self.served = models

@@ -132,15 +132,17 @@ def strings(file: BinaryIO, place: range, number: int, name: str) -> list[str]:
 
 
 def varint(data: bytes, position: int) -> tuple[int, int]:
-    """Return a variable-length number and the position after it; IndexError if it is cut."""
-    value = shift = 0
-    while True:
-        byte = data[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
+    """Return a variable-length number of 64 bits and the position after it.
+
+    Raises:
+        IndexError: if it is cut or too long.
+    """
+    value = 0
+    for index, byte in enumerate(data[position : position + 10]):
+        value |= (byte & 0x7F) << 7 * index
         if byte < 0x80:
-            return value, position
-        shift += 7
+            return value, position + index + 1
+    raise IndexError(position)
 
 
 def data_sizes(index: bytes) -> dict[str, int]:
@@ -196,11 +198,12 @@ def shard_sizes(entries: list[tuple[bytes, bytes]]) -> dict[str, int]:
     """Return the length that the tensors of each shard need, by the shard's file name."""
     numbers = {key: varints(value) for key, value in entries}
     shards = numbers.pop(b"", {}).get(NUMBER_OF_SHARDS, 1)
-    sizes = dict.fromkeys(range(shards), 0)
+    sizes: dict[str, int] = {}
     for entry in numbers.values():
-        shard = entry.get(SHARD, 0)
-        sizes[shard] = max(sizes.get(shard, 0), entry.get(OFFSET, 0) + entry.get(SIZE, 0))
-    return {f"variables.data-{shard:05d}-of-{shards:05d}": size for shard, size in sizes.items()}
+        name = f"variables.data-{entry.get(SHARD, 0):05d}-of-{shards:05d}"
+        end = entry.get(OFFSET, 0) + entry.get(SIZE, 0)
+        sizes[name] = max(sizes.get(name, 0), end)
+    return sizes
 
 
 def varints(message: bytes) -> dict[int, int]:

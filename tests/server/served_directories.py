@@ -1,0 +1,133 @@
+"""Version directories that cost nothing, and servables over them: for tests of who serves what."""
+
+import contextlib
+import shutil
+import threading
+import time
+
+import pytest
+
+from bart_export.server import messages
+from bart_export.server.models import ModelSpec, ModelStore
+from bart_export.server.options import ServeOptions
+from bart_export.server.served_model import TENSORFLOW, ServedModel
+from bart_export.server.sources import Sources
+from bart_export.server.status import StatusError
+
+WITHOUT_VARIABLES = messages.SavedModel(
+    saved_model_schema_version=1, meta_graphs=[messages.MetaGraphDef()]
+).SerializeToString()
+
+
+def add_version(base_path, number):
+    """Put a whole SavedModel without variables in place at once, and return its path."""
+    unfinished = base_path / f"unfinished-{number}"
+    unfinished.mkdir(parents=True)
+    (unfinished / "saved_model.pb").write_bytes(WITHOUT_VARIABLES)
+    return unfinished.rename(base_path / str(number))
+
+
+def add_torn_version(base_path, number):
+    """Make a directory in which the copy of a SavedModel stands still."""
+    path = base_path / str(number)
+    path.mkdir(parents=True)
+    (path / "saved_model.pb").write_bytes(WITHOUT_VARIABLES[:-1])
+    return path
+
+
+def remove_version(base_path, number):
+    """Take a version directory away at once."""
+    shutil.rmtree((base_path / str(number)).rename(base_path / "removed"))
+
+
+def served(base_path, name="m", **fields):
+    """Return the record of a model whose versions lie in a directory."""
+    return ServedModel(name=name, base_path=base_path, engine=TENSORFLOW, **fields)
+
+
+def wait_until(condition, seconds=10):
+    """Wait until something holds, which it must within some seconds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "this never came true"
+        time.sleep(0.002)
+
+
+class Opened:
+    """A servable that knows which version it is and whether it is closed."""
+
+    streams = False
+
+    def __init__(self, number, path):
+        self.signature_defs = {}
+        self.number = number
+        self.path = path
+        self.closed = threading.Event()
+
+    def submit(self, call):
+        raise NotImplementedError
+
+    def stream(self, call):
+        raise NotImplementedError
+
+    def close(self):
+        assert not self.closed.is_set(), "closed twice"
+        self.closed.set()
+
+
+class Opener:
+    """Opens versions, keeps what it opened, and fails or waits where it is told to."""
+
+    def __init__(self):
+        self.opened = []
+        self.errors = {}  # number -> the errors of its next openings
+        self.gates = {}  # number -> what an opening waits for
+        self.attempts = []
+
+    def open_version(self, model, number, path):
+        self.attempts.append(number)
+        if number in self.gates:
+            assert self.gates[number].wait(10)
+        if self.errors.get(number):
+            raise self.errors[number].pop(0)
+        self.opened.append(Opened(number, path))
+        return self.opened[-1]
+
+    def of(self, number):
+        """Return the servable of a version, which must have been opened once."""
+        (servable,) = [servable for servable in self.opened if servable.number == number]
+        return servable
+
+
+OPTIONS = {"poll_seconds": 0.01, "load_retries": 2, "retry_seconds": 0.01, "drain_seconds": 5.0}
+
+
+@contextlib.contextmanager
+def running_store(opener, **options):
+    """Return a store that finds versions in real directories; it is stopped after the block."""
+    settings = ServeOptions(**{**OPTIONS, **options})
+    store = ModelStore(opener.open_version, Sources().find_versions, settings)
+    store.start()
+    try:
+        yield store
+    finally:
+        store.stop()
+
+
+def latest(store, name="m", **spec):
+    """Return the version that answers now."""
+    with store.lease(ModelSpec(name, **spec)) as lease:
+        assert lease.servable.number == lease.version
+        return lease.version
+
+
+def states(store, name="m"):
+    """Return the state of each version."""
+    return {status.version: status.state for status in store.status(ModelSpec(name))}
+
+
+def refusal(act):
+    """Return the code and the text of the StatusError with which a call ends."""
+    with pytest.raises(StatusError) as error:
+        act()
+    return error.value.code, error.value.message

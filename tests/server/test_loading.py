@@ -1,0 +1,302 @@
+"""A model's versions: loaded, tried again, replaced and unloaded while calls go on."""
+
+import logging
+import threading
+
+import pytest
+from served_directories import (
+    WITHOUT_VARIABLES,
+    Opener,
+    add_torn_version,
+    add_version,
+    latest,
+    refusal,
+    remove_version,
+    running_store,
+    served,
+    states,
+    wait_until,
+)
+
+from bart_export.server.models import ModelSpec
+from bart_export.server.served_model import All, Latest, Specific
+from bart_export.server.status import Code, StatusError
+from bart_export.server.versions import State
+
+
+@pytest.fixture
+def opener():
+    return Opener()
+
+
+@pytest.fixture
+def store(opener):
+    with running_store(opener) as store:
+        yield store
+
+
+@pytest.fixture
+def base_path(tmp_path):
+    add_version(tmp_path / "model", 1)
+    return tmp_path / "model"
+
+
+def test_no_call_fails_while_versions_change_under_load(store, opener, base_path):
+    """Four clients; versions 2 and 3 appear. Old ones are closed once nobody holds them."""
+    store.configure([served(base_path)])
+    seen, failures, ended = [set() for _ in range(4)], [], threading.Event()
+
+    def call(versions):
+        while not ended.is_set():
+            try:
+                with store.lease(ModelSpec("m")) as lease:
+                    versions.add(lease.version)
+                    if lease.servable.number != lease.version:
+                        failures.append("another version's servable")
+                    for _ in range(20):
+                        if lease.servable.closed.is_set():
+                            failures.append(f"version {lease.version} closed while it was held")
+            except Exception as error:
+                failures.append(error)
+
+    clients = [threading.Thread(target=call, args=(versions,)) for versions in seen]
+    for client in clients:
+        client.start()
+    try:
+        for number in (1, 2, 3):
+            if number > 1:
+                add_version(base_path, number)
+            wait_until(lambda number=number: all(number in versions for versions in seen))
+        wait_until(lambda: opener.of(1).closed.is_set() and opener.of(2).closed.is_set())
+    finally:
+        ended.set()
+        for client in clients:
+            client.join()
+    assert failures == []
+    wait_until(lambda: states(store) == {1: State.END, 2: State.END, 3: State.AVAILABLE})
+    assert opener.attempts == [1, 2, 3]
+
+
+def test_a_servable_in_use_is_closed_only_after_its_call(store, opener, base_path):
+    store.configure([served(base_path)])
+    with store.lease(ModelSpec("m")) as lease:
+        add_version(base_path, 2)
+        wait_until(lambda: states(store) == {1: State.UNLOADING, 2: State.AVAILABLE})
+        assert latest(store) == 2
+        code, text = refusal(lambda: latest(store, version=1))
+        assert (code, text) == (Code.NOT_FOUND, "Servable not found for request: Specific(m, 1)")
+        assert not lease.servable.closed.is_set()
+    wait_until(lambda: states(store) == {1: State.END, 2: State.AVAILABLE})
+    assert opener.of(1).closed.is_set()
+
+
+def test_calls_are_answered_while_a_version_loads(store, opener, base_path):
+    store.configure([served(base_path)])
+    opener.gates[2] = threading.Event()
+    add_version(base_path, 2)
+    wait_until(lambda: opener.attempts == [1, 2])
+    assert latest(store) == 1
+    assert states(store) == {1: State.AVAILABLE, 2: State.LOADING}
+    opener.gates[2].set()
+    wait_until(lambda: latest(store) == 2)
+
+
+def test_a_torn_version_is_passed_over_until_it_is_whole(store, opener, base_path, caplog):
+    store.configure([served(base_path)])
+    torn = add_torn_version(base_path, 3)
+    wait_until(lambda: f"skipped {torn}" in caplog.text)
+    add_version(base_path, 2)
+    wait_until(lambda: latest(store) == 2)
+    (torn / "saved_model.pb").write_bytes(WITHOUT_VARIABLES)
+    wait_until(lambda: latest(store) == 3)
+    assert opener.attempts == [1, 2, 3]
+    assert caplog.text.count("skipped") == 1
+
+
+def test_a_version_that_fails_is_tried_again(store, opener, base_path, caplog):
+    caplog.set_level(logging.INFO)
+    store.configure([served(base_path)])
+    opener.errors[2] = [OSError("first\nline"), OSError("second")]
+    add_version(base_path, 2)
+    wait_until(lambda: latest(store) == 2)
+    assert opener.attempts == [1, 2, 2, 2]
+    assert "attempt 2, next in 0.01 s): second" in caplog.text
+    assert "first line" in caplog.text
+    (status,) = store.status(ModelSpec("m", version=2))
+    assert (status.state, status.code, status.message) == (State.AVAILABLE, Code.OK, "")
+
+
+def test_a_version_that_keeps_failing_ends_and_the_old_one_goes_on(store, opener, base_path):
+    store.configure([served(base_path)])
+    opener.errors[2] = [StatusError(Code.DATA_LOSS, f"attempt {number}") for number in range(9)]
+    add_version(base_path, 2)
+    wait_until(lambda: states(store) == {1: State.AVAILABLE, 2: State.END})
+    (status,) = store.status(ModelSpec("m", version=2))
+    assert (status.code, status.message) == (Code.DATA_LOSS, "attempt 2")
+    assert latest(store) == 1
+    add_version(base_path, 3)
+    wait_until(lambda: latest(store) == 3)
+    assert opener.attempts == [1, 2, 2, 2, 3]
+
+
+def test_an_error_without_words_is_told_by_its_name(store, opener, base_path):
+    store.configure([served(base_path)])
+    opener.errors[2] = [MemoryError()] * 3
+    add_version(base_path, 2)
+    wait_until(lambda: states(store).get(2) == State.END)
+    (status,) = store.status(ModelSpec("m", version=2))
+    assert (status.code, status.message) == (Code.UNKNOWN, "MemoryError")
+
+
+def test_a_version_that_failed_is_tried_afresh_when_it_comes_back(store, opener, base_path):
+    store.configure([served(base_path)])
+    opener.errors[2] = [OSError("damaged")] * 3
+    add_version(base_path, 2)
+    wait_until(lambda: states(store).get(2) == State.END)
+    remove_version(base_path, 2)
+    wait_until(lambda: set(store.models["m"].aspired) == {1})
+    add_version(base_path, 2)
+    wait_until(lambda: latest(store) == 2)
+    assert opener.attempts == [1, 2, 2, 2, 2]
+
+
+def test_a_failing_version_does_not_hold_up_a_newer_one(opener, base_path):
+    with running_store(opener, retry_seconds=60) as store:
+        store.configure([served(base_path)])
+        opener.errors[2] = [OSError("damaged")]
+        add_version(base_path, 2)
+        wait_until(lambda: opener.attempts == [1, 2])
+        add_version(base_path, 3)
+        ended = {1: State.END, 2: State.END, 3: State.AVAILABLE}
+        wait_until(lambda: states(store) == ended)
+
+
+def test_a_version_no_longer_wanted_once_it_is_loaded_is_closed(store, opener, base_path):
+    store.configure([served(base_path)])
+    opener.gates[2] = threading.Event()
+    add_version(base_path, 2)
+    wait_until(lambda: opener.attempts == [1, 2])
+    store.configure([])
+    opener.gates[2].set()
+    wait_until(lambda: states(store) == {1: State.END, 2: State.END})
+    assert opener.of(2).closed.is_set()
+
+
+# Policy, versions that are there, and those that are served, in the order of their loading.
+POLICIES = [
+    (Latest(), [1, 2, 10], [10]),
+    (Latest(2), [1, 2, 10], [10, 2]),
+    (Latest(5), [1, 2], [2, 1]),
+    (All(), [1, 2, 10], [10, 2, 1]),
+    (Specific(frozenset({1, 2})), [1, 2, 10], [2, 1]),
+    (Specific(frozenset({2, 99})), [1, 2, 10], [2]),
+]
+
+
+@pytest.mark.parametrize(("policy", "present", "loaded"), POLICIES)
+def test_a_policy_chooses_the_versions(store, opener, tmp_path, policy, present, loaded):
+    for number in present:
+        add_version(tmp_path / "model", number)
+    store.configure([served(tmp_path / "model", policy=policy)])
+    assert opener.attempts == loaded
+    assert states(store) == dict.fromkeys(loaded, State.AVAILABLE)
+    assert [latest(store, version=number) for number in loaded] == loaded
+    assert latest(store) == loaded[0]
+
+
+def test_a_policy_that_changes_is_followed(store, base_path):
+    for number in (2, 3):
+        add_version(base_path, number)
+    store.configure([served(base_path)])
+    store.configure([served(base_path, policy=Specific(frozenset({1, 2})))])
+    one_and_two = {1: State.AVAILABLE, 2: State.AVAILABLE, 3: State.END}
+    wait_until(lambda: states(store) == one_and_two)
+
+
+def test_a_version_named_and_not_there_is_told_once(store, base_path, caplog):
+    store.configure([served(base_path, policy=Specific(frozenset({1, 7, 8})))])
+    add_version(base_path, 2)
+    add_version(base_path, 8)
+    wait_until(lambda: latest(store) == 8)
+    assert caplog.text.count("Version 7, 8 of servable m not found") == 1
+
+
+def test_going_back_loads_the_old_version_before_the_new_one_is_unloaded(store, opener, base_path):
+    add_version(base_path, 2)
+    store.configure([served(base_path)])
+    opener.gates[1] = threading.Event()
+    remove_version(base_path, 2)
+    wait_until(lambda: opener.attempts == [2, 1])
+    assert latest(store) == 2
+    opener.gates[1].set()
+    wait_until(lambda: states(store) == {1: State.AVAILABLE, 2: State.END})
+
+
+def test_without_base_path_nothing_changes(store, base_path, caplog):
+    store.configure([served(base_path)])
+    base_path.rename(base_path.with_name("away"))
+    wait_until(lambda: "cannot be listed" in caplog.text)
+    assert latest(store) == 1
+    base_path.with_name("away").rename(base_path)
+    add_version(base_path, 2)
+    wait_until(lambda: latest(store) == 2)
+    assert caplog.text.count("cannot be listed") == 1
+
+
+def test_without_any_version_all_are_unloaded(store, opener, base_path):
+    store.configure([served(base_path)])
+    remove_version(base_path, 1)
+    wait_until(lambda: states(store) == {1: State.END})
+    assert refusal(lambda: latest(store))[0] == Code.NOT_FOUND
+    assert opener.of(1).closed.is_set()
+
+
+def test_a_base_path_that_moves_is_followed_without_a_gap(store, opener, base_path, tmp_path):
+    store.configure([served(base_path)])
+    opener.gates[1] = threading.Event()
+    new = add_version(tmp_path / "elsewhere", 1)
+    store.configure([served(tmp_path / "elsewhere")])
+    wait_until(lambda: opener.attempts == [1, 1])
+    assert latest(store) == 1
+    assert states(store) == {1: State.AVAILABLE}
+    opener.gates[1].set()
+    wait_until(lambda: opener.opened[0].closed.is_set())
+    with store.lease(ModelSpec("m")) as lease:
+        assert lease.servable.path == new
+    assert states(store) == {1: State.AVAILABLE}
+
+
+def test_polling_can_be_left_out(opener, base_path, tmp_path):
+    with running_store(opener, poll_seconds=0) as store:
+        store.configure([served(base_path)])
+        add_version(base_path, 2)
+        add_version(tmp_path / "other", 1)
+        store.configure([served(base_path), served(tmp_path / "other", "other")])
+        assert states(store) == {1: State.AVAILABLE}
+
+
+def test_configuring_waits_for_every_version_but_not_for_hopeless_ones(opener, base_path):
+    for number in (2, 3):
+        add_version(base_path, number)
+    opener.errors[2] = [OSError("damaged")]
+    with running_store(opener, retry_seconds=60) as store:
+        store.configure([served(base_path, policy=All())])
+        assert states(store) == {1: State.AVAILABLE, 2: State.LOADING, 3: State.AVAILABLE}
+
+
+def test_what_happens_is_logged_in_one_line_each(store, base_path, caplog):
+    caplog.set_level(logging.INFO, "bart_export.server")
+    store.configure([served(base_path)])
+    add_version(base_path, 2)
+    wait_until(lambda: states(store)[1] == State.END)
+    store.configure([])
+    wait_until(lambda: states(store)[2] == State.END)
+    lines = [record.getMessage() for record in caplog.records]
+    assert sorted(line.split(" in ")[0] for line in lines) == [
+        "m: loaded version 1",
+        "m: loaded version 2",
+        f"m: served from {base_path} (tensorflow)",
+        "m: served no more",
+        "m: unloaded version 1",
+        "m: unloaded version 2",
+    ]

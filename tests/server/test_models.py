@@ -1,0 +1,272 @@
+"""Which version answers a request: names, versions, labels, and lists that replace each other."""
+
+import threading
+
+import pytest
+from served_directories import (
+    Opener,
+    add_version,
+    latest,
+    refusal,
+    remove_version,
+    running_store,
+    served,
+    states,
+    wait_until,
+)
+
+from bart_export.server.models import ModelSpec
+from bart_export.server.served_model import LITERT, ServedModel, Specific
+from bart_export.server.status import Code, StatusError
+from bart_export.server.versions import State
+
+LABELS = {"stable": 1, "canary": 2}
+BOTH = Specific(frozenset({1, 2}))
+
+
+@pytest.fixture
+def opener():
+    return Opener()
+
+
+@pytest.fixture
+def store(opener):
+    with running_store(opener) as store:
+        yield store
+
+
+@pytest.fixture
+def base_path(tmp_path):
+    """Return a base path with versions 1 and 2."""
+    for number in (1, 2):
+        add_version(tmp_path / "model", number)
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def labelled(store, base_path):
+    """Return a store that serves both versions of a model, with labels."""
+    store.configure([served(base_path, policy=BOTH, labels=LABELS)])
+    return store
+
+
+def test_a_model_answers_once_it_is_configured(store, base_path):
+    store.configure([served(base_path)])
+    assert latest(store) == 2
+    assert store.names() == ["m"]
+
+
+# What is asked for, and the code and text of the refusal.
+LOOKUPS = {
+    "no name": (ModelSpec(""), Code.INVALID_ARGUMENT, "ModelSpec has no name specified."),
+    "unknown model": (
+        ModelSpec("x"), Code.NOT_FOUND, "Servable not found for request: Latest(x)"
+    ),
+    "unknown model with version": (
+        ModelSpec("x", 3), Code.NOT_FOUND, "Servable not found for request: Specific(x, 3)"
+    ),
+    "unknown version": (
+        ModelSpec("m", 99), Code.NOT_FOUND, "Servable not found for request: Specific(m, 99)"
+    ),
+    "version 0": (
+        ModelSpec("m", 0), Code.NOT_FOUND, "Servable not found for request: Specific(m, 0)"
+    ),
+    "unknown label": (
+        ModelSpec("m", label="L"),
+        Code.INVALID_ARGUMENT,
+        "Unrecognized servable version label: L",
+    ),
+    "unknown model with label": (
+        ModelSpec("x", label="stable"),
+        Code.INVALID_ARGUMENT,
+        "Unrecognized servable version label: stable",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LOOKUPS)
+def test_what_cannot_be_found_is_told_as_tensorflow_serving_does(labelled, case):
+    spec, *told = LOOKUPS[case]
+    assert list(refusal(labelled.lease(spec).__enter__)) == told
+
+
+@pytest.mark.parametrize(
+    ("spec", "text"),
+    [
+        (ModelSpec("x"), "Could not find any versions of model x"),
+        (ModelSpec("x", 1), "Could not find any versions of model x"),
+        (ModelSpec("m", 99), "Could not find version 99 of model m"),
+    ],
+)
+def test_the_state_of_what_there_is_not(labelled, spec, text):
+    assert refusal(lambda: labelled.status(spec)) == (Code.NOT_FOUND, text)
+
+
+def test_states_are_told_from_the_highest_version_down(labelled):
+    told = labelled.status(ModelSpec("m", label="no such label"))
+    assert [status.version for status in told] == [2, 1]
+    assert {status.state for status in told} == {State.AVAILABLE}
+    (one,) = labelled.status(ModelSpec("m", 1))
+    assert one == told[1]
+
+
+def test_labels_name_versions_and_move(labelled, base_path):
+    assert [latest(labelled, label=label) for label in LABELS] == [1, 2]
+    moved = {"stable": 2, "canary": 2, "last": 1}
+    labelled.configure([served(base_path, policy=BOTH, labels=moved)])
+    assert [latest(labelled, label=label) for label in moved] == [2, 2, 1]
+    labelled.configure([served(base_path, policy=BOTH)])
+    assert refusal(lambda: latest(labelled, label="stable"))[0] == Code.INVALID_ARGUMENT
+
+
+def test_a_label_of_a_version_that_is_gone_leads_nowhere(labelled, base_path):
+    remove_version(base_path, 1)
+    wait_until(lambda: states(labelled)[1] == State.END)
+    assert refusal(lambda: latest(labelled, label="stable")) == (
+        Code.NOT_FOUND,
+        "Servable not found for request: Specific(m, 1)",
+    )
+
+
+# Whether it is allowed, the labels held, those asked for, and the version that is refused.
+LABEL_CHANGES = [
+    (False, {}, {"new": 3}, 3),
+    (False, {"old": 1}, {"old": 3}, 3),
+    (False, {"old": 1}, {"old": 2, "new": 3}, 3),
+    (True, {}, {"new": 3}, None),
+    (True, {"old": 1}, {"old": 3}, 3),
+    (True, {"old": 1}, {"old": 2, "new": 3}, None),
+]
+
+
+@pytest.mark.parametrize(("allowed", "held", "asked", "refused"), LABEL_CHANGES)
+def test_a_label_needs_an_available_version(opener, base_path, allowed, held, asked, refused):
+    models = [served(base_path, policy=BOTH, labels=asked)]
+    with running_store(opener, allow_labels_for_unavailable=allowed) as store:
+        store.configure([served(base_path, policy=BOTH, labels=held)])
+        if refused is None:
+            store.configure(models)
+            assert store.labels["m"] == asked
+        else:
+            assert refusal(lambda: store.configure(models)) == (
+                Code.FAILED_PRECONDITION,
+                f"Request to assign label to version {refused} of model m, "
+                "which is not currently available for inference",
+            )
+            assert store.labels["m"] == held
+
+
+def test_a_list_replaces_the_one_before(store, opener, base_path, tmp_path):
+    add_version(tmp_path / "other", 4)
+    store.configure([served(base_path)])
+    store.configure([served(tmp_path / "other", "other")])
+    assert latest(store, "other") == 4
+    assert refusal(lambda: latest(store)) == (
+        Code.NOT_FOUND,
+        "Servable not found for request: Latest(m)",
+    )
+    wait_until(lambda: states(store) == {2: State.END})
+    assert store.names() == ["other"]
+    store.configure([served(base_path), served(tmp_path / "other", "other")])
+    assert (latest(store), latest(store, "other")) == (2, 4)
+    assert opener.attempts == [2, 4, 2]
+
+
+# A list that is refused as a whole, and the text.
+REFUSED = {
+    "a name twice": (
+        lambda path: [served(path, "n"), served(path), served(path, "n")],
+        "Illegal to list model n multiple times in config list",
+    ),
+    "a relative base path": (
+        lambda path: [served(path.relative_to(path.parent), "n")],
+        "Expected model n to have an absolute path or URI; got base_path()=model",
+    ),
+    "another platform": (
+        lambda path: [
+            served(path, "n"), ServedModel(name="m", base_path=path, engine=LITERT)
+        ],
+        "Illegal to change a model's platform. For model m platform was tensorflow "
+        "and new platform requested is litert",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_wrong_list_changes_nothing(store, base_path, case):
+    models, text = REFUSED[case]
+    store.configure([served(base_path)])
+    told = refusal(lambda: store.configure(models(base_path)))
+    assert told == (Code.INVALID_ARGUMENT, text)
+    assert store.names() == ["m"]
+    assert latest(store) == 2
+
+
+def test_new_models_that_do_not_become_available_are_told(store, opener, base_path, tmp_path):
+    (tmp_path / "empty").mkdir()
+    opener.errors[7] = [StatusError(Code.INVALID_ARGUMENT, "no graph\nin it")] * 3
+    add_version(tmp_path / "broken", 7)
+    models = [served(tmp_path / name, name) for name in ("broken", "empty", "absent")]
+    code, text = refusal(lambda: store.configure([served(base_path), *models]))
+    assert code == Code.UNKNOWN
+    assert text.startswith(
+        "3 model(s) did not become available: {{name: broken version: 7} due to error: "
+        "INVALID_ARGUMENT: no graph in it, {name: empty} due to error: NOT_FOUND: No versions of "
+        f"servable empty found under base path {tmp_path / 'empty'}, {{name: absent}} due to "
+        f"error: NOT_FOUND: {tmp_path / 'absent'} cannot be listed"
+    )
+    assert latest(store) == 2
+    assert store.names() == ["m", "broken", "empty", "absent"]
+    add_version(tmp_path / "absent", 1)
+    wait_until(lambda: store.models["absent"].statuses())
+    wait_until(lambda: states(store, "absent") == {1: State.AVAILABLE})
+
+
+def test_a_model_that_was_not_available_is_not_waited_for_again(opener, tmp_path):
+    with running_store(opener) as store:
+        models = [served(tmp_path / "absent")]
+        assert refusal(lambda: store.configure(models))[0] == Code.UNKNOWN
+        store.configure(models)
+
+
+def test_stopping_unloads_everything_and_waits_for_calls(opener, base_path, tmp_path):
+    add_version(tmp_path / "other", 5)
+    models = [served(base_path), served(tmp_path / "other", "other")]
+    with running_store(opener) as store:
+        store.configure(models)
+        with store.lease(ModelSpec("m")):
+            stopping = threading.Thread(target=store.stop)
+            stopping.start()
+            wait_until(lambda: opener.of(5).closed.is_set())
+            assert stopping.is_alive()
+            assert not opener.of(2).closed.is_set()
+        stopping.join(5)
+        assert not stopping.is_alive()
+        assert opener.of(2).closed.is_set()
+        assert refusal(lambda: store.configure(models))[0] == Code.UNAVAILABLE
+
+
+def test_stopping_ends_the_wait_for_a_new_model(opener, base_path):
+    opener.errors[2] = [OSError("damaged")]
+    with running_store(opener, retry_seconds=60) as store:
+        told = []
+        configuring = threading.Thread(
+            target=lambda: told.append(refusal(lambda: store.configure([served(base_path)])))
+        )
+        configuring.start()
+        wait_until(lambda: opener.attempts == [2])
+        assert told == []
+        store.stop()
+        configuring.join(5)
+        (code, text) = told[0]
+        assert code == Code.UNKNOWN
+        assert "{name: m} due to error: UNAVAILABLE: The server is stopping" in text
+
+
+def test_stopping_gives_up_on_a_call_that_never_ends(opener, base_path, caplog):
+    with running_store(opener, drain_seconds=0.02) as store:
+        store.configure([served(base_path)])
+        with store.lease(ModelSpec("m")):
+            store.stop()
+            assert "not unloaded after 0.02 s" in caplog.text
+            assert not opener.of(2).closed.is_set()

@@ -1,0 +1,249 @@
+"""Versions are found where they lie: whole ones alone, each read once, with one line for others."""
+
+import shutil
+
+import made_up_artifacts
+import pytest
+from served_directories import (
+    WITHOUT_VARIABLES,
+    add_torn_version,
+    add_version,
+    remove_version,
+    served,
+)
+
+from bart_export.errors import ArtifactError
+from bart_export.server import saved_model_files
+from bart_export.server.served_model import LITERT, TENSORFLOW, ServedModel
+from bart_export.server.sources import Sources, choose_engine
+
+# Names of directories, and the versions that they are.
+NAMES = [
+    (["1", "2", "10"], {1: "1", 2: "2", 10: "10"}),
+    (["00000123"], {123: "00000123"}),
+    (["01", "1", "001"], {1: "1"}),
+    (["0"], {0: "0"}),
+    (["a", "1a", "v1", "-1", "+1", " 1", "1.0", ".1", "1~", "temp-2", "Ⅳ", "٣"], {}),
+    (["9223372036854775807", "9223372036854775808"], {2**63 - 1: "9223372036854775807"}),
+]
+
+
+@pytest.fixture
+def base_path(tmp_path):
+    (tmp_path / "model").mkdir()
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """Return the list of directories that are read, as they are."""
+    read = []
+    check = saved_model_files.check
+
+    def recorded(directory):
+        read.append(directory.name)
+        check(directory)
+
+    monkeypatch.setattr(saved_model_files, "check", recorded)
+    return read
+
+
+@pytest.mark.parametrize(("names", "versions"), NAMES)
+def test_directories_named_by_a_number_are_versions(base_path, names, versions):
+    for name in names:
+        add_version(base_path, name)
+    found = Sources().find_versions(served(base_path))
+    assert found == {number: base_path / name for number, name in versions.items()}
+
+
+def test_a_link_to_a_directory_is_a_version(base_path, tmp_path):
+    (base_path / "3").symlink_to(add_version(tmp_path / "elsewhere", 1))
+    assert Sources().find_versions(served(base_path)) == {3: base_path / "3"}
+
+
+def test_a_torn_version_is_told_once_and_read_again_when_it_changes(base_path, reads, caplog):
+    add_version(base_path, 1)
+    torn = add_torn_version(base_path, 2)
+    sources, model = Sources(), served(base_path)
+    for _ in range(3):
+        assert set(sources.find_versions(model)) == {1}
+    assert sorted(reads) == ["1", "2"]
+    (torn / "saved_model.pb").write_bytes(WITHOUT_VARIABLES[:1])
+    for _ in range(3):
+        assert set(sources.find_versions(model)) == {1}
+    assert sorted(reads) == ["1", "2", "2"]
+    (torn / "saved_model.pb").write_bytes(WITHOUT_VARIABLES)
+    assert set(sources.find_versions(model)) == {1, 2}
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"skipped {torn} until it changes: saved_model.pb is cut")
+
+
+def test_a_version_that_was_whole_is_not_read_again(base_path, reads):
+    path = add_version(base_path, 1)
+    sources, model = Sources(), served(base_path)
+    sources.find_versions(model)
+    (path / "saved_model.pb").unlink()
+    assert set(sources.find_versions(model)) == {1}
+    assert reads == ["1"]
+
+
+@pytest.mark.parametrize("seen_missing", [True, False], ids=["with a look between", "at once"])
+def test_another_directory_in_the_place_of_a_whole_one_is_read(base_path, seen_missing):
+    path = add_version(base_path, 1)
+    sources, model = Sources(), served(base_path)
+    sources.find_versions(model)
+    path.rename(base_path / "moved")
+    if seen_missing:
+        assert sources.find_versions(model) == {}
+    add_torn_version(base_path, 1)
+    assert sources.find_versions(model) == {}
+
+
+def test_a_torn_version_that_comes_back_is_told_again(base_path, caplog):
+    sources, model = Sources(), served(base_path)
+    for _ in range(2):
+        add_torn_version(base_path, 1)
+        assert sources.find_versions(model) == {}
+        remove_version(base_path, 1)
+        assert sources.find_versions(model) == {}
+    assert caplog.text.count("skipped") == 2
+
+
+@pytest.mark.parametrize("make", [lambda path: None, lambda path: path.write_bytes(b"")])
+def test_a_base_path_that_cannot_be_listed_is_an_error(tmp_path, make):
+    make(tmp_path / "model")
+    with pytest.raises(ArtifactError, match=r"model cannot be listed: .* directory"):
+        Sources().find_versions(served(tmp_path / "model"))
+
+
+def artifact_model(directory):
+    return ServedModel(name="a", base_path=directory, engine=LITERT)
+
+
+def test_an_artifact_is_its_one_version(tmp_path):
+    made_up_artifacts.write(tmp_path / "a", {"tflite/a.tflite": b"12"})
+    found = Sources().find_versions(artifact_model(tmp_path / "a"))
+    assert found == {1: tmp_path / "a"}
+
+
+def test_an_artifact_exported_again_is_another_version(tmp_path, monkeypatch):
+    fields = made_up_artifacts.manifest
+    for exports in (1, 2, 7):
+        monkeypatch.setattr(
+            made_up_artifacts,
+            "manifest",
+            lambda *arguments, exports=exports: {**fields(*arguments), "exports": exports},
+        )
+        made_up_artifacts.write(tmp_path / "a", {"tflite/a.tflite": b"12"})
+        found = Sources().find_versions(artifact_model(tmp_path / "a"))
+        assert found == {exports: tmp_path / "a"}
+
+
+def remove_file(directory):
+    (directory / "tflite/a.tflite").unlink()
+
+
+def shorten_file(directory):
+    (directory / "tflite/a.tflite").write_bytes(b"1")
+
+
+def remove_manifest(directory):
+    (directory / "manifest.json").unlink()
+
+
+def edit_manifest(directory):
+    path = directory / "manifest.json"
+    path.write_bytes(path.read_bytes() + b" ")
+
+
+# What happens to an artifact, and words of the line that says so.
+HARM = [
+    (remove_file, "a.tflite cannot be read"),
+    (shorten_file, "a.tflite has 1 of 2 bytes"),
+    (remove_manifest, "has no manifest.json"),
+    (edit_manifest, "edited or damaged"),
+    (shutil.rmtree, "is not a directory"),
+]
+
+
+@pytest.mark.parametrize(("harm", "words"), HARM)
+def test_an_artifact_that_is_not_whole_is_no_version(tmp_path, harm, words):
+    made_up_artifacts.write(tmp_path / "a", {"tflite/a.tflite": b"12"})
+    harm(tmp_path / "a")
+    with pytest.raises(ArtifactError) as error:
+        Sources().find_versions(artifact_model(tmp_path / "a"))
+    assert words in str(error.value)
+
+
+@pytest.fixture
+def make_artifact(tmp_path, monkeypatch):
+    """Return a function that makes an artifact with a file for each of some targets."""
+    fields = made_up_artifacts.manifest
+
+    def with_targets(files, *rest):
+        named = {name: {**entry, "target": name.split("/")[0]} for name, entry in files.items()}
+        return fields(named, *rest)
+
+    monkeypatch.setattr(made_up_artifacts, "manifest", with_targets)
+
+    def make(*targets):
+        contents = {f"{target}/1/file": b"" for target in targets}
+        made_up_artifacts.write(tmp_path / "a", contents)
+        return tmp_path / "a"
+
+    return make
+
+
+# The targets of an artifact, the engine requested, and the engine and subdirectory chosen.
+ENGINES = [
+    (["tflite", "saved_model"], None, (LITERT, ".")),
+    (["saved_model", "tflite"], None, (LITERT, ".")),
+    (["tflite", "saved_model"], LITERT, (LITERT, ".")),
+    (["tflite", "saved_model"], TENSORFLOW, (TENSORFLOW, "saved_model")),
+    (["tflite"], None, (LITERT, ".")),
+    (["saved_model"], None, (TENSORFLOW, "saved_model")),
+    (["edgetpu", "saved_model"], None, (TENSORFLOW, "saved_model")),
+]
+
+
+@pytest.mark.parametrize(("targets", "requested", "chosen"), ENGINES)
+def test_an_artifact_is_served_by_the_fastest_engine(make_artifact, targets, requested, chosen):
+    directory = make_artifact(*targets)
+    engine, subdirectory = chosen
+    assert choose_engine(directory, requested) == (engine, directory / subdirectory)
+
+
+@pytest.mark.parametrize("requested", [None, TENSORFLOW])
+@pytest.mark.parametrize("exists", [True, False])
+def test_anything_else_is_a_saved_model(tmp_path, requested, exists):
+    if exists:
+        add_version(tmp_path / "model", 1)
+    assert choose_engine(tmp_path / "model", requested) == (TENSORFLOW, tmp_path / "model")
+
+
+# The targets of an artifact, the engine requested, and words of the refusal.
+WITHOUT_FILES = [
+    (["tflite"], TENSORFLOW, "no files of the target saved_model for the engine tensorflow"),
+    (["saved_model"], LITERT, "no files of the target tflite for the engine litert"),
+    (["edgetpu"], None, "no files of the target tflite or saved_model. Export"),
+]
+
+
+@pytest.mark.parametrize(("targets", "requested", "words"), WITHOUT_FILES)
+def test_an_engine_without_files_is_refused(make_artifact, targets, requested, words):
+    with pytest.raises(ArtifactError) as error:
+        choose_engine(make_artifact(*targets), requested)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_litert_serves_artifacts_alone(tmp_path):
+    add_version(tmp_path, 1)
+    with pytest.raises(ArtifactError, match=r"engine litert serves artifacts, but .* no manifest"):
+        choose_engine(tmp_path, LITERT)
+
+
+def test_a_version_directory_is_no_base_path(tmp_path):
+    with pytest.raises(ArtifactError, match="one version of a SavedModel") as error:
+        choose_engine(add_version(tmp_path / "model", 1))
+    assert f"accepted would be {tmp_path / 'model'}." in str(error.value)
