@@ -7,7 +7,6 @@ signature, then the rest of the body. Nothing here knows addresses or connection
 
 import asyncio
 import contextlib
-import dataclasses
 import functools
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, TypeVar
@@ -23,7 +22,15 @@ from bart_export.server import (
     json_response,
     messages,
 )
-from bart_export.server.grpc_services import SIGNATURE_DEF, ModelService, PredictionService
+from bart_export.server.grpc_services import (
+    CLASSIFY,
+    REGRESS,
+    SIGNATURE_DEF,
+    ExampleMethod,
+    ModelService,
+    PredictionService,
+    inferred,
+)
 from bart_export.server.metrics import (
     EXAMPLE_COUNT_TOTAL,
     EXAMPLE_COUNTS,
@@ -33,7 +40,7 @@ from bart_export.server.metrics import (
 )
 from bart_export.server.models import ModelSpec, ModelStore
 from bart_export.server.predict import UnknownSignature, chosen_outputs, chosen_signature, held
-from bart_export.server.servable import Call, Limits, Tensors
+from bart_export.server.servable import Call, Limits
 from bart_export.server.status import StatusError
 
 T = TypeVar("T")
@@ -44,24 +51,10 @@ Method = Callable[[ModelSpec, bytes, Limits], Awaitable[Response]]
 QUICK_BYTES = 64 * 1024
 
 
-@dataclasses.dataclass(frozen=True)
-class ExampleMethod:
-    """A method that takes examples: the outputs that it asks a signature for, and its answer."""
-
-    outputs: Callable[[Any], tuple[str, ...]]
-    result: Callable[[Tensors, int], Any]
-    body: Callable[[Any], bytes]
-
-
-EXAMPLE_METHODS = {
-    "classify": ExampleMethod(
-        examples.classification_outputs,
-        examples.classification_result,
-        examples.classification_json,
-    ),
-    "regress": ExampleMethod(
-        examples.regression_outputs, examples.regression_result, examples.regression_json
-    ),
+# Each method that takes examples, and what writes its result as a body.
+EXAMPLE_METHODS: dict[str, tuple[ExampleMethod, Callable[[Any], bytes]]] = {
+    "classify": (CLASSIFY, examples.classification_json),
+    "regress": (REGRESS, examples.regression_json),
 }
 
 
@@ -123,7 +116,7 @@ class RestMethods:
 
     async def infer(self, api: str, spec: ModelSpec, body: bytes, limits: Limits) -> Response:
         """Classify examples, or give a value for each."""
-        method = EXAMPLE_METHODS[api]
+        method, written = EXAMPLE_METHODS[api]
         with self.counted(spec, api):
             parsed = await aside(len(body), lambda: json_request.parse(body))
             given = await aside(len(body), lambda: examples.from_json(parsed))
@@ -131,16 +124,12 @@ class RestMethods:
                 name, signature = chosen_signature(
                     holder.servable, parsed.signature_name, UnknownSignature.EXAMPLES
                 )
-                wanted = method.outputs(signature)
-                rows = examples.serialized(given)
-                self.numbers.observe(EXAMPLE_COUNTS, len(rows), spec.name)
-                self.numbers.increment(EXAMPLE_COUNT_TOTAL, spec.name, by=len(rows))
-                call = Call(
-                    signature=name, inputs={examples.INPUT: rows}, outputs=wanted, limits=limits
-                )
-                with self.timed(spec, api.capitalize()):
-                    outputs = await holder.run(call)
-            return json_answer(method.body(method.result(outputs, len(rows))))
+                count = len(parsed.document["examples"])
+                self.numbers.observe(EXAMPLE_COUNTS, count, spec.name)
+                self.numbers.increment(EXAMPLE_COUNT_TOTAL, spec.name, by=count)
+                with self.timed(spec, method.api):
+                    result = await inferred(method, holder, name, signature, given, limits)
+            return json_answer(written(result))
 
     def timed(self, spec: ModelSpec, api: str) -> contextlib.AbstractContextManager[None]:
         """Time the engine's part of a request."""
