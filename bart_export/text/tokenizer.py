@@ -6,6 +6,7 @@ the ids give the same string back. The module does not know the model: how many 
 and how long a text it takes are the caller's to say.
 """
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -78,6 +79,18 @@ class BartTokenizer:
     def vocabulary_size(self) -> int:
         """Number of tokens, special ones included."""
         return len(self._tokens)
+
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """The id of every token, special ones included, as `read_vocabulary` returned them."""
+        return dict(self._ids)
+
+    @property
+    def merges(self) -> list[tuple[str, str]]:
+        """The merges, as `read_merges` returned them; read back from the library each time."""
+        return [
+            (left, right) for left, right in json.loads(self._plain.to_str())["model"]["merges"]
+        ]
 
     def token_to_id(self, token: str) -> int:
         """Return the id of a token as the vocabulary spells it ("Ġthe" for " the").

@@ -8,7 +8,12 @@ import pytest
 
 from bart_export.errors import InputError, TokenizerError
 from bart_export.text.tokenizer import BartTokenizer
-from bart_export.text.vocabulary import BYTE_SYMBOLS, SPECIAL_TOKENS
+from bart_export.text.vocabulary import (
+    BYTE_SYMBOLS,
+    SPECIAL_TOKENS,
+    read_merges,
+    read_vocabulary,
+)
 
 DATA = Path(__file__).parents[1] / "data"
 VOCABULARY_FILE = DATA / "vocabulary/vocabulary.json"
@@ -154,6 +159,11 @@ def test_tokens_and_ids_are_each_other(tokenizer):
     assert tokenizer.id_to_token(232) == "Ġworld"
     with pytest.raises(InputError, match="received ' world'"):
         tokenizer.token_to_id(" world")
+
+
+def test_the_two_tables_can_be_read_back(tokenizer):
+    assert tokenizer.vocabulary == read_vocabulary(VOCABULARY_FILE)
+    assert tokenizer.merges == read_merges(MERGES_FILE)
 
 
 def test_merges_open_with_and_without_a_version_line(tmp_path):

@@ -1,0 +1,220 @@
+"""Texts to token ids and back inside a TensorFlow graph, id for id as `text.tokenizer` does it.
+
+Batches of bytes go in and padded ids with their lengths come out, and the other way round. Core
+operators and constant tables only, so that the graph runs wherever TensorFlow does. The module
+does not know the model: how long a text it takes is the caller's to say.
+
+A server must not be stopped by a long text. Of each no more is read than its first ids need: a
+beginning is tokenized, and four times as much of it if what follows could still change the ids
+that are kept. Whole words are certain; a word that goes on is tokenized with every end it may
+come to have, see `certain_in_open_word`. So a text costs what a beginning of about four bytes
+times `max_length` times the bytes of the longest token costs, if not less, and each turn of the
+merging loop merges something in the longest word of it. Only merges by which a character changes
+tokens several longest tokens before it make more of the text be read.
+"""
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from bart_export.errors import InputError
+from bart_export.graph.merges import Merges, Tokens
+from bart_export.graph.pretokenizer import Pretokenizer, Words
+from bart_export.text.tokenizer import BartTokenizer
+
+GROWTH = 4  # times as much text when a beginning was not enough
+FIRST_BYTES = 8  # a token of the beginning that is tried first; English has between 4 and 5
+ANCHOR = 3  # longest tokens between the token that must stay the same and the end of the text
+
+
+class Rows(NamedTuple):
+    """Tokenized texts.
+
+    Attributes:
+        words: the words of all texts, each text followed by its end.
+        tokens: the tokens of the different words.
+        index: int32 (words,), which of the different words each word is.
+        counts: int32 (words,), tokens of each word, 0 at an end.
+        begins: int32 (batch,), tokens of all texts before each text.
+        lengths: int32 (batch,), tokens of each text.
+    """
+
+    words: Words
+    tokens: Tokens
+    index: tf.Tensor
+    counts: tf.Tensor
+    begins: tf.Tensor
+    lengths: tf.Tensor
+
+
+class GraphTokenizer(tf.Module):
+    """Byte-level BPE of one vocabulary as a part of TensorFlow graphs.
+
+    Special tokens typed in a text are ordinary characters.
+    """
+
+    def __init__(self, vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> None:
+        """Make the tables of what `read_vocabulary` and `read_merges` return."""
+        super().__init__()
+        host = BartTokenizer(vocabulary, merges)
+        self.start_token_id = host.start_token_id
+        self.pad_token_id = host.pad_token_id
+        self.end_token_id = host.end_token_id
+        self.pretokenizer = Pretokenizer()
+        self.merges = Merges(vocabulary, merges)
+        shown = (
+            b"" if id in host.special_token_ids else host.token_bytes(id)
+            for id in range(host.vocabulary_size)
+        )
+        self.token_bytes = tf.constant(list(shown))
+
+    @classmethod
+    def from_tokenizer(cls, tokenizer: BartTokenizer) -> "GraphTokenizer":
+        """Make the tables of a tokenizer of texts in Python."""
+        return cls(tokenizer.vocabulary, tokenizer.merges)
+
+    def encode(self, text: tf.Tensor, max_length: int) -> tuple[tf.Tensor, tf.Tensor]:
+        """Return `<s> text </s>` of each text; a longer text keeps its beginning and both ends.
+
+        Args:
+            text: string (batch,). Bytes that are not UTF-8 are read as U+FFFD.
+            max_length: most ids of a text, both ends counted.
+
+        Returns:
+            Ids, int32 (batch, source), padded to the longest text, and how many of them are real,
+            int32 (batch,).
+
+        Raises:
+            InputError: when `max_length` has no room for both ends.
+        """
+        if max_length < 2:
+            raise InputError(
+                "max_length must be at least 2, the start and the end token, "
+                f"received {max_length}."
+            )
+        room = max_length - 2
+
+        def more(bytes: tf.Tensor, enough: tf.Tensor, *result: tf.Tensor) -> tf.Tensor:
+            return ~enough
+
+        def turn(bytes: tf.Tensor, enough: tf.Tensor, *result: tf.Tensor) -> list[tf.Tensor]:
+            cut = sizes > bytes
+            # A character that the cut goes through is left out.
+            beginnings = valid_utf8(tf.strings.substr(text, zero, bytes), "ignore")
+            rows = self.tokenize(beginnings)
+            enough = tf.reduce_all(~cut | (self.certain_tokens(rows, cut, room) >= room))
+            return [bytes * GROWTH, enough, *self.padded(rows, room)]
+
+        with tf.device("CPU:0"):  # strings are there, and the operators on ids are small
+            text = valid_utf8(text, "replace")
+            sizes, zero = tf.cast(tf.strings.length(text), tf.int64), tf.constant(0, tf.int64)
+            bytes = tf.constant(FIRST_BYTES * max(max_length, self.merges.longest), tf.int64)
+            nothing = tf.zeros([tf.size(text), 0], tf.int32), tf.zeros_like(sizes, tf.int32)
+            shapes = [tf.TensorShape(shape) for shape in ([], [], [None, None], [None])]
+            _, _, ids, lengths = tf.while_loop(
+                more, turn, [bytes, tf.constant(False), *nothing], shape_invariants=shapes
+            )
+        return ids, lengths
+
+    def decode(self, token_ids: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
+        """Return the text of ids, string (batch,), valid UTF-8.
+
+        Special tokens are left out; bytes that are not UTF-8 become U+FFFD. An id that is not in
+        the vocabulary is an InvalidArgumentError when the graph runs.
+
+        Args:
+            token_ids: int32 (batch, target).
+            lengths: int32 (batch,); ids from there on are not looked at.
+        """
+        with tf.device("CPU:0"):
+            real = tf.sequence_mask(lengths, tf.shape(token_ids)[1])
+            pieces = tf.gather(self.token_bytes, tf.where(real, token_ids, self.pad_token_id))
+            return valid_utf8(tf.strings.reduce_join(pieces, -1), "replace")
+
+    def tokenize(self, text: tf.Tensor) -> Rows:
+        """Tokenize texts, string (batch,) of valid UTF-8; words that are equal only once."""
+        words = self.pretokenizer.split(text)
+        different, index = tf.unique(words.texts)
+        tokens = self.merges.tokenize(different)
+        counts = tf.where(words.ends, 0, tf.gather(tokens.counts, index))
+        row_ends = tf.boolean_mask(tf.cumsum(counts), words.ends)
+        begins = tf.concat([tf.zeros_like(row_ends[:1]), row_ends[:-1]], 0)
+        return Rows(words, tokens, index, counts, begins, row_ends - begins)
+
+    def padded(self, rows: Rows, room: int) -> tuple[tf.Tensor, tf.Tensor]:
+        """Return the first tokens of each text, `room` at most, between both ends, and lengths."""
+        lengths = tf.minimum(rows.lengths, room) + 2
+        columns = tf.range(tf.reduce_max(tf.concat([[2], lengths], 0)))
+        last = lengths[:, None] - 1
+        frame = tf.where(tf.equal(columns, last), self.end_token_id, self.pad_token_id)
+        frame = tf.where(columns < last, self.start_token_id, frame)
+        places = tf.where((columns > 0) & (columns < last))
+        # Where in all tokens of all texts, then in which word, then where in that word.
+        number = tf.gather(rows.begins, places[:, 0]) + tf.cast(places[:, 1], tf.int32) - 1
+        word_ends = tf.cumsum(rows.counts)
+        word = tf.searchsorted(word_ends, number, side="right")
+        number -= tf.gather(word_ends - rows.counts, word)
+        number += tf.gather(rows.tokens.begins(), tf.gather(rows.index, word))
+        ids = tf.cast(tf.gather(rows.tokens.ids, number), tf.int32)
+        return tf.tensor_scatter_nd_update(frame, places, ids), lengths
+
+    def certain_tokens(self, rows: Rows, cut: tf.Tensor, room: int) -> tf.Tensor:
+        """Return how many tokens of each text are its own however it goes on, int32 (batch,).
+
+        What follows may change where the last word ends and, as after an apostrophe or a blank,
+        where the one before it does. If `room` more are wanted, the last word is looked into.
+
+        Args:
+            rows: beginnings of texts.
+            cut: bool (batch,), which of them go on.
+            room: how many tokens are wanted.
+        """
+        last = tf.where(rows.words.ends)[:, 0] - 1
+        before_last = rows.lengths - tf.gather(rows.counts, tf.maximum(last, 0))
+        certain = before_last - tf.gather(rows.counts, tf.maximum(last - 1, 0))
+        sizes = tf.strings.length(tf.gather(rows.words.texts, tf.maximum(last, 0)))
+        open = tf.where(cut & (certain < room) & (sizes >= ANCHOR * self.merges.longest))
+
+        def looked_into() -> tf.Tensor:
+            inside = self.certain_in_open_word(rows, tf.gather_nd(last, open))
+            inside += tf.gather_nd(before_last, open)
+            return tf.tensor_scatter_nd_max(certain, open, inside)
+
+        return tf.cond(tf.size(open) > 0, looked_into, lambda: certain)
+
+    def certain_in_open_word(self, rows: Rows, words: tf.Tensor) -> tf.Tensor:
+        """Return how many tokens of words that go on are certain, int32 (open,); 0 if it is open.
+
+        Tokens are those of a text if every two neighbours are those of their own text, as a first
+        merge across a border would be one between two of them. So the tokens of a text up to the
+        last border before any point are the tokens of the text up to that border; it is one of
+        the last `longest` places before that point. If the word, ended at each of those, has the
+        same token at the same place, then that token and all before it are certain.
+
+        Args:
+            rows: tokenized beginnings of texts.
+            words: int64 (open,), words of them of at least ANCHOR times `longest` bytes.
+        """
+        tokens, longest = rows.tokens, self.merges.longest
+        texts, index = tf.gather(rows.words.texts, words), tf.gather(rows.index, words)
+        sizes = tf.strings.length(texts)
+        first = tf.gather(tokens.begins(), index)
+        places = tf.cumsum(tf.gather(self.merges.byte_lengths, tokens.ids), exclusive=True)
+        base = tf.gather(places, first)
+        anchor = tf.searchsorted(places, base + sizes - ANCHOR * longest, side="right") - 1
+        tails = tf.strings.substr(texts, tf.gather(places, anchor) - base, sizes)
+        ends = tf.strings.length(tails)[:, None] - tf.range(longest)
+        repeated = tf.tile(tails[:, None], [1, longest])
+        ended = tf.strings.substr(repeated, tf.zeros_like(ends), ends)
+        others = self.merges.tokenize(tf.reshape(ended, [-1]))
+        others_first = tf.reshape(tf.gather(others.ids, others.begins()), [-1, longest])
+        same = tf.equal(others_first, tf.gather(tokens.ids, anchor)[:, None])
+        return tf.where(tf.reduce_all(same, 1), anchor - first + 1, 0)
+
+
+def valid_utf8(text: tf.Tensor, errors: str) -> tf.Tensor:
+    """Return texts of which bytes that are not UTF-8 are replaced by U+FFFD or ignored.
+
+    As many characters take their place as with Python's `bytes.decode`.
+    """
+    return tf.strings.unicode_transcode(text, "UTF-8", "UTF-8", errors=errors)

@@ -1,0 +1,334 @@
+import json
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tokenizer_samples import PIECES, vocabulary_of
+
+from bart_export.errors import InputError
+from bart_export.graph.tokenizer import FIRST_BYTES, GraphTokenizer
+from bart_export.text.tokenizer import BartTokenizer
+from bart_export.text.vocabulary import BYTE_SYMBOLS, SPECIAL_TOKENS
+
+ROOT = Path(__file__).parents[2]
+DATA = ROOT / "tests/data"
+GOLDEN = json.loads((DATA / "golden/tokenization.json").read_text(encoding="utf-8"))
+TEXT = tf.TensorSpec([None], tf.string, name="text")
+IDS = tf.TensorSpec([None, None], tf.int32, name="token_ids")
+LENGTHS = tf.TensorSpec([None], tf.int32, name="lengths")
+
+
+@pytest.fixture(scope="module")
+def host():
+    folder = DATA / "vocabulary"
+    return BartTokenizer.from_files(folder / "vocabulary.json", folder / "merges.txt")
+
+
+@pytest.fixture(scope="module")
+def graph(host):
+    return GraphTokenizer.from_tokenizer(host)
+
+
+@pytest.fixture(scope="module")
+def encode(graph):
+    """Return the encoder that cuts at 1024 tokens, as a function of a graph."""
+    return tf.function(lambda text: graph.encode(text, 1024), input_signature=[TEXT])
+
+
+@pytest.fixture(scope="module")
+def decode(graph):
+    return tf.function(graph.decode, input_signature=[IDS, LENGTHS])
+
+
+def rows(encoded):
+    """Return the real ids of each text; what is beyond them must be padding (1)."""
+    ids, lengths = (np.asarray(each) for each in encoded)
+    assert ids.dtype == lengths.dtype == np.int32
+    assert ids.shape == (len(lengths), max([2, *lengths]))
+    assert all((row[length:] == 1).all() for row, length in zip(ids, lengths, strict=True))
+    return [row[:length].tolist() for row, length in zip(ids, lengths, strict=True)]
+
+
+def expected(host, texts, max_length):
+    return [host.encode(text, max_length, truncate=True) for text in texts]
+
+
+def in_batches(texts, size=64):
+    return (tf.constant(texts[begin : begin + size]) for begin in range(0, len(texts), size))
+
+
+def texts_of(file):
+    return [json.loads(line)["text"] for line in (ROOT / file).read_text("utf-8").splitlines()]
+
+
+def random_texts(count, seed):
+    """Return texts of arbitrary characters, half of them such as the pattern tells apart."""
+    random_of = random.Random(seed)
+
+    def character():
+        plane = random_of.choice(
+            [range(0x80), range(0x800), range(0xD800), range(0xE000, 0x110000)]
+        )
+        return chr(random_of.choice(plane))
+
+    return [
+        "".join(
+            random_of.choice(PIECES) if random_of.random() < 0.5 else character()
+            for _ in range(random_of.randrange(40))
+        )
+        for _ in range(count)
+    ]
+
+
+def padded(sequences):
+    """Return ids and lengths as `decode` takes them; what is beyond is no id at all."""
+    lengths = [len(sequence) for sequence in sequences]
+    ids = np.full((len(lengths), max([0, *lengths])), 70_000, np.int32)
+    for row, sequence in zip(ids, sequences, strict=True):
+        row[: len(sequence)] = sequence
+    return tf.constant(ids), tf.constant(lengths, tf.int32)
+
+
+def test_golden_texts_become_their_ids_and_come_back(encode, decode):
+    encoded = rows(encode(tf.constant([row["text"] for row in GOLDEN])))
+    assert len(encoded) == 600
+    assert encoded == [[0, *row["ids"], 2] for row in GOLDEN]
+    decoded = decode(*padded([row["ids"] for row in GOLDEN])).numpy()
+    assert [text.decode() for text in decoded] == [row["text"] for row in GOLDEN]
+
+
+@pytest.mark.parametrize(
+    "file", ["tests/data/mini_model/headlines_4_beams.jsonl", "tools/mini_model/test.jsonl"]
+)
+def test_texts_of_the_project_have_the_ids_of_the_host(encode, host, file):
+    texts = texts_of(file)
+    encoded = [row for batch in in_batches(texts) for row in rows(encode(batch))]
+    assert encoded == expected(host, texts, 1024)
+
+
+def test_random_texts_have_the_ids_of_the_host_and_come_back(encode, decode, host):
+    texts = random_texts(3000, seed=5)
+    encoded = [row for batch in in_batches(texts) for row in rows(encode(batch))]
+    assert encoded == expected(host, texts, 1024)
+    assert [text.decode() for text in decode(*padded(encoded)).numpy()] == texts
+
+
+@pytest.mark.parametrize("max_length", [2, 3, 4, 7, 20])
+def test_a_longer_text_keeps_its_beginning_and_both_ends(graph, host, max_length):
+    texts = ["", "a", " one two", *random_texts(40, seed=max_length), "one two three " * 200]
+    encoded = rows(graph.encode(tf.constant(texts), max_length))
+    assert encoded == expected(host, texts, max_length)
+    assert max(map(len, encoded)) == max_length
+
+
+def test_a_length_without_room_for_both_ends_is_refused(graph):
+    with pytest.raises(InputError, match="at least 2.*received 1"):
+        graph.encode(tf.constant(["a"]), 1)
+
+
+def test_no_texts_and_texts_of_nothing(encode, decode):
+    assert rows(encode(tf.constant([], tf.string))) == []
+    assert rows(encode(tf.constant(["", ""]))) == [[0, 2], [0, 2]]
+    assert decode(*padded([])).shape == (0,)
+    assert decode(*padded([[], [0, 2]])).numpy().tolist() == [b"", b""]
+
+
+def test_special_tokens_typed_in_a_text_are_text(encode, decode, host):
+    texts = [f"one {token} two{token}" for token in SPECIAL_TOKENS]
+    encoded = rows(encode(tf.constant(texts)))
+    assert encoded == expected(host, texts, 1024)
+    assert [text.decode() for text in decode(*padded(encoded)).numpy()] == texts
+
+
+def test_a_text_that_is_not_utf8_is_read_as_python_replaces_it(encode, host):
+    random_of = random.Random(8)
+    data = bytes([0, 0x41, 0x7F, 0x80, 0xBF, 0xC0, 0xC2, 0xE0, 0xA0, 0xED, 0xEF, 0xF0, 0x90, 0xF4,
+                  0xF5, 0xFE, 0xFF])  # fmt: skip
+    texts = [bytes(random_of.choices(data, k=random_of.randrange(8))) for _ in range(3000)]
+    encoded = [row for batch in in_batches(texts) for row in rows(encode(batch))]
+    assert encoded == expected(host, [text.decode("utf-8", "replace") for text in texts], 1024)
+
+
+def test_ids_whose_bytes_are_not_utf8_are_shown_as_the_host_shows_them(decode, host):
+    random_of = random.Random(9)
+    bytes_of = [host.token_to_id(symbol) for symbol in BYTE_SYMBOLS]
+    sequences = [
+        random_of.choices(bytes_of[0x80:], k=random_of.randrange(8))
+        + random_of.choices(range(host.vocabulary_size), k=random_of.randrange(4))
+        for _ in range(3000)
+    ]
+    decoded = [text.decode() for text in decode(*padded(sequences)).numpy()]
+    assert decoded == [host.detokenize(sequence) for sequence in sequences]
+
+
+def test_special_tokens_and_what_is_beyond_the_length_are_not_shown(decode):
+    ids = tf.constant([[2, 0, 31414, 3, 232, 50264, 2, 1], [0, 31414, 232, -7, 70_000, 5, 5, 5]])
+    assert decode(ids, tf.constant([8, 3])).numpy().tolist() == [b"Hello world"] * 2
+
+
+@pytest.mark.parametrize("id", [-1, 50265])
+def test_an_id_past_the_vocabulary_is_an_error(decode, id):
+    with pytest.raises(tf.errors.InvalidArgumentError, match=rf"= {id} is not in \[0, 50265\)"):
+        decode(tf.constant([[0, id]]), tf.constant([2]))
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "a",
+        "-",
+        " ",
+        "\x00",
+        "\u3000",
+        "ÃÂ",
+        "👍🏽",
+        "thequickbrownfoxjumpsoverthelazydog",
+        "漢字仮名交",
+    ],
+)
+def test_a_word_without_an_end_has_the_ids_of_the_host_in_sane_time(encode, host, word):
+    text = word * (200_000 // len(word))
+    encode(tf.constant(["warm"]))
+    began = time.perf_counter()
+    encoded = rows(encode(tf.constant([text])))
+    assert time.perf_counter() - began < 5
+    assert encoded == expected(host, [text], 1024)
+
+
+def test_a_long_word_of_random_letters_has_the_ids_of_the_host_in_sane_time(encode, host):
+    text = "".join(random.Random(1).choices("abcdefghijklmnopqrstuvwxyz", k=1_000_000))
+    texts = [text, "and a short one", f"a {text[:30_000]} and more {text[:100]}"]
+    began = time.perf_counter()
+    encoded = rows(encode(tf.constant(texts)))
+    assert time.perf_counter() - began < 20
+    assert encoded == expected(host, texts, 1024)
+
+
+def test_a_character_far_to_the_right_that_changes_the_first_tokens_is_seen():
+    # Of a chain of letters the last two merge first, then the two before them, and so on: whether
+    # its first letter is a token depends on how many there are.
+    letters = [chr(code) for code in (*range(65, 91), *range(97, 123))]
+    merges = list(zip(letters, letters[1:], strict=False))[::-1]
+    host = BartTokenizer(vocabulary_of(merges), merges)
+    graph = GraphTokenizer.from_tokenizer(host)
+    texts = ["".join(letters[:length]) for length in range(30, 53)]
+    room = 3
+    assert FIRST_BYTES * (room + 2) == 40 < len(texts[-1])
+    encoded = expected(host, texts, room + 2)
+    assert graph.encode(tf.constant(texts), room + 2)[0].numpy().tolist() == encoded
+    assert len({tuple(ids) for ids in encoded}) == 2
+
+
+def test_wherever_a_beginning_is_cut_the_tokens_before_are_right():
+    # Tokens of up to 32 bytes and few of them wanted: each of these is cut after 256 bytes.
+    doubled = [(letter * size, letter * size) for letter in "a'" for size in (1, 2, 4, 8, 16)]
+    blank, (first, second, third) = "Ġ", (BYTE_SYMBOLS[byte] for byte in "\u3000".encode())
+    merges = [
+        *doubled, ("r", "e"), ("'", "re"), ("v", "e"), ("'", "s"), (blank, "b"), (blank, blank),
+        (blank, "'"), (first, second), (first + second, third),
+    ]  # fmt: skip
+    host = BartTokenizer(vocabulary_of(merges), merges)
+    graph = GraphTokenizer.from_tokenizer(host)
+    tails = ["  b", "'re", "x'reb", "'s", " 's", "\u3000\u3000b", "   ", "''''s", "é'vevé", "\n b"]
+    texts = [
+        ("a" * (shift + 200 - shift % 7) + "b" * (shift % 7 + 30) + 3 * tail + "end " * 80)
+        for shift in range(40)
+        for tail in tails
+    ]
+    texts += ["a" * shift + 200 * tail for shift in range(0, 40, 3) for tail in tails]
+    for max_length in (8, 12, 16, 30, 32):
+        ids = graph.encode(tf.constant(texts), max_length)[0].numpy().tolist()
+        assert ids == expected(host, texts, max_length)
+
+
+LOAD_AS_TF_SERVING_DOES = """
+import json, os, sys
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+import tensorflow as tf
+
+graph = tf.Graph()
+with graph.as_default(), tf.compat.v1.Session(graph=graph) as session:
+    signatures = tf.compat.v1.saved_model.load(session, ["serve"], sys.argv[1]).signature_def
+
+    def run(name, given):
+        signature = signatures[name]
+        return session.run(
+            {key: info.name for key, info in signature.outputs.items()},
+            {signature.inputs[key].name: value for key, value in given.items()},
+        )
+
+    encoded = run("tokenize", {"text": json.load(sys.stdin)})
+    decoded = run("detokenize", encoded)
+operators = {node.op for node in graph.as_graph_def().node}
+for function in graph.as_graph_def().library.function:
+    operators |= {node.op for node in function.node_def}
+print(json.dumps({
+    "ids": encoded["token_ids"].tolist(),
+    "lengths": encoded["lengths"].tolist(),
+    "texts": [text.decode() for text in decoded["text"]],
+    "operators": sorted(operators),
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def saved(graph, tmp_path_factory):
+    """Return the directory of a SavedModel of both directions."""
+
+    @tf.function(input_signature=[TEXT])
+    def tokenize(text):
+        ids, lengths = graph.encode(text, 64)
+        return {"token_ids": ids, "lengths": lengths}
+
+    @tf.function(input_signature=[IDS, LENGTHS])
+    def detokenize(token_ids, lengths):
+        return {"text": graph.decode(token_ids, lengths)}
+
+    module = tf.Module()
+    module.tokenizer = graph
+    directory = tmp_path_factory.mktemp("saved_model") / "1"
+    tf.saved_model.save(
+        module, str(directory), signatures={"tokenize": tokenize, "detokenize": detokenize}
+    )
+    return directory
+
+
+TEXTS = [*(row["text"] for row in GOLDEN[::6]), "", "word" * 3000, "one two " * 500]
+
+
+def came_back(host):
+    """Return what is left of TEXTS after 64 tokens."""
+    return [host.detokenize(ids) for ids in expected(host, TEXTS, 64)]
+
+
+def test_a_saved_model_gives_the_same_ids(saved, host):
+    loaded = tf.saved_model.load(str(saved)).signatures
+    encoded = loaded["tokenize"](text=tf.constant(TEXTS))
+    assert rows((encoded["token_ids"], encoded["lengths"])) == expected(host, TEXTS, 64)
+    texts = loaded["detokenize"](**encoded)["text"].numpy().tolist()
+    assert [text.decode() for text in texts] == came_back(host)
+
+
+def test_a_saved_model_gives_the_same_ids_in_a_session_as_tf_serving_has(saved, host):
+    ran = subprocess.run(
+        [sys.executable, "-c", LOAD_AS_TF_SERVING_DOES, str(saved)],
+        input=json.dumps(TEXTS),
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    told = json.loads(ran.stdout)
+    assert rows([np.array(told[key], np.int32) for key in ("ids", "lengths")]) == expected(
+        host, TEXTS, 64
+    )
+    assert told["texts"] == came_back(host)
+    assert not {name for name in told["operators"] if "PyFunc" in name or "Mutable" in name}
+
+
+def test_a_saved_tokenizer_is_small(saved):
+    assert sum(file.stat().st_size for file in saved.rglob("*") if file.is_file()) < 4e6
