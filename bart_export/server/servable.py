@@ -77,14 +77,15 @@ class StreamCall:
 
 
 class Servable(Protocol):
-    """A loaded version of a model. All methods may be called from several threads at once.
+    """A loaded version of a model. All methods may be called from several threads at once."""
 
-    `signature_defs` maps names to SignatureDef messages of `server.messages`, complete with
-    dtypes, shapes and defaults. `streams` says whether `stream` works.
-    """
+    @property
+    def signature_defs(self) -> Mapping[str, Any]:
+        """SignatureDef messages of `server.messages`, complete with dtypes, shapes and defaults."""
 
-    signature_defs: Mapping[str, Any]
-    streams: bool
+    @property
+    def streams(self) -> bool:
+        """Whether `stream` works."""
 
     def submit(self, call: Call) -> "Future[Tensors]":
         """Run a signature.

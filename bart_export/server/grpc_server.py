@@ -1,0 +1,200 @@
+"""The gRPC front: a port, and messages that go to the methods of services and come back.
+
+In come bytes; the message they hold, and the limits of the call, go to a method; what the method
+returns goes out, and a StatusError becomes the status of the call. A client's deadline ends the
+limits, and so does a client that goes away. Health checks and reflection are answered here, too.
+Nothing here knows what a method does.
+"""
+
+import asyncio
+import pathlib
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import grpc
+from google.protobuf import text_format
+from google.protobuf.message import DecodeError
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+
+from bart_export.errors import ConfigurationError
+from bart_export.quiet import native_stderr_silenced
+from bart_export.server import messages
+from bart_export.server.options import ServeOptions
+from bart_export.server.predict import status_of
+from bart_export.server.servable import Limits
+from bart_export.server.status import Code, StatusError
+
+# A method of a service: a request message and the limits of the call, and the response message.
+Method = Callable[[Any, Limits], Awaitable[Any]]
+# Methods by their names, by the full names of their services in `messages.POOL`.
+Services = Mapping[str, Mapping[str, Method]]
+
+GRPC_STATUS: dict[Code, grpc.StatusCode] = {Code(code.value[0]): code for code in grpc.StatusCode}
+# TensorFlow Serving's bound: details travel in a header, and clients bound their headers.
+DETAILS_LENGTH = 1024
+TRUNCATED = "...TRUNCATED"
+
+
+class GrpcServer:
+    """A gRPC server for some services, with health and reflection beside them."""
+
+    def __init__(self, services: Services, options: ServeOptions) -> None:
+        self._options = options
+        self._running: set[asyncio.Task[Any]] = set()
+        self._health = health.aio.HealthServicer()
+        self._server = grpc.aio.server(
+            options=[
+                # A second server on the same port is to fail instead of taking every other call.
+                ("grpc.so_reuseport", 0),
+                ("grpc.max_receive_message_length", options.max_request_bytes),
+                ("grpc.max_send_message_length", -1),
+            ]
+        )
+        self._names = list(services)
+        self._server.add_generic_rpc_handlers(
+            [self._handlers(name, methods) for name, methods in services.items()]
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        for file in (health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR):
+            messages.POOL.AddSerializedFile(file.serialized_pb)
+        reflection.enable_server_reflection(
+            [*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME],
+            self._server,
+            pool=messages.POOL,
+        )
+
+    def bind(self) -> int:
+        """Take the port and return its number.
+
+        Raises:
+            ConfigurationError: if the TLS configuration is unusable or the port is taken.
+        """
+        options = self._options
+        address = f"{f'[{options.host}]' if ':' in options.host else options.host}:{options.port}"
+        credentials = options.ssl_config_file and server_credentials(options.ssl_config_file)
+        # gRPC logs the reason on the standard error itself, at length.
+        with native_stderr_silenced():
+            try:
+                if credentials is None:
+                    return int(self._server.add_insecure_port(address))
+                return int(self._server.add_secure_port(address, credentials))
+            except RuntimeError as error:
+                tls = f", or {options.ssl_config_file} holds no key and certificate that fit"
+                raise ConfigurationError(
+                    f"Cannot serve gRPC on {address}: the port is taken"
+                    f"{tls if credentials else ''}. Name a free one with --port."
+                ) from error
+
+    async def start(self) -> None:
+        """Begin to answer; from now on the health service says that all services serve."""
+        await self._server.start()
+        for name in self._names:
+            # TensorFlow Serving reports the services without their package.
+            for known in (name, name.rpartition(".")[2]):
+                await self._health.set(known, health_pb2.HealthCheckResponse.SERVING)
+
+    async def stop(self, seconds: float) -> None:
+        """Refuse new calls, let the running ones finish for some seconds, then cancel them."""
+        await self._health.enter_graceful_shutdown()
+        closing = asyncio.create_task(self._server.stop(seconds))
+        if self._running:
+            await asyncio.wait(set(self._running), timeout=seconds)
+        # Streams of the health service never end by themselves.
+        await self._server.stop(None)
+        await closing
+
+    def _handlers(self, service: str, methods: Mapping[str, Method]) -> grpc.GenericRpcHandler:
+        descriptors = messages.POOL.FindServiceByName(service).methods_by_name
+        return grpc.method_handlers_generic_handler(
+            service,
+            {
+                name: grpc.unary_unary_rpc_method_handler(self._handler(method, descriptors[name]))
+                for name, method in methods.items()
+            },
+        )
+
+    def _handler(
+        self, method: Method, descriptor: Any
+    ) -> Callable[[bytes, grpc.aio.ServicerContext], Awaitable[bytes]]:
+        """Return the handler of a method, from bytes to bytes.
+
+        Parsing is done here because gRPC answers bytes that are no message without saying why.
+        """
+
+        async def handle(data: bytes, context: grpc.aio.ServicerContext) -> bytes:
+            task = asyncio.current_task()
+            assert task is not None
+            self._running.add(task)
+            # The task ends after the response has been sent.
+            task.add_done_callback(self._running.discard)
+            seconds = context.time_remaining()
+            if seconds is None:
+                seconds = self._options.request_seconds
+            limits = Limits(deadline=time.monotonic() + seconds)
+            try:
+                response = await method(parsed(data, descriptor.input_type), limits)
+                serialized: bytes = response.SerializeToString()
+                return serialized
+            except Exception as error:
+                failure = status_of(error)
+            await context.abort(GRPC_STATUS[failure.code], shortened(failure.message))
+            raise AssertionError("abort raises")
+
+        return handle
+
+
+def parsed(data: bytes, descriptor: Any) -> Any:
+    """Return the message of a type that some bytes hold.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT if they hold none.
+    """
+    message = messages.message(descriptor.full_name)()
+    try:
+        message.ParseFromString(data)
+    except DecodeError as error:
+        raise StatusError(
+            Code.INVALID_ARGUMENT,
+            f"Expected a serialized {descriptor.full_name}, received {len(data)} bytes that are "
+            f"none: {error}",
+        ) from error
+    return message
+
+
+def shortened(details: str) -> str:
+    """Return the details of an error, cut where TensorFlow Serving cuts them."""
+    if len(details) <= DETAILS_LENGTH:
+        return details
+    return details[: DETAILS_LENGTH - len(TRUNCATED)] + TRUNCATED
+
+
+def server_credentials(path: pathlib.Path) -> grpc.ServerCredentials:
+    """Read TensorFlow Serving's SSLConfig text proto; keys and certificates stand in it as PEM.
+
+    Raises:
+        ConfigurationError: if the file cannot be read, or lacks what it needs.
+    """
+    try:
+        config = text_format.Parse(path.read_text("utf-8"), messages.SSLConfig())
+    except OSError as error:
+        raise ConfigurationError(f"Cannot read {path}: {error.strerror}.") from error
+    except (UnicodeDecodeError, text_format.ParseError) as error:
+        raise ConfigurationError(
+            f"{path}: expected the text of an SSLConfig message: {error}"
+        ) from error
+    if not config.server_key or not config.server_cert:
+        raise ConfigurationError(
+            f"{path}: expected server_key and server_cert, each with the text of a PEM file."
+        )
+    if config.client_verify and not config.custom_ca:
+        raise ConfigurationError(
+            f"{path}: client_verify needs custom_ca, the PEM of who signs the clients' "
+            "certificates."
+        )
+    return grpc.ssl_server_credentials(
+        [(config.server_key.encode(), config.server_cert.encode())],
+        root_certificates=config.custom_ca.encode() or None,
+        require_client_auth=config.client_verify,
+    )

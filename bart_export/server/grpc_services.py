@@ -1,0 +1,305 @@
+"""TensorFlow Serving's PredictionService and ModelService: messages go in and come out.
+
+Each method takes a request message and the limits of the call and returns the response message, or
+raises a StatusError with the code and text that TensorFlow Serving answers. Calls are counted and
+timed here. Nothing here knows how messages travel, an engine, or where models come from.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+from bart_export.server import examples, messages, model_config, tensors
+from bart_export.server.metrics import Metrics
+from bart_export.server.models import ModelSpec, ModelStore
+from bart_export.server.predict import (
+    Held,
+    UnknownSignature,
+    check_inputs,
+    chosen_outputs,
+    chosen_signature,
+    held,
+)
+from bart_export.server.servable import Call, Limits, Tensors
+from bart_export.server.status import Code, StatusError
+
+Method = Callable[[Any, Limits], Awaitable[Any]]
+
+SIGNATURE_DEF = "signature_def"
+NO_MODEL_SPEC = "Missing ModelSpec"
+
+
+def services(store: ModelStore, metrics: Metrics) -> dict[str, dict[str, Method]]:
+    """Return the methods of both services, by the full names of the services and their own."""
+    prediction = PredictionService(store, metrics)
+    models = ModelService(store, metrics)
+    return {
+        "tensorflow.serving.PredictionService": {
+            "Predict": prediction.predict,
+            "Classify": prediction.classify,
+            "Regress": prediction.regress,
+            "MultiInference": prediction.multi_inference,
+            "GetModelMetadata": prediction.get_model_metadata,
+        },
+        "tensorflow.serving.ModelService": {
+            "GetModelStatus": models.get_model_status,
+            "HandleReloadConfigRequest": models.handle_reload_config_request,
+        },
+    }
+
+
+def wanted_model(request: Any) -> ModelSpec:
+    """Return what a request's `model_spec` asks for.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT without one.
+    """
+    if not request.HasField("model_spec"):
+        raise StatusError(Code.INVALID_ARGUMENT, NO_MODEL_SPEC)
+    return wanted_version(request.model_spec)
+
+
+def wanted_version(spec: Any) -> ModelSpec:
+    """Return what a ModelSpec message asks for."""
+    choice = spec.WhichOneof("version_choice")
+    return ModelSpec(
+        name=spec.name,
+        version=spec.version.value if choice == "version" else None,
+        label=spec.version_label if choice == "version_label" else None,
+    )
+
+
+class PredictionService:
+    """Runs signatures of the models of a store."""
+
+    def __init__(self, store: ModelStore, metrics: Metrics) -> None:
+        self.store = store
+        self.metrics = metrics
+
+    @contextlib.contextmanager
+    def held(self, wanted: ModelSpec, api: str) -> Iterator[Held]:
+        """Hold what answers a request, which is counted and timed."""
+        known = wanted.name if wanted.name in self.store.names() else ""
+        with (
+            self.metrics.request(known, api, "GRPC"),
+            held(self.store.lease(wanted)) as holder,
+        ):
+            yield holder
+
+    async def predict(self, request: Any, limits: Limits) -> Any:
+        """Run a signature with tensors."""
+        wanted = wanted_model(request)
+        with self.held(wanted, "Predict") as holder:
+            name, signature = chosen_signature(
+                holder.servable, request.model_spec.signature_name, UnknownSignature.GRPC_PREDICT
+            )
+            check_inputs(signature, request.inputs)
+            inputs = {
+                alias: tensors.from_proto(proto, alias) for alias, proto in request.inputs.items()
+            }
+            outputs = await holder.run(
+                Call(
+                    signature=name,
+                    inputs=inputs,
+                    outputs=chosen_outputs(signature, request.output_filter),
+                    limits=limits,
+                )
+            )
+            return messages.PredictResponse(
+                model_spec=answering(wanted, holder.version, name),
+                outputs={alias: tensors.to_proto(array) for alias, array in outputs.items()},
+            )
+
+    async def classify(self, request: Any, limits: Limits) -> Any:
+        """Return the classes and scores of examples."""
+        return await self._infer(CLASSIFY, request, limits)
+
+    async def regress(self, request: Any, limits: Limits) -> Any:
+        """Return a value for each of some examples."""
+        return await self._infer(REGRESS, request, limits)
+
+    async def multi_inference(self, request: Any, limits: Limits) -> Any:
+        """Return what several signatures of one model say of the same examples."""
+        spec = request.tasks[0].model_spec if request.tasks else messages.ModelSpec()
+        wanted = wanted_version(spec)
+        with self.held(wanted, "MultiInference") as holder:
+            tasks: dict[str, tuple[ExampleMethod, Any]] = {}
+            for task in request.tasks:
+                name, method, signature = checked_task(holder, wanted, task)
+                if name in tasks:
+                    raise StatusError(
+                        Code.INVALID_ARGUMENT, f"Duplicate evaluation of signature: {name}"
+                    )
+                tasks[name] = method, signature
+            response = messages.MultiInferenceResponse()
+            for name, (method, signature) in tasks.items():
+                result = await inferred(method, holder, name, signature, request.input, limits)
+                response.results.add(
+                    model_spec=answering(wanted, holder.version, name), **{method.field: result}
+                )
+            return response
+
+    async def _infer(self, method: "ExampleMethod", request: Any, limits: Limits) -> Any:
+        wanted = wanted_model(request)
+        with self.held(wanted, method.api) as holder:
+            name, signature = chosen_signature(
+                holder.servable, request.model_spec.signature_name, UnknownSignature.EXAMPLES
+            )
+            return method.response(
+                result=await inferred(method, holder, name, signature, request.input, limits),
+                model_spec=answering(wanted, holder.version, name),
+            )
+
+    async def get_model_metadata(self, request: Any, limits: Limits) -> Any:
+        """Return the signatures of a model."""
+        wanted = wanted_model(request)
+        if not request.metadata_field:
+            raise StatusError(
+                Code.INVALID_ARGUMENT,
+                "GetModelMetadataRequest must specify at least one metadata_field",
+            )
+        for field in request.metadata_field:
+            if field != SIGNATURE_DEF:
+                raise StatusError(Code.INVALID_ARGUMENT, f"Metadata field {field} is not supported")
+        with self.store.lease(wanted) as lease:
+            signatures = messages.SignatureDefMap(signature_def=lease.servable.signature_defs)
+            for signature in signatures.signature_def.values():
+                # TensorFlow Serving tells no defaults since version 2.20.
+                signature.ClearField("defaults")
+            response = messages.GetModelMetadataResponse(
+                model_spec=answering(wanted, lease.version, "")
+            )
+        response.metadata[SIGNATURE_DEF].Pack(signatures)
+        return response
+
+
+@dataclasses.dataclass(frozen=True)
+class ExampleMethod:
+    """A method that takes examples.
+
+    `field` is that of its result in an InferenceResult. `outputs` chooses what the method needs of
+    a signature's outputs, and `result` makes its result of them and the number of examples.
+    """
+
+    api: str
+    field: str
+    response: Any
+    outputs: Callable[[Any], tuple[str, ...]]
+    result: Callable[[Tensors, int], Any]
+
+
+CLASSIFY = ExampleMethod(
+    "Classify",
+    "classification_result",
+    messages.ClassificationResponse,
+    examples.classification_outputs,
+    examples.classification_result,
+)
+REGRESS = ExampleMethod(
+    "Regress",
+    "regression_result",
+    messages.RegressionResponse,
+    examples.regression_outputs,
+    examples.regression_result,
+)
+# What a task of a MultiInferenceRequest calls the methods.
+TASK_METHODS = {
+    "tensorflow/serving/classify": CLASSIFY,
+    "tensorflow/serving/regress": REGRESS,
+}
+
+
+async def inferred(
+    method: ExampleMethod, holder: Held, name: str, signature: Any, given: Any, limits: Limits
+) -> Any:
+    """Run a signature with the examples of an Input and return the method's result."""
+    outputs = method.outputs(signature)
+    rows = examples.serialized(given)
+    call = Call(signature=name, inputs={examples.INPUT: rows}, outputs=outputs, limits=limits)
+    return method.result(await holder.run(call), len(rows))
+
+
+def checked_task(holder: Held, wanted: ModelSpec, task: Any) -> tuple[str, ExampleMethod, Any]:
+    """Return the signature's name that a task has, its method, and the SignatureDef.
+
+    Raises:
+        StatusError: if it is none, or of another model than that which answers.
+    """
+    if not task.model_spec.name:
+        raise StatusError(Code.INVALID_ARGUMENT, "Found ModelSpec with an empty model name")
+    if task.model_spec.name != wanted.name:
+        raise StatusError(
+            Code.INVALID_ARGUMENT,
+            "All ModelSpecs in a MultiInferenceRequest must access the same model name.",
+        )
+    if task.method_name not in TASK_METHODS:
+        raise StatusError(
+            Code.UNIMPLEMENTED, f"Unsupported signature method_name: {task.method_name}"
+        )
+    name, signature = chosen_signature(
+        holder.servable, task.model_spec.signature_name, UnknownSignature.MULTI_INFERENCE
+    )
+    return name, TASK_METHODS[task.method_name], signature
+
+
+class ModelService:
+    """Tells of the models of a store, and has others served."""
+
+    def __init__(self, store: ModelStore, metrics: Metrics) -> None:
+        self.store = store
+        self.metrics = metrics
+
+    async def get_model_status(self, request: Any, limits: Limits) -> Any:
+        """Return the states of a model's versions."""
+        return messages.GetModelStatusResponse(
+            model_version_status=[
+                messages.ModelVersionStatus(
+                    version=status.version,
+                    state=status.state.value,
+                    status=messages.StatusProto(
+                        error_code=status.code.value, error_message=status.message
+                    ),
+                )
+                for status in self.store.status(wanted_model(request))
+            ]
+        )
+
+    async def handle_reload_config_request(self, request: Any, limits: Limits) -> Any:
+        """Serve the models that a request lists instead of those served now.
+
+        The response comes when the models that are new are available. A client that goes away does
+        not stop the change.
+        """
+        names = request.metric_names
+        before = [counted(self.metrics, name) for name in names]
+        models = model_config.from_proto(request.config)
+        await asyncio.to_thread(self.store.configure, models)
+        response = messages.ReloadConfigResponse()
+        for name, value in zip(names, before, strict=True):
+            increase = counted(self.metrics, name) - value
+            response.metric.add(name=name, int64_value_increase=increase)
+        return response
+
+
+def answering(wanted: ModelSpec, version: int, signature: str) -> Any:
+    """Return the `model_spec` of a response: what answered."""
+    return messages.ModelSpec(
+        name=wanted.name,
+        version=messages.Int64Value(value=version),
+        signature_name=signature,
+    )
+
+
+def counted(metrics: Metrics, name: str) -> int:
+    """Return the sum of a counter over all its labels; 0 for one that is unknown.
+
+    TensorFlow writes names with slashes, and Prometheus reads them with colons.
+    """
+    return sum(
+        int(value)
+        for family, values in list(metrics.values.items())
+        if family.name == name.replace("/", ":")
+        for value in list(values.values())
+    )

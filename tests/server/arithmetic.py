@@ -1,0 +1,132 @@
+"""A small real servable: sums, texts and pauses, computed by threads behind a bounded queue."""
+
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+
+from bart_export.server import messages, tensors
+from bart_export.server.status import Code, StatusError
+
+PREDICT, CLASSIFY, REGRESS = (
+    f"tensorflow/serving/{method}" for method in ("predict", "classify", "regress")
+)
+STEP_SECONDS = 0.01
+
+
+def info(name, dtype, *shape):
+    """Return the TensorInfo of a tensor."""
+    dims = [messages.TensorShapeProto.Dim(size=size) for size in shape]
+    return messages.TensorInfo(
+        name=f"{name}:0",
+        dtype=messages.DataType.Value(dtype),
+        tensor_shape=messages.TensorShapeProto(dim=dims),
+    )
+
+
+def signature(method, inputs, outputs, **defaults):
+    """Return a SignatureDef of tensors [B]; names map to dtypes."""
+    return messages.SignatureDef(
+        inputs={name: info(name, dtype, -1) for name, dtype in inputs.items()},
+        outputs={name: info(name, dtype, -1) for name, dtype in outputs.items()},
+        method_name=method,
+        defaults={name: tensors.to_proto(value) for name, value in defaults.items()},
+    )
+
+
+FLOAT, STRING = "DT_FLOAT", "DT_STRING"
+SIGNATURES = {
+    "serving_default": signature(PREDICT, {"x": FLOAT}, {"y": FLOAT}),
+    "sums": signature(
+        PREDICT,
+        {"a": FLOAT, "b": FLOAT},
+        {"difference": FLOAT, "sum": FLOAT},
+        b=np.array([1], np.float32),
+    ),
+    "upper": signature(PREDICT, {"text": STRING}, {"upper": STRING}),
+    "wait": signature(PREDICT, {"seconds": FLOAT}, {"seconds": FLOAT}),
+    "fail": signature(PREDICT, {"x": FLOAT}, {"y": FLOAT}),
+    "classify": signature(CLASSIFY, {"inputs": STRING}, {"scores": FLOAT, "classes": STRING}),
+    "regress": signature(REGRESS, {"inputs": STRING}, {"outputs": FLOAT}),
+}
+
+
+def lengths(examples):
+    """Return how many bytes the feature `x` of each serialized Example has."""
+    features = [messages.Example.FromString(example).features.feature for example in examples]
+    return np.array([len(each["x"].bytes_list.value[0]) for each in features], np.float32)
+
+
+def wait(limits, seconds):
+    """Take some time, a step after the other."""
+    end = time.monotonic() + float(seconds[0])
+    while time.monotonic() < end:
+        limits.check()
+        time.sleep(STEP_SECONDS)
+    return {"seconds": seconds}
+
+
+def fail(limits, x):
+    raise RuntimeError("the engine broke")
+
+
+def classify(limits, inputs):
+    scores = lengths(inputs)[:, None] * np.array([1, 2], np.float32)
+    return {"scores": scores, "classes": np.array([[b"short", b"long"]] * len(inputs), object)}
+
+
+FUNCTIONS = {
+    "serving_default": lambda limits, x: {"y": x / 2 + 2},
+    "sums": lambda limits, a, b=1.0: {"sum": a + b, "difference": a - b},
+    "upper": lambda limits, text: {"upper": np.array([each.upper() for each in text], object)},
+    "wait": wait,
+    "fail": fail,
+    "classify": classify,
+    "regress": lambda limits, inputs: {"outputs": lengths(inputs)},
+}
+
+
+class Arithmetic:
+    """The servable. `stopped` counts the calls that ended because nobody waited for them."""
+
+    signature_defs = SIGNATURES
+    streams = False
+
+    def __init__(self, workers=4, queue_size=64):
+        self.places = threading.Semaphore(workers + queue_size)
+        self.workers = ThreadPoolExecutor(workers)
+        self.stopped = 0
+        self.closed = False
+
+    def submit(self, call):
+        if not self.places.acquire(blocking=False):
+            raise StatusError(Code.UNAVAILABLE, "The queue is full")
+        future = self.workers.submit(self.run, call)
+        future.add_done_callback(lambda _: self.places.release())
+        return future
+
+    def run(self, call):
+        for name, value in call.inputs.items():
+            expected = self.signature_defs[call.signature].inputs[name].dtype
+            if tensors.data_type(value) != expected:
+                raise StatusError(
+                    Code.INVALID_ARGUMENT,
+                    f"Expects arg[0] to be {tensors.type_name(expected)} but "
+                    f"{tensors.type_name(tensors.data_type(value))} is provided",
+                )
+        try:
+            outputs = FUNCTIONS[call.signature](call.limits, **call.inputs)
+        except StatusError as error:
+            self.stopped += error.code == Code.CANCELLED
+            raise
+        return {name: outputs[name] for name in call.outputs}
+
+    def stream(self, call):
+        future = Future()
+        future.set_exception(StatusError(Code.UNIMPLEMENTED, "Arithmetic has no tokens"))
+        return future
+
+    def close(self):
+        self.closed = True
+        self.workers.shutdown()

@@ -1,0 +1,142 @@
+"""The real gRPC server over models that compute in Python, and official clients of it."""
+
+import asyncio
+import contextlib
+import threading
+import time
+from concurrent.futures import Future
+
+import grpc
+import pytest
+import tensorflow as tf
+from arithmetic import Arithmetic
+from google.protobuf import text_format
+from tensorflow_serving.apis import (
+    classification_pb2,
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    inference_pb2,
+    model_management_pb2,
+    model_service_pb2_grpc,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+    regression_pb2,
+)
+
+from bart_export.server.grpc_server import GrpcServer
+from bart_export.server.grpc_services import services
+from bart_export.server.metrics import Metrics
+from bart_export.server.models import ModelStore
+from bart_export.server.options import ServeOptions
+from bart_export.server.served_model import All, ServedModel
+
+REQUESTS = {
+    "Predict": predict_pb2.PredictRequest,
+    "Classify": classification_pb2.ClassificationRequest,
+    "Regress": regression_pb2.RegressionRequest,
+    "MultiInference": inference_pb2.MultiInferenceRequest,
+    "GetModelMetadata": get_model_metadata_pb2.GetModelMetadataRequest,
+    "GetModelStatus": get_model_status_pb2.GetModelStatusRequest,
+    "HandleReloadConfigRequest": model_management_pb2.ReloadConfigRequest,
+}
+
+
+class Front:
+    """A server that answers: its port, its parts, and channels and stubs to it."""
+
+    def __init__(self, port, store, metrics, servables):
+        self.port, self.store, self.metrics, self.servables = port, store, metrics, servables
+        self.channel = grpc.insecure_channel(f"127.0.0.1:{port}")
+        self.prediction = prediction_service_pb2_grpc.PredictionServiceStub(self.channel)
+        self.models = model_service_pb2_grpc.ModelServiceStub(self.channel)
+
+
+def store_of(options, servables, load_seconds):
+    """Return a store whose every model has versions 1 and 2, each an Arithmetic; but "broken"."""
+
+    def open_version(served, number, path):
+        if served.name == "broken":
+            raise RuntimeError("it cannot be loaded")
+        time.sleep(load_seconds)
+        servables[served.name, number] = Arithmetic(queue_size=options.queue_size)
+        return servables[served.name, number]
+
+    return ModelStore(open_version, lambda served: dict.fromkeys((1, 2), served.base_path), options)
+
+
+def model(name, base_path, **fields):
+    """Return the record of a model with all its versions."""
+    return ServedModel(name=name, base_path=base_path, engine="tensorflow", policy=All(), **fields)
+
+
+@contextlib.contextmanager
+def front(base_path, drain_seconds=5.0, load_seconds=0, **settings):
+    """Serve the model "m", versions 1 and 2, the first labelled "stable", for a block."""
+    settings = {"port": 0, "load_retries": 0, **settings}
+    options = ServeOptions(drain_seconds=drain_seconds, **settings)
+    servables, metrics = {}, Metrics()
+    store = store_of(options, servables, load_seconds)
+    store.configure([model("m", base_path, labels={"stable": 1})])
+    started = Future()
+
+    async def serve():
+        server = GrpcServer(services(store, metrics), options)
+        ended, loop = asyncio.Event(), asyncio.get_running_loop()
+        port = server.bind()
+        await server.start()
+        started.set_result((port, lambda: loop.call_soon_threadsafe(ended.set)))
+        await ended.wait()
+        await server.stop(drain_seconds)
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    port, end = started.result(10)
+    served = Front(port, store, metrics, servables)
+    try:
+        yield served
+    finally:
+        served.channel.close()
+        end()
+        thread.join()
+        store.stop()
+
+
+def call(served, method, text="", timeout=10, **fields):
+    """Call a method with the request that some text describes."""
+    request = text_format.Parse(text, REQUESTS[method](**fields))
+    stub = served.prediction if hasattr(served.prediction, method) else served.models
+    return getattr(stub, method)(request, timeout=timeout)
+
+
+def refused(served, method, text, **settings):
+    """Call a method that is refused; return the code and the details."""
+    with pytest.raises(grpc.RpcError) as caught:
+        call(served, method, text, **settings)
+    return caught.value.code().name, caught.value.details()
+
+
+def spec(signature="", name="m", rest=""):
+    """Return the text of a model_spec."""
+    return f'model_spec {{ name: "{name}" signature_name: "{signature}" {rest} }}'
+
+
+def tensor(name, value):
+    """Return the text of an input."""
+    proto = text_format.MessageToString(tf.make_tensor_proto(value), as_one_line=True)
+    return f'inputs {{ key: "{name}" value {{ {proto} }} }}'
+
+
+def examples(*texts):
+    """Return the text of an input of Examples, each with the feature x."""
+    listed = "".join(f"examples {{ features {{ {feature(text)} }} }}" for text in texts)
+    return f"input {{ example_list {{ {listed} }} }}"
+
+
+def feature(text, name="x"):
+    """Return the text of a feature of bytes."""
+    return f'feature {{ key: "{name}" value {{ bytes_list {{ value: "{text}" }} }} }}'
+
+
+def task(method, signature, name="m"):
+    """Return the text of a task of a MultiInferenceRequest."""
+    return f'tasks {{ {spec(signature, name)} method_name: "{method}" }}'

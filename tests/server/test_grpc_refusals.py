@@ -1,0 +1,232 @@
+"""What both services refuse, with the official stubs: TensorFlow Serving's codes and texts."""
+
+import pytest
+from grpc_front import examples, front, refused, spec, task, tensor
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    with front(tmp_path_factory.mktemp("m")) as running:
+        yield running
+
+
+X = tensor("x", [1.0])
+ONE_FLOAT = "dtype: DT_FLOAT tensor_shape { dim { size: 1 } }"
+CLASSIFY, REGRESS = "tensorflow/serving/classify", "tensorflow/serving/regress"
+CONFIG = "config {{ model_config_list {{ {} }} }}"
+LISTED = 'config {{ name: "{}" base_path: "{}" model_platform: "tensorflow" {} }}'
+
+REFUSALS = [
+    ("Predict", X, "INVALID_ARGUMENT", "Missing ModelSpec"),
+    ("Predict", "model_spec {}", "INVALID_ARGUMENT", "ModelSpec has no name specified."),
+    ("Predict", spec(name="q") + X, "NOT_FOUND", "Servable not found for request: Latest(q)"),
+    (
+        "Predict",
+        spec(rest="version { value: 99 }") + X,
+        "NOT_FOUND",
+        "Servable not found for request: Specific(m, 99)",
+    ),
+    (
+        "Predict",
+        spec(rest="version { value: 0 }") + X,
+        "NOT_FOUND",
+        "Servable not found for request: Specific(m, 0)",
+    ),
+    (
+        "Predict",
+        spec(rest='version_label: "L"') + X,
+        "INVALID_ARGUMENT",
+        "Unrecognized servable version label: L",
+    ),
+    (
+        "Predict",
+        spec("foo") + X,
+        "FAILED_PRECONDITION",
+        'Serving signature key "foo" not found.',
+    ),
+    (
+        "Predict",
+        spec() + X + tensor("z", [1.0]),
+        "INVALID_ARGUMENT",
+        "input size does not match signature: 2!=1 len({x,z}) != len({x}). Sent extra: {z}. "
+        "Missing but required: {}.",
+    ),
+    (
+        "Predict",
+        spec(),
+        "INVALID_ARGUMENT",
+        "input size does not match signature: 0!=1 len({}) != len({x}). Sent extra: {}. "
+        "Missing but required: {x}.",
+    ),
+    (
+        "Predict",
+        spec() + tensor("z", [1.0]),
+        "INVALID_ARGUMENT",
+        "Signature input alias: x(feed name: x:0) not found in request and no default value "
+        "provided. Inputs expected to be in the request {z}, or default input alias set:",
+    ),
+    (
+        "Predict",
+        spec("sums") + tensor("b", [1.0]),
+        "INVALID_ARGUMENT",
+        "Signature input alias: a(feed name: a:0) not found in request and no default value "
+        "provided. Inputs expected to be in the request {b}, or default input alias set: b",
+    ),
+    (
+        "Predict",
+        spec("sums") + tensor("a", [1.0]) + tensor("z", [1.0]),
+        "INVALID_ARGUMENT",
+        "Inputs contains invalid name. Used request inputs: a",
+    ),
+    (
+        "Predict",
+        spec() + f'inputs {{ key: "x" value {{ {ONE_FLOAT} tensor_content: "abc" }} }}',
+        "INVALID_ARGUMENT",
+        "tensor parsing error: x",
+    ),
+    (
+        "Predict",
+        spec() + 'inputs { key: "x" value { dtype: DT_FLOAT tensor_shape { dim { size: -1 } } } }',
+        "INVALID_ARGUMENT",
+        "tensor parsing error: x",
+    ),
+    (
+        "Predict",
+        spec() + 'inputs { key: "x" value { tensor_shape { dim { size: 1 } } } }',
+        "INVALID_ARGUMENT",
+        "tensor parsing error: x",
+    ),
+    (
+        "Predict",
+        spec() + tensor("x", ["1"]),
+        "INVALID_ARGUMENT",
+        "Expects arg[0] to be float but string is provided",
+    ),
+    (
+        "Predict",
+        spec() + X + 'output_filter: "z"',
+        "INVALID_ARGUMENT",
+        "output tensor alias not found in signature: z Outputs expected to be in the set {y}.",
+    ),
+    (
+        "Predict",
+        spec() + X + 'output_filter: "y" output_filter: "y"',
+        "INVALID_ARGUMENT",
+        "duplicate output tensor alias: y",
+    ),
+    ("Predict", spec("fail") + X, "INTERNAL", "RuntimeError: the engine broke"),
+    ("Classify", examples("a"), "INVALID_ARGUMENT", "Missing ModelSpec"),
+    (
+        "Classify",
+        spec("foo") + examples("a"),
+        "INVALID_ARGUMENT",
+        "No signature was found with the name: foo",
+    ),
+    ("Classify", spec("classify"), "INVALID_ARGUMENT", "Input is empty."),
+    ("Classify", spec("classify") + examples(), "INVALID_ARGUMENT", "Input is empty."),
+    ("Classify", spec("classify", "q") + examples("a"), "NOT_FOUND", "Latest(q)"),
+    ("Regress", examples("a"), "INVALID_ARGUMENT", "Missing ModelSpec"),
+    (
+        "Regress",
+        spec("foo") + examples("a"),
+        "INVALID_ARGUMENT",
+        "No signature was found with the name: foo",
+    ),
+    ("Regress", spec("regress"), "INVALID_ARGUMENT", "Input is empty."),
+    (
+        "MultiInference",
+        task(CLASSIFY, "foo") + examples("a"),
+        "INVALID_ARGUMENT",
+        "Requested signature not found in model graph: foo",
+    ),
+    (
+        "MultiInference",
+        task(CLASSIFY, "classify") + task(REGRESS, "regress", "q") + examples("a"),
+        "INVALID_ARGUMENT",
+        "All ModelSpecs in a MultiInferenceRequest must access the same model name.",
+    ),
+    (
+        "MultiInference",
+        task(REGRESS, "regress") + task(REGRESS, "regress") + examples("a"),
+        "INVALID_ARGUMENT",
+        "Duplicate evaluation of signature: regress",
+    ),
+    (
+        "MultiInference",
+        task("tensorflow/serving/predict", "sums") + examples("a"),
+        "UNIMPLEMENTED",
+        "Unsupported signature method_name: tensorflow/serving/predict",
+    ),
+    ("MultiInference", examples("a"), "INVALID_ARGUMENT", "ModelSpec"),
+    ("MultiInference", task(REGRESS, "regress"), "INVALID_ARGUMENT", "Input is empty."),
+    ("GetModelStatus", "", "INVALID_ARGUMENT", "Missing ModelSpec"),
+    (
+        "GetModelStatus",
+        spec(name="q"),
+        "NOT_FOUND",
+        "Could not find any versions of model q",
+    ),
+    (
+        "GetModelStatus",
+        spec(rest="version { value: 99 }"),
+        "NOT_FOUND",
+        "Could not find version 99 of model m",
+    ),
+    ("GetModelMetadata", "", "INVALID_ARGUMENT", "Missing ModelSpec"),
+    (
+        "GetModelMetadata",
+        spec(),
+        "INVALID_ARGUMENT",
+        "GetModelMetadataRequest must specify at least one metadata_field",
+    ),
+    (
+        "GetModelMetadata",
+        spec() + 'metadata_field: "foo"',
+        "INVALID_ARGUMENT",
+        "Metadata field foo is not supported",
+    ),
+    (
+        "GetModelMetadata",
+        spec(name="q") + 'metadata_field: "signature_def"',
+        "NOT_FOUND",
+        "Servable not found for request: Latest(q)",
+    ),
+    (
+        "HandleReloadConfigRequest",
+        "",
+        "INVALID_ARGUMENT",
+        "ServerModelConfig type not supported by HandleReloadConfigRequest. Only ModelConfigList "
+        "is currently supported",
+    ),
+    (
+        "HandleReloadConfigRequest",
+        CONFIG.format(LISTED.format("m", "/m", "") * 2),
+        "INVALID_ARGUMENT",
+        "Illegal to list model m multiple times in config list",
+    ),
+    (
+        "HandleReloadConfigRequest",
+        CONFIG.format(LISTED.format("m", "m", "")),
+        "INVALID_ARGUMENT",
+        "Expected model m to have an absolute path or URI; got base_path()=m",
+    ),
+    (
+        "HandleReloadConfigRequest",
+        CONFIG.format('config { name: "m" base_path: "/m" }'),
+        "INVALID_ARGUMENT",
+        "Illegal setting neither ModelServerConfig::model_type (deprecated) nor",
+    ),
+    (
+        "HandleReloadConfigRequest",
+        CONFIG.format('config { name: "m" base_path: "/m" model_platform: "p" }'),
+        "INVALID_ARGUMENT",
+        "Model m requests unsupported platform p",
+    ),
+]
+
+
+@pytest.mark.parametrize(("method", "text", "code", "details"), REFUSALS)
+def test_what_is_wrong_is_refused_as_tensorflow_serving_does(served, method, text, code, details):
+    told = refused(served, method, text)
+    assert told[0] == code
+    assert details in told[1]

@@ -1,0 +1,256 @@
+"""Both services with the official stubs, over a real connection: what they answer."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from arithmetic import SIGNATURES
+from grpc_front import call, examples, feature, front, refused, spec, task, tensor
+from tensorflow_serving.apis import get_model_metadata_pb2
+
+AVAILABLE, END = 30, 50
+PAIR = tensor("a", [3.0, 4.0]) + tensor("b", [1.0, 2.0])
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    with front(tmp_path_factory.mktemp("m")) as running:
+        yield running
+
+
+def test_predict_answers_in_typed_fields_and_says_what_answered(served):
+    response = call(served, "Predict", spec() + tensor("x", [1.0, 2.0]))
+    assert list(response.outputs["y"].float_val) == [2.5, 3.0]
+    assert response.outputs["y"].tensor_content == b""
+    assert [dim.size for dim in response.outputs["y"].tensor_shape.dim] == [2]
+    spec_of_response = response.model_spec
+    assert (spec_of_response.name, spec_of_response.version.value) == ("m", 2)
+    assert spec_of_response.signature_name == "serving_default"
+
+
+@pytest.mark.parametrize(
+    ("choice", "version"),
+    [("", 2), ("version { value: 1 }", 1), ('version_label: "stable"', 1)],
+)
+@pytest.mark.parametrize(
+    ("method", "signature", "given"),
+    [("Predict", "sums", PAIR), ("Classify", "classify", examples("ab"))],
+)
+def test_a_version_is_chosen_by_number_or_label(served, method, signature, given, choice, version):
+    response = call(served, method, spec(signature, rest=choice) + given)
+    assert response.model_spec.version.value == version
+    assert response.model_spec.signature_name == signature
+
+
+def test_strings_go_in_and_out_as_bytes(served):
+    response = call(served, "Predict", spec("upper") + tensor("text", [b"ab\xff", "é".encode()]))
+    assert list(response.outputs["upper"].string_val) == [b"AB\xff", "é".encode()]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "names"),
+    [((), {"sum", "difference"}), (("sum",), {"sum"}), (("difference",), {"difference"})],
+)
+def test_only_the_outputs_of_the_filter_come_back(served, wanted, names):
+    given = spec("sums") + PAIR + "".join(f'output_filter: "{name}"' for name in wanted)
+    assert set(call(served, "Predict", given).outputs) == names
+
+
+def test_an_input_with_a_default_may_be_left_out(served):
+    response = call(served, "Predict", spec("sums") + tensor("a", [3.0, 4.0]))
+    assert list(response.outputs["sum"].float_val) == [4.0, 5.0]
+
+
+TYPED = "dtype: DT_FLOAT tensor_shape { dim { size: 3 } }"
+
+
+@pytest.mark.parametrize(
+    ("content", "values"),
+    [
+        ("float_val: 2", [3.0, 3.0, 3.0]),
+        ("", [2.0, 2.0, 2.0]),
+        ("float_val: 0 float_val: 2 float_val: 4 float_val: 6", [2.0, 3.0, 4.0]),
+        (r'tensor_content: "\000\000\200\077\000\000\000\000\000\000\000\100"', [2.5, 2.0, 3.0]),
+    ],
+)
+def test_tensors_are_read_as_tensorflow_reads_them(served, content, values):
+    given = spec() + f'inputs {{ key: "x" value {{ {TYPED} {content} }} }}'
+    assert list(call(served, "Predict", given).outputs["y"].float_val) == values
+
+
+def test_a_tensor_as_large_as_clients_take_comes_back_whole(served):
+    value = np.arange(1_000_000, dtype=np.float32)
+    request_bytes = tf.make_tensor_proto(value).SerializeToString()
+    assert len(request_bytes) > 3_900_000
+    response = call(
+        served, "Predict", spec(), inputs={"x": tf.make_tensor_proto(value)}, timeout=30
+    )
+    np.testing.assert_array_equal(tf.make_ndarray(response.outputs["y"]), value / 2 + 2)
+
+
+def test_classify_returns_labels_and_scores(served):
+    response = call(served, "Classify", spec("classify") + examples("ab", "abc"))
+    rows = [
+        [(each.label, each.score) for each in row.classes]
+        for row in response.result.classifications
+    ]
+    assert rows == [[("short", 2.0), ("long", 4.0)], [("short", 3.0), ("long", 6.0)]]
+
+
+def test_regress_returns_values(served):
+    response = call(served, "Regress", spec("regress") + examples("ab", "abc"))
+    assert [each.value for each in response.result.regressions] == [2.0, 3.0]
+    assert response.model_spec.version.value == 2
+
+
+def test_features_of_the_context_count_for_every_example(served):
+    context = f"context {{ features {{ {feature('abcd')} }} }} examples {{}} examples {{}}"
+    given = f"input {{ example_list_with_context {{ {context} }} }}"
+    response = call(served, "Regress", spec("regress") + given)
+    assert [each.value for each in response.result.regressions] == [4.0, 4.0]
+
+
+def test_several_signatures_answer_for_the_same_examples(served):
+    tasks = task("tensorflow/serving/regress", "regress") + task(
+        "tensorflow/serving/classify", "classify"
+    )
+    regressed, classified = call(served, "MultiInference", tasks + examples("ab")).results
+    assert [each.value for each in regressed.regression_result.regressions] == [2.0]
+    assert regressed.model_spec.signature_name == "regress"
+    assert classified.classification_result.classifications[0].classes[1].score == 4.0
+    assert classified.model_spec.version.value == 2
+
+
+def test_metadata_has_every_signature(served):
+    response = call(served, "GetModelMetadata", spec() + 'metadata_field: "signature_def"')
+    signatures = get_model_metadata_pb2.SignatureDefMap()
+    assert response.metadata["signature_def"].Unpack(signatures)
+    assert set(signatures.signature_def) == set(SIGNATURES)
+    (sums,) = (signatures.signature_def[name] for name in ("sums",))
+    assert sums.inputs["a"].dtype == tf.float32.as_datatype_enum
+    assert not sums.defaults
+    assert (response.model_spec.version.value, response.model_spec.signature_name) == (2, "")
+
+
+@pytest.mark.parametrize(
+    ("choice", "versions"),
+    [("", [2, 1]), ("version { value: 1 }", [1]), ('version_label: "none"', [2, 1])],
+)
+def test_the_status_lists_versions_the_highest_first(served, choice, versions):
+    response = call(served, "GetModelStatus", spec(rest=choice))
+    states = [(each.version, each.state) for each in response.model_version_status]
+    assert states == [(version, AVAILABLE) for version in versions]
+
+
+def test_calls_side_by_side_get_their_own_answers(served):
+    def half(value):
+        response = call(served, "Predict", spec() + tensor("x", [value]))
+        return response.outputs["y"].float_val[0]
+
+    values = [float(value) for value in range(200)]
+    with ThreadPoolExecutor(16) as threads:
+        assert list(threads.map(half, values)) == [value / 2 + 2 for value in values]
+
+
+def reload(served, *lines, **settings):
+    """Ask for other models to be served; each line is a name, its base path and what else."""
+    config = "".join(
+        f'config {{ name: "{name}" base_path: "{path}" model_platform: "tensorflow" {rest} }}'
+        for name, path, rest in lines
+    )
+    return call(
+        served,
+        "HandleReloadConfigRequest",
+        f"config {{ model_config_list {{ {config} }} }} " + settings.get("text", ""),
+    )
+
+
+ALL = "model_version_policy { all {} }"
+
+
+def test_a_reload_replaces_what_is_served(tmp_path):
+    with front(tmp_path) as served:
+        x = tensor("x", [1.0])
+        reload(served, ("m", tmp_path, ALL), ("n", tmp_path, ""))
+        assert call(served, "Predict", spec(name="n") + x).model_spec.version.value == 2
+        reload(served, ("n", tmp_path, 'version_labels { key: "canary" value: 2 }'))
+        labelled = spec(name="n", rest='version_label: "canary"')
+        assert call(served, "Predict", labelled + x).model_spec.version.value == 2
+        assert refused(served, "Predict", spec() + x)[0] == "NOT_FOUND"
+        states = call(served, "GetModelStatus", spec()).model_version_status
+        assert {each.state for each in states} <= {40, END}
+        told = refused(served, "GetModelStatus", spec(name="q"))
+        assert told == ("NOT_FOUND", "Could not find any versions of model q")
+
+
+def test_a_model_that_cannot_be_loaded_is_told_of(tmp_path):
+    with front(tmp_path) as served:
+        listed = f'name: "broken" base_path: "{tmp_path}" model_platform: "tensorflow"'
+        code, details = refused(
+            served,
+            "HandleReloadConfigRequest",
+            f"config {{ model_config_list {{ config {{ {listed} }} }} }}",
+        )
+        assert code == "UNKNOWN"
+        assert details.startswith("1 model(s) did not become available: {{name: broken")
+        assert "it cannot be loaded" in details
+
+
+def test_a_label_needs_a_version_that_is_available(tmp_path):
+    with front(tmp_path) as served:
+        listed = (
+            f'name: "m" base_path: "{tmp_path}" model_platform: "tensorflow" {ALL} '
+            'version_labels { key: "canary" value: 99 }'
+        )
+        told = refused(
+            served,
+            "HandleReloadConfigRequest",
+            f"config {{ model_config_list {{ config {{ {listed} }} }} }}",
+        )
+        assert told == (
+            "FAILED_PRECONDITION",
+            "Request to assign label to version 99 of model m, which is not currently available "
+            "for inference",
+        )
+
+
+def test_a_reload_tells_how_far_metrics_went_up(tmp_path):
+    name = "/tensorflow/serving/request_count"
+    with front(tmp_path, load_seconds=0.5) as served, ThreadPoolExecutor(1) as threads:
+        listed = ("m", tmp_path, ALL), ("n", tmp_path, "")
+        reloading = threads.submit(reload, served, *listed, text=f'metric_names: "{name}"')
+        time.sleep(0.2)
+        call(served, "Predict", spec() + tensor("x", [1.0]))
+        (metric,) = reloading.result().metric
+    assert (metric.name, metric.int64_value_increase) == (name, 1)
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "api"),
+    [
+        ("Predict", spec() + tensor("x", [1.0]), "Predict"),
+        ("Classify", spec("classify") + examples("a"), "Classify"),
+        ("Regress", spec("regress") + examples("a"), "Regress"),
+        (
+            "MultiInference",
+            task("tensorflow/serving/regress", "regress") + examples("a"),
+            "MultiInference",
+        ),
+    ],
+)
+def test_calls_are_counted_and_timed(tmp_path, method, given, api):
+    with front(tmp_path) as served:
+        call(served, method, given)
+        lines = served.metrics.exposition().splitlines()
+    assert ':tensorflow:serving:request_count{model_name="m",status="OK"} 1' in lines
+    labels = f'model_name="m",API="{api}",entrypoint="GRPC"'
+    assert f":tensorflow:serving:request_latency_count{{{labels}}} 1" in lines
+
+
+def test_made_up_names_do_not_fill_the_metrics(tmp_path):
+    with front(tmp_path) as served:
+        refused(served, "Predict", spec(name="made up"))
+        assert "made up" not in served.metrics.exposition()
+        assert 'model_name="",status="NOT_FOUND"' in served.metrics.exposition()
