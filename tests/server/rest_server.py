@@ -45,6 +45,8 @@ class RunningServer:
     def ask(self, method, path, body=None, headers=None):
         if not isinstance(body, (str, bytes, type(None))):
             body = json.dumps(body)
+        if isinstance(body, str):
+            body = body.encode()
         with self.connection() as connection:
             connection.request(method, path, body, headers or {})
             return Answer(connection.getresponse())

@@ -1,0 +1,138 @@
+"""The table of `rest_rows`, for models of all types and shapes: `typed` and `half_plus_two`."""
+
+# fmt: off
+TYPED = "/v1/models/typed:predict"
+HALF = "/v1/models/half_plus_two"
+
+
+def column(signature, value):
+    """Return the body of a request by column."""
+    return {"signature_name": signature, "inputs": value}
+
+
+def rows(signature, *values):
+    """Return the body of a request by row."""
+    return {"signature_name": signature, "instances": list(values)}
+
+
+def text_of(signature, values):
+    """Return the body of a request by column whose values are not valid JSON."""
+    return f'{{"signature_name": "{signature}", "inputs": [{values}]}}'
+
+
+VALUES = [
+    ("POST", TYPED, rows("float32", 1.5, 2), 200, {"predictions": [1.5, 2.0]}),
+    ("POST", TYPED, column("float32", [1.5, 2]), 200, {"outputs": [1.5, 2.0]}),
+    ("POST", TYPED, column("float32", []), 200, {"outputs": []}),
+    ("POST", TYPED, column("float32", [9e6, 999999, 1 / 3]), 200, "[9e+06, 999999.0, 0.333333343]"),
+    ("POST", TYPED, column("float64", [1 / 3, 1e-7]), 200, "[0.33333333333333331, 1e-07]"),
+    ("POST", TYPED, text_of("float32", "NaN, Inf, -Infinity"), 200, "[NaN, Infinity, -Infinity]"),
+    ("POST", TYPED, column("float32", [1e300, -1e300]), 200, "[Infinity, -Infinity]"),
+    ("POST", TYPED, column("int64", [2**63 - 1, -(2**63)]), 200,
+     {"outputs": [2**63 - 1, -(2**63)]}),
+    ("POST", TYPED, column("uint64", [2**64 - 1]), 200, {"outputs": [2**64 - 1]}),
+    ("POST", TYPED, column("uint32", [2**32 - 1]), 200, {"outputs": [2**32 - 1]}),
+    ("POST", TYPED, column("int32", [-(2**31)]), 200, {"outputs": [-(2**31)]}),
+    ("POST", TYPED, column("int8", [127, 128]), 200, {"outputs": [127, -128]}),
+    ("POST", TYPED, column("uint8", [255, 256]), 200, {"outputs": [255, 0]}),
+    ("POST", TYPED, column("int16", [70000]), 200, {"outputs": [70000 - 65536]}),
+    ("POST", TYPED, column("bool", [True, False]), 200, {"outputs": [True, False]}),
+    ("POST", TYPED, rows("string", "a", "\u00e9\n\"\\"), 200,
+     {"predictions": ["a", "\u00e9\n\"\\"]}),
+    ("POST", TYPED, rows("string", {"b64": "YQ=="}), 200, {"predictions": ["a"]}),
+    ("POST", TYPED, rows("raw", "a", {"b64": "/+8="}), 200,
+     {"predictions": [{"b64": "YQ=="}, {"b64": "/+8="}]}),
+    ("POST", TYPED, column("raw", ["a"]), 200, {"outputs": [{"b64": "YQ=="}]}),
+    ("POST", TYPED, rows("both", "a"), 200,
+     {"predictions": [{"text": "a", "text_bytes": {"b64": "YQ=="}}]}),
+    ("POST", TYPED, rows("matrix", [1, 2], [3, 4]), 200, {"predictions": [[1, 2], [3, 4]]}),
+    ("POST", TYPED, column("matrix", [[], []]), 200, {"outputs": [[], []]}),
+    ("POST", TYPED, column("matrix", [[1], [2]]), 200, {"outputs": [[1], [2]]}),
+    ("POST", TYPED, column("scalar", 1.5), 200, {"outputs": 1.5}),
+    ("POST", TYPED, column("scalar", {"x": 1.5}), 200, {"outputs": 1.5}),
+    ("POST", TYPED, column("total", [1, 2]), 200, {"outputs": 3.0}),
+    ("POST", TYPED, rows("none", 1), 200, {"predictions": []}),
+    ("POST", TYPED, column("uneven", [1]), 200, {"outputs": {"once": [1], "twice": [1, 1]}}),
+    ("POST", TYPED, rows("two", {"x": 1, "z": 2}), 200,
+     {"predictions": [{"product": 2, "sum": 3}]}),
+    ("POST", TYPED, column("two", {"x": [1], "z": [2]}), 200,
+     {"outputs": {"product": [2], "sum": [3]}}),
+    ("POST", TYPED, column("pick", [0, 2]), 200, {"outputs": [10, 30]}),
+    ("POST", f"{HALF}:predict", {"instances": [[1], [2]]}, 200, {"predictions": [[2.5], [3.0]]}),
+    ("POST", f"{HALF}:predict", {"instances": [{"x": [1]}]}, 200, {"predictions": [[2.5]]}),
+    ("POST", f"{HALF}:predict", {"inputs": [[1]]}, 200, {"outputs": [[2.5]]}),
+    ("GET", f"{HALF}/metadata", None, 200, '"method_name": "tensorflow/serving/classify"'),
+]
+
+WRONG_VALUES = [
+    ("POST", TYPED, {"inputs": [1]}, 400, 'Serving signature name: "serving_default" not found'),
+    ("POST", TYPED, column("float32", ["1"]), 400,
+     'JSON Value: "1" Type: String is not of expected type: float'),
+    ("POST", TYPED, column("float32", [True]), 400, "Type: True is not of expected type: float"),
+    ("POST", TYPED, column("float32", [{"b64": "YQ=="}]), 400, "is not of expected type: float"),
+    ("POST", TYPED, column("int32", [1.0]), 400, "is not of expected type: int32"),
+    ("POST", TYPED, column("int32", [2**31]), 400, "is not of expected type: int32"),
+    ("POST", TYPED, column("int64", [2**63]), 400, "is not of expected type: int64"),
+    ("POST", TYPED, column("uint8", ["a"]), 400, "is not of expected type: uint8"),
+    ("POST", TYPED, column("uint32", [-1]), 400, "is not of expected type: uint32"),
+    ("POST", TYPED, column("uint64", [-1]), 400, "is not of expected type: uint64"),
+    ("POST", TYPED, column("bool", [1]), 400, "is not of expected type: bool"),
+    ("POST", TYPED, column("string", [1]), 400, "is not of expected type: string"),
+    ("POST", TYPED, column("float16", [1]), 501, "to type: half"),
+    ("POST", TYPED, column("bfloat16", [1]), 501, "to type: bfloat16"),
+    ("POST", TYPED, column("uint16", [1]), 501, "to type: uint16"),
+    ("POST", TYPED, rows("float16", 1), 400,
+     "Failed to process element: 0 of 'instances' list. Error: UNIMPLEMENTED: "),
+    ("POST", TYPED, column("to_half", [1]), 400,
+     "Failed to write JSON value for tensor type: half"),
+    ("POST", TYPED, rows("total", 1), 400, "Tensor name: y has no shape information"),
+    ("POST", TYPED, rows("uneven", 1), 400, "Tensor name: twice has inconsistent batch size: 2"),
+    ("POST", TYPED, rows("matrix", [1, 2], [3]), 400, "Expecting tensor size: 2 but got: 1"),
+    ("POST", TYPED, rows("matrix", [1, 2], [[3, 4]]), 400,
+     "Expecting shape [2] but got: [1,2]"),
+    ("POST", TYPED, rows("two", 1), 400, "but expecting list of objects as multiple input tensors"),
+    ("POST", TYPED, rows("two", {"x": 1}), 400, "keys must be equal to: x,z"),
+    ("POST", TYPED, rows("two", {"x": 1, "y": 2, "z": 2}), 400, "does not have named input: y"),
+    ("POST", TYPED, column("two", [1]), 400, "expecting an object as multiple input tensors"),
+    ("POST", TYPED, column("two", {"x": [1]}), 400, "Missing named input: z in 'inputs' object."),
+    ("POST", TYPED, column("constant", {}), 400,
+     "Failed to get input map for signature: constant"),
+    ("POST", TYPED, column("pick", [3]), 400, "indices[0] = 3 is not in [0, 3)"),
+    ("POST", TYPED, column("two", {"x": [1, 2], "z": [1, 2, 3]}), 400, "Incompatible shapes"),
+    ("POST", f"{HALF}:predict", {"instances": [1, [2]]}, 400, "Expecting shape [] but got: [1]"),
+]
+
+EXAMPLES = [
+    ("POST", f"{HALF}:classify", {"signature_name": "classify_x_to_y", "examples": [{"x": 1.0}]},
+     200, {"results": [[["", 2.5]]]}),
+    ("POST", f"{HALF}:classify",
+     {"signature_name": "classify_x_to_y", "examples": [{"x": 1.0}, {"x": [2.0]}]},
+     200, {"results": [[["", 2.5]], [["", 3.0]]]}),
+    ("POST", f"{HALF}:regress", {"signature_name": "regress_x_to_y", "examples": [{"x": 1.0}]},
+     200, {"results": [2.5]}),
+    ("POST", f"{HALF}:regress",
+     {"signature_name": "regress_x_to_y", "context": {"x": 4.0}, "examples": [{}, {"x": 2.0}]},
+     200, {"results": [4.0, 3.0]}),
+    ("POST", f"{HALF}/versions/1:regress",
+     {"signature_name": "regress_x_to_y", "examples": [{"x": 1.0}]}, 200, {"results": [2.5]}),
+    ("POST", f"{HALF}:classify", {"examples": [{"x": 1.0}]}, 400, "inputs"),
+    ("POST", f"{HALF}:regress", {"signature_name": "classify_x_to_y", "examples": [{"x": 1.0}]},
+     400, "outputs"),
+    ("POST", f"{HALF}:regress", {"signature_name": "nope", "examples": [{"x": 1.0}]}, 400,
+     "No signature was found with the name: nope"),
+    ("POST", f"{HALF}:classify", {"examples": {}}, 400, "Expecting 'examples' value to be an list"),
+    ("POST", f"{HALF}:classify", {"examples": [1]}, 400, "Example must be JSON object"),
+    ("POST", f"{HALF}:classify", {"examples": [{"x": [1.5, "a"]}]}, 400,
+     "Unexpected element type in feature: x expecting type: float"),
+    ("POST", f"{HALF}:classify", {"examples": [{"x": None}]}, 400, "Feature: x"),
+    ("POST", f"{HALF}:classify", {"examples": [{"x": [[1.0]]}]}, 400, "Feature: x"),
+    ("POST", f"{HALF}:classify", {"examples": [{"x": 2**63}]}, 400, "Only int64_t is supported"),
+    ("POST", f"{HALF}:regress", {"signature_name": "regress_x_to_y", "examples": [{"x": 1}]}, 400,
+     "Data types don't match"),
+    ("POST", f"{HALF}:regress", {"signature_name": "regress_x_to_y", "examples": [{}]}, 400,
+     "Feature: x (data type: float) is required but could not be found"),
+    ("POST", f"{HALF}:regress", [], 400, "Is not object"),
+    ("POST", f"{HALF}:generate", {"text": "a"}, 501, "Streaming needs"),
+]
+SAVED_MODEL = VALUES + WRONG_VALUES + EXAMPLES
+# fmt: on

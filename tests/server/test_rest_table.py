@@ -1,0 +1,117 @@
+"""The REST surface, row by row, over a real connection in front of real models.
+
+The rows that ask for text run against each engine; those for SavedModels of all types against
+TensorFlow alone.
+"""
+
+import contextlib
+import json
+import shutil
+
+import pytest
+from made_up_saved_models import write_half_plus_two
+from rest_rows import ANY_ENGINE
+from rest_server import served
+from saved_model_rows import SAVED_MODEL
+from typed_saved_model import write_text, write_typed
+
+from bart_export.server.metrics import Metrics
+from bart_export.server.models import ModelStore
+from bart_export.server.opening import opener
+from bart_export.server.options import ServeOptions
+from bart_export.server.served_model import LITERT, TENSORFLOW, All, ServedModel
+
+ENGINES = (TENSORFLOW, LITERT)
+OPTIONS = ServeOptions(load_retries=0)
+
+
+@contextlib.contextmanager
+def serving(models, find_versions):
+    """Serve models over REST, opened as a server opens them."""
+    store = ModelStore(opener(OPTIONS, Metrics()), find_versions, OPTIONS)
+    try:
+        store.configure(models)
+        with served(store, OPTIONS) as server:
+            yield server
+    finally:
+        store.stop()
+
+
+def text_model(base_path, engine):
+    return ServedModel(
+        name="text", base_path=base_path, engine=engine, policy=All(), labels={"stable": 1}
+    )
+
+
+@pytest.fixture(scope="module")
+def saved_models(tmp_path_factory):
+    """Serve the made up SavedModels."""
+    root = tmp_path_factory.mktemp("models")
+    models = [text_model(root / "text", TENSORFLOW)]
+    for name, write in (("half_plus_two", write_half_plus_two), ("typed", write_typed)):
+        models.append(ServedModel(name=name, base_path=root / name, engine=TENSORFLOW))
+        (root / name).mkdir()
+        write(root / name / "1")
+    (root / "text").mkdir()
+    write_text(root / "text" / "1")
+    shutil.copytree(root / "text" / "1", root / "text" / "2")
+
+    def find_versions(served_model):
+        return {int(path.name): path for path in served_model.base_path.iterdir()}
+
+    with serving(models, find_versions) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def artifact(mini_artifact):
+    """Serve the embedded preset's artifact twice, as two versions."""
+    directory = mini_artifact.directory
+    with serving([text_model(directory, LITERT)], lambda _: {1: directory, 2: directory}) as server:
+        yield server
+
+
+SERVERS = {TENSORFLOW: "saved_models", LITERT: "artifact"}
+
+
+def names(rows):
+    """Return a short name for each row."""
+    return [
+        f"{number}-{method}-{path[-30:]}-{status}"
+        for number, (method, path, _, status, _) in enumerate(rows)
+    ]
+
+
+def check(server, method, path, body, status, expected):
+    answer = server.ask(method, path, body)
+    assert answer.status == status, answer.text
+    if path.startswith("/v1/"):
+        assert answer.headers["Content-Type"] == "application/json"
+    if isinstance(expected, dict):
+        assert answer.json == expected
+    elif isinstance(expected, bytes):
+        assert answer.body == expected
+    elif status != 200 and path.startswith("/v1/"):
+        assert list(answer.json) == ["error"]
+        assert expected in answer.json["error"]
+    else:
+        assert expected in answer.text
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("row", ANY_ENGINE, ids=names(ANY_ENGINE))
+def test_text(request, engine, row):
+    check(request.getfixturevalue(SERVERS[engine]), *row)
+
+
+@pytest.mark.parametrize("row", SAVED_MODEL, ids=names(SAVED_MODEL))
+def test_saved_models(saved_models, row):
+    check(saved_models, *row)
+
+
+def test_the_tables_are_long_and_half_of_their_rows_are_errors():
+    rows = ANY_ENGINE + SAVED_MODEL
+    distinct = {(method, path, json.dumps(body, default=repr)) for method, path, body, _, _ in rows}
+    errors = [row for row in rows if row[3] >= 400]
+    assert len(distinct) == len(rows) >= 120
+    assert len(errors) * 2 >= len(rows)
