@@ -329,10 +329,13 @@ def embed(
 
     Positions are those of the last axis of the ids, or one for all.
     """
-    tokens = tf.gather(parameters[TOKEN_EMBEDDING], token_ids)
+    # Gathering from a variable itself makes TensorFlow copy it whenever it is read thereafter.
+    table = tf.convert_to_tensor(parameters[TOKEN_EMBEDDING])
+    places = tf.convert_to_tensor(parameters[f"{side}_position_embedding/embeddings"])
+    tokens = tf.gather(table, token_ids)
     if config.scale_embedding:
         tokens *= float(config.hidden_dim) ** 0.5
-    x = tokens + tf.gather(parameters[f"{side}_position_embedding/embeddings"], positions)
+    x = tokens + tf.gather(places, positions)
     x = tf.reshape(x, [-1, config.hidden_dim])
     return layer_norm(parameters, f"{side}_embeddings_layer_norm", x)
 
