@@ -93,7 +93,10 @@ class Service:
         except ClientDisconnect:
             return
         except Exception as error:
-            await self.finished(request, error_response(error))(scope, receive, send)
+            response = error_response(error)
+            if isinstance(error, asyncio.TimeoutError):
+                response.headers["Connection"] = "close"  # the rest may never come
+            await self.finished(request, response)(scope, receive, send)
             return
         await while_connected(
             receive, self.respond(request, body, limits, send), seconds + SENDING_SECONDS

@@ -43,7 +43,7 @@ class RunningServer:
         return contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=20))
 
     def ask(self, method, path, body=None, headers=None):
-        if not isinstance(body, (str, bytes, type(None))):
+        if isinstance(body, (dict, list)):
             body = json.dumps(body)
         if isinstance(body, str):
             body = body.encode()

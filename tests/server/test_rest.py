@@ -1,0 +1,283 @@
+"""How requests travel: bodies and their bounds, time, clients that go, other origins, numbers."""
+
+import contextlib
+import gzip
+import json
+import pathlib
+import socket
+import threading
+import time
+
+import pytest
+from arithmetic import Arithmetic
+from rest_server import served, store_of
+
+from bart_export.errors import ConfigurationError
+from bart_export.server import rest
+from bart_export.server.metrics import Metrics
+from bart_export.server.options import ServeOptions
+from bart_export.server.served_model import ServedModel
+
+MODEL = "/v1/models/m"
+PREDICT, METRICS = f"{MODEL}:predict", "/monitoring/prometheus/metrics"
+ROWS = json.dumps({"instances": [1, 2]}).encode()
+ANSWER = {"predictions": [2.5, 3.0]}
+TIMED_OUT = {"error": "Timed out waiting for notification"}
+
+
+@contextlib.contextmanager
+def serving(servable=None, **options):
+    """Serve a servable as the model `m`."""
+    model = ServedModel(name="m", base_path=pathlib.Path("/m"), engine="tensorflow")
+    settings = ServeOptions(**options)
+    servables = {("m", 1): servable or Arithmetic()}
+    with store_of([model], servables, settings) as store, served(store, settings) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def server():
+    with serving(max_request_bytes=100_000) as running:
+        yield running
+
+
+def wait_body(seconds):
+    return {"signature_name": "wait", "instances": [seconds]}
+
+
+def test_a_body_may_come_in_chunks_and_under_any_content_type(server):
+    chunks = iter([ROWS[:5], ROWS[5:]])
+    answer = server.post(PREDICT, chunks, {"Content-Type": "application/x-www-form-urlencoded"})
+    assert (answer.status, answer.json) == (200, ANSWER)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "x-gzip", "identity, gzip"])
+def test_a_compressed_body_is_decompressed(server, encoding):
+    body = gzip.compress(ROWS[:5]) + gzip.compress(ROWS[5:])
+    answer = server.post(PREDICT, body, {"Content-Encoding": encoding})
+    assert (answer.status, answer.json) == (200, ANSWER)
+    assert answer.headers["Content-Encoding"] is None
+
+
+@pytest.mark.parametrize("body", [ROWS, gzip.compress(ROWS)[:-4], gzip.compress(ROWS) + b"more"])
+def test_a_body_that_is_compressed_wrongly_is_refused(server, body):
+    answer = server.post(PREDICT, body, {"Content-Encoding": "gzip"})
+    assert answer.status == 400
+    assert "should be compressed by gzip" in answer.json["error"]
+
+
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [
+        (b" " * 100_001, {}),
+        (iter([b" " * 60_000, b" " * 60_000]), {}),
+        (gzip.compress(b" " * 10_000_000), {"Content-Encoding": "gzip"}),
+        (gzip.compress(b" " * 60_000) * 2, {"Content-Encoding": "gzip"}),
+    ],
+    ids=["length", "chunks", "compressed", "compressed in parts"],
+)
+def test_a_body_beyond_the_limit_is_refused(server, body, headers):
+    answer = server.post(PREDICT, body, headers)
+    assert answer.status == 413
+    assert answer.json == {"error": "A request may have 100000 bytes, this one has more"}
+
+
+def test_a_body_up_to_the_limit_is_read(server):
+    body = ROWS.ljust(100_000)
+    assert server.post(PREDICT, body).json == ANSWER
+    assert server.post(PREDICT, gzip.compress(body), {"Content-Encoding": "gzip"}).json == ANSWER
+
+
+def test_a_connection_lives_through_errors(server):
+    with server.connection() as connection:
+        for body, status in ((b"{", 400), (b" " * 200_000, 413), (ROWS, 200)):
+            connection.request("POST", PREDICT, body)
+            response = connection.getresponse()
+            response.read()
+            assert response.status == status
+
+
+def test_what_breaks_in_the_engine_has_a_message(server):
+    answer = server.post(PREDICT, {"signature_name": "fail", "instances": [1]})
+    assert (answer.status, answer.json) == (500, {"error": "RuntimeError: the engine broke"})
+
+
+def test_classes_and_values_of_examples(server):
+    body = {"signature_name": "classify", "examples": [{"x": "abc"}]}
+    answer = server.post(f"{MODEL}:classify", body)
+    assert answer.json == {"results": [[["short", 3.0], ["long", 6.0]]]}
+    answer = server.post(f"{MODEL}:regress", {**body, "signature_name": "regress"})
+    assert answer.json == {"results": [3.0]}
+
+
+def test_a_default_does_not_spare_a_rest_client_an_input(server):
+    answer = server.post(PREDICT, {"signature_name": "sums", "inputs": {"a": [1]}})
+    assert answer.status == 400
+    assert answer.json["error"] == "Missing named input: b in 'inputs' object."
+
+
+def test_a_call_that_takes_too_long_is_answered_and_stopped():
+    servable = Arithmetic()
+    with serving(servable, request_seconds=0.2) as server:
+        began = time.monotonic()
+        answer = server.post(PREDICT, wait_body(30))
+        assert 0.15 < time.monotonic() - began < 2
+        assert (answer.status, answer.json) == (504, TIMED_OUT)
+        server.store.configure([])
+    assert servable.closed  # which waits for what runs
+
+
+def test_a_body_that_does_not_arrive_is_not_waited_for():
+    with (
+        serving(request_seconds=0.2) as server,
+        socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection,
+    ):
+        head = f"POST {PREDICT} HTTP/1.1\r\nHost: m\r\nContent-Length: 100\r\n\r\n{{"
+        connection.sendall(head.encode())
+        answer = connection.makefile("rb").read()  # up to the end: the server hangs up
+    assert answer.startswith(b"HTTP/1.1 504 ")
+    assert TIMED_OUT["error"].encode() in answer
+
+
+def test_a_client_that_goes_away_stops_its_call():
+    servable = Arithmetic(workers=1)
+    with serving(servable) as server:
+        with server.connection() as connection:
+            connection.request("POST", PREDICT, json.dumps(wait_body(30)))
+            time.sleep(0.2)
+        began = time.monotonic()
+        # The only worker is free again.
+        assert server.post(PREDICT, ROWS).json == ANSWER
+        assert time.monotonic() - began < 1
+    assert servable.stopped == 1
+
+
+def test_a_full_queue_is_refused_at_once():
+    with (
+        serving(Arithmetic(workers=1, queue_size=0)) as server,
+        server.connection() as busy,
+    ):
+        busy.request("POST", PREDICT, json.dumps(wait_body(1)))
+        time.sleep(0.2)
+        began = time.monotonic()
+        answer = server.post(PREDICT, ROWS)
+        assert time.monotonic() - began < 0.5
+        assert (answer.status, answer.json) == (503, {"error": "The queue is full"})
+        numbers = server.get(METRICS).text
+    assert ':bart_export:refused_count{model_name="m"} 1\n' in numbers
+
+
+def test_a_large_body_does_not_hold_up_others():
+    """Were it read and answered by the event loop, there would be a handful of gaps for others."""
+    large = json.dumps({"instances": [0.1] * 500_000}).encode()
+    with serving() as server:
+        thread = threading.Thread(target=server.post, args=(PREDICT, large))
+        thread.start()
+        answered = 0
+        while thread.is_alive():
+            answered += server.get(MODEL).status == 200
+        thread.join()
+    assert answered > 12
+
+
+@pytest.mark.parametrize("path", [MODEL, PREDICT, "/v1/nowhere"])
+def test_pages_of_other_origins_are_let_in_where_that_is_wanted(path):
+    wanted = {
+        "Access-Control-Allow-Origin": "*",
+        "Access-Control-Allow-Methods": "POST, GET",
+        "Access-Control-Allow-Headers": "Content-Type",
+    }
+    for cors in (True, False):
+        with serving(cors=cors) as server:
+            for method in ("GET", "POST", "OPTIONS"):
+                headers = server.ask(method, path, headers={"Origin": "https://a.example"}).headers
+                assert {name: headers[name] for name in wanted} == (
+                    wanted if cors else dict.fromkeys(wanted)
+                )
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [("http://a.example", 200), ("https://a.example", 200), ("null", 400), ("", 400)],
+)
+def test_preflight_is_answered_by_the_origin(server, origin, status):
+    answer = server.ask("OPTIONS", PREDICT, headers={"Origin": origin})
+    assert (answer.status, answer.body) == (status, b"")
+
+
+def test_requests_are_counted_by_model_and_status():
+    with serving() as server:
+        server.post(PREDICT, ROWS)
+        server.post(PREDICT, "{")
+        server.post("/v1/models/other:predict", ROWS)
+        server.post(f"{MODEL}:regress", {"signature_name": "regress", "examples": [{"x": "abc"}]})
+        answer = server.get(METRICS)
+    assert answer.headers["Content-Type"] == "text/plain; charset=utf-8"
+    lines = answer.text.splitlines()
+    for line in (
+        'request_count{model_name="m",status="OK"} 2',
+        'request_count{model_name="m",status="INVALID_ARGUMENT"} 1',
+        'request_count{model_name="",status="NOT_FOUND"} 1',
+        'request_latency_count{model_name="m",API="predict",entrypoint="REST"} 1',
+        'request_latency_count{model_name="m",API="regress",entrypoint="REST"} 1',
+        'runtime_latency_count{model_name="m",API="Predict",runtime="TF1"} 1',
+        'runtime_latency_count{model_name="m",API="Regress",runtime="TF1"} 1',
+        'request_example_count_total{model="m"} 1',
+        'request_example_counts_count{model="m"} 1',
+    ):
+        assert f":tensorflow:serving:{line}" in lines
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("prometheus_config { enable: true }", METRICS),
+        ('prometheus_config { enable: true path: "/numbers" }', "/numbers"),
+        ("prometheus_config { enable: false }", None),
+        ("", None),
+    ],
+)
+def test_a_monitoring_configuration_says_where_the_numbers_are(tmp_path, text, found):
+    file = tmp_path / "monitoring.config"
+    file.write_text(text)
+    with serving(monitoring_config_file=file) as server:
+        for path in (METRICS, "/numbers"):
+            assert server.get(path).status == (200 if path == found else 404)
+
+
+@pytest.mark.parametrize("content", [None, b"prometheus {", b"\xff"])
+def test_a_monitoring_configuration_that_cannot_be_read_is_an_error(tmp_path, content):
+    file = tmp_path / "monitoring.config"
+    if content is not None:
+        file.write_bytes(content)
+    with (
+        store_of([], {}) as store,
+        pytest.raises(ConfigurationError, match=r"monitoring\.config should hold a Monitoring"),
+    ):
+        rest.app(store, ServeOptions(monitoring_config_file=file), Metrics())
+
+
+def test_the_page_names_the_models_and_can_reach_no_other_server(server):
+    answer = server.get("/")
+    assert answer.status == 200
+    assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
+    assert '<script type="application/json" id="models">["m"]</script>' in answer.text
+    policy = answer.headers["Content-Security-Policy"]
+    nonce = policy.partition("script-src 'nonce-")[2].partition("'")[0]
+    assert len(nonce) > 16
+    assert answer.text.count(f'nonce="{nonce}"') == 2
+    assert "default-src 'none'" in policy
+    assert nonce not in server.get("/").text
+    assert server.ask("HEAD", "/").status == 200
+
+
+def test_a_model_s_name_cannot_end_its_element(tmp_path):
+    name = "</script><script>alert(1)</script>"
+    model = ServedModel(name=name, base_path=tmp_path, engine="tensorflow")
+    with store_of([model], {(name, 1): Arithmetic()}) as store, served(store) as server:
+        assert "<script>alert" not in server.get("/").text
+
+
+def test_there_is_no_page_where_none_is_wanted():
+    with serving(page=False) as server:
+        assert server.get("/").status == 404
