@@ -169,10 +169,10 @@ def test_a_small_message_allocates_little(text):
         proto.dtype = 101
     else:
         text_format.Parse(text, proto)
-    begun = time.perf_counter()
+    begun = time.process_time()
     with pytest.raises(StatusError, match="^tensor parsing error: x$"):
         tensors.from_proto(proto, "x")
-    assert time.perf_counter() - begun < 0.5
+    assert time.process_time() - begun < 0.5
 
 
 def test_a_tensor_is_filled_up_to_a_bound():
