@@ -49,6 +49,7 @@ FIELDS: dict[str, type] = {
     "files": dict,
     "tools": dict,
     "verification": list,
+    "exports": int,
 }
 SEAL = re.compile(rb'"manifest_sha256": "([0-9a-f]{64})"')
 UNSEALED = "0" * 64

@@ -9,14 +9,19 @@ import importlib.util
 import json
 import os
 import pathlib
-import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
 
 from bart_export import __version__, recipes
-from bart_export.errors import BartExportError, InputError, MissingExtra
+from bart_export.artifact import Artifact
+from bart_export.bench_command import bench
+from bart_export.errors import BartExportError, MissingExtra
+from bart_export.generate_command import generate
 from bart_export.progress import stages
+from bart_export.saved_model_options import DTYPES, SavedModelOptions
+from bart_export.serve_command import serve
 
 EXPORT_PACKAGES = {
     "tensorflow": "tensorflow",
@@ -25,8 +30,13 @@ EXPORT_PACKAGES = {
     "h5py": "h5py",
     "safetensors": "safetensors",
 }
-TARGETS = ("tflite",)
 ALL = "all"
+# What each target's export takes beside --preset and --output.
+TARGETS = {
+    "tflite": ("recipe_names",),
+    "saved_model": ("dtype", "num_beams", "num_return_sequences", "no_repeat_ngram_size"),
+}
+COUNT = click.IntRange(min=1)
 Path = click.Path(path_type=pathlib.Path)
 
 
@@ -54,14 +64,31 @@ class Commands(click.Group):
     "Keras preset or a Hugging Face checkpoint, hf://ORG/MODEL, or "
     "kaggle://ORG/MODEL/keras/VARIANT.",
 )
-@click.option("--target", type=click.Choice(TARGETS), help="What to make of it.")
+@click.option("--target", type=click.Choice(list(TARGETS)), help="What to make of it.")
 @click.option(
     "--recipe",
     "recipe_names",
     multiple=True,
     metavar="RECIPE",
-    help=f"How to store the weights; may be given more than once. One of "
+    help=f"How to store a .tflite file's weights; may be given more than once. One of "
     f"{', '.join(recipes.RECIPES)}, or {ALL}. Default: {recipes.DEFAULT}.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(DTYPES),
+    help="How a SavedModel stores its matrices. Default: float32.",
+)
+@click.option("--num-beams", type=COUNT, help="A SavedModel's beams. Default: the preset's.")
+@click.option(
+    "--num-return-sequences",
+    type=COUNT,
+    help="Texts a SavedModel returns for each source. Default: the preset's.",
+)
+@click.option(
+    "--no-repeat-ngram-size",
+    type=click.IntRange(min=0),
+    help="No sequence of so many tokens occurs twice in a SavedModel's text; 0 for none. "
+    "Default: the preset's.",
 )
 @click.option(
     "--output", type=Path, help="The artifact directory. Default: artifacts/NAME-OF-THE-PRESET."
@@ -69,10 +96,11 @@ class Commands(click.Group):
 @click.pass_context
 def main(
     context: click.Context,
+    /,
     preset: str | None,
     target: str | None,
-    recipe_names: tuple[str, ...],
     output: pathlib.Path | None,
+    **given: Any,
 ) -> None:
     """Export a BART checkpoint to run somewhere else, and prove that it still says the same.
 
@@ -85,11 +113,9 @@ def main(
     that differs more than its recipe allows ends the export with exit code 1.
     """
     if context.invoked_subcommand is not None:
-        given = [name for name, value in context.params.items() if value]
-        if given:
+        for name in options_given(context.params):
             raise click.UsageError(
-                f"--{given[0].removesuffix('_names')} belongs to the export, not to "
-                f"{context.invoked_subcommand}."
+                f"{flag(name)} belongs to the export, not to {context.invoked_subcommand}."
             )
         return
     if preset is None and target is None:
@@ -98,42 +124,70 @@ def main(
     if preset is None or target is None:
         missing = "--preset" if preset is None else "--target"
         raise click.UsageError(f"An export needs --preset and --target; {missing} is missing.")
-    chosen = [recipes.named(name) for name in recipe_names if name != ALL]
-    if ALL in recipe_names:
-        chosen = list(recipes.RECIPES.values())
-    elif not chosen:
-        chosen = [recipes.named(recipes.DEFAULT)]
-    export_to(
-        preset,
-        target,
-        list({recipe.name: recipe for recipe in chosen}.values()),
-        output or default_output(preset),
-    )
+    for name in options_given(given):
+        if name not in TARGETS[target]:
+            owner = next(other for other, names in TARGETS.items() if name in names)
+            raise click.UsageError(f"{flag(name)} belongs to --target {owner}, not to {target}.")
+    names = given.pop("recipe_names")
+    if target == "tflite":
+        options: Any = chosen_recipes(names)
+    else:
+        options = SavedModelOptions(**options_given(given))
+    export_to(preset, target, options, output or default_output(preset))
 
 
-def export_to(preset: str, target: str, chosen: list[recipes.Recipe], output: pathlib.Path) -> None:
+def options_given(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those options that were given, by the names of their parameters."""
+    return {name: value for name, value in values.items() if value not in (None, ())}
+
+
+def flag(name: str) -> str:
+    """Return how an option is spelled."""
+    return f"--{name.removesuffix('_names').replace('_', '-')}"
+
+
+def chosen_recipes(names: Sequence[str]) -> list[recipes.Recipe]:
+    """Return the recipes of some names, each once."""
+    if ALL in names:
+        names = list(recipes.RECIPES)
+    return [recipes.named(name) for name in dict.fromkeys(names or (recipes.DEFAULT,))]
+
+
+def export_to(preset: str, target: str, options: Any, output: pathlib.Path) -> None:
     """Run an export with progress and say what was made."""
     from bart_export.quiet import native_stderr_silenced
 
     require_export_packages("Exporting")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ["KERAS_BACKEND"] = "tensorflow"
-    with stages(7 + 2 * len(chosen)) as stage:
+    with stages(8 if target == "saved_model" else 7 + 2 * len(options)) as stage:
         stage("load TensorFlow")
         with native_stderr_silenced():
             from bart_export.export import export
-        artifact = export(preset, target, chosen, output, stage)
+        artifact = export(preset, target, options, output, stage)
     click.echo(f"Exported {preset} to {output}")
-    count = artifact.manifest["parameter_count"]
     for row in artifact.manifest["verification"]:
-        size = artifact.manifest["files"][row["file"]]["bytes"]
-        click.echo(
-            f"  {row['file']}: {size / 1e6:.1f} MB, {size / count:.3f} bytes a parameter; against "
-            f"Keras: logits within {row['logits']:.2g}, likeliest token the same in "
-            f"{row['top1']:.1%} of {row['steps']} steps, {row['tokens']:.0%} of "
-            f"{row['questions']} texts equal"
+        click.echo(f"  {summary(artifact, row)}")
+    command = "generate" if target == "tflite" else "serve"
+    click.echo(f"Try it: bart-export {command} {output}" + (' "…"' if target == "tflite" else ""))
+
+
+def summary(artifact: Artifact, row: Mapping[str, Any]) -> str:
+    """Return a line about something that was exported: its size, and how far it is from Keras."""
+    files, name = artifact.manifest["files"], row["file"]
+    if name in files:
+        size, count = files[name]["bytes"], artifact.manifest["parameter_count"]
+        return (
+            f"{name}: {size / 1e6:.1f} MB, {size / count:.3f} bytes a parameter; against Keras: "
+            f"logits within {row['logits']:.2g}, likeliest token the same in {row['top1']:.1%} of "
+            f"{row['steps']} steps, {row['tokens']:.0%} of {row['questions']} texts equal"
         )
-    click.echo(f'Try it: bart-export generate {output} "…"')
+    size = sum(entry["bytes"] for file, entry in files.items() if file.startswith(f"{name}/"))
+    return (
+        f"{name}: {size / 1e6:.1f} MB; against Keras: log-probabilities within "
+        f"{row['log_probabilities']:.2g} over {row['steps']} steps, {row['tokens']:.0%} of "
+        f"{row['questions']} texts equal"
+    )
 
 
 def require_export_packages(what: str) -> None:
@@ -152,118 +206,6 @@ def default_output(preset: str) -> pathlib.Path:
     return pathlib.Path("artifacts") / (name or "artifact")
 
 
-def generation_options(command: Any) -> Any:
-    """Add an option for every generation parameter a call may set."""
-    for name, kind, text in reversed(GENERATION_OPTIONS):
-        flag = f"--{name.replace('_', '-')}"
-        if kind is bool:
-            option = click.option(f"{flag}/--no-{flag[2:]}", name, default=None, help=text)
-        else:
-            option = click.option(flag, name, type=kind, default=None, help=text)
-        command = option(command)
-    return command
-
-
-GENERATION_OPTIONS: tuple[tuple[str, Any, str], ...] = (
-    ("max_length", int, "Most tokens to generate, the start token included."),
-    ("min_length", int, "Fewest tokens before the end token."),
-    ("num_beams", int, "Sequences that beam search keeps; 1 is greedy."),
-    ("num_return_sequences", int, "Texts to return for each source."),
-    ("length_penalty", float, "Exponent of the length that a beam's score is divided by."),
-    ("early_stopping", click.Choice(["true", "false", "never"]), "When beam search ends."),
-    ("no_repeat_ngram_size", int, "No sequence of so many tokens may occur twice."),
-    ("repetition_penalty", float, "Above 1 makes tokens that occurred less likely."),
-    ("do_sample", bool, "Draw tokens at random instead of taking the likeliest."),
-    ("temperature", float, "Below 1 makes likely tokens likelier when sampling."),
-    ("top_k", int, "Sample among so many likeliest tokens; 0 for all."),
-    ("top_p", float, "Sample among the likeliest tokens that make up this probability."),
-    ("seed", int, "Makes sampling repeat itself."),
-)
-EARLY_STOPPING = {"true": True, "false": False, "never": "never"}
-
-
-@main.command()
-@click.argument("artifact", type=Path)
-@click.argument("text", required=False)
-@click.option(
-    "--input",
-    "input_file",
-    type=Path,
-    help='Texts to read: .txt, one a line, or .jsonl, objects with a "text".',
-)
-@click.option(
-    "--output",
-    "output_file",
-    type=Path,
-    help='Where to write results as .jsonl: each object read, with "generated_text", '
-    '"score" and "token_ids".',
-)
-@click.option("--stream", is_flag=True, help="Print the text as it is generated.")
-@click.option("--truncate", is_flag=True, help="Cut texts that are too long at their end.")
-@click.option("--recipe", metavar="RECIPE", help="Which of the artifact's files to run.")
-@click.option(
-    "--engine",
-    metavar="ENGINE",
-    help="Which runtime to use, where several are installed: ai-edge-litert or tflite-runtime.",
-)
-@click.option("--threads", type=click.IntRange(min=1), help="Threads to use. Default: all cores.")
-@generation_options
-def generate(
-    artifact: pathlib.Path,
-    text: str | None,
-    input_file: pathlib.Path | None,
-    output_file: pathlib.Path | None,
-    stream: bool,
-    truncate: bool,
-    recipe: str | None,
-    engine: str | None,
-    threads: int | None,
-    **given: Any,
-) -> None:
-    """Generate from TEXT, from each text of a file, or from standard input.
-
-    Settings that are not given are those of the artifact. TensorFlow is not needed.
-
-    \b
-      bart-export generate artifacts/bart_mini_en "A text ..." --stream
-      bart-export generate artifacts/bart_mini_en --input texts.txt --output headlines.jsonl
-    """
-    from bart_export.runtime import Generator, texts
-
-    if (text is not None) + (input_file is not None) > 1:
-        raise click.UsageError("Give either TEXT or --input, not both.")
-    if stream and (input_file or output_file):
-        raise click.UsageError("--stream prints one text; it takes no --input and no --output.")
-    parameters = {name: value for name, value in given.items() if value is not None}
-    if "early_stopping" in parameters:
-        parameters["early_stopping"] = EARLY_STOPPING[parameters["early_stopping"]]
-    if text is None and input_file is None and sys.stdin.isatty():
-        raise click.UsageError("Give a TEXT, --input FILE, or a text on standard input.")
-    if input_file is not None:
-        rows = texts.read(input_file)
-    else:
-        rows = [{"text": text if text is not None else sys.stdin.read().strip()}]
-    generator = Generator.from_artifact(artifact, recipe=recipe, engine=engine, num_threads=threads)
-    if stream:
-        for piece in generator.stream(rows[0]["text"], truncate=truncate, **parameters):
-            click.echo(piece, nl=False)
-        click.echo()
-        return
-    with stages(len(rows)) as stage, texts.results(output_file) as file:
-        for number, row in enumerate(rows, 1):
-            stage(f"text {number}")
-            try:
-                result = generator.generate(row["text"], truncate=truncate, **parameters)
-            except InputError as error:
-                place = f"Text {number} of {input_file}: " if input_file else ""
-                raise InputError(f"{place}{error}") from error
-            for sequence in result.sequences:
-                if file is None:
-                    click.echo(sequence.text)
-                else:
-                    file.write(texts.line(row, sequence))
-
-
 @main.command()
 @click.argument("artifact", type=Path)
 def verify(artifact: pathlib.Path) -> None:
@@ -271,7 +213,6 @@ def verify(artifact: pathlib.Path) -> None:
 
     TensorFlow is not needed. Exit code 1 if a file answers otherwise than it did when exported.
     """
-    from bart_export.artifact import Artifact
     from bart_export.quality.replay import replay
     from bart_export.runtime.generator import Generator
 
@@ -314,76 +255,5 @@ def inspect(preset_or_artifact: str, as_json: bool) -> None:
             click.echo(f"  {name}: {value}")
 
 
-@main.command()
-@click.argument("artifact", type=Path)
-@click.option(
-    "--recipe",
-    "recipe_names",
-    multiple=True,
-    metavar="RECIPE",
-    help="Which files to measure; may be given more than once. Default: all.",
-)
-@click.option(
-    "--source",
-    "sources",
-    type=click.IntRange(min=1),
-    multiple=True,
-    default=(64, 512),
-    show_default=True,
-    help="Source tokens; may be given more than once.",
-)
-@click.option(
-    "--num-beams",
-    type=click.IntRange(min=1),
-    multiple=True,
-    default=(1, 4),
-    show_default=True,
-    help="Beams; may be given more than once.",
-)
-@click.option(
-    "--new-tokens",
-    type=click.IntRange(min=1),
-    default=64,
-    show_default=True,
-    help="Tokens to generate.",
-)
-@click.option(
-    "--runs",
-    type=click.IntRange(min=1),
-    default=7,
-    show_default=True,
-    help="Runs that the medians are of.",
-)
-@click.option("--threads", type=click.IntRange(min=1), help="Threads to use. Default: all cores.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def bench(
-    artifact: pathlib.Path,
-    recipe_names: tuple[str, ...],
-    sources: tuple[int, ...],
-    num_beams: tuple[int, ...],
-    new_tokens: int,
-    runs: int,
-    threads: int | None,
-    as_json: bool,
-) -> None:
-    """Measure an artifact here: sizes, opening, memory, encoding, decoding, tokens per second.
-
-    Configurations take turns, figures are medians; compare them within one run only.
-    """
-    from bart_export.quality import bench as benchmark
-
-    report = benchmark.bench(
-        artifact,
-        recipes=recipe_names or None,
-        sources=sources,
-        new_tokens=new_tokens,
-        num_beams=num_beams,
-        num_threads=threads,
-        runs=runs,
-    )
-    if as_json:
-        click.echo(json.dumps(report, ensure_ascii=False, indent=1))
-        return
-    from rich.console import Console
-
-    Console().print(benchmark.tables(report))
+for command in (generate, bench, serve):
+    main.add_command(command)

@@ -44,3 +44,13 @@ def distilled_artifact(export_once):
 def mini_artifact(export_once):
     """Return the artifact of the embedded preset, in float32 and with int8 weights."""
     return export_once("bart_mini_en", "float32", "dynamic_wi8_afp32")
+
+
+@pytest.fixture(scope="session")
+def saved_model_artifact(tmp_path_factory):
+    """Return the artifact of a tiny random checkpoint as a SavedModel, version 1."""
+    from bart_export.export import export
+    from bart_export.saved_model_options import SavedModelOptions
+
+    output = tmp_path_factory.mktemp("artifacts") / "bart_tiny_symmetric"
+    return export(str(GOLDEN / "bart_tiny_symmetric"), "saved_model", SavedModelOptions(), output)

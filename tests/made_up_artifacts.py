@@ -21,6 +21,7 @@ def manifest(files, preset="made_up"):
         "files": files,
         "tools": {},
         "verification": [],
+        "exports": 1,
     }
 
 

@@ -12,8 +12,9 @@ from safetensors.numpy import load_file
 from bart_export import artifact as artifacts
 from bart_export.artifact import Artifact
 from bart_export.errors import VerificationFailed
-from bart_export.export import SAME, export, keep_others
+from bart_export.export import export
 from bart_export.graph import steps
+from bart_export.manifest import SAME, keep
 from bart_export.recipes import RECIPES, Tolerance
 
 # Random weights lose more to rounding than trained ones: what is tried here is not quality.
@@ -143,25 +144,21 @@ def test_an_artifact_of_another_source_is_replaced_whole(earlier, distilled_arti
 def test_nothing_of_a_damaged_artifact_is_kept(earlier, name):
     def kept():
         with artifacts.draft(earlier.directory) as draft:
-            return keep_others(earlier.directory, earlier.manifest, {}, draft)
+            return keep(draft, earlier.manifest, {})
 
-    assert set(kept()["files"]) == {FLOAT_FILE}
+    assert set(kept().files) == {FLOAT_FILE}
     content = bytearray((earlier.directory / name).read_bytes())
     content[len(content) // 2] ^= 1
     (earlier.directory / name).write_bytes(content)
-    assert kept() == {"files": {}, "verification": [], "golden": {"cases": []}}
+    left = kept()
+    assert (left.files, left.verification, left.golden) == ({}, (), {"cases": []})
 
 
 def test_a_file_that_is_written_anew_is_not_carried_over(earlier):
     with artifacts.draft(earlier.directory) as draft:
         (draft.directory / "tflite").mkdir()
         (draft.directory / FLOAT_FILE).write_bytes(b"new")
-        assert (
-            keep_others(earlier.directory, earlier.manifest, {FLOAT_FILE: FLOAT32}, draft)[
-                "verification"
-            ]
-            == []
-        )
+        assert keep(draft, earlier.manifest, {FLOAT_FILE}).verification == ()
         assert (draft.directory / FLOAT_FILE).read_bytes() == b"new"
 
 
@@ -169,11 +166,11 @@ def test_of_several_files_none_stays_when_one_is_damaged(tmp_path):
     contents = {"tflite/a": b"a", "tflite/b": b"b", "golden.json": b'{"cases": []}'}
     made = made_up_artifacts.write(tmp_path / "made", contents)
     with artifacts.draft(made.directory) as draft:
-        keep_others(made.directory, made.manifest, {}, draft)
+        keep(draft, made.manifest, {})
         assert (draft.directory / "tflite/a").exists()
     (made.directory / "tflite/b").write_bytes(b"c")
     with artifacts.draft(made.directory) as draft:
-        keep_others(made.directory, made.manifest, {}, draft)
+        keep(draft, made.manifest, {})
         assert not (draft.directory / "tflite/a").exists()
 
 
@@ -181,7 +178,7 @@ def test_of_several_files_none_stays_when_one_is_damaged(tmp_path):
 def test_nothing_is_kept_of_an_artifact_that_differs(earlier, field):
     manifest = {**earlier.manifest, field: "another"}
     with artifacts.draft(earlier.directory) as draft:
-        assert keep_others(earlier.directory, manifest, {}, draft)["files"] == {}
+        assert keep(draft, manifest, {}).files == {}
 
 
 def test_a_file_that_fails_leaves_the_previous_artifact_as_it_was(earlier, tmp_path, monkeypatch):

@@ -58,33 +58,46 @@ class Answer:
         }
 
 
-def settings(config: BartConfig, defaults: GenerationConfig) -> dict[str, GenerationConfig]:
-    """Return the settings a model is asked with: greedy, beams, and its own defaults made short."""
+def settings(
+    config: BartConfig, own: Mapping[str, GenerationConfig]
+) -> dict[str, GenerationConfig]:
+    """Return the settings a model is asked with: greedy, beams, and its own ones made short.
+
+    `own` holds, by name, the preset's defaults as "defaults" and whatever else is to be asked.
+    """
     longest = min(LONGEST, config.max_sequence_length)
-    ids = {name: value for name, value in defaults.to_dict().items() if name.endswith("_token_id")}
+    ids = {
+        name: value
+        for name, value in own["defaults"].to_dict().items()
+        if name.endswith("_token_id")
+    }
+    short = {
+        name: dataclasses.replace(
+            one,
+            max_length=min(one.max_length, longest),
+            min_length=min(one.min_length, SHORTEST),
+            do_sample=False,
+            num_return_sequences=1,
+        )
+        for name, one in own.items()
+    }
     return {
         "greedy": GenerationConfig(max_length=longest, **ids),
         "beams": GenerationConfig(
             max_length=longest, num_beams=4, no_repeat_ngram_size=3, early_stopping=True, **ids
         ),
-        "defaults": dataclasses.replace(
-            defaults,
-            max_length=min(defaults.max_length, longest),
-            min_length=min(defaults.min_length, SHORTEST),
-            do_sample=False,
-            num_return_sequences=1,
-        ),
+        **short,
     }
 
 
 def questions(
     tokenizer: BartTokenizer,
     config: BartConfig,
-    defaults: GenerationConfig,
+    own: Mapping[str, GenerationConfig],
     encoder_sequence_length: int,
 ) -> list[Question]:
-    """Return every text with every setting."""
-    asked = settings(config, defaults)
+    """Return every text with every setting; `own` is that of `settings`."""
+    asked = settings(config, own)
     return [
         Question(
             text,
@@ -106,12 +119,14 @@ def ask(start: Start, step: Step[Any], tokenizer: BartTokenizer, question: Quest
 
 
 def to_dict(
-    asked: Sequence[Question], reference: Sequence[Answer], files: Mapping[str, Sequence[Answer]]
+    asked: Sequence[Question],
+    reference: Sequence[Answer],
+    files: Mapping[str, Sequence[Answer | None]],
 ) -> dict[str, Any]:
     """Return the content of golden.json.
 
     `reference` are the Keras model's answers, `files` those of each exported file by its name, in
-    the order of the questions.
+    the order of the questions; None where a file was not asked.
     """
     return {
         "cases": [
@@ -121,17 +136,34 @@ def to_dict(
                 "setting": question.setting,
                 "generation": question.generation.to_dict(),
                 "reference": reference[number].to_dict(),
-                "files": {name: answers[number].to_dict() for name, answers in files.items()},
+                "files": {
+                    name: answer.to_dict()
+                    for name, answers in files.items()
+                    if (answer := answers[number]) is not None
+                },
             }
             for number, question in enumerate(asked)
         ]
     }
 
 
-def add_files(content: dict[str, Any], earlier: dict[str, Any]) -> None:
-    """Add, to each case of a golden.json, answers of files that an earlier one has for it."""
-    asked = ("source_token_ids", "generation")
-    known = {json.dumps([case[key] for key in asked]): case["files"] for case in earlier["cases"]}
-    for case in content["cases"]:
-        answers = known.get(json.dumps([case[key] for key in asked]), {})
-        case["files"] = {**answers, **case["files"]}
+def add_earlier(content: dict[str, Any], earlier: Mapping[str, Any], kept: Sequence[str]) -> None:
+    """Add to a golden.json what files that are kept, by their names, answered in an earlier one.
+
+    A question that was asked only then becomes a case again.
+    """
+    cases = {identity(case): case for case in content["cases"]}
+    for case in earlier["cases"]:
+        answers = {name: answer for name, answer in case["files"].items() if name in kept}
+        if not answers:
+            continue
+        known = cases.get(identity(case))
+        if known is None:
+            content["cases"].append({**case, "files": answers})
+        else:
+            known["files"] = {**answers, **known["files"]}
+
+
+def identity(case: Mapping[str, Any]) -> str:
+    """Return what makes two cases the same question."""
+    return json.dumps([case["source_token_ids"], case["generation"]])

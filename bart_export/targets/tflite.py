@@ -201,7 +201,7 @@ def bind(model: Any, parameters: InferenceParameters) -> None:
         subgraph.inputs = [index for index in subgraph.inputs if index not in bound]
 
 
-class AlignedBuffer(schema.BufferT):  # type: ignore[misc]
+class AlignedBuffer(schema.BufferT):
     """A buffer that reads its weight only when it is written, and starts at an aligned offset."""
 
     def __init__(self, parameters: InferenceParameters, name: str) -> None:

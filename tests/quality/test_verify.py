@@ -40,7 +40,7 @@ class Verifier:
         questions = golden.questions(
             self.tokenizer,
             checkpoint.config,
-            checkpoint.generation,
+            {"defaults": checkpoint.generation},
             checkpoint.encoder_sequence_length,
         )
         model = KerasReference(BartBackbone.from_checkpoint(checkpoint))

@@ -1,0 +1,129 @@
+"""The targets of an export: for each, what writes its files and what compares them with the model.
+
+A `Model` and a target's options go in; files appear in the draft, and for each of them, or each
+directory of them, a `Written` comes out that says what the manifest is told and how it is checked.
+The order of the journey is not known here.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from bart_export.artifact import Draft
+from bart_export.config import GenerationConfig
+from bart_export.model import BartBackbone
+from bart_export.progress import Stage
+from bart_export.quality import saved_model as saved_model_quality
+from bart_export.quality import verify
+from bart_export.quality.golden import Answer
+from bart_export.quality.reference import KerasReference
+from bart_export.quality.verify import Reference
+from bart_export.recipes import Recipe
+from bart_export.runtime.engine import CompiledModelEngine
+from bart_export.targets import saved_model, tflite
+from bart_export.text.tokenizer import BartTokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """What every target exports: the Keras model, its tokenizer and its settings."""
+
+    backbone: BartBackbone
+    tokenizer: BartTokenizer
+    generation: GenerationConfig
+    encoder_sequence_length: int
+
+
+# Compares with the reference: a dataclass of figures, and the answer to each question, None to
+# those that were not asked.
+Check = Callable[[KerasReference, Reference], tuple[Any, Sequence[Answer | None]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """One thing that a target wrote: a file, or a directory of files that go together.
+
+    `details` is what the entries of `files` say in the manifest beside size and hash. `settings`
+    are those of a question that must be asked besides the usual ones, None for none.
+    """
+
+    name: str
+    files: tuple[str, ...]
+    details: Mapping[str, Any]
+    check: Check
+    settings: GenerationConfig | None = None
+
+
+def export_tflite(
+    model: Model, recipes: Sequence[Recipe], draft: Draft, stage: Stage
+) -> list[Written]:
+    """Write a `.tflite` file for each recipe."""
+    return [
+        Written(
+            name,
+            (name,),
+            {
+                "target": "tflite",
+                "recipe": recipe.name,
+                "runtimes": dict(recipe.runtimes),
+                "refusals": dict(recipe.refusals),
+            },
+            functools.partial(check_tflite, model, draft, name, recipe),
+        )
+        for name, recipe in tflite.write_recipes(model.backbone, recipes, draft, stage).items()
+    ]
+
+
+def check_tflite(
+    model: Model,
+    draft: Draft,
+    name: str,
+    recipe: Recipe,
+    keras: KerasReference,
+    reference: Reference,
+) -> tuple[verify.Comparison, list[Answer]]:
+    """Run a `.tflite` file on LiteRT and compare it with the reference."""
+    engine = CompiledModelEngine(draft.directory / name, model.backbone.config)
+    return verify.check(name, recipe, engine, model.tokenizer, reference)
+
+
+def export_saved_model(model: Model, options: Any, draft: Draft, stage: Stage) -> list[Written]:
+    """Write the next version of a SavedModel."""
+    settings = options.settings(model.generation)
+    version = saved_model.next_version(draft.target)
+    name = f"saved_model/{version}"
+    stage("write the SavedModel")
+    directory = draft.directory / name
+    saved_model.write(
+        model.backbone,
+        model.tokenizer,
+        settings,
+        model.encoder_sequence_length,
+        options.dtype,
+        directory,
+    )
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    return [
+        Written(
+            name,
+            tuple(path.relative_to(draft.directory).as_posix() for path in files),
+            {"target": "saved_model", "version": version, "dtype": options.dtype},
+            functools.partial(
+                saved_model_quality.check,
+                name,
+                directory,
+                options.dtype,
+                model.tokenizer,
+                settings,
+            ),
+            None if settings == model.generation else settings,
+        )
+    ]
+
+
+# (model, options, draft, stage) -> what was written
+EXPORTERS: dict[str, Callable[[Model, Any, Draft, Stage], list[Written]]] = {
+    "tflite": export_tflite,
+    "saved_model": export_saved_model,
+}

@@ -1,0 +1,122 @@
+"""What a manifest says: the fields of one export, and what an earlier one left to keep.
+
+The checkpoint and its settings go in, JSON-ready dictionaries come out. What an artifact is, on
+disk, `artifact` knows; how files are made and judged is not known here.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import bart_export
+from bart_export import checkpoints, contract
+from bart_export.artifact import Artifact, Draft
+from bart_export.checkpoints import Checkpoint, names
+from bart_export.config import GenerationConfig
+from bart_export.errors import ArtifactError
+from bart_export.presets import Source
+from bart_export.text.tokenizer import BartTokenizer
+
+GOLDEN = "golden.json"
+VOCABULARY, MERGES = "tokenizer/vocabulary.json", "tokenizer/merges.txt"
+TOOLS = ("tensorflow", "keras", "ai-edge-litert", "ai-edge-quantizer", "numpy", "tokenizers")
+# Fields that say what the files were made of.
+SAME = ("source", "config", "generation", "encoder_sequence_length")
+# Targets whose files stay when the source changes: a server goes back to an earlier version.
+KEPT_OVER_SOURCES = ("saved_model",)
+
+
+def describe(
+    source: Source,
+    checkpoint: Checkpoint,
+    tokenizer: BartTokenizer,
+    generation: GenerationConfig,
+    preset: str,
+) -> dict[str, Any]:
+    """Return the manifest's fields that do not depend on the files."""
+    config = checkpoint.config
+    sizes = contract.sizes(config)
+    signatures = {
+        "tflite": contract.tflite_signatures(config),
+        "saved_model": contract.saved_model_signatures(),
+    }
+    return {
+        "preset": preset,
+        "source": {
+            "handle": source.handle,
+            "revision": source.revision,
+            "format": checkpoint.format,
+            "weights_sha256": checkpoints.weights_digest(checkpoint),
+        },
+        "config": config.to_dict(),
+        "parameter_count": names.parameter_count(config),
+        "generation": generation.to_dict(),
+        "encoder_sequence_length": checkpoint.encoder_sequence_length,
+        "special_token_ids": {
+            "start_token_id": tokenizer.start_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+            "end_token_id": tokenizer.end_token_id,
+            "unknown_token_id": tokenizer.unknown_token_id,
+            "mask_token_id": tokenizer.mask_token_id,
+        },
+        "tokenizer": {"vocabulary": VOCABULARY, "merges": MERGES},
+        "signatures": {
+            target: {signature.name: signature.to_dict(sizes) for signature in declared}
+            for target, declared in signatures.items()
+        },
+        "tools": {"bart-export": bart_export.__version__}
+        | {name: importlib.metadata.version(name) for name in TOOLS},
+        "exports": 1,
+        "files": {},
+        "verification": [],
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """What of an earlier export goes on: entries of files, verification rows, golden cases.
+
+    `exports` counts the exports that were committed at this place.
+    """
+
+    exports: int = 0
+    files: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    verification: tuple[Mapping[str, Any], ...] = ()
+    golden: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"cases": []})
+
+
+def keep(draft: Draft, manifest: Mapping[str, Any], written: Collection[str]) -> Kept:
+    """Carry into a draft what an earlier export left and this one, of `written` files, does not.
+
+    An artifact of another source leaves only what `KEPT_OVER_SOURCES` says, and one that is damaged
+    leaves nothing.
+    """
+    others: dict[str, Any] = {}
+    exports = 0
+    try:
+        previous = Artifact.open(draft.target)
+        exports = previous.manifest["exports"]
+        same = all(previous.manifest[field] == manifest[field] for field in SAME)
+        cases = json.loads(previous.path(GOLDEN).read_bytes())
+        others = {
+            name: details
+            for name, details in previous.manifest["files"].items()
+            if "target" in details
+            and name not in written
+            and (same or details["target"] in KEPT_OVER_SOURCES)
+        }
+        for name in others:
+            draft.carry(previous, name)
+    except ArtifactError:
+        for name in others:
+            (draft.directory / name).unlink(missing_ok=True)
+        return Kept(exports)
+    rows = [row for row in previous.manifest["verification"] if stands(row["file"], others)]
+    return Kept(exports, others, tuple(rows), cases)
+
+
+def stands(exported: str, files: Collection[str]) -> bool:
+    """Return whether a file is among some, or, for a directory, its files are."""
+    return exported in files or any(name.startswith(f"{exported}/") for name in files)

@@ -1,0 +1,103 @@
+"""The SavedModel target: weights, tokenizer and settings go in, a version directory comes out.
+
+The directory is what TensorFlow Serving loads as it is: weights as variables, in float32 or
+bfloat16, the tokenizer's tables beside them, and the signatures of the contract with default values
+for what a client may leave out. All computing is in the graph, in operators of TensorFlow's core.
+This module knows neither servers nor how a deployment is described.
+"""
+
+import inspect
+import pathlib
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from bart_export import contract
+from bart_export.config import GenerationConfig
+from bart_export.graph import signatures
+from bart_export.graph.parameters import BatchParameters, InferenceParameters
+from bart_export.graph.tokenizer import GraphTokenizer
+from bart_export.model import BartBackbone
+from bart_export.quiet import native_stderr_silenced
+from bart_export.text.tokenizer import BartTokenizer
+
+
+class ServedModule(tf.Module):
+    """Holds what the signatures read, so that it is saved with them."""
+
+    def __init__(self, parameters: BatchParameters, tokenizer: GraphTokenizer, dtype: str) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.weights = {
+            # Vectors are few and small, and layer norms want all of their digits.
+            name: tf.Variable(
+                tf.cast(array, dtype if array.ndim > 1 else tf.float32), trainable=False, name=name
+            )
+            for name, array in parameters.items()
+        }
+
+
+def write(
+    backbone: BartBackbone,
+    tokenizer: BartTokenizer,
+    generation: GenerationConfig,
+    encoder_sequence_length: int,
+    dtype: str,
+    directory: pathlib.Path,
+) -> None:
+    """Write a SavedModel.
+
+    Args:
+        backbone: the model.
+        tokenizer: its tokenizer.
+        generation: what is fixed, and the defaults of what a request may set.
+        encoder_sequence_length: source tokens that texts are cut to.
+        dtype: of `saved_model_options.DTYPES`.
+        directory: where to; must not exist.
+    """
+    weights = backbone.named_weights()
+    parameters = InferenceParameters(backbone.config, lambda name: np.asarray(weights[name]))
+    module = ServedModule(
+        BatchParameters(parameters), GraphTokenizer.from_tokenizer(tokenizer), dtype
+    )
+    served = signatures.Served(
+        backbone.config, module.weights, module.tokenizer, generation, encoder_sequence_length
+    )
+    functions = {
+        signature.name: signature_function(served, signature)
+        for signature in contract.saved_model_signatures()
+    }
+    with native_stderr_silenced():
+        tf.saved_model.save(module, str(directory), signatures=functions)
+
+
+def next_version(artifact: pathlib.Path) -> int:
+    """Return the number after the highest version in an artifact's `saved_model` directory."""
+    directory = artifact / "saved_model"
+    names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
+    return 1 + max((int(name) for name in names if name.isdecimal()), default=0)
+
+
+def signature_function(served: signatures.Served, signature: contract.Signature) -> Any:
+    """Return the tf.function of one signature.
+
+    A default that is a tensor becomes the signature's own default in the file, for which TensorFlow
+    reads the arguments of a Python function: ours are made of the contract.
+    """
+    compute = signatures.FUNCTIONS[signature.name]
+    values = signatures.defaults(served.generation)
+    specs = {
+        tensor.name: tf.TensorSpec(tensor.shape({}), tensor.dtype) for tensor in signature.inputs
+    }
+
+    def call(*positional: tf.Tensor, **named: tf.Tensor) -> signatures.Tensors:
+        given = dict(zip(specs, positional, strict=False)) | named
+        computed = compute(served, given)
+        return {tensor.name: computed[tensor.name] for tensor in signature.outputs}
+
+    kind, none = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.empty
+    call.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [inspect.Parameter(name, kind, default=values.get(name, none)) for name in specs]
+    )
+    return tf.function(call, autograph=False, input_signature=list(specs.values()))
