@@ -42,13 +42,8 @@ POLICIES: Mapping[str | None, Callable[[Any], VersionPolicy]] = {
 }
 
 
-def from_proto(config: Any, engine: str | None = None) -> list[ServedModel]:
-    """Return the models that a ModelServerConfig lists.
-
-    Args:
-        config: the message.
-        engine: what serves an artifact of the platform "tensorflow"; None takes the fastest that
-            it has files for. A SavedModel's base path is what TensorFlow serves in any case.
+def from_proto(config: Any) -> list[ServedModel]:
+    """Return the models that a ModelServerConfig lists; a platform is the name of an engine.
 
     Raises:
         StatusError: INVALID_ARGUMENT, with TensorFlow Serving's texts where it has them.
@@ -58,10 +53,10 @@ def from_proto(config: Any, engine: str | None = None) -> list[ServedModel]:
             "ServerModelConfig type not supported by HandleReloadConfigRequest. "
             "Only ModelConfigList is currently supported"
         )
-    return [served_model_of(model, engine) for model in config.model_config_list.config]
+    return [served_model_of(model) for model in config.model_config_list.config]
 
 
-def served_model_of(model: Any, engine: str | None) -> ServedModel:
+def served_model_of(model: Any) -> ServedModel:
     """Return the record of a ModelConfig."""
     if not model.name:
         raise refused(f"Expected every model to have a name; that of {model.base_path} has none")
@@ -72,8 +67,7 @@ def served_model_of(model: Any, engine: str | None) -> ServedModel:
             f"got base_path()={model.base_path}"
         )
     try:
-        requested = LITERT if platform(model) == LITERT else engine
-        engine, base_path = choose_engine(base_path, requested)
+        engine, base_path = choose_engine(base_path, platform(model))
     except ArtifactError as error:
         raise refused(str(error)) from error
     policy = model.model_version_policy
@@ -113,12 +107,8 @@ def refused(message: str) -> StatusError:
     return StatusError(Code.INVALID_ARGUMENT, message)
 
 
-def read(path: pathlib.Path, engine: str | None = None) -> list[ServedModel]:
+def read(path: pathlib.Path) -> list[ServedModel]:
     """Return the models that a `models.config` lists: a ModelServerConfig as text.
-
-    Args:
-        path: the file.
-        engine: as for `from_proto`.
 
     Raises:
         ConfigurationError: if it cannot be read, is no such text, or lists what cannot be served.
@@ -126,7 +116,7 @@ def read(path: pathlib.Path, engine: str | None = None) -> list[ServedModel]:
     try:
         config = messages.ModelServerConfig()
         text_format.Parse(path.read_bytes(), config, descriptor_pool=messages.POOL)
-        return from_proto(config, engine)
+        return from_proto(config)
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}.") from None
     except (text_format.ParseError, UnicodeDecodeError) as error:
@@ -183,7 +173,6 @@ class ConfigWatcher:
         served: Sequence[ServedModel],
         configure: Callable[[Sequence[ServedModel]], None],
         seconds: float,
-        engine: str | None = None,
     ) -> None:
         """Take what there is to do; nothing is done before `start`.
 
@@ -192,13 +181,11 @@ class ConfigWatcher:
             served: the models that it listed when they were last configured.
             configure: serves a list of models, or refuses it.
             seconds: time between two looks at the file.
-            engine: as for `from_proto`.
         """
         self.path = path
         self.served = list(served)
         self.configure = configure
         self.seconds = seconds
-        self.engine = engine
         self.refusal = ""
         self.stopped = threading.Event()
         self.thread = threading.Thread(target=self._work, name=f"watch {path}", daemon=True)
@@ -218,7 +205,7 @@ class ConfigWatcher:
         says it once.
         """
         try:
-            models = read(self.path, self.engine)
+            models = read(self.path)
             if models != self.served:
                 self.configure(models)
                 self.served = models

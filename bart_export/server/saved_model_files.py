@@ -172,8 +172,8 @@ def handle(data: bytes) -> tuple[int, int]:
     return offset, varint(data, position)[0]
 
 
-def block(table: bytes, offset: int, size: int) -> list[tuple[bytes, bytes]]:
-    """Return the keys and values of a block, none of one that is compressed.
+def block(table: bytes, offset: int, size: int) -> list[tuple[int, bytes]]:
+    """Return the lengths of the keys of a block and the values, none of one that is compressed.
 
     A key leaves out what it has in common with the one before it.
     """
@@ -182,24 +182,26 @@ def block(table: bytes, offset: int, size: int) -> list[tuple[bytes, bytes]]:
     content = table[offset : offset + size]
     restarts = struct.unpack("<I", content[-4:])[0]
     end = size - 4 * (restarts + 1)
-    entries, key, position = [], b"", 0
+    entries, position = [], 0
     while position < end:
         shared, position = varint(content, position)
         unshared, position = varint(content, position)
         length, position = varint(content, position)
-        key = key[:shared] + content[position : position + unshared]
         position += unshared
-        entries.append((key, content[position : position + length]))
+        entries.append((shared + unshared, content[position : position + length]))
         position += length
     return entries
 
 
-def shard_sizes(entries: list[tuple[bytes, bytes]]) -> dict[str, int]:
-    """Return the length that the tensors of each shard need, by the shard's file name."""
-    numbers = {key: varints(value) for key, value in entries}
-    shards = numbers.pop(b"", {}).get(NUMBER_OF_SHARDS, 1)
+def shard_sizes(entries: list[tuple[int, bytes]]) -> dict[str, int]:
+    """Return the length that the tensors of each shard need, by the shard's file name.
+
+    The entry whose key is empty is the header.
+    """
+    headers = [varints(value) for length, value in entries if length == 0]
+    shards = headers[0].get(NUMBER_OF_SHARDS, 1) if headers else 1
     sizes: dict[str, int] = {}
-    for entry in numbers.values():
+    for entry in [varints(value) for length, value in entries if length]:
         name = f"variables.data-{entry.get(SHARD, 0):05d}-of-{shards:05d}"
         end = entry.get(OFFSET, 0) + entry.get(SIZE, 0)
         sizes[name] = max(sizes.get(name, 0), end)

@@ -64,7 +64,8 @@ def choose_engine(
         wanted = TARGETS.get(engine or "", " or ".join(TARGETS.values()))
         raise ArtifactError(
             f"{base_path} has no files of the target {wanted}"
-            f"{f' for the engine {engine}' if engine else ''}. Export it again with --target."
+            f"{f' for the engine {engine}' if engine else ''}. Export it again with --target"
+            f"{f', or use the engine {present[0]}' if present else ''}."
         )
     return engine, base_path / SAVED_MODEL if engine == TENSORFLOW else base_path
 

@@ -114,13 +114,10 @@ def awaited(versions: Sequence[Version], aspired: Aspired) -> bool:
 
 
 def latest_available(versions: Sequence[Version], number: int | None) -> Version | None:
-    """Return the highest available version, or that of a number, or None.
-
-    Where a number is there twice, because its path has changed, the newer one answers.
-    """
+    """Return the highest available version, or that of a number, or None."""
     available = (
         version
-        for version in reversed(versions)
+        for version in versions
         if version.state == State.AVAILABLE and number in (None, version.number)
     )
     return max(available, key=lambda version: version.number, default=None)

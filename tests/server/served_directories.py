@@ -99,6 +99,18 @@ class Opener:
         return servable
 
 
+class CountedSources(Sources):
+    """Finds versions, and counts how often it was asked."""
+
+    def __init__(self):
+        super().__init__()
+        self.looks = 0
+
+    def find_versions(self, served):
+        self.looks += 1
+        return super().find_versions(served)
+
+
 OPTIONS = {"poll_seconds": 0.01, "load_retries": 2, "retry_seconds": 0.01, "drain_seconds": 5.0}
 
 
@@ -106,12 +118,20 @@ OPTIONS = {"poll_seconds": 0.01, "load_retries": 2, "retry_seconds": 0.01, "drai
 def running_store(opener, **options):
     """Return a store that finds versions in real directories; it is stopped after the block."""
     settings = ServeOptions(**{**OPTIONS, **options})
-    store = ModelStore(opener.open_version, Sources().find_versions, settings)
+    sources = CountedSources()
+    opener.looks = lambda: sources.looks
+    store = ModelStore(opener.open_version, sources.find_versions, settings)
     store.start()
     try:
         yield store
     finally:
         store.stop()
+
+
+def wait_for_looks(opener, number):
+    """Wait until versions were looked for some more times, the first begun after this call."""
+    before = opener.looks()
+    wait_until(lambda: opener.looks() > before + number)
 
 
 def latest(store, name="m", **spec):

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 
 import pytest
 from served_directories import (
@@ -15,6 +16,7 @@ from served_directories import (
     running_store,
     served,
     states,
+    wait_for_looks,
     wait_until,
 )
 
@@ -232,10 +234,24 @@ def test_going_back_loads_the_old_version_before_the_new_one_is_unloaded(store, 
     wait_until(lambda: states(store) == {1: State.AVAILABLE, 2: State.END})
 
 
-def test_without_base_path_nothing_changes(store, base_path, caplog):
+def test_a_version_wanted_again_while_it_is_unloaded_is_loaded_anew(store, opener, base_path):
+    store.configure([served(base_path)])
+    with store.lease(ModelSpec("m")) as lease:
+        add_version(base_path, 2)
+        wait_until(lambda: states(store).get(1) == State.UNLOADING)
+        remove_version(base_path, 2)
+        wait_until(lambda: latest(store) == 1)
+        assert states(store)[1] == State.AVAILABLE
+        assert not lease.servable.closed.is_set()
+    wait_until(lambda: lease.servable.closed.is_set())
+    assert opener.attempts == [1, 2, 1]
+    wait_until(lambda: states(store) == {1: State.AVAILABLE, 2: State.END})
+
+
+def test_without_base_path_nothing_changes(store, opener, base_path, caplog):
     store.configure([served(base_path)])
     base_path.rename(base_path.with_name("away"))
-    wait_until(lambda: "cannot be listed" in caplog.text)
+    wait_for_looks(opener, 3)
     assert latest(store) == 1
     base_path.with_name("away").rename(base_path)
     add_version(base_path, 2)
@@ -272,6 +288,8 @@ def test_polling_can_be_left_out(opener, base_path, tmp_path):
         add_version(base_path, 2)
         add_version(tmp_path / "other", 1)
         store.configure([served(base_path), served(tmp_path / "other", "other")])
+        time.sleep(0.05)  # there is nothing that could be waited for
+        assert opener.looks() == 2
         assert states(store) == {1: State.AVAILABLE}
 
 

@@ -165,36 +165,26 @@ def artifact(tmp_path):
 PLACE = 'name: "m" base_path: "{path}" model_platform: "{platform}"'
 
 
-# The platform that a list names, the engine asked for, and the one that serves the artifact.
-PLATFORMS = [
-    ("tensorflow", None, "litert"),
-    ("tensorflow", "litert", "litert"),
-    ("litert", None, "litert"),
-    ("litert", "tensorflow", "litert"),
-]
-
-
-@pytest.mark.parametrize(("platform", "engine", "chosen"), PLATFORMS)
-def test_an_artifact_may_be_listed(artifact, platform, engine, chosen):
-    text = listed(PLACE.format(path=artifact, platform=platform))
+def test_an_artifact_may_be_listed(artifact):
+    text = listed(PLACE.format(path=artifact, platform="litert"))
     config = text_format.Parse(text, messages.ModelServerConfig(), descriptor_pool=messages.POOL)
-    (model,) = model_config.from_proto(config, engine)
-    assert (model.engine, model.base_path) == (chosen, artifact)
+    (model,) = model_config.from_proto(config)
+    assert (model.engine, model.base_path) == ("litert", artifact)
 
 
 @pytest.mark.parametrize(
-    ("platform", "engine", "words"),
+    ("platform", "words"),
     [
-        ("tensorflow", "tensorflow", "no files of the target saved_model"),
-        ("litert", None, "engine litert serves artifacts"),
+        ("tensorflow", "no files of the target saved_model"),
+        ("litert", "engine litert serves artifacts"),
     ],
 )
-def test_an_engine_that_has_no_files_is_refused(artifact, tmp_path, platform, engine, words):
-    path = artifact if platform == "tensorflow" else tmp_path
+def test_a_platform_that_has_no_files_is_refused(artifact, platform, words):
+    path = {"tensorflow": artifact, "litert": artifact.parent}[platform]
     text = listed(PLACE.format(path=path, platform=platform))
     config = text_format.Parse(text, messages.ModelServerConfig(), descriptor_pool=messages.POOL)
     with pytest.raises(StatusError, match=words) as error:
-        model_config.from_proto(config, engine)
+        model_config.from_proto(config)
     assert error.value.code == Code.INVALID_ARGUMENT
 
 

@@ -223,9 +223,17 @@ def test_anything_else_is_a_saved_model(tmp_path, requested, exists):
 
 # The targets of an artifact, the engine requested, and words of the refusal.
 WITHOUT_FILES = [
-    (["tflite"], TENSORFLOW, "no files of the target saved_model for the engine tensorflow"),
+    (
+        ["tflite"],
+        TENSORFLOW,
+        "for the engine tensorflow. Export it again with --target, or use the engine litert.",
+    ),
     (["saved_model"], LITERT, "no files of the target tflite for the engine litert"),
-    (["edgetpu"], None, "no files of the target tflite or saved_model. Export"),
+    (
+        ["edgetpu"],
+        None,
+        "no files of the target tflite or saved_model. Export it again with --target.",
+    ),
 ]
 
 
