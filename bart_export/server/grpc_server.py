@@ -20,7 +20,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from bart_export.errors import ConfigurationError
 from bart_export.quiet import native_stderr_silenced
-from bart_export.server import messages
+from bart_export.server import messages, ports
 from bart_export.server.options import ServeOptions
 from bart_export.server.predict import status_of
 from bart_export.server.servable import Limits
@@ -38,10 +38,17 @@ TRUNCATED = "...TRUNCATED"
 
 
 class GrpcServer:
-    """A gRPC server for some services, with health and reflection beside them."""
+    """A gRPC server for some services, with health and reflection beside them.
+
+    Raises:
+        ConfigurationError: for a TLS configuration that cannot be read, or lacks something.
+    """
 
     def __init__(self, services: Services, options: ServeOptions) -> None:
         self._options = options
+        self._credentials = (
+            server_credentials(options.ssl_config_file) if options.ssl_config_file else None
+        )
         self._running: set[asyncio.Task[Any]] = set()
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
@@ -69,22 +76,21 @@ class GrpcServer:
         """Take the port and return its number.
 
         Raises:
-            ConfigurationError: if the TLS configuration is unusable or the port is taken.
+            ConfigurationError: if the port is taken, or the key and certificate do not fit.
         """
         options = self._options
-        address = f"{f'[{options.host}]' if ':' in options.host else options.host}:{options.port}"
-        credentials = options.ssl_config_file and server_credentials(options.ssl_config_file)
+        address = f"{ports.in_url(options.host)}:{options.port}"
         # gRPC logs the reason on the standard error itself, at length.
         with native_stderr_silenced():
             try:
-                if credentials is None:
+                if self._credentials is None:
                     return int(self._server.add_insecure_port(address))
-                return int(self._server.add_secure_port(address, credentials))
+                return int(self._server.add_secure_port(address, self._credentials))
             except RuntimeError as error:
                 tls = f", or {options.ssl_config_file} holds no key and certificate that fit"
                 raise ConfigurationError(
                     f"Cannot serve gRPC on {address}: the port is taken"
-                    f"{tls if credentials else ''}. Name a free one with --port."
+                    f"{tls if self._credentials else ''}. Name a free one with --port."
                 ) from error
 
     async def start(self) -> None:

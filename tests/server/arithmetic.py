@@ -88,7 +88,7 @@ FUNCTIONS = {
 
 
 class Arithmetic:
-    """The servable. `stopped` counts the calls that ended because nobody waited for them."""
+    """The servable. `running` counts calls under way, and `stopped` those nobody waited for."""
 
     signature_defs = SIGNATURES
     streams = False
@@ -96,7 +96,8 @@ class Arithmetic:
     def __init__(self, workers=4, queue_size=64):
         self.places = threading.Semaphore(workers + queue_size)
         self.workers = ThreadPoolExecutor(workers)
-        self.stopped = 0
+        self.lock = threading.Lock()
+        self.running = self.stopped = 0
         self.closed = False
 
     def submit(self, call):
@@ -116,11 +117,21 @@ class Arithmetic:
                     f"{tensors.type_name(tensors.data_type(value))} is provided",
                 )
         try:
+            self.count(running=1)
             outputs = FUNCTIONS[call.signature](call.limits, **call.inputs)
-        except StatusError as error:
-            self.stopped += error.code == Code.CANCELLED
+        except StatusError:
+            self.count(stopped=1)
             raise
+        except (ValueError, TypeError) as error:
+            raise StatusError(Code.INVALID_ARGUMENT, f"Shapes do not fit: {error}") from error
+        finally:
+            self.count(running=-1)
         return {name: outputs[name] for name in call.outputs}
+
+    def count(self, running=0, stopped=0):
+        with self.lock:
+            self.running += running
+            self.stopped += stopped
 
     def stream(self, call):
         future = Future()

@@ -2,9 +2,8 @@
 
 import asyncio
 import contextlib
-import threading
 import time
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import grpc
 import pytest
@@ -44,9 +43,14 @@ REQUESTS = {
 class Front:
     """A server that answers: its port, its parts, and channels and stubs to it."""
 
-    def __init__(self, port, store, metrics, servables):
-        self.port, self.store, self.metrics, self.servables = port, store, metrics, servables
-        self.channel = grpc.insecure_channel(f"127.0.0.1:{port}")
+    def __init__(self, port, end, store, metrics, servables, credentials):
+        self.port, self.end, self.servables = port, end, servables
+        self.store, self.metrics = store, metrics
+        address = f"localhost:{port}"
+        if credentials is None:
+            self.channel = grpc.insecure_channel(address)
+        else:
+            self.channel = grpc.secure_channel(address, credentials)
         self.prediction = prediction_service_pb2_grpc.PredictionServiceStub(self.channel)
         self.models = model_service_pb2_grpc.ModelServiceStub(self.channel)
 
@@ -70,7 +74,7 @@ def model(name, base_path, **fields):
 
 
 @contextlib.contextmanager
-def front(base_path, drain_seconds=5.0, load_seconds=0, **settings):
+def front(base_path, drain_seconds=5.0, load_seconds=0, credentials=None, **settings):
     """Serve the model "m", versions 1 and 2, the first labelled "stable", for a block."""
     settings = {"port": 0, "load_retries": 0, **settings}
     options = ServeOptions(drain_seconds=drain_seconds, **settings)
@@ -88,22 +92,32 @@ def front(base_path, drain_seconds=5.0, load_seconds=0, **settings):
         await ended.wait()
         await server.stop(drain_seconds)
 
-    thread = threading.Thread(target=lambda: asyncio.run(serve()))
-    thread.start()
-    port, end = started.result(10)
-    served = Front(port, store, metrics, servables)
-    try:
-        yield served
-    finally:
-        served.channel.close()
-        end()
-        thread.join()
-        store.stop()
+    with ThreadPoolExecutor(1) as thread:
+        outcome = thread.submit(asyncio.run, serve())
+        port, end = started.result(10)
+
+        def end_and_wait():
+            if not outcome.done():
+                end()
+            outcome.result()
+            store.stop()
+
+        served = Front(port, end, store, metrics, servables, credentials)
+        try:
+            yield served
+        finally:
+            served.channel.close()
+            end_and_wait()
+
+
+def request_of(method, text="", **fields):
+    """Return the request of a method that some text describes."""
+    return text_format.Parse(text, REQUESTS[method](**fields))
 
 
 def call(served, method, text="", timeout=10, **fields):
     """Call a method with the request that some text describes."""
-    request = text_format.Parse(text, REQUESTS[method](**fields))
+    request = request_of(method, text, **fields)
     stub = served.prediction if hasattr(served.prediction, method) else served.models
     return getattr(stub, method)(request, timeout=timeout)
 

@@ -1,0 +1,150 @@
+"""Messages that nobody would write: random bytes, damaged requests and tensors that do not add up.
+
+Each is answered or refused with a reason, the server goes on, and its memory does not grow.
+"""
+
+import pathlib
+import random
+
+import grpc
+import pytest
+from grpc_front import call, examples, front, request_of, spec, task, tensor
+from tensorflow.core.framework.tensor_pb2 import TensorProto
+
+SEED = 20261122
+ROUNDS = 1500
+SERVICES = {
+    "Predict": "PredictionService",
+    "Classify": "PredictionService",
+    "Regress": "PredictionService",
+    "MultiInference": "PredictionService",
+    "GetModelMetadata": "PredictionService",
+    "GetModelStatus": "ModelService",
+}
+WHOLE = {
+    "Predict": spec("sums") + tensor("a", [1.0, 2.0]) + tensor("b", [3.0, 4.0]),
+    "Classify": spec("classify") + examples("ab", "abc"),
+    "Regress": spec("regress") + examples("ab"),
+    "MultiInference": task("tensorflow/serving/regress", "regress") + examples("ab"),
+    "GetModelMetadata": spec() + 'metadata_field: "signature_def"',
+    "GetModelStatus": spec(),
+}
+FIELDS = [
+    field for field in TensorProto.DESCRIPTOR.fields if field.name.endswith("_val")
+    and field.message_type is None and field.name != "float8_val"
+]  # fmt: skip
+# A Call that raises KeyError or so inside the test's own servable says INTERNAL; that is its right.
+REFUSALS = {"INVALID_ARGUMENT", "NOT_FOUND", "FAILED_PRECONDITION", "UNIMPLEMENTED",
+            "RESOURCE_EXHAUSTED"}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    with front(tmp_path_factory.mktemp("m")) as running:
+        yield running
+        # It still answers, and nothing is left running.
+        assert call(running, "Predict", spec() + tensor("x", [1.0])).outputs
+        assert running.servables["m", 2].running == 0
+
+
+def outcome(served, method, data):
+    """Send bytes to a method; return the code and the details, or OK."""
+    stub = served.channel.unary_unary(f"/tensorflow.serving.{SERVICES[method]}/{method}")
+    try:
+        stub(data, timeout=20)
+        return "OK", ""
+    except grpc.RpcError as error:
+        return error.code().name, error.details()
+
+
+def check(told, data):
+    """Hold an outcome to the rule: an answer, or a refusal that says why."""
+    code, details = told
+    assert code == "OK" or (code in REFUSALS and details), (code, details, data)
+
+
+def damaged(generator, data):
+    """Return bytes with a few of them changed, taken away, or written twice."""
+    data = bytearray(data)
+    for _ in range(generator.randint(1, 4)):
+        place = generator.randrange(len(data) + 1)
+        other = generator.randrange(len(data) + 1)
+        change = generator.randrange(4)
+        if change == 0 and place < len(data):
+            data[place] = generator.randrange(256)
+        elif change == 1:
+            del data[min(place, other) : min(place, other) + generator.randrange(8)]
+        elif change == 2:
+            data[place:place] = data[min(place, other) : max(place, other)]
+        else:
+            data[place:place] = generator.randbytes(generator.randint(1, 9))
+    return bytes(data)
+
+
+SIZES = (0, 1, 2, 3, -1, -(2**63), 2**31, 2**62, 2**63 - 1)
+
+
+def odd_tensor(generator, sizes=SIZES):
+    """Return a TensorProto whose dtype, shape and values were chosen without one another."""
+    proto = TensorProto(dtype=generator.choice([*range(30), 101, 2**31 - 1]))
+    for _ in range(generator.choice((0, 1, 1, 1, 2, 3, 40, 300))):
+        proto.tensor_shape.dim.add(size=generator.choice(sizes))
+    proto.tensor_shape.unknown_rank = generator.random() < 0.05
+    if generator.random() < 0.4:
+        proto.tensor_content = generator.randbytes(generator.choice((1, 4, 8, 12, 1000)))
+    for field in generator.sample(FIELDS, generator.randrange(3)):
+        value = generator.randbytes(3) if field.name == "string_val" else generator.choice((0, 1))
+        getattr(proto, field.name).extend([value] * generator.choice((1, 2, 5)))
+    return proto
+
+
+@pytest.mark.parametrize("method", SERVICES)
+def test_random_bytes_are_answered_or_refused_with_a_reason(served, method):
+    generator = random.Random(SEED)
+    for _ in range(ROUNDS // 10):
+        data = generator.randbytes(generator.choice((0, 1, 5, 50, 500)))
+        check(outcome(served, method, data), data)
+
+
+@pytest.mark.parametrize("method", SERVICES)
+def test_damaged_requests_are_answered_or_refused_with_a_reason(served, method):
+    generator = random.Random(SEED)
+    whole = request_of(method, WHOLE[method]).SerializeToString()
+    assert outcome(served, method, whole) == ("OK", "")
+    codes = set()
+    for _ in range(ROUNDS // 5):
+        data = damaged(generator, whole)
+        told = outcome(served, method, data)
+        check(told, data)
+        codes.add(told[0])
+    assert {"OK", "INVALID_ARGUMENT"} <= codes
+
+
+def test_tensors_that_do_not_add_up_are_refused_with_a_reason(served):
+    generator = random.Random(SEED)
+    codes, sizes = set(), (*SIZES, 2**20)
+    for _ in range(ROUNDS):
+        name, signature = generator.choice((("x", ""), ("text", "upper"), ("a", "sums")))
+        request = request_of(
+            "Predict", spec(signature), inputs={name: odd_tensor(generator, sizes)}
+        )
+        told = outcome(served, "Predict", request.SerializeToString())
+        check(told, request)
+        codes.add(told[0])
+    assert codes >= {"OK", "INVALID_ARGUMENT"}
+
+
+def test_nonsense_leaves_no_memory_behind(served):
+    generator = random.Random(SEED)
+    whole = request_of("Predict", WHOLE["Predict"]).SerializeToString()
+
+    def nonsense(rounds):
+        for _ in range(rounds):
+            outcome(served, "Predict", damaged(generator, whole))
+            request = request_of("Predict", spec(), inputs={"x": odd_tensor(generator)})
+            outcome(served, "Predict", request.SerializeToString())
+        pages = pathlib.Path("/proc/self/statm").read_text().split()[1]
+        return int(pages) * 4096
+
+    before = nonsense(300)
+    assert nonsense(900) - before < 4 * 2**20

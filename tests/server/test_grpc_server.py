@@ -1,0 +1,266 @@
+"""The gRPC server itself: health, reflection, encryption, limits, and bytes that are no message."""
+
+import json
+import time
+
+import grpc
+import pytest
+from certificates import Authority
+from google.protobuf import descriptor_pool
+from grpc_front import call, front, refused, request_of, spec, tensor
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
+    ProtoReflectionDescriptorDatabase,
+)
+from served_directories import wait_until
+from tensorflow_serving.apis import session_service_pb2
+
+from bart_export.errors import ConfigurationError
+from bart_export.server.grpc_server import server_credentials
+
+SERVING, NOT_SERVING = 1, 2
+X = tensor("x", [1.0])
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    with front(tmp_path_factory.mktemp("m"), max_request_bytes=100_000) as running:
+        yield running
+
+
+def unary(served, path):
+    """Return a call of a method that sends and takes bytes."""
+    return served.channel.unary_unary(path)
+
+
+@pytest.mark.parametrize(
+    "service",
+    [
+        "",
+        "tensorflow.serving.PredictionService",
+        "tensorflow.serving.ModelService",
+        "PredictionService",
+        "ModelService",
+    ],
+)
+def test_health_says_that_every_service_serves(served, service):
+    health = health_pb2_grpc.HealthStub(served.channel)
+    answer = health.Check(health_pb2.HealthCheckRequest(service=service), timeout=5)
+    assert answer.status == SERVING
+
+
+def test_health_knows_no_other_service(served):
+    health = health_pb2_grpc.HealthStub(served.channel)
+    with pytest.raises(grpc.RpcError) as caught:
+        health.Check(health_pb2.HealthCheckRequest(service="SessionService"), timeout=5)
+    assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+def test_watchers_of_health_are_told_when_the_server_ends(tmp_path):
+    with front(tmp_path) as served:
+        health = health_pb2_grpc.HealthStub(served.channel)
+        statuses = health.Watch(health_pb2.HealthCheckRequest(service=""), timeout=20)
+        assert next(statuses).status == SERVING
+        began = time.monotonic()
+        served.end()
+        assert next(statuses).status == NOT_SERVING
+        with pytest.raises(grpc.RpcError):
+            next(statuses)
+        assert time.monotonic() - began < 2
+
+
+def test_a_client_learns_services_and_messages_by_reflection(served):
+    database = ProtoReflectionDescriptorDatabase(served.channel)
+    assert set(database.get_services()) == {
+        "tensorflow.serving.PredictionService",
+        "tensorflow.serving.ModelService",
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1alpha.ServerReflection",
+    }
+    pool = descriptor_pool.DescriptorPool(database)
+    for name in database.get_services():
+        assert pool.FindServiceByName(name).methods
+    request = (
+        pool.FindServiceByName("tensorflow.serving.PredictionService")
+        .methods_by_name["Predict"]
+        .input_type
+    )
+    assert request.fields_by_name["output_filter"].number == 3
+    assert pool.FindMessageTypeByName("tensorflow.TensorProto").fields_by_name["half_val"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/tensorflow.serving.SessionService/SessionRun",
+        "/tensorflow.serving.PredictionService/PredictStreamed",
+        "/made.up.Service/Predict",
+    ],
+)
+def test_what_is_not_served_is_unimplemented(served, path):
+    request = session_service_pb2.SessionRunRequest().SerializeToString()
+    with pytest.raises(grpc.RpcError) as caught:
+        unary(served, path)(request, timeout=5)
+    assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+
+
+@pytest.mark.parametrize("data", [b"\x0a\xff\xff", b"\x0a\x01", b"no message", bytes(range(256))])
+def test_bytes_that_are_no_message_are_an_invalid_argument(served, data):
+    with pytest.raises(grpc.RpcError) as caught:
+        unary(served, "/tensorflow.serving.PredictionService/Predict")(data, timeout=5)
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert (
+        f"Expected a serialized tensorflow.serving.PredictRequest, received {len(data)} bytes"
+        in caught.value.details()
+    )
+
+
+@pytest.mark.parametrize("compression", [None, grpc.Compression.Gzip])
+def test_a_request_beyond_the_limit_is_refused(served, compression):
+    request = bytes(200_000)
+    with pytest.raises(grpc.RpcError) as caught:
+        unary(served, "/tensorflow.serving.PredictionService/Predict")(
+            request, timeout=5, compression=compression
+        )
+    assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "larger than max" in caught.value.details()
+
+
+@pytest.mark.parametrize("length", [10, 900, 5000])
+def test_long_details_are_cut(served, length):
+    name = "é" * length
+    code, details = refused(served, "Predict", spec(name=name) + X)
+    whole = f"Servable not found for request: Latest({name})"
+    assert code == "NOT_FOUND"
+    if len(whole) <= 1024:
+        assert details == whole
+    else:
+        assert len(details) == 1024
+        assert details == whole[: 1024 - len("...TRUNCATED")] + "...TRUNCATED"
+
+
+def test_a_deadline_of_the_client_ends_the_call_and_its_work(served):
+    arithmetic, before = served.servables["m", 2], time.monotonic()
+    stopped = arithmetic.stopped
+    code, _ = refused(served, "Predict", spec("wait") + tensor("seconds", [30.0]), timeout=0.3)
+    assert code == "DEADLINE_EXCEEDED"
+    assert time.monotonic() - before < 2
+    wait_until(lambda: arithmetic.stopped == stopped + 1)
+
+
+def test_a_call_without_deadline_has_that_of_the_server(tmp_path):
+    with front(tmp_path, request_seconds=0.3) as served:
+        wait = spec("wait") + tensor("seconds", [30.0])
+        told = refused(served, "Predict", wait, timeout=None)
+        assert told == ("DEADLINE_EXCEEDED", "Timed out waiting for notification")
+        wait_until(lambda: served.servables["m", 2].stopped == 1)
+        # A client that brings a deadline may wait for longer.
+        short = spec("wait") + tensor("seconds", [0.6])
+        assert call(served, "Predict", short, timeout=10).outputs
+
+
+def test_a_client_that_goes_away_stops_the_work(served):
+    arithmetic = served.servables["m", 2]
+    stopped = arithmetic.stopped
+    request = request_of("Predict", spec("wait") + tensor("seconds", [30.0]))
+    future = served.prediction.Predict.future(request)
+    wait_until(lambda: arithmetic.running == 1)
+    future.cancel()
+    wait_until(lambda: arithmetic.stopped == stopped + 1)
+
+
+def test_a_full_queue_is_refused_at_once(tmp_path):
+    with front(tmp_path, queue_size=0) as served:
+        request = request_of("Predict", spec("wait") + tensor("seconds", [30.0]))
+        futures = [served.prediction.Predict.future(request) for _ in range(4)]
+        wait_until(lambda: served.servables["m", 2].running == 4)
+        began = time.monotonic()
+        assert refused(served, "Predict", spec() + X) == ("UNAVAILABLE", "The queue is full")
+        assert time.monotonic() - began < 1
+        for future in futures:
+            future.cancel()
+
+
+def test_running_calls_finish_when_the_server_ends_and_new_ones_are_refused(tmp_path):
+    with front(tmp_path) as served:
+        request = request_of("Predict", spec("wait") + tensor("seconds", [1.0]))
+        running = served.prediction.Predict.future(request)
+        wait_until(lambda: served.servables["m", 2].running == 1)
+        served.end()
+        time.sleep(0.3)
+        assert refused(served, "Predict", spec() + X)[0] == "UNAVAILABLE"
+        assert list(running.result(5).outputs["seconds"].float_val) == [1.0]
+
+
+def test_calls_that_outlast_the_drain_are_stopped(tmp_path):
+    with front(tmp_path, drain_seconds=0.3) as served:
+        request = request_of("Predict", spec("wait") + tensor("seconds", [30.0]))
+        running = served.prediction.Predict.future(request)
+        wait_until(lambda: served.servables["m", 2].running == 1)
+        began = time.monotonic()
+        served.end()
+        assert running.code() == grpc.StatusCode.UNAVAILABLE
+        wait_until(lambda: served.servables["m", 2].stopped == 1)
+        assert time.monotonic() - began < 3
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory):
+    return Authority(tmp_path_factory.mktemp("certificates"))
+
+
+def ssl_config(directory, **fields):
+    """Write an SSLConfig and return its path; texts and truths are its fields' values."""
+    path = directory / "ssl.config"
+    lines = [f"{name}: {json.dumps(value)}\n" for name, value in fields.items()]
+    path.write_text("".join(lines))
+    return path
+
+
+def test_tls_encrypts_and_proves_the_server(tmp_path, authority):
+    key, certificate = authority.sign("server")
+    config = ssl_config(tmp_path, server_key=key, server_cert=certificate)
+    trusting = grpc.ssl_channel_credentials(authority.certificate.encode())
+    with front(tmp_path, ssl_config_file=config, credentials=trusting) as served:
+        assert call(served, "Predict", spec() + X).outputs
+        with grpc.insecure_channel(f"localhost:{served.port}") as channel:
+            stub = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
+            with pytest.raises(grpc.RpcError) as caught:
+                stub(b"", timeout=5)
+        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+
+
+def test_tls_can_ask_clients_for_a_certificate(tmp_path, authority):
+    key, certificate = authority.sign("server")
+    ca = authority.certificate
+    config = ssl_config(
+        tmp_path, server_key=key, server_cert=certificate, custom_ca=ca, client_verify=True
+    )
+    client_key, client_certificate = (text.encode() for text in authority.sign("client"))
+    known = grpc.ssl_channel_credentials(ca.encode(), client_key, client_certificate)
+    with front(tmp_path, ssl_config_file=config, credentials=known) as served:
+        assert call(served, "Predict", spec() + X).outputs
+        unknown = grpc.ssl_channel_credentials(ca.encode())
+        with grpc.secure_channel(f"localhost:{served.port}", unknown) as channel:
+            stub = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
+            with pytest.raises(grpc.RpcError) as caught:
+                stub(b"", timeout=5)
+        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (None, "Cannot read"),
+        ("server_key: 7", "expected the text of an SSLConfig message"),
+        ('server_key: "a"', "expected server_key and server_cert"),
+        ('server_key: "a" server_cert: "b" client_verify: true', "client_verify needs custom_ca"),
+    ],
+)
+def test_a_tls_configuration_that_lacks_something_is_one_line(tmp_path, text, told):
+    path = tmp_path / "ssl.config"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigurationError, match=told) as caught:
+        server_credentials(path)
+    assert str(path) in str(caught.value)
