@@ -19,6 +19,7 @@ from bart_export.server.predict import (
     check_inputs,
     chosen_outputs,
     chosen_signature,
+    status_of,
 )
 from bart_export.server.servable import Call, Servable, Tensors
 from bart_export.server.status import Code, StatusError
@@ -70,9 +71,10 @@ def run_warmup(servable: Servable, directory: pathlib.Path) -> int:
             raise StatusError(
                 Code.INVALID_ARGUMENT, f"Failed to parse warmup record {number} from {path}"
             ) from error
-        except StatusError as error:
+        except Exception as error:  # an engine may raise anything
+            status = status_of(error)
             raise StatusError(
-                error.code, f"Warmup record {number} from {path} failed: {error.message}"
+                status.code, f"Warmup record {number} from {path} failed: {status.message}"
             ) from error
     return len(records)
 
@@ -99,9 +101,7 @@ def predict(servable: Servable, request: Any) -> None:
     )
     check_inputs(signature, request.inputs)
     inputs = {alias: tensors.from_proto(proto, alias) for alias, proto in request.inputs.items()}
-    outputs = chosen_outputs(signature, request.output_filter)
-    for output in run(servable, name, inputs, outputs).values():
-        tensors.to_proto(output)
+    run(servable, name, inputs, chosen_outputs(signature, request.output_filter))
 
 
 def classify(

