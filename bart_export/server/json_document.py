@@ -177,7 +177,7 @@ def base64_bytes(value: Any) -> bytes:
     digits = text.rstrip("=")
     padding = "=" * (-len(digits) % 4)
     try:
-        if len(padding) == 3 or text not in (digits, digits + padding):
+        if text not in (digits, digits + padding):
             raise ValueError(text)
         return base64.b64decode(digits + padding, validate=True)
     except ValueError:

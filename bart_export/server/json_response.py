@@ -22,7 +22,7 @@ from bart_export.server.tensors import Array, data_type, type_name
 
 # Digits of every number that give it back; %.6g is tried first.
 ALL_DIGITS = {"float32": "%.9g", "float64": "%.17g"}
-WORDS = {"nan": "NaN", "-nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
+WORDS = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 INTEGERS = {"int8", "int16", "int32", "int64", "uint8", "uint32", "uint64"}
 quoted: Callable[[str], str] = json.JSONEncoder(ensure_ascii=False).encode
 

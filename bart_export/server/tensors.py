@@ -137,7 +137,7 @@ def elements(proto: Any, dtype: np.dtype[Any], size: int) -> Array | None:
         return from_content(content, dtype, size)
     element_type = ELEMENT_TYPES[proto.dtype]
     values = getattr(proto, element_type.field)
-    if size > max(MAX_FILLED_ELEMENTS, len(values) // element_type.width):
+    if size > max(MAX_FILLED_ELEMENTS, len(values)):
         return None
     return from_values(values, element_type, dtype, size)
 
@@ -158,8 +158,6 @@ def from_string_content(content: bytes, size: int) -> Array | None:
 
     The format of `port::EncodeStringList` in tensorflow/core/platform/tensor_coding.h.
     """
-    if len(content) < size:
-        return None
     lengths: list[int] = []
     place = length = shift = 0
     while len(lengths) < size:

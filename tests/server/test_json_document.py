@@ -132,6 +132,7 @@ BASE64 = [
     ("Y W\nI=", b"ab"),
     ("/+8=", b"\xff\xef"),
     ("_-8=", None),
+    ("YQ_-__==", None),
     ("YQ=", None),
     ("YQ===", None),
     ("YWJj=", None),

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import time
 
 import numpy as np
@@ -145,7 +146,7 @@ def test_a_signature_without_inputs_is_refused(body, named):
 
 
 X = {"x": F32}
-AB = {"a": F32, "b": F32}
+AB = {"b": F32, "a": F32}
 PLAIN = "as multiple input tensors required as per tensorinfo_map"
 ELEMENT = "Failed to process element: "
 LIST = " of 'instances' list. Error: INVALID_ARGUMENT: "
@@ -257,6 +258,13 @@ def test_types_that_json_has_no_values_for(name):
     type_name = name.removeprefix("DT_").lower()
     assert code is Code.UNIMPLEMENTED
     assert message == f"Conversion of JSON Value: 1 to type: {type_name}"
+
+
+@pytest.mark.parametrize("row", ["[1, 2]", "1", '["a"]', '{"x": [1]}'])
+def test_a_wrong_row_is_found_behind_rows_that_are_converted_at_once(row, monkeypatch):
+    monkeypatch.setattr(json_request, "CHUNK", 2)
+    _, message = refusal(f'{{"instances": [[1], [2], [3], [4], {row}, [6]]}}', x=I32)
+    assert re.search(r"element: 4 of|at item 4 of", message)
 
 
 JSON_VALUES = st.recursive(
