@@ -14,6 +14,7 @@ line, and ends with the class's `exit_code`. Errors that stand for a wrong argum
     ├─ ArtifactError                an artifact directory that is missing, damaged or not writable
     ├─ InputError                   a text, id or length the model cannot take (also a ValueError)
     ├─ EngineError                  a runtime that cannot run a file, or runs it wrongly
+    ├─ StatusError                  what a server tells a client, with gRPC's code (server.status)
     └─ VerificationFailed           exit 1: an exported file does not say what the model says
 """
 
