@@ -46,6 +46,7 @@ SIGNATURES = {
     ),
     "upper": signature(PREDICT, {"text": STRING}, {"upper": STRING}),
     "wait": signature(PREDICT, {"seconds": FLOAT}, {"seconds": FLOAT}),
+    "deaf": signature(PREDICT, {"seconds": FLOAT}, {"seconds": FLOAT}),
     "fail": signature(PREDICT, {"x": FLOAT}, {"y": FLOAT}),
     "classify": signature(CLASSIFY, {"inputs": STRING}, {"scores": FLOAT, "classes": STRING}),
     "regress": signature(REGRESS, {"inputs": STRING}, {"outputs": FLOAT}),
@@ -67,6 +68,12 @@ def wait(limits, seconds):
     return {"seconds": seconds}
 
 
+def deaf(limits, seconds):
+    """Take some time, whoever waits."""
+    time.sleep(float(seconds[0]))
+    return {"seconds": seconds}
+
+
 def fail(limits, x):
     raise RuntimeError("the engine broke")
 
@@ -81,6 +88,7 @@ FUNCTIONS = {
     "sums": lambda limits, a, b=1.0: {"sum": a + b, "difference": a - b},
     "upper": lambda limits, text: {"upper": np.array([each.upper() for each in text], object)},
     "wait": wait,
+    "deaf": deaf,
     "fail": fail,
     "classify": classify,
     "regress": lambda limits, inputs: {"outputs": lengths(inputs)},

@@ -1,0 +1,157 @@
+"""The command `serve`: arguments become the models and the options of a server, which then runs.
+
+What contradicts itself is refused here, in one line, before anything heavy is imported. How a
+model is found, loaded or called is the server's affair.
+"""
+
+import importlib.util
+import logging
+import pathlib
+from typing import Any
+
+import click
+
+from bart_export.errors import MissingExtra
+from bart_export.server.options import ServeOptions
+
+SERVE_PACKAGES = {
+    "starlette": "starlette",
+    "uvicorn": "uvicorn",
+    "grpc": "grpcio",
+    "grpc_health": "grpcio-health-checking",
+    "grpc_reflection": "grpcio-reflection",
+    "google.protobuf": "protobuf",
+}
+DEFAULTS = ServeOptions()
+Path = click.Path(path_type=pathlib.Path)
+Port = click.IntRange(0, 65535)
+Count = click.IntRange(min=1)
+Seconds = click.FloatRange(min=0)
+
+# Fields of ServeOptions, each with its flag, its type (None for a switch that is off unless given)
+# and what it means.
+OPTIONS: tuple[tuple[str, str, Any, str], ...] = (
+    ("engine", "--engine", click.Choice(["tensorflow", "litert"]),
+     "What computes. Default: the fastest that a model's files allow."),
+    ("host", "--host", str, "Address to listen on."),
+    ("port", "--port", Port, "Port for gRPC; 0 takes a free one."),
+    ("rest_api_port", "--rest-api-port", Port, "Port for REST; 0 takes a free one."),
+    ("workers", "--workers", Count,
+     "Calls that run side by side for a model. Default: by the machine's cores."),
+    ("num_threads", "--threads", Count,
+     "Threads of each worker. Default: by the machine's cores."),
+    ("queue_size", "--queue-size", click.IntRange(min=0),
+     "Calls that may wait for a model; one more is refused at once."),
+    ("max_request_bytes", "--max-request-bytes", Count, "Largest request that is read."),
+    ("request_seconds", "--request-seconds", click.FloatRange(min=0, min_open=True),
+     "Time for a call that brings no deadline of its own."),
+    ("batching_parameters_file", "--batching-parameters-file", Path,
+     "BatchingParameters as a text proto, instead of those that a version directory may hold."),
+    ("poll_seconds", "--poll-seconds", Seconds,
+     "How often to look for new versions; 0 looks once."),
+    ("model_config_poll_seconds", "--model-config-file-poll-seconds", Seconds,
+     "How often to read --model-config-file again; 0 reads it once."),
+    ("allow_labels_for_unavailable", "--allow-version-labels-for-unavailable-models", None,
+     "Let a new label name a version that is not loaded yet."),
+    ("ssl_config_file", "--ssl-config-file", Path, "SSLConfig as a text proto: TLS for gRPC."),
+    ("monitoring_config_file", "--monitoring-config-file", Path,
+     "MonitoringConfig as a text proto: metrics for Prometheus."),
+    ("cors", "--cors", None, "Let pages of other origins use the REST service."),
+    ("drain_seconds", "--drain-seconds", Seconds,
+     "Time that running calls have once the server is told to end."),
+)  # fmt: skip
+# Switches that turn off what is on unless told otherwise.
+SWITCHES = (
+    ("batching", "--no-batching", "Run every call by itself."),
+    ("page", "--no-page", "Serve no page at /."),
+    ("warmup", "--no-warmup", "Skip the warm-up requests that a version directory holds."),
+)
+
+
+def serve_options(command: Any) -> Any:
+    """Add the options of the table, in its order."""
+    for name, flag, text in reversed(SWITCHES):
+        command = click.option(flag, name, is_flag=True, default=True, flag_value=False, help=text)(
+            command
+        )
+    for name, flag, kind, text in reversed(OPTIONS):
+        default = getattr(DEFAULTS, name)
+        settings: dict[str, Any] = {"default": default, "show_default": default is not None}
+        settings |= {"is_flag": True, "show_default": False} if kind is None else {"type": kind}
+        command = click.option(flag, name, help=text, **settings)(command)
+    return command
+
+
+@click.command()
+@click.argument("artifacts", nargs=-1, type=Path, metavar="[ARTIFACT]...")
+@click.option(
+    "--model-config-file",
+    type=Path,
+    help="Models as a ModelServerConfig text proto, as TensorFlow Serving reads it.",
+)
+@click.option("--model-name", help="The name of the model of --model-base-path.")
+@click.option(
+    "--model-base-path",
+    type=Path,
+    help="A directory of version directories, each a SavedModel, to serve as --model-name.",
+)
+@serve_options
+def serve(
+    artifacts: tuple[pathlib.Path, ...],
+    model_config_file: pathlib.Path | None,
+    model_name: str | None,
+    model_base_path: pathlib.Path | None,
+    **given: Any,
+) -> None:
+    """Serve artifacts, or any SavedModel, over TensorFlow Serving's REST and gRPC interface.
+
+    An ARTIFACT is served under the name of its directory.
+
+    \b
+      bart-export serve artifacts/bart_mini_en
+      bart-export serve --model-config-file models.config --model-config-file-poll-seconds 10
+      bart-export serve --model-name half_plus_two --model-base-path /models/half_plus_two
+    """
+    named = model_name is not None or model_base_path is not None
+    if bool(artifacts) + (model_config_file is not None) + named != 1:
+        raise click.UsageError(
+            "Say in one way what to serve: ARTIFACT..., --model-config-file FILE, or "
+            "--model-name NAME with --model-base-path DIR."
+        )
+    if named and (model_name is None or model_base_path is None):
+        raise click.UsageError("--model-name and --model-base-path belong together.")
+    options = ServeOptions(**given)
+    if model_config_file and options.engine:
+        raise click.UsageError(
+            "--engine belongs to artifacts; a --model-config-file says model_platform for each."
+        )
+    if options.model_config_poll_seconds and not model_config_file:
+        raise click.UsageError("--model-config-file-poll-seconds needs a --model-config-file.")
+    if options.batching_parameters_file and not options.batching:
+        raise click.UsageError("--batching-parameters-file and --no-batching contradict.")
+    for module, package in SERVE_PACKAGES.items():
+        require("Serving", module, package, "serve")
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+
+    from bart_export.server import model_config
+    from bart_export.server.serve import serve as run
+
+    if model_config_file:
+        models = model_config.read(model_config_file)
+    elif model_name and model_base_path:
+        models = [model_config.served_model(model_name, model_base_path, options.engine)]
+    else:
+        models = model_config.served_models(artifacts, options.engine)
+    if any(model.engine == "tensorflow" for model in models):
+        require("The engine tensorflow", "tensorflow", "tensorflow", "export")
+    run(models, options, click.echo, model_config_file)
+
+
+def require(what: str, module: str, package: str, extra: str) -> None:
+    """Raise MissingExtra if a module cannot be found; it is not imported."""
+    try:
+        found = importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package that would hold it
+        found = False
+    if not found:
+        raise MissingExtra(what, package, extra)

@@ -1,0 +1,83 @@
+"""From a place and an engine's name to a servable that is warm.
+
+In go the record of a model and where one of its versions lies; the engine opens it and answers the
+warm-up requests that the version brings. An engine is imported when the first model needs it, so
+that LiteRT serves where there is no TensorFlow. Nothing here knows which versions are wanted.
+"""
+
+import contextlib
+import importlib.util
+import logging
+import pathlib
+import time
+from collections.abc import Callable, Mapping
+
+from bart_export.errors import MissingExtra
+from bart_export.server.loading import OpenVersion
+from bart_export.server.metrics import MICROSECONDS, WARMUP_LATENCY, Metrics
+from bart_export.server.options import ServeOptions
+from bart_export.server.servable import Servable
+from bart_export.server.served_model import LITERT, TENSORFLOW, ServedModel
+from bart_export.server.status import Code, StatusError
+from bart_export.server.warmup import run_warmup
+
+LOG = logging.getLogger(__name__)
+
+
+def opener(options: ServeOptions, metrics: Metrics) -> OpenVersion:
+    """Return the function that opens a version of a model and warms it up."""
+
+    def open_version(served: ServedModel, number: int, path: pathlib.Path) -> Servable:
+        servable = ENGINES[served.engine](path, options)
+        if options.warmup:
+            with contextlib.ExitStack() as stack:
+                stack.callback(servable.close)
+                warm_up(servable, path, metrics)
+                stack.pop_all()
+        return servable
+
+    return open_version
+
+
+def warm_up(servable: Servable, path: pathlib.Path, metrics: Metrics) -> None:
+    """Run the warm-up requests of a version directory, if it has some, and say how long they took.
+
+    Raises:
+        StatusError: for a request that fails, which fails the load.
+    """
+    began = time.perf_counter()
+
+    def observe(code: Code) -> float:
+        seconds = time.perf_counter() - began
+        metrics.observe(WARMUP_LATENCY, seconds * MICROSECONDS, str(path), code.name)
+        return seconds
+
+    try:
+        records = run_warmup(servable, path)
+    except StatusError as error:
+        observe(error.code)
+        raise
+    if records:
+        LOG.info("%s: %d requests warmed it up in %.1f s", path, records, observe(Code.OK))
+
+
+def open_with_tensorflow(path: pathlib.Path, options: ServeOptions) -> Servable:
+    """Open a version directory of a SavedModel."""
+    if importlib.util.find_spec("tensorflow") is None:
+        raise MissingExtra("The engine tensorflow", "tensorflow", "export")
+    from bart_export.server.tensorflow_engine import open_saved_model
+
+    return open_saved_model(path, options)
+
+
+def open_with_litert(path: pathlib.Path, options: ServeOptions) -> Servable:
+    """Open an artifact's `.tflite` file."""
+    from bart_export.server.litert_engine import open_artifact
+
+    return open_artifact(path, options)
+
+
+ENGINES: Mapping[str, Callable[[pathlib.Path, ServeOptions], Servable]] = {
+    TENSORFLOW: open_with_tensorflow,
+    LITERT: open_with_litert,
+}

@@ -1,0 +1,269 @@
+"""The life of a server: load, open the ports, answer, drain, unload.
+
+In go the models and the options. Everything is loaded before a port is opened, so that whoever can
+connect is answered. REST and gRPC share one event loop and one store of models. When the server is
+told to end, the ports are closed, running calls have some seconds to finish, and what still runs
+then is stopped. Nothing here knows a request or an engine.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import math
+import os
+import pathlib
+import signal
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from bart_export.server import grpc_services, ports, rest
+from bart_export.server.grpc_server import GrpcServer
+from bart_export.server.metrics import Metrics
+from bart_export.server.model_config import ConfigWatcher
+from bart_export.server.models import ModelSpec, ModelStore
+from bart_export.server.opening import opener
+from bart_export.server.options import ServeOptions
+from bart_export.server.served_model import ServedModel
+from bart_export.server.sources import Sources
+from bart_export.server.status import HTTP_STATUS, Code
+from bart_export.server.versions import State
+
+LOG = logging.getLogger(__name__)
+
+STOPPED = "The server is ending"
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+@dataclasses.dataclass(frozen=True)
+class Serving:
+    """A server that answers: its ports and what it serves."""
+
+    port: int
+    rest_api_port: int
+    store: ModelStore
+
+
+def serve(
+    models: Sequence[ServedModel],
+    options: ServeOptions,
+    say: Callable[[str], None],
+    config_file: pathlib.Path | None = None,
+) -> None:
+    """Serve until SIGTERM or SIGINT, then finish what runs. A second signal ends at once.
+
+    Args:
+        models: what to serve.
+        options: how.
+        say: takes a line for each port and each model once the server is ready.
+        config_file: where `models` came from, to be read again as `options` say.
+
+    Raises:
+        ConfigurationError: for a port that is taken, or an option that cannot be followed.
+        StatusError: for a model that cannot be loaded.
+    """
+    if not ports.is_loopback(options.host):
+        LOG.warning(
+            "Listening on %s: everybody who reaches this machine can use the models. There is no "
+            "access control, and encryption for gRPC only, with --ssl-config-file",
+            options.host,
+        )
+
+    async def until_signalled() -> None:
+        with signalled() as ending:
+            async with serving(models, options) as server:
+                ending.is_graceful = True
+                for line in ready_lines(server, options):
+                    say(line)
+                seconds = options.model_config_poll_seconds
+                if config_file and seconds:
+                    configure = server.store.configure
+                    ConfigWatcher(config_file, models, configure, seconds).start()
+                await ending.wished.wait()
+                LOG.info("Ending: running calls have %g s to finish", options.drain_seconds)
+
+    asyncio.run(until_signalled())
+    if lingering():
+        LOG.warning("Ending in the midst of work that could not be stopped")
+        logging.shutdown()
+        os._exit(0)
+
+
+def lingering() -> bool:
+    """Return whether threads are left that would keep the process from ending.
+
+    TensorFlow cannot be interrupted, and a call may have brought a deadline that is far.
+    """
+    return any(
+        not thread.daemon
+        for thread in threading.enumerate()
+        if thread is not threading.current_thread()
+    )
+
+
+@contextlib.contextmanager
+def running(models: Sequence[ServedModel], options: ServeOptions) -> Iterator[Serving]:
+    """Serve for the length of a block, in a thread; at its end, drain.
+
+    Args:
+        models: what to serve.
+        options: how.
+
+    Raises:
+        ConfigurationError, StatusError: as `serve` does.
+    """
+    started: Future[tuple[Serving, Callable[[], Any]]] = Future()
+
+    async def until_ended() -> None:
+        ended, loop = asyncio.Event(), asyncio.get_running_loop()
+        async with serving(models, options) as server:
+            started.set_result((server, lambda: loop.call_soon_threadsafe(ended.set)))
+            await ended.wait()
+
+    def give_up(outcome: "Future[None]") -> None:
+        error = outcome.exception()
+        if error and not started.done():
+            started.set_exception(error)
+
+    with ThreadPoolExecutor(1) as executor:
+        outcome = executor.submit(lambda: asyncio.run(until_ended()))
+        outcome.add_done_callback(give_up)
+        server, end = started.result()
+        try:
+            yield server
+        finally:
+            end()
+            outcome.result()
+
+
+@contextlib.asynccontextmanager
+async def serving(models: Sequence[ServedModel], options: ServeOptions) -> AsyncIterator[Serving]:
+    """Load the models, then answer for the length of a block; at its end, drain and unload.
+
+    Raises:
+        ConfigurationError, StatusError: as `serve` does.
+    """
+    ports.check(options)
+    metrics = Metrics()
+    store = ModelStore(opener(options, metrics), Sources().find_versions, options)
+    # What is wrong with an option is to be known before minutes go into loading.
+    grpc_server = GrpcServer(grpc_services.services(store, metrics), options)
+    rest_server = RestServer(rest_config(rest.app(store, options, metrics), options))
+    async with contextlib.AsyncExitStack() as stack:
+        sockets = stack.enter_context(ports.bound(options.host, options.rest_api_port))
+        stack.push_async_callback(asyncio.to_thread, store.stop)
+        await asyncio.to_thread(store.configure, models)
+        store.start()
+        port = grpc_server.bind()
+        rest_task = asyncio.create_task(rest_server.serve(sockets))
+        await grpc_server.start()
+        while not rest_server.started and not rest_task.done():
+            await asyncio.sleep(0.01)
+        try:
+            yield Serving(port, sockets[0].getsockname()[1], store)
+        finally:
+            rest_server.should_exit = True
+            await asyncio.gather(grpc_server.stop(options.drain_seconds), rest_task)
+
+
+class RestServer(uvicorn.Server):
+    """uvicorn's server, which leaves signals to `serve`."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Capture none."""
+        yield
+
+
+def rest_config(app: ASGIApp, options: ServeOptions) -> uvicorn.Config:
+    """Return how uvicorn is to serve the REST service: over HTTP alone, and only errors logged."""
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    return uvicorn.Config(
+        answered_when_cancelled(app),
+        lifespan="off",
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=math.ceil(options.drain_seconds),
+    )
+
+
+def answered_when_cancelled(app: ASGIApp) -> ASGIApp:
+    """Return an application that says why to clients whose requests uvicorn cancels at the end."""
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def sending(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await app(scope, receive, sending)
+        except asyncio.CancelledError:
+            if not begun:
+                status = HTTP_STATUS[Code.UNAVAILABLE]
+                await JSONResponse({"error": STOPPED}, status)(scope, receive, send)
+
+    return application
+
+
+class Ending:
+    """The wish that the server ends, as signals tell it.
+
+    Until `is_graceful`, nothing runs that a client waits for, and a signal ends the process.
+    """
+
+    def __init__(self) -> None:
+        self.is_graceful = False
+        self.wished = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+
+    def signal(self, number: int, _: FrameType | None) -> None:
+        """Take a signal. Any but the first ends the process, as the signal itself would."""
+        if not self.is_graceful:
+            # In a container's first process the default action of a signal is to do nothing.
+            os._exit(128 + number)
+        self.is_graceful = False
+        self._loop.call_soon_threadsafe(self.wished.set)
+
+
+@contextlib.contextmanager
+def signalled() -> Iterator[Ending]:
+    """Take SIGTERM and SIGINT for the length of a block; only the main thread can."""
+    ending = Ending()
+    if threading.current_thread() is not threading.main_thread():
+        yield ending
+        return
+    before = {number: signal.signal(number, ending.signal) for number in SIGNALS}
+    try:
+        yield ending
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def ready_lines(server: Serving, options: ServeOptions) -> Iterator[str]:
+    """Yield a line for each port and for each version that answers."""
+    host = ports.in_url(options.host)
+    yield f"gRPC: {host}:{server.port}{' with TLS' if options.ssl_config_file else ''}"
+    yield f"REST: http://{host}:{server.rest_api_port}/v1/models/NAME"
+    if options.page:
+        yield f"Page: http://{host}:{server.rest_api_port}/"
+    for name in server.store.names():
+        available = [
+            str(status.version)
+            for status in server.store.status(ModelSpec(name))
+            if status.state == State.AVAILABLE
+        ]
+        yield f"Model {name}: version {', '.join(available)}"

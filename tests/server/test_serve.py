@@ -1,0 +1,159 @@
+"""The life of a server, in this process and in one that gets signals."""
+
+import socket
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+from arithmetic_server import LOOPBACK, connects, open_arithmetic, over_grpc, rest
+from certificates import Authority
+from served_directories import add_version, served, wait_until
+
+from bart_export.errors import ConfigurationError, MissingExtra
+from bart_export.server import opening, serve
+from bart_export.server.options import ServeOptions
+from bart_export.server.status import StatusError
+
+
+@pytest.fixture(autouse=True)
+def arithmetic(monkeypatch):
+    monkeypatch.setitem(opening.ENGINES, "tensorflow", open_arithmetic)
+
+
+@pytest.fixture
+def base_path(tmp_path):
+    """A model with one version."""
+    path = tmp_path / "m"
+    add_version(path, 1)
+    return path
+
+
+def options(**fields):
+    return ServeOptions(**{"port": 0, "rest_api_port": 0, "load_retries": 0, **fields})
+
+
+def test_both_ports_answer_and_are_closed_at_the_end(base_path):
+    with serve.running([served(base_path)], options()) as server:
+        assert rest(server.rest_api_port, x=[1.0]).json() == {"outputs": [2.5]}
+        assert list(over_grpc(server.port, x=[1.0]).outputs["y"].float_val) == [2.5]
+        assert server.store.names() == ["m"]
+    assert not connects(server.port)
+    assert not connects(server.rest_api_port)
+
+
+def test_both_services_count_into_the_same_metrics(base_path):
+    with serve.running([served(base_path)], options()) as server:
+        rest(server.rest_api_port, x=[1.0])
+        over_grpc(server.port, x=[1.0])
+        url = f"http://{LOOPBACK}:{server.rest_api_port}/monitoring/prometheus/metrics"
+        lines = httpx.get(url).text.splitlines()
+    assert ':tensorflow:serving:request_count{model_name="m",status="OK"} 2' in lines
+
+
+def test_new_versions_are_found_while_it_serves(base_path):
+    with serve.running([served(base_path)], options(poll_seconds=0.05)) as server:
+        assert over_grpc(server.port, x=[1.0]).model_spec.version.value == 1
+        add_version(base_path, 2)
+        wait_until(lambda: over_grpc(server.port, x=[1.0]).model_spec.version.value == 2)
+
+
+@pytest.mark.parametrize("field", ["port", "rest_api_port"])
+def test_a_port_in_use_is_one_line(base_path, field):
+    with socket.create_server((LOOPBACK, 0)) as taken:
+        number = taken.getsockname()[1]
+        with (
+            pytest.raises(
+                ConfigurationError, match=f"Cannot listen on {LOOPBACK}:{number}"
+            ) as told,
+            serve.running([served(base_path)], options(**{field: number})),
+        ):
+            pass
+    assert f"--{field.replace('_', '-')}" in str(told.value)
+
+
+def test_a_port_that_is_taken_while_models_load_is_one_line(base_path, capfd):
+    (base_path / "1" / "slow").write_text("0.5")
+    with socket.create_server((LOOPBACK, 0)) as free:
+        number = free.getsockname()[1]
+    with ThreadPoolExecutor(1) as threads:
+
+        def serving():
+            with serve.running([served(base_path)], options(port=number)):
+                pass
+
+        outcome = threads.submit(serving)
+        time.sleep(0.25)
+        with (
+            socket.create_server((LOOPBACK, number)),
+            pytest.raises(ConfigurationError, match=f"Cannot serve gRPC on .*:{number}"),
+        ):
+            outcome.result()
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"port": 8500, "rest_api_port": 8500}, "need a port each"),
+        ({"host": "no.such.host.invalid"}, "Cannot listen on no.such.host.invalid"),
+        ({"host": "192.0.2.1"}, "Cannot listen on 192.0.2.1:0"),
+    ],
+)
+def test_an_address_that_cannot_be_is_one_line(base_path, fields, told):
+    with (
+        pytest.raises(ConfigurationError, match=told),
+        serve.running([served(base_path)], options(**fields)),
+    ):
+        pass
+
+
+def test_a_key_that_does_not_fit_its_certificate_is_one_line(base_path, tmp_path, capfd):
+    authority = Authority(tmp_path)
+    (key, _), (_, certificate) = authority.sign("one"), authority.sign("other")
+    config = tmp_path / "ssl.config"
+    config.write_text(f"server_key: {key!r} server_cert: {certificate!r}")
+    with (
+        pytest.raises(ConfigurationError, match="holds no key and certificate that fit"),
+        serve.running([served(base_path)], options(ssl_config_file=config)),
+    ):
+        pass
+    assert capfd.readouterr().err == ""
+
+
+def test_no_port_is_open_before_everything_is_loaded(base_path):
+    (base_path / "1" / "slow").write_text("0.6")
+    with socket.create_server((LOOPBACK, 0)) as one, socket.create_server((LOOPBACK, 0)) as other:
+        ports = one.getsockname()[1], other.getsockname()[1]
+    settings = options(port=ports[0], rest_api_port=ports[1])
+    began = time.monotonic()
+    with ThreadPoolExecutor(1) as threads:
+
+        def first_connection():
+            while not any(connects(port) for port in ports):
+                time.sleep(0.01)
+            return time.monotonic() - began
+
+        first = threads.submit(first_connection)
+        with serve.running([served(base_path)], settings):
+            assert first.result() > 0.6
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_start(base_path):
+    (base_path / "1" / "broken").touch()
+    with socket.create_server((LOOPBACK, 0)) as free:
+        number = free.getsockname()[1]
+    with (
+        pytest.raises(StatusError, match="it is broken"),
+        serve.running([served(base_path)], options(rest_api_port=number)),
+    ):
+        pass
+    assert not connects(number)
+
+
+def test_the_tensorflow_engine_needs_its_extra(base_path, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    with pytest.raises(MissingExtra, match=r"bart-export\[export\]"):
+        opening.ENGINES["tensorflow"](base_path / "1", options())
