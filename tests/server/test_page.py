@@ -1,0 +1,213 @@
+"""The page in a real browser without a window: a text goes in by keyboard, a result streams out."""
+
+import contextlib
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+from arithmetic import PREDICT, STRING, Arithmetic, signature
+from counting import Counting
+from rest_server import served, store_of
+
+from bart_export.server.served_model import ServedModel
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+class Shouting(Arithmetic):
+    """Answers whole texts, in upper case."""
+
+    signature_defs = {
+        "serving_default": signature(PREDICT, {"text": STRING}, {"generated_text": STRING})
+    }
+
+    def run(self, call):
+        texts = [text.upper() for text in call.inputs["text"].tolist()]
+        return {"generated_text": np.array(texts, object)}
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@contextlib.contextmanager
+def opened(browser, servables, **settings):
+    """Open the page of a server of some models, by name; what it asks of others is an error."""
+    models = [
+        ServedModel(name=name, base_path=pathlib.Path("/m"), engine="litert") for name in servables
+    ]
+    versions = {(name, 1): servable for name, servable in servables.items()}
+    with store_of(models, versions) as store, served(store) as server:
+        page = browser.new_page(**settings)
+        page.set_default_timeout(10_000)
+        address = f"http://127.0.0.1:{server.port}/"
+        complaints, elsewhere = [], []
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on(
+            "request",
+            lambda request: request.url.startswith(address) or elsewhere.append(request.url),
+        )
+        page.goto(address)
+        try:
+            yield page
+        finally:
+            page.close()
+        assert [url for url in elsewhere if not url.startswith("data:")] == []
+        # The browser itself tells of answers that are errors.
+        assert [text for text in complaints if "Failed to load resource" not in text] == []
+
+
+def test_a_result_streams_in_and_says_how_fast_it_was(browser):
+    with opened(browser, {"counting": Counting(seconds=0.05)}) as page:
+        page.get_by_label("Your text").fill("go")
+        page.get_by_role("button", name="Generate").click()
+        result, status = page.locator("#result"), page.get_by_role("status").last
+        page.locator("#result", has_text="3 ").wait_for()
+        assert "20" not in result.text_content()
+        assert result.get_attribute("aria-busy") == "true"
+        page.get_by_text("Done:").wait_for()
+        assert result.text_content() == "".join(f"{number} " for number in range(1, 21))
+        assert result.get_attribute("aria-busy") == "false"
+        assert status.text_content() == "Done: 20 tokens in 1.00 s, 20 tokens per second."
+
+
+def test_stop_ends_the_work_and_keeps_the_text(browser):
+    servable = Counting(seconds=0.1)
+    with opened(browser, {"counting": servable}) as page:
+        page.get_by_label("Your text").fill("go")
+        page.get_by_role("button", name="Generate").click()
+        page.locator("#result", has_text="2 ").wait_for()
+        page.get_by_role("button", name="Stop").click()
+        page.get_by_text("Stopped after").wait_for()
+        assert servable.ended.wait(2)
+        assert servable.emitted < 10
+        assert page.locator("#result").text_content().startswith("1 2 ")
+        assert page.evaluate("document.activeElement.id") == "generate"
+
+
+def test_everything_can_be_done_by_keyboard(browser):
+    servable = Counting(seconds=0.1)
+    with opened(browser, {"counting": servable}) as page:
+        for focused in ("text", "model", "generate", "result"):
+            page.keyboard.press("Tab")
+            assert page.evaluate("document.activeElement.id") == focused
+        page.get_by_label("Your text").focus()
+        page.keyboard.type("go")
+        page.keyboard.press("Control+Enter")
+        page.locator("#result", has_text="1 ").wait_for()
+        page.keyboard.press("Escape")
+        page.get_by_text("Stopped").wait_for()
+        assert servable.ended.wait(2)
+
+
+def test_a_model_that_cannot_stream_answers_whole_and_says_so(browser):
+    with opened(browser, {"counting": Counting(), "shouting": Shouting()}) as page:
+        page.get_by_label("Model").select_option("shouting")
+        page.get_by_label("Your text").fill("quietly")
+        page.get_by_role("button", name="Generate").click()
+        page.get_by_text("This model cannot stream, so the text came whole.").wait_for()
+        assert page.locator("#result").text_content() == "QUIETLY"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("x" * 5001, "A text may have 5000 tokens, received 5001."),
+        ("3", "RuntimeError: the engine broke"),
+    ],
+)
+def test_errors_are_told_in_words(browser, text, words):
+    with opened(browser, {"counting": Counting()}) as page:
+        page.get_by_label("Your text").fill(text)
+        page.get_by_role("button", name="Generate").click()
+        page.get_by_text(words).wait_for()
+        assert page.get_by_role("alert").text_content() == words
+        assert page.get_by_role("button", name="Generate").is_enabled()
+
+
+def test_a_busy_server_is_told_of_in_words(browser):
+    servable = Counting(seconds=0.2, queue_size=0)
+    with opened(browser, {"counting": servable}) as page:
+        assert servable.places.acquire()  # as another client does
+        page.get_by_label("Your text").fill("go")
+        page.get_by_role("button", name="Generate").click()
+        page.get_by_text("The server is busy. Try again in a moment.").wait_for()
+
+
+def test_a_lost_connection_is_told_of_in_words(browser):
+    with opened(browser, {"counting": Counting(seconds=0.1)}) as page:
+        page.route("**/*:generate", lambda route: route.abort())
+        page.get_by_label("Your text").fill("go")
+        page.get_by_role("button", name="Generate").click()
+        page.get_by_text("The connection to the server was lost.").wait_for()
+
+
+def test_no_model_is_told_of_in_words(browser):
+    with opened(browser, {}) as page:
+        assert "This server holds no model yet." in page.get_by_role("alert").text_content()
+        assert page.get_by_role("button", name="Generate").is_disabled()
+
+
+def test_the_next_result_replaces_the_last(browser):
+    with opened(browser, {"counting": Counting()}) as page:
+        for _ in range(2):
+            page.get_by_label("Your text").fill("go")
+            page.get_by_role("button", name="Generate").click()
+            page.get_by_text("Done:").wait_for()
+        assert page.locator("#result").text_content().count("1 2 3 ") == 1
+
+
+def contrast(page, selector):
+    """Return the contrast ratio of an element's text with what lies behind it (WCAG 2.2, 1.4.3)."""
+    colors = page.evaluate(
+        """(selector) => {
+            const canvas = document.createElement("canvas");
+            const pixels = canvas.getContext("2d", { willReadFrequently: true });
+            const rgb = (color) => {
+                pixels.fillStyle = color;
+                pixels.fillRect(0, 0, 1, 1);
+                return [...pixels.getImageData(0, 0, 1, 1).data.slice(0, 3)];
+            };
+            let behind = document.querySelector(selector);
+            const text = rgb(getComputedStyle(behind).color);
+            while (getComputedStyle(behind).backgroundColor === "rgba(0, 0, 0, 0)") {
+                behind = behind.parentElement;
+            }
+            return [text, rgb(getComputedStyle(behind).backgroundColor)];
+        }""",
+        selector,
+    )
+    scaled = np.array(colors) / 255
+    linear = np.where(scaled <= 0.04045, scaled / 12.92, ((scaled + 0.055) / 1.055) ** 2.4)
+    luminance = linear @ [0.2126, 0.7152, 0.0722]
+    return (luminance.max() + 0.05) / (luminance.min() + 0.05)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_is_readable_in_light_and_dark_and_fits_a_phone(browser, scheme):
+    phone = {"width": 360, "height": 740}
+    with opened(browser, {"m": Counting()}, color_scheme=scheme, viewport=phone) as page:
+        for selector in ("body", "#keys", "#text", "#model", "#generate", "#result", "#error"):
+            assert contrast(page, selector) >= 4.5, selector
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    red = int(paper.removeprefix("rgb(").split(",")[0])
+    assert (red > 128) == (scheme == "light")
