@@ -36,7 +36,7 @@ def row_settings(config: BartConfig, per_row: dict[str, tf.Tensor]) -> RowSettin
     stopping, penalty = per_row["early_stopping"], per_row["repetition_penalty"]
     known = (stopping == "true") | (stopping == "false") | (stopping == "never")
     checks = [
-        checked(known, 'early_stopping must be "true", "false" or "never", received', stopping),
+        checked(known, "early_stopping must be true, false or never, received", stopping),
         checked(
             tf.math.is_finite(penalty) & (penalty > 0),
             "repetition_penalty must be a number above 0, received",

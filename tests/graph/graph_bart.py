@@ -48,6 +48,7 @@ class GraphBart:
             generated = function(*batch(sources), per_row(settings))
             return {name: tensor.numpy() for name, tensor in generated.items()}
 
+        generate.function = function
         return generate
 
 

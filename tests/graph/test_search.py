@@ -1,0 +1,310 @@
+"""Search inside a graph: golden answers, the host search beside it, and rows that keep apart."""
+
+import dataclasses
+import itertools
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from golden_cases import GOLDEN, MODELS, GoldenCases
+from graph_bart import GraphBart, batch, fixed, hypotheses, per_row
+from numpy_bart import NumpyBart
+
+from bart_export import contract, errors
+from bart_export.config import BartConfig, GenerationConfig
+from bart_export.graph import search, sequences
+from bart_export.graph.beams import beam_search
+from bart_export.graph.greedy import greedy_search
+from bart_export.graph.loop import Model
+from bart_export.graph.parameters import BatchParameters, InferenceParameters
+from bart_export.graph.rows import fitted_source, row_settings
+from bart_export.runtime import search as host
+
+SOURCES = [[0, 57, 9, 130, 2], [0, *range(300, 330), 2], [0, 8, 2], [0, 400, 77, 512, 90, 33, 2]]
+
+
+@pytest.fixture(scope="module")
+def symmetric():
+    return GraphBart(GOLDEN / MODELS[0])
+
+
+@pytest.fixture(scope="module")
+def numpy_bart():
+    return NumpyBart(GOLDEN / MODELS[0])
+
+
+def generate(bart, sources, settings):
+    """Generate for each source with its own settings; what is fixed must be equal in all."""
+    (generation,) = {fixed(one) for one in settings}
+    generated = bart.generator(generation)(sources, settings)
+    return [hypotheses(generated, row) for row in range(len(sources))]
+
+
+def assert_same(received, expected):
+    assert [sequences for sequences, scores in received] == [
+        sequences for sequences, scores in expected
+    ]
+    for (_, scores), (_, others) in zip(received, expected, strict=True):
+        np.testing.assert_allclose(scores, others, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_golden_case_token_for_token(name):
+    golden, bart = GoldenCases(name), GraphBart(GOLDEN / name)
+    answers = {}
+    for case in golden.cases:
+        answers.setdefault(fixed(golden.settings(case)), []).append(case)
+    assert sum(map(len, answers.values())) == len(golden.cases)
+    for cases in answers.values():
+        received = generate(
+            bart,
+            [golden.source(case["row"]).tolist() for case in cases],
+            [golden.settings(case) for case in cases],
+        )
+        for case, (token_ids, scores) in zip(cases, received, strict=True):
+            longest = max(map(len, token_ids))
+            padded = [[*one, *[1] * (longest - len(one))] for one in token_ids]
+            assert padded == case["sequences"], case
+            np.testing.assert_allclose(scores, case.get("scores", scores), rtol=0, atol=1e-3)
+
+
+FIXED = [
+    {},
+    {"no_repeat_ngram_size": 1},
+    {"no_repeat_ngram_size": 2, "forced_bos_token_id": 0},
+    {"num_beams": 2, "num_return_sequences": 2},
+    {"num_beams": 3, "no_repeat_ngram_size": 2, "forced_eos_token_id": 2},
+    {"num_beams": 5, "num_return_sequences": 3, "forced_bos_token_id": 5},
+]
+
+
+def many_rows(seed, changes, count=14):
+    """Return settings that have `changes` in common and everything else at random."""
+    random = np.random.default_rng(seed)
+    rows = []
+    for _ in range(count):
+        max_length = int(random.choice([2, 3, 9, 40, 64]))
+        rows.append(
+            GenerationConfig(
+                max_length=max_length,
+                min_length=int(random.integers(0, max_length + 1)),
+                length_penalty=float(np.float32(random.choice([-1.0, 0.0, 0.7, 1.0, 3.0]))),
+                repetition_penalty=float(np.float32(random.choice([1.0, 1.0, 0.8, 1.7]))),
+                early_stopping=(True, False, "never")[random.integers(3)],
+                **changes,
+            )
+        )
+    return rows
+
+
+@pytest.mark.parametrize("number", range(len(FIXED)))
+def test_a_batch_of_any_rows_is_what_the_host_search_gives_each(symmetric, numpy_bart, number):
+    settings = many_rows(number, FIXED[number])
+    sources = list(itertools.islice(itertools.cycle(SOURCES), len(settings)))
+    expected = []
+    for source, generation in zip(sources, settings, strict=True):
+        state = numpy_bart.start(numpy_bart.encode(source))
+        found = host.run(host.search(numpy_bart.step, state, generation))
+        expected.append(([list(one.token_ids) for one in found], [one.score for one in found]))
+    received = generate(symmetric, sources, settings)
+    for (token_ids, scores), (found, _) in zip(received, expected, strict=True):
+        assert not any(token_ids[len(found) :])  # hypotheses that there are not
+        del token_ids[len(found) :], scores[len(found) :]
+    assert_same(received, expected)
+    assert max(len(token_ids[0]) for token_ids, _ in received) > sequences.FIRST_CAPACITY
+
+
+@pytest.mark.parametrize("beams", [1, 4])
+def test_a_row_is_the_same_alone_and_among_others(symmetric, beams):
+    settings = many_rows(9, {"num_beams": beams, "num_return_sequences": beams})
+    sources = list(itertools.islice(itertools.cycle(SOURCES), len(settings)))
+    together = generate(symmetric, sources, settings)
+    generator = symmetric.generator(fixed(settings[0]))
+    for row in range(0, len(settings), 3):
+        alone = hypotheses(generator([sources[row]], [settings[row]]), 0)
+        assert_same([alone], [together[row]])
+
+
+def last_state(bart, settings):
+    """Return the state that a search over `SOURCES` ends with."""
+    rows = row_settings(bart.config, per_row(settings))
+    token_ids, mask = fitted_source(bart.config, settings[0], *batch(SOURCES))
+    encoded = sequences.encode_masked(bart.config, bart.parameters, token_ids, mask)
+    source = sequences.cross_tensors(bart.config, bart.parameters, encoded, mask)
+    run = beam_search if settings[0].num_beams > 1 else greedy_search
+    return run(Model(bart.config, bart.parameters, source, settings[0], rows))
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_the_loop_ends_with_the_last_row(symmetric, beams):
+    base = GenerationConfig(max_length=60, num_beams=beams, early_stopping=True)
+    lengths = (7, 3, 11, 5)
+    settings = [dataclasses.replace(base, max_length=one, min_length=one) for one in lengths]
+    state = last_state(symmetric, settings)
+    assert not state.running.numpy().any()
+    assert state.length == 11  # where the next token would be chosen
+    unhurried = last_state(symmetric, [dataclasses.replace(base, early_stopping=False)] * 4)
+    hurried = last_state(symmetric, [base] * 4)
+    assert hurried.length == hurried.lengths.numpy().max() < 60
+    assert hurried.length <= unhurried.length
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_lengths_out_of_range_are_brought_into_it(symmetric, beams):
+    generator = symmetric.generator(GenerationConfig(num_beams=beams))
+    wild = {
+        "max_length": [-5, 1, 10**6, 12],
+        "min_length": [-5, 0, 10**6, 10**6],
+    }
+    tame = {"max_length": [2, 2, 64, 12], "min_length": [0, 0, 64, 12]}
+
+    def generated(lengths, values):
+        rows = {
+            "length_penalty": [1.0] * 4,
+            "repetition_penalty": [1.0] * 4,
+            "early_stopping": ["never"] * 4,
+            **values,
+        }
+        tensors = {
+            tensor.name: tf.constant(rows[tensor.name], tensor.dtype)
+            for tensor in contract.GENERATION_INPUTS
+        }
+        return generator.function(batch(SOURCES)[0], tf.constant(lengths), tensors)
+
+    expected = generated([1, 32, 3, 7], tame)
+    received = generated([-3, 10**6, 3, 7], wild)
+    for name, tensor in expected.items():
+        np.testing.assert_array_equal(received[name], tensor, err_msg=name)
+    assert expected["decoder_lengths"].numpy()[:, 0].tolist() == [2, 2, 64, 12]
+
+
+def test_a_source_longer_than_the_model_has_positions_ends_with_the_end_token(symmetric):
+    settings = [GenerationConfig(max_length=20)] * 2
+    long = [0, *range(100, 198), 2]
+    received = generate(symmetric, [long, SOURCES[0]], settings)
+    expected = generate(symmetric, [[*long[:63], 2], SOURCES[0]], settings)
+    assert received == expected
+
+
+def test_a_source_without_tokens_generates(symmetric):
+    generator = symmetric.generator(GenerationConfig(num_beams=2))
+    rows = per_row([GenerationConfig(max_length=5)])
+    generated = generator.function(np.zeros((1, 0), np.int32), [0], rows)
+    assert generated["decoder_lengths"].numpy()[0, 0] >= 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("early_stopping", "yes", "early_stopping must be true, false or never, received.*yes"),
+        ("early_stopping", "True", "early_stopping must be"),
+        ("early_stopping", "", "early_stopping must be"),
+        ("repetition_penalty", 0.0, "repetition_penalty must be a number above 0, received"),
+        ("repetition_penalty", float("inf"), "repetition_penalty must be"),
+        ("length_penalty", float("nan"), "length_penalty must be a finite number, received"),
+    ],
+)  # fmt: skip
+def test_a_value_that_means_nothing_is_an_invalid_argument(symmetric, name, value, message):
+    generator = symmetric.generator(GenerationConfig())
+    rows = per_row([GenerationConfig()] * 2)
+    values = list(rows[name].numpy())
+    rows[name] = tf.constant([values[0], value], rows[name].dtype)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        generator.function(*batch(SOURCES[:2]), rows)
+
+
+def test_an_id_outside_of_the_vocabulary_is_an_invalid_argument(symmetric):
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"1024 is not in \[0, 1024\)"):
+        generate(symmetric, [[0, 1024, 2]], [GenerationConfig()])
+
+
+def test_missing_hypotheses_have_no_tokens_and_a_score_that_json_can_carry(symmetric):
+    generation = GenerationConfig(
+        max_length=3,
+        num_beams=4,
+        num_return_sequences=4,
+        forced_bos_token_id=0,
+        forced_eos_token_id=2,
+    )
+    ((token_ids, scores),) = generate(symmetric, SOURCES[:1], [generation])
+    assert token_ids == [[2, 0, 2], [], [], []]
+    assert scores[0] == 0 and set(scores[1:]) == {float(np.finfo(np.float32).min)}
+    assert json.loads(json.dumps(scores, allow_nan=False)) == scores
+
+
+class MadeUpBart(GraphBart):
+    """Six tokens and random weights."""
+
+    def __init__(self):
+        self.config = BartConfig(
+            vocabulary_size=6,
+            num_layers=1,
+            num_heads=2,
+            hidden_dim=8,
+            intermediate_dim=8,
+            max_sequence_length=16,
+        )
+        random = np.random.default_rng(0)
+        parameters = InferenceParameters(
+            self.config,
+            lambda name: random.normal(size=parameters.rows[name].shape).astype(np.float32),
+        )
+        self.parameters = {
+            name: tf.Variable(array) for name, array in BatchParameters(parameters).items()
+        }
+
+
+@pytest.mark.parametrize("beams", [1, 4])
+def test_a_row_whose_settings_forbid_every_token_stops_and_the_others_go_on(beams):
+    common = GenerationConfig(num_beams=beams, no_repeat_ngram_size=1, max_length=9)
+    stuck = dataclasses.replace(common, min_length=9)
+    received = generate(MadeUpBart(), [[0, 3, 2]] * 2, [stuck, common])
+    alone = generate(MadeUpBart(), [[0, 3, 2]], [common])
+    assert_same(received[1:], alone)
+    ((token_ids, scores),) = received[:1]
+    assert np.isfinite(scores).all()
+    assert token_ids == [[]] if beams > 1 else set(token_ids[0]) == set(range(6)) - {2} | {2}
+    assert len(token_ids[0]) == (0 if beams > 1 else 6)
+
+
+def test_more_beams_than_there_are_continuations(symmetric):
+    generation = GenerationConfig(num_beams=9, num_return_sequences=9, max_length=3)
+    ((token_ids, scores),) = generate(MadeUpBart(), [[0, 3, 2]], [generation])
+    found = [tuple(one) for one in token_ids if one]
+    assert len(set(found)) == len(found) == 9
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_settings_that_sample_or_lack_a_token_are_refused(symmetric):
+    for generation in (
+        GenerationConfig(do_sample=True),
+        GenerationConfig(eos_token_id=1024),
+    ):
+        with pytest.raises(errors.ConfigurationError):
+            symmetric.generator(generation)(SOURCES[:1], [GenerationConfig()])
+
+
+@pytest.mark.parametrize("beams", [1, 4])
+def test_the_graph_holds_no_python_and_nothing_for_a_compiler(symmetric, beams):
+    generator = symmetric.generator(GenerationConfig(num_beams=beams, no_repeat_ngram_size=3))
+    graph = generator.function.get_concrete_function().graph.as_graph_def()
+    nodes = [*graph.node, *(node for one in graph.library.function for node in one.node_def)]
+    operators = {node.op for node in nodes}
+    assert {"While", "TensorScatterUpdate"} <= operators
+    assert not {one for one in operators if "Py" in one or "Xla" in one or "Dataset" in one}
+    attributes = [*nodes, *graph.library.function]
+    assert not [one for one in attributes if one.attr["_XlaMustCompile"].b]
+    # A gather from a variable makes TensorFlow copy it whenever it is read thereafter.
+    assert "ResourceGather" not in operators
+
+
+def test_search_is_what_the_signature_promises(symmetric):
+    (signature,) = (one for one in contract.saved_model_signatures() if one.name == "generate")
+    generator = symmetric.generator(GenerationConfig(num_beams=2))
+    structure = generator.function.get_concrete_function().structured_outputs
+    assert list(structure) == [tensor.name for tensor in signature.outputs]
+    for tensor in signature.outputs:
+        assert structure[tensor.name].dtype.name == tensor.dtype
+        assert structure[tensor.name].shape.rank == len(tensor.axes)
+    assert search.generate.__doc__

@@ -1,0 +1,197 @@
+"""The batched encoder and decoder: golden answers, masks, padding, and steps beside the whole."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from golden_cases import GOLDEN, MODELS, GoldenCases
+from graph_bart import GraphBart, batch
+
+from bart_export import BartBackbone
+from bart_export.checkpoints import formats
+from bart_export.graph import sequences
+from bart_export.graph.layers import CLOSED
+from bart_export.graph.parameters import BatchParameters, InferenceParameters
+
+
+class Golden(GoldenCases):
+    def __init__(self, name):
+        super().__init__(name)
+        self.directory = GOLDEN / name
+        self.bart = GraphBart(self.directory)
+        self.sources = [self.source(row).tolist() for row in range(len(self))]
+        self.targets = self.forward["decoder_token_ids"].tolist()
+
+    def call(self, function, *tensors):
+        return function(self.bart.config, self.bart.parameters, *tensors)
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def golden(request):
+    return Golden(request.param)
+
+
+@pytest.fixture(scope="module")
+def symmetric():
+    return Golden(MODELS[0])
+
+
+def log_softmax(logits):
+    peaks = logits.max(-1, keepdims=True)
+    return logits - peaks - np.log(np.exp(logits - peaks).sum(-1, keepdims=True))
+
+
+def assert_close(received, expected, tolerance=1e-4):
+    np.testing.assert_allclose(np.asarray(received), expected, rtol=1e-4, atol=tolerance)
+
+
+def test_encoder_decoder_and_logits_are_golden(golden):
+    encoded = golden.call(sequences.encode, *batch(golden.sources))
+    real = golden.forward["encoder_padding_mask"] > 0
+    assert_close(encoded.numpy()[real], golden.forward["encoder_sequence_output"][real])
+
+    lengths = batch(golden.sources)[1]
+    hidden = golden.call(sequences.decode, encoded, lengths, *batch(golden.targets))
+    assert_close(hidden, golden.forward["decoder_sequence_output"])
+    logits = golden.call(sequences.logits, tf.reshape(hidden, [-1, hidden.shape[-1]]))
+    assert_close(tf.reshape(logits, golden.forward["logits"].shape), golden.forward["logits"])
+
+
+def test_scores_are_the_log_probabilities_of_each_token_after_those_before(golden, monkeypatch):
+    expected = log_softmax(golden.forward["logits"].astype(np.float64))
+    ids = golden.forward["decoder_token_ids"]
+    expected = np.take_along_axis(expected[:, :-1], ids[:, 1:, None], 2)[..., 0]
+    expected = np.pad(expected, ((0, 0), (1, 0)))
+    inputs = (*batch(golden.sources), tf.constant(ids))
+    for rows in (sequences.SCORED_ROWS, 5):  # more positions than there are, and several blocks
+        monkeypatch.setattr(sequences, "SCORED_ROWS", rows)
+        assert_close(golden.call(sequences.score, *inputs, [9, 9, 9]), expected)
+    expected[0, 4:] = expected[2, 1:] = 0
+    assert_close(golden.call(sequences.score, *inputs, [4, 9, 1]), expected)
+
+
+@pytest.mark.parametrize("filler", [3, 1000000, -1])
+def test_what_stands_beyond_a_length_is_not_looked_at(symmetric, filler):
+    targets = [target[: 9 - row] for row, target in enumerate(symmetric.targets)]
+    plain, filled = (
+        symmetric.call(
+            sequences.score, *batch(symmetric.sources, one), *batch(targets, one)
+        ).numpy()
+        for one in (1, filler)
+    )
+    np.testing.assert_array_equal(filled, plain)
+    real = symmetric.forward["encoder_padding_mask"] > 0
+    plain, filled = (
+        symmetric.call(sequences.encode, *batch(symmetric.sources, one)).numpy()[real]
+        for one in (1, filler)
+    )
+    np.testing.assert_array_equal(filled, plain)
+
+
+def masks(case, shape):
+    mask = np.ones(shape, np.int32)
+    if case == "padded on the left":
+        mask[0, :5] = 0
+    elif case == "with holes":
+        mask = np.random.default_rng(2).integers(0, 2, shape, np.int32)
+    elif case == "with nothing to see":
+        mask[1] = 0
+    elif case == "true is any number":
+        mask[:] = 7
+    return mask
+
+
+@pytest.mark.parametrize(
+    "case", ["padded on the left", "with holes", "with nothing to see", "true is any number"]
+)
+def test_under_any_mask_both_outputs_are_those_of_the_keras_model(golden, case):
+    inputs = {
+        "encoder_token_ids": golden.forward["encoder_token_ids"],
+        "encoder_padding_mask": masks(case, (3, 20)),
+        "decoder_token_ids": golden.forward["decoder_token_ids"],
+        "decoder_padding_mask": masks(case, (3, 9)),
+    }
+    keras_model = BartBackbone.from_preset(str(golden.directory))
+    expected = keras_model(inputs)
+    received = golden.call(sequences.backbone, *inputs.values())
+    assert received.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert_close(received[name], np.asarray(tensor))
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_steps_give_what_the_whole_decoder_gives_while_caches_grow(golden, beams):
+    # Beams without ancestors in common: each is a sequence of its own.
+    config, parameters = golden.bart.config, golden.bart.parameters
+    random = np.random.default_rng(0)
+    targets = random.integers(3, 1000, (3, beams, 7), np.int32)
+    token_ids, lengths = batch(golden.sources)
+    encoded = golden.call(sequences.encode, token_ids, lengths)
+    whole = golden.call(
+        sequences.decode,
+        tf.repeat(encoded, beams, 0),
+        tf.repeat(lengths, beams),
+        targets.reshape(-1, 7),
+        tf.fill([3 * beams], 7),
+    )
+    mask = sequences.mask(lengths, token_ids.shape[1])
+    source = sequences.cross_tensors(config, parameters, encoded, mask)
+    caches = sequences.first_caches(config, 3, beams, 2)
+    for position in range(7):
+        if position == caches[0].shape[2]:
+            caches = sequences.with_capacity(caches, position + 3)
+        capacity = caches[0].shape[2]
+        past = np.arange(capacity)[None, :, None] <= position
+        closed = np.where(past & np.eye(beams, dtype=bool)[:, None, :], 0, CLOSED)
+        hidden, caches = sequences.decode_step(
+            config,
+            parameters,
+            source,
+            caches,
+            position,
+            tf.constant(targets[:, :, position]),
+            closed.reshape(1, 1, beams, -1).astype(np.float32),
+        )
+        assert_close(hidden, whole[:, position].numpy(), 1e-5)
+
+
+@pytest.mark.parametrize("token", [-1, 1024])
+def test_an_id_outside_of_the_vocabulary_is_an_invalid_argument(symmetric, token):
+    with pytest.raises(tf.errors.InvalidArgumentError, match=rf"{token} is not in \[0, 1024\)"):
+        symmetric.call(sequences.encode, *batch([[0, token, 2]]))
+
+
+def test_a_row_longer_than_the_model_has_positions_is_an_invalid_argument(symmetric):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="at most 64 tokens a row"):
+        symmetric.call(sequences.encode, *batch([[5] * 65]))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="at most 64 tokens a row"):
+        symmetric.call(sequences.score, *batch([[5]]), *batch([[5] * 65]))
+
+
+def test_bfloat16_weights_compute_in_float32(symmetric):
+    rounded = {
+        name: tf.Variable(tf.cast(variable, tf.bfloat16))
+        for name, variable in symmetric.bart.parameters.items()
+    }
+    inputs = (*batch(symmetric.sources), *batch(symmetric.targets))
+    received = sequences.score(symmetric.bart.config, rounded, *inputs)
+    assert received.dtype == tf.float32
+    as_float32 = {name: tf.cast(variable, tf.float32) for name, variable in rounded.items()}
+    expected = sequences.score(symmetric.bart.config, as_float32, *inputs)
+    np.testing.assert_array_equal(received, expected)
+    assert np.abs(received - symmetric.call(sequences.score, *inputs)).max() > 1e-4
+
+
+def test_batch_parameters_are_the_same_weights_side_by_side(golden):
+    checkpoint = formats.read(golden.directory, tokenizer=False)
+    one = InferenceParameters(checkpoint.config, checkpoint.weights.__getitem__)
+    many = BatchParameters(one)
+    joined = 0
+    for name, array in many.items():
+        parts = many.parts[name]
+        joined += len(parts) > 1
+        kernels = [one[part].T if part.endswith("/kernel") else one[part] for part in parts]
+        for received, kernel in zip(np.split(array, len(parts), -1), kernels, strict=True):
+            np.testing.assert_array_equal(received, kernel)
+    assert sorted(part for name in many for part in many.parts[name]) == sorted(one)
+    layers = checkpoint.config.num_layers + 2 * checkpoint.config.decoder_layers
+    assert joined == 2 * layers  # a matrix and a bias of each attention
