@@ -20,6 +20,8 @@ from bart_export.server.servable import Limits, StreamCall
 from bart_export.server.status import Code, StatusError
 
 CONTENT_TYPE = "text/event-stream"
+# Each row has caches of its own: a stranger could ask for more memory than there is.
+ROWS, MOST_ROWS = ("num_beams", "num_return_sequences"), 32
 
 
 async def stream(held: Held, body: Any, limits: Limits) -> AsyncGenerator[bytes, None]:
@@ -37,14 +39,7 @@ async def stream(held: Held, body: Any, limits: Limits) -> AsyncGenerator[bytes,
             where the engine cannot stream, UNAVAILABLE when the queue is full, DEADLINE_EXCEEDED,
             or what the servable says.
     """
-    parameters = dict(body) if isinstance(body, dict) else {}
-    text = parameters.pop("text", None)
-    if not isinstance(text, str):
-        raise StatusError(
-            Code.INVALID_ARGUMENT,
-            "Expecting an object with the source text, a string, under 'text' and, optionally, "
-            "generation parameters under their names",
-        )
+    text, parameters = text_and_parameters(body)
     loop = asyncio.get_running_loop()
     arrived: asyncio.Queue[tuple[str, int] | None] = asyncio.Queue()
 
@@ -60,7 +55,7 @@ async def stream(held: Held, body: Any, limits: Limits) -> AsyncGenerator[bytes,
         arrive(None)
 
     try:
-        call = StreamCall(text=valid_text(text), parameters=parameters, emit=emit, limits=limits)
+        call = StreamCall(text=text, parameters=parameters, emit=emit, limits=limits)
         future = held.keep(held.servable.stream(call))
         future.add_done_callback(ended)
         while (item := await asyncio.wait_for(arrived.get(), limits.remaining())) is not None:
@@ -72,6 +67,30 @@ async def stream(held: Held, body: Any, limits: Limits) -> AsyncGenerator[bytes,
         raise status_of(error) from error
     finally:
         limits.stop.set()
+
+
+def text_and_parameters(body: Any) -> tuple[str, dict[str, Any]]:
+    """Return the text of a body, and the parameters beside it.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT if there is none, or for more rows than a stranger may have.
+    """
+    parameters = dict(body) if isinstance(body, dict) else {}
+    text = parameters.pop("text", None)
+    if not isinstance(text, str):
+        raise StatusError(
+            Code.INVALID_ARGUMENT,
+            "Expecting an object with the source text, a string, under 'text' and, optionally, "
+            "generation parameters under their names",
+        )
+    for name in ROWS:
+        value = parameters.get(name)
+        if isinstance(value, (int, float)) and value > MOST_ROWS:
+            raise StatusError(
+                Code.INVALID_ARGUMENT, f"{name} must be at most {MOST_ROWS}, received {value}."
+            )
+    # What is not Unicode in a body has been kept as surrogates.
+    return as_bytes(text).decode("utf-8", "replace"), parameters
 
 
 def summary(result: Result) -> dict[str, Any]:
@@ -93,8 +112,3 @@ def event_bytes(name: str, data: Mapping[str, Any]) -> bytes:
 def error_event(error: StatusError) -> bytes:
     """Return the event of an error after the first event."""
     return event_bytes("error", {"error": error.message})
-
-
-def valid_text(text: str) -> str:
-    """Return a string of a JSON document with what is not Unicode replaced."""
-    return as_bytes(text).decode("utf-8", "replace")

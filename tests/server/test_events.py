@@ -10,6 +10,8 @@ import pytest
 from counting import LONGEST_TEXT, Counting
 from rest_server import served, store_of
 
+from bart_export.runtime.generator import Generator
+from bart_export.server.litert_engine import open_artifact
 from bart_export.server.options import ServeOptions
 from bart_export.server.served_model import ServedModel
 
@@ -88,6 +90,8 @@ def test_an_event_comes_while_the_next_is_made():
         (GENERATE, {"text": "go", "max_length": "3"}, 400, "max_length must be an integer"),
         (GENERATE, {"text": "go", "max_length": 1}, 400, "at least 2, received 1"),
         (GENERATE, {"text": "x" * (LONGEST_TEXT + 1)}, 400, "A text may have"),
+        (GENERATE, {"text": "go", "num_beams": 33}, 400, "num_beams must be at most 32"),
+        (GENERATE, {"text": "go", "num_return_sequences": 1e9}, 400, "must be at most 32"),
         (GENERATE, {"text": ["go"]}, 400, "under 'text'"),
         (GENERATE, {"max_length": 3}, 400, "under 'text'"),
         (GENERATE, ["go"], 400, "under 'text'"),
@@ -160,3 +164,22 @@ def test_a_client_that_goes_away_before_the_first_token_stops_the_work():
             time.sleep(0.1)
         assert servable.ended.wait(5)
         assert servable.emitted == 0
+
+
+@pytest.mark.parametrize(
+    ("parameters", "fewest"),
+    [({"num_beams": 1}, 5), ({"num_beams": 3, "num_return_sequences": 2}, 2)],
+)
+def test_pieces_of_a_real_model_are_what_it_generates(mini_artifact, parameters, fewest):
+    text = "The river rose two metres overnight, and by morning the lower bridge was closed."
+    servable = open_artifact(mini_artifact.directory, ServeOptions())
+    with serving(servable) as server:
+        answer = server.post(GENERATE, {"text": text, **parameters})
+    expected = Generator.from_artifact(mini_artifact.directory).generate(text, **parameters)
+    *tokens, (name, done) = events_of(answer.text)
+    assert name == "done"
+    assert len(tokens) >= fewest
+    assert "".join(data["text"] for _, data in tokens) == expected.text
+    assert done["generated_text"] == [sequence.text for sequence in expected.sequences]
+    assert done["scores"] == pytest.approx([one.score for one in expected.sequences], abs=1e-4)
+    assert done["tokens"] == expected.timings.tokens
