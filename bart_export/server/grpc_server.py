@@ -22,7 +22,7 @@ from bart_export.errors import ConfigurationError
 from bart_export.quiet import native_stderr_silenced
 from bart_export.server import messages, ports
 from bart_export.server.options import ServeOptions
-from bart_export.server.predict import status_of
+from bart_export.server.predict import aside, status_of
 from bart_export.server.servable import Limits
 from bart_export.server.status import Code, StatusError
 
@@ -140,7 +140,8 @@ class GrpcServer:
                 seconds = self._options.request_seconds
             limits = Limits(deadline=time.monotonic() + seconds)
             try:
-                response = await method(parsed(data, descriptor.input_type), limits)
+                request = await aside(len(data), lambda: parsed(data, descriptor.input_type))
+                response = await method(request, limits)
                 serialized: bytes = response.SerializeToString()
                 return serialized
             except Exception as error:

@@ -8,21 +8,29 @@ timed here. Nothing here knows how messages travel, an engine, or where models c
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 from bart_export.server import examples, messages, model_config, tensors
-from bart_export.server.metrics import Metrics
+from bart_export.server.metrics import (
+    EXAMPLE_COUNT_TOTAL,
+    EXAMPLE_COUNTS,
+    RUNTIME_LATENCY,
+    RUNTIMES,
+    Metrics,
+)
 from bart_export.server.models import ModelSpec, ModelStore
 from bart_export.server.predict import (
     Held,
     UnknownSignature,
+    aside,
     check_inputs,
     chosen_outputs,
     chosen_signature,
     held,
 )
 from bart_export.server.servable import Call, Limits, Tensors
+from bart_export.server.served_model import ServedModel
 from bart_export.server.status import Code, StatusError
 
 Method = Callable[[Any, Limits], Awaitable[Any]]
@@ -96,61 +104,83 @@ class PredictionService:
                 holder.servable, request.model_spec.signature_name, UnknownSignature.GRPC_PREDICT
             )
             check_inputs(signature, request.inputs)
-            inputs = {
-                alias: tensors.from_proto(proto, alias) for alias, proto in request.inputs.items()
-            }
-            outputs = await holder.run(
-                Call(
-                    signature=name,
-                    inputs=inputs,
-                    outputs=chosen_outputs(signature, request.output_filter),
-                    limits=limits,
-                )
+            call = Call(
+                signature=name,
+                inputs=await aside(request.ByteSize(), lambda: inputs_of(request)),
+                outputs=chosen_outputs(signature, request.output_filter),
+                limits=limits,
             )
+            with self.timed(wanted, "Predict"):
+                outputs = await holder.run(call)
+            size = sum(array.nbytes for array in outputs.values())
             return messages.PredictResponse(
                 model_spec=answering(wanted, holder.version, name),
-                outputs={alias: tensors.to_proto(array) for alias, array in outputs.items()},
+                outputs=await aside(size, lambda: protos_of(outputs)),
             )
 
     async def classify(self, request: Any, limits: Limits) -> Any:
         """Return the classes and scores of examples."""
-        return await self._infer(CLASSIFY, request, limits)
+        return await self._answer(CLASSIFY, request, limits)
 
     async def regress(self, request: Any, limits: Limits) -> Any:
         """Return a value for each of some examples."""
-        return await self._infer(REGRESS, request, limits)
+        return await self._answer(REGRESS, request, limits)
 
     async def multi_inference(self, request: Any, limits: Limits) -> Any:
         """Return what several signatures of one model say of the same examples."""
         spec = request.tasks[0].model_spec if request.tasks else messages.ModelSpec()
         wanted = wanted_version(spec)
         with self.held(wanted, "MultiInference") as holder:
-            tasks: dict[str, tuple[ExampleMethod, Any]] = {}
+            tasks: dict[str, ExampleMethod] = {}
             for task in request.tasks:
-                name, method, signature = checked_task(holder, wanted, task)
+                name, method = checked_task(holder, wanted, task)
                 if name in tasks:
                     raise StatusError(
                         Code.INVALID_ARGUMENT, f"Duplicate evaluation of signature: {name}"
                     )
-                tasks[name] = method, signature
+                tasks[name] = method
             response = messages.MultiInferenceResponse()
-            for name, (method, signature) in tasks.items():
-                result = await inferred(method, holder, name, signature, request.input, limits)
+            for name, method in tasks.items():
+                result = await self.infer(method, wanted, holder, name, request.input, limits)
                 response.results.add(
                     model_spec=answering(wanted, holder.version, name), **{method.field: result}
                 )
             return response
 
-    async def _infer(self, method: "ExampleMethod", request: Any, limits: Limits) -> Any:
+    async def _answer(self, method: "ExampleMethod", request: Any, limits: Limits) -> Any:
         wanted = wanted_model(request)
         with self.held(wanted, method.api) as holder:
-            name, signature = chosen_signature(
+            name, _ = chosen_signature(
                 holder.servable, request.model_spec.signature_name, UnknownSignature.EXAMPLES
             )
             return method.response(
-                result=await inferred(method, holder, name, signature, request.input, limits),
+                result=await self.infer(method, wanted, holder, name, request.input, limits),
                 model_spec=answering(wanted, holder.version, name),
             )
+
+    async def infer(
+        self,
+        method: "ExampleMethod",
+        wanted: ModelSpec,
+        holder: Held,
+        name: str,
+        given: Any,
+        limits: Limits,
+    ) -> Any:
+        """Run the signature of a name with the examples of an Input; return the method's result."""
+        outputs = method.outputs(holder.servable.signature_defs[name])
+        rows = examples.serialized(given)
+        self.metrics.observe(EXAMPLE_COUNTS, len(rows), wanted.name)
+        self.metrics.increment(EXAMPLE_COUNT_TOTAL, wanted.name, by=len(rows))
+        call = Call(signature=name, inputs={examples.INPUT: rows}, outputs=outputs, limits=limits)
+        with self.timed(wanted, method.api):
+            return method.result(await holder.run(call), len(rows))
+
+    def timed(self, wanted: ModelSpec, api: str) -> contextlib.AbstractContextManager[None]:
+        """Time the engine's part of a request."""
+        served = self.store.served.get(wanted.name)
+        runtime = RUNTIMES[served.engine] if served else ""
+        return self.metrics.timed(RUNTIME_LATENCY, wanted.name, api, runtime)
 
     async def get_model_metadata(self, request: Any, limits: Limits) -> Any:
         """Return the signatures of a model."""
@@ -173,6 +203,16 @@ class PredictionService:
             )
         response.metadata[SIGNATURE_DEF].Pack(signatures)
         return response
+
+
+def inputs_of(request: Any) -> Tensors:
+    """Return the inputs of a PredictRequest as arrays."""
+    return {alias: tensors.from_proto(proto, alias) for alias, proto in request.inputs.items()}
+
+
+def protos_of(outputs: Tensors) -> dict[str, Any]:
+    """Return outputs as TensorProtos, their values in typed fields."""
+    return {alias: tensors.to_proto(array) for alias, array in outputs.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,18 +251,8 @@ TASK_METHODS = {
 }
 
 
-async def inferred(
-    method: ExampleMethod, holder: Held, name: str, signature: Any, given: Any, limits: Limits
-) -> Any:
-    """Run a signature with the examples of an Input and return the method's result."""
-    outputs = method.outputs(signature)
-    rows = examples.serialized(given)
-    call = Call(signature=name, inputs={examples.INPUT: rows}, outputs=outputs, limits=limits)
-    return method.result(await holder.run(call), len(rows))
-
-
-def checked_task(holder: Held, wanted: ModelSpec, task: Any) -> tuple[str, ExampleMethod, Any]:
-    """Return the signature's name that a task has, its method, and the SignatureDef.
+def checked_task(holder: Held, wanted: ModelSpec, task: Any) -> tuple[str, ExampleMethod]:
+    """Return the name of the signature that a task asks for, and its method.
 
     Raises:
         StatusError: if it is none, or of another model than that which answers.
@@ -238,10 +268,10 @@ def checked_task(holder: Held, wanted: ModelSpec, task: Any) -> tuple[str, Examp
         raise StatusError(
             Code.UNIMPLEMENTED, f"Unsupported signature method_name: {task.method_name}"
         )
-    name, signature = chosen_signature(
+    name, _ = chosen_signature(
         holder.servable, task.model_spec.signature_name, UnknownSignature.MULTI_INFERENCE
     )
-    return name, TASK_METHODS[task.method_name], signature
+    return name, TASK_METHODS[task.method_name]
 
 
 class ModelService:
@@ -250,6 +280,7 @@ class ModelService:
     def __init__(self, store: ModelStore, metrics: Metrics) -> None:
         self.store = store
         self.metrics = metrics
+        self.configuring = asyncio.Lock()
 
     async def get_model_status(self, request: Any, limits: Limits) -> Any:
         """Return the states of a model's versions."""
@@ -275,12 +306,17 @@ class ModelService:
         names = request.metric_names
         before = [counted(self.metrics, name) for name in names]
         models = model_config.from_proto(request.config)
-        await asyncio.to_thread(self.store.configure, models)
+        await asyncio.shield(self._configure(models))
         response = messages.ReloadConfigResponse()
         for name, value in zip(names, before, strict=True):
             increase = counted(self.metrics, name) - value
             response.metric.add(name=name, int64_value_increase=increase)
         return response
+
+    async def _configure(self, models: Sequence[ServedModel]) -> None:
+        # It may take minutes, and the threads that other work is given to are few.
+        async with self.configuring:
+            await asyncio.to_thread(self.store.configure, models)
 
 
 def answering(wanted: ModelSpec, version: int, signature: str) -> Any:

@@ -10,7 +10,7 @@ import concurrent.futures
 import contextlib
 import enum
 import logging
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 from bart_export.errors import BartExportError, ConfigurationError, InputError
@@ -23,6 +23,8 @@ LOG = logging.getLogger(__name__)
 
 DEFAULT_SIGNATURE = "serving_default"
 TIMED_OUT = "Timed out waiting for notification"
+# Work on more bytes than this would hold up the other requests of the event loop.
+QUICK_BYTES = 64 * 1024
 
 
 class UnknownSignature(enum.Enum):
@@ -170,6 +172,11 @@ def release_after(
         stack.close()
     else:
         running.add_done_callback(lambda _: release_after(futures, stack))
+
+
+async def aside(size: int, work: Callable[[], Answer]) -> Answer:
+    """Do some work on `size` bytes, in a thread if they are many."""
+    return await asyncio.to_thread(work) if size > QUICK_BYTES else work()
 
 
 async def finished(future: "concurrent.futures.Future[Answer]", limits: Limits) -> Answer:

@@ -5,11 +5,10 @@ the body is read as far as it can be without the model, then the model is looked
 signature, then the rest of the body. Nothing here knows addresses or connections.
 """
 
-import asyncio
 import contextlib
 import functools
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -29,38 +28,27 @@ from bart_export.server.grpc_services import (
     ExampleMethod,
     ModelService,
     PredictionService,
-    inferred,
 )
-from bart_export.server.metrics import (
-    EXAMPLE_COUNT_TOTAL,
-    EXAMPLE_COUNTS,
-    RUNTIME_LATENCY,
-    RUNTIMES,
-    Metrics,
-)
+from bart_export.server.metrics import Metrics
 from bart_export.server.models import ModelSpec, ModelStore
-from bart_export.server.predict import UnknownSignature, chosen_outputs, chosen_signature, held
+from bart_export.server.predict import (
+    UnknownSignature,
+    aside,
+    chosen_outputs,
+    chosen_signature,
+    held,
+)
 from bart_export.server.servable import Call, Limits
 from bart_export.server.status import StatusError
 
-T = TypeVar("T")
-
 JSON = "application/json"
 Method = Callable[[ModelSpec, bytes, Limits], Awaitable[Response]]
-# Work on more bytes than this would hold up the other requests of the event loop.
-QUICK_BYTES = 64 * 1024
-
 
 # Each method that takes examples, and what writes its result as a body.
 EXAMPLE_METHODS: dict[str, tuple[ExampleMethod, Callable[[Any], bytes]]] = {
     "classify": (CLASSIFY, examples.classification_json),
     "regress": (REGRESS, examples.regression_json),
 }
-
-
-async def aside(size: int, work: Callable[[], T]) -> T:
-    """Do some work on `size` bytes, in a thread if they are many."""
-    return await asyncio.to_thread(work) if size > QUICK_BYTES else work()
 
 
 class RestMethods:
@@ -107,7 +95,7 @@ class RestMethods:
                     outputs=chosen_outputs(signature),
                     limits=limits,
                 )
-                with self.timed(spec, "Predict"):
+                with self.prediction_service.timed(spec, "Predict"):
                     outputs = await holder.run(call)
             size = sum(array.nbytes for array in outputs.values())
             return json_answer(
@@ -119,23 +107,14 @@ class RestMethods:
         method, written = EXAMPLE_METHODS[api]
         with self.counted(spec, api):
             parsed = await aside(len(body), lambda: json_request.parse(body))
-            given = await aside(len(body), lambda: examples.from_json(parsed))
+            given: Any = await aside(len(body), lambda: examples.from_json(parsed))
             with held(self.store.lease(spec)) as holder:
-                name, signature = chosen_signature(
+                name, _ = chosen_signature(
                     holder.servable, parsed.signature_name, UnknownSignature.EXAMPLES
                 )
-                count = len(parsed.document["examples"])
-                self.numbers.observe(EXAMPLE_COUNTS, count, spec.name)
-                self.numbers.increment(EXAMPLE_COUNT_TOTAL, spec.name, by=count)
-                with self.timed(spec, method.api):
-                    result = await inferred(method, holder, name, signature, given, limits)
+                infer = self.prediction_service.infer
+                result = await infer(method, spec, holder, name, given, limits)
             return json_answer(written(result))
-
-    def timed(self, spec: ModelSpec, api: str) -> contextlib.AbstractContextManager[None]:
-        """Time the engine's part of a request."""
-        served = self.store.served.get(spec.name)
-        runtime = RUNTIMES[served.engine] if served else ""
-        return self.numbers.timed(RUNTIME_LATENCY, spec.name, api, runtime)
 
     async def status(self, spec: ModelSpec, body: bytes, limits: Limits) -> Response:
         """Tell of the states of a model's versions."""
@@ -161,7 +140,7 @@ class RestMethods:
     ) -> AsyncGenerator[bytes, None]:
         """Yield the events of a generation."""
         with self.counted(spec, "generate"):
-            document = await aside(len(body), lambda: json_document.parse(body))
+            document: Any = await aside(len(body), lambda: json_document.parse(body))
             with held(self.store.lease(spec)) as holder:
                 async with contextlib.aclosing(events.stream(holder, document, limits)) as stream:
                     async for event in stream:

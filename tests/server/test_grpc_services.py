@@ -3,11 +3,13 @@
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
 from arithmetic import SIGNATURES
 from grpc_front import call, examples, feature, front, refused, spec, task, tensor
+from served_directories import wait_until
 from tensorflow_serving.apis import get_model_metadata_pb2
 
 AVAILABLE, END = 30, 50
@@ -163,7 +165,8 @@ def reload(served, *lines, **settings):
     return call(
         served,
         "HandleReloadConfigRequest",
-        f"config {{ model_config_list {{ {config} }} }} " + settings.get("text", ""),
+        f"config {{ model_config_list {{ {config} }} }} " + settings.pop("text", ""),
+        **settings,
     )
 
 
@@ -227,6 +230,17 @@ def test_a_reload_tells_how_far_metrics_went_up(tmp_path):
     assert (metric.name, metric.int64_value_increase) == (name, 1)
 
 
+def test_a_reload_goes_on_when_its_client_has_gone(tmp_path):
+    with front(tmp_path, load_seconds=0.3) as served:
+        with pytest.raises(grpc.RpcError):
+            reload(served, ("n", tmp_path, ""), timeout=0.1)
+        wait_until(lambda: served.store.names() == ["n"])
+        x = tensor("x", [1.0])
+        wait_until(lambda: call(served, "GetModelStatus", spec(name="n")).model_version_status)
+        reload(served, ("n", tmp_path, ""))
+        assert call(served, "Predict", spec(name="n") + x).outputs
+
+
 @pytest.mark.parametrize(
     ("method", "given", "api"),
     [
@@ -247,6 +261,11 @@ def test_calls_are_counted_and_timed(tmp_path, method, given, api):
     assert ':tensorflow:serving:request_count{model_name="m",status="OK"} 1' in lines
     labels = f'model_name="m",API="{api}",entrypoint="GRPC"'
     assert f":tensorflow:serving:request_latency_count{{{labels}}} 1" in lines
+    api = "Regress" if api == "MultiInference" else api
+    labels = f'model_name="m",API="{api}",runtime="TF1"'
+    assert f":tensorflow:serving:runtime_latency_count{{{labels}}} 1" in lines
+    counted = ':tensorflow:serving:request_example_count_total{model="m"} 1' in lines
+    assert counted == (api != "Predict")
 
 
 def test_made_up_names_do_not_fill_the_metrics(tmp_path):
