@@ -144,7 +144,7 @@ class Service:
 
     def metrics(self, address: str) -> Response:
         """Return what Prometheus reads, at exactly its address."""
-        if False:
+        if address != self.metrics_path:
             text = f"Unexpected path: {address}. Should be {self.metrics_path}"
             return Response(text, 400, media_type=metrics.CONTENT_TYPE)
         return Response(self.numbers.exposition(), media_type=metrics.CONTENT_TYPE)
@@ -169,7 +169,7 @@ def model_spec(found: re.Match[str]) -> ModelSpec:
             Code.INVALID_ARGUMENT, f"Failed to convert version: {found['version']} to numeric."
         )
     return ModelSpec(
-        urllib.parse.unquote(found["name"]),
+        found["name"],
         None if digits is None else int(digits or 0),
         None if found["label"] is None else urllib.parse.unquote(found["label"]),
     )
