@@ -169,7 +169,7 @@ def model_spec(found: re.Match[str]) -> ModelSpec:
             Code.INVALID_ARGUMENT, f"Failed to convert version: {found['version']} to numeric."
         )
     return ModelSpec(
-        found["name"],
+        urllib.parse.unquote(found["name"]),
         None if digits is None else int(digits or 0),
         None if found["label"] is None else urllib.parse.unquote(found["label"]),
     )
