@@ -22,8 +22,11 @@ def answering(status):
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
             requests.append(f"{self.requestline}\r\n{self.headers}")
             self.wfile.write(f"HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n".encode())
+
+        do_POST = do_GET  # noqa: N815
 
         def log_message(self, *_):
             pass

@@ -1,14 +1,17 @@
 """Manifests are what Kubernetes, KServe and Compose accept, by their schemas.
 
-Kubernetes' own schemas come with the package kubernetes-validate. No package has KServe's or
-Compose's: what stands below was written from KServe's documentation of v1beta1 and the Compose
-specification, only as wide as the files made here, and closed, so that a misspelt field is found.
+Kubernetes' own schemas come with the package kubernetes-validate, and the package compose-spec is
+as strict as the specification of its name. No package has KServe's schemas: what stands below was
+written from the documentation of serving.kserve.io, only as wide as the files made here, and
+closed, so that a misspelt field is found.
 """
+
+import re
 
 import jsonschema
 import kubernetes_validate
 import pytest
-import yaml
+from compose_spec import PyCompose
 from deployed_models import MEMORY, SIZE, documents
 
 from bart_export.deployment.files import serving_files
@@ -105,34 +108,6 @@ INFERENCE_SERVICE = closed(
         ),
     }
 )
-DURATION = {"type": "string", "pattern": "^[0-9]+[ms]$"}
-SERVICE = closed(
-    {
-        "image": TEXT,
-        "command": listed(TEXT),
-        "volumes": listed(
-            closed(
-                {"type": {"const": "bind"}, "source": TEXT, "target": TEXT},
-                read_only={"type": "boolean"},
-            )
-        ),
-        "ports": listed({"type": "string", "pattern": r"^127\.0\.0\.1:[0-9]+:[0-9]+$"}),
-        "healthcheck": closed(
-            {"test": listed(TEXT)},
-            interval=DURATION,
-            timeout=DURATION,
-            retries=COUNT,
-            start_period=DURATION,
-            start_interval=DURATION,
-        ),
-    },
-    deploy=closed(
-        {"resources": closed({"limits": closed({"memory": {"pattern": "^[1-9][0-9]*M$"}})})}
-    ),
-    security_opt=listed(TEXT),
-    restart={"enum": ["no", "always", "on-failure", "unless-stopped"]},
-)
-COMPOSE = closed({"services": closed({"serving": SERVICE})}, name=LABEL)
 
 
 @pytest.mark.parametrize("written", WRITTEN.values(), ids=WRITTEN)
@@ -143,6 +118,22 @@ def test_kserve_accepts_its_manifests(written):
     jsonschema.validate(manifests["InferenceService"], INFERENCE_SERVICE)
 
 
+def interpolated(written):
+    """Return the Compose file with its variables' defaults, as Compose reads it."""
+    return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", written["compose.yaml"])
+
+
 @pytest.mark.parametrize("written", WRITTEN.values(), ids=WRITTEN)
 def test_compose_accepts_its_file(written):
-    jsonschema.validate(yaml.safe_load(written["compose.yaml"]), COMPOSE)
+    assert PyCompose.from_yaml(interpolated(written)).service_names() == ["serving"]
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [("restart:", "restrat:"), ("bind", "bnd"), ("interval: 10s", "interval: 9")],
+)
+def test_compose_refuses_a_mistake(right, wrong):
+    text = interpolated(WRITTEN["one"])
+    assert right in text
+    with pytest.raises(ValueError, match="services.serving"):
+        PyCompose.from_yaml(text.replace(right, wrong))

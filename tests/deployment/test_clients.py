@@ -1,0 +1,134 @@
+"""The example clients, run as a reader would run them, against both engines of our server."""
+
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from bart_export.runtime import Generator
+from bart_export.server import model_config
+from bart_export.server.options import ServeOptions
+from bart_export.server.serve import running
+
+CLIENTS = pathlib.Path(__file__).parents[2] / "serving" / "clients"
+TEXT = "A library that reads and writes spreadsheets, row by row."
+OTHER = "Games for a rainy day, 文字 and all."
+
+
+@pytest.fixture(scope="module", params=["saved_model", "symmetric"], ids=["tensorflow", "litert"])
+def served(request):
+    """Return (an artifact, a server with its model)."""
+    artifact = request.getfixturevalue(f"{request.param}_artifact")
+    models = [model_config.served_model("bart", artifact.directory)]
+    with running(models, ServeOptions(port=0, rest_api_port=0, warmup=False)) as server:
+        yield artifact, server
+
+
+@pytest.fixture(params=["rest", "grpc"])
+def ask(request, served):
+    """Return a way to run a client with arguments against the server."""
+    _, server = served
+    place = {
+        "rest": ("--url", f"http://127.0.0.1:{server.rest_api_port}"),
+        "grpc": ("--address", f"127.0.0.1:{server.port}"),
+    }
+    return lambda *arguments: run(request.param, *place[request.param], *arguments)
+
+
+def run(client, *arguments, model="bart"):
+    command = [sys.executable, CLIENTS / f"{client}_client.py", "--model", model, *arguments]
+    return subprocess.run(
+        [str(word) for word in command], capture_output=True, text=True, timeout=300
+    )
+
+
+def test_texts_are_answered_as_by_the_library(ask, served, symmetric_artifact):
+    # The SavedModel and the .tflite file of these two artifacts hold the same float32 weights.
+    generator = Generator.from_artifact(symmetric_artifact.directory)
+    done = ask(TEXT, OTHER)
+    assert done.returncode == 0, done.stderr
+    expected = [result.text for result in generator.generate([TEXT, OTHER])]
+    assert done.stdout == "".join(f"{text}\n" for text in expected)
+
+
+def test_settings_are_those_of_the_request(ask, symmetric_artifact):
+    generator = Generator.from_artifact(symmetric_artifact.directory)
+    done = ask("--max-length", 7, "--min-length", 3, "--length-penalty", 0.5,
+               "--repetition-penalty", 1.2, "--early-stopping", "never", TEXT)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = generator.generate(
+        TEXT, max_length=7, min_length=3, length_penalty=0.5, repetition_penalty=1.2,
+        early_stopping="never",
+    )  # fmt: skip
+    assert done.stdout.splitlines()[0] == result.text
+
+
+def test_a_check_replays_what_the_export_recorded(ask, served):
+    artifact, _ = served
+    done = ask("--check", artifact.directory)
+    assert done.returncode == 0, done.stderr + done.stdout
+    cases = json.loads((artifact.directory / "golden.json").read_bytes())["cases"]
+    file = next(
+        name for name in artifact.manifest["files"] if "target" in artifact.manifest["files"][name]
+    )
+    count = int(done.stdout.split()[0])
+    assert 0 < count <= len(cases)
+    assert done.stdout.startswith(f"{count} of {count} answers")
+    assert file.partition("/")[0] in done.stdout
+
+
+def test_a_check_finds_an_answer_that_differs(ask, served, tmp_path):
+    artifact, _ = served
+    copied = tmp_path / "copied"
+    copied.mkdir()
+    shutil.copy(artifact.directory / "manifest.json", copied)
+    golden = json.loads((artifact.directory / "golden.json").read_bytes())
+    settings = artifact.generation.to_dict()
+    case = next(
+        case for case in golden["cases"]
+        if case["files"] and case["generation"]["num_beams"] == settings["num_beams"]
+        and case["generation"]["no_repeat_ngram_size"] == settings["no_repeat_ngram_size"]
+    )  # fmt: skip
+    for answer in case["files"].values():
+        answer["token_ids"][1] += 1
+    (copied / "golden.json").write_text(json.dumps(golden))
+    done = ask("--check", copied)
+    assert done.returncode == 1, done.stderr
+    assert "Another answer with the setting" in done.stdout
+
+
+def test_an_error_of_the_server_is_told(ask):
+    done = ask("--early-stopping", "perhaps", TEXT)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "early_stopping" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("client", ["rest", "grpc"])
+def test_a_server_that_is_not_there_is_told(client):
+    place = {"rest": ("--url", "http://127.0.0.1:9"), "grpc": ("--address", "127.0.0.1:9")}
+    done = run(client, *place[client], TEXT)
+    assert (done.returncode, done.stdout) == (2, "")
+    # TensorFlow, which the gRPC client imports, has its say before.
+    assert "bart-export serve" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_full_queue_is_asked_again_and_then_told(http_answers):
+    with http_answers("503 Service Unavailable") as (port, requests):
+        done = run("rest", "--url", f"http://127.0.0.1:{port}", TEXT)
+    assert done.returncode == 2
+    assert "503" in done.stderr
+    assert len(requests) == 5
+
+
+@pytest.mark.parametrize(
+    "arguments", [(), ("--check", "x", TEXT), ("--version", "1", "--label", "stable", TEXT)]
+)
+def test_contradictions_are_refused(arguments):
+    done = run("rest", *arguments)
+    assert done.returncode == 2
+    assert "give texts or --check" in done.stderr
