@@ -68,7 +68,7 @@ def test_latency_has_33_bounds_from_10_microseconds_to_20_minutes():
 
 def test_prometheus_reads_back_every_family_and_any_label():
     metrics = Metrics()
-    awkward = 'a "quoted" \\ back\nslash'
+    awkward = 'a "quoted" C:\\new\nline'
     for family in FAMILIES:
         labels = [awkward] * len(family.labels)
         if family.kind == "histogram":

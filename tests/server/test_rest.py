@@ -82,6 +82,13 @@ def test_a_body_beyond_the_limit_is_refused(server, body, headers):
     assert answer.json == {"error": "A request may have 100000 bytes, this one has more"}
 
 
+def test_a_body_that_says_it_is_beyond_the_limit_is_not_waited_for(server):
+    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+        head = f"POST {PREDICT} HTTP/1.1\r\nHost: m\r\nContent-Length: 100001\r\n\r\n"
+        connection.sendall(head.encode())
+        assert connection.recv(4096).startswith(b"HTTP/1.1 413 ")
+
+
 def test_a_body_up_to_the_limit_is_read(server):
     body = ROWS.ljust(100_000)
     assert server.post(PREDICT, body).json == ANSWER
