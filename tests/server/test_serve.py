@@ -1,7 +1,6 @@
 """The life of a server, in this process and in one that gets signals."""
 
 import socket
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,7 +10,7 @@ from arithmetic_server import LOOPBACK, connects, open_arithmetic, over_grpc, re
 from certificates import Authority
 from served_directories import add_version, served, wait_until
 
-from bart_export.errors import ConfigurationError, MissingExtra
+from bart_export.errors import ConfigurationError
 from bart_export.server import opening, serve
 from bart_export.server.options import ServeOptions
 from bart_export.server.status import StatusError
@@ -150,10 +149,3 @@ def test_a_model_that_cannot_be_loaded_ends_the_start(base_path):
     ):
         pass
     assert not connects(number)
-
-
-def test_the_tensorflow_engine_needs_its_extra(base_path, monkeypatch):
-    monkeypatch.undo()
-    monkeypatch.setitem(sys.modules, "tensorflow", None)
-    with pytest.raises(MissingExtra, match=r"bart-export\[export\]"):
-        opening.ENGINES["tensorflow"](base_path / "1", options())

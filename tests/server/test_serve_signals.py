@@ -66,17 +66,17 @@ def test_a_signal_lets_running_calls_finish_and_refuses_new_ones(base_path, numb
         wait = {"signature": "wait", "seconds": [1.5]}
         (first,) = start(threads, served, over_grpc, **wait)
         (second,) = start(threads, served, rest, more=True, **wait)
+        assert not first.done()
         served.signal(number)
-        wait_until(lambda: not connects(served.port) and not connects(served.rest_api_port), 1)
+        wait_until(lambda: not connects(served.port) and not connects(served.rest_api_port))
         with pytest.raises(grpc.RpcError) as caught:
             over_grpc(served.port, x=[1.0])
         assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
         with pytest.raises(httpx.ConnectError):
             rest(served.rest_api_port, x=[1.0])
-        assert not first.done()
         assert list(first.result().outputs["seconds"].float_val) == [1.5]
         assert second.result().json() == {"outputs": [1.5]}
-        code, errors = served.ended(3)
+        code, errors = served.ended()
     assert code == 0
     assert "Traceback" not in errors
 
@@ -92,7 +92,7 @@ def test_calls_that_outlast_the_drain_are_stopped(base_path):
         began = time.monotonic()
         served.signal()
         code, errors = served.ended()
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 10
         with pytest.raises(grpc.RpcError) as caught:
             first.result()
         assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
@@ -113,7 +113,7 @@ def test_work_that_cannot_be_stopped_does_not_keep_the_server(base_path):
         began = time.monotonic()
         served.signal()
         code, errors = served.ended()
-        assert time.monotonic() - began < 4
+        assert time.monotonic() - began < 10
         with pytest.raises(grpc.RpcError):
             call.result()
     assert code == 0
@@ -126,7 +126,7 @@ def test_a_second_signal_ends_at_once(base_path):
         served.signal()
         wait_until(lambda: not connects(served.port))
         served.signal()
-        code, _ = served.ended(2)
+        code, _ = served.ended(10)
         with pytest.raises(grpc.RpcError):
             call.result()
     assert code == 128 + signal.SIGTERM
@@ -137,7 +137,7 @@ def test_a_signal_while_models_load_ends_at_once(base_path):
     with process(base_path, ready=False) as served:
         assert "served from" in served.process.stderr.readline()
         served.signal()
-        code, _ = served.ended(2)
+        code, _ = served.ended(10)
     assert code == 128 + signal.SIGTERM
 
 

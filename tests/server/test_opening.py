@@ -1,0 +1,88 @@
+"""From a version directory to a servable that is warm, or a reason why not."""
+
+import logging
+import sys
+
+import numpy as np
+import pytest
+from arithmetic_server import open_arithmetic
+
+from bart_export.errors import MissingExtra
+from bart_export.server import opening
+from bart_export.server.messages import PredictRequest
+from bart_export.server.metrics import Metrics
+from bart_export.server.options import ServeOptions
+from bart_export.server.served_model import ServedModel
+from bart_export.server.status import Code, StatusError
+from bart_export.server.tensors import to_proto
+from bart_export.server.warmup import REQUESTS, write_records
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """The servables that were opened."""
+    servables = []
+
+    def open_one(path, options):
+        servables.append(open_arithmetic(path, options))
+        return servables[-1]
+
+    monkeypatch.setitem(opening.ENGINES, "tensorflow", open_one)
+    return servables
+
+
+def version(path, *values):
+    """Write a version directory with a warm-up request for each value of x."""
+    requests = [
+        PredictRequest(model_spec={"name": "m"}, inputs={"x": to_proto(np.array([value]))})
+        for value in values
+    ]
+    write_records(path / REQUESTS, requests)
+    return path
+
+
+def open_version(path, metrics, **fields):
+    served = ServedModel(name="m", base_path=path.parent, engine="tensorflow")
+    return opening.opener(ServeOptions(**fields), metrics)(served, 1, path)
+
+
+FLOAT, TEXT = np.float32(1), "text"
+
+
+def test_a_version_answers_its_warm_up_requests_before_it_is_handed_out(tmp_path, opened, caplog):
+    metrics = Metrics()
+    with caplog.at_level(logging.INFO):
+        servable = open_version(version(tmp_path / "1", FLOAT, FLOAT), metrics)
+    assert servable is opened[0]
+    assert "2 requests warmed it up" in caplog.text
+    labels = f'model_path="{tmp_path / "1"}",status="OK"'
+    assert f":tensorflow:serving:model_warmup_latency_count{{{labels}}} 1" in metrics.exposition()
+
+
+def test_a_warm_up_request_that_fails_fails_the_version_and_frees_it(tmp_path, opened):
+    metrics = Metrics()
+    with pytest.raises(StatusError, match="Expects arg.0. to be float but string") as caught:
+        open_version(version(tmp_path / "1", FLOAT, TEXT), metrics)
+    assert caught.value.code == Code.INVALID_ARGUMENT
+    assert opened[0].closed
+    assert 'status="INVALID_ARGUMENT"' in metrics.exposition()
+
+
+def test_warm_up_can_be_left_out(tmp_path, opened):
+    metrics = Metrics()
+    servable = open_version(version(tmp_path / "1", TEXT), metrics, warmup=False)
+    assert not servable.closed
+    assert "warmup" not in metrics.exposition()
+
+
+def test_a_version_without_warm_up_requests_is_not_in_the_metrics(tmp_path, opened):
+    metrics = Metrics()
+    (tmp_path / "1").mkdir()
+    open_version(tmp_path / "1", metrics)
+    assert "warmup" not in metrics.exposition()
+
+
+def test_the_tensorflow_engine_needs_its_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    with pytest.raises(MissingExtra, match=r"bart-export\[export\]"):
+        opening.ENGINES["tensorflow"](tmp_path, ServeOptions())
