@@ -20,6 +20,7 @@ SERVICES = {
     "MultiInference": "PredictionService",
     "GetModelMetadata": "PredictionService",
     "GetModelStatus": "ModelService",
+    "HandleReloadConfigRequest": "ModelService",
 }
 WHOLE = {
     "Predict": spec("sums") + tensor("a", [1.0, 2.0]) + tensor("b", [3.0, 4.0]),
@@ -28,20 +29,23 @@ WHOLE = {
     "MultiInference": task("tensorflow/serving/regress", "regress") + examples("ab"),
     "GetModelMetadata": spec() + 'metadata_field: "signature_def"',
     "GetModelStatus": spec(),
+    "HandleReloadConfigRequest": 'config { model_config_list { config { name: "m" '
+    'base_path: "/m" model_platform: "tensorflow" model_version_policy { all {} } '
+    'version_labels { key: "stable" value: 1 } } } }',
 }
 FIELDS = [
     field for field in TensorProto.DESCRIPTOR.fields if field.name.endswith("_val")
     and field.message_type is None and field.name != "float8_val"
 ]  # fmt: skip
-# A Call that raises KeyError or so inside the test's own servable says INTERNAL; that is its right.
 REFUSALS = {"INVALID_ARGUMENT", "NOT_FOUND", "FAILED_PRECONDITION", "UNIMPLEMENTED",
             "RESOURCE_EXHAUSTED"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory):
-    with front(tmp_path_factory.mktemp("m")) as running:
+def served():
+    with front(pathlib.Path("/m")) as running:
         yield running
+        call(running, "HandleReloadConfigRequest", WHOLE["HandleReloadConfigRequest"])
         # It still answers, and nothing is left running.
         assert call(running, "Predict", spec() + tensor("x", [1.0])).outputs
         assert running.servables["m", 2].running == 0
