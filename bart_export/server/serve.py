@@ -39,6 +39,8 @@ from bart_export.server.versions import State
 LOG = logging.getLogger(__name__)
 
 STOPPED = "The server is ending"
+# What work may take that was told to end: an engine asks between two tokens.
+STOP_SECONDS = 5.0
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -152,7 +154,9 @@ async def serving(models: Sequence[ServedModel], options: ServeOptions) -> Async
     """
     ports.check(options)
     metrics = Metrics()
-    store = ModelStore(opener(options, metrics), Sources().find_versions, options)
+    # Calls have had their time when the store is stopped, and been told to end.
+    last = dataclasses.replace(options, drain_seconds=min(options.drain_seconds, STOP_SECONDS))
+    store = ModelStore(opener(options, metrics), Sources().find_versions, last)
     # What is wrong with an option is to be known before minutes go into loading.
     grpc_server = GrpcServer(grpc_services.services(store, metrics), options)
     rest_server = RestServer(rest_config(rest.app(store, options, metrics), options))
