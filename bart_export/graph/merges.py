@@ -19,8 +19,6 @@ from bart_export.text.vocabulary import BYTE_SYMBOLS
 HALF = 2**32
 NEVER = 2**63 - 1
 
-LONGEST_SPACE = 4
-
 
 class Tokens(NamedTuple):
     """The tokens of words, one word after the other.
@@ -42,8 +40,7 @@ class Merges(tf.Module):
     """The merges of one vocabulary, as a table of the graph.
 
     Attributes:
-        longest: bytes of the longest token that merging can make, or of the longest whitespace
-            character if that is more.
+        longest: bytes of the longest token that merging can make.
         byte_lengths: int32 (vocabulary,), bytes of each token that merging can make.
     """
 
@@ -51,17 +48,16 @@ class Merges(tf.Module):
         """Make the table of what `read_vocabulary` and `read_merges` return."""
         super().__init__()
         self.separator = len(vocabulary)  # merges with nothing
-        self.longest = max(LONGEST_SPACE, *(len(left + right) for left, right in merges))
+        self.longest = max((len(left + right) for left, right in merges), default=1)
         self.in_order = is_in_order(merges)
         symbols = [vocabulary[symbol] for symbol in BYTE_SYMBOLS]
         symbols[SEPARATOR[0]] = self.separator
         self.byte_ids = tf.constant(symbols, tf.int64)
         tokens = sorted(vocabulary, key=vocabulary.__getitem__)
         self.byte_lengths = tf.constant([len(token) for token in tokens], tf.int32)
-        rows = {
-            (vocabulary[left], vocabulary[right]): (rank, vocabulary[left + right])
-            for rank, (left, right) in enumerate(merges)
-        }
+        rows = {(-1, -1): (0, 0)}  # no symbol is -1, but a table must not be empty
+        for rank, (left, right) in enumerate(merges):
+            rows[vocabulary[left], vocabulary[right]] = rank, vocabulary[left + right]
         keys, values = (
             np.array(list(pairs), np.int64).reshape(-1, 2) @ [HALF, 1]
             for pairs in (rows.keys(), rows.values())
@@ -76,7 +72,6 @@ class Merges(tf.Module):
         ids = tf.gather(self.byte_ids, tf.cast(data, tf.int32))
         is_end = tf.cast(tf.equal(data, SEPARATOR[0]), tf.int32)
         word_of = tf.cumsum(is_end, exclusive=True)
-
         values = self.table.lookup(ids * HALF + tf.roll(ids, -1, 0))  # the last is a separator
 
         def more(least: tf.Tensor, *symbols: tf.Tensor) -> tf.Tensor:

@@ -113,9 +113,10 @@ def word_begins(points: tf.Tensor, kinds: tf.Tensor) -> tf.Tensor:
     spaces, end = tf.equal(kinds, SPACE), tf.equal(kinds, END)
     changes = tf.not_equal(kinds, before) | end
     blank_before = tf.equal(shifted(points, 1, 0), BLANK)
-    taken = blank_before & ~spaces & ~end
-    last_space = spaces & tf.equal(before, SPACE) & tf.not_equal(after, SPACE)
-    begins = changes & ~taken | last_space & tf.not_equal(after, END)
+    taken = blank_before & ~end  # another space is no change either
+    goes_on = tf.not_equal(after, SPACE) & tf.not_equal(after, END)
+    last_space = spaces & tf.equal(before, SPACE) & goes_on
+    begins = changes & ~taken | last_space
 
     wide = tf.cast(points, tf.int64)
     following = shifted(wide, -1, 0)

@@ -4,13 +4,14 @@ Batches of bytes go in and padded ids with their lengths come out, and the other
 operators and constant tables only, so that the graph runs wherever TensorFlow does. The module
 does not know the model: how long a text it takes is the caller's to say.
 
-A server must not be stopped by a long text. Of each no more is read than its first ids need: a
-beginning is tokenized, and four times as much of it if what follows could still change the ids
-that are kept. Whole words are certain; a word that goes on is tokenized with every end it may
-come to have, see `certain_in_open_word`. So a text costs what a beginning of about four bytes
-times `max_length` times the bytes of the longest token costs, if not less, and each turn of the
-merging loop merges something in the longest word of it. Only merges by which a character changes
-tokens several longest tokens before it make more of the text be read.
+A server must not be stopped by a long text, so no more of a text is read than its first ids need:
+a beginning of it, and four times as much while what follows could still change the ids that are
+kept. The tokens of whole words are certain; of a word that goes on beyond the beginning those are
+that it has however it may end, see `certain_in_open_word`. Nothing is guessed: the ids are always
+those of the whole text. At most `4 * (max_length + 2) * longest` bytes are read, `longest` being
+the bytes of the longest token, and the merging loop turns at most as often as the longest word
+among them has bytes. More is read only where the merges let a character change tokens that end
+more than `longest` bytes before it.
 """
 
 from typing import NamedTuple
@@ -24,6 +25,7 @@ from bart_export.text.tokenizer import BartTokenizer
 
 GROWTH = 4  # times as much text when a beginning was not enough
 FIRST_BYTES = 8  # a token of the beginning that is tried first; English has between 4 and 5
+LONGEST_SPACE = 3  # bytes; the last of several may turn out to be no part of their word
 ANCHOR = 3  # longest tokens between the token that must stay the same and the end of the text
 
 
@@ -62,6 +64,7 @@ class GraphTokenizer(tf.Module):
         self.end_token_id = host.end_token_id
         self.pretokenizer = Pretokenizer()
         self.merges = Merges(vocabulary, merges)
+        self.longest = max(self.merges.longest, LONGEST_SPACE + 1)
         shown = (
             b"" if id in host.special_token_ids else host.token_bytes(id)
             for id in range(host.vocabulary_size)
@@ -108,7 +111,7 @@ class GraphTokenizer(tf.Module):
         with tf.device("CPU:0"):  # strings are there, and the operators on ids are small
             text = valid_utf8(text, "replace")
             sizes, zero = tf.cast(tf.strings.length(text), tf.int64), tf.constant(0, tf.int64)
-            bytes = tf.constant(FIRST_BYTES * max(max_length, self.merges.longest), tf.int64)
+            bytes = tf.constant(FIRST_BYTES * max(max_length, self.longest), tf.int64)
             nothing = tf.zeros([tf.size(text), 0], tf.int32), tf.zeros_like(sizes, tf.int32)
             shapes = [tf.TensorShape(shape) for shape in ([], [], [None, None], [None])]
             _, _, ids, lengths = tf.while_loop(
@@ -161,8 +164,9 @@ class GraphTokenizer(tf.Module):
     def certain_tokens(self, rows: Rows, cut: tf.Tensor, room: int) -> tf.Tensor:
         """Return how many tokens of each text are its own however it goes on, int32 (batch,).
 
-        What follows may change where the last word ends and, as after an apostrophe or a blank,
-        where the one before it does. If `room` more are wanted, the last word is looked into.
+        What follows may change where the last word ends. An apostrophe before it, which is one
+        token, may become a contraction with it. If `room` are wanted and these are fewer, a last
+        word that is long is looked into.
 
         Args:
             rows: beginnings of texts.
@@ -171,9 +175,9 @@ class GraphTokenizer(tf.Module):
         """
         last = tf.where(rows.words.ends)[:, 0] - 1
         before_last = rows.lengths - tf.gather(rows.counts, tf.maximum(last, 0))
-        certain = before_last - tf.gather(rows.counts, tf.maximum(last - 1, 0))
+        certain = tf.maximum(before_last - 1, 0)
         sizes = tf.strings.length(tf.gather(rows.words.texts, tf.maximum(last, 0)))
-        open = tf.where(cut & (certain < room) & (sizes >= ANCHOR * self.merges.longest))
+        open = tf.where(cut & (certain < room) & (sizes >= ANCHOR * self.longest))
 
         def looked_into() -> tf.Tensor:
             inside = self.certain_in_open_word(rows, tf.gather_nd(last, open))
@@ -188,14 +192,14 @@ class GraphTokenizer(tf.Module):
         Tokens are those of a text if every two neighbours are those of their own text, as a first
         merge across a border would be one between two of them. So the tokens of a text up to the
         last border before any point are the tokens of the text up to that border; it is one of
-        the last `longest` places before that point. If the word, ended at each of those, has the
+        the `longest` places up to that point. If the word, ended at each of those, has the
         same token at the same place, then that token and all before it are certain.
 
         Args:
             rows: tokenized beginnings of texts.
             words: int64 (open,), words of them of at least ANCHOR times `longest` bytes.
         """
-        tokens, longest = rows.tokens, self.merges.longest
+        tokens, longest = rows.tokens, self.longest
         texts, index = tf.gather(rows.words.texts, words), tf.gather(rows.index, words)
         sizes = tf.strings.length(texts)
         first = tf.gather(tokens.begins(), index)

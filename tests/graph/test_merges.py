@@ -62,10 +62,14 @@ def test_what_is_in_order(merges, in_order):
     assert is_in_order(merges) is in_order
 
 
-def test_the_longest_token_is_that_of_a_merge_or_a_whitespace_character():
+def test_the_longest_token_is_that_of_a_merge():
     merges = [("a", "b"), ("ab", "ab"), ("abab", "ab")]
     assert Merges(vocabulary_of(merges), merges).longest == 6
-    assert Merges(vocabulary_of(merges[:1]), merges[:1]).longest == len("\u3000".encode()) + 1
+
+
+def test_without_merges_every_byte_is_a_token():
+    assert ids_of([], ["ab", "€"]) == [[ord("a"), ord("b")], [*"€".encode()]]
+    assert Merges(vocabulary_of([]), []).longest == 1
 
 
 def test_no_words_have_no_tokens():
