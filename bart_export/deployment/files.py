@@ -39,6 +39,8 @@ TIMEOUT_SECONDS = 60
 # What Kubernetes does before it ends a pod, beside the longest request.
 GRACE_SECONDS = TIMEOUT_SECONDS + 15
 MEBIBYTE = 2**20
+# Cores that the manifests ask for, and batches that run at a time.
+CORES = 2
 # Versions that models.config keeps loaded.
 LOADED_VERSIONS = 3
 
@@ -111,14 +113,15 @@ def serving_files(name: str, versions: Sequence[int], memory: Memory, size: int)
         memory: that the last of them takes.
         size: bytes of its files.
     """
-    loaded = min(len(versions), LOADED_VERSIONS)
-    # One version is at work at a time, on one thread of batches; the others are only loaded. While
-    # a new one is loaded and warmed up, it takes its peak beside that.
-    request = memory.peak + (loaded - 1) * memory.loaded
+    loaded = min(len(versions), LOADED_VERSIONS) * memory.loaded
+    working = CORES * (memory.peak - memory.loaded)
+    # While a version is exchanged, the next is loaded and warmed up beside those that answer.
+    request, single = loaded + working, memory.loaded + working
     values: dict[str, object] = {
         "name": name,
         "kubernetes_name": kubernetes_name(name),
         "version": versions[-1],
+        "cores": CORES,
         "image_tag": IMAGE_TAG,
         "tag_reason": TAG_REASON,
         "timeout_ms": TIMEOUT_SECONDS * 1000,
@@ -126,8 +129,8 @@ def serving_files(name: str, versions: Sequence[int], memory: Memory, size: int)
         "memory_reason": memory_reason(memory),
         "memory_request_mebibytes": mebibytes(request),
         "memory_limit_mebibytes": mebibytes(request + memory.peak),
-        "single_request_mebibytes": mebibytes(memory.peak),
-        "single_limit_mebibytes": mebibytes(2 * memory.peak),
+        "single_request_mebibytes": mebibytes(single),
+        "single_limit_mebibytes": mebibytes(single + memory.peak),
         "storage_mebibytes": mebibytes(4 * size) + 64,
         "labels": indented(labels(versions), 4),
         "canary": indented(canary(versions), 4),
@@ -167,8 +170,9 @@ def memory_reason(memory: Memory) -> str:
     )
     return (
         f"{origin}: {mebibytes(memory.loaded)} MiB with a version loaded,\n"
-        f"{mebibytes(memory.peak)} MiB with {MAX_BATCH_SIZE} of the longest texts in a batch; the "
-        "limit has room\nfor one more version, while it is exchanged."
+        f"{mebibytes(memory.peak)} MiB with {MAX_BATCH_SIZE} of the longest texts in a batch. "
+        f"There is room for {CORES} batches\nat a time, and up to the limit for one more version, "
+        "while it is exchanged."
     )
 
 

@@ -33,7 +33,7 @@ class Sample:
     rows: int
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Served:
     """What requests are made for.
 

@@ -66,6 +66,7 @@ CONTAINER = closed(
     {"name": {"const": "kserve-container"}, "image": TEXT, "args": listed(TEXT)},
     command=listed(TEXT),
     securityContext={"type": "object"},
+    volumeMounts=listed(closed({"name": LABEL, "mountPath": TEXT, "readOnly": {"const": True}})),
 )
 SERVING_RUNTIME = closed(
     {
@@ -75,6 +76,7 @@ SERVING_RUNTIME = closed(
         "spec": closed(
             {"supportedModelFormats": listed(closed(FORMAT)), "containers": listed(CONTAINER)},
             protocolVersions=listed(PROTOCOL),
+            volumes=listed(closed({"name": LABEL, "configMap": closed({"name": LABEL})})),
         ),
     }
 )
@@ -113,7 +115,8 @@ INFERENCE_SERVICE = closed(
 @pytest.mark.parametrize("written", WRITTEN.values(), ids=WRITTEN)
 def test_kserve_accepts_its_manifests(written):
     manifests = documents(written["kserve.yaml"])
-    assert list(manifests) == ["ServingRuntime", "InferenceService"]
+    assert list(manifests) == ["ConfigMap", "ServingRuntime", "InferenceService"]
+    kubernetes_validate.validate(manifests["ConfigMap"], KUBERNETES[-1], strict=True)
     jsonschema.validate(manifests["ServingRuntime"], SERVING_RUNTIME)
     jsonschema.validate(manifests["InferenceService"], INFERENCE_SERVICE)
 
@@ -130,7 +133,7 @@ def test_compose_accepts_its_file(written):
 
 @pytest.mark.parametrize(
     ("right", "wrong"),
-    [("restart:", "restrat:"), ("bind", "bnd"), ("interval: 10s", "interval: 9")],
+    [("restart:", "restrat:"), ("bind", "bnd"), ("interval: 10s", "interval: s")],
 )
 def test_compose_refuses_a_mistake(right, wrong):
     text = interpolated(WRITTEN["one"])
