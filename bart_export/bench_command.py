@@ -1,18 +1,32 @@
 """`bart-export bench`: an artifact goes in, a table or JSON of what was measured comes out.
 
-Everything heavy is imported when the command runs.
+What is measured are the artifact's files, or how it is served. Everything heavy is imported when
+the command runs.
 """
 
 import json
 import pathlib
+from typing import Any
 
 import click
 
 Path = click.Path(path_type=pathlib.Path)
+Count = click.IntRange(min=1)
+
+
+# Options of the files' measurement alone, and of the servers' alone.
+OF_FILES = {"recipe_names": "--recipe", "num_beams": "--num-beams"}
+OF_SERVERS = {
+    "engines": "--engine",
+    "workers": "--workers",
+    "queue_size": "--queue-size",
+    "overload_seconds": "--overload",
+}
 
 
 @click.command()
 @click.argument("artifact", type=Path)
+@click.option("--serve", is_flag=True, help="Measure how the artifact is served.")
 @click.option(
     "--recipe",
     "recipe_names",
@@ -23,64 +37,86 @@ Path = click.Path(path_type=pathlib.Path)
 @click.option(
     "--source",
     "sources",
-    type=click.IntRange(min=1),
+    type=Count,
     multiple=True,
-    default=(64, 512),
-    show_default=True,
-    help="Source tokens; may be given more than once.",
+    help="Source tokens; may be given more than once. Default: 64 and 512; with --serve 256, and "
+    "512 for batches.",
 )
 @click.option(
     "--num-beams",
-    type=click.IntRange(min=1),
+    type=Count,
     multiple=True,
-    default=(1, 4),
-    show_default=True,
-    help="Beams; may be given more than once.",
+    help="Beams; may be given more than once. Default: 1 and 4. A server's are fixed.",
 )
 @click.option(
     "--new-tokens",
-    type=click.IntRange(min=1),
-    default=64,
-    show_default=True,
-    help="Tokens to generate.",
+    type=Count,
+    help="Tokens to generate. Default: 64; with --serve 32, and 64 for batches.",
 )
 @click.option(
-    "--runs",
-    type=click.IntRange(min=1),
-    default=7,
-    show_default=True,
-    help="Runs that the medians are of.",
+    "--runs", type=Count, default=7, show_default=True, help="Runs that the medians are of."
 )
-@click.option("--threads", type=click.IntRange(min=1), help="Threads to use. Default: all cores.")
+@click.option("--threads", "num_threads", type=Count, help="Threads to use. Default: all cores.")
+@click.option(
+    "--engine",
+    "engines",
+    type=click.Choice(["tensorflow", "litert"]),
+    multiple=True,
+    help="Which engines to serve with. Default: all that the artifact has files for.",
+)
+@click.option("--workers", type=Count, help="Calls that a server runs side by side.")
+@click.option("--queue-size", type=click.IntRange(min=0), help="Calls that may wait in a server.")
+@click.option(
+    "--overload",
+    "overload_seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="With --serve: then ask each server twice of what it can answer, for so long.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def bench(
-    artifact: pathlib.Path,
-    recipe_names: tuple[str, ...],
-    sources: tuple[int, ...],
-    num_beams: tuple[int, ...],
-    new_tokens: int,
-    runs: int,
-    threads: int | None,
-    as_json: bool,
-) -> None:
+def bench(artifact: pathlib.Path, serve: bool, as_json: bool, **options: Any) -> None:
     """Measure an artifact here: sizes, opening, memory, encoding, decoding, tokens per second.
 
-    Configurations take turns, figures are medians; compare them within one run only.
+    With --serve, measure what serving adds and how much a server answers. Configurations take
+    turns, figures are medians; compare them within one run only.
     """
-    from bart_export.quality import bench as benchmark
-
-    report = benchmark.bench(
-        artifact,
-        recipes=recipe_names or None,
-        sources=sources,
-        new_tokens=new_tokens,
-        num_beams=num_beams,
-        num_threads=threads,
-        runs=runs,
-    )
+    given = {name: value for name, value in options.items() if value not in (None, ())}
+    for name, flag in (OF_FILES if serve else OF_SERVERS).items():
+        if name in given:
+            raise click.UsageError(f"{flag} {'contradicts' if serve else 'needs'} --serve.")
+    report, tables = (serving if serve else files)(artifact, given)
     if as_json:
         click.echo(json.dumps(report, ensure_ascii=False, indent=1))
         return
     from rich.console import Console
 
-    Console().print(benchmark.tables(report))
+    Console().print(tables)
+
+
+def files(artifact: pathlib.Path, given: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    """Measure an artifact's files; return the report, and tables of it."""
+    from bart_export.quality import bench as benchmark
+
+    if "recipe_names" in given:
+        given["recipes"] = given.pop("recipe_names")
+    report = benchmark.bench(artifact, **given)
+    return report, benchmark.tables(report)
+
+
+def serving(artifact: pathlib.Path, given: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    """Measure how an artifact is served; return the report, and tables of it."""
+    if "sources" in given:
+        sources = given.pop("sources")
+        if len(sources) > 1:
+            raise click.UsageError("With --serve, --source can be given once.")
+        given["source"] = sources[0]
+    try:
+        from bart_export.quality import serve_bench
+    except ModuleNotFoundError as error:
+        raise click.UsageError(
+            f"--serve needs the package {error.name}, which is not installed. Install it with: "
+            "pip install 'bart-export[serve]'"
+        ) from None
+
+    report = serve_bench.serve_bench(artifact, **given)
+    return report, serve_bench.tables(report)
