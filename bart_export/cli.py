@@ -160,7 +160,7 @@ def export_to(preset: str, target: str, options: Any, output: pathlib.Path) -> N
     require_export_packages("Exporting")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ["KERAS_BACKEND"] = "tensorflow"
-    with stages(8 if target == "saved_model" else 7 + 2 * len(options)) as stage:
+    with stages(9 if target == "saved_model" else 7 + 2 * len(options)) as stage:
         stage("load TensorFlow")
         with native_stderr_silenced():
             from bart_export.export import export

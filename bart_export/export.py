@@ -68,7 +68,11 @@ def export(
             rows.append({"file": one.name, **dataclasses.asdict(comparison)})
         stage("commit the artifact")
         manifest = describe(source, checkpoint, tokenizer, generation, preset)
-        entries = {name: draft.entry(name, **one.details) for one in written for name in one.files}
+        entries = {
+            name: draft.entry(name, **details)
+            for one in written
+            for name, details in one.files.items()
+        }
         kept = keep(draft, manifest, entries)
         manifest["exports"] = kept.exports + 1
         manifest["verification"] = [*rows, *kept.verification]

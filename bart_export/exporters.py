@@ -7,15 +7,17 @@ The order of the journey is not known here.
 
 import dataclasses
 import functools
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from bart_export import deployment
 from bart_export.artifact import Draft
 from bart_export.config import GenerationConfig
 from bart_export.model import BartBackbone
 from bart_export.progress import Stage
+from bart_export.quality import golden, verify
 from bart_export.quality import saved_model as saved_model_quality
-from bart_export.quality import verify
 from bart_export.quality.golden import Answer
 from bart_export.quality.reference import KerasReference
 from bart_export.quality.verify import Reference
@@ -44,13 +46,12 @@ Check = Callable[[KerasReference, Reference], tuple[Any, Sequence[Answer | None]
 class Written:
     """One thing that a target wrote: a file, or a directory of files that go together.
 
-    `details` is what the entries of `files` say in the manifest beside size and hash. `settings`
-    are those of a question that must be asked besides the usual ones, None for none.
+    `files` maps the name of each file to what its entry in the manifest says beside size and hash.
+    `settings` are those of a question that must be asked besides the usual ones, None for none.
     """
 
     name: str
-    files: tuple[str, ...]
-    details: Mapping[str, Any]
+    files: Mapping[str, Mapping[str, Any]]
     check: Check
     settings: GenerationConfig | None = None
 
@@ -62,12 +63,13 @@ def export_tflite(
     return [
         Written(
             name,
-            (name,),
             {
-                "target": "tflite",
-                "recipe": recipe.name,
-                "runtimes": dict(recipe.runtimes),
-                "refusals": dict(recipe.refusals),
+                name: {
+                    "target": "tflite",
+                    "recipe": recipe.name,
+                    "runtimes": dict(recipe.runtimes),
+                    "refusals": dict(recipe.refusals),
+                }
             },
             functools.partial(check_tflite, model, draft, name, recipe),
         )
@@ -103,23 +105,28 @@ def export_saved_model(model: Model, options: Any, draft: Draft, stage: Stage) -
         options.dtype,
         directory,
     )
-    files = sorted(path for path in directory.rglob("*") if path.is_file())
-    return [
-        Written(
-            name,
-            tuple(path.relative_to(draft.directory).as_posix() for path in files),
-            {"target": "saved_model", "version": version, "dtype": options.dtype},
-            functools.partial(
-                saved_model_quality.check,
-                name,
-                directory,
-                options.dtype,
-                model.tokenizer,
-                settings,
-            ),
-            None if settings == model.generation else settings,
-        )
-    ]
+    stage("measure what serving takes")
+    served = deployment.Served(
+        tokenizer=model.tokenizer,
+        generation=settings,
+        encoder_sequence_length=model.encoder_sequence_length,
+        text=golden.TEXTS[0],
+    )
+    deployment.write(draft, version, served)
+    serving = draft.directory / "serving"
+    details = {"target": "saved_model", "version": version, "dtype": options.dtype}
+    files = dict.fromkeys(files_in(draft, directory), details)
+    files |= dict.fromkeys(files_in(draft, serving), {"target": "saved_model"})
+    check = functools.partial(
+        saved_model_quality.check, name, directory, options.dtype, model.tokenizer, settings
+    )
+    return [Written(name, files, check, None if settings == model.generation else settings)]
+
+
+def files_in(draft: Draft, directory: pathlib.Path) -> list[str]:
+    """Return the names, as a manifest has them, of all files in a directory of a draft."""
+    paths = sorted(path for path in directory.rglob("*") if path.is_file())
+    return [path.relative_to(draft.directory).as_posix() for path in paths]
 
 
 # (model, options, draft, stage) -> what was written

@@ -35,12 +35,12 @@ LAYERS = {
     "runtime": {"words", "text"},
     "server": {"words", "text", "runtime"},
 }
+LAYERS["deployment"] = {"words", "text", "server"}
 LAYERS["quality"] = set(LAYERS)
 LAYERS["manifest"] = {"words", "text", "checkpoints"}
 LAYERS["exporters"] = set(LAYERS)
 LAYERS["export"] = set(LAYERS)
 LAYERS["inspection"] = {"words", "text", "checkpoints"}
-LAYERS["deployment"] = {"words", "text", "server"}
 LAYERS["serve_command"] = {"words", "server"}
 LAYERS["generate_command"] = {"words", "runtime"}
 LAYERS["bench_command"] = {"quality"}
