@@ -111,7 +111,10 @@ class SavedModelServable:
 
     def submit(self, call: Call) -> "Future[Tensors]":
         """Run a signature on one of the model's threads; see `servable.Servable`."""
-        inputs = {**self._defaults[call.signature], **call.inputs}
+        defaults: Tensors = self._defaults[call.signature]
+        if isinstance(self._threads, BatchScheduler):
+            defaults = for_each_row(defaults, call.inputs)
+        inputs = {**defaults, **call.inputs}
         try:
             call.limits.check()
             return self._threads.submit(call.signature, call.outputs, inputs, call.limits)
@@ -159,6 +162,22 @@ class SavedModelServable:
         except (KeyError, TypeError, ValueError) as error:
             raise StatusError(Code.INVALID_ARGUMENT, one_line(str(error.args[0]))) from error
         return {name: array(value) for name, value in zip(outputs, values, strict=True)}
+
+
+def for_each_row(defaults: Tensors, inputs: Tensors) -> Tensors:
+    """Return defaults that have one row with as many as the inputs have.
+
+    In a batch every input needs as many rows. TensorFlow Serving lacks this step and refuses calls
+    of several rows that leave an input out.
+    """
+    counts = {len(value) for value in inputs.values() if value.ndim}
+    if len(counts) != 1:
+        return defaults
+    (rows,) = counts
+    return {
+        name: np.repeat(value, rows, axis=0) if value.shape[:1] == (1,) else value
+        for name, value in defaults.items()
+    }
 
 
 class Workers:

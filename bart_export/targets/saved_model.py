@@ -91,10 +91,18 @@ def signature_function(served: signatures.Served, signature: contract.Signature)
         tensor.name: tf.TensorSpec(tensor.shape({}), tensor.dtype) for tensor in signature.inputs
     }
 
+    sizes = contract.sizes(served.config) | {
+        contract.SEQUENCES: served.generation.num_return_sequences
+    }
+
     def call(*positional: tf.Tensor, **named: tf.Tensor) -> signatures.Tensors:
         given = dict(zip(specs, positional, strict=False)) | named
         computed = compute(served, given)
-        return {tensor.name: computed[tensor.name] for tensor in signature.outputs}
+        # What the contract fixes is to stand in the metadata, where clients read it.
+        return {
+            tensor.name: tf.ensure_shape(computed[tensor.name], tensor.shape(sizes))
+            for tensor in signature.outputs
+        }
 
     kind, none = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.empty
     call.__signature__ = inspect.Signature(  # type: ignore[attr-defined]

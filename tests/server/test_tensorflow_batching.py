@@ -69,6 +69,14 @@ def test_nothing_is_batched_unless_asked(assorted_directory, tmp_path, opened):
     assert submit(servable, "sums", "rows", x=floats([1, 2])).result(60)["rows"].tolist() == [1]
 
 
+def test_defaults_count_for_each_row_of_a_batch(assorted_directory, tmp_path, opened):
+    servable = opened(with_parameters(assorted_directory, tmp_path, BATCHES_OF_FOUR))
+    calls = [{"x": floats(1, 2)}, {"x": floats(3)}, {"x": floats(4), "factor": floats(5)}]
+    futures = [submit(servable, "scale", "product", **inputs) for inputs in calls]
+    products = [future.result(60)["product"].tolist() for future in futures]
+    assert products == [[3.0, 6.0], [9.0], [20.0]]
+
+
 BATCH_AT_ONCE = "max_batch_size { value: 4 }"
 
 
@@ -92,7 +100,7 @@ BATCH_AT_ONCE = "max_batch_size { value: 4 }"
         (
             "scale",
             ["product"],
-            {"x": floats(1, 2)},
+            {"x": floats(1, 2), "factor": floats(1, 2, 3)},
             Code.INVALID_ARGUMENT,
             "Batching Run() input tensors must have equal 0th-dimension size",
         ),
