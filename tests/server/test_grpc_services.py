@@ -241,6 +241,17 @@ def test_a_reload_goes_on_when_its_client_has_gone(tmp_path):
         assert call(served, "Predict", spec(name="n") + x).outputs
 
 
+def test_reloads_that_take_long_do_not_hold_up_large_requests(tmp_path):
+    with front(tmp_path, load_seconds=2) as served:
+        for _ in range(40):
+            with pytest.raises(grpc.RpcError):
+                reload(served, ("m", tmp_path, ALL), ("n", tmp_path, ""), timeout=0.02)
+        began = time.monotonic()
+        large = {"x": tf.make_tensor_proto(np.zeros(100_000, np.float32))}
+        assert call(served, "Predict", spec(), inputs=large).outputs
+        assert time.monotonic() - began < 1.5
+
+
 @pytest.mark.parametrize(
     ("method", "given", "api"),
     [
