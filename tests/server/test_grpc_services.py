@@ -242,8 +242,8 @@ def test_a_reload_goes_on_when_its_client_has_gone(tmp_path):
 
 
 def test_reloads_that_take_long_do_not_hold_up_large_requests(tmp_path):
-    with front(tmp_path, load_seconds=2) as served:
-        for _ in range(40):
+    with front(tmp_path, load_seconds=3) as served:
+        for _ in range(20):
             with pytest.raises(grpc.RpcError):
                 reload(served, ("m", tmp_path, ALL), ("n", tmp_path, ""), timeout=0.02)
         began = time.monotonic()
