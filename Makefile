@@ -13,7 +13,7 @@ TEXT = $$(sed -n 's/^> //p' README.md)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint test-slow test-legacy clean
+.PHONY: help demo demo-serving test lint test-slow test-legacy clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -23,6 +23,14 @@ demo: $(VENV)/installed-export ## export the embedded preset and let it write a 
 	@$(VENV)/bin/bart-export --preset bart_mini_en --target tflite --output $(ARTIFACT)
 	@printf '\nThe text:\n%s\n\nIts headline:\n' "$(TEXT)"
 	@$(VENV)/bin/bart-export generate $(ARTIFACT) "$(TEXT)"
+
+demo-serving: $(VENV)/installed-export,serve,clients ## export a SavedModel as well, serve it, and ask with curl and over gRPC
+	@echo "Exporting the preset bart_mini_en to TFLite and to a SavedModel ..."
+	@$(VENV)/bin/bart-export --preset bart_mini_en --target tflite \
+	    --recipe float32 --recipe dynamic_wi8_afp32 --output $(ARTIFACT)
+	@$(VENV)/bin/bart-export --preset bart_mini_en --target saved_model --output $(ARTIFACT)
+	@printf '\nThe text:\n%s\n\n' "$(TEXT)"
+	@PATH="$(VENV)/bin:$$PATH" serving/demo.sh $(ARTIFACT) "$(TEXT)"
 
 test: lint ## lint, check types, and run the tests that take seconds
 	@$(VENV)/bin/pytest -q -m "not slow"
