@@ -1,0 +1,200 @@
+"""Measure a SavedModel's `generate` and KerasHub's on the same weights and the same work, in turns.
+
+Usage: compare_keras_hub.py CHECKPOINT_DIR [--source N] [--new-tokens N] [--runs N] [--json FILE]
+
+CHECKPOINT_DIR is a Keras preset (random_checkpoint.py writes one), which KerasHub loads as well.
+The SavedModel is exported from it here, to search greedily, and run by the server's own TensorFlow
+engine. KerasHub's `generate` is its compiled function, ids in and ids out, without a preprocessor,
+as `compile` leaves it and also without XLA, whichever is quicker on the machine. All start with the
+decoder's start token, never stop early, and must generate the very same tokens. Each has run once
+before it is timed. Runs take turns, so that what else the machine does falls on all alike; figures
+are medians.
+
+Weights that were drawn at random make the comparison of tokens a weak one: such a model repeats its
+last token. The embedded preset, bart_export/assets/bart_mini_en, makes it a strong one.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ["KERAS_BACKEND"] = "tensorflow"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from bart_export import checkpoints
+from bart_export.checkpoints import Checkpoint
+from bart_export.config import GenerationConfig
+from bart_export.errors import BartExportError
+from bart_export.quality import machine
+from bart_export.quality.bench import random_source
+from bart_export.quiet import native_stderr_silenced
+from bart_export.server.options import ServeOptions
+from bart_export.server.servable import Call
+from bart_export.text.tokenizer import BartTokenizer
+
+with native_stderr_silenced():
+    import keras_hub
+
+    from bart_export.model import BartBackbone
+    from bart_export.server.tensorflow_engine import open_saved_model
+    from bart_export.targets import saved_model
+
+# Nothing in, all decoder token ids out, the start token first.
+Generate = Callable[[], list[int]]
+
+OURS = "SavedModel"
+PEERS = {"KerasHub": {}, "KerasHub without XLA": {"jit_compile": False}}
+START = 2  # the token that every BART's decoder starts with
+PAUSE = 0.25  # seconds between runs: threads of a pool go on spinning after their work
+
+
+def ours(checkpoint: Checkpoint, source: list[int], new_tokens: int, directory: Path) -> Generate:
+    """Export a SavedModel to a directory; return a function that generates with it."""
+    tokenizer = BartTokenizer(dict(checkpoint.vocabulary), list(checkpoint.merges))
+    # KerasHub forbids no token. A search that goes on to a fixed length forbids the end token:
+    # let that be one which a model has no use for.
+    settings = GenerationConfig(
+        max_length=new_tokens + 1,
+        min_length=new_tokens + 1,
+        decoder_start_token_id=START,
+        eos_token_id=tokenizer.pad_token_id,
+    )
+    saved_model.write(
+        BartBackbone.from_checkpoint(checkpoint),
+        tokenizer,
+        settings,
+        checkpoint.encoder_sequence_length,
+        "float32",
+        directory,
+    )
+    servable = open_saved_model(directory, ServeOptions())
+    call = Call(
+        signature="generate",
+        inputs={
+            "encoder_token_ids": np.array([source], np.int32),
+            "encoder_lengths": np.array([len(source)], np.int32),
+        },
+        outputs=("decoder_lengths", "decoder_token_ids", "scores"),
+    )
+
+    def generate() -> list[int]:
+        ids: list[int] = servable.submit(call).result()["decoder_token_ids"][0, 0].tolist()
+        return ids
+
+    return generate
+
+
+def peer(directory: Path, source: list[int], new_tokens: int, **settings: Any) -> Generate:
+    """Load the preset with KerasHub; return a function that generates with it.
+
+    Args:
+        directory: of the preset.
+        source: token ids.
+        new_tokens: how many to generate.
+        **settings: of KerasHub's `compile`.
+    """
+    model = keras_hub.models.BartSeq2SeqLM.from_preset(str(directory), preprocessor=None)
+    model.compile(sampler="greedy", **settings)
+    decoder_token_ids = np.zeros((1, new_tokens + 1), np.int32)
+    decoder_token_ids[0, 0] = START
+    inputs = {
+        "encoder_token_ids": np.array([source], np.int32),
+        "encoder_padding_mask": np.ones((1, len(source)), bool),
+        "decoder_token_ids": decoder_token_ids,
+        "decoder_padding_mask": np.arange(new_tokens + 1)[np.newaxis] < 1,
+    }
+
+    def generate() -> list[int]:
+        outputs = model.generate(dict(inputs), stop_token_ids=None)
+        ids: list[int] = np.asarray(outputs["decoder_token_ids"])[0].tolist()
+        return ids
+
+    return generate
+
+
+def take_turns(engines: dict[str, Generate], runs: int) -> dict[str, list[float]]:
+    """Time the engines in turns, after one round that does not count and compares what they say."""
+    said = {engine: generate() for engine, generate in engines.items()}
+    for engine, token_ids in said.items():
+        if token_ids != said[OURS]:
+            sys.exit(f"{OURS} generates {said[OURS]}, but {engine} {token_ids}.")
+    times: dict[str, list[float]] = {engine: [] for engine in engines}
+    for _ in range(runs):
+        for engine, generate in engines.items():
+            time.sleep(PAUSE)
+            began = time.perf_counter()
+            generate()
+            times[engine].append(time.perf_counter() - began)
+    return times
+
+
+def compare(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Build all engines and time them."""
+    checkpoint = checkpoints.read(arguments.checkpoint)
+    source = random_source(checkpoint.config.vocabulary_size, arguments.source)
+    with tempfile.TemporaryDirectory() as directory:
+        exported = ours(checkpoint, source, arguments.new_tokens, Path(directory) / "1")
+    engines = {OURS: exported}
+    for name, settings in PEERS.items():
+        engines[name] = peer(arguments.checkpoint, source, arguments.new_tokens, **settings)
+    times = take_turns(engines, arguments.runs)
+    medians = {engine: statistics.median(seconds) for engine, seconds in times.items()}
+    return {
+        "source": arguments.source,
+        "new_tokens": arguments.new_tokens,
+        "machine": machine.describe(),
+        "keras_hub": keras_hub.__version__,
+        "seconds": medians,
+        "times_faster": {name: medians[name] / medians[OURS] for name in PEERS},
+        "runs": times,
+    }
+
+
+def table(report: dict[str, Any]) -> Table:
+    """Return a table of medians, and of how many times faster than each peer the SavedModel is."""
+    shown = Table(
+        title=f"Greedy, source {report['source']}, {report['new_tokens']} new tokens, batch 1"
+    )
+    for column in ("", "seconds", "tokens per s", "SavedModel is faster by"):
+        shown.add_column(column, justify="right")
+    for engine, seconds in report["seconds"].items():
+        ratio = report["times_faster"].get(engine)
+        shown.add_row(
+            engine,
+            f"{seconds:.3f}",
+            f"{report['new_tokens'] / seconds:.1f}",
+            f"{ratio:.2f} ×" if ratio else "",
+        )
+    return shown
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--source", type=int, default=512)
+    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--runs", type=int, default=9)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    try:
+        report = compare(arguments)
+    except BartExportError as error:
+        sys.exit(str(error))
+    Console().print(table(report))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(report, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
