@@ -1,0 +1,304 @@
+"""New versions of a model under load: nobody is refused, and nobody is answered by a wrong one.
+
+A real `bart-export serve` runs, with SavedModels that answer with their own number or with an
+artifact that is replaced as an export replaces it. Two clients over REST and two over gRPC ask
+without a pause meanwhile.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import shutil
+import threading
+import time
+
+import grpc
+import pytest
+import requests
+import tensorflow as tf
+from served_directories import wait_until
+from serving_process import LOOPBACK, serving_process
+from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+
+from bart_export import artifact
+from bart_export.runtime.generator import Generator
+
+POLL_SECONDS = 0.1
+POLLING = ("--poll-seconds", POLL_SECONDS)
+MEGABYTE = 2**20
+WEIGHTS_MEGABYTES = 16
+DATA = "variables/variables.data-00000-of-00001"
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What a client was told, and when it had asked; `version` is None over REST."""
+
+    asked: float
+    version: int | None
+    outputs: dict
+
+
+class Client(threading.Thread):
+    """Asks without a pause until it is told to end, and keeps what it was told."""
+
+    def __init__(self, ask):
+        super().__init__()
+        self.ask = ask
+        self.answers, self.failures = [], []
+        self.ended = threading.Event()
+
+    def run(self):
+        for number in itertools.count():
+            if self.ended.is_set():
+                return
+            asked = time.monotonic()
+            try:
+                self.answers.append(Answer(asked, *self.ask(number)))
+            except Exception as error:
+                self.failures.append(error)
+
+
+@contextlib.contextmanager
+def rest_asking(running, signature, inputs_of):
+    """Return a function that asks over REST, on one connection."""
+    with requests.Session() as session:
+
+        def ask(number):
+            inputs = {name: [value] for name, value in inputs_of(number).items()}
+            body = {"signature_name": signature, "inputs": inputs}
+            response = session.post(running.url("/v1/models/m:predict"), json=body, timeout=60)
+            assert response.status_code == 200, response.text
+            outputs = response.json()["outputs"]
+            return None, {name: value for name, (value,) in outputs.items()}
+
+        yield ask
+
+
+@contextlib.contextmanager
+def grpc_asking(running, signature, inputs_of):
+    """Return a function that asks over gRPC with the official stub, on one connection."""
+    with grpc.insecure_channel(f"{LOOPBACK}:{running.port}") as channel:
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+
+        def ask(number):
+            request = predict_pb2.PredictRequest()
+            request.model_spec.name, request.model_spec.signature_name = "m", signature
+            for name, value in inputs_of(number).items():
+                request.inputs[name].CopyFrom(tf.make_tensor_proto([value]))
+            response = stub.Predict(request, timeout=60)
+            arrays = {name: tf.make_ndarray(value) for name, value in response.outputs.items()}
+            outputs = {name: array[0].tolist() for name, array in arrays.items()}
+            return response.model_spec.version.value, outputs
+
+        yield ask
+
+
+@contextlib.contextmanager
+def clients(running, signature, inputs_of):
+    """Have four clients ask for the length of a block; each has been answered at its begin."""
+    with contextlib.ExitStack() as stack:
+        four = [
+            Client(stack.enter_context(asking(running, signature, inputs_of)))
+            for asking in (rest_asking, rest_asking, grpc_asking, grpc_asking)
+        ]
+        for client in four:
+            client.start()
+        try:
+            wait_for_answers(four)
+            yield four
+        finally:
+            for client in four:
+                client.ended.set()
+            for client in four:
+                client.join()
+
+
+def wait_for_answers(four, count=1):
+    """Wait until each client was answered some more times."""
+    counts = [len(client.answers) + count for client in four]
+    wait_until(
+        lambda: all(
+            len(client.answers) >= count or client.failures
+            for client, count in zip(four, counts, strict=True)
+        ),
+        60,
+    )
+
+
+def check(four, known, version_of):
+    """Hold what clients were told to the versions there were.
+
+    Args:
+        four: the clients.
+        known: when each version was known to be there.
+        version_of: answer -> the version whose answer it is.
+    """
+    for client in four:
+        assert client.failures == []
+        told = [version_of(answer) for answer in client.answers]
+        assert told == sorted(told)
+        assert set(told) == set(known)
+        for answer, version in zip(client.answers, told, strict=True):
+            assert answer.version in (None, version)
+            # What was asked after a switch is not answered by what was there before.
+            assert version >= max(number for number, at in known.items() if at <= answer.asked)
+
+
+class Numbered(tf.Module):
+    """A model that answers with its own number, with one of its weights, which have that number,
+    and with what it was given."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.number = tf.Variable(number)
+        self.weights = tf.Variable(tf.fill([WEIGHTS_MEGABYTES * MEGABYTE // 4], number))
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.int32, name="x")])
+    def answer(self, x):
+        return {"number": self.number + 0 * x, "weight": tf.gather(self.weights, x), "x": x + 0}
+
+
+@pytest.fixture(scope="module")
+def numbered(tmp_path_factory):
+    """Return the SavedModels of three versions, by number."""
+    root = tmp_path_factory.mktemp("numbered")
+    for number in (1, 2, 3):
+        module = Numbered(number)
+        tf.saved_model.save(module, str(root / str(number)), signatures={"answer": module.answer})
+    return {number: root / str(number) for number in (1, 2, 3)}
+
+
+def inputs_of(number):
+    """Return the inputs of a client's request."""
+    return {"x": number % 1000}
+
+
+def number_of(answer):
+    """Return the number of the model that answered."""
+    assert answer.outputs["number"] == answer.outputs["weight"]
+    return answer.outputs["number"]
+
+
+def appear(source, base_path, number):
+    """Put a copy of a version in place at once."""
+    shutil.copytree(source, base_path / f"unfinished-{number}").rename(base_path / str(number))
+
+
+@pytest.fixture
+def base_path(numbered, tmp_path):
+    """Return where the versions of a model lie; the first is there."""
+    (tmp_path / "m").mkdir()
+    appear(numbered[1], tmp_path / "m", 1)
+    return tmp_path / "m"
+
+
+def tear(source, directory):
+    """Copy a version slowly; yield at every stage that is not whole."""
+    graph, data = (source / "saved_model.pb").read_bytes(), (source / DATA).read_bytes()
+    (directory / "variables").mkdir(parents=True)
+    yield
+    for name, content in (
+        ("saved_model.pb", graph[: len(graph) // 2]),
+        ("saved_model.pb", graph),
+        (DATA, data[: len(data) // 2]),
+        ("variables/variables.index", (source / "variables/variables.index").read_bytes()),
+    ):
+        (directory / name).write_bytes(content)
+        yield
+    (directory / DATA).write_bytes(data)
+
+
+def test_versions_appear_under_load(numbered, base_path):
+    torn = base_path / "3"
+    arguments = ("--model-name", "m", "--model-base-path", base_path, *POLLING)
+    with serving_process(*arguments) as running:
+        known = {1: 0.0}
+        with clients(running, "answer", inputs_of) as four:
+            appear(numbered[2], base_path, 2)
+            running.wait_for("m", 2)
+            known[2] = time.monotonic()
+            wait_until(lambda: running.logged("unloaded version 1") == 1)
+            for _ in tear(numbered[3], torn):
+                time.sleep(4 * POLL_SECONDS)
+                assert running.states("m") == {1: "END", 2: "AVAILABLE"}
+            running.wait_for("m", 3)
+            known[3] = time.monotonic()
+            wait_for_answers(four, 20)
+        check(four, known, number_of)
+        for client in four:
+            given = [answer.outputs["x"] for answer in client.answers]
+            assert given == [number % 1000 for number in range(len(given))]
+        wait_until(lambda: running.logged("unloaded version 2") == 1)
+        assert running.states("m") == {1: "END", 2: "END", 3: "AVAILABLE"}
+    assert running.logged("skipped") == running.logged(f"skipped {torn} ") == 1
+    assert running.logged("ERROR") == 0
+
+
+def test_versions_that_went_leave_nothing_behind(numbered, base_path):
+    arguments = ("--model-name", "m", "--model-base-path", base_path, *POLLING)
+    measured = []
+    with serving_process(*arguments) as running:
+        with clients(running, "answer", inputs_of) as four:
+            for number in range(2, 14):
+                appear(numbered[1], base_path, number)
+                running.wait_for("m", number)
+                line = f"unloaded version {number - 1}"
+                wait_until(lambda line=line: running.logged(line) == 1)
+                shutil.rmtree(base_path / str(number - 1))
+                wait_for_answers(four)
+                measured.append((running.threads(), running.files(), running.megabytes()))
+        assert [client.failures for client in four] == [[], [], [], []]
+    threads, files, megabytes = zip(*measured, strict=True)
+    assert max(threads[-3:]) <= max(threads[:3]) + 2, threads
+    assert max(files[-3:]) <= max(files[:3]) + 2, files
+    # Nine versions more: kept, each would hold its weights.
+    assert max(megabytes[-3:]) < max(megabytes[:3]) + 3 * WEIGHTS_MEGABYTES, megabytes
+
+
+TEXT = "A library for reading and writing compressed archives."
+
+
+def replace(target, made, number):
+    """Put what an export made in the place of an artifact, as the export itself does."""
+    ignored = shutil.ignore_patterns(artifact.MANIFEST, ".cache")
+    with artifact.draft(target) as draft:
+        shutil.copytree(made.directory, draft.directory, ignore=ignored, dirs_exist_ok=True)
+        manifest = {name: value for name, value in made.manifest.items() if "sha256" not in name}
+        draft.commit({**manifest, "exports": number})
+
+
+def test_an_artifact_is_replaced_under_load(symmetric_artifact, distilled_artifact, tmp_path):
+    """Two checkpoints take turns, whose answers differ."""
+    made = {1: symmetric_artifact, 2: distilled_artifact, 3: symmetric_artifact}
+    settings = {
+        "max_length": 12, "min_length": 0, "length_penalty": 1.0, "repetition_penalty": 1.0
+    }  # fmt: skip
+    scores = {
+        number: Generator.from_artifact(made[number].directory)
+        .generate(TEXT, early_stopping=False, **settings)
+        .score
+        for number in (1, 2)
+    }
+    assert abs(scores[1] - scores[2]) > 0.01
+    inputs = {"text": TEXT, "early_stopping": "false", **settings}
+    switches = []
+
+    def number_of_scores(answer):
+        (score,) = answer.outputs["scores"]
+        (number,) = (one for one in (1, 2) if abs(scores[one] - score) < 1e-3)
+        past = max(one for one, at in enumerate(switches, 1) if at <= answer.asked)
+        return 3 if number == 1 and past >= 2 else number
+
+    replace(tmp_path / "m", made[1], 1)
+    with serving_process(tmp_path / "m", "--threads", "1", *POLLING) as running:
+        switches.append(0.0)
+        with clients(running, "generate_text", lambda _: inputs) as four:
+            for number in (2, 3):
+                replace(tmp_path / "m", made[number], number)
+                running.wait_for("m", number)
+                switches.append(time.monotonic())
+                wait_for_answers(four, 5)
+        check(four, dict(enumerate(switches, 1)), number_of_scores)
+        wait_until(lambda: running.logged("unloaded version 2") == 1)
+    assert running.logged("ERROR") == running.logged("WARNING") == 0
