@@ -4,6 +4,7 @@ The semantics are those of `runtime.search.beam_search`, for every row as if it 
 that has ended changes no more. Sums of log-probabilities are float64, as there.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -13,7 +14,6 @@ from bart_export.graph.layers import CLOSED
 from bart_export.graph.loop import (
     INFINITY,
     Model,
-    first_caches,
     first_tokens,
     log_normalizers,
     put,
@@ -62,15 +62,15 @@ def beam_search(model: Model) -> Beams:
         finished=tf.fill([batch, beams, target], model.generation.pad_token_id),
         lengths=tf.zeros([batch, beams], tf.int32),
         scores=tf.fill([batch, beams], tf.constant(-INFINITY, tf.float64)),
-        caches=first_caches(model, batch, target),
+        caches=(),
     )
-    return run(lambda state: beam_step(model, state), first, target)
+    return run(partial(beam_step, model), first, model, target)
 
 
-def beam_step(model: Model, state: Beams) -> Beams:
+def beam_step(model: Model, state: Beams, capacity: tf.Tensor) -> Beams:
     """Choose the tokens at `state.length` of every beam of every row."""
     generation, rows, length = model.generation, model.rows, state.length
-    logits, normalizers, ancestors, caches = beam_logits(model, state)
+    logits, normalizers, ancestors, caches = beam_logits(model, state, capacity)
     origins, tokens, sums = candidates(model, state, logits, normalizers)
     possible = (sums > -INFINITY) & state.running[:, None]
     last = length + 1 == rows.max_length
@@ -103,7 +103,9 @@ def beam_step(model: Model, state: Beams) -> Beams:
     )
 
 
-def beam_logits(model: Model, state: Beams) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, Caches]:
+def beam_logits(
+    model: Model, state: Beams, capacity: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, Caches]:
     """Run the decoder for the last token of every beam.
 
     Returns:
@@ -111,7 +113,7 @@ def beam_logits(model: Model, state: Beams) -> tuple[tf.Tensor, tf.Tensor, tf.Te
         (batch * beams,), the ancestors with this position's, and the updated caches.
     """
     beams, rows, length = model.generation.num_beams, model.rows, state.length
-    position, capacity = length - 1, tf.shape(state.caches[0])[2]
+    position = length - 1
     ancestors = put(state.ancestors, position, tf.range(beams))
     closed = tf.one_hot(ancestors[:, :, :capacity], beams, on_value=0.0, off_value=CLOSED)
     hidden, caches = sequences.decode_step(
@@ -119,6 +121,7 @@ def beam_logits(model: Model, state: Beams) -> tuple[tf.Tensor, tf.Tensor, tf.Te
         model.parameters,
         model.source,
         state.caches,
+        capacity,
         position,
         tf.reshape(tf.gather(state.tokens, position, axis=2), [-1, beams]),
         tf.reshape(closed, [-1, 1, beams, capacity * beams]),

@@ -4,6 +4,7 @@ The semantics are those of `runtime.search.token_search` without sampling, for e
 were alone: a row that has ended changes no more.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -13,7 +14,6 @@ from bart_export.graph.layers import CLOSED
 from bart_export.graph.loop import (
     INFINITY,
     Model,
-    first_caches,
     first_tokens,
     log_normalizers,
     pick,
@@ -49,21 +49,22 @@ def greedy_search(model: Model) -> Greedy:
         tokens=first_tokens(model, [batch, target]),
         lengths=model.rows.max_length,
         scores=tf.zeros([batch], tf.float64),
-        caches=first_caches(model, batch, target),
+        caches=(),
     )
-    return run(lambda state: greedy_step(model, state), first, target)
+    return run(partial(greedy_step, model), first, model, target)
 
 
-def greedy_step(model: Model, state: Greedy) -> Greedy:
+def greedy_step(model: Model, state: Greedy, capacity: tf.Tensor) -> Greedy:
     """Choose the token at `state.length` of every row."""
     generation, rows, length = model.generation, model.rows, state.length
     position = length - 1
-    future = tf.range(tf.shape(state.caches[0])[2]) > position
+    future = tf.range(capacity) > position
     hidden, caches = sequences.decode_step(
         model.config,
         model.parameters,
         model.source,
         state.caches,
+        capacity,
         position,
         tf.gather(state.tokens, [position], axis=1),
         tf.cast(future, tf.float32)[None, None, None, :] * CLOSED,

@@ -14,7 +14,7 @@ from bart_export.config import BartConfig, GenerationConfig
 from bart_export.graph import sequences
 from bart_export.graph.layers import Parameters
 from bart_export.graph.rows import RowSettings
-from bart_export.graph.sequences import Caches, Source
+from bart_export.graph.sequences import Source
 
 # A named tuple with `length`, int32: how many tokens every sequence has so far; `running`, bool
 # (batch,): the rows that have not ended; and `caches`.
@@ -32,30 +32,39 @@ class Model(NamedTuple):
     rows: RowSettings
 
 
-def run(step: Callable[[State], State], first: State, target: tf.Tensor) -> State:
-    """Repeat a step while any row is running, over caches that double when they are full."""
+def run(
+    step: Callable[[State, tf.Tensor], State], first: State, model: Model, target: tf.Tensor
+) -> State:
+    """Repeat a step while any row is running, over caches that double when they are full.
+
+    A step takes a state and the capacity of its caches. `first` comes without caches; no sequence
+    becomes longer than `target`.
+    """
+    beams, size = model.generation.num_beams, model.config.decoder_head_size
+    batch, capacity = tf.shape(first.running)[0], tf.minimum(sequences.FIRST_CAPACITY, target)
+    first = first._replace(caches=sequences.first_caches(model.config, batch, beams, capacity))
 
     def unknown(state: State) -> Any:
         return tf.nest.map_structure(
             lambda tensor: tf.TensorShape([None] * tensor.shape.rank), state
         )
 
-    def goes_on(state: State) -> tf.Tensor:
+    def goes_on(state: State, capacity: tf.Tensor) -> tf.Tensor:
         return tf.reduce_any(state.running)
 
-    def until_full(state: State) -> tuple[State]:
-        capacity = tf.shape(state.caches[0])[2]
+    def until_full(state: State, capacity: tf.Tensor) -> tuple[State, tf.Tensor]:
         full: State = tf.while_loop(
-            lambda inner: goes_on(inner) & (inner.length <= capacity),
-            lambda inner: (step(inner),),
+            lambda inner: goes_on(inner, capacity) & (inner.length <= capacity),
+            lambda inner: (step(inner, capacity),),
             (state,),
             shape_invariants=(unknown(state),),
         )[0]
-        larger = tf.where(goes_on(full), tf.minimum(2 * capacity, target), capacity)
-        grown: State = full._replace(caches=sequences.with_capacity(full.caches, larger))
-        return (grown,)
+        larger = tf.where(goes_on(full, capacity), tf.minimum(2 * capacity, target), capacity)
+        caches = sequences.grown(full.caches, capacity, larger, beams, size)
+        return full._replace(caches=caches), larger
 
-    (last,) = tf.while_loop(goes_on, until_full, (first,), shape_invariants=(unknown(first),))
+    shapes = (unknown(first), tf.TensorShape([]))
+    last, _ = tf.while_loop(goes_on, until_full, (first, capacity), shape_invariants=shapes)
     ended: State = last
     return ended
 
@@ -82,12 +91,6 @@ def first_tokens(model: Model, shape: list[tf.Tensor]) -> tf.Tensor:
     return put(
         tf.fill(shape, model.generation.pad_token_id), 0, model.generation.decoder_start_token_id
     )
-
-
-def first_caches(model: Model, batch: tf.Tensor, target: tf.Tensor) -> Caches:
-    """Return the caches that a search begins with."""
-    capacity = tf.minimum(sequences.FIRST_CAPACITY, target)
-    return sequences.first_caches(model.config, batch, model.generation.num_beams, capacity)
 
 
 def put(sequences: tf.Tensor, place: tf.Tensor, tokens: tf.Tensor) -> tf.Tensor:

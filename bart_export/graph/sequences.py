@@ -23,7 +23,8 @@ from bart_export.graph.layers import (
 )
 
 Tensors = dict[str, tf.Tensor]
-# Keys and values of each decoder layer, in turn: (batch, heads, capacity, beams * head_size).
+# Keys and values of each decoder layer, in turn: (batch * heads * capacity, beams * head_size).
+# A step writes its entries into the tensors that it is given.
 Caches = tuple[tf.Tensor, ...]
 
 FIRST_CAPACITY = 32  # positions that caches begin with
@@ -237,14 +238,26 @@ def cross_tensors(
 
 def first_caches(config: BartConfig, batch: tf.Tensor, beams: int, capacity: tf.Tensor) -> Caches:
     """Return caches of zeros with room for `capacity` positions."""
-    shape = [batch, config.decoder_heads, capacity, beams * config.decoder_head_size]
-    return tuple(tf.zeros(shape) for _ in range(2 * config.decoder_layers))
+    shape = [batch * config.decoder_heads * capacity, beams * config.decoder_head_size]
+    # Zeros that are written into: of plain ones, TensorFlow would make one tensor for all caches.
+    return tuple(
+        tf.raw_ops.Empty(shape=shape, dtype=tf.float32, init=True)
+        for _ in range(2 * config.decoder_layers)
+    )
 
 
-def with_capacity(caches: Caches, capacity: tf.Tensor) -> Caches:
-    """Return caches with room for more positions."""
-    missing = capacity - tf.shape(caches[0])[2]
-    return tuple(tf.pad(cache, [[0, 0], [0, 0], [0, missing], [0, 0]]) for cache in caches)
+def grown(caches: Caches, capacity: tf.Tensor, larger: tf.Tensor, beams: int, size: int) -> Caches:
+    """Return caches with room for `larger` positions in the place of `capacity`."""
+    return tuple(
+        tf.reshape(
+            tf.pad(
+                tf.reshape(cache, [-1, capacity, beams * size]),
+                [[0, 0], [0, larger - capacity], [0, 0]],
+            ),
+            [-1, beams * size],
+        )
+        for cache in caches
+    )
 
 
 def decode_step(
@@ -252,6 +265,7 @@ def decode_step(
     parameters: Parameters,
     source: Source,
     caches: Caches,
+    capacity: tf.Tensor,
     position: tf.Tensor,
     token_ids: tf.Tensor,
     closed: tf.Tensor,
@@ -266,7 +280,8 @@ def decode_step(
         parameters: float32 weights.
         source: of `cross_tensors`.
         caches: what the step before returned.
-        position: of the token, int32 scalar, below the caches' capacity.
+        capacity: positions they have room for.
+        position: of the token, int32 scalar, below the capacity.
         token_ids: int32 (batch, beams).
         closed: float32, 0 or CLOSED, broadcastable to (batch, 1, beams, capacity * beams), where
             the entry at `position * beams + beam` is what this step writes.
@@ -275,14 +290,17 @@ def decode_step(
         Hidden states (batch * beams, hidden) and the updated caches.
     """
     heads, size, beams = config.decoder_heads, config.decoder_head_size, token_ids.shape[1]
-    batch, capacity = tf.shape(token_ids)[0], tf.shape(caches[0])[2]
-    here = (tf.range(batch * heads) * capacity + position)[:, None]
+    batch = tf.shape(token_ids)[0]
+    here = tf.range(batch * heads) * capacity + position
 
     def written(cache: tf.Tensor, entries: tf.Tensor) -> tf.Tensor:
-        """Write (batch, heads, beams, head_size) at the position; TensorFlow does it in place."""
-        flat = tf.reshape(cache, [-1, beams * size])
-        flat = tf.tensor_scatter_nd_update(flat, here, tf.reshape(entries, [-1, beams * size]))
-        return tf.reshape(flat, tf.shape(cache))
+        """Write (batch, heads, beams, head_size) at the position.
+
+        In place, which `tf.tensor_scatter_nd_update` is not on a CPU. No reader can be late: what
+        is written follows from all that was read in the step before.
+        """
+        rows = tf.reshape(entries, [-1, beams * size])
+        return tf.raw_ops.InplaceUpdate(x=cache, i=here, v=rows)
 
     def entries(cache: tf.Tensor) -> tf.Tensor:
         return tf.reshape(cache, [batch, heads, capacity * beams, size])

@@ -291,7 +291,7 @@ def test_the_graph_holds_no_python_and_nothing_for_a_compiler(symmetric, beams):
     graph = generator.function.get_concrete_function().graph.as_graph_def()
     nodes = [*graph.node, *(node for one in graph.library.function for node in one.node_def)]
     operators = {node.op for node in nodes}
-    assert {"While", "TensorScatterUpdate"} <= operators
+    assert {"While", "InplaceUpdate"} <= operators
     assert not {one for one in operators if "Py" in one or "Xla" in one or "Dataset" in one}
     attributes = [*nodes, *graph.library.function]
     assert not [one for one in attributes if one.attr["_XlaMustCompile"].b]

@@ -135,11 +135,12 @@ def test_steps_give_what_the_whole_decoder_gives_while_caches_grow(golden, beams
     )
     mask = sequences.mask(lengths, token_ids.shape[1])
     source = sequences.cross_tensors(config, parameters, encoded, mask)
-    caches = sequences.first_caches(config, 3, beams, 2)
+    capacity = 2
+    caches = sequences.first_caches(config, 3, beams, capacity)
     for position in range(7):
-        if position == caches[0].shape[2]:
-            caches = sequences.with_capacity(caches, position + 3)
-        capacity = caches[0].shape[2]
+        if position == capacity:
+            capacity += 3
+            caches = sequences.grown(caches, position, capacity, beams, config.decoder_head_size)
         past = np.arange(capacity)[None, :, None] <= position
         closed = np.where(past & np.eye(beams, dtype=bool)[:, None, :], 0, CLOSED)
         hidden, caches = sequences.decode_step(
@@ -147,6 +148,7 @@ def test_steps_give_what_the_whole_decoder_gives_while_caches_grow(golden, beams
             parameters,
             source,
             caches,
+            capacity,
             position,
             tf.constant(targets[:, :, position]),
             closed.reshape(1, 1, beams, -1).astype(np.float32),
