@@ -7,6 +7,8 @@ import threading
 import deployed_models
 import pytest
 
+CLOSE = "Content-Length: 0\r\nConnection: close\r\n"
+
 
 @pytest.fixture(scope="session")
 def deployed(saved_model_artifact, tmp_path_factory):
@@ -24,7 +26,7 @@ def answering(status):
         def do_GET(self):
             self.rfile.read(int(self.headers.get("Content-Length", 0)))
             requests.append(f"{self.requestline}\r\n{self.headers}")
-            self.wfile.write(f"HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n".encode())
+            self.wfile.write(f"HTTP/1.1 {status}\r\n{CLOSE}\r\n".encode())
 
         do_POST = do_GET  # noqa: N815
 

@@ -2,18 +2,21 @@
 
 import json
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
 
 import pytest
+import requests
 
 from bart_export.runtime import Generator
 from bart_export.server import model_config
 from bart_export.server.options import ServeOptions
 from bart_export.server.serve import running
 
-CLIENTS = pathlib.Path(__file__).parents[2] / "serving" / "clients"
+SERVING = pathlib.Path(__file__).parents[2] / "serving"
+CLIENTS = SERVING / "clients"
 TEXT = "A library that reads and writes spreadsheets, row by row."
 OTHER = "Games for a rainy day, 文字 and all."
 
@@ -118,11 +121,11 @@ def test_a_server_that_is_not_there_is_told(client):
 
 
 def test_a_full_queue_is_asked_again_and_then_told(http_answers):
-    with http_answers("503 Service Unavailable") as (port, requests):
+    with http_answers("503 Service Unavailable") as (port, received):
         done = run("rest", "--url", f"http://127.0.0.1:{port}", TEXT)
     assert done.returncode == 2
     assert "503" in done.stderr
-    assert len(requests) == 5
+    assert len(received) == 5
 
 
 @pytest.mark.parametrize(
@@ -132,3 +135,18 @@ def test_contradictions_are_refused(arguments):
     done = run("rest", *arguments)
     assert done.returncode == 2
     assert "give texts or --check" in done.stderr
+
+
+EXAMPLE = re.compile(r"^curl (?:-d '([^']*)' \\\n +)?localhost:8501(/\S+)$", re.MULTILINE)
+
+
+def test_the_requests_of_the_readme_are_answered(served):
+    artifact, server = served
+    examples = EXAMPLE.findall((SERVING / "README.md").read_text(encoding="utf-8"))
+    assert len(examples) == 6
+    has_score = bool(artifact.files("saved_model"))
+    for body, path in examples:
+        url = f"http://127.0.0.1:{server.rest_api_port}{path.replace('bart_mini_en', 'bart')}"
+        answer = requests.post(url, body.encode()) if body else requests.get(url)
+        signature = json.loads(body or "{}").get("signature_name")
+        assert answer.ok == (signature != "score" or has_score), (signature, answer.text)
