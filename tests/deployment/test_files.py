@@ -12,6 +12,7 @@ from tensorflow_serving.config import model_server_config_pb2
 
 from bart_export.deployment import files
 from bart_export.deployment.files import LOADED_VERSIONS, serving_files
+from bart_export.deployment.memory import guessed
 from bart_export.deployment.requests import MAX_BATCH_SIZE
 from bart_export.server import batching, messages
 from bart_export.server.served_model import Latest
@@ -248,3 +249,11 @@ def test_the_health_check_wants_a_version_that_answers(http_answers):
         assert requests[0].startswith("GET /v1/models/bart_mini_en/metadata HTTP/1.1\r\n")
     closed = subprocess.run(healthcheck(ONE, port), timeout=20, capture_output=True)
     assert closed.returncode != 0
+
+
+def test_a_figure_that_was_not_measured_says_so(tmp_path):
+    (tmp_path / "weights").write_bytes(bytes(2**20))
+    memory = guessed(tmp_path)
+    assert 2**20 < memory.loaded < memory.peak
+    assert "Guessed from the files' size" in serving_files("bart", [1], memory, 1)["compose.yaml"]
+    assert "Measured" in ONE["compose.yaml"]
