@@ -35,6 +35,8 @@ GRPC_STATUS: dict[Code, grpc.StatusCode] = {Code(code.value[0]): code for code i
 # TensorFlow Serving's bound: details travel in a header, and clients bound their headers.
 DETAILS_LENGTH = 1024
 TRUNCATED = "...TRUNCATED"
+# What those who watch the health take to be told that the server ends.
+TELLING_SECONDS = 0.2
 
 
 class GrpcServer:
@@ -102,8 +104,10 @@ class GrpcServer:
                 await self._health.set(known, health_pb2.HealthCheckResponse.SERVING)
 
     async def stop(self, seconds: float) -> None:
-        """Refuse new calls, let the running ones finish for some seconds, then cancel them."""
+        """Be unhealthy, refuse new calls, let running ones finish for some seconds, cancel them."""
         await self._health.enter_graceful_shutdown()
+        # Those who watch the health are told by tasks of their own, which the end would cancel.
+        await asyncio.sleep(TELLING_SECONDS)
         closing = asyncio.create_task(self._server.stop(seconds))
         if self._running:
             await asyncio.wait(set(self._running), timeout=seconds)

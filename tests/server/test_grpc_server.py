@@ -183,13 +183,13 @@ def test_a_full_queue_is_refused_at_once(tmp_path):
 
 def test_running_calls_finish_when_the_server_ends_and_new_ones_are_refused(tmp_path):
     with front(tmp_path) as served:
-        request = request_of("Predict", spec("wait") + tensor("seconds", [1.0]))
+        request = request_of("Predict", spec("wait") + tensor("seconds", [2.0]))
         running = served.prediction.Predict.future(request)
         wait_until(lambda: served.servables["m", 2].running == 1)
         served.end()
-        time.sleep(0.3)
+        time.sleep(0.6)
         assert refused(served, "Predict", spec() + X)[0] == "UNAVAILABLE"
-        assert list(running.result(5).outputs["seconds"].float_val) == [1.0]
+        assert list(running.result(5).outputs["seconds"].float_val) == [2.0]
 
 
 def test_calls_that_outlast_the_drain_are_stopped(tmp_path):
