@@ -7,7 +7,6 @@ The order of the journey is not known here.
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -93,10 +92,11 @@ def check_tflite(
 def export_saved_model(model: Model, options: Any, draft: Draft, stage: Stage) -> list[Written]:
     """Write the next version of a SavedModel."""
     settings = options.settings(model.generation)
+    deployment.model_name(draft.target)
     version = saved_model.next_version(draft.target)
     name = f"saved_model/{version}"
-    stage("write the SavedModel")
     directory = draft.directory / name
+    stage("write the SavedModel")
     saved_model.write(
         model.backbone,
         model.tokenizer,
@@ -112,21 +112,18 @@ def export_saved_model(model: Model, options: Any, draft: Draft, stage: Stage) -
         encoder_sequence_length=model.encoder_sequence_length,
         text=golden.TEXTS[0],
     )
-    deployment.write(draft, version, served)
-    serving = draft.directory / "serving"
+    memory = deployment.write(draft, version, served).memory
     details = {"target": "saved_model", "version": version, "dtype": options.dtype}
-    files = dict.fromkeys(files_in(draft, directory), details)
-    files |= dict.fromkeys(files_in(draft, serving), {"target": "saved_model"})
+    files = {
+        path.relative_to(draft.directory).as_posix(): details
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+    files[f"{name}/saved_model.pb"] = {**details, "memory": dataclasses.asdict(memory)}
     check = functools.partial(
         saved_model_quality.check, name, directory, options.dtype, model.tokenizer, settings
     )
     return [Written(name, files, check, None if settings == model.generation else settings)]
-
-
-def files_in(draft: Draft, directory: pathlib.Path) -> list[str]:
-    """Return the names, as a manifest has them, of all files in a directory of a draft."""
-    paths = sorted(path for path in directory.rglob("*") if path.is_file())
-    return [path.relative_to(draft.directory).as_posix() for path in paths]
 
 
 # (model, options, draft, stage) -> what was written

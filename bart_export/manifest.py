@@ -7,6 +7,7 @@ disk, `artifact` knows; how files are made and judged is not known here.
 import dataclasses
 import importlib.metadata
 import json
+import shutil
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -22,6 +23,7 @@ from bart_export.text.tokenizer import BartTokenizer
 GOLDEN = "golden.json"
 VOCABULARY, MERGES = "tokenizer/vocabulary.json", "tokenizer/merges.txt"
 TOOLS = ("tensorflow", "keras", "ai-edge-litert", "ai-edge-quantizer", "numpy", "tokenizers")
+SERVING = "serving"
 # Fields that say what the files were made of.
 SAME = ("source", "config", "generation", "encoder_sequence_length")
 # Targets whose files stay when the source changes: a server goes back to an earlier version.
@@ -109,12 +111,20 @@ def keep(draft: Draft, manifest: Mapping[str, Any], written: Collection[str]) ->
         }
         for name in others:
             draft.carry(previous, name)
+        carry_serving(draft)
     except ArtifactError:
         for name in others:
             (draft.directory / name).unlink(missing_ok=True)
         return Kept(exports)
     rows = [row for row in previous.manifest["verification"] if stands(row["file"], others)]
     return Kept(exports, others, tuple(rows), cases)
+
+
+def carry_serving(draft: Draft) -> None:
+    """Copy the files of a deployment, which people edit, unless this export wrote its own."""
+    theirs, ours = draft.target / SERVING, draft.directory / SERVING
+    if theirs.is_dir() and not ours.exists():
+        shutil.copytree(theirs, ours)
 
 
 def stands(exported: str, files: Collection[str]) -> bool:

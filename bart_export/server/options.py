@@ -19,8 +19,9 @@ class ServeOptions:
     model beside those that run; one more is refused at once. `request_seconds` bounds a call that
     brings no deadline of its own. `batching_parameters_file` replaces the `batching_params.pbtxt`
     that a version directory may hold; neither is read unless `batching`. Load failures are tried
-    again `load_retries` times, `retry_seconds` apart. `drain_seconds` is what running calls have
-    left once the server is told to end.
+    again `load_retries` times, `retry_seconds` apart; with TensorFlow Serving's 5 and 60 a server
+    that cannot load its model would say so after five minutes. `drain_seconds` is what running
+    calls have left once the server is told to end.
     """
 
     host: str = "127.0.0.1"
@@ -37,8 +38,8 @@ class ServeOptions:
     poll_seconds: float = 1.0
     model_config_poll_seconds: float = 0.0
     allow_labels_for_unavailable: bool = False
-    load_retries: int = 5
-    retry_seconds: float = 60.0
+    load_retries: int = 2
+    retry_seconds: float = 1.0
     warmup: bool = True
     cors: bool = False
     page: bool = True

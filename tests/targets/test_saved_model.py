@@ -132,6 +132,8 @@ def test_the_manifest_says_what_it_is(saved_model_artifact):
     files = saved_model_artifact.files("saved_model")
     assert f"{VERSION}/saved_model.pb" in files
     assert {entry["version"] for entry in files.values()} == {1}
+    memory = files[f"{VERSION}/saved_model.pb"]["memory"]
+    assert memory["measured"] and 10**8 < memory["loaded"] <= memory["peak"] < 4 * 10**9
     (row,) = manifest["verification"]
     assert row["file"] == VERSION
     assert row["tokens"] == row["texts"] == 1.0
@@ -141,13 +143,17 @@ def test_the_manifest_says_what_it_is(saved_model_artifact):
 
 
 def test_versions_count_up_and_other_targets_stay(earlier):
-    # The same source to another target: both are there.
+    configuration = earlier.directory / "serving" / "models.config"
+    written = configuration.read_text(encoding="utf-8")
+    configuration.write_text("# edited\n", encoding="utf-8")
+    # The same source to another target: both are there, and what was edited is as it was.
     both = export(
         str(GOLDEN / "bart_tiny_symmetric"), "tflite", [RECIPES["float32"]], earlier.directory
     )
     assert set(both.files("tflite")) == {"tflite/float32.tflite"}
     assert set(both.files("saved_model")) == set(earlier.files("saved_model"))
     assert both.manifest["exports"] == 2
+    assert configuration.read_text(encoding="utf-8") == "# edited\n"
     assert [row["file"] for row in both.manifest["verification"]] == [
         "tflite/float32.tflite",
         VERSION,
@@ -159,6 +165,8 @@ def test_versions_count_up_and_other_targets_stay(earlier):
     assert {entry["version"] for entry in files.values()} == {1, 2}
     assert {entry["dtype"] for entry in files.values() if entry["version"] == 2} == {"bfloat16"}
     assert new.files("tflite") == {}
+    assert "key: \"canary\" value: 2" in configuration.read_text(encoding="utf-8")
+    assert "canary" not in written
     for name in files:
         new.path(name, rehash=True)
     assert saved_model.next_version(new.directory) == 3
