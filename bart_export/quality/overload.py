@@ -88,20 +88,21 @@ def counts(answers: Sequence[Answer], expected: dict[int, str]) -> dict[str, Any
     }
 
 
-def sampled(server: ServerProcess, future: "Future[Any]") -> list[tuple[float, int]]:
+def sampled(server: ServerProcess, future: "Future[Any]") -> list[list[float]]:
     """Return the memory of a server every few seconds, until `future` is done."""
-    rows, began = [], time.perf_counter()
+    began = time.perf_counter()
+    rows: list[list[float]] = []
     while not future.done():
         resident = server.resident_bytes()
         if resident is not None:
-            rows.append((time.perf_counter() - began, resident))
+            rows.append([time.perf_counter() - began, resident])
         until = len(rows) * SAMPLE_SECONDS + began
         while not future.done() and time.perf_counter() < until:
             time.sleep(0.1)
     return rows
 
 
-def spread(rows: Sequence[tuple[float, int]], since: float) -> float | None:
+def spread(rows: Sequence[Sequence[float]], since: float) -> float | None:
     """Return by how much of the least value the most is more, of those from `since` seconds on."""
     values = [value for seconds, value in rows if seconds >= since]
     return max(values) / min(values) - 1 if values else None

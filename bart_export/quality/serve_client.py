@@ -26,6 +26,7 @@ import numpy as np
 
 from bart_export.errors import EngineError
 from bart_export.server import messages
+from bart_export.server.batching import QUEUE_FULL
 from bart_export.server.tensors import Array, from_proto
 
 FRONTS = ("rest", "grpc")
@@ -79,6 +80,9 @@ class Asker(Protocol):
     def tokens(self, body: bytes) -> tuple[int, str]:
         """Return what `digest` makes of the body of an answer of status OK."""
 
+    def close(self) -> None:
+        """Close the connection."""
+
 
 class RestAsker:
     """Asks over an HTTP connection that is kept."""
@@ -108,6 +112,10 @@ class RestAsker:
         outputs = json.loads(body)["outputs"]
         return digest(np.array(outputs[TOKENS]), np.array(outputs[LENGTHS]))
 
+    def close(self) -> None:
+        """Close the connection."""
+        self.connection.close()
+
 
 class GrpcAsker:
     """Asks over a gRPC channel; all askers of a process share its connection."""
@@ -122,13 +130,17 @@ class GrpcAsker:
         try:
             return OK, self.predict(self.messages[question], timeout=REQUEST_SECONDS)
         except grpc.RpcError as error:
-            code = error.code()
-            return REFUSED if code is grpc.StatusCode.UNAVAILABLE else code.name, b""
+            # A connection that fails is UNAVAILABLE as well.
+            return REFUSED if error.details() == QUEUE_FULL else error.code().name, b""
 
     def tokens(self, body: bytes) -> tuple[int, str]:
         """Read an answer; see `Asker`."""
         outputs = messages.PredictResponse.FromString(body).outputs
         return digest(from_proto(outputs[TOKENS], TOKENS), from_proto(outputs[LENGTHS], LENGTHS))
+
+    def close(self) -> None:
+        """Close the channel."""
+        self.channel.close()
 
 
 ASKERS: Mapping[str, Callable[[int, Requests], Asker]] = {"rest": RestAsker, "grpc": GrpcAsker}
@@ -140,6 +152,11 @@ class Clients:
     def __init__(self, ports: Mapping[str, int], requests: Requests) -> None:
         self.ports, self.requests = ports, requests
         self.askers: dict[str, list[Asker]] = {front: [] for front in FRONTS}
+
+    def close(self) -> None:
+        """Close all connections."""
+        for asker in itertools.chain.from_iterable(self.askers.values()):
+            asker.close()
 
     def take(self, front: str, count: int) -> list[Asker]:
         """Return `count` askers of a front, made if need be."""
@@ -269,15 +286,15 @@ def main() -> None:
     """Carry out orders until there are no more."""
     ports, model, bodies = json.loads(sys.stdin.readline())
     decoded = {front: tuple(map(base64.b64decode, bodies[front])) for front in FRONTS}
-    clients = Clients(ports, Requests(model, **decoded))
-    orders: Mapping[str, Callable[..., Any]] = {
-        "in_turn": clients.in_turn,
-        "steadily": clients.steadily,
-    }
-    for line in sys.stdin:
-        name, *arguments = json.loads(line)
-        seconds, answers = orders[name](*arguments)
-        print(json.dumps([seconds, [dataclasses.astuple(one) for one in answers]]), flush=True)
+    with contextlib.closing(Clients(ports, Requests(model, **decoded))) as clients:
+        orders: Mapping[str, Callable[..., Any]] = {
+            "in_turn": clients.in_turn,
+            "steadily": clients.steadily,
+        }
+        for line in sys.stdin:
+            name, *arguments = json.loads(line)
+            seconds, answers = orders[name](*arguments)
+            print(json.dumps([seconds, [dataclasses.astuple(one) for one in answers]]), flush=True)
 
 
 if __name__ == "__main__":

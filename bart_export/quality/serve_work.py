@@ -137,7 +137,8 @@ def search_settings(artifact: Artifact, engine: str) -> dict[str, Any]:
     if engine == LITERT:
         settings: Mapping[str, Any] = artifact.generation.to_dict()
     else:
-        versions = [entry["version"] for entry in artifact.files("saved_model").values()]
+        entries = artifact.files("saved_model").values()
+        versions = [entry["version"] for entry in entries if "version" in entry]
         name = f"saved_model/{max(versions)}"
         golden = json.loads(artifact.path(GOLDEN).read_text(encoding="utf-8"))
         asked = [case["generation"] for case in golden["cases"] if name in case["files"]]
