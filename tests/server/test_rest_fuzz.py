@@ -1,0 +1,293 @@
+"""Requests that nobody would write: each is answered or refused with a reason, and leaves nothing.
+
+A real `bart-export serve` with both engines is asked what its OpenAPI document allows and what it
+forbids, damaged JSON, bodies that lie about themselves and bodies that hardly arrive. All choices
+come from fixed seeds.
+"""
+
+import collections
+import contextlib
+import gzip
+import http.client
+import json
+import pathlib
+import random
+import socket
+import time
+
+import pytest
+import requests
+import schemathesis
+from hypothesis import HealthCheck, settings
+from made_up_saved_models import write_half_plus_two
+from odd_bodies import DEEP, EXACT, WHOLE, damaged, odd_document
+from schemathesis.checks import CHECKS
+from served_directories import wait_until
+from serving_process import LOOPBACK, serving_process
+from typed_saved_model import write_typed
+
+SEED = 20261122
+OPENAPI = schemathesis.openapi.from_path(pathlib.Path(__file__).with_name("openapi.json"))
+CONFORMANCE = CHECKS.get_by_names(
+    ["status_code_conformance", "content_type_conformance", "response_schema_conformance"]
+)
+LIMIT = 2**20
+REQUEST_SECONDS = 3
+JSON, EVENTS = "application/json", "text/event-stream; charset=utf-8"
+STATUSES = {200, 400, 404, 413, 429, 501, 503, 504}
+# What a server may hold more than before, after requests that went well or not.
+MEGABYTES, THREADS, FILES = 8, 2, 4
+OPTIONS = ("--max-request-bytes", LIMIT, "--request-seconds", REQUEST_SECONDS)
+
+
+@pytest.fixture(scope="module")
+def running(symmetric_artifact, tmp_path_factory):
+    """Serve SavedModels of all types and an artifact; at the end the server is still well."""
+    root = tmp_path_factory.mktemp("models")
+    models = {"text": ("litert", symmetric_artifact.directory)}
+    for name, write in (("half_plus_two", write_half_plus_two), ("typed", write_typed)):
+        (root / name).mkdir()
+        write(root / name / "1")
+        models[name] = ("tensorflow", root / name)
+    configs = [
+        f'config {{ name: "{name}" model_platform: "{platform}" base_path: "{path}" '
+        'version_labels { key: "stable" value: 1 } }'
+        for name, (platform, path) in models.items()
+    ]
+    (root / "models.config").write_text(f"model_config_list {{ {' '.join(configs)} }}")
+    with serving_process("--model-config-file", root / "models.config", *OPTIONS) as process:
+        yield process
+        for path, body in WHOLE:
+            assert requests.post(process.url(path), json=body, timeout=20).status_code == 200
+    assert process.logged("ERROR") == 0, process.log
+
+
+@pytest.fixture(scope="module")
+def session():
+    with requests.Session() as session:
+        yield session
+
+
+def ask_as_described(running, session, case):
+    """Ask one case of the OpenAPI document, and hold the answer to the document."""
+    case.call_and_validate(running.url(""), session, checks=CONFORMANCE, timeout=20)
+
+
+QUIETLY = {"derandomize": True, "deadline": None, "database": None,
+           "suppress_health_check": list(HealthCheck)}  # fmt: skip
+
+
+# A version or a label in the address changes little for a body: many bodies are tried without.
+@OPENAPI.exclude(method="POST", path_regex="/(versions|labels)/").parametrize()
+@settings(max_examples=5, **QUIETLY)
+def test_answers_are_those_of_the_document(running, session, case):
+    ask_as_described(running, session, case)
+
+
+@pytest.mark.slow
+@OPENAPI.parametrize()
+@settings(max_examples=100, **QUIETLY)
+def test_many_answers_are_those_of_the_document(running, session, case):
+    ask_as_described(running, session, case)
+
+
+class Connection:
+    """A connection to a server that is opened again when the server has closed it."""
+
+    def __init__(self, running):
+        self.running = running
+        self.connection = http.client.HTTPConnection(LOOPBACK, running.rest_api_port, timeout=20)
+
+    def post(self, path, body, headers=None):
+        """Send a body; return the status and the body of the answer, which must be well formed."""
+        self.connection.request("POST", path, body, headers or {})
+        response = self.connection.getresponse()
+        content, kind = response.read(), response.headers["Content-Type"]
+        told = response.status, content, body
+        assert response.status in STATUSES, told
+        if response.status == 200:
+            assert kind == (EVENTS if path.endswith(":generate") else JSON), told
+        else:
+            assert kind == JSON, told
+            (message,) = json.loads(content).values()
+            assert isinstance(message, str), told
+            assert message, told
+        return response.status, content
+
+
+@pytest.fixture
+def connection(running):
+    one = Connection(running)
+    with contextlib.closing(one.connection):
+        yield one
+
+
+def test_whole_requests_are_answered(connection):
+    for path, body in WHOLE:
+        assert connection.post(path, json.dumps(body).encode())[0] == 200
+
+
+@pytest.mark.parametrize("rounds", [60, pytest.param(1500, marks=pytest.mark.slow)])
+def test_damaged_bodies_are_answered_or_refused_with_a_reason(connection, rounds):
+    generator, answered = random.Random(SEED), 0
+    for path, body in WHOLE:
+        whole = json.dumps(body).encode()
+        statuses = collections.Counter(
+            connection.post(path, damaged(generator, whole))[0] for _ in range(rounds)
+        )
+        assert statuses[400] > rounds / 10, (path, statuses)
+        answered += statuses[200]
+        statuses = collections.Counter(
+            connection.post(path, json.dumps(odd_document(generator, body)).encode())[0]
+            for _ in range(rounds)
+        )
+        assert statuses[400] > rounds / 10, (path, statuses)
+        for _ in range(rounds // 10):
+            assert connection.post(path, generator.randbytes(generator.randrange(200)))[0] == 400
+    assert answered > rounds / 4
+
+
+@pytest.mark.parametrize(("body", "status", "told"), EXACT)
+def test_a_number_or_a_text_at_the_limits_is_told_of(connection, body, status, told):
+    answer = connection.post("/v1/models/typed:predict", body)
+    assert answer[0] == status
+    assert told in answer[1]
+
+
+@pytest.mark.parametrize("path", [path for path, _ in WHOLE])
+@pytest.mark.parametrize("deep", DEEP, ids=[part[:8].decode() for part, _ in DEEP])
+def test_depth_is_no_danger(connection, path, deep):
+    opening, closing = deep
+    for depth in (200, 5_000, 100_000):
+        for end in (closing, b""):
+            body = opening * depth + b"1" + end * depth
+            assert connection.post(path, body)[0] == (400 if len(body) <= LIMIT else 413)
+
+
+def test_what_is_compressed_cannot_fill_the_memory(running, connection):
+    before, (path, body) = running.megabytes(), WHOLE[0]
+    whole = gzip.compress(json.dumps(body).encode())
+    bomb = gzip.compress(b"[" + b" " * 200 * 2**20)
+    headers = {"Content-Encoding": "gzip"}
+    for _ in range(8):
+        assert connection.post(path, bomb, headers)[0] == 413
+        assert connection.post(path, bomb * 5, headers)[0] == 413
+    assert connection.post(path, gzip.compress(bomb), headers)[0] == 400
+    generator = random.Random(SEED)
+    statuses = {connection.post(path, damaged(generator, whole), headers)[0] for _ in range(200)}
+    assert statuses <= {200, 400}
+    assert connection.post(path, whole, headers)[0] == 200
+    assert running.megabytes() < before + 24
+
+
+HEAD = "POST /v1/models/half_plus_two:predict HTTP/1.1\r\nHost: m\r\nConnection: close\r\n"
+ROWS = '{"instances": [[1]]}'
+CHUNKED = "Transfer-Encoding: chunked\r\n\r\n"
+# What follows the head, and the status.
+LIES = [
+    ("as it should be", f"Content-Length: 20\r\n\r\n{ROWS}", 200),
+    ("in chunks", f"{CHUNKED}14\r\n{ROWS}\r\n0\r\n\r\n", 200),
+    ("too short", f"Content-Length: 5\r\n\r\n{ROWS}", 400),
+    ("too long", f"Content-Length: 21\r\n\r\n{ROWS}", 504),
+    ("negative", f"Content-Length: -5\r\n\r\n{ROWS}", 400),
+    ("no number", f"Content-Length: many\r\n\r\n{ROWS}", 400),
+    ("beyond the limit", f"Content-Length: {LIMIT + 1}\r\n\r\n{ROWS}", 413),
+    ("beyond any number", f"Content-Length: {2**70}\r\n\r\n{ROWS}", 400),
+    ("two lengths", f"Content-Length: 5\r\nContent-Length: 20\r\n\r\n{ROWS}", 400),
+    ("length and chunks", f"Content-Length: 5\r\n{CHUNKED}14\r\n{ROWS}\r\n0\r\n\r\n", 200),
+    ("no length", f"\r\n{ROWS}", 400),
+    ("no size", f"{CHUNKED}z\r\n{ROWS}\r\n0\r\n\r\n", 400),
+    ("a negative size", f"{CHUNKED}-14\r\n{ROWS}\r\n0\r\n\r\n", 400),
+    ("a wrong size", f"{CHUNKED}5\r\n{ROWS}\r\n0\r\n\r\n", 400),
+    ("another encoding", f"Transfer-Encoding: brotli\r\n\r\n{ROWS}", 400),
+    ("no gzip", f"Content-Encoding: gzip\r\nContent-Length: 20\r\n\r\n{ROWS}", 400),
+    ("no header", "nonsense\r\n\r\n", 400),
+    ("no name", f"A\0: b\r\nContent-Length: 20\r\n\r\n{ROWS}", 400),
+]
+
+
+def raw(running, data, ended=False):
+    """Send bytes on a connection of its own; return what comes until the server closes it."""
+    received = b""
+    address = LOOPBACK, running.rest_api_port
+    with (
+        contextlib.suppress(ConnectionError),
+        socket.create_connection(address, timeout=20) as connection,
+    ):
+        connection.sendall(data)
+        if ended:
+            connection.shutdown(socket.SHUT_WR)
+        while part := connection.recv(2**16):
+            received += part
+    return received
+
+
+@pytest.mark.parametrize(("sent", "status"), [row[1:] for row in LIES], ids=[r[0] for r in LIES])
+def test_a_request_that_contradicts_itself_is_refused(running, sent, status):
+    head, _, body = raw(running, (HEAD + sent).encode()).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status)
+    # What is no HTTP is refused in plain text, before anybody knows what was wanted.
+    assert b"error" in body or b"Invalid HTTP request" in body or status == 200
+
+
+@pytest.mark.parametrize("header", ["A: b\r\n" * 50_000, f"A: {'b' * 300_000}\r\n"])
+def test_headers_without_end_are_not_read(running, connection, header):
+    """Whether the answer arrives is chance: the server hangs up while the client still sends."""
+    answer = raw(running, (HEAD + header + f"Content-Length: 20\r\n\r\n{ROWS}").encode())
+    assert answer == b"" or answer.startswith(b"HTTP/1.1 400 ")
+    assert connection.post(WHOLE[0][0], json.dumps(WHOLE[0][1]).encode())[0] == 200
+
+
+def test_bodies_that_hardly_arrive_hold_up_nobody(running, connection):
+    path, body = WHOLE[0]
+    head = f"{HEAD}Content-Length: 1000\r\n\r\n".encode()
+    files = running.files()
+    with contextlib.ExitStack() as stack:
+        slow = [
+            stack.enter_context(
+                socket.create_connection((LOOPBACK, running.rest_api_port), timeout=20)
+            )
+            for _ in range(100)
+        ]
+        for one in slow:
+            one.sendall(head)
+        began = last = time.monotonic()
+        while last < began + REQUEST_SECONDS - 0.5:
+            for one in slow:
+                one.sendall(b" ")
+            assert connection.post(path, json.dumps(body).encode())[0] == 200
+            assert time.monotonic() - last < 1.5
+            last = time.monotonic()
+            time.sleep(0.2)
+        for one in slow:
+            assert one.recv(2**16).startswith(b"HTTP/1.1 504 ")
+        assert time.monotonic() - began < REQUEST_SECONDS + 4
+    wait_until(lambda: running.files() <= files + FILES)
+
+
+@pytest.mark.parametrize("rounds", [500, pytest.param(8000, marks=pytest.mark.slow)])
+def test_nonsense_leaves_nothing_behind(running, connection, rounds):
+    generator = random.Random(SEED)
+
+    def nonsense(count):
+        for _ in range(count):
+            path, body = generator.choice(WHOLE)
+            connection.post(path, damaged(generator, json.dumps(body).encode()))
+            connection.post(path, json.dumps(odd_document(generator, body)).encode())
+            connection.post(f"/v1/models/{generator.randrange(2**40)}:predict", b"{}")
+            raw(
+                running,
+                (HEAD + generator.choice(LIES)[1]).encode()[: generator.randrange(300)],
+                True,
+            )
+        return running.megabytes(), running.threads(), running.files()
+
+    before = nonsense(max(100, rounds // 4))
+    for name, most, one, other in zip(
+        ("megabytes", "threads", "files"),
+        (MEGABYTES, THREADS, FILES),
+        before,
+        nonsense(rounds),
+        strict=True,
+    ):
+        assert other - one <= most, (name, one, other)
