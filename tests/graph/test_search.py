@@ -79,7 +79,7 @@ FIXED = [
 ]
 
 
-def many_rows(seed, changes, count=14):
+def many_rows(seed, changes, count=24):
     """Return settings that have `changes` in common and everything else at random."""
     random = np.random.default_rng(seed)
     rows = []
@@ -88,7 +88,7 @@ def many_rows(seed, changes, count=14):
         rows.append(
             GenerationConfig(
                 max_length=max_length,
-                min_length=int(random.integers(0, max_length + 1)),
+                min_length=min(int(random.choice([0, 0, 0, 4, 64])), max_length),
                 length_penalty=float(np.float32(random.choice([-1.0, 0.0, 0.7, 1.0, 3.0]))),
                 repetition_penalty=float(np.float32(random.choice([1.0, 1.0, 0.8, 1.7]))),
                 early_stopping=(True, False, "never")[random.integers(3)],
