@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from bart_export.graph import sequences
+from bart_export.graph import cached, sequences
+from bart_export.graph.cached import Caches
 from bart_export.graph.layers import CLOSED
 from bart_export.graph.loop import (
     INFINITY,
@@ -22,7 +23,6 @@ from bart_export.graph.loop import (
 )
 from bart_export.graph.processors import forced_tokens, processed
 from bart_export.graph.rows import RowSettings
-from bart_export.graph.sequences import Caches
 
 
 class Beams(NamedTuple):
@@ -116,7 +116,7 @@ def beam_logits(
     position = length - 1
     ancestors = put(state.ancestors, position, tf.range(beams))
     closed = tf.one_hot(ancestors[:, :, :capacity], beams, on_value=0.0, off_value=CLOSED)
-    hidden, caches = sequences.decode_step(
+    hidden, caches = cached.decode_step(
         model.config,
         model.parameters,
         model.source,

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from bart_export.graph import sequences
+from bart_export.graph import cached, sequences
+from bart_export.graph.cached import Caches
 from bart_export.graph.layers import CLOSED
 from bart_export.graph.loop import (
     INFINITY,
@@ -22,7 +23,6 @@ from bart_export.graph.loop import (
     target_length,
 )
 from bart_export.graph.processors import forced_tokens, processed
-from bart_export.graph.sequences import Caches
 
 
 class Greedy(NamedTuple):
@@ -59,7 +59,7 @@ def greedy_step(model: Model, state: Greedy, capacity: tf.Tensor) -> Greedy:
     generation, rows, length = model.generation, model.rows, state.length
     position = length - 1
     future = tf.range(capacity) > position
-    hidden, caches = sequences.decode_step(
+    hidden, caches = cached.decode_step(
         model.config,
         model.parameters,
         model.source,

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple, TypeVar
 import tensorflow as tf
 
 from bart_export.config import BartConfig, GenerationConfig
-from bart_export.graph import sequences
+from bart_export.graph import cached
+from bart_export.graph.cached import Source
 from bart_export.graph.layers import Parameters
 from bart_export.graph.rows import RowSettings
-from bart_export.graph.sequences import Source
 
 # A named tuple with `length`, int32: how many tokens every sequence has so far; `running`, bool
 # (batch,): the rows that have not ended; and `caches`.
@@ -41,8 +41,8 @@ def run(
     becomes longer than `target`.
     """
     beams, size = model.generation.num_beams, model.config.decoder_head_size
-    batch, capacity = tf.shape(first.running)[0], tf.minimum(sequences.FIRST_CAPACITY, target)
-    first = first._replace(caches=sequences.first_caches(model.config, batch, beams, capacity))
+    batch, capacity = tf.shape(first.running)[0], tf.minimum(cached.FIRST_CAPACITY, target)
+    first = first._replace(caches=cached.first_caches(model.config, batch, beams, capacity))
 
     def unknown(state: State) -> Any:
         return tf.nest.map_structure(
@@ -60,7 +60,7 @@ def run(
             shape_invariants=(unknown(state),),
         )[0]
         larger = tf.where(goes_on(full, capacity), tf.minimum(2 * capacity, target), capacity)
-        caches = sequences.grown(full.caches, capacity, larger, beams, size)
+        caches = cached.grown(full.caches, capacity, larger, beams, size)
         return full._replace(caches=caches), larger
 
     shapes = (unknown(first), tf.TensorShape([]))

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from bart_export.config import BartConfig, GenerationConfig, check_token_ids
 from bart_export.errors import ConfigurationError
-from bart_export.graph import sequences
+from bart_export.graph import cached, sequences
 from bart_export.graph.beams import beam_search
 from bart_export.graph.greedy import greedy_search
 from bart_export.graph.layers import Parameters
@@ -60,7 +60,7 @@ def generate(
     token_ids, padding_mask = fitted_source(config, generation, encoder_token_ids, encoder_lengths)
     parameters = sequences.float32(parameters)
     encoded = sequences.encode_masked(config, parameters, token_ids, padding_mask)
-    source = sequences.cross_tensors(config, parameters, encoded, padding_mask)
+    source = cached.cross_tensors(config, parameters, encoded, padding_mask)
     model = Model(config, parameters, source, generation, rows)
     if generation.num_beams > 1:
         found = beam_search(model)

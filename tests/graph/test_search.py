@@ -13,7 +13,7 @@ from numpy_bart import NumpyBart
 
 from bart_export import contract, errors
 from bart_export.config import BartConfig, GenerationConfig
-from bart_export.graph import search, sequences
+from bart_export.graph import cached, search, sequences
 from bart_export.graph.beams import beam_search
 from bart_export.graph.greedy import greedy_search
 from bart_export.graph.loop import Model
@@ -112,7 +112,7 @@ def test_a_batch_of_any_rows_is_what_the_host_search_gives_each(symmetric, numpy
         assert not any(token_ids[len(found) :])  # hypotheses that there are not
         del token_ids[len(found) :], scores[len(found) :]
     assert_same(received, expected)
-    assert max(len(token_ids[0]) for token_ids, _ in received) > sequences.FIRST_CAPACITY
+    assert max(len(token_ids[0]) for token_ids, _ in received) > cached.FIRST_CAPACITY
 
 
 @pytest.mark.parametrize("beams", [1, 4])
@@ -131,7 +131,7 @@ def last_state(bart, settings):
     rows = row_settings(bart.config, per_row(settings))
     token_ids, mask = fitted_source(bart.config, settings[0], *batch(SOURCES))
     encoded = sequences.encode_masked(bart.config, bart.parameters, token_ids, mask)
-    source = sequences.cross_tensors(bart.config, bart.parameters, encoded, mask)
+    source = cached.cross_tensors(bart.config, bart.parameters, encoded, mask)
     run = beam_search if settings[0].num_beams > 1 else greedy_search
     return run(Model(bart.config, bart.parameters, source, settings[0], rows))
 

@@ -8,7 +8,7 @@ from graph_bart import GraphBart, batch
 
 from bart_export import BartBackbone
 from bart_export.checkpoints import formats
-from bart_export.graph import sequences
+from bart_export.graph import cached, sequences
 from bart_export.graph.layers import CLOSED
 from bart_export.graph.parameters import BatchParameters, InferenceParameters
 
@@ -134,16 +134,16 @@ def test_steps_give_what_the_whole_decoder_gives_while_caches_grow(golden, beams
         tf.fill([3 * beams], 7),
     )
     mask = sequences.mask(lengths, token_ids.shape[1])
-    source = sequences.cross_tensors(config, parameters, encoded, mask)
+    source = cached.cross_tensors(config, parameters, encoded, mask)
     capacity = 2
-    caches = sequences.first_caches(config, 3, beams, capacity)
+    caches = cached.first_caches(config, 3, beams, capacity)
     for position in range(7):
         if position == capacity:
             capacity += 3
-            caches = sequences.grown(caches, position, capacity, beams, config.decoder_head_size)
+            caches = cached.grown(caches, position, capacity, beams, config.decoder_head_size)
         past = np.arange(capacity)[None, :, None] <= position
         closed = np.where(past & np.eye(beams, dtype=bool)[:, None, :], 0, CLOSED)
-        hidden, caches = sequences.decode_step(
+        hidden, caches = cached.decode_step(
             config,
             parameters,
             source,
