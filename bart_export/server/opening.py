@@ -12,7 +12,8 @@ import pathlib
 import time
 from collections.abc import Callable, Mapping
 
-from bart_export.errors import MissingExtra
+from bart_export.artifact import Artifact
+from bart_export.errors import ArtifactError, MissingExtra
 from bart_export.server.loading import OpenVersion
 from bart_export.server.metrics import MICROSECONDS, WARMUP_LATENCY, Metrics
 from bart_export.server.options import ServeOptions
@@ -29,14 +30,30 @@ def opener(options: ServeOptions, metrics: Metrics) -> OpenVersion:
 
     def open_version(served: ServedModel, number: int, path: pathlib.Path) -> Servable:
         servable = ENGINES[served.engine](path, options)
-        if options.warmup:
-            with contextlib.ExitStack() as stack:
-                stack.callback(servable.close)
+        with contextlib.ExitStack() as stack:
+            stack.callback(servable.close)
+            if served.engine == LITERT:
+                check_export(path, number)
+            if options.warmup:
                 warm_up(servable, path, metrics)
-                stack.pop_all()
+            stack.pop_all()
         return servable
 
     return open_version
+
+
+def check_export(path: pathlib.Path, number: int) -> None:
+    """Make sure that an artifact is still the one that was found, by its number.
+
+    Raises:
+        ArtifactError: if another export has taken its place; the next look finds that one.
+    """
+    exports = Artifact.open(path).manifest["exports"]
+    if exports != number:
+        raise ArtifactError(
+            f"{path} must hold export {number}, but export {exports} took its place. The next look "
+            "finds that one."
+        )
 
 
 def warm_up(servable: Servable, path: pathlib.Path, metrics: Metrics) -> None:

@@ -191,6 +191,7 @@ def rest_config(app: ASGIApp, options: ServeOptions) -> uvicorn.Config:
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     return uvicorn.Config(
         answered_when_cancelled(app),
+        http="h11",  # whatever else is installed
         lifespan="off",
         ws="none",
         log_config=None,

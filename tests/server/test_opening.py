@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from arithmetic_server import open_arithmetic
 
-from bart_export.errors import MissingExtra
+from bart_export.errors import ArtifactError, MissingExtra
 from bart_export.server import opening
 from bart_export.server.messages import PredictRequest
 from bart_export.server.metrics import Metrics
@@ -86,3 +86,14 @@ def test_the_tensorflow_engine_needs_its_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     with pytest.raises(MissingExtra, match=r"bart-export\[export\]"):
         opening.ENGINES["tensorflow"](tmp_path, ServeOptions())
+
+
+def test_an_artifact_that_was_exchanged_meanwhile_is_not_served_as_the_one_that_was_found(
+    symmetric_artifact,
+):
+    served = ServedModel(name="m", base_path=symmetric_artifact.directory, engine="litert")
+    open_version = opening.opener(ServeOptions(), Metrics())
+    exports = symmetric_artifact.manifest["exports"]
+    with pytest.raises(ArtifactError, match=f"export {exports + 1}, but export {exports} took"):
+        open_version(served, exports + 1, symmetric_artifact.directory)
+    open_version(served, exports, symmetric_artifact.directory).close()
