@@ -246,14 +246,15 @@ def test_a_server_that_fails_says_why(tmp_path):
 def test_wrong_answers_and_other_statuses_are_counted():
     answers = [
         Answer(0, "200", 0.1, 5, "a"),
+        Answer(1, "200", 0.1, 5, "c"),
         Answer(0, "200", 0.1, 5, "b"),
         Answer(1, "503", 0.1, 0, ""),
         Answer(1, "500", 0.1, 0, ""),
         Answer(1, "500", 0.1, 0, ""),
     ]
     assert overload.counts(answers, {0: "a", 1: "c"}) == {
-        "requests": 5,
-        "accepted": 2,
+        "requests": 6,
+        "accepted": 3,
         "refused": 1,
         "other": {"500": 2},
         "wrong": 1,

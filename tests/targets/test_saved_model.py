@@ -165,7 +165,7 @@ def test_versions_count_up_and_other_targets_stay(earlier):
     assert {entry["version"] for entry in files.values()} == {1, 2}
     assert {entry["dtype"] for entry in files.values() if entry["version"] == 2} == {"bfloat16"}
     assert new.files("tflite") == {}
-    assert "key: \"canary\" value: 2" in configuration.read_text(encoding="utf-8")
+    assert 'key: "canary" value: 2' in configuration.read_text(encoding="utf-8")
     assert "canary" not in written
     for name in files:
         new.path(name, rehash=True)
