@@ -16,12 +16,13 @@ class ServeOptions:
     takes a free one. `engine` is "tensorflow", "litert" or None for the fastest that a model's
     files allow. `workers` counts calls that run side by side for a model and `num_threads` the
     threads of each; None chooses by the machine's cores. `queue_size` calls may wait for each
-    model beside those that run; one more is refused at once. `request_seconds` bounds a call that
-    brings no deadline of its own. `batching_parameters_file` replaces the `batching_params.pbtxt`
-    that a version directory may hold; neither is read unless `batching`. Load failures are tried
-    again `load_retries` times, `retry_seconds` apart; with TensorFlow Serving's 5 and 60 a server
-    that cannot load its model would say so after five minutes. `drain_seconds` is what running
-    calls have left once the server is told to end.
+    model beside those that run; one more is refused at once. Each that waits adds a whole
+    generation to the time of the last. `request_seconds` bounds a call that brings no deadline of
+    its own. `batching_parameters_file` replaces the `batching_params.pbtxt` that a version
+    directory may hold; neither is read unless `batching`. Load failures are tried again
+    `load_retries` times, `retry_seconds` apart; with TensorFlow Serving's 5 and 60 a server that
+    cannot load its model would say so after five minutes. `drain_seconds` is what running calls
+    have left once the server is told to end.
     """
 
     host: str = "127.0.0.1"
@@ -30,7 +31,7 @@ class ServeOptions:
     engine: str | None = None
     workers: int | None = None
     num_threads: int | None = None
-    queue_size: int = 64
+    queue_size: int = 16
     max_request_bytes: int = 16 * 2**20
     request_seconds: float = 30.0
     batching: bool = True
