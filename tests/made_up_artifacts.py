@@ -1,5 +1,7 @@
 """Artifacts of a few bytes, for tests of the directory and not of what is in it."""
 
+import shutil
+
 from bart_export import artifact
 from bart_export.config import BartConfig, GenerationConfig
 
@@ -35,3 +37,12 @@ def write(target, contents, preset="made_up"):
         entries = {name: draft.entry(name, target="tflite") for name in contents}
         draft.commit(manifest(entries, preset))
     return artifact.Artifact.open(target)
+
+
+def export_again(target, made, number):
+    """Put what an export made in the place of an artifact, as the export itself does."""
+    ignored = shutil.ignore_patterns(artifact.MANIFEST, ".cache")
+    with artifact.draft(target) as draft:
+        shutil.copytree(made.directory, draft.directory, ignore=ignored, dirs_exist_ok=True)
+        fields = {name: value for name, value in made.manifest.items() if "sha256" not in name}
+        draft.commit({**fields, "exports": number})

@@ -166,16 +166,41 @@ def judge(name: str, recipe: Recipe, comparison: Comparison) -> None:
     """
     tolerance = recipe.tolerance
     logits = None if tolerance.logits is None else tolerance.logits * max(1.0, comparison.spread)
-    bounds = [
-        ("the largest error of a logit", comparison.logits, logits, 1),
-        ("the relative error of the logits", comparison.relative, tolerance.relative, 1),
-        ("the share of steps with the same likeliest token", comparison.top1, tolerance.top1, -1),
-        ("the share of equal answers", comparison.tokens, 1.0 if tolerance.tokens else None, -1),
-    ]
+    hold(
+        name,
+        [
+            ("the largest error of a logit", comparison.logits, logits, AT_MOST),
+            ("the relative error of the logits", comparison.relative, tolerance.relative, AT_MOST),
+            (
+                "the share of steps with the same likeliest token",
+                comparison.top1,
+                tolerance.top1,
+                AT_LEAST,
+            ),
+            (
+                "the share of equal answers",
+                comparison.tokens,
+                1.0 if tolerance.tokens else None,
+                AT_LEAST,
+            ),
+        ],
+    )
+
+
+AT_MOST, AT_LEAST = 1, -1
+Bound = tuple[str, float, float | None, int]  # what, its value, the bound or None, which side
+
+
+def hold(name: str, bounds: Sequence[Bound]) -> None:
+    """Hold figures of something exported to their bounds.
+
+    Raises:
+        VerificationFailed: for the first figure outside, with the figure.
+    """
     for what, value, bound, sign in bounds:
         # Written so that a NaN fails.
         if bound is not None and not sign * value <= sign * bound:
-            side = "at most" if sign > 0 else "at least"
+            side = "at most" if sign == AT_MOST else "at least"
             raise VerificationFailed(
                 f"{name} does not say what the Keras model says: {what} must be {side} {bound:g}, "
                 f"received {value:.6g}. Nothing was committed."

@@ -88,7 +88,12 @@ def front(base_path, drain_seconds=5.0, load_seconds=0, credentials=None, **sett
         ended, loop = asyncio.Event(), asyncio.get_running_loop()
         port = server.bind()
         await server.start()
-        started.set_result((port, lambda: loop.call_soon_threadsafe(ended.set)))
+
+        def end():
+            with contextlib.suppress(RuntimeError):  # it has ended already
+                loop.call_soon_threadsafe(ended.set)
+
+        started.set_result((port, end))
         await ended.wait()
         await server.stop(drain_seconds)
 

@@ -13,6 +13,7 @@ import threading
 import time
 
 import grpc
+import made_up_artifacts
 import pytest
 import requests
 import tensorflow as tf
@@ -20,7 +21,6 @@ from served_directories import wait_until
 from serving_process import LOOPBACK, serving_process
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
-from bart_export import artifact
 from bart_export.runtime.generator import Generator
 
 POLL_SECONDS = 0.1
@@ -259,15 +259,6 @@ def test_versions_that_went_leave_nothing_behind(numbered, base_path):
 TEXT = "A library for reading and writing compressed archives."
 
 
-def replace(target, made, number):
-    """Put what an export made in the place of an artifact, as the export itself does."""
-    ignored = shutil.ignore_patterns(artifact.MANIFEST, ".cache")
-    with artifact.draft(target) as draft:
-        shutil.copytree(made.directory, draft.directory, ignore=ignored, dirs_exist_ok=True)
-        manifest = {name: value for name, value in made.manifest.items() if "sha256" not in name}
-        draft.commit({**manifest, "exports": number})
-
-
 def test_an_artifact_is_replaced_under_load(symmetric_artifact, distilled_artifact, tmp_path):
     """Two checkpoints take turns, whose answers differ."""
     made = {1: symmetric_artifact, 2: distilled_artifact, 3: symmetric_artifact}
@@ -290,12 +281,12 @@ def test_an_artifact_is_replaced_under_load(symmetric_artifact, distilled_artifa
         past = max(one for one, at in enumerate(switches, 1) if at <= answer.asked)
         return 3 if number == 1 and past >= 2 else number
 
-    replace(tmp_path / "m", made[1], 1)
+    made_up_artifacts.export_again(tmp_path / "m", made[1], 1)
     with serving_process(tmp_path / "m", "--threads", "1", *POLLING) as running:
         switches.append(0.0)
         with clients(running, "generate_text", lambda _: inputs) as four:
             for number in (2, 3):
-                replace(tmp_path / "m", made[number], number)
+                made_up_artifacts.export_again(tmp_path / "m", made[number], number)
                 running.wait_for("m", number)
                 switches.append(time.monotonic())
                 wait_for_answers(four, 5)

@@ -8,6 +8,7 @@ import contextlib
 import json
 import shutil
 
+import made_up_artifacts
 import pytest
 from made_up_saved_models import write_half_plus_two
 from rest_rows import ANY_ENGINE
@@ -64,10 +65,11 @@ def saved_models(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def artifact(mini_artifact):
+def artifact(mini_artifact, tmp_path_factory):
     """Serve the embedded preset's artifact twice, as two versions."""
-    directory = mini_artifact.directory
-    with serving([text_model(directory, LITERT)], lambda _: {1: directory, 2: directory}) as server:
+    first, second = mini_artifact.directory, tmp_path_factory.mktemp("artifacts") / "second"
+    made_up_artifacts.export_again(second, mini_artifact, 2)
+    with serving([text_model(first, LITERT)], lambda _: {1: first, 2: second}) as server:
         yield server
 
 

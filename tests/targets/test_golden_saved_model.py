@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from golden_cases import GOLDEN, MODELS, GoldenCases
+from made_up_artifacts import CONFIG
 
 from bart_export import checkpoints, contract
 from bart_export.config import GenerationConfig
@@ -118,6 +119,7 @@ def test_loaded_in_python_every_case_is_answered_token_for_token(saved):
     assert saved.wrong(run) == []
 
 
+@pytest.mark.slow
 def test_loaded_as_the_server_does_every_case_is_answered_token_for_token(saved):
     servable = tensorflow_engine.open_saved_model(saved.directory, ServeOptions())
 
@@ -138,7 +140,7 @@ def saved_tokenizer(tmp_path_factory):
     tokenizer = BartTokenizer.from_files(VOCABULARY / "vocabulary.json", VOCABULARY / "merges.txt")
     module = tf.Module()
     module.tokenizer = GraphTokenizer.from_tokenizer(tokenizer)
-    served = Served(None, {}, module.tokenizer, GenerationConfig(), LONGEST)
+    served = Served(CONFIG, {}, module.tokenizer, GenerationConfig(), LONGEST)
     functions = {
         name: saved_model.signature_function(served, SIGNATURES[name])
         for name in ("tokenize", "detokenize")
