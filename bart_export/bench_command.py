@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from bart_export.errors import MissingExtra
+
 Path = click.Path(path_type=pathlib.Path)
 Count = click.IntRange(min=1)
 
@@ -113,10 +115,7 @@ def serving(artifact: pathlib.Path, given: dict[str, Any]) -> tuple[dict[str, An
     try:
         from bart_export.quality import serve_bench
     except ModuleNotFoundError as error:
-        raise click.UsageError(
-            f"--serve needs the package {error.name}, which is not installed. Install it with: "
-            "pip install 'bart-export[serve]'"
-        ) from None
+        raise MissingExtra("Measuring a server", str(error.name), "serve") from None
 
     report = serve_bench.serve_bench(artifact, **given)
     return report, serve_bench.tables(report)
