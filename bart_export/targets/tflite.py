@@ -22,6 +22,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from bart_export import contract
 from bart_export.artifact import Draft
+from bart_export.checkpoints.layers import layer_name
 from bart_export.config import BartConfig
 from bart_export.errors import BartExportError
 from bart_export.graph import steps
@@ -194,11 +195,23 @@ def bind(model: Any, parameters: InferenceParameters) -> None:
                 buffers[entry.name] = len(model.buffers)
                 model.buffers.append(AlignedBuffer(parameters, matrices[entry.name]))
             subgraph.tensors[entry.tensorIndex].buffer = buffers[entry.name]
-            # Tensor names are unique in a file; the quantizer relies on it.
-            name = f"{signature.signatureKey.decode()}/{matrices[entry.name]}"
-            subgraph.tensors[entry.tensorIndex].name = name.encode()
+            layer = f"{signature.signatureKey.decode()}/{layer_name(matrices[entry.name])}"
+            name_tensors(subgraph, entry.tensorIndex, layer)
         signature.inputs = [entry for entry in signature.inputs if entry.tensorIndex not in bound]
         subgraph.inputs = [index for index in subgraph.inputs if index not in bound]
+
+
+def name_tensors(subgraph: Any, matrix: int, layer: str) -> None:
+    """Name a matrix and the results of the operators that read it after their layer.
+
+    Names are unique in a file, and recipes find the operators by them.
+    """
+    subgraph.tensors[matrix].name = f"{layer}/weights".encode()
+    for operator in subgraph.operators:
+        if matrix in operator.inputs:
+            # The tied table is the first input of a lookup and the second of the logits.
+            result = "output" if operator.inputs[0] != matrix else "lookup"
+            subgraph.tensors[operator.outputs[0]].name = f"{layer}/{result}".encode()
 
 
 class AlignedBuffer(schema.BufferT):

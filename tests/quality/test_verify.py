@@ -24,7 +24,7 @@ from bart_export.targets import tflite
 from bart_export.text.tokenizer import BartTokenizer
 
 FLOAT32, INT8 = RECIPES["float32"], RECIPES["dynamic_wi8_afp32"]
-TABLE = "token_embedding/embeddings"
+TABLE = "token_embedding/weights"
 
 
 class Verifier:
@@ -87,12 +87,12 @@ def swap_rows(content):
 
 
 def turn_a_sign(content):
-    kernel = tflite_files.weight(content, "layer_1/cross_attention/query/kernel").view(np.float32)
+    kernel = tflite_files.weight(content, "layer_1/cross_attention_query/weights").view(np.float32)
     kernel[100] *= -1
 
 
 def lose_a_kernel(content):
-    tflite_files.weight(content, "encoder_layer_0/self_attention_layer/value/kernel")[:] = 0
+    tflite_files.weight(content, "encoder/layer_0/self_attention_value/weights")[:] = 0
 
 
 def shift_the_positions(content):
@@ -101,7 +101,7 @@ def shift_the_positions(content):
 
 
 def spoil_with_nan(content):
-    tflite_files.weight(content, "layer_0/cross_attention/key/kernel").view(np.float32)[0] = np.nan
+    tflite_files.weight(content, "layer_0/cross_attention_key/weights").view(np.float32)[0] = np.nan
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_an_int8_file_passes_and_fails_with_one_scale_three_times_too_large(
     content = bytearray(mini_artifact.path("tflite/dynamic_wi8_afp32.tflite").read_bytes())
     comparison, _ = mini.check(content, INT8, tmp_path / "it")
     assert 1e-3 < comparison.relative < 0.05
-    for scales in tflite_files.scale(content, "decoder_layer_0/feedforward_output_dense/kernel"):
+    for scales in tflite_files.scale(content, "decoder/layer_0/feedforward_output/weights"):
         scales *= 3
     with pytest.raises(VerificationFailed, match="relative error"):
         mini.check(content, INT8, tmp_path / "it")

@@ -9,7 +9,7 @@ from bart_export.errors import BartExportError
 from bart_export.targets import tflite
 
 FLOAT_FILE, INT8_FILE = "tflite/float32.tflite", "tflite/dynamic_wi8_afp32.tflite"
-TABLE = "token_embedding/embeddings"
+TABLE = "token_embedding/weights"
 # What fuses, delegates or is free on a CPU. A new name here is a cost somebody should have seen.
 EXPECTED_OPERATORS = {
     "ADD", "BATCH_MATMUL", "CAST", "EMBEDDING_LOOKUP", "EQUAL", "FULLY_CONNECTED", "GATHER",
