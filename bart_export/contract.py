@@ -5,7 +5,8 @@ compares by it, and the manifest carries it to Kotlin and everybody else. It kno
 tensor is computed.
 
 An axis is a word. `sizes` gives the words that a configuration fixes; the others (`SOURCE`,
-`BEAMS`, `CAPACITY`) are dynamic: the runtime resizes them.
+`BEAMS`, `CAPACITY`) are dynamic: the runtime resizes them. In a static build of a `.tflite` file
+they are fixed too, and there is a signature for each *bucket*, a choice of their sizes.
 
     one         always 1: a signature call encodes one source
     source      tokens of the source text
@@ -24,9 +25,11 @@ The signatures of a SavedModel are batch-major throughout:
 """
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bart_export.config import BartConfig
+from bart_export.errors import ConfigurationError
 
 ONE, SOURCE, BEAMS, CAPACITY = "one", "source", "beams", "capacity"
 HEADS, HEAD_SIZE, VOCABULARY = "heads", "head_size", "vocabulary"
@@ -41,7 +44,7 @@ class Tensor:
     dtype: str
     axes: tuple[str, ...]
 
-    def shape(self, sizes: dict[str, int]) -> tuple[int | None, ...]:
+    def shape(self, sizes: Mapping[str, int]) -> tuple[int | None, ...]:
         """Return the size of each axis, None where `sizes` does not fix it."""
         return tuple(sizes.get(axis) for axis in self.axes)
 
@@ -54,7 +57,7 @@ class Signature:
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
 
-    def to_dict(self, sizes: dict[str, int]) -> dict[str, Any]:
+    def to_dict(self, sizes: Mapping[str, int]) -> dict[str, Any]:
         """Return the signature for the manifest; fixed axes are numbers, dynamic ones words."""
         return {
             side: {
@@ -133,6 +136,76 @@ def decode_signature(
             *caches,
         ),
         outputs=(Tensor("logits", "float32", (beams, VOCABULARY)), *caches),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Bucket:
+    """A signature of a static build: one of `tflite_signatures` with its dynamic axes fixed.
+
+    `name` is the signature's in the file, `sizes` those of the dynamic axes that it has.
+    """
+
+    name: str
+    signature: Signature
+    sizes: Mapping[str, int]
+
+    def to_dict(self, sizes: Mapping[str, int]) -> dict[str, Any]:
+        """Return the bucket for the manifest; `sizes` are those of the configuration."""
+        return {
+            "signature": self.signature.name,
+            "sizes": dict(self.sizes),
+            **self.signature.to_dict({**sizes, **self.sizes}),
+        }
+
+
+def static_buckets(
+    config: BartConfig,
+    source_lengths: Sequence[int],
+    target_length: int,
+    num_beams: Sequence[int],
+) -> tuple[Bucket, ...]:
+    """Return the signatures of a static `.tflite` file.
+
+    `encode_S` for every source length, and for each of them `decode_S_K` for every number of
+    beams, which for a single beam is a `decode_single`. Names are for people: readers go by
+    `signature` and `sizes`.
+
+    Raises:
+        ConfigurationError: for a length beyond the model's positions.
+    """
+    longest = max(*source_lengths, target_length)
+    if longest > config.max_sequence_length:
+        raise ConfigurationError(
+            f"source_lengths and target_length must be at most the model's "
+            f"{config.max_sequence_length} positions, received {longest}."
+        )
+    encode, decode, decode_single = tflite_signatures(config)
+    return tuple(
+        bucket
+        for source in source_lengths
+        for bucket in (
+            Bucket(f"encode_{source}", encode, {SOURCE: source}),
+            *(
+                Bucket(
+                    f"decode_{source}_{beams}",
+                    decode if beams > 1 else decode_single,
+                    {SOURCE: source, BEAMS: beams, CAPACITY: target_length},
+                )
+                for beams in num_beams
+            ),
+        )
+    )
+
+
+def read_buckets(
+    config: BartConfig, signatures: Mapping[str, Mapping[str, Any]]
+) -> tuple[Bucket, ...]:
+    """Return the buckets that `signatures` of a file's entry in the manifest describe."""
+    known = {signature.name: signature for signature in tflite_signatures(config)}
+    return tuple(
+        Bucket(name, known[one["signature"]], dict(one["sizes"]))
+        for name, one in signatures.items()
     )
 
 

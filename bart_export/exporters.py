@@ -66,6 +66,9 @@ def export_tflite(
                 name: {
                     "target": "tflite",
                     "recipe": recipe.name,
+                    "mode": recipe.mode,
+                    "layers": [list(pair) for pair in recipe.layers],
+                    "tolerance": dict(recipe.tolerance),
                     "runtimes": dict(recipe.runtimes),
                     "refusals": dict(recipe.refusals),
                 }

@@ -1,13 +1,16 @@
-"""Recipes: how a file's weights are stored, one row of data each.
+"""Recipes: how a file's matrices are stored and multiplied, one row of data each.
 
 A row decides the file's name, the command line's choices, the table in the README, the tolerance
 the verifier holds the file to, and the runtimes that may open it. Names follow AI Edge Quantizer's
-grammar: mode, weight bits (`wi8`), activation type (`afp32`). A row knows no quantizer: `targets.
-quantize` reads it.
+grammar: mode, weight bits (`wi8`), activation type (`afp32`). A row says for each layer, by a
+regular expression over its name (`checkpoints.layers`), which `Storage` its matrix has. No
+quantizer is known here: `targets.quantize` reads the rows.
 """
 
 import dataclasses
 import difflib
+import re
+from collections.abc import Mapping
 from types import MappingProxyType
 
 from bart_export.errors import ConfigurationError
@@ -17,87 +20,137 @@ TFLITE_RUNTIME = "tflite-runtime"
 
 
 @dataclasses.dataclass(frozen=True)
-class Tolerance:
-    """What the verifier accepts of a file, compared with the Keras model.
+class Storage:
+    """One way of storing a matrix.
 
-    `logits` bounds the largest error of any logit, None where weights are rounded; where the
-    logits spread wider than 1, float32 rounds them more coarsely, and the bound is in units of
-    their spread.
-    `relative` bounds the error's root mean square over that of the logits about their mean.
-    `top1` is the smallest share of steps whose likeliest token must be the model's.
-    `tokens` asks for the very tokens of the model, greedy and with beams.
+    `bits` is the width of a stored weight; `granularity` what shares a scale: "channelwise" a row,
+    "tensorwise" the matrix, "blockwise_32" 32 neighbours in a row, None where nothing is scaled.
+    `algorithm` chooses the scales, in AI Edge Quantizer's words.
     """
 
-    logits: float | None
-    relative: float
-    top1: float
-    tokens: bool
+    name: str
+    description: str
+    bits: int
+    granularity: str | None
+    algorithm: str
+
+
+MIN_MAX = "min_max_uniform_quantize"
+
+STORAGES: dict[str, Storage] = {
+    storage.name: storage
+    for storage in (
+        Storage("float32", "float32", 32, None, "no_quantize"),
+        Storage("float16", "float16", 16, None, "float_casting"),
+        Storage("int8", "int8, one scale a row", 8, "channelwise", MIN_MAX),
+        Storage("int8_tensorwise", "int8, one scale a tensor", 8, "tensorwise", MIN_MAX),
+        Storage("int4", "int4 in blocks of 32", 4, "blockwise_32", MIN_MAX),
+    )
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Mode:
+    """How a file computes with matrices of less than 32 bits.
+
+    `activation_bits` is the width of calibrated activations, None where they are float32;
+    `description` says what they are.
+    """
+
+    name: str
+    description: str
+    activation_bits: int | None = None
+
+
+MODES: dict[str, Mode] = {
+    mode.name: mode
+    for mode in (
+        Mode("float", "float32"),
+        Mode("weight_only", "float32; matrices are widened first"),
+        Mode("dynamic", "float32, quantized on the fly"),
+        Mode("static_ai16", "int16, calibrated", 16),
+        Mode("static_ai8", "int8, calibrated", 8),
+    )
+}
+
+Tolerance = Mapping[str, float]
+Layers = tuple[tuple[str, str], ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """One way of storing a model.
 
-    `num_bits` is the width of a stored weight, 32 for none; `granularity` says what shares a
-    scale. `runtimes` maps each engine that computes the file rightly to the oldest version it was
-    tried with; `refusals` says why another engine is refused.
+    `mode` is a key of `MODES`. `layers` are pairs of a regular expression over layer names and a
+    key of `STORAGES`: of those that match the whole name, the last counts; a layer without one
+    keeps float32. `tolerance` bounds metrics (`metrics.METRICS`) of a file compared with the Keras
+    model; where logits spread wider than 1, float32 rounds them more coarsely, and the bound on
+    `logits` is in units of their spread. `runtimes` maps each engine that computes the file
+    rightly to the oldest version it was tried with; `refusals` says why another engine is refused.
     """
 
     name: str
-    weights: str
-    activations: str
     purpose: str
-    num_bits: int
-    granularity: str | None
+    mode: str
+    layers: Layers
     tolerance: Tolerance
-    runtimes: MappingProxyType[str, str]
-    refusals: MappingProxyType[str, str] = dataclasses.field(
-        default_factory=lambda: MappingProxyType({})
-    )
+    runtimes: Mapping[str, str]
+    refusals: Mapping[str, str] = dataclasses.field(default_factory=lambda: MappingProxyType({}))
+
+    def storage(self, layer: str) -> Storage:
+        """Return how the matrix of a layer is stored."""
+        storages = [storage for regex, storage in self.layers if re.fullmatch(regex, layer)]
+        return STORAGES[storages[-1] if storages else "float32"]
+
+    @property
+    def weights(self) -> str:
+        """How matrices are stored, in words."""
+        storages = dict.fromkeys(storage for _, storage in self.layers) or ("float32",)
+        return "; ".join(STORAGES[storage].description for storage in storages)
+
+    @property
+    def exact(self) -> bool:
+        """Whether the file is to say, token for token, what the Keras model says."""
+        return self.tolerance.get("tokens") == 1.0
 
 
-EXACT = Tolerance(logits=1e-4, relative=1e-5, top1=1.0, tokens=True)
-ROUNDED = Tolerance(logits=None, relative=0.15, top1=0.9, tokens=False)
+EXACT: Tolerance = MappingProxyType({"logits": 1e-4, "relative": 1e-5, "top1": 1.0, "tokens": 1.0})
+ROUNDED: Tolerance = MappingProxyType({"relative": 0.15, "top1": 0.9})
 
 BOTH = MappingProxyType({LITERT: "2.3.0", TFLITE_RUNTIME: "2.14.0"})
 LITERT_ONLY = MappingProxyType({LITERT: "2.3.0"})
+ONE_SCALE = MappingProxyType(
+    {
+        TFLITE_RUNTIME: "it reads the scale of every row as the scale of the first "
+        "and computes wrong numbers without an error"
+    }
+)
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         Recipe(
             "float32",
-            weights="float32",
-            activations="float32",
             purpose="the reference",
-            num_bits=32,
-            granularity=None,
+            mode="float",
+            layers=(),
             tolerance=EXACT,
             runtimes=BOTH,
         ),
         Recipe(
             "dynamic_wi8_afp32",
-            weights="int8, one scale a row",
-            activations="float32, quantized on the fly",
             purpose="CPUs and phones",
-            num_bits=8,
-            granularity="channelwise",
+            mode="dynamic",
+            layers=((".*", "int8"),),
             tolerance=ROUNDED,
             runtimes=LITERT_ONLY,
-            refusals=MappingProxyType(
-                {
-                    TFLITE_RUNTIME: "it reads the scale of every row as the scale of the first "
-                    "and computes wrong numbers without an error"
-                }
-            ),
+            refusals=ONE_SCALE,
         ),
         Recipe(
             "dynamic_wi8_afp32_tensorwise",
-            weights="int8, one scale a tensor",
-            activations="float32, quantized on the fly",
             purpose="tflite-runtime 2.14, which computes the row above wrongly",
-            num_bits=8,
-            granularity="tensorwise",
+            mode="dynamic",
+            layers=((".*", "int8_tensorwise"),),
             tolerance=ROUNDED,
             runtimes=BOTH,
         ),
@@ -117,5 +170,6 @@ def named(name: str) -> Recipe:
     near = difflib.get_close_matches(name, RECIPES, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
     raise ConfigurationError(
-        f"A recipe must be one of {', '.join(RECIPES)}, received {name!r}.{hint}"
+        f"A recipe must be one of {', '.join(RECIPES)}, or a file NAME.json, received "
+        f"{name!r}.{hint}"
     )

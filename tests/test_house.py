@@ -21,7 +21,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # The package's own __init__ names what is brought in on first use, and may name anything.
 ROOMS = [path for path in MODULES if path != PACKAGE / "__init__.py"]
 
-WORDS = ("errors", "config", "contract", "presets", "hubs", "recipes", "saved_model_options",
+WORDS = ("errors", "config", "contract", "presets", "hubs", "metrics", "recipes", "recipe_file",
+         "saved_model_options", "tflite_options",
          "artifact", "quiet", "progress")  # fmt: skip
 # What each layer may import beside itself. `runtime` and `server` stand on their own leg, so that
 # an edge device needs nothing of the other.

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from bart_export.presets import PRESETS
-from bart_export.recipes import DEFAULT, RECIPES, Tolerance
+from bart_export.recipes import DEFAULT, MODES, RECIPES, Tolerance
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -36,7 +36,7 @@ def recipes_table() -> str:
             (
                 f"`{recipe.name}`" + (" (default)" if recipe.name == DEFAULT else ""),
                 recipe.weights,
-                recipe.activations,
+                MODES[recipe.mode].description,
                 recipe.purpose,
                 ", ".join(f"{name} {version}" for name, version in recipe.runtimes.items()),
                 agreement(recipe.tolerance),
@@ -47,13 +47,13 @@ def recipes_table() -> str:
 
 
 def agreement(tolerance: Tolerance) -> str:
-    logits = f"logits within {tolerance.relative:.2g} of their spread"
-    if tolerance.logits is not None:
-        logits = f"logits within {tolerance.logits:.2g}"
-    tokens = f"likeliest token in {tolerance.top1:.0%} of steps"
-    if tolerance.tokens:
-        tokens = "every token"
-    return f"{logits}, {tokens}"
+    if "logits" in tolerance:
+        logits = f"logits within {tolerance['logits']:.2g}"
+    else:
+        logits = f"logits within {tolerance['relative']:.2g} of their spread"
+    if "tokens" in tolerance:
+        return f"{logits}, every token"
+    return f"{logits}, likeliest token in {tolerance['top1']:.0%} of steps"
 
 
 def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:

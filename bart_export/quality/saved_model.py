@@ -16,9 +16,10 @@ import tensorflow as tf
 from bart_export.config import GenerationConfig
 from bart_export.errors import VerificationFailed
 from bart_export.graph.signatures import defaults
+from bart_export.metrics import AT_LEAST, AT_MOST
 from bart_export.quality.golden import Answer, Question
 from bart_export.quality.reference import KerasReference
-from bart_export.quality.verify import AT_LEAST, AT_MOST, Reference, Trace, hold
+from bart_export.quality.verify import Reference, Trace, hold
 from bart_export.quiet import native_stderr_silenced
 from bart_export.text.tokenizer import BartTokenizer
 

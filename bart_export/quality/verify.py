@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bart_export.errors import EngineError, VerificationFailed
+from bart_export.metrics import AT_MOST, METRICS
 from bart_export.quality.golden import Answer, Question, ask
 from bart_export.recipes import Recipe
 from bart_export.text.tokenizer import BartTokenizer
@@ -164,30 +165,19 @@ def judge(name: str, recipe: Recipe, comparison: Comparison) -> None:
     Raises:
         VerificationFailed: for the first figure outside, with the figure.
     """
-    tolerance = recipe.tolerance
-    logits = None if tolerance.logits is None else tolerance.logits * max(1.0, comparison.spread)
+    figures = dataclasses.asdict(comparison)
+    bounds = dict(recipe.tolerance)
+    if "logits" in bounds:
+        bounds["logits"] *= max(1.0, comparison.spread)
     hold(
         name,
         [
-            ("the largest error of a logit", comparison.logits, logits, AT_MOST),
-            ("the relative error of the logits", comparison.relative, tolerance.relative, AT_MOST),
-            (
-                "the share of steps with the same likeliest token",
-                comparison.top1,
-                tolerance.top1,
-                AT_LEAST,
-            ),
-            (
-                "the share of equal answers",
-                comparison.tokens,
-                1.0 if tolerance.tokens else None,
-                AT_LEAST,
-            ),
+            (METRICS[metric].description, figures[metric], bound, METRICS[metric].side)
+            for metric, bound in bounds.items()
         ],
     )
 
 
-AT_MOST, AT_LEAST = 1, -1
 Bound = tuple[str, float, float | None, int]  # what, its value, the bound or None, which side
 
 

@@ -7,34 +7,48 @@ table, which serves both, stays one buffer. This module knows no model and write
 import contextlib
 import io
 import pathlib
+import re
+from collections.abc import Iterable
 
 from ai_edge_quantizer import qtyping, quantizer, recipe_manager
 
 from bart_export.quiet import native_stderr_silenced
-from bart_export.recipes import Recipe
+from bart_export.recipes import Recipe, Storage
 
 OPERATIONS = (
     qtyping.TFLOperationName.FULLY_CONNECTED,
     qtyping.TFLOperationName.EMBEDDING_LOOKUP,
 )
-GRANULARITIES = {
-    "channelwise": qtyping.QuantGranularity.CHANNELWISE,
-    "tensorwise": qtyping.QuantGranularity.TENSORWISE,
-}
 
 
-def quantize(path: pathlib.Path, recipe: Recipe) -> bytes:
-    """Return the file at `path` quantized by `recipe`, whose `granularity` must not be None."""
-    assert recipe.granularity is not None, recipe.name
+def quantize(path: pathlib.Path, recipe: Recipe, layers: Iterable[str]) -> bytes:
+    """Return the float file at `path`, whose matrices are named after `layers`, quantized."""
     manager = recipe_manager.RecipeManager()
-    for operation in OPERATIONS:
-        manager.add_dynamic_config(
-            regex=".*",
-            operation_name=operation,
-            num_bits=recipe.num_bits,
-            granularity=GRANULARITIES[recipe.granularity],
-        )
+    for storage, stored in by_storage(recipe, layers).items():
+        for operation in OPERATIONS:
+            manager.add_dynamic_config(
+                regex=operators_of(stored),
+                operation_name=operation,
+                num_bits=storage.bits,
+                granularity=qtyping.QuantGranularity(str(storage.granularity).upper()),
+                algorithm_key=storage.algorithm,
+            )
     # The quantizer prints a report and progress bars of its own.
     with native_stderr_silenced(), contextlib.redirect_stdout(io.StringIO()):
         result = quantizer.Quantizer(str(path), manager.get_quantization_recipe()).quantize()
     return bytes(result.quantized_model)
+
+
+def by_storage(recipe: Recipe, layers: Iterable[str]) -> dict[Storage, list[str]]:
+    """Return, for each storage that a recipe uses, the layers that are stored so; no float32."""
+    stored: dict[Storage, list[str]] = {}
+    for layer in layers:
+        storage = recipe.storage(layer)
+        if storage.bits < 32:
+            stored.setdefault(storage, []).append(layer)
+    return stored
+
+
+def operators_of(layers: Iterable[str]) -> str:
+    """Return a regular expression for the results of operators that read some layers' matrices."""
+    return f"^[^/]+/({'|'.join(map(re.escape, layers))})/[a-z]+;?$"

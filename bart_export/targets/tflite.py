@@ -7,6 +7,7 @@ operators and signatures read it. Lookups in constant tables then become `EMBEDD
 the quantizer knows, so that the tied table is stored once.
 """
 
+import dataclasses
 import errno
 import os
 import pathlib
@@ -22,7 +23,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from bart_export import contract
 from bart_export.artifact import Draft
-from bart_export.checkpoints.layers import layer_name
+from bart_export.checkpoints.layers import layer_name, layer_names
 from bart_export.config import BartConfig
 from bart_export.errors import BartExportError
 from bart_export.graph import steps
@@ -32,6 +33,7 @@ from bart_export.progress import Stage
 from bart_export.quiet import native_stderr_silenced
 from bart_export.recipes import Recipe
 from bart_export.targets.quantize import quantize
+from bart_export.tflite_options import StaticShapes
 
 FILE_IDENTIFIER = b"TFL3"
 BUILTIN_NAMES = {
@@ -41,35 +43,47 @@ ALIGNMENT = 16  # bytes; the schema asks it of every buffer
 
 
 def write_recipes(
-    backbone: BartBackbone, recipes: Sequence[Recipe], draft: Draft, stage: Stage
+    backbone: BartBackbone,
+    recipes: Sequence[Recipe],
+    shapes: StaticShapes | None,
+    draft: Draft,
+    stage: Stage,
 ) -> dict[str, Recipe]:
-    """Write `tflite/<recipe>.tflite` for each recipe; return the recipes by file name."""
+    """Write `tflite/<recipe>.tflite` for each recipe; return the recipes by file name.
+
+    With `shapes` it is the static build, `tflite/<recipe>.static.tflite`.
+    """
     weights = backbone.named_weights()
     parameters = InferenceParameters(backbone.config, lambda name: np.asarray(weights[name]))
     directory = draft.directory / "tflite"
     directory.mkdir()
     stage("convert the graph")
-    unquantized = directory / "float32.tflite"
-    write_float(parameters, unquantized)
+    ending = "tflite" if shapes is None else "static.tflite"
+    unquantized = directory / f"float32.{ending}"
+    write_float(parameters, unquantized, shapes)
     files = {}
     for recipe in recipes:
-        name = f"tflite/{recipe.name}.tflite"
+        name = f"tflite/{recipe.name}.{ending}"
         files[name] = recipe
-        if recipe.granularity is not None:
+        if recipe.mode != "float":
             stage(f"quantize {recipe.name}")
-            (draft.directory / name).write_bytes(quantize(unquantized, recipe))
+            layers = layer_names(backbone.config)
+            (draft.directory / name).write_bytes(quantize(unquantized, recipe, layers))
     if f"tflite/{unquantized.name}" not in files:
         unquantized.unlink()
     return files
 
 
-def write_float(parameters: InferenceParameters, path: pathlib.Path) -> None:
-    """Write the dynamic build of a BART as a float32 `.tflite` with `encode` and `decode`.
+def write_float(
+    parameters: InferenceParameters, path: pathlib.Path, shapes: StaticShapes | None = None
+) -> None:
+    """Write a BART as a float32 `.tflite`: the dynamic build, or the static one of some shapes.
 
     Raises:
         BartExportError: if the converter produced an operator that is not a builtin.
+        ConfigurationError: for shapes that the model has no positions for.
     """
-    model = convert(parameters.config, parameters, path.parent)
+    model = convert(parameters, buckets(parameters.config, shapes), path.parent)
     bind(model, parameters)
     share_tables(model)
     round_inputs_asymmetrically(model)
@@ -78,15 +92,23 @@ def write_float(parameters: InferenceParameters, path: pathlib.Path) -> None:
     write_model(model, path, size)
 
 
-def convert(config: BartConfig, parameters: InferenceParameters, scratch: pathlib.Path) -> Any:
-    """Convert both signatures, every matrix an argument named like its weight; return a ModelT.
+def buckets(config: BartConfig, shapes: StaticShapes | None) -> Sequence[contract.Bucket]:
+    """Return the signatures to write; those of the dynamic build have no size fixed."""
+    if shapes is None:
+        return [contract.Bucket(one.name, one, {}) for one in contract.tflite_signatures(config)]
+    return contract.static_buckets(config, **dataclasses.asdict(shapes))
+
+
+def convert(
+    parameters: InferenceParameters, wanted: Sequence[contract.Bucket], scratch: pathlib.Path
+) -> Any:
+    """Convert some signatures, every matrix an argument named like its weight; return a ModelT.
 
     `scratch` is a directory for what the converter reads, some hundred kilobytes.
     """
     vectors = {name: parameters[name] for name in parameters if not is_matrix(parameters, name)}
     functions = {
-        signature.name: signature_function(config, parameters, vectors, signature)
-        for signature in contract.tflite_signatures(config)
+        bucket.name: signature_function(parameters, vectors, bucket) for bucket in wanted
     }
     with tempfile.TemporaryDirectory(dir=scratch) as directory, native_stderr_silenced():
         try:
@@ -103,14 +125,12 @@ def convert(config: BartConfig, parameters: InferenceParameters, scratch: pathli
 
 
 def signature_function(
-    config: BartConfig,
-    parameters: InferenceParameters,
-    vectors: Mapping[str, FloatArray],
-    signature: contract.Signature,
+    parameters: InferenceParameters, vectors: Mapping[str, FloatArray], bucket: contract.Bucket
 ) -> Any:
     """Return the concrete function of one signature, with the matrices it reads as arguments."""
+    config, signature = parameters.config, bucket.signature
     step = steps.STEPS[signature.name]
-    sizes = contract.sizes(config)
+    sizes = {**contract.sizes(config), **bucket.sizes}
     specs = {
         tensor.name: tf.TensorSpec(tensor.shape(sizes), tensor.dtype, name=tensor.name)
         for tensor in signature.inputs

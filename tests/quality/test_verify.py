@@ -96,7 +96,7 @@ def lose_a_kernel(content):
 
 
 def shift_the_positions(content):
-    rows = tflite_files.weight(content, "decoder_position_embedding/embeddings")
+    rows = tflite_files.weight(content, "decoder/position_embedding/weights")
     rows[:] = np.roll(rows, 64 * 4)
 
 

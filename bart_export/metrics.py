@@ -1,0 +1,79 @@
+"""Metrics: how far an exported file is from the model it was made of, by name.
+
+One row each. Tolerances of recipes, `--tolerance` and `--budget` on the command line, and the
+figures in a manifest all speak these names. How a figure is computed is not known here.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+
+from bart_export.errors import ConfigurationError
+
+AT_MOST, AT_LEAST = 1, -1
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """One figure: what it is, and on which side of a bound it must lie, AT_MOST or AT_LEAST."""
+
+    name: str
+    description: str
+    side: int
+
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("logits", "the largest error of a logit", AT_MOST),
+        Metric("relative", "the relative error of the logits", AT_MOST),
+        Metric("kl", "the mean Kullback-Leibler divergence of a step, in nats,", AT_MOST),
+        Metric("top1", "the share of steps with the same likeliest token", AT_LEAST),
+        Metric("tokens", "the share of equal answers", AT_LEAST),
+        Metric("weights", "the relative error of the worst row of a stored matrix", AT_MOST),
+        Metric("rouge_1", "the loss in ROUGE-1, in points of 100,", AT_MOST),
+        Metric("rouge_2", "the loss in ROUGE-2, in points of 100,", AT_MOST),
+        Metric("rouge_l", "the loss in ROUGE-L, in points of 100,", AT_MOST),
+    )
+}
+
+
+def within(name: str, value: float, bound: float) -> bool:
+    """Return whether a figure keeps a bound; no NaN does."""
+    side = METRICS[name].side
+    return side * value <= side * bound
+
+
+def parse(bounds: Iterable[str]) -> dict[str, float]:
+    """Return the bounds that were written as NAME=VALUE.
+
+    Raises:
+        ConfigurationError: for another form, a name that is no metric, or no finite number.
+    """
+    parsed = {}
+    for bound in bounds:
+        name, equals, value = bound.partition("=")
+        if not equals:
+            raise ConfigurationError(
+                f"A bound must be written as NAME=VALUE, as in top1=0.98, received {bound!r}."
+            )
+        parsed[name] = check(name, value)
+    return parsed
+
+
+def check(name: str, value: object) -> float:
+    """Return a bound as a number.
+
+    Raises:
+        ConfigurationError: for a name that is no metric, or a value that is no finite number.
+    """
+    if name not in METRICS:
+        raise ConfigurationError(
+            f"A metric must be one of {', '.join(METRICS)}, received {name!r}."
+        )
+    try:
+        number = float(str(value))
+    except ValueError:
+        number = float("nan")
+    if not abs(number) < float("inf"):
+        raise ConfigurationError(f"The bound of {name} must be a number, received {value!r}.")
+    return number

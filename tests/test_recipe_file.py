@@ -1,0 +1,101 @@
+"""Recipe files: what is written is read again, and what is wrong is said in a line."""
+
+import json
+import re
+
+import pytest
+
+from bart_export import metrics, recipe_file
+from bart_export.checkpoints.layers import layer_names
+from bart_export.config import BartConfig
+from bart_export.errors import ConfigurationError
+from bart_export.recipes import RECIPES
+
+GOOD = {
+    "name": "mixed",
+    "mode": "dynamic",
+    "layers": [[".*", "int4"], [".*/feedforward_output", "int8"]],
+    "tolerance": {"top1": 0.95},
+}
+CONFIG = BartConfig(vocabulary_size=8, num_layers=1, num_heads=1, hidden_dim=4, intermediate_dim=4)
+
+
+def test_the_last_expression_that_matches_a_layer_counts():
+    recipe = recipe_file.from_dict(GOOD)
+    assert recipe.storage("decoder/layer_0/feedforward_output").name == "int8"
+    assert recipe.storage("decoder/layer_0/feedforward_intermediate").name == "int4"
+
+
+def test_a_layer_without_an_expression_keeps_float32():
+    recipe = recipe_file.from_dict({**GOOD, "layers": [["decoder/.*", "int8"]]})
+    assert recipe.storage("encoder/layer_0/feedforward_output").name == "float32"
+    # The whole name must match, not a part of it.
+    recipe = recipe_file.from_dict({**GOOD, "layers": [["feedforward_output", "int8"]]})
+    assert recipe.storage("decoder/layer_0/feedforward_output").name == "float32"
+
+
+def test_what_is_written_is_read_again(tmp_path):
+    recipe = recipe_file.from_dict(GOOD)
+    recipe_file.write(tmp_path / "mixed.json", recipe)
+    assert recipe_file.read(tmp_path / "mixed.json") == recipe
+
+
+@pytest.mark.parametrize("storage", ["int8_tensorwise", "int8"])
+def test_who_computes_it_rightly_follows_from_what_shares_a_scale(storage):
+    recipe = recipe_file.from_dict({**GOOD, "layers": [[".*", storage]]})
+    table = {"int8_tensorwise": "dynamic_wi8_afp32_tensorwise", "int8": "dynamic_wi8_afp32"}
+    assert recipe.runtimes == RECIPES[table[storage]].runtimes
+    assert recipe.refusals == RECIPES[table[storage]].refusals
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"name": "float32"}, "none of the recipes"),
+        ({"name": "../float"}, "letters, digits"),
+        ({"mode": "float"}, "mode must be one of"),
+        ({"mode": ["dynamic"]}, "mode must be one of"),
+        ({"layers": []}, "list of pairs"),
+        ({"layers": [[".*"]]}, r'pairs as in \[".\*", "int8"\]'),
+        ({"layers": [["(", "int8"]]}, "regular expressions"),
+        ({"layers": [[".*", "int5"]]}, "storage must be one of"),
+        ({"tolerance": {"top2": 1}}, "metric must be one of"),
+        ({"tolerance": {"top1": "high"}}, "must be a number"),
+        ({"tolerance": {"top1": float("nan")}}, "must be a number"),
+        ({"tolerance": 1}, "must map metrics"),
+        ({"colour": 1}, "has 'colour'"),
+    ],
+)
+def test_what_no_recipe_can_be_is_said_with_the_file(tmp_path, change, words):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({**GOOD, **change}))
+    with pytest.raises(
+        ConfigurationError, match=f"{re.escape(str(path))} cannot be used: .*{words}"
+    ):
+        recipe_file.read(path)
+
+
+def test_a_file_that_is_missing_or_no_json_is_named(tmp_path):
+    with pytest.raises(ConfigurationError, match="nowhere.json: No such file"):
+        recipe_file.read(tmp_path / "nowhere.json")
+    (tmp_path / "it.json").write_text("{")
+    with pytest.raises(ConfigurationError, match="it.json must be JSON"):
+        recipe_file.read(tmp_path / "it.json")
+
+
+def test_an_expression_that_names_no_layer_is_refused():
+    layers = layer_names(CONFIG)
+    recipe_file.check_layers(recipe_file.from_dict(GOOD), layers)
+    wrong = recipe_file.from_dict({**GOOD, "layers": [["decoder/layer_1/.*", "int8"]]})
+    with pytest.raises(ConfigurationError, match=r"'decoder/layer_1/\.\*', which matches none"):
+        recipe_file.check_layers(wrong, layers)
+
+
+@pytest.mark.parametrize(
+    ("bound", "words"),
+    [("top1", "NAME=VALUE"), ("top9=1", "metric must be one of"), ("kl=x", "must be a number")],
+)
+def test_bounds_are_parsed_and_refused(bound, words):
+    assert metrics.parse(["top1=0.98", "rouge_l=0.5"]) == {"top1": 0.98, "rouge_l": 0.5}
+    with pytest.raises(ConfigurationError, match=words):
+        metrics.parse([bound])
