@@ -75,7 +75,9 @@ def export_tflite(
             },
             functools.partial(check_tflite, model, draft, name, recipe),
         )
-        for name, recipe in tflite.write_recipes(model.backbone, recipes, draft, stage).items()
+        for name, recipe in tflite.write_recipes(
+            model.backbone, recipes, None, draft, stage
+        ).items()
     ]
 
 

@@ -66,4 +66,4 @@ class TfliteOptions:
     shapes: StaticShapes | None = None
     calibration_data: pathlib.Path | None = None
     data: pathlib.Path | None = None
-    tolerance: Mapping[str, float] = NOTHING
+    tolerance: Mapping[str, float] = dataclasses.field(default_factory=lambda: NOTHING)
