@@ -10,7 +10,9 @@ from collections.abc import Mapping
 import tensorflow as tf
 
 EPSILON = 1e-5  # layer normalization, as in the published models
-CLOSED = -1e9  # added to the score of a position that must not be seen
+# Added to the score of a position that must not be seen. Delegates compute in float16, where more
+# than 65504 is infinite and its product with 0 no number.
+CLOSED = -3e4
 
 ACTIVATIONS = {
     "gelu": lambda x: tf.nn.gelu(x, approximate=False),
@@ -84,4 +86,5 @@ def attend_once(query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, closed: tf.T
 
 def closed_positions(mask: tf.Tensor) -> tf.Tensor:
     """Turn a padding mask, int32 (one, source), 1 where real, into (one, 1, 1, source) scores."""
-    return (1.0 - tf.cast(mask, tf.float32))[:, None, None, :] * CLOSED
+    closed = (1.0 - tf.cast(mask, tf.float32)) * CLOSED
+    return tf.expand_dims(tf.expand_dims(closed, 1), 1)

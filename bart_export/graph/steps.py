@@ -82,9 +82,9 @@ def decode_rows(
     heads, size, position = config.decoder_heads, config.decoder_head_size, given["position"]
     source_closed = closed_positions(given["encoder_padding_mask"])
     steps = tf.range(tf.shape(given["self_key_0"])[2])
-    future_closed = tf.cast(steps > position, tf.float32)[None, None, None, :] * CLOSED
+    future_closed = tf.cast(tf.reshape(steps, [1, 1, 1, -1]) > position, tf.float32) * CLOSED
     # Positions from here on are zero in every cache, so adding writes.
-    here = tf.cast(tf.equal(steps, position), tf.float32)[None, None, :, None]
+    here = tf.cast(tf.equal(tf.reshape(steps, [1, 1, -1, 1]), position), tf.float32)
 
     def one_step(x: tf.Tensor) -> tf.Tensor:
         return tf.reshape(x, [-1, heads, 1, size])  # (beams, heads, 1, head_size)

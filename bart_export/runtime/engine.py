@@ -5,15 +5,15 @@ one generation at a time. `start` encodes a source and returns a `Decoding`, a v
 for the caches; `step` takes it, one token per beam and the beams they continue, and returns logits
 and the next `Decoding`. A `Decoding` is good for one step: its buffers are the next one's outputs.
 
-`CompiledModelEngine` runs on LiteRT 2's `CompiledModel`. `encode` writes where `decode` reads, two
-sets of cache buffers alternate, and all lengths are the real ones: the cache starts small and
-doubles. `bart_export.runtime.interpreter` has the engine for older runtimes.
+`CompiledModelEngine` runs a dynamic build on LiteRT 2's `CompiledModel`: all lengths are the real
+ones, and the cache starts small and doubles. `bart_export.runtime.static_engine` has the engine for
+static builds, `bart_export.runtime.interpreter` the one for older runtimes.
 """
 
 import dataclasses
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,11 +24,17 @@ from bart_export.artifact import Artifact
 from bart_export.config import BartConfig
 from bart_export.errors import EngineError, InputError
 from bart_export.runtime import litert
+from bart_export.runtime.buffers import (
+    BufferedSignature,
+    Buffers,
+    Caches,
+    decode_rows,
+    encode_source,
+)
 from bart_export.runtime.weight_cache import open_with_cache
 
 IntArray = npt.NDArray[np.int32]
 FloatArray = npt.NDArray[np.float32]
-Buffers = dict[str, Any]  # tensor name -> LiteRT's TensorBuffer
 
 FIRST_CAPACITY = 16  # decoder positions; doubling costs milliseconds, room costs on every step
 
@@ -110,26 +116,10 @@ def first_sizes(source: int, num_beams: int, max_length: int) -> dict[str, int]:
     }
 
 
-def larger_sizes(config: BartConfig, current: dict[str, int]) -> dict[str, int]:
+def larger_sizes(config: BartConfig, current: Mapping[str, int]) -> dict[str, int]:
     """Return the sizes of the dynamic axes with room for twice as many decoder positions."""
     doubled = 2 * current[contract.CAPACITY]
     return {**current, contract.CAPACITY: min(doubled, config.max_sequence_length)}
-
-
-def resized(
-    config: BartConfig,
-    signature: contract.Signature,
-    current: dict[str, int],
-    wanted: dict[str, int],
-) -> dict[str, tuple[int, ...]]:
-    """Return the new shapes of a signature's inputs that depend on an axis whose size changes."""
-    changed = {axis for axis, size in wanted.items() if current.get(axis) != size}
-    sizes = contract.sizes(config) | wanted
-    return {
-        tensor.name: tuple(sizes[axis] for axis in tensor.axes)
-        for tensor in signature.inputs
-        if changed & set(tensor.axes)
-    }
 
 
 class CompiledModelEngine:
@@ -155,13 +145,11 @@ class CompiledModelEngine:
     ) -> None:
         self.config = config
         self.serial = 0
-        self.cache_names = tuple(tensor.name for tensor in contract.cache_tensors(config))
-        self.cross_names = tuple(tensor.name for tensor in contract.cross_tensors(config))
         model = litert.open_model(path, num_threads or available_cores(), weight_cache)
-        encode, decode, decode_single = contract.tflite_signatures(config)
-        self.encode = BufferedSignature(model, config, encode, self.cross_names)
-        self.decode = BufferedSignature(model, config, decode)
-        self.decode_single = BufferedSignature(model, config, decode_single)
+        self.encode, self.decode, self.decode_single = (
+            BufferedSignature(model, config, signature.name, signature)
+            for signature in contract.tflite_signatures(config)
+        )
 
     @classmethod
     def from_artifact(
@@ -187,16 +175,7 @@ class CompiledModelEngine:
         decode = self.decode if num_beams > 1 else self.decode_single
         self.encode.resize(sizes)
         decode.resize(sizes)
-        mask = np.ones_like(ids)
-        self.encode.inputs["encoder_token_ids"].write(ids)
-        self.encode.inputs["encoder_padding_mask"].write(mask)
-        decode.inputs["encoder_padding_mask"].write(mask)
-        # The encoder writes where the decoder reads.
-        self.encode.run({}, {name: decode.inputs[name] for name in self.cross_names})
-        caches = self.caches(decode)
-        empty = np.zeros(decode.shape(self.cache_names[0]), np.float32)
-        for buffer in caches[0].values():
-            buffer.write(empty)
+        caches = encode_source(self.encode, decode, ids, np.ones_like(ids))
         return Decoding(self.serial, 0, (decode, caches))
 
     def step(
@@ -207,19 +186,13 @@ class CompiledModelEngine:
         decode, (read, written) = state.caches
         if state.position == decode.sizes[contract.CAPACITY]:
             read, written = self.grow(decode, read)
-        decode.inputs["decoder_token_ids"].write(token_ids[:, None])
-        decode.inputs["position"].write(np.array([state.position], np.int32))
-        if "beam_index" in decode.inputs:
-            decode.inputs["beam_index"].write(beam_index)
-        decode.run(read, written)
-        shape = len(token_ids), self.config.vocabulary_size
-        logits = decode.outputs["logits"].read(shape[0] * shape[1], np.float32)
+        logits = decode_rows(decode, read, written, state.position, token_ids, beam_index)
         state = Decoding(state.serial, state.position + 1, (decode, (written, read)))
-        return logits.reshape(shape), state
+        return logits, state
 
-    def grow(self, decode: "BufferedSignature", read: Buffers) -> tuple[Buffers, Buffers]:
+    def grow(self, decode: BufferedSignature, read: Buffers) -> Caches:
         """Return the caches in `read` with twice the room, and as much room to write."""
-        name = self.cache_names[0]
+        name = decode.cache_names[0]
         old_shape = decode.shape(name)
         old = {
             name: buffer.read(int(np.prod(old_shape)), np.float32).reshape(old_shape)
@@ -227,74 +200,10 @@ class CompiledModelEngine:
         }
         decode.resize(larger_sizes(self.config, decode.sizes))
         room = ((0, 0), (0, 0), (0, decode.shape(name)[2] - old_shape[2]), (0, 0))
-        caches = self.caches(decode)
+        caches = decode.caches()
         for name, cache in old.items():
             caches[0][name].write(np.pad(cache, room))
         return caches
-
-    def caches(self, decode: "BufferedSignature") -> tuple[Buffers, Buffers]:
-        """Return the two sets of buffers that steps read and write in turns."""
-        return (
-            {name: decode.inputs[name] for name in self.cache_names},
-            {name: decode.outputs[name] for name in self.cache_names},
-        )
-
-
-class BufferedSignature:
-    """A signature of a compiled model, the sizes of its dynamic axes, and buffers that fit them.
-
-    `written_elsewhere` names outputs that go to another signature's inputs: they have none here.
-    """
-
-    def __init__(
-        self,
-        model: Any,
-        config: BartConfig,
-        signature: contract.Signature,
-        written_elsewhere: Sequence[str] = (),
-    ) -> None:
-        self.model = model
-        self.config = config
-        self.signature = signature
-        self.written_here = [
-            tensor for tensor in signature.outputs if tensor.name not in written_elsewhere
-        ]
-        self.sizes: dict[str, int] = {}
-        self.inputs: Buffers = {}
-        self.outputs: Buffers = {}
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Return the shape that an input has now."""
-        sizes = contract.sizes(self.config) | self.sizes
-        axes = next(tensor.axes for tensor in self.signature.inputs if tensor.name == name)
-        return tuple(sizes[axis] for axis in axes)
-
-    def resize(self, wanted: dict[str, int]) -> None:
-        """Resize what depends on an axis that changes, and make new buffers for it."""
-        changed = {axis for axis, size in wanted.items() if self.sizes.get(axis) != size}
-        key = self.signature.name
-        shapes = resized(self.config, self.signature, self.sizes, wanted)
-        for name, shape in shapes.items():
-            self.model.resize_input_tensor_by_name(key, name, list(shape), strict=False)
-        for tensor in self.signature.inputs:
-            if tensor.name in shapes or tensor.name not in self.inputs:
-                self.inputs[tensor.name] = self.model.create_input_buffer_by_name(key, tensor.name)
-        for tensor in self.written_here:
-            if tensor.name not in self.outputs or changed & set(tensor.axes):
-                buffer = self.model.create_output_buffer_by_name(key, tensor.name)
-                self.outputs[tensor.name] = buffer
-        self.sizes = wanted
-
-    def run(self, inputs: Buffers, outputs: Buffers) -> None:
-        """Run the signature on its buffers, with some others in the place of its own."""
-        try:
-            self.model.run_by_name(
-                self.signature.name, self.inputs | inputs, self.outputs | outputs
-            )
-        except RuntimeError as error:
-            reason = str(error).partition("\n")[0]  # the other lines are a trace
-            name = self.signature.name
-            raise EngineError(f"LiteRT failed to run {name}: {reason}.") from error
 
 
 def available_cores() -> int:

@@ -18,6 +18,7 @@ from bart_export.errors import ConfigurationError, EngineError, MissingExtra
 from bart_export.recipes import LITERT, TFLITE_RUNTIME
 from bart_export.runtime.engine import CompiledModelEngine, Engine
 from bart_export.runtime.interpreter import InterpreterEngine
+from bart_export.runtime.static_engine import StaticEngine
 
 Files = Mapping[str, Mapping[str, Any]]  # name -> entry, as the manifest has them
 
@@ -35,12 +36,33 @@ class EngineKind:
     open: Callable[..., Engine]
 
 
+def open_compiled_model(artifact: Artifact, file: str, *, num_threads: int | None) -> Engine:
+    """Open a file, of either build, on LiteRT."""
+    static = "shapes" in artifact.manifest["files"][file]
+    engine = StaticEngine if static else CompiledModelEngine
+    return engine.from_artifact(artifact, file, num_threads=num_threads)
+
+
+def open_interpreter(artifact: Artifact, file: str, *, num_threads: int | None) -> Engine:
+    """Open a file of the dynamic build on tflite-runtime.
+
+    Raises:
+        EngineError: for a static build.
+    """
+    if "shapes" in artifact.manifest["files"][file]:
+        raise EngineError(
+            f"{TFLITE_RUNTIME} opens dynamic builds only, received {file}, a static one. Open it "
+            f"with {LITERT}, or export with --shapes dynamic."
+        )
+    return InterpreterEngine.from_artifact(artifact, file, num_threads=num_threads)
+
+
 # The first that is installed is the default.
 ENGINES = {
     kind.package: kind
     for kind in (
-        EngineKind(LITERT, "", CompiledModelEngine.from_artifact),
-        EngineKind(TFLITE_RUNTIME, "legacy-runtime", InterpreterEngine.from_artifact),
+        EngineKind(LITERT, "", open_compiled_model),
+        EngineKind(TFLITE_RUNTIME, "legacy-runtime", open_interpreter),
     )
 }
 

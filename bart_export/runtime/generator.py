@@ -9,17 +9,18 @@ a step is computed or how the next token is chosen.
 """
 
 import dataclasses
+import math
 import os
 import pathlib
 import time
 from collections.abc import Generator as PythonGenerator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, overload
 
 from bart_export import recipes
 from bart_export.artifact import Artifact
 from bart_export.config import GenerationConfig, check_token_ids
-from bart_export.errors import ArtifactError, InputError
+from bart_export.errors import ArtifactError, ConfigurationError, InputError
 from bart_export.runtime.engine import Engine
 from bart_export.runtime.engines import open_engine, runnable
 from bart_export.runtime.search import Hypothesis, Search, search
@@ -108,6 +109,7 @@ class Generator:
         path: str | os.PathLike[str],
         *,
         recipe: str | None = None,
+        shapes: str | None = None,
         engine: str | None = None,
         num_threads: int | None = None,
     ) -> "Generator":
@@ -117,6 +119,8 @@ class Generator:
             path: the artifact directory.
             recipe: which file to open; None takes the default recipe's, or else the first, of
                 those that the engine computes rightly.
+            shapes: which build of it, "dynamic" or "static"; None takes the dynamic one unless
+                there is the static one only.
             engine: a key of `runtime.engines.ENGINES`; None takes the first that is installed.
             num_threads: threads of the engine; None takes all cores.
 
@@ -129,12 +133,13 @@ class Generator:
             artifact.path(artifact.manifest["tokenizer"]["vocabulary"]),
             artifact.path(artifact.manifest["tokenizer"]["merges"]),
         )
-        file = choose_file(artifact, recipe, engine)
+        file = choose_file(artifact, recipe, engine, shapes)
+        lengths = artifact.manifest["files"][file].get("shapes", {}).get("source_lengths", [])
         return cls(
             tokenizer,
             open_engine(artifact, file, engine, num_threads=num_threads),
             artifact.generation,
-            artifact.manifest["encoder_sequence_length"],
+            min(artifact.manifest["encoder_sequence_length"], max(lengths, default=math.inf)),
         )
 
     @overload
@@ -237,24 +242,50 @@ def settled_text(
             yield piece
 
 
-def choose_file(artifact: Artifact, recipe: str | None, engine: str | None) -> str:
+BUILDS = ("dynamic", "static")  # a recipe's files, the one to prefer first
+
+
+def choose_file(
+    artifact: Artifact, recipe: str | None, engine: str | None, shapes: str | None = None
+) -> str:
     """Return the name of the `.tflite` file of a recipe, or of the best that an engine can run.
 
+    `shapes` is one of `BUILDS`; None takes the first that there is.
+
     Raises:
-        ArtifactError: if the artifact has no such file, with the recipes that it has.
+        ArtifactError: if the artifact has no such file, with those that it has.
+        ConfigurationError: for `shapes` that are none.
     """
+    if shapes not in (None, *BUILDS):
+        raise ConfigurationError(f"shapes must be {' or '.join(BUILDS)}, received {shapes!r}.")
     files = artifact.files("tflite")
-    names = {entry["recipe"]: name for name, entry in files.items()}
-    if not names:
+    if not files:
         raise ArtifactError(
             f"{artifact.directory} has no .tflite file. Export one with: bart-export --preset "
             f"{artifact.manifest['preset']} --target tflite"
         )
-    if recipe is None:
-        preferred = sorted(names, key=lambda name: name != recipes.DEFAULT)
-        return runnable([names[name] for name in preferred], files, engine)
-    if recipe not in names:
-        raise ArtifactError(
-            f"{artifact.directory} has no file of recipe {recipe!r}. It has: {', '.join(names)}."
+    wanted = {
+        name: entry
+        for name, entry in files.items()
+        if recipe in (None, entry["recipe"]) and shapes in (None, build(entry))
+    }
+    if not wanted:
+        kind = f"{shapes} file" if shapes else "file"
+        of = f" of recipe {recipe!r}" if recipe else ""
+        has = ", ".join(
+            entry["recipe"] + " (static)" * (build(entry) == "static") for entry in files.values()
         )
-    return names[recipe]
+        raise ArtifactError(f"{artifact.directory} has no {kind}{of}. It has: {has}.")
+    preferred = sorted(
+        wanted,
+        key=lambda name: (
+            wanted[name]["recipe"] != recipes.DEFAULT,
+            BUILDS.index(build(wanted[name])),
+        ),
+    )
+    return preferred[0] if recipe else runnable(preferred, files, engine)
+
+
+def build(entry: Mapping[str, Any]) -> str:
+    """Return which of `BUILDS` a file is, by its entry in the manifest."""
+    return "static" if "shapes" in entry else "dynamic"

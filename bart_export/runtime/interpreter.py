@@ -21,6 +21,7 @@ from bart_export.config import BartConfig
 from bart_export.errors import EngineError, MissingExtra
 from bart_export.quiet import native_stderr_silenced
 from bart_export.recipes import LITERT, TFLITE_RUNTIME
+from bart_export.runtime.buffers import resized
 from bart_export.runtime.engine import (
     Decoding,
     FloatArray,
@@ -31,7 +32,6 @@ from bart_export.runtime.engine import (
     check_source,
     first_sizes,
     larger_sizes,
-    resized,
 )
 
 # Package -> the module with its `Interpreter`, the extra that installs it, and the kernels to use.

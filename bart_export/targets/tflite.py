@@ -107,9 +107,7 @@ def convert(
     `scratch` is a directory for what the converter reads, some hundred kilobytes.
     """
     vectors = {name: parameters[name] for name in parameters if not is_matrix(parameters, name)}
-    functions = {
-        bucket.name: signature_function(parameters, vectors, bucket) for bucket in wanted
-    }
+    functions = {bucket.name: signature_function(parameters, vectors, bucket) for bucket in wanted}
     with tempfile.TemporaryDirectory(dir=scratch) as directory, native_stderr_silenced():
         try:
             tf.saved_model.save(tf.Module(), directory, signatures=functions)
