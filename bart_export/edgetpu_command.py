@@ -1,0 +1,96 @@
+"""`bart-export edgetpu`: a `.tflite` file goes in, what an Edge TPU would run of it comes out.
+
+Runs where there is no TensorFlow. Everything heavy is imported when the command runs.
+"""
+
+import collections
+import json
+import pathlib
+import tempfile
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from bart_export.edgetpu.check import Report
+    from bart_export.edgetpu.compiler import Compiled
+
+COLUMNS = ("Operator", "Count", "Status", "Why")
+
+
+@click.group()
+def edgetpu() -> None:
+    """Check files for Coral's Edge TPU."""
+
+
+@edgetpu.command()
+@click.argument("file", type=click.Path(path_type=pathlib.Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with a row for each operation.")
+@click.pass_context
+def check(context: click.Context, file: pathlib.Path, as_json: bool) -> None:
+    """Say which operations of a .tflite FILE an Edge TPU would run, and why it does not others.
+
+    The published rules of the compiler are checked; where edgetpu_compiler is on PATH it is run as
+    well. Exit code 1 if something would not run on the Edge TPU, 2 for a file that is no .tflite.
+
+    \b
+      bart-export edgetpu check artifacts/bart_mini_en/edgetpu/layer_0_feedforward.tflite
+    """
+    from bart_export.edgetpu import check as checker
+    from bart_export.edgetpu import compiler
+
+    report = checker.check(file)
+    compiled = None
+    if compiler.program() is not None and not report.refusals:
+        with tempfile.TemporaryDirectory() as directory:
+            (compiled,) = compiler.compile_files([file], pathlib.Path(directory)).files
+    if as_json:
+        content = report.to_dict() | {"compiler": compiled and compiled.to_dict()}
+        click.echo(json.dumps(content, ensure_ascii=False, indent=1))
+    else:
+        show_report(report)
+        show_compiled(compiled)
+    context.exit(0 if report.passes and (compiled is None or compiled.passes) else 1)
+
+
+def show_report(report: "Report") -> None:
+    """Print the operations by operator and status, as the compiler does, and the parameters."""
+    counts = collections.Counter((row.operator, row.status, row.rule) for row in report.rows)
+    # Of operations that break the same rule the first says how.
+    reasons = {(row.operator, row.status, row.rule): row.reason for row in reversed(report.rows)}
+    show_table([(key[0], count, key[1], reasons[key]) for key, count in counts.items()])
+    for refusal in report.refusals:
+        click.echo(f"The compiler would read nothing of this file: {refusal}")
+    mapped = sum(row.mapped for row in report.rows)
+    click.echo(
+        f"{mapped} of {len(report.rows)} operations would run on the Edge TPU; parameters: "
+        f"{report.on_chip_bytes / 2**20:.2f} MiB kept on it, "
+        f"{report.streamed_bytes / 2**20:.2f} MiB streamed at every run"
+    )
+
+
+def show_compiled(compiled: "Compiled | None") -> None:
+    """Print what the compiler itself said, or that it is not here."""
+    if compiled is None:
+        click.echo("By the published rules; edgetpu_compiler itself was not run.")
+        return
+    click.echo("edgetpu_compiler says:")
+    show_table([(row.operator, row.count, row.status, "") for row in compiled.rows])
+    click.echo(
+        f"parameters: {compiled.on_chip_bytes / 2**20:.2f} MiB kept on the Edge TPU, "
+        f"{compiled.streamed_bytes / 2**20:.2f} MiB streamed at every run"
+    )
+
+
+def show_table(rows: list[tuple[str, int, str, str]]) -> None:
+    """Print operations as a table; what is too long for the terminal goes on in the next line."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE)
+    for column in COLUMNS:
+        table.add_column(column, overflow="fold", justify="right" if column == "Count" else "left")
+    for operator, count, status, why in rows:
+        table.add_row(operator, str(count), status, why)
+    Console().print(table, markup=False)

@@ -1,0 +1,120 @@
+"""Every rule of the Edge TPU compiler has a file that breaks it alone, and one that keeps it.
+
+The files are those of `single_operations`, each with one change.
+"""
+
+import pytest
+from single_operations import OPERATIONS, Given, content, int32
+
+from bart_export.edgetpu import model_file, rules
+from bart_export.edgetpu.check import check
+from bart_export.edgetpu.versions import NEWEST_CODE, newest
+
+ADD, CONV_2D, DENSE, SOFTMAX, MEAN, SUM, SLICE, CONCATENATION, POOL, PACK, PAD, SPLIT, PRELU = (
+    OPERATIONS[name]
+    for name in (
+        "ADD", "CONV_2D", "FULLY_CONNECTED", "SOFTMAX", "MEAN", "SUM", "STRIDED_SLICE",
+        "CONCATENATION", "MAX_POOL_2D", "PACK", "PAD", "SPLIT", "PRELU",
+    )
+)  # fmt: skip
+LONG = (1, 16_004)
+
+# (the rule that is broken, a file that breaks it, what the compiler calls it)
+BROKEN = [
+    ("known code", ADD.change(code=150), rules.OUT_OF_RANGE),
+    ("known code", ADD.change(code=NEWEST_CODE + 1), rules.OUT_OF_RANGE),
+    ("known version", CONV_2D.change(version=6), rules.TOO_NEW),
+    ("known version", DENSE.change(version=12), rules.TOO_NEW),
+    ("known version", OPERATIONS["RESHAPE"].change(version=2), rules.TOO_NEW),
+    ("static shapes", ADD.change_input(0, signature=(1, 1, -1, 16)), rules.DYNAMIC),
+    ("static shapes", ADD.change_output(signature=(-1, 1, 8, 16)), rules.DYNAMIC),
+    ("supported operator", ADD.change(operator="BATCH_MATMUL", options=None), rules.NOT_SUPPORTED),
+    ("supported operator", ADD.change(operator="EMBEDDING_LOOKUP", options=None),
+     rules.NOT_SUPPORTED),
+    ("supported operator", ADD.change(operator="CUSTOM", options=None, version=1, custom="Mine"),
+     rules.NOT_SUPPORTED),
+    ("8-bit integers", ADD.change_input(1, dtype="FLOAT32"), rules.DATA_TYPE),
+    ("8-bit integers", ADD.change_output(dtype="INT16"), rules.DATA_TYPE),
+    ("8-bit integers", CONV_2D.change_input(1, dtype="FLOAT32"), rules.DATA_TYPE),
+    ("8-bit integers", CONV_2D.change_input(2, dtype="INT8"), rules.DATA_TYPE),
+    ("8-bit integers", OPERATIONS["QUANTIZE"].change_input(0, dtype="FLOAT32"), rules.DATA_TYPE),
+    ("quantized", ADD.change_input(0, scales=()), rules.DATA_TYPE),
+    ("constant parameters", CONV_2D.change_input(1, numbers=None), rules.NOT_CONSTANT),
+    ("constant parameters", DENSE.change_input(1, numbers=None), rules.NOT_CONSTANT),
+    ("constant parameters", DENSE.change_input(2, numbers=None), rules.NOT_CONSTANT),
+    ("constant parameters", MEAN.change_input(1, numbers=None), rules.NOT_CONSTANT),
+    ("rank", ADD.change_input(0, shape=(2, 1, 8, 16)), rules.RANK),
+    ("rank", ADD.change_output(shape=(2, 1, 1, 8, 16)), rules.RANK),
+    ("one row of output", DENSE.change_output(shape=(2, 4)), rules.NOT_MAPPED),
+    ("default weights format", DENSE.change_fields(weightsFormat=1), rules.NOT_MAPPED),
+    ("one scale of weights", DENSE.change_input(1, scales=(0.1, 0.2, 0.3, 0.4)), rules.NOT_MAPPED),
+    ("softmax of one row", SOFTMAX.change_input(0, shape=(8, 16)), rules.NOT_MAPPED),
+    ("softmax length",
+     SOFTMAX.change_input(0, shape=LONG).change_output(shape=LONG), rules.NOT_MAPPED),
+    ("reduction of the batch", SUM.change(inputs=(SUM.inputs[0], int32(0))), rules.NOT_MAPPED),
+    ("reduction of the batch", MEAN.change(inputs=(MEAN.inputs[0], int32(-4))), rules.NOT_MAPPED),
+    ("mean of multiples of 4", MEAN.change_input(0, shape=(1, 1, 8, 18)), rules.NOT_MAPPED),
+    ("strides of 1", SLICE.change_input(3, numbers=(1, 1, 2, 1)), rules.NOT_MAPPED),
+    ("slice without masks", SLICE.change_fields(ellipsisMask=1), rules.NOT_MAPPED),
+    ("slice without masks", SLICE.change_fields(newAxisMask=2), rules.NOT_MAPPED),
+    ("no fused activation", CONCATENATION.change_fields(fusedActivationFunction=1),
+     rules.NOT_MAPPED),
+    ("no fused activation", POOL.change_fields(fusedActivationFunction=1), rules.NOT_MAPPED),
+    ("constant zeros", CONCATENATION.change_input(1, zero_point=6), rules.NOT_MAPPED),
+    ("constant zeros",
+     CONCATENATION.change(inputs=(*CONCATENATION.inputs, Given((1, 1, 8, 16)))), rules.NOT_MAPPED),
+    ("even dilation", CONV_2D.change_fields(dilationWFactor=2), rules.NOT_MAPPED),
+    ("packing of the batch", PACK.change_fields(axis=0), rules.NOT_MAPPED),
+    ("packing of the batch", PACK.change_fields(axis=-3), rules.NOT_MAPPED),
+    ("padding of the batch", PAD.change_input(1, numbers=[[0, 1], [1, 1]]), rules.NOT_MAPPED),
+    ("splitting of the batch", SPLIT.change_input(0, numbers=0), rules.NOT_MAPPED),
+    ("slopes of channels", PRELU.change_input(1, shape=(1, 8, 16)), rules.NOT_MAPPED),
+    ("squeezing in front",
+     OPERATIONS["SQUEEZE"].change_input(0, shape=(5, 1, 16)), rules.NOT_MAPPED),
+]  # fmt: skip
+
+
+def write(path, *nodes):
+    path.write_bytes(content(nodes))
+    return path
+
+
+@pytest.mark.parametrize("node", OPERATIONS.values(), ids=OPERATIONS)
+def test_an_operation_within_the_rules_maps(node, tmp_path):
+    report = check(write(tmp_path / "file.tflite", node))
+    assert [(row.status, row.reason) for row in report.rows] == [(rules.MAPPED, "")]
+    assert report.refusals == ()
+    assert report.passes
+
+
+@pytest.mark.parametrize(("name", "node", "status"), BROKEN)
+def test_a_file_that_breaks_one_rule_fails_for_that_rule_alone(name, node, status, tmp_path):
+    path = write(tmp_path / "file.tflite", node)
+    (operation,) = model_file.read(path)
+    assert [rule.name for rule in rules.RULES if rule.fault(operation)] == [name]
+    report = check(path)
+    assert [(row.status, row.rule) for row in report.rows] == [(status, name)]
+    assert not report.passes
+
+
+def test_every_rule_is_broken_by_a_file():
+    assert {rule.name for rule in rules.RULES} == {name for name, _, _ in BROKEN}
+
+
+def test_what_is_too_new_makes_the_compiler_refuse_the_whole_file(tmp_path):
+    refusing = {rule.name for rule in rules.RULES if rule.refuses}
+    for number, (name, node, _) in enumerate(BROKEN):
+        path = write(tmp_path / f"{number}.tflite", OPERATIONS["LOGISTIC"], node)
+        assert bool(check(path).refusals) == (name in refusing)
+
+
+@pytest.mark.parametrize(
+    ("operator", "version"),
+    [
+        ("FULLY_CONNECTED", 9), ("CONV_2D", 5), ("MUL", 4), ("ADD", 3), ("TRANSPOSE", 5),
+        ("MEAN", 3), ("RSQRT", 2), ("SQUARED_DIFFERENCE", 2), ("STRIDED_SLICE", 5),
+        ("SOFTMAX", 3), ("QUANTIZE", 2), ("EXP", 1), ("TRANSPOSE_CONV", 3),
+    ],
+)  # fmt: skip
+def test_versions_end_where_the_compiler_was_seen_to_end(operator, version):
+    assert newest(operator) == version
