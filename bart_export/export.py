@@ -33,7 +33,7 @@ def export(
     Args:
         preset: what `presets.resolve` takes.
         target: a key of `exporters.EXPORTERS`.
-        options: what that exporter takes: the recipes to write, or a `SavedModelOptions`.
+        options: what that exporter takes: a `TfliteOptions` or a `SavedModelOptions`.
         output: the artifact directory to make, to add to, or to replace.
         stage: told the name of each stage as it begins.
 

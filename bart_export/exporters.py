@@ -8,10 +8,12 @@ The order of the journey is not known here.
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from bart_export import deployment
 from bart_export.artifact import Draft
+from bart_export.checkpoints.layers import layer_names
 from bart_export.config import GenerationConfig
 from bart_export.model import BartBackbone
 from bart_export.progress import Stage
@@ -20,6 +22,7 @@ from bart_export.quality import saved_model as saved_model_quality
 from bart_export.quality.golden import Answer
 from bart_export.quality.reference import KerasReference
 from bart_export.quality.verify import Reference
+from bart_export.recipe_file import check_layers
 from bart_export.recipes import Recipe
 from bart_export.runtime.engine import CompiledModelEngine
 from bart_export.targets import saved_model, tflite
@@ -55,10 +58,11 @@ class Written:
     settings: GenerationConfig | None = None
 
 
-def export_tflite(
-    model: Model, recipes: Sequence[Recipe], draft: Draft, stage: Stage
-) -> list[Written]:
-    """Write a `.tflite` file for each recipe."""
+def export_tflite(model: Model, options: Any, draft: Draft, stage: Stage) -> list[Written]:
+    """Write a `.tflite` file for each recipe of a `TfliteOptions`."""
+    recipes = [with_bounds(recipe, options.tolerance) for recipe in options.recipes]
+    for recipe in recipes:
+        check_layers(recipe, layer_names(model.backbone.config))
     return [
         Written(
             name,
@@ -79,6 +83,12 @@ def export_tflite(
             model.backbone, recipes, None, draft, stage
         ).items()
     ]
+
+
+def with_bounds(recipe: Recipe, tolerance: Mapping[str, float]) -> Recipe:
+    """Return a recipe with some bounds in the place of its own."""
+    bounds = MappingProxyType({**recipe.tolerance, **tolerance})
+    return dataclasses.replace(recipe, tolerance=bounds)
 
 
 def check_tflite(

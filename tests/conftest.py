@@ -15,14 +15,15 @@ def export_once(tmp_path_factory):
     """Return `export(preset, recipes...)`, which gives the artifact of an earlier same call."""
     from bart_export.export import export
     from bart_export.recipes import RECIPES
+    from bart_export.tflite_options import TfliteOptions
 
     made = {}
 
     def once(preset, *names):
         if (preset, names) not in made:
             output = tmp_path_factory.mktemp("artifacts") / pathlib.Path(preset).name
-            recipes = [RECIPES[name] for name in names]
-            made[preset, names] = export(preset, "tflite", recipes, output)
+            options = TfliteOptions(tuple(RECIPES[name] for name in names))
+            made[preset, names] = export(preset, "tflite", options, output)
         return made[preset, names]
 
     return once

@@ -15,12 +15,11 @@ from bart_export.errors import VerificationFailed
 from bart_export.export import export
 from bart_export.graph import steps
 from bart_export.manifest import SAME, keep
-from bart_export.recipes import RECIPES, Tolerance
+from bart_export.recipes import RECIPES
+from bart_export.tflite_options import TfliteOptions
 
 # Random weights lose more to rounding than trained ones: what is tried here is not quality.
-INT8 = dataclasses.replace(
-    RECIPES["dynamic_wi8_afp32"], tolerance=Tolerance(None, relative=1.0, top1=0.0, tokens=False)
-)
+INT8 = dataclasses.replace(RECIPES["dynamic_wi8_afp32"], tolerance={"relative": 1.0, "top1": 0.0})
 FLOAT32 = RECIPES["float32"]
 FLOAT_FILE, INT8_FILE = "tflite/float32.tflite", "tflite/dynamic_wi8_afp32.tflite"
 
@@ -123,7 +122,7 @@ def test_golden_answers_hold_text_and_ids_that_agree(mini_artifact):
 
 def test_another_recipe_joins_what_the_same_source_left(earlier):
     inode = earlier.path(FLOAT_FILE).stat().st_ino
-    new = export(handle(earlier), "tflite", [INT8], earlier.directory)
+    new = export(handle(earlier), "tflite", TfliteOptions((INT8,)), earlier.directory)
     assert set(new.files("tflite")) == {FLOAT_FILE, INT8_FILE}
     assert new.path(FLOAT_FILE, rehash=True).stat().st_ino == inode
     rows = {row["file"]: row for row in new.manifest["verification"]}
@@ -134,7 +133,7 @@ def test_another_recipe_joins_what_the_same_source_left(earlier):
 
 
 def test_an_artifact_of_another_source_is_replaced_whole(earlier, distilled_artifact):
-    new = export(handle(distilled_artifact), "tflite", [INT8], earlier.directory)
+    new = export(handle(distilled_artifact), "tflite", TfliteOptions((INT8,)), earlier.directory)
     assert set(new.files("tflite")) == {INT8_FILE}
     assert not (new.directory / FLOAT_FILE).exists()
     assert new.config == distilled_artifact.config
@@ -190,7 +189,7 @@ def test_a_file_that_fails_leaves_the_previous_artifact_as_it_was(earlier, tmp_p
 
     monkeypatch.setattr(steps, "embed", embed)
     with pytest.raises(VerificationFailed, match=rf"^{FLOAT_FILE} does not say") as error:
-        export(handle(earlier), "tflite", [FLOAT32], earlier.directory)
+        export(handle(earlier), "tflite", TfliteOptions((FLOAT32,)), earlier.directory)
     assert error.value.exit_code == 1
     assert contents(earlier.directory) == before
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
@@ -207,6 +206,6 @@ def test_a_failure_after_the_files_are_written_leaves_the_previous_artifact(
 
     monkeypatch.setattr(artifacts, "synchronize", fail)
     with pytest.raises(artifacts.ArtifactError, match="No space left"):
-        export(handle(earlier), "tflite", [FLOAT32], earlier.directory)
+        export(handle(earlier), "tflite", TfliteOptions((FLOAT32,)), earlier.directory)
     assert contents(earlier.directory) == before
     assert [path.name for path in tmp_path.iterdir()] == ["made"]

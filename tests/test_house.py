@@ -35,19 +35,26 @@ LAYERS = {
     "targets": {"words", "text", "checkpoints", "model", "graph"},
     "runtime": {"words", "text"},
     "server": {"words", "text", "runtime"},
+    "edgetpu": {"words"},
 }
 LAYERS["deployment"] = {"words", "text", "server"}
 LAYERS["quality"] = set(LAYERS)
 LAYERS["manifest"] = {"words", "text", "checkpoints"}
 LAYERS["exporters"] = set(LAYERS)
+LAYERS["edgetpu_exporter"] = set(LAYERS)
 LAYERS["export"] = set(LAYERS)
 LAYERS["inspection"] = {"words", "text", "checkpoints"}
 LAYERS["serve_command"] = {"words", "server"}
 LAYERS["generate_command"] = {"words", "runtime"}
 LAYERS["bench_command"] = {"words", "quality"}
+LAYERS["edgetpu_command"] = {"words", "edgetpu"}
+LAYERS["verify_command"] = {"words", "runtime", "quality"}
+LAYERS["tune_command"] = {"words", "quality"}
+LAYERS["export_command"] = set(LAYERS)
 LAYERS["cli"] = set(LAYERS)
 TENSOR_LIBRARIES = {"tensorflow", "keras", "keras_hub", "ai_edge_quantizer", "torch"}
-WITH_TENSOR_LIBRARIES = {"model", "graph", "targets", "quality", "exporters", "export"}
+WITH_TENSOR_LIBRARIES = {"model", "graph", "targets", "quality", "exporters",
+                         "edgetpu_exporter", "export"}  # fmt: skip
 
 
 def dotted(path):

@@ -104,6 +104,7 @@ KILL_AT_EVERY_STAGE = """
 import json, os, pathlib, sys
 from bart_export.export import export
 from bart_export.recipes import RECIPES
+from bart_export.tflite_options import TfliteOptions
 
 preset, output = sys.argv[1], pathlib.Path(sys.argv[2])
 ended = []
@@ -113,7 +114,7 @@ for wanted in json.loads(sys.argv[3]):
         def stage(name):
             if name == wanted:
                 os._exit(9)
-        export(preset, "tflite", [RECIPES["float32"]], output, stage)
+        export(preset, "tflite", TfliteOptions((RECIPES["float32"],)), output, stage)
         os._exit(0)
     ended.append(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
     ended.append(sorted(path.name for path in output.parent.iterdir()))

@@ -29,6 +29,7 @@ from bart_export.saved_model_options import SavedModelOptions
 from bart_export.server.options import ServeOptions
 from bart_export.server.serve import running
 from bart_export.server.served_model import LITERT, TENSORFLOW, ServedModel
+from bart_export.tflite_options import TfliteOptions
 
 CHECKPOINT = pathlib.Path(__file__).parents[1] / "data" / "golden" / "bart_tiny_symmetric"
 BEAMS = {"num_beams": 3, "num_return_sequences": 2, "no_repeat_ngram_size": 3, "max_length": 24,
@@ -80,7 +81,7 @@ def directories(request, tmp_path_factory):
     file = preset / "generation_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **BEAMS}))
     output = tmp_path_factory.mktemp("artifacts") / preset.name
-    export(str(preset), "tflite", [RECIPES["float32"]], output)
+    export(str(preset), "tflite", TfliteOptions((RECIPES["float32"],)), output)
     export(str(preset), "saved_model", SavedModelOptions(), output)
     return [output, output]
 

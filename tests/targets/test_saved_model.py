@@ -18,6 +18,7 @@ from bart_export.graph.signatures import defaults
 from bart_export.recipes import RECIPES
 from bart_export.saved_model_options import SavedModelOptions
 from bart_export.targets import saved_model
+from bart_export.tflite_options import TfliteOptions
 
 VERSION = "saved_model/1"
 
@@ -148,7 +149,10 @@ def test_versions_count_up_and_other_targets_stay(earlier):
     configuration.write_text("# edited\n", encoding="utf-8")
     # The same source to another target: both are there, and what was edited is as it was.
     both = export(
-        str(GOLDEN / "bart_tiny_symmetric"), "tflite", [RECIPES["float32"]], earlier.directory
+        str(GOLDEN / "bart_tiny_symmetric"),
+        "tflite",
+        TfliteOptions((RECIPES["float32"],)),
+        earlier.directory,
     )
     assert set(both.files("tflite")) == {"tflite/float32.tflite"}
     assert set(both.files("saved_model")) == set(earlier.files("saved_model"))

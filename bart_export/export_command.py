@@ -1,0 +1,283 @@
+"""The export on the command line: options go in, a call of the journey and lines of text come out.
+
+Which options a target takes is a table; those of another target are refused by name. Everything
+heavy is imported when an export runs.
+"""
+
+import importlib.util
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import click
+
+from bart_export import metrics, recipe_file, recipes
+from bart_export.artifact import Artifact
+from bart_export.errors import MissingExtra
+from bart_export.progress import stages
+from bart_export.saved_model_options import DTYPES, SavedModelOptions
+from bart_export.tflite_options import StaticShapes, TfliteOptions
+
+EXPORT_PACKAGES = {
+    "tensorflow": "tensorflow",
+    "keras": "keras",
+    "ai_edge_quantizer": "ai-edge-quantizer",
+    "h5py": "h5py",
+    "safetensors": "safetensors",
+}
+ALL = "all"
+SHAPES = ("dynamic", "static")
+# Of a static build, where the command line does not say.
+SOURCE_LENGTHS, TARGET_LENGTH, NUM_BEAMS = (128, 512), 128, (1, 4)
+COUNT = click.IntRange(min=1)
+Path = click.Path(path_type=pathlib.Path)
+
+
+def counts(context: click.Context, option: click.Parameter, value: str | None) -> Any:
+    """Return the numbers of at least 1 that are written with commas between them."""
+    if value is None:
+        return None
+    parts = value.split(",")
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise click.BadParameter(f"{value!r} is no list of numbers of at least 1, as in 128,512.")
+    return tuple(map(int, parts))
+
+
+NUMBERS: dict[str, Any] = {"callback": counts, "metavar": "N,N,..."}
+
+OPTIONS = (
+    click.option(
+        "--preset",
+        help="What to export: a name of `bart-export presets`, a directory with a "
+        "Keras preset or a Hugging Face checkpoint, hf://ORG/MODEL, or "
+        "kaggle://ORG/MODEL/keras/VARIANT.",
+    ),
+    click.option(
+        "--recipe",
+        "recipe_names",
+        multiple=True,
+        metavar="RECIPE",
+        help=f"How to store a .tflite file's weights; may be given more than once. One of "
+        f"{', '.join(recipes.RECIPES)}, a recipe file NAME.json, or {ALL}. "
+        f"Default: {recipes.DEFAULT}.",
+    ),
+    click.option(
+        "--shapes",
+        type=click.Choice(SHAPES),
+        help="Whether a .tflite file's inputs can be resized (dynamic, the default), or have the "
+        "sizes that the next options say (static: for GPUs, NPUs and Android).",
+    ),
+    click.option(
+        "--source-lengths",
+        **NUMBERS,
+        help="Source tokens that a static file has signatures for. "
+        f"Default: {','.join(map(str, SOURCE_LENGTHS))}.",
+    ),
+    click.option(
+        "--target-length",
+        type=COUNT,
+        help=f"Tokens that a static file can generate. Default: {TARGET_LENGTH}.",
+    ),
+    click.option(
+        "--num-beams",
+        **NUMBERS,
+        help="A SavedModel's beams, one number; default: the preset's. A static file's, one or "
+        f"more; default: {','.join(map(str, NUM_BEAMS))}.",
+    ),
+    click.option(
+        "--calibration-data",
+        type=Path,
+        help='Texts to calibrate static recipes with, .jsonl with objects with a "text". '
+        "Default: those that ship with the preset.",
+    ),
+    click.option(
+        "--data",
+        type=Path,
+        help='Texts to verify .tflite files with, .jsonl with objects with a "text" and perhaps a '
+        '"reference". Default: three texts that ship with bart-export.',
+    ),
+    click.option(
+        "--tolerance",
+        "tolerances",
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="A bound in the place of the recipe's; may be given more than once. NAME is one of "
+        f"{', '.join(metrics.METRICS)}.",
+    ),
+    click.option(
+        "--dtype",
+        type=click.Choice(DTYPES),
+        help="How a SavedModel stores its matrices. Default: float32.",
+    ),
+    click.option(
+        "--num-return-sequences",
+        type=COUNT,
+        help="Texts a SavedModel returns for each source. Default: the preset's.",
+    ),
+    click.option(
+        "--no-repeat-ngram-size",
+        type=click.IntRange(min=0),
+        help="No sequence of so many tokens occurs twice in a SavedModel's text; 0 for none. "
+        "Default: the preset's.",
+    ),
+    click.option(
+        "--output",
+        type=Path,
+        help="The artifact directory. Default: artifacts/NAME-OF-THE-PRESET.",
+    ),
+)
+
+
+def export_options(command: Any) -> Any:
+    """Add the options of an export to a command."""
+    target = click.option("--target", type=click.Choice(list(TARGETS)), help="What to make of it.")
+    for option in reversed((OPTIONS[0], target, *OPTIONS[1:])):
+        command = option(command)
+    return command
+
+
+def tflite_options(given: Mapping[str, Any]) -> TfliteOptions:
+    """Return what the command line says about `.tflite` files."""
+    return TfliteOptions(
+        chosen_recipes(given.get("recipe_names", ())),
+        static_shapes(given),
+        given.get("calibration_data"),
+        given.get("data"),
+        metrics.parse(given.get("tolerances", ())),
+    )
+
+
+def static_shapes(given: Mapping[str, Any]) -> StaticShapes | None:
+    """Return the buckets of a static build, None for a dynamic one."""
+    if given.get("shapes") == "static":
+        return StaticShapes(
+            given.get("source_lengths", SOURCE_LENGTHS),
+            given.get("target_length", TARGET_LENGTH),
+            given.get("num_beams", NUM_BEAMS),
+        )
+    for name in ("source_lengths", "target_length", "num_beams"):
+        if name in given:
+            raise click.UsageError(f"{flag(name)} needs --shapes static.")
+    return None
+
+
+def saved_model_options(given: Mapping[str, Any]) -> SavedModelOptions:
+    """Return what the command line says about a SavedModel."""
+    beams = given.get("num_beams")
+    if beams is None:
+        return SavedModelOptions(**given)
+    if len(beams) > 1:
+        raise click.UsageError("A SavedModel has one number of beams: give --num-beams one.")
+    return SavedModelOptions(**{**given, "num_beams": beams[0]})
+
+
+# Target -> the options it takes beside --preset and --output, and what makes its options of them.
+TARGETS: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, Any]], Any]]] = {
+    "tflite": (
+        (
+            "recipe_names",
+            "shapes",
+            "source_lengths",
+            "target_length",
+            "num_beams",
+            "calibration_data",
+            "data",
+            "tolerances",
+        ),
+        tflite_options,
+    ),
+    "saved_model": (
+        ("dtype", "num_beams", "num_return_sequences", "no_repeat_ngram_size"),
+        saved_model_options,
+    ),
+}
+
+
+def run(preset: str | None, target: str | None, output: pathlib.Path | None, **values: Any) -> None:
+    """Export as the options of `OPTIONS` say."""
+    if preset is None or target is None:
+        missing = "--preset" if preset is None else "--target"
+        raise click.UsageError(f"An export needs --preset and --target; {missing} is missing.")
+    names, make_options = TARGETS[target]
+    given = options_given(values)
+    for name in given:
+        if name not in names:
+            owner = next(other for other, (owned, _) in TARGETS.items() if name in owned)
+            raise click.UsageError(f"{flag(name)} belongs to --target {owner}, not to {target}.")
+    export_to(preset, target, make_options(given), output or default_output(preset))
+
+
+def options_given(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those options that were given, by the names of their parameters."""
+    return {name: value for name, value in values.items() if value not in (None, ())}
+
+
+def flag(name: str) -> str:
+    """Return how an option is spelled."""
+    spelled = {"recipe_names": "recipe", "tolerances": "tolerance"}.get(name, name)
+    return f"--{spelled.replace('_', '-')}"
+
+
+def chosen_recipes(names: Sequence[str]) -> tuple[recipes.Recipe, ...]:
+    """Return the recipes of some names and files, each once."""
+    if ALL in names:
+        files = [name for name in names if name.endswith(".json")]
+        names = [*recipes.RECIPES, *files]
+    return tuple(
+        recipe_file.read(pathlib.Path(name)) if name.endswith(".json") else recipes.named(name)
+        for name in dict.fromkeys(names or (recipes.DEFAULT,))
+    )
+
+
+def export_to(preset: str, target: str, options: Any, output: pathlib.Path) -> None:
+    """Run an export with progress and say what was made."""
+    from bart_export.quiet import native_stderr_silenced
+
+    require_export_packages("Exporting")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    with stages(7 + 2 * len(options.recipes) if target == "tflite" else 9) as stage:
+        stage("load TensorFlow")
+        with native_stderr_silenced():
+            from bart_export.export import export
+        artifact = export(preset, target, options, output, stage)
+    click.echo(f"Exported {preset} to {output}")
+    for row in artifact.manifest["verification"]:
+        click.echo(f"  {summary(artifact, row)}")
+    command = "generate" if target == "tflite" else "serve"
+    click.echo(f"Try it: bart-export {command} {output}" + (' "…"' if target == "tflite" else ""))
+
+
+def summary(artifact: Artifact, row: Mapping[str, Any]) -> str:
+    """Return a line about something that was exported: its size, and how far it is from Keras."""
+    files, name = artifact.manifest["files"], row["file"]
+    if name in files:
+        size, count = files[name]["bytes"], artifact.manifest["parameter_count"]
+        return (
+            f"{name}: {size / 1e6:.1f} MB, {size / count:.3f} bytes a parameter; against Keras: "
+            f"logits within {row['logits']:.2g}, likeliest token the same in {row['top1']:.1%} of "
+            f"{row['steps']} steps, {row['tokens']:.0%} of {row['questions']} texts equal"
+        )
+    size = sum(entry["bytes"] for file, entry in files.items() if file.startswith(f"{name}/"))
+    return (
+        f"{name}: {size / 1e6:.1f} MB; against Keras: log-probabilities within "
+        f"{row['log_probabilities']:.2g} over {row['steps']} steps, {row['tokens']:.0%} of "
+        f"{row['questions']} texts equal"
+    )
+
+
+def require_export_packages(what: str) -> None:
+    """Raise MissingExtra for the first package of the extra `export` that is not installed."""
+    for module, package in EXPORT_PACKAGES.items():
+        if importlib.util.find_spec(module) is None:
+            raise MissingExtra(what, package, "export")
+
+
+def default_output(preset: str) -> pathlib.Path:
+    """Return where a preset's artifact goes: artifacts/ and the last part of its name."""
+    parts = [part for part in preset.split("@")[0].split("/") if part not in ("", ".", "..")]
+    if preset.startswith("kaggle://") and parts[-1].isdigit():
+        parts.pop()
+    name = parts[-1] if parts else pathlib.Path(preset).resolve().name
+    return pathlib.Path("artifacts") / (name or "artifact")

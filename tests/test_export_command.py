@@ -1,0 +1,82 @@
+"""The options of an export: what they come to, and what is refused before anything is loaded."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from bart_export import export_command
+from bart_export.cli import main
+from bart_export.recipes import DEFAULT, RECIPES
+from bart_export.saved_model_options import SavedModelOptions
+from bart_export.tflite_options import StaticShapes, TfliteOptions
+
+
+@pytest.fixture
+def options(monkeypatch):
+    """Return `options(arguments...)`: what the export would be called with."""
+    seen = []
+    monkeypatch.setattr(export_command, "export_to", lambda *given: seen.append(given))
+
+    def parse(*arguments):
+        result = CliRunner().invoke(main, ["--preset", "p", *arguments], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return seen[-1][2]
+
+    return parse
+
+
+TFLITE = ("--target", "tflite")
+
+
+def test_what_is_not_said_is_the_default(options):
+    assert options(*TFLITE) == TfliteOptions((RECIPES[DEFAULT],))
+    assert options("--target", "saved_model") == SavedModelOptions()
+
+
+def test_a_static_build_has_buckets_in_order(options):
+    static = options(*TFLITE, "--shapes", "static", "--source-lengths", "64,32", "--num-beams", "2")
+    assert static.shapes == StaticShapes((32, 64), export_command.TARGET_LENGTH, (2,))
+    assert options(*TFLITE, "--shapes", "dynamic").shapes is None
+
+
+def test_all_recipes_and_a_file_of_ones_own(options, tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"name": "mine", "mode": "dynamic", "layers": [[".*", "int8"]]}))
+    chosen = options(*TFLITE, "--recipe", "all", "--recipe", str(path), "--recipe", "float32")
+    assert [recipe.name for recipe in chosen.recipes] == [*RECIPES, "mine"]
+
+
+def test_bounds_and_texts_reach_the_export(options, tmp_path):
+    data = str(tmp_path / "texts.jsonl")
+    chosen = options(*TFLITE, "--tolerance", "top1=0.5", "--data", data)
+    assert chosen.tolerance == {"top1": 0.5}
+    assert str(chosen.data) == data
+
+
+def test_a_saved_models_beams_are_one_number(options):
+    assert options("--target", "saved_model", "--num-beams", "3").num_beams == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((*TFLITE, "--source-lengths", "64"), "--source-lengths needs --shapes static"),
+        ((*TFLITE, "--num-beams", "4"), "--num-beams needs --shapes static"),
+        ((*TFLITE, "--shapes", "static", "--num-beams", "1,x"), "'1,x' is no list"),
+        ((*TFLITE, "--shapes", "static", "--num-beams", "0"), "'0' is no list"),
+        ((*TFLITE, "--dtype", "bfloat16"), "--dtype belongs to --target saved_model"),
+        ((*TFLITE, "--tolerance", "top1"), "NAME=VALUE"),
+        ((*TFLITE, "--tolerance", "best=1"), "metric must be one of"),
+        ((*TFLITE, "--recipe", "none.json"), "Cannot read the recipe none.json"),
+        ((*TFLITE, "--recipe", "float31"), "Did you mean float32?"),
+        (("--target", "saved_model", "--num-beams", "1,4"), "one number of beams"),
+        (("--target", "saved_model", "--recipe", "float32"), "--recipe belongs to --target tflite"),
+        (("--target", "saved_model", "--tolerance", "kl=1"), "--tolerance belongs to"),
+        (("--shapes", "static"), "--target is missing"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(arguments, words):
+    result = CliRunner().invoke(main, ["--preset", "p", *arguments])
+    assert result.exit_code == 2
+    assert words in result.output
