@@ -70,3 +70,15 @@ def offset(content, index):
 
 def address(array):
     return array.__array_interface__["data"][0]
+
+
+def input_shapes(content, operator):
+    """Return the shapes of the first inputs of all operators of a name."""
+    code = getattr(schema.BuiltinOperator, operator)
+    model = schema.ModelT.InitFromObj(model_of(content))
+    return [
+        subgraph.tensors[one.inputs[0]].shape.tolist()
+        for subgraph in model.subgraphs
+        for one in subgraph.operators
+        if model.operatorCodes[one.opcodeIndex].builtinCode == code
+    ]
