@@ -20,17 +20,23 @@ def roomy_config():
 
 
 @pytest.fixture(scope="session")
-def roomy_file(roomy_config, tmp_path_factory):
-    """Its weights are large enough for every cached position to count in every logit."""
+def roomy_parameters(roomy_config):
+    """Return weights large enough for every cached position to count in every logit."""
     from bart_export.checkpoints import names
     from bart_export.graph.parameters import InferenceParameters
-    from bart_export.targets import tflite
 
     random = np.random.default_rng(0)
     weights = {
         weight.name: random.normal(size=weight.shape).astype(np.float32) * 0.5
         for weight in names.weights(roomy_config)
     }
+    return InferenceParameters(roomy_config, weights.__getitem__)
+
+
+@pytest.fixture(scope="session")
+def roomy_file(roomy_parameters, tmp_path_factory):
+    from bart_export.targets import tflite
+
     path = tmp_path_factory.mktemp("roomy") / "float32.tflite"
-    tflite.write_float(InferenceParameters(roomy_config, weights.__getitem__), path)
+    tflite.write_float(roomy_parameters, path)
     return path

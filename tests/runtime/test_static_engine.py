@@ -1,0 +1,133 @@
+"""Buckets: the smallest that fits is taken, what fits in none is refused, padding is not seen."""
+
+import json
+
+import numpy as np
+import pytest
+
+from bart_export import contract
+from bart_export.config import GenerationConfig
+from bart_export.errors import EngineError, InputError
+from bart_export.runtime.engine import CompiledModelEngine
+from bart_export.runtime.search import run, search
+from bart_export.runtime.static_engine import StaticEngine
+
+SOURCES, TARGET, BEAMS = (8, 32), 20, (2, 4)
+
+
+@pytest.fixture(scope="module")
+def buckets(roomy_config):
+    """Return the buckets as a manifest gives them."""
+    sizes = contract.sizes(roomy_config)
+    declared = contract.static_buckets(roomy_config, SOURCES, TARGET, BEAMS)
+    entry = {bucket.name: bucket.to_dict(sizes) for bucket in declared}
+    return contract.read_buckets(roomy_config, json.loads(json.dumps(entry)))
+
+
+@pytest.fixture(scope="module")
+def engine(roomy_parameters, buckets, tmp_path_factory):
+    from bart_export.targets import tflite
+    from bart_export.tflite_options import StaticShapes
+
+    path = tmp_path_factory.mktemp("roomy_static") / "float32.static.tflite"
+    tflite.write_float(roomy_parameters, path, StaticShapes(SOURCES, TARGET, BEAMS))
+    return StaticEngine.open(path, roomy_parameters.config, buckets, num_threads=1)
+
+
+@pytest.fixture(scope="module")
+def dynamic(roomy_file, roomy_config):
+    return CompiledModelEngine(roomy_file, roomy_config, num_threads=1)
+
+
+def source_of(length):
+    return np.random.default_rng(length).integers(3, 40, length).tolist()
+
+
+@pytest.mark.parametrize(
+    ("length", "num_beams", "max_length", "chosen"),
+    [
+        (1, 1, 2, "decode_8_2"),
+        (8, 2, 20, "decode_8_2"),
+        (9, 2, 20, "decode_32_2"),
+        (8, 3, 2, "decode_8_4"),
+        (32, 4, 20, "decode_32_4"),
+    ],
+)
+def test_the_smallest_bucket_that_fits_is_taken(engine, length, num_beams, max_length, chosen):
+    decode, _ = engine.start(source_of(length), num_beams, max_length).caches
+    assert decode.name == chosen
+
+
+@pytest.mark.parametrize(
+    ("length", "num_beams", "max_length", "words"),
+    [
+        (33, 1, 2, "A source's number of tokens must be at most 32 in this static build, which "
+         "was made for 8, 32, received 33."),
+        (3, 5, 2, "num_beams, or num_return_sequences, must be at most 4 in this static build, "
+         "which was made for 2, 4, received 5."),
+        (3, 1, 21, "max_length must be at most 20 in this static build, which was made for 20, "
+         "received 21."),
+    ],
+)  # fmt: skip
+def test_what_fits_in_no_bucket_is_refused(engine, length, num_beams, max_length, words):
+    with pytest.raises(InputError) as caught:
+        engine.start(source_of(length), num_beams, max_length)
+    assert str(caught.value) == f"{words} A dynamic build takes more."
+
+
+@pytest.mark.parametrize("num_beams", [1, 2, 3, 4])
+@pytest.mark.parametrize("length", [1, 7, 8, 9, 32])
+def test_the_tokens_are_those_of_the_dynamic_build(engine, dynamic, length, num_beams):
+    generation = GenerationConfig(
+        num_beams=num_beams, max_length=TARGET, min_length=TARGET, decoder_start_token_id=2
+    )
+    best = [
+        run(search(one.step, one.start(source_of(length), num_beams, TARGET), generation))[0]
+        for one in (engine, dynamic)
+    ]
+    assert len(best[0].token_ids) == TARGET
+    assert best[0].token_ids == best[1].token_ids
+    assert best[0].score == pytest.approx(best[1].score, abs=1e-4)
+
+
+def test_rows_are_as_many_as_were_asked_for_and_caches_follow_their_beams(engine, dynamic):
+    random = np.random.default_rng(0)
+    states = [one.start(source_of(5), 3, TARGET) for one in (engine, dynamic)]
+    for _ in range(TARGET):
+        token_ids = random.integers(3, 40, 3).astype(np.int32)
+        beam_index = random.integers(0, 3, 3).astype(np.int32)
+        steps = [
+            one.step(state, token_ids, beam_index)
+            for one, state in zip((engine, dynamic), states, strict=True)
+        ]
+        logits, states = zip(*steps, strict=True)
+        assert logits[0].shape == (3, 40)
+        np.testing.assert_allclose(*logits, rtol=0, atol=1e-4)
+
+
+def test_a_bucket_begins_with_empty_caches_each_time(engine):
+    generation = GenerationConfig(num_beams=2, max_length=12, min_length=12)
+
+    def generate(length):
+        return run(search(engine.step, engine.start(source_of(length), 2, 12), generation))[0]
+
+    first = generate(6)
+    generate(8)
+    generate(20)
+    assert generate(6) == first
+
+
+def test_an_engine_of_one_bucket_knows_no_other(engine):
+    one = engine.only(32, 2)
+    decode, _ = one.start(source_of(3), 1, 2).caches
+    assert decode.name == "decode_32_2"
+    assert [bucket.name for bucket in one.buckets] == ["encode_32", "decode_32_2"]
+    with pytest.raises(InputError, match="which was made for 2, received 3"):
+        one.start(source_of(3), 3, 2)
+
+
+def test_a_step_of_an_earlier_generation_is_refused(engine):
+    state = engine.start(source_of(3), 1, 4)
+    engine.start(source_of(3), 1, 4)
+    with pytest.raises(EngineError, match="one generation at a time"):
+        engine.step(state, np.array([2], np.int32), np.zeros(1, np.int32))
