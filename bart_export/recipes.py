@@ -44,7 +44,7 @@ STORAGES: dict[str, Storage] = {
         Storage("float16", "float16", 16, None, "float_casting"),
         Storage("int8", "int8, one scale a row", 8, "channelwise", MIN_MAX),
         Storage("int8_tensorwise", "int8, one scale a tensor", 8, "tensorwise", MIN_MAX),
-        Storage("int4", "int4 in blocks of 32", 4, "blockwise_32", MIN_MAX),
+        Storage("int4", "int4 in blocks of 32", 4, "blockwise_32", "OCTAV"),
     )
 }
 
@@ -115,7 +115,9 @@ class Recipe:
 
 
 EXACT: Tolerance = MappingProxyType({"logits": 1e-4, "relative": 1e-5, "top1": 1.0, "tokens": 1.0})
+HALVED: Tolerance = MappingProxyType({"relative": 0.002, "top1": 0.99})
 ROUNDED: Tolerance = MappingProxyType({"relative": 0.15, "top1": 0.9})
+COARSE: Tolerance = MappingProxyType({"relative": 0.3, "top1": 0.8})
 
 BOTH = MappingProxyType({LITERT: "2.3.0", TFLITE_RUNTIME: "2.14.0"})
 LITERT_ONLY = MappingProxyType({LITERT: "2.3.0"})
@@ -138,6 +140,14 @@ RECIPES: dict[str, Recipe] = {
             runtimes=BOTH,
         ),
         Recipe(
+            "float16",
+            purpose="GPU delegates",
+            mode="weight_only",
+            layers=((".*", "float16"),),
+            tolerance=HALVED,
+            runtimes=LITERT_ONLY,
+        ),
+        Recipe(
             "dynamic_wi8_afp32",
             purpose="CPUs and phones",
             mode="dynamic",
@@ -153,6 +163,22 @@ RECIPES: dict[str, Recipe] = {
             layers=((".*", "int8_tensorwise"),),
             tolerance=ROUNDED,
             runtimes=BOTH,
+        ),
+        Recipe(
+            "weight_only_wi8_afp32",
+            purpose="quality first",
+            mode="weight_only",
+            layers=((".*", "int8"),),
+            tolerance=ROUNDED,
+            runtimes=LITERT_ONLY,
+        ),
+        Recipe(
+            "dynamic_wi4_afp32",
+            purpose="the smallest files",
+            mode="dynamic",
+            layers=((".*", "int4"),),
+            tolerance=COARSE,
+            runtimes=LITERT_ONLY,
         ),
     )
 }

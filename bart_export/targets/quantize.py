@@ -8,7 +8,7 @@ import contextlib
 import io
 import pathlib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from ai_edge_quantizer import qtyping, quantizer, recipe_manager
 
@@ -19,6 +19,11 @@ OPERATIONS = (
     qtyping.TFLOperationName.FULLY_CONNECTED,
     qtyping.TFLOperationName.EMBEDDING_LOOKUP,
 )
+# Mode of a recipe -> what takes an entry for matrices of integers.
+ADDERS: dict[str, Callable[[recipe_manager.RecipeManager], Callable[..., None]]] = {
+    "dynamic": lambda manager: manager.add_dynamic_config,
+    "weight_only": lambda manager: manager.add_weight_only_config,
+}
 
 
 def quantize(path: pathlib.Path, recipe: Recipe, layers: Iterable[str]) -> bytes:
@@ -26,17 +31,30 @@ def quantize(path: pathlib.Path, recipe: Recipe, layers: Iterable[str]) -> bytes
     manager = recipe_manager.RecipeManager()
     for storage, stored in by_storage(recipe, layers).items():
         for operation in OPERATIONS:
-            manager.add_dynamic_config(
-                regex=operators_of(stored),
-                operation_name=operation,
-                num_bits=storage.bits,
-                granularity=qtyping.QuantGranularity(str(storage.granularity).upper()),
-                algorithm_key=storage.algorithm,
-            )
+            add_entry(manager, recipe.mode, storage, operators_of(stored), operation)
     # The quantizer prints a report and progress bars of its own.
     with native_stderr_silenced(), contextlib.redirect_stdout(io.StringIO()):
         result = quantizer.Quantizer(str(path), manager.get_quantization_recipe()).quantize()
     return bytes(result.quantized_model)
+
+
+def add_entry(
+    manager: recipe_manager.RecipeManager,
+    mode: str,
+    storage: Storage,
+    regex: str,
+    operation: qtyping.TFLOperationName,
+) -> None:
+    """Tell the quantizer how the operators with results named so store and multiply matrices."""
+    # No kernel multiplies by float16: such a matrix is widened whatever the mode.
+    add = manager.add_weight_only_config if storage.granularity is None else ADDERS[mode](manager)
+    add(
+        regex=regex,
+        operation_name=operation,
+        num_bits=storage.bits,
+        granularity=qtyping.QuantGranularity((storage.granularity or "tensorwise").upper()),
+        algorithm_key=storage.algorithm,
+    )
 
 
 def by_storage(recipe: Recipe, layers: Iterable[str]) -> dict[Storage, list[str]]:
