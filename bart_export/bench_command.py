@@ -17,7 +17,7 @@ Count = click.IntRange(min=1)
 
 
 # Options of the files' measurement alone, and of the servers' alone.
-OF_FILES = {"recipe_names": "--recipe", "num_beams": "--num-beams"}
+OF_FILES = {"recipe_names": "--recipe", "num_beams": "--num-beams", "compare": "--compare"}
 OF_SERVERS = {
     "engines": "--engine",
     "workers": "--workers",
@@ -58,7 +58,13 @@ OF_SERVERS = {
 @click.option(
     "--runs", type=Count, default=7, show_default=True, help="Runs that the medians are of."
 )
-@click.option("--threads", "num_threads", type=Count, help="Threads to use. Default: all cores.")
+@click.option(
+    "--threads",
+    "num_threads",
+    type=Count,
+    multiple=True,
+    help="Threads to use; may be given more than once. Default: all cores.",
+)
 @click.option(
     "--engine",
     "engines",
@@ -75,9 +81,18 @@ OF_SERVERS = {
     metavar="SECONDS",
     help="With --serve: then ask each server twice of what it can answer, for so long.",
 )
+@click.option(
+    "--compare",
+    type=Path,
+    metavar="OTHER.json",
+    help="A report that --json printed before, here or elsewhere: say how many times its figures "
+    "the new ones are.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def bench(artifact: pathlib.Path, serve: bool, as_json: bool, **options: Any) -> None:
     """Measure an artifact here: sizes, opening, memory, encoding, decoding, tokens per second.
+
+    Files are opened for the first time (hashed, weights packed), cold (read from the disk), warm.
 
     With --serve, measure what serving adds and how much a server answers. Configurations take
     turns, figures are medians; compare them within one run only.
@@ -98,20 +113,32 @@ def bench(artifact: pathlib.Path, serve: bool, as_json: bool, **options: Any) ->
 def files(artifact: pathlib.Path, given: dict[str, Any]) -> tuple[dict[str, Any], Any]:
     """Measure an artifact's files; return the report, and tables of it."""
     from bart_export.quality import bench as benchmark
+    from bart_export.quality import bench_tables, comparison
 
+    other = comparison.read(given.pop("compare")) if "compare" in given else None
     if "recipe_names" in given:
         given["recipes"] = given.pop("recipe_names")
     report = benchmark.bench(artifact, **given)
-    return report, benchmark.tables(report)
+    if other is None:
+        return report, bench_tables.tables(report)
+    from rich.console import Group
+
+    compared = comparison.compare(report, other)
+    tables = Group(bench_tables.tables(report), comparison.tables(compared))
+    return {**report, "comparison": compared}, tables
 
 
 def serving(artifact: pathlib.Path, given: dict[str, Any]) -> tuple[dict[str, Any], Any]:
     """Measure how an artifact is served; return the report, and tables of it."""
-    if "sources" in given:
-        sources = given.pop("sources")
-        if len(sources) > 1:
-            raise click.UsageError("With --serve, --source can be given once.")
-        given["source"] = sources[0]
+    for name, flag, parameter in (
+        ("sources", "--source", "source"),
+        ("num_threads", "--threads", "num_threads"),
+    ):
+        if name in given:
+            values = given.pop(name)
+            if len(values) > 1:
+                raise click.UsageError(f"With --serve, {flag} can be given once.")
+            given[parameter] = values[0]
     try:
         from bart_export.quality import serve_bench
     except ModuleNotFoundError as error:

@@ -37,7 +37,7 @@ from bart_export.checkpoints import Checkpoint
 from bart_export.config import GenerationConfig
 from bart_export.errors import BartExportError
 from bart_export.quality import machine
-from bart_export.quality.bench import random_source
+from bart_export.quality.bench_work import random_source
 from bart_export.quiet import native_stderr_silenced
 from bart_export.server.options import ServeOptions
 from bart_export.server.servable import Call

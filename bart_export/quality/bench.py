@@ -1,49 +1,31 @@
-"""The benchmark of an artifact on this machine: sizes, openings and speed of its `.tflite` files.
+"""The benchmark of an artifact on this machine: sizes, openings, memory and speed of its files.
 
-An artifact directory goes in; figures come out, JSON-ready, and a table of them. Generation is
-measured as a user meets it, from source ids in to generated ids out, forced to a given number of
-tokens. All configurations take turns, so that what else the machine does falls on all alike, and
-figures are medians. Nothing here knows what a figure should be.
+An artifact directory goes in; figures come out, JSON-ready: rows of `.tflite` files, by recipe and
+build. Generation is measured as a user meets it, from source ids in to generated ids out, forced to
+a given number of tokens. All configurations take turns, so that what else the machine does falls on
+all alike, and figures are medians. Nothing here knows what a figure should be.
 """
 
-import dataclasses
+import itertools
 import pathlib
-import statistics
-import time
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-from rich import box
-from rich.console import Group
-from rich.table import Table
-
 from bart_export.artifact import Artifact
-from bart_export.config import GenerationConfig
 from bart_export.errors import ConfigurationError
 from bart_export.progress import stages
 from bart_export.quality import machine, opening
-from bart_export.runtime.generator import Generator, choose_file
+from bart_export.quality.bench_work import Work, forced, measure, misfit, summary
+from bart_export.quality.opening import Order
+from bart_export.runtime.engine import available_cores
+from bart_export.runtime.engines import open_engine
+from bart_export.runtime.generator import Generator, build, choose_file
+from bart_export.text.tokenizer import BartTokenizer
 
-SCHEMA_VERSION = 1
-STEPS = 16  # decode steps timed one by one in each run
-
-
-@dataclasses.dataclass
-class Work:
-    """One configuration, and what each run of it took, in seconds.
-
-    `encode` is one call of the encoder, buffers in place; `step` one call of the decoder, the
-    median of a run; `total` a whole generation, resizing of buffers and search included.
-    """
-
-    recipe: str
-    source: int
-    num_beams: int
-    generator: Generator
-    encode: list[float] = dataclasses.field(default_factory=list)
-    step: list[float] = dataclasses.field(default_factory=list)
-    total: list[float] = dataclasses.field(default_factory=list)
+# History of the report: 1 had a number of threads for all rows, and openings by file; 2 (2026-11)
+# has rows by threads and builds, cold openings, and memory.
+SCHEMA_VERSION = 2
+FIRST_TEXT = 8  # tokens of the text that an opening is followed by
 
 
 def bench(
@@ -53,31 +35,36 @@ def bench(
     sources: Sequence[int] = (64, 512),
     new_tokens: int = 64,
     num_beams: Sequence[int] = (1, 4),
-    num_threads: int | None = None,
+    num_threads: Sequence[int] | None = None,
     runs: int = 7,
 ) -> dict[str, Any]:
     """Measure an artifact's `.tflite` files.
 
     Args:
         directory: the artifact.
-        recipes: which files; None takes all.
-        sources: lengths of source texts, in tokens. Those the model has no positions for are
-            skipped and listed as such.
+        recipes: which files, all builds of each; None takes all.
+        sources: lengths of source texts, in tokens.
         new_tokens: tokens to generate, no fewer and no more.
         num_beams: numbers of beams, 1 for greedy search.
-        num_threads: threads of the engine; None takes all cores this process may use.
+        num_threads: numbers of threads of the engine; None takes all cores this process may use.
         runs: how often each configuration is measured, after one run that does not count.
 
     Returns:
-        `schema_version`, `artifact`, `machine`, `settings`, and lists of `files` (sizes and
-        `opening.measure`), `generation` (medians in seconds, all totals in `runs`) and `skipped`.
+        What `head` does, `settings`, and lists of rows: `files` (sizes), `openings` (how long it
+        takes from a path to an engine, a generator and a text, and what memory), `memory` (after a
+        generation), `generation` (medians in seconds, all totals in `runs`) and `skipped`, what
+        the model or a static build is too small for.
 
     Raises:
         ArtifactError: for an artifact that is damaged or lacks a recipe.
         ConfigurationError: for numbers that are not positive, or too many new tokens.
         EngineError: for a file that this machine's runtime cannot run rightly.
     """
-    check(sources=sources, new_tokens=[new_tokens], num_beams=num_beams, runs=[runs])
+    threads = list(dict.fromkeys(num_threads or [available_cores()]))
+    check(
+        sources=sources, new_tokens=[new_tokens], num_beams=num_beams, num_threads=threads,
+        runs=[runs],
+    )  # fmt: skip
     artifact = Artifact.open(directory)
     positions = artifact.config.max_sequence_length
     if new_tokens >= positions:
@@ -85,41 +72,46 @@ def bench(
             f"new_tokens must be at most {positions - 1}, as the model has {positions} positions "
             f"and one is for the start token; received {new_tokens}."
         )
-    files = chosen_files(artifact, recipes)
-    fitting = [source for source in sources if source <= positions]
-    with stages(2 * len(files) + runs + 1) as stage:
-        rows = []
-        for recipe, name in files.items():
-            stage(f"open {recipe}")
-            rows.append(describe_file(artifact, recipe, name, num_threads))
-        works = []
-        for recipe in files:
-            stage(f"load {recipe}")
-            generator = Generator.from_artifact(directory, recipe=recipe, num_threads=num_threads)
-            works += [
-                Work(recipe, source, beams, forced(generator, new_tokens, beams))
-                for source in fitting
-                for beams in num_beams
-            ]
+    names = chosen_files(artifact, recipes)
+    fitting, skipped = plan(artifact, names, sources, num_beams, new_tokens)
+    opened = [(name, count) for name in names if fitting[name] for count in threads]
+    openings: list[dict[str, Any]] = []
+    memories: list[dict[str, Any]] = []
+    works: list[Work] = []
+    with stages(2 * len(opened) + runs + 1) as stage:
+        for name, count in opened:
+            stage(f"open {name}")
+            with opening.linked_copy(artifact) as copy:
+                orders = orders_of(name, count, fitting[name], new_tokens)
+                openings += opening_rows(artifact, copy, orders[0])
+                memories += [memory_row(artifact, copy, order) for order in orders[1:]]
+        for name, count in opened:
+            stage(f"load {name}")
+            works += works_of(artifact, name, count, fitting[name], new_tokens)
         for run in range(runs + 1):
             stage(f"generate, run {run} of {runs}" if run else "generate once to warm up")
             for work in works:
-                measure(work, new_tokens, counts=run > 0)
+                measure(work, counts=run > 0)
     return {
-        "schema_version": SCHEMA_VERSION,
+        **head(artifact, SCHEMA_VERSION),
+        "settings": {"new_tokens": new_tokens, "num_threads": threads, "runs": runs},
+        "files": [describe_file(artifact, name) for name in names],
+        "openings": openings,
+        "memory": memories,
+        "generation": [summary(work) for work in works],
+        "skipped": skipped,
+    }
+
+
+def head(artifact: Artifact, schema_version: int) -> dict[str, Any]:
+    """Return what every report says first: `schema_version`, `artifact` and `machine`."""
+    return {
+        "schema_version": schema_version,
         "artifact": {
             "preset": artifact.manifest["preset"],
             "parameter_count": artifact.manifest["parameter_count"],
         },
         "machine": machine.describe(),
-        "settings": {"new_tokens": new_tokens, "num_threads": num_threads, "runs": runs},
-        "files": rows,
-        "generation": [summary(work, new_tokens) for work in works],
-        "skipped": [
-            {"source": source, "reason": f"the model has {positions} positions"}
-            for source in sources
-            if source not in fitting
-        ],
     }
 
 
@@ -132,136 +124,126 @@ def check(**numbers: Sequence[int]) -> None:
             raise ConfigurationError(f"{name} must be at least 1, received {received}.")
 
 
-def chosen_files(artifact: Artifact, recipes: Sequence[str] | None) -> dict[str, str]:
-    """Return recipe -> file name of the recipes asked for, in their order, or of all."""
-    if recipes is None:
-        choose_file(artifact, None, None)  # says what to do where there is no file at all
-        recipes = [entry["recipe"] for entry in artifact.files("tflite").values()]
-    return {recipe: choose_file(artifact, recipe, None) for recipe in recipes}
+def chosen_files(artifact: Artifact, recipes: Sequence[str] | None) -> list[str]:
+    """Return the names of all files, or of those of the recipes asked for, in their order."""
+    choose_file(artifact, None, None)  # says what to do where there is no file at all
+    for recipe in recipes or ():
+        choose_file(artifact, recipe, None)
+    files = artifact.files("tflite")
+    wanted = recipes or dict.fromkeys(entry["recipe"] for entry in files.values())
+    return [name for recipe in wanted for name, entry in files.items() if entry["recipe"] == recipe]
 
 
-def describe_file(
-    artifact: Artifact, recipe: str, name: str, num_threads: int | None
-) -> dict[str, Any]:
-    """Return the size of a file and what opening it costs."""
+Pairs = list[tuple[int, int]]  # (source tokens, beams) that a file has room for
+
+
+def plan(
+    artifact: Artifact,
+    names: Sequence[str],
+    sources: Sequence[int],
+    num_beams: Sequence[int],
+    new_tokens: int,
+) -> tuple[dict[str, Pairs], list[dict[str, Any]]]:
+    """Return what each file can be asked, and a row with the reason for what it cannot."""
+    positions = artifact.config.max_sequence_length
+    skipped: list[dict[str, Any]] = [
+        {"source": source, "reason": f"the model has {positions} positions"}
+        for source in sources
+        if source > positions
+    ]
+    fitting: dict[str, Pairs] = {name: [] for name in names}
+    for name in names:
+        entry = artifact.manifest["files"][name]
+        for source, beams in itertools.product(sources, num_beams):
+            if source > positions:
+                continue
+            reason = misfit(entry, source, beams, new_tokens)
+            if reason is None:
+                fitting[name].append((source, beams))
+            else:
+                row = {**identity(artifact, name), "source": source, "num_beams": beams}
+                skipped.append({**row, "reason": reason})
+    return fitting, skipped
+
+
+def identity(artifact: Artifact, name: str) -> dict[str, Any]:
+    """Return what a row calls a file: its recipe and its build."""
+    entry = artifact.manifest["files"][name]
+    return {"recipe": entry["recipe"], "build": build(entry)}
+
+
+def describe_file(artifact: Artifact, name: str) -> dict[str, Any]:
+    """Return the size of a file."""
     size = artifact.manifest["files"][name]["bytes"]
     return {
-        "recipe": recipe,
+        **identity(artifact, name),
         "file": name,
         "bytes": size,
         "bytes_per_parameter": size / artifact.manifest["parameter_count"],
-        "opening": opening.measure(artifact, recipe, num_threads),
     }
 
 
-def forced(generator: Generator, new_tokens: int, num_beams: int) -> Generator:
-    """Return a generator over the same engine that makes exactly `new_tokens` tokens.
+def orders_of(name: str, num_threads: int, pairs: Pairs, new_tokens: int) -> list[Order]:
+    """Return what an opening is followed by, a short text, and then what memory is measured with.
 
-    Of the artifact's own settings only the token ids are kept, so that files of different models
-    do the same work.
+    That is all the new tokens from the longest source, for each number of beams.
     """
-    ids = {
-        name: value
-        for name, value in generator.generation.to_dict().items()
-        if name.endswith("_token_id") and not name.startswith("forced_")
-    }
-    length = new_tokens + 1
-    settings = GenerationConfig(max_length=length, min_length=length, num_beams=num_beams, **ids)
-    return Generator(
-        generator.tokenizer, generator.engine, settings, generator.encoder_sequence_length
+    source, beams = min(pairs)
+    longest = {beams: source for source, beams in sorted(pairs)}
+    return [
+        Order(name, num_threads, source, beams, min(FIRST_TEXT, new_tokens)),
+        *(
+            Order(name, num_threads, source, beams, new_tokens)
+            for beams, source in sorted(longest.items())
+        ),
+    ]
+
+
+def opening_rows(artifact: Artifact, copy: pathlib.Path, order: Order) -> list[dict[str, Any]]:
+    """Return a row for each way of opening a file and each stage of it, None for the unknown."""
+    return [
+        {
+            **identity(artifact, order.file),
+            "num_threads": order.num_threads,
+            "opening": way,
+            "until": stage,
+            **(stages[stage] if stages else {"seconds": None}),
+        }
+        for way, stages in opening.measure(copy, order).items()
+        for stage in opening.STAGES
+    ]
+
+
+def memory_row(artifact: Artifact, copy: pathlib.Path, order: Order) -> dict[str, Any]:
+    """Return a row of what a process takes that generates so much."""
+    asked = {name: value for name, value in vars(order).items() if name != "file"}
+    return {**identity(artifact, order.file), **asked, **opening.memory(copy, order)}
+
+
+def works_of(
+    artifact: Artifact, name: str, num_threads: int, pairs: Pairs, new_tokens: int
+) -> list[Work]:
+    """Open a file and return its configurations."""
+    names = artifact.manifest["tokenizer"]
+    tokenizer = BartTokenizer.from_files(
+        artifact.path(names["vocabulary"]), artifact.path(names["merges"])
     )
-
-
-def measure(work: Work, new_tokens: int, *, counts: bool) -> None:
-    """Run a configuration once, and note what it took if the run counts."""
-    generator, engine = work.generator, work.generator.engine
-    source = random_source(engine.config.vocabulary_size, work.source)
-    began = time.perf_counter()
-    generator.generate_ids(source)
-    total = time.perf_counter() - began
-    began = time.perf_counter()
-    state = engine.start(source, work.num_beams, new_tokens + 1)
-    encode = time.perf_counter() - began
-    rows = np.arange(work.num_beams, dtype=np.int32)
-    tokens = np.full(work.num_beams, generator.generation.decoder_start_token_id, np.int32)
-    steps = []
-    for _ in range(min(STEPS, new_tokens)):
-        began = time.perf_counter()
-        _, state = engine.step(state, tokens, rows)
-        steps.append(time.perf_counter() - began)
-    if counts:
-        work.total.append(total)
-        work.encode.append(encode)
-        work.step.append(statistics.median(steps))
-
-
-def random_source(vocabulary_size: int, length: int) -> list[int]:
-    """Return token ids of a source, the same for the same arguments."""
-    ids: list[int] = np.random.default_rng(0).integers(0, vocabulary_size, length).tolist()
-    return ids
-
-
-def summary(work: Work, new_tokens: int) -> dict[str, Any]:
-    """Return the medians of a configuration."""
-    total = statistics.median(work.total)
-    return {
-        "recipe": work.recipe,
-        "source": work.source,
-        "num_beams": work.num_beams,
-        "encode_seconds": statistics.median(work.encode),
-        "step_seconds": statistics.median(work.step),
-        "seconds": total,
-        "tokens_per_second": new_tokens / total,
-        "runs": work.total,
-    }
-
-
-def tables(report: dict[str, Any]) -> Group:
-    """Return the report for a terminal: one table of files, one of speeds, and what was skipped."""
-    about, settings = report["machine"], report["settings"]
-    files = table(
-        f"{report['artifact']['preset']} on {about['processor']}, {about['cores']} cores",
-        "recipe", "size\nMB", "bytes a\nweight", "opened\nfirst ms", "opened\nagain ms",
-        "private\nMB",
-    )  # fmt: skip
-    for row in report["files"]:
-        first, second = (row["opening"]["engine"][which] for which in ("first", "second"))
-        memory = second["private_bytes"]
-        files.add_row(
-            row["recipe"],
-            f"{row['bytes'] / 1e6:.1f}",
-            f"{row['bytes_per_parameter']:.3f}",
-            milliseconds(first["seconds"]),
-            milliseconds(second["seconds"]),
-            "unknown" if memory is None else f"{memory / 1e6:.0f}",
+    generator = Generator(
+        tokenizer,
+        open_engine(artifact, name, num_threads=num_threads),
+        artifact.generation,
+        artifact.manifest["encoder_sequence_length"],
+    )
+    return [
+        Work(
+            {
+                **identity(artifact, name),
+                "num_threads": num_threads,
+                "source": source,
+                "num_beams": beams,
+                "new_tokens": new_tokens,
+            },
+            forced(generator, new_tokens, beams),
         )
-    speeds = table(
-        f"{settings['new_tokens']} new tokens, median of {settings['runs']} runs",
-        "recipe", "source", "beams", "encode\nms", "step\nms", "all\nms", "tokens\nper s",
-    )  # fmt: skip
-    for row in report["generation"]:
-        speeds.add_row(
-            row["recipe"],
-            str(row["source"]),
-            str(row["num_beams"]),
-            milliseconds(row["encode_seconds"]),
-            milliseconds(row["step_seconds"]),
-            milliseconds(row["seconds"]),
-            f"{row['tokens_per_second']:.0f}",
-        )
-    skipped = [f"Source {row['source']} was skipped: {row['reason']}." for row in report["skipped"]]
-    return Group(files, speeds, *skipped)
-
-
-def table(title: str, first: str, *others: str) -> Table:
-    """Return an empty table whose columns but the first hold numbers."""
-    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    made.add_column(first, no_wrap=True)
-    for column in others:
-        made.add_column(column, justify="right")
-    return made
-
-
-def milliseconds(seconds: float) -> str:
-    """Return a duration in milliseconds as it stands in a table."""
-    return f"{1000 * seconds:.1f}"
+        for source, beams in pairs
+    ]

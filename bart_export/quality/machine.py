@@ -13,6 +13,7 @@ from bart_export.runtime.engine import available_cores
 PACKAGES = ("ai-edge-litert", "tflite-runtime", "numpy", "tokenizers")
 SMAPS = pathlib.Path("/proc/self/smaps_rollup")
 PRIVATE = ("Private_Clean:", "Private_Dirty:")
+SHARED = ("Shared_Clean:", "Shared_Dirty:")
 
 
 def describe() -> dict[str, Any]:
@@ -51,8 +52,21 @@ def private_bytes() -> int | None:
     Pages of a mapped file that no other process has mapped count as well: they are clean, and the
     system may drop them.
     """
+    return memory_of(PRIVATE)
+
+
+def shared_bytes() -> int | None:
+    """Return how much of this process' memory others have as well, None where nobody says.
+
+    These are pages of files, libraries among them, that another process has mapped, too.
+    """
+    return memory_of(SHARED)
+
+
+def memory_of(fields: tuple[str, ...]) -> int | None:
+    """Return the sum of some fields of `SMAPS`, in bytes; the file has KiB (proc_pid_smaps(5))."""
     try:
         lines = SMAPS.read_text(encoding="ascii").splitlines()
     except OSError:
         return None
-    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith(PRIVATE))
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith(fields))

@@ -1,12 +1,14 @@
 """What opening an exported file costs, each time in a process of its own.
 
-An artifact and a recipe go in; seconds and memory come out, for the engine alone and for the whole
-`Generator`, the first time (the file is hashed and its weights are packed) and afterwards. The
-artifact is measured through a copy, made of links, that has no weight cache yet, so that nothing of
-the artifact is touched. As a program this module is the process that opens and reports.
+An artifact and a file's name go in; seconds and memory come out, for the engine alone, for the
+whole `Generator`, and until the first text is there: the first time (the file is hashed and its
+weights are packed), cold (the system has to read the files from the disk) and warm. The artifact is
+measured through a copy, made of links, that has no weight cache yet, so that nothing of the
+artifact is touched. As a program this module is the process that opens and reports.
 """
 
 import contextlib
+import dataclasses
 import gc
 import importlib
 import json
@@ -18,66 +20,89 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from bart_export.artifact import CACHE, MANIFEST, Artifact
 from bart_export.errors import EngineError
-from bart_export.quality.machine import private_bytes
+from bart_export.quality import page_cache
+from bart_export.quality.bench_work import forced, random_source
+from bart_export.quality.machine import private_bytes, shared_bytes
 from bart_export.quiet import native_stderr_silenced
 from bart_export.recipes import LITERT, TFLITE_RUNTIME
 from bart_export.runtime.engines import installed_versions, open_engine
-from bart_export.runtime.generator import Generator, choose_file
+from bart_export.runtime.generator import Generator
+from bart_export.text.tokenizer import BartTokenizer
 
-AGAIN = 3  # openings whose median is the second opening's figure
+AGAIN = 3  # cold openings, and warm ones, that the medians are of
+STAGES = ("engine", "generator", "text")
 # What an engine imports when it first opens a file; that is not part of opening one.
 LIBRARIES = {
     LITERT: "ai_edge_litert.compiled_model",
     TFLITE_RUNTIME: "tflite_runtime.interpreter",
 }
 
-
-def open_the_engine(directory: pathlib.Path, recipe: str, num_threads: int | None) -> Any:
-    """Open a recipe's file and nothing else."""
-    artifact = Artifact.open(directory)
-    return open_engine(artifact, choose_file(artifact, recipe, None), num_threads=num_threads)
+Figures = dict[str, dict[str, Any]]  # stage → its figures
 
 
-def open_the_generator(directory: pathlib.Path, recipe: str, num_threads: int | None) -> Any:
-    """Open tokenizer and file."""
-    return Generator.from_artifact(directory, recipe=recipe, num_threads=num_threads)
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """A file to open, and what to generate with it then."""
+
+    file: str
+    num_threads: int
+    source: int
+    num_beams: int
+    new_tokens: int
 
 
-OPENINGS: dict[str, Callable[[pathlib.Path, str, int | None], Any]] = {
-    "engine": open_the_engine,
-    "generator": open_the_generator,
-}
+def measure(directory: pathlib.Path, order: Order) -> dict[str, Figures | None]:
+    """Open a file of a `linked_copy`: for the first time, and then cold and warm in turns.
 
-
-def measure(artifact: Artifact, recipe: str, num_threads: int | None) -> dict[str, Any]:
-    """Return, for each of `OPENINGS`, the figures of the first opening and of later ones.
-
-    Figures are `seconds` from the path to a model ready to run, libraries imported before;
-    `private_bytes`, by how much the process' private memory grew meanwhile, and
-    `process_private_bytes`, what it came to, both None where the system does not say; and
-    `built_weight_cache`. Those of "second" are medians over several processes.
+    Returns:
+        The figures of "first", "cold" (None where the system keeps the files in its memory) and
+        "warm", the latter two medians over several processes. For each of `STAGES` they are
+        `seconds` from the path to there, libraries imported before; `private_bytes`, by how much
+        the process' private memory grew meanwhile, `shared_bytes`, by how much the rest did, and
+        `process_private_bytes`, what the former came to, None where the system does not say; and
+        `built_weight_cache`.
 
     Raises:
         EngineError: if a process fails, with what it said.
     """
-    figures: dict[str, Any] = {}
-    for what in OPENINGS:
-        with linked_copy(artifact) as directory:
-            first = in_a_process(what, directory, recipe, num_threads)
-            later = [in_a_process(what, directory, recipe, num_threads) for _ in range(AGAIN)]
-        figures[what] = {"first": first, "second": medians(later)}
-    return figures
+    first = in_a_process(directory, order)
+    cold, warm = [], []
+    for _ in range(AGAIN):
+        if page_cache.drop(files_read(directory, order.file)):
+            cold.append(in_a_process(directory, order))
+        warm.append(in_a_process(directory, order))
+    return {
+        "first": first,
+        "cold": medians(cold) if len(cold) == AGAIN else None,
+        "warm": medians(warm),
+    }
 
 
-def medians(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def memory(directory: pathlib.Path, order: Order) -> dict[str, Any]:
+    """Return by how much a process' memory grows until a file that was opened before has answered.
+
+    `private_bytes` is what it has for itself, `shared_bytes` what it has in common with another
+    process that has the same file open; None where the system does not say.
+
+    Raises:
+        EngineError: if a process fails, with what it said.
+    """
+    with page_cache.held(files_read(directory, order.file)):
+        figures = in_a_process(directory, order)["text"]
+    return {name: figures[name] for name in ("private_bytes", "shared_bytes")}
+
+
+def medians(rows: list[Figures]) -> Figures:
     """Return the median of each figure; of facts, whether one of the rows has it."""
-    columns = {name: [row[name] for row in rows] for name in rows[0]}
-    return {name: middle(values) for name, values in columns.items()}
+    return {
+        stage: {name: middle([row[stage][name] for row in rows]) for name in rows[0][stage]}
+        for stage in rows[0]
+    }
 
 
 def middle(values: list[Any]) -> Any:
@@ -106,20 +131,28 @@ def linked_copy(artifact: Artifact) -> Iterator[pathlib.Path]:
         yield directory
 
 
-def in_a_process(
-    what: str, directory: pathlib.Path, recipe: str, num_threads: int | None
-) -> dict[str, Any]:
+def files_read(directory: pathlib.Path, file: str) -> list[pathlib.Path]:
+    """Return the files that opening a file reads: itself, its tokenizer's and its weight cache."""
+    tokenizer = json.loads((directory / MANIFEST).read_bytes())["tokenizer"]
+    caches = sorted((directory / CACHE).glob("*.xnnpack"))
+    return [directory / file, *(directory / name for name in tokenizer.values()), *caches]
+
+
+def in_a_process(directory: pathlib.Path, order: Order) -> Figures:
     """Open in a new process and return its figures."""
     before = weight_caches(directory)
-    order = json.dumps([what, str(directory), recipe, num_threads])
     process = subprocess.run(
-        [sys.executable, "-m", __spec__.name, order], capture_output=True, text=True, check=False
+        [sys.executable, "-m", __spec__.name, json.dumps([str(directory), vars(order)])],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if process.returncode:
         said = process.stderr.strip().splitlines() or [f"exit status {process.returncode}"]
-        raise EngineError(f"Opening {recipe} in a process of its own failed: {said[-1]}")
-    figures: dict[str, Any] = json.loads(process.stdout)
-    return figures | {"built_weight_cache": weight_caches(directory) != before}
+        raise EngineError(f"Opening {order.file} in a process of its own failed: {said[-1]}")
+    figures: Figures = json.loads(process.stdout)
+    built = weight_caches(directory) != before
+    return {stage: {**row, "built_weight_cache": built} for stage, row in figures.items()}
 
 
 def weight_caches(directory: pathlib.Path) -> dict[str, tuple[int, int]]:
@@ -128,21 +161,59 @@ def weight_caches(directory: pathlib.Path) -> dict[str, tuple[int, int]]:
     return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in caches}
 
 
-def main(order: str) -> None:
-    """Open what `order` says and print the figures."""
-    what, directory, recipe, num_threads = json.loads(order)
+class Meter:
+    """Counts seconds and memory of this process from the time it is made, reading not included."""
+
+    def __init__(self) -> None:
+        gc.collect()
+        self.private, self.shared = private_bytes(), shared_bytes()
+        self.began = time.perf_counter()
+
+    def read(self) -> dict[str, Any]:
+        """Return the figures of a stage that has been reached."""
+        reached = time.perf_counter()
+        private, shared = private_bytes(), shared_bytes()
+        seconds = reached - self.began
+        self.began += time.perf_counter() - reached
+        return {
+            "seconds": seconds,
+            "private_bytes": difference(private, self.private),
+            "shared_bytes": difference(shared, self.shared),
+            "process_private_bytes": private,
+        }
+
+
+def difference(now: int | None, before: int | None) -> int | None:
+    """Return by how much a figure grew, None where it is not known."""
+    return None if now is None or before is None else now - before
+
+
+def open_and_generate(directory: pathlib.Path, order: Order) -> Figures:
+    """Open a file as a user's program does, and return the figures of each stage."""
     with native_stderr_silenced():
         importlib.import_module(LIBRARIES[next(iter(installed_versions()), LITERT)])
-    gc.collect()
-    memory = private_bytes()
-    began = time.perf_counter()
-    opened = OPENINGS[what](pathlib.Path(directory), recipe, num_threads)
-    seconds = time.perf_counter() - began
-    total = private_bytes()
-    grown = None if memory is None or total is None else total - memory
-    figures = {"seconds": seconds, "private_bytes": grown, "process_private_bytes": total}
-    print(json.dumps(figures))
-    del opened
+    meter = Meter()
+    artifact = Artifact.open(directory)
+    engine = open_engine(artifact, order.file, num_threads=order.num_threads)
+    stages = [meter.read()]
+    names = artifact.manifest["tokenizer"]
+    tokenizer = BartTokenizer.from_files(
+        artifact.path(names["vocabulary"]), artifact.path(names["merges"])
+    )
+    generator = Generator(
+        tokenizer, engine, artifact.generation, artifact.manifest["encoder_sequence_length"]
+    )
+    stages.append(meter.read())
+    source = random_source(artifact.config.vocabulary_size, order.source)
+    forced(generator, order.new_tokens, order.num_beams).generate_ids(source)
+    stages.append(meter.read())
+    return dict(zip(STAGES, stages, strict=True))
+
+
+def main(order: str) -> None:
+    """Do what `order` says and print the figures."""
+    directory, details = json.loads(order)
+    print(json.dumps(open_and_generate(pathlib.Path(directory), Order(**details))))
 
 
 if __name__ == "__main__":

@@ -22,8 +22,9 @@ from rich.table import Table
 from bart_export.artifact import Artifact
 from bart_export.errors import ArtifactError
 from bart_export.progress import stages
-from bart_export.quality import machine, overload
-from bart_export.quality.bench import milliseconds, table
+from bart_export.quality import overload
+from bart_export.quality.bench import head
+from bart_export.quality.bench_tables import filled, milliseconds
 from bart_export.quality.serve_client import FRONTS, OK, Answer, ClientProcess, client_process
 from bart_export.quality.serve_process import ServerProcess, server_process
 from bart_export.quality.serve_work import (
@@ -154,12 +155,7 @@ def serve_bench(
             figures = overload.measure(one.server, one.clients, options, overload_seconds)
             overloads.append({"engine": one.engine, **figures})
     return {
-        "schema_version": SCHEMA_VERSION,
-        "artifact": {
-            "preset": artifact.manifest["preset"],
-            "parameter_count": artifact.manifest["parameter_count"],
-        },
-        "machine": machine.describe(),
+        **head(artifact, SCHEMA_VERSION),
         "settings": {
             "served": dataclasses.asdict(served),
             "batched": dataclasses.asdict(batched),
@@ -345,8 +341,8 @@ def tables(report: dict[str, Any]) -> Group:
                     row["engine"],
                     str(row["clients"]),
                     f"{row['requests_per_second']:.2f}",
-                    shown(row["p50_seconds"]),
-                    shown(row["p99_seconds"]),
+                    milliseconds(row["p50_seconds"]),
+                    milliseconds(row["p99_seconds"]),
                     f"{row['answered']} of {row['requests']}",
                 )
                 for row in report["throughput"]
@@ -374,16 +370,3 @@ def tables(report: dict[str, Any]) -> Group:
             )
         )
     return Group(*parts, *map(overload.text, report["overload"]))
-
-
-def filled(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """Return a table of rows."""
-    made = table(title, *columns)
-    for row in rows:
-        made.add_row(*row)
-    return made
-
-
-def shown(seconds: float | None) -> str:
-    """Return a duration in milliseconds as it stands in a table, a dash for none."""
-    return "–" if seconds is None else milliseconds(seconds)

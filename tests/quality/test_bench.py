@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from rich.console import Console
 
 from bart_export.errors import ArtifactError, ConfigurationError, EngineError
 from bart_export.quality import bench as benchmark
-from bart_export.quality import machine, opening
+from bart_export.quality import bench_tables, bench_work, machine, opening, page_cache
 from bart_export.quality.bench import bench
 from bart_export.runtime.generator import Generator
 
@@ -16,14 +17,16 @@ NEW_TOKENS = 5
 
 @pytest.fixture(scope="module")
 def report(symmetric_artifact):
-    return bench(
-        symmetric_artifact.directory,
-        sources=(4, 9, 100_000),
-        new_tokens=NEW_TOKENS,
-        num_beams=(1, 3),
-        num_threads=1,
-        runs=2,
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(opening, "AGAIN", 1)
+        return bench(
+            symmetric_artifact.directory,
+            sources=(4, 9, 100_000),
+            new_tokens=NEW_TOKENS,
+            num_beams=(1, 3),
+            num_threads=(1, 2),
+            runs=2,
+        )
 
 
 @pytest.fixture(scope="module")
@@ -31,21 +34,34 @@ def generator(symmetric_artifact):
     return Generator.from_artifact(symmetric_artifact.directory, num_threads=1)
 
 
+@pytest.fixture
+def order(symmetric_artifact):
+    """Return what a process of its own is to open and generate."""
+    (name,) = symmetric_artifact.files("tflite")
+    return opening.Order(name, num_threads=1, source=4, num_beams=1, new_tokens=2)
+
+
 def test_the_report_is_json_and_has_every_configuration_once(report):
     assert json.loads(json.dumps(report)) == report
-    assert report["schema_version"] == 1
-    assert report["settings"] == {"new_tokens": NEW_TOKENS, "num_threads": 1, "runs": 2}
+    assert report["schema_version"] == 2
+    assert report["settings"] == {"new_tokens": NEW_TOKENS, "num_threads": [1, 2], "runs": 2}
     configurations = [
-        (row["recipe"], row["source"], row["num_beams"]) for row in report["generation"]
+        (row["recipe"], row["build"], row["num_threads"], row["source"], row["num_beams"])
+        for row in report["generation"]
     ]
-    assert configurations == [("float32", source, beams) for source in (4, 9) for beams in (1, 3)]
+    assert configurations == [
+        ("float32", "dynamic", threads, source, beams)
+        for threads in (1, 2)
+        for source in (4, 9)
+        for beams in (1, 3)
+    ]
 
 
 def test_a_source_beyond_the_positions_is_skipped_and_said(report):
     assert [row["source"] for row in report["skipped"]] == [100_000]
     console = Console(width=200)
     with console.capture() as printed:
-        console.print(benchmark.tables(report))
+        console.print(bench_tables.tables(report))
     assert "Source 100000 was skipped: the model has" in printed.get()
 
 
@@ -59,26 +75,108 @@ def test_sizes_are_those_of_the_file(report, symmetric_artifact):
 
 
 def test_only_the_first_opening_builds_the_weight_cache(report):
-    for what in ("engine", "generator"):
-        figures = report["files"][0]["opening"][what]
-        assert figures["first"]["built_weight_cache"]
-        assert not figures["second"]["built_weight_cache"]
+    built = {(row["opening"], row.get("built_weight_cache")) for row in report["openings"]}
+    # Cold openings are None where the system keeps the files.
+    assert built - {("cold", None)} <= {("first", True), ("cold", False), ("warm", False)}
+    assert {("first", True), ("warm", False)} <= built
 
 
-def test_a_lost_weight_cache_is_noticed_as_built_again(symmetric_artifact):
+def test_a_text_comes_after_the_generator_and_that_after_the_engine(report):
+    rows = {
+        (row["num_threads"], row["opening"], row["until"]): row["seconds"]
+        for row in report["openings"]
+    }
+    assert len(rows) == len(report["openings"]) == 2 * 3 * 3
+    for threads in (1, 2):
+        for way in ("first", "warm"):
+            engine, generator, text = (rows[threads, way, until] for until in opening.STAGES)
+            assert 0 < engine < generator < text
+
+
+def test_a_lost_weight_cache_is_noticed_as_built_again(symmetric_artifact, order):
     with opening.linked_copy(symmetric_artifact) as directory:
-        opening.in_a_process("engine", directory, "float32", 1)
+        opening.in_a_process(directory, order)
         for path in (directory / ".cache").iterdir():
             path.unlink()
-        again = opening.in_a_process("engine", directory, "float32", 1)
-    assert again["built_weight_cache"]
+        again = opening.in_a_process(directory, order)
+    assert again["engine"]["built_weight_cache"]
+
+
+def drops_pages(directory):
+    """Return whether the system drops a file from its memory when it is asked to."""
+    probe = directory / "probe"
+    probe.write_bytes(b"x" * page_cache.PAGE)
+    return page_cache.drop([probe])
+
+
+def test_a_cold_opening_reads_what_a_warm_one_finds_in_memory(
+    symmetric_artifact, order, monkeypatch, tmp_path
+):
+    if not drops_pages(tmp_path):
+        pytest.skip("this file system keeps its files in memory")
+    found = []
+    open_there = opening.in_a_process
+
+    def noted(directory, order):
+        paths = opening.files_read(directory, order.file)
+        found.append((len(paths), sum(map(page_cache.resident, paths))))
+        return open_there(directory, order)
+
+    monkeypatch.setattr(opening, "in_a_process", noted)
+    with opening.linked_copy(symmetric_artifact) as directory:
+        figures = opening.measure(directory, order)
+    (first, _), *later = found
+    assert first == 3  # the file and two of its tokenizer
+    assert [count for count, _ in later] == [4] * 2 * opening.AGAIN  # and the weight cache
+    cold, warm = later[0::2], later[1::2]
+    assert {pages for _, pages in cold} == {0}
+    assert min(pages for _, pages in warm) > 0
+    assert figures["cold"].keys() == figures["warm"].keys()
+
+
+def test_where_files_cannot_be_dropped_nothing_is_called_cold(
+    symmetric_artifact, order, monkeypatch
+):
+    monkeypatch.setattr(page_cache.os, "posix_fadvise", lambda *arguments: None)
+    monkeypatch.setattr(opening, "AGAIN", 1)
+    with opening.linked_copy(symmetric_artifact) as directory:
+        assert opening.measure(directory, order)["cold"] is None
+
+
+def test_an_unknown_cold_opening_is_said(report):
+    unknown = [
+        {**row, "seconds": None} if row["opening"] == "cold" else row for row in report["openings"]
+    ]
+    console = Console(width=200)
+    with console.capture() as printed:
+        console.print(bench_tables.tables({**report, "openings": unknown}))
+    assert "Cold openings are unknown" in printed.get()
 
 
 @pytest.mark.skipif(not machine.SMAPS.exists(), reason="the system does not say")
 def test_memory_of_an_opening_is_part_of_the_process_s(report):
-    for figures in report["files"][0]["opening"].values():
-        for row in figures.values():
+    for row in report["openings"]:
+        if row["seconds"] is not None:
             assert 0 < row["private_bytes"] < row["process_private_bytes"]
+
+
+@pytest.mark.skipif(not machine.SMAPS.exists(), reason="the system does not say")
+def test_memory_is_for_every_number_of_threads_and_beams_with_the_longest_source(report):
+    rows = [(row["num_threads"], row["num_beams"], row["source"]) for row in report["memory"]]
+    assert rows == [(threads, beams, 9) for threads in (1, 2) for beams in (1, 3)]
+    assert all(row["private_bytes"] > 0 for row in report["memory"])
+
+
+@pytest.mark.skipif(not machine.SMAPS.exists(), reason="the system does not say")
+def test_weights_are_shared_with_another_process_that_has_them(mini_artifact):
+    order = opening.Order("tflite/float32.tflite", 1, source=16, num_beams=1, new_tokens=4)
+    with opening.linked_copy(mini_artifact) as directory:
+        opening.in_a_process(directory, order)  # packs the weights
+        alone = opening.in_a_process(directory, order)["text"]
+        beside = opening.memory(directory, order)
+    # Packed weights are about the size of the file, 31 MB; those that a text takes are read.
+    assert beside["shared_bytes"] - alone["shared_bytes"] > 15e6
+    assert alone["private_bytes"] - beside["private_bytes"] > 15e6
 
 
 @pytest.mark.skipif(not machine.SMAPS.exists(), reason="the system does not say")
@@ -99,10 +197,28 @@ def test_measuring_leaves_nothing_behind(report, symmetric_artifact):
     assert not list(symmetric_artifact.directory.parent.glob(".bench.*"))
 
 
+@pytest.mark.parametrize(
+    ("work", "words"),
+    [
+        ((65, 4, 15), "takes 64 source tokens at most"),
+        ((64, 5, 15), "takes 4 beams at most"),
+        ((64, 4, 16), "takes 15 new tokens at most"),
+        ((64, 3, 15), None),
+    ],
+)
+def test_what_a_static_build_has_no_room_for_is_skipped(work, words):
+    shapes = {"source_lengths": [16, 64], "target_length": 16, "num_beams": [1, 4]}
+    reason = bench_work.misfit({"shapes": shapes}, *work)
+    assert reason is None if words is None else words in reason
+    assert bench_work.misfit({}, *work) is None
+
+
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_generation_is_forced_to_the_number_of_tokens(generator, num_beams):
-    asked = benchmark.forced(generator, NEW_TOKENS, num_beams)
-    result = asked.generate_ids(benchmark.random_source(generator.engine.config.vocabulary_size, 9))
+    asked = bench_work.forced(generator, NEW_TOKENS, num_beams)
+    result = asked.generate_ids(
+        bench_work.random_source(generator.engine.config.vocabulary_size, 9)
+    )
     assert len(result.token_ids) == NEW_TOKENS + 1
     assert generator.generation.eos_token_id not in result.token_ids[1:]
 
@@ -111,12 +227,13 @@ def test_configurations_take_turns(symmetric_artifact, monkeypatch):
     turns = []
     measure = benchmark.measure
 
-    def noted(work, new_tokens, *, counts):
-        turns.append((work.source, work.num_beams, counts))
-        measure(work, new_tokens, counts=counts)
+    def noted(work, *, counts):
+        turns.append((work.keys["source"], work.keys["num_beams"], counts))
+        measure(work, counts=counts)
 
     monkeypatch.setattr(benchmark, "measure", noted)
     monkeypatch.setattr(opening, "measure", lambda *arguments: {})
+    monkeypatch.setattr(opening, "memory", lambda *arguments: {})
     bench(symmetric_artifact.directory, sources=(4,), new_tokens=2, num_beams=(1, 2), runs=2)
     assert turns == [(4, beams, counts) for counts in (False, True, True) for beams in (1, 2)]
 
@@ -129,6 +246,7 @@ def test_configurations_take_turns(symmetric_artifact, monkeypatch):
         ({"runs": 0}, ConfigurationError, "runs must be at least 1, received 0"),
         ({"sources": []}, ConfigurationError, "sources must be at least 1, received nothing"),
         ({"num_beams": (1, -2)}, ConfigurationError, "num_beams must be at least 1, received -2"),
+        ({"num_threads": (0,)}, ConfigurationError, "num_threads must be at least 1, received 0"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(symmetric_artifact, arguments, error, words):
@@ -136,9 +254,10 @@ def test_what_cannot_be_measured_is_refused(symmetric_artifact, arguments, error
         bench(symmetric_artifact.directory, **arguments)
 
 
-def test_a_process_that_fails_says_why(symmetric_artifact):
-    with pytest.raises(EngineError, match="has no file of recipe 'int7'"):
-        opening.in_a_process("engine", symmetric_artifact.directory, "int7", 1)
+def test_a_process_that_fails_says_why(symmetric_artifact, order):
+    order = dataclasses.replace(order, source=100_000)
+    with pytest.raises(EngineError, match="A source must have 1 to"):
+        opening.in_a_process(symmetric_artifact.directory, order)
 
 
 def test_measuring_needs_no_tensorflow():
