@@ -1,10 +1,12 @@
-"""The engine for runtimes that have `Interpreter` only: tflite-runtime, and LiteRT with delegates.
+"""Engines for runtimes that have `Interpreter` only: tflite-runtime, and LiteRT with delegates.
 
 The protocol is that of `bart_export.runtime.engine`. An interpreter keeps its tensors to itself:
 nothing is shared between `encode` and `decode`, and what `decode` writes is not what it reads. The
 caches therefore stay in `decode`'s inputs, and after a step only the positions that it changed are
 brought over from its outputs: one for beams that stay where they are, all of them for beams that
-change places. This module knows no search and no artifact's rules about who may open which file.
+change places. `InterpreterEngine` runs dynamic builds; `bart_export.runtime.static_interpreter` has
+the engine for static ones. This module knows no search and no artifact's rules about who may open
+which file.
 """
 
 import ctypes
@@ -34,16 +36,18 @@ from bart_export.runtime.engine import (
     larger_sizes,
 )
 
-# Package -> the module with its `Interpreter`, the extra that installs it, and the kernels to use.
-# XNNPACK in tflite-runtime 2.14 keeps the sizes it saw first: after a resize it gives wrong numbers
-# without an error, or writes where it may not. The kernels without it are right.
+ALL_KERNELS = "BUILTIN"
+# Package -> the module with its `Interpreter`, the extra that installs it, and the kernels to use
+# where tensors are resized: XNNPACK in tflite-runtime 2.14 keeps the sizes it saw first, and after
+# a resize gives wrong numbers without an error, or writes where it may not. The kernels without it
+# are right.
 INTERPRETERS = {
     TFLITE_RUNTIME: (
         "tflite_runtime.interpreter",
         "legacy-runtime",
         "BUILTIN_WITHOUT_DEFAULT_DELEGATES",
     ),
-    LITERT: ("ai_edge_litert.interpreter", "", "BUILTIN"),
+    LITERT: ("ai_edge_litert.interpreter", "", ALL_KERNELS),
 }
 
 
@@ -80,10 +84,8 @@ class InterpreterEngine:
         self.cross_names = tuple(tensor.name for tensor in contract.cross_tensors(config))
         self.serial = 0
         self.current: dict[str, int] = {}  # dynamic axis -> size the tensors have now
-        with native_stderr_silenced():
-            self.signatures = open_signatures(
-                interpreter, path, num_threads or available_cores(), delegates
-            )
+        kernels = INTERPRETERS[interpreter][2]
+        self.signatures = open_signatures(interpreter, path, num_threads, delegates, kernels)
 
     @classmethod
     def from_artifact(
@@ -98,13 +100,11 @@ class InterpreterEngine:
         check_length(self.config, max_length)
         self.serial += 1
         self.resize(first_sizes(ids.shape[1], num_beams, max_length))
-        encode = self.signatures["encode"]
-        encode.input("encoder_token_ids")[:] = ids
-        encode.input("encoder_padding_mask")[:] = 1
-        self.run("encode")
-        self.hand_over_source()
+        encode, decode = self.signatures["encode"], self.signatures["decode"]
+        encode_in_place(encode, ids, np.ones_like(ids))
+        hand_over_source(encode, decode, self.cross_names)
         for name in self.cache_names:
-            self.signatures["decode"].input(name)[:] = 0
+            decode.input(name)[:] = 0
         return Decoding(self.serial, 0, None)
 
     def step(
@@ -115,58 +115,29 @@ class InterpreterEngine:
         position = state.position
         if position == self.current[contract.CAPACITY]:
             self.grow()
-        decode = self.signatures["decode"]
-        decode.input("decoder_token_ids")[:] = token_ids[:, None]
-        decode.input("position")[:] = position
-        decode.input("beam_index")[:] = beam_index
-        self.run("decode")
-        in_place = np.array_equal(beam_index, np.arange(len(beam_index)))
-        changed = slice(position if in_place else 0, position + 1)
-        for name in self.cache_names:
-            decode.input(name)[:, :, changed] = decode.output(name)[:, :, changed]
-        return decode.output("logits").copy(), Decoding(state.serial, position + 1, None)
+        logits = decode_in_place(
+            self.signatures["decode"], self.cache_names, position, token_ids, beam_index
+        )
+        return logits, Decoding(state.serial, position + 1, None)
 
     def grow(self) -> None:
         """Make room for more positions; what the caches hold stays."""
         decode = self.signatures["decode"]
         old = {name: decode.input(name).copy() for name in self.cache_names}
         self.resize(larger_sizes(self.config, self.current))
-        self.hand_over_source()
+        hand_over_source(self.signatures["encode"], decode, self.cross_names)
         for name, cache in old.items():
             filled = cache.shape[2]
             decode.input(name)[:, :, :filled] = cache
             decode.input(name)[:, :, filled:] = 0
 
-    def hand_over_source(self) -> None:
-        """Give the decoder the source: its mask, and what the encoder wrote."""
-        encode, decode = self.signatures["encode"], self.signatures["decode"]
-        decode.input("encoder_padding_mask")[:] = 1
-        for name in self.cross_names:
-            decode.input(name)[:] = encode.output(name)
-
     def resize(self, wanted: dict[str, int]) -> None:
         """Resize what depends on an axis that changes; the resized signature's inputs are lost."""
         for signature in (self.encode, self.decode):
             shapes = resized(self.config, signature, self.current, wanted)
-            if not shapes:
-                continue
-            try:
+            if shapes:
                 self.signatures[signature.name].resize(shapes)
-            except (RuntimeError, ValueError) as error:
-                raise EngineError(
-                    f"{self.package} cannot resize the signature {signature.name} to "
-                    f"{wanted}: {one_line(error)}"
-                ) from error
         self.current = wanted
-
-    def run(self, signature: str) -> None:
-        """Run one signature."""
-        try:
-            self.signatures[signature].invoke()
-        except (RuntimeError, ValueError) as error:
-            raise EngineError(
-                f"{self.package} failed to run the signature {signature}: {one_line(error)}"
-            ) from error
 
 
 class InterpreterSignature:
@@ -176,8 +147,9 @@ class InterpreterSignature:
     The interpreter's private wrapper, the same in both packages, gives the memory itself.
     """
 
-    def __init__(self, interpreter: Any, name: str) -> None:
+    def __init__(self, interpreter: Any, package: str, name: str) -> None:
         self.interpreter = interpreter
+        self.package, self.name = package, name
         self.subgraph = self.wrapper.GetSubgraphIndexFromSignature(name)
         tensors = self.wrapper.GetSignatureDefs()[name]
         self.inputs, self.outputs = tensors["inputs"], tensors["outputs"]  # name -> index
@@ -197,21 +169,76 @@ class InterpreterSignature:
 
     def resize(self, shapes: dict[str, tuple[int, ...]]) -> None:
         """Give some inputs new shapes; what any input held is lost."""
-        for name, shape in shapes.items():
-            size = np.array(shape, np.int32)
-            self.wrapper.ResizeInputTensor(self.inputs[name], size, False, self.subgraph)
-        self.wrapper.AllocateTensors(self.subgraph)
+        try:
+            for name, shape in shapes.items():
+                size = np.array(shape, np.int32)
+                self.wrapper.ResizeInputTensor(self.inputs[name], size, False, self.subgraph)
+            self.wrapper.AllocateTensors(self.subgraph)
+        except (RuntimeError, ValueError) as error:
+            raise EngineError(
+                f"{self.package} cannot resize the signature {self.name} to {shapes}: "
+                f"{one_line(error)}"
+            ) from error
 
     def invoke(self) -> None:
         """Run the signature on what its inputs hold."""
-        self.wrapper.Invoke(self.subgraph)
+        try:
+            self.wrapper.Invoke(self.subgraph)
+        except (RuntimeError, ValueError) as error:
+            raise EngineError(
+                f"{self.package} failed to run the signature {self.name}: {one_line(error)}"
+            ) from error
+
+
+def encode_in_place(encode: InterpreterSignature, ids: IntArray, mask: IntArray) -> None:
+    """Encode a source; `ids` and `mask` are int32 (one, source)."""
+    encode.input("encoder_token_ids")[:] = ids
+    encode.input("encoder_padding_mask")[:] = mask
+    encode.invoke()
+
+
+def hand_over_source(
+    encode: InterpreterSignature, decode: InterpreterSignature, cross_names: Sequence[str]
+) -> None:
+    """Give the decoder the source: its mask, and what the encoder wrote."""
+    decode.input("encoder_padding_mask")[:] = encode.input("encoder_padding_mask")
+    for name in cross_names:
+        decode.input(name)[:] = encode.output(name)
+
+
+def decode_in_place(
+    decode: InterpreterSignature,
+    cache_names: Sequence[str],
+    position: int,
+    token_ids: IntArray,
+    beam_index: IntArray,
+) -> FloatArray:
+    """Decode one token of every beam, keep the caches in the inputs, and return the logits."""
+    decode.input("decoder_token_ids")[:] = token_ids[:, None]
+    decode.input("position")[:] = position
+    if "beam_index" in decode.inputs:
+        decode.input("beam_index")[:] = beam_index
+    decode.invoke()
+    in_place = np.array_equal(beam_index, np.arange(len(beam_index)))
+    changed = slice(position if in_place else 0, position + 1)
+    for name in cache_names:
+        decode.input(name)[:, :, changed] = decode.output(name)[:, :, changed]
+    logits: FloatArray = decode.output("logits").copy()
+    return logits
 
 
 def open_signatures(
-    package: str, path: pathlib.Path, num_threads: int, delegates: Sequence[str]
+    package: str,
+    path: pathlib.Path,
+    num_threads: int | None,
+    delegates: Sequence[str],
+    kernels: str,
 ) -> dict[str, InterpreterSignature]:
-    """Open a `.tflite` file and return its signatures by name; see `InterpreterEngine`."""
-    module_name, extra, kernels = INTERPRETERS[package]
+    """Open a `.tflite` file and return its signatures by name; see `InterpreterEngine`.
+
+    `kernels` are those of `INTERPRETERS`, or `ALL_KERNELS`.
+    """
+    module_name, extra, _ = INTERPRETERS[package]
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
@@ -222,18 +249,20 @@ def open_signatures(
             f"Install both with: pip install 'bart-export[{extra}]'"
         )
     try:
-        loaded = [load_delegate(module, library) for library in delegates]
-        interpreter = module.Interpreter(
-            model_path=str(path),
-            experimental_delegates=loaded,
-            num_threads=num_threads,
-            experimental_op_resolver_type=module.OpResolverType[kernels],
-        )
-        interpreter.allocate_tensors()  # at the file's own shapes: weights are packed here
+        with native_stderr_silenced():
+            loaded = [load_delegate(module, library) for library in delegates]
+            interpreter = module.Interpreter(
+                model_path=str(path),
+                experimental_delegates=loaded,
+                num_threads=num_threads or available_cores(),
+                experimental_op_resolver_type=module.OpResolverType[kernels],
+            )
+            interpreter.allocate_tensors()  # at the file's own shapes: weights are packed here
     except (RuntimeError, ValueError) as error:
         raise EngineError(f"{package} cannot open {path}: {one_line(error)}") from error
     return {
-        name: InterpreterSignature(interpreter, name) for name in interpreter.get_signature_list()
+        name: InterpreterSignature(interpreter, package, name)
+        for name in interpreter.get_signature_list()
     }
 
 

@@ -1,22 +1,19 @@
 """The engine for static builds: it takes the smallest bucket of the file that a request fits in.
 
 The protocol is that of `bart_export.runtime.engine`, the buckets come from the file's entry in the
-manifest. A source shorter than its bucket is padded and the padding masked, a beam that nobody
-asked for decodes along and is dropped. What fits in no bucket is refused. How a bucket's signatures
-are named, and what else there is in an artifact, is not known here.
+manifest. As in the engine for dynamic builds, `encode` writes where `decode` reads and two sets of
+cache buffers alternate. How a bucket is chosen and filled is not known here.
 """
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
 
 from bart_export import contract
 from bart_export.artifact import Artifact
 from bart_export.config import BartConfig
-from bart_export.errors import InputError
 from bart_export.runtime import litert
+from bart_export.runtime.buckets import fill_rows, fit
 from bart_export.runtime.buffers import BufferedSignature, decode_rows, encode_source
 from bart_export.runtime.engine import (
     Decoding,
@@ -24,16 +21,8 @@ from bart_export.runtime.engine import (
     IntArray,
     available_cores,
     check_serial,
-    check_source,
 )
 from bart_export.runtime.weight_cache import open_with_cache
-
-# What a request calls the size of an axis.
-LIMITED = {
-    contract.SOURCE: "A source's number of tokens",
-    contract.BEAMS: "num_beams, or num_return_sequences,",
-    contract.CAPACITY: "max_length",
-}
 
 
 class StaticEngine:
@@ -112,53 +101,25 @@ class StaticEngine:
         Raises:
             InputError: for more than the largest bucket takes.
         """
-        ids = check_source(self.config, token_ids)
-        sizes = {
-            axis: self.smallest(axis, needed)
-            for axis, needed in (
-                (contract.SOURCE, ids.shape[1]),
-                (contract.BEAMS, num_beams),
-                (contract.CAPACITY, max_length),
-            )
-        }
+        fitted = fit(self.config, self.buckets, token_ids, num_beams, max_length)
         self.serial += 1
-        encode = self.signature({contract.SOURCE: sizes[contract.SOURCE]})
-        decode = self.signature(sizes)
-        room = ((0, 0), (0, sizes[contract.SOURCE] - ids.shape[1]))
-        caches = encode_source(encode, decode, np.pad(ids, room), np.pad(np.ones_like(ids), room))
-        return Decoding(self.serial, 0, (decode, caches))
+        encode, decode = self.signature(fitted.encode), self.signature(fitted.decode)
+        caches = encode_source(encode, decode, fitted.token_ids, fitted.padding_mask)
+        return Decoding(self.serial, 0, (fitted.decode, caches))
 
     def step(
         self, state: Decoding, token_ids: IntArray, beam_index: IntArray
     ) -> tuple[FloatArray, Decoding]:
         """Decode one token of every beam; see `Engine.step`."""
         check_serial(self.serial, state)
-        decode, (read, written) = state.caches
-        rows = len(token_ids)
-        room = (0, decode.sizes[contract.BEAMS] - rows)
-        logits = decode_rows(
-            decode, read, written, state.position, np.pad(token_ids, room), np.pad(beam_index, room)
-        )
-        return logits[:rows], Decoding(state.serial, state.position + 1, (decode, (written, read)))
+        bucket, (read, written) = state.caches
+        filled = fill_rows(bucket, token_ids, beam_index)
+        logits = decode_rows(self.signature(bucket), read, written, state.position, *filled)
+        state = Decoding(state.serial, state.position + 1, (bucket, (written, read)))
+        return logits[: len(token_ids)], state
 
-    def smallest(self, axis: str, needed: int) -> int:
-        """Return the smallest size of an axis that some bucket has and that has room.
-
-        Raises:
-            InputError: if none has.
-        """
-        sizes = sorted({one.sizes[axis] for one in self.buckets if axis in one.sizes})
-        for size in sizes:
-            if size >= needed:
-                return size
-        raise InputError(
-            f"{LIMITED[axis]} must be at most {sizes[-1]} in this static build, which was made for "
-            f"{', '.join(map(str, sizes))}, received {needed}. A dynamic build takes more."
-        )
-
-    def signature(self, sizes: Mapping[str, int]) -> BufferedSignature:
-        """Return the signature of the bucket with these sizes, with its buffers."""
-        name = next(bucket.name for bucket in self.buckets if bucket.sizes == sizes)
-        signature = self.signatures[name]
-        signature.fit(sizes)
+    def signature(self, bucket: contract.Bucket) -> BufferedSignature:
+        """Return the signature of a bucket with its buffers."""
+        signature = self.signatures[bucket.name]
+        signature.fit(bucket.sizes)
         return signature

@@ -10,8 +10,8 @@ from bart_export.runtime.static_engine import StaticEngine
 from bart_export.targets import tflite
 from bart_export.tflite_options import StaticShapes
 
-# Sources have 20, 13 and 8 tokens: padded little, padded much, not padded. Cases have 1, 2 and 4 beams
-# and at most 24 tokens, so that all of them fit.
+# Sources have 20, 13 and 8 tokens: padded little, padded much, not padded. Cases have 1, 2 and 4
+# beams and at most 24 tokens, so that all of them fit.
 SHAPES = StaticShapes(source_lengths=(8, 24), target_length=24, num_beams=(1, 4))
 SAMPLE = 11  # every so many cases are asked of a bucket larger than they need
 

@@ -1,4 +1,4 @@
-"""Buckets: the smallest that fits is taken, what fits in none is refused, padding is not seen."""
+"""A static build says what the dynamic one says, whichever bucket and runtime it runs in."""
 
 import json
 
@@ -8,9 +8,11 @@ import pytest
 from bart_export import contract
 from bart_export.config import GenerationConfig
 from bart_export.errors import EngineError, InputError
+from bart_export.recipes import LITERT
 from bart_export.runtime.engine import CompiledModelEngine
 from bart_export.runtime.search import run, search
 from bart_export.runtime.static_engine import StaticEngine
+from bart_export.runtime.static_interpreter import StaticInterpreterEngine
 
 SOURCES, TARGET, BEAMS = (8, 32), 20, (2, 4)
 
@@ -25,13 +27,25 @@ def buckets(roomy_config):
 
 
 @pytest.fixture(scope="module")
-def engine(roomy_parameters, buckets, tmp_path_factory):
+def path(roomy_parameters, tmp_path_factory):
     from bart_export.targets import tflite
     from bart_export.tflite_options import StaticShapes
 
     path = tmp_path_factory.mktemp("roomy_static") / "float32.static.tflite"
     tflite.write_float(roomy_parameters, path, StaticShapes(SOURCES, TARGET, BEAMS))
-    return StaticEngine.open(path, roomy_parameters.config, buckets, num_threads=1)
+    return path
+
+
+@pytest.fixture(scope="module")
+def compiled(path, roomy_config, buckets):
+    return StaticEngine.open(path, roomy_config, buckets, num_threads=1)
+
+
+@pytest.fixture(scope="module", params=["compiled", "interpreter"])
+def engine(request, path, roomy_config, buckets):
+    if request.param == "compiled":
+        return request.getfixturevalue("compiled")
+    return StaticInterpreterEngine(path, roomy_config, buckets, num_threads=1, interpreter=LITERT)
 
 
 @pytest.fixture(scope="module")
@@ -41,38 +55,6 @@ def dynamic(roomy_file, roomy_config):
 
 def source_of(length):
     return np.random.default_rng(length).integers(3, 40, length).tolist()
-
-
-@pytest.mark.parametrize(
-    ("length", "num_beams", "max_length", "chosen"),
-    [
-        (1, 1, 2, "decode_8_2"),
-        (8, 2, 20, "decode_8_2"),
-        (9, 2, 20, "decode_32_2"),
-        (8, 3, 2, "decode_8_4"),
-        (32, 4, 20, "decode_32_4"),
-    ],
-)
-def test_the_smallest_bucket_that_fits_is_taken(engine, length, num_beams, max_length, chosen):
-    decode, _ = engine.start(source_of(length), num_beams, max_length).caches
-    assert decode.name == chosen
-
-
-@pytest.mark.parametrize(
-    ("length", "num_beams", "max_length", "words"),
-    [
-        (33, 1, 2, "A source's number of tokens must be at most 32 in this static build, which "
-         "was made for 8, 32, received 33."),
-        (3, 5, 2, "num_beams, or num_return_sequences, must be at most 4 in this static build, "
-         "which was made for 2, 4, received 5."),
-        (3, 1, 21, "max_length must be at most 20 in this static build, which was made for 20, "
-         "received 21."),
-    ],
-)  # fmt: skip
-def test_what_fits_in_no_bucket_is_refused(engine, length, num_beams, max_length, words):
-    with pytest.raises(InputError) as caught:
-        engine.start(source_of(length), num_beams, max_length)
-    assert str(caught.value) == f"{words} A dynamic build takes more."
 
 
 @pytest.mark.parametrize("num_beams", [1, 2, 3, 4])
@@ -117,11 +99,11 @@ def test_a_bucket_begins_with_empty_caches_each_time(engine):
     assert generate(6) == first
 
 
-def test_an_engine_of_one_bucket_knows_no_other(engine):
-    one = engine.only(32, 2)
-    decode, _ = one.start(source_of(3), 1, 2).caches
-    assert decode.name == "decode_32_2"
+def test_an_engine_of_one_bucket_knows_no_other(compiled):
+    one = compiled.only(32, 2)
     assert [bucket.name for bucket in one.buckets] == ["encode_32", "decode_32_2"]
+    bucket, _ = one.start(source_of(3), 1, 2).caches
+    assert bucket.name == "decode_32_2"
     with pytest.raises(InputError, match="which was made for 2, received 3"):
         one.start(source_of(3), 3, 2)
 
