@@ -78,10 +78,8 @@ def smallest(buckets: Sequence[contract.Bucket], axis: str, needed: int) -> int:
     )
 
 
-def fill_rows(
-    bucket: contract.Bucket, token_ids: IntArray, beam_index: IntArray
-) -> tuple[IntArray, IntArray]:
-    """Return token ids and beam indices for all rows of a bucket; spare ones keep their place."""
-    rows, beams = len(token_ids), bucket.sizes[contract.BEAMS]
+def fill_rows(beams: int, token_ids: IntArray, beam_index: IntArray) -> tuple[IntArray, IntArray]:
+    """Return token ids and beam indices for all beams of a bucket; spare ones keep their place."""
+    rows = len(token_ids)
     spare = np.arange(rows, beams, dtype=np.int32)
     return np.pad(token_ids, (0, beams - rows)), np.concatenate([beam_index, spare])

@@ -105,17 +105,17 @@ class StaticEngine:
         self.serial += 1
         encode, decode = self.signature(fitted.encode), self.signature(fitted.decode)
         caches = encode_source(encode, decode, fitted.token_ids, fitted.padding_mask)
-        return Decoding(self.serial, 0, (fitted.decode, caches))
+        return Decoding(self.serial, 0, (decode, caches))
 
     def step(
         self, state: Decoding, token_ids: IntArray, beam_index: IntArray
     ) -> tuple[FloatArray, Decoding]:
         """Decode one token of every beam; see `Engine.step`."""
         check_serial(self.serial, state)
-        bucket, (read, written) = state.caches
-        filled = fill_rows(bucket, token_ids, beam_index)
-        logits = decode_rows(self.signature(bucket), read, written, state.position, *filled)
-        state = Decoding(state.serial, state.position + 1, (bucket, (written, read)))
+        decode, (read, written) = state.caches
+        filled = fill_rows(decode.sizes[contract.BEAMS], token_ids, beam_index)
+        logits = decode_rows(decode, read, written, state.position, *filled)
+        state = Decoding(state.serial, state.position + 1, (decode, (written, read)))
         return logits[: len(token_ids)], state
 
     def signature(self, bucket: contract.Bucket) -> BufferedSignature:

@@ -88,7 +88,7 @@ class StaticInterpreterEngine:
         """Decode one token of every beam; see `Engine.step`."""
         check_serial(self.serial, state)
         bucket = state.caches
-        filled = fill_rows(bucket, token_ids, beam_index)
+        filled = fill_rows(bucket.sizes[contract.BEAMS], token_ids, beam_index)
         logits = decode_in_place(self.signature(bucket), self.cache_names, state.position, *filled)
         return logits[: len(token_ids)], Decoding(state.serial, state.position + 1, bucket)
 

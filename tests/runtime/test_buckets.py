@@ -68,9 +68,8 @@ def test_a_source_that_no_build_takes_is_refused_in_the_models_words():
 
 
 def test_rows_to_spare_keep_their_own_place():
-    decode = fit_one(3, 3, 2).decode
     token_ids, beam_index = fill_rows(
-        decode, np.array([7, 8, 9], np.int32), np.array([2, 0, 0], np.int32)
+        4, np.array([7, 8, 9], np.int32), np.array([2, 0, 0], np.int32)
     )
     assert token_ids[:3].tolist() == [7, 8, 9]
     assert beam_index.tolist() == [2, 0, 0, 3]
