@@ -26,8 +26,8 @@ from bart_export.server import messages
 from bart_export.server.merging import joined_outputs, merged_inputs, row_count, split_outputs
 from bart_export.server.servable import Limits, Tensors
 from bart_export.server.status import Code, StatusError
+from bart_export.server.workers import QUEUE_FULL
 
-QUEUE_FULL = "The batch scheduling queue to which this task was submitted is full"
 TIMED_OUT = "Run() timeout exceeded while waiting in batching queue"
 
 # (signature, names of outputs, inputs of all rows, seconds or None) -> outputs of all rows.

@@ -15,8 +15,8 @@ from typing import Any
 
 from bart_export.runtime.generator import Result
 from bart_export.server.json_document import as_bytes
-from bart_export.server.predict import TIMED_OUT, Held, status_of
-from bart_export.server.servable import Limits, StreamCall
+from bart_export.server.predict import Held, status_of
+from bart_export.server.servable import TIMED_OUT, Limits, StreamCall
 from bart_export.server.status import Code, StatusError
 
 CONTENT_TYPE = "text/event-stream"

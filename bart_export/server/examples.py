@@ -6,7 +6,8 @@ REST body. What is accepted, and what errors say, are TensorFlow Serving's. Noth
 signature.
 """
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,12 @@ from bart_export.server import json_document, json_response
 from bart_export.server.json_document import as_bytes, shown
 from bart_export.server.json_request import ParsedBody, invalid
 from bart_export.server.messages import (
+    ClassificationResponse,
     ClassificationResult,
     Example,
     Feature,
     Input,
+    RegressionResponse,
     RegressionResult,
 )
 from bart_export.server.tensors import Array, string_array
@@ -233,3 +236,39 @@ def regression_json(result: Any) -> bytes:
     """Return a RegressionResult as a body: a value for each example."""
     values = np.array([item.value for item in result.regressions], np.float32)
     return json_response.document("results", json_response.listed(json_response.decimals(values)))
+
+
+@dataclasses.dataclass(frozen=True)
+class ExampleMethod:
+    """A method that takes
+
+    `field` is that of its result in an InferenceResult. `outputs` chooses what the method needs of
+    a signature's outputs, and `result` makes its result of them and the number of
+    """
+
+    api: str
+    field: str
+    response: Any
+    outputs: Callable[[Any], tuple[str, ...]]
+    result: Callable[[Mapping[str, Array], int], Any]
+
+
+CLASSIFY = ExampleMethod(
+    "Classify",
+    "classification_result",
+    ClassificationResponse,
+    classification_outputs,
+    classification_result,
+)
+REGRESS = ExampleMethod(
+    "Regress",
+    "regression_result",
+    RegressionResponse,
+    regression_outputs,
+    regression_result,
+)
+# What a task of a MultiInferenceRequest calls the methods.
+TASK_METHODS = {
+    "tensorflow/serving/classify": CLASSIFY,
+    "tensorflow/serving/regress": REGRESS,
+}

@@ -7,11 +7,11 @@ timed here. Nothing here knows how messages travel, an engine, or where models c
 
 import asyncio
 import contextlib
-import dataclasses
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 from bart_export.server import examples, messages, model_config, tensors
+from bart_export.server.examples import CLASSIFY, REGRESS, TASK_METHODS, ExampleMethod
 from bart_export.server.metrics import (
     EXAMPLE_COUNT_TOTAL,
     EXAMPLE_COUNTS,
@@ -147,7 +147,7 @@ class PredictionService:
                 )
             return response
 
-    async def _answer(self, method: "ExampleMethod", request: Any, limits: Limits) -> Any:
+    async def _answer(self, method: ExampleMethod, request: Any, limits: Limits) -> Any:
         wanted = wanted_model(request)
         with self.held(wanted, method.api) as holder:
             name, _ = chosen_signature(
@@ -160,7 +160,7 @@ class PredictionService:
 
     async def infer(
         self,
-        method: "ExampleMethod",
+        method: ExampleMethod,
         wanted: ModelSpec,
         holder: Held,
         name: str,
@@ -213,42 +213,6 @@ def inputs_of(request: Any) -> Tensors:
 def protos_of(outputs: Tensors) -> dict[str, Any]:
     """Return outputs as TensorProtos, their values in typed fields."""
     return {alias: tensors.to_proto(array) for alias, array in outputs.items()}
-
-
-@dataclasses.dataclass(frozen=True)
-class ExampleMethod:
-    """A method that takes examples.
-
-    `field` is that of its result in an InferenceResult. `outputs` chooses what the method needs of
-    a signature's outputs, and `result` makes its result of them and the number of examples.
-    """
-
-    api: str
-    field: str
-    response: Any
-    outputs: Callable[[Any], tuple[str, ...]]
-    result: Callable[[Tensors, int], Any]
-
-
-CLASSIFY = ExampleMethod(
-    "Classify",
-    "classification_result",
-    messages.ClassificationResponse,
-    examples.classification_outputs,
-    examples.classification_result,
-)
-REGRESS = ExampleMethod(
-    "Regress",
-    "regression_result",
-    messages.RegressionResponse,
-    examples.regression_outputs,
-    examples.regression_result,
-)
-# What a task of a MultiInferenceRequest calls the methods.
-TASK_METHODS = {
-    "tensorflow/serving/classify": CLASSIFY,
-    "tensorflow/serving/regress": REGRESS,
-}
 
 
 def checked_task(holder: Held, wanted: ModelSpec, task: Any) -> tuple[str, ExampleMethod]:

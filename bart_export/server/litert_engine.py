@@ -6,12 +6,11 @@ dtypes and shapes are those of the SavedModel, so that a client need not know wh
 The engine knows nothing of versions, names or wire formats.
 """
 
+import functools
 import pathlib
 import queue
-import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from concurrent.futures import Future
 
 from bart_export.errors import ConfigurationError, EngineError, InputError
 from bart_export.runtime.engine import Decoding, Engine, FloatArray, IntArray, available_cores
@@ -20,11 +19,9 @@ from bart_export.server import text_signatures
 from bart_export.server.options import ServeOptions
 from bart_export.server.servable import Call, Limits, StreamCall, Tensors
 from bart_export.server.status import Code, StatusError
+from bart_export.server.workers import Answer, Workers
 
-Answer = TypeVar("Answer")
 Work = Callable[[Generator], Answer]
-
-FULL = "The batch scheduling queue to which this task was submitted is full"
 
 
 class LimitedEngine:
@@ -74,8 +71,7 @@ class ArtifactServable:
         self.idle: queue.SimpleQueue[Generator] = queue.SimpleQueue()
         for generator in generators:
             self.idle.put(generator)
-        self.room = threading.BoundedSemaphore(workers + options.queue_size)
-        self.threads = ThreadPoolExecutor(workers, thread_name_prefix="litert")
+        self.workers = Workers(workers, options.queue_size, "litert")
 
     def submit(self, call: Call) -> "Future[Tensors]":
         """Run a signature; see `Servable.submit`."""
@@ -110,19 +106,10 @@ class ArtifactServable:
         Raises:
             StatusError: UNAVAILABLE if no more calls may wait.
         """
-        if not self.room.acquire(blocking=False):
-            raise StatusError(Code.UNAVAILABLE, FULL)
-        try:
-            future = self.threads.submit(self.run, work, limits)
-        except RuntimeError:  # the pool was shut down
-            self.room.release()
-            raise StatusError(Code.UNAVAILABLE, "The model is being unloaded") from None
-        future.add_done_callback(lambda _: self.room.release())
-        return future
+        return self.workers.submit(functools.partial(self.run, work, limits), limits)
 
     def run(self, work: Work[Answer], limits: Limits) -> Answer:
         """Do some work on an idle generator, within limits."""
-        limits.check()
         idle = self.idle.get()
         engine = LimitedEngine(idle.engine, limits)
         limited = Generator(idle.tokenizer, engine, idle.generation, idle.encoder_sequence_length)
@@ -137,7 +124,7 @@ class ArtifactServable:
 
     def close(self) -> None:
         """Wait for what runs and release the threads; the models go with the last reference."""
-        self.threads.shutdown()
+        self.workers.close()
 
 
 def open_artifact(directory: pathlib.Path, options: ServeOptions) -> ArtifactServable:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 from bart_export.errors import BartExportError, ConfigurationError, InputError
-from bart_export.server.servable import Call, Limits, Servable, Tensors
+from bart_export.server.servable import TIMED_OUT, Call, Limits, Servable, Tensors
 from bart_export.server.status import Code, StatusError
 
 Answer = TypeVar("Answer")
@@ -22,7 +22,6 @@ Answer = TypeVar("Answer")
 LOG = logging.getLogger(__name__)
 
 DEFAULT_SIGNATURE = "serving_default"
-TIMED_OUT = "Timed out waiting for notification"
 # Work on more bytes than this would hold up the other requests of the event loop.
 QUICK_BYTES = 64 * 1024
 

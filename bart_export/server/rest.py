@@ -30,9 +30,9 @@ from bart_export.server.messages import MonitoringConfig
 from bart_export.server.metrics import Metrics
 from bart_export.server.models import ModelSpec, ModelStore
 from bart_export.server.options import ServeOptions
-from bart_export.server.predict import TIMED_OUT, aside, status_of
+from bart_export.server.predict import aside, status_of
 from bart_export.server.rest_methods import JSON, RestMethods
-from bart_export.server.servable import Limits
+from bart_export.server.servable import TIMED_OUT, Limits
 from bart_export.server.status import HTTP_STATUS, Code, StatusError
 
 # The verbs that TensorFlow Serving's transport lets through, though its handler answers but three.

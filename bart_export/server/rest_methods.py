@@ -21,14 +21,8 @@ from bart_export.server import (
     json_response,
     messages,
 )
-from bart_export.server.grpc_services import (
-    CLASSIFY,
-    REGRESS,
-    SIGNATURE_DEF,
-    ExampleMethod,
-    ModelService,
-    PredictionService,
-)
+from bart_export.server.examples import CLASSIFY, REGRESS, ExampleMethod
+from bart_export.server.grpc_services import SIGNATURE_DEF, ModelService, PredictionService
 from bart_export.server.metrics import Metrics
 from bart_export.server.models import ModelSpec, ModelStore
 from bart_export.server.predict import (

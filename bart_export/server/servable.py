@@ -17,6 +17,8 @@ import numpy.typing as npt
 from bart_export.runtime.generator import Result
 from bart_export.server.status import Code, StatusError
 
+TIMED_OUT = "Timed out waiting for notification"
+
 # Strings are arrays of dtype object that hold bytes.
 Tensors = Mapping[str, npt.NDArray[Any]]
 
@@ -45,7 +47,7 @@ class Limits:
         if self.stop.is_set():
             raise StatusError(Code.CANCELLED, "The request was cancelled")
         if self.deadline is not None and time.monotonic() > self.deadline:
-            raise StatusError(Code.DEADLINE_EXCEEDED, "Timed out waiting for notification")
+            raise StatusError(Code.DEADLINE_EXCEEDED, TIMED_OUT)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -16,9 +16,8 @@ import math
 import os
 import pathlib
 import re
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -29,8 +28,9 @@ from bart_export.runtime.generator import Result
 from bart_export.server import batching, messages
 from bart_export.server.batching import BatchScheduler, Parameters
 from bart_export.server.options import ServeOptions
-from bart_export.server.servable import Call, Limits, StreamCall, Tensors
+from bart_export.server.servable import Call, StreamCall, Tensors
 from bart_export.server.status import Code, StatusError
+from bart_export.server.workers import Workers
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 with native_stderr_silenced():
@@ -104,20 +104,24 @@ class SavedModelServable:
         # 0.9 of 2 cores, and two runs side by side cost no more of them each.
         workers = options.workers or available_cores()
         self._threads: Workers | BatchScheduler = (
-            Workers(self.run, workers, options.queue_size)
+            Workers(workers, options.queue_size, "tensorflow")
             if parameters is None
             else BatchScheduler(self.run, parameters, workers, options.queue_size)
         )
 
     def submit(self, call: Call) -> "Future[Tensors]":
         """Run a signature on one of the model's threads; see `servable.Servable`."""
-        defaults: Tensors = self._defaults[call.signature]
-        if isinstance(self._threads, BatchScheduler):
-            defaults = for_each_row(defaults, call.inputs)
-        inputs = {**defaults, **call.inputs}
+        signature, outputs, limits = call.signature, call.outputs, call.limits
+        defaults: Tensors = self._defaults[signature]
         try:
-            call.limits.check()
-            return self._threads.submit(call.signature, call.outputs, inputs, call.limits)
+            limits.check()
+            if isinstance(self._threads, BatchScheduler):
+                rows = {**for_each_row(defaults, call.inputs), **call.inputs}
+                return self._threads.submit(signature, outputs, rows, limits)
+            inputs = {**defaults, **call.inputs}
+            return self._threads.submit(
+                lambda: self.run(signature, outputs, inputs, limits.remaining()), limits
+            )
         except StatusError as error:
             if error.code is Code.UNAVAILABLE:
                 raise
@@ -178,42 +182,6 @@ def for_each_row(defaults: Tensors, inputs: Tensors) -> Tensors:
         name: np.repeat(value, rows, axis=0) if value.shape[:1] == (1,) else value
         for name, value in defaults.items()
     }
-
-
-class Workers:
-    """Threads that run one call each, in front of which a bounded number of calls may wait."""
-
-    def __init__(self, run: batching.Run, count: int, queue_size: int) -> None:
-        self._run = run
-        self._free = threading.Semaphore(count + queue_size)
-        self._threads = ThreadPoolExecutor(count, "tensorflow")
-
-    def submit(
-        self, signature: str, outputs: Sequence[str], inputs: Tensors, limits: Limits
-    ) -> "Future[Tensors]":
-        """Run a call on the next free thread.
-
-        Raises:
-            StatusError: UNAVAILABLE if too many calls are waiting already.
-        """
-        if not self._free.acquire(blocking=False):
-            raise StatusError(Code.UNAVAILABLE, batching.QUEUE_FULL)
-
-        def work() -> Tensors:
-            try:
-                limits.check()
-                return self._run(signature, outputs, inputs, limits.remaining())
-            finally:
-                # Before the answer is told: whoever is may count on the thread that gave it.
-                self._free.release()
-
-        future = self._threads.submit(work)
-        future.add_done_callback(lambda ended: self._free.release() if ended.cancelled() else None)
-        return future
-
-    def close(self) -> None:
-        """Wait for the threads to end."""
-        self._threads.shutdown()
 
 
 def native_run(session: Any) -> Run | None:

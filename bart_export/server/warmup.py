@@ -6,6 +6,7 @@ and run one after the other; one that fails fails the load. The rules are Tensor
 file format is that of TensorFlow's core/lib/io/record_writer.h. Nothing here knows an engine.
 """
 
+import functools
 import pathlib
 import struct
 from collections.abc import Callable, Iterable, Iterator
@@ -14,6 +15,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from bart_export.server import examples, messages, tensors
+from bart_export.server.examples import CLASSIFY, REGRESS, TASK_METHODS, ExampleMethod
 from bart_export.server.predict import (
     UnknownSignature,
     check_inputs,
@@ -104,47 +106,37 @@ def predict(servable: Servable, request: Any) -> None:
     run(servable, name, inputs, chosen_outputs(signature, request.output_filter))
 
 
-def classify(
-    servable: Servable, request: Any, unknown: UnknownSignature = UnknownSignature.EXAMPLES
+def run_examples(
+    method: ExampleMethod,
+    servable: Servable,
+    request: Any,
+    unknown: UnknownSignature = UnknownSignature.EXAMPLES,
 ) -> None:
-    """Run a request with examples through a signature that classifies."""
+    """Run a request with examples through a signature that classifies or regresses."""
     name, signature = chosen_signature(servable, request.model_spec.signature_name, unknown)
-    outputs = examples.classification_outputs(signature)
+    outputs = method.outputs(signature)
     rows = examples.serialized(request.input)
     answer = run(servable, name, {examples.INPUT: rows}, outputs)
-    examples.classification_result(answer, len(rows))
-
-
-def regress(
-    servable: Servable, request: Any, unknown: UnknownSignature = UnknownSignature.EXAMPLES
-) -> None:
-    """Run a request with examples through a signature that regresses."""
-    name, signature = chosen_signature(servable, request.model_spec.signature_name, unknown)
-    outputs = examples.regression_outputs(signature)
-    rows = examples.serialized(request.input)
-    answer = run(servable, name, {examples.INPUT: rows}, outputs)
-    examples.regression_result(answer, len(rows))
-
-
-TASKS = {"tensorflow/serving/classify": classify, "tensorflow/serving/regress": regress}
+    method.result(answer, len(rows))
 
 
 def multi_inference(servable: Servable, request: Any) -> None:
     """Run every task of a MultiInferenceRequest."""
     for task in request.tasks:
-        if task.method_name not in TASKS:
+        if task.method_name not in TASK_METHODS:
             raise StatusError(
                 Code.UNIMPLEMENTED, f"Unsupported signature method_name: {task.method_name}"
             )
         one = messages.ClassificationRequest(model_spec=task.model_spec, input=request.input)
-        TASKS[task.method_name](servable, one, UnknownSignature.MULTI_INFERENCE)
+        method = TASK_METHODS[task.method_name]
+        run_examples(method, servable, one, UnknownSignature.MULTI_INFERENCE)
 
 
 # Fields of a PredictionLog → what runs their request.
 RUNNERS: dict[str, Callable[[Servable, Any], None]] = {
     "predict_log": predict,
-    "classify_log": classify,
-    "regress_log": regress,
+    "classify_log": functools.partial(run_examples, CLASSIFY),
+    "regress_log": functools.partial(run_examples, REGRESS),
     "multi_inference_log": multi_inference,
 }
 
