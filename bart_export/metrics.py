@@ -29,7 +29,7 @@ METRICS: dict[str, Metric] = {
         Metric("kl", "the mean Kullback-Leibler divergence of a step, in nats,", AT_MOST),
         Metric("top1", "the share of steps with the same likeliest token", AT_LEAST),
         Metric("tokens", "the share of equal answers", AT_LEAST),
-        Metric("weights", "the relative error of the worst row of a stored matrix", AT_MOST),
+        Metric("weights", "the error of the worst row of a matrix, in rounding steps,", AT_MOST),
         Metric("rouge_1", "the loss in ROUGE-1, in points of 100,", AT_MOST),
         Metric("rouge_2", "the loss in ROUGE-2, in points of 100,", AT_MOST),
         Metric("rouge_l", "the loss in ROUGE-L, in points of 100,", AT_MOST),

@@ -1,7 +1,8 @@
 """The reference: a Keras `BartBackbone` behind the step function that the search is written for.
 
 It computes the whole decoder again at every step, without caches: slow, and with nothing in common
-with the graphs it is there to judge but the weights.
+with the graphs it is there to judge but the weights. Where the tokens are known it computes all
+steps in one call.
 """
 
 import dataclasses
@@ -13,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from bart_export.model import BartBackbone
+from bart_export.quality.traces import Seen, Trace
 from bart_export.runtime.engine import FloatArray, IntArray, check_source
 
 
@@ -50,15 +52,21 @@ class KerasReference:
         def encode(source: tf.Tensor) -> tf.Tensor:
             return encoder([source, tf.ones_like(source)], training=False)
 
-        def decode(encoded: tf.Tensor, tokens: tf.Tensor) -> tf.Tensor:
+        def decode_all(encoded: tf.Tensor, tokens: tf.Tensor) -> tf.Tensor:
             rows = tf.shape(tokens)[0]
             encoded = tf.repeat(encoded, rows, axis=0)
             mask = tf.ones(tf.shape(encoded)[:2], tf.int32)
-            output = decoder([encoded, mask, tokens, tf.ones_like(tokens)], training=False)
-            return backbone.logits(output[:, -1:])[:, 0]
+            return decoder([encoded, mask, tokens, tf.ones_like(tokens)], training=False)
+
+        def decode(encoded: tf.Tensor, tokens: tf.Tensor) -> tf.Tensor:
+            return backbone.logits(decode_all(encoded, tokens)[:, -1:])[:, 0]
+
+        def score(encoded: tf.Tensor, tokens: tf.Tensor) -> tf.Tensor:
+            return backbone.logits(decode_all(encoded, tokens))[0]
 
         self.encode = tf.function(encode, input_signature=[ids])
         self.decode = tf.function(decode, input_signature=[hidden, ids])
+        self.score = tf.function(score, input_signature=[hidden, ids])
 
     def start(self, token_ids: Sequence[int], num_beams: int, max_length: int) -> ReferenceState:
         """Encode a source."""
@@ -72,3 +80,24 @@ class KerasReference:
         tokens = np.concatenate([state.token_ids[beam_index], token_ids[:, None]], axis=1)
         logits = np.array(self.decode(state.encoded, tokens), np.float32)
         return logits, ReferenceState(state.encoded, tokens)
+
+    def along(self, trace: Trace) -> Seen:
+        """Return the logits of all steps of a trace, and the keys and values of its source."""
+        encoded = self.encode(check_source(self.config, trace.source_token_ids))
+        logits = self.score(encoded, np.array([trace.fed_token_ids], np.int32))
+        return Seen(self.cross(np.asarray(encoded)), np.array(logits, np.float32))
+
+    def cross(self, encoded: FloatArray) -> dict[str, FloatArray]:
+        """Return the tensors of `contract.cross_tensors` of an encoder's output, by name."""
+        weights = self.backbone.named_weights()
+        projected = {}
+        for layer in range(self.config.decoder_layers):
+            for part in ("key", "value"):
+                name = f"transformer_decoder_layer_{layer}/cross_attention/{part}"
+                # kernel (hidden, heads, head_size), bias (heads, head_size)
+                kernel, bias = (
+                    np.asarray(weights[f"{name}/{kind}"]) for kind in ("kernel", "bias")
+                )
+                rows = np.tensordot(encoded, kernel, axes=1) + bias
+                projected[f"cross_{part}_{layer}"] = rows.transpose(0, 2, 1, 3)
+        return projected

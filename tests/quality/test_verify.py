@@ -16,8 +16,9 @@ from bart_export.graph.parameters import InferenceParameters
 from bart_export.model import BartBackbone
 from bart_export.presets import resolve
 from bart_export.quality import golden, verify
+from bart_export.quality.figures import Comparison
 from bart_export.quality.reference import KerasReference
-from bart_export.quality.verify import Comparison
+from bart_export.quality.traces import follow
 from bart_export.recipes import RECIPES
 from bart_export.runtime.engine import CompiledModelEngine
 from bart_export.targets import tflite
@@ -173,7 +174,15 @@ def test_an_int8_file_passes_and_fails_with_one_scale_three_times_too_large(
 
 
 RIGHT = Comparison(
-    logits=9e-5, spread=0.5, relative=9e-6, top1=1.0, tokens=1.0, steps=20, questions=9
+    logits=9e-5,
+    spread=0.5,
+    relative=9e-6,
+    kl=1e-9,
+    top1=1.0,
+    tokens=1.0,
+    steps=20,
+    questions=9,
+    signatures={},
 )
 
 
@@ -218,6 +227,9 @@ def test_logits_that_are_all_equal_are_compared_all_the_same(tiny):
 
         def step(self, state, token_ids, beam_index):
             return np.zeros((state, tiny.config.vocabulary_size), np.float32), state
+
+        def along(self, trace):
+            return follow(self, trace)
 
     reference = verify.consult(Zeros(), tiny.tokenizer, tiny.reference.questions)
     comparison, _ = verify.check("it", FLOAT32, Zeros(), tiny.tokenizer, reference)

@@ -1,0 +1,157 @@
+"""Traces: a model is fed a source and given decoder tokens, and what it computes is kept.
+
+A source and tokens go in; the cross keys and values of the encoder and the logits of every step
+come out, of the Keras reference in one call, of a file step by step through each of its
+signatures. What is right is not known here.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from bart_export import contract
+from bart_export.runtime.buffers import BufferedSignature
+from bart_export.runtime.static_engine import StaticEngine
+
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int32]
+
+ROWS = 2  # one beam and several are stepped by different signatures
+
+
+class Model(Protocol):
+    """What can be stepped: an engine, or the Keras reference."""
+
+    def start(self, token_ids: Sequence[int], num_beams: int, max_length: int) -> Any:
+        """Encode a source."""
+
+    def step(self, state: Any, token_ids: IntArray, beam_index: IntArray) -> tuple[FloatArray, Any]:
+        """Decode one token of every row."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """A source, and the tokens a decoder is fed."""
+
+    source_token_ids: tuple[int, ...]
+    fed_token_ids: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """What a model computed along a trace.
+
+    `cross` are the tensors of `contract.cross_tensors` by name, float32 (1, heads, source,
+    head_size), none where the model does not show them; `logits` float32 (steps, vocabulary).
+    """
+
+    cross: Mapping[str, FloatArray]
+    logits: FloatArray
+
+
+class Teacher(Protocol):
+    """What files are compared with: the Keras reference, or a float file."""
+
+    def along(self, trace: Trace) -> Seen:
+        """Compute a whole trace."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FileTeacher:
+    """A float file as what others are compared with."""
+
+    engine: Model
+
+    def along(self, trace: Trace) -> Seen:
+        """Compute a trace step by step."""
+        return follow(self.engine, trace)
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """One way through a file: a pair of its signatures, and what goes through them.
+
+    `encode` and `decode` are the signatures' names, `rows` the beams, `source_length` and
+    `target_length` the room that there is, None for any.
+    """
+
+    encode: str
+    decode: str
+    model: Model
+    rows: int
+    source_length: int | None = None
+    target_length: int | None = None
+
+    def fitted(self, trace: Trace) -> Trace:
+        """Return a trace cut to the room there is; a source keeps its end token."""
+        source, fed = trace.source_token_ids, trace.fed_token_ids
+        if self.source_length is not None and len(source) > self.source_length:
+            source = (*source[: self.source_length - 1], source[-1])
+        # One position is for the token that nobody feeds.
+        room = None if self.target_length is None else max(1, self.target_length - 1)
+        return Trace(source, fed[:room])
+
+
+def ways(model: Model) -> Iterator[Way]:
+    """Yield ways that together take a file through all of its signatures."""
+    if not isinstance(model, StaticEngine):
+        yield Way("encode", "decode_single", model, 1)
+        yield Way("encode", "decode", model, ROWS)
+        return
+    encoders = {
+        bucket.sizes[contract.SOURCE]: bucket.name
+        for bucket in model.buckets
+        if bucket.signature.name == "encode"
+    }
+    for bucket in model.buckets:
+        if bucket.signature.name == "encode":
+            continue
+        source, beams = bucket.sizes[contract.SOURCE], bucket.sizes[contract.BEAMS]
+        yield Way(
+            encoders[source],
+            bucket.name,
+            model.only(source, beams),
+            beams,
+            source,
+            bucket.sizes[contract.CAPACITY],
+        )
+
+
+def follow(model: Model, trace: Trace, rows: int = 1) -> Seen:
+    """Feed the tokens of a trace to a model one by one and keep what it computes.
+
+    Of several rows one is fed the tokens and the others the first of them over and over; every
+    step moves the row to the place of another, so that caches must follow.
+    """
+    fed = trace.fed_token_ids
+    state = model.start(trace.source_token_ids, rows, len(fed) + 1)
+    cross = cross_of(state, len(trace.source_token_ids))
+    beam_index = np.arange(-1, rows - 1, dtype=np.int32) % rows
+    kept = []
+    for position, token_id in enumerate(fed):
+        place = position % rows
+        token_ids = np.full(rows, fed[0], np.int32)
+        token_ids[place] = token_id
+        logits, state = model.step(state, token_ids, beam_index)
+        kept.append(logits[place].copy())
+    return Seen(cross, np.stack(kept))
+
+
+def cross_of(state: Any, source: int) -> dict[str, FloatArray]:
+    """Return what `encode` left for `decode`, without padding; nothing for an engine that hides it.
+
+    LiteRT's engines keep it in the input buffers of the signature that decodes.
+    """
+    caches = getattr(state, "caches", None)
+    decode = caches[0] if isinstance(caches, tuple) and caches else None
+    if not isinstance(decode, BufferedSignature):
+        return {}
+    cross = {}
+    for name in decode.cross_names:
+        shape = decode.shape(name)
+        flat: FloatArray = decode.inputs[name].read(int(np.prod(shape)), np.float32)
+        cross[name] = flat.reshape(shape)[:, :, :source]
+    return cross
