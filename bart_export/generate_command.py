@@ -67,7 +67,8 @@ EARLY_STOPPING = {"true": True, "false": False, "never": "never"}
 @click.option(
     "--engine",
     metavar="ENGINE",
-    help="Which runtime to use, where several are installed: ai-edge-litert or tflite-runtime.",
+    help="Which runtime to use, where several are installed: ai-edge-litert or tflite-runtime; or "
+    "edgetpu, for an export of that target.",
 )
 @click.option("--threads", type=click.IntRange(min=1), help="Threads to use. Default: all cores.")
 @generation_options
@@ -107,6 +108,8 @@ def generate(
     else:
         rows = [{"text": text if text is not None else sys.stdin.read().strip()}]
     generator = Generator.from_artifact(artifact, recipe=recipe, engine=engine, num_threads=threads)
+    if notice := getattr(generator.engine, "notice", ""):
+        click.echo(notice, err=True)
     if stream:
         for piece in generator.stream(rows[0]["text"], truncate=truncate, **parameters):
             click.echo(piece, nl=False)

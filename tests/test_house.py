@@ -32,8 +32,8 @@ LAYERS = {
     "checkpoints": {"words", "text"},
     "model": {"words", "text", "checkpoints"},
     "graph": {"words", "text", "checkpoints", "model"},
-    "targets": {"words", "text", "checkpoints", "model", "graph"},
-    "runtime": {"words", "text"},
+    "targets": {"words", "text", "checkpoints", "model", "graph", "edgetpu"},
+    "runtime": {"words", "text", "edgetpu"},
     "server": {"words", "text", "runtime"},
     "edgetpu": {"words"},
 }

@@ -1,9 +1,10 @@
 """The steps of incremental generation, `encode` and two kinds of `decode`, in TensorFlow.
 
 Inputs and outputs are those of `contract.tflite_signatures`: one source, several beams, one
-self-attention cache per decoder layer that goes in and comes out whole. Every reshape has a single
-unknown axis, so that no shape arithmetic ends up in the file. The functions know nothing of
-quantization or search.
+self-attention cache per decoder layer that goes in and comes out whole. `embed`, `mix`,
+`add_and_norm` and `cross` are parts of `encode` for when something else computes its projections
+(`edgetpu.signatures`). Every reshape has a single unknown axis, so that no shape arithmetic ends up
+in the file. The functions know nothing of quantization or search.
 """
 
 from collections.abc import Callable
@@ -49,9 +50,39 @@ def encode(config: BartConfig, parameters: Parameters, given: Tensors) -> Tensor
         )
         x = layer_norm(parameters, f"{name}/self_attention_layer_norm", x + mixed)
         x = feedforward(parameters, name, x, config.activation_function)
+    return cross(config, parameters, {"hidden": x})
+
+
+def embed_source(config: BartConfig, parameters: Parameters, given: Tensors) -> Tensors:
+    """Do the part of `encode` before the layers: ids to hidden states, (source, hidden)."""
+    ids = tf.reshape(given["encoder_token_ids"], [-1])
+    return {"hidden": embed(config, parameters, "encoder", ids, tf.range(tf.shape(ids)[0]))}
+
+
+def mix(config: BartConfig, parameters: Parameters, given: Tensors) -> Tensors:
+    """Do the part of an encoder layer's attention that has no weights, all (source, hidden)."""
+    query, key, value = (
+        split_heads(given[part], config.num_heads, config.head_size)
+        for part in ("query", "key", "value")
+    )
+    return {"mixed": merge_heads(attend(query, key, value, tf.constant(0.0)), config.hidden_dim)}
+
+
+def add_and_norm(config: BartConfig, parameters: Parameters, given: Tensors) -> Tensors:
+    """Do what ends each half of a layer: add to the hidden states, (source, hidden), and norm."""
+    vectors = {"norm/gamma": given["gamma"], "norm/beta": given["beta"]}
+    return {"normalized": layer_norm(vectors, "norm", given["hidden"] + given["update"])}
+
+
+def cross(config: BartConfig, parameters: Parameters, given: Tensors) -> Tensors:
+    """Do the part of `encode` after the layers: project to the decoder's cross keys and values."""
     return {
         f"cross_{part}_{layer}": split_heads(
-            linear(parameters, f"transformer_decoder_layer_{layer}/cross_attention/{part}", x),
+            linear(
+                parameters,
+                f"transformer_decoder_layer_{layer}/cross_attention/{part}",
+                given["hidden"],
+            ),
             config.decoder_heads,
             config.decoder_head_size,
         )
@@ -141,4 +172,8 @@ STEPS: dict[str, Callable[[BartConfig, Parameters, Tensors], Tensors]] = {
     "encode": encode,
     "decode": decode,
     "decode_single": decode_single,
+    "embed": embed_source,
+    "mix": mix,
+    "add_and_norm": add_and_norm,
+    "cross": cross,
 }

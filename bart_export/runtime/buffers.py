@@ -116,6 +116,11 @@ def encode_source(
     """
     encode.inputs["encoder_token_ids"].write(ids)
     encode.inputs["encoder_padding_mask"].write(mask)
+    return begin_decoding(encode, decode, mask)
+
+
+def begin_decoding(encode: BufferedSignature, decode: BufferedSignature, mask: IntArray) -> Caches:
+    """Run what puts out cross tensors on what its inputs hold; see `encode_source`."""
     decode.inputs["encoder_padding_mask"].write(mask)
     encode.run({}, {name: decode.inputs[name] for name in encode.cross_names})
     caches = decode.caches()

@@ -14,11 +14,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bart_export.artifact import Artifact
+from bart_export.edgetpu import parts
 from bart_export.errors import ConfigurationError, EngineError, MissingExtra
 from bart_export.recipes import LITERT, TFLITE_RUNTIME
+from bart_export.runtime.edgetpu import EdgeTpuEngine
 from bart_export.runtime.engine import CompiledModelEngine, Engine
 from bart_export.runtime.interpreter import InterpreterEngine
 from bart_export.runtime.static_engine import StaticEngine
+from bart_export.runtime.static_interpreter import StaticInterpreterEngine
 
 Files = Mapping[str, Mapping[str, Any]]  # name -> entry, as the manifest has them
 
@@ -27,13 +30,16 @@ Files = Mapping[str, Mapping[str, Any]]  # name -> entry, as the manifest has th
 class EngineKind:
     """One row of the table: the package that runs files, and the engine over it.
 
-    `package` is the distribution's name and the engine's. `extra` installs it, "" where the base
-    installation does. `open` takes an artifact, the name of a file, and `num_threads`.
+    `package` is the distribution's name; `extra` installs it, "" where the base installation does.
+    `open` takes an artifact, the name of a file, and `num_threads`. `target` is the one of an
+    export whose files the engine opens.
     """
 
+    name: str
     package: str
     extra: str
     open: Callable[..., Engine]
+    target: str = "tflite"
 
 
 def open_compiled_model(artifact: Artifact, file: str, *, num_threads: int | None) -> Engine:
@@ -44,25 +50,19 @@ def open_compiled_model(artifact: Artifact, file: str, *, num_threads: int | Non
 
 
 def open_interpreter(artifact: Artifact, file: str, *, num_threads: int | None) -> Engine:
-    """Open a file of the dynamic build on tflite-runtime.
-
-    Raises:
-        EngineError: for a static build.
-    """
-    if "shapes" in artifact.manifest["files"][file]:
-        raise EngineError(
-            f"{TFLITE_RUNTIME} opens dynamic builds only, received {file}, a static one. Open it "
-            f"with {LITERT}, or export with --shapes dynamic."
-        )
-    return InterpreterEngine.from_artifact(artifact, file, num_threads=num_threads)
+    """Open a file, of either build, on tflite-runtime."""
+    static = "shapes" in artifact.manifest["files"][file]
+    engine = StaticInterpreterEngine if static else InterpreterEngine
+    return engine.from_artifact(artifact, file, num_threads=num_threads)
 
 
 # The first that is installed is the default.
 ENGINES = {
-    kind.package: kind
+    kind.name: kind
     for kind in (
-        EngineKind(LITERT, "", open_compiled_model),
-        EngineKind(TFLITE_RUNTIME, "legacy-runtime", open_interpreter),
+        EngineKind(LITERT, LITERT, "", open_compiled_model),
+        EngineKind(TFLITE_RUNTIME, TFLITE_RUNTIME, "legacy-runtime", open_interpreter),
+        EngineKind("edgetpu", LITERT, "", EdgeTpuEngine.from_artifact, parts.DIRECTORY),
     )
 }
 
@@ -87,14 +87,28 @@ def open_engine(
         ConfigurationError, MissingExtra, EngineError: see `choose`; EngineError also for a file
             that the engine cannot open.
     """
-    kind = choose(requested, file, artifact.files("tflite"), installed_versions())
+    kind = choose(requested, file, files_for(artifact, requested), installed_versions())
     return kind.open(artifact, file, num_threads=num_threads)
 
 
+def files_for(artifact: Artifact, requested: str | None) -> dict[str, Mapping[str, Any]]:
+    """Return the files of an artifact that an engine, None for the default, may be given."""
+    entries = artifact.files(target_of(requested))
+    return {name: entry for name, entry in entries.items() if "runtimes" in entry}
+
+
+def target_of(requested: str | None) -> str:
+    """Return the target of an export that an engine, None for the default, opens."""
+    return ENGINES[requested].target if requested in ENGINES else "tflite"
+
+
 def installed_versions() -> dict[str, str]:
-    """Return the versions of the installed packages of `ENGINES`, in the table's order."""
+    """Return the versions of the installed packages of `ENGINES`, in the table's order.
+
+    The first package is the name of the default engine.
+    """
     versions = {}
-    for package in ENGINES:
+    for package in dict.fromkeys(kind.package for kind in ENGINES.values()):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -108,7 +122,9 @@ def runnable(names: Sequence[str], files: Files, requested: str | None) -> str:
     Opening the latter then says why it is refused. Arguments are those of `choose`.
     """
     installed = installed_versions()
-    package = requested or next(iter(installed), LITERT)
+    package = next(iter(installed), LITERT)
+    if requested is not None:
+        package = ENGINES[requested].package if requested in ENGINES else requested
     able = (name for name in names if runs(files[name], package, installed.get(package, "0")))
     return next(able, names[0])
 
@@ -132,14 +148,15 @@ def choose(
         EngineError: if the package is known to compute the file wrongly, was not tried with it, or
             is older than what was.
     """
-    package = next(iter(installed), LITERT) if requested is None else requested
-    if package not in ENGINES:
-        near = difflib.get_close_matches(package, ENGINES, n=1)
+    chosen = next(iter(installed), LITERT) if requested is None else requested
+    if chosen not in ENGINES:
+        near = difflib.get_close_matches(chosen, ENGINES, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise ConfigurationError(
-            f"An engine must be one of {', '.join(ENGINES)}, received {package!r}.{hint}"
+            f"An engine must be one of {', '.join(ENGINES)}, received {chosen!r}.{hint}"
         )
-    kind = ENGINES[package]
+    kind = ENGINES[chosen]
+    package = kind.package
     if package not in installed:
         raise MissingExtra(f"Running {file}", package, kind.extra)
     version, entry = installed[package], files[file]

@@ -22,7 +22,7 @@ from bart_export.artifact import Artifact
 from bart_export.config import GenerationConfig, check_token_ids
 from bart_export.errors import ArtifactError, ConfigurationError, InputError
 from bart_export.runtime.engine import Engine
-from bart_export.runtime.engines import open_engine, runnable
+from bart_export.runtime.engines import files_for, open_engine, runnable, target_of
 from bart_export.runtime.search import Hypothesis, Search, search
 from bart_export.text.detokenizer import IncrementalDetokenizer
 from bart_export.text.tokenizer import BartTokenizer
@@ -258,11 +258,11 @@ def choose_file(
     """
     if shapes not in (None, *BUILDS):
         raise ConfigurationError(f"shapes must be {' or '.join(BUILDS)}, received {shapes!r}.")
-    files = artifact.files("tflite")
+    files = files_for(artifact, engine)
     if not files:
         raise ArtifactError(
-            f"{artifact.directory} has no .tflite file. Export one with: bart-export --preset "
-            f"{artifact.manifest['preset']} --target tflite"
+            f"{artifact.directory} has no .tflite file for {engine or 'any engine'}. Export one "
+            f"with: bart-export --preset {artifact.manifest['preset']} --target {target_of(engine)}"
         )
     wanted = {
         name: entry
