@@ -20,7 +20,7 @@ from bart_export.quality.traces import Model, Seen, Teacher, Trace, follow, ways
 from bart_export.recipes import Recipe
 from bart_export.text.tokenizer import BartTokenizer
 
-Tick = Callable[[], None]  # called whenever another text has been compared
+Tick = Callable[[], None]  # called for every trace and every question
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,7 @@ def compare(
     """
     try:
         signatures = compare_steps(model, reference, tick)
-        answers = [answer_of(model, tokenizer, one) for one in reference.questions]
+        answers = [answer_of(model, tokenizer, one, tick) for one in reference.questions]
     except EngineError as error:
         raise VerificationFailed(f"{name} cannot answer: {error}") from error
     steps = [figures for figures in signatures.values() if "top1" in figures]
@@ -135,8 +135,11 @@ def compare_steps(model: Model, reference: Reference, tick: Tick) -> dict[str, M
     return {**encoded, **{name: one.figures() for name, one in decoders.items()}}
 
 
-def answer_of(model: Model, tokenizer: BartTokenizer, question: Question) -> Answer | None:
+def answer_of(
+    model: Model, tokenizer: BartTokenizer, question: Question, tick: Tick
+) -> Answer | None:
     """Return a file's answer to a question, None for one that a static build has no room for."""
+    tick()
     try:
         return ask(model.start, model.step, tokenizer, question)
     except InputError:
