@@ -50,7 +50,13 @@ def export(
     backbone = BartBackbone.from_checkpoint(checkpoint)
     with artifact.draft(output) as draft:
         tokenizer = write_tokenizer(checkpoint, draft)
-        model = Model(backbone, tokenizer, generation, checkpoint.encoder_sequence_length)
+        model = Model(
+            backbone,
+            tokenizer,
+            generation,
+            checkpoint.encoder_sequence_length,
+            checkpoint.directory,
+        )
         written = EXPORTERS[target](model, options, draft, stage)
         stage("ask the Keras model")
         questions = golden.questions(

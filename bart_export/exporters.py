@@ -7,6 +7,7 @@ The order of the journey is not known here.
 
 import dataclasses
 import functools
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -17,8 +18,9 @@ from bart_export.checkpoints.layers import layer_names
 from bart_export.config import GenerationConfig
 from bart_export.model import BartBackbone
 from bart_export.progress import Stage
-from bart_export.quality import golden, verify
+from bart_export.quality import calibration_texts, golden, verify
 from bart_export.quality import saved_model as saved_model_quality
+from bart_export.quality.figures import Comparison
 from bart_export.quality.golden import Answer
 from bart_export.quality.reference import KerasReference
 from bart_export.quality.verify import Reference
@@ -31,12 +33,16 @@ from bart_export.text.tokenizer import BartTokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """What every target exports: the Keras model, its tokenizer and its settings."""
+    """What every target exports: the Keras model, its tokenizer and its settings.
+
+    `directory` is the checkpoint's.
+    """
 
     backbone: BartBackbone
     tokenizer: BartTokenizer
     generation: GenerationConfig
     encoder_sequence_length: int
+    directory: pathlib.Path
 
 
 # Compares with the reference: a dataclass of figures, and the answer to each question, None to
@@ -63,6 +69,16 @@ def export_tflite(model: Model, options: Any, draft: Draft, stage: Stage) -> lis
     recipes = [with_bounds(recipe, options.tolerance) for recipe in options.recipes]
     for recipe in recipes:
         check_layers(recipe, layer_names(model.backbone.config))
+    texts = calibration_texts.texts(options.calibration_data, model.directory)
+    calibrator = calibration_texts.calibrator(
+        texts,
+        model.backbone.config,
+        model.tokenizer,
+        model.generation,
+        model.encoder_sequence_length,
+    )
+    written = tflite.write_recipes(model.backbone, recipes, None, draft, stage, calibrator)
+    calibrated = calibrator.calibration and texts.to_dict(calibrator.calibration)
     return [
         Written(
             name,
@@ -75,13 +91,12 @@ def export_tflite(model: Model, options: Any, draft: Draft, stage: Stage) -> lis
                     "tolerance": dict(recipe.tolerance),
                     "runtimes": dict(recipe.runtimes),
                     "refusals": dict(recipe.refusals),
+                    **({"calibration": calibrated} if recipe.calibrated else {}),
                 }
             },
             functools.partial(check_tflite, model, draft, name, recipe),
         )
-        for name, recipe in tflite.write_recipes(
-            model.backbone, recipes, None, draft, stage
-        ).items()
+        for name, recipe in written.items()
     ]
 
 
@@ -98,7 +113,7 @@ def check_tflite(
     recipe: Recipe,
     keras: KerasReference,
     reference: Reference,
-) -> tuple[verify.Comparison, list[Answer]]:
+) -> tuple[Comparison, Sequence[Answer | None]]:
     """Run a `.tflite` file on LiteRT and compare it with the reference."""
     engine = CompiledModelEngine(draft.directory / name, model.backbone.config)
     return verify.check(name, recipe, engine, model.tokenizer, reference)

@@ -109,6 +109,11 @@ class Recipe:
         return "; ".join(STORAGES[storage].description for storage in storages)
 
     @property
+    def calibrated(self) -> bool:
+        """Whether activations are integers whose ranges come of texts."""
+        return MODES[self.mode].activation_bits is not None
+
+    @property
     def exact(self) -> bool:
         """Whether the file is to say, token for token, what the Keras model says."""
         return self.tolerance.get("tokens") == 1.0
@@ -178,6 +183,22 @@ RECIPES: dict[str, Recipe] = {
             mode="dynamic",
             layers=((".*", "int4"),),
             tolerance=COARSE,
+            runtimes=LITERT_ONLY,
+        ),
+        Recipe(
+            "static_wi8_ai16",
+            purpose="NPUs that compute in int16",
+            mode="static_ai16",
+            layers=((".*", "int8"),),
+            tolerance=ROUNDED,
+            runtimes=LITERT_ONLY,
+        ),
+        Recipe(
+            "static_wi8_ai8",
+            purpose="NPUs that compute in int8",
+            mode="static_ai8",
+            layers=((".*", "int8"),),
+            tolerance=ROUNDED,
             runtimes=LITERT_ONLY,
         ),
     )

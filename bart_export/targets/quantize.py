@@ -1,19 +1,26 @@
 """Quantization: a float `.tflite` and a recipe go in, the recipe's bytes come out.
 
 AI Edge Quantizer does the work. It is told to quantize projections and lookups, so that the tied
-table, which serves both, stays one buffer. This module knows no model and writes no file.
+table, which serves both, stays one buffer. Recipes whose activations are integers as well want a
+calibration besides. This module knows no model and writes no file.
 """
 
 import contextlib
 import io
+import logging
 import pathlib
 import re
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Any
 
+import numpy as np
 from ai_edge_quantizer import qtyping, quantizer, recipe_manager
 
 from bart_export.quiet import native_stderr_silenced
-from bart_export.recipes import Recipe, Storage
+from bart_export.recipes import MODES, Recipe, Storage
+from bart_export.targets import static
+from bart_export.targets.calibration import Calibration
 
 OPERATIONS = (
     qtyping.TFLOperationName.FULLY_CONNECTED,
@@ -23,19 +30,94 @@ OPERATIONS = (
 ADDERS: dict[str, Callable[[recipe_manager.RecipeManager], Callable[..., None]]] = {
     "dynamic": lambda manager: manager.add_dynamic_config,
     "weight_only": lambda manager: manager.add_weight_only_config,
+    # Lookups have no static form: both read the same integers.
+    "static_ai16": lambda manager: manager.add_dynamic_config,
+    "static_ai8": lambda manager: manager.add_dynamic_config,
 }
 
 
-def quantize(path: pathlib.Path, recipe: Recipe, layers: Iterable[str]) -> bytes:
-    """Return the float file at `path`, whose matrices are named after `layers`, quantized."""
+def quantize(
+    path: pathlib.Path,
+    recipe: Recipe,
+    layers: Collection[str],
+    calibration: Calibration | None = None,
+) -> bytes | bytearray:
+    """Return the float file at `path` quantized.
+
+    Args:
+        path: the file.
+        recipe: how.
+        layers: the layers that the file's matrices are named after.
+        calibration: of this very file, for a mode with integer activations.
+    """
     manager = recipe_manager.RecipeManager()
     for storage, stored in by_storage(recipe, layers).items():
         for operation in OPERATIONS:
             add_entry(manager, recipe.mode, storage, operators_of(stored), operation)
-    # The quantizer prints a report and progress bars of its own.
-    with native_stderr_silenced(), contextlib.redirect_stdout(io.StringIO()):
-        result = quantizer.Quantizer(str(path), manager.get_quantization_recipe()).quantize()
+    bits = MODES[recipe.mode].activation_bits
+    if bits is None:
+        return run(path, manager, None)
+    assert calibration is not None
+    content = np.memmap(path, np.uint8, "r")
+    add_static_entries(manager, recipe, layers, content, bits)
+    fitted = static.ranges(content, calibration.ranges, bits)
+    quantized = bytearray(run(path, manager, static.quantizer_statistics(fitted)))
+    static.restore_outputs(quantized)
+    return quantized
+
+
+def run(
+    path: pathlib.Path, manager: recipe_manager.RecipeManager, statistics: dict[str, Any] | None
+) -> bytes:
+    """Run the quantizer, which prints a report and progress bars, logs and warns as it likes."""
+    with native_stderr_silenced(), contextlib.redirect_stdout(io.StringIO()), unwarned():
+        result = quantizer.Quantizer(str(path), manager.get_quantization_recipe()).quantize(
+            statistics
+        )
     return bytes(result.quantized_model)
+
+
+@contextlib.contextmanager
+def unwarned() -> Iterator[None]:
+    """Keep warnings from users: of vectors that two operators share, of tensors that are kept."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def add_static_entries(
+    manager: recipe_manager.RecipeManager,
+    recipe: Recipe,
+    layers: Collection[str],
+    content: Any,
+    bits: int,
+) -> None:
+    """Tell the quantizer which operators compute in integers of so many bits throughout."""
+    on_the_fly = static.ON_THE_FLY.get(recipe.mode, "")
+    for storage, stored in by_storage(recipe, layers).items():
+        fixed = [layer for layer in stored if not re.fullmatch(on_the_fly, layer)]
+        # Blocks and float16 have no static form; such layers stay as they are without an entry.
+        if fixed and storage.granularity in ("channelwise", "tensorwise"):
+            manager.add_static_config(
+                regex=operators_of(fixed),
+                operation_name=qtyping.TFLOperationName.FULLY_CONNECTED,
+                activation_num_bits=bits,
+                weight_num_bits=storage.bits,
+                weight_granularity=qtyping.QuantGranularity(storage.granularity.upper()),
+                algorithm_key=storage.algorithm,
+            )
+    for name, results in static.integer_operators(content, recipe.mode).items():
+        manager.add_static_config(
+            regex=f"^({'|'.join(map(re.escape, results))});?$",
+            operation_name=qtyping.TFLOperationName(name),
+            activation_num_bits=bits,
+            weight_num_bits=8,  # of vectors
+        )
 
 
 def add_entry(

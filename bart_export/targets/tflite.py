@@ -32,6 +32,7 @@ from bart_export.model import BartBackbone
 from bart_export.progress import Stage
 from bart_export.quiet import native_stderr_silenced
 from bart_export.recipes import Recipe
+from bart_export.targets.calibration import Calibrator
 from bart_export.targets.quantize import quantize
 from bart_export.tflite_options import StaticShapes
 
@@ -48,10 +49,12 @@ def write_recipes(
     shapes: StaticShapes | None,
     draft: Draft,
     stage: Stage,
+    calibrator: Calibrator | None = None,
 ) -> dict[str, Recipe]:
     """Write `tflite/<recipe>.tflite` for each recipe; return the recipes by file name.
 
-    With `shapes` it is the static build, `tflite/<recipe>.static.tflite`.
+    With `shapes` it is the static build, `tflite/<recipe>.static.tflite`. Recipes with integer
+    activations want a `calibrator`, which is asked once.
     """
     weights = backbone.named_weights()
     parameters = InferenceParameters(backbone.config, lambda name: np.asarray(weights[name]))
@@ -65,10 +68,16 @@ def write_recipes(
     for recipe in recipes:
         name = f"tflite/{recipe.name}.{ending}"
         files[name] = recipe
-        if recipe.mode != "float":
-            stage(f"quantize {recipe.name}")
-            layers = layer_names(backbone.config)
-            (draft.directory / name).write_bytes(quantize(unquantized, recipe, layers))
+        if recipe.mode == "float":
+            continue
+        calibration = None
+        if recipe.calibrated:
+            assert calibrator is not None
+            stage("calibrate")
+            calibration = calibrator(unquantized, buckets(backbone.config, shapes))
+        stage(f"quantize {recipe.name}")
+        layers = layer_names(backbone.config)
+        (draft.directory / name).write_bytes(quantize(unquantized, recipe, layers, calibration))
     if f"tflite/{unquantized.name}" not in files:
         unquantized.unlink()
     return files

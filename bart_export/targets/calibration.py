@@ -1,0 +1,224 @@
+"""Calibration: a float `.tflite` and texts go in, the range of every activation comes out.
+
+Samples are real: each source is encoded, and decoded as somebody would decode it, so that every
+step of the search counts. The file runs in LiteRT's `Interpreter`, which can keep all tensors,
+without delegates, which would fuse some of them away. AI Edge Quantizer's own calibrator wants all
+samples beforehand, but what a step is fed depends on the steps before it. How tokens are searched
+for, and what is done with the ranges, is not known here.
+"""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from ai_edge_litert import interpreter as litert
+from ai_edge_litert import schema_py_generated as schema
+
+from bart_export import contract
+from bart_export.config import BartConfig
+from bart_export.quiet import native_stderr_silenced
+
+IntArray = npt.NDArray[np.int32]
+FloatArray = npt.NDArray[np.float32]
+Arrays = dict[str, npt.NDArray[Any]]
+Ranges = Mapping[str, tuple[float, float]]
+
+Sources = Sequence[Sequence[int]]
+# Decodes a source with a `Traced`, so many beams and at most so many decoder tokens.
+Search = Callable[["Traced", Sequence[int], int, int], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """What a float file computes on real texts.
+
+    `ranges` are the smallest and the largest value of each activation, by tensor name; `samples`
+    counts the runs of a signature that they come from, `texts` the sources.
+    """
+
+    ranges: Ranges
+    texts: int
+    samples: int
+
+
+class Calibrator:
+    """Calibrates an export's float file once, when the first recipe asks for it.
+
+    Args:
+        config: the model's architecture.
+        sources: token ids of the texts.
+        search: decodes a source.
+        num_beams: what the preset generates with.
+    """
+
+    def __init__(
+        self, config: BartConfig, sources: Sources, search: Search, num_beams: int
+    ) -> None:
+        self.config = config
+        self.sources = sources
+        self.search = search
+        self.num_beams = num_beams
+        self.calibration: Calibration | None = None
+
+    def __call__(self, path: pathlib.Path, buckets: Sequence[contract.Bucket]) -> Calibration:
+        """Return the calibration of the float file at `path`, whose signatures are `buckets`."""
+        if self.calibration is None:
+            self.calibration = calibrate(
+                path, self.config, buckets, self.sources, self.search, self.num_beams
+            )
+        return self.calibration
+
+
+def calibrate(
+    path: pathlib.Path,
+    config: BartConfig,
+    buckets: Sequence[contract.Bucket],
+    sources: Sources,
+    search: Search,
+    num_beams: int,
+) -> Calibration:
+    """Run sources through every signature of a float file and keep the ranges of its tensors.
+
+    Args:
+        path: the file, of either build.
+        config: the model's architecture.
+        buckets: the file's signatures.
+        sources: token ids of the texts; one too long for a bucket is cut there.
+        search: decodes a source.
+        num_beams: beams where a signature leaves them open: at least 2, for one beam has a
+            signature of its own.
+    """
+    traced_file = TracedFile(path)
+    encoders = {
+        bucket.sizes.get(contract.SOURCE): bucket
+        for bucket in buckets
+        if bucket.signature.name == "encode"
+    }
+    for bucket in buckets:
+        if bucket.signature.name == "encode":
+            continue
+        single = bucket.signature.name == "decode_single"
+        beams = 1 if single else bucket.sizes.get(contract.BEAMS, max(2, num_beams))
+        encoder = encoders[bucket.sizes.get(contract.SOURCE)]
+        longest = bucket.sizes.get(contract.CAPACITY, config.max_sequence_length)
+        for token_ids in sources:
+            search(Traced(traced_file, config, encoder, bucket), token_ids, beams, longest)
+    return Calibration(traced_file.ranges, len(sources), traced_file.samples)
+
+
+class TracedFile:
+    """An open float file that takes note of the range of every activation it computes."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        with native_stderr_silenced():
+            self.interpreter = litert.Interpreter(
+                str(path),
+                num_threads=os.cpu_count(),
+                experimental_op_resolver_type=(
+                    litert.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+                ),
+                experimental_preserve_all_tensors=True,
+            )
+        self.activations = activations(np.memmap(path, np.uint8, "r"))
+        self.ranges: dict[str, tuple[float, float]] = {}
+        self.samples = 0
+
+    def run(self, signature: str, inputs: Arrays) -> Arrays:
+        """Run a signature and return its outputs."""
+        outputs: Arrays = self.interpreter.get_signature_runner(signature)(**inputs)
+        self.samples += 1
+        subgraph, names = self.activations[signature]
+        for index, name in names.items():
+            values = self.interpreter.get_tensor(index, subgraph)
+            low, high = self.ranges.get(name, (np.inf, -np.inf))
+            self.ranges[name] = min(low, float(values.min())), max(high, float(values.max()))
+        return outputs
+
+
+def activations(content: Any) -> dict[str, tuple[int, dict[int, str]]]:
+    """Return, by signature, its subgraph's number and the names of float tensors that it computes.
+
+    `content` are the bytes of a `.tflite` file.
+    """
+    model = schema.Model.GetRootAs(content, 0)
+    found = {}
+    for number in range(model.SignatureDefsLength()):
+        definition = model.SignatureDefs(number)
+        graph = model.Subgraphs(definition.SubgraphIndex())
+        tensors = enumerate(map(graph.Tensors, range(graph.TensorsLength())))
+        found[definition.SignatureKey().decode()] = (
+            definition.SubgraphIndex(),
+            {
+                index: tensor.Name().decode()
+                for index, tensor in tensors
+                if tensor.Type() == schema.TensorType.FLOAT32
+                and model.Buffers(tensor.Buffer()).DataIsNone()
+            },
+        )
+    return found
+
+
+class Traced:
+    """An encoder and a decoder of a traced file; `start` and `step` are a runtime engine's.
+
+    A state is the position, the encoded source and the caches.
+    """
+
+    def __init__(
+        self,
+        file: TracedFile,
+        config: BartConfig,
+        encoder: contract.Bucket,
+        decoder: contract.Bucket,
+    ) -> None:
+        self.file = file
+        self.config = config
+        self.encoder = encoder
+        self.decoder = decoder
+
+    def start(
+        self, token_ids: Sequence[int], num_beams: int, max_length: int
+    ) -> tuple[int, Arrays, Arrays]:
+        """Encode a source, padded or cut to what the encoder takes, and return empty caches."""
+        room = self.encoder.sizes.get(contract.SOURCE, len(token_ids))
+        # The end of a source is its last token; a cut one keeps it.
+        kept = [*token_ids[: room - 1], token_ids[-1]] if len(token_ids) > room else token_ids
+        ids = np.zeros((1, room), np.int32)
+        ids[0, : len(kept)] = kept
+        mask = np.zeros_like(ids)
+        mask[0, : len(kept)] = 1
+        crosses = self.file.run(
+            self.encoder.name, {"encoder_token_ids": ids, "encoder_padding_mask": mask}
+        )
+        sizes = {
+            **contract.sizes(self.config),
+            contract.BEAMS: num_beams,
+            contract.CAPACITY: max_length,
+            **self.decoder.sizes,
+        }
+        caches: Arrays = {
+            tensor.name: np.zeros([sizes[axis] for axis in tensor.axes], np.float32)
+            for tensor in contract.cache_tensors(self.config)
+        }
+        return 0, {**crosses, "encoder_padding_mask": mask}, caches
+
+    def step(
+        self, state: tuple[int, Arrays, Arrays], token_ids: IntArray, beam_index: IntArray
+    ) -> tuple[FloatArray, tuple[int, Arrays, Arrays]]:
+        """Decode one token of every beam."""
+        position, source, caches = state
+        fed = {
+            **source,
+            **caches,
+            "decoder_token_ids": token_ids[:, None],
+            "position": np.array([position], np.int32),
+            "beam_index": beam_index,
+        }
+        names = [tensor.name for tensor in self.decoder.signature.inputs]
+        outputs = self.file.run(self.decoder.name, {name: fed[name] for name in names})
+        logits: FloatArray = outputs.pop("logits")
+        return logits, (position + 1, source, outputs)
