@@ -15,12 +15,10 @@ last token. The embedded preset, bart_export/assets/bart_mini_en, makes it a str
 """
 
 import argparse
-import json
 import os
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,13 +27,12 @@ os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
-from rich.console import Console
+from measuring import command, take_turns
 from rich.table import Table
 
 from bart_export import checkpoints
 from bart_export.checkpoints import Checkpoint
 from bart_export.config import GenerationConfig
-from bart_export.errors import BartExportError
 from bart_export.quality import machine
 from bart_export.quality.bench_work import random_source
 from bart_export.quiet import native_stderr_silenced
@@ -45,6 +42,7 @@ from bart_export.text.tokenizer import BartTokenizer
 
 with native_stderr_silenced():
     import keras_hub
+    from peers import keras_hub_model
 
     from bart_export.model import BartBackbone
     from bart_export.server.tensorflow_engine import open_saved_model
@@ -55,8 +53,6 @@ Generate = Callable[[], list[int]]
 
 OURS = "SavedModel"
 PEERS = {"KerasHub": {}, "KerasHub without XLA": {"jit_compile": False}}
-START = 2  # the token that every BART's decoder starts with
-PAUSE = 0.25  # seconds between runs: threads of a pool go on spinning after their work
 
 
 def ours(checkpoint: Checkpoint, source: list[int], new_tokens: int, directory: Path) -> Generate:
@@ -67,7 +63,7 @@ def ours(checkpoint: Checkpoint, source: list[int], new_tokens: int, directory: 
     settings = GenerationConfig(
         max_length=new_tokens + 1,
         min_length=new_tokens + 1,
-        decoder_start_token_id=START,
+        decoder_start_token_id=keras_hub_model.START,
         eos_token_id=tokenizer.pad_token_id,
     )
     saved_model.write(
@@ -95,48 +91,25 @@ def ours(checkpoint: Checkpoint, source: list[int], new_tokens: int, directory: 
     return generate
 
 
-def peer(directory: Path, source: list[int], new_tokens: int, **settings: Any) -> Generate:
-    """Load the preset with KerasHub; return a function that generates with it.
+def peer(checkpoint: Checkpoint, source: list[int], new_tokens: int, **settings: Any) -> Generate:
+    """Build KerasHub's model of a checkpoint; return a function that generates with it greedily.
 
     Args:
-        directory: of the preset.
+        checkpoint: the weights.
         source: token ids.
         new_tokens: how many to generate.
         **settings: of KerasHub's `compile`.
     """
-    model = keras_hub.models.BartSeq2SeqLM.from_preset(str(directory), preprocessor=None)
-    model.compile(sampler="greedy", **settings)
-    decoder_token_ids = np.zeros((1, new_tokens + 1), np.int32)
-    decoder_token_ids[0, 0] = START
-    inputs = {
-        "encoder_token_ids": np.array([source], np.int32),
-        "encoder_padding_mask": np.ones((1, len(source)), bool),
-        "decoder_token_ids": decoder_token_ids,
-        "decoder_padding_mask": np.arange(new_tokens + 1)[np.newaxis] < 1,
-    }
-
-    def generate() -> list[int]:
-        outputs = model.generate(dict(inputs), stop_token_ids=None)
-        ids: list[int] = np.asarray(outputs["decoder_token_ids"])[0].tolist()
-        return ids
-
-    return generate
+    model = keras_hub_model.build(checkpoint, **settings)
+    return lambda: [keras_hub_model.START, *model.generate(source, 1, new_tokens)]
 
 
-def take_turns(engines: dict[str, Generate], runs: int) -> dict[str, list[float]]:
-    """Time the engines in turns, after one round that does not count and compares what they say."""
+def check(engines: dict[str, Generate]) -> None:
+    """Fail unless all engines generate the same tokens."""
     said = {engine: generate() for engine, generate in engines.items()}
     for engine, token_ids in said.items():
         if token_ids != said[OURS]:
             sys.exit(f"{OURS} generates {said[OURS]}, but {engine} {token_ids}.")
-    times: dict[str, list[float]] = {engine: [] for engine in engines}
-    for _ in range(runs):
-        for engine, generate in engines.items():
-            time.sleep(PAUSE)
-            began = time.perf_counter()
-            generate()
-            times[engine].append(time.perf_counter() - began)
-    return times
 
 
 def compare(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -147,7 +120,8 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
         exported = ours(checkpoint, source, arguments.new_tokens, Path(directory) / "1")
     engines = {OURS: exported}
     for name, settings in PEERS.items():
-        engines[name] = peer(arguments.checkpoint, source, arguments.new_tokens, **settings)
+        engines[name] = peer(checkpoint, source, arguments.new_tokens, **settings)
+    check(engines)
     times = take_turns(engines, arguments.runs)
     medians = {engine: statistics.median(seconds) for engine, seconds in times.items()}
     return {
@@ -185,15 +159,7 @@ def main() -> None:
     parser.add_argument("--source", type=int, default=512)
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--runs", type=int, default=9)
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    try:
-        report = compare(arguments)
-    except BartExportError as error:
-        sys.exit(str(error))
-    Console().print(table(report))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=1), encoding="utf-8")
+    command(parser, compare, table)
 
 
 if __name__ == "__main__":

@@ -1,304 +1,261 @@
-"""Measure this package's runtime and CTranslate2 on the same weights and the same work, in turns.
+"""Measure this package's runtime and its peers on the same weights and the same work, in turns.
 
-Usage: compare_peers.py PRESET ARTIFACT [--source N]… [--num-beams N]… [--new-tokens N]
-                        [--num-threads N] [--runs N] [--json FILE]
+Usage: compare_peers.py PRESET [ARTIFACT] [--peer NAME]… [--source N]… [--num-beams N]…
+                        [--new-tokens N] [--threads N] [--runs N] [--json FILE]
 
-PRESET is a checkpoint directory (random_checkpoint.py writes one), ARTIFACT what bart-export made
-of it, with the recipes float32 and dynamic_wi8_afp32. The CTranslate2 model is built from the same
-arrays, must give the very tokens of the float32 file in float32, and is then timed in int8, as its
-documentation advises for a CPU. A configuration is timed from source ids in to generated ids out,
-everything included, for exactly as many tokens as asked. Runs of all configurations take turns, so
-that what else the machine does falls on all alike; figures are medians.
+PRESET is what bart-export takes (random_checkpoint.py writes one), ARTIFACT what it made of it with
+the recipe dynamic_wi8_afp32; without one it is made here. Every peer is built of the same arrays
+and set up as its own documentation advises, which its module in peers/ says, with the same number
+of threads; those not installed are left out, and said (`pip install '.[peers]'`). Before anything
+is timed, each must give the logits of the float32 Keras model along one sequence: the column
+"agrees" is how far they are apart, and a peer that is too far apart fails the comparison.
 
-CTranslate2 reads settings from the environment, and the report repeats them. On AMD processors it
-leaves AVX-512 alone unless CT2_FORCE_CPU_ISA=AVX512, which makes it a little faster: measure both.
+Work is timed from source ids in to generated ids out, everything included, for exactly as many
+tokens as asked. CTranslate2, KerasHub and transformers search themselves; ONNX Runtime and OpenVINO
+have no search for an encoder-decoder, and this package's host search drives them as it drives its
+own engine. Runs of all take turns, so that what else the machine does falls on all alike; figures
+are medians.
 """
 
 import argparse
-import dataclasses
-import json
+import gc
 import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import ctranslate2
+os.environ["KERAS_BACKEND"] = "tensorflow"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
 import numpy as np
-from ctranslate2 import specs
-from rich.console import Console
+from measuring import command, take_turns
+from peers import PEERS, Model, version
+from peers.stepped import Stepped
+from rich.console import Group
 from rich.table import Table
 
-from bart_export import checkpoints
+from bart_export import checkpoints, presets, recipes
+from bart_export.artifact import Artifact
 from bart_export.checkpoints import Checkpoint
-from bart_export.checkpoints.names import FINAL_LOGITS_BIAS, TOKEN_EMBEDDING
-from bart_export.config import BartConfig, GenerationConfig
-from bart_export.errors import BartExportError
-from bart_export.runtime.generator import Generator
+from bart_export.config import GenerationConfig
+from bart_export.errors import ConfigurationError
+from bart_export.quality import machine
+from bart_export.quality.bench_work import random_source
+from bart_export.quiet import native_stderr_silenced
+from bart_export.runtime.engine import FloatArray, available_cores
+from bart_export.runtime.engines import open_engine
+from bart_export.runtime.generator import choose_file
 
-# Source token ids in, generated token ids out.
-Generate = Callable[[Sequence[int]], list[int]]
-
-OURS, PEER = "LiteRT dynamic_wi8_afp32", "CTranslate2 int8"
-PAUSE = 0.25  # seconds between runs: threads of a pool go on spinning after their work
-ACTIVATIONS = {
-    "gelu": specs.common_spec.Activation.GELU,
-    "gelu_new": specs.common_spec.Activation.GELUTanh,
-    "relu": specs.common_spec.Activation.RELU,
-    "silu": specs.common_spec.Activation.SWISH,
-    "tanh": specs.common_spec.Activation.Tanh,
-}
+RECIPE = recipes.DEFAULT
+OURS = f"LiteRT {RECIPE}"
+TOLERANCE = 0.1  # for our own logits, as for a peer's in int8
+# Source and decoder tokens of the check; caches grow past 16 positions.
+CHECKED_SOURCE, CHECKED_TARGET = 48, 20
 
 
-class SpecWriter:
-    """Fills a CTranslate2 specification from a checkpoint's arrays.
+def reference_logits(
+    checkpoint: Checkpoint, source: Sequence[int], target: Sequence[int]
+) -> FloatArray:
+    """Return the Keras model's logits after each decoder token, (target, vocabulary)."""
+    with native_stderr_silenced():
+        from bart_export.model import BartBackbone
 
-    CTranslate2 keeps projections as (outputs, inputs), those of one input joined to one.
+        backbone = BartBackbone.from_checkpoint(checkpoint)
+        ids = {"encoder": np.array([source], np.int32), "decoder": np.array([target], np.int32)}
+        outputs = backbone(
+            {f"{side}_token_ids": array for side, array in ids.items()}
+            | {f"{side}_padding_mask": np.ones_like(array) for side, array in ids.items()}
+        )
+        return np.asarray(backbone.logits(outputs["decoder_sequence_output"]))[0]
+
+
+def distance(logits: FloatArray, reference: FloatArray) -> float:
+    """Return how far logits are from the reference: the error's root mean square over the spread.
+
+    A row's mean says nothing, as softmax takes it away.
     """
+    spread = reference - reference.mean(axis=-1, keepdims=True)
+    error = logits - logits.mean(axis=-1, keepdims=True) - spread
+    return float(np.sqrt(np.mean(np.square(error)) / np.mean(np.square(spread))))
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self.config = checkpoint.config
-        self.weights = checkpoint.weights
 
-    def spec(self) -> Any:
-        """Return the specification of the whole model."""
-        config = self.config
-        spec = specs.TransformerSpec.from_config(
-            (config.num_layers, config.decoder_layers),
-            config.num_heads,
-            pre_norm=False,
-            activation=ACTIVATIONS[config.activation_function],
-            layernorm_embedding=True,
+def ours(preset: str, artifact: Path | None, directory: Path, num_threads: int) -> Stepped:
+    """Open this package's file, which is exported to a directory first where there is none."""
+    if artifact is None:
+        with native_stderr_silenced():
+            from bart_export.export import export
+            from bart_export.tflite_options import TfliteOptions
+
+            artifact = directory / "artifact"
+            export(preset, "tflite", TfliteOptions((recipes.RECIPES[RECIPE],)), artifact)
+    opened = Artifact.open(artifact)
+    file = choose_file(opened, RECIPE, None)
+    return Stepped(open_engine(opened, file, num_threads=num_threads))
+
+
+def built(
+    arguments: argparse.Namespace, checkpoint: Checkpoint, directory: Path
+) -> tuple[dict[str, Model], list[dict[str, Any]]]:
+    """Build ours and the peers, and check them.
+
+    Returns:
+        The models, and a row on each engine: `engine`, and `version`, `build_seconds` and
+        `agrees`, or why it was `skipped`.
+    """
+    size, positions = checkpoint.config.vocabulary_size, checkpoint.config.max_sequence_length
+    source = random_source(size, min(CHECKED_SOURCE, positions))
+    start = GenerationConfig().decoder_start_token_id
+    target = [start, *random_source(size, min(CHECKED_TARGET, positions) - 1)]
+    reference = reference_logits(checkpoint, source, target)
+    gc.collect()
+    models: dict[str, Model] = {}
+    rows = []
+    for name in (OURS, *(arguments.peer or usual())):
+        began = time.perf_counter()
+        try:
+            if name == OURS:
+                models[name] = ours(
+                    arguments.preset, arguments.artifact, directory, arguments.threads
+                )
+                tolerance, package = TOLERANCE, "ai-edge-litert"
+            else:
+                models[name] = built_peer(name, checkpoint, directory, arguments.threads)
+                tolerance, package = PEERS[name].tolerance, PEERS[name].packages[0]
+        except ConfigurationError as error:
+            rows.append({"engine": name, "skipped": str(error)})
+            continue
+        seconds = time.perf_counter() - began
+        agrees = distance(models[name].logits(source, target), reference)
+        if not agrees <= tolerance:
+            sys.exit(
+                f"{name} computes something else: its logits must be within {tolerance} of the "
+                f"float32 model's, and are {agrees:.4f} away."
+            )
+        rows.append(
+            {
+                "engine": name,
+                "version": version(package),
+                "build_seconds": seconds,
+                "agrees": agrees,
+            }
         )
-        spec.decoder.num_heads = np.int16(config.decoder_heads)
-        self.stack(spec.encoder, spec.encoder.embeddings[0], "encoder")
-        self.stack(spec.decoder, spec.decoder.embeddings, "decoder")
-        spec.decoder.projection.weight = self.array(TOKEN_EMBEDDING)
-        if config.final_logits_bias:
-            spec.decoder.projection.bias = self.array(FINAL_LOGITS_BIAS)
-        return spec
-
-    def stack(self, spec: Any, embeddings: Any, word: str) -> None:
-        """Fill the encoder or the decoder."""
-        embeddings.weight = self.array(TOKEN_EMBEDDING)
-        spec.scale_embeddings = self.config.scale_embedding
-        spec.position_encodings.encodings = self.array(f"{word}_position_embedding/embeddings")
-        self.norm(spec.layernorm_embedding, f"{word}_embeddings_layer_norm")
-        itself = "self_attention_layer" if word == "encoder" else "self_attention"
-        for number, layer in enumerate(spec.layer):
-            name = f"transformer_{word}_layer_{number}"
-            attention = layer.self_attention
-            self.joined(attention.linear[0], f"{name}/{itself}", ("query", "key", "value"))
-            self.joined(attention.linear[1], f"{name}/{itself}", ("attention_output",))
-            self.norm(attention.layer_norm, f"{name}/self_attention_layer_norm")
-            if word == "decoder":
-                for linear, parts in zip(
-                    layer.attention.linear,
-                    (("query",), ("key", "value"), ("attention_output",)),
-                    strict=True,
-                ):
-                    self.joined(linear, f"{name}/cross_attention", parts)
-                self.norm(layer.attention.layer_norm, f"{name}/cross_attention_layer_norm")
-            self.joined(layer.ffn.linear_0, name, ("feedforward_intermediate_dense",))
-            self.joined(layer.ffn.linear_1, name, ("feedforward_output_dense",))
-            self.norm(layer.ffn.layer_norm, f"{name}/feedforward_layer_norm")
-
-    def joined(self, spec: Any, scope: str, parts: Sequence[str]) -> None:
-        """Fill a projection with those of `parts` one below the other."""
-        biases = [self.array(f"{scope}/{part}/bias").ravel() for part in parts]
-        kernels = [self.kernel(f"{scope}/{part}/kernel") for part in parts]
-        spec.weight = np.ascontiguousarray(np.concatenate(kernels))
-        spec.bias = np.concatenate(biases)
-
-    def kernel(self, name: str) -> np.ndarray:
-        """Return a kernel as (outputs, inputs), without the axis of heads."""
-        array = self.array(name)
-        return array.T if array.ndim == 2 else array.reshape(self.config.hidden_dim, -1).T
-
-    def norm(self, spec: Any, name: str) -> None:
-        """Fill a layer norm."""
-        spec.gamma, spec.beta = self.array(f"{name}/gamma"), self.array(f"{name}/beta")
-
-    def array(self, name: str) -> np.ndarray:
-        """Return a weight in float32."""
-        return np.asarray(self.weights[name], np.float32)
+        gc.collect()
+    return models, rows
 
 
-def write_ctranslate2(checkpoint: Checkpoint, directory: Path) -> None:
-    """Write a CTranslate2 model of a checkpoint, in float32: it is quantized when it is loaded."""
-    spec = SpecWriter(checkpoint).spec()
-    tokens = sorted(checkpoint.vocabulary, key=checkpoint.vocabulary.__getitem__)
-    tokens = tokens[: checkpoint.config.vocabulary_size]
-    spec.register_source_vocabulary(tokens)
-    spec.register_target_vocabulary(tokens)
-    spec.config.bos_token, spec.config.eos_token, spec.config.unk_token = "<s>", "</s>", "<unk>"
-    spec.config.decoder_start_token = "</s>"
-    spec.validate()
-    spec.optimize()
-    directory.mkdir(parents=True, exist_ok=True)
-    spec.save(str(directory))
+def usual() -> list[str]:
+    """Return the peers that are measured where none is named."""
+    return [name for name, peer in PEERS.items() if peer.usual]
 
 
-class Peer:
-    """A CTranslate2 model; token ids go by their names there."""
+def built_peer(name: str, checkpoint: Checkpoint, directory: Path, num_threads: int) -> Model:
+    """Build one peer, in a directory of its own.
 
-    def __init__(
-        self, directory: Path, checkpoint: Checkpoint, compute_type: str, num_threads: int
-    ) -> None:
-        self.ids = checkpoint.vocabulary
-        self.tokens = {number: token for token, number in self.ids.items()}
-        self.translator = ctranslate2.Translator(
-            str(directory),
-            device="cpu",
-            compute_type=compute_type,
-            inter_threads=1,
-            intra_threads=num_threads,
+    Raises:
+        ConfigurationError: where a package is not installed, or the peer has no such model.
+    """
+    peer = PEERS[name]
+    if missing := peer.missing():
+        raise ConfigurationError(f"{name} needs {', '.join(missing)}, which is not installed.")
+    place = directory / name
+    place.mkdir()
+    return peer.build(checkpoint, place, num_threads)
+
+
+def compare(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Build, check and time everything."""
+    limit_tensorflow(arguments.threads)
+    checkpoint = checkpoints.read(presets.resolve(arguments.preset).directory)
+    size, new_tokens = checkpoint.config.vocabulary_size, arguments.new_tokens
+    with tempfile.TemporaryDirectory() as directory:
+        models, rows = built(arguments, checkpoint, Path(directory))
+        works = {
+            (name, source, beams): lambda model=model, source=source, beams=beams: model.generate(
+                random_source(size, source), beams, new_tokens
+            )
+            for source in arguments.source or (64, 512)
+            for beams in arguments.num_beams or (1, 4)
+            for name, model in models.items()
+        }
+        seconds = take_turns(works, arguments.runs)
+    return {
+        "machine": machine.describe(),
+        "environment": {name: value for name, value in os.environ.items() if name[:4] == "CT2_"},
+        "settings": {
+            "new_tokens": new_tokens,
+            "num_threads": arguments.threads,
+            "runs": arguments.runs,
+        },
+        "engines": rows,
+        "timings": [
+            {
+                "engine": name,
+                "source": source,
+                "num_beams": beams,
+                "seconds": statistics.median(taken),
+                "times_ours": statistics.median(taken)
+                / statistics.median(seconds[OURS, source, beams]),
+                "runs": taken,
+            }
+            for (name, source, beams), taken in seconds.items()
+        ],
+    }
+
+
+def limit_tensorflow(num_threads: int) -> None:
+    """Give TensorFlow, which KerasHub runs on, as many threads as all others."""
+    with native_stderr_silenced():
+        import tensorflow as tf
+
+        tf.config.threading.set_intra_op_parallelism_threads(num_threads)
+        tf.config.threading.set_inter_op_parallelism_threads(num_threads)
+
+
+def table(report: dict[str, Any]) -> Group:
+    """Return a table of medians and of how many times as long as ours they are, and what is not
+    in it.
+    """
+    about, settings = report["machine"], report["settings"]
+    timings = {(row["source"], row["num_beams"], row["engine"]): row for row in report["timings"]}
+    works = list(dict.fromkeys((source, beams) for source, beams, _ in timings))
+    shown = Table(
+        title=f"{settings['new_tokens']} new tokens, {settings['num_threads']} threads, median of "
+        f"{settings['runs']} runs on {about['processor']}: seconds, and times ours",
+        caption="agrees: distance of the logits from the float32 model's",
+    )
+    shown.add_column("")
+    shown.add_column("agrees", justify="right")
+    for source, beams in works:
+        searched = "greedy" if beams == 1 else f"{beams} beams"
+        shown.add_column(f"source {source}\n{searched}", justify="right")
+    for row in report["engines"]:
+        name = row["engine"]
+        if "skipped" in row:
+            continue
+        cells = [timings[source, beams, name] for source, beams in works]
+        shown.add_row(
+            f"{name}\n{row['version']}",
+            f"{row['agrees']:.1e}",
+            *(f"{cell['seconds']:.3f}\n{cell['times_ours']:.2f} ×" for cell in cells),
         )
-
-    def generator(self, new_tokens: int, num_beams: int) -> Generate:
-        """Return a function that generates exactly `new_tokens` tokens."""
-
-        def generate(source: Sequence[int]) -> list[int]:
-            result = self.translator.translate_batch(
-                [[self.tokens[token] for token in source]],
-                beam_size=num_beams,
-                min_decoding_length=new_tokens,
-                max_decoding_length=new_tokens,
-            )[0]
-            return [self.ids[token] for token in result.hypotheses[0]]
-
-        return generate
-
-
-def ours(artifact: Path, recipe: str, num_threads: int) -> Callable[[int, int], Generate]:
-    """Return a maker of functions that generate exactly so many tokens with so many beams."""
-    generator = Generator.from_artifact(artifact, recipe=recipe, num_threads=num_threads)
-
-    def make(new_tokens: int, num_beams: int) -> Generate:
-        plain = GenerationConfig(
-            max_length=new_tokens + 1, min_length=new_tokens + 1, num_beams=num_beams
-        )
-        forced = Generator(generator.tokenizer, generator.engine, plain, 0)
-        return lambda source: list(forced.generate_ids(source).token_ids[1:])
-
-    return make
-
-
-def random_source(config: BartConfig, length: int) -> list[int]:
-    """Return a source of random ordinary tokens between a start and an end token."""
-    tokens = np.random.default_rng(length).integers(4, config.vocabulary_size - 300, length - 2)
-    return [0, *tokens.tolist(), 2]
-
-
-@dataclasses.dataclass(frozen=True)
-class Timing:
-    """The runs of one engine on one piece of work, in seconds."""
-
-    engine: str
-    source: int
-    num_beams: int
-    seconds: list[float]
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.seconds)
-
-
-def take_turns(
-    works: Sequence[tuple[str, int, int, Generate]], config: BartConfig, runs: int
-) -> list[Timing]:
-    """Time (engine, source, beams, generate) in turns, after one round that does not count."""
-    timings = [Timing(engine, source, beams, []) for engine, source, beams, _ in works]
-    sources = {source: random_source(config, source) for _, source, _, _ in works}
-    for run in range(runs + 1):
-        for timing, (_, source, _, generate) in zip(timings, works, strict=True):
-            began = time.perf_counter()
-            generate(sources[source])
-            seconds = time.perf_counter() - began
-            if run:
-                timing.seconds.append(seconds)
-            time.sleep(PAUSE)
-    return timings
-
-
-def check_peer(peer: Generate, exact: Generate, source: list[int]) -> None:
-    """Fail unless the peer, in float32, says what our float32 file says."""
-    expected, received = exact(source), peer(source)
-    if expected != received:
-        sys.exit(f"CTranslate2 computes something else: expected {expected}, received {received}.")
+    return Group(shown, *(row["skipped"] for row in report["engines"] if "skipped" in row))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("preset", type=Path)
-    parser.add_argument("artifact", type=Path)
+    parser.add_argument("preset")
+    parser.add_argument("artifact", type=Path, nargs="?")
+    parser.add_argument("--peer", action="append", choices=PEERS, metavar="NAME")
     parser.add_argument("--source", type=int, action="append")
     parser.add_argument("--num-beams", type=int, action="append")
     parser.add_argument("--new-tokens", type=int, default=64)
-    parser.add_argument("--num-threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=available_cores())
     parser.add_argument("--runs", type=int, default=15)
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    try:
-        report = compare(arguments)
-    except BartExportError as error:
-        sys.exit(str(error))
-    Console().print(table(report))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=1), encoding="utf-8")
-
-
-def compare(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Build the peer, check it, and time both."""
-    checkpoint = checkpoints.read(arguments.preset)
-    threads = arguments.num_threads
-    with tempfile.TemporaryDirectory() as directory:
-        write_ctranslate2(checkpoint, Path(directory))
-        check_peer(
-            Peer(Path(directory), checkpoint, "float32", threads).generator(16, 1),
-            ours(arguments.artifact, "float32", threads)(16, 1),
-            random_source(checkpoint.config, 64),
-        )
-        peer = Peer(Path(directory), checkpoint, "int8", threads)
-    engines = {
-        OURS: ours(arguments.artifact, "dynamic_wi8_afp32", threads),
-        PEER: peer.generator,
-    }
-    works = [
-        (engine, source, beams, make(arguments.new_tokens, beams))
-        for source in arguments.source or (512, 64)
-        for beams in arguments.num_beams or (1, 4)
-        for engine, make in engines.items()
-    ]
-    timings = take_turns(works, checkpoint.config, arguments.runs)
-    return {
-        "new_tokens": arguments.new_tokens,
-        "num_threads": threads,
-        "runs": arguments.runs,
-        "ctranslate2": ctranslate2.__version__,
-        "environment": {name: value for name, value in os.environ.items() if name[:4] == "CT2_"},
-        "timings": [dataclasses.asdict(one) | {"median": one.median} for one in timings],
-    }
-
-
-def table(report: dict[str, Any]) -> Table:
-    """Return a table of medians and of how many times faster than the peer we are."""
-    columns = ("source", "beams", OURS, PEER, "times faster")
-    shown = Table(title=f"{report['new_tokens']} new tokens, {report['num_threads']} threads")
-    for column in columns:
-        shown.add_column(column, justify="right")
-    medians = {
-        (one["source"], one["num_beams"], one["engine"]): one["median"] for one in report["timings"]
-    }
-    for source, beams in dict.fromkeys((source, beams) for source, beams, _ in medians):
-        mine, theirs = medians[source, beams, OURS], medians[source, beams, PEER]
-        shown.add_row(
-            str(source), str(beams), f"{mine:.3f} s", f"{theirs:.3f} s", f"{theirs / mine:.2f}"
-        )
-    return shown
+    command(parser, compare, table)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,51 @@
+"""What the comparisons share: runs in turns, and the command around them.
+
+Work goes in as functions, seconds come out. Runs of all take turns, so that what else the machine
+does falls on all alike. What is compared is not known here.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Hashable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rich.console import Console, RenderableType
+
+from bart_export.errors import BartExportError
+
+PAUSE = 0.25  # seconds between runs: threads of a pool go on spinning after their work
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+def take_turns(works: Mapping[Key, Callable[[], Any]], runs: int) -> dict[Key, list[float]]:
+    """Return the seconds of each work's runs, after one round that does not count."""
+    seconds: dict[Key, list[float]] = {key: [] for key in works}
+    for run in range(runs + 1):
+        for key, work in works.items():
+            time.sleep(PAUSE)
+            began = time.perf_counter()
+            work()
+            if run:
+                seconds[key].append(time.perf_counter() - began)
+    return seconds
+
+
+def command(
+    parser: argparse.ArgumentParser,
+    compare: Callable[[argparse.Namespace], dict[str, Any]],
+    table: Callable[[dict[str, Any]], RenderableType],
+) -> None:
+    """Read the command line, compare, print the report as a table, and write it where asked."""
+    parser.add_argument("--json", type=Path, help="write the whole report to this file")
+    arguments = parser.parse_args()
+    try:
+        report = compare(arguments)
+    except BartExportError as error:
+        sys.exit(str(error))
+    Console().print(table(report))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(report, indent=1), encoding="utf-8")

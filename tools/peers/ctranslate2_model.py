@@ -1,0 +1,170 @@
+"""CTranslate2 on the same weights, in int8 or float32.
+
+The model is built of the checkpoint's arrays with CTranslate2's own specifications, projections of
+one input joined, and quantized when it is loaded, which is its documentation's advice for a CPU. It
+searches itself. Token ids go by their decimal digits there. CTranslate2 reads settings from the
+environment; on AMD processors it leaves AVX-512 alone unless CT2_FORCE_CPU_ISA=AVX512.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ctranslate2
+import numpy as np
+from ctranslate2 import specs
+
+from bart_export.checkpoints import Checkpoint
+from bart_export.checkpoints.names import FINAL_LOGITS_BIAS, TOKEN_EMBEDDING
+from bart_export.config import GenerationConfig
+from bart_export.runtime.engine import FloatArray
+
+ACTIVATIONS = {
+    "gelu": specs.common_spec.Activation.GELU,
+    "gelu_new": specs.common_spec.Activation.GELUTanh,
+    "relu": specs.common_spec.Activation.RELU,
+    "silu": specs.common_spec.Activation.SWISH,
+    "tanh": specs.common_spec.Activation.Tanh,
+}
+IDS = GenerationConfig()  # the special token ids that every BART has
+
+
+class SpecWriter:
+    """Fills a CTranslate2 specification from a checkpoint's arrays.
+
+    CTranslate2 keeps projections as (outputs, inputs), those of one input joined to one.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.config = checkpoint.config
+        self.weights = checkpoint.weights
+
+    def spec(self) -> Any:
+        """Return the specification of the whole model."""
+        config = self.config
+        spec = specs.TransformerSpec.from_config(
+            (config.num_layers, config.decoder_layers),
+            config.num_heads,
+            pre_norm=False,
+            activation=ACTIVATIONS[config.activation_function],
+            layernorm_embedding=True,
+        )
+        spec.decoder.num_heads = np.int16(config.decoder_heads)
+        self.stack(spec.encoder, spec.encoder.embeddings[0], "encoder")
+        self.stack(spec.decoder, spec.decoder.embeddings, "decoder")
+        spec.decoder.projection.weight = self.array(TOKEN_EMBEDDING)
+        if config.final_logits_bias:
+            spec.decoder.projection.bias = self.array(FINAL_LOGITS_BIAS)
+        return spec
+
+    def stack(self, spec: Any, embeddings: Any, word: str) -> None:
+        """Fill the encoder or the decoder."""
+        embeddings.weight = self.array(TOKEN_EMBEDDING)
+        spec.scale_embeddings = self.config.scale_embedding
+        spec.position_encodings.encodings = self.array(f"{word}_position_embedding/embeddings")
+        self.norm(spec.layernorm_embedding, f"{word}_embeddings_layer_norm")
+        itself = "self_attention_layer" if word == "encoder" else "self_attention"
+        for number, layer in enumerate(spec.layer):
+            name = f"transformer_{word}_layer_{number}"
+            attention = layer.self_attention
+            self.joined(attention.linear[0], f"{name}/{itself}", ("query", "key", "value"))
+            self.joined(attention.linear[1], f"{name}/{itself}", ("attention_output",))
+            self.norm(attention.layer_norm, f"{name}/self_attention_layer_norm")
+            if word == "decoder":
+                for linear, parts in zip(
+                    layer.attention.linear,
+                    (("query",), ("key", "value"), ("attention_output",)),
+                    strict=True,
+                ):
+                    self.joined(linear, f"{name}/cross_attention", parts)
+                self.norm(layer.attention.layer_norm, f"{name}/cross_attention_layer_norm")
+            self.joined(layer.ffn.linear_0, name, ("feedforward_intermediate_dense",))
+            self.joined(layer.ffn.linear_1, name, ("feedforward_output_dense",))
+            self.norm(layer.ffn.layer_norm, f"{name}/feedforward_layer_norm")
+
+    def joined(self, spec: Any, scope: str, parts: Sequence[str]) -> None:
+        """Fill a projection with those of `parts` one below the other."""
+        biases = [self.array(f"{scope}/{part}/bias").ravel() for part in parts]
+        kernels = [self.kernel(f"{scope}/{part}/kernel") for part in parts]
+        spec.weight = np.ascontiguousarray(np.concatenate(kernels))
+        spec.bias = np.concatenate(biases)
+
+    def kernel(self, name: str) -> np.ndarray:
+        """Return a kernel as (outputs, inputs), without the axis of heads."""
+        array = self.array(name)
+        if name.endswith("attention_output/kernel"):
+            return array.reshape(-1, self.config.hidden_dim).T
+        return array.reshape(array.shape[0], -1).T
+
+    def norm(self, spec: Any, name: str) -> None:
+        """Fill a layer norm."""
+        spec.gamma, spec.beta = self.array(f"{name}/gamma"), self.array(f"{name}/beta")
+
+    def array(self, name: str) -> np.ndarray:
+        """Return a weight in float32."""
+        return np.asarray(self.weights[name], np.float32)
+
+
+def write(checkpoint: Checkpoint, directory: Path) -> None:
+    """Write a CTranslate2 model of a checkpoint, in float32: it is quantized when it is loaded."""
+    spec = SpecWriter(checkpoint).spec()
+    tokens = words(range(checkpoint.config.vocabulary_size))
+    spec.register_source_vocabulary(tokens)
+    spec.register_target_vocabulary(tokens)
+    spec.config.bos_token, spec.config.eos_token, spec.config.unk_token = words((0, 2, 3))
+    spec.config.decoder_start_token = str(IDS.decoder_start_token_id)
+    spec.validate()
+    spec.optimize()
+    spec.save(str(directory))
+
+
+def words(token_ids: Sequence[int]) -> list[str]:
+    """Return what token ids are called in the model."""
+    return [str(token_id) for token_id in token_ids]
+
+
+class Translator:
+    """A CTranslate2 model. See `peers.Model`."""
+
+    def __init__(self, directory: Path, compute_type: str, num_threads: int) -> None:
+        self.translator = ctranslate2.Translator(
+            str(directory),
+            device="cpu",
+            compute_type=compute_type,
+            inter_threads=1,
+            intra_threads=num_threads,
+        )
+
+    def generate(self, source: Sequence[int], num_beams: int, new_tokens: int) -> list[int]:
+        """Return the best sequence of exactly so many new tokens."""
+        result = self.translator.translate_batch(
+            [words(source)],
+            beam_size=num_beams,
+            min_decoding_length=new_tokens,
+            max_decoding_length=new_tokens,
+        )[0]
+        return [int(token) for token in result.hypotheses[0]]
+
+    def logits(self, source: Sequence[int], target: Sequence[int]) -> FloatArray:
+        """Return the logits after each decoder token but for a constant, (target, vocabulary).
+
+        Each is of a call of its own: CTranslate2 gives them for the tokens that it chooses.
+        """
+        rows = []
+        for length in range(len(target)):
+            result = self.translator.translate_batch(
+                [words(source)],
+                [words(target[1 : length + 1])],
+                beam_size=1,
+                min_decoding_length=0,
+                max_decoding_length=length + 1,
+                return_logits_vocab=True,
+            )[0]
+            rows.append(np.array(result.logits[0][-1], np.float32))
+        return np.stack(rows)
+
+
+def build(checkpoint: Checkpoint, directory: Path, num_threads: int, *, int8: bool) -> Translator:
+    """Write the model to a directory and load it."""
+    write(checkpoint, directory)
+    return Translator(directory, "int8" if int8 else "float32", num_threads)

@@ -1,0 +1,96 @@
+"""KerasHub's BART on the same weights, float32: its own compiled `generate`, ids in and ids out.
+
+Set up as `compile` leaves it, which takes XLA, or without XLA, which is quicker on some machines;
+one compiled function for each number of beams, with KerasHub's own greedy or beam sampler. All
+sequences start with the decoder's start token and never stop early. KerasHub forbids no token:
+where a search of a fixed length elsewhere forbids the end token, this one may choose it.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from bart_export.checkpoints import Checkpoint, names
+from bart_export.config import BartConfig, GenerationConfig
+from bart_export.errors import ConfigurationError
+from bart_export.quiet import native_stderr_silenced
+from bart_export.runtime.engine import FloatArray
+
+with native_stderr_silenced():
+    import keras_hub
+
+    from bart_export.model.backbone import KERAS_HUB_FIELDS
+
+START = GenerationConfig().decoder_start_token_id
+
+
+class KerasHub:
+    """A `BartSeq2SeqLM` for each number of beams. See `peers.Model`."""
+
+    def __init__(self, backbone: Any, settings: dict[str, Any]) -> None:
+        self.backbone = backbone
+        self.settings = settings
+        self.models: dict[int, Any] = {}
+
+    def model(self, num_beams: int) -> Any:
+        """Return the model that searches with so many beams."""
+        if num_beams not in self.models:
+            made = keras_hub.models.BartSeq2SeqLM(backbone=self.backbone, preprocessor=None)
+            beam = keras_hub.samplers.BeamSampler(num_beams=num_beams)
+            made.compile(sampler=beam if num_beams > 1 else "greedy", **self.settings)
+            self.models[num_beams] = made
+        return self.models[num_beams]
+
+    def generate(self, source: Sequence[int], num_beams: int, new_tokens: int) -> list[int]:
+        """Return the best sequence of exactly so many new tokens."""
+        target = np.zeros(new_tokens + 1, np.int32)
+        target[0] = START
+        inputs = batch(source, target) | {
+            "decoder_padding_mask": np.arange(new_tokens + 1)[np.newaxis] < 1
+        }
+        outputs = self.model(num_beams).generate(inputs, stop_token_ids=None)
+        return np.asarray(outputs["decoder_token_ids"])[0, 1:].tolist()
+
+    def logits(self, source: Sequence[int], target: Sequence[int]) -> FloatArray:
+        """Return the logits after each decoder token, (target, vocabulary)."""
+        return np.asarray(self.model(1)(batch(source, target)))[0]
+
+
+def batch(source: Sequence[int], target: Sequence[int]) -> dict[str, Any]:
+    """Return the inputs for one source and one decoder sequence."""
+    return {
+        "encoder_token_ids": np.array([source], np.int32),
+        "encoder_padding_mask": np.ones((1, len(source)), bool),
+        "decoder_token_ids": np.array([target], np.int32),
+        "decoder_padding_mask": np.ones((1, len(target)), bool),
+    }
+
+
+def backbone_of(config: BartConfig) -> Any:
+    """Return KerasHub's backbone of an architecture.
+
+    Raises:
+        ConfigurationError: for an architecture that KerasHub does not have.
+    """
+    if extensions := config.extensions():
+        raise ConfigurationError(
+            f"KerasHub's BART has one size for both stacks and no {', '.join(extensions)}."
+        )
+    sizes = {field: getattr(config, field) for field in KERAS_HUB_FIELDS}
+    return keras_hub.models.BartBackbone(**sizes)
+
+
+def build(checkpoint: Checkpoint, *unneeded: Any, **settings: Any) -> KerasHub:
+    """Make the model. Nothing is written, and threads are set before TensorFlow begins.
+
+    Args:
+        checkpoint: the weights.
+        *unneeded: a directory and a number of threads, as other peers take them.
+        **settings: of KerasHub's `compile`.
+    """
+    backbone = backbone_of(checkpoint.config)
+    rows = names.weights(checkpoint.config)  # in KerasHub's order
+    for variable, row in zip(backbone.weights, rows, strict=True):
+        variable.assign(checkpoint.weights[row.name])
+    return KerasHub(backbone, settings)

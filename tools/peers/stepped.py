@@ -1,0 +1,43 @@
+"""A peer that can only step, driven by this package's own search.
+
+In goes an engine, `start` and `step` as in `bart_export.runtime.engine.Engine`; out come whole
+generations of a fixed length, and the logits along one given sequence. This package's own engine
+goes the same way, so that what the search costs is the same for all. Nothing here knows an engine.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from bart_export.config import GenerationConfig
+from bart_export.runtime.engine import FloatArray
+from bart_export.runtime.search import run, search
+
+
+class Stepped:
+    """Generates with an engine and the host's search. See `peers.Model`."""
+
+    def __init__(self, engine: Any) -> None:
+        self.engine = engine
+
+    def generate(self, source: Sequence[int], num_beams: int, new_tokens: int) -> list[int]:
+        """Return the best sequence of exactly so many new tokens."""
+        length = new_tokens + 1
+        forced = GenerationConfig(max_length=length, min_length=length, num_beams=num_beams)
+        state = self.engine.start(source, num_beams, length)
+        return list(run(search(self.engine.step, state, forced))[0].token_ids[1:])
+
+    def logits(self, source: Sequence[int], target: Sequence[int]) -> FloatArray:
+        """Return the logits after each decoder token, (target, vocabulary).
+
+        Two beams go the same way and change places at every step: caches are reordered, too.
+        """
+        state = self.engine.start(source, 2, len(target))
+        rows = []
+        for token in target:
+            logits, state = self.engine.step(
+                state, np.array([token, token], np.int32), np.array([1, 0], np.int32)
+            )
+            rows.append(logits[1].copy())
+        return np.stack(rows)
