@@ -8,6 +8,7 @@ is imported when the command runs.
 import json
 import os
 import pathlib
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -208,9 +209,9 @@ def print_table(rows: "Sequence[Row]") -> None:
             continue
         figures = dataclasses.asdict(row.comparison)
         table.add_row(row.file, *(show(figures) for show in COLUMNS.values()))
-    console = Console()
     # Where nobody looks, as in a log, there is room for all columns.
-    console.print(table, width=None if console.is_terminal else WIDTH, crop=False)
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    console.print(table)
     for row in rows:
         for failure in row.failures:
-            console.print(f"{row.file}: {failure}", soft_wrap=True)
+            console.print(failure, soft_wrap=True, markup=False, highlight=False)

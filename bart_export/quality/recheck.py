@@ -211,5 +211,6 @@ def row_of(facts: Facts, file: File, truth: Truth, texts: Texts | None, stage: S
         return Row(file.name, file.recipe.name, None, (*failures, str(error)))
     described = None if texts is None else texts.description
     comparison = dataclasses.replace(comparison, **stored, data=described)
-    failures += [str(bound) for bound in bounds(file.recipe, comparison) if not bound.kept]
+    outside = [bound for bound in bounds(file.recipe, comparison) if not bound.kept]
+    failures += [f"{file.name}: {bound}" for bound in outside]
     return Row(file.name, file.recipe.name, comparison, tuple(failures))
