@@ -127,7 +127,7 @@ class TeacherForced:
     def with_matrix(self, weight: str, matrix: FloatArray) -> StepFigures:
         """Compare the model with itself when a weight is the matrix that a file holds for it."""
         variable = self.weights[weight]
-        before = np.array(variable)
+        before = np.asarray(variable).copy()
         variable.assign(checkpoint_layout(self.config, weight, matrix))
         try:
             return self.figures(weight.startswith(DECODER))
