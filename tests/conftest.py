@@ -48,6 +48,18 @@ def mini_artifact(export_once):
 
 
 @pytest.fixture(scope="session")
+def static_artifact(mini_artifact, tmp_path_factory):
+    """Return the files of `mini_artifact` with static builds of both recipes beside them."""
+    import static_builds
+
+    from bart_export.tflite_options import StaticShapes
+
+    shapes = StaticShapes(source_lengths=(32, 160), target_length=32, num_beams=(1, 4))
+    target = tmp_path_factory.mktemp("static") / "bart_mini_en"
+    return static_builds.add(mini_artifact, shapes, ("float32", "dynamic_wi8_afp32"), target)
+
+
+@pytest.fixture(scope="session")
 def saved_model_artifact(tmp_path_factory):
     """Return the artifact of a tiny random checkpoint as a SavedModel, version 1."""
     from bart_export.export import export

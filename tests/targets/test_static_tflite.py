@@ -4,7 +4,6 @@ import itertools
 import json
 
 import pytest
-import static_builds
 import tflite_files
 
 from bart_export import contract
@@ -12,7 +11,6 @@ from bart_export.errors import ConfigurationError
 from bart_export.targets import tflite
 from bart_export.tflite_options import StaticShapes
 
-SHAPES = StaticShapes(source_lengths=(16, 64), target_length=24, num_beams=(1, 4))
 FLOAT_FILE, INT8_FILE = "tflite/float32.static.tflite", "tflite/dynamic_wi8_afp32.static.tflite"
 # A static build has no arithmetic on shapes, and nothing that a GPU delegate has no kernel for but
 # lookups, the caches' reordering and comparisons of integers, at the start of a step.
@@ -23,43 +21,37 @@ EXPECTED_OPERATORS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def artifact(mini_artifact, tmp_path_factory):
-    target = tmp_path_factory.mktemp("static") / "bart_mini_en"
-    return static_builds.add(mini_artifact, SHAPES, ("float32", "dynamic_wi8_afp32"), target)
-
-
 @pytest.fixture(scope="module", params=[FLOAT_FILE, INT8_FILE])
-def content(request, artifact):
-    return artifact.path(request.param).read_bytes()
+def content(request, static_artifact):
+    return static_artifact.path(request.param).read_bytes()
 
 
-def test_the_manifest_has_a_signature_for_every_bucket_with_numbers_only(artifact):
-    entry = artifact.manifest["files"][FLOAT_FILE]
+def test_the_manifest_has_a_signature_for_every_bucket_with_numbers_only(static_artifact):
+    entry = static_artifact.manifest["files"][FLOAT_FILE]
     assert entry["shapes"] == {
-        "source_lengths": [16, 64], "target_length": 24, "num_beams": [1, 4],
+        "source_lengths": [32, 160], "target_length": 32, "num_beams": [1, 4],
     }  # fmt: skip
     signatures = entry["signatures"]
     assert [(name, one["signature"], one["sizes"]) for name, one in signatures.items()] == [
-        ("encode_16", "encode", {"source": 16}),
-        ("decode_16_1", "decode_single", {"source": 16, "beams": 1, "capacity": 24}),
-        ("decode_16_4", "decode", {"source": 16, "beams": 4, "capacity": 24}),
-        ("encode_64", "encode", {"source": 64}),
-        ("decode_64_1", "decode_single", {"source": 64, "beams": 1, "capacity": 24}),
-        ("decode_64_4", "decode", {"source": 64, "beams": 4, "capacity": 24}),
+        ("encode_32", "encode", {"source": 32}),
+        ("decode_32_1", "decode_single", {"source": 32, "beams": 1, "capacity": 32}),
+        ("decode_32_4", "decode", {"source": 32, "beams": 4, "capacity": 32}),
+        ("encode_160", "encode", {"source": 160}),
+        ("decode_160_1", "decode_single", {"source": 160, "beams": 1, "capacity": 32}),
+        ("decode_160_4", "decode", {"source": 160, "beams": 4, "capacity": 32}),
     ]
-    config = artifact.config
+    config = static_artifact.config
     heads, size = config.decoder_heads, config.decoder_head_size
-    wide = signatures["decode_64_4"]
-    assert wide["inputs"]["self_key_0"]["shape"] == [4, heads, 24, size]
-    assert wide["inputs"]["cross_key_0"]["shape"] == [1, heads, 64, size]
+    wide = signatures["decode_160_4"]
+    assert wide["inputs"]["self_key_0"]["shape"] == [4, heads, 32, size]
+    assert wide["inputs"]["cross_key_0"]["shape"] == [1, heads, 160, size]
     assert wide["outputs"]["logits"]["shape"] == [4, config.vocabulary_size]
-    assert "beam_index" not in signatures["decode_16_1"]["inputs"]
+    assert "beam_index" not in signatures["decode_32_1"]["inputs"]
     for one, side in itertools.product(signatures.values(), ("inputs", "outputs")):
         assert all(isinstance(n, int) for tensor in one[side].values() for n in tensor["shape"])
 
 
-def test_the_signatures_of_the_file_are_those_of_its_entry(artifact, content):
+def test_the_signatures_of_the_file_are_those_of_its_entry(static_artifact, content):
     model = tflite_files.model_of(content)
     found = {}
     for index in range(model.SignatureDefsLength()):
@@ -83,16 +75,17 @@ def test_the_signatures_of_the_file_are_those_of_its_entry(artifact, content):
             side: {key: tensor["shape"] for key, tensor in one[side].items()}
             for side in ("inputs", "outputs")
         }
-        for name, one in artifact.manifest["files"][FLOAT_FILE]["signatures"].items()
+        for name, one in static_artifact.manifest["files"][FLOAT_FILE]["signatures"].items()
     }
     assert found == expected
 
 
-def test_buckets_are_read_back_from_a_manifest(artifact):
-    sizes = contract.sizes(artifact.config)
-    signatures = json.loads(json.dumps(artifact.manifest["files"][FLOAT_FILE]["signatures"]))
-    buckets = contract.read_buckets(artifact.config, signatures)
-    assert tuple(buckets) == tuple(tflite.buckets(artifact.config, SHAPES))
+def test_buckets_are_read_back_from_a_manifest(static_artifact):
+    sizes = contract.sizes(static_artifact.config)
+    entry = static_artifact.manifest["files"][FLOAT_FILE]
+    signatures = json.loads(json.dumps(entry["signatures"]))
+    buckets = contract.read_buckets(static_artifact.config, signatures)
+    assert buckets == contract.static_buckets(static_artifact.config, **entry["shapes"])
     assert {bucket.name: bucket.to_dict(sizes) for bucket in buckets} == signatures
 
 
@@ -113,11 +106,11 @@ def test_softmax_and_its_masks_have_four_axes(content):
     assert {len(shape) for shape in shapes} == {4}
 
 
-def test_weights_are_in_the_file_once_for_all_signatures(artifact, mini_artifact):
-    parameters = artifact.manifest["parameter_count"]
-    hidden, vocabulary = artifact.config.hidden_dim, artifact.config.vocabulary_size
+def test_weights_are_in_the_file_once_for_all_signatures(static_artifact, mini_artifact):
+    parameters = static_artifact.manifest["parameter_count"]
+    hidden, vocabulary = static_artifact.config.hidden_dim, static_artifact.config.vocabulary_size
     for file, width in ((FLOAT_FILE, 4), (INT8_FILE, 1)):
-        static = artifact.path(file).read_bytes()
+        static = static_artifact.path(file).read_bytes()
         dynamic = mini_artifact.path(file.replace(".static", "")).read_bytes()
         tables = {
             tensor.Buffer()
@@ -135,8 +128,8 @@ def test_weights_are_in_the_file_once_for_all_signatures(artifact, mini_artifact
         assert len(static) - len(dynamic) < 0.09 * parameters
 
 
-def test_shapes_the_model_has_no_positions_for_are_refused(artifact):
-    longest = artifact.config.max_sequence_length
+def test_shapes_the_model_has_no_positions_for_are_refused(static_artifact):
+    longest = static_artifact.config.max_sequence_length
     for shapes in (
         StaticShapes((16, longest + 1), 24, (1,)),
         StaticShapes((16,), longest + 1, (1,)),
@@ -144,4 +137,4 @@ def test_shapes_the_model_has_no_positions_for_are_refused(artifact):
         with pytest.raises(
             ConfigurationError, match=f"{longest} positions, received {longest + 1}"
         ):
-            tflite.buckets(artifact.config, shapes)
+            tflite.buckets(static_artifact.config, shapes)
