@@ -64,9 +64,23 @@ class KerasReference:
         def score(encoded: tf.Tensor, tokens: tf.Tensor) -> tf.Tensor:
             return backbone.logits(decode_all(encoded, tokens))[0]
 
+        weights = backbone.named_weights()
+
+        def cross(encoded: tf.Tensor) -> dict[str, tf.Tensor]:
+            projected = {}
+            for layer in range(self.config.decoder_layers):
+                for part in ("key", "value"):
+                    name = f"transformer_decoder_layer_{layer}/cross_attention/{part}"
+                    # kernel (hidden, heads, head_size), bias (heads, head_size)
+                    rows = tf.einsum("bsd,dhk->bshk", encoded, weights[f"{name}/kernel"])
+                    rows += weights[f"{name}/bias"]
+                    projected[f"cross_{part}_{layer}"] = tf.transpose(rows, [0, 2, 1, 3])
+            return projected
+
         self.encode = tf.function(encode, input_signature=[ids])
         self.decode = tf.function(decode, input_signature=[hidden, ids])
         self.score = tf.function(score, input_signature=[hidden, ids])
+        self.cross = tf.function(cross, input_signature=[hidden])
 
     def start(self, token_ids: Sequence[int], num_beams: int, max_length: int) -> ReferenceState:
         """Encode a source."""
@@ -85,19 +99,5 @@ class KerasReference:
         """Return the logits of all steps of a trace, and the keys and values of its source."""
         encoded = self.encode(check_source(self.config, trace.source_token_ids))
         logits = self.score(encoded, np.array([trace.fed_token_ids], np.int32))
-        return Seen(self.cross(np.asarray(encoded)), np.array(logits, np.float32))
-
-    def cross(self, encoded: FloatArray) -> dict[str, FloatArray]:
-        """Return the tensors of `contract.cross_tensors` of an encoder's output, by name."""
-        weights = self.backbone.named_weights()
-        projected = {}
-        for layer in range(self.config.decoder_layers):
-            for part in ("key", "value"):
-                name = f"transformer_decoder_layer_{layer}/cross_attention/{part}"
-                # kernel (hidden, heads, head_size), bias (heads, head_size)
-                kernel, bias = (
-                    np.asarray(weights[f"{name}/{kind}"]) for kind in ("kernel", "bias")
-                )
-                rows = np.tensordot(encoded, kernel, axes=1) + bias
-                projected[f"cross_{part}_{layer}"] = rows.transpose(0, 2, 1, 3)
-        return projected
+        cross = {name: np.asarray(tensor) for name, tensor in self.cross(encoded).items()}
+        return Seen(cross, np.array(logits, np.float32))
