@@ -39,6 +39,15 @@ Vectors = dict[str, FloatArray]
 Rows = list[FloatArray]  # of each text, (length, width)
 
 
+def activation_error(activation: str) -> float:
+    """Return by how much a segment's activation differs from the model's, at most."""
+    if activation not in SIGMOID_FACTORS:
+        return 0.0
+    x = tf.linspace(-8.0, 8.0, 16_001)  # both are x or 0 beyond
+    computed = x * tf.sigmoid(SIGMOID_FACTORS[activation] * x)
+    return float(tf.reduce_max(tf.abs(computed - ACTIVATIONS[activation](x))))
+
+
 def write_host(parameters: InferenceParameters, recipe: Recipe, path: pathlib.Path) -> None:
     """Write the file for the CPU: every signature of `parts.host_signatures`, by a recipe."""
     config = parameters.config
