@@ -1,0 +1,36 @@
+"""A checkpoint's licence is what its card or its files say, and nothing where they say nothing."""
+
+from pathlib import Path
+
+import pytest
+
+import bart_export
+from bart_export.checkpoints.card import licence
+
+FRONT = "---\nlanguage: en\nlicense: {}\n---\n\n# A model\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, None),
+        ({"README.md": "# A model\n\nIt writes.\n"}, None),
+        ({"README.md": FRONT.format("apache-2.0")}, "apache-2.0"),
+        ({"README.md": FRONT.format('"mit"')}, "mit"),
+        ({"README.md": FRONT.format("other\nlicense_name: my-own")}, "my-own"),
+        ({"README.md": "# M\n\n## License\n\nFree\nto use.\n\nMore.\n"}, "Free to use."),
+        ({"README.md": FRONT.format("mit"), "LICENSE": "MIT"}, "mit"),
+        ({"LICENSE": "MIT"}, "as the checkpoint's file LICENSE says"),
+        ({"README.md": b"\xff\xfe"}, None),
+    ],
+)
+def test_a_licence_is_what_the_checkpoint_says(tmp_path, files, expected):
+    for name, content in files.items():
+        data = content if isinstance(content, bytes) else content.encode()
+        (tmp_path / name).write_bytes(data)
+    assert licence(tmp_path) == expected
+
+
+def test_the_embedded_preset_names_the_licences_of_its_texts():
+    assets = Path(bart_export.__file__).parent / "assets"
+    assert "Debian" in licence(assets / "bart_mini_en")

@@ -1,0 +1,327 @@
+"""The report says of every file what the manifest says, and its pictures can be read."""
+
+import copy
+import dataclasses
+import re
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+
+from bart_export.quality import ink, layer_picture, measurements, pictures, report
+from bart_export.quality.reported import CALIBRATED, FLOAT, INT4, INT8, reported, usual_tokens
+from bart_export.runtime.engines import open_engine
+
+SVG = "{http://www.w3.org/2000/svg}"
+RECIPES = {
+    "float32": ("float", []),
+    "float16": ("weight_only", [[".*", "float16"]]),
+    "weight_only_wi8_afp32": ("weight_only", [[".*", "int8"]]),
+    "dynamic_wi8_afp32": ("dynamic", [[".*", "int8"]]),
+    "dynamic_wi8_afp32_tensorwise": ("dynamic", [[".*", "int8_tensorwise"]]),
+    "dynamic_wi4_afp32": ("dynamic", [[".*", "int8"], ["decoder/.*", "int4"]]),
+    "static_wi8_ai16": ("static_ai16", [[".*", "int8"]]),
+    "static_wi8_ai8": ("static_ai8", [[".*", "int8"]]),
+    "of_$my_own_with_$a_name_of_32_et": ("dynamic", [["encoder/.*", "int4"]]),
+}
+LAYERS = {
+    "token_embedding": 0.02,
+    "encoder/position_embedding": 0.0001,
+    "encoder/layer_0/self_attention_query": 0.002,
+    "encoder/layer_0/feedforward_output": 0.007,
+    "decoder/layer_0/cross_attention_value": 0.003,
+    "decoder/layer_11/feedforward_output": 0.0,
+}
+
+
+@pytest.fixture(scope="module")
+def manifest(mini_artifact):
+    """Return the fields of an artifact with all that an export can add to them."""
+    fields = copy.deepcopy(dict(mini_artifact.manifest))
+    files = {
+        name: measurements.Measured(
+            entry, lambda name=name: open_engine(mini_artifact, name, num_threads=1)
+        )
+        for name, entry in mini_artifact.files("tflite").items()
+    }
+    model = measurements.Model(mini_artifact.generation, 32)
+    fields["measurements"] = measurements.measure(files, model, export=3)
+    losses = {"model": 32.5, "file": 32.25, "loss": 0.25, "low": -0.125, "high": 0.625}
+    for row in fields["verification"]:
+        row["rouge"] = {"rouge_l": losses}
+        row["data"] = {"sha256": "0" * 64, "texts": 775}
+    fields["sensitivity"] = [
+        {"layer": layer, "storage": "int4", "kl": kl} for layer, kl in LAYERS.items()
+    ]
+    fields["licence"] = "a licence"
+    return fields
+
+
+@pytest.fixture(scope="module")
+def written(manifest, tmp_path_factory):
+    """Return the directory of a report with everything, and the names of its files."""
+    directory = tmp_path_factory.mktemp("report")
+    return directory, report.write(directory, manifest)
+
+
+def tables(text):
+    """Return the tables of a Markdown text: for each, heads and rows of cells."""
+    found = []
+    for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        lines = [line.strip("| ").split(" | ") for line in block.splitlines()]
+        found.append((lines[0], lines[2:]))
+    return found
+
+
+def rows_of(text, head):
+    """Return the rows, by their first cell, of the table with a head, as head → cell."""
+    heads, rows = next((heads, rows) for heads, rows in tables(text) if head in heads)
+    return {row[0].strip("`"): dict(zip(heads, row, strict=True)) for row in rows}
+
+
+def test_every_file_is_there_with_its_true_size_and_figures(manifest, written):
+    text = (written[0] / report.REPORT).read_text()
+    costs, contents = rows_of(text, "divergence"), rows_of(text, "bytes")
+    files = [name for name in manifest["files"] if name.endswith(".tflite")]
+    assert sorted(costs) == sorted(files)
+    verified = {row["file"]: row for row in manifest["verification"]}
+    for name in files:
+        size, row = manifest["files"][name]["bytes"], costs[name]
+        assert row["MB"] == f"{size / 1e6:.1f}"
+        assert row["bytes a parameter"] == f"{size / manifest['parameter_count']:.3f}"
+        assert row["same next token"] == f"{100 * verified[name]['top1']:.1f} %"
+        assert row["same texts"] == f"{100 * verified[name]['tokens']:.1f} %"
+        assert row["divergence"] == f"{verified[name]['kl']:.2g}"
+        assert row["lost, 95% interval"] == "+0.25 (\N{MINUS SIGN}0.12 to +0.62)"
+        assert contents[name]["bytes"] == f"{size:,}"
+    total = sum(int(row["bytes"].replace(",", "")) for row in contents.values())
+    own = ("REPORT.md", "report/")
+    assert total == sum(
+        entry["bytes"] for name, entry in manifest["files"].items() if not name.startswith(own)
+    )
+
+
+def test_speeds_are_those_that_were_measured(manifest, written):
+    text = (written[0] / report.REPORT).read_text()
+    speeds = rows_of(text, "tokens a second, 4 beams")
+    assert manifest["generation"]["max_length"] == 32
+    for row in manifest["measurements"]:
+        (seconds,) = [
+            one["seconds"]
+            for one in row["lengths"]
+            if one["num_beams"] == 4 and one["new_tokens"] == 32
+        ]
+        assert speeds[row["file"]]["tokens a second, 4 beams"] == f"{32 / seconds:.0f}"
+
+
+def test_what_an_export_does_not_have_is_said_to_be_missing(manifest, tmp_path):
+    fields = {
+        name: value
+        for name, value in manifest.items()
+        if name not in ("measurements", "sensitivity", "licence")
+    }
+    fields["verification"] = [
+        {name: value for name, value in row.items() if name not in ("rouge", "data")}
+        for row in manifest["verification"]
+    ]
+    assert report.write(tmp_path, fields) == [report.REPORT, report.COSTS]
+    text = (tmp_path / report.REPORT).read_text()
+    assert report.UNKNOWN_LICENCE in text
+    for words in (
+        "Times were not measured",
+        "bart-export tune bart_mini_en",
+        "texts that people wrote",
+        "three short texts",
+    ):
+        assert words in " ".join(text.split())
+    assert "](report/times.svg)" not in text
+    assert {row["ROUGE-L"] for row in rows_of(text, "ROUGE-L").values()} == {"–"}
+
+
+def test_times_of_two_exports_are_not_passed_off_as_one_run(manifest, tmp_path):
+    rows = [
+        {**row, "export": number} for number, row in enumerate(manifest["measurements"], start=1)
+    ]
+    report.write(tmp_path, {**manifest, "measurements": rows})
+    text = " ".join((tmp_path / report.REPORT).read_text().split())
+    assert "They were taken in 2 exports" in text
+    assert "Files took turns" not in text
+
+
+def test_a_report_without_tflite_files_has_no_pictures(manifest, tmp_path):
+    files = {
+        "saved_model/1/saved_model.pb": {"bytes": 5, "target": "saved_model", "version": 1},
+        "saved_model/1/variables/variables.index": {"bytes": 7, "target": "saved_model"},
+    }
+    row = {"file": "saved_model/1", "hidden": 4.5e-06, "tokens": 1.0}
+    fields = {**manifest, "files": files, "verification": [row], "sensitivity": []}
+    assert report.write(tmp_path, fields) == [report.REPORT]
+    contents = rows_of((tmp_path / report.REPORT).read_text(), "bytes")
+    assert [(name, row["bytes"]) for name, row in contents.items()] == [("saved_model/1", "12")]
+    assert "hidden 4.5e-06" in str(contents)
+
+
+def test_pictures_and_words_are_the_same_each_time(manifest, written, tmp_path):
+    directory, names = written
+    assert names == [report.REPORT, report.COSTS, report.TIMES, report.SENSITIVITY]
+    report.write(tmp_path, manifest)
+    for name in names:
+        assert (tmp_path / name).read_bytes() == (directory / name).read_bytes()
+        assert f"({name})" in (directory / report.REPORT).read_text() or name == report.REPORT
+
+
+def words_of(svg):
+    """Return the words of an SVG text, and the style of each."""
+    root = ElementTree.fromstring(svg)
+    return [("".join(one.itertext()), one.get("style")) for one in root.iter(f"{SVG}text")]
+
+
+@pytest.fixture(scope="module")
+def many():
+    """Return files of every recipe, most of them as large and quick as one another."""
+    files = {
+        f"tflite/{name}.tflite": {
+            "target": "tflite", "recipe": name, "mode": mode, "layers": layers, "bytes": 9_000_000,
+        }
+        for name, (mode, layers) in RECIPES.items()
+    }  # fmt: skip
+    lengths = [
+        {"source": 64, "num_beams": 4, "new_tokens": tokens, "seconds": tokens / 1000}
+        for tokens in (16, 32)
+    ]
+    sources = [
+        {"source": source, "num_beams": 4, "encode_seconds": 0.1, "token_seconds": 0.001}
+        for source in (16, 64)
+    ]
+    return reported(
+        {
+            "parameter_count": 9_000_000,
+            "files": files,
+            "verification": [{"file": name, "top1": 0.99} for name in files],
+            "measurements": [
+                {"file": name, "lengths": lengths, "sources": sources} for name in files
+            ],
+        }
+    )
+
+
+def test_files_are_told_apart_by_what_of_them_is_narrow(many):
+    assert [one.kind for one in many] == [
+        FLOAT, FLOAT, INT8, INT8, INT8, INT4, CALIBRATED, CALIBRATED, INT4,
+    ]  # fmt: skip
+    assert many[0].label == "float32"
+    longer = dataclasses.replace(many[0], entry={**many[0].entry, "recipe": "x" * 80, "shapes": {}})
+    assert longer.label == f"{'x' * 31}… (static)"
+    assert set(pictures.INKS) == {FLOAT, INT8, INT4, CALIBRATED}
+
+
+@pytest.fixture(scope="module", params=["costs", "times", "sensitivity"])
+def picture(request, many):
+    """Return the SVG of a picture of many files, or of some layers."""
+    with ink.drawing():
+        if request.param == "sensitivity":
+            figure = layer_picture.sensitivities(LAYERS, "int4")
+        else:
+            figure = (
+                pictures.costs(many, 4, usual_tokens(many, 4, 32))
+                if request.param == "costs"
+                else pictures.times(many, 4)
+            )
+        boxes = text_boxes(figure)
+        return request.param, ink.to_svg(figure), boxes
+
+
+def text_boxes(figure):
+    """Return the words of a figure, each with the box that it fills, in pixels."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.text import Text
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return [
+        (one.get_text(), Text.get_window_extent(one, canvas.get_renderer()))
+        for one in figure.findobj(Text)
+        if one.get_text() and one.get_visible()
+    ]
+
+
+def test_every_recipe_has_its_name_in_a_picture(picture):
+    name, svg, _ = picture
+    shown = [words for words, _ in words_of(svg)]
+    if name == "sensitivity":
+        assert {"token", "encoder position", "self attention query", "11"} <= set(shown)
+        assert {"20", "7", "3", "2", "0.1"} <= set(shown)  # the largest, in thousandths
+    else:
+        assert [shown.count(recipe) for recipe in RECIPES] == [1] * len(RECIPES)
+
+
+def test_no_words_of_a_picture_overlap_or_leave_it(picture):
+    _, svg, boxes = picture
+    width, height = map(float, ElementTree.fromstring(svg).get("viewBox").split()[2:])
+    scale = 100 / 72  # matplotlib's pixels a point
+    # A box has some room above and below its letters.
+    inner = [(words, box.shrunk(1, 0.7)) for words, box in boxes]
+    for number, (words, box) in enumerate(inner):
+        assert box.x0 >= 0 and box.x1 <= width * scale, words
+        assert box.y0 >= 0 and box.y1 <= height * scale, words
+        for others, other in inner[:number]:
+            assert not box.overlaps(other), (words, others)
+
+
+def luminance(colour):
+    """Return the relative luminance of "#rrggbb" (WCAG 2.2, relative luminance)."""
+    channels = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    linear = [
+        value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4
+        for value in channels
+    ]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one, other):
+    """Return the contrast ratio of two colours (WCAG 2.2, contrast ratio)."""
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_contrast_is_computed_as_the_standard_says():
+    assert contrast("#ffffff", "#000000") == pytest.approx(21)
+    assert contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.01)
+
+
+def dark_of(svg):
+    """Return what the style of an SVG puts in the place of each colour on a dark ground."""
+    (style,) = re.findall(r"@media \(prefers-color-scheme: dark\)\{(.*?)\}</style>", svg)
+    rules = re.findall(r'\[style\*="(fill|stroke): (#\w{6})"\]\{(\w+):(#\w{6}) !important\}', style)
+    assert all(what == set_ for what, _, set_, _ in rules)
+    return {(what, light): dark for what, light, _, dark in rules}
+
+
+def test_words_can_be_read_on_a_light_and_on_a_dark_ground(picture):
+    svg = picture[1]
+    dark = dark_of(svg)
+    ground = ElementTree.fromstring(svg).find(f"{SVG}g/{SVG}g/{SVG}path").get("style")
+    assert ground == f"fill: {ink.GROUND.light}"
+    colours = {re.search(r"fill: (#\w{6})", style)[1] for _, style in words_of(svg)}
+    assert len(colours) >= 2
+    for colour in colours:
+        assert contrast(colour, ink.GROUND.light) >= 4.5
+        assert contrast(dark["fill", colour], dark["fill", ink.GROUND.light]) >= 4.5
+
+
+def test_every_colour_of_a_picture_has_one_for_the_dark(picture):
+    svg = picture[1]
+    used = set(re.findall(r"(fill|stroke): (#\w{6})", re.sub(r"<style.*?</style>", "", svg)))
+    assert used - set(dark_of(svg)) == set()
+
+
+@pytest.mark.parametrize(
+    ("places", "expected"),
+    [
+        ([0.1, 0.5, 0.9], [0.1, 0.5, 0.9]),
+        ([0.5, 0.5, 0.5], [0.4, 0.5, 0.6]),
+        ([0.1, 0.5, 0.52, 0.9], [0.1, 0.46, 0.56, 0.9]),
+        ([0.2, 0.97, 0.98, 1.0], [0.2, 0.8, 0.9, 1.0]),
+    ],
+)
+def test_names_move_apart_and_no_farther(places, expected):
+    assert pictures.spread(places, 0.1) == pytest.approx(expected)
