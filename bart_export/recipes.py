@@ -192,6 +192,7 @@ RECIPES: dict[str, Recipe] = {
             layers=((".*", "int8"),),
             tolerance=ROUNDED,
             runtimes=LITERT_ONLY,
+            refusals=MappingProxyType({TFLITE_RUNTIME: "it has no RSQRT of int16"}),
         ),
         Recipe(
             "static_wi8_ai8",
@@ -200,6 +201,7 @@ RECIPES: dict[str, Recipe] = {
             layers=((".*", "int8"),),
             tolerance=ROUNDED,
             runtimes=LITERT_ONLY,
+            refusals=ONE_SCALE,
         ),
     )
 }
