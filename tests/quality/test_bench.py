@@ -4,13 +4,17 @@ import subprocess
 import sys
 
 import pytest
+import static_builds
+from click.testing import CliRunner
 from rich.console import Console
 
+from bart_export.cli import main
 from bart_export.errors import ArtifactError, ConfigurationError, EngineError
 from bart_export.quality import bench as benchmark
 from bart_export.quality import bench_tables, bench_work, machine, opening, page_cache
 from bart_export.quality.bench import bench
 from bart_export.runtime.generator import Generator
+from bart_export.tflite_options import StaticShapes
 
 NEW_TOKENS = 5
 
@@ -236,6 +240,52 @@ def test_configurations_take_turns(symmetric_artifact, monkeypatch):
     monkeypatch.setattr(opening, "memory", lambda *arguments: {})
     bench(symmetric_artifact.directory, sources=(4,), new_tokens=2, num_beams=(1, 2), runs=2)
     assert turns == [(4, beams, counts) for counts in (False, True, True) for beams in (1, 2)]
+
+
+def test_builds_of_a_recipe_are_rows_of_their_own(symmetric_artifact, tmp_path, monkeypatch):
+    shapes = StaticShapes(source_lengths=(8,), target_length=8, num_beams=(1,))
+    both = static_builds.add(symmetric_artifact, shapes, ["float32"], tmp_path / "both")
+    monkeypatch.setattr(opening, "measure", lambda *arguments: {})
+    monkeypatch.setattr(opening, "memory", lambda *arguments: {})
+    report = bench(both.directory, sources=(4, 9), new_tokens=2, num_beams=(1, 2), runs=1)
+    assert [row["build"] for row in report["files"]] == ["dynamic", "static"]
+    rows = [(row["build"], row["source"], row["num_beams"]) for row in report["generation"]]
+    everything = [("dynamic", source, beams) for source in (4, 9) for beams in (1, 2)]
+    assert rows == [*everything, ("static", 4, 1)]
+    skipped = [(row["build"], row["source"], row["num_beams"]) for row in report["skipped"]]
+    assert skipped == [("static", 4, 2), ("static", 9, 1), ("static", 9, 2)]
+
+
+def test_the_command_prints_ratios_to_another_report(
+    symmetric_artifact, report, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(opening, "AGAIN", 1)
+    (tmp_path / "other.json").write_text(json.dumps(report))
+    arguments = ["bench", symmetric_artifact.directory, "--compare", tmp_path / "other.json"]
+    few = ["--source", "4", "--threads", "1", "--num-beams", "1", "--runs", "1", "--json"]
+    arguments += [*few, "--new-tokens", NEW_TOKENS]
+    result = CliRunner().invoke(main, list(map(str, arguments)))
+    assert result.exit_code == 0, result.output
+    compared = json.loads(result.stdout)["comparison"]
+    assert [row["bytes"] for row in compared["files"]] == [1.0]
+    (row,) = compared["generation"]
+    assert (row["num_threads"], row["source"], row["num_beams"]) == (1, 4, 1)
+    assert {row["num_threads"] for row in compared["only_there"]} == {1, 2}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--compare", "missing.json"], "Cannot read the report missing.json"),
+        (["--serve", "--compare", "missing.json"], "--compare contradicts --serve"),
+        (["--serve", "--threads", "1", "--threads", "2"], "--threads can be given once"),
+    ],
+)
+def test_the_command_refuses_before_it_measures(symmetric_artifact, options, words):
+    arguments = ["bench", str(symmetric_artifact.directory), *options]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2
+    assert words in result.stderr
 
 
 @pytest.mark.parametrize(
