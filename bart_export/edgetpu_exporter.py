@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from bart_export import exporters, recipes
+from bart_export import contract, exporters, recipes
 from bart_export.artifact import Draft
 from bart_export.edgetpu import compiler, parts
 from bart_export.edgetpu.check import Report
@@ -86,7 +86,7 @@ def export_edgetpu(
         "calibration": texts.to_dict(Calibration({}, len(sources), samples)),
     }
     segments = parts.segments(config)
-    own = {"target": parts.DIRECTORY}
+    own = {"target": parts.TARGET}
     host = {
         "recipe": recipe.name,
         "mode": recipe.mode,
@@ -94,6 +94,9 @@ def export_edgetpu(
         "tolerance": dict(recipe.tolerance),
         "runtimes": dict(recipes.LITERT_ONLY),
         "refusals": {},
+        "signatures": {
+            one.name: one.to_dict(contract.sizes(config)) for one in parts.host_signatures(config)
+        },
     }
     files: dict[str, dict[str, Any]] = {parts.HOST: own | host, parts.CONSTANTS: own}
     for segment in segments:
@@ -165,7 +168,7 @@ def check_edgetpu(
     error = encoder_error(engine, keras, reference)
     with uncommitted():
         hold(
-            parts.DIRECTORY,
+            parts.HOST,
             [Bound("the error of the encoder's output", error, ENCODER_TOLERANCE, AT_MOST)],
         )
         compared, answers = verify.compare(parts.HOST, engine, model.tokenizer, reference)

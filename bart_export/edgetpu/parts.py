@@ -12,7 +12,8 @@ from bart_export import contract
 from bart_export.config import BartConfig
 from bart_export.contract import HIDDEN, ONE, SOURCE, Signature, Tensor
 
-DIRECTORY = "edgetpu"
+TARGET = "edgetpu"
+DIRECTORY = TARGET
 HOST = f"{DIRECTORY}/host.tflite"
 # For each segment `NAME/centre` and `NAME/reach`, and for each norm `NAME/gamma` and `NAME/beta`.
 CONSTANTS = f"{DIRECTORY}/constants.npz"

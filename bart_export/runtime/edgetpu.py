@@ -205,7 +205,7 @@ class EdgeTpuEngine(CompiledModelEngine):
         cls, artifact: Artifact, name: str, *, num_threads: int | None = None
     ) -> "EdgeTpuEngine":
         """Open an artifact's export for the Edge TPU; `name` is that of the host's file."""
-        for file in artifact.files(parts.DIRECTORY):
+        for file in artifact.files(parts.TARGET):
             artifact.path(file)  # whole and unaltered
         entry = artifact.manifest["files"][name]
         return open_with_cache(

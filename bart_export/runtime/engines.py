@@ -62,7 +62,7 @@ ENGINES = {
     for kind in (
         EngineKind(LITERT, LITERT, "", open_compiled_model),
         EngineKind(TFLITE_RUNTIME, TFLITE_RUNTIME, "legacy-runtime", open_interpreter),
-        EngineKind("edgetpu", LITERT, "", EdgeTpuEngine.from_artifact, parts.DIRECTORY),
+        EngineKind(parts.TARGET, LITERT, "", EdgeTpuEngine.from_artifact, parts.TARGET),
     )
 }
 

@@ -43,7 +43,7 @@ def sources(backbone):
 def layers(request, backbone, sources, tmp_path):
     """Return, for an activation, what each segment reads and is to write, with its file written."""
     weights = backbone.named_weights()
-    config = dataclasses.replace(backbone.config, activation_function=request.param)
+    config = dataclasses.replace(backbone.config, activation_function=request.param, num_layers=1)
     parameters = InferenceParameters(config, lambda name: np.asarray(weights[name]))
     (tmp_path / parts.DIRECTORY).mkdir()
     samples = edgetpu.write_segments(parameters, sources, ROWS, tmp_path)
