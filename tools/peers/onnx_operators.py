@@ -136,7 +136,7 @@ class OnnxOperators:
         return self.node("Squeeze", mixed, axis)
 
     def source_heads(self, x: str) -> str:
-        shape = self.integers(1, -1, self.heads, self.config.hidden_dim // self.heads)
+        shape = self.integers(1, -1, self.config.decoder_heads, self.config.decoder_head_size)
         return self.node("Transpose", self.node("Reshape", x, shape), perm=[0, 2, 1, 3])
 
     def attend_source(self, query: str, key: str, value: str) -> str:
@@ -168,17 +168,9 @@ class OnnxOperators:
 
 def encoder(config: BartConfig, parameters: InferenceParameters) -> onnx.ModelProto:
     """Return the encoder: `token_ids` (source,) to `cross_key_i` and `cross_value_i`."""
-    operators = EncoderOperators(config, parameters, config.num_heads, reorders=False)
+    operators = OnnxOperators(config, parameters, config.num_heads, reorders=False)
     outputs = bart_graph.encode(config, operators, "token_ids")
     return operators.model({"token_ids": (TensorProto.INT64, ["source"])}, outputs)
-
-
-class EncoderOperators(OnnxOperators):
-    """The encoder's, whose last output is split into the decoder's heads."""
-
-    def source_heads(self, x: str) -> str:
-        self.heads = self.config.decoder_heads
-        return super().source_heads(x)
 
 
 def decoder(

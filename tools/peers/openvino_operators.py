@@ -74,11 +74,8 @@ class OpenvinoOperators:
 
     def norm(self, name: str, x: Any) -> Any:
         normal = ops.mvn(x, integers([-1]), True, EPSILON, "INSIDE_SQRT")
-        return ops.add(ops.multiply(normal, self.weight(f"{name}/gamma")), self.beta(name))
-
-    def beta(self, name: str) -> Any:
-        """Return a layer norm's shift."""
-        return self.weight(f"{name}/beta")
+        scaled = ops.multiply(normal, self.weight(f"{name}/gamma"))
+        return ops.add(scaled, self.weight(f"{name}/beta"))
 
     def bias(self, name: str, x: Any) -> Any:
         return ops.add(x, self.weight(name))

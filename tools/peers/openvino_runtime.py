@@ -1,10 +1,11 @@
 """OpenVINO over an encoder and a stateful decoder step, with int8 weights or in float32.
 
 Set up as its documentation advises for generation on a CPU: weights compressed by NNCF to 8 bits,
-a stateful decoder reordered by `beam_idx`, the latency hint and as many threads as asked. All other
-settings are the CPU plug-in's own, by which it quantizes activations on the fly, keeps caches in
-fewer bits, and computes in bfloat16 where the processor has it. The float32 build asks for exact
-float32. OpenVINO has no search for this graph: the host's searches.
+symmetric, which is the kind that goes with activations quantized on the fly; a stateful decoder
+reordered by `beam_idx`; the latency hint and as many threads as asked. All other settings are the
+CPU plug-in's own, by which it quantizes activations, keeps caches in 8 bits, and computes in
+bfloat16 where the processor has it. The float32 build asks for exact float32. OpenVINO has no
+search for this graph: the host's searches.
 """
 
 import contextlib
@@ -103,7 +104,7 @@ def build(checkpoint: Checkpoint, directory: Path, num_threads: int, *, int8: bo
 
 
 def compressed(model: openvino.Model) -> openvino.Model:
-    """Return a model with its weights in 8 bits, as NNCF does it where nothing is asked."""
+    """Return a model with its weights in 8 bits, one scale for each row."""
     nncf.set_log_level(logging.ERROR)
     with contextlib.redirect_stdout(io.StringIO()):  # a progress bar
-        return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
+        return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM)
