@@ -23,7 +23,7 @@ NEW_TOKENS = (16, 32, 64, 128)
 USUAL = 64  # new tokens to measure up to at least
 FEW = 8  # tokens that the time of one is the median of
 ROUNDS = 3
-ENOUGH = 2.0  # seconds for each file after which no other round begins
+ENOUGH = 4.0  # seconds for each file after which no other round begins
 
 
 @dataclasses.dataclass(frozen=True)

@@ -105,12 +105,13 @@ def test_speeds_are_those_that_were_measured(manifest, written):
     speeds = rows_of(text, "tokens a second, 4 beams")
     assert manifest["generation"]["max_length"] == 32
     for row in manifest["measurements"]:
-        (seconds,) = [
-            one["seconds"]
-            for one in row["lengths"]
-            if one["num_beams"] == 4 and one["new_tokens"] == 32
-        ]
-        assert speeds[row["file"]]["tokens a second, 4 beams"] == f"{32 / seconds:.0f}"
+        for beams, how in ((1, "greedy"), (4, "4 beams")):
+            (seconds,) = [
+                one["seconds"]
+                for one in row["lengths"]
+                if one["num_beams"] == beams and one["new_tokens"] == 32
+            ]
+            assert speeds[row["file"]][f"tokens a second, {how}"] == f"{32 / seconds:.0f}"
 
 
 def test_what_an_export_does_not_have_is_said_to_be_missing(manifest, tmp_path):
