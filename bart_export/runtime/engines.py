@@ -98,8 +98,27 @@ def files_for(artifact: Artifact, requested: str | None) -> dict[str, Mapping[st
 
 
 def target_of(requested: str | None) -> str:
-    """Return the target of an export that an engine, None for the default, opens."""
-    return ENGINES[requested].target if requested in ENGINES else "tflite"
+    """Return the target of an export that an engine, None for the default, opens.
+
+    Raises:
+        ConfigurationError: for an engine that does not exist.
+    """
+    return "tflite" if requested is None else named(requested).target
+
+
+def named(name: str) -> EngineKind:
+    """Return the row of an engine.
+
+    Raises:
+        ConfigurationError: if there is none, with the nearest and all others.
+    """
+    if name in ENGINES:
+        return ENGINES[name]
+    near = difflib.get_close_matches(name, ENGINES, n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise ConfigurationError(
+        f"An engine must be one of {', '.join(ENGINES)}, received {name!r}.{hint}"
+    )
 
 
 def installed_versions() -> dict[str, str]:
@@ -122,9 +141,7 @@ def runnable(names: Sequence[str], files: Files, requested: str | None) -> str:
     Opening the latter then says why it is refused. Arguments are those of `choose`.
     """
     installed = installed_versions()
-    package = next(iter(installed), LITERT)
-    if requested is not None:
-        package = ENGINES[requested].package if requested in ENGINES else requested
+    package = named(next(iter(installed), LITERT) if requested is None else requested).package
     able = (name for name in names if runs(files[name], package, installed.get(package, "0")))
     return next(able, names[0])
 
@@ -148,14 +165,7 @@ def choose(
         EngineError: if the package is known to compute the file wrongly, was not tried with it, or
             is older than what was.
     """
-    chosen = next(iter(installed), LITERT) if requested is None else requested
-    if chosen not in ENGINES:
-        near = difflib.get_close_matches(chosen, ENGINES, n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        raise ConfigurationError(
-            f"An engine must be one of {', '.join(ENGINES)}, received {chosen!r}.{hint}"
-        )
-    kind = ENGINES[chosen]
+    kind = named(next(iter(installed), LITERT) if requested is None else requested)
     package = kind.package
     if package not in installed:
         raise MissingExtra(f"Running {file}", package, kind.extra)

@@ -20,6 +20,7 @@ from typing import Any, overload
 from bart_export import recipes
 from bart_export.artifact import Artifact
 from bart_export.config import GenerationConfig, check_token_ids
+from bart_export.edgetpu.parts import TARGET as EDGETPU
 from bart_export.errors import ArtifactError, ConfigurationError, InputError
 from bart_export.runtime.engine import Engine
 from bart_export.runtime.engines import files_for, open_engine, runnable, target_of
@@ -260,9 +261,15 @@ def choose_file(
         raise ConfigurationError(f"shapes must be {' or '.join(BUILDS)}, received {shapes!r}.")
     files = files_for(artifact, engine)
     if not files:
+        there = (
+            ""
+            if engine or not artifact.files(EDGETPU)
+            else f" It has files for --engine {EDGETPU}."
+        )
         raise ArtifactError(
-            f"{artifact.directory} has no .tflite file for {engine or 'any engine'}. Export one "
-            f"with: bart-export --preset {artifact.manifest['preset']} --target {target_of(engine)}"
+            f"{artifact.directory} has no .tflite file{f' for {engine}' if engine else ''}.{there} "
+            f"Export one with: bart-export --preset {artifact.manifest['preset']} --target "
+            f"{target_of(engine)}"
         )
     wanted = {
         name: entry
