@@ -25,7 +25,7 @@ from bart_export.quality.budget_search import BudgetSearch
 from bart_export.quality.examination import Examination, Measured
 from bart_export.quality.sensitivity import LayerSensitivity
 from bart_export.quality.tolerance import check_measurable
-from bart_export.recipes import DEFAULT, RECIPES, STORAGES, Recipe
+from bart_export.recipes import STORAGES, Recipe
 from bart_export.targets.tflite import write_float
 from bart_export.text.tokenizer import BartTokenizer
 
@@ -102,8 +102,7 @@ def tune(
             generate=any(metric in ("tokens", *rouge.KINDS) for metric in budget),
         )
         search = BudgetSearch(examination, float_file, layers, name, budget, stage)
-        stage(f"measure {DEFAULT}")
-        widest = search.measure(RECIPES[DEFAULT])
+        widest = search.measure(dict.fromkeys(layers, RUNGS[-1]))
         search.require(widest)
         stage("store every layer in each way")
         files = {storage: directory / f"all_{storage}.tflite" for storage in RUNGS}

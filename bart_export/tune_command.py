@@ -1,0 +1,114 @@
+"""`bart-export tune`: a preset and a budget go in, a recipe file and a table come out.
+
+Everything heavy is imported when the command runs.
+"""
+
+import os
+import pathlib
+import re
+from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import click
+
+from bart_export import metrics, recipe_file, recipes
+from bart_export.errors import MissingExtra
+from bart_export.progress import stages
+
+if TYPE_CHECKING:
+    from bart_export.quality.tune import Tuned
+
+STAGES = 18  # about as many as a search of a hundred layers has
+
+
+@click.command()
+@click.argument("preset")
+@click.option(
+    "--budget",
+    "bounds",
+    multiple=True,
+    required=True,
+    metavar="NAME=VALUE",
+    help="What the file must keep, as in top1=0.98; may be given more than once. NAME is one of "
+    f"{', '.join(metrics.METRICS)}.",
+)
+@click.option(
+    "--data",
+    type=click.Path(path_type=pathlib.Path),
+    help='Texts to measure with, .jsonl with objects with a "text" and perhaps a "reference". '
+    "Default: those that ship with the preset.",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=pathlib.Path),
+    help="The recipe file to write. Default: PRESET_BUDGET.json.",
+)
+def tune(
+    preset: str,
+    bounds: tuple[str, ...],
+    data: pathlib.Path | None,
+    output: pathlib.Path | None,
+) -> None:
+    """Find the smallest dynamic file of a preset that keeps a budget, and write its recipe.
+
+    Layers that lose little are stored in 4 bits, the others in 8. Every file that is judged is a
+    real one, run on LiteRT along the float file's greedy answers to the texts. Exit code 1 if not
+    even dynamic_wi8_afp32 keeps the budget.
+    """
+    from bart_export.quiet import native_stderr_silenced
+
+    budget = metrics.parse(bounds)
+    path = output or pathlib.Path(f"{recipe_name(preset, budget)}.json")
+    recipe_file.checked_name(path.stem)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    with stages(STAGES) as stage:
+        stage("load TensorFlow")
+        try:
+            with native_stderr_silenced():
+                from bart_export.quality.tune import tune as find
+        except ModuleNotFoundError as error:
+            package = str(error.name).replace("_", "-")
+            raise MissingExtra("Tuning", package, "export") from None
+        tuned = find(preset, path.stem, budget, data, stage)
+    recipe_file.write(path, tuned.recipe)
+    show(tuned, budget)
+    click.echo(f"Wrote {path}. Try it:")
+    given = f" --data {data}" if data else ""
+    click.echo(f"  bart-export --preset {preset} --target tflite --recipe {path}{given}")
+
+
+def recipe_name(preset: str, budget: Mapping[str, float]) -> str:
+    """Return a name for the recipe: the last part of the preset's, and the budget."""
+    name = pathlib.PurePath(preset.partition("@")[0]).name or pathlib.Path(preset).resolve().name
+    parts = [name, *(f"{metric}_{bound:g}" for metric, bound in budget.items())]
+    return re.sub(r"[^A-Za-z0-9_-]", "_", "_".join(parts)).lstrip("_-")
+
+
+def show(tuned: "Tuned", budget: Mapping[str, float]) -> None:
+    """Print a table of the file that was found beside the usual one, and how layers are stored."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{tuned.texts} texts, {tuned.found.steps} steps")
+    names = list(dict.fromkeys([*budget, "top1", "kl", "relative"]))
+    for column in ("recipe", "MB", "smaller by", *names):
+        table.add_column(column, justify="left" if column == "recipe" else "right")
+    for name, measured in ((recipes.DEFAULT, tuned.widest), (tuned.recipe.name, tuned.found)):
+        smaller = 1 - measured.size / tuned.widest.size
+        figures = [f"{measured.figures[metric]:.4g}" for metric in names]
+        table.add_row(name, f"{measured.size / 1e6:.2f}", f"{smaller:.1%}", *figures)
+    console = Console()
+    console.print(table)
+    for storage, count in Counter(tuned.storages.values()).most_common():
+        words = recipes.STORAGES[storage].description
+        console.print(f"{count} layers in {words}{listed(tuned, storage)}", highlight=False)
+    console.print(f"{tuned.files} files were made and measured.", highlight=False)
+
+
+def listed(tuned: "Tuned", storage: str) -> str:
+    """Return the layers of a storage, where it is not the usual one."""
+    if tuned.recipe.layers[0][1] == storage:
+        return ""
+    return ": " + ", ".join(name for name, stored in tuned.storages.items() if stored == storage)
