@@ -38,8 +38,11 @@ def operators(content):
 def weight(content, name):
     """Return the bytes of the constant tensor whose name ends so, as a view of uint8."""
     found = {tensor.Buffer() for _, tensor in tensors(content) if is_named(tensor, name)}
-    (buffer,) = found
-    return model_of(content).Buffers(buffer).DataAsNumpy()
+    (index,) = found
+    buffer = model_of(content).Buffers(index)
+    if not buffer.DataLength():  # it lies at the file's end
+        return np.frombuffer(content, np.uint8, buffer.Size(), buffer.Offset())
+    return buffer.DataAsNumpy()
 
 
 def scale(content, name):

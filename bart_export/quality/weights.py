@@ -133,6 +133,8 @@ def row_errors(
     rows, columns = expected.shape
     granularity = storage.granularity or ""
     size = int(granularity.partition("_")[2]) if granularity.startswith("blockwise") else columns
+    if columns % size:  # no row can be cut into such blocks
+        size = columns
     groups = expected.reshape(rows, columns // size, size)
     error = received.reshape(groups.shape).astype(np.float64) - groups
     largest = np.abs(groups).max(-1) if whole is None else np.full(groups.shape[:2], whole)

@@ -8,59 +8,35 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tflite_files
+from judged_models import (
+    FLOAT32,
+    Judged,
+    cache_one_off,
+    swap_rows,
+    triple_the_scales,
+    wrong_epsilon,
+)
 
-from bart_export import checkpoints
-from bart_export.errors import VerificationFailed
+from bart_export.errors import ConfigurationError, VerificationFailed
 from bart_export.graph import steps
-from bart_export.graph.parameters import InferenceParameters
-from bart_export.model import BartBackbone
-from bart_export.presets import resolve
-from bart_export.quality import golden, verify
+from bart_export.quality import verify
 from bart_export.quality.figures import Comparison
-from bart_export.quality.reference import KerasReference
+from bart_export.quality.tolerance import check_measurable, judge
 from bart_export.quality.traces import follow
 from bart_export.recipes import RECIPES
-from bart_export.runtime.engine import CompiledModelEngine
 from bart_export.targets import tflite
-from bart_export.text.tokenizer import BartTokenizer
 
-FLOAT32, INT8 = RECIPES["float32"], RECIPES["dynamic_wi8_afp32"]
-TABLE = "token_embedding/weights"
-
-
-class Verifier:
-    """A checkpoint's reference, which files are held to."""
-
-    def __init__(self, preset):
-        checkpoint = checkpoints.read(resolve(str(preset)).directory)
-        self.config = checkpoint.config
-        self.parameters = InferenceParameters(
-            checkpoint.config, lambda name: np.asarray(checkpoint.weights[name])
-        )
-        self.tokenizer = BartTokenizer(dict(checkpoint.vocabulary), list(checkpoint.merges))
-        questions = golden.questions(
-            self.tokenizer,
-            checkpoint.config,
-            {"defaults": checkpoint.generation},
-            checkpoint.encoder_sequence_length,
-        )
-        model = KerasReference(BartBackbone.from_checkpoint(checkpoint))
-        self.reference = verify.consult(model, self.tokenizer, questions)
-
-    def check(self, content, recipe, path):
-        path.write_bytes(content)
-        engine = CompiledModelEngine(path, self.config, num_threads=1)
-        return verify.check("it", recipe, engine, self.tokenizer, self.reference)
+INT8 = RECIPES["dynamic_wi8_afp32"]
 
 
 @pytest.fixture(scope="module")
 def tiny(symmetric_artifact):
-    return Verifier(symmetric_artifact.manifest["source"]["handle"])
+    return Judged(symmetric_artifact.manifest["source"]["handle"])
 
 
 @pytest.fixture(scope="module")
 def mini():
-    return Verifier("bart_mini_en")
+    return Judged("bart_mini_en")
 
 
 @pytest.fixture
@@ -77,14 +53,9 @@ def test_a_right_file_passes_with_figures_that_say_so(tiny, float_file, tmp_path
     # Every greedy answer's tokens but the last were fed.
     assert comparison.steps == sum(
         len(answer.token_ids) - 1
-        for question, answer in zip(tiny.reference.questions, answers, strict=True)
+        for question, answer in zip(tiny.asked.questions, answers, strict=True)
         if question.setting == "greedy"
     )
-
-
-def swap_rows(content):
-    table = tflite_files.weight(content, TABLE).view(np.float32).reshape(1024, 64)
-    table[[700, 900]] = table[[900, 700]]
 
 
 def turn_a_sign(content):
@@ -112,26 +83,6 @@ def test_a_file_with_a_wrong_weight_fails(tiny, float_file, tmp_path, harm):
     harm(float_file)
     with pytest.raises(VerificationFailed, match=r"^it .*Nothing was committed\.$"):
         tiny.check(float_file, FLOAT32, tmp_path / "it")
-
-
-def wrong_epsilon(monkeypatch):
-    """Normalize once with another epsilon, where the rows are small enough for it to matter."""
-    right = steps.layer_norm
-
-    def layer_norm(parameters, name, x):
-        if name != "encoder_embeddings_layer_norm":
-            return right(parameters, name, x)
-        mean, variance = tf.nn.moments(x, [-1], keepdims=True)
-        scaled = (x - mean) * tf.math.rsqrt(variance + 1e-6)
-        return scaled * parameters[f"{name}/gamma"] + parameters[f"{name}/beta"]
-
-    monkeypatch.setattr(steps, "layer_norm", layer_norm)
-
-
-def cache_one_off(monkeypatch):
-    """Write keys and values one position after the one that they belong to."""
-    shifted = {**vars(tf), "equal": lambda places, position: tf.equal(places, position + 1)}
-    monkeypatch.setattr(steps, "tf", types.SimpleNamespace(**shifted))
 
 
 def beams_not_gathered(monkeypatch):
@@ -167,8 +118,7 @@ def test_an_int8_file_passes_and_fails_with_one_scale_three_times_too_large(
     content = bytearray(mini_artifact.path("tflite/dynamic_wi8_afp32.tflite").read_bytes())
     comparison, _ = mini.check(content, INT8, tmp_path / "it")
     assert 1e-3 < comparison.relative < 0.05
-    for scales in tflite_files.scale(content, "decoder/layer_0/feedforward_output/weights"):
-        scales *= 3
+    triple_the_scales(content)
     with pytest.raises(VerificationFailed, match="relative error"):
         mini.check(content, INT8, tmp_path / "it")
 
@@ -195,7 +145,7 @@ RIGHT = Comparison(
     ],
 )
 def test_figures_within_tolerance_pass(recipe, figures):
-    verify.judge("it", recipe, dataclasses.replace(RIGHT, **figures))
+    judge("it", recipe, dataclasses.replace(RIGHT, **figures))
 
 
 @pytest.mark.parametrize(
@@ -208,14 +158,38 @@ def test_figures_within_tolerance_pass(recipe, figures):
         (FLOAT32, {"relative": math.nan}, "received nan"),
         (FLOAT32, {"top1": 0.99}, "likeliest token must be at least 1"),
         (FLOAT32, {"tokens": 8 / 9}, "equal answers must be at least 1"),
-        (INT8, {"relative": 0.16}, "relative error"),
+        (FLOAT32, {"weights": 0.56, "worst_row": "a, row 3"}, "in rounding steps, a, row 3, must"),
+        (INT8, {"relative": 0.1601}, "0.1601. To accept it: --tolerance relative=0.17$"),
+        (INT8, {"top1": 0.879}, "0.879. To accept it: --tolerance top1=0.87$"),
+        (INT8, {"weights": math.nan}, "received nan"),
         (INT8, {"top1": 0.89}, "likeliest token must be at least 0.9"),
         (INT8, {"top1": math.nan}, "received nan"),
     ],
 )
 def test_a_figure_outside_fails_by_its_name(recipe, figures, words):
     with pytest.raises(VerificationFailed, match=words):
-        verify.judge("it", recipe, dataclasses.replace(RIGHT, **figures))
+        judge("it", recipe, dataclasses.replace(RIGHT, **figures))
+
+
+def test_an_error_of_an_exact_file_has_no_option_that_accepts_it():
+    with pytest.raises(VerificationFailed) as error:
+        judge("it", FLOAT32, dataclasses.replace(RIGHT, relative=1.1e-5))
+    assert "--tolerance" not in str(error.value)
+
+
+def test_over_many_texts_a_near_tie_may_be_decided_otherwise():
+    figures = {"tokens": 0.992, "top1": 0.9993}
+    with pytest.raises(VerificationFailed):
+        judge("it", FLOAT32, dataclasses.replace(RIGHT, **figures))
+    judge("it", FLOAT32, dataclasses.replace(RIGHT, **figures, data={"texts": 775}))
+    with pytest.raises(VerificationFailed, match="equal answers must be at least 0.99"):
+        judge("it", FLOAT32, dataclasses.replace(RIGHT, tokens=0.98, data={"texts": 775}))
+
+
+def test_a_bound_on_what_was_not_measured_is_refused_in_one_line():
+    check_measurable({"rouge_l": 0.5}, references=True)
+    with pytest.raises(ConfigurationError, match="rouge_l needs texts with references"):
+        check_measurable({"rouge_l": 0.5}, references=False)
 
 
 def test_logits_that_are_all_equal_are_compared_all_the_same(tiny):
@@ -226,13 +200,13 @@ def test_logits_that_are_all_equal_are_compared_all_the_same(tiny):
             return num_beams
 
         def step(self, state, token_ids, beam_index):
-            return np.zeros((state, tiny.config.vocabulary_size), np.float32), state
+            return np.zeros((state, tiny.facts.config.vocabulary_size), np.float32), state
 
         def along(self, trace):
             return follow(self, trace)
 
-    reference = verify.consult(Zeros(), tiny.tokenizer, tiny.reference.questions)
-    comparison, _ = verify.check("it", FLOAT32, Zeros(), tiny.tokenizer, reference)
+    reference = verify.consult(Zeros(), tiny.facts.tokenizer, tiny.asked.questions)
+    comparison, _ = verify.check("it", FLOAT32, Zeros(), tiny.facts.tokenizer, reference)
     assert (comparison.relative, comparison.spread) == (0.0, 0.0)
 
 
