@@ -12,6 +12,8 @@ from rich.table import Table
 
 Row = Mapping[str, Any]
 
+UNTIL = {"generator": "ready", "text": "text"}  # stages of an opening, as a head has them
+
 
 def milliseconds(seconds: float | None) -> str:
     """Return a duration in milliseconds as it stands in a table, a dash for none."""
@@ -40,7 +42,11 @@ def tables(report: Mapping[str, Any]) -> Group:
                 for row in report["files"]
             ],
         ),
-        opening_table(report["openings"]),
+        opening_table(
+            "From the path to a model ready to run, and to its first text, in ms",
+            report["openings"],
+            milliseconds,
+        ),
         memory_table(report["memory"]),
         filled(
             speeds,
@@ -77,9 +83,7 @@ def skip(row: Row) -> str:
     return f"{whose} {row['source']} was skipped: {row['reason']}."
 
 
-def opening_table(
-    rows: Iterable[Row], shown: Callable[[float | None], str] = milliseconds
-) -> Table:
+def opening_table(title: str, rows: Iterable[Row], shown: Callable[[float | None], str]) -> Table:
     """Return a table with a line for each file and number of threads, cells as `shown` has them."""
     grouped: dict[tuple[str, int], dict[tuple[str, str], Any]] = {}
     for row in rows:
@@ -87,8 +91,8 @@ def opening_table(
         cells[row["opening"], row["until"]] = row["seconds"]
     columns = [(way, until) for until in ("generator", "text") for way in ("first", "cold", "warm")]
     return filled(
-        "Opening in ms: from the path to the generator, and to its first text",
-        ("recipe", "threads", *(f"{way}\n{until}" for way, until in columns)),
+        title,
+        ("recipe", "threads", *(f"{way}\n{UNTIL[until]}" for way, until in columns)),
         [
             (recipe, str(threads), *(shown(cells.get(column)) for column in columns))
             for (recipe, threads), cells in grouped.items()
@@ -122,9 +126,10 @@ def named(row: Row) -> str:
 def filled(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """Return a table of rows whose columns but the first hold numbers."""
     made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    made.add_column(columns[0], no_wrap=True)
+    # Where a terminal is narrow, a name is broken before a number is.
+    made.add_column(columns[0], overflow="fold")
     for column in columns[1:]:
-        made.add_column(column, justify="right")
+        made.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         made.add_row(*row)
     return made

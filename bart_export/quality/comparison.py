@@ -115,7 +115,7 @@ def tables(compared: Mapping[str, Any]) -> Group:
     parts: list[Table | str] = [f"Figures as multiples of those of {other}:"]
     for name in LISTS:
         if name == "openings":
-            parts.append(opening_table(compared[name], multiple))
+            parts.append(opening_table("Openings", compared[name], multiple))
         else:
             parts.append(ratio_table(name, compared[name]))
     parts += [
