@@ -12,14 +12,13 @@ from typing import Any
 import click
 
 from bart_export import __version__
-from bart_export.artifact import Artifact
 from bart_export.bench_command import bench
+from bart_export.edgetpu_command import edgetpu
 from bart_export.errors import BartExportError
 from bart_export.export_command import export_options, flag, options_given, run
 from bart_export.generate_command import generate
 from bart_export.serve_command import serve
-
-Path = click.Path(path_type=pathlib.Path)
+from bart_export.verify_command import verify
 
 
 class Commands(click.Group):
@@ -66,25 +65,6 @@ def main(context: click.Context, /, **given: Any) -> None:
 
 
 @main.command()
-@click.argument("artifact", type=Path)
-def verify(artifact: pathlib.Path) -> None:
-    """Check an artifact: every file's hash, and its golden answers on this machine's runtime.
-
-    TensorFlow is not needed. Exit code 1 if a file answers otherwise than it did when exported.
-    """
-    from bart_export.quality.replay import replay
-    from bart_export.runtime.generator import Generator
-
-    opened = Artifact.open(artifact)
-    entries = opened.manifest["files"]
-    for row in replay(
-        opened, lambda name: Generator.from_artifact(artifact, recipe=entries[name]["recipe"])
-    ):
-        click.echo(f"{row.file}: {row.equal} of {row.asked} golden answers given again")
-    click.echo(f"{artifact} is whole: {len(entries)} files are what the manifest says")
-
-
-@main.command()
 def presets() -> None:
     """List the presets that have a name."""
     from bart_export.presets import PRESETS
@@ -114,5 +94,5 @@ def inspect(preset_or_artifact: str, as_json: bool) -> None:
             click.echo(f"  {name}: {value}")
 
 
-for command in (generate, bench, serve):
+for command in (generate, verify, bench, serve, edgetpu):
     main.add_command(command)

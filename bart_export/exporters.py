@@ -12,23 +12,29 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
 from bart_export import deployment
 from bart_export.artifact import Draft
 from bart_export.checkpoints.layers import layer_names
 from bart_export.config import GenerationConfig
+from bart_export.errors import ConfigurationError
+from bart_export.graph.parameters import InferenceParameters
 from bart_export.model import BartBackbone
 from bart_export.progress import Stage
-from bart_export.quality import calibration_texts, golden, verify
+from bart_export.quality import calibration_texts, golden
 from bart_export.quality import saved_model as saved_model_quality
 from bart_export.quality.figures import Comparison
+from bart_export.quality.gate import Facts, File, Gate
 from bart_export.quality.golden import Answer
 from bart_export.quality.reference import KerasReference
 from bart_export.quality.verify import Reference
+from bart_export.quality.weights import parameters_of
 from bart_export.recipe_file import check_layers
-from bart_export.recipes import Recipe
-from bart_export.runtime.engine import CompiledModelEngine
+from bart_export.recipes import RECIPES, Recipe
 from bart_export.targets import saved_model, tflite
 from bart_export.text.tokenizer import BartTokenizer
+from bart_export.tflite_options import StaticShapes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,19 +72,22 @@ class Written:
 
 def export_tflite(model: Model, options: Any, draft: Draft, stage: Stage) -> list[Written]:
     """Write a `.tflite` file for each recipe of a `TfliteOptions`."""
+    config, shapes = model.backbone.config, options.shapes
     recipes = [with_bounds(recipe, options.tolerance) for recipe in options.recipes]
     for recipe in recipes:
-        check_layers(recipe, layer_names(model.backbone.config))
+        check_layers(recipe, layer_names(config))
+    if shapes is not None and shapes.target_length < model.generation.max_length:
+        raise ConfigurationError(
+            f"--target-length must be at least {model.generation.max_length}, which the preset "
+            f"generates unless asked otherwise; received {shapes.target_length}."
+        )
     texts = calibration_texts.texts(options.calibration_data, model.directory)
     calibrator = calibration_texts.calibrator(
-        texts,
-        model.backbone.config,
-        model.tokenizer,
-        model.generation,
-        model.encoder_sequence_length,
+        texts, config, model.tokenizer, model.generation, model.encoder_sequence_length
     )
-    written = tflite.write_recipes(model.backbone, recipes, None, draft, stage, calibrator)
+    base, written = tflite.write_recipes(model.backbone, recipes, shapes, draft, stage, calibrator)
     calibrated = calibrator.calibration and texts.to_dict(calibrator.calibration)
+    gate = tflite_gate(model, base, shapes, options.data)
     return [
         Written(
             name,
@@ -92,31 +101,42 @@ def export_tflite(model: Model, options: Any, draft: Draft, stage: Stage) -> lis
                     "runtimes": dict(recipe.runtimes),
                     "refusals": dict(recipe.refusals),
                     **({"calibration": calibrated} if recipe.calibrated else {}),
+                    **tflite.build_fields(config, shapes),
                 }
             },
-            functools.partial(check_tflite, model, draft, name, recipe),
+            functools.partial(
+                check_tflite,
+                gate,
+                File.of_draft(name, draft.directory / name, recipe, config, shapes),
+            ),
         )
         for name, recipe in written.items()
     ]
+
+
+def tflite_gate(
+    model: Model, base: pathlib.Path, shapes: StaticShapes | None, data: pathlib.Path | None
+) -> Gate:
+    """Return what holds a model's `.tflite` files to the model, by way of their float file."""
+    config, weights = model.backbone.config, model.backbone.named_weights()
+    parameters = InferenceParameters(config, lambda name: np.asarray(weights[name]))
+    facts = Facts(config, model.tokenizer, model.generation, model.encoder_sequence_length)
+    name = "The float32 file that the others are made of"
+    float_file = File.of_draft(name, base, RECIPES["float32"], config, shapes)
+    return Gate(facts, float_file, parameters_of(config, parameters), data)
+
+
+def check_tflite(
+    gate: Gate, file: File, keras: KerasReference, reference: Reference
+) -> tuple[Comparison, Sequence[Answer | None]]:
+    """Hold a `.tflite` file to the Keras model that `reference` asked."""
+    return gate.check(file, reference)
 
 
 def with_bounds(recipe: Recipe, tolerance: Mapping[str, float]) -> Recipe:
     """Return a recipe with some bounds in the place of its own."""
     bounds = MappingProxyType({**recipe.tolerance, **tolerance})
     return dataclasses.replace(recipe, tolerance=bounds)
-
-
-def check_tflite(
-    model: Model,
-    draft: Draft,
-    name: str,
-    recipe: Recipe,
-    keras: KerasReference,
-    reference: Reference,
-) -> tuple[Comparison, Sequence[Answer | None]]:
-    """Run a `.tflite` file on LiteRT and compare it with the reference."""
-    engine = CompiledModelEngine(draft.directory / name, model.backbone.config)
-    return verify.check(name, recipe, engine, model.tokenizer, reference)
 
 
 def export_saved_model(model: Model, options: Any, draft: Draft, stage: Stage) -> list[Written]:

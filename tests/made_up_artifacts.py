@@ -41,7 +41,7 @@ def write(target, contents, preset="made_up"):
 
 def export_again(target, made, number):
     """Put what an export made in the place of an artifact, as the export itself does."""
-    ignored = shutil.ignore_patterns(artifact.MANIFEST, ".cache")
+    ignored = shutil.ignore_patterns("manifest.json", ".cache")
     with artifact.draft(target) as draft:
         shutil.copytree(made.directory, draft.directory, ignore=ignored, dirs_exist_ok=True)
         fields = {name: value for name, value in made.manifest.items() if "sha256" not in name}

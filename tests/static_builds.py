@@ -15,7 +15,7 @@ def add(made, shapes, recipes, target):
     backbone = BartBackbone.from_checkpoint(checkpoints.read(resolve(preset).directory))
     with artifact.draft(target) as draft:
         wanted = [RECIPES[name] for name in recipes]
-        written = tflite.write_recipes(backbone, wanted, shapes, draft, lambda _: None)
+        _, written = tflite.write_recipes(backbone, wanted, shapes, draft, lambda _: None)
         entries = {
             name: draft.entry(
                 name,
@@ -43,7 +43,7 @@ def without(made, name, target):
 
 
 def commit(draft, made, files):
-    ignored = shutil.ignore_patterns(artifact.MANIFEST, ".cache")
+    ignored = shutil.ignore_patterns("manifest.json", ".cache")
     shutil.copytree(made.directory, draft.directory, ignore=ignored, dirs_exist_ok=True)
     fields = {name: value for name, value in made.manifest.items() if "sha256" not in name}
     draft.commit({**fields, "files": files})

@@ -13,7 +13,7 @@ import made_up_artifacts
 import pytest
 from mounts import run_on_mount
 
-from bart_export import artifact
+from bart_export import artifact, directories
 from bart_export.artifact import Artifact
 from bart_export.errors import ArtifactError
 
@@ -199,7 +199,7 @@ def test_an_artifact_takes_the_place_of_another_whole(made, tmp_path):
 
 
 def test_where_directories_cannot_be_exchanged_two_renames_do(made, tmp_path, monkeypatch):
-    monkeypatch.setattr(artifact, "EXCHANGES", {})
+    monkeypatch.setattr(directories, "EXCHANGES", {})
     new = made_up_artifacts.write(made.directory, {"tflite/b.tflite": b"second"})
     assert names(tmp_path) == ["made"]
     assert names(new.directory / "tflite") == ["b.tflite"]
@@ -207,8 +207,8 @@ def test_where_directories_cannot_be_exchanged_two_renames_do(made, tmp_path, mo
 
 def test_an_exchange_the_file_system_refuses_is_made_with_two_renames(made, tmp_path, monkeypatch):
     # An unknown flag is what an old file system sees: EINVAL.
-    name, here, _ = artifact.EXCHANGES[sys.platform]
-    monkeypatch.setitem(artifact.EXCHANGES, sys.platform, (name, here, 1 << 20))
+    name, here, _ = directories.EXCHANGES[sys.platform]
+    monkeypatch.setitem(directories.EXCHANGES, sys.platform, (name, here, 1 << 20))
     new = made_up_artifacts.write(made.directory, {"tflite/b.tflite": b"second"})
     assert names(tmp_path) == ["made"]
     assert names(new.directory / "tflite") == ["b.tflite"]

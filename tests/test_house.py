@@ -23,7 +23,7 @@ ROOMS = [path for path in MODULES if path != PACKAGE / "__init__.py"]
 
 WORDS = ("errors", "config", "contract", "presets", "hubs", "metrics", "recipes", "recipe_file",
          "saved_model_options", "tflite_options",
-         "artifact", "quiet", "progress")  # fmt: skip
+         "artifact", "directories", "quiet", "progress")  # fmt: skip
 # What each layer may import beside itself. `runtime` and `server` stand on their own leg, so that
 # an edge device needs nothing of the other.
 LAYERS = {
@@ -48,9 +48,9 @@ LAYERS["serve_command"] = {"words", "server"}
 LAYERS["generate_command"] = {"words", "runtime"}
 LAYERS["bench_command"] = {"words", "quality"}
 LAYERS["edgetpu_command"] = {"words", "edgetpu"}
-LAYERS["verify_command"] = {"words", "runtime", "quality"}
-LAYERS["tune_command"] = {"words", "quality"}
 LAYERS["export_command"] = set(LAYERS)
+LAYERS["verify_command"] = {"words", "runtime", "quality", "export_command"}
+LAYERS["tune_command"] = {"words", "quality", "export_command"}
 LAYERS["cli"] = set(LAYERS)
 TENSOR_LIBRARIES = {"tensorflow", "keras", "keras_hub", "ai_edge_quantizer", "torch"}
 WITH_TENSOR_LIBRARIES = {"model", "graph", "targets", "quality", "exporters",

@@ -46,13 +46,13 @@ KILL_AT_EVERY_EVENT = """
 import os, pathlib, sys
 sys.path.insert(0, sys.argv[2])
 import made_up_artifacts
-from bart_export import artifact
+from bart_export import artifact, directories
 from test_killed_export import check_neighbours, whole
 
 target = pathlib.Path(sys.argv[1])
 two_renames = sys.argv[3] == "two renames"
 if two_renames:
-    artifact.EXCHANGES.clear()
+    directories.EXCHANGES.clear()
 VERSIONS = [{"a": b"old" * 999, "t/b": b"old"}, {"a": b"new" * 777, "t/c": b"new"}]
 EVENTS = ("open", "os.", "shutil.", "ctypes.call_function")
 left = -1

@@ -23,7 +23,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from bart_export.artifact import CACHE, MANIFEST, Artifact
+from bart_export.artifact import CACHE, Artifact
+from bart_export.directories import MANIFEST
 from bart_export.errors import EngineError
 from bart_export.quality import page_cache
 from bart_export.quality.bench_work import forced, random_source

@@ -21,7 +21,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from bart_export.artifact import CACHE, replace_file, synchronize
+from bart_export.artifact import CACHE, replace_file
+from bart_export.directories import synchronize
 from bart_export.errors import EngineError
 
 Opened = TypeVar("Opened")

@@ -14,7 +14,8 @@ import pathlib
 import re
 from typing import Any
 
-from bart_export.artifact import MANIFEST, Artifact
+from bart_export.artifact import Artifact
+from bart_export.directories import MANIFEST
 from bart_export.errors import ArtifactError
 from bart_export.server import saved_model_files
 from bart_export.server.served_model import LITERT, TENSORFLOW, ServedModel

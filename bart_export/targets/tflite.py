@@ -50,11 +50,15 @@ def write_recipes(
     draft: Draft,
     stage: Stage,
     calibrator: Calibrator | None = None,
-) -> dict[str, Recipe]:
-    """Write `tflite/<recipe>.tflite` for each recipe; return the recipes by file name.
+) -> tuple[pathlib.Path, dict[str, Recipe]]:
+    """Write `tflite/<recipe>.tflite` for each recipe.
 
     With `shapes` it is the static build, `tflite/<recipe>.static.tflite`. Recipes with integer
     activations want a `calibrator`, which is asked once.
+
+    Returns:
+        The float file that the others are made of, which lies in the draft's scratch directory
+        where no recipe asks for it, and the recipes by file name.
     """
     weights = backbone.named_weights()
     parameters = InferenceParameters(backbone.config, lambda name: np.asarray(weights[name]))
@@ -62,7 +66,8 @@ def write_recipes(
     directory.mkdir()
     stage("convert the graph")
     ending = "tflite" if shapes is None else "static.tflite"
-    unquantized = directory / f"float32.{ending}"
+    wanted = any(recipe.mode == "float" for recipe in recipes)
+    unquantized = (directory if wanted else draft.scratch) / f"float32.{ending}"
     write_float(parameters, unquantized, shapes)
     files = {}
     for recipe in recipes:
@@ -78,9 +83,7 @@ def write_recipes(
         stage(f"quantize {recipe.name}")
         layers = layer_names(backbone.config)
         (draft.directory / name).write_bytes(quantize(unquantized, recipe, layers, calibration))
-    if f"tflite/{unquantized.name}" not in files:
-        unquantized.unlink()
-    return files
+    return unquantized, files
 
 
 def write_float(
