@@ -25,7 +25,8 @@ class Storage:
 
     `bits` is the width of a stored weight; `granularity` what shares a scale: "channelwise" a row,
     "tensorwise" the matrix, "blockwise_32" 32 neighbours in a row, None where nothing is scaled.
-    `algorithm` chooses the scales, in AI Edge Quantizer's words.
+    `algorithm` chooses integers and scales, in AI Edge Quantizer's words or as `LEAST_ERROR`, which
+    is this package's own (`targets.rounding`).
     """
 
     name: str
@@ -36,6 +37,7 @@ class Storage:
 
 
 MIN_MAX = "min_max_uniform_quantize"
+LEAST_ERROR = "least_error"
 
 STORAGES: dict[str, Storage] = {
     storage.name: storage
@@ -44,7 +46,9 @@ STORAGES: dict[str, Storage] = {
         Storage("float16", "float16", 16, None, "float_casting"),
         Storage("int8", "int8, one scale a row", 8, "channelwise", MIN_MAX),
         Storage("int8_tensorwise", "int8, one scale a tensor", 8, "tensorwise", MIN_MAX),
-        Storage("int4", "int4 in blocks of 32", 4, "blockwise_32", "OCTAV"),
+        Storage("int4", "int4 in blocks of 32", 4, "blockwise_32", LEAST_ERROR),
+        Storage("int4_block64", "int4 in blocks of 64", 4, "blockwise_64", LEAST_ERROR),
+        Storage("int4_block128", "int4 in blocks of 128", 4, "blockwise_128", LEAST_ERROR),
     )
 }
 
@@ -181,7 +185,12 @@ RECIPES: dict[str, Recipe] = {
             "dynamic_wi4_afp32",
             purpose="the smallest files",
             mode="dynamic",
-            layers=((".*", "int4"),),
+            # The token embedding costs most: its errors enter twice, as lookups and as logits.
+            layers=(
+                (".*", "int4_block64"),
+                ("token_embedding", "int4"),
+                (".*/position_embedding", "int8"),
+            ),
             tolerance=COARSE,
             runtimes=LITERT_ONLY,
         ),

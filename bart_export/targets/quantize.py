@@ -18,8 +18,9 @@ import numpy as np
 from ai_edge_quantizer import qtyping, quantizer, recipe_manager
 
 from bart_export.quiet import native_stderr_silenced
-from bart_export.recipes import MODES, Recipe, Storage
+from bart_export.recipes import LEAST_ERROR, MIN_MAX, MODES, Recipe, Storage
 from bart_export.targets import static
+from bart_export.targets.blocks import round_blocks
 from bart_export.targets.calibration import Calibration
 
 OPERATIONS = (
@@ -41,7 +42,7 @@ def quantize(
     recipe: Recipe,
     layers: Collection[str],
     calibration: Calibration | None = None,
-) -> bytes | bytearray:
+) -> bytearray:
     """Return the float file at `path` quantized.
 
     Args:
@@ -55,14 +56,24 @@ def quantize(
         for operation in OPERATIONS:
             add_entry(manager, recipe.mode, storage, operators_of(stored), operation)
     bits = MODES[recipe.mode].activation_bits
-    if bits is None:
-        return run(path, manager, None)
-    assert calibration is not None
     content = np.memmap(path, np.uint8, "r")
-    add_static_entries(manager, recipe, layers, content, bits)
+    if bits is None:
+        return with_own_rounding(bytearray(run(path, manager, None)), content, recipe, layers)
+    assert calibration is not None
+    with unwarned():
+        add_static_entries(manager, recipe, layers, content, bits)
     fitted = static.ranges(content, calibration.ranges, bits)
     quantized = bytearray(run(path, manager, static.quantizer_statistics(fitted)))
     static.restore_outputs(quantized)
+    return with_own_rounding(quantized, content, recipe, layers)
+
+
+def with_own_rounding(
+    quantized: bytearray, content: Any, recipe: Recipe, layers: Iterable[str]
+) -> bytearray:
+    """Return a quantized file whose integers are ours where a storage's algorithm says so."""
+    ours = [layer for layer in layers if recipe.storage(layer).algorithm == LEAST_ERROR]
+    round_blocks(quantized, content, ours)
     return quantized
 
 
@@ -79,7 +90,7 @@ def run(
 
 @contextlib.contextmanager
 def unwarned() -> Iterator[None]:
-    """Keep warnings from users: of vectors that two operators share, of tensors that are kept."""
+    """Keep warnings from users: of entries that replace others, of vectors that operators share."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -135,7 +146,7 @@ def add_entry(
         operation_name=operation,
         num_bits=storage.bits,
         granularity=qtyping.QuantGranularity((storage.granularity or "tensorwise").upper()),
-        algorithm_key=storage.algorithm,
+        algorithm_key=MIN_MAX if storage.algorithm == LEAST_ERROR else storage.algorithm,
     )
 
 
