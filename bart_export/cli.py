@@ -18,6 +18,7 @@ from bart_export.errors import BartExportError
 from bart_export.export_command import export_options, flag, options_given, run
 from bart_export.generate_command import generate
 from bart_export.serve_command import serve
+from bart_export.tune_command import tune
 from bart_export.verify_command import verify
 
 
@@ -94,5 +95,5 @@ def inspect(preset_or_artifact: str, as_json: bool) -> None:
             click.echo(f"  {name}: {value}")
 
 
-for command in (generate, verify, bench, serve, edgetpu):
+for command in (generate, verify, bench, tune, serve, edgetpu):
     main.add_command(command)

@@ -17,7 +17,7 @@ from bart_export.artifact import Artifact
 from bart_export.errors import MissingExtra
 from bart_export.progress import stages
 from bart_export.saved_model_options import DTYPES, SavedModelOptions
-from bart_export.tflite_options import StaticShapes, TfliteOptions
+from bart_export.tflite_options import EdgeTpuOptions, StaticShapes, TfliteOptions
 
 EXPORT_PACKAGES = {
     "tensorflow": "tensorflow",
@@ -71,8 +71,9 @@ OPTIONS = (
     click.option(
         "--source-lengths",
         **NUMBERS,
-        help="Source tokens that a static file has signatures for. "
-        f"Default: {','.join(map(str, SOURCE_LENGTHS))}.",
+        help="Source tokens that a static file has signatures for; default: "
+        f"{','.join(map(str, SOURCE_LENGTHS))}. With --target edgetpu one number, the tokens that "
+        f"go through a segment at once; default: {EdgeTpuOptions.source_length}.",
     ),
     click.option(
         "--target-length",
@@ -172,6 +173,16 @@ def saved_model_options(given: Mapping[str, Any]) -> SavedModelOptions:
     return SavedModelOptions(**{**given, "num_beams": beams[0]})
 
 
+def edgetpu_options(given: Mapping[str, Any]) -> EdgeTpuOptions:
+    """Return what the command line says about segments for the Edge TPU."""
+    lengths = given.get("source_lengths", (EdgeTpuOptions.source_length,))
+    if len(lengths) > 1:
+        raise click.UsageError("Segments have one length: give --source-lengths one number.")
+    return EdgeTpuOptions(
+        lengths[0], given.get("calibration_data"), metrics.parse(given.get("tolerances", ()))
+    )
+
+
 # Target -> the options it takes beside --preset and --output, and what makes its options of them.
 TARGETS: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, Any]], Any]]] = {
     "tflite": (
@@ -191,6 +202,13 @@ TARGETS: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, Any]], Any]]] =
         ("dtype", "num_beams", "num_return_sequences", "no_repeat_ngram_size"),
         saved_model_options,
     ),
+    "edgetpu": (("source_lengths", "calibration_data", "tolerances"), edgetpu_options),
+}
+# Target -> how to try what was exported.
+TRIES = {
+    "tflite": 'generate {} "…"',
+    "saved_model": "serve {}",
+    "edgetpu": 'generate {} --engine edgetpu "…"',
 }
 
 
@@ -203,8 +221,8 @@ def run(preset: str | None, target: str | None, output: pathlib.Path | None, **v
     given = options_given(values)
     for name in given:
         if name not in names:
-            owner = next(other for other, (owned, _) in TARGETS.items() if name in owned)
-            raise click.UsageError(f"{flag(name)} belongs to --target {owner}, not to {target}.")
+            owners = " and ".join(other for other, (owned, _) in TARGETS.items() if name in owned)
+            raise click.UsageError(f"{flag(name)} belongs to --target {owners}, not to {target}.")
     export_to(preset, target, make_options(given), output or default_output(preset))
 
 
@@ -237,7 +255,7 @@ def export_to(preset: str, target: str, options: Any, output: pathlib.Path) -> N
     require_export_packages("Exporting")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ["KERAS_BACKEND"] = "tensorflow"
-    with stages(7 + 2 * len(options.recipes) if target == "tflite" else 9) as stage:
+    with stages(8 + 2 * len(options.recipes) if target == "tflite" else 9) as stage:
         stage("load TensorFlow")
         with native_stderr_silenced():
             from bart_export.export import export
@@ -245,8 +263,7 @@ def export_to(preset: str, target: str, options: Any, output: pathlib.Path) -> N
     click.echo(f"Exported {preset} to {output}")
     for row in artifact.manifest["verification"]:
         click.echo(f"  {summary(artifact, row)}")
-    command = "generate" if target == "tflite" else "serve"
-    click.echo(f"Try it: bart-export {command} {output}" + (' "…"' if target == "tflite" else ""))
+    click.echo(f"Try it: bart-export {TRIES[target].format(output)}")
 
 
 def summary(artifact: Artifact, row: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What an export to TFLite is told: recipes, shapes, texts and bounds.
+"""What an export to TFLite, or for the Edge TPU, is told: recipes, shapes, texts and bounds.
 
 Values only, as the command line has them; who reads which is not known here.
 """
@@ -66,4 +66,17 @@ class TfliteOptions:
     shapes: StaticShapes | None = None
     calibration_data: pathlib.Path | None = None
     data: pathlib.Path | None = None
+    tolerance: Mapping[str, float] = dataclasses.field(default_factory=lambda: NOTHING)
+
+
+@dataclasses.dataclass(frozen=True)
+class EdgeTpuOptions:
+    """What an export for the Edge TPU is told.
+
+    `source_length` is how many positions a segment of the encoder takes at once: longer texts go
+    through in pieces. The rest is as in `TfliteOptions`.
+    """
+
+    source_length: int = 128
+    calibration_data: pathlib.Path | None = None
     tolerance: Mapping[str, float] = dataclasses.field(default_factory=lambda: NOTHING)

@@ -9,7 +9,7 @@ from bart_export import export_command
 from bart_export.cli import main
 from bart_export.recipes import DEFAULT, RECIPES
 from bart_export.saved_model_options import SavedModelOptions
-from bart_export.tflite_options import StaticShapes, TfliteOptions
+from bart_export.tflite_options import EdgeTpuOptions, StaticShapes, TfliteOptions
 
 
 @pytest.fixture
@@ -54,6 +54,12 @@ def test_bounds_and_texts_reach_the_export(options, tmp_path):
     assert str(chosen.data) == data
 
 
+def test_segments_have_one_length(options):
+    chosen = options("--target", "edgetpu", "--source-lengths", "64", "--tolerance", "kl=1")
+    assert chosen == EdgeTpuOptions(64, None, {"kl": 1.0})
+    assert options("--target", "edgetpu") == EdgeTpuOptions()
+
+
 def test_a_saved_models_beams_are_one_number(options):
     assert options("--target", "saved_model", "--num-beams", "3").num_beams == 3
 
@@ -71,6 +77,8 @@ def test_a_saved_models_beams_are_one_number(options):
         ((*TFLITE, "--recipe", "none.json"), "Cannot read the recipe none.json"),
         ((*TFLITE, "--recipe", "float31"), "Did you mean float32?"),
         (("--target", "saved_model", "--num-beams", "1,4"), "one number of beams"),
+        (("--target", "edgetpu", "--source-lengths", "1,2"), "Segments have one length"),
+        (("--target", "edgetpu", "--num-beams", "2"), "belongs to --target tflite and saved_model"),
         (("--target", "saved_model", "--recipe", "float32"), "--recipe belongs to --target tflite"),
         (("--target", "saved_model", "--tolerance", "kl=1"), "--tolerance belongs to"),
         (("--shapes", "static"), "--target is missing"),

@@ -41,7 +41,6 @@ LAYERS["deployment"] = {"words", "text", "server"}
 LAYERS["quality"] = set(LAYERS)
 LAYERS["manifest"] = {"words", "text", "checkpoints"}
 LAYERS["exporters"] = set(LAYERS)
-LAYERS["edgetpu_exporter"] = set(LAYERS)
 LAYERS["export"] = set(LAYERS)
 LAYERS["inspection"] = {"words", "text", "checkpoints"}
 LAYERS["serve_command"] = {"words", "server"}
@@ -53,8 +52,7 @@ LAYERS["verify_command"] = {"words", "runtime", "quality", "export_command"}
 LAYERS["tune_command"] = {"words", "quality", "export_command"}
 LAYERS["cli"] = set(LAYERS)
 TENSOR_LIBRARIES = {"tensorflow", "keras", "keras_hub", "ai_edge_quantizer", "torch"}
-WITH_TENSOR_LIBRARIES = {"model", "graph", "targets", "quality", "exporters",
-                         "edgetpu_exporter", "export"}  # fmt: skip
+WITH_TENSOR_LIBRARIES = {"model", "graph", "targets", "quality", "exporters", "export"}
 
 
 def dotted(path):

@@ -2,10 +2,8 @@
 
 import pytest
 
-from bart_export.edgetpu_exporter import export_edgetpu
 from bart_export.export import export
-from bart_export.exporters import EXPORTERS
-from bart_export.tflite_options import StaticShapes, TfliteOptions
+from bart_export.tflite_options import EdgeTpuOptions
 
 ROWS = 32  # fewer than most texts have, so that they take several pieces
 
@@ -13,8 +11,6 @@ ROWS = 32  # fewer than most texts have, so that they take several pieces
 @pytest.fixture(scope="session")
 def edgetpu_artifact(tmp_path_factory):
     output = tmp_path_factory.mktemp("artifacts") / "bart_mini_en"
-    shapes = StaticShapes(source_lengths=(ROWS, 2 * ROWS), target_length=64, num_beams=(1,))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(EXPORTERS, "edgetpu", export_edgetpu)
         patch.setenv("PATH", "/nowhere")  # no compiler, whoever runs the tests
-        return export("bart_mini_en", "edgetpu", TfliteOptions((), shapes), output)
+        return export("bart_mini_en", "edgetpu", EdgeTpuOptions(ROWS), output)

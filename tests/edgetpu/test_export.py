@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 from compiler_logs import TWO_FILES, install
 
-from bart_export import checkpoints, edgetpu_exporter, presets
+from bart_export import checkpoints, presets
 from bart_export.artifact import Draft
 from bart_export.config import GenerationConfig
 from bart_export.edgetpu import parts
 from bart_export.edgetpu.check import check
 from bart_export.edgetpu.versions import NEWEST_VERSIONS
-from bart_export.edgetpu_exporter import ENCODER_TOLERANCE
 from bart_export.errors import ArtifactError, VerificationFailed
+from bart_export.exporters import edgetpu as edgetpu_exporter
+from bart_export.exporters.edgetpu import ENCODER_TOLERANCE
 from bart_export.model import BartBackbone
 from bart_export.quality.golden import Question, ask
 from bart_export.quality.reference import KerasReference

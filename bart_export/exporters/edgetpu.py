@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from bart_export import contract, exporters, recipes
+from bart_export import contract, recipes
 from bart_export.artifact import Draft
 from bart_export.edgetpu import compiler, parts
 from bart_export.edgetpu.check import Report
 from bart_export.edgetpu.check import check as check_file
 from bart_export.edgetpu.compiler import Compiled
 from bart_export.errors import VerificationFailed
+from bart_export.exporters.written import Model, Written, with_bounds
 from bart_export.graph.parameters import InferenceParameters
 from bart_export.metrics import AT_MOST
 from bart_export.progress import Stage
@@ -34,7 +35,6 @@ from bart_export.runtime.edgetpu import EdgeTpuEngine
 from bart_export.targets import edgetpu
 from bart_export.targets.calibration import Calibration
 
-ROWS = 128  # positions that a segment takes at once, where the options do not say
 # What the error of the encoder's output may be, in units of its spread.
 ENCODER_TOLERANCE = 0.1
 TINY = 1e-30  # stands for the spread of an output that is all equal
@@ -54,13 +54,10 @@ class Comparison(figures.Comparison):
     activation: float = math.nan
 
 
-def export_edgetpu(
-    model: exporters.Model, options: Any, draft: Draft, stage: Stage
-) -> list[exporters.Written]:
+def export_edgetpu(model: Model, options: Any, draft: Draft, stage: Stage) -> list[Written]:
     """Write the segments of the encoder and the host's file.
 
-    Of a `TfliteOptions` the first source length is how many positions a segment takes at once, and
-    the calibration data are texts to calibrate with.
+    `options` are `EdgeTpuOptions`.
 
     Raises:
         VerificationFailed: if a segment breaks a rule of the compiler.
@@ -69,8 +66,8 @@ def export_edgetpu(
     config = model.backbone.config
     weights = model.backbone.named_weights()
     parameters = InferenceParameters(config, lambda name: np.asarray(weights[name]))
-    recipe = exporters.with_bounds(recipes.named(recipes.DEFAULT), options.tolerance)
-    rows = options.shapes.source_lengths[0] if options.shapes else ROWS
+    recipe = with_bounds(recipes.named(recipes.DEFAULT), options.tolerance)
+    rows = options.source_length
     texts = calibration_texts.texts(options.calibration_data, model.directory)
     sources = [
         model.tokenizer.encode(text, model.encoder_sequence_length, truncate=True)
@@ -110,7 +107,7 @@ def export_edgetpu(
     for name, compiled in compile_segments(draft, segments).items():
         files[name] = {**own, "compiler": compiled.to_dict()}
     check = functools.partial(check_edgetpu, model, draft, recipe)
-    return [exporters.Written(parts.HOST, files, check)]
+    return [Written(parts.HOST, files, check)]
 
 
 def check_segment(draft: Draft, segment: parts.Segment) -> Report:
@@ -152,7 +149,7 @@ def compile_segments(draft: Draft, segments: Sequence[parts.Segment]) -> dict[st
 
 
 def check_edgetpu(
-    model: exporters.Model,
+    model: Model,
     draft: Draft,
     recipe: Recipe,
     keras: KerasReference,

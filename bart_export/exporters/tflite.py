@@ -1,0 +1,93 @@
+"""The export to TFLite: what writes a file for each recipe, and what holds it to the model.
+
+A `Model` and a `TfliteOptions` go in; files appear in the draft, and a `Written` for each comes
+out. What a file holds is known to `targets`, what is measured of it to `quality`.
+"""
+
+import functools
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from bart_export.artifact import Draft
+from bart_export.checkpoints.layers import layer_names
+from bart_export.errors import ConfigurationError
+from bart_export.exporters.written import Model, Written, with_bounds
+from bart_export.graph.parameters import InferenceParameters
+from bart_export.progress import Stage
+from bart_export.quality import calibration_texts
+from bart_export.quality.figures import Comparison
+from bart_export.quality.gate import Facts, File, Gate
+from bart_export.quality.golden import Answer
+from bart_export.quality.reference import KerasReference
+from bart_export.quality.verify import Reference
+from bart_export.quality.weights import parameters_of
+from bart_export.recipe_file import check_layers
+from bart_export.recipes import RECIPES
+from bart_export.targets import tflite
+from bart_export.tflite_options import StaticShapes
+
+
+def export_tflite(model: Model, options: Any, draft: Draft, stage: Stage) -> list[Written]:
+    """Write a `.tflite` file for each recipe of a `TfliteOptions`."""
+    config, shapes = model.backbone.config, options.shapes
+    recipes = [with_bounds(recipe, options.tolerance) for recipe in options.recipes]
+    for recipe in recipes:
+        check_layers(recipe, layer_names(config))
+    if shapes is not None and shapes.target_length < model.generation.max_length:
+        raise ConfigurationError(
+            f"--target-length must be at least {model.generation.max_length}, which the preset "
+            f"generates unless asked otherwise; received {shapes.target_length}."
+        )
+    texts = calibration_texts.texts(options.calibration_data, model.directory)
+    calibrator = calibration_texts.calibrator(
+        texts, config, model.tokenizer, model.generation, model.encoder_sequence_length
+    )
+    base, written = tflite.write_recipes(model.backbone, recipes, shapes, draft, stage, calibrator)
+    calibrated = calibrator.calibration and texts.to_dict(calibrator.calibration)
+    gate = tflite_gate(model, base, shapes, options.data)
+    return [
+        Written(
+            name,
+            {
+                name: {
+                    "target": "tflite",
+                    "recipe": recipe.name,
+                    "mode": recipe.mode,
+                    "layers": [list(pair) for pair in recipe.layers],
+                    "tolerance": dict(recipe.tolerance),
+                    "runtimes": dict(recipe.runtimes),
+                    "refusals": dict(recipe.refusals),
+                    **({"calibration": calibrated} if recipe.calibrated else {}),
+                    **tflite.build_fields(config, shapes),
+                }
+            },
+            functools.partial(
+                check_tflite,
+                gate,
+                File.of_draft(name, draft.directory / name, recipe, config, shapes),
+            ),
+        )
+        for name, recipe in written.items()
+    ]
+
+
+def tflite_gate(
+    model: Model, base: pathlib.Path, shapes: StaticShapes | None, data: pathlib.Path | None
+) -> Gate:
+    """Return what holds a model's `.tflite` files to the model, by way of their float file."""
+    config, weights = model.backbone.config, model.backbone.named_weights()
+    parameters = InferenceParameters(config, lambda name: np.asarray(weights[name]))
+    facts = Facts(config, model.tokenizer, model.generation, model.encoder_sequence_length)
+    name = "The float32 file that the others are made of"
+    float_file = File.of_draft(name, base, RECIPES["float32"], config, shapes)
+    return Gate(facts, float_file, parameters_of(config, parameters), data)
+
+
+def check_tflite(
+    gate: Gate, file: File, keras: KerasReference, reference: Reference
+) -> tuple[Comparison, Sequence[Answer | None]]:
+    """Hold a `.tflite` file to the Keras model that `reference` asked."""
+    return gate.check(file, reference)

@@ -1,0 +1,57 @@
+"""What exporters take and what they give: a model, and things written with the way to check each.
+
+Values only. No target is known here.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+from bart_export.config import GenerationConfig
+from bart_export.model import BartBackbone
+from bart_export.quality.golden import Answer
+from bart_export.quality.reference import KerasReference
+from bart_export.quality.verify import Reference
+from bart_export.recipes import Recipe
+from bart_export.text.tokenizer import BartTokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """What every target exports: the Keras model, its tokenizer and its settings.
+
+    `directory` is the checkpoint's.
+    """
+
+    backbone: BartBackbone
+    tokenizer: BartTokenizer
+    generation: GenerationConfig
+    encoder_sequence_length: int
+    directory: pathlib.Path
+
+
+# Compares with the reference: a dataclass of figures, and the answer to each question, None to
+# those that were not asked.
+Check = Callable[[KerasReference, Reference], tuple[Any, Sequence[Answer | None]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """One thing that a target wrote: a file, or a directory of files that go together.
+
+    `files` maps the name of each file to what its entry in the manifest says beside size and hash.
+    `settings` are those of a question that must be asked besides the usual ones, None for none.
+    """
+
+    name: str
+    files: Mapping[str, Mapping[str, Any]]
+    check: Check
+    settings: GenerationConfig | None = None
+
+
+def with_bounds(recipe: Recipe, tolerance: Mapping[str, float]) -> Recipe:
+    """Return a recipe with some bounds in the place of its own."""
+    bounds = MappingProxyType({**recipe.tolerance, **tolerance})
+    return dataclasses.replace(recipe, tolerance=bounds)
