@@ -25,7 +25,7 @@ def file_table(files: Sequence[Reported]) -> str:
                 code(one.name),
                 purpose(one.entry),
                 matrices(one.entry),
-                MODES[one.entry["mode"]].description if one.entry.get("mode") in MODES else DASH,
+                numbers(one.entry),
                 ", ".join(
                     f"{name} {oldest}" for name, oldest in one.entry.get("runtimes", {}).items()
                 )
@@ -34,6 +34,13 @@ def file_table(files: Sequence[Reported]) -> str:
             for one in files
         ],
     )
+
+
+def numbers(entry: Mapping[str, Any]) -> str:
+    """Return what a file computes with, and on how many texts that was calibrated."""
+    words = MODES[entry["mode"]].description if entry.get("mode") in MODES else DASH
+    calibration = entry.get("calibration")
+    return f"{words} on {calibration['texts']} texts" if calibration else words
 
 
 def purpose(entry: Mapping[str, Any]) -> str:

@@ -100,6 +100,22 @@ def test_every_file_is_there_with_its_true_size_and_figures(manifest, written):
     )
 
 
+def test_a_file_s_row_says_how_it_stores_and_computes(manifest, tmp_path):
+    name = "tflite/dynamic_wi8_afp32.tflite"
+    shapes = {"source_lengths": [16, 64], "target_length": 32, "num_beams": [1, 4]}
+    calibration = {"texts": 32, "samples": 700, "sha256": "0" * 64}
+    entry = manifest["files"][name] | {"mode": "static_ai8", "layers": [[".*", "int8"]]}
+    entry |= {"shapes": shapes, "calibration": calibration, "signatures": {"encode_16": {}}}
+    report.write(tmp_path, {**manifest, "files": {name: entry}})
+    text = (tmp_path / report.REPORT).read_text()
+    row = rows_of(text, "matrices")[name]
+    assert row["matrices"] == "int8, one scale a row"
+    assert row["computes in"] == "int8, calibrated on 32 texts"
+    assert row["for"].endswith("sources of 16 or 64 tokens, texts of 32, 1 or 4 beams")
+    assert row["runs on"] == "ai-edge-litert 2.3.0"
+    assert f"`{name}` has fixed sizes: `encode_16`." in text
+
+
 def test_speeds_are_those_that_were_measured(manifest, written):
     text = (written[0] / report.REPORT).read_text()
     speeds = rows_of(text, "tokens a second, 4 beams")
