@@ -16,7 +16,7 @@ here: an expression that matches none of them is refused where the checkpoint is
 import json
 import pathlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -24,6 +24,7 @@ from bart_export import metrics
 from bart_export.errors import ConfigurationError
 from bart_export.recipes import (
     BOTH,
+    FOUR_BITS,
     LITERT_ONLY,
     MODES,
     ONE_SCALE,
@@ -80,19 +81,42 @@ def from_dict(content: Any) -> Recipe:
     if not isinstance(tolerance, (dict, MappingProxyType)):
         raise ConfigurationError(f"tolerance must map metrics to bounds, received {tolerance!r}.")
     layers = checked_layers(content["layers"])
-    # What shares a scale decides who computes a file rightly.
-    tensorwise = all(STORAGES[storage].granularity in (None, "tensorwise") for _, storage in layers)
+    mode = checked_choice("mode", content["mode"], [mode for mode in MODES if mode != "float"])
+    check_mode(mode, layers)
+    refused = refusals(mode, layers)
     return Recipe(
         checked_name(content["name"]),
         purpose="a recipe of one's own",
-        mode=checked_choice("mode", content["mode"], [mode for mode in MODES if mode != "float"]),
+        mode=mode,
         layers=layers,
         tolerance=MappingProxyType(
             {name: metrics.check(name, bound) for name, bound in tolerance.items()}
         ),
-        runtimes=BOTH if tensorwise else LITERT_ONLY,
-        refusals=MappingProxyType({}) if tensorwise else ONE_SCALE,
+        runtimes=LITERT_ONLY if refused else BOTH,
+        refusals=refused,
     )
+
+
+def check_mode(mode: str, layers: Layers) -> None:
+    """Refuse blocks whose matrices are to be widened: no operator does that."""
+    blocks = [name for _, name in layers if "blockwise" in (STORAGES[name].granularity or "")]
+    if mode == "weight_only" and blocks:
+        raise ConfigurationError(
+            f"The mode weight_only can widen rows and whole matrices, received {blocks[0]!r}, "
+            "which is in blocks. The mode dynamic takes it."
+        )
+
+
+def refusals(mode: str, layers: Layers) -> Mapping[str, str]:
+    """Return why engines are refused: what the table's recipes were measured to do, by storage."""
+    if MODES[mode].activation_bits is not None:
+        return next(recipe.refusals for recipe in RECIPES.values() if recipe.mode == mode)
+    storages = [STORAGES[name] for _, name in layers]
+    if any(storage.bits == 4 for storage in storages):
+        return FOUR_BITS
+    by_row = any(storage.granularity == "channelwise" for storage in storages)
+    # Matrices that are widened first are widened rightly, row by row.
+    return ONE_SCALE if by_row and mode == "dynamic" else MappingProxyType({})
 
 
 def checked_name(name: Any) -> str:

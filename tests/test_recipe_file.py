@@ -40,12 +40,23 @@ def test_what_is_written_is_read_again(tmp_path):
     assert recipe_file.read(tmp_path / "mixed.json") == recipe
 
 
-@pytest.mark.parametrize("storage", ["int8_tensorwise", "int8"])
-def test_who_computes_it_rightly_follows_from_what_shares_a_scale(storage):
-    recipe = recipe_file.from_dict({**GOOD, "layers": [[".*", storage]]})
-    table = {"int8_tensorwise": "dynamic_wi8_afp32_tensorwise", "int8": "dynamic_wi8_afp32"}
-    assert recipe.runtimes == RECIPES[table[storage]].runtimes
-    assert recipe.refusals == RECIPES[table[storage]].refusals
+@pytest.mark.parametrize(
+    ("mode", "storages", "like"),
+    [
+        ("dynamic", ["int8_tensorwise"], "dynamic_wi8_afp32_tensorwise"),
+        ("dynamic", ["int8_tensorwise", "float16"], "dynamic_wi8_afp32_tensorwise"),
+        ("dynamic", ["int8_tensorwise", "int8"], "dynamic_wi8_afp32"),
+        ("dynamic", ["int4", "int8_tensorwise"], "dynamic_wi4_afp32"),
+        ("weight_only", ["int8", "float16"], "weight_only_wi8_afp32"),
+        ("static_ai16", ["int8_tensorwise"], "static_wi8_ai16"),
+        ("static_ai8", ["int8_tensorwise"], "static_wi8_ai8"),
+    ],
+)
+def test_who_computes_it_rightly_follows_from_mode_and_storages(mode, storages, like):
+    layers = [[".*", storage] for storage in storages]
+    recipe = recipe_file.from_dict({**GOOD, "mode": mode, "layers": layers})
+    assert recipe.runtimes == RECIPES[like].runtimes
+    assert recipe.refusals == RECIPES[like].refusals
 
 
 @pytest.mark.parametrize(
@@ -59,6 +70,7 @@ def test_who_computes_it_rightly_follows_from_what_shares_a_scale(storage):
         ({"layers": [[".*"]]}, r'pairs as in \[".\*", "int8"\]'),
         ({"layers": [["(", "int8"]]}, "regular expressions"),
         ({"layers": [[".*", "int5"]]}, "storage must be one of"),
+        ({"mode": "weight_only"}, "received 'int4', which is in blocks"),
         ({"tolerance": {"top2": 1}}, "metric must be one of"),
         ({"tolerance": {"top1": "high"}}, "must be a number"),
         ({"tolerance": {"top1": float("nan")}}, "must be a number"),
