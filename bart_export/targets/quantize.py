@@ -60,9 +60,10 @@ def quantize(
     if bits is None:
         return with_own_rounding(bytearray(run(path, manager, None)), content, recipe, layers)
     assert calibration is not None
-    with unwarned():
-        add_static_entries(manager, recipe, layers, content, bits)
     fitted = static.ranges(content, calibration.ranges, bits)
+    roomy = set(layers) - static.cramped_layers(content, fitted, bits)
+    with unwarned():
+        add_static_entries(manager, recipe, sorted(roomy), content, bits)
     quantized = bytearray(run(path, manager, static.quantizer_statistics(fitted)))
     static.restore_outputs(quantized)
     return with_own_rounding(quantized, content, recipe, layers)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 
 from bart_export.targets.calibration import Ranges
@@ -31,13 +32,15 @@ INTEGER_OPERATORS: Mapping[str, frozenset[str]] = {
     "static_ai8": frozenset(PROJECTED),
 }
 # Layers whose inputs and outputs no fixed range of a mode suits; they are quantized on the fly. The
-# second matrix of a feed-forward block writes to the first token values ten times any other's: with
+# second matrix of a feed-forward block gives the first token values several times any other's: with
 # int8 that alone costs 3 % of the likeliest tokens, and clipping the range no less.
 ON_THE_FLY: Mapping[str, str] = {"static_ai8": ".*/feedforward_output"}
 # Bits of activations -> how far ranges go beyond the calibration's texts. On texts of another kind,
 # what falls outside costs int16 more than steps half as fine again would (logits 7.6 % of their
 # spread off, with headroom 2.6 %); int8 has no step to spare.
 HEADROOM = {16: 1.5, 8: 1.0}
+# A bias is an integer of 32 bits in steps of the input's scale times the row's; half is for safety.
+LARGEST_BIAS = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +154,36 @@ def ranges(content: Any, measured: Ranges, bits: int) -> Ranges:
             fitted[graph.names[operator.outputs[0]]] = low - margin, high
         fitted |= {mask: (-depth, 0.0) for mask, depth in depths.items()}
     return fitted
+
+
+def cramped_layers(content: Any, fitted: Ranges, bits: int) -> set[str]:
+    """Return the layers with a bias that is too large for its integer, and would saturate unseen.
+
+    Such a row of the matrix is zero, or nearly: the padding token's in a table with a logits bias.
+    """
+    model = schema.Model.GetRootAs(content, 0)
+    cramped = set()
+    for number, graph in enumerate(graphs(content)):
+        for operator in graph.operators:
+            if operator.name != "FULLY_CONNECTED" or len(operator.inputs) < 3:
+                continue
+            read, matrix, bias = operator.inputs
+            if bias < 0:
+                continue
+            low, high = fitted[graph.names[read]]
+            tensors = model.Subgraphs(number).Tensors
+            rows = np.abs(constant(model, tensors(matrix))).max(axis=1) / 127
+            largest = LARGEST_BIAS * rows * ((high - low) / 2**bits)
+            if (np.abs(constant(model, tensors(bias))) > largest).any():
+                result = graph.names[operator.outputs[0]]
+                cramped.add(result.partition("/")[2].rpartition("/")[0])
+    return cramped
+
+
+def constant(model: Any, tensor: Any) -> npt.NDArray[np.float32]:
+    """Return the values of a constant float tensor, as they lie in the file."""
+    data = model.Buffers(tensor.Buffer()).DataAsNumpy()
+    return np.asarray(data).view(np.float32).reshape(tensor.ShapeAsNumpy())
 
 
 def quantizer_statistics(fitted: Ranges) -> dict[str, dict[str, np.ndarray]]:
