@@ -218,3 +218,33 @@ def test_layers_that_have_no_static_form_keep_their_storage(mini_artifact):
     assert types["encoder/layer_0/self_attention_key/output"] == ("FLOAT32", "FLOAT32")
     assert types["encoder/layer_1/self_attention_value/output"] == ("FLOAT32", "FLOAT32")
     assert types["encoder/layer_1/self_attention_key/output"] == ("INT8", "INT8")
+
+
+def test_a_layer_whose_bias_would_saturate_is_known(distilled_artifact, mini_artifact):
+    # The padding token's row of the table is zero, and the checkpoint has a logits bias.
+    for artifact, expected in ((distilled_artifact, {"token_embedding"}), (mini_artifact, set())):
+        content = artifact.path(FILE).read_bytes()
+        found = {name for _, names in activations(content).values() for name in names.values()}
+        fitted = {name: (-8.0, 8.0) for name in found}
+        for bits in (8, 16):
+            assert static.cramped_layers(content, fitted, bits) == expected
+
+
+def test_a_file_with_such_a_bias_keeps_it_and_computes_the_rest_in_integers(distilled_artifact):
+    content = distilled_artifact.path(FILE).read_bytes()
+    found = {name for _, names in activations(content).values() for name in names.values()}
+    anything = Calibration({name: (-8.0, 8.0) for name in found}, 1, 1)
+    made = quantize(
+        distilled_artifact.path(FILE),
+        RECIPES[AI16],
+        layer_names(distilled_artifact.config),
+        anything,
+    )
+    types = {
+        result.name.decode(): TYPES[result.type]
+        for name, _, result in results(bytes(made))
+        if name == "FULLY_CONNECTED"
+    }
+    assert types.pop("decode/token_embedding/output") == "FLOAT32"
+    assert types.pop("decode_single/token_embedding/output") == "FLOAT32"
+    assert set(types.values()) == {"INT16"}
