@@ -52,6 +52,8 @@ FIELDS: dict[str, type] = {
     "files": dict,
     "tools": dict,
     "verification": list,
+    "measurements": list,
+    "sensitivity": list,
     "exports": int,
 }
 SEAL = re.compile(rb'"manifest_sha256": "([0-9a-f]{64})"')

@@ -16,7 +16,7 @@ from bart_export.exporters import EXPORTERS, Model
 from bart_export.manifest import GOLDEN, MERGES, VOCABULARY, describe, keep
 from bart_export.model import BartBackbone
 from bart_export.progress import Stage
-from bart_export.quality import golden, verify
+from bart_export.quality import golden, measurements, report, verify
 from bart_export.quality.reference import KerasReference
 from bart_export.text.tokenizer import BartTokenizer
 
@@ -57,7 +57,8 @@ def export(
             checkpoint.encoder_sequence_length,
             checkpoint.directory,
         )
-        written = EXPORTERS[target](model, options, draft, stage)
+        exported = EXPORTERS[target](model, options, draft, stage)
+        written = exported.written
         stage("ask the Keras model")
         questions = golden.questions(
             tokenizer,
@@ -72,7 +73,6 @@ def export(
             stage(f"verify {one.name}")
             comparison, answers[one.name] = one.check(keras, reference)
             rows.append({"file": one.name, **dataclasses.asdict(comparison)})
-        stage("commit the artifact")
         manifest = describe(source, checkpoint, tokenizer, generation, preset)
         entries = {
             name: draft.entry(name, **details)
@@ -82,11 +82,26 @@ def export(
         kept = keep(draft, manifest, entries)
         manifest["exports"] = kept.exports + 1
         manifest["verification"] = [*rows, *kept.verification]
+        stage("measure for the report")
+        measured = measurements.measure(
+            {
+                one.name: measurements.Measured(entries[one.name], one.run)
+                for one in written
+                if one.run is not None
+            },
+            measurements.Model(generation, checkpoint.encoder_sequence_length),
+            manifest["exports"],
+        )
+        manifest["measurements"] = [*measured, *kept.measurements]
+        manifest["sensitivity"] = [*(exported.sensitivity or kept.sensitivity)]
         content = golden.to_dict(questions, reference.answers, answers)
         golden.add_earlier(content, kept.golden, [row["file"] for row in kept.verification])
         write_json(draft.directory / GOLDEN, content)
         own = {name: draft.entry(name) for name in (VOCABULARY, MERGES, GOLDEN)}
         manifest["files"] = {**entries, **kept.files, **own}
+        reported = report.write(draft.directory, manifest)
+        manifest["files"] |= {name: draft.entry(name) for name in reported}
+        stage("commit the artifact")
         draft.commit(manifest)
     return Artifact.open(output)
 

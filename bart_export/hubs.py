@@ -20,6 +20,8 @@ from bart_export.errors import MissingExtra, PresetError
 
 # What a reader needs beside the weights, in either format.
 SMALL_FILES = (
+    "README.md",
+    "LICENSE",
     "config.json",
     "generation_config.json",
     "preprocessor.json",

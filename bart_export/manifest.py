@@ -14,7 +14,7 @@ from typing import Any
 import bart_export
 from bart_export import checkpoints, contract
 from bart_export.artifact import Artifact, Draft
-from bart_export.checkpoints import Checkpoint, names
+from bart_export.checkpoints import Checkpoint, card, names
 from bart_export.config import GenerationConfig
 from bart_export.errors import ArtifactError
 from bart_export.presets import Source
@@ -70,15 +70,18 @@ def describe(
         },
         "tools": {"bart-export": bart_export.__version__}
         | {name: importlib.metadata.version(name) for name in TOOLS},
+        "licence": card.licence(checkpoint.directory),
         "exports": 1,
         "files": {},
         "verification": [],
+        "measurements": [],
+        "sensitivity": [],
     }
 
 
 @dataclasses.dataclass(frozen=True)
 class Kept:
-    """What of an earlier export goes on: entries of files, verification rows, golden cases.
+    """What of an earlier export goes on: files, what was found out about them, golden cases.
 
     `exports` counts the exports that were committed at this place.
     """
@@ -86,6 +89,8 @@ class Kept:
     exports: int = 0
     files: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     verification: tuple[Mapping[str, Any], ...] = ()
+    measurements: tuple[Mapping[str, Any], ...] = ()
+    sensitivity: tuple[Mapping[str, Any], ...] = ()
     golden: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"cases": []})
 
 
@@ -116,8 +121,12 @@ def keep(draft: Draft, manifest: Mapping[str, Any], written: Collection[str]) ->
         for name in others:
             (draft.directory / name).unlink(missing_ok=True)
         return Kept(exports)
-    rows = [row for row in previous.manifest["verification"] if stands(row["file"], others)]
-    return Kept(exports, others, tuple(rows), cases)
+    rows = {
+        field: tuple(row for row in previous.manifest[field] if stands(row["file"], others))
+        for field in ("verification", "measurements")
+    }
+    sensitivity = tuple(previous.manifest["sensitivity"]) if same else ()
+    return Kept(exports, others, rows["verification"], rows["measurements"], sensitivity, cases)
 
 
 def carry_serving(draft: Draft) -> None:

@@ -23,6 +23,8 @@ def manifest(files, preset="made_up"):
         "files": files,
         "tools": {},
         "verification": [],
+        "measurements": [],
+        "sensitivity": [],
         "exports": 1,
     }
 

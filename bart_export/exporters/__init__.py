@@ -1,7 +1,8 @@
 """The targets of an export: for each, what writes its files and what compares them with the model.
 
-A `Model` and a target's options go in; files appear in the draft, and for each of them, or each
-directory of them, a `Written` comes out that says what the manifest is told and how it is checked.
+A `Model` and a target's options go in; files appear in the draft, and an `Exported` comes out, in
+which a `Written` for each file, or directory of files, says what the manifest is told and how it is
+checked.
 The order of the journey is not known here.
 """
 
@@ -12,13 +13,13 @@ from bart_export.artifact import Draft
 from bart_export.exporters.edgetpu import export_edgetpu
 from bart_export.exporters.saved_model import export_saved_model
 from bart_export.exporters.tflite import export_tflite
-from bart_export.exporters.written import Model, Written
+from bart_export.exporters.written import Exported, Model, Written
 from bart_export.progress import Stage
 
-__all__ = ["EXPORTERS", "Model", "Written"]
+__all__ = ["EXPORTERS", "Exported", "Model", "Written"]
 
-# (model, options, draft, stage) -> what was written
-EXPORTERS: dict[str, Callable[[Model, Any, Draft, Stage], list[Written]]] = {
+# (model, options, draft, stage) -> what was done
+EXPORTERS: dict[str, Callable[[Model, Any, Draft, Stage], Exported]] = {
     "tflite": export_tflite,
     "saved_model": export_saved_model,
     "edgetpu": export_edgetpu,

@@ -21,7 +21,7 @@ from bart_export.edgetpu.check import Report
 from bart_export.edgetpu.check import check as check_file
 from bart_export.edgetpu.compiler import Compiled
 from bart_export.errors import VerificationFailed
-from bart_export.exporters.written import Model, Written, with_bounds
+from bart_export.exporters.written import Exported, Model, Written, with_bounds
 from bart_export.graph.parameters import InferenceParameters
 from bart_export.metrics import AT_MOST
 from bart_export.progress import Stage
@@ -54,7 +54,7 @@ class Comparison(figures.Comparison):
     activation: float = math.nan
 
 
-def export_edgetpu(model: Model, options: Any, draft: Draft, stage: Stage) -> list[Written]:
+def export_edgetpu(model: Model, options: Any, draft: Draft, stage: Stage) -> Exported:
     """Write the segments of the encoder and the host's file.
 
     `options` are `EdgeTpuOptions`.
@@ -107,7 +107,7 @@ def export_edgetpu(model: Model, options: Any, draft: Draft, stage: Stage) -> li
     for name, compiled in compile_segments(draft, segments).items():
         files[name] = {**own, "compiler": compiled.to_dict()}
     check = functools.partial(check_edgetpu, model, draft, recipe)
-    return [Written(parts.HOST, files, check)]
+    return Exported([Written(parts.HOST, files, check)])
 
 
 def check_segment(draft: Draft, segment: parts.Segment) -> Report:

@@ -10,14 +10,14 @@ from typing import Any
 
 from bart_export import deployment
 from bart_export.artifact import Draft
-from bart_export.exporters.written import Model, Written
+from bart_export.exporters.written import Exported, Model, Written
 from bart_export.progress import Stage
 from bart_export.quality import golden
 from bart_export.quality import saved_model as saved_model_quality
 from bart_export.targets import saved_model
 
 
-def export_saved_model(model: Model, options: Any, draft: Draft, stage: Stage) -> list[Written]:
+def export_saved_model(model: Model, options: Any, draft: Draft, stage: Stage) -> Exported:
     """Write the next version of a SavedModel."""
     settings = options.settings(model.generation)
     deployment.model_name(draft.target)
@@ -51,4 +51,5 @@ def export_saved_model(model: Model, options: Any, draft: Draft, stage: Stage) -
     check = functools.partial(
         saved_model_quality.check, name, directory, options.dtype, model.tokenizer, settings
     )
-    return [Written(name, files, check, None if settings == model.generation else settings)]
+    own = None if settings == model.generation else settings
+    return Exported([Written(name, files, check, own)])

@@ -6,6 +6,7 @@ out. What a file holds is known to `targets`, what is measured of it to `quality
 
 import functools
 import pathlib
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,64 +15,97 @@ import numpy as np
 from bart_export.artifact import Draft
 from bart_export.checkpoints.layers import layer_names
 from bart_export.errors import ConfigurationError
-from bart_export.exporters.written import Model, Written, with_bounds
+from bart_export.exporters.written import Exported, Model, Written, with_bounds
 from bart_export.graph.parameters import InferenceParameters
 from bart_export.progress import Stage
 from bart_export.quality import calibration_texts
+from bart_export.quality.data import Example
+from bart_export.quality.examination import Examination
 from bart_export.quality.figures import Comparison
-from bart_export.quality.gate import Facts, File, Gate
+from bart_export.quality.gate import Facts, File, Gate, opened
 from bart_export.quality.golden import Answer
 from bart_export.quality.reference import KerasReference
+from bart_export.quality.sensitivity import measure
+from bart_export.quality.tune import RANKING_TEXTS, RUNGS
 from bart_export.quality.verify import Reference
 from bart_export.quality.weights import parameters_of
 from bart_export.recipe_file import check_layers
-from bart_export.recipes import RECIPES
+from bart_export.recipes import RECIPES, STORAGES, Recipe
 from bart_export.targets import tflite
 from bart_export.tflite_options import StaticShapes
 
 
-def export_tflite(model: Model, options: Any, draft: Draft, stage: Stage) -> list[Written]:
+def export_tflite(model: Model, options: Any, draft: Draft, stage: Stage) -> Exported:
     """Write a `.tflite` file for each recipe of a `TfliteOptions`."""
     config, shapes = model.backbone.config, options.shapes
     recipes = [with_bounds(recipe, options.tolerance) for recipe in options.recipes]
+    check(model, recipes, shapes)
+    texts = calibration_texts.texts(options.calibration_data, model.directory)
+    calibrator = calibration_texts.calibrator(
+        texts, config, model.tokenizer, model.generation, model.encoder_sequence_length
+    )
+    base, files = tflite.write_recipes(model.backbone, recipes, shapes, draft, stage, calibrator)
+    calibrated = calibrator.calibration and texts.to_dict(calibrator.calibration)
+    gate = tflite_gate(model, base, shapes, options.data)
+    written = []
+    for name, recipe in files.items():
+        path = draft.directory / name
+        file = File.of_draft(name, path, recipe, config, shapes)
+        entry = {
+            "target": "tflite",
+            "recipe": recipe.name,
+            "mode": recipe.mode,
+            "layers": [list(pair) for pair in recipe.layers],
+            "tolerance": dict(recipe.tolerance),
+            "runtimes": dict(recipe.runtimes),
+            "refusals": dict(recipe.refusals),
+            **({"calibration": calibrated} if recipe.calibrated else {}),
+            **tflite.build_fields(config, shapes),
+        }
+        held = functools.partial(check_tflite, gate, file)
+        run = functools.partial(opened, path, config, shapes)
+        written.append(Written(name, {name: entry}, held, run=run))
+    # Whoever exports one recipe has chosen; between several it helps to know the layers.
+    if shapes is None and sum(recipe.mode != "float" for recipe in recipes) > 1:
+        stage("measure every layer's sensitivity")
+        return Exported(written, sensitivities(model, base, texts.texts, draft))
+    return Exported(written)
+
+
+def check(model: Model, recipes: Sequence[Recipe], shapes: StaticShapes | None) -> None:
+    """Refuse recipes that name no layer of the model, and shapes too short for its own settings.
+
+    Raises:
+        ConfigurationError: with the expression, or the length.
+    """
     for recipe in recipes:
-        check_layers(recipe, layer_names(config))
+        check_layers(recipe, layer_names(model.backbone.config))
     if shapes is not None and shapes.target_length < model.generation.max_length:
         raise ConfigurationError(
             f"--target-length must be at least {model.generation.max_length}, which the preset "
             f"generates unless asked otherwise; received {shapes.target_length}."
         )
-    texts = calibration_texts.texts(options.calibration_data, model.directory)
-    calibrator = calibration_texts.calibrator(
-        texts, config, model.tokenizer, model.generation, model.encoder_sequence_length
-    )
-    base, written = tflite.write_recipes(model.backbone, recipes, shapes, draft, stage, calibrator)
-    calibrated = calibrator.calibration and texts.to_dict(calibrator.calibration)
-    gate = tflite_gate(model, base, shapes, options.data)
-    return [
-        Written(
-            name,
-            {
-                name: {
-                    "target": "tflite",
-                    "recipe": recipe.name,
-                    "mode": recipe.mode,
-                    "layers": [list(pair) for pair in recipe.layers],
-                    "tolerance": dict(recipe.tolerance),
-                    "runtimes": dict(recipe.runtimes),
-                    "refusals": dict(recipe.refusals),
-                    **({"calibration": calibrated} if recipe.calibrated else {}),
-                    **tflite.build_fields(config, shapes),
-                }
-            },
-            functools.partial(
-                check_tflite,
-                gate,
-                File.of_draft(name, draft.directory / name, recipe, config, shapes),
-            ),
+
+
+def sensitivities(
+    model: Model, base: pathlib.Path, texts: Sequence[str], draft: Draft
+) -> list[dict[str, Any]]:
+    """Return what the model loses by each layer, stored as the narrowest files store it."""
+    with tempfile.TemporaryDirectory(dir=draft.scratch) as scratch:
+        # Logits are kept beside the file meanwhile.
+        float_file = pathlib.Path(scratch) / base.name
+        float_file.symlink_to(base)
+        examination = Examination(
+            float_file,
+            model.backbone.config,
+            model.tokenizer,
+            model.generation,
+            model.encoder_sequence_length,
+            [Example(text) for text in texts[:RANKING_TEXTS]],
+            generate=False,
         )
-        for name, recipe in written.items()
-    ]
+        rows = measure(model.backbone, float_file, examination.traces, STORAGES[RUNGS[0]])
+    return [row.to_dict() for row in rows]
 
 
 def tflite_gate(

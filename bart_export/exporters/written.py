@@ -6,6 +6,7 @@ Values only. No target is known here.
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from types import MappingProxyType
 from typing import Any
 
@@ -15,6 +16,7 @@ from bart_export.quality.golden import Answer
 from bart_export.quality.reference import KerasReference
 from bart_export.quality.verify import Reference
 from bart_export.recipes import Recipe
+from bart_export.runtime.engine import Engine
 from bart_export.text.tokenizer import BartTokenizer
 
 
@@ -43,12 +45,26 @@ class Written:
 
     `files` maps the name of each file to what its entry in the manifest says beside size and hash.
     `settings` are those of a question that must be asked besides the usual ones, None for none.
+    `run` opens a file whose times the report is to have, None where it has none.
     """
 
     name: str
     files: Mapping[str, Mapping[str, Any]]
     check: Check
     settings: GenerationConfig | None = None
+    run: Callable[[], AbstractContextManager[Engine]] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """What an exporter did: the things it wrote, and what it learnt about the model's layers.
+
+    `sensitivity` are the fields of `quality.sensitivity.LayerSensitivity`, nothing where layers
+    were not measured.
+    """
+
+    written: Sequence[Written]
+    sensitivity: Sequence[Mapping[str, Any]] = ()
 
 
 def with_bounds(recipe: Recipe, tolerance: Mapping[str, float]) -> Recipe:

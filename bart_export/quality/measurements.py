@@ -10,6 +10,7 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from bart_export.config import GenerationConfig
@@ -31,7 +32,7 @@ class Measured:
     """A file to measure: its entry in the manifest, and what opens it on this machine."""
 
     entry: Mapping[str, Any]
-    open: Callable[[], Engine]
+    open: Callable[[], AbstractContextManager[Engine]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,11 +104,16 @@ def measure(files: Mapping[str, Measured], model: Model, export: int) -> list[di
 
 def measure_once(file: Measured, model: Model, times: Times) -> None:
     """Open a file, take every figure once and add it to `times`."""
-    engine = file.open()
+    with file.open() as engine:
+        measure_engine(engine, file.entry, model, times)
+
+
+def measure_engine(engine: Engine, entry: Mapping[str, Any], model: Model, times: Times) -> None:
+    """Take every figure of an open file once; see `measure_once`."""
     positions = engine.config.max_sequence_length
     for beams in model.num_beams:
         for source in model.sources:
-            if misfit(file.entry, source, beams, FEW):
+            if misfit(entry, source, beams, FEW):
                 continue
             ids = random_source(engine.config.vocabulary_size, source)
             generate(engine, ids, forced_settings(model.generation, 1, beams))  # buffers in place
@@ -121,7 +127,7 @@ def measure_once(file: Measured, model: Model, times: Times) -> None:
         lengths = [
             length
             for length in model.new_tokens
-            if length < positions and not misfit(file.entry, source, beams, length)
+            if length < positions and not misfit(entry, source, beams, length)
         ]
         if not lengths:
             continue
