@@ -78,7 +78,8 @@ def write_recipes(
         calibration = None
         if recipe.calibrated:
             assert calibrator is not None
-            stage("calibrate")
+            if calibrator.calibration is None:
+                stage("calibrate")
             calibration = calibrator(unquantized, buckets(backbone.config, shapes))
         stage(f"quantize {recipe.name}")
         layers = layer_names(backbone.config)
