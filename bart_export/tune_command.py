@@ -3,6 +3,7 @@
 Everything heavy is imported when the command runs.
 """
 
+import math
 import os
 import pathlib
 import re
@@ -104,7 +105,23 @@ def show(tuned: "Tuned", budget: Mapping[str, float]) -> None:
     for storage, count in Counter(tuned.storages.values()).most_common():
         words = recipes.STORAGES[storage].description
         console.print(f"{count} layers in {words}{listed(tuned, storage)}", highlight=False)
-    console.print(f"{tuned.files} files were made and measured.", highlight=False)
+    low, high = interval(tuned.found.figures["top1"], tuned.found.steps)
+    console.print(
+        f"{tuned.files} files were made and measured. Over unseen texts of the kind top1 is "
+        f"{low:.4f} to {high:.4f} with 95 % confidence; more texts narrow that.",
+        highlight=False,
+    )
+
+
+def interval(share: float, count: int) -> tuple[float, float]:
+    """Return Wilson's 95 % interval of a share that was counted over so many.
+
+    See E. B. Wilson, Probable Inference, the Law of Succession, and Statistical Inference (1927).
+    """
+    squared = 1.96**2 / count
+    centre = (share + squared / 2) / (1 + squared)
+    half = math.sqrt(squared * share * (1 - share) + squared**2 / 4) / (1 + squared)
+    return centre - half, centre + half
 
 
 def listed(tuned: "Tuned", storage: str) -> str:

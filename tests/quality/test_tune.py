@@ -18,7 +18,7 @@ from bart_export.quality.golden import TEXTS
 from bart_export.quality.tune import RUNGS, tune
 from bart_export.quality.widening import Widening, after
 from bart_export.tflite_options import TfliteOptions
-from bart_export.tune_command import recipe_name
+from bart_export.tune_command import interval, recipe_name
 from bart_export.tune_command import tune as command
 
 BUDGET = 0.5  # nats: int8 keeps it and int4 does not
@@ -123,6 +123,11 @@ def test_a_recipe_is_named_after_the_preset_and_the_budget():
     assert recipe_file.checked_name(name) == name
 
 
+def test_a_share_over_few_steps_says_little():
+    assert interval(0.8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+    assert interval(0.98, 10000) == pytest.approx((0.9771, 0.9826), abs=1e-4)
+
+
 def test_a_share_is_held_more_loosely_where_an_export_has_few_steps():
     measured = Measured(1, "", 1000, {"relative": 0.05, "kl": 0.0015, "top1": 0.99})
     tolerance = export_tolerance({"top1": 0.98, "kl": 0.002, "tokens": 0.8}, measured)
@@ -186,6 +191,16 @@ def test_a_lucky_count_of_steps_does_not_pass():
     # As counted 8 wide layers would do; by divergence 1 - 0.5 * 0.01 * (17 - 13) is 0.98.
     _, found = searched({"top1": 0.9799}, figures)
     assert len(wide_layers(found)) in (12, 13)
+
+
+@pytest.mark.slow
+def test_the_mini_model_gets_smaller_inside_a_budget_and_says_how(tmp_path):
+    output = tmp_path / "mini.json"
+    result = run("bart_mini_en", "--budget", "top1=0.97", "--output", output)
+    assert result.exit_code == 0, result.stderr
+    assert recipe_file.read(output).name == "mini"
+    assert "top1 is 0.9" in " ".join(result.stdout.split())
+    assert f"--target tflite --recipe {output}" in " ".join(result.stdout.split())
 
 
 def test_a_budget_of_nothing_is_refused():
