@@ -211,6 +211,7 @@ def limit_tensorflow(num_threads: int) -> None:
     with native_stderr_silenced():
         import tensorflow as tf
 
+        tf.get_logger().setLevel("ERROR")  # it warns of every new length of a source
         tf.config.threading.set_intra_op_parallelism_threads(num_threads)
         tf.config.threading.set_inter_op_parallelism_threads(num_threads)
 
@@ -227,7 +228,7 @@ def table(report: dict[str, Any]) -> Group:
         f"{settings['runs']} runs on {about['processor']}: seconds, and times ours",
         caption="agrees: distance of the logits from the float32 model's",
     )
-    shown.add_column("")
+    shown.add_column("", no_wrap=True)
     shown.add_column("agrees", justify="right")
     for source, beams in works:
         searched = "greedy" if beams == 1 else f"{beams} beams"
