@@ -38,13 +38,18 @@ SIZES = {
 
 
 @pytest.fixture(scope="module")
-def artifact(export_once):
-    return export_once("bart_mini_en", *SIZES)
+def float_file(mini_artifact):
+    return mini_artifact.path("tflite/float32.tflite")
 
 
 @pytest.fixture(scope="module")
-def float_file(artifact):
-    return artifact.path("tflite/float32.tflite")
+def contents(mini_artifact, float_file):
+    """Return recipe -> the bytes of its file."""
+    layers = layer_names(mini_artifact.config)
+    quantized = {
+        name: quantize(float_file, RECIPES[name], layers) for name in SIZES if name != "float32"
+    }
+    return {"float32": float_file.read_bytes(), **quantized}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,23 +98,24 @@ def shapes(path):
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_every_matrix_is_stored_once_and_as_the_recipe_says(artifact, float_file, name):
-    content = artifact.path(f"tflite/{name}.tflite").read_bytes()
+def test_every_matrix_is_stored_once_and_as_the_recipe_says(
+    mini_artifact, contents, float_file, name
+):
     of = shapes(float_file)
-    assert set(of) == set(layer_names(artifact.config))
-    assert kept(content) == {layer: wanted(RECIPES[name], layer, of[layer]) for layer in of}
+    assert set(of) == set(layer_names(mini_artifact.config))
+    assert kept(contents[name]) == {layer: wanted(RECIPES[name], layer, of[layer]) for layer in of}
 
 
 @pytest.mark.parametrize(("name", "bound"), SIZES.items())
-def test_a_file_takes_so_many_bytes_a_parameter(artifact, name, bound):
-    size = artifact.path(f"tflite/{name}.tflite").stat().st_size
-    assert bound - 0.05 < size / artifact.manifest["parameter_count"] < bound
+def test_a_file_takes_so_many_bytes_a_parameter(mini_artifact, contents, name, bound):
+    size = len(contents[name]) / mini_artifact.manifest["parameter_count"]
+    assert bound - 0.05 < size < bound
 
 
-def test_a_recipe_of_ones_own_stores_every_layer_as_it_says(artifact, float_file):
+def test_a_recipe_of_ones_own_stores_every_layer_as_it_says(mini_artifact, float_file):
     recipe = recipe_file.from_dict(MIXED)
     of = shapes(float_file)
-    ways = kept(quantize(float_file, recipe, layer_names(artifact.config)))
+    ways = kept(quantize(float_file, recipe, layer_names(mini_artifact.config)))
     assert ways == {layer: wanted(recipe, layer, of[layer]) for layer in of}
     assert {way.type for way in ways.values()} == set(TYPES.values())
     assert {way.block_size for way in ways.values()} == {0, 32, 128}
@@ -129,8 +135,8 @@ def stored_floats(content, layer):
     return (signed * scales[:, None].astype(np.float32)).reshape(tensor.ShapeAsNumpy())
 
 
-def test_blocks_hold_what_rounding_chose(artifact, float_file):
-    content = artifact.path("tflite/dynamic_wi4_afp32.tflite").read_bytes()
+def test_blocks_hold_what_rounding_chose(contents, float_file):
+    content = contents["dynamic_wi4_afp32"]
     layer = "decoder/layer_1/feedforward_output"
     source = float_file.read_bytes()
     model = schema.Model.GetRootAs(source, 0)
