@@ -143,7 +143,7 @@ def compare_files(
             return recheck(facts, files, truth, texts, stage)
 
 
-WIDTH = 120
+WIDTH = 140
 GOLDEN = 6  # about half of the golden questions and traces, for the progress bar
 
 
@@ -200,7 +200,7 @@ def print_table(rows: "Sequence[Row]") -> None:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("file", no_wrap=True)
+    table.add_column("file", overflow="fold")  # names may break, numbers may not
     for column in COLUMNS:
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
