@@ -173,7 +173,7 @@ RECIPES: dict[str, Recipe] = {
         ),
         Recipe(
             "dynamic_wi8_afp32_tensorwise",
-            purpose="tflite-runtime 2.14, which computes the row above wrongly",
+            purpose="tflite-runtime 2.14, which computes dynamic_wi8_afp32 wrongly",
             mode="dynamic",
             layers=((".*", "int8_tensorwise"),),
             tolerance=ROUNDED,

@@ -19,11 +19,13 @@ from bart_export.text.tokenizer import BartTokenizer
 
 FILE = "calibration.jsonl"  # in a preset's directory
 GIVEN, PRESET, GOLDEN = "given", "preset", "golden"
+# Texts that are run of those that ship with a preset: ranges hardly grow after them.
+ENOUGH = 32
 
 
 @dataclasses.dataclass(frozen=True)
 class Texts:
-    """Texts to calibrate with.
+    """Texts to calibrate with: all of a file that was given, the first `ENOUGH` of a preset's own.
 
     `origin` says whose they are: "given", of the "preset", or "golden". `sha256` is that of the
     file, or of the golden texts' UTF-8, one after the other.
@@ -53,8 +55,8 @@ def texts(given: pathlib.Path | None, preset: pathlib.Path) -> Texts:
     if given is None and not own.is_file():
         joined = "".join(golden.TEXTS).encode()
         return Texts(golden.TEXTS, GOLDEN, hashlib.sha256(joined).hexdigest())
-    path, origin = (own, PRESET) if given is None else (given, GIVEN)
-    return Texts(tuple(one.text for one in data.read(path)), origin, data.digest(path))
+    path, origin, most = (own, PRESET, ENOUGH) if given is None else (given, GIVEN, None)
+    return Texts(tuple(one.text for one in data.read(path)[:most]), origin, data.digest(path))
 
 
 def calibrator(
