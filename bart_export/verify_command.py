@@ -143,7 +143,7 @@ def compare_files(
             return recheck(facts, files, truth, texts, stage)
 
 
-WIDTH = 140
+WIDTH = 100
 GOLDEN = 6  # about half of the golden questions and traces, for the progress bar
 
 
@@ -169,26 +169,24 @@ def load_preset(
     return preset_truth(artifact, facts, files, preset, texts, pathlib.Path(scratch), stage)
 
 
-# Column -> how the figures of a file stand in it.
+# Column -> how the figures of a file stand in it, on two lines each.
 COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "relative\nerror": lambda one: f"{one['relative']:.2g}",
-    "KL\nnats": lambda one: f"{one['kl']:.2g}",
-    "top-1\n%": lambda one: f"{100 * one['top1']:.2f}",
-    "equal\ntexts %": lambda one: "–" if one["tokens"] is None else f"{100 * one['tokens']:.1f}",
+    "relative error\nKL, nats": lambda one: f"{one['relative']:.2g}\n{one['kl']:.2g}",
+    "top-1\nequal texts": lambda one: f"{one['top1']:.2%}\n{share(one['tokens'])}",
     "worst\nrow": lambda one: "–" if one["weights"] is None else f"{one['weights']:.2f}",
-    "ROUGE-L": lambda one: (
-        "–" if one["rouge"] is None else f"{one['rouge']['rouge_l']['file']:.2f}"
-    ),
-    "lost": lambda one: lost(one),
+    "ROUGE-L\nlost (95 %)": lambda one: "–" if one["rouge"] is None else lost(one),
 }
 
 
+def share(value: float | None) -> str:
+    """Return a share as it stands in a table, a dash for none."""
+    return "–" if value is None else f"{value:.1%}"
+
+
 def lost(figures: dict[str, Any]) -> str:
-    """Return what a file loses in ROUGE-L, with its interval."""
-    if figures["rouge"] is None:
-        return "–"
+    """Return a file's ROUGE-L, and what it loses with the interval."""
     loss = figures["rouge"]["rouge_l"]
-    return f"{loss['loss']:.2f} ({loss['low']:.2f} to {loss['high']:.2f})"
+    return f"{loss['file']:.2f}\n{loss['loss']:.2f} ({loss['low']:.2f} to {loss['high']:.2f})"
 
 
 def print_table(rows: "Sequence[Row]") -> None:

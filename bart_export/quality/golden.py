@@ -152,16 +152,18 @@ def add_earlier(content: dict[str, Any], earlier: Mapping[str, Any], kept: Seque
 
     A question that was asked only then becomes a case again.
     """
-    cases = {identity(case): case for case in content["cases"]}
+    cases: dict[str, list[dict[str, Any]]] = {}
+    for case in content["cases"]:
+        cases.setdefault(identity(case), []).append(case)
     for case in earlier["cases"]:
         answers = {name: answer for name, answer in case["files"].items() if name in kept}
         if not answers:
             continue
-        known = cases.get(identity(case))
-        if known is None:
-            content["cases"].append({**case, "files": answers})
-        else:
+        # Settings of two names may be the same question.
+        for known in cases.get(identity(case), ()):
             known["files"] = {**answers, **known["files"]}
+        if identity(case) not in cases:
+            content["cases"].append({**case, "files": answers})
 
 
 def identity(case: Mapping[str, Any]) -> str:
