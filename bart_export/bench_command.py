@@ -112,8 +112,9 @@ def bench(artifact: pathlib.Path, serve: bool, as_json: bool, **options: Any) ->
 
 def files(artifact: pathlib.Path, given: dict[str, Any]) -> tuple[dict[str, Any], Any]:
     """Measure an artifact's files; return the report, and tables of it."""
-    from bart_export.quality import bench as benchmark
-    from bart_export.quality import bench_tables, comparison
+    from bart_export.quality.speed import bench as benchmark
+    from bart_export.quality.speed import comparison
+    from bart_export.quality.speed import tables as bench_tables
 
     other = comparison.read(given.pop("compare")) if "compare" in given else None
     if "recipe_names" in given:
@@ -140,7 +141,7 @@ def serving(artifact: pathlib.Path, given: dict[str, Any]) -> tuple[dict[str, An
                 raise click.UsageError(f"With --serve, {flag} can be given once.")
             given[parameter] = values[0]
     try:
-        from bart_export.quality import serve_bench
+        from bart_export.quality.serving import bench as serve_bench
     except ModuleNotFoundError as error:
         raise MissingExtra("Measuring a server", str(error.name), "serve") from None
 

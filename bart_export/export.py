@@ -16,8 +16,10 @@ from bart_export.exporters import EXPORTERS, Model
 from bart_export.manifest import GOLDEN, MERGES, VOCABULARY, describe, keep
 from bart_export.model import BartBackbone
 from bart_export.progress import Stage
-from bart_export.quality import golden, measurements, report, verify
+from bart_export.quality import golden, verify
 from bart_export.quality.reference import KerasReference
+from bart_export.quality.report import report
+from bart_export.quality.speed import measurements
 from bart_export.text.tokenizer import BartTokenizer
 
 

@@ -18,7 +18,7 @@ from bart_export.errors import MissingExtra
 from bart_export.progress import stages
 
 if TYPE_CHECKING:
-    from bart_export.quality.tune import Tuned
+    from bart_export.quality.tuning.tune import Tuned
 
 STAGES = 18  # about as many as a search of a hundred layers has
 
@@ -68,7 +68,7 @@ def tune(
         stage("load TensorFlow")
         try:
             with native_stderr_silenced():
-                from bart_export.quality.tune import tune as find
+                from bart_export.quality.tuning.tune import tune as find
         except ModuleNotFoundError as error:
             package = str(error.name).replace("_", "-")
             raise MissingExtra("Tuning", package, "export") from None

@@ -33,8 +33,8 @@ from rich.table import Table
 from bart_export import checkpoints
 from bart_export.checkpoints import Checkpoint
 from bart_export.config import GenerationConfig
-from bart_export.quality import machine
-from bart_export.quality.bench_work import random_source
+from bart_export.quality.speed import machine
+from bart_export.quality.speed.work import random_source
 from bart_export.quiet import native_stderr_silenced
 from bart_export.server.options import ServeOptions
 from bart_export.server.servable import Call

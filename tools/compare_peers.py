@@ -43,8 +43,8 @@ from bart_export.artifact import Artifact
 from bart_export.checkpoints import Checkpoint
 from bart_export.config import GenerationConfig
 from bart_export.errors import ConfigurationError
-from bart_export.quality import machine
-from bart_export.quality.bench_work import random_source
+from bart_export.quality.speed import machine
+from bart_export.quality.speed.work import random_source
 from bart_export.quiet import native_stderr_silenced
 from bart_export.runtime.engine import FloatArray, available_cores
 from bart_export.runtime.engines import open_engine

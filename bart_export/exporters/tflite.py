@@ -20,13 +20,13 @@ from bart_export.graph.parameters import InferenceParameters
 from bart_export.progress import Stage
 from bart_export.quality import calibration_texts
 from bart_export.quality.data import Example
-from bart_export.quality.examination import Examination
 from bart_export.quality.figures import Comparison
 from bart_export.quality.gate import Facts, File, Gate, opened
 from bart_export.quality.golden import Answer
 from bart_export.quality.reference import KerasReference
-from bart_export.quality.sensitivity import measure
-from bart_export.quality.tune import RANKING_TEXTS, RUNGS
+from bart_export.quality.tuning.examination import Examination
+from bart_export.quality.tuning.sensitivity import measure
+from bart_export.quality.tuning.tune import RANKING_TEXTS, RUNGS
 from bart_export.quality.verify import Reference
 from bart_export.quality.weights import parameters_of
 from bart_export.recipe_file import check_layers

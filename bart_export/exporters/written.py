@@ -59,8 +59,8 @@ class Written:
 class Exported:
     """What an exporter did: the things it wrote, and what it learnt about the model's layers.
 
-    `sensitivity` are the fields of `quality.sensitivity.LayerSensitivity`, nothing where layers
-    were not measured.
+    `sensitivity` are the fields of `quality.tuning.sensitivity.LayerSensitivity`, nothing where
+    layers were not measured.
     """
 
     written: Sequence[Written]

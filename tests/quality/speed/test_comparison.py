@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from bart_export.errors import InputError
-from bart_export.quality import comparison
+from bart_export.quality.speed import comparison
 
 FILE = {"recipe": "float32", "build": "dynamic"}
 ASKED = {"num_threads": 2, "source": 64, "num_beams": 4, "new_tokens": 16}

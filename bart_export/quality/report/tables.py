@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from bart_export.quality.markdown import code, table
-from bart_export.quality.reported import Reported
+from bart_export.quality.report.markdown import code, table
+from bart_export.quality.report.reported import Reported
 from bart_export.quality.rouge import CONFIDENCE
 from bart_export.recipes import MODES, RECIPES, STORAGES
 

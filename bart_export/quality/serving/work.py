@@ -16,8 +16,8 @@ import numpy as np
 from bart_export import contract
 from bart_export.artifact import Artifact
 from bart_export.errors import ConfigurationError, EngineError
-from bart_export.quality.bench import check
-from bart_export.quality.serve_client import LENGTHS, OK, TOKENS, Requests, digest
+from bart_export.quality.serving.client import LENGTHS, OK, TOKENS, Requests, digest
+from bart_export.quality.speed.bench import check
 from bart_export.server import messages
 from bart_export.server.servable import Call, Servable, Tensors
 from bart_export.server.served_model import LITERT

@@ -14,8 +14,8 @@ from rich.console import Group
 from rich.table import Table
 
 from bart_export.errors import InputError
-from bart_export.quality.bench import SCHEMA_VERSION
-from bart_export.quality.bench_tables import filled, named, opening_table
+from bart_export.quality.speed.bench import SCHEMA_VERSION
+from bart_export.quality.speed.tables import filled, named, opening_table
 
 Report = Mapping[str, Any]
 

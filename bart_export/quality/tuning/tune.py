@@ -2,8 +2,8 @@
 
 A preset, bounds on metrics and texts go in; a recipe comes out, with what its file was measured to
 be. Everything starts at its narrowest, and the layers that lose most for a byte are stored wider
-first, in the order of `quality.widening`; how far, a bisection over real files decides, each run on
-LiteRT along the float file's greedy traces. Where the recipe goes is not known here.
+first, in the order of `quality.tuning.widening`; how far, a bisection over real files decides, each
+run on LiteRT along the float file's greedy traces. Where the recipe goes is not known here.
 """
 
 import dataclasses
@@ -20,11 +20,12 @@ from bart_export.graph.parameters import InferenceParameters
 from bart_export.metrics import METRICS
 from bart_export.model import BartBackbone
 from bart_export.progress import Stage
-from bart_export.quality import data, rouge, sensitivity, widening
-from bart_export.quality.budget_search import BudgetSearch
-from bart_export.quality.examination import Examination, Measured
-from bart_export.quality.sensitivity import LayerSensitivity
+from bart_export.quality import data, rouge
 from bart_export.quality.tolerance import check_measurable
+from bart_export.quality.tuning import sensitivity, widening
+from bart_export.quality.tuning.budget_search import BudgetSearch
+from bart_export.quality.tuning.examination import Examination, Measured
+from bart_export.quality.tuning.sensitivity import LayerSensitivity
 from bart_export.recipes import STORAGES, Recipe
 from bart_export.targets.tflite import write_float
 from bart_export.text.tokenizer import BartTokenizer

@@ -14,8 +14,8 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from bart_export.config import GenerationConfig
-from bart_export.quality import machine
-from bart_export.quality.bench_work import forced_settings, misfit, random_source
+from bart_export.quality.speed import machine
+from bart_export.quality.speed.work import forced_settings, misfit, random_source
 from bart_export.runtime.engine import Engine, available_cores
 from bart_export.runtime.search import run, search
 

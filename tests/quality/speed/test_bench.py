@@ -10,9 +10,19 @@ from rich.console import Console
 
 from bart_export.cli import main
 from bart_export.errors import ArtifactError, ConfigurationError, EngineError
-from bart_export.quality import bench as benchmark
-from bart_export.quality import bench_tables, bench_work, machine, opening, page_cache
-from bart_export.quality.bench import bench
+from bart_export.quality.speed import bench as benchmark
+from bart_export.quality.speed import (
+    machine,
+    opening,
+    page_cache,
+)
+from bart_export.quality.speed import (
+    tables as bench_tables,
+)
+from bart_export.quality.speed import (
+    work as bench_work,
+)
+from bart_export.quality.speed.bench import bench
 from bart_export.runtime.generator import Generator
 from bart_export.tflite_options import StaticShapes
 
@@ -312,7 +322,7 @@ def test_a_process_that_fails_says_why(symmetric_artifact, order):
 
 def test_measuring_needs_no_tensorflow():
     code = (
-        "import sys, bart_export.quality.bench;"
+        "import sys, bart_export.quality.speed.bench;"
         "sys.exit(any(name in sys.modules for name in ('tensorflow', 'keras')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

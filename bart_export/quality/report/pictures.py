@@ -9,8 +9,8 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from bart_export.quality import ink
-from bart_export.quality.reported import CALIBRATED, FLOAT, INT4, INT8, Reported
+from bart_export.quality.report import ink
+from bart_export.quality.report.reported import CALIBRATED, FLOAT, INT4, INT8, Reported
 
 INKS = {FLOAT: ink.GREY, INT8: ink.BLUE, INT4: ink.VERMILION, CALIBRATED: ink.GREEN}
 WIDTH = 9.6  # inches

@@ -3,9 +3,9 @@
 import pytest
 
 from bart_export.checkpoints.layers import layer_names
-from bart_export.quality import widening
-from bart_export.quality.sensitivity import LayerSensitivity, write_everywhere
-from bart_export.quality.widening import Rung, Widening, after, order
+from bart_export.quality.tuning import widening
+from bart_export.quality.tuning.sensitivity import LayerSensitivity, write_everywhere
+from bart_export.quality.tuning.widening import Rung, Widening, after, order
 from bart_export.recipes import STORAGES
 
 

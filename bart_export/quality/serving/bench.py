@@ -22,12 +22,10 @@ from rich.table import Table
 from bart_export.artifact import Artifact
 from bart_export.errors import ArtifactError
 from bart_export.progress import stages
-from bart_export.quality import overload
-from bart_export.quality.bench import head
-from bart_export.quality.bench_tables import filled, milliseconds
-from bart_export.quality.serve_client import FRONTS, OK, Answer, ClientProcess, client_process
-from bart_export.quality.serve_process import ServerProcess, server_process
-from bart_export.quality.serve_work import (
+from bart_export.quality.serving import overload
+from bart_export.quality.serving.client import FRONTS, OK, Answer, ClientProcess, client_process
+from bart_export.quality.serving.process import ServerProcess, server_process
+from bart_export.quality.serving.work import (
     Work,
     check_answer,
     check_work,
@@ -36,6 +34,8 @@ from bart_export.quality.serve_work import (
     run_engine,
     search_settings,
 )
+from bart_export.quality.speed.bench import head
+from bart_export.quality.speed.tables import filled, milliseconds
 from bart_export.server import model_config
 from bart_export.server.metrics import Metrics
 from bart_export.server.opening import opener

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from bart_export.errors import EngineError
-from bart_export.quality.serve_client import FRONTS, OK, REFUSED, Answer, ClientProcess
-from bart_export.quality.serve_process import ServerProcess
+from bart_export.quality.serving.client import FRONTS, OK, REFUSED, Answer, ClientProcess
+from bart_export.quality.serving.process import ServerProcess
 from bart_export.server.options import ServeOptions
 
 TIMES = 2.0  # how much more is asked than can be answered

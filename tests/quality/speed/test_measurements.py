@@ -5,8 +5,8 @@ import contextlib
 import pytest
 
 from bart_export.config import GenerationConfig
-from bart_export.quality import measurements
-from bart_export.quality.measurements import Measured, Model
+from bart_export.quality.speed import measurements
+from bart_export.quality.speed.measurements import Measured, Model
 from bart_export.runtime.engines import open_engine
 
 SHAPES = {"source_lengths": [16], "target_length": 17, "num_beams": [1]}

@@ -1,5 +1,6 @@
 """The report says of every file what the manifest says, and its pictures can be read."""
 
+import contextlib
 import copy
 import dataclasses
 import re
@@ -7,8 +8,16 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from bart_export.quality import ink, layer_picture, measurements, pictures, report
-from bart_export.quality.reported import CALIBRATED, FLOAT, INT4, INT8, reported, usual_tokens
+from bart_export.quality.report import ink, layer_picture, pictures, report
+from bart_export.quality.report.reported import (
+    CALIBRATED,
+    FLOAT,
+    INT4,
+    INT8,
+    reported,
+    usual_tokens,
+)
+from bart_export.quality.speed import measurements
 from bart_export.runtime.engines import open_engine
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -39,7 +48,10 @@ def manifest(mini_artifact):
     fields = copy.deepcopy(dict(mini_artifact.manifest))
     files = {
         name: measurements.Measured(
-            entry, lambda name=name: open_engine(mini_artifact, name, num_threads=1)
+            entry,
+            lambda name=name: contextlib.nullcontext(
+                open_engine(mini_artifact, name, num_threads=1)
+            ),
         )
         for name, entry in mini_artifact.files("tflite").items()
     }

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from bart_export.quality.sensitivity import LayerSensitivity
 from bart_export.quality.stored import WEIGHTS, Stored
+from bart_export.quality.tuning.sensitivity import LayerSensitivity
 from bart_export.quality.weights import matrices_of
 
 

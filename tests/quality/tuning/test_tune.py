@@ -12,11 +12,11 @@ from bart_export.cli import Commands
 from bart_export.errors import ConfigurationError
 from bart_export.export import export
 from bart_export.metrics import parse
-from bart_export.quality.budget_search import BudgetSearch, Found, export_tolerance
-from bart_export.quality.examination import Measured
 from bart_export.quality.golden import TEXTS
-from bart_export.quality.tune import RUNGS, tune
-from bart_export.quality.widening import Widening, after
+from bart_export.quality.tuning.budget_search import BudgetSearch, Found, export_tolerance
+from bart_export.quality.tuning.examination import Measured
+from bart_export.quality.tuning.tune import RUNGS, tune
+from bart_export.quality.tuning.widening import Widening, after
 from bart_export.tflite_options import TfliteOptions
 from bart_export.tune_command import interval, recipe_name
 from bart_export.tune_command import tune as command

@@ -14,9 +14,9 @@ from typing import Any
 from bart_export.artifact import Artifact
 from bart_export.errors import ConfigurationError
 from bart_export.progress import stages
-from bart_export.quality import machine, opening
-from bart_export.quality.bench_work import Work, forced, measure, misfit, summary
-from bart_export.quality.opening import Order
+from bart_export.quality.speed import machine, opening
+from bart_export.quality.speed.opening import Order
+from bart_export.quality.speed.work import Work, forced, measure, misfit, summary
 from bart_export.runtime.engine import available_cores
 from bart_export.runtime.engines import open_engine
 from bart_export.runtime.generator import Generator, build, choose_file

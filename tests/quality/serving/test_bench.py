@@ -16,16 +16,19 @@ from bart_export.artifact import sha256
 from bart_export.cli import main
 from bart_export.errors import ArtifactError, ConfigurationError, EngineError
 from bart_export.export import export
-from bart_export.quality import machine, overload, serve_bench, serve_client
-from bart_export.quality.serve_client import Answer, Clients, RestAsker, client_process
-from bart_export.quality.serve_process import server_process
-from bart_export.quality.serve_work import (
+from bart_export.quality.serving import bench as serve_bench
+from bart_export.quality.serving import client as serve_client
+from bart_export.quality.serving import overload
+from bart_export.quality.serving.client import Answer, Clients, RestAsker, client_process
+from bart_export.quality.serving.process import server_process
+from bart_export.quality.serving.work import (
     Work,
     check_answer,
     inputs_of,
     requests_of,
     search_settings,
 )
+from bart_export.quality.speed import machine
 from bart_export.saved_model_options import SavedModelOptions
 from bart_export.server.options import ServeOptions
 

@@ -9,16 +9,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bart_export.presets import PRESETS
-from bart_export.quality import ink, layer_picture, pictures
-from bart_export.quality.markdown import bullets, code, paragraph, table
-from bart_export.quality.report_tables import (
+from bart_export.quality.report import ink, layer_picture, pictures
+from bart_export.quality.report.markdown import bullets, code, paragraph, table
+from bart_export.quality.report.reported import Reported, reported, usual_tokens
+from bart_export.quality.report.tables import (
     contents,
     cost_table,
     file_table,
     signature_table,
     speed_table,
 )
-from bart_export.quality.reported import Reported, reported, usual_tokens
 
 REPORT = "REPORT.md"
 COSTS, TIMES, SENSITIVITY = "report/costs.svg", "report/times.svg", "report/sensitivity.svg"
@@ -35,8 +35,8 @@ def write(directory: pathlib.Path, manifest: Manifest) -> list[str]:
         directory: the artifact's, or a draft's.
         manifest: the fields, with an entry in `files` for every other file. Of those that may be
             missing, `licence` is what `checkpoints.card` found, `measurements` are rows of
-            `quality.measurements`, and `sensitivity` is a list of objects with `layer`, `storage`
-            and `kl`.
+            `quality.speed.measurements`, and `sensitivity` is a list of objects with `layer`,
+            `storage` and `kl`.
 
     Returns:
         The names of the files written, for the manifest.

@@ -7,10 +7,10 @@ from bart_export import checkpoints, presets
 from bart_export.checkpoints.layers import layer_names
 from bart_export.graph.parameters import InferenceParameters
 from bart_export.model import BartBackbone
-from bart_export.quality import sensitivity
 from bart_export.quality.evaluation import StepFigures
-from bart_export.quality.sensitivity import TeacherForced, checkpoint_layout, measure
 from bart_export.quality.traces import Trace, follow
+from bart_export.quality.tuning import sensitivity
+from bart_export.quality.tuning.sensitivity import TeacherForced, checkpoint_layout, measure
 from bart_export.quality.weights import matrices_of
 from bart_export.recipes import LITERT_ONLY, STORAGES, Recipe
 from bart_export.runtime.engine import CompiledModelEngine

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bart_export.quality import ink
+from bart_export.quality.report import ink
 
 LAYER = re.compile(r"(encoder|decoder)/layer_(\d+)/(\w+)")
 SIDES = ("encoder", "decoder")

@@ -23,8 +23,8 @@ from bart_export import recipe_file
 from bart_export.errors import EngineError, VerificationFailed
 from bart_export.metrics import AT_MOST, METRICS, within
 from bart_export.progress import Stage
-from bart_export.quality.examination import Examination, Measured
-from bart_export.quality.widening import Widening, after
+from bart_export.quality.tuning.examination import Examination, Measured
+from bart_export.quality.tuning.widening import Widening, after
 from bart_export.recipes import DEFAULT, Layers, Recipe
 from bart_export.targets.quantize import quantize
 

@@ -26,9 +26,9 @@ from typing import Any
 from bart_export.artifact import CACHE, Artifact
 from bart_export.directories import MANIFEST
 from bart_export.errors import EngineError
-from bart_export.quality import page_cache
-from bart_export.quality.bench_work import forced, random_source
-from bart_export.quality.machine import private_bytes, shared_bytes
+from bart_export.quality.speed import page_cache
+from bart_export.quality.speed.machine import private_bytes, shared_bytes
+from bart_export.quality.speed.work import forced, random_source
 from bart_export.quiet import native_stderr_silenced
 from bart_export.recipes import LITERT, TFLITE_RUNTIME
 from bart_export.runtime.engines import installed_versions, open_engine

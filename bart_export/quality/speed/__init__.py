@@ -1,0 +1,1 @@
+"""How quick and how large files are, on the machine at hand."""
