@@ -85,10 +85,14 @@ class Way:
     source_length: int | None = None
     target_length: int | None = None
 
+    def has_room(self, trace: Trace) -> bool:
+        """Return whether a trace's source need not be cut."""
+        return self.source_length is None or len(trace.source_token_ids) <= self.source_length
+
     def fitted(self, trace: Trace) -> Trace:
         """Return a trace cut to the room there is; a source keeps its end token."""
         source, fed = trace.source_token_ids, trace.fed_token_ids
-        if self.source_length is not None and len(source) > self.source_length:
+        if self.source_length is not None and not self.has_room(trace):
             source = (*source[: self.source_length - 1], source[-1])
         # One position is for the token that nobody feeds.
         room = None if self.target_length is None else max(1, self.target_length - 1)
@@ -118,6 +122,13 @@ def ways(model: Model) -> Iterator[Way]:
             source,
             bucket.sizes[contract.CAPACITY],
         )
+
+
+def taken(through: Sequence[Way], trace: Trace) -> list[Way]:
+    """Return the ways that a runtime would take with a trace's source: the shortest with room."""
+    lengths = [way.source_length for way in through if way.has_room(trace)]
+    shortest = min(lengths, key=lambda length: length or 0, default=None)
+    return [way for way in through if way.has_room(trace) and way.source_length == shortest]
 
 
 def follow(model: Model, trace: Trace, rows: int = 1) -> Seen:
