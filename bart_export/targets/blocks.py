@@ -4,6 +4,7 @@ AI Edge Quantizer lays the file out, with integers and scales of its own choice;
 `targets.rounding` chooses take their place, so that nothing else about the file changes.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -12,9 +13,12 @@ import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 
 from bart_export.checkpoints.layers import TOKEN_EMBEDDING
+from bart_export.errors import ConfigurationError
+from bart_export.recipes import Recipe
 from bart_export.targets import rounding
 
 MATRIX = "/weights"  # ends the name of a matrix
+BLOCK = re.compile(r"blockwise_(\d+)")
 
 
 def round_blocks(quantized: bytearray, content: Any, layers: Iterable[str]) -> None:
@@ -43,6 +47,29 @@ def round_blocks(quantized: bytearray, content: Any, layers: Iterable[str]) -> N
         view(model, quantized, tensor.Buffer(), np.uint8)[:] = packed(codes)
         kept = graph.Tensors(blockwise.Scales()).Buffer()
         view(model, quantized, kept, np.float16)[:] = scales.reshape(-1).astype(np.float16)
+
+
+def check_blocks(content: Any, recipe: Recipe, layers: Iterable[str]) -> None:
+    """Refuse a recipe whose blocks do not fill the rows of a matrix.
+
+    Args:
+        content: the bytes of the float file that would be quantized.
+        recipe: how its matrices would be stored.
+        layers: the layers' names.
+
+    Raises:
+        ConfigurationError: with the layer, the block and the row.
+    """
+    rows = dict(matrices(schema.Model.GetRootAs(content, 0)))
+    for layer in layers:
+        block = BLOCK.fullmatch(str(recipe.storage(layer).granularity))
+        _, tensor = rows[layer]
+        if block and tensor.Shape(1) % int(block[1]):
+            raise ConfigurationError(
+                f"The recipe {recipe.name} stores {layer} in blocks of {block[1]}, but a row has "
+                f"{tensor.Shape(1)} weights, no multiple of that. A recipe file can store it in "
+                "other blocks, or as int8."
+            )
 
 
 def matrices(model: Any) -> Iterator[tuple[str, tuple[Any, Any]]]:

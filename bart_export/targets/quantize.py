@@ -20,7 +20,7 @@ from ai_edge_quantizer import qtyping, quantizer, recipe_manager
 from bart_export.quiet import native_stderr_silenced
 from bart_export.recipes import LEAST_ERROR, MIN_MAX, MODES, Recipe, Storage
 from bart_export.targets import static
-from bart_export.targets.blocks import round_blocks
+from bart_export.targets.blocks import check_blocks, round_blocks
 from bart_export.targets.calibration import Calibration
 
 OPERATIONS = (
@@ -50,13 +50,17 @@ def quantize(
         recipe: how.
         layers: the layers that the file's matrices are named after.
         calibration: of this very file, for a mode with integer activations.
+
+    Raises:
+        ConfigurationError: for blocks that do not fill a matrix's rows.
     """
+    content = np.memmap(path, np.uint8, "r")
+    check_blocks(content, recipe, layers)
     manager = recipe_manager.RecipeManager()
     for storage, stored in by_storage(recipe, layers).items():
         for operation in OPERATIONS:
             add_entry(manager, recipe.mode, storage, operators_of(stored), operation)
     bits = MODES[recipe.mode].activation_bits
-    content = np.memmap(path, np.uint8, "r")
     if bits is None:
         return with_own_rounding(bytearray(run(path, manager, None)), content, recipe, layers)
     assert calibration is not None

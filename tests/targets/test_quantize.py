@@ -8,6 +8,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from bart_export import recipe_file
 from bart_export.checkpoints.layers import layer_names
+from bart_export.errors import ConfigurationError
 from bart_export.recipes import RECIPES
 from bart_export.targets import rounding
 from bart_export.targets.blocks import matrices, view
@@ -147,3 +148,10 @@ def test_blocks_hold_what_rounding_chose(contents, float_file):
     np.testing.assert_array_equal(
         stored_floats(content, layer), expected.reshape(weights.shape).astype(np.float32)
     )
+
+
+def test_blocks_that_do_not_fill_a_row_are_refused(symmetric_artifact):
+    wide = {"name": "wide", "mode": "dynamic", "layers": [["decoder/.*query", "int4_block128"]]}
+    path = symmetric_artifact.path("tflite/float32.tflite")
+    with pytest.raises(ConfigurationError, match="in blocks of 128, but a row has 64 weights"):
+        quantize(path, recipe_file.from_dict(wide), layer_names(symmetric_artifact.config))
