@@ -6,12 +6,11 @@ Nothing here knows a file format, a tensor library or a runtime.
 """
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Mapping
 from typing import Any
 
-from bart_export.errors import ConfigurationError
+from bart_export.errors import ConfigurationError, did_you_mean
 
 ACTIVATION_FUNCTIONS = ("gelu", "gelu_new", "relu", "silu", "tanh")
 
@@ -290,8 +289,7 @@ def checked_fields(record: type, values: Mapping[str, Any]) -> dict[str, Any]:
     fields = {field.name: field for field in dataclasses.fields(record)}
     for name in values:
         if name not in fields:
-            near = difflib.get_close_matches(name, fields, n=1)
-            hint = f" Did you mean {near[0]}?" if near else f" Known: {', '.join(fields)}."
+            hint = did_you_mean(name, fields) or f" Known: {', '.join(fields)}."
             raise ConfigurationError(f"Unknown parameter {name}={values[name]!r}.{hint}")
     missing = [
         name

@@ -18,6 +18,15 @@ line, and ends with the class's `exit_code`. Errors that stand for a wrong argum
     └─ VerificationFailed           exit 1: an exported file does not say what the model says
 """
 
+import difflib
+from collections.abc import Iterable
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """Return the end of a line about an unknown name: the nearest of some, "" if none is near."""
+    near = difflib.get_close_matches(name, list(choices), n=1)
+    return f" Did you mean {near[0]}?" if near else ""
+
 
 class BartExportError(Exception):
     """Base of all errors of this package; `str(error)` is the line a user reads."""

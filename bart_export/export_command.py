@@ -46,6 +46,14 @@ def counts(context: click.Context, option: click.Parameter, value: str | None) -
 
 NUMBERS: dict[str, Any] = {"callback": counts, "metavar": "N,N,..."}
 
+TOLERANCE = click.option(
+    "--tolerance",
+    "tolerances",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A bound in the place of the recipe's; may be given more than once. NAME is one of "
+    f"{', '.join(metrics.METRICS)}.",
+)
 OPTIONS = (
     click.option(
         "--preset",
@@ -98,14 +106,7 @@ OPTIONS = (
         help='Texts to verify .tflite files with, .jsonl with objects with a "text" and perhaps a '
         '"reference". Default: three texts that ship with bart-export.',
     ),
-    click.option(
-        "--tolerance",
-        "tolerances",
-        multiple=True,
-        metavar="NAME=VALUE",
-        help="A bound in the place of the recipe's; may be given more than once. NAME is one of "
-        f"{', '.join(metrics.METRICS)}.",
-    ),
+    TOLERANCE,
     click.option(
         "--dtype",
         type=click.Choice(DTYPES),

@@ -6,13 +6,12 @@ spoken to is in `hubs`, what is in the directory is for `checkpoints`.
 """
 
 import dataclasses
-import difflib
 import re
 from pathlib import Path
 
 from bart_export import hubs
 from bart_export.config import GenerationConfig
-from bart_export.errors import PresetError
+from bart_export.errors import PresetError, did_you_mean
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -161,10 +160,9 @@ def known_generation(handle: str) -> GenerationConfig | None:
 
 def unknown(preset: str) -> str:
     """Return the line that says what a preset may be, and which known one is nearest."""
-    near = difflib.get_close_matches(preset, PRESETS, n=1)
-    hint = f" Did you mean {near[0]}?" if near else ""
     return (
-        f"Unknown preset {preset!r}.{hint} Expected one of {', '.join(PRESETS)}; "
+        f"Unknown preset {preset!r}.{did_you_mean(preset, PRESETS)} Expected one of "
+        f"{', '.join(PRESETS)}; "
         "kaggle://org/model/keras/variant or kaggle://org/model/keras/variant/version; "
         "hf://org/model or hf://org/model@revision; or the path of a directory with a Keras preset "
         "or a Hugging Face checkpoint."

@@ -8,12 +8,11 @@ quantizer is known here: `targets.quantize` reads the rows.
 """
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from bart_export.errors import ConfigurationError
+from bart_export.errors import ConfigurationError, did_you_mean
 
 LITERT = "ai-edge-litert"
 TFLITE_RUNTIME = "tflite-runtime"
@@ -232,9 +231,7 @@ def named(name: str) -> Recipe:
     """
     if name in RECIPES:
         return RECIPES[name]
-    near = difflib.get_close_matches(name, RECIPES, n=1)
-    hint = f" Did you mean {near[0]}?" if near else ""
     raise ConfigurationError(
         f"A recipe must be one of {', '.join(RECIPES)}, or a file NAME.json, received "
-        f"{name!r}.{hint}"
+        f"{name!r}.{did_you_mean(name, RECIPES)}"
     )

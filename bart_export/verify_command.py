@@ -17,6 +17,7 @@ import click
 
 from bart_export import metrics
 from bart_export.errors import VerificationFailed
+from bart_export.export_command import TOLERANCE, require_export_packages
 from bart_export.progress import stages
 
 if TYPE_CHECKING:
@@ -41,14 +42,7 @@ Path = click.Path(path_type=pathlib.Path)
     help="What the artifact was made of, as --preset takes it: the files are compared with its "
     "Keras model and its weights. Needs TensorFlow.",
 )
-@click.option(
-    "--tolerance",
-    "tolerances",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="A bound in the place of the recipe's; may be given more than once. NAME is one of "
-    f"{', '.join(metrics.METRICS)}.",
-)
+@TOLERANCE
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def verify(
     artifact: pathlib.Path,
@@ -157,7 +151,6 @@ def load_preset(
     stage: Any,
 ) -> Any:
     """Import TensorFlow and return a preset as what files are compared with."""
-    from bart_export.export_command import require_export_packages
     from bart_export.quiet import native_stderr_silenced
 
     require_export_packages("Comparing with a preset")

@@ -24,14 +24,10 @@ from bart_export.errors import EngineError
 from bart_export.quiet import native_stderr_silenced
 from bart_export.recipes import LITERT
 from bart_export.runtime import litert
-from bart_export.runtime.buffers import BufferedSignature, begin_decoding
+from bart_export.runtime.buffers import BufferedSignature, Caches, IntArray, begin_decoding
 from bart_export.runtime.engine import (
     CompiledModelEngine,
-    Decoding,
     available_cores,
-    check_length,
-    check_source,
-    first_sizes,
 )
 from bart_export.runtime.interpreter import INTERPRETERS, load_delegate, one_line
 from bart_export.runtime.weight_cache import open_with_cache
@@ -207,29 +203,18 @@ class EdgeTpuEngine(CompiledModelEngine):
         """Open an artifact's export for the Edge TPU; `name` is that of the host's file."""
         for file in artifact.files(parts.TARGET):
             artifact.path(file)  # whole and unaltered
-        entry = artifact.manifest["files"][name]
         return open_with_cache(
             lambda cache: cls(
                 artifact.directory, artifact.config, num_threads=num_threads, weight_cache=cache
             ),
-            artifact.directory,
-            entry["bytes"],
-            entry["sha256"],
-            litert.library(),
+            artifact,
+            name,
         )
 
-    def start(self, token_ids: Sequence[int], num_beams: int, max_length: int) -> Decoding:
-        """Encode a source; see `Engine.start`."""
-        ids = check_source(self.config, token_ids)
-        check_length(self.config, max_length)
-        self.serial += 1
-        sizes = first_sizes(ids.shape[1], num_beams, max_length)
-        decode = self.decode if num_beams > 1 else self.decode_single
-        self.encode.resize(sizes)
-        decode.resize(sizes)
+    def encode_for(self, decode: BufferedSignature, ids: IntArray) -> Caches:
+        """Encode a source segment by segment; see `CompiledModelEngine.encode_for`."""
         self.encode.inputs["hidden"].write(self.encoder.run(ids))
-        caches = begin_decoding(self.encode, decode, np.ones_like(ids))
-        return Decoding(self.serial, 0, (decode, caches))
+        return begin_decoding(self.encode, decode, np.ones_like(ids))
 
 
 def open_segments(

@@ -157,13 +157,10 @@ class CompiledModelEngine:
     ) -> "CompiledModelEngine":
         """Open a file of an artifact, with a weight cache of its own."""
         path = artifact.path(name)
-        entry = artifact.manifest["files"][name]
         return open_with_cache(
             lambda cache: cls(path, artifact.config, num_threads=num_threads, weight_cache=cache),
-            artifact.directory,
-            entry["bytes"],
-            entry["sha256"],
-            litert.library(),
+            artifact,
+            name,
         )
 
     def start(self, token_ids: Sequence[int], num_beams: int, max_length: int) -> Decoding:
@@ -175,8 +172,11 @@ class CompiledModelEngine:
         decode = self.decode if num_beams > 1 else self.decode_single
         self.encode.resize(sizes)
         decode.resize(sizes)
-        caches = encode_source(self.encode, decode, ids, np.ones_like(ids))
-        return Decoding(self.serial, 0, (decode, caches))
+        return Decoding(self.serial, 0, (decode, self.encode_for(decode, ids)))
+
+    def encode_for(self, decode: BufferedSignature, ids: IntArray) -> Caches:
+        """Encode a source, (one, source), where `decode` reads; return its caches, emptied."""
+        return encode_source(self.encode, decode, ids, np.ones_like(ids))
 
     def step(
         self, state: Decoding, token_ids: IntArray, beam_index: IntArray

@@ -7,7 +7,6 @@ how an engine works.
 """
 
 import dataclasses
-import difflib
 import importlib.metadata
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 
 from bart_export.artifact import Artifact
 from bart_export.edgetpu import parts
-from bart_export.errors import ConfigurationError, EngineError, MissingExtra
+from bart_export.errors import ConfigurationError, EngineError, MissingExtra, did_you_mean
 from bart_export.recipes import LITERT, TFLITE_RUNTIME
 from bart_export.runtime.edgetpu import EdgeTpuEngine
 from bart_export.runtime.engine import CompiledModelEngine, Engine
@@ -114,10 +113,9 @@ def named(name: str) -> EngineKind:
     """
     if name in ENGINES:
         return ENGINES[name]
-    near = difflib.get_close_matches(name, ENGINES, n=1)
-    hint = f" Did you mean {near[0]}?" if near else ""
     raise ConfigurationError(
-        f"An engine must be one of {', '.join(ENGINES)}, received {name!r}.{hint}"
+        f"An engine must be one of {', '.join(ENGINES)}, received {name!r}."
+        f"{did_you_mean(name, ENGINES)}"
     )
 
 

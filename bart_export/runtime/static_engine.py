@@ -71,18 +71,14 @@ class StaticEngine:
         cls, artifact: Artifact, name: str, *, num_threads: int | None = None
     ) -> "StaticEngine":
         """Open a file of an artifact, with a weight cache of its own."""
-        path = artifact.path(name)
-        config = artifact.config
-        entry = artifact.manifest["files"][name]
-        buckets = contract.read_buckets(config, entry["signatures"])
+        path, config = artifact.path(name), artifact.config
+        buckets = contract.read_buckets(config, artifact.manifest["files"][name]["signatures"])
         return open_with_cache(
             lambda cache: cls.open(
                 path, config, buckets, num_threads=num_threads, weight_cache=cache
             ),
-            artifact.directory,
-            entry["bytes"],
-            entry["sha256"],
-            litert.library(),
+            artifact,
+            name,
         )
 
     def only(self, source_length: int, num_beams: int) -> "StaticEngine":

@@ -1,11 +1,11 @@
 """XNNPACK's packed weights on disk: a `.tflite` file's second opening takes milliseconds.
 
-In goes a model file with its hash and a way to open it with a given cache file; out comes what the
+In goes a file of an artifact and a way to open it with a given cache file; out comes what the
 opening returned. A cache is built under a temporary name and put in place whole, with a record of
 what it should look like; one that is stale (another model, library or processor), torn or altered
 is built again. Caches lie in the artifact's `.cache`, or in the user's cache directory where the
 artifact cannot be written or its disk is full; where neither has a place, the file is opened
-without one. Nothing here knows LiteRT.
+without one. How LiteRT opens a file is not known here.
 """
 
 import contextlib
@@ -21,9 +21,10 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from bart_export.artifact import CACHE, replace_file
+from bart_export.artifact import CACHE, Artifact, replace_file
 from bart_export.directories import synchronize
 from bart_export.errors import EngineError
+from bart_export.runtime import litert
 
 Opened = TypeVar("Opened")
 
@@ -35,29 +36,22 @@ ROOM = 2
 ABANDONED = 600  # seconds after which an unfinished cache belongs to nobody
 
 
-def open_with_cache(
-    open_model: Callable[[str], Opened],
-    artifact_directory: pathlib.Path,
-    model_bytes: int,
-    model_sha256: str,
-    library: str,
-) -> Opened:
-    """Open a model with its weight cache, building the cache first where it is not whole.
+def open_with_cache(open_model: Callable[[str], Opened], artifact: Artifact, name: str) -> Opened:
+    """Open a file of an artifact with its weight cache, building that first where it is not whole.
 
     Args:
         open_model: opens the model with a cache file, which it creates if it is missing; with ""
             it opens it without one.
-        artifact_directory: where the model lies.
-        model_bytes: size of the model file, and about that of its cache.
-        model_sha256: hash of the model file.
-        library: name and version of the library that packs the weights.
+        artifact: where the file is; its cache is about as large as the file.
+        name: the file's, in the manifest.
     """
-    key = f"{model_sha256[:16]}-{fingerprint(library)}"
-    for directory in directories(artifact_directory):
+    entry = artifact.manifest["files"][name]
+    key = f"{entry['sha256'][:16]}-{fingerprint(litert.library())}"
+    for directory in directories(artifact.directory):
         cache = directory / f"{key}.xnnpack"
         if is_whole(cache):
             return open_model(str(cache))
-        if shutil.disk_usage(directory).free < ROOM * model_bytes:
+        if shutil.disk_usage(directory).free < ROOM * entry["bytes"]:
             continue
         try:
             return build(open_model, cache)

@@ -5,7 +5,7 @@ AI Edge Quantizer lays the file out, with integers and scales of its own choice;
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -49,7 +49,7 @@ def round_blocks(quantized: bytearray, content: Any, layers: Iterable[str]) -> N
         view(model, quantized, kept, np.float16)[:] = scales.reshape(-1).astype(np.float16)
 
 
-def check_blocks(content: Any, recipe: Recipe, layers: Iterable[str]) -> None:
+def check_blocks(content: Any, recipe: Recipe, layers: Container[str]) -> None:
     """Refuse a recipe whose blocks do not fill the rows of a matrix.
 
     Args:
@@ -60,11 +60,9 @@ def check_blocks(content: Any, recipe: Recipe, layers: Iterable[str]) -> None:
     Raises:
         ConfigurationError: with the layer, the block and the row.
     """
-    rows = dict(matrices(schema.Model.GetRootAs(content, 0)))
-    for layer in layers:
+    for layer, (_, tensor) in matrices(schema.Model.GetRootAs(content, 0)):
         block = BLOCK.fullmatch(str(recipe.storage(layer).granularity))
-        _, tensor = rows[layer]
-        if block and tensor.Shape(1) % int(block[1]):
+        if layer in layers and block and tensor.Shape(1) % int(block[1]):
             raise ConfigurationError(
                 f"The recipe {recipe.name} stores {layer} in blocks of {block[1]}, but a row has "
                 f"{tensor.Shape(1)} weights, no multiple of that. A recipe file can store it in "

@@ -10,7 +10,6 @@ import pytest
 from judged_models import (
     FLOAT32,
     INT8,
-    Judged,
     cache_one_off,
     swap_rows,
     triple_one_scale,
@@ -30,21 +29,6 @@ TEXTS = [
     {"text": "A library for reading archives, which streams.", "reference": "a library"},
     {"text": "No reference."},
 ]
-
-
-@pytest.fixture(scope="module")
-def tiny(symmetric_artifact):
-    return Judged(symmetric_artifact.manifest["source"]["handle"])
-
-
-@pytest.fixture(scope="module")
-def base(tiny, tmp_path_factory):
-    return tiny.float_file(tmp_path_factory.mktemp("right") / "float32.tflite")
-
-
-@pytest.fixture(scope="module")
-def int8(tiny, base):
-    return tiny.quantized(base)
 
 
 @pytest.fixture

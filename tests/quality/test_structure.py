@@ -4,26 +4,10 @@ import flatbuffers
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
-from judged_models import Judged
 
 from bart_export.errors import EngineError, VerificationFailed
 from bart_export.quality import structure
 from bart_export.quality.stored import Stored, unpacked
-
-
-@pytest.fixture(scope="module")
-def tiny(symmetric_artifact):
-    return Judged(symmetric_artifact.manifest["source"]["handle"])
-
-
-@pytest.fixture(scope="module")
-def base(tiny, tmp_path_factory):
-    return tiny.float_file(tmp_path_factory.mktemp("right") / "float32.tflite")
-
-
-@pytest.fixture(scope="module")
-def int8(tiny, base):
-    return tiny.quantized(base)
 
 
 def operator_called(model, graph, name):

@@ -30,11 +30,6 @@ INT8 = RECIPES["dynamic_wi8_afp32"]
 
 
 @pytest.fixture(scope="module")
-def tiny(symmetric_artifact):
-    return Judged(symmetric_artifact.manifest["source"]["handle"])
-
-
-@pytest.fixture(scope="module")
 def mini():
     return Judged("bart_mini_en")
 

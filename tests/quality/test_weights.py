@@ -6,7 +6,7 @@ import judged_models
 import numpy as np
 import pytest
 import tflite_files
-from judged_models import INT8, Judged, swap_rows, triple_one_scale, triple_the_scales
+from judged_models import INT8, swap_rows, triple_one_scale, triple_the_scales
 
 from bart_export.errors import VerificationFailed
 from bart_export.quality import weights
@@ -20,11 +20,6 @@ ERRORS = {
     "int8_tensorwise": (0.29, 0.5),
     "int4": (0.25, 0.5),
 }
-
-
-@pytest.fixture(scope="module")
-def tiny(symmetric_artifact):
-    return Judged(symmetric_artifact.manifest["source"]["handle"])
 
 
 @pytest.fixture(scope="module")
