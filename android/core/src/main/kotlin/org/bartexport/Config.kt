@@ -1,0 +1,167 @@
+/*
+ * What a BART is and how it is asked to generate; mirrors bart_export/config.py.
+ *
+ * Both records come from an artifact's manifest, under the same names, and are checked when they
+ * are made. Nothing here knows a file format beyond those names, or a runtime.
+ */
+package org.bartexport
+
+import kotlinx.serialization.KSerializer
+import kotlinx.serialization.SerialName
+import kotlinx.serialization.Serializable
+import kotlinx.serialization.SerializationException
+import kotlinx.serialization.descriptors.PrimitiveKind
+import kotlinx.serialization.descriptors.PrimitiveSerialDescriptor
+import kotlinx.serialization.descriptors.SerialDescriptor
+import kotlinx.serialization.encoding.Decoder
+import kotlinx.serialization.encoding.Encoder
+import kotlinx.serialization.json.JsonDecoder
+import kotlinx.serialization.json.JsonEncoder
+import kotlinx.serialization.json.JsonPrimitive
+
+/**
+ * The architecture of a BART encoder-decoder, in KerasHub's words.
+ *
+ * Sizes come from the manifest, where the decoder's own are always given.
+ */
+@Serializable
+public data class BartConfig(
+    @SerialName("vocabulary_size") val vocabularySize: Int,
+    @SerialName("num_layers") val numLayers: Int,
+    @SerialName("num_heads") val numHeads: Int,
+    @SerialName("hidden_dim") val hiddenDim: Int,
+    @SerialName("intermediate_dim") val intermediateDim: Int,
+    val dropout: Double,
+    @SerialName("max_sequence_length") val maxSequenceLength: Int,
+    @SerialName("decoder_num_layers") val decoderNumLayers: Int,
+    @SerialName("decoder_num_heads") val decoderNumHeads: Int,
+    @SerialName("decoder_intermediate_dim") val decoderIntermediateDim: Int,
+    @SerialName("scale_embedding") val scaleEmbedding: Boolean,
+    @SerialName("activation_function") val activationFunction: String,
+    @SerialName("final_logits_bias") val finalLogitsBias: Boolean,
+)
+
+/** When beam search ends: Hugging Face's `early_stopping`, which is true, false or "never". */
+@Serializable(with = EarlyStoppingSerializer::class)
+public enum class EarlyStopping { TRUE, FALSE, NEVER }
+
+/**
+ * How a sequence is generated; names, meaning and defaults are those of Hugging Face's
+ * `generate()` (transformers 4.57), except for `seed`, which is ours.
+ *
+ * Lengths count decoder tokens, the start token included. `topK = 0` and `topP = 1.0` switch those
+ * filters off. Sampling parameters have an effect only with `doSample = true`.
+ *
+ * @throws ConfigurationError for a value out of range, or parameters that contradict each other
+ */
+@Serializable
+public data class GenerationConfig(
+    @SerialName("max_length") val maxLength: Int = 20,
+    @SerialName("min_length") val minLength: Int = 0,
+    @SerialName("num_beams") val numBeams: Int = 1,
+    @SerialName("num_return_sequences") val numReturnSequences: Int = 1,
+    @SerialName("length_penalty") val lengthPenalty: Double = 1.0,
+    @SerialName("early_stopping") val earlyStopping: EarlyStopping = EarlyStopping.FALSE,
+    @SerialName("no_repeat_ngram_size") val noRepeatNgramSize: Int = 0,
+    @SerialName("repetition_penalty") val repetitionPenalty: Double = 1.0,
+    @SerialName("do_sample") val doSample: Boolean = false,
+    val temperature: Double = 1.0,
+    @SerialName("top_k") val topK: Int = 50,
+    @SerialName("top_p") val topP: Double = 1.0,
+    val seed: Long? = null,
+    @SerialName("decoder_start_token_id") val decoderStartTokenId: Int = 2,
+    @SerialName("bos_token_id") val bosTokenId: Int = 0,
+    @SerialName("pad_token_id") val padTokenId: Int = 1,
+    @SerialName("eos_token_id") val eosTokenId: Int = 2,
+    @SerialName("forced_bos_token_id") val forcedBosTokenId: Int? = null,
+    @SerialName("forced_eos_token_id") val forcedEosTokenId: Int? = null,
+) {
+    init {
+        atLeast("max_length", maxLength, 2)
+        atLeast("min_length", minLength, 0)
+        atLeast("num_beams", numBeams, 1)
+        atLeast("num_return_sequences", numReturnSequences, 1)
+        atLeast("no_repeat_ngram_size", noRepeatNgramSize, 0)
+        atLeast("top_k", topK, 0)
+        seed?.let { require(it >= 0, "seed must be an integer of at least 0, received $it.") }
+        for ((name, tokenId) in tokenIds()) {
+            atLeast(name, tokenId, 0)
+        }
+        number("length_penalty", lengthPenalty, "a finite number") { true }
+        number("repetition_penalty", repetitionPenalty, "a number above 0") { it > 0 }
+        number("temperature", temperature, "a number above 0") { it > 0 }
+        number("top_p", topP, "a number above 0 and at most 1") { it > 0 && it <= 1 }
+        require(
+            minLength <= maxLength,
+            "min_length must not exceed max_length, received min_length=$minLength and " +
+                "max_length=$maxLength.",
+        )
+        require(
+            !doSample || numBeams == 1,
+            "do_sample=true samples one sequence at a time and needs num_beams=1, received " +
+                "num_beams=$numBeams.",
+        )
+        require(
+            doSample || numReturnSequences <= numBeams,
+            "num_return_sequences must not exceed num_beams without do_sample=true, received " +
+                "num_return_sequences=$numReturnSequences, num_beams=$numBeams.",
+        )
+    }
+
+    /** Raises [ConfigurationError] if a token id of the settings is none of the model's. */
+    public fun checkTokenIds(vocabularySize: Int) {
+        for ((name, tokenId) in tokenIds()) {
+            require(
+                tokenId < vocabularySize,
+                "$name must be in 0 to ${vocabularySize - 1}, the model's tokens, received " +
+                    "$tokenId.",
+            )
+        }
+    }
+
+    private fun tokenIds(): Map<String, Int> {
+        val all = mapOf(
+            "decoder_start_token_id" to decoderStartTokenId,
+            "bos_token_id" to bosTokenId,
+            "pad_token_id" to padTokenId,
+            "eos_token_id" to eosTokenId,
+            "forced_bos_token_id" to forcedBosTokenId,
+            "forced_eos_token_id" to forcedEosTokenId,
+        )
+        return buildMap { for ((name, tokenId) in all) tokenId?.let { put(name, it) } }
+    }
+}
+
+/** Reads and writes `early_stopping`, which is a JSON boolean or the word "never". */
+public object EarlyStoppingSerializer : KSerializer<EarlyStopping> {
+    private val values = mapOf(
+        JsonPrimitive(true) to EarlyStopping.TRUE,
+        JsonPrimitive(false) to EarlyStopping.FALSE,
+        JsonPrimitive("never") to EarlyStopping.NEVER,
+    )
+
+    override val descriptor: SerialDescriptor =
+        PrimitiveSerialDescriptor("org.bartexport.EarlyStopping", PrimitiveKind.STRING)
+
+    override fun deserialize(decoder: Decoder): EarlyStopping {
+        val value = (decoder as JsonDecoder).decodeJsonElement()
+        return values[value] ?: throw SerializationException(
+            "early_stopping must be true, false or \"never\", received $value.",
+        )
+    }
+
+    override fun serialize(encoder: Encoder, value: EarlyStopping) {
+        val element = values.entries.first { it.value == value }.key
+        (encoder as JsonEncoder).encodeJsonElement(element)
+    }
+}
+
+private fun require(holds: Boolean, otherwise: String) {
+    if (!holds) throw ConfigurationError(otherwise)
+}
+
+private fun atLeast(name: String, value: Int, lowest: Int) =
+    require(value >= lowest, "$name must be an integer of at least $lowest, received $value.")
+
+private fun number(name: String, value: Double, accepted: String, accepts: (Double) -> Boolean) =
+    require(value.isFinite() && accepts(value), "$name must be $accepted, received $value.")
