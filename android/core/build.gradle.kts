@@ -1,0 +1,38 @@
+// Tokenizer, search and the words of an artifact: Kotlin without Android.
+import org.jetbrains.kotlin.gradle.dsl.JvmTarget
+
+plugins {
+    alias(libs.plugins.kotlin.jvm)
+    alias(libs.plugins.kotlin.serialization)
+}
+
+java {
+    sourceCompatibility = JavaVersion.toVersion(libs.versions.jvmTarget.get())
+    targetCompatibility = JavaVersion.toVersion(libs.versions.jvmTarget.get())
+}
+
+kotlin {
+    explicitApi()
+    compilerOptions {
+        jvmTarget = JvmTarget.fromTarget(libs.versions.jvmTarget.get())
+        allWarningsAsErrors = true
+    }
+}
+
+dependencies {
+    // Flows and serializers are in the public API.
+    api(libs.kotlinx.coroutines.core)
+    api(libs.kotlinx.serialization.json)
+    testImplementation(platform(libs.junit.bom))
+    testImplementation(libs.junit.jupiter)
+    testImplementation(libs.kotlin.test.junit5)
+    testImplementation(libs.kotlinx.coroutines.test)
+    testRuntimeOnly(libs.junit.platform.launcher)
+}
+
+tasks.test {
+    useJUnitPlatform()
+    // What the tests are held to lies beside android/; tools/android_fixtures.py makes the second.
+    systemProperty("bart_export.golden", rootDir.resolveSibling("tests/data/golden").path)
+    systemProperty("bart_export.build", rootDir.resolveSibling("build/android").path)
+}
