@@ -1,0 +1,229 @@
+/*
+ * The manifest of an artifact, read and checked; mirrors the reading half of
+ * bart_export/artifact.py (format_version 1, described in artifacts/README.md).
+ *
+ * The bytes of manifest.json go in; what a phone needs of them comes out. Whether the files are
+ * those that the manifest names is not known here: see Artifact.kt.
+ */
+package org.bartexport
+
+import java.io.File
+import java.io.IOException
+import java.security.MessageDigest
+import kotlinx.serialization.DeserializationStrategy
+import kotlinx.serialization.SerialName
+import kotlinx.serialization.Serializable
+import kotlinx.serialization.SerializationException
+import kotlinx.serialization.json.Json
+import kotlinx.serialization.json.JsonArray
+import kotlinx.serialization.json.JsonElement
+import kotlinx.serialization.json.JsonObject
+import kotlinx.serialization.json.JsonPrimitive
+import kotlinx.serialization.json.decodeFromJsonElement
+import kotlinx.serialization.json.intOrNull
+import kotlinx.serialization.json.longOrNull
+
+/**
+ * What manifest.json says, as far as a phone needs it; `config` and `generation` are the
+ * [Artifact]'s.
+ *
+ * @property manifestSha256 the seal, which names this very artifact
+ * @property preset what the user of bart-export named
+ * @property encoderSequenceLength most tokens of a source, start and end included, that the model
+ *     was prepared for
+ * @property parameterCount trained values, the tied embedding once
+ * @property specialTokenIds `start_token_id` and so on
+ * @property files by path, relative to the directory, with `/`
+ * @property licence what the checkpoint says of its licence, null for nothing
+ */
+@Serializable
+public data class Manifest(
+    @SerialName("format_version") val formatVersion: Int,
+    @SerialName("manifest_sha256") val manifestSha256: String,
+    val preset: String,
+    @SerialName("encoder_sequence_length") val encoderSequenceLength: Int,
+    @SerialName("parameter_count") val parameterCount: Long,
+    @SerialName("special_token_ids") val specialTokenIds: Map<String, Int>,
+    val tokenizer: TokenizerFiles,
+    val files: Map<String, FileEntry>,
+    val licence: String? = null,
+)
+
+/** Paths of the tokenizer's two files in the artifact. */
+@Serializable
+public data class TokenizerFiles(val vocabulary: String, val merges: String)
+
+/**
+ * A file of the artifact; the fields after [sha256] are those of exported files.
+ *
+ * @property sha256 in hexadecimal, lower case
+ * @property target "tflite", "saved_model" or "edgetpu"
+ * @property recipe how weights are stored, as in `dynamic_wi8_afp32`
+ * @property tolerance metric to the bound that the file was held to
+ * @property runtimes runtime to the oldest version that is known to compute this file rightly
+ * @property refusals runtime to why it must not be used for this file
+ * @property shapes what a static build was made for, null for any other file
+ * @property signatures of a static build, see [readBuckets]
+ */
+@Serializable
+public data class FileEntry(
+    val bytes: Long,
+    val sha256: String,
+    val target: String? = null,
+    val recipe: String? = null,
+    val tolerance: Map<String, Double> = emptyMap(),
+    val runtimes: Map<String, String> = emptyMap(),
+    val refusals: Map<String, String> = emptyMap(),
+    val shapes: Shapes? = null,
+    val signatures: JsonObject? = null,
+)
+
+/** The sizes of a static build's buckets. */
+@Serializable
+public data class Shapes(
+    @SerialName("source_lengths") val sourceLengths: List<Int>,
+    @SerialName("target_length") val targetLength: Int,
+    @SerialName("num_beams") val numBeams: List<Int>,
+)
+
+/** Name of the file whose presence makes a directory an artifact. */
+public const val MANIFEST_NAME: String = "manifest.json"
+
+/** The one format of an artifact that this library reads. */
+public const val FORMAT_VERSION: Int = 1
+
+/** A manifest and the two records in it that have no unknown fields. */
+internal class ReadManifest(
+    val manifest: Manifest,
+    val config: BartConfig,
+    val generation: GenerationConfig,
+)
+
+/**
+ * Reads and checks a manifest.
+ *
+ * @throws ArtifactError if it is not JSON, of another format, edited, lacks a field, or names a
+ *     file outside of its directory
+ */
+internal fun readManifest(file: File): ReadManifest {
+    val text = try {
+        file.readBytes()
+    } catch (error: IOException) {
+        throw ArtifactError("$file cannot be read: ${error.message}. $AGAIN", error)
+    }
+    val content = try {
+        Json.parseToJsonElement(text.toString(Charsets.UTF_8))
+    } catch (error: SerializationException) {
+        throw ArtifactError("$file is no JSON: ${error.firstLine()}. $AGAIN", error)
+    }
+    val version = (content as? JsonObject)?.get("format_version")
+    if (content !is JsonObject || !isVersion(version)) {
+        throw ArtifactError(
+            "$file must have format_version $FORMAT_VERSION, received $version. Export the " +
+                "artifact again with the bart-export that this app came with, or update the app.",
+        )
+    }
+    if (!sealHolds(text)) {
+        throw ArtifactError(
+            "$file was edited or damaged after the export: its manifest_sha256 does not match. " +
+                AGAIN,
+        )
+    }
+    val wrong = FIELDS.filterNot { (name, hasKind) -> content[name]?.let(hasKind) == true }.keys
+    if (wrong.isNotEmpty()) {
+        throw ArtifactError(
+            "$file lacks ${wrong.joinToString()}, or has another type there. $AGAIN",
+        )
+    }
+    return decode(file, content)
+}
+
+/** Whether a path stays inside the directory that it is relative to. */
+internal fun staysInside(path: String): Boolean = path.split('/')
+    .all { it.isNotEmpty() && it != "." && it != ".." && '\\' !in it && '\u0000' !in it }
+
+/** What to do about a damaged artifact. */
+internal const val AGAIN: String = "Export or install the artifact again."
+
+private fun decode(file: File, content: JsonObject): ReadManifest = try {
+    val manifest = MANIFEST_JSON.decodeFromJsonElement<Manifest>(content)
+    val outside = manifest.files.keys.filterNot(::staysInside)
+    if (outside.isNotEmpty()) {
+        throw ConfigurationError("it names ${outside.first()}, which is outside of its directory.")
+    }
+    ReadManifest(
+        manifest,
+        decodeStrictly("config", content, BartConfig.serializer()),
+        decodeStrictly("generation", content, GenerationConfig.serializer()),
+    )
+} catch (error: ConfigurationError) {
+    throw ArtifactError("$file is damaged: ${error.message} $AGAIN", error)
+} catch (error: SerializationException) {
+    throw ArtifactError("$file is damaged: ${error.firstLine()}. $AGAIN", error)
+}
+
+/** Decodes a record in which an unknown field would change what the model computes. */
+internal fun <T> decodeStrictly(
+    name: String,
+    content: JsonObject,
+    record: DeserializationStrategy<T>,
+): T {
+    val known = (0 until record.descriptor.elementsCount).map(record.descriptor::getElementName)
+    val values = content[name] as? JsonObject
+        ?: throw ConfigurationError("$name must be an object, received ${content[name]}.")
+    val unknown = values.keys.firstOrNull { it !in known }
+    if (unknown != null) {
+        throw ConfigurationError(
+            "Unknown parameter $unknown=${values[unknown]} in $name. Known: " +
+                "${known.joinToString()}.",
+        )
+    }
+    return Json.decodeFromJsonElement(record, values)
+}
+
+/** Whether the digest in a manifest is that of its bytes with the digest itself as zeros. */
+private fun sealHolds(text: ByteArray): Boolean {
+    // Latin-1 maps bytes to characters one to one, there and back.
+    val characters = text.toString(Charsets.ISO_8859_1)
+    val seal = SEAL.findAll(characters).singleOrNull()?.groups?.get(1) ?: return false
+    val unsealed = characters.replaceRange(seal.range, "0".repeat(seal.value.length))
+    val digest = MessageDigest.getInstance("SHA-256")
+    return digest.digest(unsealed.toByteArray(Charsets.ISO_8859_1)).toHexadecimal() == seal.value
+}
+
+/** Digits of bytes, lower case. */
+internal fun ByteArray.toHexadecimal(): String =
+    joinToString("") { (it.toInt() and BYTE).toString(HEXADECIMAL).padStart(2, '0') }
+
+private const val BYTE = 0xff
+private const val HEXADECIMAL = 16
+private val SEAL = Regex("\"manifest_sha256\": \"([0-9a-f]{64})\"")
+
+private fun isVersion(value: JsonElement?) =
+    value is JsonPrimitive && !value.isString && value.intOrNull == FORMAT_VERSION
+
+private val isText = { value: JsonElement -> value is JsonPrimitive && value.isString }
+private val isInteger = { value: JsonElement ->
+    value is JsonPrimitive && !value.isString && value.longOrNull != null
+}
+private val isObject = { value: JsonElement -> value is JsonObject }
+private val isArray = { value: JsonElement -> value is JsonArray }
+
+private val FIELDS = mapOf(
+    "format_version" to isInteger,
+    "preset" to isText,
+    "source" to isObject,
+    "config" to isObject,
+    "generation" to isObject,
+    "encoder_sequence_length" to isInteger,
+    "special_token_ids" to isObject,
+    "parameter_count" to isInteger,
+    "tokenizer" to isObject,
+    "signatures" to isObject,
+    "files" to isObject,
+    "tools" to isObject,
+    "verification" to isArray,
+    "measurements" to isArray,
+    "sensitivity" to isArray,
+    "exports" to isInteger,
+)
