@@ -40,6 +40,7 @@ LAYERS = {
 LAYERS["deployment"] = {"words", "text", "server"}
 LAYERS["quality"] = set(LAYERS)
 LAYERS["manifest"] = {"words", "text", "checkpoints"}
+LAYERS["bundle"] = {"words", "text", "checkpoints", "manifest"}
 LAYERS["exporters"] = set(LAYERS)
 LAYERS["export"] = set(LAYERS)
 LAYERS["inspection"] = {"words", "text", "checkpoints"}
