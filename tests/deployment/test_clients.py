@@ -21,7 +21,13 @@ TEXT = "A library that reads and writes spreadsheets, row by row."
 OTHER = "Games for a rainy day, 文字 and all."
 
 
-@pytest.fixture(scope="module", params=["saved_model", "symmetric"], ids=["tensorflow", "litert"])
+ENGINES = [
+    pytest.param("saved_model", id="tensorflow", marks=pytest.mark.slow),
+    pytest.param("symmetric", id="litert"),
+]
+
+
+@pytest.fixture(scope="module", params=ENGINES)
 def served(request):
     """Return (an artifact, a server with its model)."""
     artifact = request.getfixturevalue(f"{request.param}_artifact")

@@ -4,12 +4,15 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from bart_export.config import GenerationConfig
 from bart_export.runtime.search import run, search
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 MODELS = ("bart_tiny_symmetric", "bart_tiny_distilled")
+# For tests that take TensorFlow: the distilled model has every part that the other has, and more.
+EACH_MODEL = (pytest.param(MODELS[0], marks=pytest.mark.slow), MODELS[1])
 # What transformers writes into generation_config.json and is not a setting of ours.
 FOREIGN = ("transformers_version",)
 

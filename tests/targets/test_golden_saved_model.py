@@ -9,7 +9,7 @@ import json
 import numpy as np
 import pytest
 import tensorflow as tf
-from golden_cases import GOLDEN, MODELS, GoldenCases
+from golden_cases import EACH_MODEL, GOLDEN, GoldenCases
 from made_up_artifacts import CONFIG
 
 from bart_export import checkpoints, contract
@@ -98,7 +98,7 @@ class SavedGolden:
         return wrong
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=EACH_MODEL)
 def saved(request, tmp_path_factory):
     return SavedGolden(request.param, tmp_path_factory.mktemp(request.param) / "1")
 

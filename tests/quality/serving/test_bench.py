@@ -47,7 +47,8 @@ def artifact(symmetric_artifact, tmp_path_factory):
     )
 
 
-@pytest.fixture(scope="module")
+# Both engines, alone and overloaded: whatever reads the report is slow.
+@pytest.fixture(scope="module", params=[pytest.param("all", marks=pytest.mark.slow)])
 def report(artifact):
     return serve_bench.serve_bench(
         artifact.directory,
