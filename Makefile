@@ -3,17 +3,23 @@
 PYTHON ?= python3
 # The last tflite-runtime has no wheels for a newer Python.
 LEGACY_PYTHON ?= python3.11
+MAVEN ?= mvn
+# What `make test-android` tells Maven beside what it has to.
+MAVEN_FLAGS ?=
 
 VENV := .venv
 LEGACY_VENV := .venv-legacy
 ARTIFACT := artifacts/bart_mini_en
 LEGACY_ARTIFACTS := build/legacy_artifacts
+ANDROID_BUILD := $(CURDIR)/build/android
+MAVEN_BASE = --quiet --batch-mode --file android/ci/pom.xml \
+    -Dbart_export.build=$(ANDROID_BUILD) -Dbart_export.python=$(CURDIR)/$(VENV)/bin/python
 # The text of the demo is the README's quotation.
 TEXT = $$(sed -n 's/^> //p' README.md)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo demo-serving test lint test-slow test-legacy clean
+.PHONY: help demo demo-serving test lint test-slow test-legacy test-android bench-android clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -32,8 +38,10 @@ demo-serving: $(VENV)/installed-export,serve,clients ## export a SavedModel as w
 	@printf '\nThe text:\n%s\n\n' "$(TEXT)"
 	@PATH="$(VENV)/bin:$$PATH" serving/demo.sh $(ARTIFACT) "$(TEXT)"
 
-test: lint ## lint, check types, and run the tests that take seconds
+test: lint ## lint, check types, and run the tests that take seconds; with Maven test-android, too
 	@$(VENV)/bin/pytest -q -m "not slow"
+	@if command -v $(MAVEN) >/dev/null; then $(MAKE) --no-print-directory test-android; else \
+	    echo "Maven is not installed: android/ was not tested."; fi
 
 lint: $(VENV)/installed-test ## ruff and mypy
 	@$(VENV)/bin/ruff check
@@ -49,8 +57,18 @@ test-legacy: $(VENV)/installed-export $(LEGACY_VENV)/installed ## the artifact o
 	    --output $(LEGACY_ARTIFACTS)/bart_mini_en
 	@BART_EXPORT_ARTIFACTS=$(LEGACY_ARTIFACTS) $(LEGACY_VENV)/bin/pytest -q tests/legacy
 
+test-android: $(VENV)/installed-test ## compile android/ and test it with the real model; needs JDK 17 and Maven
+	@$(VENV)/bin/python tools/android_fixtures.py --output $(ANDROID_BUILD)
+	@echo "Compiling and testing android/ ..."
+	@$(MAVEN) $(MAVEN_BASE) verify $(MAVEN_FLAGS)
+
+bench-android: $(VENV)/installed-export ## what Kotlin's search and tokenizer add to the model's time
+	@$(VENV)/bin/python tools/android_fixtures.py --output $(ANDROID_BUILD)
+	@$(MAVEN) $(MAVEN_BASE) -pl desktop -am -DskipTests -P benchmark verify
+
 clean: ## remove the environments and what tools left; exports stay
 	@rm -rf $(VENV) $(LEGACY_VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	@rm -rf android/ci/*/target
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # An environment is installed anew only when pyproject.toml is newer than its last installation.
