@@ -1,0 +1,62 @@
+/*
+ * Bytes to text where characters may be cut or damaged; what Python's text package takes from its
+ * `codecs`, with errors="replace".
+ *
+ * It is written by hand because the decoders of the JVM and of Android differ from Python's, and
+ * from each other, in how many replacement characters damaged bytes become. Here each longest
+ * beginning of a character that is not completed becomes one U+FFFD, and so does each other byte
+ * that cannot be (Unicode 16, section 3.9, "U+FFFD Substitution of Maximal Subparts"). Where the
+ * bytes come from is not known here.
+ */
+package org.bartexport.text
+
+private const val REPLACEMENT = '\ufffd'
+private val CONTINUATION = 0x80..0xbf
+
+// The second byte where it may not be any continuation: overlong forms, surrogates, past U+10FFFF.
+private val SECOND_BYTE = mapOf(
+    0xe0 to 0xa0..0xbf,
+    0xed to 0x80..0x9f,
+    0xf0 to 0x90..0xbf,
+    0xf4 to 0x80..0x8f,
+)
+
+/** Decodes UTF-8 that comes in parts; not safe for several threads. */
+internal class Utf8Decoder {
+    private var codePoint = 0
+    private var missing = 0
+    private var accepted = CONTINUATION
+
+    /** Appends to [text] the characters that [bytes] complete or prove damaged. */
+    fun decode(bytes: ByteArray, text: StringBuilder) {
+        for (byte in bytes) {
+            val value = byte.toInt() and 0xff
+            if (missing > 0 && value !in accepted) finish(text)
+            if (missing == 0) begin(value, text) else proceed(value, text)
+        }
+    }
+
+    /** Appends U+FFFD to [text] for a character that is still open. */
+    fun finish(text: StringBuilder) {
+        if (missing > 0) text.append(REPLACEMENT)
+        missing = 0
+    }
+
+    private fun begin(byte: Int, text: StringBuilder) {
+        missing = when (byte) {
+            in 0xc2..0xdf -> 1
+            in 0xe0..0xef -> 2
+            in 0xf0..0xf4 -> 3
+            else -> 0
+        }
+        if (missing == 0) text.append(if (byte < 0x80) byte.toChar() else REPLACEMENT)
+        codePoint = byte and (0x3f shr missing)
+        accepted = SECOND_BYTE[byte] ?: CONTINUATION
+    }
+
+    private fun proceed(byte: Int, text: StringBuilder) {
+        codePoint = codePoint shl 6 or (byte and 0x3f)
+        accepted = CONTINUATION
+        if (--missing == 0) text.appendCodePoint(codePoint)
+    }
+}
