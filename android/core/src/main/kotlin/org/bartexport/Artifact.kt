@@ -16,6 +16,7 @@ import java.util.concurrent.TimeUnit
 import kotlinx.serialization.Serializable
 import kotlinx.serialization.SerializationException
 import kotlinx.serialization.json.Json
+import org.bartexport.text.BartTokenizer
 
 /**
  * An artifact directory whose manifest has been read and checked; safe to use from several threads.
@@ -101,6 +102,17 @@ public class Artifact private constructor(
             )
         }
     }
+
+    /**
+     * Opens the tokenizer.
+     *
+     * @throws ArtifactError for a file that is missing or was altered
+     * @throws TokenizerError for files that are damaged or do not belong together
+     */
+    public fun tokenizer(): BartTokenizer = BartTokenizer.fromFiles(
+        path(manifest.tokenizer.vocabulary),
+        path(manifest.tokenizer.merges),
+    )
 
     /** Returns the entry of a file. Throws [ArtifactError] with the files that there are. */
     internal fun entry(name: String): FileEntry = manifest.files[name] ?: throw ArtifactError(

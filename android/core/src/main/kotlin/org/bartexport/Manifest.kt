@@ -21,6 +21,7 @@ import kotlinx.serialization.json.JsonObject
 import kotlinx.serialization.json.JsonPrimitive
 import kotlinx.serialization.json.decodeFromJsonElement
 import kotlinx.serialization.json.intOrNull
+import kotlinx.serialization.json.jsonObject
 import kotlinx.serialization.json.longOrNull
 
 /**
@@ -153,8 +154,12 @@ private fun decode(file: File, content: JsonObject): ReadManifest = try {
     }
     ReadManifest(
         manifest,
-        decodeStrictly("config", content, BartConfig.serializer()),
-        decodeStrictly("generation", content, GenerationConfig.serializer()),
+        decodeStrictly("config", content.getValue("config").jsonObject, BartConfig.serializer()),
+        decodeStrictly(
+            "generation",
+            content.getValue("generation").jsonObject,
+            GenerationConfig.serializer(),
+        ),
     )
 } catch (error: ConfigurationError) {
     throw ArtifactError("$file is damaged: ${error.message} $AGAIN", error)
@@ -165,12 +170,10 @@ private fun decode(file: File, content: JsonObject): ReadManifest = try {
 /** Decodes a record in which an unknown field would change what the model computes. */
 internal fun <T> decodeStrictly(
     name: String,
-    content: JsonObject,
+    values: JsonObject,
     record: DeserializationStrategy<T>,
 ): T {
     val known = (0 until record.descriptor.elementsCount).map(record.descriptor::getElementName)
-    val values = content[name] as? JsonObject
-        ?: throw ConfigurationError("$name must be an object, received ${content[name]}.")
     val unknown = values.keys.firstOrNull { it !in known }
     if (unknown != null) {
         throw ConfigurationError(
