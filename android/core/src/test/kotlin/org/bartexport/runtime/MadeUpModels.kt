@@ -1,0 +1,87 @@
+/*
+ * Models that are made up: the logits of a sequence follow from its tokens; mirrors
+ * tests/runtime/made_up_models.py and the step of tools/android_fixtures.py.
+ *
+ * The state is the tokens of each beam. A search that hands on a wrong beam index, or an older
+ * state, gets the logits of other sequences.
+ */
+package org.bartexport.runtime
+
+import java.io.File
+import java.util.Random
+import org.bartexport.GenerationConfig
+
+typealias Sequences = List<List<Int>>
+
+/** Returns logits (vocabulary,) of what follows a sequence. */
+typealias Model = (sequence: List<Int>) -> FloatArray
+
+const val START = 0
+const val END = 1
+const val VOCABULARY = 6
+
+/** Settings for made-up models with [VOCABULARY] tokens. */
+val SETTINGS = GenerationConfig(
+    maxLength = 12,
+    decoderStartTokenId = START,
+    eosTokenId = END,
+    padTokenId = 0,
+    bosTokenId = 2,
+)
+
+/** Steps over a model, and what they were called with. */
+class CountedStep(private val model: Model) : Step<Sequences> {
+    val calls = mutableListOf<List<Int>>()
+
+    override fun invoke(
+        state: Sequences,
+        tokenIds: IntArray,
+        beamIndex: IntArray,
+    ): Stepped<Sequences> {
+        calls += tokenIds.toList()
+        val grown = tokenIds.indices.map { state[beamIndex[it]] + tokenIds[it] }
+        return Stepped(logits(grown.map(model)), grown)
+    }
+}
+
+/** Returns rows as the logits of a step. */
+fun logits(rows: List<FloatArray>): Logits =
+    Logits(rows.reduce { values, row -> values + row }, rows.size)
+
+/** Returns logits of one row. */
+fun logitsOf(vararg values: Float): Logits = Logits(values, 1)
+
+/** Returns a model with random logits that follow from the tokens and [seed]. */
+fun randomModel(seed: Int, vocabulary: Int = VOCABULARY, sharpness: Double = 1.0): Model =
+    { sequence ->
+        val chance = Random(31L * sequence.hashCode() + seed)
+        FloatArray(vocabulary) { (chance.nextGaussian() * sharpness).toFloat() }
+    }
+
+/** Returns a model whose tokens are all as likely. */
+fun flatModel(vocabulary: Int = VOCABULARY): Model = { FloatArray(vocabulary) }
+
+/** Returns the model that tools/android_fixtures.py computes too, to the last bit. */
+fun sharedModel(vocabulary: Int): Model = { sequence ->
+    val hash = sequence.fold(17L) { hash, token -> (hash * 31 + token + 1) % (1L shl 31) }
+    FloatArray(vocabulary) {
+        (((hash * (it + 3) + it.toLong() * it * 7) % 1009) / 101.0).toFloat()
+    }
+}
+
+/** Runs a search from the beginning. */
+fun events(step: Step<Sequences>, generation: GenerationConfig): Sequence<SearchEvent> {
+    val rows = maxOf(generation.numBeams, generation.numReturnSequences)
+    return search(step, List(rows) { emptyList() }, generation)
+}
+
+/** Returns the hypotheses of a search over a model. */
+fun hypotheses(model: Model, generation: GenerationConfig): List<Hypothesis> =
+    (events(CountedStep(model), generation).last() as SearchEvent.Finished).hypotheses
+
+/** Returns a file that Python made for these tests. */
+fun madeByPython(name: String): File {
+    val file = File(checkNotNull(System.getProperty("bart_export.build")), name)
+    check(file.isFile) { "$file is missing: run make test-android, which makes it." }
+    return file
+}
