@@ -19,6 +19,13 @@ enum class Accelerator(val value: Int) {
 abstract class JniHandle internal constructor(internal val handle: Long) : AutoCloseable {
     private val destroyed = AtomicBoolean(false)
 
+    /** [handle] for a call; unlike LiteRT, which would follow a closed one, refuses it. */
+    internal val address: Long
+        get() {
+            assertNotDestroyed()
+            return handle
+        }
+
     /** Throws an [IllegalStateException] after [close]. */
     protected fun assertNotDestroyed() {
         check(!destroyed.get()) {
