@@ -1,0 +1,307 @@
+package org.bartexport
+
+import java.io.File
+import java.nio.file.Files
+import java.nio.file.attribute.FileTime
+import java.util.concurrent.TimeUnit
+import kotlin.test.assertContentEquals
+import kotlin.test.assertEquals
+import kotlin.test.assertFailsWith
+import kotlin.test.assertFalse
+import kotlin.test.assertTrue
+import kotlinx.serialization.json.JsonArray
+import kotlinx.serialization.json.JsonNull
+import kotlinx.serialization.json.JsonObject
+import kotlinx.serialization.json.JsonPrimitive
+import org.junit.jupiter.api.DynamicTest
+import org.junit.jupiter.api.DynamicTest.dynamicTest
+import org.junit.jupiter.api.Test
+import org.junit.jupiter.api.TestFactory
+import org.junit.jupiter.api.io.TempDir
+
+class ArtifactTest {
+    @TempDir
+    lateinit var temporary: File
+
+    private fun artifact(change: (JsonObject) -> JsonObject = { it }) =
+        Files.createTempDirectory(temporary.toPath(), "artifact").toFile()
+            .also { writeArtifact(it, change = change) }
+
+    @Test
+    fun `a whole artifact gives its settings, tokenizer and files`() {
+        val opened = Artifact.open(
+            artifact {
+                it.with("new_in_a_later_version", JsonPrimitive(1))
+                    .at("files", MODEL) { file -> file.with("also_new", JsonArray(emptyList())) }
+            },
+        )
+        assertEquals("bart_small", opened.manifest.preset)
+        assertEquals(1234, opened.manifest.parameterCount)
+        assertEquals(12, opened.manifest.encoderSequenceLength)
+        assertEquals(SMALL, opened.config)
+        assertEquals(GenerationConfig(maxLength = 16, forcedBosTokenId = 0), opened.generation)
+        assertContentEquals(intArrayOf(5 + 'a'.code), opened.tokenizer().tokenize("a"))
+        assertEquals("a model of some bytes", opened.path(MODEL).readText())
+        assertEquals(listOf(MODEL), opened.staticFiles())
+        assertEquals(
+            listOf(
+                "encode_8",
+                "decode_8_1",
+                "decode_8_4",
+                "encode_16",
+                "decode_16_1",
+                "decode_16_4",
+            ),
+            opened.buckets(MODEL).map { it.name },
+        )
+    }
+
+    /** A way to damage an artifact, and what the refusal to open it must say. */
+    private class Damage(val name: String, val says: String, val damage: (File) -> Unit)
+
+    private fun changed(name: String, says: String, change: (JsonObject) -> JsonObject) =
+        Damage(name, says) { writeArtifact(it, change = change) }
+
+    private fun rewritten(name: String, says: String, change: (String) -> String) =
+        Damage(name, says) { directory ->
+            val file = File(directory, "manifest.json")
+            file.writeText(change(file.readText()))
+        }
+
+    private fun named(file: String) =
+        changed("a manifest that names $file", "names $file, which is outside") { manifest ->
+            manifest.at("files") { it.with(file, it.getValue(MODEL)) }
+        }
+
+    private val refusedToOpen = listOf(
+        Damage("no directory", "is not a directory") { it.deleteRecursively() },
+        Damage("a file in its place", "is not a directory") {
+            it.deleteRecursively()
+            it.writeText("")
+        },
+        Damage("no manifest", "has no manifest.json, so it is not a finished artifact") {
+            File(it, "manifest.json").delete()
+        },
+        Damage("a directory as manifest", "manifest.json cannot be read") {
+            File(it, "manifest.json").delete()
+            File(it, "manifest.json").mkdir()
+        },
+        rewritten("a truncated manifest", "manifest.json is no JSON") { it.take(it.length / 2) },
+        rewritten("a manifest of two bytes", "must have format_version 1, received null") { "[]" },
+        rewritten("another format", "must have format_version 1, received 2.") {
+            it.replace("\"format_version\": 1", "\"format_version\": 2")
+        },
+        rewritten("a version in quotes", "must have format_version 1, received \"1\"") {
+            it.replace("\"format_version\": 1", "\"format_version\": \"1\"")
+        },
+        rewritten("an edited manifest", "its manifest_sha256 does not match") {
+            it.replace("\"max_length\": 16", "\"max_length\": 17")
+        },
+        rewritten("an edited space", "its manifest_sha256 does not match") { "$it\n" },
+        rewritten("a manifest without seal", "its manifest_sha256 does not match") {
+            it.replace("manifest_sha256", "sha256")
+        },
+        rewritten("a manifest with two seals", "its manifest_sha256 does not match") {
+            it.replace("\"preset\"", "\"manifest_sha256\": \"${"0".repeat(64)}\", \"preset\"")
+        },
+        changed("a field that is missing", "lacks tools, exports, or has another type") {
+            JsonObject(it - "tools" - "exports")
+        },
+        changed("a field of another type", "lacks preset, or has another type") {
+            it.with("preset", JsonPrimitive(3))
+        },
+        changed("a field of null", "lacks config, or has another type") {
+            it.with("config", JsonNull)
+        },
+        changed("an entry without hash", "sha256") { manifest ->
+            manifest.at("files", MODEL) { JsonObject(it - "sha256") }
+        },
+        changed("an unknown field in config", "Unknown parameter layers=2 in config. Known: ") {
+            it.at("config") { config -> config.with("layers", JsonPrimitive(2)) }
+        },
+        changed("a config without vocabulary", "vocabulary_size") {
+            it.at("config") { config -> JsonObject(config - "vocabulary_size") }
+        },
+        changed("an unknown setting", "Unknown parameter beams=2 in generation. Known: ") {
+            it.at("generation") { settings -> settings.with("beams", JsonPrimitive(2)) }
+        },
+        changed("a setting out of range", "num_beams must be an integer of at least 1") {
+            it.at("generation") { settings -> settings.with("num_beams", JsonPrimitive(0)) }
+        },
+        named("../x"),
+        named("tokenizer/../../x"),
+        named("/x"),
+        named("tokenizer//x"),
+        named("./x"),
+        named("..\\x"),
+    )
+
+    @TestFactory
+    fun `is refused`(): List<DynamicTest> = refusedToOpen.map { row ->
+        dynamicTest(row.name) {
+            val directory = artifact()
+            row.damage(directory)
+            val error = assertFailsWith<ArtifactError> { Artifact.open(directory) }
+            assertOneLine(error.message, row.says, directory.path)
+        }
+    }
+
+    private fun damaged(name: String, says: String, damage: (File) -> Unit) =
+        Damage(name, says, damage)
+
+    private val refusedFiles = listOf(
+        damaged("a missing file", "is missing or cannot be read") { File(it, MODEL).delete() },
+        damaged("a truncated file", "(20 bytes of 21)") {
+            File(it, MODEL).writeText("a model of some byte")
+        },
+        damaged("a longer file", "(22 bytes of 21)") { File(it, MODEL).appendText("s") },
+        damaged("an empty file", "(0 bytes of 21)") { File(it, MODEL).writeText("") },
+        damaged("an edited file of the same size", "altered or damaged (21 bytes of 21)") {
+            File(it, MODEL).writeText("a model of other byte")
+        },
+        damaged("a swapped file", "altered or damaged") {
+            File(it, VOCABULARY).copyTo(File(it, MODEL), overwrite = true)
+        },
+        damaged("a directory in its place", "altered or damaged") {
+            File(it, MODEL).delete()
+            File(it, MODEL).mkdir()
+        },
+    )
+
+    @TestFactory
+    fun `is refused by name`(): List<DynamicTest> = refusedFiles.map { row ->
+        dynamicTest(row.name) {
+            val directory = artifact()
+            row.damage(directory)
+            val opened = Artifact.open(directory)
+            val error = assertFailsWith<ArtifactError> { opened.path(MODEL) }
+            assertOneLine(error.message, row.says, File(directory, MODEL).path)
+            opened.path(MERGES)
+        }
+    }
+
+    @Test
+    fun `a file that the manifest does not name is refused with those that it names`() {
+        val directory = artifact()
+        File(directory, "other").writeText("here, too")
+        val error = assertFailsWith<ArtifactError> { Artifact.open(directory).path("other") }
+        assertOneLine(error.message, "has no file other. It has: $MODEL, $VOCABULARY", "other")
+    }
+
+    @Test
+    fun `a file that was hashed is not read again, by this process or the next`() {
+        val directory = artifact()
+        val model = File(directory, MODEL)
+        val opened = Artifact.open(directory)
+        opened.path(MODEL)
+        val changed = Files.getLastModifiedTime(model.toPath())
+        model.writeText("a model of other byte")
+        Files.setLastModifiedTime(model.toPath(), changed)
+
+        assertEquals(model, opened.path(MODEL))
+        assertEquals(model, Artifact.open(directory).path(MODEL))
+        assertFailsWith<ArtifactError> { opened.path(MODEL, rehash = true) }
+        File(directory, ".cache").deleteRecursively()
+        assertFailsWith<ArtifactError> { Artifact.open(directory).path(MODEL) }
+    }
+
+    @Test
+    fun `a file that was hashed is read again once its time, size or identity is another`() {
+        val changes = listOf<(File, FileTime) -> Unit>(
+            { file, time ->
+                file.writeText("a model of other byte")
+                val later = time.to(TimeUnit.NANOSECONDS) + 1000
+                Files.setLastModifiedTime(file.toPath(), FileTime.from(later, TimeUnit.NANOSECONDS))
+            },
+            { file, time ->
+                file.appendText("s")
+                Files.setLastModifiedTime(file.toPath(), time)
+            },
+            { file, time ->
+                val other = File(file.path + ".other").also {
+                    it.writeText("a model of other byte")
+                }
+                assertTrue(other.renameTo(file))
+                Files.setLastModifiedTime(file.toPath(), time)
+            },
+        )
+        for (change in changes) {
+            val directory = artifact()
+            val opened = Artifact.open(directory)
+            val model = opened.path(MODEL)
+            change(model, Files.getLastModifiedTime(model.toPath()))
+            assertFailsWith<ArtifactError> { opened.path(MODEL) }
+        }
+    }
+
+    @Test
+    fun `an artifact that cannot be written is read, and remembers as long as it is open`() {
+        val directory = artifact()
+        File(directory, ".cache").writeText("no directory can be made here")
+        val opened = Artifact.open(directory)
+        val model = opened.path(MODEL)
+        val changed = Files.getLastModifiedTime(model.toPath())
+        model.writeText("a model of other byte")
+        Files.setLastModifiedTime(model.toPath(), changed)
+        opened.path(MODEL)
+        assertFailsWith<ArtifactError> { Artifact.open(directory).path(MODEL) }
+    }
+
+    @Test
+    fun `what was remembered is hashed again when the memory is damaged, and drafts are removed`() {
+        val directory = artifact()
+        Artifact.open(directory).path(MODEL)
+        val cache = File(directory, ".cache")
+        assertEquals(listOf("verified.json"), cache.list().orEmpty().toList())
+        for (content in listOf("{", "[]", "{\"$MODEL\": 1}")) {
+            File(cache, "verified.json").writeText(content)
+            assertTrue(Artifact.open(directory).path(MODEL).isFile)
+            assertFalse(File(cache, "verified.json").readText() == content)
+        }
+    }
+
+    @Test
+    fun `a file that LiteRT must not run, or with shapes that vary, is refused with the reason`() {
+        val rows = listOf<Pair<String, (JsonObject) -> JsonObject>>(
+            "must not be run by ai-edge-litert: it computes wrong numbers." to { file ->
+                val refusals = mapOf("ai-edge-litert" to JsonPrimitive("it computes wrong numbers"))
+                file.with("runtimes", JsonObject(emptyMap())).with("refusals", JsonObject(refusals))
+            },
+            "must not be run by ai-edge-litert: it was not tried with it." to { file ->
+                file.with("runtimes", JsonObject(emptyMap()))
+            },
+            "is no .tflite file with fixed shapes" to { JsonObject(it - "shapes") },
+            "is no .tflite file with fixed shapes" to
+                { it.with("target", JsonPrimitive("edgetpu")) },
+        )
+        for ((says, change) in rows) {
+            val opened = Artifact.open(
+                artifact { manifest ->
+                    manifest.at("files") {
+                        it.with("other", change(it.getValue(MODEL) as JsonObject))
+                    }
+                },
+            )
+            assertEquals(listOf(MODEL), opened.staticFiles())
+            val error = assertFailsWith<ArtifactError> { opened.buckets("other") }
+            assertOneLine(error.message, says, "${opened.directory} has $MODEL.")
+        }
+    }
+
+    @Test
+    fun `damaged signatures are refused by the name of their file`() {
+        val opened = Artifact.open(
+            artifact { manifest ->
+                manifest.at("files", MODEL, "signatures") { JsonObject(it - "encode_16") }
+            },
+        )
+        val error = assertFailsWith<ArtifactError> { opened.buckets(MODEL) }
+        assertOneLine(error.message, "manifest.json is damaged: of $MODEL, signatures must", "16_4")
+    }
+}
+
+internal fun assertOneLine(message: String?, vararg parts: String) {
+    val line = message.orEmpty()
+    assertEquals(1, line.lines().size, line)
+    for (part in parts) assertTrue(part in line, "\"$part\" is not in: $line")
+}

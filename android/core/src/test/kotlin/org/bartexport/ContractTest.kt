@@ -1,0 +1,78 @@
+package org.bartexport
+
+import kotlin.test.assertEquals
+import kotlin.test.assertFailsWith
+import kotlinx.serialization.json.JsonArray
+import kotlinx.serialization.json.JsonObject
+import kotlinx.serialization.json.JsonPrimitive
+import org.junit.jupiter.api.DynamicTest
+import org.junit.jupiter.api.DynamicTest.dynamicTest
+import org.junit.jupiter.api.Test
+import org.junit.jupiter.api.TestFactory
+
+class ContractTest {
+    private val signatures = signaturesOf(listOf(8, 16), listOf(1, 4), 16)
+
+    @Test
+    fun `a bucket has the sizes, tensors and caches of its signature`() {
+        val buckets = readBuckets(signatures).associateBy { it.name }
+        val encode = buckets.getValue("encode_8")
+        assertEquals(mapOf(Axis.SOURCE to 8), encode.sizes)
+        assertEquals(listOf("cross_key_0", "cross_value_0"), encode.outputs.keys.toList())
+        assertEquals(emptyList(), encode.caches)
+
+        val decode = buckets.getValue("decode_16_4")
+        assertEquals(SignatureName.DECODE, decode.signature)
+        assertEquals(
+            mapOf(Axis.SOURCE to 16, Axis.BEAMS to 4, Axis.CAPACITY to 16),
+            decode.sizes,
+        )
+        assertEquals(listOf("self_key_0", "self_value_0"), decode.caches)
+        val cache = decode.inputs.getValue("self_key_0")
+        assertEquals(TensorSpec("float32", listOf(4, 1, 16, 2)), cache)
+        assertEquals(128, cache.elements)
+        assertEquals(SignatureName.DECODE_SINGLE, buckets.getValue("decode_16_1").signature)
+    }
+
+    private class Row(val name: String, val says: String, val change: (JsonObject) -> JsonObject)
+
+    private val refused = listOf(
+        Row("no signature at all", "received none.") { JsonObject(emptyMap()) },
+        Row("only encoders", "received encode_8.") {
+            JsonObject(it.filterKeys { name -> name == "encode_8" })
+        },
+        Row("a source length without encoder", "for each source length") {
+            JsonObject(it - "encode_16")
+        },
+        Row("a combination of sizes that is missing", "for each number of beams") {
+            JsonObject(it - "decode_16_4")
+        },
+        Row("an unknown signature", "must be one of encode, decode, decode_single, received x.") {
+            it.at("encode_8") { one -> one.with("signature", JsonPrimitive("x")) }
+        },
+        Row("an axis that is missing", "signature decode_8_1 lacks beams.") {
+            it.at("decode_8_1", "sizes") { sizes -> JsonObject(sizes - "beams") }
+        },
+        Row("an input that is missing", "signature decode_8_4 lacks beam_index.") {
+            it.at("decode_8_4", "inputs") { inputs -> JsonObject(inputs - "beam_index") }
+        },
+        Row("an output that is missing", "signature decode_8_4 lacks logits.") {
+            it.at("decode_8_4", "outputs") { outputs -> JsonObject(outputs - "logits") }
+        },
+        Row("a shape with a word", "signature encode_8 is no bucket: ") {
+            it.at("encode_8", "inputs", "encoder_token_ids") { tensor ->
+                tensor.with("shape", JsonArray(listOf(JsonPrimitive("source"))))
+            }
+        },
+    )
+
+    @TestFactory
+    fun `is refused`(): List<DynamicTest> = refused.map { row ->
+        dynamicTest(row.name) {
+            val error = assertFailsWith<ConfigurationError> {
+                readBuckets(row.change(signatures))
+            }
+            assertOneLine(error.message, row.says)
+        }
+    }
+}
