@@ -1,0 +1,76 @@
+/*
+ * An engine without a model: it says its source again, with some noise for the other tokens.
+ *
+ * Logits come of tokens alone, so that every search has something to find; it counts steps, and
+ * complains when it is used as no engine may be used.
+ */
+package org.bartexport.runtime
+
+import java.util.concurrent.atomic.AtomicInteger
+import org.bartexport.BartConfig
+import org.bartexport.EngineError
+import org.bartexport.InputError
+
+internal class EchoEngine(
+    override val config: BartConfig,
+    private val longest: Int = config.maxSequenceLength,
+    private val onStep: (number: Int) -> Unit = {},
+) : Seq2SeqEngine {
+    /** Steps that began, of all sources. */
+    val steps = AtomicInteger()
+
+    /** How many steps, encodings and closings run at this moment. */
+    private val busy = AtomicInteger()
+    private var serial = 0
+
+    @Volatile
+    var closed = 0
+        private set
+
+    /** The source, and the decoder tokens of each beam so far. */
+    private class Spoken(val source: IntArray, val beams: List<List<Int>>)
+
+    override fun start(tokenIds: IntArray, numBeams: Int, maxLength: Int): Decoding = alone {
+        if (maxLength > longest) throw InputError("max_length must be at most $longest.")
+        serial += 1
+        Decoding(serial, 0, Spoken(tokenIds, List(numBeams) { emptyList() }))
+    }
+
+    override fun step(state: Decoding, tokenIds: IntArray, beamIndex: IntArray): Stepped<Decoding> =
+        alone {
+            onStep(steps.incrementAndGet())
+            if (state.serial != serial) throw EngineError("Another generation has begun.")
+            val before = state.caches as Spoken
+            val beams = beamIndex.mapIndexed { beam, from -> before.beams[from] + tokenIds[beam] }
+            val next = Spoken(before.source, beams)
+            Stepped(logits(next), Decoding(serial, state.position + 1, next))
+        }
+
+    override fun close() = alone { closed += 1 }
+
+    private fun logits(spoken: Spoken): Logits {
+        val values = spoken.beams.flatMap { tokens ->
+            val follows = spoken.source.getOrNull(tokens.size - 1)
+            val seed = tokens.fold(17) { hash, token -> hash * 31 + token }
+            List(config.vocabularySize) { token ->
+                val noise = ((seed * (token + 3) + token) and 1023) / 1024f
+                if (token == follows) LIKELY + noise else noise
+            }
+        }
+        return Logits(values.toFloatArray(), spoken.beams.size)
+    }
+
+    private fun <T> alone(work: () -> T): T {
+        check(busy.incrementAndGet() == 1) { "An engine does one thing at a time." }
+        check(closed == 0) { "The engine is closed." }
+        try {
+            return work()
+        } finally {
+            busy.decrementAndGet()
+        }
+    }
+
+    private companion object {
+        const val LIKELY = 8f
+    }
+}
