@@ -39,10 +39,9 @@ internal fun sampledChoice(generation: GenerationConfig): Choice {
         } else {
             val possible = possible(logits.values, start, end, generation.topK)
             val weights = DoubleArray(possible.size) {
-                exponential(
-                    (logits.values[possible[it]] - peak.toDouble()) / generation.temperature,
-                )
+                (logits.values[possible[it]] - peak.toDouble()) / generation.temperature
             }
+            exponentiate(weights, weights.size)
             val kept = if (generation.topP < 1) {
                 nucleus(logits.values, possible, weights, generation.topP)
             } else {
@@ -64,9 +63,13 @@ private class Weighted(private val indices: IntArray, private val weights: Doubl
     }
 }
 
-/** Returns the indices of the [topK] largest logits and all that equal the last, or of all. */
+/**
+ * Returns the indices of the [topK] largest logits and all that equal the last, or of all; none of
+ * negative infinity.
+ */
 private fun possible(logits: FloatArray, start: Int, end: Int, topK: Int): IntArray {
-    val lowest = if (topK > 0) logits.kthLargest(start, end, topK) else -Float.MAX_VALUE
+    val kth = if (topK > 0) logits.kthLargest(start, end, topK) else Float.NEGATIVE_INFINITY
+    val lowest = maxOf(kth, -Float.MAX_VALUE)
     var count = 0
     for (index in start until end) {
         if (logits[index] >= lowest) count++

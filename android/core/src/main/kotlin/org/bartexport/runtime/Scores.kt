@@ -166,43 +166,48 @@ private class Best(private val count: Int) {
 
 /** Returns the sum of exp(entry - peak), NaN where an entry is NaN; [peak] is the largest. */
 private fun FloatArray.sumOfExponentials(start: Int, end: Int, peak: Float): Double {
-    val top = peak.toDouble()
-    // Four sums, because an addition waits for the one before it.
-    var first = 0.0
-    var second = 0.0
-    var third = 0.0
-    var fourth = 0.0
-    var index = start
-    while (index + 4 <= end) {
-        first += exponential(this[index] - top)
-        second += exponential(this[index + 1] - top)
-        third += exponential(this[index + 2] - top)
-        fourth += exponential(this[index + 3] - top)
-        index += 4
+    val exponents = DoubleArray(BLOCK)
+    val sums = DoubleArray(BLOCK)
+    for (block in start until end step BLOCK) {
+        val count = minOf(BLOCK, end - block)
+        for (place in 0 until count) exponents[place] = this[block + place] - peak.toDouble()
+        exponentiate(exponents, count)
+        for (place in 0 until count) sums[place] += exponents[place]
     }
-    while (index < end) {
-        first += exponential(this[index] - top)
-        index++
-    }
-    return first + second + third + fourth
+    return sums.sum()
 }
+
+// Exponents that stay in the fastest cache, and sums that do not wait for each other.
+private const val BLOCK = 512
 
 /**
- * Returns exp([exponent]) of a number that is at most 0, 0 where it is below 1e-45, with a relative
- * error below 1e-11; several times as fast as `Math.exp`.
+ * Replaces each of the first [count] numbers, which are at most 0, by its exponential, with a
+ * relative error below 1e-9. Numbers below [LEAST_EXPONENT] count as that; NaN stays NaN.
  *
- * The next exponential of a table is multiplied by that of the rest, of which five terms of
- * the series are enough.
+ * Six terms of the series are enough for a small part of the exponent, and squaring gives the
+ * whole. That takes neither whole numbers nor a table, so that compilers make vector instructions
+ * of it: several times as fast as `Math.exp`.
  */
-internal fun exponential(exponent: Double): Double {
-    val place = (0.5 - exponent * TABLE_STEPS).toInt()
-    if (place >= EXPONENTIALS.size) return 0.0
-    val rest = exponent + place * (1.0 / TABLE_STEPS)
-    val series = 1.0 + rest * (1.0 + rest * (1.0 / 2 + rest * (1.0 / 6 + rest * (1.0 / 24))))
-    return EXPONENTIALS[place] * series
+internal fun exponentiate(exponents: DoubleArray, count: Int) {
+    for (place in 0 until count) {
+        // The middle of the range becomes 0, where the series is best.
+        val part = (Math.max(exponents[place], LEAST_EXPONENT) - MIDDLE) * (1.0 / 512)
+        val tail = part * (1.0 / 24 + part * (1.0 / 120 + part * (1.0 / 720)))
+        var power = 1.0 + part * (1.0 + part * (1.0 / 2 + part * (1.0 / 6 + tail)))
+        power *= power // of 2 parts, and so on to 512
+        power *= power
+        power *= power
+        power *= power
+        power *= power
+        power *= power
+        power *= power
+        power *= power
+        power *= power
+        exponents[place] = power * EXPONENTIAL_OF_MIDDLE
+    }
 }
 
-// The table's entries for each unit of the exponent, and how far it reaches.
-private const val TABLE_STEPS = 32.0
-private const val TABLE_REACH = 104
-private val EXPONENTIALS = DoubleArray(TABLE_REACH * TABLE_STEPS.toInt()) { exp(-it / TABLE_STEPS) }
+/** Exponentials of less, about 1e-28, are as good as nothing beside the largest, which is 1. */
+internal const val LEAST_EXPONENT = -64.0
+private const val MIDDLE = LEAST_EXPONENT / 2
+private val EXPONENTIAL_OF_MIDDLE = exp(MIDDLE)

@@ -115,19 +115,24 @@ class ScoresTest {
     }
 
     @Test
-    fun `the exponential is Math's over its whole range`() {
-        var exponent = 0.0
-        while (exponent > -103.9) {
-            val expected = exp(exponent)
-            assertEquals(expected, exponential(exponent), 1e-11 * expected, "exp($exponent)")
-            exponent -= 0.000_37
+    fun `exponentials are Math's down to the least exponent`() {
+        val exponents = DoubleArray(400_001) { LEAST_EXPONENT * it / 400_000 }
+        val found = exponents.copyOf()
+        exponentiate(found, found.size)
+        for ((exponent, one) in exponents zip found) {
+            assertEquals(exp(exponent), one, 1e-9 * exp(exponent), "exp($exponent)")
         }
-        assertEquals(1.0, exponential(0.0))
-        assertEquals(1.0, exponential(-0.0))
-        for (exponent in listOf(-104.1, -1e9, -1e300, Double.NEGATIVE_INFINITY)) {
-            assertEquals(0.0, exponential(exponent), "exp($exponent)")
+    }
+
+    @Test
+    fun `exponents beyond the least count as that, and NaN stays`() {
+        val found = doubleArrayOf(-65.0, -1e300, Double.NEGATIVE_INFINITY, Double.NaN, -70.0)
+        exponentiate(found, 4)
+        for (one in found.take(3)) {
+            assertTrue(one > 0 && one < 2e-28)
         }
-        assertTrue(exponential(Double.NaN).isNaN())
+        assertTrue(found[3].isNaN())
+        assertEquals(-70.0, found[4])
     }
 
     /** Returns random logits: with few distinct ones many are equal, some of them impossible. */
