@@ -20,6 +20,7 @@ import kotlinx.serialization.json.JsonObject
 import org.bartexport.AGAIN
 import org.bartexport.Artifact
 import org.bartexport.ArtifactError
+import org.bartexport.ConfigurationError
 import org.bartexport.GenerationConfig
 import org.bartexport.MANIFEST_JSON
 import org.bartexport.decodeStrictly
@@ -127,25 +128,29 @@ private class Golden(val cases: List<Case>)
 private class Case(
     val text: String,
     @SerialName("source_token_ids") val sourceTokenIds: List<Int>,
-    val generation: JsonObject,
+    @SerialName("generation") private val settings: JsonObject,
     val files: Map<String, Answer>,
 ) {
-    fun settings() = decodeStrictly("generation", generation, GenerationConfig.serializer())
+    val generation: GenerationConfig by lazy {
+        decodeStrictly("generation", settings, GenerationConfig.serializer())
+    }
 }
 
 private fun readCases(artifact: Artifact, file: String): List<Case> {
     val path = artifact.path(GOLDEN)
-    val golden = try {
-        MANIFEST_JSON.decodeFromString<Golden>(path.readText())
+    val cases = try {
+        // The others are questions for another target.
+        MANIFEST_JSON.decodeFromString<Golden>(path.readText()).cases
+            .filter { file in it.files }
+            .onEach { it.generation }
     } catch (error: SerializationException) {
         throw ArtifactError("$path is damaged: ${error.firstLine()}. $AGAIN", error)
+    } catch (error: ConfigurationError) {
+        throw ArtifactError("$path is damaged: ${error.message} $AGAIN", error)
     } catch (error: IOException) {
         throw ArtifactError("$path cannot be read: ${error.message}. $AGAIN", error)
     }
-    // The others are questions for another target.
-    return golden.cases.filter { file in it.files }.ifEmpty {
-        throw ArtifactError("$path lacks answers of $file. $AGAIN")
-    }
+    return cases.ifEmpty { throw ArtifactError("$path lacks answers of $file. $AGAIN") }
 }
 
 private fun ask(
@@ -154,7 +159,7 @@ private fun ask(
     case: Case,
     context: CoroutineContext,
 ): Answer {
-    val generation = case.settings()
+    val generation = case.generation
     val source = case.sourceTokenIds.toIntArray()
     val state = engine.start(source, generation.numBeams, generation.maxLength)
     val finished = search(engine.cancellableStep(context), state, generation).last()
