@@ -23,6 +23,9 @@ import kotlinx.serialization.json.JsonPrimitive
  * The architecture of a BART encoder-decoder, in KerasHub's words.
  *
  * Sizes come from the manifest, where the decoder's own are always given.
+ *
+ * @throws ConfigurationError for a size that is not positive, a `hiddenDim` that the heads do not
+ *   divide, a dropout outside of [0, 1) or an unknown activation function
  */
 @Serializable
 public data class BartConfig(
@@ -39,7 +42,39 @@ public data class BartConfig(
     @SerialName("scale_embedding") val scaleEmbedding: Boolean,
     @SerialName("activation_function") val activationFunction: String,
     @SerialName("final_logits_bias") val finalLogitsBias: Boolean,
-)
+) {
+    init {
+        val sizes = mapOf(
+            "vocabulary_size" to vocabularySize,
+            "num_layers" to numLayers,
+            "num_heads" to numHeads,
+            "hidden_dim" to hiddenDim,
+            "intermediate_dim" to intermediateDim,
+            "max_sequence_length" to maxSequenceLength,
+            "decoder_num_layers" to decoderNumLayers,
+            "decoder_num_heads" to decoderNumHeads,
+            "decoder_intermediate_dim" to decoderIntermediateDim,
+        )
+        for ((name, size) in sizes) {
+            require(size > 0, "$name must be a positive integer, received $size.")
+        }
+        for ((name, heads) in sizes.filterKeys { it.endsWith("num_heads") }) {
+            require(
+                hiddenDim % heads == 0,
+                "hidden_dim must be divisible by $name, received hidden_dim=$hiddenDim and " +
+                    "$name=$heads.",
+            )
+        }
+        require(dropout >= 0 && dropout < 1, "dropout must be in [0, 1), received $dropout.")
+        require(
+            activationFunction in ACTIVATION_FUNCTIONS,
+            "activation_function must be one of ${ACTIVATION_FUNCTIONS.joinToString()}, received " +
+                "\"$activationFunction\".",
+        )
+    }
+}
+
+private val ACTIVATION_FUNCTIONS = listOf("gelu", "gelu_new", "relu", "silu", "tanh")
 
 /** When beam search ends: Hugging Face's `early_stopping`, which is true, false or "never". */
 @Serializable(with = EarlyStoppingSerializer::class)
