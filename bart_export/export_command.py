@@ -7,12 +7,12 @@ heavy is imported when an export runs.
 import importlib.util
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import click
 
-from bart_export import metrics, recipe_file, recipes
+from bart_export import bundle, metrics, recipe_file, recipes
 from bart_export.artifact import Artifact
 from bart_export.errors import MissingExtra
 from bart_export.progress import stages
@@ -75,6 +75,15 @@ OPTIONS = (
         type=click.Choice(SHAPES),
         help="Whether a .tflite file's inputs can be resized (dynamic, the default), or have the "
         "sizes that the next options say (static: for GPUs, NPUs and Android).",
+    ),
+    click.option(
+        "--android",
+        type=Path,
+        is_flag=False,
+        flag_value=str(bundle.ASSETS),
+        metavar="[DIRECTORY]",
+        help="Put a bundle for Android, what an app needs to run a static build of one recipe, "
+        f"into this directory as well. Default: {bundle.ASSETS}. Implies --shapes static.",
     ),
     click.option(
         "--source-lengths",
@@ -141,8 +150,14 @@ def export_options(command: Any) -> Any:
 
 def tflite_options(given: Mapping[str, Any]) -> TfliteOptions:
     """Return what the command line says about `.tflite` files."""
+    chosen = chosen_recipes(given.get("recipe_names", ()))
+    if "android" in given and len(chosen) > 1:
+        names = ", ".join(recipe.name for recipe in chosen)
+        raise click.UsageError(
+            f"--android takes one recipe, for an app carries one model; received {names}."
+        )
     return TfliteOptions(
-        chosen_recipes(given.get("recipe_names", ())),
+        chosen,
         static_shapes(given),
         given.get("calibration_data"),
         given.get("data"),
@@ -152,7 +167,9 @@ def tflite_options(given: Mapping[str, Any]) -> TfliteOptions:
 
 def static_shapes(given: Mapping[str, Any]) -> StaticShapes | None:
     """Return the buckets of a static build, None for a dynamic one."""
-    if given.get("shapes") == "static":
+    if "android" in given and given.get("shapes", "static") != "static":
+        raise click.UsageError("--android needs --shapes static, which it implies.")
+    if given.get("shapes") == "static" or "android" in given:
         return StaticShapes(
             given.get("source_lengths", SOURCE_LENGTHS),
             given.get("target_length", TARGET_LENGTH),
@@ -190,6 +207,7 @@ TARGETS: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, Any]], Any]]] =
         (
             "recipe_names",
             "shapes",
+            "android",
             "source_lengths",
             "target_length",
             "num_beams",
@@ -224,7 +242,11 @@ def run(preset: str | None, target: str | None, output: pathlib.Path | None, **v
         if name not in names:
             owners = " and ".join(other for other, (owned, _) in TARGETS.items() if name in owned)
             raise click.UsageError(f"{flag(name)} belongs to --target {owners}, not to {target}.")
-    export_to(preset, target, make_options(given), output or default_output(preset))
+    options, output = make_options(given), output or default_output(preset)
+    android = given.get("android")
+    if android is not None:
+        bundle.check(android, output)
+    export_to(preset, target, options, output, android)
 
 
 def options_given(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -249,22 +271,47 @@ def chosen_recipes(names: Sequence[str]) -> tuple[recipes.Recipe, ...]:
     )
 
 
-def export_to(preset: str, target: str, options: Any, output: pathlib.Path) -> None:
-    """Run an export with progress and say what was made."""
+def export_to(
+    preset: str,
+    target: str,
+    options: Any,
+    output: pathlib.Path,
+    android: pathlib.Path | None = None,
+) -> None:
+    """Run an export with progress, bundle it where that is asked, and say what was made."""
     from bart_export.quiet import native_stderr_silenced
 
     require_export_packages("Exporting")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ["KERAS_BACKEND"] = "tensorflow"
-    with stages(8 + 2 * len(options.recipes) if target == "tflite" else 9) as stage:
+    with stages(
+        8 + 2 * len(options.recipes) + (android is not None) if target == "tflite" else 9
+    ) as stage:
         stage("load TensorFlow")
         with native_stderr_silenced():
             from bart_export.export import export
         artifact = export(preset, target, options, output, stage)
+        if android is not None:
+            stage("bundle it for Android")
+            bundled = bundle.write(artifact, options.recipes[0].name, android)
     click.echo(f"Exported {preset} to {output}")
     for row in artifact.manifest["verification"]:
         click.echo(f"  {summary(artifact, row)}")
     click.echo(f"Try it: bart-export {TRIES[target].format(output)}")
+    if android is not None:
+        for line in bundle_lines(bundled):
+            click.echo(line)
+
+
+def bundle_lines(bundled: Artifact) -> Iterator[str]:
+    """Yield the lines about a bundle: where it lies and what it takes, and a limit it is beyond."""
+    size = bundle.size(bundled)
+    yield (
+        f"Bundle for Android: {bundled.directory}, {bundle.megabytes(size)}, and as much again on "
+        "the device, where the app unpacks it. Open android/ in Android Studio to build the app."
+    )
+    if (warning := bundle.warning(size)) is not None:
+        yield warning
 
 
 def summary(artifact: Artifact, row: Mapping[str, Any]) -> str:

@@ -1,11 +1,12 @@
 """The options of an export: what they come to, and what is refused before anything is loaded."""
 
 import json
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
-from bart_export import export_command
+from bart_export import bundle, export_command
 from bart_export.cli import main
 from bart_export.recipes import DEFAULT, RECIPES
 from bart_export.saved_model_options import SavedModelOptions
@@ -40,6 +41,43 @@ def test_a_static_build_has_buckets_in_order(options):
     assert options(*TFLITE, "--shapes", "dynamic").shapes is None
 
 
+@pytest.mark.parametrize(
+    ("arguments", "directory"),
+    [
+        (("--android",), bundle.ASSETS),
+        (("--android", "--recipe", DEFAULT), bundle.ASSETS),
+        (("--android", "mine"), Path("mine")),
+        (("--recipe", DEFAULT, "--android=mine", "--shapes", "static"), Path("mine")),
+    ],
+)
+def test_a_bundle_is_of_a_static_build(monkeypatch, tmp_path, arguments, directory):
+    monkeypatch.chdir(tmp_path)
+    seen = []
+    monkeypatch.setattr(export_command, "export_to", lambda *given: seen.append(given))
+    asked = ["--preset", "p", *TFLITE, *arguments]
+    result = CliRunner().invoke(main, asked, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    _, _, options, output, android = seen[0]
+    shapes = StaticShapes(
+        export_command.SOURCE_LENGTHS, export_command.TARGET_LENGTH, export_command.NUM_BEAMS
+    )
+    assert options == TfliteOptions((RECIPES[DEFAULT],), shapes)
+    assert (output, android) == (Path("artifacts/p"), directory)
+
+
+def test_a_bundle_has_the_buckets_that_are_asked_for(options, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    chosen = options(*TFLITE, "--android", "--source-lengths", "64", "--target-length", "32")
+    assert chosen.shapes == StaticShapes((64,), 32, export_command.NUM_BEAMS)
+
+
+def test_no_bundle_is_made_unless_asked_for(monkeypatch):
+    seen = []
+    monkeypatch.setattr(export_command, "export_to", lambda *given: seen.append(given))
+    CliRunner().invoke(main, ["--preset", "p", *TFLITE], catch_exceptions=False)
+    assert seen[0][4] is None
+
+
 def test_all_recipes_and_a_file_of_ones_own(options, tmp_path):
     path = tmp_path / "mine.json"
     path.write_text(json.dumps({"name": "mine", "mode": "dynamic", "layers": [[".*", "int8"]]}))
@@ -69,6 +107,12 @@ def test_a_saved_models_beams_are_one_number(options):
     [
         ((*TFLITE, "--source-lengths", "64"), "--source-lengths needs --shapes static"),
         ((*TFLITE, "--num-beams", "4"), "--num-beams needs --shapes static"),
+        ((*TFLITE, "--android", "--shapes", "dynamic"), "--android needs --shapes static"),
+        ((*TFLITE, "--android", "--recipe", "all"), "--android takes one recipe"),
+        ((*TFLITE, "--android", "artifacts/p"), "must lie apart from the artifact artifacts/p"),
+        ((*TFLITE, "--android", "artifacts/p/in"), "must lie apart"),
+        ((*TFLITE, "--android", "artifacts"), "must lie apart"),
+        (("--target", "saved_model", "--android"), "--android belongs to --target tflite"),
         ((*TFLITE, "--shapes", "static", "--num-beams", "1,x"), "'1,x' is no list"),
         ((*TFLITE, "--shapes", "static", "--num-beams", "0"), "'0' is no list"),
         ((*TFLITE, "--dtype", "bfloat16"), "--dtype belongs to --target saved_model"),

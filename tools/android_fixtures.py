@@ -75,6 +75,7 @@ def make(output: Path) -> None:
         with directories.locked(draft):
             directories.empty(draft)
             write(draft)
+            replace_file(draft / LIBRARY, library().encode())
             write_json(draft / STAMP, wanted)
             if output.exists():
                 directories.exchange(draft, output)
@@ -175,8 +176,7 @@ def write_bundles(directory: Path, exports: Path, stage: Stage) -> None:
     for name, (preset, options) in models.items():
         stage(f"export {name}")
         made = export(preset, "tflite", options, exports / name)
-        (file,) = made.files("tflite")
-        bundle.write(made, file, directory / name)
+        bundle.write(made, options.recipes[0].name, directory / name)
 
 
 def write_generations(directory: Path, bundle: Path) -> None:
