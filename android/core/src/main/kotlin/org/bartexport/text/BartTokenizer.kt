@@ -12,6 +12,8 @@ import java.io.File
 import org.bartexport.InputError
 import org.bartexport.TokenizerError
 
+private const val NO_BYTE = -1
+
 /**
  * Byte-level BPE of one vocabulary; safe to use from several threads.
  *
@@ -148,14 +150,15 @@ public class BartTokenizer private constructor(
 }
 
 private fun tokenBytes(vocabulary: Map<String, Int>): Array<ByteArray> {
-    val byteOf = BYTE_SYMBOLS.withIndex().associate { (byte, symbol) -> symbol[0] to byte.toByte() }
+    val byteOf = IntArray(BYTE_SYMBOLS.maxOf { it[0].code } + 1) { NO_BYTE }
+    BYTE_SYMBOLS.forEachIndexed { byte, symbol -> byteOf[symbol[0].code] = byte }
     val all = Array(vocabulary.size) { ByteArray(0) }
     for ((token, id) in vocabulary) {
-        // Else an entry that no merge makes and that is not spelled in byte symbols.
-        val spelled = token.all { it in byteOf }
+        val spelled = token.all { it.code < byteOf.size && byteOf[it.code] != NO_BYTE }
         all[id] = if (spelled) {
-            ByteArray(token.length) { byteOf.getValue(token[it]) }
+            ByteArray(token.length) { byteOf[token[it].code].toByte() }
         } else {
+            // An entry that no merge makes and that is not spelled in byte symbols.
             token.toByteArray()
         }
     }

@@ -21,8 +21,9 @@ internal class Merges(vocabulary: Map<String, Int>, merges: List<Pair<String, St
     init {
         fun id(token: String) = vocabulary[token] ?: throw UnknownToken(token)
         merges.forEachIndexed { rank, (left, right) ->
-            val slot = slot(pair(id(left), id(right)))
-            pairs[slot] = pair(id(left), id(right))
+            val pair = pair(id(left), id(right))
+            val slot = slot(pair)
+            pairs[slot] = pair
             ranks[slot] = rank
             mergedIds[rank] = id(left + right)
         }

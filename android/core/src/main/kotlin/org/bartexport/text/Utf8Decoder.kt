@@ -13,10 +13,13 @@ package org.bartexport.text
 private const val REPLACEMENT = '\ufffd'
 private val CONTINUATION = 0x80..0xbf
 
-// The second byte where it may not be any continuation: overlong forms, surrogates, past U+10FFFF.
+// The first two bytes of a surrogate, as a number. Python holds them back until it has seen the
+// third, though none can follow, and then replaces each by itself.
+private val CUT_SURROGATE = (0xd800 shr 6)..(0xdfff shr 6)
+
+// The second byte where it may not be any continuation: overlong forms, or past U+10FFFF.
 private val SECOND_BYTE = mapOf(
     0xe0 to 0xa0..0xbf,
-    0xed to 0x80..0x9f,
     0xf0 to 0x90..0xbf,
     0xf4 to 0x80..0x8f,
 )
@@ -39,6 +42,7 @@ internal class Utf8Decoder {
     /** Appends U+FFFD to [text] for a character that is still open. */
     fun finish(text: StringBuilder) {
         if (missing > 0) text.append(REPLACEMENT)
+        if (missing > 0 && accepted.isEmpty()) text.append(REPLACEMENT)
         missing = 0
     }
 
@@ -56,7 +60,8 @@ internal class Utf8Decoder {
 
     private fun proceed(byte: Int, text: StringBuilder) {
         codePoint = codePoint shl 6 or (byte and 0x3f)
-        accepted = CONTINUATION
-        if (--missing == 0) text.appendCodePoint(codePoint)
+        missing--
+        accepted = if (missing == 1 && codePoint in CUT_SURROGATE) IntRange.EMPTY else CONTINUATION
+        if (missing == 0) text.appendCodePoint(codePoint)
     }
 }

@@ -45,8 +45,6 @@ public val SPECIAL_TOKENS: List<String> = listOf(START, PAD, END, UNKNOWN, MASK)
  */
 public val BYTE_SYMBOLS: List<String> = byteSymbols()
 
-private val INTEGER = Regex("-?(0|[1-9][0-9]*)")
-
 private fun byteSymbols(): List<String> {
     var others = '\u0100'
     return List(256) { byte ->
@@ -78,11 +76,9 @@ public fun readVocabulary(file: File): Map<String, Int> {
 }
 
 /** Returns the members of a JSON object whose values are all integers, and at least one. */
-private fun integers(file: File, json: JsonElement): Map<String, String> {
-    val members = (json as? JsonObject).orEmpty().mapValues { (_, value) ->
-        (value as? JsonPrimitive)?.takeIf { !it.isString }?.content.orEmpty()
-    }
-    if (members.isEmpty() || !members.values.all { INTEGER.matches(it) }) {
+private fun integers(file: File, json: JsonElement): Map<String, JsonElement> {
+    val members = (json as? JsonObject).orEmpty()
+    if (members.isEmpty() || !members.values.all { isInteger(digits(it)) }) {
         throw TokenizerError(
             "$file must be a JSON object of tokens and integer ids. Give the vocabulary.json of " +
                 "a Keras preset or the vocab.json of a Hugging Face model.",
@@ -91,20 +87,28 @@ private fun integers(file: File, json: JsonElement): Map<String, String> {
     return members
 }
 
+/** True for what JSON writes an integer as; a regular expression takes longer than the reading. */
+private fun isInteger(content: String): Boolean {
+    val digits = content.removePrefix("-")
+    return digits.isNotEmpty() &&
+        digits.all { it in '0'..'9' } &&
+        (digits[0] != '0' || digits.length == 1)
+}
+
+private fun digits(json: JsonElement): String =
+    (json as? JsonPrimitive)?.takeIf { !it.isString }?.content.orEmpty()
+
 /** Returns the vocabulary once its ids are known to be 0 to n-1, each once. */
-private fun numbered(file: File, members: Map<String, String>): Map<String, Int> {
-    val size = members.size
-    val seen = BooleanArray(size)
-    val vocabulary = HashMap<String, Int>(2 * size)
-    for ((token, digits) in members) {
-        val id = digits.toIntOrNull()
-        if (id == null || id !in 0 until size || seen[id]) {
-            throw notNumbered(file, members.values)
+private fun numbered(file: File, members: Map<String, JsonElement>): Map<String, Int> {
+    val seen = BooleanArray(members.size)
+    return members.mapValues { (_, json) ->
+        val id = digits(json).toIntOrNull()
+        if (id == null || id !in seen.indices || seen[id]) {
+            throw notNumbered(file, members.values.map(::digits))
         }
         seen[id] = true
-        vocabulary[token] = id
+        id
     }
-    return vocabulary
 }
 
 private fun notNumbered(file: File, ids: Collection<String>): TokenizerError {

@@ -1,0 +1,90 @@
+"""Write what Python makes of damaged bytes and of odd texts, for the tests of android/core.
+
+    python tools/android_text.py
+
+Damaged bytes are decoded by CPython itself; texts of characters that are cut differently, among
+them letters of every Unicode version, are tokenized by the package. The files are committed.
+"""
+
+import codecs
+import hashlib
+import itertools
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+from bart_export.text.tokenizer import BartTokenizer
+
+ROOT = Path(__file__).parents[1]
+RESOURCES = ROOT / "android/core/src/test/resources/org/bartexport/text"
+TEXTS = 300
+
+# At least one byte of every kind that UTF-8 tells apart, as a first byte or as a later one.
+OCTETS = bytes.fromhex("41 80 8f 90 9f a0 bf c1 c2 df e0 e1 ec ed ee f0 f1 f4 f5 ff")
+LONGEST = 4
+
+# Characters by how they are cut, with some that only newer Unicode versions know.
+KINDS: tuple[Sequence[str], ...] = (
+    "abcXYZ",
+    ("'s", "'t", "'re", "'ve", "'m", "'ll", "'d", "'S", "'x", "'", "’s"),
+    " \t\n\v\f\r\x85\xa0\u1680\u2000\u2003\u200a\u2028\u2029\u202f\u205f\u3000",
+    # Controls and formats that are spaces for some and not for White_Space.
+    "\x00\x1c\x1f\x7f\u180e\u200b\u200d\u2060\ufeff\xad",
+    "0179²½Ⅷ٣๓①\U0001d7d8\U0001e5f1\U0001ccf0",
+    '.,!?-_"#$%&()*+/:;<=>@[]^`{|}~€…—',
+    "éßΩжאبहกあ漢글ªʰǅ\u1c89\ua7cb\ua7da\u10d0\U00010570\U0001e4d0\U0002ebf0\U00031350",
+    "\u0301\u0308\u093f\u20e3\ufe0f\U000e0100",
+    "🚀👩🏽🇩🇪🫨\U0001fae9",
+    # Not assigned, for private use, and the last of all.
+    "\u0378\ue000\U000323b0\U0010fffd\U0010ffff",
+)
+
+
+def decoded(octets: Sequence[int]) -> list[str]:
+    """Return what CPython's decoder gives for each byte, and what at the end."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    return [*(decoder.decode(bytes([octet])) for octet in octets), decoder.decode(b"", final=True)]
+
+
+def digest(first: int) -> str:
+    """Return the SHA-256 of all that becomes of LONGEST bytes that begin with this one.
+
+    Pieces end with a line feed and sequences with another; what is hashed is UTF-8.
+    """
+    rest = itertools.product(OCTETS, repeat=LONGEST - 1)
+    pieces = (piece for octets in rest for piece in (*decoded((first, *octets)), ""))
+    return hashlib.sha256("".join(f"{piece}\n" for piece in pieces).encode()).hexdigest()
+
+
+def odd_texts() -> list[str]:
+    """Return texts of every kind of character next to every other."""
+    chance = random.Random(0)
+    return [
+        "".join(
+            chance.choice(chance.choice(KINDS)) * chance.choice((1, 1, 1, 2))
+            for _ in range(chance.randrange(1, 20))
+        )
+        for _ in range(TEXTS)
+    ]
+
+
+def main() -> None:
+    """Write both files."""
+    folder = ROOT / "tests/data/vocabulary"
+    tokenizer = BartTokenizer.from_files(folder / "vocabulary.json", folder / "merges.txt")
+    files = {
+        "utf8.json": {
+            "octets": list(OCTETS),
+            "longest": LONGEST,
+            "digests": [digest(octet) for octet in OCTETS],
+        },
+        "odd_texts.json": [{"text": text, "ids": tokenizer.tokenize(text)} for text in odd_texts()],
+    }
+    RESOURCES.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (RESOURCES / name).write_text(json.dumps(content) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
