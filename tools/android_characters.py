@@ -2,13 +2,13 @@
 
     python tools/android_characters.py
 
-Every character there is is put to the library, next to one whose class is known, and the ranges of
-letters, numbers and spaces go to `CharacterClasses.kt`. To be run when a newer library knows
-characters that the file does not; `tests/android/test_characters.py` says when.
+Every character but the surrogates is put to the library next to one whose class is known, and the
+ranges of letters, numbers and spaces go to `CharacterClasses.kt`. To be run when a newer library
+knows characters that the file does not; `tests/android/test_text.py` says when.
 """
 
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import chain, groupby
 from pathlib import Path
 
@@ -30,32 +30,33 @@ HEADER = """\
 package org.bartexport.text
 """
 
+# Characters that are put to the library together first.
+BLOCK = 0x100
+
 pre_tokenizer = ByteLevel(add_prefix_space=False)
 
 
-def character_class(character: str) -> str | None:
-    """Return the name of a character's class, None for one of no class.
+def classified(codes: range) -> Iterator[tuple[int, str | None]]:
+    """Yield every code point with the name of its class, None for one of no class.
 
-    A run of one class is one piece, so a character belongs to that of a neighbour it stays with.
+    A run of one class is one piece, so characters belong to that of a neighbour they stay with.
     """
-
-    def stays_with(neighbour: str) -> bool:
-        return len(pre_tokenizer.pre_tokenize_str(neighbour + character)) == 1
-
-    if stays_with("a"):
-        return "LETTERS"
-    if stays_with("1"):
-        return "NUMBERS"
-    return None if stays_with("!") else "SPACES"
-
-
-def characters() -> Iterator[int]:
-    """Yield every code point but the surrogates."""
-    return chain(range(0xD800), range(0xE000, 0x110000))
+    text = "".join(map(chr, codes))
+    for neighbour, name in (("!", None), ("a", "LETTERS"), ("1", "NUMBERS")):
+        if len(pre_tokenizer.pre_tokenize_str(neighbour + text)) == 1:
+            yield from ((code, name) for code in codes)
+            return
+    if len(codes) == 1:
+        yield codes[0], "SPACES"
+        return
+    yield from classified(codes[: len(codes) // 2])
+    yield from classified(codes[len(codes) // 2 :])
 
 
-def kotlin(classes: Iterable[tuple[int, str | None]]) -> str:
-    """Return the Kotlin file for (code point, class) in order."""
+def kotlin() -> str:
+    """Return the Kotlin file."""
+    starts = chain(range(0, 0xD800, BLOCK), range(0xE000, 0x110000, BLOCK))
+    classes = chain.from_iterable(classified(range(start, start + BLOCK)) for start in starts)
     ranges: dict[str, list[str]] = {name: [] for name in NAMES}
     # Neighbours of one class differ from their place in the order by the same number.
     numbered = enumerate((code, name) for code, name in classes if name)
@@ -72,4 +73,4 @@ def kotlin(classes: Iterable[tuple[int, str | None]]) -> str:
 
 
 if __name__ == "__main__":
-    FILE.write_text(kotlin((code, character_class(chr(code))) for code in characters()))
+    FILE.write_text(kotlin(), encoding="utf-8")

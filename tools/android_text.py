@@ -13,6 +13,7 @@ import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from bart_export.text.tokenizer import BartTokenizer
 
@@ -69,20 +70,31 @@ def odd_texts() -> list[str]:
     ]
 
 
+def tokenizer() -> BartTokenizer:
+    """Return the tokenizer of the vocabulary that both sides' tests use."""
+    folder = ROOT / "tests/data/vocabulary"
+    return BartTokenizer.from_files(folder / "vocabulary.json", folder / "merges.txt")
+
+
+def tokenized() -> list[dict[str, Any]]:
+    """Return odd texts with their ids."""
+    tokenize = tokenizer().tokenize
+    return [{"text": text, "ids": tokenize(text)} for text in odd_texts()]
+
+
+def utf8() -> dict[str, Any]:
+    """Return the bytes that are tried, and what becomes of them by the first one."""
+    return {
+        "octets": list(OCTETS),
+        "longest": LONGEST,
+        "digests": [digest(octet) for octet in OCTETS],
+    }
+
+
 def main() -> None:
     """Write both files."""
-    folder = ROOT / "tests/data/vocabulary"
-    tokenizer = BartTokenizer.from_files(folder / "vocabulary.json", folder / "merges.txt")
-    files = {
-        "utf8.json": {
-            "octets": list(OCTETS),
-            "longest": LONGEST,
-            "digests": [digest(octet) for octet in OCTETS],
-        },
-        "odd_texts.json": [{"text": text, "ids": tokenizer.tokenize(text)} for text in odd_texts()],
-    }
     RESOURCES.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
+    for name, content in (("utf8.json", utf8()), ("odd_texts.json", tokenized())):
         (RESOURCES / name).write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 

@@ -126,6 +126,20 @@ class BartTokenizerTest {
     }
 
     @Test
+    fun `a merge that a merge makes possible comes first if its rank is lower`(
+        @TempDir folder: File,
+    ) {
+        val tokens = SPECIAL_TOKENS + BYTE_SYMBOLS + listOf("ab", "abab", "aba")
+        val (vocabulary, merges) = smallFiles(
+            folder,
+            smallVocabulary(tokens),
+            merges = "ab ab\nab a\na b\n",
+        )
+        val tokenizer = BartTokenizer.fromFiles(vocabulary, merges)
+        assertEquals(listOf("aba", "b", "ab"), tokenizer.tokenize("ababab").map(tokens::get))
+    }
+
+    @Test
     fun `special tokens typed in a text are text`() {
         for (token in SPECIAL_TOKENS) {
             val ids = bart.tokenize("one $token two")
