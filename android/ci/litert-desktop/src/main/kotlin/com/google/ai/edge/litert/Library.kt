@@ -42,8 +42,7 @@ internal fun libraryPath(build: String?): String {
 internal object LiteRt {
     init {
         val names = FunctionMapper { _, method ->
-            "LiteRt" +
-                method.name.replaceFirstChar(Char::uppercase)
+            "LiteRt" + method.name.replaceFirstChar(Char::uppercase)
         }
         val options =
             mapOf(

@@ -35,7 +35,6 @@ internal enum class Side(
 /** The tensors of one [side] of the signature [key], in LiteRT's order. */
 internal class Tensors(private val side: Side, private val key: String, signature: Long) {
     private val names: List<String>
-
     private val types: List<RankedType>
 
     /** What a run is given: one array for all runs, so that a step allocates nothing. */
@@ -58,7 +57,7 @@ internal class Tensors(private val side: Side, private val key: String, signatur
     /**
      * Addresses of [buffers] in LiteRT's order; there is one for every tensor and no other.
      *
-     * LiteRT itself writes past the end of an output that is too short, so lengths are compared.
+     * Lengths are compared: LiteRT itself ends the process over an output that is too short.
      */
     fun addresses(buffers: Map<String, TensorBuffer>): LongArray {
         for (position in names.indices) {

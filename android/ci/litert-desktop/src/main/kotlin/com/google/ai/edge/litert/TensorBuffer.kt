@@ -1,8 +1,8 @@
 /*
  * Memory of one tensor, which models read and write; declared as in LiteRT 2.2.0.
  *
- * Arrays of the tensor's own type and length go in and out. LiteRT itself takes shorter arrays
- * and any type; here both are refused, because on a device they would be silent mistakes.
+ * Arrays of the tensor's own type and length go in and out; any other is refused, so that tests
+ * find what LiteRT would let pass. Which model a tensor belongs to, is not known here.
  */
 package com.google.ai.edge.litert
 
