@@ -1,0 +1,219 @@
+"""What Kotlin's tests read is what Python does, is kept until something changes, is never half."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bart_export.config import GenerationConfig
+from bart_export.text.tokenizer import BartTokenizer
+
+ROOT = Path(__file__).parents[1]
+NAMES = {"libLiteRt.path", "stamp.json", "written"}
+
+
+@pytest.fixture(scope="module")
+def fixtures():
+    """Return the tool's module."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "tools")
+        import android_fixtures
+
+        yield android_fixtures
+
+
+@pytest.fixture
+def quick(fixtures, monkeypatch):
+    """Return the tool with something small to write, and how often that was written."""
+    written = []
+
+    def write(directory):
+        written.append(directory)
+        (directory / "written").write_text(str(len(written)))
+
+    monkeypatch.setattr(fixtures, "write", write)
+    return fixtures, written
+
+
+def names(directory):
+    return {path.name for path in directory.iterdir()}
+
+
+def test_what_is_there_is_kept_while_nothing_changes(quick, tmp_path, capsys):
+    fixtures, written = quick
+    fixtures.make(tmp_path / "made")
+    fixtures.make(tmp_path / "made")
+    assert len(written) == 1
+    assert capsys.readouterr().out == f"{tmp_path / 'made'} is up to date\n"
+    assert names(tmp_path / "made") == NAMES
+    assert names(tmp_path) == {"made"}
+
+
+@pytest.mark.parametrize("kind", ["versions", "sources"])
+def test_what_a_change_made_old_is_made_anew(quick, tmp_path, kind):
+    fixtures, _ = quick
+    fixtures.make(tmp_path / "made")
+    path = tmp_path / "made" / "stamp.json"
+    stamp = json.loads(path.read_text())
+    stamp[kind].pop(next(iter(stamp[kind])))
+    path.write_text(json.dumps(stamp))
+    fixtures.make(tmp_path / "made")
+    assert (tmp_path / "made" / "written").read_text() == "2"
+    assert fixtures.found(tmp_path / "made") == fixtures.stamp()
+    assert names(tmp_path) == {"made"}
+
+
+def test_the_stamp_has_all_that_files_depend_on(fixtures):
+    stamp = fixtures.stamp()
+    assert {
+        "bart_export/runtime/search.py",
+        "bart_export/assets/bart_mini_en/model.weights.h5",
+        "tools/android_fixtures.py",
+        "tools/mini_model/test.jsonl",
+        "tests/data/vocabulary/merges.txt",
+    } <= set(stamp["sources"])
+    assert {"ai-edge-litert", "tensorflow"} <= set(stamp["versions"])
+
+
+def test_a_run_that_ends_early_leaves_what_was_there(quick, tmp_path, monkeypatch):
+    fixtures, _ = quick
+    fixtures.make(tmp_path / "made")
+    (tmp_path / "made" / "stamp.json").write_text("{}")
+
+    def killed(directory):
+        (directory / "written").write_text("half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fixtures, "write", killed)
+        for place in ("made", "new"):
+            with pytest.raises(KeyboardInterrupt):
+                fixtures.make(tmp_path / place)
+    assert (tmp_path / "made" / "written").read_text() == "1"
+    assert names(tmp_path) == {"made", ".made.draft", ".new.draft"}
+    assert fixtures.found(tmp_path / ".made.draft") is None
+    fixtures.make(tmp_path / "made")
+    fixtures.make(tmp_path / "new")
+    assert names(tmp_path) == {"made", "new"}
+    assert names(tmp_path / "made") == names(tmp_path / "new") == NAMES
+
+
+def test_the_library_is_that_of_this_environment_though_nothing_changed(quick, tmp_path):
+    fixtures, _ = quick
+    fixtures.make(tmp_path / "made")
+    (tmp_path / "made" / "libLiteRt.path").write_text("/nowhere\n0\n")
+    fixtures.make(tmp_path / "made")
+    library, version = (tmp_path / "made" / "libLiteRt.path").read_text().splitlines()
+    assert Path(library).is_file()
+    assert version == fixtures.stamp()["versions"]["ai-edge-litert"]
+
+
+def test_a_run_that_changes_nothing_does_not_import_tensorflow(quick, tmp_path):
+    fixtures, _ = quick
+    fixtures.make(tmp_path / "made")
+    program = (
+        "import sys, android_fixtures\nandroid_fixtures.main()\n"
+        "print({'tensorflow', 'keras', 'ai_edge_litert'} & set(sys.modules))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program, "--output", str(tmp_path / "made")],
+        cwd=ROOT / "tools",
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert run.stdout.splitlines() == [f"{tmp_path / 'made'} is up to date", "set()"], run.stderr
+
+
+@pytest.fixture(scope="module")
+def searches(fixtures):
+    return list(fixtures.search_rows())
+
+
+def test_searches_are_of_every_kind_and_settings_decide_them(fixtures, searches):
+    assert len(searches) == fixtures.SEARCHES
+    others = {
+        "early_stopping": (True, False, "never"),
+        "length_penalty": (0.0, 2.0),
+        "no_repeat_ngram_size": (0,),
+        "min_length": (0,),
+        "repetition_penalty": (1.0,),
+        "forced_bos_token_id": (None,),
+        "forced_eos_token_id": (None,),
+        "seed": (5,),
+    }
+    decided = {
+        name: sum(
+            decides(fixtures, row, name, value)
+            for row in searches
+            for value in values
+            if row["generation"]["do_sample"] or name != "seed"
+        )
+        for name, values in others.items()
+    }
+    assert min(decided.values()) >= 10, decided
+    beams = {row["generation"]["num_beams"] for row in searches}
+    assert beams == {1, 2, 3, 4, 5}
+    assert any(len(row["hypotheses"]) > 1 for row in searches)
+
+
+def decides(fixtures, row, name, value):
+    """Return whether a search comes out otherwise with another value of a setting."""
+    try:
+        generation = GenerationConfig.from_dict({**row["generation"], name: value})
+        other = fixtures.search_row(row["vocabulary_size"], generation)
+    except ValueError:
+        return True
+    return fixtures.tokens_of(other) != fixtures.tokens_of(row)
+
+
+def test_searches_settle_the_best_sequence_and_are_json(searches):
+    for row in searches:
+        settled = [token for tokens in row["settled"] for token in tokens]
+        assert settled == list(row["hypotheses"][0]["token_ids"][1:])
+        assert json.loads(json.dumps(row))["generation"] == row["generation"]
+
+
+def test_the_model_of_the_searches_is_what_it_is_said_to_be(fixtures):
+    h = (((17 * 31 + 2 + 1) % 2**31) * 31 + 5 + 1) % 2**31
+    expected = [np.float32(((h * (v + 3) + v * v * 7) % 1009) / 101.0) for v in range(23)]
+    logits = fixtures.logits_after((2, 5), 23)
+    assert logits.dtype == np.float32
+    assert logits.tolist() == expected
+
+
+def test_numbers_of_chance_are_those_of_the_generator(fixtures):
+    rows = fixtures.uniforms()
+    assert [row["seed"] for row in rows] == [0, 1, 42, 2**32, 2**63 - 1]
+    # NumPy's documentation has them for seed 42.
+    np.testing.assert_allclose(
+        next(row["uniforms"] for row in rows if row["seed"] == 42)[:3],
+        [0.77395605, 0.43887844, 0.85859792],
+    )
+
+
+def test_draws_differ_by_their_settings(fixtures):
+    rows = list(fixtures.choices())
+    assert len({(row["temperature"], row["top_k"], row["top_p"]) for row in rows}) == len(rows)
+    assert all(len(row["tokens"]) == len(row["rows"]) == fixtures.DRAWS for row in rows)
+    (likeliest,) = (
+        row for row in rows if (row["top_k"], row["top_p"], row["temperature"]) == (1, 1.0, 1.0)
+    )
+    for logits, token in zip(likeliest["rows"], likeliest["tokens"], strict=True):
+        assert logits[token] == max(logits)
+
+
+def test_pieces_joined_are_the_text_and_many_are_cut(fixtures):
+    folder = ROOT / "tests" / "data" / "vocabulary"
+    tokenizer = BartTokenizer.from_files(folder / "vocabulary.json", folder / "merges.txt")
+    rows = list(fixtures.incremental_rows())
+    for row in rows:
+        assert "".join(row["pieces"]) + row["finish"] == tokenizer.detokenize(row["ids"])
+    assert sum(row["finish"] != "" for row in rows) > 50
+    texts = ["".join(row["pieces"]) for row in rows]
+    assert sum("\ufffd" in text for text in texts) > 200
+    assert any("👩‍👩‍👧‍👦" in text for text in texts)
+    assert any(set(row["ids"]) & tokenizer.special_token_ids for row in rows)
