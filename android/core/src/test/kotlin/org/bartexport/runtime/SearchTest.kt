@@ -251,6 +251,22 @@ class SearchTest {
     }
 
     @Test
+    fun `never stopping early is no different where longer sequences cannot gain`() {
+        for (seed in 0 until 30) {
+            for (lengthPenalty in listOf(0.0, -0.5, -1.0)) {
+                val generation = SETTINGS.copy(numBeams = 3, lengthPenalty = lengthPenalty)
+                val never = generation.copy(earlyStopping = EarlyStopping.NEVER)
+                val steps = List(2) { CountedStep(randomModel(seed)) }
+                assertEquals(
+                    events(steps[0], generation).toList(),
+                    events(steps[1], never).toList(),
+                )
+                assertEquals(steps[0].calls, steps[1].calls)
+            }
+        }
+    }
+
+    @Test
     fun `extreme length penalties do no harm`() {
         for (lengthPenalty in listOf(1e6, -1e6)) {
             val generation = SETTINGS.copy(
