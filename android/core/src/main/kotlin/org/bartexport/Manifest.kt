@@ -100,43 +100,52 @@ internal class ReadManifest(
     val generation: GenerationConfig,
 )
 
-/**
- * Reads and checks a manifest.
- *
- * @throws ArtifactError if it is not JSON, of another format, edited, lacks a field, or names a
- *     file outside of its directory
- */
+/** Reads and checks the manifest in a file; see the other function of this name. */
 internal fun readManifest(file: File): ReadManifest {
     val text = try {
         file.readBytes()
     } catch (error: IOException) {
         throw ArtifactError("$file cannot be read: ${error.message}. $AGAIN", error)
     }
+    return readManifest(text, file.path)
+}
+
+/**
+ * Reads and checks a manifest that is not, or not yet, in an artifact directory.
+ *
+ * @param text its bytes
+ * @param place where they are from, for the errors
+ * @throws ArtifactError if it is not JSON, of another format, edited, lacks a field, or names a
+ *     file outside of its directory
+ */
+public fun manifestOf(text: ByteArray, place: String): Manifest = readManifest(text, place).manifest
+
+private fun readManifest(text: ByteArray, place: String): ReadManifest {
     val content = try {
         Json.parseToJsonElement(text.toString(Charsets.UTF_8))
     } catch (error: SerializationException) {
-        throw ArtifactError("$file is no JSON: ${error.firstLine()}. $AGAIN", error)
+        throw ArtifactError("$place is no JSON: ${error.firstLine()}. $AGAIN", error)
     }
     val version = (content as? JsonObject)?.get("format_version")
     if (content !is JsonObject || !isVersion(version)) {
         throw ArtifactError(
-            "$file must have format_version $FORMAT_VERSION, received $version. Export the " +
+            "$place must have format_version $FORMAT_VERSION, received $version. Export the " +
                 "artifact again with the bart-export that this app came with, or update the app.",
         )
     }
     if (!sealHolds(text)) {
         throw ArtifactError(
-            "$file was edited or damaged after the export: its manifest_sha256 does not match. " +
+            "$place was edited or damaged after the export: its manifest_sha256 does not match. " +
                 AGAIN,
         )
     }
     val wrong = FIELDS.filterNot { (name, hasKind) -> content[name]?.let(hasKind) == true }.keys
     if (wrong.isNotEmpty()) {
         throw ArtifactError(
-            "$file lacks ${wrong.joinToString()}, or has another type there. $AGAIN",
+            "$place lacks ${wrong.joinToString()}, or has another type there. $AGAIN",
         )
     }
-    return decode(file, content)
+    return decode(place, content)
 }
 
 /** Whether a path stays inside the directory that it is relative to. */
@@ -146,7 +155,7 @@ internal fun staysInside(path: String): Boolean = path.split('/')
 /** What to do about a damaged artifact. */
 internal const val AGAIN: String = "Export or install the artifact again."
 
-private fun decode(file: File, content: JsonObject): ReadManifest = try {
+private fun decode(place: String, content: JsonObject): ReadManifest = try {
     val manifest = MANIFEST_JSON.decodeFromJsonElement<Manifest>(content)
     val outside = manifest.files.keys.filterNot(::staysInside)
     if (outside.isNotEmpty()) {
@@ -162,9 +171,9 @@ private fun decode(file: File, content: JsonObject): ReadManifest = try {
         ),
     )
 } catch (error: ConfigurationError) {
-    throw ArtifactError("$file is damaged: ${error.message} $AGAIN", error)
+    throw ArtifactError("$place is damaged: ${error.message} $AGAIN", error)
 } catch (error: SerializationException) {
-    throw ArtifactError("$file is damaged: ${error.firstLine()}. $AGAIN", error)
+    throw ArtifactError("$place is damaged: ${error.firstLine()}. $AGAIN", error)
 }
 
 /** Decodes a record in which an unknown field would change what the model computes. */

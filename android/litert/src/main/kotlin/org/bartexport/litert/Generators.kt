@@ -1,0 +1,34 @@
+/*
+ * From the directory of an artifact to generated text, for apps that need nothing between.
+ */
+package org.bartexport.litert
+
+import java.io.File
+import kotlinx.coroutines.Dispatchers
+import org.bartexport.Artifact
+import org.bartexport.ArtifactError
+import org.bartexport.runtime.Generator
+
+/**
+ * Opens the first static `.tflite` file of an artifact that LiteRT computes rightly, with its
+ * tokenizer, to generate one text at a time on a thread of [Dispatchers.Default].
+ *
+ * @throws org.bartexport.BartExportError for an artifact that is damaged, has no such file, or that
+ *   LiteRT cannot open
+ */
+public fun openGenerator(directory: File, options: EngineOptions = EngineOptions()): Generator {
+    val artifact = Artifact.open(directory)
+    val file = artifact.staticFiles().firstOrNull() ?: throw ArtifactError(
+        "$directory has no .tflite file with fixed shapes that LiteRT can run. Export one with: " +
+            "bart-export --preset ${artifact.manifest.preset} --target tflite --android",
+    )
+    val tokenizer = artifact.tokenizer()
+    val engine = CompiledModelEngine.open(artifact, file, options)
+    return Generator(
+        tokenizer,
+        engine,
+        artifact.generation,
+        minOf(artifact.manifest.encoderSequenceLength, engine.sourceLength),
+        Dispatchers.Default.limitedParallelism(1),
+    )
+}
