@@ -95,6 +95,6 @@ private fun smallest(buckets: List<Bucket>, axis: String, needed: Int): Int {
     val sizes = buckets.mapNotNull { it.sizes[axis] }.distinct().sorted()
     return sizes.firstOrNull { it >= needed } ?: throw InputError(
         "${LIMITED[axis]} must be at most ${sizes.last()} in this static build, which was made " +
-            "for ${sizes.joinToString()}, received $needed. A dynamic build takes more.",
+            "for ${sizes.joinToString()}, received $needed. Export one with more room for that.",
     )
 }
