@@ -6,8 +6,10 @@
  */
 package org.bartexport.text
 
-private const val SLOTS = 1 shl 13
-private const val LONGEST = 48
+private const val SLOT_BITS = 13
+
+// In UTF-16 units; together with the slots this bounds the memory.
+internal const val LONGEST_REMEMBERED = 48
 
 /**
  * Ids of pieces by their characters, one piece a slot, the last one there wins.
@@ -18,7 +20,7 @@ private const val LONGEST = 48
 internal class PieceCache {
     private class Entry(val piece: String, val ids: IntArray)
 
-    private val entries = arrayOfNulls<Entry>(SLOTS)
+    private val entries = arrayOfNulls<Entry>(1 shl SLOT_BITS)
 
     /** Returns the ids of `text[start, end)`, made by [make] if they are not remembered. */
     inline fun get(text: String, start: Int, end: Int, make: (String) -> IntArray): IntArray =
@@ -26,6 +28,7 @@ internal class PieceCache {
             make(piece).also { remember(piece, it) }
         }
 
+    /** Returns the ids of `text[start, end)`, null if they are not remembered. */
     fun find(text: String, start: Int, end: Int): IntArray? {
         val entry = entries[slot(text, start, end)] ?: return null
         val same = entry.piece.length == end - start && text.startsWith(entry.piece, start)
@@ -34,14 +37,19 @@ internal class PieceCache {
 
     /** Keeps the ids of a piece, unless it is too long to be a word that comes again. */
     fun remember(piece: String, ids: IntArray) {
-        if (piece.length <= LONGEST) entries[slot(piece, 0, piece.length)] = Entry(piece, ids)
+        if (piece.length <=
+            LONGEST_REMEMBERED
+        ) {
+            entries[slot(piece, 0, piece.length)] = Entry(piece, ids)
+        }
     }
 
     private fun slot(text: String, start: Int, end: Int): Int {
         var hash = 0
-        for (index in start until minOf(end, start + LONGEST)) {
+        for (index in start until minOf(end, start + LONGEST_REMEMBERED)) {
             hash = 31 * hash + text[index].code
         }
-        return (hash * -0x61c88647) ushr (32 - 13)
+        // Multiplied so that the upper bits, which are taken, depend on all others.
+        return (hash * -0x61c88647) ushr (32 - SLOT_BITS)
     }
 }
