@@ -1,0 +1,140 @@
+/*
+ * Makes a signed APK of the app without Android's SDK: ProGuard, dx, aapt2, zipalign, apksigner.
+ *
+ * In go the classes that Maven compiled from the app's, the library's and core's sources with the
+ * libraries that they need, the app's manifest and resources, and a bundle as `bart-export
+ * --android` makes it; out comes an APK that could be installed. It is not the app: LiteRT's classes
+ * and native code, which the Android Gradle plugin adds, are not in it, and Android has never run it.
+ */
+package org.bartexport.apk
+
+import java.io.File
+import java.nio.file.FileSystems
+import java.nio.file.Files
+import java.util.zip.ZipFile
+
+/** The directory android/ of this repository, and what its Gradle build says. */
+internal class Sources(val android: File) {
+    private val catalogue = android.resolve("gradle/libs.versions.toml").readLines()
+
+    /** The version that the catalogue gives a name. */
+    fun version(name: String): String =
+        catalogue.single { it.startsWith("$name = \"") }.split('"')[1]
+
+    val applicationId: String = android.resolve("app/build.gradle.kts").readLines()
+        .single { "applicationId = " in it }.split('"')[1]
+    val manifest: File = android.resolve("app/src/main/AndroidManifest.xml")
+    val resources: File = android.resolve("app/src/main/res")
+    val rules: File = android.resolve("litert/consumer-rules.pro")
+}
+
+/** Makes an APK out of [sources], the classes of [program] and a [bundle], in the folder [work]. */
+internal class Packaging(
+    private val sources: Sources,
+    private val program: List<File>,
+    private val framework: File,
+    private val bundle: File,
+    private val work: File,
+) {
+    val aapt2: String = work.resolve("aapt2").path
+
+    /** Makes the APK anew. */
+    fun make(): File {
+        work.deleteRecursively()
+        work.mkdirs()
+        unpackAapt2()
+        val resources = link()
+        val dex = dex(shrink())
+        FileSystems.newFileSystem(resources.toPath()).use {
+            Files.copy(dex.toPath(), it.getPath(dex.name))
+        }
+        return sign(align(resources))
+    }
+
+    private fun unpackAapt2() {
+        val stream = checkNotNull(javaClass.getResourceAsStream("/prebuilt/linux/aapt2_64"))
+        stream.use { Files.copy(it, File(aapt2).toPath()) }
+        File(aapt2).setExecutable(true)
+    }
+
+    /** The manifest, resources and assets, compiled; also rules that keep what they name. */
+    private fun link(): File {
+        val manifest = work.resolve("AndroidManifest.xml")
+        mergeManifest(sources.manifest, manifest, sources.applicationId)
+        bundle.copyRecursively(work.resolve("assets/bart"))
+        val compiled = work.resolve("resources.zip").path
+        run(aapt2, "compile", "--dir", sources.resources.path, "-o", compiled)
+        val linked = work.resolve("linked.apk")
+        run(
+            aapt2, "link", compiled, "-I", framework.path, "-o", linked.path,
+            "--manifest", manifest.path, "-A", work.resolve("assets").path, "-0", "tflite",
+            "--min-sdk-version", sources.version("minSdk"),
+            "--target-sdk-version", sources.version("targetSdk"),
+            "--version-code", "1", "--version-name", "1.0",
+            "--proguard", work.resolve("manifest.pro").path,
+        )
+        return linked
+    }
+
+    /** The classes that the app reaches, without the lambdas that only a newer Java can make. */
+    private fun shrink(): File {
+        val shrunk = work.resolve("program.jar")
+        val java = File(System.getProperty("java.home"), "jmods/java.base.jmod")
+        val rules = buildList {
+            for (entry in program) add("-injars '$entry'(!META-INF/**,**.class)")
+            add("-outjars '$shrunk'")
+            add("-libraryjars '$java'(!**.jar;!module-info.class)")
+            add("-libraryjars '$framework'(android/**.class)")
+            add("-target 1.7")
+            add("-dontoptimize")
+            add("-dontobfuscate")
+            add("-dontnote **")
+            // What is not here comes with LiteRT's own AAR; annotations are for tools.
+            add("-dontwarn com.google.ai.edge.litert.**")
+            add("-dontwarn androidx.annotation.**")
+            add("-include '${work.resolve("manifest.pro")}'")
+            add("-include '${sources.rules}'")
+            program.filter { it.isFile }.forEach { addAll(bundledRules(it)) }
+        }
+        val file = work.resolve("rules.pro")
+        file.writeText(rules.joinToString("\n"))
+        runJava("proguard.ProGuard", "@$file")
+        return shrunk
+    }
+
+    /** The rules that a library brings for those who shrink it. */
+    private fun bundledRules(jar: File): List<String> = ZipFile(jar).use { zip ->
+        zip.entries().toList()
+            .filter { it.name.startsWith("META-INF/proguard/") && it.name.endsWith(".pro") }
+            .flatMap { entry -> zip.getInputStream(entry).bufferedReader().use { it.readLines() } }
+    }
+
+    private fun dex(classes: File): File {
+        val dex = work.resolve("classes.dex")
+        runJava(
+            "com.android.dx.command.Main",
+            "--dex",
+            "--min-sdk-version=${sources.version("minSdk")}",
+            "--output=$dex",
+            classes.path,
+        )
+        return dex
+    }
+
+    private fun align(apk: File): File {
+        val aligned = work.resolve("app.apk")
+        run("zipalign", "-f", "-p", "4", apk.path, aligned.path)
+        return aligned
+    }
+
+    private fun sign(apk: File): File {
+        val keys = work.resolve("keys.p12").path
+        val password = "of-no-worth"
+        run(
+            "keytool", "-genkeypair", "-keystore", keys, "-storepass", password, "-alias", "app",
+            "-keyalg", "EC", "-dname", "CN=nobody", "-validity", "1",
+        )
+        run("apksigner", "sign", "--ks", keys, "--ks-pass", "pass:$password", apk.path)
+        return apk
+    }
+}
