@@ -322,14 +322,20 @@ def summary(artifact: Artifact, row: Mapping[str, Any]) -> str:
         return (
             f"{name}: {size / 1e6:.1f} MB, {size / count:.3f} bytes a parameter; against Keras: "
             f"logits within {row['logits']:.2g}, likeliest token the same in {row['top1']:.1%} of "
-            f"{row['steps']} steps, {row['tokens']:.0%} of {row['questions']} texts equal"
+            f"{row['steps']} steps, {equal_texts(row)}"
         )
     size = sum(entry["bytes"] for file, entry in files.items() if file.startswith(f"{name}/"))
     return (
         f"{name}: {size / 1e6:.1f} MB; against Keras: log-probabilities within "
-        f"{row['log_probabilities']:.2g} over {row['steps']} steps, {row['tokens']:.0%} of "
-        f"{row['questions']} texts equal"
+        f"{row['log_probabilities']:.2g} over {row['steps']} steps, {equal_texts(row)}"
     )
+
+
+def equal_texts(row: Mapping[str, Any]) -> str:
+    """Return in words how many texts were generated as Keras does."""
+    if row["tokens"] is None:
+        return "no golden text fits"
+    return f"{row['tokens']:.0%} of {row['questions']} texts equal"
 
 
 def require_export_packages(what: str) -> None:
