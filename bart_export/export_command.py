@@ -88,9 +88,9 @@ OPTIONS = (
     click.option(
         "--source-lengths",
         **NUMBERS,
-        help="Source tokens that a static file has signatures for; default: "
-        f"{','.join(map(str, SOURCE_LENGTHS))}. With --target edgetpu one number, the tokens that "
-        f"go through a segment at once; default: {EdgeTpuOptions.source_length}.",
+        help="Source tokens that a static file has signatures for, at most as many as the preset "
+        f"reads; default: {','.join(map(str, SOURCE_LENGTHS))}. With --target edgetpu one number, "
+        f"the tokens that go through a segment at once; default: {EdgeTpuOptions.source_length}.",
     ),
     click.option(
         "--target-length",

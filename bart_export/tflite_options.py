@@ -44,6 +44,14 @@ class StaticShapes:
                 f"target_length must be at least 1, received {self.target_length}."
             )
 
+    def within(self, source_length: int) -> "StaticShapes":
+        """Return the shapes for a model whose sources never have more tokens than these.
+
+        What is longer is cut to that length: a longer bucket would never be full.
+        """
+        lengths = tuple(min(length, source_length) for length in self.source_lengths)
+        return dataclasses.replace(self, source_lengths=lengths)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the shapes as a manifest has them."""
         return {

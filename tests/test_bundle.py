@@ -27,7 +27,7 @@ def command(*arguments):
 
 
 def export(output, target, *arguments):
-    sizes = ("--source-lengths", "64", "--target-length", "24", "--num-beams", "4")
+    sizes = ("--source-lengths", "64,512", "--target-length", "24", "--num-beams", "4")
     return command(
         *("--preset", PRESET, "--target", "tflite", "--recipe", "float32", *sizes),
         *("--output", output, "--android", target, *arguments),
@@ -70,6 +70,12 @@ def test_a_bundle_has_what_an_app_needs_and_nothing_else(exported):
     for name, entry in bundled.manifest["files"].items():
         content = bundled.path(name, rehash=True).read_bytes()
         assert entry["sha256"] == hashlib.sha256(content).hexdigest()
+
+
+def test_no_bucket_is_longer_than_what_the_preset_reads(exported):
+    _, _, bundled = exported
+    assert bundled.manifest["encoder_sequence_length"] == 64
+    assert bundled.manifest["files"][FILE]["shapes"]["source_lengths"] == [64]
 
 
 def test_its_manifest_says_of_the_file_what_the_artifact_says(exported):

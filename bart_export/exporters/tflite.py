@@ -38,6 +38,8 @@ from bart_export.tflite_options import StaticShapes
 def export_tflite(model: Model, options: Any, draft: Draft, stage: Stage) -> Exported:
     """Write a `.tflite` file for each recipe of a `TfliteOptions`."""
     config, shapes = model.backbone.config, options.shapes
+    if shapes is not None:
+        shapes = shapes.within(model.encoder_sequence_length)
     recipes = [with_bounds(recipe, options.tolerance) for recipe in options.recipes]
     check(model, recipes, shapes)
     texts = calibration_texts.texts(options.calibration_data, model.directory)
