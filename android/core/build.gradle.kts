@@ -16,6 +16,8 @@ kotlin {
     compilerOptions {
         jvmTarget = JvmTarget.fromTarget(libs.versions.jvmTarget.get())
         allWarningsAsErrors = true
+        // Android 8 has the library of Java 8, whatever JDK compiles here.
+        freeCompilerArgs.add("-Xjdk-release=${libs.versions.jvmTarget.get()}")
     }
 }
 
