@@ -1,0 +1,206 @@
+/*
+ * Installations that end at any byte, of bundles that are damaged, twice at once, and onto devices
+ * without room: what is there in the end is whole or no artifact.
+ */
+package org.bartexport.litert
+
+import java.io.File
+import java.io.RandomAccessFile
+import java.util.Random
+import java.util.zip.ZipEntry
+import java.util.zip.ZipOutputStream
+import kotlin.test.assertContains
+import kotlin.test.assertEquals
+import kotlin.test.assertFailsWith
+import kotlin.test.assertFalse
+import kotlin.test.assertNotNull
+import kotlin.test.assertTrue
+import kotlinx.coroutines.CoroutineStart
+import kotlinx.coroutines.Dispatchers
+import kotlinx.coroutines.Job
+import kotlinx.coroutines.async
+import kotlinx.coroutines.awaitAll
+import kotlinx.coroutines.flow.collect
+import kotlinx.coroutines.flow.last
+import kotlinx.coroutines.flow.toList
+import kotlinx.coroutines.launch
+import kotlinx.coroutines.runBlocking
+import org.bartexport.Artifact
+import org.bartexport.ArtifactError
+import org.junit.jupiter.api.Test
+import org.junit.jupiter.api.io.TempDir
+import org.junit.jupiter.params.ParameterizedTest
+import org.junit.jupiter.params.provider.ValueSource
+
+class ModelInstallerTest(@param:TempDir private val directory: File) {
+    private val bundle by lazy { writeBundle(File(directory, "bundle"), 1) }
+    private val target by lazy { File(directory, "installed") }
+
+    @ParameterizedTest
+    @ValueSource(strings = ["directory", "zip"])
+    fun `a bundle is installed under its manifest's hash, with progress`(kind: String) {
+        val source = if (kind == "zip") ZipSource(zipped(bundle)) else DirectorySource(bundle)
+        val events = runBlocking { ModelInstaller(target).install(source).toList() }
+        val installed = (events.last() as InstallEvent.Installed).directory
+        assertWhole(installed)
+        assertEquals(Artifact.open(bundle).manifest.manifestSha256, installed.name)
+        val progress = events.dropLast(1).map { it as InstallEvent.Progress }
+        val all = MODEL_BYTES + 70_001L + 1
+        assertEquals(setOf(all), progress.map { it.of }.toSet())
+        assertEquals(all, progress.last().bytes)
+        assertEquals(progress.map { it.bytes }.sorted(), progress.map { it.bytes })
+    }
+
+    @Test
+    fun `an installation that is cancelled at any byte is gone on with, not begun again`() {
+        val random = Random(5)
+        var copied = 0L
+        val interruptions = 12
+        repeat(interruptions) {
+            val end = 1 + random.nextInt(MODEL_BYTES / 4).toLong()
+            val job = Job()
+            val source = Watched(DirectorySource(bundle)) { if (it >= end) job.cancel() }
+            runBlocking {
+                launch(job, CoroutineStart.UNDISPATCHED) {
+                    ModelInstaller(target).install(source).collect()
+                }.join()
+            }
+            copied += source.bytes
+            val unfinished = target.listFiles().orEmpty().filter { it.isDirectory }
+            if (unfinished.any { File(it, "manifest.json").exists() }) assertWhole(unfinished[0])
+        }
+        val last = Watched(DirectorySource(bundle))
+        assertWhole(install(last))
+        // Each interruption may have one block that was read and not kept.
+        assertTrue(copied + last.bytes <= MODEL_BYTES + 70_002 + interruptions * (1 shl 18))
+        assertTrue(last.bytes < MODEL_BYTES, "it began again")
+    }
+
+    @Test
+    fun `what is installed is only looked at`() {
+        val installed = install(DirectorySource(bundle))
+        val changed = File(installed, MODEL).lastModified()
+        val again = Watched(DirectorySource(bundle))
+        assertEquals(installed, install(again))
+        assertEquals(listOf("manifest.json"), again.opened)
+        assertEquals(changed, File(installed, MODEL).lastModified())
+    }
+
+    @Test
+    fun `a file of another hash is refused by its name and leaves nothing`() {
+        flipBit(File(bundle, MERGES))
+        val error = assertFailsWith<ArtifactError> { install(DirectorySource(bundle)) }
+        assertContains(assertNotNull(error.message), MERGES)
+        assertEquals(1, error.message?.lines()?.size)
+        val name = Artifact.open(bundle).manifest.manifestSha256
+        assertFalse(File(target, "$name/$MERGES").exists())
+        assertFalse(File(target, "$name/$MERGES.part").exists())
+        assertFalse(File(target, "$name/manifest.json").exists())
+    }
+
+    @ParameterizedTest
+    @ValueSource(ints = [-1, 1])
+    fun `a file that is shorter or longer is refused by its name`(difference: Int) {
+        RandomAccessFile(File(bundle, MERGES), "rw").use { it.setLength(it.length() + difference) }
+        val error = assertFailsWith<ArtifactError> { install(DirectorySource(bundle)) }
+        assertContains(assertNotNull(error.message), MERGES)
+    }
+
+    @Test
+    fun `a missing file and a damaged manifest are refused by their names`() {
+        File(bundle, MERGES).delete()
+        val missing = assertFailsWith<ArtifactError> { install(DirectorySource(bundle)) }
+        assertContains(assertNotNull(missing.message), MERGES)
+        flipBit(File(bundle, "manifest.json"))
+        val damaged = assertFailsWith<ArtifactError> { install(DirectorySource(bundle)) }
+        assertContains(assertNotNull(damaged.message), "manifest.json of $bundle")
+        File(bundle, "manifest.json").delete()
+        val none = assertFailsWith<ArtifactError> { install(DirectorySource(bundle)) }
+        assertContains(assertNotNull(none.message), "manifest.json")
+    }
+
+    @Test
+    fun `a part that was damaged is copied anew`() {
+        val name = Artifact.open(bundle).manifest.manifestSha256
+        val part = File(target, "$name/$MODEL.part")
+        part.parentFile.mkdirs()
+        part.writeBytes(ByteArray(1_000_000))
+        assertWhole(install(DirectorySource(bundle)))
+    }
+
+    @ParameterizedTest
+    @ValueSource(strings = [MODEL, MERGES, "manifest.json"])
+    fun `an installed file that was damaged since is copied again`(name: String) {
+        val installed = install(DirectorySource(bundle))
+        flipBit(File(installed, name))
+        File(installed, name).setLastModified(1_000_000)
+        assertWhole(install(DirectorySource(bundle)))
+    }
+
+    @Test
+    fun `an old version stays until the new one is whole`() {
+        val old = install(DirectorySource(bundle))
+        val stranger = File(target, "notes").apply { writeText("not the installer's") }
+        val newer = writeBundle(File(directory, "newer"), 2)
+        val whole = File(newer, MERGES).readBytes()
+        flipBit(File(newer, MERGES))
+        assertFailsWith<ArtifactError> { install(DirectorySource(newer)) }
+        assertWhole(old)
+        File(newer, MERGES).writeBytes(whole)
+        val installed = install(DirectorySource(newer))
+        assertEquals(newer.files(), installed.files())
+        assertFalse(old.exists())
+        assertTrue(stranger.exists())
+    }
+
+    @Test
+    fun `two installations at once copy every file once`() {
+        val sources = List(2) { Watched(DirectorySource(bundle)) }
+        val installed = runBlocking {
+            sources.map { source ->
+                async(Dispatchers.IO) { ModelInstaller(target).install(source).last() }
+            }.awaitAll()
+        }
+        assertEquals(1, installed.toSet().size)
+        assertWhole((installed.first() as InstallEvent.Installed).directory)
+        assertEquals(1, sources.flatMap { it.opened }.count { it == MODEL })
+    }
+
+    @Test
+    fun `a model that no disk has room for is refused before a byte is copied`() {
+        val huge = writeBundle(File(directory, "huge"), 3, claimed = 1L shl 60)
+        val source = Watched(DirectorySource(huge))
+        val error = assertFailsWith<ArtifactError> { install(source) }
+        assertContains(assertNotNull(error.message), "1152921504606")
+        assertContains(assertNotNull(error.message), "are missing")
+        assertEquals(listOf("manifest.json"), source.opened)
+    }
+
+    private fun install(source: BundleSource): File = runBlocking {
+        (ModelInstaller(target).install(source).last() as InstallEvent.Installed).directory
+    }
+
+    private fun assertWhole(installed: File) = assertEquals(bundle.files(), installed.files())
+
+    /** Hashes by name, of all but what readers remember. */
+    private fun File.files(): Map<String, String> = walk()
+        .onEnter { it.name != ".cache" }
+        .filter { it.isFile }
+        .associate { it.relativeTo(this).path to sha256(it.readBytes()) }
+
+    private fun zipped(bundle: File): File = File(directory, "bundle.zip").also { file ->
+        ZipOutputStream(file.outputStream()).use { zip ->
+            for (one in bundle.walk().filter { it.isFile }) {
+                zip.putNextEntry(ZipEntry(one.relativeTo(bundle).path))
+                one.inputStream().use { it.copyTo(zip) }
+            }
+        }
+    }
+
+    private fun flipBit(file: File) = RandomAccessFile(file, "rw").use {
+        it.seek(it.length() / 2)
+        val byte = it.read()
+        it.seek(it.length() / 2)
+        it.write(byte xor 1)
+    }
+}
