@@ -1,0 +1,97 @@
+/*
+ * Where a weight cache is kept, when it is built and when it is thrown away. What opens a model is
+ * a function here, which writes a cache as LiteRT does; android/ci/desktop has the tests with LiteRT.
+ */
+package org.bartexport.litert
+
+import java.io.File
+import kotlin.test.assertContains
+import kotlin.test.assertEquals
+import kotlin.test.assertFailsWith
+import kotlin.test.assertFalse
+import kotlin.test.assertNotNull
+import kotlin.test.assertTrue
+import org.bartexport.EngineError
+import org.junit.jupiter.api.Test
+import org.junit.jupiter.api.io.TempDir
+
+class WeightCacheTest(@param:TempDir private val directory: File) {
+    private val cache = WeightCache(directory, SHA256, 1000)
+    private val asked = mutableListOf<File?>()
+
+    @Test
+    fun `a cache is built under another name, and then used`() {
+        cache.open(::open)
+        cache.open(::open)
+        val (built, used) = asked.map { assertNotNull(it) }
+        assertTrue(built.name.endsWith(".building"))
+        assertFalse(built.exists())
+        assertEquals("0123456789abcdef-litert-$LITERT_VERSION.xnnpack", used.name)
+        assertEquals(setOf(used.name, "${used.name}.sha256"), directory.list().orEmpty().toSet())
+    }
+
+    @Test
+    fun `without twice the model's size of space there is none`() {
+        WeightCache(directory, SHA256, directory.usableSpace / 2 + (1L shl 32)).open(::open)
+        assertEquals(listOf<File?>(null), asked)
+        assertEquals(0, directory.list().orEmpty().size)
+    }
+
+    @Test
+    fun `a cache that keeps a model from opening is thrown away and built again`() {
+        cache.open(::open)
+        cache.open { file ->
+            if (asked.size == 1) {
+                asked += file
+                throw EngineError("LiteRT does not like the cache.")
+            }
+            open(file)
+        }
+        assertTrue(assertNotNull(asked[2]).name.endsWith(".building"))
+        cache.open(::open)
+        assertEquals(asked[1], asked[3])
+    }
+
+    @Test
+    fun `a model that opens with no cache opens without one`() {
+        cache.open { file -> if (file == null) asked += null else throw EngineError("It cannot.") }
+        assertEquals(listOf<File?>(null), asked)
+        assertEquals(0, directory.list().orEmpty().size)
+    }
+
+    @Test
+    fun `a model that does not open says why`() {
+        val error = assertFailsWith<EngineError> { cache.open { throw EngineError("It is none.") } }
+        assertContains(error.message.orEmpty(), "It is none.")
+        assertEquals(0, directory.list().orEmpty().size)
+    }
+
+    @Test
+    fun `an engine that writes no cache leaves none`() {
+        repeat(2) { cache.open { file -> asked += file } }
+        assertTrue(asked.all { assertNotNull(it).name.endsWith(".building") })
+        assertEquals(0, directory.list().orEmpty().size)
+    }
+
+    @Test
+    fun `unfinished caches that nobody writes any more are removed`() {
+        cache.open(::open)
+        val name = assertNotNull(asked.single()).name
+        val abandoned = File(directory, name).apply { writeText("half") }
+        val current = File(directory, "$name.other.building").apply { writeText("half") }
+        abandoned.setLastModified(System.currentTimeMillis() - 3_600_000)
+        cache.open(::open)
+        assertFalse(abandoned.exists())
+        assertTrue(current.exists())
+    }
+
+    /** Writes a cache where there is none, as LiteRT does. */
+    private fun open(file: File?) {
+        asked += file
+        if (file != null && !file.exists()) file.writeBytes(ByteArray(100_000) { it.toByte() })
+    }
+
+    private companion object {
+        const val SHA256 = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+    }
+}
