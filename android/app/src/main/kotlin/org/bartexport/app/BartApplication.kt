@@ -1,0 +1,33 @@
+/*
+ * The process of the app: it keeps what is to outlive a window.
+ *
+ * Android makes it, windows ask it for the summarizer. Where the app keeps its files is known here
+ * and nowhere else.
+ */
+package org.bartexport.app
+
+import android.app.Application
+import java.io.File
+import kotlinx.coroutines.CoroutineScope
+import kotlinx.coroutines.Dispatchers
+import kotlinx.coroutines.SupervisorJob
+import org.bartexport.litert.AssetSource
+
+/** The app, as long as its process lives. */
+class BartApplication : Application() {
+    /** What every window shows and asks for things; it lives as long as the process. */
+    val summarizer: Summarizer by lazy {
+        Summarizer(
+            Storage(
+                bundle = AssetSource(assets, BUNDLE),
+                model = File(noBackupFilesDir, BUNDLE),
+                cache = File(cacheDir, BUNDLE),
+            ),
+            SettingsStore(this),
+            CoroutineScope(SupervisorJob() + Dispatchers.Default),
+        )
+    }
+}
+
+// Of the folder in the assets that `bart-export --android` fills, and of the one it is copied to.
+private const val BUNDLE = "bart"

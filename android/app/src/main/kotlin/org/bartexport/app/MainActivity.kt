@@ -1,0 +1,74 @@
+/*
+ * The main window: a text, and its summary.
+ *
+ * It renders what the summarizer says and hands on what a person asks for, here or from another
+ * app. It keeps nothing but the text, which its view saves; so it may be turned or closed at any
+ * moment.
+ */
+package org.bartexport.app
+
+import android.app.Activity
+import android.content.ClipData
+import android.content.ClipboardManager
+import android.content.Intent
+import android.os.Build
+import android.os.Bundle
+import android.widget.Toast
+
+/** The window that the launcher opens, and that other apps share a text with. */
+class MainActivity : Activity() {
+    private val summarizer by lazy { (application as BartApplication).summarizer }
+    private val views by lazy { MainViews(this, summarizer) }
+    private val rendering by lazy { Rendering(summarizer.state, views::render) }
+
+    override fun onCreate(savedInstanceState: Bundle?) {
+        super.onCreate(savedInstanceState)
+        setContentView(R.layout.main)
+        views.connect(
+            copy = ::copy,
+            openSettings = { startActivity(Intent(this, SettingsActivity::class.java)) },
+        )
+        // A window that comes back has its text already, and perhaps another one by now.
+        if (savedInstanceState == null) take(intent)
+    }
+
+    override fun onNewIntent(intent: Intent) {
+        super.onNewIntent(intent)
+        take(intent)
+    }
+
+    override fun onStart() {
+        super.onStart()
+        rendering.start()
+    }
+
+    override fun onStop() {
+        rendering.stop()
+        super.onStop()
+    }
+
+    /** Takes the text that another app shares, and summarises it as soon as the model is ready. */
+    private fun take(intent: Intent) {
+        val name = SHARED_TEXTS[intent.action] ?: return
+        val fromHistory = intent.flags and Intent.FLAG_ACTIVITY_LAUNCHED_FROM_HISTORY != 0
+        val text = intent.getCharSequenceExtra(name)?.toString()
+        if (fromHistory || text.isNullOrBlank()) return
+        views.write(text)
+        summarizer.summarize(text)
+    }
+
+    private fun copy(summary: CharSequence) {
+        val clip = ClipData.newPlainText(getString(R.string.summary), summary)
+        val clipboard = getSystemService(ClipboardManager::class.java) ?: return
+        clipboard.setPrimaryClip(clip)
+        // From Android 13 on the system itself shows what was copied.
+        if (Build.VERSION.SDK_INT < Build.VERSION_CODES.TIRAMISU) {
+            Toast.makeText(this, R.string.copied, Toast.LENGTH_SHORT).show()
+        }
+    }
+}
+
+private val SHARED_TEXTS = mapOf(
+    Intent.ACTION_SEND to Intent.EXTRA_TEXT,
+    Intent.ACTION_PROCESS_TEXT to Intent.EXTRA_PROCESS_TEXT,
+)

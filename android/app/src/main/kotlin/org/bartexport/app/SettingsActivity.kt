@@ -1,0 +1,32 @@
+/*
+ * The window of settings, with what is known of the model and its self-test.
+ *
+ * It renders what the summarizer says and hands on what a person sets.
+ */
+package org.bartexport.app
+
+import android.app.Activity
+import android.os.Bundle
+
+/** The window of settings. */
+class SettingsActivity : Activity() {
+    private val summarizer by lazy { (application as BartApplication).summarizer }
+    private val views by lazy { SettingsViews(this, summarizer) }
+    private val rendering by lazy { Rendering(summarizer.state, views::render) }
+
+    override fun onCreate(savedInstanceState: Bundle?) {
+        super.onCreate(savedInstanceState)
+        setContentView(R.layout.settings)
+        views.connect(back = ::finish)
+    }
+
+    override fun onStart() {
+        super.onStart()
+        rendering.start()
+    }
+
+    override fun onStop() {
+        rendering.stop()
+        super.onStop()
+    }
+}

@@ -1,0 +1,4 @@
+package androidx.test.runner.intent;
+
+/** Would watch the intents that are sent. */
+public interface IntentMonitor {}

@@ -1,0 +1,4 @@
+package androidx.test.runner.lifecycle;
+
+/** Would watch the application. */
+public interface ApplicationLifecycleMonitor {}

@@ -1,0 +1,158 @@
+/*
+ * The app used as a person would use it: it is installed, reads, writes, is turned and stopped.
+ *
+ * The windows, the installer, the engine and LiteRT's runtime are the real ones; answers must be
+ * those that Python gives with the same file.
+ */
+package org.bartexport.app
+
+import android.content.ClipboardManager
+import android.content.Intent
+import android.view.View
+import android.widget.TextView
+import kotlin.test.AfterTest
+import kotlin.test.Test
+import kotlin.test.assertContains
+import kotlin.test.assertEquals
+import kotlin.test.assertFalse
+import kotlin.test.assertNotEquals
+import kotlin.test.assertTrue
+import org.junit.runner.RunWith
+import org.robolectric.Shadows.shadowOf
+import org.robolectric.annotation.Config
+
+@RunWith(AppRunner::class)
+@Config(sdk = [35], qualifiers = PHONE)
+class AppTest {
+    private val person = Person.opens<MainActivity>()
+    private val headlines = HEADLINES.first()
+
+    @AfterTest
+    fun leave() = person.leave()
+
+    @Test
+    fun `a text becomes Python's headline, greedy and with beams`() {
+        person.waitForModel()
+        assertFalse(person.see<View>(R.id.action).isEnabled, "There is nothing to summarise.")
+        person.type(headlines.text)
+        // The model's own settings have four beams.
+        assertEquals(headlines.beams.trim(), person.summarise())
+        set { choose(text(R.string.greedy)) }
+        assertEquals(headlines.greedy.trim(), person.summarise())
+        for (figure in listOf(R.id.first_token_value, R.id.speed_value, R.id.load_time_value)) {
+            assertContains(person.read(figure), Regex("[0-9]"), nameOf(person.see(figure)))
+        }
+    }
+
+    @Test
+    fun `a summary is shown while it is written`() {
+        writeLong()
+        val shown = mutableListOf<String>()
+        person.waitFor("the end") {
+            shown += person.read(R.id.output)
+            person.read(R.id.status) == person.text(R.string.done)
+        }
+        assertTrue(shown.distinct().size > 1, "Shown: ${shown.distinct()}")
+        assertTrue(shown.zipWithNext().all { (before, after) -> after.startsWith(before) })
+    }
+
+    @Test
+    fun `turning the phone in the middle loses nothing`() {
+        writeLong()
+        val before = person.read(R.id.output)
+        person.turn(PHONE_TURNED)
+        assertEquals(headlines.text, person.read(R.id.text))
+        person.waitFor("the end") { person.read(R.id.status) == person.text(R.string.done) }
+        val whole = person.read(R.id.output)
+        assertTrue(whole.startsWith(before) && whole.length > before.length, "$before … $whole")
+    }
+
+    @Test
+    fun `stop stops, and what was written stays`() {
+        writeLong()
+        person.tap(R.id.action)
+        person.waitFor("the stop") { person.read(R.id.status) == person.text(R.string.stopped) }
+        val written = person.read(R.id.output)
+        repeat(10) { person.pass() }
+        assertEquals(written, person.read(R.id.output))
+        assertEquals(person.text(R.string.summarise), person.read(R.id.action))
+        assertTrue(written.isNotEmpty() && person.see<View>(R.id.copy).isShown)
+    }
+
+    @Test
+    fun `a shared text is summarised, in a new window and in one that is open`() {
+        val shares = listOf(
+            Intent(Intent.ACTION_SEND).putExtra(Intent.EXTRA_TEXT, HEADLINES[1].text),
+            Intent(Intent.ACTION_PROCESS_TEXT)
+                .putExtra(Intent.EXTRA_PROCESS_TEXT, HEADLINES[2].text),
+        )
+        for ((intent, expected) in shares.zip(HEADLINES.drop(1))) {
+            person.share(intent)
+            assertEquals(expected.text, person.read(R.id.text))
+            person.waitFor("its headline") {
+                person.read(R.id.output) == expected.beams.trim() &&
+                    person.read(R.id.status) == person.text(R.string.done)
+            }
+        }
+        val another = Person.opens<MainActivity>(shares.first())
+        assertEquals(HEADLINES[1].text, another.read(R.id.text))
+        another.waitFor("its headline") { another.read(R.id.output) == HEADLINES[1].beams.trim() }
+        another.leave()
+    }
+
+    @Test
+    fun `tokens are counted against the limit, and too many are said to be cut off`() {
+        person.waitForModel()
+        person.type(headlines.text)
+        person.waitFor("the count") { "of 160 tokens" in person.read(R.id.token_count) }
+        val usual = person.see<TextView>(R.id.token_count).currentTextColor
+        person.type(headlines.text.repeat(4))
+        person.waitFor("the warning") {
+            "only the first 160 are read" in
+                person.read(R.id.token_count)
+        }
+        val warning = person.see<TextView>(R.id.token_count).currentTextColor
+        assertNotEquals(usual, warning)
+        assertTrue(person.summarise().isNotEmpty())
+    }
+
+    @Test
+    fun `a summary is copied`() {
+        person.waitForModel()
+        person.type(headlines.text)
+        val summary = person.summarise()
+        person.tap(R.id.copy)
+        val clipboard = person.activity.getSystemService(ClipboardManager::class.java)
+        assertEquals(summary, clipboard?.primaryClip?.getItemAt(0)?.text.toString())
+    }
+
+    @Test
+    fun `the settings are opened from the main window`() {
+        person.tap(R.id.settings)
+        val next = shadowOf(person.activity).nextStartedActivity
+        assertEquals(SettingsActivity::class.java.name, next.component?.className)
+    }
+
+    /** Begins a summary that takes a second at least. */
+    private fun writeLong() {
+        person.waitForModel()
+        set {
+            choose(text(R.string.greedy))
+            slide(R.id.maximum_length, 128)
+            slide(R.id.minimum_length, 128)
+        }
+        person.type(headlines.text)
+        person.tap(R.id.action)
+        person.waitFor("some words") { person.read(R.id.output).isNotEmpty() }
+    }
+
+    private fun set(choices: Person<SettingsActivity>.() -> Unit) {
+        val settings = Person.opens<SettingsActivity>()
+        settings.choices()
+        settings.leave()
+    }
+}
+
+/** A phone of usual size, held upright and turned. */
+const val PHONE = "w411dp-h891dp-port-xhdpi"
+const val PHONE_TURNED = "w891dp-h411dp-land-xhdpi"

@@ -1,0 +1,38 @@
+/*
+ * A bundle that was damaged: the app says which file, and tries again when it is asked to.
+ */
+package org.bartexport.app
+
+import android.view.View
+import java.io.File
+import kotlin.test.Test
+import kotlin.test.assertContains
+import kotlin.test.assertEquals
+import kotlin.test.assertFalse
+import org.junit.runner.RunWith
+import org.robolectric.annotation.Config
+
+@RunWith(DamagedAppRunner::class)
+@Config(sdk = [35], qualifiers = PHONE)
+class DamagedTest {
+    @Test
+    fun `the file is named, and trying again tries again`() {
+        val person = Person.opens<MainActivity>()
+        person.waitFor("the error") { person.see<View>(R.id.try_again).isShown }
+        assertContains(person.read(R.id.setup_detail), MODEL)
+        person.type(HEADLINES.first().text)
+        assertFalse(person.see<View>(R.id.action).isEnabled, "There is no model.")
+
+        // The whole file comes by another way.
+        val installed = File(person.activity.noBackupFilesDir, "bart")
+        val directory = checkNotNull(installed.listFiles { it -> it.isDirectory }).single()
+        val bundle = File(folder("bart_export.build"), "bart_mini_en")
+        File(bundle, MODEL).copyTo(File(directory, MODEL))
+        person.tap(R.id.try_again)
+        person.waitFor("the model") { !person.see<View>(R.id.setup).isShown }
+        assertEquals(HEADLINES.first().beams.trim(), person.summarise())
+        person.leave()
+    }
+}
+
+private const val MODEL = "tflite/dynamic_wi8_afp32.static.tflite"
