@@ -70,6 +70,8 @@ internal class WeightCache(
             record.delete()
             if (unfinished.renameTo(cache)) record.writeText(description)
         } catch (_: IOException) {
+            // Without its record it is built again.
+        } finally {
             unfinished.delete()
         }
     }

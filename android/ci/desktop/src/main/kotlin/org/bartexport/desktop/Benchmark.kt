@@ -1,162 +1,195 @@
 /*
- * What this project's Kotlin costs beside the engine: search, tokenizer and detokenizer as a share
- * of the engine's time per token, and the tokenizer's speed.
+ * What Kotlin adds to the model's time: the search, the tokenizer and the events of a generation,
+ * measured beside the engine that the app uses; `make bench-android` runs it.
  *
- * The directory of tools/android_fixtures.py goes in, and perhaps another bundle; a table and a line
- * of JSON come out. Settings are measured in turns, so that a busy machine is busy for all of them.
+ * A bundle and English texts go in; a table and a line of JSON come out. All is timed on this
+ * machine's JVM, which is no phone's: the shares say more than the times.
  */
 package org.bartexport.desktop
 
 import java.io.File
+import java.util.Locale
+import kotlin.random.Random
+import kotlin.system.exitProcess
 import kotlinx.coroutines.Dispatchers
-import kotlinx.coroutines.flow.last
+import kotlinx.coroutines.flow.collect
 import kotlinx.coroutines.runBlocking
 import kotlinx.serialization.json.Json
 import kotlinx.serialization.json.JsonObject
-import kotlinx.serialization.json.JsonPrimitive
+import kotlinx.serialization.json.JsonObjectBuilder
 import kotlinx.serialization.json.buildJsonObject
 import kotlinx.serialization.json.jsonObject
 import kotlinx.serialization.json.jsonPrimitive
 import kotlinx.serialization.json.put
+import kotlinx.serialization.json.putJsonObject
 import org.bartexport.Artifact
 import org.bartexport.GenerationConfig
 import org.bartexport.litert.CompiledModelEngine
 import org.bartexport.litert.EngineOptions
-import org.bartexport.runtime.Decoding
-import org.bartexport.runtime.GenerationEvent
-import org.bartexport.runtime.GenerationResult
+import org.bartexport.litert.openGenerator
 import org.bartexport.runtime.Generator
-import org.bartexport.runtime.Seq2SeqEngine
-import org.bartexport.runtime.Stepped
-import org.bartexport.text.BartTokenizer
 
-/** Measures the bundle `bart_mini_en` in the first directory, and every further bundle. */
-public fun main(arguments: Array<String>) {
-    val build = File(arguments.first())
-    val texts = File(build, "generations.jsonl").readLines()
+/** Measures the bundle in the first argument with the texts of the second, a JSON Lines file. */
+fun main(arguments: Array<String>) {
+    if (arguments.size != 2) {
+        System.err.println("usage: Benchmark BUNDLE TEXTS.jsonl")
+        exitProcess(2)
+    }
+    val artifact = Artifact.open(File(arguments[0]))
+    val texts = File(arguments[1]).readLines()
         .map { Json.parseToJsonElement(it).jsonObject.getValue("text").jsonPrimitive.content }
-    val bundles = listOf(File(build, "bart_mini_en")) + arguments.drop(1).map(::File)
-    println("model, setting: engine and Kotlin, µs a token; Kotlin's share of the engine's time")
-    val rows = bundles.flatMap { bundle -> overheads(Artifact.open(bundle), texts.take(TEXTS)) }
-    rows.forEach(::println)
-    val speed = tokenizerSpeed(Artifact.open(bundles.first()).tokenizer(), texts)
-    println("tokenizer: %.1f MB of English a second on one core".format(speed))
-    println(JsonObject(mapOf("tokenizer_mb_per_second" to JsonPrimitive(speed))))
+    val opening = opening(artifact.directory)
+    val tokenizer = tokenizer(artifact, texts)
+    val generations = generations(artifact, texts)
+    print(table(artifact, opening, tokenizer, generations))
+    println(line(artifact, opening, tokenizer, generations))
 }
 
-/** An engine that counts the time spent in it. */
-private class Clocked(private val engine: Seq2SeqEngine) : Seq2SeqEngine by engine {
-    var nanoseconds = 0L
-    var steps = 0
+/** Medians of milliseconds. */
+private class Opening(val packing: Double, val cached: Double)
 
-    override fun start(tokenIds: IntArray, numBeams: Int, maxLength: Int): Decoding =
-        clocked { engine.start(tokenIds, numBeams, maxLength) }
-
-    override fun step(
-        state: Decoding,
-        tokenIds: IntArray,
-        beamIndex: IntArray,
-    ): Stepped<Decoding> = clocked { engine.step(state, tokenIds, beamIndex) }.also { steps += 1 }
-
-    private inline fun <Result> clocked(block: () -> Result): Result {
-        val began = System.nanoTime()
-        return block().also { nanoseconds += System.nanoTime() - began }
+/** Opens a bundle of which every hash was checked before, without a weight cache and with one. */
+private fun opening(directory: File): Opening {
+    val cache = File.createTempFile("weights", null).also { it.delete() }
+    fun median(options: EngineOptions): Double {
+        openGenerator(directory, options).close()
+        return (1..OPENINGS).map {
+            val began = System.nanoTime()
+            openGenerator(directory, options).close()
+            (System.nanoTime() - began) / NANOSECONDS_A_MILLISECOND
+        }.median()
+    }
+    try {
+        return Opening(median(EngineOptions()), median(EngineOptions(cacheDirectory = cache)))
+    } finally {
+        cache.deleteRecursively()
     }
 }
 
-/** One generation: microseconds a step in the engine's `step` and `start`, and in all else. */
-private class Measured(val engine: Double, val kotlin: Double)
+/** Medians of MB a second on one core: all texts once, and [PASSES] times in other orders. */
+private class Tokenizing(val cold: Double, val mixed: Double)
 
-private fun overheads(artifact: Artifact, texts: List<String>): List<JsonObject> {
-    val file = artifact.staticFiles().first()
-    val engine = CompiledModelEngine.open(artifact, file, EngineOptions(numThreads = 1))
-    val clocked = Clocked(engine)
-    val sourceLength = minOf(artifact.manifest.encoderSequenceLength, engine.sourceLength)
-    val generator = Generator(
-        artifact.tokenizer(),
-        clocked,
-        artifact.generation,
-        sourceLength,
-        Dispatchers.Unconfined,
+/** Times tokenizers that have seen no word yet, in code that the JVM has compiled. */
+private fun tokenizer(artifact: Artifact, texts: List<String>): Tokenizing {
+    val megabytes = texts.sumOf { it.toByteArray().size } / BYTES_A_MEGABYTE
+    val random = Random(0)
+    val rounds = (1..TOKENIZER_ROUNDS).map {
+        val fresh = artifact.tokenizer()
+        val orders = List(PASSES) { texts.shuffled(random) }
+        orders.map { order ->
+            val began = System.nanoTime()
+            val tokens = order.sumOf { fresh.tokenize(it).size }
+            check(tokens > 0)
+            (System.nanoTime() - began) / NANOSECONDS_A_SECOND
+        }
+    }.drop(TOKENIZER_ROUNDS / 2)
+    return Tokenizing(
+        cold = rounds.map { megabytes / it.first() }.median(),
+        mixed = rounds.map { megabytes * PASSES / it.sum() }.median(),
     )
-    val settings = mapOf("greedy" to 1, "4 beams" to 4).mapValues { (_, beams) ->
-        artifact.generation.copy(numBeams = beams, maxLength = LENGTH, minLength = LENGTH - 1)
-    }
-    val measured = settings.mapValues { mutableListOf<Measured>() }
-    generator.use {
-        for (round in 0 until ROUNDS + 1) {
-            for (text in texts) {
-                for ((name, setting) in settings) {
-                    val one = measure(generator, clocked, text, setting)
-                    // The first round warms up.
-                    if (round > 0) measured.getValue(name) += one
+}
+
+/** Generates from some texts with one beam and with four, in turns, after rounds to warm up. */
+private fun generations(artifact: Artifact, texts: List<String>): Map<String, Shares> {
+    val file = artifact.staticFiles().first()
+    val settings = BEAMS.mapValues { (_, beams) -> artifact.generation.copy(numBeams = beams) }
+    val engine = TimedEngine(CompiledModelEngine.open(artifact, file))
+    val sources = minOf(artifact.manifest.encoderSequenceLength, engine.sourceLength)
+    val dispatcher = Dispatchers.Default.limitedParallelism(1)
+    val chosen = texts.filterIndexed { number, _ -> number % (texts.size / TEXTS) == 0 }
+    Generator(artifact.tokenizer(), engine, artifact.generation, sources, dispatcher).use {
+        val rounds = (1..WARM_UP + ROUNDS).flatMap { round ->
+            chosen.flatMap { text ->
+                settings.map { (name, generation) ->
+                    Triple(round, name, it.time(engine, text, generation))
                 }
             }
+        }.filter { (round) -> round > WARM_UP }
+        return settings.mapValues { (wanted) ->
+            Shares(rounds.filter { (_, name) -> name == wanted }.map { (_, _, times) -> times })
         }
     }
-    return measured.map { (name, all) -> row(artifact, name, all) }
 }
 
-private fun measure(
-    generator: Generator,
-    clocked: Clocked,
+private fun Generator.time(
+    engine: TimedEngine,
     text: String,
-    settings: GenerationConfig,
-): Measured {
-    clocked.nanoseconds = 0
-    clocked.steps = 0
+    generation: GenerationConfig,
+): Times {
+    engine.reset()
     val began = System.nanoTime()
-    generate(generator, text, settings)
-    val all = System.nanoTime() - began
-    val microseconds = clocked.steps * MICROSECOND
-    return Measured(
-        clocked.nanoseconds / microseconds,
-        (all - clocked.nanoseconds) / microseconds,
+    runBlocking { generate(text, generation, truncate = true).collect() }
+    return engine.times(System.nanoTime() - began)
+}
+
+private fun table(
+    artifact: Artifact,
+    opening: Opening,
+    tokenizer: Tokenizing,
+    generations: Map<String, Shares>,
+): String = buildString {
+    val name = artifact.manifest.preset
+    appendLine("$name, ${EngineOptions().numThreads} threads, JVM ${Runtime.version().feature()}")
+    val heading = listOf("encode ms", "engine ms/token", "Kotlin ms/token", "share")
+    appendLine("%-12s".format("") + heading.joinToString("") { "%18s".format(it) })
+    for ((settings, shares) in generations) {
+        val cells = listOf(
+            "%.2f".format(Locale.ROOT, shares.encode),
+            "%.3f".format(Locale.ROOT, shares.engine),
+            "%.3f".format(Locale.ROOT, shares.overhead),
+            "%.1f %%".format(Locale.ROOT, shares.share * PERCENT),
+        )
+        appendLine("%-12s".format(settings) + cells.joinToString("") { "%18s".format(it) })
+    }
+    appendLine(
+        "tokenizer %.2f MB/s, %.2f MB/s where every word is new".format(
+            Locale.ROOT,
+            tokenizer.mixed,
+            tokenizer.cold,
+        ),
+    )
+    appendLine(
+        "opening %.0f ms, %.0f ms with packed weights on disk".format(
+            Locale.ROOT,
+            opening.packing,
+            opening.cached,
+        ),
     )
 }
 
-private fun generate(
-    generator: Generator,
-    text: String,
-    settings: GenerationConfig,
-): GenerationResult = runBlocking {
-    (generator.generate(text, settings, truncate = true).last() as GenerationEvent.Finished).result
-}
-
-private fun row(artifact: Artifact, name: String, all: List<Measured>): JsonObject {
-    val engine = median(all.map { it.engine })
-    val kotlin = median(all.map { it.kotlin })
-    val share = median(all.map { it.kotlin / it.engine })
-    println(
-        "%-16s %-8s %8.1f %8.1f %6.1f %%"
-            .format(artifact.manifest.preset, name, engine, kotlin, 100 * share),
-    )
-    return buildJsonObject {
-        put("preset", artifact.manifest.preset)
-        put("setting", name)
-        put("engine_us_per_token", engine)
-        put("kotlin_us_per_token", kotlin)
-        put("share", share)
-        put("generations", all.size)
+private fun line(
+    artifact: Artifact,
+    opening: Opening,
+    tokenizer: Tokenizing,
+    generations: Map<String, Shares>,
+): JsonObject = buildJsonObject {
+    put("preset", artifact.manifest.preset)
+    put("threads", EngineOptions().numThreads)
+    for ((name, shares) in generations) putJsonObject(name) { putShares(shares) }
+    putJsonObject("tokenizer_megabytes_per_second") {
+        put("mixed", tokenizer.mixed)
+        put("cold", tokenizer.cold)
+    }
+    putJsonObject("opening_milliseconds") {
+        put("packing", opening.packing)
+        put("cached", opening.cached)
     }
 }
 
-/** Megabytes of UTF-8 a second, the median over passes over all texts. */
-private fun tokenizerSpeed(tokenizer: BartTokenizer, texts: List<String>): Double {
-    val bytes = texts.sumOf { it.toByteArray().size }
-    val seconds = List(PASSES) {
-        val began = System.nanoTime()
-        val tokens = texts.sumOf { tokenizer.tokenize(it).size }
-        check(tokens > texts.size)
-        (System.nanoTime() - began) / 1e9
-    }
-    return bytes / 1e6 / median(seconds.drop(PASSES / 2))
+private fun JsonObjectBuilder.putShares(shares: Shares) {
+    put("encode_milliseconds", shares.encode)
+    put("engine_milliseconds_per_token", shares.engine)
+    put("overhead_milliseconds_per_token", shares.overhead)
+    put("overhead_share", shares.share)
 }
 
-private fun median(values: List<Double>): Double = values.sorted()[values.size / 2]
-
+private val BEAMS = mapOf("greedy" to 1, "four beams" to 4)
 private const val TEXTS = 20
+private const val WARM_UP = 3
 private const val ROUNDS = 5
-private const val LENGTH = 32
-private const val PASSES = 60
-private const val MICROSECOND = 1e3
+private const val OPENINGS = 5
+private const val TOKENIZER_ROUNDS = 20
+private const val PASSES = 5
+private const val PERCENT = 100
+private const val BYTES_A_MEGABYTE = 1e6
+private const val NANOSECONDS_A_SECOND = 1e9

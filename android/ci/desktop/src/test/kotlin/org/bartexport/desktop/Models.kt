@@ -1,75 +1,186 @@
 /*
- * The real models that tests run: bundles that tools/android_fixtures.py made, opened once where
- * tests only generate with them, and copied where tests change their files.
+ * The bundles that tools/android_fixtures.py exported, opened once for all tests that only read;
+ * an engine that is watched; and copies of bundles, to be damaged.
  */
 package org.bartexport.desktop
 
 import java.io.File
 import java.security.MessageDigest
+import java.util.concurrent.atomic.AtomicInteger
+import kotlin.test.assertEquals
+import kotlin.test.assertTrue
 import kotlinx.coroutines.Dispatchers
+import kotlinx.coroutines.flow.last
+import kotlinx.coroutines.runBlocking
+import kotlinx.serialization.json.Json
+import kotlinx.serialization.json.JsonArray
+import kotlinx.serialization.json.JsonElement
+import kotlinx.serialization.json.JsonObject
+import kotlinx.serialization.json.JsonPrimitive
+import kotlinx.serialization.json.jsonObject
 import org.bartexport.Artifact
+import org.bartexport.GenerationConfig
 import org.bartexport.litert.CompiledModelEngine
 import org.bartexport.litert.EngineOptions
+import org.bartexport.runtime.Decoding
+import org.bartexport.runtime.GenerationEvent
+import org.bartexport.runtime.GenerationResult
 import org.bartexport.runtime.Generator
+import org.bartexport.runtime.Hypothesis
+import org.bartexport.runtime.SearchEvent
 import org.bartexport.runtime.Seq2SeqEngine
+import org.bartexport.runtime.Stepped
+import org.bartexport.runtime.search
+import org.bartexport.text.BartTokenizer
 
+internal const val VOCABULARY = "tokenizer/vocabulary.json"
+internal const val MERGES = "tokenizer/merges.txt"
+internal const val GOLDEN = "golden.json"
 internal val BUILD = File(System.getProperty("bart_export.build"))
-internal val GOLDEN = File(System.getProperty("bart_export.golden"))
-internal val TINY_MODELS = listOf("bart_tiny_symmetric", "bart_tiny_distilled")
 
-/** As many threads as Python's answers took would be slower beside other tests. */
-internal val OPTIONS = EngineOptions(numThreads = 1)
+/** A bundle of the fixtures and what is opened of it when it is first asked for. */
+internal class Model(name: String) {
+    val artifact: Artifact = Artifact.open(File(BUILD, name))
+    val file: String = artifact.staticFiles().single()
+    val tokenizer: BartTokenizer by lazy { artifact.tokenizer() }
 
-internal fun bundle(name: String): Artifact = Artifact.open(File(BUILD, name))
+    /** Shared by all tests; it is never closed. */
+    val engine: CompiledModelEngine by lazy { open() }
 
-/** The one static file of a bundle. */
-internal val Artifact.file: String
-    get() = staticFiles().single()
+    /** Another engine, for the caller to close. */
+    fun open(options: EngineOptions = OPTIONS): CompiledModelEngine =
+        CompiledModelEngine.open(artifact, file, options)
 
-internal fun Artifact.engine(options: EngineOptions = OPTIONS): CompiledModelEngine =
-    CompiledModelEngine.open(this, file, options)
-
-internal fun Artifact.generator(engine: Seq2SeqEngine): Generator = Generator(
-    tokenizer(),
-    engine,
-    generation,
-    manifest.encoderSequenceLength,
-    Dispatchers.Default.limitedParallelism(1),
-)
-
-/** The preset that the app comes with, opened once for all tests that generate with it. */
-internal object Mini {
-    val artifact: Artifact by lazy { bundle("bart_mini_en") }
-    val engine: CompiledModelEngine by lazy { artifact.engine() }
-    val generator: Generator by lazy { artifact.generator(engine) }
+    override fun toString(): String = artifact.directory.name
 }
 
-/** A copy of a bundle whose files a test may change. */
-internal fun copyOf(name: String, directory: File): File =
-    File(directory, name).also { File(BUILD, name).copyRecursively(it, overwrite = true) }
+internal val OPTIONS = EngineOptions(numThreads = 2)
+internal val MINI = Model("bart_mini_en")
+internal val TINY = listOf(Model("bart_tiny_symmetric"), Model("bart_tiny_distilled"))
 
-/** Changes the text of a manifest and seals it anew, as a person with the same tools could. */
-internal fun editManifest(bundle: File, change: (String) -> String) {
-    val file = File(bundle, "manifest.json")
-    val seal = Regex("\"manifest_sha256\": \"[0-9a-f]{64}\"")
-    val unsealed = change(file.readText()).replaceFirst(seal, sealed("0".repeat(DIGITS)))
-    val right = sha256(unsealed.toByteArray())
-    file.writeText(unsealed.replaceFirst(sealed("0".repeat(DIGITS)), sealed(right)))
+/** A text of generations.jsonl with Python's answers. */
+internal class Row(content: JsonObject) {
+    val text: String = (content.getValue("text") as JsonPrimitive).content
+    val sourceTokenIds: List<Int> = integers(content.getValue("source_token_ids"))
+    private val content = content.filterValues { it is JsonObject }
+
+    /** The best sequence that Python generated with the settings of that name. */
+    fun answer(settings: String): JsonObject = content.getValue(settings).jsonObject
 }
 
-/** Puts other bytes in a file's place and has the manifest say that they are right. */
-internal fun replaceFile(bundle: File, name: String, content: ByteArray) {
-    val entry = Artifact.open(bundle).manifest.files.getValue(name)
-    File(bundle, name).writeBytes(content)
-    editManifest(bundle) { text ->
-        text.replace(entry.sha256, sha256(content))
-            .replace("\"bytes\": ${entry.bytes},", "\"bytes\": ${content.size},")
+internal val ROWS: List<Row> by lazy {
+    File(BUILD, "generations.jsonl").readLines().map { Row(json(it)) }
+}
+
+/** Settings that Python answered the texts with, by name. */
+internal val SETTINGS: Map<String, GenerationConfig> by lazy {
+    json(File(BUILD, "generations.json").readText()).mapValues { (_, settings) ->
+        Json.decodeFromJsonElement(GenerationConfig.serializer(), settings)
     }
 }
 
-internal fun sha256(content: ByteArray): String =
-    MessageDigest.getInstance("SHA-256").digest(content).joinToString("") { "%02x".format(it) }
+/** Calls [beforeStep] with the number of each step, from 1, and counts the sources. */
+internal class WatchedEngine(
+    private val engine: Seq2SeqEngine,
+    private val beforeStep: (Int) -> Unit = {},
+) : Seq2SeqEngine by engine {
+    val steps = AtomicInteger()
 
-private fun sealed(digits: String) = "\"manifest_sha256\": \"$digits\""
+    override fun step(
+        state: Decoding,
+        tokenIds: IntArray,
+        beamIndex: IntArray,
+    ): Stepped<Decoding> {
+        beforeStep(steps.incrementAndGet())
+        return engine.step(state, tokenIds, beamIndex)
+    }
+}
 
-private const val DIGITS = 64
+/** Searches from token ids, with a state for as many beams as [rows]. */
+internal fun Seq2SeqEngine.answer(
+    tokenIds: List<Int>,
+    generation: GenerationConfig,
+    rows: Int = generation.numBeams,
+): List<Hypothesis> {
+    val state = start(tokenIds.toIntArray(), rows, generation.maxLength)
+    val end = search(::step, state, generation).last()
+    return (end as SearchEvent.Finished).hypotheses
+}
+
+/** A generator of a test's own over an engine that others may use too: it is not closed. */
+internal fun Model.generator(engine: Seq2SeqEngine = this.engine): Generator = Generator(
+    tokenizer,
+    engine,
+    artifact.generation,
+    artifact.manifest.encoderSequenceLength,
+    Dispatchers.Default,
+)
+
+internal fun Generator.result(
+    text: String,
+    generation: GenerationConfig,
+    truncate: Boolean = true,
+): GenerationResult = runBlocking {
+    (generate(text, generation, truncate).last() as GenerationEvent.Finished).result
+}
+
+/** Copies a bundle of the fixtures, to be changed. */
+internal fun Model.copyTo(directory: File): File {
+    for (name in artifact.manifest.files.keys + "manifest.json") {
+        val copy = File(directory, name).also { it.parentFile.mkdirs() }
+        File(artifact.directory, name).copyTo(copy, overwrite = true)
+    }
+    return directory
+}
+
+/**
+ * Seals the manifest of a changed bundle anew, as an export would: a file that is [replaced] gets
+ * the size and the hash that it has now.
+ */
+internal fun reseal(
+    directory: File,
+    vararg replaced: String,
+    change: (JsonObject) -> JsonObject = { it },
+) {
+    val file = File(directory, "manifest.json")
+    var manifest = change(json(file.readText()))
+    for (name in replaced) {
+        val content = File(directory, name).readBytes()
+        manifest = manifest.at("files", name) {
+            it + ("bytes" to JsonPrimitive(content.size)) +
+                ("sha256" to JsonPrimitive(digits(content)))
+        }
+    }
+    val unsealed = JsonObject(manifest + ("manifest_sha256" to JsonPrimitive(UNSEALED)))
+    val text = PRETTY.encodeToString(JsonObject.serializer(), unsealed)
+    file.writeText(text.replaceFirst(UNSEALED, digits(text.toByteArray())))
+}
+
+/** Changes what lies some names down. */
+internal fun JsonObject.at(
+    vararg names: String,
+    change: (JsonObject) -> Map<String, JsonElement>,
+): JsonObject {
+    if (names.isEmpty()) return JsonObject(change(this))
+    val inner = getValue(names.first()).jsonObject
+    val changed = inner.at(*names.drop(1).toTypedArray(), change = change)
+    return JsonObject(this + (names.first() to changed))
+}
+
+internal fun json(text: String): JsonObject = Json.parseToJsonElement(text).jsonObject
+
+internal fun integers(ids: JsonElement): List<Int> =
+    (ids as JsonArray).map { (it as JsonPrimitive).content.toInt() }
+
+/** Asserts that a message is one line that has all [parts]. */
+internal fun assertOneLine(message: String?, vararg parts: String) {
+    val line = message.orEmpty()
+    assertEquals(1, line.lines().size, line)
+    for (part in parts) assertTrue(part in line, "\"$part\" is not in: $line")
+}
+
+private val PRETTY = Json { prettyPrint = true }
+private val UNSEALED = "0".repeat(64)
+
+private fun digits(content: ByteArray) = MessageDigest.getInstance("SHA-256").digest(content)
+    .joinToString("") { "%02x".format(it) }

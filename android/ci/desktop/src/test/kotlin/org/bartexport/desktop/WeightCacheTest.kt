@@ -1,88 +1,139 @@
-/*
- * The weight cache under the real LiteRT: written once, mapped by the next opening, and built again
- * when it is not what it was.
- */
 package org.bartexport.desktop
 
 import java.io.File
 import java.io.RandomAccessFile
 import kotlin.test.assertEquals
+import kotlin.test.assertFalse
 import kotlin.test.assertNotEquals
 import kotlin.test.assertTrue
-import org.bartexport.litert.CompiledModelEngine
+import org.junit.jupiter.api.DynamicTest
+import org.junit.jupiter.api.DynamicTest.dynamicTest
 import org.junit.jupiter.api.Test
+import org.junit.jupiter.api.TestFactory
 import org.junit.jupiter.api.io.TempDir
-import org.junit.jupiter.params.ParameterizedTest
-import org.junit.jupiter.params.provider.ValueSource
 
+/** XNNPACK's packed weights: built once, used again, and never trusted when damaged. */
 class WeightCacheTest {
-    private val artifact = Mini.artifact
-    private val expected = answer(Mini.engine)
+    @TempDir
+    private lateinit var temporary: File
 
-    @Test
-    fun `a cache is written once and mapped by the next opening`(@TempDir directory: File) {
-        assertEquals(expected, open(directory).use(::answer))
-        val cache = cache(directory)
-        val written = cache.lastModified() to cache.readBytes().toList()
-        assertTrue(cache.length() > artifact.manifest.files.getValue(artifact.file).bytes / 2)
-        assertTrue(cache.path !in File("/proc/self/maps").readText(), "it is still open")
-        open(directory).use { engine ->
-            assertTrue(cache.path in File("/proc/self/maps").readText(), "it is not used")
-            assertEquals(expected, answer(engine))
+    private val directory by lazy { File(temporary, "weights") }
+    private val row = ROWS.first()
+    private val generation = SETTINGS.getValue("greedy")
+
+    private fun files(): List<File> = directory.listFiles().orEmpty().sorted()
+
+    private fun cache(): File = files().single { it.name.endsWith(".xnnpack") }
+
+    private fun mapped(): Boolean = cache().path in File("/proc/self/maps").readText()
+
+    /** Opens an engine with the cache; its tokens are right whatever the cache was. */
+    private fun open(cacheDirectory: File = directory, whileOpen: () -> Unit = {}) {
+        MINI.open(OPTIONS.copy(cacheDirectory = cacheDirectory)).use { engine ->
+            whileOpen()
+            val received = engine.answer(row.sourceTokenIds, generation).first().tokenIds
+            assertEquals(integers(row.answer("greedy").getValue("token_ids")), received)
         }
-        assertEquals(written, cache.lastModified() to cache.readBytes().toList())
-        assertEquals(2, directory.list()?.size)
     }
 
-    @ParameterizedTest
-    @ValueSource(strings = ["zeros", "cut", "empty", "no record", "another's record"])
-    fun `a damaged cache is built again`(how: String, @TempDir directory: File) {
-        open(directory).close()
-        val cache = cache(directory)
-        val record = File("$cache.sha256")
-        val whole = record.readText()
-        when (how) {
-            "zeros" -> cache.writeBytes(ByteArray(cache.length().toInt()))
-            "cut" -> RandomAccessFile(cache, "rw").use { it.setLength(it.length() / 2) }
-            "empty" -> cache.writeBytes(ByteArray(0))
-            "no record" -> record.delete()
-            "another's record" -> record.writeText("1 00\n")
+    /** Opens an engine, and returns whether it left the cache as it was. */
+    private fun keeps(): Boolean {
+        // File systems keep times of seconds.
+        files().forEach { check(it.setLastModified(LONG_AGO)) }
+        open()
+        return files().all { it.lastModified() == LONG_AGO }
+    }
+
+    @Test
+    fun `a cache is written once and used again`() {
+        open()
+        assertEquals(2, files().size, "${files()}") // and what it should look like
+        val model = File(MINI.artifact.directory, MINI.file).length()
+        assertTrue(cache().length() in model / 2..2 * model, "${cache().length()} $model")
+        val before = files()
+        assertTrue(keeps())
+        assertEquals(before, files())
+        assertFalse(mapped(), "it is still open")
+        open { assertTrue(mapped(), "it is not used") }
+    }
+
+    private class Damage(val name: String, val damage: (cache: File) -> Unit)
+
+    private val damages = listOf(
+        Damage("cut off") { cache -> resize(cache, cache.length() / 2) },
+        Damage("empty") { cache -> resize(cache, 0) },
+        Damage("torn: the end was never written") { cache ->
+            val length = cache.length()
+            resize(cache, length / 2)
+            resize(cache, length)
+        },
+        Damage("other bytes at the beginning") { cache ->
+            RandomAccessFile(cache, "rw").use { it.write("something else".toByteArray()) }
+        },
+        Damage("with another one's record") { cache -> File("$cache.sha256").writeText("1 00\n") },
+        Damage("without its record") { cache -> File("$cache.sha256").delete() },
+    )
+
+    private fun resize(file: File, length: Long) =
+        RandomAccessFile(file, "rw").use { it.setLength(length) }
+
+    @TestFactory
+    fun `a cache that is damaged is built again`(): List<DynamicTest> = damages.map { row ->
+        dynamicTest(row.name) {
+            directory.deleteRecursively()
+            open()
+            val before = files()
+            val content = cache().readBytes()
+            row.damage(cache())
+            assertTrue(!keeps(), "the damaged one was kept")
+            assertEquals(before, files())
+            assertEquals(content.size, cache().readBytes().size)
+            assertTrue(keeps(), "the new one was not")
         }
-        assertEquals(expected, open(directory).use(::answer))
-        assertEquals(whole, record.readText())
-        assertNotEquals(0, cache.readBytes().last { it != 0.toByte() })
-        assertEquals(2, directory.list()?.size)
     }
 
     @Test
-    fun `caches of other models are removed, and files of others are not`(
-        @TempDir directory: File,
-    ) {
-        val other = "0123456789abcdef-litert-2.1.6.xnnpack"
-        val names = listOf(other, "$other.sha256", "notes.txt")
-        names.forEach { File(directory, it).writeText("old") }
-        open(directory).close()
-        val left = directory.list().orEmpty().toSet()
-        val cache = cache(directory).name
-        assertEquals(setOf("notes.txt", cache, "$cache.sha256"), left)
+    fun `a cache that cannot be put in its place does not stay elsewhere`() {
+        open()
+        val cache = cache()
+        cache.delete()
+        check(File(cache, "something").mkdirs())
+        open()
+        assertEquals(listOf(cache), files())
     }
 
     @Test
-    fun `where no cache can be, the file is opened without one`(@TempDir directory: File) {
-        val file = File(directory, "a file").apply { writeText("in the way") }
-        assertEquals(expected, open(file).use(::answer))
-        assertEquals("in the way", file.readText())
+    fun `caches of other models are removed, and nothing else`() {
+        val other = TINY.first()
+        other.open(OPTIONS.copy(cacheDirectory = directory)).close()
+        val own = File(directory, "notes.txt").also { it.writeText("of somebody") }
+        val abandoned = File(directory, "${cache().name}.1.building").also { it.writeText("") }
+        check(abandoned.setLastModified(LONG_AGO))
+        val before = cache()
+        open()
+        assertNotEquals(before, cache())
+        assertEquals(3, files().size, "${files()}")
+        assertTrue(own.exists())
     }
 
-    private fun open(directory: File): CompiledModelEngine =
-        artifact.engine(OPTIONS.copy(cacheDirectory = directory))
+    @Test
+    fun `without room for a cache there is none`() {
+        directory.mkdirs()
+        val full = object : File(directory.path) {
+            override fun getUsableSpace() = MINI.artifact.manifest.files.getValue(MINI.file).bytes
+        }
+        open(full)
+        assertEquals(emptyList(), files())
+    }
 
-    private fun cache(directory: File): File =
-        directory.listFiles().orEmpty().single { it.name.endsWith(".xnnpack") }
+    @Test
+    fun `a directory that cannot be made is no reason to fail`() {
+        directory.writeText("a file is in its place")
+        open()
+        assertTrue(directory.isFile)
+    }
 
-    private fun answer(engine: CompiledModelEngine): List<Float> {
-        val state = engine.start(intArrayOf(0, 715, 381, 3057, 2), 4, 8)
-        val beams = IntArray(4)
-        return engine.step(state, IntArray(4) { 2 }, beams).logits.values.toList()
+    private companion object {
+        const val LONG_AGO = 1_000_000_000_000L
     }
 }

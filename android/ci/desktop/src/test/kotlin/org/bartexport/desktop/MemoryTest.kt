@@ -1,0 +1,51 @@
+package org.bartexport.desktop
+
+import java.io.File
+import kotlin.test.assertTrue
+import org.bartexport.Bucket
+import org.junit.jupiter.api.Test
+
+/** What a generation takes of memory, it gives back; the heap has a fixed size here. */
+class MemoryTest {
+    @Test
+    fun `memory is flat over 200 generations that each need other buffers`() {
+        // The next source needs other buffers than the one before.
+        val byLength = ROWS.sortedBy { it.sourceTokenIds.size }
+        val sources = listOf(byLength.first(), byLength.last())
+        val settings = listOf("greedy", "beams").map {
+            SETTINGS.getValue(it).copy(maxLength = 4)
+        }
+        MINI.open().use { engine ->
+            val generator = MINI.generator(engine)
+            fun generate(times: Int) = repeat(times) {
+                generator.result(sources[it % 2].text, settings[it % 2])
+            }
+            generate(WARM_UP)
+            val before = residentBytes()
+            generate(GENERATIONS)
+            val grown = residentBytes() - before
+            // A tenth of what would be lost, were the smallest buffers forgotten each time.
+            val bound = GENERATIONS / 10 * smallestBuffers()
+            assertTrue(grown < bound, "grown by $grown bytes, the bound is $bound")
+        }
+    }
+
+    private fun smallestBuffers(): Long =
+        MINI.artifact.buckets(MINI.file).filter { !it.encodes }.minOf(::bytes)
+
+    private fun bytes(bucket: Bucket): Long {
+        val tensors = bucket.inputs.values + bucket.outputs.values
+        return tensors.sumOf { it.elements.toLong() * Float.SIZE_BYTES }
+    }
+
+    private fun residentBytes(): Long {
+        System.gc()
+        return File("/proc/self/statm").readText().split(" ")[1].toLong() * PAGE
+    }
+
+    private companion object {
+        const val WARM_UP = 40
+        const val GENERATIONS = 200
+        const val PAGE = 4096L
+    }
+}
