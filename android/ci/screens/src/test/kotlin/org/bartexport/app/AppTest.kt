@@ -8,6 +8,7 @@ package org.bartexport.app
 
 import android.content.ClipboardManager
 import android.content.Intent
+import android.os.Debug
 import android.view.View
 import android.widget.TextView
 import kotlin.test.AfterTest
@@ -20,6 +21,8 @@ import kotlin.test.assertTrue
 import org.junit.runner.RunWith
 import org.robolectric.Shadows.shadowOf
 import org.robolectric.annotation.Config
+import org.robolectric.annotation.Implementation
+import org.robolectric.annotation.Implements
 
 @RunWith(AppRunner::class)
 @Config(sdk = [35], qualifiers = PHONE)
@@ -117,6 +120,15 @@ class AppTest {
     }
 
     @Test
+    @Config(shadows = [SomeMemory::class])
+    fun `the process's memory is shown with the other figures`() {
+        person.waitForModel()
+        person.type(headlines.text)
+        person.summarise()
+        person.waitFor("the memory") { person.read(R.id.memory_value) == "126 MB" }
+    }
+
+    @Test
     fun `a summary is copied`() {
         person.waitForModel()
         person.type(headlines.text)
@@ -151,6 +163,14 @@ class AppTest {
         settings.choices()
         settings.leave()
     }
+}
+
+/** What a phone would say of its memory, in kilobytes; a desktop has no such figure. */
+@Implements(Debug::class)
+object SomeMemory {
+    @Implementation
+    @JvmStatic
+    fun getPss(): Long = 123_456
 }
 
 /** A phone of usual size, held upright and turned. */

@@ -33,8 +33,7 @@ class ScreensTest {
             val person = Person.opens<MainActivity>()
             person.waitForModel()
             person.draw("ready-$name")
-            person.type(example.text)
-            person.summarise()
+            person.summarises(example.text)
             person.draw("done-$name")
             person.leave()
         }
@@ -50,6 +49,7 @@ class ScreensTest {
         settings.slide(R.id.minimum_length, LONG)
         settings.leave()
         person.type(example.text)
+        person.waitForCount()
         person.tap(R.id.action)
         person.waitFor("some words") { person.read(R.id.output).length > SOME }
         person.draw("writing")
@@ -61,17 +61,14 @@ class ScreensTest {
         RuntimeEnvironment.setQualifiers(PHONE_TURNED)
         val turned = Person.opens<MainActivity>()
         turned.waitForModel()
-        turned.type(example.text)
-        turned.summarise()
+        turned.summarises(example.text)
         turned.draw("done-landscape")
         turned.leave()
         RuntimeEnvironment.setQualifiers(PHONE)
         RuntimeEnvironment.setFontScale(LARGE)
         val large = Person.opens<MainActivity>()
         large.waitForModel()
-        large.type(example.text.repeat(3))
-        large.summarise()
-        large.waitFor("the count") { large.read(R.id.token_count).isNotEmpty() }
+        large.summarises(example.text.repeat(3))
         large.draw("done-large-letters")
         val settings = Person.opens<SettingsActivity>()
         settings.draw("settings-large-letters")
@@ -85,8 +82,7 @@ class ScreensTest {
             RuntimeEnvironment.setQualifiers(qualifiers)
             val person = Person.opens<MainActivity>()
             person.waitForModel()
-            person.type(example.text)
-            person.summarise()
+            person.summarises(example.text)
             person.draw("done-$name")
             person.leave()
         }
@@ -123,6 +119,16 @@ class DamagedScreensTest {
     }
 }
 
+private fun Person<MainActivity>.summarises(text: String) {
+    type(text)
+    waitForCount()
+    summarise()
+}
+
+/** Waits until the tokens are counted: there are more than those of start and end. */
+private fun Person<MainActivity>.waitForCount() =
+    waitFor("the count") { !read(R.id.token_count).startsWith("2 ") }
+
 /** Draws the window into target/screens/, and checks that no words are cut off. */
 private fun Person<out Activity>.draw(name: String) {
     // The cursor blinks and scroll bars fade: pictures are of a window at rest.
@@ -154,7 +160,7 @@ private const val TALL_DARK = "w411dp-h1060dp-port-night-xhdpi"
 private const val TABLET = "w800dp-h1280dp-port-mdpi"
 private const val TABLET_TURNED = "w1280dp-h800dp-land-mdpi"
 private const val LARGE = 1.8f
-private const val EXAMPLE = 0
+private const val EXAMPLE = 55
 private const val LONG = 128
 private const val SOME = 40
 private const val COLOURS = 5
