@@ -11,6 +11,7 @@ import java.io.File
 import java.util.Locale
 import kotlin.random.Random
 import kotlin.system.exitProcess
+import kotlinx.coroutines.CoroutineDispatcher
 import kotlinx.coroutines.Dispatchers
 import kotlinx.coroutines.flow.collect
 import kotlinx.coroutines.runBlocking
@@ -23,7 +24,6 @@ import kotlinx.serialization.json.jsonPrimitive
 import kotlinx.serialization.json.put
 import kotlinx.serialization.json.putJsonObject
 import org.bartexport.Artifact
-import org.bartexport.GenerationConfig
 import org.bartexport.litert.CompiledModelEngine
 import org.bartexport.litert.EngineOptions
 import org.bartexport.litert.openGenerator
@@ -89,36 +89,51 @@ private fun tokenizer(artifact: Artifact, texts: List<String>): Tokenizing {
     )
 }
 
-/** Generates from some texts with one beam and with four, in turns, after rounds to warm up. */
-private fun generations(artifact: Artifact, texts: List<String>): Map<String, Shares> {
-    val file = artifact.staticFiles().first()
-    val settings = BEAMS.mapValues { (_, beams) -> artifact.generation.copy(numBeams = beams) }
-    val engine = TimedEngine(CompiledModelEngine.open(artifact, file))
+/** Generates from some texts with every setting in turns, after rounds to warm up. */
+private fun generations(artifact: Artifact, texts: List<String>): Map<Setting, Shares> {
+    val engine = TimedEngine(CompiledModelEngine.open(artifact, artifact.staticFiles().first()))
     val sources = minOf(artifact.manifest.encoderSequenceLength, engine.sourceLength)
-    val dispatcher = Dispatchers.Default.limitedParallelism(1)
+    val tokenizer = artifact.tokenizer()
+    val generators = SETTINGS.associateWith { setting ->
+        val generation = artifact.generation.copy(numBeams = setting.numBeams)
+        Generator(tokenizer, engine, generation, sources, setting.dispatcher)
+    }
     val chosen = texts.filterIndexed { number, _ -> number % (texts.size / TEXTS) == 0 }
-    Generator(artifact.tokenizer(), engine, artifact.generation, sources, dispatcher).use {
-        val rounds = (1..WARM_UP + ROUNDS).flatMap { round ->
-            chosen.flatMap { text ->
-                settings.map { (name, generation) ->
-                    Triple(round, name, it.time(engine, text, generation))
-                }
+    fun round(): Map<Setting, List<Times>> {
+        val times = SETTINGS.associateWith { mutableListOf<Times>() }
+        for (text in chosen) {
+            for ((setting, generator) in generators) {
+                times.getValue(setting) += generator.time(engine, text)
             }
-        }.filter { (round) -> round > WARM_UP }
-        return settings.mapValues { (wanted) ->
-            Shares(rounds.filter { (_, name) -> name == wanted }.map { (_, _, times) -> times })
         }
+        return times
+    }
+    engine.use {
+        // A small model needs many rounds until the JVM has compiled all.
+        rounds(WARM_UP, ::round)
+        val measured = rounds(MEASURED, ::round)
+        return SETTINGS.associateWith { Shares(measured.flatMap { round -> round.getValue(it) }) }
     }
 }
 
-private fun Generator.time(
-    engine: TimedEngine,
-    text: String,
-    generation: GenerationConfig,
-): Times {
+/** Rounds for so many seconds, at least one. */
+private fun <Round> rounds(seconds: Double, round: () -> Round): List<Round> {
+    val end = System.nanoTime() + seconds * NANOSECONDS_A_SECOND
+    return buildList {
+        do add(round()) while (System.nanoTime() < end)
+    }
+}
+
+/**
+ * How a generation is run: on the collector's own thread, which is search, tokenizer and
+ * detokenizer alone, or on another one as in the app, which hands over an event for each token.
+ */
+private class Setting(val name: String, val numBeams: Int, val dispatcher: CoroutineDispatcher)
+
+private fun Generator.time(engine: TimedEngine, text: String): Times {
     engine.reset()
     val began = System.nanoTime()
-    runBlocking { generate(text, generation, truncate = true).collect() }
+    runBlocking { generate(text, truncate = true).collect() }
     return engine.times(System.nanoTime() - began)
 }
 
@@ -126,20 +141,20 @@ private fun table(
     artifact: Artifact,
     opening: Opening,
     tokenizer: Tokenizing,
-    generations: Map<String, Shares>,
+    generations: Map<Setting, Shares>,
 ): String = buildString {
     val name = artifact.manifest.preset
     appendLine("$name, ${EngineOptions().numThreads} threads, JVM ${Runtime.version().feature()}")
     val heading = listOf("encode ms", "engine ms/token", "Kotlin ms/token", "share")
-    appendLine("%-12s".format("") + heading.joinToString("") { "%18s".format(it) })
-    for ((settings, shares) in generations) {
+    appendLine("%-24s".format("") + heading.joinToString("") { "%18s".format(it) })
+    for ((setting, shares) in generations) {
         val cells = listOf(
             "%.2f".format(Locale.ROOT, shares.encode),
             "%.3f".format(Locale.ROOT, shares.engine),
             "%.3f".format(Locale.ROOT, shares.overhead),
             "%.1f %%".format(Locale.ROOT, shares.share * PERCENT),
         )
-        appendLine("%-12s".format(settings) + cells.joinToString("") { "%18s".format(it) })
+        appendLine("%-24s".format(setting.name) + cells.joinToString("") { "%18s".format(it) })
     }
     appendLine(
         "tokenizer %.2f MB/s, %.2f MB/s where every word is new".format(
@@ -161,11 +176,11 @@ private fun line(
     artifact: Artifact,
     opening: Opening,
     tokenizer: Tokenizing,
-    generations: Map<String, Shares>,
+    generations: Map<Setting, Shares>,
 ): JsonObject = buildJsonObject {
     put("preset", artifact.manifest.preset)
     put("threads", EngineOptions().numThreads)
-    for ((name, shares) in generations) putJsonObject(name) { putShares(shares) }
+    for ((setting, shares) in generations) putJsonObject(setting.name) { putShares(shares) }
     putJsonObject("tokenizer_megabytes_per_second") {
         put("mixed", tokenizer.mixed)
         put("cold", tokenizer.cold)
@@ -183,12 +198,17 @@ private fun JsonObjectBuilder.putShares(shares: Shares) {
     put("overhead_share", shares.share)
 }
 
-private val BEAMS = mapOf("greedy" to 1, "four beams" to 4)
+private val SETTINGS = mapOf("greedy" to 1, "4 beams" to 4).flatMap { (name, beams) ->
+    listOf(
+        Setting(name, beams, Dispatchers.Unconfined),
+        Setting("$name, app's threads", beams, Dispatchers.Default.limitedParallelism(1)),
+    )
+}
 private const val TEXTS = 20
-private const val WARM_UP = 3
-private const val ROUNDS = 5
+private const val WARM_UP = 15.0 // seconds
+private const val MEASURED = 20.0 // seconds
 private const val OPENINGS = 5
-private const val TOKENIZER_ROUNDS = 20
+private const val TOKENIZER_ROUNDS = 100
 private const val PASSES = 5
 private const val PERCENT = 100
 private const val BYTES_A_MEGABYTE = 1e6
