@@ -60,7 +60,7 @@ test-legacy: $(VENV)/installed-export $(LEGACY_VENV)/installed ## the artifact o
 test-android: $(VENV)/installed-test ## compile android/ and test it with the real model; needs JDK 17 and Maven
 	@$(VENV)/bin/python tools/android_fixtures.py --output $(ANDROID_BUILD)
 	@echo "Compiling and testing android/ ..."
-	@$(MAVEN) $(MAVEN_BASE) verify $(MAVEN_FLAGS)
+	@$(MAVEN) $(MAVEN_BASE) clean verify $(MAVEN_FLAGS)
 
 bench-android: $(VENV)/installed-export ## what Kotlin's search and tokenizer add to the model's time
 	@$(VENV)/bin/python tools/android_fixtures.py --output $(ANDROID_BUILD)
