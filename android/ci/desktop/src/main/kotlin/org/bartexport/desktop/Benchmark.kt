@@ -95,7 +95,9 @@ private fun generations(artifact: Artifact, texts: List<String>): Map<Setting, S
     val sources = minOf(artifact.manifest.encoderSequenceLength, engine.sourceLength)
     val tokenizer = artifact.tokenizer()
     val generators = SETTINGS.associateWith { setting ->
-        val generation = artifact.generation.copy(numBeams = setting.numBeams)
+        // One length, so that a model that was never trained can be measured too.
+        val generation = artifact.generation
+            .copy(numBeams = setting.numBeams, minLength = LENGTH, maxLength = LENGTH)
         Generator(tokenizer, engine, generation, sources, setting.dispatcher)
     }
     val chosen = texts.filterIndexed { number, _ -> number % (texts.size / TEXTS) == 0 }
@@ -205,6 +207,7 @@ private val SETTINGS = mapOf("greedy" to 1, "4 beams" to 4).flatMap { (name, bea
     )
 }
 private const val TEXTS = 20
+private const val LENGTH = 20 // tokens, BART's own default
 private const val WARM_UP = 15.0 // seconds
 private const val MEASURED = 20.0 // seconds
 private const val OPENINGS = 5
