@@ -79,7 +79,7 @@ internal val SETTINGS: Map<String, GenerationConfig> by lazy {
     }
 }
 
-/** Calls [beforeStep] with the number of each step, from 1, and counts the sources. */
+/** Counts steps, and calls [beforeStep] with the number of each, from 1. */
 internal class WatchedEngine(
     private val engine: Seq2SeqEngine,
     private val beforeStep: (Int) -> Unit = {},
