@@ -64,7 +64,7 @@ test-android: $(VENV)/installed-test ## compile android/ and test it with the re
 
 bench-android: $(VENV)/installed-export ## what Kotlin's search and tokenizer add to the model's time
 	@$(VENV)/bin/python tools/android_fixtures.py --output $(ANDROID_BUILD)
-	@$(MAVEN) $(MAVEN_BASE) -pl desktop -am -DskipTests -P benchmark verify
+	@$(MAVEN) $(MAVEN_BASE) -pl desktop -am -DskipTests -P benchmark clean verify $(MAVEN_FLAGS)
 
 clean: ## remove the environments and what tools left; exports stay
 	@rm -rf $(VENV) $(LEGACY_VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
