@@ -4,6 +4,7 @@ import java.io.File
 import kotlin.test.assertEquals
 import kotlin.test.assertFalse
 import kotlin.test.assertTrue
+import kotlinx.coroutines.flow.last
 import kotlinx.coroutines.flow.toList
 import kotlinx.coroutines.runBlocking
 import kotlinx.serialization.json.JsonArray
@@ -12,9 +13,13 @@ import kotlinx.serialization.json.JsonPrimitive
 import kotlinx.serialization.json.jsonArray
 import kotlinx.serialization.json.jsonObject
 import org.bartexport.Artifact
+import org.bartexport.litert.DirectorySource
+import org.bartexport.litert.InstallEvent
+import org.bartexport.litert.ModelInstaller
 import org.bartexport.quality.ReplayedCase
 import org.bartexport.quality.accepted
 import org.bartexport.quality.replay
+import org.junit.jupiter.api.Assumptions.assumeTrue
 import org.junit.jupiter.api.DynamicTest
 import org.junit.jupiter.api.DynamicTest.dynamicTest
 import org.junit.jupiter.api.Test
@@ -36,6 +41,22 @@ class BundleReplayTest {
                 assertTrue(accepted(model.artifact, model.file, cases))
             }
         }
+
+    @Test
+    fun `what an export put into the app's assets installs and answers as it did`(
+        @TempDir directory: File,
+    ) {
+        val assets = File(System.getProperty("bart_export.assets"))
+        assumeTrue(assets.isDirectory, "bart-export --android makes $assets")
+        val installation = ModelInstaller(directory).install(DirectorySource(assets))
+        val installed = runBlocking { installation.last() } as InstallEvent.Installed
+        val model = Model(installed.directory)
+        model.engine.use {
+            val cases = model.replayed()
+            assertTrue(cases.isNotEmpty())
+            for (case in cases) assertTrue(case.passed && case.tokenized, "$case")
+        }
+    }
 
     @Test
     fun `an answer that was edited is not given`(@TempDir directory: File) {

@@ -38,9 +38,9 @@ internal const val MERGES = "tokenizer/merges.txt"
 internal const val GOLDEN = "golden.json"
 internal val BUILD = File(System.getProperty("bart_export.build"))
 
-/** A bundle of the fixtures and what is opened of it when it is first asked for. */
-internal class Model(name: String) {
-    val artifact: Artifact = Artifact.open(File(BUILD, name))
+/** A bundle, and what is opened of it when it is first asked for. */
+internal class Model(directory: File) {
+    val artifact: Artifact = Artifact.open(directory)
     val file: String = artifact.staticFiles().single()
     val tokenizer: BartTokenizer by lazy { artifact.tokenizer() }
 
@@ -55,8 +55,9 @@ internal class Model(name: String) {
 }
 
 internal val OPTIONS = EngineOptions(numThreads = 2)
-internal val MINI = Model("bart_mini_en")
-internal val TINY = listOf(Model("bart_tiny_symmetric"), Model("bart_tiny_distilled"))
+internal val MINI = Model(File(BUILD, "bart_mini_en"))
+internal val TINY =
+    listOf("bart_tiny_symmetric", "bart_tiny_distilled").map { Model(File(BUILD, it)) }
 
 /** A text of generations.jsonl with Python's answers. */
 internal class Row(content: JsonObject) {
