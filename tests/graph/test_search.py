@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import tensorflow as tf
-from golden_cases import EACH_MODEL, GOLDEN, MODELS, GoldenCases
+from golden_cases import GOLDEN, MODELS, GoldenCases
 from graph_bart import GraphBart, batch, fixed, hypotheses, per_row
 from numpy_bart import NumpyBart
 
@@ -49,7 +49,8 @@ def assert_same(received, expected):
         np.testing.assert_allclose(scores, others, rtol=1e-5, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", EACH_MODEL)
+@pytest.mark.slow  # tests/targets/test_golden_saved_model.py asks the same graph
+@pytest.mark.parametrize("name", MODELS)
 def test_every_golden_case_token_for_token(name):
     golden, bart = GoldenCases(name), GraphBart(GOLDEN / name)
     answers = {}

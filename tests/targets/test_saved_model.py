@@ -143,6 +143,7 @@ def test_the_manifest_says_what_it_is(saved_model_artifact):
     assert sum(VERSION in case["files"] for case in cases) == row["questions"]
 
 
+@pytest.mark.slow
 def test_versions_count_up_and_other_targets_stay(earlier):
     configuration = earlier.directory / "serving" / "models.config"
     written = configuration.read_text(encoding="utf-8")
@@ -181,6 +182,7 @@ def test_versions_count_up_and_other_targets_stay(earlier):
     assert sizes[1] < sizes[0]
 
 
+@pytest.mark.slow
 def test_a_model_that_answers_otherwise_is_not_committed(earlier, monkeypatch):
     before = sorted(path.name for path in earlier.directory.rglob("*"))
     right = sequences.mask

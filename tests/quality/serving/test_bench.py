@@ -29,8 +29,9 @@ from bart_export.quality.serving.work import (
     search_settings,
 )
 from bart_export.quality.speed import machine
-from bart_export.saved_model_options import SavedModelOptions
+from bart_export.recipes import RECIPES
 from bart_export.server.options import ServeOptions
+from bart_export.tflite_options import TfliteOptions
 
 ENGINES = ["tensorflow", "litert"]
 WORK = Work(source=6, new_tokens=5)
@@ -38,13 +39,12 @@ OVERLOAD_SECONDS = 1.5
 
 
 @pytest.fixture(scope="module")
-def artifact(symmetric_artifact, tmp_path_factory):
+def artifact(saved_model_artifact, tmp_path_factory):
     """Return an artifact that both engines can serve."""
     directory = tmp_path_factory.mktemp("served") / "both"
-    shutil.copytree(symmetric_artifact.directory, directory)
-    return export(
-        str(GOLDEN / "bart_tiny_symmetric"), "saved_model", SavedModelOptions(), directory
-    )
+    shutil.copytree(saved_model_artifact.directory, directory)
+    options = TfliteOptions((RECIPES["float32"],))
+    return export(str(GOLDEN / "bart_tiny_symmetric"), "tflite", options, directory)
 
 
 # Both engines, alone and overloaded: whatever reads the report is slow.
