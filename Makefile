@@ -13,7 +13,7 @@ ARTIFACT := artifacts/bart_mini_en
 LEGACY_ARTIFACTS := build/legacy_artifacts
 ANDROID_BUILD := $(CURDIR)/build/android
 MAVEN_BASE = --quiet --batch-mode --threads 1C --file android/ci/pom.xml \
-    -Dbart_export.build=$(ANDROID_BUILD) -Dbart_export.python=$(CURDIR)/$(VENV)/bin/python
+    -Dbart_export.build=$(ANDROID_BUILD)
 # The text of the demo is the README's quotation.
 TEXT = $$(sed -n 's/^> //p' README.md)
 
