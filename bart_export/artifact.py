@@ -38,6 +38,8 @@ from bart_export.errors import ArtifactError, ConfigurationError
 FORMAT_VERSION = 1
 SCRATCH = ".scratch"  # of a draft
 CACHE = ".cache"
+# Files that every export writes; a bundle for Android has the first only.
+GOLDEN, REPORT = "golden.json", "REPORT.md"
 FIELDS: dict[str, type] = {
     "format_version": int,
     "preset": str,
@@ -208,6 +210,11 @@ def replace_file(path: pathlib.Path, content: bytes) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}")
     temporary.write_bytes(content)
     temporary.replace(path)
+
+
+def write_json(path: pathlib.Path, content: Any) -> None:
+    """Write a JSON file that people can read."""
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
 @dataclasses.dataclass

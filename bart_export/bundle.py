@@ -13,15 +13,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from bart_export import artifact
-from bart_export.artifact import Artifact
+from bart_export.artifact import GOLDEN, REPORT, Artifact
 from bart_export.directories import MANIFEST
 from bart_export.errors import ArtifactError
 
-GOLDEN = "golden.json"
 # Where the app of this repository looks for its model.
 ASSETS = pathlib.Path("android/app/src/main/assets/bart")
-# What every artifact of an export has, and no bundle.
-REPORT = "REPORT.md"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,8 +81,7 @@ def write(source: Artifact, recipe: str, target: pathlib.Path) -> Artifact:
         for name in (file, *tokenizer):
             draft.carry(source, name)
         answers = answers_of(file, json.loads(source.path(GOLDEN).read_bytes()))
-        text = json.dumps(answers, ensure_ascii=False, indent=1)
-        (draft.directory / GOLDEN).write_text(text, encoding="utf-8")
+        artifact.write_json(draft.directory / GOLDEN, answers)
         files = {name: manifest["files"][name] for name in (file, *tokenizer)}
         about_file = {
             field: [row for row in manifest[field] if row["file"] == file]

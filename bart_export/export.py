@@ -5,15 +5,14 @@ file says what the Keras model says, and whatever fails leaves the previous arti
 """
 
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
 from bart_export import artifact, checkpoints, presets
-from bart_export.artifact import Artifact, Draft
+from bart_export.artifact import GOLDEN, Artifact, Draft, write_json
 from bart_export.checkpoints import Checkpoint
 from bart_export.exporters import EXPORTERS, Model
-from bart_export.manifest import GOLDEN, MERGES, VOCABULARY, describe, keep
+from bart_export.manifest import MERGES, VOCABULARY, describe, keep
 from bart_export.model import BartBackbone
 from bart_export.progress import Stage
 from bart_export.quality import golden, verify
@@ -116,8 +115,3 @@ def write_tokenizer(checkpoint: Checkpoint, draft: Draft) -> BartTokenizer:
     lines = ["#version: 0.2", *(" ".join(pair) for pair in checkpoint.merges)]
     merges.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return BartTokenizer.from_files(vocabulary, merges)
-
-
-def write_json(path: pathlib.Path, content: Any) -> None:
-    """Write a JSON file that people can read."""
-    path.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")

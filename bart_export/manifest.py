@@ -13,14 +13,13 @@ from typing import Any
 
 import bart_export
 from bart_export import checkpoints, contract
-from bart_export.artifact import Artifact, Draft
+from bart_export.artifact import GOLDEN, Artifact, Draft
 from bart_export.checkpoints import Checkpoint, card, names
 from bart_export.config import GenerationConfig
 from bart_export.errors import ArtifactError
 from bart_export.presets import Source
 from bart_export.text.tokenizer import BartTokenizer
 
-GOLDEN = "golden.json"
 VOCABULARY, MERGES = "tokenizer/vocabulary.json", "tokenizer/merges.txt"
 TOOLS = ("tensorflow", "keras", "ai-edge-litert", "ai-edge-quantizer", "numpy", "tokenizers")
 SERVING = "serving"

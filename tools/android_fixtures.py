@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from bart_export import directories
-from bart_export.artifact import Artifact, replace_file
+from bart_export.artifact import Artifact, replace_file, write_json
 from bart_export.config import GenerationConfig
 from bart_export.errors import BartExportError
 from bart_export.recipes import DEFAULT, RECIPES
@@ -136,10 +136,6 @@ def write(directory: Path) -> None:
     write_generations(directory, directory / PRESET)
     shutil.rmtree(exports)
     stage("finished")
-
-
-def write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

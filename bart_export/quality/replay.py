@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from bart_export.artifact import Artifact
+from bart_export.artifact import GOLDEN, Artifact
 from bart_export.config import GenerationConfig
 from bart_export.errors import ArtifactError, VerificationFailed
 from bart_export.quality.golden import Question, ask
@@ -43,11 +43,11 @@ def replay(artifact: Artifact, open_file: Callable[[str], Generator]) -> list[Re
     for name in artifact.manifest["files"]:
         artifact.path(name, rehash=True)
     try:
-        cases = json.loads(artifact.path("golden.json").read_bytes())["cases"]
+        cases = json.loads(artifact.path(GOLDEN).read_bytes())["cases"]
         rows = [replay_file(artifact, name, cases, open_file) for name in artifact.files("tflite")]
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(
-            f"{artifact.directory / 'golden.json'} lacks {error}. Export the artifact again."
+            f"{artifact.directory / GOLDEN} lacks {error}. Export the artifact again."
         ) from error
     return rows
 

@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bart_export.artifact import REPORT
 from bart_export.presets import PRESETS
 from bart_export.quality.report import ink, layer_picture, pictures
 from bart_export.quality.report.markdown import bullets, code, paragraph, table
@@ -20,7 +21,6 @@ from bart_export.quality.report.tables import (
     speed_table,
 )
 
-REPORT = "REPORT.md"
 COSTS, TIMES, SENSITIVITY = "report/costs.svg", "report/times.svg", "report/sensitivity.svg"
 MOST_SENSITIVE = 10
 UNKNOWN_LICENCE = "the checkpoint's licence applies; it was not in the checkpoint"

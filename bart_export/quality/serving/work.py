@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from bart_export import contract
-from bart_export.artifact import Artifact
+from bart_export.artifact import GOLDEN, Artifact
 from bart_export.errors import ConfigurationError, EngineError
 from bart_export.quality.serving.client import LENGTHS, OK, TOKENS, Requests, digest
 from bart_export.quality.speed.bench import check
@@ -25,7 +25,6 @@ from bart_export.server.tensors import to_proto
 from bart_export.server.text_signatures import default
 
 SIGNATURE = "generate"
-GOLDEN = "golden.json"
 # What decides how much work a search is; a SavedModel's are fixed at its export.
 SEARCH = ("num_beams", "num_return_sequences", "no_repeat_ngram_size")
 
