@@ -78,6 +78,16 @@ public class Artifact private constructor(
         .keys.toList()
 
     /**
+     * Returns the first of [staticFiles].
+     *
+     * @throws ArtifactError if there is none
+     */
+    public fun staticFile(): String = staticFiles().firstOrNull() ?: throw ArtifactError(
+        "$directory has no .tflite file with fixed shapes that LiteRT can run. Export one with: " +
+            "bart-export --preset ${manifest.preset} --target tflite --android",
+    )
+
+    /**
      * Returns the buckets of a static build, in the manifest's order.
      *
      * @throws ArtifactError for a file that is none of [staticFiles], with the reason, or whose

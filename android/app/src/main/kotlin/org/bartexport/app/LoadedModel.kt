@@ -13,7 +13,6 @@ import kotlinx.coroutines.flow.Flow
 import kotlinx.coroutines.flow.flow
 import kotlinx.coroutines.flow.flowOn
 import org.bartexport.Artifact
-import org.bartexport.ArtifactError
 import org.bartexport.Axis
 import org.bartexport.litert.CompiledModelEngine
 import org.bartexport.litert.EngineOptions
@@ -76,10 +75,7 @@ class LoadedModel private constructor(
         fun open(directory: File, options: EngineOptions): LoadedModel {
             val began = System.nanoTime()
             val artifact = Artifact.open(directory)
-            val file = artifact.staticFiles().firstOrNull() ?: throw ArtifactError(
-                "$directory has no .tflite file with fixed shapes. Export one with: bart-export " +
-                    "--preset ${artifact.manifest.preset} --target tflite --android",
-            )
+            val file = artifact.staticFile()
             val tokenizer = artifact.tokenizer()
             val engine = CompiledModelEngine.open(artifact, file, options)
             // One thread: it hands the work to those of the engine.
@@ -105,7 +101,7 @@ class LoadedModel private constructor(
                 file = file,
                 bytes = entry.bytes,
                 sourceLength =
-                artifact.manifest.encoderSequenceLength.coerceAtMost(sizes(Axis.SOURCE).last()),
+                artifact.manifest.encoderSequenceLength.coerceAtMost(engine.sourceLength),
                 targetLength = sizes(Axis.CAPACITY).last(),
                 numBeams = sizes(Axis.BEAMS),
                 generation = artifact.generation,

@@ -6,7 +6,6 @@ package org.bartexport.litert
 import java.io.File
 import kotlinx.coroutines.Dispatchers
 import org.bartexport.Artifact
-import org.bartexport.ArtifactError
 import org.bartexport.runtime.Generator
 
 /**
@@ -18,12 +17,8 @@ import org.bartexport.runtime.Generator
  */
 public fun openGenerator(directory: File, options: EngineOptions = EngineOptions()): Generator {
     val artifact = Artifact.open(directory)
-    val file = artifact.staticFiles().firstOrNull() ?: throw ArtifactError(
-        "$directory has no .tflite file with fixed shapes that LiteRT can run. Export one with: " +
-            "bart-export --preset ${artifact.manifest.preset} --target tflite --android",
-    )
     val tokenizer = artifact.tokenizer()
-    val engine = CompiledModelEngine.open(artifact, file, options)
+    val engine = CompiledModelEngine.open(artifact, artifact.staticFile(), options)
     return Generator(
         tokenizer,
         engine,

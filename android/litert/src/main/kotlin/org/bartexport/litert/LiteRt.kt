@@ -41,10 +41,7 @@ internal fun openModel(
     val environment = Environment.create()
     try {
         OpenedModel(compile(environment, file, accelerator, numThreads, weightCache), environment)
-    } catch (error: LiteRtException) {
-        environment.close()
-        throw error
-    } catch (error: EngineError) {
+    } catch (error: Exception) {
         environment.close()
         throw error
     }

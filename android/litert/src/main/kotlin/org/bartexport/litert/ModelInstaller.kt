@@ -54,9 +54,12 @@ public class ModelInstaller(private val target: File) {
         val directory = File(target, manifest.manifestSha256)
         alone {
             removeDamaged(directory)
+            val whole = File(directory, MANIFEST_NAME).exists()
             copyMissing(source, manifest, directory)
-            putManifest(text, directory)
-            check(directory)
+            if (!whole) {
+                putManifest(text, directory)
+                check(directory)
+            }
             removeOthers(directory)
         }
         emit(InstallEvent.Installed(directory))
@@ -151,7 +154,6 @@ public class ModelInstaller(private val target: File) {
 
     private fun putManifest(text: ByteArray, directory: File) {
         val file = File(directory, MANIFEST_NAME)
-        if (file.exists()) return
         try {
             directory.mkdirs()
             val part = File(directory, "$MANIFEST_NAME.part")

@@ -23,26 +23,28 @@ internal class Sources(val android: File) {
 
     val applicationId: String = android.resolve("app/build.gradle.kts").readLines()
         .single { "applicationId = " in it }.split('"')[1]
-    val manifest: File = android.resolve("app/src/main/AndroidManifest.xml")
-    val resources: File = android.resolve("app/src/main/res")
     val rules: File = android.resolve("litert/consumer-rules.pro")
 }
 
-/** Makes an APK out of [sources], the classes of [program] and a [bundle], in the folder [work]. */
+/**
+ * Makes an APK out of [sources], the classes of [program] and a [bundle], in the folder [work].
+ *
+ * @param app what the build of the module `app` left: aapt2, the manifest, compiled resources
+ */
 internal class Packaging(
     private val sources: Sources,
+    private val app: File,
     private val program: List<File>,
     private val framework: File,
     private val bundle: File,
     private val work: File,
 ) {
-    val aapt2: String = work.resolve("aapt2").path
+    val aapt2: String = app.resolve("aapt2/prebuilt/linux/aapt2_64").path
 
     /** Makes the APK anew. */
     fun make(): File {
         work.deleteRecursively()
         work.mkdirs()
-        unpackAapt2()
         val resources = link()
         val dex = dex(shrink())
         FileSystems.newFileSystem(resources.toPath()).use {
@@ -51,23 +53,15 @@ internal class Packaging(
         return sign(align(resources))
     }
 
-    private fun unpackAapt2() {
-        val stream = checkNotNull(javaClass.getResourceAsStream("/prebuilt/linux/aapt2_64"))
-        stream.use { Files.copy(it, File(aapt2).toPath()) }
-        File(aapt2).setExecutable(true)
-    }
-
-    /** The manifest, resources and assets, compiled; also rules that keep what they name. */
+    /** The manifest, resources and assets, linked; also rules that keep what they name. */
     private fun link(): File {
-        val manifest = work.resolve("AndroidManifest.xml")
-        mergeManifest(sources.manifest, manifest, sources.applicationId)
         bundle.copyRecursively(work.resolve("assets/bart"))
-        val compiled = work.resolve("resources.zip").path
-        run(aapt2, "compile", "--dir", sources.resources.path, "-o", compiled)
         val linked = work.resolve("linked.apk")
         run(
-            aapt2, "link", compiled, "-I", framework.path, "-o", linked.path,
-            "--manifest", manifest.path, "-A", work.resolve("assets").path, "-0", "tflite",
+            aapt2, "link", app.resolve("resources.zip").path,
+            "-I", framework.path, "-o", linked.path,
+            "--manifest", app.resolve("AndroidManifest.xml").path,
+            "-A", work.resolve("assets").path, "-0", "tflite",
             "--min-sdk-version", sources.version("minSdk"),
             "--target-sdk-version", sources.version("targetSdk"),
             "--version-code", "1", "--version-name", "1.0",

@@ -25,6 +25,7 @@ class PackagingTest {
     private val program = setting("apk.program").split(File.pathSeparator).map(::File)
     private val packaging = Packaging(
         sources,
+        File(setting("apk.app")),
         program,
         File(setting("apk.framework")),
         bundle,

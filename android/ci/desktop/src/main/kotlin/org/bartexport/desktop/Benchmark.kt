@@ -91,7 +91,7 @@ private fun tokenizer(artifact: Artifact, texts: List<String>): Tokenizing {
 
 /** Generates from some texts with every setting in turns, after rounds to warm up. */
 private fun generations(artifact: Artifact, texts: List<String>): Map<Setting, Shares> {
-    val engine = TimedEngine(CompiledModelEngine.open(artifact, artifact.staticFiles().first()))
+    val engine = TimedEngine(CompiledModelEngine.open(artifact, artifact.staticFile()))
     val sources = minOf(artifact.manifest.encoderSequenceLength, engine.sourceLength)
     val tokenizer = artifact.tokenizer()
     val generators = SETTINGS.associateWith { setting ->
