@@ -19,7 +19,7 @@ TEXT = $$(sed -n 's/^> //p' README.md)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo demo-serving test lint test-slow test-legacy test-android bench-android clean
+.PHONY: help demo demo-serving test test-python lint test-slow test-legacy test-android bench-android clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -38,15 +38,21 @@ demo-serving: $(VENV)/installed-export,serve,clients ## export a SavedModel as w
 	@printf '\nThe text:\n%s\n\n' "$(TEXT)"
 	@PATH="$(VENV)/bin:$$PATH" serving/demo.sh $(ARTIFACT) "$(TEXT)"
 
-test: lint ## lint, check types, and run the tests that take seconds; with Maven test-android, too
+test: $(VENV)/installed-test ## lint, check types, and run the tests that take seconds; with Maven test-android, too
+	+@failed=; for part in lint test-python $(if $(shell command -v $(MAVEN)),test-android); do \
+	    $(MAKE) --no-print-directory $$part || failed="$$failed $$part"; \
+	done; \
+	command -v $(MAVEN) >/dev/null || echo "Maven is not installed: android/ was not tested."; \
+	[ -z "$$failed" ] || { echo "Failed:$$failed" >&2; exit 1; }
+
+test-python: $(VENV)/installed-test
 	@$(VENV)/bin/pytest -q -m "not slow"
-	@if command -v $(MAVEN) >/dev/null; then $(MAKE) --no-print-directory test-android; else \
-	    echo "Maven is not installed: android/ was not tested."; fi
 
 lint: $(VENV)/installed-test ## ruff and mypy
-	@$(VENV)/bin/ruff check
-	@$(VENV)/bin/ruff format --check
-	@$(VENV)/bin/mypy
+	@failed=; for check in "ruff check" "ruff format --check" mypy; do \
+	    $(VENV)/bin/$$check || failed=1; \
+	done; \
+	[ -z "$$failed" ]
 
 test-slow: $(VENV)/installed-test ## the tests that take minutes
 	@$(VENV)/bin/pytest -q -m slow
