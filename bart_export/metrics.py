@@ -5,20 +5,28 @@ figures in a manifest all speak these names. How a figure is computed is not kno
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable
 
 from bart_export.errors import ConfigurationError
 
 AT_MOST, AT_LEAST = 1, -1
+POINTS = (-100, 100)  # a file may do better than the model
 
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """One figure: what it is, and on which side of a bound it must lie, AT_MOST or AT_LEAST."""
+    """One figure: what it is, and what a bound on it may be.
+
+    `side` is where the figure must lie of its bound, AT_MOST or AT_LEAST; `low` and `high` are the
+    least and the greatest bound that make sense.
+    """
 
     name: str
     description: str
     side: int
+    low: float = 0.0
+    high: float = math.inf
 
 
 METRICS: dict[str, Metric] = {
@@ -27,12 +35,12 @@ METRICS: dict[str, Metric] = {
         Metric("logits", "the largest error of a logit", AT_MOST),
         Metric("relative", "the relative error of the logits", AT_MOST),
         Metric("kl", "the mean Kullback-Leibler divergence of a step, in nats,", AT_MOST),
-        Metric("top1", "the share of steps with the same likeliest token", AT_LEAST),
-        Metric("tokens", "the share of equal answers", AT_LEAST),
+        Metric("top1", "the share of steps with the same likeliest token", AT_LEAST, high=1),
+        Metric("tokens", "the share of equal answers", AT_LEAST, high=1),
         Metric("weights", "the error of the worst row of a matrix, in rounding steps,", AT_MOST),
-        Metric("rouge_1", "the loss in ROUGE-1, in points of 100,", AT_MOST),
-        Metric("rouge_2", "the loss in ROUGE-2, in points of 100,", AT_MOST),
-        Metric("rouge_l", "the loss in ROUGE-L, in points of 100,", AT_MOST),
+        Metric("rouge_1", "the loss in ROUGE-1, in points of 100,", AT_MOST, *POINTS),
+        Metric("rouge_2", "the loss in ROUGE-2, in points of 100,", AT_MOST, *POINTS),
+        Metric("rouge_l", "the loss in ROUGE-L, in points of 100,", AT_MOST, *POINTS),
     )
 }
 
@@ -64,7 +72,7 @@ def check(name: str, value: object) -> float:
     """Return a bound as a number.
 
     Raises:
-        ConfigurationError: for a name that is no metric, or a value that is no finite number.
+        ConfigurationError: for a name that is no metric, or a value that no bound on it can have.
     """
     if name not in METRICS:
         raise ConfigurationError(
@@ -73,7 +81,16 @@ def check(name: str, value: object) -> float:
     try:
         number = float(str(value))
     except ValueError:
-        number = float("nan")
-    if not abs(number) < float("inf"):
+        number = math.nan
+    if not math.isfinite(number):
         raise ConfigurationError(f"The bound of {name} must be a number, received {value!r}.")
-    return number
+    low, high = METRICS[name].low, METRICS[name].high
+    if low <= number <= high:
+        return number
+    accepted = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+    message = f"The bound of {name} must be {accepted}, received {number:g}."
+    if high == 1 < number <= 100:
+        # A percentage, of what must be equal or of what may differ.
+        percent = number if number >= 50 else 100 - number
+        message += f" Did you mean {percent / 100:g}?"
+    raise ConfigurationError(message)

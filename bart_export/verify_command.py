@@ -62,6 +62,7 @@ def verify(
     """
     from bart_export.artifact import Artifact
 
+    bounds = metrics.parse(tolerances)
     opened = Artifact.open(artifact)
     if data_file is None and against is None:
         if tolerances:
@@ -69,7 +70,6 @@ def verify(
         replay_golden(opened, as_json)
         return
     texts = None if data_file is None else texts_of(data_file)
-    bounds = metrics.parse(tolerances)
     rows = compare_files(opened, texts, against, bounds)
     if as_json:
         described = None if texts is None else texts.description

@@ -118,6 +118,7 @@ def test_a_saved_models_beams_are_one_number(options):
         ((*TFLITE, "--dtype", "bfloat16"), "--dtype belongs to --target saved_model"),
         ((*TFLITE, "--tolerance", "top1"), "NAME=VALUE"),
         ((*TFLITE, "--tolerance", "best=1"), "metric must be one of"),
+        ((*TFLITE, "--tolerance", "top1=2"), "received 2. Did you mean 0.98?"),
         ((*TFLITE, "--recipe", "none.json"), "Cannot read the recipe none.json"),
         ((*TFLITE, "--recipe", "float31"), "Did you mean float32?"),
         (("--target", "saved_model", "--num-beams", "1,4"), "one number of beams"),

@@ -74,6 +74,7 @@ def test_who_computes_it_rightly_follows_from_mode_and_storages(mode, storages, 
         ({"tolerance": {"top2": 1}}, "metric must be one of"),
         ({"tolerance": {"top1": "high"}}, "must be a number"),
         ({"tolerance": {"top1": float("nan")}}, "must be a number"),
+        ({"tolerance": {"tokens": 95}}, r"received 95\. Did you mean 0\.95\?"),
         ({"tolerance": 1}, "must map metrics"),
         ({"colour": 1}, "has 'colour'"),
     ],
@@ -105,9 +106,23 @@ def test_an_expression_that_names_no_layer_is_refused():
 
 @pytest.mark.parametrize(
     ("bound", "words"),
-    [("top1", "NAME=VALUE"), ("top9=1", "metric must be one of"), ("kl=x", "must be a number")],
+    [
+        ("top1", "NAME=VALUE"),
+        ("top9=1", "metric must be one of"),
+        ("kl=x", "must be a number"),
+        ("kl=nan", "must be a number"),
+        ("top1=inf", "must be a number"),
+        ("top1=98", r"of top1 must be from 0 to 1, received 98\. Did you mean 0\.98\?$"),
+        ("top1=2", r"from 0 to 1, received 2\. Did you mean 0\.98\?$"),
+        ("tokens=99.5", r"received 99\.5\. Did you mean 0\.995\?$"),
+        ("top1=980", r"from 0 to 1, received 980\.$"),
+        ("top1=-0.5", r"from 0 to 1, received -0\.5\.$"),
+        ("kl=-1", r"of kl must be at least 0, received -1\.$"),
+        ("rouge_l=101", r"of rouge_l must be from -100 to 100, received 101\.$"),
+    ],
 )
 def test_bounds_are_parsed_and_refused(bound, words):
-    assert metrics.parse(["top1=0.98", "rouge_l=0.5"]) == {"top1": 0.98, "rouge_l": 0.5}
+    accepted = ["top1=1", "tokens=0", "rouge_l=-0.5", "relative=2"]
+    assert metrics.parse(accepted) == {"top1": 1, "tokens": 0, "rouge_l": -0.5, "relative": 2}
     with pytest.raises(ConfigurationError, match=words):
         metrics.parse([bound])

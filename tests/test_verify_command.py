@@ -165,6 +165,7 @@ def test_a_table_shows_every_file_and_bounds_can_be_given(both, texts):
         (["--tolerance", "relative=1"], "--tolerance needs --data, --against or both"),
         (["--data", "missing.jsonl"], "missing.jsonl: No such file"),
         (["--data", "TEXTS", "--tolerance", "speed=1"], "A metric must be one of"),
+        (["--data", "TEXTS", "--tolerance", "top1=98"], "received 98. Did you mean 0.98?"),
         (["--against", "bart_mini_en"], "or one of its architecture; bart_mini_en has another"),
     ],
 )
