@@ -56,7 +56,10 @@ OPTIONS: tuple[tuple[str, str, Any, str], ...] = (
     ("ssl_config_file", "--ssl-config-file", Path, "SSLConfig as a text proto: TLS for gRPC."),
     ("monitoring_config_file", "--monitoring-config-file", Path,
      "MonitoringConfig as a text proto: metrics for Prometheus."),
-    ("cors", "--cors", None, "Let pages of other origins use the REST service."),
+    ("allowed_hosts", "--allowed-host", str,
+     "A host that requests may name beside localhost and --host; '*' for any. May be repeated."),
+    ("allowed_origins", "--allowed-origin", str,
+     "An origin whose pages may use the REST service; '*' for any. May be repeated."),
     ("drain_seconds", "--drain-seconds", Seconds,
      "Time that running calls have once the server is told to end."),
 )  # fmt: skip
@@ -77,6 +80,8 @@ def serve_options(command: Any) -> Any:
     for name, flag, kind, text in reversed(OPTIONS):
         default = getattr(DEFAULTS, name)
         settings: dict[str, Any] = {"default": default, "show_default": default is not None}
+        if isinstance(default, tuple):
+            settings |= {"multiple": True, "show_default": False}
         settings |= {"is_flag": True, "show_default": False} if kind is None else {"type": kind}
         command = click.option(flag, name, help=text, **settings)(command)
     return command

@@ -21,8 +21,10 @@ class ServeOptions:
     its own. `batching_parameters_file` replaces the `batching_params.pbtxt` that a version
     directory may hold; neither is read unless `batching`. Load failures are tried again
     `load_retries` times, `retry_seconds` apart; with TensorFlow Serving's 5 and 60 a server that
-    cannot load its model would say so after five minutes. `drain_seconds` is what running calls
-    have left once the server is told to end.
+    cannot load its model would say so after five minutes. Requests over HTTP that name another host
+    than `host`, localhost or one of `allowed_hosts` are refused, and so are those of pages of
+    another origin than the server's own or one of `allowed_origins`. `drain_seconds` is what
+    running calls have left once the server is told to end.
     """
 
     host: str = "127.0.0.1"
@@ -42,7 +44,8 @@ class ServeOptions:
     load_retries: int = 2
     retry_seconds: float = 1.0
     warmup: bool = True
-    cors: bool = False
+    allowed_hosts: tuple[str, ...] = ()
+    allowed_origins: tuple[str, ...] = ()
     page: bool = True
     ssl_config_file: pathlib.Path | None = None
     monitoring_config_file: pathlib.Path | None = None

@@ -26,6 +26,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bart_export.errors import ConfigurationError
 from bart_export.server import json_response, metrics
+from bart_export.server.admission import Admission
 from bart_export.server.messages import MonitoringConfig
 from bart_export.server.metrics import Metrics
 from bart_export.server.models import ModelSpec, ModelStore
@@ -45,11 +46,6 @@ ADDRESSES = {
     "GET": re.compile(f"/v1/models(?:/(?P<name>[^/:]+))?{CHOICE}(?:/(?P<method>metadata))?", re.I),
 }
 SERVICE = re.compile(r"/v1/.*", re.IGNORECASE | re.DOTALL)
-CORS = {
-    "Access-Control-Allow-Origin": "*",
-    "Access-Control-Allow-Methods": "POST, GET",
-    "Access-Control-Allow-Headers": "Content-Type",
-}
 METRICS_PATH = "/monitoring/prometheus/metrics"
 PAGE = pathlib.Path(__file__).with_name("page.html")
 # A client that does not take the end of its answer is cut off this long after its time is over.
@@ -61,9 +57,10 @@ def app(store: ModelStore, options: ServeOptions, numbers: Metrics) -> ASGIApp:
     """Return the REST service of a store's models as an ASGI application.
 
     Raises:
-        ConfigurationError: for a monitoring configuration that cannot be read.
+        ConfigurationError: for a monitoring configuration that cannot be read, or what else the
+            options say of HTTP and cannot be.
     """
-    return Router(default=Service(store, options, numbers))
+    return Admission(Router(default=Service(store, options, numbers)), options)
 
 
 class Service:
@@ -96,7 +93,7 @@ class Service:
             response = error_response(error)
             if isinstance(error, asyncio.TimeoutError):
                 response.headers["Connection"] = "close"  # the rest may never come
-            await self.finished(request, response)(scope, receive, send)
+            await response(scope, receive, send)
             return
         await while_connected(
             receive, self.respond(request, body, limits, send), seconds + SENDING_SECONDS
@@ -108,13 +105,7 @@ class Service:
             response = await self.response(request, body, limits)
         except Exception as error:
             response = error_response(error)
-        await self.finished(request, response)(request.scope, request.receive, send)
-
-    def finished(self, request: Request, response: Response) -> Response:
-        """Return a response with what headers all responses of its address have."""
-        if self.options.cors and SERVICE.fullmatch(uri(request)):
-            response.headers.update(CORS)
-        return response
+        await response(request.scope, request.receive, send)
 
     async def response(self, request: Request, body: bytes, limits: Limits) -> Response:
         """Return the answer to a request.
@@ -132,8 +123,6 @@ class Service:
             return page(self.page, self.store.names())
         if not SERVICE.fullmatch(address):
             raise HTTPException(404, f"Not found: {verb} {address}")
-        if verb == "OPTIONS":
-            return preflight(request.headers.get("origin", ""))
         found = ADDRESSES[verb].fullmatch(address) if verb in ADDRESSES else None
         method = found and self.methods.named(verb, found["method"])
         if not found or not method:
@@ -249,12 +238,6 @@ def error_response(error: Exception) -> Response:
         told = status_of(error)
         status, message = HTTP_STATUS[told.code], told.message
     return Response(json_response.error(message), status, media_type=JSON)
-
-
-def preflight(origin: str) -> Response:
-    """Return the answer to a browser that asks whether a page of an origin may send a request."""
-    allowed = "http://" in origin or "https://" in origin
-    return Response(status_code=200 if allowed else 400, media_type=JSON)
 
 
 def page(template: str, names: list[str]) -> Response:

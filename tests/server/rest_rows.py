@@ -61,7 +61,7 @@ ADDRESSES = [
     ("DELETE", TEXT, None, 400, f"{MALFORMED}DELETE {TEXT}"),
     ("PATCH", PREDICT, "{}", 400, f"{MALFORMED}PATCH {PREDICT}"),
     ("TRACE", TEXT, None, 501, "TRACE"),
-    ("OPTIONS", PREDICT, None, 400, b""),
+    ("OPTIONS", PREDICT, None, 400, f"{MALFORMED}OPTIONS {PREDICT}"),
     ("GET", "/v1", None, 404, "/v1"),
     ("GET", "/v2/models/text", None, 404, "/v2/models/text"),
     ("GET", "/healthz", None, 404, "/healthz"),

@@ -1,8 +1,11 @@
 """The page in a real browser without a window: a text goes in by keyboard, a result streams out."""
 
 import contextlib
+import http.server
+import json
 import pathlib
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -23,6 +26,7 @@ FLAGS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    "--host-resolver-rules=MAP rebound.example 127.0.0.1",
 )
 
 
@@ -211,3 +215,61 @@ def test_text_is_readable_in_light_and_dark_and_fits_a_phone(browser, scheme):
         paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
     red = int(paper.removeprefix("rgb(").split(",")[0])
     assert (red > 128) == (scheme == "light")
+
+
+FOREIGN_PAGE = """<!doctype html><iframe name="into"></iframe>
+<form action="{url}" method="POST" enctype="text/plain" target="into">
+<input name='{{"text": "go", "x": "' value='"}}'></form>
+<script>
+  const asked = [{{ mode: "no-cors" }}, {{ mode: "cors" }}].map((mode) =>
+    fetch("{url}", {{ ...mode, method: "POST", body: '{{"text": "go"}}' }})
+      .then((answer) => answer.text()).catch(String));
+  Promise.all(asked).then((answers) => {{
+    document.title = JSON.stringify(answers);
+    document.forms[0].submit();
+  }});
+</script>"""
+
+
+@contextlib.contextmanager
+def foreign_site(url):
+    """Serve a page of another origin that asks for a generation in every way that a page can."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(FOREIGN_PAGE.format(url=url).encode())
+
+        def log_message(self, *arguments):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as site:
+        threading.Thread(target=site.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{site.server_port}/"
+        site.shutdown()
+
+
+def test_a_page_of_another_origin_has_nothing_generated(browser):
+    servable = Counting()
+    with opened(browser, {"counting": servable}) as page:
+        with foreign_site(f"{page.url}v1/models/counting:generate") as site:
+            other = browser.new_page()
+            with other.expect_response(lambda answer: answer.frame != other.main_frame) as form:
+                other.goto(site)
+            assert form.value.status == 403
+            opaque, refused = json.loads(other.title())
+            assert opaque == ""
+            assert refused.startswith("TypeError")
+            other.close()
+        assert servable.emitted == 0
+
+
+def test_a_name_that_was_made_to_point_here_reads_nothing(browser):
+    with opened(browser, {"counting": Counting()}) as page:
+        rebound = browser.new_page()
+        answer = rebound.goto(page.url.replace("127.0.0.1", "rebound.example"))
+        assert answer.status == 403
+        assert "counting" not in answer.text()
+        rebound.close()
