@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Encoding, Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
@@ -29,6 +29,11 @@ from bart_export.text.vocabulary import (
 
 BYTE_OF = {symbol: byte for byte, symbol in enumerate(BYTE_SYMBOLS)}
 
+FIRST_CHARACTERS = 8  # a token of the beginning that is tried first; English has between 4 and 5
+GROWTH = 4  # times as much text when a beginning was not enough
+LONGEST_SPACE = 3  # bytes; the last of several may turn out to be no part of their word
+ANCHOR = 3  # longest tokens between the token that must stay the same and the end of the text
+
 
 class BartTokenizer:
     """Byte-level BPE of one vocabulary; safe to use from several threads.
@@ -41,7 +46,8 @@ class BartTokenizer:
         """Make a tokenizer of tables as `read_vocabulary` and `read_merges` return them."""
         self._ids = vocabulary
         self._tokens = sorted(vocabulary, key=vocabulary.__getitem__)
-        model = BPE(vocabulary, merges)
+        self._longest = max((len(left + right) for left, right in merges), default=1)
+        self._model = model = BPE(vocabulary, merges)
         self._plain = Tokenizer(model)
         self._plain.pre_tokenizer = ByteLevel(add_prefix_space=False)
         self._special = Tokenizer(model)
@@ -142,7 +148,8 @@ class BartTokenizer:
     ) -> list[int]:
         """Return `<s> text </s>` as at most `max_length` ids, both ends counted.
 
-        With `truncate`, a longer text keeps its beginning and both ends.
+        With `truncate`, a longer text keeps its beginning and both ends. No more of a text is
+        tokenized than its first ids need, and nothing of one that has too many bytes to fit.
 
         Raises:
             InputError: when the text is longer and `truncate` is not set, has a lone surrogate,
@@ -153,13 +160,53 @@ class BartTokenizer:
                 "max_length must be at least 2, the start and the end token, "
                 f"received {max_length}."
             )
+        room = max_length - 2
+        if truncate:
+            ids = self._beginning(text, room, special_tokens)
+            return [self.start_token_id, *ids, self.end_token_id]
+        size = byte_length(text)
+        if size > room * self._longest and not special_tokens:
+            raise too_long(max_length, f"{size} bytes, which no {room} tokens hold")
         ids = self.tokenize(text, special_tokens=special_tokens)
-        if len(ids) + 2 > max_length and not truncate:
-            raise InputError(
-                f"The text must have at most {max_length} tokens, start and end included, "
-                f"received {len(ids) + 2}. Shorten it, or truncate to keep its beginning."
-            )
-        return [self.start_token_id, *ids[: max_length - 2], self.end_token_id]
+        if len(ids) > room:
+            raise too_long(max_length, f"{len(ids) + 2}")
+        return [self.start_token_id, *ids, self.end_token_id]
+
+    def _beginning(self, text: str, count: int, special_tokens: bool) -> list[int]:
+        """Return the first `count` ids of a text, or all; see `_certain` for why they are those."""
+        if special_tokens:
+            return self.tokenize(text, special_tokens=True)[:count]
+        size, length = FIRST_CHARACTERS * max(count, self._longest), len(text)
+        byte_length(text)  # what is not read must be a text, too
+        while size < length:
+            encoding = self._plain.encode(text[:size], add_special_tokens=False)
+            if self._certain(encoding, count) >= count:
+                return encoding.ids[:count]
+            size *= GROWTH
+        return self.tokenize(text)[:count]
+
+    def _certain(self, encoding: Encoding, wanted: int) -> int:
+        """Return how many tokens of a beginning are the text's own however it goes on.
+
+        What follows may change where the last word ends. An apostrophe before it, which is one
+        token, may become a contraction with it. If more are wanted, a long last word is looked
+        into, as `graph.tokenizer.certain_in_open_word` does and explains.
+        """
+        ids, tokens, words = encoding.ids, encoding.tokens, encoding.word_ids
+        before_last = words.index(words[-1])
+        if before_last > wanted:
+            return before_last - 1
+        longest = max(self._longest, LONGEST_SPACE + 1)
+        word = "".join(tokens[before_last:])
+        anchor, place = len(ids), len(word)
+        while anchor > before_last and len(word) - place < ANCHOR * longest:
+            anchor -= 1
+            place -= len(tokens[anchor])
+        if len(word) - place < ANCHOR * longest:
+            return max(before_last - 1, 0)
+        tails = (word[place : len(word) - cut] for cut in range(longest))
+        same = all(self._model.tokenize(tail)[0].id == ids[anchor] for tail in tails)
+        return anchor + 1 if same else max(before_last - 1, 0)
 
     def token_bytes(self, id: int) -> bytes:
         """Return the UTF-8 bytes that a token stands for, often a part of a character.
@@ -182,6 +229,26 @@ class BartTokenizer:
         skipped = self.special_token_ids if skip_special_tokens else ()
         pieces = (self.token_bytes(id) for id in ids if id not in skipped)
         return b"".join(pieces).decode("utf-8", errors="replace")
+
+
+def byte_length(text: str) -> int:
+    """Return how many bytes a text has in UTF-8.
+
+    Raises:
+        InputError: for what is no text, or has a lone surrogate.
+    """
+    try:
+        return len(text.encode())
+    except (AttributeError, UnicodeEncodeError):
+        raise not_a_text(text) from None
+
+
+def too_long(max_length: int, received: str) -> InputError:
+    """Return the error for a text that does not fit; `received` is how much it has."""
+    return InputError(
+        f"The text must have at most {max_length} tokens, start and end included, received "
+        f"{received}. Shorten it, or truncate to keep its beginning."
+    )
 
 
 def not_a_text(value: object) -> InputError:

@@ -1,0 +1,135 @@
+"""Long texts: the first tokens are those of the whole text, and little more is read for them."""
+
+import json
+import random
+import time
+from pathlib import Path
+
+import pytest
+from tokenizer_samples import PIECES, vocabulary_of
+
+from bart_export.errors import InputError
+from bart_export.text.tokenizer import FIRST_CHARACTERS, BartTokenizer
+from bart_export.text.vocabulary import BYTE_SYMBOLS
+
+DATA = Path(__file__).parents[1] / "data"
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    folder = DATA / "vocabulary"
+    return BartTokenizer.from_files(folder / "vocabulary.json", folder / "merges.txt")
+
+
+def check(tokenizer, texts, lengths):
+    """Hold each text, cut to each length, to what the whole text has."""
+    for text in texts:
+        whole = tokenizer.tokenize(text)
+        for length in lengths:
+            cut = tokenizer.encode(text, length, truncate=True)
+            expected = [*whole[: length - 2], tokenizer.end_token_id]
+            assert cut == [tokenizer.start_token_id, *expected], (text, length)
+
+
+def test_random_texts_are_cut_where_the_whole_text_is():
+    random_of = random.Random(3)
+    merges = [("Ġ", "a"), ("a", "a"), ("'", "r"), ("r", "e"), ("Ġ", "Ġ"), ("'", "s"), ("aa", "a")]
+    tokenizer = BartTokenizer(vocabulary_of(merges), merges)
+    odd = [piece for piece in PIECES if len(piece.encode()) < 4]
+    texts = ["".join(random_of.choices(odd, k=random_of.randrange(20, 120))) for _ in range(1500)]
+    assert min(map(len, texts)) < FIRST_CHARACTERS * 3 < sorted(map(len, texts))[100]
+    check(tokenizer, texts, (2, 3, 4, 5, 7))
+
+
+def test_random_merges_of_one_endless_word_are_cut_where_the_whole_word_is():
+    random_of = random.Random(4)
+    for _ in range(150):
+        tokens, merges = list("abc"), {}
+        for _ in range(random_of.randrange(1, 12)):
+            left, right = random_of.choices(tokens, k=2)
+            merges[left, right] = None
+            tokens.append(left + right)
+        shuffled = random_of.sample(list(merges), k=len(merges))
+        tokenizer = BartTokenizer(vocabulary_of(shuffled), shuffled)
+        words = ["".join(random_of.choices("abc", k=600)), "ab" * 300, "abc" * 200, "a" * 601]
+        # Some of which the beginning that is tried first has hardly more tokens than are wanted.
+        longest = max((left + right for left, right in merges), key=len)
+        words += [longest * 7 + "".join(random_of.choices(tokens, k=60)) for _ in range(10)]
+        check(tokenizer, words, range(3, 14))
+
+
+def test_wherever_a_beginning_is_cut_the_tokens_before_are_right():
+    # Tokens of up to 32 bytes and few of them wanted: each of these is cut after 256 characters.
+    doubled = [(letter * size, letter * size) for letter in "a'" for size in (1, 2, 4, 8, 16)]
+    blank, (first, second, third) = "Ġ", (BYTE_SYMBOLS[byte] for byte in "\u3000".encode())
+    merges = [
+        *doubled, ("r", "e"), ("'", "re"), ("v", "e"), ("'", "s"), (blank, "b"), (blank, blank),
+        (blank, "'"), (first, second), (first + second, third),
+    ]  # fmt: skip
+    tokenizer = BartTokenizer(vocabulary_of(merges), merges)
+    tails = ["  b", "'re", "x'reb", "'s", " 's", "\u3000\u3000b", "   ", "''''s", "é'vevé", "\n b"]
+    texts = [
+        ("a" * (shift + 200 - shift % 7) + "b" * (shift % 7 + 30) + 3 * tail + "end " * 80)
+        for shift in range(0, 40, 3)
+        for tail in tails
+    ]
+    texts += ["a" * shift + 200 * tail for shift in range(0, 40, 9) for tail in tails]
+    # Of this the beginning ends in an apostrophe, the 12th token, and an "r".
+    texts.append("a" * 254 + "'re" + "b" * 300)
+    check(tokenizer, texts, (8, 14, 17, 32))
+
+
+def test_a_character_far_to_the_right_that_changes_the_first_tokens_is_seen():
+    # Of a chain of letters the last two merge first, then the two before them, and so on: whether
+    # its first letter is a token depends on how many there are.
+    letters = [chr(code) for code in (*range(65, 91), *range(97, 123))]
+    merges = list(zip(letters, letters[1:], strict=False))[::-1]
+    tokenizer = BartTokenizer(vocabulary_of(merges), merges)
+    texts = ["".join(letters[:length]) for length in range(24, 53)]
+    assert FIRST_CHARACTERS * 3 < len(texts[1])
+    check(tokenizer, texts, (5,))
+    assert len({tuple(tokenizer.encode(text, 5, truncate=True)) for text in texts}) == 2
+
+
+@pytest.mark.parametrize("word", ["a", "-", " ", "ÃÂ", "漢字仮名交", "one two "])
+def test_15_megabytes_are_cut_in_the_time_of_a_beginning(tokenizer, word):
+    text = word * (15_000_000 // len(word.encode()))
+    began = time.process_time()
+    ids = tokenizer.encode(text, 1024, truncate=True)
+    assert time.process_time() - began < 5  # a minute, and 2.6 GB, when all was tokenized
+    assert ids == [0, *tokenizer.tokenize(text[:200_000])[:1022], 2]
+
+
+def test_what_has_too_many_bytes_is_refused_untokenized_and_says_so(tokenizer):
+    began = time.process_time()
+    with pytest.raises(InputError, match=r"at most 1024 tokens.*received 15000000 bytes"):
+        tokenizer.encode("a" * 15_000_000, 1024)
+    assert time.process_time() - began < 2
+    # As many as fit at best are tokenized, and the line says what came of them.
+    longest = 128
+    assert max(len(left + right) for left, right in tokenizer.merges) == longest
+    with pytest.raises(InputError, match=r"at most 12 tokens.*received 322\."):
+        tokenizer.encode("a" * 10 * longest, 12)
+    with pytest.raises(InputError, match=r"at most 12 tokens.*received 1281 bytes"):
+        tokenizer.encode("a" * (10 * longest + 1), 12)
+
+
+def test_the_longest_text_that_fits_is_not_refused(tokenizer):
+    # The longest token of the vocabulary, as often as there is room.
+    longest = max((left + right for left, right in tokenizer.merges), key=len)
+    text = tokenizer.detokenize([tokenizer.token_to_id(longest)])
+    ids = tokenizer.encode(text, 3)
+    assert ids == [0, tokenizer.token_to_id(longest), 2]
+
+
+@pytest.mark.parametrize("truncate", [True, False])
+def test_a_lone_surrogate_behind_the_cut_is_refused_all_the_same(tokenizer, truncate):
+    text = "one two " * 10_000 + "\udc80"
+    with pytest.raises(InputError, match=r"lone surrogate U\+DC80 at position 80000"):
+        tokenizer.encode(text, 16, truncate=truncate)
+
+
+def test_golden_texts_are_cut_where_the_whole_text_is(tokenizer):
+    rows = json.loads((DATA / "golden/tokenization.json").read_text(encoding="utf-8"))
+    long = "\n".join(row["text"] for row in rows)
+    check(tokenizer, [long, long[::-1], long.replace(" ", "")], (2, 3, 64, 1024))
