@@ -19,10 +19,10 @@ import pathlib
 import re
 import shutil
 import stat
-import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from bart_export import stamps
 from bart_export.config import BartConfig, GenerationConfig
 from bart_export.directories import (
     MANIFEST,
@@ -100,8 +100,8 @@ class Artifact:
     def path(self, name: str, *, rehash: bool = False) -> pathlib.Path:
         """Return the path of a file after checking that its bytes are the manifest's.
 
-        A file that was hashed before and has kept its size, time of change and inode is not read
-        again, unless `rehash`.
+        A file that this user has hashed since the system started, and that nobody has touched
+        since (`stamps`), is not read again, unless `rehash`.
 
         Raises:
             ArtifactError: for a file the manifest does not name, that is missing, or was altered.
@@ -117,9 +117,8 @@ class Artifact:
             raise ArtifactError(
                 f"{path} cannot be read: {error.strerror}. Export the artifact again."
             ) from None
-        stamp = [status.st_size, status.st_mtime_ns, status.st_ino, expected["sha256"]]
-        stamps = self.stamps()
-        if not rehash and stamps.get(name) == stamp:
+        stamp = stamps.stamp(status, expected["sha256"])
+        if not rehash and stamps.read(path) == stamp:
             return path
         regular = stat.S_ISREG(status.st_mode)
         right_size = regular and status.st_size == expected["bytes"]
@@ -128,7 +127,7 @@ class Artifact:
                 f"{path} is not the file its manifest names: it was altered or damaged "
                 f"({status.st_size} bytes of {expected['bytes']}). Export the artifact again."
             )
-        self.remember({**stamps, name: stamp})
+        stamps.write(path, stamp)
         return path
 
     def files(self, target: str) -> dict[str, Mapping[str, Any]]:
@@ -138,22 +137,6 @@ class Artifact:
             for name, entry in self.manifest["files"].items()
             if entry.get("target") == target
         }
-
-    def stamps(self) -> dict[str, Any]:
-        """Return what was hashed before: name -> [bytes, time, inode, sha256]."""
-        try:
-            stamps = json.loads((self.directory / CACHE / "hashed.json").read_bytes())
-        except (OSError, ValueError):
-            return {}
-        return stamps if isinstance(stamps, dict) else {}
-
-    def remember(self, stamps: dict[str, Any]) -> None:
-        """Write the stamps, where the artifact can be written; otherwise files are hashed again."""
-        with contextlib.suppress(OSError):
-            (self.directory / CACHE).mkdir(exist_ok=True)
-            replace_file(
-                self.directory / CACHE / "hashed.json", json.dumps(stamps, indent=1).encode()
-            )
 
 
 def read_manifest(path: pathlib.Path) -> dict[str, Any]:
@@ -203,13 +186,6 @@ def sha256(path: pathlib.Path) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def replace_file(path: pathlib.Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}")
-    temporary.write_bytes(content)
-    temporary.replace(path)
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:

@@ -1,11 +1,17 @@
 """Artifacts that many tests read: each is exported once in a session, and none may change it."""
 
+import atexit
 import os
 import pathlib
+import shutil
+import tempfile
 
 import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Nothing of the user's own is read or written.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="bart-export-tests.")
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 GOLDEN = pathlib.Path(__file__).parent / "data" / "golden"
 

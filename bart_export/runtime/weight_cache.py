@@ -1,35 +1,34 @@
 """XNNPACK's packed weights on disk: a `.tflite` file's second opening takes milliseconds.
 
-In goes a file of an artifact and a way to open it with a given cache file; out comes what the
-opening returned. A cache is built under a temporary name and put in place whole, with a record of
-what it should look like; one that is stale (another model, library or processor), torn or altered
-is built again. Caches lie in the artifact's `.cache`, or in the user's cache directory where the
-artifact cannot be written or its disk is full; where neither has a place, the file is opened
-without one. How LiteRT opens a file is not known here.
+A cache is built under a temporary name and put in place whole. It is believed only if it has the
+hash that this user stamped it with (`stamps`): one that is torn, altered or came along with an
+artifact is built again, and so is one for another model, library or processor. Caches lie in the
+artifact's `.cache`, or in the user's cache directory where the artifact cannot be written, its disk
+is full, or others may write its `.cache`; where neither has a place, the file is opened without.
 """
 
 import contextlib
 import hashlib
-import json
 import os
 import pathlib
 import platform
 import shutil
-import sys
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from bart_export.artifact import CACHE, Artifact, replace_file
+from bart_export import stamps
+from bart_export.artifact import CACHE, Artifact, sha256
 from bart_export.directories import synchronize
 from bart_export.errors import EngineError
 from bart_export.runtime import litert
 
 Opened = TypeVar("Opened")
 
-SAMPLES = 64  # pages of a cache that its record describes: hashing all would cost what it saves
-PAGE = 4096
+# Bytes from which on a cache is not hashed at every opening but once a boot: this many take 10 ms.
+LARGE = 16 << 20
 # The library ends the process when the disk is full, so a cache is begun only where this many
 # times the model's size is free.
 ROOM = 2
@@ -45,13 +44,10 @@ def open_with_cache(open_model: Callable[[str], Opened], artifact: Artifact, nam
         artifact: where the file is; its cache is about as large as the file.
         name: the file's, in the manifest.
     """
-    entry = artifact.manifest["files"][name]
-    key = f"{entry['sha256'][:16]}-{fingerprint(litert.library())}"
-    for directory in directories(artifact.directory):
-        cache = directory / f"{key}.xnnpack"
+    for cache in places(artifact, name):
         if is_whole(cache):
             return open_model(str(cache))
-        if shutil.disk_usage(directory).free < ROOM * entry["bytes"]:
+        if shutil.disk_usage(cache.parent).free < ROOM * artifact.manifest["files"][name]["bytes"]:
             continue
         try:
             return build(open_model, cache)
@@ -60,22 +56,33 @@ def open_with_cache(open_model: Callable[[str], Opened], artifact: Artifact, nam
     return open_model("")
 
 
-def directories(artifact_directory: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yield the places for a cache that can be made, best first."""
-    for directory in (artifact_directory / CACHE, user_cache() / "bart-export"):
+def discard_damaged(artifact: Artifact, name: str) -> bool:
+    """Hash the weight cache of a file; remove one that is not whole, and return whether it was."""
+    caches = [cache for cache in places(artifact, name) if os.path.lexists(cache)]
+    damaged = [cache for cache in caches if not is_whole(cache, rehash=True)]
+    for cache in damaged:
         with contextlib.suppress(OSError):
-            directory.mkdir(parents=True, exist_ok=True)
-            if os.access(directory, os.W_OK):
+            cache.unlink()
+    return bool(damaged)
+
+
+def places(artifact: Artifact, name: str) -> Iterator[pathlib.Path]:
+    """Yield where the weight cache of a file can be, best first."""
+    key = artifact.manifest["files"][name]["sha256"][:16]
+    for directory in directories(artifact.directory):
+        yield directory / f"{key}-{fingerprint(litert.library())}.xnnpack"
+
+
+def directories(artifact_directory: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yield the directories for caches that can be made and are ours, best first."""
+    user_directory = stamps.user_directory()
+    if user_directory is None:
+        return  # where nothing can be stamped, no cache would be believed
+    for directory in (artifact_directory / CACHE, user_directory):
+        with contextlib.suppress(OSError):
+            directory.mkdir(mode=0o700, exist_ok=True)
+            if stamps.is_ours(directory) and os.access(directory, os.W_OK):
                 yield directory
-
-
-def user_cache() -> pathlib.Path:
-    """Return the directory where the user's programs keep what can be made again."""
-    if sys.platform == "darwin":
-        return pathlib.Path.home() / "Library" / "Caches"
-    if os.name == "nt" and "LOCALAPPDATA" in os.environ:
-        return pathlib.Path(os.environ["LOCALAPPDATA"])
-    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
 
 
 def fingerprint(library: str) -> str:
@@ -99,31 +106,30 @@ def build(open_model: Callable[[str], Opened], cache: pathlib.Path) -> Opened:
     # The library has mapped the file; its name may change under it.
     with contextlib.suppress(OSError):
         synchronize(unfinished)
-        replace_file(record_path(cache), json.dumps(describe(unfinished)).encode())
+        digest = sha256(unfinished)
         unfinished.replace(cache)
+        stamps.write(cache, stamps.stamp(os.lstat(cache), digest))
     return opened
 
 
-def is_whole(cache: pathlib.Path) -> bool:
-    """Return whether a cache is what its record says."""
-    try:
-        record = json.loads(record_path(cache).read_bytes())
-        return bool(record == describe(cache))
-    except (OSError, ValueError):
+def is_whole(cache: pathlib.Path, *, rehash: bool = False) -> bool:
+    """Return whether a cache is a file with the hash that it was stamped with.
+
+    A large one that was hashed since the system started, and that nobody has touched since, is not
+    read again, unless `rehash`.
+    """
+    stamped = stamps.read(cache)
+    if stamped is None:
         return False
-
-
-def record_path(cache: pathlib.Path) -> pathlib.Path:
-    """Return where the record of a cache lies."""
-    return cache.with_name(f"{cache.name}.json")
-
-
-def describe(cache: pathlib.Path) -> dict[str, object]:
-    """Return the size of a cache and a hash over pages spread evenly over it."""
-    digest = hashlib.sha256()
-    with cache.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        for sample in range(SAMPLES):
-            file.seek(max(0, size - PAGE) * sample // (SAMPLES - 1))
-            digest.update(file.read(PAGE))
-    return {"bytes": size, "sampled_sha256": digest.hexdigest()}
+    try:
+        status = os.lstat(cache)
+        current = stamps.stamp(status, stamped.sha256)
+        if not rehash and status.st_size >= LARGE and current == stamped:
+            return True
+        if not stat.S_ISREG(status.st_mode) or sha256(cache) != stamped.sha256:
+            return False
+    except OSError:
+        return False
+    if current != stamped:
+        stamps.write(cache, current)
+    return True

@@ -1,14 +1,18 @@
 """The weight cache: built once, used afterwards, and never believed when it is not whole."""
 
+import json
 import multiprocessing
 import os
 import shutil
 import sys
 
 import pytest
+from click.testing import CliRunner
 from mounts import run_on_mount
 
-from bart_export.artifact import Artifact
+from bart_export import stamps
+from bart_export.artifact import Artifact, sha256
+from bart_export.cli import main
 from bart_export.runtime import weight_cache
 from bart_export.runtime.generator import Generator
 
@@ -53,11 +57,7 @@ def test_it_is_built_at_the_first_opening_and_used_at_the_second(artifact):
     assert built[2] > 0.8 * artifact.path("tflite/float32.tflite").stat().st_size
     assert generate(artifact.directory) == first
     assert identity(only_cache(artifact.directory)) == built
-    assert sorted(path.name for path in cache.parent.iterdir()) == [
-        cache.name,
-        f"{cache.name}.json",
-        "hashed.json",
-    ]
+    assert list(cache.parent.iterdir()) == [cache]
 
 
 def truncate(cache):
@@ -75,24 +75,27 @@ def zero_the_middle(cache):
     cache.write_bytes(content)
 
 
-def zero_a_stretch_between_samples(cache):
-    """The least that is always seen: a stretch as long as two samples are apart."""
-    content = bytearray(cache.read_bytes())
-    stretch = len(content) // (weight_cache.SAMPLES - 1) + 1
-    content[-2 * stretch : -stretch] = bytes(stretch)
-    cache.write_bytes(content)
+def zero_between_pages_spread_evenly(cache):
+    """Harm what no sample of the file's pages would show, and put its time of change back."""
+    status, content = cache.stat(), bytearray(cache.read_bytes())
+    pages = len(content) // 64
+    for begin in range(4096, len(content) - 4096, pages):
+        content[begin : begin + 2048] = bytes(2048)
+    with cache.open("r+b") as file:
+        file.write(content)
+    os.utime(cache, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def append(cache):
     cache.write_bytes(cache.read_bytes() + b"more")
 
 
-def lose_the_record(cache):
-    cache.with_name(f"{cache.name}.json").unlink()
+def lose_the_stamp(cache):
+    stamps.stamp_path(cache).unlink()
 
 
-def spoil_the_record(cache):
-    cache.with_name(f"{cache.name}.json").write_bytes(b"{")
+def spoil_the_stamp(cache):
+    stamps.stamp_path(cache).write_bytes(b"{")
 
 
 @pytest.mark.parametrize(
@@ -101,13 +104,15 @@ def spoil_the_record(cache):
         truncate,
         empty,
         zero_the_middle,
-        zero_a_stretch_between_samples,
+        zero_between_pages_spread_evenly,
         append,
-        lose_the_record,
-        spoil_the_record,
+        lose_the_stamp,
+        spoil_the_stamp,
     ],
 )
-def test_one_that_is_not_whole_is_built_again(artifact, harm):
+@pytest.mark.parametrize("large", [False, True])
+def test_one_that_is_not_whole_is_built_again(artifact, harm, large, monkeypatch):
+    monkeypatch.setattr(weight_cache, "LARGE", 0 if large else 1 << 40)
     expected = generate(artifact.directory)
     cache = only_cache(artifact.directory)
     whole, before = cache.read_bytes(), cache.stat().st_ino
@@ -116,6 +121,91 @@ def test_one_that_is_not_whole_is_built_again(artifact, harm):
     assert only_cache(artifact.directory).stat().st_ino != before
     assert len(cache.read_bytes()) == len(whole)
     assert weight_cache.is_whole(cache)
+
+
+def test_one_that_came_with_an_artifact_is_built_again(artifact, tmp_path):
+    expected = generate(artifact.directory)
+    received = shutil.copytree(artifact.directory, tmp_path / "received")
+    cache = only_cache(received)
+    zero_between_pages_spread_evenly(cache)
+    stamp = vars(stamps.stamp(cache.stat(), sha256(cache)))
+    cache.with_name(f"{cache.name}.json").write_text(json.dumps(stamp))
+    assert generate(received) == expected
+
+
+def test_verify_says_that_one_was_damaged_and_that_the_file_is_right(artifact):
+    generate(artifact.directory)
+    for harm, line in (
+        (lambda cache: None, ""),
+        (
+            zero_between_pages_spread_evenly,
+            "tflite/float32.tflite: the weight cache was damaged and was rebuilt\n",
+        ),
+        (lambda cache: None, ""),
+    ):
+        harm(only_cache(artifact.directory))
+        result = CliRunner().invoke(main, ["verify", str(artifact.directory)])
+        assert (result.exit_code, result.stderr) == (0, line), result.output
+        assert "is whole" in result.stdout
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_large_one_is_hashed_once_a_boot(artifact, large, monkeypatch):
+    generate(artifact.directory)
+    cache = only_cache(artifact.directory)
+    hashed = []
+    monkeypatch.setattr(weight_cache, "LARGE", 0 if large else 1 << 40)
+    monkeypatch.setattr(weight_cache, "sha256", lambda path: hashed.append(path) or sha256(path))
+    for boot in ("this", "this", "another", "another"):
+        monkeypatch.setattr(stamps, "boot", lambda boot=boot: boot)
+        assert weight_cache.is_whole(cache)
+    assert len(hashed) == (2 if large else 4)
+    assert weight_cache.is_whole(cache, rehash=True)
+    assert len(hashed) == (3 if large else 5)
+
+
+def let_others_write(directory):
+    directory.chmod(0o777)
+
+
+def put_a_link_there(directory):
+    directory.rename(directory.with_name("elsewhere"))
+    directory.symlink_to(directory.with_name("elsewhere"))
+
+
+@pytest.mark.parametrize("harm", [let_others_write, put_a_link_there])
+def test_one_that_others_could_write_is_not_used(artifact, tmp_path, harm):
+    first = generate(artifact.directory)
+    cache = only_cache(artifact.directory)
+    built = identity(cache)
+    harm(cache.parent)
+    assert generate(artifact.directory) == first
+    assert identity(cache) == built
+    assert only_cache(tmp_path / "user")
+
+
+def test_where_nothing_can_be_stamped_there_is_none(artifact, tmp_path):
+    (tmp_path / "user/bart-export").mkdir(parents=True)
+    (tmp_path / "user/bart-export").chmod(0o777)
+    generate(artifact.directory)
+    assert caches(tmp_path) == []
+
+
+def pipe(cache):
+    cache.unlink()
+    os.mkfifo(cache)
+
+
+def directory(cache):
+    cache.unlink()
+    cache.mkdir()
+
+
+@pytest.mark.parametrize("harm", [pipe, directory])
+def test_what_is_no_file_is_not_opened(artifact, harm):
+    first = generate(artifact.directory)
+    harm(only_cache(artifact.directory))
+    assert generate(artifact.directory) == first
 
 
 def test_one_of_another_model_is_not_used(artifact, distilled_artifact):
@@ -156,6 +246,7 @@ def test_where_nothing_can_hold_it_the_file_is_opened_all_the_same(artifact, tmp
     expected = generate(artifact.directory)
     shutil.rmtree(artifact.directory / ".cache")
     (artifact.directory / ".cache").write_bytes(b"")
+    shutil.rmtree(tmp_path / "user")
     (tmp_path / "user").write_bytes(b"")
     assert generate(artifact.directory) == expected
     assert caches(tmp_path) == []

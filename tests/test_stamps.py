@@ -1,0 +1,101 @@
+"""Stamps: what was hashed is not hashed again, and only this user's word is taken for it."""
+
+import json
+import os
+
+import made_up_artifacts
+import pytest
+
+from bart_export import artifact, stamps
+from bart_export.artifact import sha256
+from bart_export.errors import ArtifactError
+
+
+@pytest.fixture
+def made(tmp_path):
+    return made_up_artifacts.write(tmp_path / "made", {"tflite/a.tflite": b"first" * 1000})
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_file_altered_under_its_old_time_and_size_is_refused(made):
+    path = made.path("tflite/a.tflite")
+    status = path.stat()
+    flip(path)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(ArtifactError, match="altered"):
+        made.path("tflite/a.tflite")
+
+
+@pytest.fixture
+def stamp_of(made):
+    """Return where the stamp of the made artifact's first file is, which was hashed before."""
+    return stamps.stamp_path(made.path("tflite/a.tflite"))
+
+
+def test_stamps_that_came_with_an_artifact_are_not_believed(made, stamp_of):
+    path = made.directory / "tflite/a.tflite"
+    flip(path)
+    forged = stamps.stamp(path.stat(), made.manifest["files"]["tflite/a.tflite"]["sha256"])
+    stamp_of.unlink()
+    cache = made.directory / ".cache"
+    for place in (cache / "hashed.json", cache / "stamps" / stamp_of.name):
+        place.parent.mkdir(exist_ok=True)
+        place.write_text(json.dumps({"tflite/a.tflite": vars(forged), **vars(forged)}))
+    with pytest.raises(ArtifactError, match="altered"):
+        made.path("tflite/a.tflite")
+
+
+def writable_by_others(directory):
+    directory.chmod(0o777)
+
+
+def another_users(directory):
+    if os.geteuid():
+        pytest.skip("only root can give a directory away")
+    os.chown(directory, 12345, -1)
+
+
+@pytest.mark.parametrize("harm", [writable_by_others, another_users])
+def test_stamps_that_others_could_write_are_not_believed(made, stamp_of, monkeypatch, harm):
+    monkeypatch.setattr(artifact, "sha256", lambda path: pytest.fail("hashed again"))
+    assert made.path("tflite/a.tflite")
+    directory = stamp_of.parents[1]
+    status = directory.stat()
+    harm(directory)
+    try:
+        with pytest.raises(pytest.fail.Exception, match="hashed again"):
+            made.path("tflite/a.tflite")
+    finally:
+        directory.chmod(status.st_mode & 0o777)
+        if not os.geteuid():
+            os.chown(directory, status.st_uid, -1)
+
+
+def test_a_stamp_of_another_boot_is_not_believed(made, stamp_of, monkeypatch):
+    monkeypatch.setattr(stamps, "boot", lambda: "another")
+    monkeypatch.setattr(artifact, "sha256", lambda path: pytest.fail("hashed again"))
+    with pytest.raises(pytest.fail.Exception, match="hashed again"):
+        made.path("tflite/a.tflite")
+
+
+def test_where_nobody_knows_the_users_home_files_are_hashed_again(made, monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr("pathlib.Path.home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    hashed = []
+    monkeypatch.setattr(artifact, "sha256", lambda path: hashed.append(path) or sha256(path))
+    made.path("tflite/a.tflite")
+    made.path("tflite/a.tflite")
+    assert len(hashed) == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b"{", b'{"state": 3}', b"[" * 100_000])
+def test_damaged_stamps_only_cost_time(made, stamp_of, content):
+    whole = stamp_of.read_bytes()
+    stamp_of.write_bytes(content)
+    made.path("tflite/a.tflite")
+    assert stamp_of.read_bytes() == whole
