@@ -10,9 +10,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from bart_export.errors import ConfigurationError, did_you_mean
+from bart_export.errors import ConfigurationError, did_you_mean, shown
 
 ACTIVATION_FUNCTIONS = ("gelu", "gelu_new", "relu", "silu", "tanh")
+# Bounds that no BART reaches, so that a damaged file is refused before anything is built of it.
+LARGEST_SIZE, MOST_LAYERS, MOST_BEAMS = 2**31 - 1, 1000, 10_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,26 +51,32 @@ class BartConfig:
                 object.__setattr__(self, f"decoder_{name}", getattr(self, name))
         for name in SIZES:
             value = getattr(self, name)
+            largest = MOST_LAYERS if name.endswith("num_layers") else LARGEST_SIZE
             if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-                raise ConfigurationError(f"{name} must be a positive integer, received {value!r}.")
+                raise ConfigurationError(
+                    f"{name} must be a positive integer, received {shown(value)}."
+                )
+            if value > largest:
+                raise ConfigurationError(
+                    f"{name} must be at most {largest}, received {shown(value)}."
+                )
         for name in ("num_heads", "decoder_num_heads"):
             if self.hidden_dim % getattr(self, name):
                 raise ConfigurationError(
                     f"hidden_dim must be divisible by {name}, received hidden_dim="
                     f"{self.hidden_dim} and {name}={getattr(self, name)}."
                 )
-        number = isinstance(self.dropout, (int, float)) and not isinstance(self.dropout, bool)
-        if not number or not 0 <= self.dropout < 1:
-            raise ConfigurationError(f"dropout must be in [0, 1), received {self.dropout!r}.")
+        if not is_number(self.dropout) or not 0 <= self.dropout < 1:
+            raise ConfigurationError(f"dropout must be in [0, 1), received {shown(self.dropout)}.")
         for name in ("scale_embedding", "final_logits_bias"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigurationError(
-                    f"{name} must be True or False, received {getattr(self, name)!r}."
+                    f"{name} must be true or false, received {shown(getattr(self, name))}."
                 )
         if self.activation_function not in ACTIVATION_FUNCTIONS:
             raise ConfigurationError(
                 f"activation_function must be one of {', '.join(ACTIVATION_FUNCTIONS)}, "
-                f"received {self.activation_function!r}."
+                f"received {shown(self.activation_function)}."
             )
 
     @property
@@ -147,7 +155,7 @@ class GenerationConfig:
 
     Lengths count decoder tokens, the start token included. `early_stopping` is True, False or
     "never". `top_k=0` and `top_p=1.0` switch those filters off. Sampling parameters have an effect
-    only with `do_sample=True`.
+    only with `do_sample=True`. Each of several `eos_token_id`, a tuple, ends a sequence.
 
     Raises:
         ConfigurationError: for a value out of range, or parameters that contradict each other.
@@ -169,7 +177,7 @@ class GenerationConfig:
     decoder_start_token_id: int = 2
     bos_token_id: int = 0
     pad_token_id: int = 1
-    eos_token_id: int = 2
+    eos_token_id: int | tuple[int, ...] = 2
     forced_bos_token_id: int | None = None
     forced_eos_token_id: int | None = None
 
@@ -178,22 +186,30 @@ class GenerationConfig:
             value = getattr(self, name)
             if value is None and name in OPTIONAL:
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
-                raise ConfigurationError(
-                    f"{name} must be an integer of at least {lowest}, received {value!r}."
-                )
+            several = name == "eos_token_id" and isinstance(value, (list, tuple)) and value
+            for number in value if several else (value,):
+                if isinstance(number, bool) or not isinstance(number, int) or number < lowest:
+                    raise ConfigurationError(
+                        f"{name} must be an integer of at least {lowest}, received {shown(value)}."
+                    )
+                if number > (highest := HIGHEST.get(name, LARGEST_SIZE)):
+                    raise ConfigurationError(
+                        f"{name} must be at most {highest}, received {shown(value)}."
+                    )
+        first, *others = dict.fromkeys(self.end_token_ids)
+        object.__setattr__(self, "eos_token_id", (first, *others) if others else first)
         for name, accepts, accepted in NUMBERS:
             value = getattr(self, name)
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not number or not math.isfinite(value) or not accepts(value):
-                raise ConfigurationError(f"{name} must be {accepted}, received {value!r}.")
+            if not is_number(value) or not accepts(value):
+                raise ConfigurationError(f"{name} must be {accepted}, received {shown(value)}.")
         if not isinstance(self.do_sample, bool):
             raise ConfigurationError(
-                f"do_sample must be True or False, received {self.do_sample!r}."
+                f"do_sample must be true or false, received {shown(self.do_sample)}."
             )
-        if self.early_stopping not in (True, False, "never"):
+        if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
             raise ConfigurationError(
-                f'early_stopping must be True, False or "never", received {self.early_stopping!r}.'
+                'early_stopping must be true, false or "never", received '
+                f"{shown(self.early_stopping)}."
             )
         if self.min_length > self.max_length:
             raise ConfigurationError(
@@ -211,28 +227,44 @@ class GenerationConfig:
                 f"num_return_sequences={self.num_return_sequences}, num_beams={self.num_beams}."
             )
 
+    @property
+    def end_token_ids(self) -> tuple[int, ...]:
+        """The tokens of which each ends a sequence; a source that is cut ends with the first."""
+        ends = self.eos_token_id
+        return (ends,) if isinstance(ends, int) else tuple(ends)
+
     def replace(self, **parameters: Any) -> "GenerationConfig":
         """Return a copy with some parameters changed.
 
-        Asking for a sampling parameter without `do_sample=True`, which would have no effect, is
-        an error rather than a surprise.
+        `max_new_tokens` and `min_new_tokens` are lengths without the start token. A limit of these
+        settings that the call leaves untouched yields to what it asks for: `min_length` to a lower
+        `max_length`, `num_return_sequences` to fewer beams. Asking for a sampling parameter without
+        `do_sample=True`, which would have no effect, is an error rather than a surprise.
 
         Raises:
             ConfigurationError: for an unknown parameter, a value out of range, or a parameter
                 without effect.
         """
-        changed = dataclasses.replace(self, **checked_fields(type(self), parameters))
+        asked = checked_fields(type(self), lengths_with_start(parameters))
+        sampling = asked.get("do_sample", self.do_sample)  # samples are no beams
+        for name, limit in LIMITED_BY[:1] if sampling else LIMITED_BY:
+            most = asked.get(limit)
+            if name not in asked and isinstance(most, int):
+                asked[name] = min(getattr(self, name), most)
+        changed = dataclasses.replace(self, **asked)
         idle = [name for name in SAMPLING if name in parameters and not changed.do_sample]
         if idle:
             raise ConfigurationError(
                 f"{idle[0]} has an effect only when sampling, received {idle[0]}="
-                f"{parameters[idle[0]]!r} with do_sample=False. Add do_sample=True."
+                f"{shown(parameters[idle[0]])} with do_sample=false. Add do_sample=true."
             )
         return changed
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all fields as JSON-ready values."""
-        return dataclasses.asdict(self)
+        """Return all fields as JSON-ready values, several end tokens as a list."""
+        ends = self.eos_token_id
+        listed = ends if isinstance(ends, int) else list(ends)
+        return {**dataclasses.asdict(self), "eos_token_id": listed}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "GenerationConfig":
@@ -247,13 +279,54 @@ class GenerationConfig:
 def check_token_ids(generation: GenerationConfig, vocabulary_size: int) -> None:
     """Raise ConfigurationError if a token id of the settings is none of the model's."""
     for name, value in generation.to_dict().items():
-        if name.endswith("_token_id") and value is not None and value >= vocabulary_size:
+        for number in value if isinstance(value, list) else (value,):
+            if name.endswith("_token_id") and number is not None and number >= vocabulary_size:
+                raise ConfigurationError(
+                    f"{name} must be in 0 to {vocabulary_size - 1}, the model's tokens, "
+                    f"received {number}."
+                )
+
+
+def lengths_with_start(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return parameters in which lengths count the start token, as fields of the settings do.
+
+    Raises:
+        ConfigurationError: for a length that is given both ways or is none.
+    """
+    changed = dict(parameters)
+    for without_start, name in NEW_TOKENS.items():
+        length = changed.pop(without_start, None)
+        if length is None:
+            continue
+        if changed.get(name) is not None:
             raise ConfigurationError(
-                f"{name} must be in 0 to {vocabulary_size - 1}, the model's tokens, "
-                f"received {value}."
+                f"{name} and {without_start} are two ways to say the same, received both. "
+                "Give one of them."
             )
+        lowest = max(LOWEST[name] - 1, 0)
+        if type(length) is not int or length < lowest:
+            raise ConfigurationError(
+                f"{without_start} must be an integer of at least {lowest}, received "
+                f"{shown(length)}."
+            )
+        changed[name] = length + 1
+    return changed
 
 
+def is_number(value: object) -> bool:
+    """Return whether a value is a number that a float can hold."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond every float
+        return False
+
+
+# Lengths without the start token, in transformers' words, and the fields that they set.
+NEW_TOKENS = {"max_new_tokens": "max_length", "min_new_tokens": "min_length"}
+# A field that never exceeds another: one that a call leaves alone is lowered to what it asks.
+LIMITED_BY = (("min_length", "max_length"), ("num_return_sequences", "num_beams"))
 SAMPLING = ("temperature", "top_k", "top_p", "seed")
 OPTIONAL = ("seed", "forced_bos_token_id", "forced_eos_token_id")
 LOWEST = {
@@ -271,6 +344,7 @@ LOWEST = {
     "forced_bos_token_id": 0,
     "forced_eos_token_id": 0,
 }
+HIGHEST = {"seed": 2**63 - 1, "num_beams": MOST_BEAMS, "num_return_sequences": MOST_BEAMS}
 NUMBERS = (
     ("length_penalty", lambda value: True, "a finite number"),
     ("repetition_penalty", lambda value: value > 0, "a number above 0"),
@@ -290,7 +364,8 @@ def checked_fields(record: type, values: Mapping[str, Any]) -> dict[str, Any]:
     for name in values:
         if name not in fields:
             hint = did_you_mean(name, fields) or f" Known: {', '.join(fields)}."
-            raise ConfigurationError(f"Unknown parameter {name}={values[name]!r}.{hint}")
+            unknown = shown(name).strip('"')
+            raise ConfigurationError(f"Unknown parameter {unknown}={shown(values[name])}.{hint}")
     missing = [
         name
         for name, field in fields.items()

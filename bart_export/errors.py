@@ -19,7 +19,23 @@ line, and ends with the class's `exit_code`. Errors that stand for a wrong argum
 """
 
 import difflib
+import json
 from collections.abc import Iterable
+
+SHOWN = 120  # characters of a value in a line
+
+
+def shown(value: object) -> str:
+    """Return a value as JSON writes it, the form of configurations, requests and manifests.
+
+    Cut where it is long, and on one line.
+    """
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError):  # not JSON's, or an integer of 4,300 digits
+        text = f"a value of type {type(value).__name__}"
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

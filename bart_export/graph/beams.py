@@ -21,7 +21,7 @@ from bart_export.graph.loop import (
     run,
     target_length,
 )
-from bart_export.graph.processors import forced_tokens, processed
+from bart_export.graph.processors import forced_tokens, is_end, processed
 from bart_export.graph.rows import RowSettings
 
 
@@ -74,7 +74,7 @@ def beam_step(model: Model, state: Beams, capacity: tf.Tensor) -> Beams:
     origins, tokens, sums = candidates(model, state, logits, normalizers)
     possible = (sums > -INFINITY) & state.running[:, None]
     last = length + 1 == rows.max_length
-    ends = possible & (last[:, None] | (tokens == generation.eos_token_id))
+    ends = possible & (last[:, None] | is_end(generation, tokens))
     longer = put(tf.gather(state.tokens, origins, batch_dims=1), length, tokens)
 
     finished, lengths, scores = kept_finished(model, state, longer, ends, sums)
@@ -144,18 +144,19 @@ def candidates(
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Return the best continuations of each row, best first, -inf where there are fewer.
 
-    Twice as many as beams: each beam can end in one way only, so half of them go on.
+    As many for each beam as there are end tokens, and one: `num_beams` of them can go on.
 
     Returns:
         The beams that they continue, their tokens, int32, and their sums of log-probabilities,
         float64; all (batch, candidates).
     """
     beams, rows = model.generation.num_beams, model.rows
-    each = min(2 * beams, model.config.vocabulary_size)
+    wanted = (1 + len(model.generation.end_token_ids)) * beams
+    each = min(wanted, model.config.vocabulary_size)
     values, tokens = tf.math.top_k(logits, each)
     offsets = state.totals - tf.cast(tf.reshape(normalizers, [-1, beams]), tf.float64)
     sums = tf.cast(tf.reshape(values, [-1, beams, each]), tf.float64) + offsets[:, :, None]
-    count = min(2 * beams, beams * each)
+    count = min(wanted, beams * each)
     sums, places = tf.math.top_k(tf.reshape(sums, [-1, beams * each]), count)
     tokens = tf.gather(tf.reshape(tokens, [-1, beams * each]), places, batch_dims=1)
 

@@ -22,7 +22,7 @@ from bart_export.graph.loop import (
     run,
     target_length,
 )
-from bart_export.graph.processors import forced_tokens, processed
+from bart_export.graph.processors import forced_tokens, is_end, processed
 
 
 class Greedy(NamedTuple):
@@ -86,7 +86,7 @@ def greedy_step(model: Model, state: Greedy, capacity: tf.Tensor) -> Greedy:
     possible = ~free | (pick(allowed, likeliest) > -INFINITY)
     chosen = state.running & possible
     gained = tf.cast(pick(logits, likeliest) - normalizers, tf.float64)
-    ends = (token == generation.eos_token_id) | (length + 1 == rows.max_length)
+    ends = is_end(generation, token) | (length + 1 == rows.max_length)
     stopped_at = tf.where(possible, length + 1, length)
     return Greedy(
         length=length + 1,

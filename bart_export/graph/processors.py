@@ -23,7 +23,7 @@ def processed(
     """Apply every processor, in Hugging Face's order.
 
     Args:
-        generation: gives `no_repeat_ngram_size` and `eos_token_id`.
+        generation: gives `no_repeat_ngram_size` and `end_token_ids`.
         repetition_penalty: float32 (rows,), above 0; 1 does nothing.
         min_length: int32 (rows,), start token included.
         sequences: int32 (rows, length), the tokens so far, start token included.
@@ -41,11 +41,12 @@ def processed(
     )
     rows, length = tf.unstack(tf.shape(sequences))
     too_short = (length < min_length)[:, None]
-    tokens = [tf.fill([rows, 1], generation.eos_token_id)]
-    banned = [too_short]
+    ends = generation.end_token_ids
+    tokens = [tf.tile([ends], [rows, 1])]
+    banned = [tf.tile(too_short, [1, len(ends)])]
     if generation.no_repeat_ngram_size:
-        ends, repeats = ngram_ends(generation.no_repeat_ngram_size, sequences)
-        tokens.append(ends)
+        repeated, repeats = ngram_ends(generation.no_repeat_ngram_size, sequences)
+        tokens.append(repeated)
         banned.append(repeats)
     return tf.tensor_scatter_nd_min(
         logits,
@@ -79,6 +80,11 @@ def ngram_ends(size: int, sequences: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         last = tf.gather(sequences, tf.maximum(starts + place, 0), axis=1)[:, None]
         repeats &= sequences[:, place : place + count] == last
     return ends, repeats
+
+
+def is_end(generation: GenerationConfig, tokens: tf.Tensor) -> tf.Tensor:
+    """Say of each token whether it ends a sequence."""
+    return tf.reduce_any(tokens[..., None] == tf.constant(generation.end_token_ids), -1)
 
 
 def places(tokens: tf.Tensor) -> tf.Tensor:

@@ -81,6 +81,6 @@ def fitted_source(
     )
     padding_mask = sequences.mask(lengths, tf.shape(token_ids)[1])
     cut = (lengths > longest)[:, None] & (tf.range(tf.shape(token_ids)[1]) == longest - 1)
-    token_ids = tf.where(cut, generation.eos_token_id, token_ids)
+    token_ids = tf.where(cut, generation.end_token_ids[0], token_ids)
     # Whatever stands beyond a sequence's end need not be a token.
     return token_ids * padding_mask, padding_mask

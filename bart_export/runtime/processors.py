@@ -23,7 +23,7 @@ def processors(generation: GenerationConfig) -> tuple[Processor, ...]:
     switches = (
         (generation.repetition_penalty != 1.0, repetition_penalty(generation.repetition_penalty)),
         (generation.no_repeat_ngram_size > 0, no_repeat_ngram(generation.no_repeat_ngram_size)),
-        (generation.min_length > 0, min_length(generation.min_length, generation.eos_token_id)),
+        (generation.min_length > 0, min_length(generation.min_length, generation.end_token_ids)),
     )
     return tuple(processor for on, processor in switches if on)
 
@@ -74,11 +74,11 @@ def no_repeat_ngram(size: int) -> Processor:
     return process
 
 
-def min_length(length: int, eos_token_id: int) -> Processor:
-    """Return the processor that bans the end token before `length` tokens, start included."""
+def min_length(length: int, end_token_ids: tuple[int, ...]) -> Processor:
+    """Return the processor that bans every end token before `length` tokens, start included."""
 
     def process(sequences: IntArray, logits: FloatArray, zeros: FloatArray) -> None:
         if sequences.shape[1] < length:
-            logits[:, eos_token_id] = -np.inf
+            logits[:, end_token_ids] = -np.inf
 
     return process

@@ -89,6 +89,7 @@ def token_search(step: Step[State], state: State, generation: GenerationConfig) 
     choose = sampled_choice(generation) if generation.do_sample else greedy_choice
     process = processors(generation)
     rescores = generation.repetition_penalty != 1.0
+    ends = generation.end_token_ids
 
     sequences = first_tokens(generation, rows)
     beam_index = np.arange(rows, dtype=np.int32)
@@ -113,7 +114,7 @@ def token_search(step: Step[State], state: State, generation: GenerationConfig) 
                 sequences[row, length] = token
                 scores[row] += float(unprocessed[row, token] - normalizers[row])
         for row in running:
-            if sequences[row, length] == generation.eos_token_id:
+            if sequences[row, length] in ends:
                 lengths[row] = length + 1
         running = [row for row in running if lengths[row] > length + 1]
         yield [int(sequences[0, length])] if rows == 1 else []
@@ -138,6 +139,7 @@ def beam_search(step: Step[State], state: State, generation: GenerationConfig) -
     beams = generation.num_beams
     process = processors(generation)
     divisors = length_divisors(generation)
+    count = (1 + len(generation.end_token_ids)) * beams  # of candidates
 
     sequences = first_tokens(generation, beams)
     beam_index = np.arange(beams, dtype=np.int32)
@@ -156,11 +158,11 @@ def beam_search(step: Step[State], state: State, generation: GenerationConfig) -
             normalizers = log_normalizers(logits)
             for processor in process:
                 processor(sequences[:, :length], logits, normalizers)
-            # Each beam can end in one way only, so half of the candidates go on.
-            rows, tokens, sums = largest(logits, totals - normalizers, 2 * beams)
+            # Each beam can end in so many ways, so num_beams of the candidates can go on.
+            rows, tokens, sums = largest(logits, totals - normalizers, count)
 
         possible = sums > -np.inf
-        ends = possible & (last | (tokens == generation.eos_token_id))
+        ends = possible & (last | np.isin(tokens, generation.end_token_ids))
         # Candidates beyond num_beams are there to go on; as endings they are not good enough.
         for place in np.flatnonzero(ends[:beams]):
             token_ids = (*sequences[rows[place], :length].tolist(), int(tokens[place]))

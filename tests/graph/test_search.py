@@ -77,6 +77,8 @@ FIXED = [
     {"num_beams": 2, "num_return_sequences": 2},
     {"num_beams": 3, "no_repeat_ngram_size": 2, "forced_eos_token_id": 2},
     {"num_beams": 5, "num_return_sequences": 3, "forced_bos_token_id": 5},
+    {"eos_token_id": (2, *range(100, 400))},
+    {"num_beams": 3, "num_return_sequences": 3, "eos_token_id": (2, *range(100, 400))},
 ]
 
 

@@ -40,8 +40,9 @@ def test_a_token_is_banned_exactly_when_its_n_gram_was_seen(size):
 
 
 def test_the_end_is_banned_until_there_are_min_length_tokens_with_the_start():
-    assert banned(min_length(3, 4), [[2, 0]]) == [{4}]
-    assert banned(min_length(3, 4), [[2, 0, 0]]) == [set()]
+    assert banned(min_length(3, (4,)), [[2, 0]]) == [{4}]
+    assert banned(min_length(3, (4,)), [[2, 0, 0]]) == [set()]
+    assert banned(min_length(3, (4, 1)), [[2, 0]]) == [{1, 4}]
 
 
 def test_the_repetition_penalty_makes_seen_tokens_less_likely_once():

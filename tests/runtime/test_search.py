@@ -30,7 +30,7 @@ def stream(step, generation):
             return steps, end.value
 
 
-def every_sequence(seed, max_length, length_penalty, allowed):
+def every_sequence(seed, max_length, length_penalty, allowed, ends=(END,)):
     """Return (score, tokens) of all sequences there are, best first."""
     found = []
 
@@ -39,7 +39,7 @@ def every_sequence(seed, max_length, length_penalty, allowed):
         for token in range(VOCABULARY):
             if allowed((*tokens, token)):
                 longer, score = (*tokens, token), total + row[token]
-                if token == END or len(longer) == max_length:
+                if token in ends or len(longer) == max_length:
                     found.append((score / len(tokens) ** length_penalty, longer))
                 else:
                     extend(longer, score)
@@ -86,6 +86,36 @@ def test_enough_beams_find_every_sequence_that_is_not_forbidden():
     )
     assert {hypothesis.token_ids for hypothesis in hypotheses} == {row[1] for row in expected}
     assert hypotheses[0].token_ids == expected[0][1]
+
+
+def test_each_of_several_end_tokens_ends_a_sequence():
+    ends = (END, 4)
+
+    def allowed(tokens):
+        return tokens[-1] not in ends or len(tokens) > 3
+
+    expected = every_sequence(3, 5, 1.0, allowed, ends)
+    many = {"max_length": 5, "num_beams": 500, "num_return_sequences": 500}
+    hypotheses = generate(3, eos_token_id=list(ends), min_length=3, **many)
+    assert [hypothesis.token_ids for hypothesis in hypotheses] == [row[1] for row in expected]
+    assert {hypothesis.token_ids[-1] for hypothesis in hypotheses} >= set(ends)
+    lasts = {generate(seed, eos_token_id=ends)[0].token_ids[-1] for seed in range(20)}
+    assert lasts == set(ends)
+
+
+def test_as_many_candidates_are_looked_at_as_let_every_beam_go_on():
+    """transformers keeps (1 + end tokens) * num_beams candidates of a step."""
+    logits = np.array([[-9, 3, 2, 1, 0, -1], [-9, 3, 2, 1, 0, -1]], np.float32)
+    asked = []
+
+    def step(state, token_ids, beam_index):
+        asked.append(token_ids.tolist())
+        return logits.copy(), state
+
+    ends = {"eos_token_id": [1, 2], "early_stopping": "never", "length_penalty": 5.0}
+    run(search(step, None, settings(num_beams=2, max_length=4, **ends)))
+    # Of the second step's best, three end; with 2 * num_beams one beam would have no successor.
+    assert asked == [[0, 0], [3, 4], [3, 4]]
 
 
 def test_greedy_search_takes_the_likeliest_token_and_adds_up_log_probabilities():

@@ -1,0 +1,88 @@
+"""Settings of a generation: what a call asks for, on top of those an artifact has."""
+
+import json
+
+import pytest
+
+from bart_export.config import BartConfig, GenerationConfig
+from bart_export.errors import ConfigurationError, shown
+
+CNN = GenerationConfig(max_length=142, min_length=56, num_beams=4, num_return_sequences=4)
+
+
+def refusal(make, **values):
+    with pytest.raises(ConfigurationError) as refused:
+        make(**values)
+    line = str(refused.value)
+    assert "\n" not in line
+    assert len(line) < 500
+    return line
+
+
+def test_a_limit_that_a_call_leaves_alone_yields_to_what_it_asks():
+    assert CNN.replace(max_length=8).min_length == 8
+    assert CNN.replace(max_length=60).min_length == 56
+    assert CNN.replace(num_beams=2).num_return_sequences == 2
+    sampled = GenerationConfig(num_return_sequences=4, do_sample=True)
+    assert sampled.replace(num_beams=1).num_return_sequences == 4
+
+
+def test_limits_that_a_call_states_itself_must_agree():
+    assert "min_length=9 and max_length=8" in refusal(CNN.replace, max_length=8, min_length=9)
+    assert "min_length=200 and max_length=142" in refusal(CNN.replace, min_length=200)
+    more = {"num_beams": 2, "num_return_sequences": 3}
+    assert "num_return_sequences=3, num_beams=2" in refusal(CNN.replace, **more)
+
+
+def test_new_tokens_do_not_count_the_start_token():
+    assert CNN.replace(max_new_tokens=8) == CNN.replace(max_length=9)
+    assert CNN.replace(max_new_tokens=99, min_new_tokens=7).min_length == 8
+    assert CNN.replace(max_new_tokens=None) == CNN
+    assert "two ways" in refusal(CNN.replace, max_new_tokens=8, max_length=9)
+    for wrong in (0, True, "8", 2.5):
+        assert "max_new_tokens must be an integer" in refusal(CNN.replace, max_new_tokens=wrong)
+
+
+def test_several_end_tokens_are_a_list_in_json_and_a_single_one_is_a_number():
+    several = GenerationConfig(eos_token_id=[2, 50, 2])
+    assert several.end_token_ids == (2, 50)
+    stored = json.loads(json.dumps(several.to_dict()))
+    assert stored["eos_token_id"] == [2, 50]
+    assert stored == several.to_dict()
+    assert GenerationConfig.from_dict(stored) == several
+    assert hash(several) != hash(CNN)
+    single = GenerationConfig(eos_token_id=[2])
+    assert single == GenerationConfig()
+    assert single.to_dict()["eos_token_id"] == 2
+    for wrong in ([], [2, "5"], [True], [-1], "2", {"2": 2}):
+        assert "eos_token_id must be an integer" in refusal(GenerationConfig, eos_token_id=wrong)
+
+
+HUGE = 10**5000
+SIZES = {"vocabulary_size": 9, "num_layers": 1, "num_heads": 1, "hidden_dim": 8}
+
+
+WRONG = (HUGE, -HUGE, 10**400, float("nan"), float("inf"), "4", [], {}, b"2")
+
+
+@pytest.mark.parametrize("name", GenerationConfig().to_dict())
+def test_no_value_of_a_generation_breaks_more_than_its_line(name):
+    for wrong in WRONG:
+        assert f"{name} must be" in refusal(GenerationConfig, **{name: wrong})
+
+
+@pytest.mark.parametrize("name", BartConfig(**SIZES, intermediate_dim=8).to_dict())
+def test_no_value_of_an_architecture_breaks_more_than_its_line(name):
+    for wrong in WRONG:
+        assert f"{name} must be" in refusal(
+            BartConfig, **{**SIZES, "intermediate_dim": 8, name: wrong}
+        )
+
+
+def test_values_are_shown_as_json_writes_them():
+    assert [shown(value) for value in (True, None, {"a": "ü"}, 1e400)] == [
+        "true", "null", '{"a": "ü"}', "Infinity",
+    ]  # fmt: skip
+    assert shown("\ud800\n") == '"\\ud800\\n"'
+    assert shown(HUGE) == shown(object()).replace("object", "int") == "a value of type int"
+    assert len(shown("x" * 5000)) < 200
