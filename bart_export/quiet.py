@@ -10,15 +10,30 @@ import contextlib
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from typing import IO
 
 from bart_export.errors import BartExportError
 
 
+# The descriptor is the process's: of two threads that point it elsewhere at once, the second would
+# point it back to where the first had it.
+DESCRIPTOR = threading.RLock()
+
+
 @contextlib.contextmanager
 def native_stderr_silenced() -> Iterator[None]:
-    """Keep what native code writes to standard error from the user, unless the block raises."""
+    """Keep what native code writes to standard error from the user, unless the block raises.
+
+    Blocks of several threads run one after another.
+    """
+    with DESCRIPTOR:
+        yield from silenced()
+
+
+def silenced() -> Iterator[None]:
+    """Yield once, while descriptor 2 points to a temporary file."""
     sys.stderr.flush()
     try:
         original = os.dup(2)

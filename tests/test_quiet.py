@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 
 import pytest
 
@@ -110,3 +112,27 @@ def test_an_error_after_the_runtime_was_used_is_seen(symmetric_artifact):
     assert done.returncode == 1
     assert done.stderr.endswith("RuntimeError: of my own\n")
     assert done.stderr.startswith("Traceback")
+
+
+def test_blocks_of_several_threads_leave_standard_error_where_it_was(capfd):
+    began = threading.Event()
+
+    def first():
+        with native_stderr_silenced():
+            began.set()
+            say("hidden")
+            time.sleep(0.2)  # the other's block is as long, and would end after this one's
+
+    def second():
+        began.wait()
+        with native_stderr_silenced():
+            say("hidden, too")
+            time.sleep(0.2)
+
+    threads = [threading.Thread(target=work) for work in (first, second)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    say("after")
+    assert capfd.readouterr().err == "after"

@@ -69,6 +69,26 @@ class Engine(Protocol):
         """
 
 
+CLOSED = "The Generator was closed. Open the artifact again."
+
+
+class ClosedEngine:
+    """What a closed Generator has in the place of its engine: every call is refused."""
+
+    def __init__(self, config: BartConfig) -> None:
+        self.config = config
+
+    def start(self, token_ids: Sequence[int], num_beams: int, max_length: int) -> Decoding:
+        """Refuse to begin."""
+        raise EngineError(CLOSED)
+
+    def step(
+        self, state: Decoding, token_ids: IntArray, beam_index: IntArray
+    ) -> tuple[FloatArray, Decoding]:
+        """Refuse to go on."""
+        raise EngineError(CLOSED)
+
+
 def check_source(config: BartConfig, token_ids: Sequence[int]) -> IntArray:
     """Return token ids as an array (one, source).
 

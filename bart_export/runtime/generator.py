@@ -14,7 +14,8 @@ import os
 import pathlib
 import time
 from collections.abc import Generator as PythonGenerator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from types import TracebackType
 from typing import Any, overload
 
 from bart_export import recipes
@@ -22,9 +23,10 @@ from bart_export.artifact import Artifact
 from bart_export.config import GenerationConfig, check_token_ids
 from bart_export.edgetpu.parts import TARGET as EDGETPU
 from bart_export.errors import ArtifactError, ConfigurationError, InputError
-from bart_export.runtime.engine import Engine
+from bart_export.runtime.engine import CLOSED, ClosedEngine, Engine
 from bart_export.runtime.engines import files_for, open_engine, runnable, target_of
 from bart_export.runtime.search import Hypothesis, Search, search
+from bart_export.runtime.stream import Stream, Turn
 from bart_export.text.detokenizer import IncrementalDetokenizer
 from bart_export.text.tokenizer import BartTokenizer
 
@@ -83,13 +85,16 @@ class Result:
 class Generator:
     """Generates text with an exported BART.
 
-    One generation at a time: beginning another one ends a stream that is not finished.
+    Safe to use from several threads: texts are generated one after another, and a stream that is
+    half read is run to its end, for its reader to go on with, before another text begins. For texts
+    side by side open several Generators. In a `with` block the model is let go of at the end.
 
     Args:
         tokenizer: text to ids and back.
-        engine: runs the model.
+        engine: runs the model, for this Generator alone.
         generation: settings used where a call gives none.
         encoder_sequence_length: source tokens the model was prepared for, both ends included.
+        source: what was opened, as `repr` shows it.
     """
 
     def __init__(
@@ -98,11 +103,14 @@ class Generator:
         engine: Engine,
         generation: GenerationConfig,
         encoder_sequence_length: int,
+        source: str = "",
     ) -> None:
         self.tokenizer = tokenizer
         self.engine = engine
         self.generation = generation
         self.encoder_sequence_length = encoder_sequence_length
+        self.source = source
+        self.turn = Turn()
 
     @classmethod
     def from_artifact(
@@ -141,59 +149,104 @@ class Generator:
             open_engine(artifact, file, engine, num_threads=num_threads),
             artifact.generation,
             min(artifact.manifest["encoder_sequence_length"], max(lengths, default=math.inf)),
+            f"{file} of {artifact.directory}",
         )
 
-    @overload
-    def generate(self, text: str, *, truncate: bool = ..., **parameters: Any) -> Result: ...
+    def __repr__(self) -> str:
+        """Return what was opened, and the settings that are used where a call gives none."""
+        settings = ", ".join(
+            f"{field.name}={getattr(self.generation, field.name)!r}"
+            for field in dataclasses.fields(self.generation)
+            if getattr(self.generation, field.name) != field.default
+        )
+        return f"<{type(self).__name__} of {self.source or self.engine}: {settings}>"
+
+    def __enter__(self) -> "Generator":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the model and its memory; whoever uses the generator then, gets an error."""
+        with self.turn.lock:
+            self.turn.end(CLOSED)
+            self.engine = ClosedEngine(self.engine.config)
 
     @overload
     def generate(
-        self, text: Sequence[str], *, truncate: bool = ..., **parameters: Any
+        self, text: str, *, truncate: bool = ..., allow_empty: bool = ..., **parameters: Any
+    ) -> Result: ...
+
+    @overload
+    def generate(
+        self,
+        text: Sequence[str],
+        *,
+        truncate: bool = ...,
+        allow_empty: bool = ...,
+        **parameters: Any,
     ) -> list[Result]: ...
 
     def generate(
-        self, text: str | Sequence[str], *, truncate: bool = False, **parameters: Any
+        self,
+        text: str | Sequence[str],
+        *,
+        truncate: bool = False,
+        allow_empty: bool = False,
+        **parameters: Any,
     ) -> Result | list[Result]:
         """Generate from a text, or from each of several.
 
         Args:
-            text: the source text, or several.
+            text: the source text, or several; nothing is generated unless all can be.
             truncate: cut a source that is too long at its end; otherwise it is an error.
+            allow_empty: generate from white space or nothing, too: the model makes up a text.
             **parameters: fields of `GenerationConfig` for this call.
 
         Raises:
-            InputError: for a text that is too long, or a `max_length` the model has no room for.
+            InputError: for a text that is too long or empty, or a `max_length` the model has no
+                room for.
             ConfigurationError: for a parameter that does not exist or is out of range.
+            EngineError: if the generator was closed.
         """
-        if isinstance(text, str):
-            return self.generate_ids(self.encode(text, truncate), **parameters)
-        return [self.generate_ids(self.encode(one, truncate), **parameters) for one in text]
+        texts = [text] if isinstance(text, str) else list(text)
+        for one in texts:
+            check_text(one, allow_empty)
+        sources = [self.encode(one, truncate) for one in texts]
+        results = [self.generate_ids(source, **parameters) for source in sources]
+        return results[0] if isinstance(text, str) else results
 
     def generate_ids(self, token_ids: Sequence[int], **parameters: Any) -> Result:
         """Generate from source token ids, start and end token included; see `generate`."""
-        pieces = self.pieces(token_ids, self.generation.replace(**parameters))
-        while True:
-            try:
-                next(pieces)
-            except StopIteration as end:
-                result: Result = end.value
-                return result
+        return self.pieces(token_ids, self.generation.replace(**parameters)).drain()
 
-    def stream(self, text: str, *, truncate: bool = False, **parameters: Any) -> Iterator[str]:
+    def stream(
+        self, text: str, *, truncate: bool = False, allow_empty: bool = False, **parameters: Any
+    ) -> Stream[Result]:
         """Generate from a text and yield pieces of the result as soon as they are certain.
 
-        Put together, the pieces are the text that `generate` returns. With beams a piece is certain
-        once all beams agree on it. Ending the iteration ends the work. Parameters and errors are
-        those of `generate`.
+        Put together, the pieces are the text that `generate` returns; `result` of what is returned
+        is then what `generate` returns. With beams a piece is certain once all beams agree on it.
+        Ending the iteration ends the work. Parameters and errors are those of `generate`.
         """
         generation = self.generation.replace(**parameters)
-        token_ids = self.encode(text, truncate)
-        return self.pieces(token_ids, generation)
+        check_text(text, allow_empty)
+        return self.pieces(self.encode(text, truncate), generation)
 
-    def pieces(
+    def pieces(self, token_ids: Sequence[int], generation: GenerationConfig) -> Stream[Result]:
+        """Return a generation from source token ids, which begins when it is first read."""
+        return Stream(self.turn, self.run(token_ids, generation))
+
+    def run(
         self, token_ids: Sequence[int], generation: GenerationConfig
     ) -> PythonGenerator[str, None, Result]:
-        """Yield the text of a generation from source token ids, piece by piece, and return all."""
+        """Yield the text of a generation piece by piece, and return all; the turn is its own."""
         began = time.perf_counter()
         state = self.start(token_ids, generation)
         encoded = time.perf_counter()
@@ -216,8 +269,6 @@ class Generator:
 
     def encode(self, text: str, truncate: bool) -> list[int]:
         """Turn a text into source token ids, start and end token included."""
-        if not isinstance(text, str):
-            raise InputError(f"A text must be a str, received {type(text).__name__}.")
         return self.tokenizer.encode(text, self.encoder_sequence_length, truncate=truncate)
 
     def start(self, token_ids: Sequence[int], generation: GenerationConfig) -> Any:
@@ -225,6 +276,17 @@ class Generator:
         check_token_ids(generation, self.engine.config.vocabulary_size)
         rows = max(generation.num_beams, generation.num_return_sequences)
         return self.engine.start(token_ids, rows, generation.max_length)
+
+
+def check_text(text: str, allow_empty: bool) -> None:
+    """Raise InputError for what is no text, or one without a word unless that is allowed."""
+    if not isinstance(text, str):
+        raise InputError(f"A text must be a str, received {type(text).__name__}.")
+    if not allow_empty and not text.strip():
+        raise InputError(
+            f"A text must have a character that is not white space, received {text[:20]!r}. The "
+            "model makes up a text for it where allow_empty is given."
+        )
 
 
 def settled_text(

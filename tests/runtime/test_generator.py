@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bart_export.errors import ArtifactError, ConfigurationError, EngineError, InputError
+from bart_export.errors import ArtifactError, ConfigurationError, InputError
 from bart_export.runtime import engine as engines
 from bart_export.runtime.generator import Generator
 
@@ -150,16 +150,6 @@ def test_source_ids_the_model_cannot_take_are_refused(generator, token_ids):
 def test_a_text_that_is_none_is_refused(generator):
     with pytest.raises(InputError, match="must be a str"):
         generator.generate([b"bytes"])
-
-
-def test_a_stream_ends_with_an_error_when_another_generation_has_begun(generator):
-    stream = generator.stream(SHORT, num_beams=1, min_length=20)
-    first = next(stream)
-    expected = generator.generate(MIXED).text
-    with pytest.raises(EngineError, match="one generation at a time"):
-        next(stream)
-    assert generator.generate(MIXED).text == expected
-    assert generator.generate(SHORT, num_beams=1, min_length=20).text.startswith(first)
 
 
 def test_a_stream_may_be_left(generator):

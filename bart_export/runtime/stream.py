@@ -1,0 +1,116 @@
+"""Streams: generations whose text comes in pieces, on an engine that runs one at a time.
+
+An engine's buffers belong to the generation that was begun last. A `Turn` says which one that is: a
+stream that wants to begin first runs the one before it to its end, whichever thread that belongs
+to, and leaves its pieces there for whoever reads them. So no generation waits for a reader, none is
+lost, and a stream that was closed or dropped takes no more time.
+"""
+
+import collections
+import threading
+import weakref
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, Generic, TypeVar
+
+from bart_export.errors import EngineError
+
+Result = TypeVar("Result")
+
+
+class Turn:
+    """Which stream's generation is on an engine, and the lock of all that use the engine."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.stream: Callable[[], Stream[Any] | None] = lambda: None
+
+    def take(self, stream: "Stream[Any]") -> None:
+        """Give the engine to a stream, after the one that has it has run to its end."""
+        before = self.stream()
+        if before is not None and before is not stream:
+            before.finish()
+        self.stream = weakref.ref(stream)
+
+    def end(self, reason: str) -> None:
+        """End the generation that is on the engine: its reader gets an EngineError."""
+        before = self.stream()
+        if before is not None and not before.ended:
+            before.stop(EngineError(reason))
+
+
+class Stream(Iterator[str], Generic[Result]):
+    """The pieces of a generated text, each as soon as it is certain; safe in several threads.
+
+    Leaving a stream unfinished is allowed. Another generation on the same engine then runs it to
+    its end first; `close`, or letting go of the stream, ends it where it is.
+
+    Attributes:
+        result: what was generated, with scores and token ids; None before the generation's end.
+    """
+
+    def __init__(self, turn: Turn, running: Generator[str, None, Result]) -> None:
+        self.turn = turn
+        self.running = running
+        self.pieces: collections.deque[str] = collections.deque()
+        self.ended = False
+        self.failure: Exception | None = None
+        self.result: Result | None = None
+
+    def __next__(self) -> str:
+        """Return the next piece.
+
+        Raises:
+            BartExportError: what the generation ended with.
+        """
+        with self.turn.lock:
+            if not self.pieces and not self.ended:
+                self.turn.take(self)
+                self.advance()
+            if self.pieces:
+                return self.pieces.popleft()
+            if self.failure is not None:
+                raise self.failure
+            raise StopIteration(self.result)
+
+    def drain(self) -> Result:
+        """Run the generation to its end, and return its result.
+
+        Raises:
+            BartExportError: what the generation ended with.
+        """
+        with self.turn.lock:
+            if not self.ended:
+                self.turn.take(self)
+                self.finish()
+            if self.result is None:
+                raise self.failure or EngineError("The stream was closed before its end.")
+            return self.result
+
+    def close(self) -> None:
+        """End the generation where it is; there are no further pieces."""
+        with self.turn.lock:
+            if not self.ended:
+                self.stop(None)
+
+    def finish(self) -> None:
+        """Run the generation to its end; the lock is held."""
+        while not self.ended:
+            self.advance()
+
+    def advance(self) -> None:
+        """Run the generation to its next piece, or to its end; the lock is held."""
+        try:
+            self.pieces.append(next(self.running))
+        except StopIteration as end:
+            self.ended, self.result = True, end.value
+        except Exception as error:
+            self.ended, self.failure = True, error
+        except BaseException:  # Ctrl-C, perhaps on behalf of another stream
+            self.stop(EngineError("The generation was interrupted before its end. Begin it again."))
+            raise
+
+    def stop(self, failure: Exception | None) -> None:
+        """End the generation here; the lock is held."""
+        self.ended, self.failure = True, failure
+        self.pieces.clear()
+        self.running.close()

@@ -1,0 +1,208 @@
+"""One Generator in several threads, and streams that are left half read: every text is right."""
+
+import collections
+import gc
+import threading
+import weakref
+
+import pytest
+
+from bart_export.errors import EngineError, InputError
+from bart_export.runtime.generator import Generator
+
+TEXTS = (
+    "This library reads and writes spreadsheets in Python. It keeps formulas, styles and charts.",
+    "A small web framework with routing, templates and sessions for building sites quickly.",
+    "short text",
+    "word " * 40,
+)
+GREEDY = {"num_beams": 1, "min_length": 12, "max_length": 16}
+
+
+@pytest.fixture
+def generator(mini_artifact):
+    with Generator.from_artifact(mini_artifact.directory, num_threads=1) as generator:
+        yield generator
+
+
+class FailingEngine:
+    """An engine that raises an error in the place of one step, and counts all."""
+
+    def __init__(self, engine, failing=0, error=None):
+        self.engine, self.config = engine, engine.config
+        self.failing, self.error = failing, error
+        self.steps = 0
+
+    def start(self, *arguments):
+        return self.engine.start(*arguments)
+
+    def step(self, *arguments):
+        self.steps += 1
+        if self.steps == self.failing:
+            raise self.error
+        return self.engine.step(*arguments)
+
+
+def test_four_threads_get_the_texts_that_one_gets(generator):
+    asked = [(text, beams) for text in TEXTS for beams in (1, 3)]
+    expected = {
+        (text, beams): generator.generate(text, num_beams=beams, max_length=16).text
+        for text, beams in asked
+    }
+    answers, errors = collections.Counter(), []
+    together = threading.Barrier(4)
+
+    def work(number):
+        together.wait()
+        for place in range(24):
+            text, beams = asked[(place * (number + 1) + number) % len(asked)]
+            try:
+                if (place + number) % 3:
+                    text_out = generator.generate(text, num_beams=beams, max_length=16).text
+                else:
+                    text_out = "".join(generator.stream(text, num_beams=beams, max_length=16))
+            except Exception as error:
+                errors.append(error)
+                continue
+            answers[text_out == expected[text, beams]] += 1
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert not any(thread.is_alive() for thread in threads)
+    assert errors == []
+    assert answers == {True: 96}
+
+
+def test_another_text_first_runs_a_stream_that_is_half_read_to_its_end(generator):
+    whole = generator.generate(TEXTS[0], **GREEDY)
+    other = generator.generate(TEXTS[1], **GREEDY)
+    stream = generator.stream(TEXTS[0], **GREEDY)
+    pieces = [next(stream), next(stream)]
+    assert stream.result is None
+    assert generator.generate(TEXTS[1], **GREEDY).text == other.text
+    pieces += stream
+    assert len(pieces) > 5
+    assert "".join(pieces) == whole.text
+    assert stream.result.token_ids == whole.token_ids
+    assert stream.result.score == whole.score
+    assert list(stream) == []
+
+
+def test_streams_may_be_read_in_turn(generator):
+    expected = [generator.generate(text, **GREEDY).text for text in TEXTS]
+    streams = [generator.stream(text, **GREEDY) for text in TEXTS]
+    read = [""] * len(streams)
+    for _ in range(32):
+        for place, stream in enumerate(streams):
+            read[place] += next(stream, "")
+    assert read == expected
+
+
+def test_a_stream_that_another_thread_holds_keeps_nobody_waiting(generator):
+    held = generator.stream(TEXTS[0], **GREEDY)
+    first = next(held)
+    answers = []
+    thread = threading.Thread(
+        target=lambda: answers.append(generator.generate(TEXTS[1], **GREEDY).text)
+    )
+    thread.start()
+    thread.join(timeout=60)
+    assert answers == [generator.generate(TEXTS[1], **GREEDY).text]
+    assert first + "".join(held) == generator.generate(TEXTS[0], **GREEDY).text
+
+
+@pytest.mark.parametrize("leave", ["close", "drop", "never begin"])
+def test_a_stream_that_is_left_takes_no_more_time(generator, leave):
+    engine = generator.engine = FailingEngine(generator.engine)
+    generator.generate(TEXTS[1], **GREEDY)
+    usual, engine.steps = engine.steps, 0
+    stream = generator.stream(TEXTS[0], **GREEDY)
+    if leave != "never begin":
+        next(stream)
+        next(stream)
+    begun = engine.steps
+    if leave == "close":
+        stream.close()
+        assert list(stream) == []
+        with pytest.raises(EngineError, match="closed before its end"):
+            stream.drain()
+    elif leave == "drop":
+        del stream
+    generator.generate(TEXTS[1], **GREEDY)
+    assert engine.steps == begun + usual
+
+
+def test_the_error_of_a_stream_is_raised_where_it_is_read(generator):
+    expected = generator.generate(TEXTS[1], **GREEDY).text
+    generator.engine = FailingEngine(generator.engine, 4, EngineError("NaN"))
+    stream = generator.stream(TEXTS[0], **GREEDY)
+    next(stream)
+    assert generator.generate(TEXTS[1], **GREEDY).text == expected
+    with pytest.raises(EngineError, match="NaN"):
+        list(stream)
+
+
+def test_a_stream_that_was_interrupted_does_not_look_finished(generator):
+    generator.engine = FailingEngine(generator.engine, 4, KeyboardInterrupt())
+    stream = generator.stream(TEXTS[0], **GREEDY)
+    next(stream)
+    with pytest.raises(KeyboardInterrupt):
+        generator.generate(TEXTS[1], **GREEDY)
+    for _ in range(2):
+        with pytest.raises(EngineError, match="interrupted"):
+            list(stream)
+    assert generator.generate(TEXTS[1], **GREEDY).text
+
+
+def test_a_closed_generator_lets_go_of_its_model_and_says_so(mini_artifact):
+    with Generator.from_artifact(mini_artifact.directory, num_threads=1) as generator:
+        engine = weakref.ref(generator.engine)
+        stream, later = generator.stream(TEXTS[0], **GREEDY), generator.stream(TEXTS[1], **GREEDY)
+        next(stream)
+    gc.collect()
+    assert engine() is None
+    for use in (
+        lambda: next(stream),
+        lambda: next(later),
+        lambda: generator.generate(TEXTS[0]),
+        lambda: list(generator.stream(TEXTS[0])),
+    ):
+        with pytest.raises(EngineError, match="was closed"):
+            use()
+    generator.close()
+
+
+def test_a_generator_says_what_it_is(generator, mini_artifact):
+    assert repr(generator) == (
+        f"<Generator of tflite/dynamic_wi8_afp32.tflite of {mini_artifact.directory}: "
+        "max_length=32, num_beams=4, early_stopping=True, no_repeat_ngram_size=3, "
+        "forced_bos_token_id=0, forced_eos_token_id=2>"
+    )
+
+
+EMPTY = ["", " ", "\n\t \u3000"]
+
+
+@pytest.mark.parametrize("text", EMPTY)
+def test_from_nothing_nothing_is_made_up(generator, text):
+    for use in (generator.generate, generator.stream, lambda text: generator.generate(["a", text])):
+        with pytest.raises(InputError, match="not white space, received"):
+            use(text)
+
+
+@pytest.mark.parametrize("text", EMPTY)
+def test_who_wants_what_the_model_makes_up_may_have_it(generator, text):
+    result = generator.generate(text, allow_empty=True)
+    ids = generator.tokenizer.encode(text, 160)
+    assert result.token_ids == generator.generate_ids(ids).token_ids
+    assert "".join(generator.stream(text, allow_empty=True)) == result.text
+
+
+def test_of_several_texts_none_is_generated_from_unless_all_can_be(generator):
+    engine = generator.engine = FailingEngine(generator.engine)
+    with pytest.raises(InputError, match="at most 160 tokens"):
+        generator.generate([TEXTS[0], "word " * 999])
+    assert engine.steps == 0
