@@ -130,6 +130,28 @@ class Artifact:
         stamps.write(path, stamp)
         return path
 
+    def folder(self, name: str) -> pathlib.Path:
+        """Return the path of a folder after checking every file in it, for who opens it whole.
+
+        Raises:
+            ArtifactError: for a file that is missing or was altered, and for one that the manifest
+                does not name: TensorFlow prefers a `saved_model.cpb` to the `saved_model.pb`.
+        """
+        folder = self.directory / name
+        named = [file for file in self.manifest["files"] if file.startswith(f"{name}/")]
+        for path in sorted(folder.rglob("*")):
+            file = path.relative_to(self.directory).as_posix()
+            if file not in named and (path.is_symlink() or not path.is_dir()):
+                raise ArtifactError(
+                    f"{path} is in no manifest, and {folder} may hold nothing but what the "
+                    "manifest names. Take it away, or export the artifact again."
+                )
+        if not named:
+            raise ArtifactError(f"{self.directory / MANIFEST} names no file of {folder}.")
+        for file in named:
+            self.path(file)
+        return folder
+
     def files(self, target: str) -> dict[str, Mapping[str, Any]]:
         """Return the entries of one target's files ("tflite"), by name, in manifest order."""
         return {

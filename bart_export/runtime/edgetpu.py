@@ -201,8 +201,7 @@ class EdgeTpuEngine(CompiledModelEngine):
         cls, artifact: Artifact, name: str, *, num_threads: int | None = None
     ) -> "EdgeTpuEngine":
         """Open an artifact's export for the Edge TPU; `name` is that of the host's file."""
-        for file in artifact.files(parts.TARGET):
-            artifact.path(file)  # whole and unaltered
+        artifact.folder(parts.DIRECTORY)
         return open_with_cache(
             lambda cache: cls(
                 artifact.directory, artifact.config, num_threads=num_threads, weight_cache=cache

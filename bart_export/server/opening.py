@@ -2,7 +2,8 @@
 
 In go the record of a model and where one of its versions lies; the engine opens it and answers the
 warm-up requests that the version brings. An engine is imported when the first model needs it, so
-that LiteRT serves where there is no TensorFlow. Nothing here knows which versions are wanted.
+that LiteRT serves where there is no TensorFlow. What lies in an artifact is held to its manifest
+first; a SavedModel from elsewhere has none. Nothing here knows which versions are wanted.
 """
 
 import contextlib
@@ -12,13 +13,14 @@ import pathlib
 import time
 from collections.abc import Callable, Mapping
 
-from bart_export.artifact import Artifact
+from bart_export.artifact import Artifact, holds_artifact
 from bart_export.errors import ArtifactError, MissingExtra
 from bart_export.server.loading import OpenVersion
 from bart_export.server.metrics import MICROSECONDS, WARMUP_LATENCY, Metrics
 from bart_export.server.options import ServeOptions
 from bart_export.server.servable import Servable
 from bart_export.server.served_model import LITERT, TENSORFLOW, ServedModel
+from bart_export.server.sources import SAVED_MODEL
 from bart_export.server.status import Code, StatusError
 from bart_export.server.warmup import run_warmup
 
@@ -79,12 +81,34 @@ def warm_up(servable: Servable, path: pathlib.Path, metrics: Metrics) -> None:
 
 
 def open_with_tensorflow(path: pathlib.Path, options: ServeOptions) -> Servable:
-    """Open a version directory of a SavedModel."""
+    """Open a version directory of a SavedModel.
+
+    Raises:
+        ArtifactError: for one of an artifact that is not what the manifest says.
+    """
     if importlib.util.find_spec("tensorflow") is None:
         raise MissingExtra("The engine tensorflow", "tensorflow", "export")
     from bart_export.server.tensorflow_engine import open_saved_model
 
-    return open_saved_model(path, options)
+    check_saved_model(path)
+    servable = open_saved_model(path, options)
+    with contextlib.ExitStack() as stack:
+        stack.callback(servable.close)
+        check_saved_model(path)  # it may have been altered between its hash and its loading
+        stack.pop_all()
+    return servable
+
+
+def check_saved_model(path: pathlib.Path) -> None:
+    """Hold a version directory to the artifact's manifest, where it lies in an artifact.
+
+    Raises:
+        ArtifactError: if it is not what the manifest says.
+    """
+    directory = path.resolve()
+    artifact = directory.parents[1] if len(directory.parents) > 1 else directory
+    if directory.parent.name == SAVED_MODEL and holds_artifact(artifact):
+        Artifact.open(artifact).folder(f"{SAVED_MODEL}/{directory.name}")
 
 
 def open_with_litert(path: pathlib.Path, options: ServeOptions) -> Servable:

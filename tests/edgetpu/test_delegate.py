@@ -10,7 +10,9 @@ import subprocess
 import numpy as np
 import pytest
 
+from bart_export.artifact import Artifact
 from bart_export.edgetpu import parts
+from bart_export.errors import ArtifactError
 from bart_export.runtime import edgetpu
 
 # What LiteRT asks of an external delegate; the fields are those of its C API's TfLiteDelegate.
@@ -95,3 +97,13 @@ def test_every_segment_is_given_to_the_library(directory, opened, tmp_path, monk
     rows = np.random.default_rng(1).normal(size=(40, 256)).astype(np.float32)
     name = parts.Segment(0, parts.ATTENTION_INPUT).name
     assert np.array_equal(runners[name].run(rows), on_cpu[name].run(rows))
+
+
+def test_a_compiled_segment_that_no_manifest_names_is_not_opened(edgetpu_artifact, tmp_path):
+    made = shutil.copytree(edgetpu_artifact.directory, tmp_path / "made")
+    segment, *_ = parts.segments(edgetpu_artifact.config)
+    if (made / segment.compiled_file).exists():
+        pytest.skip("this machine has Coral's compiler, whose files the manifest names")
+    shutil.copyfile(made / segment.file, made / segment.compiled_file)
+    with pytest.raises(ArtifactError, match="_edgetpu.tflite is in no manifest"):
+        edgetpu.EdgeTpuEngine.from_artifact(Artifact.open(made), parts.HOST)
