@@ -24,19 +24,10 @@ from typing import Any
 
 from bart_export import stamps
 from bart_export.config import BartConfig, GenerationConfig
-from bart_export.directories import (
-    MANIFEST,
-    discard,
-    empty,
-    exchange,
-    locked,
-    previous,
-    synchronize,
-)
+from bart_export.directories import ARTIFACT, MANIFEST, exchange, place_beside, synchronize
 from bart_export.errors import ArtifactError, ConfigurationError
 
 FORMAT_VERSION = 1
-SCRATCH = ".scratch"  # of a draft
 CACHE = ".cache"
 # Files that every export writes; a bundle for Android has the first only.
 GOLDEN, REPORT = "golden.json", "REPORT.md"
@@ -225,7 +216,7 @@ class Draft:
     @property
     def scratch(self) -> pathlib.Path:
         """A directory for files that the artifact does not keep."""
-        path = self.directory / SCRATCH
+        path = self.directory.with_name("scratch")
         path.mkdir(exist_ok=True)
         return path
 
@@ -250,7 +241,6 @@ class Draft:
 
     def commit(self, manifest: Mapping[str, Any]) -> None:
         """Write the manifest and put the draft in the target's place, in one rename."""
-        shutil.rmtree(self.directory / SCRATCH, ignore_errors=True)
         content = {"format_version": FORMAT_VERSION, "manifest_sha256": UNSEALED, **manifest}
         text = json.dumps(content, indent=1, ensure_ascii=False).encode()
         for path in sorted(self.directory.rglob("*")):
@@ -258,11 +248,9 @@ class Draft:
         (self.directory / MANIFEST).write_bytes(seal(text + b"\n"))
         synchronize(self.directory / MANIFEST)
         synchronize(self.directory)
+        check_replaceable(self.target)  # much may have happened there since the draft was begun
         if self.target.exists():
-            # What is swapped out becomes the draft directory: nobody may begin a draft in it.
-            with locked(self.target):
-                exchange(self.directory, self.target)
-                discard(self.directory)
+            exchange(self.directory, self.target)
         else:
             self.directory.rename(self.target)
         synchronize(self.target.parent)
@@ -281,17 +269,9 @@ def draft(target: pathlib.Path) -> Iterator[Draft]:
     try:
         target = pathlib.Path(os.path.realpath(target))
         check_replaceable(target)
-        directory = target.with_name(f".{target.name}.draft")
-        directory.mkdir(parents=True, exist_ok=True)
-        with locked(directory):
-            try:
-                # A killed export leaves its draft; the next one begins with an empty directory.
-                empty(directory)
-                if previous(target).exists() and not target.exists():
-                    previous(target).rename(target)
-                yield Draft(directory, target)
-            finally:
-                shutil.rmtree(directory, ignore_errors=True)
+        with place_beside(target) as place:
+            (place / ARTIFACT).mkdir()
+            yield Draft(place / ARTIFACT, target)
     except OSError as error:
         place = error.filename or target
         advice = ADVICE.get(error.errno or 0, "Name another place with --output")

@@ -1,7 +1,6 @@
 """The artifact directory: whole or absent, sealed, and careful with what is there already."""
 
 import dataclasses
-import multiprocessing
 import os
 import re
 import shutil
@@ -193,17 +192,6 @@ def test_an_exchange_the_file_system_refuses_is_made_with_two_renames(made, tmp_
     assert names(new.directory / "tflite") == ["b.tflite"]
 
 
-def test_an_artifact_left_between_two_renames_comes_back(made, tmp_path):
-    made.directory.rename(tmp_path / ".made.previous")
-    with (
-        pytest.raises(ArtifactError, match="it failed"),
-        artifact.draft(made.directory),
-    ):
-        raise ArtifactError("it failed")
-    assert names(tmp_path) == ["made"]
-    assert Artifact.open(made.directory).path("tflite/a.tflite", rehash=True)
-
-
 def test_a_draft_that_fails_leaves_the_artifact_and_nothing_else(made, tmp_path):
     before = (made.directory / "manifest.json").read_bytes()
     with pytest.raises(KeyError), artifact.draft(made.directory) as draft:
@@ -211,16 +199,6 @@ def test_a_draft_that_fails_leaves_the_artifact_and_nothing_else(made, tmp_path)
         raise KeyError
     assert names(tmp_path) == ["made"]
     assert (made.directory / "manifest.json").read_bytes() == before
-
-
-def test_a_draft_left_by_a_killed_export_is_emptied(made, tmp_path):
-    stale = tmp_path / ".made.draft"
-    (stale / "tflite").mkdir(parents=True)
-    (stale / "tflite/old.tflite").write_bytes(b"half")
-    (stale / "link").symlink_to(made.directory)
-    with artifact.draft(made.directory) as draft:
-        assert names(draft.directory) == []
-    assert names(made.directory / "tflite") == ["a.tflite"]
 
 
 def test_a_draft_is_never_taken_for_an_artifact(tmp_path):
@@ -232,50 +210,6 @@ def test_a_draft_is_never_taken_for_an_artifact(tmp_path):
                 Artifact.open(directory)
         draft.commit(made_up_artifacts.manifest(entries))
     assert Artifact.open(tmp_path / "made").path("a")
-
-
-def hold_draft(target, held, release):
-    with artifact.draft(target):
-        held.set()
-        release.wait(60)
-
-
-def test_a_second_export_to_the_same_place_is_refused(made):
-    spawn = multiprocessing.get_context("spawn")
-    held, release = spawn.Event(), spawn.Event()
-    other = spawn.Process(target=hold_draft, args=(made.directory, held, release))
-    other.start()
-    try:
-        assert held.wait(60)
-        with (
-            pytest.raises(ArtifactError, match="Another export is writing"),
-            artifact.draft(made.directory),
-        ):
-            pytest.fail("two drafts at once")
-    finally:
-        release.set()
-        other.join(60)
-    assert other.exitcode == 0
-    with artifact.draft(made.directory) as draft:  # and now it is free
-        assert draft.directory.is_dir()
-
-
-def test_what_was_swapped_out_is_nobodys_draft_until_it_is_gone(made, monkeypatch):
-    """Between the exchange and the end of the old files, the draft directory holds the old ones."""
-    seen = []
-    exchange = artifact.exchange
-
-    def look(new, old):
-        exchange(new, old)
-        assert names(new) == names(old) == ["golden.json", "manifest.json", "tflite"]
-        with pytest.raises(ArtifactError, match="Another export"), artifact.draft(old):
-            pytest.fail("a draft among the old files")
-        seen.append(new)
-
-    monkeypatch.setattr(artifact, "exchange", look)
-    new = made_up_artifacts.write(made.directory, FILES)
-    assert seen
-    assert new.path("tflite/a.tflite", rehash=True)
 
 
 def test_files_are_carried_over_by_hard_link(made, tmp_path):
@@ -434,6 +368,7 @@ def test_killed_with_the_lock_held_the_next_export_goes_on(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "made")])
     assert done.returncode == -9
-    assert names(tmp_path) == [".made.draft"]
+    (left,) = names(tmp_path)
+    assert left.startswith(".made.") and left.endswith(".draft")
     made_up_artifacts.write(tmp_path / "made", FILES)
     assert names(tmp_path) == ["made"]

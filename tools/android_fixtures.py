@@ -70,16 +70,14 @@ def make(output: Path) -> None:
     if found(output) == wanted:
         print(f"{output} is up to date")
     else:
-        draft = output.with_name(f".{output.name}.draft")
-        draft.mkdir(parents=True, exist_ok=True)
-        with directories.locked(draft):
-            directories.empty(draft)
+        with directories.place_beside(output) as place:
+            draft = place / directories.ARTIFACT
+            draft.mkdir()
             write(draft)
             replace_file(draft / LIBRARY, library().encode())
             write_json(draft / STAMP, wanted)
             if output.exists():
                 directories.exchange(draft, output)
-                shutil.rmtree(draft)
             else:
                 draft.rename(output)
     # The environment may have moved since.
