@@ -8,9 +8,9 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from bart_export import artifact, checkpoints, presets
+from bart_export import artifact, checkpoints
 from bart_export.artifact import GOLDEN, Artifact, Draft, write_json
-from bart_export.checkpoints import Checkpoint
+from bart_export.checkpoints import Checkpoint, ResolvedPreset
 from bart_export.exporters import EXPORTERS, Model
 from bart_export.manifest import MERGES, VOCABULARY, describe, keep
 from bart_export.model import BartBackbone
@@ -28,6 +28,8 @@ def export(
     options: Any,
     output: pathlib.Path,
     stage: Stage = lambda name: None,
+    *,
+    task: str | None = None,
 ) -> Artifact:
     """Export a preset to an artifact directory.
 
@@ -37,16 +39,25 @@ def export(
         options: what that exporter takes: a `TfliteOptions` or a `SavedModelOptions`.
         output: the artifact directory to make, to add to, or to replace.
         stage: told the name of each stage as it begins.
+        task: whose settings to take, of a checkpoint that has `task_specific_params`.
 
     Raises:
         BartExportError: of the family, for whatever cannot be read, written or is not true.
         VerificationFailed: if a file does not say what the Keras model says.
     """
-    stage("resolve the preset")
-    source = presets.resolve(preset)
-    stage("read the checkpoint")
-    checkpoint = checkpoints.read(source.directory)
-    generation = presets.defaults_for(source, checkpoint.generation)
+    resolved = checkpoints.resolve_preset(preset, task, stage)
+    return export_resolved(resolved, target, options, output, stage)
+
+
+def export_resolved(
+    resolved: ResolvedPreset,
+    target: str,
+    options: Any,
+    output: pathlib.Path,
+    stage: Stage = lambda name: None,
+) -> Artifact:
+    """Export a preset that has been resolved; see `export`."""
+    checkpoint, generation = resolved.checkpoint, resolved.defaults.generation
     stage("build the Keras model")
     backbone = BartBackbone.from_checkpoint(checkpoint)
     with artifact.draft(output) as draft:
@@ -74,7 +85,7 @@ def export(
             stage(f"verify {one.name}")
             comparison, answers[one.name] = one.check(keras, reference)
             rows.append({"file": one.name, **dataclasses.asdict(comparison)})
-        manifest = describe(source, checkpoint, tokenizer, generation, preset)
+        manifest = describe(resolved, tokenizer)
         entries = {
             name: draft.entry(name, **details)
             for one in written

@@ -62,6 +62,11 @@ OPTIONS = (
         "kaggle://ORG/MODEL/keras/VARIANT.",
     ),
     click.option(
+        "--task",
+        help="Take the generation settings that the checkpoint's config.json has for this task "
+        "(task_specific_params), as in summarization.",
+    ),
+    click.option(
         "--recipe",
         "recipe_names",
         multiple=True,
@@ -231,7 +236,13 @@ TRIES = {
 }
 
 
-def run(preset: str | None, target: str | None, output: pathlib.Path | None, **values: Any) -> None:
+def run(
+    preset: str | None,
+    target: str | None,
+    output: pathlib.Path | None,
+    task: str | None = None,
+    **values: Any,
+) -> None:
     """Export as the options of `OPTIONS` say."""
     if preset is None or target is None:
         missing = "--preset" if preset is None else "--target"
@@ -246,7 +257,7 @@ def run(preset: str | None, target: str | None, output: pathlib.Path | None, **v
     android = given.get("android")
     if android is not None:
         bundle.check(android, output)
-    export_to(preset, target, options, output, android)
+    export_to(preset, target, options, output, android, task)
 
 
 def options_given(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -277,8 +288,10 @@ def export_to(
     options: Any,
     output: pathlib.Path,
     android: pathlib.Path | None = None,
+    task: str | None = None,
 ) -> None:
     """Run an export with progress, bundle it where that is asked, and say what was made."""
+    from bart_export import checkpoints
     from bart_export.quiet import native_stderr_silenced
 
     require_export_packages("Exporting")
@@ -287,14 +300,18 @@ def export_to(
     with stages(
         8 + 2 * len(options.recipes) + (android is not None) if target == "tflite" else 9
     ) as stage:
+        # What is wrong with a preset is said before TensorFlow takes its seconds to load.
+        resolved = checkpoints.resolve_preset(preset, task, stage)
         stage("load TensorFlow")
         with native_stderr_silenced():
-            from bart_export.export import export
-        artifact = export(preset, target, options, output, stage)
+            from bart_export.export import export_resolved
+        artifact = export_resolved(resolved, target, options, output, stage)
         if android is not None:
             stage("bundle it for Android")
             bundled = bundle.write(artifact, options.recipes[0].name, android)
     click.echo(f"Exported {preset} to {output}")
+    for note in artifact.manifest["notes"]:
+        click.echo(f"  {note}")
     for row in artifact.manifest["verification"]:
         click.echo(f"  {summary(artifact, row)}")
     click.echo(f"Try it: bart-export {TRIES[target].format(output)}")

@@ -29,6 +29,7 @@ def generation_options(command: Any) -> Any:
 
 GENERATION_OPTIONS: tuple[tuple[str, Any, str], ...] = (
     ("max_length", int, "Most tokens to generate, the start token included."),
+    ("max_new_tokens", int, "The same without the start token."),
     ("min_length", int, "Fewest tokens before the end token."),
     ("num_beams", int, "Sequences that beam search keeps; 1 is greedy."),
     ("num_return_sequences", int, "Texts to return for each source."),

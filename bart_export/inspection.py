@@ -5,9 +5,10 @@ not read, and a preset on a hub that has a name here is described without being 
 """
 
 import pathlib
+from collections.abc import Iterable
 from typing import Any
 
-from bart_export import checkpoints, presets
+from bart_export import checkpoints
 from bart_export.artifact import Artifact
 from bart_export.checkpoints import names
 from bart_export.presets import PRESETS
@@ -34,6 +35,7 @@ def artifact_facts(directory: pathlib.Path) -> Facts:
         },
         "configuration": manifest["config"],
         "generation": manifest["generation"],
+        "notes": numbered(manifest.get("notes", ())),
         "signatures": {
             f"{target} {name}.{side}": ", ".join(
                 f"{tensor} {details['dtype']} {details['shape']}"
@@ -73,8 +75,8 @@ def preset_facts(preset: str) -> Facts:
             },
             "generation": known.generation.to_dict() if known.generation else {},
         }
-    source = presets.resolve(preset)
-    checkpoint = checkpoints.read(source.directory)
+    resolved = checkpoints.resolve_preset(preset)
+    source, checkpoint = resolved.source, resolved.checkpoint
     return {
         "preset": {
             "handle": source.handle,
@@ -85,7 +87,13 @@ def preset_facts(preset: str) -> Facts:
             "encoder_sequence_length": checkpoint.encoder_sequence_length,
         },
         "configuration": checkpoint.config.to_dict(),
-        "generation": presets.defaults_for(source, checkpoint.generation).to_dict(),
+        "generation": resolved.defaults.generation.to_dict(),
+        "notes": numbered(resolved.defaults.notes),
         "files": {path.name: f"{path.stat().st_size} bytes" for path in checkpoint.weight_files}
         | {"sha256 of the weights": checkpoints.weights_digest(checkpoint)},
     }
+
+
+def numbered(notes: Iterable[str]) -> dict[str, str]:
+    """Return lines as facts, by their numbers."""
+    return {str(number): note for number, note in enumerate(notes, 1)}

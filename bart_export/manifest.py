@@ -14,10 +14,8 @@ from typing import Any
 import bart_export
 from bart_export import checkpoints, contract
 from bart_export.artifact import GOLDEN, Artifact, Draft
-from bart_export.checkpoints import Checkpoint, card, names
-from bart_export.config import GenerationConfig
+from bart_export.checkpoints import ResolvedPreset, card, names
 from bart_export.errors import ArtifactError
-from bart_export.presets import Source
 from bart_export.text.tokenizer import BartTokenizer
 
 VOCABULARY, MERGES = "tokenizer/vocabulary.json", "tokenizer/merges.txt"
@@ -29,14 +27,9 @@ SAME = ("source", "config", "generation", "encoder_sequence_length")
 KEPT_OVER_SOURCES = ("saved_model",)
 
 
-def describe(
-    source: Source,
-    checkpoint: Checkpoint,
-    tokenizer: BartTokenizer,
-    generation: GenerationConfig,
-    preset: str,
-) -> dict[str, Any]:
+def describe(resolved: ResolvedPreset, tokenizer: BartTokenizer) -> dict[str, Any]:
     """Return the manifest's fields that do not depend on the files."""
+    source, checkpoint = resolved.source, resolved.checkpoint
     config = checkpoint.config
     sizes = contract.sizes(config)
     signatures = {
@@ -44,7 +37,7 @@ def describe(
         "saved_model": contract.saved_model_signatures(),
     }
     return {
-        "preset": preset,
+        "preset": resolved.preset,
         "source": {
             "handle": source.handle,
             "revision": source.revision,
@@ -53,7 +46,8 @@ def describe(
         },
         "config": config.to_dict(),
         "parameter_count": names.parameter_count(config),
-        "generation": generation.to_dict(),
+        "generation": resolved.defaults.generation.to_dict(),
+        "notes": list(resolved.defaults.notes),
         "encoder_sequence_length": checkpoint.encoder_sequence_length,
         "special_token_ids": {
             "start_token_id": tokenizer.start_token_id,

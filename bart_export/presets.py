@@ -167,12 +167,3 @@ def unknown(preset: str) -> str:
         "hf://org/model or hf://org/model@revision; or the path of a directory with a Keras preset "
         "or a Hugging Face checkpoint."
     )
-
-
-def defaults_for(source: Source, stated: GenerationConfig | None) -> GenerationConfig:
-    """Return the generation defaults of a checkpoint.
-
-    What the checkpoint itself states (`Checkpoint.generation`) wins over what the registry knows;
-    where neither says anything, transformers' defaults hold.
-    """
-    return stated or source.generation or GenerationConfig()

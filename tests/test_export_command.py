@@ -57,7 +57,7 @@ def test_a_bundle_is_of_a_static_build(monkeypatch, tmp_path, arguments, directo
     asked = ["--preset", "p", *TFLITE, *arguments]
     result = CliRunner().invoke(main, asked, catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    _, _, options, output, android = seen[0]
+    _, _, options, output, android, _ = seen[0]
     shapes = StaticShapes(
         export_command.SOURCE_LENGTHS, export_command.TARGET_LENGTH, export_command.NUM_BEAMS
     )
@@ -75,7 +75,16 @@ def test_no_bundle_is_made_unless_asked_for(monkeypatch):
     seen = []
     monkeypatch.setattr(export_command, "export_to", lambda *given: seen.append(given))
     CliRunner().invoke(main, ["--preset", "p", *TFLITE], catch_exceptions=False)
-    assert seen[0][4] is None
+    assert seen[0][4:] == (None, None)
+
+
+def test_a_task_reaches_every_target(monkeypatch):
+    seen = []
+    monkeypatch.setattr(export_command, "export_to", lambda *given: seen.append(given))
+    for target in export_command.TARGETS:
+        asked = ["--preset", "p", "--target", target, "--task", "summarization"]
+        CliRunner().invoke(main, asked, catch_exceptions=False)
+    assert [given[5] for given in seen] == ["summarization"] * len(export_command.TARGETS)
 
 
 def test_all_recipes_and_a_file_of_ones_own(options, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 from bart_export import checkpoints, presets
 from bart_export.checkpoints import names
-from bart_export.config import BartConfig, GenerationConfig
+from bart_export.config import BartConfig
 from bart_export.errors import PresetError
 
 SIZES = {
@@ -22,7 +22,7 @@ def test_the_embedded_preset_needs_no_network():
     checkpoint = checkpoints.read(source.directory)
     count = sum(values.size for values in checkpoint.weights.values())
     assert count == presets.PRESETS["bart_mini_en"].parameters
-    assert presets.defaults_for(source, checkpoint.generation) == checkpoint.generation
+    assert checkpoints.defaults(source, checkpoint).generation == checkpoint.generation
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -79,16 +79,6 @@ def test_what_is_no_preset_is_told_what_one_is(preset):
 def test_a_near_miss_is_told_what_was_meant():
     with pytest.raises(PresetError, match=r"Did you mean bart_large_en_cnn\?"):
         presets.resolve("bart_large_cnn")
-
-
-def test_what_the_checkpoint_states_goes_before_what_is_known(tmp_path):
-    known = presets.PRESETS["bart_large_en_cnn"].generation
-    source = presets.Source("kaggle://keras/bart/keras/bart_large_en_cnn", "3", tmp_path, known)
-    stated = GenerationConfig(num_beams=2)
-    assert presets.defaults_for(source, stated) == stated
-    assert presets.defaults_for(source, None) == known
-    nothing = presets.Source("mine", None, tmp_path, None)
-    assert presets.defaults_for(nothing, None) == GenerationConfig()
 
 
 def test_importing_presets_loads_no_client_and_no_tensor_library():

@@ -8,6 +8,7 @@
     hugging_face.py      transformers' directories
     safetensors_file.py  their weight files
     generation.py        generation_config.json
+    resolved.py          a preset with its checkpoint and what it generates with
     tokenizer_files.py   vocabulary and merges
     pytorch_file.py      their older ones, through PyTorch itself
     files.py             JSON and text
@@ -19,5 +20,14 @@ is a `CheckpointError` that names it.
 
 from bart_export.checkpoints.checkpoint import Checkpoint, weights_digest
 from bart_export.checkpoints.formats import read
+from bart_export.checkpoints.resolved import Defaults, ResolvedPreset, defaults, resolve_preset
 
-__all__ = ["Checkpoint", "read", "weights_digest"]
+__all__ = [
+    "Checkpoint",
+    "Defaults",
+    "ResolvedPreset",
+    "defaults",
+    "read",
+    "resolve_preset",
+    "weights_digest",
+]

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
+from bart_export.checkpoints.generation import StatedSettings
 from bart_export.checkpoints.strict import Array
 from bart_export.config import BartConfig, GenerationConfig
 from bart_export.errors import CheckpointError
@@ -19,24 +20,31 @@ from bart_export.errors import CheckpointError
 class Checkpoint:
     """A whole BART on disk.
 
-    `format` is "keras" or "hugging_face". `generation` is what the checkpoint itself asks for, None
-    when it says nothing. `encoder_sequence_length` is the number of source tokens it was prepared
-    for, never above `config.max_sequence_length`. `dtype` is the dtype policy a Keras preset was
-    saved with, None when it says none. `weights` maps canonical names to arrays of exactly the
-    shapes of `names.weights`, in the stored dtype; each lookup reads the file. `vocabulary` maps
-    byte-level BPE tokens to ids, `merges` are the pairs to merge, the first to merge first.
+    `format` is "keras" or "hugging_face". `settings` is what the checkpoint itself says about
+    generation, None when it says nothing. `encoder_sequence_length` is the number of source tokens
+    it was prepared for, never above `config.max_sequence_length`. `dtype` is the dtype policy a
+    Keras preset was saved with, None when it says none. `weights` maps canonical names to arrays of
+    exactly the shapes of `names.weights`, in the stored dtype; each lookup reads the file.
+    `vocabulary` maps byte-level BPE tokens to ids, `merges` are the pairs to merge, the first to
+    merge first. `notes` are lines about what was not taken as it is stored.
     """
 
     directory: Path
     format: str
     config: BartConfig
-    generation: GenerationConfig | None
+    settings: StatedSettings | None
     encoder_sequence_length: int
     dtype: str | None
     weights: Mapping[str, Array]
     weight_files: tuple[Path, ...]
     vocabulary: Mapping[str, int]
     merges: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def generation(self) -> GenerationConfig | None:
+        """The generation settings that the checkpoint itself states, None where it states none."""
+        return None if self.settings is None else self.settings.generation
 
 
 def weights_digest(checkpoint: Checkpoint) -> str:

@@ -1,8 +1,8 @@
 """`generation_config.json` and its older home, `config.json`, as a `GenerationConfig`.
 
-Flows in: the parsed JSON of a checkpoint. Flows out: the settings this package implements. A
-setting that is switched on and would change the output, but is not implemented here, is refused;
-everything else in those files is bookkeeping and is passed over.
+A setting that is switched on and would change the output, but is not implemented here, is refused;
+everything else in those files is bookkeeping and is passed over. Which file states a setting goes
+with it, so that an export can say whose its settings are.
 """
 
 import dataclasses
@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bart_export.config import GenerationConfig
-from bart_export.errors import CheckpointError, ConfigurationError
+from bart_export.config import NEW_TOKENS, GenerationConfig, check_token_ids
+from bart_export.errors import CheckpointError, ConfigurationError, shown
 
 SETTINGS = tuple(
     field.name for field in dataclasses.fields(GenerationConfig) if field.name != "seed"
@@ -26,9 +26,6 @@ BART_DEFAULTS: dict[str, int] = {
     "eos_token_id": 2,
     "forced_eos_token_id": 2,
 }
-
-# These count without the start token: one more is the length that counts it.
-NEW_TOKENS = (("max_new_tokens", "max_length"), ("min_new_tokens", "min_length"))
 
 # Settings not implemented here, with the values that leave the output alone.
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
@@ -60,11 +57,33 @@ UNSUPPORTED_SAMPLING: dict[str, tuple[Any, ...]] = {
 }
 
 
-def parse(path: Path, stored: Mapping[str, Any], defaults: Mapping[str, Any]) -> GenerationConfig:
+@dataclasses.dataclass(frozen=True)
+class StatedSettings:
+    """The generation settings of a checkpoint, and who states them.
+
+    Attributes:
+        generation: all of them, those that nobody states at their defaults.
+        origins: setting -> the file that states it, for those that one does.
+        tasks: task -> settings that `config.json` has for it (`task_specific_params`).
+        prefix: what transformers' pipelines put before a source text, "" for nothing.
+        notes: lines about what could not be followed to the letter.
+    """
+
+    generation: GenerationConfig
+    origins: Mapping[str, str]
+    tasks: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    prefix: str = ""
+    notes: tuple[str, ...] = ()
+
+
+def parse(
+    path: Path, stored: Mapping[str, Any], defaults: Mapping[str, Any], origin: str | None = None
+) -> StatedSettings:
     """Return the generation settings in `stored`, the parsed file `path`.
 
     `defaults` hold the values of settings that `stored` does not mention; further ones are
-    `GenerationConfig`'s, so that a file without max_length means 20 as in transformers.
+    `GenerationConfig`'s, so that a file without max_length means 20 as in transformers. `origin` is
+    who states them, in words; None names the file.
 
     Raises:
         CheckpointError: for values out of range and for settings that are switched on but not
@@ -72,7 +91,7 @@ def parse(path: Path, stored: Mapping[str, Any], defaults: Mapping[str, Any]) ->
     """
     refused = UNSUPPORTED | (UNSUPPORTED_SAMPLING if stored.get("do_sample") else {})
     active = [
-        f"{name}={stored[name]!r}"
+        f"{name}={shown(stored[name])}"
         for name, inactive in refused.items()
         if name in stored and stored[name] not in inactive
     ]
@@ -86,16 +105,11 @@ def parse(path: Path, stored: Mapping[str, Any], defaults: Mapping[str, Any]) ->
         ids = settings.get(name)
         if isinstance(ids, list) and len(ids) == 1:
             settings[name] = ids[0]
-    if isinstance(settings.get("eos_token_id"), list):
-        raise CheckpointError(
-            f"{path} asks for several end tokens, eos_token_id={settings['eos_token_id']!r}; "
-            "exactly one is supported."
-        )
-    for without_start, name in NEW_TOKENS:
+    for without_start, name in NEW_TOKENS.items():
         length = stored.get(without_start)
         if length is not None and type(length) is not int:
             raise CheckpointError(
-                f"{path} must give {without_start} as an integer, not {length!r}."
+                f"{path} must give {without_start} as an integer, received {shown(length)}."
             )
         if length is not None:
             settings[name] = length + 1
@@ -103,13 +117,23 @@ def parse(path: Path, stored: Mapping[str, Any], defaults: Mapping[str, Any]) ->
     stated = {
         name: value for name, value in settings.items() if value is not None or name in forced
     }
+    values = {**GenerationConfig().to_dict(), **defaults, **stated}
+    notes: tuple[str, ...] = ()
+    lowest, most = values["min_length"], values["max_length"]
+    if isinstance(lowest, int) and isinstance(most, int) and 1 < most < lowest:
+        values["min_length"] = most
+        notes = (
+            f"min_length={lowest} is above max_length={most}; it is {most}, which generates the "
+            "same.",
+        )
     try:
-        return GenerationConfig.from_dict({**defaults, **stated})
+        generation = GenerationConfig.from_dict(values)
     except ConfigurationError as error:
         raise CheckpointError(f"{path} cannot be followed: {error}") from error
+    return StatedSettings(generation, dict.fromkeys(stated, origin or path.name), notes=notes)
 
 
-def parse_model_config(path: Path, stored: Mapping[str, Any]) -> GenerationConfig:
+def parse_model_config(path: Path, stored: Mapping[str, Any]) -> StatedSettings:
     """Return the settings that older checkpoints keep in `config.json` itself.
 
     Raises:
@@ -119,6 +143,46 @@ def parse_model_config(path: Path, stored: Mapping[str, Any]) -> GenerationConfi
     if stored.get("force_bos_token_to_be_generated") and stored.get("forced_bos_token_id") is None:
         settings["forced_bos_token_id"] = stored.get("bos_token_id", BART_DEFAULTS["bos_token_id"])
     return parse(path, settings, BART_DEFAULTS)
+
+
+def with_tasks(settings: StatedSettings, stored: Mapping[str, Any]) -> StatedSettings:
+    """Return settings with what `config.json`, as `stored`, has for tasks and as a prefix."""
+    tasks = stored.get("task_specific_params")
+    prefix = stored.get("prefix")
+    return dataclasses.replace(
+        settings,
+        tasks={
+            name: values
+            for name, values in (tasks if isinstance(tasks, dict) else {}).items()
+            if isinstance(values, dict)
+        },
+        prefix=prefix if isinstance(prefix, str) else "",
+    )
+
+
+def for_task(path: Path, settings: StatedSettings, task: str) -> StatedSettings:
+    """Return settings with those on top that `config.json`, at `path`, has for a task.
+
+    Raises:
+        ConfigurationError: for a task that it has none for.
+        CheckpointError: as `parse`.
+    """
+    if task not in settings.tasks:
+        known = ", ".join(settings.tasks) or "none"
+        raise ConfigurationError(
+            f"--task must be one that {path} has task_specific_params for, received "
+            f"{shown(task)}. It has: {known}."
+        )
+    values = settings.tasks[task]
+    own = parse(path, values, settings.generation.to_dict(), f"{path.name} for {task}")
+    prefix = values.get("prefix")
+    return dataclasses.replace(
+        own,
+        origins={**settings.origins, **own.origins},
+        tasks=settings.tasks,
+        prefix=prefix if isinstance(prefix, str) else settings.prefix,
+        notes=settings.notes + own.notes,
+    )
 
 
 def special_ids(stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,10 +200,7 @@ def check_ids(path: Path, generation: GenerationConfig, vocabulary_size: int) ->
     Raises:
         CheckpointError: naming the first id that is not below `vocabulary_size`.
     """
-    for name in TOKEN_IDS:
-        number = getattr(generation, name)
-        if number is not None and number >= vocabulary_size:
-            raise CheckpointError(
-                f"{path} gives {name}={number}, expected an id below the model's "
-                f"vocabulary_size={vocabulary_size}."
-            )
+    try:
+        check_token_ids(generation, vocabulary_size)
+    except ConfigurationError as error:
+        raise CheckpointError(f"{path} cannot be followed: {error}") from error

@@ -22,7 +22,7 @@ from bart_export.checkpoints.files import (
 )
 from bart_export.checkpoints.names import FINAL_LOGITS_BIAS, TOKEN_EMBEDDING, Shape, Weight, weights
 from bart_export.checkpoints.strict import Array, Entry, StoredWeights, check, listing
-from bart_export.config import ACTIVATION_FUNCTIONS, BartConfig, GenerationConfig
+from bart_export.config import ACTIVATION_FUNCTIONS, BartConfig
 from bart_export.errors import CheckpointError, ConfigurationError, PresetError
 
 # Our word, transformers' word; a field without default must be in config.json.
@@ -96,7 +96,7 @@ def read(directory: Path, stored: Mapping[str, Any], weights: bool, tokenizer: b
         directory=directory,
         format="hugging_face",
         config=config,
-        generation=read_generation(directory, stored, config),
+        settings=read_settings(directory, stored, config),
         encoder_sequence_length=config.max_sequence_length,
         dtype=None,
         weights=tensors,
@@ -138,9 +138,9 @@ def read_config(path: Path, stored: Mapping[str, Any]) -> BartConfig:
         raise CheckpointError(f"{path} describes no BART: {error}{hint}") from error
 
 
-def read_generation(
+def read_settings(
     directory: Path, stored: Mapping[str, Any], config: BartConfig
-) -> GenerationConfig:
+) -> generation.StatedSettings:
     """Return the generation settings of `generation_config.json`, else those of `config.json`."""
     path = directory / GENERATION_FILE
     if path.is_file():
@@ -148,8 +148,8 @@ def read_generation(
     else:
         path = directory / CONFIG_FILE
         settings = generation.parse_model_config(path, stored)
-    generation.check_ids(path, settings, config.vocabulary_size)
-    return settings
+    generation.check_ids(path, settings.generation, config.vocabulary_size)
+    return generation.with_tasks(settings, stored)
 
 
 def read_entries(directory: Path) -> tuple[Path, tuple[Path, ...], dict[str, Entry]]:

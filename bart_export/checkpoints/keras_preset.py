@@ -20,6 +20,7 @@ from bart_export.checkpoints import generation as generation_settings
 from bart_export.checkpoints import keras_weights, tokenizer_files
 from bart_export.checkpoints.checkpoint import Checkpoint
 from bart_export.checkpoints.files import CONFIG_FILE, GENERATION_FILE, read_json
+from bart_export.checkpoints.generation import StatedSettings
 from bart_export.checkpoints.names import parameter_count
 from bart_export.checkpoints.names import weights as weight_rows
 from bart_export.checkpoints.safetensors_file import numpy_dtype
@@ -66,7 +67,7 @@ def read(directory: Path, stored: Mapping[str, Any], weights: bool, tokenizer: b
         directory=directory,
         format="keras",
         config=config,
-        generation=read_generation(directory, config),
+        settings=read_settings(directory, config),
         encoder_sequence_length=read_encoder_sequence_length(directory, config),
         dtype=dtype,
         weights=tensors,
@@ -135,13 +136,13 @@ def checked_weights(config: BartConfig, place: Path, entries: dict[str, Entry]) 
     )
 
 
-def read_generation(directory: Path, config: BartConfig) -> GenerationConfig | None:
+def read_settings(directory: Path, config: BartConfig) -> StatedSettings | None:
     """Return the settings of `generation_config.json`; KerasHub writes none."""
     path = directory / GENERATION_FILE
     if not path.is_file():
         return None
     settings = generation_settings.parse(path, read_json(path), {})
-    generation_settings.check_ids(path, settings, config.vocabulary_size)
+    generation_settings.check_ids(path, settings.generation, config.vocabulary_size)
     return settings
 
 

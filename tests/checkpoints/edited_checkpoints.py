@@ -7,6 +7,7 @@ from pathlib import Path
 from safetensors.numpy import load_file, save_file
 
 GOLDEN = Path(__file__).parents[1] / "data/golden"
+CASES = Path(__file__).parents[1] / "data/cases"
 SYMMETRIC, DISTILLED = GOLDEN / "bart_tiny_symmetric", GOLDEN / "bart_tiny_distilled"
 CHECKPOINT_FILES = (
     "config.json",

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import types
 
 import numpy as np
 import pytest
@@ -151,6 +152,18 @@ def test_the_loop_ends_with_the_last_row(symmetric, beams):
     hurried = last_state(symmetric, [base] * 4)
     assert hurried.length == hurried.lengths.numpy().max() < 60
     assert hurried.length <= unhurried.length
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_shortest_length_above_the_longest_is_the_longest(symmetric, beams):
+    """As `GenerationConfig.replace` has it: a request may set one and leave the other alone."""
+    rows = [GenerationConfig(max_length=8, min_length=least, num_beams=beams) for least in (0, 8)]
+    found = symmetric.generator(fixed(rows[0]))
+    per_request = types.SimpleNamespace(**{**rows[0].to_dict(), "min_length": 12})
+    generated = found([SOURCES[0]] * 3, [*rows, per_request])
+    _, expected, received = (hypotheses(generated, row) for row in range(3))
+    assert_same([received], [expected])
+    assert len(received[0][0]) == 8
 
 
 @pytest.mark.parametrize("beams", [1, 3])

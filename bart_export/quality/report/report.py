@@ -93,6 +93,7 @@ def parts(manifest: Manifest, files: list[Reported], pictures: Sequence[str]) ->
         "## Generation",
         paragraph("What a call leaves open, in the words of Hugging Face's `generate()`."),
         settings(manifest["generation"]),
+        bullets(manifest.get("notes", ())),
         "## Signatures",
         signature_table(manifest),
         bullets(

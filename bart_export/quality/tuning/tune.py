@@ -97,7 +97,7 @@ def tune(
             float_file,
             checkpoint.config,
             BartTokenizer(dict(checkpoint.vocabulary), list(checkpoint.merges)),
-            presets.defaults_for(source, checkpoint.generation),
+            checkpoints.defaults(source, checkpoint).generation,
             checkpoint.encoder_sequence_length,
             examples,
             generate=any(metric in ("tokens", *rouge.KINDS) for metric in budget),
