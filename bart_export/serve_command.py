@@ -42,6 +42,8 @@ OPTIONS: tuple[tuple[str, str, Any, str], ...] = (
      "Threads of each worker. Default: by the machine's cores."),
     ("queue_size", "--queue-size", click.IntRange(min=0),
      "Calls that may wait for a model; one more is refused at once."),
+    ("max_connections", "--max-connections", Count,
+     "Connections that each port has at most; REST ends those that ask nothing for a new one."),
     ("max_request_bytes", "--max-request-bytes", Count, "Largest request that is read."),
     ("request_seconds", "--request-seconds", click.FloatRange(min=0, min_open=True),
      "Time for a call that brings no deadline of its own."),

@@ -53,6 +53,7 @@ GIVEN = [
     ("--workers", "3", "workers", 3),
     ("--threads", "4", "num_threads", 4),
     ("--queue-size", "0", "queue_size", 0),
+    ("--max-connections", "7", "max_connections", 7),
     ("--max-request-bytes", "6", "max_request_bytes", 6),
     ("--request-seconds", "0.7", "request_seconds", 0.7),
     ("--batching-parameters-file", "b", "batching_parameters_file", pathlib.Path("b")),

@@ -1,4 +1,4 @@
-"""Which HTTP requests are let in: by the host they name, the page they come from, their framing.
+"""Which HTTP requests are let in: by the host they name, the page they come from, their type.
 
 There is no access control, so a browser must not lend its access to the pages that it shows. A
 page of another origin is refused by its `Origin`, which a browser sends with every POST and every
@@ -56,7 +56,7 @@ class Admission:
             self.check(scope)
         except HTTPException as error:
             body = json_response.error(error.detail)
-            response = Response(body, error.status_code, error.headers, "application/json")
+            response = Response(body, error.status_code, media_type="application/json")
             await response(scope, receive, send)
             return
         await self.app(scope, receive, send)
@@ -65,19 +65,9 @@ class Admission:
         """Hold a request's headers to what is let in.
 
         Raises:
-            HTTPException: 400, 403 or 415 for what is not.
+            HTTPException: 403 or 415 for what is not.
         """
         headers = Headers(scope=scope)
-        if "transfer-encoding" in headers and (
-            "content-length" in headers or scope["http_version"] == "1.0"
-        ):
-            # Whoever forwarded it may have taken another end for the end of the body.
-            raise HTTPException(
-                400,
-                "Expected one length of the body, received Transfer-Encoding beside "
-                "Content-Length or with HTTP/1.0",
-                {"Connection": "close"},
-            )
         host = headers.get("host")
         # No browser leaves it out; checks of health by HTTP/1.0 do.
         if host is not None and not self.is_ours(host):

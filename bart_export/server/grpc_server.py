@@ -35,6 +35,17 @@ GRPC_STATUS: dict[Code, grpc.StatusCode] = {Code(code.value[0]): code for code i
 # TensorFlow Serving's bound: details travel in a header, and clients bound their headers.
 DETAILS_LENGTH = 1024
 TRUNCATED = "...TRUNCATED"
+# A connection whose client makes no HTTP/2 of it in time is ended, and so is one on which nothing
+# is asked for long, or whose client has gone without a word. An old one is ended once its calls
+# have come to an end: clients connect again, which also spreads them over servers.
+BOUNDS = (
+    ("grpc.server_handshake_timeout_ms", 5_000),
+    ("grpc.max_connection_idle_ms", 300_000),
+    ("grpc.max_connection_age_ms", 3_600_000),
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.max_concurrent_streams", 128),
+)
 # What those who watch the health take to be told that the server ends.
 TELLING_SECONDS = 0.2
 
@@ -57,6 +68,8 @@ class GrpcServer:
             options=[
                 # A second server on the same port is to fail instead of taking every other call.
                 ("grpc.so_reuseport", 0),
+                ("grpc.max_allowed_incoming_connections", options.max_connections),
+                *BOUNDS,
                 ("grpc.max_receive_message_length", options.max_request_bytes),
                 ("grpc.max_send_message_length", -1),
             ]

@@ -15,14 +15,14 @@ class ServeOptions:
     `host` is loopback unless told otherwise, where TensorFlow Serving listens everywhere. Port 0
     takes a free one. `engine` is "tensorflow", "litert" or None for the fastest that a model's
     files allow. `workers` counts calls that run side by side for a model and `num_threads` the
-    threads of each; None chooses by the machine's cores. `queue_size` calls may wait for each
-    model beside those that run; one more is refused at once. Each that waits adds a whole
-    generation to the time of the last. `request_seconds` bounds a call that brings no deadline of
-    its own. `batching_parameters_file` replaces the `batching_params.pbtxt` that a version
-    directory may hold; neither is read unless `batching`. Load failures are tried again
-    `load_retries` times, `retry_seconds` apart; with TensorFlow Serving's 5 and 60 a server that
-    cannot load its model would say so after five minutes. Requests over HTTP that name another host
-    than `host`, localhost or one of `allowed_hosts` are refused, and so are those of pages of
+    threads of each; None chooses by the machine's cores. `queue_size` calls may wait for each model
+    beside those that run; one more is refused at once. Each that waits adds a whole generation to
+    the time of the last. `max_connections` is for each port. `request_seconds` bounds a call that
+    brings no deadline of its own. `batching_parameters_file` replaces the `batching_params.pbtxt`
+    that a version directory may hold; neither is read unless `batching`. Load failures are tried
+    again `load_retries` times, `retry_seconds` apart; with TensorFlow Serving's 5 and 60 a server
+    that cannot load its model would say so after five minutes. Requests over HTTP that name another
+    host than `host`, localhost or one of `allowed_hosts` are refused, and so are those of pages of
     another origin than the server's own or one of `allowed_origins`. `drain_seconds` is what
     running calls have left once the server is told to end.
     """
@@ -34,6 +34,7 @@ class ServeOptions:
     workers: int | None = None
     num_threads: int | None = None
     queue_size: int = 16
+    max_connections: int = 1000
     max_request_bytes: int = 16 * 2**20
     request_seconds: float = 30.0
     batching: bool = True

@@ -7,12 +7,92 @@ connections. Nothing here knows what is served.
 import contextlib
 import errno
 import ipaddress
+import logging
+import os
 import socket
+import time
 from collections.abc import Iterator
 from typing import Any
 
 from bart_export.errors import ConfigurationError
 from bart_export.server.options import ServeOptions
+
+LOG = logging.getLogger(__name__)
+
+# Files that are open beside connections: models, libraries, pipes.
+OTHER_FILES = 128
+FEWEST_CONNECTIONS = 16
+NO_FILES_LEFT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+def connection_limit(options: ServeOptions) -> int:
+    """Return how many connections each of both ports may have, `max_connections` at most.
+
+    The limit of the process's files is raised as far as that takes and the system allows.
+    """
+    wanted = options.max_connections
+    try:
+        import resource
+    except ImportError:  # on Windows, which has no such limit
+        return wanted
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = 2 * wanted + OTHER_FILES
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return wanted
+    files = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+    except (OSError, ValueError):
+        files = soft
+    limit = min(wanted, max(FEWEST_CONNECTIONS, (files - OTHER_FILES) // 2))
+    if limit < wanted:
+        LOG.warning(
+            "This process may have %d files open: at most %d connections to a port", files, limit
+        )
+    return limit
+
+
+class Listener(socket.socket):
+    """A socket that accepts connections also while no more files may be opened, and closes them.
+
+    They would wait for an answer otherwise, and the event loop would try and log without end.
+    """
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.spare = os.open(os.devnull, os.O_RDONLY)
+        self.logged = -1.0
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """Wait for a connection as `socket.socket.accept` does.
+
+        Raises:
+            BlockingIOError: if there is none.
+        """
+        while True:
+            try:
+                return super().accept()
+            except OSError as error:
+                if error.errno not in NO_FILES_LEFT:
+                    raise
+                self._refuse(error)
+
+    def _refuse(self, error: OSError) -> None:
+        """Accept a connection and close it, with the file that was kept for it."""
+        if time.monotonic() - self.logged > 1:
+            self.logged = time.monotonic()
+            LOG.error("Connections are refused: %s", error.strerror)
+        os.close(self.spare)
+        try:
+            super().accept()[0].close()
+        finally:
+            self.spare = os.open(os.devnull, os.O_RDONLY)
+
+    def close(self) -> None:
+        """Listen no more."""
+        if self.fileno() >= 0:
+            os.close(self.spare)
+        super().close()
 
 
 def is_loopback(host: str) -> bool:
@@ -58,7 +138,7 @@ def bound(host: str, port: int, option: str = "--rest-api-port") -> Iterator[lis
         for family, kind, protocol, _, address in addresses(host, port):
             taken = sockets[0].getsockname()[1] if sockets else port
             try:
-                each = stack.enter_context(socket.socket(family, kind, protocol))
+                each = stack.enter_context(Listener(family, kind, protocol))
                 each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 each.bind((address[0], taken, *address[2:]))
                 sockets.append(each)

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-import math
 import os
 import pathlib
 import signal
@@ -20,12 +19,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import FrameType
 from typing import Any
 
-import uvicorn
-from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
 from bart_export.server import grpc_services, ports, rest
 from bart_export.server.grpc_server import GrpcServer
+from bart_export.server.http_server import RestServer, rest_config
 from bart_export.server.metrics import Metrics
 from bart_export.server.model_config import ConfigWatcher
 from bart_export.server.models import ModelSpec, ModelStore
@@ -33,12 +29,10 @@ from bart_export.server.opening import opener
 from bart_export.server.options import ServeOptions
 from bart_export.server.served_model import ServedModel
 from bart_export.server.sources import Sources
-from bart_export.server.status import HTTP_STATUS, Code
 from bart_export.server.versions import State
 
 LOG = logging.getLogger(__name__)
 
-STOPPED = "The server is ending"
 # What work may take that was told to end: an engine asks between two tokens.
 STOP_SECONDS = 5.0
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -153,6 +147,7 @@ async def serving(models: Sequence[ServedModel], options: ServeOptions) -> Async
         ConfigurationError, StatusError: as `serve` does.
     """
     ports.check(options)
+    options = dataclasses.replace(options, max_connections=ports.connection_limit(options))
     metrics = Metrics()
     # Calls have had their time when the store is stopped, and been told to end.
     last = dataclasses.replace(options, drain_seconds=min(options.drain_seconds, STOP_SECONDS))
@@ -175,52 +170,6 @@ async def serving(models: Sequence[ServedModel], options: ServeOptions) -> Async
         finally:
             rest_server.should_exit = True
             await asyncio.gather(grpc_server.stop(options.drain_seconds), rest_task)
-
-
-class RestServer(uvicorn.Server):
-    """uvicorn's server, which leaves signals to `serve`."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Capture none."""
-        yield
-
-
-def rest_config(app: ASGIApp, options: ServeOptions) -> uvicorn.Config:
-    """Return how uvicorn is to serve the REST service: over HTTP alone, and only errors logged."""
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    return uvicorn.Config(
-        answered_when_cancelled(app),
-        http="h11",  # whatever else is installed
-        lifespan="off",
-        ws="none",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_graceful_shutdown=math.ceil(options.drain_seconds),
-    )
-
-
-def answered_when_cancelled(app: ASGIApp) -> ASGIApp:
-    """Return an application that says why to clients whose requests uvicorn cancels at the end."""
-
-    async def application(scope: Scope, receive: Receive, send: Send) -> None:
-        begun = False
-
-        async def sending(message: Message) -> None:
-            nonlocal begun
-            begun = True
-            await send(message)
-
-        try:
-            await app(scope, receive, sending)
-        except asyncio.CancelledError:
-            if not begun:
-                status = HTTP_STATUS[Code.UNAVAILABLE]
-                await JSONResponse({"error": STOPPED}, status)(scope, receive, send)
-
-    return application
 
 
 class Ending:

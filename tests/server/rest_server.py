@@ -6,9 +6,7 @@ import json
 import threading
 import time
 
-import uvicorn
-
-from bart_export.server import rest
+from bart_export.server import http_server, ports, rest
 from bart_export.server.metrics import Metrics
 from bart_export.server.models import ModelStore
 from bart_export.server.options import ServeOptions
@@ -61,23 +59,23 @@ class RunningServer:
 @contextlib.contextmanager
 def served(store, options=None):
     """Serve a store's models over REST until the block ends."""
+    options = options or ServeOptions()
     numbers = Metrics()
-    service = rest.app(store, options or ServeOptions(), numbers)
-    server = uvicorn.Server(
-        uvicorn.Config(service, "127.0.0.1", 0, lifespan="off", log_level="error")
+    server = http_server.RestServer(
+        http_server.rest_config(rest.app(store, options, numbers), options)
     )
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.005)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    try:
-        yield RunningServer(port, store, numbers)
-    finally:
-        server.should_exit = True
-        thread.join(10)
-        assert not thread.is_alive()
+    with ports.bound(options.host, 0) as sockets:
+        thread = threading.Thread(target=server.run, args=(sockets,), daemon=True)
+        thread.start()
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.005)
+        try:
+            yield RunningServer(sockets[0].getsockname()[1], store, numbers)
+        finally:
+            server.should_exit = True
+            thread.join(10)
+            assert not thread.is_alive()
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """The gRPC server itself: health, reflection, encryption, limits, and bytes that are no message."""
 
 import json
+import socket
 import time
 
 import grpc
@@ -16,6 +17,7 @@ from served_directories import wait_until
 from tensorflow_serving.apis import session_service_pb2
 
 from bart_export.errors import ConfigurationError
+from bart_export.server import grpc_server
 from bart_export.server.grpc_server import server_credentials
 
 SERVING, NOT_SERVING = 1, 2
@@ -264,3 +266,38 @@ def test_a_tls_configuration_that_lacks_something_is_one_line(tmp_path, text, to
     with pytest.raises(ConfigurationError, match=told) as caught:
         server_credentials(path)
     assert str(path) in str(caught.value)
+
+
+def ended(connection, seconds):
+    """Return whether the other side ends a connection within some seconds."""
+    connection.settimeout(seconds)
+    try:
+        while connection.recv(4096):
+            pass
+    except TimeoutError:
+        return False
+    except ConnectionError:
+        pass
+    return True
+
+
+@pytest.mark.parametrize("sent", [b"", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"GET / HTTP/1.1\r\n"])
+def test_a_connection_that_becomes_no_http2_is_ended(tmp_path, monkeypatch, sent):
+    bounds = {**dict(grpc_server.BOUNDS), "grpc.server_handshake_timeout_ms": 300}
+    monkeypatch.setattr(grpc_server, "BOUNDS", tuple(bounds.items()))
+    with (
+        front(tmp_path) as served,
+        socket.create_connection(("localhost", served.port)) as connection,
+    ):
+        connection.sendall(sent)
+        assert ended(connection, 10)
+
+
+def test_there_are_no_more_connections_than_allowed(tmp_path):
+    with front(tmp_path, max_connections=3) as served:
+        assert call(served, "Predict", spec() + X).outputs
+        others = [socket.create_connection(("localhost", served.port)) for _ in range(5)]
+        assert sum(ended(other, 0.5) for other in others) == 3
+        assert call(served, "Predict", spec() + X).outputs
+        for other in others:
+            other.close()
