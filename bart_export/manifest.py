@@ -48,6 +48,7 @@ def describe(resolved: ResolvedPreset, tokenizer: BartTokenizer) -> dict[str, An
         "parameter_count": names.parameter_count(config),
         "generation": resolved.defaults.generation.to_dict(),
         "notes": list(resolved.defaults.notes),
+        "rows_without_token": checkpoint.rows_without_token,
         "encoder_sequence_length": checkpoint.encoder_sequence_length,
         "special_token_ids": {
             "start_token_id": tokenizer.start_token_id,

@@ -16,7 +16,6 @@ from typing import IO
 
 from bart_export.errors import BartExportError
 
-
 # The descriptor is the process's: of two threads that point it elsewhere at once, the second would
 # point it back to where the first had it.
 DESCRIPTOR = threading.RLock()

@@ -7,10 +7,11 @@ disk one tensor at a time. It knows no file format.
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from bart_export.checkpoints.generation import StatedSettings
+from bart_export.checkpoints.generation import StatedSettings, check_ids
+from bart_export.checkpoints.names import FINAL_LOGITS_BIAS, TOKEN_EMBEDDING
 from bart_export.checkpoints.strict import Array
 from bart_export.config import BartConfig, GenerationConfig
 from bart_export.errors import CheckpointError
@@ -26,7 +27,8 @@ class Checkpoint:
     Keras preset was saved with, None when it says none. `weights` maps canonical names to arrays of
     exactly the shapes of `names.weights`, in the stored dtype; each lookup reads the file.
     `vocabulary` maps byte-level BPE tokens to ids, `merges` are the pairs to merge, the first to
-    merge first. `notes` are lines about what was not taken as it is stored.
+    merge first. `rows_without_token` counts embedding rows beyond the tokenizer's tokens that were
+    left out. `notes` are lines about what was not taken as it is stored.
     """
 
     directory: Path
@@ -39,12 +41,59 @@ class Checkpoint:
     weight_files: tuple[Path, ...]
     vocabulary: Mapping[str, int]
     merges: tuple[tuple[str, str], ...]
+    rows_without_token: int = 0
     notes: tuple[str, ...] = ()
 
     @property
     def generation(self) -> GenerationConfig | None:
         """The generation settings that the checkpoint itself states, None where it states none."""
         return None if self.settings is None else self.settings.generation
+
+
+class FirstRows(Mapping[str, Array]):
+    """Weights of which those with a row for each token have only the first `rows`."""
+
+    def __init__(self, weights: Mapping[str, Array], rows: int) -> None:
+        self._weights, self._rows = weights, rows
+
+    def __getitem__(self, name: str) -> Array:
+        values = self._weights[name]
+        return values[: self._rows] if name in (TOKEN_EMBEDDING, FINAL_LOGITS_BIAS) else values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
+
+
+def without_padding(checkpoint: Checkpoint) -> Checkpoint:
+    """Return a checkpoint whose vocabulary ends with its tokenizer's.
+
+    `resize_token_embeddings(pad_to_multiple_of=…)` adds rows that no token has. The model may well
+    give them the highest score, and there is no text for it.
+
+    Raises:
+        CheckpointError: when such a row is a special token of the settings.
+    """
+    rows = max(checkpoint.vocabulary.values(), default=-1) + 1
+    config = checkpoint.config
+    surplus = config.vocabulary_size - rows
+    if not rows or surplus <= 0:
+        return checkpoint
+    if checkpoint.generation is not None:
+        check_ids(checkpoint.directory, checkpoint.generation, rows)
+    note = (
+        f"The embedding has {config.vocabulary_size} rows for the tokenizer's {rows} tokens; the "
+        f"last {surplus} are left out, so that none of them can be generated."
+    )
+    return dataclasses.replace(
+        checkpoint,
+        config=dataclasses.replace(config, vocabulary_size=rows),
+        weights=FirstRows(checkpoint.weights, rows),
+        rows_without_token=surplus,
+        notes=(*checkpoint.notes, note),
+    )
 
 
 def weights_digest(checkpoint: Checkpoint) -> str:

@@ -6,7 +6,7 @@ Flows in: a local directory. Flows out: a `Checkpoint`. A new format is a row of
 from pathlib import Path
 
 from bart_export.checkpoints import hugging_face, keras_preset
-from bart_export.checkpoints.checkpoint import Checkpoint
+from bart_export.checkpoints.checkpoint import Checkpoint, without_padding
 from bart_export.checkpoints.files import CONFIG_FILE, read_json
 from bart_export.errors import PresetError
 
@@ -20,7 +20,8 @@ def read(directory: Path, *, weights: bool = True, tokenizer: bool = True) -> Ch
     Names and shapes of all weights are checked against the configuration before this returns; only
     headers are read for it. With `weights=False` no weight file is opened: `weights` and
     `weight_files` are empty and `config.final_logits_bias` is what config.json says. With
-    `tokenizer=False` the directory needs no tokenizer, and `vocabulary` and `merges` are empty.
+    `tokenizer=False` the directory needs no tokenizer, `vocabulary` and `merges` are empty, and
+    the model keeps embedding rows that no token has; otherwise they are left out.
 
     Raises:
         PresetError: when the directory holds no model, or one that is not a BART.
@@ -41,7 +42,7 @@ def read(directory: Path, *, weights: bool = True, tokenizer: bool = True) -> Ch
     stored = read_json(path)
     for key, reader in READERS:
         if key in stored:
-            return reader(directory, stored, weights, tokenizer)
+            return without_padding(reader(directory, stored, weights, tokenizer))
     raise PresetError(
         f"{path} has neither registered_name, as Keras presets do, nor model_type, as Hugging Face "
         "checkpoints do, so it is not known which model it describes."

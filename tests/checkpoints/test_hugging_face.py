@@ -7,7 +7,7 @@ import shutil
 import ml_dtypes
 import numpy as np
 import pytest
-from edited_checkpoints import DISTILLED, SYMMETRIC, copy, edit_json, edit_tensors
+from edited_checkpoints import CASES, DISTILLED, SYMMETRIC, copy, edit_json, edit_tensors
 from safetensors.numpy import load_file, save_file
 
 from bart_export import checkpoints
@@ -325,3 +325,37 @@ def test_reading_writes_nothing_into_the_directory(directory):
     dict(checkpoints.read(directory).weights)
     assert {path.name: path.read_bytes() for path in directory.iterdir()} == before
     shutil.rmtree(directory)
+
+
+def test_rows_that_no_token_has_are_left_out_where_there_is_a_tokenizer():
+    padded = CASES / "padded-rows-generated"
+    whole, trimmed = checkpoints.read(padded, tokenizer=False), checkpoints.read(padded)
+    assert (whole.config.vocabulary_size, whole.rows_without_token) == (288, 0)
+    assert (trimmed.config.vocabulary_size, trimmed.rows_without_token) == (267, 21)
+    table = "token_embedding/embeddings"
+    np.testing.assert_array_equal(trimmed.weights[table], whole.weights[table][:267])
+    rows = names.weights(trimmed.config)
+    assert {row.name: row.shape for row in rows} == {
+        name: values.shape for name, values in trimmed.weights.items()
+    }
+    assert "288 rows for the tokenizer's 267 tokens" in trimmed.notes[0]
+
+
+def test_a_bias_on_the_logits_loses_the_same_rows(directory):
+    vocabulary = json.loads((directory / "vocab.json").read_text(encoding="utf-8"))
+    edit_json(directory / "config.json", vocab_size=len(vocabulary) + 3)
+    wide = np.zeros((1, len(vocabulary) + 3), np.float32)
+    wide[0, -1] = 9.0
+
+    def padded(tensors):
+        rows = np.pad(tensors[TABLE], ((0, 3), (0, 0)))
+        return tensors | {TABLE: rows, "final_logits_bias": wide}
+
+    edit_tensors(directory, padded)
+    assert checkpoints.read(directory).weights["final_logits_bias"].shape == (len(vocabulary),)
+
+
+def test_a_special_token_among_rows_that_no_token_has_is_refused(tmp_path):
+    padded = copy(tmp_path / "padded", CASES / "padded-rows-generated")
+    edit_json(padded / "generation_config.json", decoder_start_token_id=280)
+    assert "decoder_start_token_id must be in 0 to 266" in refusal(padded)
