@@ -76,7 +76,7 @@ def write(source: Artifact, recipe: str, target: pathlib.Path) -> Artifact:
     """
     check(target, source.directory)
     file, manifest = static_file(source, recipe), source.manifest
-    tokenizer = tuple(manifest["tokenizer"].values())
+    tokenizer = tuple(manifest["tokenizer"][name] for name in ("vocabulary", "merges"))
     with artifact.draft(target) as draft:
         for name in (file, *tokenizer):
             draft.carry(source, name)

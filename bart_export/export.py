@@ -15,7 +15,7 @@ from bart_export.exporters import EXPORTERS, Model
 from bart_export.manifest import MERGES, VOCABULARY, describe, keep
 from bart_export.model import BartBackbone
 from bart_export.progress import Stage
-from bart_export.quality import golden, verify
+from bart_export.quality import golden, tokenization, verify
 from bart_export.quality.reference import KerasReference
 from bart_export.quality.report import report
 from bart_export.quality.speed import measurements
@@ -62,6 +62,8 @@ def export_resolved(
     backbone = BartBackbone.from_checkpoint(checkpoint)
     with artifact.draft(output) as draft:
         tokenizer = write_tokenizer(checkpoint, draft)
+        stage("verify the tokenizer")
+        tokenization.check(checkpoint, tokenizer, golden.TEXTS)
         model = Model(
             backbone,
             tokenizer,
@@ -125,4 +127,9 @@ def write_tokenizer(checkpoint: Checkpoint, draft: Draft) -> BartTokenizer:
     write_json(vocabulary, dict(checkpoint.vocabulary))
     lines = ["#version: 0.2", *(" ".join(pair) for pair in checkpoint.merges)]
     merges.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return BartTokenizer.from_files(vocabulary, merges)
+    return BartTokenizer.from_files(
+        vocabulary,
+        merges,
+        checkpoint.added_tokens,
+        add_prefix_space=checkpoint.add_prefix_space,
+    )

@@ -30,7 +30,9 @@ SMALL_FILES = (
     "vocab.json",
     "merges.txt",
     "tokenizer.json",
+    "tokenizer_config.json",
     "added_tokens.json",
+    "special_tokens_map.json",
 )
 # The key of config.json that tells the format, and the ways its weights are kept: the first that
 # the repository has is fetched, so pickles only where nothing else is.

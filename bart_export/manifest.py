@@ -16,13 +16,14 @@ from bart_export import checkpoints, contract
 from bart_export.artifact import GOLDEN, Artifact, Draft
 from bart_export.checkpoints import ResolvedPreset, card, names
 from bart_export.errors import ArtifactError
+from bart_export.text.added_tokens import BART_TOKENS
 from bart_export.text.tokenizer import BartTokenizer
 
 VOCABULARY, MERGES = "tokenizer/vocabulary.json", "tokenizer/merges.txt"
 TOOLS = ("tensorflow", "keras", "ai-edge-litert", "ai-edge-quantizer", "numpy", "tokenizers")
 SERVING = "serving"
 # Fields that say what the files were made of.
-SAME = ("source", "config", "generation", "encoder_sequence_length")
+SAME = ("source", "config", "generation", "encoder_sequence_length", "tokenizer")
 # Targets whose files stay when the source changes: a server goes back to an earlier version.
 KEPT_OVER_SOURCES = ("saved_model",)
 
@@ -57,7 +58,7 @@ def describe(resolved: ResolvedPreset, tokenizer: BartTokenizer) -> dict[str, An
             "unknown_token_id": tokenizer.unknown_token_id,
             "mask_token_id": tokenizer.mask_token_id,
         },
-        "tokenizer": {"vocabulary": VOCABULARY, "merges": MERGES},
+        "tokenizer": {"vocabulary": VOCABULARY, "merges": MERGES, **settings(tokenizer)},
         "signatures": {
             target: {signature.name: signature.to_dict(sizes) for signature in declared}
             for target, declared in signatures.items()
@@ -71,6 +72,17 @@ def describe(resolved: ResolvedPreset, tokenizer: BartTokenizer) -> dict[str, An
         "measurements": [],
         "sensitivity": [],
     }
+
+
+def settings(tokenizer: BartTokenizer) -> dict[str, Any]:
+    """Return what changes a tokenizer's ids beside its two files, where it is not as in any BART.
+
+    What is not stated here is not, either, in artifacts that were made before there was a word for
+    it.
+    """
+    added = [dataclasses.asdict(one) for one in tokenizer.added_tokens if one not in BART_TOKENS]
+    stated = {"add_prefix_space": tokenizer.add_prefix_space, "added_tokens": added}
+    return {name: value for name, value in stated.items() if value}
 
 
 @dataclasses.dataclass(frozen=True)

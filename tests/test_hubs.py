@@ -20,6 +20,10 @@ GOLDEN = TESTS / "data/golden/bart_tiny_symmetric"
 NEEDED = {
     name: (GOLDEN / name).read_bytes()
     for name in ("config.json", "generation_config.json", "vocab.json", "merges.txt")
+} | {
+    "tokenizer_config.json": b'{"add_prefix_space": true}',
+    "special_tokens_map.json": b"{}",
+    "added_tokens.json": b'{"<mask>": 4}',
 }
 WEIGHTS = (GOLDEN / "model.safetensors").read_bytes()
 WHOLE = NEEDED | {"model.safetensors": WEIGHTS}
@@ -129,6 +133,7 @@ def test_a_repository_of_transformers_is_fetched(hugging_face):
     assert (outcome["handle"], outcome["revision"]) == ("hf://org/plain", COMMIT)
     checkpoint = checkpoints.read(Path(outcome["directory"]))
     assert checkpoint.weights.keys() == checkpoints.read(GOLDEN).weights.keys()
+    assert checkpoint.add_prefix_space
 
 
 def test_only_what_a_reader_needs_is_fetched(hugging_face):

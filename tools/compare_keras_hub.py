@@ -38,7 +38,6 @@ from bart_export.quality.speed.work import random_source
 from bart_export.quiet import native_stderr_silenced
 from bart_export.server.options import ServeOptions
 from bart_export.server.servable import Call
-from bart_export.text.tokenizer import BartTokenizer
 
 with native_stderr_silenced():
     import keras_hub
@@ -57,7 +56,7 @@ PEERS = {"KerasHub": {}, "KerasHub without XLA": {"jit_compile": False}}
 
 def ours(checkpoint: Checkpoint, source: list[int], new_tokens: int, directory: Path) -> Generate:
     """Export a SavedModel to a directory; return a function that generates with it."""
-    tokenizer = BartTokenizer(dict(checkpoint.vocabulary), list(checkpoint.merges))
+    tokenizer = checkpoint.tokenizer()
     # KerasHub forbids no token. A search that goes on to a fixed length forbids the end token:
     # let that be one which a model has no use for.
     settings = GenerationConfig(

@@ -15,6 +15,8 @@ from bart_export.checkpoints.names import FINAL_LOGITS_BIAS, TOKEN_EMBEDDING
 from bart_export.checkpoints.strict import Array
 from bart_export.config import BartConfig, GenerationConfig
 from bart_export.errors import CheckpointError
+from bart_export.text.added_tokens import AddedToken
+from bart_export.text.tokenizer import BartTokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,9 +28,10 @@ class Checkpoint:
     it was prepared for, never above `config.max_sequence_length`. `dtype` is the dtype policy a
     Keras preset was saved with, None when it says none. `weights` maps canonical names to arrays of
     exactly the shapes of `names.weights`, in the stored dtype; each lookup reads the file.
-    `vocabulary` maps byte-level BPE tokens to ids, `merges` are the pairs to merge, the first to
-    merge first. `rows_without_token` counts embedding rows beyond the tokenizer's tokens that were
-    left out. `notes` are lines about what was not taken as it is stored.
+    `vocabulary` maps byte-level BPE tokens and added tokens to ids, `merges` are the pairs to
+    merge, the first to merge first. `rows_without_token` counts embedding rows beyond the
+    tokenizer's tokens that were left out. `notes` are lines about what was not taken as it is
+    stored.
     """
 
     directory: Path
@@ -41,6 +44,8 @@ class Checkpoint:
     weight_files: tuple[Path, ...]
     vocabulary: Mapping[str, int]
     merges: tuple[tuple[str, str], ...]
+    added_tokens: tuple[AddedToken, ...] = ()
+    add_prefix_space: bool = False
     rows_without_token: int = 0
     notes: tuple[str, ...] = ()
 
@@ -48,6 +53,15 @@ class Checkpoint:
     def generation(self) -> GenerationConfig | None:
         """The generation settings that the checkpoint itself states, None where it states none."""
         return None if self.settings is None else self.settings.generation
+
+    def tokenizer(self) -> BartTokenizer:
+        """Return the tokenizer that the files describe."""
+        return BartTokenizer(
+            dict(self.vocabulary),
+            list(self.merges),
+            self.added_tokens,
+            add_prefix_space=self.add_prefix_space,
+        )
 
 
 class FirstRows(Mapping[str, Array]):

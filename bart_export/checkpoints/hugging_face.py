@@ -85,8 +85,10 @@ def read(directory: Path, stored: Mapping[str, Any], weights: bool, tokenizer: b
     """
     path = directory / CONFIG_FILE
     config = read_config(path, stored)
-    vocabulary, merges = tokenizer_files.read_hugging_face(directory) if tokenizer else ({}, ())
-    tokenizer_files.check_fits(directory, vocabulary, config.vocabulary_size)
+    tables = (
+        tokenizer_files.read_hugging_face(directory) if tokenizer else tokenizer_files.Tokenizer()
+    )
+    tokenizer_files.check_fits(directory, tables.vocabulary, config.vocabulary_size)
     tensors: Mapping[str, Array] = {}
     files: tuple[Path, ...] = ()
     if weights:
@@ -101,8 +103,10 @@ def read(directory: Path, stored: Mapping[str, Any], weights: bool, tokenizer: b
         dtype=None,
         weights=tensors,
         weight_files=files,
-        vocabulary=vocabulary,
-        merges=merges,
+        vocabulary=tables.vocabulary,
+        merges=tables.merges,
+        added_tokens=tables.added_tokens,
+        add_prefix_space=tables.add_prefix_space,
     )
 
 

@@ -1,72 +1,208 @@
-"""Vocabulary and merges, from any of the files that tokenizers of BART are kept in.
+"""A checkpoint's tokenizer, from any of the files that tokenizers of BART are kept in.
 
-Flows in: a checkpoint directory. Flows out: `{token: id}` and the pairs to merge, as values, so
-that a checkpoint that only has Hugging Face's `tokenizer.json` is as good as any. It
-tokenizes nothing and knows no weights.
+Two tables and what changes ids beside them: added tokens and `add_prefix_space`. Where files of a
+Hugging Face directory disagree, what transformers takes counts: a tokenizer.json before vocab.json
+and merges.txt, and tokenizer_config.json before either. What asks for more than a byte-level BPE
+is refused by name.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from bart_export.checkpoints.files import read_json
 from bart_export.errors import TokenizerError
+from bart_export.text.added_tokens import AddedToken, read_added_tokens
 from bart_export.text.vocabulary import (
+    END,
     MASK,
+    PAD,
+    SPECIAL_TOKENS,
+    START,
+    UNKNOWN,
     checked_vocabulary,
     read_merges,
     read_vocabulary,
 )
 
-Tokenizer = tuple[dict[str, int], tuple[tuple[str, str], ...]]
+Merges = tuple[tuple[str, str], ...]
 
-# What a tokenizer.json must say for vocabulary and merges to be all there is to it.
+CONFIG, ADDED, SPECIAL_MAP = (
+    "tokenizer_config.json",
+    "added_tokens.json",
+    "special_tokens_map.json",
+)
+
+# What a tokenizer.json must say for its tables to be all there is to its model.
 PLAIN_BPE: tuple[tuple[str, tuple[Any, ...]], ...] = (
     ("type", ("BPE", None)),
+    ("dropout", (None, 0, 0.0)),
     ("continuing_subword_prefix", ("", None)),
     ("end_of_word_suffix", ("", None)),
     ("byte_fallback", (False, None)),
     ("ignore_merges", (False, None)),
 )
+# Which of BART's tokens each of transformers' names must stand for.
+NAMED = {
+    "bos_token": START,
+    "cls_token": START,
+    "eos_token": END,
+    "sep_token": END,
+    "pad_token": PAD,
+    "unk_token": UNKNOWN,
+    "mask_token": MASK,
+}
+OTHERS = ("additional_special_tokens", "extra_special_tokens")  # transformers 4's word, 5's
+# Classes of transformers that put <s> and </s> around GPT-2's tokens, without "Fast" at the end.
+CLASSES = ("BartTokenizer", "RobertaTokenizer", "LEDTokenizer", "PreTrainedTokenizer",
+           "TokenizersBackend")  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+    """What a `BartTokenizer` is made of; `vocabulary` has the added tokens, too."""
+
+    vocabulary: dict[str, int] = dataclasses.field(default_factory=dict)
+    merges: tuple[tuple[str, str], ...] = ()
+    added_tokens: tuple[AddedToken, ...] = ()
+    add_prefix_space: bool = False
 
 
 def read_keras(directory: Path) -> Tokenizer:
-    """Read `assets/tokenizer/` of a Keras preset.
+    """Read `assets/tokenizer/` of a Keras preset, and what its `tokenizer.json` says beside it.
 
     Raises:
         TokenizerError: when a file is missing or is not what it should be.
     """
-    assets = directory / "assets" / "tokenizer"
+    assets, path = directory / "assets" / "tokenizer", directory / "tokenizer.json"
     vocabulary = read_vocabulary(assets / "vocabulary.json")
-    return vocabulary, tuple(read_merges(assets / "merges.txt"))
+    merges = tuple(read_merges(assets / "merges.txt"))
+    settings = read_json(path, TokenizerError).get("config") if path.is_file() else {}
+    if not isinstance(settings, dict):
+        raise TokenizerError(f"{path} must hold a config object, received {settings!r}.")
+    if settings.get("sequence_length") is not None:
+        raise TokenizerError(
+            f"{path} must not pad what it tokenizes, received sequence_length="
+            f"{settings['sequence_length']!r}; expected null."
+        )
+    added = Added(vocabulary)
+    for token in as_list(path, "unsplittable_tokens", settings.get("unsplittable_tokens")):
+        if token not in SPECIAL_TOKENS:
+            added.put(path, token)
+    prefixed = flag(path, settings, "add_prefix_space", False)
+    return Tokenizer(vocabulary, merges, tuple(added.tokens.values()), prefixed)
 
 
 def read_hugging_face(directory: Path) -> Tokenizer:
-    """Read `vocab.json` and `merges.txt`, or a `tokenizer.json` that says the same.
+    """Read a `tokenizer.json`, or else `vocab.json` and `merges.txt`, and the files beside them.
 
     Raises:
         TokenizerError: when files are missing, are not what they should be, or ask for more than a
             byte-level BPE.
     """
-    vocabulary, merges = directory / "vocab.json", directory / "merges.txt"
-    whole = directory / "tokenizer.json"
-    if vocabulary.is_file() and merges.is_file():
-        tokens = read_vocabulary(vocabulary)
-        added = directory / "added_tokens.json"
-        if added.is_file():
-            check_added(added, tokens, read_json(added, TokenizerError))
-        return tokens, tuple(read_merges(merges))
+    config, whole = directory / CONFIG, directory / "tokenizer.json"
+    vocab, merges_file = directory / "vocab.json", directory / "merges.txt"
+    settings = read_json(config, TokenizerError) if config.is_file() else {}
+    stored: dict[str, Any] = {}
+    prefixed = False
     if whole.is_file():
-        return read_whole(whole)
-    raise TokenizerError(
-        f"{directory} holds neither vocab.json with merges.txt nor tokenizer.json. Save the "
-        "tokenizer beside the model: tokenizer.save_pretrained(directory)."
+        stored, path = read_json(whole, TokenizerError), whole
+        vocabulary, merges = read_model(whole, stored)
+        prefixed = read_splitter(whole, stored)
+        check_ends(whole, stored.get("post_processor"))
+    elif vocab.is_file() and merges_file.is_file():
+        path, vocabulary = vocab, read_json(vocab, TokenizerError)
+        merges = tuple(read_merges(merges_file))
+    else:
+        raise TokenizerError(
+            f"{directory} holds neither tokenizer.json nor vocab.json with merges.txt. Save the "
+            "tokenizer beside the model: tokenizer.save_pretrained(directory)."
+        )
+    added = Added(vocabulary)
+    for token in as_list(whole, "added_tokens", stored.get("added_tokens")):
+        added.put(whole, token)
+    if "added_tokens_decoder" not in settings:
+        read_older(directory, added)
+    read_named(config, settings, added)
+    for number, token in as_dict(config, settings, "added_tokens_decoder").items():
+        added.put(config, token, int(number) if str(number).isdecimal() else number)
+    check_settings(config, settings, stored, added)
+    return Tokenizer(
+        checked_vocabulary(path, added.vocabulary),
+        merges,
+        tuple(added.tokens.values()),
+        flag(config, settings, "add_prefix_space", prefixed),
     )
 
 
-def read_whole(path: Path) -> Tokenizer:
-    """Read vocabulary and merges out of the `tokenizers` library's JSON file."""
-    stored = read_json(path, TokenizerError)
+class Added:
+    """The added tokens of a checkpoint while its files are read; what is put last counts."""
+
+    def __init__(self, vocabulary: dict[str, int]) -> None:
+        self.vocabulary = vocabulary
+        self.tokens: dict[str, AddedToken] = {}
+
+    def put(self, path: Path, stored: object, number: object = None, **flags: bool) -> None:
+        """Take a token as a file describes it, with the id that it or `number` says, if any."""
+        fields = {"content": stored} if isinstance(stored, str) else stored
+        if isinstance(fields, dict):
+            number = fields.get("id", number)
+            fields = {key: value for key, value in fields.items() if key not in ("id", "__type")}
+            fields |= flags
+        token = read_added_tokens(f"Added tokens in {path}", [fields])[0]
+        known = self.vocabulary.get(token.content, number)
+        if type(known) is not int or number not in (None, known):
+            raise TokenizerError(
+                f"{path} must give the added token {token.content!r} an id that its vocabulary "
+                f"does not contradict, received {number!r} where the vocabulary has {known!r}. "
+                "Save the tokenizer again: tokenizer.save_pretrained(directory)."
+            )
+        self.vocabulary[token.content] = known
+        self.tokens[token.content] = token
+
+
+def read_older(directory: Path, added: Added) -> None:
+    """Take what transformers wrote into files of their own before 4.34."""
+    path, named = directory / ADDED, directory / SPECIAL_MAP
+    special = read_json(named, TokenizerError) if named.is_file() else {}
+    listed = [special.get(name) for name in (*NAMED, *OTHERS)]
+    if path.is_file():
+        for content, number in read_json(path, TokenizerError).items():
+            if content not in added.tokens:
+                kind = str(content) in str(listed)
+                added.put(path, content, number, special=kind, normalized=not kind)
+    read_named(named, special, added)
+
+
+def read_named(path: Path, settings: Mapping[str, Any], added: Added) -> None:
+    """Take the special tokens that a file of transformers names.
+
+    Raises:
+        TokenizerError: for another token in the place of one of BART's.
+    """
+    for name, expected in NAMED.items():
+        stored = settings.get(name)
+        content = stored.get("content") if isinstance(stored, dict) else stored
+        if content not in (None, expected):
+            raise TokenizerError(
+                f"{path} must name {expected!r} as {name}, which BART was trained with, "
+                f"received {content!r}."
+            )
+        if isinstance(stored, dict):
+            added.put(path, stored, special=True)
+    for name in OTHERS:
+        stored = settings.get(name)
+        for token in as_list(
+            path, name, list(stored.values()) if isinstance(stored, dict) else stored
+        ):
+            known = added.tokens.get(token) if isinstance(token, str) else None
+            fields = dataclasses.asdict(known) if known else token
+            added.put(path, fields, special=True)
+
+
+def read_model(path: Path, stored: Mapping[str, Any]) -> tuple[dict[str, int], Merges]:
+    """Return vocabulary and merges of the `tokenizers` library's JSON file."""
     model = stored.get("model")
     if not isinstance(model, dict):
         raise TokenizerError(f"{path} must hold a model, received {model!r}.")
@@ -75,31 +211,109 @@ def read_whole(path: Path) -> Tokenizer:
             raise TokenizerError(
                 f"{path} must hold a plain byte-level BPE, received {name}={model[name]!r}."
             )
-    splitter = stored.get("pre_tokenizer") or {}
-    if splitter.get("type") != "ByteLevel" or splitter.get("add_prefix_space"):
+    vocabulary, merges = model.get("vocab"), model.get("merges")
+    if not isinstance(vocabulary, dict):
         raise TokenizerError(
-            f"{path} must split text with ByteLevel and add_prefix_space=false as BART does, "
+            f"{path} must hold a vocabulary, received {type(vocabulary).__name__}."
+        )
+    if not isinstance(merges, list):
+        raise TokenizerError(f"{path} must hold a list of merges, received {merges!r}.")
+    return vocabulary, tuple(split_merge(path, merge) for merge in merges)
+
+
+def read_splitter(path: Path, stored: Mapping[str, Any]) -> bool:
+    """Return `add_prefix_space` of the one way of splitting that BART has."""
+    splitter = stored.get("pre_tokenizer")
+    if (
+        not isinstance(splitter, dict)
+        or splitter.get("type") != "ByteLevel"
+        or not splitter.get("use_regex", True)
+    ):
+        raise TokenizerError(
+            f"{path} must split text with ByteLevel and its regular expression as BART does, "
             f"received {splitter!r}."
         )
     if stored.get("normalizer"):
         raise TokenizerError(f"{path} must not normalize text, received {stored['normalizer']!r}.")
-    vocabulary = checked_vocabulary(path, model.get("vocab"))
-    merges = model.get("merges")
-    if not isinstance(merges, list):
-        raise TokenizerError(f"{path} must hold a list of merges, received {merges!r}.")
-    added = stored.get("added_tokens") or []
-    check_added(path, vocabulary, {token.get("content"): token.get("id") for token in added})
-    return vocabulary, tuple(split_merge(path, merge) for merge in merges)
+    return flag(path, splitter, "add_prefix_space", False)
 
 
-def check_added(path: Path, vocabulary: Mapping[str, int], added: Mapping[Any, Any]) -> None:
-    """Check that tokens added to the tokenizer are in its vocabulary already."""
-    unknown = [token for token, number in added.items() if vocabulary.get(token) != number]
-    if unknown:
+def check_ends(path: Path, processor: object) -> None:
+    """Check that a post-processor puts `<s>` and `</s>` around a text, or none is there."""
+    match processor:
+        case None | {"type": "ByteLevel"}:
+            return
+        case {
+            "type": "RobertaProcessing" | "BertProcessing",
+            "cls": [str(first), _],
+            "sep": [str(last), _],
+        } if (first, last) == (START, END):
+            return
+        case {
+            "type": "TemplateProcessing",
+            "single": [
+                {"SpecialToken": {"id": str(first)}},
+                {"Sequence": {"id": "A"}},
+                {"SpecialToken": {"id": str(last)}},
+            ],
+        } if (first, last) == (START, END):
+            return
+        case {"type": "Sequence", "processors": [*steps]}:
+            for step in steps:
+                check_ends(path, step)
+            return
+    raise TokenizerError(
+        f"{path} must put {START} and {END} around a text as BART does, received the "
+        f"post-processor {str(processor)[:200]}."
+    )
+
+
+def check_settings(
+    path: Path, settings: Mapping[str, Any], stored: Mapping[str, Any], added: Added
+) -> None:
+    """Refuse what a tokenizer_config.json, or a tokenizer.json, asks for and is not done here."""
+    name = str(settings.get("tokenizer_class") or CLASSES[0]).removesuffix("Fast")
+    if name not in CLASSES:
         raise TokenizerError(
-            f"{path} adds the token {unknown[0]!r}, which is not in the vocabulary and which a "
-            "byte-level BPE cannot make of text. Only BART's own special tokens are supported."
+            f"{path} must name a tokenizer like {CLASSES[0]}, received tokenizer_class="
+            f"{settings['tokenizer_class']!r}."
         )
+    cut = stored.get("truncation")
+    sides = settings.get("truncation_side"), isinstance(cut, dict) and cut.get("direction")
+    if any(str(side).lower() == "left" for side in sides):
+        raise TokenizerError(
+            f"{path.parent} cuts long texts at their beginning (truncation_side left); expected "
+            "right. Take the setting out if that is not what the model was trained with."
+        )
+    own = [each.content for each in added.tokens.values() if each.content not in SPECIAL_TOKENS]
+    if settings.get("split_special_tokens") and any(added.tokens[each].special for each in own):
+        raise TokenizerError(
+            f"{path} must not split special tokens, received split_special_tokens=true and the "
+            f"special token {own[0]!r}."
+        )
+
+
+def flag(path: Path, settings: Mapping[str, Any], name: str, default: bool) -> bool:
+    """Return a boolean setting, the default where it is not stated or null."""
+    value = settings.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise TokenizerError(f"{path} must state {name} as true or false, received {value!r}.")
+    return default if value is None else value
+
+
+def as_list(path: Path, name: str, value: object) -> list[Any]:
+    """Return a list that a file holds, an empty one where it holds none."""
+    if value is not None and not isinstance(value, list):
+        raise TokenizerError(f"{path} must hold a list of {name}, received {str(value)[:100]}.")
+    return value or []
+
+
+def as_dict(path: Path, settings: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return an object that a file holds, an empty one where it holds none."""
+    value = settings.get(name)
+    if value is not None and not isinstance(value, dict):
+        raise TokenizerError(f"{path} must hold an object {name}, received {str(value)[:100]}.")
+    return value or {}
 
 
 def split_merge(path: Path, merge: object) -> tuple[str, str]:

@@ -77,11 +77,8 @@ class Truth:
 
 def facts_of(artifact: Artifact) -> Facts:
     """Return what an artifact says of its model."""
-    names = artifact.manifest["tokenizer"]
-    tokenizer = BartTokenizer.from_files(
-        artifact.path(names["vocabulary"]), artifact.path(names["merges"])
-    )
     length = artifact.manifest["encoder_sequence_length"]
+    tokenizer = BartTokenizer.from_artifact(artifact)
     return Facts(artifact.config, tokenizer, artifact.generation, length)
 
 

@@ -138,10 +138,7 @@ class Generator:
             EngineError: for a file this machine's runtime cannot run rightly.
         """
         artifact = Artifact.open(pathlib.Path(path))
-        tokenizer = BartTokenizer.from_files(
-            artifact.path(artifact.manifest["tokenizer"]["vocabulary"]),
-            artifact.path(artifact.manifest["tokenizer"]["merges"]),
-        )
+        tokenizer = BartTokenizer.from_artifact(artifact)
         file = choose_file(artifact, recipe, engine, shapes)
         lengths = artifact.manifest["files"][file].get("shapes", {}).get("source_lengths", [])
         return cls(

@@ -10,11 +10,13 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from tokenizers import AddedToken, Encoding, Tokenizer
+from tokenizers import Encoding, Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
+from bart_export.artifact import Artifact
 from bart_export.errors import InputError, TokenizerError
+from bart_export.text.added_tokens import BART_TOKENS, AddedToken, Cutter, read_added_tokens
 from bart_export.text.vocabulary import (
     BYTE_SYMBOLS,
     END,
@@ -38,33 +40,66 @@ ANCHOR = 3  # longest tokens between the token that must stay the same and the e
 class BartTokenizer:
     """Byte-level BPE of one vocabulary; safe to use from several threads.
 
-    Special tokens typed in a text are ordinary characters unless the caller asks for the tokens,
-    so that a text from outside cannot end a sequence or pad it.
+    A checkpoint's added tokens are tokens wherever a text has them. The five special tokens of
+    every BART are ordinary characters unless the caller asks for the tokens, so that a text from
+    outside cannot end a sequence or pad it.
+
+    Attributes:
+        added_tokens: those five and the checkpoint's own.
+        add_prefix_space: whether a text gets a space at its beginning if it has none there.
     """
 
-    def __init__(self, vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> None:
-        """Make a tokenizer of tables as `read_vocabulary` and `read_merges` return them."""
+    def __init__(
+        self,
+        vocabulary: dict[str, int],
+        merges: list[tuple[str, str]],
+        added_tokens: Iterable[AddedToken] = (),
+        *,
+        add_prefix_space: bool = False,
+    ) -> None:
+        """Make a tokenizer of tables as `read_vocabulary` and `read_merges` return them.
+
+        Raises:
+            TokenizerError: when the vocabulary lacks an added token.
+        """
         self._ids = vocabulary
         self._tokens = sorted(vocabulary, key=vocabulary.__getitem__)
         self._longest = max((len(left + right) for left, right in merges), default=1)
-        self._model = model = BPE(vocabulary, merges)
-        self._plain = Tokenizer(model)
-        self._plain.pre_tokenizer = ByteLevel(add_prefix_space=False)
-        self._special = Tokenizer(model)
-        self._special.pre_tokenizer = self._plain.pre_tokenizer
-        # <mask> stands for a word and the space before it, as in BART's pre-training.
-        self._special.add_special_tokens(
-            [AddedToken(token, lstrip=token == MASK, normalized=False) for token in SPECIAL_TOKENS]
-        )
+        self._model = BPE(vocabulary, merges)
+        self._bpe = Tokenizer(self._model)
+        self._bpe.pre_tokenizer = ByteLevel(add_prefix_space=add_prefix_space)
+        self.add_prefix_space = add_prefix_space
+        by_content = {token.content: token for token in (*BART_TOKENS, *added_tokens)}
+        self.added_tokens = tuple(by_content.values())
+        missing = [content for content in by_content if content not in vocabulary]
+        if missing:
+            raise TokenizerError(
+                f"The vocabulary must have every added token, received {missing[0]!r} without id."
+            )
+        own = [token for token in self.added_tokens if token.content not in SPECIAL_TOKENS]
+        self._plain = Cutter(own, vocabulary)
+        self._special = Cutter(self.added_tokens, vocabulary)
+        self._added = {vocabulary[content]: content.encode() for content in by_content}
         self.start_token_id = vocabulary[START]
         self.pad_token_id = vocabulary[PAD]
         self.end_token_id = vocabulary[END]
         self.unknown_token_id = vocabulary[UNKNOWN]
         self.mask_token_id = vocabulary[MASK]
-        self.special_token_ids = frozenset(vocabulary[token] for token in SPECIAL_TOKENS)
+        self.special_token_ids = frozenset(
+            vocabulary[token.content]
+            for token in self.added_tokens
+            if token.special or token.content in SPECIAL_TOKENS
+        )
 
     @classmethod
-    def from_files(cls, vocabulary_file: Path, merges_file: Path) -> "BartTokenizer":
+    def from_files(
+        cls,
+        vocabulary_file: Path,
+        merges_file: Path,
+        added_tokens: Iterable[AddedToken] = (),
+        *,
+        add_prefix_space: bool = False,
+    ) -> "BartTokenizer":
         """Open a vocabulary (JSON, {token: id}) and its merges (text, one a line).
 
         Raises:
@@ -73,13 +108,32 @@ class BartTokenizer:
         vocabulary = read_vocabulary(vocabulary_file)
         merges = read_merges(merges_file)
         try:
-            return cls(vocabulary, merges)
+            return cls(vocabulary, merges, added_tokens, add_prefix_space=add_prefix_space)
+        except TokenizerError as error:
+            raise TokenizerError(f"{vocabulary_file}: {error}") from None
         except Exception as error:  # `tokenizers` has no class of its own for this
             reason = str(error).rpartition(": ")[2]
             raise TokenizerError(
                 f"{merges_file} must merge tokens of {vocabulary_file}, received: {reason}. "
                 "Give the two files of one checkpoint."
             ) from None
+
+    @classmethod
+    def from_artifact(cls, artifact: Artifact) -> "BartTokenizer":
+        """Open the tokenizer of an artifact.
+
+        Raises:
+            ArtifactError: when a file is missing or was altered.
+            TokenizerError: when the tokenizer is damaged.
+        """
+        stored = artifact.manifest["tokenizer"]
+        place = f"tokenizer.added_tokens in the manifest of {artifact.directory}"
+        return cls.from_files(
+            artifact.path(stored["vocabulary"]),
+            artifact.path(stored["merges"]),
+            read_added_tokens(place, stored.get("added_tokens", [])),
+            add_prefix_space=bool(stored.get("add_prefix_space", False)),
+        )
 
     @property
     def vocabulary_size(self) -> int:
@@ -94,9 +148,7 @@ class BartTokenizer:
     @property
     def merges(self) -> list[tuple[str, str]]:
         """The merges, as `read_merges` returned them; read back from the library each time."""
-        return [
-            (left, right) for left, right in json.loads(self._plain.to_str())["model"]["merges"]
-        ]
+        return [(left, right) for left, right in json.loads(self._bpe.to_str())["model"]["merges"]]
 
     def token_to_id(self, token: str) -> int:
         """Return the id of a token as the vocabulary spells it ("Ġthe" for " the").
@@ -132,11 +184,11 @@ class BartTokenizer:
         Raises:
             InputError: when the text has a lone surrogate, which no UTF-8 can hold.
         """
-        tokenizer = self._special if special_tokens else self._plain
-        try:
-            return tokenizer.encode(text, add_special_tokens=False).ids
-        except TypeError:
-            raise not_a_text(text) from None
+        byte_length(text)
+        ids: list[int] = []
+        for piece in self._cutter(special_tokens).cut(text):
+            ids.extend([piece] if isinstance(piece, int) else self._bpe.encode(piece).ids)
+        return ids
 
     def encode(
         self,
@@ -160,30 +212,46 @@ class BartTokenizer:
                 "max_length must be at least 2, the start and the end token, "
                 f"received {max_length}."
             )
-        room = max_length - 2
+        size, room = byte_length(text), max_length - 2
         if truncate:
             ids = self._beginning(text, room, special_tokens)
-            return [self.start_token_id, *ids, self.end_token_id]
-        size = byte_length(text)
-        if size > room * self._longest and not special_tokens:
+        elif self._least(text, special_tokens) > room:
             raise too_long(max_length, f"{size} bytes, which no {room} tokens hold")
-        ids = self.tokenize(text, special_tokens=special_tokens)
+        else:
+            ids = self.tokenize(text, special_tokens=special_tokens)
         if len(ids) > room:
             raise too_long(max_length, f"{len(ids) + 2}")
         return [self.start_token_id, *ids, self.end_token_id]
 
+    def _cutter(self, special_tokens: bool) -> Cutter:
+        return self._special if special_tokens else self._plain
+
+    def _least(self, text: str, special_tokens: bool) -> int:
+        """Return how many tokens a text has if all are of the longest."""
+        pieces = self._cutter(special_tokens).cut(text)
+        return sum(
+            1 if isinstance(piece, int) else -(-byte_length(piece) // self._longest)
+            for piece in pieces
+        )
+
     def _beginning(self, text: str, count: int, special_tokens: bool) -> list[int]:
-        """Return the first `count` ids of a text, or all; see `_certain` for why they are those."""
-        if special_tokens:
-            return self.tokenize(text, special_tokens=True)[:count]
-        size, length = FIRST_CHARACTERS * max(count, self._longest), len(text)
-        byte_length(text)  # what is not read must be a text, too
-        while size < length:
-            encoding = self._plain.encode(text[:size], add_special_tokens=False)
+        """Return the first `count` ids of a text, or all."""
+        ids: list[int] = []
+        for piece in self._cutter(special_tokens).cut(text):
+            if len(ids) >= count:
+                break
+            ids.extend([piece] if isinstance(piece, int) else self._first(piece, count - len(ids)))
+        return ids
+
+    def _first(self, piece: str, count: int) -> list[int]:
+        """Return the first `count` ids of what is between added tokens, or all."""
+        size = FIRST_CHARACTERS * max(count, self._longest)
+        while size < len(piece):
+            encoding = self._bpe.encode(piece[:size])
             if self._certain(encoding, count) >= count:
                 return encoding.ids[:count]
             size *= GROWTH
-        return self.tokenize(text)[:count]
+        return self._bpe.encode(piece).ids[:count]
 
     def _certain(self, encoding: Encoding, wanted: int) -> int:
         """Return how many tokens of a beginning are the text's own however it goes on.
@@ -215,6 +283,8 @@ class BartTokenizer:
             InputError: when the id is not in the vocabulary.
         """
         token = self.id_to_token(id)
+        if id in self._added:
+            return self._added[id]
         try:
             return bytes(BYTE_OF[symbol] for symbol in token)
         except KeyError:  # an entry that no merge makes and that is not spelled in byte symbols

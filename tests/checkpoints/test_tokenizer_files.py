@@ -1,13 +1,25 @@
 """Vocabulary and merges, from each of the files they are kept in."""
 
 import json
+import shutil
+from pathlib import Path
 
+import keras_hub
+import numpy as np
 import pytest
-from edited_checkpoints import SYMMETRIC, copy, edit_json
+from edited_checkpoints import SYMMETRIC, copy
 from tokenizers.implementations import ByteLevelBPETokenizer
 
 from bart_export import checkpoints
 from bart_export.errors import TokenizerError
+from bart_export.quality import tokenization
+from bart_export.quality.golden import TEXTS
+from bart_export.text.added_tokens import AddedToken
+
+# What Keras' own saving says under NumPy 2.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+CASES = Path(__file__).parents[1] / "data/cases"
 
 
 @pytest.fixture
@@ -51,10 +63,25 @@ def test_merges_may_be_strings(directory):
         ("model", {"merges": ["a b c"]}, "'a b c'"),
         ("model", {"merges": 3}, "a list of merges"),
         ("model", {"vocab": {"a": 0}}, "special tokens"),
-        ("pre_tokenizer", {"add_prefix_space": True}, "add_prefix_space=false"),
+        ("model", {"dropout": 0.1}, "dropout=0.1"),
+        ("pre_tokenizer", {"add_prefix_space": 1}, "add_prefix_space as true or false"),
         ("pre_tokenizer", {"type": "Whitespace"}, "ByteLevel"),
+        ("pre_tokenizer", {"use_regex": False}, "regular expression"),
+        (None, {"pre_tokenizer": None}, "received None"),
         (None, {"normalizer": {"type": "Lowercase"}}, "must not normalize"),
-        (None, {"added_tokens": [{"id": 1024, "content": "<sep>"}]}, "'<sep>'"),
+        (
+            None,
+            {"post_processor": {"type": "BertProcessing", "cls": ["<x>", 0], "sep": ["</s>", 2]}},
+            "around a text",
+        ),
+        (None, {"post_processor": {"type": "TemplateProcessing", "single": []}}, "around a text"),
+        (None, {"truncation": {"direction": "Left", "max_length": 9}}, "truncation_side left"),
+        (None, {"added_tokens": [{"id": 1030, "content": "<sep>"}]}, "ids from 0 to 1030"),
+        (None, {"added_tokens": [{"id": 3, "content": "Ġthe"}]}, "'Ġthe' an id"),
+        (None, {"added_tokens": [{"id": 1024, "content": "<sep>"}]}, "vocabulary_size=1024"),
+        (None, {"added_tokens": [{"content": "<sep>"}]}, "'<sep>' an id"),
+        (None, {"added_tokens": [{"id": 4, "content": "<mask>", "fuzzy": True}]}, "'fuzzy'"),
+        (None, {"added_tokens": {"<mask>": 4}}, "a list of added_tokens"),
         (None, {"model": 3}, "must hold a model"),
     ],
 )
@@ -66,23 +93,183 @@ def test_a_tokenizer_that_does_more_is_refused(directory, part, changes, said):
     with pytest.raises(TokenizerError) as refused:
         read(directory)
     assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
 
 
-def test_added_tokens_must_be_in_the_vocabulary(tmp_path):
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"tokenizer_class": "MBartTokenizer"}, "'MBartTokenizer'"),
+        ({"mask_token": "[MASK]"}, "mask_token"),
+        ({"cls_token": {"content": "<cls>", "lstrip": False}}, "cls_token"),
+        ({"truncation_side": "left"}, "truncation_side"),
+        ({"add_prefix_space": "yes"}, "add_prefix_space"),
+        ({"additional_special_tokens": ["<hl>"]}, "'<hl>' an id"),
+        ({"additional_special_tokens": "<hl>"}, "a list of additional_special_tokens"),
+        ({"added_tokens_decoder": {"7": {"content": "<s>"}}}, "'<s>' an id"),
+        ({"added_tokens_decoder": {"seven": {"content": "<hl>"}}}, "received 'seven'"),
+        ({"added_tokens_decoder": {"7": "<hl>", "8": {"text": "<hl>"}}}, "Added tokens"),
+        ({"added_tokens_decoder": []}, "an object added_tokens_decoder"),
+        (
+            {"split_special_tokens": True, "extra_special_tokens": ["Ġthe"]},
+            "split_special_tokens=true",
+        ),
+    ],
+)
+def test_a_setting_that_would_change_ids_is_refused_by_name(tmp_path, changes, said):
     directory = copy(tmp_path / "bart")
-    added = directory / "added_tokens.json"
-    number = read(SYMMETRIC).vocabulary["<mask>"]
-    added.write_text(json.dumps({"<mask>": number}))
-    assert read(directory).vocabulary["<mask>"] == number
-    edit_json(added, **{"<sep>": 1024})
-    with pytest.raises(TokenizerError, match="adds the token '<sep>'"):
+    (directory / "tokenizer_config.json").write_text(json.dumps(changes))
+    with pytest.raises(TokenizerError) as refused:
+        read(directory)
+    assert said in str(refused.value)
+    assert str(directory) in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def replaced(directory, **settings):
+    """Give the last token of a checkpoint another name, so that it can be an added one."""
+    vocabulary = json.loads((directory / "vocab.json").read_text(encoding="utf-8"))
+    last = max(vocabulary, key=vocabulary.__getitem__)
+    merges = (directory / "merges.txt").read_text(encoding="utf-8").rstrip("\n").split("\n")
+    (directory / "merges.txt").write_text(
+        "\n".join(line for line in merges if last not in line.replace(" ", "")) + "\n",
+        encoding="utf-8",
+    )
+    number = vocabulary.pop(last)
+    (directory / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    for name, stored in settings.items():
+        (directory / f"{name}.json").write_text(json.dumps(stored(number)), encoding="utf-8")
+    return number
+
+
+HL = {"content": "<hl>", "lstrip": True, "special": True}
+WHERE = {
+    "added_tokens.json": {
+        "added_tokens": lambda number: {"<hl>": number},
+    },
+    "special in added_tokens.json": {
+        "added_tokens": lambda number: {"<hl>": number},
+        "special_tokens_map": lambda number: {"additional_special_tokens": ["<hl>"]},
+    },
+    "special_tokens_map.json": {
+        "added_tokens": lambda number: {"<hl>": number},
+        "special_tokens_map": lambda number: {
+            "additional_special_tokens": [{**HL, "__type": "AddedToken"}]
+        },
+    },
+    "tokenizer_config.json": {
+        "tokenizer_config": lambda number: {"added_tokens_decoder": {str(number): HL}},
+        # Not read where there is a decoder.
+        "added_tokens": lambda number: {"<other>": number},
+    },
+}
+EXPECTED = {
+    "added_tokens.json": AddedToken("<hl>", normalized=True),
+    "special in added_tokens.json": AddedToken("<hl>", special=True),
+    "special_tokens_map.json": AddedToken("<hl>", lstrip=True, special=True),
+    "tokenizer_config.json": AddedToken("<hl>", lstrip=True, special=True),
+}
+
+
+@pytest.mark.parametrize("where", WHERE)
+def test_added_tokens_are_found_where_transformers_keeps_them(tmp_path, where):
+    directory = copy(tmp_path / "bart")
+    number = replaced(directory, **WHERE[where])
+    found = read(directory)
+    assert found.vocabulary["<hl>"] == number
+    assert found.added_tokens == (EXPECTED[where],)
+    assert number in found.tokenizer().tokenize("a <hl> b")
+    tokenization.check(found, found.tokenizer(), TEXTS)
+
+
+def test_tokenizer_json_counts_where_older_files_say_otherwise(directory):
+    expected = read(directory)
+    shutil.copyfile(SYMMETRIC / "vocab.json", directory / "vocab.json")
+    (directory / "merges.txt").write_text("#version: 0.2\n")
+    (directory / "special_tokens_map.json").write_text(json.dumps({"mask_token": "<mask>"}))
+    found = read(directory)
+    assert (found.vocabulary, found.merges) == (expected.vocabulary, expected.merges)
+    tokenization.check(found, found.tokenizer(), TEXTS)
+
+
+@pytest.mark.parametrize("whole", [None, False, True])
+@pytest.mark.parametrize("stated", [None, False, True])
+def test_the_space_before_a_text_is_that_of_the_configuration_first(directory, whole, stated):
+    path = directory / "tokenizer.json"
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    stored["pre_tokenizer"]["add_prefix_space"] = bool(whole)
+    path.write_text(json.dumps(stored), encoding="utf-8")
+    if stated is not None:
+        (directory / "tokenizer_config.json").write_text(json.dumps({"add_prefix_space": stated}))
+    found = read(directory)
+    assert found.add_prefix_space is bool(whole if stated is None else stated)
+    tokenization.check(found, found.tokenizer(), TEXTS)
+
+
+@pytest.mark.parametrize("name", ["added-token-in-vocabulary", "added-tokens-json"])
+def test_an_added_token_of_a_checkpoint_is_one_id(name):
+    tokenizer = checkpoints.read(CASES / name).tokenizer()
+    a, blank, b = (tokenizer.token_to_id(token) for token in "aĠb")
+    assert tokenizer.tokenize("a <hl> b") == [a, blank, 267, blank, b]
+    assert tokenizer.tokenize("<hl>") == [267]
+
+
+def test_a_checkpoint_that_wants_a_space_before_a_text_gets_it():
+    tokenizer = checkpoints.read(CASES / "add-prefix-space").tokenizer()
+    assert tokenizer.tokenize("the") == [tokenizer.token_to_id("Ġthe")]
+
+
+@pytest.fixture(scope="module")
+def keras_presets(tmp_path_factory):
+    """Return `preset(name, vocabulary, settings)`, which saves one with KerasHub."""
+    place = tmp_path_factory.mktemp("keras")
+    golden = read(SYMMETRIC)
+    merges = [" ".join(pair) for pair in golden.merges]
+
+    def preset(name, added, **settings):
+        vocabulary = {**golden.vocabulary, **{token: 1024 + i for i, token in enumerate(added)}}
+        tokenizer = keras_hub.models.BartTokenizer(vocabulary, merges, **settings)
+        backbone = keras_hub.models.BartBackbone(len(vocabulary), 1, 2, 16, 24, 0.1, 32)
+        keras_hub.models.BartSeq2SeqLM(
+            backbone, keras_hub.models.BartSeq2SeqLMPreprocessor(tokenizer)
+        ).save_to_preset(str(place / name))
+        return tokenizer, place / name
+
+    return preset
+
+
+@pytest.mark.parametrize(
+    ("added", "settings"),
+    [
+        ([], {"add_prefix_space": True}),
+        (["<hl>"], {"unsplittable_tokens": ["<hl>"]}),
+        (["<hl>", "[a b]"], {"unsplittable_tokens": ["[a b]", "</s>", "<hl>"]}),
+    ],
+    ids=["prefix", "one", "several"],
+)
+def test_settings_of_a_keras_preset_give_the_ids_of_kerashub(keras_presets, added, settings):
+    theirs, directory = keras_presets("_".join(settings) + str(len(added)), added, **settings)
+    found = read(directory)
+    ours = found.tokenizer()
+    texts = ["a <hl> the call", "the[a b]call", "two words, and more", *TEXTS[:2]]
+    assert [ours.tokenize(text) for text in texts] == [
+        np.array(theirs(text)).tolist() for text in texts
+    ]
+    tokenization.check(found, ours, TEXTS)
+
+
+def test_a_keras_tokenizer_that_pads_is_refused(keras_presets):
+    _, directory = keras_presets("padded", [], sequence_length=12)
+    with pytest.raises(TokenizerError, match="sequence_length=12"):
         read(directory)
 
 
 def test_missing_files_are_told_and_can_be_done_without(tmp_path):
     directory = copy(tmp_path / "bart")
     (directory / "merges.txt").unlink()
-    with pytest.raises(TokenizerError, match=r"neither vocab\.json with merges\.txt nor tokenizer"):
+    with pytest.raises(
+        TokenizerError, match=r"neither tokenizer\.json nor vocab\.json with merges"
+    ):
         read(directory)
     alone = checkpoints.read(directory, weights=False, tokenizer=False)
     assert (dict(alone.vocabulary), alone.merges) == ({}, ())

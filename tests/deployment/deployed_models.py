@@ -17,11 +17,8 @@ SIZE = 560 * 2**20
 
 def served(artifact):
     """Return what an artifact's SavedModel was exported with."""
-    tokenizer = artifact.manifest["tokenizer"]
     return Served(
-        tokenizer=BartTokenizer.from_files(
-            artifact.directory / tokenizer["vocabulary"], artifact.directory / tokenizer["merges"]
-        ),
+        tokenizer=BartTokenizer.from_artifact(artifact),
         generation=artifact.generation,
         encoder_sequence_length=artifact.manifest["encoder_sequence_length"],
         text=TEXTS[0],

@@ -21,7 +21,6 @@ from bart_export.recipes import RECIPES
 from bart_export.runtime.engine import CompiledModelEngine
 from bart_export.targets import tflite
 from bart_export.targets.quantize import quantize
-from bart_export.text.tokenizer import BartTokenizer
 
 FLOAT32 = RECIPES["float32"]
 # Random weights lose more to rounding than trained ones: what is tried here is no quality.
@@ -38,7 +37,7 @@ class Judged:
 
     def __init__(self, preset):
         checkpoint = checkpoints.read(resolve(str(preset)).directory)
-        tokenizer = BartTokenizer(dict(checkpoint.vocabulary), list(checkpoint.merges))
+        tokenizer = checkpoint.tokenizer()
         self.preset = str(preset)
         self.facts = Facts(
             checkpoint.config,

@@ -20,13 +20,6 @@ FILE = "tflite/float32.tflite"
 STATIC_FILE = "tflite/float32.static.tflite"
 
 
-def tokenizer_of(artifact):
-    names = artifact.manifest["tokenizer"]
-    return BartTokenizer.from_files(
-        artifact.path(names["vocabulary"]), artifact.path(names["merges"])
-    )
-
-
 class Watched:
     """An engine that keeps the logits of its steps and the cross tensors' reach."""
 
@@ -55,14 +48,14 @@ def logits_range(engine, sources, generation, num_beams):
 
 @pytest.fixture(scope="module")
 def sources(mini_artifact):
-    tokenizer = tokenizer_of(mini_artifact)
+    tokenizer = BartTokenizer.from_artifact(mini_artifact)
     return [tokenizer.encode(text, 160, truncate=True) for text in TEXTS[:2]]
 
 
 def calibrated(artifact, file, buckets, sources):
     texts = calibration_texts.Texts(("",), "given", "")
     calibrator = calibration_texts.calibrator(
-        texts, artifact.config, tokenizer_of(artifact), artifact.generation, 160
+        texts, artifact.config, BartTokenizer.from_artifact(artifact), artifact.generation, 160
     )
     return calibration.calibrate(
         artifact.path(file), artifact.config, buckets, sources, calibrator.search, 4

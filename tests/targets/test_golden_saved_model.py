@@ -45,7 +45,7 @@ class SavedGolden:
     def __init__(self, name, directory):
         self.golden = GoldenCases(name)
         checkpoint = checkpoints.read(GOLDEN / name)
-        tokenizer = BartTokenizer(dict(checkpoint.vocabulary), list(checkpoint.merges))
+        tokenizer = checkpoint.tokenizer()
         parameters = InferenceParameters(
             checkpoint.config, lambda weight: np.asarray(checkpoint.weights[weight])
         )

@@ -34,10 +34,7 @@ PROJECTIONS = 3 * (6 + 2) + 2 * (3 * 8 + 1)
 
 @pytest.fixture(scope="module")
 def tokenizer(mini_artifact):
-    names = mini_artifact.manifest["tokenizer"]
-    return BartTokenizer.from_files(
-        *(mini_artifact.path(names[n]) for n in ("vocabulary", "merges"))
-    )
+    return BartTokenizer.from_artifact(mini_artifact)
 
 
 @pytest.fixture(scope="module")

@@ -224,12 +224,8 @@ def works_of(
     artifact: Artifact, name: str, num_threads: int, pairs: Pairs, new_tokens: int
 ) -> list[Work]:
     """Open a file and return its configurations."""
-    names = artifact.manifest["tokenizer"]
-    tokenizer = BartTokenizer.from_files(
-        artifact.path(names["vocabulary"]), artifact.path(names["merges"])
-    )
     generator = Generator(
-        tokenizer,
+        BartTokenizer.from_artifact(artifact),
         open_engine(artifact, name, num_threads=num_threads),
         artifact.generation,
         artifact.manifest["encoder_sequence_length"],

@@ -134,9 +134,10 @@ def linked_copy(artifact: Artifact) -> Iterator[pathlib.Path]:
 
 def files_read(directory: pathlib.Path, file: str) -> list[pathlib.Path]:
     """Return the files that opening a file reads: itself, its tokenizer's and its weight cache."""
-    tokenizer = json.loads((directory / MANIFEST).read_bytes())["tokenizer"]
+    stored = json.loads((directory / MANIFEST).read_bytes())["tokenizer"]
+    tokenizer = [directory / stored[name] for name in ("vocabulary", "merges")]
     caches = sorted((directory / CACHE).glob("*.xnnpack"))
-    return [directory / file, *(directory / name for name in tokenizer.values()), *caches]
+    return [directory / file, *tokenizer, *caches]
 
 
 def in_a_process(directory: pathlib.Path, order: Order) -> Figures:
@@ -197,12 +198,11 @@ def open_and_generate(directory: pathlib.Path, order: Order) -> Figures:
     artifact = Artifact.open(directory)
     engine = open_engine(artifact, order.file, num_threads=order.num_threads)
     stages = [meter.read()]
-    names = artifact.manifest["tokenizer"]
-    tokenizer = BartTokenizer.from_files(
-        artifact.path(names["vocabulary"]), artifact.path(names["merges"])
-    )
     generator = Generator(
-        tokenizer, engine, artifact.generation, artifact.manifest["encoder_sequence_length"]
+        BartTokenizer.from_artifact(artifact),
+        engine,
+        artifact.generation,
+        artifact.manifest["encoder_sequence_length"],
     )
     stages.append(meter.read())
     source = random_source(artifact.config.vocabulary_size, order.source)

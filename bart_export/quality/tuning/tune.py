@@ -28,7 +28,6 @@ from bart_export.quality.tuning.examination import Examination, Measured
 from bart_export.quality.tuning.sensitivity import LayerSensitivity
 from bart_export.recipes import STORAGES, Recipe
 from bart_export.targets.tflite import write_float
-from bart_export.text.tokenizer import BartTokenizer
 
 # Ways of storing a layer, the narrowest first, up to that of DEFAULT. One scale a tensor stands
 # between: a row's scale and zero point take 12 bytes in every signature.
@@ -96,7 +95,7 @@ def tune(
         examination = Examination(
             float_file,
             checkpoint.config,
-            BartTokenizer(dict(checkpoint.vocabulary), list(checkpoint.merges)),
+            checkpoint.tokenizer(),
             checkpoints.defaults(source, checkpoint).generation,
             checkpoint.encoder_sequence_length,
             examples,
