@@ -5,8 +5,11 @@ is imported by the command that needs it, so that `--help` is quick and `generat
 is no TensorFlow. An error of the family is one line on standard error and its exit code.
 """
 
+import io
 import json
+import os
 import pathlib
+import sys
 from typing import Any
 
 import click
@@ -21,9 +24,20 @@ from bart_export.serve_command import serve
 from bart_export.tune_command import tune
 from bart_export.verify_command import verify
 
+INTERRUPTED = 130  # as shells count, 128 and SIGINT
+
 
 class Commands(click.Group):
     """A click group whose errors are the package's: one line, and the error's exit code."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the command line."""
+        take_every_character()
+        try:
+            return super().main(*args, **kwargs)
+        except OSError as error:  # of standard output, as far as anybody foresaw
+            click.echo(f"Error: {error.filename or 'Standard output'}: {error.strerror}.", err=True)
+            sys.exit(BartExportError.exit_code)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command."""
@@ -32,6 +46,22 @@ class Commands(click.Group):
         except BartExportError as error:
             click.echo(f"Error: {error}", err=True)
             ctx.exit(error.exit_code)
+        except KeyboardInterrupt as error:
+            click.echo(str(error) or "Interrupted.", err=True)
+            ctx.exit(INTERRUPTED)
+
+
+def take_every_character() -> None:
+    """Let no character end the run that standard output's encoding does not have.
+
+    Output that goes to a file or a pipe is UTF-8, as on Windows nothing else says; PYTHONIOENCODING
+    may ask for another encoding. What an encoding lacks is escaped as in Python.
+    """
+    stream = sys.stdout
+    if isinstance(stream, io.TextIOWrapper):
+        chosen = stream.isatty() or "PYTHONIOENCODING" in os.environ
+        encoding = None if chosen else "utf-8"
+        stream.reconfigure(encoding=encoding, errors="backslashreplace")
 
 
 @click.group(

@@ -1,16 +1,24 @@
-"""`bart-export generate`: texts go in from the command line or a file, what is generated comes out.
+"""`bart-export generate`: texts from the command line or a file, and what is generated from each.
 
 Runs where there is no TensorFlow. Everything heavy is imported when the command runs.
 """
 
+import contextlib
+import functools
 import pathlib
+import re
 import sys
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from bart_export.errors import InputError
+from bart_export.errors import BartExportError
 from bart_export.progress import stages
+
+if TYPE_CHECKING:
+    from bart_export.runtime import Result
+    from bart_export.runtime.texts import Row
 
 Path = click.Path(path_type=pathlib.Path)
 
@@ -53,17 +61,22 @@ EARLY_STOPPING = {"true": True, "false": False, "never": "never"}
     "--input",
     "input_file",
     type=Path,
-    help='Texts to read: .txt, one a line, or .jsonl, objects with a "text".',
+    help='Texts to read: .txt, one a line, or .jsonl or .ndjson, objects with a "text"; - for '
+    "standard input.",
 )
 @click.option(
     "--output",
     "output_file",
     type=Path,
-    help='Where to write results as .jsonl: each object read, with "generated_text", '
-    '"score" and "token_ids".',
+    help="Where to write results, .jsonl or .ndjson, - for standard output: each object read, with "
+    '"generated_text", "score" and "token_ids", or with an "error".',
 )
+@click.option("--overwrite", is_flag=True, help="Replace an --output that has something in it.")
 @click.option("--stream", is_flag=True, help="Print the text as it is generated.")
 @click.option("--truncate", is_flag=True, help="Cut texts that are too long at their end.")
+@click.option(
+    "--allow-empty", is_flag=True, help="Have the model make up a text for an empty one, too."
+)
 @click.option("--recipe", metavar="RECIPE", help="Which of the artifact's files to run.")
 @click.option(
     "--engine",
@@ -73,59 +86,156 @@ EARLY_STOPPING = {"true": True, "false": False, "never": "never"}
 )
 @click.option("--threads", type=click.IntRange(min=1), help="Threads to use. Default: all cores.")
 @generation_options
+@click.pass_context
 def generate(
+    context: click.Context,
+    /,
     artifact: pathlib.Path,
     text: str | None,
     input_file: pathlib.Path | None,
     output_file: pathlib.Path | None,
+    overwrite: bool,
     stream: bool,
     truncate: bool,
+    allow_empty: bool,
     recipe: str | None,
     engine: str | None,
     threads: int | None,
     **given: Any,
 ) -> None:
-    """Generate from TEXT, from each text of a file, or from standard input.
+    """Generate from TEXT, from each text of a file, or from standard input as one text.
 
     Settings that are not given are those of the artifact. TensorFlow is not needed.
+
+    With --input every line has a row of results, in the same place: what cannot be generated from
+    has an error there, and the exit code is 1 at the end. Rows are written as they come; after
+    Ctrl-C (exit code 130) those that were written are whole. Without --output a line of text is
+    printed for each, empty where there is an error.
 
     \b
       bart-export generate artifacts/bart_mini_en "A text ..." --stream
       bart-export generate artifacts/bart_mini_en --input texts.txt --output headlines.jsonl
+      zcat texts.jsonl.gz | bart-export generate artifacts/bart_mini_en --input - --output -
     """
     from bart_export.runtime import Generator, texts
 
-    if (text is not None) + (input_file is not None) > 1:
+    if text is not None and input_file is not None:
         raise click.UsageError("Give either TEXT or --input, not both.")
     if stream and (input_file or output_file):
         raise click.UsageError("--stream prints one text; it takes no --input and no --output.")
+    if text is None and input_file is None and sys.stdin.isatty():
+        raise click.UsageError("Give a TEXT, --input FILE, or a text on standard input.")
+    if output_file is not None:
+        texts.check_output(output_file, input_file, overwrite)
+    elif overwrite:
+        raise click.UsageError("--overwrite needs an --output.")
     parameters = {name: value for name, value in given.items() if value is not None}
     if "early_stopping" in parameters:
         parameters["early_stopping"] = EARLY_STOPPING[parameters["early_stopping"]]
-    if text is None and input_file is None and sys.stdin.isatty():
-        raise click.UsageError("Give a TEXT, --input FILE, or a text on standard input.")
-    if input_file is not None:
-        rows = texts.read(input_file)
-    else:
-        rows = [{"text": text if text is not None else sys.stdin.read().strip()}]
+    rows = None if input_file is None else texts.read(input_file)
+    if text is None and rows is None:
+        text = texts.read_standard_input()
     generator = Generator.from_artifact(artifact, recipe=recipe, engine=engine, num_threads=threads)
     if notice := getattr(generator.engine, "notice", ""):
         click.echo(notice, err=True)
-    if stream:
-        for piece in generator.stream(rows[0]["text"], truncate=truncate, **parameters):
-            click.echo(piece, nl=False)
-        click.echo()
+    with spelled_as_flags():
+        generator.settings(**parameters)  # refused now, or else of every text
+        parameters |= {"truncate": truncate, "allow_empty": allow_empty}
+        if input_file is not None and rows is not None:
+            ask = functools.partial(generator.generate, **parameters)
+            failed = batch(ask, rows, input_file, output_file)
+            context.exit(1 if failed else 0)
+        assert text is not None
+        if stream:
+            for piece in generator.stream(text, **parameters):
+                click.echo(piece, nl=False)
+            click.echo()
+            return
+        result = generator.generate(text, **parameters)
+    if output_file is not None:
+        with texts.results(output_file) as write:
+            write(texts.result_row({"text": text}, result))
         return
-    with stages(len(rows)) as stage, texts.results(output_file) as file:
-        for number, row in enumerate(rows, 1):
-            stage(f"text {number}")
-            try:
-                result = generator.generate(row["text"], truncate=truncate, **parameters)
-            except InputError as error:
-                place = f"Text {number} of {input_file}: " if input_file else ""
-                raise InputError(f"{place}{error}") from error
-            for sequence in result.sequences:
-                if file is None:
-                    click.echo(sequence.text)
-                else:
-                    file.write(texts.line(row, sequence))
+    for sequence in result.sequences:
+        click.echo(sequence.text)
+
+
+def batch(
+    ask: Callable[[str], "Result"],
+    rows: "Iterable[Row]",
+    source: pathlib.Path,
+    output: pathlib.Path | None,
+) -> int:
+    """Write or print a row of results for each row of a file, and return how many are errors."""
+    from bart_export.runtime import texts
+
+    count = failed = 0
+    shown = output is not None and str(output) != texts.STANDARD
+    with (
+        stages(texts.line_count(source)) if shown else contextlib.nullcontext(str) as stage,
+        contextlib.nullcontext(print_row) if output is None else texts.results(output) as write,
+    ):
+        try:
+            for row in rows:
+                count += 1
+                stage(f"text {count}")
+                answer = answered(ask, row)
+                write(answer)
+                if "error" in answer:
+                    failed += 1
+                    if output is None:
+                        click.echo(f"Text {count} of {source}: {answer['error']}", err=True)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"Interrupted at text {count} of {source}; the results before it are whole."
+            ) from None
+    if failed:
+        where = "see above" if output is None else f'see "error" in their rows of {output}'
+        click.echo(f"{failed} of {count} texts have no result: {where}.", err=True)
+    return failed
+
+
+def answered(ask: Callable[[str], "Result"], row: "Row") -> "Row":
+    """Return a row with what was generated from it, or with the reason why nothing was."""
+    from bart_export.runtime import texts
+
+    if "error" in row:
+        return row
+    try:
+        return texts.result_row(row, ask(row["text"]))
+    except BartExportError as error:
+        return {**row, "error": in_flags(str(error))}
+
+
+def print_row(row: "Row") -> None:
+    """Print what was generated, a line for each text whatever is in it, or an empty line."""
+    for sequence in row.get("sequences", [row]):
+        click.echo(" ".join(sequence.get("generated_text", "").splitlines()))
+
+
+PARAMETER = re.compile(
+    rf"\b({'|'.join(name for name, _, _ in GENERATION_OPTIONS)}|truncate|allow_empty)\b"
+    r"(?:=([\w+-]+(?:\.\w+)*))?"
+)
+
+
+def in_flags(message: str) -> str:
+    """Return a message in which parameters are spelled as the command line does."""
+
+    def spelled(found: re.Match[str]) -> str:
+        name, value = found[1].replace("_", "-"), found[2]
+        if value is None or value.lower() == "true":
+            return f"--{name}"
+        return f"--no-{name}" if value.lower() == "false" else f"--{name} {value}"
+
+    return PARAMETER.sub(spelled, message)
+
+
+@contextlib.contextmanager
+def spelled_as_flags() -> Iterator[None]:
+    """Have the errors of a block speak of flags."""
+    try:
+        yield
+    except BartExportError as error:
+        error.args = (in_flags(str(error)),)
+        raise

@@ -13,15 +13,16 @@ Stage = Callable[[str], None]
 
 
 @contextlib.contextmanager
-def stages(total: int) -> Iterator[Stage]:
-    """Show a bar of `total` stages; calling the yielded function names the next one."""
+def stages(total: int | None) -> Iterator[Stage]:
+    """Show a bar of `total` stages, None if nobody knows; the yielded function names the next."""
     if not sys.stderr.isatty():
         yield lambda name: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    with os.fdopen(os.dup(2), "w", encoding=sys.stderr.encoding) as terminal:
+    encoding, errors = sys.stderr.encoding, "replace"  # a bar may be of other characters
+    with os.fdopen(os.dup(2), "w", encoding=encoding, errors=errors) as terminal:
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),

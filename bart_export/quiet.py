@@ -3,7 +3,7 @@
 TensorFlow, XNNPACK and LiteRT log from C++ straight to file descriptor 2. `native_stderr_silenced`
 points that descriptor at a temporary file for the length of a block. When the block fails, what was
 written is replayed, because then it may explain the failure, unless the error is one that explains
-itself: one of this package, or of the system.
+itself: one of this package, of the system, or Ctrl-C.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ def silenced() -> Iterator[None]:
         os.dup2(spool.fileno(), 2)
         try:
             yield
-        except (BartExportError, OSError):
+        except (BartExportError, OSError, KeyboardInterrupt):
             restore(original)
             raise
         except BaseException:

@@ -4,7 +4,6 @@ Every row of a table harms one thing and says which words the line must have. Wh
 an artifact where the export would write, is compared byte for byte afterwards.
 """
 
-import json
 import os
 import random
 import shutil
@@ -302,30 +301,22 @@ def test_no_artifact_at_all(tmp_path):
 
 
 def test_inputs_and_outputs_that_cannot_be_read_or_written(artifact, tmp_path):
-    rows, broken, binary = tmp_path / "in.jsonl", tmp_path / "broken.jsonl", tmp_path / "in.txt"
+    rows = tmp_path / "in.jsonl"
     rows.write_text('{"text": "A text."}\n')
-    broken.write_text('{"text": "A text."}\n{"headline": "x"}\n')
-    binary.write_bytes(b"\xff\xfe\x00")
     result = tmp_path / "out.jsonl"
-    result.write_text("before")
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
 
     def refuse(*arguments):
-        line = complaint("generate", artifact, *arguments)
-        assert result.read_text() == "before"
-        return line
+        return complaint("generate", artifact, *arguments)
 
     assert "nothing.txt" in refuse("--input", tmp_path / "nothing.txt", "--output", result)
-    assert "broken.jsonl line 2" in refuse("--input", broken, "--output", result)
-    assert "in.txt" in refuse("--input", binary, "--output", result)
+    assert "binary.txt" in refuse("--input", tmp_path / "binary.txt", "--output", result)
+    assert "Is a directory" in refuse("--input", tmp_path, "--output", result)
     assert "nowhere" in refuse("--input", rows, "--output", tmp_path / "nowhere/out.jsonl")
-    rows.write_text(json.dumps({"text": "A text."}) + "\n" + json.dumps({"text": "long " * 999}))
-    assert f"Text 2 of {rows}" in refuse("--input", rows, "--output", result)
     assert "truncate" in refuse("long " * 999)
-    assert "max_length" in refuse("A text.", "--max-length", "999")
+    assert "--max-length" in refuse("A text.", "--max-length", "999")
     assert "int4" in refuse("A text.", "--recipe", "int4")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "broken.jsonl", "in.jsonl", "in.txt", "made", "out.jsonl",
-    ]  # fmt: skip
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["binary.txt", "in.jsonl", "made"]
 
 
 def test_an_export_that_fails_its_verification_ends_with_exit_code_1(tmp_path, monkeypatch):

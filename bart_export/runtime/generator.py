@@ -23,7 +23,7 @@ from bart_export.artifact import Artifact
 from bart_export.config import GenerationConfig, check_token_ids
 from bart_export.edgetpu.parts import TARGET as EDGETPU
 from bart_export.errors import ArtifactError, ConfigurationError, InputError
-from bart_export.runtime.engine import CLOSED, ClosedEngine, Engine
+from bart_export.runtime.engine import CLOSED, ClosedEngine, Engine, check_length
 from bart_export.runtime.engines import files_for, open_engine, runnable, target_of
 from bart_export.runtime.search import Hypothesis, Search, search
 from bart_export.runtime.stream import Stream, Turn
@@ -221,7 +221,7 @@ class Generator:
 
     def generate_ids(self, token_ids: Sequence[int], **parameters: Any) -> Result:
         """Generate from source token ids, start and end token included; see `generate`."""
-        return self.pieces(token_ids, self.generation.replace(**parameters)).drain()
+        return self.pieces(token_ids, self.settings(**parameters)).drain()
 
     def stream(
         self, text: str, *, truncate: bool = False, allow_empty: bool = False, **parameters: Any
@@ -232,9 +232,16 @@ class Generator:
         is then what `generate` returns. With beams a piece is certain once all beams agree on it.
         Ending the iteration ends the work. Parameters and errors are those of `generate`.
         """
-        generation = self.generation.replace(**parameters)
+        generation = self.settings(**parameters)
         check_text(text, allow_empty)
         return self.pieces(self.encode(text, truncate), generation)
+
+    def settings(self, **parameters: Any) -> GenerationConfig:
+        """Return the settings of a call with these parameters; errors are those of `generate`."""
+        generation = self.generation.replace(**parameters)
+        check_token_ids(generation, self.engine.config.vocabulary_size)
+        check_length(self.engine.config, generation.max_length)
+        return generation
 
     def pieces(self, token_ids: Sequence[int], generation: GenerationConfig) -> Stream[Result]:
         """Return a generation from source token ids, which begins when it is first read."""

@@ -1,81 +1,231 @@
-"""Files of texts in, files of results out.
+"""Batch files: a row in, a row out, in the same order and number, whatever one of them holds.
 
-A path goes in and rows come out, one a text: a line of a `.txt`, an object of a `.jsonl`. Results
-are written as `.jsonl`, each row with what was generated from it, into a file that takes its place
-only when it is whole. Nothing here generates.
+`read` yields rows, each a dictionary with a "text": those of a file of JSON objects, or one for
+each line of a file of text. A line that cannot be used has its place all the same, with an "error"
+that says why. `results` writes rows as JSON Lines, each whole as soon as it is there.
 """
 
 import contextlib
+import itertools
 import json
-import os
 import pathlib
-from collections.abc import Iterator
-from typing import IO, Any
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from bart_export.errors import InputError
-from bart_export.runtime.generator import GeneratedSequence
+from bart_export.runtime.generator import GeneratedSequence, Result
 
 Row = dict[str, Any]
 
+STANDARD = "-"  # standard input or output, in the place of a path
+OBJECTS = (".jsonl", ".ndjson")
+LINES = ".txt"
+ACCEPTED = f'{LINES}, a text a line, or {" or ".join(OBJECTS)}, an object with a "text" a line'
+# How files of other kinds become one of objects.
+CONVERSIONS = {
+    ".json": "python3 -c 'import json, sys; "
+    "[print(json.dumps(row)) for row in json.load(sys.stdin)]' < {0} > {1}.jsonl",
+    ".csv": "python3 -c 'import csv, json, sys; "
+    "[print(json.dumps(row)) for row in csv.DictReader(sys.stdin)]' < {0} > {1}.jsonl",
+}
+LONGEST = 1 << 24  # bytes of a line; no model reads a text of a hundredth of that
+MADE = ("generated_text", "score", "token_ids", "sequences", "error")  # what a result row adds
 
-def read(path: pathlib.Path) -> list[Row]:
-    """Return the rows of a file: each has a string "text".
+
+def read(path: pathlib.Path) -> Iterator[Row]:
+    """Yield a row for each line of a file, or of standard input for "-".
+
+    Names that end in `.jsonl` or `.ndjson`, in capitals or not, have JSON objects, those in `.txt`
+    plain text. Without an ending, the first line tells.
 
     Raises:
-        InputError: for a file that cannot be read, or a line that holds no text.
+        InputError: now for a file that cannot be read or is of another kind; later for one that can
+            be read no further.
     """
+    ending = path.suffix.lower()
+    if ending not in ("", LINES, *OBJECTS):
+        raise InputError(f"{path} must be {ACCEPTED}; {ending} is not read.{conversion(path)}")
+    lines = whole_lines(path)
+    first = next(lines, b"").removeprefix(b"\xef\xbb\xbf")
+    if b"\0" in first or first.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise InputError(
+            f"{path} must be text in UTF-8, but is binary or UTF-16. Save it as UTF-8."
+        )
+    begins = first.lstrip()
+    objects = isinstance(parsed(begins), dict) if ending in ("", LINES) else True
+    if objects and ending == LINES:
+        raise InputError(f"{path} has a JSON object in its first line. Name it {OBJECTS[0]}.")
+    if ending != LINES and (begins.startswith(b"[{") or begins.rstrip() == b"["):
+        raise InputError(
+            f"{path} must have an object a line, but is a JSON array.{conversion(path, '.json')}"
+        )
+    make = row_of_object if objects else row_of_line
+    return (make(line) for line in itertools.chain([first] if first else [], lines))
+
+
+def read_standard_input() -> str:
+    """Return standard input as one text, without white space around it.
+
+    Raises:
+        InputError: for what is not UTF-8, or too long to be a text.
+    """
+    content = sys.stdin.buffer.read(LONGEST + 1)
+    if len(content) > LONGEST:
+        raise InputError(
+            f"A text must have at most {LONGEST} bytes, standard input has more. Texts that stand "
+            "one a line are read with --input -."
+        )
+    row = row_of_line(content)
+    if "error" in row:
+        raise InputError(row["error"])
+    text: str = row["text"]
+    return text.removeprefix("\ufeff").strip()
+
+
+def line_count(path: pathlib.Path) -> int | None:
+    """Return how many lines a file has, None for what cannot be read twice."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        counts = [(part.count(b"\n"), part[-1:]) for part in iter(lambda: file.read(1 << 20), b"")]
+    return sum(count for count, _ in counts) + (counts[-1][1] != b"\n" if counts else 0)
+
+
+def conversion(path: pathlib.Path, ending: str = "") -> str:
+    """Return how to make a file of objects of a file of another kind, "" where we do not know."""
+    command = CONVERSIONS.get(ending or path.suffix.lower())
+    return "" if command is None else f" Convert it: {command.format(path, path.stem)}"
+
+
+def whole_lines(path: pathlib.Path) -> Iterator[bytes]:
+    """Yield the lines of a file; of one beyond `LONGEST` one byte more, the rest is passed over."""
+    standard = contextlib.nullcontext(sys.stdin.buffer)
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as UTF-8 text: {error}.") from error
-    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    if path.suffix != ".jsonl":
-        return [{"text": line} for _, line in numbered]
-    rows = []
-    for number, line in numbered:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-            raise InputError(
-                f'{path} line {number} must be a JSON object with a string "text", '
-                f"received {line[:60]!r}."
-            )
-        rows.append(row)
-    return rows
+        with standard if str(path) == STANDARD else path.open("rb") as file:
+            while line := file.readline(LONGEST + 1):
+                yield line
+                while len(line) > LONGEST and not line.endswith(b"\n"):
+                    line = file.readline(LONGEST + 1)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
 
 
-def line(row: Row, sequence: GeneratedSequence) -> str:
-    """Return a row with what was generated from it, as a line of `.jsonl`."""
-    result = {
+def parsed(line: bytes) -> object:
+    """Return what a line is in JSON, None for what is none."""
+    try:
+        return json.loads(line, parse_constant=no_number)
+    except (ValueError, RecursionError):
+        return None
+
+
+def no_number(name: str) -> object:
+    """Refuse NaN and infinities, which Python reads, but JSON does not have."""
+    raise ValueError(f"{name} is no JSON")
+
+
+def row_of_object(line: bytes) -> Row:
+    """Return the row of a line with a JSON object; keys that a result has are not taken over."""
+    row = parsed(line)
+    if len(line) > LONGEST or not isinstance(row, dict):
+        plain = row_of_line(line)
+        plain.setdefault("error", 'The line must be a JSON object with a string "text".')
+        return plain
+    row = {name: value for name, value in row.items() if name not in MADE}
+    if isinstance(row.get("text"), str):
+        return row
+    return {
         **row,
+        "error": f'The object must have a string "text", has {", ".join(row) or "none"}.',
+    }
+
+
+def row_of_line(line: bytes) -> Row:
+    """Return the row of a line of text."""
+    line = line.removesuffix(b"\n").removesuffix(b"\r")
+    if len(line) > LONGEST:
+        shown = line[:1000].decode("utf-8", "replace")
+        return {
+            "text": shown,
+            "error": f"The line, here its start, exceeds {LONGEST} bytes.",
+        }
+    try:
+        return {"text": line.decode("utf-8")}
+    except UnicodeDecodeError as error:
+        shown = line.decode("utf-8", "replace")
+        wrong = f"byte 0x{line[error.start]:02x} at position {error.start}"
+        return {"text": shown, "error": f"A text must be UTF-8, received {wrong}."}
+
+
+def result_row(row: Row, result: Result) -> Row:
+    """Return a row with what was generated; `sequences` where there are several texts."""
+    made = {**row, **sequence_fields(result.sequences[0])}
+    if len(result.sequences) > 1:
+        made["sequences"] = [sequence_fields(one) for one in result.sequences]
+    return made
+
+
+def sequence_fields(sequence: GeneratedSequence) -> Row:
+    """Return a generated text as it stands in a row."""
+    return {
         "generated_text": sequence.text,
         "score": round(sequence.score, 6),
         "token_ids": list(sequence.token_ids),
     }
-    return json.dumps(result, ensure_ascii=False) + "\n"
 
 
 @contextlib.contextmanager
-def results(path: pathlib.Path | None) -> Iterator[IO[str] | None]:
-    """Open a file for results, or None for none; a block that fails leaves what was there.
+def results(path: pathlib.Path) -> Iterator[Callable[[Row], None]]:
+    """Open a file for results, or standard output for "-", and yield what writes a row to it.
+
+    A row is in the file, whole, when the function returns: JSON Lines in UTF-8.
 
     Raises:
         InputError: if the file cannot be written.
     """
-    if path is None:
-        yield None
-        return
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    file = contextlib.nullcontext(sys.stdout.buffer)
+
+    def write(row: Row) -> None:
+        opened.write(as_line(row))
+        opened.flush()
+
     try:
-        with unfinished.open("w", encoding="utf-8") as file:
-            yield file
-        unfinished.replace(path)
+        with file if str(path) == STANDARD else path.open("wb") as opened:
+            yield write
+    except BrokenPipeError:  # whoever reads has seen enough
+        raise
     except OSError as error:
         raise InputError(
             f"Cannot write {path}: {error.strerror}. Name another file with --output."
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
+
+
+def as_line(row: Row) -> bytes:
+    """Return a row as a line of JSON."""
+    try:
+        line = json.dumps(row, ensure_ascii=False)
+    except RecursionError:  # a row that could just be read
+        line = json.dumps({"text": row["text"], "error": "The object is nested too deeply."})
+    # A lone surrogate has no UTF-8; escaped with a backslash it is what JSON writes for it.
+    return line.encode("utf-8", "backslashreplace") + b"\n"
+
+
+def check_output(path: pathlib.Path, source: pathlib.Path | None, overwrite: bool) -> None:
+    """Refuse a name for results that says they are something else, or a file that would be lost.
+
+    Raises:
+        InputError: saying what to do instead.
+    """
+    if path.suffix.lower() not in ("", *OBJECTS):
+        raise InputError(
+            f"Results are objects, one a line: name them {' or '.join(OBJECTS)}, received {path}."
+        )
+    if str(path) == STANDARD or not path.is_file():
+        return
+    if source is not None and source.exists() and path.samefile(source):
+        raise InputError(f"{path} is the input as well. Name another file with --output.")
+    if path.stat().st_size and not overwrite:
+        raise InputError(
+            f"{path} exists and is not empty. Name another file with --output, or replace it with "
+            "--overwrite."
+        )
