@@ -20,8 +20,6 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
-from google.protobuf import text_format
-
 from bart_export.server import messages
 from bart_export.server.merging import joined_outputs, merged_inputs, row_count, split_outputs
 from bart_export.server.servable import Limits, Tensors
@@ -111,7 +109,7 @@ def read_parameters(path: pathlib.Path) -> Parameters:
             itself.
     """
     try:
-        message = text_format.Parse(path.read_text("utf-8"), messages.BatchingParameters())
+        message = messages.read_text(path, messages.BatchingParameters)
         fields = {
             field.name: value.value if hasattr(value, "value") else value
             for field, value in message.ListFields()
@@ -120,7 +118,7 @@ def read_parameters(path: pathlib.Path) -> Parameters:
         return Parameters(allowed_batch_sizes=sizes, **fields)
     except OSError as error:
         reason: str = error.strerror or str(error)
-    except (ValueError, text_format.ParseError, StatusError) as error:
+    except (ValueError, StatusError) as error:
         reason = str(error)
     raise StatusError(
         Code.INVALID_ARGUMENT,

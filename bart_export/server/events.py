@@ -14,14 +14,14 @@ from concurrent.futures import Future
 from typing import Any
 
 from bart_export.runtime.generator import Result
-from bart_export.server.json_document import as_bytes
+from bart_export.server.options import MAX_BEAMS
 from bart_export.server.predict import Held, status_of
 from bart_export.server.servable import TIMED_OUT, Limits, StreamCall
 from bart_export.server.status import Code, StatusError
 
 CONTENT_TYPE = "text/event-stream"
-# Each row has caches of its own: a stranger could ask for more memory than there is.
-ROWS, MOST_ROWS = ("num_beams", "num_return_sequences"), 32
+# Parameters that say how many rows of a decoder are computed.
+ROWS = ("num_beams", "num_return_sequences")
 
 
 async def stream(held: Held, body: Any, limits: Limits) -> AsyncGenerator[bytes, None]:
@@ -85,12 +85,11 @@ def text_and_parameters(body: Any) -> tuple[str, dict[str, Any]]:
         )
     for name in ROWS:
         value = parameters.get(name)
-        if isinstance(value, (int, float)) and value > MOST_ROWS:
+        if isinstance(value, (int, float)) and value > MAX_BEAMS:
             raise StatusError(
-                Code.INVALID_ARGUMENT, f"{name} must be at most {MOST_ROWS}, received {value}."
+                Code.INVALID_ARGUMENT, f"{name} must be at most {MAX_BEAMS}, received {value}."
             )
-    # What is not Unicode in a body has been kept as surrogates.
-    return as_bytes(text).decode("utf-8", "replace"), parameters
+    return text, parameters
 
 
 def summary(result: Result) -> dict[str, Any]:

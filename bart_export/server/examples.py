@@ -12,9 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from bart_export.server import json_document, json_response
-from bart_export.server.json_document import as_bytes, shown
-from bart_export.server.json_request import ParsedBody, invalid
+from bart_export.server import json_response
+from bart_export.server.json_request import (
+    ParsedBody,
+    base64_bytes,
+    invalid,
+    is_base64,
+    shown,
+)
 from bart_export.server.messages import (
     ClassificationResponse,
     ClassificationResult,
@@ -45,16 +50,13 @@ def from_json(parsed: ParsedBody) -> Any:
     context = example(document["context"]) if "context" in document else None
     if "examples" not in document:
         raise invalid(
-            f"JSON Value: {shown(document)} When method is classify, key 'examples' is expected "
-            "and was not found"
+            "When method is classify or regress, key 'examples' is expected and was not found"
         )
     listed = document["examples"]
     if not isinstance(listed, list):
-        raise invalid(
-            f"JSON Value: {shown(document)} Expecting 'examples' value to be an list/array"
-        )
+        raise invalid(f"Expected 'examples' to be a list, received {shown(listed)}")
     if not listed:
-        raise invalid(f"JSON Value: {shown(document)} 'examples' value is an empty array")
+        raise invalid("'examples' value is an empty array")
     examples = [example(value) for value in listed]
     if context is None:
         return Input(example_list={"examples": examples})
@@ -64,10 +66,10 @@ def from_json(parsed: ParsedBody) -> Any:
 def example(value: Any) -> Any:
     """Return an object of features as an Example."""
     if not isinstance(value, dict):
-        raise invalid(f"Example must be JSON object but got JSON {json_document.type_name(value)}")
+        raise invalid(f"Example must be JSON object but got {shown(value)}")
     result = Example()
     for name, content in value.items():
-        name = as_bytes(name).decode("utf-8", "replace")
+        name = name.encode("utf-8", "replace").decode()
         result.features.feature[name].CopyFrom(feature(content, name))
     return result
 
@@ -94,14 +96,15 @@ def feature_value(value: Any, name: str) -> tuple[str, Any]:
         raise invalid(f"Feature: {name} has uint64 element. Only int64_t is supported.")
     if isinstance(value, int | float):
         with np.errstate(over="ignore", under="ignore"):
-            return "float_list", float(np.float64(json_document.double(value)).astype(np.float32))
-    if isinstance(value, str):
-        return "bytes_list", as_bytes(value)
-    if json_document.is_base64(value):
-        return "bytes_list", json_document.base64_bytes(value)
-    raise invalid(
-        f"Feature: {name} has element with unexpected JSON type: {json_document.type_name(value)}"
-    )
+            return "float_list", float(np.float64(value).astype(np.float32))
+    try:
+        if isinstance(value, str):
+            return "bytes_list", value.encode()
+        if is_base64(value):
+            return "bytes_list", base64_bytes(value)
+    except ValueError as error:
+        raise invalid(f"Feature: {name} has an element that is no text: {error}") from None
+    raise invalid(f"Feature: {name} has element with unexpected JSON type: {shown(value)}")
 
 
 def serialized(examples: Any) -> Array:
@@ -225,17 +228,16 @@ def classification_json(result: Any) -> bytes:
     """Return a ClassificationResult as a body: `[label, score]` for each class of each example."""
     rows = []
     for row in result.classifications:
-        labels = [json_response.quoted(item.label) for item in row.classes]
-        scores = json_response.decimals(np.array([item.score for item in row.classes], np.float32))
-        pairs = zip(labels, scores, strict=True)
-        rows.append(json_response.listed([json_response.listed(list(pair)) for pair in pairs]))
-    return json_response.document("results", json_response.listed(rows))
+        scores = np.array([item.score for item in row.classes], np.float32)
+        pairs = zip(row.classes, json_response.values(scores, SCORES), strict=True)
+        rows.append([[item.label, score] for item, score in pairs])
+    return json_response.document("results", json_response.json_text(rows))
 
 
 def regression_json(result: Any) -> bytes:
     """Return a RegressionResult as a body: a value for each example."""
     values = np.array([item.value for item in result.regressions], np.float32)
-    return json_response.document("results", json_response.listed(json_response.decimals(values)))
+    return json_response.document("results", json_response.written(values, REGRESSIONS))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import grpc
-from google.protobuf import text_format
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
@@ -201,10 +200,10 @@ def server_credentials(path: pathlib.Path) -> grpc.ServerCredentials:
         ConfigurationError: if the file cannot be read, or lacks what it needs.
     """
     try:
-        config = text_format.Parse(path.read_text("utf-8"), messages.SSLConfig())
+        config = messages.read_text(path, messages.SSLConfig)
     except OSError as error:
         raise ConfigurationError(f"Cannot read {path}: {error.strerror}.") from error
-    except (UnicodeDecodeError, text_format.ParseError) as error:
+    except ValueError as error:
         raise ConfigurationError(
             f"{path}: expected the text of an SSLConfig message: {error}"
         ) from error

@@ -20,6 +20,7 @@ from bart_export.server.metrics import (
     Metrics,
 )
 from bart_export.server.models import ModelSpec, ModelStore
+from bart_export.server.options import MAX_ANSWER_BYTES
 from bart_export.server.predict import (
     Held,
     UnknownSignature,
@@ -106,17 +107,30 @@ class PredictionService:
             check_inputs(signature, request.inputs)
             call = Call(
                 signature=name,
-                inputs=await aside(request.ByteSize(), lambda: inputs_of(request)),
+                inputs=await aside(request.ByteSize(), lambda: self.inputs(request)),
                 outputs=chosen_outputs(signature, request.output_filter),
                 limits=limits,
             )
             with self.timed(wanted, "Predict"):
                 outputs = await holder.run(call)
             size = sum(array.nbytes for array in outputs.values())
+            if size > MAX_ANSWER_BYTES:
+                raise StatusError(
+                    Code.INVALID_ARGUMENT,
+                    f"The answer has {size} bytes, and at most {MAX_ANSWER_BYTES} are sent. Ask "
+                    "for fewer rows at once, or filter the outputs.",
+                )
             return messages.PredictResponse(
                 model_spec=answering(wanted, holder.version, name),
                 outputs=await aside(size, lambda: protos_of(outputs)),
             )
+
+    def inputs(self, request: Any) -> Tensors:
+        """Return the inputs of a PredictRequest as arrays."""
+        for alias, proto in request.inputs.items():
+            rows = proto.tensor_shape.dim[0].size if proto.tensor_shape.dim else 1
+            tensors.check_rows(alias, rows, self.store.options.max_request_rows)
+        return {alias: tensors.from_proto(proto, alias) for alias, proto in request.inputs.items()}
 
     async def classify(self, request: Any, limits: Limits) -> Any:
         """Return the classes and scores of examples."""
@@ -170,6 +184,7 @@ class PredictionService:
         """Run the signature of a name with the examples of an Input; return the method's result."""
         outputs = method.outputs(holder.servable.signature_defs[name])
         rows = examples.serialized(given)
+        tensors.check_rows(examples.INPUT, len(rows), self.store.options.max_request_rows)
         self.metrics.observe(EXAMPLE_COUNTS, len(rows), wanted.name)
         self.metrics.increment(EXAMPLE_COUNT_TOTAL, wanted.name, by=len(rows))
         call = Call(signature=name, inputs={examples.INPUT: rows}, outputs=outputs, limits=limits)
@@ -203,11 +218,6 @@ class PredictionService:
             )
         response.metadata[SIGNATURE_DEF].Pack(signatures)
         return response
-
-
-def inputs_of(request: Any) -> Tensors:
-    """Return the inputs of a PredictRequest as arrays."""
-    return {alias: tensors.from_proto(proto, alias) for alias, proto in request.inputs.items()}
 
 
 def protos_of(outputs: Tensors) -> dict[str, Any]:

@@ -1,24 +1,39 @@
-"""The body of a REST predict request → the inputs of a signature.
+"""The JSON bodies of REST requests, and the tensors in them.
 
-`parse` reads the body as far as it can be read before the model is known; `tensors` reads the rest
-by the signature's inputs. What is accepted, which error wins and what it says are TensorFlow
-Serving's. Whole lists are converted at once; where that is not possible, because something in them
-is wrong or unusual, element by element. Nothing here knows models, signatures by name or HTTP.
+JSON is Python's: standard, and with the words NaN, Infinity and -Infinity, which TensorFlow
+Serving reads and writes for floats. A name that stands twice in an object is refused. `parse` reads
+a body as far as that is possible before the model is known, `tensors` by the inputs of a signature,
+in TensorFlow Serving's row form (`instances`) and column form (`inputs`). Everything takes time in
+proportion to the body.
 """
 
+import base64
+import collections
 import dataclasses
 import itertools
+import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from bart_export.server import json_document
-from bart_export.server.json_document import as_bytes, is_base64, shown
-from bart_export.server.messages import DataType
+from bart_export.server.options import MAX_AXES
 from bart_export.server.status import Code, StatusError
-from bart_export.server.tensors import MAX_RANK, Array, numpy_dtype, string_array, type_name
+from bart_export.server.tensors import Array, check_rows, numpy_dtype, string_array
+
+# An integer of more characters than any of 64 bits becomes a float without being converted first,
+# which would take the square of its digits.
+LONGEST_INTEGER = 20
+SHOWN_CHARACTERS = 60
+# By the kind of a NumPy dtype: the Python types that its elements may have, and what errors say.
+WANTED: Mapping[str, tuple[frozenset[type], str]] = {
+    "b": (frozenset({bool}), "true or false"),
+    "i": (frozenset({int}), "an integer"),
+    "u": (frozenset({int}), "an integer"),
+    "f": (frozenset({int, float}), "a number"),
+    "O": (frozenset({str, dict}), 'a string or {"b64": "..."}'),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,52 +44,54 @@ class ParsedBody:
     document: dict[str, Any]
 
 
-@dataclasses.dataclass(frozen=True)
-class Kind:
-    """What elements of a DataType may be in JSON: the Python types, and bounds of integers.
-
-    Integers in bounds that the dtype itself does not hold lose their upper bits.
-    """
-
-    types: frozenset[type]
-    bounds: tuple[int, int] | None = None
-
-    def holds(self, values: list[Any]) -> bool:
-        """Say whether all values are of this kind."""
-        if set(map(type, values)) - self.types:
-            return False
-        if self.bounds is None or not values:
-            return True
-        return bool(self.bounds[0] <= min(values) and max(values) <= self.bounds[1])
-
-
-def integers(bits: int, *, signed: bool) -> Kind:
-    """Return the kind of integers of a number of bits."""
-    low = -(1 << bits - 1) if signed else 0
-    return Kind(frozenset({int}), (low, low + (1 << bits) - 1))
-
-
-NUMBERS = Kind(frozenset({int, float}))
-KINDS: dict[int, Kind] = {
-    DataType.DT_FLOAT: NUMBERS,
-    DataType.DT_DOUBLE: NUMBERS,
-    DataType.DT_INT32: integers(32, signed=True),
-    DataType.DT_INT16: integers(32, signed=True),
-    DataType.DT_INT8: integers(32, signed=True),
-    DataType.DT_UINT8: integers(32, signed=True),
-    DataType.DT_INT64: integers(64, signed=True),
-    DataType.DT_UINT32: integers(32, signed=False),
-    DataType.DT_UINT64: integers(64, signed=False),
-    DataType.DT_BOOL: Kind(frozenset({bool})),
-    DataType.DT_STRING: Kind(frozenset({str})),
-}
-# Rows that are converted at once. Where one is wrong, so many are looked at one by one.
-CHUNK = 4096
-
-
 def invalid(message: str) -> StatusError:
     """Return the error for a body that no signature, or not this one, can take."""
     return StatusError(Code.INVALID_ARGUMENT, message)
+
+
+def members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of its members, each of which has a name of its own."""
+    named = dict(pairs)
+    if len(named) < len(pairs):
+        name, _ = collections.Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"the name {shown(name)} stands twice in an object")
+    return named
+
+
+def integer(digits: str) -> float:
+    """Return the number that an integer stands for."""
+    return int(digits) if len(digits) <= LONGEST_INTEGER else number(digits)
+
+
+def number(digits: str) -> float:
+    """Return the number that digits with a fraction or an exponent stand for."""
+    value = float(digits)
+    if math.isinf(value):
+        raise ValueError(f"{shown(digits)} is beyond the numbers of 64 bits")
+    return value
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=members, parse_int=integer, parse_float=number)
+
+
+def document(body: bytes) -> Any:
+    """Return the value that a body holds.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT for what is no JSON in UTF-8, or is nested more deeply than
+            Python goes.
+    """
+    try:
+        if not body.strip():
+            raise ValueError("The document is empty")
+        return DECODER.decode(body.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        reason = f"expected UTF-8, received the byte 0x{error.object[error.start]:02x}"
+    except RecursionError:
+        reason = "the document is nested too deeply"
+    except ValueError as error:
+        reason = str(error)
+    raise invalid(f"JSON Parse error: {reason}")
 
 
 def parse(body: bytes) -> ParsedBody:
@@ -84,260 +101,192 @@ def parse(body: bytes) -> ParsedBody:
         StatusError: INVALID_ARGUMENT for a body that is no JSON, no object, or that names the
             signature by something other than a string.
     """
-    document = json_document.parse(body)
-    if not isinstance(document, dict):
-        raise invalid(f"JSON Value: {shown(document)} Is not object")
-    name = document.get("signature_name", "")
+    parsed = document(body)
+    if not isinstance(parsed, dict):
+        raise invalid(f"Expected the body to be a JSON object, received {shown(parsed)}")
+    name = parsed.get("signature_name", "")
     if not isinstance(name, str):
-        raise invalid(
-            f"JSON Value: {shown(document)} not formatted correctly. "
-            "'signature_name' key must be a string value."
-        )
-    return ParsedBody(name, document)
+        raise invalid(f"Expected 'signature_name' to be a string, received {shown(name)}")
+    return ParsedBody(name, parsed)
 
 
-def tensors(parsed: ParsedBody, inputs: Mapping[str, Any]) -> tuple[dict[str, Array], bool]:
+def tensors(
+    parsed: ParsedBody, inputs: Mapping[str, Any], most_rows: int
+) -> tuple[dict[str, Array], bool]:
     """Return an array for each input, and whether the answer is to be in rows.
 
     Args:
         parsed: the body.
         inputs: the TensorInfo of each input of the signature.
+        most_rows: how many rows a request may have.
 
     Raises:
-        StatusError: INVALID_ARGUMENT for values that do not fit the inputs; UNIMPLEMENTED for
-            inputs, given by columns, of a type that JSON has no values for.
+        StatusError: INVALID_ARGUMENT for values that do not fit the inputs, or too many rows;
+            UNIMPLEMENTED for inputs of a type that JSON has no values for.
     """
-    document = parsed.document
     if not inputs:
         raise invalid(
             f"Failed to get input map for signature: {parsed.signature_name or 'DEFAULT'}"
         )
-    by_row, by_column = "instances" in document, "inputs" in document
-    if by_row and by_column:
-        raise invalid(
-            f"JSON Value: {shown(document)} Not formatted correctly expecting only one of "
-            "'inputs' or 'instances' keys to exist "
-        )
     data_types = {name: inputs[name].dtype for name in sorted(inputs)}
+    by_row, by_column = "instances" in parsed.document, "inputs" in parsed.document
+    if by_row and by_column:
+        raise invalid("Expected either 'instances' or 'inputs', received both")
     if by_row:
-        return from_rows(document, data_types), True
+        return from_rows(parsed.document["instances"], data_types, most_rows), True
     if by_column:
-        return from_columns(document["inputs"], data_types), False
+        return from_columns(parsed.document["inputs"], data_types, most_rows), False
     raise invalid("Missing 'inputs' or 'instances' key")
 
 
-def from_columns(value: Any, data_types: Mapping[str, int]) -> dict[str, Array]:
+def from_columns(value: Any, data_types: Mapping[str, int], most_rows: int) -> dict[str, Array]:
     """Return the inputs of `"inputs": value`: an object of all of them, or the only one itself."""
-    if not isinstance(value, dict) or is_base64(value):
-        if len(data_types) > 1:
-            raise invalid(
-                "inputs is a plain value/list, but expecting an object as multiple input tensors "
-                "required as per tensorinfo_map"
-            )
-        return {name: tensor(value, data_type) for name, data_type in data_types.items()}
+    if not is_object(value):
+        only = only_input(data_types, "inputs")
+        return {only: tensor(value, data_types[only], ("inputs", ""), most_rows)}
     for name in data_types:
         if name not in value:
             raise invalid(f"Missing named input: {name} in 'inputs' object.")
-    return {name: tensor(value[name], data_type) for name, data_type in data_types.items()}
+    return {
+        name: tensor(value[name], data_type, (f"inputs.{name}", ""), most_rows)
+        for name, data_type in data_types.items()
+    }
 
 
-def from_rows(document: dict[str, Any], data_types: Mapping[str, int]) -> dict[str, Array]:
+def from_rows(rows: Any, data_types: Mapping[str, int], most_rows: int) -> dict[str, Array]:
     """Return the inputs of `"instances": [...]`, one element a row."""
-    rows = document["instances"]
-    if not isinstance(rows, list):
-        raise invalid(f"JSON Value: {shown(document)} Expecting 'instances' to be an list/array")
-    if not rows:
-        raise invalid(f"JSON Value: {shown(document)} No values in 'instances' array")
-    named = is_object(rows[0])
-    if not named and len(data_types) > 1:
-        raise invalid(
-            "instances is a plain list, but expecting list of objects as multiple input tensors "
-            "required as per tensorinfo_map"
-        )
-    parts: list[dict[str, Array]] = []
-    shapes: dict[str, tuple[int, ...]] = {}  # of the first row
-    for start in range(0, len(rows), CHUNK):
-        chunk = rows[start : start + CHUNK]
-        part = rows_at_once(chunk, data_types, named)
-        if part is None or any(part[name].shape[1:] != shape for name, shape in shapes.items()):
-            part = row_by_row(chunk, data_types, named, start, shapes)
-        shapes = {name: array.shape[1:] for name, array in part.items()}
-        parts.append(part)
-    return {name: np.concatenate([part[name] for part in parts]) for name in data_types}
-
-
-def is_object(row: Any) -> bool:
-    """Say whether a row names its inputs, rather than being the only one."""
-    return isinstance(row, dict) and not is_base64(row)
-
-
-def rows_at_once(
-    rows: list[Any], data_types: Mapping[str, int], named: bool
-) -> dict[str, Array] | None:
-    """Return the inputs of rows, quickly, or None where that takes a closer look."""
-    if named and not all(is_object(row) and row.keys() == data_types.keys() for row in rows):
-        return None
-    arrays = {}
-    for name, data_type in data_types.items():
-        array = at_once([row[name] for row in rows] if named else rows, data_type)
-        if array is None:
-            return None
-        arrays[name] = array
-    return arrays
-
-
-def row_by_row(
-    rows: list[Any],
-    data_types: Mapping[str, int],
-    named: bool,
-    start: int,
-    shapes: Mapping[str, tuple[int, ...]],
-) -> dict[str, Array]:
-    """Return the inputs of rows, the first of which has number `start`.
-
-    Raises:
-        StatusError: INVALID_ARGUMENT for the first row that is wrong, or whose inputs do not have
-            the shapes, where they are known, or else those of the first of these rows.
-    """
-    shapes = dict(shapes)
-    arrays: dict[str, list[Array]] = {name: [] for name in data_types}
-    for number, row in enumerate(rows, start):
-        if is_object(row) != named:
-            expected, got = ("object", "list") if named else ("value/list", "object")
-            raise invalid(f"Expecting {expected} but got {got} at item {number} of input list")
-        for name, value in row.items() if named else ((next(iter(data_types)), row),):
-            try:
-                if name not in data_types:
-                    raise invalid(f"JSON object: does not have named input: {name}")
-                array = tensor(value, data_types[name])
-                check_shape(array, shapes.setdefault(name, array.shape))
-            except StatusError as error:
-                key = f" key: {name}" if named else ""
-                raise invalid(
-                    f"Failed to process element: {number}{key} of 'instances' list. "
-                    f"Error: {error.code.name}: {error.message}"
-                ) from None
-            arrays[name].append(array)
-        if named and row.keys() != data_types.keys():
+    if not isinstance(rows, list) or not rows:
+        raise invalid(f"Expected 'instances' to be a list of rows, received {shown(rows)}")
+    if not is_object(rows[0]):
+        only = only_input(data_types, "instances")
+        return {only: tensor(rows, data_types[only], ("instances", ""), most_rows)}
+    check_rows("instances", len(rows), most_rows)
+    for place, row in enumerate(rows):
+        if not is_object(row) or row.keys() != data_types.keys():
             raise invalid(
-                f"Failed to process element: {number} of 'instances' list. JSON object: "
-                f"{shown(row)} keys must be equal to: {','.join(data_types)}"
+                f"Expected instances[{place}] to be an object with the keys "
+                f"{', '.join(data_types)}, received {shown(row)}"
             )
-    return {name: np.stack(values) for name, values in arrays.items()}
+    return {
+        name: tensor([row[name] for row in rows], data_type, ("instances", f".{name}"), most_rows)
+        for name, data_type in data_types.items()
+    }
 
 
-def check_shape(array: Array, shape: tuple[int, ...]) -> None:
-    """Refuse an input that is not of the shape it had in the first row."""
-    if array.size != math.prod(shape):
-        raise invalid(f"Expecting tensor size: {math.prod(shape)} but got: {array.size}")
-    if array.shape != shape:
-        raise invalid(f"Expecting shape {listed(shape)} but got: {listed(array.shape)}")
+def only_input(data_types: Mapping[str, int], key: str) -> str:
+    """Return the name of the only input, whose values need not be named."""
+    if len(data_types) > 1:
+        raise invalid(
+            f"Expected '{key}' to name the inputs {', '.join(data_types)}: the signature has "
+            f"several, and a plain value would not say which it is"
+        )
+    return next(iter(data_types))
 
 
-def listed(shape: tuple[int, ...]) -> str:
-    """Return a shape as it stands in messages, without spaces."""
-    return f"[{','.join(map(str, shape))}]"
+def is_object(value: Any) -> bool:
+    """Say whether a value names inputs, rather than being the value of one."""
+    return isinstance(value, dict) and not is_base64(value)
 
 
-def tensor(value: Any, data_type: int) -> Array:
+def is_base64(value: Any) -> bool:
+    """Say whether a value is an object that stands for bytes: `{"b64": "..."}`."""
+    return isinstance(value, dict) and len(value) == 1 and isinstance(value.get("b64"), str)
+
+
+def tensor(value: Any, data_type: int, where: tuple[str, str], most_rows: int) -> Array:
     """Return a value, or lists of values that are nested evenly, as an array.
 
-    Raises:
-        StatusError: for lists that are not, or the first value that is not of the type.
-    """
-    array = at_once(value, data_type)
-    if array is not None:
-        return array
-    shape = first_shape(value)
-    if len(shape) >= MAX_RANK:
-        raise invalid(f"Encountered list at unexpected level: {len(shape)} expected < {MAX_RANK}")
-    flat = [element(leaf, data_type) for leaf in leaves(value, shape, 0)]
-    return converted(flat, data_type).reshape(shape)
-
-
-def at_once(value: Any, data_type: int) -> Array | None:
-    """Return what `tensor` returns, quickly, or None where that takes a closer look."""
-    if data_type not in KINDS:
-        return None
-    shape = first_shape(value)
-    if len(shape) >= MAX_RANK:
-        return None
-    flat = [value]
-    for size in shape:
-        if set(map(type, flat)) - {list} or set(map(len, flat)) - {size}:
-            return None
-        flat = list(itertools.chain.from_iterable(flat))
-    try:
-        if data_type == DataType.DT_STRING:
-            flat = [element(leaf, data_type) for leaf in flat]
-        elif not KINDS[data_type].holds(flat):
-            return None
-        return converted(flat, data_type).reshape(shape)
-    except (OverflowError, StatusError):
-        return None
-
-
-def first_shape(value: Any) -> tuple[int, ...]:
-    """Return the shape that the first elements of nested lists suggest."""
-    shape = []
-    while isinstance(value, list):
-        shape.append(len(value))
-        value = value[0] if value else None
-    return tuple(shape)
-
-
-def leaves(value: Any, shape: tuple[int, ...], level: int) -> Iterator[Any]:
-    """Yield the values of lists nested evenly, up to the first place where they are not."""
-    if not isinstance(value, list):
-        if level != len(shape):
-            raise invalid(
-                f"JSON Value: {shown(value)} found at incorrect level: {level + 1} in the JSON "
-                f"DOM. Expected at level: {len(shape)}"
-            )
-        yield value
-        return
-    if level >= len(shape):
-        raise invalid(f"Encountered list at unexpected level: {level} expected < {len(shape)}")
-    if len(value) != shape[level]:
-        raise invalid(
-            f"Encountered list at unexpected size: {len(value)} at level: {level} "
-            f"expected size: {shape[level]}"
-        )
-    for item in value:
-        yield from leaves(item, shape, level + 1)
-
-
-def element(value: Any, data_type: int) -> Any:
-    """Return one value of a type, bytes for `{"b64": ...}` where the type is string.
+    Args:
+        value: of JSON.
+        data_type: a DataType.
+        where: what stands before and behind the number of a row when an error names a place.
+        most_rows: how long the outermost list may be.
 
     Raises:
-        StatusError: INVALID_ARGUMENT for a value of another type or beyond its bounds,
-            UNIMPLEMENTED for a type that JSON has no values for.
+        StatusError: for lists that are not even, too long, or have a value of another type.
     """
-    if isinstance(value, dict):
-        if data_type == DataType.DT_STRING:
-            return json_document.base64_bytes(value)
-    elif data_type not in KINDS:
-        raise StatusError(
-            Code.UNIMPLEMENTED,
-            f"Conversion of JSON Value: {shown(value)} to type: {type_name(data_type)}",
-        )
-    elif KINDS[data_type].holds([value]):
-        return json_document.double(value) if KINDS[data_type] is NUMBERS else value
-    raise invalid(
-        f"JSON Value: {shown(value)} Type: {json_document.type_name(value)} "
-        f"is not of expected type: {type_name(data_type)}"
-    )
-
-
-def converted(flat: list[Any], data_type: int) -> Array:
-    """Return values of a DataType's kind as an array (number of values,)."""
-    if data_type == DataType.DT_STRING:
-        return string_array(as_bytes(item) if isinstance(item, str) else item for item in flat)
     dtype = numpy_dtype(data_type)
-    if KINDS.get(data_type) is NUMBERS:
-        with np.errstate(over="ignore", under="ignore"):
-            return np.array(flat, np.float64).astype(dtype)
-    if KINDS.get(data_type) == KINDS[DataType.DT_INT32]:
-        return np.array(flat, np.int32).astype(dtype)
-    return np.array(flat, dtype)
+    if dtype.kind not in WANTED:
+        raise StatusError(Code.UNIMPLEMENTED, f"JSON has no values of type {dtype.name}")
+    if isinstance(value, list):
+        check_rows("".join(where), len(value), most_rows)
+    shape, flat = flattened(value, where)
+    types, wanted = WANTED[dtype.kind]
+    if set(map(type, flat)) - types:
+        wrong = next(place for place, leaf in enumerate(flat) if type(leaf) not in types)
+        raise misfit(where, shape, wrong, wanted, flat[wrong])
+    if dtype.kind == "O":
+        return string_array(strings(flat, where, shape)).reshape(shape)
+    if dtype.kind in "iu":
+        low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+        if flat and not low <= min(flat) <= max(flat) <= high:
+            wrong = next(place for place, leaf in enumerate(flat) if not low <= leaf <= high)
+            raise misfit(where, shape, wrong, f"an integer of {low} to {high}", flat[wrong])
+    exact = np.array(flat, np.float64 if dtype.kind == "f" else dtype)
+    with np.errstate(over="ignore", under="ignore"):
+        return exact.astype(dtype, copy=False).reshape(shape)
+
+
+def flattened(value: Any, where: tuple[str, str]) -> tuple[tuple[int, ...], list[Any]]:
+    """Return the shape of lists that are nested evenly, and the values in them."""
+    shape: list[int] = []
+    flat = [value]
+    while flat and isinstance(flat[0], list):
+        if len(shape) == MAX_AXES:
+            raise invalid(f"{''.join(where)}: lists may be nested {MAX_AXES} deep, not more")
+        size = len(flat[0])
+        for place, item in enumerate(flat):
+            if not isinstance(item, list) or len(item) != size:
+                raise misfit(where, shape, place, f"a list of {size}, as the first one is", item)
+        shape.append(size)
+        flat = list(itertools.chain.from_iterable(flat))
+    return tuple(shape), flat
+
+
+def strings(flat: list[Any], where: tuple[str, str], shape: tuple[int, ...]) -> list[bytes]:
+    """Return the bytes that strings, or base64 in their place, stand for."""
+    found = []
+    for place, leaf in enumerate(flat):
+        try:
+            found.append(leaf.encode() if isinstance(leaf, str) else base64_bytes(leaf))
+        except ValueError as error:
+            raise misfit(where, shape, place, WANTED["O"][1], leaf, f": {error}") from None
+    return found
+
+
+def base64_bytes(value: dict[str, Any]) -> bytes:
+    """Return what `{"b64": "..."}` stands for: the standard alphabet, padded or not.
+
+    Raises:
+        ValueError: for any other object or text.
+    """
+    if not is_base64(value):
+        raise ValueError("any other object is none")
+    text: str = value["b64"]
+    return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+
+
+def misfit(
+    where: tuple[str, str],
+    shape: tuple[int, ...] | list[int],
+    place: int,
+    wanted: str,
+    value: Any,
+    reason: str = "",
+) -> StatusError:
+    """Return the error for a value, number `place` of those under `shape`, that does not fit."""
+    first, *rest = [f"[{number}]" for number in np.unravel_index(place, shape)] or [""]
+    name = f"{where[0]}{first}{where[1]}{''.join(rest)}"
+    return invalid(f"Expected {name} to be {wanted}, received {shown(value)}{reason}")
+
+
+def shown(value: Any) -> str:
+    """Return a value for an error message, in a few characters whatever its size."""
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    if isinstance(value, dict):
+        names = ", ".join(shown(name) for name in itertools.islice(value, 3))
+        return f"an object of {len(value)} members" + (f": {names} ..." if names else "")
+    if isinstance(value, str) and len(value) > SHOWN_CHARACTERS:
+        return f"{json.dumps(value[:SHOWN_CHARACTERS])} ... ({len(value)} characters)"
+    return json.dumps(value)

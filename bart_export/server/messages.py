@@ -15,9 +15,14 @@ After a change of a `.proto` file:
 import pathlib
 from typing import Any
 
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 from google.protobuf.internal import enum_type_wrapper
 
+# Of a text: many times what one for a server needs.
+MAX_TEXT_BYTES = 1 << 20
+# The library takes time by the square of backslashes in a row.
+BACKSLASHES = b"\\" * 64
+MAX_REASON = 300
 DESCRIPTORS = pathlib.Path(__file__).parent / "protos" / "descriptors.binpb"
 
 
@@ -41,6 +46,29 @@ def message(name: str) -> Any:
 def enumeration(name: str) -> Any:
     """Return an enum by its full name: it has `Name`, `Value` and an attribute for each value."""
     return enum_type_wrapper.EnumTypeWrapper(POOL.FindEnumTypeByName(name))
+
+
+def read_text(path: pathlib.Path, kind: Any) -> Any:
+    """Return the message that a file holds as text.
+
+    Args:
+        path: of the file.
+        kind: the message's class.
+
+    Raises:
+        OSError: if the file cannot be read.
+        ValueError: if it holds anything else, or more than a mebibyte.
+    """
+    with path.open("rb") as file:
+        text = file.read(MAX_TEXT_BYTES + 1)
+    if len(text) > MAX_TEXT_BYTES:
+        raise ValueError(f"it has more than {MAX_TEXT_BYTES} bytes")
+    if BACKSLASHES in text:
+        raise ValueError(f"it has {len(BACKSLASHES)} backslashes in a row")
+    try:
+        return text_format.Parse(text.decode(), kind(), descriptor_pool=POOL)
+    except text_format.ParseError as error:
+        raise ValueError(str(error)[:MAX_REASON]) from None
 
 
 DataType = enumeration("tensorflow.DataType")

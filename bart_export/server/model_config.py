@@ -12,8 +12,6 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from google.protobuf import text_format
-
 from bart_export.errors import ArtifactError, BartExportError, ConfigurationError
 from bart_export.server import messages
 from bart_export.server.served_model import (
@@ -114,12 +112,10 @@ def read(path: pathlib.Path) -> list[ServedModel]:
         ConfigurationError: if it cannot be read, is no such text, or lists what cannot be served.
     """
     try:
-        config = messages.ModelServerConfig()
-        text_format.Parse(path.read_bytes(), config, descriptor_pool=messages.POOL)
-        return from_proto(config)
+        return from_proto(messages.read_text(path, messages.ModelServerConfig))
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}.") from None
-    except (text_format.ParseError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ConfigurationError(
             f"{path} must hold a tensorflow.serving.ModelServerConfig as text: {error}"
         ) from None

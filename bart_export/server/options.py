@@ -7,6 +7,15 @@ Serving's unless the text of the field says otherwise. Nothing here opens or che
 import dataclasses
 import pathlib
 
+# What no request gets more of, whatever the options say. The options below bound its bytes, its
+# rows and its time.
+MAX_AXES = 32  # of a tensor; NumPy's own limit before 2.0
+MAX_FILLED_ELEMENTS = 1 << 18  # of a tensor that one value fills: it takes a few bytes as a message
+MAX_GZIP_MEMBERS = 8  # of a compressed body; clients send one
+MAX_BEAMS = 32  # or sequences of a generation: each has caches of its own
+MAX_JSON_VALUES = 1 << 20  # of an answer over REST: the encoder's states of one long text
+MAX_ANSWER_BYTES = 1 << 26  # of the tensors of an answer over gRPC
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ServeOptions:
@@ -25,6 +34,9 @@ class ServeOptions:
     host than `host`, localhost or one of `allowed_hosts` are refused, and so are those of pages of
     another origin than the server's own or one of `allowed_origins`. `drain_seconds` is what
     running calls have left once the server is told to end.
+
+    A request may have `max_request_bytes`, also once it is decompressed, and `max_request_rows`
+    texts, or rows of any other input.
     """
 
     host: str = "127.0.0.1"
@@ -35,7 +47,8 @@ class ServeOptions:
     num_threads: int | None = None
     queue_size: int = 16
     max_connections: int = 1000
-    max_request_bytes: int = 16 * 2**20
+    max_request_bytes: int = 2**20
+    max_request_rows: int = 64
     request_seconds: float = 30.0
     batching: bool = True
     batching_parameters_file: pathlib.Path | None = None

@@ -10,6 +10,7 @@ import concurrent.futures
 import contextlib
 import enum
 import logging
+import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -23,7 +24,10 @@ LOG = logging.getLogger(__name__)
 
 DEFAULT_SIGNATURE = "serving_default"
 # Work on more bytes than this would hold up the other requests of the event loop.
-QUICK_BYTES = 64 * 1024
+QUICK_BYTES = 16 * 1024
+# Parsers hold Python's lock from begin to end. Two at a time would keep the event loop waiting for
+# both, and be no quicker.
+PARSING = threading.Lock()
 
 
 class UnknownSignature(enum.Enum):
@@ -173,9 +177,14 @@ def release_after(
         running.add_done_callback(lambda _: release_after(futures, stack))
 
 
-async def aside(size: int, work: Callable[[], Answer]) -> Answer:
-    """Do some work on `size` bytes, in a thread if they are many."""
-    return await asyncio.to_thread(work) if size > QUICK_BYTES else work()
+async def aside(size: int, work: Callable[[], Answer], *, alone: bool = True) -> Answer:
+    """Do some work on `size` bytes, in a thread if they are many, and then as the only one."""
+
+    def in_turn() -> Answer:
+        with PARSING if alone else contextlib.nullcontext():
+            return work()
+
+    return await asyncio.to_thread(in_turn) if size > QUICK_BYTES else work()
 
 
 async def finished(future: "concurrent.futures.Future[Answer]", limits: Limits) -> Answer:

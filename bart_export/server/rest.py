@@ -17,7 +17,6 @@ import zlib
 from collections.abc import Coroutine
 from typing import Any
 
-from google.protobuf import text_format
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -27,10 +26,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from bart_export.errors import ConfigurationError
 from bart_export.server import json_response, metrics
 from bart_export.server.admission import Admission
-from bart_export.server.messages import MonitoringConfig
+from bart_export.server.messages import MonitoringConfig, read_text
 from bart_export.server.metrics import Metrics
 from bart_export.server.models import ModelSpec, ModelStore
-from bart_export.server.options import ServeOptions
+from bart_export.server.options import MAX_GZIP_MEMBERS, ServeOptions
 from bart_export.server.predict import aside, status_of
 from bart_export.server.rest_methods import JSON, RestMethods
 from bart_export.server.servable import TIMED_OUT, Limits
@@ -185,10 +184,13 @@ async def read_body(request: Request, limit: int) -> bytes:
 
 
 def decompressed(body: bytes, limit: int) -> bytes:
-    """Return what the members of a gzip file hold; see `read_body`."""
+    """Return what the members of a gzip file hold; see `read_body`.
+
+    Each member costs a copy of the rest of the body, hence a bound on their number.
+    """
     whole = b""
     try:
-        while body:
+        for _ in range(MAX_GZIP_MEMBERS):
             member = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
             whole += member.decompress(body, limit + 1 - len(whole))
             if len(whole) > limit:
@@ -196,16 +198,20 @@ def decompressed(body: bytes, limit: int) -> bytes:
             if not member.eof:
                 raise zlib.error("it ends too early")
             body = member.unused_data
+            if not body:
+                return whole
+        raise zlib.error(f"it has more than {MAX_GZIP_MEMBERS} members")
     except zlib.error as error:
         raise StatusError(
             Code.INVALID_ARGUMENT, f"The body should be compressed by gzip: {error}"
         ) from None
-    return whole
 
 
 def too_large(limit: int) -> HTTPException:
     """Return the error for a body beyond the limit."""
-    return HTTPException(413, f"A request may have {limit} bytes, this one has more")
+    return HTTPException(
+        413, f"A request may have {limit} bytes (--max-request-bytes), this one has more"
+    )
 
 
 async def while_connected(
@@ -271,8 +277,8 @@ def metrics_path(config_file: pathlib.Path | None) -> str | None:
     if config_file is None:
         return METRICS_PATH
     try:
-        config = text_format.Parse(config_file.read_text(encoding="utf-8"), MonitoringConfig())
-    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
+        config = read_text(config_file, MonitoringConfig)
+    except (OSError, ValueError) as error:
         raise ConfigurationError(
             f"{config_file} should hold a MonitoringConfig as a text proto: {error}"
         ) from None

@@ -16,7 +16,6 @@ from starlette.types import Receive, Scope, Send
 from bart_export.server import (
     events,
     examples,
-    json_document,
     json_request,
     json_response,
     messages,
@@ -80,8 +79,9 @@ class RestMethods:
                 name, signature = chosen_signature(
                     holder.servable, parsed.signature_name, UnknownSignature.REST_PREDICT
                 )
+                most = self.store.options.max_request_rows
                 inputs, by_row = await aside(
-                    len(body), lambda: json_request.tensors(parsed, signature.inputs)
+                    len(body), lambda: json_request.tensors(parsed, signature.inputs, most)
                 )
                 call = Call(
                     signature=name,
@@ -93,7 +93,11 @@ class RestMethods:
                     outputs = await holder.run(call)
             size = sum(array.nbytes for array in outputs.values())
             return json_answer(
-                await aside(size, lambda: json_response.predictions(outputs, row_format=by_row))
+                await aside(
+                    size,
+                    lambda: json_response.predictions(outputs, row_format=by_row),
+                    alone=False,
+                )
             )
 
     async def infer(self, api: str, spec: ModelSpec, body: bytes, limits: Limits) -> Response:
@@ -134,7 +138,7 @@ class RestMethods:
     ) -> AsyncGenerator[bytes, None]:
         """Yield the events of a generation."""
         with self.counted(spec, "generate"):
-            document: Any = await aside(len(body), lambda: json_document.parse(body))
+            document: Any = await aside(len(body), lambda: json_request.document(body))
             with held(self.store.lease(spec)) as holder:
                 async with contextlib.aclosing(events.stream(holder, document, limits)) as stream:
                     async for event in stream:

@@ -15,14 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from bart_export.server.messages import DataType, TensorProto
+from bart_export.server.options import MAX_AXES, MAX_FILLED_ELEMENTS
 from bart_export.server.status import Code, StatusError
 
 Array = npt.NDArray[Any]
 
-# A filled tensor of any size takes a few bytes as a message; this is as far as one is filled.
-MAX_FILLED_ELEMENTS = 1 << 22
-# NumPy's own limit on axes was 32 before 2.0.
-MAX_RANK = 32
 MAX_BYTES = np.iinfo(np.intp).max
 
 
@@ -111,7 +108,8 @@ def from_proto(proto: Any, name: str) -> Array:
         StatusError: INVALID_ARGUMENT, naming the tensor, for a message whose shape, dtype and
             content do not fit together, or that fills more than `MAX_FILLED_ELEMENTS` from fewer.
     """
-    shape = tuple(dim.size for dim in proto.tensor_shape.dim)
+    axes = proto.tensor_shape.dim
+    shape = tuple(axis.size for axis in axes[: MAX_AXES + 1])
     flat = None
     if proto.dtype in ELEMENT_TYPES:
         dtype = numpy_dtype(proto.dtype)
@@ -122,10 +120,24 @@ def from_proto(proto: Any, name: str) -> Array:
     return flat.reshape(shape)
 
 
+def check_rows(name: str, rows: int, most: int) -> None:
+    """Hold the rows of an input to what a request may have.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT for more than `most`.
+    """
+    if rows > most:
+        raise StatusError(
+            Code.INVALID_ARGUMENT,
+            f"Expected {name} to have at most {most} rows, received {rows}. Send several requests, "
+            "or start the server with a larger --max-request-rows.",
+        )
+
+
 def is_possible(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
     """Say whether NumPy can have an array of a shape; to it, an empty axis saves no others."""
     extent = math.prod(size for size in shape if size) * dtype.itemsize
-    return len(shape) <= MAX_RANK and min(shape, default=0) >= 0 and extent <= MAX_BYTES
+    return len(shape) <= MAX_AXES and min(shape, default=0) >= 0 and extent <= MAX_BYTES
 
 
 def elements(proto: Any, dtype: np.dtype[Any], size: int) -> Array | None:

@@ -12,6 +12,8 @@ from grpc_front import call, examples, feature, front, refused, spec, task, tens
 from served_directories import wait_until
 from tensorflow_serving.apis import get_model_metadata_pb2
 
+from bart_export.server.options import MAX_ANSWER_BYTES
+
 AVAILABLE, END = 30, 50
 PAIR = tensor("a", [3.0, 4.0]) + tensor("b", [1.0, 2.0])
 
@@ -82,14 +84,41 @@ def test_tensors_are_read_as_tensorflow_reads_them(served, content, values):
     assert list(call(served, "Predict", given).outputs["y"].float_val) == values
 
 
-def test_a_tensor_as_large_as_clients_take_comes_back_whole(served):
-    value = np.arange(1_000_000, dtype=np.float32)
+def test_a_tensor_as_large_as_clients_take_comes_back_whole(tmp_path):
+    value = np.arange(1_000_000, dtype=np.float32)[None]
     request_bytes = tf.make_tensor_proto(value).SerializeToString()
     assert len(request_bytes) > 3_900_000
-    response = call(
-        served, "Predict", spec(), inputs={"x": tf.make_tensor_proto(value)}, timeout=30
-    )
+    with front(tmp_path, max_request_bytes=2**22) as served:
+        response = call(
+            served, "Predict", spec(), inputs={"x": tf.make_tensor_proto(value)}, timeout=30
+        )
     np.testing.assert_array_equal(tf.make_ndarray(response.outputs["y"]), value / 2 + 2)
+
+
+@pytest.mark.parametrize("field", ["float_val: 1", "tensor_content: '....'"])
+def test_rows_are_counted_before_a_tensor_is_filled(served, field):
+    """Four million rows fit into a message of fifty bytes."""
+    axes = "tensor_shape { dim { size: 4194304 } }"
+    given = f"{spec()} inputs {{ key: 'x' value {{ dtype: DT_FLOAT {axes} {field} }} }}"
+    with pytest.raises(grpc.RpcError) as raised:
+        call(served, "Predict", given)
+    assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "Expected x to have at most 64 rows, received 4194304." in raised.value.details()
+
+
+def test_one_value_fills_as_many_rows_as_a_request_may_have(served):
+    axes = "tensor_shape { dim { size: 64 } }"
+    given = f"{spec()} inputs {{ key: 'x' value {{ dtype: DT_FLOAT {axes} float_val: 1 }} }}"
+    assert list(call(served, "Predict", given).outputs["y"].float_val) == [2.5] * 64
+
+
+def test_an_answer_has_its_bounds(tmp_path):
+    value = np.zeros((1, MAX_ANSWER_BYTES // 4 + 1), np.float32)
+    given = {"x": tf.make_tensor_proto(value)}
+    with front(tmp_path, max_request_bytes=2**27) as served, pytest.raises(grpc.RpcError) as raised:
+        call(served, "Predict", spec(), inputs=given, timeout=30)
+    assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert f"at most {MAX_ANSWER_BYTES} are sent" in raised.value.details()
 
 
 def test_classify_returns_labels_and_scores(served):
@@ -247,7 +276,7 @@ def test_reloads_that_take_long_do_not_hold_up_large_requests(tmp_path):
             with pytest.raises(grpc.RpcError):
                 reload(served, ("m", tmp_path, ALL), ("n", tmp_path, ""), timeout=0.02)
         began = time.monotonic()
-        large = {"x": tf.make_tensor_proto(np.zeros(100_000, np.float32))}
+        large = {"x": tf.make_tensor_proto(np.zeros((1, 100_000), np.float32))}
         assert call(served, "Predict", spec(), inputs=large).outputs
         assert time.monotonic() - began < 1.5
 

@@ -1,64 +1,129 @@
-"""Bodies of REST predict requests: what they become, and which error wins."""
+"""Bodies of REST requests: what is JSON, which tensors it becomes, what is refused."""
 
 import json
-import random
-import re
-import time
+import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from bart_export.server import json_request
 from bart_export.server.messages import DataType, TensorInfo
 from bart_export.server.status import Code, StatusError
 
-F32, F64 = DataType.DT_FLOAT, DataType.DT_DOUBLE
+F16, F32, F64 = DataType.DT_HALF, DataType.DT_FLOAT, DataType.DT_DOUBLE
 I8, I16, I32, I64 = DataType.DT_INT8, DataType.DT_INT16, DataType.DT_INT32, DataType.DT_INT64
 U8, U32, U64 = DataType.DT_UINT8, DataType.DT_UINT32, DataType.DT_UINT64
-BOOL, STRING, HALF = DataType.DT_BOOL, DataType.DT_STRING, DataType.DT_HALF
+BOOL, STRING, BFLOAT16 = DataType.DT_BOOL, DataType.DT_STRING, DataType.DT_BFLOAT16
+MOST_ROWS = 1 << 21
 
 
-def read(body, **data_types):
+def read(body, most_rows=MOST_ROWS, **data_types):
     inputs = {name: TensorInfo(dtype=data_type) for name, data_type in data_types.items()}
     body = body if isinstance(body, bytes) else body.encode()
-    return json_request.tensors(json_request.parse(body), inputs)
+    return json_request.tensors(json_request.parse(body), inputs, most_rows)
 
 
-def refusal(body, **data_types):
+def refusal(body, most_rows=MOST_ROWS, **data_types):
     with pytest.raises(StatusError) as raised:
-        read(body, **data_types)
-    return raised.value.code, raised.value.message
+        read(body, most_rows, **data_types)
+    message = raised.value.message
+    assert len(message.splitlines()) == 1
+    assert len(message) < 400
+    return raised.value.code, message
+
+
+NAN, INFINITY = float("nan"), float("inf")
+DOCUMENTS = [
+    (b'{"a": [1, -2.5, true, null, "x"]}', {"a": [1, -2.5, True, None, "x"]}),
+    (b"\xef\xbb\xbf {}", {}),
+    (b" \t\r\n[] ", []),
+    (b"[NaN, Infinity, -Infinity]", [NAN, INFINITY, -INFINITY]),
+    (b'["\\ud83d\\ude00", "\\u00e9", "\xc3\xa9"]', ["\U0001f600", "é", "é"]),
+    (b'["\\u0000\x7f", "\\\\ud800"]', ["\0\x7f", "\\ud800"]),
+    (b"[1e-400, -0, 1E+2, 1e308]", [0.0, 0, 100.0, 1e308]),
+    (b"[18446744073709551615, -9223372036854775808]", [2**64 - 1, -(2**63)]),
+    (b"[184467440737095516160, 1" + b"0" * 300 + b"]", [2.0**64 * 10, 1e300]),
+    (b"[0." + b"1" * 5000 + b"]", [1 / 9]),
+]  # fmt: skip
+
+
+def same(value, expected):
+    if isinstance(expected, list):
+        return len(value) == len(expected) and all(map(same, value, expected))
+    if isinstance(expected, float) and math.isnan(expected):
+        return math.isnan(value)
+    return value == expected and type(value) is type(expected)
+
+
+@pytest.mark.parametrize(("body", "expected"), DOCUMENTS)
+def test_documents(body, expected):
+    assert same(json_request.document(body), expected)
+
+
+NO_DOCUMENTS = [
+    (b"", "The document is empty"),
+    (b" \n ", "The document is empty"),
+    (b"trailing", "Expecting value: line 1 column 1 (char 0)"),
+    (b"[1, nan]", "Expecting value: line 1 column 5 (char 4)"),
+    (b"[1] and more", "Extra data: line 1 column 5 (char 4)"),
+    (b"[1,]", "Expecting value: line 1 column 4 (char 3)"),
+    (b"[01]", "Expecting ',' delimiter: line 1 column 3 (char 2)"),
+    (b"{'a': 1}", "Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
+    (b'["a', "Unterminated string starting at: line 1 column 2 (char 1)"),
+    (b'["a\nb"]', "Invalid control character at: line 1 column 4 (char 3)"),
+    (b'["\\q"]', "Invalid \\escape: line 1 column 3 (char 2)"),
+    (b'["\xff"]', "expected UTF-8, received the byte 0xff"),
+    (b'\xef\xbb\xbf["a\xc3"]', "expected UTF-8, received the byte 0xc3"),
+    (b"[1e400]", '"1e400" is beyond the numbers of 64 bits'),
+    (b"[1" + b"0" * 5000 + b"]", f'"1{"0" * 59}" ... (5001 characters) is beyond the numbers of '
+     "64 bits"),
+    (b'{"a": 1, "b": 2, "a": 3}', 'the name "a" stands twice in an object'),
+    (b'{"a": [{"b": 1, "b": 1}]}', 'the name "b" stands twice in an object'),
+    (b"[" * 500_000, "the document is nested too deeply"),
+    (b'{"a":' * 500_000 + b"1" + b"}" * 500_000, "the document is nested too deeply"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    NO_DOCUMENTS,
+    ids=[f"{body[:12]!r}: {why[:20]}" for body, why in NO_DOCUMENTS],
+)
+def test_what_is_no_document(body, reason):
+    with pytest.raises(StatusError) as raised:
+        json_request.document(body)
+    expected = (Code.INVALID_ARGUMENT, f"JSON Parse error: {reason}")
+    assert (raised.value.code, raised.value.message) == expected
 
 
 # Every row: the value, its type, and what `{"inputs": value}` is as an array.
 VALUES = [
     ("[1.5, 2, -0.0]", F32, np.array([1.5, 2, -0.0], np.float32)),
-    ("[NaN, Infinity, -Inf]", F32, np.array([np.nan, np.inf, -np.inf], np.float32)),
+    ("[NaN, Infinity, -Infinity]", F32, np.array([np.nan, np.inf, -np.inf], np.float32)),
     ("[1e39, -1e300, 1e-60]", F32, np.array([np.inf, -np.inf, 0], np.float32)),
     ("[16777217, 0.1]", F32, np.array([16777216, 0.1], np.float32)),
-    ("[18446744073709551616]", F32, np.array([2.0**64], np.float32)),
+    ("[18446744073709551616, -1]", F32, np.array([2.0**64, -1], np.float32)),
     ("[0.1, 1e300, 9007199254740993]", F64, np.array([0.1, 1e300, 2.0**53], np.float64)),
+    ("[0.1, 1e9]", F16, np.array([0.1, np.inf], np.float16)),
     ("[-2147483648, 2147483647, -0]", I32, np.array([-(2**31), 2**31 - 1, 0], np.int32)),
-    ("[300, -129, 2147483647]", I8, np.array([44, 127, -1], np.int8)),
-    ("[65537]", I16, np.array([1], np.int16)),
-    ("[-1, 256]", U8, np.array([255, 0], np.uint8)),
+    ("[127, -128]", I8, np.array([127, -128], np.int8)),
+    ("[-32768]", I16, np.array([-32768], np.int16)),
+    ("[0, 255]", U8, np.array([0, 255], np.uint8)),
     ("[-9223372036854775808]", I64, np.array([-(2**63)], np.int64)),
     ("[9007199254740993]", I64, np.array([2**53 + 1], np.int64)),
     ("[4294967295]", U32, np.array([2**32 - 1], np.uint32)),
     ("[18446744073709551615, 0]", U64, np.array([2**64 - 1, 0], np.uint64)),
     ("[true, false]", BOOL, np.array([True, False])),
-    ('["a", "", "\\u00e9"]', STRING, np.array([b"a", b"", b"\xc3\xa9"], object)),
-    ('["a", {"b64": "/w"}]', STRING, np.array([b"a", b"\xff"], object)),
+    ('["a", "", "\\u00e9", "\\u0000"]', STRING, np.array([b"a", b"", b"\xc3\xa9", b"\0"], object)),
+    ('["a", {"b64": "/w"}, {"b64": "AAA="}]', STRING, np.array([b"a", b"\xff", b"\0\0"], object)),
     ("3", I32, np.array(3, np.int32)),
     ('"a"', STRING, np.array(b"a", object)),
     ("[[1, 2], [3, 4], [5, 6]]", I32, np.array([[1, 2], [3, 4], [5, 6]], np.int32)),
     ("[]", F32, np.zeros((0,), np.float32)),
     ("[[], []]", I64, np.zeros((2, 0), np.int64)),
     ("[[[]], [[]]]", STRING, np.zeros((2, 1, 0), object)),
-    ("[]", HALF, np.zeros((0,), np.float16)),
-]
+    ("[" * 31 + "1" + "]" * 31, I32, np.ones([1] * 31, np.int32)),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("value", "data_type", "expected"), VALUES)
@@ -101,19 +166,7 @@ def test_columns_need_not_have_equal_lengths():
     assert [inputs[name].shape for name in "ab"] == [(), (2,)]
 
 
-def test_bytes_of_strings_pass_through():
-    inputs, _ = read(b'{"instances": ["\xff\xfe\xc3\xa9"]}', x=STRING)
-    assert inputs["x"].tolist() == [b"\xff\xfe\xc3\xa9"]
-
-
-NAMES = [
-    (b"{}", ""),
-    (b'{"signature_name": ""}', ""),
-    (b'{"signature_name": "a", "signature_name": "b"}', "a"),
-]
-
-
-@pytest.mark.parametrize(("body", "name"), NAMES)
+@pytest.mark.parametrize(("body", "name"), [(b"{}", ""), (b'{"signature_name": "a"}', "a")])
 def test_a_body_names_a_signature(body, name):
     assert json_request.parse(body).signature_name == name
 
@@ -121,15 +174,11 @@ def test_a_body_names_a_signature(body, name):
 # Checked before a model is looked up.
 UNREADABLE = [
     ("", "JSON Parse error: The document is empty"),
-    ("{", "JSON Parse error: Missing a name for object member. at offset: 1"),
-    ("[]", "JSON Value: [] Is not object"),
-    ('"{}"', 'JSON Value: "{}" Is not object'),
-    ("5 garbage", "JSON Value: 5 Is not object"),
-    ('{"signature_name": 5}', 'JSON Value: {\n    "signature_name": 5\n} not formatted correctly. '
-     "'signature_name' key must be a string value."),
-    ('{"signature_name": null}', 'JSON Value: {\n    "signature_name": null\n} not formatted '
-     "correctly. 'signature_name' key must be a string value."),
-]  # fmt: skip
+    ("[]", "Expected the body to be a JSON object, received a list of 0"),
+    ('"{}"', 'Expected the body to be a JSON object, received "{}"'),
+    ('{"signature_name": 5}', "Expected 'signature_name' to be a string, received 5"),
+    ('{"signature_name": null}', "Expected 'signature_name' to be a string, received null"),
+]
 
 
 @pytest.mark.parametrize(("body", "message"), UNREADABLE)
@@ -145,68 +194,55 @@ def test_a_signature_without_inputs_is_refused(body, named):
     assert refusal(body) == (Code.INVALID_ARGUMENT, message)
 
 
-X = {"x": F32}
-AB = {"b": F32, "a": F32}
-PLAIN = "as multiple input tensors required as per tensorinfo_map"
-ELEMENT = "Failed to process element: "
-LIST = " of 'instances' list. Error: INVALID_ARGUMENT: "
-BOTH = "Not formatted correctly expecting only one of 'inputs' or 'instances' keys to exist "
-# Every row: the body, the inputs of the signature, and the end of the message.
+X, TEXT, AB = {"x": F32}, {"x": STRING}, {"b": F32, "a": F32}
+ROWS = "Expected 'instances' to be a list of rows, received "
+SEVERAL = "to name the inputs a, b: the signature has several"
+KEYS = "to be an object with the keys "
+# Every row: the body, the inputs of the signature, and a part of the message.
 REFUSED = [
     ("{}", X, "Missing 'inputs' or 'instances' key"),
     ('{"Instances": [1]}', X, "Missing 'inputs' or 'instances' key"),
-    ('{"instances": [], "inputs": 1}', X, BOTH),
-    ('{"instances": {}}', X, "} Expecting 'instances' to be an list/array"),
-    ('{"instances": "abc"}', X, "} Expecting 'instances' to be an list/array"),
-    ('{"instances": null}', X, "} Expecting 'instances' to be an list/array"),
-    ('{"instances": []}', X, "} No values in 'instances' array"),
-    ('{"instances": [1]}', AB,
-     f"instances is a plain list, but expecting list of objects {PLAIN}"),
-    ('{"instances": [{"b64": "YQ"}]}', AB,
-     f"instances is a plain list, but expecting list of objects {PLAIN}"),
-    ('{"instances": [{"x": 1}, 2]}', X, "Expecting object but got list at item 1 of input list"),
-    ('{"instances": [{"x": "a"}, {"b64": "YQ"}]}', {"x": STRING},
-     "Expecting object but got list at item 1 of input list"),
-    ('{"instances": [1, {"x": 2}]}', X,
-     "Expecting value/list but got object at item 1 of input list"),
-    ('{"instances": [{"z": 1}]}', X,
-     f"{ELEMENT}0 key: z{LIST}JSON object: does not have named input: z"),
-    ('{"instances": [{"x": 1, "z": 1}]}', X,
-     f"{ELEMENT}0 key: z{LIST}JSON object: does not have named input: z"),
-    ('{"instances": [{"b": 1}]}', AB, "0 of 'instances' list. JSON object: {\n    \"b\": 1\n} "
-     "keys must be equal to: a,b"),
-    ('{"instances": [{"a": 1, "b": 1}, {}]}', AB,
-     "1 of 'instances' list. JSON object: {} keys must be equal to: a,b"),
-    ('{"instances": [[1, 2], [1, 2, 3]]}', X,
-     f"{ELEMENT}1{LIST}Expecting tensor size: 2 but got: 3"),
-    ('{"instances": [[1, 2], [[1, 2]]]}', X,
-     f"{ELEMENT}1{LIST}Expecting shape [2] but got: [1,2]"),
-    ('{"instances": [1, [1]]}', X, f"{ELEMENT}1{LIST}Expecting shape [] but got: [1]"),
-    ('{"instances": [[], [[]]]}', X, f"{ELEMENT}1{LIST}Expecting shape [0] but got: [1,0]"),
+    ('{"instances": [], "inputs": 1}', X, "Expected either 'instances' or 'inputs', received both"),
+    ('{"instances": {}}', X, f"{ROWS}an object of 0 members"),
+    ('{"instances": "abc"}', X, f'{ROWS}"abc"'),
+    ('{"instances": null}', X, f"{ROWS}null"),
+    ('{"instances": []}', X, f"{ROWS}a list of 0"),
+    ('{"instances": [1]}', AB, SEVERAL),
+    ('{"instances": [{"b64": "YQ"}]}', AB, SEVERAL),
+    ('{"instances": [{"x": 1}, 2]}', X, f"instances[1] {KEYS}x, received 2"),
+    ('{"instances": [{"x": "a"}, {"b64": "YQ"}]}', TEXT, f"instances[1] {KEYS}x, received an"),
+    ('{"instances": [{"z": 1}]}', X, f"instances[0] {KEYS}x, received an object of 1 members"),
+    ('{"instances": [{"x": 1, "z": 1}]}', X, f"instances[0] {KEYS}x, received an object of 2"),
+    ('{"instances": [{"b": 1}]}', AB, f"instances[0] {KEYS}a, b"),
+    ('{"instances": [{"a": 1, "b": 1}, {}]}', AB, f"instances[1] {KEYS}a, b"),
+    ('{"instances": [1, {"x": 2}]}', X, "instances[1] to be a number, received an object of 1"),
+    ('{"instances": ["a", {"x": 2}]}', TEXT, "instances[1] to be a string"),
+    ('{"instances": [[1, 2], [1, 2, 3]]}', X, "instances[1] to be a list of 2, as the first one "
+     "is, received a list of 3"),
+    ('{"instances": [[1, 2], [[1, 2], 3]]}', X, "instances[1][0] to be a number, received a list"),
+    ('{"instances": [1, [1]]}', X, "instances[1] to be a number, received a list of 1"),
+    ('{"instances": [[1], 1]}', X, "instances[1] to be a list of 1, as the first one is"),
+    ('{"instances": [[], [[]]]}', X, "instances[1] to be a list of 0, as the first one is"),
     ('{"instances": [{"a": 1, "b": [1]}, {"a": 1, "b": [1, 2]}]}', AB,
-     f"{ELEMENT}1 key: b{LIST}Expecting tensor size: 1 but got: 2"),
-    ('{"instances": [[1, "a"]]}', X, f'{ELEMENT}0{LIST}JSON Value: "a" Type: String is not of '
-     "expected type: float"),
-    ('{"instances": ["-"]}', {"x": HALF}, f"{ELEMENT}0 of 'instances' list. Error: "
-     'UNIMPLEMENTED: Conversion of JSON Value: "-" to type: half'),
-    ('{"inputs": 1}', AB, f"inputs is a plain value/list, but expecting an object {PLAIN}"),
-    ('{"inputs": {"b64": "YQ"}}', AB,
-     f"inputs is a plain value/list, but expecting an object {PLAIN}"),
+     "instances[1].b to be a list of 1"),
+    ('{"instances": [{"a": 1, "b": [[1, "-"]]}]}', AB,
+     'instances[0].b[0][1] to be a number, received "-"'),
+    ('{"inputs": 1}', AB, SEVERAL),
+    ('{"inputs": {"b64": "YQ"}}', AB, SEVERAL),
     ('{"inputs": {"a": 1}}', AB, "Missing named input: b in 'inputs' object."),
     ('{"inputs": {}}', X, "Missing named input: x in 'inputs' object."),
-    ('{"inputs": [[1, 2], [3]]}', X,
-     "Encountered list at unexpected size: 1 at level: 1 expected size: 2"),
-    ('{"inputs": [[], [1]]}', X,
-     "Encountered list at unexpected size: 1 at level: 1 expected size: 0"),
-    ('{"inputs": [[1], 2]}', X,
-     "JSON Value: 2 found at incorrect level: 2 in the JSON DOM. Expected at level: 2"),
-    ('{"inputs": [1, [2]]}', X, "Encountered list at unexpected level: 1 expected < 1"),
-    ('{"inputs": [' + "[" * 40 + "1" + "]" * 41 + "}", X,
-     "Encountered list at unexpected level: 41 expected < 32"),
-    ('{"inputs": [{"b64": "_w=="}]}', {"x": STRING}, "Unable to base64 decode"),
-    ('{"inputs": [{"b64": 1}]}', {"x": STRING}, "not formatted correctly for base64 data"),
-    ('{"inputs": [1' + "0" * 400 + "]}", X,
-     "JSON Parse error: Number too big to be stored in double."),
+    ('{"inputs": [[1, 2], [3]]}', X, "inputs[1] to be a list of 2, as the first one is"),
+    ('{"inputs": {"x": [[[1, 2]], [[3]]]}}', X, "inputs.x[1][0] to be a list of 2"),
+    ('{"inputs": "1"}', X, 'inputs to be a number, received "1"'),
+    ('{"inputs": [' + "[" * 40 + "1" + "]" * 41 + "}", X, "lists may be nested 32 deep, not more"),
+    ('{"inputs": ["a", "\\ud800"]}', TEXT, 'inputs[1] to be a string or {"b64": "..."}, received '
+     '"\\ud800": \'utf-8\' codec can\'t encode'),
+    ('{"inputs": [{"b64": "_w=="}]}', TEXT, "inputs[0] to be a string"),
+    ('{"inputs": [{"b64": "Y"}]}', TEXT, "inputs[0] to be a string"),
+    ('{"inputs": [{"b64": "YQ==YQ=="}]}', TEXT, "inputs[0] to be a string"),
+    ('{"inputs": [{"b64": "Y\\u00e9=="}]}', TEXT, "inputs[0] to be a string"),
+    ('{"inputs": [{"b64": 1}]}', TEXT, "inputs[0] to be a string"),
+    ('{"inputs": [{"b64": "YQ", "a": 1}]}', TEXT, "inputs[0] to be a string"),
 ]  # fmt: skip
 
 
@@ -214,104 +250,55 @@ REFUSED = [
 def test_what_a_signature_cannot_take_is_refused(body, inputs, message):
     code, received = refusal(body, **inputs)
     assert code is Code.INVALID_ARGUMENT
-    assert received.endswith(message)
+    assert message in received
 
 
-# Every row: a value, a type that does not take it, and RapidJSON's and TensorFlow's names for both.
 WRONG_TYPES = [
-    ('"1"', F32, "String", "float"),
-    ("true", F32, "True", "float"),
-    ("null", F64, "Null", "double"),
-    ("1.0", I32, "Number", "int32"),
-    ("1e2", I64, "Number", "int64"),
-    ("2147483648", I32, "Number", "int32"),
-    ("2147483648", I8, "Number", "int8"),
-    ("-2147483649", U8, "Number", "uint8"),
-    ("9223372036854775808", I64, "Number", "int64"),
-    ("-1", U32, "Number", "uint32"),
-    ("4294967296", U32, "Number", "uint32"),
-    ("18446744073709551616", U64, "Number", "uint64"),
-    ("false", I32, "False", "int32"),
-    ("NaN", I32, "Number", "int32"),
-    ("0", BOOL, "Number", "bool"),
-    ('"true"', BOOL, "String", "bool"),
-    ("1", STRING, "Number", "string"),
-    ("null", STRING, "Null", "string"),
-    ('{"b64": "YQ=="}', F32, "Object", "float"),
-    ('{"b64": "YQ=="}', HALF, "Object", "half"),
-]
+    ('"1"', F32, "a number"),
+    ("true", F32, "a number"),
+    ("null", F64, "a number"),
+    ("1.0", I32, "an integer"),
+    ("1e2", I64, "an integer"),
+    ("NaN", I32, "an integer"),
+    ("false", I32, "an integer"),
+    ("2147483648", I32, "an integer of -2147483648 to 2147483647"),
+    ("128", I8, "an integer of -128 to 127"),
+    ("-1", U8, "an integer of 0 to 255"),
+    ("9223372036854775808", I64, "an integer of -9223372036854775808 to 9223372036854775807"),
+    ("4294967296", U32, "an integer of 0 to 4294967295"),
+    ("18446744073709551616", U64, "an integer of 0 to 18446744073709551615"),
+    ("184467440737095516160", U64, "an integer"),
+    ("0", BOOL, "true or false"),
+    ('"true"', BOOL, "true or false"),
+    ("1", STRING, 'a string or {"b64": "..."}'),
+    ("null", STRING, 'a string or {"b64": "..."}'),
+    ('{"b64": "YQ=="}', F32, "a number"),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(("value", "data_type", "json_name", "type_name"), WRONG_TYPES)
-def test_a_value_of_another_type_is_refused(value, data_type, json_name, type_name):
-    code, message = refusal(f'{{"inputs": {{"x": [{value}]}}}}', x=data_type)
+@pytest.mark.parametrize(("value", "data_type", "wanted"), WRONG_TYPES)
+def test_a_value_of_another_type_is_refused(value, data_type, wanted):
+    right = json.dumps({F32: 1.5, F64: 1.5, BOOL: True, STRING: "a"}.get(data_type, 1))
+    code, message = refusal(f'{{"inputs": {{"x": [{right}, {value}]}}}}', x=data_type)
     assert code is Code.INVALID_ARGUMENT
-    assert message.startswith("JSON Value: ")
-    assert message.endswith(f" Type: {json_name} is not of expected type: {type_name}")
-    _, wrapped = refusal(f'{{"instances": [{{"x": {value}}}]}}', x=data_type)
-    assert wrapped == f"{ELEMENT}0 key: x{LIST}{message}"
+    assert message.startswith(f"Expected inputs.x[1] to be {wanted}, received ")
+    rows = f'{{"instances": [{{"x": {right}}}, {{"x": {value}}}]}}'
+    assert refusal(rows, x=data_type)[1].startswith(f"Expected instances[1].x to be {wanted}, ")
 
 
-@pytest.mark.parametrize("name", ["DT_HALF", "DT_BFLOAT16", "DT_UINT16", "DT_COMPLEX64"])
+@pytest.mark.parametrize("name", ["DT_BFLOAT16", "DT_COMPLEX64", "DT_QINT8"])
 def test_types_that_json_has_no_values_for(name):
-    code, message = refusal('{"inputs": [1]}', x=DataType.Value(name))
-    type_name = name.removeprefix("DT_").lower()
-    assert code is Code.UNIMPLEMENTED
-    assert message == f"Conversion of JSON Value: 1 to type: {type_name}"
+    for key in ("inputs", "instances"):
+        assert refusal(f'{{"{key}": [1]}}', x=DataType.Value(name))[0] is Code.UNIMPLEMENTED
 
 
-@pytest.mark.parametrize("row", ["[1, 2]", "1", '["a"]', '{"x": [1]}'])
-def test_a_wrong_row_is_found_behind_rows_that_are_converted_at_once(row, monkeypatch):
-    monkeypatch.setattr(json_request, "CHUNK", 2)
-    _, message = refusal(f'{{"instances": [[1], [2], [3], [4], {row}, [6]]}}', x=I32)
-    assert re.search(r"element: 4 of|at item 4 of", message)
-
-
-JSON_VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-300, 300) | st.floats(width=32) | st.text(max_size=2)
-    | st.just({"b64": "YQ"}),
-    lambda items: st.lists(items, max_size=3) | st.dictionaries(st.sampled_from("xy"), items),
-    max_leaves=6,
-)  # fmt: skip
-
-
-def outcome(value, key, data_type):
-    try:
-        inputs, _ = read(json.dumps({key: value}), x=data_type)
-    except StatusError as error:
-        return error.code, error.message
-    return inputs["x"].dtype, inputs["x"].shape, repr(inputs["x"].tolist())
-
-
-@settings(deadline=None)
-@given(JSON_VALUES, st.sampled_from(["inputs", "instances"]), st.sampled_from([F32, I32, STRING]))
-def test_at_once_and_one_by_one_are_the_same(value, key, data_type):
-    quick = outcome(value, key, data_type)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(json_request, "at_once", lambda value, data_type: None)
-        assert outcome(value, key, data_type) == quick
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(json_request, "CHUNK", 1)
-        assert outcome(value, key, data_type) == quick
-
-
-NUMBER = random.Random(0).random
-BIG = {
-    "numbers": ([[NUMBER() for _ in range(50)] for _ in range(10_000)], F32),
-    "ids": ([[number] * 128 for number in range(12_000)], I32),
-    "objects": ([{"x": number} for number in range(700_000)], I32),
-    "one of the last is wrong": ([*range(1_400_000), True, 1], I32),
-}
-
-
-@pytest.mark.parametrize("name", BIG)
-def test_ten_megabytes_take_no_more_than_a_second(name):
-    rows, data_type = BIG[name]
-    body = json.dumps({"instances": rows}).encode()
-    begun = time.process_time()
-    if "wrong" in name:
-        assert refusal(body, x=data_type)[1].startswith(f"{ELEMENT}1400000{LIST}JSON Value: true")
-    else:
-        assert len(read(body, x=data_type)[0]["x"]) == len(rows)
-    # Twice the time it takes alone: something else may run on the same core.
-    assert time.process_time() - begun < 2
+@pytest.mark.parametrize(
+    "body", ['{"instances": [%s]}', '{"inputs": [%s]}', '{"inputs": {"x": [%s]}}']
+)
+def test_rows_are_counted_before_they_are_read(body):
+    assert len(read(body % ", ".join("1" * 64), 64, x=F32)[0]["x"]) == 64
+    for row in ("1", '"wrong"', '{"x": 1}'):
+        code, message = refusal(body % ", ".join([row] * 65), 64, x=F32)
+        assert code is Code.INVALID_ARGUMENT
+        assert "at most 64 rows, received 65" in message
+        assert "--max-request-rows" in message

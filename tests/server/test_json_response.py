@@ -2,6 +2,7 @@
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -24,27 +25,23 @@ def columns(**outputs):
     return json_response.predictions(outputs, row_format=False)
 
 
-# The digits that TensorFlow Serving writes: those of %g, or all where these are too few.
+# The fewest digits that give a number of its width back; the words are TensorFlow Serving's.
 FLOATS = [
     ("float32", 0.0, "0.0"),
     ("float32", -0.0, "-0.0"),
     ("float32", 1.0, "1.0"),
-    ("float32", 0.5, "0.5"),
     ("float32", 0.2, "0.2"),
-    ("float32", 1 / 3, "0.333333343"),
-    ("float32", 9e6, "9e+06"),
-    ("float32", 999999, "999999.0"),
-    ("float32", 1234567, "1234567.0"),
-    ("float32", 123456792, "123456792.0"),
+    ("float32", 1 / 3, "0.33333334"),
+    ("float32", 9e6, "9000000.0"),
     ("float32", 3e-5, "3e-05"),
-    ("float32", 3.4028235e38, "3.40282347e+38"),
-    ("float32", 1e-45, "1.4013e-45"),
+    ("float32", 3.4028235e38, "3.4028235e+38"),
+    ("float32", 1e-45, "1e-45"),
     ("float32", np.nan, "NaN"),
     ("float32", np.inf, "Infinity"),
     ("float32", -np.inf, "-Infinity"),
+    ("float16", 0.1, "0.1"),
     ("float64", 0.1, "0.1"),
-    ("float64", 1 / 3, "0.33333333333333331"),
-    ("float64", 1234567, "1234567.0"),
+    ("float64", 1 / 3, "0.3333333333333333"),
     ("float64", 1e300, "1e+300"),
     ("float64", np.nan, "NaN"),
     ("float64", -np.inf, "-Infinity"),
@@ -96,8 +93,12 @@ def test_empty_axes_are_empty_lists():
     assert rows(x=np.zeros((1, 2, 0), np.float32)) == b'{"predictions": [[[], []]]}'
 
 
-def test_strings_pass_through_byte_by_byte():
-    assert columns(x=np.array([b"\xff\xc3\xa9"], object)) == b'{"outputs": ["\xff\xc3\xa9"]}'
+def test_strings_are_text():
+    array = np.array([b"\xff\xc3\xa9", b"a\0"], object)
+    assert json.loads(columns(x=array)) == {"outputs": ["\ufffd\u00e9", "a\0"]}
+    assert json.loads(rows(x=array, y=array)) == {
+        "predictions": [{"x": "\ufffd\u00e9", "y": "\ufffd\u00e9"}, {"x": "a\0", "y": "a\0"}]
+    }
 
 
 def test_strings_of_outputs_named_bytes_are_base64():
@@ -133,9 +134,6 @@ REFUSED = [
      "Tensor name: t has inconsistent batch size: 1 expecting: 2"),
     ({"a": np.zeros(0), "t": np.zeros(1)}, ROWS,
      "Tensor name: t has inconsistent batch size: 1 expecting: 0"),
-    ({"t": np.zeros(1, np.float16)}, ROWS, "Failed to write JSON value for tensor type: half"),
-    ({"t": np.zeros(1, np.uint16)}, COLUMNS,
-     "Failed to write JSON value for tensor type: uint16"),
     ({"t": np.zeros(1, np.complex64)}, COLUMNS,
      "Failed to write JSON value for tensor type: complex64"),
 ]  # fmt: skip
@@ -150,7 +148,8 @@ def test_outputs_that_cannot_be_written_are_refused(outputs, row_format, message
 
 def test_an_error_is_a_message():
     assert json.loads(json_response.error('a "b"\né')) == {"error": 'a "b"\né'}
-    assert json_response.error("é\udcff").decode() == '{"error": "é\ufffd"}'
+    assert json.loads(json_response.error("é\udcff")) == {"error": "é?"}
+    assert json_response.error("x" * 10_000) == b'{"error": "' + b"x" * 1024 + b' ..."}'
 
 
 def test_the_latest_version_comes_first():
@@ -209,10 +208,22 @@ def test_metadata_has_every_field_under_its_own_name():
     }  # fmt: skip
 
 
-def test_a_million_floats_take_a_second_or_so():
-    array = np.random.default_rng(0).normal(size=(1000, 1000)).astype(np.float32)
-    begun = time.process_time()
-    body = rows(x=array)
-    # Thrice the time it takes alone: something else may run on the same core.
-    assert time.process_time() - begun < 2.4
-    assert body.count(b",") == 999_999
+def test_an_answer_has_its_bounds():
+    most = json_response.MAX_JSON_VALUES
+    assert rows(x=np.zeros((most // 1024, 1024), bool)).count(b"false") == most
+    for shape in ((most + 1,), (most + 1, 0), (most // 2, 3)):
+        with pytest.raises(StatusError, match=f"over REST at most {most} are sent") as raised:
+            rows(x=np.zeros(shape, bool))
+        assert raised.value.code is Code.INVALID_ARGUMENT
+
+
+def test_other_threads_have_their_turn_while_a_large_answer_is_written():
+    array = np.random.default_rng(0).normal(size=(500, 1000)).astype(np.float32)
+    with ThreadPoolExecutor(1) as thread:
+        body, turns = thread.submit(rows, x=array), 0
+        while not body.done():
+            time.sleep(0.001)
+            turns += 1
+    assert body.result().count(b",") == 499_999
+    # Written at once it would be one turn, or two.
+    assert turns > 10

@@ -134,6 +134,9 @@ def test_what_cannot_be_served_is_refused(case):
 # Content of a file, and words of the line that refuses it.
 BAD_FILES = [
     (listed('name: "m"').encode(), "Expected model m to have an absolute path"),
+    (b"#\n" * 2**20, "as text: it has more than 1048576 bytes"),
+    (b"\\" * 2**16, "as text: it has 64 backslashes in a row"),
+    (b"model_config_list { " + b"a" * 2**19, "must hold"),
     (b"model_config_list {", "must hold a tensorflow.serving.ModelServerConfig as text"),
     (listed(MODEL + "color: 3").encode(), "color"),
     (b"\xff\xfe", "must hold a tensorflow.serving.ModelServerConfig as text"),

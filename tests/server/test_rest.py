@@ -22,6 +22,7 @@ MODEL = "/v1/models/m"
 PREDICT, METRICS = f"{MODEL}:predict", "/monitoring/prometheus/metrics"
 ROWS = json.dumps({"instances": [1, 2]}).encode()
 ANSWER = {"predictions": [2.5, 3.0]}
+TOO_LARGE = "A request may have 100000 bytes (--max-request-bytes), this one has more"
 TIMED_OUT = {"error": "Timed out waiting for notification"}
 
 
@@ -59,7 +60,10 @@ def test_a_compressed_body_is_decompressed(server, encoding):
     assert answer.headers["Content-Encoding"] is None
 
 
-@pytest.mark.parametrize("body", [ROWS, gzip.compress(ROWS)[:-4], gzip.compress(ROWS) + b"more"])
+@pytest.mark.parametrize(
+    "body",
+    [ROWS, b"", gzip.compress(ROWS)[:-4], gzip.compress(ROWS) + b"more", gzip.compress(b"") * 9],
+)
 def test_a_body_that_is_compressed_wrongly_is_refused(server, body):
     answer = server.post(PREDICT, body, {"Content-Encoding": "gzip"})
     assert answer.status == 400
@@ -79,7 +83,7 @@ def test_a_body_that_is_compressed_wrongly_is_refused(server, body):
 def test_a_body_beyond_the_limit_is_refused(server, body, headers):
     answer = server.post(PREDICT, body, headers)
     assert answer.status == 413
-    assert answer.json == {"error": "A request may have 100000 bytes, this one has more"}
+    assert answer.json == {"error": TOO_LARGE}
 
 
 def test_a_body_that_says_it_is_beyond_the_limit_is_not_waited_for(server):
@@ -177,7 +181,7 @@ def test_a_full_queue_is_refused_at_once():
 def test_a_large_body_does_not_hold_up_others():
     """Were it read and answered by the event loop, there would be a handful of gaps for others."""
     large = json.dumps({"instances": [0.1] * 1_500_000}).encode()
-    with serving() as server:
+    with serving(max_request_bytes=2**24, max_request_rows=2**21) as server:
         thread = threading.Thread(target=server.post, args=(PREDICT, large))
         thread.start()
         answered = 0

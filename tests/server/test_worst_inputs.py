@@ -1,0 +1,188 @@
+"""What strangers send takes time in proportion to its size, and holds up nobody else."""
+
+import contextlib
+import functools
+import gc
+import threading
+import time
+
+import grpc
+import pytest
+import requests
+from serving_process import LOOPBACK, serving_process
+from worst_inputs import GRPC, GZIP, JSON
+
+from bart_export.errors import BartExportError
+from bart_export.server import json_request, model_config, rest, tensors
+from bart_export.server.messages import DataType, PredictRequest, TensorInfo
+from bart_export.server.rest import decompressed
+
+MEGABYTE = 2**20
+TEXT = {"x": TensorInfo(dtype=DataType.DT_STRING)}
+NUMBER = {"x": TensorInfo(dtype=DataType.DT_FLOAT)}
+
+
+def read_json(body):
+    for inputs in (TEXT, NUMBER):
+        with contextlib.suppress(BartExportError):
+            json_request.tensors(json_request.parse(body), inputs, MEGABYTE * 4)
+
+
+def read_tensor(data):
+    request = PredictRequest.FromString(data)
+    tensors.from_proto(request.inputs["text"], "text")
+
+
+def read_address(verb, address):
+    rest.ADDRESSES[verb].fullmatch(address)
+
+
+CONFIGS = {
+    "comments": lambda size: b"#\n" * (size // 2),
+    "open string": lambda size: b'model_config_list { config { name: "' + b"a" * size,
+    "escapes": lambda size: b'model_config_list { config { name: "' + b"\\\\" * (size // 2) + b'"',
+    "pieces": lambda size: b"model_config_list { config { name: " + b'"a" ' * (size // 4) + b"} }",
+    "models": lambda size: b"model_config_list { " + b"config{} " * (size // 9) + b"}",
+    "opened": lambda size: b"model_config_list { " * (size // 20),
+    "word": lambda size: b"a" * size,
+    "spaces": lambda size: b" " * size,
+    "no UTF-8": lambda size: b"\xff" * size,
+}  # fmt: skip
+ADDRESSES = {
+    "name": lambda size: "/v1/models/" + "a" * size,
+    "percents": lambda size: "/v1/models/" + "%" * size + ":predict",
+    "slashes": lambda size: "/v1/models" + "/" * size,
+    "colons": lambda size: "/v1/models/a" + ":" * size,
+    "version": lambda size: "/v1/models/a/versions/" + "1" * size + "x",
+    "labels": lambda size: "/v1/models/a" + "/labels/a" * (size // 9),
+}
+# Each reader, and what is the worst for it.
+READERS = {
+    "JSON": (read_json, JSON),
+    "gzip": (lambda body: decompressed(body, len(body)), GZIP),
+    "TensorProto": (read_tensor, GRPC),
+    "models.config": (None, CONFIGS),
+    "GET": (functools.partial(read_address, "GET"), ADDRESSES),
+    "POST": (functools.partial(read_address, "POST"), ADDRESSES),
+}
+
+
+@pytest.fixture
+def no_collections():
+    """Have the collector not walk what other tests have left."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.parametrize("least", [MEGABYTE // 8, pytest.param(MEGABYTE, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("reader", "name"), [(reader, name) for reader, (_, worst) in READERS.items() for name in worst]
+)
+def test_time_is_in_proportion_to_size(reader, name, least, no_collections, tmp_path):
+    read, worst = READERS[reader]
+    seconds = []
+    for times in (1, 2, 4):
+        given, tries = worst[name](least * times), []
+        if reader == "models.config":
+            (tmp_path / "models.config").write_bytes(given)
+            given, read = tmp_path / "models.config", model_config.read
+        for _ in range(2):
+            begun = time.process_time()
+            with contextlib.suppress(BartExportError, rest.HTTPException):
+                read(given)
+            tries.append(time.process_time() - begun)
+        seconds.append(min(tries))
+    # A square would be 16; what takes but milliseconds is not measured well.
+    assert seconds[2] / max(seconds[0], 0.01) < 8, seconds
+    assert seconds[0] < 4, seconds
+
+
+@pytest.fixture(scope="module")
+def running(symmetric_artifact, tmp_path_factory):
+    """Serve an artifact as the model `text`, with the limits that a server has by itself."""
+    config = tmp_path_factory.mktemp("config") / "models.config"
+    path = symmetric_artifact.directory
+    config.write_text(
+        f'model_config_list {{ config {{ name: "text" model_platform: "litert" base_path: "{path}"'
+        " } }"
+    )
+    with serving_process("--model-config-file", config) as process:
+        yield process
+        assert process.logged("ERROR") == 0, process.log
+
+
+class Health:
+    """Asks for the state of a model all the time, and keeps the longest time of an answer."""
+
+    def __init__(self, url):
+        self.url = url
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self.watch)
+        self.slowest = 0.0
+        self.answers = 0
+
+    def watch(self):
+        with requests.Session() as session:
+            while not self.ended.is_set():
+                began = time.monotonic()
+                assert session.get(self.url, timeout=60).status_code == 200
+                self.slowest = max(self.slowest, time.monotonic() - began)
+                self.answers += 1
+                time.sleep(0.002)
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.ended.set()
+        self.thread.join()
+
+
+# The limits are for a machine that has more to do: alone, answers take a tenth of them.
+HEALTHY_SECONDS, ANSWER_SECONDS = 1, 20
+LARGEST = MEGABYTE - 100
+
+
+@pytest.mark.parametrize("method", ["predict", "generate"])
+@pytest.mark.parametrize(
+    ("encoding", "name"),
+    [("identity", name) for name in JSON] + [("gzip", name) for name in GZIP],
+)
+def test_a_body_holds_up_nobody(running, encoding, name, method):
+    body = {"identity": JSON, "gzip": GZIP}[encoding][name](LARGEST)
+    with Health(running.url("/v1/models/text")) as health:
+        began = time.monotonic()
+        answers = [
+            requests.post(
+                running.url(f"/v1/models/text:{method}"),
+                body,
+                headers={"Content-Encoding": encoding},
+                timeout=60,
+            )
+            for _ in range(2)
+        ]
+        assert time.monotonic() - began < 2 * ANSWER_SECONDS
+    for answer in answers:
+        assert answer.status_code in ({200} if name == "text" != method else set()) | {400, 413}
+        if answer.status_code != 200:
+            assert list(answer.json()) == ["error"]
+            assert len(answer.json()["error"]) < 1100
+    assert health.slowest < HEALTHY_SECONDS
+
+
+@pytest.mark.parametrize("name", GRPC)
+def test_a_message_holds_up_nobody(running, name):
+    with (
+        grpc.insecure_channel(f"{LOOPBACK}:{running.port}") as channel,
+        Health(running.url("/v1/models/text")) as health,
+    ):
+        call = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
+        began = time.monotonic()
+        with pytest.raises(grpc.RpcError) as raised:
+            call(GRPC[name](LARGEST), timeout=60)
+        assert time.monotonic() - began < ANSWER_SECONDS
+    assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert health.slowest < HEALTHY_SECONDS
