@@ -1,8 +1,4 @@
-"""What a checkpoint says of its licence: a directory goes in, a line comes out.
-
-Looked at are the model card, README.md, and the file LICENSE. What the licence allows is not known
-here.
-"""
+"""What a checkpoint says of its licence, in its model card README.md or in a file LICENSE."""
 
 import re
 from pathlib import Path
@@ -13,12 +9,11 @@ LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "COPYING")
 # (huggingface.co/docs/hub/model-cards); its name, where `license` is "other", is `license_name`.
 FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 KEY = re.compile(r"^(license_name|license):\s*[\"']?([^\"'\n]+?)[\"']?\s*$", re.MULTILINE)
-# A section whose heading names licences, up to the end of its first paragraph.
-SECTION = re.compile(r"^#+ [^\n]*\blicen[cs]es?\b[^\n]*\n+(.+?)(?:\n\n|\Z)", re.M | re.S | re.I)
+HEADING = re.compile(r"^#+ ([^\n]*\blicen[cs]es?\b[^\n]*)$", re.MULTILINE | re.IGNORECASE)
 
 
 def licence(directory: Path) -> str | None:
-    """Return what a checkpoint's directory says of its licence, None if it says nothing."""
+    """Return the name of a checkpoint's licence or where its directory has it, None for neither."""
     try:
         card = (directory / CARD).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
@@ -27,8 +22,8 @@ def licence(directory: Path) -> str | None:
         stated = dict(KEY.findall(front[1]))
         if name := stated.get("license_name") or stated.get("license"):
             return str(name)
-    if section := SECTION.search(card):
-        return " ".join(section[1].split())
+    if heading := HEADING.search(card):
+        return f'as the checkpoint\'s {CARD} says under "{heading[1].strip()}"'
     for name in LICENCES:
         if (directory / name).is_file():
             return f"as the checkpoint's file {name} says"

@@ -18,7 +18,10 @@ FRONT = "---\nlanguage: en\nlicense: {}\n---\n\n# A model\n"
         ({"README.md": FRONT.format("apache-2.0")}, "apache-2.0"),
         ({"README.md": FRONT.format('"mit"')}, "mit"),
         ({"README.md": FRONT.format("other\nlicense_name: my-own")}, "my-own"),
-        ({"README.md": "# M\n\n## License\n\nFree\nto use.\n\nMore.\n"}, "Free to use."),
+        (
+            {"README.md": "# M\n\n## Data and License\n\nA page about data.\n"},
+            'as the checkpoint\'s README.md says under "Data and License"',
+        ),
         ({"README.md": FRONT.format("mit"), "LICENSE": "MIT"}, "mit"),
         ({"LICENSE": "MIT"}, "as the checkpoint's file LICENSE says"),
         ({"README.md": b"\xff\xfe"}, None),
@@ -31,6 +34,6 @@ def test_a_licence_is_what_the_checkpoint_says(tmp_path, files, expected):
     assert licence(tmp_path) == expected
 
 
-def test_the_embedded_preset_names_the_licences_of_its_texts():
+def test_the_embedded_preset_says_where_its_licences_are():
     assets = Path(bart_export.__file__).parent / "assets"
-    assert "Debian" in licence(assets / "bart_mini_en")
+    assert "Training data and its licences" in licence(assets / "bart_mini_en")

@@ -1,7 +1,7 @@
 """The report of an artifact: REPORT.md, a model card that a person reads, and its pictures.
 
-A manifest's fields go in; files appear in the directory. Nothing is measured here and no figure is
-made up: what the fields do not have, the report says was not measured.
+Nothing is measured here and no figure is made up: what a manifest does not have, the report says
+was not measured.
 """
 
 import pathlib
@@ -12,17 +12,20 @@ from bart_export.artifact import REPORT
 from bart_export.presets import PRESETS
 from bart_export.quality.report import ink, layer_picture, pictures
 from bart_export.quality.report.markdown import bullets, code, paragraph, table
-from bart_export.quality.report.reported import Reported, reported, usual_tokens
+from bart_export.quality.report.reported import Reported, reported
 from bart_export.quality.report.tables import (
+    compared,
     contents,
     cost_table,
-    file_table,
-    signature_table,
+    file_line,
+    signature_lines,
     speed_table,
 )
 
-COSTS, TIMES, SENSITIVITY = "report/costs.svg", "report/times.svg", "report/sensitivity.svg"
+COSTS, SENSITIVITY = "report/costs.svg", "report/sensitivity.svg"
+DIRECTORY = "report"
 MOST_SENSITIVE = 10
+GOLDEN_TEXTS = "three short texts that ship with bart-export"
 UNKNOWN_LICENCE = "the checkpoint's licence applies; it was not in the checkpoint"
 
 Manifest = Mapping[str, Any]
@@ -44,7 +47,7 @@ def write(directory: pathlib.Path, manifest: Manifest) -> list[str]:
     others = {
         name: entry
         for name, entry in manifest["files"].items()
-        if name not in (REPORT, COSTS, TIMES, SENSITIVITY)
+        if name != REPORT and not name.startswith(f"{DIRECTORY}/")
     }
     manifest = {**manifest, "files": others}
     files = reported(manifest)
@@ -58,11 +61,8 @@ def draw(directory: pathlib.Path, manifest: Manifest, files: list[Reported]) -> 
     """Draw the pictures of what was measured; return their names."""
     drawn = {}
     with ink.drawing():
-        if files:
-            beams, tokens = speed(manifest, files)
-            drawn[COSTS] = pictures.costs(files, beams, tokens)
-            if any(one.lengths(beams) for one in files):
-                drawn[TIMES] = pictures.times(files, beams)
+        if columns := pictures.cost_columns(files, manifest["generation"]["num_beams"]):
+            drawn[COSTS] = pictures.costs(files, columns)
         if rows := manifest.get("sensitivity"):
             divergences = {row["layer"]: row["kl"] for row in rows}
             drawn[SENSITIVITY] = layer_picture.sensitivities(divergences, rows[0]["storage"])
@@ -70,12 +70,6 @@ def draw(directory: pathlib.Path, manifest: Manifest, files: list[Reported]) -> 
             (directory / name).parent.mkdir(exist_ok=True)
             (directory / name).write_text(ink.to_svg(figure), encoding="utf-8")
     return list(drawn)
-
-
-def speed(manifest: Manifest, files: list[Reported]) -> tuple[int, int | None]:
-    """Return with how many beams and for how many new tokens speeds are compared."""
-    beams = manifest["generation"]["num_beams"]
-    return beams, usual_tokens(files, beams, manifest["generation"]["max_length"])
 
 
 def parts(manifest: Manifest, files: list[Reported], pictures: Sequence[str]) -> list[str]:
@@ -95,7 +89,7 @@ def parts(manifest: Manifest, files: list[Reported], pictures: Sequence[str]) ->
         settings(manifest["generation"]),
         bullets(manifest.get("notes", ())),
         "## Signatures",
-        signature_table(manifest),
+        bullets(signature_lines(manifest)),
         bullets(
             f"{code(name)} has fixed sizes: {', '.join(map(code, entry['signatures']))}."
             for name, entry in manifest["files"].items()
@@ -103,6 +97,7 @@ def parts(manifest: Manifest, files: list[Reported], pictures: Sequence[str]) ->
         ),
         "## Contents",
         contents(manifest),
+        bullets(compared(manifest, files)),
         "## What was not checked",
         bullets(unchecked(manifest, files)),
     ]
@@ -123,7 +118,7 @@ def about(manifest: Manifest) -> str:
     source = manifest["source"]
     rows = [
         ("source", code(source["handle"])),
-        ("revision", source["revision"] or "none: a directory"),
+        *((("revision", source["revision"]),) if source["revision"] else ()),
         ("format", source["format"]),
         ("SHA-256 of the weights", code(source["weights_sha256"])),
         ("licence", manifest.get("licence") or UNKNOWN_LICENCE),
@@ -136,25 +131,29 @@ def about(manifest: Manifest) -> str:
 
 def costs(manifest: Manifest, files: list[Reported], pictures: Sequence[str]) -> list[str]:
     """Return the sections that say what each `.tflite` file costs."""
-    beams, tokens = speed(manifest, files)
     parts = [
         "## Files for LiteRT",
-        file_table(files),
+        bullets(map(file_line, files)),
         "## What each file costs",
         paragraph(
             "The float model is this checkpoint in Keras. Along its own greedy texts, *same next "
-            "token* is the share of steps at which a file finds the same token likeliest, and "
-            "*divergence* the mean Kullback-Leibler divergence of a step in nats, both through the "
-            "file's worst signature. *Same texts* is the share of texts that the file writes token "
-            "for token."
+            "token* is the share of steps at which a file finds the same token likeliest, through "
+            "the file's worst signature. *Same texts* is the share of texts that the file writes "
+            "token for token. In brackets is what the figure may be over other texts: the interval "
+            "that holds it with 95 % confidence. Files whose intervals overlap were not told apart "
+            "by these texts."
         ),
-        picture(COSTS, "Size, quality and speed of each file"),
-        cost_table(files),
-        bullets(texts_of(files)),
     ]
-    if tokens is None:
+    if COSTS in pictures:
+        parts += [
+            picture(COSTS, "Size, quality and speed of each file"),
+            paragraph("The picture has only figures by which files can be told apart."),
+        ]
+    parts += [cost_table(files), bullets(counts(files))]
+    measured = [one for one in files if one.times.get("lengths")]
+    if not measured:
         return [*parts, paragraph("Times were not measured: `bart-export bench` measures them.")]
-    measured = [one for one in files if one.times]
+    work = measured[0].times["lengths"][0]
     place = ", ".join(dict.fromkeys(map(machine_of, measured)))
     runs = len({one.times["export"] for one in measured})
     caution = (
@@ -162,29 +161,35 @@ def costs(manifest: Manifest, files: list[Reported], pictures: Sequence[str]) ->
         if runs > 1
         else "Files took turns."
     )
-    parts += [
+    beams = sorted({1, manifest["generation"]["num_beams"]})
+    return [
+        *parts,
         "## How long it takes",
         paragraph(
-            f"Medians of a short measurement while exporting, on {place}. {caution} `bart-export "
-            "bench` measures more, where the file is to run. *Tokens a second* counts everything "
-            f"from {measured[0].times['lengths'][0]['source']} source ids to the last of {tokens} "
-            "new tokens."
+            f"Tokens a second from {work['source']} source ids to the last of "
+            f"{work['new_tokens']} new tokens, everything counted: medians of a few rounds while "
+            f"exporting, with the slowest and the fastest, on {place}. {caution} `bart-export "
+            "bench` measures more, where the file is to run."
         ),
-        speed_table(files, sorted({1, beams}), tokens),
+        speed_table(files, beams),
     ]
-    if TIMES in pictures:
-        parts.append(picture(TIMES, "Time of a token by source length, of a text by its length"))
-    return parts
 
 
-def texts_of(files: list[Reported]) -> list[str]:
-    """Return which texts the figures of files are over, where they were given."""
+def counts(files: list[Reported]) -> list[str]:
+    """Return over how many steps and texts, and over which, the figures of files are."""
     given: dict[str, list[str]] = {}
     for one in files:
-        if data := one.figures.get("data"):
-            texts = f"{data['texts']} texts of a file with SHA-256 {code(data['sha256'])}"
-            given.setdefault(texts, []).append(code(one.name))
-    return [f"{', '.join(names)}: over {texts}." for texts, names in given.items()]
+        if not one.figures:
+            continue
+        data = one.figures.get("data")
+        texts = (
+            f"{data['texts']} texts of a file with SHA-256 {code(data['sha256'])}"
+            if data
+            else GOLDEN_TEXTS
+        )
+        line = f"{one.figures['steps']} steps along {texts}, {one.figures['questions']} generated"
+        given.setdefault(line, []).append(code(one.label))
+    return [f"{', '.join(names)}: {line}." for line, names in given.items()]
 
 
 def machine_of(one: Reported) -> str:
@@ -256,18 +261,17 @@ def unchecked(manifest: Manifest, files: list[Reported]) -> list[str]:
     if files:
         notes.append(
             "GPUs, NPUs, phones and Edge TPUs: files were run on a CPU where they were exported. "
-            "The table of files says which engines are known to compute a recipe rightly."
+            "The list of files says which engines are known to compute a recipe rightly."
         )
         if not any(one.rouge_l for one in files):
             notes.append(
                 "Quality against texts that people wrote: there were none. An export with `--data "
                 "FILE.jsonl` measures ROUGE."
             )
-        if not texts_of(files):
-            steps = max((one.figures.get("steps", 0) for one in files), default=0)
+        if not any(one.figures.get("data") for one in files):
             notes.append(
-                f"Texts of your own: figures are over {steps} steps of three short texts that ship "
-                "with bart-export. `bart-export verify . --data FILE.jsonl` takes yours."
+                f"Texts of your own: figures are over {GOLDEN_TEXTS}, too few to choose a recipe "
+                "by. `bart-export verify . --data FILE.jsonl` takes yours."
             )
     if not manifest.get("licence"):
         notes.append("The licence: the checkpoint did not come with one.")

@@ -1,18 +1,18 @@
 """What a report says of each `.tflite` file, gathered from a manifest's fields.
 
-The fields go in; a value for each file comes out, with its size, how far it is from the float
-model, and its times, None for what was not measured. How that is written or drawn is not known
-here.
+Figures of quality and speed come with the interval in which chance leaves them.
 """
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bart_export.recipes import STORAGES
 from bart_export.runtime.generator import build
 
 LONGEST = 32  # letters of a name
+Z = 1.96  # the normal distribution's 97.5th percentile
 FLOAT, INT8, INT4, CALIBRATED = "float", "int8", "int4", "calibrated"
 
 
@@ -51,36 +51,69 @@ class Reported:
         return float(self.entry["bytes"] / 1e6)
 
     @property
-    def bytes_a_parameter(self) -> float:
-        """Size for each parameter of the model."""
-        return float(self.entry["bytes"] / self.parameter_count)
-
-    @property
     def rouge_l(self) -> Mapping[str, float] | None:
         """Scores in ROUGE-L, `model` and `file`, the `loss` and its interval `low` to `high`."""
         found: Mapping[str, float] | None = (self.figures.get("rouge") or {}).get("rouge_l")
         return found
 
-    def lengths(self, num_beams: int) -> dict[int, float]:
-        """Return seconds of whole generations by number of new tokens."""
-        return {
-            row["new_tokens"]: row["seconds"]
-            for row in self.times.get("lengths", [])
-            if row["num_beams"] == num_beams
-        }
+    @property
+    def same_token(self) -> "Figure | None":
+        """Share of steps at which the file finds the model's token likeliest."""
+        return share(self.figures.get("top1"), self.figures.get("steps", 0))
 
-    def sources(self, num_beams: int, figure: str) -> dict[int, float]:
-        """Return "encode_seconds" or "token_seconds" by number of source tokens."""
-        return {
-            row["source"]: row[figure]
-            for row in self.times.get("sources", [])
-            if row["num_beams"] == num_beams
-        }
+    @property
+    def same_text(self) -> "Figure | None":
+        """Share of questions that the file answers token for token."""
+        return share(self.figures.get("tokens"), self.figures.get("questions", 0))
 
-    def tokens_per_second(self, num_beams: int, new_tokens: int) -> float | None:
-        """Return new tokens over the seconds of a whole generation of so many."""
-        seconds = self.lengths(num_beams).get(new_tokens)
-        return None if seconds is None else new_tokens / seconds
+    @property
+    def rouge_loss(self) -> "Figure | None":
+        """Points of ROUGE-L that the file loses."""
+        rouge = self.rouge_l
+        return Figure(rouge["loss"], rouge["low"], rouge["high"]) if rouge else None
+
+    def work(self, num_beams: int) -> Mapping[str, Any] | None:
+        """Return what was measured of generations with so many beams."""
+        return next(
+            (row for row in self.times.get("lengths", []) if row["num_beams"] == num_beams), None
+        )
+
+    def tokens_per_second(self, num_beams: int) -> "Figure | None":
+        """Return new tokens over the seconds of a whole generation, and its slowest and fastest."""
+        row = self.work(num_beams)
+        if row is None or "slowest" not in row:
+            return None
+        rates = (row["new_tokens"] / row[name] for name in ("seconds", "slowest", "fastest"))
+        return Figure(*rates)
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A figure, and between what it would lie were it taken again."""
+
+    value: float
+    low: float
+    high: float
+
+
+def share(value: float | None, count: int) -> Figure | None:
+    """Return a share of `count` trials with its 95 % interval, None where there were none.
+
+    The interval is Wilson's (E. B. Wilson, Probable inference, the law of succession, and
+    statistical inference, JASA 22, 1927), which is right for shares near 1 and few trials, too.
+    """
+    if value is None or not count:
+        return None
+    middle = value + Z**2 / (2 * count)
+    half = Z * math.sqrt(value * (1 - value) / count + (Z / (2 * count)) ** 2)
+    whole = 1 + Z**2 / count
+    return Figure(value, (middle - half) / whole, min((middle + half) / whole, 1.0))
+
+
+def told_apart(figures: Iterable[Figure | None]) -> bool:
+    """Return whether two of the figures differ by more than chance: their intervals are apart."""
+    known = [one for one in figures if one is not None]
+    return bool(known) and max(one.low for one in known) > min(one.high for one in known)
 
 
 def reported(manifest: Mapping[str, Any]) -> list[Reported]:
@@ -101,14 +134,3 @@ def reported(manifest: Mapping[str, Any]) -> list[Reported]:
         if entry.get("target") == "tflite"
     ]
     return sorted(files, key=lambda one: -one.entry["bytes"])
-
-
-def usual_tokens(files: list[Reported], num_beams: int, max_length: int) -> int | None:
-    """Return the number of new tokens to compare speeds at: the most measured up to `max_length`.
-
-    None where nothing was measured.
-    """
-    measured = sorted({tokens for one in files for tokens in one.lengths(num_beams)})
-    return max((tokens for tokens in measured if tokens <= max_length), default=None) or next(
-        iter(measured), None
-    )

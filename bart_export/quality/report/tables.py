@@ -1,38 +1,28 @@
-"""The tables of a report: files, costs, speeds, signatures and contents.
+"""The tables and lists of a report: files, costs, speeds, signatures and contents.
 
-Values of `reported` and fields of a manifest go in, Markdown comes out. A dash stands for what was
-not measured.
+Tables have few columns of short cells: a browser wraps others word by word. A dash stands for what
+was not measured.
 """
 
+import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from bart_export.quality.report.markdown import code, table
-from bart_export.quality.report.reported import Reported
-from bart_export.quality.rouge import CONFIDENCE
+from bart_export.quality.report.reported import Figure, Reported
 from bart_export.recipes import MODES, RECIPES, STORAGES
 
 DASH = "–"
 
 
-def file_table(files: Sequence[Reported]) -> str:
-    """Return the table of what each file is for, how it stores and computes, and what runs it."""
-    return table(
-        ("file", "for", "matrices", "computes in", "runs on"),
-        [
-            (
-                code(one.name),
-                purpose(one.entry),
-                matrices(one.entry),
-                numbers(one.entry),
-                ", ".join(
-                    f"{name} {oldest}" for name, oldest in one.entry.get("runtimes", {}).items()
-                )
-                or DASH,
-            )
-            for one in files
-        ],
+def file_line(one: Reported) -> str:
+    """Return what a file is for, how it stores and computes, and what runs it."""
+    runtimes = one.entry.get("runtimes", {})
+    runs_on = ", ".join(f"{name} {oldest}" for name, oldest in runtimes.items()) or DASH
+    return (
+        f"{code(one.name)}: for {purpose(one.entry)}. Matrices in {matrices(one.entry)}; computes "
+        f"in {numbers(one.entry)}; runs on {runs_on}."
     )
 
 
@@ -69,95 +59,71 @@ def matrices(entry: Mapping[str, Any]) -> str:
 def cost_table(files: Sequence[Reported]) -> str:
     """Return the table of sizes and of how far files are from the float model."""
     return table(
-        (
-            "file", "MB", "bytes a parameter", "same next token", "divergence", "same texts",
-            "ROUGE-L", f"lost, {CONFIDENCE:.0%} interval",
-        ),
+        ("file", "MB", "same next token", "same texts", "ROUGE-L lost"),
         [
             (
-                code(one.name),
+                code(one.label),
                 f"{one.megabytes:.1f}",
-                f"{one.bytes_a_parameter:.3f}",
-                share(one.figures.get("top1")),
-                DASH if one.figures.get("kl") is None else f"{one.figures['kl']:.2g}",
-                share(one.figures.get("tokens")),
-                DASH if one.rouge_l is None else f"{one.rouge_l['file']:.2f}",
-                loss(one.rouge_l),
+                interval(one.same_token, "{:.1%}"),
+                interval(one.same_text, "{:.0%}"),
+                interval(one.rouge_loss, "{:+.2f}"),
             )
             for one in files
         ],
-        numbers=7,
-    )  # fmt: skip
+        numbers=4,
+    )
 
 
-def share(value: float | None) -> str:
-    """Return a share in per cent."""
-    return DASH if value is None else f"{100 * value:.1f} %"
+def speed_table(files: Sequence[Reported], num_beams: Sequence[int]) -> str:
+    """Return the table of speeds, for each number of beams."""
+    return table(
+        ("file", *("greedy" if beams == 1 else f"{beams} beams" for beams in num_beams)),
+        [
+            (
+                code(one.label),
+                *(interval(one.tokens_per_second(beams), "{:.0f}") for beams in num_beams),
+            )
+            for one in files
+        ],
+        numbers=len(num_beams),
+    )
 
 
-def loss(rouge: Mapping[str, float] | None) -> str:
-    """Return what is lost in points of ROUGE, and between what that lies."""
-    if rouge is None:
+def interval(figure: Figure | None, words: str) -> str:
+    """Return a figure, and in brackets its ends, in a cell that does not wrap."""
+    if figure is None:
         return DASH
-    low, high = rouge["low"], rouge["high"]
-    return f"{rouge['loss']:+.2f} ({low:+.2f} to {high:+.2f})".replace("-", "\N{MINUS SIGN}")
-
-
-def speed_table(files: Sequence[Reported], num_beams: Sequence[int], new_tokens: int) -> str:
-    """Return the table of times, for each number of beams."""
-    lengths = [source for one in files for source in one.sources(num_beams[0], "encode_seconds")]
-    longest = max(lengths, default=0)
-    heads = ["file", f"encoder, {longest} tokens, ms"]
-    for beams in num_beams:
-        how = "greedy" if beams == 1 else f"{beams} beams"
-        heads += [f"a token, {how}, ms", f"tokens a second, {how}"]
-    rows = []
-    for one in files:
-        row = [code(one.name), milliseconds(one, num_beams[0], "encode_seconds", longest)]
-        for beams in num_beams:
-            rate = one.tokens_per_second(beams, new_tokens)
-            row += [
-                milliseconds(one, beams, "token_seconds", longest),
-                DASH if rate is None else f"{rate:.0f}",
-            ]
-        rows.append(row)
-    return table(heads, rows, numbers=len(heads) - 1)
-
-
-def milliseconds(one: Reported, num_beams: int, figure: str, source: int) -> str:
-    """Return a time at a length of the source."""
-    seconds = one.sources(num_beams, figure).get(source)
-    return DASH if seconds is None else f"{1000 * seconds:.2f}"
+    value, low, high = map(words.format, dataclasses.astuple(figure))
+    cell = f"{value} ({low} to {high})"
+    return cell.replace("-", "\N{MINUS SIGN}").replace(" ", "\N{NO-BREAK SPACE}")
 
 
 LAYERED = re.compile(r"(.*_)\d+")  # a tensor that there is for every decoder layer
 
 
-def signature_table(manifest: Mapping[str, Any]) -> str:
-    """Return the table of the signatures of those targets that there are files of.
+def signature_lines(manifest: Mapping[str, Any]) -> list[str]:
+    """Return a line for each signature of those targets that there are files of.
 
     Tensors that there are for every layer stand once.
     """
     targets = {entry.get("target") for entry in manifest["files"].values()}
-    return table(
-        ("target", "signature", "inputs", "outputs"),
-        [
-            (target, code(name), gathered(signature["inputs"]), gathered(signature["outputs"]))
-            for target, declared in manifest["signatures"].items()
-            for name, signature in declared.items()
-            if target in targets
-        ],
-    )
+    return [
+        f"{code(name)} of {target}: {gathered(signature['inputs'])} → "
+        f"{gathered(signature['outputs'])}"
+        for target, declared in manifest["signatures"].items()
+        for name, signature in declared.items()
+        if target in targets
+    ]
 
 
 def gathered(tensors: Mapping[str, Any]) -> str:
-    """Return tensors, one a line, with those of all layers as one."""
+    """Return tensors in a line, with those of all layers as one."""
     found: dict[str, str] = {}
     for name, details in tensors.items():
         layered = LAYERED.fullmatch(name)
         shown = f"{code(f'{layered[1]}0')} …" if layered else code(name)
         found.setdefault(shown, f"{shown} {details['dtype']} {shape(details['shape'])}")
-    return "<br>".join(found.values())
+    return ", ".join(found.values())
 
 
 def shape(axes: Sequence[int | str] | None) -> str:
@@ -173,18 +139,19 @@ def contents(manifest: Mapping[str, Any]) -> str:
         whole = next((file for file in verified if name.startswith(f"{file}/")), name)
         sizes[whole] = sizes.get(whole, 0) + entry["bytes"]
     return table(
-        ("file or directory", "what was compared with the float model", "bytes"),
-        [
-            (code(name), compared(verified.get(name)), f"{size:,}")
-            for name, size in sorted(sizes.items())
-        ],
+        ("file or directory", "bytes"),
+        [(code(name), f"{size:,}") for name, size in sorted(sizes.items())],
         numbers=1,
     )
 
 
-def compared(row: Mapping[str, Any] | None) -> str:
-    """Return the numbers of a row of verification, by their names."""
-    if row is None:
-        return DASH
-    numbers = {name: value for name, value in row.items() if isinstance(value, (int, float))}
-    return ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+def compared(manifest: Mapping[str, Any], files: Sequence[Reported]) -> list[str]:
+    """Return what was compared of everything that the table of costs does not have."""
+    shown = {one.name for one in files}
+    lines = []
+    for row in manifest["verification"]:
+        numbers = {name: value for name, value in row.items() if isinstance(value, (int, float))}
+        if row["file"] not in shown and numbers:
+            words = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+            lines.append(f"{code(row['file'])} compared with the float model: {words}.")
+    return lines

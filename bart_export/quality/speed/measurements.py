@@ -1,9 +1,8 @@
 """A short measurement of exported files, for the report that goes with them.
 
-Ways to open files go in; rows for the manifest come out: the time of the encoder and of a token for
-several lengths of the source, and of a whole generation for several numbers of tokens, with a
-single beam and with the model's own. Files take turns and figures are medians; `bench` measures
-more, and at leisure. How a file is opened, and who reads the rows, is not known here.
+The longest source is encoded and decoded, with a single beam and with the model's own. Files take
+turns, and a figure is the median of its rounds beside the least and the most of them; `bench`
+measures more, and at leisure.
 """
 
 import dataclasses
@@ -19,11 +18,8 @@ from bart_export.quality.speed.work import forced_settings, misfit, random_sourc
 from bart_export.runtime.engine import Engine, available_cores
 from bart_export.runtime.search import run, search
 
-SOURCES = (16, 32, 64, 128, 256, 512, 1024)  # source tokens
-NEW_TOKENS = (16, 32, 64, 128)
-USUAL = 64  # new tokens to measure up to at least
-FEW = 8  # tokens that the time of one is the median of
-ROUNDS = 3
+LONGEST_SOURCE, MOST_NEW_TOKENS = 512, 64
+ROUNDS = 9
 ENOUGH = 4.0  # seconds for each file after which no other round begins
 
 
@@ -48,20 +44,18 @@ class Model:
         return sorted({1, self.generation.num_beams})
 
     @property
-    def sources(self) -> list[int]:
+    def source(self) -> int:
         """Source tokens to measure with."""
-        longest = self.encoder_sequence_length
-        return [source for source in SOURCES if source <= longest] or [longest]
+        return min(self.encoder_sequence_length, LONGEST_SOURCE)
 
     @property
-    def new_tokens(self) -> list[int]:
+    def new_tokens(self) -> int:
         """New tokens to measure with."""
-        longest = max(USUAL, self.generation.max_length)
-        return [length for length in NEW_TOKENS if length <= longest]
+        return min(self.generation.max_length, MOST_NEW_TOKENS) - 1
 
 
-# What was measured (a list of the row, source, beams, new tokens, figure) → seconds of each round.
-Times = dict[tuple[str, int, int, int, str], list[float]]
+# Source tokens, beams and new tokens → seconds of each round: of the encoder, and of all.
+Times = dict[tuple[int, int, int], list[tuple[float, float]]]
 
 
 def measure(files: Mapping[str, Measured], model: Model, export: int) -> list[dict[str, Any]]:
@@ -74,10 +68,10 @@ def measure(files: Mapping[str, Measured], model: Model, export: int) -> list[di
             export were taken in one run and can be compared.
 
     Returns:
-        A row for each file: `file`, `export`, `machine`, `num_threads`, `rounds`, and two lists.
-        `sources` has `source`, `num_beams`, `encode_seconds` and `token_seconds` (a decode step and
-        the choice of the token); `lengths` has `source`, `num_beams`, `new_tokens` and `seconds`
-        from the source ids to that token.
+        A row for each file: `file`, `export`, `machine`, `num_threads`, `rounds`, and `lengths`, a
+        list with the `source` tokens, `num_beams` and `new_tokens` of a generation; of its rounds
+        `encode_seconds` and `seconds`, from the source ids to the last token, are the medians,
+        `fastest` and `slowest` the least and the most of the latter.
     """
     times: dict[str, Times] = {name: {} for name in files}
     began, rounds = time.perf_counter(), 0
@@ -96,45 +90,24 @@ def measure(files: Mapping[str, Measured], model: Model, export: int) -> list[di
             "machine": place,
             "num_threads": available_cores(),
             "rounds": rounds,
-            **rows(times[name]),
+            "lengths": [summary(work, seconds) for work, seconds in times[name].items()],
         }
         for name in files
     ]
 
 
 def measure_once(file: Measured, model: Model, times: Times) -> None:
-    """Open a file, take every figure once and add it to `times`."""
+    """Open a file, generate once with each number of beams, and add the seconds to `times`."""
+    source, new_tokens = model.source, model.new_tokens
     with file.open() as engine:
-        measure_engine(engine, file.entry, model, times)
-
-
-def measure_engine(engine: Engine, entry: Mapping[str, Any], model: Model, times: Times) -> None:
-    """Take every figure of an open file once; see `measure_once`."""
-    positions = engine.config.max_sequence_length
-    for beams in model.num_beams:
-        for source in model.sources:
-            if misfit(entry, source, beams, FEW):
-                continue
-            ids = random_source(engine.config.vocabulary_size, source)
-            generate(engine, ids, forced_settings(model.generation, 1, beams))  # buffers in place
-            clock = generate(engine, ids, forced_settings(model.generation, FEW, beams))
-            keys = "sources", source, beams, 0
-            note(times, (*keys, "encode_seconds"), clock[1] - clock[0])
-            steps = [after - before for before, after in zip(clock[1:], clock[2:], strict=False)]
-            note(times, (*keys, "token_seconds"), statistics.median(steps))
-        source = model.sources[-1]
         ids = random_source(engine.config.vocabulary_size, source)
-        lengths = [
-            length
-            for length in model.new_tokens
-            if length < positions and not misfit(entry, source, beams, length)
-        ]
-        if not lengths:
-            continue
-        clock = generate(engine, ids, forced_settings(model.generation, lengths[-1], beams))
-        for length in lengths:
-            keys = "lengths", source, beams, length
-            note(times, (*keys, "seconds"), clock[1 + length] - clock[0])
+        for beams in model.num_beams:
+            if misfit(file.entry, source, beams, new_tokens):
+                continue
+            generate(engine, ids, forced_settings(model.generation, 1, beams))  # buffers in place
+            clock = generate(engine, ids, forced_settings(model.generation, new_tokens, beams))
+            seconds = (clock[1] - clock[0], clock[-1] - clock[0])
+            times.setdefault((source, beams, new_tokens), []).append(seconds)
 
 
 def generate(engine: Engine, source: Sequence[int], settings: GenerationConfig) -> list[float]:
@@ -150,18 +123,13 @@ def generate(engine: Engine, source: Sequence[int], settings: GenerationConfig) 
     return [*clock, time.perf_counter()]
 
 
-def note(times: Times, keys: tuple[str, int, int, int, str], seconds: float) -> None:
-    """Add a figure of one round."""
-    times.setdefault(keys, []).append(seconds)
-
-
-def rows(times: Times) -> dict[str, list[dict[str, Any]]]:
-    """Return the lists of a file's row, with medians."""
-    lists: dict[str, dict[tuple[int, int, int], dict[str, Any]]] = {"sources": {}, "lengths": {}}
-    for (name, source, beams, length, figure), seconds in times.items():
-        row = lists[name].setdefault(
-            (source, beams, length),
-            {"source": source, "num_beams": beams} | ({"new_tokens": length} if length else {}),
-        )
-        row[figure] = statistics.median(seconds)
-    return {name: list(found.values()) for name, found in lists.items()}
+def summary(work: tuple[int, int, int], rounds: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """Return an entry of `lengths`."""
+    encode, whole = zip(*rounds, strict=True)
+    return {
+        **dict(zip(("source", "num_beams", "new_tokens"), work, strict=True)),
+        "encode_seconds": statistics.median(encode),
+        "seconds": statistics.median(whole),
+        "fastest": min(whole),
+        "slowest": max(whole),
+    }

@@ -14,8 +14,10 @@ from bart_export.quality.report.reported import (
     FLOAT,
     INT4,
     INT8,
+    Figure,
     reported,
-    usual_tokens,
+    share,
+    told_apart,
 )
 from bart_export.quality.speed import measurements
 from bart_export.runtime.engines import open_engine
@@ -92,18 +94,23 @@ def rows_of(text, head):
 
 def test_every_file_is_there_with_its_true_size_and_figures(manifest, written):
     text = (written[0] / report.REPORT).read_text()
-    costs, contents = rows_of(text, "divergence"), rows_of(text, "bytes")
+    costs, contents = rows_of(text, "same texts"), rows_of(text, "bytes")
     files = [name for name in manifest["files"] if name.endswith(".tflite")]
-    assert sorted(costs) == sorted(files)
+    assert sorted(costs) == sorted(manifest["files"][name]["recipe"] for name in files)
     verified = {row["file"]: row for row in manifest["verification"]}
     for name in files:
-        size, row = manifest["files"][name]["bytes"], costs[name]
+        size, row = manifest["files"][name]["bytes"], costs[manifest["files"][name]["recipe"]]
         assert row["MB"] == f"{size / 1e6:.1f}"
-        assert row["bytes a parameter"] == f"{size / manifest['parameter_count']:.3f}"
-        assert row["same next token"] == f"{100 * verified[name]['top1']:.1f} %"
-        assert row["same texts"] == f"{100 * verified[name]['tokens']:.1f} %"
-        assert row["divergence"] == f"{verified[name]['kl']:.2g}"
-        assert row["lost, 95% interval"] == "+0.25 (\N{MINUS SIGN}0.12 to +0.62)"
+        for figure, head, words in (
+            ("top1", "same next token", ".1%"),
+            ("tokens", "same texts", ".0%"),
+        ):
+            count = verified[name]["steps" if figure == "top1" else "questions"]
+            one = share(verified[name][figure], count)
+            cell = f"{one.value:{words}} ({one.low:{words}} to {one.high:{words}})"
+            assert row[head].replace("\N{NO-BREAK SPACE}", " ") == cell
+        lost = row["ROUGE-L lost"].replace("\N{NO-BREAK SPACE}", " ")
+        assert lost == "+0.25 (\N{MINUS SIGN}0.12 to +0.62)"
         assert contents[name]["bytes"] == f"{size:,}"
     total = sum(int(row["bytes"].replace(",", "")) for row in contents.values())
     own = ("REPORT.md", "report/")
@@ -112,7 +119,35 @@ def test_every_file_is_there_with_its_true_size_and_figures(manifest, written):
     )
 
 
-def test_a_file_s_row_says_how_it_stores_and_computes(manifest, tmp_path):
+@pytest.mark.parametrize(
+    ("value", "count", "low", "high"),
+    # Newcombe, Two-sided confidence intervals for the single proportion, Statistics in Medicine 17
+    # (1998), table I, method 3.
+    [(81 / 263, 263, 0.2553, 0.3662), (15 / 148, 148, 0.0624, 0.1605), (0.0, 20, 0.0, 0.1611)],
+)
+def test_a_share_has_the_interval_of_wilson(value, count, low, high):
+    one = share(value, count)
+    assert (one.low, one.high) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_files_are_told_apart_only_by_intervals_that_do_not_meet():
+    near, far = Figure(0.97, 0.88, 0.99), Figure(0.5, 0.4, 0.6)
+    assert not told_apart([Figure(1.0, 0.92, 1.0), near])
+    assert told_apart([Figure(1.0, 0.92, 1.0), near, far])
+    assert not told_apart([far, None])
+    assert not told_apart([])
+
+
+def test_a_picture_leaves_out_what_does_not_tell_files_apart(many):
+    def heads(steps):
+        files = [dataclasses.replace(one, figures={**one.figures, "steps": steps}) for one in many]
+        return [column.head for column in pictures.cost_columns(files, 4)]
+
+    assert heads(10_000) == ["Size, MB", "Same next token, %", "Tokens a second"]
+    assert heads(42) == ["Size, MB", "Tokens a second"]
+
+
+def test_a_file_s_line_says_how_it_stores_and_computes(manifest, tmp_path):
     name = "tflite/dynamic_wi8_afp32.tflite"
     shapes = {"source_lengths": [16, 64], "target_length": 32, "num_beams": [1, 4]}
     calibration = {"texts": 32, "samples": 700, "sha256": "0" * 64}
@@ -120,26 +155,28 @@ def test_a_file_s_row_says_how_it_stores_and_computes(manifest, tmp_path):
     entry |= {"shapes": shapes, "calibration": calibration, "signatures": {"encode_16": {}}}
     report.write(tmp_path, {**manifest, "files": {name: entry}})
     text = (tmp_path / report.REPORT).read_text()
-    row = rows_of(text, "matrices")[name]
-    assert row["matrices"] == "int8, one scale a row"
-    assert row["computes in"] == "int8, calibrated on 32 texts"
-    assert row["for"].endswith("sources of 16 or 64 tokens, texts of 32, 1 or 4 beams")
-    assert row["runs on"] == "ai-edge-litert 2.3.0"
+    (line,) = re.findall(rf"^- `{name}`: for .*?(?=^- |^$)", text, re.MULTILINE | re.DOTALL)
+    for words in (
+        "sources of 16 or 64 tokens, texts of 32, 1 or 4 beams.",
+        "Matrices in int8, one scale a row;",
+        "computes in int8, calibrated on 32 texts;",
+        "runs on ai-edge-litert 2.3.0.",
+    ):
+        assert words in " ".join(line.split())
     assert f"`{name}` has fixed sizes: `encode_16`." in text
 
 
 def test_speeds_are_those_that_were_measured(manifest, written):
     text = (written[0] / report.REPORT).read_text()
-    speeds = rows_of(text, "tokens a second, 4 beams")
-    assert manifest["generation"]["max_length"] == 32
+    speeds = rows_of(text, "4 beams")
+    assert "from 32 source ids to the last of 31 new tokens" in " ".join(text.split())
     for row in manifest["measurements"]:
-        for beams, how in ((1, "greedy"), (4, "4 beams")):
-            (seconds,) = [
-                one["seconds"]
-                for one in row["lengths"]
-                if one["num_beams"] == beams and one["new_tokens"] == 32
-            ]
-            assert speeds[row["file"]][f"tokens a second, {how}"] == f"{32 / seconds:.0f}"
+        for one in row["lengths"]:
+            how = "greedy" if one["num_beams"] == 1 else "4 beams"
+            rates = [31 / one[name] for name in ("seconds", "slowest", "fastest")]
+            cell = speeds[manifest["files"][row["file"]]["recipe"]][how]
+            expected = "{:.0f} ({:.0f} to {:.0f})".format(*rates)
+            assert cell.replace("\N{NO-BREAK SPACE}", " ") == expected
 
 
 def test_what_an_export_does_not_have_is_said_to_be_missing(manifest, tmp_path):
@@ -162,8 +199,7 @@ def test_what_an_export_does_not_have_is_said_to_be_missing(manifest, tmp_path):
         "three short texts",
     ):
         assert words in " ".join(text.split())
-    assert "](report/times.svg)" not in text
-    assert {row["ROUGE-L"] for row in rows_of(text, "ROUGE-L").values()} == {"–"}
+    assert {row["ROUGE-L lost"] for row in rows_of(text, "ROUGE-L lost").values()} == {"–"}
 
 
 def test_times_of_two_exports_are_not_passed_off_as_one_run(manifest, tmp_path):
@@ -186,12 +222,13 @@ def test_a_report_without_tflite_files_has_no_pictures(manifest, tmp_path):
     assert report.write(tmp_path, fields) == [report.REPORT]
     contents = rows_of((tmp_path / report.REPORT).read_text(), "bytes")
     assert [(name, row["bytes"]) for name, row in contents.items()] == [("saved_model/1", "12")]
-    assert "hidden 4.5e-06" in str(contents)
+    text = " ".join((tmp_path / report.REPORT).read_text().split())
+    assert "`saved_model/1` compared with the float model: hidden 4.5e-06, tokens 1." in text
 
 
 def test_pictures_and_words_are_the_same_each_time(manifest, written, tmp_path):
     directory, names = written
-    assert names == [report.REPORT, report.COSTS, report.TIMES, report.SENSITIVITY]
+    assert names == [report.REPORT, report.COSTS, report.SENSITIVITY]
     report.write(tmp_path, manifest)
     for name in names:
         assert (tmp_path / name).read_bytes() == (directory / name).read_bytes()
@@ -209,25 +246,28 @@ def many():
     """Return files of every recipe, most of them as large and quick as one another."""
     files = {
         f"tflite/{name}.tflite": {
-            "target": "tflite", "recipe": name, "mode": mode, "layers": layers, "bytes": 9_000_000,
+            "target": "tflite", "recipe": name, "mode": mode, "layers": layers,
+            "bytes": 9_000_000 - 1000 * place,
         }
-        for name, (mode, layers) in RECIPES.items()
+        for place, (name, (mode, layers)) in enumerate(RECIPES.items())
     }  # fmt: skip
     lengths = [
-        {"source": 64, "num_beams": 4, "new_tokens": tokens, "seconds": tokens / 1000}
-        for tokens in (16, 32)
-    ]
-    sources = [
-        {"source": source, "num_beams": 4, "encode_seconds": 0.1, "token_seconds": 0.001}
-        for source in (16, 64)
-    ]
+        [
+            {"source": 64, "num_beams": 4, "new_tokens": 32, "encode_seconds": 0.01,
+             "seconds": 0.04 + place, "fastest": 0.03 + place, "slowest": 0.05 + place}
+        ]
+        for place in range(len(files))
+    ]  # fmt: skip
     return reported(
         {
             "parameter_count": 9_000_000,
             "files": files,
-            "verification": [{"file": name, "top1": 0.99} for name in files],
+            "verification": [
+                {"file": name, "top1": 0.99 - place / 100, "steps": 10_000}
+                for place, name in enumerate(files)
+            ],
             "measurements": [
-                {"file": name, "lengths": lengths, "sources": sources} for name in files
+                {"file": name, "lengths": rows} for name, rows in zip(files, lengths, strict=True)
             ],
         }
     )
@@ -243,18 +283,14 @@ def test_files_are_told_apart_by_what_of_them_is_narrow(many):
     assert set(pictures.INKS) == {FLOAT, INT8, INT4, CALIBRATED}
 
 
-@pytest.fixture(scope="module", params=["costs", "times", "sensitivity"])
+@pytest.fixture(scope="module", params=["costs", "sensitivity"])
 def picture(request, many):
     """Return the SVG of a picture of many files, or of some layers."""
     with ink.drawing():
         if request.param == "sensitivity":
             figure = layer_picture.sensitivities(LAYERS, "int4")
         else:
-            figure = (
-                pictures.costs(many, 4, usual_tokens(many, 4, 32))
-                if request.param == "costs"
-                else pictures.times(many, 4)
-            )
+            figure = pictures.costs(many, pictures.cost_columns(many, 4))
         boxes = text_boxes(figure)
         return request.param, ink.to_svg(figure), boxes
 
@@ -341,16 +377,3 @@ def test_every_colour_of_a_picture_has_one_for_the_dark(picture):
     svg = picture[1]
     used = set(re.findall(r"(fill|stroke): (#\w{6})", re.sub(r"<style.*?</style>", "", svg)))
     assert used - set(dark_of(svg)) == set()
-
-
-@pytest.mark.parametrize(
-    ("places", "expected"),
-    [
-        ([0.1, 0.5, 0.9], [0.1, 0.5, 0.9]),
-        ([0.5, 0.5, 0.5], [0.4, 0.5, 0.6]),
-        ([0.1, 0.5, 0.52, 0.9], [0.1, 0.46, 0.56, 0.9]),
-        ([0.2, 0.97, 0.98, 1.0], [0.2, 0.8, 0.9, 1.0]),
-    ],
-)
-def test_names_move_apart_and_no_farther(places, expected):
-    assert pictures.spread(places, 0.1) == pytest.approx(expected)

@@ -1,4 +1,4 @@
-"""A short measurement has every length that a file has room for, and is told by rounds."""
+"""A short measurement is of what a file has room for, and is told by rounds."""
 
 import contextlib
 
@@ -40,27 +40,24 @@ def model(symmetric_artifact, **settings):
     return Model(symmetric_artifact.generation.replace(num_beams=2, **settings), 32)
 
 
-def test_a_row_has_every_length_that_a_file_has_room_for(files, symmetric_artifact):
-    positions = symmetric_artifact.config.max_sequence_length
+def test_a_row_has_every_number_of_beams_that_a_file_has_room_for(files, symmetric_artifact):
     dynamic, static = measurements.measure(files, model(symmetric_artifact), export=5)
     assert (dynamic["file"], dynamic["export"], static["file"]) == ("dynamic", 5, "static")
-    pairs = [(row["source"], row["num_beams"]) for row in dynamic["sources"]]
-    assert pairs == [(source, beams) for beams in (1, 2) for source in (16, 32)]
-    lengths = [length for length in (16, 32, 64) if length < positions]
-    assert [(row["num_beams"], row["new_tokens"]) for row in dynamic["lengths"]] == [
-        (beams, length) for beams in (1, 2) for length in lengths
-    ]
-    assert [(row["source"], row["num_beams"]) for row in static["sources"]] == [(16, 1)]
+    new_tokens = symmetric_artifact.generation.max_length - 1
+    works = [(row["source"], row["num_beams"], row["new_tokens"]) for row in dynamic["lengths"]]
+    assert works == [(32, beams, new_tokens) for beams in (1, 2)]
     assert static["lengths"] == []  # of the longest source
+    for row in dynamic["lengths"]:
+        assert 0 < row["encode_seconds"] < row["seconds"]
+        assert row["fastest"] <= row["seconds"] <= row["slowest"]
 
 
-def test_a_text_takes_longer_than_its_beginning_and_all_take_time(files, symmetric_artifact):
-    for row in measurements.measure(files, model(symmetric_artifact), export=1):
-        for one in row["sources"]:
-            assert 0 < one["token_seconds"] < one["token_seconds"] + one["encode_seconds"]
-        for beams in (1, 2):
-            seconds = [one["seconds"] for one in row["lengths"] if one["num_beams"] == beams]
-            assert seconds == sorted(seconds)
+def test_a_figure_is_the_median_of_its_rounds_beside_their_ends():
+    rounds = [(0.1, 1.0), (0.3, 5.0), (0.2, 2.0)]
+    assert measurements.summary((64, 4, 31), rounds) == {
+        "source": 64, "num_beams": 4, "new_tokens": 31,
+        "encode_seconds": 0.2, "seconds": 2.0, "fastest": 1.0, "slowest": 5.0,
+    }  # fmt: skip
 
 
 def test_files_take_turns_and_long_ones_are_asked_once(
@@ -85,13 +82,9 @@ def test_a_clock_has_the_encoder_and_every_token(symmetric_artifact):
 
 
 @pytest.mark.parametrize(
-    ("max_length", "prepared", "lengths", "sources"),
-    [
-        (20, 160, [16, 32, 64], [16, 32, 64, 128]),
-        (142, 1024, [16, 32, 64, 128], [16, 32, 64, 128, 256, 512, 1024]),
-        (20, 8, [16, 32, 64], [8]),
-    ],
+    ("max_length", "prepared", "new_tokens", "source"),
+    [(20, 160, 19, 160), (142, 1024, 63, 512), (2, 8, 1, 8)],
 )
-def test_lengths_are_those_that_a_model_is_made_for(max_length, prepared, lengths, sources):
+def test_the_length_is_one_that_a_model_is_made_for(max_length, prepared, new_tokens, source):
     model = Model(GenerationConfig(max_length=max_length, num_beams=4), prepared)
-    assert (model.new_tokens, model.sources, model.num_beams) == (lengths, sources, [1, 4])
+    assert (model.new_tokens, model.source, model.num_beams) == (new_tokens, source, [1, 4])
