@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from bart_export.errors import ConfigurationError, did_you_mean, shown
+from bart_export.errors import ConfigurationError, did_you_mean, named, shown
 
 ACTIVATION_FUNCTIONS = ("gelu", "gelu_new", "relu", "silu", "tanh")
 # Bounds that no BART reaches, so that a damaged file is refused before anything is built of it.
@@ -364,8 +364,9 @@ def checked_fields(record: type, values: Mapping[str, Any]) -> dict[str, Any]:
     for name in values:
         if name not in fields:
             hint = did_you_mean(name, fields) or f" Known: {', '.join(fields)}."
-            unknown = shown(name).strip('"')
-            raise ConfigurationError(f"Unknown parameter {unknown}={shown(values[name])}.{hint}")
+            raise ConfigurationError(
+                f"Unknown parameter {named(name)}={shown(values[name])}.{hint}"
+            )
     missing = [
         name
         for name, field in fields.items()

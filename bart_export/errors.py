@@ -44,6 +44,11 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     return f" Did you mean {near[0]}?" if near else ""
 
 
+def named(name: object) -> str:
+    """Return a name from outside as a line has it: without quotes, otherwise as `shown`."""
+    return shown(name).strip('"')
+
+
 class BartExportError(Exception):
     """Base of all errors of this package; `str(error)` is the line a user reads."""
 

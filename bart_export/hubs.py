@@ -16,13 +16,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bart_export.artifact import sha256
-from bart_export.errors import MissingExtra, PresetError
+from bart_export.errors import MissingExtra, PresetError, shown
 
 # What a reader needs beside the weights, in either format.
 SMALL_FILES = (
     "README.md",
     "LICENSE",
     "config.json",
+    "adapter_config.json",
     "generation_config.json",
     "preprocessor.json",
     "assets/tokenizer/vocabulary.json",
@@ -48,6 +49,7 @@ WEIGHT_FILES = {
         ("pytorch_model.bin.index.json", "pytorch_model-*.bin"),
     ),
 }
+ADAPTER_FILE = "adapter_config.json"
 SHA256 = re.compile(r"[0-9a-f]{64}")
 AGAIN = "Run the same command again; what is already here is kept."
 
@@ -126,6 +128,7 @@ def fetch_hugging_face(repository: str, revision: str | None) -> tuple[Path, str
     with quiet("huggingface_hub"):
         try:
             directory = fetch(SMALL_FILES, revision)
+            refuse_adapter(handle, directory)
             commit = directory.name
             for files in weight_files(handle, directory):
                 before = whole_files(directory, files)
@@ -147,18 +150,40 @@ def fetch_hugging_face(repository: str, revision: str | None) -> tuple[Path, str
 def weight_files(handle: str, directory: Path) -> tuple[tuple[str, ...], ...]:
     """Return the ways in which the format of config.json keeps weights."""
     try:
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        config = json.loads((directory / "config.json").read_bytes().decode("utf-8-sig"))
+    except (OSError, ValueError, RecursionError):
+        config = None
+    if not isinstance(config, dict):
         raise PresetError(
             f"{handle} has no readable config.json, so it is no Keras preset and no Hugging Face "
             "checkpoint."
-        ) from error
+        )
     for key, ways in WEIGHT_FILES.items():
         if key in config:
             return ways
     raise PresetError(
         f"The config.json of {handle} has neither registered_name, as Keras presets do, nor "
         "model_type, as Hugging Face checkpoints do."
+    )
+
+
+def refuse_adapter(place: str, directory: Path) -> None:
+    """Raise PresetError for a directory with a LoRA adapter, which is no whole model.
+
+    As transformers does, a directory with `adapter_config.json` is taken for one whatever else it
+    holds. `place` is how the user named it.
+    """
+    try:
+        stored = json.loads((directory / ADAPTER_FILE).read_bytes())
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, RecursionError):
+        stored = None
+    base = stored.get("base_model_name_or_path") if isinstance(stored, dict) else None
+    raise PresetError(
+        f"{place} has an {ADAPTER_FILE}: it is a LoRA adapter of {shown(base)}, not a whole model. "
+        "Merge it with peft and export the result: PeftModel.from_pretrained(base_model, adapter)"
+        ".merge_and_unload().save_pretrained(directory), then tokenizer.save_pretrained(directory)."
     )
 
 

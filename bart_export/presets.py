@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bart_export import hubs
 from bart_export.config import GenerationConfig
-from bart_export.errors import PresetError, did_you_mean
+from bart_export.errors import PresetError, did_you_mean, shown
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -117,7 +117,9 @@ PRESETS: dict[str, Preset] = {
 
 WORD = r"[\w][\w.-]*"
 KAGGLE = re.compile(rf"kaggle://({WORD}/{WORD}/keras/{WORD})(?:/(\d+))?", re.ASCII)
-HUGGING_FACE = re.compile(rf"hf://({WORD}/{WORD})(?:@([\w./-]+))?", re.ASCII)
+HUGGING_FACE = re.compile(rf"hf://({WORD}/{WORD})(?:@(?!.*\.\.)(\w[\w./-]*))?", re.ASCII)
+REPOSITORY = re.compile(rf"{WORD}/{WORD}", re.ASCII)
+MOST_CHARACTERS = 200  # of what is looked at for a typing error
 
 
 def resolve(preset: str) -> Source:
@@ -144,10 +146,17 @@ def resolve(preset: str) -> Source:
         directory, revision = hubs.fetch_hugging_face(repository, revision)
         name = f"hf://{repository}"
         return Source(name, revision, directory, known_generation(name))
-    directory = Path(preset)
-    if "://" not in preset and preset and directory.is_dir():
-        return Source(preset, None, directory, None)
+    if "://" not in preset and preset and is_directory(preset):
+        return Source(preset, None, Path(preset), None)
     raise PresetError(unknown(preset))
+
+
+def is_directory(name: str) -> bool:
+    """Return whether a name is that of a directory; one that no directory can have is none."""
+    try:
+        return Path(name).is_dir()
+    except (OSError, ValueError):
+        return False
 
 
 def known_generation(handle: str) -> GenerationConfig | None:
@@ -160,8 +169,13 @@ def known_generation(handle: str) -> GenerationConfig | None:
 
 def unknown(preset: str) -> str:
     """Return the line that says what a preset may be, and which known one is nearest."""
+    hint = (
+        f" Did you mean hf://{preset}?"
+        if REPOSITORY.fullmatch(preset)
+        else did_you_mean(preset[:MOST_CHARACTERS], PRESETS)
+    )
     return (
-        f"Unknown preset {preset!r}.{did_you_mean(preset, PRESETS)} Expected one of "
+        f"Unknown preset {shown(preset)}.{hint} Expected one of "
         f"{', '.join(PRESETS)}; "
         "kaggle://org/model/keras/variant or kaggle://org/model/keras/variant/version; "
         "hf://org/model or hf://org/model@revision; or the path of a directory with a Keras preset "

@@ -1,5 +1,6 @@
 """What may be named instead of a path, and what it means."""
 
+import json
 import subprocess
 import sys
 
@@ -70,7 +71,7 @@ def test_what_is_no_preset_is_told_what_one_is(preset):
     with pytest.raises(PresetError) as refused:
         presets.resolve(preset)
     line = str(refused.value)
-    assert repr(preset) in line
+    assert json.dumps(preset) in line
     assert "\n" not in line
     for form in ("bart_large_en_cnn", "kaggle://org/model/keras/", "hf://org/model@", "directory"):
         assert form in line

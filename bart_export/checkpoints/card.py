@@ -3,23 +3,27 @@
 import re
 from pathlib import Path
 
+from bart_export.checkpoints.files import read_text
+from bart_export.errors import CheckpointError
+
 CARD = "README.md"
 LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "COPYING")
+FILES = (CARD, *LICENCES)
 # The first lines of a Hugging Face card are YAML between two rules, with a key `license`
 # (huggingface.co/docs/hub/model-cards); its name, where `license` is "other", is `license_name`.
 FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
-KEY = re.compile(r"^(license_name|license):\s*[\"']?([^\"'\n]+?)[\"']?\s*$", re.MULTILINE)
+KEY = re.compile(r"^(license_name|license):(.*)$", re.MULTILINE)
 HEADING = re.compile(r"^#+ ([^\n]*\blicen[cs]es?\b[^\n]*)$", re.MULTILINE | re.IGNORECASE)
 
 
 def licence(directory: Path) -> str | None:
     """Return the name of a checkpoint's licence or where its directory has it, None for neither."""
     try:
-        card = (directory / CARD).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
+        card = read_text(directory / CARD)
+    except CheckpointError:
         card = ""
     if front := FRONT_MATTER.match(card):
-        stated = dict(KEY.findall(front[1]))
+        stated = {key: value.strip().strip("\"'") for key, value in KEY.findall(front[1])}
         if name := stated.get("license_name") or stated.get("license"):
             return str(name)
     if heading := HEADING.search(card):

@@ -1,27 +1,74 @@
-"""The small files of a checkpoint, read with care.
+"""The files of a checkpoint, opened with care, and its small ones read.
 
-Flows in: paths. Flows out: text, parsed JSON objects, and the files that an index names. A file
-that is missing, is no JSON or is no JSON object becomes one line that names it.
+A file may be a pipe that nobody writes to, a device without an end, the pointer that Git LFS leaves
+in the place of a file, or JSON nested beyond a parser's stack. What is missing or wrong becomes one
+line that names it.
 """
 
 import json
+import os
+import stat
 from pathlib import Path
 from typing import Any
 
-from bart_export.errors import BartExportError, CheckpointError
+from bart_export.errors import BartExportError, CheckpointError, named, shown
 
 CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
+LARGEST_TEXT = 1 << 26  # bytes; a tokenizer.json of 50,000 tokens has 1.4 million
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+# Opening a pipe waits for who writes to it, unless this is set; for files it changes nothing.
+AT_ONCE = getattr(os, "O_NONBLOCK", 0)
+
+
+def check_file(path: Path, error: type[BartExportError] = CheckpointError) -> int:
+    """Check that a path is a file with content of its own, and return its size in bytes.
+
+    Raises:
+        BartExportError: of the class `error`, for a pipe, a device or the like, for the pointer of
+            Git LFS, and for a file that cannot be opened.
+    """
+    try:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | AT_ONCE)) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise error(f"{path} must be a file, and is a pipe, a device or the like.")
+            if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise error(
+                    f"{path} is a Git LFS pointer, not the file itself: it was cloned without "
+                    "git-lfs. Install git-lfs and run `git lfs pull` in the clone, or download "
+                    "the file."
+                )
+    except OSError as reason:
+        raise error(f"Cannot read {path}: {reason.strerror}.") from reason
+    return status.st_size
+
+
+def check_small_file(path: Path, error: type[BartExportError] = CheckpointError) -> None:
+    """Check that a path is a file of a size that can be read whole; see `check_file`."""
+    if (size := check_file(path, error)) > LARGEST_TEXT:
+        raise error(
+            f"{path} must have at most {LARGEST_TEXT:,} bytes, as all its kind have, and has "
+            f"{size:,}."
+        )
 
 
 def read_text(path: Path, error: type[BartExportError] = CheckpointError) -> str:
-    """Return the UTF-8 text of a file; a missing or unreadable one raises `error` by name."""
+    """Return the UTF-8 text of a file without byte order mark.
+
+    Raises:
+        BartExportError: of the class `error`, for a file that is missing or cannot be read.
+    """
+    if not path.exists():
+        raise error(f"{path.parent} holds no {path.name}, which the checkpoint needs.")
+    check_small_file(path, error)
     try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise error(f"{path.parent} holds no {path.name}, which the checkpoint needs.") from None
-    except (OSError, UnicodeDecodeError) as reason:
-        raise error(f"Cannot read {path} as UTF-8 text: {reason}.") from reason
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as reason:
+        raise error(
+            f"{path} must be UTF-8, and is not at byte {reason.start}: it is damaged or in another "
+            "encoding. Fetch it again, or save it as UTF-8."
+        ) from reason
 
 
 def read_json(path: Path, error: type[BartExportError] = CheckpointError) -> dict[str, Any]:
@@ -30,13 +77,14 @@ def read_json(path: Path, error: type[BartExportError] = CheckpointError) -> dic
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as reason:
-        fault = "it is empty" if not text.strip() else str(reason)
+        nested = isinstance(reason, RecursionError)
+        fault = "it is nested too deeply" if nested else str(reason) if text.strip() else "empty"
         raise error(
             f"{path} is not valid JSON ({fault}); it is damaged or was not downloaded whole. "
             "Fetch it again."
         ) from reason
     if not isinstance(value, dict):
-        raise error(f"{path} must hold a JSON object, received {type(value).__name__}.")
+        raise error(f"{path} must hold a JSON object, received {shown(value)}.")
     return value
 
 
@@ -47,10 +95,19 @@ def member(directory: Path, index: Path, name: object) -> Path:
         CheckpointError: for a name that leads elsewhere, or a file that is not there.
     """
     if not isinstance(name, str) or name in ("", ".", "..") or Path(name).name != name:
-        raise CheckpointError(f"{index} must name files beside it, received {name!r}.")
+        raise CheckpointError(f"{index} must name files beside it, received {shown(name)}.")
     path = directory / name
-    if not path.is_file():
+    if "\0" in name or not is_file(path):
         raise CheckpointError(
-            f"{index} names the weight file {name}, which is not there. Fetch the whole checkpoint."
+            f"{index} names the weight file {named(name)}, which is not there. Fetch the whole "
+            "checkpoint."
         )
     return path
+
+
+def is_file(path: Path) -> bool:
+    """Return whether a path is a file; a name that no file can have is none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False

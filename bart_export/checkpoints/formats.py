@@ -5,9 +5,10 @@ Flows in: a local directory. Flows out: a `Checkpoint`. A new format is a row of
 
 from pathlib import Path
 
-from bart_export.checkpoints import hugging_face, keras_preset
+from bart_export import hubs
+from bart_export.checkpoints import card, hugging_face, keras_preset
 from bart_export.checkpoints.checkpoint import Checkpoint, without_padding
-from bart_export.checkpoints.files import CONFIG_FILE, read_json
+from bart_export.checkpoints.files import CONFIG_FILE, check_small_file, read_json
 from bart_export.errors import PresetError
 
 # The key of config.json that tells who wrote it, and who reads it.
@@ -32,6 +33,10 @@ def read(directory: Path, *, weights: bool = True, tokenizer: bool = True) -> Ch
     directory = Path(directory)
     if not directory.is_dir():
         raise PresetError(f"Expected a checkpoint directory, received {directory}, which is none.")
+    for name in hubs.SMALL_FILES:
+        if (directory / name).exists() and name not in card.FILES:
+            check_small_file(directory / name)
+    hubs.refuse_adapter(str(directory), directory)
     path = directory / CONFIG_FILE
     if not path.is_file():
         raise PresetError(

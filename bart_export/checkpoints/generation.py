@@ -190,7 +190,7 @@ def special_ids(stored: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: stored[name]
         for name in TOKEN_IDS
-        if isinstance(stored.get(name), int) and not name.startswith("forced_")
+        if isinstance(stored.get(name), (int, list)) and not name.startswith("forced_")
     }
 
 

@@ -17,13 +17,14 @@ from bart_export.checkpoints.checkpoint import Checkpoint
 from bart_export.checkpoints.files import (
     CONFIG_FILE,
     GENERATION_FILE,
+    check_file,
     member,
     read_json,
 )
 from bart_export.checkpoints.names import FINAL_LOGITS_BIAS, TOKEN_EMBEDDING, Shape, Weight, weights
-from bart_export.checkpoints.strict import Array, Entry, StoredWeights, check, listing
+from bart_export.checkpoints.strict import FLOATING, Array, Entry, StoredWeights, check, listing
 from bart_export.config import ACTIVATION_FUNCTIONS, BartConfig
-from bart_export.errors import CheckpointError, ConfigurationError, PresetError
+from bart_export.errors import CheckpointError, ConfigurationError, PresetError, named, shown
 
 # Our word, transformers' word; a field without default must be in config.json.
 FIELDS: tuple[tuple[str, str, Any], ...] = (
@@ -45,14 +46,16 @@ ACTIVATION_SYNONYMS = {"swish": "silu"}
 # Variants of the architecture in fairseq's words, which BART does not have.
 VARIANTS = ("add_final_layer_norm", "normalize_before")
 
-PREFIX = "model."
+# What stands before the names of tensors: transformers' own, and what PyTorch's DataParallel and
+# torch.compile put before them.
+PREFIXES = ("model.", "module.", "_orig_mod.")
 POSITION_OFFSET = 2  # transformers' position tables begin with two rows that are never looked up
 
-# The names under which the one embedding table may be stored.
+# The names under which the one embedding table may be stored, the one to take first.
 TABLES = (
     "shared.weight",
-    "encoder.embed_tokens.weight",
     "decoder.embed_tokens.weight",
+    "encoder.embed_tokens.weight",
     "lm_head.weight",
 )
 # Version markers of fairseq, which transformers passes over as well.
@@ -63,6 +66,7 @@ SURPLUS = {
     "qa_outputs.": "qa_outputs is a question answering head: "
     "expected a model that generates (BartForConditionalGeneration).",
     "encoder.layer_norm.": "layer_norm is a final layer norm, which mBART has and BART has not.",
+    "base_model.": "base_model is peft's: save the merged model, model.merge_and_unload().",
     "decoder.layer_norm.": "layer_norm is a final layer norm, which mBART has and BART has not.",
 }
 
@@ -91,9 +95,11 @@ def read(directory: Path, stored: Mapping[str, Any], weights: bool, tokenizer: b
     tokenizer_files.check_fits(directory, tables.vocabulary, config.vocabulary_size)
     tensors: Mapping[str, Array] = {}
     files: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()
     if weights:
         place, files, entries = read_entries(directory)
-        config, tensors = checked_weights(config, place, entries)
+        tied = stored.get("tie_word_embeddings") is not False
+        config, tensors, notes = checked_weights(config, place, entries, tied)
     return Checkpoint(
         directory=directory,
         format="hugging_face",
@@ -107,6 +113,7 @@ def read(directory: Path, stored: Mapping[str, Any], weights: bool, tokenizer: b
         merges=tables.merges,
         added_tokens=tables.added_tokens,
         add_prefix_space=tables.add_prefix_space,
+        notes=notes,
     )
 
 
@@ -114,13 +121,13 @@ def read_config(path: Path, stored: Mapping[str, Any]) -> BartConfig:
     """Return the architecture that a transformers config.json describes."""
     if stored["model_type"] != "bart":
         raise PresetError(
-            f"{path} describes a {stored['model_type']} model, expected model_type bart."
+            f"{path} describes a {named(stored['model_type'])} model, expected model_type bart."
         )
     for name in VARIANTS:
         if stored.get(name):
             raise PresetError(
-                f"{path} has {name}={stored[name]!r}, which makes it another architecture than "
-                "BART's; expected false."
+                f"{path} has {name}={shown(stored[name])}, which makes it another architecture "
+                "than BART's; expected false."
             )
     if "quantization_config" in stored:
         raise CheckpointError(
@@ -169,8 +176,9 @@ def read_entries(directory: Path) -> tuple[Path, tuple[Path, ...], dict[str, Ent
         files = indexed_files(place) if index else (place,)
         entries: dict[str, Entry] = {}
         for file in files:
+            check_file(file)
             for tensor, entry in reader(file).items():
-                plain = tensor.removeprefix(PREFIX)
+                plain = without_prefixes(tensor)
                 if plain in entries:
                     raise CheckpointError(f"{place} stores the tensor {plain} twice.")
                 entries[plain] = entry
@@ -181,26 +189,33 @@ def read_entries(directory: Path) -> tuple[Path, tuple[Path, ...], dict[str, Ent
     )
 
 
+def without_prefixes(name: str) -> str:
+    """Return the name of a tensor without what stands before the names of all."""
+    while rest := next((name[len(one) :] for one in PREFIXES if name.startswith(one)), ""):
+        name = rest
+    return name
+
+
 def indexed_files(index: Path) -> tuple[Path, ...]:
     """Return the weight files that an index names, in the order of their names."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index} must hold a weight_map, received {weight_map!r}.")
-    return tuple(
-        member(index.parent, index, name) for name in sorted(set(map(str, weight_map.values())))
-    )
+        raise CheckpointError(f"{index} must hold a weight_map, received {shown(weight_map)}.")
+    members = {member(index.parent, index, name) for name in weight_map.values()}
+    return tuple(sorted(members))
 
 
 def checked_weights(
-    config: BartConfig, place: Path, entries: dict[str, Entry]
-) -> tuple[BartConfig, StoredWeights]:
+    config: BartConfig, place: Path, entries: dict[str, Entry], tied: bool
+) -> tuple[BartConfig, StoredWeights, tuple[str, ...]]:
     """Check the tensors against the configuration, and give them their canonical names.
 
-    Returns the configuration with `final_logits_bias` decided, and the weights.
+    Returns the configuration with `final_logits_bias` decided, the weights, and a line about tables
+    that were not taken because the configuration ties them to another.
     """
     present = {name: entry for name, entry in entries.items() if name not in PASSED_OVER}
     bias = present.get(FINAL_LOGITS_BIAS)
-    biased = bias is not None and bool(np.any(bias.read()))
+    biased = bias is not None and bias.dtype in FLOATING and bool(np.any(bias.read()))
     config = with_bias(config, biased)
     tables = [name for name in TABLES if name in present]
     kept = tables[0] if tables else TABLES[0]
@@ -212,10 +227,9 @@ def checked_weights(
     if bias is not None and not biased:
         expected[FINAL_LOGITS_BIAS] = ((1, config.vocabulary_size), (config.vocabulary_size,))
     check(place, expected, present, SURPLUS)
-    check_tied(place, {name: present[name] for name in tables})
-    return config, StoredWeights(
-        rows, {row.name: present[name] for row, name in names.items()}, arrange
-    )
+    notes = check_tied(place, {name: present[name] for name in tables}, tied)
+    stored = StoredWeights(rows, {row.name: present[name] for row, name in names.items()}, arrange)
+    return config, stored, notes
 
 
 def with_bias(config: BartConfig, biased: bool) -> BartConfig:
@@ -223,18 +237,28 @@ def with_bias(config: BartConfig, biased: bool) -> BartConfig:
     return BartConfig.from_dict({**config.to_dict(), "final_logits_bias": biased})
 
 
-def check_tied(place: Path, tables: Mapping[str, Entry]) -> None:
-    """Check that the embedding tables stored under several names are one table."""
+def check_tied(place: Path, tables: Mapping[str, Entry], tied: bool) -> tuple[str, ...]:
+    """Check that the embedding tables stored under several names are one table.
+
+    Where the configuration ties them, transformers overwrites the others with the first, whatever
+    was stored: so does this, and returns a line that says so.
+    """
     if len(tables) < 2:
-        return
+        return ()
     (first, entry), *others = tables.items()
     table = entry.read()
     different = [name for name, other in others if not np.array_equal(table, other.read())]
+    if different and tied:
+        return (
+            f"{listing(different)} differs from {first} and was not used: tie_word_embeddings "
+            "makes them one table.",
+        )
     if different:
         raise CheckpointError(
             f"{place} stores {listing([first, *different])} with different values; this package "
             "needs one table for the encoder, the decoder and the logits."
         )
+    return ()
 
 
 def stored_shapes(row: Weight) -> tuple[Shape, ...]:

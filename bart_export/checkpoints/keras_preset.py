@@ -26,7 +26,7 @@ from bart_export.checkpoints.names import weights as weight_rows
 from bart_export.checkpoints.safetensors_file import numpy_dtype
 from bart_export.checkpoints.strict import Array, Entry, StoredWeights, check
 from bart_export.config import BartConfig, GenerationConfig
-from bart_export.errors import CheckpointError, ConfigurationError, PresetError
+from bart_export.errors import CheckpointError, ConfigurationError, PresetError, named, shown
 
 REGISTERED_NAMES = (
     "keras_hub>BartBackbone",
@@ -83,12 +83,12 @@ def read_config(path: Path, stored: Mapping[str, Any]) -> tuple[BartConfig, str 
     """Return the architecture and the dtype policy's name in a preset's config.json."""
     if stored["registered_name"] not in REGISTERED_NAMES:
         raise PresetError(
-            f"{path} describes a {stored['registered_name']} model, expected "
+            f"{path} describes a {named(stored['registered_name'])} model, expected "
             f"{' or '.join(REGISTERED_NAMES)}."
         )
     values = stored.get("config")
     if not isinstance(values, dict):
-        raise CheckpointError(f"{path} must hold a config object, received {values!r}.")
+        raise CheckpointError(f"{path} must hold a config object, received {shown(values)}.")
     dtype = dtype_policy(path, values.get("dtype"))
     fields = {name: value for name, value in values.items() if name not in OF_THE_LAYER}
     try:
@@ -108,14 +108,14 @@ def dtype_policy(path: Path, dtype: object) -> str | None:
         settings = dtype.get("config")
         name = settings.get("name") if isinstance(settings, dict) else None
         if dtype.get("class_name") != "DTypePolicy" or not isinstance(name, str):
-            name = f"{dtype.get('class_name')} {name or ''}".strip()
+            name = f"{named(dtype.get('class_name'))} {named(name or '')}".strip()
             raise quantized(path, name)
     if name is None:
         return None
     if not isinstance(name, str):
-        raise CheckpointError(f"{path} must name a dtype policy, received dtype={dtype!r}.")
+        raise CheckpointError(f"{path} must name a dtype policy, received {shown(dtype)}.")
     if name.startswith(QUANTIZED):
-        raise quantized(path, name)
+        raise quantized(path, named(name))
     return name
 
 
@@ -158,7 +158,7 @@ def read_encoder_sequence_length(directory: Path, config: BartConfig) -> int:
     if isinstance(length, bool) or not isinstance(length, int) or length < 3:
         raise CheckpointError(
             f"{path} must give an encoder_sequence_length of at least 3 tokens, "
-            f"received {length!r}."
+            f"received {shown(length)}."
         )
     return min(length, config.max_sequence_length)
 

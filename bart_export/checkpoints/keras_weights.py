@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from bart_export.checkpoints.files import member, read_json
+from bart_export.checkpoints.files import check_file, member, read_json
 from bart_export.checkpoints.names import Weight
 from bart_export.checkpoints.safetensors_file import numpy_dtype
 from bart_export.checkpoints.strict import Array, Entry
-from bart_export.errors import CheckpointError, MissingExtra
+from bart_export.errors import CheckpointError, MissingExtra, shown
 
 WEIGHT_FILE = "model.weights.h5"
 INDEX_FILE = "model.weights.json"
@@ -57,6 +57,7 @@ def read_entries(directory: Path) -> tuple[Path, tuple[Path, ...], dict[str, Ent
     h5py = import_h5py()
     entries: dict[str, Entry] = {}
     for file in files:
+        check_file(file)
         for name, entry in read_datasets(h5py, file):
             if name in entries:
                 raise CheckpointError(f"{place} stores the weight {name} twice.")
@@ -68,11 +69,12 @@ def indexed_files(index: Path) -> tuple[Path, ...]:
     """Return the shards that an index names, in the order of their names."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index} must hold a weight_map, received {weight_map!r}.")
-    names: set[str] = set()
+        raise CheckpointError(f"{index} must hold a weight_map, received {shown(weight_map)}.")
+    members: set[Path] = set()
     for value in weight_map.values():
-        names.update(map(str, value if isinstance(value, list) else [value]))
-    return tuple(member(index.parent, index, name) for name in sorted(names))
+        for name in value if isinstance(value, list) else [value]:
+            members.add(member(index.parent, index, name))
+    return tuple(sorted(members))
 
 
 def read_datasets(h5py: ModuleType, path: Path) -> Iterator[tuple[str, Entry]]:

@@ -48,7 +48,7 @@ def example(place: str, line: str) -> Example:
     wanted = 'must be an object as in {"text": "...", "reference": "..."}'
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{place}, {wanted}, but is no JSON: {error}.") from error
     if not isinstance(row, dict):
         raise InputError(f"{place}, {wanted}, received {type(row).__name__}.")

@@ -358,7 +358,7 @@ def test_the_encoder_never_takes_more_than_it_has_positions_for(preset):
         edit_json(path, config={"encoder_sequence_length": stated})
         assert checkpoints.read(preset).encoder_sequence_length == length
     edit_json(path, config={"encoder_sequence_length": "long"})
-    assert "at least 3 tokens, received 'long'" in refusal(preset)
+    assert 'at least 3 tokens, received "long"' in refusal(preset)
 
 
 @pytest.mark.parametrize("kept", [0, 100, 2000, 20_000, -1])
