@@ -70,20 +70,17 @@ class Artifact:
             ArtifactError: for a directory without manifest, or one that is damaged, edited,
                 incomplete or of a newer format.
         """
+        from bart_export.presets import no_artifact  # which knows what may be mistaken for one
+
         path = directory / MANIFEST
         if not directory.is_dir():
-            raise ArtifactError(
-                f"An artifact is a directory with a {MANIFEST}, but {directory} is not a "
-                f"directory. Make one with: bart-export --preset NAME --output {directory}"
-            )
+            raise ArtifactError(no_artifact(directory))
         try:
             manifest = read_manifest(path)
             config = BartConfig.from_dict(manifest["config"])
             generation = GenerationConfig.from_dict(manifest["generation"])
         except FileNotFoundError:
-            raise ArtifactError(
-                f"{directory} has no {MANIFEST}, so it is not a finished artifact. Export it again."
-            ) from None
+            raise ArtifactError(no_artifact(directory)) from None
         except ConfigurationError as error:
             raise ArtifactError(f"{path} is damaged: {error} Export it again.") from error
         return cls(directory, manifest, config, generation)

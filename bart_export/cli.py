@@ -39,6 +39,18 @@ class Commands(click.Group):
             click.echo(f"Error: {error.filename or 'Standard output'}: {error.strerror}.", err=True)
             sys.exit(BartExportError.exit_code)
 
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """Return the command that arguments begin with; say what to do with a preset or path."""
+        name = args[0]
+        if self.get_command(ctx, name) is None:
+            from bart_export.presets import PRESETS, export_command, is_artifact
+
+            if is_artifact(pathlib.Path(name)):
+                ctx.fail(f"Which command? For a text: bart-export generate {name} TEXT")
+            if name in PRESETS or "://" in name or pathlib.Path(name).exists():
+                ctx.fail(f"Which command? To export a preset: {export_command(name)}")
+        return super().resolve_command(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command."""
         try:
@@ -85,13 +97,23 @@ def main(context: click.Context, /, **given: Any) -> None:
     """
     if context.invoked_subcommand is not None:
         for name in options_given(context.params):
+            command = context.invoked_subcommand
             raise click.UsageError(
-                f"{flag(name)} belongs to the export, not to {context.invoked_subcommand}."
+                f"Give {flag(name)} after export."
+                if command == "export"
+                else f"{flag(name)} belongs to the export, not to {command}."
             )
         return
     if given["preset"] is None and given["target"] is None:
         click.echo(context.get_help())
         return
+    run(**given)
+
+
+@main.command()
+@export_options
+def export(**given: Any) -> None:
+    """Export a preset: the same as without a command."""
     run(**given)
 
 

@@ -39,6 +39,9 @@ def check(context: click.Context, file: pathlib.Path, as_json: bool) -> None:
     from bart_export.edgetpu import check as checker
     from bart_export.edgetpu import compiler
 
+    if file.is_dir():
+        inside = ", ".join(map(str, sorted(file.rglob("*.tflite"))[:3]))
+        raise click.UsageError(f"{file} is a directory; name one .tflite file, as {inside or 'X'}.")
     report = checker.check(file)
     compiled = None
     if compiler.program() is not None and not report.refusals:

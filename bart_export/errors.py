@@ -20,6 +20,9 @@ line, and ends with the class's `exit_code`. Errors that stand for a wrong argum
 
 import difflib
 import json
+import os
+import re
+import shlex
 from collections.abc import Iterable
 
 SHOWN = 120  # characters of a value in a line
@@ -40,8 +43,33 @@ def shown(value: object) -> str:
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """Return the end of a line about an unknown name: the nearest of some, "" if none is near."""
-    near = difflib.get_close_matches(name, list(choices), n=1)
+    choices = list(choices)
+    parts = [choice for choice in choices if len(name) > 2 and name in re.split(r"[-_]", choice)]
+    near = difflib.get_close_matches(name, choices, n=1)
+    if len(parts) == 1:  # litert is a part of ai-edge-litert, and nearer to other names
+        near = parts
     return f" Did you mean {near[0]}?" if near else ""
+
+
+def pip_install(extra: str) -> str:
+    """Return the command that installs this package with an extra, "" for none.
+
+    It names what the package was installed from, which pip notes down; it is on no index.
+    """
+    import importlib.metadata  # these take longer than all the rest of `--help`
+    import urllib.parse
+    import urllib.request
+
+    try:
+        distribution = importlib.metadata.distribution("bart-export")
+        origin = json.loads(distribution.read_text("direct_url.json") or "null")["url"]
+    except (importlib.metadata.PackageNotFoundError, ValueError, TypeError, KeyError):
+        origin = ""
+    path = urllib.request.url2pathname(urllib.parse.urlsplit(origin).path)
+    known = origin.startswith("file:") and os.path.exists(path)
+    wanted = (path if known else ".") + (f"[{extra}]" if extra else "")
+    place = "" if known else " in a clone of bart-export"
+    return f"pip install {shlex.quote(wanted)}{place}"
 
 
 def named(name: object) -> str:
@@ -66,10 +94,9 @@ class MissingExtra(BartExportError, ImportError):
     """
 
     def __init__(self, what: str, package: str, extra: str) -> None:
-        wanted = f"'bart-export[{extra}]'" if extra else "bart-export"
         super().__init__(
             f"{what} needs the package {package}, which is not installed. "
-            f"Install it with: pip install {wanted}"
+            f"Install it with: {pip_install(extra)}"
         )
 
 

@@ -7,13 +7,15 @@ heavy is imported when an export runs.
 import importlib.util
 import os
 import pathlib
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import click
 
 from bart_export import bundle, metrics, recipe_file, recipes
-from bart_export.artifact import Artifact
+from bart_export.artifact import Artifact, check_replaceable
+from bart_export.config import GenerationConfig
 from bart_export.errors import MissingExtra
 from bart_export.progress import stages
 from bart_export.saved_model_options import DTYPES, SavedModelOptions
@@ -300,8 +302,9 @@ def export_to(
     with stages(
         8 + 2 * len(options.recipes) + (android is not None) if target == "tflite" else 9
     ) as stage:
-        # What is wrong with a preset is said before TensorFlow takes its seconds to load.
+        # What is wrong with an argument is said before TensorFlow takes its seconds to load.
         resolved = checkpoints.resolve_preset(preset, task, stage)
+        check_early(options, resolved.defaults.generation, output)
         stage("load TensorFlow")
         with native_stderr_silenced():
             from bart_export.export import export_resolved
@@ -314,10 +317,28 @@ def export_to(
         click.echo(f"  {note}")
     for row in artifact.manifest["verification"]:
         click.echo(f"  {summary(artifact, row)}")
-    click.echo(f"Try it: bart-export {TRIES[target].format(output)}")
+    click.echo(f"Try it: bart-export {TRIES[target].format(shlex.quote(str(output)))}")
     if android is not None:
         for line in bundle_lines(bundled):
             click.echo(line)
+
+
+def check_early(options: Any, generation: GenerationConfig, output: pathlib.Path) -> None:
+    """Refuse what the export itself would refuse, but only once TensorFlow is loaded.
+
+    Raises:
+        ArtifactError: for a place that cannot become an artifact.
+        InputError: for texts that cannot be read.
+        ConfigurationError: for settings that a SavedModel cannot have.
+    """
+    from bart_export.quality import data
+
+    check_replaceable(pathlib.Path(os.path.realpath(output)))
+    for name in ("data", "calibration_data"):
+        if (path := getattr(options, name, None)) is not None:
+            data.read(path)
+    if isinstance(options, SavedModelOptions):
+        options.settings(generation)
 
 
 def bundle_lines(bundled: Artifact) -> Iterator[str]:

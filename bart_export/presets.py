@@ -7,10 +7,13 @@ spoken to is in `hubs`, what is in the directory is for `checkpoints`.
 
 import dataclasses
 import re
+import shlex
 from pathlib import Path
 
 from bart_export import hubs
+from bart_export.artifact import holds_artifact
 from bart_export.config import GenerationConfig
+from bart_export.directories import MANIFEST
 from bart_export.errors import PresetError, did_you_mean, shown
 
 ASSETS = Path(__file__).parent / "assets"
@@ -157,6 +160,41 @@ def is_directory(name: str) -> bool:
         return Path(name).is_dir()
     except (OSError, ValueError):
         return False
+
+
+def no_artifact(path: Path) -> str:
+    """Return the line about a path that was given for an artifact and is none: what it is, and how
+    to come to an artifact."""
+    typed = re.sub("^(hf|kaggle):/", r"\1://", path.as_posix())
+    exported = Path("artifacts", path)
+    around = next(filter(is_artifact, path.absolute().parents), None)
+    if path.exists() and around is not None:
+        return f"{path} is a part of an artifact. Name the artifact: {around}"
+    if not path.exists() and is_artifact(exported):
+        return f"There is no {path}. Did you mean {exported}?"
+    if not path.exists() and (typed in PRESETS or "://" in typed):
+        return f"{typed} is a preset, of which an artifact is made with: {export_command(typed)}"
+    if (path / "config.json").is_file():
+        return f"{path} is a checkpoint, of which an artifact is made with: {export_command(path)}"
+    if not path.is_dir():
+        return (
+            f"An artifact is a directory with a {MANIFEST}, but {path} is not a directory. "
+            f"Make one with: {export_command('NAME')} --output {shlex.quote(str(path))}"
+        )
+    return f"{path} has no {MANIFEST}, so it is not a finished artifact. Export it again."
+
+
+def is_artifact(directory: Path) -> bool:
+    """Return whether a directory looks like an artifact."""
+    return (directory / MANIFEST).is_file() and holds_artifact(directory)
+
+
+def export_command(preset: str | Path) -> str:
+    """Return the command that exports a preset."""
+    name = str(preset)
+    if isinstance(preset, Path) and name in PRESETS:
+        name = f"./{name}"
+    return f"bart-export --preset {shlex.quote(name)} --target tflite"
 
 
 def known_generation(handle: str) -> GenerationConfig | None:

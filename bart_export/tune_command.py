@@ -57,14 +57,25 @@ def tune(
     real one, run on LiteRT along the float file's greedy answers to the texts. Exit code 1 if not
     even dynamic_wi8_afp32 keeps the budget.
     """
+    from bart_export import checkpoints
+    from bart_export.quality import data as examples
     from bart_export.quiet import native_stderr_silenced
 
     budget = metrics.parse(bounds)
     path = output or pathlib.Path(f"{recipe_name(preset, budget)}.json")
     recipe_file.checked_name(path.stem)
+    if path.suffix != ".json" or not path.parent.is_dir():
+        raise click.UsageError(
+            f"A recipe file is a NAME.json in a directory that exists, received {path}. "
+            "Name another with --output."
+        )
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ["KERAS_BACKEND"] = "tensorflow"
     with stages(STAGES) as stage:
+        # What is wrong with an argument is said before TensorFlow takes its seconds to load.
+        checkpoints.resolve_preset(preset, stage=stage)
+        if data is not None:
+            examples.read(data)
         stage("load TensorFlow")
         try:
             with native_stderr_silenced():

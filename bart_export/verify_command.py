@@ -161,9 +161,11 @@ def load_preset(
     stage: Any,
 ) -> Any:
     """Import TensorFlow and return a preset as what files are compared with."""
+    from bart_export import checkpoints
     from bart_export.quiet import native_stderr_silenced
 
     require_export_packages("Comparing with a preset")
+    checkpoints.resolve_preset(preset)  # refused before TensorFlow takes its seconds to load
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ["KERAS_BACKEND"] = "tensorflow"
     stage("load TensorFlow")

@@ -10,6 +10,7 @@ import click.testing
 import pytest
 
 from bart_export.cli import main
+from bart_export.errors import pip_install
 from bart_export.serve_command import OPTIONS, SERVE_PACKAGES, SWITCHES
 from bart_export.server import serve
 from bart_export.server.options import ServeOptions
@@ -146,7 +147,7 @@ def test_a_missing_package_is_one_line_that_says_how_to_install_it(
     extra = "export" if module == "tensorflow" else "serve"
     code, output = run(base_path)
     assert code == 2
-    assert output.endswith(f"Install it with: pip install 'bart-export[{extra}]'\n")
+    assert output.endswith(f"Install it with: {pip_install(extra)}\n")
     assert asked == []
 
 

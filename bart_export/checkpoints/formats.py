@@ -6,10 +6,12 @@ Flows in: a local directory. Flows out: a `Checkpoint`. A new format is a row of
 from pathlib import Path
 
 from bart_export import hubs
+from bart_export.artifact import Artifact
 from bart_export.checkpoints import card, hugging_face, keras_preset
 from bart_export.checkpoints.checkpoint import Checkpoint, without_padding
 from bart_export.checkpoints.files import CONFIG_FILE, check_small_file, read_json
 from bart_export.errors import PresetError
+from bart_export.presets import is_artifact
 
 # The key of config.json that tells who wrote it, and who reads it.
 READERS = (("registered_name", keras_preset.read), ("model_type", hugging_face.read))
@@ -38,6 +40,11 @@ def read(directory: Path, *, weights: bool = True, tokenizer: bool = True) -> Ch
             check_small_file(directory / name)
     hubs.refuse_adapter(str(directory), directory)
     path = directory / CONFIG_FILE
+    if is_artifact(directory):
+        made_of = Artifact.open(directory).manifest["preset"]
+        raise PresetError(
+            f"{directory} is an artifact, not a checkpoint. It was made of {made_of}."
+        )
     if not path.is_file():
         raise PresetError(
             f"{directory} holds no {CONFIG_FILE}. A checkpoint is a Keras preset (config.json, "

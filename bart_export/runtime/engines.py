@@ -9,6 +9,7 @@ how an engine works.
 import dataclasses
 import importlib.metadata
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -166,6 +167,11 @@ def choose(
     kind = named(next(iter(installed), LITERT) if requested is None else requested)
     package = kind.package
     if package not in installed:
+        if package == TFLITE_RUNTIME and sys.version_info >= (3, 12):
+            raise EngineError(
+                f"{package} has wheels for Python 3.10 and 3.11 only, this is Python "
+                f"{sys.version_info.major}.{sys.version_info.minor}. Use {LITERT}."
+            )
         raise MissingExtra(f"Running {file}", package, kind.extra)
     version, entry = installed[package], files[file]
     if not runs(entry, package, version):

@@ -335,7 +335,7 @@ def choose_file(
         raise ArtifactError(
             f"{artifact.directory} has no .tflite file{f' for {engine}' if engine else ''}.{there} "
             f"Export one with: bart-export --preset {artifact.manifest['preset']} --target "
-            f"{target_of(engine)}"
+            f"{target_of(engine)} --output {artifact.directory}"
         )
     wanted = {
         name: entry

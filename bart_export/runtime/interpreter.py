@@ -20,7 +20,7 @@ import numpy as np
 from bart_export import contract
 from bart_export.artifact import Artifact
 from bart_export.config import BartConfig
-from bart_export.errors import EngineError, MissingExtra
+from bart_export.errors import EngineError, MissingExtra, pip_install
 from bart_export.quiet import native_stderr_silenced
 from bart_export.recipes import LITERT, TFLITE_RUNTIME
 from bart_export.runtime.buffers import resized
@@ -246,7 +246,7 @@ def open_signatures(
     if package == TFLITE_RUNTIME and np.lib.NumpyVersion(np.__version__) >= "2.0.0":
         raise EngineError(
             f"{package} was built for NumPy 1, received NumPy {np.__version__}. "
-            f"Install both with: pip install 'bart-export[{extra}]'"
+            f"Install both with: {pip_install(extra)}"
         )
     try:
         with native_stderr_silenced():

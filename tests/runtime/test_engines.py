@@ -1,5 +1,7 @@
 """Which engine opens a file, and why another does not."""
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -68,9 +70,10 @@ def test_all_runtimes_a_file_was_tried_with_are_named():
 
 
 def test_packages_that_are_not_installed_are_named_with_how_to_install_them():
-    with pytest.raises(MissingExtra, match=r"tflite-runtime.*'bart-export\[legacy-runtime\]'"):
-        choose(TFLITE_RUNTIME, FLOAT32, FILES, {LITERT: "2.3.0"})
-    with pytest.raises(MissingExtra, match=r"ai-edge-litert.*pip install bart-export$"):
+    if sys.version_info < (3, 12):  # it has no wheels for a newer Python
+        with pytest.raises(MissingExtra, match=r"tflite-runtime.*pip install .*\[legacy-runtime\]"):
+            choose(TFLITE_RUNTIME, FLOAT32, FILES, {LITERT: "2.3.0"})
+    with pytest.raises(MissingExtra, match=r"ai-edge-litert.*pip install [^\[]*$"):
         choose(None, FLOAT32, FILES, {})
 
 

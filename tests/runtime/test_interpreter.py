@@ -140,5 +140,5 @@ def test_a_library_that_is_no_delegate_is_named(roomy_file, roomy_config, librar
     TFLITE_RUNTIME in engines.installed_versions(), reason="tflite-runtime is installed here"
 )
 def test_a_package_that_is_not_installed_is_named_with_its_extra(roomy_file, roomy_config):
-    with pytest.raises(MissingExtra, match=r"tflite-runtime.*bart-export\[legacy-runtime\]"):
+    with pytest.raises(MissingExtra, match=r"tflite-runtime.*\[legacy-runtime\]"):
         InterpreterEngine(roomy_file, roomy_config, interpreter=TFLITE_RUNTIME)

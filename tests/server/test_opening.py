@@ -84,7 +84,7 @@ def test_a_version_without_warm_up_requests_is_not_in_the_metrics(tmp_path, open
 
 def test_the_tensorflow_engine_needs_its_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow", None)
-    with pytest.raises(MissingExtra, match=r"bart-export\[export\]"):
+    with pytest.raises(MissingExtra, match=r"pip install .*\[export\]"):
         opening.ENGINES["tensorflow"](tmp_path, ServeOptions())
 
 

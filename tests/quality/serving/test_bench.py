@@ -14,7 +14,7 @@ from rich.console import Console
 
 from bart_export.artifact import sha256
 from bart_export.cli import main
-from bart_export.errors import ArtifactError, ConfigurationError, EngineError
+from bart_export.errors import ArtifactError, ConfigurationError, EngineError, pip_install
 from bart_export.export import export
 from bart_export.quality.serving import bench as serve_bench
 from bart_export.quality.serving import client as serve_client
@@ -335,4 +335,4 @@ def test_without_the_server_s_packages_the_command_says_what_to_install():
         [sys.executable, "-c", code], capture_output=True, text=True, check=False
     )
     assert ended.returncode == 2
-    assert "grpc" in ended.stderr and "bart-export[serve]" in ended.stderr
+    assert "grpc" in ended.stderr and pip_install("serve") in ended.stderr
