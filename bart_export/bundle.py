@@ -17,8 +17,9 @@ from bart_export.artifact import GOLDEN, REPORT, Artifact
 from bart_export.directories import MANIFEST
 from bart_export.errors import ArtifactError
 
-# Where the app of this repository looks for its model.
+# Where the app of this repository looks for its model, and a file that tells its project.
 ASSETS = pathlib.Path("android/app/src/main/assets/bart")
+PROJECT = pathlib.Path("android/settings.gradle.kts")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +50,14 @@ def check(target: pathlib.Path, output: pathlib.Path) -> None:
         output: where the artifact is, or will be.
 
     Raises:
-        ArtifactError: for a place that is taken, or that holds or lies in the artifact.
+        ArtifactError: for a place that is taken, or that holds or lies in the artifact; for the
+            app of this repository where there is none.
     """
+    if target == ASSETS and not PROJECT.is_file():
+        raise ArtifactError(
+            f"{ASSETS} is the place of a bundle in a clone of bart-export, and here is no "
+            f"{PROJECT}. Run this in a clone, or name a directory: --android DIRECTORY"
+        )
     place, made = (pathlib.Path(os.path.realpath(path)) for path in (target, output))
     if place.is_relative_to(made) or made.is_relative_to(place):
         raise ArtifactError(
@@ -103,7 +110,8 @@ def static_file(source: Artifact, recipe: str) -> str:
             return name
     raise ArtifactError(
         f"{source.directory} has no static build of {recipe}. Export one with: bart-export "
-        f"--preset {source.manifest['preset']} --target tflite --shapes static --recipe {recipe}"
+        f"--preset {source.manifest['preset']} --target tflite --shapes static --recipe {recipe} "
+        f"--output {source.directory}"
     )
 
 

@@ -90,7 +90,8 @@ OPTIONS = (
         flag_value=str(bundle.ASSETS),
         metavar="[DIRECTORY]",
         help="Put a bundle for Android, what an app needs to run a static build of one recipe, "
-        f"into this directory as well. Default: {bundle.ASSETS}. Implies --shapes static.",
+        "into this directory as well. Default, in a clone of bart-export: "
+        f"{bundle.ASSETS}. Implies --shapes static.",
     ),
     click.option(
         "--source-lengths",
@@ -344,9 +345,14 @@ def check_early(options: Any, generation: GenerationConfig, output: pathlib.Path
 def bundle_lines(bundled: Artifact) -> Iterator[str]:
     """Yield the lines about a bundle: where it lies and what it takes, and a limit it is beyond."""
     size = bundle.size(bundled)
+    use = (
+        "Open android/ in Android Studio to build the app."
+        if bundled.directory == bundle.ASSETS
+        else "An app has it as assets/bart; android/README.md of bart-export says the rest."
+    )
     yield (
         f"Bundle for Android: {bundled.directory}, {bundle.megabytes(size)}, and as much again on "
-        "the device, where the app unpacks it. Open android/ in Android Studio to build the app."
+        f"the device, where the app unpacks it. {use}"
     )
     if (warning := bundle.warning(size)) is not None:
         yield warning

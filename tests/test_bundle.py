@@ -124,6 +124,7 @@ def test_the_export_says_where_the_bundle_is_and_what_it_takes(exported):
     (line,) = (line for line in output.splitlines() if "Android:" in line)
     assert line.startswith(f"Bundle for Android: {bundled.directory}, {size / 1e6:.1f} MB")
     assert output.endswith(f"{line}\n")
+    assert "Open android/" not in output
 
 
 def test_an_earlier_bundle_is_replaced_whole(exported, earlier):

@@ -27,6 +27,14 @@ def options(monkeypatch):
     return parse
 
 
+@pytest.fixture
+def clone(monkeypatch, tmp_path):
+    """Be where the app of this repository is."""
+    monkeypatch.chdir(tmp_path)
+    bundle.PROJECT.parent.mkdir()
+    bundle.PROJECT.touch()
+
+
 TFLITE = ("--target", "tflite")
 
 
@@ -50,8 +58,7 @@ def test_a_static_build_has_buckets_in_order(options):
         (("--recipe", DEFAULT, "--android=mine", "--shapes", "static"), Path("mine")),
     ],
 )
-def test_a_bundle_is_of_a_static_build(monkeypatch, tmp_path, arguments, directory):
-    monkeypatch.chdir(tmp_path)
+def test_a_bundle_is_of_a_static_build(monkeypatch, clone, arguments, directory):
     seen = []
     monkeypatch.setattr(export_command, "export_to", lambda *given: seen.append(given))
     asked = ["--preset", "p", *TFLITE, *arguments]
@@ -65,10 +72,18 @@ def test_a_bundle_is_of_a_static_build(monkeypatch, tmp_path, arguments, directo
     assert (output, android) == (Path("artifacts/p"), directory)
 
 
-def test_a_bundle_has_the_buckets_that_are_asked_for(options, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
+def test_a_bundle_has_the_buckets_that_are_asked_for(options, clone):
     chosen = options(*TFLITE, "--android", "--source-lengths", "64", "--target-length", "32")
     assert chosen.shapes == StaticShapes((64,), 32, export_command.NUM_BEAMS)
+
+
+def test_a_bundle_for_our_app_is_made_only_where_our_app_is(monkeypatch, tmp_path):
+    assert (Path(__file__).parents[1] / bundle.PROJECT).is_file()
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(main, ["--preset", "p", *TFLITE, "--android"])
+    assert result.exit_code == 2
+    assert "in a clone, or name a directory: --android DIRECTORY" in result.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_no_bundle_is_made_unless_asked_for(monkeypatch):
