@@ -35,7 +35,7 @@ def wrong_cases(cases, engine):
     def start(row, generation):
         return engine.start(cases.source(row).tolist(), generation.num_beams, generation.max_length)
 
-    return cases.wrong(engine.step, start, tolerance=1e-3)
+    return cases.wrong(engine.step, start)
 
 
 def test_every_golden_case_token_for_token_and_its_scores(golden, engine):

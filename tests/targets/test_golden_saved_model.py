@@ -91,9 +91,7 @@ class SavedGolden:
                 )
                 scores = np.asarray(outputs["scores"])[number]
                 sequences = ids[:, : lengths.max()].tolist()
-                if sequences != case["sequences"] or not np.allclose(
-                    scores, case.get("scores", scores), rtol=0, atol=1e-3
-                ):
+                if not self.golden.same(case, sequences, scores):
                     wrong.append((case, sequences, scores))
         return wrong
 
