@@ -8,6 +8,7 @@ neither tokens nor ids.
 """
 
 import functools
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,9 @@ import numpy.typing as npt
 import tensorflow as tf
 from tokenizers import Regex
 from tokenizers.pre_tokenizers import Split
+
+from bart_export.graph.added_tokens import NOTHING, TEXT_END, AddedTokens, Marked, with_spaces
+from bart_export.text.added_tokens import AddedToken
 
 OTHER, LETTER, NUMBER, SPACE, END = range(5)
 CLASSES = {LETTER: r"\p{L}+", NUMBER: r"\p{N}+", SPACE: r"\s+"}
@@ -34,12 +38,14 @@ class Words(NamedTuple):
     """The words of a batch of texts: those of a text in order, then one that marks its end.
 
     Attributes:
-        texts: string (words,), the bytes of each word, anything at an end.
+        texts: string (words,), the bytes of each word, anything at an end or an added token.
         ends: bool (words,), whether this is the end of a text.
+        added: int32 (words,), the id of an added token; negative for all else.
     """
 
     texts: tf.Tensor
     ends: tf.Tensor
+    added: tf.Tensor
 
 
 @functools.cache
@@ -65,36 +71,76 @@ def matches(pattern: str, text: str) -> list[tuple[int, int]]:
 
 
 class Pretokenizer(tf.Module):
-    """Cuts texts into words as GPT-2's pattern does; holds the classes of code points."""
+    """Cuts texts into added tokens, and into words as GPT-2's pattern does.
 
-    def __init__(self) -> None:
+    Holds the classes of code points.
+    """
+
+    def __init__(
+        self,
+        added_tokens: Sequence[AddedToken] = (),
+        ids: Mapping[str, int] | None = None,
+        *,
+        add_prefix_space: bool = False,
+    ) -> None:
+        """Make the tables.
+
+        Args:
+            added_tokens: those to cut at.
+            ids: the id of each.
+            add_prefix_space: put a blank before what begins with none.
+        """
         super().__init__()
+        self.passes = [
+            AddedTokens(tokens, ids or {})
+            for kind in (False, True)
+            if (tokens := [token for token in added_tokens if token.normalized is kind])
+        ]
+        self.add_prefix_space = add_prefix_space
         rows = code_point_classes().reshape(-1, PAGE)
         pages, page_of = np.unique(rows, axis=0, return_inverse=True)
         self.pages = tf.constant(pages.reshape(-1))
         self.page_begins = tf.constant(page_of.reshape(-1) * PAGE, tf.int32)
 
-    def split(self, text: tf.Tensor) -> Words:
-        """Cut texts, string (batch,) of valid UTF-8, into words."""
+    def split(self, text: tf.Tensor, goes_on: tf.Tensor | None = None) -> Words:
+        """Cut texts into words.
+
+        Args:
+            text: string (batch,) of valid UTF-8.
+            goes_on: bool (batch,), which of them are beginnings; None for none. Of those what is
+                to come may change the last words, and with added tokens some are left out.
+        """
         joined = tf.strings.reduce_join(text + SEPARATOR)
         decoded = tf.raw_ops.UnicodeDecodeWithOffsets(
             input=joined, input_encoding="UTF-8", errors="replace"
         )
-        points, begins = decoded.char_values, decoded.char_to_byte_starts
+        begins = decoded.char_to_byte_starts
         data = tf.io.decode_raw(joined, tf.uint8)
         ends = tf.equal(tf.gather(data, begins), SEPARATOR[0])
-        first = tf.where(word_begins(points, self.classes(points, ends)))[:, 0]
+        points, marks = self.cut(
+            Marked(tf.where(ends, -1, decoded.char_values), tf.where(ends, TEXT_END, NOTHING)),
+            tf.zeros_like(text, tf.bool) if goes_on is None else goes_on,
+        )
+        first = tf.where(word_begins(points, self.classes(points)))[:, 0]
         splits = tf.concat([first, tf.shape(points, tf.int64)], 0)
         texts = tf.raw_ops.UnicodeEncode(
             input_values=points, input_splits=splits, output_encoding="UTF-8"
         )
-        return Words(texts, tf.gather(ends, first))
+        marks = tf.gather(marks, first)
+        return Words(texts, tf.equal(marks, TEXT_END), marks)
 
-    def classes(self, points: tf.Tensor, ends: tf.Tensor) -> tf.Tensor:
-        """Return the class of each code point, uint8 (points,); those that are ends are END."""
-        begins = tf.gather(self.page_begins, points // PAGE)
-        kinds = tf.gather(self.pages, begins + points % PAGE)
-        return tf.where(ends, tf.constant(END, tf.uint8), kinds)
+    def cut(self, texts: Marked, goes_on: tf.Tensor) -> Marked:
+        """Return texts with marks for the added tokens and the blanks that they are to have."""
+        for tokens in self.passes:
+            texts = tokens.cut(texts, goes_on)
+        return with_spaces(texts) if self.add_prefix_space else texts
+
+    def classes(self, points: tf.Tensor) -> tf.Tensor:
+        """Return the class of each code point, uint8 (points,), END of a mark."""
+        valid = tf.maximum(points, 0)
+        begins = tf.gather(self.page_begins, valid // PAGE)
+        kinds = tf.gather(self.pages, begins + valid % PAGE)
+        return tf.where(points < 0, tf.constant(END, tf.uint8), kinds)
 
 
 def word_begins(points: tf.Tensor, kinds: tf.Tensor) -> tf.Tensor:

@@ -22,6 +22,7 @@ from bart_export.errors import InputError
 from bart_export.graph.merges import Merges, Tokens
 from bart_export.graph.pretokenizer import Pretokenizer, Words
 from bart_export.text.tokenizer import BartTokenizer
+from bart_export.text.vocabulary import SPECIAL_TOKENS
 
 GROWTH = 4  # times as much text when a beginning was not enough
 FIRST_BYTES = 8  # a token of the beginning that is tried first; English has between 4 and 5
@@ -50,19 +51,20 @@ class Rows(NamedTuple):
 
 
 class GraphTokenizer(tf.Module):
-    """Byte-level BPE of one vocabulary as a part of TensorFlow graphs.
+    """A tokenizer of texts in Python as a part of TensorFlow graphs.
 
-    Special tokens typed in a text are ordinary characters.
+    BART's special tokens typed in a text are ordinary characters.
     """
 
-    def __init__(self, vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> None:
-        """Make the tables of what `read_vocabulary` and `read_merges` return."""
+    def __init__(self, host: BartTokenizer) -> None:
+        """Make the tables of a tokenizer."""
         super().__init__()
-        host = BartTokenizer(vocabulary, merges)
+        vocabulary, merges = host.vocabulary, host.merges
+        own = [token for token in host.added_tokens if token.content not in SPECIAL_TOKENS]
         self.start_token_id = host.start_token_id
         self.pad_token_id = host.pad_token_id
         self.end_token_id = host.end_token_id
-        self.pretokenizer = Pretokenizer()
+        self.pretokenizer = Pretokenizer(own, vocabulary, add_prefix_space=host.add_prefix_space)
         self.merges = Merges(vocabulary, merges)
         self.longest = max(self.merges.longest, LONGEST_SPACE + 1)
         shown = (
@@ -70,11 +72,6 @@ class GraphTokenizer(tf.Module):
             for id in range(host.vocabulary_size)
         )
         self.token_bytes = tf.constant(list(shown))
-
-    @classmethod
-    def from_tokenizer(cls, tokenizer: BartTokenizer) -> "GraphTokenizer":
-        """Make the tables of a tokenizer of texts in Python."""
-        return cls(tokenizer.vocabulary, tokenizer.merges)
 
     def encode(self, text: tf.Tensor, max_length: int) -> tuple[tf.Tensor, tf.Tensor]:
         """Return `<s> text </s>` of each text; a longer text keeps its beginning and both ends.
@@ -104,7 +101,7 @@ class GraphTokenizer(tf.Module):
             cut = sizes > bytes
             # A character that the cut goes through is left out.
             beginnings = valid_utf8(tf.strings.substr(text, zero, bytes), "ignore")
-            rows = self.tokenize(beginnings)
+            rows = self.tokenize(beginnings, cut)
             enough = tf.reduce_all(~cut | (self.certain_tokens(rows, cut, room) >= room))
             return [bytes * GROWTH, enough, *self.padded(rows, room)]
 
@@ -134,12 +131,13 @@ class GraphTokenizer(tf.Module):
             pieces = tf.gather(self.token_bytes, tf.where(real, token_ids, self.pad_token_id))
             return valid_utf8(tf.strings.reduce_join(pieces, -1), "replace")
 
-    def tokenize(self, text: tf.Tensor) -> Rows:
-        """Tokenize texts, string (batch,) of valid UTF-8; words that are equal only once."""
-        words = self.pretokenizer.split(text)
+    def tokenize(self, text: tf.Tensor, goes_on: tf.Tensor) -> Rows:
+        """Tokenize texts as `Pretokenizer.split` takes them; words that are equal only once."""
+        words = self.pretokenizer.split(text, goes_on)
         different, index = tf.unique(words.texts)
         tokens = self.merges.tokenize(different)
         counts = tf.where(words.ends, 0, tf.gather(tokens.counts, index))
+        counts = tf.where(words.added >= 0, 1, counts)
         row_ends = tf.boolean_mask(tf.cumsum(counts), words.ends)
         begins = tf.concat([tf.zeros_like(row_ends[:1]), row_ends[:-1]], 0)
         return Rows(words, tokens, index, counts, begins, row_ends - begins)
@@ -159,6 +157,8 @@ class GraphTokenizer(tf.Module):
         number -= tf.gather(word_ends - rows.counts, word)
         number += tf.gather(rows.tokens.begins(), tf.gather(rows.index, word))
         ids = tf.cast(tf.gather(rows.tokens.ids, number), tf.int32)
+        added = tf.gather(rows.words.added, word)
+        ids = tf.where(added >= 0, added, ids)
         return tf.tensor_scatter_nd_update(frame, places, ids), lengths
 
     def certain_tokens(self, rows: Rows, cut: tf.Tensor, room: int) -> tf.Tensor:

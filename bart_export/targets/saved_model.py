@@ -58,9 +58,7 @@ def write(
     """
     weights = backbone.named_weights()
     parameters = InferenceParameters(backbone.config, lambda name: np.asarray(weights[name]))
-    module = ServedModule(
-        BatchParameters(parameters), GraphTokenizer.from_tokenizer(tokenizer), dtype
-    )
+    module = ServedModule(BatchParameters(parameters), GraphTokenizer(tokenizer), dtype)
     served = signatures.Served(
         backbone.config, module.weights, module.tokenizer, generation, encoder_sequence_length
     )

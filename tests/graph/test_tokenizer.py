@@ -32,7 +32,7 @@ def host():
 
 @pytest.fixture(scope="module")
 def graph(host):
-    return GraphTokenizer.from_tokenizer(host)
+    return GraphTokenizer(host)
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +220,7 @@ def test_a_character_far_to_the_right_that_changes_the_first_tokens_is_seen():
     letters = [chr(code) for code in (*range(65, 91), *range(97, 123))]
     merges = list(zip(letters, letters[1:], strict=False))[::-1]
     host = BartTokenizer(vocabulary_of(merges), merges)
-    graph = GraphTokenizer.from_tokenizer(host)
+    graph = GraphTokenizer(host)
     texts = ["".join(letters[:length]) for length in range(30, 53)]
     room = 3
     assert FIRST_BYTES * (room + 2) == 40 < len(texts[-1])  # the first that is read of it
@@ -238,7 +238,7 @@ def test_wherever_a_beginning_is_cut_the_tokens_before_are_right():
         (blank, "'"), (first, second), (first + second, third),
     ]  # fmt: skip
     host = BartTokenizer(vocabulary_of(merges), merges)
-    graph = GraphTokenizer.from_tokenizer(host)
+    graph = GraphTokenizer(host)
     tails = ["  b", "'re", "x'reb", "'s", " 's", "\u3000\u3000b", "   ", "''''s", "é'vevé", "\n b"]
     texts = [
         ("a" * (shift + 200 - shift % 7) + "b" * (shift % 7 + 30) + 3 * tail + "end " * 80)

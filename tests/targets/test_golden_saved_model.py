@@ -50,7 +50,7 @@ class SavedGolden:
             checkpoint.config, lambda weight: np.asarray(checkpoint.weights[weight])
         )
         module = saved_model.ServedModule(
-            BatchParameters(parameters), GraphTokenizer.from_tokenizer(tokenizer), "float32"
+            BatchParameters(parameters), GraphTokenizer(tokenizer), "float32"
         )
         groups = {}
         for case in self.golden.cases:
@@ -137,7 +137,7 @@ def saved_tokenizer(tmp_path_factory):
     """Return the directory of a SavedModel that has BART's vocabulary and no weights."""
     tokenizer = BartTokenizer.from_files(VOCABULARY / "vocabulary.json", VOCABULARY / "merges.txt")
     module = tf.Module()
-    module.tokenizer = GraphTokenizer.from_tokenizer(tokenizer)
+    module.tokenizer = GraphTokenizer(tokenizer)
     served = Served(CONFIG, {}, module.tokenizer, GenerationConfig(), LONGEST)
     functions = {
         name: saved_model.signature_function(served, SIGNATURES[name])
