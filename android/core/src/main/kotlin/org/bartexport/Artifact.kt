@@ -2,8 +2,8 @@
  * The artifact directory, as an app has it on its storage; mirrors the reading half of
  * bart_export/artifact.py, and which files LiteRT may run as bart_export/runtime/engines.py does.
  *
- * A directory goes in; the manifest comes out, and files, handed out only while their bytes are
- * those that the manifest names. This file knows no model and no runtime.
+ * Files are handed out only while they lie inside the directory and their bytes are those that the
+ * manifest names.
  */
 package org.bartexport
 
@@ -48,14 +48,22 @@ public class Artifact private constructor(
         val expected = entry(name)
         val file = File(directory, name)
         try {
+            if (!file.canonicalFile.startsWith(directory.canonicalFile)) {
+                throw ArtifactError("$file is a link that leaves the artifact's directory. $AGAIN")
+            }
             val attributes = Files.readAttributes(file.toPath(), BasicFileAttributes::class.java)
             val stamp = Stamp(attributes, expected.sha256)
             if (!rehash && stamps[name] == stamp) return file
             val whole = attributes.isRegularFile && attributes.size() == expected.bytes
             if (!whole || sha256(file) != expected.sha256) {
+                val how = if (whole) {
+                    "other bytes"
+                } else {
+                    "${attributes.size()} bytes instead of ${expected.bytes}"
+                }
                 throw ArtifactError(
                     "$file is not the file its manifest names: it was altered or damaged " +
-                        "(${attributes.size()} bytes of ${expected.bytes}). $AGAIN",
+                        "($how). $AGAIN",
                 )
             }
             stamps[name] = stamp

@@ -2,14 +2,17 @@
  * The manifest of an artifact, read and checked; mirrors the reading half of
  * bart_export/artifact.py (format_version 1, described in artifacts/README.md).
  *
- * The bytes of manifest.json go in; what a phone needs of them comes out. Whether the files are
- * those that the manifest names is not known here: see Artifact.kt.
+ * A bundle may come from anywhere, so a manifest is bounded before it is parsed, and each name in it
+ * before it becomes a path. Artifact.kt compares the files themselves with what is read here.
  */
 package org.bartexport
 
+import java.io.ByteArrayOutputStream
 import java.io.File
 import java.io.IOException
+import java.io.InputStream
 import java.security.MessageDigest
+import java.util.Locale
 import kotlinx.serialization.DeserializationStrategy
 import kotlinx.serialization.SerialName
 import kotlinx.serialization.Serializable
@@ -48,7 +51,11 @@ public data class Manifest(
     val tokenizer: TokenizerFiles,
     val files: Map<String, FileEntry>,
     val licence: String? = null,
-)
+) {
+    /** The bytes of all [files]; what is read of a manifest cannot overflow here. */
+    val totalBytes: Long
+        get() = files.values.sumOf { it.bytes }
+}
 
 /** Paths of the tokenizer's two files in the artifact. */
 @Serializable
@@ -90,6 +97,9 @@ public data class Shapes(
 /** Name of the file whose presence makes a directory an artifact. */
 public const val MANIFEST_NAME: String = "manifest.json"
 
+/** The most bytes that a manifest may have: real ones have less than a hundredth of it. */
+public const val MAX_MANIFEST_BYTES: Int = 16 shl 20
+
 /** The one format of an artifact that this library reads. */
 public const val FORMAT_VERSION: Int = 1
 
@@ -103,11 +113,30 @@ internal class ReadManifest(
 /** Reads and checks the manifest in a file; see the other function of this name. */
 internal fun readManifest(file: File): ReadManifest {
     val text = try {
-        file.readBytes()
+        if (!file.isFile) throw IOException("it is no regular file")
+        file.inputStream().use { it.readManifestBytes() }
     } catch (error: IOException) {
         throw ArtifactError("$file cannot be read: ${error.message}. $AGAIN", error)
     }
     return readManifest(text, file.path)
+}
+
+/**
+ * Reads the bytes of a manifest, wherever they are from.
+ *
+ * @throws IOException if they cannot be read, or are more than [MAX_MANIFEST_BYTES]
+ */
+public fun InputStream.readManifestBytes(): ByteArray {
+    val content = ByteArrayOutputStream()
+    val block = ByteArray(MANIFEST_BLOCK)
+    while (true) {
+        val count = read(block)
+        if (count < 0) return content.toByteArray()
+        if (content.size() + count > MAX_MANIFEST_BYTES) {
+            throw IOException("a manifest has at most $MAX_MANIFEST_BYTES bytes")
+        }
+        content.write(block, 0, count)
+    }
 }
 
 /**
@@ -122,6 +151,7 @@ public fun manifestOf(text: ByteArray, place: String): Manifest = readManifest(t
 
 private fun readManifest(text: ByteArray, place: String): ReadManifest {
     val content = try {
+        if (depth(text) > MAX_DEPTH) throw SerializationException("it nests over $MAX_DEPTH deep")
         Json.parseToJsonElement(text.toString(Charsets.UTF_8))
     } catch (error: SerializationException) {
         throw ArtifactError("$place is no JSON: ${error.firstLine()}. $AGAIN", error)
@@ -129,8 +159,9 @@ private fun readManifest(text: ByteArray, place: String): ReadManifest {
     val version = (content as? JsonObject)?.get("format_version")
     if (content !is JsonObject || !isVersion(version)) {
         throw ArtifactError(
-            "$place must have format_version $FORMAT_VERSION, received $version. Export the " +
-                "artifact again with the bart-export that this app came with, or update the app.",
+            "$place must have format_version $FORMAT_VERSION, received ${version.shown()}. " +
+                "Export the artifact again with the bart-export that this app came with, or " +
+                "update the app.",
         )
     }
     if (!sealHolds(text)) {
@@ -148,19 +179,81 @@ private fun readManifest(text: ByteArray, place: String): ReadManifest {
     return decode(place, content)
 }
 
-/** Whether a path stays inside the directory that it is relative to. */
-internal fun staysInside(path: String): Boolean = path.split('/')
-    .all { it.isNotEmpty() && it != "." && it != ".." && '\\' !in it && '\u0000' !in it }
+/** How deep JSON nests at most, without parsing it: a parser may run out of stack. */
+private fun depth(text: ByteArray): Int {
+    var depth = 0
+    var deepest = 0
+    var quoted = false
+    var escaped = false
+    for (byte in text) {
+        val character = byte.toInt().toChar()
+        when {
+            escaped -> escaped = false
+            quoted && character == '\\' -> escaped = true
+            character == '"' -> quoted = !quoted
+            quoted -> Unit
+            character in "[{" -> deepest = maxOf(deepest, ++depth)
+            character in "]}" -> depth--
+        }
+    }
+    return deepest
+}
+
+private fun JsonElement?.shown(): String = toString().let {
+    if (it.length > SHOWN) it.take(SHOWN) + "…" else it
+}
+
+/**
+ * Checks that names in a manifest are paths inside its directory, that none is the manifest's or a
+ * reader's own, and that no two are one file where case does not count.
+ *
+ * @throws ConfigurationError with the name that is none
+ */
+internal fun checkNames(names: Collection<String>) {
+    for (name in names) {
+        val parts = name.split('/')
+        if (!parts.all(::isOrdinary)) {
+            throw ConfigurationError("it names $name, which is outside of its directory.")
+        }
+        val reserved = parts[0].startsWith('.') || name.equals(MANIFEST_NAME, ignoreCase = true)
+        if (reserved || name.endsWith(PART, ignoreCase = true)) {
+            throw ConfigurationError("it names $name, which is no file that an export makes.")
+        }
+    }
+    val same = names.groupBy { it.lowercase(Locale.ROOT) }.values.firstOrNull { it.size > 1 }
+    if (same != null) {
+        val both = same.joinToString(" and ")
+        throw ConfigurationError("it names $both, which differ by case only.")
+    }
+}
+
+private fun isOrdinary(part: String): Boolean =
+    part.isNotEmpty() && part != "." && part != ".." && part.none { it == '\\' || it.code == 0 }
+
+/** Checks sizes and hashes of files, so that adding and comparing them needs no care. */
+private fun checkFiles(files: Map<String, FileEntry>) {
+    checkNames(files.keys)
+    var total = 0L
+    for ((name, entry) in files) {
+        if (entry.bytes !in 0..MAX_BYTES - total) {
+            throw ConfigurationError(
+                "of $name, bytes must be 0 to $MAX_BYTES for all files together, received " +
+                    "${entry.bytes}.",
+            )
+        }
+        if (!SHA256.matches(entry.sha256)) {
+            throw ConfigurationError("of $name, sha256 must be 64 hexadecimal digits.")
+        }
+        total += entry.bytes
+    }
+}
 
 /** What to do about a damaged artifact. */
 internal const val AGAIN: String = "Export or install the artifact again."
 
 private fun decode(place: String, content: JsonObject): ReadManifest = try {
     val manifest = MANIFEST_JSON.decodeFromJsonElement<Manifest>(content)
-    val outside = manifest.files.keys.filterNot(::staysInside)
-    if (outside.isNotEmpty()) {
-        throw ConfigurationError("it names ${outside.first()}, which is outside of its directory.")
-    }
+    checkFiles(manifest.files)
     ReadManifest(
         manifest,
         decodeStrictly("config", content.getValue("config").jsonObject, BartConfig.serializer()),
@@ -186,8 +279,8 @@ internal fun <T> decodeStrictly(
     val unknown = values.keys.firstOrNull { it !in known }
     if (unknown != null) {
         throw ConfigurationError(
-            "Unknown parameter $unknown=${values[unknown]} in $name. Known: " +
-                "${known.joinToString()}.",
+            "Unknown parameter ${unknown.take(SHOWN)}=${values[unknown].shown()} in $name. " +
+                "Known: ${known.joinToString()}.",
         )
     }
     return Json.decodeFromJsonElement(record, values)
@@ -209,6 +302,18 @@ internal fun ByteArray.toHexadecimal(): String =
 
 private const val BYTE = 0xff
 private const val HEXADECIMAL = 16
+private const val MANIFEST_BLOCK = 1 shl 16
+
+/** The suffix of a file that is not yet installed. */
+public const val PART: String = ".part"
+
+// All that a file system can hold, and far from overflowing a Long.
+private const val MAX_BYTES = 1L shl 62
+
+// Objects and arrays inside each other; real manifests have six.
+private const val MAX_DEPTH = 64
+private const val SHOWN = 60
+private val SHA256 = Regex("[0-9a-f]{64}")
 private val SEAL = Regex("\"manifest_sha256\": \"([0-9a-f]{64})\"")
 
 private fun isVersion(value: JsonElement?) =

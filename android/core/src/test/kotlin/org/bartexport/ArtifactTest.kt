@@ -68,9 +68,14 @@ class ArtifactTest {
             file.writeText(change(file.readText()))
         }
 
-    private fun named(file: String) =
-        changed("a manifest that names $file", "names $file, which is outside") { manifest ->
+    private fun named(file: String, says: String = "names $file, which is outside") =
+        changed("a manifest that names $file", says) { manifest ->
             manifest.at("files") { it.with(file, it.getValue(MODEL)) }
+        }
+
+    private fun described(name: String, value: JsonPrimitive) =
+        changed("a file whose $name is $value", "of $MODEL, $name must be") { manifest ->
+            manifest.at("files", MODEL) { it.with(name, value) }
         }
 
     private val refusedToOpen = listOf(
@@ -134,6 +139,25 @@ class ArtifactTest {
         named("tokenizer//x"),
         named("./x"),
         named("..\\x"),
+        named("manifest.json", "names manifest.json, which is no file that an export makes"),
+        named("Manifest.JSON", "names Manifest.JSON, which is no file that an export makes"),
+        named(".cache/verified.json", "which is no file that an export makes"),
+        named("$MODEL.part", "which is no file that an export makes"),
+        named(MODEL.uppercase(), "$MODEL and ${MODEL.uppercase()}, which differ by case only"),
+        described("bytes", JsonPrimitive(-1)),
+        described("bytes", JsonPrimitive(Long.MAX_VALUE)),
+        described("sha256", JsonPrimitive("0".repeat(63))),
+        rewritten("nested without end", "nests over 64 deep") {
+            it.replace("\"format_version\": 1", "\"format_version\": ${"[".repeat(1_000_000)}")
+        },
+        rewritten("a version of many digits", "received 1111") {
+            it.replace("\"format_version\": 1", "\"format_version\": ${"1".repeat(1_000_000)}")
+        },
+        rewritten("too large", "has at most") { it + " ".repeat(MAX_MANIFEST_BYTES) },
+        Damage("a pipe", "it is no regular file") {
+            File(it, "manifest.json").delete()
+            ProcessBuilder("mkfifo", File(it, "manifest.json").path).start().waitFor()
+        },
     )
 
     @TestFactory
@@ -151,12 +175,12 @@ class ArtifactTest {
 
     private val refusedFiles = listOf(
         damaged("a missing file", "is missing or cannot be read") { File(it, MODEL).delete() },
-        damaged("a truncated file", "(20 bytes of 21)") {
+        damaged("a truncated file", "(20 bytes instead of 21)") {
             File(it, MODEL).writeText("a model of some byte")
         },
-        damaged("a longer file", "(22 bytes of 21)") { File(it, MODEL).appendText("s") },
-        damaged("an empty file", "(0 bytes of 21)") { File(it, MODEL).writeText("") },
-        damaged("an edited file of the same size", "altered or damaged (21 bytes of 21)") {
+        damaged("a longer file", "(22 bytes instead of 21)") { File(it, MODEL).appendText("s") },
+        damaged("an empty file", "(0 bytes instead of 21)") { File(it, MODEL).writeText("") },
+        damaged("an edited file of the same size", "altered or damaged (other bytes)") {
             File(it, MODEL).writeText("a model of other byte")
         },
         damaged("a swapped file", "altered or damaged") {
@@ -178,6 +202,16 @@ class ArtifactTest {
             assertOneLine(error.message, row.says, File(directory, MODEL).path)
             opened.path(MERGES)
         }
+    }
+
+    @Test
+    fun `a link that leaves the directory is refused, whatever it leads to`() {
+        val directory = artifact()
+        val elsewhere = File(temporary, "elsewhere").apply { writeText("a model of some bytes") }
+        File(directory, MODEL).delete()
+        Files.createSymbolicLink(File(directory, MODEL).toPath(), elsewhere.toPath())
+        val error = assertFailsWith<ArtifactError> { Artifact.open(directory).path(MODEL) }
+        assertOneLine(error.message, MODEL, "is a link that leaves")
     }
 
     @Test

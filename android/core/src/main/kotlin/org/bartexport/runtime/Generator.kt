@@ -16,6 +16,7 @@ import kotlinx.coroutines.flow.Flow
 import kotlinx.coroutines.flow.FlowCollector
 import kotlinx.coroutines.flow.flow
 import kotlinx.coroutines.flow.flowOn
+import kotlinx.coroutines.flow.last
 import kotlinx.coroutines.sync.Mutex
 import kotlinx.coroutines.sync.withLock
 import org.bartexport.EngineError
@@ -133,6 +134,19 @@ public class Generator(
             generate(tokenizer.encode(text, encoderSequenceLength, truncate), generation)
         }
     }.flowOn(dispatcher)
+
+    /**
+     * Returns what [generate] gives in the end, and fails as collecting it does. Cancelling the
+     * coroutine ends the work before the engine's next step.
+     */
+    public suspend fun summarize(
+        text: String,
+        generation: GenerationConfig = this.generation,
+        truncate: Boolean = false,
+    ): String {
+        val finished = generate(text, generation, truncate).last() as GenerationEvent.Finished
+        return finished.result.text
+    }
 
     /** Returns the number of tokens of a text as a source, start and end token included. */
     public fun countTokens(text: String): Int = tokenizer.tokenize(text).size + 2

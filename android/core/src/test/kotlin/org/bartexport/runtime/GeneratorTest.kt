@@ -77,6 +77,19 @@ class GeneratorTest {
         "a forced end" to greedy.copy(maxLength = 20, forcedEosTokenId = 2),
     )
 
+    @Test
+    fun `summarize gives the text that the events end with, and their errors`() = runBlocking {
+        val short = greedy.copy(maxLength = 9)
+        generator().use { generator ->
+            assertEquals(generator.say(text, short), generator.summarize(text, short))
+            assertFailsWith<InputError> { generator.summarize("a".repeat(200)) }
+            assertEquals(
+                generator.say("a".repeat(98)),
+                generator.summarize("a".repeat(200), truncate = true),
+            )
+        }
+    }
+
     @TestFactory
     fun `the pieces are the text of the result`(): List<DynamicTest> = settings.map { (name, one) ->
         dynamicTest(name) {
@@ -169,7 +182,7 @@ class GeneratorTest {
         ConfigurationError::class to listOf(
             Refusal(
                 "eos_token_id must be in 0 to 260, the model's tokens, received 261.",
-                generation = GenerationConfig(eosTokenId = 261),
+                generation = GenerationConfig(eosTokenIds = listOf(261)),
             ),
         ),
         EngineError::class to listOf(
@@ -245,7 +258,7 @@ class GeneratorTest {
         val engine = EchoEngine(SMALL)
         // On one thread, in turns: the generation is ahead by what the flow's buffer holds.
         val generator = generator(engine, StandardTestDispatcher(testScheduler))
-        val long = greedy.copy(maxLength = 250, eosTokenId = 3)
+        val long = greedy.copy(maxLength = 250, eosTokenIds = listOf(3))
         val first = generator.generate("a", long).filterIsInstance<GenerationEvent.Text>().first()
         assertEquals(1, first.tokens)
         assertTrue(engine.steps.get() < 100, "${engine.steps}")

@@ -1,8 +1,7 @@
 /*
  * Where an installer finds the files of a bundle.
  *
- * The name of a file, as the manifest has it, goes in; its bytes come out. What a manifest is and
- * where the files go is not known here. Android's assets are in AssetSource.kt.
+ * Names are those of the manifest; Android's assets are in AssetSource.kt.
  */
 package org.bartexport.litert
 
@@ -26,7 +25,12 @@ public interface BundleSource {
 
 /** A bundle in a directory: an export, or what was pushed to the device. */
 public class DirectorySource(private val directory: File) : BundleSource {
-    override fun open(name: String): InputStream = File(directory, name).inputStream()
+    override fun open(name: String): InputStream {
+        val file = File(directory, name)
+        // Opening a pipe would wait for its writer.
+        if (!file.isFile) throw FileNotFoundException("$file is no file")
+        return file.inputStream()
+    }
 
     override fun toString(): String = directory.path
 }

@@ -1,9 +1,9 @@
 /*
  * Puts a bundle where LiteRT can map its model: into a directory of the app's own.
  *
- * A bundle goes in, progress and then the directory of an artifact come out, whole and checked.
  * Each artifact has a directory by its manifest's hash, and that manifest is written last: what was
- * interrupted is no artifact, and is gone on with. Nothing here knows what the files are for.
+ * interrupted is no artifact, and is gone on with. What lies in the place of a file is kept only if
+ * its hash is right.
  */
 package org.bartexport.litert
 
@@ -24,7 +24,9 @@ import org.bartexport.Artifact
 import org.bartexport.ArtifactError
 import org.bartexport.MANIFEST_NAME
 import org.bartexport.Manifest
+import org.bartexport.PART
 import org.bartexport.manifestOf
+import org.bartexport.readManifestBytes
 
 /** What happens during an installation: any number of [Progress], then [Installed]. */
 public sealed interface InstallEvent {
@@ -53,9 +55,15 @@ public class ModelInstaller(private val target: File) {
         val manifest = manifestOf(text, "$MANIFEST_NAME of $source")
         val directory = File(target, manifest.manifestSha256)
         alone {
-            removeDamaged(directory)
-            val whole = File(directory, MANIFEST_NAME).exists()
-            copyMissing(source, manifest, directory)
+            val installed = openOrNull(directory)?.takeIf { it.manifest == manifest }
+            val missing = manifest.files.filterNot { (name, _) -> installed.holds(name) }
+                .map { (name, entry) ->
+                    PartialFile(source, name, entry.bytes, entry.sha256, directory)
+                }
+            val whole = installed != null && missing.isEmpty()
+            // The manifest goes first and comes last: what lacks a file is no artifact.
+            if (!whole) File(directory, MANIFEST_NAME).remove()
+            copy(manifest, missing)
             if (!whole) {
                 putManifest(text, directory)
                 check(directory)
@@ -66,7 +74,7 @@ public class ModelInstaller(private val target: File) {
     }.flowOn(Dispatchers.IO)
 
     private fun readManifest(source: BundleSource): ByteArray = try {
-        source.open(MANIFEST_NAME).use { it.readBytes() }
+        source.open(MANIFEST_NAME).use { it.readManifestBytes() }
     } catch (error: IOException) {
         throw ArtifactError("$MANIFEST_NAME of $source cannot be read: ${error.message}.", error)
     }
@@ -93,39 +101,25 @@ public class ModelInstaller(private val target: File) {
         lock.use { block() }
     }
 
-    /** Removes what is in the place of a file and is not that file: it is copied again. */
-    private fun removeDamaged(directory: File) {
-        if (!File(directory, MANIFEST_NAME).exists()) return
-        val artifact = try {
-            Artifact.open(directory)
-        } catch (_: ArtifactError) {
-            File(directory, MANIFEST_NAME).delete()
-            return
-        }
-        for (name in artifact.manifest.files.keys) {
-            try {
-                artifact.path(name)
-            } catch (_: ArtifactError) {
-                // The manifest goes first: what lacks a file is no artifact.
-                File(directory, MANIFEST_NAME).delete()
-                File(directory, name).deleteRecursively()
-            }
-        }
+    private fun openOrNull(directory: File): Artifact? = try {
+        Artifact.open(directory)
+    } catch (_: ArtifactError) {
+        null
     }
 
-    private suspend fun FlowCollector<InstallEvent>.copyMissing(
-        source: BundleSource,
+    private fun Artifact?.holds(name: String): Boolean = try {
+        this?.path(name) != null
+    } catch (_: ArtifactError) {
+        false
+    }
+
+    private suspend fun FlowCollector<InstallEvent>.copy(
         manifest: Manifest,
-        directory: File,
+        missing: List<PartialFile>,
     ) {
-        // A file gets its name only once its hash was right.
-        val missing = manifest.files.filterNot { (name, entry) ->
-            File(directory, name).let { it.isFile && it.length() == entry.bytes }
-        }.map { (name, entry) ->
-            PartialFile(source, name, entry.bytes, entry.sha256, directory)
-        }
+        missing.forEach(PartialFile::takeBack)
         checkSpace(manifest, missing)
-        val all = manifest.files.values.sumOf { it.bytes }
+        val all = manifest.totalBytes
         var before = all - missing.sumOf { it.bytes }
         var shown = System.nanoTime()
         for (file in missing) {
@@ -156,7 +150,7 @@ public class ModelInstaller(private val target: File) {
         val file = File(directory, MANIFEST_NAME)
         try {
             directory.mkdirs()
-            val part = File(directory, "$MANIFEST_NAME.part")
+            val part = File(directory, "$MANIFEST_NAME$PART")
             part.outputStream().use {
                 it.write(text)
                 it.fd.sync()
@@ -179,7 +173,7 @@ public class ModelInstaller(private val target: File) {
             .filter { it != directory && ARTIFACT.matches(it.name) }
             .forEach {
                 File(it, MANIFEST_NAME).delete()
-                it.deleteRecursively()
+                it.remove()
             }
     }
 

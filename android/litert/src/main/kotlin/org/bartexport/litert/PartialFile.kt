@@ -2,8 +2,7 @@
  * One file of a bundle on its way to where it is installed.
  *
  * Its bytes are appended to a file called `.part` and hashed on the way; whatever ends the copy,
- * the next one goes on where it ended. Only a file whose hash is right loses that suffix. Which
- * files a bundle has is not known here.
+ * the next one goes on where it ended. Only a file whose hash is right loses that suffix.
  */
 package org.bartexport.litert
 
@@ -11,10 +10,13 @@ import java.io.File
 import java.io.FileOutputStream
 import java.io.IOException
 import java.io.InputStream
+import java.nio.file.Files
+import java.nio.file.LinkOption
 import java.security.MessageDigest
 import kotlin.coroutines.coroutineContext
 import kotlinx.coroutines.ensureActive
 import org.bartexport.ArtifactError
+import org.bartexport.PART
 
 /**
  * A file that is copied from a bundle.
@@ -32,11 +34,29 @@ internal class PartialFile(
     private val directory: File,
 ) {
     private val file = File(directory, name)
-    private val part = File(directory, "$name.part")
+    private val part = File(directory, "$name$PART")
 
     /** Bytes that earlier copies left. */
     val copied: Long
         get() = part.length()
+
+    /**
+     * Makes what lies in the file's place its part, so that its hash decides; links and whatever else
+     * can be no part are removed, and never followed.
+     */
+    fun takeBack() {
+        writing {
+            var place = directory
+            place.removeUnless(File::isDirectory)
+            for (folder in name.split('/').dropLast(1)) {
+                place = File(place, folder)
+                place.removeUnless(File::isDirectory)
+            }
+            part.removeUnless(File::isFile)
+            file.removeUnless(File::isFile)
+            if (file.exists() && !file.renameTo(part)) throw IOException("it cannot be renamed")
+        }
+    }
 
     /**
      * Copies what is missing, cancellable between two blocks.
@@ -116,6 +136,16 @@ internal class PartialFile(
         "$name of $source is not the file its manifest names ($bytes bytes): it was altered or " +
             "damaged. Get the bundle again.",
     )
+}
+
+/** Removes a file, a link, or a directory with all that is in it; links in it are not followed. */
+internal fun File.remove() {
+    if (!Files.exists(toPath(), LinkOption.NOFOLLOW_LINKS)) return
+    Files.walk(toPath()).use { it.sorted(Comparator.reverseOrder()).forEach(Files::delete) }
+}
+
+private fun File.removeUnless(isRight: File.() -> Boolean) {
+    if (Files.isSymbolicLink(toPath()) || !isRight()) remove()
 }
 
 /** Reads blocks until there are no more, or the coroutine is cancelled. */

@@ -2,17 +2,21 @@
  * XNNPACK's packed weights on disk: a file's second opening takes milliseconds, and its weights are
  * mapped rather than in the process's memory; mirrors bart_export/runtime/weight_cache.py.
  *
- * In goes the manifest's description of a file and a way to open it with a given cache file; out
- * comes what the opening returned. A cache is built under a temporary name and put in place whole,
- * with a record of what it should look like; one that is torn or altered is built again. How LiteRT
- * opens a file is not known here.
+ * A cache is built under a temporary name and put in place whole, with a record of its hash; one that
+ * is torn or altered is built again. Small caches are hashed at every opening, large ones once after
+ * each start of the device and after each change that the file system shows.
  */
 package org.bartexport.litert
 
 import java.io.File
 import java.io.IOException
 import java.io.RandomAccessFile
+import java.nio.file.Files
+import java.nio.file.attribute.BasicFileAttributes
+import java.nio.file.attribute.PosixFileAttributes
+import java.nio.file.attribute.PosixFilePermission
 import java.security.MessageDigest
+import java.util.concurrent.TimeUnit
 import org.bartexport.EngineError
 
 /**
@@ -21,11 +25,13 @@ import org.bartexport.EngineError
  *
  * @param sha256 the file's hash in the manifest, hexadecimal
  * @param bytes the file's size; its cache is about as large
+ * @param large size of the caches that are not hashed at every opening, in bytes
  */
 internal class WeightCache(
     private val directory: File,
     private val sha256: String,
     private val bytes: Long,
+    private val large: Long = LARGE,
 ) {
     private val name = "${sha256.take(HASH_CHARACTERS)}-litert-$LITERT_VERSION.xnnpack"
     private val cache = File(directory, name)
@@ -41,6 +47,7 @@ internal class WeightCache(
      */
     fun <Opened> open(openModel: (File?) -> Opened): Opened {
         directory.mkdirs()
+        if (!isPrivate()) return openModel(null)
         removeOthers()
         return openWhole(openModel) ?: build(openModel) ?: openModel(null)
     }
@@ -68,7 +75,7 @@ internal class WeightCache(
             RandomAccessFile(unfinished, "r").use { it.fd.sync() }
             val description = describe(unfinished)
             record.delete()
-            if (unfinished.renameTo(cache)) record.writeText(description)
+            if (unfinished.renameTo(cache)) writeRecord(description)
         } catch (_: IOException) {
             // Without its record it is built again.
         } finally {
@@ -77,7 +84,35 @@ internal class WeightCache(
     }
 
     private fun isWhole(): Boolean = try {
-        record.readText() == describe(cache)
+        val (expected, seen) = (record.readLines() + listOf("", "")).take(2)
+        val isLarge = cache.length() >= large
+        val known = isLarge && seen.isNotEmpty() && seen == identity()
+        known || (expected == describe(cache)).also { if (it && isLarge) writeRecord(expected) }
+    } catch (_: IOException) {
+        false
+    }
+
+    /** Writes what the cache's bytes are, and what tells that they were not changed since. */
+    private fun writeRecord(description: String) {
+        record.writeText("$description\n${identity().orEmpty()}\n")
+    }
+
+    /** The boot, and what the file system shows of changes; null where a boot has no name. */
+    private fun identity(): String? = try {
+        val attributes = Files.readAttributes(cache.toPath(), BasicFileAttributes::class.java)
+        val changed = attributes.lastModifiedTime().to(TimeUnit.NANOSECONDS)
+        "${BOOT.readText().trim()} ${attributes.fileKey()} $changed"
+    } catch (_: IOException) {
+        null
+    }
+
+    /** Whether nobody but this user can write there: the model computes with what lies there. */
+    private fun isPrivate(): Boolean = try {
+        val attributes = Files.readAttributes(directory.toPath(), PosixFileAttributes::class.java)
+        PosixFilePermission.OTHERS_WRITE !in attributes.permissions() &&
+            attributes.owner() == Files.getOwner(PROCESS.toPath())
+    } catch (_: UnsupportedOperationException) {
+        true // no such permissions on this system
     } catch (_: IOException) {
         false
     }
@@ -101,6 +136,12 @@ internal class WeightCache(
         // A cache is begun only where this many times the model's size is free.
         const val ROOM = 2
 
+        // Bytes. Hashing less takes less time than opening the model.
+        const val LARGE = 32L shl 20
+
+        val BOOT = File("/proc/sys/kernel/random/boot_id")
+        val PROCESS = File("/proc/self")
+
         // Milliseconds after which an unfinished cache belongs to nobody.
         const val ABANDONED = 600_000L
     }
@@ -114,18 +155,16 @@ private inline fun <Opened> orNull(vararg files: File, open: () -> Opened): Open
     null
 }
 
-/** The size of a cache and a hash over pages spread evenly over it. */
-private fun describe(cache: File): String = RandomAccessFile(cache, "r").use { file ->
+/** The size and the hash of a cache. */
+private fun describe(cache: File): String = cache.inputStream().use { stream ->
     val digest = MessageDigest.getInstance("SHA-256")
-    val size = file.length()
-    val page = ByteArray(minOf(size, PAGE).toInt())
-    for (sample in 0 until SAMPLES) {
-        file.seek((size - page.size) * sample / (SAMPLES - 1))
-        file.readFully(page)
-        digest.update(page)
+    val block = ByteArray(BLOCK)
+    while (true) {
+        val count = stream.read(block)
+        if (count < 0) break
+        digest.update(block, 0, count)
     }
-    "$size ${hexadecimal(digest.digest())}\n"
+    "${cache.length()} ${hexadecimal(digest.digest())}"
 }
 
-private const val SAMPLES = 64 // pages that are hashed: all would cost what the cache saves
-private const val PAGE = 4096L
+private const val BLOCK = 1 shl 18

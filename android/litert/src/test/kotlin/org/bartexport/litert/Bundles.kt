@@ -23,9 +23,13 @@ internal const val MODEL_BYTES = 3_000_017
 /**
  * Writes a bundle whose content depends on [seed], and returns its directory.
  *
- * @param claimed what the manifest says of the model's size, where that is not the truth
+ * @param claimed what the manifest says of sizes that are not the truth, by name
  */
-internal fun writeBundle(directory: File, seed: Long, claimed: Long? = null): File {
+internal fun writeBundle(
+    directory: File,
+    seed: Long,
+    claimed: Map<String, Long> = emptyMap(),
+): File {
     val random = Random(seed)
     val files = mapOf(MODEL to MODEL_BYTES, MERGES to 70_001, "golden.json" to 0, "a/b" to 1)
         .mapValues { (_, size) -> ByteArray(size).also(random::nextBytes) }
@@ -35,7 +39,7 @@ internal fun writeBundle(directory: File, seed: Long, claimed: Long? = null): Fi
     val manifest = manifest {
         for ((name, content) in files) {
             putJsonObject(name) {
-                put("bytes", claimed.takeIf { name == MODEL } ?: content.size.toLong())
+                put("bytes", claimed[name] ?: content.size.toLong())
                 put("sha256", sha256(content))
             }
         }

@@ -5,7 +5,9 @@
 package org.bartexport.litert
 
 import java.io.File
+import java.io.InputStream
 import java.io.RandomAccessFile
+import java.nio.file.Files
 import java.util.Random
 import java.util.zip.ZipEntry
 import java.util.zip.ZipOutputStream
@@ -27,7 +29,9 @@ import kotlinx.coroutines.launch
 import kotlinx.coroutines.runBlocking
 import org.bartexport.Artifact
 import org.bartexport.ArtifactError
+import org.junit.jupiter.api.DynamicTest.dynamicTest
 import org.junit.jupiter.api.Test
+import org.junit.jupiter.api.TestFactory
 import org.junit.jupiter.api.io.TempDir
 import org.junit.jupiter.params.ParameterizedTest
 import org.junit.jupiter.params.provider.ValueSource
@@ -168,12 +172,85 @@ class ModelInstallerTest(@param:TempDir private val directory: File) {
 
     @Test
     fun `a model that no disk has room for is refused before a byte is copied`() {
-        val huge = writeBundle(File(directory, "huge"), 3, claimed = 1L shl 60)
+        val huge = writeBundle(File(directory, "huge"), 3, mapOf(MODEL to (1L shl 60)))
         val source = Watched(DirectorySource(huge))
         val error = assertFailsWith<ArtifactError> { install(source) }
         assertContains(assertNotNull(error.message), "1152921504606")
         assertContains(assertNotNull(error.message), "are missing")
         assertEquals(listOf("manifest.json"), source.opened)
+    }
+
+    @Test
+    fun `sizes that overflow when they are added are refused`() {
+        val sizes = listOf(MODEL, MERGES, "golden.json", "a/b").associateWith { 1L shl 62 }
+        for (claimed in listOf(sizes, mapOf(MODEL to -1L))) {
+            val bundle = writeBundle(File(directory, "overflowing"), 3, claimed)
+            val source = Watched(DirectorySource(bundle))
+            val error = assertFailsWith<ArtifactError> { install(source) }
+            assertContains(assertNotNull(error.message), "bytes must be 0 to")
+            assertEquals(listOf("manifest.json"), source.opened)
+        }
+    }
+
+    @Test
+    fun `a manifest without end is refused before it fills the memory`() {
+        val endless = object : BundleSource {
+            override fun open(name: String) = object : InputStream() {
+                override fun read() = ' '.code
+            }
+        }
+        val error = assertFailsWith<ArtifactError> { install(endless) }
+        assertContains(assertNotNull(error.message), "has at most")
+    }
+
+    /** What may lie where the model goes, of an installation that no manifest vouches for. */
+    private val leftovers = mapOf<String, (File) -> Unit>(
+        "other bytes of the same length" to { it.writeBytes(ByteArray(MODEL_BYTES)) },
+        "a directory" to { File(it, "full").mkdirs() },
+        "a link" to { Files.createSymbolicLink(it.toPath(), outside.toPath()) },
+        "a part that is a link" to {
+            Files.createSymbolicLink(File(it.path + ".part").toPath(), outside.toPath())
+        },
+        "a folder that is a link" to {
+            it.parentFile.delete()
+            Files.createSymbolicLink(it.parentFile.toPath(), outside.parentFile.toPath())
+        },
+    )
+    private val outside by lazy {
+        File(directory, "elsewhere/photo.jpg").apply {
+            parentFile.mkdirs()
+            writeText("somebody's")
+        }
+    }
+
+    @TestFactory
+    fun `a leftover is healed in the same installation, and links are not followed`() =
+        leftovers.map { (name, leave) ->
+            dynamicTest(name) {
+                target.deleteRecursively()
+                val hash = Artifact.open(bundle).manifest.manifestSha256
+                leave(File(target, "$hash/$MODEL").apply { parentFile.mkdirs() })
+                assertWhole(install(DirectorySource(bundle)))
+                assertEquals("somebody's", outside.readText())
+                assertEquals(listOf("photo.jpg"), outside.parentFile.list().orEmpty().toList())
+            }
+        }
+
+    @Test
+    fun `removing another version does not follow links`() {
+        val old = File(target, "0".repeat(64)).apply { mkdirs() }
+        Files.createSymbolicLink(File(old, "photos").toPath(), outside.parentFile.toPath())
+        install(DirectorySource(bundle))
+        assertFalse(old.exists())
+        assertEquals("somebody's", outside.readText())
+    }
+
+    @Test
+    fun `a file of a bundle that is a pipe is refused, not waited for`() {
+        File(bundle, MERGES).delete()
+        ProcessBuilder("mkfifo", File(bundle, MERGES).path).start().waitFor()
+        val error = assertFailsWith<ArtifactError> { install(DirectorySource(bundle)) }
+        assertContains(assertNotNull(error.message), MERGES)
     }
 
     private fun install(source: BundleSource): File = runBlocking {

@@ -5,6 +5,9 @@
 package org.bartexport.litert
 
 import java.io.File
+import java.io.RandomAccessFile
+import java.nio.file.Files
+import java.nio.file.attribute.PosixFilePermission
 import kotlin.test.assertContains
 import kotlin.test.assertEquals
 import kotlin.test.assertFailsWith
@@ -83,6 +86,55 @@ class WeightCacheTest(@param:TempDir private val directory: File) {
         cache.open(::open)
         assertFalse(abandoned.exists())
         assertTrue(current.exists())
+    }
+
+    @Test
+    fun `a small cache that was altered anywhere is built again, whatever its time says`() {
+        cache.open(::open)
+        flipByte()
+        cache.open(::open)
+        assertTrue(assertNotNull(asked.last()).name.endsWith(".building"))
+    }
+
+    @Test
+    fun `a large cache is hashed once, and again when its time or the boot changed`() {
+        val large = WeightCache(directory, SHA256, 1000, large = 1)
+        large.open(::open)
+        val (file, record) = directory.listFiles().orEmpty().sorted()
+        flipByte()
+        large.open(::open)
+        assertEquals(file, asked.last(), "it was hashed again")
+        record.writeText(record.readText().replace(Regex("\n\\S+ "), "\nanother-boot "))
+        large.open(::open)
+        assertTrue(assertNotNull(asked.last()).name.endsWith(".building"))
+        assertTrue(file.setLastModified(1_000_000))
+        large.open(::open)
+        assertEquals(file, asked.last())
+        flipByte()
+        assertTrue(file.setLastModified(2_000_000))
+        large.open(::open)
+        assertTrue(assertNotNull(asked.last()).name.endsWith(".building"))
+    }
+
+    @Test
+    fun `a directory that everybody can write is not used`() {
+        cache.open(::open)
+        Files.setPosixFilePermissions(directory.toPath(), PosixFilePermission.entries.toSet())
+        cache.open(::open)
+        assertEquals(null, asked.last())
+    }
+
+    /** Changes the byte in the middle of the cache, and nothing that a directory shows. */
+    private fun flipByte() {
+        val file = directory.listFiles().orEmpty().single { it.name.endsWith(".xnnpack") }
+        val changed = Files.getLastModifiedTime(file.toPath())
+        RandomAccessFile(file, "rw").use {
+            it.seek(it.length() / 2 + 1)
+            val byte = it.read()
+            it.seek(it.length() / 2 + 1)
+            it.write(byte xor 1)
+        }
+        Files.setLastModifiedTime(file.toPath(), changed)
     }
 
     /** Writes a cache where there is none, as LiteRT does. */

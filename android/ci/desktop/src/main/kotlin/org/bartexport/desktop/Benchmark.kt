@@ -52,10 +52,11 @@ private class Opening(val packing: Double, val cached: Double)
 private fun opening(directory: File): Opening {
     val cache = File.createTempFile("weights", null).also { it.delete() }
     fun median(options: EngineOptions): Double {
-        openGenerator(directory, options).close()
+        fun open() = runBlocking { openGenerator(directory, options) }
+        open().close()
         return (1..OPENINGS).map {
             val began = System.nanoTime()
-            openGenerator(directory, options).close()
+            open().close()
             (System.nanoTime() - began) / NANOSECONDS_A_MILLISECOND
         }.median()
     }

@@ -16,7 +16,6 @@ import org.bartexport.GenerationConfig
 import org.bartexport.InputError
 import org.bartexport.litert.Accelerator
 import org.bartexport.litert.CompiledModelEngine
-import org.bartexport.litert.openGenerator
 import org.junit.jupiter.api.DynamicTest
 import org.junit.jupiter.api.DynamicTest.dynamicTest
 import org.junit.jupiter.api.Test
@@ -132,7 +131,7 @@ class EngineTest {
             assertOneLine(error.message, "at most $shorter", "received ${shorter + 1}")
             engine.answer(List(shorter) { 0 }, GenerationConfig(maxLength = 4))
         }
-        openGenerator(directory, OPTIONS).use { generator ->
+        generatorOf(directory).use { generator ->
             assertEquals(shorter, generator.encoderSequenceLength)
             val text = "word ".repeat(shorter)
             val error = assertFailsWith<InputError> {

@@ -6,7 +6,6 @@ import kotlinx.coroutines.flow.toList
 import kotlinx.coroutines.runBlocking
 import kotlinx.serialization.json.double
 import kotlinx.serialization.json.jsonPrimitive
-import org.bartexport.litert.openGenerator
 import org.bartexport.runtime.GenerationEvent
 import org.junit.jupiter.api.DynamicTest
 import org.junit.jupiter.api.DynamicTest.dynamicTest
@@ -19,7 +18,7 @@ class GenerationsTest {
         SETTINGS.map { (name, generation) ->
             dynamicTest(name) {
                 assertEquals(200, ROWS.size)
-                openGenerator(MINI.artifact.directory, OPTIONS).use { generator ->
+                generatorOf(MINI.artifact.directory).use { generator ->
                     for (row in ROWS) {
                         val events = runBlocking {
                             generator.generate(row.text, generation, truncate = true).toList()

@@ -22,6 +22,7 @@ import org.bartexport.Artifact
 import org.bartexport.GenerationConfig
 import org.bartexport.litert.CompiledModelEngine
 import org.bartexport.litert.EngineOptions
+import org.bartexport.litert.openGenerator
 import org.bartexport.runtime.Decoding
 import org.bartexport.runtime.GenerationEvent
 import org.bartexport.runtime.GenerationResult
@@ -58,6 +59,10 @@ internal val OPTIONS = EngineOptions(numThreads = 2)
 internal val MINI = Model(File(BUILD, "bart_mini_en"))
 internal val TINY =
     listOf("bart_tiny_symmetric", "bart_tiny_distilled").map { Model(File(BUILD, it)) }
+
+/** Opens a bundle's generator with [OPTIONS], for tests that are no coroutines. */
+internal fun generatorOf(directory: File): Generator =
+    runBlocking { openGenerator(directory, OPTIONS) }
 
 /** A text of generations.jsonl with Python's answers. */
 internal class Row(content: JsonObject) {

@@ -12,7 +12,6 @@ import org.bartexport.ArtifactError
 import org.bartexport.BartExportError
 import org.bartexport.EngineError
 import org.bartexport.litert.CompiledModelEngine
-import org.bartexport.litert.openGenerator
 import org.bartexport.quality.replay
 import org.junit.jupiter.api.DynamicTest
 import org.junit.jupiter.api.DynamicTest.dynamicTest
@@ -69,7 +68,7 @@ class RefusedFilesTest {
     private fun damaged(name: String, damage: Damage): File {
         val directory = model.copyTo(File(temporary, "damaged").also { it.deleteRecursively() })
         // It was whole once, and is remembered to be.
-        openGenerator(directory, OPTIONS).close()
+        generatorOf(directory).close()
         damage.damage(File(directory, name), File(other.artifact.directory, name))
         return directory
     }
@@ -83,7 +82,7 @@ class RefusedFilesTest {
     fun `a model or a tokenizer that was altered is refused by name`() =
         each(model.file, VOCABULARY, MERGES) { file, damage ->
             val directory = damaged(file, damage)
-            val error = assertFailsWith<ArtifactError> { openGenerator(directory, OPTIONS) }
+            val error = assertFailsWith<ArtifactError> { generatorOf(directory) }
             assertOneLine(error.message, File(directory, file).path, damage.says)
         }
 
@@ -102,7 +101,7 @@ class RefusedFilesTest {
         manifestDamages.map { damage ->
             dynamicTest(damage.name) {
                 val directory = damaged("manifest.json", damage)
-                val error = assertFailsWith<ArtifactError> { openGenerator(directory, OPTIONS) }
+                val error = assertFailsWith<ArtifactError> { generatorOf(directory) }
                 assertOneLine(error.message, directory.path, damage.says)
             }
         }
@@ -116,7 +115,7 @@ class RefusedFilesTest {
                 val directory = model.copyTo(File(temporary, "sealed"))
                 File(directory, model.file).writeText(content)
                 reseal(directory, model.file)
-                val error = assertFailsWith<EngineError> { openGenerator(directory, OPTIONS) }
+                val error = assertFailsWith<EngineError> { generatorOf(directory) }
                 assertOneLine(error.message, File(directory, model.file).path)
             }
         }
@@ -127,7 +126,7 @@ class RefusedFilesTest {
         File(other.artifact.directory, other.file).copyTo(File(directory, model.file), true)
         reseal(directory, model.file)
         val error = assertFailsWith<EngineError> {
-            openGenerator(directory, OPTIONS).use {
+            generatorOf(directory).use {
                 it.result("A text.", model.artifact.generation)
             }
         }
@@ -148,14 +147,14 @@ class RefusedFilesTest {
             CompiledModelEngine.open(artifact, model.file, OPTIONS)
         }
         assertOneLine(refused.message, model.file, "it is wrong")
-        val none = assertFailsWith<ArtifactError> { openGenerator(directory, OPTIONS) }
+        val none = assertFailsWith<ArtifactError> { generatorOf(directory) }
         assertOneLine(none.message, directory.path, "bart-export")
     }
 
     @Test
     fun `a directory that is none is refused by name`() {
         val directory = File(temporary, "nothing")
-        val error = assertFailsWith<BartExportError> { openGenerator(directory, OPTIONS) }
+        val error = assertFailsWith<BartExportError> { generatorOf(directory) }
         assertOneLine(error.message, directory.path)
     }
 

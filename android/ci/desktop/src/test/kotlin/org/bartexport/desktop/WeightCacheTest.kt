@@ -70,6 +70,14 @@ class WeightCacheTest {
         Damage("other bytes at the beginning") { cache ->
             RandomAccessFile(cache, "rw").use { it.write("something else".toByteArray()) }
         },
+        Damage("one byte in the middle") { cache ->
+            RandomAccessFile(cache, "rw").use {
+                it.seek(it.length() / 2 + 1)
+                val byte = it.read()
+                it.seek(it.length() / 2 + 1)
+                it.write(byte xor 1)
+            }
+        },
         Damage("with another one's record") { cache -> File("$cache.sha256").writeText("1 00\n") },
         Damage("without its record") { cache -> File("$cache.sha256").delete() },
     )
