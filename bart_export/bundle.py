@@ -36,7 +36,7 @@ DOWNLOAD = "Have the app download it after it is installed"
 # support.google.com/googleplay/android-developer/answer/9859372 (2026-11), of compressed downloads;
 # a .tflite file hardly compresses. Ascending.
 LIMITS = (
-    Limit(500_000_000, "an app's base module", ASSET_PACK),
+    Limit(200_000_000, "an app's base module", ASSET_PACK),
     Limit(1_500_000_000, "an asset pack", DOWNLOAD),
     Limit(4_000_000_000, "all that is delivered when an app is installed", DOWNLOAD),
 )

@@ -233,9 +233,9 @@ def test_an_artifact_without_the_static_build_is_refused(symmetric_artifact, tmp
     ("size", "words"),
     [
         (1, None),
-        (500 * MEGABYTE, None),
-        (500 * MEGABYTE + 1, ("500.0 MB as an app's base module", "Play Asset Delivery")),
-        (1500 * MEGABYTE, ("500.0 MB as an app's base module", "a bundle of 1.5 GB")),
+        (200 * MEGABYTE, None),
+        (200 * MEGABYTE + 1, ("200.0 MB as an app's base module", "Play Asset Delivery")),
+        (1500 * MEGABYTE, ("200.0 MB as an app's base module", "a bundle of 1.5 GB")),
         (1500 * MEGABYTE + 1, ("1.5 GB as an asset pack", "download it after")),
         (4001 * MEGABYTE, ("4.0 GB as all that is delivered", "download it after")),
     ],
