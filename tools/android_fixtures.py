@@ -283,7 +283,7 @@ def search_settings() -> Iterator[tuple[int, GenerationConfig]]:
             "repetition_penalty": chance.choice((1.0, 1.0, 1.3, 0.8)),
             "forced_bos_token_id": chance.choice((None, None, 0)),
             "forced_eos_token_id": chance.choice((None, 1 if small else 2)),
-            "eos_token_id": 1 if small else 2,
+            "eos_token_id": 1 if small else chance.choice((2, 2, (2, 5))),
             "decoder_start_token_id": 1 if small else 2,
         }
         if kind == "beams":

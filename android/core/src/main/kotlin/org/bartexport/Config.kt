@@ -10,14 +10,19 @@ import kotlinx.serialization.KSerializer
 import kotlinx.serialization.SerialName
 import kotlinx.serialization.Serializable
 import kotlinx.serialization.SerializationException
+import kotlinx.serialization.builtins.ListSerializer
+import kotlinx.serialization.builtins.serializer
 import kotlinx.serialization.descriptors.PrimitiveKind
 import kotlinx.serialization.descriptors.PrimitiveSerialDescriptor
 import kotlinx.serialization.descriptors.SerialDescriptor
 import kotlinx.serialization.encoding.Decoder
 import kotlinx.serialization.encoding.Encoder
+import kotlinx.serialization.json.JsonArray
 import kotlinx.serialization.json.JsonDecoder
+import kotlinx.serialization.json.JsonElement
 import kotlinx.serialization.json.JsonEncoder
 import kotlinx.serialization.json.JsonPrimitive
+import kotlinx.serialization.json.JsonTransformingSerializer
 
 /**
  * The architecture of a BART encoder-decoder, in KerasHub's words.
@@ -85,7 +90,8 @@ public enum class EarlyStopping { TRUE, FALSE, NEVER }
  * `generate()` (transformers 4.57), except for `seed`, which is ours.
  *
  * Lengths count decoder tokens, the start token included. `topK = 0` and `topP = 1.0` switch those
- * filters off. Sampling parameters have an effect only with `doSample = true`.
+ * filters off. Sampling parameters have an effect only with `doSample = true`. Each of several
+ * [eosTokenIds] ends a sequence.
  *
  * @throws ConfigurationError for a value out of range, or parameters that contradict each other
  */
@@ -107,7 +113,9 @@ public data class GenerationConfig(
     @SerialName("decoder_start_token_id") val decoderStartTokenId: Int = 2,
     @SerialName("bos_token_id") val bosTokenId: Int = 0,
     @SerialName("pad_token_id") val padTokenId: Int = 1,
-    @SerialName("eos_token_id") val eosTokenId: Int = 2,
+    @SerialName("eos_token_id")
+    @Serializable(with = TokenIdsSerializer::class)
+    val eosTokenIds: List<Int> = listOf(2),
     @SerialName("forced_bos_token_id") val forcedBosTokenId: Int? = null,
     @SerialName("forced_eos_token_id") val forcedEosTokenId: Int? = null,
 ) {
@@ -119,6 +127,7 @@ public data class GenerationConfig(
         atLeast("no_repeat_ngram_size", noRepeatNgramSize, 0)
         atLeast("top_k", topK, 0)
         seed?.let { require(it >= 0, "seed must be an integer of at least 0, received $it.") }
+        require(eosTokenIds.isNotEmpty(), "eos_token_id must be a token id or several, received [].")
         for ((name, tokenId) in tokenIds()) {
             atLeast(name, tokenId, 0)
         }
@@ -154,17 +163,52 @@ public data class GenerationConfig(
         }
     }
 
-    private fun tokenIds(): Map<String, Int> {
-        val all = mapOf(
-            "decoder_start_token_id" to decoderStartTokenId,
-            "bos_token_id" to bosTokenId,
-            "pad_token_id" to padTokenId,
-            "eos_token_id" to eosTokenId,
-            "forced_bos_token_id" to forcedBosTokenId,
-            "forced_eos_token_id" to forcedEosTokenId,
+    /**
+     * Returns these settings with what a call asks for. A limit that the call leaves alone yields to
+     * it: `minLength` to a lower [maxLength], `numReturnSequences` to fewer [numBeams].
+     *
+     * @param maxNewTokens a [maxLength] that does not count the start token
+     * @throws ConfigurationError for a value out of range, or both lengths
+     */
+    public fun replace(
+        maxLength: Int? = null,
+        maxNewTokens: Int? = null,
+        numBeams: Int? = null,
+    ): GenerationConfig {
+        require(
+            maxLength == null || maxNewTokens == null,
+            "max_length and max_new_tokens are two ways to say the same, received both. Give one " +
+                "of them.",
         )
-        return buildMap { for ((name, tokenId) in all) tokenId?.let { put(name, it) } }
+        val longest = maxLength ?: maxNewTokens?.plus(1) ?: this.maxLength
+        val beams = numBeams ?: this.numBeams
+        return copy(
+            maxLength = longest,
+            minLength = minOf(minLength, longest),
+            numBeams = beams,
+            numReturnSequences =
+            if (doSample) numReturnSequences else minOf(numReturnSequences, beams),
+        )
     }
+
+    private fun tokenIds(): List<Pair<String, Int>> = listOf(
+        "decoder_start_token_id" to decoderStartTokenId,
+        "bos_token_id" to bosTokenId,
+        "pad_token_id" to padTokenId,
+        "forced_bos_token_id" to forcedBosTokenId,
+        "forced_eos_token_id" to forcedEosTokenId,
+    ).mapNotNull { (name, tokenId) -> tokenId?.let { name to it } } +
+        eosTokenIds.map { "eos_token_id" to it }
+}
+
+/** Reads and writes `eos_token_id`, which is a number or, for several, an array of them. */
+public object TokenIdsSerializer :
+    JsonTransformingSerializer<List<Int>>(ListSerializer(Int.serializer())) {
+    override fun transformDeserialize(element: JsonElement): JsonElement =
+        element as? JsonArray ?: JsonArray(listOf(element))
+
+    override fun transformSerialize(element: JsonElement): JsonElement =
+        (element as JsonArray).singleOrNull() ?: element
 }
 
 /** Reads and writes `early_stopping`, which is a JSON boolean or the word "never". */

@@ -41,7 +41,7 @@ class ConfigTest {
                 "no_repeat_ngram_size must be an integer of at least 0, received -1.",
             { defaults.copy(topK = -1) } to "top_k must be an integer of at least 0, received -1.",
             { defaults.copy(seed = -1) } to "seed must be an integer of at least 0, received -1.",
-            { defaults.copy(eosTokenId = -1) } to
+            { defaults.copy(eosTokenIds = listOf(2, -1)) } to
                 "eos_token_id must be an integer of at least 0, received -1.",
             { defaults.copy(forcedBosTokenId = -3) } to
                 "forced_bos_token_id must be an integer of at least 0, received -3.",
@@ -74,7 +74,7 @@ class ConfigTest {
     @Test
     fun `the bounds themselves are accepted`() {
         defaults.copy(maxLength = 2, minLength = 2, topK = 0, topP = 1.0, seed = Long.MAX_VALUE)
-        defaults.copy(doSample = true, numReturnSequences = 5, eosTokenId = 0, lengthPenalty = -2.0)
+        defaults.copy(doSample = true, numReturnSequences = 5, eosTokenIds = listOf(0, 3), lengthPenalty = -2.0)
         defaults.copy(numBeams = 5, numReturnSequences = 5, forcedEosTokenId = 0, seed = 0)
     }
 
@@ -114,13 +114,45 @@ class ConfigTest {
             decoderStartTokenId = 7,
             bosTokenId = 8,
             padTokenId = 9,
-            eosTokenId = 10,
+            eosTokenIds = listOf(10),
             forcedBosTokenId = 11,
             forcedEosTokenId = null,
         )
         assertEquals(expected, Json.decodeFromString<GenerationConfig>(text))
         val again = Json.encodeToString(GenerationConfig.serializer(), expected)
         assertEquals(expected, Json.decodeFromString<GenerationConfig>(again))
+    }
+
+    @Test
+    fun `one end token is a number, several are an array`() {
+        for ((json, ids) in mapOf("10" to listOf(10), "[10,2]" to listOf(10, 2))) {
+            val text = """{"eos_token_id": $json}"""
+            val read = Json.decodeFromString<GenerationConfig>(text)
+            assertEquals(ids, read.eosTokenIds)
+            assertEquals(text.filterNot { it == ' ' }, Json.encodeToString(read))
+        }
+        val error = assertFailsWith<ConfigurationError> {
+            Json.decodeFromString<GenerationConfig>("""{"eos_token_id": []}""")
+        }
+        assertEquals("eos_token_id must be a token id or several, received [].", error.message)
+    }
+
+    @Test
+    fun `limits that a call leaves alone yield to what it asks for`() {
+        val own = GenerationConfig(
+            maxLength = 20,
+            minLength = 12,
+            numBeams = 4,
+            numReturnSequences = 3,
+        )
+        assertEquals(own.copy(maxLength = 8, minLength = 8), own.replace(maxLength = 8))
+        assertEquals(own.copy(maxLength = 9, minLength = 9), own.replace(maxNewTokens = 8))
+        assertEquals(own.copy(numBeams = 2, numReturnSequences = 2), own.replace(numBeams = 2))
+        assertEquals(own, own.replace())
+        val samples = GenerationConfig(doSample = true, numReturnSequences = 3)
+        assertEquals(samples, samples.replace(numBeams = 1))
+        assertFailsWith<ConfigurationError> { own.replace(maxLength = 8, maxNewTokens = 7) }
+        assertFailsWith<ConfigurationError> { own.replace(maxNewTokens = 0) }
     }
 
     @Test

@@ -38,7 +38,7 @@ internal fun <State> beamSearch(
         val candidates = if (forced == null) {
             val stepped = step(state, beams.sequences.tokensAt(length - 1), beams.cameFrom)
             state = stepped.state
-            beams.candidates(stepped.logits, processors, length)
+            beams.candidates(stepped.logits, processors, length, generation.eosTokenIds.size)
         } else {
             if (!last) {
                 state = step(state, beams.sequences.tokensAt(length - 1), beams.cameFrom).state
@@ -47,7 +47,7 @@ internal fun <State> beamSearch(
         }
         val places = candidates.tokens.indices
         val (ends, goesOn) = places.partition {
-            last || candidates.tokens[it] == generation.eosTokenId
+            last || candidates.tokens[it] in generation.eosTokenIds
         }
         // Candidates beyond numBeams are there to go on; as endings they are not good enough.
         for (place in ends.filter { it < generation.numBeams }) {
@@ -84,13 +84,21 @@ private class Beams(
     val cameFrom: IntArray,
     val totals: DoubleArray,
 ) {
-    /** Returns the best ways to go on by the [logits] of the token after [length] tokens. */
-    fun candidates(logits: Logits, processors: List<Processor>, length: Int): Candidates {
+    /**
+     * Returns the best ways to go on by the [logits] of the token after [length] tokens, where each
+     * beam can end in so many [ways].
+     */
+    fun candidates(
+        logits: Logits,
+        processors: List<Processor>,
+        length: Int,
+        ways: Int,
+    ): Candidates {
         val normalizers = logNormalizers(logits)
         processors.process(sequences, length, logits, normalizers)
         val offsets = DoubleArray(totals.size) { totals[it] - normalizers[it] }
-        // Each beam can end in one way only, so half of the candidates go on.
-        return largest(logits, offsets, 2 * totals.size)
+        // However beams end, as many candidates as there are beams go on.
+        return largest(logits, offsets, (1 + ways) * totals.size)
     }
 
     /** Returns the only way to go on where [token] is forced. */

@@ -26,7 +26,7 @@ internal fun interface Processor {
 internal fun processors(generation: GenerationConfig): List<Processor> = listOf(
     (generation.repetitionPenalty != 1.0) to repetitionPenalty(generation.repetitionPenalty),
     (generation.noRepeatNgramSize > 0) to noRepeatNgram(generation.noRepeatNgramSize),
-    (generation.minLength > 0) to minLength(generation.minLength, generation.eosTokenId),
+    (generation.minLength > 0) to minLength(generation.minLength, generation.eosTokenIds),
 ).filter { (on, _) -> on }.map { (_, processor) -> processor }
 
 /** Applies every processor to every row; [zeros] is float32 (beams,). */
@@ -99,8 +99,10 @@ private fun IntArray.repeats(first: Int, second: Int, count: Int): Boolean {
     return true
 }
 
-/** Returns the processor that bans the end token before [minimum] tokens, start included. */
-internal fun minLength(minimum: Int, eosTokenId: Int): Processor =
+/** Returns the processor that bans every end token before [minimum] tokens, start included. */
+internal fun minLength(minimum: Int, eosTokenIds: List<Int>): Processor =
     Processor { _, length, logits, start, _ ->
-        if (length < minimum) logits[start + eosTokenId] = Float.NEGATIVE_INFINITY
+        if (length < minimum) {
+            for (tokenId in eosTokenIds) logits[start + tokenId] = Float.NEGATIVE_INFINITY
+        }
     }

@@ -90,7 +90,7 @@ private fun <State> tokenSearch(
             for (row in running) sequences[row][length] = forced
         }
         for (row in running) {
-            if (sequences[row][length] == generation.eosTokenId) lengths[row] = length + 1
+            if (sequences[row][length] in generation.eosTokenIds) lengths[row] = length + 1
         }
         running = running.filter { lengths[it] > length + 1 }
         yield(SearchEvent.Settled(if (rows == 1) listOf(sequences[0][length]) else listOf()))

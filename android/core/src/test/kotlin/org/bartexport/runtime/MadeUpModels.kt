@@ -24,7 +24,7 @@ const val VOCABULARY = 6
 val SETTINGS = GenerationConfig(
     maxLength = 12,
     decoderStartTokenId = START,
-    eosTokenId = END,
+    eosTokenIds = listOf(END),
     padTokenId = 0,
     bosTokenId = 2,
 )
