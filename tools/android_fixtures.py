@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from bart_export import directories
-from bart_export.artifact import Artifact, replace_file, write_json
+from bart_export.artifact import Artifact, write_json
 from bart_export.config import GenerationConfig
 from bart_export.errors import BartExportError
 from bart_export.recipes import DEFAULT, RECIPES
@@ -74,14 +74,14 @@ def make(output: Path) -> None:
             draft = place / directories.ARTIFACT
             draft.mkdir()
             write(draft)
-            replace_file(draft / LIBRARY, library().encode())
+            (draft / LIBRARY).write_text(library())
             write_json(draft / STAMP, wanted)
             if output.exists():
                 directories.exchange(draft, output)
             else:
                 draft.rename(output)
     # The environment may have moved since.
-    replace_file(output / LIBRARY, library().encode())
+    (output / LIBRARY).write_text(library())
 
 
 def stamp() -> dict[str, Any]:
