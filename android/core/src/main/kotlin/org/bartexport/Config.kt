@@ -127,7 +127,10 @@ public data class GenerationConfig(
         atLeast("no_repeat_ngram_size", noRepeatNgramSize, 0)
         atLeast("top_k", topK, 0)
         seed?.let { require(it >= 0, "seed must be an integer of at least 0, received $it.") }
-        require(eosTokenIds.isNotEmpty(), "eos_token_id must be a token id or several, received [].")
+        require(
+            eosTokenIds.isNotEmpty(),
+            "eos_token_id must be a token id or several, received [].",
+        )
         for ((name, tokenId) in tokenIds()) {
             atLeast(name, tokenId, 0)
         }

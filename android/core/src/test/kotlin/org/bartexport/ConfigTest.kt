@@ -74,7 +74,8 @@ class ConfigTest {
     @Test
     fun `the bounds themselves are accepted`() {
         defaults.copy(maxLength = 2, minLength = 2, topK = 0, topP = 1.0, seed = Long.MAX_VALUE)
-        defaults.copy(doSample = true, numReturnSequences = 5, eosTokenIds = listOf(0, 3), lengthPenalty = -2.0)
+        defaults.copy(doSample = true, numReturnSequences = 5, lengthPenalty = -2.0)
+        defaults.copy(eosTokenIds = listOf(0, 3))
         defaults.copy(numBeams = 5, numReturnSequences = 5, forcedEosTokenId = 0, seed = 0)
     }
 
