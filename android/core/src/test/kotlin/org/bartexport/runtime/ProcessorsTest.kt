@@ -30,9 +30,9 @@ class ProcessorsTest {
     }
 
     @Test
-    fun `the end is banned until there are minLength tokens with the start`() {
-        assertEquals(listOf(4), banned(minLength(3, 4), listOf(2, 0)))
-        assertEquals(emptyList(), banned(minLength(3, 4), listOf(2, 0, 0)))
+    fun `every end is banned until there are minLength tokens with the start`() {
+        assertEquals(listOf(3, 4), banned(minLength(3, listOf(4, 3)), listOf(2, 0)))
+        assertEquals(emptyList(), banned(minLength(3, listOf(4)), listOf(2, 0, 0)))
     }
 
     @Test
@@ -56,7 +56,7 @@ class ProcessorsTest {
     fun `every row is processed with its own tokens and its own zero`() {
         val logits = Logits(FloatArray(2 * vocabulary) { 1f }, 2)
         val sequences = arrayOf(intArrayOf(1, 0), intArrayOf(2, 0))
-        val all = listOf(repetitionPenalty(2.0), minLength(3, 4))
+        val all = listOf(repetitionPenalty(2.0), minLength(3, listOf(4)))
         all.process(sequences, 1, logits, floatArrayOf(3f, 1.5f))
         val banned = Float.NEGATIVE_INFINITY
         assertContentEquals(
