@@ -6,3 +6,9 @@ plugins {
     alias(libs.plugins.kotlin.jvm) apply false
     alias(libs.plugins.kotlin.serialization) apply false
 }
+
+// Coordinates of the library's modules; an app that includes this build names the same ones.
+subprojects {
+    group = "org.bartexport"
+    version = "0.1.0"
+}

@@ -4,11 +4,13 @@ import org.jetbrains.kotlin.gradle.dsl.JvmTarget
 plugins {
     alias(libs.plugins.kotlin.jvm)
     alias(libs.plugins.kotlin.serialization)
+    `maven-publish`
 }
 
 java {
     sourceCompatibility = JavaVersion.toVersion(libs.versions.jvmTarget.get())
     targetCompatibility = JavaVersion.toVersion(libs.versions.jvmTarget.get())
+    withSourcesJar()
 }
 
 kotlin {
@@ -37,4 +39,8 @@ tasks.test {
     // What the tests are held to lies beside android/; tools/android_fixtures.py makes the second.
     systemProperty("bart_export.golden", rootDir.resolveSibling("tests/data/golden").path)
     systemProperty("bart_export.build", rootDir.resolveSibling("build/android").path)
+}
+
+publishing {
+    publications.register<MavenPublication>("release") { from(components["java"]) }
 }

@@ -4,6 +4,7 @@ import org.jetbrains.kotlin.gradle.dsl.JvmTarget
 plugins {
     alias(libs.plugins.android.library)
     alias(libs.plugins.kotlin.android)
+    `maven-publish`
 }
 
 android {
@@ -19,6 +20,8 @@ android {
         sourceCompatibility = JavaVersion.toVersion(libs.versions.jvmTarget.get())
         targetCompatibility = JavaVersion.toVersion(libs.versions.jvmTarget.get())
     }
+
+    publishing { singleVariant("release") { withSourcesJar() } }
 
     lint {
         // Versions are pinned, and are raised on purpose.
@@ -51,4 +54,11 @@ dependencies {
     testImplementation(libs.kotlin.test.junit5)
     testImplementation(libs.kotlinx.coroutines.test)
     testRuntimeOnly(libs.junit.platform.launcher)
+}
+
+publishing {
+    // The component is there once the Android plugin has made its variants.
+    publications.register<MavenPublication>("release") {
+        afterEvaluate { from(components["release"]) }
+    }
 }

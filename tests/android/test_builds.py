@@ -4,12 +4,15 @@ Gradle does not run where there is no Android SDK, so what it would do is read f
 sources are held to the rules of the house as well: what may import what, and how long a file is.
 """
 
+import hashlib
 import re
 import subprocess
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
+
+import bart_export
 
 ROOT = Path(__file__).parents[2]
 ANDROID = ROOT / "android"
@@ -109,6 +112,25 @@ def test_a_module_is_built_for_both_by_its_own_folder(module):
             value = value and value.replace(f"${{{name}}}", setting)
         expected = f"${{android}}/{module}/src/{part}/kotlin"
         assert value == expected or (value is None and not sources(module, part))
+
+
+def test_the_library_is_published_under_the_package_s_version():
+    text = (ANDROID / "build.gradle.kts").read_text(encoding="utf-8")
+    assert f'version = "{bart_export.__version__}"' in text
+    for module in ("core", "litert"):
+        assert "`maven-publish`" in gradle(module)
+        assert 'publications.register<MavenPublication>("release")' in gradle(module)
+
+
+def test_the_wrapper_is_gradle_s_own():
+    # Of Gradle 8.13, https://gradle.org/release-checksums/
+    jar = (ANDROID / "gradle/wrapper/gradle-wrapper.jar").read_bytes()
+    expected = "81a82aaea5abcc8ff68b3dfcb58b3c3c429378efd98e7433460610fecd7ae45f"
+    assert hashlib.sha256(jar).hexdigest() == expected
+    properties = (ANDROID / "gradle/wrapper/gradle-wrapper.properties").read_text()
+    assert "gradle-8.13-bin.zip" in properties
+    assert "distributionSha256Sum=" in properties
+    assert (ANDROID / "gradlew").stat().st_mode & 0o111
 
 
 VERSION_NAMES = {
