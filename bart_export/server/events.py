@@ -16,7 +16,7 @@ from typing import Any
 from bart_export.runtime.generator import Result
 from bart_export.server.options import MAX_BEAMS
 from bart_export.server.predict import Held, status_of
-from bart_export.server.servable import TIMED_OUT, Limits, StreamCall
+from bart_export.server.servable import TIMED_OUT, Limits, Remarks, StreamCall
 from bart_export.server.status import Code, StatusError
 
 CONTENT_TYPE = "text/event-stream"
@@ -60,7 +60,7 @@ async def stream(held: Held, body: Any, limits: Limits) -> AsyncGenerator[bytes,
         future.add_done_callback(ended)
         while (item := await asyncio.wait_for(arrived.get(), limits.remaining())) is not None:
             yield event_bytes("token", {"text": item[0], "tokens": item[1]})
-        yield event_bytes("done", summary(future.result()))
+        yield event_bytes("done", summary(future.result(), limits.remarks))
     except asyncio.TimeoutError:
         raise StatusError(Code.DEADLINE_EXCEEDED, TIMED_OUT) from None
     except Exception as error:
@@ -92,12 +92,19 @@ def text_and_parameters(body: Any) -> tuple[str, dict[str, Any]]:
     return text, parameters
 
 
-def summary(result: Result) -> dict[str, Any]:
-    """Return what the last event says of a generation; texts and scores are best first."""
+def summary(result: Result, remarks: Remarks) -> dict[str, Any]:
+    """Return what the last event says of a generation; texts and scores are best first.
+
+    `truncated` says that no more than a beginning of the text was read, `source_tokens` long, and
+    `empty` that there was no word to generate from.
+    """
     return {
         "generated_text": [sequence.text for sequence in result.sequences],
         "scores": [sequence.score for sequence in result.sequences],
         "tokens": result.timings.tokens,
+        "source_tokens": len(result.source_token_ids),
+        "truncated": bool(remarks.truncated),
+        "empty": bool(remarks.empty),
         "seconds": round(result.timings.encode + result.timings.decode, 6),
         "tokens_per_second": round(result.timings.tokens_per_second, 3),
     }

@@ -158,6 +158,7 @@ class GrpcServer:
             try:
                 request = await aside(len(data), lambda: parsed(data, descriptor.input_type))
                 response = await method(request, limits)
+                context.set_trailing_metadata(tuple(limits.remarks.headers().items()))
                 serialized: bytes = response.SerializeToString()
                 return serialized
             except Exception as error:

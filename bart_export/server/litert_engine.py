@@ -12,13 +12,15 @@ import queue
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
+from bart_export.config import GenerationConfig
 from bart_export.errors import ConfigurationError, EngineError, InputError
 from bart_export.runtime.engine import Decoding, Engine, FloatArray, IntArray, available_cores
-from bart_export.runtime.generator import Generator, Result
+from bart_export.runtime.generator import GeneratedSequence, Generator, Result, Timings
 from bart_export.server import text_signatures
 from bart_export.server.options import ServeOptions
 from bart_export.server.servable import Call, Limits, StreamCall, Tensors
 from bart_export.server.status import Code, StatusError
+from bart_export.server.texts import TextReader, is_blank
 from bart_export.server.workers import Answer, Workers
 
 Work = Callable[[Generator], Answer]
@@ -67,6 +69,7 @@ class ArtifactServable:
         generators = [
             Generator.from_artifact(directory, num_threads=threads) for _ in range(workers)
         ]
+        self.reader = TextReader(generators[0].tokenizer, generators[0].encoder_sequence_length)
         self.signature_defs = text_signatures.signature_defs(generators[0].generation)
         self.idle: queue.SimpleQueue[Generator] = queue.SimpleQueue()
         for generator in generators:
@@ -78,7 +81,9 @@ class ArtifactServable:
         signature_def = self.signature_defs[call.signature]
 
         def work(generator: Generator) -> Tensors:
-            outputs = text_signatures.compute(call.signature, signature_def, generator, call.inputs)
+            outputs = text_signatures.compute(
+                call.signature, signature_def, generator, call.inputs, call.limits
+            )
             return {name: outputs[name] for name in call.outputs}
 
         return self.enqueue(work, call.limits)
@@ -87,8 +92,12 @@ class ArtifactServable:
         """Generate from a text piece by piece; see `Servable.stream`."""
 
         def work(generator: Generator) -> Result:
-            generation = generator.generation.replace(**call.parameters)
-            token_ids = generator.encode(call.text, truncate=True)
+            generation = generator.settings(**call.parameters)
+            remarks = call.limits.remarks
+            token_ids = self.reader.encode(call.text, remarks)
+            if is_blank(call.text):
+                remarks.empty.append(0)
+                return nothing(token_ids, generation)
             pieces = generator.pieces(token_ids, generation)
             while True:
                 try:
@@ -125,6 +134,14 @@ class ArtifactServable:
     def close(self) -> None:
         """Wait for what runs and release the threads; the models go with the last reference."""
         self.workers.close()
+
+
+def nothing(token_ids: Sequence[int], generation: GenerationConfig) -> Result:
+    """Return the result of a text without a word: as many empty texts as were asked for."""
+    sequence = GeneratedSequence("", (generation.decoder_start_token_id,), 0.0)
+    return Result(
+        (sequence,) * generation.num_return_sequences, tuple(token_ids), Timings(0.0, 0.0, 0)
+    )
 
 
 def open_artifact(directory: pathlib.Path, options: ServeOptions) -> ArtifactServable:

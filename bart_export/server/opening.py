@@ -22,6 +22,7 @@ from bart_export.server.servable import Servable
 from bart_export.server.served_model import LITERT, TENSORFLOW, ServedModel
 from bart_export.server.sources import SAVED_MODEL
 from bart_export.server.status import Code, StatusError
+from bart_export.server.texts import TextReader
 from bart_export.server.warmup import run_warmup
 
 LOG = logging.getLogger(__name__)
@@ -90,25 +91,30 @@ def open_with_tensorflow(path: pathlib.Path, options: ServeOptions) -> Servable:
         raise MissingExtra("The engine tensorflow", "tensorflow", "export")
     from bart_export.server.tensorflow_engine import open_saved_model
 
-    check_saved_model(path)
+    checked_artifact(path)
     servable = open_saved_model(path, options)
     with contextlib.ExitStack() as stack:
         stack.callback(servable.close)
-        check_saved_model(path)  # it may have been altered between its hash and its loading
+        # It may have been altered between its hash and its loading.
+        if artifact := checked_artifact(path):
+            servable.reader = TextReader.from_artifact(artifact)
         stack.pop_all()
     return servable
 
 
-def check_saved_model(path: pathlib.Path) -> None:
-    """Hold a version directory to the artifact's manifest, where it lies in an artifact.
+def checked_artifact(path: pathlib.Path) -> Artifact | None:
+    """Return the artifact that a version directory lies in, held to its manifest; None if in none.
 
     Raises:
         ArtifactError: if it is not what the manifest says.
     """
     directory = path.resolve()
     artifact = directory.parents[1] if len(directory.parents) > 1 else directory
-    if directory.parent.name == SAVED_MODEL and holds_artifact(artifact):
-        Artifact.open(artifact).folder(f"{SAVED_MODEL}/{directory.name}")
+    if directory.parent.name != SAVED_MODEL or not holds_artifact(artifact):
+        return None
+    opened = Artifact.open(artifact)
+    opened.folder(f"{SAVED_MODEL}/{directory.name}")
+    return opened
 
 
 def open_with_litert(path: pathlib.Path, options: ServeOptions) -> Servable:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 from bart_export.errors import BartExportError, ConfigurationError, InputError
+from bart_export.server import texts
 from bart_export.server.servable import TIMED_OUT, Call, Limits, Servable, Tensors
 from bart_export.server.status import Code, StatusError
 
@@ -138,9 +139,23 @@ class Held:
     async def run(self, call: Call) -> Tensors:
         """Run a signature and return its outputs; see `finished` for how it may end.
 
+        Of texts to generate from, those that are blank are left out, and get an empty text.
+
         Raises:
             StatusError: what the servable says, UNAVAILABLE at once if its queue is full.
         """
+        signature, reader = self.servable.signature_defs[call.signature], self.servable.reader
+        if reader is None or not texts.generates_from_texts(call, signature):
+            return await self.submitted(call)
+        size = sum(map(len, call.inputs[texts.TEXT]))
+        rows = await aside(size, lambda: reader.worded_rows(call), alone=False)
+        if not call.limits.remarks.empty:
+            return await self.submitted(call)
+        outputs = await self.submitted(texts.selected(call, rows)) if rows else {}
+        return texts.restored(call, rows, outputs, signature)
+
+    async def submitted(self, call: Call) -> Tensors:
+        """Have the servable run a call as it is."""
         return await finished(self.keep(self.servable.submit(call)), call.limits)
 
     def keep(

@@ -7,7 +7,7 @@ signature, then the rest of the body. Nothing here knows addresses or connection
 
 import contextlib
 import functools
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import Any
 
 from starlette.responses import Response
@@ -92,13 +92,12 @@ class RestMethods:
                 with self.prediction_service.timed(spec, "Predict"):
                     outputs = await holder.run(call)
             size = sum(array.nbytes for array in outputs.values())
-            return json_answer(
-                await aside(
-                    size,
-                    lambda: json_response.predictions(outputs, row_format=by_row),
-                    alone=False,
-                )
+            answer = await aside(
+                size,
+                lambda: json_response.predictions(outputs, row_format=by_row),
+                alone=False,
             )
+            return json_answer(answer, limits.remarks.headers())
 
     async def infer(self, api: str, spec: ModelSpec, body: bytes, limits: Limits) -> Response:
         """Classify examples, or give a value for each."""
@@ -180,9 +179,9 @@ async def send_part(send: Send, data: bytes) -> None:
     await send({"type": "http.response.body", "body": data, "more_body": True})
 
 
-def json_answer(body: bytes) -> Response:
+def json_answer(body: bytes, headers: Mapping[str, str] | None = None) -> Response:
     """Return a response of JSON."""
-    return Response(body, media_type=JSON)
+    return Response(body, media_type=JSON, headers=headers)
 
 
 def message(spec: ModelSpec) -> Any:

@@ -10,12 +10,15 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy.typing as npt
 
 from bart_export.runtime.generator import Result
 from bart_export.server.status import Code, StatusError
+
+if TYPE_CHECKING:
+    from bart_export.server.texts import TextReader
 
 TIMED_OUT = "Timed out waiting for notification"
 
@@ -23,9 +26,25 @@ TIMED_OUT = "Timed out waiting for notification"
 Tensors = Mapping[str, npt.NDArray[Any]]
 
 
+@dataclasses.dataclass
+class Remarks:
+    """What a client is told beside the outputs: which of its texts were cut, and which are blank.
+
+    Over REST and gRPC they are headers and trailing metadata, of a stream a part of its last event.
+    """
+
+    truncated: list[int] = dataclasses.field(default_factory=list)
+    empty: list[int] = dataclasses.field(default_factory=list)
+
+    def headers(self) -> dict[str, str]:
+        """Return the numbers of rows, as `truncated-rows: 0,2`; {} if there is nothing to tell."""
+        rows = {"truncated-rows": self.truncated, "empty-rows": self.empty}
+        return {name: ",".join(map(str, numbers)) for name, numbers in rows.items() if numbers}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Limits:
-    """When work is no longer wanted.
+    """When work is no longer wanted, and what is remarked while it is done.
 
     `deadline` is a time of `time.monotonic()`, None for none. `stop` is set once nobody waits for
     the answer, because the client has gone or the server gives up.
@@ -33,6 +52,7 @@ class Limits:
 
     deadline: float | None = None
     stop: threading.Event = dataclasses.field(default_factory=threading.Event)
+    remarks: Remarks = dataclasses.field(default_factory=Remarks)
 
     def remaining(self) -> float | None:
         """Return the seconds until the deadline, at least 0, or None if there is none."""
@@ -88,6 +108,10 @@ class Servable(Protocol):
     @property
     def streams(self) -> bool:
         """Whether `stream` works."""
+
+    @property
+    def reader(self) -> "TextReader | None":
+        """What reads texts as the model does; None for a model that is no artifact's."""
 
     def submit(self, call: Call) -> "Future[Tensors]":
         """Run a signature.

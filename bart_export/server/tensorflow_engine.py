@@ -30,6 +30,7 @@ from bart_export.server.batching import BatchScheduler, Parameters
 from bart_export.server.options import ServeOptions
 from bart_export.server.servable import Call, StreamCall, Tensors
 from bart_export.server.status import Code, StatusError
+from bart_export.server.texts import TextReader
 from bart_export.server.workers import Workers
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -90,6 +91,7 @@ class SavedModelServable:
     def __init__(
         self, session: Any, meta_graph: Any, options: ServeOptions, parameters: Parameters | None
     ) -> None:
+        self.reader: TextReader | None = None
         self._session = session
         self._run = native_run(session) or public_run(session)
         self.signature_defs: dict[str, Any] = {

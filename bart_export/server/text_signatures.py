@@ -15,12 +15,12 @@ from bart_export import contract
 from bart_export.config import GenerationConfig
 from bart_export.runtime.generator import GeneratedSequence, Generator
 from bart_export.server import messages
-from bart_export.server.servable import Tensors
+from bart_export.server.servable import Limits, Tensors
 from bart_export.server.status import Code, StatusError
 from bart_export.server.tensors import DATA_TYPES, data_type, string_array, to_proto, type_name
 
 Array = npt.NDArray[Any]
-Compute = Callable[[Generator, Tensors], Tensors]
+Compute = Callable[[Generator, Tensors, Limits], Tensors]
 
 METHOD = "tensorflow/serving/predict"
 EARLY_STOPPING: Mapping[bytes, bool | str] = {b"true": True, b"false": False, b"never": "never"}
@@ -66,7 +66,9 @@ def default(tensor: contract.Tensor, generation: GenerationConfig) -> Array:
     return np.array([value], tensor.dtype)
 
 
-def compute(name: str, signature_def: Any, generator: Generator, inputs: Tensors) -> Tensors:
+def compute(
+    name: str, signature_def: Any, generator: Generator, inputs: Tensors, limits: Limits
+) -> Tensors:
     """Compute a signature.
 
     Args:
@@ -74,10 +76,12 @@ def compute(name: str, signature_def: Any, generator: Generator, inputs: Tensors
         signature_def: its description.
         generator: of the artifact.
         inputs: arrays by name; settings of a generation may be left out.
+        limits: looked at between two rows.
 
     Raises:
         StatusError: INVALID_ARGUMENT for an input of another dtype or rank than the signature's, or
             inputs of unequal length.
+        StatusError: CANCELLED or DEADLINE_EXCEEDED once `limits` say so.
         InputError, ConfigurationError: for what the model cannot take.
     """
     rows: dict[str, int] = {}
@@ -103,18 +107,18 @@ def compute(name: str, signature_def: Any, generator: Generator, inputs: Tensors
             raise StatusError(
                 Code.INVALID_ARGUMENT, f"{tensor} must have {batch} rows, received {size}"
             )
-    return COMPUTE[name](generator, inputs)
+    return COMPUTE[name](generator, inputs, limits)
 
 
-def serving_default(generator: Generator, inputs: Tensors) -> Tensors:
+def serving_default(generator: Generator, inputs: Tensors, limits: Limits) -> Tensors:
     """Generate the best text for each text: text (batch,) to generated_text (batch,)."""
-    sequences = sequences_of(generator, sources(generator, inputs["text"]), inputs)
+    sequences = sequences_of(generator, sources(generator, inputs["text"], limits), inputs)
     return {"generated_text": string_array(row[0].text.encode() for row in sequences)}
 
 
-def generate_text(generator: Generator, inputs: Tensors) -> Tensors:
+def generate_text(generator: Generator, inputs: Tensors, limits: Limits) -> Tensors:
     """Generate texts for each text: generated_text and scores (batch, sequences)."""
-    rows = sequences_of(generator, sources(generator, inputs["text"]), inputs)
+    rows = sequences_of(generator, sources(generator, inputs["text"], limits), inputs)
     shape = len(rows), generator.generation.num_return_sequences
     texts = np.full(shape, b"", object)
     for number, row in enumerate(rows):
@@ -122,7 +126,7 @@ def generate_text(generator: Generator, inputs: Tensors) -> Tensors:
     return {"generated_text": texts, "scores": scores(rows, shape)}
 
 
-def generate(generator: Generator, inputs: Tensors) -> Tensors:
+def generate(generator: Generator, inputs: Tensors, limits: Limits) -> Tensors:
     """Generate token ids for each source: ids (batch, sequences, target), lengths and scores."""
     longest = generator.engine.config.max_sequence_length
     given = rows_of(inputs["encoder_token_ids"], inputs["encoder_lengths"], shortest=1)
@@ -144,9 +148,9 @@ def generate(generator: Generator, inputs: Tensors) -> Tensors:
     }
 
 
-def tokenize(generator: Generator, inputs: Tensors) -> Tensors:
+def tokenize(generator: Generator, inputs: Tensors, limits: Limits) -> Tensors:
     """Turn texts into ids (batch, source) and their lengths (batch,)."""
-    rows = sources(generator, inputs["text"])
+    rows = sources(generator, inputs["text"], limits)
     lengths = np.array([len(row) for row in rows], np.int32)
     shape = len(rows), int(lengths.max(initial=0))
     ids = np.full(shape, generator.tokenizer.pad_token_id, np.int32)
@@ -155,11 +159,14 @@ def tokenize(generator: Generator, inputs: Tensors) -> Tensors:
     return {"encoder_token_ids": ids, "encoder_lengths": lengths}
 
 
-def detokenize(generator: Generator, inputs: Tensors) -> Tensors:
+def detokenize(generator: Generator, inputs: Tensors, limits: Limits) -> Tensors:
     """Turn ids (batch, target), as far as their lengths say, into texts (batch,)."""
     rows = rows_of(inputs["decoder_token_ids"], inputs["decoder_lengths"])
-    texts = (generator.tokenizer.detokenize(row) for row in rows)
-    return {"text": string_array(text.encode() for text in texts)}
+    texts = []
+    for row in rows:
+        limits.check()
+        texts.append(generator.tokenizer.detokenize(row).encode())
+    return {"text": string_array(texts)}
 
 
 COMPUTE: dict[str, Compute] = {
@@ -171,9 +178,13 @@ COMPUTE: dict[str, Compute] = {
 }
 
 
-def sources(generator: Generator, texts: Array) -> list[list[int]]:
+def sources(generator: Generator, texts: Array, limits: Limits) -> list[list[int]]:
     """Return the source ids of each text, cut to what the model takes."""
-    return [generator.encode(text.decode("utf-8", "replace"), truncate=True) for text in texts]
+    rows = []
+    for text in texts:
+        limits.check()
+        rows.append(generator.encode(text.decode("utf-8", "replace"), truncate=True))
+    return rows
 
 
 def rows_of(ids: Array, lengths: Array, shortest: int = 0) -> list[list[int]]:

@@ -100,6 +100,7 @@ class Arithmetic:
 
     signature_defs = SIGNATURES
     streams = False
+    reader = None
 
     def __init__(self, workers=4, queue_size=64):
         self.places = threading.Semaphore(workers + queue_size)

@@ -17,14 +17,15 @@ LONGEST_TEXT = 5000
 class Counting:
     """Counts from 1 to `max_length`, which is the number of tokens.
 
-    Breaks at the token that the text names, if it names one. `emitted` is how many tokens there
-    have been, `ended` is set once nothing runs.
+    Breaks at the token that the text names, if it names one, and says that a text with "cut" in it
+    was. `emitted` is how many tokens there have been, `ended` is set once nothing runs.
     """
 
     signature_defs = {
         "serving_default": signature(PREDICT, {"text": STRING}, {"generated_text": STRING})
     }
     streams = True
+    reader = None
 
     def __init__(self, seconds=0.001, queue_size=64):
         self.seconds = seconds
@@ -47,6 +48,8 @@ class Counting:
         if len(call.text) > LONGEST_TEXT:
             raise InputError(f"A text may have {LONGEST_TEXT} tokens, received {len(call.text)}.")
         broken = int(call.text) if call.text.isdecimal() else None
+        call.limits.remarks.truncated += [0] if "cut" in call.text else []
+        call.limits.remarks.empty += [] if call.text.strip() else [0]
         words = []
         for number in range(1, generation.max_length + 1):
             time.sleep(self.seconds)

@@ -57,6 +57,7 @@ class Opened:
     """A servable that knows which version it is and whether it is closed."""
 
     streams = False
+    reader = None
 
     def __init__(self, number, path):
         self.signature_defs = {}

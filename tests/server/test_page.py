@@ -14,6 +14,7 @@ from counting import Counting
 from rest_server import served, store_of
 
 from bart_export.server.served_model import ServedModel
+from bart_export.server.texts import TextReader
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
@@ -40,6 +41,16 @@ class Shouting(Arithmetic):
     def run(self, call):
         texts = [text.upper() for text in call.inputs["text"].tolist()]
         return {"generated_text": np.array(texts, object)}
+
+
+class Reader(TextReader):
+    """Reads one character, and takes each for a token."""
+
+    def __init__(self):
+        super().__init__(tokenizer=self, longest=1)
+
+    def encode(self, text, remarks, row=0):
+        remarks.truncated += [row] * (len(text) > 1)
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +102,34 @@ def test_a_result_streams_in_and_says_how_fast_it_was(browser):
         assert result.text_content() == "".join(f"{number} " for number in range(1, 21))
         assert result.get_attribute("aria-busy") == "false"
         assert status.text_content() == "Done: 20 tokens in 1.00 s, 20 tokens per second."
+
+
+CUT = "Your text is longer than the model reads: its end was left out."
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [("to be cut", CUT), (" ", "There is no word in your text."), ("go", None)]
+)
+def test_what_was_not_read_is_said(browser, text, words):
+    with opened(browser, {"counting": Counting()}) as page:
+        page.get_by_label("Your text").fill(text)
+        page.get_by_role("button", name="Generate").click()
+        page.get_by_text("Done:").wait_for()
+        told = page.get_by_role("status").last.text_content().partition("per second.")[2]
+        assert told == ("" if words is None else f" {words}")
+
+
+def test_what_was_not_read_is_said_of_an_answer_that_comes_whole(browser):
+    servable = Shouting()
+    servable.reader = Reader()
+    with opened(browser, {"shouting": servable}) as page:
+        page.get_by_label("Your text").fill("to be cut")
+        page.get_by_role("button", name="Generate").click()
+        page.get_by_text(CUT).wait_for()
+        page.get_by_label("Your text").fill(" ")
+        page.get_by_role("button", name="Generate").click()
+        page.get_by_text("There is no word in your text.").wait_for()
+        assert page.locator("#result").text_content() == ""
 
 
 def test_stop_ends_the_work_and_keeps_the_text(browser):
