@@ -9,6 +9,7 @@ import dataclasses
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 from bart_export import hubs
 from bart_export.artifact import holds_artifact
@@ -36,6 +37,21 @@ class Preset:
     description: str
     generation: GenerationConfig | None
     directory: Path | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the preset as KerasHub's `Backbone.presets` has it; an embedded one has no handle.
+
+        `metadata` has a `description`, the number of parameters as `params`, and the family of
+        models as `path`.
+        """
+        return {
+            "metadata": {
+                "description": self.description,
+                "params": self.parameters,
+                "path": "bart",
+            },
+            "kaggle_handle": self.handle if self.directory is None else None,
+        }
 
 
 @dataclasses.dataclass(frozen=True)

@@ -39,6 +39,7 @@ LAYERS = {
 }
 LAYERS["deployment"] = {"words", "text", "server"}
 LAYERS["quality"] = set(LAYERS)
+LAYERS["models"] = {"words", "text", "checkpoints", "model"}
 LAYERS["manifest"] = {"words", "text", "checkpoints"}
 LAYERS["bundle"] = {"words"}
 LAYERS["exporters"] = set(LAYERS)

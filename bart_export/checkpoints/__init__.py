@@ -4,6 +4,7 @@
     checkpoint.py        `Checkpoint`, and `weights_digest(checkpoint)`
     formats.py           `read(directory)`, by the format of config.json
     keras_preset.py      Keras presets: read, and `write` ones that KerasHub loads
+    keras_json.py        their JSON files
     keras_weights.py     their HDF5 files
     hugging_face.py      transformers' directories
     safetensors_file.py  their weight files
@@ -20,7 +21,13 @@ is a `CheckpointError` that names it.
 
 from bart_export.checkpoints.checkpoint import Checkpoint, weights_digest
 from bart_export.checkpoints.formats import read
-from bart_export.checkpoints.resolved import Defaults, ResolvedPreset, defaults, resolve_preset
+from bart_export.checkpoints.resolved import (
+    Defaults,
+    ResolvedPreset,
+    defaults,
+    resolve_preset,
+    without_weights,
+)
 
 __all__ = [
     "Checkpoint",
@@ -30,4 +37,5 @@ __all__ = [
     "read",
     "resolve_preset",
     "weights_digest",
+    "without_weights",
 ]

@@ -25,7 +25,8 @@ class Checkpoint:
 
     `format` is "keras" or "hugging_face". `settings` is what the checkpoint itself says about
     generation, None when it says nothing. `encoder_sequence_length` is the number of source tokens
-    it was prepared for, never above `config.max_sequence_length`. `dtype` is the dtype policy a
+    it was prepared for, never above `config.max_sequence_length`, `decoder_sequence_length` that of
+    target tokens in training, None where it does not say. `dtype` is the dtype policy a
     Keras preset was saved with, None when it says none. `weights` maps canonical names to arrays of
     exactly the shapes of `names.weights`, in the stored dtype; each lookup reads the file.
     `vocabulary` maps byte-level BPE tokens and added tokens to ids, `merges` are the pairs to
@@ -46,6 +47,7 @@ class Checkpoint:
     merges: tuple[tuple[str, str], ...]
     added_tokens: tuple[AddedToken, ...] = ()
     add_prefix_space: bool = False
+    decoder_sequence_length: int | None = None
     rows_without_token: int = 0
     notes: tuple[str, ...] = ()
 

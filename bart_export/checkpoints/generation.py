@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bart_export.checkpoints.files import CONFIG_FILE
 from bart_export.config import NEW_TOKENS, GenerationConfig, check_token_ids
 from bart_export.errors import CheckpointError, ConfigurationError, shown
 
@@ -64,8 +65,9 @@ class StatedSettings:
     Attributes:
         generation: all of them, those that nobody states at their defaults.
         origins: setting -> the file that states it, for those that one does.
-        tasks: task -> settings that `config.json` has for it (`task_specific_params`).
+        tasks: task -> settings that are for it alone (`task_specific_params`).
         prefix: what transformers' pipelines put before a source text, "" for nothing.
+        tasks_file: the name of the file that has these two.
         notes: lines about what could not be followed to the letter.
     """
 
@@ -73,6 +75,7 @@ class StatedSettings:
     origins: Mapping[str, str]
     tasks: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     prefix: str = ""
+    tasks_file: str = CONFIG_FILE
     notes: tuple[str, ...] = ()
 
 
@@ -145,8 +148,8 @@ def parse_model_config(path: Path, stored: Mapping[str, Any]) -> StatedSettings:
     return parse(path, settings, BART_DEFAULTS)
 
 
-def with_tasks(settings: StatedSettings, stored: Mapping[str, Any]) -> StatedSettings:
-    """Return settings with what `config.json`, as `stored`, has for tasks and as a prefix."""
+def with_tasks(path: Path, settings: StatedSettings, stored: Mapping[str, Any]) -> StatedSettings:
+    """Return settings with what the file `path`, parsed, has for tasks and as a prefix."""
     tasks = stored.get("task_specific_params")
     prefix = stored.get("prefix")
     return dataclasses.replace(
@@ -157,16 +160,18 @@ def with_tasks(settings: StatedSettings, stored: Mapping[str, Any]) -> StatedSet
             if isinstance(values, dict)
         },
         prefix=prefix if isinstance(prefix, str) else "",
+        tasks_file=path.name,
     )
 
 
-def for_task(path: Path, settings: StatedSettings, task: str) -> StatedSettings:
-    """Return settings with those on top that `config.json`, at `path`, has for a task.
+def for_task(directory: Path, settings: StatedSettings, task: str) -> StatedSettings:
+    """Return settings of a checkpoint with those on top that it has for a task.
 
     Raises:
         ConfigurationError: for a task that it has none for.
         CheckpointError: as `parse`.
     """
+    path = directory / settings.tasks_file
     if task not in settings.tasks:
         known = ", ".join(settings.tasks) or "none"
         raise ConfigurationError(
@@ -177,9 +182,9 @@ def for_task(path: Path, settings: StatedSettings, task: str) -> StatedSettings:
     own = parse(path, values, settings.generation.to_dict(), f"{path.name} for {task}")
     prefix = values.get("prefix")
     return dataclasses.replace(
-        own,
+        settings,
+        generation=own.generation,
         origins={**settings.origins, **own.origins},
-        tasks=settings.tasks,
         prefix=prefix if isinstance(prefix, str) else settings.prefix,
         notes=settings.notes + own.notes,
     )

@@ -160,7 +160,7 @@ def read_settings(
         path = directory / CONFIG_FILE
         settings = generation.parse_model_config(path, stored)
     generation.check_ids(path, settings.generation, config.vocabulary_size)
-    return generation.with_tasks(settings, stored)
+    return generation.with_tasks(directory / CONFIG_FILE, settings, stored)
 
 
 def read_entries(directory: Path) -> tuple[Path, tuple[Path, ...], dict[str, Entry]]:

@@ -6,44 +6,33 @@ bias) is written under this package's registered name, so that KerasHub refuses 
 of computing something else. It builds no Keras object and knows nothing of layers.
 """
 
-import importlib.metadata
 import json
+import math
 import shutil
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import bart_export
 from bart_export.checkpoints import generation as generation_settings
-from bart_export.checkpoints import keras_weights, tokenizer_files
+from bart_export.checkpoints import keras_json, keras_weights, tokenizer_files
 from bart_export.checkpoints.checkpoint import Checkpoint
 from bart_export.checkpoints.files import CONFIG_FILE, GENERATION_FILE, read_json
 from bart_export.checkpoints.generation import StatedSettings
-from bart_export.checkpoints.names import parameter_count
 from bart_export.checkpoints.names import weights as weight_rows
 from bart_export.checkpoints.safetensors_file import numpy_dtype
 from bart_export.checkpoints.strict import Array, Entry, StoredWeights, check
 from bart_export.config import BartConfig, GenerationConfig
 from bart_export.errors import CheckpointError, ConfigurationError, PresetError, named, shown
+from bart_export.text.added_tokens import AddedToken
 
 REGISTERED_NAMES = (
     "keras_hub>BartBackbone",
     "keras_nlp>BartBackbone",
     "bart_export>BartBackbone",
 )
-PREPROCESSOR_FILE = "preprocessor.json"
 QUANTIZED = ("int8", "int4", "float8", "gptq", "awq")
-KERAS_FIELDS = (
-    "vocabulary_size",
-    "num_layers",
-    "num_heads",
-    "hidden_dim",
-    "intermediate_dim",
-    "dropout",
-    "max_sequence_length",
-)
 OF_THE_LAYER = ("name", "trainable", "dtype")  # config keys that are not the architecture's
 
 
@@ -68,7 +57,8 @@ def read(directory: Path, stored: Mapping[str, Any], weights: bool, tokenizer: b
         format="keras",
         config=config,
         settings=read_settings(directory, config),
-        encoder_sequence_length=read_encoder_sequence_length(directory, config),
+        encoder_sequence_length=read_sequence_length(directory, config, "encoder"),
+        decoder_sequence_length=read_sequence_length(directory, config, "decoder"),
         dtype=dtype,
         weights=tensors,
         weight_files=files,
@@ -76,6 +66,7 @@ def read(directory: Path, stored: Mapping[str, Any], weights: bool, tokenizer: b
         merges=tables.merges,
         added_tokens=tables.added_tokens,
         add_prefix_space=tables.add_prefix_space,
+        notes=unstated_lengths(directory, config),
     )
 
 
@@ -143,24 +134,35 @@ def read_settings(directory: Path, config: BartConfig) -> StatedSettings | None:
     path = directory / GENERATION_FILE
     if not path.is_file():
         return None
-    settings = generation_settings.parse(path, read_json(path), {})
+    stored = read_json(path)
+    settings = generation_settings.parse(path, stored, {})
     generation_settings.check_ids(path, settings.generation, config.vocabulary_size)
-    return settings
+    return generation_settings.with_tasks(path, settings, stored)
 
 
-def read_encoder_sequence_length(directory: Path, config: BartConfig) -> int:
-    """Return the source length that `preprocessor.json` states, at most what the model can take."""
-    path = directory / PREPROCESSOR_FILE
+def read_sequence_length(directory: Path, config: BartConfig, side: str) -> int:
+    """Return a side's length that `preprocessor.json` states, at most what the model can take."""
+    path = directory / keras_json.PREPROCESSOR_FILE
     settings = read_json(path).get("config") if path.is_file() else None
-    length = settings.get("encoder_sequence_length") if isinstance(settings, dict) else None
+    length = settings.get(f"{side}_sequence_length") if isinstance(settings, dict) else None
     if length is None:
         return config.max_sequence_length
     if isinstance(length, bool) or not isinstance(length, int) or length < 3:
         raise CheckpointError(
-            f"{path} must give an encoder_sequence_length of at least 3 tokens, "
+            f"{path} must give an {side}_sequence_length of at least 3 tokens, "
             f"received {shown(length)}."
         )
     return min(length, config.max_sequence_length)
+
+
+def unstated_lengths(directory: Path, config: BartConfig) -> tuple[str, ...]:
+    """Return the line of a preset that does not say how long a source it was prepared for."""
+    if (directory / keras_json.PREPROCESSOR_FILE).is_file():
+        return ()
+    return (
+        f"The preset has no {keras_json.PREPROCESSOR_FILE}: a source may have as many tokens as "
+        f"the model has positions, {config.max_sequence_length}.",
+    )
 
 
 def write(
@@ -168,22 +170,25 @@ def write(
     config: BartConfig,
     weights: Mapping[str, Array],
     *,
-    generation: GenerationConfig | None = None,
+    generation: GenerationConfig | StatedSettings | None = None,
     vocabulary: Mapping[str, int] | None = None,
     merges: Sequence[tuple[str, str]] = (),
+    added_tokens: Iterable[AddedToken] = (),
+    add_prefix_space: bool = False,
     dtype: str = "float32",
     weights_dtype: str | None = None,
     encoder_sequence_length: int | None = None,
     decoder_sequence_length: int | None = None,
-    max_shard_size: float = 10,
+    max_shard_size: float | None = 10,
 ) -> None:
     """Write a preset directory that KerasHub's `from_preset` loads.
 
     `weights` holds an array for each row of `names.weights(config)`. `dtype` is the dtype policy to
     note in config.json; `weights_dtype` casts the stored values, None keeps them. Sequence lengths
     are the preprocessor's, by default all the model can take; without a vocabulary the preset has
-    no tokenizer and no preprocessor. `max_shard_size` is in GB as in KerasHub. The directory
-    appears with one rename once it is whole; a preset that was there before is replaced by it.
+    no tokenizer and no preprocessor. `max_shard_size` is in GB as in KerasHub, None for one file.
+    The directory appears with one rename once it is whole; a preset that was there before is
+    replaced by it.
 
     Raises:
         CheckpointError: when weights are missing, surplus or misshapen, or the directory exists and
@@ -203,23 +208,24 @@ def write(
             f"{directory} exists and is not a preset. Remove it or choose another directory."
         )
     files = {
-        CONFIG_FILE: config_json(config, dtype),
-        "metadata.json": metadata_json(config),
+        CONFIG_FILE: keras_json.config_json(config, dtype),
+        "metadata.json": keras_json.metadata_json(config),
     }
     if vocabulary is not None:
-        files["tokenizer.json"] = tokenizer_json()
-        files[PREPROCESSOR_FILE] = preprocessor_json(
+        tokenizer = keras_json.tokenizer_json(added_tokens, add_prefix_space)
+        files["tokenizer.json"] = tokenizer
+        files[keras_json.PREPROCESSOR_FILE] = keras_json.preprocessor_json(
+            tokenizer,
             encoder_sequence_length or config.max_sequence_length,
             decoder_sequence_length or config.max_sequence_length,
         )
     if generation is not None:
-        stated = {name: value for name, value in generation.to_dict().items() if value is not None}
-        files[GENERATION_FILE] = stated
+        files[GENERATION_FILE] = keras_json.generation_json(generation)
     cast = None if weights_dtype is None else numpy_dtype(weights_dtype)
     draft = directory.with_name(f".{directory.name}.{uuid.uuid4().hex[:8]}")
     try:
         draft.mkdir(parents=True)
-        keras_weights.write(draft, rows, given, cast, max_shard_size)
+        keras_weights.write(draft, rows, given, cast, max_shard_size or math.inf)
         if vocabulary is not None:
             write_tokenizer(draft / "assets" / "tokenizer", vocabulary, merges)
         for name, value in files.items():
@@ -266,89 +272,3 @@ def put_in_place(draft: Path, directory: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 with the same line ends everywhere."""
     path.write_text(text, encoding="utf-8", newline="\n")
-
-
-def keras_object(module: str, class_name: str, **config: Any) -> dict[str, Any]:
-    """Return an object of a `keras_hub` module as Keras serializes it."""
-    return {
-        "module": f"keras_hub.src.models.bart.{module}",
-        "class_name": class_name,
-        "config": config,
-        "registered_name": f"keras_hub>{class_name}",
-    }
-
-
-def dtype_object(name: str) -> dict[str, Any]:
-    """Return a dtype policy as Keras serializes it."""
-    return {
-        "module": "keras",
-        "class_name": "DTypePolicy",
-        "config": {"name": name},
-        "registered_name": None,
-    }
-
-
-def config_json(config: BartConfig, dtype: str) -> dict[str, Any]:
-    """Return config.json: KerasHub's when its BART can be this one, else this package's."""
-    fields = {name: getattr(config, name) for name in KERAS_FIELDS}
-    extensions = config.extensions()
-    stored = keras_object(
-        "bart_backbone",
-        "BartBackbone",
-        name="bart_backbone",
-        trainable=True,
-        dtype=dtype_object(dtype),
-        **fields,
-        **extensions,
-    )
-    if extensions:
-        stored |= {"module": "bart_export.model", "registered_name": "bart_export>BartBackbone"}
-    return stored
-
-
-def metadata_json(config: BartConfig) -> dict[str, Any]:
-    """Return metadata.json, which KerasHub's tools show and its loader passes over."""
-    return {
-        "keras_version": installed_version("keras"),
-        "keras_hub_version": installed_version("keras-hub"),
-        "bart_export_version": bart_export.__version__,
-        "parameter_count": parameter_count(config),
-        "tasks": ["Seq2SeqLM"],
-    }
-
-
-def installed_version(package: str) -> str | None:
-    """Return the version of a package, None where it is not installed."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def tokenizer_json() -> dict[str, Any]:
-    """Return tokenizer.json, which names KerasHub's tokenizer class; the data is in the assets."""
-    return keras_object(
-        "bart_tokenizer",
-        "BartTokenizer",
-        name="bart_tokenizer",
-        trainable=True,
-        dtype=dtype_object("int32"),
-        config_file="tokenizer.json",
-        sequence_length=None,
-        add_prefix_space=False,
-    )
-
-
-def preprocessor_json(encoder_length: int, decoder_length: int) -> dict[str, Any]:
-    """Return preprocessor.json with the sequence lengths, which KerasHub reads but never writes."""
-    return keras_object(
-        "bart_seq_2_seq_lm_preprocessor",
-        "BartSeq2SeqLMPreprocessor",
-        name="bart_seq2_seq_lm_preprocessor",
-        trainable=True,
-        dtype=dtype_object("float32"),
-        tokenizer=tokenizer_json(),
-        config_file=PREPROCESSOR_FILE,
-        encoder_sequence_length=encoder_length,
-        decoder_sequence_length=decoder_length,
-    )

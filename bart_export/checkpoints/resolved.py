@@ -10,11 +10,11 @@ from collections.abc import Iterator, Mapping
 
 from bart_export.checkpoints import generation as generation_settings
 from bart_export.checkpoints.checkpoint import Checkpoint
-from bart_export.checkpoints.files import CONFIG_FILE
+from bart_export.checkpoints.files import CONFIG_FILE, GENERATION_FILE
 from bart_export.checkpoints.formats import read
 from bart_export.checkpoints.generation import StatedSettings
 from bart_export.config import SAMPLING, GenerationConfig
-from bart_export.errors import shown
+from bart_export.errors import TokenizerError, shown
 from bart_export.presets import Source, resolve
 from bart_export.progress import Stage
 
@@ -90,8 +90,8 @@ def defaults(source: Source, checkpoint: Checkpoint, task: str | None = None) ->
     """
     stated = checkpoint.settings or registered(source)
     if task is not None:
-        path = checkpoint.directory / CONFIG_FILE
-        stated = generation_settings.for_task(path, stated, task)
+        stated = generation_settings.for_task(checkpoint.directory, stated, task)
+        path = checkpoint.directory / stated.tasks_file
         generation_settings.check_ids(path, stated.generation, checkpoint.config.vocabulary_size)
     generation = stated.generation
     positions = checkpoint.config.max_sequence_length
@@ -104,7 +104,28 @@ def defaults(source: Source, checkpoint: Checkpoint, task: str | None = None) ->
             f"is beyond the model's {positions} positions; it is {positions}."
         )
     notes += untaken(stated, task)
+    if checkpoint.settings is None and source.generation is None:
+        notes.append(
+            f"The preset has no {GENERATION_FILE}, which KerasHub does not write. Put one beside "
+            f"its {CONFIG_FILE}, or save the model with bart_export's BartBackbone.save_to_preset, "
+            "which keeps the settings of the preset that the model came from."
+        )
     return Defaults(within, tuple(notes + list(checkpoint.notes)))
+
+
+def without_weights(source: Source, checkpoint: Checkpoint) -> Checkpoint:
+    """Return what a checkpoint says beside its weights, read from its directory.
+
+    Settings that it does not state are those the registry knows. A tokenizer that is not there or
+    cannot be read is left out: a model can be trained without.
+    """
+    try:
+        checkpoint = read(source.directory, weights=False)
+    except TokenizerError:
+        checkpoint = dataclasses.replace(checkpoint, weights={}, weight_files=())
+    if checkpoint.settings is None and source.generation is not None:
+        checkpoint = dataclasses.replace(checkpoint, settings=registered(source))
+    return checkpoint
 
 
 def registered(source: Source) -> StatedSettings:
@@ -139,11 +160,11 @@ def untaken(stated: StatedSettings, task: str | None) -> Iterator[str]:
     others = [name for name in stated.tasks if name != task]
     if others and task is None:
         yield (
-            f"{CONFIG_FILE} has settings of its own for {', '.join(others)}, which were not taken: "
-            f"--task {others[0]} takes them."
+            f"{stated.tasks_file} has settings of its own for {', '.join(others)}, which were not "
+            f"taken: --task {others[0]} takes them."
         )
     if stated.prefix:
         yield (
-            f"{CONFIG_FILE} has the prefix {shown(stated.prefix)}, which transformers' pipelines "
-            "put before a text and generate() does not: put it before your texts yourself."
+            f"{stated.tasks_file} has the prefix {shown(stated.prefix)}, which transformers' "
+            "pipelines put before a text and generate() does not: put it there yourself."
         )

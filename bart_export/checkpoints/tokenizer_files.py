@@ -34,6 +34,9 @@ CONFIG, ADDED, SPECIAL_MAP = (
     "special_tokens_map.json",
 )
 
+# Of a Keras preset's tokenizer.json, beside KerasHub's own words: added tokens with all they say.
+ADDED_TOKENS = "bart_export_added_tokens"
+
 # What a tokenizer.json must say for its tables to be all there is to its model.
 PLAIN_BPE: tuple[tuple[str, tuple[Any, ...]], ...] = (
     ("type", ("BPE", None)),
@@ -78,7 +81,8 @@ def read_keras(directory: Path) -> Tokenizer:
     assets, path = directory / "assets" / "tokenizer", directory / "tokenizer.json"
     vocabulary = read_vocabulary(assets / "vocabulary.json")
     merges = tuple(read_merges(assets / "merges.txt"))
-    settings = read_json(path, TokenizerError).get("config") if path.is_file() else {}
+    stored = read_json(path, TokenizerError) if path.is_file() else {}
+    settings = stored.get("config", {})
     if not isinstance(settings, dict):
         raise TokenizerError(f"{path} must hold a config object, received {settings!r}.")
     if settings.get("sequence_length") is not None:
@@ -90,6 +94,8 @@ def read_keras(directory: Path) -> Tokenizer:
     for token in as_list(path, "unsplittable_tokens", settings.get("unsplittable_tokens")):
         if token not in SPECIAL_TOKENS:
             added.put(path, token)
+    for token in as_list(path, ADDED_TOKENS, stored.get(ADDED_TOKENS)):
+        added.put(path, token)
     prefixed = flag(path, settings, "add_prefix_space", False)
     return Tokenizer(vocabulary, merges, tuple(added.tokens.values()), prefixed)
 

@@ -1,5 +1,6 @@
 """BART as a Keras model."""
 
-from bart_export.model.backbone import BartBackbone
+from bart_export.model.backbone import Backbone
+from bart_export.model.bart_backbone import BartBackbone
 
-__all__ = ["BartBackbone"]
+__all__ = ["Backbone", "BartBackbone"]

@@ -1,253 +1,50 @@
-"""`BartBackbone`: BART as a Keras model, a drop-in for `keras_hub.models.BartBackbone`.
+"""`Backbone`: what a Keras model of this package has beside its layers, as KerasHub's class has it.
 
-Token ids and padding masks come in, the encoder's and the decoder's hidden states go out;
-`logits` turns the latter into scores of tokens. Loading goes through `presets` and `checkpoints`
-and assigns by the names of `checkpoints.names`. The module knows no text, no cache and no search.
+Presets in and out, weights by the names of `checkpoints.names`, and LoRA.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 import numpy.typing as npt
 
 from bart_export import checkpoints, presets
 from bart_export.checkpoints import Checkpoint, keras_preset
-from bart_export.checkpoints.names import FINAL_LOGITS_BIAS
+from bart_export.checkpoints.files import check_file
+from bart_export.checkpoints.keras_json import KERAS_FIELDS
+from bart_export.checkpoints.keras_weights import import_h5py
 from bart_export.config import BartConfig
-from bart_export.errors import ConfigurationError
-from bart_export.model.inputs import SIDES, check_inputs
-from bart_export.model.layers import (
-    EPSILON,
-    LogitsBias,
-    PositionEmbedding,
-    TransformerDecoder,
-    TransformerEncoder,
-)
-from bart_export.model.weights import WeightArrays, assign, initializer, weights_left_at_zero
+from bart_export.errors import CheckpointError, ConfigurationError, TokenizerError
+from bart_export.model.weights import WeightArrays, assign, weights_left_at_zero
+from bart_export.text.tokenizer import BartTokenizer
 
-KERAS_HUB_FIELDS = (
-    "vocabulary_size",
-    "num_layers",
-    "num_heads",
-    "hidden_dim",
-    "intermediate_dim",
-    "dropout",
-    "max_sequence_length",
-)
+LORA_SUFFIX = ".lora.h5"
 
 
-@keras.saving.register_keras_serializable("bart_export")
-class BartBackbone(keras.Model):
-    """BART's encoder and decoder without a head.
-
-    Inputs, int32 tensors by name: `encoder_token_ids` and `encoder_padding_mask`
-    (batch, source), `decoder_token_ids` and `decoder_padding_mask` (batch, length); a mask is not
-    zero where a token is real. Outputs, by name: `encoder_sequence_output`
-    (batch, source, hidden_dim) and `decoder_sequence_output` (batch, length, hidden_dim).
-
-    Args:
-        vocabulary_size: number of tokens.
-        num_layers: number of encoder layers.
-        num_heads: number of attention heads of an encoder layer, which must divide hidden_dim.
-        hidden_dim: width of the hidden states.
-        intermediate_dim: width of the encoder's feed-forward networks.
-        dropout: share of values that training drops.
-        max_sequence_length: most tokens a source or a decoded sequence may have.
-        dtype: name, `keras.DTypePolicy` or its serialized form; the global policy by default.
-        name: the model's name.
-        trainable: whether `fit` changes the weights.
-        **extensions: fields of `BartConfig` beyond KerasHub's: decoder_num_layers,
-            decoder_num_heads and decoder_intermediate_dim (the encoder's by default),
-            scale_embedding (False), activation_function ("gelu") and final_logits_bias (False).
+class Backbone(keras.Model):
+    """A model without a head, of whichever architecture a preset has.
 
     Attributes:
-        config: the `BartConfig` of all of the above; KerasHub's fields are attributes as well.
-
-    Raises:
-        ConfigurationError: for a value no BART can have, or an unknown argument.
+        config: the architecture.
+        presets: name -> metadata and handle of each known preset, in KerasHub's form.
+        origin: what the preset that the model came from says beside its weights, None for a model
+            that did not come from one. Its tokenizer, lengths and generation settings go with the
+            model when it is saved.
     """
 
-    # Known presets by name, as KerasHub's class property; values are `presets.Preset`s.
-    presets = presets.PRESETS
-
-    def __init__(
-        self,
-        vocabulary_size: int,
-        num_layers: int,
-        num_heads: int,
-        hidden_dim: int,
-        intermediate_dim: int,
-        dropout: float = 0.1,
-        max_sequence_length: int = 1024,
-        dtype: Any = None,
-        *,
-        name: str | None = None,
-        trainable: bool = True,
-        **extensions: Any,
-    ) -> None:
-        config = BartConfig.from_dict(
-            {
-                "vocabulary_size": vocabulary_size,
-                "num_layers": num_layers,
-                "num_heads": num_heads,
-                "hidden_dim": hidden_dim,
-                "intermediate_dim": intermediate_dim,
-                "dropout": dropout,
-                "max_sequence_length": max_sequence_length,
-                **extensions,
-            }
-        )
-        self.config = config
-        policy = dtype_policy(dtype)
-        inputs = {
-            f"{side}_{part}": keras.Input((None,), dtype="int32", name=f"{side}_{part}")
-            for side in SIDES
-            for part in ("token_ids", "padding_mask")
-        }
-
-        # Attributes are set in KerasHub's order, because that is the order of the weights.
-        self.token_embedding = keras.layers.ReversibleEmbedding(
-            config.vocabulary_size,
-            config.hidden_dim,
-            embeddings_initializer=initializer(),
-            dtype=policy,
-            name="token_embedding",
-        )
-        self.token_embedding_scale = (
-            keras.layers.Rescaling(
-                config.hidden_dim**0.5, dtype=policy, name="token_embedding_scale"
-            )
-            if config.scale_embedding
-            else None
-        )
-        encoded = self._embed("encoder", inputs["encoder_token_ids"], policy)
-        self.encoder_transformer_layers = [
-            TransformerEncoder(
-                config.intermediate_dim,
-                config.num_heads,
-                config.dropout,
-                config.activation_function,
-                dtype=policy,
-                name=f"transformer_encoder_layer_{layer}",
-            )
-            for layer in range(config.num_layers)
-        ]
-        for encoder_layer in self.encoder_transformer_layers:
-            encoded = encoder_layer(encoded, padding_mask=inputs["encoder_padding_mask"])
-
-        decoded = self._embed("decoder", inputs["decoder_token_ids"], policy)
-        self.decoder_transformer_layers = [
-            TransformerDecoder(
-                config.decoder_feedforward,
-                config.decoder_heads,
-                config.dropout,
-                config.activation_function,
-                dtype=policy,
-                name=f"transformer_decoder_layer_{layer}",
-            )
-            for layer in range(config.decoder_layers)
-        ]
-        for decoder_layer in self.decoder_transformer_layers:
-            decoded = decoder_layer(
-                decoder_sequence=decoded,
-                encoder_sequence=encoded,
-                decoder_padding_mask=inputs["decoder_padding_mask"],
-                encoder_padding_mask=inputs["encoder_padding_mask"],
-            )
-        self.logits_bias = (
-            LogitsBias(config.vocabulary_size, dtype=policy, name=FINAL_LOGITS_BIAS)
-            if config.final_logits_bias
-            else None
-        )
-
-        super().__init__(
-            inputs=inputs,
-            outputs={"encoder_sequence_output": encoded, "decoder_sequence_output": decoded},
-            name=name,
-            trainable=trainable,
-        )
-        self.dtype_policy = policy
-        for field in KERAS_HUB_FIELDS:
-            setattr(self, field, getattr(config, field))
-
-    def _embed(self, side: str, token_ids: Any, policy: Any) -> Any:
-        """Turn ids (batch, length) into the first hidden states (batch, length, hidden)."""
-        sublayers = {
-            "position_embedding": PositionEmbedding(
-                self.config.max_sequence_length,
-                dtype=policy,
-                name=f"{side}_position_embedding",
-            ),
-            "embeddings_add": keras.layers.Add(dtype=policy, name=f"{side}_embeddings_add"),
-            "embeddings_layer_norm": keras.layers.LayerNormalization(
-                epsilon=EPSILON, dtype=policy, name=f"{side}_embeddings_layer_norm"
-            ),
-            "embeddings_dropout": keras.layers.Dropout(
-                self.config.dropout, dtype=policy, name=f"{side}_embeddings_dropout"
-            ),
-        }
-        for word, layer in sublayers.items():
-            setattr(self, f"{side}_{word}", layer)
-        tokens = self.token_embedding(token_ids)
-        if self.token_embedding_scale is not None:
-            tokens = self.token_embedding_scale(tokens)
-        hidden = sublayers["embeddings_add"]((tokens, sublayers["position_embedding"](tokens)))
-        hidden = sublayers["embeddings_layer_norm"](hidden)
-        return sublayers["embeddings_dropout"](hidden)
-
-    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """Run the model on `inputs`.
-
-        Raises:
-            InputError: for an input that is missing, longer than max_sequence_length or not of
-                its partner's shape, and for an id outside the vocabulary where the ids are
-                concrete, that is, outside a graph.
-        """
-        if isinstance(inputs, dict):
-            check_inputs(inputs, self.config)
-        return super().__call__(inputs, *args, **kwargs)
-
-    def logits(self, decoder_sequence_output: Any) -> Any:
-        """Score every token of the vocabulary at every position.
-
-        Takes the decoder's hidden states (batch, length, hidden_dim) and returns logits
-        (batch, length, vocabulary_size) in the compute dtype: hidden states times the token
-        embedding, plus the bias where the checkpoint has one.
-        """
-        logits = self.token_embedding(decoder_sequence_output, reverse=True)
-        return logits if self.logits_bias is None else self.logits_bias(logits)
-
-    @property
-    def token_embedding(self) -> Any:
-        """The `keras.layers.ReversibleEmbedding` that encoder, decoder and logits share."""
-        return self._token_embedding
-
-    @token_embedding.setter
-    def token_embedding(self, layer: Any) -> None:
-        self._token_embedding = layer
-
-    def get_config(self) -> dict[str, Any]:
-        """Return the constructor's arguments: KerasHub's, and the extensions that are in use."""
-        return {
-            "name": self.name,
-            "trainable": self.trainable,
-            "dtype": keras.dtype_policies.serialize(self.dtype_policy),
-            **constructor_arguments(self.config),
-        }
+    config: BartConfig
+    presets = {preset.name: preset.to_dict() for preset in presets.PRESETS.values()}
+    origin: Checkpoint | None = None
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "BartBackbone":
-        """Make a model of what `get_config` returned."""
-        return cls(**config)
-
-    @classmethod
-    def from_preset(
-        cls, preset: str, load_weights: bool = True, **overrides: Any
-    ) -> "BartBackbone":
+    def from_preset(cls, preset: str, load_weights: bool = True, **overrides: Any) -> Any:
         """Make a model of a preset: its architecture, its dtype policy and its weights.
+
+        Called on `Backbone` itself, the preset's configuration says which class it is.
 
         Args:
             preset: a name of `presets`, `kaggle://…`, `hf://…`, or a directory that holds a Keras
@@ -269,42 +66,48 @@ class BartBackbone(keras.Model):
             "dtype": checkpoint.dtype,
             **overrides,
         }
-        if not load_weights:
-            return cls(**arguments)
-        for name, stored in checkpoint.config.to_dict().items():
-            if name != "dropout" and overrides.get(name, stored) != stored:
-                raise ConfigurationError(
-                    f"The weights of {preset} are made for {name}={stored!r}, received "
-                    f"{name}={overrides[name]!r}. Leave {name} out, or use load_weights=False."
-                )
-        return cls._with_weights(arguments, checkpoint.weights)
+        made = class_of(cls, checkpoint)
+        if load_weights:
+            for name, stored in checkpoint.config.to_dict().items():
+                if name != "dropout" and overrides.get(name, stored) != stored:
+                    raise ConfigurationError(
+                        f"The weights of {preset} are made for {name}={stored!r}, received "
+                        f"{name}={overrides[name]!r}. Leave {name} out, or use load_weights=False."
+                    )
+            backbone = made._with_weights(arguments, checkpoint.weights)
+        else:
+            backbone = made(**arguments)
+        backbone.origin = checkpoints.without_weights(source, checkpoint)
+        return backbone
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: Checkpoint) -> "BartBackbone":
+    def from_checkpoint(cls, checkpoint: Checkpoint) -> Any:
         """Make a float32 model of a checkpoint that has been read."""
         arguments = {**constructor_arguments(checkpoint.config), "dtype": "float32"}
-        return cls._with_weights(arguments, checkpoint.weights)
+        return class_of(cls, checkpoint)._with_weights(arguments, checkpoint.weights)
 
     @classmethod
     def _with_weights(
         cls, arguments: dict[str, Any], weights: Mapping[str, npt.NDArray[Any]]
-    ) -> "BartBackbone":
+    ) -> "Backbone":
         with weights_left_at_zero():
             backbone = cls(**arguments)
         backbone.assign_weights(weights)
         return backbone
 
     def save_to_preset(
-        self, preset_dir: str | os.PathLike[str], max_shard_size: float = 10
+        self, preset_dir: str | os.PathLike[str], max_shard_size: float | None = 10
     ) -> None:
-        """Write configuration and weights as a Keras preset, as KerasHub's method does.
+        """Write the model as a Keras preset, with all that belongs to the preset it came from.
 
-        KerasHub loads the directory, unless the model uses an extension: then it refuses. A
-        tokenizer that lies in the directory stays there; none is added.
+        KerasHub loads the directory, unless the model uses an extension: then it refuses.
+        Tokenizer, sequence lengths and generation settings are those of `origin`; of a model
+        without one, those that lie in the directory stay. LoRA is merged into the weights.
 
         Args:
             preset_dir: the directory to make, or the preset to replace.
             max_shard_size: most gigabytes a weight file may have; more are split into several.
+                None writes one.
 
         Raises:
             CheckpointError: when the directory is something else or cannot be written.
@@ -316,12 +119,39 @@ class BartBackbone(keras.Model):
             WeightArrays(self.named_weights()),
             dtype=self.dtype_policy.name,
             max_shard_size=max_shard_size,
-            **tokenizer_of_preset(directory),
+            **accompanying(self.origin or preset_there(directory)),
         )
 
+    @property
+    def tokenizer(self) -> BartTokenizer:
+        """The tokenizer of the preset that the model came from.
+
+        Raises:
+            TokenizerError: where it came from none, or one without a tokenizer.
+        """
+        if self.origin is None or not self.origin.vocabulary:
+            raise TokenizerError(
+                "This model did not come from a preset with a tokenizer. Open one with "
+                "bart_export.BartTokenizer.from_files(vocabulary_file, merges_file)."
+            )
+        return self.origin.tokenizer()
+
     def named_weights(self) -> dict[str, Any]:
-        """Return the weights, `keras.Variable`s, by their names in `checkpoints.names`."""
-        return {variable.path: variable for variable in self.weights}
+        """Return the weights by their names in `checkpoints.names`, LoRA merged into them.
+
+        Values are `keras.Variable`s, of layers with LoRA tensors.
+        """
+        merged = {}
+        for layer in self.lora_layers():
+            name = "kernel" if hasattr(layer, "kernel") else "embeddings"
+            merged[getattr(layer, f"_{name}").path] = getattr(layer, name)
+        return {name: merged.get(name, variable) for name, variable in self._variables()}
+
+    def _variables(self) -> Iterator[tuple[str, Any]]:
+        """Yield the weights that a preset stores, in their order."""
+        for variable in self.weights:
+            if not variable.path.rpartition("/")[2].startswith("lora_"):
+                yield variable.path, variable
 
     def assign_weights(self, weights: Mapping[str, npt.NDArray[Any]]) -> None:
         """Set every weight by name, reading one array at a time.
@@ -330,36 +160,155 @@ class BartBackbone(keras.Model):
             CheckpointError: naming all arrays that are missing or surplus, before any weight is
                 set; or the first of another shape.
         """
-        assign(self.named_weights(), weights)
+        assign(dict(self._variables()), weights)
+
+    def default_lora_layer_names(self) -> list[str]:
+        """Return the names of the layers that LoRA changes: queries and values of attention."""
+        return ["query_dense", "value_dense", "query", "value"]
+
+    def enable_lora(self, rank: int, target_layer_names: Sequence[str] | None = None) -> None:
+        """Freeze the model, and train a low-rank change of some layers' matrices instead.
+
+        See E. J. Hu et al. 2021, https://arxiv.org/abs/2106.09685. As in KerasHub, biases of these
+        layers are trained as well.
+
+        Args:
+            rank: of each change.
+            target_layer_names: which layers, by the last part of their name; None for
+                `default_lora_layer_names()`.
+
+        Raises:
+            ConfigurationError: for a rank below 1, or names that no such layer has.
+        """
+        names = target_layer_names
+        if names is None:
+            names = self.default_lora_layer_names()
+        targets = [
+            layer
+            for layer in self._weighted_layers()
+            if layer.name in names and hasattr(layer, "enable_lora")
+        ]
+        if rank < 1 or not targets:
+            raise ConfigurationError(
+                "enable_lora needs a rank of at least 1 and names of layers that have LoRA, "
+                f"received rank={rank} and {', '.join(names)}."
+            )
+        self.trainable = True
+        for layer in self._flatten_layers(include_self=False):
+            layer.trainable = False
+        for layer in targets:
+            layer.trainable = True
+            layer.enable_lora(rank)
+
+    def lora_layers(self) -> list[Any]:
+        """Return the layers that have LoRA."""
+        return [layer for layer in self._weighted_layers() if getattr(layer, "lora_enabled", False)]
+
+    def _weighted_layers(self) -> list[Any]:
+        """Return all layers that have weights, in the order by which a LoRA file counts them."""
+        return [layer for layer in self._flatten_layers(include_self=False) if layer.weights]
+
+    def save_lora_weights(self, filepath: str | os.PathLike[str]) -> None:
+        """Write the low-rank changes alone, into a file `*.lora.h5`.
+
+        Raises:
+            ConfigurationError: without LoRA, or for another suffix.
+        """
+        changed = self.lora_layers()
+        if not changed or not str(filepath).endswith(LORA_SUFFIX):
+            raise ConfigurationError(
+                f"LoRA weights are written into a file *{LORA_SUFFIX} after enable_lora(rank), "
+                f"received {filepath} and {len(changed)} layers with LoRA."
+            )
+        h5py = import_h5py()
+        with h5py.File(filepath, "w") as file:
+            file["lora/vars/rank"] = changed[0].lora_rank
+            for number, layer in enumerate(self._weighted_layers()):
+                if getattr(layer, "lora_enabled", False):
+                    for name, variable in lora_variables(layer).items():
+                        file[f"lora/{number}/vars/{name}"] = np.asarray(variable)
+
+    def load_lora_weights(self, filepath: str | os.PathLike[str]) -> None:
+        """Read what `save_lora_weights` or KerasHub wrote, enabling LoRA where it is not.
+
+        Raises:
+            ConfigurationError: for a model that has LoRA of another rank.
+            CheckpointError: for a file that is no LoRA of this model.
+        """
+        path = Path(filepath)
+        check_file(path)
+        h5py = import_h5py()
+        try:
+            with h5py.File(path, "r") as file:
+                rank = int(file["lora/vars/rank"][()])
+                values = {
+                    int(number): {name: one[()] for name, one in group["vars"].items()}
+                    for number, group in file["lora"].items()
+                    if number != "vars"
+                }
+        except Exception as error:  # h5py raises OSError, RuntimeError, KeyError and others
+            raise CheckpointError(f"{path} is no file of LoRA weights: {error}.") from error
+        if not self.lora_layers():
+            self.enable_lora(rank)
+        layers = self._weighted_layers()
+        mine = {number for number, layer in enumerate(layers) if layer in self.lora_layers()}
+        ranks = {layer.lora_rank for layer in self.lora_layers()}
+        if ranks != {rank} or values.keys() != mine:
+            raise ConfigurationError(
+                f"{path} has LoRA of rank {rank} for {len(values)} layers of a model, and this "
+                f"model has rank {', '.join(map(str, sorted(ranks)))} for {len(mine)} layers. "
+                "Enable LoRA as it was when the file was written."
+            )
+        for number, arrays in values.items():
+            assign(lora_variables(layers[number]), arrays)
+
+
+def class_of(asked: type[Backbone], checkpoint: Checkpoint) -> type[Backbone]:
+    """Return the class of a checkpoint's model: the one that was asked, if it says which."""
+    if asked is not Backbone:
+        return asked
+    from bart_export.model.bart_backbone import BartBackbone
+
+    return BartBackbone
 
 
 def constructor_arguments(config: BartConfig) -> dict[str, Any]:
     """Return KerasHub's arguments of the constructor, and of the extensions those in use."""
     return {
-        **{field: getattr(config, field) for field in KERAS_HUB_FIELDS},
+        **{field: getattr(config, field) for field in KERAS_FIELDS},
         **config.extensions(),
     }
 
 
-def tokenizer_of_preset(directory: Path) -> dict[str, Any]:
-    """Return what a preset keeps beside the model, as arguments of `keras_preset.write`."""
+def lora_variables(layer: Any) -> dict[str, Any]:
+    """Return the low-rank matrices of a layer by name."""
+    names = [name for name in vars(layer) if name.startswith(("lora_kernel_", "lora_embeddings_"))]
+    return {name: getattr(layer, name) for name in sorted(names)}
+
+
+def preset_there(directory: Path) -> Checkpoint | None:
+    """Return what a preset in a directory says beside its weights, None where there is none."""
     if not (directory / "tokenizer.json").is_file():
+        return None
+    return checkpoints.read(directory, weights=False)
+
+
+def accompanying(origin: Checkpoint | None) -> dict[str, Any]:
+    """Return what a preset keeps beside the model, as arguments of `keras_preset.write`."""
+    if origin is None:
         return {}
-    preset = checkpoints.read(directory, weights=False)
-    kept = ("generation", "vocabulary", "merges", "encoder_sequence_length")
-    return {name: getattr(preset, name) for name in kept}
+    kept = {"generation": origin.settings}
+    if origin.vocabulary:
+        kept |= {name: getattr(origin, name) for name in TOKENIZER}
+    return kept
 
 
-def dtype_policy(dtype: Any) -> Any:
-    """Return the `keras.DTypePolicy` that `dtype` names or serializes; None means the global one.
-
-    Raises:
-        ConfigurationError: for a policy Keras does not know.
-    """
-    try:
-        return keras.dtype_policies.get(keras.config.dtype_policy() if dtype is None else dtype)
-    except (ValueError, TypeError) as error:
-        raise ConfigurationError(
-            f"dtype must name a Keras dtype policy such as float32, bfloat16 or mixed_float16, "
-            f"received {dtype!r}."
-        ) from error
+# Of a checkpoint, what belongs to its tokenizer and preprocessor.
+TOKENIZER = (
+    "vocabulary",
+    "merges",
+    "added_tokens",
+    "add_prefix_space",
+    "encoder_sequence_length",
+    "decoder_sequence_length",
+)

@@ -15,6 +15,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
 from bart_export.checkpoints import Checkpoint
+from bart_export.checkpoints.tokenizer_files import ADDED_TOKENS
 from bart_export.errors import VerificationFailed
 from bart_export.text.tokenizer import BartTokenizer
 from bart_export.text.vocabulary import MASK, SPECIAL_TOKENS
@@ -68,12 +69,14 @@ def own_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     whole, assets = directory / "tokenizer.json", directory / "assets" / "tokenizer"
     if checkpoint.format == "keras":
         tokenizer = of_tables(assets / "vocabulary.json", assets / "merges.txt")
-        settings = read(whole).get("config", {})
-        added = [
-            AddedToken(token, normalized=False)
+        stored = read(whole)
+        settings = stored.get("config", {})
+        plain = [
+            {"content": token, "normalized": False}
             for token in settings.get("unsplittable_tokens") or ()
             if token not in SPECIAL_TOKENS
         ]
+        added = [AddedToken(**token) for token in stored.get(ADDED_TOKENS) or plain]
     else:
         settings = read(directory / "tokenizer_config.json")
         if whole.is_file():

@@ -7,6 +7,7 @@ and how long a text it takes are the caller's to say.
 """
 
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -30,6 +31,8 @@ from bart_export.text.vocabulary import (
 )
 
 BYTE_OF = {symbol: byte for byte, symbol in enumerate(BYTE_SYMBOLS)}
+
+MAX_LENGTH = 1024  # tokens of a text where nobody says, the positions of BART's own checkpoints
 
 FIRST_CHARACTERS = 8  # a token of the beginning that is tried first; English has between 4 and 5
 GROWTH = 4  # times as much text when a beginning was not enough
@@ -94,8 +97,8 @@ class BartTokenizer:
     @classmethod
     def from_files(
         cls,
-        vocabulary_file: Path,
-        merges_file: Path,
+        vocabulary_file: str | os.PathLike[str],
+        merges_file: str | os.PathLike[str],
         added_tokens: Iterable[AddedToken] = (),
         *,
         add_prefix_space: bool = False,
@@ -105,8 +108,8 @@ class BartTokenizer:
         Raises:
             TokenizerError: when a file is missing or damaged, or the two do not belong together.
         """
-        vocabulary = read_vocabulary(vocabulary_file)
-        merges = read_merges(merges_file)
+        vocabulary = read_vocabulary(Path(vocabulary_file))
+        merges = read_merges(Path(merges_file))
         try:
             return cls(vocabulary, merges, added_tokens, add_prefix_space=add_prefix_space)
         except TokenizerError as error:
@@ -193,7 +196,7 @@ class BartTokenizer:
     def encode(
         self,
         text: str,
-        max_length: int,
+        max_length: int = MAX_LENGTH,
         *,
         truncate: bool = False,
         special_tokens: bool = False,

@@ -20,7 +20,7 @@ from bart_export.runtime.engine import FloatArray
 with native_stderr_silenced():
     import keras_hub
 
-    from bart_export.model.backbone import KERAS_HUB_FIELDS
+    from bart_export.checkpoints.keras_json import KERAS_FIELDS
 
 START = GenerationConfig().decoder_start_token_id
 
@@ -77,7 +77,7 @@ def backbone_of(config: BartConfig) -> Any:
         raise ConfigurationError(
             f"KerasHub's BART has one size for both stacks and no {', '.join(extensions)}."
         )
-    sizes = {field: getattr(config, field) for field in KERAS_HUB_FIELDS}
+    sizes = {field: getattr(config, field) for field in KERAS_FIELDS}
     return keras_hub.models.BartBackbone(**sizes)
 
 

@@ -1,0 +1,242 @@
+"""`BartBackbone`: BART as a Keras model, a drop-in for `keras_hub.models.BartBackbone`.
+
+Token ids and padding masks come in, the encoder's and the decoder's hidden states go out;
+`logits` turns the latter into scores of tokens. Loading goes through `presets` and `checkpoints`
+and assigns by the names of `checkpoints.names`. The module knows no text, no cache and no search.
+"""
+
+from typing import Any
+
+import keras
+
+from bart_export.checkpoints.keras_json import KERAS_FIELDS
+from bart_export.checkpoints.names import FINAL_LOGITS_BIAS
+from bart_export.config import BartConfig
+from bart_export.errors import ConfigurationError
+from bart_export.model.backbone import Backbone, constructor_arguments
+from bart_export.model.inputs import SIDES, check_inputs
+from bart_export.model.layers import (
+    EPSILON,
+    LogitsBias,
+    PositionEmbedding,
+    TransformerDecoder,
+    TransformerEncoder,
+)
+from bart_export.model.weights import initializer
+
+
+@keras.saving.register_keras_serializable("bart_export")
+class BartBackbone(Backbone):
+    """BART's encoder and decoder without a head.
+
+    Inputs, int32 tensors by name: `encoder_token_ids` and `encoder_padding_mask`
+    (batch, source), `decoder_token_ids` and `decoder_padding_mask` (batch, length); a mask is not
+    zero where a token is real. Outputs, by name: `encoder_sequence_output`
+    (batch, source, hidden_dim) and `decoder_sequence_output` (batch, length, hidden_dim).
+
+    Args:
+        vocabulary_size: number of tokens.
+        num_layers: number of encoder layers.
+        num_heads: number of attention heads of an encoder layer, which must divide hidden_dim.
+        hidden_dim: width of the hidden states.
+        intermediate_dim: width of the encoder's feed-forward networks.
+        dropout: share of values that training drops.
+        max_sequence_length: most tokens a source or a decoded sequence may have.
+        dtype: name, `keras.DTypePolicy` or its serialized form; the global policy by default.
+        name: the model's name.
+        trainable: whether `fit` changes the weights.
+        **extensions: fields of `BartConfig` beyond KerasHub's: decoder_num_layers,
+            decoder_num_heads and decoder_intermediate_dim (the encoder's by default),
+            scale_embedding (False), activation_function ("gelu") and final_logits_bias (False).
+
+    Attributes:
+        config: the `BartConfig` of all of the above; KerasHub's fields are attributes as well.
+
+    Raises:
+        ConfigurationError: for a value no BART can have, or an unknown argument.
+    """
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        num_layers: int,
+        num_heads: int,
+        hidden_dim: int,
+        intermediate_dim: int,
+        dropout: float = 0.1,
+        max_sequence_length: int = 1024,
+        dtype: Any = None,
+        *,
+        name: str | None = None,
+        trainable: bool = True,
+        **extensions: Any,
+    ) -> None:
+        config = BartConfig.from_dict(
+            {
+                "vocabulary_size": vocabulary_size,
+                "num_layers": num_layers,
+                "num_heads": num_heads,
+                "hidden_dim": hidden_dim,
+                "intermediate_dim": intermediate_dim,
+                "dropout": dropout,
+                "max_sequence_length": max_sequence_length,
+                **extensions,
+            }
+        )
+        self.config = config
+        policy = dtype_policy(dtype)
+        inputs = {
+            f"{side}_{part}": keras.Input((None,), dtype="int32", name=f"{side}_{part}")
+            for side in SIDES
+            for part in ("token_ids", "padding_mask")
+        }
+
+        # Attributes are set in KerasHub's order, because that is the order of the weights.
+        self.token_embedding = keras.layers.ReversibleEmbedding(
+            config.vocabulary_size,
+            config.hidden_dim,
+            embeddings_initializer=initializer(),
+            dtype=policy,
+            name="token_embedding",
+        )
+        self.token_embedding_scale = (
+            keras.layers.Rescaling(
+                config.hidden_dim**0.5, dtype=policy, name="token_embedding_scale"
+            )
+            if config.scale_embedding
+            else None
+        )
+        encoded = self._embed("encoder", inputs["encoder_token_ids"], policy)
+        self.encoder_transformer_layers = [
+            TransformerEncoder(
+                config.intermediate_dim,
+                config.num_heads,
+                config.dropout,
+                config.activation_function,
+                dtype=policy,
+                name=f"transformer_encoder_layer_{layer}",
+            )
+            for layer in range(config.num_layers)
+        ]
+        for encoder_layer in self.encoder_transformer_layers:
+            encoded = encoder_layer(encoded, padding_mask=inputs["encoder_padding_mask"])
+
+        decoded = self._embed("decoder", inputs["decoder_token_ids"], policy)
+        self.decoder_transformer_layers = [
+            TransformerDecoder(
+                config.decoder_feedforward,
+                config.decoder_heads,
+                config.dropout,
+                config.activation_function,
+                dtype=policy,
+                name=f"transformer_decoder_layer_{layer}",
+            )
+            for layer in range(config.decoder_layers)
+        ]
+        for decoder_layer in self.decoder_transformer_layers:
+            decoded = decoder_layer(
+                decoder_sequence=decoded,
+                encoder_sequence=encoded,
+                decoder_padding_mask=inputs["decoder_padding_mask"],
+                encoder_padding_mask=inputs["encoder_padding_mask"],
+            )
+        self.logits_bias = (
+            LogitsBias(config.vocabulary_size, dtype=policy, name=FINAL_LOGITS_BIAS)
+            if config.final_logits_bias
+            else None
+        )
+
+        super().__init__(
+            inputs=inputs,
+            outputs={"encoder_sequence_output": encoded, "decoder_sequence_output": decoded},
+            name=name,
+            trainable=trainable,
+        )
+        self.dtype_policy = policy
+        for field in KERAS_FIELDS:
+            setattr(self, field, getattr(config, field))
+
+    def _embed(self, side: str, token_ids: Any, policy: Any) -> Any:
+        """Turn ids (batch, length) into the first hidden states (batch, length, hidden)."""
+        sublayers = {
+            "position_embedding": PositionEmbedding(
+                self.config.max_sequence_length,
+                dtype=policy,
+                name=f"{side}_position_embedding",
+            ),
+            "embeddings_add": keras.layers.Add(dtype=policy, name=f"{side}_embeddings_add"),
+            "embeddings_layer_norm": keras.layers.LayerNormalization(
+                epsilon=EPSILON, dtype=policy, name=f"{side}_embeddings_layer_norm"
+            ),
+            "embeddings_dropout": keras.layers.Dropout(
+                self.config.dropout, dtype=policy, name=f"{side}_embeddings_dropout"
+            ),
+        }
+        for word, layer in sublayers.items():
+            setattr(self, f"{side}_{word}", layer)
+        tokens = self.token_embedding(token_ids)
+        if self.token_embedding_scale is not None:
+            tokens = self.token_embedding_scale(tokens)
+        hidden = sublayers["embeddings_add"]((tokens, sublayers["position_embedding"](tokens)))
+        hidden = sublayers["embeddings_layer_norm"](hidden)
+        return sublayers["embeddings_dropout"](hidden)
+
+    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Run the model on `inputs`.
+
+        Raises:
+            InputError: for an input that is missing, longer than max_sequence_length or not of
+                its partner's shape, and for an id outside the vocabulary where the ids are
+                concrete, that is, outside a graph.
+        """
+        if isinstance(inputs, dict):
+            check_inputs(inputs, self.config)
+        return super().__call__(inputs, *args, **kwargs)
+
+    def logits(self, decoder_sequence_output: Any) -> Any:
+        """Score every token of the vocabulary at every position.
+
+        Takes the decoder's hidden states (batch, length, hidden_dim) and returns logits
+        (batch, length, vocabulary_size) in the compute dtype: hidden states times the token
+        embedding, plus the bias where the checkpoint has one.
+        """
+        logits = self.token_embedding(decoder_sequence_output, reverse=True)
+        return logits if self.logits_bias is None else self.logits_bias(logits)
+
+    @property
+    def token_embedding(self) -> Any:
+        """The `keras.layers.ReversibleEmbedding` that encoder, decoder and logits share."""
+        return self._token_embedding
+
+    @token_embedding.setter
+    def token_embedding(self, layer: Any) -> None:
+        self._token_embedding = layer
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments: KerasHub's, and the extensions that are in use."""
+        return {
+            "name": self.name,
+            "trainable": self.trainable,
+            "dtype": keras.dtype_policies.serialize(self.dtype_policy),
+            **constructor_arguments(self.config),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "BartBackbone":
+        """Make a model of what `get_config` returned."""
+        return cls(**config)
+
+
+def dtype_policy(dtype: Any) -> Any:
+    """Return the `keras.DTypePolicy` that `dtype` names or serializes; None means the global one.
+
+    Raises:
+        ConfigurationError: for a policy Keras does not know.
+    """
+    try:
+        return keras.dtype_policies.get(keras.config.dtype_policy() if dtype is None else dtype)
+    except (ValueError, TypeError) as error:
+        raise ConfigurationError(
+            f"dtype must name a Keras dtype policy such as float32, bfloat16 or mixed_float16, "
+            f"received {dtype!r}."
+        ) from error

@@ -1,0 +1,148 @@
+"""From a preset over training back to a preset and an export: nothing is lost on the way."""
+
+import json
+import re
+from pathlib import Path
+
+import keras_hub
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import bart_export
+from bart_export import checkpoints, errors
+from bart_export.artifact import Artifact
+from bart_export.cli import main
+from bart_export.text.added_tokens import AddedToken
+
+ROOT = Path(__file__).parents[2]
+GOLDEN, CASES = ROOT / "tests/data/golden", ROOT / "tests/data/cases"
+GUIDE = (ROOT / "docs/fine_tuning.md").read_text(encoding="utf-8")
+TEXTS = ("The river rose <hl> two metres<hl> overnight.", " and then, naïve café 文字", "")
+
+# h5py asks Keras' variables for their arrays in a way NumPy 2 deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL)
+
+
+def follow(preset, recipe=()):
+    """Run the guide's code and commands in the current directory, with a preset in the first's
+    place, and return what the commands print."""
+    (code,), (commands,) = blocks("python"), blocks("sh")
+    assert '"bart_mini_en"' in code
+    exec(compile(code.replace('"bart_mini_en"', repr(str(preset))), "guide", "exec"), {})
+    printed = ""
+    for line in commands.splitlines():
+        program, *arguments = re.findall(r'"([^"]*)"|(\S+)', line)
+        given = ["".join(pair) for pair in arguments]
+        more = recipe if "--target" in given else ()
+        result = CliRunner().invoke(main, [*given, *more], catch_exceptions=False)
+        assert (result.exit_code, "".join(program)) == (0, "bart-export"), result.output
+        printed += result.output
+    return " ".join(printed.split())
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A checkpoint with an added token and settings of its own."""
+    place = tmp_path / "source"
+    place.mkdir()
+    for file in (GOLDEN / "bart_tiny_symmetric").iterdir():
+        if file.is_file():
+            (place / file.name).write_bytes(file.read_bytes())
+    vocabulary = json.loads((place / "vocab.json").read_text(encoding="utf-8"))
+    last = max(vocabulary, key=vocabulary.__getitem__)
+    added = {"content": last, "lstrip": True, "special": True}
+    settings = {"added_tokens_decoder": {str(vocabulary[last]): added}}
+    (place / "tokenizer_config.json").write_text(json.dumps(settings))
+    config = json.loads((place / "config.json").read_text())
+    config["task_specific_params"] = {"qa": {"num_beams": 3}}
+    (place / "config.json").write_text(json.dumps(config))
+    stated = {"max_length": 12, "num_beams": 2, "eos_token_id": [2, 700]}
+    (place / "generation_config.json").write_text(json.dumps(stated))
+    return place
+
+
+def test_the_guide_keeps_everything_that_belongs_to_a_preset(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    printed = follow(source, ("--recipe", "float32"))
+    assert "max_length=12, num_beams=2 from generation_config.json" in printed
+    before, after = checkpoints.read(source), checkpoints.read(tmp_path / "my_bart")
+    assert after.settings.generation == before.settings.generation
+    assert after.settings.tasks == before.settings.tasks
+    for name in ("vocabulary", "merges", "added_tokens", "encoder_sequence_length"):
+        assert getattr(after, name) == getattr(before, name), name
+    artifact = Artifact.open(tmp_path / "artifacts/my_bart")
+    assert artifact.generation.end_token_ids == (2, 700)
+    assert artifact.manifest["config"]["vocabulary_size"] == before.config.vocabulary_size
+    changed = [
+        name for name in before.weights
+        if not np.array_equal(before.weights[name], after.weights[name])
+    ]  # fmt: skip
+    assert {name.rpartition("/")[0].rpartition("/")[2] for name in changed} == {"query", "value"}
+
+
+@pytest.mark.slow
+def test_the_guide_as_it_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "from generation_config.json" in follow("bart_mini_en")
+    saved = checkpoints.read(tmp_path / "my_bart")
+    embedded = checkpoints.resolve_preset("bart_mini_en").checkpoint
+    assert saved.generation == embedded.generation
+    assert saved.encoder_sequence_length == embedded.encoder_sequence_length == 160
+
+
+def test_keras_hub_tokenizes_a_saved_preset_alike(source, tmp_path):
+    backbone = bart_export.BartBackbone.from_preset(str(source))
+    backbone.save_to_preset(tmp_path / "saved")
+    theirs = keras_hub.models.BartTokenizer.from_preset(str(tmp_path / "saved"))
+    mine = checkpoints.read(tmp_path / "saved").tokenizer()
+    for text in TEXTS[1:2]:
+        assert list(np.asarray(theirs(text))) == mine.tokenize(text)
+    added = mine.added_tokens[-1]
+    assert added == AddedToken(added.content, lstrip=True, special=True)
+    assert mine.token_to_id(added.content) in np.asarray(theirs(f"a{added.content}b"))
+    preprocessor = keras_hub.models.BartSeq2SeqLMPreprocessor.from_preset(str(tmp_path / "saved"))
+    assert preprocessor.encoder_sequence_length == 64
+
+
+def test_a_model_has_the_tokenizer_of_its_preset():
+    case = CASES / "added-tokens-json"
+    tokenizer = bart_export.BartBackbone.from_preset(str(case)).tokenizer
+    expected = checkpoints.read(case).tokenizer()
+    for text in TEXTS:
+        assert tokenizer.encode(text) == expected.encode(text, 1024)
+    with pytest.raises(errors.TokenizerError, match="did not come from a preset"):
+        small = {"num_layers": 1, "num_heads": 1, "hidden_dim": 4, "intermediate_dim": 4}
+        bart_export.BartBackbone(vocabulary_size=9, **small).tokenizer  # noqa: B018
+
+
+def test_files_of_a_tokenizer_may_be_named_by_strings():
+    files = [str(GOLDEN / "bart_tiny_symmetric" / name) for name in ("vocab.json", "merges.txt")]
+    tokenizer = bart_export.BartTokenizer.from_files(*files)
+    assert tokenizer.encode("the river")[0] == tokenizer.start_token_id
+    assert len(tokenizer.encode("the river " * 2000, truncate=True)) == 1024
+
+
+def test_a_preset_without_settings_is_told_so(source, tmp_path):
+    """As KerasHub saves one."""
+    theirs = keras_hub.models.BartBackbone.from_preset(str(source))
+    theirs.save_to_preset(str(tmp_path / "saved"))
+    theirs = keras_hub.models.BartTokenizer.from_preset(str(source))
+    theirs.save_to_preset(str(tmp_path / "saved"))
+    notes = checkpoints.resolve_preset(str(tmp_path / "saved")).defaults.notes
+    assert any(note.startswith("The preset has no generation_config.json") for note in notes)
+    assert any(note.startswith("The preset has no preprocessor.json") for note in notes)
+
+
+def test_a_tokenizer_that_cannot_be_read_is_no_hindrance_to_training(source, tmp_path):
+    (source / "tokenizer.json").write_text("{}")
+    backbone = bart_export.BartBackbone.from_preset(str(source))
+    backbone.save_to_preset(tmp_path / "saved")
+    saved = checkpoints.read(tmp_path / "saved", tokenizer=False)
+    assert saved.generation.max_length == 12
+    with pytest.raises(errors.TokenizerError):
+        checkpoints.read(tmp_path / "saved")

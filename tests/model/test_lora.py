@@ -1,0 +1,131 @@
+"""LoRA, held to KerasHub's: what is trained, what is stored, and that it is merged when saved."""
+
+import keras
+import keras_hub
+import numpy as np
+import pytest
+from small_bart import SHAPE, random_inputs, randomize
+
+import bart_export
+from bart_export import errors, models
+from bart_export.checkpoints import names
+from bart_export.presets import PRESETS
+
+# h5py asks Keras' variables for their arrays in a way NumPy 2 deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+def trained(model, seed=0):
+    """Enable LoRA and give its matrices values, as training would."""
+    model.enable_lora(2)
+    random = np.random.default_rng(seed)
+    for variable in model.trainable_variables:
+        if "lora" in variable.path:
+            variable.assign(random.normal(size=variable.shape, scale=0.2))
+    return model
+
+
+@pytest.fixture(scope="module")
+def mine():
+    model = models.BartBackbone(**SHAPE)
+    randomize(model)
+    return trained(model)
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    model = keras_hub.models.BartBackbone(**SHAPE)
+    randomize(model)
+    return trained(model)
+
+
+def outputs(model):
+    found = model(random_inputs(2, 7, 5))
+    return [np.asarray(found[name]) for name in sorted(found)]
+
+
+def assert_same(received, expected):
+    for one, other in zip(received, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_what_is_trained_is_what_keras_hub_trains(mine, theirs):
+    assert mine.default_lora_layer_names() == theirs.default_lora_layer_names()
+    paths = [variable.path for variable in mine.trainable_variables]
+    assert paths == [variable.path for variable in theirs.trainable_variables]
+    assert any("lora_kernel_a" in path for path in paths)
+    assert_same(outputs(mine), outputs(theirs))
+
+
+def test_lora_files_are_interchangeable_with_keras_hubs(mine, theirs, tmp_path):
+    mine.save_lora_weights(tmp_path / "mine.lora.h5")
+    theirs.save_lora_weights(str(tmp_path / "theirs.lora.h5"))
+    for made, file in ((models.BartBackbone, "theirs"), (keras_hub.models.BartBackbone, "mine")):
+        fresh = made(**SHAPE)
+        randomize(fresh)
+        fresh.load_lora_weights(str(tmp_path / f"{file}.lora.h5"))
+        fresh_biases = {v.path: v for v in fresh.variables}
+        for variable in mine.variables:
+            if variable.path.endswith("bias"):
+                fresh_biases[variable.path].assign(variable)
+        assert_same(outputs(fresh), outputs(mine))
+
+
+def test_a_preset_has_lora_merged(mine, tmp_path):
+    mine.save_to_preset(tmp_path / "saved")
+    assert list(mine.named_weights()) == [row.name for row in names.weights(mine.config)]
+    for made in (models.BartBackbone, keras_hub.models.BartBackbone):
+        loaded = made.from_preset(str(tmp_path / "saved"))
+        assert_same(outputs(loaded), outputs(mine))
+        assert not any("lora" in variable.path for variable in loaded.variables)
+
+
+def test_lora_of_the_embedding_is_merged_too(tmp_path):
+    model = models.BartBackbone(**SHAPE)
+    randomize(model)
+    model.enable_lora(2, ["token_embedding"])
+    before = outputs(model)
+    for variable in model.trainable_variables:
+        variable.assign(np.random.default_rng(1).normal(size=variable.shape))
+    assert not np.allclose(outputs(model)[0], before[0])
+    model.save_to_preset(tmp_path / "saved")
+    assert_same(outputs(models.BartBackbone.from_preset(str(tmp_path / "saved"))), outputs(model))
+
+
+def test_lora_that_cannot_be_is_refused(mine, tmp_path):
+    plain = models.BartBackbone(**SHAPE)
+    for rank, layers in ((0, None), (2, ["nowhere"]), (2, [])):
+        with pytest.raises(errors.ConfigurationError, match="enable_lora needs a rank"):
+            plain.enable_lora(rank, layers)
+    assert plain.trainable_variables
+    with pytest.raises(errors.ConfigurationError, match="after enable_lora"):
+        plain.save_lora_weights(tmp_path / "plain.lora.h5")
+    with pytest.raises(errors.ConfigurationError, match=r"\*\.lora\.h5"):
+        mine.save_lora_weights(tmp_path / "mine.h5")
+    mine.save_lora_weights(tmp_path / "mine.lora.h5")
+    plain.enable_lora(3)
+    with pytest.raises(errors.ConfigurationError, match="has LoRA of rank 2 for"):
+        plain.load_lora_weights(tmp_path / "mine.lora.h5")
+    (tmp_path / "no.lora.h5").write_bytes(b"no")
+    with pytest.raises(errors.CheckpointError, match="is no file of LoRA weights"):
+        plain.load_lora_weights(tmp_path / "no.lora.h5")
+
+
+def test_the_base_class_finds_out_the_class_of_a_preset(mine, tmp_path):
+    mine.save_to_preset(tmp_path / "saved")
+    for base in (bart_export.Backbone, models.Backbone):
+        loaded = base.from_preset(str(tmp_path / "saved"))
+        assert type(loaded) is models.BartBackbone
+        assert_same(outputs(loaded), outputs(mine))
+    assert issubclass(models.BartBackbone, models.Backbone)
+    assert isinstance(loaded, keras.Model)
+
+
+def test_presets_have_the_form_of_keras_hubs():
+    theirs = keras_hub.models.BartBackbone.presets
+    for presets in (models.BartBackbone.presets, models.Backbone.presets):
+        assert presets.keys() == PRESETS.keys()
+        for name, preset in theirs.items():
+            assert presets[name]["kaggle_handle"] == preset["kaggle_handle"]
+            assert presets[name]["metadata"].keys() == preset["metadata"].keys()
+            assert presets[name]["metadata"]["path"] == preset["metadata"]["path"]
