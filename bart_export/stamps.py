@@ -34,18 +34,21 @@ def stamp(status: os.stat_result, sha256: str) -> Stamp:
     return Stamp(" ".join(map(str, state)), sha256)
 
 
-def read(path: pathlib.Path) -> Stamp | None:
-    """Return the stamp that a file got last, None where there is none to believe."""
-    place = stamp_path(path)
+def read(path: pathlib.Path, what: str = "") -> Stamp | None:
+    """Return the stamp that a file got last, None where there is none to believe.
+
+    `what` tells stamps of one file apart: "" is that of its content's hash.
+    """
+    place = stamp_path(path, what)
     try:
         return None if place is None else Stamp(**json.loads(place.read_bytes()))
     except (OSError, ValueError, TypeError, RecursionError):
         return None
 
 
-def write(path: pathlib.Path, stamp: Stamp) -> None:
+def write(path: pathlib.Path, stamp: Stamp, what: str = "") -> None:
     """Keep the stamp of a file; where that cannot be, it is hashed again next time."""
-    place = stamp_path(path)
+    place = stamp_path(path, what)
     if place is not None:
         with contextlib.suppress(OSError):
             place.parent.mkdir(mode=0o700, exist_ok=True)
@@ -54,10 +57,11 @@ def write(path: pathlib.Path, stamp: Stamp) -> None:
             temporary.replace(place)
 
 
-def stamp_path(path: pathlib.Path) -> pathlib.Path | None:
+def stamp_path(path: pathlib.Path, what: str = "") -> pathlib.Path | None:
     """Return where the stamp of a file lies, None where no stamp is believed."""
     directory = user_directory()
-    name = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:32]
+    key = os.fsencode(os.path.realpath(path)) + what.encode()
+    name = hashlib.sha256(key).hexdigest()[:32]
     return None if directory is None else directory / "stamps" / f"{name}.json"
 
 

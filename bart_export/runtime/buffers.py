@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from bart_export import contract
 from bart_export.config import BartConfig
-from bart_export.errors import EngineError
+from bart_export.runtime import litert
 
 IntArray = npt.NDArray[np.int32]
 FloatArray = npt.NDArray[np.float32]
@@ -72,9 +72,10 @@ class BufferedSignature:
     def resize(self, wanted: Mapping[str, int]) -> None:
         """Resize what depends on an axis that changes, and make new buffers for it."""
         shapes = resized(self.config, self.signature, self.sizes, wanted)
-        for name, shape in shapes.items():
-            self.model.resize_input_tensor_by_name(self.name, name, list(shape), strict=False)
-        self.fit(wanted)
+        with litert.failures(f"cannot resize {self.name}"):
+            for name, shape in shapes.items():
+                self.model.resize_input_tensor_by_name(self.name, name, list(shape), strict=False)
+            self.fit(wanted)
 
     def fit(self, sizes: Mapping[str, int]) -> None:
         """Make new buffers for tensors of these sizes where they have changed."""
@@ -100,11 +101,8 @@ class BufferedSignature:
 
     def run(self, inputs: Buffers, outputs: Buffers) -> None:
         """Run the signature on its buffers, with some others in the place of its own."""
-        try:
+        with litert.failures(f"failed to run {self.name}"):
             self.model.run_by_name(self.name, self.inputs | inputs, self.outputs | outputs)
-        except RuntimeError as error:
-            reason = str(error).partition("\n")[0]  # the other lines are a trace
-            raise EngineError(f"LiteRT failed to run {self.name}: {reason}.") from error
 
 
 def encode_source(

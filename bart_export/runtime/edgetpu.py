@@ -29,6 +29,7 @@ from bart_export.runtime.engine import (
     CompiledModelEngine,
     available_cores,
 )
+from bart_export.runtime.graph_rules import checked_path
 from bart_export.runtime.interpreter import INTERPRETERS, load_delegate, one_line
 from bart_export.runtime.weight_cache import open_with_cache
 
@@ -202,6 +203,11 @@ class EdgeTpuEngine(CompiledModelEngine):
     ) -> "EdgeTpuEngine":
         """Open an artifact's export for the Edge TPU; `name` is that of the host's file."""
         artifact.folder(parts.DIRECTORY)
+        sizes = contract.sizes(artifact.config)
+        signatures = {one.name: (one, sizes) for one in parts.host_signatures(artifact.config)}
+        for file in artifact.files(parts.TARGET):
+            if file.endswith(".tflite"):
+                checked_path(artifact, file, signatures if file == name else None)
         return open_with_cache(
             lambda cache: cls(
                 artifact.directory, artifact.config, num_threads=num_threads, weight_cache=cache

@@ -31,6 +31,7 @@ from bart_export.runtime.buffers import (
     decode_rows,
     encode_source,
 )
+from bart_export.runtime.graph_rules import checked_path, dynamic_signatures
 from bart_export.runtime.weight_cache import open_with_cache
 
 IntArray = npt.NDArray[np.int32]
@@ -176,7 +177,7 @@ class CompiledModelEngine:
         cls, artifact: Artifact, name: str, *, num_threads: int | None = None
     ) -> "CompiledModelEngine":
         """Open a file of an artifact, with a weight cache of its own."""
-        path = artifact.path(name)
+        path = checked_path(artifact, name, dynamic_signatures(artifact.config))
         return open_with_cache(
             lambda cache: cls(path, artifact.config, num_threads=num_threads, weight_cache=cache),
             artifact,

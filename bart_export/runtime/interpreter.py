@@ -35,6 +35,7 @@ from bart_export.runtime.engine import (
     first_sizes,
     larger_sizes,
 )
+from bart_export.runtime.graph_rules import checked_path, dynamic_signatures
 
 ALL_KERNELS = "BUILTIN"
 # Package -> the module with its `Interpreter`, the extra that installs it, and the kernels to use
@@ -92,7 +93,8 @@ class InterpreterEngine:
         cls, artifact: Artifact, name: str, *, num_threads: int | None = None
     ) -> "InterpreterEngine":
         """Open a file of an artifact with tflite-runtime."""
-        return cls(artifact.path(name), artifact.config, num_threads=num_threads)
+        path = checked_path(artifact, name, dynamic_signatures(artifact.config))
+        return cls(path, artifact.config, num_threads=num_threads)
 
     def start(self, token_ids: Sequence[int], num_beams: int, max_length: int) -> Decoding:
         """Encode a source; see `Engine.start`."""

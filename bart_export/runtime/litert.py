@@ -5,9 +5,11 @@ opens a model, when the first buffer is written, and once more when the process 
 """
 
 import atexit
+import contextlib
 import importlib.metadata
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -52,16 +54,22 @@ def open_model(path: pathlib.Path, num_threads: int, weight_cache: str) -> Any:
 
     cpu = CpuOptions(num_threads=num_threads, xnnpack_weight_cache_path=weight_cache)
     options = Options(hardware_accelerators=HardwareAccelerator.CPU, cpu_options=cpu)
-    try:
-        with native_stderr_silenced():
-            if not ENVIRONMENTS:
-                ENVIRONMENTS.append(Environment.create(runtime_path=os.path.dirname(litert_file)))
-            model = CompiledModel.from_file(str(path), environment=ENVIRONMENTS[0], options=options)
-            write_first_buffer(model)
-    except RuntimeError as error:
-        reason = str(error).partition("\n")[0]  # the other lines are a trace
-        raise EngineError(f"LiteRT cannot open {path}: {reason}.") from error
+    with native_stderr_silenced(), failures(f"cannot open {path}"):
+        if not ENVIRONMENTS:
+            ENVIRONMENTS.append(Environment.create(runtime_path=os.path.dirname(litert_file)))
+        model = CompiledModel.from_file(str(path), environment=ENVIRONMENTS[0], options=options)
+        write_first_buffer(model)
     return model
+
+
+@contextlib.contextmanager
+def failures(what: str) -> Iterator[None]:
+    """Raise what LiteRT says in a block as an EngineError of one line: "LiteRT cannot …"."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].lstrip("└ ").removeprefix("ERROR: ")
+        raise EngineError(f"LiteRT {what}: {reason}.") from error
 
 
 def write_first_buffer(model: Any) -> None:

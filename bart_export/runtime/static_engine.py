@@ -22,6 +22,7 @@ from bart_export.runtime.engine import (
     available_cores,
     check_serial,
 )
+from bart_export.runtime.graph_rules import checked_path, static_signatures
 from bart_export.runtime.weight_cache import open_with_cache
 
 
@@ -71,8 +72,9 @@ class StaticEngine:
         cls, artifact: Artifact, name: str, *, num_threads: int | None = None
     ) -> "StaticEngine":
         """Open a file of an artifact, with a weight cache of its own."""
-        path, config = artifact.path(name), artifact.config
+        config = artifact.config
         buckets = contract.read_buckets(config, artifact.manifest["files"][name]["signatures"])
+        path = checked_path(artifact, name, static_signatures(config, buckets))
         return open_with_cache(
             lambda cache: cls.open(
                 path, config, buckets, num_threads=num_threads, weight_cache=cache

@@ -15,6 +15,7 @@ from bart_export.config import BartConfig
 from bart_export.recipes import TFLITE_RUNTIME
 from bart_export.runtime.buckets import fill_rows, fit
 from bart_export.runtime.engine import Decoding, FloatArray, IntArray, check_serial
+from bart_export.runtime.graph_rules import checked_path, static_signatures
 from bart_export.runtime.interpreter import (
     ALL_KERNELS,
     InterpreterSignature,
@@ -62,9 +63,9 @@ class StaticInterpreterEngine:
         cls, artifact: Artifact, name: str, *, num_threads: int | None = None
     ) -> "StaticInterpreterEngine":
         """Open a file of an artifact with tflite-runtime."""
-        path, config = artifact.path(name), artifact.config
-        entry = artifact.manifest["files"][name]
-        buckets = contract.read_buckets(config, entry["signatures"])
+        config = artifact.config
+        buckets = contract.read_buckets(config, artifact.manifest["files"][name]["signatures"])
+        path = checked_path(artifact, name, static_signatures(config, buckets))
         return cls(path, config, buckets, num_threads=num_threads)
 
     def start(self, token_ids: Sequence[int], num_beams: int, max_length: int) -> Decoding:

@@ -118,9 +118,15 @@ def checked_artifact(path: pathlib.Path) -> Artifact | None:
 
 
 def open_with_litert(path: pathlib.Path, options: ServeOptions) -> Servable:
-    """Open an artifact's `.tflite` file."""
+    """Open an artifact's `.tflite` file, in a process of its own first.
+
+    Raises:
+        EngineError: if that process ends of it, which this one would have.
+    """
+    from bart_export.runtime.trial import survive
     from bart_export.server.litert_engine import open_artifact
 
+    survive(path)
     return open_artifact(path, options)
 
 

@@ -1,0 +1,317 @@
+"""A file that LiteRT should not be given is refused in one line before LiteRT sees it."""
+
+import json
+import shutil
+import struct
+import subprocess
+import sys
+
+import pytest
+from ai_edge_litert import schema_py_generated as schema
+from click.testing import CliRunner
+
+from bart_export import stamps
+from bart_export.artifact import UNSEALED, Artifact, seal, sha256
+from bart_export.cli import main
+from bart_export.contract import read_buckets
+from bart_export.errors import ArtifactError
+from bart_export.runtime import graph_rules
+from bart_export.runtime.generator import Generator
+from bart_export.runtime.graph_rules import check, dynamic_signatures, static_signatures
+
+FLOAT, INT8 = "tflite/float32.tflite", "tflite/dynamic_wi8_afp32.tflite"
+
+
+def test_files_of_dynamic_builds_are_sound(mini_artifact):
+    for name in (FLOAT, INT8):
+        check(mini_artifact.path(name), dynamic_signatures(mini_artifact.config))
+
+
+def test_files_of_static_builds_are_sound(static_artifact):
+    config = static_artifact.config
+    for name, entry in static_artifact.files("tflite").items():
+        if "shapes" in entry:
+            buckets = read_buckets(config, entry["signatures"])
+            check(static_artifact.path(name), static_signatures(config, buckets))
+
+
+def signatures(artifact):
+    return dynamic_signatures(artifact.config)
+
+
+@pytest.fixture
+def refuse(mini_artifact, tmp_path):
+    """Return a function that harms a copy of a file and holds the check to refuse it in a line."""
+
+    def refuse(name, harm, words):
+        content = bytearray(mini_artifact.path(name).read_bytes())
+        harm(content, schema.Model.GetRootAs(content, 0))
+        path = tmp_path / "harmed.tflite"
+        path.write_bytes(content)
+        with pytest.raises(ArtifactError, match=words) as caught:
+            check(path, signatures(mini_artifact))
+        assert "\n" not in str(caught.value)
+
+    return refuse
+
+
+def put(content, table, field, form, value):
+    """Write a number where a field of a table is, which must be there."""
+    struct.pack_into(form, content, place(table, field), value)
+
+
+def place(table, field):
+    offset = table._tab.Offset(4 + 2 * field)
+    assert offset, "the field is not written"
+    return table._tab.Pos + offset
+
+
+def element(content, table, field, index, form, value):
+    """Write an element of a vector of numbers."""
+    at = table._tab.Vector(table._tab.Offset(4 + 2 * field))
+    struct.pack_into(form, content, at + index * struct.calcsize(form), value)
+
+
+def first(model, name, graph=0):
+    """Return the first operator of a name in a graph."""
+    code = getattr(schema.BuiltinOperator, name)
+    operators = map(
+        model.Subgraphs(graph).Operators, range(model.Subgraphs(graph).OperatorsLength())
+    )
+    codes = [model.OperatorCodes(number) for number in range(model.OperatorCodesLength())]
+    found = [max(one.BuiltinCode(), one.DeprecatedBuiltinCode()) for one in codes]
+    return next(one for one in operators if found[one.OpcodeIndex()] == code)
+
+
+def tensor(model, index, graph=0):
+    return model.Subgraphs(graph).Tensors(index)
+
+
+def set_constant(content, model, index, value):
+    """Write the first number of a constant, which lies in the flatbuffer or behind it."""
+    buffer = model.Buffers(tensor(model, index).Buffer())
+    if buffer.Offset():
+        struct.pack_into("<i", content, buffer.Offset(), value)
+    else:
+        element(content, buffer, 0, 0, "<i", value)
+
+
+def weights_of(model):
+    """Return the tensor that the first fully connected layer takes its weights from."""
+    return tensor(model, first(model, "FULLY_CONNECTED").Inputs(1))
+
+
+def root(content, model):
+    struct.pack_into("<I", content, 0, len(content) - 4)
+
+
+def table_beyond(content, model):
+    struct.pack_into("<i", content, model._tab.Pos, -(2**31))
+
+
+def vector_too_long(content, model):
+    at = model._tab.Vector(model._tab.Offset(4 + 2 * 4)) - 4
+    struct.pack_into("<I", content, at, 2**32 - 1)
+
+
+def operand_beyond(content, model):
+    element(content, first(model, "ADD"), 1, 0, "<i", 2**20)
+
+
+def operand_left_out(content, model):
+    element(content, first(model, "ADD"), 1, 0, "<i", -1)
+
+
+def operand_of_later(content, model):
+    last = model.Subgraphs(0).Operators(model.Subgraphs(0).OperatorsLength() - 1)
+    element(content, first(model, "ADD"), 1, 0, "<i", last.Outputs(0))
+
+
+def code_beyond(content, model):
+    put(content, model.Subgraphs(0).Operators(3), 0, "<I", 999)
+
+
+def buffer_beyond(content, model):
+    put(content, tensor(model, 5), 2, "<I", 10**6)
+
+
+def other_buffer(content, model):
+    put(
+        content,
+        weights_of(model),
+        2,
+        "<I",
+        tensor(model, first(model, "TRANSPOSE").Inputs(1)).Buffer(),
+    )
+
+
+def other_type(content, model):
+    put(content, tensor(model, first(model, "EQUAL").Outputs(0)), 1, "<b", schema.TensorType.INT32)
+
+
+def unknown_type(content, model):
+    put(content, weights_of(model), 1, "<b", schema.TensorType.STRING)
+
+
+def huge_shape(content, model):
+    element(content, tensor(model, first(model, "RSQRT").Outputs(0)), 0, 0, "<i", 2**30)
+
+
+def no_shape(content, model):
+    element(content, tensor(model, first(model, "RSQRT").Outputs(0)), 0, 0, "<i", 0)
+
+
+def other_permutation(content, model):
+    set_constant(content, model, first(model, "TRANSPOSE").Inputs(1), 7)
+
+
+def other_axis(content, model):
+    set_constant(content, model, first(model, "MEAN").Inputs(1), 2**31 - 1)
+
+
+def other_options(content, model):
+    put(content, first(model, "FULLY_CONNECTED"), 3, "<B", schema.BuiltinOptions.Conv2DOptions)
+
+
+def other_graph(content, model):
+    put(content, model.SignatureDefs(1), 4, "<I", 2)
+
+
+def no_graph(content, model):
+    put(content, model.SignatureDefs(1), 4, "<I", 77)
+
+
+def other_name(content, model):
+    at = model.SignatureDefs(0).Inputs(0)._tab
+    content[at.Vector(at.Offset(4))] ^= 1
+
+
+def not_text(content, model):
+    at = tensor(model, 3)._tab
+    content[at.Vector(at.Offset(4 + 2 * 3))] = 0x9B
+
+
+def fewer_scales(content, model):
+    tab = weights_of(model).Quantization()._tab
+    struct.pack_into("<I", content, tab.Vector(tab.Offset(4 + 2 * 2)) - 4, 3)
+
+
+def no_scale(content, model):
+    quantization = weights_of(model).Quantization()
+    element(content, quantization, 2, 0, "<f", float("nan"))
+
+
+def zero_point_beyond(content, model):
+    element(content, weights_of(model).Quantization(), 3, 0, "<q", 2**40)
+
+
+def behind_the_end(content, model):
+    buffers = map(model.Buffers, range(model.BuffersLength()))
+    external = next(one for one in buffers if one.Offset())
+    put(content, external, 1, "<Q", 2**63)
+
+
+def cut(content, model):
+    del content[len(content) // 2 :]
+
+
+HARMS = (
+    (FLOAT, root, "leads out"),
+    (FLOAT, table_beyond, "leads out"),
+    (FLOAT, vector_too_long, "leads out"),
+    (FLOAT, operand_beyond, "index out of range"),
+    (FLOAT, operand_left_out, "ADD of other types"),
+    (FLOAT, operand_of_later, "ADD whose shapes"),
+    (FLOAT, code_beyond, "without a code"),
+    (FLOAT, buffer_beyond, "without a buffer"),
+    (FLOAT, other_buffer, "shape and bytes differ"),
+    (FLOAT, other_type, "EQUAL of other types"),
+    (INT8, unknown_type, "of a type"),
+    (FLOAT, huge_shape, "a shape that differs"),
+    (FLOAT, no_shape, "at least 1"),
+    (FLOAT, other_permutation, "TRANSPOSE whose shapes"),
+    (FLOAT, other_axis, "whose shapes"),
+    (FLOAT, other_options, "FULLY_CONNECTED with options"),
+    (FLOAT, other_graph, "index out of range"),
+    (FLOAT, no_graph, "signature without a graph"),
+    (FLOAT, other_name, "other names"),
+    (FLOAT, not_text, "is not text"),
+    (INT8, behind_the_end, "leads out"),
+    (FLOAT, cut, "leads out"),
+    (INT8, fewer_scales, "scales and shape"),
+    (INT8, no_scale, "no positive number"),
+    (INT8, zero_point_beyond, "zero point out of range"),
+)
+
+
+@pytest.mark.parametrize(("name", "harm", "words"), HARMS, ids=[one[1].__name__ for one in HARMS])
+def test_a_file_that_contradicts_itself_is_refused(refuse, name, harm, words):
+    refuse(name, harm, words)
+
+
+@pytest.mark.parametrize("content", [b"", b"TFL3", b"\0\0\0\0TFL3", b"\0" * 8 + b"TFL3" * 100])
+def test_what_is_no_flatbuffer_is_refused(tmp_path, content):
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(ArtifactError, match="no .tflite file"):
+        check(tmp_path / "file", None)
+
+
+def test_signatures_of_another_model_are_refused(mini_artifact, distilled_artifact):
+    with pytest.raises(ArtifactError, match="other names|must be"):
+        check(mini_artifact.path(FLOAT), signatures(distilled_artifact))
+
+
+def resealed(artifact, name, content, target):
+    """Write an artifact with another file under a name, whose hashes fit it."""
+    shutil.copytree(artifact.directory, target, ignore=shutil.ignore_patterns(".cache"))
+    (target / name).write_bytes(content)
+    manifest = json.loads((target / "manifest.json").read_bytes())
+    manifest["manifest_sha256"] = UNSEALED
+    manifest["files"][name] |= {"bytes": len(content), "sha256": sha256(target / name)}
+    (target / "manifest.json").write_bytes(seal(json.dumps(manifest).encode()))
+    return target
+
+
+# Each ended the process with SIGSEGV: where, what is there, and what was put there.
+CRASHES = ((1038404, "5a", "58"), (993720, "bc0b0000", "00000080"))
+
+
+@pytest.mark.parametrize(("at", "there", "instead"), CRASHES)
+@pytest.mark.parametrize("command", [("generate", "A text."), ("verify",)], ids=lambda c: c[0])
+def test_files_that_ended_litert_are_refused(
+    symmetric_artifact, tmp_path, at, there, instead, command
+):
+    content = bytearray(symmetric_artifact.path(FLOAT).read_bytes())
+    old, new = bytes.fromhex(there), bytes.fromhex(instead)
+    if content[at : at + len(old)] != old:
+        pytest.skip("this converter lays the file out otherwise")
+    content[at : at + len(old)] = new
+    made = resealed(symmetric_artifact, FLOAT, bytes(content), tmp_path / "made")
+    name, *rest = command
+    result = CliRunner().invoke(main, [name, str(made), *rest])
+    assert (result.exit_code, result.stdout) == (2, "")
+    (line,) = result.stderr.splitlines()
+    assert "float32.tflite is no .tflite file as bart-export writes them" in line
+
+
+def test_a_file_is_checked_once_as_long_as_it_stays_what_it_is(
+    symmetric_artifact, tmp_path, monkeypatch
+):
+    made = shutil.copytree(symmetric_artifact.directory, tmp_path / "made")
+    checked = []
+    monkeypatch.setattr(graph_rules, "check", lambda path, expected: checked.append(path))
+    for boot, count in (("this", 1), ("this", 1), ("another", 2)):
+        monkeypatch.setattr(stamps, "boot", lambda boot=boot: boot)
+        Generator.from_artifact(made)
+        assert len(checked) == count
+    other = dynamic_signatures(symmetric_artifact.config)
+    other.pop("decode_single")
+    graph_rules.checked_path(Artifact.open(made), FLOAT, other)
+    assert len(checked) == 3
+
+
+def test_a_slice_of_the_fuzzer_finds_nothing():
+    command = [sys.executable, "tools/fuzz.py", "flatbuffer", "--count", "60", "--seed", "7"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "refused" in result.stdout.splitlines()[-1]

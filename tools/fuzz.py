@@ -1,0 +1,290 @@
+"""Seeded damage of one kind after another, tried in processes that may die of it, and counted.
+
+    python tools/fuzz.py flatbuffer --count 10000
+
+A kind is a row of `KINDS`: what it prepares once, how it makes an input from a seed, and how it
+tries one. The same seed makes the same input. An input is refused in the one way that is meant to
+refuse it, or it runs; everything else (a process that ends, another exception, one that takes too
+long) is a fault, which is listed by seed, and makes the exit code 1.
+"""
+
+import argparse
+import collections
+import concurrent.futures
+import dataclasses
+import hashlib
+import json
+import multiprocessing
+import multiprocessing.connection
+import os
+import pathlib
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+SECONDS = 20.0  # that one input may take
+REFUSED, RAN = "refused", "ran"
+FAULTS = ("crashed", "raised", "hung")
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """One kind of input.
+
+    `prepare` makes what all inputs have in common, in a directory of its own; it runs once, before
+    there are other processes. `attempt` makes the input of a seed in a directory of the process'
+    own and tries it: it returns `REFUSED`, `RAN` or another word to count by, and may raise
+    anything, which is a fault.
+    """
+
+    name: str
+    prepare: Callable[[pathlib.Path], Any]
+    attempt: Callable[[Any, pathlib.Path, random.Random], str]
+
+
+# Of one input: its seed, what came of it, and of a fault what was said.
+Outcome = tuple[int, str, str]
+
+
+def run(kind: Kind, seeds: range, workers: int) -> Iterator[Outcome]:
+    """Try the inputs of some seeds and yield what came of them, in no order."""
+    with tempfile.TemporaryDirectory(prefix="fuzz.") as temporary:
+        scratch = pathlib.Path(temporary)
+        (scratch / "prepared").mkdir()
+        prepared = in_a_process(kind.prepare, scratch / "prepared")
+        waiting = list(reversed(seeds))
+        running = [Worker(kind, prepared, scratch / str(number)) for number in range(workers)]
+        while waiting or any(worker.seed is not None for worker in running):
+            for worker in running:
+                if worker.seed is None and waiting:
+                    worker.begin(waiting.pop())
+            pipes = [worker.pipe for worker in running if worker.seed is not None]
+            multiprocessing.connection.wait(pipes, timeout=0.5)
+            for worker in running:
+                outcome = worker.outcome()
+                if outcome is not None:
+                    yield outcome
+        for worker in running:
+            worker.end()
+
+
+def in_a_process(prepare: Callable[[pathlib.Path], Any], directory: pathlib.Path) -> Any:
+    """Prepare in a process of its own: what it imports and the threads it starts end with it."""
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as executor:
+        return executor.submit(prepare, directory).result()
+
+
+class Worker:
+    """A process that tries one input after the other; when it dies of one, the next is made."""
+
+    def __init__(self, kind: Kind, prepared: Any, scratch: pathlib.Path) -> None:
+        self.kind, self.prepared, self.scratch = kind, prepared, scratch
+        self.seed: int | None = None
+        self.began = 0.0
+        self.start()
+
+    def start(self) -> None:
+        """Start a process with an empty directory."""
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        self.scratch.mkdir()
+        self.pipe, other = multiprocessing.Pipe()
+        arguments = (self.kind, self.prepared, self.scratch, other)
+        context = multiprocessing.get_context("fork")
+        self.process = context.Process(target=work, args=arguments, daemon=True)
+        self.process.start()
+        other.close()
+
+    def begin(self, seed: int) -> None:
+        """Have the process try the input of a seed."""
+        self.seed, self.began = seed, time.monotonic()
+        self.pipe.send(seed)
+
+    def outcome(self) -> Outcome | None:
+        """Return what came of the input that is tried, None while it is."""
+        if self.seed is None:
+            return None
+        try:
+            if self.pipe.poll():
+                word, said = self.pipe.recv()
+            elif time.monotonic() - self.began > SECONDS:
+                word, said = "hung", f"after {SECONDS:g} s"
+            else:
+                return None
+        except EOFError:
+            self.process.join()
+            code = self.process.exitcode or 0
+            word, said = "crashed", signal.Signals(-code).name if code < 0 else f"exit {code}"
+        seed, self.seed = self.seed, None
+        if word in ("crashed", "hung"):
+            self.end()
+            self.start()
+        return seed, word, said
+
+    def end(self) -> None:
+        """End the process."""
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
+
+
+def work(kind: Kind, prepared: Any, scratch: pathlib.Path, pipe: Any) -> None:
+    """Try the inputs whose seeds come, and answer what came of each."""
+    os.environ["XDG_CACHE_HOME"] = str(scratch / "cache")
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)  # what dies has much to say
+    while True:
+        seed = pipe.recv()
+        try:
+            pipe.send((kind.attempt(prepared, scratch, random.Random(seed)), ""))
+        except Exception as error:
+            pipe.send(("raised", f"{type(error).__name__}: {error}"[:300]))
+
+
+# --- flatbuffer: a .tflite file of an artifact, altered, with hashes that fit ---------------------
+
+FILES = ("tflite/float32.tflite", "tflite/dynamic_wi8_afp32.tflite")
+TEXT = "A library that reads archives."
+WORDS = (0, 1, 2, 3, 4, 8, 127, 128, 255, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """An artifact and, of each of some files, its bytes and which of them are no weights."""
+
+    directory: pathlib.Path
+    files: dict[str, tuple[bytes, list[range]]]
+
+
+def prepare_flatbuffer(directory: pathlib.Path) -> Sample:
+    """Export a tiny random checkpoint, and find the bytes that are structure."""
+    from bart_export.export import export
+    from bart_export.recipes import RECIPES
+    from bart_export.tflite_options import TfliteOptions
+
+    preset = pathlib.Path(__file__).parents[1] / "tests" / "data" / "golden" / "bart_tiny_symmetric"
+    loose = {"relative": 1.0, "top1": 0.0}  # of random weights nothing else can be expected
+    recipes = (
+        dataclasses.replace(RECIPES[pathlib.Path(name).stem], tolerance=loose) for name in FILES
+    )
+    made = export(str(preset), "tflite", TfliteOptions(tuple(recipes)), directory / "made")
+    contents = {name: made.path(name).read_bytes() for name in FILES}
+    return Sample(made.directory, {name: (one, structure(one)) for name, one in contents.items()})
+
+
+def structure(content: bytes) -> list[range]:
+    """Return where a `.tflite` file has no weights."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.Model.GetRootAs(content, 0)
+    weights = []
+    for number in range(model.BuffersLength()):
+        buffer = model.Buffers(number)
+        if buffer.Offset():
+            weights.append(range(buffer.Offset(), buffer.Offset() + buffer.Size()))
+        elif buffer.DataLength() > 256:
+            begin = buffer._tab.Vector(buffer._tab.Offset(4))
+            weights.append(range(begin, begin + buffer.DataLength()))
+    ends = [0, *(end for one in sorted(weights, key=min) for end in (one.start, one.stop))]
+    pairs = zip(ends[::2], [*ends[1::2], len(content)], strict=True)
+    return [range(begin, end) for begin, end in pairs if end > begin]
+
+
+def attempt_flatbuffer(sample: Sample, scratch: pathlib.Path, dice: random.Random) -> str:
+    """Alter a file, give the manifest hashes that fit, and generate from it."""
+    from bart_export.artifact import UNSEALED, Artifact, seal
+    from bart_export.errors import ArtifactError, BartExportError
+    from bart_export.runtime.generator import Generator
+
+    name = dice.choice(FILES)
+    content, places = sample.files[name]
+    altered = alter(content, places, dice)
+    made = scratch / "made"
+    if not made.exists():
+        shutil.copytree(sample.directory, made, ignore=shutil.ignore_patterns(".cache"))
+    (made / name).write_bytes(altered)
+    manifest = json.loads((sample.directory / "manifest.json").read_bytes())
+    manifest["manifest_sha256"] = UNSEALED
+    digest = hashlib.sha256(altered).hexdigest()
+    manifest["files"][name].update(bytes=len(altered), sha256=digest)
+    (made / "manifest.json").write_bytes(seal(json.dumps(manifest).encode()))
+    try:
+        Artifact.open(made).path(name)
+        recipe = pathlib.Path(name).stem
+        generator = Generator.from_artifact(made, recipe=recipe, num_threads=1)
+        for beams in (1, 2):
+            generator.generate(TEXT, num_beams=beams, max_length=20)
+    except ArtifactError as error:
+        if "\n" in str(error):
+            raise
+        return REFUSED
+    except BartExportError as error:
+        if "\n" in str(error):
+            raise
+        return "refused by LiteRT"
+    finally:
+        shutil.rmtree(made / ".cache", ignore_errors=True)
+        shutil.copyfile(sample.directory / name, made / name)
+    return RAN
+
+
+def alter(content: bytes, places: list[range], dice: random.Random) -> bytes:
+    """Change a few bytes, mostly of the structure: a bit, a byte, a word, or a copied piece."""
+    altered = bytearray(content)
+    for _ in range(dice.choice((1, 1, 1, 2, 3))):
+        place = dice.choices(places, [len(one) for one in places])[0]
+        at = dice.choice(place) if dice.random() < 0.95 else dice.randrange(len(altered))
+        word = at & ~3
+        match dice.randrange(6):
+            case 0:
+                altered[at] ^= 1 << dice.randrange(8)
+            case 1:
+                altered[at] = dice.randrange(256)
+            case 2:
+                altered[word : word + 4] = dice.choice(WORDS).to_bytes(4, "little")
+            case 3:
+                number = int.from_bytes(altered[word : word + 4], "little")
+                number += dice.choice((-8, -4, -2, -1, 1, 2, 4, 8))
+                altered[word : word + 4] = (number % (1 << 32)).to_bytes(4, "little")
+            case 4:
+                other = dice.choice(dice.choices(places, [len(one) for one in places])[0]) & ~3
+                length = dice.choice((4, 8, 16))
+                altered[word : word + length] = altered[other : other + length]
+            case 5:
+                altered[word : word + 4] = dice.randrange(len(content)).to_bytes(4, "little")
+    if dice.random() < 0.02:
+        del altered[dice.randrange(len(altered)) :]
+    return bytes(altered)
+
+
+KINDS = {kind.name: kind for kind in (Kind("flatbuffer", prepare_flatbuffer, attempt_flatbuffer),)}
+
+
+def main() -> int:
+    """Try what the command line asks for, print counts, and return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("kinds", nargs="*", default=list(KINDS), help=f"of {', '.join(KINDS)}")
+    parser.add_argument("--count", type=int, default=1000, help="inputs of each kind")
+    parser.add_argument("--seed", type=int, default=0, help="of the first input")
+    parser.add_argument("--workers", type=int, default=2, help="processes side by side")
+    arguments = parser.parse_args()
+    faults = 0
+    for name in arguments.kinds:
+        counts: collections.Counter[str] = collections.Counter()
+        seeds = range(arguments.seed, arguments.seed + arguments.count)
+        for seed, word, said in run(KINDS[name], seeds, arguments.workers):
+            counts[word] += 1
+            if word in FAULTS:
+                faults += 1
+                print(f"{name} seed {seed} {word}: {said}", flush=True)
+        print(f"{name}: " + ", ".join(f"{count} {word}" for word, count in sorted(counts.items())))
+    return min(faults, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
