@@ -124,9 +124,11 @@ def serve(
     """
     named = model_name is not None or model_base_path is not None
     if bool(artifacts) + (model_config_file is not None) + named != 1:
+        received = "several of them" if artifacts or named else "none of them"
         raise click.UsageError(
-            "Say in one way what to serve: ARTIFACT..., --model-config-file FILE, or "
-            "--model-name NAME with --model-base-path DIR."
+            "Expected one of ARTIFACT..., --model-config-file FILE, and --model-name NAME with "
+            f"--model-base-path DIR, received {received}. An ARTIFACT is a directory that "
+            "bart-export wrote, such as artifacts/bart_mini_en."
         )
     if named and (model_name is None or model_base_path is None):
         raise click.UsageError("--model-name and --model-base-path belong together.")

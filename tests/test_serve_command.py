@@ -37,7 +37,7 @@ def asked(monkeypatch):
 @pytest.fixture
 def base_path(tmp_path):
     path = tmp_path / "half_plus_two"
-    path.mkdir()
+    (path / "1").mkdir(parents=True)
     return path
 
 
@@ -104,11 +104,12 @@ def test_a_configuration_says_what_is_served(asked, tmp_path, base_path):
     assert (model.name, options.model_config_poll_seconds, config_file) == ("m", 5.0, config)
 
 
+CHECKPOINT = pathlib.Path(__file__).parent / "data" / "cases" / "task-specific-params"
 FREE = ("--port", "0", "--rest-api-port", "0")
 REFUSED = [
-    ((), "Say in one way what to serve"),
-    (("{m}", "--model-config-file", "f"), "Say in one way what to serve"),
-    (("{m}", "--model-name", "m"), "Say in one way what to serve"),
+    ((), "Expected one of ARTIFACT..."),
+    (("{m}", "--model-config-file", "f"), "Expected one of ARTIFACT..."),
+    (("{m}", "--model-name", "m"), "Expected one of ARTIFACT..."),
     (("--model-name", "m"), "--model-name and --model-base-path belong together"),
     (("--model-base-path", "{m}"), "--model-name and --model-base-path belong together"),
     (("--model-config-file", "f", "--engine", "litert"), "says model_platform"),
@@ -118,7 +119,14 @@ REFUSED = [
     (("{m}", "--port", "65536"), "65536 is not in the range"),
     (("{m}", "--request-seconds", "0"), "0.0 is not in the range"),
     (("{m}", "--workers", "0"), "0 is not in the range"),
-    (("{m}/none",), "none is not a directory"),
+    (("--engine", "litert"), "received none of them. An ARTIFACT is a directory"),
+    (("{m}", "--model-config-file", "f"), "received several of them"),
+    (("{m}/none",), "There is no directory {m}/none. Expected an artifact"),
+    (("bart_mini_en",), "is a preset, which has to be exported before it is served"),
+    (("{m}/1",), "is neither."),
+    ((__file__,), "Expected the directory of an artifact, received the file"),
+    ((CHECKPOINT,), "is a checkpoint, which has to be exported before it is served: bart-export "),
+    ((CHECKPOINT, "--engine", "litert"), "--target tflite --output DIRECTORY"),
     (("{m}", "--engine", "litert"), "has no manifest.json"),
     (("{m}", "{m}/../half_plus_two"), "both named half_plus_two"),
     (("--model-config-file", "{m}/none"), "cannot be read"),
@@ -132,9 +140,9 @@ REFUSED = [
 
 @pytest.mark.parametrize(("arguments", "told"), REFUSED)
 def test_what_cannot_be_served_is_one_line_and_exit_code_2(base_path, arguments, told):
-    code, output = run(*(text.format(m=base_path) for text in arguments))
+    code, output = run(*(str(text).format(m=base_path) for text in arguments))
     assert code == 2
-    assert told in output
+    assert told.format(m=base_path) in output
     assert len([line for line in output.splitlines() if line.startswith("Error: ")]) == 1
     assert "Traceback" not in output
 
@@ -164,3 +172,13 @@ def test_help_and_refusals_load_nothing_heavy(arguments):
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     imported = {name.split(".")[0] for name in json.loads(output.splitlines()[-1])}
     assert imported & HEAVY == set()
+
+
+def test_a_directory_of_artifacts_is_told_what_it_holds(base_path):
+    for name in ("one", "other"):
+        (base_path.parent / name).mkdir()
+        (base_path.parent / name / "manifest.json").touch()
+        code, output = run(base_path.parent)
+        assert code == 2
+        assert f"Did you mean {base_path.parent / 'one'}?" in output or name == "other"
+    assert "It holds artifacts: one, other." in output

@@ -12,7 +12,9 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from bart_export.directories import MANIFEST
 from bart_export.errors import ArtifactError, BartExportError, ConfigurationError
+from bart_export.presets import PRESETS
 from bart_export.server import messages
 from bart_export.server.served_model import (
     LITERT,
@@ -23,12 +25,13 @@ from bart_export.server.served_model import (
     Specific,
     VersionPolicy,
 )
-from bart_export.server.sources import choose_engine
+from bart_export.server.sources import choose_engine, numbered_directories
 from bart_export.server.status import Code, StatusError
 
 LOG = logging.getLogger(__name__)
 
 MODEL_TYPE = messages.enumeration("tensorflow.serving.ModelType")
+MOST_NAMES = 10  # of artifacts that a directory holds
 # Clients know the first; the second is this server's own, for artifacts.
 PLATFORMS = (TENSORFLOW, LITERT)
 
@@ -131,12 +134,35 @@ def served_model(name: str, base_path: pathlib.Path, engine: str | None = None) 
     """
     place = pathlib.Path(os.path.abspath(base_path))  # a link stays one: it may be changed later
     if not place.is_dir():
+        raise ArtifactError(absent(base_path))
+    engine, place = choose_engine(place, engine)
+    if engine == TENSORFLOW and not numbered_directories(place):
+        inside = sorted(path.parent.name for path in place.glob(f"*/{MANIFEST}"))[:MOST_NAMES]
         raise ArtifactError(
             f"Expected an artifact, or a directory with numbered versions of a SavedModel, but "
-            f"{base_path} is not a directory."
+            f"{base_path} is neither."
+            + (f" Did you mean {base_path / inside[0]}?" if len(inside) == 1 else "")
+            + (f" It holds artifacts: {', '.join(inside)}." if len(inside) > 1 else "")
         )
-    engine, place = choose_engine(place, engine)
     return ServedModel(name=name, base_path=place, engine=engine)
+
+
+def absent(path: pathlib.Path) -> str:
+    """Return what to say of something to be served that is no directory."""
+    if path.is_file():
+        return (
+            f"Expected the directory of an artifact, received the file {path}. Name the directory "
+            f"that has a {MANIFEST}."
+        )
+    if str(path) in PRESETS:
+        return (
+            f"{path} is a preset, which has to be exported before it is served: bart-export "
+            f"--preset {path} --target tflite. Then serve artifacts/{path}."
+        )
+    return (
+        f"There is no directory {path}. Expected an artifact, which bart-export --preset NAME "
+        "--target tflite makes, or a directory with numbered versions of a SavedModel."
+    )
 
 
 def served_models(

@@ -51,6 +51,12 @@ def choose_engine(
             f"numbered versions; accepted would be {base_path.parent}."
         )
     if not (base_path / MANIFEST).is_file():
+        if (base_path / "config.json").is_file():
+            raise ArtifactError(
+                f"{base_path} is a checkpoint, which has to be exported before it is served: "
+                f"bart-export --preset {base_path} --target tflite --output DIRECTORY. Then serve "
+                "DIRECTORY."
+            )
         if requested == LITERT:
             raise ArtifactError(
                 f"The engine {LITERT} serves artifacts, but {base_path} has no {MANIFEST}. Use "
@@ -62,11 +68,11 @@ def choose_engine(
     present = [engine for engine, target in TARGETS.items() if artifact.files(target)]
     engine = requested or next(iter(present), None)
     if engine not in present:
-        wanted = TARGETS.get(engine or "", " or ".join(TARGETS.values()))
+        wanted = [TARGETS[engine]] if engine else list(TARGETS.values())
         raise ArtifactError(
-            f"{base_path} has no files of the target {wanted}"
-            f"{f' for the engine {engine}' if engine else ''}. Export it again with --target"
-            f"{f', or use the engine {present[0]}' if present else ''}."
+            f"{base_path} has no files of the target {' or '.join(wanted)}"
+            f"{f' for the engine {engine}' if engine else ''}. Export it again with --target "
+            f"{wanted[0]}{f', or use the engine {present[0]}' if present else ''}."
         )
     return engine, base_path / SAVED_MODEL if engine == TENSORFLOW else base_path
 

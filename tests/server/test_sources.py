@@ -226,13 +226,14 @@ WITHOUT_FILES = [
     (
         ["tflite"],
         TENSORFLOW,
-        "for the engine tensorflow. Export it again with --target, or use the engine litert.",
+        "for the engine tensorflow. Export it again with --target saved_model, or use the engine "
+        "litert.",
     ),
     (["saved_model"], LITERT, "no files of the target tflite for the engine litert"),
     (
         ["edgetpu"],
         None,
-        "no files of the target tflite or saved_model. Export it again with --target.",
+        "no files of the target tflite or saved_model. Export it again with --target tflite.",
     ),
 ]
 
