@@ -14,11 +14,12 @@ import logging
 import os
 import pathlib
 import signal
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from bart_export.server import grpc_services, ports, rest
 from bart_export.server.grpc_server import GrpcServer
@@ -91,10 +92,22 @@ def serve(
                 LOG.info("Ending: running calls have %g s to finish", options.drain_seconds)
 
     asyncio.run(until_signalled())
+    end_process()
+
+
+def end_process() -> NoReturn:
+    """End the process, everything having been unloaded, without taking its libraries apart.
+
+    Threads of gRPC, LiteRT and TensorFlow outlive what used them. At a usual end the interpreter
+    and C++ destroy what those threads still work with, and now and then one aborts the process.
+    """
     if lingering():
         LOG.warning("Ending in the midst of work that could not be stopped")
-        logging.shutdown()
-        os._exit(0)
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+            stream.flush()
+    os._exit(0)
 
 
 def lingering() -> bool:

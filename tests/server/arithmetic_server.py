@@ -3,7 +3,9 @@
 A version directory with a file `slow` takes its seconds to load, one with `broken` fails.
 """
 
+import atexit
 import contextlib
+import os
 import pathlib
 import re
 import signal
@@ -112,4 +114,7 @@ if __name__ == "__main__":
     from bart_export.cli import main
 
     opening.ENGINES[TENSORFLOW] = open_arithmetic
+    # What native libraries do now and then while the interpreter takes them apart.
+    if "ABORT_AT_EXIT" in os.environ:
+        atexit.register(os.abort)
     main()

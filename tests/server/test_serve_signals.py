@@ -120,6 +120,16 @@ def test_work_that_cannot_be_stopped_does_not_keep_the_server(base_path):
     assert "Ending in the midst of work that could not be stopped" in errors
 
 
+def test_libraries_are_not_taken_apart_at_the_end(base_path, monkeypatch):
+    monkeypatch.setenv("ABORT_AT_EXIT", "1")
+    with process(base_path) as served:
+        assert rest(served.rest_api_port, x=[1.0]).json() == {"outputs": [2.5]}
+        served.signal()
+        code, errors = served.ended(60)
+    assert code == 0
+    assert errors.splitlines()[-1].endswith("m: unloaded version 1")
+
+
 def test_a_second_signal_ends_at_once(base_path):
     with process(base_path) as served, ThreadPoolExecutor(1) as threads:
         (call,) = start(threads, served, over_grpc, signature="wait", seconds=[30.0])
