@@ -1,12 +1,18 @@
 """What ends a process ends one that was made for it."""
 
+import functools
 import os
 import pathlib
 import shutil
 import signal
 
+import made_up_artifacts
 import pytest
+import requests
+from served_directories import wait_until
+from serving_process import serving_process
 
+from bart_export.artifact import Artifact
 from bart_export.errors import ArtifactError, EngineError
 from bart_export.runtime import trial
 from bart_export.server import opening
@@ -29,8 +35,12 @@ def made(symmetric_artifact, tmp_path):
 def ending(monkeypatch, tmp_path):
     """Return a function that makes every process of a trial end before LiteRT opens a file."""
 
-    def end(statement):
-        code = f"import os, sys, time\nif 'trial' in sys.orig_argv[2]:\n    {statement}\n"
+    def end(statement, unless="False"):
+        code = f"""if True:
+            import os, sys, time
+            if "trial" in sys.orig_argv[2] and not {unless}:
+                {statement}
+        """
         (tmp_path / "sitecustomize.py").write_text(code)
         paths = [str(tmp_path), str(pathlib.Path(trial.__file__).parents[2])]
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
@@ -68,3 +78,22 @@ def test_what_is_wrong_in_words_is_said_by_the_opening_itself(made):
     trial.survive(made)
     with pytest.raises(ArtifactError, match="altered"):
         serve(made)
+
+
+def test_a_server_goes_on_with_the_version_it_has(made, ending, tmp_path):
+    """A new export whose file ends the process that opens it does not become available."""
+    directory = tmp_path / "m"
+    artifact = Artifact.open(made)
+    made_up_artifacts.export_again(directory, artifact, 1)
+    harmless = f"not os.path.exists({str(tmp_path / 'harmful')!r})"
+    ending("os.kill(os.getpid(), 11)", unless=harmless)
+    with serving_process(directory, "--poll-seconds", 0.1, "--threads", 1) as running:
+        ask = functools.partial(requests.post, running.url("/v1/models/m:predict"), timeout=60)
+        first = ask(json={"instances": ["A text."]})
+        (tmp_path / "harmful").touch()
+        made_up_artifacts.export_again(directory, artifact, 2)
+        wait_until(lambda: running.logged("the last") == 1, 60)
+        assert running.states("m") == {1: "AVAILABLE", 2: "END"}
+        again = ask(json={"instances": ["A text."]})
+        assert (again.status_code, again.json()) == (200, first.json())
+        assert running.logged("was ended by SIGSEGV") == 3
