@@ -134,9 +134,10 @@ def presets() -> None:
 def inspect(preset_or_artifact: str, as_json: bool) -> None:
     """Show what a preset or an artifact holds: configuration, parameters, signatures, files."""
     from bart_export.inspection import artifact_facts, preset_facts
+    from bart_export.presets import is_directory
 
     path = pathlib.Path(preset_or_artifact)
-    artifact = (path / "manifest.json").is_file()
+    artifact = is_directory(preset_or_artifact) and (path / "manifest.json").is_file()
     facts = artifact_facts(path) if artifact else preset_facts(preset_or_artifact)
     if as_json:
         click.echo(json.dumps(facts, ensure_ascii=False, indent=1))

@@ -74,6 +74,7 @@ def preset_facts(preset: str) -> Facts:
                 "parameters": known.parameters,
             },
             "generation": known.generation.to_dict() if known.generation else {},
+            "notes": numbered([checkpoints.known_settings(known)]),
         }
     resolved = checkpoints.resolve_preset(preset)
     source, checkpoint = resolved.source, resolved.checkpoint

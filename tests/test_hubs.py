@@ -97,6 +97,10 @@ def hugging_face(keras_files, sharded_files, tmp_path_factory):
             "org/shards": sharded_files,
             "org/pickle": NEEDED | {"pytorch_model.bin": b"pickle"},
             "org/weightless": NEEDED,
+            "org/adapter": {
+                "adapter_config.json": b'{"base_model_name_or_path": "org/plain"}',
+                "adapter_model.safetensors": b"lora",
+            },
             "org/other": {"README.md": b"# a model of another kind"},
             "org/breaks": WHOLE,
             "org/damaged": WHOLE,
@@ -174,6 +178,7 @@ def test_a_revision_is_fetched(hugging_face):
         ("hf://org/plain@v9", "names a revision that does not exist"),
         ("hf://org/weightless", "has no weights this package reads"),
         ("hf://org/other", "has no readable config.json"),
+        ("hf://org/adapter", 'a LoRA adapter of "org/plain", not a whole model'),
         ("hf://org/down", "cannot be reached for hf://org/down"),
     ],
 )

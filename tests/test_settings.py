@@ -13,6 +13,7 @@ from bart_export.errors import InputError
 from bart_export.runtime import Generator
 from bart_export.server import text_signatures
 from bart_export.server.events import text_and_parameters
+from bart_export.server.servable import Limits
 
 CASE = Path(__file__).parent / "data/cases/max-length-beyond-positions"
 NOTE = "max_length=41 of generation_config.json is beyond the model's 32 positions; it is 32."
@@ -52,6 +53,19 @@ def test_an_artifact_says_whose_its_settings_are(exported):
     assert NOTE in " ".join((exported / REPORT).read_text(encoding="utf-8").split())
 
 
+def test_a_preset_that_was_not_fetched_says_whose_its_settings_are():
+    said = invoke("inspect", "bart_large_en_cnn")
+    assert "Settings: max_length=142, min_length=56, num_beams=4" in said
+    assert "from the preset's original checkpoint" in said
+
+
+def test_a_name_that_no_file_can_have_is_one_short_line():
+    result = CliRunner().invoke(main, ["inspect", "x" * 5000])
+    assert result.exit_code == 2
+    assert len(result.output) < 800
+    assert result.output.count("\n") == 1
+
+
 def test_what_is_asked_by_default_can_be_answered(exported):
     invoke("generate", exported, "the an in")
     assert len(Generator.from_artifact(exported).generate("the an in").token_ids) <= 32
@@ -67,11 +81,12 @@ def test_every_front_end_lowers_a_shortest_length_that_a_call_leaves_alone(expor
     assert generator.generate(text, max_new_tokens=7).token_ids == expected.token_ids
 
     inputs = {"text": np.array([text.encode()], object), "max_length": np.array([8], np.int32)}
-    (served,) = text_signatures.generate_text(generator, inputs)["generated_text"]
+    found = text_signatures.generate_text(generator, inputs, Limits())
+    (served,) = found["generated_text"]
     assert served[0].decode() == expected.text
 
-    body = {"text": text, "max_new_tokens": 7}
-    streamed = generator.stream(*text_and_parameters(body)[:1], **text_and_parameters(body)[1])
+    streamed_text, parameters = text_and_parameters({"text": text, "max_new_tokens": 7})
+    streamed = generator.stream(streamed_text, **parameters)
     assert "".join(streamed) == expected.text
 
 

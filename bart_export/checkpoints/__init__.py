@@ -25,6 +25,7 @@ from bart_export.checkpoints.resolved import (
     Defaults,
     ResolvedPreset,
     defaults,
+    known_settings,
     resolve_preset,
     without_weights,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "Defaults",
     "ResolvedPreset",
     "defaults",
+    "known_settings",
     "read",
     "resolve_preset",
     "weights_digest",

@@ -15,7 +15,7 @@ from bart_export.checkpoints.formats import read
 from bart_export.checkpoints.generation import StatedSettings
 from bart_export.config import SAMPLING, GenerationConfig
 from bart_export.errors import TokenizerError, shown
-from bart_export.presets import Source, resolve
+from bart_export.presets import Preset, Source, resolve
 from bart_export.progress import Stage
 
 REGISTRY = "the preset's original checkpoint"
@@ -128,7 +128,13 @@ def without_weights(source: Source, checkpoint: Checkpoint) -> Checkpoint:
     return checkpoint
 
 
-def registered(source: Source) -> StatedSettings:
+def known_settings(preset: Preset) -> str:
+    """Return the line about the settings of a preset that was not fetched."""
+    stated = registered(preset)
+    return settings_line(stated.generation, stated.origins)
+
+
+def registered(source: Source | Preset) -> StatedSettings:
     """Return what the registry knows of a preset whose files say nothing."""
     generation = source.generation or GenerationConfig()
     plain = GenerationConfig().to_dict()
