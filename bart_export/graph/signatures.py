@@ -18,6 +18,8 @@ from bart_export.graph.layers import Parameters
 from bart_export.graph.tokenizer import GraphTokenizer
 
 Tensors = dict[str, tf.Tensor]
+# A text without a word, from which a model would make one up: what Python's `str.isspace` is of.
+BLANK = r"[\t-\r\x1c- \x{85}\p{Z}]*"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +57,7 @@ def serving_default(served: Served, given: Tensors) -> Tensors:
 
 
 def generate_text(served: Served, given: Tensors) -> Tensors:
-    """Generate texts for each text, with the settings of the request."""
+    """Generate texts for each text, with the settings of the request; none for a blank one."""
     generated = generate(served, {**given, **tokenize(served, given)})
     ids = generated["decoder_token_ids"]  # (batch, sequences, target)
     shape = tf.shape(ids)
@@ -63,7 +65,11 @@ def generate_text(served: Served, given: Tensors) -> Tensors:
         tf.reshape(ids, [shape[0] * shape[1], shape[2]]),
         tf.reshape(generated["decoder_lengths"], [-1]),
     )
-    return {"generated_text": tf.reshape(texts, shape[:2]), "scores": generated["scores"]}
+    blank = tf.strings.regex_full_match(given["text"], BLANK)[:, None]
+    return {
+        "generated_text": tf.where(blank, "", tf.reshape(texts, shape[:2])),
+        "scores": tf.where(blank, 0.0, generated["scores"]),
+    }
 
 
 def generate(served: Served, given: Tensors) -> Tensors:

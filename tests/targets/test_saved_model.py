@@ -104,13 +104,24 @@ def test_texts_go_in_and_come_out(loaded, saved_model_artifact):
         decoder_token_ids=ids["decoder_token_ids"][:, 0],
         decoder_lengths=ids["decoder_lengths"][:, 0],
     )["text"].numpy()
-    assert best.tolist() == text.tolist()
+    assert best.tolist()[:2] == text.tolist()[:2]
+    assert best[2] == b""
     alone = [
         loaded.signatures["serving_default"](text=tf.constant([one]))["generated_text"].numpy()[0]
         for one in texts
     ]
     assert best.tolist() == alone
     assert any([one.decode("utf-8") for one in best])
+
+
+def test_a_text_without_a_word_gets_none(loaded, saved_model_artifact):
+    spaces = "".join(map(chr, filter(lambda code: chr(code).isspace(), range(0x3001))))
+    texts = ["", " ", spaces, "\u200b", "a", f"{spaces}a{spaces}", b" \xff"]
+    given = {**defaults(saved_model_artifact.generation), "min_length": tf.constant([9])}
+    outputs = loaded.signatures["generate_text"](text=tf.constant(texts), **given)
+    blank = [True, True, True, False, False, False, False]
+    assert [text == b"" for text in outputs["generated_text"].numpy()[:, 0]] == blank
+    assert [score == 0 for score in outputs["scores"].numpy()[:, 0]] == blank
 
 
 def test_one_value_stands_for_every_row(loaded, saved_model_artifact):
