@@ -5,38 +5,39 @@
     python grpc_client.py --model bart_mini_en --check artifacts/bart_mini_en
 
 Every text is a request of its own, and all are under way at once: the server puts them together.
-It needs `pip install tensorflow-serving-api`.
+It needs `pip install grpcio protobuf`, and serving.binpb beside it, which describes the messages.
+The official ones (`pip install tensorflow-serving-api`) are the same on the wire, but importing
+them imports TensorFlow.
 """
 
 import argparse
 import functools
 import json
-import os
 import pathlib
 import sys
 from typing import Any
 
 import golden
 import grpc
-import numpy as np
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-import tensorflow as tf
-from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2
-from tensorflow_serving.apis.prediction_service_pb2_grpc import PredictionServiceStub
-
+DESCRIPTORS = pathlib.Path(__file__).with_name("serving.binpb")
+SERVICE = "tensorflow.serving.PredictionService"
 # What a request may say. What it leaves out is as it was set at export: gRPC has default values,
 # which are of one row, so that a request which leaves something out must be of one text.
 SETTINGS = {
-    "max_length": np.int32,
-    "min_length": np.int32,
-    "length_penalty": np.float32,
-    "repetition_penalty": np.float32,
+    "max_length": int,
+    "min_length": int,
+    "length_penalty": float,
+    "repetition_penalty": float,
     "early_stopping": str,
 }
+# Types of Python -> the field of a TensorProto that holds such values, and its DataType.
+FIELDS = {int: ("int_val", "DT_INT32"), float: ("float_val", "DT_FLOAT"),
+          str: ("string_val", "DT_STRING")}  # fmt: skip
 # A full queue refuses at once, with UNAVAILABLE; a moment later there may be room.
 BUSY = {
-    "name": [{"service": "tensorflow.serving.PredictionService"}],
+    "name": [{"service": SERVICE}],
     "retryPolicy": {
         "maxAttempts": 5,
         "initialBackoff": "0.5s",
@@ -58,28 +59,63 @@ ADVICE = {
 }
 
 
+def messages() -> descriptor_pool.DescriptorPool:
+    """Return the types of messages that serving.binpb describes."""
+    pool = descriptor_pool.DescriptorPool()
+    for file in descriptor_pb2.FileDescriptorSet.FromString(DESCRIPTORS.read_bytes()).file:
+        pool.AddSerializedFile(file.SerializeToString())
+    return pool
+
+
+class Method:
+    """A method of the service on a server."""
+
+    def __init__(self, channel: grpc.Channel, pool: descriptor_pool.DescriptorPool, name: str):
+        method = pool.FindServiceByName(SERVICE).methods_by_name[name]
+        self.request = message_factory.GetMessageClass(method.input_type)
+        response = message_factory.GetMessageClass(method.output_type)
+        self.call = channel.unary_unary(
+            f"/{SERVICE}/{name}", self.request.SerializeToString, response.FromString
+        )
+
+
+def fill_tensor(tensor: Any, rows: list[Any]) -> None:
+    """Put rows into a TensorProto: values of one type, or equally long lists of them."""
+    shape = [len(rows)]
+    if isinstance(rows[0], list):
+        shape.append(len(rows[0]))
+        rows = [value for row in rows for value in row]
+    field, dtype = FIELDS[type(rows[0])]
+    for size in shape:
+        tensor.tensor_shape.dim.add(size=size)
+    types = tensor.DESCRIPTOR.fields_by_name["dtype"].enum_type.values_by_name
+    tensor.dtype = types[dtype].number
+    getattr(tensor, field).extend([row.encode() if field == "string_val" else row for row in rows])
+
+
 class Client:
     """A model on a server, with one of its versions, or what a label names, or the latest."""
 
     def __init__(self, channel: grpc.Channel, spec: dict[str, Any], seconds: float) -> None:
-        self.stub = PredictionServiceStub(channel)
+        pool = messages()
+        self.predicting = Method(channel, pool, "Predict")
+        self.metadata = Method(channel, pool, "GetModelMetadata")
         self.spec, self.seconds = spec, seconds
 
-    def predict(self, signature: str, inputs: dict[str, Any]) -> Any:
+    def predict(self, signature: str, inputs: dict[str, list[Any]]) -> Any:
         """Send a request; return a future of its response."""
-        request = predict_pb2.PredictRequest()
+        request = self.predicting.request()
         self.fill(request.model_spec)
         request.model_spec.signature_name = signature
         for name, rows in inputs.items():
-            dtype = str if name == "text" else SETTINGS.get(name, np.int32)
-            request.inputs[name].CopyFrom(tf.make_tensor_proto(np.array(rows, dtype)))
-        return self.stub.Predict.future(request, timeout=self.seconds)
+            fill_tensor(request.inputs[name], rows)
+        return self.predicting.call.future(request, timeout=self.seconds)
 
     def version(self) -> str:
         """Return the version that answers."""
-        request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
+        request = self.metadata.request(metadata_field=["signature_def"])
         self.fill(request.model_spec)
-        response = self.stub.GetModelMetadata(request, timeout=self.seconds)
+        response = self.metadata.call(request, timeout=self.seconds)
         return str(response.model_spec.version.value)
 
     def fill(self, spec: Any) -> None:

@@ -11,7 +11,7 @@ import pytest
 import requests
 
 from bart_export.runtime import Generator
-from bart_export.server import model_config
+from bart_export.server import messages, model_config
 from bart_export.server.options import ServeOptions
 from bart_export.server.serve import running
 
@@ -121,9 +121,21 @@ def test_a_server_that_is_not_there_is_told(client):
     place = {"rest": ("--url", "http://127.0.0.1:9"), "grpc": ("--address", "127.0.0.1:9")}
     done = run(client, *place[client], TEXT)
     assert (done.returncode, done.stdout) == (2, "")
-    # TensorFlow, which the gRPC client imports, has its say before.
-    assert "bart-export serve" in done.stderr.splitlines()[-1]
+    assert len(done.stderr.splitlines()) == 1
+    assert "bart-export serve" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_grpc_client_is_small_and_knows_the_servers_messages():
+    program = (
+        f"import sys; sys.path.insert(0, {str(CLIENTS)!r}); import grpc_client; "
+        "print(sorted({name.split('.')[0] for name in sys.modules}))"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "grpc" in run.stdout, run.stderr
+    for heavy in ("tensorflow", "numpy", "bart_export"):
+        assert f"'{heavy}'" not in run.stdout
+    assert (CLIENTS / "serving.binpb").read_bytes() == messages.DESCRIPTORS.read_bytes()
 
 
 def test_a_full_queue_is_asked_again_and_then_told(http_answers):
