@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bart_export.checkpoints.files import read_json
-from bart_export.errors import TokenizerError
+from bart_export.errors import TokenizerError, shown
 from bart_export.text.added_tokens import AddedToken, read_added_tokens
 from bart_export.text.vocabulary import (
     END,
@@ -84,11 +84,11 @@ def read_keras(directory: Path) -> Tokenizer:
     stored = read_json(path, TokenizerError) if path.is_file() else {}
     settings = stored.get("config", {})
     if not isinstance(settings, dict):
-        raise TokenizerError(f"{path} must hold a config object, received {settings!r}.")
+        raise TokenizerError(f"{path} must hold a config object, received {shown(settings)}.")
     if settings.get("sequence_length") is not None:
         raise TokenizerError(
             f"{path} must not pad what it tokenizes, received sequence_length="
-            f"{settings['sequence_length']!r}; expected null."
+            f"{shown(settings['sequence_length'])}; expected null."
         )
     added = Added(vocabulary)
     for token in as_list(path, "unsplittable_tokens", settings.get("unsplittable_tokens")):
@@ -160,9 +160,10 @@ class Added:
         known = self.vocabulary.get(token.content, number)
         if type(known) is not int or number not in (None, known):
             raise TokenizerError(
-                f"{path} must give the added token {token.content!r} an id that its vocabulary "
-                f"does not contradict, received {number!r} where the vocabulary has {known!r}. "
-                "Save the tokenizer again: tokenizer.save_pretrained(directory)."
+                f"{path} must give the added token {shown(token.content)} an id that its "
+                f"vocabulary does not contradict, received {shown(number)} where the vocabulary "
+                f"has {shown(known)}. Save the tokenizer again: "
+                "tokenizer.save_pretrained(directory)."
             )
         self.vocabulary[token.content] = known
         self.tokens[token.content] = token
@@ -192,8 +193,8 @@ def read_named(path: Path, settings: Mapping[str, Any], added: Added) -> None:
         content = stored.get("content") if isinstance(stored, dict) else stored
         if content not in (None, expected):
             raise TokenizerError(
-                f"{path} must name {expected!r} as {name}, which BART was trained with, "
-                f"received {content!r}."
+                f"{path} must name {shown(expected)} as {name}, which BART was trained with, "
+                f"received {shown(content)}."
             )
         if isinstance(stored, dict):
             added.put(path, stored, special=True)
@@ -211,19 +212,17 @@ def read_model(path: Path, stored: Mapping[str, Any]) -> tuple[dict[str, int], M
     """Return vocabulary and merges of the `tokenizers` library's JSON file."""
     model = stored.get("model")
     if not isinstance(model, dict):
-        raise TokenizerError(f"{path} must hold a model, received {model!r}.")
+        raise TokenizerError(f"{path} must hold a model, received {shown(model)}.")
     for name, accepted in PLAIN_BPE:
         if model.get(name) not in accepted:
             raise TokenizerError(
-                f"{path} must hold a plain byte-level BPE, received {name}={model[name]!r}."
+                f"{path} must hold a plain byte-level BPE, received {name}={shown(model[name])}."
             )
     vocabulary, merges = model.get("vocab"), model.get("merges")
     if not isinstance(vocabulary, dict):
-        raise TokenizerError(
-            f"{path} must hold a vocabulary, received {type(vocabulary).__name__}."
-        )
+        raise TokenizerError(f"{path} must hold a vocabulary, received {shown(vocabulary)}.")
     if not isinstance(merges, list):
-        raise TokenizerError(f"{path} must hold a list of merges, received {merges!r}.")
+        raise TokenizerError(f"{path} must hold a list of merges, received {shown(merges)}.")
     return vocabulary, tuple(split_merge(path, merge) for merge in merges)
 
 
@@ -237,10 +236,12 @@ def read_splitter(path: Path, stored: Mapping[str, Any]) -> bool:
     ):
         raise TokenizerError(
             f"{path} must split text with ByteLevel and its regular expression as BART does, "
-            f"received {splitter!r}."
+            f"received {shown(splitter)}."
         )
     if stored.get("normalizer"):
-        raise TokenizerError(f"{path} must not normalize text, received {stored['normalizer']!r}.")
+        raise TokenizerError(
+            f"{path} must not normalize text, received {shown(stored['normalizer'])}."
+        )
     return flag(path, splitter, "add_prefix_space", False)
 
 
@@ -270,7 +271,7 @@ def check_ends(path: Path, processor: object) -> None:
             return
     raise TokenizerError(
         f"{path} must put {START} and {END} around a text as BART does, received the "
-        f"post-processor {str(processor)[:200]}."
+        f"post-processor {shown(processor)}."
     )
 
 
@@ -282,7 +283,7 @@ def check_settings(
     if name not in CLASSES:
         raise TokenizerError(
             f"{path} must name a tokenizer like {CLASSES[0]}, received tokenizer_class="
-            f"{settings['tokenizer_class']!r}."
+            f"{shown(settings['tokenizer_class'])}."
         )
     cut = stored.get("truncation")
     sides = settings.get("truncation_side"), isinstance(cut, dict) and cut.get("direction")
@@ -295,7 +296,7 @@ def check_settings(
     if settings.get("split_special_tokens") and any(added.tokens[each].special for each in own):
         raise TokenizerError(
             f"{path} must not split special tokens, received split_special_tokens=true and the "
-            f"special token {own[0]!r}."
+            f"special token {shown(own[0])}."
         )
 
 
@@ -303,14 +304,14 @@ def flag(path: Path, settings: Mapping[str, Any], name: str, default: bool) -> b
     """Return a boolean setting, the default where it is not stated or null."""
     value = settings.get(name)
     if value is not None and not isinstance(value, bool):
-        raise TokenizerError(f"{path} must state {name} as true or false, received {value!r}.")
+        raise TokenizerError(f"{path} must state {name} as true or false, received {shown(value)}.")
     return default if value is None else value
 
 
 def as_list(path: Path, name: str, value: object) -> list[Any]:
     """Return a list that a file holds, an empty one where it holds none."""
     if value is not None and not isinstance(value, list):
-        raise TokenizerError(f"{path} must hold a list of {name}, received {str(value)[:100]}.")
+        raise TokenizerError(f"{path} must hold a list of {name}, received {shown(value)}.")
     return value or []
 
 
@@ -318,7 +319,7 @@ def as_dict(path: Path, settings: Mapping[str, Any], name: str) -> dict[str, Any
     """Return an object that a file holds, an empty one where it holds none."""
     value = settings.get(name)
     if value is not None and not isinstance(value, dict):
-        raise TokenizerError(f"{path} must hold an object {name}, received {str(value)[:100]}.")
+        raise TokenizerError(f"{path} must hold an object {name}, received {shown(value)}.")
     return value or {}
 
 
@@ -326,7 +327,9 @@ def split_merge(path: Path, merge: object) -> tuple[str, str]:
     """Return one merge, which `tokenizers` writes as a pair or, before 0.20, as "left right"."""
     pair = merge.split(" ") if isinstance(merge, str) else merge
     if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(x, str) for x in pair):
-        raise TokenizerError(f"{path} must hold pairs of tokens as merges, received {merge!r}.")
+        raise TokenizerError(
+            f"{path} must hold pairs of tokens as merges, received {shown(merge)}."
+        )
     return pair[0], pair[1]
 
 

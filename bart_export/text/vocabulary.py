@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from bart_export.errors import TokenizerError
+from bart_export.errors import TokenizerError, shown
 
 START, PAD, END, UNKNOWN, MASK = "<s>", "<pad>", "</s>", "<unk>", "<mask>"
 SPECIAL_TOKENS = (START, PAD, END, UNKNOWN, MASK)
@@ -63,8 +63,8 @@ def checked_vocabulary(file: Path, vocabulary: object) -> dict[str, int]:
     if sorted(vocabulary.values()) != list(range(size)):
         raise TokenizerError(
             f"{file} must number its {size} tokens 0 to {size - 1}, each id once, received ids "
-            f"from {min(vocabulary.values())} to {max(vocabulary.values())} with repetitions or "
-            "gaps. Copy the file again from its checkpoint."
+            f"from {shown(min(vocabulary.values()))} to {shown(max(vocabulary.values()))} with "
+            "repetitions or gaps. Copy the file again from its checkpoint."
         )
     require(file, vocabulary, SPECIAL_TOKENS, "the special tokens")
     require(file, vocabulary, BYTE_SYMBOLS, "the 256 byte symbols")
@@ -87,7 +87,8 @@ def read_merges(file: Path) -> list[tuple[str, str]]:
         if not left or not right or " " in right:
             raise TokenizerError(
                 f"{file} must have two symbols with a space between on every line, received "
-                f"{lines[number - 1]!r} on line {number}. Copy the file again from its checkpoint."
+                f"{shown(lines[number - 1])} on line {number}. Copy the file again from its "
+                "checkpoint."
             )
     return merges
 
@@ -97,8 +98,8 @@ def require(file: Path, vocabulary: Mapping[str, int], tokens: tuple[str, ...], 
     missing = [token for token in tokens if token not in vocabulary]
     if missing:
         raise TokenizerError(
-            f"{file} must have {words}, {len(missing)} are missing, among them {missing[0]!r}. "
-            "Give the byte-level BPE vocabulary of a BART."
+            f"{file} must have {words}, {len(missing)} are missing, among them "
+            f"{shown(missing[0])}. Give the byte-level BPE vocabulary of a BART."
         )
 
 

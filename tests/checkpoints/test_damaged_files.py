@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -109,6 +110,33 @@ def test_no_value_of_a_keras_preset_breaks_more_than_its_line(preset, name):
             (preset / name).write_text(with_value(stored, keys, wrong), encoding="utf-8")
             refused += bool(outcome(preset, weights=index))
     assert refused > 5
+
+
+@pytest.mark.parametrize(
+    ("case", "name", "stored"),
+    [
+        ("added-token-in-vocabulary", "tokenizer.json", None),
+        ("added-tokens-json", "added_tokens.json", None),
+        ("add-prefix-space", "vocab.json", None),
+        ("add-prefix-space", "tokenizer_config.json", {"add_prefix_space": True,
+            "tokenizer_class": "BartTokenizer", "split_special_tokens": False,
+            "added_tokens_decoder": {"0": {"content": "<s>", "special": True}}}),
+        ("add-prefix-space", "special_tokens_map.json", {"mask_token": "<mask>",
+            "bos_token": {"content": "<s>"}, "additional_special_tokens": ["<s>"]}),
+    ],
+)  # fmt: skip
+def test_no_value_of_a_tokenizers_files_breaks_more_than_its_line(tmp_path, case, name, stored):
+    place = tmp_path / "bart"
+    shutil.copytree(CASES / case, place)
+    stored = stored or json.loads((place / name).read_text(encoding="utf-8"))
+    ways = list(places(stored))
+    for keys in (*ways[:25], *ways[-5:]):
+        for wrong in WRONG:
+            (place / name).write_text(with_value(stored, keys, wrong), encoding="utf-8")
+            try:
+                checkpoints.read(place, weights=False).tokenizer()
+            except BartExportError as error:
+                line_of(error)
 
 
 FILES = ("config.json", "generation_config.json", "vocab.json", "merges.txt", "model.safetensors")
