@@ -27,6 +27,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import server_requests
+
 SECONDS = 20.0  # that one input may take
 REFUSED, RAN = "refused", "ran"
 FAULTS = ("crashed", "raised", "hung")
@@ -264,7 +266,14 @@ def alter(content: bytes, places: list[range], dice: random.Random) -> bytes:
     return bytes(altered)
 
 
-KINDS = {kind.name: kind for kind in (Kind("flatbuffer", prepare_flatbuffer, attempt_flatbuffer),)}
+KINDS = {
+    kind.name: kind
+    for kind in (
+        Kind("flatbuffer", prepare_flatbuffer, attempt_flatbuffer),
+        Kind("rest", server_requests.prepare, server_requests.attempt_rest),
+        Kind("grpc", server_requests.prepare, server_requests.attempt_grpc),
+    )
+}
 
 
 def main() -> int:
