@@ -1,4 +1,4 @@
-"""`bart-export bench`: an artifact goes in, a table or JSON of what was measured comes out.
+"""`bart-export bench`: tables or JSON of what was measured of an artifact.
 
 What is measured are the artifact's files, or how it is served. Everything heavy is imported when
 the command runs.
@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from bart_export.errors import MissingExtra
+from bart_export.progress import console
 
 Path = click.Path(path_type=pathlib.Path)
 Count = click.IntRange(min=1)
@@ -105,9 +106,7 @@ def bench(artifact: pathlib.Path, serve: bool, as_json: bool, **options: Any) ->
     if as_json:
         click.echo(json.dumps(report, ensure_ascii=False, indent=1))
         return
-    from rich.console import Console
-
-    Console().print(tables)
+    console().print(tables)
 
 
 def files(artifact: pathlib.Path, given: dict[str, Any]) -> tuple[dict[str, Any], Any]:

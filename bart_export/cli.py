@@ -133,19 +133,14 @@ def presets() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def inspect(preset_or_artifact: str, as_json: bool) -> None:
     """Show what a preset or an artifact holds: configuration, parameters, signatures, files."""
-    from bart_export.inspection import artifact_facts, preset_facts
-    from bart_export.presets import is_directory
+    from bart_export import inspection
 
-    path = pathlib.Path(preset_or_artifact)
-    artifact = is_directory(preset_or_artifact) and (path / "manifest.json").is_file()
-    facts = artifact_facts(path) if artifact else preset_facts(preset_or_artifact)
+    facts = inspection.facts(preset_or_artifact)
     if as_json:
         click.echo(json.dumps(facts, ensure_ascii=False, indent=1))
         return
-    for title, content in facts.items():
-        click.echo(title)
-        for name, value in content.items():
-            click.echo(f"  {name}: {value}")
+    for line in inspection.lines(facts):
+        click.echo(line)
 
 
 for command in (generate, verify, bench, tune, serve, edgetpu):

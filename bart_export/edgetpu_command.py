@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from bart_export.progress import console
+
 if TYPE_CHECKING:
     from bart_export.edgetpu.check import Report
     from bart_export.edgetpu.compiler import Compiled
@@ -88,7 +90,6 @@ def show_compiled(compiled: "Compiled | None") -> None:
 def show_table(rows: list[tuple[str, int, str, str]]) -> None:
     """Print operations as a table; what is too long for the terminal goes on in the next line."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=box.SIMPLE)
@@ -96,4 +97,4 @@ def show_table(rows: list[tuple[str, int, str, str]]) -> None:
         table.add_column(column, overflow="fold", justify="right" if column == "Count" else "left")
     for operator, count, status, why in rows:
         table.add_row(operator, str(count), status, why)
-    Console().print(table, markup=False)
+    console().print(table, markup=False)

@@ -8,6 +8,7 @@ import importlib.util
 import os
 import pathlib
 import shlex
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -294,7 +295,7 @@ def export_to(
     task: str | None = None,
 ) -> None:
     """Run an export with progress, bundle it where that is asked, and say what was made."""
-    from bart_export import checkpoints
+    from bart_export import checkpoints, inspection
     from bart_export.quiet import native_stderr_silenced
 
     require_export_packages("Exporting")
@@ -316,8 +317,15 @@ def export_to(
     click.echo(f"Exported {preset} to {output}")
     for note in artifact.manifest["notes"]:
         click.echo(f"  {note}")
-    for row in artifact.manifest["verification"]:
-        click.echo(f"  {summary(artifact, row)}")
+    rows = artifact.manifest["verification"]
+    for row in rows:
+        click.echo(f"  {inspection.summary(artifact, row)}")
+    if any(row["tokens"] not in (None, 1.0) for row in rows):
+        click.echo(
+            textwrap.fill(
+                inspection.ABOUT_EQUAL_TEXTS, 100, initial_indent="  ", subsequent_indent="  "
+            )
+        )
     click.echo(f"Try it: bart-export {TRIES[target].format(shlex.quote(str(output)))}")
     if android is not None:
         for line in bundle_lines(bundled):
@@ -356,30 +364,6 @@ def bundle_lines(bundled: Artifact) -> Iterator[str]:
     )
     if (warning := bundle.warning(size)) is not None:
         yield warning
-
-
-def summary(artifact: Artifact, row: Mapping[str, Any]) -> str:
-    """Return a line about something that was exported: its size, and how far it is from Keras."""
-    files, name = artifact.manifest["files"], row["file"]
-    if name in files:
-        size, count = files[name]["bytes"], artifact.manifest["parameter_count"]
-        return (
-            f"{name}: {size / 1e6:.1f} MB, {size / count:.3f} bytes a parameter; against Keras: "
-            f"logits within {row['logits']:.2g}, likeliest token the same in {row['top1']:.1%} of "
-            f"{row['steps']} steps, {equal_texts(row)}"
-        )
-    size = sum(entry["bytes"] for file, entry in files.items() if file.startswith(f"{name}/"))
-    return (
-        f"{name}: {size / 1e6:.1f} MB; against Keras: log-probabilities within "
-        f"{row['log_probabilities']:.2g} over {row['steps']} steps, {equal_texts(row)}"
-    )
-
-
-def equal_texts(row: Mapping[str, Any]) -> str:
-    """Return in words how many texts were generated as Keras does."""
-    if row["tokens"] is None:
-        return "no golden text fits"
-    return f"{row['tokens']:.0%} of {row['questions']} texts equal"
 
 
 def require_export_packages(what: str) -> None:

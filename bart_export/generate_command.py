@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bart_export.errors import BartExportError
-from bart_export.progress import stages
+from bart_export.progress import counted, stages
 
 if TYPE_CHECKING:
     from bart_export.runtime import Result
@@ -191,7 +191,7 @@ def batch(
             ) from None
     if failed:
         where = "see above" if output is None else f'see "error" in their rows of {output}'
-        click.echo(f"{failed} of {count} texts have no result: {where}.", err=True)
+        click.echo(f"No result for {failed} of {counted(count, 'text')}: {where}.", err=True)
     return failed
 
 

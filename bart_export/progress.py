@@ -1,4 +1,6 @@
-"""Progress of long work: a stage's name and a bar on a terminal, nothing anywhere else.
+"""What is drawn for a person: the progress of long work, and the console that tables go to.
+
+A stage's name and a bar are shown on a terminal, nothing anywhere else.
 
 The bar is drawn on a copy of standard error, so that silencing native libraries (`quiet`) does not
 take the bar away as well. rich is imported only where there is a terminal to draw on.
@@ -8,8 +10,26 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Stage = Callable[[str], None]
+WIDE = 200  # columns where no terminal says how many: in a file or a pipe no name is broken
+
+
+def console() -> "Console":
+    """Return a console on standard output."""
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDE
+    return Console(width=width)
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a number of things in words: 1 beam, 4 beams."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import click
 
 from bart_export import metrics, recipe_file, recipes
 from bart_export.errors import MissingExtra
-from bart_export.progress import stages
+from bart_export.progress import console, counted, stages
 
 if TYPE_CHECKING:
     from bart_export.quality.tuning.tune import Tuned
@@ -100,10 +100,9 @@ def recipe_name(preset: str, budget: Mapping[str, float]) -> str:
 
 def show(tuned: "Tuned", budget: Mapping[str, float]) -> None:
     """Print a table of the file that was found beside the usual one, and how layers are stored."""
-    from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{tuned.texts} texts, {tuned.found.steps} steps")
+    table = Table(title=f"{counted(tuned.texts, 'text')}, {counted(tuned.found.steps, 'step')}")
     names = list(dict.fromkeys([*budget, "top1", "kl", "relative"]))
     for column in ("recipe", "MB", "smaller by", *names):
         table.add_column(column, justify="left" if column == "recipe" else "right")
@@ -111,14 +110,16 @@ def show(tuned: "Tuned", budget: Mapping[str, float]) -> None:
         smaller = 1 - measured.size / tuned.widest.size
         figures = [f"{measured.figures[metric]:.4g}" for metric in names]
         table.add_row(name, f"{measured.size / 1e6:.2f}", f"{smaller:.1%}", *figures)
-    console = Console()
-    console.print(table)
+    output = console()
+    output.print(table)
     for storage, count in Counter(tuned.storages.values()).most_common():
         words = recipes.STORAGES[storage].description
-        console.print(f"{count} layers in {words}{listed(tuned, storage)}", highlight=False)
+        output.print(
+            f"{counted(count, 'layer')} in {words}{listed(tuned, storage)}", highlight=False
+        )
     low, high = interval(tuned.found.figures["top1"], tuned.found.steps)
-    console.print(
-        f"{tuned.files} files were made and measured. Over unseen texts of the kind top1 is "
+    output.print(
+        f"{counted(tuned.files, 'file')} made and measured. Over unseen texts of the kind top1 is "
         f"{low:.4f} to {high:.4f} with 95 % confidence; more texts narrow that.",
         highlight=False,
     )

@@ -8,7 +8,6 @@ is imported when the command runs.
 import json
 import os
 import pathlib
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ import click
 from bart_export import metrics
 from bart_export.errors import VerificationFailed
 from bart_export.export_command import TOLERANCE, require_export_packages
-from bart_export.progress import stages
+from bart_export.progress import console, stages
 
 if TYPE_CHECKING:
     from bart_export.artifact import Artifact
@@ -74,10 +73,16 @@ def verify(
     rows = compare_files(opened, texts, against, bounds)
     if as_json:
         described = None if texts is None else texts.description
-        report = {"against": against, "data": described, "files": [row.to_dict() for row in rows]}
+        report = {
+            "against": against,
+            "data": described,
+            "files": [row.to_dict() for row in rows],
+            "not_asked": unasked(opened),
+        }
         click.echo(json.dumps(report, ensure_ascii=False, indent=1))
     else:
         print_table(rows)
+        print_unasked(opened)
     failures = [failure for row in rows for failure in row.failures]
     if failures:
         count = sum(bool(row.failures) for row in rows)
@@ -110,11 +115,34 @@ def replay_golden(artifact: "Artifact", as_json: bool) -> None:
         ),
     )
     if as_json:
-        click.echo(json.dumps({"files": [dataclasses.asdict(row) for row in rows]}, indent=1))
+        report = {
+            "files": [dataclasses.asdict(row) for row in rows],
+            "not_asked": unasked(artifact),
+        }
+        click.echo(json.dumps(report, indent=1))
         return
     for row in rows:
         click.echo(f"{row.file}: {row.equal} of {row.asked} golden answers given again")
+    print_unasked(artifact)
     click.echo(f"{artifact.directory} is whole: {len(entries)} files are what the manifest says")
+
+
+def unasked(artifact: "Artifact") -> list[str]:
+    """Return what of an artifact no command asks again: SavedModels, segments for the Edge TPU."""
+    versions = {
+        entry["version"] for entry in artifact.files("saved_model").values() if "version" in entry
+    }
+    segments = ["edgetpu"] if artifact.files("edgetpu") else []
+    return [f"saved_model/{version}" for version in sorted(versions)] + segments
+
+
+def print_unasked(artifact: "Artifact") -> None:
+    """Print what was not asked."""
+    for name in unasked(artifact):
+        click.echo(
+            f"{name}: not asked anything, only its hashes were checked; the export compared it "
+            "with the Keras model"
+        )
 
 
 def texts_of(path: pathlib.Path) -> "Texts":
@@ -147,7 +175,6 @@ def compare_files(
             return recheck(facts, files, truth, texts, stage)
 
 
-WIDTH = 100
 GOLDEN = 6  # about half of the golden questions and traces, for the progress bar
 
 
@@ -199,7 +226,6 @@ def print_table(rows: "Sequence[Row]") -> None:
     import dataclasses
 
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -212,9 +238,8 @@ def print_table(rows: "Sequence[Row]") -> None:
             continue
         figures = dataclasses.asdict(row.comparison)
         table.add_row(row.file, *(show(figures) for show in COLUMNS.values()))
-    # Where nobody looks, as in a log, there is room for all columns.
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
-    console.print(table)
+    output = console()
+    output.print(table)
     for row in rows:
         for failure in row.failures:
-            console.print(failure, soft_wrap=True, markup=False, highlight=False)
+            output.print(failure, soft_wrap=True, markup=False, highlight=False)

@@ -157,18 +157,3 @@ def test_what_contradicts_itself_is_refused(arguments, words):
     result = CliRunner().invoke(main, ["--preset", "p", *arguments])
     assert result.exit_code == 2
     assert words in result.output
-
-
-@pytest.mark.parametrize(
-    ("tokens", "questions", "words"),
-    [(0.5, 8, "50% of 8 texts equal"), (None, 0, "no golden text fits")],
-)
-def test_a_file_in_which_no_text_fits_has_its_line_all_the_same(
-    symmetric_artifact, tokens, questions, words
-):
-    row = {
-        **symmetric_artifact.manifest["verification"][0],
-        "tokens": tokens,
-        "questions": questions,
-    }
-    assert export_command.summary(symmetric_artifact, row).endswith(f" steps, {words}")

@@ -63,7 +63,7 @@ def test_a_blank_line_keeps_its_place(generate, tmp_path):
     lines = blank.read_text().splitlines()
     result = generate("--input", blank, "--output", output)
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr == f'1 of 3 texts have no result: see "error" in their rows of {output}.\n'
+    assert result.stderr == f'No result for 1 of 3 texts: see "error" in their rows of {output}.\n'
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert [row["text"] for row in rows] == lines
     assert [EMPTY in error for error in errors(rows)] == [False, True, False]

@@ -193,3 +193,15 @@ def test_texts_alone_need_no_tensorflow(both, texts):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_what_was_not_asked_is_told(saved_model_artifact, symmetric_artifact):
+    def verify(artifact, *arguments):
+        result = CliRunner().invoke(main, ["verify", str(artifact.directory), *arguments])
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    assert "saved_model/1: not asked anything, only its hashes" in verify(saved_model_artifact)
+    assert json.loads(verify(saved_model_artifact, "--json"))["not_asked"] == ["saved_model/1"]
+    assert "not asked" not in verify(symmetric_artifact)
+    assert json.loads(verify(symmetric_artifact, "--json"))["not_asked"] == []

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from bart_export.artifact import Artifact
 from bart_export.errors import ArtifactError
-from bart_export.progress import stages
+from bart_export.progress import counted, stages
 from bart_export.quality.serving import overload
 from bart_export.quality.serving.client import FRONTS, OK, Answer, ClientProcess, client_process
 from bart_export.quality.serving.process import ServerProcess, server_process
@@ -35,7 +35,7 @@ from bart_export.quality.serving.work import (
     search_settings,
 )
 from bart_export.quality.speed.bench import head
-from bart_export.quality.speed.tables import filled, milliseconds
+from bart_export.quality.speed.tables import cores, filled, milliseconds
 from bart_export.server import model_config
 from bart_export.server.metrics import Metrics
 from bart_export.server.opening import opener
@@ -311,12 +311,13 @@ def tables(report: dict[str, Any]) -> Group:
         report["settings"]["batched"],
     )
     searches = [
-        f"{row['engine']}: {row['num_beams'] or 'an unknown number of'} beams"
+        f"{row['engine']}: "
+        + (counted(row["num_beams"], "beam") if row["num_beams"] else "an unknown number of beams")
         for row in report["engines"]
     ]
     parts: list[Table | str] = [
-        f"{report['artifact']['preset']} on {about['processor']}, {about['cores']} cores; "
-        f"{', '.join(searches)}; medians of {report['settings']['runs']} runs",
+        f"{report['artifact']['preset']} on {about['processor']}, {cores(about)}; "
+        f"{', '.join(searches)}; medians of {counted(report['settings']['runs'], 'run')}",
         filled(
             f"A request by itself, source {served['source']}, {served['new_tokens']} new tokens",
             ("engine", "front", "engine\nms", "request\nms", "more\nms", "more\n%", "front\nms"),
@@ -350,7 +351,9 @@ def tables(report: dict[str, Any]) -> Group:
         ),
     ]
     for clients, ratio in (report["ratio"] or {}).items():
-        parts.append(f"{clients} clients: litert answers {ratio:.2f} × what tensorflow does")
+        parts.append(
+            f"{counted(int(clients), 'client')}: litert answers {ratio:.2f} × what tensorflow does"
+        )
     if report["batches"]:
         first = report["batches"][0]["tokens_per_second"]
         parts.append(

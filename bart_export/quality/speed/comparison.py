@@ -15,7 +15,7 @@ from rich.table import Table
 
 from bart_export.errors import InputError
 from bart_export.quality.speed.bench import SCHEMA_VERSION
-from bart_export.quality.speed.tables import filled, named, opening_table
+from bart_export.quality.speed.tables import cores, filled, named, opening_table
 
 Report = Mapping[str, Any]
 
@@ -111,7 +111,7 @@ def ratio(here: float | None, there: float | None) -> float | None:
 def tables(compared: Mapping[str, Any]) -> Group:
     """Return a comparison for a terminal: a table of each list, and what has no partner."""
     about = compared["machine"]
-    other = f"{compared['artifact']['preset']} on {about['processor']}, {about['cores']} cores"
+    other = f"{compared['artifact']['preset']} on {about['processor']}, {cores(about)}"
     parts: list[Table | str] = [f"Figures as multiples of those of {other}:"]
     for name in LISTS:
         if name == "openings":

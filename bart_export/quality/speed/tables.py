@@ -10,6 +10,8 @@ from rich import box
 from rich.console import Group
 from rich.table import Table
 
+from bart_export.progress import counted
+
 Row = Mapping[str, Any]
 
 UNTIL = {"generator": "ready", "text": "text"}  # stages of an opening, as a head has them
@@ -28,8 +30,11 @@ def megabytes(count: int | None) -> str:
 def tables(report: Mapping[str, Any]) -> Group:
     """Return the report for a terminal: tables of files, openings, memory and speed, and notes."""
     about, settings = report["machine"], report["settings"]
-    title = f"{report['artifact']['preset']} on {about['processor']}, {about['cores']} cores"
-    speeds = f"{settings['new_tokens']} new tokens, median of {settings['runs']} runs"
+    title = f"{report['artifact']['preset']} on {about['processor']}, {cores(about)}"
+    speeds = (
+        f"{counted(settings['new_tokens'], 'new token')}, median of "
+        f"{counted(settings['runs'], 'run')}"
+    )
     notes = [skip(row) for row in report["skipped"]]
     if any(row["opening"] == "cold" and row["seconds"] is None for row in report["openings"]):
         notes.append("Cold openings are unknown: the system kept the files in its memory.")
@@ -77,9 +82,16 @@ def tables(report: Mapping[str, Any]) -> Group:
     )
 
 
+def cores(machine: Mapping[str, Any]) -> str:
+    """Return how many cores a machine has, in words."""
+    return counted(machine["cores"], "core")
+
+
 def skip(row: Row) -> str:
     """Return the line about something that was not measured."""
-    whose = f"{named(row)} with {row['num_beams']} beams: source" if "recipe" in row else "Source"
+    whose = "Source"
+    if "recipe" in row:
+        whose = f"{named(row)} with {counted(row['num_beams'], 'beam')}: source"
     return f"{whose} {row['source']} was skipped: {row['reason']}."
 
 
