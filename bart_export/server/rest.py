@@ -119,7 +119,7 @@ class Service:
         if verb not in VERBS:
             raise HTTPException(501, f"Unknown method: {verb}")
         if address == "/" and verb in ("GET", "HEAD") and self.page is not None:
-            return page(self.page, self.store.names())
+            return page(self.page, [described(self.store, name) for name in self.store.names()])
         if not SERVICE.fullmatch(address):
             raise HTTPException(404, f"Not found: {verb} {address}")
         found = ADDRESSES[verb].fullmatch(address) if verb in ADDRESSES else None
@@ -246,18 +246,32 @@ def error_response(error: Exception) -> Response:
     return Response(json_response.error(message), status, media_type=JSON)
 
 
-def page(template: str, names: list[str]) -> Response:
+def described(store: ModelStore, name: str) -> dict[str, Any]:
+    """Return what the page is told of a model: whether it streams, how many tokens it reads."""
+    try:
+        with store.lease(ModelSpec(name)) as lease:
+            servable = lease.servable
+            longest = servable.reader.longest if servable.reader else None
+            counts = longest is not None and "tokenize" in servable.signature_defs
+            return {
+                "name": name, "streams": servable.streams, "longest": longest, "counts": counts
+            }  # fmt: skip
+    except StatusError:  # no version is available
+        return {"name": name, "streams": True, "longest": None, "counts": False}
+
+
+def page(template: str, models: list[dict[str, Any]]) -> Response:
     """Return the page for a browser, which can load nothing and reach no other server."""
     nonce = secrets.token_urlsafe(16)
     # A "<" would end the element that holds the names.
-    models = json.dumps(names).replace("<", "\\u003c")
+    listed = json.dumps(models).replace("<", "\\u003c")
     policy = (
         f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; "
         "img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
         "frame-ancestors 'none'"
     )
     return Response(
-        template.replace("{nonce}", nonce).replace("{models}", models),
+        template.replace("{nonce}", nonce).replace("{models}", listed),
         media_type="text/html",
         headers={
             "Content-Security-Policy": policy,

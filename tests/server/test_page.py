@@ -43,14 +43,36 @@ class Shouting(Arithmetic):
         return {"generated_text": np.array(texts, object)}
 
 
-class Reader(TextReader):
-    """Reads one character, and takes each for a token."""
+class Tokenizing(Shouting):
+    """Takes each character for a token."""
 
-    def __init__(self):
-        super().__init__(tokenizer=self, longest=1)
+    signature_defs = {
+        **Shouting.signature_defs,
+        "tokenize": signature(
+            PREDICT,
+            {"text": STRING},
+            {"encoder_lengths": "DT_INT32", "encoder_token_ids": "DT_INT32"},
+        ),
+    }
+
+    def run(self, call):
+        if call.signature != "tokenize":
+            return super().run(call)
+        length = min(self.reader.longest, len(call.inputs["text"][0]))
+        return {
+            "encoder_lengths": np.array([length], np.int32),
+            "encoder_token_ids": np.zeros((1, length), np.int32),
+        }
+
+
+class Reader(TextReader):
+    """Reads some characters, and takes each for a token."""
+
+    def __init__(self, longest=1):
+        super().__init__(tokenizer=self, longest=longest)
 
     def encode(self, text, remarks, row=0):
-        remarks.truncated += [row] * (len(text) > 1)
+        remarks.truncated += [row] * (len(text) > self.longest)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +85,7 @@ def browser():
 
 
 @contextlib.contextmanager
-def opened(browser, servables, **settings):
+def opened(browser, servables, refused=False, **settings):
     """Open the page of a server of some models, by name; what it asks of others is an error."""
     models = [
         ServedModel(name=name, base_path=pathlib.Path("/m"), engine="litert") for name in servables
@@ -87,7 +109,8 @@ def opened(browser, servables, **settings):
             page.close()
         assert [url for url in elsewhere if not url.startswith("data:")] == []
         # The browser itself tells of answers that are errors.
-        assert [text for text in complaints if "Failed to load resource" not in text] == []
+        expected = "Failed to load resource" if refused else None
+        assert [text for text in complaints if not expected or expected not in text] == []
 
 
 def test_a_result_streams_in_and_says_how_fast_it_was(browser):
@@ -149,7 +172,7 @@ def test_stop_ends_the_work_and_keeps_the_text(browser):
 def test_everything_can_be_done_by_keyboard(browser):
     servable = Counting(seconds=0.1)
     with opened(browser, {"counting": servable}) as page:
-        for focused in ("text", "model", "generate", "result"):
+        for focused in ("example", "text", "beams", "model", "generate", "result"):
             page.keyboard.press("Tab")
             assert page.evaluate("document.activeElement.id") == focused
         page.get_by_label("Your text").focus()
@@ -168,6 +191,7 @@ def test_a_model_that_cannot_stream_answers_whole_and_says_so(browser):
         page.get_by_role("button", name="Generate").click()
         page.get_by_text("This model cannot stream, so the text came whole.").wait_for()
         assert page.locator("#result").text_content() == "QUIETLY"
+        assert page.get_by_text("Beams and lengths").is_hidden()
 
 
 @pytest.mark.parametrize(
@@ -178,7 +202,7 @@ def test_a_model_that_cannot_stream_answers_whole_and_says_so(browser):
     ],
 )
 def test_errors_are_told_in_words(browser, text, words):
-    with opened(browser, {"counting": Counting()}) as page:
+    with opened(browser, {"counting": Counting()}, refused=True) as page:
         page.get_by_label("Your text").fill(text)
         page.get_by_role("button", name="Generate").click()
         page.get_by_text(words).wait_for()
@@ -188,7 +212,7 @@ def test_errors_are_told_in_words(browser, text, words):
 
 def test_a_busy_server_is_told_of_in_words(browser):
     servable = Counting(seconds=0.2, queue_size=0)
-    with opened(browser, {"counting": servable}) as page:
+    with opened(browser, {"counting": servable}, refused=True) as page:
         assert servable.places.acquire()  # as another client does
         page.get_by_label("Your text").fill("go")
         page.get_by_role("button", name="Generate").click()
@@ -196,7 +220,7 @@ def test_a_busy_server_is_told_of_in_words(browser):
 
 
 def test_a_lost_connection_is_told_of_in_words(browser):
-    with opened(browser, {"counting": Counting(seconds=0.1)}) as page:
+    with opened(browser, {"counting": Counting(seconds=0.1)}, refused=True) as page:
         page.route("**/*:generate", lambda route: route.abort())
         page.get_by_label("Your text").fill("go")
         page.get_by_role("button", name="Generate").click()
@@ -216,6 +240,37 @@ def test_the_next_result_replaces_the_last(browser):
             page.get_by_role("button", name="Generate").click()
             page.get_by_text("Done:").wait_for()
         assert page.locator("#result").text_content().count("1 2 3 ") == 1
+
+
+def test_tokens_are_counted_while_one_types(browser):
+    servable = Tokenizing()
+    servable.reader = Reader(longest=10)
+    with opened(browser, {"counting": Counting(), "tokenizing": servable}) as page:
+        page.get_by_label("Your text").fill("seven 7")
+        assert page.locator("#count").text_content() == ""  # that model does not count
+        page.get_by_label("Model").select_option("tokenizing")
+        page.get_by_text("7 of 10 tokens").wait_for()
+        page.get_by_label("Your text").fill("this is longer")
+        page.get_by_text("Cut at 10 tokens: the rest is not read").wait_for()
+
+
+def test_an_example_its_beams_and_lengths_and_a_copy(browser):
+    with opened(browser, {"counting": Counting()}) as page:
+        page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+        assert page.get_by_role("button", name="Copy").is_disabled()
+        page.get_by_role("button", name="Example").click()
+        assert len(page.get_by_label("Your text").input_value()) > 100
+        page.get_by_text("Beams and lengths").click()
+        page.get_by_label("At most").fill("3")
+        page.get_by_label("Beams", exact=True).fill("2")
+        with page.expect_request("**/*:generate") as asked:
+            page.get_by_role("button", name="Generate").click()
+        asked = asked.value.post_data_json
+        assert (asked["num_beams"], asked["max_length"], "min_length" in asked) == (2, 3, False)
+        page.get_by_text("Done: 3 tokens").wait_for()
+        page.get_by_role("button", name="Copy").click()
+        page.get_by_role("button", name="Copied").wait_for()
+        assert page.evaluate("navigator.clipboard.readText()") == "1 2 3 "
 
 
 def contrast(page, selector):
@@ -248,7 +303,8 @@ def contrast(page, selector):
 def test_text_is_readable_in_light_and_dark_and_fits_a_phone(browser, scheme):
     phone = {"width": 360, "height": 740}
     with opened(browser, {"m": Counting()}, color_scheme=scheme, viewport=phone) as page:
-        for selector in ("body", "#keys", "#text", "#model", "#generate", "#result", "#error"):
+        for selector in ("body", "#keys", "#text", "#model", "#generate", "#result", "#error",
+                         "#example", "#beams"):  # fmt: skip
             assert contrast(page, selector) >= 4.5, selector
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
         paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
