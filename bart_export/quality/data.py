@@ -28,7 +28,7 @@ def read(path: pathlib.Path) -> list[Example]:
         InputError: for a file that cannot be read or has no text, or a line that is no example.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
         raise InputError(f"Cannot read the data {path}: {error.strerror}.") from error
     except UnicodeDecodeError as error:

@@ -80,7 +80,7 @@ def own_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     else:
         settings = read(directory / "tokenizer_config.json")
         if whole.is_file():
-            tokenizer = Tokenizer.from_file(str(whole))
+            tokenizer = Tokenizer.from_str(whole.read_text(encoding="utf-8-sig"))
             add_missing(tokenizer, BART)
         else:
             tokenizer = of_tables(directory / "vocab.json", directory / "merges.txt")
@@ -119,7 +119,10 @@ def add_named(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> None:
 
 def of_tables(vocabulary: pathlib.Path, merges: pathlib.Path) -> Tokenizer:
     """Return the tokenizer of a vocabulary, merges and the special tokens of BART."""
-    tokenizer = Tokenizer(BPE.from_file(str(vocabulary), str(merges)))
+    lines = merges.read_text(encoding="utf-8-sig").split("\n")
+    split = [line.partition(" ") for line in lines if line and not line.startswith("#version")]
+    pairs = [(left, right) for left, _, right in split]
+    tokenizer = Tokenizer(BPE(dict(read(vocabulary)), pairs))
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
     add_missing(tokenizer, BART)
     return tokenizer

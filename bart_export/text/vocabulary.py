@@ -104,13 +104,13 @@ def require(file: Path, vocabulary: Mapping[str, int], tokens: tuple[str, ...], 
 
 
 def read(file: Path) -> str:
-    """Return the file's text.
+    """Return the file's text, without byte order mark.
 
     Raises:
         TokenizerError: when it cannot be read or is not UTF-8.
     """
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise TokenizerError(
             f"The tokenizer file {file} cannot be read: {error.strerror}. A BART has a vocabulary "

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 from bart_export import checkpoints, presets
 from bart_export.checkpoints import card, keras_preset
 from bart_export.errors import BartExportError, PresetError
+from bart_export.quality import tokenization
 
 TABLE = "model.shared.weight"
 POINTER = (CASES / "lfs-pointer/model.safetensors").read_bytes()
@@ -183,13 +184,17 @@ def test_the_case_of_a_clone_without_git_lfs():
     assert "is a Git LFS pointer" in refusal(CASES / "lfs-pointer")
 
 
-def test_a_byte_order_mark_is_no_json(directory):
-    expected = checkpoints.read(directory)
-    for name in ("config.json", "generation_config.json"):
-        path = directory / name
-        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
-    again = checkpoints.read(directory)
-    assert (again.config, again.settings) == (expected.config, expected.settings)
+def test_a_byte_order_mark_is_passed_over(directory, preset):
+    """Windows' Notepad and PowerShell put one before what they save."""
+    for place in (directory, preset):
+        expected = checkpoints.read(place)
+        for path in place.rglob("*"):
+            if path.suffix in (".json", ".txt"):
+                path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+        again = checkpoints.read(place)
+        assert (again.config, again.settings) == (expected.config, expected.settings)
+        assert (again.vocabulary, again.merges) == (expected.vocabulary, expected.merges)
+        tokenization.check(again, again.tokenizer(), ["the river rose two metres"])
 
 
 @pytest.mark.parametrize("damage", [b'{"a": "\xff"}', '{"a": "ü"}'.encode("utf-16"), DEEP.encode()])

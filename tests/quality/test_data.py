@@ -14,6 +14,8 @@ def test_examples_come_in_order_with_their_references(tmp_path):
     # A line separator that is no line feed belongs to the text.
     path.write_text('{"text": "a\u2028b", "reference": "c"}\n\n{"text": "d", "id": 3}\n', "utf-8")
     assert data.read(path) == [Example("a\u2028b", "c"), Example("d", None)]
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert data.read(path) == [Example("a\u2028b", "c"), Example("d", None)]
     assert data.digest(path) == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
