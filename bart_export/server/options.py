@@ -48,7 +48,7 @@ class ServeOptions:
     queue_size: int = 16
     max_connections: int = 1000
     max_request_bytes: int = 2**20
-    max_request_rows: int = 64
+    max_request_rows: int = 32
     request_seconds: float = 30.0
     batching: bool = True
     batching_parameters_file: pathlib.Path | None = None

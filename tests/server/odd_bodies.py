@@ -114,8 +114,8 @@ EXACT = [
     (values("int32", "1") + b" and more", 400, b"Extra data"),
     (b'{"inputs": [1], "inputs": ["a"], "signature_name": "int32"}', 400, b"stands twice"),
     (b"", 400, b"The document is empty"),
-    (values("float32", "1" + ",1" * 63), 200, b"1.0"),
-    (values("float32", "1" + ",1" * 200_000), 400, b"at most 64 rows, received 200001"),
+    (values("float32", "1" + ",1" * 31), 200, b"1.0"),
+    (values("float32", "1" + ",1" * 200_000), 400, b"at most 32 rows, received 200001"),
     (values("matrix", "[1" + ",1" * 200_000 + "]"), 200, b"1"),
 ]  # fmt: skip
 

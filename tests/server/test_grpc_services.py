@@ -103,13 +103,13 @@ def test_rows_are_counted_before_a_tensor_is_filled(served, field):
     with pytest.raises(grpc.RpcError) as raised:
         call(served, "Predict", given)
     assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert "Expected x to have at most 64 rows, received 4194304." in raised.value.details()
+    assert "Expected x to have at most 32 rows, received 4194304." in raised.value.details()
 
 
 def test_one_value_fills_as_many_rows_as_a_request_may_have(served):
-    axes = "tensor_shape { dim { size: 64 } }"
+    axes = "tensor_shape { dim { size: 32 } }"
     given = f"{spec()} inputs {{ key: 'x' value {{ dtype: DT_FLOAT {axes} float_val: 1 }} }}"
-    assert list(call(served, "Predict", given).outputs["y"].float_val) == [2.5] * 64
+    assert list(call(served, "Predict", given).outputs["y"].float_val) == [2.5] * 32
 
 
 def test_an_answer_has_its_bounds(tmp_path):

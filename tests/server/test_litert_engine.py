@@ -1,5 +1,6 @@
 """The LiteRT engine: the generator's answers, within limits, from a queue that is bounded."""
 
+import dataclasses
 import threading
 import time
 
@@ -218,6 +219,34 @@ def test_a_deadline_ends_the_work_between_tokens(servable):
         run(servable, "generate_text", ("generated_text",), inputs, limits)
     assert error.value.code == Code.DEADLINE_EXCEEDED
     assert time.monotonic() - began < 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Counted(Limits):
+    """Limits that end the work when they have been looked at so many times."""
+
+    last: int
+    seen: list = dataclasses.field(default_factory=list)
+
+    def check(self):
+        self.seen.append(1)
+        if len(self.seen) == self.last:
+            self.stop.set()
+        super().check()
+
+
+@pytest.mark.parametrize("signature", ["tokenize", "detokenize"])
+def test_stopping_ends_the_work_between_rows(servable, signature):
+    inputs = {"text": texts(*TEXTS[:1] * 30)}
+    if signature == "detokenize":
+        ids = np.zeros((30, 5), np.int32)
+        inputs = {"decoder_token_ids": ids, "decoder_lengths": np.full(30, 5, np.int32)}
+    outputs = ("encoder_lengths",) if signature == "tokenize" else ("text",)
+    limits = Counted(last=10)
+    with pytest.raises(StatusError) as error:
+        run(servable, signature, outputs, inputs, limits)
+    assert error.value.code == Code.CANCELLED
+    assert len(limits.seen) == 10
 
 
 def test_a_full_queue_is_refused_at_once_and_room_comes_back(servable):
