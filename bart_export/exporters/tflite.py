@@ -4,6 +4,7 @@ A `Model` and a `TfliteOptions` go in; files appear in the draft, and a `Written
 out. What a file holds is known to `targets`, what is measured of it to `quality`.
 """
 
+import dataclasses
 import functools
 import pathlib
 import tempfile
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from bart_export import contract
 from bart_export.artifact import Draft
 from bart_export.checkpoints.layers import layer_names
 from bart_export.errors import ConfigurationError
@@ -31,6 +33,7 @@ from bart_export.quality.verify import Reference
 from bart_export.quality.weights import parameters_of
 from bart_export.recipe_file import check_layers
 from bart_export.recipes import RECIPES, STORAGES, Recipe
+from bart_export.runtime import graph_rules
 from bart_export.targets import tflite
 from bart_export.tflite_options import StaticShapes
 
@@ -125,5 +128,15 @@ def tflite_gate(
 def check_tflite(
     gate: Gate, file: File, keras: KerasReference, reference: Reference
 ) -> tuple[Comparison, Sequence[Answer | None]]:
-    """Hold a `.tflite` file to the Keras model that `reference` asked."""
-    return gate.check(file, reference)
+    """Hold a `.tflite` file to the Keras model that `reference` asked, and to what readers ask."""
+    figures = gate.check(file, reference)
+    config, shapes = gate.facts.config, file.shapes
+    signatures = (
+        graph_rules.dynamic_signatures(config)
+        if shapes is None
+        else graph_rules.static_signatures(
+            config, contract.static_buckets(config, **dataclasses.asdict(shapes))
+        )
+    )
+    graph_rules.check(file.path, signatures)
+    return figures

@@ -26,7 +26,6 @@ from bart_export.quality.tolerance import check_measurable, judge, uncommitted
 from bart_export.quality.traces import Model, Teacher, Trace
 from bart_export.quality.verify import Reference, Tick
 from bart_export.recipes import RECIPES, Recipe
-from bart_export.runtime import graph_rules
 from bart_export.runtime.engine import CompiledModelEngine
 from bart_export.runtime.static_engine import StaticEngine
 from bart_export.text.tokenizer import BartTokenizer
@@ -73,16 +72,11 @@ class File:
 def opened(
     path: pathlib.Path, config: BartConfig, shapes: StaticShapes | None
 ) -> Iterator[CompiledModelEngine | StaticEngine]:
-    """Open a file on LiteRT, as readers will: what they would refuse is not committed.
-
-    What is kept on disk meanwhile lies beside it.
-    """
+    """Open a file on LiteRT; what is kept on disk meanwhile lies beside it."""
     if shapes is None:
-        graph_rules.check(path, graph_rules.dynamic_signatures(config))
         yield CompiledModelEngine(path, config)
         return
     buckets = contract.static_buckets(config, **dataclasses.asdict(shapes))
-    graph_rules.check(path, graph_rules.static_signatures(config, buckets))
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         # Signatures share their weights in the cache.
         yield StaticEngine.open(path, config, buckets, weight_cache=f"{scratch}/weights")

@@ -204,7 +204,7 @@ def row_of(facts: Facts, file: File, truth: Truth, texts: Texts | None, stage: S
             comparison, _ = verify.compare(
                 file.name, model, facts.tokenizer, reference, lambda: stage(f"compare {file.name}")
             )
-    except VerificationFailed as error:
+    except (ArtifactError, VerificationFailed) as error:  # the former for a graph of another form
         return Row(file.name, file.recipe.name, None, (*failures, str(error)))
     described = None if texts is None else texts.description
     comparison = dataclasses.replace(comparison, **stored, data=described)
