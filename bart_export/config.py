@@ -218,12 +218,12 @@ class GenerationConfig:
             )
         if self.do_sample and self.num_beams > 1:
             raise ConfigurationError(
-                f"do_sample=True samples one sequence at a time and needs num_beams=1, "
+                "do_sample=true samples one sequence at a time and needs num_beams=1, "
                 f"received num_beams={self.num_beams}."
             )
         if not self.do_sample and self.num_return_sequences > self.num_beams:
             raise ConfigurationError(
-                f"num_return_sequences must not exceed num_beams without do_sample=True, received "
+                f"num_return_sequences must not exceed num_beams without do_sample=true, received "
                 f"num_return_sequences={self.num_return_sequences}, num_beams={self.num_beams}."
             )
 

@@ -204,7 +204,8 @@ class Generator:
             text: the source text, or several; nothing is generated unless all can be.
             truncate: cut a source that is too long at its end; otherwise it is an error.
             allow_empty: generate from white space or nothing, too: the model makes up a text.
-            **parameters: fields of `GenerationConfig` for this call.
+            **parameters: fields of `GenerationConfig` for this call, and `max_new_tokens` and
+                `min_new_tokens`, lengths without the start token.
 
         Raises:
             InputError: for a text that is too long or empty, or a `max_length` the model has no

@@ -127,7 +127,7 @@ def test_a_text_too_long_is_an_error_unless_it_may_be_cut(generator):
     [
         ({"num_beam": 2}, ConfigurationError, "Did you mean num_beams"),
         ({"max_length": 513}, InputError, "512 positions, received 513"),
-        ({"top_k": 5}, ConfigurationError, "do_sample=True"),
+        ({"top_k": 5}, ConfigurationError, "do_sample=true"),
         ({"num_return_sequences": 5}, ConfigurationError, "num_beams"),
         ({"eos_token_id": 8192, "min_length": 5}, ConfigurationError, "eos_token_id .* 0 to 8191"),
         ({"decoder_start_token_id": 9999}, ConfigurationError, "decoder_start_token_id"),
