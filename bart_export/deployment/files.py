@@ -29,7 +29,7 @@ TEMPLATES = pathlib.Path(__file__).parent / "templates"
 IN_VERSION = "batching_params.pbtxt"
 # Kubernetes' ConfigMap holds them as well.
 CONFIGURATIONS = ("models.config", "batching.config", "monitoring.config")
-MANIFESTS = ("compose.yaml", "kubernetes.yaml", "kserve.yaml")
+OTHERS = ("README.md", "compose.yaml", "kubernetes.yaml", "kserve.yaml")
 
 # The newest image known when this was written. It is older than the TensorFlow that exports, which
 # is why a SavedModel was loaded with TensorFlow 2.20.0 and gave its golden answers there.
@@ -138,7 +138,7 @@ def serving_files(name: str, versions: Sequence[int], memory: Memory, size: int)
     configurations = {file: fill(file, values) for file in CONFIGURATIONS}
     for file, content in configurations.items():
         values[file.replace(".", "_")] = indented(content, 4)
-    return configurations | {file: fill(file, values) for file in MANIFESTS}
+    return configurations | {file: fill(file, values) for file in OTHERS}
 
 
 def labels(versions: Sequence[int]) -> str:
@@ -191,6 +191,6 @@ def fill(file: str, values: Mapping[str, object]) -> str:
     filled = []
     for line in (TEMPLATES / file).read_text(encoding="utf-8").splitlines():
         text = Template(line).substitute(values)
-        start = line[: line.index("#")] + "# " if line.lstrip().startswith("#") else ""
+        start = line[: line.index("#")] + "# " if line.lstrip().startswith("# ") else ""
         filled.append(text.replace("\n", f"\n{start}"))
     return "\n".join(filled) + "\n"

@@ -168,3 +168,63 @@ def test_the_requests_of_the_readme_are_answered(served):
         answer = requests.post(url, body.encode()) if body else requests.get(url)
         signature = json.loads(body or "{}").get("signature_name")
         assert answer.ok == (signature != "score" or has_score), (signature, answer.text)
+
+
+STREAMING = (SERVING / "README.md").read_text("utf-8").partition("### Tokens as they come")[2]
+SOURCE = "A library that reads and writes spreadsheets."
+
+
+def example(language, server):
+    """Return the first example of streaming in a language, for a server's port."""
+    (code, *_) = re.findall(rf"^```{language}\n(.*?)^```$", STREAMING, re.MULTILINE | re.DOTALL)
+    assert SOURCE in code
+    return code.replace("localhost:8501", f"127.0.0.1:{server.rest_api_port}").replace(
+        "bart_mini_en", "bart"
+    )
+
+
+@pytest.mark.parametrize("language", ["sh", "python", "js"])
+def test_the_examples_of_streaming_print_the_text(served, symmetric_artifact, language):
+    artifact, server = served
+    if artifact.files("saved_model"):
+        pytest.skip("only LiteRT streams")
+    command = {
+        "sh": ["bash", "-ec"],
+        "python": [sys.executable, "-c"],
+        "js": ["node", "--input-type=module", "--eval"],
+    }[language]
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"{command[0]} is not installed")
+    done = subprocess.run(
+        [*command, example(language, server)], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    generator = Generator.from_artifact(symmetric_artifact.directory)
+    result = generator.generate(SOURCE, num_beams=1)
+    if language == "sh":
+        names = re.findall(r"^event: (.*)$", done.stdout, re.MULTILINE)
+        assert names == ["token"] * (len(names) - 1) + ["done"]
+        assert json.loads(done.stdout.rpartition("data: ")[2])["generated_text"] == [result.text]
+    else:
+        assert done.stdout.startswith(result.text)
+
+
+def test_the_readme_names_the_parameters_and_fields_of_streaming(served):
+    """Each parameter that stands in the table is one, and of what comes nothing is left out."""
+    artifact, server = served
+    if artifact.files("saved_model"):
+        pytest.skip("only LiteRT streams")
+    url = f"http://127.0.0.1:{server.rest_api_port}/v1/models/bart:generate"
+    fields, events = STREAMING.split("| event | data |")
+    named = re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \|", fields, re.MULTILINE)))
+    assert {"text", "num_beams", "seed"} <= set(named)
+    for name in set(named) - {"text"}:
+        answer = requests.post(url, json={"text": SOURCE, name: [[]]})
+        assert "unknown" not in answer.json()["error"].lower(), (name, answer.text)
+        assert name in answer.json()["error"], (name, answer.text)
+    unknown = requests.post(url, json={"text": SOURCE, "beams": [[]]}).json()["error"]
+    assert "nknown" in unknown
+    answer = requests.post(url, json={"text": SOURCE, "num_beams": 1}).text
+    for data in re.findall(r"^data: (.*)$", answer, re.MULTILINE):
+        for name in json.loads(data):
+            assert f"`{name}`" in events

@@ -1,5 +1,6 @@
 """The files of a deployment: each is read as what it is for, and says what is deployed."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -145,17 +146,72 @@ def test_the_configurations_that_are_named_are_mounted(file):
     assert volumes["config"]["configMap"]["name"] == manifest["ConfigMap"]["metadata"]["name"]
 
 
-def test_both_kinds_of_kubernetes_read_the_same_claim():
-    manifest = documents(THREE["kubernetes.yaml"])
-    (volume,) = (
-        one
-        for one in manifest["Deployment"]["spec"]["template"]["spec"]["volumes"]
-        if one["name"] == "models"
+def test_kserve_fetches_one_version_and_leans_on_no_claim():
+    manifest = documents(THREE["kserve.yaml"])
+    assert "PersistentVolumeClaim" not in manifest
+    uri = manifest["InferenceService"]["spec"]["predictor"]["model"]["storageUri"]
+    assert uri == "https://models.example.com/Bart.Large_7-9.tar.gz"
+
+
+def filling(directory, url):
+    """Return the command that fills a volume, as the first container of a pod runs it."""
+    spec = documents(ONE["kubernetes.yaml"])["Deployment"]["spec"]["template"]["spec"]
+    (container,) = spec["initContainers"]
+    (script,) = container["args"]
+    assert [each["name"] for each in container["env"]] == ["ARTIFACT_URL"]
+    script = script.replace("/models", str(directory)).replace("sleep 5", "sleep 0.05")
+    environment = {**os.environ, "ARTIFACT_URL": url}
+    return subprocess.Popen(
+        [*container["command"], script], env=environment, stdout=subprocess.PIPE, text=True
     )
-    claim = manifest["PersistentVolumeClaim"]["metadata"]["name"]
-    assert volume["persistentVolumeClaim"]["claimName"] == claim
-    service = documents(THREE["kserve.yaml"])["InferenceService"]
-    assert service["spec"]["predictor"]["model"]["storageUri"].startswith(f"pvc://{claim}/")
+
+
+def test_the_volume_is_filled_from_an_archive(tmp_path):
+    (tmp_path / "from" / "bart_mini_en").mkdir(parents=True)
+    (tmp_path / "from" / "bart_mini_en" / "manifest.json").write_text("{}")
+    archive = tmp_path / "bart_mini_en.tar.gz"
+    subprocess.run(["tar", "-czf", archive, "-C", tmp_path / "from", "bart_mini_en"], check=True)
+    (tmp_path / "models").mkdir()
+    for _ in range(2):  # the second pod finds it there
+        with filling(tmp_path / "models", archive.as_uri()) as run:
+            assert run.wait(20) == 0
+        assert [path.name for path in (tmp_path / "models").iterdir()] == ["bart_mini_en"]
+        archive.unlink(missing_ok=True)
+    (tmp_path / "other").mkdir()
+    with filling(tmp_path / "other", archive.as_uri()) as run:
+        assert run.wait(20) != 0  # there is no archive, and the pod is started again
+
+
+def test_without_an_archive_the_artifact_is_waited_for(tmp_path):
+    with filling(tmp_path, "") as run:
+        assert "kubectl cp the artifact there" in run.stdout.readline()
+        (tmp_path / "bart_mini_en").mkdir()
+        (tmp_path / "bart_mini_en" / "manifest.json").touch()
+        assert run.wait(20) == 0
+
+
+def test_containers_write_nothing_and_have_no_rights():
+    pod = documents(ONE["kubernetes.yaml"])["Deployment"]["spec"]["template"]["spec"]
+    runtime = documents(ONE["kserve.yaml"])["ServingRuntime"]["spec"]
+    for container in (*pod["initContainers"], *pod["containers"], *runtime["containers"]):
+        context = {**pod["securityContext"], **container["securityContext"]}
+        if container in runtime["containers"]:
+            context = container["securityContext"]
+        assert context["runAsNonRoot"] is True
+        assert context["runAsUser"] == context["runAsGroup"] == 1000
+        assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert context["readOnlyRootFilesystem"] is True
+        assert context["allowPrivilegeEscalation"] is False
+        assert context["capabilities"] == {"drop": ["ALL"]}
+    compose = yaml.safe_load(ONE["compose.yaml"])["services"]["serving"]
+    assert compose["user"].endswith(":-1000:1000}")
+    assert (compose["read_only"], compose["cap_drop"]) == (True, ["ALL"])
+    assert compose["security_opt"] == ["no-new-privileges:true"]
+
+
+def test_the_image_is_explained_once():
+    told = [file for file, content in ONE.items() if files.TAG_REASON in " ".join(content.split())]
+    assert told == ["README.md"]
 
 
 def test_probes_ask_for_the_metadata_of_the_model():
@@ -194,7 +250,6 @@ def test_a_canary_takes_a_part_of_the_requests_once_there_is_an_earlier_version(
 
     assert "canaryTrafficPercent" not in predictor(ONE)
     assert predictor(THREE)["canaryTrafficPercent"] == 10
-    assert predictor(THREE)["model"]["storageUri"].endswith("/Bart.Large_7-9")
     assert predictor(THREE)["model"]["runtimeVersion"] == files.IMAGE_TAG
     runtime = documents(THREE["kserve.yaml"])["ServingRuntime"]["metadata"]["name"]
     assert predictor(THREE)["model"]["runtime"] == runtime

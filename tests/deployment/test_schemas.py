@@ -66,7 +66,7 @@ CONTAINER = closed(
     {"name": {"const": "kserve-container"}, "image": TEXT, "args": listed(TEXT)},
     command=listed(TEXT),
     securityContext={"type": "object"},
-    volumeMounts=listed(closed({"name": LABEL, "mountPath": TEXT, "readOnly": {"const": True}})),
+    volumeMounts=listed(closed({"name": LABEL, "mountPath": TEXT}, readOnly={"const": True})),
 )
 SERVING_RUNTIME = closed(
     {
@@ -76,7 +76,13 @@ SERVING_RUNTIME = closed(
         "spec": closed(
             {"supportedModelFormats": listed(closed(FORMAT)), "containers": listed(CONTAINER)},
             protocolVersions=listed(PROTOCOL),
-            volumes=listed(closed({"name": LABEL, "configMap": closed({"name": LABEL})})),
+            volumes=listed(
+                closed(
+                    {"name": LABEL},
+                    configMap=closed({"name": LABEL}),
+                    emptyDir=closed({"sizeLimit": MEMORY_AMOUNT}),
+                )
+            ),
         ),
     }
 )
@@ -96,7 +102,7 @@ INFERENCE_SERVICE = closed(
                                 "runtime": LABEL,
                                 "runtimeVersion": TEXT,
                                 "protocolVersion": PROTOCOL,
-                                "storageUri": {"type": "string", "pattern": "^pvc://[a-z]"},
+                                "storageUri": {"type": "string", "pattern": "^https://[a-z]"},
                                 "resources": closed({"requests": AMOUNTS, "limits": AMOUNTS}),
                             },
                             readinessProbe={"type": "object"},
