@@ -93,7 +93,7 @@ def test_a_slow_request_and_a_slow_answer_are_waited_for(impatient):
 
 def test_a_client_that_takes_nothing_is_cut_off(impatient, monkeypatch):
     monkeypatch.setattr("bart_export.server.rest.SENDING_SECONDS", 0.2)
-    large = json.dumps({"instances": [0.1] * 2_000_000}).encode()
+    large = json.dumps({"signature_name": "upper", "instances": ["a" * 8_000_000]}).encode()
 
     def files():
         return len(os.listdir("/proc/self/fd"))

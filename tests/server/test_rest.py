@@ -247,7 +247,9 @@ def test_the_page_names_the_models_and_can_reach_no_other_server(server):
     answer = server.get("/")
     assert answer.status == 200
     assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
-    assert '<script type="application/json" id="models">["m"]</script>' in answer.text
+    told = {"name": "m", "streams": False, "longest": None, "counts": False}
+    listed = json.dumps([told])
+    assert f'<script type="application/json" id="models">{listed}</script>' in answer.text
     policy = answer.headers["Content-Security-Policy"]
     nonce = policy.partition("script-src 'nonce-")[2].partition("'")[0]
     assert len(nonce) > 16
