@@ -21,6 +21,8 @@ import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
 
+# Elements of all vectors of one field; the names of bart_mini_en's tensors have 15,000 letters.
+MOST_ELEMENTS = 1 << 22
 IDENTIFIER = b"TFL3"  # bytes 4 to 8 of every .tflite file
 ABSENT = ""
 FUSED = {"fused_activation_function": "i1"}
@@ -130,11 +132,11 @@ class Vectors:
         Vectors may overlap: the file's size does not bound their sum, so that this does.
 
         Raises:
-            Unsound: if together they are larger than the file.
+            Unsound: if together they are larger than the file, or have more elements than any has.
         """
-        size = width(self.kind)
-        if int(self.count.sum()) * size > self.file.size:
-            raise Unsound("its vectors lie one upon the other")
+        size, elements = width(self.kind), int(self.count.sum())
+        if elements * size > self.file.size or elements > MOST_ELEMENTS:
+            raise Unsound("its vectors have too many elements")
         return np.repeat(self.begin, self.count) + self.index() * size
 
     def numbers(self) -> Ints:
@@ -294,8 +296,8 @@ class Tables:
             raise Unsound(f"{name} of a table {self.kind} is not aligned")
         vectors = Vectors(self.file, kind, begin, count)
         if kind == "string" and (
-            self.file.read(ends[present], "u1").any()
-            or (self.file.content[vectors.places()] > ord("~")).any()
+            (self.file.content[vectors.places()] > ord("~")).any()
+            or self.file.read(ends[present], "u1").any()
         ):
             raise Unsound(f"{name} of a table {self.kind} is not text")
         return vectors

@@ -211,6 +211,15 @@ def behind_the_end(content, model):
     put(content, external, 1, "<Q", 2**63)
 
 
+def overlapping_vectors(content, model):
+    """Give every tensor the name of all bytes that follow: small in the file, large when read."""
+    graph = model.Subgraphs(0)
+    for index in range(graph.TensorsLength()):
+        tab = graph.Tensors(index)._tab
+        at = tab.Vector(tab.Offset(4 + 2 * 3)) - 4
+        struct.pack_into("<I", content, at, len(content) - at - 5)
+
+
 def cut(content, model):
     del content[len(content) // 2 :]
 
@@ -237,6 +246,7 @@ HARMS = (
     (FLOAT, other_name, "other names"),
     (FLOAT, not_text, "is not text"),
     (INT8, behind_the_end, "leads out"),
+    (FLOAT, overlapping_vectors, "too many elements"),
     (FLOAT, cut, "leads out"),
     (INT8, fewer_scales, "scales and shape"),
     (INT8, no_scale, "no positive number"),
