@@ -14,7 +14,7 @@ from bart_export.checkpoints.files import CONFIG_FILE, GENERATION_FILE
 from bart_export.checkpoints.formats import read
 from bart_export.checkpoints.generation import StatedSettings
 from bart_export.config import SAMPLING, GenerationConfig
-from bart_export.errors import TokenizerError, shown
+from bart_export.errors import CheckpointError, TokenizerError, shown
 from bart_export.presets import Preset, Source, resolve
 from bart_export.progress import Stage
 
@@ -116,12 +116,12 @@ def defaults(source: Source, checkpoint: Checkpoint, task: str | None = None) ->
 def without_weights(source: Source, checkpoint: Checkpoint) -> Checkpoint:
     """Return what a checkpoint says beside its weights, read from its directory.
 
-    Settings that it does not state are those the registry knows. A tokenizer that is not there or
-    cannot be read is left out: a model can be trained without.
+    Settings that it does not state are those the registry knows. A tokenizer that is not there,
+    cannot be read or does not fit is left out: a model can be trained without.
     """
     try:
         checkpoint = read(source.directory, weights=False)
-    except TokenizerError:
+    except (TokenizerError, CheckpointError):
         checkpoint = dataclasses.replace(checkpoint, weights={}, weight_files=())
     if checkpoint.settings is None and source.generation is not None:
         checkpoint = dataclasses.replace(checkpoint, settings=registered(source))

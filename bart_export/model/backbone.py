@@ -6,7 +6,7 @@ Presets in and out, weights by the names of `checkpoints.names`, and LoRA.
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import keras
 import numpy as np
@@ -23,6 +23,7 @@ from bart_export.model.weights import WeightArrays, assign, weights_left_at_zero
 from bart_export.text.tokenizer import BartTokenizer
 
 LORA_SUFFIX = ".lora.h5"
+AnyBackbone = TypeVar("AnyBackbone", bound="Backbone")
 
 
 class Backbone(keras.Model):
@@ -41,7 +42,9 @@ class Backbone(keras.Model):
     origin: Checkpoint | None = None
 
     @classmethod
-    def from_preset(cls, preset: str, load_weights: bool = True, **overrides: Any) -> Any:
+    def from_preset(
+        cls: type[AnyBackbone], preset: str, load_weights: bool = True, **overrides: Any
+    ) -> AnyBackbone:
         """Make a model of a preset: its architecture, its dtype policy and its weights.
 
         Called on `Backbone` itself, the preset's configuration says which class it is.
@@ -66,7 +69,7 @@ class Backbone(keras.Model):
             "dtype": checkpoint.dtype,
             **overrides,
         }
-        made = class_of(cls, checkpoint)
+        made = class_of(cls)
         if load_weights:
             for name, stored in checkpoint.config.to_dict().items():
                 if name != "dropout" and overrides.get(name, stored) != stored:
@@ -81,15 +84,17 @@ class Backbone(keras.Model):
         return backbone
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: Checkpoint) -> Any:
+    def from_checkpoint(cls: type[AnyBackbone], checkpoint: Checkpoint) -> AnyBackbone:
         """Make a float32 model of a checkpoint that has been read."""
         arguments = {**constructor_arguments(checkpoint.config), "dtype": "float32"}
-        return class_of(cls, checkpoint)._with_weights(arguments, checkpoint.weights)
+        return class_of(cls)._with_weights(arguments, checkpoint.weights)
 
     @classmethod
     def _with_weights(
-        cls, arguments: dict[str, Any], weights: Mapping[str, npt.NDArray[Any]]
-    ) -> "Backbone":
+        cls: type[AnyBackbone],
+        arguments: dict[str, Any],
+        weights: Mapping[str, npt.NDArray[Any]],
+    ) -> AnyBackbone:
         with weights_left_at_zero():
             backbone = cls(**arguments)
         backbone.assign_weights(weights)
@@ -263,13 +268,13 @@ class Backbone(keras.Model):
             assign(lora_variables(layers[number]), arrays)
 
 
-def class_of(asked: type[Backbone], checkpoint: Checkpoint) -> type[Backbone]:
-    """Return the class of a checkpoint's model: the one that was asked, if it says which."""
+def class_of(asked: type[AnyBackbone]) -> type[AnyBackbone]:
+    """Return the class to make: the one that was asked, or that of the one architecture read."""
     if asked is not Backbone:
         return asked
     from bart_export.model.bart_backbone import BartBackbone
 
-    return BartBackbone
+    return cast("type[AnyBackbone]", BartBackbone)
 
 
 def constructor_arguments(config: BartConfig) -> dict[str, Any]:

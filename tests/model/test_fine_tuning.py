@@ -138,11 +138,23 @@ def test_a_preset_without_settings_is_told_so(source, tmp_path):
     assert any(note.startswith("The preset has no preprocessor.json") for note in notes)
 
 
+def test_a_padded_table_is_kept_for_training_and_left_out_of_an_export(tmp_path):
+    padded = CASES / "padded-rows-generated"
+    backbone = bart_export.BartBackbone.from_preset(str(padded))
+    assert backbone.vocabulary_size == 288
+    backbone.save_to_preset(tmp_path / "saved")
+    assert bart_export.Backbone.from_preset(str(tmp_path / "saved")).vocabulary_size == 288
+    saved = checkpoints.read(tmp_path / "saved")
+    assert (saved.config.vocabulary_size, saved.rows_without_token) == (267, 21)
+    assert saved.generation.max_length == 16
+
+
 def test_a_tokenizer_that_cannot_be_read_is_no_hindrance_to_training(source, tmp_path):
     (source / "tokenizer.json").write_text("{}")
     backbone = bart_export.BartBackbone.from_preset(str(source))
     backbone.save_to_preset(tmp_path / "saved")
     saved = checkpoints.read(tmp_path / "saved", tokenizer=False)
     assert saved.generation.max_length == 12
+    assert type(backbone) is bart_export.BartBackbone
     with pytest.raises(errors.TokenizerError):
         checkpoints.read(tmp_path / "saved")
