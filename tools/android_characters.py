@@ -14,24 +14,23 @@ from pathlib import Path
 
 from tokenizers.pre_tokenizers import ByteLevel
 
+from bart_export.text.added_tokens import BLOCK, word_characters
+
 FILE = (
     Path(__file__).parents[1]
     / "android/core/src/main/kotlin/org/bartexport/text/CharacterClasses.kt"
 )
-NAMES = ("LETTERS", "NUMBERS", "SPACES")
+NAMES = ("LETTERS", "NUMBERS", "SPACES", "WORDS")
 HEADER = """\
 /*
- * Unicode's letters (L*), numbers (N*) and spaces (White_Space) as hexadecimal ranges. Written by
- * tools/android_characters.py, not by hand.
+ * Unicode's letters (L*), numbers (N*) and spaces (White_Space) as hexadecimal ranges, and what an
+ * added token's `single_word` keeps off. Written by tools/android_characters.py, not by hand.
  *
  * They are the answers of the `tokenizers` library, character by character, so that a text has the
  * same ids on every phone, on a desktop and in Python, whatever Unicode version each of them has.
  */
 package org.bartexport.text
 """
-
-# Characters that are put to the library together first.
-BLOCK = 0x100
 
 pre_tokenizer = ByteLevel(add_prefix_space=False)
 
@@ -55,11 +54,15 @@ def classified(codes: range) -> Iterator[tuple[int, str | None]]:
 
 def kotlin() -> str:
     """Return the Kotlin file."""
-    starts = chain(range(0, 0xD800, BLOCK), range(0xE000, 0x110000, BLOCK))
+    starts = [*range(0, 0xD800, BLOCK), *range(0xE000, 0x110000, BLOCK)]
     classes = chain.from_iterable(classified(range(start, start + BLOCK)) for start in starts)
+    words = sorted(ord(one) for start in starts for one in word_characters(start // BLOCK))
     ranges: dict[str, list[str]] = {name: [] for name in NAMES}
     # Neighbours of one class differ from their place in the order by the same number.
-    numbered = enumerate((code, name) for code, name in classes if name)
+    named = chain(
+        ((code, name) for code, name in classes if name), ((code, "WORDS") for code in words)
+    )
+    numbered = enumerate(named)
     for (name, _), run in groupby(numbered, lambda item: (item[1][1], item[1][0] - item[0])):
         codes = [code for _, (code, _) in run]
         last = f"-{codes[-1]:x}" if len(codes) > 1 else ""

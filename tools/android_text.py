@@ -3,10 +3,12 @@
     python tools/android_text.py
 
 Damaged bytes are decoded by CPython itself; texts of characters that are cut differently, among
-them letters of every Unicode version, are tokenized by the package. The files are committed.
+them letters of every Unicode version, are tokenized by the package, and so are texts with added
+tokens. The files are committed.
 """
 
 import codecs
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -15,11 +17,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bart_export.text.added_tokens import AddedToken
 from bart_export.text.tokenizer import BartTokenizer
+from bart_export.text.vocabulary import BYTE_SYMBOLS, SPECIAL_TOKENS
 
 ROOT = Path(__file__).parents[1]
 RESOURCES = ROOT / "android/core/src/test/resources/org/bartexport/text"
-TEXTS = 300
+TEXTS, TOKENIZERS = 300, 20
+CONTENTS = ("<hl>", "<h", "hl>", "a", "ab", " a", "\n", "<hl><hl>", "é", "'s", "<s>x", "aa",
+            "x y", "\u3000", "🚀", "a<")  # fmt: skip
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 # At least one byte of every kind that UTF-8 tells apart, as a first byte or as a later one.
 OCTETS = bytes.fromhex("41 80 8f 90 9f a0 bf c1 c2 df e0 e1 ec ed ee f0 f1 f4 f5 ff")
@@ -82,6 +89,47 @@ def tokenized() -> list[dict[str, Any]]:
     return [{"text": text, "ids": tokenize(text)} for text in odd_texts()]
 
 
+def random_token(chance: random.Random, content: str) -> AddedToken:
+    """Return an added token with flags that it may have."""
+    flags = {flag: chance.random() < 0.4 for flag in FLAGS}
+    if content[0].isspace():
+        flags |= {"lstrip": False, "rstrip": False}
+    return AddedToken(content, **flags)
+
+
+def added() -> list[dict[str, Any]]:
+    """Return small tokenizers with added tokens, and texts with their ids, whole and cut.
+
+    The vocabulary is the special tokens, the bytes, "Ġa", and what of `CONTENTS` is none of them.
+    """
+    chance = random.Random(1)
+    tokens = dict.fromkeys((*SPECIAL_TOKENS, *BYTE_SYMBOLS, "Ġa", *CONTENTS))
+    vocabulary = {token: id for id, token in enumerate(tokens)}
+    pieces = ["".join(kind) for kinds in KINDS for kind in kinds] + [*CONTENTS, "<mask>", " "] * 8
+    rows = []
+    for _ in range(TOKENIZERS):
+        own = [random_token(chance, content) for content in chance.sample(CONTENTS, k=5)]
+        spaced = chance.random() < 0.5
+        tokenizer = BartTokenizer(vocabulary, [("Ġ", "a")], own, add_prefix_space=spaced)
+        texts = ["".join(chance.choices(pieces, k=chance.randrange(30))) for _ in range(20)]
+        rows.append(
+            {
+                "added_tokens": [dataclasses.asdict(token) for token in own],
+                "add_prefix_space": spaced,
+                "texts": [
+                    {
+                        "text": text,
+                        "ids": tokenizer.tokenize(text),
+                        "with_special": tokenizer.tokenize(text, special_tokens=True),
+                        "shown": tokenizer.detokenize(tokenizer.tokenize(text)),
+                    }
+                    for text in texts
+                ],
+            }
+        )
+    return rows
+
+
 def utf8() -> dict[str, Any]:
     """Return the bytes that are tried, and what becomes of them by the first one."""
     return {
@@ -92,9 +140,13 @@ def utf8() -> dict[str, Any]:
 
 
 def main() -> None:
-    """Write both files."""
+    """Write the files."""
     RESOURCES.mkdir(parents=True, exist_ok=True)
-    for name, content in (("utf8.json", utf8()), ("odd_texts.json", tokenized())):
+    for name, content in (
+        ("utf8.json", utf8()),
+        ("odd_texts.json", tokenized()),
+        ("added_tokens.json", added()),
+    ):
         (RESOURCES / name).write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 

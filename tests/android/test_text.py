@@ -19,5 +19,9 @@ def test_odd_texts_have_the_ids_of_the_package():
     assert json.loads((RESOURCES / "odd_texts.json").read_text()) == TEXT["tokenized"]()
 
 
+def test_added_tokens_have_the_ids_of_the_package():
+    assert json.loads((RESOURCES / "added_tokens.json").read_text()) == TEXT["added"]()
+
+
 def test_damaged_bytes_become_what_this_python_makes_of_them():
     assert json.loads((RESOURCES / "utf8.json").read_text()) == TEXT["utf8"]()

@@ -130,6 +130,8 @@ public class Artifact private constructor(
     public fun tokenizer(): BartTokenizer = BartTokenizer.fromFiles(
         path(manifest.tokenizer.vocabulary),
         path(manifest.tokenizer.merges),
+        manifest.tokenizer.addedTokens,
+        manifest.tokenizer.addPrefixSpace,
     )
 
     /** Returns the entry of a file. Throws [ArtifactError] with the files that there are. */

@@ -26,6 +26,7 @@ import kotlinx.serialization.json.decodeFromJsonElement
 import kotlinx.serialization.json.intOrNull
 import kotlinx.serialization.json.jsonObject
 import kotlinx.serialization.json.longOrNull
+import org.bartexport.text.AddedToken
 
 /**
  * What manifest.json says, as far as a phone needs it; `config` and `generation` are the
@@ -57,9 +58,19 @@ public data class Manifest(
         get() = files.values.sumOf { it.bytes }
 }
 
-/** Paths of the tokenizer's two files in the artifact. */
+/**
+ * The tokenizer: paths of its two files in the artifact, and what changes ids beside them.
+ *
+ * @property addPrefixSpace whether a text gets a space at its beginning if it has none there
+ * @property addedTokens the checkpoint's own; artifacts that do not say have none
+ */
 @Serializable
-public data class TokenizerFiles(val vocabulary: String, val merges: String)
+public data class TokenizerFiles(
+    val vocabulary: String,
+    val merges: String,
+    @SerialName("add_prefix_space") val addPrefixSpace: Boolean = false,
+    @SerialName("added_tokens") val addedTokens: List<AddedToken> = emptyList(),
+)
 
 /**
  * A file of the artifact; the fields after [sha256] are those of exported files.
@@ -254,6 +265,7 @@ internal const val AGAIN: String = "Export or install the artifact again."
 private fun decode(place: String, content: JsonObject): ReadManifest = try {
     val manifest = MANIFEST_JSON.decodeFromJsonElement<Manifest>(content)
     checkFiles(manifest.files)
+    checkAddedTokens(content)
     ReadManifest(
         manifest,
         decodeStrictly("config", content.getValue("config").jsonObject, BartConfig.serializer()),
@@ -267,6 +279,14 @@ private fun decode(place: String, content: JsonObject): ReadManifest = try {
     throw ArtifactError("$place is damaged: ${error.message} $AGAIN", error)
 } catch (error: SerializationException) {
     throw ArtifactError("$place is damaged: ${error.firstLine()}. $AGAIN", error)
+}
+
+/** Refuses an added token with a field that this reader does not know: it would change ids. */
+private fun checkAddedTokens(content: JsonObject) {
+    val tokens = content.getValue("tokenizer").jsonObject["added_tokens"] as? JsonArray
+    for (token in tokens.orEmpty()) {
+        decodeStrictly("added_tokens", token.jsonObject, AddedToken.serializer())
+    }
 }
 
 /** Decodes a record in which an unknown field would change what the model computes. */

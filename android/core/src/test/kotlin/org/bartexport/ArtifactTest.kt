@@ -56,6 +56,22 @@ class ArtifactTest {
         )
     }
 
+    @Test
+    fun `a tokenizer has the settings that the manifest states`() {
+        val flags = mapOf("content" to JsonPrimitive("a"), "special" to JsonPrimitive(true))
+        val opened = Artifact.open(
+            artifact {
+                it.at("tokenizer") { stated ->
+                    stated.with("add_prefix_space", JsonPrimitive(true))
+                        .with("added_tokens", JsonArray(listOf(JsonObject(flags))))
+                }
+            },
+        )
+        val (space, a, b) = " ab".map { 5 + it.code }
+        assertContentEquals(intArrayOf(space, b, a), opened.tokenizer().tokenize("ba"))
+        assertEquals(" b", opened.tokenizer().detokenize(intArrayOf(space, b, a)))
+    }
+
     /** A way to damage an artifact, and what the refusal to open it must say. */
     private class Damage(val name: String, val says: String, val damage: (File) -> Unit)
 
@@ -123,6 +139,12 @@ class ArtifactTest {
         },
         changed("an unknown field in config", "Unknown parameter layers=2 in config. Known: ") {
             it.at("config") { config -> config.with("layers", JsonPrimitive(2)) }
+        },
+        changed("an unknown flag", "Unknown parameter upper=true in added_tokens") {
+            it.at("tokenizer") { stated ->
+                val flags = mapOf("content" to JsonPrimitive("a"), "upper" to JsonPrimitive(true))
+                stated.with("added_tokens", JsonArray(listOf(JsonObject(flags))))
+            }
         },
         changed("a config without vocabulary", "vocabulary_size") {
             it.at("config") { config -> JsonObject(config - "vocabulary_size") }

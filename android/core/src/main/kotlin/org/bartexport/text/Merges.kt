@@ -18,6 +18,9 @@ internal class Merges(vocabulary: Map<String, Int>, merges: List<Pair<String, St
     private val ranks = IntArray(mask + 1)
     private val mergedIds = IntArray(merges.size)
 
+    /** Bytes of the longest token that merging makes. */
+    val longest: Int = merges.maxOfOrNull { (left, right) -> left.length + right.length } ?: 1
+
     init {
         fun id(token: String) = vocabulary[token] ?: throw UnknownToken(token)
         merges.forEachIndexed { rank, (left, right) ->

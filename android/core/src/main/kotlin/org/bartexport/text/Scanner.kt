@@ -23,20 +23,36 @@ private val CLASSES: ByteArray = characterClasses()
 
 private fun characterClasses(): ByteArray {
     val named = mapOf(
-        LETTER to LETTERS,
-        NUMBER to NUMBERS,
-        SPACE to SPACES,
-    ).mapValues { (_, text) ->
-        text.trim().split(Regex("\\s+")).map { range ->
-            range.substringBefore('-').toInt(16)..range.substringAfter('-').toInt(16)
-        }
-    }
+        LETTER to ranges(LETTERS),
+        NUMBER to ranges(NUMBERS),
+        SPACE to ranges(SPACES),
+    )
     val classes = ByteArray(named.values.maxOf { it.last().last } + 1)
     for ((kind, ranges) in named) {
         for (range in ranges) classes.fill(kind, range.first, range.last + 1)
     }
     return classes
 }
+
+private fun ranges(text: String): List<IntRange> = text.trim().split(Regex("\\s+")).map { range ->
+    range.substringBefore('-').toInt(16)..range.substringAfter('-').toInt(16)
+}
+
+/** Made when the first added token asks for it: most tokenizers have none that does. */
+private val WORD_CHARACTERS: BooleanArray by lazy {
+    val words = ranges(WORDS)
+    BooleanArray(words.last().last + 1).also { array ->
+        for (range in words) array.fill(true, range.first, range.last + 1)
+    }
+}
+
+/** Whether a code point is one that an added token's `single_word` keeps off. */
+internal fun isWord(codePoint: Int): Boolean =
+    codePoint < WORD_CHARACTERS.size && WORD_CHARACTERS[codePoint]
+
+/** Whether there is whitespace at a place; all of it is of one UTF-16 unit. */
+internal fun isSpace(text: String, index: Int): Boolean =
+    text[index].code < CLASSES.size && CLASSES[text[index].code] == SPACE
 
 /**
  * Returns where the piece ends that begins at [start], which is before the end of [text].
