@@ -227,7 +227,8 @@ def saved_model_signatures() -> tuple[Signature, ...]:
     is never looked at. `generate` returns `sequences` hypotheses a text, best first, padded with
     the padding token to the longest. `score` gives the log-probability of each decoder token after
     those before it, 0 for the first and beyond a sequence's length. Ids of `tokenize` have start
-    and end token and fit the model; `detokenize` leaves special tokens out.
+    and end token and fit the model; `detokenize` leaves special tokens out. What is generated as
+    text does not begin with the space that only says that a word begins.
     """
     text = Tensor("text", "string", (BATCH,))
     source = (

@@ -77,6 +77,11 @@ EARLY_STOPPING = {"true": True, "false": False, "never": "never"}
 @click.option(
     "--allow-empty", is_flag=True, help="Have the model make up a text for an empty one, too."
 )
+@click.option(
+    "--special-tokens",
+    is_flag=True,
+    help="Take <mask>, <s>, </s>, <pad> and <unk> in a text for the tokens.",
+)
 @click.option("--recipe", metavar="RECIPE", help="Which of the artifact's files to run.")
 @click.option(
     "--engine",
@@ -98,6 +103,7 @@ def generate(
     stream: bool,
     truncate: bool,
     allow_empty: bool,
+    special_tokens: bool,
     recipe: str | None,
     engine: str | None,
     threads: int | None,
@@ -140,7 +146,11 @@ def generate(
         click.echo(notice, err=True)
     with spelled_as_flags():
         generator.settings(**parameters)  # refused now, or else of every text
-        parameters |= {"truncate": truncate, "allow_empty": allow_empty}
+        parameters |= {
+            "truncate": truncate,
+            "allow_empty": allow_empty,
+            "special_tokens": special_tokens,
+        }
         if input_file is not None and rows is not None:
             ask = functools.partial(generator.generate, **parameters)
             failed = batch(ask, rows, input_file, output_file)
@@ -213,8 +223,9 @@ def print_row(row: "Row") -> None:
         click.echo(" ".join(sequence.get("generated_text", "").splitlines()))
 
 
+FLAGS = ("truncate", "allow_empty", "special_tokens")
 PARAMETER = re.compile(
-    rf"\b({'|'.join(name for name, _, _ in GENERATION_OPTIONS)}|truncate|allow_empty)\b"
+    rf"\b({'|'.join([*(name for name, _, _ in GENERATION_OPTIONS), *FLAGS])})\b"
     r"(?:=([\w+-]+(?:\.\w+)*))?"
 )
 

@@ -95,6 +95,16 @@ def test_empty_texts_are_refused_unless_they_are_wanted(generate):
     assert generate("", "--allow-empty").exit_code == 0
 
 
+def test_a_mask_in_a_text_is_a_token_when_it_is_asked_for(generate):
+    # As tokens so many masks have room in the tiny model's positions, as characters they have not.
+    text = (CASES / "mask-infilling/text.txt").read_text(encoding="utf-8").strip()
+    many = text.replace("<mask>", "<mask>" * 30)
+    assert "Shorten it" in refused(generate(many))
+    assert generate(many, "--special-tokens").exit_code == 0
+    streamed = generate(many, "--special-tokens", "--stream")
+    assert streamed.stdout == generate(many, "--special-tokens").stdout
+
+
 def test_a_text_too_long_costs_nothing_but_itself(generate, tmp_path):
     case, output = CASES / "input-one-too-long/three.txt", tmp_path / "out.jsonl"
     assert generate("--input", case, "--output", output).exit_code == 1

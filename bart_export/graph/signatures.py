@@ -65,6 +65,8 @@ def generate_text(served: Served, given: Tensors) -> Tensors:
         tf.reshape(ids, [shape[0] * shape[1], shape[2]]),
         tf.reshape(generated["decoder_lengths"], [-1]),
     )
+    # A space at the beginning says no more than that a word begins.
+    texts = tf.strings.regex_replace(texts, "^ ", "", replace_global=False)
     blank = tf.strings.regex_full_match(given["text"], BLANK)[:, None]
     return {
         "generated_text": tf.where(blank, "", tf.reshape(texts, shape[:2])),

@@ -124,7 +124,10 @@ def compare(
         log_probabilities=largest(scored(signatures, keras, trace) for trace in reference.traces),
         hidden=largest(hidden(signatures, keras, trace) for trace in reference.traces),
         tokens=share(answer.token_ids == wanted.token_ids for _, answer, wanted in asked),
-        texts=share(ask_text(signatures, question) == answer.text for question, answer, _ in asked),
+        texts=share(
+            ask_text(signatures, question) == answer.text.removeprefix(" ")
+            for question, answer, _ in asked
+        ),
         steps=sum(len(trace.fed_token_ids) for trace in reference.traces),
         questions=len(asked),
     )

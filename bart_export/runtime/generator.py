@@ -27,7 +27,7 @@ from bart_export.runtime.engine import CLOSED, ClosedEngine, Engine, check_lengt
 from bart_export.runtime.engines import files_for, open_engine, runnable, target_of
 from bart_export.runtime.search import Hypothesis, Search, search
 from bart_export.runtime.stream import Stream, Turn
-from bart_export.text.detokenizer import IncrementalDetokenizer
+from bart_export.text.detokenizer import IncrementalDetokenizer, generated_text
 from bart_export.text.tokenizer import BartTokenizer
 
 
@@ -177,7 +177,13 @@ class Generator:
 
     @overload
     def generate(
-        self, text: str, *, truncate: bool = ..., allow_empty: bool = ..., **parameters: Any
+        self,
+        text: str,
+        *,
+        truncate: bool = ...,
+        allow_empty: bool = ...,
+        special_tokens: bool = ...,
+        **parameters: Any,
     ) -> Result: ...
 
     @overload
@@ -187,6 +193,7 @@ class Generator:
         *,
         truncate: bool = ...,
         allow_empty: bool = ...,
+        special_tokens: bool = ...,
         **parameters: Any,
     ) -> list[Result]: ...
 
@@ -196,6 +203,7 @@ class Generator:
         *,
         truncate: bool = False,
         allow_empty: bool = False,
+        special_tokens: bool = False,
         **parameters: Any,
     ) -> Result | list[Result]:
         """Generate from a text, or from each of several.
@@ -204,6 +212,9 @@ class Generator:
             text: the source text, or several; nothing is generated unless all can be.
             truncate: cut a source that is too long at its end; otherwise it is an error.
             allow_empty: generate from white space or nothing, too: the model makes up a text.
+            special_tokens: take "<mask>" and the other special tokens of BART in a text for the
+                tokens, as `split_special_tokens=False` of transformers does. Texts of strangers
+                could then end or pad a source. A checkpoint's own added tokens are always tokens.
             **parameters: fields of `GenerationConfig` for this call, and `max_new_tokens` and
                 `min_new_tokens`, lengths without the start token.
 
@@ -216,7 +227,7 @@ class Generator:
         texts = [text] if isinstance(text, str) else list(text)
         for one in texts:
             check_text(one, allow_empty)
-        sources = [self.encode(one, truncate) for one in texts]
+        sources = [self.encode(one, truncate, special_tokens) for one in texts]
         results = [self.generate_ids(source, **parameters) for source in sources]
         return results[0] if isinstance(text, str) else results
 
@@ -225,7 +236,13 @@ class Generator:
         return self.pieces(token_ids, self.settings(**parameters)).drain()
 
     def stream(
-        self, text: str, *, truncate: bool = False, allow_empty: bool = False, **parameters: Any
+        self,
+        text: str,
+        *,
+        truncate: bool = False,
+        allow_empty: bool = False,
+        special_tokens: bool = False,
+        **parameters: Any,
     ) -> Stream[Result]:
         """Generate from a text and yield pieces of the result as soon as they are certain.
 
@@ -235,7 +252,7 @@ class Generator:
         """
         generation = self.settings(**parameters)
         check_text(text, allow_empty)
-        return self.pieces(self.encode(text, truncate), generation)
+        return self.pieces(self.encode(text, truncate, special_tokens), generation)
 
     def settings(self, **parameters: Any) -> GenerationConfig:
         """Return the settings of a call with these parameters; errors are those of `generate`."""
@@ -256,12 +273,13 @@ class Generator:
         state = self.start(token_ids, generation)
         encoded = time.perf_counter()
         hypotheses = yield from settled_text(
-            search(self.engine.step, state, generation), IncrementalDetokenizer(self.tokenizer)
+            search(self.engine.step, state, generation),
+            IncrementalDetokenizer(self.tokenizer, keep_first_space=False),
         )
         decoded = time.perf_counter()
         sequences = tuple(
             GeneratedSequence(
-                self.tokenizer.detokenize(hypothesis.token_ids),
+                generated_text(self.tokenizer, hypothesis.token_ids),
                 hypothesis.token_ids,
                 hypothesis.score,
             )
@@ -272,9 +290,11 @@ class Generator:
             sequences, tuple(token_ids), Timings(encoded - began, decoded - encoded, tokens)
         )
 
-    def encode(self, text: str, truncate: bool) -> list[int]:
+    def encode(self, text: str, truncate: bool, special_tokens: bool = False) -> list[int]:
         """Turn a text into source token ids, start and end token included."""
-        return self.tokenizer.encode(text, self.encoder_sequence_length, truncate=truncate)
+        return self.tokenizer.encode(
+            text, self.encoder_sequence_length, truncate=truncate, special_tokens=special_tokens
+        )
 
     def start(self, token_ids: Sequence[int], generation: GenerationConfig) -> Any:
         """Encode a source for as many rows as the search will ask for."""

@@ -6,6 +6,7 @@ the ids come from or where the text is shown.
 """
 
 import codecs
+from collections.abc import Iterable
 
 from bart_export.text.tokenizer import BartTokenizer
 
@@ -16,11 +17,21 @@ class IncrementalDetokenizer:
     """Detokenizes one sequence while it grows.
 
     All pieces that `push` returns and the one of `finish`, joined, equal
-    `tokenizer.detokenize(ids, skip_special_tokens=skip_special_tokens)`, for any ids.
+    `tokenizer.detokenize(ids, skip_special_tokens=skip_special_tokens)`, for any ids; without
+    `keep_first_space` less the space that the text begins with, if any. That space says no more
+    than that a word begins: it is no part of what a model wrote.
     """
 
-    def __init__(self, tokenizer: BartTokenizer, *, skip_special_tokens: bool = True) -> None:
+    def __init__(
+        self,
+        tokenizer: BartTokenizer,
+        *,
+        skip_special_tokens: bool = True,
+        keep_first_space: bool = True,
+    ) -> None:
         self._tokenizer = tokenizer
+        self._keep_first_space = keep_first_space
+        self._begun = keep_first_space
         self._skipped = tokenizer.special_token_ids if skip_special_tokens else frozenset()
         self._decoder = Utf8Decoder(errors="replace")
 
@@ -32,11 +43,25 @@ class IncrementalDetokenizer:
         """
         if id in self._skipped:
             return ""
-        return self._decoder.decode(self._tokenizer.token_bytes(id))
+        return self._shown(self._decoder.decode(self._tokenizer.token_bytes(id)))
 
     def finish(self) -> str:
         """Return what is left at the end: U+FFFD for a character that was never completed.
 
         The detokenizer is then ready for another sequence.
         """
-        return self._decoder.decode(b"", final=True)
+        rest = self._shown(self._decoder.decode(b"", final=True))
+        self._begun = self._keep_first_space
+        return rest
+
+    def _shown(self, text: str) -> str:
+        if self._begun or not text:
+            return text
+        self._begun = True
+        return text.removeprefix(" ")
+
+
+def generated_text(tokenizer: BartTokenizer, ids: Iterable[int]) -> str:
+    """Return the text that a model wrote, without the space that begins its first word."""
+    detokenizer = IncrementalDetokenizer(tokenizer, keep_first_space=False)
+    return "".join([*map(detokenizer.push, ids), detokenizer.finish()])

@@ -10,6 +10,7 @@ from bart_export.errors import ArtifactError, ConfigurationError, InputError
 from bart_export.runtime import engine as engines
 from bart_export.runtime.generator import Generator
 
+CASES = Path(__file__).parents[1] / "data/cases"
 HEADLINES = Path(__file__).parents[1] / "data/mini_model/headlines_4_beams.jsonl"
 ROWS = [json.loads(line) for line in HEADLINES.read_text(encoding="utf-8").splitlines()]
 TEXTS = [row["text"] for row in ROWS]
@@ -84,13 +85,37 @@ def test_a_result_says_what_it_is_made_of(generator):
     assert scores == sorted(scores, reverse=True)
     assert len({sequence.token_ids for sequence in result.sequences}) == 3
     for sequence in result.sequences:
-        assert generator.tokenizer.detokenize(sequence.token_ids) == sequence.text
+        shown = generator.tokenizer.detokenize(sequence.token_ids)
+        assert sequence.text == shown.removeprefix(" ")
     assert list(result.source_token_ids) == generator.tokenizer.encode(SHORT, 160)
     assert result.token_ids[0] == generator.generation.decoder_start_token_id
     timings = result.timings
     assert timings.tokens == len(result.token_ids) - 1
     assert timings.encode > 0
     assert timings.tokens_per_second == timings.tokens / timings.decode > 0
+
+
+def test_a_text_does_not_begin_with_the_space_that_says_that_a_word_begins(generator):
+    ids = generator.tokenizer.vocabulary
+    parameters = {
+        "num_beams": 1, "max_length": 3, "forced_bos_token_id": ids["Ġa"],
+        "forced_eos_token_id": ids["Ġthe"],
+    }  # fmt: skip
+    assert generator.generate(SHORT, **parameters).text == "a the"
+    assert "".join(generator.stream(SHORT, **parameters)) == "a the"
+
+
+def test_a_mask_in_a_text_is_a_token_when_it_is_asked_for(generator):
+    text = (CASES / "mask-infilling/text.txt").read_text(encoding="utf-8").strip()
+    mask = generator.tokenizer.mask_token_id
+    plain = generator.generate(text, max_length=8)
+    filled = generator.generate(text, special_tokens=True, max_length=8)
+    before, after = text.split(" <mask>")
+    tokenize = generator.tokenizer.tokenize
+    assert list(filled.source_token_ids) == [0, *tokenize(before), mask, *tokenize(after), 2]
+    assert mask not in plain.source_token_ids
+    pieces = generator.stream(text, special_tokens=True, max_length=8)
+    assert "".join(pieces) == filled.text
 
 
 def test_several_texts_give_a_result_each(generator):

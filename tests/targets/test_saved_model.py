@@ -104,7 +104,7 @@ def test_texts_go_in_and_come_out(loaded, saved_model_artifact):
         decoder_token_ids=ids["decoder_token_ids"][:, 0],
         decoder_lengths=ids["decoder_lengths"][:, 0],
     )["text"].numpy()
-    assert best.tolist()[:2] == text.tolist()[:2]
+    assert best.tolist()[:2] == [one.removeprefix(b" ") for one in text[:2]]
     assert best[2] == b""
     alone = [
         loaded.signatures["serving_default"](text=tf.constant([one]))["generated_text"].numpy()[0]
@@ -112,6 +112,23 @@ def test_texts_go_in_and_come_out(loaded, saved_model_artifact):
     ]
     assert best.tolist() == alone
     assert any([one.decode("utf-8") for one in best])
+
+
+def test_a_text_does_not_begin_with_the_space_that_says_that_a_word_begins(
+    loaded, saved_model_artifact
+):
+    texts = [f"{chr(code)} text" for code in range(0x21, 0x61)]
+    given = {**defaults(saved_model_artifact.generation), "max_length": tf.constant([4])}
+    source = loaded.signatures["tokenize"](text=tf.constant(texts))
+    ids = loaded.signatures["generate"](**source, **given)
+    whole = loaded.signatures["detokenize"](
+        decoder_token_ids=ids["decoder_token_ids"][:, 0],
+        decoder_lengths=ids["decoder_lengths"][:, 0],
+    )["text"].numpy()
+    outputs = loaded.signatures["generate_text"](text=tf.constant(texts), **given)
+    shown = outputs["generated_text"].numpy()[:, 0].tolist()
+    assert shown == [one.removeprefix(b" ") for one in whole]
+    assert any(one.startswith(b" ") for one in whole)
 
 
 def test_a_text_without_a_word_gets_none(loaded, saved_model_artifact):

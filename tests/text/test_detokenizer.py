@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bart_export.errors import InputError
-from bart_export.text.detokenizer import IncrementalDetokenizer
+from bart_export.text.detokenizer import IncrementalDetokenizer, generated_text
 from bart_export.text.tokenizer import BartTokenizer
 from bart_export.text.vocabulary import BYTE_SYMBOLS
 
@@ -62,6 +62,25 @@ def test_an_id_past_the_vocabulary_is_refused_and_the_sequence_goes_on(tokenizer
     assert detokenizer.push(tokenizer.token_to_id("Hello")) == "Hello"
 
 
+@pytest.mark.parametrize(
+    ("tokens", "text"),
+    [
+        (["</s>", "<s>", "ĠHello", "Ġworld"], "Hello world"),
+        (["Hello", "Ġworld"], "Hello world"),
+        (["Ġ", "ĠHello"], " Hello"),
+        (["Ġ"], ""),
+        (["Ċ", "ĠHello"], "\n Hello"),
+        ([], ""),
+    ],
+)
+def test_a_generated_text_does_not_begin_with_the_space_of_a_word(tokenizer, tokens, text):
+    ids = [tokenizer.token_to_id(token) for token in tokens]
+    assert generated_text(tokenizer, ids) == text
+    detokenizer = IncrementalDetokenizer(tokenizer, keep_first_space=False)
+    for _ in range(2):  # and so with the next sequence
+        assert "".join([*map(detokenizer.push, ids), detokenizer.finish()]) == text
+
+
 def test_golden_texts_come_piece_by_piece(tokenizer):
     rows = json.loads((DATA / "golden/tokenization.json").read_text(encoding="utf-8"))
     for row in rows:
@@ -82,5 +101,9 @@ def test_pieces_joined_are_the_whole_for_any_ids(tokenizer, skip_special_tokens)
         whole = tokenizer.detokenize(ids, skip_special_tokens=skip_special_tokens)
         parts = pieces(tokenizer, ids, skip_special_tokens=skip_special_tokens)
         assert "".join(parts) == whole
+        parts = pieces(
+            tokenizer, ids, skip_special_tokens=skip_special_tokens, keep_first_space=False
+        )
+        assert "".join(parts) == whole.removeprefix(" ")
         replaced += "\ufffd" in whole
     assert replaced > 1000

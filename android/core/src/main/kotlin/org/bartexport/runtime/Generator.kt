@@ -124,14 +124,18 @@ public class Generator(
      *
      * @param generation settings for this text
      * @param truncate cut a source that is too long at its end; otherwise it is an error
+     * @param specialTokens take `<mask>` and the other special tokens of BART in a text for the
+     *     tokens; texts of strangers could then end or pad a source
      */
     public fun generate(
         text: String,
         generation: GenerationConfig = this.generation,
         truncate: Boolean = false,
+        specialTokens: Boolean = false,
     ): Flow<GenerationEvent> = flow {
         alone {
-            generate(tokenizer.encode(text, encoderSequenceLength, truncate), generation)
+            val ids = tokenizer.encode(text, encoderSequenceLength, truncate, specialTokens)
+            generate(ids, generation)
         }
     }.flowOn(dispatcher)
 
@@ -197,7 +201,8 @@ public class Generator(
         val hypotheses = emitText(search(step, state, generation), progress)
         val decoded = System.nanoTime()
         val sequences = hypotheses.map { hypothesis ->
-            val text = tokenizer.detokenize(hypothesis.tokenIds.toIntArray())
+            val ids = hypothesis.tokenIds.toIntArray()
+            val text = tokenizer.detokenize(ids).removePrefix(" ")
             GeneratedSequence(text, hypothesis.tokenIds, hypothesis.score)
         }
         val timings = Timings(
@@ -216,7 +221,7 @@ public class Generator(
         events: Sequence<SearchEvent>,
         progress: Progress,
     ): List<Hypothesis> {
-        val detokenizer = IncrementalDetokenizer(tokenizer)
+        val detokenizer = IncrementalDetokenizer(tokenizer, keepFirstSpace = false)
         for (event in events) {
             when (event) {
                 is SearchEvent.Settled -> {

@@ -11,12 +11,16 @@ package org.bartexport.text
  * Detokenizes one sequence while it grows; for one thread at a time.
  *
  * All pieces that [push] returns and the one of [finish], joined, equal
- * `tokenizer.detokenize(ids, skipSpecialTokens)`, for any ids.
+ * `tokenizer.detokenize(ids, skipSpecialTokens)`, for any ids; without [keepFirstSpace] less the
+ * space that the text begins with, if any. That space says no more than that a word begins: it is
+ * no part of what a model wrote.
  */
 public class IncrementalDetokenizer(
     private val tokenizer: BartTokenizer,
     skipSpecialTokens: Boolean = true,
+    private val keepFirstSpace: Boolean = true,
 ) {
+    private var begun = keepFirstSpace
     private val skipped = if (skipSpecialTokens) tokenizer.specialTokenIds else emptySet()
     private val decoder = Utf8Decoder()
 
@@ -28,7 +32,7 @@ public class IncrementalDetokenizer(
      */
     public fun push(id: Int): String {
         if (id in skipped) return ""
-        return StringBuilder().also { decoder.decode(tokenizer.tokenBytes(id), it) }.toString()
+        return shown(StringBuilder().also { decoder.decode(tokenizer.tokenBytes(id), it) })
     }
 
     /**
@@ -36,5 +40,12 @@ public class IncrementalDetokenizer(
      *
      * The detokenizer is then ready for another sequence.
      */
-    public fun finish(): String = StringBuilder().also { decoder.finish(it) }.toString()
+    public fun finish(): String =
+        shown(StringBuilder().also { decoder.finish(it) }).also { begun = keepFirstSpace }
+
+    private fun shown(text: StringBuilder): String {
+        val first = !begun && text.isNotEmpty()
+        begun = begun || first
+        return if (first) text.removePrefix(" ").toString() else text.toString()
+    }
 }

@@ -100,7 +100,7 @@ class GeneratorTest {
             assertEquals(result.sequences.sortedByDescending { it.score }, result.sequences)
             for (sequence in result.sequences) {
                 val ids = sequence.tokenIds.toIntArray()
-                assertEquals(tokenizer.detokenize(ids), sequence.text)
+                assertEquals(tokenizer.detokenize(ids).removePrefix(" "), sequence.text)
             }
             assertEquals(tokenizer.encode(text, 100).toList(), result.sourceTokenIds)
             val counts = events.texts().map { it.tokens }
