@@ -64,7 +64,8 @@ OF_SERVERS = {
     "num_threads",
     type=Count,
     multiple=True,
-    help="Threads to use; may be given more than once. Default: all cores.",
+    help="Threads to use; may be given more than once. Default: what generate takes, one for "
+    "a small model, all cores for a larger one.",
 )
 @click.option(
     "--engine",

@@ -89,7 +89,11 @@ EARLY_STOPPING = {"true": True, "false": False, "never": "never"}
     help="Which runtime to use, where several are installed: ai-edge-litert or tflite-runtime; or "
     "edgetpu, for an export of that target.",
 )
-@click.option("--threads", type=click.IntRange(min=1), help="Threads to use. Default: all cores.")
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    help="Threads to use. Default: one for a small model, all cores for a larger one.",
+)
 @generation_options
 @click.pass_context
 def generate(

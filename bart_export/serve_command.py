@@ -39,7 +39,7 @@ OPTIONS: tuple[tuple[str, str, Any, str], ...] = (
     ("workers", "--workers", Count,
      "Calls that run side by side for a model. Default: by the machine's cores."),
     ("num_threads", "--threads", Count,
-     "Threads of each worker. Default: by the machine's cores."),
+     "Threads of each worker. Default: by the model's size and the machine's cores."),
     ("queue_size", "--queue-size", click.IntRange(min=0),
      "Calls that may wait for a model; one more is refused at once."),
     ("max_connections", "--max-connections", Count,

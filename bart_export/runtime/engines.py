@@ -18,7 +18,7 @@ from bart_export.edgetpu import parts
 from bart_export.errors import ConfigurationError, EngineError, MissingExtra, did_you_mean
 from bart_export.recipes import LITERT, TFLITE_RUNTIME
 from bart_export.runtime.edgetpu import EdgeTpuEngine
-from bart_export.runtime.engine import CompiledModelEngine, Engine
+from bart_export.runtime.engine import CompiledModelEngine, Engine, default_threads
 from bart_export.runtime.interpreter import InterpreterEngine
 from bart_export.runtime.static_engine import StaticEngine
 from bart_export.runtime.static_interpreter import StaticInterpreterEngine
@@ -80,7 +80,8 @@ def open_engine(
         artifact: where the file is.
         file: its name in the manifest, `tflite/float32.tflite`.
         requested: a key of `ENGINES`; None takes the first that is installed.
-        num_threads: threads for the CPU kernels; None takes all cores this process may use.
+        num_threads: threads for the CPU kernels; None chooses by the model's size (see
+            `default_threads`).
 
     Raises:
         ArtifactError: if the file is missing or altered.
@@ -88,6 +89,7 @@ def open_engine(
             that the engine cannot open.
     """
     kind = choose(requested, file, files_for(artifact, requested), installed_versions())
+    num_threads = num_threads or default_threads(artifact.manifest["parameter_count"])
     return kind.open(artifact, file, num_threads=num_threads)
 
 

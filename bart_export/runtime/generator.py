@@ -131,7 +131,8 @@ class Generator:
             shapes: which build of it, "dynamic" or "static"; None takes the dynamic one unless
                 there is the static one only.
             engine: a key of `runtime.engines.ENGINES`; None takes the first that is installed.
-            num_threads: threads of the engine; None takes all cores.
+            num_threads: threads of the engine; None takes one for a small model, all cores for a
+                larger one.
 
         Raises:
             ArtifactError: for an artifact that is damaged or has no such file.

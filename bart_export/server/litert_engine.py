@@ -12,9 +12,17 @@ import queue
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
+from bart_export.artifact import Artifact
 from bart_export.config import GenerationConfig
 from bart_export.errors import ConfigurationError, EngineError, InputError
-from bart_export.runtime.engine import Decoding, Engine, FloatArray, IntArray, available_cores
+from bart_export.runtime.engine import (
+    Decoding,
+    Engine,
+    FloatArray,
+    IntArray,
+    available_cores,
+    default_threads,
+)
 from bart_export.runtime.generator import GeneratedSequence, Generator, Result, Timings
 from bart_export.server import text_signatures
 from bart_export.server.options import ServeOptions
@@ -65,7 +73,8 @@ class ArtifactServable:
 
     def __init__(self, directory: pathlib.Path, options: ServeOptions) -> None:
         workers = options.workers or 1
-        threads = options.num_threads or max(1, available_cores() // workers)
+        usual = default_threads(Artifact.open(directory).manifest["parameter_count"])
+        threads = options.num_threads or min(usual, max(1, available_cores() // workers))
         generators = [
             Generator.from_artifact(directory, num_threads=threads) for _ in range(workers)
         ]

@@ -24,8 +24,8 @@ class ServeOptions:
     `host` is loopback unless told otherwise, where TensorFlow Serving listens everywhere. Port 0
     takes a free one. `engine` is "tensorflow", "litert" or None for the fastest that a model's
     files allow. `workers` counts calls that run side by side for a model and `num_threads` the
-    threads of each; None chooses by the machine's cores. `queue_size` calls may wait for each model
-    beside those that run; one more is refused at once. Each that waits adds a whole generation to
+    threads of each; None chooses by the machine's cores, and threads by the model's size as well.
+    `queue_size` calls may wait for each model beside those that run; one more is refused at once. Each that waits adds a whole generation to
     the time of the last. `max_connections` is for each port. `request_seconds` bounds a call that
     brings no deadline of its own. `batching_parameters_file` replaces the `batching_params.pbtxt`
     that a version directory may hold; neither is read unless `batching`. Load failures are tried

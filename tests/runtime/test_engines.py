@@ -1,5 +1,6 @@
 """Which engine opens a file, and why another does not."""
 
+import dataclasses
 import sys
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from bart_export.errors import ConfigurationError, EngineError, MissingExtra
 from bart_export.recipes import LITERT, RECIPES, TFLITE_RUNTIME
 from bart_export.runtime.engine import CompiledModelEngine
-from bart_export.runtime.engines import choose, installed_versions, open_engine, release
+from bart_export.runtime.engines import ENGINES, choose, installed_versions, open_engine, release
 
 INT8, TENSORWISE, FLOAT32 = (
     f"tflite/{recipe}.tflite"
@@ -98,3 +99,19 @@ def test_a_file_of_an_artifact_opens_and_runs(symmetric_artifact):
 
 def test_what_is_installed_comes_in_the_order_of_preference():
     assert next(iter(installed_versions())) == LITERT
+
+
+def test_a_small_model_takes_one_thread_and_a_larger_one_all_cores(symmetric_artifact, monkeypatch):
+    asked = []
+
+    def opens(artifact, file, *, num_threads):
+        asked.append(num_threads)
+
+    monkeypatch.setattr("bart_export.runtime.engine.available_cores", lambda: 6)
+    monkeypatch.setitem(ENGINES, LITERT, dataclasses.replace(ENGINES[LITERT], open=opens))
+    for count in (8_000_000, 32_000_000, 139_000_000):
+        manifest = {**symmetric_artifact.manifest, "parameter_count": count}
+        artifact = dataclasses.replace(symmetric_artifact, manifest=manifest)
+        for requested in (None, 3):
+            open_engine(artifact, FLOAT32, LITERT, num_threads=requested)
+    assert asked == [1, 3, 6, 3, 6, 3]

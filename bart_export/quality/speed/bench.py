@@ -17,7 +17,7 @@ from bart_export.progress import stages
 from bart_export.quality.speed import machine, opening
 from bart_export.quality.speed.opening import Order
 from bart_export.quality.speed.work import Work, forced, measure, misfit, summary
-from bart_export.runtime.engine import available_cores
+from bart_export.runtime.engine import default_threads
 from bart_export.runtime.engines import open_engine
 from bart_export.runtime.generator import Generator, build, choose_file
 from bart_export.text.tokenizer import BartTokenizer
@@ -46,7 +46,7 @@ def bench(
         sources: lengths of source texts, in tokens.
         new_tokens: tokens to generate, no fewer and no more.
         num_beams: numbers of beams, 1 for greedy search.
-        num_threads: numbers of threads of the engine; None takes all cores this process may use.
+        num_threads: numbers of threads of the engine; None takes the one that a Generator takes.
         runs: how often each configuration is measured, after one run that does not count.
 
     Returns:
@@ -60,12 +60,13 @@ def bench(
         ConfigurationError: for numbers that are not positive, or too many new tokens.
         EngineError: for a file that this machine's runtime cannot run rightly.
     """
-    threads = list(dict.fromkeys(num_threads or [available_cores()]))
     check(
-        sources=sources, new_tokens=[new_tokens], num_beams=num_beams, num_threads=threads,
-        runs=[runs],
+        sources=sources, new_tokens=[new_tokens], num_beams=num_beams,
+        num_threads=num_threads or [1], runs=[runs],
     )  # fmt: skip
     artifact = Artifact.open(directory)
+    usual = default_threads(artifact.manifest["parameter_count"])
+    threads = list(dict.fromkeys(num_threads or [usual]))
     positions = artifact.config.max_sequence_length
     if new_tokens >= positions:
         raise ConfigurationError(
