@@ -25,15 +25,16 @@ class ServeOptions:
     takes a free one. `engine` is "tensorflow", "litert" or None for the fastest that a model's
     files allow. `workers` counts calls that run side by side for a model and `num_threads` the
     threads of each; None chooses by the machine's cores, and threads by the model's size as well.
-    `queue_size` calls may wait for each model beside those that run; one more is refused at once. Each that waits adds a whole generation to
-    the time of the last. `max_connections` is for each port. `request_seconds` bounds a call that
-    brings no deadline of its own. `batching_parameters_file` replaces the `batching_params.pbtxt`
-    that a version directory may hold; neither is read unless `batching`. Load failures are tried
-    again `load_retries` times, `retry_seconds` apart; with TensorFlow Serving's 5 and 60 a server
-    that cannot load its model would say so after five minutes. Requests over HTTP that name another
-    host than `host`, localhost or one of `allowed_hosts` are refused, and so are those of pages of
-    another origin than the server's own or one of `allowed_origins`. `drain_seconds` is what
-    running calls have left once the server is told to end.
+    `queue_size` calls may wait for each model beside those that run; one more is refused at once.
+    Each that waits adds a whole generation to the time of the last. `max_connections` is for each
+    port. `request_seconds` bounds a call that brings no deadline of its own.
+    `batching_parameters_file` replaces the `batching_params.pbtxt` that a version directory may
+    hold; neither is read unless `batching`. Load failures are tried again `load_retries` times,
+    `retry_seconds` apart; with TensorFlow Serving's 5 and 60 a server that cannot load its model
+    would say so after five minutes. Requests over HTTP that name another host than `host`,
+    localhost or one of `allowed_hosts` are refused, and so are those of pages of another origin
+    than the server's own or one of `allowed_origins`. `drain_seconds` is what running calls have
+    left once the server is told to end.
 
     A request may have `max_request_bytes`, also once it is decompressed, and `max_request_rows`
     texts, or rows of any other input.
