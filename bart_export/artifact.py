@@ -16,41 +16,22 @@ import hashlib
 import json
 import os
 import pathlib
-import re
 import shutil
-import stat
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from bart_export import stamps
+from bart_export import documents, manifest_file, stamps
 from bart_export.config import BartConfig, GenerationConfig
 from bart_export.directories import ARTIFACT, MANIFEST, exchange, place_beside, synchronize
-from bart_export.errors import ArtifactError, ConfigurationError
+from bart_export.errors import ArtifactError, ConfigurationError, shown
 
-FORMAT_VERSION = 1
 CACHE = ".cache"
 # Files that every export writes; a bundle for Android has the first only.
 GOLDEN, REPORT = "golden.json", "REPORT.md"
-FIELDS: dict[str, type] = {
-    "format_version": int,
-    "preset": str,
-    "source": dict,
-    "config": dict,
-    "generation": dict,
-    "encoder_sequence_length": int,
-    "special_token_ids": dict,
-    "parameter_count": int,
-    "tokenizer": dict,
-    "signatures": dict,
-    "files": dict,
-    "tools": dict,
-    "verification": list,
-    "measurements": list,
-    "sensitivity": list,
-    "exports": int,
-}
-SEAL = re.compile(rb'"manifest_sha256": "([0-9a-f]{64})"')
-UNSEALED = "0" * 64
+SERVING = "serving"
+# What may lie in an artifact and is in no manifest; the last three are what systems leave anywhere.
+UNNAMED = {MANIFEST, CACHE, SERVING, ".DS_Store", "Thumbs.db", "desktop.ini"}
+EXPORTED = {GOLDEN, REPORT, "report", "tokenizer", "tflite", "saved_model", "edgetpu"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,16 +54,22 @@ class Artifact:
         from bart_export.presets import no_artifact  # which knows what may be mistaken for one
 
         path = directory / MANIFEST
-        if not directory.is_dir():
+        if not os.path.isdir(directory):
             raise ArtifactError(no_artifact(directory))
         try:
-            manifest = read_manifest(path)
+            manifest = manifest_file.read(path)
             config = BartConfig.from_dict(manifest["config"])
             generation = GenerationConfig.from_dict(manifest["generation"])
         except FileNotFoundError:
             raise ArtifactError(no_artifact(directory)) from None
         except ConfigurationError as error:
             raise ArtifactError(f"{path} is damaged: {error} Export it again.") from error
+        if manifest["encoder_sequence_length"] > config.max_sequence_length:
+            raise ArtifactError(
+                f"{path} is damaged: encoder_sequence_length must be at most max_sequence_length, "
+                f"{config.max_sequence_length}, received {manifest['encoder_sequence_length']}. "
+                "Export it again."
+            )
         return cls(directory, manifest, config, generation)
 
     def path(self, name: str, *, rehash: bool = False) -> pathlib.Path:
@@ -98,25 +85,40 @@ class Artifact:
             known = ", ".join(self.manifest["files"])
             raise ArtifactError(f"{self.directory} has no file {name}. It has: {known}.")
         expected = self.manifest["files"][name]
-        path = self.directory / name
+        path = manifest_file.path_of(self.directory, name)
         try:
             status = path.stat()
+            documents.require_regular(path, status)
+            stamp = stamps.stamp(status, expected["sha256"])
+            if not rehash and stamps.read(path) == stamp:
+                return path
+            altered = difference(path, status.st_size, expected)
         except OSError as error:
             raise ArtifactError(
                 f"{path} cannot be read: {error.strerror}. Export the artifact again."
             ) from None
-        stamp = stamps.stamp(status, expected["sha256"])
-        if not rehash and stamps.read(path) == stamp:
-            return path
-        regular = stat.S_ISREG(status.st_mode)
-        right_size = regular and status.st_size == expected["bytes"]
-        if not right_size or sha256(path) != expected["sha256"]:
+        if altered:
             raise ArtifactError(
                 f"{path} is not the file its manifest names: it was altered or damaged "
-                f"({status.st_size} bytes of {expected['bytes']}). Export the artifact again."
+                f"({altered}). Export the artifact again."
             )
         stamps.write(path, stamp)
         return path
+
+    def golden(self) -> dict[str, Any]:
+        """Return the content of golden.json.
+
+        Raises:
+            ArtifactError: if the file is not the manifest's, or does not hold what it should.
+        """
+        path = self.path(GOLDEN)
+        try:
+            return manifest_file.read_golden(path)
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise ArtifactError(
+                f"{path} cannot be used: {reason}. Export the artifact again."
+            ) from None
 
     def folder(self, name: str) -> pathlib.Path:
         """Return the path of a folder after checking every file in it, for who opens it whole.
@@ -149,53 +151,35 @@ class Artifact:
         }
 
 
-def read_manifest(path: pathlib.Path) -> dict[str, Any]:
-    """Read and check a manifest.
-
-    Raises:
-        ArtifactError: if it is not JSON, of a newer format, edited, or lacks a field.
-        FileNotFoundError: if there is none.
-    """
-    try:
-        text = path.read_bytes()
-        manifest = json.loads(text)
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path} cannot be read: {error}. Export the artifact again.") from None
-    version = manifest.get("format_version") if isinstance(manifest, dict) else None
-    if version != FORMAT_VERSION:
-        raise ArtifactError(
-            f"{path} must have format_version {FORMAT_VERSION}, received {version!r}. "
-            "Export the artifact again with this version of bart-export, or update it."
-        )
-    unsealed, seals = SEAL.subn(f'"manifest_sha256": "{UNSEALED}"'.encode(), text)
-    if seals != 1 or seal(unsealed) != text:
-        raise ArtifactError(
-            f"{path} was edited or damaged after the export: its manifest_sha256 does not match. "
-            "Export the artifact again."
-        )
-    wrong = [name for name, kind in FIELDS.items() if not isinstance(manifest.get(name), kind)]
-    if wrong:
-        raise ArtifactError(
-            f"{path} lacks {', '.join(wrong)}, or has another type there. Export it again."
-        )
-    return manifest  # type: ignore[no-any-return]
-
-
-def seal(unsealed: bytes) -> bytes:
-    """Put the sha256 of a manifest's text, with that very value as zeros, into the text."""
-    digest = hashlib.sha256(unsealed).hexdigest()
-    return unsealed.replace(UNSEALED.encode(), digest.encode(), 1)
-
-
 def sha256(path: pathlib.Path) -> str:
     """Return the sha256 of a file, in hexadecimal (hashlib.file_digest needs Python 3.11)."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with documents.open_regular(path) as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def difference(path: pathlib.Path, size: int, expected: Mapping[str, Any]) -> str:
+    """Return in what a file of some size is not what its entry in a manifest says, "" if it is."""
+    if size != expected["bytes"]:
+        return f"it has {size} bytes, not {expected['bytes']}"
+    same = sha256(path) == expected["sha256"]
+    return "" if same else f"it has the right size, {size} bytes, and another content"
+
+
+def link(source: str | pathlib.Path, path: str | pathlib.Path) -> None:
+    """Give a file another name, or copy it where the file system has no hard links.
+
+    Raises:
+        OSError: if there is something of that name.
+    """
+    try:
+        os.link(os.path.realpath(source), path)
+    except FileExistsError:
+        raise
+    except OSError:
+        shutil.copyfile(source, path)
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:
@@ -228,21 +212,19 @@ class Draft:
         Raises:
             ArtifactError: if the file is not what that artifact's manifest says.
         """
-        source = artifact.path(name, rehash=True)
-        path = self.directory / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(source, path)
-        except OSError:
-            shutil.copyfile(source, path)
+        self.take(artifact.path(name, rehash=True), name)
+
+    def take(self, source: pathlib.Path, name: str) -> None:
+        """Give a file a name in the draft; see `carry`."""
+        (self.directory / name).parent.mkdir(parents=True, exist_ok=True)
+        link(source, self.directory / name)
 
     def commit(self, manifest: Mapping[str, Any]) -> None:
         """Write the manifest and put the draft in the target's place, in one rename."""
-        content = {"format_version": FORMAT_VERSION, "manifest_sha256": UNSEALED, **manifest}
-        text = json.dumps(content, indent=1, ensure_ascii=False).encode()
         for path in sorted(self.directory.rglob("*")):
-            synchronize(path)
-        (self.directory / MANIFEST).write_bytes(seal(text + b"\n"))
+            if not path.is_symlink():
+                synchronize(path)
+        manifest_file.write(self.directory / MANIFEST, manifest)
         synchronize(self.directory / MANIFEST)
         synchronize(self.directory)
         check_replaceable(self.target)  # much may have happened there since the draft was begun
@@ -288,19 +270,52 @@ def check_replaceable(target: pathlib.Path) -> None:
             f"{target} is, or holds, the current directory, and replacing it would pull that away. "
             "Name another directory with --output."
         )
-    if target.is_dir() and any(target.iterdir()) and not holds_artifact(target):
+    if target.is_symlink():
+        raise ArtifactError(f"{target} is a link that leads nowhere. Name another directory.")
+    if not target.is_dir() or not any(target.iterdir()):
+        return
+    if not holds_artifact(target):
         raise ArtifactError(
             f"{target} is a directory with other things in it and no {MANIFEST} of an artifact. "
             "Name a new directory, or an artifact to replace."
+        )
+    if found := stranger(target):
+        raise ArtifactError(
+            f"{target} holds {shown(found)}, which is not the artifact's and would be lost. "
+            "Move it away, or name another directory with --output."
         )
 
 
 def holds_artifact(directory: pathlib.Path) -> bool:
     """Return whether a directory has a manifest of ours, be it damaged: others have one, too."""
     try:
-        return b'"manifest_sha256"' in (directory / MANIFEST).read_bytes()
-    except FileNotFoundError:
+        content = documents.read(directory / MANIFEST, manifest_file.MANIFEST_LIMIT)
+    except OSError:
         return False
+    return b'"manifest_sha256"' in content
+
+
+def stranger(directory: pathlib.Path) -> str | None:
+    """Return the name of something in an artifact that no export made, None if there is nothing.
+
+    Where the manifest is damaged, only what lies at the top is told apart.
+    """
+    try:
+        names = set(manifest_file.read(directory / MANIFEST)["files"])
+    except ArtifactError:
+        theirs = (path.name for path in sorted(directory.iterdir()))
+        return next((name for name in theirs if name not in EXPORTED | UNNAMED), None)
+    for folder, folders, files in os.walk(directory):
+        place = pathlib.Path(folder)
+        if place == directory:
+            folders[:] = [name for name in folders if name not in UNNAMED]
+            files = [name for name in files if name not in UNNAMED]
+        links = [name for name in folders if (place / name).is_symlink()]
+        for name in sorted([*files, *links]):
+            found = (place / name).relative_to(directory).as_posix()
+            if found not in names and name not in UNNAMED:
+                return found
+    return None
 
 
 ADVICE = {

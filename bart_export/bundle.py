@@ -6,7 +6,6 @@ How files are made and judged is not known.
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Mapping
@@ -87,7 +86,7 @@ def write(source: Artifact, recipe: str, target: pathlib.Path) -> Artifact:
     with artifact.draft(target) as draft:
         for name in (file, *tokenizer):
             draft.carry(source, name)
-        answers = answers_of(file, json.loads(source.path(GOLDEN).read_bytes()))
+        answers = answers_of(file, source.golden())
         artifact.write_json(draft.directory / GOLDEN, answers)
         files = {name: manifest["files"][name] for name in (file, *tokenizer)}
         about_file = {

@@ -6,22 +6,23 @@ disk, `artifact` knows; how files are made and judged is not known here.
 
 import dataclasses
 import importlib.metadata
-import json
+import os
 import shutil
+import stat
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import bart_export
 from bart_export import checkpoints, contract
-from bart_export.artifact import GOLDEN, Artifact, Draft
+from bart_export.artifact import SERVING, Artifact, Draft, link
 from bart_export.checkpoints import ResolvedPreset, card, names
 from bart_export.errors import ArtifactError
+from bart_export.manifest_file import folded
 from bart_export.text.added_tokens import BART_TOKENS
 from bart_export.text.tokenizer import BartTokenizer
 
 VOCABULARY, MERGES = "tokenizer/vocabulary.json", "tokenizer/merges.txt"
 TOOLS = ("tensorflow", "keras", "ai-edge-litert", "ai-edge-quantizer", "numpy", "tokenizers")
-SERVING = "serving"
 # Fields that say what the files were made of.
 SAME = ("source", "config", "generation", "encoder_sequence_length", "tokenizer")
 # Targets whose files stay when the source changes: a server goes back to an earlier version.
@@ -106,27 +107,26 @@ def keep(draft: Draft, manifest: Mapping[str, Any], written: Collection[str]) ->
     An artifact of another source leaves only what `KEPT_OVER_SOURCES` says, and one that is damaged
     leaves nothing.
     """
-    others: dict[str, Any] = {}
+    carry_serving(draft)
     exports = 0
     try:
         previous = Artifact.open(draft.target)
         exports = previous.manifest["exports"]
         same = all(previous.manifest[field] == manifest[field] for field in SAME)
-        cases = json.loads(previous.path(GOLDEN).read_bytes())
+        cases = previous.golden()
+        taken = {folded(name) for name in written}
         others = {
             name: details
             for name, details in previous.manifest["files"].items()
-            if "target" in details
-            and name not in written
+            if name.startswith(f"{details.get('target')}/")
+            and folded(name) not in taken
             and (same or details["target"] in KEPT_OVER_SOURCES)
         }
-        for name in others:
-            draft.carry(previous, name)
-        carry_serving(draft)
+        sources = {name: previous.path(name, rehash=True) for name in others}
     except ArtifactError:
-        for name in others:
-            (draft.directory / name).unlink(missing_ok=True)
         return Kept(exports)
+    for name, source in sources.items():
+        draft.take(source, name)
     rows = {
         field: tuple(row for row in previous.manifest[field] if stands(row["file"], others))
         for field in ("verification", "measurements")
@@ -136,10 +136,24 @@ def keep(draft: Draft, manifest: Mapping[str, Any], written: Collection[str]) ->
 
 
 def carry_serving(draft: Draft) -> None:
-    """Copy the files of a deployment, which people edit, unless this export wrote its own."""
+    """Take over the files of a deployment, which people edit, unless this export wrote its own.
+
+    Links stay what they are, and what is neither file, directory nor link stays behind.
+    """
     theirs, ours = draft.target / SERVING, draft.directory / SERVING
-    if theirs.is_dir() and not ours.exists():
-        shutil.copytree(theirs, ours)
+    if ours.exists():
+        return
+    if theirs.is_symlink():
+        ours.symlink_to(os.readlink(theirs))
+    elif theirs.is_dir():
+        shutil.copytree(theirs, ours, symlinks=True, ignore=specials, copy_function=link)
+
+
+def specials(directory: str, names: list[str]) -> list[str]:
+    """Return the names of what is neither a file, a directory nor a link."""
+    modes = {name: os.lstat(os.path.join(directory, name)).st_mode for name in names}
+    plain = (stat.S_ISREG, stat.S_ISDIR, stat.S_ISLNK)
+    return [name for name, mode in modes.items() if not any(kind(mode) for kind in plain)]
 
 
 def stands(exported: str, files: Collection[str]) -> bool:

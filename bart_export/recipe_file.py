@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from bart_export import metrics
+from bart_export import documents, metrics
 from bart_export.errors import ConfigurationError
 from bart_export.recipes import (
     BOTH,
@@ -48,7 +48,7 @@ def read(path: pathlib.Path) -> Recipe:
             has a value that no recipe can have.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = documents.parse_json(documents.read(path, documents.MEBIBYTE))
     except OSError as error:
         raise ConfigurationError(f"Cannot read the recipe {path}: {error.strerror}.") from error
     except ValueError as error:

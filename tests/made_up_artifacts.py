@@ -8,6 +8,18 @@ from bart_export.config import BartConfig, GenerationConfig
 CONFIG = BartConfig(vocabulary_size=8, num_layers=1, num_heads=1, hidden_dim=4, intermediate_dim=4)
 
 
+# What an entry of a `.tflite` file has beside size and hash.
+EXPORTED = {
+    "target": "tflite",
+    "recipe": "float32",
+    "mode": "float",
+    "layers": [],
+    "tolerance": {},
+    "runtimes": {},
+    "refusals": {},
+}
+
+
 def manifest(files, preset="made_up"):
     """Return a manifest's fields with the entries of `files`."""
     return {
@@ -18,7 +30,7 @@ def manifest(files, preset="made_up"):
         "encoder_sequence_length": 16,
         "special_token_ids": {},
         "parameter_count": 1,
-        "tokenizer": {},
+        "tokenizer": dict.fromkeys(("vocabulary", "merges"), next(iter(files), None)),
         "signatures": {},
         "files": files,
         "tools": {},
@@ -36,7 +48,7 @@ def write(target, contents, preset="made_up"):
             path = draft.directory / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
-        entries = {name: draft.entry(name, target="tflite") for name in contents}
+        entries = {name: draft.entry(name, **EXPORTED) for name in contents}
         draft.commit(manifest(entries, preset))
     return artifact.Artifact.open(target)
 

@@ -11,7 +11,7 @@ import made_up_artifacts
 import pytest
 from mounts import run_on_mount
 
-from bart_export import artifact, directories
+from bart_export import artifact, directories, manifest_file
 from bart_export.artifact import Artifact
 from bart_export.errors import ArtifactError
 
@@ -37,7 +37,7 @@ def edit_manifest(directory, change):
 def reseal(text):
     """Give a changed manifest the hash that it should have, as another version would."""
     unsealed = re.sub(rb'(?<="manifest_sha256": ")[0-9a-f]{64}', b"0" * 64, text)
-    return artifact.seal(unsealed)
+    return manifest_file.seal(unsealed)
 
 
 def test_a_committed_artifact_is_read_back_and_leaves_nothing_beside_it(made, tmp_path):
@@ -72,7 +72,7 @@ DAMAGE = {
     ),
     "a field of another type": (
         lambda text: reseal(text.replace(b'"parameter_count": 1', b'"parameter_count": "1"')),
-        "lacks parameter_count",
+        "parameter_count must be a whole number from 1",
     ),
     "a configuration no BART has": (
         lambda text: reseal(text.replace(b'"num_heads": 1', b'"num_heads": 3')),

@@ -129,6 +129,10 @@ def test_the_export_says_where_the_bundle_is_and_what_it_takes(exported):
 
 def test_an_earlier_bundle_is_replaced_whole(exported, earlier):
     (earlier / "left").write_text("by hand")
+    with pytest.raises(ArtifactError, match='"left", which is not the artifact'):
+        bundle.write(exported[1], "float32", earlier)
+    assert (earlier / "left").read_text() == "by hand"
+    (earlier / "left").unlink()
     new = bundle.write(exported[1], "float32", earlier)
     assert contents(earlier) == contents(exported[2].directory)
     assert new.manifest == exported[2].manifest

@@ -26,22 +26,23 @@ def names(directory):
     return sorted(path.name for path in directory.iterdir())
 
 
-def begin_draft(target, begun, ending):
+def begin_draft(target, pipe):
     with artifact.draft(target) as draft:
         (draft.directory / "half").write_bytes(b"half")
-        begun.set()
-        ending.wait(60)
+        pipe.send("begun")
+        pipe.poll(60)
 
 
 @pytest.fixture
 def other_export(made):
     """Run an export to the target in another process until the test kills it or ends."""
-    begun, ending = spawn.Event(), spawn.Event()
-    other = spawn.Process(target=begin_draft, args=(made.directory, begun, ending))
+    pipe, theirs = spawn.Pipe()
+    other = spawn.Process(target=begin_draft, args=(made.directory, theirs))
     other.start()
-    assert begun.wait(60)
+    theirs.close()
+    assert pipe.recv() == "begun"
     yield other
-    ending.set()
+    pipe.close()
     other.join(60)
 
 
@@ -232,7 +233,8 @@ def test_what_came_to_lie_at_the_target_meanwhile_is_not_replaced(tmp_path):
     with pytest.raises(ArtifactError, match="other things"), artifact.draft(target) as draft:
         target.mkdir()
         (target / "letter").write_text("Dear ...")
-        draft.commit(made_up_artifacts.manifest({}))
+        (draft.directory / "a").write_bytes(b"a")
+        draft.commit(made_up_artifacts.manifest({"a": draft.entry("a")}))
     assert names(tmp_path) == ["made"]
     assert (target / "letter").read_text() == "Dear ..."
 

@@ -23,7 +23,8 @@ ROOMS = [path for path in MODULES if path != PACKAGE / "__init__.py"]
 
 WORDS = ("errors", "config", "contract", "presets", "hubs", "metrics", "recipes", "recipe_file",
          "saved_model_options", "tflite_options",
-         "artifact", "directories", "stamps", "quiet", "progress")  # fmt: skip
+         "artifact", "directories", "documents", "manifest_file", "stamps",
+         "quiet", "progress")  # fmt: skip
 # What each layer may import beside itself. `runtime` and `server` stand on their own leg, so that
 # an edge device needs nothing of the other.
 LAYERS = {

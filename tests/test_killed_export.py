@@ -1,6 +1,7 @@
 """An export that is killed, wherever it is, leaves a whole artifact and no half of another.
 
-Killed means without a chance to clean up: `os._exit` at a chosen event, or SIGKILL at any time.
+Killed means without a chance to clean up: `os._exit` at a chosen event, or SIGKILL at any time
+(`killed_exports`).
 """
 
 import json
@@ -146,6 +147,24 @@ def test_killed_at_a_stage_the_previous_artifact_stays(symmetric_artifact, tmp_p
     whole(target)
     with pytest.raises(ArtifactError, match="not a finished artifact"):
         Artifact.open(tmp_path / names[0] / "artifact")
+
+
+@pytest.mark.parametrize("kills", [16, pytest.param(1000, marks=pytest.mark.slow)])
+def test_killed_at_any_moment_of_any_stage_nothing_is_lost(symmetric_artifact, tmp_path, kills):
+    done = subprocess.run(
+        [
+            *(sys.executable, os.path.join(TESTS, "killed_exports.py")),
+            *(tmp_path, symmetric_artifact.directory, str(kills)),
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    counts = json.loads(done.stdout)
+    print(done.stdout)
+    assert sum(stage.get("killed", 0) for stage in counts.values()) == kills
+    assert sum(stage.get("left something", 0) for stage in counts.values()) > kills // 2
+    assert counts["write a file"]["old"] and counts["remove what was replaced"]["new"]
 
 
 EXPORT = "from bart_export.cli import main; main()"

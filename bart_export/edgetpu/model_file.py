@@ -13,11 +13,13 @@ import numpy as np
 import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 
+from bart_export import documents
 from bart_export.errors import EngineError
 
 Array = npt.NDArray[Any]
 
 IDENTIFIER = b"TFL3"  # bytes 4 to 8 of every .tflite file
+LARGEST_FILE = 1 << 31  # bytes: offsets in a flatbuffer have 32 bits and a sign
 
 
 def names_of(enumeration: type) -> dict[int, str]:
@@ -88,7 +90,7 @@ def read(path: pathlib.Path) -> tuple[Operation, ...]:
         EngineError: for a file that cannot be read or is no `.tflite` file.
     """
     try:
-        content = path.read_bytes()
+        content = documents.read(path, LARGEST_FILE)
     except OSError as error:
         raise EngineError(f"Cannot read {path}: {error.strerror}.") from error
     if content[4:8] != IDENTIFIER:

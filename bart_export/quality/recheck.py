@@ -86,24 +86,18 @@ def files_of(artifact: Artifact, tolerance: Mapping[str, float]) -> list[File]:
     """Return the `.tflite` files of an artifact, their bounds replaced by those of `tolerance`.
 
     Raises:
-        ArtifactError: if there is none, or the manifest does not say how they were made.
+        ArtifactError: if there is none.
     """
-    try:
-        files = [
-            File(
-                name,
-                artifact.path(name),
-                recipe_of(entry, tolerance),
-                shapes_of(entry),
-                functools.partial(open_file, artifact, name),
-            )
-            for name, entry in artifact.files("tflite").items()
-        ]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(
-            f"The manifest of {artifact.directory} does not say how its files are stored: it lacks "
-            f"{error}. Export the artifact again."
-        ) from error
+    files = [
+        File(
+            name,
+            artifact.path(name),
+            recipe_of(entry, tolerance),
+            shapes_of(entry),
+            functools.partial(open_file, artifact, name),
+        )
+        for name, entry in artifact.files("tflite").items()
+    ]
     if not files:
         raise ArtifactError(f"{artifact.directory} has no .tflite file to compare.")
     return files

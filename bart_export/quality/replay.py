@@ -5,7 +5,6 @@ be checked there. In goes an artifact; a row of counts per file comes out.
 """
 
 import dataclasses
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -42,14 +41,8 @@ def replay(artifact: Artifact, open_file: Callable[[str], Generator]) -> list[Re
     """
     for name in artifact.manifest["files"]:
         artifact.path(name, rehash=True)
-    try:
-        cases = json.loads(artifact.path(GOLDEN).read_bytes())["cases"]
-        rows = [replay_file(artifact, name, cases, open_file) for name in artifact.files("tflite")]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(
-            f"{artifact.directory / GOLDEN} lacks {error}. Export the artifact again."
-        ) from error
-    return rows
+    cases = artifact.golden()["cases"]
+    return [replay_file(artifact, name, cases, open_file) for name in artifact.files("tflite")]
 
 
 def replay_file(
@@ -75,7 +68,9 @@ def replay_file(
         asked += 1
         equal += list(answer.token_ids) == case["files"][name]["token_ids"]
     if not asked:
-        raise KeyError(f"answers of {name}")
+        raise ArtifactError(
+            f"{artifact.directory / GOLDEN} lacks answers of {name}. Export the artifact again."
+        )
     exact = artifact.manifest["files"][name]["tolerance"].get("tokens") == 1.0
     if equal < asked * (1.0 if exact else ROUNDED_SHARE):
         raise VerificationFailed(

@@ -18,6 +18,8 @@ from typing import Any
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 from google.protobuf.internal import enum_type_wrapper
 
+from bart_export import documents
+
 # Of a text: many times what one for a server needs.
 MAX_TEXT_BYTES = 1 << 20
 # The library takes time by the square of backslashes in a row.
@@ -59,7 +61,7 @@ def read_text(path: pathlib.Path, kind: Any) -> Any:
         OSError: if the file cannot be read.
         ValueError: if it holds anything else, or more than a mebibyte.
     """
-    with path.open("rb") as file:
+    with documents.open_regular(path) as file:
         text = file.read(MAX_TEXT_BYTES + 1)
     if len(text) > MAX_TEXT_BYTES:
         raise ValueError(f"it has more than {MAX_TEXT_BYTES} bytes")
@@ -69,6 +71,8 @@ def read_text(path: pathlib.Path, kind: Any) -> Any:
         return text_format.Parse(text.decode(), kind(), descriptor_pool=POOL)
     except text_format.ParseError as error:
         raise ValueError(str(error)[:MAX_REASON]) from None
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 DataType = enumeration("tensorflow.DataType")

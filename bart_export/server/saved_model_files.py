@@ -14,6 +14,8 @@ import struct
 from collections.abc import Iterator
 from typing import BinaryIO
 
+from bart_export import documents
+
 # Field numbers, each within the message named.
 META_GRAPHS = 2  # SavedModel
 SAVER, ASSETS = 3, 6  # MetaGraphDef
@@ -26,6 +28,7 @@ VARINT, FIXED64, LENGTH_DELIMITED, FIXED32 = 0, 1, 2, 5  # wire types
 FOOTER_BYTES = 48
 TABLE_MAGIC = 0xDB4775248B80FB57
 UNCOMPRESSED = 0
+LARGEST_INDEX = 64 * documents.MEBIBYTE  # some hundred bytes a tensor
 
 
 class Torn(Exception):
@@ -85,7 +88,7 @@ def check_variables(directory: pathlib.Path) -> None:
     index = directory / "variables.index"
     if not index.is_file():
         raise Torn("variables/variables.index is missing")
-    for name, size in data_sizes(index.read_bytes()).items():
+    for name, size in data_sizes(documents.read(index, LARGEST_INDEX)).items():
         path = directory / name
         if not path.is_file():
             raise Torn(f"variables/{name} is missing")

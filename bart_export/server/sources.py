@@ -17,6 +17,7 @@ from typing import Any
 from bart_export.artifact import Artifact
 from bart_export.directories import MANIFEST
 from bart_export.errors import ArtifactError
+from bart_export.manifest_file import path_of
 from bart_export.server import saved_model_files
 from bart_export.server.served_model import LITERT, TENSORFLOW, ServedModel
 
@@ -149,12 +150,12 @@ def export_number(base_path: pathlib.Path) -> int:
     artifact = Artifact.open(base_path)
     for name, entry in artifact.manifest["files"].items():
         try:
-            size = (base_path / name).stat().st_size
+            size = path_of(base_path, name).stat().st_size
         except OSError as error:
             raise ArtifactError(f"{base_path / name} cannot be read: {error.strerror}.") from None
         if size != entry["bytes"]:
             raise ArtifactError(f"{base_path / name} has {size} of {entry['bytes']} bytes.")
-    return int(artifact.manifest.get("exports", 1))
+    return int(artifact.manifest["exports"])
 
 
 def identity(path: pathlib.Path) -> Any:

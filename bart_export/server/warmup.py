@@ -7,6 +7,7 @@ file format is that of TensorFlow's core/lib/io/record_writer.h. Nothing here kn
 """
 
 import functools
+import itertools
 import pathlib
 import struct
 from collections.abc import Callable, Iterable, Iterator
@@ -14,6 +15,7 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
+from bart_export import documents
 from bart_export.server import examples, messages, tensors
 from bart_export.server.examples import CLASSIFY, REGRESS, TASK_METHODS, ExampleMethod
 from bart_export.server.predict import (
@@ -60,7 +62,7 @@ def run_warmup(servable: Servable, directory: pathlib.Path) -> int:
     path = directory / REQUESTS
     if not path.is_file():
         return 0
-    records = list(read_records(path))
+    records = list(itertools.islice(read_records(path), MAX_RECORDS + 1))
     if len(records) > MAX_RECORDS:
         raise StatusError(
             Code.INVALID_ARGUMENT,
@@ -170,7 +172,7 @@ def read_records(path: pathlib.Path) -> Iterator[bytes]:
     Raises:
         StatusError: DATA_LOSS for a file that is damaged or holds anything else.
     """
-    with path.open("rb") as file:
+    with documents.open_regular(path) as file:
         while header := file.read(HEADER_BYTES):
             start = file.tell() - len(header)
             yield checked(path, start, file.read, checked_length(path, start, header))

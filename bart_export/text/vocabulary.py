@@ -2,16 +2,17 @@
 
 Paths come in; a checked dictionary and a checked list go out. The module knows how bytes are
 spelled as printable symbols and which special tokens a BART has. It does not know how text is
-cut, and imports nothing but the standard library, so that every implementation of the BPE can
-read its tables here.
+cut, and imports no library, so that every implementation of the BPE can read its tables here.
 """
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from bart_export import documents
 from bart_export.errors import TokenizerError, shown
 
+LARGEST_FILE = 64 * documents.MEBIBYTE  # a hundred times the files of BART's vocabulary
 START, PAD, END, UNKNOWN, MASK = "<s>", "<pad>", "</s>", "<unk>", "<mask>"
 SPECIAL_TOKENS = (START, PAD, END, UNKNOWN, MASK)
 
@@ -110,7 +111,8 @@ def read(file: Path) -> str:
         TokenizerError: when it cannot be read or is not UTF-8.
     """
     try:
-        return file.read_text(encoding="utf-8-sig")
+        text = documents.read(file, LARGEST_FILE).decode("utf-8-sig")
+        return text.replace("\r\n", "\n").replace("\r", "\n")
     except OSError as error:
         raise TokenizerError(
             f"The tokenizer file {file} cannot be read: {error.strerror}. A BART has a vocabulary "

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from bart_export import contract
-from bart_export.artifact import GOLDEN, Artifact
+from bart_export.artifact import Artifact
 from bart_export.errors import ConfigurationError, EngineError
 from bart_export.quality.serving.client import LENGTHS, OK, TOKENS, Requests, digest
 from bart_export.quality.speed.bench import check
@@ -138,8 +138,8 @@ def search_settings(artifact: Artifact, engine: str) -> dict[str, Any]:
     else:
         entries = artifact.files("saved_model").values()
         versions = [entry["version"] for entry in entries if "version" in entry]
-        name = f"saved_model/{max(versions)}"
-        golden = json.loads(artifact.path(GOLDEN).read_text(encoding="utf-8"))
-        asked = [case["generation"] for case in golden["cases"] if name in case["files"]]
+        name = f"saved_model/{max(versions, default=0)}"
+        cases = artifact.golden()["cases"]
+        asked = [case["generation"] for case in cases if name in case["files"]]
         settings = asked[0] if asked else {}
     return {name: settings.get(name) for name in SEARCH}

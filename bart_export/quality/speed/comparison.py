@@ -5,7 +5,6 @@ was measured, and which of two figures is better, is not known here.
 """
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from rich.console import Group
 from rich.table import Table
 
+from bart_export import documents
 from bart_export.errors import InputError
 from bart_export.quality.speed.bench import SCHEMA_VERSION
 from bart_export.quality.speed.tables import cores, filled, named, opening_table
@@ -46,6 +46,18 @@ LISTS = {
         },
     ),
 }
+KEY = documents.Kind("a text or a number", lambda value: isinstance(value, (str, int)))
+REPORT = {
+    "artifact": {"preset": documents.TEXT},
+    "machine": {"processor": documents.TEXT, "cores": documents.COUNT},
+    **{
+        name: [
+            dict.fromkeys(rows.keys, KEY)
+            | dict.fromkeys(rows.figures, documents.OrNull(documents.NUMBER))
+        ]
+        for name, rows in LISTS.items()
+    },
+}
 
 
 def read(path: pathlib.Path) -> dict[str, Any]:
@@ -55,20 +67,23 @@ def read(path: pathlib.Path) -> dict[str, Any]:
         InputError: for a file that cannot be read, is no report, or is one of another schema.
     """
     try:
-        report = json.loads(path.read_bytes())
+        report = documents.parse_json(documents.read(path, 64 * documents.MEBIBYTE))
     except OSError as error:
         raise InputError(f"Cannot read the report {path}: {error.strerror}.") from error
     except ValueError:
         report = None
     version = report.get("schema_version") if isinstance(report, dict) else None
-    if version != SCHEMA_VERSION or not all(name in report for name in LISTS):
+    if version != SCHEMA_VERSION:
         raise InputError(
             f"{path} must be a report of bart-export bench --json of schema version "
             f"{SCHEMA_VERSION}, received {'one of ' if version else ''}{version or 'none'}. "
             "Measure again with this version of bart-export."
         )
-    found: dict[str, Any] = report
-    return found
+    try:
+        documents.check(report, REPORT)
+    except ValueError as error:
+        raise InputError(f"{path} is no whole report: {error}. Measure again.") from None
+    return dict(report)
 
 
 def compare(report: Report, other: Report) -> dict[str, Any]:

@@ -14,7 +14,6 @@ import importlib
 import json
 import os
 import pathlib
-import shutil
 import statistics
 import subprocess
 import sys
@@ -23,9 +22,10 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from bart_export.artifact import CACHE, Artifact
+from bart_export.artifact import CACHE, Artifact, link
 from bart_export.directories import MANIFEST
 from bart_export.errors import EngineError
+from bart_export.manifest_file import path_of
 from bart_export.quality.speed import page_cache
 from bart_export.quality.speed.machine import private_bytes, shared_bytes
 from bart_export.quality.speed.work import forced, random_source
@@ -115,7 +115,7 @@ def middle(values: list[Any]) -> Any:
 
 @contextlib.contextmanager
 def linked_copy(artifact: Artifact) -> Iterator[pathlib.Path]:
-    """Make, for the length of a block, an artifact of links to another's files, without caches."""
+    """Make, for the length of a block, a copy of an artifact without its caches, of hard links."""
     place = artifact.directory.resolve().parent
     writable = os.access(place, os.W_OK)
     with tempfile.TemporaryDirectory(
@@ -123,12 +123,8 @@ def linked_copy(artifact: Artifact) -> Iterator[pathlib.Path]:
     ) as temporary:
         directory = pathlib.Path(temporary)
         for name in (MANIFEST, *artifact.manifest["files"]):
-            source, path = artifact.directory.resolve() / name, directory / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                path.symlink_to(source)
-            except OSError:
-                shutil.copyfile(source, path)
+            (directory / name).parent.mkdir(parents=True, exist_ok=True)
+            link(path_of(artifact.directory, name), directory / name)
         yield directory
 
 
