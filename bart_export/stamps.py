@@ -58,9 +58,12 @@ def write(path: pathlib.Path, stamp: Stamp, what: str = "") -> None:
 
 
 def stamp_path(path: pathlib.Path, what: str = "") -> pathlib.Path | None:
-    """Return where the stamp of a file lies, None where no stamp is believed."""
+    """Return where the stamp of a file lies, None where no stamp is believed.
+
+    A link has a stamp of its own: a benchmark of first openings reads files through new ones.
+    """
     directory = user_directory()
-    key = os.fsencode(os.path.realpath(path)) + what.encode()
+    key = os.fsencode(os.path.abspath(path)) + what.encode()
     name = hashlib.sha256(key).hexdigest()[:32]
     return None if directory is None else directory / "stamps" / f"{name}.json"
 

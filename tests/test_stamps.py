@@ -99,3 +99,15 @@ def test_damaged_stamps_only_cost_time(made, stamp_of, content):
     stamp_of.write_bytes(content)
     made.path("tflite/a.tflite")
     assert stamp_of.read_bytes() == whole
+
+
+def test_a_file_is_hashed_once_for_each_path_to_it(made, tmp_path, monkeypatch):
+    hashed = []
+    monkeypatch.setattr(artifact, "sha256", lambda path: hashed.append(path) or sha256(path))
+    linked = tmp_path / "linked"
+    (linked / "tflite").mkdir(parents=True)
+    for name in ("manifest.json", "tflite/a.tflite"):
+        os.link(made.directory / name, linked / name)
+    for directory in (made.directory, linked, linked, made.directory):
+        artifact.Artifact.open(directory).path("tflite/a.tflite")
+    assert hashed == [made.directory / "tflite/a.tflite", linked / "tflite/a.tflite"]
