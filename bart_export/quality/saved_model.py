@@ -17,6 +17,7 @@ from bart_export.config import GenerationConfig
 from bart_export.errors import VerificationFailed
 from bart_export.graph.signatures import defaults
 from bart_export.metrics import AT_LEAST, AT_MOST
+from bart_export.quality import tokenization
 from bart_export.quality.golden import Answer, Question
 from bart_export.quality.reference import KerasReference
 from bart_export.quality.tolerance import Bound, hold, uncommitted
@@ -91,6 +92,8 @@ def check(
                 for question in reference.questions
             ]
             comparison = compare(loaded.signatures, answers, keras, reference)
+            texts = list(dict.fromkeys(question.text for question in reference.questions))
+            tokenization.check_signature(name, ids_of(loaded.signatures), tokenizer, texts)
     except tf.errors.OpError as error:
         reason = error.message.partition("\n")[0]
         raise VerificationFailed(
@@ -99,6 +102,19 @@ def check(
     with uncommitted():
         judge(name, TOLERANCES[dtype], comparison)
     return comparison, answers
+
+
+def ids_of(signatures: Mapping[str, Any]) -> tokenization.Signature:
+    """Return the function from texts to ids that a SavedModel's `tokenize` is."""
+
+    def ids(texts: Sequence[str]) -> list[list[int]]:
+        found = signatures["tokenize"](text=tf.constant(list(texts)))
+        rows = zip(
+            found["encoder_token_ids"].numpy(), found["encoder_lengths"].numpy(), strict=True
+        )
+        return [row[:length].tolist() for row, length in rows]
+
+    return ids
 
 
 def same(question: Question, settings: GenerationConfig) -> bool:

@@ -7,7 +7,7 @@ library opens a tokenizer.json itself, and is told what stands in the files besi
 
 import json
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
@@ -21,6 +21,9 @@ from bart_export.text.tokenizer import BartTokenizer
 from bart_export.text.vocabulary import MASK, SPECIAL_TOKENS
 
 BART = tuple(AddedToken(token, lstrip=token == MASK, normalized=False) for token in SPECIAL_TOKENS)
+# Texts to their ids, both ends included.
+Signature = Callable[[Sequence[str]], Sequence[Sequence[int]]]
+
 PROBED = 100  # added tokens that get texts of their own
 PROBES = (
     "{0}",
@@ -45,22 +48,46 @@ def check(checkpoint: Checkpoint, tokenizer: BartTokenizer, texts: Sequence[str]
             f"{' '.join(str(error).split())}. Nothing was committed."
         ) from error
     decoder = library.get_added_tokens_decoder()
-    added = [decoder[number].content for number in sorted(decoder, reverse=True)][:PROBED]
-    around = [probe.format(token) for token in added for probe in PROBES]
-    for text in (*texts, *(text.lower() for text in texts), "", " ", " one", *around):
-        expected = library.encode(text, add_special_tokens=False).ids
-        received = tokenizer.tokenize(text, special_tokens=True)
-        if received != expected:
-            place = next(
-                number
-                for number, pair in enumerate(zip((*expected, -1), (*received, -1), strict=False))
-                if pair[0] != pair[1]
-            )
-            raise VerificationFailed(
-                f"The tokenizer does not say what the files in {checkpoint.directory} say: of "
-                f"{text!r} token {place} must be {expected[place : place + 1]}, received "
-                f"{received[place : place + 1]}. Nothing was committed."
-            )
+    added = [decoder[number].content for number in sorted(decoder, reverse=True)]
+    for text in probed(texts, added):
+        compare(
+            f"The tokenizer does not say what the files in {checkpoint.directory} say",
+            text,
+            library.encode(text, add_special_tokens=False).ids,
+            tokenizer.tokenize(text, special_tokens=True),
+        )
+
+
+def check_signature(
+    name: str, signature: Signature, tokenizer: BartTokenizer, texts: Sequence[str]
+) -> None:
+    """Compare the ids that the `tokenize` of a SavedModel, by its name, gives for such texts.
+
+    Raises:
+        VerificationFailed: for the first text that has other ids.
+    """
+    own = [one.content for one in tokenizer.added_tokens if one.content not in SPECIAL_TOKENS]
+    asked = probed(texts, own)
+    for text, received in zip(asked, signature(asked), strict=True):
+        expected = tokenizer.encode(text, max(len(received), 2), truncate=True)
+        compare(f"{name} does not tokenize as Python does", text, expected, received)
+
+
+def probed(texts: Sequence[str], added: Sequence[str]) -> list[str]:
+    """Return texts, and some that begin in all ways or have an added token."""
+    around = [probe.format(token) for token in added[:PROBED] for probe in PROBES]
+    return [*texts, *(text.lower() for text in texts), "", " ", " one", *around]
+
+
+def compare(problem: str, text: str, expected: Sequence[int], received: Sequence[int]) -> None:
+    """Raise VerificationFailed when a text has other ids than expected."""
+    pairs = enumerate(zip((*expected, -1), (*received, -1), strict=False))
+    place = next((number for number, (wanted, given) in pairs if wanted != given), None)
+    if place is not None:
+        raise VerificationFailed(
+            f"{problem}: of {text!r} token {place} must be {[*expected[place : place + 1]]}, "
+            f"received {[*received[place : place + 1]]}. Nothing was committed."
+        )
 
 
 def own_tokenizer(checkpoint: Checkpoint) -> Tokenizer:

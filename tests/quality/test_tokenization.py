@@ -11,7 +11,8 @@ from bart_export.artifact import Artifact
 from bart_export.checkpoints import tokenizer_files
 from bart_export.errors import VerificationFailed
 from bart_export.export import export
-from bart_export.quality import tokenization
+from bart_export.graph.tokenizer import GraphTokenizer
+from bart_export.quality import saved_model, tokenization
 from bart_export.quality.golden import TEXTS
 from bart_export.recipes import RECIPES
 from bart_export.runtime.generator import Generator
@@ -117,3 +118,24 @@ def test_an_artifact_that_says_nothing_of_it_has_the_tokens_of_any_bart(symmetri
     tokenizer = BartTokenizer.from_artifact(Artifact.open(symmetric_artifact.directory))
     assert not tokenizer.add_prefix_space
     assert len(tokenizer.added_tokens) == 5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_graph_that_tokenizes_something_else_fails_by_name(name):
+    checkpoint = checkpoints.read(CASES / name)
+    right = GraphTokenizer(checkpoint.tokenizer())
+    plain = dataclasses.replace(checkpoint, added_tokens=(), add_prefix_space=False)
+    wrong = GraphTokenizer(plain.tokenizer())
+
+    def signature(graph):
+        def tokenize(text):
+            ids, lengths = graph.encode(text, 32)
+            return {"encoder_token_ids": ids, "encoder_lengths": lengths}
+
+        return saved_model.ids_of({"tokenize": tokenize})
+
+    tokenization.check_signature("saved_model/1", signature(right), checkpoint.tokenizer(), TEXTS)
+    with pytest.raises(VerificationFailed, match="^saved_model/1 does not tokenize as Python"):
+        tokenization.check_signature(
+            "saved_model/1", signature(wrong), checkpoint.tokenizer(), TEXTS
+        )
