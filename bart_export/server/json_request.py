@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from bart_export.server.options import MAX_AXES
+from bart_export.server.options import MAX_AXES, MAX_JSON_LISTS
 from bart_export.server.status import Code, StatusError
 from bart_export.server.tensors import Array, check_rows, numpy_dtype, string_array
 
@@ -78,12 +78,17 @@ def document(body: bytes) -> Any:
     """Return the value that a body holds.
 
     Raises:
-        StatusError: INVALID_ARGUMENT for what is no JSON in UTF-8, or is nested more deeply than
-            Python goes.
+        StatusError: INVALID_ARGUMENT for what is no JSON in UTF-8, is nested more deeply than
+            Python goes, or has more lists and objects than are read.
     """
     try:
         if not body.strip():
             raise ValueError("The document is empty")
+        # So many at once would have Python's collector walk all that is loaded.
+        if (lists := body.count(b"[") + body.count(b"{")) > MAX_JSON_LISTS:
+            raise ValueError(
+                f"expected at most {MAX_JSON_LISTS} lists and objects, received {lists}"
+            )
         return DECODER.decode(body.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         reason = f"expected UTF-8, received the byte 0x{error.object[error.start]:02x}"

@@ -9,7 +9,6 @@ then is stopped. Nothing here knows a request or an engine.
 import asyncio
 import contextlib
 import dataclasses
-import gc
 import logging
 import os
 import pathlib
@@ -37,9 +36,6 @@ LOG = logging.getLogger(__name__)
 
 # What work may take that was told to end: an engine asks between two tokens.
 STOP_SECONDS = 5.0
-# New containers until Python's collector looks for cycles. A body of a mebibyte may have 350,000
-# lists, and no cycle: by default they would be walked many times, with all that is loaded.
-COLLECT_AFTER = 100_000
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -70,7 +66,6 @@ def serve(
         ConfigurationError: for a port that is taken, or an option that cannot be followed.
         StatusError: for a model that cannot be loaded.
     """
-    gc.set_threshold(COLLECT_AFTER)
     if not ports.is_loopback(options.host):
         LOG.warning(
             "Listening on %s: everybody who reaches this machine can use the models. There is no "

@@ -79,8 +79,10 @@ NO_DOCUMENTS = [
      "64 bits"),
     (b'{"a": 1, "b": 2, "a": 3}', 'the name "a" stands twice in an object'),
     (b'{"a": [{"b": 1, "b": 1}]}', 'the name "b" stands twice in an object'),
-    (b"[" * 500_000, "the document is nested too deeply"),
-    (b'{"a":' * 500_000 + b"1" + b"}" * 500_000, "the document is nested too deeply"),
+    (b"[" * 65_536, "the document is nested too deeply"),
+    (b'{"a":' * 65_536 + b"1" + b"}" * 65_536, "the document is nested too deeply"),
+    (b"[" * 65_537, "expected at most 65536 lists and objects, received 65537"),
+    (b"[" + b"{}," * 65_536 + b"1]", "expected at most 65536 lists and objects, received 65537"),
 ]  # fmt: skip
 
 

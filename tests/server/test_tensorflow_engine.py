@@ -296,9 +296,10 @@ def test_a_damaged_model_is_one_line(half_plus_two_directory, tmp_path, opened, 
 
 def test_tensorflow_says_nothing(half_plus_two_directory):
     program = """
-import pathlib, sys
+import gc, pathlib, sys
 import numpy as np
 from bart_export.server import tensorflow_engine
+assert gc.get_freeze_count() > 100_000  # which no collection walks while others wait
 from bart_export.server.options import ServeOptions
 from bart_export.server.servable import Call
 servable = tensorflow_engine.open_saved_model(pathlib.Path(sys.argv[1]), ServeOptions())

@@ -4,6 +4,7 @@ import gzip
 
 from bart_export.server.messages import DataType, PredictRequest
 
+LISTS = 65_000  # of a body; more are not read
 # Bodies of a REST request.
 JSON = {
     "backslashes": lambda size: b'{"inputs": ["' + b"\\\\" * (size // 2),
@@ -16,17 +17,18 @@ JSON = {
     "fraction": lambda size: b'{"inputs": [0.' + b"5" * size + b"]}",
     "spaces": lambda size: b" " * size,
     "no UTF-8": lambda size: b'{"inputs": "' + b"\xc3\xa9" * (size // 2) + b'\xff"}',
-    "opened": lambda size: b'{"inputs": ' + b"[" * size,
-    "nested": lambda size: b'{"a":' * (size // 6) + b"1" + b"}" * (size // 6),
-    "empty lists": lambda size: b'{"inputs": [' + b"[]," * (size // 3) + b"[]]}",
-    "empty objects": lambda size: b'{"inputs": [' + b"{}," * (size // 3) + b"{}]}",
+    "opened": lambda size: b'{"inputs": ' + b"[" * min(size, LISTS),
+    "nested": lambda size: b'{"a":' * min(size // 6, LISTS) + b"1" + b"}" * min(size // 6, LISTS),
+    "lists": lambda size: b'{"inputs": [' + b"[]," * (size // 3) + b"[]]}",
+    "empty lists": lambda size: b'{"inputs": [' + b"[]," * min(size // 3, LISTS) + b"[]]}",
+    "empty objects": lambda size: b'{"inputs": [' + b"{}," * min(size // 3, LISTS) + b"{}]}",
     "names": lambda size: b'{"inputs": {'
     + b",".join(b'"%d": 0' % number for number in range(size // 11)) + b"}}",
     "equal names": lambda size: b'{"inputs": {' + b",".join([b'"": 0'] * (size // 6)) + b"}}",
-    "rows": lambda size: b'{"instances": [' + b'{"x":1},' * (size // 8) + b'{"x":"a"}]}',
+    "rows": lambda size: b'{"instances": [' + b'{"x":1},' * min(size // 8, LISTS) + b'{"x":"a"}]}',
     "numbers": lambda size: b'{"inputs": [' + b"1," * (size // 2) + b"null]}",
     "base64": lambda size: b'{"inputs": {"b64": "' + b"YQ==" * (size // 4) + b'"}}',
-    "uneven": lambda size: b'{"inputs": [' + b"[1]," * (size // 4) + b"[1, 2]]}",
+    "uneven": lambda size: b'{"inputs": [' + b"[1]," * min(size // 4, LISTS) + b"[1, 2]]}",
     "long name": lambda size: b'{"signature_name": "' + b"a" * size + b'", "inputs": 1}',
     "text": lambda size: b'{"text": "' + b"a" * size + b'"}',
     "parameters": lambda size: b'{"text": "a", '
