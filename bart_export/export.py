@@ -16,7 +16,7 @@ from bart_export.manifest import MERGES, VOCABULARY, describe, keep
 from bart_export.model import BartBackbone
 from bart_export.progress import Stage
 from bart_export.quality import golden, tokenization, verify
-from bart_export.quality.reference import KerasReference
+from bart_export.quality.reference import Float64Reference, KerasReference
 from bart_export.quality.report import report
 from bart_export.quality.speed import measurements
 from bart_export.text.tokenizer import BartTokenizer
@@ -81,7 +81,8 @@ def export_resolved(
             checkpoint.encoder_sequence_length,
         )
         keras = KerasReference(backbone)
-        reference = verify.consult(keras, tokenizer, questions)
+        truth = Float64Reference(backbone)
+        reference = verify.consult(keras, tokenizer, questions, truth)
         rows, answers = [], {}
         for one in written:
             stage(f"verify {one.name}")

@@ -34,6 +34,7 @@ METRICS: dict[str, Metric] = {
     for metric in (
         Metric("logits", "the largest error of a logit", AT_MOST),
         Metric("relative", "the relative error of the logits", AT_MOST),
+        Metric("rounding", "the relative error, in units of what float32 costs Keras,", AT_MOST),
         Metric("kl", "the mean Kullback-Leibler divergence of a step, in nats,", AT_MOST),
         Metric("top1", "the share of steps with the same likeliest token", AT_LEAST, high=1),
         Metric("tokens", "the share of equal answers", AT_LEAST, high=1),

@@ -171,7 +171,7 @@ def compare_files(
             others = [file for file in files if file.recipe.mode != "float"]
             return recheck(facts, others, truth, texts, stage)
         with tempfile.TemporaryDirectory() as scratch:
-            truth = load_preset(artifact, facts, files, against, texts, scratch, stage)
+            truth = load_preset(artifact, facts, files, against, texts, bounds, scratch, stage)
             return recheck(facts, files, truth, texts, stage)
 
 
@@ -184,6 +184,7 @@ def load_preset(
     files: Any,
     preset: str,
     texts: "Texts | None",
+    bounds: dict[str, float],
     scratch: str,
     stage: Any,
 ) -> Any:
@@ -198,7 +199,8 @@ def load_preset(
     stage("load TensorFlow")
     with native_stderr_silenced():
         from bart_export.quality.against import preset_truth
-    return preset_truth(artifact, facts, files, preset, texts, pathlib.Path(scratch), stage)
+    directory = pathlib.Path(scratch)
+    return preset_truth(artifact, facts, files, preset, texts, bounds, directory, stage)
 
 
 # Column -> how the figures of a file stand in it, on two lines each.

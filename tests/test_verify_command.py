@@ -24,6 +24,7 @@ from bart_export.artifact import Artifact
 from bart_export.cli import main
 from bart_export.quality.against import preset_truth
 from bart_export.quality.recheck import facts_of, files_of, recheck
+from bart_export.recipes import ROUNDING
 
 FLOAT_FILE, INT8_FILE = "tflite/float32.tflite", "tflite/dynamic_wi8_afp32.tflite"
 TEXTS = [
@@ -80,7 +81,7 @@ def truth(both, tmp_path_factory):
     facts = facts_of(both)
     scratch = tmp_path_factory.mktemp("scratch")
     preset = both.manifest["preset"]
-    return preset_truth(both, facts, files_of(both, {}), preset, None, scratch, lambda _: None)
+    return preset_truth(both, facts, files_of(both, {}), preset, None, {}, scratch, lambda _: None)
 
 
 def rows_against(truth, artifact):
@@ -98,7 +99,7 @@ def test_right_files_pass_against_their_preset(truth, both):
     exact, rounded = rows[FLOAT_FILE].comparison, rows[INT8_FILE].comparison
     assert (exact.weights, exact.tokens) == (0, 1.0)
     assert 0.25 < rounded.weights < 0.5
-    assert exact.relative < 1e-5 < rounded.relative
+    assert exact.rounding < ROUNDING < rounded.rounding
 
 
 @pytest.mark.parametrize(

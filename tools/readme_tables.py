@@ -47,8 +47,8 @@ def recipes_table() -> str:
 
 
 def agreement(tolerance: Tolerance) -> str:
-    if "logits" in tolerance:
-        logits = f"logits within {tolerance['logits']:.2g}"
+    if "rounding" in tolerance:
+        logits = f"logits within {tolerance['rounding']:g} times what float32 costs Keras"
     else:
         logits = f"logits within {tolerance['relative']:.2g} of their spread"
     if "tokens" in tolerance:

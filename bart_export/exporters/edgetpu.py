@@ -21,7 +21,7 @@ from bart_export.edgetpu.check import Report
 from bart_export.edgetpu.check import check as check_file
 from bart_export.edgetpu.compiler import Compiled
 from bart_export.errors import VerificationFailed
-from bart_export.exporters.written import Exported, Model, Written, with_bounds
+from bart_export.exporters.written import Exported, Model, Written
 from bart_export.graph.parameters import InferenceParameters
 from bart_export.metrics import AT_MOST
 from bart_export.progress import Stage
@@ -30,7 +30,7 @@ from bart_export.quality.golden import Answer
 from bart_export.quality.reference import KerasReference
 from bart_export.quality.tolerance import Bound, hold, judge, uncommitted
 from bart_export.quality.verify import Reference
-from bart_export.recipes import Recipe
+from bart_export.recipes import Recipe, with_bounds
 from bart_export.runtime.edgetpu import EdgeTpuEngine
 from bart_export.targets import edgetpu
 from bart_export.targets.calibration import Calibration
@@ -168,7 +168,7 @@ def check_edgetpu(
             parts.HOST,
             [Bound("the error of the encoder's output", error, ENCODER_TOLERANCE, AT_MOST)],
         )
-        compared, answers = verify.compare(parts.HOST, engine, model.tokenizer, reference)
+        compared, answers = verify.compare(parts.HOST, recipe, engine, model.tokenizer, reference)
         judge(parts.HOST, recipe, compared)
     values = {one.name: getattr(compared, one.name) for one in dataclasses.fields(compared)}
     activation = edgetpu.activation_error(config.activation_function)

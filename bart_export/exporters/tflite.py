@@ -17,7 +17,7 @@ from bart_export import contract
 from bart_export.artifact import Draft
 from bart_export.checkpoints.layers import layer_names
 from bart_export.errors import ConfigurationError
-from bart_export.exporters.written import Exported, Model, Written, with_bounds
+from bart_export.exporters.written import Exported, Model, Written
 from bart_export.graph.parameters import InferenceParameters
 from bart_export.progress import Stage
 from bart_export.quality import calibration_texts
@@ -32,7 +32,7 @@ from bart_export.quality.tuning.tune import RANKING_TEXTS, RUNGS
 from bart_export.quality.verify import Reference
 from bart_export.quality.weights import parameters_of
 from bart_export.recipe_file import check_layers
-from bart_export.recipes import RECIPES, STORAGES, Recipe
+from bart_export.recipes import RECIPES, STORAGES, Recipe, with_bounds
 from bart_export.runtime import graph_rules
 from bart_export.targets import tflite
 from bart_export.tflite_options import StaticShapes
@@ -51,7 +51,7 @@ def export_tflite(model: Model, options: Any, draft: Draft, stage: Stage) -> Exp
     )
     base, files = tflite.write_recipes(model.backbone, recipes, shapes, draft, stage, calibrator)
     calibrated = calibrator.calibration and texts.to_dict(calibrator.calibration)
-    gate = tflite_gate(model, base, shapes, options.data)
+    gate = tflite_gate(model, base, shapes, options)
     written = []
     for name, recipe in files.items():
         path = draft.directory / name
@@ -114,15 +114,16 @@ def sensitivities(
 
 
 def tflite_gate(
-    model: Model, base: pathlib.Path, shapes: StaticShapes | None, data: pathlib.Path | None
+    model: Model, base: pathlib.Path, shapes: StaticShapes | None, options: Any
 ) -> Gate:
     """Return what holds a model's `.tflite` files to the model, by way of their float file."""
     config, weights = model.backbone.config, model.backbone.named_weights()
     parameters = InferenceParameters(config, lambda name: np.asarray(weights[name]))
     facts = Facts(config, model.tokenizer, model.generation, model.encoder_sequence_length)
     name = "The float32 file that the others are made of"
-    float_file = File.of_draft(name, base, RECIPES["float32"], config, shapes)
-    return Gate(facts, float_file, parameters_of(config, parameters), data)
+    recipe = with_bounds(RECIPES["float32"], options.tolerance)
+    float_file = File.of_draft(name, base, recipe, config, shapes)
+    return Gate(facts, float_file, parameters_of(config, parameters), options.data)
 
 
 def check_tflite(

@@ -7,7 +7,6 @@ import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from types import MappingProxyType
 from typing import Any
 
 from bart_export.config import GenerationConfig
@@ -15,7 +14,6 @@ from bart_export.model import BartBackbone
 from bart_export.quality.golden import Answer
 from bart_export.quality.reference import KerasReference
 from bart_export.quality.verify import Reference
-from bart_export.recipes import Recipe
 from bart_export.runtime.engine import Engine
 from bart_export.text.tokenizer import BartTokenizer
 
@@ -65,9 +63,3 @@ class Exported:
 
     written: Sequence[Written]
     sensitivity: Sequence[Mapping[str, Any]] = ()
-
-
-def with_bounds(recipe: Recipe, tolerance: Mapping[str, float]) -> Recipe:
-    """Return a recipe with some bounds in the place of its own."""
-    bounds = MappingProxyType({**recipe.tolerance, **tolerance})
-    return dataclasses.replace(recipe, tolerance=bounds)

@@ -6,7 +6,7 @@ directory of their own, and held to the Keras model before anything is compared 
 
 import functools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from bart_export import checkpoints, presets
 from bart_export.artifact import Artifact
@@ -17,9 +17,9 @@ from bart_export.progress import Stage
 from bart_export.quality import golden, verify, weights
 from bart_export.quality.gate import Facts, File, Gate, answer_texts
 from bart_export.quality.recheck import Texts, Truth
-from bart_export.quality.reference import KerasReference
+from bart_export.quality.reference import Float64Reference, KerasReference
 from bart_export.quality.verify import Reference
-from bart_export.recipes import RECIPES
+from bart_export.recipes import RECIPES, with_bounds
 from bart_export.targets import tflite
 from bart_export.tflite_options import StaticShapes
 
@@ -30,6 +30,7 @@ def preset_truth(
     files: Sequence[File],
     preset: str,
     texts: Texts | None,
+    tolerance: Mapping[str, float],
     scratch: pathlib.Path,
     stage: Stage,
 ) -> Truth:
@@ -41,6 +42,7 @@ def preset_truth(
         files: what will be compared.
         preset: what `presets.resolve` takes.
         texts: to compare along; None for the golden ones.
+        tolerance: bounds in the place of those that float files are held to.
         scratch: a directory for float files, which must stay while the truth is used.
         stage: told the name of each stage as it begins.
 
@@ -55,7 +57,8 @@ def preset_truth(
             f"--against must be the preset that {artifact.directory} was made of, "
             f"{artifact.manifest['preset']}, or one of its architecture; {preset} has another."
         )
-    keras = KerasReference(BartBackbone.from_checkpoint(checkpoint))
+    backbone = BartBackbone.from_checkpoint(checkpoint)
+    keras = KerasReference(backbone)
     parameters = InferenceParameters(facts.config, lambda name: checkpoint.weights[name])
     stage("ask the Keras model")
     asked = verify.consult(
@@ -67,6 +70,7 @@ def preset_truth(
             {"defaults": facts.generation},
             facts.encoder_sequence_length,
         ),
+        Float64Reference(backbone),
     )
     read = weights.parameters_of(facts.config, parameters)
     bases = {}
@@ -75,7 +79,8 @@ def preset_truth(
         path = scratch / f"float32_{number}.tflite"
         tflite.write_float(parameters, path, shapes)
         name = f"The float32 file that this version makes of {preset}"
-        base = File.of_draft(name, path, RECIPES["float32"], facts.config, shapes)
+        recipe = with_bounds(RECIPES["float32"], tolerance)
+        base = File.of_draft(name, path, recipe, facts.config, shapes)
         Gate(facts, base, read).hold_base(asked)
         bases[shapes] = base
 

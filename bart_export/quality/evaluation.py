@@ -13,6 +13,8 @@ import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
+# No float32 computation is surely nearer, in units of the spread, than neighbouring numbers are.
+ULP = 2.0**-23
 TINY = 1e-30  # stands for the spread of values that are all equal
 
 
@@ -58,17 +60,29 @@ class StepFigures:
     `logits` is the largest absolute error of a logit, `spread` and `relative` are those of
     `ArrayFigures`; `kl` is the mean, over steps, of the Kullback-Leibler divergence of the file's
     distribution of the next token from the model's, sum p log(p / q), in nats; `top1` the share of
-    `steps` with the same likeliest token.
+    `steps` with the same likeliest token. Where the model's logits are known in float64, `rounding`
+    is `relative` over that of the model in float32, whose largest error is `float32`.
     """
 
     errors: ArrayFigures = dataclasses.field(default_factory=ArrayFigures)
+    rounded: ArrayFigures = dataclasses.field(default_factory=ArrayFigures)
     divergence: float = 0.0
     agreeing: int = 0
     steps: int = 0
 
-    def add(self, expected_logits: FloatArray, received_logits: FloatArray) -> None:
-        """Count the steps of a trace: logits (steps, vocabulary) of the model and of the file."""
+    def add(
+        self,
+        expected_logits: FloatArray,
+        received_logits: FloatArray,
+        rounded_logits: FloatArray | None = None,
+    ) -> None:
+        """Count the steps of a trace: logits (steps, vocabulary) of the model and of the file.
+
+        `rounded_logits` are the model's in float32 where those that are expected are in float64.
+        """
         self.errors.add(expected_logits, received_logits)
+        if rounded_logits is not None:
+            self.rounded.add(expected_logits, rounded_logits)
         with np.errstate(invalid="ignore"):  # a file that gives no numbers
             expected, received = log_softmax(expected_logits), log_softmax(received_logits)
         self.divergence += float((np.exp(expected) * (expected - received)).sum())
@@ -86,8 +100,18 @@ class StepFigures:
         """Share of steps with the same likeliest token."""
         return self.agreeing / max(self.steps, 1)
 
+    @property
+    def rounding(self) -> float:
+        """Relative error in units of what float32 costs the model."""
+        return self.errors.relative / max(self.rounded.relative, ULP)
+
     def figures(self) -> dict[str, float]:
-        """Return the figures by name: `logits`, `spread`, `relative`, `kl`, `top1` and `steps`."""
+        """Return the figures by name.
+
+        They are `logits`, `spread`, `relative`, `kl`, `top1`, `steps` and, where the model is known
+        in float64, `rounding` and `float32`.
+        """
+        rounding = {"rounding": self.rounding, "float32": self.rounded.largest}
         return {
             "logits": self.errors.largest,
             "spread": self.errors.spread,
@@ -95,6 +119,7 @@ class StepFigures:
             "kl": self.kl,
             "top1": self.top1,
             "steps": self.steps,
+            **(rounding if self.rounded.values else {}),
         }
 
 

@@ -25,7 +25,7 @@ from bart_export.quality.golden import Answer, Question
 from bart_export.quality.tolerance import check_measurable, judge, uncommitted
 from bart_export.quality.traces import Model, Teacher, Trace
 from bart_export.quality.verify import Reference, Tick
-from bart_export.recipes import RECIPES, Recipe
+from bart_export.recipes import Recipe
 from bart_export.runtime.engine import CompiledModelEngine
 from bart_export.runtime.static_engine import StaticEngine
 from bart_export.text.tokenizer import BartTokenizer
@@ -87,7 +87,7 @@ class Gate:
 
     Args:
         facts: about the model.
-        base: the float file that the others are made of.
+        base: the float file that the others are made of, with the bounds that it is held to.
         read: the checkpoint's matrices, by layer name.
         texts: a file of texts to measure on, None for the golden ones.
 
@@ -134,7 +134,10 @@ class Gate:
                 if self.examples:
                     if file.recipe.exact:
                         judge(file.name, file.recipe, comparison)
-                    comparison, _ = self.compare(file, model, self.texts(asked.model))
+                    texts, cost = self.texts(asked.model), comparison.float32
+                    rounding = comparison.rounding
+                    comparison, _ = self.compare(file, model, texts, cost)
+                    comparison = dataclasses.replace(comparison, rounding=rounding)
             comparison = dataclasses.replace(
                 comparison,
                 **worst,
@@ -145,10 +148,11 @@ class Gate:
         return comparison, answers
 
     def compare(
-        self, file: File, model: Model, reference: Reference
+        self, file: File, model: Model, reference: Reference, float32: float | None = None
     ) -> tuple[Comparison, Sequence[Answer | None]]:
-        """Compare an open file with some answers."""
-        return verify.compare(file.name, model, self.facts.tokenizer, reference)
+        """Compare an open file with some answers; `float32` is that of `verify.compare`."""
+        tokenizer = self.facts.tokenizer
+        return verify.compare(file.name, file.recipe, model, tokenizer, reference, float32=float32)
 
     def hold_base(self, asked: Reference) -> None:
         """Hold the base to the Keras model, once.
@@ -161,8 +165,7 @@ class Gate:
         worst = inspect(self.base, self.facts.config, self.read, self.base.path)
         with self.base.open() as model:
             comparison, _ = self.compare(self.base, model, asked)
-        exact = RECIPES["float32"]
-        judge(self.base.name, exact, dataclasses.replace(comparison, **worst))
+        judge(self.base.name, self.base.recipe, dataclasses.replace(comparison, **worst))
         self.held = True
 
     def texts(self, teacher: Teacher) -> Reference:

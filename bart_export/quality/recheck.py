@@ -196,7 +196,12 @@ def row_of(facts: Facts, file: File, truth: Truth, texts: Texts | None, stage: S
     try:
         with file.open() as model:
             comparison, _ = verify.compare(
-                file.name, model, facts.tokenizer, reference, lambda: stage(f"compare {file.name}")
+                file.name,
+                file.recipe,
+                model,
+                facts.tokenizer,
+                reference,
+                lambda: stage(f"compare {file.name}"),
             )
     except (ArtifactError, VerificationFailed) as error:  # the former for a graph of another form
         return Row(file.name, file.recipe.name, None, (*failures, str(error)))

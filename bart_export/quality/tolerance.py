@@ -24,8 +24,7 @@ NEAR_TIES = {"top1": 0.999, "tokens": 0.99}
 class Bound(NamedTuple):
     """A figure and what it must be: its words, its value, the bound or None, and on which side.
 
-    `metric` is the name by which an option may accept the figure, in units of `unit`, "" where
-    none should.
+    `metric` is the name by which an option may accept the figure, "" where none should.
     """
 
     what: str
@@ -33,7 +32,6 @@ class Bound(NamedTuple):
     bound: float | None
     side: int
     metric: str = ""
-    unit: float = 1.0
 
     @property
     def kept(self) -> bool:
@@ -50,12 +48,11 @@ class Bound(NamedTuple):
 
     def accepting(self) -> str:
         """Return the nearest bound of two digits that accepts the figure."""
-        value = self.value / self.unit
-        if value == 0:
+        if self.value == 0:
             return "0"
-        digit = 10.0 ** (math.floor(math.log10(abs(value))) - 1)
+        digit = 10.0 ** (math.floor(math.log10(abs(self.value))) - 1)
         towards = math.ceil if self.side == AT_MOST else math.floor
-        return f"{towards(value / digit) * digit:.6g}"
+        return f"{towards(self.value / digit) * digit:.6g}"
 
 
 def hold(name: str, bounds: Sequence[Bound]) -> None:
@@ -90,13 +87,12 @@ def bounds(recipe: Recipe, comparison: Comparison) -> list[Bound]:
             continue
         if comparison.data is not None and bound == 1.0:
             bound = NEAR_TIES.get(metric, bound)
-        unit = max(1.0, comparison.spread) if metric == "logits" else 1.0
         words = METRICS[metric].description
         if metric == "weights" and comparison.worst_row:
             words += f" {comparison.worst_row},"
-        # Rounding costs more in one checkpoint than in another; other errors are errors.
-        option = "" if recipe.exact or metric == "weights" else metric
-        listed.append(Bound(words, value, bound * unit, METRICS[metric].side, option, unit))
+        # Rounding costs more in one checkpoint than in another; a wrong row is wrong in any.
+        option = "" if metric == "weights" else metric
+        listed.append(Bound(words, value, bound, METRICS[metric].side, option))
     return listed
 
 

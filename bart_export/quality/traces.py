@@ -44,12 +44,13 @@ class Trace:
 class Seen:
     """What a model computed along a trace.
 
-    `cross` are the tensors of `contract.cross_tensors` by name, float32 (1, heads, source,
-    head_size), none where the model does not show them; `logits` float32 (steps, vocabulary).
+    `cross` are the tensors of `contract.cross_tensors` by name, (1, heads, source, head_size), none
+    where the model does not show them; `logits` are (steps, vocabulary). Both are float32, of a
+    model in float64 float64.
     """
 
-    cross: Mapping[str, FloatArray]
-    logits: FloatArray
+    cross: Mapping[str, npt.NDArray[np.floating[Any]]]
+    logits: npt.NDArray[np.floating[Any]]
 
 
 class Teacher(Protocol):

@@ -11,13 +11,13 @@ from typing import Any
 
 from bart_export.errors import EngineError, InputError, VerificationFailed
 from bart_export.quality import rouge
-from bart_export.quality.evaluation import ArrayFigures, StepFigures, worst
+from bart_export.quality.evaluation import ArrayFigures, FloatArray, StepFigures, worst
 from bart_export.quality.figures import Comparison
-from bart_export.quality.golden import Answer, Question, ask
+from bart_export.quality.golden import Answer, Question, ask, ask_again
 from bart_export.quality.rouge import Loss
 from bart_export.quality.tolerance import judge, uncommitted
 from bart_export.quality.traces import Model, Seen, Teacher, Trace, follow, taken, ways
-from bart_export.recipes import Recipe
+from bart_export.recipes import ROUNDING, Recipe
 from bart_export.text.tokenizer import BartTokenizer
 
 FEW = 8  # traces through every bucket of a static build; a long one's encoder may take seconds
@@ -28,7 +28,8 @@ Tick = Callable[[], None]  # called for every trace and every question
 class Reference:
     """What the float model answered, and its greedy traces; `model` computes along them.
 
-    `wanted` are the texts that people gave for the questions, None where there is none.
+    `wanted` are the texts that people gave for the questions, None where there is none. `truth`
+    is the model in float64, None where it is not asked.
     """
 
     questions: Sequence[Question]
@@ -36,17 +37,26 @@ class Reference:
     traces: Sequence[Trace]
     model: Teacher
     wanted: Sequence[str | None] = ()
+    truth: Teacher | None = None
 
 
-def consult(model: Any, tokenizer: BartTokenizer, questions: list[Question]) -> Reference:
-    """Ask the reference, a model and a teacher, everything that files will be compared with."""
+def consult(
+    model: Any,
+    tokenizer: BartTokenizer,
+    questions: list[Question],
+    truth: Teacher | None = None,
+) -> Reference:
+    """Ask the reference, a model and a teacher, everything that files will be compared with.
+
+    `truth` is the same model in float64.
+    """
     answers = [ask(model.start, model.step, tokenizer, question) for question in questions]
     traces = [
         Trace(question.source_token_ids, answer.token_ids[:-1])
         for question, answer in zip(questions, answers, strict=True)
         if question.setting == "greedy"
     ]
-    return Reference(questions, answers, traces, model)
+    return Reference(questions, answers, traces, model, truth=truth)
 
 
 def check(
@@ -58,36 +68,55 @@ def check(
         VerificationFailed: for a file outside the tolerance, or one that gives no numbers at all.
     """
     with uncommitted():
-        comparison, answers = compare(name, model, tokenizer, reference)
+        comparison, answers = compare(name, recipe, model, tokenizer, reference)
         judge(name, recipe, comparison)
     return comparison, answers
 
 
 def compare(
     name: str,
+    recipe: Recipe,
     model: Model,
     tokenizer: BartTokenizer,
     reference: Reference,
     tick: Tick = lambda: None,
+    float32: float | None = None,
 ) -> tuple[Comparison, list[Answer | None]]:
     """Ask a file what the reference was asked; return the differences and the file's answers.
 
     A question that does not fit a static build has no answer.
 
+    Args:
+        name: what errors call the file.
+        recipe: how it is stored.
+        model: the file, to be run.
+        tokenizer: the model's.
+        reference: what was asked, and what the float model said.
+        tick: called for every trace and every question.
+        float32: what float32 cost the Keras model's logits elsewhere, where `reference` has no
+            `truth` to find it out.
+
     Raises:
-        VerificationFailed: for a file that gives no numbers at all; `name` is what it calls it.
+        VerificationFailed: for a file that gives no numbers at all.
     """
     try:
         signatures = compare_steps(model, reference, tick)
+        steps = [figures for figures in signatures.values() if "top1" in figures]
+        if reference.truth is not None:
+            float32 = worst(one["float32"] for one in steps)
         answers = [answer_of(model, tokenizer, one, tick) for one in reference.questions]
+        noise = ROUNDING * (float32 or 0) if recipe.exact else 0.0
+        same = [
+            answer.token_ids == wanted.token_ids
+            or bool(noise)
+            and ask_again(model.start, model.step, tokenizer, question, wanted.token_ids, noise)
+            for question, answer, wanted in zip(
+                reference.questions, answers, reference.answers, strict=True
+            )
+            if answer is not None
+        ]
     except EngineError as error:
         raise VerificationFailed(f"{name} cannot answer: {error}") from error
-    steps = [figures for figures in signatures.values() if "top1" in figures]
-    same = [
-        answer.token_ids == wanted.token_ids
-        for answer, wanted in zip(answers, reference.answers, strict=True)
-        if answer is not None
-    ]
     losses = compare_texts(reference, answers)
     comparison = Comparison(
         logits=worst(one["logits"] for one in steps),
@@ -99,6 +128,8 @@ def compare(
         steps=int(max(one["steps"] for one in steps)),
         questions=len(same),
         signatures=signatures,
+        rounding=worst(one["rounding"] for one in steps) if reference.truth else None,
+        float32=float32,
     )
     if losses:
         comparison = dataclasses.replace(
@@ -119,14 +150,18 @@ def compare_steps(model: Model, reference: Reference, tick: Tick) -> dict[str, M
     encoders: dict[str, ArrayFigures] = {}
     decoders: dict[str, StepFigures] = {}
     through = list(ways(model))
+    truth = reference.truth or reference.model
     for number, trace in enumerate(reference.traces):
-        known: dict[Trace, Seen] = {}  # of this trace, cut to the room of each way
+        # Of this trace, cut to the room of each way: the truth, and what float32 makes of it.
+        known: dict[Trace, tuple[Seen, FloatArray | None]] = {}
         for way in through if number < FEW else taken(through, trace):
             fitted = way.fitted(trace)
             if fitted not in known:
-                known[fitted] = reference.model.along(fitted)
-            expected, received = known[fitted], follow(way.model, fitted, way.rows)
-            decoders.setdefault(way.decode, StepFigures()).add(expected.logits, received.logits)
+                rounded = reference.model.along(fitted).logits if reference.truth else None
+                known[fitted] = truth.along(fitted), rounded
+            (expected, rounded), received = known[fitted], follow(way.model, fitted, way.rows)
+            figures = decoders.setdefault(way.decode, StepFigures())
+            figures.add(expected.logits, received.logits, rounded)
             encoder = encoders.setdefault(way.encode, ArrayFigures())
             for tensor, array in received.cross.items():
                 encoder.add(expected.cross[tensor], array)

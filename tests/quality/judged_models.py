@@ -16,7 +16,7 @@ from bart_export.model import BartBackbone
 from bart_export.presets import resolve
 from bart_export.quality import golden, verify, weights
 from bart_export.quality.gate import Facts, File, Gate
-from bart_export.quality.reference import KerasReference
+from bart_export.quality.reference import Float64Reference, KerasReference
 from bart_export.recipes import RECIPES
 from bart_export.runtime.engine import CompiledModelEngine
 from bart_export.targets import tflite
@@ -49,7 +49,8 @@ class Judged:
             checkpoint.config, lambda name: np.asarray(checkpoint.weights[name])
         )
         self.read = weights.parameters_of(checkpoint.config, self.parameters)
-        self.keras = KerasReference(BartBackbone.from_checkpoint(checkpoint))
+        backbone = BartBackbone.from_checkpoint(checkpoint)
+        self.keras, self.truth = KerasReference(backbone), Float64Reference(backbone)
         self.asked = verify.consult(
             self.keras,
             tokenizer,
@@ -59,6 +60,7 @@ class Judged:
                 {"defaults": checkpoint.generation},
                 checkpoint.encoder_sequence_length,
             ),
+            self.truth,
         )
 
     def float_file(self, path, shapes=None):

@@ -21,6 +21,7 @@ from bart_export import metrics
 from bart_export.errors import ConfigurationError, InputError, VerificationFailed
 from bart_export.quality import structure
 from bart_export.quality.verify import compare
+from bart_export.recipes import ROUNDING
 from bart_export.tflite_options import StaticShapes
 
 SHAPES = StaticShapes(source_lengths=(16, 64), target_length=24, num_beams=(1, 4))
@@ -49,7 +50,7 @@ def test_right_files_pass_with_a_row_of_every_metric(tiny, base, int8):
         for name in ("logits", "relative", "kl"):
             worst = max(figures["signatures"][one][name] for one in ("decode", "decode_single"))
             assert figures[name] == worst > 0
-        assert 0 < figures["signatures"]["encode"]["relative"] < (1e-5, 0.2)[file is int8]
+        assert 0 < figures["signatures"]["encode"]["relative"] < (1e-4, 0.2)[file is int8]
     assert comparison.weights == 0
 
 
@@ -73,8 +74,8 @@ def test_the_logits_alone_would_not_have_shown_it(tiny, int8, tmp_path, harm):
     """What makes the other checks worth their time: figures stay near those of the right file."""
     wrong = tiny.changed(int8, harm, tmp_path / "it")
     with int8.open() as right_model, wrong.open() as wrong_model:
-        right, _ = compare("right", right_model, tiny.facts.tokenizer, tiny.asked)
-        found, _ = compare("wrong", wrong_model, tiny.facts.tokenizer, tiny.asked)
+        right, _ = compare("right", INT8, right_model, tiny.facts.tokenizer, tiny.asked)
+        found, _ = compare("wrong", INT8, wrong_model, tiny.facts.tokenizer, tiny.asked)
     assert found.relative < 1.5 * right.relative
 
 
@@ -111,7 +112,7 @@ def test_texts_take_the_place_of_the_golden_ones(tiny, base, int8, texts):
     exact, _ = gate.check(base, tiny.asked)
     assert (exact.tokens, exact.rouge_l) == (1.0, 0.0)
     # The Keras model is what they are compared with, not the base itself.
-    assert 0 < exact.logits < 1e-4
+    assert 0 < exact.logits < 2 * ROUNDING * exact.float32
 
 
 def test_settings_of_the_texts_are_the_model_s_own(tiny, base, texts):

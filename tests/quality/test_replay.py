@@ -10,8 +10,11 @@ from click.testing import CliRunner
 from bart_export import artifact as artifacts
 from bart_export.artifact import Artifact
 from bart_export.cli import main
+from bart_export.config import GenerationConfig
 from bart_export.errors import ArtifactError, VerificationFailed
+from bart_export.quality import golden
 from bart_export.quality.replay import Replayed, replay
+from bart_export.recipes import ROUNDING
 from bart_export.runtime.generator import Generator
 
 FLOAT_FILE, INT8_FILE = "tflite/float32.tflite", "tflite/dynamic_wi8_afp32.tflite"
@@ -109,3 +112,28 @@ def test_the_question_is_asked_with_the_settings_of_the_case(symmetric_artifact,
         "equal": 9,
         "asked": 9,
     }
+
+
+def test_another_answer_that_rounding_decides_is_no_damage(mini_artifact, tmp_path):
+    """Another processor sums in another order: what ties but for that may be decided otherwise."""
+    generator = Generator.from_artifact(mini_artifact.directory, recipe="float32", num_threads=1)
+    engine, tokenizer, noise = generator.engine, generator.tokenizer, 0.5
+
+    def exchange(content):
+        for case in content["cases"]:
+            question = golden.Question(
+                case["text"],
+                tuple(case["source_token_ids"]),
+                case["setting"],
+                GenerationConfig.from_dict(case["generation"]),
+            )
+            step = golden.moved(engine.step, noise, seed=1)
+            answer = golden.ask(engine.start, step, tokenizer, question)
+            case["files"][FLOAT_FILE]["token_ids"] = list(answer.token_ids)
+
+    made = with_golden(mini_artifact, tmp_path / "made", exchange)
+    with pytest.raises(VerificationFailed, match="of its 9"):
+        replayed(made)
+    row = next(row for row in made.manifest["verification"] if row["file"] == FLOAT_FILE)
+    row["float32"] = noise / ROUNDING
+    assert replayed(made)[0] == Replayed(FLOAT_FILE, 9, 9)

@@ -24,10 +24,7 @@ from bart_export.text.tokenizer import BartTokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """A file's size in bytes, its hash, and its figures by the names of `metrics.METRICS`.
-
-    `logits` is in units of the logits' spread where that is above 1, as in a recipe's tolerance.
-    """
+    """A file's size in bytes, its hash, and its figures by the names of `metrics.METRICS`."""
 
     size: int
     sha256: str
@@ -94,7 +91,7 @@ class Examination:
         for number, trace in enumerate(self.traces):
             steps.add(np.load(self.logits_file(number)), follow(engine, trace).logits)
         figures = {name: float(value) for name, value in steps.figures().items()}
-        figures["logits"] /= max(1.0, figures.pop("spread"))
+        del figures["spread"]
         count = int(figures.pop("steps"))
         if self.generate:
             figures |= self.compare_answers(engine)
