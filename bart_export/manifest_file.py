@@ -76,6 +76,7 @@ FILE_FIGURES = {
     "top1": SHARE,
     "tokens": OrNull(SHARE),
     "signatures": {EVERY: {EVERY: NUMBER}},
+    **dict.fromkeys(("rounding?", "float32?"), OrNull(NUMBER)),
     **dict.fromkeys(("weights?", "rouge_1?", "rouge_2?", "rouge_l?"), OrNull(NUMBER)),
     "rouge?": OrNull({EVERY: LOSS}),
     "data?": OrNull({"sha256": TEXT, "texts": COUNT}),
