@@ -40,7 +40,8 @@ class BundleTest {
             assertEquals(manifest.getValue(name), written.parseToJsonElement(read))
         same("config", written.encodeToString(opened.config))
         same("generation", written.encodeToString(opened.generation))
-        same("tokenizer", written.encodeToString(opened.manifest.tokenizer))
+        // What is as in any BART is not stated.
+        same("tokenizer", Json.encodeToString(opened.manifest.tokenizer))
         same("special_token_ids", written.encodeToString(opened.manifest.specialTokenIds))
     }
 
