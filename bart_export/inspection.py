@@ -88,7 +88,7 @@ def signatures(artifact: Artifact) -> dict[str, Any]:
     ]
     for target in ("tflite", "saved_model"):
         if dynamic if target == "tflite" else artifact.files(target):
-            found[target] = manifest["signatures"][target]
+            found[target] = manifest["signatures"].get(target, {})
     return found | {
         name: entry["signatures"]
         for name, entry in manifest["files"].items()

@@ -238,11 +238,9 @@ def check(manifest: Mapping[str, Any]) -> None:
                 documents.check(one, {"sizes": axes}, f"{name}.signatures")
     for name in (manifest["tokenizer"]["vocabulary"], manifest["tokenizer"]["merges"]):
         documents.require(name in files, "tokenizer", "names of files", name)
-    folders = {folder for name in files for folder in folders_of(name)}
     for row in manifest["verification"]:
-        for known, shape in ((files, FILE_FIGURES), (folders, VERSION_FIGURES)):
-            if row["file"] in known:
-                documents.check(row, shape, f"verification of {shown(row['file'])}")
+        shape = FILE_FIGURES if "top1" in row else VERSION_FIGURES
+        documents.check(row, shape, f"verification of {shown(row['file'])}")
 
 
 def check_names(names: list[str]) -> None:
@@ -268,15 +266,9 @@ def check_names(names: list[str]) -> None:
         if key in seen or key == "manifest.json":
             raise ValueError(f"{shown(name)} and {shown(seen.get(key, key))} name one file")
         seen[key] = name
-        folders.update(folders_of(key))
+        folders.update("/".join(key.split("/")[:count]) for count in range(1, len(parts)))
     if both := folders & seen.keys():
         raise ValueError(f"{shown(seen[min(both)])} names a file and a directory")
-
-
-def folders_of(name: str) -> list[str]:
-    """Return the directories that a name leads through."""
-    parts = name.split("/")
-    return ["/".join(parts[:count]) for count in range(1, len(parts))]
 
 
 def is_part(part: str) -> bool:

@@ -244,8 +244,7 @@ def read_everything(directory, draft):
     """Open an artifact and do what commands do with its manifest, but run its files."""
     opened = Artifact.open(directory)
     for row in opened.manifest["verification"]:
-        if manifest.stands(row["file"], opened.manifest["files"]):
-            inspection.summary(opened, row)
+        inspection.summary(opened, row)
     manifest.keep(draft, {**opened.manifest, "source": {}}, [])
     report.parts({**opened.manifest, "source": SOURCE}, reported(opened.manifest), ())
     for one in reported(opened.manifest):
