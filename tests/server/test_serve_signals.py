@@ -63,7 +63,7 @@ def test_it_says_where_it_listens_and_what_it_serves(base_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_running_calls_finish_and_refuses_new_ones(base_path, number):
     with process(base_path) as served, ThreadPoolExecutor(2) as threads:
-        wait = {"signature": "wait", "seconds": [1.5]}
+        wait = {"signature": "wait", "seconds": [4.0]}
         (first,) = start(threads, served, over_grpc, **wait)
         (second,) = start(threads, served, rest, more=True, **wait)
         assert not first.done()
@@ -74,8 +74,8 @@ def test_a_signal_lets_running_calls_finish_and_refuses_new_ones(base_path, numb
         assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
         with pytest.raises(httpx.ConnectError):
             rest(served.rest_api_port, x=[1.0])
-        assert list(first.result().outputs["seconds"].float_val) == [1.5]
-        assert second.result().json() == {"outputs": [1.5]}
+        assert list(first.result().outputs["seconds"].float_val) == [4.0]
+        assert second.result().json() == {"outputs": [4.0]}
         code, errors = served.ended()
     assert code == 0
     assert "Traceback" not in errors
