@@ -96,7 +96,7 @@ MEASUREMENT = {
     "rounds": COUNT,
     "lengths": [
         dict.fromkeys(("source", "num_beams", "new_tokens"), POSITIVE)
-        | dict.fromkeys(("encode_seconds", "seconds", "fastest", "slowest"), SECONDS)
+        | dict.fromkeys(("seconds", "encode_seconds?", "fastest?", "slowest?"), SECONDS)
     ],
 }
 SENSITIVITY = {
