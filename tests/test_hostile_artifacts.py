@@ -437,3 +437,34 @@ def test_a_file_of_the_right_size_and_another_content_is_told_so(made):
     path.write_bytes(b"short")
     with pytest.raises(ArtifactError, match="it has 5 bytes, not 5000"):
         made.path("tflite/a.tflite")
+
+
+# --- Other files that commands read beside an artifact.
+
+
+BESIDE = {
+    "a recipe": lambda path, made: complaint(
+        *("--preset", "bart_mini_en", "--target", "tflite", "--recipe", path)
+    ),
+    "a report": lambda path, made: complaint("bench", made.directory, "--compare", path),
+    "a model to check": lambda path, made: complaint("edgetpu", "check", path),
+    "a configuration": lambda path, made: complaint("serve", "--model-config-file", path),
+}
+CONTENTS = {
+    "a pipe": os.mkfifo,
+    "a device": lambda path: path.symlink_to("/dev/zero"),
+    "nothing": lambda path: path.touch(),
+    "nested": lambda path: path.write_bytes(b"[" * 100_000),
+    "nested objects": lambda path: path.write_bytes(b'{"schema_version":' * 100_000),
+    "rows of another type": lambda path: path.write_text(
+        '{"schema_version": 2, "files": [3], "openings": {}, "memory": [], "generation": []}'
+    ),
+}
+
+
+@pytest.mark.parametrize("content", CONTENTS)
+@pytest.mark.parametrize("kind", BESIDE)
+def test_a_file_beside_an_artifact_gets_one_line(made, tmp_path, kind, content):
+    path = tmp_path / "given.json"
+    CONTENTS[content](path)
+    assert "given.json" in BESIDE[kind](path, made)
