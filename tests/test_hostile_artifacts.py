@@ -361,13 +361,13 @@ def test_nothing_outside_is_deleted_by_an_export_over_a_foreign_artifact(made, t
 
 def test_a_foreign_file_takes_no_place_of_what_an_export_wrote(made):
     golden = write_golden(made.directory)
-    for name in ("tokenizer/vocabulary.json", "saved_model/1/saved_model.pb", "saved_model/2/x"):
+    for name in ("tokenizer/vocabulary.json", "saved_model/1/SAVED_model.pb", "saved_model/2/x"):
         (made.directory / name).parent.mkdir(parents=True, exist_ok=True)
         (made.directory / name).write_bytes(b"")
     with_files(
         made,
         **{"golden.json": golden, "tokenizer/vocabulary.json": {**ENTRY, **VERSION}},
-        **{"saved_model/1/saved_model.pb": {**ENTRY, **VERSION}},
+        **{"saved_model/1/SAVED_model.pb": {**ENTRY, **VERSION}},
         **{"saved_model/2/x": {**ENTRY, **VERSION}},
     )
     made = Artifact.open(made.directory)
