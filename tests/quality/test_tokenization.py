@@ -9,7 +9,7 @@ import pytest
 from bart_export import checkpoints
 from bart_export.artifact import Artifact
 from bart_export.checkpoints import tokenizer_files
-from bart_export.errors import VerificationFailed
+from bart_export.errors import TokenizerError, VerificationFailed
 from bart_export.export import export
 from bart_export.graph.tokenizer import GraphTokenizer
 from bart_export.quality import saved_model, tokenization
@@ -139,3 +139,22 @@ def test_a_graph_that_tokenizes_something_else_fails_by_name(name):
         tokenization.check_signature(
             "saved_model/1", signature(wrong), checkpoint.tokenizer(), TEXTS
         )
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {"add_prefix_space": "yes"},
+        {"add_prefix_space": None},
+        {"added_tokens": None},
+        {"added_tokens": [{"content": "a", "upper": True}]},
+        {"added_tokens": [{"content": "<nope>"}]},
+    ],
+    ids=str,
+)
+def test_what_a_manifest_states_of_a_tokenizer_is_checked(symmetric_artifact, stated):
+    tokenizer = {**symmetric_artifact.manifest["tokenizer"], **stated}
+    manifest = {**symmetric_artifact.manifest, "tokenizer": tokenizer}
+    with pytest.raises(TokenizerError) as refused:
+        BartTokenizer.from_artifact(dataclasses.replace(symmetric_artifact, manifest=manifest))
+    assert str(symmetric_artifact.directory) in str(refused.value)
