@@ -10,6 +10,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+from readme import README, blocks, commands
 
 import bart_export
 from bart_export.cli import main
@@ -180,21 +181,6 @@ def test_a_module_is_one_room(path):
 def test_the_changelog_begins_with_this_version():
     versions = re.findall(r"^## \[([\d.]+)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert versions[0] == bart_export.__version__
-
-
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-def blocks(language):
-    """Return the README's code blocks of a language."""
-    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-    return [block for marked, block in fenced if marked == language]
-
-
-def commands():
-    """Return the README's `bart-export` commands."""
-    text = "".join(blocks("sh")).replace("\\\n", " ")
-    return [line for line in text.splitlines() if line.startswith("bart-export")]
 
 
 def test_the_tables_of_the_readme_are_those_of_the_code(monkeypatch):
