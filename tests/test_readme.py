@@ -26,13 +26,14 @@ def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("readme")
     shutil.copytree(ASSETS / "bart_mini_en", place / "my_bart")
     (place / "android/app/src/main").mkdir(parents=True)
+    (place / "android/settings.gradle.kts").touch()
     lines = (ASSETS / "bart_mini_en" / "calibration.jsonl").read_text().splitlines()[-TEXTS:]
     (place / "texts.jsonl").write_text("\n".join(lines) + "\n")
     texts = [" ".join(json.loads(line)["text"].split()) for line in lines]
     (place / "texts.txt").write_text("\n".join(texts) + "\n")
     (place / "models.config").write_text(
         'model_config_list { config { name: "headlines" base_path: "'
-        f'{place / "artifacts/bart_mini_en"}" }} }}\n'
+        f'{place / "artifacts/bart_mini_en"}" model_platform: "tensorflow" }} }}\n'
     )
     return place
 

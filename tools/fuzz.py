@@ -201,8 +201,9 @@ def structure(content: bytes) -> list[range]:
 
 def attempt_flatbuffer(sample: Sample, scratch: pathlib.Path, dice: random.Random) -> str:
     """Alter a file, give the manifest hashes that fit, and generate from it."""
-    from bart_export.artifact import UNSEALED, Artifact, seal
+    from bart_export.artifact import Artifact
     from bart_export.errors import ArtifactError, BartExportError
+    from bart_export.manifest_file import UNSEALED, seal
     from bart_export.runtime.generator import Generator
 
     name = dice.choice(FILES)
