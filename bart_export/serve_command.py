@@ -58,6 +58,8 @@ OPTIONS: tuple[tuple[str, str, Any, str], ...] = (
      "How often to read --model-config-file again; 0 reads it once."),
     ("allow_labels_for_unavailable", "--allow-version-labels-for-unavailable-models", None,
      "Let a new label name a version that is not loaded yet."),
+    ("allow_reload_requests", "--allow-reload-requests", None,
+     "Let clients of gRPC say which directories are served (HandleReloadConfigRequest)."),
     ("ssl_config_file", "--ssl-config-file", Path, "SSLConfig as a text proto: TLS for gRPC."),
     ("monitoring_config_file", "--monitoring-config-file", Path,
      "MonitoringConfig as a text proto: metrics for Prometheus."),

@@ -38,6 +38,10 @@ Method = Callable[[Any, Limits], Awaitable[Any]]
 
 SIGNATURE_DEF = "signature_def"
 NO_MODEL_SPEC = "Missing ModelSpec"
+NO_RELOADS = (
+    "HandleReloadConfigRequest is not allowed here. Expected a server with "
+    "--allow-reload-requests; --model-config-file-poll-seconds follows a file instead"
+)
 
 
 def services(store: ModelStore, metrics: Metrics) -> dict[str, dict[str, Method]]:
@@ -276,7 +280,13 @@ class ModelService:
 
         The response comes when the models that are new are available. A client that goes away does
         not stop the change.
+
+        Raises:
+            StatusError: PERMISSION_DENIED unless the server was started to allow it: who may ask a
+                model may not therefore have any directory of the machine served.
         """
+        if not self.store.options.allow_reload_requests:
+            raise StatusError(Code.PERMISSION_DENIED, NO_RELOADS)
         names = request.metric_names
         before = [counted(self.metrics, name) for name in names]
         models = model_config.from_proto(request.config)

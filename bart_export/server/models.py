@@ -60,26 +60,31 @@ class ModelStore:
         self.stopped = False
 
     def configure(self, models: Sequence[ServedModel]) -> None:
-        """Serve these models and no others; wait until those newly named are available.
+        """Serve these models and no others; wait until those that do not answer yet are available.
 
         A model that stays keeps its versions until those newly wanted are loaded, which is not
-        waited for. Labels change last, all of them or none.
+        waited for. Labels change after that, all of them or none, and models that are listed no
+        more are withdrawn last: as long as a list cannot be followed, what answered goes on.
 
         Raises:
-            StatusError: INVALID_ARGUMENT for a list that is refused as a whole; UNKNOWN for new
-                models that did not become available, and FAILED_PRECONDITION for a label of a
-                version that is not: the models are served as listed all the same.
+            StatusError: INVALID_ARGUMENT for a list that is refused as a whole; UNKNOWN for models
+                that did not become available, and FAILED_PRECONDITION for a label of a version
+                that is not: what the list names is served beside what was served before.
         """
         with self.configuring:
             check_models(models, self.served)
-            new = self._replace({served.name: served for served in models})
-            reasons = [reason for model in new if (reason := model.wait())]
+            listed = {served.name: served for served in models}
+            self._serve(
+                {**listed, **{name: self.served[name] for name in self.served.keys() - listed}}
+            )
+            reasons = [reason for name in listed if (reason := self._unavailable(name))]
             if reasons:
-                listed = "".join(f"{reason}, " for reason in reasons)
+                told = "".join(f"{reason}, " for reason in reasons)
                 raise StatusError(
-                    Code.UNKNOWN, f"{len(reasons)} model(s) did not become available: {{{listed}}}"
+                    Code.UNKNOWN, f"{len(reasons)} model(s) did not become available: {{{told}}}"
                 )
             self.labels = self._checked_labels(models)
+            self._withdraw_all_but(listed)
 
     def start(self) -> None:
         """Look for new versions every `poll_seconds` from now on."""
@@ -160,8 +165,8 @@ class ModelStore:
             )
         return labels[spec.label]
 
-    def _replace(self, served: Mapping[str, ServedModel]) -> list[ModelVersions]:
-        """Put a new list in place of the old one; return the models that it newly names."""
+    def _serve(self, served: Mapping[str, ServedModel]) -> None:
+        """Serve models, among them all that are served already, perhaps otherwise."""
         with self.lock:
             if self.stopped:
                 raise StatusError(Code.UNAVAILABLE, "The server is stopping")
@@ -172,9 +177,6 @@ class ModelStore:
                 if name not in self.models
             }
             self.models = {**self.models, **new}
-            for name in old.keys() - served.keys():
-                LOG.info("%s: served no more", name)
-                self.models[name].withdraw()
             for name, model in served.items():
                 if old.get(name) == model:
                     continue
@@ -182,7 +184,22 @@ class ModelStore:
                 self.models[name].serve(model)
                 if self.polling:
                     self.models[name].poll()
-            return [self.models[name] for name in served if name not in old]
+
+    def _unavailable(self, name: str) -> str:
+        """Wait for a model of which no version answers; return why none does in the end, or ""."""
+        model = self.models[name]
+        answers = any(status.state == State.AVAILABLE for status in model.statuses().values())
+        return "" if answers else model.wait()
+
+    def _withdraw_all_but(self, listed: Mapping[str, ServedModel]) -> None:
+        """Serve no model that is not listed."""
+        with self.lock:
+            if self.stopped:
+                return
+            old, self.served = self.served, listed
+            for name in old.keys() - listed.keys():
+                LOG.info("%s: served no more", name)
+                self.models[name].withdraw()
 
     def _checked_labels(self, models: Sequence[ServedModel]) -> Labels:
         """Return the labels of a list of models.
@@ -211,8 +228,11 @@ def check_models(models: Sequence[ServedModel], served: Mapping[str, ServedModel
     """Hold a list of models to what may follow the one that is served.
 
     Raises:
-        StatusError: INVALID_ARGUMENT, with TensorFlow Serving's texts.
+        StatusError: INVALID_ARGUMENT, with TensorFlow Serving's texts where it refuses the list.
     """
+    if served and not models:
+        # A file that is being written begins like this.
+        refuse(f"Expected a list of models, received none; {', '.join(served)} stay(s) served")
     for name, times in collections.Counter(model.name for model in models).items():
         if times > 1:
             refuse(f"Illegal to list model {name} multiple times in config list")

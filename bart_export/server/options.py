@@ -57,6 +57,7 @@ class ServeOptions:
     poll_seconds: float = 1.0
     model_config_poll_seconds: float = 0.0
     allow_labels_for_unavailable: bool = False
+    allow_reload_requests: bool = False
     load_retries: int = 2
     retry_seconds: float = 1.0
     warmup: bool = True

@@ -152,7 +152,7 @@ def test_a_client_that_goes_away_stops_the_work_before_the_next_token():
         assert time.monotonic() - gone < 0.3
         assert servable.emitted <= 2
         # The model is held until then and not longer.
-        server.store.configure([])
+        server.store.stop()
         assert servable.closed.wait(5)
 
 

@@ -217,6 +217,15 @@ def test_a_reload_replaces_what_is_served(tmp_path):
         assert told == ("NOT_FOUND", "Could not find any versions of model q")
 
 
+def test_a_reload_is_refused_unless_it_is_allowed(tmp_path):
+    listed = f'name: "n" base_path: "{tmp_path}" model_platform: "tensorflow"'
+    request = f"config {{ model_config_list {{ config {{ {listed} }} }} }}"
+    with front(tmp_path, allow_reload_requests=False) as served:
+        code, details = refused(served, "HandleReloadConfigRequest", request)
+        assert (code, served.store.names()) == ("PERMISSION_DENIED", ["m"])
+        assert "--allow-reload-requests" in details
+
+
 def test_a_model_that_cannot_be_loaded_is_told_of(tmp_path):
     with front(tmp_path) as served:
         listed = f'name: "broken" base_path: "{tmp_path}" model_platform: "tensorflow"'
@@ -228,6 +237,7 @@ def test_a_model_that_cannot_be_loaded_is_told_of(tmp_path):
         assert code == "UNKNOWN"
         assert details.startswith("1 model(s) did not become available: {{name: broken")
         assert "it cannot be loaded" in details
+        assert call(served, "Predict", spec() + tensor("x", [1.0])).outputs
 
 
 def test_a_label_needs_a_version_that_is_available(tmp_path):

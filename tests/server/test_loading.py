@@ -178,7 +178,7 @@ def test_a_version_no_longer_wanted_once_it_is_loaded_is_closed(store, opener, b
     opener.gates[2] = threading.Event()
     add_version(base_path, 2)
     wait_until(lambda: opener.attempts == [1, 2])
-    store.configure([])
+    store.models["m"].withdraw()
     opener.gates[2].set()
     wait_until(lambda: states(store) == {1: State.END, 2: State.END})
     assert opener.of(2).closed.is_set()
@@ -302,14 +302,15 @@ def test_configuring_waits_for_every_version_but_not_for_hopeless_ones(opener, b
         assert states(store) == {1: State.AVAILABLE, 2: State.LOADING, 3: State.AVAILABLE}
 
 
-def test_what_happens_is_logged_in_one_line_each(store, base_path, caplog):
+def test_what_happens_is_logged_in_one_line_each(store, base_path, tmp_path, caplog):
     caplog.set_level(logging.INFO, "bart_export.server")
     store.configure([served(base_path)])
     add_version(base_path, 2)
     wait_until(lambda: states(store)[1] == State.END)
-    store.configure([])
+    add_version(tmp_path / "n", 1)
+    store.configure([served(tmp_path / "n", "n")])
     wait_until(lambda: states(store)[2] == State.END)
-    lines = [record.getMessage() for record in caplog.records]
+    lines = [line for record in caplog.records if (line := record.getMessage()).startswith("m:")]
     assert sorted(line.split(" in ")[0] for line in lines) == [
         "m: loaded version 1",
         "m: loaded version 2",

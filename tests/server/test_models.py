@@ -222,11 +222,30 @@ def test_new_models_that_do_not_become_available_are_told(store, opener, base_pa
     wait_until(lambda: states(store, "absent") == {1: State.AVAILABLE})
 
 
-def test_a_model_that_was_not_available_is_not_waited_for_again(opener, tmp_path):
-    with running_store(opener) as store:
-        models = [served(tmp_path / "absent")]
-        assert refusal(lambda: store.configure(models))[0] == Code.UNKNOWN
-        store.configure(models)
+def test_a_list_that_cannot_be_followed_withdraws_nothing(store, opener, base_path, tmp_path):
+    store.configure([served(base_path, labels={"stable": 2})])
+    wrong = [served(tmp_path / "absent", "absent")]
+    for _ in range(2):  # a second attempt is no better
+        assert refusal(lambda: store.configure(wrong))[0] == Code.UNKNOWN
+        assert latest(store, label="stable") == 2
+    add_version(tmp_path / "absent", 1)
+    wait_until(lambda: store.models["absent"].statuses())
+    labelled = [served(tmp_path / "absent", "absent", labels={"stable": 3})]
+    assert refusal(lambda: store.configure(labelled))[0] == Code.FAILED_PRECONDITION
+    assert latest(store, label="stable") == 2
+    store.configure(wrong)
+    assert store.names() == ["absent"]
+    assert latest(store, "absent") == 1
+    assert refusal(lambda: latest(store))[0] == Code.NOT_FOUND
+
+
+def test_an_empty_list_withdraws_nothing(store, base_path):
+    store.configure([served(base_path)])
+    assert refusal(lambda: store.configure([])) == (
+        Code.INVALID_ARGUMENT,
+        "Expected a list of models, received none; m stay(s) served",
+    )
+    assert latest(store) == 2
 
 
 def test_stopping_unloads_everything_and_waits_for_calls(opener, base_path, tmp_path):

@@ -134,7 +134,7 @@ def test_a_call_that_takes_too_long_is_answered_and_stopped():
         answer = server.post(PREDICT, wait_body(30))
         assert 0.15 < time.monotonic() - began < 2
         assert (answer.status, answer.json) == (504, TIMED_OUT)
-        server.store.configure([])
+        server.store.stop()
     assert servable.closed  # which waits for what runs
 
 
