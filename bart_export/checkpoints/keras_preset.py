@@ -8,6 +8,8 @@ of computing something else. It builds no Keras object and knows nothing of laye
 
 import json
 import math
+import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -33,6 +35,11 @@ REGISTERED_NAMES = (
     "bart_export>BartBackbone",
 )
 QUANTIZED = ("int8", "int4", "float8", "gptq", "awq")
+# Beside the folder "assets", all that a Keras preset of any model has.
+FILES = re.compile(
+    r"(config|metadata|tokenizer|preprocessor|task|generation_config|model\.weights)\.json"
+    r"|(model|task)(_\d{5})?\.weights\.h5"
+)
 OF_THE_LAYER = ("name", "trainable", "dtype")  # config keys that are not the architecture's
 
 
@@ -195,7 +202,7 @@ def write(
             is not a preset, or cannot be written.
         MissingExtra: when h5py is not installed.
     """
-    directory = Path(directory)
+    directory = Path(os.path.realpath(directory))
     rows = weight_rows(config)
     given = {
         # Looked up when needed: a lazy mapping need not hold all arrays at once.
@@ -203,10 +210,7 @@ def write(
         for name, array in weights.items()
     }
     check(directory, {row.name: (row.shape,) for row in rows}, given)
-    if directory.exists() and not replaceable(directory):
-        raise CheckpointError(
-            f"{directory} exists and is not a preset. Remove it or choose another directory."
-        )
+    check_replaceable(directory)
     files = {
         CONFIG_FILE: keras_json.config_json(config, dtype),
         "metadata.json": keras_json.metadata_json(config),
@@ -248,11 +252,22 @@ def write_tokenizer(
     write_text(assets / "merges.txt", "".join(f"{left} {right}\n" for left, right in merges))
 
 
-def replaceable(directory: Path) -> bool:
-    """Return whether a directory is empty or a preset."""
-    return directory.is_dir() and (
-        (directory / CONFIG_FILE).is_file() or not any(directory.iterdir())
-    )
+def check_replaceable(directory: Path) -> None:
+    """Refuse to put a preset in the place of anything but a preset.
+
+    Raises:
+        CheckpointError: with the name of what would be lost.
+    """
+    if not directory.exists():
+        return
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory} exists and is not a preset. Name another directory.")
+    for path in sorted(directory.iterdir()):
+        if not FILES.fullmatch(path.name) and path.name != "assets":
+            raise CheckpointError(
+                f"{directory} exists and is not a preset: it holds {shown(path.name)}, which would "
+                "be lost. Move that away, or name another directory."
+            )
 
 
 def put_in_place(draft: Path, directory: Path) -> None:

@@ -259,10 +259,23 @@ def test_a_preset_is_replaced_and_anything_else_is_left_alone(backbone, tmp_path
     assert list(tmp_path.iterdir()) == [place]
 
     (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis/chapter_1.txt").write_text("It was")
-    with pytest.raises(CheckpointError, match="exists and is not a preset"):
-        keras_preset.write(tmp_path / "thesis", config, weights)
-    assert (tmp_path / "thesis/chapter_1.txt").is_file()
+    # A Hugging Face checkpoint has a config.json as well.
+    for held in (["chapter_1.txt"], ["chapter_1.txt", "config.json"], ["model.safetensors"]):
+        for name in held:
+            (tmp_path / "thesis" / name).write_text("It was")
+        with pytest.raises(CheckpointError, match=rf"is not a preset: it holds \"{held[0]}\""):
+            keras_preset.write(tmp_path / "thesis", config, weights)
+        for name in held:
+            (tmp_path / "thesis" / name).unlink()
+
+
+def test_a_link_to_a_preset_stays_a_link(backbone, tmp_path):
+    place, link = tmp_path / "preset", tmp_path / "link"
+    config, weights = BartConfig(**SIZES), weights_of(backbone)
+    keras_preset.write(place, config, weights)
+    link.symlink_to(place)
+    keras_preset.write(link, config, weights)
+    assert link.is_symlink() and sorted(tmp_path.iterdir()) == [link, place]
 
 
 def test_only_the_right_weights_are_written(backbone, tmp_path):
