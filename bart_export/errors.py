@@ -37,8 +37,8 @@ def shown(value: object) -> str:
         text = json.dumps(value, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError):  # not JSON's, or an integer of 4,300 digits
         text = f"a value of type {type(value).__name__}"
-    text = text.encode("utf-8", "backslashreplace").decode()
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+    text = text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+    return "".join(one if one.isprintable() else json.dumps(one)[1:-1] for one in text)
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

@@ -84,5 +84,6 @@ def test_values_are_shown_as_json_writes_them():
         "true", "null", '{"a": "ü"}', "Infinity",
     ]  # fmt: skip
     assert shown("\ud800\n") == '"\\ud800\\n"'
+    assert shown("\x9b2J\u2028\u202e") == '"\\u009b2J\\u2028\\u202e"'
     assert shown(HUGE) == shown(object()).replace("object", "int") == "a value of type int"
     assert len(shown("x" * 5000)) < 200

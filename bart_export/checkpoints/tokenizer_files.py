@@ -21,6 +21,7 @@ from bart_export.text.vocabulary import (
     SPECIAL_TOKENS,
     START,
     UNKNOWN,
+    check_merges,
     checked_vocabulary,
     read_merges,
     read_vocabulary,
@@ -81,6 +82,7 @@ def read_keras(directory: Path) -> Tokenizer:
     assets, path = directory / "assets" / "tokenizer", directory / "tokenizer.json"
     vocabulary = read_vocabulary(assets / "vocabulary.json")
     merges = tuple(read_merges(assets / "merges.txt"))
+    check_merges(str(assets / "merges.txt"), vocabulary, merges)
     stored = read_json(path, TokenizerError) if path.is_file() else {}
     settings = stored.get("config", {})
     if not isinstance(settings, dict):
@@ -134,8 +136,10 @@ def read_hugging_face(directory: Path) -> Tokenizer:
     for number, token in as_dict(config, settings, "added_tokens_decoder").items():
         added.put(config, token, int(number) if str(number).isdecimal() else number)
     check_settings(config, settings, stored, added)
+    vocabulary = checked_vocabulary(path, added.vocabulary)
+    check_merges(str(whole if stored else merges_file), vocabulary, merges)
     return Tokenizer(
-        checked_vocabulary(path, added.vocabulary),
+        vocabulary,
         merges,
         tuple(added.tokens.values()),
         flag(config, settings, "add_prefix_space", prefixed),

@@ -16,7 +16,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from bart_export.checkpoints import Checkpoint
 from bart_export.checkpoints.tokenizer_files import ADDED_TOKENS
-from bart_export.errors import VerificationFailed
+from bart_export.errors import VerificationFailed, shown
 from bart_export.text.tokenizer import BartTokenizer
 from bart_export.text.vocabulary import MASK, SPECIAL_TOKENS
 
@@ -45,7 +45,7 @@ def check(checkpoint: Checkpoint, tokenizer: BartTokenizer, texts: Sequence[str]
     except Exception as error:  # `tokenizers` has no class of its own for this
         raise VerificationFailed(
             f"The tokenizers library cannot open the tokenizer of {checkpoint.directory}: "
-            f"{' '.join(str(error).split())}. Nothing was committed."
+            f"{shown(str(error))}. Nothing was committed."
         ) from error
     decoder = library.get_added_tokens_decoder()
     added = [decoder[number].content for number in sorted(decoder, reverse=True)]

@@ -26,6 +26,7 @@ from bart_export.text.vocabulary import (
     SPECIAL_TOKENS,
     START,
     UNKNOWN,
+    check_merges,
     read_merges,
     read_vocabulary,
 )
@@ -63,8 +64,9 @@ class BartTokenizer:
         """Make a tokenizer of tables as `read_vocabulary` and `read_merges` return them.
 
         Raises:
-            TokenizerError: when the vocabulary lacks an added token.
+            TokenizerError: when the vocabulary lacks an added token, or one of a merge.
         """
+        check_merges("The merges", vocabulary, merges)
         self._ids = vocabulary
         self._tokens = sorted(vocabulary, key=vocabulary.__getitem__)
         self._longest = max((len(left + right) for left, right in merges), default=1)
@@ -113,13 +115,7 @@ class BartTokenizer:
         try:
             return cls(vocabulary, merges, added_tokens, add_prefix_space=add_prefix_space)
         except TokenizerError as error:
-            raise TokenizerError(f"{vocabulary_file}: {error}") from None
-        except Exception as error:  # `tokenizers` has no class of its own for this
-            reason = str(error).rpartition(": ")[2]
-            raise TokenizerError(
-                f"{merges_file} must merge tokens of {vocabulary_file}, received: {reason}. "
-                "Give the two files of one checkpoint."
-            ) from None
+            raise TokenizerError(f"{vocabulary_file} with {merges_file}: {error}") from None
 
     @classmethod
     def from_artifact(cls, artifact: Artifact) -> "BartTokenizer":

@@ -6,7 +6,7 @@ cut, and imports no library, so that every implementation of the BPE can read it
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from bart_export import documents
@@ -92,6 +92,23 @@ def read_merges(file: Path) -> list[tuple[str, str]]:
                 "checkpoint."
             )
     return merges
+
+
+def check_merges(
+    place: str, vocabulary: Mapping[str, int], merges: Iterable[tuple[str, str]]
+) -> None:
+    """Check that merges are of tokens, and make tokens.
+
+    Raises:
+        TokenizerError: when the vocabulary lacks one; `place` is what the line says of where.
+    """
+    for left, right in merges:
+        for token in (left, right, left + right):
+            if token not in vocabulary:
+                raise TokenizerError(
+                    f"{place} must merge tokens of the vocabulary, received {shown(token)}, which "
+                    "is none. Give the files of one checkpoint."
+                )
 
 
 def require(file: Path, vocabulary: Mapping[str, int], tokens: tuple[str, ...], words: str) -> None:

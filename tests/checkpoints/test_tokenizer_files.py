@@ -62,6 +62,7 @@ def test_merges_may_be_strings(directory):
         ("model", {"end_of_word_suffix": "</w>"}, "end_of_word_suffix"),
         ("model", {"merges": ["a b c"]}, '"a b c"'),
         ("model", {"merges": 3}, "a list of merges"),
+        ("model", {"merges": [["Ġ", "q~"]]}, "tokenizer.json must merge tokens of the vocabulary"),
         ("model", {"vocab": {"a": 0}}, "special tokens"),
         ("model", {"dropout": 0.1}, "dropout=0.1"),
         ("pre_tokenizer", {"add_prefix_space": 1}, "add_prefix_space as true or false"),
@@ -124,6 +125,14 @@ def test_a_setting_that_would_change_ids_is_refused_by_name(tmp_path, changes, s
     assert said in str(refused.value)
     assert str(directory) in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_a_merge_of_no_tokens_is_refused_where_it_stands(tmp_path):
+    directory = copy(tmp_path / "bart")
+    (directory / "merges.txt").write_text("t h\nq \x9b2J\n", encoding="utf-8")
+    with pytest.raises(TokenizerError, match=r"merges\.txt must merge tokens.*u009b2J") as refused:
+        read(directory)
+    assert str(refused.value).isprintable()
 
 
 def replaced(directory, **settings):

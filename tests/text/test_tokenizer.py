@@ -202,7 +202,7 @@ def complete(*, without=(), change=()):
         ({"vocabulary": complete(without=["<mask>"])}, r'vocabulary\.json .*special.*"<mask>"'),
         ({"vocabulary": complete(without=["</s>"])}, r'vocabulary\.json .*special.*"</s>"'),
         ({"vocabulary": complete(without=["Ġ", "Ġa"])}, r'256 byte symbols, 1 are.*"Ġ"'),
-        ({"merges": "Ġ a\nĠ b\n"}, r"merges\.txt must merge tokens.*`Ġb`"),
+        ({"merges": "Ġ a\nĠ b\n"}, r'merges\.txt: The merges must merge tokens.*"Ġb"'),
         ({"merges": "Ġ a\n\nĠ a\n"}, r"merges\.txt .*received \"\" on line 2"),
         ({"merges": "#version: 0.2\nĠ a b\n"}, r"merges\.txt .*received \"Ġ a b\" on line 2"),
         ({"merges": "{}"}, r"merges\.txt .*received \"{}\" on line 1"),
