@@ -1,16 +1,17 @@
-"""Seeded damage of one kind after another, tried in processes that may die of it, and counted.
+"""Seeded inputs of one kind after another, tried in processes that may die of it, and counted.
 
     python tools/fuzz.py flatbuffer --count 10000
 
 A kind is a row of `KINDS`: what it prepares once, how it makes an input from a seed, and how it
 tries one. The same seed makes the same input. An input is refused in the one way that is meant to
-refuse it, or it runs; everything else (a process that ends, another exception, one that takes too
-long) is a fault, which is listed by seed, and makes the exit code 1.
+refuse it, or it runs; everything else (a process that ends, another exception or answer, one that
+takes too long) is a fault, which is listed by seed, and makes the exit code 1.
 """
 
 import argparse
 import collections
 import concurrent.futures
+import copy
 import dataclasses
 import hashlib
 import json
@@ -28,6 +29,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import server_requests
+import tokenizer_inputs
 
 SECONDS = 20.0  # that one input may take
 REFUSED, RAN = "refused", "ran"
@@ -41,12 +43,13 @@ class Kind:
     `prepare` makes what all inputs have in common, in a directory of its own; it runs once, before
     there are other processes. `attempt` makes the input of a seed in a directory of the process'
     own and tries it: it returns `REFUSED`, `RAN` or another word to count by, and may raise
-    anything, which is a fault.
+    anything, which is a fault. Where one by one would take too long, a seed makes a `batch`.
     """
 
     name: str
     prepare: Callable[[pathlib.Path], Any]
     attempt: Callable[[Any, pathlib.Path, random.Random], str]
+    batch: int = 1
 
 
 # Of one input: its seed, what came of it, and of a fault what was said.
@@ -202,39 +205,59 @@ def structure(content: bytes) -> list[range]:
 def attempt_flatbuffer(sample: Sample, scratch: pathlib.Path, dice: random.Random) -> str:
     """Alter a file, give the manifest hashes that fit, and generate from it."""
     from bart_export.artifact import Artifact
-    from bart_export.errors import ArtifactError, BartExportError
-    from bart_export.manifest_file import UNSEALED, seal
     from bart_export.runtime.generator import Generator
 
     name = dice.choice(FILES)
     content, places = sample.files[name]
     altered = alter(content, places, dice)
-    made = scratch / "made"
-    if not made.exists():
-        shutil.copytree(sample.directory, made, ignore=shutil.ignore_patterns(".cache"))
+    made = copied(sample.directory, scratch)
     (made / name).write_bytes(altered)
     manifest = json.loads((sample.directory / "manifest.json").read_bytes())
-    manifest["manifest_sha256"] = UNSEALED
     digest = hashlib.sha256(altered).hexdigest()
     manifest["files"][name].update(bytes=len(altered), sha256=digest)
-    (made / "manifest.json").write_bytes(seal(json.dumps(manifest).encode()))
-    try:
+    reseal(made, manifest)
+
+    def read() -> None:
         Artifact.open(made).path(name)
         recipe = pathlib.Path(name).stem
         generator = Generator.from_artifact(made, recipe=recipe, num_threads=1)
         for beams in (1, 2):
             generator.generate(TEXT, num_beams=beams, max_length=20)
-    except ArtifactError as error:
-        if "\n" in str(error):
-            raise
-        return REFUSED
-    except BartExportError as error:
-        if "\n" in str(error):
-            raise
-        return "refused by LiteRT"
+
+    try:
+        return tried(read)
     finally:
         shutil.rmtree(made / ".cache", ignore_errors=True)
         shutil.copyfile(sample.directory / name, made / name)
+
+
+def copied(artifact: pathlib.Path, scratch: pathlib.Path) -> pathlib.Path:
+    """Return the process' own copy of an artifact, which is made once."""
+    made = scratch / "made"
+    if not made.exists():
+        shutil.copytree(artifact, made, ignore=shutil.ignore_patterns(".cache"))
+    return made
+
+
+def reseal(directory: pathlib.Path, manifest: dict[str, Any]) -> None:
+    """Write a manifest with the seal that it should have."""
+    from bart_export.manifest_file import UNSEALED, seal
+
+    manifest["manifest_sha256"] = UNSEALED
+    (directory / "manifest.json").write_bytes(seal(json.dumps(manifest).encode()))
+
+
+def tried(read: Callable[[], object]) -> str:
+    """Return what came of reading something; raise what is not one line of ours."""
+    from bart_export.errors import ArtifactError, BartExportError
+
+    try:
+        read()
+    except BartExportError as error:
+        if not str(error).isprintable():
+            raise
+        other = not isinstance(error, ArtifactError)
+        return f"{REFUSED} by {type(error).__name__}" if other else REFUSED
     return RAN
 
 
@@ -267,12 +290,84 @@ def alter(content: bytes, places: list[range], dice: random.Random) -> bytes:
     return bytes(altered)
 
 
+# --- manifest: the manifest of an artifact, of another structure, with a seal that fits -----------
+
+# What no manifest has to have, and what would lead elsewhere.
+FIELDS = {
+    "notes": ["A note."],
+    "target": "saved_model",
+    "version": 2,
+    "shapes": {"source_lengths": [8], "target_length": 8, "num_beams": [1]},
+    "calibration": {"texts": 3},
+    "memory": {"loaded": 1, "peak": 2, "measured": True},
+    "added_tokens": [{"content": "<mask>", "lstrip": True}, {"content": "a", "special": True}],
+    "add_prefix_space": True,
+    "bad_words_ids": [[5], [6, 7]],
+    "../x": {},
+    "/etc/passwd": {},
+    "a\x1b[2J\n": {},
+}
+
+
+def attempt_manifest(artifact: pathlib.Path, scratch: pathlib.Path, dice: random.Random) -> str:
+    """Change the structure of a manifest, then show what it says and generate."""
+    from bart_export import inspection
+    from bart_export.runtime.generator import Generator
+
+    made = copied(artifact, scratch)
+    manifest = json.loads((artifact / "manifest.json").read_bytes())
+    manifest["tokenizer"].update(added_tokens=FIELDS["added_tokens"][:1], add_prefix_space=False)
+    reseal(made, restructured(manifest, dice))
+    shown = tried(lambda: list(inspection.lines(inspection.artifact_facts(made))))
+    asked = tried(lambda: Generator.from_artifact(made, num_threads=1).generate(TEXT, max_length=8))
+    return RAN if RAN in (shown, asked) else asked
+
+
+def restructured(manifest: dict[str, Any], dice: random.Random) -> dict[str, Any]:
+    """Return a manifest with some of its parts exchanged, renamed, wrapped, added or made odd."""
+    for _ in range(dice.choice((1, 1, 2, 3))):
+        manifest = copy.deepcopy(manifest)
+        (one, name), (two, other) = dice.sample(list(places(manifest)), 2)
+        match dice.randrange(6):
+            case 0:
+                one[name], two[other] = copy.deepcopy(two[other]), copy.deepcopy(one[name])
+            case 1 if isinstance(one, dict):
+                word = other if isinstance(other, str) else dice.choice(list(FIELDS))
+                one[word] = one.pop(name)
+            case 2:
+                for _ in range(dice.choice((1, 1, 2, 300))):
+                    one[name] = [one[name]] if dice.random() < 0.5 else {"x": one[name]}
+            case 3 if isinstance(one, dict):
+                word = dice.choice(list(FIELDS))
+                one[word] = copy.deepcopy(FIELDS[word])
+            case _:
+                manifest = server_requests.odd(manifest, dice)
+    return manifest
+
+
+def places(document: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield each part of a JSON document as what holds it and its name or index there."""
+    for name in document if isinstance(document, dict) else range(len(document)):
+        yield document, name
+        if isinstance(document[name], (dict, list)):
+            yield from places(document[name])
+
+
 KINDS = {
     kind.name: kind
     for kind in (
         Kind("flatbuffer", prepare_flatbuffer, attempt_flatbuffer),
+        Kind("manifest", server_requests.prepare, attempt_manifest),
         Kind("rest", server_requests.prepare, server_requests.attempt_rest),
         Kind("grpc", server_requests.prepare, server_requests.attempt_grpc),
+        Kind("tokenizer", tokenizer_inputs.prepare, tokenizer_inputs.attempt),
+        Kind("tokenizer_file", tokenizer_inputs.prepare, tokenizer_inputs.attempt_file),
+        Kind(
+            "graph_tokenizer",
+            tokenizer_inputs.prepare,
+            tokenizer_inputs.attempt_graph,
+            batch=tokenizer_inputs.BATCH,
+        ),
     )
 }
 
@@ -287,10 +382,10 @@ def main() -> int:
     arguments = parser.parse_args()
     faults = 0
     for name in arguments.kinds:
-        counts: collections.Counter[str] = collections.Counter()
-        seeds = range(arguments.seed, arguments.seed + arguments.count)
-        for seed, word, said in run(KINDS[name], seeds, arguments.workers):
-            counts[word] += 1
+        kind, counts = KINDS[name], collections.Counter[str]()
+        seeds = range(arguments.seed, arguments.seed + -(-arguments.count // kind.batch))
+        for seed, word, said in run(kind, seeds, arguments.workers):
+            counts[word] += kind.batch
             if word in FAULTS:
                 faults += 1
                 print(f"{name} seed {seed} {word}: {said}", flush=True)

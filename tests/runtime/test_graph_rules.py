@@ -3,8 +3,6 @@
 import json
 import shutil
 import struct
-import subprocess
-import sys
 
 import pytest
 from ai_edge_litert import schema_py_generated as schema
@@ -319,10 +317,3 @@ def test_a_file_is_checked_once_as_long_as_it_stays_what_it_is(
     other.pop("decode_single")
     graph_rules.checked_path(Artifact.open(made), FLOAT, other)
     assert len(checked) == 3
-
-
-def test_a_slice_of_the_fuzzer_finds_nothing():
-    command = [sys.executable, "tools/fuzz.py", "flatbuffer", "--count", "60", "--seed", "7"]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "refused" in result.stdout.splitlines()[-1]
