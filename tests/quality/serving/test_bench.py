@@ -241,7 +241,7 @@ def test_the_server_ends_with_its_block(artifact):
 
 def test_a_server_that_fails_says_why(tmp_path):
     with (
-        pytest.raises(EngineError, match="is not a directory"),
+        pytest.raises(EngineError, match="There is no directory"),
         server_process(tmp_path / "nothing", "litert", ServeOptions()),
     ):
         pass
