@@ -12,7 +12,7 @@ import pytest
 import requests
 from serving_process import ServingProcess
 
-STARTS, AT_ONCE = 200, 4
+STARTS, AT_ONCE = 40, 4
 TEXT = "A library that reads and writes spreadsheets."
 # What a server is asked before it is told to end; a stream that runs is cut off or finished.
 BODIES = {"predict": {"instances": [TEXT] * 3}, "generate": {"text": TEXT}}
