@@ -257,12 +257,29 @@ def draft(target: pathlib.Path) -> Iterator[Draft]:
         raise ArtifactError(f"Cannot write {place}: {error.strerror}. {advice}.") from error
 
 
+def check_readable_by_all(path: pathlib.Path) -> None:
+    """Refuse a path that is no Unicode text: TensorFlow and LiteRT take paths as UTF-8.
+
+    Raises:
+        ArtifactError: for such a path.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ArtifactError(
+            f"{shown(str(path))} must be a path in UTF-8 for TensorFlow and LiteRT to open it. "
+            "Rename it, or name another."
+        ) from None
+
+
 def check_replaceable(target: pathlib.Path) -> None:
     """Refuse to put an artifact in the place of anything but an artifact.
 
     Raises:
-        ArtifactError: for a file, a directory of other things, or one around the current directory.
+        ArtifactError: for a file, a directory of other things, one around the current directory, or
+            a name that no runtime can be given.
     """
+    check_readable_by_all(target)
     if target.exists() and not target.is_dir():
         raise ArtifactError(f"{target} is a file. Name a directory for the artifact.")
     if pathlib.Path.cwd().is_relative_to(target):

@@ -10,7 +10,7 @@ import json
 import os
 import pathlib
 import sys
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import click
 
@@ -25,6 +25,12 @@ from bart_export.tune_command import tune
 from bart_export.verify_command import verify
 
 INTERRUPTED = 130  # as shells count, 128 and SIGINT
+# Name of a standard stream, how Python opens it, its buffer, and what a closed one is opened for.
+STREAMS = (
+    ("stdin", "rb", -1, os.O_RDONLY),
+    ("stdout", "wb", 0, os.O_RDONLY),
+    ("stderr", "wb", 0, os.O_WRONLY),
+)
 
 
 class Commands(click.Group):
@@ -32,6 +38,7 @@ class Commands(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run the command line."""
+        open_closed_streams()
         take_every_character()
         try:
             return super().main(*args, **kwargs)
@@ -61,6 +68,23 @@ class Commands(click.Group):
         except KeyboardInterrupt as error:
             click.echo(str(error) or "Interrupted.", err=True)
             ctx.exit(INTERRUPTED)
+
+
+def open_closed_streams() -> None:
+    """Open what the caller closed of standard input, output and error, as with `>&-`.
+
+    Their descriptors would otherwise go to the next files that are opened, and what native code
+    writes to descriptor 2 into an artifact. Input is empty and messages are lost. Results must not
+    be: output takes none, so that writing one is an error.
+    """
+    for number, (name, mode, buffering, flags) in enumerate(STREAMS):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, flags)  # takes the lowest number that is free, which is this one
+            os.set_inheritable(number, True)
+            raw = cast(BinaryIO, os.fdopen(number, mode, buffering, closefd=False))
+            setattr(sys, name, io.TextIOWrapper(raw, "utf-8", write_through=True))
 
 
 def take_every_character() -> None:

@@ -158,6 +158,8 @@ BAD = {
     b'{"text": "a\xff"}': "byte 0xff at position 11",
     b'{"text": "a \\ud800 b"}': "lone surrogate",
     b'{"text": "a", "x": ' + b"[" * 100_000: "must be a JSON object",
+    b'{"text": "a", "text": "b"}': "each name once",
+    b'{"text": "a", "score": 1e999}': "numbers finite",
 }
 
 
@@ -305,6 +307,36 @@ def test_a_full_disk_behind_standard_output_is_one_line(mini_artifact):
             done = subprocess.run([*COMMAND, *arguments], stdout=full, stderr=subprocess.PIPE)
         assert done.returncode == 2
         assert done.stderr == b"Error: Standard output: No space left on device.\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a shell that closes streams")
+def test_closed_streams_hide_no_result_and_take_no_file_s_place(mini_artifact):
+    asked = ["generate", mini_artifact.directory, "a text"]
+
+    def run(closed, *arguments):
+        shell = ["sh", "-c", f'exec "$@" {closed}', "sh", *COMMAND, *arguments]
+        done = subprocess.run(shell, capture_output=True, timeout=300)
+        return done.returncode, done.stdout, done.stderr
+
+    code, text, _ = run("", *asked)
+    assert code == 0
+    assert run("2>&-", *asked) == (0, text, b"")
+    assert run("<&-", *asked) == (0, text, b"")
+    assert run("<&-", "generate", mini_artifact.directory, "--input", "-") == (0, b"", b"")
+    lost = (2, b"", b"Error: Standard output: Bad file descriptor.\n")
+    assert run(">&-", *asked) == run(">&- <&-", "presets") == lost
+    assert run("<&- >&- 2>&-", *asked) == (2, b"", b"")
+
+
+def test_a_path_that_no_runtime_can_be_given_is_one_line(symmetric_artifact, tmp_path):
+    place = tmp_path / os.fsdecode(b"made\xff")
+    try:
+        shutil.copytree(symmetric_artifact.directory, place)
+    except OSError:
+        pytest.skip("this file system has names in Unicode only")
+    export = ["--preset", "bart_mini_en", "--target", "tflite", "--output", str(place)]
+    for arguments in (["generate", str(place), "a text"], export):
+        assert "must be a path in UTF-8" in refused(CliRunner().invoke(main, arguments))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import json
 import pathlib
 
 from bart_export import artifact
+from bart_export.documents import object_of
 from bart_export.errors import InputError
 
 
@@ -47,7 +48,7 @@ def example(place: str, line: str) -> Example:
     """Return the example of one line; `place` says in an error where it stands."""
     wanted = 'must be an object as in {"text": "...", "reference": "..."}'
     try:
-        row = json.loads(line)
+        row = json.loads(line, object_pairs_hook=object_of)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{place}, {wanted}, but is no JSON: {error}.") from error
     if not isinstance(row, dict):

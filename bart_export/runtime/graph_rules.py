@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bart_export import __version__, contract, stamps
-from bart_export.artifact import Artifact
+from bart_export.artifact import Artifact, check_readable_by_all
 from bart_export.config import BartConfig
 from bart_export.contract import Bucket, Signature
 from bart_export.errors import ArtifactError
@@ -61,6 +61,7 @@ def checked_path(artifact: Artifact, name: str, expected: Expected | None) -> pa
         ArtifactError: for a file that is missing or altered, or that LiteRT should not be given.
     """
     path = artifact.path(name)
+    check_readable_by_all(path)
     described = {key: one.to_dict(sizes) for key, (one, sizes) in (expected or {}).items()}
     checked = f"{artifact.manifest['files'][name]['sha256']} {__version__} {described}"
     stamp = stamps.stamp(path.stat(), hashlib.sha256(checked.encode()).hexdigest())

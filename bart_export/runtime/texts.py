@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from bart_export.documents import finite, object_of, refuse_number
 from bart_export.errors import InputError
 from bart_export.runtime.generator import GeneratedSequence, Result
 
@@ -114,14 +115,11 @@ def whole_lines(path: pathlib.Path) -> Iterator[bytes]:
 def parsed(line: bytes) -> object:
     """Return what a line is in JSON, None for what is none."""
     try:
-        return json.loads(line, parse_constant=no_number)
+        return json.loads(
+            line, object_pairs_hook=object_of, parse_constant=refuse_number, parse_float=finite
+        )
     except (ValueError, RecursionError):
         return None
-
-
-def no_number(name: str) -> object:
-    """Refuse NaN and infinities, which Python reads, but JSON does not have."""
-    raise ValueError(f"{name} is no JSON")
 
 
 def row_of_object(line: bytes) -> Row:
@@ -129,7 +127,10 @@ def row_of_object(line: bytes) -> Row:
     row = parsed(line)
     if len(line) > LONGEST or not isinstance(row, dict):
         plain = row_of_line(line)
-        plain.setdefault("error", 'The line must be a JSON object with a string "text".')
+        plain.setdefault(
+            "error",
+            'The line must be a JSON object with a string "text", each name once, numbers finite.',
+        )
         return plain
     row = {name: value for name, value in row.items() if name not in MADE}
     if isinstance(row.get("text"), str):

@@ -25,6 +25,7 @@ def test_examples_come_in_order_with_their_references(tmp_path):
         (b"", "must have a text"),
         (b'{"text": "a"}\n{"text": \n', "line 2, must be an object .* but is no JSON"),
         (b'{"text":' * 100_000, "line 1, must be an object .* but is no JSON"),
+        (b'{"text": "a", "text": "b"}', "line 1, .* 'text' more than once"),
         (b'["a"]', "line 1, .* received list"),
         (b'{"source": "a"}', "received None"),
         (b'{"text": " "}', "received ' '"),
