@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bart_export.artifact import REPORT
+from bart_export.config import GenerationConfig
 from bart_export.presets import PRESETS
 from bart_export.quality.report import ink, layer_picture, pictures
 from bart_export.quality.report.markdown import bullets, code, paragraph, table
@@ -57,11 +58,16 @@ def write(directory: pathlib.Path, manifest: Manifest) -> list[str]:
     return [REPORT, *written]
 
 
+def usual_beams(manifest: Manifest) -> int:
+    """Return the beams of a model's own settings; a manifest from elsewhere may not name them."""
+    return GenerationConfig.from_dict(manifest["generation"]).num_beams
+
+
 def draw(directory: pathlib.Path, manifest: Manifest, files: list[Reported]) -> list[str]:
     """Draw the pictures of what was measured; return their names."""
     drawn = {}
     with ink.drawing():
-        if columns := pictures.cost_columns(files, manifest["generation"]["num_beams"]):
+        if columns := pictures.cost_columns(files, usual_beams(manifest)):
             drawn[COSTS] = pictures.costs(files, columns)
         if rows := manifest.get("sensitivity"):
             divergences = {row["layer"]: row["kl"] for row in rows}
@@ -161,7 +167,7 @@ def costs(manifest: Manifest, files: list[Reported], pictures: Sequence[str]) ->
         if runs > 1
         else "Files took turns."
     )
-    beams = sorted({1, manifest["generation"]["num_beams"]})
+    beams = sorted({1, usual_beams(manifest)})
     return [
         *parts,
         "## How long it takes",
