@@ -57,9 +57,17 @@ def open_with_cache(open_model: Callable[[str], Opened], artifact: Artifact, nam
 
 
 def discard_damaged(artifact: Artifact, name: str) -> bool:
-    """Hash the weight cache of a file; remove one that is not whole, and return whether it was."""
+    """Hash the weight cache of a file; remove one that is not whole, and return whether it was.
+
+    One that came along with a copied artifact has no stamp: it is unknown rather than damaged, and
+    the next opening builds another in its place.
+    """
     caches = [cache for cache in places(artifact, name) if os.path.lexists(cache)]
-    damaged = [cache for cache in caches if not is_whole(cache, rehash=True)]
+    damaged = [
+        cache
+        for cache in caches
+        if stamps.read(cache) is not None and not is_whole(cache, rehash=True)
+    ]
     for cache in damaged:
         with contextlib.suppress(OSError):
             cache.unlink()
