@@ -38,6 +38,13 @@ def shown(value: object) -> str:
     except (TypeError, ValueError, RecursionError):  # not JSON's, or an integer of 4,300 digits
         text = f"a value of type {type(value).__name__}"
     text = text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+    return printable(text)
+
+
+def printable(text: str) -> str:
+    """Return a text with JSON's escapes for what ends a line, steers a terminal or is not seen."""
+    if text.isprintable():
+        return text
     return "".join(one if one.isprintable() else json.dumps(one)[1:-1] for one in text)
 
 
@@ -81,6 +88,9 @@ class BartExportError(Exception):
     """Base of all errors of this package; `str(error)` is the line a user reads."""
 
     exit_code = 2
+
+    def __init__(self, line: str) -> None:
+        super().__init__(printable(" ".join(line.splitlines())))
 
 
 class ConfigurationError(BartExportError, ValueError):

@@ -44,8 +44,7 @@ import fuzz
 def attempt(prepared, scratch, dice):
     return dice.choice([lambda: os._exit(3), lambda: 1 / 0, lambda: time.sleep(60), str])() or "ran"
 
-fuzz.SECONDS = 0.5
-fuzz.KINDS = {"odd": fuzz.Kind("odd", os.fspath, attempt)}
+fuzz.KINDS = {"odd": fuzz.Kind("odd", os.fspath, attempt, seconds=0.5)}
 sys.argv += ["odd", "--count", "16"]
 sys.exit(fuzz.main())
 """

@@ -31,7 +31,6 @@ from typing import Any
 import server_requests
 import tokenizer_inputs
 
-SECONDS = 20.0  # that one input may take
 REFUSED, RAN = "refused", "ran"
 FAULTS = ("crashed", "raised", "hung")
 
@@ -50,6 +49,7 @@ class Kind:
     prepare: Callable[[pathlib.Path], Any]
     attempt: Callable[[Any, pathlib.Path, random.Random], str]
     batch: int = 1
+    seconds: float = 20.0  # that a seed may take
 
 
 # Of one input: its seed, what came of it, and of a fault what was said.
@@ -117,8 +117,8 @@ class Worker:
         try:
             if self.pipe.poll():
                 word, said = self.pipe.recv()
-            elif time.monotonic() - self.began > SECONDS:
-                word, said = "hung", f"after {SECONDS:g} s"
+            elif time.monotonic() - self.began > self.kind.seconds:
+                word, said = "hung", f"after {self.kind.seconds:g} s"
             else:
                 return None
         except EOFError:
@@ -366,6 +366,7 @@ KINDS = {
             tokenizer_inputs.prepare,
             tokenizer_inputs.attempt_graph,
             batch=tokenizer_inputs.BATCH,
+            seconds=120.0,  # for those that build a graph
         ),
     )
 }

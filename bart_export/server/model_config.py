@@ -234,7 +234,7 @@ class ConfigWatcher:
                 LOG.info("%s: %d model(s) served as it lists them", self.path, len(models))
             self.refusal = ""
         except BartExportError as error:
-            refusal = " ".join(str(error).split())
+            refusal = str(error)
             if refusal != self.refusal:
                 LOG.error("%s is not followed: %s", self.path, refusal)
             self.refusal = refusal

@@ -60,4 +60,4 @@ class StatusError(BartExportError):
     def __init__(self, code: Code, message: str) -> None:
         super().__init__(message)
         self.code = code
-        self.message = message
+        self.message = str(self)

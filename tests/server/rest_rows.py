@@ -123,6 +123,7 @@ BODIES = [
     ("POST", PREDICT, {**ONE, "signature_name": "nope"}, 400,
      {"error": 'Serving signature name: "nope" not found in signature def'}),
     ("POST", PREDICT, {"signature_name": "nope"}, 400, "not found in signature def"),
+    ("POST", PREDICT, {"signature_name": "no\r\npe\x9b"}, 400, '"no pe\\u009b" not found'),
     ("POST", PREDICT, {"instances": "a"}, 400, "'instances' to be a list of rows, received \"a\""),
     ("POST", PREDICT, {"instances": []}, 400, "'instances' to be a list of rows, received a list"),
     ("POST", PREDICT, {"instances": [{}]}, 400, "instances[0] to be an object with the keys text"),
