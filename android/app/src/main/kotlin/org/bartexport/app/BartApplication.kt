@@ -12,14 +12,19 @@ import kotlinx.coroutines.CoroutineScope
 import kotlinx.coroutines.Dispatchers
 import kotlinx.coroutines.SupervisorJob
 import org.bartexport.litert.AssetSource
+import org.bartexport.litert.BundleSource
 
 /** The app, as long as its process lives. */
-class BartApplication : Application() {
+open class BartApplication : Application() {
+    /** The artifact as it came with the app. */
+    protected open val bundle: BundleSource
+        get() = AssetSource(assets, BUNDLE)
+
     /** What every window shows and asks for things; it lives as long as the process. */
     val summarizer: Summarizer by lazy {
         Summarizer(
             Storage(
-                bundle = AssetSource(assets, BUNDLE),
+                bundle = bundle,
                 model = File(noBackupFilesDir, BUNDLE),
                 cache = File(cacheDir, BUNDLE),
             ),

@@ -25,8 +25,12 @@ class MainActivity : Activity() {
         super.onCreate(savedInstanceState)
         setContentView(R.layout.main)
         views.connect(
-            copy = ::copy,
-            openSettings = { startActivity(Intent(this, SettingsActivity::class.java)) },
+            mapOf(
+                R.id.settings to { startActivity(Intent(this, SettingsActivity::class.java)) },
+                R.id.paste to ::paste,
+                R.id.copy to ::copy,
+                R.id.share to ::share,
+            ),
         )
         // A window that comes back has its text already, and perhaps another one by now.
         if (savedInstanceState == null) take(intent)
@@ -57,15 +61,31 @@ class MainActivity : Activity() {
         summarizer.summarize(text)
     }
 
-    private fun copy(summary: CharSequence) {
-        val clip = ClipData.newPlainText(getString(R.string.summary), summary)
+    private fun paste() {
+        val clip = getSystemService(ClipboardManager::class.java)?.primaryClip
+        val words = clip?.takeIf { it.itemCount > 0 }?.getItemAt(0)?.text
+        if (words.isNullOrBlank()) say(R.string.nothing_to_paste) else views.insert(words)
+    }
+
+    private fun copy() {
+        val clip = ClipData.newPlainText(getString(R.string.summary), views.summary)
         val clipboard = getSystemService(ClipboardManager::class.java) ?: return
         clipboard.setPrimaryClip(clip)
         // From Android 13 on the system itself shows what was copied.
-        if (Build.VERSION.SDK_INT < Build.VERSION_CODES.TIRAMISU) {
-            Toast.makeText(this, R.string.copied, Toast.LENGTH_SHORT).show()
-        }
+        if (Build.VERSION.SDK_INT < Build.VERSION_CODES.TIRAMISU) say(R.string.copied)
     }
+
+    /** Offers the summary to other apps, not to this one. */
+    private fun share() {
+        val send = Intent(Intent.ACTION_SEND)
+            .setType("text/plain")
+            .putExtra(Intent.EXTRA_TEXT, views.summary.toString())
+        val chooser = Intent.createChooser(send, getString(R.string.share))
+            .putExtra(Intent.EXTRA_EXCLUDE_COMPONENTS, arrayOf(componentName))
+        startActivity(chooser)
+    }
+
+    private fun say(words: Int) = Toast.makeText(this, words, Toast.LENGTH_SHORT).show()
 }
 
 private val SHARED_TEXTS = mapOf(

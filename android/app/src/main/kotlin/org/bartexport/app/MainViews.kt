@@ -17,15 +17,17 @@ import android.widget.Button
 import android.widget.EditText
 import android.widget.ProgressBar
 import android.widget.TextView
+import android.widget.ToggleButton
 
 /** The views of an [activity] that has its layout. */
 class MainViews(private val activity: Activity, private val summarizer: Summarizer) {
-    private val model: TextView = activity.view(R.id.model)
     private val setup: View = activity.view(R.id.setup)
     private val setupTitle: TextView = activity.view(R.id.setup_title)
     private val setupDetail: TextView = activity.view(R.id.setup_detail)
     private val setupProgress: ProgressBar = activity.view(R.id.setup_progress)
     private val tryAgain: Button = activity.view(R.id.try_again)
+    private val showReason: ToggleButton = activity.view(R.id.show_reason)
+    private val reason: TextView = activity.view(R.id.reason)
     private val text: EditText = activity.view(R.id.text)
     private val tokenBar: ProgressBar = activity.view(R.id.token_bar)
     private val tokenCount: TextView = activity.view(R.id.token_count)
@@ -34,19 +36,26 @@ class MainViews(private val activity: Activity, private val summarizer: Summariz
     private val output: TextView = activity.view(R.id.output)
     private val hint: CharSequence? = output.hint
     private val error: TextView = activity.view(R.id.error)
-    private val copy: Button = activity.view(R.id.copy)
+    private val clear: View = activity.view(R.id.clear)
+    private val handOn: View = activity.view(R.id.hand_on)
     private val figures = Figures(activity)
-    private val fallback: TextView = activity.view(R.id.fallback)
+
+    /** The summary, as far as it is written. */
+    val summary: CharSequence
+        get() = output.text
 
     /** Makes the views do something; once, before the first state. */
     @SuppressLint("ClickableViewAccessibility")
-    fun connect(copy: (CharSequence) -> Unit, openSettings: () -> Unit) {
+    fun connect(taps: Map<Int, () -> Unit>) {
         activity.view<View>(R.id.screen).stayClearOfSystemBars()
-        activity.view<View>(R.id.settings).setOnClickListener { openSettings() }
+        for ((id, tapped) in taps) activity.view<View>(id).setOnClickListener { tapped() }
+        clear.setOnClickListener { write("") }
         tryAgain.setOnClickListener { summarizer.tryAgain() }
+        showReason.discloses(reason)
         action.setOnClickListener { act() }
-        this.copy.setOnClickListener { copy(output.text) }
         text.addTextChangedListener(AfterChange { textChanged(it) })
+        // The window before this one may have had another text.
+        textChanged(text.text.toString())
         // A long text scrolls by itself, not the whole screen with it. Touches are only watched.
         text.setOnTouchListener { view, _ ->
             val scrolls = view.canScrollVertically(1) || view.canScrollVertically(-1)
@@ -61,17 +70,18 @@ class MainViews(private val activity: Activity, private val summarizer: Summariz
         text.setSelection(text.length())
     }
 
+    /** Puts [words] where the cursor is, in the place of what is selected. */
+    fun insert(words: CharSequence) {
+        val (start, end) = listOf(text.selectionStart, text.selectionEnd).sorted()
+        text.text.replace(start.coerceAtLeast(0), end.coerceAtLeast(0), words.toString())
+    }
+
     /** Shows a state. */
     fun render(state: UiState) {
-        model.show(
-            state.model?.let { activity.describe(it, state.settings) }
-                ?: activity.getString(R.string.model_not_ready),
-        )
         render(state.setup)
         render(state.count)
         render(state.summary)
         figures.render(state)
-        fallback.show(state.model?.fallback?.let { activity.getString(R.string.gpu_fallback, it) })
         offer(state)
     }
 
@@ -88,6 +98,9 @@ class MainViews(private val activity: Activity, private val summarizer: Summariz
         setupProgress.shown = !failed
         setupProgress.isIndeterminate = setup is Setup.Loading
         tryAgain.shown = failed
+        showReason.shown = failed
+        reason.shown = failed && showReason.isChecked
+        if (setup is Setup.Failed) reason.text = setup.line
         if (setup is Setup.Installing && setup.of > 0) {
             setupProgress.progress = (setup.bytes * setupProgress.max / setup.of).toInt()
         }
@@ -120,7 +133,7 @@ class MainViews(private val activity: Activity, private val summarizer: Summariz
         // A hint takes its space even where a shorter text has replaced it.
         output.hint = hint.takeIf { summary is Summary.None }
         error.show((summary as? Summary.Failed)?.line)
-        copy.shown = words.isNotBlank() && !summary.running
+        handOn.shown = words.isNotBlank() && !summary.running
     }
 
     private fun offer(state: UiState) {
@@ -139,25 +152,34 @@ class MainViews(private val activity: Activity, private val summarizer: Summariz
     }
 
     private fun textChanged(changed: String) {
+        clear.shown = changed.isNotEmpty()
         summarizer.count(changed)
         offer(summarizer.state.value)
     }
 }
 
-/** The views with the figures of the last summary. */
+/** The views with the details of the last summary. */
 private class Figures(private val activity: Activity) {
     private val all: View = activity.view(R.id.figures)
+    private val model: TextView = activity.view(R.id.model)
     private val firstToken: TextView = activity.view(R.id.first_token_value)
     private val speed: TextView = activity.view(R.id.speed_value)
     private val loadTime: TextView = activity.view(R.id.load_time_value)
     private val memory: View = activity.view(R.id.memory)
     private val memoryValue: TextView = activity.view(R.id.memory_value)
+    private val fallback: TextView = activity.view(R.id.fallback)
+
+    init {
+        activity.view<ToggleButton>(R.id.show_details).discloses(activity.view(R.id.details))
+    }
 
     fun render(state: UiState) {
         val done = state.summary as? Summary.Done
         val model = state.model
         all.shown = done != null && model != null
         if (done == null || model == null) return
+        this.model.show(activity.describe(model, state.settings))
+        fallback.show(model.fallback?.let { activity.getString(R.string.gpu_fallback, it) })
         val timings = done.timings
         firstToken.show(activity.seconds(timings.firstToken))
         speed.show(activity.getString(R.string.tokens_per_second, timings.tokensPerSecond))

@@ -11,6 +11,7 @@ import android.os.Build
 import android.view.View
 import android.view.WindowInsets
 import android.widget.TextView
+import android.widget.ToggleButton
 import kotlinx.coroutines.CoroutineScope
 import kotlinx.coroutines.Dispatchers
 import kotlinx.coroutines.SupervisorJob
@@ -63,6 +64,11 @@ fun <T : View> Activity.view(id: Int): T = checkNotNull(findViewById(id)) {
 fun TextView.show(text: CharSequence?) {
     shown = text != null
     if (text != null && this.text.toString() != text.toString()) this.text = text
+}
+
+/** Has this button show and hide [details]; it remembers itself which of both. */
+fun ToggleButton.discloses(details: View) = setOnCheckedChangeListener { _, checked ->
+    details.shown = checked
 }
 
 /** Whether a view is there; one that is not takes no space. */

@@ -14,6 +14,7 @@ import android.widget.ProgressBar
 import android.widget.RadioButton
 import android.widget.RadioGroup
 import android.widget.TextView
+import android.widget.ToggleButton
 import org.bartexport.litert.Accelerator
 
 /** The views of an [activity] that has its layout. */
@@ -44,6 +45,7 @@ class SettingsViews(private val activity: Activity, private val summarizer: Summ
             button.setOnClickListener { change { copy(accelerator = accelerator) } }
         }
         selfTest.run.setOnClickListener { summarizer.selfTest() }
+        activity.view<ToggleButton>(R.id.show_details).discloses(activity.view(R.id.details))
     }
 
     /** Shows a state. */
@@ -71,21 +73,21 @@ class SettingsViews(private val activity: Activity, private val summarizer: Summ
     private fun render(facts: ModelFacts, settings: Settings) {
         val generation = settings.generation(facts)
         val lengths = Settings.SHORTEST..facts.targetLength
-        maximumLength.render(lengths, generation.maxLength, activity::tokens)
-        minimumLength.render(0..generation.maxLength, generation.minLength, activity::tokens)
-        if (beams.childCount == 0) facts.numBeams.forEach(::addChoice)
+        maximumLength.render(lengths, generation.maxLength, activity::length)
+        minimumLength.render(0..generation.maxLength, generation.minLength, activity::length)
+        if (beams.childCount == 0) facts.numBeams.forEach { addChoice(it, facts.numBeams) }
         beams.children()[facts.numBeams.indexOf(generation.numBeams)].isChecked = true
         val size = Formatter.formatShortFileSize(activity, facts.bytes)
         modelFile.show(activity.getString(R.string.model_file, facts.file, size))
     }
 
-    private fun addChoice(number: Int) {
+    private fun addChoice(number: Int, all: List<Int>) {
         activity.layoutInflater.inflate(R.layout.segment, beams)
         val button = beams.children().last()
         button.id = View.generateViewId()
         // The state says what is chosen; a saved one may have other choices.
         button.isSaveEnabled = false
-        button.text = activity.beams(number)
+        button.text = activity.beams(number, all)
         button.setOnClickListener { change { copy(numBeams = number) } }
     }
 

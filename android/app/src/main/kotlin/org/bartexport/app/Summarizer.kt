@@ -182,13 +182,17 @@ class Summarizer(
     private suspend fun countTokens() {
         combine(texts, models.filterNotNull(), ::Pair).collectLatest { (text, model) ->
             delay(TYPING_MILLISECONDS)
-            val count = try {
-                TokenCount(model.generator.countTokens(text), model.facts.sourceLength)
-            } catch (_: InputError) {
-                // Half a character, while it is being typed or pasted.
-                null
-            }
-            states.update { it.copy(count = count) }
+            states.update { it.copy(count = count(model, text)) }
+        }
+    }
+
+    private fun count(model: LoadedModel, text: String): TokenCount? {
+        if (text.isBlank()) return null
+        return try {
+            TokenCount(model.generator.countTokens(text), model.facts.sourceLength)
+        } catch (_: InputError) {
+            // Half a character, while it is being typed or pasted.
+            null
         }
     }
 

@@ -12,7 +12,7 @@ import org.bartexport.runtime.Timings
 /**
  * Everything that the app shows.
  *
- * @property count tokens of the text as it is now, null while that is not known
+ * @property count tokens of the text as it is now, null while that is not known and for none
  */
 data class UiState(
     val setup: Setup = Setup.Loading,
@@ -73,6 +73,10 @@ data class TokenCount(val tokens: Int, val limit: Int) {
     /** Whether the end of the text is not read. */
     val over: Boolean
         get() = tokens > limit
+
+    /** The text's share of what is read, in percent, rounded up. */
+    val share: Int
+        get() = (tokens * PERCENT + limit - 1) / limit
 }
 
 /** The summary and how far it is. */
@@ -142,3 +146,5 @@ sealed interface SelfTest {
 
 /** What remains of a self-test when the work on it ends early. */
 fun SelfTest.interrupted(): SelfTest = if (this is SelfTest.Running) SelfTest.Stopped else this
+
+private const val PERCENT = 100

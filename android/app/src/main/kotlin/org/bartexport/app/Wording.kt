@@ -8,6 +8,7 @@ package org.bartexport.app
 
 import android.content.Context
 import android.text.format.Formatter
+import kotlin.math.roundToInt
 import org.bartexport.litert.Accelerator
 
 /** The title and the line below it that say how far the model is; null once it is ready. */
@@ -18,7 +19,7 @@ fun Context.describe(setup: Setup): Pair<String, String>? = when (setup) {
         Formatter.formatShortFileSize(this, setup.of),
     )
     is Setup.Loading -> getString(R.string.loading) to ""
-    is Setup.Failed -> getString(R.string.setup_failed) to setup.line
+    is Setup.Failed -> getString(R.string.setup_failed) to getString(R.string.setup_advice)
     is Setup.Ready -> null
 }
 
@@ -36,13 +37,12 @@ fun Context.describe(model: ModelFacts, settings: Settings): String = getString(
     },
 )
 
-/** How many tokens there are, and how many of them are read. */
-fun Context.describe(count: TokenCount): String = resources.getQuantityString(
-    if (count.over) R.plurals.token_count_over else R.plurals.token_count,
-    count.limit,
-    count.tokens,
-    count.limit,
-)
+/** How long a text is, as a share of what is read. */
+fun Context.describe(count: TokenCount): String = if (count.over) {
+    getString(R.string.too_long)
+} else {
+    getString(R.string.length, count.share)
+}
 
 /** What is being done for the summary, in a word. */
 fun Context.describe(summary: Summary): String = when (summary) {
@@ -87,20 +87,31 @@ private fun Context.describeFinished(selfTest: SelfTest.Finished): String {
     return verdict + "\n" + getString(R.string.self_test_difference, expected, received)
 }
 
-/** A number of tokens in words. */
-fun Context.tokens(number: Int): String =
-    resources.getQuantityString(R.plurals.tokens, number, number)
+/** A length of so many [tokens], start and end included, as about so many words. */
+fun Context.length(tokens: Int): String {
+    val words = ((tokens - START_AND_END) * WORDS_PER_TOKEN).roundToInt()
+    return if (words > 0) {
+        resources.getQuantityString(R.plurals.about_words, words, words)
+    } else {
+        getString(R.string.any_length)
+    }
+}
 
 /** A number of threads in words. */
 fun Context.threads(number: Int): String =
     resources.getQuantityString(R.plurals.thread_count, number, number)
 
-/** A number of beams in words; a single one is greedy search. */
-fun Context.beams(number: Int): String = if (number == 1) {
-    getString(R.string.greedy)
-} else {
-    resources.getQuantityString(R.plurals.beam_count, number, number)
+/** What a [number] of beams means, where [all] these can be chosen. */
+fun Context.beams(number: Int, all: List<Int>): String = when {
+    number == 1 -> getString(R.string.fast)
+    all.count { it > 1 } == 1 -> getString(R.string.careful)
+    else -> getString(R.string.careful_of, number)
 }
 
 /** Seconds, with two decimals. */
 fun Context.seconds(value: Double): String = getString(R.string.seconds, value)
+
+private const val START_AND_END = 2
+
+// Of English prose, by and large.
+private const val WORDS_PER_TOKEN = 0.75

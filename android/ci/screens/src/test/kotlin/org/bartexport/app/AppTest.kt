@@ -6,11 +6,16 @@
  */
 package org.bartexport.app
 
+import android.content.ClipData
 import android.content.ClipboardManager
+import android.content.ComponentName
 import android.content.Intent
 import android.os.Debug
+import android.text.style.CharacterStyle
 import android.view.View
+import android.widget.EditText
 import android.widget.TextView
+import kotlin.math.ceil
 import kotlin.test.AfterTest
 import kotlin.test.Test
 import kotlin.test.assertContains
@@ -23,25 +28,30 @@ import org.robolectric.Shadows.shadowOf
 import org.robolectric.annotation.Config
 import org.robolectric.annotation.Implementation
 import org.robolectric.annotation.Implements
+import org.robolectric.shadows.ShadowToast
 
 @RunWith(AppRunner::class)
 @Config(sdk = [35], qualifiers = PHONE)
 class AppTest {
     private val person = Person.opens<MainActivity>()
     private val headlines = HEADLINES.first()
+    private val clipboard
+        get() = person.activity.getSystemService(ClipboardManager::class.java)!!
 
     @AfterTest
     fun leave() = person.leave()
 
     @Test
-    fun `a text becomes Python's headline, greedy and with beams`() {
+    fun `a text becomes Python's headline, fast and careful`() {
         person.waitForModel()
         assertFalse(person.see<View>(R.id.action).isEnabled, "There is nothing to summarise.")
         person.type(headlines.text)
         // The model's own settings have four beams.
         assertEquals(headlines.beams.trim(), person.summarise())
-        set { choose(text(R.string.greedy)) }
+        set { choose(text(R.string.fast)) }
         assertEquals(headlines.greedy.trim(), person.summarise())
+        person.tap(R.id.show_details)
+        assertContains(person.read(R.id.model), "CPU")
         for (figure in listOf(R.id.first_token_value, R.id.speed_value, R.id.load_time_value)) {
             assertContains(person.read(figure), Regex("[0-9]"), nameOf(person.see(figure)))
         }
@@ -104,19 +114,84 @@ class AppTest {
     }
 
     @Test
-    fun `tokens are counted against the limit, and too many are said to be cut off`() {
+    fun `a text's length is its share of what is read, and too long a one is said to be`() {
         person.waitForModel()
         person.type(headlines.text)
-        person.waitFor("the count") { "of 160 tokens" in person.read(R.id.token_count) }
+        val share = ceil(tokensOf(headlines.text) / 1.6).toInt()
+        person.waitFor("the share") {
+            person.read(R.id.token_count) == "$share% of what can be read"
+        }
         val usual = person.see<TextView>(R.id.token_count).currentTextColor
         person.type(headlines.text.repeat(4))
         person.waitFor("the warning") {
-            "only the first 160 are read" in
-                person.read(R.id.token_count)
+            person.read(R.id.token_count) == "Too long: only the first part is read"
         }
         val warning = person.see<TextView>(R.id.token_count).currentTextColor
         assertNotEquals(usual, warning)
         assertTrue(person.summarise().isNotEmpty())
+    }
+
+    @Test
+    fun `a text is cleared, its length too, and a window without one has none`() {
+        person.waitForModel()
+        assertFalse(person.see<View>(R.id.clear).isShown, "There is nothing to clear.")
+        person.type(headlines.text)
+        person.waitForLength()
+        val another = Person.opens<MainActivity>()
+        another.waitFor("no length") { another.read(R.id.token_count).isEmpty() }
+        another.type(headlines.text)
+        another.waitForLength()
+        another.tap(R.id.clear)
+        another.waitFor("no length") { another.read(R.id.token_count).isEmpty() }
+        assertEquals("", another.read(R.id.text))
+        assertFalse(another.see<View>(R.id.action).isEnabled, "There is nothing to summarise.")
+        assertFalse(another.see<View>(R.id.clear).isShown, "There is nothing to clear.")
+        another.leave()
+    }
+
+    @Test
+    fun `what was copied elsewhere is pasted where the cursor is`() {
+        person.tap(R.id.paste)
+        assertEquals(person.text(R.string.nothing_to_paste), ShadowToast.getTextOfLatestToast())
+        val clip = ClipData.newHtmlText("", "red, green", "<b>red</b>, green")
+        clipboard.setPrimaryClip(clip)
+        person.tap(R.id.paste)
+        assertEquals("red, green", person.read(R.id.text))
+        person.see<EditText>(R.id.text).setSelection(0, 3)
+        person.tap(R.id.paste)
+        assertEquals("red, green, green", person.read(R.id.text))
+        val text = person.see<EditText>(R.id.text).text
+        assertTrue(text.getSpans(0, text.length, CharacterStyle::class.java).isEmpty())
+    }
+
+    @Test
+    fun `a summary is shared with other apps, not with this one`() {
+        person.waitForModel()
+        person.type(headlines.text)
+        val summary = person.summarise()
+        person.tap(R.id.share)
+        val chooser = shadowOf(person.activity).nextStartedActivity
+        assertEquals(Intent.ACTION_CHOOSER, chooser.action)
+        val shared = chooser.getParcelableExtra(Intent.EXTRA_INTENT, Intent::class.java)
+        assertEquals(Intent.ACTION_SEND to "text/plain", shared?.action to shared?.type)
+        assertEquals(summary, shared?.getStringExtra(Intent.EXTRA_TEXT))
+        val key = Intent.EXTRA_EXCLUDE_COMPONENTS
+        val spared = chooser.getParcelableArrayExtra(key, ComponentName::class.java)
+        assertEquals(listOf(person.activity.componentName), spared?.toList())
+    }
+
+    @Test
+    fun `the details are closed at first, and stay open when the phone is turned`() {
+        person.waitForModel()
+        person.type(headlines.text)
+        person.summarise()
+        assertFalse(person.see<View>(R.id.details).isShown)
+        person.tap(R.id.show_details)
+        assertTrue(person.see<View>(R.id.details).isShown)
+        person.turn(PHONE_TURNED)
+        assertTrue(person.see<View>(R.id.details).isShown)
+        person.tap(R.id.show_details)
+        assertFalse(person.see<View>(R.id.details).isShown)
     }
 
     @Test
@@ -125,6 +200,7 @@ class AppTest {
         person.waitForModel()
         person.type(headlines.text)
         person.summarise()
+        person.tap(R.id.show_details)
         person.waitFor("the memory") { person.read(R.id.memory_value) == "126 MB" }
     }
 
@@ -134,8 +210,7 @@ class AppTest {
         person.type(headlines.text)
         val summary = person.summarise()
         person.tap(R.id.copy)
-        val clipboard = person.activity.getSystemService(ClipboardManager::class.java)
-        assertEquals(summary, clipboard?.primaryClip?.getItemAt(0)?.text.toString())
+        assertEquals(summary, clipboard.primaryClip?.getItemAt(0)?.text.toString())
     }
 
     @Test
@@ -149,7 +224,7 @@ class AppTest {
     private fun writeLong() {
         person.waitForModel()
         set {
-            choose(text(R.string.greedy))
+            choose(text(R.string.fast))
             slide(R.id.maximum_length, 128)
             slide(R.id.minimum_length, 128)
         }

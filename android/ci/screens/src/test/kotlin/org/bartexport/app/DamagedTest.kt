@@ -16,10 +16,12 @@ import org.robolectric.annotation.Config
 @Config(sdk = [35], qualifiers = PHONE)
 class DamagedTest {
     @Test
-    fun `the file is named, and trying again tries again`() {
+    fun `the file is named on request, and trying again tries again`() {
         val person = Person.opens<MainActivity>()
         person.waitFor("the error") { person.see<View>(R.id.try_again).isShown }
-        assertContains(person.read(R.id.setup_detail), MODEL)
+        assertFalse(person.see<View>(R.id.reason).isShown)
+        person.tap(R.id.show_reason)
+        assertContains(person.read(R.id.reason), MODEL)
         person.type(HEADLINES.first().text)
         assertFalse(person.see<View>(R.id.action).isEnabled, "There is no model.")
 

@@ -69,26 +69,38 @@ class Person<T : Activity> private constructor(private val controller: ActivityC
         return read(R.id.output)
     }
 
-    /** Waits until the model is ready. */
-    fun waitForModel() = waitFor("the model") {
-        check(!see<View>(R.id.try_again).isShown) { read(R.id.setup_detail) }
-        !see<View>(R.id.setup).isShown && read(R.id.model) != text(R.string.model_not_ready)
+    /** Runs the self-test and waits until it has passed. */
+    fun tests() {
+        tap(R.id.self_test)
+        waitFor("the verdict") { read(R.id.self_test_result).startsWith("Passed") }
     }
 
-    /** Waits until something holds; the app goes on meanwhile. */
-    fun waitFor(what: String, holds: () -> Boolean) {
+    /** Waits until the model is ready. */
+    fun waitForModel() = waitFor("the model") {
+        check(!see<View>(R.id.try_again).isShown) { see<TextView>(R.id.reason).text }
+        !see<View>(R.id.setup).isShown
+    }
+
+    /** Waits until the length of the text that is there is shown. */
+    fun waitForLength() {
+        val count = TokenCount(tokensOf(see<EditText>(R.id.text).text.toString()), LIMIT)
+        waitFor("the length") { read(R.id.token_count) == activity.describe(count) }
+    }
+
+    /** Waits until something holds, and looks after every [pause]; the app goes on meanwhile. */
+    fun waitFor(what: String, pause: Duration = MOMENT, holds: () -> Boolean) {
         val end = System.nanoTime() + PATIENCE.toNanos()
         while (!holds()) {
             if (System.nanoTime() > end) {
                 throw TimeoutException("Waited for $what for $PATIENCE, in vain:\n" + visible())
             }
-            pass()
+            pass(pause)
         }
     }
 
-    /** Lets a moment pass. */
-    fun pass() {
-        Thread.sleep(MOMENT.toMillis())
+    /** Lets a moment pass, of [pause]; the window's own clock moves on enough to show all. */
+    fun pass(pause: Duration = MOMENT) {
+        Thread.sleep(pause.toMillis())
         shadowOf(Looper.getMainLooper()).idleFor(MOMENT)
     }
 
@@ -152,6 +164,8 @@ private fun listenerOf(bar: SeekBar): SeekBar.OnSeekBarChangeListener? {
     return field.get(bar) as SeekBar.OnSeekBarChangeListener?
 }
 
+// The most tokens that the model reads.
+private const val LIMIT = 160
 private const val PACKAGE_SHIFT = 24
 private val MOMENT = Duration.ofMillis(40)
 private val PATIENCE = Duration.ofSeconds(20)

@@ -12,9 +12,15 @@ import android.view.View
 import android.widget.EditText
 import android.widget.TextView
 import java.io.File
+import java.io.FilterInputStream
+import java.io.InputStream
+import java.time.Duration
+import java.util.concurrent.CountDownLatch
+import java.util.concurrent.TimeUnit
 import kotlin.test.Test
 import kotlin.test.assertEquals
 import kotlin.test.assertTrue
+import org.bartexport.litert.BundleSource
 import org.junit.runner.RunWith
 import org.robolectric.RuntimeEnvironment
 import org.robolectric.annotation.Config
@@ -28,31 +34,61 @@ class ScreensTest {
 
     @Test
     fun `an empty window and one with a summary, in daylight and in the dark`() {
-        for ((name, qualifiers) in mapOf("light" to PHONE, "dark" to PHONE_DARK)) {
+        val person = Person.opens<MainActivity>()
+        person.waitForModel()
+        person.drawInLightAndDark("ready")
+        person.summarises(example.text)
+        person.drawInLightAndDark("done")
+        person.tap(R.id.show_details)
+        person.drawInLightAndDark("details")
+        person.leave()
+    }
+
+    @Test
+    @Config(application = SlowStart::class)
+    fun `the first start, halfway`() {
+        val person = Person.opens<MainActivity>()
+        val app = person.activity.application as SlowStart
+        person.waitFor("half of it") { "MB of " in person.read(R.id.setup_detail) }
+        person.drawInLightAndDark("first-start")
+        app.goOn()
+        person.waitForModel()
+        person.leave()
+    }
+
+    @Test
+    fun `a summary being written`() {
+        val settings = Person.opens<SettingsActivity>()
+        settings.waitFor("the model") { settings.see<View>(R.id.self_test).isEnabled }
+        settings.choose(settings.text(R.string.fast))
+        settings.slide(R.id.maximum_length, LONG)
+        settings.slide(R.id.minimum_length, LONG)
+        settings.leave()
+        for ((name, qualifiers) in LIGHT_AND_DARK) {
             RuntimeEnvironment.setQualifiers(qualifiers)
             val person = Person.opens<MainActivity>()
-            person.waitForModel()
-            person.draw("ready-$name")
-            person.summarises(example.text)
-            person.draw("done-$name")
+            person.type(example.text)
+            person.waitForLength()
+            person.see<View>(R.id.action).performClick()
+            val often = Duration.ofMillis(1)
+            person.waitFor("some words", often) {
+                person.read(R.id.status) == person.text(R.string.writing) &&
+                    person.read(R.id.output).length > SOME
+            }
+            person.draw("writing-$name")
+            person.tap(R.id.action)
+            person.waitFor("the stop") { !person.see<View>(R.id.action).isActivated }
             person.leave()
         }
     }
 
     @Test
-    fun `a summary being written`() {
+    fun `a text that is too long`() {
         val person = Person.opens<MainActivity>()
         person.waitForModel()
-        val settings = Person.opens<SettingsActivity>()
-        settings.choose(settings.text(R.string.greedy))
-        settings.slide(R.id.maximum_length, LONG)
-        settings.slide(R.id.minimum_length, LONG)
-        settings.leave()
-        person.type(example.text)
-        person.waitForCount()
-        person.tap(R.id.action)
-        person.waitFor("some words") { person.read(R.id.output).length > SOME }
-        person.draw("writing")
+        person.summarises(HEADLINES[LONG_EXAMPLE].text)
+        assertEquals(person.text(R.string.too_long), person.read(R.id.token_count))
+        person.drawInLightAndDark("too-long")
         person.leave()
     }
 
@@ -94,9 +130,10 @@ class ScreensTest {
             RuntimeEnvironment.setQualifiers(qualifiers)
             val person = Person.opens<SettingsActivity>()
             person.waitFor("the model") { person.see<View>(R.id.self_test).isEnabled }
-            person.tap(R.id.self_test)
-            person.waitFor("the self-test") { person.see<View>(R.id.self_test).isEnabled }
+            person.tests()
             person.draw("settings-$name")
+            person.tap(R.id.show_details)
+            person.draw("settings-details-$name")
             person.leave()
         }
     }
@@ -109,32 +146,34 @@ class ScreensTest {
 class DamagedScreensTest {
     @Test
     fun `a model that cannot be had`() {
-        for ((name, qualifiers) in mapOf("light" to PHONE, "dark" to PHONE_DARK)) {
-            RuntimeEnvironment.setQualifiers(qualifiers)
-            val person = Person.opens<MainActivity>()
-            person.waitFor("the error") { person.see<View>(R.id.try_again).isShown }
-            person.draw("error-$name")
-            person.leave()
-        }
+        val person = Person.opens<MainActivity>()
+        person.waitFor("the error") { person.see<View>(R.id.try_again).isShown }
+        person.drawInLightAndDark("error")
+        person.tap(R.id.show_reason)
+        person.drawInLightAndDark("error-details")
+        person.leave()
     }
 }
 
 private fun Person<MainActivity>.summarises(text: String) {
     type(text)
-    waitForCount()
+    waitForLength()
     summarise()
 }
 
-/** Waits until the tokens are counted: there are more than those of start and end. */
-private fun Person<MainActivity>.waitForCount() =
-    waitFor("the count") { !read(R.id.token_count).startsWith("2 ") }
+private fun Person<MainActivity>.drawInLightAndDark(name: String) {
+    for ((look, qualifiers) in LIGHT_AND_DARK) {
+        turn(qualifiers)
+        draw("$name-$look")
+    }
+}
 
 /** Draws the window into target/screens/, and checks that no words are cut off. */
 private fun Person<out Activity>.draw(name: String) {
     // The cursor blinks and scroll bars fade: pictures are of a window at rest.
     allViews().filterIsInstance<EditText>().forEach { it.isCursorVisible = false }
     allViews().forEach { it.isVerticalScrollBarEnabled = false }
-    pass()
+    pass(Duration.ZERO)
     val window = activity.window.decorView
     val cut = allViews().filterIsInstance<TextView>().filter { it !is EditText && it.cutsOff() }
     assertEquals(emptyList(), cut.map { "${nameOf(it)}: ${it.text}" }, "Cut off in $name")
@@ -154,6 +193,35 @@ private fun TextView.cutsOff(): Boolean {
     return wider || lines.height > room
 }
 
+/** The app with a bundle whose model comes in drops after its first half, until it is to [goOn]. */
+class SlowStart : BartApplication() {
+    private val rest = CountDownLatch(1)
+
+    override val bundle: BundleSource
+        get() = Halved(super.bundle, rest)
+
+    /** Has the rest of the model arrive at once. */
+    fun goOn() = rest.countDown()
+}
+
+private class Halved(private val source: BundleSource, private val rest: CountDownLatch) :
+    BundleSource {
+    override fun open(name: String): InputStream = Dripping(source.open(name), rest)
+}
+
+private class Dripping(whole: InputStream, private val rest: CountDownLatch) :
+    FilterInputStream(whole) {
+    private var position = 0
+
+    override fun read(bytes: ByteArray, offset: Int, length: Int): Int {
+        val drips = position > HALF && !rest.await(DRIP_MILLISECONDS, TimeUnit.MILLISECONDS)
+        val count = super.read(bytes, offset, if (drips) minOf(length, DRIP) else length)
+        position += count
+        return count
+    }
+}
+
+private val LIGHT_AND_DARK = mapOf("light" to PHONE, "dark" to PHONE_DARK)
 private const val PHONE_DARK = "w411dp-h891dp-port-night-xhdpi"
 private const val TALL = "w411dp-h1060dp-port-xhdpi"
 private const val TALL_DARK = "w411dp-h1060dp-port-night-xhdpi"
@@ -161,6 +229,10 @@ private const val TABLET = "w800dp-h1280dp-port-mdpi"
 private const val TABLET_TURNED = "w1280dp-h800dp-land-mdpi"
 private const val LARGE = 1.8f
 private const val EXAMPLE = 55
+private const val LONG_EXAMPLE = 3
 private const val LONG = 128
-private const val SOME = 40
+private const val SOME = 15
+private const val HALF = 5_000_000
+private const val DRIP = 16
+private const val DRIP_MILLISECONDS = 10L
 private const val COLOURS = 5

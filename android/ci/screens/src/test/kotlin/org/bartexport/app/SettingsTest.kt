@@ -19,6 +19,7 @@ import org.robolectric.annotation.Config
 class SettingsTest {
     private val person = Person.opens<SettingsActivity>().apply {
         waitFor("the model") { see<View>(R.id.self_test).isEnabled }
+        tap(R.id.show_details)
     }
 
     @AfterTest
@@ -30,31 +31,37 @@ class SettingsTest {
             it.text.toString() to it.isChecked
         }
         assertEquals(
-            mapOf("Greedy" to false, "4 beams" to true, "CPU" to true, "GPU" to false),
+            mapOf("Fast" to false, "Careful" to true, "CPU" to true, "GPU" to false),
             choices,
         )
-        assertEquals("32 tokens", person.read(R.id.maximum_length_value))
-        assertEquals("0 tokens", person.read(R.id.minimum_length_value))
+        assertEquals("about 23 words", person.read(R.id.maximum_length_value))
+        assertEquals("any length", person.read(R.id.minimum_length_value))
     }
 
     @Test
     fun `settings are there again when the app is started again`() {
-        person.choose("Greedy")
+        person.choose("Fast")
         person.slide(R.id.maximum_length, 20)
         person.slide(R.id.minimum_length, 9)
         person.slide(R.id.threads, 1)
         val kept = SettingsStore(RuntimeEnvironment.getApplication()).read()
         assertEquals(Settings(numBeams = 1, maxLength = 20, minLength = 9, numThreads = 1), kept)
         person.turn(PHONE_TURNED)
-        assertEquals("20 tokens", person.read(R.id.maximum_length_value))
-        assertEquals("9 tokens", person.read(R.id.minimum_length_value))
+        assertEquals("about 14 words", person.read(R.id.maximum_length_value))
+        assertEquals("about 5 words", person.read(R.id.minimum_length_value))
+    }
+
+    @Test
+    fun `each of several numbers of beams has a name of its own`() {
+        val names = listOf(1, 2, 4).map { person.activity.beams(it, listOf(1, 2, 4)) }
+        assertEquals(listOf("Fast", "Careful (2)", "Careful (4)"), names)
     }
 
     @Test
     fun `a shorter maximum takes the minimum along`() {
         person.slide(R.id.minimum_length, 30)
         person.slide(R.id.maximum_length, 12)
-        assertEquals("12 tokens", person.read(R.id.minimum_length_value))
+        assertEquals("about 8 words", person.read(R.id.minimum_length_value))
     }
 
     @Test
@@ -64,16 +71,17 @@ class SettingsTest {
         assertContains(person.read(R.id.fallback), "The GPU is not used: ")
         val main = Person.opens<MainActivity>()
         main.waitForModel()
-        assertContains(main.read(R.id.model), "CPU")
         main.type(HEADLINES.first().text)
         assertEquals(HEADLINES.first().beams.trim(), main.summarise())
+        main.tap(R.id.show_details)
+        assertContains(main.read(R.id.model), "CPU")
+        assertContains(main.read(R.id.fallback), "The GPU is not used: ")
         main.leave()
     }
 
     @Test
     fun `the self-test passes on the file's own golden answers`() {
-        person.tap(R.id.self_test)
-        person.waitFor("the verdict") { person.read(R.id.self_test_result).startsWith("Passed") }
+        person.tests()
         assertTrue(person.see<View>(R.id.self_test).isEnabled)
     }
 }
