@@ -72,7 +72,8 @@ class ScreensTest {
             person.see<View>(R.id.action).performClick()
             val often = Duration.ofMillis(1)
             person.waitFor("some words", often) {
-                person.read(R.id.status) == person.text(R.string.writing) &&
+                // A busy machine may see the end only, which makes a poorer picture and no failure.
+                person.read(R.id.status) != person.text(R.string.stopped) &&
                     person.read(R.id.output).length > SOME
             }
             person.draw("writing-$name")
