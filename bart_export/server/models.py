@@ -74,10 +74,12 @@ class ModelStore:
         with self.configuring:
             check_models(models, self.served)
             listed = {served.name: served for served in models}
+            # Before new versions are loaded, one of which may answer before the others.
+            waited_for = [name for name in listed if not self._answers(name)]
             self._serve(
                 {**listed, **{name: self.served[name] for name in self.served.keys() - listed}}
             )
-            reasons = [reason for name in listed if (reason := self._unavailable(name))]
+            reasons = [reason for name in waited_for if (reason := self.models[name].wait())]
             if reasons:
                 told = "".join(f"{reason}, " for reason in reasons)
                 raise StatusError(
@@ -185,11 +187,12 @@ class ModelStore:
                 if self.polling:
                     self.models[name].poll()
 
-    def _unavailable(self, name: str) -> str:
-        """Wait for a model of which no version answers; return why none does in the end, or ""."""
-        model = self.models[name]
-        answers = any(status.state == State.AVAILABLE for status in model.statuses().values())
-        return "" if answers else model.wait()
+    def _answers(self, name: str) -> bool:
+        """Return whether a version of a model is available."""
+        model = self.models.get(name)
+        return model is not None and any(
+            status.state == State.AVAILABLE for status in model.statuses().values()
+        )
 
     def _withdraw_all_but(self, listed: Mapping[str, ServedModel]) -> None:
         """Serve no model that is not listed."""

@@ -56,6 +56,19 @@ def test_a_model_answers_once_it_is_configured(store, base_path):
     assert store.names() == ["m"]
 
 
+def test_a_label_waits_for_its_version_when_another_answers_first(store, base_path, monkeypatch):
+    serve = store._serve
+
+    def serve_until_one_answers(models):
+        serve(models)
+        statuses = store.models["m"].statuses
+        wait_until(lambda: any(one.state == State.AVAILABLE for one in statuses().values()))
+
+    monkeypatch.setattr(store, "_serve", serve_until_one_answers)
+    store.configure([served(base_path, policy=BOTH, labels=LABELS)])
+    assert [latest(store, label=label) for label in LABELS] == [1, 2]
+
+
 # What is asked for, and the code and text of the refusal.
 LOOKUPS = {
     "no name": (ModelSpec(""), Code.INVALID_ARGUMENT, "ModelSpec has no name specified."),
