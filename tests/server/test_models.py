@@ -56,13 +56,17 @@ def test_a_model_answers_once_it_is_configured(store, base_path):
     assert store.names() == ["m"]
 
 
-def test_a_label_waits_for_its_version_when_another_answers_first(store, base_path, monkeypatch):
-    serve = store._serve
+def test_a_label_waits_for_its_version_when_another_answers_first(
+    store, opener, base_path, monkeypatch
+):
+    serve, gate = store._serve, threading.Event()
+    opener.gates[1] = gate
 
     def serve_until_one_answers(models):
         serve(models)
         statuses = store.models["m"].statuses
         wait_until(lambda: any(one.state == State.AVAILABLE for one in statuses().values()))
+        threading.Timer(0.1, gate.set).start()
 
     monkeypatch.setattr(store, "_serve", serve_until_one_answers)
     store.configure([served(base_path, policy=BOTH, labels=LABELS)])
