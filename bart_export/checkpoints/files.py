@@ -11,14 +11,13 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from bart_export import documents
 from bart_export.errors import BartExportError, CheckpointError, named, shown
 
 CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
 LARGEST_TEXT = 1 << 26  # bytes; a tokenizer.json of 50,000 tokens has 1.4 million
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-# Opening a pipe waits for who writes to it, unless this is set; for files it changes nothing.
-AT_ONCE = getattr(os, "O_NONBLOCK", 0)
 
 
 def check_file(path: Path, error: type[BartExportError] = CheckpointError) -> int:
@@ -29,7 +28,7 @@ def check_file(path: Path, error: type[BartExportError] = CheckpointError) -> in
             Git LFS, and for a file that cannot be opened.
     """
     try:
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | AT_ONCE)) as file:
+        with open(path, "rb", opener=lambda name, _: os.open(name, documents.FLAGS)) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise error(f"{path} must be a file, and is a pipe, a device or the like.")
