@@ -1,15 +1,14 @@
 """The gRPC front: a port, and messages that go to the methods of services and come back.
 
-In come bytes; the message they hold, and the limits of the call, go to a method; what the method
-returns goes out, and a StatusError becomes the status of the call. A client's deadline ends the
-limits, and so does a client that goes away. Health checks and reflection are answered here, too.
-Nothing here knows what a method does.
+A method takes the message that some bytes hold and the limits of the call. A StatusError becomes
+the status of the call. A client's deadline ends the limits, and so does a client that goes away.
+Health checks and reflection are answered here, too.
 """
 
 import asyncio
 import pathlib
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 import grpc
@@ -64,6 +63,7 @@ class GrpcServer:
         self._running: set[asyncio.Task[Any]] = set()
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
+            interceptors=[Parsing()],
             options=[
                 # A second server on the same port is to fail instead of taking every other call.
                 ("grpc.so_reuseport", 0),
@@ -71,7 +71,7 @@ class GrpcServer:
                 *BOUNDS,
                 ("grpc.max_receive_message_length", options.max_request_bytes),
                 ("grpc.max_send_message_length", -1),
-            ]
+            ],
         )
         self._names = list(services)
         self._server.add_generic_rpc_handlers(
@@ -145,6 +145,8 @@ class GrpcServer:
         Parsing is done here because gRPC answers bytes that are no message without saying why.
         """
 
+        request_type = messages.message(descriptor.input_type.full_name)
+
         async def handle(data: bytes, context: grpc.aio.ServicerContext) -> bytes:
             task = asyncio.current_task()
             assert task is not None
@@ -156,7 +158,7 @@ class GrpcServer:
                 seconds = self._options.request_seconds
             limits = Limits(deadline=time.monotonic() + seconds)
             try:
-                request = await aside(len(data), lambda: parsed(data, descriptor.input_type))
+                request = await parsed(data, descriptor.input_type, request_type.FromString)
                 response = await method(request, limits)
                 context.set_trailing_metadata(tuple(limits.remarks.headers().items()))
                 serialized: bytes = response.SerializeToString()
@@ -169,22 +171,61 @@ class GrpcServer:
         return handle
 
 
-def parsed(data: bytes, descriptor: Any) -> Any:
+class Parsing(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Parses the requests of health and reflection, whose handlers expect messages.
+
+    gRPC would answer bytes that are no message with UNKNOWN, and log a trace for each.
+    """
+
+    async def intercept_service(self, continuation: Any, details: Any) -> Any:
+        """Return the handler of a call, which is to be given bytes."""
+        handler = await continuation(details)
+        if handler is None or handler.request_deserializer is None:
+            return handler
+        service, name = details.method[1:].split("/")
+        method = messages.POOL.FindServiceByName(service).methods_by_name[name]
+
+        async def message(data: bytes, context: grpc.aio.ServicerContext) -> Any:
+            try:
+                return await parsed(data, method.input_type, handler.request_deserializer)
+            except StatusError as failure:
+                await context.abort(GRPC_STATUS[failure.code], shortened(failure.message))
+                raise AssertionError("abort raises") from failure
+
+        async def answer(data: bytes, context: grpc.aio.ServicerContext) -> Any:
+            answers = handler.unary_stream or handler.unary_unary
+            return await answers(await message(data, context), context)
+
+        async def answers(
+            requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext
+        ) -> AsyncIterator[Any]:
+            read = (await message(data, context) async for data in requests)
+            async for response in handler.stream_stream(read, context):
+                yield response
+
+        # A namedtuple
+        return handler._replace(
+            request_deserializer=None,
+            unary_unary=handler.unary_unary and answer,
+            unary_stream=handler.unary_stream and answer,
+            stream_stream=handler.stream_stream and answers,
+        )
+
+
+async def parsed(data: bytes, descriptor: Any, parse: Callable[[bytes], Any]) -> Any:
     """Return the message of a type that some bytes hold.
 
     Raises:
         StatusError: INVALID_ARGUMENT if they hold none.
     """
-    message = messages.message(descriptor.full_name)()
     try:
-        message.ParseFromString(data)
+        return await aside(len(data), lambda: parse(data))
     except DecodeError as error:
         raise StatusError(
             Code.INVALID_ARGUMENT,
             f"Expected a serialized {descriptor.full_name}, received {len(data)} bytes that are "
             f"none: {error}",
         ) from error
-    return message
 
 
 def shortened(details: str) -> str:

@@ -10,11 +10,16 @@ from certificates import Authority
 from google.protobuf import descriptor_pool
 from grpc_front import call, front, refused, request_of, spec, tensor
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
 from served_directories import wait_until
-from tensorflow_serving.apis import session_service_pb2
+from tensorflow_serving.apis import (
+    model_service_pb2,
+    prediction_service_pb2,
+    session_service_pb2,
+)
 
 from bart_export.errors import ConfigurationError
 from bart_export.server import grpc_server
@@ -106,15 +111,28 @@ def test_what_is_not_served_is_unimplemented(served, path):
     assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
 
 
+METHODS = [
+    (service.full_name, method.name, method.input_type.full_name)
+    for file in (prediction_service_pb2, model_service_pb2, health_pb2, reflection_pb2)
+    for service in file.DESCRIPTOR.services_by_name.values()
+    for method in service.methods
+    if method.name != "PredictStreamed"  # not served
+]
+
+
 @pytest.mark.parametrize("data", [b"\x0a\xff\xff", b"\x0a\x01", b"no message", bytes(range(256))])
-def test_bytes_that_are_no_message_are_an_invalid_argument(served, data):
+@pytest.mark.parametrize(("service", "method", "request_type"), METHODS)
+def test_bytes_that_are_no_message_are_an_invalid_argument(
+    served, service, method, request_type, data, caplog
+):
     with pytest.raises(grpc.RpcError) as caught:
-        unary(served, "/tensorflow.serving.PredictionService/Predict")(data, timeout=5)
+        list(served.channel.stream_stream(f"/{service}/{method}")(iter([data]), timeout=5))
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert (
-        f"Expected a serialized tensorflow.serving.PredictRequest, received {len(data)} bytes"
+        f"Expected a serialized {request_type}, received {len(data)} bytes"
         in caught.value.details()
     )
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("compression", [None, grpc.Compression.Gzip])
