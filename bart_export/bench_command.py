@@ -43,7 +43,7 @@ OF_SERVERS = {
     type=Count,
     multiple=True,
     help="Source tokens; may be given more than once. Default: 64 and 512; with --serve 256, and "
-    "512 for batches.",
+    "512 for batches; fewer where the model has room for no more.",
 )
 @click.option(
     "--num-beams",
@@ -54,7 +54,8 @@ OF_SERVERS = {
 @click.option(
     "--new-tokens",
     type=Count,
-    help="Tokens to generate. Default: 64; with --serve 32, and 64 for batches.",
+    help="Tokens to generate. Default: 64; with --serve 32, and 64 for batches; fewer where the "
+    "model has room for no more.",
 )
 @click.option(
     "--runs", type=Count, default=7, show_default=True, help="Runs that the medians are of."

@@ -23,6 +23,7 @@ import json
 import os
 import re
 import shlex
+import signal
 from collections.abc import Iterable
 
 SHOWN = 120  # characters of a value in a line
@@ -46,6 +47,17 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(one if one.isprintable() else json.dumps(one)[1:-1] for one in text)
+
+
+def last_words(said: str, exit_code: int) -> str:
+    """Return what a process of this package said last before it failed, and how it ended.
+
+    Without what Python puts before an error's text on its standard error: the name of its class.
+    """
+    if exit_code < 0:
+        return f"it was ended by {signal.Signals(-exit_code).name}"
+    lines = said.strip().splitlines() or [f"exit code {exit_code}"]
+    return re.sub(r"^(Error|(\w+\.)+\w+): ", "", lines[-1])
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from bart_export.config import BartConfig, GenerationConfig
-from bart_export.errors import ConfigurationError, shown
+from bart_export.errors import ConfigurationError, last_words, shown
 
 CNN = GenerationConfig(max_length=142, min_length=56, num_beams=4, num_return_sequences=4)
 
@@ -87,3 +87,17 @@ def test_values_are_shown_as_json_writes_them():
     assert shown("\x9b2J\u2028\u202e") == '"\\u009b2J\\u2028\\u202e"'
     assert shown(HUGE) == shown(object()).replace("object", "int") == "a value of type int"
     assert len(shown("x" * 5000)) < 200
+
+
+@pytest.mark.parametrize(
+    ("said", "exit_code", "words"),
+    [
+        ("Traceback:\n  File\nbart_export.errors.ArtifactError: x is bad.\n", 1, "x is bad."),
+        ("Error: x: no such file.\n", 2, "x: no such file."),
+        ("KeyError: 'x'", 1, "KeyError: 'x'"),  # nobody foresaw it
+        ("", 3, "exit code 3"),
+        ("half a line", -11, "it was ended by SIGSEGV"),
+    ],
+)
+def test_what_a_process_said_last_has_no_class_of_ours(said, exit_code, words):
+    assert last_words(said, exit_code) == words

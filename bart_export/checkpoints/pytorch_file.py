@@ -52,8 +52,8 @@ def read(path: Path) -> dict[str, Entry]:
         # RuntimeError, UnpicklingError, EOFError and others. Their text is left out: it runs over
         # many lines and advises to load the file without the restriction.
         raise CheckpointError(
-            f"{path} cannot be loaded as a file of plain tensors ({type(error).__name__}); "
-            "it is damaged, was not downloaded whole, or holds other objects."
+            f"{path} cannot be loaded as a file of plain tensors; it is damaged, was not "
+            "downloaded whole, or holds other objects."
         ) from error
 
 

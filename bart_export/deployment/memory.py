@@ -14,7 +14,7 @@ import sys
 import tempfile
 from typing import Any
 
-from bart_export.errors import BartExportError, EngineError
+from bart_export.errors import BartExportError, EngineError, last_words
 from bart_export.server import messages, tensors, warmup
 from bart_export.server.options import ServeOptions
 from bart_export.server.servable import Call, Servable
@@ -59,8 +59,8 @@ def measure(directory: pathlib.Path, largest: Any) -> Memory:
             "longest source. Export on a machine with more memory."
         )
     if process.returncode:
-        said = process.stderr.strip().splitlines() or [f"exit status {process.returncode}"]
-        raise EngineError(f"Version {directory.name} does not serve its requests: {said[-1]}")
+        said = last_words(process.stderr, process.returncode)
+        raise EngineError(f"Version {directory.name} does not serve its requests: {said}")
     figures = json.loads(process.stdout)
     return Memory(**figures) if figures else guessed(directory)
 

@@ -28,13 +28,13 @@ from bart_export.quality.serving.process import ServerProcess, server_process
 from bart_export.quality.serving.work import (
     Work,
     check_answer,
-    check_work,
+    fitting_work,
     inputs_of,
     requests_of,
     run_engine,
     search_settings,
 )
-from bart_export.quality.speed.bench import head
+from bart_export.quality.speed.bench import check, head
 from bart_export.quality.speed.tables import cores, filled, milliseconds
 from bart_export.server import model_config
 from bart_export.server.metrics import Metrics
@@ -103,7 +103,7 @@ def serve_bench(
         directory: the artifact.
         engines: which; None takes all that it has files for.
         source: tokens that go in; None takes those of `SERVED` for requests and of `BATCHED` for
-            batches.
+            batches, as far as the model has room.
         new_tokens: tokens that come out, likewise.
         workers: of each server; None takes its default.
         num_threads: of each worker; None takes the server's default.
@@ -123,17 +123,11 @@ def serve_bench(
         EngineError: for a server that fails, or generates another number of tokens.
     """
     artifact = Artifact.open(directory)
+    check(runs=[runs])
     served, batched = (
-        Work(
-            source=default.source if source is None else source,
-            new_tokens=default.new_tokens if new_tokens is None else new_tokens,
-        )
-        for default in (SERVED, BATCHED)
+        fitting_work(artifact, source, new_tokens, usual) for usual in (SERVED, BATCHED)
     )
     names = chosen_engines(artifact, engines)
-    check_work(artifact, served, runs)
-    if TENSORFLOW in names:
-        check_work(artifact, batched, runs)
     options = ServeOptions(workers=workers, num_threads=num_threads, queue_size=queue_size)
     batches: list[dict[str, Any]] = []
     overloads: list[dict[str, Any]] = []

@@ -16,7 +16,7 @@ import tempfile
 import urllib.request
 from collections.abc import Iterator, Mapping
 
-from bart_export.errors import EngineError
+from bart_export.errors import EngineError, last_words
 from bart_export.server.metrics import MICROSECONDS, RUNTIME_LATENCY
 from bart_export.server.options import ServeOptions
 from bart_export.server.rest import METRICS_PATH
@@ -82,8 +82,8 @@ def server_process(
                 if ports is None:
                     process.wait()
                     log.seek(0)
-                    said = log.read().strip().splitlines() or [f"exit status {process.returncode}"]
-                    raise EngineError(f"Serving {directory} with {engine} failed: {said[-1]}")
+                    said = last_words(log.read(), process.returncode)
+                    raise EngineError(f"Serving {directory} with {engine} failed: {said}")
                 yield ServerProcess(process.pid, directory.name, ports)
             finally:
                 end(process)

@@ -15,9 +15,9 @@ import numpy as np
 
 from bart_export import contract
 from bart_export.artifact import Artifact
-from bart_export.errors import ConfigurationError, EngineError
+from bart_export.errors import EngineError
 from bart_export.quality.serving.client import LENGTHS, OK, TOKENS, Requests, digest
-from bart_export.quality.speed.bench import check
+from bart_export.quality.speed.bench import check, fitting_length
 from bart_export.server import messages
 from bart_export.server.servable import Call, Servable, Tensors
 from bart_export.server.served_model import LITERT
@@ -37,19 +37,21 @@ class Work:
     new_tokens: int
 
 
-def check_work(artifact: Artifact, work: Work, runs: int) -> None:
-    """Raise ConfigurationError for what cannot be measured with a model."""
-    check(source=[work.source], new_tokens=[work.new_tokens], runs=[runs])
+def fitting_work(
+    artifact: Artifact, source: int | None, new_tokens: int | None, usual: Work
+) -> Work:
+    """Return the work that was given, what is None as usual or as far as the model has room.
+
+    Raises:
+        ConfigurationError: for numbers that are not positive, or more than the model can take.
+    """
     positions = artifact.config.max_sequence_length
-    for name, value, most in (
-        ("source", work.source, positions),
-        ("new_tokens", work.new_tokens, positions - 1),
-    ):
-        if value > most:
-            raise ConfigurationError(
-                f"{name} must be at most {most} for this model, which has {positions} positions; "
-                f"received {value}."
-            )
+    work = Work(
+        source=fitting_length("--source", source, usual.source, positions),
+        new_tokens=fitting_length("--new-tokens", new_tokens, usual.new_tokens, positions - 1),
+    )
+    check(source=[work.source], new_tokens=[work.new_tokens])
+    return work
 
 
 def inputs_of(artifact: Artifact, work: Work, rows: int, count: int) -> list[Tensors]:

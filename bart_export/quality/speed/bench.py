@@ -16,7 +16,7 @@ from bart_export.errors import ConfigurationError
 from bart_export.progress import stages
 from bart_export.quality.speed import machine, opening
 from bart_export.quality.speed.opening import Order
-from bart_export.quality.speed.work import Work, forced, measure, misfit, summary
+from bart_export.quality.speed.work import Work, forced, measure, misfit, room, summary
 from bart_export.runtime.engine import default_threads
 from bart_export.runtime.engines import open_engine
 from bart_export.runtime.generator import Generator, build, choose_file
@@ -25,6 +25,7 @@ from bart_export.text.tokenizer import BartTokenizer
 # History of the report: 1 had a number of threads for all rows, and openings by file; 2 (2026-11)
 # has rows by threads and builds, cold openings, and memory.
 SCHEMA_VERSION = 2
+SOURCES, NEW_TOKENS = (64, 512), 64  # what is measured where nobody says, as far as there is room
 FIRST_TEXT = 8  # tokens of the text that an opening is followed by
 
 
@@ -32,8 +33,8 @@ def bench(
     directory: pathlib.Path,
     *,
     recipes: Sequence[str] | None = None,
-    sources: Sequence[int] = (64, 512),
-    new_tokens: int = 64,
+    sources: Sequence[int] | None = None,
+    new_tokens: int | None = None,
     num_beams: Sequence[int] = (1, 4),
     num_threads: Sequence[int] | None = None,
     runs: int = 7,
@@ -43,8 +44,9 @@ def bench(
     Args:
         directory: the artifact.
         recipes: which files, all builds of each; None takes all.
-        sources: lengths of source texts, in tokens.
-        new_tokens: tokens to generate, no fewer and no more.
+        sources: lengths of source texts, in tokens; None takes those of `SOURCES`, what exceeds the
+            largest that a file takes lowered to that.
+        new_tokens: tokens to generate, no fewer and no more; None takes `NEW_TOKENS`, likewise.
         num_beams: numbers of beams, 1 for greedy search.
         num_threads: numbers of threads of the engine; None takes the one that a Generator takes.
         runs: how often each configuration is measured, after one run that does not count.
@@ -57,23 +59,31 @@ def bench(
 
     Raises:
         ArtifactError: for an artifact that is damaged or lacks a recipe.
-        ConfigurationError: for numbers that are not positive, or too many new tokens.
+        ConfigurationError: for numbers that are not positive, or more new tokens than fit.
         EngineError: for a file that this machine's runtime cannot run rightly.
     """
     check(
-        sources=sources, new_tokens=[new_tokens], num_beams=num_beams,
-        num_threads=num_threads or [1], runs=[runs],
-    )  # fmt: skip
+        sources=SOURCES if sources is None else sources,
+        new_tokens=[NEW_TOKENS if new_tokens is None else new_tokens],
+        num_beams=num_beams,
+        num_threads=num_threads or [1],
+        runs=[runs],
+    )
     artifact = Artifact.open(directory)
     usual = default_threads(artifact.manifest["parameter_count"])
     threads = list(dict.fromkeys(num_threads or [usual]))
-    positions = artifact.config.max_sequence_length
-    if new_tokens >= positions:
-        raise ConfigurationError(
-            f"new_tokens must be at most {positions - 1}, as the model has {positions} positions "
-            f"and one is for the start token; received {new_tokens}."
-        )
     names = chosen_files(artifact, recipes)
+    positions = artifact.config.max_sequence_length
+    rooms = [room(artifact.manifest["files"][name], positions) for name in names]
+    longest, most = map(max, zip(*rooms, strict=True))
+    lowered: list[dict[str, Any]] = []
+    if sources is None:
+        reason = f"no file takes more than {longest}"
+        lowered += [{"source": one, "reason": reason} for one in SOURCES if one > longest]
+        sources = list(dict.fromkeys(min(one, longest) for one in SOURCES))
+    if new_tokens is None and most < NEW_TOKENS:
+        lowered += [{"new_tokens": NEW_TOKENS, "reason": f"no file takes more than {most}"}]
+    new_tokens = fitting_length("--new-tokens", new_tokens, min(NEW_TOKENS, most), positions - 1)
     fitting, skipped = plan(artifact, names, sources, num_beams, new_tokens)
     opened = [(name, count) for name in names if fitting[name] for count in threads]
     openings: list[dict[str, Any]] = []
@@ -100,7 +110,7 @@ def bench(
         "openings": openings,
         "memory": memories,
         "generation": [summary(work) for work in works],
-        "skipped": skipped,
+        "skipped": lowered + skipped,
     }
 
 
@@ -123,6 +133,17 @@ def check(**numbers: Sequence[int]) -> None:
         if wrong or not values:
             received = wrong[0] if wrong else "nothing"
             raise ConfigurationError(f"{name} must be at least 1, received {received}.")
+
+
+def fitting_length(flag: str, given: int | None, usual: int, most: int) -> int:
+    """Return how many tokens to measure with: what was given, or else the usual.
+
+    Raises:
+        ConfigurationError: if more were given than the model has room for.
+    """
+    if given is not None and given > most:
+        raise ConfigurationError(f"{flag} must be at most {most} for this model, received {given}.")
+    return min(usual, most) if given is None else given
 
 
 def chosen_files(artifact: Artifact, recipes: Sequence[str] | None) -> list[str]:

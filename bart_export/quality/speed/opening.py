@@ -24,7 +24,7 @@ from typing import Any
 
 from bart_export.artifact import CACHE, Artifact, link
 from bart_export.directories import MANIFEST
-from bart_export.errors import EngineError
+from bart_export.errors import EngineError, last_words
 from bart_export.manifest_file import path_of
 from bart_export.quality.speed import page_cache
 from bart_export.quality.speed.machine import private_bytes, shared_bytes
@@ -146,8 +146,8 @@ def in_a_process(directory: pathlib.Path, order: Order) -> Figures:
         check=False,
     )
     if process.returncode:
-        said = process.stderr.strip().splitlines() or [f"exit status {process.returncode}"]
-        raise EngineError(f"Opening {order.file} in a process of its own failed: {said[-1]}")
+        said = last_words(process.stderr, process.returncode)
+        raise EngineError(f"Opening {order.file} in a process of its own failed: {said}")
     figures: Figures = json.loads(process.stdout)
     built = weight_caches(directory) != before
     return {stage: {**row, "built_weight_cache": built} for stage, row in figures.items()}

@@ -89,6 +89,8 @@ def cores(machine: Mapping[str, Any]) -> str:
 
 def skip(row: Row) -> str:
     """Return the line about something that was not measured."""
+    if "new_tokens" in row:
+        return f"{row['new_tokens']} new tokens are too many: {row['reason']}."
     whose = "Source"
     if "recipe" in row:
         whose = f"{named(row)} with {counted(row['num_beams'], 'beam')}: source"

@@ -35,6 +35,14 @@ class Work:
     total: list[float] = dataclasses.field(default_factory=list)
 
 
+def room(entry: Mapping[str, Any], positions: int) -> tuple[int, int]:
+    """Return how many source tokens and new tokens a file of a model takes at most."""
+    shapes = entry.get("shapes")
+    if shapes is None:
+        return positions, positions - 1  # the start token has one, too
+    return max(shapes["source_lengths"]), shapes["target_length"] - 1
+
+
 def misfit(entry: Mapping[str, Any], source: int, num_beams: int, new_tokens: int) -> str | None:
     """Return why a file cannot do some work that its model can, None if it can, too.
 
@@ -43,10 +51,11 @@ def misfit(entry: Mapping[str, Any], source: int, num_beams: int, new_tokens: in
     shapes = entry.get("shapes")
     if shapes is None:
         return None
+    sources, tokens = room(entry, 0)
     for what, value, most in (
-        ("source tokens", source, max(shapes["source_lengths"])),
+        ("source tokens", source, sources),
         ("beams", num_beams, max(shapes["num_beams"])),
-        ("new tokens", new_tokens, shapes["target_length"] - 1),
+        ("new tokens", new_tokens, tokens),
     ):
         if value > most:
             return f"the static build takes {most} {what} at most"

@@ -241,7 +241,7 @@ def test_the_server_ends_with_its_block(artifact):
 
 def test_a_server_that_fails_says_why(tmp_path):
     with (
-        pytest.raises(EngineError, match="There is no directory"),
+        pytest.raises(EngineError, match="failed: There is no directory"),
         server_process(tmp_path / "nothing", "litert", ServeOptions()),
     ):
         pass
@@ -295,8 +295,8 @@ def test_what_is_asked_is_the_same_every_time(artifact):
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        ({"source": 100_000}, ConfigurationError, "source must be at most"),
-        ({"new_tokens": 100_000}, ConfigurationError, "new_tokens must be at most"),
+        ({"source": 100_000}, ConfigurationError, "--source must be at most 64"),
+        ({"new_tokens": 100_000}, ConfigurationError, "--new-tokens must be at most 63"),
         ({"source": 0}, ConfigurationError, "source must be at least 1, received 0"),
         ({"runs": 0}, ConfigurationError, "runs must be at least 1, received 0"),
         ({"engines": ["tensorflow"]}, ArtifactError, "--target saved_model"),

@@ -27,6 +27,7 @@ from bart_export.runtime.generator import Generator
 from bart_export.tflite_options import StaticShapes
 
 NEW_TOKENS = 5
+UNKNOWN = {"private_bytes": None, "shared_bytes": None}
 
 
 @pytest.fixture(scope="module")
@@ -252,6 +253,26 @@ def test_configurations_take_turns(symmetric_artifact, monkeypatch):
     assert turns == [(4, beams, counts) for counts in (False, True, True) for beams in (1, 2)]
 
 
+@pytest.mark.parametrize("static", [False, True])
+def test_usual_lengths_are_lowered_to_what_fits(symmetric_artifact, tmp_path, monkeypatch, static):
+    artifact, longest, most = symmetric_artifact, 64, 63
+    if static:
+        shapes = StaticShapes(source_lengths=(8,), target_length=16, num_beams=(1,))
+        artifact = static_builds.add(artifact, shapes, ["float32"], tmp_path / "both")
+        artifact = static_builds.without(artifact, "tflite/float32.tflite", tmp_path / "static")
+        longest, most = 8, 15
+    monkeypatch.setattr(opening, "measure", lambda *arguments: {})
+    monkeypatch.setattr(opening, "memory", lambda *arguments: UNKNOWN)
+    report = bench(artifact.directory, num_beams=(1,), num_threads=(1,), runs=1)
+    assert report["settings"]["new_tokens"] == most
+    assert [(row["source"], row["new_tokens"]) for row in report["generation"]] == [(longest, most)]
+    console = Console(width=200)
+    with console.capture() as printed:
+        console.print(bench_tables.tables(report))
+    assert f"Source 512 was skipped: no file takes more than {longest}." in printed.get()
+    assert f"64 new tokens are too many: no file takes more than {most}." in printed.get()
+
+
 def test_builds_of_a_recipe_are_rows_of_their_own(symmetric_artifact, tmp_path, monkeypatch):
     shapes = StaticShapes(source_lengths=(8,), target_length=8, num_beams=(1,))
     both = static_builds.add(symmetric_artifact, shapes, ["float32"], tmp_path / "both")
@@ -302,7 +323,7 @@ def test_the_command_refuses_before_it_measures(symmetric_artifact, options, wor
     ("arguments", "error", "words"),
     [
         ({"recipes": ["int7"], "new_tokens": 2}, ArtifactError, "It has: float32"),
-        ({"new_tokens": 100_000}, ConfigurationError, "new_tokens must be at most"),
+        ({"new_tokens": 64}, ConfigurationError, "--new-tokens must be at most 63 for this model"),
         ({"runs": 0}, ConfigurationError, "runs must be at least 1, received 0"),
         ({"sources": []}, ConfigurationError, "sources must be at least 1, received nothing"),
         ({"num_beams": (1, -2)}, ConfigurationError, "num_beams must be at least 1, received -2"),
@@ -314,9 +335,9 @@ def test_what_cannot_be_measured_is_refused(symmetric_artifact, arguments, error
         bench(symmetric_artifact.directory, **arguments)
 
 
-def test_a_process_that_fails_says_why(symmetric_artifact, order):
+def test_a_process_that_fails_says_why_without_a_class(symmetric_artifact, order):
     order = dataclasses.replace(order, source=100_000)
-    with pytest.raises(EngineError, match="A source must have 1 to"):
+    with pytest.raises(EngineError, match=r"process of its own failed: A source must have 1 to"):
         opening.in_a_process(symmetric_artifact.directory, order)
 
 
