@@ -311,24 +311,15 @@ def try_changes(directory, fields, changes):
     return counts
 
 
-def test_every_value_of_a_manifest_may_be_of_any_type(whole):
+@pytest.mark.parametrize("count", [80, pytest.param(2_000, marks=pytest.mark.slow)])
+def test_every_value_of_a_manifest_may_be_of_any_type(whole, count):
+    signal.alarm(count)
     directory, fields = whole
     places = [place for place in nodes(fields) if place and place[0] != "signatures"]
-    draws = random.Random(11)
-    changes = [(place, draws.choice((..., *VALUES))) for place in draws.sample(places, 80)]
-    counts = try_changes(directory, fields, changes)
-    assert counts["refused"] > 40
+    changes = [(place, value) for place in places for value in (..., *VALUES)]
+    counts = try_changes(directory, fields, random.Random(11).sample(changes, count))
+    assert counts["refused"] > count // 2
     assert counts["taken"] > 0
-
-
-@pytest.mark.slow
-def test_every_value_of_a_manifest_is_tried_as_every_type(whole):
-    signal.alarm(0)
-    directory, fields = whole
-    changes = [(place, value) for place in nodes(fields) if place for value in (..., *VALUES)]
-    counts = try_changes(directory, fields, changes)
-    print(counts)
-    assert counts["refused"] > 5 * counts["taken"]
 
 
 # --- What an export takes over from what lies at its target.

@@ -32,6 +32,8 @@ UNABLE = {
     "dynamic_wi4_afp32": r"Type not currently supported.*EMBEDDING_LOOKUP",
     "static_wi8_ai16": r"INT16 is unsupported by op Rsqrt",
 }
+# What rounding to float16 changes a weight by, as a share of it.
+FLOAT16_UNIT = 2.0**-11
 CASES = json.loads((ARTIFACT / "golden.json").read_bytes())["cases"]
 
 
@@ -79,12 +81,15 @@ def test_float32_gives_the_golden_answers_token_for_token():
         assert best.score == pytest.approx(expected["score"], abs=1e-3)
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if TFLITE_RUNTIME in RIGHT[name]])
+@pytest.mark.parametrize(
+    "name", [name for name in RECIPES if TFLITE_RUNTIME in RIGHT[name] and name != "float32"]
+)
 def test_a_recipe_it_may_run_is_computed_within_the_recipes_tolerance(expected, name):
     logits = forced_logits(engine_of(name))
+    tolerance = RECIPES[name].tolerance
     # Its kernels round activations more coarsely than LiteRT's, but far within the bounds.
-    assert relative_error(logits, expected) < RECIPES[name].tolerance["relative"]
-    assert (logits.argmax(1) == expected.argmax(1)).mean() >= RECIPES[name].tolerance["top1"]
+    assert relative_error(logits, expected) < tolerance.get("relative", FLOAT16_UNIT)
+    assert (logits.argmax(1) == expected.argmax(1)).mean() >= tolerance["top1"]
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if TFLITE_RUNTIME not in RIGHT[name]])

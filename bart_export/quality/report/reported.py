@@ -81,7 +81,7 @@ class Reported:
     def tokens_per_second(self, num_beams: int) -> "Figure | None":
         """Return new tokens over the seconds of a whole generation, and its slowest and fastest."""
         row = self.work(num_beams)
-        if row is None or "slowest" not in row:
+        if row is None or not {"slowest", "fastest"} <= row.keys():
             return None
         rates = (row["new_tokens"] / row[name] for name in ("seconds", "slowest", "fastest"))
         return Figure(*rates)
