@@ -17,7 +17,7 @@ import click
 from bart_export import __version__
 from bart_export.bench_command import bench
 from bart_export.edgetpu_command import edgetpu
-from bart_export.errors import BartExportError
+from bart_export.errors import BartExportError, printable, printable_lines
 from bart_export.export_command import export_options, flag, options_given, run
 from bart_export.generate_command import generate
 from bart_export.serve_command import serve
@@ -161,10 +161,10 @@ def inspect(preset_or_artifact: str, as_json: bool) -> None:
 
     facts = inspection.facts(preset_or_artifact)
     if as_json:
-        click.echo(json.dumps(facts, ensure_ascii=False, indent=1))
+        click.echo(printable_lines(json.dumps(facts, ensure_ascii=False, indent=1)))
         return
     for line in inspection.lines(facts):
-        click.echo(line)
+        click.echo(printable(line))
 
 
 for command in (generate, verify, bench, tune, serve, edgetpu):

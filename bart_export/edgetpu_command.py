@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from bart_export.errors import printable, printable_lines
 from bart_export.progress import console
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def check(context: click.Context, file: pathlib.Path, as_json: bool) -> None:
             (compiled,) = compiler.compile_files([file], pathlib.Path(directory)).files
     if as_json:
         content = report.to_dict() | {"compiler": compiled and compiled.to_dict()}
-        click.echo(json.dumps(content, ensure_ascii=False, indent=1))
+        click.echo(printable_lines(json.dumps(content, ensure_ascii=False, indent=1)))
     else:
         show_report(report)
         show_compiled(compiled)
@@ -65,7 +66,7 @@ def show_report(report: "Report") -> None:
     reasons = {(row.operator, row.status, row.rule): row.reason for row in reversed(report.rows)}
     show_table([(key[0], count, key[1], reasons[key]) for key, count in counts.items()])
     for refusal in report.refusals:
-        click.echo(f"The compiler would read nothing of this file: {refusal}")
+        click.echo(printable(f"The compiler would read nothing of this file: {refusal}"))
     mapped = sum(row.mapped for row in report.rows)
     click.echo(
         f"{mapped} of {len(report.rows)} operations would run on the Edge TPU; parameters: "
@@ -97,4 +98,4 @@ def show_table(rows: list[tuple[str, int, str, str]]) -> None:
         table.add_column(column, overflow="fold", justify="right" if column == "Count" else "left")
     for operator, count, status, why in rows:
         table.add_row(operator, str(count), status, why)
-    console().print(table, markup=False)
+    console().print(table)

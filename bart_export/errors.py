@@ -49,6 +49,11 @@ def printable(text: str) -> str:
     return "".join(one if one.isprintable() else json.dumps(one)[1:-1] for one in text)
 
 
+def printable_lines(text: str) -> str:
+    """Return a text of several lines, each of them `printable`."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def last_words(said: str, exit_code: int) -> str:
     """Return what a process of this package said last before it failed, and how it ended.
 

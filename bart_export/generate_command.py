@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bart_export.errors import BartExportError
-from bart_export.progress import counted, stages
+from bart_export.progress import counted, say, stages
 
 if TYPE_CHECKING:
     from bart_export.runtime import Result
@@ -162,7 +162,7 @@ def generate(
         assert text is not None
         if stream:
             for piece in generator.stream(text, **parameters):
-                click.echo(piece, nl=False)
+                say(piece, end="")
             click.echo()
             return
         result = generator.generate(text, **parameters)
@@ -171,7 +171,7 @@ def generate(
             write(texts.result_row({"text": text}, result))
         return
     for sequence in result.sequences:
-        click.echo(sequence.text)
+        say(sequence.text)
 
 
 def batch(
@@ -224,7 +224,7 @@ def answered(ask: Callable[[str], "Result"], row: "Row") -> "Row":
 def print_row(row: "Row") -> None:
     """Print what was generated, a line for each text whatever is in it, or an empty line."""
     for sequence in row.get("sequences", [row]):
-        click.echo(" ".join(sequence.get("generated_text", "").splitlines()))
+        say(" ".join(sequence.get("generated_text", "").splitlines()))
 
 
 FLAGS = ("truncate", "allow_empty", "special_tokens")

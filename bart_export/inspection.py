@@ -4,6 +4,7 @@ Weights are not read, and a preset on a hub that has a name here is described wi
 downloaded.
 """
 
+import itertools
 import os
 import pathlib
 import re
@@ -19,9 +20,11 @@ from bart_export.checkpoints import names
 from bart_export.directories import MANIFEST
 from bart_export.errors import PresetError, did_you_mean, shown
 from bart_export.presets import PRESETS, is_directory
+from bart_export.progress import counted
 
 Facts = dict[str, Any]
 Section = Callable[[Any], Iterator[str]]
+MOST_LINES = 1000  # of a section
 WIDTH = 100  # where no terminal says how wide a line may be
 
 
@@ -157,7 +160,8 @@ def lines(facts: Facts) -> Iterator[str]:
             continue
         yield title.replace("_", " ")
         section: Section = SECTIONS.get(title, fields)
-        for line in section(content):
+        found = section(content)
+        for line in itertools.islice(found, MOST_LINES):
             indent = "  " + " " * (len(line) - len(line.lstrip()))
             yield from textwrap.wrap(
                 line.strip(),
@@ -167,6 +171,8 @@ def lines(facts: Facts) -> Iterator[str]:
                 break_long_words=False,
                 break_on_hyphens=False,
             )
+        if more := sum(1 for _ in found):
+            yield f"  … and {counted(more, 'more line')}, which --json has"
 
 
 def fields(content: Mapping[str, Any]) -> Iterator[str]:

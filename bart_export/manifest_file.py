@@ -27,6 +27,10 @@ LARGEST_FILE = 1 << 40
 SEAL = re.compile(rb'"manifest_sha256": "([0-9a-f]{64})"')
 UNSEALED = "0" * 64
 LONGEST_NAME, DEEPEST_NAME = 512, 16  # bytes, and parts
+LONGEST_TEXT = 4096  # characters: a path, or a line of notes
+# Controls, other ends of lines, and what turns the direction of writing.
+STEERING = re.compile("[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+SHOWABLE = f"a text of at most {LONGEST_TEXT} characters, none of which steers a terminal"
 
 DIGEST = Kind(
     "a SHA-256 of 64 lower case digits",
@@ -223,6 +227,7 @@ def check(manifest: Mapping[str, Any]) -> None:
     Raises:
         ValueError: for the first that is something else.
     """
+    check_texts({name: value for name, value in manifest.items() if name != "tokenizer"})
     documents.check(manifest, MANIFEST)
     files = manifest["files"]
     check_names(list(files))
@@ -241,6 +246,25 @@ def check(manifest: Mapping[str, Any]) -> None:
     for row in manifest["verification"]:
         shape = FILE_FIGURES if "top1" in row else VERSION_FIGURES
         documents.check(row, shape, f"verification of {shown(row['file'])}")
+
+
+def check_texts(manifest: Mapping[str, Any]) -> None:
+    """Hold all texts, names of fields included, to what can be shown: in lines, reports and logs.
+
+    Raises:
+        ValueError: for one that is too long, or steers a terminal.
+    """
+    waiting: list[tuple[str, Any]] = [("", manifest)]
+    while waiting:  # nested as deeply as a parser allows
+        place, value = waiting.pop()
+        if isinstance(value, str):
+            shows = len(value) <= LONGEST_TEXT and not STEERING.search(value)
+            documents.require(shows, place, SHOWABLE, value)
+        elif isinstance(value, list):
+            waiting += [(place, one) for one in value]
+        elif isinstance(value, dict):
+            for name, one in value.items():
+                waiting += [(f"a name in {place or 'it'}", name), (place or shown(name), one)]
 
 
 def check_names(names: list[str]) -> None:

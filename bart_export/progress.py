@@ -10,21 +10,36 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bart_export.errors import printable_lines
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
 Stage = Callable[[str], None]
 WIDE = 200  # columns where no terminal says how many: in a file or a pipe no name is broken
 
 
 def console() -> "Console":
-    """Return a console on standard output."""
+    """Return a console on standard output, for which no text has markup or steers a terminal."""
     from rich.console import Console
 
+    class Plain(Console):
+        def render_str(self, text: str, *args: Any, **kwargs: Any) -> "Text":
+            return super().render_str(printable_lines(text), *args, **kwargs)
+
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDE
-    return Console(width=width)
+    return Plain(width=width, markup=False, emoji=False)
+
+
+def say(text: str, *, end: str = "\n") -> None:
+    """Write a generated text to standard output; on a terminal, what would steer it is escaped."""
+    shown = printable_lines(text) if sys.stdout.isatty() else text
+    click.echo(shown + end, nl=False, color=True)  # or else click takes colours out of it
 
 
 def counted(count: int, noun: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from bart_export.errors import MissingExtra
+from bart_export.errors import MissingExtra, printable, printable_lines
 from bart_export.server.options import ServeOptions
 
 SERVE_PACKAGES = {
@@ -145,7 +145,9 @@ def serve(
         raise click.UsageError("--batching-parameters-file and --no-batching contradict.")
     for module, package in SERVE_PACKAGES.items():
         require("Serving", module, package, "serve")
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+    handler = logging.StreamHandler()
+    handler.setFormatter(Lines("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.INFO)
 
     from bart_export.server import model_config
     from bart_export.server.serve import serve as run
@@ -159,6 +161,18 @@ def serve(
     if any(model.engine == "tensorflow" for model in models):
         require("The engine tensorflow", "tensorflow", "tensorflow", "export")
     run(models, options, click.echo, model_config_file)
+
+
+class Lines(logging.Formatter):
+    """Writes a message as one line, and nothing of it or of a trace that steers a terminal."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        """Return the line of a record."""
+        return printable(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        """Return the trace of an error."""
+        return printable_lines(super().formatException(ei))
 
 
 def require(what: str, module: str, package: str, extra: str) -> None:

@@ -244,4 +244,4 @@ def print_table(rows: "Sequence[Row]") -> None:
     output.print(table)
     for row in rows:
         for failure in row.failures:
-            output.print(failure, soft_wrap=True, markup=False, highlight=False)
+            output.print(failure, soft_wrap=True, highlight=False)

@@ -2,11 +2,14 @@
 
 import json
 import re
+import shutil
 
+import made_up_artifacts
 import pytest
 from click.testing import CliRunner
+from conftest import GOLDEN
 
-from bart_export import inspection
+from bart_export import inspection, manifest_file
 from bart_export.cli import main
 from bart_export.contract import saved_model_signatures
 from bart_export.progress import WIDE, console, counted
@@ -94,6 +97,55 @@ def test_a_table_that_no_terminal_shows_breaks_no_name(capsys, monkeypatch):
     assert console().width == WIDE
     monkeypatch.setenv("COLUMNS", "60")
     assert console().width == 60
+
+
+LONG = 5000 * "x"
+
+
+@pytest.mark.parametrize("text", ["a\x1b[2J", "a\x9b2J", "a\nb", "a\u2028b", "a\u202eb", LONG])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: {"preset": text},
+        lambda text: {"notes": ["fine", text]},
+        lambda text: {"source": {text: None}},
+        lambda text: {"tools": {"numpy": text}},
+        lambda text: {"signatures": {"tflite": {text: {"inputs": {}, "outputs": {}}}}},
+        lambda text: {"verification": [{"file": "f", "steps": {text: 1}}]},
+    ],
+)
+def test_a_foreign_text_that_no_terminal_should_get_is_refused(tmp_path, change, text):
+    made = made_up_artifacts.write(tmp_path / "made", {"golden.json": b"{}"})
+    content = {**made.manifest, **change(text), "manifest_sha256": "0" * 64}
+    sealed = manifest_file.seal(json.dumps(content, ensure_ascii=False).encode())
+    (made.directory / "manifest.json").write_bytes(sealed)
+    result = CliRunner().invoke(main, ["inspect", str(made.directory)])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "none of which steers a terminal, received" in result.stderr
+    assert len(result.stderr) < 1000 and result.stderr[:-1].isprintable()
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_names_of_a_foreign_preset_do_not_steer_a_terminal(tmp_path, options):
+    directory = tmp_path / "tiny\x1b[2J\x9b2J"
+    shutil.copytree(GOLDEN / "bart_tiny_symmetric", directory)
+    printed = inspect(directory, *options)
+    assert r"tiny\u001b[2J\u009b2J" in printed
+    assert all(map(str.isprintable, printed.split("\n")))
+
+
+def test_a_section_has_an_end():
+    printed = list(inspection.lines({"notes": 3000 * ["word"]}))
+    assert len(printed) == 1 + inspection.MOST_LINES + 1
+    assert printed[-1] == "  … and 2000 more lines, which --json has"
+
+
+def test_a_table_has_no_markup_and_nothing_that_steers_a_terminal(capsys):
+    made = tables.filled("[/red]", ("[bold]a",), [("[/x] \x1b[2J\nb",)])
+    console().print(made, ":smile:")
+    printed = capsys.readouterr().out
+    assert r"[/x] \u001b[2J" in printed and "[bold]a" in printed and ":smile:" in printed
+    assert all(map(str.isprintable, printed.split("\n")))
 
 
 def test_one_thing_is_not_several():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import pathlib
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 
 from bart_export.cli import main
 from bart_export.errors import pip_install
-from bart_export.serve_command import OPTIONS, SERVE_PACKAGES, SWITCHES
+from bart_export.serve_command import OPTIONS, SERVE_PACKAGES, SWITCHES, Lines
 from bart_export.server import serve
 from bart_export.server.options import ServeOptions
 
@@ -173,6 +174,19 @@ def test_help_and_refusals_load_nothing_heavy(arguments):
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     imported = {name.split(".")[0] for name in json.loads(output.splitlines()[-1])}
     assert imported & HEAVY == set()
+
+
+def test_a_log_has_a_line_for_a_message_and_steers_no_terminal():
+    lines = Lines("%(levelname)s %(message)s")
+    try:
+        raise ValueError("\x1b[2J")
+    except ValueError:
+        told = lines.format(logging.LogRecord(
+            "bart_export", logging.ERROR, "file", 1, "a\n%s", ("\x9b2J",), sys.exc_info()
+        ))  # fmt: skip
+    first, *trace = told.split("\n")
+    assert first == r"ERROR a\n\u009b2J"
+    assert trace[0].startswith("Traceback") and trace[-1] == r"ValueError: \u001b[2J"
 
 
 def test_a_directory_of_artifacts_is_told_what_it_holds(base_path):

@@ -4,9 +4,10 @@ import re
 from pathlib import Path
 
 from bart_export.checkpoints.files import read_text
-from bart_export.errors import CheckpointError
+from bart_export.errors import CheckpointError, printable
 
 CARD = "README.md"
+LONGEST = 200  # characters of what a card states
 LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "COPYING")
 FILES = (CARD, *LICENCES)
 # The first lines of a Hugging Face card are YAML between two rules, with a key `license`
@@ -25,10 +26,15 @@ def licence(directory: Path) -> str | None:
     if front := FRONT_MATTER.match(card):
         stated = {key: value.strip().strip("\"'") for key, value in KEY.findall(front[1])}
         if name := stated.get("license_name") or stated.get("license"):
-            return str(name)
+            return shortened(name)
     if heading := HEADING.search(card):
-        return f'as the checkpoint\'s {CARD} says under "{heading[1].strip()}"'
+        return f'as the checkpoint\'s {CARD} says under "{shortened(heading[1])}"'
     for name in LICENCES:
         if (directory / name).is_file():
             return f"as the checkpoint's file {name} says"
     return None
+
+
+def shortened(stated: str) -> str:
+    """Return what a card states, as far as it fits a line."""
+    return printable(stated.strip()[:LONGEST])

@@ -25,6 +25,7 @@ FRONT = "---\nlanguage: en\nlicense: {}\n---\n\n# A model\n"
         ({"README.md": FRONT.format("mit"), "LICENSE": "MIT"}, "mit"),
         ({"LICENSE": "MIT"}, "as the checkpoint's file LICENSE says"),
         ({"README.md": b"\xff\xfe"}, None),
+        ({"README.md": FRONT.format("a\x1b[2J" + 999 * "b")}, r"a\u001b[2J" + 195 * "b"),
     ],
 )
 def test_a_licence_is_what_the_checkpoint_says(tmp_path, files, expected):
