@@ -63,6 +63,7 @@ def test_a_compressed_body_is_decompressed(server, encoding):
 @pytest.mark.parametrize(
     "body",
     [ROWS, b"", gzip.compress(ROWS)[:-4], gzip.compress(ROWS) + b"more", gzip.compress(b"") * 9],
+    ids=["plain", "empty", "cut", "and more", "of nothing"],
 )
 def test_a_body_that_is_compressed_wrongly_is_refused(server, body):
     answer = server.post(PREDICT, body, {"Content-Encoding": "gzip"})
