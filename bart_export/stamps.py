@@ -16,6 +16,8 @@ import stat
 import sys
 import threading
 
+MOST = 2048  # stamps that are kept, of some 250 bytes; an artifact has one or two for a file
+
 
 @dataclasses.dataclass(frozen=True)
 class Stamp:
@@ -55,6 +57,19 @@ def write(path: pathlib.Path, stamp: Stamp, what: str = "") -> None:
             temporary = place.with_name(f"{place.name}.{os.getpid()}-{threading.get_ident()}")
             temporary.write_text(json.dumps(dataclasses.asdict(stamp)), encoding="utf-8")
             temporary.replace(place)
+            drop_oldest(place.parent)
+
+
+def drop_oldest(directory: pathlib.Path) -> None:
+    """Take the oldest stamps away where there are more than `MOST`.
+
+    Other processes may do the same, or miss one then: what it stood for is hashed once more.
+    """
+    ages = [(entry.stat().st_mtime_ns, entry.path) for entry in os.scandir(directory)]
+    if len(ages) > MOST:
+        for _, path in sorted(ages)[: -MOST * 3 // 4]:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
 
 
 def stamp_path(path: pathlib.Path, what: str = "") -> pathlib.Path | None:

@@ -151,8 +151,9 @@ def test_the_line_about_another_kind_of_file_says_how_to_make_one(generate, tmp_
 BAD = {
     b'{"text": "cut': "must be a JSON object",
     b'["a text"]': "must be a JSON object",
-    b'{"source": "a text"}': 'must have a string "text"',
-    b'{"text": 3}': 'must have a string "text"',
+    b'{"source": "a text"}': 'must have a string "text", has ["source"]',
+    b'{"text": null, "id": 3}': 'must have a string "text", received null',
+    b'{"text": [1]}': 'must have a string "text", received [1]',
     b'{"text": "a", "score": NaN}': "must be a JSON object",
     b"": "must be a JSON object",
     b'{"text": "a\xff"}': "byte 0xff at position 11",
@@ -174,7 +175,7 @@ def test_a_bad_line_has_its_row_among_good_ones(answers):
     for row, words in zip(rows[1::2], BAD.values(), strict=True):
         assert words in row["error"]
         assert "generated_text" not in row
-    assert rows[7]["text"] == 3
+    assert rows[9]["text"] == [1]
     assert rows[15]["text"] == "a \ud800 b"
 
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import made_up_artifacts
 import pytest
@@ -111,3 +113,39 @@ def test_a_file_is_hashed_once_for_each_path_to_it(made, tmp_path, monkeypatch):
     for directory in (made.directory, linked, linked, made.directory):
         artifact.Artifact.open(directory).path("tflite/a.tflite")
     assert hashed == [made.directory / "tflite/a.tflite", linked / "tflite/a.tflite"]
+
+
+def test_the_oldest_stamps_go(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(stamps, "MOST", 8)
+    given = stamps.stamp(os.stat(tmp_path), 64 * "0")
+    for number in range(30):
+        stamps.write(tmp_path / str(number), given)
+        os.utime(stamps.stamp_path(tmp_path / str(number)), (number, number))
+        assert len(os.listdir(tmp_path / "bart-export" / "stamps")) <= 8
+    kept = [number for number in range(30) if stamps.read(tmp_path / str(number)) == given]
+    assert kept == list(range(kept[0], 30)) and len(kept) >= 6
+
+
+WRITING = """
+import os, sys
+from bart_export import stamps
+stamps.MOST = 8
+given = stamps.stamp(os.stat("/"), 64 * "0")
+for number in range(300):
+    stamps.write(f"/{sys.argv[1]}-{number}", given)
+"""
+
+
+def test_several_processes_may_drop_stamps_at_once(tmp_path):
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WRITING, str(name)], env=environment, stderr=subprocess.PIPE
+        )
+        for name in range(4)
+    ]
+    assert [writer.communicate()[1] for writer in writers] == 4 * [b""]
+    left = list((tmp_path / "bart-export" / "stamps").iterdir())
+    assert 6 <= len(left) <= 8 + len(writers)
+    assert all(path.suffix == ".json" for path in left)

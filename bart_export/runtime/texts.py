@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from bart_export.documents import finite, object_of, refuse_number
-from bart_export.errors import InputError
+from bart_export.errors import InputError, shown
 from bart_export.runtime.generator import GeneratedSequence, Result
 
 Row = dict[str, Any]
@@ -135,10 +135,8 @@ def row_of_object(line: bytes) -> Row:
     row = {name: value for name, value in row.items() if name not in MADE}
     if isinstance(row.get("text"), str):
         return row
-    return {
-        **row,
-        "error": f'The object must have a string "text", has {", ".join(row) or "none"}.',
-    }
+    received = f"received {shown(row['text'])}" if "text" in row else f"has {shown(list(row))}"
+    return {**row, "error": f'The object must have a string "text", {received}.'}
 
 
 def row_of_line(line: bytes) -> Row:
