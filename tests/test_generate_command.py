@@ -176,7 +176,7 @@ def test_a_bad_line_has_its_row_among_good_ones(answers):
         assert words in row["error"]
         assert "generated_text" not in row
     assert rows[9]["text"] == [1]
-    assert rows[15]["text"] == "a \ud800 b"
+    assert rows[17]["text"] == "a \ud800 b"
 
 
 def test_objects_nested_as_deeply_as_can_be_read_are_rows_as_well(answers):
