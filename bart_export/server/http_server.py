@@ -121,6 +121,7 @@ class Connection(H11Protocol):
         self.head_since: float | None = None
         self.received = 0.0
         self.closing_since: float | None = None
+        self.is_half_closed = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take a connection, in the place of another if there are too many."""
@@ -146,10 +147,28 @@ class Connection(H11Protocol):
         super().data_received(data)
         self.look()
 
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Return whether to stay: for a client that sends no more and waits for its answer.
+
+        One that has gone looks the same until it is sent something, to which its system then says
+        that nobody takes it. That is an interim answer, which clients pass over (RFC 9110, 15.2).
+        Whoever closes in the midst of an answer has gone.
+        """
+        whole = self.cycle is not None and not self.cycle.more_body
+        if not whole or self.conn.our_state is not h11.SEND_RESPONSE:
+            return False
+        self.is_half_closed = True
+        if self.conn.their_http_version != b"1.0":
+            interim = h11.InformationalResponse(status_code=100, headers=[])
+            self.transport.write(self.conn.send(interim) or b"")
+        return True
+
     def on_response_complete(self) -> None:
-        """Go on to the next request."""
+        """Go on to the next request, if there may be one."""
         super().on_response_complete()
         self.look()
+        if self.is_half_closed and self.cycle.response_complete:
+            self.transport.close()
 
     def look(self) -> None:
         """Note whether a whole request is there, or the beginning of one."""
@@ -172,13 +191,16 @@ class Connection(H11Protocol):
         if self.transport.is_closing():
             self.closing_since = self.closing_since or now
             return now - self.closing_since > CLOSING_SECONDS
+        if self.is_half_closed:  # asyncio reads no more, and would not see that nobody is there
+            there = self.transport.get_extra_info("socket")
+            return bool(there.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
         if self.head_since is not None:
             return now - self.head_since > HEAD_SECONDS
         return self.is_reading_body() and now - self.received > BODY_SECONDS
 
     def end(self) -> None:
         """End the connection because its client has had its time."""
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self.is_half_closed:
             self.transport.abort()
         elif self.head_since is not None:
             self.refuse(408, f"Expected the head of a request within {HEAD_SECONDS:g} s")

@@ -79,6 +79,34 @@ def test_a_connection_without_a_request_is_ended(monkeypatch):
         assert answers(connection.makefile("rb").read()) == [(200, ANSWER)]
 
 
+WAITING = json.dumps({"signature_name": "wait", "instances": [0.5]}).encode()
+SLOW = f"{HEAD}Content-Length: {len(WAITING)}\r\n\r\n".encode() + WAITING
+WAITED = {"predictions": [0.5]}
+
+
+@pytest.mark.parametrize(
+    ("sent", "expected"),
+    [
+        (WHOLE, [ANSWER]),
+        (SLOW, [WAITED]),
+        (WHOLE + SLOW + WHOLE, [ANSWER, WAITED, ANSWER]),
+        (SLOW.replace(b"HTTP/1.1", b"HTTP/1.0"), [WAITED]),
+        (WHOLE[:-1], []),
+        (b"", []),
+    ],
+    ids=["quick", "slow", "several", "HTTP/1.0", "half", "nothing"],
+)
+def test_a_client_that_sends_no_more_gets_its_answers_and_the_end(sent, expected):
+    with serving() as server, connect(server) as connection:
+        connection.sendall(sent)
+        connection.shutdown(socket.SHUT_WR)
+        began = time.monotonic()
+        received = connection.makefile("rb").read()
+        assert time.monotonic() - began < http_server.IDLE_SECONDS - 1  # it is not waited for
+    final = received.replace(b"HTTP/1.1 100 \r\n\r\n", b"")
+    assert [(200, answer) for answer in expected] == answers(final)
+
+
 def test_a_slow_request_and_a_slow_answer_are_waited_for(impatient):
     body = json.dumps({"signature_name": "wait", "instances": [1.0]}).encode()
     with serving() as server, connect(server) as connection:
