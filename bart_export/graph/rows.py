@@ -2,14 +2,14 @@
 
 In go the tensors of a request as they came, out come tensors that a search can rely on: no length
 exceeds the model's positions, and no value is one that means nothing. A server may put texts of
-several requests into one batch, so a length out of range is corrected where that is harmless.
+several requests into one batch, so a length beyond what there is room for is brought within it.
 """
 
 from typing import NamedTuple
 
 import tensorflow as tf
 
-from bart_export.config import BartConfig, GenerationConfig
+from bart_export.config import LOWEST, BartConfig, GenerationConfig
 from bart_export.graph import sequences
 
 
@@ -31,7 +31,8 @@ def row_settings(config: BartConfig, per_row: dict[str, tf.Tensor]) -> RowSettin
     """Return the settings of each row, from the tensors of `contract.GENERATION_INPUTS`.
 
     The graph fails with InvalidArgumentError for an `early_stopping` that is none of the three
-    words, a `length_penalty` that is not finite and a `repetition_penalty` that is not above 0.
+    words, a `length_penalty` that is not finite, a `repetition_penalty` that is not above 0 and a
+    length below `config.LOWEST`.
     """
     stopping, penalty = per_row["early_stopping"], per_row["repetition_penalty"]
     known = (stopping == "true") | (stopping == "false") | (stopping == "never")
@@ -47,10 +48,18 @@ def row_settings(config: BartConfig, per_row: dict[str, tf.Tensor]) -> RowSettin
             "length_penalty must be a finite number, received",
             per_row["length_penalty"],
         ),
+        *(
+            checked(
+                per_row[name] >= LOWEST[name],
+                f"{name} must be an integer of at least {LOWEST[name]}, received",
+                per_row[name],
+            )
+            for name in ("max_length", "min_length")
+        ),
     ]
     with tf.control_dependencies(checks):
         return RowSettings(
-            max_length=tf.clip_by_value(per_row["max_length"], 2, config.max_sequence_length),
+            max_length=tf.minimum(per_row["max_length"], config.max_sequence_length),
             min_length=tf.identity(per_row["min_length"]),
             length_penalty=tf.cast(per_row["length_penalty"], tf.float64),
             repetition_penalty=tf.identity(penalty),

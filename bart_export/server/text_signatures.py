@@ -211,7 +211,8 @@ def sequences_of(
 def parameters(generator: Generator, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return one text's settings as a GenerationConfig takes them.
 
-    Lengths are brought within what the model has positions for.
+    Lengths beyond what the model has positions for are brought within it, as in the graph of a
+    SavedModel, which may have texts of several requests in one batch.
 
     Raises:
         StatusError: INVALID_ARGUMENT for a word that `early_stopping` does not have.
@@ -219,10 +220,10 @@ def parameters(generator: Generator, given: Mapping[str, Any]) -> dict[str, Any]
     values = dict(given)
     longest = generator.engine.config.max_sequence_length
     if "max_length" in values:
-        values["max_length"] = min(max(values["max_length"], 2), longest)
+        values["max_length"] = min(values["max_length"], longest)
     if "min_length" in values:
         most = values.get("max_length", generator.generation.max_length)
-        values["min_length"] = min(max(values["min_length"], 0), most)
+        values["min_length"] = min(values["min_length"], most)
     if "early_stopping" in values:
         word = values["early_stopping"]
         if word not in EARLY_STOPPING:

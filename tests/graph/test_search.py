@@ -218,6 +218,9 @@ def test_a_source_without_tokens_generates(symmetric):
         ("repetition_penalty", 0.0, "repetition_penalty must be a number above 0, received"),
         ("repetition_penalty", float("inf"), "repetition_penalty must be"),
         ("length_penalty", float("nan"), "length_penalty must be a finite number, received"),
+        ("max_length", 1, "max_length must be an integer of at least 2, received.*1"),
+        ("max_length", -1, "max_length must be an integer of at least 2, received.*-1"),
+        ("min_length", -1, "min_length must be an integer of at least 0, received.*-1"),
     ],
 )  # fmt: skip
 def test_a_value_that_means_nothing_is_an_invalid_argument(symmetric, name, value, message):

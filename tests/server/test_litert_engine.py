@@ -154,6 +154,15 @@ WRONG = {
         {"text": texts("a"), "repetition_penalty": np.array([0.0], np.float32)},
         "repetition_penalty must be a number above 0",
     ),
+    **{
+        f"a {name} of {value}": (
+            "generate_text",
+            {"text": texts("a"), name: np.array([value], np.int32)},
+            f"{name} must be an integer of at least {lowest}, received {value}",
+        )
+        for name, lowest in (("max_length", 2), ("min_length", 0))
+        for value in range(-1, lowest)
+    },
 }
 
 
@@ -170,11 +179,11 @@ def test_lengths_are_brought_within_the_model(servable, generator):
     inputs = {
         "text": texts(TEXTS[0]),
         "max_length": np.array([10**6], np.int32),
-        "min_length": np.array([-5], np.int32),
+        "min_length": np.array([10**6], np.int32),
     }
     received = run(servable, "generate_text", ("generated_text",), inputs)
     longest = generator.engine.config.max_sequence_length
-    expected = generator.generate(TEXTS[0], max_length=longest, min_length=0).text
+    expected = generator.generate(TEXTS[0], max_length=longest, min_length=longest).text
     assert received["generated_text"][0, 0] == expected.encode()
 
 
