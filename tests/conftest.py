@@ -9,6 +9,8 @@ import tempfile
 import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Tables are as wide as in a file; what runs the tests side by side says 80.
+os.environ.pop("COLUMNS", None)
 # Nothing of the user's own is read or written.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="bart-export-tests.")
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
@@ -19,9 +21,9 @@ GOLDEN = pathlib.Path(__file__).parent / "data" / "golden"
 @pytest.fixture(scope="session")
 def export_once(tmp_path_factory):
     """Return `export(preset, recipes...)`, which gives the artifact of an earlier same call."""
-    from bart_export.export import export
-    from bart_export.recipes import RECIPES
-    from bart_export.tflite_options import TfliteOptions
+    from bart_export.export.pipeline import export
+    from bart_export.export.tflite_options import TfliteOptions
+    from bart_export.recipes.table import RECIPES
 
     made = {}
 
@@ -56,9 +58,9 @@ def mini_artifact(export_once):
 @pytest.fixture(scope="session")
 def static_artifact(mini_artifact, tmp_path_factory):
     """Return the files of `mini_artifact` with static builds of both recipes beside them."""
-    import static_builds
+    from support import static_builds
 
-    from bart_export.tflite_options import StaticShapes
+    from bart_export.contract import StaticShapes
 
     shapes = StaticShapes(source_lengths=(32, 160), target_length=32, num_beams=(1, 4))
     target = tmp_path_factory.mktemp("static") / "bart_mini_en"
@@ -68,8 +70,8 @@ def static_artifact(mini_artifact, tmp_path_factory):
 @pytest.fixture(scope="session")
 def saved_model_artifact(tmp_path_factory):
     """Return the artifact of a tiny random checkpoint as a SavedModel, version 1."""
-    from bart_export.export import export
-    from bart_export.saved_model_options import SavedModelOptions
+    from bart_export.export.pipeline import export
+    from bart_export.export.saved_model_options import SavedModelOptions
 
     output = tmp_path_factory.mktemp("artifacts") / "bart_tiny_symmetric"
     return export(str(GOLDEN / "bart_tiny_symmetric"), "saved_model", SavedModelOptions(), output)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bart_export import checkpoints
+from bart_export.checkpoints import formats
 from bart_export.config import GenerationConfig
 from bart_export.errors import ConfigurationError
 
@@ -38,17 +38,17 @@ def tools():
 @pytest.fixture(scope="module")
 def distilled():
     """Return a checkpoint whose stacks differ, with a logits bias and scaled embeddings."""
-    return checkpoints.read(GOLDEN / "bart_tiny_distilled")
+    return formats.read(GOLDEN / "bart_tiny_distilled")
 
 
 @pytest.fixture(scope="module")
 def symmetric():
-    return checkpoints.read(GOLDEN / "bart_tiny_symmetric")
+    return formats.read(GOLDEN / "bart_tiny_symmetric")
 
 
 @pytest.fixture(scope="module")
 def mini():
-    return checkpoints.read(ROOT / "bart_export" / "assets" / "bart_mini_en")
+    return formats.read(ROOT / "bart_export" / "assets" / "bart_mini_en")
 
 
 def build(tools, name, checkpoint, directory):

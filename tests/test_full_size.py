@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bart_export.artifact import Artifact
+from bart_export.artifact.artifact import Artifact
 from bart_export.runtime import Generator
 
 ROOT = Path(__file__).parent.parent
@@ -17,7 +17,7 @@ def test_the_shape_of_bart_base_is_exported_and_generates(tmp_path):
     subprocess.run(
         [sys.executable, ROOT / "tools" / "random_checkpoint.py", tmp_path / "preset"], check=True
     )
-    command = [sys.executable, "-c", "from bart_export.cli import main; main()"]
+    command = [sys.executable, "-c", "from bart_export.cli.main import main; main()"]
     arguments = ["--preset", tmp_path / "preset", "--target", "tflite", "--output", tmp_path / "it"]
     finished = subprocess.run([*command, *arguments], capture_output=True, text=True)
     assert (finished.returncode, finished.stderr) == (0, "")

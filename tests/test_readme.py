@@ -10,7 +10,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-from readme import blocks, commands
+from support.readme import blocks, commands
 
 PROGRAM = Path(sysconfig.get_path("scripts")) / "bart-export"
 ASSETS = Path(__file__).parents[1] / "bart_export" / "assets"

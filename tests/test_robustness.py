@@ -12,15 +12,15 @@ import sys
 from pathlib import Path
 
 import h5py
-import made_up_artifacts
 import pytest
 from click.testing import CliRunner
-from edited_checkpoints import copy, edit_json, edit_tensors
-from mounts import run_on_mount
+from support import made_up_artifacts
+from support.edited_checkpoints import copy, edit_json, edit_tensors
+from support.mounts import run_on_mount
 
 import bart_export
-from bart_export import checkpoints
-from bart_export.cli import main
+from bart_export.checkpoints import formats
+from bart_export.cli.main import main
 from bart_export.errors import BartExportError
 
 MINI = Path(bart_export.__file__).parent / "assets/bart_mini_en"
@@ -199,7 +199,7 @@ def test_bits_flipped_anywhere_are_an_error_of_ours_or_another_number(tmp_path, 
     flip(positions.choice([positions.randrange(4096), -1 - positions.randrange(40_000)]))(path)
     flip(positions.randrange(size))(path)
     try:
-        checkpoint = checkpoints.read(tmp_path / "preset")
+        checkpoint = formats.read(tmp_path / "preset")
         for name in checkpoint.weights:
             checkpoint.weights[name]
     except BartExportError as error:
@@ -343,10 +343,11 @@ def test_a_full_disk_in_the_middle_of_an_export(tmp_path):
     script = (
         "import hashlib, pathlib, subprocess, sys\n"
         "sys.path.insert(0, sys.argv[3])\n"
-        "import made_up_artifacts\n"
+        "from support import made_up_artifacts\n"
         "target = pathlib.Path(sys.argv[1]) / 'made'\n"
         "made = made_up_artifacts.write(target, {'a': b'before' * 50_000})\n"
-        "done = subprocess.run([sys.executable, '-c', 'from bart_export.cli import main; main()',\n"
+        "program = 'from bart_export.cli.main import main; main()'\n"
+        "done = subprocess.run([sys.executable, '-c', program,\n"
         "    '--preset', sys.argv[2], '--target', 'tflite', '--recipe', 'float32',\n"
         "    '--output', str(target)], capture_output=True, text=True)\n"
         "assert [path.name for path in target.parent.iterdir()] == ['made']\n"
@@ -371,7 +372,7 @@ def test_a_disk_too_full_for_the_converter(tmp_path):
     preset = copy(tmp_path / "preset")
     mount = tmp_path / "mount"
     mount.mkdir()
-    command = [sys.executable, "-c", "from bart_export.cli import main; main()"]
+    command = [sys.executable, "-c", "from bart_export.cli.main import main; main()"]
     done = run_on_mount(
         mount,
         "size=60k",
@@ -394,7 +395,7 @@ def test_a_whole_journey_leaves_no_word_on_standard_error(tmp_path):
         ["inspect", output],
     ):
         done = subprocess.run(
-            [sys.executable, "-c", "from bart_export.cli import main; main()", *arguments],
+            [sys.executable, "-c", "from bart_export.cli.main import main; main()", *arguments],
             capture_output=True,
             text=True,
             env={key: value for key, value in os.environ.items() if key != "TF_CPP_MIN_LOG_LEVEL"},

@@ -24,17 +24,18 @@ from typing import Any
 
 import numpy as np
 
-from bart_export import directories
-from bart_export.artifact import Artifact, write_json
+from bart_export.artifact import directories
+from bart_export.artifact.artifact import Artifact, write_json
 from bart_export.config import GenerationConfig
+from bart_export.contract import StaticShapes
 from bart_export.errors import BartExportError
-from bart_export.recipes import DEFAULT, RECIPES
+from bart_export.export.tflite_options import TfliteOptions
+from bart_export.recipes.table import DEFAULT, RECIPES
 from bart_export.runtime.sampling import sampled_choice
 from bart_export.runtime.search import search
 from bart_export.text.detokenizer import IncrementalDetokenizer
 from bart_export.text.tokenizer import BartTokenizer
 from bart_export.text.vocabulary import BYTE_SYMBOLS
-from bart_export.tflite_options import StaticShapes, TfliteOptions
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "tests" / "data"
@@ -146,7 +147,7 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 def write_bundles(directory: Path, exports: Path, stage: Stage) -> None:
     """Export the presets and put a bundle of each into the directory."""
-    from bart_export import export_command
+    from bart_export.cli import export as export_command
 
     shapes = export_command.static_shapes({"shapes": "static"})
     models = {
@@ -165,8 +166,8 @@ def write_bundles(directory: Path, exports: Path, stage: Stage) -> None:
     from bart_export.quiet import native_stderr_silenced
 
     with native_stderr_silenced():
-        from bart_export import bundle
-        from bart_export.export import export
+        from bart_export.artifact import bundle
+        from bart_export.export.pipeline import export
     for name, (preset, options) in models.items():
         stage(f"export {name}")
         made = export(preset, "tflite", options, exports / name)

@@ -30,11 +30,11 @@ import numpy as np
 from measuring import command, take_turns
 from rich.table import Table
 
-from bart_export import checkpoints
-from bart_export.checkpoints import Checkpoint
+from bart_export.bench import machine
+from bart_export.bench.work import random_source
+from bart_export.checkpoints import formats
+from bart_export.checkpoints.checkpoint import Checkpoint
 from bart_export.config import GenerationConfig
-from bart_export.quality.speed import machine
-from bart_export.quality.speed.work import random_source
 from bart_export.quiet import native_stderr_silenced
 from bart_export.server.options import ServeOptions
 from bart_export.server.servable import Call
@@ -43,9 +43,9 @@ with native_stderr_silenced():
     import keras_hub
     from peers import keras_hub_model
 
+    from bart_export.convert import saved_model
     from bart_export.model import BartBackbone
     from bart_export.server.tensorflow_engine import open_saved_model
-    from bart_export.targets import saved_model
 
 # Nothing in, all decoder token ids out, the start token first.
 Generate = Callable[[], list[int]]
@@ -113,7 +113,7 @@ def check(engines: dict[str, Generate]) -> None:
 
 def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     """Build all engines and time them."""
-    checkpoint = checkpoints.read(arguments.checkpoint)
+    checkpoint = formats.read(arguments.checkpoint)
     source = random_source(checkpoint.config.vocabulary_size, arguments.source)
     with tempfile.TemporaryDirectory() as directory:
         exported = ours(checkpoint, source, arguments.new_tokens, Path(directory) / "1")

@@ -38,14 +38,15 @@ from peers.stepped import Stepped
 from rich.console import Group
 from rich.table import Table
 
-from bart_export import checkpoints, presets, recipes
-from bart_export.artifact import Artifact
-from bart_export.checkpoints import Checkpoint
+from bart_export.artifact.artifact import Artifact
+from bart_export.bench import machine
+from bart_export.bench.work import random_source
+from bart_export.checkpoints import formats, origin
+from bart_export.checkpoints.checkpoint import Checkpoint
 from bart_export.config import GenerationConfig
 from bart_export.errors import ConfigurationError
-from bart_export.quality.speed import machine
-from bart_export.quality.speed.work import random_source
 from bart_export.quiet import native_stderr_silenced
+from bart_export.recipes import table as recipes
 from bart_export.runtime.engine import FloatArray, available_cores
 from bart_export.runtime.engines import open_engine
 from bart_export.runtime.generator import choose_file
@@ -87,8 +88,8 @@ def ours(preset: str, artifact: Path | None, directory: Path, num_threads: int) 
     """Open this package's file, which is exported to a directory first where there is none."""
     if artifact is None:
         with native_stderr_silenced():
-            from bart_export.export import export
-            from bart_export.tflite_options import TfliteOptions
+            from bart_export.export.pipeline import export
+            from bart_export.export.tflite_options import TfliteOptions
 
             artifact = directory / "artifact"
             export(preset, "tflite", TfliteOptions((recipes.RECIPES[RECIPE],)), artifact)
@@ -169,7 +170,7 @@ def built_peer(name: str, checkpoint: Checkpoint, directory: Path, num_threads: 
 def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     """Build, check and time everything."""
     limit_tensorflow(arguments.threads)
-    checkpoint = checkpoints.read(presets.resolve(arguments.preset).directory)
+    checkpoint = formats.read(origin.resolve(arguments.preset).directory)
     size, new_tokens = checkpoint.config.vocabulary_size, arguments.new_tokens
     with tempfile.TemporaryDirectory() as directory:
         models, rows = built(arguments, checkpoint, Path(directory))

@@ -170,9 +170,9 @@ class Sample:
 
 def prepare_flatbuffer(directory: pathlib.Path) -> Sample:
     """Export a tiny random checkpoint, and find the bytes that are structure."""
-    from bart_export.export import export
-    from bart_export.recipes import RECIPES
-    from bart_export.tflite_options import TfliteOptions
+    from bart_export.export.pipeline import export
+    from bart_export.export.tflite_options import TfliteOptions
+    from bart_export.recipes.table import RECIPES
 
     preset = pathlib.Path(__file__).parents[1] / "tests" / "data" / "golden" / "bart_tiny_symmetric"
     loose = {"relative": 9.0, "top1": 0.0}  # of random weights nothing else can be expected
@@ -204,7 +204,7 @@ def structure(content: bytes) -> list[range]:
 
 def attempt_flatbuffer(sample: Sample, scratch: pathlib.Path, dice: random.Random) -> str:
     """Alter a file, give the manifest hashes that fit, and generate from it."""
-    from bart_export.artifact import Artifact
+    from bart_export.artifact.artifact import Artifact
     from bart_export.runtime.generator import Generator
 
     name = dice.choice(FILES)
@@ -241,7 +241,7 @@ def copied(artifact: pathlib.Path, scratch: pathlib.Path) -> pathlib.Path:
 
 def reseal(directory: pathlib.Path, manifest: dict[str, Any]) -> None:
     """Write a manifest with the seal that it should have."""
-    from bart_export.manifest_file import UNSEALED, seal
+    from bart_export.artifact.manifest_file import UNSEALED, seal
 
     manifest["manifest_sha256"] = UNSEALED
     (directory / "manifest.json").write_bytes(seal(json.dumps(manifest).encode()))
@@ -311,14 +311,14 @@ FIELDS = {
 
 def attempt_manifest(artifact: pathlib.Path, scratch: pathlib.Path, dice: random.Random) -> str:
     """Change the structure of a manifest, then show what it says and generate."""
-    from bart_export import inspection
+    from bart_export.cli import inspect
     from bart_export.runtime.generator import Generator
 
     made = copied(artifact, scratch)
     manifest = json.loads((artifact / "manifest.json").read_bytes())
     manifest["tokenizer"].update(added_tokens=FIELDS["added_tokens"][:1], add_prefix_space=False)
     reseal(made, restructured(manifest, dice))
-    shown = tried(lambda: list(inspection.lines(inspection.artifact_facts(made))))
+    shown = tried(lambda: list(inspect.lines(inspect.artifact_facts(made))))
     asked = tried(lambda: Generator.from_artifact(made, num_threads=1).generate(TEXT, max_length=8))
     return RAN if RAN in (shown, asked) else asked
 

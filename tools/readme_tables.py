@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from bart_export.presets import PRESETS
-from bart_export.recipes import DEFAULT, MODES, RECIPES, Tolerance
+from bart_export.recipes.table import DEFAULT, MODES, RECIPES, Tolerance
 
 README = Path(__file__).parents[1] / "README.md"
 

@@ -13,31 +13,8 @@
     tokenizer_files.py   vocabulary and merges
     pytorch_file.py      their older ones, through PyTorch itself
     files.py             JSON and text
-    strict.py            exactly the weights that the configuration asks for
+    weights_check.py     exactly the weights that the configuration asks for
 
 Nothing here imports Keras, TensorFlow or PyTorch to read; nothing is ever unpickled; a damaged file
 is a `CheckpointError` that names it.
 """
-
-from bart_export.checkpoints.checkpoint import Checkpoint, weights_digest
-from bart_export.checkpoints.formats import read
-from bart_export.checkpoints.resolved import (
-    Defaults,
-    ResolvedPreset,
-    defaults,
-    known_settings,
-    resolve_preset,
-    without_weights,
-)
-
-__all__ = [
-    "Checkpoint",
-    "Defaults",
-    "ResolvedPreset",
-    "defaults",
-    "known_settings",
-    "read",
-    "resolve_preset",
-    "weights_digest",
-    "without_weights",
-]

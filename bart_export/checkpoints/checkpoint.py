@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bart_export.checkpoints.generation import StatedSettings, check_ids
 from bart_export.checkpoints.names import FINAL_LOGITS_BIAS, TOKEN_EMBEDDING
-from bart_export.checkpoints.strict import Array
+from bart_export.checkpoints.weights_check import Array
 from bart_export.config import BartConfig, GenerationConfig
 from bart_export.errors import CheckpointError
 from bart_export.text.added_tokens import AddedToken

@@ -5,13 +5,11 @@ Flows in: a local directory. Flows out: a `Checkpoint`. A new format is a row of
 
 from pathlib import Path
 
-from bart_export import hubs
-from bart_export.artifact import Artifact
-from bart_export.checkpoints import card, hugging_face, keras_preset
+from bart_export.artifact.artifact import Artifact, is_artifact
+from bart_export.checkpoints import hubs, hugging_face, keras_preset, licence
 from bart_export.checkpoints.checkpoint import Checkpoint, without_padding
 from bart_export.checkpoints.files import CONFIG_FILE, check_small_file, read_json
 from bart_export.errors import PresetError
-from bart_export.presets import is_artifact
 
 # The key of config.json that tells who wrote it, and who reads it.
 READERS = (("registered_name", keras_preset.read), ("model_type", hugging_face.read))
@@ -36,7 +34,7 @@ def read(directory: Path, *, weights: bool = True, tokenizer: bool = True) -> Ch
     if not directory.is_dir():
         raise PresetError(f"Expected a checkpoint directory, received {directory}, which is none.")
     for name in hubs.SMALL_FILES:
-        if (directory / name).exists() and name not in card.FILES:
+        if (directory / name).exists() and name not in licence.FILES:
             check_small_file(directory / name)
     hubs.refuse_adapter(str(directory), directory)
     path = directory / CONFIG_FILE

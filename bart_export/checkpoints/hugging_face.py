@@ -22,7 +22,14 @@ from bart_export.checkpoints.files import (
     read_json,
 )
 from bart_export.checkpoints.names import FINAL_LOGITS_BIAS, TOKEN_EMBEDDING, Shape, Weight, weights
-from bart_export.checkpoints.strict import FLOATING, Array, Entry, StoredWeights, check, listing
+from bart_export.checkpoints.weights_check import (
+    FLOATING,
+    Array,
+    Entry,
+    StoredWeights,
+    check,
+    listing,
+)
 from bart_export.config import ACTIVATION_FUNCTIONS, BartConfig
 from bart_export.errors import CheckpointError, ConfigurationError, PresetError, named, shown
 

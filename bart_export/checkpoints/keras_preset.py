@@ -24,7 +24,7 @@ from bart_export.checkpoints.files import CONFIG_FILE, GENERATION_FILE, read_jso
 from bart_export.checkpoints.generation import StatedSettings
 from bart_export.checkpoints.names import weights as weight_rows
 from bart_export.checkpoints.safetensors_file import numpy_dtype
-from bart_export.checkpoints.strict import Array, Entry, StoredWeights, check
+from bart_export.checkpoints.weights_check import Array, Entry, StoredWeights, check
 from bart_export.config import BartConfig, GenerationConfig
 from bart_export.errors import CheckpointError, ConfigurationError, PresetError, named, shown
 from bart_export.text.added_tokens import AddedToken

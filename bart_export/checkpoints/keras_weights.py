@@ -18,7 +18,7 @@ import numpy as np
 from bart_export.checkpoints.files import check_file, member, read_json
 from bart_export.checkpoints.names import Weight
 from bart_export.checkpoints.safetensors_file import numpy_dtype
-from bart_export.checkpoints.strict import Array, Entry
+from bart_export.checkpoints.weights_check import Array, Entry
 from bart_export.errors import CheckpointError, MissingExtra, shown
 
 WEIGHT_FILE = "model.weights.h5"

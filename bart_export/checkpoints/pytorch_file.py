@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bart_export.checkpoints.safetensors_file import numpy_dtype
-from bart_export.checkpoints.strict import Array, Entry
+from bart_export.checkpoints.weights_check import Array, Entry
 from bart_export.errors import CheckpointError
 
 SAFE_VERSION = (2, 6)  # CVE-2025-32434

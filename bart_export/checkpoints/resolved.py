@@ -13,9 +13,10 @@ from bart_export.checkpoints.checkpoint import Checkpoint
 from bart_export.checkpoints.files import CONFIG_FILE, GENERATION_FILE
 from bart_export.checkpoints.formats import read
 from bart_export.checkpoints.generation import StatedSettings
+from bart_export.checkpoints.origin import Source, resolve
 from bart_export.config import SAMPLING, GenerationConfig
 from bart_export.errors import CheckpointError, TokenizerError, shown
-from bart_export.presets import Preset, Source, resolve
+from bart_export.presets import Preset
 from bart_export.progress import Stage
 
 REGISTRY = "the preset's original checkpoint"
@@ -60,12 +61,12 @@ def resolve_preset(
     """Find and read a preset; of its weights only the headers.
 
     Args:
-        preset: what `presets.resolve` takes.
+        preset: what `origin.resolve` takes.
         task: as `defaults`.
         stage: told the name of each stage as it begins.
 
     Raises:
-        PresetError, CheckpointError, TokenizerError, MissingExtra: as `presets.resolve` and
+        PresetError, CheckpointError, TokenizerError, MissingExtra: as `origin.resolve` and
             `checkpoints.read`.
         ConfigurationError: as `defaults`.
     """

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from bart_export.checkpoints.strict import Array, Entry
+from bart_export.checkpoints.weights_check import Array, Entry
 from bart_export.errors import CheckpointError, MissingExtra, shown
 
 HEADER_LIMIT = 16_000_000  # bytes; a thousand layers have a quarter of it

@@ -12,14 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from bart_export.edgetpu.model_file import Operand, Operation, read
-from bart_export.edgetpu.rules import (
-    AFTERWARDS,
-    CACHE_BYTES,
-    MAPPED,
-    NOT_MAPPED,
-    RULES,
-    Rule,
-)
+from bart_export.edgetpu.rules import AFTERWARDS, CACHE_BYTES, MAPPED, NOT_MAPPED, RULES, Rule
 from bart_export.errors import EngineError
 
 SHOWN = 3  # of the faults that make the compiler refuse a file; there may be hundreds

@@ -12,14 +12,7 @@ import tensorflow as tf
 
 from bart_export.checkpoints.names import FINAL_LOGITS_BIAS, TOKEN_EMBEDDING
 from bart_export.config import BartConfig
-from bart_export.graph.layers import (
-    CLOSED,
-    Parameters,
-    attend,
-    feedforward,
-    layer_norm,
-    linear,
-)
+from bart_export.graph.layers import CLOSED, Parameters, attend, feedforward, layer_norm, linear
 
 Tensors = dict[str, tf.Tensor]
 SCORED_ROWS = 64  # positions whose logits `score` holds at a time

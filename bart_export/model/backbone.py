@@ -12,11 +12,13 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-from bart_export import checkpoints, presets
-from bart_export.checkpoints import Checkpoint, keras_preset
+from bart_export import presets
+from bart_export.checkpoints import formats, keras_preset, origin
+from bart_export.checkpoints.checkpoint import Checkpoint
 from bart_export.checkpoints.files import check_file
 from bart_export.checkpoints.keras_json import KERAS_FIELDS
 from bart_export.checkpoints.keras_weights import import_h5py
+from bart_export.checkpoints.resolved import without_weights
 from bart_export.config import BartConfig
 from bart_export.errors import CheckpointError, ConfigurationError, TokenizerError
 from bart_export.model.weights import WeightArrays, assign, weights_left_at_zero
@@ -62,8 +64,8 @@ class Backbone(keras.Model):
                 the architecture has.
             ConfigurationError: for an unknown argument, or one that the weights do not fit.
         """
-        source = presets.resolve(preset)
-        checkpoint = checkpoints.read(source.directory, weights=load_weights, tokenizer=False)
+        source = origin.resolve(preset)
+        checkpoint = formats.read(source.directory, weights=load_weights, tokenizer=False)
         arguments = {
             **constructor_arguments(checkpoint.config),
             "dtype": checkpoint.dtype,
@@ -80,7 +82,7 @@ class Backbone(keras.Model):
             backbone = made._with_weights(arguments, checkpoint.weights)
         else:
             backbone = made(**arguments)
-        backbone.origin = checkpoints.without_weights(source, checkpoint)
+        backbone.origin = without_weights(source, checkpoint)
         return backbone
 
     @classmethod
@@ -295,7 +297,7 @@ def preset_there(directory: Path) -> Checkpoint | None:
     """Return what a preset in a directory says beside its weights, None where there is none."""
     if not (directory / "tokenizer.json").is_file():
         return None
-    return checkpoints.read(directory, weights=False)
+    return formats.read(directory, weights=False)
 
 
 def accompanying(origin: Checkpoint | None) -> dict[str, Any]:

@@ -16,19 +16,16 @@ import numpy as np
 import numpy.typing as npt
 
 from bart_export import contract
-from bart_export.artifact import Artifact
+from bart_export.artifact.artifact import Artifact
 from bart_export.config import BartConfig
 from bart_export.edgetpu import parts
 from bart_export.edgetpu.parts import Segment
 from bart_export.errors import EngineError
 from bart_export.quiet import native_stderr_silenced
-from bart_export.recipes import LITERT
+from bart_export.recipes.table import LITERT
 from bart_export.runtime import litert
 from bart_export.runtime.buffers import BufferedSignature, Caches, IntArray, begin_decoding
-from bart_export.runtime.engine import (
-    CompiledModelEngine,
-    available_cores,
-)
+from bart_export.runtime.engine import CompiledModelEngine, available_cores
 from bart_export.runtime.graph_rules import checked_path
 from bart_export.runtime.interpreter import INTERPRETERS, load_delegate, one_line
 from bart_export.runtime.weight_cache import open_with_cache

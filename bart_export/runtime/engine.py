@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bart_export import contract
-from bart_export.artifact import Artifact
+from bart_export.artifact.artifact import Artifact
 from bart_export.config import BartConfig
 from bart_export.errors import EngineError, InputError
 from bart_export.runtime import litert

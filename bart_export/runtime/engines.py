@@ -13,10 +13,10 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from bart_export.artifact import Artifact
+from bart_export.artifact.artifact import Artifact
 from bart_export.edgetpu import parts
 from bart_export.errors import ConfigurationError, EngineError, MissingExtra, did_you_mean
-from bart_export.recipes import LITERT, TFLITE_RUNTIME
+from bart_export.recipes.table import LITERT, TFLITE_RUNTIME
 from bart_export.runtime.edgetpu import EdgeTpuEngine
 from bart_export.runtime.engine import CompiledModelEngine, Engine, default_threads
 from bart_export.runtime.interpreter import InterpreterEngine

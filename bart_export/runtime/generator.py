@@ -18,11 +18,11 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, overload
 
-from bart_export import recipes
-from bart_export.artifact import Artifact
+from bart_export.artifact.artifact import Artifact
 from bart_export.config import GenerationConfig, check_token_ids
 from bart_export.edgetpu.parts import TARGET as EDGETPU
 from bart_export.errors import ArtifactError, ConfigurationError, InputError
+from bart_export.recipes import table
 from bart_export.runtime.engine import CLOSED, ClosedEngine, Engine, check_length
 from bart_export.runtime.engines import files_for, open_engine, runnable, target_of
 from bart_export.runtime.search import Hypothesis, Search, search
@@ -374,7 +374,7 @@ def choose_file(
     preferred = sorted(
         wanted,
         key=lambda name: (
-            wanted[name]["recipe"] != recipes.DEFAULT,
+            wanted[name]["recipe"] != table.DEFAULT,
             BUILDS.index(build(wanted[name])),
         ),
     )

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bart_export import __version__, contract, stamps
-from bart_export.artifact import Artifact, check_readable_by_all
+from bart_export import __version__, contract
+from bart_export.artifact import stamps
+from bart_export.artifact.artifact import Artifact, check_readable_by_all
 from bart_export.config import BartConfig
 from bart_export.contract import Bucket, Signature
 from bart_export.errors import ArtifactError

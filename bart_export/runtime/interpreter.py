@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 
 from bart_export import contract
-from bart_export.artifact import Artifact
+from bart_export.artifact.artifact import Artifact
 from bart_export.config import BartConfig
 from bart_export.errors import EngineError, MissingExtra, pip_install
 from bart_export.quiet import native_stderr_silenced
-from bart_export.recipes import LITERT, TFLITE_RUNTIME
+from bart_export.recipes.table import LITERT, TFLITE_RUNTIME
 from bart_export.runtime.buffers import resized
 from bart_export.runtime.engine import (
     Decoding,

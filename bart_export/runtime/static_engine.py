@@ -10,18 +10,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from bart_export import contract
-from bart_export.artifact import Artifact
+from bart_export.artifact.artifact import Artifact
 from bart_export.config import BartConfig
 from bart_export.runtime import litert
 from bart_export.runtime.buckets import fill_rows, fit
 from bart_export.runtime.buffers import BufferedSignature, decode_rows, encode_source
-from bart_export.runtime.engine import (
-    Decoding,
-    FloatArray,
-    IntArray,
-    available_cores,
-    check_serial,
-)
+from bart_export.runtime.engine import Decoding, FloatArray, IntArray, available_cores, check_serial
 from bart_export.runtime.graph_rules import checked_path, static_signatures
 from bart_export.runtime.weight_cache import open_with_cache
 

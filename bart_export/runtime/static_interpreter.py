@@ -10,9 +10,9 @@ import pathlib
 from collections.abc import Sequence
 
 from bart_export import contract
-from bart_export.artifact import Artifact
+from bart_export.artifact.artifact import Artifact
 from bart_export.config import BartConfig
-from bart_export.recipes import TFLITE_RUNTIME
+from bart_export.recipes.table import TFLITE_RUNTIME
 from bart_export.runtime.buckets import fill_rows, fit
 from bart_export.runtime.engine import Decoding, FloatArray, IntArray, check_serial
 from bart_export.runtime.graph_rules import checked_path, static_signatures

@@ -19,9 +19,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from bart_export import stamps
-from bart_export.artifact import CACHE, Artifact, sha256
-from bart_export.directories import synchronize
+from bart_export.artifact import stamps
+from bart_export.artifact.artifact import CACHE, Artifact, sha256
+from bart_export.artifact.directories import synchronize
 from bart_export.errors import EngineError
 from bart_export.runtime import litert
 

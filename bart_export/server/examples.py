@@ -13,13 +13,7 @@ from typing import Any
 import numpy as np
 
 from bart_export.server import json_response
-from bart_export.server.json_request import (
-    ParsedBody,
-    base64_bytes,
-    invalid,
-    is_base64,
-    shown,
-)
+from bart_export.server.json_request import ParsedBody, base64_bytes, invalid, is_base64, shown
 from bart_export.server.messages import (
     ClassificationResponse,
     ClassificationResult,

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from bart_export.directories import MANIFEST
+from bart_export.artifact.directories import MANIFEST
 from bart_export.errors import ArtifactError, BartExportError, ConfigurationError
 from bart_export.presets import PRESETS
 from bart_export.server import messages

@@ -13,7 +13,7 @@ import pathlib
 import time
 from collections.abc import Callable, Mapping
 
-from bart_export.artifact import Artifact, holds_artifact
+from bart_export.artifact.artifact import Artifact, holds_artifact
 from bart_export.errors import ArtifactError, MissingExtra
 from bart_export.server.loading import OpenVersion
 from bart_export.server.metrics import MICROSECONDS, WARMUP_LATENCY, Metrics

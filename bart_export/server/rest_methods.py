@@ -13,13 +13,7 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from bart_export.server import (
-    events,
-    examples,
-    json_request,
-    json_response,
-    messages,
-)
+from bart_export.server import events, examples, json_request, json_response, messages
 from bart_export.server.examples import CLASSIFY, REGRESS, ExampleMethod
 from bart_export.server.grpc_services import SIGNATURE_DEF, ModelService, PredictionService
 from bart_export.server.metrics import Metrics

@@ -14,10 +14,10 @@ import pathlib
 import re
 from typing import Any
 
-from bart_export.artifact import Artifact
-from bart_export.directories import MANIFEST
+from bart_export.artifact.artifact import Artifact
+from bart_export.artifact.directories import MANIFEST
+from bart_export.artifact.manifest_file import path_of
 from bart_export.errors import ArtifactError
-from bart_export.manifest_file import path_of
 from bart_export.server import saved_model_files
 from bart_export.server.served_model import LITERT, TENSORFLOW, ServedModel
 

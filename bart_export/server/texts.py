@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bart_export.artifact import Artifact
+from bart_export.artifact.artifact import Artifact
 from bart_export.errors import InputError
 from bart_export.server.servable import Call, Remarks, Tensors
 from bart_export.server.tensors import numpy_dtype

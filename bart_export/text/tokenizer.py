@@ -15,7 +15,7 @@ from tokenizers import Encoding, Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
-from bart_export.artifact import Artifact
+from bart_export.artifact.artifact import Artifact
 from bart_export.errors import InputError, TokenizerError
 from bart_export.text.added_tokens import BART_TOKENS, AddedToken, Cutter, read_added_tokens
 from bart_export.text.vocabulary import (

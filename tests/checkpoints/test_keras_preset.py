@@ -11,10 +11,9 @@ import keras
 import keras_hub
 import numpy as np
 import pytest
-from edited_checkpoints import DISTILLED, SYMMETRIC, edit_json
+from support.edited_checkpoints import DISTILLED, SYMMETRIC, edit_json
 
-from bart_export import checkpoints
-from bart_export.checkpoints import keras_preset, names
+from bart_export.checkpoints import formats, keras_preset, names
 from bart_export.config import BartConfig, GenerationConfig
 from bart_export.errors import CheckpointError, MissingExtra, PresetError, TokenizerError
 
@@ -30,7 +29,7 @@ SIZES = {
     "dropout": 0.2,
     "max_sequence_length": 32,
 }
-GOLDEN = checkpoints.read(SYMMETRIC)
+GOLDEN = formats.read(SYMMETRIC)
 TABLE_GIGABYTES = 1024 * 16 * 4 / 1024**3
 
 
@@ -79,7 +78,7 @@ def write_tokenizer(place, tokenizer):
 
 def refusal(directory, error=CheckpointError):
     with pytest.raises(error) as refused:
-        checkpoints.read(directory)
+        formats.read(directory)
     line = str(refused.value)
     assert "\n" not in line
     return line
@@ -101,7 +100,7 @@ def rewrite(path, rename=lambda name: name, keep=lambda name: True, add=None):
 
 
 def test_kerashubs_presets_are_read_whole(whole_preset, backbone):
-    checkpoint = checkpoints.read(whole_preset)
+    checkpoint = formats.read(whole_preset)
     assert checkpoint.format == "keras"
     assert checkpoint.config == BartConfig(**SIZES)
     assert checkpoint.dtype == "float32"
@@ -115,7 +114,7 @@ def test_kerashubs_presets_are_read_whole(whole_preset, backbone):
 def test_kerashubs_shards_are_read_like_one_file(backbone, tokenizer, tmp_path):
     backbone.save_to_preset(str(tmp_path / "shards"), max_shard_size=1.001 * TABLE_GIGABYTES)
     write_tokenizer(tmp_path / "shards", tokenizer)
-    checkpoint = checkpoints.read(tmp_path / "shards")
+    checkpoint = formats.read(tmp_path / "shards")
     assert len(checkpoint.weight_files) == 2
     assert_same_weights(checkpoint.weights, weights_of(backbone))
 
@@ -127,7 +126,7 @@ def test_bfloat16_is_kept(tokenizer, tmp_path):
     backbone = keras_hub.models.BartBackbone(**SIZES, dtype="bfloat16")
     backbone.save_to_preset(str(tmp_path / "preset"))
     write_tokenizer(tmp_path / "preset", tokenizer)
-    checkpoint = checkpoints.read(tmp_path / "preset")
+    checkpoint = formats.read(tmp_path / "preset")
     assert checkpoint.dtype == "bfloat16"
     weights = checkpoint.weights
     assert {values.dtype.name for values in weights.values()} == {"bfloat16"}
@@ -148,7 +147,7 @@ def test_the_names_of_earlier_versions_are_read(preset, backbone):
     del config["config"]["dtype"]
     config["registered_name"] = "keras_nlp>BartBackbone"
     (preset / "config.json").write_text(json.dumps(config))
-    checkpoint = checkpoints.read(preset)
+    checkpoint = formats.read(preset)
     assert checkpoint.dtype is None
     assert_same_weights(checkpoint.weights, weights_of(backbone))
 
@@ -158,7 +157,7 @@ def test_the_names_of_earlier_versions_are_read(preset, backbone):
     [(None, 10), (None, 1.001 * TABLE_GIGABYTES), ("bfloat16", 10)],
 )
 def test_kerashub_loads_what_is_written(whole_preset, backbone, tmp_path, dtype, max_shard_size):
-    read = checkpoints.read(whole_preset)
+    read = formats.read(whole_preset)
     place = tmp_path / "deep/er/preset"
     keras_preset.write(
         place,
@@ -178,7 +177,7 @@ def test_kerashub_loads_what_is_written(whole_preset, backbone, tmp_path, dtype,
     assert task.preprocessor.tokenizer.vocabulary == dict(read.vocabulary)
     assert task.preprocessor.encoder_sequence_length == 20
     assert task.preprocessor.decoder_sequence_length == 12
-    again = checkpoints.read(place)
+    again = formats.read(place)
     assert again.encoder_sequence_length == 20
     assert again.merges == read.merges
     for name, values in weights_of(backbone).items():
@@ -190,7 +189,7 @@ def test_kerashub_loads_what_is_written(whole_preset, backbone, tmp_path, dtype,
 
 
 def test_what_kerashub_cannot_compute_it_refuses_to_load(tmp_path):
-    read = checkpoints.read(DISTILLED)
+    read = formats.read(DISTILLED)
     keras_preset.write(
         tmp_path / "preset",
         read.config,
@@ -199,7 +198,7 @@ def test_what_kerashub_cannot_compute_it_refuses_to_load(tmp_path):
         vocabulary=read.vocabulary,
         merges=read.merges,
     )
-    again = checkpoints.read(tmp_path / "preset")
+    again = formats.read(tmp_path / "preset")
     assert (again.config, again.generation) == (read.config, read.generation)
     assert again.config.extensions()
     assert_same_weights(again.weights, dict(read.weights))
@@ -210,7 +209,7 @@ def test_what_kerashub_cannot_compute_it_refuses_to_load(tmp_path):
 def test_a_backbone_alone_can_be_written_and_read(backbone, tmp_path):
     keras_preset.write(tmp_path / "preset", BartConfig(**SIZES), weights_of(backbone))
     assert refusal(tmp_path / "preset", TokenizerError)
-    read = checkpoints.read(tmp_path / "preset", tokenizer=False)
+    read = formats.read(tmp_path / "preset", tokenizer=False)
     assert_same_weights(read.weights, weights_of(backbone))
     theirs = keras_hub.models.BartBackbone.from_preset(str(tmp_path / "preset"))
     assert_same_weights(weights_of(theirs), weights_of(backbone))
@@ -220,7 +219,7 @@ def test_generation_settings_survive(backbone, tmp_path):
     generation = GenerationConfig(num_beams=3, max_length=30, forced_bos_token_id=0)
     config = BartConfig(**SIZES)
     keras_preset.write(tmp_path / "preset", config, weights_of(backbone), generation=generation)
-    again = checkpoints.read(tmp_path / "preset", tokenizer=False)
+    again = formats.read(tmp_path / "preset", tokenizer=False)
     assert again.generation == generation
 
 
@@ -246,7 +245,7 @@ def test_an_interrupted_write_leaves_what_was_there(backbone, tmp_path):
     with pytest.raises(CheckpointError, match="No space left on device"):
         keras_preset.write(place, config, halfway)
     assert list(tmp_path.iterdir()) == [place]
-    assert_same_weights(checkpoints.read(place, tokenizer=False).weights, weights)
+    assert_same_weights(formats.read(place, tokenizer=False).weights, weights)
 
 
 def test_a_preset_is_replaced_and_anything_else_is_left_alone(backbone, tmp_path):
@@ -255,7 +254,7 @@ def test_a_preset_is_replaced_and_anything_else_is_left_alone(backbone, tmp_path
     keras_preset.write(place, config, weights)
     changed = weights | {"token_embedding/embeddings": weights["token_embedding/embeddings"] + 1}
     keras_preset.write(place, config, changed)
-    assert_same_weights(checkpoints.read(place, tokenizer=False).weights, changed)
+    assert_same_weights(formats.read(place, tokenizer=False).weights, changed)
     assert list(tmp_path.iterdir()) == [place]
 
     (tmp_path / "thesis").mkdir()
@@ -369,7 +368,7 @@ def test_the_encoder_never_takes_more_than_it_has_positions_for(preset):
     path = preset / "preprocessor.json"
     for stated, length in ((20, 20), (1024, 32), (None, 32)):
         edit_json(path, config={"encoder_sequence_length": stated})
-        assert checkpoints.read(preset).encoder_sequence_length == length
+        assert formats.read(preset).encoder_sequence_length == length
     edit_json(path, config={"encoder_sequence_length": "long"})
     assert 'at least 3 tokens, received "long"' in refusal(preset)
 
@@ -394,7 +393,7 @@ def test_every_flipped_bit_of_the_structure_is_refused_or_harmless(preset):
         damaged[place] ^= 1 << (place % 8)
         path.write_bytes(damaged)
         try:
-            weights = checkpoints.read(preset, tokenizer=False).weights
+            weights = formats.read(preset, tokenizer=False).weights
             shapes = {name: weights[name].shape for name in list(rows)[:5]}
         except CheckpointError as error:
             assert "\n" not in str(error)
@@ -422,7 +421,7 @@ def test_datasets_in_other_files_are_not_followed(preset):
 def test_a_missing_h5py_is_told(preset, monkeypatch):
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(MissingExtra, match="h5py"):
-        checkpoints.read(preset)
+        formats.read(preset)
 
 
 def test_a_dataset_that_was_never_written_is_refused(preset):

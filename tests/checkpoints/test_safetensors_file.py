@@ -5,9 +5,9 @@ import struct
 
 import numpy as np
 import pytest
-from edited_checkpoints import SYMMETRIC, copy
+from support.edited_checkpoints import SYMMETRIC, copy
 
-from bart_export import checkpoints
+from bart_export.checkpoints import formats
 from bart_export.checkpoints.safetensors_file import read_header
 from bart_export.errors import CheckpointError
 
@@ -75,23 +75,21 @@ def test_a_checkpoint_cut_short_is_refused(tmp_path, kept):
     path = copy(tmp_path / "bart") / "model.safetensors"
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(CheckpointError, match="not a whole safetensors file"):
-        checkpoints.read(path.parent)
+        formats.read(path.parent)
 
 
 def test_every_flipped_bit_of_the_header_is_refused_or_harmless(tmp_path):
     """A flip may hit a space or the metadata; it must never reach the caller as another error."""
     path = copy(tmp_path / "bart") / "model.safetensors"
     whole = path.read_bytes()
-    expected = {
-        name: values.shape for name, values in checkpoints.read(path.parent).weights.items()
-    }
+    expected = {name: values.shape for name, values in formats.read(path.parent).weights.items()}
     refused = 0
     for place in range(0, 1600, 7):
         damaged = bytearray(whole)
         damaged[place] ^= 1 << (place % 8)
         path.write_bytes(damaged)
         try:
-            weights = checkpoints.read(path.parent).weights
+            weights = formats.read(path.parent).weights
         except CheckpointError:
             refused += 1
         else:
@@ -101,7 +99,7 @@ def test_every_flipped_bit_of_the_header_is_refused_or_harmless(tmp_path):
 
 def test_a_file_cut_short_after_it_was_opened_is_noticed(tmp_path):
     path = copy(tmp_path / "bart", SYMMETRIC) / "model.safetensors"
-    weights = checkpoints.read(path.parent).weights
+    weights = formats.read(path.parent).weights
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(CheckpointError, match="cut short"):
         weights["token_embedding/embeddings"]

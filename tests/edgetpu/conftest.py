@@ -2,8 +2,8 @@
 
 import pytest
 
-from bart_export.export import export
-from bart_export.tflite_options import EdgeTpuOptions
+from bart_export.export.pipeline import export
+from bart_export.export.tflite_options import EdgeTpuOptions
 
 ROWS = 32  # fewer than most texts have, so that they take several pieces
 

@@ -1,7 +1,7 @@
 """The checker parts a graph as TensorFlow Lite does for a delegate, and counts parameters once."""
 
 import pytest
-from single_operations import OPERATIONS, Given, Node, content
+from support.single_operations import OPERATIONS, Given, Node, content
 
 from bart_export.edgetpu import rules
 from bart_export.edgetpu.check import check

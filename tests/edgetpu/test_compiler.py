@@ -1,7 +1,7 @@
 """What Coral's compiler prints is read into values; the compiler itself is not to be had here."""
 
 import pytest
-from compiler_logs import REFUSED, TWO_FILES, install
+from support.compiler_logs import REFUSED, TWO_FILES, install
 
 from bart_export.edgetpu import compiler
 from bart_export.edgetpu.compiler import LogRow

@@ -10,7 +10,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from bart_export.artifact import Artifact
+from bart_export.artifact.artifact import Artifact
 from bart_export.edgetpu import parts
 from bart_export.errors import ArtifactError
 from bart_export.runtime import edgetpu

@@ -6,22 +6,22 @@ import sys
 
 import numpy as np
 import pytest
-from compiler_logs import TWO_FILES, install
+from support.compiler_logs import TWO_FILES, install
 
-from bart_export import checkpoints, presets
-from bart_export.artifact import Draft
+from bart_export.artifact.artifact import Draft
+from bart_export.checkpoints import formats, origin
 from bart_export.config import GenerationConfig
 from bart_export.edgetpu import parts
 from bart_export.edgetpu.check import check
 from bart_export.edgetpu.versions import NEWEST_VERSIONS
 from bart_export.errors import ArtifactError, VerificationFailed
-from bart_export.exporters import edgetpu as edgetpu_exporter
-from bart_export.exporters.edgetpu import ENCODER_TOLERANCE
+from bart_export.export import edgetpu_target as edgetpu_exporter
+from bart_export.export.edgetpu_target import ENCODER_TOLERANCE
 from bart_export.model import BartBackbone
-from bart_export.quality.golden import Question, ask
-from bart_export.quality.reference import KerasReference
 from bart_export.runtime import Generator
 from bart_export.runtime.edgetpu import EdgeTpuEngine
+from bart_export.verify.golden import Question, ask
+from bart_export.verify.reference import KerasReference
 
 TEXT = (
     "A library for reading and writing compressed archives. It streams, so that files larger than "
@@ -31,7 +31,7 @@ TEXT = (
 
 @pytest.fixture(scope="module")
 def keras():
-    checkpoint = checkpoints.read(presets.resolve("bart_mini_en").directory)
+    checkpoint = formats.read(origin.resolve("bart_mini_en").directory)
     return KerasReference(BartBackbone.from_checkpoint(checkpoint))
 
 
@@ -90,7 +90,7 @@ def test_rows_do_not_depend_on_where_a_piece_ends(engine, edgetpu_artifact):
 
 def test_generating_needs_neither_a_device_nor_tensorflow(edgetpu_artifact):
     program = (
-        "import sys; from bart_export.cli import main\n"
+        "import sys; from bart_export.cli.main import main\n"
         "try: main(sys.argv[1:])\n"
         "finally: print(sorted({'tensorflow', 'keras'} & set(sys.modules)), file=sys.stderr)"
     )

@@ -4,7 +4,7 @@ The files are those of `single_operations`, each with one change.
 """
 
 import pytest
-from single_operations import OPERATIONS, Given, content, int32
+from support.single_operations import OPERATIONS, Given, content, int32
 
 from bart_export.edgetpu import model_file, rules
 from bart_export.edgetpu.check import check

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bart_export import checkpoints
+from bart_export.checkpoints import formats
+from bart_export.convert import edgetpu
 from bart_export.edgetpu import parts
 from bart_export.edgetpu.check import check
 from bart_export.graph.parameters import InferenceParameters
 from bart_export.model import BartBackbone
 from bart_export.runtime.edgetpu import SegmentRunner
-from bart_export.targets import edgetpu
 
 CHECKPOINT = Path(__file__).parents[1] / "data" / "golden" / "bart_tiny_symmetric"
 ROWS = 16
@@ -29,7 +29,7 @@ ACTIVATIONS = {
 
 @pytest.fixture(scope="module")
 def backbone():
-    return BartBackbone.from_checkpoint(checkpoints.read(CHECKPOINT))
+    return BartBackbone.from_checkpoint(formats.read(CHECKPOINT))
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
-from tokenizer_samples import PIECES, vocabulary_of
+from support.tokenizer_samples import PIECES, vocabulary_of
 
 from bart_export.graph.added_tokens import code_points_of_words
 from bart_export.graph.tokenizer import FIRST_BYTES, GraphTokenizer

@@ -3,7 +3,7 @@ import random
 
 import pytest
 import tensorflow as tf
-from tokenizer_samples import vocabulary_of
+from support.tokenizer_samples import vocabulary_of
 
 from bart_export.graph.merges import Merges, is_in_order
 from bart_export.text.tokenizer import BartTokenizer

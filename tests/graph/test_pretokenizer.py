@@ -2,7 +2,7 @@ import random
 
 import pytest
 import tensorflow as tf
-from tokenizer_samples import PIECES
+from support.tokenizer_samples import PIECES
 from tokenizers.pre_tokenizers import ByteLevel
 
 from bart_export.graph.pretokenizer import OTHER, SURROGATES, Pretokenizer, code_point_classes

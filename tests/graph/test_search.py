@@ -8,9 +8,9 @@ import types
 import numpy as np
 import pytest
 import tensorflow as tf
-from golden_cases import GOLDEN, MODELS, GoldenCases
-from graph_bart import GraphBart, batch, fixed, hypotheses, per_row
-from numpy_bart import NumpyBart
+from support.golden_cases import GOLDEN, MODELS, GoldenCases
+from support.graph_bart import GraphBart, batch, fixed, hypotheses, per_row
+from support.numpy_bart import NumpyBart
 
 from bart_export import contract, errors
 from bart_export.config import BartConfig, GenerationConfig

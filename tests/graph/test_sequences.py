@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from golden_cases import GOLDEN, MODELS, GoldenCases
-from graph_bart import GraphBart, batch
+from support.golden_cases import GOLDEN, MODELS, GoldenCases
+from support.graph_bart import GraphBart, batch
 
 from bart_export import BartBackbone
 from bart_export.checkpoints import formats

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from tokenizer_samples import PIECES, vocabulary_of
+from support.tokenizer_samples import PIECES, vocabulary_of
 
 from bart_export.errors import InputError
 from bart_export.graph.tokenizer import FIRST_BYTES, GraphTokenizer

@@ -14,10 +14,10 @@ import sys
 import numpy as np
 import pytest
 
-from bart_export.artifact import Artifact
+from bart_export.artifact.artifact import Artifact
 from bart_export.config import GenerationConfig
 from bart_export.errors import EngineError
-from bart_export.recipes import RECIPES, TFLITE_RUNTIME
+from bart_export.recipes.table import RECIPES, TFLITE_RUNTIME
 from bart_export.runtime.generator import Generator
 from bart_export.runtime.interpreter import InterpreterEngine
 from bart_export.runtime.search import run, search
@@ -122,7 +122,7 @@ def test_the_command_line_generates_without_a_word_on_standard_error_and_without
     arguments = ["generate", str(ARTIFACT), text, "--recipe", "float32", "--engine", TFLITE_RUNTIME]
     program = (
         "import sys; sys.modules.update(tensorflow=None, keras=None);"
-        f"from bart_export.cli import main; main({arguments!r})"
+        f"from bart_export.cli.main import main; main({arguments!r})"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (0, "")

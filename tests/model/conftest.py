@@ -2,7 +2,7 @@
 
 import keras_hub
 import pytest
-from small_bart import SHAPE, randomize
+from support.small_bart import SHAPE, randomize
 
 from bart_export.model import BartBackbone
 

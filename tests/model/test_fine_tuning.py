@@ -10,9 +10,11 @@ import pytest
 from click.testing import CliRunner
 
 import bart_export
-from bart_export import checkpoints, errors
-from bart_export.artifact import Artifact
-from bart_export.cli import main
+from bart_export import errors
+from bart_export.artifact.artifact import Artifact
+from bart_export.checkpoints import formats
+from bart_export.checkpoints.resolved import resolve_preset
+from bart_export.cli.main import main
 from bart_export.text.added_tokens import AddedToken
 
 ROOT = Path(__file__).parents[2]
@@ -70,7 +72,7 @@ def test_the_guide_keeps_everything_that_belongs_to_a_preset(source, tmp_path, m
     monkeypatch.chdir(tmp_path)
     printed = follow(source, ("--recipe", "float32"))
     assert "max_length=12, num_beams=2 from generation_config.json" in printed
-    before, after = checkpoints.read(source), checkpoints.read(tmp_path / "my_bart")
+    before, after = formats.read(source), formats.read(tmp_path / "my_bart")
     assert after.settings.generation == before.settings.generation
     assert after.settings.tasks == before.settings.tasks
     for name in ("vocabulary", "merges", "added_tokens", "encoder_sequence_length"):
@@ -89,8 +91,8 @@ def test_the_guide_keeps_everything_that_belongs_to_a_preset(source, tmp_path, m
 def test_the_guide_as_it_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert "from generation_config.json" in follow("bart_mini_en")
-    saved = checkpoints.read(tmp_path / "my_bart")
-    embedded = checkpoints.resolve_preset("bart_mini_en").checkpoint
+    saved = formats.read(tmp_path / "my_bart")
+    embedded = resolve_preset("bart_mini_en").checkpoint
     assert saved.generation == embedded.generation
     assert saved.encoder_sequence_length == embedded.encoder_sequence_length == 160
 
@@ -99,7 +101,7 @@ def test_keras_hub_tokenizes_a_saved_preset_alike(source, tmp_path):
     backbone = bart_export.BartBackbone.from_preset(str(source))
     backbone.save_to_preset(tmp_path / "saved")
     theirs = keras_hub.models.BartTokenizer.from_preset(str(tmp_path / "saved"))
-    mine = checkpoints.read(tmp_path / "saved").tokenizer()
+    mine = formats.read(tmp_path / "saved").tokenizer()
     for text in TEXTS[1:2]:
         assert list(np.asarray(theirs(text))) == mine.tokenize(text)
     added = mine.added_tokens[-1]
@@ -112,7 +114,7 @@ def test_keras_hub_tokenizes_a_saved_preset_alike(source, tmp_path):
 def test_a_model_has_the_tokenizer_of_its_preset():
     case = CASES / "added-tokens-json"
     tokenizer = bart_export.BartBackbone.from_preset(str(case)).tokenizer
-    expected = checkpoints.read(case).tokenizer()
+    expected = formats.read(case).tokenizer()
     for text in TEXTS:
         assert tokenizer.encode(text) == expected.encode(text, 1024)
     with pytest.raises(errors.TokenizerError, match="did not come from a preset"):
@@ -133,7 +135,7 @@ def test_a_preset_without_settings_is_told_so(source, tmp_path):
     theirs.save_to_preset(str(tmp_path / "saved"))
     theirs = keras_hub.models.BartTokenizer.from_preset(str(source))
     theirs.save_to_preset(str(tmp_path / "saved"))
-    notes = checkpoints.resolve_preset(str(tmp_path / "saved")).defaults.notes
+    notes = resolve_preset(str(tmp_path / "saved")).defaults.notes
     assert any(note.startswith("The preset has no generation_config.json") for note in notes)
     assert any(note.startswith("The preset has no preprocessor.json") for note in notes)
 
@@ -144,7 +146,7 @@ def test_a_padded_table_is_kept_for_training_and_left_out_of_an_export(tmp_path)
     assert backbone.vocabulary_size == 288
     backbone.save_to_preset(tmp_path / "saved")
     assert bart_export.Backbone.from_preset(str(tmp_path / "saved")).vocabulary_size == 288
-    saved = checkpoints.read(tmp_path / "saved")
+    saved = formats.read(tmp_path / "saved")
     assert (saved.config.vocabulary_size, saved.rows_without_token) == (267, 21)
     assert saved.generation.max_length == 16
 
@@ -153,8 +155,8 @@ def test_a_tokenizer_that_cannot_be_read_is_no_hindrance_to_training(source, tmp
     (source / "tokenizer.json").write_text("{}")
     backbone = bart_export.BartBackbone.from_preset(str(source))
     backbone.save_to_preset(tmp_path / "saved")
-    saved = checkpoints.read(tmp_path / "saved", tokenizer=False)
+    saved = formats.read(tmp_path / "saved", tokenizer=False)
     assert saved.generation.max_length == 12
     assert type(backbone) is bart_export.BartBackbone
     with pytest.raises(errors.TokenizerError):
-        checkpoints.read(tmp_path / "saved")
+        formats.read(tmp_path / "saved")

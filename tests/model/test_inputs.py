@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from small_bart import random_inputs
+from support.small_bart import random_inputs
 
 from bart_export import errors
 

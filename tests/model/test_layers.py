@@ -6,11 +6,7 @@ import numpy as np
 import pytest
 
 from bart_export.config import ACTIVATION_FUNCTIONS
-from bart_export.model.attention import (
-    MultiHeadAttention,
-    causal_attention_mask,
-    masked_softmax,
-)
+from bart_export.model.attention import MultiHeadAttention, causal_attention_mask, masked_softmax
 from bart_export.model.layers import ACTIVATIONS
 from bart_export.model.weights import initializer, weights_left_at_zero
 

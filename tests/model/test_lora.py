@@ -4,7 +4,7 @@ import keras
 import keras_hub
 import numpy as np
 import pytest
-from small_bart import SHAPE, random_inputs, randomize
+from support.small_bart import SHAPE, random_inputs, randomize
 
 import bart_export
 from bart_export import errors, models

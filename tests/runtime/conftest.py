@@ -35,7 +35,7 @@ def roomy_parameters(roomy_config):
 
 @pytest.fixture(scope="session")
 def roomy_file(roomy_parameters, tmp_path_factory):
-    from bart_export.targets import tflite
+    from bart_export.convert import tflite
 
     path = tmp_path_factory.mktemp("roomy") / "float32.tflite"
     tflite.write_float(roomy_parameters, path)

@@ -4,15 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
-import static_builds
+from support import static_builds
 
-from bart_export.artifact import Artifact
+from bart_export.artifact.artifact import Artifact
+from bart_export.contract import StaticShapes
 from bart_export.errors import ArtifactError, ConfigurationError, InputError
-from bart_export.recipes import LITERT
+from bart_export.recipes.table import LITERT
 from bart_export.runtime.engine import CompiledModelEngine
 from bart_export.runtime.generator import Generator, choose_file
 from bart_export.runtime.static_engine import StaticEngine
-from bart_export.tflite_options import StaticShapes
 
 HEADLINES = Path(__file__).parents[1] / "data/mini_model/headlines_4_beams.jsonl"
 ROWS = [json.loads(line) for line in HEADLINES.read_text(encoding="utf-8").splitlines()]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bart_export.errors import ConfigurationError, EngineError, MissingExtra
-from bart_export.recipes import LITERT, RECIPES, TFLITE_RUNTIME
+from bart_export.recipes.table import LITERT, RECIPES, TFLITE_RUNTIME
 from bart_export.runtime.engine import CompiledModelEngine
 from bart_export.runtime.engines import ENGINES, choose, installed_versions, open_engine, release
 

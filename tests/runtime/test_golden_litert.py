@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from golden_cases import MODELS, GoldenCases
+from support.golden_cases import MODELS, GoldenCases
 
 from bart_export.runtime.engine import CompiledModelEngine
 

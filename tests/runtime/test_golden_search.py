@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from golden_cases import GOLDEN, MODELS, GoldenCases
-from numpy_bart import NumpyBart
+from support.golden_cases import GOLDEN, MODELS, GoldenCases
+from support.numpy_bart import NumpyBart
 
 
 class Golden(GoldenCases):

@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from golden_cases import GOLDEN, MODELS, GoldenCases
+from support.golden_cases import GOLDEN, MODELS, GoldenCases
 
-from bart_export import checkpoints
+from bart_export.checkpoints import formats
+from bart_export.contract import StaticShapes
+from bart_export.convert import tflite
 from bart_export.graph.parameters import InferenceParameters
 from bart_export.runtime.static_engine import StaticEngine
-from bart_export.targets import tflite
-from bart_export.tflite_options import StaticShapes
 
 # Sources have 20, 13 and 8 tokens: padded little, padded much, not padded. Cases have 1, 2 and 4
 # beams and at most 24 tokens, so that all of them fit.
@@ -23,7 +23,7 @@ def golden(request):
 
 @pytest.fixture(scope="module")
 def engine(golden, tmp_path_factory):
-    checkpoint = checkpoints.read(GOLDEN / golden[0])
+    checkpoint = formats.read(GOLDEN / golden[0])
     config = checkpoint.config
     weights = InferenceParameters(config, lambda name: np.asarray(checkpoint.weights[name]))
     path = tmp_path_factory.mktemp("static") / f"{golden[0]}.tflite"

@@ -8,12 +8,12 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 from click.testing import CliRunner
 
-from bart_export import stamps
-from bart_export.artifact import Artifact, sha256
-from bart_export.cli import main
+from bart_export.artifact import stamps
+from bart_export.artifact.artifact import Artifact, sha256
+from bart_export.artifact.manifest_file import UNSEALED, seal
+from bart_export.cli.main import main
 from bart_export.contract import read_buckets
 from bart_export.errors import ArtifactError
-from bart_export.manifest_file import UNSEALED, seal
 from bart_export.runtime import graph_rules
 from bart_export.runtime.generator import Generator
 from bart_export.runtime.graph_rules import check, dynamic_signatures, static_signatures

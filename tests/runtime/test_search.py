@@ -2,7 +2,7 @@ import itertools
 
 import numpy as np
 import pytest
-from made_up_models import END, START, VOCABULARY, log_softmax, logits_after, made_up_step
+from support.made_up_models import END, START, VOCABULARY, log_softmax, logits_after, made_up_step
 
 from bart_export.config import GenerationConfig
 from bart_export.errors import ConfigurationError, EngineError

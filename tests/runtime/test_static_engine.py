@@ -8,7 +8,7 @@ import pytest
 from bart_export import contract
 from bart_export.config import GenerationConfig
 from bart_export.errors import EngineError, InputError
-from bart_export.recipes import LITERT
+from bart_export.recipes.table import LITERT
 from bart_export.runtime.engine import CompiledModelEngine
 from bart_export.runtime.search import run, search
 from bart_export.runtime.static_engine import StaticEngine
@@ -28,8 +28,8 @@ def buckets(roomy_config):
 
 @pytest.fixture(scope="module")
 def path(roomy_parameters, tmp_path_factory):
-    from bart_export.targets import tflite
-    from bart_export.tflite_options import StaticShapes
+    from bart_export.contract import StaticShapes
+    from bart_export.convert import tflite
 
     path = tmp_path_factory.mktemp("roomy_static") / "float32.static.tflite"
     tflite.write_float(roomy_parameters, path, StaticShapes(SOURCES, TARGET, BEAMS))

@@ -8,11 +8,11 @@ import sys
 
 import pytest
 from click.testing import CliRunner
-from mounts import run_on_mount
+from support.mounts import run_on_mount
 
-from bart_export import stamps
-from bart_export.artifact import Artifact, sha256
-from bart_export.cli import main
+from bart_export.artifact import stamps
+from bart_export.artifact.artifact import Artifact, sha256
+from bart_export.cli.main import main
 from bart_export.runtime import weight_cache
 from bart_export.runtime.generator import Generator
 

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
-from serving_process import ServingProcess
+from support.serving_process import ServingProcess
 
 STARTS, AT_ONCE = 40, 4
 TEXT = "A library that reads and writes spreadsheets."

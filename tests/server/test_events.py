@@ -7,8 +7,8 @@ import pathlib
 import time
 
 import pytest
-from counting import LONGEST_TEXT, Counting
-from rest_server import served, store_of
+from support.counting import LONGEST_TEXT, Counting
+from support.rest_server import served, store_of
 
 from bart_export.runtime.generator import Generator
 from bart_export.server.litert_engine import open_artifact

@@ -8,7 +8,7 @@ import random
 
 import grpc
 import pytest
-from grpc_front import call, examples, front, request_of, spec, task, tensor
+from support.grpc_front import call, examples, front, request_of, spec, task, tensor
 from tensorflow.core.framework.tensor_pb2 import TensorProto
 
 SEED = 20261122

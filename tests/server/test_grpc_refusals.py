@@ -1,7 +1,7 @@
 """What both services refuse, with the official stubs: TensorFlow Serving's codes and texts."""
 
 import pytest
-from grpc_front import examples, front, refused, spec, task, tensor
+from support.grpc_front import examples, front, refused, spec, task, tensor
 
 
 @pytest.fixture(scope="module")

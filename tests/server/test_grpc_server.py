@@ -6,15 +6,15 @@ import time
 
 import grpc
 import pytest
-from certificates import Authority
 from google.protobuf import descriptor_pool
-from grpc_front import call, front, refused, request_of, spec, tensor
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
-from served_directories import wait_until
+from support.certificates import Authority
+from support.grpc_front import call, front, refused, request_of, spec, tensor
+from support.served_directories import wait_until
 from tensorflow_serving.apis import (
     model_service_pb2,
     prediction_service_pb2,

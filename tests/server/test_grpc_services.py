@@ -7,9 +7,9 @@ import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
-from arithmetic import SIGNATURES
-from grpc_front import call, examples, feature, front, refused, spec, task, tensor
-from served_directories import wait_until
+from support.arithmetic import SIGNATURES
+from support.grpc_front import call, examples, feature, front, refused, spec, task, tensor
+from support.served_directories import wait_until
 from tensorflow_serving.apis import get_model_metadata_pb2
 
 from bart_export.server.options import MAX_ANSWER_BYTES

@@ -13,12 +13,12 @@ import threading
 import time
 
 import grpc
-import made_up_artifacts
 import pytest
 import requests
 import tensorflow as tf
-from served_directories import wait_until
-from serving_process import LOOPBACK, serving_process
+from support import made_up_artifacts
+from support.served_directories import wait_until
+from support.serving_process import LOOPBACK, serving_process
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from bart_export.runtime.generator import Generator

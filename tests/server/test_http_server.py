@@ -10,8 +10,8 @@ import sys
 import time
 
 import pytest
-from arithmetic import Arithmetic
-from served_directories import wait_until
+from support.arithmetic import Arithmetic
+from support.served_directories import wait_until
 from test_rest import ANSWER, PREDICT, ROWS, serving
 
 from bart_export.server import http_server

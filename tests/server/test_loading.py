@@ -5,7 +5,7 @@ import threading
 import time
 
 import pytest
-from served_directories import (
+from support.served_directories import (
     WITHOUT_VARIABLES,
     Opener,
     add_torn_version,

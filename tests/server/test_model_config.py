@@ -2,10 +2,10 @@
 
 import pathlib
 
-import made_up_artifacts
 import pytest
 from google.protobuf import text_format
-from served_directories import add_version, wait_until
+from support import made_up_artifacts
+from support.served_directories import add_version, wait_until
 from tensorflow_serving.config import model_server_config_pb2
 
 from bart_export.errors import ArtifactError, ConfigurationError

@@ -3,7 +3,7 @@
 import threading
 
 import pytest
-from served_directories import (
+from support.served_directories import (
     Opener,
     add_version,
     latest,

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from arithmetic_server import open_arithmetic
+from support.arithmetic_server import open_arithmetic
 
 from bart_export.errors import ArtifactError, MissingExtra
 from bart_export.server import opening

@@ -9,9 +9,9 @@ import threading
 
 import numpy as np
 import pytest
-from arithmetic import PREDICT, STRING, Arithmetic, signature
-from counting import Counting
-from rest_server import served, store_of
+from support.arithmetic import PREDICT, STRING, Arithmetic, signature
+from support.counting import Counting
+from support.rest_server import served, store_of
 
 from bart_export.server.served_model import ServedModel
 from bart_export.server.texts import TextReader

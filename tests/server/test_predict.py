@@ -7,7 +7,7 @@ from concurrent.futures import CancelledError, Future
 
 import numpy as np
 import pytest
-from arithmetic import FLOAT, PREDICT, Arithmetic, signature
+from support.arithmetic import FLOAT, PREDICT, Arithmetic, signature
 
 from bart_export.errors import ArtifactError, ConfigurationError, InputError
 from bart_export.server.loading import Lease

@@ -9,8 +9,8 @@ import threading
 import time
 
 import pytest
-from arithmetic import Arithmetic
-from rest_server import served, store_of
+from support.arithmetic import Arithmetic
+from support.rest_server import served, store_of
 
 from bart_export.errors import ConfigurationError
 from bart_export.server import rest

@@ -19,12 +19,12 @@ import pytest
 import requests
 import schemathesis
 from hypothesis import HealthCheck, settings
-from made_up_saved_models import write_half_plus_two
-from odd_bodies import DEEP, EXACT, WHOLE, damaged, odd_document
 from schemathesis.checks import CHECKS
-from served_directories import wait_until
-from serving_process import LOOPBACK, serving_process
-from typed_saved_model import write_typed
+from support.made_up_saved_models import write_half_plus_two
+from support.odd_bodies import DEEP, EXACT, WHOLE, damaged, odd_document
+from support.served_directories import wait_until
+from support.serving_process import LOOPBACK, serving_process
+from support.typed_saved_model import write_typed
 
 SEED = 20261122
 OPENAPI = schemathesis.openapi.from_path(pathlib.Path(__file__).with_name("openapi.json"))

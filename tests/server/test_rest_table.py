@@ -8,13 +8,13 @@ import contextlib
 import json
 import shutil
 
-import made_up_artifacts
 import pytest
-from made_up_saved_models import write_half_plus_two
-from rest_rows import ANY_ENGINE
-from rest_server import served
-from saved_model_rows import SAVED_MODEL
-from typed_saved_model import write_text, write_typed
+from support import made_up_artifacts
+from support.made_up_saved_models import write_half_plus_two
+from support.rest_rows import ANY_ENGINE
+from support.rest_server import served
+from support.saved_model_rows import SAVED_MODEL
+from support.typed_saved_model import write_text, write_typed
 
 from bart_export.server.metrics import Metrics
 from bart_export.server.models import ModelStore

@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-from arithmetic_server import LOOPBACK, connects, open_arithmetic, over_grpc, rest
-from certificates import Authority
-from served_directories import add_version, served, wait_until
+from support.arithmetic_server import LOOPBACK, connects, open_arithmetic, over_grpc, rest
+from support.certificates import Authority
+from support.served_directories import add_version, served, wait_until
 
 from bart_export.errors import ConfigurationError
 from bart_export.server import opening, serve

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import httpx
 import pytest
-from arithmetic_server import connects, over_grpc, process, rest
-from served_directories import add_version, wait_until
+from support.arithmetic_server import connects, over_grpc, process, rest
+from support.served_directories import add_version, wait_until
 
 
 @pytest.fixture

@@ -2,9 +2,9 @@
 
 import shutil
 
-import made_up_artifacts
 import pytest
-from served_directories import (
+from support import made_up_artifacts
+from support.served_directories import (
     WITHOUT_VARIABLES,
     add_torn_version,
     add_version,

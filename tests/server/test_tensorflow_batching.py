@@ -4,7 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
-from made_up_saved_models import floats, write_assorted
+from support.made_up_saved_models import floats, write_assorted
 
 from bart_export.server import tensorflow_engine
 from bart_export.server.options import ServeOptions

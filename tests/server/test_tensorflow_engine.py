@@ -8,7 +8,13 @@ import time
 
 import numpy as np
 import pytest
-from made_up_saved_models import example, floats, strings, write_assorted, write_half_plus_two
+from support.made_up_saved_models import (
+    example,
+    floats,
+    strings,
+    write_assorted,
+    write_half_plus_two,
+)
 
 from bart_export.server import tensorflow_engine
 from bart_export.server.options import ServeOptions

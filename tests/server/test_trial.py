@@ -6,13 +6,13 @@ import pathlib
 import shutil
 import signal
 
-import made_up_artifacts
 import pytest
 import requests
-from served_directories import wait_until
-from serving_process import serving_process
+from support import made_up_artifacts
+from support.served_directories import wait_until
+from support.serving_process import serving_process
 
-from bart_export.artifact import Artifact
+from bart_export.artifact.artifact import Artifact
 from bart_export.errors import ArtifactError, EngineError
 from bart_export.runtime import trial
 from bart_export.server import opening

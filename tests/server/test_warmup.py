@@ -8,7 +8,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 import pytest
 import tensorflow as tf
-from made_up_saved_models import write_half_plus_two
+from support.made_up_saved_models import write_half_plus_two
 from tensorflow_serving.apis import prediction_log_pb2
 
 from bart_export.errors import InputError

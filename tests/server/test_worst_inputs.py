@@ -11,8 +11,8 @@ import time
 import grpc
 import pytest
 import requests
-from serving_process import LOOPBACK, serving_process
-from worst_inputs import GRPC, GZIP, JSON
+from support.serving_process import LOOPBACK, serving_process
+from support.worst_inputs import GRPC, GZIP, JSON
 
 from bart_export.errors import BartExportError
 from bart_export.server import json_request, model_config, rest, tensors

@@ -5,7 +5,7 @@ import time
 
 import pytest
 import tokenizers
-from tokenizer_samples import PIECES, vocabulary_of
+from support.tokenizer_samples import PIECES, vocabulary_of
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tokenizer_samples import PIECES, vocabulary_of
+from support.tokenizer_samples import PIECES, vocabulary_of
 
 from bart_export.errors import InputError
 from bart_export.text.tokenizer import FIRST_CHARACTERS, BartTokenizer

@@ -8,12 +8,7 @@ import pytest
 
 from bart_export.errors import InputError, TokenizerError
 from bart_export.text.tokenizer import BartTokenizer
-from bart_export.text.vocabulary import (
-    BYTE_SYMBOLS,
-    SPECIAL_TOKENS,
-    read_merges,
-    read_vocabulary,
-)
+from bart_export.text.vocabulary import BYTE_SYMBOLS, SPECIAL_TOKENS, read_merges, read_vocabulary
 
 DATA = Path(__file__).parents[1] / "data"
 VOCABULARY_FILE = DATA / "vocabulary/vocabulary.json"

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from bart_export.checkpoints import Checkpoint
+from bart_export.checkpoints.checkpoint import Checkpoint
 from bart_export.runtime.engine import FloatArray
 
 

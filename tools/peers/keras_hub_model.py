@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from bart_export.checkpoints import Checkpoint, names
+from bart_export.checkpoints import names
+from bart_export.checkpoints.checkpoint import Checkpoint
 from bart_export.config import BartConfig, GenerationConfig
 from bart_export.errors import ConfigurationError
 from bart_export.quiet import native_stderr_silenced

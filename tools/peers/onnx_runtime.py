@@ -18,7 +18,7 @@ import onnx
 import onnxruntime
 from onnxruntime import quantization
 
-from bart_export.checkpoints import Checkpoint
+from bart_export.checkpoints.checkpoint import Checkpoint
 from bart_export.config import BartConfig
 from bart_export.graph.parameters import InferenceParameters
 from bart_export.runtime.engine import FloatArray, IntArray, check_source

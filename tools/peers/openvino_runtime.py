@@ -24,7 +24,7 @@ import numpy as np
 import openvino
 from openvino import properties
 
-from bart_export.checkpoints import Checkpoint
+from bart_export.checkpoints.checkpoint import Checkpoint
 from bart_export.config import BartConfig
 from bart_export.graph.parameters import InferenceParameters
 from bart_export.runtime.engine import FloatArray, IntArray, check_source

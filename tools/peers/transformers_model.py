@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from transformers import BartConfig, BartForConditionalGeneration
 
-from bart_export.checkpoints import Checkpoint, names
+from bart_export.checkpoints import names
+from bart_export.checkpoints.checkpoint import Checkpoint
 from bart_export.checkpoints.hugging_face import FIELDS, POSITION_OFFSET
 from bart_export.checkpoints.names import FINAL_LOGITS_BIAS, Weight
 from bart_export.runtime.engine import FloatArray

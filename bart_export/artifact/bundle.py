@@ -1,0 +1,148 @@
+"""The bundle for Android: of an artifact, what an app needs to run one static build.
+
+An artifact and the name of one of its files go in; a directory that is an artifact itself comes
+out, with that file, the tokenizer and the file's golden answers. What stores take is a table here.
+How files are made and judged is not known.
+"""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from bart_export.artifact import artifact
+from bart_export.artifact.artifact import GOLDEN, REPORT, Artifact
+from bart_export.artifact.directories import MANIFEST
+from bart_export.errors import ArtifactError
+
+# Where the app of this repository looks for its model, and a file that tells its project.
+ASSETS = pathlib.Path("android/app/src/main/assets/bart")
+PROJECT = pathlib.Path("android/settings.gradle.kts")
+
+
+@dataclasses.dataclass(frozen=True)
+class Limit:
+    """The most that Google Play takes of something, in bytes, and what to do with more."""
+
+    bytes: int
+    of: str
+    advice: str
+
+
+ASSET_PACK = "Put it into an install-time asset pack (Play Asset Delivery)"
+DOWNLOAD = "Have the app download it after it is installed"
+# support.google.com/googleplay/android-developer/answer/9859372 (2026-11), of compressed downloads;
+# a .tflite file hardly compresses. Ascending.
+LIMITS = (
+    Limit(200_000_000, "an app's base module", ASSET_PACK),
+    Limit(1_500_000_000, "an asset pack", DOWNLOAD),
+    Limit(4_000_000_000, "all that is delivered when an app is installed", DOWNLOAD),
+)
+
+
+def check(target: pathlib.Path, output: pathlib.Path) -> None:
+    """Refuse to put a bundle where it would cost anything but an earlier bundle.
+
+    Args:
+        target: where the bundle goes.
+        output: where the artifact is, or will be.
+
+    Raises:
+        ArtifactError: for a place that is taken, or that holds or lies in the artifact; for the
+            app of this repository where there is none.
+    """
+    if target == ASSETS and not PROJECT.is_file():
+        raise ArtifactError(
+            f"{ASSETS} is the place of a bundle in a clone of bart-export, and here is no "
+            f"{PROJECT}. Run this in a clone, or name a directory: --android DIRECTORY"
+        )
+    place, made = (pathlib.Path(os.path.realpath(path)) for path in (target, output))
+    if place.is_relative_to(made) or made.is_relative_to(place):
+        raise ArtifactError(
+            f"The bundle must lie apart from the artifact {output}, received {target}. "
+            "Name another directory with --android or --output."
+        )
+    artifact.check_replaceable(place)
+    if (place / REPORT).exists():
+        raise ArtifactError(
+            f"{target} is a whole artifact and no bundle, and would be lost. "
+            "Name another directory with --android."
+        )
+
+
+def write(source: Artifact, recipe: str, target: pathlib.Path) -> Artifact:
+    """Put the static build of a recipe into a bundle, in the place of an earlier one.
+
+    What is not about the files is as in the artifact's manifest.
+
+    Raises:
+        ArtifactError: if the artifact has no such file or one that was altered, or the place is
+            taken (see `check`), full, or cannot be written.
+    """
+    check(target, source.directory)
+    file, manifest = static_file(source, recipe), source.manifest
+    tokenizer = tuple(manifest["tokenizer"][name] for name in ("vocabulary", "merges"))
+    with artifact.draft(target) as draft:
+        for name in (file, *tokenizer):
+            draft.carry(source, name)
+        answers = answers_of(file, source.golden())
+        artifact.write_json(draft.directory / GOLDEN, answers)
+        files = {name: manifest["files"][name] for name in (file, *tokenizer)}
+        about_file = {
+            field: [row for row in manifest[field] if row["file"] == file]
+            for field in ("verification", "measurements")
+        }
+        fields = {name: value for name, value in manifest.items() if name != "manifest_sha256"}
+        draft.commit({**fields, **about_file, "files": {**files, GOLDEN: draft.entry(GOLDEN)}})
+    return Artifact.open(target)
+
+
+def static_file(source: Artifact, recipe: str) -> str:
+    """Return the name of a recipe's static build.
+
+    Raises:
+        ArtifactError: if there is none.
+    """
+    for name, entry in source.files("tflite").items():
+        if entry["recipe"] == recipe and "shapes" in entry:
+            return name
+    raise ArtifactError(
+        f"{source.directory} has no static build of {recipe}. Export one with: bart-export "
+        f"--preset {source.manifest['preset']} --target tflite --shapes static --recipe {recipe} "
+        f"--output {source.directory}"
+    )
+
+
+def answers_of(file: str, golden: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the cases of a golden.json that a file answered, with its answers alone."""
+    return {
+        "cases": [
+            {**case, "files": {file: case["files"][file]}}
+            for case in golden["cases"]
+            if file in case["files"]
+        ]
+    }
+
+
+def size(bundle: Artifact) -> int:
+    """Return how many bytes a bundle takes in an app."""
+    named = sum(entry["bytes"] for entry in bundle.manifest["files"].values())
+    return int(named) + (bundle.directory / MANIFEST).stat().st_size
+
+
+def warning(bytes: int) -> str | None:
+    """Return a line about the highest limit that a bundle of this size is beyond, None for none."""
+    for limit in reversed(LIMITS):
+        if bytes > limit.bytes:
+            return (
+                f"Google Play takes at most {megabytes(limit.bytes)} as {limit.of}, compressed, "
+                f"and a bundle of {megabytes(bytes)} hardly compresses. {limit.advice}, or export "
+                "a smaller recipe."
+            )
+    return None
+
+
+def megabytes(bytes: int) -> str:
+    """Return a size as people read it."""
+    return f"{bytes / 1e9:.1f} GB" if bytes >= 1e9 else f"{bytes / 1e6:.1f} MB"

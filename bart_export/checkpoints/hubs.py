@@ -1,0 +1,264 @@
+"""Kaggle and Hugging Face: a model's name in, a local directory out.
+
+The hubs' own clients do the talking, caching and resuming; this module chooses the files, keeps
+the clients' chatter from users who are not at a terminal, and turns whatever they raise into one
+line that says what to do. Tokens, proxies, endpoints and cache directories are the clients' own
+settings. It does not look into the files beyond telling the two formats apart.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from bart_export.artifact.artifact import sha256
+from bart_export.errors import MissingExtra, PresetError, shown
+
+# What a reader needs beside the weights, in either format.
+SMALL_FILES = (
+    "README.md",
+    "LICENSE",
+    "config.json",
+    "adapter_config.json",
+    "generation_config.json",
+    "preprocessor.json",
+    "assets/tokenizer/vocabulary.json",
+    "assets/tokenizer/merges.txt",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "added_tokens.json",
+    "special_tokens_map.json",
+)
+# The key of config.json that tells the format, and the ways its weights are kept: the first that
+# the repository has is fetched, so pickles only where nothing else is.
+WEIGHT_FILES = {
+    "registered_name": (
+        ("model.weights.h5",),
+        ("model.weights.json", "model_*.weights.h5"),
+    ),
+    "model_type": (
+        ("model.safetensors",),
+        ("model.safetensors.index.json", "model-*.safetensors"),
+        ("pytorch_model.bin",),
+        ("pytorch_model.bin.index.json", "pytorch_model-*.bin"),
+    ),
+}
+ADAPTER_FILE = "adapter_config.json"
+SHA256 = re.compile(r"[0-9a-f]{64}")
+AGAIN = "Run the same command again; what is already here is kept."
+
+
+def fetch_kaggle(model: str, version: str | None) -> tuple[Path, str]:
+    """Return the directory of "org/model/keras/variant", newest version unless one is named.
+
+    Raises:
+        PresetError: when it cannot be fetched whole.
+        MissingExtra: when kagglehub is not installed.
+    """
+    try:
+        import kagglehub
+    except ImportError as error:
+        raise MissingExtra("Fetching a preset from Kaggle", "kagglehub", "export") from error
+    handle = model if version is None else f"{model}/{version}"
+    with quiet("kagglehub"):
+        try:
+            directory = Path(kagglehub.model_download(handle))
+        except Exception as error:  # the client raises its own, requests' and the system's errors
+            raise PresetError(kaggle_failure(f"kaggle://{handle}", error)) from error
+    return directory, directory.name
+
+
+def kaggle_failure(handle: str, error: Exception) -> str:
+    """Return the line for what kagglehub raised."""
+    from kagglehub.exceptions import DataCorruptionError
+    from requests import exceptions as requests_errors
+
+    status = http_status(error)
+    if status == 404:
+        return (
+            f"{handle} does not exist on Kaggle. Check its name and version on kaggle.com/models."
+        )
+    if status in (401, 403):
+        return (
+            f"Kaggle does not give access to {handle}. Sign in with a token (KAGGLE_API_TOKEN or "
+            "~/.kaggle/access_token) and accept the model's terms on kaggle.com/models."
+        )
+    if isinstance(error, DataCorruptionError):
+        return f"The download of {handle} arrived damaged (its hash does not match). {AGAIN}"
+    if isinstance(
+        error, (requests_errors.ChunkedEncodingError, requests_errors.ContentDecodingError)
+    ):
+        return f"The download of {handle} broke off. {AGAIN}"
+    if isinstance(error, (requests_errors.ConnectionError, requests_errors.Timeout)):
+        return (
+            f"Kaggle cannot be reached for {handle}. Check the network; a version that was fetched "
+            "before works offline when it is named, as in kaggle://org/model/keras/variant/3."
+        )
+    return f"Kaggle could not deliver {handle}: {one_line(error)}"
+
+
+def fetch_hugging_face(repository: str, revision: str | None) -> tuple[Path, str]:
+    """Return the directory of "org/model" at a branch, tag or commit, and the commit.
+
+    Raises:
+        PresetError: when it cannot be fetched whole.
+        MissingExtra: when huggingface_hub is not installed.
+    """
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise MissingExtra(
+            "Fetching a preset from Hugging Face", "huggingface_hub", "export"
+        ) from error
+    handle = f"hf://{repository}" + (f"@{revision}" if revision else "")
+
+    def fetch(files: tuple[str, ...], revision: str | None) -> Path:
+        return Path(
+            huggingface_hub.snapshot_download(
+                repository, revision=revision, allow_patterns=list(files)
+            )
+        )
+
+    with quiet("huggingface_hub"):
+        try:
+            directory = fetch(SMALL_FILES, revision)
+            refuse_adapter(handle, directory)
+            commit = directory.name
+            for files in weight_files(handle, directory):
+                before = whole_files(directory, files)
+                fetch(files, commit)
+                fetched = whole_files(directory, files)
+                check_hashes(handle, fetched - before)
+                if fetched:
+                    return directory, commit
+        except PresetError:
+            raise
+        except Exception as error:  # the client raises its own, httpx' and the system's errors
+            raise PresetError(hugging_face_failure(handle, error)) from error
+    raise PresetError(
+        f"{handle} has no weights this package reads: expected model.weights.h5, model.safetensors "
+        "or pytorch_model.bin, whole or in shards."
+    )
+
+
+def weight_files(handle: str, directory: Path) -> tuple[tuple[str, ...], ...]:
+    """Return the ways in which the format of config.json keeps weights."""
+    try:
+        config = json.loads((directory / "config.json").read_bytes().decode("utf-8-sig"))
+    except (OSError, ValueError, RecursionError):
+        config = None
+    if not isinstance(config, dict):
+        raise PresetError(
+            f"{handle} has no readable config.json, so it is no Keras preset and no Hugging Face "
+            "checkpoint."
+        )
+    for key, ways in WEIGHT_FILES.items():
+        if key in config:
+            return ways
+    raise PresetError(
+        f"The config.json of {handle} has neither registered_name, as Keras presets do, nor "
+        "model_type, as Hugging Face checkpoints do."
+    )
+
+
+def refuse_adapter(place: str, directory: Path) -> None:
+    """Raise PresetError for a directory with a LoRA adapter, which is no whole model.
+
+    As transformers does, a directory with `adapter_config.json` is taken for one whatever else it
+    holds. `place` is how the user named it.
+    """
+    try:
+        stored = json.loads((directory / ADAPTER_FILE).read_bytes())
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, RecursionError):
+        stored = None
+    base = stored.get("base_model_name_or_path") if isinstance(stored, dict) else None
+    raise PresetError(
+        f"{place} has an {ADAPTER_FILE}: it is a LoRA adapter of {shown(base)}, not a whole model. "
+        "Merge it with peft and export the result: PeftModel.from_pretrained(base_model, adapter)"
+        ".merge_and_unload().save_pretrained(directory), then tokenizer.save_pretrained(directory)."
+    )
+
+
+def whole_files(directory: Path, patterns: tuple[str, ...]) -> set[Path]:
+    """Return the files in a snapshot that match; the client puts only whole ones there."""
+    return {path for pattern in patterns for path in directory.glob(pattern)}
+
+
+def check_hashes(handle: str, files: set[Path]) -> None:
+    """Check downloaded files against the SHA-256 that the hub announced, and drop damaged ones.
+
+    The cache keeps a large file under the name of its hash; the client compares sizes only.
+    """
+    for path in files:
+        blob = path.resolve()
+        if SHA256.fullmatch(blob.name) and sha256(blob) != blob.name:
+            path.unlink()
+            blob.unlink(missing_ok=True)
+            raise PresetError(
+                f"The download of {handle} arrived damaged (the hash of {path.name} does not "
+                f"match). {AGAIN}"
+            )
+
+
+def hugging_face_failure(handle: str, error: Exception) -> str:
+    """Return the line for what huggingface_hub raised."""
+    from huggingface_hub import errors
+
+    status = http_status(error) or http_status(error.__cause__)
+    sign_in = "sign in with `hf auth login` or set HF_TOKEN"
+    if isinstance(error, errors.GatedRepoError) or status == 403:
+        return (
+            f"Hugging Face does not give access to {handle}. Accept the model's terms on its page "
+            f"and {sign_in}."
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return (
+            f"{handle} does not exist on Hugging Face, or is private. Check its name; for a "
+            f"private one {sign_in}."
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"{handle} names a revision that does not exist. Name a branch, a tag or a commit."
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        return (
+            f"Hugging Face cannot be reached for {handle}, and no whole copy of it is in the "
+            "cache. Check the network and HF_HUB_OFFLINE."
+        )
+    if "Consistency check failed" in str(error) or status is not None:
+        return f"The download of {handle} broke off ({one_line(error)}). {AGAIN}"
+    return f"Hugging Face could not deliver {handle}: {one_line(error)}"
+
+
+def http_status(error: BaseException | None) -> int | None:
+    """Return the status of the response that a client's error carries, if it carries one."""
+    status: int | None = getattr(getattr(error, "response", None), "status_code", None)
+    return status
+
+
+def one_line(error: Exception) -> str:
+    """Return an error's first sentence, whatever its own layout."""
+    text = " ".join(str(error).split())[:200]
+    return text or type(error).__name__
+
+
+@contextlib.contextmanager
+def quiet(library: str) -> Iterator[None]:
+    """Keep a client's talk from standard output, and its progress bars too without a terminal."""
+    logger = logging.getLogger(library)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    watched = sys.stderr is not None and sys.stderr.isatty()
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        sink = sys.stderr if watched else nowhere
+        try:
+            with contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
+                yield
+        finally:
+            logger.setLevel(level)

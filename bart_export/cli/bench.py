@@ -1,0 +1,150 @@
+"""`bart-export bench`: tables or JSON of what was measured of an artifact.
+
+What is measured are the artifact's files, or how it is served. Everything heavy is imported when
+the command runs.
+"""
+
+import json
+import pathlib
+from typing import Any
+
+import click
+
+from bart_export.errors import MissingExtra
+from bart_export.progress import console
+
+Path = click.Path(path_type=pathlib.Path)
+Count = click.IntRange(min=1)
+
+
+# Options of the files' measurement alone, and of the servers' alone.
+OF_FILES = {"recipe_names": "--recipe", "num_beams": "--num-beams", "compare": "--compare"}
+OF_SERVERS = {
+    "engines": "--engine",
+    "workers": "--workers",
+    "queue_size": "--queue-size",
+    "overload_seconds": "--overload",
+}
+
+
+@click.command()
+@click.argument("artifact", type=Path)
+@click.option("--serve", is_flag=True, help="Measure how the artifact is served.")
+@click.option(
+    "--recipe",
+    "recipe_names",
+    multiple=True,
+    metavar="RECIPE",
+    help="Which files to measure; may be given more than once. Default: all.",
+)
+@click.option(
+    "--source",
+    "sources",
+    type=Count,
+    multiple=True,
+    help="Source tokens; may be given more than once. Default: 64 and 512; with --serve 256, and "
+    "512 for batches; fewer where the model has room for no more.",
+)
+@click.option(
+    "--num-beams",
+    type=Count,
+    multiple=True,
+    help="Beams; may be given more than once. Default: 1 and 4. A server's are fixed.",
+)
+@click.option(
+    "--new-tokens",
+    type=Count,
+    help="Tokens to generate. Default: 64; with --serve 32, and 64 for batches; fewer where the "
+    "model has room for no more.",
+)
+@click.option(
+    "--runs", type=Count, default=7, show_default=True, help="Runs that the medians are of."
+)
+@click.option(
+    "--threads",
+    "num_threads",
+    type=Count,
+    multiple=True,
+    help="Threads to use; may be given more than once. Default: what generate takes, one for "
+    "a small model, all cores for a larger one.",
+)
+@click.option(
+    "--engine",
+    "engines",
+    type=click.Choice(["tensorflow", "litert"]),
+    multiple=True,
+    help="Which engines to serve with. Default: all that the artifact has files for.",
+)
+@click.option("--workers", type=Count, help="Calls that a server runs side by side.")
+@click.option("--queue-size", type=click.IntRange(min=0), help="Calls that may wait in a server.")
+@click.option(
+    "--overload",
+    "overload_seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="With --serve: then ask each server twice of what it can answer, for so long.",
+)
+@click.option(
+    "--compare",
+    type=Path,
+    metavar="OTHER.json",
+    help="A report that --json printed before, here or elsewhere: say how many times its figures "
+    "the new ones are.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def bench(artifact: pathlib.Path, serve: bool, as_json: bool, **options: Any) -> None:
+    """Measure an artifact here: sizes, opening, memory, encoding, decoding, tokens per second.
+
+    Files are opened for the first time (hashed, weights packed), cold (read from the disk), warm.
+
+    With --serve, measure what serving adds and how much a server answers. Configurations take
+    turns, figures are medians; compare them within one run only.
+    """
+    given = {name: value for name, value in options.items() if value not in (None, ())}
+    for name, flag in (OF_FILES if serve else OF_SERVERS).items():
+        if name in given:
+            raise click.UsageError(f"{flag} {'contradicts' if serve else 'needs'} --serve.")
+    report, tables = (serving if serve else files)(artifact, given)
+    if as_json:
+        click.echo(json.dumps(report, ensure_ascii=False, indent=1))
+        return
+    console().print(tables)
+
+
+def files(artifact: pathlib.Path, given: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    """Measure an artifact's files; return the report, and tables of it."""
+    from bart_export.bench import bench as benchmark
+    from bart_export.bench import comparison
+    from bart_export.bench import tables as bench_tables
+
+    other = comparison.read(given.pop("compare")) if "compare" in given else None
+    if "recipe_names" in given:
+        given["recipes"] = given.pop("recipe_names")
+    report = benchmark.bench(artifact, **given)
+    if other is None:
+        return report, bench_tables.tables(report)
+    from rich.console import Group
+
+    compared = comparison.compare(report, other)
+    tables = Group(bench_tables.tables(report), comparison.tables(compared))
+    return {**report, "comparison": compared}, tables
+
+
+def serving(artifact: pathlib.Path, given: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    """Measure how an artifact is served; return the report, and tables of it."""
+    for name, flag, parameter in (
+        ("sources", "--source", "source"),
+        ("num_threads", "--threads", "num_threads"),
+    ):
+        if name in given:
+            values = given.pop(name)
+            if len(values) > 1:
+                raise click.UsageError(f"With --serve, {flag} can be given once.")
+            given[parameter] = values[0]
+    try:
+        from bart_export.bench import serving_bench as serve_bench
+    except ModuleNotFoundError as error:
+        raise MissingExtra("Measuring a server", str(error.name), "serve") from None
+
+    report = serve_bench.serve_bench(artifact, **given)
+    return report, serve_bench.tables(report)

@@ -1,0 +1,259 @@
+"""What a preset or an artifact holds: facts for a program to read, and lines of them for a person.
+
+Weights are not read, and a preset on a hub that has a name here is described without being
+downloaded.
+"""
+
+import itertools
+import os
+import pathlib
+import re
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from bart_export.artifact.artifact import Artifact
+from bart_export.artifact.directories import MANIFEST
+from bart_export.checkpoints import names
+from bart_export.checkpoints.checkpoint import weights_digest
+from bart_export.checkpoints.origin import is_directory
+from bart_export.checkpoints.resolved import known_settings, resolve_preset
+from bart_export.errors import PresetError, did_you_mean, shown
+from bart_export.presets import PRESETS
+from bart_export.progress import counted
+
+Facts = dict[str, Any]
+Section = Callable[[Any], Iterator[str]]
+MOST_LINES = 1000  # of a section
+WIDTH = 100  # where no terminal says how wide a line may be
+
+
+def facts(preset_or_artifact: str) -> Facts:
+    """Return the facts of an artifact's directory, or else of a preset.
+
+    Raises:
+        ArtifactError, PresetError, CheckpointError: for what is neither, or cannot be read.
+    """
+    path, directory = pathlib.Path(preset_or_artifact), is_directory(preset_or_artifact)
+    if (path / MANIFEST).is_file() if directory else os.path.isfile(path):
+        return artifact_facts(path)
+    if preset_or_artifact in PRESETS or "://" in preset_or_artifact or directory:
+        return preset_facts(preset_or_artifact)
+    raise PresetError(
+        f"{shown(preset_or_artifact)} is neither an artifact's directory nor a preset."
+        f"{did_you_mean(preset_or_artifact, PRESETS)} Presets with a name are "
+        f"{', '.join(PRESETS)}; others are directories, hf://… and kaggle://…."
+    )
+
+
+def artifact_facts(directory: pathlib.Path) -> Facts:
+    """Return the facts of an artifact, from its manifest; files are hashed.
+
+    Raises:
+        ArtifactError: for an artifact that is damaged.
+    """
+    artifact = Artifact.open(directory)
+    manifest = artifact.manifest
+    for name in manifest["files"]:
+        artifact.path(name, rehash=True)
+    return {
+        "artifact": {
+            "preset": manifest["preset"],
+            "format_version": manifest["format_version"],
+            "parameters": manifest["parameter_count"],
+            **manifest["source"],
+        },
+        "configuration": manifest["config"],
+        "generation": manifest["generation"],
+        "notes": list(manifest.get("notes", ())),
+        "served_versions": served_versions(artifact),
+        "signatures": signatures(artifact),
+        "files": {
+            name: {"bytes": entry["bytes"], "sha256": entry["sha256"]}
+            for name, entry in manifest["files"].items()
+        },
+        "verification": {
+            row["file"]: {key: value for key, value in row.items() if key != "file"}
+            for row in manifest["verification"]
+        },
+        "tools": manifest["tools"],
+    }
+
+
+def signatures(artifact: Artifact) -> dict[str, Any]:
+    """Return the signatures that the files of an artifact have, by target or, where they differ, by
+    file."""
+    manifest, found = artifact.manifest, {}
+    dynamic = [
+        entry
+        for entry in artifact.files("tflite").values()
+        if "recipe" in entry and "shapes" not in entry
+    ]
+    for target in ("tflite", "saved_model"):
+        if dynamic if target == "tflite" else artifact.files(target):
+            found[target] = manifest["signatures"].get(target, {})
+    return found | {
+        name: entry["signatures"]
+        for name, entry in manifest["files"].items()
+        if "signatures" in entry
+    }
+
+
+def served_versions(artifact: Artifact) -> dict[str, list[int]]:
+    """Return the versions that `bart-export serve` gives an artifact, by engine.
+
+    A SavedModel's is its directory's number, as TensorFlow Serving has it; that of `.tflite` files
+    counts the exports to the artifact.
+    """
+    numbers = {
+        entry["version"] for entry in artifact.files("saved_model").values() if "version" in entry
+    }
+    versions = {"tensorflow": sorted(numbers)}
+    if artifact.files("tflite"):
+        versions["litert"] = [artifact.manifest["exports"]]
+    return {engine: found for engine, found in versions.items() if found}
+
+
+def preset_facts(preset: str) -> Facts:
+    """Return the facts of a preset.
+
+    Raises:
+        PresetError: for a preset that cannot be found.
+        CheckpointError: for one that cannot be read.
+    """
+    known = PRESETS.get(preset)
+    if known is not None and known.directory is None:
+        return {
+            "preset": {
+                "name": known.name,
+                "description": known.description,
+                "handle": known.handle,
+                "parameters": known.parameters,
+            },
+            "generation": known.generation.to_dict() if known.generation else {},
+            "notes": [known_settings(known)],
+        }
+    resolved = resolve_preset(preset)
+    source, checkpoint = resolved.source, resolved.checkpoint
+    return {
+        "preset": {
+            "handle": source.handle,
+            "revision": source.revision,
+            "directory": str(source.directory),
+            "format": checkpoint.format,
+            "weights_sha256": weights_digest(checkpoint),
+            "parameters": names.parameter_count(checkpoint.config),
+            "encoder_sequence_length": checkpoint.encoder_sequence_length,
+        },
+        "configuration": checkpoint.config.to_dict(),
+        "generation": resolved.defaults.generation.to_dict(),
+        "notes": list(resolved.defaults.notes),
+        "files": {path.name: {"bytes": path.stat().st_size} for path in checkpoint.weight_files},
+    }
+
+
+def lines(facts: Facts) -> Iterator[str]:
+    """Yield facts as lines for a person."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH
+    for title, content in facts.items():
+        if not content:
+            continue
+        yield title.replace("_", " ")
+        section: Section = SECTIONS.get(title, fields)
+        found = section(content)
+        for line in itertools.islice(found, MOST_LINES):
+            indent = "  " + " " * (len(line) - len(line.lstrip()))
+            yield from textwrap.wrap(
+                line.strip(),
+                max(width, 40),
+                initial_indent=indent,
+                subsequent_indent=f"{indent}  ",
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+        if more := sum(1 for _ in found):
+            yield f"  … and {counted(more, 'more line')}, which --json has"
+
+
+def fields(content: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line for each of some fields."""
+    for name, value in content.items():
+        if isinstance(value, list):
+            value = ", ".join(map(str, value))
+        elif value is None or isinstance(value, bool):
+            value = str(value).lower()
+        yield f"{name}: {value}"
+
+
+def signature_lines(content: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the tensors of signatures, those that differ in a number alone on one line."""
+    for owner, owned in content.items():
+        yield owner
+        for name, signature in owned.items():
+            yield f"  {name}"
+            for side in ("inputs", "outputs"):
+                yield from (f"    {side[:-1]}  {line}" for line in tensor_lines(signature[side]))
+
+
+def tensor_lines(tensors: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Yield tensors with dtypes and shapes: cross_key_0 … 5  float32 [1, 4, source, 64]."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for name, tensor in tensors.items():
+        described = f"{tensor['dtype']} [{', '.join(map(str, tensor['shape']))}]"
+        alike.setdefault((re.sub(r"\d+$", "", name), described), []).append(name)
+    for (stem, described), found in alike.items():
+        last = f" … {found[-1].removeprefix(stem)}" if len(found) > 1 else ""
+        yield f"{found[0]}{last}  {described}"
+
+
+def file_lines(content: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Yield files with their sizes and the beginnings of their hashes."""
+    longest = max(map(len, content))
+    for name, entry in content.items():
+        digest = f"  sha256 {entry['sha256'][:16]}…" if "sha256" in entry else ""
+        yield f"{name:{longest}}  {entry['bytes']:>12,} bytes{digest}"
+
+
+def verification_lines(content: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Yield how far files are from the Keras model."""
+    for file, row in content.items():
+        yield f"{file}: {comparison(row)}"
+
+
+def summary(artifact: Artifact, row: Mapping[str, Any]) -> str:
+    """Return a line about something that was exported: its size, and how far it is from Keras."""
+    files, name = artifact.manifest["files"], row["file"]
+    of = [name] if name in files else [file for file in files if file.startswith(f"{name}/")]
+    size = sum(files[file]["bytes"] for file in of)
+    parameters = artifact.manifest["parameter_count"]
+    density = f", {size / parameters:.3f} bytes a parameter" if name in files else ""
+    return f"{name}: {size / 1e6:.1f} MB{density}; against Keras: {comparison(row)}"
+
+
+def comparison(row: Mapping[str, Any]) -> str:
+    """Return in words how far a file is from the Keras model."""
+    steps, asked = row["steps"], row["questions"]
+    if "top1" in row:
+        same = f"the same likeliest token in {round(row['top1'] * steps)} of {steps} steps"
+        figures = f"{same}, logits within {row['logits']:.2g}"
+    else:
+        figures = f"log-probabilities within {row['log_probabilities']:.2g} over {steps} steps"
+    if row["tokens"] is None:
+        return f"{figures}, no golden text fits"
+    return f"{figures}, {round(row['tokens'] * asked)} of {asked} golden texts equal"
+
+
+# Said once where not all are: it is the first figure that a new user sees.
+ABOUT_EQUAL_TEXTS = (
+    "A golden text is equal when all its tokens are. Where two tokens are about as likely, rounded "
+    "weights may take the other one, and a text of the same worth follows. What a file costs, "
+    "REPORT.md and bart-export verify --data with texts of your own say better."
+)
+SECTIONS: dict[str, Section] = {
+    "notes": iter,
+    "signatures": signature_lines,
+    "files": file_lines,
+    "verification": verification_lines,
+}

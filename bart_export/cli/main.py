@@ -1,0 +1,172 @@
+"""The command line: arguments go in, calls of the rooms behind it and lines of text come out.
+
+`bart-export --preset … --target …` exports; the other commands are sub-commands. Everything heavy
+is imported by the command that needs it, so that `--help` is quick and `generate` runs where there
+is no TensorFlow. An error of the family is one line on standard error and its exit code.
+"""
+
+import io
+import json
+import os
+import pathlib
+import sys
+from typing import Any, BinaryIO, cast
+
+import click
+
+from bart_export import __version__
+from bart_export.cli.bench import bench
+from bart_export.cli.edgetpu import edgetpu
+from bart_export.cli.export import export_options, flag, options_given, run
+from bart_export.cli.generate import generate
+from bart_export.cli.serve import serve
+from bart_export.cli.tune import tune
+from bart_export.cli.verify import verify
+from bart_export.errors import BartExportError, printable, printable_lines
+
+INTERRUPTED = 130  # as shells count, 128 and SIGINT
+# Name of a standard stream, how Python opens it, its buffer, and what a closed one is opened for.
+STREAMS = (
+    ("stdin", "rb", -1, os.O_RDONLY),
+    ("stdout", "wb", 0, os.O_RDONLY),
+    ("stderr", "wb", 0, os.O_WRONLY),
+)
+
+
+class Commands(click.Group):
+    """A click group whose errors are the package's: one line, and the error's exit code."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the command line."""
+        open_closed_streams()
+        take_every_character()
+        try:
+            return super().main(*args, **kwargs)
+        except OSError as error:  # of standard output, as far as anybody foresaw
+            click.echo(f"Error: {error.filename or 'Standard output'}: {error.strerror}.", err=True)
+            sys.exit(BartExportError.exit_code)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """Return the command that arguments begin with; say what to do with a preset or path."""
+        name = args[0]
+        if self.get_command(ctx, name) is None:
+            from bart_export.artifact.artifact import export_command, is_artifact
+            from bart_export.presets import PRESETS
+
+            if is_artifact(pathlib.Path(name)):
+                ctx.fail(f"Which command? For a text: bart-export generate {name} TEXT")
+            if name in PRESETS or "://" in name or pathlib.Path(name).exists():
+                ctx.fail(f"Which command? To export a preset: {export_command(name)}")
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except BartExportError as error:
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt as error:
+            click.echo(str(error) or "Interrupted.", err=True)
+            ctx.exit(INTERRUPTED)
+
+
+def open_closed_streams() -> None:
+    """Open what the caller closed of standard input, output and error, as with `>&-`.
+
+    Their descriptors would otherwise go to the next files that are opened, and what native code
+    writes to descriptor 2 into an artifact. Input is empty and messages are lost. Results must not
+    be: output takes none, so that writing one is an error.
+    """
+    for number, (name, mode, buffering, flags) in enumerate(STREAMS):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, flags)  # takes the lowest number that is free, which is this one
+            os.set_inheritable(number, True)
+            raw = cast(BinaryIO, os.fdopen(number, mode, buffering, closefd=False))
+            setattr(sys, name, io.TextIOWrapper(raw, "utf-8", write_through=True))
+
+
+def take_every_character() -> None:
+    """Let no character end the run that standard output's encoding does not have.
+
+    Output that goes to a file or a pipe is UTF-8, as on Windows nothing else says; PYTHONIOENCODING
+    may ask for another encoding. What an encoding lacks is escaped as in Python.
+    """
+    stream = sys.stdout
+    if isinstance(stream, io.TextIOWrapper):
+        chosen = stream.isatty() or "PYTHONIOENCODING" in os.environ
+        encoding = None if chosen else "utf-8"
+        stream.reconfigure(encoding=encoding, errors="backslashreplace")
+
+
+@click.group(
+    cls=Commands,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__)
+@export_options
+@click.pass_context
+def main(context: click.Context, /, **given: Any) -> None:
+    """Export a BART checkpoint to run somewhere else, and prove that it still says the same.
+
+    \b
+    Export the embedded preset, then write a headline with it:
+      bart-export --preset bart_mini_en --target tflite
+      bart-export generate artifacts/bart_mini_en "A long description of some software ..."
+
+    Every exported file is compared with the Keras model before anything is written in place; a file
+    that differs more than its recipe allows ends the export with exit code 1.
+    """
+    if context.invoked_subcommand is not None:
+        for name in options_given(context.params):
+            command = context.invoked_subcommand
+            raise click.UsageError(
+                f"Give {flag(name)} after export."
+                if command == "export"
+                else f"{flag(name)} belongs to the export, not to {command}."
+            )
+        return
+    if given["preset"] is None and given["target"] is None:
+        click.echo(context.get_help())
+        return
+    run(**given)
+
+
+@main.command()
+@export_options
+def export(**given: Any) -> None:
+    """Export a preset: the same as without a command."""
+    run(**given)
+
+
+@main.command()
+def presets() -> None:
+    """List the presets that have a name."""
+    from bart_export.presets import PRESETS
+
+    for preset in PRESETS.values():
+        click.echo(f"{preset.name}  ({preset.parameters / 1e6:.1f} M parameters)")
+        click.echo(f"    {preset.description}")
+        click.echo(f"    {'embedded in this package' if preset.directory else preset.handle}")
+
+
+@main.command()
+@click.argument("preset_or_artifact")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def inspect(preset_or_artifact: str, as_json: bool) -> None:
+    """Show what a preset or an artifact holds: configuration, parameters, signatures, files."""
+    from bart_export.cli import inspect as inspection
+
+    facts = inspection.facts(preset_or_artifact)
+    if as_json:
+        click.echo(printable_lines(json.dumps(facts, ensure_ascii=False, indent=1)))
+        return
+    for line in inspection.lines(facts):
+        click.echo(printable(line))
+
+
+for command in (generate, verify, bench, tune, serve, edgetpu):
+    main.add_command(command)

@@ -1,0 +1,66 @@
+"""Data: files of texts, perhaps with references, that quality is measured or calibrated on.
+
+A JSON Lines file goes in, one object a line with `text` and, where there is one, `reference`, the
+text that a person would have wanted; other keys are ignored. Examples come out in the file's order.
+What is done with them is not known here.
+"""
+
+import dataclasses
+import json
+import pathlib
+
+from bart_export.artifact import artifact
+from bart_export.documents import object_of
+from bart_export.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A source text, and the text wanted for it, None where nobody said."""
+
+    text: str
+    reference: str | None = None
+
+
+def read(path: pathlib.Path) -> list[Example]:
+    """Read the examples of a file; empty lines count for nothing.
+
+    Raises:
+        InputError: for a file that cannot be read or has no text, or a line that is no example.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except OSError as error:
+        raise InputError(f"Cannot read the data {path}: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"The data {path} must be UTF-8, but {error}.") from error
+    examples = [
+        example(f"{path}, line {number}", line)
+        for number, line in enumerate(lines, 1)
+        if line.strip()
+    ]
+    if not examples:
+        raise InputError(f"The data {path} must have a text, but has no line.")
+    return examples
+
+
+def example(place: str, line: str) -> Example:
+    """Return the example of one line; `place` says in an error where it stands."""
+    wanted = 'must be an object as in {"text": "...", "reference": "..."}'
+    try:
+        row = json.loads(line, object_pairs_hook=object_of)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{place}, {wanted}, but is no JSON: {error}.") from error
+    if not isinstance(row, dict):
+        raise InputError(f"{place}, {wanted}, received {type(row).__name__}.")
+    text, reference = row.get("text"), row.get("reference")
+    if not isinstance(text, str) or not text.strip():
+        raise InputError(f"{place}, {wanted}, with a text that is not empty; received {text!r}.")
+    if not isinstance(reference, str | None):
+        raise InputError(f"{place}, {wanted}; received the reference {reference!r}.")
+    return Example(text, reference)
+
+
+def digest(path: pathlib.Path) -> str:
+    """Return the SHA-256 of a file's bytes, in lower case hexadecimal."""
+    return artifact.sha256(path)

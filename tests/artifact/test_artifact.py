@@ -1,0 +1,374 @@
+"""The artifact directory: whole or absent, sealed, and careful with what is there already."""
+
+import dataclasses
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+from support import made_up_artifacts
+from support.mounts import run_on_mount
+
+from bart_export.artifact import artifact, directories, manifest_file
+from bart_export.artifact.artifact import Artifact
+from bart_export.errors import ArtifactError
+
+FILES = {"tflite/a.tflite": b"first" * 1000, "golden.json": b"{}"}
+
+
+@pytest.fixture
+def made(tmp_path):
+    return made_up_artifacts.write(tmp_path / "made", FILES)
+
+
+def names(directory):
+    return sorted(path.name for path in directory.iterdir())
+
+
+def edit_manifest(directory, change):
+    """Rewrite the manifest's text and return its path."""
+    path = directory / "manifest.json"
+    path.write_bytes(change(path.read_bytes()))
+    return path
+
+
+def reseal(text):
+    """Give a changed manifest the hash that it should have, as another version would."""
+    unsealed = re.sub(rb'(?<="manifest_sha256": ")[0-9a-f]{64}', b"0" * 64, text)
+    return manifest_file.seal(unsealed)
+
+
+def test_a_committed_artifact_is_read_back_and_leaves_nothing_beside_it(made, tmp_path):
+    assert names(tmp_path) == ["made"]
+    assert made.config == made_up_artifacts.CONFIG
+    for name, content in FILES.items():
+        assert made.path(name).read_bytes() == content
+    assert list(made.files("tflite")) == list(FILES)
+    assert made.files("saved_model") == {}
+
+
+# What a manifest may suffer, and words of the line that says so.
+DAMAGE = {
+    "a digit changed": (lambda text: text.replace(b'"bytes": 5000', b'"bytes": 5001'), "edited"),
+    "a space added": (lambda text: text + b" ", "edited"),
+    "the seal changed": (
+        lambda text: re.sub(rb'(?<=sha256": ")[0-9a-f]{64}', b"f" * 64, text, count=1),
+        "edited",
+    ),
+    "the seal gone": (lambda text: re.sub(rb' "manifest_sha256": "\w+",\n', b"", text), "edited"),
+    "cut in half": (lambda text: text[: len(text) // 2], "cannot be read"),
+    "emptied": (lambda text: b"", "cannot be read"),
+    "not text": (lambda text: b"\xff\xfe" + text, "cannot be read"),
+    "a list": (lambda text: b"[]", "format_version 1"),
+    "newer": (
+        lambda text: reseal(text.replace(b'"format_version": 1', b'"format_version": 2')),
+        "format_version 1, received 2",
+    ),
+    "a field missing": (
+        lambda text: reseal(text.replace(b' "parameter_count": 1,\n', b"")),
+        "lacks parameter_count",
+    ),
+    "a field of another type": (
+        lambda text: reseal(text.replace(b'"parameter_count": 1', b'"parameter_count": "1"')),
+        "parameter_count must be a whole number from 1",
+    ),
+    "a configuration no BART has": (
+        lambda text: reseal(text.replace(b'"num_heads": 1', b'"num_heads": 3')),
+        "hidden_dim must be divisible",
+    ),
+    "a generation setting nobody knows": (
+        lambda text: reseal(text.replace(b'"min_length"', b'"min_lengths"')),
+        "Unknown parameter",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_manifest_is_refused_by_name(made, damage):
+    change, words = DAMAGE[damage]
+    before = (made.directory / "manifest.json").read_bytes()
+    path = edit_manifest(made.directory, change)
+    assert path.read_bytes() != before
+    with pytest.raises(ArtifactError) as error:
+        Artifact.open(made.directory)
+    assert words in str(error.value)
+    assert str(path) in str(error.value)
+    assert re.search("[Ee]xport (it|the artifact) again", str(error.value))
+    assert "\n" not in str(error.value)
+
+
+def test_an_unchanged_manifest_resealed_is_the_same(made):
+    text = (made.directory / "manifest.json").read_bytes()
+    assert reseal(text) == text
+
+
+def test_places_without_artifact_are_told_apart(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ArtifactError, match=r"has no manifest\.json"):
+        Artifact.open(tmp_path / "empty")
+    with pytest.raises(ArtifactError, match="is not a directory"):
+        Artifact.open(tmp_path / "nowhere")
+
+
+def test_a_file_the_manifest_does_not_name_is_not_handed_out(made):
+    (made.directory / "tflite/b.tflite").write_bytes(b"")
+    with pytest.raises(ArtifactError, match=r"no file tflite/b\.tflite.*tflite/a\.tflite"):
+        made.path("tflite/b.tflite")
+
+
+def remove(path):
+    path.unlink()
+
+
+def shorten(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def make_directory(path):
+    path.unlink()
+    path.mkdir()
+
+
+def take_the_folder(path):
+    shutil.rmtree(path.parent)
+    path.parent.write_bytes(b"")
+
+
+@pytest.mark.parametrize("harm", [remove, shorten, flip, make_directory, take_the_folder])
+@pytest.mark.parametrize("hashed", [False, True], ids=["never hashed", "hashed before"])
+def test_a_harmed_file_is_refused_by_name(made, harm, hashed):
+    if hashed:
+        made.path("tflite/a.tflite")
+    harm(made.directory / "tflite/a.tflite")
+    with pytest.raises(ArtifactError, match=re.escape(str(made.directory / "tflite/a.tflite"))):
+        made.path("tflite/a.tflite")
+
+
+def test_a_file_is_hashed_once(made, monkeypatch):
+    made.path("tflite/a.tflite")
+    monkeypatch.setattr(artifact, "sha256", lambda path: pytest.fail(f"hashed {path} again"))
+    assert Artifact.open(made.directory).path("tflite/a.tflite").exists()
+
+
+def test_a_file_hashed_for_one_manifest_is_hashed_again_for_another(made):
+    made.path("tflite/a.tflite")
+    entry = {**made.manifest["files"]["tflite/a.tflite"], "sha256": "0" * 64}
+    other = dataclasses.replace(made, manifest={"files": {"tflite/a.tflite": entry}})
+    with pytest.raises(ArtifactError, match="altered"):
+        other.path("tflite/a.tflite")
+
+
+def test_an_artifact_takes_the_place_of_another_whole(made, tmp_path):
+    inode = made.directory.stat().st_ino
+    made.path("tflite/a.tflite")
+    new = made_up_artifacts.write(made.directory, {"tflite/b.tflite": b"second"})
+    assert names(tmp_path) == ["made"]
+    assert names(new.directory) == ["manifest.json", "tflite"]
+    assert names(new.directory / "tflite") == ["b.tflite"]
+    assert new.directory.stat().st_ino != inode
+
+
+def test_where_directories_cannot_be_exchanged_two_renames_do(made, tmp_path, monkeypatch):
+    monkeypatch.setattr(directories, "EXCHANGES", {})
+    new = made_up_artifacts.write(made.directory, {"tflite/b.tflite": b"second"})
+    assert names(tmp_path) == ["made"]
+    assert names(new.directory / "tflite") == ["b.tflite"]
+
+
+def test_an_exchange_the_file_system_refuses_is_made_with_two_renames(made, tmp_path, monkeypatch):
+    # An unknown flag is what an old file system sees: EINVAL.
+    name, here, _ = directories.EXCHANGES[sys.platform]
+    monkeypatch.setitem(directories.EXCHANGES, sys.platform, (name, here, 1 << 20))
+    new = made_up_artifacts.write(made.directory, {"tflite/b.tflite": b"second"})
+    assert names(tmp_path) == ["made"]
+    assert names(new.directory / "tflite") == ["b.tflite"]
+
+
+def test_a_draft_that_fails_leaves_the_artifact_and_nothing_else(made, tmp_path):
+    before = (made.directory / "manifest.json").read_bytes()
+    with pytest.raises(KeyError), artifact.draft(made.directory) as draft:
+        (draft.directory / "half").write_bytes(b"half")
+        raise KeyError
+    assert names(tmp_path) == ["made"]
+    assert (made.directory / "manifest.json").read_bytes() == before
+
+
+def test_a_draft_is_never_taken_for_an_artifact(tmp_path):
+    with artifact.draft(tmp_path / "made") as draft:
+        (draft.directory / "a").write_bytes(b"a")
+        entries = {"a": draft.entry("a")}
+        for directory in (draft.directory, tmp_path / "made"):
+            with pytest.raises(ArtifactError):
+                Artifact.open(directory)
+        draft.commit(made_up_artifacts.manifest(entries))
+    assert Artifact.open(tmp_path / "made").path("a")
+
+
+def test_files_are_carried_over_by_hard_link(made, tmp_path):
+    inode = made.path("tflite/a.tflite").stat().st_ino
+    with artifact.draft(made.directory) as draft:
+        draft.carry(made, "tflite/a.tflite")
+        entry = draft.entry("tflite/a.tflite")
+        assert entry == {key: made.manifest["files"]["tflite/a.tflite"][key] for key in entry}
+        draft.commit(made_up_artifacts.manifest({"tflite/a.tflite": entry}))
+    new = Artifact.open(made.directory)
+    assert new.path("tflite/a.tflite").stat().st_ino == inode
+
+
+def test_files_are_copied_where_links_cannot_be_made(made, monkeypatch):
+    def refuse(source, path):
+        raise OSError("no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with artifact.draft(made.directory) as draft:
+        draft.carry(made, "tflite/a.tflite")
+        assert (draft.directory / "tflite/a.tflite").read_bytes() == FILES["tflite/a.tflite"]
+
+
+def test_an_altered_file_is_not_carried_even_under_its_old_time(made):
+    path = made.path("tflite/a.tflite")
+    status = path.stat()
+    flip(path)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with (
+        pytest.raises(ArtifactError, match="altered"),
+        artifact.draft(made.directory) as draft,
+    ):
+        draft.carry(made, "tflite/a.tflite")
+
+
+def refused(target):
+    """Return the line with which a place is refused before anything is written there."""
+    parent = target.parent if target.parent.exists() else None
+    before = parent and names(parent)
+    with pytest.raises(ArtifactError) as error, artifact.draft(target):
+        pytest.fail("a draft was made")
+    assert (parent and names(parent)) == before
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_file_is_not_replaced(tmp_path):
+    (tmp_path / "file").write_bytes(b"mine")
+    assert "file is a file" in refused(tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == b"mine"
+
+
+def test_a_directory_of_other_things_is_not_replaced(tmp_path):
+    home = tmp_path / "home"
+    (home / "letters").mkdir(parents=True)
+    assert "other things" in refused(home)
+    # A web application's or an extension's manifest is none of ours.
+    (home / "manifest.json").write_text('{"name": "My extension", "manifest_version": 3}')
+    assert "other things" in refused(home)
+    assert names(home) == ["letters", "manifest.json"]
+
+
+def test_the_current_directory_is_not_pulled_away(made, monkeypatch):
+    monkeypatch.chdir(made.directory / "tflite")
+    assert "current directory" in refused(made.directory)
+    monkeypatch.chdir(made.directory)
+    with (
+        pytest.raises(ArtifactError, match="current directory"),
+        artifact.draft(type(made.directory)(".")),
+    ):
+        pytest.fail("a draft was made")
+    assert Artifact.open(made.directory)
+
+
+def test_a_damaged_artifact_may_be_replaced(made):
+    edit_manifest(made.directory, DAMAGE["a digit changed"][0])
+    (made.directory / "golden.json").unlink()
+    new = made_up_artifacts.write(made.directory, FILES)
+    assert new.path("golden.json")
+
+
+def test_an_empty_directory_may_become_an_artifact(tmp_path):
+    (tmp_path / "made").mkdir()
+    assert made_up_artifacts.write(tmp_path / "made", FILES).path("golden.json")
+    assert names(tmp_path) == ["made"]
+
+
+def test_missing_parents_are_made(tmp_path):
+    assert made_up_artifacts.write(tmp_path / "a/b/made", FILES).path("golden.json")
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["to an artifact", "to nothing yet"])
+def test_a_link_stays_and_what_it_points_to_is_replaced(tmp_path, there):
+    disk, link = tmp_path / "disk", tmp_path / "link"
+    disk.mkdir()
+    if there:
+        made_up_artifacts.write(disk / "made", FILES)
+    link.symlink_to(disk / "made")
+    made_up_artifacts.write(link, {"b": b"second"})
+    assert link.is_symlink()
+    assert names(disk) == ["made"]
+    assert names(disk / "made") == ["b", "manifest.json"]
+    assert names(tmp_path) == ["disk", "link"]
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    nowhere = type(tmp_path)("/proc/self/fdinfo")  # nobody, root included, makes a file there
+    if not nowhere.is_dir():
+        pytest.skip("needs a /proc")
+    line = refused(nowhere / "made")
+    assert line.startswith("Cannot write /proc/")
+    assert "--output" in line
+
+
+WRITE = f"""
+import pathlib, sys
+sys.path.insert(0, {os.path.dirname(os.path.dirname(__file__))!r})
+from support import made_up_artifacts
+from bart_export.errors import ArtifactError
+target = pathlib.Path(sys.argv[1])
+written = made_up_artifacts.write(target, {{"a": b"small"}}) if sys.argv[2] == "first" else None
+before = sorted(target.parent.iterdir())
+try:
+    made_up_artifacts.write(target, {{"a": b"large" * 100_000}})
+except ArtifactError as error:
+    print(error)
+if written:
+    written.path("a", rehash=True)
+assert sorted(target.parent.iterdir()) == before
+"""
+
+
+def test_a_full_disk_leaves_the_previous_artifact(tmp_path):
+    command = [sys.executable, "-c", WRITE, tmp_path / "made", "first"]
+    done = run_on_mount(tmp_path, "size=100k", command)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(
+        r"Cannot write \S+: No space left on device\. Free some space .* --output\.\n", done.stdout
+    )
+
+
+def test_a_read_only_disk_is_named(tmp_path):
+    command = [sys.executable, "-c", WRITE, tmp_path / "made", "no first"]
+    done = run_on_mount(tmp_path, "ro", command)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(
+        r"Cannot write \S+: Read-only file system\. Name a place you may write .*\n", done.stdout
+    )
+
+
+def test_killed_with_the_lock_held_the_next_export_goes_on(tmp_path):
+    code = (
+        "import os, pathlib, sys; from bart_export.artifact import artifact\n"
+        "with artifact.draft(pathlib.Path(sys.argv[1])) as draft:\n"
+        "    (draft.directory / 'half').write_bytes(b'half'); os.kill(os.getpid(), 9)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "made")])
+    assert done.returncode == -9
+    (left,) = names(tmp_path)
+    assert left.startswith(".made.") and left.endswith(".draft")
+    made_up_artifacts.write(tmp_path / "made", FILES)
+    assert names(tmp_path) == ["made"]

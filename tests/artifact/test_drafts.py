@@ -1,0 +1,246 @@
+"""Drafts beside a target: nobody foresees their names, and only those of the dead are removed."""
+
+import json
+import multiprocessing
+import os
+import signal
+import threading
+
+import pytest
+from support import made_up_artifacts
+
+from bart_export.artifact import artifact, directories
+from bart_export.artifact.artifact import Artifact
+from bart_export.errors import ArtifactError
+
+FILES = {"tflite/a.tflite": b"first" * 1000, "golden.json": b"{}"}
+spawn = multiprocessing.get_context("spawn")
+
+
+@pytest.fixture
+def made(tmp_path):
+    return made_up_artifacts.write(tmp_path / "made", FILES)
+
+
+def names(directory):
+    return sorted(path.name for path in directory.iterdir())
+
+
+def begin_draft(target, pipe):
+    with artifact.draft(target) as draft:
+        (draft.directory / "half").write_bytes(b"half")
+        pipe.send("begun")
+        pipe.poll(60)
+
+
+@pytest.fixture
+def other_export(made):
+    """Run an export to the target in another process until the test kills it or ends."""
+    pipe, theirs = spawn.Pipe()
+    other = spawn.Process(target=begin_draft, args=(made.directory, theirs))
+    other.start()
+    theirs.close()
+    assert pipe.recv() == "begun"
+    yield other
+    pipe.close()
+    other.join(60)
+
+
+def killed(process):
+    """Kill a process, which then cannot clean up."""
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
+def test_a_second_export_to_the_same_place_is_refused(made, other_export, tmp_path):
+    before = names(tmp_path)
+    with (
+        pytest.raises(ArtifactError, match="Another export is writing"),
+        artifact.draft(made.directory),
+    ):
+        pytest.fail("two drafts at once")
+    assert names(tmp_path) == before
+
+
+def test_a_second_export_in_another_thread_is_refused(made):
+    refusals = []
+
+    def export():
+        try:
+            with artifact.draft(made.directory):
+                pytest.fail("two drafts at once")
+        except ArtifactError as error:
+            refusals.append(str(error))
+
+    with artifact.draft(made.directory):
+        thread = threading.Thread(target=export)
+        thread.start()
+        thread.join()
+    assert "Another export is writing" in refusals[0]
+
+
+def test_exports_to_neighbours_do_not_wait_for_each_other(made, other_export, tmp_path):
+    assert made_up_artifacts.write(tmp_path / "made.2", FILES)
+    assert made_up_artifacts.write(tmp_path / "mad", FILES)
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next(made, other_export, tmp_path):
+    (left,) = set(names(tmp_path)) - {"made"}
+    assert (tmp_path / left / "artifact/half").exists()
+    killed(other_export)
+    with artifact.draft(made.directory) as draft:
+        assert names(draft.directory) == []
+        assert left not in names(tmp_path)
+    assert names(tmp_path) == ["made"]
+    assert Artifact.open(made.directory).path("tflite/a.tflite", rehash=True)
+
+
+def test_names_cannot_be_foreseen(made):
+    seen = set()
+    for _ in range(20):
+        with artifact.draft(made.directory) as draft:
+            seen.add(draft.directory.parent.name)
+            assert draft.directory.parent.stat().st_mode & 0o777 == 0o700
+    assert len(seen) == 20
+
+
+# What lies beside the target, named as earlier versions' drafts were or as those of now are.
+NAMES = (".made.draft", ".made.previous", ".made.abcdefgh.draft", ".made.0_123456.draft")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", ["a link", "a directory", "a file"])
+def test_what_is_named_like_a_draft_and_not_marked_is_left_alone(tmp_path, name, kind):
+    photos = tmp_path / "victim/photos"
+    photos.mkdir(parents=True)
+    (photos / "1.jpg").write_bytes(b"precious")
+    if kind == "a link":
+        (tmp_path / name).symlink_to(tmp_path / "victim")
+    elif kind == "a directory":
+        photos.parent.rename(tmp_path / name)
+    else:
+        (tmp_path / name).write_bytes(b"precious")
+    before = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
+    for content in (b"first", b"second"):
+        made_up_artifacts.write(tmp_path / "made", {"a": content})
+    after = {path.relative_to(tmp_path) for path in tmp_path.rglob("*")}
+    assert sorted(path for path in after if path.parts[0] != "made") == before
+    precious = [path for path in tmp_path.rglob("*") if path.suffix == ".jpg"]
+    assert all(path.read_bytes() == b"precious" for path in precious)
+
+
+MARK = {"target": "made", "pid": 1}
+
+
+def write_mark(path):
+    path.write_text(json.dumps(MARK))
+
+
+MARKS = {
+    "for another target": lambda path: path.write_text('{"target": "other"}'),
+    "no mark of ours": lambda path: path.write_text("mine"),
+    "a list": lambda path: path.write_text("[]"),
+    "a pipe": os.mkfifo,
+    "a directory": os.mkdir,
+    "a link": lambda path: (write_mark(path.with_name("real")), path.symlink_to("real")),
+}
+
+
+@pytest.mark.parametrize("kind", MARKS)
+def test_a_place_with_another_mark_is_left_alone(tmp_path, kind):
+    place = tmp_path / ".made.abcdefgh.draft"
+    place.mkdir()
+    (place / "artifact").mkdir()
+    MARKS[kind](place / directories.MARKER)
+    before = names(place)
+    made_up_artifacts.write(tmp_path / "made", FILES)
+    assert names(place) == before
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root")
+def test_the_place_of_another_user_is_left_alone(tmp_path):
+    place = tmp_path / ".made.abcdefgh.draft"
+    place.mkdir()
+    write_mark(place / directories.MARKER)
+    os.chown(place, 12345, 12345)
+    made_up_artifacts.write(tmp_path / "made", FILES)
+    assert names(tmp_path) == [place.name, "made"]
+    assert names(place) == [directories.MARKER]
+
+
+@pytest.mark.parametrize("marked", ["not yet", "begun", "whole"])
+def test_a_place_left_at_its_very_beginning_is_removed(tmp_path, marked):
+    place = tmp_path / ".made.abcdefgh.draft"
+    place.mkdir()
+    if marked != "not yet":
+        (place / directories.MARKER).write_bytes(b"")
+    if marked == "whole":
+        write_mark(place / directories.MARKER)
+    made_up_artifacts.write(tmp_path / "made", FILES)
+    assert names(tmp_path) == ["made"]
+
+
+def test_a_link_in_a_draft_that_is_removed_is_not_followed(made, tmp_path):
+    place = tmp_path / ".made.abcdefgh.draft"
+    (place / "scratch").mkdir(parents=True)
+    write_mark(place / directories.MARKER)
+    (place / "artifact").symlink_to(made.directory)
+    (place / "scratch/link").symlink_to(made.directory)
+    made_up_artifacts.write(tmp_path / "other", FILES)
+    with artifact.draft(made.directory):
+        assert not place.exists()
+    assert Artifact.open(made.directory).path("tflite/a.tflite", rehash=True)
+
+
+def test_an_artifact_left_between_two_renames_comes_back(made, tmp_path):
+    place = tmp_path / ".made.abcdefgh.draft"
+    place.mkdir()
+    write_mark(place / directories.MARKER)
+    made.directory.rename(place / directories.PREVIOUS)
+    with (
+        pytest.raises(ArtifactError, match="it failed"),
+        artifact.draft(made.directory),
+    ):
+        raise ArtifactError("it failed")
+    assert names(tmp_path) == ["made"]
+    assert Artifact.open(made.directory).path("tflite/a.tflite", rehash=True)
+
+
+def test_an_artifact_is_not_put_back_over_another(made, tmp_path):
+    place = tmp_path / ".made.abcdefgh.draft"
+    made_up_artifacts.write(place / directories.PREVIOUS, {"b": b"older"})
+    write_mark(place / directories.MARKER)
+    with artifact.draft(made.directory):
+        pass
+    assert names(tmp_path) == ["made"]
+    assert Artifact.open(made.directory).path("tflite/a.tflite", rehash=True)
+
+
+def test_a_directory_that_somebody_locks_delays_an_export_and_no_more(made, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr(directories, "PATIENCE", 0.1)
+    descriptor = os.open(made.directory.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        made_up_artifacts.write(made.directory, FILES)
+    finally:
+        os.close(descriptor)
+
+
+def test_what_came_to_lie_at_the_target_meanwhile_is_not_replaced(tmp_path):
+    target = tmp_path / "made"
+    with pytest.raises(ArtifactError, match="other things"), artifact.draft(target) as draft:
+        target.mkdir()
+        (target / "letter").write_text("Dear ...")
+        (draft.directory / "a").write_bytes(b"a")
+        draft.commit(made_up_artifacts.manifest({"a": draft.entry("a")}))
+    assert names(tmp_path) == ["made"]
+    assert (target / "letter").read_text() == "Dear ..."
+
+
+def test_a_long_name_leaves_room_for_a_place(tmp_path):
+    target = tmp_path / ("n" * 240)
+    assert made_up_artifacts.write(target, FILES)
+    assert made_up_artifacts.write(target, FILES)
+    assert names(tmp_path) == [target.name]

@@ -1,0 +1,463 @@
+"""Artifacts that mean harm: sealed as anybody can, they get one line and touch nothing outside.
+
+Nothing here may take long, and a pipe may be waited for without end: each test has seconds.
+"""
+
+import contextlib
+import copy
+import json
+import os
+import pathlib
+import random
+import re
+import shutil
+import signal
+
+import pytest
+from click.testing import CliRunner
+from support import made_up_artifacts
+
+from bart_export.artifact import artifact, bundle, manifest_file
+from bart_export.artifact.artifact import Artifact
+from bart_export.cli import inspect
+from bart_export.cli.main import main
+from bart_export.errors import ArtifactError, BartExportError
+from bart_export.export import manifest
+from bart_export.report import report
+from bart_export.report.facts import reported
+from bart_export.runtime.engines import choose, files_for
+from bart_export.runtime.generator import choose_file
+from bart_export.server.sources import choose_engine, export_number
+from bart_export.verify import compare_files
+
+FILES = {"tflite/a.tflite": b"first" * 1000, "golden.json": b"{}"}
+ENTRY = {"bytes": 0, "sha256": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"}
+
+
+@pytest.fixture(autouse=True)
+def seconds():
+    """Interrupt what hangs."""
+
+    def interrupt(number, frame):
+        raise TimeoutError("it hangs")
+
+    signal.signal(signal.SIGALRM, interrupt)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+
+
+@pytest.fixture
+def made(tmp_path):
+    return made_up_artifacts.write(tmp_path / "made", FILES)
+
+
+def reseal(directory, fields):
+    """Give an artifact a manifest with these fields and the seal that it should have."""
+    content = {**fields, "format_version": 1, "manifest_sha256": "0" * 64}
+    text = json.dumps(content, indent=1).encode()
+    (directory / "manifest.json").write_bytes(manifest_file.seal(text))
+
+
+def with_files(made, **entries):
+    """Reseal an artifact with other entries beside its own, by name."""
+    reseal(made.directory, {**made.manifest, "files": {**made.manifest["files"], **entries}})
+
+
+def complaint(*arguments):
+    """Run a command that must end with exit code 2 and one line; return the line."""
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert (result.exit_code, result.stdout) == (2, ""), result.output
+    assert result.stderr.count("\n") == 1, result.stderr
+    return result.stderr
+
+
+READERS = [("generate", "A text."), ("verify",), ("inspect",), ("bench",), ("serve",)]
+readers = pytest.mark.parametrize("command", READERS, ids=lambda command: command[0])
+
+NAMES = (
+    "/etc/passwd", "../victim.txt", "tflite/../../victim.txt", "tflite/./a", "tflite//a", "", "/",
+    "tflite/", "tflite/a\x00b", "tflite\\..\\..\\victim.txt", "C:victim.txt", "C:/victim.txt",
+    "manifest.json", "MANIFEST.json", ".cache/a", ".scratch/a", ".git/config", "tflite/.a",
+    "TFLITE/a.tflite", "tflite/A.tflite", "tflite/a.tflite/b", "tflite", "tflite/a.", "tflite/a ",
+    "tflite/\N{KELVIN SIGN}\n", "tflite/" + "a" * 2000, "a/" * 100 + "a", "a:b", "a\x1b[2J",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_that_is_none_for_a_file_inside_is_refused(made, name):
+    with_files(made, **{name: ENTRY})
+    with pytest.raises(ArtifactError, match=r"manifest\.json is damaged: .*again") as error:
+        Artifact.open(made.directory)
+    assert "\n" not in str(error.value) and "\x1b" not in str(error.value)
+
+
+@pytest.mark.parametrize("two", [("Kelvin", "\N{KELVIN SIGN}elvin"), ("\u00e9", "e\u0301")])
+def test_names_that_some_file_system_takes_for_one_are_refused(made, two):
+    with_files(made, **{f"tflite/{name}": ENTRY for name in two})
+    with pytest.raises(ArtifactError, match="name one file"):
+        Artifact.open(made.directory)
+
+
+def test_names_as_an_export_writes_them_are_taken(made):
+    names = [
+        "tflite/int4_but_feedforward.static.tflite",
+        "saved_model/12/variables/variables.data-00000-of-00001",
+        "saved_model/1/assets.extra/tf_serving_warmup_requests",
+        "edgetpu/encoder_0_edgetpu.tflite",
+    ]
+    manifest_file.check_names([*FILES, *names])
+
+
+@readers
+def test_a_file_outside_is_not_read(made, command):
+    passwd = pathlib.Path("/etc/passwd")
+    entry = {"bytes": passwd.stat().st_size, "sha256": artifact.sha256(passwd)}
+    with_files(made, **{"/etc/passwd": entry})
+    assert "/etc/passwd" in complaint(command[0], made.directory, *command[1:])
+
+
+@pytest.mark.parametrize("target", ["../victim", "/etc/passwd", "loop"])
+def test_a_link_that_leads_out_is_refused(made, tmp_path, target):
+    (tmp_path / "victim").write_bytes(FILES["tflite/a.tflite"])
+    path = made.directory / "tflite/a.tflite"
+    path.unlink()
+    path.symlink_to(tmp_path / "victim" if target == "../victim" else target)
+    with pytest.raises(ArtifactError, match=r"leads out of the artifact|cannot be read"):
+        made.path("tflite/a.tflite")
+
+
+def test_a_folder_that_leads_out_is_refused(made, tmp_path):
+    (made.directory / "tflite").rename(tmp_path / "elsewhere")
+    (made.directory / "tflite").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ArtifactError, match="leads out of the artifact"):
+        made.path("tflite/a.tflite")
+
+
+def test_links_within_an_artifact_and_to_it_are_followed(made, tmp_path):
+    path = made.directory / "tflite/a.tflite"
+    path.rename(made.directory / "tflite/real")
+    path.symlink_to("real")
+    (tmp_path / "link").symlink_to(made.directory)
+    assert Artifact.open(tmp_path / "link").path("tflite/a.tflite", rehash=True)
+    with artifact.draft(tmp_path / "other") as draft:
+        draft.carry(made, "tflite/a.tflite")
+        carried = draft.directory / "tflite/a.tflite"
+        assert not carried.is_symlink()
+        assert carried.read_bytes() == FILES["tflite/a.tflite"]
+
+
+def enormous(path):
+    path.touch()
+    os.truncate(path, 1 << 40)
+
+
+# What may lie where a file should, and words of the line that says so.
+SPECIAL = {
+    "a pipe": (os.mkfifo, "no regular file"),
+    "a device": (lambda path: path.symlink_to("/dev/zero"), "/dev/zero|no regular file"),
+    "a directory": (os.mkdir, "no regular file"),
+    "enormous": (enormous, "has 1099511627776 bytes|has more than"),
+}
+special = pytest.mark.parametrize("kind", SPECIAL)
+
+
+@special
+@pytest.mark.parametrize("rehash", [False, True])
+def test_what_is_no_file_is_refused_before_it_is_read(made, kind, rehash):
+    path = made.directory / "tflite/a.tflite"
+    path.unlink()
+    put, words = SPECIAL[kind]
+    put(path)
+    with pytest.raises(ArtifactError, match=words):
+        made.path("tflite/a.tflite", rehash=rehash)
+
+
+@special
+def test_a_manifest_that_is_no_file_is_refused(tmp_path, kind):
+    put, words = SPECIAL[kind]
+    put(tmp_path / "manifest.json")
+    with pytest.raises(ArtifactError, match=words):
+        Artifact.open(tmp_path)
+    with pytest.raises(ArtifactError, match="other things"), artifact.draft(tmp_path):
+        pytest.fail("a draft was made")
+
+
+JUNK = {
+    "nested lists": b"[" * 100_000,
+    "nested objects": b'{"a":' * 100_000,
+    "a long number": b'{"format_version": ' + b"9" * 1_000_000,
+    "a number twice": b'{"format_version": 1, "format_version": 1}',
+    "NaN": b'{"format_version": NaN}',
+    "beyond a float": b'{"format_version": 1e999}',
+    "half a pair": b'{"format_version": "\\ud800"}',
+    "null": b"null",
+    "many lists": b"[" + b"[]," * 600_000 + b"[]]",
+    "too long": b" " * (manifest_file.MANIFEST_LIMIT + 1),
+    "zeros": bytes(1000),
+}
+
+
+@pytest.mark.parametrize("kind", JUNK)
+@readers
+def test_a_manifest_of_junk_gets_one_line(tmp_path, kind, command):
+    (tmp_path / "manifest.json").write_bytes(JUNK[kind])
+    assert "manifest.json" in complaint(command[0], tmp_path, *command[1:])
+
+
+@pytest.mark.parametrize("name", ["o" * 5000, "a/" * 3000, "o/../zz/../yy"])
+@readers
+def test_a_place_that_cannot_be_gets_one_line(command, name):
+    if command[0] != "inspect":  # which takes the names of presets, too
+        complaint(command[0], name, *command[1:])
+
+
+# --- Types: whatever a manifest has where, nothing that reads it raises anything but our errors.
+
+VALUES = (None, True, -1, 0, 1, 1.5, 2**53 + 1, 1e300, "", "x", "../x", [], [None], {}, {"x": 1})
+
+
+def nodes(value, place=()):
+    """Yield the place of every value within a manifest, of the values of a list the first two."""
+    yield place
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from nodes(inner, (*place, name))
+    elif isinstance(value, list):
+        for number, inner in enumerate(value[:2]):
+            yield from nodes(inner, (*place, number))
+
+
+def changed(fields, place, value):
+    """Return a manifest with another value at a place, or without it where that is ...."""
+    fields = copy.deepcopy(fields)
+    inner = fields
+    for name in place[:-1]:
+        inner = inner[name]
+    if value is ...:
+        del inner[place[-1]]
+    else:
+        inner[place[-1]] = value
+    return fields
+
+
+def read_everything(directory, draft):
+    """Open an artifact and do what commands do with its manifest, but run its files."""
+    opened = Artifact.open(directory)
+    for row in opened.manifest["verification"]:
+        inspect.summary(opened, row)
+    manifest.keep(draft, {**opened.manifest, "source": {}}, [])
+    report.parts({**opened.manifest, "source": SOURCE}, reported(opened.manifest), ())
+    for one in reported(opened.manifest):
+        _ = one.label, one.kind, one.megabytes, one.rouge_l
+    choose_engine(directory)
+    export_number(directory)
+    bundle.warning(bundle.size(opened))
+    for read in (
+        lambda: list(inspect.lines(inspect.artifact_facts(directory))),
+        lambda: compare_files.files_of(opened, {}),
+        lambda: bundle.static_file(opened, "float32"),
+    ):
+        with contextlib.suppress(BartExportError):
+            read()
+    files = files_for(opened, None)
+    for name in files:
+        choose(None, name, files, {"ai-edge-litert": "2.3.0"})
+    choose_file(opened, "float32", None)
+
+
+SOURCE = {"handle": "x", "revision": None, "format": "keras", "weights_sha256": "0"}
+
+
+@pytest.fixture
+def whole(static_artifact, tmp_path):
+    """Return a copy of an artifact with dynamic and static files, and a SavedModel's entries."""
+    directory = pathlib.Path(shutil.copytree(static_artifact.directory, tmp_path / "whole"))
+    fields = json.loads((directory / "manifest.json").read_bytes())
+    version = directory / "saved_model/1/saved_model.pb"
+    version.parent.mkdir(parents=True)
+    version.write_bytes(b"")
+    memory = {"loaded": 1, "peak": 2, "measured": True}
+    details = {"target": "saved_model", "version": 1, "dtype": "float32", "memory": memory}
+    fields["files"]["saved_model/1/saved_model.pb"] = {**ENTRY, **details}
+    figures = dict.fromkeys(("log_probabilities", "hidden", "tokens", "texts"), 0.5)
+    row = {"file": "saved_model/1", **figures, "steps": 1, "questions": 1}
+    fields["verification"].append(row)
+    fields["sensitivity"] = [
+        {"layer": "a", "parameters": 1, "storage": "int8", "kl": 0.1, "relative": 0.1}
+    ]
+    reseal(directory, fields)
+    read_all(directory)
+    return directory, fields
+
+
+def read_all(directory):
+    with artifact.draft(directory) as draft:
+        read_everything(directory, draft)
+
+
+def try_changes(directory, fields, changes):
+    """Return how many changed manifests were refused, and how many taken."""
+    counts = {"refused": 0, "taken": 0}
+    for place, value in changes:
+        reseal(directory, changed(fields, place, value))
+        try:
+            read_all(directory)
+            counts["taken"] += 1
+        except BartExportError as error:
+            assert "\n" not in str(error), (place, value)
+            counts["refused"] += 1
+        except Exception as error:
+            raise AssertionError(f"{place} = {value!r}: {error!r}") from error
+    return counts
+
+
+@pytest.mark.parametrize("count", [80, pytest.param(2_000, marks=pytest.mark.slow)])
+def test_every_value_of_a_manifest_may_be_of_any_type(whole, count):
+    signal.alarm(count)
+    directory, fields = whole
+    places = [place for place in nodes(fields) if place and place[0] != "signatures"]
+    changes = [(place, value) for place in places for value in (..., *VALUES)]
+    counts = try_changes(directory, fields, random.Random(11).sample(changes, count))
+    assert counts["refused"] > count // 2
+    assert counts["taken"] > 0
+
+
+# --- What an export takes over from what lies at its target.
+
+
+def keep_of(draft, made, written=()):
+    return manifest.keep(draft, {**made.manifest, "source": {"handle": "another"}}, written)
+
+
+def write_golden(directory):
+    """Give an artifact a golden.json that can be read, and return the entry of it."""
+    (directory / "golden.json").write_text('{"cases": []}')
+    return artifact.Draft(directory, directory).entry("golden.json")
+
+
+VERSION = {"target": "saved_model", "version": 1, "dtype": "float32"}
+
+
+def test_nothing_outside_is_deleted_by_an_export_over_a_foreign_artifact(made, tmp_path):
+    victims = [tmp_path / "victim.txt", tmp_path / "made2.txt"]
+    for victim in victims:
+        victim.write_text("precious")
+    names = ["../victim.txt", str(victims[1]), "saved_model/../../victim.txt"]
+    for name in names:
+        with_files(made, **{name: {**ENTRY, **VERSION}})
+        with artifact.draft(made.directory) as draft:
+            assert keep_of(draft, made).files == {}
+        assert [victim.read_text() for victim in victims] == 2 * ["precious"]
+
+
+def test_a_foreign_file_takes_no_place_of_what_an_export_wrote(made):
+    golden = write_golden(made.directory)
+    for name in ("tokenizer/vocabulary.json", "saved_model/1/SAVED_model.pb", "saved_model/2/x"):
+        (made.directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (made.directory / name).write_bytes(b"")
+    with_files(
+        made,
+        **{"golden.json": golden, "tokenizer/vocabulary.json": {**ENTRY, **VERSION}},
+        **{"saved_model/1/SAVED_model.pb": {**ENTRY, **VERSION}},
+        **{"saved_model/2/x": {**ENTRY, **VERSION}},
+    )
+    made = Artifact.open(made.directory)
+    with artifact.draft(made.directory) as draft:
+        for name in ("tokenizer/vocabulary.json", "saved_model/1/Saved_Model.pb"):
+            (draft.directory / name).parent.mkdir(parents=True)
+            (draft.directory / name).write_bytes(b"ours")
+        assert list(keep_of(draft, made, ["saved_model/1/Saved_Model.pb"]).files) == [
+            "saved_model/2/x"
+        ]
+        assert (draft.directory / "tokenizer/vocabulary.json").read_bytes() == b"ours"
+        assert (draft.directory / "saved_model/1/Saved_Model.pb").read_bytes() == b"ours"
+
+
+def test_what_people_edit_is_taken_over_and_links_in_it_are_not_followed(made, tmp_path):
+    serving = made.directory / "serving"
+    (serving / "deep").mkdir(parents=True)
+    (serving / "deep/compose.yaml").write_text("mine")
+    (serving / "zero").symlink_to("/dev/zero")
+    (serving / "up").symlink_to("..")
+    os.mkfifo(serving / "pipe")
+    (made.directory / "golden.json").write_bytes(b"damaged")  # what is edited stays even so
+    with artifact.draft(made.directory) as draft:
+        keep_of(draft, made)
+        ours = draft.directory / "serving"
+        assert sorted(path.name for path in ours.iterdir()) == ["deep", "up", "zero"]
+        assert os.readlink(ours / "zero") == "/dev/zero"
+        assert (ours / "deep/compose.yaml").read_text() == "mine"
+
+
+def test_a_folder_of_a_deployment_that_is_a_link_stays_one(made, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (made.directory / "serving").symlink_to(tmp_path / "mine")
+    with artifact.draft(made.directory) as draft:
+        keep_of(draft, made)
+        assert os.readlink(draft.directory / "serving") == str(tmp_path / "mine")
+
+
+@pytest.mark.parametrize("name", ["notes.md", "tflite/mine.tflite", ".git/config", "photos/1.jpg"])
+@pytest.mark.parametrize("damaged", [False, True])
+def test_an_artifact_with_something_else_in_it_is_not_replaced(made, name, damaged):
+    (made.directory / name).parent.mkdir(exist_ok=True)
+    (made.directory / name).write_text("precious")
+    if damaged:
+        if name.startswith("tflite"):
+            pytest.skip("a damaged manifest does not say what belongs there")
+        (made.directory / "manifest.json").write_text('"manifest_sha256"')
+    first = name if not damaged else name.split("/")[0]
+    with pytest.raises(ArtifactError, match=f'holds "{re.escape(first)}", which is not'):
+        made_up_artifacts.write(made.directory, FILES)
+    assert (made.directory / name).read_text() == "precious"
+
+
+def test_what_systems_and_readers_leave_is_in_nobodys_way(made):
+    made.path("tflite/a.tflite")
+    for name in (".DS_Store", "tflite/Thumbs.db", ".cache/x.xnnpack", "serving/mine.yaml"):
+        (made.directory / name).parent.mkdir(exist_ok=True)
+        (made.directory / name).write_text("")
+    assert made_up_artifacts.write(made.directory, FILES)
+
+
+def test_a_file_of_the_right_size_and_another_content_is_told_so(made):
+    path = made.directory / "tflite/a.tflite"
+    path.write_bytes(path.read_bytes()[::-1])
+    with pytest.raises(ArtifactError, match="the right size, 5000 bytes, and another content"):
+        made.path("tflite/a.tflite")
+    path.write_bytes(b"short")
+    with pytest.raises(ArtifactError, match="it has 5 bytes, not 5000"):
+        made.path("tflite/a.tflite")
+
+
+# --- Other files that commands read beside an artifact.
+
+
+BESIDE = {
+    "a recipe": lambda path, made: complaint(
+        *("--preset", "bart_mini_en", "--target", "tflite", "--recipe", path)
+    ),
+    "a report": lambda path, made: complaint("bench", made.directory, "--compare", path),
+    "a model to check": lambda path, made: complaint("edgetpu", "check", path),
+    "a configuration": lambda path, made: complaint("serve", "--model-config-file", path),
+}
+CONTENTS = {
+    "a pipe": os.mkfifo,
+    "a device": lambda path: path.symlink_to("/dev/zero"),
+    "nothing": lambda path: path.touch(),
+    "nested": lambda path: path.write_bytes(b"[" * 100_000),
+    "nested objects": lambda path: path.write_bytes(b'{"schema_version":' * 100_000),
+    "rows of another type": lambda path: path.write_text(
+        '{"schema_version": 2, "files": [3], "openings": {}, "memory": [], "generation": []}'
+    ),
+}
+
+
+@pytest.mark.parametrize("content", CONTENTS)
+@pytest.mark.parametrize("kind", BESIDE)
+def test_a_file_beside_an_artifact_gets_one_line(made, tmp_path, kind, content):
+    path = tmp_path / "given.json"
+    CONTENTS[content](path)
+    assert "given.json" in BESIDE[kind](path, made)

@@ -1,0 +1,93 @@
+"""Two reports of the benchmark are compared row by row."""
+
+import json
+
+import pytest
+from rich.console import Console
+
+from bart_export.bench import comparison
+from bart_export.errors import InputError
+
+FILE = {"recipe": "float32", "build": "dynamic"}
+ASKED = {"num_threads": 2, "source": 64, "num_beams": 4, "new_tokens": 16}
+
+
+def made_up(size=100, cold=0.5, private=None, speed=10.0, threads=2):
+    """Return a report with a row in every list."""
+    asked = {**ASKED, "num_threads": threads}
+    way = {"num_threads": threads, "opening": "cold", "until": "text", "seconds": cold}
+    speeds = {"encode_seconds": 2.0, "step_seconds": 1.0, "seconds": 4.0}
+    return {
+        "schema_version": 2,
+        "artifact": {"preset": "made_up", "parameter_count": 1},
+        "machine": {"processor": "a processor", "cores": 2},
+        "files": [{**FILE, "file": "tflite/float32.tflite", "bytes": size}],
+        "openings": [{**FILE, **way}],
+        "memory": [{**FILE, **asked, "private_bytes": private, "shared_bytes": 5}],
+        "generation": [{**FILE, **asked, **speeds, "tokens_per_second": speed}],
+        "skipped": [],
+    }
+
+
+def printed(compared):
+    console = Console(width=200)
+    with console.capture() as text:
+        console.print(comparison.tables(compared))
+    return text.get()
+
+
+def test_ratios_are_this_report_s_figures_over_the_other_s():
+    here = made_up(size=150, cold=0.25, private=30, speed=40.0)
+    compared = comparison.compare(here, made_up(private=20))
+    (file,), (opening,), (memory,), (generation,) = (compared[name] for name in comparison.LISTS)
+    assert file == {**FILE, "bytes": 1.5}
+    assert opening["seconds"] == 0.5
+    assert (memory["private_bytes"], memory["shared_bytes"]) == (1.5, 1.0)
+    assert generation == {
+        **FILE, **ASKED, "encode_seconds": 1.0, "step_seconds": 1.0, "seconds": 1.0,
+        "tokens_per_second": 4.0,
+    }  # fmt: skip
+    assert compared["only_here"] == compared["only_there"] == []
+    lines = printed(compared).splitlines()
+    assert [line.split()[-1] for line in lines if line.startswith(" float32")] == [
+        "1.50", "–", "1.00", "4.00",
+    ]  # fmt: skip
+    assert "partner" not in printed(compared)
+
+
+def test_what_one_side_did_not_measure_has_no_ratio():
+    compared = comparison.compare(made_up(cold=None, private=None), made_up(private=20))
+    assert compared["openings"][0]["seconds"] is None
+    assert compared["memory"][0]["private_bytes"] is None
+
+
+def test_rows_without_partner_are_counted_and_said_in_a_line():
+    compared = comparison.compare(made_up(threads=1), made_up(threads=8))
+    assert [row["list"] for row in compared["only_here"]] == ["openings", "memory", "generation"]
+    assert {row["num_threads"] for row in compared["only_there"]} == {8}
+    assert "3 rows of this report have no partner: num_threads 1." in printed(compared)
+    assert "3 rows of the other have no partner: num_threads 8." in printed(compared)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (json.dumps({**made_up(), "schema_version": 1}), "schema version 2, received one of 1"),
+        (json.dumps({"schema_version": 2}), "is no whole report: it lacks artifact"),
+        ("[]", "received none"),
+        ("no JSON", "received none"),
+    ],
+)
+def test_what_is_no_report_of_this_schema_is_refused(tmp_path, content, words):
+    path = tmp_path / "other.json"
+    path.write_text(content)
+    with pytest.raises(InputError, match=words) as error:
+        comparison.read(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_report_is_read_as_it_was_written(tmp_path):
+    (tmp_path / "other.json").write_text(json.dumps(made_up()))
+    assert comparison.read(tmp_path / "other.json") == made_up()
+    with pytest.raises(InputError, match="Cannot read the report"):
+        comparison.read(tmp_path / "missing.json")

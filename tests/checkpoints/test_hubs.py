@@ -1,0 +1,335 @@
+"""The hubs' real clients against a loopback server: whole downloads, or one line that helps."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file, save_file
+from support.hub_server import COMMIT, Hub, serve
+
+from bart_export.checkpoints import formats, keras_preset, origin
+from bart_export.errors import MissingExtra
+
+TESTS = Path(__file__).parents[1]
+GOLDEN = TESTS / "data/golden/bart_tiny_symmetric"
+NEEDED = {
+    name: (GOLDEN / name).read_bytes()
+    for name in ("config.json", "generation_config.json", "vocab.json", "merges.txt")
+} | {
+    "tokenizer_config.json": b'{"add_prefix_space": true}',
+    "special_tokens_map.json": b"{}",
+    "added_tokens.json": b'{"<mask>": 4}',
+}
+WEIGHTS = (GOLDEN / "model.safetensors").read_bytes()
+WHOLE = NEEDED | {"model.safetensors": WEIGHTS}
+
+
+@pytest.fixture(scope="module")
+def keras_files(tmp_path_factory):
+    """A Keras preset's files, as a hub stores them."""
+    place = tmp_path_factory.mktemp("keras") / "preset"
+    read = formats.read(GOLDEN)
+    keras_preset.write(
+        place, read.config, read.weights, vocabulary=read.vocabulary, merges=read.merges
+    )
+    return {
+        str(path.relative_to(place)): path.read_bytes()
+        for path in place.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def sharded_files(tmp_path_factory):
+    place = tmp_path_factory.mktemp("shards")
+    tensors = load_file(GOLDEN / "model.safetensors")
+    weight_map = {}
+    for number in (1, 2):
+        name = f"model-0000{number}-of-00002.safetensors"
+        kept = list(tensors)[number - 1 :: 2]
+        save_file({tensor: tensors[tensor] for tensor in kept}, place / name)
+        weight_map |= dict.fromkeys(kept, name)
+    (place / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return NEEDED | {path.name: path.read_bytes() for path in place.iterdir()}
+
+
+def resolve(names, home, **settings):
+    """Return the outcome of each preset, resolved in turn in one process, and what it printed."""
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.lower().endswith("_proxy") and not name.startswith(("HF_", "KAGGLE"))
+    }
+    environment |= {
+        "HOME": str(home),
+        "HF_HOME": str(home / "hf"),
+        "KAGGLEHUB_CACHE": str(home / "kaggle"),
+        "PYTHONPATH": str(TESTS.parent),
+        "PYTHONWARNINGS": "ignore",
+        **settings,
+    }
+    process = subprocess.run(
+        [sys.executable, str(TESTS / "support/resolve_presets.py"), *names],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert process.returncode == 0, process.stderr
+    outcomes = [json.loads(line) for line in process.stdout.splitlines()]
+    assert len(outcomes) == len(names)
+    return outcomes, process.stderr
+
+
+@pytest.fixture(scope="module")
+def hugging_face(keras_files, sharded_files, tmp_path_factory):
+    """Every repository resolved once, `breaks` and `damaged` twice; and the home they are in."""
+    hub = Hub(
+        files={
+            "org/plain": WHOLE
+            | {"pytorch_model.bin": b"pickle", "flax_model.msgpack": b"flax", "README.md": b"#"},
+            "org/keras": keras_files | {"README.md": b"#", "pytorch_model.bin": b"pickle"},
+            "org/shards": sharded_files,
+            "org/pickle": NEEDED | {"pytorch_model.bin": b"pickle"},
+            "org/weightless": NEEDED,
+            "org/adapter": {
+                "adapter_config.json": b'{"base_model_name_or_path": "org/plain"}',
+                "adapter_model.safetensors": b"lora",
+            },
+            "org/other": {"README.md": b"# a model of another kind"},
+            "org/breaks": WHOLE,
+            "org/damaged": WHOLE,
+            "org/gated": WHOLE,
+            "org/forbidden": WHOLE,
+            "org/private": WHOLE,
+            "org/down": WHOLE,
+        },
+        faults={f"org/{fault}": fault for fault in (
+            "breaks", "damaged", "gated", "forbidden", "private", "down",
+        )},
+    )  # fmt: skip
+    server, address = serve(hub)
+    home = tmp_path_factory.mktemp("home")
+    names = [
+        *(f"hf://{repository}" for repository in hub.files),
+        "hf://org/plain@v1",
+        "hf://org/plain@v9",
+        "hf://org/nothing",
+        "hf://org/breaks",
+        "hf://org/damaged",
+    ]
+    outcomes, printed = resolve(names, home, HF_ENDPOINT=address)
+    server.shutdown()
+    server.server_close()
+    found = {}
+    for preset, outcome in zip(names, outcomes, strict=True):
+        found.setdefault(preset, []).append(outcome)
+    return {"outcomes": found, "home": home, "printed": printed, "fetched": hub.fetched}
+
+
+def test_a_repository_of_transformers_is_fetched(hugging_face):
+    (outcome,) = hugging_face["outcomes"]["hf://org/plain"]
+    assert (outcome["handle"], outcome["revision"]) == ("hf://org/plain", COMMIT)
+    checkpoint = formats.read(Path(outcome["directory"]))
+    assert checkpoint.weights.keys() == formats.read(GOLDEN).weights.keys()
+    assert checkpoint.add_prefix_space
+
+
+def test_only_what_a_reader_needs_is_fetched(hugging_face):
+    for repository, weights in (("org/plain", {"model.safetensors"}), ("org/keras", None)):
+        fetched = {name for place, name in hugging_face["fetched"] if place == repository}
+        assert not fetched & {"pytorch_model.bin", "flax_model.msgpack"}
+        # The card says what the licence is.
+        assert weights is None or fetched == NEEDED.keys() | weights | {"README.md"}
+
+
+def test_a_keras_preset_is_fetched(hugging_face):
+    (outcome,) = hugging_face["outcomes"]["hf://org/keras"]
+    assert formats.read(Path(outcome["directory"])).format == "keras"
+
+
+def test_shards_are_fetched(hugging_face):
+    (outcome,) = hugging_face["outcomes"]["hf://org/shards"]
+    assert len(formats.read(Path(outcome["directory"])).weight_files) == 2
+
+
+def test_a_pickle_is_fetched_only_where_there_is_nothing_else(hugging_face):
+    (outcome,) = hugging_face["outcomes"]["hf://org/pickle"]
+    assert "pytorch_model.bin" in outcome["files"]
+
+
+def test_a_revision_is_fetched(hugging_face):
+    (outcome,) = hugging_face["outcomes"]["hf://org/plain@v1"]
+    assert (outcome["handle"], outcome["revision"]) == ("hf://org/plain", COMMIT)
+
+
+@pytest.mark.parametrize(
+    ("preset", "said"),
+    [
+        ("hf://org/nothing", "hf://org/nothing does not exist on Hugging Face, or is private"),
+        ("hf://org/private", "does not exist on Hugging Face, or is private"),
+        ("hf://org/gated", "Accept the model's terms on its page"),
+        ("hf://org/forbidden", "does not give access to hf://org/forbidden"),
+        ("hf://org/plain@v9", "names a revision that does not exist"),
+        ("hf://org/weightless", "has no weights this package reads"),
+        ("hf://org/other", "has no readable config.json"),
+        ("hf://org/adapter", 'a LoRA adapter of "org/plain", not a whole model'),
+        ("hf://org/down", "cannot be reached for hf://org/down"),
+    ],
+)
+def test_what_hugging_face_refuses_is_told_in_one_line(hugging_face, preset, said):
+    (outcome,) = hugging_face["outcomes"][preset]
+    assert outcome["error"] == "PresetError"
+    assert said in outcome["line"]
+    assert "\n" not in outcome["line"]
+
+
+def test_a_download_that_broke_off_is_not_taken_for_a_whole_one(hugging_face):
+    first, second = hugging_face["outcomes"]["hf://org/breaks"]
+    assert "The download of hf://org/breaks broke off" in first["line"]
+    weights = Path(second["directory"]) / "model.safetensors"
+    assert weights.read_bytes() == WEIGHTS
+
+
+def test_a_download_that_arrived_damaged_is_thrown_away(hugging_face):
+    first, second = hugging_face["outcomes"]["hf://org/damaged"]
+    assert "the hash of model.safetensors does not match" in first["line"]
+    weights = Path(second["directory"]) / "model.safetensors"
+    assert weights.read_bytes() == WEIGHTS
+
+
+def test_hugging_faces_chatter_stays_away(hugging_face):
+    assert hugging_face["printed"] == ""
+
+
+def test_a_fetched_repository_is_there_without_a_network(hugging_face, tmp_path):
+    home = tmp_path / "home"
+    shutil.copytree(hugging_face["home"], home, symlinks=True)
+    names = ["hf://org/plain", "hf://org/shards", "hf://org/unknown"]
+    for settings in ({"HF_ENDPOINT": "http://127.0.0.1:9"}, {"HF_HUB_OFFLINE": "1"}):
+        (plain, shards, unknown), _ = resolve(names, home, **settings)
+        assert plain["revision"] == shards["revision"] == COMMIT
+        assert "cannot be reached for hf://org/unknown" in unknown["line"]
+
+
+def test_a_repository_fetched_in_part_is_not_taken_for_a_whole_one(hugging_face, tmp_path):
+    home = tmp_path / "home"
+    shutil.copytree(hugging_face["home"], home, symlinks=True)
+    snapshot = home / "hf/hub/models--org--shards/snapshots" / COMMIT
+    (snapshot / "model-00002-of-00002.safetensors").unlink()
+    (outcome,), _ = resolve(["hf://org/shards"], home, HF_HUB_OFFLINE="1")
+    assert "no whole copy of it is in the cache" in outcome["line"]
+
+
+@pytest.mark.parametrize(
+    ("client", "preset"),
+    [("huggingface_hub", "hf://org/plain"), ("kagglehub", "bart_base_en")],
+)
+def test_a_missing_client_is_told(client, preset, monkeypatch):
+    monkeypatch.setitem(sys.modules, client, None)
+    with pytest.raises(MissingExtra, match=rf"{client}.*pip install .*\[export\]"):
+        origin.resolve(preset)
+
+
+KAGGLE = "org/bart/keras"
+
+
+@pytest.fixture(scope="module")
+def kaggle(keras_files, tmp_path_factory):
+    """Every model resolved once, `breaks` and `damaged` twice; and the home they are in."""
+    faults = ("breaks", "damaged", "forbidden", "down")
+    hub = Hub(
+        files={f"{KAGGLE}/{name}": keras_files for name in ("plain", *faults)}
+        | {"keras/bart/keras/bart_large_en_cnn": keras_files},
+        faults={f"{KAGGLE}/{fault}": fault for fault in faults},
+    )
+    server, address = serve(hub)
+    home = tmp_path_factory.mktemp("home")
+    variants = [
+        "plain/1", "plain", "breaks/1", "breaks/1", "damaged/1", "damaged/1", "forbidden/1",
+        "down/1", "nothing/1", "plain/7",
+    ]  # fmt: skip
+    known = ["bart_large_en_cnn", "kaggle://keras/bart/keras/bart_large_en_cnn/2"]
+    names = [*(f"kaggle://{KAGGLE}/{variant}" for variant in variants), *known]
+    outcomes, printed = resolve(names, home, **kaggle_through(address))
+    server.shutdown()
+    server.server_close()
+    found = {}
+    for name, outcome in zip([*variants, *known], outcomes, strict=True):
+        found.setdefault(name, []).append(outcome)
+    return {"outcomes": found, "home": home, "printed": printed}
+
+
+def kaggle_through(address):
+    return {"KAGGLE_API_ENVIRONMENT": "LOCALHOST", "http_proxy": address, "no_proxy": ""}
+
+
+def assert_whole(outcome, files):
+    for name, data in files.items():
+        assert (Path(outcome["directory"]) / name).read_bytes() == data
+
+
+def test_a_version_is_fetched_from_kaggle(kaggle, keras_files):
+    (outcome,) = kaggle["outcomes"]["plain/1"]
+    assert (outcome["handle"], outcome["revision"]) == (f"kaggle://{KAGGLE}/plain", "1")
+    assert_whole(outcome, keras_files)
+    assert formats.read(Path(outcome["directory"])).format == "keras"
+
+
+def test_without_a_version_the_newest_is_fetched(kaggle):
+    (outcome,) = kaggle["outcomes"]["plain"]
+    assert outcome["revision"] == "2"
+
+
+def test_a_known_preset_comes_from_kaggle_with_the_settings_known_for_it(kaggle):
+    (named,) = kaggle["outcomes"]["bart_large_en_cnn"]
+    (spelled,) = kaggle["outcomes"]["kaggle://keras/bart/keras/bart_large_en_cnn/2"]
+    assert (named["revision"], spelled["revision"]) == ("3", "2")
+    assert named["handle"] == spelled["handle"] == "kaggle://keras/bart/keras/bart_large_en_cnn"
+    assert named["generation"] == spelled["generation"]
+    assert (named["generation"]["min_length"], named["generation"]["max_length"]) == (56, 142)
+    (other,) = kaggle["outcomes"]["plain"]
+    assert other["generation"] is None
+
+
+@pytest.mark.parametrize(
+    ("variant", "said"),
+    [
+        ("nothing/1", f"kaggle://{KAGGLE}/nothing/1 does not exist on Kaggle"),
+        ("plain/7", f"kaggle://{KAGGLE}/plain/7 does not exist on Kaggle"),
+        ("forbidden/1", "Kaggle does not give access"),
+        ("down/1", "Kaggle could not deliver"),
+    ],
+)
+def test_what_kaggle_refuses_is_told_in_one_line(kaggle, variant, said):
+    (outcome,) = kaggle["outcomes"][variant]
+    assert outcome["error"] == "PresetError"
+    assert said in outcome["line"]
+    assert "\n" not in outcome["line"]
+
+
+def test_a_download_from_kaggle_that_broke_off_is_completed(kaggle, keras_files):
+    first, second = kaggle["outcomes"]["breaks/1"]
+    assert "broke off" in first["line"]
+    assert_whole(second, keras_files)
+
+
+def test_a_download_from_kaggle_that_arrived_damaged_is_repeated(kaggle, keras_files):
+    first, second = kaggle["outcomes"]["damaged/1"]
+    assert "its hash does not match" in first["line"]
+    assert_whole(second, keras_files)
+
+
+def test_kaggles_chatter_stays_away(kaggle):
+    assert kaggle["printed"] == ""
+
+
+def test_a_fetched_version_is_there_without_a_network(kaggle, keras_files):
+    names = [f"kaggle://{KAGGLE}/plain/1", f"kaggle://{KAGGLE}/plain"]
+    (version, newest), _ = resolve(names, kaggle["home"], **kaggle_through("http://127.0.0.1:9"))
+    assert_whole(version, keras_files)
+    assert "Kaggle cannot be reached" in newest["line"]

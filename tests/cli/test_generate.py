@@ -1,0 +1,353 @@
+"""Batch files of `bart-export generate`: a row in, a row out, whatever one of them holds."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from bart_export.cli.generate import in_flags
+from bart_export.cli.main import main
+from bart_export.runtime import texts
+
+CASES = Path(__file__).parents[1] / "data/cases"
+COMMAND = [sys.executable, "-c", "from bart_export.cli.main import main; main()"]
+SEVERAL = ("--num-return-sequences", 3)
+EMPTY = "not white space, received"
+
+
+@pytest.fixture
+def generate(symmetric_artifact):
+    """Return `generate(arguments...)`, which runs the command on a tiny model."""
+
+    def run(*arguments, input=None):
+        command = ["generate", symmetric_artifact.directory, "--max-length", "6", *arguments]
+        return CliRunner().invoke(main, [str(one) for one in command], input=input)
+
+    return run
+
+
+@pytest.fixture
+def answers(generate, tmp_path):
+    """Return `answers(content, name)`, the exit code and the rows of a file of texts."""
+
+    def run(content, name="in.jsonl", *arguments):
+        path = tmp_path / name
+        path.write_bytes(content)
+        result = generate("--input", path, "--output", "-", *arguments)
+        return result.exit_code, [json.loads(line) for line in result.stdout_bytes.splitlines()]
+
+    return run
+
+
+def errors(rows):
+    return [row.get("error", "") for row in rows]
+
+
+def refused(result):
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1
+    return result.stderr
+
+
+def test_a_blank_line_keeps_its_place(generate, tmp_path):
+    blank, output = CASES / "input-blank-line/blank.txt", tmp_path / "out.jsonl"
+    lines = blank.read_text().splitlines()
+    result = generate("--input", blank, "--output", output)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == f'No result for 1 of 3 texts: see "error" in their rows of {output}.\n'
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["text"] for row in rows] == lines
+    assert [EMPTY in error for error in errors(rows)] == [False, True, False]
+    assert [list(row) for row in rows] == [
+        ["text", "generated_text", "score", "token_ids"],
+        ["text", "error"],
+        ["text", "generated_text", "score", "token_ids"],
+    ]
+    printed = generate("--input", blank)
+    assert printed.exit_code == 1
+    assert printed.stdout.split("\n")[:-1] == [row.get("generated_text", "") for row in rows]
+    assert printed.stderr.startswith(f"Text 2 of {blank}: A text must have")
+
+
+def test_empty_texts_are_refused_unless_they_are_wanted(generate):
+    case = CASES / "input-empty/empty.jsonl"
+    for asked in ({"input": ""}, {"input": " \n"}):
+        assert EMPTY in refused(generate(**asked))
+    assert "--allow-empty" in refused(generate(""))
+    assert EMPTY in refused(generate("", "--stream"))
+    result = generate("--input", case, "--output", "-")
+    assert result.exit_code == 1
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [EMPTY in error for error in errors(rows)] == [True, True]
+    wanted = generate("--input", case, "--output", "-", "--allow-empty")
+    assert wanted.exit_code == 0
+    rows = [json.loads(line) for line in wanted.stdout.splitlines()]
+    assert [len(row["token_ids"]) > 1 for row in rows] == [True, True]
+    assert generate("", "--allow-empty").exit_code == 0
+
+
+def test_a_mask_in_a_text_is_a_token_when_it_is_asked_for(generate):
+    # As tokens so many masks have room in the tiny model's positions, as characters they have not.
+    text = (CASES / "mask-infilling/text.txt").read_text(encoding="utf-8").strip()
+    many = text.replace("<mask>", "<mask>" * 30)
+    assert "Shorten it" in refused(generate(many))
+    assert generate(many, "--special-tokens").exit_code == 0
+    streamed = generate(many, "--special-tokens", "--stream")
+    assert streamed.stdout == generate(many, "--special-tokens").stdout
+
+
+def test_a_text_too_long_costs_nothing_but_itself(generate, tmp_path):
+    case, output = CASES / "input-one-too-long/three.txt", tmp_path / "out.jsonl"
+    assert generate("--input", case, "--output", output).exit_code == 1
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert ["generated_text" in row for row in rows] == [True, True, False]
+    assert "--truncate" in rows[2]["error"]
+    assert generate("--input", case, "--output", "-", "--truncate").exit_code == 0
+
+
+def test_what_a_file_is_its_ending_says_or_its_first_line(generate, tmp_path):
+    case = CASES / "input-suffix"
+    whole = generate("--input", case / "rows.ndjson", "--output", "-")
+    assert whole.exit_code == 0
+    assert "generated_text" in json.loads(whole.stdout)
+    assert generate("--input", case / "ROWS.JSONL", "--output", "-").stdout == whole.stdout
+    rows = (case / "rows.ndjson").read_bytes()
+    assert generate("--input", "-", "--output", "-", input=rows).stdout == whole.stdout
+    lines = generate("--input", "-", "--output", "-", input=b"a text\n[1] a text\n").stdout
+    assert [json.loads(line)["text"] for line in lines.splitlines()] == ["a text", "[1] a text"]
+    for name, content, words in (
+        ("rows.txt", rows, "Name it .jsonl"),
+        ("rows.md", b"a text", ".md is not read"),
+        ("rows.jsonl", b'[{"text": "a"}]', "is a JSON array. Convert it"),
+        ("rows", b'[\n{"text": "a"}\n]', "is a JSON array. Convert it"),
+        ("wide.txt", "a text".encode("utf-16"), "binary or UTF-16"),
+        ("binary", b"PK\0\0", "binary or UTF-16"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        assert words in refused(generate("--input", tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["array.json", "table.csv"])
+def test_the_line_about_another_kind_of_file_says_how_to_make_one(generate, tmp_path, name):
+    shutil.copy(CASES / "input-suffix" / name, tmp_path)
+    line = refused(generate("--input", tmp_path / name))
+    assert ".txt, a text a line, or .jsonl" in line
+    command = line.partition("Convert it: ")[2].replace("python3", sys.executable)
+    subprocess.run(command, shell=True, cwd=tmp_path, check=True)
+    rows = list(texts.read((tmp_path / name).with_suffix(".jsonl")))
+    assert rows[0]["text"].startswith("This library reads")
+    assert "error" not in rows[0]
+
+
+BAD = {
+    b'{"text": "cut': "must be a JSON object",
+    b'["a text"]': "must be a JSON object",
+    b'{"source": "a text"}': 'must have a string "text", has ["source"]',
+    b'{"text": null, "id": 3}': 'must have a string "text", received null',
+    b'{"text": [1]}': 'must have a string "text", received [1]',
+    b'{"text": "a", "score": NaN}': "must be a JSON object",
+    b"": "must be a JSON object",
+    b'{"text": "a\xff"}': "byte 0xff at position 11",
+    b'{"text": "a \\ud800 b"}': "lone surrogate",
+    b'{"text": "a", "x": ' + b"[" * 100_000: "must be a JSON object",
+    b'{"text": "a", "text": "b"}': "each name once",
+    b'{"text": "a", "score": 1e999}': "numbers finite",
+}
+
+
+def test_a_bad_line_has_its_row_among_good_ones(answers):
+    good = b'{"text": "a text", "id": 7, "error": "of an earlier run"}'
+    content = b"".join(good + b"\n" + bad + b"\r\n" for bad in BAD)
+    code, rows = answers(content)
+    assert code == 1
+    assert len(rows) == 2 * len(BAD)
+    for row in rows[::2]:
+        assert list(row) == ["text", "id", "generated_text", "score", "token_ids"]
+    for row, words in zip(rows[1::2], BAD.values(), strict=True):
+        assert words in row["error"]
+        assert "generated_text" not in row
+    assert rows[9]["text"] == [1]
+    assert rows[17]["text"] == "a \ud800 b"
+
+
+def test_objects_nested_as_deeply_as_can_be_read_are_rows_as_well(answers):
+    lines = [b'{"text": "a", "x": %s1%s}' % (b"[" * n, b"]" * n) for n in range(800, 1000, 3)]
+    code, rows = answers(b"\n".join(lines))
+    assert len(rows) == len(lines)
+    assert ("error" in rows[0], "error" in rows[-1]) == (False, True)
+    assert code == 1
+
+
+def test_a_line_without_end_is_read_no_further_than_a_bound(answers, monkeypatch):
+    monkeypatch.setattr(texts, "LONGEST", 4000)
+    code, rows = answers(b"a text\n" + b"word " * 4000 + b"\nanother\n", "in.txt")
+    assert code == 1
+    assert [row["text"][:8] for row in rows] == ["a text", "word wor", "another"]
+    assert "exceeds 4000 bytes" in rows[1]["error"]
+    assert len(rows[1]["text"]) == 1000
+
+
+def test_a_byte_order_mark_is_no_text(answers):
+    for name in ("in.txt", "in"):
+        assert [row["text"] for row in answers("\ufeffa text\n".encode(), name)[1]] == ["a text"]
+    assert answers('\ufeff{"text": "a text"}\n'.encode())[1][0]["text"] == "a text"
+
+
+def test_ends_of_lines_are_those_of_any_system(answers):
+    code, rows = answers(b"first\r\nsecond\rstill\r\nlast", "in.txt")
+    assert code == 0
+    assert [row["text"] for row in rows] == ["first", "second\rstill", "last"]
+    assert answers(b"", "in.txt") == (0, [])
+
+
+def test_several_texts_for_one_stand_in_its_row(answers):
+    code, rows = answers(
+        b"a text\nanother", "in.txt", "--num-beams", 3, "--num-return-sequences", 3
+    )
+    assert code == 0
+    assert [len(row["sequences"]) for row in rows] == [3, 3]
+    for row in rows:
+        assert row["sequences"][0] == {
+            name: row[name] for name in ("generated_text", "score", "token_ids")
+        }
+
+
+def test_a_printed_text_is_one_line(monkeypatch, generate, tmp_path):
+    path = tmp_path / "in.txt"
+    path.write_text("a text\nanother\n")
+    made = texts.sequence_fields
+    monkeypatch.setattr(
+        texts, "sequence_fields", lambda one: {**made(one), "generated_text": "two\nlines"}
+    )
+    assert generate("--input", path).stdout == "two lines\ntwo lines\n"
+
+
+def test_what_is_there_is_not_replaced_by_mistake(generate, tmp_path):
+    path, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    path.write_text('{"text": "a text"}\n')
+    output.write_text("before\n")
+    asked = ("--input", path, "--output", output)
+    assert "add" not in refused(generate(*asked))
+    assert output.read_text() == "before\n"
+    for words, arguments in (
+        ("out.csv", ("--input", path, "--output", tmp_path / "out.csv")),
+        ("is the input as well", ("--input", path, "--output", path, "--overwrite")),
+        ("--overwrite needs an --output", ("--input", path, "--overwrite")),
+        ("has no file of recipe 'int4'", (*asked, "--overwrite", "--recipe", "int4")),
+        ("--max-length", (*asked, "--overwrite", "--max-length", "9999")),
+        ("--num-beams must be", (*asked, "--overwrite", "--num-beams", "0")),
+    ):
+        result = generate(*arguments)
+        assert result.exit_code == 2
+        assert words in result.stderr
+        assert output.read_text() == "before\n"
+    assert generate(*asked, "--overwrite").exit_code == 0
+    assert "generated_text" in json.loads(output.read_text())
+    link = tmp_path / "link.jsonl"
+    link.symlink_to(path)
+    assert "is the input as well" in refused(generate(*asked[:3], link, "--overwrite"))
+    (tmp_path / "empty.jsonl").touch()
+    assert generate("--input", path, "--output", tmp_path / "empty.jsonl").exit_code == 0
+
+
+def test_rows_are_there_as_they_come_and_whole_after_ctrl_c(symmetric_artifact, tmp_path):
+    output = tmp_path / "out.jsonl"
+    arguments = ["generate", symmetric_artifact.directory, "--input", "-", "--output", output]
+    with subprocess.Popen(
+        [*COMMAND, *map(str, arguments)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        process.stdin.write(b"first\n\nthird\n")
+        process.stdin.flush()
+        deadline = time.monotonic() + 60
+        while not output.exists() or output.read_bytes().count(b"\n") < 3:
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        printed, complaint = process.communicate(timeout=60)
+    assert (process.returncode, printed) == (130, b"")
+    assert complaint == b"Interrupted at text 3 of -; the results before it are whole.\n"
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["text"] for row in rows] == ["first", "", "third"]
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "iso8859-2", "utf-8", None])
+def test_no_encoding_of_standard_output_ends_the_run(mini_artifact, encoding):
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONIOENCODING"}
+    environment |= {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    if encoding is not None:
+        environment["PYTHONIOENCODING"] = encoding
+    settings = "--num-beams 1 --do-sample --temperature 9 --top-k 0 --seed 1 --max-length 40"
+    command = ["generate", str(mini_artifact.directory), "x", *settings.split()]
+    done = subprocess.run([*COMMAND, *command], capture_output=True, env=environment)
+    assert (done.returncode, done.stderr) == (0, b"")
+    expected = CliRunner().invoke(main, command).stdout
+    assert not expected.isascii()
+    kept = encoding or "utf-8"  # what nobody chose is whole
+    assert done.stdout.decode(kept).rstrip("\r\n") == (
+        expected.rstrip("\n").encode(kept, "backslashreplace").decode(kept)
+    )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_behind_standard_output_is_one_line(mini_artifact):
+    for arguments in (["--help"], ["presets"], ["generate", mini_artifact.directory, "a text"]):
+        with open("/dev/full", "wb") as full:
+            done = subprocess.run([*COMMAND, *arguments], stdout=full, stderr=subprocess.PIPE)
+        assert done.returncode == 2
+        assert done.stderr == b"Error: Standard output: No space left on device.\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a shell that closes streams")
+def test_closed_streams_hide_no_result_and_take_no_file_s_place(mini_artifact):
+    asked = ["generate", mini_artifact.directory, "a text"]
+
+    def run(closed, *arguments):
+        shell = ["sh", "-c", f'exec "$@" {closed}', "sh", *COMMAND, *arguments]
+        done = subprocess.run(shell, capture_output=True, timeout=300)
+        return done.returncode, done.stdout, done.stderr
+
+    code, text, _ = run("", *asked)
+    assert code == 0
+    assert run("2>&-", *asked) == (0, text, b"")
+    assert run("<&-", *asked) == (0, text, b"")
+    assert run("<&-", "generate", mini_artifact.directory, "--input", "-") == (0, b"", b"")
+    lost = (2, b"", b"Error: Standard output: Bad file descriptor.\n")
+    assert run(">&-", *asked) == run(">&- <&-", "presets") == lost
+    assert run("<&- >&- 2>&-", *asked) == (2, b"", b"")
+
+
+def test_a_path_that_no_runtime_can_be_given_is_one_line(symmetric_artifact, tmp_path):
+    place = tmp_path / os.fsdecode(b"made\xff")
+    try:
+        shutil.copytree(symmetric_artifact.directory, place)
+    except OSError:
+        pytest.skip("this file system has names in Unicode only")
+    export = ["--preset", "bart_mini_en", "--target", "tflite", "--output", str(place)]
+    for arguments in (["generate", str(place), "a text"], export):
+        assert "must be a path in UTF-8" in refused(CliRunner().invoke(main, arguments))
+
+
+@pytest.mark.parametrize(
+    ("message", "spelled"),
+    [
+        ("do_sample=True needs num_beams=1.", "--do-sample needs --num-beams 1."),
+        ("received top_p=0.5 with do_sample=false.", "received --top-p 0.5 with --no-do-sample."),
+        ("max_length must be at least 2.", "--max-length must be at least 2."),
+        ("Shorten it, or truncate it.", "Shorten it, or --truncate it."),
+    ],
+)
+def test_errors_speak_of_flags(message, spelled):
+    assert in_flags(message) == spelled

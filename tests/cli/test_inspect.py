@@ -1,0 +1,155 @@
+"""What `inspect` and `export` say about an artifact is what it has, in lines that can be read."""
+
+import json
+import re
+import shutil
+
+import pytest
+from click.testing import CliRunner
+from conftest import GOLDEN
+from support import made_up_artifacts
+
+from bart_export.artifact import manifest_file
+from bart_export.bench import tables
+from bart_export.cli import inspect as inspection
+from bart_export.cli.main import main
+from bart_export.contract import saved_model_signatures
+from bart_export.progress import WIDE, console, counted
+
+
+def inspect(*arguments):
+    result = CliRunner().invoke(main, ["inspect", *map(str, arguments)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_signatures_are_those_that_the_files_have(static_artifact, saved_model_artifact):
+    static = json.loads(inspect(static_artifact.directory, "--json"))["signatures"]
+    files = [name for name in static_artifact.manifest["files"] if ".static." in name]
+    assert list(static) == ["tflite", *files]
+    assert list(static["tflite"]) == ["encode", "decode", "decode_single"]
+    assert all("encode_160" in static[name] for name in files)
+    served = json.loads(inspect(saved_model_artifact.directory, "--json"))["signatures"]
+    assert set(served) == {"saved_model"}
+    assert set(served["saved_model"]) == {one.name for one in saved_model_signatures()}
+
+
+@pytest.mark.parametrize("name", ["symmetric_artifact", "static_artifact", "saved_model_artifact"])
+def test_lines_can_be_read(request, name):
+    artifact = request.getfixturevalue(name)
+    text = inspect(artifact.directory)
+    assert max(map(len, text.splitlines())) <= inspection.WIDTH
+    assert not re.search(r"[{}]|\['|None|True|False", text)
+    for row in artifact.manifest["verification"]:
+        assert f"of {row['questions']} golden texts equal" in " ".join(text.split())
+    assert artifact.manifest["files"]["golden.json"]["sha256"][:16] in text
+
+
+def test_tensors_that_differ_in_a_number_alone_share_a_line(symmetric_artifact):
+    layers = symmetric_artifact.config.decoder_layers
+    (line, *more) = [
+        line for line in inspect(symmetric_artifact.directory).splitlines()
+        if re.search("output  cross_key", line)
+    ]  # fmt: skip
+    assert more == []
+    heads, size = (
+        symmetric_artifact.config.decoder_heads,
+        symmetric_artifact.config.decoder_head_size,
+    )
+    assert line.split("  ")[-2:] == [
+        f"cross_key_0 … {layers - 1}", f"float32 [1, {heads}, source, {size}]",
+    ]  # fmt: skip
+
+
+def test_versions_are_those_that_are_served(symmetric_artifact, saved_model_artifact):
+    assert inspection.served_versions(symmetric_artifact) == {"litert": [1]}
+    assert inspection.served_versions(saved_model_artifact) == {"tensorflow": [1]}
+
+
+def test_what_is_neither_an_artifact_nor_a_preset_is_told_both(tmp_path):
+    (tmp_path / "file").touch()
+    for given, words in (
+        ("bart_bse_en", "Did you mean bart_base_en?"),
+        (tmp_path / "nothing", "neither an artifact's directory nor a preset"),
+        (tmp_path / "file", "is not a directory"),
+    ):
+        result = CliRunner().invoke(main, ["inspect", str(given)])
+        assert result.exit_code == 2
+        assert words in result.stderr
+        assert result.stderr.count("\n") == 1
+
+
+ROW = {"file": "f", "logits": 0.2, "top1": 41 / 42, "steps": 42, "tokens": 6 / 9, "questions": 9}
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({}, "the same likeliest token in 41 of 42 steps, logits within 0.2, 6 of 9 golden texts"),
+        ({"tokens": None, "questions": 0}, "logits within 0.2, no golden text fits"),
+    ],
+)
+def test_a_file_is_compared_in_numbers_of_things(changed, words):
+    assert words in inspection.comparison(ROW | changed)
+
+
+def test_a_table_that_no_terminal_shows_breaks_no_name(capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert console().width == WIDE
+    monkeypatch.setenv("COLUMNS", "60")
+    assert console().width == 60
+
+
+LONG = 5000 * "x"
+
+
+@pytest.mark.parametrize("text", ["a\x1b[2J", "a\x9b2J", "a\nb", "a\u2028b", "a\u202eb", LONG])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: {"preset": text},
+        lambda text: {"notes": ["fine", text]},
+        lambda text: {"source": {text: None}},
+        lambda text: {"tools": {"numpy": text}},
+        lambda text: {"signatures": {"tflite": {text: {"inputs": {}, "outputs": {}}}}},
+        lambda text: {"verification": [{"file": "f", "steps": {text: 1}}]},
+    ],
+)
+def test_a_foreign_text_that_no_terminal_should_get_is_refused(tmp_path, change, text):
+    made = made_up_artifacts.write(tmp_path / "made", {"golden.json": b"{}"})
+    content = {**made.manifest, **change(text), "manifest_sha256": "0" * 64}
+    sealed = manifest_file.seal(json.dumps(content, ensure_ascii=False).encode())
+    (made.directory / "manifest.json").write_bytes(sealed)
+    result = CliRunner().invoke(main, ["inspect", str(made.directory)])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "none of which steers a terminal, received" in result.stderr
+    assert len(result.stderr) < 1000 and result.stderr[:-1].isprintable()
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_names_of_a_foreign_preset_do_not_steer_a_terminal(tmp_path, options):
+    directory = tmp_path / "tiny\x1b[2J\x9b2J"
+    shutil.copytree(GOLDEN / "bart_tiny_symmetric", directory)
+    printed = inspect(directory, *options)
+    assert r"tiny\u001b[2J\u009b2J" in printed
+    assert all(map(str.isprintable, printed.split("\n")))
+
+
+def test_a_section_has_an_end():
+    printed = list(inspection.lines({"notes": 3000 * ["word"]}))
+    assert len(printed) == 1 + inspection.MOST_LINES + 1
+    assert printed[-1] == "  … and 2000 more lines, which --json has"
+
+
+def test_a_table_has_no_markup_and_nothing_that_steers_a_terminal(capsys):
+    made = tables.filled("[/red]", ("[bold]a",), [("[/x] \x1b[2J\nb",)])
+    console().print(made, ":smile:")
+    printed = capsys.readouterr().out
+    assert r"[/x] \u001b[2J" in printed and "[bold]a" in printed and ":smile:" in printed
+    assert all(map(str.isprintable, printed.split("\n")))
+
+
+def test_one_thing_is_not_several():
+    skipped = {"recipe": "float32", "build": "dynamic", "source": 512, "reason": "too long"}
+    assert "float32 with 1 beam: source" in tables.skip({**skipped, "num_beams": 1})
+    assert [counted(number, "beam") for number in (0, 1, 4)] == ["0 beams", "1 beam", "4 beams"]

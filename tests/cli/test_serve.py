@@ -1,0 +1,199 @@
+"""`bart-export serve`: what arguments become, what is refused, and what is not loaded for it."""
+
+import dataclasses
+import json
+import logging
+import pathlib
+import subprocess
+import sys
+
+import click.testing
+import pytest
+
+from bart_export.cli.main import main
+from bart_export.cli.serve import OPTIONS, SERVE_PACKAGES, SWITCHES, Lines
+from bart_export.errors import pip_install
+from bart_export.server import serve
+from bart_export.server.options import ServeOptions
+
+HEAVY = {"grpc", "uvicorn", "starlette", "google", "numpy", "tensorflow", "ai_edge_litert"}
+# Nobody asked to choose these on the command line.
+FIXED = {"load_retries", "retry_seconds"}
+
+
+def run(*arguments):
+    """Run the command in this process; return its exit code and what it wrote."""
+    outcome = click.testing.CliRunner().invoke(main, ["serve", *map(str, arguments)])
+    return outcome.exit_code, outcome.output
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Keep what the server would be started with, instead of starting it."""
+    calls = []
+    monkeypatch.setattr(serve, "serve", lambda *arguments: calls.append(arguments))
+    return calls
+
+
+@pytest.fixture
+def base_path(tmp_path):
+    path = tmp_path / "half_plus_two"
+    (path / "1").mkdir(parents=True)
+    return path
+
+
+def test_every_option_of_a_server_has_a_flag():
+    fields = {field.name for field in dataclasses.fields(ServeOptions)}
+    assert {row[0] for row in (*OPTIONS, *SWITCHES)} == fields - FIXED
+
+
+GIVEN = [
+    ("--engine", "tensorflow", "engine", "tensorflow"),
+    ("--host", "::1", "host", "::1"),
+    ("--port", "1", "port", 1),
+    ("--rest-api-port", "2", "rest_api_port", 2),
+    ("--workers", "3", "workers", 3),
+    ("--threads", "4", "num_threads", 4),
+    ("--queue-size", "0", "queue_size", 0),
+    ("--max-connections", "7", "max_connections", 7),
+    ("--max-request-bytes", "6", "max_request_bytes", 6),
+    ("--request-seconds", "0.7", "request_seconds", 0.7),
+    ("--batching-parameters-file", "b", "batching_parameters_file", pathlib.Path("b")),
+    ("--poll-seconds", "0", "poll_seconds", 0.0),
+    ("--allow-version-labels-for-unavailable-models", None, "allow_labels_for_unavailable", True),
+    ("--allow-reload-requests", None, "allow_reload_requests", True),
+    ("--ssl-config-file", "s", "ssl_config_file", pathlib.Path("s")),
+    ("--monitoring-config-file", "m", "monitoring_config_file", pathlib.Path("m")),
+    ("--allowed-host", "a", "allowed_hosts", ("a",)),
+    ("--allowed-origin", "http://a", "allowed_origins", ("http://a",)),
+    ("--drain-seconds", "0", "drain_seconds", 0.0),
+    ("--no-batching", None, "batching", False),
+    ("--no-page", None, "page", False),
+    ("--no-warmup", None, "warmup", False),
+]
+
+
+@pytest.mark.parametrize(("flag", "text", "field", "value"), GIVEN)
+def test_a_flag_sets_its_field_and_no_other(asked, base_path, flag, text, field, value):
+    arguments = [flag] if text is None else [flag, text]
+    assert run(base_path, *arguments) == (0, "")
+    ((_, options, _, _),) = asked
+    assert options == dataclasses.replace(ServeOptions(), **{field: value})
+
+
+def test_a_directory_is_served_under_its_name(asked, base_path):
+    assert run(base_path) == (0, "")
+    (((model,), _, _, config_file),) = asked
+    assert (model.name, model.base_path) == ("half_plus_two", base_path)
+    assert config_file is None
+
+
+def test_a_base_path_is_served_under_the_name_given(asked, base_path):
+    assert run("--model-name", "m", "--model-base-path", base_path) == (0, "")
+    (((model,), _, _, _),) = asked
+    assert (model.name, model.base_path) == ("m", base_path)
+
+
+def test_a_configuration_says_what_is_served(asked, tmp_path, base_path):
+    config = tmp_path / "models.config"
+    config.write_text(
+        f'model_config_list {{ config {{ name: "m" base_path: "{base_path}" '
+        'model_platform: "tensorflow" } }'
+    )
+    polling = "--model-config-file-poll-seconds", "5"
+    assert run("--model-config-file", config, *polling) == (0, "")
+    (((model,), options, _, config_file),) = asked
+    assert (model.name, options.model_config_poll_seconds, config_file) == ("m", 5.0, config)
+
+
+CHECKPOINT = pathlib.Path(__file__).parents[1] / "data" / "cases" / "task-specific-params"
+FREE = ("--port", "0", "--rest-api-port", "0")
+REFUSED = [
+    ((), "Expected one of ARTIFACT..."),
+    (("{m}", "--model-config-file", "f"), "Expected one of ARTIFACT..."),
+    (("{m}", "--model-name", "m"), "Expected one of ARTIFACT..."),
+    (("--model-name", "m"), "--model-name and --model-base-path belong together"),
+    (("--model-base-path", "{m}"), "--model-name and --model-base-path belong together"),
+    (("--model-config-file", "f", "--engine", "litert"), "says model_platform"),
+    (("{m}", "--model-config-file-poll-seconds", "1"), "needs a --model-config-file"),
+    (("{m}", "--batching-parameters-file", "f", "--no-batching"), "contradict"),
+    (("{m}", "--engine", "onnx"), "'onnx' is not one of 'tensorflow', 'litert'"),
+    (("{m}", "--port", "65536"), "65536 is not in the range"),
+    (("{m}", "--request-seconds", "0"), "0.0 is not in the range"),
+    (("{m}", "--workers", "0"), "0 is not in the range"),
+    (("--engine", "litert"), "received none of them. An ARTIFACT is a directory"),
+    (("{m}", "--model-config-file", "f"), "received several of them"),
+    (("{m}/none",), "There is no directory {m}/none. Expected an artifact"),
+    (("bart_mini_en",), "is a preset, which has to be exported before it is served"),
+    (("{m}/1",), "is neither."),
+    ((__file__,), "Expected the directory of an artifact, received the file"),
+    ((CHECKPOINT,), "is a checkpoint, which has to be exported before it is served: bart-export "),
+    ((CHECKPOINT, "--engine", "litert"), "--target tflite --output DIRECTORY"),
+    (("{m}", "--engine", "litert"), "has no manifest.json"),
+    (("{m}", "{m}/../half_plus_two"), "both named half_plus_two"),
+    (("--model-config-file", "{m}/none"), "cannot be read"),
+    (("{m}", "--allowed-host", "a:80", *FREE), "a name or an address without a port"),
+    (("{m}", "--allowed-origin", "https://a/b", *FREE), "a scheme, a host and perhaps a port"),
+    (("{m}", "--port", "8500", "--rest-api-port", "8500"), "need a port each"),
+    (("{m}", "--ssl-config-file", "{m}/none", *FREE), "Cannot read"),
+    (("{m}", "--monitoring-config-file", "{m}/none", *FREE), "should hold a MonitoringConfig"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "told"), REFUSED)
+def test_what_cannot_be_served_is_one_line_and_exit_code_2(base_path, arguments, told):
+    code, output = run(*(str(text).format(m=base_path) for text in arguments))
+    assert code == 2
+    assert told.format(m=base_path) in output
+    assert len([line for line in output.splitlines() if line.startswith("Error: ")]) == 1
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize("module", sorted({*SERVE_PACKAGES, "tensorflow"}))
+def test_a_missing_package_is_one_line_that_says_how_to_install_it(
+    asked, monkeypatch, base_path, module
+):
+    monkeypatch.setitem(sys.modules, module, None)
+    extra = "export" if module == "tensorflow" else "serve"
+    code, output = run(base_path)
+    assert code == 2
+    assert output.endswith(f"Install it with: {pip_install(extra)}\n")
+    assert asked == []
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"], ["serve"]])
+def test_help_and_refusals_load_nothing_heavy(arguments):
+    program = (
+        "import json, sys\n"
+        "from bart_export.cli.main import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "print('\\n' + json.dumps(sorted(sys.modules)))"
+    )
+    command = [sys.executable, "-c", program, *arguments]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    imported = {name.split(".")[0] for name in json.loads(output.splitlines()[-1])}
+    assert imported & HEAVY == set()
+
+
+def test_a_log_has_a_line_for_a_message_and_steers_no_terminal():
+    lines = Lines("%(levelname)s %(message)s")
+    try:
+        raise ValueError("\x1b[2J")
+    except ValueError:
+        told = lines.format(logging.LogRecord(
+            "bart_export", logging.ERROR, "file", 1, "a\n%s", ("\x9b2J",), sys.exc_info()
+        ))  # fmt: skip
+    first, *trace = told.split("\n")
+    assert first == r"ERROR a\n\u009b2J"
+    assert trace[0].startswith("Traceback") and trace[-1] == r"ValueError: \u001b[2J"
+
+
+def test_a_directory_of_artifacts_is_told_what_it_holds(base_path):
+    for name in ("one", "other"):
+        (base_path.parent / name).mkdir()
+        (base_path.parent / name / "manifest.json").touch()
+        code, output = run(base_path.parent)
+        assert code == 2
+        assert f"Did you mean {base_path.parent / 'one'}?" in output or name == "other"
+    assert "It holds artifacts: one, other." in output

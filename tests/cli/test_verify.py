@@ -1,0 +1,208 @@
+"""`bart-export verify`: files made bad on purpose are found, with a preset and with texts alone."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+from support import static_builds
+from support.judged_models import (
+    INT8,
+    Judged,
+    cache_one_off,
+    change_an_epsilon,
+    swap_rows,
+    triple_one_scale,
+    triple_the_scales,
+    wrong_epsilon,
+)
+
+from bart_export.artifact import artifact as artifacts
+from bart_export.artifact.artifact import Artifact
+from bart_export.cli.main import main
+from bart_export.recipes.table import ROUNDING
+from bart_export.verify.baseline import preset_truth
+from bart_export.verify.compare_files import facts_of, files_of, recheck
+
+FLOAT_FILE, INT8_FILE = "tflite/float32.tflite", "tflite/dynamic_wi8_afp32.tflite"
+TEXTS = [
+    {"text": "The river rose two metres overnight.", "reference": "the river rose"},
+    {"text": "A library for reading archives, which streams.", "reference": "a library"},
+]
+
+
+@pytest.fixture(scope="module")
+def tiny(symmetric_artifact):
+    return Judged(symmetric_artifact.manifest["source"]["handle"])
+
+
+def with_int8(made, content, target):
+    """Commit an artifact with an int8 file of some bytes beside the float32 file of another."""
+    entry = {
+        "target": "tflite",
+        "recipe": INT8.name,
+        "mode": INT8.mode,
+        "layers": [list(pair) for pair in INT8.layers],
+        "tolerance": dict(INT8.tolerance),
+        "runtimes": dict(INT8.runtimes),
+        "refusals": dict(INT8.refusals),
+    }
+    with artifacts.draft(target) as draft:
+        ignored = shutil.ignore_patterns(artifacts.MANIFEST, ".cache")
+        shutil.copytree(made.directory, draft.directory, ignore=ignored, dirs_exist_ok=True)
+        (draft.directory / INT8_FILE).write_bytes(content)
+        fields = {name: value for name, value in made.manifest.items() if "sha256" not in name}
+        entries = {**made.manifest["files"], INT8_FILE: draft.entry(INT8_FILE, **entry)}
+        draft.commit({**fields, "files": entries})
+    return Artifact.open(target)
+
+
+@pytest.fixture(scope="module")
+def both(tiny, symmetric_artifact, tmp_path_factory):
+    """Return an artifact of a float32 and an int8 file, both right."""
+    directory = tmp_path_factory.mktemp("both")
+    base = tiny.float_file(directory / "float32")
+    content = tiny.quantized(base).path.read_bytes()
+    return with_int8(symmetric_artifact, content, directory / "artifact")
+
+
+@pytest.fixture
+def texts(tmp_path):
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in TEXTS))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def truth(both, tmp_path_factory):
+    """Return what `--against` compares with: it is the same for every file of the preset."""
+    facts = facts_of(both)
+    scratch = tmp_path_factory.mktemp("scratch")
+    preset = both.manifest["preset"]
+    return preset_truth(both, facts, files_of(both, {}), preset, None, {}, scratch, lambda _: None)
+
+
+def rows_against(truth, artifact):
+    rows = recheck(facts_of(artifact), files_of(artifact, {}), truth, None, lambda _: None)
+    return {row.file: row for row in rows}
+
+
+def run(artifact, *options):
+    return CliRunner().invoke(main, ["verify", str(artifact.directory), *options])
+
+
+def test_right_files_pass_against_their_preset(truth, both):
+    rows = rows_against(truth, both)
+    assert [row.failures for row in rows.values()] == [(), ()]
+    exact, rounded = rows[FLOAT_FILE].comparison, rows[INT8_FILE].comparison
+    assert (exact.weights, exact.tokens) == (0, 1.0)
+    assert 0.25 < rounded.weights < 0.5
+    assert exact.rounding < ROUNDING < rounded.rounding
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (triple_the_scales, "worst row of a matrix"),
+        (triple_one_scale, "worst row of a matrix"),
+        (swap_rows, "worst row of a matrix"),
+        (change_an_epsilon, "not the graph that it was made of"),
+    ],
+)
+def test_an_int8_file_that_was_changed_fails_against_its_preset(truth, both, tmp_path, harm, words):
+    content = bytearray(both.path(INT8_FILE).read_bytes())
+    harm(content)
+    rows = rows_against(truth, with_int8(both, content, tmp_path / "wrong"))
+    assert rows[FLOAT_FILE].failures == ()
+    assert words in rows[INT8_FILE].failures[0]
+
+
+@pytest.mark.parametrize("harm", [wrong_epsilon, cache_one_off])
+def test_an_int8_file_of_a_wrong_graph_fails_against_its_preset(truth, tiny, both, tmp_path, harm):
+    with pytest.MonkeyPatch.context() as patch:
+        harm(patch)
+        wrong = tiny.quantized(tiny.float_file(tmp_path / "float32"))
+    rows = rows_against(truth, with_int8(both, wrong.path.read_bytes(), tmp_path / "wrong"))
+    assert "not the graph that it was made of" in rows[INT8_FILE].failures[0]
+
+
+def test_the_command_ends_with_exit_code_1_and_one_line(both, tmp_path, texts):
+    content = bytearray(both.path(INT8_FILE).read_bytes())
+    swap_rows(content)
+    wrong = with_int8(both, content, tmp_path / "wrong")
+    result = run(wrong, "--against", both.manifest["preset"], "--data", texts)
+    assert result.exit_code == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("Error: 1 of 2 files are outside their tolerance. The first: tflite/dyn")
+    assert "token_embedding, row" in line
+    assert result.stdout.count("tflite/float32.tflite") == 1
+
+
+def test_with_texts_alone_the_float32_file_is_what_others_are_compared_with(both, texts):
+    result = run(both, "--data", texts, "--json")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["against"] is None
+    assert report["data"]["texts"] == 2
+    (row,) = report["files"]
+    assert (row["file"], row["passed"], row["failures"]) == (INT8_FILE, True, [])
+    figures = row["figures"]
+    assert figures["rouge_l"] == figures["rouge"]["rouge_l"]["loss"]
+    assert set(figures["signatures"]) == {"encode", "decode", "decode_single"}
+
+
+def test_a_table_shows_every_file_and_bounds_can_be_given(both, texts):
+    result = run(both, "--data", texts, "--tolerance", "relative=0.001", "--tolerance", "kl=9")
+    assert result.exit_code == 1
+    assert INT8_FILE in result.stdout.splitlines()[4]
+    assert "must be at most 0.001" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--tolerance", "relative=1"], "--tolerance needs --data, --against or both"),
+        (["--data", "missing.jsonl"], "missing.jsonl: No such file"),
+        (["--data", "TEXTS", "--tolerance", "speed=1"], "A metric must be one of"),
+        (["--data", "TEXTS", "--tolerance", "top1=98"], "received 98. Did you mean 0.98?"),
+        (["--against", "bart_mini_en"], "or one of its architecture; bart_mini_en has another"),
+    ],
+)
+def test_what_cannot_be_compared_is_told_in_one_line(both, texts, options, words):
+    result = run(both, *[texts if option == "TEXTS" else option for option in options])
+    assert result.exit_code == 2
+    assert words in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("lacking", "words"),
+    [(FLOAT_FILE, "it has none. Give what it was"), (INT8_FILE, "there is no other. Compare it")],
+)
+def test_texts_alone_need_a_float32_file_and_another(both, texts, tmp_path, lacking, words):
+    result = run(static_builds.without(both, lacking, tmp_path / "less"), "--data", texts)
+    assert result.exit_code == 2
+    assert words in result.stderr
+
+
+def test_texts_alone_need_no_tensorflow(both, texts):
+    code = (
+        "import sys; from bart_export.cli.main import main\n"
+        f"main(['verify', {str(both.directory)!r}, '--data', {texts!r}], standalone_mode=False)\n"
+        "sys.exit(any(name in sys.modules for name in ('tensorflow', 'keras')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_was_not_asked_is_told(saved_model_artifact, symmetric_artifact):
+    def verify(artifact, *arguments):
+        result = CliRunner().invoke(main, ["verify", str(artifact.directory), *arguments])
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    assert "saved_model/1: not asked anything, only its hashes" in verify(saved_model_artifact)
+    assert json.loads(verify(saved_model_artifact, "--json"))["not_asked"] == ["saved_model/1"]
+    assert "not asked" not in verify(symmetric_artifact)
+    assert json.loads(verify(symmetric_artifact, "--json"))["not_asked"] == []

@@ -1,0 +1,49 @@
+"""A deployment of a tiny model, written once."""
+
+import contextlib
+import http.server
+import threading
+
+import pytest
+from support import deployed_models
+
+CLOSE = "Content-Length: 0\r\nConnection: close\r\n"
+
+
+@pytest.fixture(scope="session")
+def deployed(saved_model_artifact, tmp_path_factory):
+    """Return (draft, what was written) for a second version of a tiny artifact."""
+    directory = tmp_path_factory.mktemp("drafts") / "draft"
+    return deployed_models.deploy(saved_model_artifact, directory)
+
+
+@contextlib.contextmanager
+def answering(status):
+    """Answer HTTP requests with a status; yields the port and the requests."""
+    requests = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            requests.append(f"{self.requestline}\r\n{self.headers}")
+            self.wfile.write(f"HTTP/1.1 {status}\r\n{CLOSE}\r\n".encode())
+
+        do_POST = do_GET  # noqa: N815
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield server.server_address[1], requests
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture
+def http_answers():
+    """Return `answering`."""
+    return answering

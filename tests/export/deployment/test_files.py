@@ -1,0 +1,314 @@
+"""The files of a deployment: each is read as what it is for, and says what is deployed."""
+
+import os
+import re
+import shutil
+import subprocess
+
+import pytest
+import yaml
+from google.protobuf import text_format
+from support.deployed_models import MEMORY, SIZE, documents
+from tensorflow_serving.config import model_server_config_pb2
+
+from bart_export.export.deployment import files
+from bart_export.export.deployment.files import LOADED_VERSIONS, serving_files
+from bart_export.export.deployment.memory import guessed
+from bart_export.export.deployment.requests import MAX_BATCH_SIZE
+from bart_export.server import batching, messages
+from bart_export.server.served_model import Latest
+
+ONE = serving_files("bart_mini_en", [1], MEMORY, SIZE)
+THREE = serving_files("Bart.Large_7", [4, 5, 9], MEMORY, SIZE)
+
+
+def parsed(text, message):
+    return text_format.Parse(text, message, descriptor_pool=message.DESCRIPTOR.file.pool)
+
+
+@pytest.mark.parametrize(
+    "new", [messages.ModelServerConfig, model_server_config_pb2.ModelServerConfig]
+)
+def test_models_config_is_the_official_message(new):
+    (model,) = parsed(THREE["models.config"], new()).model_config_list.config
+    assert (model.name, model.base_path) == ("Bart.Large_7", "/models/Bart.Large_7/saved_model")
+    assert model.model_platform == "tensorflow"
+    assert model.model_version_policy.latest.num_versions == LOADED_VERSIONS
+
+
+@pytest.mark.parametrize(
+    ("versions", "labels"),
+    [
+        ([1], {"stable": 1}),
+        ([1, 2], {"stable": 1, "canary": 2}),
+        ([4, 5, 9], {"stable": 5, "canary": 9}),
+    ],
+)
+def test_labels_name_the_last_two_versions(versions, labels):
+    written = serving_files("bart", versions, MEMORY, SIZE)
+    (model,) = parsed(
+        written["models.config"], messages.ModelServerConfig()
+    ).model_config_list.config
+    assert dict(model.version_labels) == labels
+    # A label may move to a version only once that is loaded, and the old one must answer till then.
+    loaded = Latest(model.model_version_policy.latest.num_versions).choose(versions)
+    before = dict(zip(("canary", "stable"), reversed(versions[:-1]), strict=False))
+    assert {*labels.values(), *before.values()} <= loaded
+
+
+def test_monitoring_is_on_under_the_path_that_kubernetes_scrapes():
+    config = parsed(ONE["monitoring.config"], messages.MonitoringConfig()).prometheus_config
+    assert config.enable
+    pod = documents(ONE["kubernetes.yaml"])["Deployment"]["spec"]["template"]["metadata"]
+    assert pod["annotations"]["prometheus.io/path"] == config.path
+
+
+def test_batching_parameters_are_those_of_the_server(deployed, tmp_path):
+    draft, _ = deployed
+    parameters = batching.read_parameters(draft.directory / "saved_model/2/batching_params.pbtxt")
+    assert parameters.batch_limit == MAX_BATCH_SIZE
+    assert parameters.pad_variable_length_inputs
+    assert parameters.batch_timeout_micros == 0
+    (tmp_path / "batching.config").write_text(ONE["batching.config"])
+    shared = batching.read_parameters(tmp_path / "batching.config")
+    # That memory is reckoned for; our own server has a thread for each core it finds.
+    assert shared.num_batch_threads == files.CORES
+    assert parameters.num_batch_threads is None
+
+
+def test_every_value_has_its_reason(deployed):
+    draft, _ = deployed
+    text = (draft.directory / "saved_model/2/batching_params.pbtxt").read_text()
+    for paragraph in text.split("\n\n"):
+        assert paragraph.startswith("# "), paragraph
+
+
+def arguments(words):
+    return dict(word.removeprefix("--").partition("=")[::2] for word in words)
+
+
+def container_arguments(written):
+    pod = documents(written["kubernetes.yaml"])["Deployment"]["spec"]["template"]["spec"]
+    compose = yaml.safe_load(written["compose.yaml"])["services"]["serving"]
+    runtime = documents(written["kserve.yaml"])["ServingRuntime"]["spec"]
+    return {
+        "compose": arguments(compose["command"]),
+        "kubernetes": arguments(pod["containers"][0]["args"]),
+        "kserve": arguments(runtime["containers"][0]["args"]),
+    }
+
+
+def test_flags_are_those_of_tensorflow_serving():
+    known = {
+        "model_config_file", "model_config_file_poll_wait_seconds", "monitoring_config_file",
+        "allow_version_labels_for_unavailable_models", "enable_batching",
+        "enable_per_model_batching_parameters", "batching_parameters_file",
+        "rest_api_timeout_in_ms", "max_num_load_retries", "tensorflow_intra_op_parallelism",
+        "tensorflow_inter_op_parallelism", "grpc_channel_arguments", "model_name",
+        "model_base_path", "port", "rest_api_port",
+    }  # fmt: skip
+    for place, given in container_arguments(THREE).items():
+        assert set(given) <= known, place
+        assert given["enable_batching"] == given["enable_per_model_batching_parameters"] == "true"
+        assert given["rest_api_timeout_in_ms"] == "60000"
+
+
+def test_compose_mounts_the_directory_around_the_artifact_and_names_what_lies_in_it(deployed):
+    draft, deployment = deployed
+    text = (draft.directory / "serving/compose.yaml").read_text()
+    service = yaml.safe_load(text)["services"]["serving"]
+    (mount,) = service["volumes"]
+    around = (draft.target / "serving" / mount["source"]).resolve()
+    assert around == draft.target.parent
+    for value in arguments(service["command"]).values():
+        if value.startswith("/"):
+            inside = value.removeprefix(f"{mount['target']}/{draft.target.name}/")
+            assert inside in deployment.files
+    assert service["image"] == f"tensorflow/serving:${{TF_SERVING_TAG:-{files.IMAGE_TAG}}}"
+
+
+@pytest.mark.parametrize("file", ["kubernetes.yaml", "kserve.yaml"])
+def test_the_configurations_that_are_named_are_mounted(file):
+    manifest = documents(THREE[file])
+    data = manifest["ConfigMap"]["data"]
+    for name, content in data.items():
+        assert content.rstrip("\n") == THREE[name].rstrip("\n")
+    if file == "kserve.yaml":
+        spec = manifest["ServingRuntime"]["spec"]
+    else:
+        spec = manifest["Deployment"]["spec"]["template"]["spec"]
+    mounts = {one["name"]: one["mountPath"] for one in spec["containers"][0]["volumeMounts"]}
+    for value in arguments(spec["containers"][0]["args"]).values():
+        if value.startswith("/config"):
+            assert value.removeprefix(f"{mounts['config']}/") in data
+    volumes = {one["name"]: one for one in spec["volumes"]}
+    assert set(volumes) == set(mounts)
+    assert volumes["config"]["configMap"]["name"] == manifest["ConfigMap"]["metadata"]["name"]
+
+
+def test_kserve_fetches_one_version_and_leans_on_no_claim():
+    manifest = documents(THREE["kserve.yaml"])
+    assert "PersistentVolumeClaim" not in manifest
+    uri = manifest["InferenceService"]["spec"]["predictor"]["model"]["storageUri"]
+    assert uri == "https://models.example.com/Bart.Large_7-9.tar.gz"
+
+
+def filling(directory, url):
+    """Return the command that fills a volume, as the first container of a pod runs it."""
+    spec = documents(ONE["kubernetes.yaml"])["Deployment"]["spec"]["template"]["spec"]
+    (container,) = spec["initContainers"]
+    (script,) = container["args"]
+    assert [each["name"] for each in container["env"]] == ["ARTIFACT_URL"]
+    script = script.replace("/models", str(directory)).replace("sleep 5", "sleep 0.05")
+    environment = {**os.environ, "ARTIFACT_URL": url}
+    return subprocess.Popen(
+        [*container["command"], script], env=environment, stdout=subprocess.PIPE, text=True
+    )
+
+
+def test_the_volume_is_filled_from_an_archive(tmp_path):
+    (tmp_path / "from" / "bart_mini_en").mkdir(parents=True)
+    (tmp_path / "from" / "bart_mini_en" / "manifest.json").write_text("{}")
+    archive = tmp_path / "bart_mini_en.tar.gz"
+    subprocess.run(["tar", "-czf", archive, "-C", tmp_path / "from", "bart_mini_en"], check=True)
+    (tmp_path / "models").mkdir()
+    for _ in range(2):  # the second pod finds it there
+        with filling(tmp_path / "models", archive.as_uri()) as run:
+            assert run.wait(20) == 0
+        assert [path.name for path in (tmp_path / "models").iterdir()] == ["bart_mini_en"]
+        archive.unlink(missing_ok=True)
+    (tmp_path / "other").mkdir()
+    with filling(tmp_path / "other", archive.as_uri()) as run:
+        assert run.wait(20) != 0  # there is no archive, and the pod is started again
+
+
+def test_without_an_archive_the_artifact_is_waited_for(tmp_path):
+    with filling(tmp_path, "") as run:
+        assert "kubectl cp the artifact there" in run.stdout.readline()
+        (tmp_path / "bart_mini_en").mkdir()
+        (tmp_path / "bart_mini_en" / "manifest.json").touch()
+        assert run.wait(20) == 0
+
+
+def test_containers_write_nothing_and_have_no_rights():
+    pod = documents(ONE["kubernetes.yaml"])["Deployment"]["spec"]["template"]["spec"]
+    runtime = documents(ONE["kserve.yaml"])["ServingRuntime"]["spec"]
+    for container in (*pod["initContainers"], *pod["containers"], *runtime["containers"]):
+        context = {**pod["securityContext"], **container["securityContext"]}
+        if container in runtime["containers"]:
+            context = container["securityContext"]
+        assert context["runAsNonRoot"] is True
+        assert context["runAsUser"] == context["runAsGroup"] == 1000
+        assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert context["readOnlyRootFilesystem"] is True
+        assert context["allowPrivilegeEscalation"] is False
+        assert context["capabilities"] == {"drop": ["ALL"]}
+    compose = yaml.safe_load(ONE["compose.yaml"])["services"]["serving"]
+    assert compose["user"].endswith(":-1000:1000}")
+    assert (compose["read_only"], compose["cap_drop"]) == (True, ["ALL"])
+    assert compose["security_opt"] == ["no-new-privileges:true"]
+
+
+def test_the_image_is_explained_once():
+    told = [file for file, content in ONE.items() if files.TAG_REASON in " ".join(content.split())]
+    assert told == ["README.md"]
+
+
+def test_probes_ask_for_the_metadata_of_the_model():
+    spec = documents(THREE["kubernetes.yaml"])["Deployment"]["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    for probe in ("startupProbe", "readinessProbe"):
+        assert container[probe]["httpGet"]["path"] == "/v1/models/Bart.Large_7/metadata"
+    assert "tcpSocket" in container["livenessProbe"]
+    ports = {one["name"] for one in container["ports"]}
+    assert {container[name]["httpGet"]["port"] for name in ("startupProbe", "readinessProbe")} | {
+        container["livenessProbe"]["tcpSocket"]["port"]
+    } <= ports
+
+
+@pytest.mark.parametrize(
+    ("versions", "request_", "limit"),
+    # A version 700, each of two batches 1200, the next version's peak 1900.
+    [([1], 3100, 5000), ([1, 2], 3800, 5700), ([4, 5, 9], 4500, 6400), ([1, 2, 3, 4], 4500, 6400)],
+)
+def test_memory_is_that_of_the_loaded_versions_and_one_being_exchanged(versions, request_, limit):
+    written = serving_files("bart", versions, MEMORY, SIZE)
+    pod = documents(written["kubernetes.yaml"])["Deployment"]["spec"]["template"]["spec"]
+    resources = pod["containers"][0]["resources"]
+    assert resources["requests"]["memory"] == f"{request_}Mi"
+    assert resources["limits"]["memory"] == f"{limit}Mi"
+    compose = yaml.safe_load(written["compose.yaml"])["services"]["serving"]
+    assert compose["deploy"]["resources"]["limits"]["memory"] == f"{limit}M"
+    service = documents(written["kserve.yaml"])["InferenceService"]["spec"]["predictor"]["model"]
+    assert service["resources"]["limits"]["memory"] == "5000Mi"
+    assert "700 MiB with a version loaded" in written["kubernetes.yaml"]
+
+
+def test_a_canary_takes_a_part_of_the_requests_once_there_is_an_earlier_version():
+    def predictor(written):
+        return documents(written["kserve.yaml"])["InferenceService"]["spec"]["predictor"]
+
+    assert "canaryTrafficPercent" not in predictor(ONE)
+    assert predictor(THREE)["canaryTrafficPercent"] == 10
+    assert predictor(THREE)["model"]["runtimeVersion"] == files.IMAGE_TAG
+    runtime = documents(THREE["kserve.yaml"])["ServingRuntime"]["metadata"]["name"]
+    assert predictor(THREE)["model"]["runtime"] == runtime
+
+
+@pytest.mark.parametrize("written", [ONE, THREE], ids=["one", "three"])
+def test_nothing_is_left_of_the_templates(written):
+    for file, content in written.items():
+        assert "@" not in content, file
+        assert not re.search(r"[ \t]$", content, re.MULTILINE), file
+        assert "\t" not in content, file
+
+
+def test_what_was_written_is_told(deployed):
+    draft, deployment = deployed
+    found = {
+        path.relative_to(draft.directory).as_posix()
+        for path in draft.directory.rglob("*")
+        if path.is_file()
+    }
+    beside = {name for name in found if not re.match(r"saved_model/2/(variables/|.*\.pb$)", name)}
+    assert set(deployment.files) == beside
+    assert 0 < deployment.memory.loaded < deployment.memory.peak
+    assert deployment.memory.measured
+    text = (draft.directory / "serving/models.config").read_text()
+    (model,) = parsed(text, messages.ModelServerConfig()).model_config_list.config
+    assert model.name == draft.target.name
+    assert dict(model.version_labels) == {"stable": 1, "canary": 2}
+
+
+def healthcheck(written, port):
+    check = yaml.safe_load(written["compose.yaml"])["services"]["serving"]["healthcheck"]["test"]
+    assert check[0] == "CMD"
+    # Compose reads two dollar signs as one.
+    return [word.replace("$$", "$").replace("/8501", f"/{port}") for word in check[1:]]
+
+
+def test_an_artifact_that_is_damaged_has_no_earlier_versions(saved_model_artifact, tmp_path):
+    copied = tmp_path / "copied"
+    shutil.copytree(saved_model_artifact.directory, copied)
+    assert files.earlier_versions(copied) == [1]
+    (copied / "saved_model/1/fingerprint.pb").write_bytes(b"other")
+    assert files.earlier_versions(copied) == []
+    assert files.earlier_versions(tmp_path / "nothing") == []
+
+
+def test_the_health_check_wants_a_version_that_answers(http_answers):
+    for status, healthy in (("200 OK", True), ("404 Not Found", False)):
+        with http_answers(status) as (port, requests):
+            run = subprocess.run(healthcheck(ONE, port), timeout=20)
+        assert (run.returncode == 0) is healthy
+        assert requests[0].startswith("GET /v1/models/bart_mini_en/metadata HTTP/1.1\r\n")
+    closed = subprocess.run(healthcheck(ONE, port), timeout=20, capture_output=True)
+    assert closed.returncode != 0
+
+
+def test_a_figure_that_was_not_measured_says_so(tmp_path):
+    (tmp_path / "weights").write_bytes(bytes(2**20))
+    memory = guessed(tmp_path)
+    assert 2**20 < memory.loaded < memory.peak
+    assert "Guessed from the files' size" in serving_files("bart", [1], memory, 1)["compose.yaml"]
+    assert "Measured" in ONE["compose.yaml"]

@@ -1,0 +1,100 @@
+"""Settings of a checkpoint, from an export to a call: each front end follows them alike."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from bart_export.artifact.artifact import REPORT, Artifact
+from bart_export.cli.main import main
+from bart_export.config import GenerationConfig
+from bart_export.errors import InputError
+from bart_export.runtime import Generator
+from bart_export.server import text_signatures
+from bart_export.server.events import text_and_parameters
+from bart_export.server.servable import Limits
+
+CASE = Path(__file__).parents[1] / "data/cases/max-length-beyond-positions"
+NOTE = "max_length=41 of generation_config.json is beyond the model's 32 positions; it is 32."
+
+
+def invoke(*arguments):
+    result = CliRunner().invoke(main, [str(one) for one in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return " ".join(result.output.split())
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """Return the artifact of a checkpoint that asks for more than its positions."""
+    output = tmp_path_factory.mktemp("artifacts") / "case"
+    said = invoke("--preset", CASE, "--target", "tflite", "--recipe", "float32", "--output", output)
+    assert NOTE in said
+    return output
+
+
+def test_rows_without_a_token_are_not_in_the_files(tmp_path):
+    """The model likes row 280 of 288; the tokenizer has 267 tokens."""
+    padded = CASE.parent / "padded-rows-generated"
+    target = ("--target", "tflite", "--recipe", "float32", "--output", tmp_path / "padded")
+    assert "the last 21 are left out" in invoke("--preset", padded, *target)
+    artifact = Artifact.open(tmp_path / "padded")
+    assert artifact.manifest["rows_without_token"] == 21
+    assert artifact.config.vocabulary_size == 267
+    result = Generator.from_artifact(artifact.directory).generate("the an in", num_beams=4)
+    assert all(token < 267 for token in result.token_ids)
+
+
+def test_an_artifact_says_whose_its_settings_are(exported):
+    assert Artifact.open(exported).generation.max_length == 32
+    for inspected in (exported, CASE):
+        assert NOTE in " ".join(invoke("inspect", inspected).split())
+    assert NOTE in " ".join((exported / REPORT).read_text(encoding="utf-8").split())
+
+
+def test_a_preset_that_was_not_fetched_says_whose_its_settings_are():
+    said = " ".join(invoke("inspect", "bart_large_en_cnn").split())
+    assert "Settings: max_length=142, min_length=56, num_beams=4" in said
+    assert "from the preset's original checkpoint" in said
+
+
+def test_a_name_that_no_file_can_have_is_one_short_line():
+    result = CliRunner().invoke(main, ["inspect", "x" * 5000])
+    assert result.exit_code == 2
+    assert len(result.output) < 800
+    assert result.output.count("\n") == 1
+
+
+def test_what_is_asked_by_default_can_be_answered(exported):
+    invoke("generate", exported, "the an in")
+    assert len(Generator.from_artifact(exported).generate("the an in").token_ids) <= 32
+
+
+def test_every_front_end_lowers_a_shortest_length_that_a_call_leaves_alone(exported):
+    opened = Generator.from_artifact(exported)
+    stated = GenerationConfig(max_length=24, min_length=12, num_beams=4)
+    generator = Generator(opened.tokenizer, opened.engine, stated, opened.encoder_sequence_length)
+    text = "the an in"
+    expected = generator.generate(text, max_length=8, min_length=8)
+    assert generator.generate(text, max_length=8).token_ids == expected.token_ids
+    assert generator.generate(text, max_new_tokens=7).token_ids == expected.token_ids
+
+    inputs = {"text": np.array([text.encode()], object), "max_length": np.array([8], np.int32)}
+    found = text_signatures.generate_text(generator, inputs, Limits())
+    (served,) = found["generated_text"]
+    assert served[0].decode() == expected.text
+
+    streamed_text, parameters = text_and_parameters({"text": text, "max_new_tokens": 7})
+    streamed = generator.stream(streamed_text, **parameters)
+    assert "".join(streamed) == expected.text
+
+
+def test_new_tokens_are_a_flag(exported):
+    invoke("generate", exported, "the an in", "--max-new-tokens", 7)
+    with pytest.raises(InputError, match="32 positions, received 33"):
+        Generator.from_artifact(exported).generate("the", max_new_tokens=32)
+    both = ["generate", str(exported), "the", "--max-new-tokens", "7", "--max-length", "8"]
+    result = CliRunner().invoke(main, both)
+    assert result.exit_code == 2
+    assert result.output.count("\n") == 1

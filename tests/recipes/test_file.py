@@ -1,0 +1,127 @@
+"""Recipe files: what is written is read again, and what is wrong is said in a line."""
+
+import json
+import re
+
+import pytest
+
+from bart_export.checkpoints.layers import layer_names
+from bart_export.config import BartConfig
+from bart_export.errors import ConfigurationError
+from bart_export.recipes import file, metrics
+from bart_export.recipes.table import RECIPES
+
+GOOD = {
+    "name": "mixed",
+    "mode": "dynamic",
+    "layers": [[".*", "int4"], [".*/feedforward_output", "int8"]],
+    "tolerance": {"top1": 0.95},
+}
+CONFIG = BartConfig(vocabulary_size=8, num_layers=1, num_heads=1, hidden_dim=4, intermediate_dim=4)
+
+
+def test_the_last_expression_that_matches_a_layer_counts():
+    recipe = file.from_dict(GOOD)
+    assert recipe.storage("decoder/layer_0/feedforward_output").name == "int8"
+    assert recipe.storage("decoder/layer_0/feedforward_intermediate").name == "int4"
+
+
+def test_a_layer_without_an_expression_keeps_float32():
+    recipe = file.from_dict({**GOOD, "layers": [["decoder/.*", "int8"]]})
+    assert recipe.storage("encoder/layer_0/feedforward_output").name == "float32"
+    # The whole name must match, not a part of it.
+    recipe = file.from_dict({**GOOD, "layers": [["feedforward_output", "int8"]]})
+    assert recipe.storage("decoder/layer_0/feedforward_output").name == "float32"
+
+
+def test_what_is_written_is_read_again(tmp_path):
+    recipe = file.from_dict(GOOD)
+    file.write(tmp_path / "mixed.json", recipe)
+    assert file.read(tmp_path / "mixed.json") == recipe
+
+
+@pytest.mark.parametrize(
+    ("mode", "storages", "like"),
+    [
+        ("dynamic", ["int8_tensorwise"], "dynamic_wi8_afp32_tensorwise"),
+        ("dynamic", ["int8_tensorwise", "float16"], "dynamic_wi8_afp32_tensorwise"),
+        ("dynamic", ["int8_tensorwise", "int8"], "dynamic_wi8_afp32"),
+        ("dynamic", ["int4", "int8_tensorwise"], "dynamic_wi4_afp32"),
+        ("weight_only", ["int8", "float16"], "weight_only_wi8_afp32"),
+        ("static_ai16", ["int8_tensorwise"], "static_wi8_ai16"),
+        ("static_ai8", ["int8_tensorwise"], "static_wi8_ai8"),
+    ],
+)
+def test_who_computes_it_rightly_follows_from_mode_and_storages(mode, storages, like):
+    layers = [[".*", storage] for storage in storages]
+    recipe = file.from_dict({**GOOD, "mode": mode, "layers": layers})
+    assert recipe.runtimes == RECIPES[like].runtimes
+    assert recipe.refusals == RECIPES[like].refusals
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"name": "float32"}, "none of the recipes"),
+        ({"name": "../float"}, "letters, digits"),
+        ({"mode": "float"}, "mode must be one of"),
+        ({"mode": ["dynamic"]}, "mode must be one of"),
+        ({"layers": []}, "list of pairs"),
+        ({"layers": [[".*"]]}, r'pairs as in \[".\*", "int8"\]'),
+        ({"layers": [["(", "int8"]]}, "regular expressions"),
+        ({"layers": [[".*", "int5"]]}, "storage must be one of"),
+        ({"mode": "weight_only"}, "received 'int4', which is in blocks"),
+        ({"tolerance": {"top2": 1}}, "metric must be one of"),
+        ({"tolerance": {"top1": "high"}}, "must be a number"),
+        ({"tolerance": {"tokens": 95}}, r"received 95\. Did you mean 0\.95\?"),
+        ({"tolerance": 1}, "must map metrics"),
+        ({"colour": 1}, "has 'colour'"),
+    ],
+)
+def test_what_no_recipe_can_be_is_said_with_the_file(tmp_path, change, words):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({**GOOD, **change}))
+    with pytest.raises(
+        ConfigurationError, match=f"{re.escape(str(path))} cannot be used: .*{words}"
+    ):
+        file.read(path)
+
+
+def test_a_file_that_is_missing_or_no_json_is_named(tmp_path):
+    with pytest.raises(ConfigurationError, match="nowhere.json: No such file"):
+        file.read(tmp_path / "nowhere.json")
+    (tmp_path / "it.json").write_text("{")
+    with pytest.raises(ConfigurationError, match="it.json must be JSON"):
+        file.read(tmp_path / "it.json")
+
+
+def test_an_expression_that_names_no_layer_is_refused():
+    layers = layer_names(CONFIG)
+    file.check_layers(file.from_dict(GOOD), layers)
+    wrong = file.from_dict({**GOOD, "layers": [["decoder/layer_1/.*", "int8"]]})
+    with pytest.raises(ConfigurationError, match=r"'decoder/layer_1/\.\*', which matches none"):
+        file.check_layers(wrong, layers)
+
+
+@pytest.mark.parametrize(
+    ("bound", "words"),
+    [
+        ("top1", "NAME=VALUE"),
+        ("top9=1", "metric must be one of"),
+        ("kl=x", "must be a number"),
+        ("kl=nan", "must be a number"),
+        ("top1=inf", "must be a number"),
+        ("top1=98", r"of top1 must be from 0 to 1, received 98\. Did you mean 0\.98\?$"),
+        ("top1=2", r"from 0 to 1, received 2\. Did you mean 0\.98\?$"),
+        ("tokens=99.5", r"received 99\.5\. Did you mean 0\.995\?$"),
+        ("top1=980", r"from 0 to 1, received 980\.$"),
+        ("top1=-0.5", r"from 0 to 1, received -0\.5\.$"),
+        ("kl=-1", r"of kl must be at least 0, received -1\.$"),
+        ("rouge_l=101", r"of rouge_l must be from -100 to 100, received 101\.$"),
+    ],
+)
+def test_bounds_are_parsed_and_refused(bound, words):
+    accepted = ["top1=1", "tokens=0", "rouge_l=-0.5", "relative=2"]
+    assert metrics.parse(accepted) == {"top1": 1, "tokens": 0, "rouge_l": -0.5, "relative": 2}
+    with pytest.raises(ConfigurationError, match=words):
+        metrics.parse([bound])

@@ -1,0 +1,67 @@
+"""A small real servable that streams: it counts aloud, a token at a time, slowly."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from bart_export.config import GenerationConfig
+from bart_export.errors import InputError
+from bart_export.runtime.generator import GeneratedSequence, Result, Timings
+from bart_export.server.status import Code, StatusError
+from support.arithmetic import PREDICT, STRING, signature
+
+LONGEST_TEXT = 5000
+
+
+class Counting:
+    """Counts from 1 to `max_length`, which is the number of tokens.
+
+    Breaks at the token that the text names, if it names one, and says that a text with "cut" in it
+    was. `emitted` is how many tokens there have been, `ended` is set once nothing runs.
+    """
+
+    signature_defs = {
+        "serving_default": signature(PREDICT, {"text": STRING}, {"generated_text": STRING})
+    }
+    streams = True
+    reader = None
+
+    def __init__(self, seconds=0.001, queue_size=64):
+        self.seconds = seconds
+        self.places = threading.Semaphore(1 + queue_size)
+        self.workers = ThreadPoolExecutor(1)
+        self.emitted = 0
+        self.ended = threading.Event()
+        self.closed = threading.Event()
+
+    def stream(self, call):
+        if not self.places.acquire(blocking=False):
+            raise StatusError(Code.UNAVAILABLE, "The queue is full")
+        self.ended.clear()
+        future = self.workers.submit(self.count, call)
+        future.add_done_callback(lambda _: (self.places.release(), self.ended.set()))
+        return future
+
+    def count(self, call):
+        generation = GenerationConfig().replace(**call.parameters)
+        if len(call.text) > LONGEST_TEXT:
+            raise InputError(f"A text may have {LONGEST_TEXT} tokens, received {len(call.text)}.")
+        broken = int(call.text) if call.text.isdecimal() else None
+        call.limits.remarks.truncated += [0] if "cut" in call.text else []
+        call.limits.remarks.empty += [] if call.text.strip() else [0]
+        words = []
+        for number in range(1, generation.max_length + 1):
+            time.sleep(self.seconds)
+            call.limits.check()
+            if number == broken:
+                raise RuntimeError("the engine broke")
+            words.append(f"{number} ")
+            call.emit(words[-1], number)
+            self.emitted += 1
+        sequence = GeneratedSequence("".join(words), tuple(range(len(words) + 1)), -0.5)
+        seconds = self.seconds * len(words)
+        return Result((sequence,), (0, 2), Timings(0.0, seconds, len(words)))
+
+    def close(self):
+        self.closed.set()
+        self.workers.shutdown()

@@ -1,0 +1,139 @@
+"""A checkpoint with everything that its files are judged by, and files of it, right and wrong."""
+
+import dataclasses
+import types
+from types import MappingProxyType
+
+import numpy as np
+import tensorflow as tf
+
+from bart_export.checkpoints import formats
+from bart_export.checkpoints.layers import layer_names
+from bart_export.checkpoints.origin import resolve
+from bart_export.convert import tflite
+from bart_export.convert.quantize import quantize
+from bart_export.graph import steps
+from bart_export.graph.parameters import InferenceParameters
+from bart_export.model import BartBackbone
+from bart_export.recipes.table import RECIPES
+from bart_export.runtime.engine import CompiledModelEngine
+from bart_export.verify import golden, verify, weights
+from bart_export.verify.gate import Facts, File, Gate
+from bart_export.verify.reference import Float64Reference, KerasReference
+from support import tflite_files
+
+FLOAT32 = RECIPES["float32"]
+# Random weights lose more to rounding than trained ones: what is tried here is no quality.
+INT8 = dataclasses.replace(
+    RECIPES["dynamic_wi8_afp32"], tolerance=MappingProxyType({"relative": 0.5, "top1": 0.0})
+)
+KERNEL = "decoder/layer_0/feedforward_output/weights"
+TABLE = "token_embedding/weights"
+UNUSED = [700, 900]  # rows of the table that no golden text of the tiny checkpoint uses
+
+
+class Judged:
+    """A checkpoint, the Keras model's answers, and a gate for files made of it."""
+
+    def __init__(self, preset):
+        checkpoint = formats.read(resolve(str(preset)).directory)
+        tokenizer = checkpoint.tokenizer()
+        self.preset = str(preset)
+        self.facts = Facts(
+            checkpoint.config,
+            tokenizer,
+            checkpoint.generation,
+            checkpoint.encoder_sequence_length,
+        )
+        self.parameters = InferenceParameters(
+            checkpoint.config, lambda name: np.asarray(checkpoint.weights[name])
+        )
+        self.read = weights.parameters_of(checkpoint.config, self.parameters)
+        backbone = BartBackbone.from_checkpoint(checkpoint)
+        self.keras, self.truth = KerasReference(backbone), Float64Reference(backbone)
+        self.asked = verify.consult(
+            self.keras,
+            tokenizer,
+            golden.questions(
+                tokenizer,
+                checkpoint.config,
+                {"defaults": checkpoint.generation},
+                checkpoint.encoder_sequence_length,
+            ),
+            self.truth,
+        )
+
+    def float_file(self, path, shapes=None):
+        """Write a float file as it is made now; return it."""
+        tflite.write_float(self.parameters, path, shapes)
+        return self.file(path, FLOAT32, shapes)
+
+    def quantized(self, base, recipe=INT8):
+        """Write a quantized file beside the float file that it is made of; return it."""
+        path = base.path.with_name(f"{recipe.name}_of_{base.path.name}")
+        path.write_bytes(quantize(base.path, recipe, layer_names(self.facts.config)))
+        return self.file(path, recipe, base.shapes)
+
+    def file(self, path, recipe, shapes=None):
+        return File.of_draft(path.name, path, recipe, self.facts.config, shapes)
+
+    def gate(self, base, texts=None):
+        return Gate(self.facts, base, self.read, texts)
+
+    def changed(self, file, harm, path):
+        """Return a copy of a file whose bytes `harm` has changed in place."""
+        content = bytearray(file.path.read_bytes())
+        harm(content)
+        path.write_bytes(content)
+        return self.file(path, file.recipe, file.shapes)
+
+    def check(self, content, recipe, path):
+        """Compare a file of these bytes with the reference, as verification does."""
+        path.write_bytes(content)
+        engine = CompiledModelEngine(path, self.facts.config, num_threads=1)
+        return verify.check("it", recipe, engine, self.facts.tokenizer, self.asked)
+
+
+def triple_the_scales(content):
+    for scales in tflite_files.scale(content, KERNEL):
+        scales *= 3
+
+
+def triple_one_scale(content):
+    for scales in tflite_files.scale(content, KERNEL):
+        scales[5] *= 3
+
+
+def swap_rows(content):
+    table = tflite_files.weight(content, TABLE).reshape(1024, -1)  # of bytes, whatever they hold
+    table[UNUSED] = table[UNUSED[::-1]]
+
+
+def change_an_epsilon(content):
+    replace(content, np.float32(1e-5), np.float32(1e-6))
+
+
+def replace(content, old, new):
+    """Put the bytes of an array in the place of those of another where they first occur."""
+    place = content.index(old.tobytes())
+    content[place : place + old.nbytes] = new.tobytes()
+
+
+def wrong_epsilon(monkeypatch):
+    """Normalize once with another epsilon, where the rows are small enough for it to matter."""
+    right = steps.layer_norm
+
+    def layer_norm(parameters, name, x):
+        if name != "encoder_embeddings_layer_norm":
+            return right(parameters, name, x)
+        mean, variance = tf.nn.moments(x, [-1], keepdims=True)
+        scaled = (x - mean) * tf.math.rsqrt(variance + 1e-6)
+        return scaled * parameters[f"{name}/gamma"] + parameters[f"{name}/beta"]
+
+    monkeypatch.setattr(steps, "layer_norm", layer_norm)
+
+
+def cache_one_off(monkeypatch):
+    """Write keys and values one position after the one that they belong to."""
+    shifted = {**vars(tf), "equal": lambda places, position: tf.equal(places, position + 1)}
+    monkeypatch.setattr(steps, "tf", types.SimpleNamespace(**shifted))

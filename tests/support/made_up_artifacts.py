@@ -1,0 +1,83 @@
+"""Artifacts of a few bytes, for tests of the directory and not of what is in it."""
+
+import shutil
+
+from bart_export.artifact import artifact
+from bart_export.artifact.artifact import Artifact
+from bart_export.config import BartConfig, GenerationConfig
+from bart_export.errors import ArtifactError
+
+CONFIG = BartConfig(vocabulary_size=8, num_layers=1, num_heads=1, hidden_dim=4, intermediate_dim=4)
+
+
+# What an entry of a `.tflite` file has beside size and hash.
+EXPORTED = {
+    "target": "tflite",
+    "recipe": "float32",
+    "mode": "float",
+    "layers": [],
+    "tolerance": {},
+    "runtimes": {},
+    "refusals": {},
+}
+
+
+def manifest(files, preset="made_up"):
+    """Return a manifest's fields with the entries of `files`."""
+    return {
+        "preset": preset,
+        "source": {},
+        "config": CONFIG.to_dict(),
+        "generation": GenerationConfig().to_dict(),
+        "encoder_sequence_length": 16,
+        "special_token_ids": {},
+        "parameter_count": 1,
+        "tokenizer": dict.fromkeys(("vocabulary", "merges"), next(iter(files), None)),
+        "signatures": {},
+        "files": files,
+        "tools": {},
+        "verification": [],
+        "measurements": [],
+        "sensitivity": [],
+        "exports": 1,
+    }
+
+
+def write(target, contents, preset="made_up"):
+    """Commit an artifact with files of these contents, by name, and open it."""
+    with artifact.draft(target) as draft:
+        for name, content in contents.items():
+            path = draft.directory / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        entries = {name: draft.entry(name, **EXPORTED) for name in contents}
+        draft.commit(manifest(entries, preset))
+    return artifact.Artifact.open(target)
+
+
+def export_again(target, made, number):
+    """Put what an export made in the place of an artifact, as the export itself does."""
+    ignored = shutil.ignore_patterns("manifest.json", ".cache")
+    with artifact.draft(target) as draft:
+        shutil.copytree(made.directory, draft.directory, ignore=ignored, dirs_exist_ok=True)
+        fields = {name: value for name, value in made.manifest.items() if "sha256" not in name}
+        draft.commit({**fields, "exports": number})
+
+
+def whole(directory):
+    """Return an artifact after hashing every file of it."""
+    artifact = Artifact.open(directory)
+    for name in artifact.manifest["files"]:
+        artifact.path(name, rehash=True)
+    return artifact
+
+
+def check_neighbours(target):
+    """Fail if something beside the artifact, which a kill left, is half of one."""
+    for path in target.parent.rglob("*"):
+        if path != target and path.is_dir():
+            try:
+                Artifact.open(path)
+            except ArtifactError:
+                continue
+            whole(path)

@@ -1,0 +1,167 @@
+"""Sensitivities: the layer that loses most is found, with the numbers that a real file stores."""
+
+import numpy as np
+import pytest
+
+from bart_export.checkpoints import formats, origin
+from bart_export.checkpoints.layers import layer_names
+from bart_export.convert.quantize import quantize
+from bart_export.convert.tflite import write_float
+from bart_export.graph.parameters import InferenceParameters
+from bart_export.model import BartBackbone
+from bart_export.recipes.table import LITERT_ONLY, STORAGES, Recipe
+from bart_export.runtime.engine import CompiledModelEngine
+from bart_export.tune import sensitivity
+from bart_export.tune.sensitivity import TeacherForced, checkpoint_layout, measure
+from bart_export.verify.evaluation import StepFigures
+from bart_export.verify.traces import Trace, follow
+from bart_export.verify.weights import matrices_of
+
+INT4 = STORAGES["int4"]
+MADE_SENSITIVE = "decoder/layer_0/feedforward_output"
+
+
+def traces_of(config, lengths=(7, 5, 9)):
+    random = np.random.default_rng(1)
+    return [
+        Trace(
+            tuple(random.integers(5, config.vocabulary_size, 3 * length).tolist()),
+            (2, *random.integers(5, config.vocabulary_size, length).tolist()),
+        )
+        for length in lengths
+    ]
+
+
+@pytest.fixture(scope="module")
+def tiny(symmetric_artifact):
+    """Return the model of a tiny checkpoint and its float file."""
+    handle = symmetric_artifact.manifest["source"]["handle"]
+    checkpoint = formats.read(origin.resolve(handle).directory)
+    return BartBackbone.from_checkpoint(checkpoint), symmetric_artifact.path(
+        "tflite/float32.tflite"
+    )
+
+
+@pytest.fixture(scope="module")
+def measured(tiny, tmp_path_factory):
+    backbone, float_file = tiny
+    before = {name: np.asarray(weight).copy() for name, weight in backbone.named_weights().items()}
+    copy = tmp_path_factory.mktemp("sensitivity") / "float32.tflite"
+    copy.write_bytes(float_file.read_bytes())
+    ticks = []
+    rows = measure(backbone, copy, traces_of(backbone.config), INT4, lambda: ticks.append(1))
+    assert [path.name for path in copy.parent.iterdir()] == ["float32.tflite"]
+    assert len(ticks) == len(rows)
+    return rows, before
+
+
+def stored_alone(tiny, layer, storage, mode, path):
+    """Write a file in which the matrix of one layer alone is stored narrower."""
+    backbone, float_file = tiny
+    recipe = Recipe("one", "", mode, ((layer, storage),), {}, LITERT_ONLY)
+    path.write_bytes(quantize(float_file, recipe, layer_names(backbone.config)))
+    return path
+
+
+def test_every_layer_is_measured_in_order(tiny, measured):
+    backbone, _ = tiny
+    rows, _ = measured
+    assert [row.layer for row in rows] == list(layer_names(backbone.config))
+    assert {row.storage for row in rows} == {"int4"}
+    assert all(row.kl > 0 and row.relative > 0 for row in rows)
+    weights = backbone.named_weights()
+    sizes = [int(np.prod(weights[name].shape)) for name in layer_names(backbone.config).values()]
+    assert [row.parameters for row in rows] == sizes
+    assert set(rows[0].to_dict()) == {"layer", "parameters", "storage", "kl", "relative"}
+
+
+def test_the_model_is_as_it_was_afterwards(tiny, measured):
+    backbone, _ = tiny
+    _, before = measured
+    for name, weight in backbone.named_weights().items():
+        assert np.array_equal(np.asarray(weight), before[name]), name
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        "token_embedding",
+        "encoder/layer_0/feedforward_output",
+        "decoder/layer_1/cross_attention_key",
+    ],
+)
+def test_the_figures_are_those_of_a_file_that_stores_one_layer_so(tiny, layer, tmp_path):
+    backbone, float_file = tiny
+    expected = CompiledModelEngine(float_file, backbone.config)
+    # Matrices are widened before they multiply, so that the rounding of weights is all there is.
+    path = stored_alone(tiny, layer, "int8", "weight_only", tmp_path / "one.tflite")
+    received = CompiledModelEngine(path, backbone.config)
+    figures = StepFigures()
+    traces = traces_of(backbone.config)
+    for trace in traces:
+        figures.add(follow(expected, trace).logits, follow(received, trace).logits)
+    weight, matrix = layer_names(backbone.config)[layer], matrices_of(path)(layer)
+    forced = TeacherForced(backbone, traces).with_matrix(weight, matrix)
+    assert forced.kl == pytest.approx(figures.kl, rel=0.02)
+    assert forced.errors.relative == pytest.approx(figures.errors.relative, rel=0.02)
+    assert figures.kl > 1e-7
+
+
+def test_what_is_measured_is_what_a_dynamic_file_stores_bit_for_bit(tiny, tmp_path):
+    backbone, float_file = tiny
+    layers = layer_names(backbone.config)
+    everywhere = tmp_path / "everywhere.tflite"
+    sensitivity.write_everywhere(float_file, INT4, layers, everywhere)
+    for layer in ("token_embedding", MADE_SENSITIVE):
+        alone = stored_alone(tiny, layer, "int4", "dynamic", tmp_path / "one.tflite")
+        assert np.array_equal(matrices_of(alone)(layer), matrices_of(everywhere)(layer))
+        assert not np.array_equal(matrices_of(alone)(layer), matrices_of(float_file)(layer))
+
+
+def test_a_matrix_goes_into_the_checkpoint_and_comes_out_the_same(tiny):
+    backbone, float_file = tiny
+    stored = matrices_of(float_file)
+    for layer, weight in layer_names(backbone.config).items():
+        laid_out = checkpoint_layout(backbone.config, weight, stored(layer))
+        assert laid_out.shape == tuple(backbone.named_weights()[weight].shape)
+        parameters = InferenceParameters(backbone.config, lambda name, array=laid_out: array)
+        assert np.array_equal(parameters[weight], stored(layer)), layer
+
+
+def test_an_encoder_that_has_not_changed_need_not_run_again(tiny):
+    backbone, float_file = tiny
+    forced = TeacherForced(backbone, traces_of(backbone.config))
+    variable = backbone.named_weights()[
+        layer_names(backbone.config)["decoder/layer_0/cross_attention_value"]
+    ]
+    before = np.asarray(variable).copy()
+    variable.assign(before * 1.1)
+    try:
+        decoder_only, whole = forced.figures(True), forced.figures(False)
+    finally:
+        variable.assign(before)
+    assert decoder_only.kl == pytest.approx(whole.kl, rel=1e-4)
+    assert whole.kl > 0
+
+
+def test_a_layer_that_was_made_sensitive_comes_first(symmetric_artifact, measured, tmp_path):
+    rows, _ = measured
+    assert max(rows, key=lambda row: row.kl).layer != MADE_SENSITIVE
+    handle = symmetric_artifact.manifest["source"]["handle"]
+    backbone = BartBackbone.from_checkpoint(formats.read(origin.resolve(handle).directory))
+    weights = backbone.named_weights()
+    variable = weights[layer_names(backbone.config)[MADE_SENSITIVE]]
+    kernel = np.asarray(variable).copy()
+    # A few large weights in every block of 32 leave the others no step. What they multiply is
+    # nothing, so that the float model does not see it.
+    kernel[::4] = 40.0
+    variable.assign(kernel)
+    bias = weights["transformer_decoder_layer_0/feedforward_intermediate_dense/bias"]
+    silenced = np.asarray(bias).copy()
+    silenced[::4] = -1000.0
+    bias.assign(silenced)
+    parameters = InferenceParameters(backbone.config, lambda name: np.asarray(weights[name]))
+    float_file = tmp_path / "float32.tflite"
+    write_float(parameters, float_file)
+    spoilt = measure(backbone, float_file, traces_of(backbone.config), INT4)
+    assert max(spoilt, key=lambda row: row.kl).layer == MADE_SENSITIVE

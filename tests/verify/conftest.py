@@ -1,0 +1,20 @@
+"""A tiny checkpoint with its judge, and right files of it, made once for all tests of a session."""
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny(symmetric_artifact):
+    from support.judged_models import Judged
+
+    return Judged(symmetric_artifact.manifest["source"]["handle"])
+
+
+@pytest.fixture(scope="session")
+def base(tiny, tmp_path_factory):
+    return tiny.float_file(tmp_path_factory.mktemp("right") / "float32.tflite")
+
+
+@pytest.fixture(scope="session")
+def int8(tiny, base):
+    return tiny.quantized(base)

@@ -1,0 +1,139 @@
+"""Replaying golden.json finds a file that answers otherwise than it did."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+from click.testing import CliRunner
+
+from bart_export.artifact import artifact as artifacts
+from bart_export.artifact.artifact import Artifact
+from bart_export.cli.main import main
+from bart_export.config import GenerationConfig
+from bart_export.errors import ArtifactError, VerificationFailed
+from bart_export.recipes.table import ROUNDING
+from bart_export.runtime.generator import Generator
+from bart_export.verify import golden
+from bart_export.verify.replay import Replayed, replay
+
+FLOAT_FILE, INT8_FILE = "tflite/float32.tflite", "tflite/dynamic_wi8_afp32.tflite"
+
+
+def with_golden(artifact, target, change):
+    """Return a whole artifact, sealed, whose golden.json holds what `change` makes of the cases."""
+    with artifacts.draft(target) as draft:
+        shutil.copytree(
+            artifact.directory,
+            draft.directory,
+            dirs_exist_ok=True,
+            ignore=shutil.ignore_patterns(".cache"),
+        )
+        content = json.loads((draft.directory / "golden.json").read_bytes())
+        change(content)
+        (draft.directory / "golden.json").write_text(json.dumps(content))
+        manifest = dict(artifact.manifest)
+        for field in ("format_version", "manifest_sha256"):
+            del manifest[field]
+        entries = {**manifest["files"], "golden.json": draft.entry("golden.json")}
+        draft.commit({**manifest, "files": entries})
+    return Artifact.open(target)
+
+
+def replayed(artifact):
+    entries = artifact.manifest["files"]
+    return replay(
+        artifact,
+        lambda name: Generator.from_artifact(
+            artifact.directory, recipe=entries[name]["recipe"], num_threads=1
+        ),
+    )
+
+
+def test_an_artifact_gives_its_answers_again(mini_artifact):
+    assert replayed(mini_artifact) == [Replayed(FLOAT_FILE, 9, 9), Replayed(INT8_FILE, 9, 9)]
+
+
+def forget(file, count):
+    """Return a change that gives a file other answers in some cases."""
+
+    def change(content):
+        for case in content["cases"][:count]:
+            case["files"][file]["token_ids"] = [2, 2]
+
+    return change
+
+
+def test_one_other_answer_of_a_float32_file_fails_with_exit_code_1(mini_artifact, tmp_path):
+    made = with_golden(mini_artifact, tmp_path / "made", forget(FLOAT_FILE, 1))
+    with pytest.raises(VerificationFailed, match="8 of its 9"):
+        replayed(made)
+    result = CliRunner().invoke(main, ["verify", str(made.directory)])
+    assert result.exit_code == 1
+    assert result.stderr.count("\n") == 1
+    assert FLOAT_FILE in result.stderr
+
+
+def test_a_file_of_rounded_weights_may_answer_some_otherwise_but_not_most(mini_artifact, tmp_path):
+    some = with_golden(mini_artifact, tmp_path / "some", forget(INT8_FILE, 4))
+    assert replayed(some)[1] == Replayed(INT8_FILE, 5, 9)
+    most = with_golden(mini_artifact, tmp_path / "most", forget(INT8_FILE, 5))
+    with pytest.raises(VerificationFailed, match="4 of its 9"):
+        replayed(most)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content.pop("cases"),
+        lambda content: content["cases"][0].pop("source_token_ids"),
+        lambda content: [case["files"].pop(FLOAT_FILE) for case in content["cases"]],
+        lambda content: content["cases"][0].pop("files"),
+        lambda content: content["cases"][0]["generation"].update(num_beams=0),
+        lambda content: content.update(cases=[3]),
+    ],
+)
+def test_golden_answers_that_lack_something_are_told(symmetric_artifact, tmp_path, change):
+    made = with_golden(symmetric_artifact, tmp_path / "made", change)
+    with pytest.raises(ArtifactError, match=r"golden\.json.*Export the artifact again"):
+        replayed(made)
+
+
+def test_the_question_is_asked_with_the_settings_of_the_case(symmetric_artifact, tmp_path):
+    def shorten(content):
+        for case in content["cases"]:
+            case["generation"].update(max_length=2, min_length=0)
+
+    made = with_golden(symmetric_artifact, tmp_path / "made", shorten)
+    with pytest.raises(VerificationFailed):
+        replayed(made)
+    assert dataclasses.asdict(replayed(symmetric_artifact)[0]) == {
+        "file": FLOAT_FILE,
+        "equal": 9,
+        "asked": 9,
+    }
+
+
+def test_another_answer_that_rounding_decides_is_no_damage(mini_artifact, tmp_path):
+    """Another processor sums in another order: what ties but for that may be decided otherwise."""
+    generator = Generator.from_artifact(mini_artifact.directory, recipe="float32", num_threads=1)
+    engine, tokenizer, noise = generator.engine, generator.tokenizer, 0.5
+
+    def exchange(content):
+        for case in content["cases"]:
+            question = golden.Question(
+                case["text"],
+                tuple(case["source_token_ids"]),
+                case["setting"],
+                GenerationConfig.from_dict(case["generation"]),
+            )
+            step = golden.moved(engine.step, noise, seed=1)
+            answer = golden.ask(engine.start, step, tokenizer, question)
+            case["files"][FLOAT_FILE]["token_ids"] = list(answer.token_ids)
+
+    made = with_golden(mini_artifact, tmp_path / "made", exchange)
+    with pytest.raises(VerificationFailed, match="of its 9"):
+        replayed(made)
+    row = next(row for row in made.manifest["verification"] if row["file"] == FLOAT_FILE)
+    row["float32"] = noise / ROUNDING
+    assert replayed(made)[0] == Replayed(FLOAT_FILE, 9, 9)

@@ -1,0 +1,157 @@
+"""What float32 costs a checkpoint: right files of any are accepted, and wrong ones are not.
+
+The checkpoints are random. The wider their weights are spread, the more rounding costs: from 1e-7
+of the logits' spread, which is half a unit in the last place, to 2e-5.
+"""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from support.golden_cases import GOLDEN, MODELS, GoldenCases
+from support.judged_models import (
+    Judged,
+    cache_one_off,
+    swap_rows,
+    triple_one_scale,
+    triple_the_scales,
+    wrong_epsilon,
+)
+
+from bart_export.checkpoints import formats, keras_preset, names
+from bart_export.errors import VerificationFailed
+from bart_export.model import BartBackbone
+from bart_export.recipes.table import ROUNDING, with_bounds
+from bart_export.verify import golden
+from bart_export.verify.evaluation import ULP, StepFigures
+from bart_export.verify.reference import Float64Reference, KerasReference
+from bart_export.verify.traces import Trace
+
+SPREADS = np.geomspace(0.02, 0.5, 10)
+
+
+def random_preset(directory, spread, seed):
+    """Write a checkpoint of normal weights, every other one with a bias of the logits."""
+    tiny = formats.read(GOLDEN / MODELS[0])
+    config = dataclasses.replace(tiny.config, final_logits_bias=seed % 2 == 0)
+    weights = {}
+    for number, weight in enumerate(names.weights(config)):
+        values = np.random.default_rng((seed, number)).standard_normal(weight.shape, np.float32)
+        center = 1 if weight.name.endswith("gamma") else 0
+        weights[weight.name] = center + values * np.float32(spread)
+    keras_preset.write(
+        directory,
+        config,
+        weights,
+        generation=tiny.generation,
+        vocabulary=dict(tiny.vocabulary),
+        merges=list(tiny.merges),
+    )
+    return directory
+
+
+def check_a_random_checkpoint(directory, spread, seed):
+    """Hold right and wrong files of a random checkpoint to it."""
+    judged = Judged(random_preset(directory / "preset", float(spread), seed))
+    base = judged.float_file(directory / "float32.tflite")
+    int8 = judged.quantized(base)
+    gate = judged.gate(base)
+    for file in (base, int8):
+        gate.check(file, judged.asked)
+
+    for harm in (triple_the_scales, triple_one_scale, swap_rows):
+        wrong = judged.changed(int8, harm, directory / "wrong.tflite")
+        with pytest.raises(VerificationFailed, match="the error of the worst row"):
+            gate.check(wrong, judged.asked)
+    wrong = judged.changed(base, swap_rows, directory / "wrong.tflite")
+    with pytest.raises(VerificationFailed, match="the error of the worst row"):
+        judged.gate(wrong).check(wrong, judged.asked)
+    for harm in (wrong_epsilon, cache_one_off):
+        with pytest.MonkeyPatch.context() as patch:
+            harm(patch)
+            wrong = judged.float_file(directory / "wrong.tflite")
+        with pytest.raises(VerificationFailed, match="in units of what float32 costs Keras"):
+            judged.gate(wrong).check(wrong, judged.asked)
+
+
+def test_large_activations_are_no_error_and_hide_none(tmp_path):
+    check_a_random_checkpoint(tmp_path, 0.35, seed=8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10))
+def test_right_files_of_any_spread_are_accepted_and_wrong_ones_are_not(tmp_path, seed):
+    check_a_random_checkpoint(tmp_path, SPREADS[seed], seed)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_model_in_float64_gives_the_golden_logits(name):
+    cases = GoldenCases(name)
+    backbone = BartBackbone.from_preset(str(GOLDEN / name))
+    truth, keras = Float64Reference(backbone), KerasReference(backbone)
+    for row, fed in enumerate(cases.forward["decoder_token_ids"]):
+        trace = Trace(tuple(cases.source(row).tolist()), tuple(fed.tolist()))
+        seen, rounded = truth.along(trace), keras.along(trace)
+        assert truth.along(trace) is seen
+        assert seen.logits.dtype == np.float64
+        # The golden logits are kept in float32, which is 5e-7 off at 12.
+        np.testing.assert_allclose(seen.logits, cases.forward["logits"][row], rtol=0, atol=2e-6)
+        assert seen.cross.keys() == rounded.cross.keys()
+        for tensor, values in seen.cross.items():
+            assert values.dtype == np.float64
+            bound = 100 * cases.allowed("encoder_sequence_output")[row].item()
+            np.testing.assert_allclose(rounded.cross[tensor], values, rtol=0, atol=bound)
+
+
+def test_rounding_is_measured_in_what_float32_costs_the_model():
+    truth = np.random.default_rng(0).normal(size=(4, 32))
+    noise = np.random.default_rng(1).normal(size=(4, 32)) * 1e-5
+    figures = StepFigures()
+    figures.add(truth, truth + 3 * noise, truth + noise)
+    found = figures.figures()
+    assert found["rounding"] == pytest.approx(3, rel=1e-6)
+    assert found["float32"] == pytest.approx(np.abs(noise).max(), rel=1e-6)
+    figures = StepFigures()
+    figures.add(truth, truth + noise, truth)  # by chance nothing is lost
+    assert figures.rounding == pytest.approx(figures.errors.relative / ULP)
+    figures = StepFigures()
+    figures.add(truth, truth)
+    assert "rounding" not in figures.figures()
+
+
+def test_a_bound_of_ones_own_reaches_the_float_file_that_others_are_made_of(tiny, base, int8):
+    strict = dataclasses.replace(base, recipe=with_bounds(base.recipe, {"rounding": 0.001}))
+    with pytest.raises(VerificationFailed) as error:
+        tiny.gate(strict).check(int8, tiny.asked)
+    assert "units of what float32 costs Keras, must be at most 0.001" in str(error.value)
+    accepting = str(error.value).partition("--tolerance rounding=")[2].partition(". ")[0]
+    assert 0.001 < float(accepting) < ROUNDING
+    bounded = with_bounds(base.recipe, {"rounding": float(accepting)})
+    wide = dataclasses.replace(base, recipe=bounded)
+    tiny.gate(wide).check(int8, tiny.asked)
+
+
+def test_only_an_answer_that_rounding_decides_may_be_another(tiny, base):
+    """Two tokens tie but for less than float32 costs: either is right."""
+    question = next(one for one in tiny.asked.questions if one.setting == "greedy")
+    with base.open() as model:
+        answer = golden.ask(model.start, model.step, tiny.facts.tokenizer, question)
+
+        def again(step, wanted, noise):
+            tokenizer = tiny.facts.tokenizer
+            return golden.ask_again(model.start, step, tokenizer, question, wanted, noise)
+
+        def tied(gap):
+            def step(state, token_ids, beam_index):
+                logits, state = model.step(state, token_ids, beam_index)
+                logits[:, 700] = logits.max(-1) - gap
+                return logits, state
+
+            return step
+
+        wanted = [answer.token_ids[0], 700]
+        one_token = dataclasses.replace(question.generation, max_length=2)
+        question = dataclasses.replace(question, generation=one_token)
+        assert again(tied(1e-6), wanted, 1e-4)
+        assert not again(tied(1e-2), wanted, 1e-4)
+        assert again(model.step, answer.token_ids[:2], 1e-6)

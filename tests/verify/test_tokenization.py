@@ -1,0 +1,159 @@
+"""The step of an export that does not share its tokenizer: the checkpoint's own files decide."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from bart_export.artifact.artifact import Artifact
+from bart_export.checkpoints import formats, tokenizer_files
+from bart_export.errors import TokenizerError, VerificationFailed
+from bart_export.export.pipeline import export
+from bart_export.export.tflite_options import TfliteOptions
+from bart_export.graph.tokenizer import GraphTokenizer
+from bart_export.recipes.table import RECIPES
+from bart_export.runtime.generator import Generator
+from bart_export.text.added_tokens import AddedToken
+from bart_export.text.tokenizer import BartTokenizer
+from bart_export.verify import saved_model, tokenization
+from bart_export.verify.golden import TEXTS
+
+CASES = Path(__file__).parents[1] / "data/cases"
+NAMES = ("added-token-in-vocabulary", "added-tokens-json", "add-prefix-space")
+OPTIONS = TfliteOptions((RECIPES["float32"],))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_tokenizer_that_is_read_rightly_passes(name):
+    checkpoint = formats.read(CASES / name)
+    tokenization.check(checkpoint, checkpoint.tokenizer(), TEXTS)
+
+
+def without_added(checkpoint):
+    return dataclasses.replace(checkpoint, added_tokens=())
+
+
+def with_another(checkpoint):
+    """Return a checkpoint with a token more, that no text of the export has."""
+    return dataclasses.replace(checkpoint, added_tokens=(AddedToken("the"),))
+
+
+def stripped(checkpoint):
+    added = [dataclasses.replace(token, lstrip=True) for token in checkpoint.added_tokens]
+    return dataclasses.replace(checkpoint, added_tokens=tuple(added))
+
+
+def without_space(checkpoint):
+    return dataclasses.replace(checkpoint, add_prefix_space=False)
+
+
+def without_a_merge(checkpoint):
+    return dataclasses.replace(checkpoint, merges=checkpoint.merges[:-1])
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil"),
+    [
+        ("added-token-in-vocabulary", without_a_merge),
+        ("added-token-in-vocabulary", without_added),
+        ("added-token-in-vocabulary", stripped),
+        ("added-tokens-json", with_another),
+        ("add-prefix-space", without_space),
+    ],
+)
+def test_a_tokenizer_that_says_something_else_fails_by_name(name, spoil):
+    checkpoint = formats.read(CASES / name)
+    with pytest.raises(
+        VerificationFailed, match=rf"files in \S+{name} say: of '.*received"
+    ) as error:
+        tokenization.check(checkpoint, spoil(checkpoint).tokenizer(), TEXTS)
+    assert error.value.exit_code == 1
+    assert "\n" not in str(error.value)
+
+
+def test_an_export_with_another_tokenizer_is_not_committed(tmp_path, monkeypatch):
+    read = tokenizer_files.read_hugging_face
+
+    def ignoring(directory):
+        return dataclasses.replace(read(directory), add_prefix_space=False)
+
+    monkeypatch.setattr(tokenizer_files, "read_hugging_face", ignoring)
+    with pytest.raises(VerificationFailed, match="The tokenizer does not say"):
+        export(str(CASES / "add-prefix-space"), "tflite", OPTIONS, tmp_path / "made")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_artifact_carries_what_changes_ids(export_once, name):
+    artifact = export_once(str(CASES / name), "float32")
+    stated = {
+        key: artifact.manifest["tokenizer"].get(key) for key in ("add_prefix_space", "added_tokens")
+    }
+    checkpoint = formats.read(CASES / name)
+    generator = Generator.from_artifact(artifact.directory)
+    text = "a <hl> the in"
+    expected = [0, *checkpoint.tokenizer().tokenize(text), 2]
+    assert list(generator.generate(text).source_token_ids) == expected
+    golden = json.loads(artifact.path("golden.json").read_bytes())
+    case = golden["cases"][0]
+    assert generator.encode(case["text"], truncate=True) == case["source_token_ids"]
+    if name == "add-prefix-space":
+        assert stated == {"add_prefix_space": True, "added_tokens": None}
+        return
+    assert expected[3] == 267
+    special = name == "added-token-in-vocabulary"
+    flags = {"single_word": False, "lstrip": False, "rstrip": False}
+    assert stated == {
+        "add_prefix_space": None,
+        "added_tokens": [
+            {"content": "<hl>", **flags, "normalized": not special, "special": special}
+        ],
+    }
+
+
+def test_an_artifact_that_says_nothing_of_it_has_the_tokens_of_any_bart(symmetric_artifact):
+    assert symmetric_artifact.manifest["tokenizer"].keys() == {"vocabulary", "merges"}
+    tokenizer = BartTokenizer.from_artifact(Artifact.open(symmetric_artifact.directory))
+    assert not tokenizer.add_prefix_space
+    assert len(tokenizer.added_tokens) == 5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_graph_that_tokenizes_something_else_fails_by_name(name):
+    checkpoint = formats.read(CASES / name)
+    right = GraphTokenizer(checkpoint.tokenizer())
+    plain = dataclasses.replace(checkpoint, added_tokens=(), add_prefix_space=False)
+    wrong = GraphTokenizer(plain.tokenizer())
+
+    def signature(graph):
+        def tokenize(text):
+            ids, lengths = graph.encode(text, 32)
+            return {"encoder_token_ids": ids, "encoder_lengths": lengths}
+
+        return saved_model.ids_of({"tokenize": tokenize})
+
+    tokenization.check_signature("saved_model/1", signature(right), checkpoint.tokenizer(), TEXTS)
+    with pytest.raises(VerificationFailed, match="^saved_model/1 does not tokenize as Python"):
+        tokenization.check_signature(
+            "saved_model/1", signature(wrong), checkpoint.tokenizer(), TEXTS
+        )
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {"add_prefix_space": "yes"},
+        {"add_prefix_space": None},
+        {"added_tokens": None},
+        {"added_tokens": [{"content": "a", "upper": True}]},
+        {"added_tokens": [{"content": "<nope>"}]},
+    ],
+    ids=str,
+)
+def test_what_a_manifest_states_of_a_tokenizer_is_checked(symmetric_artifact, stated):
+    tokenizer = {**symmetric_artifact.manifest["tokenizer"], **stated}
+    manifest = {**symmetric_artifact.manifest, "tokenizer": tokenizer}
+    with pytest.raises(TokenizerError) as refused:
+        BartTokenizer.from_artifact(dataclasses.replace(symmetric_artifact, manifest=manifest))
+    assert str(symmetric_artifact.directory) in str(refused.value)

@@ -1,0 +1,116 @@
+"""Stored matrices: right files are within half a step of every row, wrong rows are not."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from support import judged_models, tflite_files
+from support.judged_models import INT8, swap_rows, triple_one_scale, triple_the_scales
+
+from bart_export.errors import VerificationFailed
+from bart_export.recipes.table import STORAGES
+from bart_export.verify import weights
+
+# Storages, and the lowest and highest error of their worst row in any right file.
+ERRORS = {
+    "float32": (0.0, 0.0),
+    "float16": (0.0, 0.5),
+    "int8": (0.29, 0.5),
+    "int8_tensorwise": (0.29, 0.5),
+    "int4": (0.25, 0.5),
+}
+
+
+@pytest.fixture(scope="module")
+def base(tiny, symmetric_artifact):
+    return tiny.file(symmetric_artifact.path("tflite/float32.tflite"), judged_models.FLOAT32)
+
+
+@pytest.fixture(scope="module")
+def stored(tiny, base, tmp_path_factory):
+    """Return a file of each storage that is not float32."""
+    directory = tmp_path_factory.mktemp("stored")
+    (directory / "base").symlink_to(base.path)
+    linked = tiny.file(directory / "base", base.recipe)
+    files = {"float32": base}
+    for name in ERRORS:
+        if name != "float32":
+            mode = "weight_only" if STORAGES[name].granularity is None else "dynamic"
+            recipe = dataclasses.replace(INT8, name=name, mode=mode, layers=((".*", name),))
+            files[name] = tiny.quantized(linked, recipe)
+    return files
+
+
+def worst(tiny, file):
+    rows = weights.compare(file.path, tiny.facts.config, file.recipe, tiny.read)
+    return max(rows.items(), key=lambda row: np.nan_to_num(row[1].error, nan=np.inf))
+
+
+@pytest.mark.parametrize("storage", ERRORS)
+def test_a_right_file_is_within_half_a_step(tiny, stored, storage):
+    lowest, highest = ERRORS[storage]
+    assert lowest <= worst(tiny, stored[storage])[1].error <= highest
+
+
+def triple_one_block(content):
+    scales = tflite_files.weight(content, f"{judged_models.KERNEL}_scales").view(np.float16)
+    scales[7] *= 3
+
+
+@pytest.mark.parametrize(
+    ("storage", "harm", "where"),
+    [
+        ("int8", triple_the_scales, ("decoder/layer_0/feedforward_output", None)),
+        ("int8", triple_one_scale, ("decoder/layer_0/feedforward_output", 5)),
+        ("int8_tensorwise", triple_the_scales, ("decoder/layer_0/feedforward_output", None)),
+        ("int4", triple_one_block, ("decoder/layer_0/feedforward_output", 1)),
+        *((storage, swap_rows, ("token_embedding", None)) for storage in ERRORS),
+    ],
+)
+def test_a_wrong_row_is_found_by_name(tiny, stored, tmp_path, storage, harm, where):
+    layer, row = worst(tiny, tiny.changed(stored[storage], harm, tmp_path / "wrong"))
+    assert row.error > 1.5 * weights.BOUND
+    assert layer == where[0]
+    assert where[1] in (None, row.row)
+
+
+def test_a_number_that_is_none_counts_as_the_worst(tiny, stored, tmp_path):
+    def spoil(content):
+        tflite_files.weight(content, judged_models.KERNEL).view(np.float32)[200] = np.nan
+
+    layer, row = worst(tiny, tiny.changed(stored["float32"], spoil, tmp_path / "wrong"))
+    assert np.isnan(row.error)
+    assert layer == "decoder/layer_0/feedforward_output"
+
+
+def test_a_row_of_zeros_has_no_error():
+    storage = STORAGES["int8"]
+    zeros = np.zeros((3, 4), np.float32)
+    for name in ERRORS:
+        assert weights.worst_row(zeros, lambda *_: zeros, STORAGES[name]).error == 0
+    wrong = zeros.copy()
+    wrong[2, 1] = 1e-3
+    assert weights.worst_row(zeros, lambda *_: wrong, storage).row == 2
+    assert weights.worst_row(zeros, lambda *_: wrong, storage).error > 1
+
+
+def test_steps_are_those_of_the_formula():
+    expected = np.array([[127.0, 0, 0, 0], [-1.27, 0, 0, 0]], np.float32)
+    received = expected + np.array([[0, 0.5, 0, 0], [0, 0, 0, 0.02]], np.float32)
+    by_row = weights.row_errors(expected, received, STORAGES["int8"], None)
+    assert by_row == pytest.approx([0.25, 1.0])  # one of four is off by half a step, by two
+    whole = weights.row_errors(expected, received, STORAGES["int8_tensorwise"], 127.0)
+    assert whole == pytest.approx([0.25, 0.01])
+
+
+def test_a_file_that_lacks_a_layer_is_refused(tiny, base, tmp_path):
+    def rename(content):
+        judged_models.replace(
+            content,
+            np.frombuffer(b"encoder/layer_1/self_attention_key/weights", np.uint8),
+            np.frombuffer(b"encoder/layer_1/self_attention_kez/weights", np.uint8),
+        )
+
+    wrong = tiny.changed(base, rename, tmp_path / "wrong")
+    with pytest.raises(VerificationFailed, match="64 x 64 for the layer encoder/layer_1/self_att"):
+        weights.compare(wrong.path, tiny.facts.config, wrong.recipe, tiny.read)
