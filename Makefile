@@ -6,12 +6,15 @@ LEGACY_PYTHON ?= python3.11
 MAVEN ?= mvn
 # What `make test-android` tells Maven beside what it has to.
 MAVEN_FLAGS ?=
+# How many tests run side by side; those of one file stay together, for they share what they made.
+WORKERS ?= 2
 
 VENV := .venv
 LEGACY_VENV := .venv-legacy
 ARTIFACT := artifacts/bart_mini_en
 LEGACY_ARTIFACTS := build/legacy_artifacts
 ANDROID_BUILD := $(CURDIR)/build/android
+PYTEST = $(VENV)/bin/pytest -q --numprocesses $(WORKERS) --dist loadfile
 MAVEN_BASE = --quiet --batch-mode --threads 1C --file android/ci/pom.xml \
     -Dbart_export.build=$(ANDROID_BUILD)
 # The text of the demo is the README's quotation.
@@ -46,7 +49,7 @@ test: $(VENV)/installed-test ## lint, check types, and run the tests that take s
 	[ -z "$$failed" ] || { echo "Failed:$$failed" >&2; exit 1; }
 
 test-python: $(VENV)/installed-test
-	@$(VENV)/bin/pytest -q -m "not slow"
+	@$(PYTEST) -m "not slow"
 
 lint: $(VENV)/installed-test ## ruff and mypy
 	@failed=; for check in "ruff check" "ruff format --check" mypy; do \
@@ -55,7 +58,7 @@ lint: $(VENV)/installed-test ## ruff and mypy
 	[ -z "$$failed" ]
 
 test-slow: $(VENV)/installed-test ## the tests that take minutes
-	@$(VENV)/bin/pytest -q -m slow
+	@$(PYTEST) -m slow
 
 test-legacy: $(VENV)/installed-export $(LEGACY_VENV)/installed ## the artifact on tflite-runtime 2.14, without TensorFlow
 	@echo "Exporting bart_mini_en with every recipe ..."
