@@ -18,7 +18,13 @@ from bart_export import documents
 from bart_export.config import GenerationConfig
 from bart_export.documents import ANYTHING, COUNT, EVERY, FLAG, NUMBER, POSITIVE, TEXT, Kind, OrNull
 from bart_export.errors import ArtifactError, shown
-from bart_export.recipes.table import MODES, STORAGES
+from bart_export.recipes.table import (
+    EXPRESSIONS,
+    MODES,
+    MOST_EXPRESSIONS,
+    STORAGES,
+    is_expression,
+)
 
 FORMAT_VERSION = 1
 # Bytes of a manifest and of golden.json: many times what any export makes.
@@ -47,7 +53,7 @@ RELEASE = Kind("a version", lambda value: isinstance(value, str) and 0 < len(val
 RECIPE = {
     "recipe": TEXT,
     "mode": documents.one_of(MODES),
-    "layers": [(TEXT, documents.one_of(STORAGES))],
+    "layers": [(Kind(f"one of {EXPRESSIONS}", is_expression), documents.one_of(STORAGES))],
     "tolerance": {EVERY: NUMBER},
     "runtimes": {EVERY: RELEASE},
     "refusals": {EVERY: TEXT},
@@ -236,6 +242,9 @@ def check(manifest: Mapping[str, Any]) -> None:
             documents.check(entry, TARGETS.get(entry["target"], {}), name)
         if "runtimes" in entry:
             documents.check(entry, RECIPE, name)
+            most = f"a list of at most {MOST_EXPRESSIONS}"
+            count = len(entry["layers"])
+            documents.require(count <= MOST_EXPRESSIONS, f"{name}.layers", most, count)
         if "shapes" in entry:
             documents.check(entry, STATIC, name)
             for one in entry["signatures"].values():

@@ -21,19 +21,22 @@ from types import MappingProxyType
 from typing import Any
 
 from bart_export import documents
-from bart_export.errors import ConfigurationError
+from bart_export.errors import ConfigurationError, shown
 from bart_export.recipes import metrics
 from bart_export.recipes.table import (
     BOTH,
+    EXPRESSIONS,
     FOUR_BITS,
     LITERT_ONLY,
     MODES,
+    MOST_EXPRESSIONS,
     ONE_SCALE,
     RECIPES,
     ROUNDED,
     STORAGES,
     Layers,
     Recipe,
+    is_expression,
 )
 
 FIELDS = ("name", "mode", "layers", "tolerance")
@@ -141,29 +144,29 @@ def checked_choice(field: str, value: Any, choices: Iterable[str]) -> str:
 
 def checked_layers(pairs: Any) -> Layers:
     """Return pairs of an expression that compiles and a way of storing."""
-    if not isinstance(pairs, list) or not pairs:
-        raise ConfigurationError(f"layers must be a list of pairs, received {pairs!r}.")
+    if not isinstance(pairs, list) or not 0 < len(pairs) <= MOST_EXPRESSIONS:
+        received = f"a list of {len(pairs)}" if isinstance(pairs, list) else shown(pairs)
+        raise ConfigurationError(
+            f"layers must be a list of 1 to {MOST_EXPRESSIONS} pairs, received {received}."
+        )
     layers = []
     for pair in pairs:
-        if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)):
+        if not (isinstance(pair, list) and len(pair) == 2):
             raise ConfigurationError(
-                f'layers must be pairs as in [".*", "int8"], received {json.dumps(pair)}.'
+                f'layers must be pairs as in [".*", "int8"], received {shown(pair)}.'
             )
-        try:
-            re.compile(pair[0])
-        except re.error as error:
-            raise ConfigurationError(
-                f"layers must be regular expressions, received {pair[0]!r}: {error}."
-            ) from error
+        if not is_expression(pair[0]):
+            raise ConfigurationError(f"layers must be {EXPRESSIONS}, received {shown(pair[0])}.")
         layers.append((pair[0], checked_choice("storage", pair[1], STORAGES)))
     return tuple(layers)
 
 
 def check_layers(recipe: Recipe, layers: Iterable[str]) -> None:
-    """Refuse a recipe with an expression that matches none of a checkpoint's layers.
+    """Refuse a recipe with an expression that matches none of a checkpoint's layers, or of nothing.
 
     Raises:
-        ConfigurationError: with the expression and some names there are.
+        ConfigurationError: with the expression and some names there are, or if the recipe leaves
+            every number as it is.
     """
     known = list(layers)
     for regex, _ in recipe.layers:
@@ -172,3 +175,9 @@ def check_layers(recipe: Recipe, layers: Iterable[str]) -> None:
                 f"The recipe {recipe.name} names layers by {regex!r}, which matches none. Layers "
                 f"are called {known[0]}, {known[-1]} and so on: bart-export inspect lists them."
             )
+    stores = recipe.layers and not recipe.calibrated  # is for nothing else
+    if stores and all(recipe.storage(layer).bits == 32 for layer in known):
+        raise ConfigurationError(
+            f"The recipe {recipe.name} stores every layer in float32, as the recipe float32 does. "
+            f"A storage can also be {', '.join(name for name in STORAGES if name != 'float32')}."
+        )

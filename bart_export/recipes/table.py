@@ -79,6 +79,29 @@ MODES: dict[str, Mode] = {
 Tolerance = Mapping[str, float]
 Layers = tuple[tuple[str, str], ...]
 
+# Expressions may come with a foreign artifact. Of characters, each once or repeated, and few of
+# them repeated, there is none that takes long to match: a millisecond for a layer's name at most.
+ATOM = r"(?:[\w/.-]|\\[dw.]|\[\^?(?:[\w/.-]|\\[dw])+\])"
+EXPRESSION = re.compile(rf"(?:{ATOM}[*+?]?)+", re.ASCII)
+LONGEST_EXPRESSION, MOST_REPEATED, MOST_EXPRESSIONS = 200, 3, 512
+EXPRESSIONS = (
+    f"regular expressions of at most {LONGEST_EXPRESSION} characters as .*/layer_[0-3]/.*, without "
+    f"groups, at most {MOST_REPEATED} of their characters repeated"
+)
+
+
+def is_expression(value: object) -> bool:
+    """Return whether a value is an expression that layers may be named by, one of `EXPRESSIONS`."""
+    if not isinstance(value, str) or len(value) > LONGEST_EXPRESSION:
+        return False
+    if not EXPRESSION.fullmatch(value) or len(re.findall(r"[*+?]", value)) > MOST_REPEATED:
+        return False
+    try:
+        re.compile(value)
+    except re.error:  # a range that goes backwards
+        return False
+    return True
+
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:

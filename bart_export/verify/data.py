@@ -9,9 +9,13 @@ import dataclasses
 import json
 import pathlib
 
+from bart_export import documents
 from bart_export.artifact import artifact
 from bart_export.documents import object_of
-from bart_export.errors import InputError
+from bart_export.errors import InputError, shown
+
+# All of a file is held in memory, and every text is worth seconds of computing.
+LARGEST, MOST_LINES = 64 * documents.MEBIBYTE, 100_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,14 +30,21 @@ def read(path: pathlib.Path) -> list[Example]:
     """Read the examples of a file; empty lines count for nothing.
 
     Raises:
-        InputError: for a file that cannot be read or has no text, or a line that is no example.
+        InputError: for a file that cannot be read, is too large or has no text, or a line that is
+            no example.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        content = documents.read(path, LARGEST)
+        lines = content.decode("utf-8-sig").split("\n", MOST_LINES)
     except OSError as error:
         raise InputError(f"Cannot read the data {path}: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise InputError(f"The data {path} must be UTF-8, but {error}.") from error
+    if len(lines) > MOST_LINES and lines[-1]:
+        raise InputError(
+            f"The data {path} must have at most {MOST_LINES:,} lines, and has more. Take a part of "
+            "them: every text is decoded several times."
+        )
     examples = [
         example(f"{path}, line {number}", line)
         for number, line in enumerate(lines, 1)
@@ -52,12 +63,14 @@ def example(place: str, line: str) -> Example:
     except (ValueError, RecursionError) as error:
         raise InputError(f"{place}, {wanted}, but is no JSON: {error}.") from error
     if not isinstance(row, dict):
-        raise InputError(f"{place}, {wanted}, received {type(row).__name__}.")
+        raise InputError(f"{place}, {wanted}, received {shown(row)}.")
     text, reference = row.get("text"), row.get("reference")
     if not isinstance(text, str) or not text.strip():
-        raise InputError(f"{place}, {wanted}, with a text that is not empty; received {text!r}.")
+        raise InputError(
+            f"{place}, {wanted}, with a text that is not empty; received {shown(text)}."
+        )
     if not isinstance(reference, str | None):
-        raise InputError(f"{place}, {wanted}; received the reference {reference!r}.")
+        raise InputError(f"{place}, {wanted}; received the reference {shown(reference)}.")
     return Example(text, reference)
 
 

@@ -126,6 +126,17 @@ def test_a_foreign_text_that_no_terminal_should_get_is_refused(tmp_path, change,
     assert len(result.stderr) < 1000 and result.stderr[:-1].isprintable()
 
 
+@pytest.mark.parametrize("layers", [[["(a*)*b", "int8"]], 513 * [[".*", "int8"]]])
+def test_foreign_expressions_that_take_long_are_refused(tmp_path, layers):
+    made = made_up_artifacts.write(tmp_path / "made", {"golden.json": b"{}"})
+    entry = {**made.manifest["files"]["golden.json"], "layers": layers}
+    content = {**made.manifest, "files": {"golden.json": entry}, "manifest_sha256": "0" * 64}
+    (made.directory / "manifest.json").write_bytes(manifest_file.seal(json.dumps(content).encode()))
+    result = CliRunner().invoke(main, ["inspect", str(made.directory)])
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "layers" in result.stderr and "at most" in result.stderr
+
+
 @pytest.mark.parametrize("options", [[], ["--json"]])
 def test_names_of_a_foreign_preset_do_not_steer_a_terminal(tmp_path, options):
     directory = tmp_path / "tiny\x1b[2J\x9b2J"

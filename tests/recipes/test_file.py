@@ -1,7 +1,9 @@
 """Recipe files: what is written is read again, and what is wrong is said in a line."""
 
+import dataclasses
 import json
 import re
+import time
 
 import pytest
 
@@ -18,6 +20,23 @@ GOOD = {
     "tolerance": {"top1": 0.95},
 }
 CONFIG = BartConfig(vocabulary_size=8, num_layers=1, num_heads=1, hidden_dim=4, intermediate_dim=4)
+
+
+# What takes for ever to match, or to compile, or means nothing.
+HARMFUL = (
+    r"(a*)*b", r"(.*)*x", r"(a|a)*b", r"(\w+\s?)+x", r".*.*.*.*x", r"a?a?a?a?a",
+    r"((a{9999}){9999})", r"(?=.*)a", r"(.)\1", r"a**", r"[z-a]", "(", "", "a" * 201, "é", 7, None,
+)  # fmt: skip
+
+
+def test_expressions_are_matched_in_time():
+    names = list(layer_names(dataclasses.replace(CONFIG, num_layers=12)))
+    longest = max(names, key=len)
+    began = time.process_time()
+    for expression in (".*.*.*x", r"[\w/]*[\w/]*[\w/]*x", r"\w+/\w+/\w+x"):
+        recipe = file.from_dict({**GOOD, "layers": 20 * [[expression, "int8"]]})
+        assert recipe.storage(longest).name == "float32"
+    assert time.process_time() - began < 1
 
 
 def test_the_last_expression_that_matches_a_layer_counts():
@@ -66,9 +85,13 @@ def test_who_computes_it_rightly_follows_from_mode_and_storages(mode, storages, 
         ({"name": "../float"}, "letters, digits"),
         ({"mode": "float"}, "mode must be one of"),
         ({"mode": ["dynamic"]}, "mode must be one of"),
-        ({"layers": []}, "list of pairs"),
+        ({"layers": []}, "list of 1 to 512 pairs"),
         ({"layers": [[".*"]]}, r'pairs as in \[".\*", "int8"\]'),
-        ({"layers": [["(", "int8"]]}, "regular expressions"),
+        ({"layers": 513 * [[".*", "int8"]]}, "1 to 512 pairs, received a list of 513"),
+        *(
+            ({"layers": [[expression, "int8"]]}, "layers must be regular expressions of at most")
+            for expression in HARMFUL
+        ),
         ({"layers": [[".*", "int5"]]}, "storage must be one of"),
         ({"mode": "weight_only"}, "received 'int4', which is in blocks"),
         ({"tolerance": {"top2": 1}}, "metric must be one of"),
@@ -101,6 +124,15 @@ def test_an_expression_that_names_no_layer_is_refused():
     wrong = file.from_dict({**GOOD, "layers": [["decoder/layer_1/.*", "int8"]]})
     with pytest.raises(ConfigurationError, match=r"'decoder/layer_1/\.\*', which matches none"):
         file.check_layers(wrong, layers)
+
+
+@pytest.mark.parametrize("mode", ["dynamic", "weight_only"])
+@pytest.mark.parametrize("storages", [["float32"], ["int8", "float32"]])
+def test_a_recipe_that_changes_nothing_is_refused(mode, storages):
+    layers = [[".*", storage] for storage in storages]
+    recipe = file.from_dict({**GOOD, "mode": mode, "layers": layers})
+    with pytest.raises(ConfigurationError, match="mixed stores every layer in float32"):
+        file.check_layers(recipe, layer_names(CONFIG))
 
 
 @pytest.mark.parametrize(
