@@ -173,5 +173,6 @@ def untaken(stated: StatedSettings, task: str | None) -> Iterator[str]:
     if stated.prefix:
         yield (
             f"{stated.tasks_file} has the prefix {shown(stated.prefix)}, which transformers' "
-            "pipelines put before a text and generate() does not: put it there yourself."
+            "pipelines put before a text and its generate() does not; nor does the artifact. For "
+            f"what a pipeline writes begin each text with {shown(stated.prefix)}."
         )

@@ -69,11 +69,13 @@ EARLY_STOPPING = {"true": True, "false": False, "never": "never"}
     "output_file",
     type=Path,
     help="Where to write results, .jsonl or .ndjson, - for standard output: each object read, with "
-    '"generated_text", "score" and "token_ids", or with an "error".',
+    '"generated_text", "score" and "token_ids", or with an "error"; "truncated" if it was cut.',
 )
 @click.option("--overwrite", is_flag=True, help="Replace an --output that has something in it.")
 @click.option("--stream", is_flag=True, help="Print the text as it is generated.")
-@click.option("--truncate", is_flag=True, help="Cut texts that are too long at their end.")
+@click.option(
+    "--truncate", is_flag=True, help="Cut texts that are too long at their end, and say so."
+)
 @click.option(
     "--allow-empty", is_flag=True, help="Have the model make up a text for an empty one, too."
 )
@@ -161,17 +163,22 @@ def generate(
             context.exit(1 if failed else 0)
         assert text is not None
         if stream:
-            for piece in generator.stream(text, **parameters):
+            pieces = generator.stream(text, **parameters)
+            for piece in pieces:
                 say(piece, end="")
             click.echo()
-            return
-        result = generator.generate(text, **parameters)
+            result = pieces.drain()
+        else:
+            result = generator.generate(text, **parameters)
     if output_file is not None:
         with texts.results(output_file) as write:
             write(texts.result_row({"text": text}, result))
-        return
-    for sequence in result.sequences:
-        say(sequence.text)
+    elif not stream:
+        for sequence in result.sequences:
+            say(sequence.text)
+    if result.truncated:
+        read = len(result.source_token_ids)
+        click.echo(f"The text was cut: only its first {read} tokens were read.", err=True)
 
 
 def batch(
@@ -195,10 +202,10 @@ def batch(
                 stage(f"text {count}")
                 answer = answered(ask, row)
                 write(answer)
-                if "error" in answer:
-                    failed += 1
-                    if output is None:
-                        click.echo(f"Text {count} of {source}: {answer['error']}", err=True)
+                failed += "error" in answer
+                told = answer.get("error", "It was cut." if answer.get("truncated") else None)
+                if told and output is None:
+                    click.echo(f"Text {count} of {source}: {told}", err=True)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 f"Interrupted at text {count} of {source}; the results before it are whole."

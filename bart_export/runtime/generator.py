@@ -59,12 +59,14 @@ class Result:
     """What one source text gave.
 
     `sequences` are the `num_return_sequences` best, best first; `text`, `token_ids` and `score` are
-    the best one's. Scores are those of `runtime.search.Hypothesis`.
+    the best one's. Scores are those of `runtime.search.Hypothesis`. `truncated` says that only the
+    beginning of the source was read.
     """
 
     sequences: tuple[GeneratedSequence, ...]
     source_token_ids: tuple[int, ...]
     timings: Timings
+    truncated: bool = False
 
     @property
     def text(self) -> str:
@@ -211,7 +213,7 @@ class Generator:
 
         Args:
             text: the source text, or several; nothing is generated unless all can be.
-            truncate: cut a source that is too long at its end; otherwise it is an error.
+            truncate: cut a source that is too long, and say so; otherwise it is an error.
             allow_empty: generate from white space or nothing, too: the model makes up a text.
             special_tokens: take "<mask>" and the other special tokens of BART in a text for the
                 tokens, as `split_special_tokens=False` of transformers does. Texts of strangers
@@ -228,8 +230,9 @@ class Generator:
         texts = [text] if isinstance(text, str) else list(text)
         for one in texts:
             check_text(one, allow_empty)
-        sources = [self.encode(one, truncate, special_tokens) for one in texts]
-        results = [self.generate_ids(source, **parameters) for source in sources]
+        sources = [self.read(one, truncate, special_tokens) for one in texts]
+        generation = self.settings(**parameters)
+        results = [self.pieces(ids, generation, cut).drain() for ids, cut in sources]
         return results[0] if isinstance(text, str) else results
 
     def generate_ids(self, token_ids: Sequence[int], **parameters: Any) -> Result:
@@ -253,7 +256,8 @@ class Generator:
         """
         generation = self.settings(**parameters)
         check_text(text, allow_empty)
-        return self.pieces(self.encode(text, truncate, special_tokens), generation)
+        ids, truncated = self.read(text, truncate, special_tokens)
+        return self.pieces(ids, generation, truncated)
 
     def settings(self, **parameters: Any) -> GenerationConfig:
         """Return the settings of a call with these parameters; errors are those of `generate`."""
@@ -262,12 +266,14 @@ class Generator:
         check_length(self.engine.config, generation.max_length)
         return generation
 
-    def pieces(self, token_ids: Sequence[int], generation: GenerationConfig) -> Stream[Result]:
+    def pieces(
+        self, token_ids: Sequence[int], generation: GenerationConfig, truncated: bool = False
+    ) -> Stream[Result]:
         """Return a generation from source token ids, which begins when it is first read."""
-        return Stream(self.turn, self.run(token_ids, generation))
+        return Stream(self.turn, self.run(token_ids, generation, truncated))
 
     def run(
-        self, token_ids: Sequence[int], generation: GenerationConfig
+        self, token_ids: Sequence[int], generation: GenerationConfig, truncated: bool = False
     ) -> PythonGenerator[str, None, Result]:
         """Yield the text of a generation piece by piece, and return all; the turn is its own."""
         began = time.perf_counter()
@@ -287,15 +293,23 @@ class Generator:
             for hypothesis in hypotheses
         )
         tokens = len(sequences[0].token_ids) - 1
-        return Result(
-            sequences, tuple(token_ids), Timings(encoded - began, decoded - encoded, tokens)
-        )
+        timings = Timings(encoded - began, decoded - encoded, tokens)
+        return Result(sequences, tuple(token_ids), timings, truncated)
 
     def encode(self, text: str, truncate: bool, special_tokens: bool = False) -> list[int]:
         """Turn a text into source token ids, start and end token included."""
         return self.tokenizer.encode(
             text, self.encoder_sequence_length, truncate=truncate, special_tokens=special_tokens
         )
+
+    def read(self, text: str, truncate: bool, special_tokens: bool) -> tuple[list[int], bool]:
+        """Return the source ids of a text, and whether it had to be cut."""
+        try:
+            return self.encode(text, False, special_tokens), False
+        except InputError:
+            if not truncate:
+                raise
+            return self.encode(text, True, special_tokens), True
 
     def start(self, token_ids: Sequence[int], generation: GenerationConfig) -> Any:
         """Encode a source for as many rows as the search will ask for."""

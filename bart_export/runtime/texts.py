@@ -31,7 +31,14 @@ CONVERSIONS = {
     "[print(json.dumps(row)) for row in csv.DictReader(sys.stdin)]' < {0} > {1}.jsonl",
 }
 LONGEST = 1 << 24  # bytes of a line; no model reads a text of a hundredth of that
-MADE = ("generated_text", "score", "token_ids", "sequences", "error")  # what a result row adds
+MADE = (
+    "generated_text",
+    "score",
+    "token_ids",
+    "sequences",
+    "truncated",
+    "error",
+)  # what a result row adds
 
 
 def read(path: pathlib.Path) -> Iterator[Row]:
@@ -161,6 +168,8 @@ def result_row(row: Row, result: Result) -> Row:
     made = {**row, **sequence_fields(result.sequences[0])}
     if len(result.sequences) > 1:
         made["sequences"] = [sequence_fields(one) for one in result.sequences]
+    if result.truncated:
+        made["truncated"] = True
     return made
 
 

@@ -111,7 +111,15 @@ def test_a_text_too_long_costs_nothing_but_itself(generate, tmp_path):
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert ["generated_text" in row for row in rows] == [True, True, False]
     assert "--truncate" in rows[2]["error"]
-    assert generate("--input", case, "--output", "-", "--truncate").exit_code == 0
+    cut = generate("--input", case, "--output", "-", "--truncate")
+    assert cut.exit_code == 0
+    rows = [json.loads(line) for line in cut.stdout.splitlines()]
+    assert ["truncated" in row for row in rows] == [False, False, True]
+    assert rows[2]["truncated"] is True
+    assert generate("--input", case, "--truncate").stderr == f"Text 3 of {case}: It was cut.\n"
+    for options in ([], ["--stream"], ["--output", tmp_path / "one.jsonl"]):
+        one = generate(rows[2]["text"], "--truncate", *options)
+        assert one.stderr == "The text was cut: only its first 64 tokens were read.\n"
 
 
 def test_what_a_file_is_its_ending_says_or_its_first_line(generate, tmp_path):

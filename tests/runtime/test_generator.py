@@ -145,6 +145,9 @@ def test_a_text_too_long_is_an_error_unless_it_may_be_cut(generator):
     assert len(cut.source_token_ids) == 160
     assert cut.source_token_ids[-1] == generator.tokenizer.end_token_id
     assert "".join(generator.stream(text, truncate=True)) == cut.text
+    short = generator.generate(SHORT, truncate=True)
+    streamed = [generator.stream(one, truncate=True).drain() for one in (text, SHORT)]
+    assert [one.truncated for one in (cut, short, *streamed)] == [True, False, True, False]
 
 
 @pytest.mark.parametrize(
