@@ -115,6 +115,19 @@ def test_tokens_are_shown_as_the_host_shows_them():
     assert shown.numpy()[0].decode() == host.detokenize(ids) == "a a<sep>é"
 
 
+@pytest.mark.parametrize("added", [[], [AddedToken("<mask>", rstrip=True)], [AddedToken("</s>")]])
+def test_special_tokens_of_a_text_are_characters_as_for_the_host(added):
+    """A request's text cannot end a source, even if the checkpoint lists the tokens as its own."""
+    host = host_of([AddedToken("<hl>"), *added])
+    texts = ["a <mask> b", "<s>a</s>", "<pad><unk>", "a<hl><mask>"]
+    found = encoded(GraphTokenizer(host), texts, 64)
+    assert found == expected(host, texts, 64)
+    special = host.special_token_ids
+    assert all(special.isdisjoint(row[1:-1]) for row in found)
+    as_tokens = [host.encode(text, special_tokens=True) for text in texts]
+    assert all(not special.isdisjoint(row[1:-1]) for row in as_tokens)
+
+
 @pytest.mark.parametrize("texts", [[], [""], ["", "<hl>", ""], ["<hl>"] * 3, ["a ", "<hl>", " a"]])
 def test_texts_of_a_batch_do_not_touch(texts):
     host = host_of(
