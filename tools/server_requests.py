@@ -31,7 +31,6 @@ BODIES = [
         {"encoder_token_ids": [0, 9, 2], "encoder_lengths": 3, **SETTINGS}]}),
     (":generate", {"text": "A library.", "max_length": 4, "num_beams": 2}),
     (":generate", {"text": "A library.", "do_sample": True, "top_k": 5, "seed": 1}),
-    (":classify", {"examples": [{"x": 1}]}),
 ]  # fmt: skip
 VALUES = [
     None, True, 0, -1, 1.5, 2**31, 2**63, -(2**63) - 1, 2**64, 10**400, 1e308, float("nan"),
@@ -54,7 +53,7 @@ INPUTS = {
     "nope": ("x",),
 }
 CALLS = {
-    "PredictionService": ("Predict", "Predict", "Predict", "GetModelMetadata", "Classify"),
+    "PredictionService": ("Predict", "Predict", "Predict", "GetModelMetadata"),
     "ModelService": ("GetModelStatus", "HandleReloadConfigRequest"),
 }
 

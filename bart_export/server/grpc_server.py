@@ -132,7 +132,9 @@ class GrpcServer:
         return grpc.method_handlers_generic_handler(
             service,
             {
-                name: grpc.unary_unary_rpc_method_handler(self._handler(method, descriptors[name]))
+                name: grpc.unary_unary_rpc_method_handler(
+                    self._handler(method, descriptors.get(name))
+                )
                 for name, method in methods.items()
             },
         )
@@ -142,10 +144,10 @@ class GrpcServer:
     ) -> Callable[[bytes, grpc.aio.ServicerContext], Awaitable[bytes]]:
         """Return the handler of a method, from bytes to bytes.
 
-        Parsing is done here because gRPC answers bytes that are no message without saying why.
+        Parsing is done here because gRPC answers bytes that are no message without saying why. A
+        method without a descriptor is given no message.
         """
-
-        request_type = messages.message(descriptor.input_type.full_name)
+        request_type = descriptor and messages.message(descriptor.input_type.full_name)
 
         async def handle(data: bytes, context: grpc.aio.ServicerContext) -> bytes:
             task = asyncio.current_task()
@@ -158,7 +160,9 @@ class GrpcServer:
                 seconds = self._options.request_seconds
             limits = Limits(deadline=time.monotonic() + seconds)
             try:
-                request = await parsed(data, descriptor.input_type, request_type.FromString)
+                request = descriptor and await parsed(
+                    data, descriptor.input_type, request_type.FromString
+                )
                 response = await method(request, limits)
                 context.set_trailing_metadata(tuple(limits.remarks.headers().items()))
                 serialized: bytes = response.SerializeToString()

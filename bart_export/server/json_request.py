@@ -43,6 +43,11 @@ class ParsedBody:
     signature_name: str
     document: dict[str, Any]
 
+    @property
+    def by_row(self) -> bool:
+        """Whether inputs are in row form, and the answer is to be."""
+        return "instances" in self.document
+
 
 def invalid(message: str) -> StatusError:
     """Return the error for a body that no signature, or not this one, can take."""
@@ -115,10 +120,8 @@ def parse(body: bytes) -> ParsedBody:
     return ParsedBody(name, parsed)
 
 
-def tensors(
-    parsed: ParsedBody, inputs: Mapping[str, Any], most_rows: int
-) -> tuple[dict[str, Array], bool]:
-    """Return an array for each input, and whether the answer is to be in rows.
+def tensors(parsed: ParsedBody, inputs: Mapping[str, Any], most_rows: int) -> dict[str, Array]:
+    """Return an array for each input.
 
     Args:
         parsed: the body.
@@ -134,13 +137,13 @@ def tensors(
             f"Failed to get input map for signature: {parsed.signature_name or 'DEFAULT'}"
         )
     data_types = {name: inputs[name].dtype for name in sorted(inputs)}
-    by_row, by_column = "instances" in parsed.document, "inputs" in parsed.document
-    if by_row and by_column:
+    document = parsed.document
+    if parsed.by_row and "inputs" in document:
         raise invalid("Expected either 'instances' or 'inputs', received both")
-    if by_row:
-        return from_rows(parsed.document["instances"], data_types, most_rows), True
-    if by_column:
-        return from_columns(parsed.document["inputs"], data_types, most_rows), False
+    if parsed.by_row:
+        return from_rows(document["instances"], data_types, most_rows)
+    if "inputs" in document:
+        return from_columns(document["inputs"], data_types, most_rows)
     raise invalid("Missing 'inputs' or 'instances' key")
 
 

@@ -25,6 +25,7 @@ MAX_TEXT_BYTES = 1 << 20
 # The library takes time by the square of backslashes in a row.
 BACKSLASHES = b"\\" * 64
 MAX_REASON = 300
+PACKAGES = ("tensorflow", "tensorflow.serving", "google.protobuf")
 DESCRIPTORS = pathlib.Path(__file__).parent / "protos" / "descriptors.binpb"
 
 
@@ -75,59 +76,17 @@ def read_text(path: pathlib.Path, kind: Any) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
-DataType = enumeration("tensorflow.DataType")
-TensorShapeProto = message("tensorflow.TensorShapeProto")
-TensorProto = message("tensorflow.TensorProto")
-TensorInfo = message("tensorflow.TensorInfo")
-SignatureDef = message("tensorflow.SignatureDef")
-MetaGraphDef = message("tensorflow.MetaGraphDef")
-SavedModel = message("tensorflow.SavedModel")
-Feature = message("tensorflow.Feature")
-Features = message("tensorflow.Features")
-Example = message("tensorflow.Example")
+def __getattr__(name: str) -> Any:
+    """Return the class of a message, or an enum, by its own name.
 
-ModelSpec = message("tensorflow.serving.ModelSpec")
-StatusProto = message("tensorflow.serving.StatusProto")
-PredictRequest = message("tensorflow.serving.PredictRequest")
-PredictResponse = message("tensorflow.serving.PredictResponse")
-ExampleList = message("tensorflow.serving.ExampleList")
-ExampleListWithContext = message("tensorflow.serving.ExampleListWithContext")
-Input = message("tensorflow.serving.Input")
-Class = message("tensorflow.serving.Class")
-Classifications = message("tensorflow.serving.Classifications")
-ClassificationResult = message("tensorflow.serving.ClassificationResult")
-ClassificationRequest = message("tensorflow.serving.ClassificationRequest")
-ClassificationResponse = message("tensorflow.serving.ClassificationResponse")
-Regression = message("tensorflow.serving.Regression")
-RegressionResult = message("tensorflow.serving.RegressionResult")
-RegressionRequest = message("tensorflow.serving.RegressionRequest")
-RegressionResponse = message("tensorflow.serving.RegressionResponse")
-InferenceTask = message("tensorflow.serving.InferenceTask")
-InferenceResult = message("tensorflow.serving.InferenceResult")
-MultiInferenceRequest = message("tensorflow.serving.MultiInferenceRequest")
-MultiInferenceResponse = message("tensorflow.serving.MultiInferenceResponse")
-SignatureDefMap = message("tensorflow.serving.SignatureDefMap")
-GetModelMetadataRequest = message("tensorflow.serving.GetModelMetadataRequest")
-GetModelMetadataResponse = message("tensorflow.serving.GetModelMetadataResponse")
-GetModelStatusRequest = message("tensorflow.serving.GetModelStatusRequest")
-GetModelStatusResponse = message("tensorflow.serving.GetModelStatusResponse")
-ModelVersionStatus = message("tensorflow.serving.ModelVersionStatus")
-ReloadConfigRequest = message("tensorflow.serving.ReloadConfigRequest")
-ReloadConfigResponse = message("tensorflow.serving.ReloadConfigResponse")
-Metric = message("tensorflow.serving.Metric")
-
-ClassifyLog = message("tensorflow.serving.ClassifyLog")
-RegressLog = message("tensorflow.serving.RegressLog")
-PredictLog = message("tensorflow.serving.PredictLog")
-MultiInferenceLog = message("tensorflow.serving.MultiInferenceLog")
-PredictionLog = message("tensorflow.serving.PredictionLog")
-
-ModelConfig = message("tensorflow.serving.ModelConfig")
-ModelConfigList = message("tensorflow.serving.ModelConfigList")
-ModelServerConfig = message("tensorflow.serving.ModelServerConfig")
-BatchingParameters = message("tensorflow.serving.BatchingParameters")
-MonitoringConfig = message("tensorflow.serving.MonitoringConfig")
-SSLConfig = message("tensorflow.serving.SSLConfig")
-
-Int64Value = message("google.protobuf.Int64Value")
-Timestamp = message("google.protobuf.Timestamp")
+    Raises:
+        AttributeError: for a name that no `.proto` file declares.
+    """
+    for package in PACKAGES:
+        for find in (message, enumeration):
+            try:
+                found = globals()[name] = find(f"{package}.{name}")
+            except KeyError:
+                continue
+            return found
+    raise AttributeError(f"No message or enum is called {name}")

@@ -49,10 +49,6 @@ REQUEST_LATENCY = Family(
 RUNTIME_LATENCY = Family(
     TF + "runtime_latency", "histogram", ("model_name", "API", "runtime"), LATENCY
 )
-EXAMPLE_COUNTS = Family(
-    TF + "request_example_counts", "histogram", ("model",), exponential(1, 2, 15)
-)
-EXAMPLE_COUNT_TOTAL = Family(TF + "request_example_count_total", "counter", ("model",))
 WARMUP_LATENCY = Family(TF + "model_warmup_latency", "histogram", ("model_path", "status"), LATENCY)
 QUEUING_LATENCY = Family(
     TF + "batching_session:queuing_latency",
@@ -68,8 +64,6 @@ FAMILIES = (
     REQUEST_COUNT,
     REQUEST_LATENCY,
     RUNTIME_LATENCY,
-    EXAMPLE_COUNTS,
-    EXAMPLE_COUNT_TOTAL,
     WARMUP_LATENCY,
     QUEUING_LATENCY,
     IN_PROGRESS,

@@ -1,22 +1,25 @@
-"""Between a decoded request and a servable: what the REST and the gRPC service have in common.
+"""Predict, the same for REST and gRPC: a servable is leased, runs a signature, and is released.
 
-In go names from a request: they are checked against a signature, with TensorFlow Serving's texts
-for what is wrong. A call goes to the servable and its outputs are awaited without holding up the
-event loop. Nothing here knows a wire format, a model's name or an engine.
+A front says which model and signature, and how the inputs are read once the signature is known.
+Names are held to the signature, with TensorFlow Serving's texts for what is wrong. Outputs are
+awaited without holding up the event loop.
 """
 
 import asyncio
 import concurrent.futures
 import contextlib
-import enum
+import dataclasses
 import gc
 import logging
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from bart_export.errors import BartExportError, ConfigurationError, InputError
 from bart_export.server import texts
+from bart_export.server.loading import Lease
+from bart_export.server.metrics import RUNTIME_LATENCY, RUNTIMES, Metrics
+from bart_export.server.models import ModelSpec, ModelStore
 from bart_export.server.servable import TIMED_OUT, Call, Limits, Servable, Tensors
 from bart_export.server.status import Code, StatusError
 
@@ -32,32 +35,79 @@ QUICK_BYTES = 16 * 1024
 PARSING = threading.Lock()
 
 
-class UnknownSignature(enum.Enum):
-    """How each method tells its client that a model has no such signature."""
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """The outputs of a signature, and the version of the model that computed them."""
 
-    REST_PREDICT = (
-        Code.INVALID_ARGUMENT,
-        'Serving signature name: "{name}" not found in signature def',
-    )
-    GRPC_PREDICT = (Code.FAILED_PRECONDITION, 'Serving signature key "{name}" not found.')
-    EXAMPLES = (Code.INVALID_ARGUMENT, "No signature was found with the name: {name}")
-    MULTI_INFERENCE = (
-        Code.INVALID_ARGUMENT,
-        "Requested signature not found in model graph: {name}",
-    )
+    version: int
+    signature: str
+    outputs: Tensors
 
 
-def chosen_signature(servable: Servable, name: str, unknown: UnknownSignature) -> tuple[str, Any]:
-    """Return the name and the SignatureDef of a signature; an empty name means the default one.
+class Predictor:
+    """Runs signatures of the models of a store. Requests are counted and timed here."""
+
+    def __init__(self, store: ModelStore, metrics: Metrics) -> None:
+        self.store = store
+        self.metrics = metrics
+
+    def counted(
+        self, spec: ModelSpec, api: str, entrypoint: str
+    ) -> contextlib.AbstractContextManager[None]:
+        """Count and time a request; names that clients make up are not kept."""
+        known = spec.name if spec.name in self.store.names() else ""
+        return self.metrics.request(known, api, entrypoint)
+
+    def held(self, spec: ModelSpec) -> contextlib.AbstractContextManager["Held"]:
+        """Hold the servable that answers; see `held`."""
+        return held(self.store.lease(spec))
+
+    async def predict(
+        self,
+        spec: ModelSpec,
+        signature_name: str,
+        read: Callable[[Any], Tensors],
+        size: int,
+        limits: Limits,
+        output_filter: Iterable[str] = (),
+    ) -> Prediction:
+        """Run a signature.
+
+        Args:
+            spec: the model.
+            signature_name: "" for the default one.
+            read: reads the inputs by the SignatureDef.
+            size: of what is read, in bytes.
+            limits: of the request.
+            output_filter: names of outputs; none for all.
+
+        Raises:
+            StatusError: for whatever is wrong with the request, or what the servable says.
+        """
+        with self.held(spec) as holder:
+            name = signature_name or DEFAULT_SIGNATURE
+            signature = chosen_signature(holder.servable, name)
+            call = Call(
+                signature=name,
+                inputs=await aside(size, lambda: read(signature)),
+                outputs=chosen_outputs(signature, output_filter),
+                limits=limits,
+            )
+            served = self.store.served.get(spec.name)
+            runtime = RUNTIMES[served.engine] if served else ""
+            with self.metrics.timed(RUNTIME_LATENCY, spec.name, "Predict", runtime):
+                return Prediction(holder.version, name, await holder.run(call))
+
+
+def chosen_signature(servable: Servable, name: str) -> Any:
+    """Return the SignatureDef of a signature.
 
     Raises:
-        StatusError: with the code and text of `unknown`, if the model has no such signature.
+        StatusError: FAILED_PRECONDITION if the model has no such signature.
     """
-    name = name or DEFAULT_SIGNATURE
     if name not in servable.signature_defs:
-        code, text = unknown.value
-        raise StatusError(code, text.format(name=name))
-    return name, servable.signature_defs[name]
+        raise StatusError(Code.FAILED_PRECONDITION, f'Serving signature key "{name}" not found.')
+    return servable.signature_defs[name]
 
 
 def check_inputs(signature: Any, given: Collection[str]) -> None:
@@ -115,18 +165,6 @@ def chosen_outputs(signature: Any, output_filter: Iterable[str] = ()) -> tuple[s
 def listed(names: Iterable[str]) -> str:
     """Return names in the order and with the commas that TensorFlow Serving gives them."""
     return ",".join(sorted(names))
-
-
-class Lease(Protocol):
-    """What a model store lends: a servable, not closed before it is given back."""
-
-    @property
-    def servable(self) -> Servable:
-        """The servable."""
-
-    @property
-    def version(self) -> int:
-        """The version of the model that it is."""
 
 
 class Held:

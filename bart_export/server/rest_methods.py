@@ -1,58 +1,49 @@
 """What a model can be asked for over REST: a model's name and a body go in, a response comes out.
 
-The order of checks decides which of several errors a client is told, and is TensorFlow Serving's:
-the body is read as far as it can be without the model, then the model is looked up, then its
-signature, then the rest of the body. Nothing here knows addresses or connections.
+The body is read as far as it can be without the model, then the model is looked up, then its
+signature, then the rest of the body.
 """
 
 import contextlib
-import functools
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import Any
 
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from bart_export.server import events, examples, json_request, json_response, messages
-from bart_export.server.examples import CLASSIFY, REGRESS, ExampleMethod
-from bart_export.server.grpc_services import SIGNATURE_DEF, ModelService, PredictionService
+from bart_export.server import events, json_request, json_response, messages
+from bart_export.server.grpc_services import (
+    NO_EXAMPLES,
+    SIGNATURE_DEF,
+    ModelService,
+    PredictionService,
+)
 from bart_export.server.metrics import Metrics
 from bart_export.server.models import ModelSpec, ModelStore
-from bart_export.server.predict import (
-    UnknownSignature,
-    aside,
-    chosen_outputs,
-    chosen_signature,
-    held,
-)
-from bart_export.server.servable import Call, Limits
+from bart_export.server.predict import Predictor, aside
+from bart_export.server.servable import Limits
 from bart_export.server.status import StatusError
 
 JSON = "application/json"
 Method = Callable[[ModelSpec, bytes, Limits], Awaitable[Response]]
 
-# Each method that takes examples, and what writes its result as a body.
-EXAMPLE_METHODS: dict[str, tuple[ExampleMethod, Callable[[Any], bytes]]] = {
-    "classify": (CLASSIFY, examples.classification_json),
-    "regress": (REGRESS, examples.regression_json),
-}
-
 
 class RestMethods:
-    """The methods of the models of a store. Calls are counted and timed here."""
+    """The methods of the models of a store."""
 
     def __init__(self, store: ModelStore, numbers: Metrics) -> None:
-        self.store = store
-        self.numbers = numbers
+        self.predictor = Predictor(store, numbers)
         # What REST and gRPC tell of models is the same, but for its wrapping.
-        self.prediction_service = PredictionService(store, numbers)
+        self.prediction_service = PredictionService(self.predictor)
         self.model_service = ModelService(store, numbers)
         self.table: dict[tuple[str, str | None], Method] = {
             ("GET", None): self.status,
             ("GET", "metadata"): self.metadata,
             ("POST", "predict"): self.predict,
             ("POST", "generate"): self.generate,
-            **{("POST", name): functools.partial(self.infer, name) for name in EXAMPLE_METHODS},
+            ("POST", "classify"): unserved,
+            ("POST", "regress"): unserved,
         }
 
     def named(self, verb: str, name: str | None) -> Method | None:
@@ -60,52 +51,25 @@ class RestMethods:
         # An address that ends in a name which is none, as /METADATA, asks for the status.
         return self.table.get((verb, name), self.status if verb == "GET" else None)
 
-    def counted(self, spec: ModelSpec, api: str) -> contextlib.AbstractContextManager[None]:
-        """Count and time a request; names that clients make up are not kept."""
-        known = spec.name if spec.name in self.store.names() else ""
-        return self.numbers.request(known, api, "REST")
-
     async def predict(self, spec: ModelSpec, body: bytes, limits: Limits) -> Response:
         """Run a signature."""
-        with self.counted(spec, "predict"):
+        with self.predictor.counted(spec, "predict", "REST"):
             parsed = await aside(len(body), lambda: json_request.parse(body))
-            with held(self.store.lease(spec)) as holder:
-                name, signature = chosen_signature(
-                    holder.servable, parsed.signature_name, UnknownSignature.REST_PREDICT
-                )
-                most = self.store.options.max_request_rows
-                inputs, by_row = await aside(
-                    len(body), lambda: json_request.tensors(parsed, signature.inputs, most)
-                )
-                call = Call(
-                    signature=name,
-                    inputs=inputs,
-                    outputs=chosen_outputs(signature),
-                    limits=limits,
-                )
-                with self.prediction_service.timed(spec, "Predict"):
-                    outputs = await holder.run(call)
-            size = sum(array.nbytes for array in outputs.values())
-            answer = await aside(
-                size,
-                lambda: json_response.predictions(outputs, row_format=by_row),
+            most = self.predictor.store.options.max_request_rows
+            answer = await self.predictor.predict(
+                spec,
+                parsed.signature_name,
+                lambda signature: json_request.tensors(parsed, signature.inputs, most),
+                len(body),
+                limits,
+            )
+            outputs = answer.outputs
+            text = await aside(
+                sum(array.nbytes for array in outputs.values()),
+                lambda: json_response.predictions(outputs, row_format=parsed.by_row),
                 alone=False,
             )
-            return json_answer(answer, limits.remarks.headers())
-
-    async def infer(self, api: str, spec: ModelSpec, body: bytes, limits: Limits) -> Response:
-        """Classify examples, or give a value for each."""
-        method, written = EXAMPLE_METHODS[api]
-        with self.counted(spec, api):
-            parsed = await aside(len(body), lambda: json_request.parse(body))
-            given: Any = await aside(len(body), lambda: examples.from_json(parsed))
-            with held(self.store.lease(spec)) as holder:
-                name, _ = chosen_signature(
-                    holder.servable, parsed.signature_name, UnknownSignature.EXAMPLES
-                )
-                infer = self.prediction_service.infer
-                result = await infer(method, spec, holder, name, given, limits)
-            return json_answer(written(result))
+            return json_answer(text, limits.remarks.headers())
 
     async def status(self, spec: ModelSpec, body: bytes, limits: Limits) -> Response:
         """Tell of the states of a model's versions."""
@@ -130,12 +94,21 @@ class RestMethods:
         self, spec: ModelSpec, body: bytes, limits: Limits
     ) -> AsyncGenerator[bytes, None]:
         """Yield the events of a generation."""
-        with self.counted(spec, "generate"):
+        with self.predictor.counted(spec, "generate", "REST"):
             document: Any = await aside(len(body), lambda: json_request.document(body))
-            with held(self.store.lease(spec)) as holder:
+            with self.predictor.held(spec) as holder:
                 async with contextlib.aclosing(events.stream(holder, document, limits)) as stream:
                     async for event in stream:
                         yield event
+
+
+async def unserved(spec: ModelSpec, body: bytes, limits: Limits) -> Response:
+    """Refuse a method that takes examples.
+
+    Raises:
+        HTTPException: 404, always.
+    """
+    raise HTTPException(404, NO_EXAMPLES)
 
 
 class EventResponse(Response):

@@ -6,7 +6,6 @@ and run one after the other; one that fails fails the load. The rules are Tensor
 file format is that of TensorFlow's core/lib/io/record_writer.h. Nothing here knows an engine.
 """
 
-import functools
 import itertools
 import pathlib
 import struct
@@ -16,27 +15,19 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from bart_export import documents
-from bart_export.server import examples, messages, tensors
-from bart_export.server.examples import CLASSIFY, REGRESS, TASK_METHODS, ExampleMethod
+from bart_export.server import messages, tensors
 from bart_export.server.predict import (
-    UnknownSignature,
+    DEFAULT_SIGNATURE,
     check_inputs,
     chosen_outputs,
     chosen_signature,
     status_of,
 )
-from bart_export.server.servable import Call, Servable, Tensors
+from bart_export.server.servable import Call, Servable
 from bart_export.server.status import Code, StatusError
 
 REQUESTS = pathlib.PurePath("assets.extra", "tf_serving_warmup_requests")
 MAX_RECORDS = 1000
-# Requests → the field of a PredictionLog that holds them.
-LOG_FIELDS = {
-    "PredictRequest": "predict_log",
-    "ClassificationRequest": "classify_log",
-    "RegressionRequest": "regress_log",
-    "MultiInferenceRequest": "multi_inference_log",
-}
 
 LENGTH, CHECKSUM = struct.Struct("<Q"), struct.Struct("<I")
 HEADER_BYTES = LENGTH.size + CHECKSUM.size
@@ -84,68 +75,21 @@ def run_warmup(servable: Servable, directory: pathlib.Path) -> int:
 
 
 def run_log(servable: Servable, log: Any) -> None:
-    """Run the request of a PredictionLog, if it has one, and check what comes back.
+    """Run the PredictRequest of a PredictionLog; other kinds of requests are passed over.
 
     Raises:
-        StatusError: UNIMPLEMENTED for a kind of request that cannot warm up, or what the request's
-            own method says.
+        StatusError: as Predict does.
     """
-    kind = log.WhichOneof("log_type")
-    if kind is None:
+    if not log.HasField("predict_log"):
         return
-    if kind not in RUNNERS:
-        raise StatusError(Code.UNIMPLEMENTED, f"Unsupported log_type for warmup: {kind}")
-    RUNNERS[kind](servable, getattr(log, kind).request)
-
-
-def predict(servable: Servable, request: Any) -> None:
-    """Run a PredictRequest."""
-    name, signature = chosen_signature(
-        servable, request.model_spec.signature_name, UnknownSignature.GRPC_PREDICT
-    )
+    request = log.predict_log.request
+    name = request.model_spec.signature_name or DEFAULT_SIGNATURE
+    signature = chosen_signature(servable, name)
     check_inputs(signature, request.inputs)
     inputs = {alias: tensors.from_proto(proto, alias) for alias, proto in request.inputs.items()}
-    run(servable, name, inputs, chosen_outputs(signature, request.output_filter))
-
-
-def run_examples(
-    method: ExampleMethod,
-    servable: Servable,
-    request: Any,
-    unknown: UnknownSignature = UnknownSignature.EXAMPLES,
-) -> None:
-    """Run a request with examples through a signature that classifies or regresses."""
-    name, signature = chosen_signature(servable, request.model_spec.signature_name, unknown)
-    outputs = method.outputs(signature)
-    rows = examples.serialized(request.input)
-    answer = run(servable, name, {examples.INPUT: rows}, outputs)
-    method.result(answer, len(rows))
-
-
-def multi_inference(servable: Servable, request: Any) -> None:
-    """Run every task of a MultiInferenceRequest."""
-    for task in request.tasks:
-        if task.method_name not in TASK_METHODS:
-            raise StatusError(
-                Code.UNIMPLEMENTED, f"Unsupported signature method_name: {task.method_name}"
-            )
-        one = messages.ClassificationRequest(model_spec=task.model_spec, input=request.input)
-        method = TASK_METHODS[task.method_name]
-        run_examples(method, servable, one, UnknownSignature.MULTI_INFERENCE)
-
-
-# Fields of a PredictionLog → what runs their request.
-RUNNERS: dict[str, Callable[[Servable, Any], None]] = {
-    "predict_log": predict,
-    "classify_log": functools.partial(run_examples, CLASSIFY),
-    "regress_log": functools.partial(run_examples, REGRESS),
-    "multi_inference_log": multi_inference,
-}
-
-
-def run(servable: Servable, signature: str, inputs: Tensors, outputs: tuple[str, ...]) -> Tensors:
-    """Run a signature and wait for it as long as it takes: the first run may be slow."""
-    return servable.submit(Call(signature=signature, inputs=inputs, outputs=outputs)).result()
+    outputs = chosen_outputs(signature, request.output_filter)
+    # The first run may be slow: it has as long as it takes.
+    servable.submit(Call(signature=name, inputs=inputs, outputs=outputs)).result()
 
 
 def write_records(path: pathlib.Path, requests: Iterable[Any]) -> None:
@@ -153,14 +97,12 @@ def write_records(path: pathlib.Path, requests: Iterable[Any]) -> None:
 
     Args:
         path: of the file; its directory is made if it is missing.
-        requests: messages for PredictionService: PredictRequest, ClassificationRequest,
-            RegressionRequest or MultiInferenceRequest.
+        requests: PredictRequest messages.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         for request in requests:
-            log = messages.PredictionLog()
-            getattr(log, LOG_FIELDS[request.DESCRIPTOR.name]).request.CopyFrom(request)
+            log = messages.PredictionLog(predict_log={"request": request})
             content: bytes = log.SerializeToString(deterministic=True)
             for part in (LENGTH.pack(len(content)), content):
                 file.write(part + CHECKSUM.pack(masked_crc32c(part)))

@@ -8,25 +8,19 @@ import random
 
 import grpc
 import pytest
-from support.grpc_front import call, examples, front, request_of, spec, task, tensor
+from support.grpc_front import call, front, request_of, spec, tensor
 from tensorflow.core.framework.tensor_pb2 import TensorProto
 
 SEED = 20261122
 ROUNDS = 1500
 SERVICES = {
     "Predict": "PredictionService",
-    "Classify": "PredictionService",
-    "Regress": "PredictionService",
-    "MultiInference": "PredictionService",
     "GetModelMetadata": "PredictionService",
     "GetModelStatus": "ModelService",
     "HandleReloadConfigRequest": "ModelService",
 }
 WHOLE = {
     "Predict": spec("sums") + tensor("a", [1.0, 2.0]) + tensor("b", [3.0, 4.0]),
-    "Classify": spec("classify") + examples("ab", "abc"),
-    "Regress": spec("regress") + examples("ab"),
-    "MultiInference": task("tensorflow/serving/regress", "regress") + examples("ab"),
     "GetModelMetadata": spec() + 'metadata_field: "signature_def"',
     "GetModelStatus": spec(),
     "HandleReloadConfigRequest": 'config { model_config_list { config { name: "m" '

@@ -1,7 +1,7 @@
 """What both services refuse, with the official stubs: TensorFlow Serving's codes and texts."""
 
 import pytest
-from support.grpc_front import examples, front, refused, spec, task, tensor
+from support.grpc_front import front, refused, spec, tensor
 
 
 @pytest.fixture(scope="module")
@@ -12,7 +12,6 @@ def served(tmp_path_factory):
 
 X = tensor("x", [1.0])
 ONE_FLOAT = "dtype: DT_FLOAT tensor_shape { dim { size: 1 } }"
-CLASSIFY, REGRESS = "tensorflow/serving/classify", "tensorflow/serving/regress"
 CONFIG = "config {{ model_config_list {{ {} }} }}"
 LISTED = 'config {{ name: "{}" base_path: "{}" model_platform: "tensorflow" {} }}'
 
@@ -115,50 +114,9 @@ REFUSALS = [
         "duplicate output tensor alias: y",
     ),
     ("Predict", spec("fail") + X, "INTERNAL", "RuntimeError: the engine broke"),
-    ("Classify", examples("a"), "INVALID_ARGUMENT", "Missing ModelSpec"),
-    (
-        "Classify",
-        spec("foo") + examples("a"),
-        "INVALID_ARGUMENT",
-        "No signature was found with the name: foo",
-    ),
-    ("Classify", spec("classify"), "INVALID_ARGUMENT", "Input is empty."),
-    ("Classify", spec("classify") + examples(), "INVALID_ARGUMENT", "Input is empty."),
-    ("Classify", spec("classify", "q") + examples("a"), "NOT_FOUND", "Latest(q)"),
-    ("Regress", examples("a"), "INVALID_ARGUMENT", "Missing ModelSpec"),
-    (
-        "Regress",
-        spec("foo") + examples("a"),
-        "INVALID_ARGUMENT",
-        "No signature was found with the name: foo",
-    ),
-    ("Regress", spec("regress"), "INVALID_ARGUMENT", "Input is empty."),
-    (
-        "MultiInference",
-        task(CLASSIFY, "foo") + examples("a"),
-        "INVALID_ARGUMENT",
-        "Requested signature not found in model graph: foo",
-    ),
-    (
-        "MultiInference",
-        task(CLASSIFY, "classify") + task(REGRESS, "regress", "q") + examples("a"),
-        "INVALID_ARGUMENT",
-        "All ModelSpecs in a MultiInferenceRequest must access the same model name.",
-    ),
-    (
-        "MultiInference",
-        task(REGRESS, "regress") + task(REGRESS, "regress") + examples("a"),
-        "INVALID_ARGUMENT",
-        "Duplicate evaluation of signature: regress",
-    ),
-    (
-        "MultiInference",
-        task("tensorflow/serving/predict", "sums") + examples("a"),
-        "UNIMPLEMENTED",
-        "Unsupported signature method_name: tensorflow/serving/predict",
-    ),
-    ("MultiInference", examples("a"), "INVALID_ARGUMENT", "ModelSpec"),
-    ("MultiInference", task(REGRESS, "regress"), "INVALID_ARGUMENT", "Input is empty."),
+    ("Classify", spec("classify"), "UNIMPLEMENTED", "Ask Predict."),
+    ("Regress", spec("regress"), "UNIMPLEMENTED", "Ask Predict."),
+    ("MultiInference", "", "UNIMPLEMENTED", "Ask Predict."),
     ("GetModelStatus", "", "INVALID_ARGUMENT", "Missing ModelSpec"),
     (
         "GetModelStatus",

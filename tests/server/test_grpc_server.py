@@ -116,7 +116,7 @@ METHODS = [
     for file in (prediction_service_pb2, model_service_pb2, health_pb2, reflection_pb2)
     for service in file.DESCRIPTOR.services_by_name.values()
     for method in service.methods
-    if method.name != "PredictStreamed"  # not served
+    if method.name not in ("PredictStreamed", "Classify", "Regress", "MultiInference")  # not served
 ]
 
 

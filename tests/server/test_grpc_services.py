@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from support.arithmetic import SIGNATURES
-from support.grpc_front import call, examples, feature, front, refused, spec, task, tensor
+from support.grpc_front import call, front, refused, spec, tensor
 from support.served_directories import wait_until
 from tensorflow_serving.apis import get_model_metadata_pb2
 
@@ -38,14 +38,10 @@ def test_predict_answers_in_typed_fields_and_says_what_answered(served):
     ("choice", "version"),
     [("", 2), ("version { value: 1 }", 1), ('version_label: "stable"', 1)],
 )
-@pytest.mark.parametrize(
-    ("method", "signature", "given"),
-    [("Predict", "sums", PAIR), ("Classify", "classify", examples("ab"))],
-)
-def test_a_version_is_chosen_by_number_or_label(served, method, signature, given, choice, version):
-    response = call(served, method, spec(signature, rest=choice) + given)
+def test_a_version_is_chosen_by_number_or_label(served, choice, version):
+    response = call(served, "Predict", spec("sums", rest=choice) + PAIR)
     assert response.model_spec.version.value == version
-    assert response.model_spec.signature_name == signature
+    assert response.model_spec.signature_name == "sums"
 
 
 def test_strings_go_in_and_out_as_bytes(served):
@@ -119,39 +115,6 @@ def test_an_answer_has_its_bounds(tmp_path):
         call(served, "Predict", spec(), inputs=given, timeout=30)
     assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert f"at most {MAX_ANSWER_BYTES} are sent" in raised.value.details()
-
-
-def test_classify_returns_labels_and_scores(served):
-    response = call(served, "Classify", spec("classify") + examples("ab", "abc"))
-    rows = [
-        [(each.label, each.score) for each in row.classes]
-        for row in response.result.classifications
-    ]
-    assert rows == [[("short", 2.0), ("long", 4.0)], [("short", 3.0), ("long", 6.0)]]
-
-
-def test_regress_returns_values(served):
-    response = call(served, "Regress", spec("regress") + examples("ab", "abc"))
-    assert [each.value for each in response.result.regressions] == [2.0, 3.0]
-    assert response.model_spec.version.value == 2
-
-
-def test_features_of_the_context_count_for_every_example(served):
-    context = f"context {{ features {{ {feature('abcd')} }} }} examples {{}} examples {{}}"
-    given = f"input {{ example_list_with_context {{ {context} }} }}"
-    response = call(served, "Regress", spec("regress") + given)
-    assert [each.value for each in response.result.regressions] == [4.0, 4.0]
-
-
-def test_several_signatures_answer_for_the_same_examples(served):
-    tasks = task("tensorflow/serving/regress", "regress") + task(
-        "tensorflow/serving/classify", "classify"
-    )
-    regressed, classified = call(served, "MultiInference", tasks + examples("ab")).results
-    assert [each.value for each in regressed.regression_result.regressions] == [2.0]
-    assert regressed.model_spec.signature_name == "regress"
-    assert classified.classification_result.classifications[0].classes[1].score == 4.0
-    assert classified.model_spec.version.value == 2
 
 
 def test_metadata_has_every_signature(served):
@@ -291,31 +254,15 @@ def test_reloads_that_take_long_do_not_hold_up_large_requests(tmp_path):
         assert time.monotonic() - began < 1.5
 
 
-@pytest.mark.parametrize(
-    ("method", "given", "api"),
-    [
-        ("Predict", spec() + tensor("x", [1.0]), "Predict"),
-        ("Classify", spec("classify") + examples("a"), "Classify"),
-        ("Regress", spec("regress") + examples("a"), "Regress"),
-        (
-            "MultiInference",
-            task("tensorflow/serving/regress", "regress") + examples("a"),
-            "MultiInference",
-        ),
-    ],
-)
-def test_calls_are_counted_and_timed(tmp_path, method, given, api):
+def test_calls_are_counted_and_timed(tmp_path):
     with front(tmp_path) as served:
-        call(served, method, given)
+        call(served, "Predict", spec() + tensor("x", [1.0]))
         lines = served.metrics.exposition().splitlines()
     assert ':tensorflow:serving:request_count{model_name="m",status="OK"} 1' in lines
-    labels = f'model_name="m",API="{api}",entrypoint="GRPC"'
+    labels = 'model_name="m",API="Predict",entrypoint="GRPC"'
     assert f":tensorflow:serving:request_latency_count{{{labels}}} 1" in lines
-    api = "Regress" if api == "MultiInference" else api
-    labels = f'model_name="m",API="{api}",runtime="TF1"'
+    labels = 'model_name="m",API="Predict",runtime="TF1"'
     assert f":tensorflow:serving:runtime_latency_count{{{labels}}} 1" in lines
-    counted = ':tensorflow:serving:request_example_count_total{model="m"} 1' in lines
-    assert counted == (api != "Predict")
 
 
 def test_made_up_names_do_not_fill_the_metrics(tmp_path):

@@ -20,7 +20,8 @@ MOST_ROWS = 1 << 21
 def read(body, most_rows=MOST_ROWS, **data_types):
     inputs = {name: TensorInfo(dtype=data_type) for name, data_type in data_types.items()}
     body = body if isinstance(body, bytes) else body.encode()
-    return json_request.tensors(json_request.parse(body), inputs, most_rows)
+    parsed = json_request.parse(body)
+    return json_request.tensors(parsed, inputs, most_rows), parsed.by_row
 
 
 def refusal(body, most_rows=MOST_ROWS, **data_types):

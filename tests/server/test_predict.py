@@ -12,7 +12,6 @@ from support.arithmetic import FLOAT, PREDICT, Arithmetic, signature
 from bart_export.errors import ArtifactError, ConfigurationError, InputError
 from bart_export.server.loading import Lease
 from bart_export.server.predict import (
-    UnknownSignature,
     check_inputs,
     chosen_outputs,
     chosen_signature,
@@ -95,16 +94,10 @@ def test_outputs_that_are_not_there_or_twice_are_refused(names, message):
         chosen_outputs(PLAIN, names)
 
 
-def test_no_signature_name_means_the_default():
-    name, definition = chosen_signature(Arithmetic(), "", UnknownSignature.REST_PREDICT)
-    assert (name, list(definition.inputs)) == ("serving_default", ["x"])
-
-
-@pytest.mark.parametrize("unknown", UnknownSignature)
-def test_an_unknown_signature_is_named_with_the_code_of_the_method(unknown):
+def test_an_unknown_signature_is_named():
     with pytest.raises(StatusError, match="nope") as raised:
-        chosen_signature(Arithmetic(), "nope", unknown)
-    assert raised.value.code == unknown.value[0]
+        chosen_signature(Arithmetic(), "nope")
+    assert raised.value.code == Code.FAILED_PRECONDITION
 
 
 @pytest.mark.parametrize(

@@ -114,14 +114,6 @@ def test_what_breaks_in_the_engine_has_a_message(server):
     assert (answer.status, answer.json) == (500, {"error": "RuntimeError: the engine broke"})
 
 
-def test_classes_and_values_of_examples(server):
-    body = {"signature_name": "classify", "examples": [{"x": "abc"}]}
-    answer = server.post(f"{MODEL}:classify", body)
-    assert answer.json == {"results": [[["short", 3.0], ["long", 6.0]]]}
-    answer = server.post(f"{MODEL}:regress", {**body, "signature_name": "regress"})
-    assert answer.json == {"results": [3.0]}
-
-
 def test_a_default_does_not_spare_a_rest_client_an_input(server):
     answer = server.post(PREDICT, {"signature_name": "sums", "inputs": {"a": [1]}})
     assert answer.status == 400
@@ -197,20 +189,15 @@ def test_requests_are_counted_by_model_and_status():
         server.post(PREDICT, ROWS)
         server.post(PREDICT, "{")
         server.post("/v1/models/other:predict", ROWS)
-        server.post(f"{MODEL}:regress", {"signature_name": "regress", "examples": [{"x": "abc"}]})
         answer = server.get(METRICS)
     assert answer.headers["Content-Type"] == "text/plain; charset=utf-8"
     lines = answer.text.splitlines()
     for line in (
-        'request_count{model_name="m",status="OK"} 2',
+        'request_count{model_name="m",status="OK"} 1',
         'request_count{model_name="m",status="INVALID_ARGUMENT"} 1',
         'request_count{model_name="",status="NOT_FOUND"} 1',
         'request_latency_count{model_name="m",API="predict",entrypoint="REST"} 1',
-        'request_latency_count{model_name="m",API="regress",entrypoint="REST"} 1',
         'runtime_latency_count{model_name="m",API="Predict",runtime="TF1"} 1',
-        'runtime_latency_count{model_name="m",API="Regress",runtime="TF1"} 1',
-        'request_example_count_total{model="m"} 1',
-        'request_example_counts_count{model="m"} 1',
     ):
         assert f":tensorflow:serving:{line}" in lines
 

@@ -9,9 +9,7 @@ import numpy as np
 from bart_export.server import messages, tensors
 from bart_export.server.status import Code, StatusError
 
-PREDICT, CLASSIFY, REGRESS = (
-    f"tensorflow/serving/{method}" for method in ("predict", "classify", "regress")
-)
+PREDICT = "tensorflow/serving/predict"
 STEP_SECONDS = 0.01
 
 
@@ -48,15 +46,7 @@ SIGNATURES = {
     "wait": signature(PREDICT, {"seconds": FLOAT}, {"seconds": FLOAT}),
     "deaf": signature(PREDICT, {"seconds": FLOAT}, {"seconds": FLOAT}),
     "fail": signature(PREDICT, {"x": FLOAT}, {"y": FLOAT}),
-    "classify": signature(CLASSIFY, {"inputs": STRING}, {"scores": FLOAT, "classes": STRING}),
-    "regress": signature(REGRESS, {"inputs": STRING}, {"outputs": FLOAT}),
 }
-
-
-def lengths(examples):
-    """Return how many bytes the feature `x` of each serialized Example has."""
-    features = [messages.Example.FromString(example).features.feature for example in examples]
-    return np.array([len(each["x"].bytes_list.value[0]) for each in features], np.float32)
 
 
 def wait(limits, seconds):
@@ -78,11 +68,6 @@ def fail(limits, x):
     raise RuntimeError("the engine broke")
 
 
-def classify(limits, inputs):
-    scores = lengths(inputs)[:, None] * np.array([1, 2], np.float32)
-    return {"scores": scores, "classes": np.array([[b"short", b"long"]] * len(inputs), object)}
-
-
 FUNCTIONS = {
     "serving_default": lambda limits, x: {"y": x / 2 + 2},
     "sums": lambda limits, a, b=1.0: {"sum": a + b, "difference": a - b},
@@ -90,8 +75,6 @@ FUNCTIONS = {
     "wait": wait,
     "deaf": deaf,
     "fail": fail,
-    "classify": classify,
-    "regress": lambda limits, inputs: {"outputs": lengths(inputs)},
 }
 
 

@@ -143,19 +143,3 @@ def tensor(name, value):
     """Return the text of an input."""
     proto = text_format.MessageToString(tf.make_tensor_proto(value), as_one_line=True)
     return f'inputs {{ key: "{name}" value {{ {proto} }} }}'
-
-
-def examples(*texts):
-    """Return the text of an input of Examples, each with the feature x."""
-    listed = "".join(f"examples {{ features {{ {feature(text)} }} }}" for text in texts)
-    return f"input {{ example_list {{ {listed} }} }}"
-
-
-def feature(text, name="x"):
-    """Return the text of a feature of bytes."""
-    return f'feature {{ key: "{name}" value {{ bytes_list {{ value: "{text}" }} }} }}'
-
-
-def task(method, signature, name="m"):
-    """Return the text of a task of a MultiInferenceRequest."""
-    return f'tasks {{ {spec(signature, name)} method_name: "{method}" }}'

@@ -25,7 +25,7 @@ def example(**features):
 def write_half_plus_two(directory):
     """Write the counterpart of the model that TensorFlow Serving tests itself with.
 
-    It has a predict signature, x / 2 + 2, and one to classify and one to regress by tf.Example.
+    It has a predict signature, x / 2 + 2, and two that take a tf.Example.
     """
     with tf.Graph().as_default(), v1.Session() as session:
         examples = v1.placeholder(tf.string, [None], "tf_example")
@@ -34,7 +34,6 @@ def write_half_plus_two(directory):
         half = v1.get_variable("half", initializer=0.5, use_resource=True)
         two = v1.get_variable("two", initializer=2.0, use_resource=True)
         y = tf.add(half * x, two, "y")
-        total = tf.reduce_sum(y, name="total")
         session.run(v1.global_variables_initializer())
         of = v1.saved_model.utils.build_tensor_info
         signature = v1.saved_model.build_signature_def
@@ -52,13 +51,6 @@ def write_half_plus_two(directory):
                 ),
                 "regress_x_to_y": signature(
                     {"inputs": of(examples)}, {"outputs": of(y)}, method.REGRESS_METHOD_NAME
-                ),
-                # What no method can make a result of.
-                "classify_x_to_sum": signature(
-                    {"inputs": of(examples)}, {"scores": of(total)}, method.CLASSIFY_METHOD_NAME
-                ),
-                "regress_x_to_sum": signature(
-                    {"inputs": of(examples)}, {"outputs": of(total)}, method.REGRESS_METHOD_NAME
                 ),
             },
         )

@@ -10,10 +10,6 @@ WHOLE = [
      {"signature_name": "string", "instances": ["a", {"b64": "YQ=="}]}),
     ("/v1/models/typed/versions/1:predict",
      {"signature_name": "matrix", "inputs": [[1, 2], [3, 4]]}),
-    ("/v1/models/half_plus_two:classify",
-     {"signature_name": "classify_x_to_y", "context": {"x": 1.0}, "examples": [{}, {"x": [2.0]}]}),
-    ("/v1/models/half_plus_two:regress",
-     {"signature_name": "regress_x_to_y", "examples": [{"x": 1.0}]}),
     ("/v1/models/text:predict", {"instances": ["A library."]}),
     ("/v1/models/text/labels/stable:predict",
      {"signature_name": "generate_text",
@@ -33,7 +29,7 @@ ODD_VALUES = [
     [[], [1]], [1, [2]], [1, "a"], {"b64": "YQ=="}, {"b64": "?"}, {"b64": 1}, {"b64": "", "x": 1},
     {"": ""}, [None] * 100, list(range(2000)),
 ]  # fmt: skip
-KEYS = ["", "x", "text", "b64", "inputs", "instances", "signature_name", "examples", "parameters",
+KEYS = ["", "x", "text", "b64", "inputs", "instances", "signature_name", "parameters",
         "max_length", "num_beams", "early_stopping", "max_new_tokens"]  # fmt: skip
 
 

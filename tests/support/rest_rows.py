@@ -97,7 +97,6 @@ BODIES = [
     ("POST", "/v1/models/nope:predict", ONE, 404, "Servable not found for request: Latest(nope)"),
     ("POST", "/v1/models/nope:predict", "{", 400, PARSE_ERROR),
     ("POST", "/v1/models/nope:predict", "[]", 400, "to be a JSON object"),
-    ("POST", "/v1/models/nope:classify", {"examples": [{}]}, 404, "Latest(nope)"),
     ("POST", "/v1/models/nope:generate", {"text": "a"}, 404, "Latest(nope)"),
     ("POST", f"{TEXT}/versions/9:predict", ONE, 404, "request: Specific(text, 9)"),
     ("POST", f"{TEXT}/labels/nope:predict", ONE, 400, "Unrecognized servable version label: nope"),
@@ -121,8 +120,8 @@ BODIES = [
     ("POST", PREDICT, {"instances": ["a"] * 33}, 400, "at most 32 rows, received 33"),
     ("POST", PREDICT, {"inputs": ["a"] * 33}, 400, "at most 32 rows, received 33"),
     ("POST", PREDICT, {**ONE, "signature_name": "nope"}, 400,
-     {"error": 'Serving signature name: "nope" not found in signature def'}),
-    ("POST", PREDICT, {"signature_name": "nope"}, 400, "not found in signature def"),
+     {"error": 'Serving signature key "nope" not found.'}),
+    ("POST", PREDICT, {"signature_name": "nope"}, 400, "not found."),
     ("POST", PREDICT, {"signature_name": "no\r\npe\x9b"}, 400, '"no pe\\u009b" not found'),
     ("POST", PREDICT, {"instances": "a"}, 400, "'instances' to be a list of rows, received \"a\""),
     ("POST", PREDICT, {"instances": []}, 400, "'instances' to be a list of rows, received a list"),
@@ -148,12 +147,7 @@ BODIES = [
     ("POST", PREDICT, {"inputs": [["a", "b"], ["c"]]}, 400, "inputs[1] to be a list of 2"),
     ("POST", PREDICT, {"inputs": [["a"], "b"]}, 400, "inputs[1] to be a list of 1"),
     ("POST", PREDICT, {"inputs": ["a", ["b"]]}, 400, "inputs[1] to be a string"),
-    ("POST", f"{TEXT}:classify", "{", 400, PARSE_ERROR),
-    ("POST", f"{TEXT}:classify", {}, 400, "key 'examples' is expected and was not found"),
-    ("POST", f"{TEXT}:regress", {}, 400, "key 'examples' is expected and was not found"),
-    ("POST", f"{TEXT}:regress", {"examples": []}, 400, "'examples' value is an empty array"),
-    ("POST", f"{TEXT}:regress", {"examples": [{}], "signature_name": "nope"}, 400,
-     "No signature was found with the name: nope"),
+    ("POST", f"{TEXT}:classify", {}, 404, "Ask Predict."),
 ]
 ANY_ENGINE = ADDRESSES + BODIES
 # fmt: on

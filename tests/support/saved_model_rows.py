@@ -65,11 +65,11 @@ VALUES = [
     ("POST", f"{HALF}:predict", {"instances": [[1], [2]]}, 200, {"predictions": [[2.5], [3.0]]}),
     ("POST", f"{HALF}:predict", {"instances": [{"x": [1]}]}, 200, {"predictions": [[2.5]]}),
     ("POST", f"{HALF}:predict", {"inputs": [[1]]}, 200, {"outputs": [[2.5]]}),
-    ("GET", f"{HALF}/metadata", None, 200, '"method_name": "tensorflow/serving/classify"'),
+    ("GET", f"{HALF}/metadata", None, 200, '"method_name": "tensorflow/serving/predict"'),
 ]
 
 WRONG_VALUES = [
-    ("POST", TYPED, {"inputs": [1]}, 400, 'Serving signature name: "serving_default" not found'),
+    ("POST", TYPED, {"inputs": [1]}, 400, 'Serving signature key "serving_default" not found'),
     ("POST", TYPED, column("float32", ["1"]), 400, 'inputs[0] to be a number, received "1"'),
     ("POST", TYPED, column("float32", [True]), 400, "inputs[0] to be a number, received true"),
     ("POST", TYPED, column("float32", [{"b64": "YQ=="}]), 400, "inputs[0] to be a number"),
@@ -100,37 +100,10 @@ WRONG_VALUES = [
     ("POST", f"{HALF}:predict", {"instances": [1, [2]]}, 400, "instances[1] to be a number"),
 ]
 
-EXAMPLES = [
-    ("POST", f"{HALF}:classify", {"signature_name": "classify_x_to_y", "examples": [{"x": 1.0}]},
-     200, {"results": [[["", 2.5]]]}),
-    ("POST", f"{HALF}:classify",
-     {"signature_name": "classify_x_to_y", "examples": [{"x": 1.0}, {"x": [2.0]}]},
-     200, {"results": [[["", 2.5]], [["", 3.0]]]}),
-    ("POST", f"{HALF}:regress", {"signature_name": "regress_x_to_y", "examples": [{"x": 1.0}]},
-     200, {"results": [2.5]}),
-    ("POST", f"{HALF}:regress",
-     {"signature_name": "regress_x_to_y", "context": {"x": 4.0}, "examples": [{}, {"x": 2.0}]},
-     200, {"results": [4.0, 3.0]}),
-    ("POST", f"{HALF}/versions/1:regress",
-     {"signature_name": "regress_x_to_y", "examples": [{"x": 1.0}]}, 200, {"results": [2.5]}),
-    ("POST", f"{HALF}:classify", {"examples": [{"x": 1.0}]}, 400, "inputs"),
-    ("POST", f"{HALF}:regress", {"signature_name": "classify_x_to_y", "examples": [{"x": 1.0}]},
-     400, "outputs"),
-    ("POST", f"{HALF}:regress", {"signature_name": "nope", "examples": [{"x": 1.0}]}, 400,
-     "No signature was found with the name: nope"),
-    ("POST", f"{HALF}:classify", {"examples": {}}, 400, "'examples' to be a list"),
-    ("POST", f"{HALF}:classify", {"examples": [1]}, 400, "Example must be JSON object"),
-    ("POST", f"{HALF}:classify", {"examples": [{"x": [1.5, "a"]}]}, 400,
-     "Unexpected element type in feature: x expecting type: float"),
-    ("POST", f"{HALF}:classify", {"examples": [{"x": None}]}, 400, "Feature: x"),
-    ("POST", f"{HALF}:classify", {"examples": [{"x": [[1.0]]}]}, 400, "Feature: x"),
-    ("POST", f"{HALF}:classify", {"examples": [{"x": 2**63}]}, 400, "Only int64_t is supported"),
-    ("POST", f"{HALF}:regress", {"signature_name": "regress_x_to_y", "examples": [{"x": 1}]}, 400,
-     "Data types don't match"),
-    ("POST", f"{HALF}:regress", {"signature_name": "regress_x_to_y", "examples": [{}]}, 400,
-     "Feature: x (data type: float) is required but could not be found"),
-    ("POST", f"{HALF}:regress", [], 400, "to be a JSON object"),
+OTHERS = [
+    ("POST", f"{HALF}:classify", {"examples": [{"x": 1.0}]}, 404, "Ask Predict."),
+    ("POST", f"{HALF}/versions/1:regress", {"examples": [{"x": 1.0}]}, 404, "Ask Predict."),
     ("POST", f"{HALF}:generate", {"text": "a"}, 501, "Streaming needs"),
 ]
-SAVED_MODEL = VALUES + WRONG_VALUES + EXAMPLES
+SAVED_MODEL = VALUES + WRONG_VALUES + OTHERS
 # fmt: on
