@@ -129,7 +129,7 @@ def test_the_oldest_stamps_go(tmp_path, monkeypatch):
 
 WRITING = """
 import os, sys
-from bart_export import stamps
+from bart_export.artifact import stamps
 stamps.MOST = 8
 given = stamps.stamp(os.stat("/"), 64 * "0")
 for number in range(300):
