@@ -73,6 +73,9 @@ def bench(
     usual = default_threads(artifact.manifest["parameter_count"])
     threads = list(dict.fromkeys(num_threads or [usual]))
     names = chosen_files(artifact, recipes)
+    tokenizer = artifact.manifest["tokenizer"]
+    for name in (tokenizer["vocabulary"], tokenizer["merges"], *names):
+        artifact.path(name, rehash=True)  # told here of the artifact itself, not of a copy
     positions = artifact.config.max_sequence_length
     rooms = [room(artifact.manifest["files"][name], positions) for name in names]
     longest, most = map(max, zip(*rooms, strict=True))

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 
@@ -309,6 +310,17 @@ def test_the_command_refuses_before_it_measures(symmetric_artifact, options, wor
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 2
     assert words in result.stderr
+
+
+def test_an_altered_file_is_named_where_it_lies(symmetric_artifact, tmp_path):
+    directory = shutil.copytree(symmetric_artifact.directory, tmp_path / "altered")
+    file = directory / "tflite" / "float32.tflite"
+    content = bytearray(file.read_bytes())
+    content[5000] ^= 1
+    file.write_bytes(content)
+    result = CliRunner().invoke(main, ["bench", str(directory)])
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert result.stderr.startswith(f"Error: {file} is not the file its manifest names")
 
 
 @pytest.mark.parametrize(
