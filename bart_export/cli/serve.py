@@ -160,7 +160,7 @@ def serve(
         models = model_config.served_models(artifacts, options.engine)
     if any(model.engine == "tensorflow" for model in models):
         require("The engine tensorflow", "tensorflow", "tensorflow", "export")
-    run(models, options, click.echo, model_config_file)
+    run(models, options, lambda line: click.echo(printable(line)), model_config_file)
 
 
 class Lines(logging.Formatter):

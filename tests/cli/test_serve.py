@@ -94,6 +94,13 @@ def test_a_base_path_is_served_under_the_name_given(asked, base_path):
     assert (model.name, model.base_path) == ("m", base_path)
 
 
+def test_the_name_of_a_model_steers_no_terminal(asked, base_path, capsys):
+    assert run("--model-name", "m", "--model-base-path", base_path) == (0, "")
+    ((_, _, say, _),) = asked
+    say("Model \x1b[2J\nm: version 1")
+    assert capsys.readouterr().out == "Model \\u001b[2J\\nm: version 1\n"
+
+
 def test_a_configuration_says_what_is_served(asked, tmp_path, base_path):
     config = tmp_path / "models.config"
     config.write_text(
