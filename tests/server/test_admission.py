@@ -4,7 +4,7 @@ import json
 import socket
 
 import pytest
-from test_rest import ANSWER, METRICS, MODEL, PREDICT, ROWS, serving
+from support.rest_server import ANSWER, METRICS, MODEL, PREDICT, ROWS, serving
 
 from bart_export.server.admission import host_check
 from bart_export.server.options import ServeOptions

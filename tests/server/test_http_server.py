@@ -11,8 +11,8 @@ import time
 
 import pytest
 from support.arithmetic import Arithmetic
+from support.rest_server import ANSWER, PREDICT, ROWS, serving
 from support.served_directories import wait_until
-from test_rest import ANSWER, PREDICT, ROWS, serving
 
 from bart_export.server import http_server
 

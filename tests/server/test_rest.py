@@ -1,16 +1,14 @@
 """How requests travel: bodies and their bounds, time, clients that go, numbers."""
 
-import contextlib
 import gzip
 import json
-import pathlib
 import socket
 import threading
 import time
 
 import pytest
 from support.arithmetic import Arithmetic
-from support.rest_server import served, store_of
+from support.rest_server import ANSWER, METRICS, MODEL, PREDICT, ROWS, served, serving, store_of
 
 from bart_export.errors import ConfigurationError
 from bart_export.server import rest
@@ -18,22 +16,8 @@ from bart_export.server.metrics import Metrics
 from bart_export.server.options import ServeOptions
 from bart_export.server.served_model import ServedModel
 
-MODEL = "/v1/models/m"
-PREDICT, METRICS = f"{MODEL}:predict", "/monitoring/prometheus/metrics"
-ROWS = json.dumps({"instances": [1, 2]}).encode()
-ANSWER = {"predictions": [2.5, 3.0]}
 TOO_LARGE = "A request may have 100000 bytes (--max-request-bytes), this one has more"
 TIMED_OUT = {"error": "Timed out waiting for notification"}
-
-
-@contextlib.contextmanager
-def serving(servable=None, **options):
-    """Serve a servable as the model `m`."""
-    model = ServedModel(name="m", base_path=pathlib.Path("/m"), engine="tensorflow")
-    settings = ServeOptions(**options)
-    servables = {("m", 1): servable or Arithmetic()}
-    with store_of([model], servables, settings) as store, served(store, settings) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import json
+import pathlib
 import threading
 import time
 
@@ -10,6 +11,13 @@ from bart_export.server import http_server, ports, rest
 from bart_export.server.metrics import Metrics
 from bart_export.server.models import ModelStore
 from bart_export.server.options import ServeOptions
+from bart_export.server.served_model import ServedModel
+from support.arithmetic import Arithmetic
+
+MODEL = "/v1/models/m"
+PREDICT, METRICS = f"{MODEL}:predict", "/monitoring/prometheus/metrics"
+ROWS = json.dumps({"instances": [1, 2]}).encode()
+ANSWER = {"predictions": [2.5, 3.0]}
 
 
 class Answer:
@@ -100,3 +108,13 @@ def store_of(models, servables, options=None):
         yield store
     finally:
         store.stop()
+
+
+@contextlib.contextmanager
+def serving(servable=None, **options):
+    """Serve a servable as the model `m`."""
+    model = ServedModel(name="m", base_path=pathlib.Path("/m"), engine="tensorflow")
+    settings = ServeOptions(**options)
+    servables = {("m", 1): servable or Arithmetic()}
+    with store_of([model], servables, settings) as store, served(store, settings) as server:
+        yield server
