@@ -15,6 +15,8 @@ ARTIFACT := artifacts/bart_mini_en
 LEGACY_ARTIFACTS := build/legacy_artifacts
 ANDROID_BUILD := $(CURDIR)/build/android
 PYTEST = $(VENV)/bin/pytest -q --numprocesses $(WORKERS) --dist loadfile
+# Every warning is an error: a link that leads nowhere, a docstring that is not well-formed.
+SPHINX := sphinx-build -qW --keep-going docs build/docs
 MAVEN_BASE = --quiet --batch-mode --threads 1C --file android/ci/pom.xml \
     -Dbart_export.build=$(ANDROID_BUILD)
 # The text of the demo is the README's quotation.
@@ -22,7 +24,8 @@ TEXT = $$(sed -n 's/^> //p' README.md)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo demo-serving test test-python lint test-slow test-legacy test-android bench-android clean
+.PHONY: help demo demo-serving test test-python lint docs test-slow test-legacy test-android bench-android \
+    clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -41,7 +44,7 @@ demo-serving: $(VENV)/installed-export,serve,clients ## export a SavedModel as w
 	@printf '\nThe text:\n%s\n\n' "$(TEXT)"
 	@PATH="$(VENV)/bin:$$PATH" serving/demo.sh $(ARTIFACT) "$(TEXT)"
 
-test: $(VENV)/installed-test ## lint, check types, and run the tests that take seconds; with Maven test-android, too
+test: $(VENV)/installed-test ## lint, and run the tests that take seconds; with Maven test-android, too
 	+@failed=; for part in lint test-python $(if $(shell command -v $(MAVEN)),test-android); do \
 	    $(MAKE) --no-print-directory $$part || failed="$$failed $$part"; \
 	done; \
@@ -51,11 +54,15 @@ test: $(VENV)/installed-test ## lint, check types, and run the tests that take s
 test-python: $(VENV)/installed-test
 	@$(PYTEST) -m "not slow"
 
-lint: $(VENV)/installed-test ## ruff and mypy
-	@failed=; for check in "ruff check" "ruff format --check" mypy; do \
+lint: $(VENV)/installed-test ## ruff, mypy, and whether the documentation builds
+	@failed=; for check in "ruff check" "ruff format --check" mypy "$(SPHINX)"; do \
 	    $(VENV)/bin/$$check || failed=1; \
 	done; \
 	[ -z "$$failed" ]
+
+docs: $(VENV)/installed-docs ## build the documentation into build/docs
+	@$(VENV)/bin/$(SPHINX)
+	@echo "Open build/docs/index.html"
 
 test-slow: $(VENV)/installed-test ## the tests that take minutes
 	@$(PYTEST) -m slow

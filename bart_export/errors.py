@@ -1,9 +1,9 @@
 """The one family of errors this package raises.
 
 Every message is a single line that says what was expected, what was received and what would be
-accepted. Nothing here prints or exits: the command line catches `BartExportError` once, shows the
-line, and ends with the class's `exit_code`. Errors that stand for a wrong argument are also
-`ValueError`s, so that code written against Keras' constructors keeps catching them.
+accepted. The command line catches `BartExportError` once, shows the line, and ends with the class's
+`exit_code`. Errors about a wrong argument also derive from `ValueError`, so that code written for
+Keras' constructors keeps catching them::
 
     BartExportError                 exit 2
     ├─ ConfigurationError           a value no BART or no generation can have (also a ValueError)

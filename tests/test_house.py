@@ -6,11 +6,10 @@ import re
 import shlex
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 import pytest
-from support.readme import README, blocks, commands
+from support.pages import blocks, commands
 
 import bart_export
 from bart_export.cli.main import main
@@ -158,16 +157,9 @@ def test_the_changelog_begins_with_this_version():
     assert versions[0] == bart_export.__version__
 
 
-def test_the_tables_of_the_readme_are_those_of_the_code(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "tools")
-    from readme_tables import filled
-
-    assert filled(README) == README, "run tools/readme_tables.py"
-
-
-@pytest.mark.parametrize("line", commands())
-def test_the_commands_of_the_readme_parse(line):
-    words = shlex.split(line, comments=True)[1:]
+@pytest.mark.parametrize("words", commands(), ids=shlex.join)
+def test_every_command_of_the_documentation_parses(words):
+    words = words[1:]
     if words[0].startswith("--"):
         context = main.make_context("bart-export", words)
     else:
@@ -177,40 +169,22 @@ def test_the_commands_of_the_readme_parse(line):
     assert named <= {*RECIPES, "all"}
 
 
-def test_every_command_is_in_the_readme():
-    shown = {line.split()[1] for line in commands()}
+def test_every_command_is_documented():
+    shown = {words[1] for words in commands()}
     assert set(main.commands) - shown == set()
 
 
-def test_the_python_of_the_readme_runs(mini_artifact, tmp_path):
-    (tmp_path / "artifacts").mkdir()
-    (tmp_path / "artifacts" / "bart_mini_en").symlink_to(mini_artifact.directory)
-    program = "".join(blocks("python"))
-    run = subprocess.run(
-        [sys.executable, "-W", "error", "-c", program], cwd=tmp_path, capture_output=True, text=True
+def test_the_tree_of_the_documentation_is_the_repository():
+    (tree,) = (
+        block for block in blocks("", "docs/architecture.md") if block.startswith("bart_export/")
     )
-    assert run.returncode == 0, run.stderr
-    whole, streamed = run.stdout.splitlines()
-    assert whole == streamed
-
-
-def test_the_demo_of_the_readme_is_what_it_prints(mini_artifact):
-    (text,) = re.findall(r"^> (.*)$", README, re.MULTILINE)
-    (headline,) = re.findall(r"<!-- headline -->\n    (.*)\n", README)
-    command = Path(sysconfig.get_path("scripts")) / "bart-export"
-    run = subprocess.run(
-        [command, "generate", mini_artifact.directory, text], capture_output=True, text=True
-    )
-    assert run.stdout == f"{headline}\n", run.stderr
-
-
-def test_the_tree_of_the_readme_is_the_repository():
-    (tree,) = (block for block in blocks("") if block.startswith("bart_export/"))
     shown = tree_paths(tree)
     missing = [path for path in shown if not (ROOT / path).exists()]
     assert missing == []
     rooms = {f"bart_export/{path.name}" for path in PACKAGE.glob("[a-z]*") if path.stem != "py"}
     assert rooms - {path.rstrip("/") for path in shown} == set()
+    drawn = [path.split("/")[1] for path in shown if re.fullmatch(r"bart_export/\w+/", path)]
+    assert [room for room in drawn if room in ORDER] == list(ORDER[1:])
 
 
 def tree_paths(tree):

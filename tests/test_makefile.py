@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PROGRAMS = ("ruff", "mypy", "pytest", "python", "mvn")
-RUN = ["ruff check", "ruff format", "mypy", "pytest -q", "python tools/android_fixtures.py", "mvn"]
+PROGRAMS = ("ruff", "mypy", "sphinx-build", "pytest", "python", "mvn")
+LINT = ["ruff check", "ruff format", "mypy", "sphinx-build -qW"]
+RUN = [*LINT, "pytest -q", "python tools/android_fixtures.py", "mvn"]
 
 pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
 
@@ -63,7 +64,7 @@ def test_one_failure_keeps_nothing_else_from_running(make, failing, failed):
 def test_every_linter_runs(make):
     result, calls = make("lint", "ruff")
     assert result.returncode != 0
-    assert [call.strip() for call in calls] == ["ruff check", "ruff format", "mypy"]
+    assert [call.strip() for call in calls] == LINT
 
 
 def test_without_maven_the_rest_still_counts(make):

@@ -146,7 +146,7 @@ class Backbone(keras.Model):
     def named_weights(self) -> dict[str, Any]:
         """Return the weights by their names in `checkpoints.names`, LoRA merged into them.
 
-        Values are `keras.Variable`s, of layers with LoRA tensors.
+        Values are `keras.Variable` objects; those of layers with LoRA are tensors.
         """
         merged = {}
         for layer in self.lora_layers():

@@ -8,6 +8,7 @@ import keras_hub
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from support.pages import blocks
 
 import bart_export
 from bart_export import errors
@@ -19,21 +20,17 @@ from bart_export.text.added_tokens import AddedToken
 
 ROOT = Path(__file__).parents[2]
 GOLDEN, CASES = ROOT / "tests/data/golden", ROOT / "tests/data/cases"
-GUIDE = (ROOT / "docs/fine_tuning.md").read_text(encoding="utf-8")
+GUIDE = "docs/guide/fine_tuning.md"
 TEXTS = ("The river rose <hl> two metres<hl> overnight.", " and then, naïve café 文字", "")
 
 # h5py asks Keras' variables for their arrays in a way NumPy 2 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL)
-
-
 def follow(preset, recipe=()):
     """Run the guide's code and commands in the current directory, with a preset in the first's
     place, and return what the commands print."""
-    (code,), (commands,) = blocks("python"), blocks("sh")
+    (code,), (commands,) = blocks("python", GUIDE), blocks("sh", GUIDE)
     assert '"bart_mini_en"' in code
     exec(compile(code.replace('"bart_mini_en"', repr(str(preset))), "guide", "exec"), {})
     printed = ""

@@ -1,7 +1,7 @@
-"""Fill the tables of README.md from the code that they describe.
+"""Fill tables of the documentation from the code that they describe.
 
 A table stands between `<!-- NAME -->` and `<!-- /NAME -->`, where NAME is a key of `TABLES`. Run
-this after a change of presets or recipes; a test compares.
+this after a change of presets, recipes or metrics; a test compares.
 """
 
 import re
@@ -9,9 +9,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from bart_export.presets import PRESETS
+from bart_export.recipes.metrics import AT_MOST, METRICS
 from bart_export.recipes.table import DEFAULT, MODES, RECIPES, Tolerance
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
 
 
 def presets_table() -> str:
@@ -61,19 +62,40 @@ def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines).replace("| --- ", "|---")
 
 
-TABLES = {"presets": presets_table, "recipes": recipes_table}
+def metrics_table() -> str:
+    return table(
+        ("metric", "what it is", "a bound is"),
+        (
+            (
+                f"`{metric.name}`",
+                metric.description.rstrip(","),
+                "the most" if metric.side == AT_MOST else "the least",
+            )
+            for metric in METRICS.values()
+        ),
+    )
 
 
-def filled(text: str) -> str:
-    """Return the text with every table made anew."""
-    for name, make in TABLES.items():
-        begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
-        pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
-        text, count = pattern.subn(lambda match, b=begin, e=end, m=make: f"{b}{m()}\n{e}", text)
-        if count != 1:
-            raise SystemExit(f"{README.name} must have one {begin.strip()}, it has {count}.")
+# Name of a table -> its page and what makes it.
+TABLES = {
+    "presets": ("README.md", presets_table),
+    "recipes": ("docs/guide/recipes.md", recipes_table),
+    "metrics": ("docs/guide/quality.md", metrics_table),
+}
+
+
+def filled(name: str, text: str) -> str:
+    """Return a page's text with the table of a name made anew."""
+    page, make = TABLES[name]
+    begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+    pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
+    text, count = pattern.subn(lambda match: f"{begin}{make()}\n{end}", text)
+    if count != 1:
+        raise SystemExit(f"{page} must have one {begin.strip()}, it has {count}.")
     return text
 
 
 if __name__ == "__main__":
-    README.write_text(filled(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for name, (page, _) in TABLES.items():
+        path = ROOT / page
+        path.write_text(filled(name, path.read_text(encoding="utf-8")), encoding="utf-8")

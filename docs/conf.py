@@ -1,0 +1,82 @@
+"""How Sphinx builds these pages: `make docs`."""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+from docutils import nodes
+from sphinx import addnodes
+from sphinx.transforms import SphinxTransform
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+REPOSITORY = re.search(r'^Source = "(.*)"$', PYPROJECT, re.MULTILINE)[1]
+
+
+class Keras:
+    """Stands for the module, so that docstrings are read without importing TensorFlow."""
+
+    Model = Layer = type("Model", (), {})
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self
+
+    def __call__(self, *arguments, **options):
+        """Return the class that is decorated."""
+        return arguments[0] if arguments and isinstance(arguments[0], type) else self
+
+
+sys.modules["keras"] = Keras()
+
+project = "bart-export"
+author = "the authors of bart-export"
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_click"]
+exclude_patterns = ["_build"]
+default_role = "code"
+html_theme = "furo"
+html_title = "bart-export"
+html_theme_options = {
+    "source_repository": REPOSITORY,
+    "source_branch": "main",
+    "source_directory": "docs/",
+}
+
+myst_heading_anchors = 3
+myst_enable_extensions = ["colon_fence"]
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+python_use_unqualified_type_names = True
+
+
+class RepositoryLinks(SphinxTransform):
+    """Points links to files outside of docs/ at the repository, also those of included files."""
+
+    default_priority = 500
+
+    def apply(self):
+        """Resolve each link against the file that it is written in."""
+        for kind in (addnodes.pending_xref, addnodes.download_reference):
+            for node in list(self.document.findall(kind)):
+                target, _, anchor = node.get("reftarget", "").partition("#")
+                if node.get("reftype") != "myst" or not target or target in self.env.found_docs:
+                    continue
+                suffix = ".md" if node.get("refdomain") == "doc" else ""
+                file = os.path.normpath(Path(node.source).parent / f"{target}{suffix}")
+                page = self.env.path2doc(file)
+                if page in self.env.found_docs:
+                    node["refdomain"], node["reftarget"], node["reftargetid"] = "doc", page, anchor
+                elif os.path.exists(file):
+                    address = f"{REPOSITORY}/tree/main/{os.path.relpath(file, ROOT)}"
+                    node.replace_self(nodes.reference("", "", *node.children, refuri=address))
+
+
+def setup(app):
+    """Register what is not an extension of its own."""
+    app.add_transform(RepositoryLinks)

@@ -1,0 +1,45 @@
+"""The documentation as tests read it: its pages, their code blocks, and the commands in them."""
+
+import re
+import shlex
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+INDEX = (ROOT / "docs/index.md").read_text(encoding="utf-8")
+NAMES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/index.md",
+    *(f"docs/{name}.md" for name in re.findall(r"^[a-z_/]+$", INDEX, re.MULTILINE)),
+    *(f"{folder}/README.md" for folder in ("android", "artifacts", "serving")),
+)
+PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in NAMES}
+README = PAGES["README.md"]
+
+
+def blocks(language, page):
+    """Return a page's code blocks of a language."""
+    fenced = re.findall(r"^ *```([^\n]*)\n(.*?)^ *```$", PAGES[page], re.MULTILINE | re.DOTALL)
+    return [block for marked, block in fenced if marked == language]
+
+
+def command_lines(page):
+    """Yield the commands of a page's shell blocks, and of its indented ones, as one line each."""
+    indented = re.findall(r"^    ((?:bart-export|make) .*)$", PAGES[page], re.MULTILINE)
+    command = ""
+    for line in "".join(blocks("sh", page)).replace("\\\n", " ").splitlines() + indented:
+        command = f"{command} {line}".strip()
+        try:
+            complete = shlex.split(command, comments=True)
+        except ValueError:  # a quotation that goes on in the next line
+            continue
+        if complete:
+            yield command.removeprefix(".venv/bin/")
+        command = ""
+
+
+def commands():
+    """Return the `bart-export` commands of all pages in their order, each once, as words."""
+    lines = (line for page in PAGES for line in command_lines(page))
+    words = dict.fromkeys(tuple(shlex.split(line, comments=True)) for line in lines)
+    return [list(command) for command in words if command[0] == "bart-export"]

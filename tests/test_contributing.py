@@ -1,0 +1,68 @@
+"""What CONTRIBUTING.md and the files for contributors say is so."""
+
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+
+import pytest
+import yaml
+from support.pages import PAGES, ROOT
+
+SCRIPTS = sysconfig.get_path("scripts")
+in_a_clone = pytest.mark.skipif(
+    not (ROOT / ".git").exists() or not shutil.which("git"), reason="not a clone"
+)
+
+
+@pytest.fixture
+def hooks(tmp_path):
+    """Return a way to run hooks, without the one of mypy, which `make lint` runs."""
+    path = f"{SCRIPTS}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "SKIP": "mypy", "PRE_COMMIT_HOME": str(tmp_path)}
+    return lambda *arguments: subprocess.run(
+        [f"{SCRIPTS}/pre-commit", "run", *arguments],
+        cwd=ROOT, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+@in_a_clone
+def test_the_hooks_pass(hooks):
+    done = hooks("--all-files", "--show-diff-on-failure")
+    assert done.returncode == 0, done.stdout
+
+
+@in_a_clone
+@pytest.mark.parametrize(("length", "code"), [(65, 0), (66, 1)])
+def test_a_hook_bounds_the_subject_of_a_commit(hooks, tmp_path, length, code):
+    (tmp_path / "message").write_text(f"{length * 'x'}\n\n{90 * 'y'}\n")
+    done = hooks("--hook-stage", "commit-msg", "--commit-msg-filename", tmp_path / "message")
+    assert done.returncode == code, done.stdout
+
+
+def test_hooks_download_nothing():
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    assert {repo["repo"] for repo in config["repos"]} == {"local"}
+    languages = {hook["language"] for repo in config["repos"] for hook in repo["hooks"]}
+    assert languages == {"system", "pygrep"}
+
+
+def test_the_workflow_runs_every_check():
+    workflow = yaml.safe_load((ROOT / ".github/workflows/checks.yml").read_text())
+    (job,) = workflow["jobs"].values()
+    assert ".ci/run" in [step.get("run") for step in job["steps"]]
+    assert os.access(ROOT / ".ci/run", os.X_OK)
+
+
+def test_issue_templates_ask_something():
+    for path in (ROOT / ".github/ISSUE_TEMPLATE").glob("[!c]*.yml"):
+        template = yaml.safe_load(path.read_text())
+        assert {"name", "description", "body"} <= template.keys(), path
+        assert len({part["id"] for part in template["body"]}) == len(template["body"])
+
+
+def test_the_files_that_are_named_exist():
+    named = re.findall(r"`([\w./-]+/[\w./-]*)`", PAGES["CONTRIBUTING.md"])
+    assert len(named) > 10
+    assert [path for path in named if not (ROOT / path).exists()] == []
