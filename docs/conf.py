@@ -33,11 +33,12 @@ class Keras:
 sys.modules["keras"] = Keras()
 
 project = "bart-export"
-author = "the authors of bart-export"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_click"]
 exclude_patterns = ["_build"]
 default_role = "code"
+smartquotes = False  # they make a dash of the two of an option
 html_theme = "furo"
+html_show_copyright = False
 html_title = "bart-export"
 html_theme_options = {
     "source_repository": REPOSITORY,

@@ -1,10 +1,10 @@
 """Recipes: how a file's matrices are stored and multiplied, one row of data each.
 
-A row decides the file's name, the command line's choices, the table in the README, the tolerance
-the verifier holds the file to, and the runtimes that may open it. Names follow AI Edge Quantizer's
-grammar: mode, weight bits (`wi8`), activation type (`afp32`). A row says for each layer, by a
-regular expression over its name (`checkpoints.layers`), which `Storage` its matrix has. No
-quantizer is known here: `targets.quantize` reads the rows.
+A row decides the file's name, the command line's choices, the tables in the documentation, the
+tolerance the verifier holds the file to, and the runtimes that may open it. Names follow
+AI Edge Quantizer's grammar: mode, weight bits (`wi8`), activation type (`afp32`). A row says for
+each layer, by a regular expression over its name (`checkpoints.layers`), which `Storage` its matrix
+has. `convert.quantize` reads the rows.
 """
 
 import dataclasses
@@ -43,8 +43,8 @@ STORAGES: dict[str, Storage] = {
     for storage in (
         Storage("float32", "float32", 32, None, "no_quantize"),
         Storage("float16", "float16", 16, None, "float_casting"),
-        Storage("int8", "int8, one scale a row", 8, "channelwise", MIN_MAX),
-        Storage("int8_tensorwise", "int8, one scale a tensor", 8, "tensorwise", MIN_MAX),
+        Storage("int8", "int8, one scale per row", 8, "channelwise", MIN_MAX),
+        Storage("int8_tensorwise", "int8, one scale per tensor", 8, "tensorwise", MIN_MAX),
         Storage("int4", "int4 in blocks of 32", 4, "blockwise_32", LEAST_ERROR),
         Storage("int4_block64", "int4 in blocks of 64", 4, "blockwise_64", LEAST_ERROR),
         Storage("int4_block128", "int4 in blocks of 128", 4, "blockwise_128", LEAST_ERROR),
@@ -69,7 +69,7 @@ MODES: dict[str, Mode] = {
     mode.name: mode
     for mode in (
         Mode("float", "float32"),
-        Mode("weight_only", "float32; matrices are widened first"),
+        Mode("weight_only", "float32; weights are dequantized first"),
         Mode("dynamic", "float32, quantized on the fly"),
         Mode("static_ai16", "int16, calibrated", 16),
         Mode("static_ai8", "int8, calibrated", 8),
@@ -200,7 +200,7 @@ RECIPES: dict[str, Recipe] = {
         ),
         Recipe(
             "dynamic_wi8_afp32_tensorwise",
-            purpose="tflite-runtime 2.14, which computes dynamic_wi8_afp32 wrongly",
+            purpose="tflite-runtime 2.14, which computes dynamic_wi8_afp32 incorrectly",
             mode="dynamic",
             layers=((".*", "int8_tensorwise"),),
             tolerance=ROUNDED,

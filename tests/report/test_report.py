@@ -159,7 +159,7 @@ def test_a_file_s_line_says_how_it_stores_and_computes(manifest, tmp_path):
     (line,) = re.findall(rf"^- `{name}`: for .*?(?=^- |^$)", text, re.MULTILINE | re.DOTALL)
     for words in (
         "sources of 16 or 64 tokens, texts of 32, 1 or 4 beams.",
-        "Matrices in int8, one scale a row;",
+        "Matrices in int8, one scale per row;",
         "computes in int8, calibrated on 32 texts;",
         "runs on ai-edge-litert 2.3.0.",
     ):
