@@ -24,6 +24,7 @@ from bart_export.server.tensors import to_proto
 from support.arithmetic import Arithmetic
 
 LOOPBACK = "127.0.0.1"
+TESTS, PATHS = str(pathlib.Path(__file__).parents[1]), os.environ.get("PYTHONPATH")
 
 
 def rest(port, signature="serving_default", timeout=20, **inputs):
@@ -69,7 +70,8 @@ class Process:
 
     def __init__(self, arguments):
         self.process = subprocess.Popen(
-            [sys.executable, "-W", "error", __file__, "serve", *map(str, arguments)],
+            [sys.executable, "-W", "error", "-m", __name__, "serve", *map(str, arguments)],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (TESTS, PATHS)))},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -110,7 +112,6 @@ def process(*arguments, ready=True):
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
     from bart_export.cli.main import main
 
     opening.ENGINES[TENSORFLOW] = open_arithmetic
