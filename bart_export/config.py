@@ -21,10 +21,10 @@ LARGEST_SIZE, MOST_LAYERS, MOST_BEAMS = 2**31 - 1, 1000, 10_000
 class BartConfig:
     """The architecture of a BART encoder-decoder.
 
-    The first seven fields are those of `keras_hub.models.BartBackbone`. The rest describe
-    checkpoints KerasHub cannot: `decoder_*` fields left at None equal the encoder's (distilled
-    checkpoints differ), `scale_embedding` multiplies token embeddings by sqrt(hidden_dim), and
-    `final_logits_bias` says that the checkpoint adds a bias to the logits.
+    The first seven fields are those of `keras_hub.models.BartBackbone`. The others are for
+    checkpoints that KerasHub cannot describe: `decoder_*` fields left at None equal the encoder's
+    (distilled checkpoints differ), `scale_embedding` multiplies token embeddings by
+    sqrt(hidden_dim), and with `final_logits_bias` a bias is added to the logits.
 
     Raises:
         ConfigurationError: for a size that is not a positive integer, a hidden_dim that the heads
@@ -149,13 +149,13 @@ SIZES = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
-    """How a sequence is generated; names, meaning and defaults are those of Hugging Face's
-    `generate()` (transformers 4.57), except that `max_length` defaults to 20 there as here and
-    `seed` is ours.
+    """Settings of a generation.
 
-    Lengths count decoder tokens, the start token included. `early_stopping` is True, False or
-    "never". `top_k=0` and `top_p=1.0` switch those filters off. Sampling parameters have an effect
-    only with `do_sample=True`. Each of several `eos_token_id`, a tuple, ends a sequence.
+    Names, meaning and defaults are those of Hugging Face's `generate()` (transformers 4.57); `seed`
+    is an addition. Lengths count decoder tokens, including the start token. `early_stopping` is
+    True, False or "never". `top_k=0` and `top_p=1.0` switch those filters off. Sampling parameters
+    have an effect only with `do_sample=True`. If `eos_token_id` is a tuple, each of its tokens ends
+    a sequence.
 
     Raises:
         ConfigurationError: for a value out of range, or parameters that contradict each other.
@@ -236,10 +236,10 @@ class GenerationConfig:
     def replace(self, **parameters: Any) -> "GenerationConfig":
         """Return a copy with some parameters changed.
 
-        `max_new_tokens` and `min_new_tokens` are lengths without the start token. A limit of these
-        settings that the call leaves untouched yields to what it asks for: `min_length` to a lower
-        `max_length`, `num_return_sequences` to fewer beams. Asking for a sampling parameter without
-        `do_sample=True`, which would have no effect, is an error rather than a surprise.
+        `max_new_tokens` and `min_new_tokens` are lengths without the start token. A setting that
+        the call does not name is lowered if it contradicts one that it names: `min_length` to a
+        lower `max_length`, `num_return_sequences` to fewer beams. A sampling parameter without
+        `do_sample=True` would have no effect and is an error.
 
         Raises:
             ConfigurationError: for an unknown parameter, a value out of range, or a parameter

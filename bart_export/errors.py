@@ -1,4 +1,4 @@
-"""The one family of errors this package raises.
+"""The errors of this package.
 
 Every message is a single line that says what was expected, what was received and what would be
 accepted. The command line catches `BartExportError` once, shows the line, and ends with the class's
@@ -6,16 +6,16 @@ accepted. The command line catches `BartExportError` once, shows the line, and e
 Keras' constructors keeps catching them::
 
     BartExportError                 exit 2
-    ├─ ConfigurationError           a value no BART or no generation can have (also a ValueError)
-    ├─ MissingExtra                 an optional dependency is not installed
-    ├─ PresetError                  a preset that cannot be found, downloaded or is not a BART
+    ├─ ConfigurationError           a value that no model or generation can have (ValueError)
+    ├─ MissingExtra                 an optional dependency is not installed (ImportError)
+    ├─ PresetError                  a preset that cannot be found or downloaded, or is not a BART
     ├─ CheckpointError              a weight file that is damaged, incomplete or of other shapes
     ├─ TokenizerError               tokenizer files that are missing or do not fit the model
     ├─ ArtifactError                an artifact directory that is missing, damaged or not writable
-    ├─ InputError                   a text, id or length the model cannot take (also a ValueError)
-    ├─ EngineError                  a runtime that cannot run a file, or runs it wrongly
-    ├─ StatusError                  what a server tells a client, with gRPC's code (server.status)
-    └─ VerificationFailed           exit 1: an exported file does not say what the model says
+    ├─ InputError                   a text, id or length that the model cannot take (ValueError)
+    ├─ EngineError                  a runtime that cannot run a file, or computes it incorrectly
+    ├─ StatusError                  an error of the server, with its gRPC code (server.status)
+    └─ VerificationFailed           exit 1: an exported file disagrees with the Keras model
 """
 
 import difflib
@@ -102,7 +102,7 @@ def named(name: object) -> str:
 
 
 class BartExportError(Exception):
-    """Base of all errors of this package; `str(error)` is the line a user reads."""
+    """Base of all errors of this package; `str(error)` is the line that the user reads."""
 
     exit_code = 2
 
@@ -115,9 +115,9 @@ class ConfigurationError(BartExportError, ValueError):
 
 
 class MissingExtra(BartExportError, ImportError):
-    """A command needs packages that the base installation leaves out, or that were taken away.
+    """A package that a command needs is not installed.
 
-    `extra` is the one that brings the package, "" for what the base installation brings.
+    `extra` is the extra that installs it, "" for the base installation.
     """
 
     def __init__(self, what: str, package: str, extra: str) -> None:
@@ -132,7 +132,7 @@ class PresetError(BartExportError):
 
 
 class CheckpointError(BartExportError):
-    """Weights or configuration on disk that cannot be read as a whole BART checkpoint."""
+    """Weights or configuration on disk that are not a complete BART checkpoint."""
 
 
 class TokenizerError(BartExportError):
@@ -148,10 +148,10 @@ class InputError(BartExportError, ValueError):
 
 
 class EngineError(BartExportError):
-    """A runtime that cannot run a file, or is known to compute it wrongly."""
+    """A runtime that cannot run a file, or is known to compute it incorrectly."""
 
 
 class VerificationFailed(BartExportError):
-    """An exported file does not agree with the model it was made from."""
+    """An exported file that disagrees with the model it was made from."""
 
     exit_code = 1

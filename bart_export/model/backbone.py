@@ -1,7 +1,4 @@
-"""`Backbone`: what a Keras model of this package has beside its layers, as KerasHub's class has it.
-
-Presets in and out, weights by the names of `checkpoints.names`, and LoRA.
-"""
+"""`Backbone`: loading and saving presets, weights by name, and LoRA, as in KerasHub's class."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,14 +26,13 @@ AnyBackbone = TypeVar("AnyBackbone", bound="Backbone")
 
 
 class Backbone(keras.Model):
-    """A model without a head, of whichever architecture a preset has.
+    """Base class of models without a head.
 
     Attributes:
         config: the architecture.
-        presets: name -> metadata and handle of each known preset, in KerasHub's form.
-        origin: what the preset that the model came from says beside its weights, None for a model
-            that did not come from one. Its tokenizer, lengths and generation settings go with the
-            model when it is saved.
+        presets: name → metadata and handle of each known preset, in KerasHub's form.
+        origin: the preset that the model was loaded from, without its weights; None for a new
+            model. Its tokenizer, lengths and generation settings are saved with the model.
     """
 
     config: BartConfig
@@ -47,22 +43,22 @@ class Backbone(keras.Model):
     def from_preset(
         cls: type[AnyBackbone], preset: str, load_weights: bool = True, **overrides: Any
     ) -> AnyBackbone:
-        """Make a model of a preset: its architecture, its dtype policy and its weights.
+        """Load a preset: its architecture, its dtype policy and its weights.
 
-        Called on `Backbone` itself, the preset's configuration says which class it is.
+        `Backbone.from_preset` returns a model of the class that the preset's configuration names.
 
         Args:
-            preset: a name of `presets`, `kaggle://…`, `hf://…`, or a directory that holds a Keras
-                preset or a Hugging Face checkpoint.
-            load_weights: False draws new weights and reads only the configuration.
-            **overrides: `name`, `trainable`, `dtype` and `dropout`; without weights any argument
-                of the constructor.
+            preset: a name of `presets`, `kaggle://…`, `hf://…`, or a directory with a Keras preset
+                or a Hugging Face checkpoint.
+            load_weights: False initializes new weights and reads only the configuration.
+            **overrides: `name`, `trainable`, `dtype` and `dropout`; with load_weights=False any
+                argument of the constructor.
 
         Raises:
-            PresetError: for a preset that is not found or is no BART.
-            CheckpointError: for files that are damaged, or whose weights are not exactly those
-                the architecture has.
-            ConfigurationError: for an unknown argument, or one that the weights do not fit.
+            PresetError: for a preset that is not found or is not a BART.
+            CheckpointError: for damaged files, or weights that are not exactly those of the
+                architecture.
+            ConfigurationError: for an unknown argument, or one that does not fit the weights.
         """
         source = origin.resolve(preset)
         checkpoint = formats.read(source.directory, weights=load_weights, tokenizer=False)
@@ -87,7 +83,7 @@ class Backbone(keras.Model):
 
     @classmethod
     def from_checkpoint(cls: type[AnyBackbone], checkpoint: Checkpoint) -> AnyBackbone:
-        """Make a float32 model of a checkpoint that has been read."""
+        """Return a float32 model with the weights of a checkpoint."""
         arguments = {**constructor_arguments(checkpoint.config), "dtype": "float32"}
         return class_of(cls)._with_weights(arguments, checkpoint.weights)
 
@@ -105,19 +101,19 @@ class Backbone(keras.Model):
     def save_to_preset(
         self, preset_dir: str | os.PathLike[str], max_shard_size: float | None = 10
     ) -> None:
-        """Write the model as a Keras preset, with all that belongs to the preset it came from.
+        """Write the model as a Keras preset.
 
-        KerasHub loads the directory, unless the model uses an extension: then it refuses.
-        Tokenizer, sequence lengths and generation settings are those of `origin`; of a model
-        without one, those that lie in the directory stay. LoRA is merged into the weights.
+        KerasHub can load the directory unless the model uses an extension. Tokenizer, sequence
+        lengths and generation settings are those of `origin`. If the model has none, those that are
+        already in the directory stay. LoRA is merged into the weights.
 
         Args:
             preset_dir: the directory to make, or the preset to replace.
-            max_shard_size: most gigabytes a weight file may have; more are split into several.
-                None writes one.
+            max_shard_size: maximum size of a weight file in gigabytes; larger weights are split
+                into several files. None writes one.
 
         Raises:
-            CheckpointError: when the directory is something else or cannot be written.
+            CheckpointError: if the directory is something else or cannot be written.
         """
         directory = Path(preset_dir)
         keras_preset.write(
@@ -131,10 +127,10 @@ class Backbone(keras.Model):
 
     @property
     def tokenizer(self) -> BartTokenizer:
-        """The tokenizer of the preset that the model came from.
+        """The tokenizer of the preset that the model was loaded from.
 
         Raises:
-            TokenizerError: where it came from none, or one without a tokenizer.
+            TokenizerError: if there is no such preset, or it has no tokenizer.
         """
         if self.origin is None or not self.origin.vocabulary:
             raise TokenizerError(
@@ -144,7 +140,7 @@ class Backbone(keras.Model):
         return self.origin.tokenizer()
 
     def named_weights(self) -> dict[str, Any]:
-        """Return the weights by their names in `checkpoints.names`, LoRA merged into them.
+        """Return the weights by their names in `checkpoints.names`, with LoRA merged.
 
         Values are `keras.Variable` objects; those of layers with LoRA are tensors.
         """
@@ -164,28 +160,28 @@ class Backbone(keras.Model):
         """Set every weight by name, reading one array at a time.
 
         Raises:
-            CheckpointError: naming all arrays that are missing or surplus, before any weight is
-                set; or the first of another shape.
+            CheckpointError: before any weight is set, with the names of all missing and surplus
+                arrays; or for the first array of another shape.
         """
         assign(dict(self._variables()), weights)
 
     def default_lora_layer_names(self) -> list[str]:
-        """Return the names of the layers that LoRA changes: queries and values of attention."""
+        """Return the names of the layers that LoRA changes: attention queries and values."""
         return ["query_dense", "value_dense", "query", "value"]
 
     def enable_lora(self, rank: int, target_layer_names: Sequence[str] | None = None) -> None:
-        """Freeze the model, and train a low-rank change of some layers' matrices instead.
+        """Freeze the model, and train low-rank updates of some layers' matrices instead.
 
-        See E. J. Hu et al. 2021, https://arxiv.org/abs/2106.09685. As in KerasHub, biases of these
-        layers are trained as well.
+        See E. J. Hu et al. 2021, https://arxiv.org/abs/2106.09685. As in KerasHub, the biases of
+        these layers are trained as well.
 
         Args:
-            rank: of each change.
-            target_layer_names: which layers, by the last part of their name; None for
+            rank: rank of each update.
+            target_layer_names: the last part of the names of the layers; None means
                 `default_lora_layer_names()`.
 
         Raises:
-            ConfigurationError: for a rank below 1, or names that no such layer has.
+            ConfigurationError: for a rank below 1, or if no such layer supports LoRA.
         """
         names = target_layer_names
         if names is None:
@@ -216,10 +212,10 @@ class Backbone(keras.Model):
         return [layer for layer in self._flatten_layers(include_self=False) if layer.weights]
 
     def save_lora_weights(self, filepath: str | os.PathLike[str]) -> None:
-        """Write the low-rank changes alone, into a file `*.lora.h5`.
+        """Write only the low-rank updates, to a file `*.lora.h5`.
 
         Raises:
-            ConfigurationError: without LoRA, or for another suffix.
+            ConfigurationError: if LoRA is not enabled, or for another suffix.
         """
         changed = self.lora_layers()
         if not changed or not str(filepath).endswith(LORA_SUFFIX):
@@ -236,11 +232,11 @@ class Backbone(keras.Model):
                         file[f"lora/{number}/vars/{name}"] = np.asarray(variable)
 
     def load_lora_weights(self, filepath: str | os.PathLike[str]) -> None:
-        """Read what `save_lora_weights` or KerasHub wrote, enabling LoRA where it is not.
+        """Read a file of `save_lora_weights` or of KerasHub, and enable LoRA if necessary.
 
         Raises:
-            ConfigurationError: for a model that has LoRA of another rank.
-            CheckpointError: for a file that is no LoRA of this model.
+            ConfigurationError: if the model has LoRA of another rank.
+            CheckpointError: for a file that does not have LoRA weights of this model.
         """
         path = Path(filepath)
         check_file(path)

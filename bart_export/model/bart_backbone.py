@@ -1,8 +1,7 @@
 """`BartBackbone`: BART as a Keras model, a drop-in for `keras_hub.models.BartBackbone`.
 
-Token ids and padding masks come in, the encoder's and the decoder's hidden states go out;
-`logits` turns the latter into scores of tokens. Loading goes through `presets` and `checkpoints`
-and assigns by the names of `checkpoints.names`. The module knows no text, no cache and no search.
+It maps token ids and padding masks to hidden states, and `logits` maps these to scores of tokens.
+Weights are loaded by the names of `checkpoints.names`.
 """
 
 from typing import Any
@@ -29,19 +28,19 @@ from bart_export.model.weights import initializer
 class BartBackbone(Backbone):
     """BART's encoder and decoder without a head.
 
-    Inputs, int32 tensors by name: `encoder_token_ids` and `encoder_padding_mask`
-    (batch, source), `decoder_token_ids` and `decoder_padding_mask` (batch, length); a mask is not
-    zero where a token is real. Outputs, by name: `encoder_sequence_output`
+    The inputs are int32 tensors by name: `encoder_token_ids` and `encoder_padding_mask`
+    (batch, source), `decoder_token_ids` and `decoder_padding_mask` (batch, length). A mask is
+    nonzero for tokens and zero for padding. The outputs by name are `encoder_sequence_output`
     (batch, source, hidden_dim) and `decoder_sequence_output` (batch, length, hidden_dim).
 
     Args:
         vocabulary_size: number of tokens.
         num_layers: number of encoder layers.
-        num_heads: number of attention heads of an encoder layer, which must divide hidden_dim.
+        num_heads: number of attention heads per encoder layer; it must divide hidden_dim.
         hidden_dim: width of the hidden states.
         intermediate_dim: width of the encoder's feed-forward networks.
-        dropout: share of values that training drops.
-        max_sequence_length: most tokens a source or a decoded sequence may have.
+        dropout: dropout rate in training.
+        max_sequence_length: maximum number of tokens of a source or a decoded sequence.
         dtype: name, `keras.DTypePolicy` or its serialized form; the global policy by default.
         name: the model's name.
         trainable: whether `fit` changes the weights.
@@ -50,10 +49,10 @@ class BartBackbone(Backbone):
             scale_embedding (False), activation_function ("gelu") and final_logits_bias (False).
 
     Attributes:
-        config: the `BartConfig` of all of the above; KerasHub's fields are attributes as well.
+        config: the `BartConfig` of these arguments; KerasHub's fields are attributes as well.
 
     Raises:
-        ConfigurationError: for a value no BART can have, or an unknown argument.
+        ConfigurationError: for a value that no BART can have, or an unknown argument.
     """
 
     def __init__(
@@ -194,11 +193,11 @@ class BartBackbone(Backbone):
         return super().__call__(inputs, *args, **kwargs)
 
     def logits(self, decoder_sequence_output: Any) -> Any:
-        """Score every token of the vocabulary at every position.
+        """Return the logits of every token at every position.
 
         Takes the decoder's hidden states (batch, length, hidden_dim) and returns logits
         (batch, length, vocabulary_size) in the compute dtype: hidden states times the token
-        embedding, plus the bias where the checkpoint has one.
+        embedding, plus the bias if the checkpoint has one.
         """
         logits = self.token_embedding(decoder_sequence_output, reverse=True)
         return logits if self.logits_bias is None else self.logits_bias(logits)
@@ -213,7 +212,7 @@ class BartBackbone(Backbone):
         self._token_embedding = layer
 
     def get_config(self) -> dict[str, Any]:
-        """Return the constructor's arguments: KerasHub's, and the extensions that are in use."""
+        """Return the constructor's arguments: KerasHub's, and the extensions in use."""
         return {
             "name": self.name,
             "trainable": self.trainable,
@@ -223,7 +222,7 @@ class BartBackbone(Backbone):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "BartBackbone":
-        """Make a model of what `get_config` returned."""
+        """Return a model with the configuration that `get_config` returned."""
         return cls(**config)
 
 

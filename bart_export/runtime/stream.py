@@ -39,13 +39,13 @@ class Turn:
 
 
 class Stream(Iterator[str], Generic[Result]):
-    """The pieces of a generated text, each as soon as it is certain; safe in several threads.
+    """An iterator over the pieces of a generated text, each as soon as it is certain.
 
-    Leaving a stream unfinished is allowed. Another generation on the same engine then runs it to
-    its end first; `close`, or letting go of the stream, ends it where it is.
+    Thread-safe. A stream may be left unfinished: the next generation on the same engine first
+    completes it. `close`, or dropping the last reference, ends it where it is.
 
     Attributes:
-        result: what was generated, with scores and token ids; None before the generation's end.
+        result: the whole result, with scores and token ids; None until the generation has ended.
     """
 
     def __init__(self, turn: Turn, running: Generator[str, None, Result]) -> None:
@@ -87,7 +87,7 @@ class Stream(Iterator[str], Generic[Result]):
             return self.result
 
     def close(self) -> None:
-        """End the generation where it is; there are no further pieces."""
+        """Stop the generation; there are no further pieces."""
         with self.turn.lock:
             if not self.ended:
                 self.stop(None)
