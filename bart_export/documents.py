@@ -12,6 +12,7 @@ import math
 import os
 import pathlib
 import stat
+import uuid
 from collections.abc import Callable, Collection
 from typing import Any, BinaryIO, NoReturn
 
@@ -55,6 +56,24 @@ def read(path: pathlib.Path, limit: int) -> bytes:
     if max(size, len(content)) > limit:
         raise OSError(errno.EFBIG, f"it has more than {limit:,} bytes", str(path))
     return content
+
+
+def replace(path: pathlib.Path, content: bytes) -> None:
+    """Write a file in one rename, so that a failure leaves what was there; a link stays one.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    target = pathlib.Path(os.path.realpath(path))
+    draft = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with draft.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(target)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def parse_json(content: bytes) -> Any:

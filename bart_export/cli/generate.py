@@ -137,10 +137,10 @@ def generate(
         raise click.UsageError("--stream prints one text; it takes no --input and no --output.")
     if text is None and input_file is None and sys.stdin.isatty():
         raise click.UsageError("Give a TEXT, --input FILE, or a text on standard input.")
-    if output_file is not None:
-        texts.check_output(output_file, input_file, overwrite)
-    elif overwrite:
+    if overwrite and output_file is None:
         raise click.UsageError("--overwrite needs an --output.")
+    source = input_file or (pathlib.Path(texts.STANDARD) if text is None else None)
+    texts.check_output(output_file, source, overwrite)
     parameters = {name: value for name, value in given.items() if value is not None}
     if "early_stopping" in parameters:
         parameters["early_stopping"] = EARLY_STOPPING[parameters["early_stopping"]]

@@ -7,6 +7,7 @@ import math
 import os
 import pathlib
 import re
+import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -46,11 +47,13 @@ STAGES = 18  # about as many as a search of a hundred layers has
     type=click.Path(path_type=pathlib.Path),
     help="The recipe file to write. Default: PRESET_BUDGET.json.",
 )
+@click.option("--overwrite", is_flag=True, help="Replace a recipe file that is there.")
 def tune(
     preset: str,
     bounds: tuple[str, ...],
     data: pathlib.Path | None,
     output: pathlib.Path | None,
+    overwrite: bool,
 ) -> None:
     """Find the smallest dynamic file of a preset that keeps a budget, and write its recipe.
 
@@ -60,16 +63,23 @@ def tune(
     """
     from bart_export.checkpoints.resolved import resolve_preset
     from bart_export.quiet import native_stderr_silenced
+    from bart_export.runtime import texts
     from bart_export.verify import data as examples
 
     budget = metrics.parse(bounds)
     path = output or pathlib.Path(f"{recipe_name(preset, budget)}.json")
     file.checked_name(path.stem)
-    if path.suffix != ".json" or not path.parent.is_dir():
+    place = pathlib.Path(os.path.realpath(path)).parent
+    if path.suffix != ".json" or not place.is_dir() or (path.exists() and not path.is_file()):
         raise click.UsageError(
-            f"A recipe file is a NAME.json in a directory that exists, received {path}. "
+            f"A recipe file is a regular NAME.json in a directory that exists, received {path}. "
             "Name another with --output."
         )
+    texts.check_loss(path, data, overwrite)
+    try:
+        tempfile.TemporaryFile(dir=place).close()  # refused now, or else after minutes
+    except OSError as error:
+        raise texts.cannot_write(path, error) from error
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ["KERAS_BACKEND"] = "tensorflow"
     with stages(STAGES) as stage:
@@ -85,8 +95,11 @@ def tune(
             package = str(error.name).replace("_", "-")
             raise MissingExtra("Tuning", package, "export") from None
         tuned = find(preset, path.stem, budget, data, stage)
-    file.write(path, tuned.recipe)
     show(tuned, budget)
+    try:
+        file.write(path, tuned.recipe)
+    except OSError as error:
+        raise texts.cannot_write(path, error) from error
     click.echo(f"Wrote {path}. Try it:")
     given = f" --data {data}" if data else ""
     click.echo(f"  bart-export --preset {preset} --target tflite --recipe {path}{given}")

@@ -64,12 +64,16 @@ def read(path: pathlib.Path) -> Recipe:
 
 
 def write(path: pathlib.Path, recipe: Recipe) -> None:
-    """Write a recipe to a file that `read` reads."""
+    """Write a recipe to a file that `read` reads, whole or not at all.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
     layers = ",\n  ".join(json.dumps(pair) for pair in recipe.layers)
     fields = {"name": recipe.name, "mode": recipe.mode, "tolerance": dict(recipe.tolerance)}
     lines = [f" {json.dumps(name)}: {json.dumps(value)}" for name, value in fields.items()]
     lines.append(f' "layers": [\n  {layers}\n ]')
-    path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    documents.replace(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
 
 
 def from_dict(content: Any) -> Recipe:

@@ -8,10 +8,12 @@ that says why. `results` writes rows as JSON Lines, each whole as soon as it is 
 import contextlib
 import itertools
 import json
+import os
 import pathlib
+import stat
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TextIO
 
 from bart_export.documents import finite, object_of, refuse_number
 from bart_export.errors import InputError, shown
@@ -203,9 +205,12 @@ def results(path: pathlib.Path) -> Iterator[Callable[[Row], None]]:
     except BrokenPipeError:  # whoever reads has seen enough
         raise
     except OSError as error:
-        raise InputError(
-            f"Cannot write {path}: {error.strerror}. Name another file with --output."
-        ) from error
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: pathlib.Path, error: OSError) -> InputError:
+    """Return the error of a file of --output."""
+    return InputError(f"Cannot write {path}: {error.strerror}. Name another file with --output.")
 
 
 def as_line(row: Row) -> bytes:
@@ -218,22 +223,42 @@ def as_line(row: Row) -> bytes:
     return line.encode("utf-8", "backslashreplace") + b"\n"
 
 
-def check_output(path: pathlib.Path, source: pathlib.Path | None, overwrite: bool) -> None:
+def check_output(path: pathlib.Path | None, source: pathlib.Path | None, overwrite: bool) -> None:
     """Refuse a name for results that says they are something else, or a file that would be lost.
+
+    `path` is "-" or None for standard output, `source` "-" for standard input and None for none.
 
     Raises:
         InputError: saying what to do instead.
     """
-    if path.suffix.lower() not in ("", *OBJECTS):
+    if path is not None and path.suffix.lower() not in ("", *OBJECTS):
         raise InputError(
             f"Results are objects, one a line: name them {' or '.join(OBJECTS)}, received {path}."
         )
-    if str(path) == STANDARD or not path.is_file():
-        return
-    if source is not None and source.exists() and path.samefile(source):
-        raise InputError(f"{path} is the input as well. Name another file with --output.")
-    if path.stat().st_size and not overwrite:
+    check_loss(path, source, overwrite)
+
+
+def check_loss(path: pathlib.Path | None, source: pathlib.Path | None, overwrite: bool) -> None:
+    """Refuse to write to the file that is read, or over another; see `check_output`."""
+    there = regular_file(path, sys.stdout)
+    read = None if source is None else regular_file(source, sys.stdin)
+    standard = path is None or str(path) == STANDARD
+    if there and read and os.path.samestat(there, read):
+        name = "Standard output" if standard else path
+        raise InputError(f"{name} is the input as well. Name another file with --output.")
+    if there and there.st_size and not standard and not overwrite:
         raise InputError(
             f"{path} exists and is not empty. Name another file with --output, or replace it with "
             "--overwrite."
         )
+
+
+def regular_file(path: pathlib.Path | None, standard: TextIO) -> os.stat_result | None:
+    """Return the status of the regular file that a path, or else a standard stream, leads to."""
+    try:
+        status = (
+            os.fstat(standard.fileno()) if path is None or str(path) == STANDARD else os.stat(path)
+        )
+    except OSError:
+        return None
+    return status if stat.S_ISREG(status.st_mode) else None

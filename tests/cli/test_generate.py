@@ -267,6 +267,26 @@ def test_what_is_there_is_not_replaced_by_mistake(generate, tmp_path):
     assert generate("--input", path, "--output", tmp_path / "empty.jsonl").exit_code == 0
 
 
+def test_results_are_never_written_to_what_is_read(symmetric_artifact, tmp_path):
+    path, content = tmp_path / "in.jsonl", b'{"text": "a text"}\n'
+    path.write_bytes(content)
+    for options, redirected in (
+        ("--input - --output in.jsonl --overwrite", "< in.jsonl"),
+        ("--input /dev/stdin --output in.jsonl --overwrite", "< in.jsonl"),
+        ("--input in.jsonl --output -", ">> in.jsonl"),
+        ("--input in.jsonl", ">> in.jsonl"),
+        ("--input - --output -", "< in.jsonl >> in.jsonl"),
+        ("--output in.jsonl --overwrite", "< in.jsonl"),
+    ):
+        shell = ["sh", "-c", f'exec "$@" {options} {redirected}', "sh", *COMMAND]
+        command = [*shell, "generate", symmetric_artifact.directory, "--max-length", "6"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=60)
+        assert (done.returncode, done.stdout) == (2, b"")
+        assert b"is the input as well" in done.stderr
+        assert done.stderr.count(b"\n") == 1
+        assert path.read_bytes() == content
+
+
 def test_rows_are_there_as_they_come_and_whole_after_ctrl_c(symmetric_artifact, tmp_path):
     output = tmp_path / "out.jsonl"
     arguments = ["generate", symmetric_artifact.directory, "--input", "-", "--output", output]

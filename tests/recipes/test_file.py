@@ -3,9 +3,11 @@
 import dataclasses
 import json
 import re
+import sys
 import time
 
 import pytest
+from support.mounts import run_on_mount
 
 from bart_export.checkpoints.layers import layer_names
 from bart_export.config import BartConfig
@@ -57,6 +59,30 @@ def test_what_is_written_is_read_again(tmp_path):
     recipe = file.from_dict(GOOD)
     file.write(tmp_path / "mixed.json", recipe)
     assert file.read(tmp_path / "mixed.json") == recipe
+
+
+def test_a_recipe_is_written_in_one_rename_and_a_link_stays(tmp_path):
+    there, link = tmp_path / "there.json", tmp_path / "link.json"
+    there.write_text("before")
+    link.symlink_to(there)
+    with there.open() as reader:
+        file.write(link, file.from_dict(GOOD))
+        assert reader.read() == "before"
+    assert link.is_symlink()
+    assert file.read(there).name == "mixed"
+    assert sorted(tmp_path.iterdir()) == [link, there]
+
+
+def test_a_full_disk_leaves_the_recipe_that_was_there(tmp_path):
+    program = (
+        "import pathlib, sys; from bart_export import documents\n"
+        "path = pathlib.Path(sys.argv[1], 'it.json'); path.write_text('before')\n"
+        "try: documents.replace(path, bytes(1 << 20))\n"
+        "except OSError as error: print(error.strerror)\n"
+        "print(path.read_text(), len(list(path.parent.iterdir())))"
+    )
+    done = run_on_mount(tmp_path, "size=64k", [sys.executable, "-c", program, tmp_path])
+    assert done.stdout == "No space left on device\nbefore 1\n"
 
 
 @pytest.mark.parametrize(

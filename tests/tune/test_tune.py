@@ -117,6 +117,30 @@ def test_what_cannot_be_measured_is_refused_at_once(tiny, texts, arguments, word
     assert words in result.stderr
 
 
+def test_no_file_is_lost_to_a_recipe_by_mistake(tiny, texts, tmp_path):
+    there, link, loose = tmp_path / "there.json", tmp_path / "link.json", tmp_path / "loose.json"
+    there.write_text("precious")
+    link.symlink_to(there)
+    loose.symlink_to(tmp_path / "nowhere" / "file.json")
+    data = tmp_path / "data.json"
+    data.symlink_to(texts)
+    device = tmp_path / "device.json"
+    device.symlink_to("/dev/full")
+    budget = ("--budget", "top1=0.9")
+    for path, words, *options in (
+        (there, "exists and is not empty"),
+        (link, "exists and is not empty"),
+        (data, "is the input as well", "--data", texts, "--overwrite"),
+        (device, "A recipe file is a regular NAME.json"),
+        (loose, "in a directory that exists"),
+        ("/proc/recipe.json", "Cannot write /proc/recipe.json"),
+    ):
+        result = run(tiny, *budget, "--output", path, *options)
+        assert result.exit_code == 2
+        assert words in result.stderr.splitlines()[-1]
+        assert there.read_text() == "precious"
+
+
 def test_a_recipe_is_named_after_the_preset_and_the_budget():
     budget = parse(["top1=0.98", "rouge_l=0.5"])
     name = recipe_name("hf://facebook/bart-base", budget)
