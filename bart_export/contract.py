@@ -278,6 +278,20 @@ def saved_model_signatures() -> tuple[Signature, ...]:
     )
 
 
+def output_padding(pad_token_id: int) -> dict[str, int]:
+    """Return what fills the shorter rows of a SavedModel's outputs, by name of the output.
+
+    Those named are the ones whose rows differ in length: ids go on with the padding token, all
+    else with 0.
+    """
+    return {
+        tensor.name: pad_token_id if tensor.dtype == "int32" else 0
+        for signature in saved_model_signatures()
+        for tensor in signature.outputs
+        if {SOURCE, TARGET} & {*tensor.axes}
+    }
+
+
 @dataclasses.dataclass(frozen=True)
 class StaticShapes:
     """The buckets of a static build: lengths in tokens, start and end included.

@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 from bart_export.server import messages
-from bart_export.server.merging import joined_outputs, merged_inputs, row_count, split_outputs
+from bart_export.server.merging import merged_inputs, row_count, split_outputs
 from bart_export.server.servable import Limits, Tensors
 from bart_export.server.status import Code, StatusError
 from bart_export.server.workers import QUEUE_FULL
@@ -30,6 +30,8 @@ TIMED_OUT = "Run() timeout exceeded while waiting in batching queue"
 
 # (signature, names of outputs, inputs of all rows, seconds or None) -> outputs of all rows.
 Run = Callable[[str, Sequence[str], Tensors, float | None], Tensors]
+# Outputs of the parts of a call, in their order -> those of the call.
+Join = Callable[[Sequence[Tensors]], Tensors]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -148,8 +150,9 @@ class Batch:
 class Queue:
     """The batches of one signature that wait: the last is open for more tasks."""
 
-    def __init__(self, parameters: Parameters) -> None:
+    def __init__(self, parameters: Parameters, join: Join) -> None:
         self.parameters = parameters
+        self.join = join
         self.batches = collections.deque([Batch()])
 
     def add(self, task: Task) -> int:
@@ -172,7 +175,7 @@ class Queue:
                 f"max_enqueued_batches is {parameters.max_enqueued_batches}",
             )
         splits = parameters.enable_large_batch_splitting and task.rows > free
-        parts = split_task(task, free, limit) if splits else [task]
+        parts = split_task(task, free, limit, self.join) if splits else [task]
         for part in parts:
             if self.batches[-1].rows + part.rows > limit:
                 self.batches.append(Batch())
@@ -196,12 +199,15 @@ Key = tuple[str, tuple[str, ...], tuple[tuple[str, str], ...]]
 class BatchScheduler:
     """Threads that run the batches of one model's signatures, each signature in its turn.
 
-    `num_threads` are used where the parameters name no number. `queue_size` calls may wait beside
-    those that a thread is free for.
+    `join` puts the parts of a call together. `num_threads` are used where the parameters name no
+    number. `queue_size` calls may wait beside those that a thread is free for.
     """
 
-    def __init__(self, run: Run, parameters: Parameters, num_threads: int, queue_size: int) -> None:
+    def __init__(
+        self, run: Run, join: Join, parameters: Parameters, num_threads: int, queue_size: int
+    ) -> None:
         self._run = run
+        self._join = join
         self._parameters = parameters
         self._queue_size = queue_size
         self._queues: collections.OrderedDict[Key, Queue] = collections.OrderedDict()
@@ -247,7 +253,7 @@ class BatchScheduler:
         with self._changed:
             if self._waiting >= self._queue_size + self._idle:
                 raise StatusError(Code.UNAVAILABLE, QUEUE_FULL)
-            queue = self._queues.get(key) or Queue(self._parameters)
+            queue = self._queues.get(key) or Queue(self._parameters, self._join)
             added = queue.add(task)
             self._queues[key] = queue
             self._waiting += added
@@ -355,11 +361,11 @@ def longest_time(tasks: Sequence[Task]) -> float | None:
     return max(0.0, max(deadlines) - time.monotonic())
 
 
-def split_task(task: Task, first: int, limit: int) -> list[Task]:
+def split_task(task: Task, first: int, limit: int, join: Join) -> list[Task]:
     """Split a task into parts of at most `limit` rows, the first of at most `first`.
 
-    When the last part has ended, so does the task: with the outputs of all parts below one another,
-    or with the error of the first part that failed.
+    When the last part has ended, so does the task: with the outputs of all parts joined, or with
+    the error of the first part that failed.
     """
     task.future.set_running_or_notify_cancel()
     starts = [0, *range(first, task.rows, limit)] if first else [*range(0, task.rows, limit)]
@@ -377,7 +383,7 @@ def split_task(task: Task, first: int, limit: int) -> list[Task]:
         if unfinished.acquire(blocking=False):
             return
         try:
-            task.future.set_result(joined_outputs([part.future.result() for part in parts]))
+            task.future.set_result(join([part.future.result() for part in parts]))
         except Exception as error:
             task.future.set_exception(error)
 

@@ -147,13 +147,33 @@ def split_outputs(outputs: Tensors, rows: Sequence[int], size: int) -> list[Mapp
     ]
 
 
-def joined_outputs(parts: Sequence[Tensors]) -> Tensors:
+def joined_outputs(parts: Sequence[Tensors], padding: Mapping[str, int]) -> Tensors:
     """Return the outputs of a call that was run in parts.
 
+    Args:
+        parts: the outputs of each.
+        padding: what makes the rows of an output as long as its longest, by name. TensorFlow
+            Serving has no such step and fails.
+
     Raises:
-        StatusError: INTERNAL for parts whose outputs have other shapes than one another.
+        StatusError: INTERNAL for parts whose other outputs differ in shape.
     """
+    return {name: joined([part[name] for part in parts], padding.get(name)) for name in parts[0]}
+
+
+def joined(arrays: Sequence[Array], padding: int | None) -> Array:
+    """Return arrays below one another, shorter ones padded unless `padding` is None."""
     try:
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        if padding is not None and len({array.shape[1:] for array in arrays}) > 1:
+            longest = np.max([array.shape for array in arrays], axis=0)[1:]
+            arrays = [
+                np.pad(
+                    array,
+                    [(0, 0), *((0, size) for size in longest - array.shape[1:])],
+                    constant_values=padding,
+                )
+                for array in arrays
+            ]
+        return np.concatenate(arrays)
     except ValueError as error:
         raise StatusError(Code.INTERNAL, f"Tensor concat operation failed: {error}") from error

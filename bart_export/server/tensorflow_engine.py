@@ -23,11 +23,14 @@ from typing import Any
 
 import numpy as np
 
+from bart_export import contract
+from bart_export.config import GenerationConfig
 from bart_export.quiet import native_stderr_silenced
 from bart_export.runtime.engine import available_cores
 from bart_export.runtime.generator import Result
 from bart_export.server import batching, messages
 from bart_export.server.batching import BatchScheduler, Parameters
+from bart_export.server.merging import joined_outputs
 from bart_export.server.options import ServeOptions
 from bart_export.server.servable import Call, StreamCall, Tensors
 from bart_export.server.status import Code, StatusError
@@ -112,7 +115,7 @@ class SavedModelServable:
         self._threads: Workers | BatchScheduler = (
             Workers(workers, options.queue_size, "tensorflow")
             if parameters is None
-            else BatchScheduler(self.run, parameters, workers, options.queue_size)
+            else BatchScheduler(self.run, self.join, parameters, workers, options.queue_size)
         )
 
     def submit(self, call: Call) -> "Future[Tensors]":
@@ -142,6 +145,14 @@ class SavedModelServable:
             "A SavedModel answers whole texts only. Streaming needs the LiteRT engine: export with "
             "--target tflite and serve with --engine litert.",
         )
+
+    def join(self, parts: Sequence[Tensors]) -> Tensors:
+        """Put the outputs of a call's parts together; those of the contract may differ in length.
+
+        A SavedModel outside of its artifact does not say which its padding token is.
+        """
+        tokenizer = self.reader.tokenizer if self.reader else GenerationConfig
+        return joined_outputs(parts, contract.output_padding(tokenizer.pad_token_id))
 
     def close(self) -> None:
         """End the threads and the session."""

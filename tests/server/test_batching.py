@@ -1,5 +1,6 @@
 """The queues in front of a model: which calls run together, when, and what the others are told."""
 
+import functools
 import threading
 import time
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from bart_export.server.batching import BatchScheduler, Parameters
+from bart_export.server.merging import joined_outputs
 from bart_export.server.servable import Limits
 from bart_export.server.status import Code, StatusError
 
@@ -49,7 +51,9 @@ def scheduled(model):
     schedulers = []
 
     def schedule(run=model, num_threads=1, queue_size=1000, **fields):
-        schedulers.append(BatchScheduler(run, Parameters(**fields), num_threads, queue_size))
+        join = functools.partial(joined_outputs, padding={"ids": 7})
+        parameters = Parameters(**fields)
+        schedulers.append(BatchScheduler(run, join, parameters, num_threads, queue_size))
         return schedulers[-1]
 
     yield schedule
@@ -269,6 +273,19 @@ def test_parts_of_unequal_shapes_cannot_be_joined(scheduled):
     code, message = error_of(submit(scheduled(run, **SPLIT), 1, 2, 3, 4))
     assert code is Code.INTERNAL
     assert message.startswith("Tensor concat operation failed: ")
+
+
+def test_parts_of_an_output_that_has_a_padding_are_made_as_long_as_the_longest(scheduled):
+    def run(signature, outputs, inputs, seconds):
+        width = int(inputs["x"][0])
+        return {"ids": np.ones([len(inputs["x"]), width, 3 - width], np.int32)}
+
+    future = submit(scheduled(run, **SPLIT), 1, 1, 1, 2)
+    ids = future.result(60)["ids"]
+    assert (ids.dtype, ids.tolist()) == (
+        np.int32,
+        [[[1, 1], [7, 7]]] * 3 + [[[1, 7], [1, 7]]],
+    )
 
 
 def test_calls_whose_time_is_over_or_that_nobody_waits_for_are_left_out(scheduled, model):

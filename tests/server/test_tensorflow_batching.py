@@ -4,11 +4,13 @@ import shutil
 
 import numpy as np
 import pytest
-from support.made_up_saved_models import floats, write_assorted
+from support.made_up_saved_models import floats, strings, write_assorted
 
-from bart_export.server import tensorflow_engine
+from bart_export.server import opening, tensorflow_engine
+from bart_export.server.metrics import Metrics
 from bart_export.server.options import ServeOptions
 from bart_export.server.servable import Call
+from bart_export.server.served_model import TENSORFLOW, ServedModel
 from bart_export.server.status import Code, StatusError
 
 
@@ -133,3 +135,36 @@ def test_wrong_parameters_refuse_the_model(assorted_directory, tmp_path, opened)
     text = "max_batch_size { value: 8 } allowed_batch_sizes: 4"
     with pytest.raises(StatusError, match="last entry was 4; expected 8"):
         opened(with_parameters(assorted_directory, tmp_path, text))
+
+
+@pytest.fixture(scope="module")
+def exported(saved_model_artifact):
+    """Return an export as it is served, and as it answers without batching."""
+    version = saved_model_artifact.directory / "saved_model/1"
+    served = ServedModel(name="m", base_path=version.parent, engine=TENSORFLOW)
+    options = [
+        ServeOptions(workers=1, warmup=False, batching=batching) for batching in (True, False)
+    ]
+    servables = [opening.opener(each, Metrics())(served, 1, version) for each in options]
+    yield servables
+    for servable in servables:
+        servable.close()
+
+
+def test_more_rows_than_a_batch_has_are_answered_as_one_batch_would_be(exported):
+    """Each part of a large request has its own longest row."""
+    texts = [b"A library.", *[b"A"] * 7, b"A much longer text about a library that reads.", b""]
+
+    def answer(signature, **inputs):
+        outputs = tuple(exported[0].signature_defs[signature].outputs)
+        return [submit(one, signature, *outputs, **inputs).result(60) for one in exported]
+
+    batched, whole = answer("tokenize", text=strings(*texts))
+    np.testing.assert_equal(batched, whole)
+    assert whole["encoder_lengths"][8] > whole["encoder_lengths"][:8].max()
+    lengths = np.array([4] * 9 + [9], np.int32)
+    batched, whole = answer("generate", **whole, max_length=lengths, min_length=lengths)
+    scores = [batched.pop("scores"), whole.pop("scores")]
+    np.testing.assert_equal(batched, whole)
+    np.testing.assert_allclose(*scores, rtol=1e-4)
+    assert np.unique(whole["decoder_lengths"]).tolist() == [4, 9]
