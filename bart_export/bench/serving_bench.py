@@ -42,7 +42,7 @@ from bart_export.server.opening import opener
 from bart_export.server.options import ServeOptions
 from bart_export.server.servable import Servable, Tensors
 from bart_export.server.served_model import LITERT, TENSORFLOW
-from bart_export.server.sources import Sources
+from bart_export.server.sources import find_versions
 
 SCHEMA_VERSION = 1
 # The target that an artifact must have files of for an engine to serve it.
@@ -185,7 +185,7 @@ def subject(
 ) -> Iterator[Subject]:
     """Serve an artifact with an engine for the length of a block, and open the engine here."""
     (model,) = model_config.served_models([artifact.directory], engine)
-    number, path = max(Sources().find_versions(model).items())
+    number, path = max(find_versions(model).items())
     asked = inputs_of(artifact, work, 1, QUESTIONS)
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(server_process(artifact.directory, engine, options))

@@ -1,9 +1,9 @@
 """One model's versions, found, loaded, handed out and unloaded, by a thread of the model's own.
 
 The thread looks for versions, loads the next that is wanted and looks again; it never holds the
-lock while it looks or loads, so that calls are routed meanwhile. An unloaded version is closed by
-a thread of its own once the last call that holds it has ended. What is due is decided by
-`versions`; nothing here knows a file format, an engine or another model.
+lock while it looks or loads, so that calls are routed meanwhile. A version that cannot be loaded is
+passed over, if there is another, until its files change: it may still be on its way here. An
+unloaded version is closed by a thread of its own once the last call that holds it has ended.
 """
 
 import contextlib
@@ -14,11 +14,13 @@ import pathlib
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
+from typing import Any
 
 from bart_export.server import versions
 from bart_export.server.options import ServeOptions
 from bart_export.server.servable import Servable
 from bart_export.server.served_model import ServedModel, Specific
+from bart_export.server.sources import listing
 from bart_export.server.status import Code, StatusError
 from bart_export.server.versions import Aspired, State, Version, VersionStatus
 
@@ -56,6 +58,7 @@ class ModelVersions:
         self.past: dict[int, VersionStatus] = {}  # of versions that are there no more
         self.aspired: Aspired = {}
         self.loading: Version | None = None
+        self.failed: dict[pathlib.Path, Any] = {}  # the files of versions that were given up
         self.polling = False
         self.looked = False  # since what is served was last changed
         self.look_at = math.inf
@@ -187,6 +190,7 @@ class ModelVersions:
         try:
             found = self.find_versions(served)
             remark = missing(served, found)
+            self.failed = {path: old for path, old in self.failed.items() if listing(path) == old}
         except Exception as error:  # whatever it is, the versions that are loaded go on
             remark = told(error)[1]
         with self.changed:
@@ -196,17 +200,22 @@ class ModelVersions:
                 LOG.warning("%s: %s", self.name, one_line(remark))
             self.remark, self.looked, self.look_at = remark, True, self._next_look()
             if found is not None:
-                chosen = served.policy.choose(found)
+                sound = {n: path for n, path in found.items() if path not in self.failed}
+                chosen = served.policy.choose(sound) or served.policy.choose(found)
                 self.aspired = {number: found[number] for number in chosen}
+                self.versions = [
+                    v for v in self.versions if v.state != State.END or v.path in self.failed
+                ]
                 self.versions += versions.new_versions(self.versions, self.aspired)
             self._settle()
 
     def _load(self, served: ServedModel, version: Version) -> None:
         began = time.monotonic()
+        files = listing(version.path)
         try:
             servable = self.open_version(served, version.number, version.path)
         except Exception as error:  # a broken version must not end the thread that loads others
-            self._failed(version, error)
+            self._failed(version, files, error)
             return
         with self.changed:
             version.servable, self.loading = servable, None
@@ -215,7 +224,7 @@ class ModelVersions:
             LOG.info("%s: loaded version %d in %.2f s", self.name, version.number, seconds)
             self._settle()
 
-    def _failed(self, version: Version, error: Exception) -> None:
+    def _failed(self, version: Version, files: Any, error: Exception) -> None:
         with self.changed:
             self.loading = None
             version.attempts += 1
@@ -223,6 +232,9 @@ class ModelVersions:
             again = version.attempts <= self.options.load_retries
             version.state = State.LOADING if again else State.END
             version.retry_at = time.monotonic() + self.options.retry_seconds
+            if not again:
+                self.failed[version.path] = files
+                self.looked, self.look_at = False, time.monotonic()
             LOG.error(
                 "%s: version %d cannot be loaded (attempt %d, %s): %s",
                 self.name,

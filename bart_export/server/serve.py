@@ -29,7 +29,7 @@ from bart_export.server.models import ModelSpec, ModelStore
 from bart_export.server.opening import opener
 from bart_export.server.options import ServeOptions
 from bart_export.server.served_model import ServedModel
-from bart_export.server.sources import Sources
+from bart_export.server.sources import find_versions
 from bart_export.server.versions import State
 
 LOG = logging.getLogger(__name__)
@@ -164,7 +164,7 @@ async def serving(models: Sequence[ServedModel], options: ServeOptions) -> Async
     metrics = Metrics()
     # Calls have had their time when the store is stopped, and been told to end.
     last = dataclasses.replace(options, drain_seconds=min(options.drain_seconds, STOP_SECONDS))
-    store = ModelStore(opener(options, metrics), Sources().find_versions, last)
+    store = ModelStore(opener(options, metrics), find_versions, last)
     # What is wrong with an option is to be known before minutes go into loading.
     grpc_server = GrpcServer(grpc_services.services(store, metrics), options)
     rest_server = RestServer(rest_config(rest.app(store, options, metrics), options))

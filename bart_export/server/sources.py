@@ -2,30 +2,24 @@
 
 A SavedModel's base path has a directory for each version, named by its number, as TensorFlow
 Serving has it. An artifact is itself the one version of the model that LiteRT serves, and its
-manifest counts the exports to that place. A version that is not whole is passed over, with one
-line in the log, and looked at again when its files change; one that was whole is not read again.
-Nothing here loads a model.
+manifest counts the exports to that place. The manifest also says whether an artifact is whole; a
+SavedModel from elsewhere is whole once TensorFlow loads it.
 """
 
-import dataclasses
-import logging
 import os
 import pathlib
 import re
 from typing import Any
 
-from bart_export.artifact.artifact import Artifact
+from bart_export.artifact.artifact import Artifact, holds_artifact
 from bart_export.artifact.directories import MANIFEST
 from bart_export.artifact.manifest_file import path_of
 from bart_export.errors import ArtifactError
-from bart_export.server import saved_model_files
 from bart_export.server.served_model import LITERT, TENSORFLOW, ServedModel
-
-LOG = logging.getLogger(__name__)
 
 VERSION = re.compile(r"[0-9]+")
 HIGHEST_VERSION = 2**63 - 1  # versions are int64 in every message
-SAVED_MODEL = "saved_model"
+SAVED_MODEL, GRAPH = "saved_model", "saved_model.pb"
 
 # The targets whose files an engine runs; the faster engine comes first.
 TARGETS = {LITERT: "tflite", TENSORFLOW: SAVED_MODEL}
@@ -46,7 +40,7 @@ def choose_engine(
     Raises:
         ArtifactError: if there is nothing for the engine requested, or a damaged artifact.
     """
-    if (base_path / "saved_model.pb").is_file():
+    if (base_path / GRAPH).is_file():
         raise ArtifactError(
             f"{base_path} is one version of a SavedModel. Expected the directory that holds the "
             f"numbered versions; accepted would be {base_path.parent}."
@@ -78,46 +72,19 @@ def choose_engine(
     return engine, base_path / SAVED_MODEL if engine == TENSORFLOW else base_path
 
 
-@dataclasses.dataclass(frozen=True)
-class Verdict:
-    """What was found about a version directory: its files then, and what it lacked, or ""."""
+def find_versions(served: ServedModel) -> dict[int, pathlib.Path]:
+    """Return where the versions of a model lie, by number.
 
-    files: Any
-    problem: str
-
-
-class Sources:
-    """Finds versions, and remembers what it has said and seen of each directory."""
-
-    def __init__(self) -> None:
-        self.verdicts: dict[pathlib.Path, Verdict] = {}
-
-    def find_versions(self, served: ServedModel) -> dict[int, pathlib.Path]:
-        """Return where the whole versions of a model lie, by number.
-
-        Raises:
-            ArtifactError: if the base path cannot be listed, or is an artifact that is not whole.
-        """
-        if served.engine == LITERT:
-            return {export_number(served.base_path): served.base_path}
-        numbered = numbered_directories(served.base_path)
-        paths = set(numbered.values())
-        for path in [path for path in self.verdicts if path.parent == served.base_path]:
-            if path not in paths:
-                self.verdicts.pop(path, None)
-        return {number: path for number, path in numbered.items() if self._is_whole(path)}
-
-    def _is_whole(self, path: pathlib.Path) -> bool:
-        before = self.verdicts.get(path)
-        if before and not before.problem and before.files == identity(path):
-            return True
-        files = listing(path)
-        if before is None or before.files != files:
-            problem = saved_model_files.problem(path)
-            self.verdicts[path] = Verdict(files if problem else identity(path), problem)
-            if problem and not (before and before.problem):
-                LOG.warning("skipped %s until it changes: %s", path, problem)
-        return not self.verdicts[path].problem
+    Raises:
+        ArtifactError: if the base path cannot be listed, or is of an artifact that is not whole.
+    """
+    base_path = served.base_path
+    if served.engine == LITERT:
+        return {whole(base_path).manifest["exports"]: base_path}
+    if base_path.name == SAVED_MODEL and holds_artifact(base_path.parent):
+        whole(base_path.parent, f"{SAVED_MODEL}/")
+    numbered = numbered_directories(base_path)
+    return {number: path for number, path in numbered.items() if (path / GRAPH).is_file()}
 
 
 def numbered_directories(base_path: pathlib.Path) -> dict[int, pathlib.Path]:
@@ -141,36 +108,38 @@ def numbered_directories(base_path: pathlib.Path) -> dict[int, pathlib.Path]:
     }
 
 
-def export_number(base_path: pathlib.Path) -> int:
-    """Return the version of an artifact: which export to its place it is.
+def whole(directory: pathlib.Path, folder: str = "") -> Artifact:
+    """Open an artifact whose files, or those of a folder, are as long as its manifest says.
 
     Raises:
-        ArtifactError: if it is not whole, as while it is copied.
+        ArtifactError: if they are not, as while it is copied.
     """
-    artifact = Artifact.open(base_path)
+    artifact = Artifact.open(directory)
+    problem = shortfall(artifact, folder)
+    if problem and Artifact.open(directory).manifest == artifact.manifest:
+        raise ArtifactError(problem)
+    # Another may have taken its place between the manifest and a file.
+    return whole(directory, folder) if problem else artifact
+
+
+def shortfall(artifact: Artifact, folder: str) -> str:
+    """Return what is wrong with the length of a file, or ""."""
     for name, entry in artifact.manifest["files"].items():
-        try:
-            size = path_of(base_path, name).stat().st_size
-        except OSError as error:
-            raise ArtifactError(f"{base_path / name} cannot be read: {error.strerror}.") from None
-        if size != entry["bytes"]:
-            raise ArtifactError(f"{base_path / name} has {size} of {entry['bytes']} bytes.")
-    return int(artifact.manifest["exports"])
-
-
-def identity(path: pathlib.Path) -> Any:
-    """Return what tells a directory from another of its name."""
-    try:
-        return path.stat().st_ino
-    except OSError:
-        return None
+        if name.startswith(folder):
+            path = artifact.directory / name
+            try:
+                size = path_of(artifact.directory, name).stat().st_size
+            except OSError as error:
+                return f"{path} cannot be read: {error.strerror}."
+            if size != entry["bytes"]:
+                return f"{path} has {size} of {entry['bytes']} bytes."
+    return ""
 
 
 def listing(path: pathlib.Path) -> Any:
     """Return the names, sizes and times of change of everything below a path."""
-    paths = sorted(path.rglob("*"))
     try:
-        stats = [(path, path.stat()) for path in paths]
+        stats = [(path, path.stat()) for path in sorted(path.rglob("*"))]
     except OSError:  # gone meanwhile; nothing is equal to this, so that it is looked at again
         return object()
     return [(path, status.st_size, status.st_mtime_ns) for path, status in stats]

@@ -6,9 +6,7 @@ import time
 
 import pytest
 from support.served_directories import (
-    WITHOUT_VARIABLES,
     Opener,
-    add_torn_version,
     add_version,
     latest,
     refusal,
@@ -103,16 +101,36 @@ def test_calls_are_answered_while_a_version_loads(store, opener, base_path):
     wait_until(lambda: latest(store) == 2)
 
 
-def test_a_torn_version_is_passed_over_until_it_is_whole(store, opener, base_path, caplog):
+def test_a_version_that_cannot_be_loaded_is_passed_over_until_it_changes(store, opener, base_path):
     store.configure([served(base_path)])
-    torn = add_torn_version(base_path, 3)
-    wait_until(lambda: f"skipped {torn}" in caplog.text)
+    opener.errors[3] = [OSError("it is cut")] * 3
+    torn = add_version(base_path, 3)
+    wait_until(lambda: states(store) == {1: State.AVAILABLE, 3: State.END})
+    wait_for_looks(opener, 3)
     add_version(base_path, 2)
     wait_until(lambda: latest(store) == 2)
-    (torn / "saved_model.pb").write_bytes(WITHOUT_VARIABLES)
+    (torn / "variables").mkdir()
     wait_until(lambda: latest(store) == 3)
-    assert opener.attempts == [1, 2, 3]
-    assert caplog.text.count("skipped") == 1
+    assert opener.attempts == [1, 3, 3, 3, 2, 3]
+
+
+def test_an_older_version_answers_where_the_latest_cannot_be_loaded(opener, base_path):
+    add_version(base_path, 2)
+    opener.errors[2] = [OSError("it is cut")] * 3
+    with running_store(opener) as store:
+        store.configure([served(base_path)])
+        assert latest(store) == 1
+        assert states(store) == {1: State.AVAILABLE, 2: State.END}
+
+
+def test_the_only_version_is_tried_again_when_it_changes(opener, base_path):
+    opener.errors[1] = [OSError("it is cut")] * 3
+    with running_store(opener) as store:
+        code, reason = refusal(lambda: store.configure([served(base_path)]))
+        assert (code, "it is cut" in reason) == (Code.UNKNOWN, True)
+        (base_path / "1/variables").mkdir()
+        wait_until(lambda: states(store) == {1: State.AVAILABLE})
+    assert opener.attempts == [1] * 4
 
 
 def test_a_version_that_fails_is_tried_again(store, opener, base_path, caplog):
@@ -289,7 +307,7 @@ def test_polling_can_be_left_out(opener, base_path, tmp_path):
         add_version(tmp_path / "other", 1)
         store.configure([served(base_path), served(tmp_path / "other", "other")])
         time.sleep(0.05)  # there is nothing that could be waited for
-        assert opener.looks() == 2
+        assert opener.looks == 2
         assert states(store) == {1: State.AVAILABLE}
 
 

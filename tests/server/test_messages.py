@@ -1,6 +1,5 @@
 """Our messages against the official ones: descriptors, bytes, text and JSON."""
 
-import pathlib
 import subprocess
 import sys
 
@@ -167,23 +166,10 @@ model_config_list { config {
   logging_config { log_collector_config { type: "x" filename_prefix: "/log" }
     sampling_config { per_task_sampling_configs { task_index: 0 } } } } }
 """
-SAVED_MODEL = """
-saved_model_schema_version: 1
-meta_graphs {
-  meta_info_def { tags: "serve" tensorflow_version: "2.21.0" }
-  signature_def { key: "serving_default" value {
-    inputs { key: "text" value { name: "text:0" dtype: DT_STRING
-      tensor_shape { dim { size: -1 } } } }
-    outputs { key: "y" value { coo_sparse { values_tensor_name: "v" } dtype: DT_FLOAT
-      tensor_shape { unknown_rank: true } } }
-    defaults { key: "text" value { dtype: DT_STRING string_val: "" } }
-    method_name: "tensorflow/serving/predict" } } }
-"""
 ROUND_TRIPS = [
     (REQUEST, messages.PredictRequest, predict_pb2.PredictRequest),
     (LOG, messages.PredictionLog, prediction_log_pb2.PredictionLog),
     (MODELS, messages.ModelServerConfig, model_server_config_pb2.ModelServerConfig),
-    (SAVED_MODEL, messages.SavedModel, saved_model_pb2.SavedModel),
 ]
 
 
@@ -223,19 +209,6 @@ def test_metadata_is_packed_under_the_official_type():
     unpacked = get_model_metadata_pb2.SignatureDefMap()
     assert official.metadata["signature_def"].Unpack(unpacked)
     assert list(unpacked.signature_def) == ["generate"]
-
-
-def test_a_saved_model_is_read_without_its_graph(tmp_path):
-    saved_model = text_format.Parse(SAVED_MODEL, saved_model_pb2.SavedModel())
-    graph = saved_model.meta_graphs[0].graph_def
-    graph.node.add(name="text", op="Placeholder")
-    path = pathlib.Path(tmp_path, "saved_model.pb")
-    path.write_bytes(saved_model.SerializeToString())
-    read = messages.SavedModel.FromString(path.read_bytes())
-    (meta_graph,) = read.meta_graphs
-    assert list(meta_graph.meta_info_def.tags) == ["serve"]
-    signature = meta_graph.signature_def["serving_default"]
-    assert signature.inputs["text"].dtype == messages.DataType.DT_STRING
 
 
 BATCHING = """

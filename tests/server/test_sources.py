@@ -4,18 +4,11 @@ import shutil
 
 import pytest
 from support import made_up_artifacts
-from support.served_directories import (
-    WITHOUT_VARIABLES,
-    add_torn_version,
-    add_version,
-    remove_version,
-    served,
-)
+from support.served_directories import add_version, served
 
 from bart_export.errors import ArtifactError
-from bart_export.server import saved_model_files
 from bart_export.server.served_model import LITERT, TENSORFLOW, ServedModel
-from bart_export.server.sources import Sources, choose_engine
+from bart_export.server.sources import choose_engine, find_versions
 
 # Names of directories, and the versions that they are.
 NAMES = [
@@ -34,86 +27,29 @@ def base_path(tmp_path):
     return tmp_path / "model"
 
 
-@pytest.fixture
-def reads(monkeypatch):
-    """Return the list of directories that are read, as they are."""
-    read = []
-    check = saved_model_files.check
-
-    def recorded(directory):
-        read.append(directory.name)
-        check(directory)
-
-    monkeypatch.setattr(saved_model_files, "check", recorded)
-    return read
-
-
 @pytest.mark.parametrize(("names", "versions"), NAMES)
 def test_directories_named_by_a_number_are_versions(base_path, names, versions):
     for name in names:
         add_version(base_path, name)
-    found = Sources().find_versions(served(base_path))
+    found = find_versions(served(base_path))
     assert found == {number: base_path / name for number, name in versions.items()}
 
 
 def test_a_link_to_a_directory_is_a_version(base_path, tmp_path):
     (base_path / "3").symlink_to(add_version(tmp_path / "elsewhere", 1))
-    assert Sources().find_versions(served(base_path)) == {3: base_path / "3"}
+    assert find_versions(served(base_path)) == {3: base_path / "3"}
 
 
-def test_a_torn_version_is_told_once_and_read_again_when_it_changes(base_path, reads, caplog):
-    add_version(base_path, 1)
-    torn = add_torn_version(base_path, 2)
-    sources, model = Sources(), served(base_path)
-    for _ in range(3):
-        assert set(sources.find_versions(model)) == {1}
-    assert sorted(reads) == ["1", "2"]
-    (torn / "saved_model.pb").write_bytes(WITHOUT_VARIABLES[:1])
-    for _ in range(3):
-        assert set(sources.find_versions(model)) == {1}
-    assert sorted(reads) == ["1", "2", "2"]
-    (torn / "saved_model.pb").write_bytes(WITHOUT_VARIABLES)
-    assert set(sources.find_versions(model)) == {1, 2}
-    (record,) = caplog.records
-    assert record.getMessage().startswith(f"skipped {torn} until it changes: saved_model.pb is cut")
-
-
-def test_a_version_that_was_whole_is_not_read_again(base_path, reads):
-    path = add_version(base_path, 1)
-    sources, model = Sources(), served(base_path)
-    sources.find_versions(model)
-    (path / "saved_model.pb").unlink()
-    assert set(sources.find_versions(model)) == {1}
-    assert reads == ["1"]
-
-
-@pytest.mark.parametrize("seen_missing", [True, False], ids=["with a look between", "at once"])
-def test_another_directory_in_the_place_of_a_whole_one_is_read(base_path, seen_missing):
-    path = add_version(base_path, 1)
-    sources, model = Sources(), served(base_path)
-    sources.find_versions(model)
-    path.rename(base_path / "moved")
-    if seen_missing:
-        assert sources.find_versions(model) == {}
-    add_torn_version(base_path, 1)
-    assert sources.find_versions(model) == {}
-
-
-def test_a_torn_version_that_comes_back_is_told_again(base_path, caplog):
-    sources, model = Sources(), served(base_path)
-    for _ in range(2):
-        add_torn_version(base_path, 1)
-        assert sources.find_versions(model) == {}
-        remove_version(base_path, 1)
-        assert sources.find_versions(model) == {}
-    assert caplog.text.count("skipped") == 2
+def test_a_directory_without_a_graph_is_no_version_yet(base_path):
+    (add_version(base_path, 1) / "saved_model.pb").rename(base_path / "graph")
+    assert find_versions(served(base_path)) == {}
 
 
 @pytest.mark.parametrize("make", [lambda path: None, lambda path: path.write_bytes(b"")])
 def test_a_base_path_that_cannot_be_listed_is_an_error(tmp_path, make):
     make(tmp_path / "model")
     with pytest.raises(ArtifactError, match=r"model cannot be listed: .* directory"):
-        Sources().find_versions(served(tmp_path / "model"))
+        find_versions(served(tmp_path / "model"))
 
 
 def artifact_model(directory):
@@ -122,7 +58,7 @@ def artifact_model(directory):
 
 def test_an_artifact_is_its_one_version(tmp_path):
     made_up_artifacts.write(tmp_path / "a", {"tflite/a.tflite": b"12"})
-    found = Sources().find_versions(artifact_model(tmp_path / "a"))
+    found = find_versions(artifact_model(tmp_path / "a"))
     assert found == {1: tmp_path / "a"}
 
 
@@ -135,7 +71,7 @@ def test_an_artifact_exported_again_is_another_version(tmp_path, monkeypatch):
             lambda *arguments, exports=exports: {**fields(*arguments), "exports": exports},
         )
         made_up_artifacts.write(tmp_path / "a", {"tflite/a.tflite": b"12"})
-        found = Sources().find_versions(artifact_model(tmp_path / "a"))
+        found = find_versions(artifact_model(tmp_path / "a"))
         assert found == {exports: tmp_path / "a"}
 
 
@@ -171,8 +107,19 @@ def test_an_artifact_that_is_not_whole_is_no_version(tmp_path, harm, words):
     made_up_artifacts.write(tmp_path / "a", {"tflite/a.tflite": b"12"})
     harm(tmp_path / "a")
     with pytest.raises(ArtifactError) as error:
-        Sources().find_versions(artifact_model(tmp_path / "a"))
+        find_versions(artifact_model(tmp_path / "a"))
     assert words in str(error.value)
+
+
+def test_a_saved_model_of_an_artifact_is_as_whole_as_its_manifest_says(tmp_path):
+    files = {"saved_model/1/saved_model.pb": b"12", "tflite/a.tflite": b"12"}
+    made_up_artifacts.write(tmp_path / "a", files)
+    model = served(tmp_path / "a/saved_model")
+    (tmp_path / "a/tflite/a.tflite").unlink()
+    assert find_versions(model) == {1: tmp_path / "a/saved_model/1"}
+    (tmp_path / "a/saved_model/1/saved_model.pb").write_bytes(b"1")
+    with pytest.raises(ArtifactError, match=r"saved_model\.pb has 1 of 2 bytes"):
+        find_versions(model)
 
 
 @pytest.fixture

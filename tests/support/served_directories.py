@@ -1,38 +1,26 @@
 """Version directories that cost nothing, and servables over them: for tests of who serves what."""
 
 import contextlib
+import itertools
 import shutil
 import threading
 import time
 
 import pytest
 
-from bart_export.server import messages
+from bart_export.server import sources
 from bart_export.server.models import ModelSpec, ModelStore
 from bart_export.server.options import ServeOptions
 from bart_export.server.served_model import TENSORFLOW, ServedModel
-from bart_export.server.sources import Sources
 from bart_export.server.status import StatusError
-
-WITHOUT_VARIABLES = messages.SavedModel(
-    saved_model_schema_version=1, meta_graphs=[messages.MetaGraphDef()]
-).SerializeToString()
 
 
 def add_version(base_path, number):
-    """Put a whole SavedModel without variables in place at once, and return its path."""
+    """Put a version directory in place at once, and return its path."""
     unfinished = base_path / f"unfinished-{number}"
     unfinished.mkdir(parents=True)
-    (unfinished / "saved_model.pb").write_bytes(WITHOUT_VARIABLES)
+    (unfinished / "saved_model.pb").touch()
     return unfinished.rename(base_path / str(number))
-
-
-def add_torn_version(base_path, number):
-    """Make a directory in which the copy of a SavedModel stands still."""
-    path = base_path / str(number)
-    path.mkdir(parents=True)
-    (path / "saved_model.pb").write_bytes(WITHOUT_VARIABLES[:-1])
-    return path
 
 
 def remove_version(base_path, number):
@@ -100,18 +88,6 @@ class Opener:
         return servable
 
 
-class CountedSources(Sources):
-    """Finds versions, and counts how often it was asked."""
-
-    def __init__(self):
-        super().__init__()
-        self.looks = 0
-
-    def find_versions(self, served):
-        self.looks += 1
-        return super().find_versions(served)
-
-
 OPTIONS = {"poll_seconds": 0.01, "load_retries": 2, "retry_seconds": 0.01, "drain_seconds": 5.0}
 
 
@@ -119,9 +95,14 @@ OPTIONS = {"poll_seconds": 0.01, "load_retries": 2, "retry_seconds": 0.01, "drai
 def running_store(opener, **options):
     """Return a store that finds versions in real directories; it is stopped after the block."""
     settings = ServeOptions(**{**OPTIONS, **options})
-    sources = CountedSources()
-    opener.looks = lambda: sources.looks
-    store = ModelStore(opener.open_version, sources.find_versions, settings)
+    looks = itertools.count(1)
+    opener.looks = 0
+
+    def find_versions(model):
+        opener.looks = next(looks)
+        return sources.find_versions(model)
+
+    store = ModelStore(opener.open_version, find_versions, settings)
     store.start()
     try:
         yield store
@@ -131,8 +112,8 @@ def running_store(opener, **options):
 
 def wait_for_looks(opener, number):
     """Wait until versions were looked for some more times, the first begun after this call."""
-    before = opener.looks()
-    wait_until(lambda: opener.looks() > before + number)
+    before = opener.looks
+    wait_until(lambda: opener.looks > before + number)
 
 
 def latest(store, name="m", **spec):
