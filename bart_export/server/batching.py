@@ -19,12 +19,17 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from typing import NoReturn
 
 from bart_export.server import messages
 from bart_export.server.merging import merged_inputs, row_count, split_outputs
 from bart_export.server.servable import Limits, Tensors
 from bart_export.server.status import Code, StatusError
 from bart_export.server.workers import QUEUE_FULL
+
+# What parameters may ask for. TensorFlow Serving has no such bounds, and would try.
+MOST_ROWS, MOST_SIZES, MOST_BATCHES, MOST_THREADS = 10_000, 1000, 1 << 31, 256
+MOST_MICROSECONDS = 3_600_000_000
 
 TIMED_OUT = "Run() timeout exceeded while waiting in batching queue"
 
@@ -56,41 +61,33 @@ class Parameters:
     max_execution_batch_size: int = 0
 
     def __post_init__(self) -> None:
-        for wrong, problem in (
-            (
-                self.max_batch_size < 1,
-                f"max_batch_size must be positive; was {self.max_batch_size}",
-            ),
-            (
-                self.batch_timeout_micros < 0,
-                f"batch_timeout_micros must be non-negative; was {self.batch_timeout_micros}",
-            ),
-            (
-                self.max_enqueued_batches < 0,
-                f"max_enqueued_batches must be non-negative; was {self.max_enqueued_batches}",
-            ),
-            (
-                self.num_batch_threads is not None and self.num_batch_threads < 1,
-                f"num_batch_threads must be positive; was {self.num_batch_threads}",
-            ),
-            (
-                not 0 <= self.max_execution_batch_size <= self.max_batch_size,
-                "max_execution_batch_size must be at most max_batch_size, "
-                f"{self.max_batch_size}; was {self.max_execution_batch_size}",
-            ),
-            (
-                sorted({*self.allowed_batch_sizes}) != [*self.allowed_batch_sizes],
-                "allowed_batch_sizes entries must be monotonically increasing; were "
-                f"{', '.join(map(str, self.allowed_batch_sizes))}",
-            ),
-            (
-                self.allowed_batch_sizes[-1:] not in ((), (self.max_batch_size,)),
-                "Last entry in allowed_batch_sizes must match max_batch_size; last entry was "
-                f"{[0, *self.allowed_batch_sizes][-1]}; expected {self.max_batch_size}",
-            ),
+        sizes = self.allowed_batch_sizes
+        for name, value, least, most in (
+            ("max_batch_size", self.max_batch_size, 1, MOST_ROWS),
+            ("batch_timeout_micros", self.batch_timeout_micros, 0, MOST_MICROSECONDS),
+            ("max_enqueued_batches", self.max_enqueued_batches, 0, MOST_BATCHES),
+            ("num_batch_threads", self.num_batch_threads, 1, MOST_THREADS),
+            ("The number of allowed_batch_sizes", len(sizes), 0, MOST_SIZES),
         ):
-            if wrong:
-                raise StatusError(Code.INVALID_ARGUMENT, problem)
+            if value is not None and value < least:
+                refuse(f"{name} must be {'positive' if least else 'non-negative'}; was {value}")
+            if value is not None and value > most:
+                refuse(f"{name} must be at most {most}; was {value}")
+        if not 0 <= self.max_execution_batch_size <= self.max_batch_size:
+            refuse(
+                "max_execution_batch_size must be at most max_batch_size, "
+                f"{self.max_batch_size}; was {self.max_execution_batch_size}"
+            )
+        if sorted({*sizes}) != [*sizes]:
+            refuse(
+                "allowed_batch_sizes entries must be monotonically increasing; were "
+                f"{', '.join(map(str, sizes))}"
+            )
+        if sizes and sizes[-1] != self.max_batch_size:
+            refuse(
+                "Last entry in allowed_batch_sizes must match max_batch_size; last entry was "
+                f"{sizes[-1]}; expected {self.max_batch_size}"
+            )
 
     @property
     def batch_limit(self) -> int:
@@ -101,6 +98,15 @@ class Parameters:
     def filled(self, rows: int) -> int:
         """Return how many rows a batch of `rows` runs with."""
         return next((size for size in self.allowed_batch_sizes if size >= rows), rows)
+
+
+def refuse(problem: str) -> NoReturn:
+    """Refuse parameters.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT, always.
+    """
+    raise StatusError(Code.INVALID_ARGUMENT, problem)
 
 
 def read_parameters(path: pathlib.Path) -> Parameters:

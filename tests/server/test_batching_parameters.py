@@ -44,6 +44,23 @@ def test_every_field_of_the_message_is_read(tmp_path):
         ("max_enqueued_batches { value: -1 }", "max_enqueued_batches must be non-negative; was -1"),
         ("num_batch_threads { value: 0 }", "num_batch_threads must be positive; was 0"),
         (
+            f"batch_timeout_micros {{ value: {2**63 - 1} }}",
+            f"batch_timeout_micros must be at most 3600000000; was {2**63 - 1}",
+        ),
+        ("num_batch_threads { value: 257 }", "num_batch_threads must be at most 256; was 257"),
+        (
+            "max_batch_size { value: 10001 } allowed_batch_sizes: 1 allowed_batch_sizes: 10001",
+            "max_batch_size must be at most 10000; was 10001",
+        ),
+        (
+            f"max_enqueued_batches {{ value: {2**62} }}",
+            f"max_enqueued_batches must be at most {2**31}; was {2**62}",
+        ),
+        (
+            "allowed_batch_sizes: 1 " * 1001,
+            "The number of allowed_batch_sizes must be at most 1000; was 1001",
+        ),
+        (
             "max_batch_size { value: 8 } allowed_batch_sizes: 4",
             "Last entry in allowed_batch_sizes must match max_batch_size; last entry was 4; "
             "expected 8",
