@@ -36,9 +36,11 @@ project = "bart-export"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_click"]
 exclude_patterns = ["_build"]
 default_role = "code"
-smartquotes = False  # they make a dash of the two of an option
+highlight_language = "text"
 html_theme = "furo"
 html_show_copyright = False
+html_static_path = ["_static"]
+html_css_files = ["width.css"]
 html_title = "bart-export"
 html_theme_options = {
     "source_repository": REPOSITORY,
@@ -78,6 +80,18 @@ class RepositoryLinks(SphinxTransform):
                     node.replace_self(nodes.reference("", "", *node.children, refuri=address))
 
 
+def mark_code(app, context, lines):
+    """Set options and commands in the text of `--help` as code."""
+    for number, line in enumerate(lines):
+        if not line.lstrip().startswith(".. "):
+            line = re.sub(r"^(\|\s+)(bart-export .*|zcat .*)$", r"\1``\2``", line)
+            if "``" not in line:
+                line = re.sub(r"(?<![\w-])(--[a-z][a-z-]*)", r"``\1``", line)
+            lines[number] = line
+
+
 def setup(app):
     """Register what is not an extension of its own."""
+    for part in ("description", "options", "arguments"):
+        app.connect(f"sphinx-click-process-{part}", mark_code)
     app.add_transform(RepositoryLinks)
