@@ -67,6 +67,8 @@ OPTIONS: tuple[tuple[str, str, Any, str], ...] = (
      "A host that requests may name beside localhost and --host; '*' for any. May be repeated."),
     ("allowed_origins", "--allowed-origin", str,
      "An origin whose pages may use the REST service; '*' for any. May be repeated."),
+    ("load_seconds", "--load-seconds", click.FloatRange(min=0, min_open=True),
+     "Time for a version to be loaded and to answer its warm-up requests."),
     ("drain_seconds", "--drain-seconds", Seconds,
      "Time that running calls have once the server is told to end."),
 )  # fmt: skip

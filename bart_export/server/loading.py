@@ -14,6 +14,7 @@ import pathlib
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import Future, wait
 from typing import Any
 
 from bart_export.server import versions
@@ -25,6 +26,9 @@ from bart_export.server.status import Code, StatusError
 from bart_export.server.versions import Aspired, State, Version, VersionStatus
 
 LOG = logging.getLogger(__name__)
+
+# A warm-up request that is told to end may take that long to do so.
+STOP_SECONDS = 5.0
 
 OpenVersion = Callable[[ServedModel, int, pathlib.Path], Servable]
 FindVersions = Callable[[ServedModel], dict[int, pathlib.Path]]
@@ -213,7 +217,10 @@ class ModelVersions:
         began = time.monotonic()
         files = listing(version.path)
         try:
-            servable = self.open_version(served, version.number, version.path)
+            servable = ended_within(
+                self.options.load_seconds + STOP_SECONDS,
+                lambda: self.open_version(served, version.number, version.path),
+            )
         except Exception as error:  # a broken version must not end the thread that loads others
             self._failed(version, files, error)
             return
@@ -229,7 +236,11 @@ class ModelVersions:
             self.loading = None
             version.attempts += 1
             version.code, version.message = told(error)
-            again = version.attempts <= self.options.load_retries
+            # Whatever did not end the first time may go on for ever.
+            again = (
+                version.attempts <= self.options.load_retries
+                and version.code != Code.DEADLINE_EXCEEDED
+            )
             version.state = State.LOADING if again else State.END
             version.retry_at = time.monotonic() + self.options.retry_seconds
             if not again:
@@ -279,6 +290,32 @@ class ModelVersions:
             version.state = State.END
             self.unloading.discard(threading.current_thread())
             self._settle()
+
+
+def ended_within(seconds: float, opening: Callable[[], Servable]) -> Servable:
+    """Open a servable on a thread of its own, which is left to itself if it takes too long.
+
+    Raises:
+        StatusError: DEADLINE_EXCEEDED after `seconds`; what is opened later is closed.
+    """
+    future: Future[Servable] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(opening())
+        except BaseException as error:
+            future.set_exception(error)
+
+    def close(late: "Future[Servable]") -> None:
+        if not late.exception():
+            late.result().close()
+
+    threading.Thread(target=work, daemon=True).start()
+    wait([future], seconds)
+    if not future.done():
+        future.add_done_callback(close)
+        raise StatusError(Code.DEADLINE_EXCEEDED, f"It was not loaded after {seconds:g} s")
+    return future.result()
 
 
 def missing(served: ServedModel, found: Collection[int]) -> str:

@@ -32,13 +32,14 @@ def opener(options: ServeOptions, metrics: Metrics) -> OpenVersion:
     """Return the function that opens a version of a model and warms it up."""
 
     def open_version(served: ServedModel, number: int, path: pathlib.Path) -> Servable:
+        deadline = time.monotonic() + options.load_seconds
         servable = ENGINES[served.engine](path, options)
         with contextlib.ExitStack() as stack:
             stack.callback(servable.close)
             if served.engine == LITERT:
                 check_export(path, number)
             if options.warmup:
-                warm_up(servable, path, metrics)
+                warm_up(servable, path, metrics, deadline)
             stack.pop_all()
         return servable
 
@@ -59,11 +60,12 @@ def check_export(path: pathlib.Path, number: int) -> None:
         )
 
 
-def warm_up(servable: Servable, path: pathlib.Path, metrics: Metrics) -> None:
+def warm_up(servable: Servable, path: pathlib.Path, metrics: Metrics, deadline: float) -> None:
     """Run the warm-up requests of a version directory, if it has some, and say how long they took.
 
     Raises:
-        StatusError: for a request that fails, which fails the load.
+        StatusError: for a request that fails, or is not answered by the deadline (a time of
+            `time.monotonic()`), which fails the load.
     """
     began = time.perf_counter()
 
@@ -73,7 +75,7 @@ def warm_up(servable: Servable, path: pathlib.Path, metrics: Metrics) -> None:
         return seconds
 
     try:
-        records = run_warmup(servable, path)
+        records = run_warmup(servable, path, deadline)
     except StatusError as error:
         observe(error.code)
         raise

@@ -30,12 +30,13 @@ class ServeOptions:
     Each that waits adds a whole generation to the time of the last. `max_connections` is for each
     port. `request_seconds` bounds a call that brings no deadline of its own.
     `batching_parameters_file` replaces the `batching_params.pbtxt` that a version directory may
-    hold; neither is read unless `batching`. Load failures are tried again `load_retries` times,
-    `retry_seconds` apart; with TensorFlow Serving's 5 and 60 a server that cannot load its model
-    would say so after five minutes. Requests over HTTP that name another host than `host`,
-    localhost or one of `allowed_hosts` are refused, and so are those of pages of another origin
-    than the server's own or one of `allowed_origins`. `drain_seconds` is what running calls have
-    left once the server is told to end.
+    hold; neither is read unless `batching`. A version that takes longer than `load_seconds` to be
+    loaded and to answer its warm-up requests is given up, once and for all. Load failures are tried
+    again `load_retries` times, `retry_seconds` apart; with TensorFlow Serving's 5 and 60 a server
+    that cannot load its model would say so after five minutes. Requests over HTTP that name another
+    host than `host`, localhost or one of `allowed_hosts` are refused, and so are those of pages of
+    another origin than the server's own or one of `allowed_origins`. `drain_seconds` is what
+    running calls have left once the server is told to end.
 
     A request may have `max_request_bytes`, also once it is decompressed, and `max_request_rows`
     texts, or rows of any other input.
@@ -61,6 +62,7 @@ class ServeOptions:
     load_retries: int = 2
     retry_seconds: float = 1.0
     warmup: bool = True
+    load_seconds: float = 600.0
     allowed_hosts: tuple[str, ...] = ()
     allowed_origins: tuple[str, ...] = ()
     page: bool = True

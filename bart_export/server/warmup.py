@@ -23,7 +23,7 @@ from bart_export.server.predict import (
     chosen_signature,
     status_of,
 )
-from bart_export.server.servable import Call, Servable
+from bart_export.server.servable import Call, Limits, Servable
 from bart_export.server.status import Code, StatusError
 
 REQUESTS = pathlib.PurePath("assets.extra", "tf_serving_warmup_requests")
@@ -36,12 +36,13 @@ CASTAGNOLI = 0x82F63B78
 MASK_DELTA = 0xA282EAD8
 
 
-def run_warmup(servable: Servable, directory: pathlib.Path) -> int:
+def run_warmup(servable: Servable, directory: pathlib.Path, deadline: float | None = None) -> int:
     """Run the warm-up requests of a version directory.
 
     Args:
         servable: has the version loaded.
         directory: that of the version, with warm-up requests or without.
+        deadline: of all of them, a time of `time.monotonic()`; None for none.
 
     Returns:
         how many records there were.
@@ -61,7 +62,7 @@ def run_warmup(servable: Servable, directory: pathlib.Path) -> int:
         )
     for number, record in enumerate(records, 1):
         try:
-            run_log(servable, messages.PredictionLog.FromString(record))
+            run_log(servable, messages.PredictionLog.FromString(record), Limits(deadline=deadline))
         except DecodeError as error:
             raise StatusError(
                 Code.INVALID_ARGUMENT, f"Failed to parse warmup record {number} from {path}"
@@ -74,7 +75,7 @@ def run_warmup(servable: Servable, directory: pathlib.Path) -> int:
     return len(records)
 
 
-def run_log(servable: Servable, log: Any) -> None:
+def run_log(servable: Servable, log: Any, limits: Limits) -> None:
     """Run the PredictRequest of a PredictionLog; other kinds of requests are passed over.
 
     Raises:
@@ -88,8 +89,8 @@ def run_log(servable: Servable, log: Any) -> None:
     check_inputs(signature, request.inputs)
     inputs = {alias: tensors.from_proto(proto, alias) for alias, proto in request.inputs.items()}
     outputs = chosen_outputs(signature, request.output_filter)
-    # The first run may be slow: it has as long as it takes.
-    servable.submit(Call(signature=name, inputs=inputs, outputs=outputs)).result()
+    call = Call(signature=name, inputs=inputs, outputs=outputs, limits=limits)
+    servable.submit(call).result(limits.remaining())
 
 
 def write_records(path: pathlib.Path, requests: Iterable[Any]) -> None:

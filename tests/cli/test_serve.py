@@ -66,6 +66,7 @@ GIVEN = [
     ("--monitoring-config-file", "m", "monitoring_config_file", pathlib.Path("m")),
     ("--allowed-host", "a", "allowed_hosts", ("a",)),
     ("--allowed-origin", "http://a", "allowed_origins", ("http://a",)),
+    ("--load-seconds", "9", "load_seconds", 9.0),
     ("--drain-seconds", "0", "drain_seconds", 0.0),
     ("--no-batching", None, "batching", False),
     ("--no-page", None, "page", False),

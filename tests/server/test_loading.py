@@ -18,6 +18,7 @@ from support.served_directories import (
     wait_until,
 )
 
+from bart_export.server import loading
 from bart_export.server.models import ModelSpec
 from bart_export.server.served_model import All, Latest, Specific
 from bart_export.server.status import Code, StatusError
@@ -189,6 +190,30 @@ def test_a_failing_version_does_not_hold_up_a_newer_one(opener, base_path):
         add_version(base_path, 3)
         ended = {1: State.END, 2: State.END, 3: State.AVAILABLE}
         wait_until(lambda: states(store) == ended)
+
+
+def test_a_version_that_does_not_end_loading_holds_up_neither_others_nor_later_ones(
+    opener, base_path, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(loading, "STOP_SECONDS", 0.0)
+    add_version(tmp_path / "other", 1)
+    add_version(base_path, 2)
+    opener.gates[2] = threading.Event()
+    with running_store(opener, load_seconds=0.2) as store:
+        store.configure([served(base_path, policy=All()), served(tmp_path / "other", "other")])
+        assert states(store) == {1: State.AVAILABLE, 2: State.END}
+        (status,) = store.status(ModelSpec("m", version=2))
+        assert (status.code, status.message) == (
+            Code.DEADLINE_EXCEEDED,
+            "It was not loaded after 0.2 s",
+        )
+        assert latest(store, "other") == 1
+        add_version(base_path, 3)
+        wait_until(lambda: latest(store) == 3)
+        opener.gates[2].set()
+        wait_until(lambda: any(servable.number == 2 for servable in opener.opened))
+        assert opener.of(2).closed.wait(10)
+    assert opener.attempts.count(2) == 1
 
 
 def test_a_version_no_longer_wanted_once_it_is_loaded_is_closed(store, opener, base_path):

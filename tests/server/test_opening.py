@@ -2,9 +2,11 @@
 
 import logging
 import sys
+from concurrent.futures import Future
 
 import numpy as np
 import pytest
+from support.arithmetic import Arithmetic
 from support.arithmetic_server import open_arithmetic
 
 from bart_export.errors import ArtifactError, MissingExtra
@@ -66,6 +68,17 @@ def test_a_warm_up_request_that_fails_fails_the_version_and_frees_it(tmp_path, o
     assert caught.value.code == Code.INVALID_ARGUMENT
     assert opened[0].closed
     assert 'status="INVALID_ARGUMENT"' in metrics.exposition()
+
+
+def test_a_warm_up_request_that_is_not_answered_ends_with_the_time_of_the_load(
+    tmp_path, opened, monkeypatch
+):
+    """As one does that waits for a batch which is not full."""
+    monkeypatch.setattr(Arithmetic, "submit", lambda *_: Future())
+    with pytest.raises(StatusError, match="Warmup record 1 .* Timed out waiting") as caught:
+        open_version(version(tmp_path / "1", FLOAT), Metrics(), load_seconds=0.1)
+    assert caught.value.code == Code.DEADLINE_EXCEEDED
+    assert opened[0].closed
 
 
 def test_warm_up_can_be_left_out(tmp_path, opened):
