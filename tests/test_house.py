@@ -187,6 +187,17 @@ def test_the_tree_of_the_documentation_is_the_repository():
     assert [room for room in drawn if room in ORDER] == list(ORDER[1:])
 
 
+def test_the_arrows_of_the_documentation_are_imports():
+    (drawing,) = (block for block in blocks("", "docs/architecture.md") if "cli ─▶" in block)
+    edges = {
+        (layer_of(dotted(path)), layer_of(module)) for path in ROOMS for _, module in imports(path)
+    }
+    arrows = re.findall(r"(?=\b(\w+(?:, \w+)*) ─▶ (\w+(?:, \w+)*))", drawing)
+    drawn = {(a, b) for left, right in arrows for a in left.split(", ") for b in right.split(", ")}
+    assert len(drawn) >= 12
+    assert drawn - edges == set()
+
+
 def tree_paths(tree):
     """Return the paths of a tree drawn by indentation, directories ending in a slash."""
     parents, paths = [], []
