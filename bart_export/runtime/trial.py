@@ -13,21 +13,26 @@ import sys
 from bart_export.errors import BartExportError, EngineError
 
 SECONDS = 300.0  # a large file's weights are packed meanwhile
-ERROR = 2  # exit code of one that says what is wrong; the next opening will say it, too
+ERROR = 2  # exit code of one that says what is wrong on its standard output
 
 
 def survive(directory: pathlib.Path) -> None:
     """Open an artifact's `.tflite` file and decode two tokens, in a process of its own.
 
-    What that process finds wrong in words is left for who opens the file next.
-
     Raises:
-        EngineError: if the process was ended, or does not end.
+        EngineError: with what is wrong, if the process says so, fails otherwise, is ended, or does
+            not end.
     """
     command = [sys.executable, "-m", __spec__.name, str(directory)]
     try:
         process = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=SECONDS, check=False
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=SECONDS,
+            check=False,
+            encoding="utf-8",
+            errors="replace",
         )
     except subprocess.TimeoutExpired:
         raise EngineError(
@@ -35,7 +40,12 @@ def survive(directory: pathlib.Path) -> None:
             "may be quicker; verify says whether the files are whole."
         ) from None
     code = process.returncode
-    if code not in (0, 1, ERROR):
+    if code == ERROR and process.stdout.strip():
+        raise EngineError(process.stdout.strip())
+    if code == 1:
+        reason = process.stderr.strip().rpartition("\n")[2]
+        raise EngineError(f"A process that tried {directory} failed: {reason}")
+    if code:
         end = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         raise EngineError(
             f"A process that tried {directory} was ended by {end}: its .tflite file may not be "
@@ -44,10 +54,15 @@ def survive(directory: pathlib.Path) -> None:
 
 
 def decode_twice(directory: pathlib.Path) -> None:
-    """Open an artifact and decode two tokens with every number of beams that it will be asked."""
+    """Open an artifact and decode two tokens with every number of beams that it will be asked.
+
+    Raises:
+        BartExportError: for what cannot be opened or run, or computes NaN or infinity.
+    """
     import numpy as np
 
     from bart_export.runtime.generator import Generator
+    from bart_export.runtime.scores import log_normalizers
 
     generator = Generator.from_artifact(directory)
     source = generator.encode("A text.", truncate=True)
@@ -56,11 +71,13 @@ def decode_twice(directory: pathlib.Path) -> None:
         state = generator.engine.start(source, beams, 2)
         for _ in range(2):
             tokens = np.full(beams, start, np.int32)
-            _, state = generator.engine.step(state, tokens, np.arange(beams, dtype=np.int32))
+            logits, state = generator.engine.step(state, tokens, np.arange(beams, dtype=np.int32))
+            log_normalizers(logits)
 
 
 if __name__ == "__main__":
     try:
         decode_twice(pathlib.Path(sys.argv[1]))
-    except BartExportError:
+    except BartExportError as error:
+        print(error)
         sys.exit(ERROR)

@@ -6,14 +6,15 @@ import pathlib
 import shutil
 import signal
 
+import numpy as np
 import pytest
 import requests
-from support import made_up_artifacts
+from support import made_up_artifacts, tflite_files
 from support.served_directories import wait_until
 from support.serving_process import serving_process
 
 from bart_export.artifact.artifact import Artifact
-from bart_export.errors import ArtifactError, EngineError
+from bart_export.errors import EngineError
 from bart_export.runtime import trial
 from bart_export.server import opening
 from bart_export.server.metrics import Metrics
@@ -73,10 +74,26 @@ def test_a_process_that_does_not_end_is_ended(made, ending, monkeypatch):
         serve(made)
 
 
-def test_what_is_wrong_in_words_is_said_by_the_opening_itself(made):
+def test_what_is_wrong_in_words_is_said_in_those(made):
     (made / "tflite/float32.tflite").write_bytes(b"altered")
-    trial.survive(made)
-    with pytest.raises(ArtifactError, match="altered"):
+    with pytest.raises(EngineError, match=r"^\S+float32.tflite is not the file its manifest names"):
+        serve(made)
+
+
+def test_a_process_that_fails_unexpectedly_is_told_by_its_last_line(made, ending):
+    ending("sys.modules['numpy'] = None")
+    with pytest.raises(EngineError, match="failed: ModuleNotFoundError: import of numpy halted"):
+        serve(made)
+
+
+def test_a_file_whose_logits_are_not_finite_is_refused(made):
+    path = made / "tflite/float32.tflite"
+    content = bytearray(path.read_bytes())
+    weights = tflite_files.weight(content, "layer_0/cross_attention_key/weights")
+    weights.view(np.float32)[0] = np.nan
+    path.write_bytes(content)
+    made_up_artifacts.reseal(made)
+    with pytest.raises(EngineError, match="^Expected finite logits from the decoder, received NaN"):
         serve(made)
 
 

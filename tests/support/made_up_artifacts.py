@@ -1,8 +1,10 @@
 """Artifacts of a few bytes, for tests of the directory and not of what is in it."""
 
+import hashlib
+import json
 import shutil
 
-from bart_export.artifact import artifact
+from bart_export.artifact import artifact, manifest_file
 from bart_export.artifact.artifact import Artifact
 from bart_export.config import BartConfig, GenerationConfig
 from bart_export.errors import ArtifactError
@@ -53,6 +55,17 @@ def write(target, contents, preset="made_up"):
         entries = {name: draft.entry(name, **EXPORTED) for name in contents}
         draft.commit(manifest(entries, preset))
     return artifact.Artifact.open(target)
+
+
+def reseal(directory):
+    """Make a manifest say what its files are now: what anybody can do to an artifact."""
+    path = directory / "manifest.json"
+    content = json.loads(path.read_bytes())
+    for name, entry in content["files"].items():
+        data = (directory / name).read_bytes()
+        entry |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    content["manifest_sha256"] = manifest_file.UNSEALED
+    path.write_bytes(manifest_file.seal(json.dumps(content).encode()))
 
 
 def export_again(target, made, number):
