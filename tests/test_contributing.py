@@ -1,14 +1,13 @@
 """What CONTRIBUTING.md and the files for contributors say is so."""
 
 import os
-import re
 import shutil
 import subprocess
 import sysconfig
 
 import pytest
 import yaml
-from support.pages import PAGES, ROOT
+from support.pages import ROOT
 
 SCRIPTS = sysconfig.get_path("scripts")
 SOURCES = ("git", "ls-files", "--cached", "--others", "--exclude-standard", "-z")
@@ -73,9 +72,3 @@ def test_issue_templates_ask_something():
         template = yaml.safe_load(path.read_text())
         assert {"name", "description", "body"} <= template.keys(), path
         assert len({part["id"] for part in template["body"]}) == len(template["body"])
-
-
-def test_the_files_that_are_named_exist():
-    named = re.findall(r"`([\w./-]+/[\w./-]*)`", PAGES["CONTRIBUTING.md"])
-    assert len(named) > 10
-    assert [path for path in named if not (ROOT / path).exists()] == []

@@ -59,6 +59,15 @@ def test_links_lead_somewhere(page):
     assert missing == []
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_the_files_that_are_named_exist(page):
+    tops = {path.name for path in ROOT.iterdir()} - {"artifacts", "build"}
+    named = re.findall(r"`([\w.-]+)(/[\w./-]*)`", PAGES[page])
+    paths = {f"{top}{rest}" for top, rest in named if top in tops}
+    made = {"android/app/src/main/assets/bart"}
+    assert [path for path in paths - made if not (ROOT / path).exists()] == []
+
+
 def test_the_hardware_of_the_readme_has_recipes():
     (rows,) = re.findall(r"^\| hardware .*\n\|---.*\n((?:\|.*\n)+)", README, re.MULTILINE)
     assert len(rows.splitlines()) == 4

@@ -9,6 +9,7 @@ INDEX = (ROOT / "docs/index.md").read_text(encoding="utf-8")
 NAMES = (
     "README.md",
     "CONTRIBUTING.md",
+    "CHANGELOG.md",
     "docs/index.md",
     *(f"docs/{name}.md" for name in re.findall(r"^[a-z_/]+$", INDEX, re.MULTILINE)),
     *(f"{folder}/README.md" for folder in ("android", "artifacts", "serving")),
