@@ -32,7 +32,7 @@ from bart_export.errors import BartExportError
 from bart_export.export.tflite_options import TfliteOptions
 from bart_export.recipes.table import DEFAULT, RECIPES
 from bart_export.runtime.sampling import sampled_choice
-from bart_export.runtime.search import search
+from bart_export.runtime.search import drive, search
 from bart_export.text.detokenizer import IncrementalDetokenizer
 from bart_export.text.tokenizer import BartTokenizer
 from bart_export.text.vocabulary import BYTE_SYMBOLS
@@ -253,20 +253,15 @@ def search_row(
         return np.stack(logits) + np.float32(moved), grown
 
     rows = max(generation.num_beams, generation.num_return_sequences)
-    running = search(step, [()] * rows, generation)
-    settled = []
-    while True:
-        try:
-            settled.append(next(running))
-        except StopIteration as end:
-            return {
-                "vocabulary_size": vocabulary_size,
-                "generation": generation.to_dict(),
-                "hypotheses": [
-                    {"token_ids": one.token_ids, "score": one.score} for one in end.value
-                ],
-                "settled": settled,
-            }
+    *settled, finished = drive(search(generation), step, [()] * rows)
+    return {
+        "vocabulary_size": vocabulary_size,
+        "generation": generation.to_dict(),
+        "hypotheses": [
+            {"token_ids": one.token_ids, "score": one.score} for one in finished.hypotheses
+        ],
+        "settled": [event.token_ids for event in settled],
+    }
 
 
 def search_settings() -> Iterator[tuple[int, GenerationConfig]]:

@@ -119,7 +119,7 @@ def generate(engine: Engine, source: Sequence[int], settings: GenerationConfig) 
         clock.append(time.perf_counter())
         return engine.step(*arguments)
 
-    run(search(step, state, settings))
+    run(search(settings), step, state)
     return [*clock, time.perf_counter()]
 
 

@@ -80,6 +80,6 @@ def calibrator(
             min_length=min(generation.min_length, longest),
         )
         state = model.start(token_ids, num_beams, settings.max_length)
-        search.run(search.search(model.step, state, settings))
+        search.run(search.search(settings), model.step, state)
 
     return Calibrator(config, sources, decode, generation.num_beams)

@@ -25,7 +25,7 @@ from bart_export.errors import ArtifactError, ConfigurationError, InputError
 from bart_export.recipes import table
 from bart_export.runtime.engine import CLOSED, ClosedEngine, Engine, check_length
 from bart_export.runtime.engines import files_for, open_engine, runnable, target_of
-from bart_export.runtime.search import Hypothesis, Search, search
+from bart_export.runtime.search import Finished, drive, search
 from bart_export.runtime.stream import Stream, Turn
 from bart_export.text.detokenizer import IncrementalDetokenizer, generated_text
 from bart_export.text.tokenizer import BartTokenizer
@@ -274,27 +274,30 @@ class Generator:
 
     def run(
         self, token_ids: Sequence[int], generation: GenerationConfig, truncated: bool = False
-    ) -> PythonGenerator[str, None, Result]:
-        """Yield the text of a generation piece by piece, and return all; the turn is its own."""
+    ) -> PythonGenerator[str | Result, None, None]:
+        """Yield the text of a generation piece by piece, and at last all of it."""
         began = time.perf_counter()
         state = self.start(token_ids, generation)
         encoded = time.perf_counter()
-        hypotheses = yield from settled_text(
-            search(self.engine.step, state, generation),
-            IncrementalDetokenizer(self.tokenizer, keep_first_space=False),
-        )
-        decoded = time.perf_counter()
-        sequences = tuple(
-            GeneratedSequence(
-                generated_text(self.tokenizer, hypothesis.token_ids),
-                hypothesis.token_ids,
-                hypothesis.score,
-            )
-            for hypothesis in hypotheses
-        )
-        tokens = len(sequences[0].token_ids) - 1
-        timings = Timings(encoded - began, decoded - encoded, tokens)
-        return Result(sequences, tuple(token_ids), timings, truncated)
+        detokenizer = IncrementalDetokenizer(self.tokenizer, keep_first_space=False)
+        for event in drive(search(generation), self.engine.step, state):
+            if isinstance(event, Finished):
+                decoded = time.perf_counter()
+                if rest := detokenizer.finish():
+                    yield rest
+                sequences = tuple(
+                    GeneratedSequence(
+                        generated_text(self.tokenizer, hypothesis.token_ids),
+                        hypothesis.token_ids,
+                        hypothesis.score,
+                    )
+                    for hypothesis in event.hypotheses
+                )
+                tokens = len(sequences[0].token_ids) - 1
+                timings = Timings(encoded - began, decoded - encoded, tokens)
+                yield Result(sequences, tuple(token_ids), timings, truncated)
+            elif piece := "".join(map(detokenizer.push, event.token_ids)):
+                yield piece
 
     def encode(self, text: str, truncate: bool, special_tokens: bool = False) -> list[int]:
         """Turn a text into source token ids, start and end token included."""
@@ -327,22 +330,6 @@ def check_text(text: str, allow_empty: bool) -> None:
             f"A text must have a character that is not white space, received {text[:20]!r}. The "
             "model makes up a text for it where allow_empty is given."
         )
-
-
-def settled_text(
-    running: Search, detokenizer: IncrementalDetokenizer
-) -> PythonGenerator[str, None, list[Hypothesis]]:
-    """Yield the text of a search's tokens as they settle, and return its hypotheses."""
-    while True:
-        try:
-            settled = next(running)
-        except StopIteration as end:
-            if rest := detokenizer.finish():
-                yield rest
-            hypotheses: list[Hypothesis] = end.value
-            return hypotheses
-        if piece := "".join(detokenizer.push(token_id) for token_id in settled):
-            yield piece
 
 
 BUILDS = ("dynamic", "static")  # a recipe's files, the one to prefer first

@@ -1,17 +1,15 @@
-"""Generation: from a step function that scores the next token to finished sequences.
+"""Greedy search, multinomial sampling and beam search, as Hugging Face's `generate()` has them.
 
-In go a step function, its first state and the settings; out come tokens as soon as they are
-certain, and at last the hypotheses, best first. The semantics are those of Hugging Face's
-`generate()` (transformers 4.57): greedy search, multinomial sampling and beam search.
-
-The search knows neither the model nor what runs it. The state (a decoder's caches) is a value: what
-one step returns goes into the next, and nothing here looks inside.
+A search is an iterator of events. It asks for logits with `Decode`, says with `Settled` which
+tokens are certain, and ends with `Finished`. It calls no model and holds no caches, so that one
+loop can run one search (`drive`, `run`) or many side by side. The semantics are those of
+transformers 4.57.
 """
 
 import dataclasses
 import itertools
 import operator
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import numpy as np
@@ -26,9 +24,8 @@ from bart_export.runtime.scores import FloatArray, IntArray, Totals, largest, lo
 State = TypeVar("State")
 
 # (state, token ids (beams,), beam_index (beams,)) -> (logits (beams, vocabulary), new state).
-# beam_index[k] is the beam whose cache beam k continues, applied before the step. The number of
-# beams is the same at every step. The logits may be overwritten by the next step, and the search
-# changes them in place.
+# beam_index[k] is the beam whose caches beam k continues, applied before the step. The state (a
+# decoder's caches) is a value: what one step returns goes into the next.
 Step = Callable[[State, IntArray, IntArray], tuple[FloatArray, State]]
 
 
@@ -46,44 +43,75 @@ class Hypothesis:
     score: float
 
 
-Search = Generator[list[int], None, list[Hypothesis]]
+@dataclasses.dataclass
+class Decode:
+    """A request for the logits that follow one more token of every beam.
+
+    Beam k continues beam `beam_index[k]` of the request before, and then has `token_ids[k]`, both
+    int32 (beams,). Who runs the search sets `logits`, float32 (beams, vocabulary), before the next
+    event; the search changes them in place.
+    """
+
+    token_ids: IntArray
+    beam_index: IntArray
+    logits: FloatArray = dataclasses.field(init=False)
 
 
-def search(step: Step[State], state: State, generation: GenerationConfig) -> Search:
-    """Generate sequences, best first, yielding the tokens of the best as they settle.
+@dataclasses.dataclass(frozen=True)
+class Settled:
+    """The tokens that are now certain to follow in the best sequence, whatever later steps say."""
 
-    Yields one list after every step: the tokens, start token excluded, that are now certain to
-    follow in the best sequence whatever later steps say. In greedy search and for a single sample
-    that is each token as it is chosen; in beam search often nothing and then several; among
-    several samples everything at the end. Put together, the lists are `token_ids[1:]` of the first
-    hypothesis. Closing the generator ends the work before the next step.
+    token_ids: list[int]
 
-    `step` is called with `num_beams` rows, when sampling with `num_return_sequences` rows that are
-    independent samples, and no more often than needed.
 
-    Returns:
-        `num_return_sequences` hypotheses; fewer only where the settings leave fewer sequences.
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """The hypotheses, best first."""
+
+    hypotheses: list[Hypothesis]
+
+
+Search = Iterator[Decode | Settled | Finished]
+
+
+def search(generation: GenerationConfig) -> Search:
+    """Search for the best sequences.
+
+    There is a `Settled` after every step: in greedy search and for a single sample with the token
+    that was chosen; in beam search often with none and then several; among several samples with
+    everything at the end. Put together, they are `token_ids[1:]` of the first hypothesis. The last
+    event is `Finished` with `num_return_sequences` hypotheses; fewer only where the settings leave
+    fewer sequences.
+
+    Every `Decode` has `num_beams` rows, when sampling `num_return_sequences` rows that are
+    independent samples. There are no more than needed.
 
     Raises:
-        EngineError: when the step returns NaN or infinite logits.
+        EngineError: for logits that are NaN or infinite.
         ConfigurationError: when the settings forbid every token.
     """
-    if generation.num_beams > 1:
-        return beam_search(step, state, generation)
-    return token_search(step, state, generation)
+    return beam_search(generation) if generation.num_beams > 1 else token_search(generation)
 
 
-def run(search: Search) -> list[Hypothesis]:
-    """Run a search to its end and return the hypotheses."""
-    while True:
-        try:
-            next(search)
-        except StopIteration as end:
-            hypotheses: list[Hypothesis] = end.value
-            return hypotheses
+def drive(search: Search, step: Step[State], state: State) -> Iterator[Settled | Finished]:
+    """Run a search with a step function from its first state; yield the events that are news."""
+    for event in search:
+        if isinstance(event, Decode):
+            event.logits, state = step(state, event.token_ids, event.beam_index)
+        else:
+            yield event
 
 
-def token_search(step: Step[State], state: State, generation: GenerationConfig) -> Search:
+def run(search: Search, step: Step[State], state: State) -> list[Hypothesis]:
+    """Run a search to its end and return the hypotheses; see `drive`."""
+    hypotheses: list[Hypothesis] = []
+    for event in drive(search, step, state):
+        if isinstance(event, Finished):
+            hypotheses = event.hypotheses
+    return hypotheses
+
+
+def token_search(generation: GenerationConfig) -> Search:
     """Choose one token a step for each of some independent rows: greedy search and sampling."""
     rows = generation.num_return_sequences
     choose = sampled_choice(generation) if generation.do_sample else greedy_choice
@@ -99,10 +127,12 @@ def token_search(step: Step[State], state: State, generation: GenerationConfig) 
     for length in range(1, generation.max_length):
         forced = forced_token(generation, length)
         if forced is None or length + 1 < generation.max_length:
-            logits, state = step(state, sequences[:, length - 1].copy(), beam_index)
+            decode = Decode(sequences[:, length - 1].copy(), beam_index)
+            yield decode
         if forced is not None:
             sequences[running, length] = forced
         else:
+            logits = decode.logits
             normalizers = log_normalizers(logits)
             unprocessed = logits.copy() if rescores else logits
             for processor in process:
@@ -117,7 +147,7 @@ def token_search(step: Step[State], state: State, generation: GenerationConfig) 
             if sequences[row, length] in ends:
                 lengths[row] = length + 1
         running = [row for row in running if lengths[row] > length + 1]
-        yield [int(sequences[0, length])] if rows == 1 else []
+        yield Settled([int(sequences[0, length])] if rows == 1 else [])
         if not running:
             break
     hypotheses = [
@@ -126,11 +156,11 @@ def token_search(step: Step[State], state: State, generation: GenerationConfig) 
     ]
     hypotheses.sort(key=SCORE, reverse=True)
     if rows > 1:
-        yield list(hypotheses[0].token_ids[1:])
-    return hypotheses
+        yield Settled(list(hypotheses[0].token_ids[1:]))
+    yield Finished(hypotheses)
 
 
-def beam_search(step: Step[State], state: State, generation: GenerationConfig) -> Search:
+def beam_search(generation: GenerationConfig) -> Search:
     """Keep the `num_beams` best unfinished sequences and, apart from them, the best finished ones.
 
     Where Hugging Face gives a score of -1e9 to beams that do not exist yet, ours have -inf and are
@@ -151,10 +181,12 @@ def beam_search(step: Step[State], state: State, generation: GenerationConfig) -
         forced = forced_token(generation, length)
         last = length + 1 == generation.max_length
         if forced is None or not last:
-            logits, state = step(state, sequences[:, length - 1].copy(), beam_index)
+            decode = Decode(sequences[:, length - 1].copy(), beam_index)
+            yield decode
         if forced is not None:
             rows, tokens, sums = np.arange(beams), np.full(beams, forced), totals
         else:
+            logits = decode.logits
             normalizers = log_normalizers(logits)
             for processor in process:
                 processor(sequences[:, :length], logits, normalizers)
@@ -191,11 +223,11 @@ def beam_search(step: Step[State], state: State, generation: GenerationConfig) -
             rivals.append(list(finished[0].token_ids[settled:]))
         certain = common_prefix(contenders.tolist() + rivals)
         settled += len(certain)
-        yield certain
+        yield Settled(certain)
     if not finished:
         raise no_token_left(length)
-    yield list(finished[0].token_ids[settled:])
-    return finished[: generation.num_return_sequences]
+    yield Settled(list(finished[0].token_ids[settled:]))
+    yield Finished(finished[: generation.num_return_sequences])
 
 
 def may_improve(

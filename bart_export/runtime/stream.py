@@ -48,7 +48,7 @@ class Stream(Iterator[str], Generic[Result]):
         result: the whole result, with scores and token ids; None until the generation has ended.
     """
 
-    def __init__(self, turn: Turn, running: Generator[str, None, Result]) -> None:
+    def __init__(self, turn: Turn, running: Generator[str | Result, None, None]) -> None:
         self.turn = turn
         self.running = running
         self.pieces: collections.deque[str] = collections.deque()
@@ -100,9 +100,11 @@ class Stream(Iterator[str], Generic[Result]):
     def advance(self) -> None:
         """Run the generation to its next piece, or to its end; the lock is held."""
         try:
-            self.pieces.append(next(self.running))
-        except StopIteration as end:
-            self.ended, self.result = True, end.value
+            piece = next(self.running)
+            if isinstance(piece, str):
+                self.pieces.append(piece)
+            else:
+                self.ended, self.result = True, piece
         except Exception as error:
             self.ended, self.failure = True, error
         except BaseException:  # Ctrl-C, perhaps on behalf of another stream

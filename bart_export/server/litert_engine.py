@@ -107,14 +107,10 @@ class ArtifactServable:
             if is_blank(call.text):
                 remarks.empty.append(0)
                 return nothing(token_ids, generation)
-            pieces = generator.pieces(token_ids, generation)
-            while True:
-                try:
-                    piece = next(pieces)
-                except StopIteration as end:
-                    result: Result = end.value
-                    return result
+            stream = generator.pieces(token_ids, generation)
+            for piece in stream:
                 call.emit(piece, generator.engine.steps)  # type: ignore[attr-defined]
+            return stream.drain()
 
         return self.enqueue(work, call.limits)
 

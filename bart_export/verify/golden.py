@@ -118,7 +118,7 @@ def ask(start: Start, step: Step[Any], tokenizer: BartTokenizer, question: Quest
     """Return a model's answer to a question."""
     generation = question.generation
     state = start(question.source_token_ids, generation.num_beams, generation.max_length)
-    best: Hypothesis = run(search(step, state, generation))[0]
+    best: Hypothesis = run(search(generation), step, state)[0]
     return Answer(best.token_ids, tokenizer.detokenize(best.token_ids), best.score)
 
 

@@ -41,7 +41,7 @@ def logits_range(engine, sources, generation, num_beams):
     watched = Watched(engine)
     settings = generation.replace(num_beams=num_beams)
     for source in sources:
-        run(search(watched.step, watched.start(source, num_beams, settings.max_length), settings))
+        run(search(settings), watched.step, watched.start(source, num_beams, settings.max_length))
     together = np.stack([[one.min(), one.max()] for one in watched.logits])
     return (together[:, 0].min(), together[:, 1].max()), len(watched.logits)
 

@@ -150,7 +150,7 @@ def test_logits_are_near_those_of_the_float_file(
     for text in texts:
         source = tokenizer.encode(text, 160, truncate=True)
         start = expected.start(source, 1, 32)
-        fed = run(search(expected.step, start, greedy))[0].token_ids[:-1]
+        fed = run(search(greedy), expected.step, start)[0].token_ids[:-1]
         for one, other in zip(
             logits(expected, source, fed, rows), logits(received, source, fed, rows), strict=True
         ):

@@ -108,7 +108,7 @@ def test_a_batch_of_any_rows_is_what_the_host_search_gives_each(symmetric, numpy
     expected = []
     for source, generation in zip(sources, settings, strict=True):
         state = numpy_bart.start(numpy_bart.encode(source))
-        found = host.run(host.search(numpy_bart.step, state, generation))
+        found = host.run(host.search(generation), numpy_bart.step, state)
         expected.append(([list(one.token_ids) for one in found], [one.score for one in found]))
     received = generate(symmetric, sources, settings)
     for (token_ids, scores), (found, _) in zip(received, expected, strict=True):

@@ -74,7 +74,7 @@ def test_float32_gives_the_golden_answers_token_for_token():
     for case in CASES:
         generation = GenerationConfig.from_dict(case["generation"])
         state = generator.start(case["source_token_ids"], generation)
-        best = run(search(generator.engine.step, state, generation))[0]
+        best = run(search(generation), generator.engine.step, state)[0]
         expected = case["files"]["tflite/float32.tflite"]
         assert list(best.token_ids) == expected["token_ids"]
         assert generator.tokenizer.detokenize(best.token_ids) == expected["text"]

@@ -6,7 +6,7 @@ from support.made_up_models import END, START, VOCABULARY, log_softmax, logits_a
 
 from bart_export.config import GenerationConfig
 from bart_export.errors import ConfigurationError, EngineError
-from bart_export.runtime.search import run, search
+from bart_export.runtime.search import drive, run, search
 
 IDS = {"decoder_start_token_id": START, "eos_token_id": END, "pad_token_id": 0, "bos_token_id": 2}
 
@@ -16,18 +16,13 @@ def settings(**parameters):
 
 
 def generate(model, **parameters):
-    return run(search(made_up_step(model), None, settings(**parameters)))
+    return run(search(settings(**parameters)), made_up_step(model), None)
 
 
 def stream(step, generation):
     """Return the settled tokens of each step, and the hypotheses."""
-    steps = []
-    running = search(step, None, generation)
-    while True:
-        try:
-            steps.append(next(running))
-        except StopIteration as end:
-            return steps, end.value
+    *settled, finished = drive(search(generation), step, None)
+    return [event.token_ids for event in settled], finished.hypotheses
 
 
 def every_sequence(seed, max_length, length_penalty, allowed, ends=(END,)):
@@ -113,7 +108,7 @@ def test_as_many_candidates_are_looked_at_as_let_every_beam_go_on():
         return logits.copy(), state
 
     ends = {"eos_token_id": [1, 2], "early_stopping": "never", "length_penalty": 5.0}
-    run(search(step, None, settings(num_beams=2, max_length=4, **ends)))
+    run(search(settings(num_beams=2, max_length=4, **ends)), step, None)
     # Of the second step's best, three end; with 2 * num_beams one beam would have no successor.
     assert asked == [[0, 0], [3, 4], [3, 4]]
 
@@ -221,7 +216,7 @@ def test_fewer_hypotheses_come_back_where_there_are_fewer_sequences():
 def test_the_forced_last_token_needs_no_step(parameters):
     calls = []
     generation = settings(min_length=6, max_length=6, forced_eos_token_id=END, **parameters)
-    hypotheses = run(search(made_up_step(2, calls=calls), None, generation))
+    hypotheses = run(search(generation), made_up_step(2, calls=calls), None)
     assert len(calls) == 4
     assert len(hypotheses[0].token_ids) == 6 and hypotheses[0].token_ids[-1] == END
 
@@ -230,7 +225,7 @@ def test_the_forced_last_token_needs_no_step(parameters):
 def test_closing_a_search_stops_the_steps(parameters):
     calls = []
     generation = settings(min_length=12, **parameters)
-    running = search(made_up_step(2, calls=calls), None, generation)
+    running = drive(search(generation), made_up_step(2, calls=calls), None)
     next(running), next(running)
     running.close()
     assert len(calls) == 2
@@ -250,7 +245,7 @@ def test_the_state_is_handed_on_unseen_and_the_number_of_beams_stays(parameters)
         shapes.add((token_ids.shape, beam_index.shape, token_ids.dtype, beam_index.dtype))
         return logits_after([len(states)], 4)[None].repeat(len(token_ids), axis=0), states[-1]
 
-    run(search(step, states[0], settings(num_return_sequences=3, **parameters)))
+    run(search(settings(num_return_sequences=3, **parameters)), step, states[0])
     assert len(states) > 3
     assert shapes == {((3,), (3,), np.dtype("int32"), np.dtype("int32"))}
 
@@ -265,7 +260,7 @@ def test_a_step_may_hand_out_the_same_buffer_every_time(parameters):
             buffer[:], state = inner(state, token_ids, beam_index)
             return buffer, state
 
-        assert run(search(step, None, settings(**parameters))) == generate(seed, **parameters)
+        assert run(search(settings(**parameters)), step, None) == generate(seed, **parameters)
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf])
@@ -280,7 +275,7 @@ def test_broken_logits_end_the_search_at_once(parameters, broken):
         return logits, state
 
     with pytest.raises(EngineError, match="finite logits"):
-        run(search(step, None, settings(min_length=12, **parameters)))
+        run(search(settings(min_length=12, **parameters)), step, None)
     assert len(calls) == 3
 
 
@@ -288,7 +283,7 @@ def test_broken_logits_end_the_search_at_once(parameters, broken):
 def test_settings_that_forbid_every_token_are_an_error(parameters):
     generation = settings(no_repeat_ngram_size=1, min_length=12, **parameters)
     with pytest.raises(ConfigurationError, match="follow the first 5"):
-        run(search(made_up_step(0), None, generation))
+        run(search(generation), made_up_step(0), None)
 
 
 @pytest.mark.parametrize("length_penalty", [1e6, -1e6])
@@ -301,10 +296,10 @@ def test_equal_logits_go_to_the_lower_token_and_the_lower_beam():
     def step(state, token_ids, beam_index):
         return np.zeros((len(token_ids), VOCABULARY), np.float32), state
 
-    (greedy,) = run(search(step, None, settings(max_length=4)))
+    (greedy,) = run(search(settings(max_length=4)), step, None)
     assert greedy.token_ids == (0, 0, 0, 0)
-    best, second = run(search(step, None, settings(max_length=4, num_beams=2, min_length=4,
-                                                   num_return_sequences=2)))  # fmt: skip
+    beams = settings(max_length=4, num_beams=2, min_length=4, num_return_sequences=2)
+    best, second = run(search(beams), step, None)
     assert (best.token_ids, second.token_ids) == ((0, 0, 0, 0), (0, 0, 0, 2))
 
 
@@ -315,6 +310,6 @@ def test_beams_that_can_only_equal_the_finished_hypotheses_are_not_continued():
         calls.append(token_ids)
         return np.zeros((len(token_ids), VOCABULARY), np.float32), state
 
-    best, *_ = run(search(step, None, settings(num_beams=2)))
+    best, *_ = run(search(settings(num_beams=2)), step, None)
     assert best.token_ids == (START, END)  # every sequence scores -log(6)
     assert len(calls) == 2

@@ -64,7 +64,7 @@ def test_the_tokens_are_those_of_the_dynamic_build(engine, dynamic, length, num_
         num_beams=num_beams, max_length=TARGET, min_length=TARGET, decoder_start_token_id=2
     )
     best = [
-        run(search(one.step, one.start(source_of(length), num_beams, TARGET), generation))[0]
+        run(search(generation), one.step, one.start(source_of(length), num_beams, TARGET))[0]
         for one in (engine, dynamic)
     ]
     assert len(best[0].token_ids) == TARGET
@@ -91,7 +91,7 @@ def test_a_bucket_begins_with_empty_caches_each_time(engine):
     generation = GenerationConfig(num_beams=2, max_length=12, min_length=12)
 
     def generate(length):
-        return run(search(engine.step, engine.start(source_of(length), 2, 12), generation))[0]
+        return run(search(generation), engine.step, engine.start(source_of(length), 2, 12))[0]
 
     first = generate(6)
     generate(8)

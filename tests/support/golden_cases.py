@@ -115,7 +115,7 @@ class GoldenCases:
         wrong = []
         for number in order:
             case, generation = self.cases[number], settings[number]
-            hypotheses = run(search(step, start(case["row"], generation), generation))
+            hypotheses = run(search(generation), step, start(case["row"], generation))
             sequences = padded(hypotheses, generation.pad_token_id)
             scores = [hypothesis.score for hypothesis in hypotheses]
             if not self.same(case, sequences, scores):

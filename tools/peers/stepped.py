@@ -26,7 +26,7 @@ class Stepped:
         length = new_tokens + 1
         forced = GenerationConfig(max_length=length, min_length=length, num_beams=num_beams)
         state = self.engine.start(source, num_beams, length)
-        return list(run(search(self.engine.step, state, forced))[0].token_ids[1:])
+        return list(run(search(forced), self.engine.step, state)[0].token_ids[1:])
 
     def logits(self, source: Sequence[int], target: Sequence[int]) -> FloatArray:
         """Return the logits after each decoder token, (target, vocabulary).
