@@ -30,7 +30,8 @@ from bart_export.progress import Stage
 from bart_export.recipes import table
 from bart_export.recipes.metrics import AT_MOST
 from bart_export.recipes.table import Recipe, with_bounds
-from bart_export.runtime.edgetpu import EdgeTpuEngine
+from bart_export.runtime.edgetpu import EdgeTpuBackend, open_edgetpu
+from bart_export.runtime.engine import FileEngine
 from bart_export.verify import figures, verify
 from bart_export.verify.golden import Answer
 from bart_export.verify.reference import KerasReference
@@ -163,7 +164,7 @@ def check_edgetpu(
         VerificationFailed: for an encoder or logits outside their tolerance.
     """
     config = model.backbone.config
-    engine = EdgeTpuEngine(draft.directory, config)
+    engine = open_edgetpu(draft.directory, config)
     error = encoder_error(engine, keras, reference)
     with uncommitted():
         hold(
@@ -177,13 +178,15 @@ def check_edgetpu(
     return Comparison(**values, encoder=error, activation=activation), answers
 
 
-def encoder_error(engine: EdgeTpuEngine, keras: KerasReference, reference: Reference) -> float:
+def encoder_error(engine: FileEngine, keras: KerasReference, reference: Reference) -> float:
     """Return the error of the encoder's output, over all sources, in units of its spread."""
+    assert isinstance(engine.backend, EdgeTpuBackend)
+    encoder = engine.backend.encoder
     errors, spreads = [], []
     for source in dict.fromkeys(question.source_token_ids for question in reference.questions):
         ids = np.array([source], np.int32)
         expected = np.asarray(keras.encode(ids), np.float32)[0]
-        errors.append(engine.encoder.run(ids) - expected)
+        errors.append(encoder.run(ids) - expected)
         spreads.append(expected - expected.mean(axis=-1, keepdims=True))
     return root_mean_square(errors) / max(root_mean_square(spreads), TINY)
 

@@ -132,12 +132,8 @@ def check_tflite(
     """Hold a `.tflite` file to the Keras model that `reference` asked, and to what readers ask."""
     figures = gate.check(file, reference)
     config, shapes = gate.facts.config, file.shapes
-    signatures = (
-        graph_rules.dynamic_signatures(config)
-        if shapes is None
-        else graph_rules.static_signatures(
-            config, contract.static_buckets(config, **dataclasses.asdict(shapes))
-        )
+    buckets = (
+        None if shapes is None else contract.static_buckets(config, **dataclasses.asdict(shapes))
     )
-    graph_rules.check(file.path, signatures)
+    graph_rules.check(file.path, graph_rules.signatures(config, buckets))
     return figures

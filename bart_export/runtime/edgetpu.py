@@ -1,9 +1,10 @@
-"""The engine for an export to the Edge TPU: it runs segments in turns with what stays on the CPU.
+"""The backend for an export to the Edge TPU: it runs segments in turns with what stays on the CPU.
 
-The protocol is that of `bart_export.runtime.engine`. A source's rows go through each segment in
+A source's rows go through each segment in
 pieces, as int8, on the Edge TPU where its library, a device and compiled segments are there and on
 the CPU otherwise; `notice` says which. Embeddings, the attention itself, norms and the decoder run
-on LiteRT in between. Why the parts are what they are is not known here (`edgetpu.parts`).
+on LiteRT in between. `edgetpu.parts` says
+why the parts are what they are.
 """
 
 import ctypes
@@ -16,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 
 from bart_export import contract
-from bart_export.artifact.artifact import Artifact
 from bart_export.config import BartConfig
 from bart_export.edgetpu import parts
 from bart_export.edgetpu.parts import Segment
@@ -24,11 +24,10 @@ from bart_export.errors import EngineError
 from bart_export.quiet import native_stderr_silenced
 from bart_export.recipes.table import LITERT
 from bart_export.runtime import litert
-from bart_export.runtime.buffers import BufferedSignature, Caches, IntArray, begin_decoding
-from bart_export.runtime.engine import CompiledModelEngine, available_cores
-from bart_export.runtime.graph_rules import checked_path
+from bart_export.runtime.compiled_model import BufferedSignature, Caches, CompiledModelBackend
+from bart_export.runtime.engine import FileEngine, available_cores
 from bart_export.runtime.interpreter import INTERPRETERS, load_delegate, one_line
-from bart_export.runtime.weight_cache import open_with_cache
+from bart_export.runtime.sizing import Dynamic, Fitted
 
 FloatArray = npt.NDArray[np.float32]
 Vectors = Mapping[str, FloatArray]
@@ -158,10 +157,31 @@ class SegmentedEncoder:
         return result.reshape(rows, width)
 
 
-class EdgeTpuEngine(CompiledModelEngine):
-    """Encodes with segments; decodes as the engine for a whole `.tflite` file does.
+class EdgeTpuBackend:
+    """An `engine.Backend` that encodes with segments and decodes as a whole `.tflite` file does.
 
-    `notice` is a line about where the segments run.
+    Args:
+        encoder: the segments, and what runs between them.
+        host: the host's file, which has the decoder.
+    """
+
+    def __init__(self, encoder: SegmentedEncoder, host: CompiledModelBackend) -> None:
+        self.encoder, self.host = encoder, host
+        self.decode, self.grow, self.cross = host.decode, host.grow, host.cross
+
+    def begin(self, fitted: Fitted) -> Caches:
+        """Encode a source segment by segment; see `Backend.begin`."""
+        return self.host.encode(fitted, {"hidden": self.encoder.run(fitted.token_ids)})
+
+
+def open_edgetpu(
+    directory: pathlib.Path,
+    config: BartConfig,
+    *,
+    num_threads: int | None = None,
+    weight_cache: str = "",
+) -> FileEngine:
+    """Open an artifact's export for the Edge TPU.
 
     Args:
         directory: the artifact's.
@@ -172,51 +192,17 @@ class EdgeTpuEngine(CompiledModelEngine):
     Raises:
         EngineError: if LiteRT cannot open a file.
     """
-
-    def __init__(
-        self,
-        directory: pathlib.Path,
-        config: BartConfig,
-        *,
-        num_threads: int | None = None,
-        weight_cache: str = "",
-    ) -> None:
-        self.config = config
-        self.serial = 0
-        threads = num_threads or available_cores()
-        model = litert.open_model(directory / parts.HOST, threads, weight_cache)
-        with np.load(directory / parts.CONSTANTS) as file:
-            constants = {name: file[name] for name in file.files}
-        runners, self.notice = open_segments(directory, config, constants, threads)
-        self.encoder = SegmentedEncoder(model, config, runners, constants)
-        self.encode, self.decode, self.decode_single = (
-            BufferedSignature(model, config, signature.name, signature)
-            for signature in parts.host_signatures(config)[3:]
-        )
-
-    @classmethod
-    def from_artifact(
-        cls, artifact: Artifact, name: str, *, num_threads: int | None = None
-    ) -> "EdgeTpuEngine":
-        """Open an artifact's export for the Edge TPU; `name` is that of the host's file."""
-        artifact.folder(parts.DIRECTORY)
-        sizes = contract.sizes(artifact.config)
-        signatures = {one.name: (one, sizes) for one in parts.host_signatures(artifact.config)}
-        for file in artifact.files(parts.TARGET):
-            if file.endswith(".tflite"):
-                checked_path(artifact, file, signatures if file == name else None)
-        return open_with_cache(
-            lambda cache: cls(
-                artifact.directory, artifact.config, num_threads=num_threads, weight_cache=cache
-            ),
-            artifact,
-            name,
-        )
-
-    def encode_for(self, decode: BufferedSignature, ids: IntArray) -> Caches:
-        """Encode a source segment by segment; see `CompiledModelEngine.encode_for`."""
-        self.encode.inputs["hidden"].write(self.encoder.run(ids))
-        return begin_decoding(self.encode, decode, np.ones_like(ids))
+    threads = num_threads or available_cores()
+    model = litert.open_model(directory / parts.HOST, threads, weight_cache)
+    with np.load(directory / parts.CONSTANTS) as file:
+        constants = {name: file[name] for name in file.files}
+    runners, notice = open_segments(directory, config, constants, threads)
+    backend = EdgeTpuBackend(
+        SegmentedEncoder(model, config, runners, constants),
+        CompiledModelBackend(model, config, resizes=True),
+    )
+    sizing = Dynamic(config, parts.host_signatures(config)[3:])
+    return FileEngine(config, backend, sizing, notice)
 
 
 def open_segments(

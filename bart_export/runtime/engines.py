@@ -13,15 +13,17 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from bart_export import contract
 from bart_export.artifact.artifact import Artifact
 from bart_export.edgetpu import parts
 from bart_export.errors import ConfigurationError, EngineError, MissingExtra, did_you_mean
 from bart_export.recipes.table import LITERT, TFLITE_RUNTIME
-from bart_export.runtime.edgetpu import EdgeTpuEngine
-from bart_export.runtime.engine import CompiledModelEngine, Engine, default_threads
-from bart_export.runtime.interpreter import InterpreterEngine
-from bart_export.runtime.static_engine import StaticEngine
-from bart_export.runtime.static_interpreter import StaticInterpreterEngine
+from bart_export.runtime.compiled_model import open_compiled_model
+from bart_export.runtime.edgetpu import open_edgetpu
+from bart_export.runtime.engine import FileEngine, default_threads
+from bart_export.runtime.graph_rules import checked_path, signatures
+from bart_export.runtime.interpreter import open_interpreter
+from bart_export.runtime.weight_cache import open_with_cache
 
 Files = Mapping[str, Mapping[str, Any]]  # name -> entry, as the manifest has them
 
@@ -38,31 +40,62 @@ class EngineKind:
     name: str
     package: str
     extra: str
-    open: Callable[..., Engine]
+    open: Callable[..., FileEngine]
     target: str = "tflite"
 
 
-def open_compiled_model(artifact: Artifact, file: str, *, num_threads: int | None) -> Engine:
-    """Open a file, of either build, on LiteRT."""
-    static = "shapes" in artifact.manifest["files"][file]
-    engine = StaticEngine if static else CompiledModelEngine
-    return engine.from_artifact(artifact, file, num_threads=num_threads)
+def static_buckets(artifact: Artifact, file: str) -> tuple[contract.Bucket, ...] | None:
+    """Return the buckets of a file of an artifact, None for a dynamic build."""
+    entry = artifact.manifest["files"][file]
+    if "shapes" not in entry:
+        return None
+    return contract.read_buckets(artifact.config, entry["signatures"])
 
 
-def open_interpreter(artifact: Artifact, file: str, *, num_threads: int | None) -> Engine:
+def on_litert(artifact: Artifact, file: str, *, num_threads: int | None) -> FileEngine:
+    """Open a file, of either build, on LiteRT, with a weight cache of its own."""
+    config, buckets = artifact.config, static_buckets(artifact, file)
+    path = checked_path(artifact, file, signatures(config, buckets))
+    return open_with_cache(
+        lambda cache: open_compiled_model(
+            path, config, buckets, num_threads=num_threads, weight_cache=cache
+        ),
+        artifact,
+        file,
+    )
+
+
+def on_tflite_runtime(artifact: Artifact, file: str, *, num_threads: int | None) -> FileEngine:
     """Open a file, of either build, on tflite-runtime."""
-    static = "shapes" in artifact.manifest["files"][file]
-    engine = StaticInterpreterEngine if static else InterpreterEngine
-    return engine.from_artifact(artifact, file, num_threads=num_threads)
+    config, buckets = artifact.config, static_buckets(artifact, file)
+    path = checked_path(artifact, file, signatures(config, buckets))
+    return open_interpreter(path, config, buckets, num_threads=num_threads)
+
+
+def on_edgetpu(artifact: Artifact, host: str, *, num_threads: int | None) -> FileEngine:
+    """Open an export for the Edge TPU; `host` is the name of the host's file."""
+    artifact.folder(parts.DIRECTORY)
+    sizes = contract.sizes(artifact.config)
+    expected = {one.name: (one, sizes) for one in parts.host_signatures(artifact.config)}
+    for file in artifact.files(parts.TARGET):
+        if file.endswith(".tflite"):
+            checked_path(artifact, file, expected if file == host else None)
+    return open_with_cache(
+        lambda cache: open_edgetpu(
+            artifact.directory, artifact.config, num_threads=num_threads, weight_cache=cache
+        ),
+        artifact,
+        host,
+    )
 
 
 # The first that is installed is the default.
 ENGINES = {
     kind.name: kind
     for kind in (
-        EngineKind(LITERT, LITERT, "", open_compiled_model),
-        EngineKind(TFLITE_RUNTIME, TFLITE_RUNTIME, "legacy-runtime", open_interpreter),
-        EngineKind(parts.TARGET, LITERT, "", EdgeTpuEngine.from_artifact, parts.TARGET),
+        EngineKind(LITERT, LITERT, "", on_litert),
+        EngineKind(TFLITE_RUNTIME, TFLITE_RUNTIME, "legacy-runtime", on_tflite_runtime),
+        EngineKind(parts.TARGET, LITERT, "", on_edgetpu, parts.TARGET),
     )
 }
 
@@ -73,7 +106,7 @@ def open_engine(
     requested: str | None = None,
     *,
     num_threads: int | None = None,
-) -> Engine:
+) -> FileEngine:
     """Open a file of an artifact with an engine that computes it rightly.
 
     Args:

@@ -23,9 +23,10 @@ from bart_export.config import GenerationConfig, check_token_ids
 from bart_export.edgetpu.parts import TARGET as EDGETPU
 from bart_export.errors import ArtifactError, ConfigurationError, InputError
 from bart_export.recipes import table
-from bart_export.runtime.engine import CLOSED, ClosedEngine, Engine, check_length
+from bart_export.runtime.engine import CLOSED, ClosedEngine, Engine
 from bart_export.runtime.engines import files_for, open_engine, runnable, target_of
 from bart_export.runtime.search import Finished, drive, search
+from bart_export.runtime.sizing import check_length
 from bart_export.runtime.stream import Stream, Turn
 from bart_export.text.detokenizer import IncrementalDetokenizer, generated_text
 from bart_export.text.tokenizer import BartTokenizer

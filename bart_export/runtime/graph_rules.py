@@ -72,15 +72,11 @@ def checked_path(artifact: Artifact, name: str, expected: Expected | None) -> pa
     return path
 
 
-def dynamic_signatures(config: BartConfig) -> Expected:
-    """Return the signatures of a dynamic build."""
+def signatures(config: BartConfig, buckets: Sequence[Bucket] | None) -> Expected:
+    """Return the signatures of a build: of a static one with `buckets`, or of a dynamic one."""
     sizes = contract.sizes(config)
-    return {one.name: (one, sizes) for one in contract.tflite_signatures(config)}
-
-
-def static_signatures(config: BartConfig, buckets: Sequence[Bucket]) -> Expected:
-    """Return the signatures of a static build."""
-    sizes = contract.sizes(config)
+    if buckets is None:
+        return {one.name: (one, sizes) for one in contract.tflite_signatures(config)}
     return {one.name: (one.signature, {**sizes, **one.sizes}) for one in buckets}
 
 

@@ -11,12 +11,12 @@ import pathlib
 import queue
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from typing import Any
 
 from bart_export.artifact.artifact import Artifact
 from bart_export.config import GenerationConfig
 from bart_export.errors import ConfigurationError, EngineError, InputError
 from bart_export.runtime.engine import (
-    Decoding,
     Engine,
     FloatArray,
     IntArray,
@@ -43,14 +43,12 @@ class LimitedEngine:
         self.limits = limits
         self.steps = 0
 
-    def start(self, token_ids: Sequence[int], num_beams: int, max_length: int) -> Decoding:
+    def start(self, token_ids: Sequence[int], num_beams: int, max_length: int) -> Any:
         """Encode a source."""
         self.limits.check()
         return self.engine.start(token_ids, num_beams, max_length)
 
-    def step(
-        self, state: Decoding, token_ids: IntArray, beam_index: IntArray
-    ) -> tuple[FloatArray, Decoding]:
+    def step(self, state: Any, token_ids: IntArray, beam_index: IntArray) -> tuple[FloatArray, Any]:
         """Decode one token of every beam."""
         self.limits.check()
         self.steps += 1

@@ -13,7 +13,8 @@ import numpy as np
 
 from bart_export.artifact.artifact import sha256
 from bart_export.config import BartConfig, GenerationConfig
-from bart_export.runtime.engine import CompiledModelEngine
+from bart_export.runtime.compiled_model import open_compiled_model
+from bart_export.runtime.engine import FileEngine
 from bart_export.text.tokenizer import BartTokenizer
 from bart_export.verify import rouge
 from bart_export.verify.data import Example
@@ -70,7 +71,7 @@ class Examination:
             )
             for example in examples
         ]
-        engine = CompiledModelEngine(float_file, config)
+        engine = open_compiled_model(float_file, config)
         self.answers: list[Answer] = []
         self.traces: list[Trace] = []
         for number, question in enumerate(self.questions):
@@ -86,7 +87,7 @@ class Examination:
 
     def measure(self, path: pathlib.Path) -> Measured:
         """Run a file along the traces, and let it answer where that was asked for."""
-        engine = CompiledModelEngine(path, self.config)
+        engine = open_compiled_model(path, self.config)
         steps = StepFigures()
         for number, trace in enumerate(self.traces):
             steps.add(np.load(self.logits_file(number)), follow(engine, trace).logits)
@@ -97,7 +98,7 @@ class Examination:
             figures |= self.compare_answers(engine)
         return Measured(path.stat().st_size, sha256(path), count, figures)
 
-    def compare_answers(self, engine: CompiledModelEngine) -> dict[str, float]:
+    def compare_answers(self, engine: FileEngine) -> dict[str, float]:
         """Return the share of equal answers, and where references are given the loss in ROUGE."""
         answers = [
             ask(engine.start, engine.step, self.tokenizer, question) for question in self.questions

@@ -20,8 +20,8 @@ from bart_export import contract
 from bart_export.config import BartConfig, GenerationConfig
 from bart_export.contract import StaticShapes
 from bart_export.recipes.table import Recipe
-from bart_export.runtime.engine import CompiledModelEngine
-from bart_export.runtime.static_engine import StaticEngine
+from bart_export.runtime.compiled_model import open_compiled_model
+from bart_export.runtime.engine import FileEngine
 from bart_export.text.tokenizer import BartTokenizer
 from bart_export.verify import data, golden, structure, verify, weights
 from bart_export.verify.data import Example
@@ -71,15 +71,15 @@ class File:
 @contextlib.contextmanager
 def opened(
     path: pathlib.Path, config: BartConfig, shapes: StaticShapes | None
-) -> Iterator[CompiledModelEngine | StaticEngine]:
+) -> Iterator[FileEngine]:
     """Open a file on LiteRT; what is kept on disk meanwhile lies beside it."""
     if shapes is None:
-        yield CompiledModelEngine(path, config)
+        yield open_compiled_model(path, config)
         return
     buckets = contract.static_buckets(config, **dataclasses.asdict(shapes))
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         # Signatures share their weights in the cache.
-        yield StaticEngine.open(path, config, buckets, weight_cache=f"{scratch}/weights")
+        yield open_compiled_model(path, config, buckets, weight_cache=f"{scratch}/weights")
 
 
 class Gate:

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bart_export import contract
-from bart_export.runtime.buffers import BufferedSignature
-from bart_export.runtime.static_engine import StaticEngine
+from bart_export.runtime.engine import FileEngine
+from bart_export.runtime.sizing import Buckets
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int32]
@@ -102,16 +102,16 @@ class Way:
 
 def ways(model: Model) -> Iterator[Way]:
     """Yield ways that together take a file through all of its signatures."""
-    if not isinstance(model, StaticEngine):
+    if not (isinstance(model, FileEngine) and isinstance(model.sizing, Buckets)):
         yield Way("encode", "decode_single", model, 1)
         yield Way("encode", "decode", model, ROWS)
         return
     encoders = {
         bucket.sizes[contract.SOURCE]: bucket.name
-        for bucket in model.buckets
+        for bucket in model.sizing.buckets
         if bucket.signature.name == "encode"
     }
-    for bucket in model.buckets:
+    for bucket in model.sizing.buckets:
         if bucket.signature.name == "encode":
             continue
         source, beams = bucket.sizes[contract.SOURCE], bucket.sizes[contract.BEAMS]
@@ -140,7 +140,7 @@ def follow(model: Model, trace: Trace, rows: int = 1) -> Seen:
     """
     fed = trace.fed_token_ids
     state = model.start(trace.source_token_ids, rows, len(fed) + 1)
-    cross = cross_of(state, len(trace.source_token_ids))
+    cross = model.cross(state) if isinstance(model, FileEngine) else {}
     beam_index = np.arange(-1, rows - 1, dtype=np.int32) % rows
     kept = []
     for position, token_id in enumerate(fed):
@@ -150,20 +150,3 @@ def follow(model: Model, trace: Trace, rows: int = 1) -> Seen:
         logits, state = model.step(state, token_ids, beam_index)
         kept.append(logits[place].copy())
     return Seen(cross, np.stack(kept))
-
-
-def cross_of(state: Any, source: int) -> dict[str, FloatArray]:
-    """Return what `encode` left for `decode`, without padding; nothing for an engine that hides it.
-
-    LiteRT's engines keep it in the input buffers of the signature that decodes.
-    """
-    caches = getattr(state, "caches", None)
-    decode = caches[0] if isinstance(caches, tuple) and caches else None
-    if not isinstance(decode, BufferedSignature):
-        return {}
-    cross = {}
-    for name in decode.cross_names:
-        shape = decode.shape(name)
-        flat: FloatArray = decode.inputs[name].read(int(np.prod(shape)), np.float32)
-        cross[name] = flat.reshape(shape)[:, :, :source]
-    return cross

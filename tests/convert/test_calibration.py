@@ -10,9 +10,8 @@ from bart_export import contract
 from bart_export.convert import calibration, tflite
 from bart_export.errors import InputError
 from bart_export.export import calibration_texts
-from bart_export.runtime.engine import CompiledModelEngine
+from bart_export.runtime.compiled_model import open_compiled_model
 from bart_export.runtime.search import run, search
-from bart_export.runtime.static_engine import StaticEngine
 from bart_export.text.tokenizer import BartTokenizer
 from bart_export.verify.golden import TEXTS
 
@@ -65,7 +64,7 @@ def calibrated(artifact, file, buckets, sources):
 def test_ranges_are_those_of_the_searches_that_the_preset_asks_for(mini_artifact, sources):
     buckets = tflite.buckets(mini_artifact.config, None)
     found = calibrated(mini_artifact, FILE, buckets, sources)
-    engine = CompiledModelEngine(mini_artifact.path(FILE), mini_artifact.config)
+    engine = open_compiled_model(mini_artifact.path(FILE), mini_artifact.config)
     steps = 0
     for signature, beams in (("decode", 4), ("decode_single", 1)):
         expected, taken = logits_range(engine, sources, mini_artifact.generation, beams)
@@ -91,7 +90,7 @@ def test_a_static_build_is_calibrated_bucket_by_bucket(static_artifact, sources)
     short = [source for source in sources if len(source) > 32]
     assert short  # cut in the smaller bucket
     found = calibrated(static_artifact, STATIC_FILE, buckets, sources)
-    engine = StaticEngine.open(static_artifact.path(STATIC_FILE), config, buckets)
+    engine = open_compiled_model(static_artifact.path(STATIC_FILE), config, buckets)
     cut = [(*one[:31], one[-1]) if len(one) > 32 else one for one in sources]
     expected, _ = logits_range(engine, cut, static_artifact.generation, 4)
     assert found.ranges["decode_32_4/token_embedding/output"] == pytest.approx(expected, abs=1e-3)

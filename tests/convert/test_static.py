@@ -16,9 +16,8 @@ from bart_export.convert.calibration import Calibration, activations
 from bart_export.convert.quantize import quantize
 from bart_export.export import calibration_texts
 from bart_export.recipes.table import RECIPES
-from bart_export.runtime.engine import CompiledModelEngine
+from bart_export.runtime.compiled_model import open_compiled_model
 from bart_export.runtime.search import run, search
-from bart_export.runtime.static_engine import StaticEngine
 from bart_export.text.tokenizer import BartTokenizer
 from bart_export.verify.evaluation import StepFigures
 from bart_export.verify.golden import TEXTS
@@ -139,11 +138,11 @@ def test_logits_are_near_those_of_the_float_file(
 ):
     config = mini_artifact.config
     path = quantized(recipe, static_build)
-    expected = CompiledModelEngine(mini_artifact.path(FILE), config)
+    expected = open_compiled_model(mini_artifact.path(FILE), config)
     received = (
-        StaticEngine.open(path, config, static_buckets(static_artifact))
+        open_compiled_model(path, config, static_buckets(static_artifact))
         if static_build
-        else CompiledModelEngine(path, config)
+        else open_compiled_model(path, config)
     )
     greedy = mini_artifact.generation.replace(num_beams=1)
     figures = StepFigures()

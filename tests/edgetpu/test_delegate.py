@@ -14,6 +14,7 @@ from bart_export.artifact.artifact import Artifact
 from bart_export.edgetpu import parts
 from bart_export.errors import ArtifactError
 from bart_export.runtime import edgetpu
+from bart_export.runtime.engines import on_edgetpu
 
 # What LiteRT asks of an external delegate; the fields are those of its C API's TfLiteDelegate.
 DELEGATE = """
@@ -106,4 +107,4 @@ def test_a_compiled_segment_that_no_manifest_names_is_not_opened(edgetpu_artifac
         pytest.skip("this machine has Coral's compiler, whose files the manifest names")
     shutil.copyfile(made / segment.file, made / segment.compiled_file)
     with pytest.raises(ArtifactError, match="_edgetpu.tflite is in no manifest"):
-        edgetpu.EdgeTpuEngine.from_artifact(Artifact.open(made), parts.HOST)
+        on_edgetpu(Artifact.open(made), parts.HOST, num_threads=None)

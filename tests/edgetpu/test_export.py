@@ -19,7 +19,7 @@ from bart_export.export import edgetpu_target as edgetpu_exporter
 from bart_export.export.edgetpu_target import ENCODER_TOLERANCE
 from bart_export.model import BartBackbone
 from bart_export.runtime import Generator
-from bart_export.runtime.edgetpu import EdgeTpuEngine
+from bart_export.runtime.engines import on_edgetpu
 from bart_export.verify.golden import Question, ask
 from bart_export.verify.reference import KerasReference
 
@@ -37,7 +37,7 @@ def keras():
 
 @pytest.fixture(scope="module")
 def engine(edgetpu_artifact):
-    return EdgeTpuEngine.from_artifact(edgetpu_artifact, parts.HOST)
+    return on_edgetpu(edgetpu_artifact, parts.HOST, num_threads=None)
 
 
 def test_every_segment_is_there_and_passes_the_rules(edgetpu_artifact):
@@ -74,7 +74,7 @@ def test_what_was_measured_is_in_the_manifest(edgetpu_artifact):
 def test_the_orchestrated_encoder_is_the_whole_encoder(length, engine, keras):
     ids = np.random.default_rng(length).integers(4, 8192, (1, length), np.int32)
     expected = np.asarray(keras.encode(ids))[0]
-    received = engine.encoder.run(ids)
+    received = engine.backend.encoder.run(ids)
     assert received.shape == expected.shape
     spread = (expected - expected.mean(axis=-1, keepdims=True)).std()
     assert np.sqrt(np.mean((received - expected) ** 2)) < ENCODER_TOLERANCE * spread
@@ -84,7 +84,7 @@ def test_rows_do_not_depend_on_where_a_piece_ends(engine, edgetpu_artifact):
     segment = parts.Segment(0, parts.FEEDFORWARD)
     draw = np.random.default_rng(3)
     rows = draw.normal(size=(70, edgetpu_artifact.config.hidden_dim)).astype(np.float32)
-    run = engine.encoder.runners[segment.name].run
+    run = engine.backend.encoder.runners[segment.name].run
     assert np.array_equal(run(rows)[20:40], run(rows[20:40]))
 
 

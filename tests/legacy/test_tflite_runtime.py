@@ -19,7 +19,7 @@ from bart_export.config import GenerationConfig
 from bart_export.errors import EngineError
 from bart_export.recipes.table import RECIPES, TFLITE_RUNTIME
 from bart_export.runtime.generator import Generator
-from bart_export.runtime.interpreter import InterpreterEngine
+from bart_export.runtime.interpreter import InterpreterBackend, open_interpreter
 from bart_export.runtime.search import run, search
 
 if "BART_EXPORT_ARTIFACTS" not in os.environ:
@@ -39,7 +39,7 @@ CASES = json.loads((ARTIFACT / "golden.json").read_bytes())["cases"]
 
 def engine_of(recipe):
     """Return an engine for a recipe's file, past the rules about who may open what."""
-    return InterpreterEngine(
+    return open_interpreter(
         ARTIFACT / "tflite" / f"{recipe}.tflite", Artifact.open(ARTIFACT).config, num_threads=1
     )
 
@@ -70,7 +70,7 @@ def relative_error(logits, expected):
 
 def test_float32_gives_the_golden_answers_token_for_token():
     generator = Generator.from_artifact(ARTIFACT, recipe="float32", engine=TFLITE_RUNTIME)
-    assert isinstance(generator.engine, InterpreterEngine)
+    assert isinstance(generator.engine.backend, InterpreterBackend)
     for case in CASES:
         generation = GenerationConfig.from_dict(case["generation"])
         state = generator.start(case["source_token_ids"], generation)

@@ -10,9 +10,9 @@ from bart_export.artifact.artifact import Artifact
 from bart_export.contract import StaticShapes
 from bart_export.errors import ArtifactError, ConfigurationError, InputError
 from bart_export.recipes.table import LITERT
-from bart_export.runtime.engine import CompiledModelEngine
+from bart_export.runtime.engines import open_engine
 from bart_export.runtime.generator import Generator, choose_file
-from bart_export.runtime.static_engine import StaticEngine
+from bart_export.runtime.sizing import Buckets, Dynamic
 
 HEADLINES = Path(__file__).parents[1] / "data/mini_model/headlines_4_beams.jsonl"
 ROWS = [json.loads(line) for line in HEADLINES.read_text(encoding="utf-8").splitlines()]
@@ -78,7 +78,7 @@ def test_each_build_is_opened_by_its_engine_and_both_say_the_same(both):
         Generator.from_artifact(both.directory, recipe="float32", shapes=shapes, num_threads=1)
         for shapes in ("dynamic", "static")
     ]
-    assert [type(one.engine) for one in generators] == [CompiledModelEngine, StaticEngine]
+    assert [type(one.engine.sizing) for one in generators] == [Dynamic, Buckets]
     for num_beams in (1, 2, 4):
         results = [
             one.generate(TEXT, num_beams=num_beams, max_length=24, truncate=True).token_ids
@@ -93,7 +93,7 @@ def test_each_build_is_opened_by_its_engine_and_both_say_the_same(both):
 
 def test_a_text_beyond_the_longest_bucket_is_refused_or_cut_to_it(static_only):
     generator = Generator.from_artifact(static_only.directory, num_threads=1)
-    assert isinstance(generator.engine, StaticEngine)
+    assert isinstance(generator.engine.sizing, Buckets)
     with pytest.raises(InputError, match="48"):
         generator.generate(LONGER, max_length=8)
     result = generator.generate(LONGER, truncate=True, max_length=8)
@@ -103,7 +103,7 @@ def test_a_text_beyond_the_longest_bucket_is_refused_or_cut_to_it(static_only):
 def test_the_second_opening_finds_the_weights_of_all_signatures_in_one_cache(both):
     artifact = Artifact.open(both.directory)
     name = "tflite/float32.static.tflite"
-    StaticEngine.from_artifact(artifact, name, num_threads=1)
+    open_engine(artifact, name, num_threads=1)
     (cache,) = (both.directory / ".cache").glob(
         f"{artifact.manifest['files'][name]['sha256'][:16]}*.xnnpack"
     )

@@ -8,7 +8,7 @@ import pytest
 
 from bart_export.errors import ConfigurationError, EngineError, MissingExtra
 from bart_export.recipes.table import LITERT, RECIPES, TFLITE_RUNTIME
-from bart_export.runtime.engine import CompiledModelEngine
+from bart_export.runtime.compiled_model import CompiledModelBackend
 from bart_export.runtime.engines import ENGINES, choose, installed_versions, open_engine, release
 
 INT8, TENSORWISE, FLOAT32 = (
@@ -91,7 +91,7 @@ def test_versions_compare_as_numbers():
 
 def test_a_file_of_an_artifact_opens_and_runs(symmetric_artifact):
     engine = open_engine(symmetric_artifact, FLOAT32, num_threads=1)
-    assert isinstance(engine, CompiledModelEngine)
+    assert isinstance(engine.backend, CompiledModelBackend)
     state = engine.start([0, 5, 2], 1, 4)
     logits, _ = engine.step(state, np.array([2], np.int32), np.zeros(1, np.int32))
     assert logits.shape == (1, symmetric_artifact.config.vocabulary_size)

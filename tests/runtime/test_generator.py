@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bart_export.errors import ArtifactError, ConfigurationError, InputError
-from bart_export.runtime import engine as engines
+from bart_export.runtime import sizing
 from bart_export.runtime.generator import Generator
 
 CASES = Path(__file__).parents[1] / "data/cases"
@@ -226,9 +226,9 @@ def test_a_cache_that_grows_gives_the_tokens_of_one_that_was_large(
     grown = generator.generate(SHORT, **parameters)
     assert len(grown.token_ids) == 150
     engine = generator.engine
-    decode = engine.decode if num_beams > 1 else engine.decode_single
+    decode = engine.backend.signatures["decode" if num_beams > 1 else "decode_single"]
     assert decode.sizes["capacity"] == 256
-    monkeypatch.setattr(engines, "FIRST_CAPACITY", 512)
+    monkeypatch.setattr(sizing, "FIRST_CAPACITY", 512)
     large = generator.generate(SHORT, **parameters)
     assert decode.sizes["capacity"] == 150
     assert grown.token_ids == large.token_ids

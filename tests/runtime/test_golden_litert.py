@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from support.golden_cases import MODELS, GoldenCases
 
-from bart_export.runtime.engine import CompiledModelEngine
+from bart_export.runtime.engines import open_engine
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -16,7 +16,7 @@ def golden(request):
 def engine(request, golden):
     artifact = request.getfixturevalue(golden[0].removeprefix("bart_tiny_") + "_artifact")
     # The models are too small for a second thread to be worth its hand-overs.
-    return CompiledModelEngine.from_artifact(artifact, "tflite/float32.tflite", num_threads=1)
+    return open_engine(artifact, "tflite/float32.tflite", num_threads=1)
 
 
 def test_teacher_forced_logits_are_those_of_transformers(golden, engine):

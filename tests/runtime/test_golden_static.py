@@ -8,7 +8,7 @@ from bart_export.checkpoints import formats
 from bart_export.contract import StaticShapes
 from bart_export.convert import tflite
 from bart_export.graph.parameters import InferenceParameters
-from bart_export.runtime.static_engine import StaticEngine
+from bart_export.runtime.compiled_model import open_compiled_model
 
 # Sources have 20, 13 and 8 tokens: padded little, padded much, not padded. Cases have 1, 2 and 4
 # beams and at most 24 tokens, so that all of them fit.
@@ -28,7 +28,7 @@ def engine(golden, tmp_path_factory):
     weights = InferenceParameters(config, lambda name: np.asarray(checkpoint.weights[name]))
     path = tmp_path_factory.mktemp("static") / f"{golden[0]}.tflite"
     tflite.write_float(weights, path, SHAPES)
-    return StaticEngine.open(path, config, tflite.buckets(config, SHAPES), num_threads=1)
+    return open_compiled_model(path, config, tflite.buckets(config, SHAPES), num_threads=1)
 
 
 def wrong_cases(cases, engine):

@@ -16,14 +16,14 @@ from bart_export.contract import read_buckets
 from bart_export.errors import ArtifactError
 from bart_export.runtime import graph_rules
 from bart_export.runtime.generator import Generator
-from bart_export.runtime.graph_rules import check, dynamic_signatures, static_signatures
+from bart_export.runtime.graph_rules import check
 
 FLOAT, INT8 = "tflite/float32.tflite", "tflite/dynamic_wi8_afp32.tflite"
 
 
 def test_files_of_dynamic_builds_are_sound(mini_artifact):
     for name in (FLOAT, INT8):
-        check(mini_artifact.path(name), dynamic_signatures(mini_artifact.config))
+        check(mini_artifact.path(name), graph_rules.signatures(mini_artifact.config, None))
 
 
 def test_files_of_static_builds_are_sound(static_artifact):
@@ -31,11 +31,11 @@ def test_files_of_static_builds_are_sound(static_artifact):
     for name, entry in static_artifact.files("tflite").items():
         if "shapes" in entry:
             buckets = read_buckets(config, entry["signatures"])
-            check(static_artifact.path(name), static_signatures(config, buckets))
+            check(static_artifact.path(name), graph_rules.signatures(config, buckets))
 
 
 def signatures(artifact):
-    return dynamic_signatures(artifact.config)
+    return graph_rules.signatures(artifact.config, None)
 
 
 @pytest.fixture
@@ -313,7 +313,7 @@ def test_a_file_is_checked_once_as_long_as_it_stays_what_it_is(
         monkeypatch.setattr(stamps, "boot", lambda boot=boot: boot)
         Generator.from_artifact(made)
         assert len(checked) == count
-    other = dynamic_signatures(symmetric_artifact.config)
+    other = graph_rules.signatures(symmetric_artifact.config, None)
     other.pop("decode_single")
     graph_rules.checked_path(Artifact.open(made), FLOAT, other)
     assert len(checked) == 3

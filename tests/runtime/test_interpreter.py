@@ -7,20 +7,20 @@ import pytest
 
 from bart_export.errors import EngineError, InputError, MissingExtra
 from bart_export.runtime import engines
-from bart_export.runtime.engine import CompiledModelEngine
-from bart_export.runtime.interpreter import InterpreterEngine
+from bart_export.runtime.compiled_model import open_compiled_model
+from bart_export.runtime.interpreter import open_interpreter
 
 LITERT, TFLITE_RUNTIME = engines.LITERT, engines.TFLITE_RUNTIME
 
 
 @pytest.fixture(scope="module")
 def engine(roomy_file, roomy_config):
-    return InterpreterEngine(roomy_file, roomy_config, num_threads=1, interpreter=LITERT)
+    return open_interpreter(roomy_file, roomy_config, num_threads=1, interpreter=LITERT)
 
 
 @pytest.fixture(scope="module")
 def compiled(roomy_file, roomy_config):
-    return CompiledModelEngine(roomy_file, roomy_config, num_threads=1)
+    return open_compiled_model(roomy_file, roomy_config, num_threads=1)
 
 
 def source(length, seed=0):
@@ -119,7 +119,7 @@ def test_a_damaged_file_cannot_be_opened(tmp_path, roomy_config, roomy_file):
     with pytest.raises(
         EngineError, match="ai-edge-litert cannot open .*damaged.tflite: "
     ) as caught:
-        InterpreterEngine(path, roomy_config, interpreter=LITERT)
+        open_interpreter(path, roomy_config, interpreter=LITERT)
     assert "\n" not in str(caught.value)
 
 
@@ -132,7 +132,7 @@ def test_a_damaged_file_cannot_be_opened(tmp_path, roomy_config, roomy_file):
 )
 def test_a_library_that_is_no_delegate_is_named(roomy_file, roomy_config, library, reason):
     with pytest.raises(EngineError, match=f"Cannot load the delegate {library}: {reason}") as error:
-        InterpreterEngine(roomy_file, roomy_config, interpreter=LITERT, delegates=[library])
+        open_interpreter(roomy_file, roomy_config, interpreter=LITERT, delegates=[library])
     assert "\n" not in str(error.value)
 
 
@@ -141,4 +141,4 @@ def test_a_library_that_is_no_delegate_is_named(roomy_file, roomy_config, librar
 )
 def test_a_package_that_is_not_installed_is_named_with_its_extra(roomy_file, roomy_config):
     with pytest.raises(MissingExtra, match=r"tflite-runtime.*\[legacy-runtime\]"):
-        InterpreterEngine(roomy_file, roomy_config, interpreter=TFLITE_RUNTIME)
+        open_interpreter(roomy_file, roomy_config, interpreter=TFLITE_RUNTIME)

@@ -9,10 +9,9 @@ from bart_export import contract
 from bart_export.config import GenerationConfig
 from bart_export.errors import EngineError, InputError
 from bart_export.recipes.table import LITERT
-from bart_export.runtime.engine import CompiledModelEngine
+from bart_export.runtime.compiled_model import open_compiled_model
+from bart_export.runtime.interpreter import open_interpreter
 from bart_export.runtime.search import run, search
-from bart_export.runtime.static_engine import StaticEngine
-from bart_export.runtime.static_interpreter import StaticInterpreterEngine
 
 SOURCES, TARGET, BEAMS = (8, 32), 20, (2, 4)
 
@@ -38,19 +37,19 @@ def path(roomy_parameters, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def compiled(path, roomy_config, buckets):
-    return StaticEngine.open(path, roomy_config, buckets, num_threads=1)
+    return open_compiled_model(path, roomy_config, buckets, num_threads=1)
 
 
 @pytest.fixture(scope="module", params=["compiled", "interpreter"])
 def engine(request, path, roomy_config, buckets):
     if request.param == "compiled":
         return request.getfixturevalue("compiled")
-    return StaticInterpreterEngine(path, roomy_config, buckets, num_threads=1, interpreter=LITERT)
+    return open_interpreter(path, roomy_config, buckets, num_threads=1, interpreter=LITERT)
 
 
 @pytest.fixture(scope="module")
 def dynamic(roomy_file, roomy_config):
-    return CompiledModelEngine(roomy_file, roomy_config, num_threads=1)
+    return open_compiled_model(roomy_file, roomy_config, num_threads=1)
 
 
 def source_of(length):

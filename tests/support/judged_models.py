@@ -16,7 +16,7 @@ from bart_export.graph import steps
 from bart_export.graph.parameters import InferenceParameters
 from bart_export.model import BartBackbone
 from bart_export.recipes.table import RECIPES
-from bart_export.runtime.engine import CompiledModelEngine
+from bart_export.runtime.compiled_model import open_compiled_model
 from bart_export.verify import golden, verify, weights
 from bart_export.verify.gate import Facts, File, Gate
 from bart_export.verify.reference import Float64Reference, KerasReference
@@ -90,7 +90,7 @@ class Judged:
     def check(self, content, recipe, path):
         """Compare a file of these bytes with the reference, as verification does."""
         path.write_bytes(content)
-        engine = CompiledModelEngine(path, self.facts.config, num_threads=1)
+        engine = open_compiled_model(path, self.facts.config, num_threads=1)
         return verify.check("it", recipe, engine, self.facts.tokenizer, self.asked)
 
 

@@ -10,7 +10,7 @@ from bart_export.convert.tflite import write_float
 from bart_export.graph.parameters import InferenceParameters
 from bart_export.model import BartBackbone
 from bart_export.recipes.table import LITERT_ONLY, STORAGES, Recipe
-from bart_export.runtime.engine import CompiledModelEngine
+from bart_export.runtime.compiled_model import open_compiled_model
 from bart_export.tune import sensitivity
 from bart_export.tune.sensitivity import TeacherForced, checkpoint_layout, measure
 from bart_export.verify.evaluation import StepFigures
@@ -92,10 +92,10 @@ def test_the_model_is_as_it_was_afterwards(tiny, measured):
 )
 def test_the_figures_are_those_of_a_file_that_stores_one_layer_so(tiny, layer, tmp_path):
     backbone, float_file = tiny
-    expected = CompiledModelEngine(float_file, backbone.config)
+    expected = open_compiled_model(float_file, backbone.config)
     # Matrices are widened before they multiply, so that the rounding of weights is all there is.
     path = stored_alone(tiny, layer, "int8", "weight_only", tmp_path / "one.tflite")
-    received = CompiledModelEngine(path, backbone.config)
+    received = open_compiled_model(path, backbone.config)
     figures = StepFigures()
     traces = traces_of(backbone.config)
     for trace in traces:

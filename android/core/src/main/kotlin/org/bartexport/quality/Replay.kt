@@ -29,6 +29,7 @@ import org.bartexport.runtime.Hypothesis
 import org.bartexport.runtime.SearchEvent
 import org.bartexport.runtime.Seq2SeqEngine
 import org.bartexport.runtime.cancellableStep
+import org.bartexport.runtime.drive
 import org.bartexport.runtime.search
 import org.bartexport.text.BartTokenizer
 
@@ -162,7 +163,7 @@ private fun ask(
     val generation = case.generation
     val source = case.sourceTokenIds.toIntArray()
     val state = engine.start(source, generation.numBeams, generation.maxLength)
-    val finished = search(engine.cancellableStep(context), state, generation).last()
+    val finished = drive(search(generation), engine.cancellableStep(context), state).last()
     val best = (finished as SearchEvent.Finished).hypotheses.first()
     return Answer(best.tokenIds, tokenizer.detokenize(best.tokenIds.toIntArray()), best.score)
 }

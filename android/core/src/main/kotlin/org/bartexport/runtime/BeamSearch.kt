@@ -1,9 +1,6 @@
 /*
  * Beam search: the part of bart_export/runtime/search.py that keeps several sequences and compares
  * them.
- *
- * In go a step function, its first state and the settings; out come a search's events. Nothing here
- * knows the model, what runs it, or how a token's logits become candidates.
  */
 package org.bartexport.runtime
 
@@ -19,15 +16,10 @@ import org.bartexport.GenerationConfig
  * infinity and are never finished: a vocabulary smaller than the number of beams gives no false
  * hypotheses.
  */
-internal fun <State> beamSearch(
-    step: Step<State>,
-    firstState: State,
-    generation: GenerationConfig,
-): Sequence<SearchEvent> = sequence {
+internal fun beamSearch(generation: GenerationConfig): Sequence<SearchEvent> = sequence {
     val processors = processors(generation)
     val divisors = lengthDivisors(generation)
 
-    var state = firstState
     var beams = firstBeams(generation)
     var finished = listOf<Hypothesis>() // at most numBeams, best first
     var settled = 1
@@ -35,14 +27,12 @@ internal fun <State> beamSearch(
     while (true) {
         val forced = forcedToken(generation, length)
         val last = length + 1 == generation.maxLength
+        val decode =
+            SearchEvent.Decode(beams.sequences.tokensAt(length - 1), beams.cameFrom)
+        if (forced == null || !last) yield(decode)
         val candidates = if (forced == null) {
-            val stepped = step(state, beams.sequences.tokensAt(length - 1), beams.cameFrom)
-            state = stepped.state
-            beams.candidates(stepped.logits, processors, length, generation.eosTokenIds.size)
+            beams.candidates(decode.logits, processors, length, generation.eosTokenIds.size)
         } else {
-            if (!last) {
-                state = step(state, beams.sequences.tokensAt(length - 1), beams.cameFrom).state
-            }
             beams.forced(forced)
         }
         val places = candidates.tokens.indices

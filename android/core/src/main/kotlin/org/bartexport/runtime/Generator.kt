@@ -198,7 +198,7 @@ public class Generator(
             checkOpen()
             cancellable(decoding, ids, beamIndex).also { progress.steps += 1 }
         }
-        val hypotheses = emitText(search(step, state, generation), progress)
+        val hypotheses = emitText(drive(search(generation), step, state), progress)
         val decoded = System.nanoTime()
         val sequences = hypotheses.map { hypothesis ->
             val ids = hypothesis.tokenIds.toIntArray()
@@ -218,7 +218,7 @@ public class Generator(
 
     /** Emits the text of a search's tokens as they settle, and returns its hypotheses. */
     private suspend fun FlowCollector<GenerationEvent>.emitText(
-        events: Sequence<SearchEvent>,
+        events: Sequence<SearchEvent.Output>,
         progress: Progress,
     ): List<Hypothesis> {
         val detokenizer = IncrementalDetokenizer(tokenizer, keepFirstSpace = false)

@@ -1,13 +1,11 @@
 /*
- * Generation: from a step function that scores the next token to finished sequences; mirrors
- * bart_export/runtime/search.py.
+ * Greedy search, multinomial sampling and beam search, as Hugging Face's `generate()` has them;
+ * mirrors bart_export/runtime/search.py.
  *
- * In go a step function, its first state and the settings; out come tokens as soon as they are
- * certain, and at last the hypotheses, best first. The semantics are those of Hugging Face's
- * `generate()` (transformers 4.57): greedy search, multinomial sampling and beam search.
- *
- * The search knows neither the model nor what runs it. The state (a decoder's caches) is a value:
- * what one step returns goes into the next, and nothing here looks inside.
+ * A search is a sequence of events. It asks for logits with `Decode`, says with `Settled` which
+ * tokens are certain, and ends with `Finished`. It calls no model and holds no caches, so that one
+ * loop can run one search (`drive`) or many side by side. The semantics are those of transformers
+ * 4.57.
  */
 package org.bartexport.runtime
 
@@ -24,50 +22,76 @@ import org.bartexport.GenerationConfig
  */
 public data class Hypothesis(val tokenIds: List<Int>, val score: Double)
 
-/** What a search tells. */
+/** What a search asks for or tells. */
 public sealed interface SearchEvent {
+    /**
+     * A request for the logits that follow one more token of every beam.
+     *
+     * Beam k continues beam `beamIndex[k]` of the request before, and then has `tokenIds[k]`. Who
+     * runs the search sets [logits], (beams, vocabulary), before the next event; the search changes
+     * them in place.
+     */
+    public class Decode(public val tokenIds: IntArray, public val beamIndex: IntArray) :
+        SearchEvent {
+        public lateinit var logits: Logits
+    }
+
+    /** What a search tells. */
+    public sealed interface Output : SearchEvent
+
     /**
      * After a step: the tokens, start token excluded, that are now certain to follow in the best
      * sequence whatever later steps say; maybe none.
      */
-    public data class Settled(val tokenIds: List<Int>) : SearchEvent
+    public data class Settled(val tokenIds: List<Int>) : Output
 
     /** The end: the hypotheses, best first. */
-    public data class Finished(val hypotheses: List<Hypothesis>) : SearchEvent
+    public data class Finished(val hypotheses: List<Hypothesis>) : Output
 }
 
 /**
- * Generates sequences, best first, telling the tokens of the best as they settle.
+ * Searches for the best sequences.
  *
- * Gives one [SearchEvent.Settled] after every step: in greedy search and for a single sample each
- * token as it is chosen; in beam search often nothing and then several; among several samples
- * everything at the end. Put together, they are the first hypothesis without its start token. The
- * last event is [SearchEvent.Finished] with `numReturnSequences` hypotheses; fewer only where the
- * settings leave fewer sequences. Nothing happens before the first event is asked for, and no step
- * is made for an event that is not asked for.
+ * There is a [SearchEvent.Settled] after every step: in greedy search and for a single sample with
+ * the token that was chosen; in beam search often with none and then several; among several samples
+ * with everything at the end. Put together, they are the first hypothesis without its start token.
+ * The last event is [SearchEvent.Finished] with `numReturnSequences` hypotheses; fewer only where
+ * the settings leave fewer sequences. Nothing happens before the first event is asked for.
  *
- * [step] is called with `numBeams` rows, when sampling with `numReturnSequences` rows that are
- * independent samples, and no more often than needed.
+ * Every [SearchEvent.Decode] has `numBeams` rows, when sampling `numReturnSequences` rows that are
+ * independent samples. There are no more than needed.
  *
- * The sequence throws [org.bartexport.EngineError] when the step returns NaN or infinite logits,
- * and [ConfigurationError] when the settings forbid every token.
+ * The sequence throws [org.bartexport.EngineError] for logits that are NaN or infinite, and
+ * [ConfigurationError] when the settings forbid every token.
  */
-public fun <State> search(
+public fun search(generation: GenerationConfig): Sequence<SearchEvent> =
+    if (generation.numBeams > 1) beamSearch(generation) else tokenSearch(generation)
+
+/**
+ * Runs a [search] with a [step] function from its first [state], and gives what it tells. No step
+ * is made for an event that is not asked for.
+ */
+public fun <State> drive(
+    search: Sequence<SearchEvent>,
     step: Step<State>,
     state: State,
-    generation: GenerationConfig,
-): Sequence<SearchEvent> = if (generation.numBeams > 1) {
-    beamSearch(step, state, generation)
-} else {
-    tokenSearch(step, state, generation)
+): Sequence<SearchEvent.Output> = sequence {
+    var current = state
+    for (event in search) {
+        when (event) {
+            is SearchEvent.Decode -> {
+                val stepped = step(current, event.tokenIds, event.beamIndex)
+                event.logits = stepped.logits
+                current = stepped.state
+            }
+
+            is SearchEvent.Output -> yield(event)
+        }
+    }
 }
 
 /** Chooses one token a step for each of some independent rows: greedy search and sampling. */
-private fun <State> tokenSearch(
-    step: Step<State>,
-    firstState: State,
-    generation: GenerationConfig,
-): Sequence<SearchEvent> = sequence {
+private fun tokenSearch(generation: GenerationConfig): Sequence<SearchEvent> = sequence {
     val rows = generation.numReturnSequences
     val chooser = TokenChooser(generation)
 
@@ -75,18 +99,14 @@ private fun <State> tokenSearch(
     val beamIndex = IntArray(rows) { it }
     val lengths = IntArray(rows) { generation.maxLength }
     val scores = DoubleArray(rows)
-    var state = firstState
     var running = List(rows) { it }
     for (length in 1 until generation.maxLength) {
         val forced = forcedToken(generation, length)
+        val decode = SearchEvent.Decode(sequences.tokensAt(length - 1), beamIndex)
+        if (forced == null || length + 1 < generation.maxLength) yield(decode)
         if (forced == null) {
-            val stepped = step(state, sequences.tokensAt(length - 1), beamIndex)
-            state = stepped.state
-            chooser.choose(stepped.logits, running, sequences, length, scores)
+            chooser.choose(decode.logits, running, sequences, length, scores)
         } else {
-            if (length + 1 < generation.maxLength) {
-                state = step(state, sequences.tokensAt(length - 1), beamIndex).state
-            }
             for (row in running) sequences[row][length] = forced
         }
         for (row in running) {

@@ -70,9 +70,9 @@ fun sharedModel(vocabulary: Int): Model = { sequence ->
 }
 
 /** Runs a search from the beginning. */
-fun events(step: Step<Sequences>, generation: GenerationConfig): Sequence<SearchEvent> {
+fun events(step: Step<Sequences>, generation: GenerationConfig): Sequence<SearchEvent.Output> {
     val rows = maxOf(generation.numBeams, generation.numReturnSequences)
-    return search(step, List(rows) { emptyList() }, generation)
+    return drive(search(generation), step, List(rows) { emptyList() })
 }
 
 /** Returns the hypotheses of a search over a model. */

@@ -206,7 +206,7 @@ class SearchTest {
                 latest = Any()
                 Stepped(Logits(FloatArray(3 * VOCABULARY) { (it % VOCABULARY) / 9f }, 3), latest)
             }
-            search(step, latest, kind.copy(numReturnSequences = 3)).last()
+            drive(search(kind.copy(numReturnSequences = 3)), step, latest).last()
         }
     }
 

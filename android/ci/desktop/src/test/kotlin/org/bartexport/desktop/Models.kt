@@ -31,6 +31,7 @@ import org.bartexport.runtime.Hypothesis
 import org.bartexport.runtime.SearchEvent
 import org.bartexport.runtime.Seq2SeqEngine
 import org.bartexport.runtime.Stepped
+import org.bartexport.runtime.drive
 import org.bartexport.runtime.search
 import org.bartexport.text.BartTokenizer
 
@@ -109,7 +110,7 @@ internal fun Seq2SeqEngine.answer(
     rows: Int = generation.numBeams,
 ): List<Hypothesis> {
     val state = start(tokenIds.toIntArray(), rows, generation.maxLength)
-    val end = search(::step, state, generation).last()
+    val end = drive(search(generation), ::step, state).last()
     return (end as SearchEvent.Finished).hypotheses
 }
 

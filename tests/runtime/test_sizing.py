@@ -6,18 +6,18 @@ import pytest
 from bart_export import contract
 from bart_export.config import BartConfig
 from bart_export.errors import InputError
-from bart_export.runtime.buckets import fill_rows, fit
+from bart_export.runtime.sizing import Buckets, fill_rows
 
 CONFIG = BartConfig(
     vocabulary_size=40, num_layers=1, num_heads=1, hidden_dim=4, intermediate_dim=4,
     max_sequence_length=64,
 )  # fmt: skip
 # Not in the order of their sizes.
-BUCKETS = contract.static_buckets(CONFIG, (32, 8), 20, (4, 2))
+BUCKETS = Buckets(CONFIG, contract.static_buckets(CONFIG, (32, 8), 20, (4, 2)))
 
 
 def fit_one(length, num_beams, max_length):
-    return fit(CONFIG, BUCKETS, [3] * length, num_beams, max_length)
+    return BUCKETS.fit([3] * length, num_beams, max_length)
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_the_smallest_that_fits_is_taken(length, num_beams, max_length, encode, 
 
 
 def test_a_source_is_padded_and_the_padding_masked():
-    fitted = fit(CONFIG, BUCKETS, [5, 6, 7], 1, 2)
+    fitted = BUCKETS.fit([5, 6, 7], 1, 2)
     assert fitted.token_ids[:, :3].tolist() == [[5, 6, 7]]
     assert fitted.padding_mask.tolist() == [[1, 1, 1, 0, 0, 0, 0, 0]]
     assert fitted.token_ids.shape == (1, 8)
@@ -64,7 +64,7 @@ def test_a_source_that_no_build_takes_is_refused_in_the_models_words():
     with pytest.raises(InputError, match="1 to 64 tokens, received 65"):
         fit_one(65, 1, 2)
     with pytest.raises(InputError, match="0 to 39, received 40"):
-        fit(CONFIG, BUCKETS, [40], 1, 2)
+        BUCKETS.fit([40], 1, 2)
 
 
 def test_rows_to_spare_keep_their_own_place():
