@@ -9,6 +9,7 @@ import asyncio
 import pathlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -90,7 +91,7 @@ class GrpcServer:
         """Take the port and return its number.
 
         Raises:
-            ConfigurationError: if the port is taken, or the key and certificate do not fit.
+            ConfigurationError: if the port is taken.
         """
         options = self._options
         address = f"{ports.in_url(options.host)}:{options.port}"
@@ -101,10 +102,9 @@ class GrpcServer:
                     return int(self._server.add_insecure_port(address))
                 return int(self._server.add_secure_port(address, self._credentials))
             except RuntimeError as error:
-                tls = f", or {options.ssl_config_file} holds no key and certificate that fit"
                 raise ConfigurationError(
-                    f"Cannot serve gRPC on {address}: the port is taken"
-                    f"{tls if self._credentials else ''}. Name a free one with --port."
+                    f"Cannot serve gRPC on {address}: the port is taken. Name a free one with "
+                    "--port."
                 ) from error
 
     async def start(self) -> None:
@@ -243,7 +243,8 @@ def server_credentials(path: pathlib.Path) -> grpc.ServerCredentials:
     """Read TensorFlow Serving's SSLConfig text proto; keys and certificates stand in it as PEM.
 
     Raises:
-        ConfigurationError: if the file cannot be read, or lacks what it needs.
+        ConfigurationError: if the file cannot be read, lacks what it needs, or holds a key and a
+            certificate that do not belong together.
     """
     try:
         config = messages.read_text(path, messages.SSLConfig)
@@ -262,8 +263,24 @@ def server_credentials(path: pathlib.Path) -> grpc.ServerCredentials:
             f"{path}: client_verify needs custom_ca, the PEM of who signs the clients' "
             "certificates."
         )
-    return grpc.ssl_server_credentials(
+    for name in ("server_key", "server_cert", "custom_ca"):
+        if getattr(config, name) and "-----BEGIN " not in getattr(config, name):
+            raise ConfigurationError(
+                f"{path}: expected {name} to be the text of a PEM file, from -----BEGIN on, and "
+                "not the file's path."
+            )
+    credentials = grpc.ssl_server_credentials(
         [(config.server_key.encode(), config.server_cert.encode())],
         root_certificates=config.custom_ca.encode() or None,
         require_client_auth=config.client_verify,
     )
+    # gRPC looks into them with the first port, and says of nothing what was wrong.
+    with ThreadPoolExecutor(1) as executor, native_stderr_silenced():
+        try:
+            grpc.server(executor).add_secure_port("localhost:0", credentials)
+        except RuntimeError:
+            raise ConfigurationError(
+                f"{path} holds no key and certificate that fit: expected server_key to be the "
+                "private key of server_cert, and custom_ca certificates, all of them PEM."
+            ) from None
+    return credentials

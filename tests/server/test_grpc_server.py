@@ -229,6 +229,12 @@ def authority(tmp_path_factory):
     return Authority(tmp_path_factory.mktemp("certificates"))
 
 
+@pytest.fixture(scope="module")
+def signed(authority):
+    """Return the texts of a key and of its certificate."""
+    return authority.sign("server")
+
+
 def ssl_config(directory, **fields):
     """Write an SSLConfig and return its path; texts and truths are its fields' values."""
     path = directory / "ssl.config"
@@ -284,6 +290,32 @@ def test_a_tls_configuration_that_lacks_something_is_one_line(tmp_path, text, to
     with pytest.raises(ConfigurationError, match=told) as caught:
         server_credentials(path)
     assert str(path) in str(caught.value)
+
+
+PEM = "-----BEGIN CERTIFICATE-----\nbm9uZQ==\n-----END CERTIFICATE-----\n"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"server_key": "/etc/ssl/server.key"}, "expected server_key to be the text of a PEM"),
+        ({"server_cert": "server.pem"}, "expected server_cert to be the text of a PEM file"),
+        ({"custom_ca": "ca.pem"}, "expected custom_ca to be the text of a PEM file"),
+        ({"server_key": PEM}, "holds no key and certificate that fit"),
+        ({"server_cert": PEM}, "holds no key and certificate that fit"),
+        ({"custom_ca": PEM, "client_verify": True}, "holds no key and certificate that fit"),
+    ],
+)
+def test_what_is_no_key_or_certificate_is_named_before_a_port_is(
+    tmp_path, signed, capfd, wrong, told
+):
+    key, certificate = signed
+    path = ssl_config(tmp_path, **{"server_key": key, "server_cert": certificate, **wrong})
+    with pytest.raises(ConfigurationError, match=told) as caught:
+        server_credentials(path)
+    assert str(path) in str(caught.value)
+    assert "port" not in str(caught.value)
+    assert capfd.readouterr().err == ""
 
 
 def ended(connection, seconds):
