@@ -1,9 +1,8 @@
-"""Text to token ids and back: BART's byte-level BPE.
+"""BART's tokenizer: byte-level BPE, from text to token ids and back.
 
-Two files and strings come in, lists of ids go out, and the other way round. Cutting and merging is
-done by the `tokenizers` library with GPT-2's pattern. Every string of valid Unicode has ids, and
-the ids give the same string back. The module does not know the model: how many tokens it embeds
-and how long a text it takes are the caller's to say.
+The `tokenizers` library splits and merges, with GPT-2's pattern. Every string of valid Unicode has
+ids, and the ids give the same string back. Callers bound the length and compare the size of the
+vocabulary with the model's.
 """
 
 import json
@@ -42,15 +41,15 @@ ANCHOR = 3  # longest tokens between the token that must stay the same and the e
 
 
 class BartTokenizer:
-    """Byte-level BPE of one vocabulary; safe to use from several threads.
+    """BART's byte-level BPE; thread-safe.
 
-    A checkpoint's added tokens are tokens wherever a text has them. The five special tokens of
-    every BART are ordinary characters unless the caller asks for the tokens, so that a text from
-    outside cannot end a sequence or pad it.
+    A checkpoint's added tokens are always recognized in a text. BART's five special tokens are
+    plain characters unless the caller asks for them, so that untrusted text cannot end or pad a
+    sequence.
 
     Attributes:
-        added_tokens: those five and the checkpoint's own.
-        add_prefix_space: whether a text gets a space at its beginning if it has none there.
+        added_tokens: BART's five and the checkpoint's own.
+        add_prefix_space: whether a text that does not begin with a space gets one.
     """
 
     def __init__(
@@ -61,10 +60,10 @@ class BartTokenizer:
         *,
         add_prefix_space: bool = False,
     ) -> None:
-        """Make a tokenizer of tables as `read_vocabulary` and `read_merges` return them.
+        """Make a tokenizer from tables as `read_vocabulary` and `read_merges` return them.
 
         Raises:
-            TokenizerError: when the vocabulary lacks an added token, or one of a merge.
+            TokenizerError: if the vocabulary lacks an added token, or a token of a merge.
         """
         check_merges("The merges", vocabulary, merges)
         self._ids = vocabulary
@@ -105,10 +104,10 @@ class BartTokenizer:
         *,
         add_prefix_space: bool = False,
     ) -> "BartTokenizer":
-        """Open a vocabulary (JSON, {token: id}) and its merges (text, one a line).
+        """Open a vocabulary (JSON, {token: id}) and its merges (text, one per line).
 
         Raises:
-            TokenizerError: when a file is missing or damaged, or the two do not belong together.
+            TokenizerError: if a file is missing or damaged, or the two do not belong together.
         """
         vocabulary = read_vocabulary(Path(vocabulary_file))
         merges = read_merges(Path(merges_file))
@@ -156,10 +155,10 @@ class BartTokenizer:
         return [(left, right) for left, right in json.loads(self._bpe.to_str())["model"]["merges"]]
 
     def token_to_id(self, token: str) -> int:
-        """Return the id of a token as the vocabulary spells it ("Ġthe" for " the").
+        """Return the id of a token, which is spelled as in the vocabulary ("Ġthe" for " the").
 
         Raises:
-            InputError: when the vocabulary does not have it.
+            InputError: if the vocabulary does not have it.
         """
         if token not in self._ids:
             raise InputError(
@@ -169,10 +168,10 @@ class BartTokenizer:
         return self._ids[token]
 
     def id_to_token(self, id: int) -> str:
-        """Return the token of an id as the vocabulary spells it.
+        """Return the token of an id, spelled as in the vocabulary.
 
         Raises:
-            InputError: when the id is negative or past the vocabulary.
+            InputError: if the id is negative or beyond the vocabulary.
         """
         if not 0 <= id < self.vocabulary_size:
             raise InputError(
@@ -184,10 +183,10 @@ class BartTokenizer:
         """Return the ids of a text, without start and end tokens.
 
         With `special_tokens`, "<s>", "<pad>", "</s>", "<unk>" and "<mask>" in the text become
-        their ids, "<mask>" together with the whitespace on its left.
+        their ids; "<mask>" includes the white space to its left.
 
         Raises:
-            InputError: when the text has a lone surrogate, which no UTF-8 can hold.
+            InputError: if the text has a lone surrogate, which UTF-8 cannot encode.
         """
         byte_length(text)
         ids: list[int] = []
@@ -203,14 +202,14 @@ class BartTokenizer:
         truncate: bool = False,
         special_tokens: bool = False,
     ) -> list[int]:
-        """Return `<s> text </s>` as at most `max_length` ids, both ends counted.
+        """Return the ids of `<s> text </s>`, at most `max_length` including both ends.
 
-        With `truncate`, a longer text keeps its beginning and both ends. No more of a text is
-        tokenized than its first ids need, and nothing of one that has too many bytes to fit.
+        With `truncate`, a longer text is cut at its end; only as much of it is tokenized as the
+        first ids need. Without, a text with too many bytes to fit is refused untokenized.
 
         Raises:
-            InputError: when the text is longer and `truncate` is not set, has a lone surrogate,
-                or `max_length` has no room for both ends.
+            InputError: if the text is longer and `truncate` is not set, if it has a lone surrogate,
+                or if `max_length` has no room for both ends.
         """
         if max_length < 2:
             raise InputError(
@@ -296,10 +295,10 @@ class BartTokenizer:
             return token.encode("utf-8")
 
     def detokenize(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
-        """Return the text of ids; bytes that are not UTF-8 become U+FFFD.
+        """Return the text of ids, with U+FFFD for bytes that are not valid UTF-8.
 
         Raises:
-            InputError: when an id is not in the vocabulary.
+            InputError: if an id is not in the vocabulary.
         """
         skipped = self.special_token_ids if skip_special_tokens else ()
         pieces = (self.token_bytes(id) for id in ids if id not in skipped)
