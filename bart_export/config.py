@@ -15,6 +15,7 @@ from bart_export.errors import ConfigurationError, did_you_mean, named, shown
 ACTIVATION_FUNCTIONS = ("gelu", "gelu_new", "relu", "silu", "tanh")
 # Bounds that no BART reaches, so that a damaged file is refused before anything is built of it.
 LARGEST_SIZE, MOST_LAYERS, MOST_BEAMS = 2**31 - 1, 1000, 10_000
+MOST_THREADS = 1024  # of a process; with tens of thousands LiteRT ends it by a signal
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -274,6 +275,15 @@ class GenerationConfig:
             ConfigurationError: for a parameter that does not exist or is out of range.
         """
         return cls(**checked_fields(cls, values))
+
+
+def check_threads(name: str, count: int | None) -> None:
+    """Raise ConfigurationError for what is no number of threads; None leaves it to the package."""
+    whole = isinstance(count, int) and not isinstance(count, bool)
+    if count is not None and not (whole and 1 <= count <= MOST_THREADS):
+        raise ConfigurationError(
+            f"{name} must be an integer from 1 to {MOST_THREADS}, received {shown(count)}."
+        )
 
 
 def check_token_ids(generation: GenerationConfig, vocabulary_size: int) -> None:

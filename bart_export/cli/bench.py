@@ -10,11 +10,13 @@ from typing import Any
 
 import click
 
+from bart_export.config import MOST_THREADS
 from bart_export.errors import MissingExtra
 from bart_export.progress import console
 
 Path = click.Path(path_type=pathlib.Path)
 Count = click.IntRange(min=1)
+Threads = click.IntRange(1, MOST_THREADS)
 
 
 # Options of the files' measurement alone, and of the servers' alone.
@@ -63,7 +65,7 @@ OF_SERVERS = {
 @click.option(
     "--threads",
     "num_threads",
-    type=Count,
+    type=Threads,
     multiple=True,
     help="Threads to use; may be given more than once. Default: what generate takes, one for "
     "a small model, all cores for a larger one.",
@@ -75,7 +77,7 @@ OF_SERVERS = {
     multiple=True,
     help="Which engines to serve with. Default: all that the artifact has files for.",
 )
-@click.option("--workers", type=Count, help="Calls that a server runs side by side.")
+@click.option("--workers", type=Threads, help="Calls that a server runs side by side.")
 @click.option("--queue-size", type=click.IntRange(min=0), help="Calls that may wait in a server.")
 @click.option(
     "--overload",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bart_export.config import MOST_THREADS
 from bart_export.errors import BartExportError
 from bart_export.progress import counted, say, stages
 
@@ -93,7 +94,7 @@ EARLY_STOPPING = {"true": True, "false": False, "never": "never"}
 )
 @click.option(
     "--threads",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, MOST_THREADS),
     help="Threads to use. Default: one for a small model, all cores for a larger one.",
 )
 @generation_options

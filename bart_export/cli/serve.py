@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from bart_export.config import MOST_THREADS
 from bart_export.errors import MissingExtra, printable, printable_lines
 from bart_export.server.options import ServeOptions
 
@@ -26,6 +27,7 @@ DEFAULTS = ServeOptions()
 Path = click.Path(path_type=pathlib.Path)
 Port = click.IntRange(0, 65535)
 Count = click.IntRange(min=1)
+Threads = click.IntRange(1, MOST_THREADS)
 Seconds = click.FloatRange(min=0)
 
 # Fields of ServeOptions, each with its flag, its type (None for a switch that is off unless given)
@@ -36,9 +38,9 @@ OPTIONS: tuple[tuple[str, str, Any, str], ...] = (
     ("host", "--host", str, "Address to listen on."),
     ("port", "--port", Port, "Port for gRPC; 0 takes a free one."),
     ("rest_api_port", "--rest-api-port", Port, "Port for REST; 0 takes a free one."),
-    ("workers", "--workers", Count,
+    ("workers", "--workers", Threads,
      "Calls that run side by side for a model. Default: by the machine's cores."),
-    ("num_threads", "--threads", Count,
+    ("num_threads", "--threads", Threads,
      "Threads of each worker. Default: by the model's size and the machine's cores."),
     ("queue_size", "--queue-size", click.IntRange(min=0),
      "Calls that may wait for a model; one more is refused at once."),

@@ -15,7 +15,7 @@ from bart_export import contract
 from bart_export.config import BartConfig
 from bart_export.contract import Bucket
 from bart_export.runtime import litert
-from bart_export.runtime.engine import FileEngine, available_cores
+from bart_export.runtime.engine import FileEngine, threads_of
 from bart_export.runtime.sizing import Buckets, Dynamic, Fitted
 
 IntArray = npt.NDArray[np.int32]
@@ -45,7 +45,7 @@ def open_compiled_model(
     Raises:
         EngineError: if LiteRT cannot open the file.
     """
-    model = litert.open_model(path, num_threads or available_cores(), weight_cache)
+    model = litert.open_model(path, threads_of(num_threads), weight_cache)
     backend = CompiledModelBackend(model, config, resizes=buckets is None)
     sizing = Dynamic(config) if buckets is None else Buckets(config, buckets)
     return FileEngine(config, backend, sizing)

@@ -25,7 +25,7 @@ from bart_export.quiet import native_stderr_silenced
 from bart_export.recipes.table import LITERT
 from bart_export.runtime import litert
 from bart_export.runtime.compiled_model import BufferedSignature, Caches, CompiledModelBackend
-from bart_export.runtime.engine import FileEngine, available_cores
+from bart_export.runtime.engine import FileEngine, threads_of
 from bart_export.runtime.interpreter import INTERPRETERS, load_delegate, one_line
 from bart_export.runtime.sizing import Dynamic, Fitted
 
@@ -192,7 +192,7 @@ def open_edgetpu(
     Raises:
         EngineError: if LiteRT cannot open a file.
     """
-    threads = num_threads or available_cores()
+    threads = threads_of(num_threads)
     model = litert.open_model(directory / parts.HOST, threads, weight_cache)
     with np.load(directory / parts.CONSTANTS) as file:
         constants = {name: file[name] for name in file.files}

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bart_export import contract
-from bart_export.config import BartConfig
+from bart_export.config import BartConfig, check_threads
 from bart_export.contract import Bucket
 from bart_export.errors import EngineError
 from bart_export.runtime.sizing import Buckets, Dynamic, Fitted, fill_rows
@@ -169,6 +169,16 @@ FEW_PARAMETERS = 32_000_000
 def default_threads(parameter_count: int) -> int:
     """Return how many threads run a model of so many parameters, where nobody said."""
     return 1 if parameter_count < FEW_PARAMETERS else available_cores()
+
+
+def threads_of(given: int | None) -> int:
+    """Return how many threads an engine is to use: all cores, where nobody said.
+
+    Raises:
+        ConfigurationError: for a number that no engine can have.
+    """
+    check_threads("num_threads", given)
+    return given or available_cores()
 
 
 def available_cores() -> int:

@@ -122,7 +122,8 @@ def open_engine(
             that the engine cannot open.
     """
     kind = choose(requested, file, files_for(artifact, requested), installed_versions())
-    num_threads = num_threads or default_threads(artifact.manifest["parameter_count"])
+    if num_threads is None:
+        num_threads = default_threads(artifact.manifest["parameter_count"])
     return kind.open(artifact, file, num_threads=num_threads)
 
 

@@ -4,8 +4,7 @@
     print(generator.generate("A long text ...").text)
     for piece in generator.stream("A long text ..."): print(piece, end="")
 
-Settings come from the artifact's manifest, parameters of a call go on top. Nothing here knows how
-a step is computed or how the next token is chosen.
+Settings come from the artifact's manifest, parameters of a call go on top.
 """
 
 import dataclasses
@@ -14,7 +13,7 @@ import os
 import pathlib
 import time
 from collections.abc import Generator as PythonGenerator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, overload
 
@@ -139,6 +138,7 @@ class Generator:
 
         Raises:
             ArtifactError: for an artifact that is damaged or has no such file.
+            ConfigurationError: for an engine or `num_threads` that cannot be.
             EngineError: for a file this machine's runtime cannot run rightly.
         """
         artifact = Artifact.open(pathlib.Path(path))
@@ -223,18 +223,18 @@ class Generator:
                 `min_new_tokens`, lengths without the start token.
 
         Raises:
-            InputError: for a text that is too long or empty, or a `max_length` the model has no
-                room for.
+            InputError: for what is no text, too long or empty, or a `max_length` without room.
             ConfigurationError: for a parameter that does not exist or is out of range.
             EngineError: if the generator was closed.
         """
-        texts = [text] if isinstance(text, str) else list(text)
+        several = isinstance(text, Iterable) and not isinstance(text, (str, bytes, Mapping))
+        texts: list[Any] = list(text) if several else [text]
         for one in texts:
             check_text(one, allow_empty)
         sources = [self.read(one, truncate, special_tokens) for one in texts]
         generation = self.settings(**parameters)
         results = [self.pieces(ids, generation, cut).drain() for ids, cut in sources]
-        return results[0] if isinstance(text, str) else results
+        return results if several else results[0]
 
     def generate_ids(self, token_ids: Sequence[int], **parameters: Any) -> Result:
         """Generate from source token ids, start and end token included; see `generate`."""

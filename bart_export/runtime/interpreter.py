@@ -26,7 +26,7 @@ from bart_export.errors import EngineError, MissingExtra, pip_install
 from bart_export.quiet import native_stderr_silenced
 from bart_export.recipes.table import LITERT, TFLITE_RUNTIME
 from bart_export.runtime.compiled_model import resized
-from bart_export.runtime.engine import FileEngine, available_cores
+from bart_export.runtime.engine import FileEngine, threads_of
 from bart_export.runtime.sizing import Buckets, Dynamic, Fitted
 
 IntArray = npt.NDArray[np.int32]
@@ -243,7 +243,7 @@ def open_signatures(
             interpreter = module.Interpreter(
                 model_path=str(path),
                 experimental_delegates=loaded,
-                num_threads=num_threads or available_cores(),
+                num_threads=threads_of(num_threads),
                 experimental_op_resolver_type=module.OpResolverType[kernels],
             )
             interpreter.allocate_tensors()  # at the file's own shapes: weights are packed here

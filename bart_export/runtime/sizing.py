@@ -14,7 +14,7 @@ import numpy.typing as npt
 from bart_export import contract
 from bart_export.config import BartConfig
 from bart_export.contract import Bucket
-from bart_export.errors import InputError
+from bart_export.errors import InputError, shown
 
 IntArray = npt.NDArray[np.int32]
 
@@ -144,14 +144,19 @@ def check_source(config: BartConfig, token_ids: Sequence[int]) -> IntArray:
     """Return token ids as an array (one, source).
 
     Raises:
-        InputError: for no ids, more than the model has positions, or an id it does not know.
+        InputError: for what are no ids, none, more than the model has positions, or an id it does
+            not know.
     """
-    if not 0 < len(token_ids) <= config.max_sequence_length:
+    try:
+        ids = np.asarray(token_ids if len(token_ids) else np.empty(0, np.int64))
+    except (TypeError, ValueError):  # without a length, or of lists of several
+        ids = np.empty(0)
+    if ids.ndim != 1 or ids.dtype.kind not in "iu":
+        raise InputError(f"A source must be a list of token ids, received {shown(token_ids)}.")
+    if not 0 < ids.size <= config.max_sequence_length:
         raise InputError(
-            f"A source must have 1 to {config.max_sequence_length} tokens, received "
-            f"{len(token_ids)}."
+            f"A source must have 1 to {config.max_sequence_length} tokens, received {ids.size}."
         )
-    ids = np.asarray(token_ids, dtype=np.int64)
     outside = ids[(ids < 0) | (ids >= config.vocabulary_size)]
     if outside.size:
         raise InputError(

@@ -7,6 +7,9 @@ Serving's unless the text of the field says otherwise. Nothing here opens or che
 import dataclasses
 import pathlib
 
+from bart_export.config import MOST_THREADS, check_threads
+from bart_export.errors import ConfigurationError
+
 # What no request gets more of, whatever the options say. The options below bound its bytes, its
 # rows and its time.
 MAX_AXES = 32  # of a tensor; NumPy's own limit before 2.0
@@ -40,6 +43,9 @@ class ServeOptions:
 
     A request may have `max_request_bytes`, also once it is decompressed, and `max_request_rows`
     texts, or rows of any other input.
+
+    Raises:
+        ConfigurationError: for more workers or threads than a process should have.
     """
 
     host: str = "127.0.0.1"
@@ -69,3 +75,12 @@ class ServeOptions:
     ssl_config_file: pathlib.Path | None = None
     monitoring_config_file: pathlib.Path | None = None
     drain_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        check_threads("workers", self.workers)
+        check_threads("num_threads", self.num_threads)
+        if (self.workers or 1) * (self.num_threads or 1) > MOST_THREADS:
+            raise ConfigurationError(
+                f"workers times num_threads must be at most {MOST_THREADS}, received "
+                f"workers={self.workers} and num_threads={self.num_threads}."
+            )

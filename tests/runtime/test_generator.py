@@ -169,15 +169,21 @@ def test_parameters_out_of_range_are_refused(generator, parameters, error, words
         list(generator.stream(SHORT, **parameters))
 
 
-@pytest.mark.parametrize("token_ids", [[], [0, 8192, 2], [-1], [0] * 513])
+@pytest.mark.parametrize(
+    "token_ids",
+    [[], [0, 8192, 2], [-1], [0] * 513, None, 5, "ab", [1.5], [[1], [2, 3]], [[0, 2]], [2**70]],
+)
 def test_source_ids_the_model_cannot_take_are_refused(generator, token_ids):
     with pytest.raises(InputError):
         generator.generate_ids(token_ids)
 
 
-def test_a_text_that_is_none_is_refused(generator):
+@pytest.mark.parametrize("text", [[b"bytes"], b"bytes", {"a": 1}, None, 5, 1.5, [None], [["a"]]])
+def test_a_text_that_is_none_is_refused(generator, text):
     with pytest.raises(InputError, match="must be a str"):
-        generator.generate([b"bytes"])
+        generator.generate(text)
+    with pytest.raises(InputError, match="must be a str"):
+        generator.stream(text)
 
 
 def test_a_stream_may_be_left(generator):

@@ -6,9 +6,13 @@ import threading
 import weakref
 
 import pytest
+from click.testing import CliRunner
 
-from bart_export.errors import EngineError, InputError
+from bart_export.cli.main import main
+from bart_export.config import MOST_THREADS
+from bart_export.errors import ConfigurationError, EngineError, InputError
 from bart_export.runtime.generator import Generator
+from bart_export.server.options import ServeOptions
 
 TEXTS = (
     "This library reads and writes spreadsheets in Python. It keeps formulas, styles and charts.",
@@ -74,6 +78,31 @@ def test_four_threads_get_the_texts_that_one_gets(generator):
     assert not any(thread.is_alive() for thread in threads)
     assert errors == []
     assert answers == {True: 96}
+
+
+@pytest.mark.parametrize("count", [0, -1, 50_000, 2**31, True, 2.0, "2"])
+def test_a_number_of_threads_that_none_can_have_is_refused(mini_artifact, count):
+    with pytest.raises(ConfigurationError, match="num_threads must be an integer from 1 to 1024"):
+        Generator.from_artifact(mini_artifact.directory, num_threads=count)
+    with pytest.raises(ConfigurationError, match="workers must be an integer from 1 to 1024"):
+        ServeOptions(workers=count)
+
+
+def test_the_most_threads_there_can_be_give_the_same_text(mini_artifact, generator):
+    with Generator.from_artifact(mini_artifact.directory, num_threads=MOST_THREADS) as many:
+        assert many.generate(TEXTS[0], **GREEDY).text == generator.generate(TEXTS[0], **GREEDY).text
+    with pytest.raises(ConfigurationError, match="workers=64 and num_threads=64"):
+        ServeOptions(workers=64, num_threads=64)
+
+
+@pytest.mark.parametrize(
+    "command", ["generate X Y --threads", "bench X --threads", "bench X --serve --workers",
+                "serve X --threads", "serve X --workers"],
+)  # fmt: skip
+def test_no_command_takes_more_threads(command):
+    result = CliRunner().invoke(main, [*command.split(), "50000"])
+    assert result.exit_code == 2
+    assert "50000 is not in the range 1<=x<=1024" in result.output
 
 
 def test_another_text_first_runs_a_stream_that_is_half_read_to_its_end(generator):
