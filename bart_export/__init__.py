@@ -1,7 +1,6 @@
-"""bart-export: a BART checkpoint, turned into things that run somewhere else, and proved equal.
+"""Export BART checkpoints to TFLite and SavedModel, and verify the files against the Keras model.
 
-Importing the package costs nothing: a public name brings in its module, and what that module
-needs, when it is first used.
+Importing the package costs nothing: a public name loads its module on first use.
 """
 
 import importlib

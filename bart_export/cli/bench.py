@@ -31,44 +31,44 @@ OF_SERVERS = {
 
 @click.command()
 @click.argument("artifact", type=Path)
-@click.option("--serve", is_flag=True, help="Measure how the artifact is served.")
+@click.option("--serve", is_flag=True, help="Measure a server of the artifact.")
 @click.option(
     "--recipe",
     "recipe_names",
     multiple=True,
     metavar="RECIPE",
-    help="Which files to measure; may be given more than once. Default: all.",
+    help="Which files to measure; may be repeated. Default: all.",
 )
 @click.option(
     "--source",
     "sources",
     type=Count,
     multiple=True,
-    help="Source tokens; may be given more than once. Default: 64 and 512; with --serve 256, and "
-    "512 for batches; fewer where the model has room for no more.",
+    help="Source tokens; may be repeated. Default: 64 and 512; with --serve 256, and 512 for "
+    "batches; fewer if the model has no room for them.",
 )
 @click.option(
     "--num-beams",
     type=Count,
     multiple=True,
-    help="Beams; may be given more than once. Default: 1 and 4. A server's are fixed.",
+    help="Numbers of beams; may be repeated. Default: 1 and 4. Those of a server are fixed.",
 )
 @click.option(
     "--new-tokens",
     type=Count,
-    help="Tokens to generate. Default: 64; with --serve 32, and 64 for batches; fewer where the "
-    "model has room for no more.",
+    help="Tokens to generate. Default: 64; with --serve 32, and 64 for batches; fewer if the "
+    "model has no room for them.",
 )
 @click.option(
-    "--runs", type=Count, default=7, show_default=True, help="Runs that the medians are of."
+    "--runs", type=Count, default=7, show_default=True, help="Number of runs for each median."
 )
 @click.option(
     "--threads",
     "num_threads",
     type=Threads,
     multiple=True,
-    help="Threads to use; may be given more than once. Default: what generate takes, one for "
-    "a small model, all cores for a larger one.",
+    help="Numbers of threads; may be repeated. Default: as in generate, one for a small model, "
+    "all cores for a larger one.",
 )
 @click.option(
     "--engine",
@@ -77,30 +77,31 @@ OF_SERVERS = {
     multiple=True,
     help="Which engines to serve with. Default: all that the artifact has files for.",
 )
-@click.option("--workers", type=Threads, help="Calls that a server runs side by side.")
+@click.option("--workers", type=Threads, help="Calls that a server runs in parallel.")
 @click.option("--queue-size", type=click.IntRange(min=0), help="Calls that may wait in a server.")
 @click.option(
     "--overload",
     "overload_seconds",
     type=click.FloatRange(min=0, min_open=True),
     metavar="SECONDS",
-    help="With --serve: then ask each server twice of what it can answer, for so long.",
+    help="With --serve: afterwards send each server twice the load that it can answer, for this "
+    "many seconds.",
 )
 @click.option(
     "--compare",
     type=Path,
     metavar="OTHER.json",
-    help="A report that --json printed before, here or elsewhere: say how many times its figures "
-    "the new ones are.",
+    help="An earlier report of --json, from here or elsewhere: print the ratios of the new figures "
+    "to it.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def bench(artifact: pathlib.Path, serve: bool, as_json: bool, **options: Any) -> None:
     """Measure an artifact here: sizes, opening, memory, encoding, decoding, tokens per second.
 
-    Files are opened for the first time (hashed, weights packed), cold (read from the disk), warm.
+    A file is opened for the first time (hashing, packing weights), cold (from disk) and warm.
 
-    With --serve, measure what serving adds and how much a server answers. Configurations take
-    turns, figures are medians; compare them within one run only.
+    With --serve, measure the overhead and the throughput of a server. Configurations take turns and
+    figures are medians; compare them within one run only.
     """
     given = {name: value for name, value in options.items() if value not in (None, ())}
     for name, flag in (OF_FILES if serve else OF_SERVERS).items():

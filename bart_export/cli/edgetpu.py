@@ -31,10 +31,10 @@ def edgetpu() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with a row for each operation.")
 @click.pass_context
 def check(context: click.Context, file: pathlib.Path, as_json: bool) -> None:
-    """Say which operations of a .tflite FILE an Edge TPU would run, and why it does not others.
+    """Report which operations of a .tflite FILE an Edge TPU would run, and why not the others.
 
-    The published rules of the compiler are checked; where edgetpu_compiler is on PATH it is run as
-    well. Exit code 1 if something would not run on the Edge TPU, 2 for a file that is no .tflite.
+    This checks the compiler's published rules, and runs edgetpu_compiler if it is on PATH. The exit
+    code is 1 if an operation would not run on the Edge TPU, and 2 for a file that is not a .tflite.
 
     \b
       bart-export edgetpu check artifacts/bart_mini_en/edgetpu/layer_0_feedforward.tflite

@@ -56,7 +56,7 @@ TOLERANCE = click.option(
     "tolerances",
     multiple=True,
     metavar="NAME=VALUE",
-    help="A bound in the place of the recipe's; may be given more than once. NAME is one of "
+    help="A bound to use instead of the recipe's; may be repeated. NAME is one of "
     f"{', '.join(metrics.METRICS)}.",
 )
 OPTIONS = (
@@ -68,23 +68,23 @@ OPTIONS = (
     ),
     click.option(
         "--task",
-        help="Take the generation settings that the checkpoint's config.json has for this task "
-        "(task_specific_params), as in summarization.",
+        help="Use the generation settings of this task in the checkpoint's config.json "
+        "(task_specific_params), for example summarization.",
     ),
     click.option(
         "--recipe",
         "recipe_names",
         multiple=True,
         metavar="RECIPE",
-        help=f"How to store a .tflite file's weights; may be given more than once. One of "
+        help=f"How to store a .tflite file's weights; may be repeated. One of "
         f"{', '.join(table.RECIPES)}, a recipe file NAME.json, or {ALL}. "
         f"Default: {table.DEFAULT}.",
     ),
     click.option(
         "--shapes",
         type=click.Choice(SHAPES),
-        help="Whether a .tflite file's inputs can be resized (dynamic, the default), or have the "
-        "sizes that the next options say (static: for GPUs, NPUs and Android).",
+        help="dynamic, the default: the inputs of a .tflite file can be resized. static: they have "
+        "the sizes of the following options, for GPUs, NPUs and Android.",
     ),
     click.option(
         "--android",
@@ -92,39 +92,39 @@ OPTIONS = (
         is_flag=False,
         flag_value=str(bundle.ASSETS),
         metavar="[DIRECTORY]",
-        help="Put a bundle for Android, what an app needs to run a static build of one recipe, "
-        "into this directory as well. Default, in a clone of bart-export: "
-        f"{bundle.ASSETS}. Implies --shapes static.",
+        help="Also write a bundle for an Android app, with a static build of one recipe, to this "
+        f"directory. Default, in a clone of bart-export: {bundle.ASSETS}. "
+        "Implies --shapes static.",
     ),
     click.option(
         "--source-lengths",
         **NUMBERS,
-        help="Source tokens that a static file has signatures for, at most as many as the preset "
-        f"reads; default: {','.join(map(str, SOURCE_LENGTHS))}. With --target edgetpu one number, "
-        f"the tokens that go through a segment at once; default: {EdgeTpuOptions.source_length}.",
+        help="Source lengths of a static file in tokens, at most what the preset reads; default: "
+        f"{','.join(map(str, SOURCE_LENGTHS))}. With --target edgetpu one number, the tokens per "
+        f"call of a segment; default: {EdgeTpuOptions.source_length}.",
     ),
     click.option(
         "--target-length",
         type=COUNT,
-        help=f"Tokens that a static file can generate. Default: {TARGET_LENGTH}.",
+        help=f"Maximum number of tokens that a static file generates. Default: {TARGET_LENGTH}.",
     ),
     click.option(
         "--num-beams",
         **NUMBERS,
-        help="A SavedModel's beams, one number; default: the preset's. A static file's, one or "
-        f"more; default: {','.join(map(str, NUM_BEAMS))}.",
+        help="Numbers of beams. One for a SavedModel; default: the preset's. One or more for a "
+        f"static file; default: {','.join(map(str, NUM_BEAMS))}.",
     ),
     click.option(
         "--calibration-data",
         type=Path,
-        help='Texts to calibrate static recipes with, .jsonl with objects with a "text". '
-        "Default: those that ship with the preset.",
+        help='Texts to calibrate static recipes with: .jsonl, objects with a "text". '
+        "Default: those of the preset.",
     ),
     click.option(
         "--data",
         type=Path,
-        help='Texts to verify .tflite files with, .jsonl with objects with a "text" and perhaps a '
-        '"reference". Default: three texts that ship with bart-export.',
+        help='Texts to verify .tflite files with: .jsonl, objects with a "text" and optionally a '
+        '"reference". Default: three texts of bart-export.',
     ),
     TOLERANCE,
     click.option(
@@ -135,12 +135,12 @@ OPTIONS = (
     click.option(
         "--num-return-sequences",
         type=COUNT,
-        help="Texts a SavedModel returns for each source. Default: the preset's.",
+        help="Number of texts that a SavedModel returns for each source. Default: the preset's.",
     ),
     click.option(
         "--no-repeat-ngram-size",
         type=click.IntRange(min=0),
-        help="No sequence of so many tokens occurs twice in a SavedModel's text; 0 for none. "
+        help="A SavedModel never generates an n-gram of this size twice; 0 for no limit. "
         "Default: the preset's.",
     ),
     click.option(

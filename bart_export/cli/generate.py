@@ -37,20 +37,24 @@ def generation_options(command: Any) -> Any:
 
 
 GENERATION_OPTIONS: tuple[tuple[str, Any, str], ...] = (
-    ("max_length", int, "Most tokens to generate, the start token included."),
-    ("max_new_tokens", int, "The same without the start token."),
-    ("min_length", int, "Fewest tokens before the end token."),
-    ("num_beams", int, "Sequences that beam search keeps; 1 is greedy."),
-    ("num_return_sequences", int, "Texts to return for each source."),
-    ("length_penalty", float, "Exponent of the length that a beam's score is divided by."),
-    ("early_stopping", click.Choice(["true", "false", "never"]), "When beam search ends."),
-    ("no_repeat_ngram_size", int, "No sequence of so many tokens may occur twice."),
-    ("repetition_penalty", float, "Above 1 makes tokens that occurred less likely."),
-    ("do_sample", bool, "Draw tokens at random instead of taking the likeliest."),
-    ("temperature", float, "Below 1 makes likely tokens likelier when sampling."),
-    ("top_k", int, "Sample among so many likeliest tokens; 0 for all."),
-    ("top_p", float, "Sample among the likeliest tokens that make up this probability."),
-    ("seed", int, "Makes sampling repeat itself."),
+    ("max_length", int, "Maximum number of tokens, including the start token."),
+    ("max_new_tokens", int, "Maximum number of tokens, without the start token."),
+    ("min_length", int, "Minimum number of tokens before the end token."),
+    ("num_beams", int, "Number of beams; 1 is greedy search."),
+    ("num_return_sequences", int, "Number of texts to return for each source."),
+    ("length_penalty", float, "Exponent of the length, by which a beam's score is divided."),
+    (
+        "early_stopping",
+        click.Choice(["true", "false", "never"]),
+        "When beam search ends.",
+    ),
+    ("no_repeat_ngram_size", int, "No n-gram of this size may occur twice; 0 for no limit."),
+    ("repetition_penalty", float, "Above 1, tokens that occurred become less likely."),
+    ("do_sample", bool, "Sample tokens instead of taking the likeliest."),
+    ("temperature", float, "Below 1, sampling prefers likely tokens more strongly."),
+    ("top_k", int, "Sample among this many likeliest tokens; 0 for all."),
+    ("top_p", float, "Sample among the likeliest tokens with this total probability."),
+    ("seed", int, "Makes sampling reproducible."),
 )
 EARLY_STOPPING = {"true": True, "false": False, "never": "never"}
 
@@ -62,34 +66,32 @@ EARLY_STOPPING = {"true": True, "false": False, "never": "never"}
     "--input",
     "input_file",
     type=Path,
-    help='Texts to read: .txt, one a line, or .jsonl or .ndjson, objects with a "text"; - for '
+    help='Texts to read: .txt, one per line, or .jsonl or .ndjson, objects with a "text"; - is '
     "standard input.",
 )
 @click.option(
     "--output",
     "output_file",
     type=Path,
-    help="Where to write results, .jsonl or .ndjson, - for standard output: each object read, with "
-    '"generated_text", "score" and "token_ids", or with an "error"; "truncated" if it was cut.',
+    help="Where to write results: .jsonl or .ndjson, - is standard output. Each is the input "
+    'object with "generated_text", "score" and "token_ids", or "error"; "truncated" if it was cut.',
 )
-@click.option("--overwrite", is_flag=True, help="Replace an --output that has something in it.")
+@click.option("--overwrite", is_flag=True, help="Replace an --output file that has content.")
 @click.option("--stream", is_flag=True, help="Print the text as it is generated.")
 @click.option(
     "--truncate", is_flag=True, help="Cut texts that are too long at their end, and say so."
 )
-@click.option(
-    "--allow-empty", is_flag=True, help="Have the model make up a text for an empty one, too."
-)
+@click.option("--allow-empty", is_flag=True, help="Let the model make up a text for an empty one.")
 @click.option(
     "--special-tokens",
     is_flag=True,
-    help="Take <mask>, <s>, </s>, <pad> and <unk> in a text for the tokens.",
+    help="Treat <mask>, <s>, </s>, <pad> and <unk> in a text as tokens.",
 )
 @click.option("--recipe", metavar="RECIPE", help="Which of the artifact's files to run.")
 @click.option(
     "--engine",
     metavar="ENGINE",
-    help="Which runtime to use, where several are installed: ai-edge-litert or tflite-runtime; or "
+    help="Which runtime to use if several are installed: ai-edge-litert or tflite-runtime; or "
     "edgetpu, for an export of that target.",
 )
 @click.option(
@@ -120,10 +122,10 @@ def generate(
 
     Settings that are not given are those of the artifact. TensorFlow is not needed.
 
-    With --input every line has a row of results, in the same place: what cannot be generated from
-    has an error there, and the exit code is 1 at the end. Rows are written as they come; after
-    Ctrl-C (exit code 130) those that were written are whole. Without --output a line of text is
-    printed for each, empty where there is an error.
+    With --input, every input line has a row of results in the same position. A line that cannot be
+    processed has an error there, and the exit code at the end is 1. Rows are written as they are
+    computed; after Ctrl-C (exit code 130) all written rows are complete. Without --output, one line
+    of text is printed for each row, empty for an error.
 
     \b
       bart-export generate artifacts/bart_mini_en "A text ..." --stream

@@ -110,15 +110,15 @@ def take_every_character() -> None:
 @export_options
 @click.pass_context
 def main(context: click.Context, /, **given: Any) -> None:
-    """Export a BART checkpoint to run somewhere else, and prove that it still says the same.
+    """Export a BART checkpoint for deployment, and verify the files against the Keras model.
 
     \b
-    Export the embedded preset, then write a headline with it:
+    Export the embedded preset, then generate a headline:
       bart-export --preset bart_mini_en --target tflite
       bart-export generate artifacts/bart_mini_en "A long description of some software ..."
 
-    Every exported file is compared with the Keras model before anything is written in place; a file
-    that differs more than its recipe allows ends the export with exit code 1.
+    Every exported file is compared with the Keras model before anything is put in place. A file
+    outside its recipe's tolerance ends the export with exit code 1.
     """
     if context.invoked_subcommand is not None:
         for name in options_given(context.params):
@@ -138,13 +138,13 @@ def main(context: click.Context, /, **given: Any) -> None:
 @main.command()
 @export_options
 def export(**given: Any) -> None:
-    """Export a preset: the same as without a command."""
+    """Export a preset, as without a command."""
     run(**given)
 
 
 @main.command()
 def presets() -> None:
-    """List the presets that have a name."""
+    """List the presets that have names."""
     from bart_export.presets import PRESETS
 
     for preset in PRESETS.values():
@@ -157,7 +157,7 @@ def presets() -> None:
 @click.argument("preset_or_artifact")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def inspect(preset_or_artifact: str, as_json: bool) -> None:
-    """Show what a preset or an artifact holds: configuration, parameters, signatures, files."""
+    """Show a preset or an artifact: configuration, parameters, signatures, files."""
     from bart_export.cli import inspect as inspection
 
     facts = inspection.facts(preset_or_artifact)

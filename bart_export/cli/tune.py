@@ -33,21 +33,21 @@ STAGES = 18  # about as many as a search of a hundred layers has
     multiple=True,
     required=True,
     metavar="NAME=VALUE",
-    help="What the file must keep, as in top1=0.98; may be given more than once. NAME is one of "
+    help="A bound that the file must keep, as in top1=0.98; may be repeated. NAME is one of "
     f"{', '.join(metrics.METRICS)}.",
 )
 @click.option(
     "--data",
     type=click.Path(path_type=pathlib.Path),
-    help='Texts to measure with, .jsonl with objects with a "text" and perhaps a "reference". '
-    "Default: those that ship with the preset.",
+    help='Texts to measure with: .jsonl, objects with a "text" and optionally a "reference". '
+    "Default: those of the preset.",
 )
 @click.option(
     "--output",
     type=click.Path(path_type=pathlib.Path),
     help="The recipe file to write. Default: PRESET_BUDGET.json.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace a recipe file that is there.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing recipe file.")
 def tune(
     preset: str,
     bounds: tuple[str, ...],
@@ -55,11 +55,11 @@ def tune(
     output: pathlib.Path | None,
     overwrite: bool,
 ) -> None:
-    """Find the smallest dynamic file of a preset that keeps a budget, and write its recipe.
+    """Find the smallest dynamic file of a preset within a budget, and write its recipe.
 
-    Layers that lose little are stored in 4 bits, the others in 8. Every file that is judged is a
-    real one, run on LiteRT along the float file's greedy answers to the texts. Exit code 1 if not
-    even dynamic_wi8_afp32 keeps the budget.
+    Layers that lose little are stored in 4 bits, the others in 8. Every candidate is a real file,
+    run on LiteRT along the float file's greedy answers to the texts. The exit code is 1 if not even
+    dynamic_wi8_afp32 keeps the budget.
     """
     from bart_export.checkpoints.resolved import resolve_preset
     from bart_export.quiet import native_stderr_silenced

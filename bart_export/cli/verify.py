@@ -32,14 +32,14 @@ Path = click.Path(path_type=pathlib.Path)
     "--data",
     "data_file",
     type=Path,
-    help='Texts to compare the files along, .jsonl with objects with a "text" and perhaps a '
-    '"reference". Without --against they are compared with the artifact\'s float32 file.',
+    help='Texts to compare the files with: .jsonl, objects with a "text" and optionally a '
+    '"reference". Without --against the baseline is the artifact\'s float32 file.',
 )
 @click.option(
     "--against",
     metavar="PRESET",
-    help="What the artifact was made of, as --preset takes it: the files are compared with its "
-    "Keras model and its weights. Needs TensorFlow.",
+    help="The preset that the artifact was made from, in any form that --preset takes: compare "
+    "with its Keras model and its weights. Needs TensorFlow.",
 )
 @TOLERANCE
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -50,14 +50,14 @@ def verify(
     tolerances: Sequence[str],
     as_json: bool,
 ) -> None:
-    """Check an artifact: every file's hash, and what its .tflite files say.
+    """Check an artifact: the hash of every file, and the answers of its .tflite files.
 
-    Without options the files are asked their golden questions again. With --data or --against they
-    are compared with the float model: logits and likeliest tokens along its own decoding, answers,
-    ROUGE where there are references, every row of every matrix, and the graphs.
+    Without options, every file answers the golden questions again. With --data or --against, the
+    files are compared with the float model: logits and likeliest tokens along its own decoding,
+    answers, ROUGE if there are references, every row of every matrix, and the graphs.
 
-    Exit code 1 if a file answers otherwise than it did when exported, or is outside the tolerance
-    of its recipe. TensorFlow is needed for --against only.
+    The exit code is 1 if a file answers differently than at its export, or is outside the tolerance
+    of its recipe. Only --against needs TensorFlow.
     """
     from bart_export.artifact.artifact import Artifact
 
