@@ -33,7 +33,7 @@ from bart_export.text.tokenizer import BartTokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Timings:
-    """Where the time of one generation went, in seconds, and how many tokens it made."""
+    """Seconds spent encoding and decoding, and the number of generated tokens."""
 
     encode: float
     decode: float
@@ -41,13 +41,13 @@ class Timings:
 
     @property
     def tokens_per_second(self) -> float:
-        """Generated tokens, the start token excluded, per second of decoding."""
+        """Generated tokens, without the start token, per second of decoding."""
         return self.tokens / self.decode if self.decode else 0.0
 
 
 @dataclasses.dataclass(frozen=True)
 class GeneratedSequence:
-    """One generated text, its token ids from the start token on, and its score."""
+    """A generated text, its token ids including the start token, and its score."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -56,11 +56,12 @@ class GeneratedSequence:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What one source text gave.
+    """The result of one source text.
 
-    `sequences` are the `num_return_sequences` best, best first; `text`, `token_ids` and `score` are
-    the best one's. Scores are those of `runtime.search.Hypothesis`. `truncated` says that only the
-    beginning of the source was read.
+    `sequences` has the `num_return_sequences` best texts, best first; `text`, `token_ids` and
+    `score` are those of the first. With beams a score is the sum of log-probabilities divided by
+    generated length ** `length_penalty`; otherwise it is the sum, before any processor or filter.
+    `truncated` is True if only the beginning of the source was read.
     """
 
     sequences: tuple[GeneratedSequence, ...]
@@ -75,28 +76,28 @@ class Result:
 
     @property
     def token_ids(self) -> tuple[int, ...]:
-        """The best text's token ids, from the start token on."""
+        """The token ids of the best text, including the start token."""
         return self.sequences[0].token_ids
 
     @property
     def score(self) -> float:
-        """The best text's score."""
+        """The score of the best text."""
         return self.sequences[0].score
 
 
 class Generator:
     """Generates text with an exported BART.
 
-    Safe to use from several threads: texts are generated one after another, and a stream that is
-    half read is run to its end, for its reader to go on with, before another text begins. For texts
-    side by side open several Generators. In a `with` block the model is let go of at the end.
+    Thread-safe: texts are generated one after another, and a half-read stream is completed and
+    buffered for its reader before the next text starts. To generate texts in parallel, open several
+    Generators. A `with` block releases the model at its end.
 
     Args:
-        tokenizer: text to ids and back.
-        engine: runs the model, for this Generator alone.
-        generation: settings used where a call gives none.
-        encoder_sequence_length: source tokens the model was prepared for, both ends included.
-        source: what was opened, as `repr` shows it.
+        tokenizer: turns text into ids and back.
+        engine: runs the model; it belongs to this Generator.
+        generation: default settings.
+        encoder_sequence_length: maximum number of source tokens, including both ends.
+        source: what `repr` shows as the origin.
     """
 
     def __init__(
@@ -128,13 +129,13 @@ class Generator:
 
         Args:
             path: the artifact directory.
-            recipe: which file to open; None takes the default recipe's, or else the first, of
-                those that the engine computes rightly.
-            shapes: which build of it, "dynamic" or "static"; None takes the dynamic one unless
-                there is the static one only.
-            engine: a key of `runtime.engines.ENGINES`; None takes the first that is installed.
-            num_threads: threads of the engine; None takes one for a small model, all cores for a
-                larger one.
+            recipe: the recipe of the file; None means the default recipe, or the first that the
+                engine computes correctly.
+            shapes: "dynamic" or "static"; None prefers the dynamic build.
+            engine: "ai-edge-litert", "tflite-runtime" or "edgetpu"; None means the first that is
+                installed.
+            num_threads: threads of the engine; None means one for a small model and all cores for
+                a larger one.
 
         Raises:
             ArtifactError: for an artifact that is damaged or has no such file.
@@ -174,7 +175,7 @@ class Generator:
         self.close()
 
     def close(self) -> None:
-        """Let go of the model and its memory; whoever uses the generator then, gets an error."""
+        """Release the model and its memory. Later calls raise EngineError."""
         with self.turn.lock:
             self.turn.end(CLOSED)
             self.engine = ClosedEngine(self.engine.config)
@@ -213,14 +214,15 @@ class Generator:
         """Generate from a text, or from each of several.
 
         Args:
-            text: the source text, or several; nothing is generated unless all can be.
-            truncate: cut a source that is too long, and say so; otherwise it is an error.
-            allow_empty: generate from white space or nothing, too: the model makes up a text.
-            special_tokens: take "<mask>" and the other special tokens of BART in a text for the
-                tokens, as `split_special_tokens=False` of transformers does. Texts of strangers
-                could then end or pad a source. A checkpoint's own added tokens are always tokens.
+            text: the source text, or several. All are checked before any is generated from.
+            truncate: cut a source that is too long and set `truncated` in its result; without, it
+                is an error.
+            allow_empty: accept a text that is empty or white space; the model makes up a text.
+            special_tokens: treat "<mask>" and BART's other special tokens in a text as tokens, like
+                `split_special_tokens=False` of transformers. Untrusted text can then end or pad a
+                source. A checkpoint's own added tokens are always tokens.
             **parameters: fields of `GenerationConfig` for this call, and `max_new_tokens` and
-                `min_new_tokens`, lengths without the start token.
+                `min_new_tokens`, which are lengths without the start token.
 
         Raises:
             InputError: for what is no text, too long or empty, or a `max_length` without room.
@@ -237,7 +239,7 @@ class Generator:
         return results if several else results[0]
 
     def generate_ids(self, token_ids: Sequence[int], **parameters: Any) -> Result:
-        """Generate from source token ids, start and end token included; see `generate`."""
+        """Generate from source token ids, including start and end token; see `generate`."""
         return self.pieces(token_ids, self.settings(**parameters)).drain()
 
     def stream(
@@ -251,9 +253,9 @@ class Generator:
     ) -> Stream[Result]:
         """Generate from a text and yield pieces of the result as soon as they are certain.
 
-        Put together, the pieces are the text that `generate` returns; `result` of what is returned
-        is then what `generate` returns. With beams a piece is certain once all beams agree on it.
-        Ending the iteration ends the work. Parameters and errors are those of `generate`.
+        The pieces joined are the text that `generate` returns, and the stream's `result` is then
+        what `generate` returns. With beams a piece is certain once all beams agree on it. Ending
+        the iteration stops the work. Parameters and errors are those of `generate`.
         """
         generation = self.settings(**parameters)
         check_text(text, allow_empty)
