@@ -34,6 +34,7 @@ EARLIER_NAMES = {
     "_value_dense": "value_dense",
     "_output_dense": "output_dense",
 }
+MOST_ITEMS, DEEPEST = 1 << 17, 32  # many times what the largest BART has
 SEED = "seed_generator"  # the state of dropout's random numbers, which inference has no use for
 
 
@@ -79,21 +80,44 @@ def indexed_files(index: Path) -> tuple[Path, ...]:
 
 def read_datasets(h5py: ModuleType, path: Path) -> Iterator[tuple[str, Entry]]:
     """Yield the datasets of one file under today's paths, having read their headers only."""
-    datasets: list[tuple[str, Any]] = []
-
-    def visit(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset) and SEED not in name.split("/"):
-            datasets.append((name, describe(path, name, item)))
-
     try:
         with h5py.File(path, "r") as file:
-            file.visititems(visit)
+            datasets = [
+                (name, describe(path, name, dataset))
+                for name, dataset in walk(h5py, path, file)
+                if SEED not in name.split("/")
+            ]
     except CheckpointError:
         raise
     except Exception as error:  # h5py raises OSError, RuntimeError, KeyError, ValueError and others
         raise damaged(path, error) from error
     for name, entry in datasets:
         yield "/".join(EARLIER_NAMES.get(word, word) for word in name.split("/")), entry
+
+
+def walk(h5py: ModuleType, path: Path, file: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the datasets of an open file, as far as a file of Keras can have any.
+
+    h5py's own visit has no bounds, and takes the square of the depth.
+    """
+    waiting: list[tuple[str, Any]] = [("", file)]
+    found = 0
+    while waiting:
+        place, group = waiting.pop()
+        for name in group:
+            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                continue
+            found += 1
+            inside, item = f"{place}{name}", group[name]
+            if isinstance(item, h5py.Dataset):
+                yield inside, item
+            elif isinstance(item, h5py.Group):
+                waiting.append((f"{inside}/", item))
+            if found > MOST_ITEMS or inside.count("/") >= DEEPEST:
+                raise CheckpointError(
+                    f"{path} must have at most {MOST_ITEMS} groups and datasets, and at most "
+                    f"{DEEPEST} within each other; it has more. No Keras preset does."
+                )
 
 
 def describe(path: Path, name: str, dataset: Any) -> Entry:
@@ -107,7 +131,7 @@ def describe(path: Path, name: str, dataset: Any) -> Entry:
         )
     # NumPy has no bfloat16: Keras stores the bits and says so beside them.
     bfloat16 = dataset.attrs.get("dtype") == "bfloat16" and dataset.dtype.itemsize == 2
-    dtype = "bfloat16" if bfloat16 else str(dataset.dtype)
+    dtype = "bfloat16" if bfloat16 else str(dataset.dtype.newbyteorder("="))
     return Entry(path, dataset.shape, dtype, partial(read_values, path, name, dtype))
 
 
@@ -119,7 +143,8 @@ def read_values(path: Path, name: str, dtype: str) -> Array:
             values: Array = file[name][()]
     except Exception as error:
         raise damaged(path, error) from error
-    return values.view(numpy_dtype(dtype)) if dtype == "bfloat16" else values
+    wanted = numpy_dtype(dtype)
+    return values.view(wanted) if dtype == "bfloat16" else values.astype(wanted, copy=False)
 
 
 def import_h5py() -> ModuleType:

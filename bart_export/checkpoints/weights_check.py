@@ -38,7 +38,7 @@ class StoredWeights(Mapping[str, Array]):
 
     Raises:
         CheckpointError: from a lookup, when the file cannot be read any more or when the tensor
-            holds a value that is not a finite number.
+            holds a value that is no finite number of float32.
     """
 
     def __init__(
@@ -54,10 +54,13 @@ class StoredWeights(Mapping[str, Array]):
     def __getitem__(self, name: str) -> Array:
         row, entry = self._rows[name], self._entries[name]
         values = entry.read()
-        if not np.isfinite(values).all():
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(values.astype(np.float32, copy=False)).all()
+        if not finite:
             raise CheckpointError(
-                f"{entry.file} holds infinite or undefined numbers in the tensor {name}; training "
-                "diverged or the file is damaged. Use another copy of the checkpoint."
+                f"{entry.file} holds infinite or undefined numbers in the tensor {name}, or some "
+                "that float32 cannot hold; training diverged or the file is damaged. Use another "
+                "copy of the checkpoint."
             )
         return self._arrange(row, values)
 

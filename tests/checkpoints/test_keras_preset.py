@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from support.edited_checkpoints import DISTILLED, SYMMETRIC, edit_json
 
-from bart_export.checkpoints import formats, keras_preset, names
+from bart_export.checkpoints import formats, keras_preset, keras_weights, names
 from bart_export.config import BartConfig, GenerationConfig
 from bart_export.errors import CheckpointError, MissingExtra, PresetError, TokenizerError
 
@@ -416,6 +416,44 @@ def test_datasets_in_other_files_are_not_followed(preset):
     with h5py.File(path, "a") as file:
         file[name] = h5py.ExternalLink(str(preset.parent / "other.h5"), "/x")
     assert f"missing {name}" in refusal(preset)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300, -1e39])
+def test_numbers_that_float32_cannot_hold_are_refused_with_the_tensor(preset, value):
+    name = "layers/layer_normalization/vars/0"
+    rewrite(preset / "model.weights.h5", add={name: np.full(16, value, "float64")})
+    weights = formats.read(preset, tokenizer=False).weights
+    with pytest.raises(CheckpointError, match=r"undefined numbers in the tensor .*, or some that"):
+        dict(weights)
+
+
+@pytest.mark.parametrize("dtype", [">f2", ">f4", ">f8"])
+def test_numbers_of_the_other_byte_order_are_read(preset, dtype):
+    path = preset / "model.weights.h5"
+    expected = dict(formats.read(preset, tokenizer=False).weights)
+    with h5py.File(path) as file:
+        values = file["layers/layer_normalization/vars/0"][()]
+    rewrite(path, add={"layers/layer_normalization/vars/0": values.astype(dtype)})
+    weights = dict(formats.read(preset, tokenizer=False).weights)
+    for name, values in expected.items():
+        assert weights[name].dtype.isnative
+        np.testing.assert_allclose(weights[name], values, rtol=2e-3)
+
+
+def test_groups_are_followed_no_deeper_and_no_further_than_a_preset_has_them(preset, monkeypatch):
+    path, whole = preset / "model.weights.h5", (preset / "model.weights.h5").read_bytes()
+    with h5py.File(path, "a") as file:
+        group = file["layers"]
+        for _ in range(1000):
+            group = group.create_group("x")
+    assert "32 within each other" in refusal(preset)
+    path.write_bytes(whole)
+    with h5py.File(path, "a") as file:
+        file["layers/round"] = file["layers"]
+    assert "32 within each other" in refusal(preset)
+    path.write_bytes(whole)
+    monkeypatch.setattr(keras_weights, "MOST_ITEMS", 20)
+    assert "at most 20 groups" in refusal(preset)
 
 
 def test_a_missing_h5py_is_told(preset, monkeypatch):
