@@ -76,12 +76,12 @@ def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 def metrics_table() -> str:
     return table(
-        ("metric", "what it is", "a bound is"),
+        ("metric", "what it is", "bound"),
         (
             (
                 f"`{metric.name}`",
                 metric.description.rstrip(","),
-                "the most" if metric.side == AT_MOST else "the least",
+                "upper" if metric.side == AT_MOST else "lower",
             )
             for metric in METRICS.values()
         ),
