@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from bart_export.artifact import artifact
+from bart_export.artifact import artifact, manifest_file
 from bart_export.artifact.artifact import GOLDEN, REPORT, Artifact
 from bart_export.artifact.directories import MANIFEST
 from bart_export.errors import ArtifactError
@@ -87,7 +87,7 @@ def write(source: Artifact, recipe: str, target: pathlib.Path) -> Artifact:
         for name in (file, *tokenizer):
             draft.carry(source, name)
         answers = answers_of(file, source.golden())
-        artifact.write_json(draft.directory / GOLDEN, answers)
+        manifest_file.write_golden(draft.directory / GOLDEN, answers)
         files = {name: manifest["files"][name] for name in (file, *tokenizer)}
         about_file = {
             field: [row for row in manifest[field] if row["file"] == file]

@@ -29,6 +29,7 @@ from bart_export.recipes.table import (
 FORMAT_VERSION = 1
 # Bytes of a manifest and of golden.json: many times what any export makes.
 MANIFEST_LIMIT, GOLDEN_LIMIT = 4 * documents.MEBIBYTE, 64 * documents.MEBIBYTE
+MOST_CASES, MOST_TOKENS = 1000, 1 << 18  # of a golden.json, read and decoded, beam by beam
 LARGEST_FILE = 1 << 40
 SEAL = re.compile(rb'"manifest_sha256": "([0-9a-f]{64})"')
 UNSEALED = "0" * 64
@@ -215,10 +216,38 @@ def read_golden(path: pathlib.Path) -> dict[str, Any]:
         ValueError: if it does not hold what it should.
     """
     content = documents.parse_json(documents.read(path, GOLDEN_LIMIT))
-    documents.check(content, GOLDEN)
-    for case in content["cases"]:
-        GenerationConfig.from_dict(case["generation"])
+    check_golden(content)
     return dict(content)
+
+
+def write_golden(path: pathlib.Path, content: Mapping[str, Any]) -> None:
+    """Write a golden.json that `read_golden` reads.
+
+    Raises:
+        ArtifactError: for a content that it would refuse.
+    """
+    try:
+        check_golden(content)
+    except ValueError as error:
+        raise ArtifactError(f"{path.name} could not be read back: {error}.") from None
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def check_golden(content: Any) -> None:
+    """Hold golden answers to their types, and to what can be asked again in a short time.
+
+    Raises:
+        ValueError: for the first that is something else.
+    """
+    documents.check(content, GOLDEN)
+    cases = content["cases"]
+    documents.require(len(cases) <= MOST_CASES, "cases", f"at most {MOST_CASES}", len(cases))
+    tokens = 0
+    for case in cases:
+        asked = GenerationConfig.from_dict(case["generation"])
+        tokens += len(case["source_token_ids"]) + asked.num_beams * asked.max_length
+    most = f"at most {MOST_TOKENS}"
+    documents.require(tokens <= MOST_TOKENS, "the number of tokens of all beams", most, tokens)
 
 
 def seal(unsealed: bytes) -> bytes:

@@ -8,7 +8,7 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from bart_export.artifact import artifact
+from bart_export.artifact import artifact, manifest_file
 from bart_export.artifact.artifact import GOLDEN, Artifact, Draft, write_json
 from bart_export.bench import measurements
 from bart_export.checkpoints.checkpoint import Checkpoint
@@ -112,7 +112,7 @@ def export_resolved(
         manifest["sensitivity"] = [*(exported.sensitivity or kept.sensitivity)]
         content = golden.to_dict(questions, reference.answers, answers)
         golden.add_earlier(content, kept.golden, [row["file"] for row in kept.verification])
-        write_json(draft.directory / GOLDEN, content)
+        manifest_file.write_golden(draft.directory / GOLDEN, content)
         own = {name: draft.entry(name) for name in (VOCABULARY, MERGES, GOLDEN)}
         manifest["files"] = {**entries, **kept.files, **own}
         reported = report.write(draft.directory, manifest)

@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from bart_export.artifact import artifact as artifacts
+from bart_export.artifact import manifest_file
 from bart_export.artifact.artifact import Artifact
 from bart_export.cli.main import main
 from bart_export.config import GenerationConfig
@@ -64,6 +65,14 @@ def forget(file, count):
     return change
 
 
+def test_no_golden_answers_are_written_that_could_not_be_read(mini_artifact, tmp_path):
+    path, content = tmp_path / "golden.json", mini_artifact.golden()
+    manifest_file.write_golden(path, content)
+    assert manifest_file.read_golden(path) == content
+    with pytest.raises(ArtifactError, match=r"golden\.json could not be read back: cases must be"):
+        manifest_file.write_golden(path, {"cases": 112 * content["cases"]})
+
+
 def test_one_other_answer_of_a_float32_file_fails_with_exit_code_1(mini_artifact, tmp_path):
     made = with_golden(mini_artifact, tmp_path / "made", forget(FLOAT_FILE, 1))
     with pytest.raises(VerificationFailed, match="8 of its 9"):
@@ -91,9 +100,14 @@ def test_a_file_of_rounded_weights_may_answer_some_otherwise_but_not_most(mini_a
         lambda content: content["cases"][0].pop("files"),
         lambda content: content["cases"][0]["generation"].update(num_beams=0),
         lambda content: content.update(cases=[3]),
+        lambda content: content.update(cases=112 * content["cases"]),
+        lambda content: content["cases"][0]["generation"].update(num_beams=9000, max_length=60),
+        lambda content: content["cases"][0].update(source_token_ids=(1 << 18) * [5]),
     ],
 )
-def test_golden_answers_that_lack_something_are_told(symmetric_artifact, tmp_path, change):
+def test_golden_answers_that_lack_something_or_ask_too_much_are_told(
+    symmetric_artifact, tmp_path, change
+):
     made = with_golden(symmetric_artifact, tmp_path / "made", change)
     with pytest.raises(ArtifactError, match=r"golden\.json.*Export the artifact again"):
         replayed(made)
