@@ -42,7 +42,10 @@ def forced_token(generation: GenerationConfig, length: int) -> int | None:
 def repetition_penalty(penalty: float) -> Processor:
     """Return the processor that divides positive scores of tokens seen before by `penalty` and
     multiplies negative ones by it (Keskar et al. 2019, https://arxiv.org/abs/1909.05858).
+
+    A penalty beyond what keeps logits within float32 does what the nearest one within does.
     """
+    penalty = min(max(penalty, 1e-30), 1e30)
 
     def process(sequences: IntArray, logits: FloatArray, zeros: FloatArray) -> None:
         seen = sequences.astype(np.intp)

@@ -37,7 +37,8 @@ def sampled_choice(generation: GenerationConfig) -> Choice:
         possible = row >= kth_largest(row, top_k) if top_k else row > -np.inf
         tokens = np.flatnonzero(possible)
         scores = row[tokens].astype(np.float64) - float(peak)
-        weights = np.exp(scores / generation.temperature)
+        with np.errstate(over="ignore"):  # a temperature near 0 leaves the peak alone
+            weights = np.exp(scores / generation.temperature)
         if top_p < 1:
             order = nucleus(weights, top_p)
             tokens, weights = tokens[order], weights[order]

@@ -56,6 +56,14 @@ def test_the_repetition_penalty_multiplies_log_probabilities():
     np.testing.assert_array_equal(logits[:, 1], [5.0, 1.0])
 
 
+@pytest.mark.parametrize("penalty", [5e-324, 1e-300, 1e38, 1e300])
+def test_no_repetition_penalty_makes_logits_infinite(penalty):
+    logits = processed(repetition_penalty(penalty), [[0, 1, 2]], [[1e4, -1e4, 0.0, 1.0, 2.0]])
+    assert np.isfinite(logits).all()
+    assert logits[0, 1] < logits[0, 2] == 0 < logits[0, 0]
+    assert (logits[0, 0] > 1e4) == (penalty < 1) == (logits[0, 1] > -1e4)
+
+
 def test_only_what_the_settings_switch_on_is_applied_and_in_order():
     assert processors(GenerationConfig()) == ()
     everything = processors(

@@ -84,3 +84,4 @@ def test_forbidden_tokens_are_never_drawn():
 
 def test_a_temperature_near_zero_is_greedy():
     assert possible(ROW, temperature=1e-6) == {greedy_choice(ROW)} == {1}
+    assert possible(ROW, temperature=1e-320) == {1}
