@@ -87,13 +87,16 @@ def open_with_tensorflow(path: pathlib.Path, options: ServeOptions) -> Servable:
     """Open a version directory of a SavedModel.
 
     Raises:
-        ArtifactError: for one of an artifact that is not what the manifest says.
+        ArtifactError: for one of an artifact that is not what the manifest says, or whose graph is
+            not of operators that exports have.
     """
     if importlib.util.find_spec("tensorflow") is None:
         raise MissingExtra("The engine tensorflow", "tensorflow", "export")
+    from bart_export.server.saved_model_operators import check_operators
     from bart_export.server.tensorflow_engine import open_saved_model
 
-    checked_artifact(path)
+    if checked_artifact(path):
+        check_operators(path)
     servable = open_saved_model(path, options)
     with contextlib.ExitStack() as stack:
         stack.callback(servable.close)

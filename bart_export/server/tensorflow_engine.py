@@ -22,6 +22,7 @@ from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from bart_export import contract
 from bart_export.config import GenerationConfig
@@ -40,6 +41,7 @@ from bart_export.server.workers import Workers
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 with native_stderr_silenced():
     import tensorflow as tf
+    from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 logging.getLogger("tensorflow").setLevel(logging.ERROR)
 # TensorFlow's modules are for good. Walking them holds up everybody for a third of a second.
 gc.collect()
@@ -50,6 +52,18 @@ TAG = "serve"
 
 # (values by the names of tensors to feed, names of tensors to fetch, seconds) -> values.
 Run = Callable[[Mapping[str, Any], Sequence[str], float | None], Sequence[Any]]
+
+
+def read_saved_model(path: pathlib.Path) -> Any:
+    """Return the message of a `saved_model.pb`, its graph included; nothing of it is run.
+
+    Raises:
+        ValueError: for a file that is no such message.
+    """
+    try:
+        return SavedModel.FromString(path.read_bytes())
+    except DecodeError as error:
+        raise ValueError(str(error)) from None
 
 
 def open_saved_model(directory: pathlib.Path, options: ServeOptions) -> "SavedModelServable":
