@@ -51,6 +51,8 @@ WEIGHT_FILES = {
 }
 ADAPTER_FILE = "adapter_config.json"
 SHA256 = re.compile(r"[0-9a-f]{64}")
+# What a client raises itself when an answer has not the form that it takes for granted.
+BROKEN_RULES = (TypeError, ValueError, LookupError, AttributeError, AssertionError, RecursionError)
 AGAIN = "Run the same command again; what is already here is kept."
 
 
@@ -100,6 +102,8 @@ def kaggle_failure(handle: str, error: Exception) -> str:
             f"Kaggle cannot be reached for {handle}. Check the network; a version that was fetched "
             "before works offline when it is named, as in kaggle://org/model/keras/variant/3."
         )
+    if isinstance(error, BROKEN_RULES):
+        return strange_answer("Kaggle", handle, "the network: a proxy may answer in its place.")
     return f"Kaggle could not deliver {handle}: {one_line(error)}"
 
 
@@ -119,11 +123,13 @@ def fetch_hugging_face(repository: str, revision: str | None) -> tuple[Path, str
     handle = f"hf://{repository}" + (f"@{revision}" if revision else "")
 
     def fetch(files: tuple[str, ...], revision: str | None) -> Path:
-        return Path(
+        directory = Path(
             huggingface_hub.snapshot_download(
                 repository, revision=revision, allow_patterns=list(files)
             )
         )
+        check_inside(handle, directory)
+        return directory
 
     with quiet("huggingface_hub"):
         try:
@@ -192,6 +198,21 @@ def whole_files(directory: Path, patterns: tuple[str, ...]) -> set[Path]:
     return {path for pattern in patterns for path in directory.glob(pattern)}
 
 
+def check_inside(handle: str, directory: Path) -> None:
+    """Raise PresetError for a snapshot with a file that is not in the repository's cache.
+
+    The client keeps a file under the name that the hub gives its content, whatever that name is.
+    """
+    cache = directory.parents[1]
+    inside = (cache.resolve(), (cache / "blobs").resolve())
+    for path in directory.rglob("*"):
+        if not any(path.resolve().is_relative_to(place) for place in inside):
+            raise PresetError(
+                f"The hub of {handle} had {path.name} stored outside the cache, at "
+                f"{path.resolve()}, which no honest hub does. Check HF_ENDPOINT, and delete it."
+            )
+
+
 def check_hashes(handle: str, files: set[Path]) -> None:
     """Check downloaded files against the SHA-256 that the hub announced, and drop damaged ones.
 
@@ -233,7 +254,14 @@ def hugging_face_failure(handle: str, error: Exception) -> str:
         )
     if "Consistency check failed" in str(error) or status is not None:
         return f"The download of {handle} broke off ({one_line(error)}). {AGAIN}"
+    if isinstance(error, BROKEN_RULES) and not isinstance(error, errors.HFValidationError):
+        return strange_answer("Hugging Face", handle, "HF_ENDPOINT and the network.")
     return f"Hugging Face could not deliver {handle}: {one_line(error)}"
+
+
+def strange_answer(hub: str, handle: str, check: str) -> str:
+    """Return the line for an answer that a client could not make sense of."""
+    return f"{hub} answered something else than expected when asked for {handle}. Check {check}"
 
 
 def http_status(error: BaseException | None) -> int | None:

@@ -107,9 +107,11 @@ def hugging_face(keras_files, sharded_files, tmp_path_factory):
             "org/forbidden": WHOLE,
             "org/private": WHOLE,
             "org/down": WHOLE,
+            "org/strange": WHOLE,
+            "org/outside": WHOLE,
         },
         faults={f"org/{fault}": fault for fault in (
-            "breaks", "damaged", "gated", "forbidden", "private", "down",
+            "breaks", "damaged", "gated", "forbidden", "private", "down", "strange", "outside",
         )},
     )  # fmt: skip
     server, address = serve(hub)
@@ -179,6 +181,8 @@ def test_a_revision_is_fetched(hugging_face):
         ("hf://org/other", "has no readable config.json"),
         ("hf://org/adapter", 'a LoRA adapter of "org/plain", not a whole model'),
         ("hf://org/down", "cannot be reached for hf://org/down"),
+        ("hf://org/strange", "Hugging Face answered something else than expected when asked for"),
+        ("hf://org/outside", "stored outside the cache, at "),
     ],
 )
 def test_what_hugging_face_refuses_is_told_in_one_line(hugging_face, preset, said):
@@ -241,7 +245,7 @@ KAGGLE = "org/bart/keras"
 @pytest.fixture(scope="module")
 def kaggle(keras_files, tmp_path_factory):
     """Every model resolved once, `breaks` and `damaged` twice; and the home they are in."""
-    faults = ("breaks", "damaged", "forbidden", "down")
+    faults = ("breaks", "damaged", "forbidden", "down", "strange")
     hub = Hub(
         files={f"{KAGGLE}/{name}": keras_files for name in ("plain", *faults)}
         | {"keras/bart/keras/bart_large_en_cnn": keras_files},
@@ -251,7 +255,7 @@ def kaggle(keras_files, tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     variants = [
         "plain/1", "plain", "breaks/1", "breaks/1", "damaged/1", "damaged/1", "forbidden/1",
-        "down/1", "nothing/1", "plain/7",
+        "down/1", "strange", "nothing/1", "plain/7",
     ]  # fmt: skip
     known = ["bart_large_en_cnn", "kaggle://keras/bart/keras/bart_large_en_cnn/2"]
     names = [*(f"kaggle://{KAGGLE}/{variant}" for variant in variants), *known]
@@ -303,6 +307,7 @@ def test_a_known_preset_comes_from_kaggle_with_the_settings_known_for_it(kaggle)
         ("plain/7", f"kaggle://{KAGGLE}/plain/7 does not exist on Kaggle"),
         ("forbidden/1", "Kaggle does not give access"),
         ("down/1", "Kaggle could not deliver"),
+        ("strange", "Kaggle answered something else than expected when asked for"),
     ],
 )
 def test_what_kaggle_refuses_is_told_in_one_line(kaggle, variant, said):

@@ -109,7 +109,9 @@ class Handler(BaseHTTPRequestHandler):
         if self.refused(repository):
             return
         revision = request[1] if len(request) > 1 else "main"
-        if revision not in ("main", "v1", COMMIT):
+        if self.hub.faults.get(repository) == "strange":
+            self.answer_json(["a", "b"])
+        elif revision not in ("main", "v1", COMMIT):
             self.answer(404, X_Error_Code="RevisionNotFound")
         elif request[:1] == ["tree"]:
             self.answer_json([tree_entry(*item) for item in self.hub.files[repository].items()])
@@ -125,7 +127,9 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(404, X_Error_Code="EntryNotFound")
         data = self.hub.files[repository][name]
         headers = {"ETag": f'"{etag(data)}"', "X_Repo_Commit": COMMIT}
-        if len(data) >= LARGE:
+        if self.hub.faults.get(repository) == "outside":
+            headers["ETag"] = '"../../../../outside"'
+        elif len(data) >= LARGE:
             headers |= {"X_Linked_Size": str(len(data)), "X_Linked_ETag": f'"{etag(data)}"'}
         if self.command == "HEAD":
             return self.answer(200, data, **headers)
@@ -140,6 +144,8 @@ class Handler(BaseHTTPRequestHandler):
         )
         if self.refused(repository):
             return None
+        if self.hub.faults.get(repository) == "strange":
+            return self.answer_json(["a", "b"])
         version = request.get("versionNumber", 2)
         if version not in (1, 2, 3):
             return self.answer(404)
