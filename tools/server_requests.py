@@ -96,7 +96,7 @@ def started(artifact: pathlib.Path) -> Server:
 
         from bart_export.server.options import ServeOptions
         from bart_export.server.serve import running
-        from bart_export.server.served_model import LITERT, ServedModel
+        from bart_export.server.sources import LITERT, ServedModel
 
         errors = Errors()
         logging.getLogger().addHandler(errors)

@@ -41,8 +41,7 @@ from bart_export.server.metrics import Metrics
 from bart_export.server.opening import opener
 from bart_export.server.options import ServeOptions
 from bart_export.server.servable import Servable, Tensors
-from bart_export.server.served_model import LITERT, TENSORFLOW
-from bart_export.server.sources import find_versions
+from bart_export.server.sources import LITERT, TENSORFLOW, find_versions
 
 SCHEMA_VERSION = 1
 # The target that an artifact must have files of for an engine to serve it.

@@ -26,8 +26,8 @@ import numpy as np
 
 from bart_export.errors import EngineError
 from bart_export.server import messages
+from bart_export.server.servable import QUEUE_FULL
 from bart_export.server.tensors import Array, from_proto
-from bart_export.server.workers import QUEUE_FULL
 
 FRONTS = ("rest", "grpc")
 PREDICT = "/tensorflow.serving.PredictionService/Predict"

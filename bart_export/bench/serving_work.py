@@ -19,10 +19,10 @@ from bart_export.bench.bench import check, fitting_length
 from bart_export.bench.serving_client import LENGTHS, OK, TOKENS, Requests, digest
 from bart_export.errors import EngineError
 from bart_export.server import messages
+from bart_export.server.litert_engine import default
 from bart_export.server.servable import Call, Servable, Tensors
-from bart_export.server.served_model import LITERT
+from bart_export.server.sources import LITERT
 from bart_export.server.tensors import to_proto
-from bart_export.server.text_signatures import default
 
 SIGNATURE = "generate"
 # What decides how much work a search is; a SavedModel's are fixed at its export.

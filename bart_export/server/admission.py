@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bart_export.errors import ConfigurationError
-from bart_export.server import json_response, ports
+from bart_export.server import json_body, ports
 from bart_export.server.options import ServeOptions
 
 ANY = "*"
@@ -33,11 +33,7 @@ CONTENT_TYPES = re.compile(
 
 
 class Admission:
-    """An ASGI application that refuses what is not let in, and passes on what is.
-
-    Raises:
-        ConfigurationError: for an origin or a host that is none.
-    """
+    """An ASGI application that refuses what is not let in, and passes on what is."""
 
     def __init__(self, app: ASGIApp, options: ServeOptions) -> None:
         self.app = app
@@ -55,18 +51,14 @@ class Admission:
         try:
             self.check(scope)
         except HTTPException as error:
-            body = json_response.error(error.detail)
+            body = json_body.error(error.detail)
             response = Response(body, error.status_code, media_type="application/json")
             await response(scope, receive, send)
             return
         await self.app(scope, receive, send)
 
     def check(self, scope: Scope) -> None:
-        """Hold a request's headers to what is let in.
-
-        Raises:
-            HTTPException: 403 or 415 for what is not.
-        """
+        """Hold a request's headers to what is let in."""
         headers = Headers(scope=scope)
         host = headers.get("host")
         # No browser leaves it out; checks of health by HTTP/1.0 do.
@@ -126,11 +118,7 @@ def host_check(options: ServeOptions) -> Callable[[str], bool]:
 
 
 def checked_origin(origin: str) -> str:
-    """Return an origin as browsers write it.
-
-    Raises:
-        ConfigurationError: if it is none.
-    """
+    """Return an origin as browsers write it."""
     if origin in (ANY, "null") or ORIGIN.fullmatch(origin):
         return origin.lower()
     raise ConfigurationError(
@@ -140,11 +128,7 @@ def checked_origin(origin: str) -> str:
 
 
 def checked_host(host: str) -> str:
-    """Return a host in small letters and without brackets.
-
-    Raises:
-        ConfigurationError: if it is none.
-    """
+    """Return a host in small letters and without brackets."""
     found = HOST.fullmatch(host)
     if found and found[1] == host and (ANY not in host.removeprefix("*.") or host == ANY):
         return host.strip("[]").lower()

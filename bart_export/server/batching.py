@@ -19,13 +19,11 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import NoReturn
 
 from bart_export.server import messages
 from bart_export.server.merging import merged_inputs, row_count, split_outputs
-from bart_export.server.servable import Limits, Tensors
-from bart_export.server.status import Code, StatusError
-from bart_export.server.workers import QUEUE_FULL
+from bart_export.server.servable import QUEUE_FULL, Limits, Tensors
+from bart_export.server.status import Code, StatusError, invalid
 
 # What parameters may ask for. TensorFlow Serving has no such bounds, and would try.
 MOST_ROWS, MOST_SIZES, MOST_BATCHES, MOST_THREADS = 10_000, 1000, 1 << 31, 256
@@ -70,21 +68,23 @@ class Parameters:
             ("The number of allowed_batch_sizes", len(sizes), 0, MOST_SIZES),
         ):
             if value is not None and value < least:
-                refuse(f"{name} must be {'positive' if least else 'non-negative'}; was {value}")
+                raise invalid(
+                    f"{name} must be {'positive' if least else 'non-negative'}; was {value}"
+                )
             if value is not None and value > most:
-                refuse(f"{name} must be at most {most}; was {value}")
+                raise invalid(f"{name} must be at most {most}; was {value}")
         if not 0 <= self.max_execution_batch_size <= self.max_batch_size:
-            refuse(
+            raise invalid(
                 "max_execution_batch_size must be at most max_batch_size, "
                 f"{self.max_batch_size}; was {self.max_execution_batch_size}"
             )
         if sorted({*sizes}) != [*sizes]:
-            refuse(
+            raise invalid(
                 "allowed_batch_sizes entries must be monotonically increasing; were "
                 f"{', '.join(map(str, sizes))}"
             )
         if sizes and sizes[-1] != self.max_batch_size:
-            refuse(
+            raise invalid(
                 "Last entry in allowed_batch_sizes must match max_batch_size; last entry was "
                 f"{sizes[-1]}; expected {self.max_batch_size}"
             )
@@ -98,15 +98,6 @@ class Parameters:
     def filled(self, rows: int) -> int:
         """Return how many rows a batch of `rows` runs with."""
         return next((size for size in self.allowed_batch_sizes if size >= rows), rows)
-
-
-def refuse(problem: str) -> NoReturn:
-    """Refuse parameters.
-
-    Raises:
-        StatusError: INVALID_ARGUMENT, always.
-    """
-    raise StatusError(Code.INVALID_ARGUMENT, problem)
 
 
 def read_parameters(path: pathlib.Path) -> Parameters:

@@ -17,7 +17,7 @@ from bart_export.runtime.generator import Result
 from bart_export.server.options import MAX_BEAMS
 from bart_export.server.predict import Held, status_of
 from bart_export.server.servable import TIMED_OUT, Limits, Remarks, StreamCall
-from bart_export.server.status import Code, StatusError
+from bart_export.server.status import Code, StatusError, invalid
 
 CONTENT_TYPE = "text/event-stream"
 # Parameters that say how many rows of a decoder are computed.
@@ -70,25 +70,18 @@ async def stream(held: Held, body: Any, limits: Limits) -> AsyncGenerator[bytes,
 
 
 def text_and_parameters(body: Any) -> tuple[str, dict[str, Any]]:
-    """Return the text of a body, and the parameters beside it.
-
-    Raises:
-        StatusError: INVALID_ARGUMENT if there is none, or for more rows than a stranger may have.
-    """
+    """Return the text of a body, and the parameters beside it."""
     parameters = dict(body) if isinstance(body, dict) else {}
     text = parameters.pop("text", None)
     if not isinstance(text, str):
-        raise StatusError(
-            Code.INVALID_ARGUMENT,
+        raise invalid(
             "Expecting an object with the source text, a string, under 'text' and, optionally, "
-            "generation parameters under their names",
+            "generation parameters under their names"
         )
     for name in ROWS:
         value = parameters.get(name)
         if isinstance(value, (int, float)) and value > MAX_BEAMS:
-            raise StatusError(
-                Code.INVALID_ARGUMENT, f"{name} must be at most {MAX_BEAMS}, received {value}."
-            )
+            raise invalid(f"{name} must be at most {MAX_BEAMS}, received {value}.")
     return text, parameters
 
 

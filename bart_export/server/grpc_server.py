@@ -23,7 +23,7 @@ from bart_export.server import messages, ports
 from bart_export.server.options import ServeOptions
 from bart_export.server.predict import aside, status_of
 from bart_export.server.servable import Limits
-from bart_export.server.status import Code, StatusError
+from bart_export.server.status import Code, StatusError, invalid
 
 # A method of a service: a request message and the limits of the call, and the response message.
 Method = Callable[[Any, Limits], Awaitable[Any]]
@@ -50,11 +50,7 @@ TELLING_SECONDS = 0.2
 
 
 class GrpcServer:
-    """A gRPC server for some services, with health and reflection beside them.
-
-    Raises:
-        ConfigurationError: for a TLS configuration that cannot be read, or lacks something.
-    """
+    """A gRPC server for some services, with health and reflection beside them."""
 
     def __init__(self, services: Services, options: ServeOptions) -> None:
         self._options = options
@@ -88,11 +84,7 @@ class GrpcServer:
         )
 
     def bind(self) -> int:
-        """Take the port and return its number.
-
-        Raises:
-            ConfigurationError: if the port is taken.
-        """
+        """Take the port and return its number."""
         options = self._options
         address = f"{ports.in_url(options.host)}:{options.port}"
         # gRPC logs the reason on the standard error itself, at length.
@@ -217,18 +209,13 @@ class Parsing(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
 
 async def parsed(data: bytes, descriptor: Any, parse: Callable[[bytes], Any]) -> Any:
-    """Return the message of a type that some bytes hold.
-
-    Raises:
-        StatusError: INVALID_ARGUMENT if they hold none.
-    """
+    """Return the message of a type that some bytes hold."""
     try:
         return await aside(len(data), lambda: parse(data))
     except DecodeError as error:
-        raise StatusError(
-            Code.INVALID_ARGUMENT,
+        raise invalid(
             f"Expected a serialized {descriptor.full_name}, received {len(data)} bytes that are "
-            f"none: {error}",
+            f"none: {error}"
         ) from error
 
 
@@ -240,12 +227,7 @@ def shortened(details: str) -> str:
 
 
 def server_credentials(path: pathlib.Path) -> grpc.ServerCredentials:
-    """Read TensorFlow Serving's SSLConfig text proto; keys and certificates stand in it as PEM.
-
-    Raises:
-        ConfigurationError: if the file cannot be read, lacks what it needs, or holds a key and a
-            certificate that do not belong together.
-    """
+    """Read TensorFlow Serving's SSLConfig text proto; keys and certificates stand in it as PEM."""
     try:
         config = messages.read_text(path, messages.SSLConfig)
     except OSError as error:

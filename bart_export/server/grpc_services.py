@@ -14,8 +14,8 @@ from bart_export.server.models import ModelSpec, ModelStore
 from bart_export.server.options import MAX_ANSWER_BYTES
 from bart_export.server.predict import Predictor, aside, check_inputs
 from bart_export.server.servable import Limits, Tensors
-from bart_export.server.served_model import ServedModel
-from bart_export.server.status import Code, StatusError
+from bart_export.server.sources import ServedModel
+from bart_export.server.status import Code, StatusError, invalid
 
 Method = Callable[[Any, Limits], Awaitable[Any]]
 
@@ -49,22 +49,14 @@ def services(store: ModelStore, metrics: Metrics) -> dict[str, dict[str, Method]
 
 
 async def unserved(request: Any, limits: Limits) -> Any:
-    """Refuse a method that takes examples.
-
-    Raises:
-        StatusError: UNIMPLEMENTED, always.
-    """
+    """Refuse a method that takes examples."""
     raise StatusError(Code.UNIMPLEMENTED, NO_EXAMPLES)
 
 
 def wanted_model(request: Any) -> ModelSpec:
-    """Return what a request's `model_spec` asks for.
-
-    Raises:
-        StatusError: INVALID_ARGUMENT without one.
-    """
+    """Return what a request's `model_spec` asks for."""
     if not request.HasField("model_spec"):
-        raise StatusError(Code.INVALID_ARGUMENT, NO_MODEL_SPEC)
+        raise invalid(NO_MODEL_SPEC)
     spec = request.model_spec
     choice = spec.WhichOneof("version_choice")
     return ModelSpec(
@@ -95,10 +87,9 @@ class PredictionService:
             )
             size = sum(array.nbytes for array in answer.outputs.values())
             if size > MAX_ANSWER_BYTES:
-                raise StatusError(
-                    Code.INVALID_ARGUMENT,
+                raise invalid(
                     f"The answer has {size} bytes, and at most {MAX_ANSWER_BYTES} are sent. Ask "
-                    "for fewer rows at once, or filter the outputs.",
+                    "for fewer rows at once, or filter the outputs."
                 )
             return messages.PredictResponse(
                 model_spec=answering(wanted, answer.version, answer.signature),
@@ -117,13 +108,10 @@ class PredictionService:
         """Return the signatures of a model."""
         wanted = wanted_model(request)
         if not request.metadata_field:
-            raise StatusError(
-                Code.INVALID_ARGUMENT,
-                "GetModelMetadataRequest must specify at least one metadata_field",
-            )
+            raise invalid("GetModelMetadataRequest must specify at least one metadata_field")
         for field in request.metadata_field:
             if field != SIGNATURE_DEF:
-                raise StatusError(Code.INVALID_ARGUMENT, f"Metadata field {field} is not supported")
+                raise invalid(f"Metadata field {field} is not supported")
         with self.store.lease(wanted) as lease:
             signatures = messages.SignatureDefMap(signature_def=lease.servable.signature_defs)
             for signature in signatures.signature_def.values():
@@ -169,20 +157,17 @@ class ModelService:
 
         The response comes when the models that are new are available. A client that goes away does
         not stop the change.
-
-        Raises:
-            StatusError: PERMISSION_DENIED unless the server was started to allow it: who may ask a
-                model may not therefore have any directory of the machine served.
         """
         if not self.store.options.allow_reload_requests:
             raise StatusError(Code.PERMISSION_DENIED, NO_RELOADS)
+        # TensorFlow writes names with slashes, and Prometheus reads them with colons.
         names = request.metric_names
-        before = [counted(self.metrics, name) for name in names]
+        before = [self.metrics.total(name.replace("/", ":")) for name in names]
         models = model_config.from_proto(request.config)
         await asyncio.shield(self._configure(models))
         response = messages.ReloadConfigResponse()
         for name, value in zip(names, before, strict=True):
-            increase = counted(self.metrics, name) - value
+            increase = self.metrics.total(name.replace("/", ":")) - value
             response.metric.add(name=name, int64_value_increase=increase)
         return response
 
@@ -198,17 +183,4 @@ def answering(wanted: ModelSpec, version: int, signature: str) -> Any:
         name=wanted.name,
         version=messages.Int64Value(value=version),
         signature_name=signature,
-    )
-
-
-def counted(metrics: Metrics, name: str) -> int:
-    """Return the sum of a counter over all its labels; 0 for one that is unknown.
-
-    TensorFlow writes names with slashes, and Prometheus reads them with colons.
-    """
-    return sum(
-        int(value)
-        for family, values in list(metrics.values.items())
-        if family.name == name.replace("/", ":")
-        for value in list(values.values())
     )

@@ -22,7 +22,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from bart_export.server import json_response
+from bart_export.server import json_body
 from bart_export.server.options import ServeOptions
 from bart_export.server.servable import TIMED_OUT
 from bart_export.server.status import HTTP_STATUS, Code
@@ -58,11 +58,7 @@ class Parser(h11.Connection):
         self.chunks = self.chunk_bytes = 0
 
     def next_event(self) -> Any:
-        """Return what comes next.
-
-        Raises:
-            h11.RemoteProtocolError: for bytes that are no request.
-        """
+        """Return what comes next."""
         try:
             event = super().next_event()
             if isinstance(event, h11.Request):
@@ -83,11 +79,7 @@ class Parser(h11.Connection):
 
 
 def check_length(request: h11.Request) -> None:
-    """Hold a request to one way of telling where its body ends.
-
-    Raises:
-        h11.RemoteProtocolError: if whoever forwarded it may have taken another end for it.
-    """
+    """Hold a request to one way of telling where its body ends."""
     names = {name for name, _ in request.headers}
     if b"transfer-encoding" in names and (
         b"content-length" in names or request.http_version == b"1.0"
@@ -228,7 +220,7 @@ class Connection(H11Protocol):
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            body = json_response.error(message)
+            body = json_body.error(message)
             headers = [
                 ("Content-Type", JSON), ("Content-Length", str(len(body))), ("Connection", "close")
             ]  # fmt: skip
@@ -306,7 +298,7 @@ def answered(app: ASGIApp) -> ASGIApp:
             LOG.exception("%s %s", scope["method"], scope["path"])
             code, message = Code.INTERNAL, f"{type(error).__name__}: {error}"
         if not begun:
-            body = json_response.error(message)
+            body = json_body.error(message)
             await Response(body, HTTP_STATUS[code], media_type=JSON)(scope, receive, send)
 
     return application

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bart_export.server.servable import Tensors
-from bart_export.server.status import Code, StatusError
+from bart_export.server.status import Code, StatusError, invalid
 
 Array = npt.NDArray[Any]
 # What TensorFlow's kernel for padding knows.
@@ -21,24 +21,14 @@ LARGEST_PADDED_RANK = 6
 
 
 def row_count(inputs: Tensors) -> int:
-    """Return how many rows the inputs of a call have, each the same number.
-
-    Raises:
-        StatusError: INVALID_ARGUMENT for inputs that have no rows, or not the same number.
-    """
+    """Return how many rows the inputs of a call have, each the same number."""
     if not inputs:
-        raise StatusError(
-            Code.INVALID_ARGUMENT, "Batching Run() must have at least one input tensor"
-        )
+        raise invalid("Batching Run() must have at least one input tensor")
     if any(value.ndim == 0 for value in inputs.values()):
-        raise StatusError(
-            Code.INVALID_ARGUMENT, "Batching Run() input tensors must have at least one dimension"
-        )
+        raise invalid("Batching Run() input tensors must have at least one dimension")
     counts = {len(value) for value in inputs.values()}
     if len(counts) > 1:
-        raise StatusError(
-            Code.INVALID_ARGUMENT, "Batching Run() input tensors must have equal 0th-dimension size"
-        )
+        raise invalid("Batching Run() input tensors must have equal 0th-dimension size")
     return counts.pop()
 
 
@@ -46,14 +36,6 @@ def merged_inputs(calls: Sequence[Tensors], size: int, pad: bool) -> Tensors:
     """Return the inputs of all calls as one call's, with `size` rows.
 
     Rows that are missing repeat the first row of the last call that has any.
-
-    Args:
-        calls: the inputs of each, of the same names and dtypes.
-        size: of the batch, at least the sum of their rows unless they have none.
-        pad: whether shorter inputs are padded at the end of each axis but the first.
-
-    Raises:
-        StatusError: for inputs of other shapes than those of the other calls.
     """
     merged = {}
     for name in calls[0]:
@@ -68,11 +50,7 @@ def merged_inputs(calls: Sequence[Tensors], size: int, pad: bool) -> Tensors:
 
 
 def equally_shaped(arrays: Sequence[Array], name: str) -> list[Array]:
-    """Return arrays that differ in nothing but their number of rows.
-
-    Raises:
-        StatusError: FAILED_PRECONDITION if they differ.
-    """
+    """Return arrays that differ in nothing but their number of rows."""
     if len({array.shape[1:] for array in arrays}) > 1:
         raise StatusError(
             Code.FAILED_PRECONDITION,
@@ -88,15 +66,10 @@ def padded(arrays: Sequence[Array], name: str) -> list[Array]:
 
     Each is padded with its own first element, whatever that means to the model: a mask that begins
     with 1 goes on with 1.
-
-    Raises:
-        StatusError: for arrays that TensorFlow Serving cannot pad.
     """
     ranks = {array.ndim for array in arrays}
     if max(ranks) > LARGEST_PADDED_RANK:
-        raise StatusError(
-            Code.INVALID_ARGUMENT, "Only tensors with rank from 1 to 6 can be padded."
-        )
+        raise invalid("Only tensors with rank from 1 to 6 can be padded.")
     if len(ranks) > 1:
         return equally_shaped(arrays, name)
     longest = tuple(
@@ -106,31 +79,18 @@ def padded(arrays: Sequence[Array], name: str) -> list[Array]:
 
 
 def padded_to(array: Array, shape: tuple[int, ...]) -> Array:
-    """Return an array of `shape` that begins with `array` and goes on with its first element.
-
-    Raises:
-        StatusError: INVALID_ARGUMENT for an array without a first element.
-    """
+    """Return an array of `shape` that begins with `array` and goes on with its first element."""
     if math.prod(shape) == array.size:
         return array.reshape(shape)
     if not array.size:
-        raise StatusError(Code.INVALID_ARGUMENT, "Got empty tensor in batch of non-empty tensors.")
+        raise invalid("Got empty tensor in batch of non-empty tensors.")
     result = np.full(shape, array.flat[0], array.dtype)
     result[tuple(map(slice, array.shape))] = array
     return result
 
 
 def split_outputs(outputs: Tensors, rows: Sequence[int], size: int) -> list[Mapping[str, Array]]:
-    """Return the outputs of a batch as those of the calls that it was made of.
-
-    Args:
-        outputs: (size, ...) each.
-        rows: of each call.
-        size: of the batch.
-
-    Raises:
-        StatusError: FAILED_PRECONDITION for outputs that have not one row for each row of input.
-    """
+    """Return the outputs of a batch as those of the calls that it was made of."""
     for output in outputs.values():
         if output.ndim == 0:
             raise StatusError(Code.FAILED_PRECONDITION, "Batched output tensor has 0 dimensions")
@@ -148,16 +108,7 @@ def split_outputs(outputs: Tensors, rows: Sequence[int], size: int) -> list[Mapp
 
 
 def joined_outputs(parts: Sequence[Tensors], padding: Mapping[str, int]) -> Tensors:
-    """Return the outputs of a call that was run in parts.
-
-    Args:
-        parts: the outputs of each.
-        padding: what makes the rows of an output as long as its longest, by name. TensorFlow
-            Serving has no such step and fails.
-
-    Raises:
-        StatusError: INTERNAL for parts whose other outputs differ in shape.
-    """
+    """Return the outputs of a call that was run in parts."""
     return {name: joined([part[name] for part in parts], padding.get(name)) for name in parts[0]}
 
 

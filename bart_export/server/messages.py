@@ -52,16 +52,7 @@ def enumeration(name: str) -> Any:
 
 
 def read_text(path: pathlib.Path, kind: Any) -> Any:
-    """Return the message that a file holds as text.
-
-    Args:
-        path: of the file.
-        kind: the message's class.
-
-    Raises:
-        OSError: if the file cannot be read.
-        ValueError: if it holds anything else, or more than a mebibyte.
-    """
+    """Return the message that a file holds as text."""
     with documents.open_regular(path) as file:
         text = file.read(MAX_TEXT_BYTES + 1)
     if len(text) > MAX_TEXT_BYTES:
@@ -77,11 +68,7 @@ def read_text(path: pathlib.Path, kind: Any) -> Any:
 
 
 def __getattr__(name: str) -> Any:
-    """Return the class of a message, or an enum, by its own name.
-
-    Raises:
-        AttributeError: for a name that no `.proto` file declares.
-    """
+    """Return the class of a message, or an enum, by its own name."""
     for package in PACKAGES:
         for find in (message, enumeration):
             try:

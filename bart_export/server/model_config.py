@@ -16,7 +16,7 @@ from bart_export.artifact.directories import MANIFEST
 from bart_export.errors import ArtifactError, BartExportError, ConfigurationError
 from bart_export.presets import PRESETS
 from bart_export.server import messages
-from bart_export.server.served_model import (
+from bart_export.server.sources import (
     LITERT,
     TENSORFLOW,
     All,
@@ -24,9 +24,10 @@ from bart_export.server.served_model import (
     ServedModel,
     Specific,
     VersionPolicy,
+    choose_engine,
+    numbered_directories,
 )
-from bart_export.server.sources import choose_engine, numbered_directories
-from bart_export.server.status import Code, StatusError
+from bart_export.server.status import StatusError, invalid
 
 LOG = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ def from_proto(config: Any) -> list[ServedModel]:
         StatusError: INVALID_ARGUMENT, with TensorFlow Serving's texts where it has them.
     """
     if config.WhichOneof("config") != "model_config_list":
-        raise refused(
+        raise invalid(
             "ServerModelConfig type not supported by HandleReloadConfigRequest. "
             "Only ModelConfigList is currently supported"
         )
@@ -60,17 +61,17 @@ def from_proto(config: Any) -> list[ServedModel]:
 def served_model_of(model: Any) -> ServedModel:
     """Return the record of a ModelConfig."""
     if not model.name:
-        raise refused(f"Expected every model to have a name; that of {model.base_path} has none")
+        raise invalid(f"Expected every model to have a name; that of {model.base_path} has none")
     base_path = pathlib.Path(model.base_path)
     if not base_path.is_absolute():
-        raise refused(
+        raise invalid(
             f"Expected model {model.name} to have an absolute path or URI; "
             f"got base_path()={model.base_path}"
         )
     try:
         engine, base_path = choose_engine(base_path, platform(model))
     except ArtifactError as error:
-        raise refused(str(error)) from error
+        raise invalid(str(error)) from error
     policy = model.model_version_policy
     return ServedModel(
         name=model.name,
@@ -86,26 +87,21 @@ def platform(model: Any) -> str:
     name = str(model.model_platform)
     if model.model_type:
         if name:
-            raise refused(
+            raise invalid(
                 "Illegal setting both ModelServerConfig::model_type (deprecated) "
                 "and ModelServerConfig::model_platform."
             )
         if model.model_type != MODEL_TYPE.TENSORFLOW:
-            raise refused(f"ModelServerConfig::model_type choice {model.model_type} not supported.")
+            raise invalid(f"ModelServerConfig::model_type choice {model.model_type} not supported.")
         name = TENSORFLOW
     if not name:
-        raise refused(
+        raise invalid(
             "Illegal setting neither ModelServerConfig::model_type (deprecated) "
             "nor ModelServerConfig::model_platform."
         )
     if name not in PLATFORMS:
-        raise refused(f"Model {model.name} requests unsupported platform {name}")
+        raise invalid(f"Model {model.name} requests unsupported platform {name}")
     return name
-
-
-def refused(message: str) -> StatusError:
-    """Return the error for a configuration that cannot be."""
-    return StatusError(Code.INVALID_ARGUMENT, message)
 
 
 def read(path: pathlib.Path) -> list[ServedModel]:
@@ -196,14 +192,7 @@ class ConfigWatcher:
         configure: Callable[[Sequence[ServedModel]], None],
         seconds: float,
     ) -> None:
-        """Take what there is to do; nothing is done before `start`.
-
-        Args:
-            path: the file.
-            served: the models that it listed when they were last configured.
-            configure: serves a list of models, or refuses it.
-            seconds: time between two looks at the file.
-        """
+        """Take what there is to do; nothing is done before `start`."""
         self.path = path
         self.served = list(served)
         self.configure = configure

@@ -14,11 +14,17 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
-from bart_export.server.loading import FindVersions, Lease, ModelVersions, OpenVersion
 from bart_export.server.options import ServeOptions
-from bart_export.server.served_model import ServedModel
-from bart_export.server.status import Code, StatusError
-from bart_export.server.versions import State, VersionStatus
+from bart_export.server.sources import ServedModel
+from bart_export.server.status import Code, StatusError, invalid
+from bart_export.server.versions import (
+    FindVersions,
+    Lease,
+    ModelVersions,
+    OpenVersion,
+    State,
+    VersionStatus,
+)
 
 LOG = logging.getLogger(__name__)
 
@@ -40,14 +46,7 @@ class ModelStore:
     def __init__(
         self, open_version: OpenVersion, find_versions: FindVersions, options: ServeOptions
     ) -> None:
-        """Take the parts that know files and engines.
-
-        Args:
-            open_version: loads one version of a model, given its number and where it lies.
-            find_versions: returns where the versions of a model lie, by number; it raises where
-                that cannot be told, and then nothing changes.
-            options: the server's settings.
-        """
+        """Take the parts that know files and engines."""
         self.open_version = open_version
         self.find_versions = find_versions
         self.options = options
@@ -114,12 +113,7 @@ class ModelStore:
 
     @contextlib.contextmanager
     def lease(self, spec: ModelSpec) -> Iterator[Lease]:
-        """Hold the servable that answers a request for the length of a block.
-
-        Raises:
-            StatusError: INVALID_ARGUMENT without a name or for an unknown label, NOT_FOUND if the
-                version is not available.
-        """
+        """Hold the servable that answers a request for the length of a block."""
         number = self._number(spec)
         model = self.models.get(spec.name)
         with contextlib.ExitStack() as stack:
@@ -138,9 +132,6 @@ class ModelStore:
 
         Versions that failed or were unloaded are told of, too. A label is not looked at, as in
         TensorFlow Serving.
-
-        Raises:
-            StatusError: NOT_FOUND if there is none.
         """
         model = self.models.get(spec.name)
         statuses = model.statuses() if model else {}
@@ -157,14 +148,12 @@ class ModelStore:
     def _number(self, spec: ModelSpec) -> int | None:
         """Return the version that a request names, by number or label; None for the latest."""
         if not spec.name:
-            raise StatusError(Code.INVALID_ARGUMENT, "ModelSpec has no name specified.")
+            raise invalid("ModelSpec has no name specified.")
         if spec.label is None:
             return spec.version
         labels = self.labels.get(spec.name, {})
         if spec.label not in labels:
-            raise StatusError(
-                Code.INVALID_ARGUMENT, f"Unrecognized servable version label: {spec.label}"
-            )
+            raise invalid(f"Unrecognized servable version label: {spec.label}")
         return labels[spec.label]
 
     def _serve(self, served: Mapping[str, ServedModel]) -> None:
@@ -205,12 +194,7 @@ class ModelStore:
                 self.models[name].withdraw()
 
     def _checked_labels(self, models: Sequence[ServedModel]) -> Labels:
-        """Return the labels of a list of models.
-
-        Raises:
-            StatusError: FAILED_PRECONDITION for a version that is not available, unless that is
-                allowed and no label moves there from another version.
-        """
+        """Return the labels of a list of models."""
         for served in models:
             statuses = self.models[served.name].statuses()
             held = self.labels.get(served.name, {})
@@ -228,36 +212,25 @@ class ModelStore:
 
 
 def check_models(models: Sequence[ServedModel], served: Mapping[str, ServedModel]) -> None:
-    """Hold a list of models to what may follow the one that is served.
-
-    Raises:
-        StatusError: INVALID_ARGUMENT, with TensorFlow Serving's texts where it refuses the list.
-    """
+    """Hold a list of models to what may follow the one that is served."""
     if served and not models:
         # A file that is being written begins like this.
-        refuse(f"Expected a list of models, received none; {', '.join(served)} stay(s) served")
+        raise invalid(
+            f"Expected a list of models, received none; {', '.join(served)} stay(s) served"
+        )
     for name, times in collections.Counter(model.name for model in models).items():
         if times > 1:
-            refuse(f"Illegal to list model {name} multiple times in config list")
+            raise invalid(f"Illegal to list model {name} multiple times in config list")
     for model in models:
         if not model.base_path.is_absolute():
-            refuse(
+            raise invalid(
                 f"Expected model {model.name} to have an absolute path or URI; "
                 f"got base_path()={model.base_path}"
             )
     for model in models:
         old = served.get(model.name, model)
         if old.engine != model.engine:
-            refuse(
+            raise invalid(
                 f"Illegal to change a model's platform. For model {model.name} platform was "
                 f"{old.engine} and new platform requested is {model.engine}"
             )
-
-
-def refuse(message: str) -> None:
-    """Refuse a list of models.
-
-    Raises:
-        StatusError: INVALID_ARGUMENT, always.
-    """
-    raise StatusError(Code.INVALID_ARGUMENT, message)

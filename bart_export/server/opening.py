@@ -15,14 +15,12 @@ from collections.abc import Callable, Mapping
 
 from bart_export.artifact.artifact import Artifact, holds_artifact
 from bart_export.errors import ArtifactError, MissingExtra
-from bart_export.server.loading import OpenVersion
 from bart_export.server.metrics import MICROSECONDS, WARMUP_LATENCY, Metrics
 from bart_export.server.options import ServeOptions
-from bart_export.server.servable import Servable
-from bart_export.server.served_model import LITERT, TENSORFLOW, ServedModel
-from bart_export.server.sources import SAVED_MODEL
+from bart_export.server.servable import Servable, TextReader
+from bart_export.server.sources import LITERT, SAVED_MODEL, TENSORFLOW, ServedModel
 from bart_export.server.status import Code, StatusError
-from bart_export.server.texts import TextReader
+from bart_export.server.versions import OpenVersion
 from bart_export.server.warmup import run_warmup
 
 LOG = logging.getLogger(__name__)
@@ -47,11 +45,7 @@ def opener(options: ServeOptions, metrics: Metrics) -> OpenVersion:
 
 
 def check_export(path: pathlib.Path, number: int) -> None:
-    """Make sure that an artifact is still the one that was found, by its number.
-
-    Raises:
-        ArtifactError: if another export has taken its place; the next look finds that one.
-    """
+    """Make sure that an artifact is still the one that was found, by its number."""
     exports = Artifact.open(path).manifest["exports"]
     if exports != number:
         raise ArtifactError(
@@ -61,12 +55,7 @@ def check_export(path: pathlib.Path, number: int) -> None:
 
 
 def warm_up(servable: Servable, path: pathlib.Path, metrics: Metrics, deadline: float) -> None:
-    """Run the warm-up requests of a version directory, if it has some, and say how long they took.
-
-    Raises:
-        StatusError: for a request that fails, or is not answered by the deadline (a time of
-            `time.monotonic()`), which fails the load.
-    """
+    """Run the warm-up requests of a version directory, if it has some."""
     began = time.perf_counter()
 
     def observe(code: Code) -> float:
@@ -84,12 +73,7 @@ def warm_up(servable: Servable, path: pathlib.Path, metrics: Metrics, deadline: 
 
 
 def open_with_tensorflow(path: pathlib.Path, options: ServeOptions) -> Servable:
-    """Open a version directory of a SavedModel.
-
-    Raises:
-        ArtifactError: for one of an artifact that is not what the manifest says, or whose graph is
-            not of operators that exports have.
-    """
+    """Open a version directory of a SavedModel."""
     if importlib.util.find_spec("tensorflow") is None:
         raise MissingExtra("The engine tensorflow", "tensorflow", "export")
     from bart_export.server.saved_model_operators import check_operators
@@ -108,11 +92,7 @@ def open_with_tensorflow(path: pathlib.Path, options: ServeOptions) -> Servable:
 
 
 def checked_artifact(path: pathlib.Path) -> Artifact | None:
-    """Return the artifact that a version directory lies in, held to its manifest; None if in none.
-
-    Raises:
-        ArtifactError: if it is not what the manifest says.
-    """
+    """Return the artifact that a version directory lies in, held to its manifest."""
     directory = path.resolve()
     artifact = directory.parents[1] if len(directory.parents) > 1 else directory
     if directory.parent.name != SAVED_MODEL or not holds_artifact(artifact):
@@ -123,11 +103,7 @@ def checked_artifact(path: pathlib.Path) -> Artifact | None:
 
 
 def open_with_litert(path: pathlib.Path, options: ServeOptions) -> Servable:
-    """Open an artifact's `.tflite` file, in a process of its own first.
-
-    Raises:
-        EngineError: if that process ends of it, which this one would have.
-    """
+    """Open an artifact's `.tflite` file, in a process of its own first."""
     from bart_export.runtime.trial import survive
     from bart_export.server.litert_engine import open_artifact
 

@@ -64,11 +64,7 @@ class Listener(socket.socket):
         self.logged = -1.0
 
     def accept(self) -> tuple[socket.socket, Any]:
-        """Wait for a connection as `socket.socket.accept` does.
-
-        Raises:
-            BlockingIOError: if there is none.
-        """
+        """Wait for a connection as `socket.socket.accept` does."""
         while True:
             try:
                 return super().accept()
@@ -110,11 +106,7 @@ def in_url(host: str) -> str:
 
 
 def check(options: ServeOptions) -> None:
-    """Hold the ports of both services to each other and to what is free.
-
-    Raises:
-        ConfigurationError: if they are the same, or the one for gRPC is taken.
-    """
+    """Hold the ports of both services to each other and to what is free."""
     if options.port == options.rest_api_port != 0:
         raise ConfigurationError(
             f"gRPC and REST need a port each, and both are told to take {options.port}. "
@@ -127,11 +119,7 @@ def check(options: ServeOptions) -> None:
 
 @contextlib.contextmanager
 def bound(host: str, port: int, option: str = "--rest-api-port") -> Iterator[list[socket.socket]]:
-    """Hold a port on all addresses of a host for the length of a block; 0 takes a free one.
-
-    Raises:
-        ConfigurationError: if the host is none of this machine, or the port is not to be had.
-    """
+    """Hold a port on all addresses of a host for the length of a block; 0 takes a free one."""
     with contextlib.ExitStack() as stack:
         sockets: list[socket.socket] = []
         unusable: OSError | None = None
@@ -158,11 +146,7 @@ def bound(host: str, port: int, option: str = "--rest-api-port") -> Iterator[lis
 
 
 def addresses(host: str, port: int) -> list[tuple[Any, ...]]:
-    """Return the addresses to listen on, as `socket.getaddrinfo` gives them, none twice.
-
-    Raises:
-        ConfigurationError: if the host is unknown.
-    """
+    """Return the addresses to listen on, as `socket.getaddrinfo` gives them, none twice."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:

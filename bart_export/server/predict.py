@@ -16,12 +16,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from bart_export.errors import BartExportError, ConfigurationError, InputError
-from bart_export.server import texts
-from bart_export.server.loading import Lease
+from bart_export.server import servable
 from bart_export.server.metrics import RUNTIME_LATENCY, RUNTIMES, Metrics
 from bart_export.server.models import ModelSpec, ModelStore
 from bart_export.server.servable import TIMED_OUT, Call, Limits, Servable, Tensors
-from bart_export.server.status import Code, StatusError
+from bart_export.server.status import Code, StatusError, invalid
+from bart_export.server.versions import Lease
 
 Answer = TypeVar("Answer")
 
@@ -100,11 +100,7 @@ class Predictor:
 
 
 def chosen_signature(servable: Servable, name: str) -> Any:
-    """Return the SignatureDef of a signature.
-
-    Raises:
-        StatusError: FAILED_PRECONDITION if the model has no such signature.
-    """
+    """Return the SignatureDef of a signature."""
     if name not in servable.signature_defs:
         raise StatusError(Code.FAILED_PRECONDITION, f'Serving signature key "{name}" not found.')
     return servable.signature_defs[name]
@@ -114,50 +110,39 @@ def check_inputs(signature: Any, given: Collection[str]) -> None:
     """Hold the names of a gRPC request's inputs to a signature that may have defaults.
 
     REST asks for every input, default or not, and `json_request` sees to that.
-
-    Raises:
-        StatusError: INVALID_ARGUMENT for an input that is missing or does not exist.
     """
     names, sent, defaults = set(signature.inputs), set(given), set(signature.defaults)
     if len(sent) > len(names) or (len(sent) < len(names) and not defaults):
-        raise StatusError(
-            Code.INVALID_ARGUMENT,
+        raise invalid(
             f"input size does not match signature: {len(sent)}!={len(names)} "
             f"len({{{listed(sent)}}}) != len({{{listed(names)}}}). "
             f"Sent extra: {{{listed(sent - names)}}}. "
-            f"Missing but required: {{{listed(names - sent)}}}.",
+            f"Missing but required: {{{listed(names - sent)}}}."
         )
     for name in sorted(names - sent - defaults):
-        raise StatusError(
-            Code.INVALID_ARGUMENT,
+        raise invalid(
             f"Signature input alias: {name}(feed name: {signature.inputs[name].name}) not found "
             "in request and no default value provided. Inputs expected to be in the request "
-            f"{{{listed(sent)}}}, or default input alias set: {listed(defaults)}",
+            f"{{{listed(sent)}}}, or default input alias set: {listed(defaults)}"
         )
     if sent - names:
-        raise StatusError(
-            Code.INVALID_ARGUMENT,
+        raise invalid(
             f"Inputs contains invalid name. Used request inputs: {listed(sent & names)}, "
-            f"request input: {listed(sent)}",
+            f"request input: {listed(sent)}"
         )
 
 
 def chosen_outputs(signature: Any, output_filter: Iterable[str] = ()) -> tuple[str, ...]:
-    """Return the names of the outputs that are wanted: those of the filter, or all of them.
-
-    Raises:
-        StatusError: INVALID_ARGUMENT for a name that the signature has not or that comes twice.
-    """
+    """Return the names of the outputs that are wanted: those of the filter, or all of them."""
     chosen: list[str] = []
     for name in output_filter:
         if name not in signature.outputs:
-            raise StatusError(
-                Code.INVALID_ARGUMENT,
+            raise invalid(
                 f"output tensor alias not found in signature: {name} "
-                f"Outputs expected to be in the set {{{listed(signature.outputs)}}}.",
+                f"Outputs expected to be in the set {{{listed(signature.outputs)}}}."
             )
         if name in chosen:
-            raise StatusError(Code.INVALID_ARGUMENT, f"duplicate output tensor alias: {name}")
+            raise invalid(f"duplicate output tensor alias: {name}")
         chosen.append(name)
     return tuple(chosen) or tuple(sorted(signature.outputs))
 
@@ -179,19 +164,16 @@ class Held:
         """Run a signature and return its outputs; see `finished` for how it may end.
 
         Of texts to generate from, those that are blank are left out, and get an empty text.
-
-        Raises:
-            StatusError: what the servable says, UNAVAILABLE at once if its queue is full.
         """
         signature, reader = self.servable.signature_defs[call.signature], self.servable.reader
-        if reader is None or not texts.generates_from_texts(call, signature):
+        if reader is None or not servable.generates_from_texts(call, signature):
             return await self.submitted(call)
-        size = sum(map(len, call.inputs[texts.TEXT]))
+        size = sum(map(len, call.inputs[servable.TEXT]))
         rows = await aside(size, lambda: reader.worded_rows(call), alone=False)
         if not call.limits.remarks.empty:
             return await self.submitted(call)
-        outputs = await self.submitted(texts.selected(call, rows)) if rows else {}
-        return texts.restored(call, rows, outputs, signature)
+        outputs = await self.submitted(servable.selected(call, rows)) if rows else {}
+        return servable.restored(call, rows, outputs, signature)
 
     async def submitted(self, call: Call) -> Tensors:
         """Have the servable run a call as it is."""
@@ -264,9 +246,6 @@ async def finished(future: "concurrent.futures.Future[Answer]", limits: Limits) 
     When the awaiting task is cancelled, because the client has gone, or the deadline passes, the
     work is told to stop and is not waited for. The future itself is never cancelled: only its
     worker ends it.
-
-    Raises:
-        StatusError: what the work says; DEADLINE_EXCEEDED when the time is over.
     """
     loop = asyncio.get_running_loop()
     done = asyncio.Event()
@@ -296,7 +275,7 @@ def status_of(error: BaseException) -> StatusError:
     if isinstance(error, StatusError):
         return error
     if isinstance(error, (ConfigurationError, InputError)):
-        return StatusError(Code.INVALID_ARGUMENT, str(error))
+        return invalid(str(error))
     if isinstance(error, BartExportError):
         return StatusError(Code.INTERNAL, str(error))
     if isinstance(error, concurrent.futures.CancelledError):

@@ -24,7 +24,7 @@ from starlette.routing import Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bart_export.errors import ConfigurationError
-from bart_export.server import json_response, metrics
+from bart_export.server import json_body, metrics
 from bart_export.server.admission import Admission
 from bart_export.server.messages import MonitoringConfig, read_text
 from bart_export.server.metrics import Metrics
@@ -33,7 +33,7 @@ from bart_export.server.options import MAX_GZIP_MEMBERS, ServeOptions
 from bart_export.server.predict import aside, status_of
 from bart_export.server.rest_methods import JSON, RestMethods
 from bart_export.server.servable import TIMED_OUT, Limits
-from bart_export.server.status import HTTP_STATUS, Code, StatusError
+from bart_export.server.status import HTTP_STATUS, Code, StatusError, invalid
 
 # The verbs that TensorFlow Serving's transport lets through, though its handler answers but three.
 VERBS = ("GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH")
@@ -53,12 +53,7 @@ MAX_INT64 = 2**63 - 1
 
 
 def app(store: ModelStore, options: ServeOptions, numbers: Metrics) -> ASGIApp:
-    """Return the REST service of a store's models as an ASGI application.
-
-    Raises:
-        ConfigurationError: for a monitoring configuration that cannot be read, or what else the
-            options say of HTTP and cannot be.
-    """
+    """Return the REST service of a store's models as an ASGI application."""
     return Admission(Router(default=Service(store, options, numbers)), options)
 
 
@@ -107,12 +102,7 @@ class Service:
         await response(request.scope, request.receive, send)
 
     async def response(self, request: Request, body: bytes, limits: Limits) -> Response:
-        """Return the answer to a request.
-
-        Raises:
-            HTTPException: for an address where nothing is.
-            StatusError: for whatever else is wrong with it.
-        """
+        """Return the answer to a request."""
         verb, address = request.method, uri(request)
         if address.partition("?")[0] == self.metrics_path:
             return self.metrics(address)
@@ -125,9 +115,9 @@ class Service:
         found = ADDRESSES[verb].fullmatch(address) if verb in ADDRESSES else None
         method = found and self.methods.named(verb, found["method"])
         if not found or not method:
-            raise StatusError(Code.INVALID_ARGUMENT, f"Malformed request: {verb} {address}")
+            raise invalid(f"Malformed request: {verb} {address}")
         if found["name"] is None:
-            raise StatusError(Code.INVALID_ARGUMENT, "Missing model name in request.")
+            raise invalid("Missing model name in request.")
         return await method(model_spec(found), body, limits)
 
     def metrics(self, address: str) -> Response:
@@ -146,16 +136,10 @@ def uri(request: Request) -> str:
 
 
 def model_spec(found: re.Match[str]) -> ModelSpec:
-    """Return the model that an address names, with what stands for other bytes decoded.
-
-    Raises:
-        StatusError: INVALID_ARGUMENT for a version that no 64 bits hold.
-    """
+    """Return the model that an address names, with what stands for other bytes decoded."""
     digits = found["version"] and found["version"].lstrip("0")
     if digits and int(digits[:20]) > MAX_INT64:
-        raise StatusError(
-            Code.INVALID_ARGUMENT, f"Failed to convert version: {found['version']} to numeric."
-        )
+        raise invalid(f"Failed to convert version: {found['version']} to numeric.")
     return ModelSpec(
         urllib.parse.unquote(found["name"]),
         None if digits is None else int(digits or 0),
@@ -164,12 +148,7 @@ def model_spec(found: re.Match[str]) -> ModelSpec:
 
 
 async def read_body(request: Request, limit: int) -> bytes:
-    """Return a request's body, decompressed.
-
-    Raises:
-        HTTPException: 413 for a body of more than `limit` bytes, compressed or not.
-        StatusError: INVALID_ARGUMENT for one that cannot be decompressed.
-    """
+    """Return a request's body, decompressed."""
     length = request.headers.get("content-length", "0")
     if length.isdecimal() and int(length) > limit:
         raise too_large(limit)
@@ -202,9 +181,7 @@ def decompressed(body: bytes, limit: int) -> bytes:
                 return whole
         raise zlib.error(f"it has more than {MAX_GZIP_MEMBERS} members")
     except zlib.error as error:
-        raise StatusError(
-            Code.INVALID_ARGUMENT, f"The body should be compressed by gzip: {error}"
-        ) from None
+        raise invalid(f"The body should be compressed by gzip: {error}") from None
 
 
 def too_large(limit: int) -> HTTPException:
@@ -243,7 +220,7 @@ def error_response(error: Exception) -> Response:
     else:
         told = status_of(error)
         status, message = HTTP_STATUS[told.code], told.message
-    return Response(json_response.error(message), status, media_type=JSON)
+    return Response(json_body.error(message), status, media_type=JSON)
 
 
 def described(store: ModelStore, name: str) -> dict[str, Any]:
@@ -283,11 +260,7 @@ def page(template: str, models: list[dict[str, Any]]) -> Response:
 
 
 def metrics_path(config_file: pathlib.Path | None) -> str | None:
-    """Return where Prometheus finds the metrics: TensorFlow Serving's path, unless a file differs.
-
-    Raises:
-        ConfigurationError: for a file that is missing or no MonitoringConfig.
-    """
+    """Return where Prometheus finds the metrics."""
     if config_file is None:
         return METRICS_PATH
     try:

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from bart_export.server import events, json_request, json_response, messages
+from bart_export.server import events, json_body, messages
 from bart_export.server.grpc_services import (
     NO_EXAMPLES,
     SIGNATURE_DEF,
@@ -54,19 +54,19 @@ class RestMethods:
     async def predict(self, spec: ModelSpec, body: bytes, limits: Limits) -> Response:
         """Run a signature."""
         with self.predictor.counted(spec, "predict", "REST"):
-            parsed = await aside(len(body), lambda: json_request.parse(body))
+            parsed = await aside(len(body), lambda: json_body.parse(body))
             most = self.predictor.store.options.max_request_rows
             answer = await self.predictor.predict(
                 spec,
                 parsed.signature_name,
-                lambda signature: json_request.tensors(parsed, signature.inputs, most),
+                lambda signature: json_body.tensors(parsed, signature.inputs, most),
                 len(body),
                 limits,
             )
             outputs = answer.outputs
             text = await aside(
                 sum(array.nbytes for array in outputs.values()),
-                lambda: json_response.predictions(outputs, row_format=parsed.by_row),
+                lambda: json_body.predictions(outputs, row_format=parsed.by_row),
                 alone=False,
             )
             return json_answer(text, limits.remarks.headers())
@@ -75,7 +75,7 @@ class RestMethods:
         """Tell of the states of a model's versions."""
         request = messages.GetModelStatusRequest(model_spec=message(spec))
         answer = await self.model_service.get_model_status(request, limits)
-        return json_answer(json_response.model_status(answer))
+        return json_answer(json_body.model_status(answer))
 
     async def metadata(self, spec: ModelSpec, body: bytes, limits: Limits) -> Response:
         """Tell of a model's signatures."""
@@ -83,7 +83,7 @@ class RestMethods:
             model_spec=message(spec), metadata_field=[SIGNATURE_DEF]
         )
         answer = await self.prediction_service.get_model_metadata(request, limits)
-        return json_answer(json_response.model_metadata(answer))
+        return json_answer(json_body.model_metadata(answer))
 
     async def generate(self, spec: ModelSpec, body: bytes, limits: Limits) -> Response:
         """Generate from a text; the answer are events, the first of which is there already."""
@@ -95,7 +95,7 @@ class RestMethods:
     ) -> AsyncGenerator[bytes, None]:
         """Yield the events of a generation."""
         with self.predictor.counted(spec, "generate", "REST"):
-            document: Any = await aside(len(body), lambda: json_request.document(body))
+            document: Any = await aside(len(body), lambda: json_body.document(body))
             with self.predictor.held(spec) as holder:
                 async with contextlib.aclosing(events.stream(holder, document, limits)) as stream:
                     async for event in stream:
@@ -103,11 +103,7 @@ class RestMethods:
 
 
 async def unserved(spec: ModelSpec, body: bytes, limits: Limits) -> Response:
-    """Refuse a method that takes examples.
-
-    Raises:
-        HTTPException: 404, always.
-    """
+    """Refuse a method that takes examples."""
     raise HTTPException(404, NO_EXAMPLES)
 
 

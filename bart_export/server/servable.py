@@ -1,24 +1,27 @@
 """What is served: one loaded version of a model, behind one interface, whatever computes it.
 
 A call names a signature and brings its inputs; a future of the outputs comes back at once, or an
-error when there is no room for the call. The fronts (REST and gRPC) know servables only by this
-module, and servables know nothing of a front, of a model's name or of other versions.
+error when there is no room for the call. Whatever the engine, a text that is longer than the model
+reads is cut, and a text without a word gets an empty text instead of one that the model makes up.
+Clients are told beside the outputs, whose form is TensorFlow Serving's; see `Remarks`.
 """
 
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import numpy.typing as npt
 
+from bart_export.artifact.artifact import Artifact
+from bart_export.errors import InputError
 from bart_export.runtime.generator import Result
 from bart_export.server.status import Code, StatusError
-
-if TYPE_CHECKING:
-    from bart_export.server.texts import TextReader
+from bart_export.server.tensors import numpy_dtype
+from bart_export.text.tokenizer import BartTokenizer
 
 TIMED_OUT = "Timed out waiting for notification"
 
@@ -59,11 +62,7 @@ class Limits:
         return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
 
     def check(self) -> None:
-        """End the work that calls this between its steps.
-
-        Raises:
-            StatusError: CANCELLED if nobody waits, DEADLINE_EXCEEDED if the time is over.
-        """
+        """End the work that calls this between its steps."""
         if self.stop.is_set():
             raise StatusError(Code.CANCELLED, "The request was cancelled")
         if self.deadline is not None and time.monotonic() > self.deadline:
@@ -132,3 +131,129 @@ class Servable(Protocol):
 
     def close(self) -> None:
         """Release memory and threads. Called once, when no call is under way."""
+
+
+Answer = TypeVar("Answer")
+
+QUEUE_FULL = "The batch scheduling queue to which this task was submitted is full"
+
+
+class Workers:
+    """Threads of a servable."""
+
+    def __init__(self, count: int, queue_size: int, name: str) -> None:
+        self._free = threading.Semaphore(count + queue_size)
+        self._threads = ThreadPoolExecutor(count, name)
+
+    def submit(self, work: Callable[[], Answer], limits: Limits) -> "Future[Answer]":
+        """Do some work on the next free thread, unless its limits have ended it by then.
+
+        Raises:
+            StatusError: UNAVAILABLE if too much is waiting already, or the threads have ended.
+        """
+        if not self._free.acquire(blocking=False):
+            raise StatusError(Code.UNAVAILABLE, QUEUE_FULL)
+
+        def limited() -> Answer:
+            try:
+                limits.check()
+                return work()
+            finally:
+                # Before the answer is told: whoever is may count on the thread that gave it.
+                self._free.release()
+
+        try:
+            future = self._threads.submit(limited)
+        except RuntimeError:  # the threads were shut down
+            self._free.release()
+            raise StatusError(Code.UNAVAILABLE, "The model is being unloaded") from None
+        future.add_done_callback(lambda ended: self._free.release() if ended.cancelled() else None)
+        return future
+
+    def close(self) -> None:
+        """Wait for the threads to end."""
+        self._threads.shutdown()
+
+
+TEXT, GENERATED = "text", "generated_text"
+
+
+@dataclasses.dataclass(frozen=True)
+class TextReader:
+    """Reads texts as a model does: `longest` source tokens at most, both ends included."""
+
+    tokenizer: BartTokenizer
+    longest: int
+
+    @classmethod
+    def from_artifact(cls, artifact: Artifact) -> "TextReader":
+        """Return the reader of an artifact's texts."""
+        return cls(
+            BartTokenizer.from_artifact(artifact), artifact.manifest["encoder_sequence_length"]
+        )
+
+    def encode(self, text: str, remarks: Remarks, row: int = 0) -> list[int]:
+        """Return the ids of a text, cut to what the model reads, which is remarked."""
+        try:
+            return self.tokenizer.encode(text, self.longest)
+        except InputError:
+            ids = self.tokenizer.encode(text, self.longest, truncate=True)
+            remarks.truncated.append(row)
+            return ids
+
+    def worded_rows(self, call: Call) -> list[int]:
+        """Return the rows of a call that have a word; what is not read of the texts is remarked."""
+        worded = []
+        for row, data in enumerate(call.inputs[TEXT]):
+            call.limits.check()
+            text = data.decode("utf-8", "replace")
+            if is_blank(text):
+                call.limits.remarks.empty.append(row)
+            else:
+                self.encode(text, call.limits.remarks, row)
+                worded.append(row)
+        return worded
+
+
+def is_blank(text: str) -> bool:
+    """Say whether a text has no word: it is empty or white space."""
+    return not text.strip()
+
+
+def generates_from_texts(call: Call, signature: Any) -> bool:
+    """Say whether a call generates texts from texts (batch,)."""
+    text = call.inputs.get(TEXT)
+    return (
+        text is not None
+        and GENERATED in signature.outputs
+        and text.dtype.kind == "O"
+        and text.ndim == 1
+        and text.size > 0
+    )
+
+
+def selected(call: Call, rows: Sequence[int]) -> Call:
+    """Return a call for some rows of a call; an input of one row goes for all of them."""
+    count = len(call.inputs[TEXT])
+    inputs = {
+        name: value[rows] if value.shape[:1] == (count,) else value
+        for name, value in call.inputs.items()
+    }
+    return dataclasses.replace(call, inputs=inputs)
+
+
+def restored(call: Call, rows: Sequence[int], outputs: Tensors, signature: Any) -> Tensors:
+    """Return the outputs of some rows of a call as those of all: of the others, nothing."""
+    count = len(call.inputs[TEXT])
+    whole = {}
+    for name in call.outputs:
+        info = signature.outputs[name]
+        if name in outputs:
+            shape: Sequence[int] = outputs[name].shape[1:]
+        else:
+            shape = [max(0, axis.size) for axis in info.tensor_shape.dim[1:]]
+        dtype = numpy_dtype(info.dtype)
+        whole[name] = np.full((count, *shape), b"" if dtype.kind == "O" else 0, dtype)
+        if name in outputs:
+            whole[name][rows] = outputs[name]
+    return whole

@@ -28,8 +28,7 @@ from bart_export.server.model_config import ConfigWatcher
 from bart_export.server.models import ModelSpec, ModelStore
 from bart_export.server.opening import opener
 from bart_export.server.options import ServeOptions
-from bart_export.server.served_model import ServedModel
-from bart_export.server.sources import find_versions
+from bart_export.server.sources import ServedModel, find_versions
 from bart_export.server.versions import State
 
 LOG = logging.getLogger(__name__)
@@ -154,11 +153,7 @@ def running(models: Sequence[ServedModel], options: ServeOptions) -> Iterator[Se
 
 @contextlib.asynccontextmanager
 async def serving(models: Sequence[ServedModel], options: ServeOptions) -> AsyncIterator[Serving]:
-    """Load the models, then answer for the length of a block; at its end, drain and unload.
-
-    Raises:
-        ConfigurationError, StatusError: as `serve` does.
-    """
+    """Load the models, then answer for the length of a block; at its end, drain and unload."""
     ports.check(options)
     options = dataclasses.replace(options, max_connections=ports.connection_limit(options))
     metrics = Metrics()

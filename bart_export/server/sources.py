@@ -6,16 +6,70 @@ manifest counts the exports to that place. The manifest also says whether an art
 SavedModel from elsewhere is whole once TensorFlow loads it.
 """
 
+import dataclasses
 import os
 import pathlib
 import re
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from bart_export.artifact.artifact import Artifact, holds_artifact
 from bart_export.artifact.directories import MANIFEST
 from bart_export.artifact.manifest_file import path_of
 from bart_export.errors import ArtifactError
-from bart_export.server.served_model import LITERT, TENSORFLOW, ServedModel
+
+TENSORFLOW = "tensorflow"
+LITERT = "litert"
+
+
+@dataclasses.dataclass(frozen=True)
+class Latest:
+    """The highest `number` versions."""
+
+    number: int = 1
+
+    def choose(self, found: Collection[int]) -> frozenset[int]:
+        """Return those versions of `found` that are wanted."""
+        return frozenset(sorted(found, reverse=True)[: self.number])
+
+
+@dataclasses.dataclass(frozen=True)
+class All:
+    """Every version."""
+
+    def choose(self, found: Collection[int]) -> frozenset[int]:
+        """Return those versions of `found` that are wanted."""
+        return frozenset(found)
+
+
+@dataclasses.dataclass(frozen=True)
+class Specific:
+    """The versions named, as far as they are there."""
+
+    versions: frozenset[int]
+
+    def choose(self, found: Collection[int]) -> frozenset[int]:
+        """Return those versions of `found` that are wanted."""
+        return self.versions & frozenset(found)
+
+
+VersionPolicy = Latest | All | Specific
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServedModel:
+    """A model to be served.
+
+    For the engine "tensorflow", `base_path` holds a SavedModel in a numbered directory for each
+    version; for "litert" it is an artifact. `labels` maps a label to a version.
+    """
+
+    name: str
+    base_path: pathlib.Path
+    engine: str
+    policy: VersionPolicy = Latest()
+    labels: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
 
 VERSION = re.compile(r"[0-9]+")
 HIGHEST_VERSION = 2**63 - 1  # versions are int64 in every message
@@ -73,11 +127,7 @@ def choose_engine(
 
 
 def find_versions(served: ServedModel) -> dict[int, pathlib.Path]:
-    """Return where the versions of a model lie, by number.
-
-    Raises:
-        ArtifactError: if the base path cannot be listed, or is of an artifact that is not whole.
-    """
+    """Return where the versions of a model lie, by number."""
     base_path = served.base_path
     if served.engine == LITERT:
         return {whole(base_path).manifest["exports"]: base_path}
@@ -91,9 +141,6 @@ def numbered_directories(base_path: pathlib.Path) -> dict[int, pathlib.Path]:
     """Return the children of a base path whose names are version numbers.
 
     Of two names of one number, 1 and 01, that without zeros counts.
-
-    Raises:
-        ArtifactError: if the base path cannot be listed.
     """
     try:
         names = sorted(os.listdir(base_path))
@@ -109,11 +156,7 @@ def numbered_directories(base_path: pathlib.Path) -> dict[int, pathlib.Path]:
 
 
 def whole(directory: pathlib.Path, folder: str = "") -> Artifact:
-    """Open an artifact whose files, or those of a folder, are as long as its manifest says.
-
-    Raises:
-        ArtifactError: if they are not, as while it is copied.
-    """
+    """Open an artifact whose files, or those of a folder, are as long as its manifest says."""
     artifact = Artifact.open(directory)
     problem = shortfall(artifact, folder)
     if problem and Artifact.open(directory).manifest == artifact.manifest:

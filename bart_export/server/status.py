@@ -61,3 +61,8 @@ class StatusError(BartExportError):
         super().__init__(message)
         self.code = code
         self.message = str(self)
+
+
+def invalid(message: str) -> StatusError:
+    """Return the error of a request that is wrong, whoever is asked."""
+    return StatusError(Code.INVALID_ARGUMENT, message)

@@ -33,10 +33,8 @@ from bart_export.server import batching, messages
 from bart_export.server.batching import BatchScheduler, Parameters
 from bart_export.server.merging import joined_outputs
 from bart_export.server.options import ServeOptions
-from bart_export.server.servable import Call, StreamCall, Tensors
-from bart_export.server.status import Code, StatusError
-from bart_export.server.texts import TextReader
-from bart_export.server.workers import Workers
+from bart_export.server.servable import Call, StreamCall, Tensors, TextReader, Workers
+from bart_export.server.status import Code, StatusError, invalid
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 with native_stderr_silenced():
@@ -176,17 +174,7 @@ class SavedModelServable:
     def run(
         self, signature: str, outputs: Sequence[str], inputs: Tensors, seconds: float | None
     ) -> Tensors:
-        """Run a signature on the calling thread.
-
-        Args:
-            signature: its name.
-            outputs: names of the outputs to compute.
-            inputs: every input's value by its name.
-            seconds: after which the run is stopped, or None.
-
-        Raises:
-            StatusError: with the code and the text of TensorFlow's error.
-        """
+        """Run a signature on the calling thread."""
         definition = self.signature_defs[signature]
         feeds = {definition.inputs[name].name: inputs[name] for name in sorted(inputs)}
         fetches = [definition.outputs[name].name for name in outputs]
@@ -195,7 +183,7 @@ class SavedModelServable:
         except tf.errors.OpError as error:
             raise StatusError(Code(error.error_code), one_line(error.message)) from error
         except (KeyError, TypeError, ValueError) as error:
-            raise StatusError(Code.INVALID_ARGUMENT, one_line(str(error.args[0]))) from error
+            raise invalid(one_line(str(error.args[0]))) from error
         return {name: array(value) for name, value in zip(outputs, values, strict=True)}
 
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from bart_export.server.messages import DataType, TensorProto
 from bart_export.server.options import MAX_AXES, MAX_FILLED_ELEMENTS
-from bart_export.server.status import Code, StatusError
+from bart_export.server.status import Code, StatusError, invalid
 
 Array = npt.NDArray[Any]
 
@@ -69,11 +69,7 @@ def type_name(data_type: int) -> str:
 
 
 def numpy_dtype(data_type: int) -> np.dtype[Any]:
-    """Return the NumPy dtype of a DataType; strings have dtype object.
-
-    Raises:
-        StatusError: UNIMPLEMENTED for a DataType that NumPy has no dtype for.
-    """
+    """Return the NumPy dtype of a DataType; strings have dtype object."""
     if data_type not in ELEMENT_TYPES:
         raise StatusError(Code.UNIMPLEMENTED, f"Tensors of type {type_name(data_type)}")
     name = ELEMENT_TYPES[data_type].dtype
@@ -90,11 +86,7 @@ def numpy_dtype(data_type: int) -> np.dtype[Any]:
 
 
 def data_type(array: Array) -> int:
-    """Return the DataType of an array: object, bytes and str arrays are strings.
-
-    Raises:
-        StatusError: INTERNAL for a dtype that TensorFlow has no DataType for.
-    """
+    """Return the DataType of an array: object, bytes and str arrays are strings."""
     name = "object" if array.dtype.kind in "OSU" else array.dtype.name
     if name not in DATA_TYPES:
         raise StatusError(Code.INTERNAL, f"Expected a tensor of TensorFlow, received {name}")
@@ -116,21 +108,16 @@ def from_proto(proto: Any, name: str) -> Array:
         if is_possible(shape, dtype):
             flat = elements(proto, dtype, math.prod(shape))
     if flat is None:
-        raise StatusError(Code.INVALID_ARGUMENT, f"tensor parsing error: {name}")
+        raise invalid(f"tensor parsing error: {name}")
     return flat.reshape(shape)
 
 
 def check_rows(name: str, rows: int, most: int) -> None:
-    """Hold the rows of an input to what a request may have.
-
-    Raises:
-        StatusError: INVALID_ARGUMENT for more than `most`.
-    """
+    """Hold the rows of an input to what a request may have."""
     if rows > most:
-        raise StatusError(
-            Code.INVALID_ARGUMENT,
+        raise invalid(
             f"Expected {name} to have at most {most} rows, received {rows}. Send several requests, "
-            "or start the server with a larger --max-request-rows.",
+            "or start the server with a larger --max-request-rows."
         )
 
 
@@ -227,9 +214,6 @@ def to_proto(array: Array, *, as_content: bool = False) -> Any:
 
     Values go into the field of their dtype, where clients look for them, or with `as_content` into
     `tensor_content`; strings always into `string_val`.
-
-    Raises:
-        StatusError: INTERNAL for a dtype that TensorFlow has no DataType for.
     """
     proto = TensorProto(dtype=data_type(array))
     for size in array.shape:

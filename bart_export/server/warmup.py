@@ -24,7 +24,7 @@ from bart_export.server.predict import (
     status_of,
 )
 from bart_export.server.servable import Call, Limits, Servable
-from bart_export.server.status import Code, StatusError
+from bart_export.server.status import Code, StatusError, invalid
 
 REQUESTS = pathlib.PurePath("assets.extra", "tf_serving_warmup_requests")
 MAX_RECORDS = 1000
@@ -37,36 +37,18 @@ MASK_DELTA = 0xA282EAD8
 
 
 def run_warmup(servable: Servable, directory: pathlib.Path, deadline: float | None = None) -> int:
-    """Run the warm-up requests of a version directory.
-
-    Args:
-        servable: has the version loaded.
-        directory: that of the version, with warm-up requests or without.
-        deadline: of all of them, a time of `time.monotonic()`; None for none.
-
-    Returns:
-        how many records there were.
-
-    Raises:
-        StatusError: for a file that is damaged or holds too many records, and for the first request
-            that fails.
-    """
+    """Run the warm-up requests of a version directory."""
     path = directory / REQUESTS
     if not path.is_file():
         return 0
     records = list(itertools.islice(read_records(path), MAX_RECORDS + 1))
     if len(records) > MAX_RECORDS:
-        raise StatusError(
-            Code.INVALID_ARGUMENT,
-            f"Number of warmup records exceeds the maximum ({MAX_RECORDS}) at {path}",
-        )
+        raise invalid(f"Number of warmup records exceeds the maximum ({MAX_RECORDS}) at {path}")
     for number, record in enumerate(records, 1):
         try:
             run_log(servable, messages.PredictionLog.FromString(record), Limits(deadline=deadline))
         except DecodeError as error:
-            raise StatusError(
-                Code.INVALID_ARGUMENT, f"Failed to parse warmup record {number} from {path}"
-            ) from error
+            raise invalid(f"Failed to parse warmup record {number} from {path}") from error
         except Exception as error:  # an engine may raise anything
             status = status_of(error)
             raise StatusError(
@@ -76,11 +58,7 @@ def run_warmup(servable: Servable, directory: pathlib.Path, deadline: float | No
 
 
 def run_log(servable: Servable, log: Any, limits: Limits) -> None:
-    """Run the PredictRequest of a PredictionLog; other kinds of requests are passed over.
-
-    Raises:
-        StatusError: as Predict does.
-    """
+    """Run the PredictRequest of a PredictionLog; other kinds of requests are passed over."""
     if not log.HasField("predict_log"):
         return
     request = log.predict_log.request
@@ -94,12 +72,7 @@ def run_log(servable: Servable, log: Any, limits: Limits) -> None:
 
 
 def write_records(path: pathlib.Path, requests: Iterable[Any]) -> None:
-    """Write requests as a file of warm-up records.
-
-    Args:
-        path: of the file; its directory is made if it is missing.
-        requests: PredictRequest messages.
-    """
+    """Write requests as a file of warm-up records."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         for request in requests:
@@ -110,11 +83,7 @@ def write_records(path: pathlib.Path, requests: Iterable[Any]) -> None:
 
 
 def read_records(path: pathlib.Path) -> Iterator[bytes]:
-    """Yield the records of a TFRecord file.
-
-    Raises:
-        StatusError: DATA_LOSS for a file that is damaged or holds anything else.
-    """
+    """Yield the records of a TFRecord file."""
     with documents.open_regular(path) as file:
         while header := file.read(HEADER_BYTES):
             start = file.tell() - len(header)

@@ -11,7 +11,7 @@ from bart_export.cli.main import main
 from bart_export.config import GenerationConfig
 from bart_export.errors import InputError
 from bart_export.runtime import Generator
-from bart_export.server import text_signatures
+from bart_export.server import litert_engine
 from bart_export.server.events import text_and_parameters
 from bart_export.server.servable import Limits
 
@@ -81,7 +81,7 @@ def test_every_front_end_lowers_a_shortest_length_that_a_call_leaves_alone(expor
     assert generator.generate(text, max_new_tokens=7).token_ids == expected.token_ids
 
     inputs = {"text": np.array([text.encode()], object), "max_length": np.array([8], np.int32)}
-    found = text_signatures.generate_text(generator, inputs, Limits())
+    found = litert_engine.generate_text(generator, inputs, Limits())
     (served,) = found["generated_text"]
     assert served[0].decode() == expected.text
 

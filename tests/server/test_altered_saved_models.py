@@ -9,7 +9,7 @@ from bart_export.errors import ArtifactError
 from bart_export.server import opening, tensorflow_engine
 from bart_export.server.metrics import Metrics
 from bart_export.server.options import ServeOptions
-from bart_export.server.served_model import TENSORFLOW, ServedModel
+from bart_export.server.sources import TENSORFLOW, ServedModel
 
 OPTIONS = ServeOptions(warmup=False, workers=1)
 

@@ -258,11 +258,11 @@ def test_calls_are_counted_and_timed(tmp_path):
     with front(tmp_path) as served:
         call(served, "Predict", spec() + tensor("x", [1.0]))
         lines = served.metrics.exposition().splitlines()
-    assert ':tensorflow:serving:request_count{model_name="m",status="OK"} 1' in lines
-    labels = 'model_name="m",API="Predict",entrypoint="GRPC"'
-    assert f":tensorflow:serving:request_latency_count{{{labels}}} 1" in lines
-    labels = 'model_name="m",API="Predict",runtime="TF1"'
-    assert f":tensorflow:serving:runtime_latency_count{{{labels}}} 1" in lines
+    assert ':tensorflow:serving:request_count{model_name="m",status="OK"} 1.0' in lines
+    labels = 'API="Predict",entrypoint="GRPC",model_name="m"'
+    assert f":tensorflow:serving:request_latency_count{{{labels}}} 1.0" in lines
+    labels = 'API="Predict",model_name="m",runtime="TF1"'
+    assert f":tensorflow:serving:runtime_latency_count{{{labels}}} 1.0" in lines
 
 
 def test_made_up_names_do_not_fill_the_metrics(tmp_path):

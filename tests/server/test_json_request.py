@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from bart_export.server import json_request
+from bart_export.server import json_body
 from bart_export.server.messages import DataType, TensorInfo
 from bart_export.server.status import Code, StatusError
 
@@ -20,8 +20,8 @@ MOST_ROWS = 1 << 21
 def read(body, most_rows=MOST_ROWS, **data_types):
     inputs = {name: TensorInfo(dtype=data_type) for name, data_type in data_types.items()}
     body = body if isinstance(body, bytes) else body.encode()
-    parsed = json_request.parse(body)
-    return json_request.tensors(parsed, inputs, most_rows), parsed.by_row
+    parsed = json_body.parse(body)
+    return json_body.tensors(parsed, inputs, most_rows), parsed.by_row
 
 
 def refusal(body, most_rows=MOST_ROWS, **data_types):
@@ -58,7 +58,7 @@ def same(value, expected):
 
 @pytest.mark.parametrize(("body", "expected"), DOCUMENTS)
 def test_documents(body, expected):
-    assert same(json_request.document(body), expected)
+    assert same(json_body.document(body), expected)
 
 
 NO_DOCUMENTS = [
@@ -94,7 +94,7 @@ NO_DOCUMENTS = [
 )
 def test_what_is_no_document(body, reason):
     with pytest.raises(StatusError) as raised:
-        json_request.document(body)
+        json_body.document(body)
     expected = (Code.INVALID_ARGUMENT, f"JSON Parse error: {reason}")
     assert (raised.value.code, raised.value.message) == expected
 
@@ -171,7 +171,7 @@ def test_columns_need_not_have_equal_lengths():
 
 @pytest.mark.parametrize(("body", "name"), [(b"{}", ""), (b'{"signature_name": "a"}', "a")])
 def test_a_body_names_a_signature(body, name):
-    assert json_request.parse(body).signature_name == name
+    assert json_body.parse(body).signature_name == name
 
 
 # Checked before a model is looked up.
@@ -187,7 +187,7 @@ UNREADABLE = [
 @pytest.mark.parametrize(("body", "message"), UNREADABLE)
 def test_what_cannot_be_read_is_refused_without_a_model(body, message):
     with pytest.raises(StatusError) as raised:
-        json_request.parse(body.encode())
+        json_body.parse(body.encode())
     assert (raised.value.code, raised.value.message) == (Code.INVALID_ARGUMENT, message)
 
 

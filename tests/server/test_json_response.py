@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from bart_export.server import json_response
+from bart_export.server import json_body
 from bart_export.server.messages import (
     DataType,
     GetModelMetadataResponse,
@@ -18,11 +18,11 @@ from bart_export.server.status import Code, StatusError
 
 
 def rows(**outputs):
-    return json_response.predictions(outputs, row_format=True)
+    return json_body.predictions(outputs, row_format=True)
 
 
 def columns(**outputs):
-    return json_response.predictions(outputs, row_format=False)
+    return json_body.predictions(outputs, row_format=False)
 
 
 # The fewest digits that give a number of its width back; the words are TensorFlow Serving's.
@@ -111,10 +111,10 @@ def test_strings_of_outputs_named_bytes_are_base64():
 
 def test_several_outputs_are_objects():
     outputs = {"a": np.array([1, 2]), 'b"': np.array([[b"x"], [b"y"]], object)}
-    assert json.loads(json_response.predictions(outputs, row_format=True)) == {
+    assert json.loads(json_body.predictions(outputs, row_format=True)) == {
         "predictions": [{"a": 1, 'b"': ["x"]}, {"a": 2, 'b"': ["y"]}]
     }
-    assert json.loads(json_response.predictions(outputs, row_format=False)) == {
+    assert json.loads(json_body.predictions(outputs, row_format=False)) == {
         "outputs": {"a": [1, 2], 'b"': [["x"], ["y"]]}
     }
 
@@ -142,38 +142,18 @@ REFUSED = [
 @pytest.mark.parametrize(("outputs", "row_format", "message"), REFUSED)
 def test_outputs_that_cannot_be_written_are_refused(outputs, row_format, message):
     with pytest.raises(StatusError) as raised:
-        json_response.predictions(outputs, row_format=row_format)
+        json_body.predictions(outputs, row_format=row_format)
     assert (raised.value.code, raised.value.message) == (Code.INVALID_ARGUMENT, message)
 
 
 def test_an_error_is_a_message():
-    assert json.loads(json_response.error('a "b"\né')) == {"error": 'a "b"\né'}
-    assert json.loads(json_response.error("é\udcff")) == {"error": "é?"}
-    assert json_response.error("x" * 10_000) == b'{"error": "' + b"x" * 1024 + b' ..."}'
-
-
-def test_the_latest_version_comes_first():
-    response = GetModelStatusResponse()
-    statuses = response.model_version_status
-    statuses.add(version=9, state=30)
-    statuses.add(version=123, state=10)
-    failed = statuses.add(version=10, state=50)
-    failed.status.error_code, failed.status.error_message = 13, "no such é"
-    assert json.loads(json_response.model_status(response)) == {
-        "model_version_status": [
-            {"version": "123", "state": "START",
-             "status": {"error_code": "OK", "error_message": ""}},
-            {"version": "10", "state": "END",
-             "status": {"error_code": "INTERNAL", "error_message": "no such é"}},
-            {"version": "9", "state": "AVAILABLE",
-             "status": {"error_code": "OK", "error_message": ""}},
-        ]
-    }  # fmt: skip
-    assert [status.version for status in response.model_version_status] == [9, 123, 10]
+    assert json.loads(json_body.error('a "b"\né')) == {"error": 'a "b"\né'}
+    assert json.loads(json_body.error("é\udcff")) == {"error": "é?"}
+    assert json_body.error("x" * 10_000) == b'{"error": "' + b"x" * 1024 + b' ..."}'
 
 
 def test_a_model_without_versions_has_an_empty_status():
-    assert json.loads(json_response.model_status(GetModelStatusResponse())) == {
+    assert json.loads(json_body.model_status(GetModelStatusResponse())) == {
         "model_version_status": []
     }
 
@@ -191,7 +171,7 @@ def test_metadata_has_every_field_under_its_own_name():
     signature.outputs["y"].tensor_shape.unknown_rank = True
     signature.method_name = "tensorflow/serving/predict"
     response.metadata["signature_def"].Pack(signatures)
-    assert json.loads(json_response.model_metadata(response)) == {
+    assert json.loads(json_body.model_metadata(response)) == {
         "model_spec": {"name": "bart", "signature_name": "", "version": "123"},
         "metadata": {"signature_def": {"signature_def": {"serving_default": {
             "inputs": {"text": {
@@ -209,7 +189,7 @@ def test_metadata_has_every_field_under_its_own_name():
 
 
 def test_an_answer_has_its_bounds():
-    most = json_response.MAX_JSON_VALUES
+    most = json_body.MAX_JSON_VALUES
     assert rows(x=np.zeros((most // 1024, 1024), bool)).count(b"false") == most
     for shape in ((most + 1,), (most + 1, 0), (most // 2, 3)):
         with pytest.raises(StatusError, match=f"over REST at most {most} are sent") as raised:

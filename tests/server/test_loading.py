@@ -18,9 +18,9 @@ from support.served_directories import (
     wait_until,
 )
 
-from bart_export.server import loading
+from bart_export.server import versions
 from bart_export.server.models import ModelSpec
-from bart_export.server.served_model import All, Latest, Specific
+from bart_export.server.sources import All, Latest, Specific
 from bart_export.server.status import Code, StatusError
 from bart_export.server.versions import State
 
@@ -195,7 +195,7 @@ def test_a_failing_version_does_not_hold_up_a_newer_one(opener, base_path):
 def test_a_version_that_does_not_end_loading_holds_up_neither_others_nor_later_ones(
     opener, base_path, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(loading, "STOP_SECONDS", 0.0)
+    monkeypatch.setattr(versions, "STOP_SECONDS", 0.0)
     add_version(tmp_path / "other", 1)
     add_version(base_path, 2)
     opener.gates[2] = threading.Event()

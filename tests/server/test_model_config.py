@@ -11,7 +11,7 @@ from tensorflow_serving.config import model_server_config_pb2
 from bart_export.errors import ArtifactError, ConfigurationError
 from bart_export.server import messages, model_config
 from bart_export.server.model_config import ConfigWatcher
-from bart_export.server.served_model import TENSORFLOW, All, Latest, ServedModel, Specific
+from bart_export.server.sources import TENSORFLOW, All, Latest, ServedModel, Specific
 from bart_export.server.status import Code, StatusError
 
 

@@ -16,7 +16,7 @@ from support.served_directories import (
 )
 
 from bart_export.server.models import ModelSpec
-from bart_export.server.served_model import LITERT, ServedModel, Specific
+from bart_export.server.sources import LITERT, ServedModel, Specific
 from bart_export.server.status import Code, StatusError
 from bart_export.server.versions import State
 

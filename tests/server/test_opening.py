@@ -14,7 +14,7 @@ from bart_export.server import opening
 from bart_export.server.messages import PredictRequest
 from bart_export.server.metrics import Metrics
 from bart_export.server.options import ServeOptions
-from bart_export.server.served_model import ServedModel
+from bart_export.server.sources import ServedModel
 from bart_export.server.status import Code, StatusError
 from bart_export.server.tensors import to_proto
 from bart_export.server.warmup import REQUESTS, write_records
@@ -58,7 +58,7 @@ def test_a_version_answers_its_warm_up_requests_before_it_is_handed_out(tmp_path
     assert servable is opened[0]
     assert "2 requests warmed it up" in caplog.text
     labels = f'model_path="{tmp_path / "1"}",status="OK"'
-    assert f":tensorflow:serving:model_warmup_latency_count{{{labels}}} 1" in metrics.exposition()
+    assert f":tensorflow:serving:model_warmup_latency_count{{{labels}}} 1.0" in metrics.exposition()
 
 
 def test_a_warm_up_request_that_fails_fails_the_version_and_frees_it(tmp_path, opened):
@@ -85,14 +85,14 @@ def test_warm_up_can_be_left_out(tmp_path, opened):
     metrics = Metrics()
     servable = open_version(version(tmp_path / "1", TEXT), metrics, warmup=False)
     assert not servable.closed
-    assert "warmup" not in metrics.exposition()
+    assert "warmup_latency_count" not in metrics.exposition()
 
 
 def test_a_version_without_warm_up_requests_is_not_in_the_metrics(tmp_path, opened):
     metrics = Metrics()
     (tmp_path / "1").mkdir()
     open_version(tmp_path / "1", metrics)
-    assert "warmup" not in metrics.exposition()
+    assert "warmup_latency_count" not in metrics.exposition()
 
 
 def test_the_tensorflow_engine_needs_its_extra(tmp_path, monkeypatch):

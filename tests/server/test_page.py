@@ -13,8 +13,8 @@ from support.arithmetic import PREDICT, STRING, Arithmetic, signature
 from support.counting import Counting
 from support.rest_server import served, store_of
 
-from bart_export.server.served_model import ServedModel
-from bart_export.server.texts import TextReader
+from bart_export.server.servable import TextReader
+from bart_export.server.sources import ServedModel
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")

@@ -10,7 +10,6 @@ import pytest
 from support.arithmetic import FLOAT, PREDICT, Arithmetic, signature
 
 from bart_export.errors import ArtifactError, ConfigurationError, InputError
-from bart_export.server.loading import Lease
 from bart_export.server.predict import (
     check_inputs,
     chosen_outputs,
@@ -21,6 +20,7 @@ from bart_export.server.predict import (
 )
 from bart_export.server.servable import Call, Limits
 from bart_export.server.status import Code, StatusError
+from bart_export.server.versions import Lease
 
 ONE = np.array([1], np.float32)
 PLAIN = signature(PREDICT, {"a": FLOAT, "b": FLOAT}, {"x": FLOAT, "y": FLOAT})

@@ -14,7 +14,7 @@ from bart_export.errors import ConfigurationError
 from bart_export.server import rest
 from bart_export.server.metrics import Metrics
 from bart_export.server.options import ServeOptions
-from bart_export.server.served_model import ServedModel
+from bart_export.server.sources import ServedModel
 
 TOO_LARGE = "A request may have 100000 bytes (--max-request-bytes), this one has more"
 TIMED_OUT = {"error": "Timed out waiting for notification"}
@@ -152,7 +152,7 @@ def test_a_full_queue_is_refused_at_once():
         assert time.monotonic() - began < 0.5
         assert (answer.status, answer.json) == (503, {"error": "The queue is full"})
         numbers = server.get(METRICS).text
-    assert ':bart_export:refused_count{model_name="m"} 1\n' in numbers
+    assert ':bart_export:refused_count{model_name="m"} 1.0\n' in numbers
 
 
 def test_a_large_body_does_not_hold_up_others():
@@ -177,11 +177,11 @@ def test_requests_are_counted_by_model_and_status():
     assert answer.headers["Content-Type"] == "text/plain; charset=utf-8"
     lines = answer.text.splitlines()
     for line in (
-        'request_count{model_name="m",status="OK"} 1',
-        'request_count{model_name="m",status="INVALID_ARGUMENT"} 1',
-        'request_count{model_name="",status="NOT_FOUND"} 1',
-        'request_latency_count{model_name="m",API="predict",entrypoint="REST"} 1',
-        'runtime_latency_count{model_name="m",API="Predict",runtime="TF1"} 1',
+        'request_count{model_name="m",status="OK"} 1.0',
+        'request_count{model_name="m",status="INVALID_ARGUMENT"} 1.0',
+        'request_count{model_name="",status="NOT_FOUND"} 1.0',
+        'request_latency_count{API="predict",entrypoint="REST",model_name="m"} 1.0',
+        'runtime_latency_count{API="Predict",model_name="m",runtime="TF1"} 1.0',
     ):
         assert f":tensorflow:serving:{line}" in lines
 

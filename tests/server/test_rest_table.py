@@ -20,7 +20,7 @@ from bart_export.server.metrics import Metrics
 from bart_export.server.models import ModelStore
 from bart_export.server.opening import opener
 from bart_export.server.options import ServeOptions
-from bart_export.server.served_model import LITERT, TENSORFLOW, All, ServedModel
+from bart_export.server.sources import LITERT, TENSORFLOW, All, ServedModel
 
 ENGINES = (TENSORFLOW, LITERT)
 OPTIONS = ServeOptions(load_retries=0)

@@ -48,7 +48,7 @@ def test_both_services_count_into_the_same_metrics(base_path):
         over_grpc(server.port, x=[1.0])
         url = f"http://{LOOPBACK}:{server.rest_api_port}/monitoring/prometheus/metrics"
         lines = httpx.get(url).text.splitlines()
-    assert ':tensorflow:serving:request_count{model_name="m",status="OK"} 2' in lines
+    assert ':tensorflow:serving:request_count{model_name="m",status="OK"} 2.0' in lines
 
 
 def test_new_versions_are_found_while_it_serves(base_path):

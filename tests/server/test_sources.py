@@ -7,8 +7,7 @@ from support import made_up_artifacts
 from support.served_directories import add_version, served
 
 from bart_export.errors import ArtifactError
-from bart_export.server.served_model import LITERT, TENSORFLOW, ServedModel
-from bart_export.server.sources import choose_engine, find_versions
+from bart_export.server.sources import LITERT, TENSORFLOW, ServedModel, choose_engine, find_versions
 
 # Names of directories, and the versions that they are.
 NAMES = [

@@ -10,7 +10,7 @@ from bart_export.server import opening, tensorflow_engine
 from bart_export.server.metrics import Metrics
 from bart_export.server.options import ServeOptions
 from bart_export.server.servable import Call
-from bart_export.server.served_model import TENSORFLOW, ServedModel
+from bart_export.server.sources import TENSORFLOW, ServedModel
 from bart_export.server.status import Code, StatusError
 
 

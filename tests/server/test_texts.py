@@ -11,7 +11,7 @@ from bart_export.runtime.generator import Generator
 from bart_export.server import messages
 from bart_export.server.options import ServeOptions
 from bart_export.server.serve import running
-from bart_export.server.served_model import LITERT, TENSORFLOW, ServedModel
+from bart_export.server.sources import LITERT, TENSORFLOW, ServedModel
 from bart_export.server.tensors import string_array, to_proto
 
 SHORT = "The river rose two metres overnight."

@@ -19,7 +19,7 @@ from bart_export.runtime import trial
 from bart_export.server import opening
 from bart_export.server.metrics import Metrics
 from bart_export.server.options import ServeOptions
-from bart_export.server.served_model import LITERT, ServedModel
+from bart_export.server.sources import LITERT, ServedModel
 
 
 def serve(directory):

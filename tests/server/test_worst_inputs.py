@@ -15,7 +15,7 @@ from support.serving_process import LOOPBACK, serving_process
 from support.worst_inputs import GRPC, GZIP, JSON
 
 from bart_export.errors import BartExportError
-from bart_export.server import json_request, model_config, rest, tensors
+from bart_export.server import json_body, model_config, rest, tensors
 from bart_export.server.messages import DataType, PredictRequest, TensorInfo
 from bart_export.server.predict import aside
 from bart_export.server.rest import decompressed
@@ -28,7 +28,7 @@ NUMBER = {"x": TensorInfo(dtype=DataType.DT_FLOAT)}
 def read_json(body):
     for inputs in (TEXT, NUMBER):
         with contextlib.suppress(BartExportError):
-            json_request.tensors(json_request.parse(body), inputs, MEGABYTE * 4)
+            json_body.tensors(json_body.parse(body), inputs, MEGABYTE * 4)
 
 
 def read_tensor(data):

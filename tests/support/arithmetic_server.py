@@ -19,7 +19,7 @@ import httpx
 import numpy as np
 
 from bart_export.server import messages, opening
-from bart_export.server.served_model import TENSORFLOW
+from bart_export.server.sources import TENSORFLOW
 from bart_export.server.tensors import to_proto
 from support.arithmetic import Arithmetic
 

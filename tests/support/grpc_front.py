@@ -26,7 +26,7 @@ from bart_export.server.grpc_services import services
 from bart_export.server.metrics import Metrics
 from bart_export.server.models import ModelStore
 from bart_export.server.options import ServeOptions
-from bart_export.server.served_model import All, ServedModel
+from bart_export.server.sources import All, ServedModel
 from support.arithmetic import Arithmetic
 
 REQUESTS = {

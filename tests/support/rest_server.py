@@ -11,7 +11,7 @@ from bart_export.server import http_server, ports, rest
 from bart_export.server.metrics import Metrics
 from bart_export.server.models import ModelStore
 from bart_export.server.options import ServeOptions
-from bart_export.server.served_model import ServedModel
+from bart_export.server.sources import ServedModel
 from support.arithmetic import Arithmetic
 
 MODEL = "/v1/models/m"

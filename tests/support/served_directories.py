@@ -11,7 +11,7 @@ import pytest
 from bart_export.server import sources
 from bart_export.server.models import ModelSpec, ModelStore
 from bart_export.server.options import ServeOptions
-from bart_export.server.served_model import TENSORFLOW, ServedModel
+from bart_export.server.sources import TENSORFLOW, ServedModel
 from bart_export.server.status import StatusError
 
 

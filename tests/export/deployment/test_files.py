@@ -16,7 +16,7 @@ from bart_export.export.deployment.files import LOADED_VERSIONS, serving_files
 from bart_export.export.deployment.memory import guessed
 from bart_export.export.deployment.requests import MAX_BATCH_SIZE
 from bart_export.server import batching, messages
-from bart_export.server.served_model import Latest
+from bart_export.server.sources import Latest
 
 ONE = serving_files("bart_mini_en", [1], MEMORY, SIZE)
 THREE = serving_files("Bart.Large_7", [4, 5, 9], MEMORY, SIZE)

@@ -1,10 +1,10 @@
-"""The JSON bodies of REST requests, and the tensors in them.
+"""The JSON bodies of REST: requests become tensors, outputs and what is told of models become JSON.
 
 JSON is Python's: standard, and with the words NaN, Infinity and -Infinity, which TensorFlow
-Serving reads and writes for floats. A name that stands twice in an object is refused. `parse` reads
-a body as far as that is possible before the model is known, `tensors` by the inputs of a signature,
-in TensorFlow Serving's row form (`instances`) and column form (`inputs`). Everything takes time in
-proportion to the body.
+Serving reads and writes for floats. A name that stands twice in an object is refused. Inputs are in
+TensorFlow Serving's row form (`instances`) or column form (`inputs`). A float32 is written with the
+fewest digits that give it back; strings are text, with U+FFFD for bytes that are not UTF-8, or
+base64 if the output's name ends in `_bytes`. Everything takes time in proportion to the body.
 """
 
 import base64
@@ -13,14 +13,23 @@ import dataclasses
 import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from google.protobuf import json_format
 
-from bart_export.server.options import MAX_AXES, MAX_JSON_LISTS
-from bart_export.server.status import Code, StatusError
-from bart_export.server.tensors import Array, check_rows, numpy_dtype, string_array
+from bart_export.server import messages
+from bart_export.server.options import MAX_AXES, MAX_JSON_LISTS, MAX_JSON_VALUES
+from bart_export.server.status import Code, StatusError, invalid
+from bart_export.server.tensors import (
+    Array,
+    check_rows,
+    data_type,
+    numpy_dtype,
+    string_array,
+    type_name,
+)
 
 # An integer of more characters than any of 64 bits becomes a float without being converted first,
 # which would take the square of its digits.
@@ -38,20 +47,14 @@ WANTED: Mapping[str, tuple[frozenset[type], str]] = {
 
 @dataclasses.dataclass(frozen=True)
 class ParsedBody:
-    """A body that is a JSON object; `signature_name` is "" if it names none."""
+    """A body that is a JSON object.
+
+    `signature_name` is "" if it names none; `by_row` says whether inputs and answer are in rows.
+    """
 
     signature_name: str
     document: dict[str, Any]
-
-    @property
-    def by_row(self) -> bool:
-        """Whether inputs are in row form, and the answer is to be."""
-        return "instances" in self.document
-
-
-def invalid(message: str) -> StatusError:
-    """Return the error for a body that no signature, or not this one, can take."""
-    return StatusError(Code.INVALID_ARGUMENT, message)
+    by_row: bool
 
 
 def members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -80,12 +83,7 @@ DECODER = json.JSONDecoder(object_pairs_hook=members, parse_int=integer, parse_f
 
 
 def document(body: bytes) -> Any:
-    """Return the value that a body holds.
-
-    Raises:
-        StatusError: INVALID_ARGUMENT for what is no JSON in UTF-8, is nested more deeply than
-            Python goes, or has more lists and objects than are read.
-    """
+    """Return the value that a body holds."""
     try:
         if not body.strip():
             raise ValueError("The document is empty")
@@ -105,33 +103,18 @@ def document(body: bytes) -> Any:
 
 
 def parse(body: bytes) -> ParsedBody:
-    """Return a body as an object and the signature it names.
-
-    Raises:
-        StatusError: INVALID_ARGUMENT for a body that is no JSON, no object, or that names the
-            signature by something other than a string.
-    """
+    """Return a body as an object and the signature it names."""
     parsed = document(body)
     if not isinstance(parsed, dict):
         raise invalid(f"Expected the body to be a JSON object, received {shown(parsed)}")
     name = parsed.get("signature_name", "")
     if not isinstance(name, str):
         raise invalid(f"Expected 'signature_name' to be a string, received {shown(name)}")
-    return ParsedBody(name, parsed)
+    return ParsedBody(name, parsed, "instances" in parsed)
 
 
 def tensors(parsed: ParsedBody, inputs: Mapping[str, Any], most_rows: int) -> dict[str, Array]:
-    """Return an array for each input.
-
-    Args:
-        parsed: the body.
-        inputs: the TensorInfo of each input of the signature.
-        most_rows: how many rows a request may have.
-
-    Raises:
-        StatusError: INVALID_ARGUMENT for values that do not fit the inputs, or too many rows;
-            UNIMPLEMENTED for inputs of a type that JSON has no values for.
-    """
+    """Return an array for each input."""
     if not inputs:
         raise invalid(
             f"Failed to get input map for signature: {parsed.signature_name or 'DEFAULT'}"
@@ -202,17 +185,7 @@ def is_base64(value: Any) -> bool:
 
 
 def tensor(value: Any, data_type: int, where: tuple[str, str], most_rows: int) -> Array:
-    """Return a value, or lists of values that are nested evenly, as an array.
-
-    Args:
-        value: of JSON.
-        data_type: a DataType.
-        where: what stands before and behind the number of a row when an error names a place.
-        most_rows: how long the outermost list may be.
-
-    Raises:
-        StatusError: for lists that are not even, too long, or have a value of another type.
-    """
+    """Return a value, or lists of values that are nested evenly, as an array."""
     dtype = numpy_dtype(data_type)
     if dtype.kind not in WANTED:
         raise StatusError(Code.UNIMPLEMENTED, f"JSON has no values of type {dtype.name}")
@@ -263,11 +236,7 @@ def strings(flat: list[Any], where: tuple[str, str], shape: tuple[int, ...]) -> 
 
 
 def base64_bytes(value: dict[str, Any]) -> bytes:
-    """Return what `{"b64": "..."}` stands for: the standard alphabet, padded or not.
-
-    Raises:
-        ValueError: for any other object or text.
-    """
+    """Return what `{"b64": "..."}` stands for: the standard alphabet, padded or not."""
     if not is_base64(value):
         raise ValueError("any other object is none")
     text: str = value["b64"]
@@ -298,3 +267,128 @@ def shown(value: Any) -> str:
     if isinstance(value, str) and len(value) > SHOWN_CHARACTERS:
         return f"{json.dumps(value[:SHOWN_CHARACTERS])} ... ({len(value)} characters)"
     return json.dumps(value)
+
+
+# Values that are written at once: other threads have their turn in between.
+CHUNK = 4096
+ERROR_CHARACTERS = 1024
+
+
+def predictions(outputs: Mapping[str, Array], *, row_format: bool) -> bytes:
+    """Return the outputs of a signature: by rows as `predictions`, or by columns as `outputs`."""
+    if not outputs:
+        raise invalid("Cannot convert empty tensor map to JSON")
+    # An empty axis saves no brackets.
+    values = sum(math.prod(max(1, size) for size in array.shape) for array in outputs.values())
+    if values > MAX_JSON_VALUES:
+        raise invalid(
+            f"The answer has {values} values, and over REST at most {MAX_JSON_VALUES} are sent. "
+            "Ask for fewer rows at once, or over gRPC."
+        )
+    if row_format:
+        return body_of("predictions", by_rows(outputs))
+    texts = {name: written(array, name) for name, array in outputs.items()}
+    return body_of("outputs", next(iter(texts.values())) if len(texts) == 1 else an_object(texts))
+
+
+def by_rows(outputs: Mapping[str, Array]) -> str:
+    """Return a list of rows: the only output's values, or objects of all outputs."""
+    count = None
+    for name, array in outputs.items():
+        if array.ndim == 0:
+            raise invalid(f"Tensor name: {name} has no shape information ")
+        if count not in (None, len(array)):
+            raise invalid(
+                f"Tensor name: {name} has inconsistent batch size: {len(array)} expecting: {count}"
+            )
+        count = len(array)
+    if len(outputs) == 1:
+        ((name, array),) = outputs.items()
+        return written(array, name)
+    return a_list(
+        an_object(
+            {
+                name: written(array[row : row + 1].reshape(array.shape[1:]), name)
+                for name, array in outputs.items()
+            }
+        )
+        for row in range(count or 0)
+    )
+
+
+def written(array: Array, name: str) -> str:
+    """Return an array, the output `name` or a part of it, as nested lists."""
+    if array.ndim == 0:
+        return written(array.reshape(1), name)[1:-1]
+    if array.ndim > 1:
+        return a_list(written(part, name) for part in array)
+    starts = range(0, len(array), CHUNK)
+    return a_list(json_text(values(array[start : start + CHUNK], name))[1:-1] for start in starts)
+
+
+def values(flat: Array, name: str) -> list[Any]:
+    """Return the values of an output, (number,), as Python has them for JSON."""
+    kind = flat.dtype.kind
+    if kind in "OSU":
+        items = [item if isinstance(item, bytes) else str(item).encode() for item in flat.tolist()]
+        if name.endswith("_bytes"):
+            return [{"b64": base64.b64encode(item).decode()} for item in items]
+        return [item.decode("utf-8", "replace") for item in items]
+    if kind not in "biuf":
+        raise invalid(f"Failed to write JSON value for tensor type: {type_name(data_type(flat))}")
+    # Text has the fewest digits of a float of its own width.
+    short = kind == "f" and flat.dtype.itemsize < 8
+    listed_values: list[Any] = (flat.astype("U32").astype(np.float64) if short else flat).tolist()
+    return listed_values
+
+
+def json_text(value: Any) -> str:
+    """Return a value as JSON."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def a_list(texts: Iterable[str]) -> str:
+    """Return JSON values as an array."""
+    return f"[{', '.join(texts)}]"
+
+
+def an_object(texts: Mapping[str, str]) -> str:
+    """Return named JSON values as an object."""
+    return f"{{{', '.join(f'{json_text(name)}: {text}' for name, text in texts.items())}}}"
+
+
+def body_of(key: str, text: str) -> bytes:
+    """Return an object of one member as a body."""
+    return an_object({key: text}).encode("utf-8", "replace")
+
+
+def error(message: str) -> bytes:
+    """Return the body of an error; a message that quotes much is cut."""
+    cut = message if len(message) <= ERROR_CHARACTERS else f"{message[:ERROR_CHARACTERS]} ..."
+    return body_of("error", json_text(cut))
+
+
+def model_status(response: Any) -> bytes:
+    """Return a GetModelStatusResponse as a body."""
+    return json_text(fields(response)).encode()
+
+
+def model_metadata(response: Any) -> bytes:
+    """Return a GetModelMetadataResponse as a body; each metadata field is a SignatureDefMap."""
+    metadata = {}
+    for name, packed in response.metadata.items():
+        signatures = messages.SignatureDefMap()
+        packed.Unpack(signatures)
+        metadata[name] = fields(signatures)
+    return json_text({"model_spec": fields(response.model_spec), "metadata": metadata}).encode()
+
+
+def fields(message: Any) -> dict[str, Any]:
+    """Return a message as JSON, with every field under the name it has in its `.proto` file."""
+    named: dict[str, Any] = json_format.MessageToDict(
+        message,
+        preserving_proto_field_name=True,
+        always_print_fields_with_no_presence=True,
+        descriptor_pool=messages.POOL,
+    )
+    return named
