@@ -109,7 +109,7 @@ def chosen_signature(servable: Servable, name: str) -> Any:
 def check_inputs(signature: Any, given: Collection[str]) -> None:
     """Hold the names of a gRPC request's inputs to a signature that may have defaults.
 
-    REST asks for every input, default or not, and `json_request` sees to that.
+    REST asks for every input, default or not, and `json_body` sees to that.
     """
     names, sent, defaults = set(signature.inputs), set(given), set(signature.defaults)
     if len(sent) > len(names) or (len(sent) < len(names) and not defaults):

@@ -17,7 +17,7 @@ from bart_export.server import opening
 from bart_export.server.metrics import Metrics
 from bart_export.server.options import ServeOptions
 from bart_export.server.saved_model_operators import OPERATORS, check_operators
-from bart_export.server.served_model import TENSORFLOW, ServedModel
+from bart_export.server.sources import TENSORFLOW, ServedModel
 from bart_export.text.added_tokens import AddedToken
 from bart_export.text.tokenizer import BartTokenizer
 
