@@ -66,3 +66,15 @@ class StatusError(BartExportError):
 def invalid(message: str) -> StatusError:
     """Return the error of a request that is wrong, whoever is asked."""
     return StatusError(Code.INVALID_ARGUMENT, message)
+
+
+def told(error: Exception) -> tuple[Code, str]:
+    """Return the code and the message by which a client is told of an error."""
+    if isinstance(error, StatusError):
+        return error.code, error.message
+    return Code.UNKNOWN, str(error) or type(error).__name__
+
+
+def one_line(text: str) -> str:
+    """Return a text with every run of white space as one space."""
+    return " ".join(text.split())

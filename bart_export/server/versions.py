@@ -23,7 +23,7 @@ from typing import Any
 from bart_export.server.options import ServeOptions
 from bart_export.server.servable import Servable
 from bart_export.server.sources import ServedModel, Specific, listing
-from bart_export.server.status import Code, StatusError
+from bart_export.server.status import Code, StatusError, one_line, told
 
 LOG = logging.getLogger(__name__)
 
@@ -392,15 +392,3 @@ def missing(served: ServedModel, found: Collection[int]) -> str:
     if not found:
         return f"No versions of servable {served.name} found under base path {served.base_path}"
     return ""
-
-
-def told(error: Exception) -> tuple[Code, str]:
-    """Return the code and the message by which a client is told of an error."""
-    if isinstance(error, StatusError):
-        return error.code, error.message
-    return Code.UNKNOWN, str(error) or type(error).__name__
-
-
-def one_line(text: str) -> str:
-    """Return a text with every run of white space as one space."""
-    return " ".join(text.split())
