@@ -15,7 +15,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from bart_export import documents
 from bart_export.artifact.artifact import sha256
+from bart_export.checkpoints.files import CONFIG_FILE, LARGEST_TEXT
 from bart_export.errors import MissingExtra, PresetError, shown
 
 # What a reader needs beside the weights, in either format.
@@ -156,7 +158,9 @@ def fetch_hugging_face(repository: str, revision: str | None) -> tuple[Path, str
 def weight_files(handle: str, directory: Path) -> tuple[tuple[str, ...], ...]:
     """Return the ways in which the format of config.json keeps weights."""
     try:
-        config = json.loads((directory / "config.json").read_bytes().decode("utf-8-sig"))
+        config = json.loads(
+            documents.read(directory / CONFIG_FILE, LARGEST_TEXT).decode("utf-8-sig")
+        )
     except (OSError, ValueError, RecursionError):
         config = None
     if not isinstance(config, dict):
@@ -180,7 +184,7 @@ def refuse_adapter(place: str, directory: Path) -> None:
     holds. `place` is how the user named it.
     """
     try:
-        stored = json.loads((directory / ADAPTER_FILE).read_bytes())
+        stored = json.loads(documents.read(directory / ADAPTER_FILE, LARGEST_TEXT))
     except FileNotFoundError:
         return
     except (OSError, ValueError, RecursionError):

@@ -6,12 +6,10 @@ What is done with them is not known here.
 """
 
 import dataclasses
-import json
 import pathlib
 
 from bart_export import documents
 from bart_export.artifact import artifact
-from bart_export.documents import object_of
 from bart_export.errors import InputError, shown
 
 # All of a file is held in memory, and every text is worth seconds of computing.
@@ -59,8 +57,8 @@ def example(place: str, line: str) -> Example:
     """Return the example of one line; `place` says in an error where it stands."""
     wanted = 'must be an object as in {"text": "...", "reference": "..."}'
     try:
-        row = json.loads(line, object_pairs_hook=object_of)
-    except (ValueError, RecursionError) as error:
+        row = documents.parse_json(line.encode())
+    except ValueError as error:
         raise InputError(f"{place}, {wanted}, but is no JSON: {error}.") from error
     if not isinstance(row, dict):
         raise InputError(f"{place}, {wanted}, received {shown(row)}.")

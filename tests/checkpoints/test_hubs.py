@@ -11,8 +11,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from support.hub_server import COMMIT, Hub, serve
 
-from bart_export.checkpoints import formats, keras_preset, origin
-from bart_export.errors import MissingExtra
+from bart_export.checkpoints import formats, hubs, keras_preset, origin
+from bart_export.checkpoints.files import LARGEST_TEXT
+from bart_export.errors import MissingExtra, PresetError
 
 TESTS = Path(__file__).parents[1]
 GOLDEN = TESTS / "data/golden/bart_tiny_symmetric"
@@ -237,6 +238,17 @@ def test_a_missing_client_is_told(client, preset, monkeypatch):
     monkeypatch.setitem(sys.modules, client, None)
     with pytest.raises(MissingExtra, match=rf"{client}.*pip install .*\[export\]"):
         origin.resolve(preset)
+
+
+def test_no_more_of_what_was_fetched_is_read_than_such_a_file_can_have(tmp_path):
+    for name, read in (
+        ("config.json", hubs.weight_files),
+        ("adapter_config.json", hubs.refuse_adapter),
+    ):
+        content = b'{"model_type": "bart", "base_model_name_or_path": "org/plain"}'
+        (tmp_path / name).write_bytes(content.ljust(LARGEST_TEXT + 1))
+        with pytest.raises(PresetError, match=r"no readable config\.json|adapter of null"):
+            read("hf://org/x", tmp_path)
 
 
 KAGGLE = "org/bart/keras"
