@@ -10,6 +10,7 @@ model's name.
 TensorFlow has one pool of threads in a process: the `num_threads` of the first model count.
 """
 
+import dataclasses
 import functools
 import gc
 import logging
@@ -47,6 +48,8 @@ gc.freeze()
 
 PARAMETERS = "batching_params.pbtxt"
 TAG = "serve"
+# By these signatures an export is known, outside of its artifact as well.
+EXPORTED = {signature.name for signature in contract.saved_model_signatures()}
 
 # (values by the names of tensors to feed, names of tensors to fetch, seconds) -> values.
 Run = Callable[[Mapping[str, Any], Sequence[str], float | None], Sequence[Any]]
@@ -86,6 +89,8 @@ def open_saved_model(directory: pathlib.Path, options: ServeOptions) -> "SavedMo
     try:
         with graph.as_default():
             meta_graph = tf.compat.v1.saved_model.load(session, [TAG], str(directory))
+        if parameters and set(meta_graph.signature_def) >= EXPORTED:
+            parameters = split_beyond(parameters, options.max_request_rows)
         return SavedModelServable(session, meta_graph, options, parameters)
     except Exception as error:
         session.close()
@@ -96,6 +101,22 @@ def open_saved_model(directory: pathlib.Path, options: ServeOptions) -> "SavedMo
             f"{directory} should hold a SavedModel with the tag '{TAG}', but it cannot be loaded: "
             f"{one_line(str(error))}",
         ) from error
+
+
+def split_beyond(parameters: Parameters, most_rows: int) -> Parameters:
+    """Return the parameters of an export, by which larger calls are split instead of refused.
+
+    What TensorFlow Serving reads must not say so: it ends where the parts differ in width.
+    """
+    splits = parameters.enable_large_batch_splitting or parameters.allowed_batch_sizes
+    if splits or parameters.max_batch_size >= most_rows:
+        return parameters
+    return dataclasses.replace(
+        parameters,
+        max_batch_size=min(most_rows, batching.MOST_ROWS),
+        enable_large_batch_splitting=True,
+        max_execution_batch_size=parameters.max_batch_size,
+    )
 
 
 class SavedModelServable:

@@ -57,9 +57,10 @@ def run(client, *arguments, model="bart"):
 def test_texts_are_answered_as_by_the_library(ask, served, symmetric_artifact):
     # The SavedModel and the .tflite file of these two artifacts hold the same float32 weights.
     generator = Generator.from_artifact(symmetric_artifact.directory)
-    done = ask(TEXT, OTHER)
+    texts = [TEXT] * 8 + [OTHER]  # more than a batch has
+    done = ask(*texts)
     assert done.returncode == 0, done.stderr
-    expected = [result.text for result in generator.generate([TEXT, OTHER])]
+    expected = [result.text for result in generator.generate(texts)]
     assert done.stdout == "".join(f"{text}\n" for text in expected)
 
 

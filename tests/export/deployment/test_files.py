@@ -66,7 +66,9 @@ def test_monitoring_is_on_under_the_path_that_kubernetes_scrapes():
 def test_batching_parameters_are_those_of_the_server(deployed, tmp_path):
     draft, _ = deployed
     parameters = batching.read_parameters(draft.directory / "saved_model/2/batching_params.pbtxt")
-    assert parameters.batch_limit == MAX_BATCH_SIZE
+    assert parameters.max_batch_size == MAX_BATCH_SIZE
+    # TensorFlow Serving ends where it joins parts of different width.
+    assert not parameters.enable_large_batch_splitting
     assert parameters.pad_variable_length_inputs
     assert parameters.batch_timeout_micros == 0
     (tmp_path / "batching.config").write_text(ONE["batching.config"])
