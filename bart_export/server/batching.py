@@ -4,11 +4,11 @@ Calls go in one by one; those of the same signature, outputs and dtypes are put 
 in a batch, run once, and each gets its rows of the outputs. The rules, the parameters and the texts
 of errors are those of tensorflow/serving (batching/batching_session.cc, batching/batching_util.cc,
 servables/tensorflow/bundle_factory_util.h) and of TensorFlow's
-core/kernels/batching_util/shared_batch_scheduler.h. Nothing here knows what runs a batch.
+core/kernels/batching_util/shared_batch_scheduler.h.
 
-Two things are different: a call whose time ran out in the queue, or that nobody waits for any more,
-is left out of its batch, where the real server runs the batch as long as one of its calls is still
-wanted; and calls are counted as well as batches, so that `queue_size` bounds what may wait.
+Three things are different: a call whose time ran out in the queue, or that nobody waits for, is
+left out of its batch; calls are counted as well as batches, so that `queue_size` bounds what may
+wait; and one that is invalid does not fail the others of its batch.
 """
 
 import collections
@@ -323,6 +323,8 @@ class BatchScheduler:
             merged_outputs = self._run(signature, outputs, merged, longest_time(tasks))
             return split_outputs(merged_outputs, rows, size)
         except StatusError as error:
+            if error.code == Code.INVALID_ARGUMENT and len(tasks) > 1:  # of which one is to blame
+                return [self.run_batch(signature, outputs, [task])[0] for task in tasks]
             return [StatusError(error.code, error.message) for _ in tasks]
         except Exception as error:
             return [error for _ in tasks]

@@ -1,6 +1,5 @@
 """The queues in front of a model: which calls run together, when, and what the others are told."""
 
-import functools
 import threading
 import time
 
@@ -45,13 +44,16 @@ def model():
     return Doubling()
 
 
+def join(parts):
+    return joined_outputs(parts, {})
+
+
 @pytest.fixture
 def scheduled(model):
     """Return a function that makes a scheduler, on one thread unless told otherwise."""
     schedulers = []
 
     def schedule(run=model, num_threads=1, queue_size=1000, **fields):
-        join = functools.partial(joined_outputs, padding={"ids": 7})
         parameters = Parameters(**fields)
         schedulers.append(BatchScheduler(run, join, parameters, num_threads, queue_size))
         return schedulers[-1]
@@ -266,28 +268,6 @@ def test_a_split_call_fails_as_its_part_does(scheduled):
     assert answers(submit(scheduler, 1)) == [[1]]
 
 
-def test_parts_of_unequal_shapes_cannot_be_joined(scheduled):
-    def run(signature, outputs, inputs, seconds):
-        return {"y": np.zeros([len(inputs["x"]), int(inputs["x"][0])])}
-
-    code, message = error_of(submit(scheduled(run, **SPLIT), 1, 2, 3, 4))
-    assert code is Code.INTERNAL
-    assert message.startswith("Tensor concat operation failed: ")
-
-
-def test_parts_of_an_output_that_has_a_padding_are_made_as_long_as_the_longest(scheduled):
-    def run(signature, outputs, inputs, seconds):
-        width = int(inputs["x"][0])
-        return {"ids": np.ones([len(inputs["x"]), width, 3 - width], np.int32)}
-
-    future = submit(scheduled(run, **SPLIT), 1, 1, 1, 2)
-    ids = future.result(60)["ids"]
-    assert (ids.dtype, ids.tolist()) == (
-        np.int32,
-        [[[1, 1], [7, 7]]] * 3 + [[[1, 7], [1, 7]]],
-    )
-
-
 def test_calls_whose_time_is_over_or_that_nobody_waits_for_are_left_out(scheduled, model):
     scheduler = scheduled()
     keep_busy(scheduler, model)
@@ -358,6 +338,22 @@ def test_a_failing_run_fails_its_calls_and_no_others(scheduled, model, error, ex
         failure = future.exception(60)
         assert (type(failure), str(failure)) == expected
     assert answers(well) == [[2]]
+
+
+def test_an_invalid_call_does_not_fail_its_neighbours(scheduled, model):
+    def run(signature, outputs, inputs, seconds):
+        answer = model(signature, outputs, inputs, seconds)
+        if 4 in inputs["x"]:
+            raise StatusError(Code.INVALID_ARGUMENT, "no 4s")
+        return answer
+
+    scheduler = scheduled(run)
+    keep_busy(scheduler, model)
+    well, invalid, also_well = [submit(scheduler, *x) for x in ([1, 2], [4], [3])]
+    model.go.set()
+    assert answers(well, also_well) == [[2, 4], [6]]
+    assert error_of(invalid) == (Code.INVALID_ARGUMENT, "no 4s")
+    assert model.batches[1:] == [[1, 2, 4, 3], [1, 2], [4], [3]]
 
 
 def test_calls_of_unequal_shapes_fail_together_unless_they_are_padded(scheduled, model):

@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from bart_export.server.merging import merged_inputs, row_count, split_outputs
+from bart_export.server.merging import joined_outputs, merged_inputs, row_count, split_outputs
 from bart_export.server.status import Code, StatusError
 
 
@@ -81,3 +81,16 @@ def test_every_call_gets_its_rows_and_the_rest_is_dropped():
     answers = split_outputs(outputs, [1, 0, 2], 4)
     assert [answer["y"].tolist() for answer in answers] == [[[0, 1]], [], [[2, 3], [4, 5]]]
     assert [answer["z"].tolist() for answer in answers] == [[0], [], [1, 2]]
+
+
+def test_parts_of_an_output_that_has_a_padding_are_made_as_long_as_the_longest():
+    parts = [{"ids": np.ones(shape, np.int32)} for shape in ([2, 1, 2], [1, 2, 1])]
+    ids = joined_outputs(parts, {"ids": 7})["ids"]
+    assert ids.dtype == np.int32
+    assert ids.tolist() == [[[1, 1], [7, 7]]] * 2 + [[[1, 7], [1, 7]]]
+
+
+def test_parts_of_another_output_must_have_one_shape():
+    with pytest.raises(StatusError, match="^Tensor concat operation failed: ") as refused:
+        joined_outputs([{"y": np.ones([1, 2])}, {"y": np.ones([1, 3])}], {"ids": 7})
+    assert refused.value.code is Code.INTERNAL
