@@ -1,9 +1,9 @@
-"""Streaming: a text goes in, server-sent events come out, token by token.
+"""Streaming: from a text to server-sent events, token by token.
 
 `token` events bring pieces of the text as soon as they are certain, `done` what the whole
 generation gave, `error` what went wrong after the first event. Before the first event an error is
-an ordinary one. The format is that of the HTML standard, section 9.2 (Server-sent events). Nothing
-here knows HTTP requests, models' names or engines.
+an ordinary one. The format is that of the HTML standard, section 9.2 (Server-sent events); it is
+written here because a library for it would watch for the client and the server's end once more.
 """
 
 import asyncio
@@ -13,13 +13,15 @@ from collections.abc import AsyncGenerator, Mapping
 from concurrent.futures import Future
 from typing import Any
 
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
 from bart_export.runtime.generator import Result
 from bart_export.server.options import MAX_BEAMS
 from bart_export.server.predict import Held, status_of
 from bart_export.server.servable import TIMED_OUT, Limits, Remarks, StreamCall
 from bart_export.server.status import Code, StatusError, invalid
 
-CONTENT_TYPE = "text/event-stream"
 # Parameters that say how many rows of a decoder are computed.
 ROWS = ("num_beams", "num_return_sequences")
 
@@ -33,11 +35,6 @@ async def stream(held: Held, body: Any, limits: Limits) -> AsyncGenerator[bytes,
         held: the servable; it is to be held for as long as the iteration goes on.
         body: a JSON value: the text under `text`, and fields of `GenerationConfig`.
         limits: the deadline; its `stop` is set here.
-
-    Raises:
-        StatusError: INVALID_ARGUMENT for a body, parameter or text that is wrong, UNIMPLEMENTED
-            where the engine cannot stream, UNAVAILABLE when the queue is full, DEADLINE_EXCEEDED,
-            or what the servable says.
     """
     text, parameters = text_and_parameters(body)
     loop = asyncio.get_running_loop()
@@ -108,6 +105,28 @@ def event_bytes(name: str, data: Mapping[str, Any]) -> bytes:
     return f"event: {name}\ndata: {json.dumps(data)}\n\n".encode()
 
 
-def error_event(error: StatusError) -> bytes:
-    """Return the event of an error after the first event."""
-    return event_bytes("error", {"error": error.message})
+class EventResponse(StreamingResponse):
+    """A response of events, the first of which is there; an error on the way becomes the last."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, first: bytes, rest: AsyncGenerator[bytes, None]) -> None:
+        self.events = events_of(first, rest)
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        super().__init__(self.events, headers=headers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send each event as soon as there is one; whatever ends this ends the generation."""
+        async with contextlib.aclosing(self.events):
+            await self.stream_response(send)
+
+
+async def events_of(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    """Yield the events of a response."""
+    async with contextlib.aclosing(rest):
+        try:
+            yield first
+            async for event in rest:
+                yield event
+        except StatusError as error:
+            yield event_bytes("error", {"error": error.message})

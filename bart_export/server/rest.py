@@ -1,11 +1,13 @@
-"""The REST front: HTTP requests go in, methods of models answer, and answers go out.
+"""The REST front: from HTTP requests to methods of models, and back.
 
 Addresses and errors are TensorFlow Serving's; beside them stand the metrics and a page for a
 browser. Bodies are bounded, and a request ends when its time is over or its client has gone, which
-stops the work for it. What the methods do, nothing here knows.
+stops the work for it. A body is read as far as it can be without the model, then the model is
+looked up, then its signature, then the rest of the body.
 """
 
 import asyncio
+import contextlib
 import functools
 import json
 import pathlib
@@ -14,7 +16,7 @@ import secrets
 import time
 import urllib.parse
 import zlib
-from collections.abc import Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -24,14 +26,19 @@ from starlette.routing import Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bart_export.errors import ConfigurationError
-from bart_export.server import json_body, metrics
+from bart_export.server import events, json_body, messages, metrics
 from bart_export.server.admission import Admission
+from bart_export.server.grpc_services import (
+    NO_EXAMPLES,
+    SIGNATURE_DEF,
+    ModelService,
+    PredictionService,
+)
 from bart_export.server.messages import MonitoringConfig, read_text
 from bart_export.server.metrics import Metrics
 from bart_export.server.models import ModelSpec, ModelStore
 from bart_export.server.options import MAX_GZIP_MEMBERS, ServeOptions
-from bart_export.server.predict import aside, status_of
-from bart_export.server.rest_methods import JSON, RestMethods
+from bart_export.server.predict import Predictor, aside, status_of
 from bart_export.server.servable import TIMED_OUT, Limits
 from bart_export.server.status import HTTP_STATUS, Code, StatusError, invalid
 
@@ -39,7 +46,7 @@ from bart_export.server.status import HTTP_STATUS, Code, StatusError, invalid
 VERBS = ("GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH")
 MODEL = r"/v1/models/(?P<name>[^/:]+)"
 CHOICE = r"(?:/versions/(?P<version>[0-9]+)|/labels/(?P<label>[^/:]+))?"
-# Letters of either case fit, but methods have only the names of `RestMethods`.
+# Letters of either case fit, but methods have only the names of `Methods`.
 ADDRESSES = {
     "POST": re.compile(f"{MODEL}{CHOICE}:(?P<method>[a-z]+)", re.IGNORECASE),
     "GET": re.compile(f"/v1/models(?:/(?P<name>[^/:]+))?{CHOICE}(?:/(?P<method>metadata))?", re.I),
@@ -49,7 +56,9 @@ METRICS_PATH = "/monitoring/prometheus/metrics"
 PAGE = pathlib.Path(__file__).with_name("page.html")
 # A client that does not take the end of its answer is cut off this long after its time is over.
 SENDING_SECONDS = 5.0
+JSON = "application/json"
 MAX_INT64 = 2**63 - 1
+Method = Callable[[ModelSpec, bytes, Limits], Awaitable[Response]]
 
 
 def app(store: ModelStore, options: ServeOptions, numbers: Metrics) -> ASGIApp:
@@ -64,7 +73,7 @@ class Service:
         self.store = store
         self.options = options
         self.numbers = numbers
-        self.methods = RestMethods(store, numbers)
+        self.methods = Methods(store, numbers)
         self.metrics_path = metrics_path(options.monitoring_config_file)
         self.page = PAGE.read_text(encoding="utf-8") if options.page else None
 
@@ -271,3 +280,92 @@ def metrics_path(config_file: pathlib.Path | None) -> str | None:
         ) from None
     prometheus = config.prometheus_config
     return (prometheus.path or METRICS_PATH) if prometheus.enable else None
+
+
+class Methods:
+    """What a model can be asked for: from its name and a body to a response."""
+
+    def __init__(self, store: ModelStore, numbers: Metrics) -> None:
+        self.predictor = Predictor(store, numbers)
+        # What REST and gRPC tell of models is the same, but for its wrapping.
+        self.prediction_service = PredictionService(self.predictor)
+        self.model_service = ModelService(store, numbers)
+        self.table: dict[tuple[str, str | None], Method] = {
+            ("GET", None): self.status,
+            ("GET", "metadata"): self.metadata,
+            ("POST", "predict"): self.predict,
+            ("POST", "generate"): self.generate,
+            ("POST", "classify"): unserved,
+            ("POST", "regress"): unserved,
+        }
+
+    def named(self, verb: str, name: str | None) -> Method | None:
+        """Return the method of a verb and a name, None if there is no such method."""
+        # An address that ends in a name which is none, as /METADATA, asks for the status.
+        return self.table.get((verb, name), self.status if verb == "GET" else None)
+
+    async def predict(self, spec: ModelSpec, body: bytes, limits: Limits) -> Response:
+        """Run a signature."""
+        with self.predictor.counted(spec, "predict", "REST"):
+            parsed = await aside(len(body), lambda: json_body.parse(body))
+            most = self.predictor.store.options.max_request_rows
+            answer = await self.predictor.predict(
+                spec,
+                parsed.signature_name,
+                lambda signature: json_body.tensors(parsed, signature.inputs, most),
+                len(body),
+                limits,
+            )
+            outputs = answer.outputs
+            text = await aside(
+                sum(array.nbytes for array in outputs.values()),
+                lambda: json_body.predictions(outputs, row_format=parsed.by_row),
+                alone=False,
+            )
+            return json_answer(text, limits.remarks.headers())
+
+    async def status(self, spec: ModelSpec, body: bytes, limits: Limits) -> Response:
+        """Tell of the states of a model's versions."""
+        request = messages.GetModelStatusRequest(model_spec=message(spec))
+        answer = await self.model_service.get_model_status(request, limits)
+        return json_answer(json_body.model_status(answer))
+
+    async def metadata(self, spec: ModelSpec, body: bytes, limits: Limits) -> Response:
+        """Tell of a model's signatures."""
+        request = messages.GetModelMetadataRequest(
+            model_spec=message(spec), metadata_field=[SIGNATURE_DEF]
+        )
+        answer = await self.prediction_service.get_model_metadata(request, limits)
+        return json_answer(json_body.model_metadata(answer))
+
+    async def generate(self, spec: ModelSpec, body: bytes, limits: Limits) -> Response:
+        """Generate from a text; the answer are events, the first of which is there already."""
+        rest = self.generation(spec, body, limits)
+        return events.EventResponse(await anext(rest), rest)
+
+    async def generation(
+        self, spec: ModelSpec, body: bytes, limits: Limits
+    ) -> AsyncGenerator[bytes, None]:
+        """Yield the events of a generation."""
+        with self.predictor.counted(spec, "generate", "REST"):
+            document: Any = await aside(len(body), lambda: json_body.document(body))
+            with self.predictor.held(spec) as holder:
+                async with contextlib.aclosing(events.stream(holder, document, limits)) as stream:
+                    async for event in stream:
+                        yield event
+
+
+async def unserved(spec: ModelSpec, body: bytes, limits: Limits) -> Response:
+    """Refuse a method that takes examples."""
+    raise HTTPException(404, NO_EXAMPLES)
+
+
+def json_answer(body: bytes, headers: Mapping[str, str] | None = None) -> Response:
+    """Return a response of JSON."""
+    return Response(body, media_type=JSON, headers=headers)
+
+
+def message(spec: ModelSpec) -> Any:
+    """Return a ModelSpec as the message of that name."""
+    version = None if spec.version is None else messages.Int64Value(value=spec.version)
+    return messages.ModelSpec(name=spec.name, version=version, version_label=spec.label)

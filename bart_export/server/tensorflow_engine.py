@@ -41,6 +41,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 with native_stderr_silenced():
     import tensorflow as tf
     from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
+    from tensorflow.python.client import pywrap_tf_session as native
+    from tensorflow.python.framework.ops import SymbolicTensor
 logging.getLogger("tensorflow").setLevel(logging.ERROR)
 # TensorFlow's modules are for good. Walking them holds up everybody for a third of a second.
 gc.collect()
@@ -133,7 +135,7 @@ class SavedModelServable:
     ) -> None:
         self.reader: TextReader | None = None
         self._session = session
-        self._run = native_run(session) or public_run(session)
+        self._run = native_run(session)
         self.signature_defs: dict[str, Any] = {
             name: messages.SignatureDef.FromString(signature.SerializeToString())
             for name, signature in meta_graph.signature_def.items()
@@ -224,21 +226,13 @@ def for_each_row(defaults: Tensors, inputs: Tensors) -> Tensors:
     }
 
 
-def native_run(session: Any) -> Run | None:
-    """Return how to run a session through its C interface, or None if TensorFlow has it no more.
+def native_run(session: Any) -> Run:
+    """Return how to run a session through its C interface.
 
     `Session.run` would refuse shapes that the real server leaves to the graph, and convert dtypes
     that the real server refuses.
     """
-    try:
-        from tensorflow.python.client import pywrap_tf_session as native
-        from tensorflow.python.framework.ops import SymbolicTensor
-
-        handle, run = session._session, native.TF_SessionRun_wrapper
-        new_buffer, delete_buffer = native.TF_NewBufferFromString, native.TF_DeleteBuffer
-        output_of = SymbolicTensor._as_tf_output
-    except (ImportError, AttributeError):
-        return None
+    handle, output_of = session._session, SymbolicTensor._as_tf_output
 
     @functools.cache
     def endpoint(name: str) -> Any:
@@ -249,37 +243,16 @@ def native_run(session: Any) -> Run | None:
     ) -> Sequence[Any]:
         values = {endpoint(name): value for name, value in feeds.items()}
         wanted = [endpoint(name) for name in fetches]
-        buffer = new_buffer(run_options(seconds).SerializeToString())
+        buffer = native.TF_NewBufferFromString(run_options(seconds).SerializeToString())
         try:
-            outputs: Sequence[Any] = run(handle, buffer, values, wanted, [], None)
+            outputs: Sequence[Any] = native.TF_SessionRun_wrapper(
+                handle, buffer, values, wanted, [], None
+            )
             return outputs
         finally:
-            delete_buffer(buffer)
+            native.TF_DeleteBuffer(buffer)
 
     return native_session_run
-
-
-def public_run(session: Any) -> Run:
-    """Return how to run a session through `Session.run`, which checks shapes before it runs."""
-
-    def public_session_run(
-        feeds: Mapping[str, Any], fetches: Sequence[str], seconds: float | None
-    ) -> Sequence[Any]:
-        for position, (name, value) in enumerate(feeds.items()):
-            expected = dtype_name(session.graph.get_tensor_by_name(name).dtype)
-            given = dtype_name(tf.as_dtype(value.dtype))
-            if given != expected:
-                raise TypeError(f"Expects arg[{position}] to be {expected} but {given} is provided")
-        outputs: Sequence[Any] = session.run(list(fetches), feeds, run_options(seconds))
-        return outputs
-
-    return public_session_run
-
-
-def dtype_name(dtype: Any) -> str:
-    """Return the name that TensorFlow's C++ code has for a dtype: "float" rather than "float32"."""
-    name: str = messages.DataType.Name(dtype.as_datatype_enum)
-    return name.removeprefix("DT_").lower()
 
 
 def run_options(seconds: float | None) -> Any:

@@ -1,15 +1,14 @@
 """Warm-up: the requests that a version directory brings and that run before clients' do.
 
 They lie in `assets.extra/tf_serving_warmup_requests`, a TFRecord file of PredictionLog messages,
-and run one after the other; one that fails fails the load. The rules are TensorFlow Serving's
-(tensorflow/serving, servables/tensorflow/saved_model_warmup.cc and saved_model_warmup_util.cc), the
-file format is that of TensorFlow's core/lib/io/record_writer.h. Nothing here knows an engine.
+and run one after the other; one that fails fails the load. The rules are those of TensorFlow
+Serving's saved_model_warmup.cc, the format that of TensorFlow's core/lib/io/record_writer.h.
 """
 
 import itertools
 import pathlib
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -83,35 +82,23 @@ def write_records(path: pathlib.Path, requests: Iterable[Any]) -> None:
 
 
 def read_records(path: pathlib.Path) -> Iterator[bytes]:
-    """Yield the records of a TFRecord file."""
+    """Yield the records of a TFRecord file: each a length and a content, with checksums."""
     with documents.open_regular(path) as file:
+        size = path.stat().st_size
         while header := file.read(HEADER_BYTES):
             start = file.tell() - len(header)
-            yield checked(path, start, file.read, checked_length(path, start, header))
+            (length,) = LENGTH.unpack(checked(path, start, header, LENGTH.size))
+            # Not more than there is: a length that was tampered with must not allocate anything.
+            yield checked(path, start, file.read(min(length, size) + CHECKSUM.size), length)
 
 
-def checked_length(path: pathlib.Path, start: int, header: bytes) -> int:
-    """Return the length of the record that a header begins."""
-    if len(header) < HEADER_BYTES:
+def checked(path: pathlib.Path, start: int, data: bytes, length: int) -> bytes:
+    """Return what stands in front of its checksum."""
+    if len(data) < length + CHECKSUM.size:
         raise data_loss(path, "truncated", start)
-    length, checksum = header[: LENGTH.size], header[LENGTH.size :]
-    if CHECKSUM.unpack(checksum)[0] != masked_crc32c(length):
+    if CHECKSUM.unpack(data[length:])[0] != masked_crc32c(data[:length]):
         raise data_loss(path, "corrupted", start)
-    number: int = LENGTH.unpack(length)[0]
-    return number
-
-
-def checked(path: pathlib.Path, start: int, read: Callable[[int], bytes], length: int) -> bytes:
-    """Read the content of a record, and the checksum after it."""
-    # Not more than there is: a length that was tampered with must not allocate anything.
-    if length > path.stat().st_size:
-        raise data_loss(path, "truncated", start)
-    content, checksum = read(length), read(CHECKSUM.size)
-    if len(content) < length or len(checksum) < CHECKSUM.size:
-        raise data_loss(path, "truncated", start)
-    if CHECKSUM.unpack(checksum)[0] != masked_crc32c(content):
-        raise data_loss(path, "corrupted", start)
-    return content
+    return data[:length]
 
 
 def data_loss(path: pathlib.Path, problem: str, start: int) -> StatusError:

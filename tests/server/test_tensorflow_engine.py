@@ -320,41 +320,6 @@ servable.close()
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
 
 
-class TestWithoutTheNativeInterface:
-    """A TensorFlow that has lost its private names is still served, through `Session.run`."""
-
-    @pytest.fixture
-    def servable(self, assorted_directory, monkeypatch):
-        # A session of such a TensorFlow has none of the names that are asked for.
-        native_run = tensorflow_engine.native_run
-        monkeypatch.setattr(tensorflow_engine, "native_run", lambda _: native_run(object()))
-        servable = tensorflow_engine.open_saved_model(assorted_directory, ServeOptions())
-        yield servable
-        servable.close()
-
-    def test_calls_are_answered(self, servable):
-        assert answer(servable, "scale", "product", x=floats(1, 2))[0].tolist() == [3.0, 6.0]
-        texts = [b"\xff", b""]
-        assert answer(servable, "echo", "text", text=strings(*texts))[0].tolist() == texts
-
-    def test_wrong_dtypes_are_refused(self, servable):
-        wrong = call("echo", ["text"], text=floats(1))
-        assert error_of(servable.submit(wrong)) == (
-            Code.INVALID_ARGUMENT,
-            "Expects arg[0] to be string but float is provided",
-        )
-
-    def test_wrong_shapes_are_refused(self, servable):
-        code, message = error_of(servable.submit(call("echo", ["text"], text=strings([b"a"]))))
-        assert code is Code.INVALID_ARGUMENT
-        assert "\n" not in message
-
-    def test_runs_stop_at_their_deadline(self, servable):
-        limits = Limits(deadline=time.monotonic() + 0.2)
-        code, _ = error_of(servable.submit(call("count", ["steps"], limits, steps=FOREVER)))
-        assert code is Code.DEADLINE_EXCEEDED
-
-
 @pytest.mark.parametrize(
     ("message", "line"),
     [
