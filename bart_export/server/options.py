@@ -7,8 +7,8 @@ Serving's unless the text of the field says otherwise. Nothing here opens or che
 import dataclasses
 import pathlib
 
-from bart_export.config import MOST_THREADS, check_threads
-from bart_export.errors import ConfigurationError
+from bart_export.config import LARGEST_SIZE, MOST_THREADS, check_threads
+from bart_export.errors import ConfigurationError, shown
 
 # What no request gets more of, whatever the options say. The options below bound its bytes, its
 # rows and its time.
@@ -45,7 +45,8 @@ class ServeOptions:
     texts, or rows of any other input.
 
     Raises:
-        ConfigurationError: for more workers or threads than a process should have.
+        ConfigurationError: for more workers or threads than a process should have, and for numbers
+            that no clock or socket takes.
     """
 
     host: str = "127.0.0.1"
@@ -77,6 +78,11 @@ class ServeOptions:
     drain_seconds: float = 30.0
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, int | float) and not 0 <= value <= LARGEST_SIZE:  # NaN neither
+                raise ConfigurationError(
+                    f"{name} must be a number from 0 to {LARGEST_SIZE}, received {shown(value)}."
+                )
         check_threads("workers", self.workers)
         check_threads("num_threads", self.num_threads)
         if (self.workers or 1) * (self.num_threads or 1) > MOST_THREADS:
