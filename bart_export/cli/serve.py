@@ -28,7 +28,10 @@ Path = click.Path(path_type=pathlib.Path)
 Port = click.IntRange(0, 65535)
 Count = click.IntRange(min=1)
 Threads = click.IntRange(1, MOST_THREADS)
-Seconds = click.FloatRange(min=0)
+# Thirty years: the clocks of the platform do not reach much farther.
+LONGEST = 1_000_000_000
+Seconds = click.FloatRange(0, LONGEST)
+SomeSeconds = click.FloatRange(0, LONGEST, min_open=True)
 
 # Fields of ServeOptions, each with its flag, its type (None for a switch that is off unless given)
 # and what it means.
@@ -50,7 +53,7 @@ OPTIONS: tuple[tuple[str, str, Any, str], ...] = (
      "Bytes that a request may have, compressed or not: the texts of all its rows together."),
     ("max_request_rows", "--max-request-rows", Count,
      "Texts, or rows of another input, that a request may have."),
-    ("request_seconds", "--request-seconds", click.FloatRange(min=0, min_open=True),
+    ("request_seconds", "--request-seconds", SomeSeconds,
      "Time for a call that brings no deadline of its own."),
     ("batching_parameters_file", "--batching-parameters-file", Path,
      "BatchingParameters as a text proto, instead of those that a version directory may hold."),
@@ -69,7 +72,7 @@ OPTIONS: tuple[tuple[str, str, Any, str], ...] = (
      "A host that requests may name beside localhost and --host; '*' for any. May be repeated."),
     ("allowed_origins", "--allowed-origin", str,
      "An origin whose pages may use the REST service; '*' for any. May be repeated."),
-    ("load_seconds", "--load-seconds", click.FloatRange(min=0, min_open=True),
+    ("load_seconds", "--load-seconds", SomeSeconds,
      "Time for a version to be loaded and to answer its warm-up requests."),
     ("drain_seconds", "--drain-seconds", Seconds,
      "Time that running calls have once the server is told to end."),

@@ -46,7 +46,7 @@ def check_operators(directory: pathlib.Path) -> None:
             raise refusal(directory, f"{other.name} beside or instead of saved_model.pb")
     try:
         saved_model = read_saved_model(path)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise refusal(directory, f"a saved_model.pb that cannot be read: {error}") from None
     for meta_graph in saved_model.meta_graphs:
         check_graph(meta_graph, directory)

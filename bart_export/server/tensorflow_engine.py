@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from bart_export import contract
+from bart_export import contract, documents
 from bart_export.config import GenerationConfig
 from bart_export.quiet import native_stderr_silenced
 from bart_export.runtime.engine import available_cores
@@ -50,6 +50,7 @@ gc.freeze()
 
 PARAMETERS = "batching_params.pbtxt"
 TAG = "serve"
+MAX_GRAPH_BYTES = 1 << 28  # of an export; a large BART's has some megabytes
 # By these signatures an export is known, outside of its artifact as well.
 EXPORTED = {signature.name for signature in contract.saved_model_signatures()}
 
@@ -61,10 +62,11 @@ def read_saved_model(path: pathlib.Path) -> Any:
     """Return the message of a `saved_model.pb`, its graph included; nothing of it is run.
 
     Raises:
-        ValueError: for a file that is no such message.
+        OSError: for a file that cannot be read, or is larger than any graph.
+        ValueError: for one that is no such message.
     """
     try:
-        return SavedModel.FromString(path.read_bytes())
+        return SavedModel.FromString(documents.read(path, MAX_GRAPH_BYTES))
     except DecodeError as error:
         raise ValueError(str(error)) from None
 

@@ -27,6 +27,7 @@ from bart_export.server.status import Code, StatusError, invalid
 
 REQUESTS = pathlib.PurePath("assets.extra", "tf_serving_warmup_requests")
 MAX_RECORDS = 1000
+MAX_BYTES = 1 << 28  # of all records; those of an export have some kilobytes
 
 LENGTH, CHECKSUM = struct.Struct("<Q"), struct.Struct("<I")
 HEADER_BYTES = LENGTH.size + CHECKSUM.size
@@ -40,6 +41,10 @@ def run_warmup(servable: Servable, directory: pathlib.Path, deadline: float | No
     path = directory / REQUESTS
     if not path.is_file():
         return 0
+    if (size := path.stat().st_size) > MAX_BYTES:
+        raise StatusError(
+            Code.INVALID_ARGUMENT, f"{path} must have at most {MAX_BYTES} bytes; has {size}"
+        )
     records = list(itertools.islice(read_records(path), MAX_RECORDS + 1))
     if len(records) > MAX_RECORDS:
         raise invalid(f"Number of warmup records exceeds the maximum ({MAX_RECORDS}) at {path}")

@@ -128,6 +128,11 @@ REFUSED = [
     (("{m}", "--engine", "onnx"), "'onnx' is not one of 'tensorflow', 'litert'"),
     (("{m}", "--port", "65536"), "65536 is not in the range"),
     (("{m}", "--request-seconds", "0"), "0.0 is not in the range"),
+    *(
+        (("{m}", flag, value), f"{float(value)} is not in the range")
+        for value in ("1e300", "inf")
+        for flag in ("--request-seconds", "--poll-seconds", "--load-seconds", "--drain-seconds")
+    ),
     (("{m}", "--workers", "0"), "0 is not in the range"),
     (("{m}", "--drain-seconds", "nan"), "drain_seconds must be a number from 0 to 2147483647"),
     (("{m}", "--poll-seconds", "1e300"), "poll_seconds must be a number from 0 to 2147483647"),

@@ -148,10 +148,14 @@ def test_another_form_of_the_graph_is_refused(directory, name):
         check_operators(directory)
 
 
-def test_what_is_no_saved_model_is_refused(directory):
-    (directory / FILE).write_bytes(b"\xff")
-    with pytest.raises(ArtifactError, match=r"saved_model.pb that cannot be read"):
+@pytest.mark.parametrize("size", [1, 1 << 36])
+def test_what_is_no_graph_of_an_export_is_refused(directory, size):
+    with (directory / FILE).open("wb") as file:
+        file.write(b"\xff")
+        file.truncate(size)
+    with pytest.raises(ArtifactError, match=r"saved_model.pb that cannot be read: ") as caught:
         check_operators(directory)
+    assert "\n" not in str(caught.value)
 
 
 def test_an_artifact_whose_graph_writes_a_file_is_not_loaded(saved_model_artifact, tmp_path):

@@ -144,6 +144,19 @@ def test_no_more_than_a_thousand_records_are_run(servable, tmp_path):
     assert servable.calls == []
 
 
+def test_a_file_larger_than_any_warm_up_is_not_read(servable, tmp_path):
+    path = tmp_path / warmup.REQUESTS
+    path.parent.mkdir()
+    with path.open("wb") as file:
+        length = warmup.LENGTH.pack(1 << 34)
+        file.write(length + warmup.CHECKSUM.pack(warmup.masked_crc32c(length)))
+        file.truncate(1 << 35)
+    with pytest.raises(StatusError, match=f"at most {1 << 28} bytes; has {1 << 35}") as refused:
+        warmup.run_warmup(servable, tmp_path)
+    assert refused.value.code is Code.INVALID_ARGUMENT
+    assert servable.calls == []
+
+
 def test_what_is_written_is_what_tensorflow_serving_reads(tmp_path):
     requests = [predicting(1, 2), predicting(3, signature="foo")]
     path = tmp_path / "new" / "requests"
