@@ -2,9 +2,11 @@
 
 Whatever arrives with an artifact may be a pipe that nobody writes to, a device without an end, JSON
 that is nested deeper than a parser's stack, or a number where a list was expected. All of it is an
-`OSError` or a `ValueError` here, whose text says what is wrong.
+`OSError` or a `ValueError` here, whose text says what is wrong. What is written for others is whole
+or not there.
 """
 
+import contextlib
 import dataclasses
 import errno
 import json
@@ -12,13 +14,15 @@ import math
 import os
 import pathlib
 import stat
+import tempfile
 import uuid
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, BinaryIO, NoReturn
 
 from bart_export.errors import shown
 
 MEBIBYTE = 1 << 20
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Opening a pipe for reading would wait for its writer; of files O_NONBLOCK changes nothing.
 FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
@@ -74,6 +78,18 @@ def replace(path: pathlib.Path, content: bytes) -> None:
         draft.replace(target)
     finally:
         draft.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def scratch_directory() -> Iterator[pathlib.Path]:
+    """Make a directory for the length of a block; a full disk is an error that names it."""
+    with tempfile.TemporaryDirectory() as place:
+        try:
+            yield pathlib.Path(place)
+        except OSError as error:
+            if error.errno in FULL and error.filename is None:
+                error.filename = place
+            raise
 
 
 def parse_json(content: bytes) -> Any:

@@ -6,11 +6,11 @@ Runs where there is no TensorFlow. Everything heavy is imported when the command
 import collections
 import json
 import pathlib
-import tempfile
 from typing import TYPE_CHECKING
 
 import click
 
+from bart_export.documents import scratch_directory
 from bart_export.errors import printable, printable_lines
 from bart_export.progress import console
 
@@ -48,8 +48,8 @@ def check(context: click.Context, file: pathlib.Path, as_json: bool) -> None:
     report = checker.check(file)
     compiled = None
     if compiler.program() is not None and not report.refusals:
-        with tempfile.TemporaryDirectory() as directory:
-            (compiled,) = compiler.compile_files([file], pathlib.Path(directory)).files
+        with scratch_directory() as directory:
+            (compiled,) = compiler.compile_files([file], directory).files
     if as_json:
         content = report.to_dict() | {"compiler": compiled and compiled.to_dict()}
         click.echo(printable_lines(json.dumps(content, ensure_ascii=False, indent=1)))

@@ -8,13 +8,13 @@ is imported when the command runs.
 import json
 import os
 import pathlib
-import tempfile
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from bart_export.cli.export import TOLERANCE, require_export_packages
+from bart_export.documents import scratch_directory
 from bart_export.errors import VerificationFailed
 from bart_export.progress import console, stages
 from bart_export.recipes import metrics
@@ -170,7 +170,7 @@ def compare_files(
             truth = own_truth(facts, files, texts, stage)
             others = [file for file in files if file.recipe.mode != "float"]
             return recheck(facts, others, truth, texts, stage)
-        with tempfile.TemporaryDirectory() as scratch:
+        with scratch_directory() as scratch:
             truth = load_preset(artifact, facts, files, against, texts, bounds, scratch, stage)
             return recheck(facts, files, truth, texts, stage)
 
@@ -185,7 +185,7 @@ def load_preset(
     preset: str,
     texts: "Texts | None",
     bounds: dict[str, float],
-    scratch: str,
+    directory: pathlib.Path,
     stage: Any,
 ) -> Any:
     """Import TensorFlow and return a preset as what files are compared with."""
@@ -199,7 +199,6 @@ def load_preset(
     stage("load TensorFlow")
     with native_stderr_silenced():
         from bart_export.verify.baseline import preset_truth
-    directory = pathlib.Path(scratch)
     return preset_truth(artifact, facts, files, preset, texts, bounds, directory, stage)
 
 

@@ -8,7 +8,6 @@ run on LiteRT along the float file's greedy traces. Where the recipe goes is not
 
 import dataclasses
 import pathlib
-import tempfile
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -16,6 +15,7 @@ import numpy as np
 from bart_export.checkpoints import formats, origin, resolved
 from bart_export.checkpoints.layers import layer_names
 from bart_export.convert.tflite import write_float
+from bart_export.documents import scratch_directory
 from bart_export.errors import ConfigurationError
 from bart_export.graph.parameters import InferenceParameters
 from bart_export.model import BartBackbone
@@ -84,8 +84,7 @@ def tune(
     checkpoint = formats.read(source.directory)
     backbone = BartBackbone.from_checkpoint(checkpoint)
     layers = layer_names(checkpoint.config)
-    with tempfile.TemporaryDirectory() as scratch:
-        directory = pathlib.Path(scratch)
+    with scratch_directory() as directory:
         float_file = directory / "float32.tflite"
         stage("convert the graph")
         weights = backbone.named_weights()

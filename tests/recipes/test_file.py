@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import sys
 import time
@@ -83,6 +84,19 @@ def test_a_full_disk_leaves_the_recipe_that_was_there(tmp_path):
     )
     done = run_on_mount(tmp_path, "size=64k", [sys.executable, "-c", program, tmp_path])
     assert done.stdout == "No space left on device\nbefore 1\n"
+
+
+def test_a_full_disk_under_temporary_files_is_named(tmp_path):
+    program = (
+        "from bart_export import documents\n"
+        "try:\n"
+        " with documents.scratch_directory() as place: (place / 'it').write_bytes(bytes(1 << 20))\n"
+        "except OSError as error: print(error.filename, error.strerror)"
+    )
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = run_on_mount(tmp_path, "size=64k", [sys.executable, "-c", program], env=environment)
+    assert done.stdout.startswith(str(tmp_path))
+    assert done.stdout.endswith(" No space left on device\n")
 
 
 @pytest.mark.parametrize(

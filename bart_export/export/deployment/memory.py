@@ -11,9 +11,9 @@ import json
 import pathlib
 import subprocess
 import sys
-import tempfile
 from typing import Any
 
+from bart_export.documents import scratch_directory
 from bart_export.errors import BartExportError, EngineError, last_words
 from bart_export.server import messages, tensors, warmup
 from bart_export.server.options import ServeOptions
@@ -45,8 +45,8 @@ def measure(directory: pathlib.Path, largest: Any) -> Memory:
     Raises:
         EngineError: if the version cannot be loaded or a request fails, or memory does not suffice.
     """
-    with tempfile.TemporaryDirectory() as temporary:
-        path = pathlib.Path(temporary) / "largest_request"
+    with scratch_directory() as temporary:
+        path = temporary / "largest_request"
         path.write_bytes(largest.SerializeToString())
         process = subprocess.run(
             [sys.executable, "-m", __spec__.name, str(directory), str(path)],
