@@ -56,7 +56,10 @@ def check_graph(meta_graph: Any, directory: pathlib.Path) -> None:
     """Check one graph of a SavedModel; see `check_operators`."""
     functions = {one.signature.name: one for one in meta_graph.graph_def.library.function}
     bodies = [meta_graph.graph_def.node, *(one.node_def for one in functions.values())]
-    strange = {node.op for body in bodies for node in body} - OPERATORS
+    # A function of an operator's name would be called in its stead.
+    strange = {
+        node.op for body in bodies for node in body
+    } - OPERATORS | functions.keys() & OPERATORS
     if strange:
         raise refusal(directory, f"the operators {', '.join(sorted(strange))}")
     saver = meta_graph.saver_def

@@ -123,9 +123,16 @@ def save_when_restoring(graph):
     restoring.node_def.add(name="s", op="SaveV2")
 
 
+def save_under_another_name(graph):
+    function = graph.graph_def.library.function.add()
+    function.CopyFrom(function_of(graph, node_of(graph, graph.saver_def.save_tensor_name)))
+    function.signature.name = "Tanh"
+
+
 @pytest.mark.parametrize(
     ("edit", "told"),
     [
+        (save_under_another_name, "has the operators Tanh: "),
         (read_in_a_function, "has the operators ReadFile: no SavedModel that bart-export writes"),
         (save_again, "has MergeV2Checkpoints, SaveV2 at again"),
         (save_at_load, "has MergeV2Checkpoints, SaveV2 at "),
