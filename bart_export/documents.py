@@ -116,6 +116,13 @@ def parse_json(content: bytes) -> Any:
     return value
 
 
+def fault_of(error: Exception) -> str:
+    """Return what is wrong with a JSON text that Python's parser refused with an error."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    return "a number has too many digits" if "max_str_digits" in str(error) else str(error)
+
+
 def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return an object whose names are all different."""
     found = dict(pairs)

@@ -76,8 +76,7 @@ def read_json(path: Path, error: type[BartExportError] = CheckpointError) -> dic
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as reason:
-        nested = isinstance(reason, RecursionError)
-        fault = "it is nested too deeply" if nested else str(reason) if text.strip() else "empty"
+        fault = documents.fault_of(reason) if text.strip() else "empty"
         raise error(
             f"{path} is not valid JSON ({fault}); it is damaged or was not downloaded whole. "
             "Fetch it again."

@@ -43,8 +43,8 @@ def read_vocabulary(file: Path) -> dict[str, int]:
         vocabulary = json.loads(read(file))
     except (ValueError, RecursionError) as error:  # the latter for absurdly deep nesting
         raise TokenizerError(
-            f"{file} must be a JSON object of tokens and ids, received invalid JSON: {error}. "
-            "Copy the file again from its checkpoint."
+            f"{file} must be a JSON object of tokens and ids, received invalid JSON: "
+            f"{documents.fault_of(error)}. Copy the file again from its checkpoint."
         ) from None
     return checked_vocabulary(file, vocabulary)
 

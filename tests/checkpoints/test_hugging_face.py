@@ -290,6 +290,8 @@ def test_damaged_json_is_named(directory):
     for damage in (b"", b"{", b"[]", b"\xff\xfe{}", b"[" * 100_000):
         (directory / "config.json").write_bytes(damage)
         assert str(directory / "config.json") in refusal(directory)
+    (directory / "config.json").write_bytes(b'{"a": %s}' % (b"9" * 5000))
+    assert "not valid JSON (a number has too many digits)" in refusal(directory)
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused(directory):

@@ -187,7 +187,8 @@ def complete(*, without=(), change=()):
     ("files", "message"),
     [
         ({"vocabulary": '{"<s>": 0'}, r"vocabulary\.json must be a JSON object.*invalid JSON"),
-        ({"vocabulary": '{"a":' * 100_000}, r"vocabulary\.json must be.*invalid JSON"),
+        ({"vocabulary": '{"a":' * 100_000}, "invalid JSON: it is nested too deeply"),
+        ({"vocabulary": f'{{"a": {"9" * 5000}}}'}, "invalid JSON: a number has too many digits"),
         ({"vocabulary": "[]"}, r"vocabulary\.json must be a JSON object"),
         ({"vocabulary": "{}"}, r"vocabulary\.json must be a JSON object"),
         ({"vocabulary": complete(change={"a": "7"})}, r"vocabulary\.json .*integer ids"),
