@@ -135,7 +135,6 @@ REFUSED = [
     ),
     (("{m}", "--workers", "0"), "0 is not in the range"),
     (("{m}", "--drain-seconds", "nan"), "drain_seconds must be a number from 0 to 2147483647"),
-    (("{m}", "--poll-seconds", "1e300"), "poll_seconds must be a number from 0 to 2147483647"),
     (("{m}", "--max-request-bytes", "9" * 30), "max_request_bytes must be a number from 0 to"),
     (("--engine", "litert"), "received none of them. An ARTIFACT is a directory"),
     (("{m}", "--model-config-file", "f"), "received several of them"),
