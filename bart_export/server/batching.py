@@ -1,10 +1,8 @@
 """Dynamic batching: calls that wait at the same time run together, by TensorFlow Serving's rules.
 
-Calls go in one by one; those of the same signature, outputs and dtypes are put one below the other
-in a batch, run once, and each gets its rows of the outputs. The rules, the parameters and the texts
-of errors are those of tensorflow/serving (batching/batching_session.cc, batching/batching_util.cc,
-servables/tensorflow/bundle_factory_util.h) and of TensorFlow's
-core/kernels/batching_util/shared_batch_scheduler.h.
+Calls of the same signature, outputs and dtypes are put one below the other in a batch, run once,
+and each gets its rows of the outputs. The rules and the parameters are those of batching_session.cc
+and batching_util.cc of tensorflow/serving and of TensorFlow's shared_batch_scheduler.h.
 
 Three things are different: a call whose time ran out in the queue, or that nobody waits for, is
 left out of its batch; calls are counted as well as batches, so that `queue_size` bounds what may

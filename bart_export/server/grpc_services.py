@@ -112,16 +112,33 @@ class PredictionService:
         for field in request.metadata_field:
             if field != SIGNATURE_DEF:
                 raise invalid(f"Metadata field {field} is not supported")
-        with self.store.lease(wanted) as lease:
-            signatures = messages.SignatureDefMap(signature_def=lease.servable.signature_defs)
-            for signature in signatures.signature_def.values():
-                # TensorFlow Serving tells no defaults since version 2.20.
-                signature.ClearField("defaults")
-            response = messages.GetModelMetadataResponse(
-                model_spec=answering(wanted, lease.version, "")
-            )
-        response.metadata[SIGNATURE_DEF].Pack(signatures)
-        return response
+        return model_metadata(self.store, wanted)
+
+
+def model_metadata(store: ModelStore, spec: ModelSpec) -> Any:
+    """Return the signatures of a model as a GetModelMetadataResponse."""
+    with store.lease(spec) as lease:
+        signatures = messages.SignatureDefMap(signature_def=lease.servable.signature_defs)
+        response = messages.GetModelMetadataResponse(model_spec=answering(spec, lease.version, ""))
+    for signature in signatures.signature_def.values():
+        # TensorFlow Serving tells no defaults since version 2.20.
+        signature.ClearField("defaults")
+    response.metadata[SIGNATURE_DEF].Pack(signatures)
+    return response
+
+
+def model_status(store: ModelStore, spec: ModelSpec) -> Any:
+    """Return the states of a model's versions as a GetModelStatusResponse."""
+    return messages.GetModelStatusResponse(
+        model_version_status=[
+            {
+                "version": status.version,
+                "state": status.state.value,
+                "status": {"error_code": status.code.value, "error_message": status.message},
+            }
+            for status in store.status(spec)
+        ]
+    )
 
 
 def protos_of(outputs: Tensors) -> dict[str, Any]:
@@ -139,18 +156,7 @@ class ModelService:
 
     async def get_model_status(self, request: Any, limits: Limits) -> Any:
         """Return the states of a model's versions."""
-        return messages.GetModelStatusResponse(
-            model_version_status=[
-                messages.ModelVersionStatus(
-                    version=status.version,
-                    state=status.state.value,
-                    status=messages.StatusProto(
-                        error_code=status.code.value, error_message=status.message
-                    ),
-                )
-                for status in self.store.status(wanted_model(request))
-            ]
-        )
+        return model_status(self.store, wanted_model(request))
 
     async def handle_reload_config_request(self, request: Any, limits: Limits) -> Any:
         """Serve the models that a request lists instead of those served now.

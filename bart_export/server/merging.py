@@ -1,8 +1,6 @@
 """Tensors of several calls put below one another, and their common outputs taken apart again.
 
-Arrays go in and come out; rows are counted along their first axis. What can be merged, how it is
-padded and the texts of errors are those of TensorFlow Serving (tensorflow/serving,
-batching/batching_session.cc and batching/batching_util.cc). Nothing here knows queues or threads.
+What can be merged and how it is padded is as in TensorFlow Serving's batching_session.cc.
 """
 
 import math

@@ -1,9 +1,8 @@
 """The messages of TensorFlow Serving's interface, without TensorFlow or its serving API.
 
 The `.proto` files under protos/ declare what a server needs of the official ones, with the same
-names and field numbers, so that bytes, text, JSON and the type URLs of `Any` agree. They live in a
-pool of their own, `POOL`: the official messages may be imported in the same process, but a message
-of one pool is not accepted as one of the other. Nothing here knows what a message is for.
+names and field numbers. They live in a pool of their own, `POOL`: generated modules would register
+them a second time beside TensorFlow's in the same process, which protobuf refuses.
 
 After a change of a `.proto` file:
 

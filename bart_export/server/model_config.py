@@ -1,8 +1,6 @@
-"""From what somebody asks to be served to records of models: `models.config`, requests, arguments.
+"""What is to be served, as `models.config`, a request or the command line says it.
 
-TensorFlow Serving's ModelServerConfig, as a text file or as a message, becomes a list of
-`ServedModel`; so do the directories named on the command line. A watcher reads the file again and
-has what it says served. Nothing here loads a model or knows which are loaded.
+A watcher reads `models.config` again and has what it says served.
 """
 
 import logging

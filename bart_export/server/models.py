@@ -1,10 +1,4 @@
-"""Which models are served, and which of their versions answers a request.
-
-In go records of the models to serve, all at once and again whenever they change; a request that
-names a model and perhaps a version or a label is lent the servable that answers it. Each model's
-versions are looked after by `loading.ModelVersions`. Nothing here knows a front, a file format or
-an engine.
-"""
+"""Which models are served, and which of their versions answers a request."""
 
 import collections
 import contextlib

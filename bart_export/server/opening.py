@@ -1,9 +1,8 @@
-"""From a place and an engine's name to a servable that is warm.
+"""Opening a version with its engine, and warming it up.
 
-In go the record of a model and where one of its versions lies; the engine opens it and answers the
-warm-up requests that the version brings. An engine is imported when the first model needs it, so
-that LiteRT serves where there is no TensorFlow. What lies in an artifact is held to its manifest
-first; a SavedModel from elsewhere has none. Nothing here knows which versions are wanted.
+An engine is imported when the first model needs it, so that LiteRT serves where there is no
+TensorFlow. What lies in an artifact is held to its manifest first; a SavedModel from elsewhere has
+none.
 """
 
 import contextlib

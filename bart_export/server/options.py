@@ -1,8 +1,4 @@
-"""How a server is set up: one frozen record, read by every room of the server.
-
-The command line fills it. Where TensorFlow Serving has the option, the default is TensorFlow
-Serving's unless the text of the field says otherwise. Nothing here opens or checks a file.
-"""
+"""How a server is set up. Defaults are TensorFlow Serving's unless a field's text differs."""
 
 import dataclasses
 import pathlib

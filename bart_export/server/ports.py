@@ -1,8 +1,4 @@
-"""Addresses and ports: which host is only this machine, and taking a port before it is needed.
-
-In go a host and a port from the options; sockets come out that hold the port without accepting
-connections. Nothing here knows what is served.
-"""
+"""Addresses and ports: which host is only this machine, and taking a port before it is needed."""
 
 import contextlib
 import errno

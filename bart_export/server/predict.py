@@ -1,8 +1,7 @@
 """Predict, the same for REST and gRPC: a servable is leased, runs a signature, and is released.
 
 A front says which model and signature, and how the inputs are read once the signature is known.
-Names are held to the signature, with TensorFlow Serving's texts for what is wrong. Outputs are
-awaited without holding up the event loop.
+Outputs are awaited without holding up the event loop.
 """
 
 import asyncio
@@ -111,24 +110,12 @@ def check_inputs(signature: Any, given: Collection[str]) -> None:
 
     REST asks for every input, default or not, and `json_body` sees to that.
     """
-    names, sent, defaults = set(signature.inputs), set(given), set(signature.defaults)
-    if len(sent) > len(names) or (len(sent) < len(names) and not defaults):
+    names, sent = set(signature.inputs), set(given)
+    missing, unknown = names - sent - set(signature.defaults), sent - names
+    if missing or unknown:
         raise invalid(
-            f"input size does not match signature: {len(sent)}!={len(names)} "
-            f"len({{{listed(sent)}}}) != len({{{listed(names)}}}). "
-            f"Sent extra: {{{listed(sent - names)}}}. "
-            f"Missing but required: {{{listed(names - sent)}}}."
-        )
-    for name in sorted(names - sent - defaults):
-        raise invalid(
-            f"Signature input alias: {name}(feed name: {signature.inputs[name].name}) not found "
-            "in request and no default value provided. Inputs expected to be in the request "
-            f"{{{listed(sent)}}}, or default input alias set: {listed(defaults)}"
-        )
-    if sent - names:
-        raise invalid(
-            f"Inputs contains invalid name. Used request inputs: {listed(sent & names)}, "
-            f"request input: {listed(sent)}"
+            f"Expected the inputs {{{listed(names)}}}, received {{{listed(sent)}}}. "
+            f"Missing but required: {{{listed(missing)}}}. Unknown: {{{listed(unknown)}}}."
         )
 
 
@@ -148,7 +135,7 @@ def chosen_outputs(signature: Any, output_filter: Iterable[str] = ()) -> tuple[s
 
 
 def listed(names: Iterable[str]) -> str:
-    """Return names in the order and with the commas that TensorFlow Serving gives them."""
+    """Return names in order, with commas between them."""
     return ",".join(sorted(names))
 
 

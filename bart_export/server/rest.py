@@ -26,14 +26,9 @@ from starlette.routing import Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bart_export.errors import ConfigurationError
-from bart_export.server import events, json_body, messages, metrics
+from bart_export.server import events, json_body, metrics
 from bart_export.server.admission import Admission
-from bart_export.server.grpc_services import (
-    NO_EXAMPLES,
-    SIGNATURE_DEF,
-    ModelService,
-    PredictionService,
-)
+from bart_export.server.grpc_services import NO_EXAMPLES, model_metadata, model_status
 from bart_export.server.messages import MonitoringConfig, read_text
 from bart_export.server.metrics import Metrics
 from bart_export.server.models import ModelSpec, ModelStore
@@ -287,9 +282,6 @@ class Methods:
 
     def __init__(self, store: ModelStore, numbers: Metrics) -> None:
         self.predictor = Predictor(store, numbers)
-        # What REST and gRPC tell of models is the same, but for its wrapping.
-        self.prediction_service = PredictionService(self.predictor)
-        self.model_service = ModelService(store, numbers)
         self.table: dict[tuple[str, str | None], Method] = {
             ("GET", None): self.status,
             ("GET", "metadata"): self.metadata,
@@ -326,17 +318,11 @@ class Methods:
 
     async def status(self, spec: ModelSpec, body: bytes, limits: Limits) -> Response:
         """Tell of the states of a model's versions."""
-        request = messages.GetModelStatusRequest(model_spec=message(spec))
-        answer = await self.model_service.get_model_status(request, limits)
-        return json_answer(json_body.model_status(answer))
+        return json_answer(json_body.model_status(model_status(self.predictor.store, spec)))
 
     async def metadata(self, spec: ModelSpec, body: bytes, limits: Limits) -> Response:
         """Tell of a model's signatures."""
-        request = messages.GetModelMetadataRequest(
-            model_spec=message(spec), metadata_field=[SIGNATURE_DEF]
-        )
-        answer = await self.prediction_service.get_model_metadata(request, limits)
-        return json_answer(json_body.model_metadata(answer))
+        return json_answer(json_body.model_metadata(model_metadata(self.predictor.store, spec)))
 
     async def generate(self, spec: ModelSpec, body: bytes, limits: Limits) -> Response:
         """Generate from a text; the answer are events, the first of which is there already."""
@@ -363,9 +349,3 @@ async def unserved(spec: ModelSpec, body: bytes, limits: Limits) -> Response:
 def json_answer(body: bytes, headers: Mapping[str, str] | None = None) -> Response:
     """Return a response of JSON."""
     return Response(body, media_type=JSON, headers=headers)
-
-
-def message(spec: ModelSpec) -> Any:
-    """Return a ModelSpec as the message of that name."""
-    version = None if spec.version is None else messages.Int64Value(value=spec.version)
-    return messages.ModelSpec(name=spec.name, version=version, version_label=spec.label)

@@ -1,9 +1,8 @@
 """The life of a server: load, open the ports, answer, drain, unload.
 
-In go the models and the options. Everything is loaded before a port is opened, so that whoever can
-connect is answered. REST and gRPC share one event loop and one store of models. When the server is
-told to end, the ports are closed, running calls have some seconds to finish, and what still runs
-then is stopped. Nothing here knows a request or an engine.
+Everything is loaded before a port is opened, so that whoever can connect is answered. REST and gRPC
+share one event loop and one store of models. When the server is told to end, the ports are closed,
+running calls have some seconds to finish, and what still runs then is stopped.
 """
 
 import asyncio

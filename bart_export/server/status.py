@@ -1,9 +1,4 @@
-"""What a client is told when a request fails: gRPC's canonical codes, as gRPC and as HTTP.
-
-A `StatusError` goes in wherever a request turns out to be wrong or cannot be answered; the gRPC
-service sends its code, the REST service the HTTP status that `HTTP_STATUS` gives. Nothing here
-knows either service.
-"""
+"""What a client is told when a request fails: gRPC's canonical codes, as gRPC and as HTTP."""
 
 import enum
 

@@ -1,11 +1,9 @@
 """The TensorFlow engine: any SavedModel, run the way TensorFlow Serving runs it.
 
-A version directory goes in, a servable comes out. The model is loaded into a TF1 session and run
-through the session's C interface, as the real server does (tensorflow/serving,
-servables/tensorflow/saved_model_bundle_factory.cc and predict_util.cc), so that what is accepted,
-what is refused and the texts of errors are the same: dtypes are checked, shapes are left to the
-graph. Of all the server's modules only this one imports TensorFlow. It knows no wire format and no
-model's name.
+The model is loaded into a TF1 session and run through the session's C interface, as the real server
+does (saved_model_bundle_factory.cc and predict_util.cc of tensorflow/serving), so that what is
+accepted and what is refused is the same: dtypes are checked, shapes are left to the graph. Only
+this module of the server imports TensorFlow.
 
 TensorFlow has one pool of threads in a process: the `num_threads` of the first model count.
 """

@@ -1,9 +1,9 @@
-"""TensorProto messages ⇄ NumPy arrays.
+"""TensorProto messages and NumPy arrays, one made of the other.
 
-A message is read as TensorFlow's C++ reads it: `tensor_content`, or else the values of the dtype's
-field, of which the last fills what is missing and those beyond the shape are ignored. Shapes come
-from strangers: nothing is allocated before the message has been found to hold what it says.
-Strings are arrays of dtype object that hold `bytes`. Nothing here knows signatures or requests.
+A message is read as TensorFlow reads it: `tensor_content`, or else the values of the dtype's field,
+of which the last fills what is missing and those beyond the shape are ignored. Shapes come from
+strangers: nothing is allocated before the message has been found to hold what it says. Strings are
+arrays of dtype object that hold `bytes`.
 """
 
 import dataclasses
@@ -144,38 +144,12 @@ def elements(proto: Any, dtype: np.dtype[Any], size: int) -> Array | None:
 def from_content(content: bytes, dtype: np.dtype[Any], size: int) -> Array | None:
     """Return the elements that `tensor_content` holds, or None if it is not of their size."""
     if dtype.kind == "O":
-        return from_string_content(content, size)
+        return None  # strings stand in their own field
     if len(content) != size * dtype.itemsize:
         return None
     array: Array = np.frombuffer(content, np.uint8 if dtype.kind == "b" else dtype)
     # A byte beside 0 and 1 would make a bool that equals neither.
     return array.astype(bool) if dtype.kind == "b" else array
-
-
-def from_string_content(content: bytes, size: int) -> Array | None:
-    """Return strings written as all their lengths, as varints, and then all their bytes.
-
-    The format of `port::EncodeStringList` in tensorflow/core/platform/tensor_coding.h.
-    """
-    lengths: list[int] = []
-    place = length = shift = 0
-    while len(lengths) < size:
-        if place == len(content) or shift > 28:
-            return None
-        byte = content[place]
-        place += 1
-        length |= (byte & 0x7F) << shift
-        shift += 7
-        if byte < 0x80:
-            lengths.append(length)
-            length = shift = 0
-    if sum(lengths) != len(content) - place:
-        return None
-    strings = []
-    for length in lengths:
-        strings.append(content[place : place + length])
-        place += length
-    return string_array(strings)
 
 
 def from_values(values: Any, element_type: ElementType, dtype: np.dtype[Any], size: int) -> Array:

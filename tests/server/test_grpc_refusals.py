@@ -47,35 +47,19 @@ REFUSALS = [
         "Predict",
         spec() + X + tensor("z", [1.0]),
         "INVALID_ARGUMENT",
-        "input size does not match signature: 2!=1 len({x,z}) != len({x}). Sent extra: {z}. "
-        "Missing but required: {}.",
+        "Expected the inputs {x}, received {x,z}. Missing but required: {}. Unknown: {z}.",
     ),
     (
         "Predict",
         spec(),
         "INVALID_ARGUMENT",
-        "input size does not match signature: 0!=1 len({}) != len({x}). Sent extra: {}. "
-        "Missing but required: {x}.",
-    ),
-    (
-        "Predict",
-        spec() + tensor("z", [1.0]),
-        "INVALID_ARGUMENT",
-        "Signature input alias: x(feed name: x:0) not found in request and no default value "
-        "provided. Inputs expected to be in the request {z}, or default input alias set:",
+        "Expected the inputs {x}, received {}. Missing but required: {x}. Unknown: {}.",
     ),
     (
         "Predict",
         spec("sums") + tensor("b", [1.0]),
         "INVALID_ARGUMENT",
-        "Signature input alias: a(feed name: a:0) not found in request and no default value "
-        "provided. Inputs expected to be in the request {b}, or default input alias set: b",
-    ),
-    (
-        "Predict",
-        spec("sums") + tensor("a", [1.0]) + tensor("z", [1.0]),
-        "INVALID_ARGUMENT",
-        "Inputs contains invalid name. Used request inputs: a",
+        "Expected the inputs {a,b}, received {b}. Missing but required: {a}. Unknown: {}.",
     ),
     (
         "Predict",

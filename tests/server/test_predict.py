@@ -28,43 +28,22 @@ DEFAULTED = signature(PREDICT, {"a": FLOAT, "b": FLOAT}, {"x": FLOAT}, b=ONE)
 
 
 @pytest.mark.parametrize(
-    ("definition", "given", "message"),
+    ("definition", "given", "missing", "unknown"),
     [
-        (
-            PLAIN,
-            ["a"],
-            "input size does not match signature: 1!=2 len({a}) != len({a,b}). "
-            "Sent extra: {}. Missing but required: {b}.",
-        ),
-        (
-            PLAIN,
-            ["b", "a", "z"],
-            "input size does not match signature: 3!=2 len({a,b,z}) != len({a,b}). "
-            "Sent extra: {z}. Missing but required: {}.",
-        ),
-        (
-            PLAIN,
-            ["a", "z"],
-            "Signature input alias: b(feed name: b:0) not found in request and no default value "
-            "provided. Inputs expected to be in the request {a,z}, or default input alias set: ",
-        ),
-        (
-            DEFAULTED,
-            ["b"],
-            "Signature input alias: a(feed name: a:0) not found in request and no default value "
-            "provided. Inputs expected to be in the request {b}, or default input alias set: b",
-        ),
-        (
-            DEFAULTED,
-            ["a", "z"],
-            "Inputs contains invalid name. Used request inputs: a, request input: a,z",
-        ),
+        (PLAIN, ["a"], "b", ""),
+        (PLAIN, ["b", "a", "z"], "", "z"),
+        (PLAIN, ["a", "z"], "b", "z"),
+        (DEFAULTED, ["b"], "a", ""),
+        (DEFAULTED, ["a", "z"], "", "z"),
     ],
 )
-def test_inputs_are_held_to_the_signature(definition, given, message):
+def test_inputs_are_held_to_the_signature(definition, given, missing, unknown):
     with pytest.raises(StatusError) as raised:
         check_inputs(definition, given)
-    assert (raised.value.code, raised.value.message) == (Code.INVALID_ARGUMENT, message)
+    assert raised.value.code == Code.INVALID_ARGUMENT
+    assert raised.value.message.endswith(
+        f"Missing but required: {{{missing}}}. Unknown: {{{unknown}}}."
+    )
 
 
 @pytest.mark.parametrize(

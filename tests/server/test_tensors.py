@@ -109,7 +109,6 @@ LENIENT = [
     "dtype: DT_INT64 tensor_shape { dim { size: 0 } } tensor_content: 'abc'",
     "dtype: DT_INT64 tensor_shape { dim { size: 2 } } tensor_content: "
     "'\\001\\000\\000\\000\\000\\000\\000\\000\\002\\000\\000\\000\\000\\000\\000\\000'",
-    "dtype: DT_STRING tensor_shape { dim { size: 2 } } tensor_content: '\\001\\002abb'",
 ]
 
 
@@ -130,11 +129,6 @@ MALFORMED = [
     "dtype: DT_FLOAT tensor_shape { dim { size: 2 } } tensor_content: 'abcdefg'",
     "dtype: DT_FLOAT tensor_shape { dim { size: 2 } } tensor_content: 'abcdefghi'",
     "dtype: DT_FLOAT tensor_shape { dim { size: 4294967296 } dim { size: 4294967296 } }",
-    "dtype: DT_STRING tensor_shape { dim { size: 2 } } tensor_content: '\\001\\002ab'",
-    "dtype: DT_STRING tensor_shape { dim { size: 2 } } tensor_content: '\\001\\002abcd'",
-    "dtype: DT_STRING tensor_shape { dim { size: 2 } } tensor_content: '\\001'",
-    "dtype: DT_STRING tensor_shape { dim { size: 1 } } tensor_content: "
-    "'\\377\\377\\377\\377\\377\\001'",
 ]
 
 
@@ -169,15 +163,6 @@ def test_a_small_message_allocates_little(text):
         proto.dtype = 101
     else:
         text_format.Parse(text, proto)
-    begun = time.process_time()
-    with pytest.raises(StatusError, match="^tensor parsing error: x$"):
-        tensors.from_proto(proto, "x")
-    assert time.process_time() - begun < 0.5
-
-
-def test_a_length_without_end_is_given_up():
-    proto = TensorProto(dtype=DataType.DT_STRING, tensor_content=b"\xff" * 2_000_000)
-    proto.tensor_shape.dim.add(size=1)
     begun = time.process_time()
     with pytest.raises(StatusError, match="^tensor parsing error: x$"):
         tensors.from_proto(proto, "x")

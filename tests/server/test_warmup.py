@@ -79,7 +79,7 @@ def test_a_version_without_requests_is_warm(servable, tmp_path):
     ("request_", "code", "reason"),
     [
         (predicting(1, signature="foo"), Code.FAILED_PRECONDITION, 'key "foo" not found'),
-        (predicting(1, name="z"), Code.INVALID_ARGUMENT, "Signature input alias: x"),
+        (predicting(1, name="z"), Code.INVALID_ARGUMENT, "Expected the inputs {x}, received {z}"),
         (
             predicting(1, dtype=np.int32),
             Code.INVALID_ARGUMENT,
