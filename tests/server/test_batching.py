@@ -375,22 +375,6 @@ def test_shorter_calls_are_padded_with_their_own_first_element(scheduled, model)
     assert answers(*futures) == [[[2, 4, 2], [18, 16, 2]], [[6, 8, 10]]]
 
 
-@pytest.mark.parametrize(
-    ("shape", "message"),
-    [
-        ([], "Batched output tensor has 0 dimensions"),
-        (
-            [3],
-            "Batched output tensor's 0th dimension does not equal the sum of the 0th dimension "
-            "sizes of the input tensors",
-        ),
-    ],
-)
-def test_outputs_must_have_a_row_for_each_row(scheduled, shape, message):
-    scheduler = scheduled(lambda *_: {"y": np.zeros(shape)})
-    assert error_of(submit(scheduler, 1)) == (Code.FAILED_PRECONDITION, message)
-
-
 def test_many_clients_get_their_own_answers(scheduled):
     def run(signature, outputs, inputs, seconds):
         return {"y": inputs["x"] * 2}

@@ -83,6 +83,23 @@ def test_every_call_gets_its_rows_and_the_rest_is_dropped():
     assert [answer["z"].tolist() for answer in answers] == [[0], [], [1, 2]]
 
 
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ([], "Batched output tensor has 0 dimensions"),
+        (
+            [3],
+            "Batched output tensor's 0th dimension does not equal the sum of the 0th dimension "
+            "sizes of the input tensors",
+        ),
+    ],
+)
+def test_outputs_must_have_a_row_for_each_row(shape, message):
+    with pytest.raises(StatusError) as refused:
+        split_outputs({"y": np.zeros(shape)}, [1], 1)
+    assert (refused.value.code, refused.value.message) == (Code.FAILED_PRECONDITION, message)
+
+
 def test_parts_of_an_output_that_has_a_padding_are_made_as_long_as_the_longest():
     parts = [{"ids": np.ones(shape, np.int32)} for shape in ([2, 1, 2], [1, 2, 1])]
     ids = joined_outputs(parts, {"ids": 7})["ids"]
