@@ -20,7 +20,6 @@ from bart_export.server.status import Code, StatusError, invalid
 Method = Callable[[Any, Limits], Awaitable[Any]]
 
 SIGNATURE_DEF = "signature_def"
-NO_MODEL_SPEC = "Missing ModelSpec"
 NO_RELOADS = (
     "HandleReloadConfigRequest is not allowed here. Expected a server with "
     "--allow-reload-requests; --model-config-file-poll-seconds follows a file instead"
@@ -56,7 +55,7 @@ async def unserved(request: Any, limits: Limits) -> Any:
 def wanted_model(request: Any) -> ModelSpec:
     """Return what a request's `model_spec` asks for."""
     if not request.HasField("model_spec"):
-        raise invalid(NO_MODEL_SPEC)
+        raise invalid("Missing ModelSpec")
     spec = request.model_spec
     choice = spec.WhichOneof("version_choice")
     return ModelSpec(
@@ -93,7 +92,12 @@ class PredictionService:
                 )
             return messages.PredictResponse(
                 model_spec=answering(wanted, answer.version, answer.signature),
-                outputs=await aside(size, lambda: protos_of(answer.outputs)),
+                outputs=await aside(
+                    size,
+                    lambda: {
+                        name: tensors.to_proto(value) for name, value in answer.outputs.items()
+                    },
+                ),
             )
 
     def inputs(self, request: Any, signature: Any) -> Tensors:
@@ -139,11 +143,6 @@ def model_status(store: ModelStore, spec: ModelSpec) -> Any:
             for status in store.status(spec)
         ]
     )
-
-
-def protos_of(outputs: Tensors) -> dict[str, Any]:
-    """Return outputs as TensorProtos, their values in typed fields."""
-    return {alias: tensors.to_proto(array) for alias, array in outputs.items()}
 
 
 class ModelService:

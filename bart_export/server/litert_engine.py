@@ -143,11 +143,6 @@ def nothing(token_ids: Sequence[int], generation: GenerationConfig) -> Result:
     )
 
 
-def open_artifact(directory: pathlib.Path, options: ServeOptions) -> ArtifactServable:
-    """Open the `.tflite` file of an artifact that this machine runs best."""
-    return ArtifactServable(directory, options)
-
-
 Array = npt.NDArray[Any]
 Compute = Callable[[Generator, Tensors, Limits], Tensors]
 

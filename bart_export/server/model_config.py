@@ -82,23 +82,16 @@ def served_model_of(model: Any) -> ServedModel:
 
 def platform(model: Any) -> str:
     """Return the platform that a ModelConfig names: one of `PLATFORMS`."""
-    name = str(model.model_platform)
-    if model.model_type:
-        if name:
-            raise invalid(
-                "Illegal setting both ModelServerConfig::model_type (deprecated) "
-                "and ModelServerConfig::model_platform."
-            )
-        if model.model_type != MODEL_TYPE.TENSORFLOW:
-            raise invalid(f"ModelServerConfig::model_type choice {model.model_type} not supported.")
-        name = TENSORFLOW
-    if not name:
+    old = ""
+    if model.model_type:  # which is deprecated
+        known = model.model_type == MODEL_TYPE.TENSORFLOW
+        old = TENSORFLOW if known else f"model_type {model.model_type}"
+    name = str(model.model_platform) or old
+    if name not in PLATFORMS or (old and model.model_platform):
         raise invalid(
-            "Illegal setting neither ModelServerConfig::model_type (deprecated) "
-            "nor ModelServerConfig::model_platform."
+            f"Expected model {model.name} to have the model_platform {' or '.join(PLATFORMS)}, "
+            f"received {' and '.join(filter(None, (model.model_platform, old))) or 'none'}"
         )
-    if name not in PLATFORMS:
-        raise invalid(f"Model {model.name} requests unsupported platform {name}")
     return name
 
 

@@ -216,12 +216,6 @@ def check_models(models: Sequence[ServedModel], served: Mapping[str, ServedModel
         if times > 1:
             raise invalid(f"Illegal to list model {name} multiple times in config list")
     for model in models:
-        if not model.base_path.is_absolute():
-            raise invalid(
-                f"Expected model {model.name} to have an absolute path or URI; "
-                f"got base_path()={model.base_path}"
-            )
-    for model in models:
         old = served.get(model.name, model)
         if old.engine != model.engine:
             raise invalid(

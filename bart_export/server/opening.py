@@ -104,10 +104,10 @@ def checked_artifact(path: pathlib.Path) -> Artifact | None:
 def open_with_litert(path: pathlib.Path, options: ServeOptions) -> Servable:
     """Open an artifact's `.tflite` file, in a process of its own first."""
     from bart_export.runtime.trial import survive
-    from bart_export.server.litert_engine import open_artifact
+    from bart_export.server.litert_engine import ArtifactServable
 
     survive(path)
-    return open_artifact(path, options)
+    return ArtifactServable(path, options)
 
 
 ENGINES: Mapping[str, Callable[[pathlib.Path, ServeOptions], Servable]] = {

@@ -11,7 +11,7 @@ from support.counting import LONGEST_TEXT, Counting
 from support.rest_server import served, store_of
 
 from bart_export.runtime.generator import Generator
-from bart_export.server.litert_engine import open_artifact
+from bart_export.server.litert_engine import ArtifactServable
 from bart_export.server.options import ServeOptions
 from bart_export.server.sources import ServedModel
 
@@ -172,7 +172,7 @@ def test_a_client_that_goes_away_before_the_first_token_stops_the_work():
 )
 def test_pieces_of_a_real_model_are_what_it_generates(mini_artifact, parameters, fewest):
     text = "The river rose two metres overnight, and by morning the lower bridge was closed."
-    servable = open_artifact(mini_artifact.directory, ServeOptions())
+    servable = ArtifactServable(mini_artifact.directory, ServeOptions())
     with serving(servable) as server:
         answer = server.post(GENERATE, {"text": text, **parameters})
     expected = Generator.from_artifact(mini_artifact.directory).generate(text, **parameters)

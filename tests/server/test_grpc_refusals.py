@@ -156,13 +156,13 @@ REFUSALS = [
         "HandleReloadConfigRequest",
         CONFIG.format('config { name: "m" base_path: "/m" }'),
         "INVALID_ARGUMENT",
-        "Illegal setting neither ModelServerConfig::model_type (deprecated) nor",
+        "Expected model m to have the model_platform tensorflow or litert, received none",
     ),
     (
         "HandleReloadConfigRequest",
         CONFIG.format('config { name: "m" base_path: "/m" model_platform: "p" }'),
         "INVALID_ARGUMENT",
-        "Model m requests unsupported platform p",
+        "tensorflow or litert, received p",
     ),
 ]
 

@@ -10,7 +10,7 @@ import pytest
 from bart_export import contract
 from bart_export.runtime.generator import Generator
 from bart_export.server import messages
-from bart_export.server.litert_engine import open_artifact
+from bart_export.server.litert_engine import ArtifactServable
 from bart_export.server.options import ServeOptions
 from bart_export.server.servable import Call, Limits, StreamCall
 from bart_export.server.status import Code, StatusError
@@ -26,7 +26,7 @@ TEXTS = [
 @pytest.fixture(scope="module")
 def servable(mini_artifact):
     """Return the embedded preset served by two generators, with room for one call that waits."""
-    opened = open_artifact(mini_artifact.directory, ServeOptions(workers=2, queue_size=1))
+    opened = ArtifactServable(mini_artifact.directory, ServeOptions(workers=2, queue_size=1))
     yield opened
     opened.close()
 

@@ -103,21 +103,20 @@ REFUSED = {
     ),
     "no platform": (
         listed('name: "m" base_path: "/models/m"'),
-        "Illegal setting neither ModelServerConfig::model_type (deprecated) "
-        "nor ModelServerConfig::model_platform.",
+        "Expected model m to have the model_platform tensorflow or litert, received none",
     ),
     "two platforms": (
         listed(MODEL + "model_type: TENSORFLOW"),
-        "Illegal setting both ModelServerConfig::model_type (deprecated) "
-        "and ModelServerConfig::model_platform.",
+        "Expected model m to have the model_platform tensorflow or litert, received tensorflow and "
+        "tensorflow",
     ),
     "another old name": (
         listed('name: "m" base_path: "/models/m" model_type: OTHER'),
-        "ModelServerConfig::model_type choice 2 not supported.",
+        "Expected model m to have the model_platform tensorflow or litert, received model_type 2",
     ),
     "an unknown platform": (
         listed('name: "m" base_path: "/models/m" model_platform: "caffe"'),
-        "Model m requests unsupported platform caffe",
+        "Expected model m to have the model_platform tensorflow or litert, received caffe",
     ),
 }
 

@@ -195,10 +195,6 @@ REFUSED = {
         lambda path: [served(path, "n"), served(path), served(path, "n")],
         "Illegal to list model n multiple times in config list",
     ),
-    "a relative base path": (
-        lambda path: [served(path.relative_to(path.parent), "n")],
-        "Expected model n to have an absolute path or URI; got base_path()=model",
-    ),
     "another platform": (
         lambda path: [
             served(path, "n"), ServedModel(name="m", base_path=path, engine=LITERT)
