@@ -74,13 +74,13 @@ class ServeOptions:
     drain_seconds: float = 30.0
 
     def __post_init__(self) -> None:
+        check_threads("workers", self.workers)
+        check_threads("num_threads", self.num_threads)
         for name, value in vars(self).items():
             if isinstance(value, int | float) and not 0 <= value <= LARGEST_SIZE:  # NaN neither
                 raise ConfigurationError(
                     f"{name} must be a number from 0 to {LARGEST_SIZE}, received {shown(value)}."
                 )
-        check_threads("workers", self.workers)
-        check_threads("num_threads", self.num_threads)
         if (self.workers or 1) * (self.num_threads or 1) > MOST_THREADS:
             raise ConfigurationError(
                 f"workers times num_threads must be at most {MOST_THREADS}, received "
