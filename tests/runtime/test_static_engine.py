@@ -100,9 +100,8 @@ def test_a_bucket_begins_with_empty_caches_each_time(engine):
 
 def test_an_engine_of_one_bucket_knows_no_other(compiled):
     one = compiled.only(32, 2)
-    assert [bucket.name for bucket in one.buckets] == ["encode_32", "decode_32_2"]
-    decode, _ = one.start(source_of(3), 1, 2).caches
-    assert decode.name == "decode_32_2"
+    assert [bucket.name for bucket in one.sizing.buckets] == ["encode_32", "decode_32_2"]
+    assert one.start(source_of(3), 1, 2).fitted.decode.name == "decode_32_2"
     with pytest.raises(InputError, match="which was made for 2, received 3"):
         one.start(source_of(3), 3, 2)
 
