@@ -112,6 +112,15 @@ def test_the_edge_imports_no_tensor_library(module):
     assert imported & TENSOR_LIBRARIES == set()
 
 
+SERVING_LIBRARIES = {"starlette", "uvicorn", "prometheus_client", "grpc_health", "grpc_reflection"}
+
+
+def test_what_an_export_takes_of_the_server_needs_no_library_of_servers():
+    imported = modules_after("import bart_export.export.deployment.memory")
+    assert "bart_export" in imported
+    assert imported & SERVING_LIBRARIES == set()
+
+
 COMMAND = "from bart_export.cli.main import main; main()"
 HELP = "from bart_export.cli.main import main; main(['--help'], standalone_mode=False)"
 

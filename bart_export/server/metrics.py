@@ -10,13 +10,10 @@ import dataclasses
 import time
 from collections.abc import Iterator
 
-import prometheus_client
-
 from bart_export.server.status import Code, StatusError
 
 CONTENT_TYPE = "text/plain"
 MICROSECONDS = 1e6
-prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +64,9 @@ class Metrics:
     """All numbers of one server, counted from any thread."""
 
     def __init__(self) -> None:
+        import prometheus_client  # which an export, for its warm-up requests, goes without
+
+        prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = prometheus_client.CollectorRegistry()
         self.counts, self.histograms = {}, {}
         for family in FAMILIES:
@@ -131,4 +131,6 @@ class Metrics:
 
     def exposition(self) -> str:
         """Return everything in Prometheus' text format."""
-        return prometheus_client.generate_latest(self.registry).decode()
+        from prometheus_client import generate_latest
+
+        return generate_latest(self.registry).decode()

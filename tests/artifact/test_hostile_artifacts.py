@@ -27,7 +27,8 @@ from bart_export.report import report
 from bart_export.report.facts import reported
 from bart_export.runtime.engines import choose, files_for
 from bart_export.runtime.generator import choose_file
-from bart_export.server.sources import choose_engine, export_number
+from bart_export.server import sources
+from bart_export.server.sources import choose_engine
 from bart_export.verify import compare_files
 
 FILES = {"tflite/a.tflite": b"first" * 1000, "golden.json": b"{}"}
@@ -252,7 +253,7 @@ def read_everything(directory, draft):
     for one in reported(opened.manifest):
         _ = one.label, one.kind, one.megabytes, one.rouge_l
     choose_engine(directory)
-    export_number(directory)
+    sources.whole(directory)
     bundle.warning(bundle.size(opened))
     for read in (
         lambda: list(inspect.lines(inspect.artifact_facts(directory))),
