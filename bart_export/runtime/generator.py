@@ -310,12 +310,11 @@ class Generator:
 
     def read(self, text: str, truncate: bool, special_tokens: bool) -> tuple[list[int], bool]:
         """Return the source ids of a text, and whether it had to be cut."""
-        try:
+        if not truncate:
             return self.encode(text, False, special_tokens), False
-        except InputError:
-            if not truncate:
-                raise
-            return self.encode(text, True, special_tokens), True
+        return self.tokenizer.encode_beginning(
+            text, self.encoder_sequence_length, special_tokens=special_tokens
+        )
 
     def start(self, token_ids: Sequence[int], generation: GenerationConfig) -> Any:
         """Encode a source for as many rows as the search will ask for."""

@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 
 from bart_export.artifact.artifact import Artifact
-from bart_export.errors import InputError
 from bart_export.runtime.generator import Result
 from bart_export.server.status import Code, StatusError
 from bart_export.server.tensors import numpy_dtype
@@ -194,12 +193,10 @@ class TextReader:
 
     def encode(self, text: str, remarks: Remarks, row: int = 0) -> list[int]:
         """Return the ids of a text, cut to what the model reads, which is remarked."""
-        try:
-            return self.tokenizer.encode(text, self.longest)
-        except InputError:
-            ids = self.tokenizer.encode(text, self.longest, truncate=True)
+        ids, truncated = self.tokenizer.encode_beginning(text, self.longest)
+        if truncated:
             remarks.truncated.append(row)
-            return ids
+        return ids
 
     def worded_rows(self, call: Call) -> list[int]:
         """Return the rows of a call that have a word; what is not read of the texts is remarked."""

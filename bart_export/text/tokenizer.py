@@ -211,21 +211,28 @@ class BartTokenizer:
             InputError: if the text is longer and `truncate` is not set, if it has a lone surrogate,
                 or if `max_length` has no room for both ends.
         """
-        if max_length < 2:
-            raise InputError(
-                "max_length must be at least 2, the start and the end token, "
-                f"received {max_length}."
-            )
-        size, room = byte_length(text), max_length - 2
         if truncate:
-            ids = self._beginning(text, room, special_tokens)
-        elif self._least(text, special_tokens) > room:
+            return self.encode_beginning(text, max_length, special_tokens=special_tokens)[0]
+        size, room = byte_length(text), room_within(max_length)
+        if self._least(text, special_tokens) > room:
             raise too_long(max_length, f"{size} bytes, which no {room} tokens hold")
-        else:
-            ids = self.tokenize(text, special_tokens=special_tokens)
+        ids = self.tokenize(text, special_tokens=special_tokens)
         if len(ids) > room:
             raise too_long(max_length, f"{len(ids) + 2}")
         return [self.start_token_id, *ids, self.end_token_id]
+
+    def encode_beginning(
+        self, text: str, max_length: int = MAX_LENGTH, *, special_tokens: bool = False
+    ) -> tuple[list[int], bool]:
+        """Return what `encode` with `truncate` does, and whether the text was cut.
+
+        Raises:
+            InputError: as `encode` does.
+        """
+        room = room_within(max_length)
+        byte_length(text)  # refuses a lone surrogate behind the cut, too
+        ids = self._beginning(text, room + 1, special_tokens)
+        return [self.start_token_id, *ids[:room], self.end_token_id], len(ids) > room
 
     def _cutter(self, special_tokens: bool) -> Cutter:
         return self._special if special_tokens else self._plain
@@ -315,6 +322,19 @@ def byte_length(text: str) -> int:
         return len(text.encode())
     except (AttributeError, UnicodeEncodeError):
         raise not_a_text(text) from None
+
+
+def room_within(max_length: int) -> int:
+    """Return how many tokens of a text `max_length` has room for.
+
+    Raises:
+        InputError: if it has none for both ends.
+    """
+    if max_length < 2:
+        raise InputError(
+            f"max_length must be at least 2, the start and the end token, received {max_length}."
+        )
+    return max_length - 2
 
 
 def too_long(max_length: int, received: str) -> InputError:
