@@ -49,7 +49,6 @@ class ModelStore:
         self.served: Mapping[str, ServedModel] = {}
         self.models: Mapping[str, ModelVersions] = {}  # also those served no more, for their states
         self.labels: Labels = {}
-        self.polling = False
         self.stopped = False
 
     def configure(self, models: Sequence[ServedModel]) -> None:
@@ -80,14 +79,6 @@ class ModelStore:
                 )
             self.labels = self._checked_labels(models)
             self._withdraw_all_but(listed)
-
-    def start(self) -> None:
-        """Look for new versions every `poll_seconds` from now on."""
-        with self.lock:
-            self.polling = True
-            models = [self.models[name] for name in self.served]
-        for model in models:
-            model.poll()
 
     def stop(self) -> None:
         """Unload everything; calls that still hold a servable have `drain_seconds` to end."""
@@ -167,8 +158,6 @@ class ModelStore:
                     continue
                 LOG.info("%s: served from %s (%s)", name, model.base_path, model.engine)
                 self.models[name].serve(model)
-                if self.polling:
-                    self.models[name].poll()
 
     def _answers(self, name: str) -> bool:
         """Return whether a version of a model is available."""

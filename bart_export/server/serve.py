@@ -166,7 +166,6 @@ async def serving(models: Sequence[ServedModel], options: ServeOptions) -> Async
         sockets = stack.enter_context(ports.bound(options.host, options.rest_api_port))
         stack.push_async_callback(asyncio.to_thread, store.stop)
         await asyncio.to_thread(store.configure, models)
-        store.start()
         port = grpc_server.bind()
         rest_task = asyncio.create_task(rest_server.serve(sockets))
         await grpc_server.start()

@@ -116,7 +116,6 @@ class ModelVersions:
         self.failed: dict[pathlib.Path, Any] = {}  # the files of versions that were given up
         self.aspired: Aspired = {}
         self.loading: Version | None = None
-        self.polling = False
         self.looked = False  # since what is served was last changed
         self.look_at = math.inf
         self.remark = ""  # what is wrong with what the last look found
@@ -134,13 +133,6 @@ class ModelVersions:
                     target=self._work, name=f"versions of {self.name}", daemon=True
                 )
                 self.thread.start()
-            self.changed.notify_all()
-
-    def poll(self) -> None:
-        """Look for versions every `poll_seconds` from now on."""
-        with self.changed:
-            self.polling = True
-            self.look_at = min(self.look_at, self._next_look())
             self.changed.notify_all()
 
     def withdraw(self) -> None:
@@ -250,7 +242,7 @@ class ModelVersions:
                 self._load(served, version)
 
     def _next_look(self) -> float:
-        seconds = self.options.poll_seconds if self.polling else 0.0
+        seconds = self.options.poll_seconds
         return time.monotonic() + seconds if seconds > 0 else math.inf
 
     def _look(self, served: ServedModel) -> None:

@@ -103,7 +103,6 @@ def running_store(opener, **options):
         return sources.find_versions(model)
 
     store = ModelStore(opener.open_version, find_versions, settings)
-    store.start()
     try:
         yield store
     finally:
