@@ -18,21 +18,21 @@ from starlette.types import Receive, Scope, Send
 
 from bart_export.runtime.generator import Result
 from bart_export.server.options import MAX_BEAMS
-from bart_export.server.predict import Held, status_of
-from bart_export.server.servable import TIMED_OUT, Limits, Remarks, StreamCall
+from bart_export.server.predict import status_of
+from bart_export.server.servable import TIMED_OUT, Lease, Limits, Remarks, StreamCall
 from bart_export.server.status import Code, StatusError, invalid
 
 # Parameters that say how many rows of a decoder are computed.
 ROWS = ("num_beams", "num_return_sequences")
 
 
-async def stream(held: Held, body: Any, limits: Limits) -> AsyncGenerator[bytes, None]:
+async def stream(lease: Lease, body: Any, limits: Limits) -> AsyncGenerator[bytes, None]:
     """Generate from a text and yield the events.
 
     Ending the iteration, by closing or cancelling it, stops the work before its next token.
 
     Args:
-        held: the servable; it is to be held for as long as the iteration goes on.
+        lease: of the servable; it is to last for as long as the iteration goes on.
         body: a JSON value: the text under `text`, and fields of `GenerationConfig`.
         limits: the deadline; its `stop` is set here.
     """
@@ -53,7 +53,7 @@ async def stream(held: Held, body: Any, limits: Limits) -> AsyncGenerator[bytes,
 
     try:
         call = StreamCall(text=text, parameters=parameters, emit=emit, limits=limits)
-        future = held.keep(held.servable.stream(call))
+        future = lease.keep(lease.servable.stream(call))
         future.add_done_callback(ended)
         while (item := await asyncio.wait_for(arrived.get(), limits.remaining())) is not None:
             yield event_bytes("token", {"text": item[0], "tokens": item[1]})

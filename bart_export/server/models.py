@@ -9,11 +9,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 
 from bart_export.server.options import ServeOptions
+from bart_export.server.servable import Lease
 from bart_export.server.sources import ServedModel
 from bart_export.server.status import Code, StatusError, invalid
 from bart_export.server.versions import (
     FindVersions,
-    Lease,
     ModelVersions,
     OpenVersion,
     State,

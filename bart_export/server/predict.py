@@ -11,18 +11,15 @@ import dataclasses
 import gc
 import logging
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Any
 
 from bart_export.errors import BartExportError, ConfigurationError, InputError
 from bart_export.server import servable
 from bart_export.server.metrics import RUNTIME_LATENCY, RUNTIMES, Metrics
 from bart_export.server.models import ModelSpec, ModelStore
-from bart_export.server.servable import TIMED_OUT, Call, Limits, Servable, Tensors
+from bart_export.server.servable import TIMED_OUT, Answer, Call, Lease, Limits, Servable, Tensors
 from bart_export.server.status import Code, StatusError, invalid
-from bart_export.server.versions import Lease
-
-Answer = TypeVar("Answer")
 
 LOG = logging.getLogger(__name__)
 
@@ -57,10 +54,6 @@ class Predictor:
         known = spec.name if spec.name in self.store.names() else ""
         return self.metrics.request(known, api, entrypoint)
 
-    def held(self, spec: ModelSpec) -> contextlib.AbstractContextManager["Held"]:
-        """Hold the servable that answers; see `held`."""
-        return held(self.store.lease(spec))
-
     async def predict(
         self,
         spec: ModelSpec,
@@ -83,9 +76,9 @@ class Predictor:
         Raises:
             StatusError: for whatever is wrong with the request, or what the servable says.
         """
-        with self.held(spec) as holder:
+        with self.store.lease(spec) as lease:
             name = signature_name or DEFAULT_SIGNATURE
-            signature = chosen_signature(holder.servable, name)
+            signature = chosen_signature(lease.servable, name)
             call = Call(
                 signature=name,
                 inputs=await aside(size, lambda: read(signature)),
@@ -95,7 +88,7 @@ class Predictor:
             served = self.store.served.get(spec.name)
             runtime = RUNTIMES[served.engine] if served else ""
             with self.metrics.timed(RUNTIME_LATENCY, spec.name, "Predict", runtime):
-                return Prediction(holder.version, name, await holder.run(call))
+                return Prediction(lease.version, name, await run(lease, call))
 
 
 def chosen_signature(servable: Servable, name: str) -> Any:
@@ -139,65 +132,25 @@ def listed(names: Iterable[str]) -> str:
     return ",".join(sorted(names))
 
 
-class Held:
-    """A servable for the time of one request, and the work that was given to it."""
+async def run(lease: Lease, call: Call) -> Tensors:
+    """Run a signature and return its outputs; see `finished` for how it may end.
 
-    def __init__(self, lease: Lease) -> None:
-        self.servable = lease.servable
-        self.version = lease.version
-        self.futures: list[concurrent.futures.Future[Any]] = []
-
-    async def run(self, call: Call) -> Tensors:
-        """Run a signature and return its outputs; see `finished` for how it may end.
-
-        Of texts to generate from, those that are blank are left out, and get an empty text.
-        """
-        signature, reader = self.servable.signature_defs[call.signature], self.servable.reader
-        if reader is None or not servable.generates_from_texts(call, signature):
-            return await self.submitted(call)
-        size = sum(map(len, call.inputs[servable.TEXT]))
-        rows = await aside(size, lambda: reader.worded_rows(call), alone=False)
-        if not call.limits.remarks.empty:
-            return await self.submitted(call)
-        outputs = await self.submitted(servable.selected(call, rows)) if rows else {}
-        return servable.restored(call, rows, outputs, signature)
-
-    async def submitted(self, call: Call) -> Tensors:
-        """Have the servable run a call as it is."""
-        return await finished(self.keep(self.servable.submit(call)), call.limits)
-
-    def keep(
-        self, future: "concurrent.futures.Future[Answer]"
-    ) -> "concurrent.futures.Future[Answer]":
-        """Hold the servable until `future` is done, too, and return `future`."""
-        self.futures.append(future)
-        return future
-
-
-@contextlib.contextmanager
-def held(lease: contextlib.AbstractContextManager[Lease]) -> Iterator[Held]:
-    """Hold the servable of a lease until the work that it was given has ended.
-
-    A front stops waiting when a client goes away or time is over, a moment before the work stops.
-    The lease is given back by whoever comes last, and only then may the servable be closed.
+    Of texts to generate from, those that are blank are left out, and get an empty text.
     """
-    with contextlib.ExitStack() as stack:
-        holder = Held(stack.enter_context(lease))
-        try:
-            yield holder
-        finally:
-            release_after(holder.futures, stack.pop_all())
+    signature, reader = lease.servable.signature_defs[call.signature], lease.servable.reader
+    if reader is None or not servable.generates_from_texts(call, signature):
+        return await submitted(lease, call)
+    size = sum(map(len, call.inputs[servable.TEXT]))
+    rows = await aside(size, lambda: reader.worded_rows(call), alone=False)
+    if not call.limits.remarks.empty:
+        return await submitted(lease, call)
+    outputs = await submitted(lease, servable.selected(call, rows)) if rows else {}
+    return servable.restored(call, rows, outputs, signature)
 
 
-def release_after(
-    futures: "Sequence[concurrent.futures.Future[Any]]", stack: contextlib.ExitStack
-) -> None:
-    """Close `stack` once all futures are done."""
-    running = next((future for future in futures if not future.done()), None)
-    if running is None:
-        stack.close()
-    else:
-        running.add_done_callback(lambda _: release_after(futures, stack))
+async def submitted(lease: Lease, call: Call) -> Tensors:
+    """Have a servable run a call as it is."""
+    return await finished(lease.keep(lease.servable.submit(call)), call.limits)
 
 
 async def aside(size: int, work: Callable[[], Answer], *, alone: bool = True) -> Answer:

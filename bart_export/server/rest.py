@@ -335,8 +335,8 @@ class Methods:
         """Yield the events of a generation."""
         with self.predictor.counted(spec, "generate", "REST"):
             document: Any = await aside(len(body), lambda: json_body.document(body))
-            with self.predictor.held(spec) as holder:
-                async with contextlib.aclosing(events.stream(holder, document, limits)) as stream:
+            with self.predictor.store.lease(spec) as lease:
+                async with contextlib.aclosing(events.stream(lease, document, limits)) as stream:
                     async for event in stream:
                         yield event
 

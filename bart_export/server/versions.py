@@ -21,7 +21,7 @@ from concurrent.futures import Future, wait
 from typing import Any
 
 from bart_export.server.options import ServeOptions
-from bart_export.server.servable import Servable
+from bart_export.server.servable import Lease, Servable
 from bart_export.server.sources import ServedModel, Specific, listing
 from bart_export.server.status import Code, StatusError, one_line, told
 
@@ -85,14 +85,6 @@ class Version:
     def status(self) -> VersionStatus:
         """Return what a client is told."""
         return VersionStatus(self.number, self.state, self.code, self.message)
-
-
-@dataclasses.dataclass(frozen=True)
-class Lease:
-    """A servable that is not closed while the lease lasts, and its version."""
-
-    servable: Servable
-    version: int
 
 
 class ModelVersions:
@@ -161,13 +153,18 @@ class ModelVersions:
         if version is None or version.servable is None:
             yield None
             return
-        try:
-            yield Lease(version.servable, version.number)
-        finally:
+        lease = Lease(version.servable, version.number)
+
+        def give_back() -> None:
             with self.changed:
                 version.leases -= 1
                 if version.leases == 0 and version.state == State.UNLOADING:
                     self.changed.notify_all()
+
+        try:
+            yield lease
+        finally:
+            lease.after_work(give_back)
 
     def statuses(self) -> dict[int, VersionStatus]:
         """Return the status of every version there is or was, by number.

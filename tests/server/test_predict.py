@@ -15,12 +15,11 @@ from bart_export.server.predict import (
     chosen_outputs,
     chosen_signature,
     finished,
-    held,
+    run,
     status_of,
 )
-from bart_export.server.servable import Call, Limits
+from bart_export.server.servable import Call, Lease, Limits
 from bart_export.server.status import Code, StatusError
-from bart_export.server.versions import Lease
 
 ONE = np.array([1], np.float32)
 PLAIN = signature(PREDICT, {"a": FLOAT, "b": FLOAT}, {"x": FLOAT, "y": FLOAT})
@@ -112,16 +111,20 @@ class Lender:
 
     @contextlib.contextmanager
     def lease(self):
+        lease = Lease(self.servable, 1)
         try:
-            yield Lease(self.servable, 1)
+            yield lease
         finally:
-            self.returned = True
+            lease.after_work(self.give_back)
+
+    def give_back(self):
+        self.returned = True
 
 
 def test_the_outputs_are_returned_and_the_lease_given_back():
     async def ask():
-        with held(lender.lease()) as holder:
-            outputs = await holder.run(waiting(0.05, Limits()))
+        with lender.lease() as lease:
+            outputs = await run(lease, waiting(0.05, Limits()))
             assert not lender.returned
         return outputs
 
@@ -140,8 +143,8 @@ def test_work_that_nobody_waits_for_stops_and_holds_its_servable_until_then(is_c
             return release
 
     async def ask():
-        with held(lender.lease()) as holder:
-            await holder.run(waiting(10, limits))
+        with lender.lease() as lease:
+            await run(lease, waiting(10, limits))
 
     async def give_up():
         task = asyncio.create_task(ask())
