@@ -26,7 +26,6 @@ The signatures of a SavedModel are batch-major throughout:
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from bart_export.config import BartConfig
 from bart_export.errors import ConfigurationError
@@ -56,19 +55,6 @@ class Signature:
     name: str
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
-
-    def to_dict(self, sizes: Mapping[str, int]) -> dict[str, Any]:
-        """Return the signature for the manifest; fixed axes are numbers, dynamic ones words."""
-        return {
-            side: {
-                tensor.name: {
-                    "dtype": tensor.dtype,
-                    "shape": [sizes.get(axis, axis) for axis in tensor.axes],
-                }
-                for tensor in getattr(self, side)
-            }
-            for side in ("inputs", "outputs")
-        }
 
 
 def sizes(config: BartConfig) -> dict[str, int]:
@@ -150,14 +136,6 @@ class Bucket:
     signature: Signature
     sizes: Mapping[str, int]
 
-    def to_dict(self, sizes: Mapping[str, int]) -> dict[str, Any]:
-        """Return the bucket for the manifest; `sizes` are those of the configuration."""
-        return {
-            "signature": self.signature.name,
-            "sizes": dict(self.sizes),
-            **self.signature.to_dict({**sizes, **self.sizes}),
-        }
-
 
 def static_buckets(
     config: BartConfig,
@@ -195,17 +173,6 @@ def static_buckets(
                 for beams in num_beams
             ),
         )
-    )
-
-
-def read_buckets(
-    config: BartConfig, signatures: Mapping[str, Mapping[str, Any]]
-) -> tuple[Bucket, ...]:
-    """Return the buckets that `signatures` of a file's entry in the manifest describe."""
-    known = {signature.name: signature for signature in tflite_signatures(config)}
-    return tuple(
-        Bucket(name, known[one["signature"]], dict(one["sizes"]))
-        for name, one in signatures.items()
     )
 
 
@@ -328,11 +295,3 @@ class StaticShapes:
         """
         lengths = tuple(min(length, source_length) for length in self.source_lengths)
         return dataclasses.replace(self, source_lengths=lengths)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the shapes as a manifest has them."""
-        return {
-            "source_lengths": list(self.source_lengths),
-            "target_length": self.target_length,
-            "num_beams": list(self.num_beams),
-        }

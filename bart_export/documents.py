@@ -6,18 +6,22 @@ that is nested deeper than a parser's stack, or a number where a list was expect
 or not there.
 """
 
+import collections.abc
 import contextlib
 import dataclasses
 import errno
+import functools
 import json
 import math
 import os
 import pathlib
 import stat
 import tempfile
+import types
+import typing
 import uuid
-from collections.abc import Callable, Collection, Iterator
-from typing import Any, BinaryIO, NoReturn
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, BinaryIO, NoReturn, TypeVar
 
 from bart_export.errors import shown
 
@@ -154,10 +158,20 @@ def refuse_number(word: str) -> NoReturn:
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """One value: what it is in words, and what holds of it."""
+    """What a value of some type must be beside that: `Annotated[int, POSITIVE]` in a declaration.
+
+    `words` say it in an error.
+    """
 
     words: str
     holds: Callable[[Any], bool]
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One of several classes, chosen by the value: `Annotated[Shape, Variant(shape_of)]`."""
+
+    choose: Callable[[Mapping[str, Any]], type]
 
 
 def is_count(value: Any) -> bool:
@@ -165,11 +179,9 @@ def is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 2**53
 
 
-@dataclasses.dataclass(frozen=True)
-class OrNull:
-    """A value of some shape, or null."""
-
-    shape: "Shape"
+def is_number(value: Any) -> bool:
+    """Return whether a value is a number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def one_of(words: Collection[str]) -> Kind:
@@ -177,57 +189,130 @@ def one_of(words: Collection[str]) -> Kind:
     return Kind(f"one of {', '.join(words)}", lambda value: value in list(words))
 
 
-ANYTHING = Kind("anything", lambda value: True)
-TEXT = Kind("a text", lambda value: isinstance(value, str))
-COUNT = Kind("a whole number from 0 to 2^53", is_count)
 POSITIVE = Kind("a whole number from 1 to 2^53", lambda value: is_count(value) and value > 0)
-NUMBER = Kind(
-    "a number", lambda value: isinstance(value, (int, float)) and not isinstance(value, bool)
-)
-FLAG = Kind("true or false", lambda value: isinstance(value, bool))
-
-# What a value must be like: a `Kind` or `OrNull`; a list of one, for a list of any length; a tuple,
-# for a list of exactly those; or a dictionary, for an object with those fields. A field whose name
-# ends in "?" may be missing, and `EVERY` stands for all other fields.
-Shape = Any
-EVERY = "*"
+# Types that JSON has, and what a value of each must be.
+KINDS: dict[Any, Kind] = {
+    object: Kind("anything", lambda value: True),
+    str: Kind("a text", lambda value: isinstance(value, str)),
+    int: Kind("a whole number from 0 to 2^53", is_count),
+    float: Kind("a number", is_number),
+    bool: Kind("true or false", lambda value: isinstance(value, bool)),
+}
 
 
-def check(value: Any, shape: Shape, place: str = "") -> None:
-    """Hold a value of a JSON text to a shape; `place` is where in the text it stands.
-
-    Raises:
-        ValueError: for the first part that is something else, with its place.
-    """
-    within = f"{place}." if place else ""
-    if isinstance(shape, Kind):
-        require(shape.holds(value), place, shape.words, value)
-    elif isinstance(shape, dict):
-        require(isinstance(value, dict), place, "an object", value)
-        for field, inner in shape.items():
-            name = field.removesuffix("?")
-            if name in value and field != EVERY:
-                check(value[name], inner, f"{within}{name}")
-            elif name == field != EVERY:
-                raise ValueError(f"{place or 'it'} lacks {name}")
-        if EVERY in shape:
-            named = {field.removesuffix("?") for field in shape}
-            for name, inner in value.items():
-                if name not in named:
-                    check(inner, shape[EVERY], f"{within}{shown(name)}")
-    elif isinstance(shape, OrNull):
-        if value is not None:
-            check(value, shape.shape, place)
-    else:
-        require(isinstance(value, list), place, "a list", value)
-        if isinstance(shape, tuple):
-            require(len(value) == len(shape), place, f"a list of {len(shape)}", value)
-        shapes = shape if isinstance(shape, tuple) else shape * len(value)
-        for number, (one, inner) in enumerate(zip(value, shapes, strict=True)):
-            check(one, inner, f"{place}[{number}]")
-
-
-def require(holds: bool, place: str, words: str, value: Any) -> None:
+def require(holds: bool, place: str, words: str, value: object) -> None:
     """Raise ValueError unless something holds."""
     if not holds:
         raise ValueError(f"{place or 'it'} must be {words}, received {shown(value)}")
+
+
+Declared = TypeVar("Declared", bound="Record")
+ABSENT = "absent"
+
+
+def absent() -> Any:
+    """Return the default of a field that is left out of the JSON where it is None."""
+    return dataclasses.field(default=None, metadata={ABSENT: True})
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """A JSON object whose fields are declared as those of a dataclass.
+
+    A field with a default may be missing. `found` is the object that a record was read from: what
+    nobody changed is written as it was found there, fields that are not declared included.
+    """
+
+    found: Mapping[str, Any] = dataclasses.field(
+        default_factory=dict, kw_only=True, repr=False, compare=False
+    )
+
+    @classmethod
+    def from_dict(cls: type[Declared], value: object) -> Declared:
+        """Return the record of an object in a JSON text.
+
+        Raises:
+            ValueError: for the first field that is missing or of another type, with its place.
+        """
+        record: Declared = read_as(cls, value)
+        return record
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the object, as JSON has it."""
+        written, kind = dict(self.found), typing.cast(Any, type(self))
+        for name, (hint, default, absent) in declared(kind).items():
+            value = getattr(self, name)
+            if name in self.found:
+                changed = read_as(hint, self.found[name]) != value
+            else:
+                changed = value != default if self.found else value is not None or not absent
+            if changed:
+                written[name] = plain(value)
+        return written
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON has it: records as objects, tuples as lists."""
+    if hasattr(value, "to_dict"):
+        return value.to_dict()
+    if dataclasses.is_dataclass(value):
+        return {field.name: plain(vars(value)[field.name]) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {name: plain(one) for name, one in value.items()}
+    return list(map(plain, value)) if isinstance(value, (list, tuple)) else value
+
+
+@functools.cache
+def declared(record: Any) -> dict[str, tuple[Any, Any, bool]]:
+    """Return the fields of a dataclass that JSON has: type, default, and whether None is absent."""
+    hints, fields = typing.get_type_hints(record, include_extras=True), {}
+    for field in dataclasses.fields(record):
+        hint, absent = hints[field.name], ABSENT in field.metadata
+        # What may be absent is not null either.
+        hint = typing.get_args(hint)[0] if absent else hint
+        fields[field.name] = hint, field.default, absent
+    fields.pop("found", None)
+    return fields
+
+
+def read_as(hint: Any, value: Any, place: str = "") -> Any:
+    """Hold a value of a JSON text to a type and return it as one; `place` is where it stands.
+
+    Types are `str`, `int` (a count), `float`, `bool`, `object` for anything; tuples for lists,
+    `Mapping[str, …]` and dataclasses for objects; `Annotated` with a `Kind` or a `Variant`; and
+    "or None" of each. A class with a `from_dict` of its own checks its fields itself.
+
+    Raises:
+        ValueError: for the first part that is something else.
+    """
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    within = f"{place}." if place else ""
+    if origin in (typing.Union, types.UnionType):
+        return None if value is None else read_as(arguments[0], value, place)
+    kind = arguments[1] if origin is typing.Annotated else KINDS.get(hint)
+    if isinstance(kind, Kind):
+        require(kind.holds(value), place, kind.words, value)
+        return value
+    if origin is tuple:
+        require(isinstance(value, list), place, "a list", value)
+        hints = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
+        require(len(value) == len(hints), place, f"a list of {len(hints)}", value)
+        return tuple(
+            read_as(inner, one, f"{place}[{number}]")
+            for number, (inner, one) in enumerate(zip(hints, value, strict=True))
+        )
+    require(isinstance(value, dict), place, "an object", value)
+    if isinstance(kind, Variant):
+        return read_as(kind.choose(value), value, place)
+    if origin is collections.abc.Mapping:
+        inner = arguments[1]
+        return {name: read_as(inner, one, f"{within}{shown(name)}") for name, one in value.items()}
+    if hasattr(hint, "from_dict") and not issubclass(hint, Record):
+        return hint.from_dict(value)
+    fields = {"found": value} if issubclass(hint, Record) else {}
+    for name, (inner, default, _) in declared(hint).items():
+        if name in value:
+            fields[name] = read_as(inner, value[name], f"{within}{name}")
+        elif default is dataclasses.MISSING:
+            raise ValueError(f"{place or 'it'} lacks {name}")
+    return hint(**fields)

@@ -21,8 +21,8 @@ GOLDEN = pathlib.Path(__file__).parent / "data" / "golden"
 @pytest.fixture(scope="session")
 def export_once(tmp_path_factory):
     """Return `export(preset, recipes...)`, which gives the artifact of an earlier same call."""
+    from bart_export.export.options import TfliteOptions
     from bart_export.export.pipeline import export
-    from bart_export.export.tflite_options import TfliteOptions
     from bart_export.recipes.table import RECIPES
 
     made = {}
@@ -31,7 +31,7 @@ def export_once(tmp_path_factory):
         if (preset, names) not in made:
             output = tmp_path_factory.mktemp("artifacts") / pathlib.Path(preset).name
             options = TfliteOptions(tuple(RECIPES[name] for name in names))
-            made[preset, names] = export(preset, "tflite", options, output)
+            made[preset, names] = export(preset, options, output)
         return made[preset, names]
 
     return once
@@ -70,8 +70,8 @@ def static_artifact(mini_artifact, tmp_path_factory):
 @pytest.fixture(scope="session")
 def saved_model_artifact(tmp_path_factory):
     """Return the artifact of a tiny random checkpoint as a SavedModel, version 1."""
+    from bart_export.export.options import SavedModelOptions
     from bart_export.export.pipeline import export
-    from bart_export.export.saved_model_options import SavedModelOptions
 
     output = tmp_path_factory.mktemp("artifacts") / "bart_tiny_symmetric"
-    return export(str(GOLDEN / "bart_tiny_symmetric"), "saved_model", SavedModelOptions(), output)
+    return export(str(GOLDEN / "bart_tiny_symmetric"), SavedModelOptions(), output)

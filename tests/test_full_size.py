@@ -22,9 +22,9 @@ def test_the_shape_of_bart_base_is_exported_and_generates(tmp_path):
     finished = subprocess.run([*command, *arguments], capture_output=True, text=True)
     assert (finished.returncode, finished.stderr) == (0, "")
     artifact = Artifact.open(tmp_path / "it")
-    assert artifact.manifest["parameter_count"] == 139_417_344
+    assert artifact.manifest.parameter_count == 139_417_344
     (entry,) = artifact.files("tflite").values()
-    assert entry["bytes"] <= 1.04 * 139_417_344
+    assert entry.bytes <= 1.04 * 139_417_344
     generator = Generator.from_artifact(tmp_path / "it")
     for num_beams in (1, 4):
         source = [0, *range(1000, 1510), 2]

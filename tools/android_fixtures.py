@@ -29,7 +29,7 @@ from bart_export.artifact.artifact import Artifact, write_json
 from bart_export.config import GenerationConfig
 from bart_export.contract import StaticShapes
 from bart_export.errors import BartExportError
-from bart_export.export.tflite_options import TfliteOptions
+from bart_export.export.options import TfliteOptions
 from bart_export.recipes.table import DEFAULT, RECIPES
 from bart_export.runtime.sampling import sampled_choice
 from bart_export.runtime.search import drive, search
@@ -170,7 +170,7 @@ def write_bundles(directory: Path, exports: Path, stage: Stage) -> None:
         from bart_export.export.pipeline import export
     for name, (preset, options) in models.items():
         stage(f"export {name}")
-        made = export(preset, "tflite", options, exports / name)
+        made = export(preset, options, exports / name)
         bundle.write(made, options.recipes[0].name, directory / name)
 
 

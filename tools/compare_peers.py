@@ -88,11 +88,11 @@ def ours(preset: str, artifact: Path | None, directory: Path, num_threads: int) 
     """Open this package's file, which is exported to a directory first where there is none."""
     if artifact is None:
         with native_stderr_silenced():
+            from bart_export.export.options import TfliteOptions
             from bart_export.export.pipeline import export
-            from bart_export.export.tflite_options import TfliteOptions
 
             artifact = directory / "artifact"
-            export(preset, "tflite", TfliteOptions((recipes.RECIPES[RECIPE],)), artifact)
+            export(preset, TfliteOptions((recipes.RECIPES[RECIPE],)), artifact)
     opened = Artifact.open(artifact)
     file = choose_file(opened, RECIPE, None)
     return Stepped(open_engine(opened, file, num_threads=num_threads))

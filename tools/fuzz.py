@@ -170,8 +170,8 @@ class Sample:
 
 def prepare_flatbuffer(directory: pathlib.Path) -> Sample:
     """Export a tiny random checkpoint, and find the bytes that are structure."""
+    from bart_export.export.options import TfliteOptions
     from bart_export.export.pipeline import export
-    from bart_export.export.tflite_options import TfliteOptions
     from bart_export.recipes.table import RECIPES
 
     preset = pathlib.Path(__file__).parents[1] / "tests" / "data" / "golden" / "bart_tiny_symmetric"
@@ -179,7 +179,7 @@ def prepare_flatbuffer(directory: pathlib.Path) -> Sample:
     recipes = (
         dataclasses.replace(RECIPES[pathlib.Path(name).stem], tolerance=loose) for name in FILES
     )
-    made = export(str(preset), "tflite", TfliteOptions(tuple(recipes)), directory / "made")
+    made = export(str(preset), TfliteOptions(tuple(recipes)), directory / "made")
     contents = {name: made.path(name).read_bytes() for name in FILES}
     return Sample(made.directory, {name: (one, structure(one)) for name, one in contents.items()})
 

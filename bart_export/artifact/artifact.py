@@ -19,14 +19,17 @@ import pathlib
 import re
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from bart_export import documents
 from bart_export.artifact import manifest_file, stamps
 from bart_export.artifact.directories import ARTIFACT, MANIFEST, exchange, place_beside, synchronize
+from bart_export.artifact.figures import Golden
+from bart_export.artifact.manifest import FileEntry, Manifest, StaticEntry
 from bart_export.config import BartConfig, GenerationConfig
-from bart_export.errors import ArtifactError, ConfigurationError, shown
+from bart_export.contract import Bucket, tflite_signatures
+from bart_export.errors import ArtifactError, shown
 from bart_export.presets import PRESETS
 
 CACHE = ".cache"
@@ -43,9 +46,17 @@ class Artifact:
     """An artifact directory whose manifest has been read and checked."""
 
     directory: pathlib.Path
-    manifest: Mapping[str, Any]
-    config: BartConfig
-    generation: GenerationConfig
+    manifest: Manifest
+
+    @property
+    def config(self) -> BartConfig:
+        """The model's architecture."""
+        return self.manifest.config
+
+    @property
+    def generation(self) -> GenerationConfig:
+        """The settings where a call gives none."""
+        return self.manifest.generation
 
     @classmethod
     def open(cls, directory: pathlib.Path) -> "Artifact":
@@ -59,20 +70,9 @@ class Artifact:
         if not os.path.isdir(directory):
             raise ArtifactError(no_artifact(directory))
         try:
-            manifest = manifest_file.read(path)
-            config = BartConfig.from_dict(manifest["config"])
-            generation = GenerationConfig.from_dict(manifest["generation"])
+            return cls(directory, manifest_file.read(path))
         except FileNotFoundError:
             raise ArtifactError(no_artifact(directory)) from None
-        except ConfigurationError as error:
-            raise ArtifactError(f"{path} is damaged: {error} Export it again.") from error
-        if manifest["encoder_sequence_length"] > config.max_sequence_length:
-            raise ArtifactError(
-                f"{path} is damaged: encoder_sequence_length must be at most max_sequence_length, "
-                f"{config.max_sequence_length}, received {manifest['encoder_sequence_length']}. "
-                "Export it again."
-            )
-        return cls(directory, manifest, config, generation)
 
     def path(self, name: str, *, rehash: bool = False) -> pathlib.Path:
         """Return the path of a file after checking that its bytes are the manifest's.
@@ -83,15 +83,15 @@ class Artifact:
         Raises:
             ArtifactError: for a file the manifest does not name, that is missing, or was altered.
         """
-        if name not in self.manifest["files"]:
-            known = ", ".join(self.manifest["files"])
+        if name not in self.manifest.files:
+            known = ", ".join(self.manifest.files)
             raise ArtifactError(f"{self.directory} has no file {name}. It has: {known}.")
-        expected = self.manifest["files"][name]
+        expected = self.manifest.files[name]
         path = manifest_file.path_of(self.directory, name)
         try:
             status = path.stat()
             documents.require_regular(path, status)
-            stamp = stamps.stamp(status, expected["sha256"])
+            stamp = stamps.stamp(status, expected.sha256)
             if not rehash and stamps.read(path) == stamp:
                 return path
             altered = difference(path, status.st_size, expected)
@@ -107,7 +107,7 @@ class Artifact:
         stamps.write(path, stamp)
         return path
 
-    def golden(self) -> dict[str, Any]:
+    def golden(self) -> Golden:
         """Return the content of golden.json.
 
         Raises:
@@ -130,7 +130,7 @@ class Artifact:
                 does not name: TensorFlow prefers a `saved_model.cpb` to the `saved_model.pb`.
         """
         folder = self.directory / name
-        named = [file for file in self.manifest["files"] if file.startswith(f"{name}/")]
+        named = [file for file in self.manifest.files if file.startswith(f"{name}/")]
         for path in sorted(folder.rglob("*")):
             file = path.relative_to(self.directory).as_posix()
             if file not in named and (path.is_symlink() or not path.is_dir()):
@@ -144,13 +144,21 @@ class Artifact:
             self.path(file)
         return folder
 
-    def files(self, target: str) -> dict[str, Mapping[str, Any]]:
-        """Return the entries of one target's files ("tflite"), by name, in manifest order."""
-        return {
-            name: entry
-            for name, entry in self.manifest["files"].items()
-            if entry.get("target") == target
-        }
+    def files(self, target: str) -> dict[str, FileEntry]:
+        """Return the entries of one target's files ("saved_model"), by name, in manifest order."""
+        files = self.manifest.files
+        return {name: entry for name, entry in files.items() if entry.target == target}
+
+    def buckets(self, name: str) -> tuple[Bucket, ...] | None:
+        """Return the signatures of a file of the static build, None for a dynamic one."""
+        entry = self.manifest.files[name]
+        if not isinstance(entry, StaticEntry):
+            return None
+        known = {signature.name: signature for signature in tflite_signatures(self.config)}
+        return tuple(
+            Bucket(bucket, known[one.signature], one.sizes)
+            for bucket, one in entry.signatures.items()
+        )
 
 
 def sha256(path: pathlib.Path) -> str:
@@ -162,11 +170,11 @@ def sha256(path: pathlib.Path) -> str:
     return digest.hexdigest()
 
 
-def difference(path: pathlib.Path, size: int, expected: Mapping[str, Any]) -> str:
+def difference(path: pathlib.Path, size: int, expected: FileEntry) -> str:
     """Return in what a file of some size is not what its entry in a manifest says, "" if it is."""
-    if size != expected["bytes"]:
-        return f"it has {size} bytes, not {expected['bytes']}"
-    same = sha256(path) == expected["sha256"]
+    if size != expected.bytes:
+        return f"it has {size} bytes, not {expected.bytes}"
+    same = sha256(path) == expected.sha256
     return "" if same else f"it has the right size, {size} bytes, and another content"
 
 
@@ -203,10 +211,14 @@ class Draft:
         path.mkdir(exist_ok=True)
         return path
 
-    def entry(self, name: str, **details: Any) -> dict[str, Any]:
-        """Return the manifest's entry of a file of the draft."""
+    def content(self, name: str) -> tuple[int, str]:
+        """Return what every entry of a file begins with: its size in bytes, and its sha256."""
         path = self.directory / name
-        return {"bytes": path.stat().st_size, "sha256": sha256(path), **details}
+        return path.stat().st_size, sha256(path)
+
+    def entry(self, name: str) -> FileEntry:
+        """Return the entry of a file of the draft of which nothing else is to be said."""
+        return FileEntry(*self.content(name))
 
     def carry(self, artifact: Artifact, name: str) -> None:
         """Take a file over from another artifact, as a hard link where the file system has them.
@@ -221,7 +233,7 @@ class Draft:
         (self.directory / name).parent.mkdir(parents=True, exist_ok=True)
         link(source, self.directory / name)
 
-    def commit(self, manifest: Mapping[str, Any]) -> None:
+    def commit(self, manifest: Manifest) -> None:
         """Write the manifest and put the draft in the target's place, in one rename."""
         for path in sorted(self.directory.rglob("*")):
             if not path.is_symlink():
@@ -320,7 +332,7 @@ def stranger(directory: pathlib.Path) -> str | None:
     Where the manifest is damaged, only what lies at the top is told apart.
     """
     try:
-        names = set(manifest_file.read(directory / MANIFEST)["files"])
+        names = set(manifest_file.read(directory / MANIFEST).files)
     except ArtifactError:
         theirs = (path.name for path in sorted(directory.iterdir()))
         return next((name for name in theirs if name not in EXPORTED | UNNAMED), None)

@@ -8,12 +8,11 @@ How files are made and judged is not known.
 import dataclasses
 import os
 import pathlib
-from collections.abc import Mapping
-from typing import Any
 
 from bart_export.artifact import artifact, manifest_file
 from bart_export.artifact.artifact import GOLDEN, REPORT, Artifact
 from bart_export.artifact.directories import MANIFEST
+from bart_export.artifact.figures import Golden
 from bart_export.errors import ArtifactError
 
 # Where the app of this repository looks for its model, and a file that tells its project.
@@ -82,19 +81,21 @@ def write(source: Artifact, recipe: str, target: pathlib.Path) -> Artifact:
     """
     check(target, source.directory)
     file, manifest = static_file(source, recipe), source.manifest
-    tokenizer = tuple(manifest["tokenizer"][name] for name in ("vocabulary", "merges"))
+    names = (file, manifest.tokenizer.vocabulary, manifest.tokenizer.merges)
     with artifact.draft(target) as draft:
-        for name in (file, *tokenizer):
+        for name in names:
             draft.carry(source, name)
         answers = answers_of(file, source.golden())
         manifest_file.write_golden(draft.directory / GOLDEN, answers)
-        files = {name: manifest["files"][name] for name in (file, *tokenizer)}
-        about_file = {
-            field: [row for row in manifest[field] if row["file"] == file]
-            for field in ("verification", "measurements")
-        }
-        fields = {name: value for name, value in manifest.items() if name != "manifest_sha256"}
-        draft.commit({**fields, **about_file, "files": {**files, GOLDEN: draft.entry(GOLDEN)}})
+        files = {name: manifest.files[name] for name in names}
+        draft.commit(
+            dataclasses.replace(
+                manifest,
+                files={**files, GOLDEN: draft.entry(GOLDEN)},
+                verification=tuple(row for row in manifest.verification if row.file == file),
+                measurements=tuple(row for row in manifest.measurements if row.file == file),
+            )
+        )
     return Artifact.open(target)
 
 
@@ -104,31 +105,31 @@ def static_file(source: Artifact, recipe: str) -> str:
     Raises:
         ArtifactError: if there is none.
     """
-    for name, entry in source.files("tflite").items():
-        if entry["recipe"] == recipe and "shapes" in entry:
+    for name, entry in source.manifest.tflite().items():
+        if entry.recipe == recipe and entry.shapes is not None:
             return name
     raise ArtifactError(
         f"{source.directory} has no static build of {recipe}. Export one with: bart-export "
-        f"--preset {source.manifest['preset']} --target tflite --shapes static --recipe {recipe} "
+        f"--preset {source.manifest.preset} --target tflite --shapes static --recipe {recipe} "
         f"--output {source.directory}"
     )
 
 
-def answers_of(file: str, golden: Mapping[str, Any]) -> dict[str, Any]:
+def answers_of(file: str, golden: Golden) -> Golden:
     """Return the cases of a golden.json that a file answered, with its answers alone."""
-    return {
-        "cases": [
-            {**case, "files": {file: case["files"][file]}}
-            for case in golden["cases"]
-            if file in case["files"]
-        ]
-    }
+    return Golden(
+        tuple(
+            dataclasses.replace(case, files={file: case.files[file]})
+            for case in golden.cases
+            if file in case.files
+        )
+    )
 
 
 def size(bundle: Artifact) -> int:
     """Return how many bytes a bundle takes in an app."""
-    named = sum(entry["bytes"] for entry in bundle.manifest["files"].values())
-    return int(named) + (bundle.directory / MANIFEST).stat().st_size
+    named = sum(entry.bytes for entry in bundle.manifest.files.values())
+    return named + (bundle.directory / MANIFEST).stat().st_size
 
 
 def warning(bytes: int) -> str | None:

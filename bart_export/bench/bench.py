@@ -19,7 +19,7 @@ from bart_export.errors import ConfigurationError
 from bart_export.progress import stages
 from bart_export.runtime.engine import default_threads
 from bart_export.runtime.engines import open_engine
-from bart_export.runtime.generator import Generator, build, choose_file
+from bart_export.runtime.generator import Generator, choose_file
 from bart_export.text.tokenizer import BartTokenizer
 
 # History of the report: 1 had a number of threads for all rows, and openings by file; 2 (2026-11)
@@ -70,14 +70,14 @@ def bench(
         runs=[runs],
     )
     artifact = Artifact.open(directory)
-    usual = default_threads(artifact.manifest["parameter_count"])
+    usual = default_threads(artifact.manifest.parameter_count)
     threads = list(dict.fromkeys(num_threads or [usual]))
-    names = chosen_files(artifact, recipes)
-    tokenizer = artifact.manifest["tokenizer"]
-    for name in (tokenizer["vocabulary"], tokenizer["merges"], *names):
+    files, names = artifact.manifest.tflite(), chosen_files(artifact, recipes)
+    tokenizer = artifact.manifest.tokenizer
+    for name in (tokenizer.vocabulary, tokenizer.merges, *names):
         artifact.path(name, rehash=True)  # told here of the artifact itself, not of a copy
     positions = artifact.config.max_sequence_length
-    rooms = [room(artifact.manifest["files"][name], positions) for name in names]
+    rooms = [room(files[name].shapes, positions) for name in names]
     longest, most = map(max, zip(*rooms, strict=True))
     lowered: list[dict[str, Any]] = []
     if sources is None:
@@ -122,8 +122,8 @@ def head(artifact: Artifact, schema_version: int) -> dict[str, Any]:
     return {
         "schema_version": schema_version,
         "artifact": {
-            "preset": artifact.manifest["preset"],
-            "parameter_count": artifact.manifest["parameter_count"],
+            "preset": artifact.manifest.preset,
+            "parameter_count": artifact.manifest.parameter_count,
         },
         "machine": machine.describe(),
     }
@@ -154,9 +154,9 @@ def chosen_files(artifact: Artifact, recipes: Sequence[str] | None) -> list[str]
     choose_file(artifact, None, None)  # says what to do where there is no file at all
     for recipe in recipes or ():
         choose_file(artifact, recipe, None)
-    files = artifact.files("tflite")
-    wanted = recipes or dict.fromkeys(entry["recipe"] for entry in files.values())
-    return [name for recipe in wanted for name, entry in files.items() if entry["recipe"] == recipe]
+    files = artifact.manifest.tflite()
+    wanted = recipes or dict.fromkeys(entry.recipe for entry in files.values())
+    return [name for recipe in wanted for name, entry in files.items() if entry.recipe == recipe]
 
 
 Pairs = list[tuple[int, int]]  # (source tokens, beams) that a file has room for
@@ -178,11 +178,11 @@ def plan(
     ]
     fitting: dict[str, Pairs] = {name: [] for name in names}
     for name in names:
-        entry = artifact.manifest["files"][name]
+        shapes = artifact.manifest.tflite()[name].shapes
         for source, beams in itertools.product(sources, num_beams):
             if source > positions:
                 continue
-            reason = misfit(entry, source, beams, new_tokens)
+            reason = misfit(shapes, source, beams, new_tokens)
             if reason is None:
                 fitting[name].append((source, beams))
             else:
@@ -193,18 +193,18 @@ def plan(
 
 def identity(artifact: Artifact, name: str) -> dict[str, Any]:
     """Return what a row calls a file: its recipe and its build."""
-    entry = artifact.manifest["files"][name]
-    return {"recipe": entry["recipe"], "build": build(entry)}
+    entry = artifact.manifest.tflite()[name]
+    return {"recipe": entry.recipe, "build": entry.build}
 
 
 def describe_file(artifact: Artifact, name: str) -> dict[str, Any]:
     """Return the size of a file."""
-    size = artifact.manifest["files"][name]["bytes"]
+    size = artifact.manifest.files[name].bytes
     return {
         **identity(artifact, name),
         "file": name,
         "bytes": size,
-        "bytes_per_parameter": size / artifact.manifest["parameter_count"],
+        "bytes_per_parameter": size / artifact.manifest.parameter_count,
     }
 
 
@@ -253,7 +253,7 @@ def works_of(
         BartTokenizer.from_artifact(artifact),
         open_engine(artifact, name, num_threads=num_threads),
         artifact.generation,
-        artifact.manifest["encoder_sequence_length"],
+        artifact.manifest.encoder_sequence_length,
     )
     return [
         Work(

@@ -7,7 +7,8 @@ was measured, and which of two figures is better, is not known here.
 import dataclasses
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from types import GenericAlias
+from typing import Annotated, Any
 
 from rich.console import Group
 from rich.table import Table
@@ -46,18 +47,38 @@ LISTS = {
         },
     ),
 }
-KEY = documents.Kind("a text or a number", lambda value: isinstance(value, (str, int)))
-REPORT = {
-    "artifact": {"preset": documents.TEXT},
-    "machine": {"processor": documents.TEXT, "cores": documents.COUNT},
-    **{
-        name: [
-            dict.fromkeys(rows.keys, KEY)
-            | dict.fromkeys(rows.figures, documents.OrNull(documents.NUMBER))
-        ]
-        for name, rows in LISTS.items()
-    },
-}
+KEY = Annotated[
+    object, documents.Kind("a text or a number", lambda value: isinstance(value, (str, int)))
+]
+
+
+def fields(types: Mapping[str, Any]) -> type[documents.Record]:
+    """Return the type of an object with some fields."""
+    record: type[documents.Record] = dataclasses.make_dataclass(
+        "Part", types.items(), bases=(documents.Record,), frozen=True
+    )
+    return record
+
+
+# What a comparison reads of a report.
+REPORT = fields(
+    {
+        "artifact": fields({"preset": str}),
+        "machine": fields({"processor": str, "cores": int}),
+        **{
+            name: GenericAlias(
+                tuple,
+                (
+                    fields(
+                        dict.fromkeys(rows.keys, KEY) | dict.fromkeys(rows.figures, float | None)
+                    ),
+                    ...,
+                ),
+            )
+            for name, rows in LISTS.items()
+        },
+    }
+)
 
 
 def read(path: pathlib.Path) -> dict[str, Any]:
@@ -80,7 +101,7 @@ def read(path: pathlib.Path) -> dict[str, Any]:
             "Measure again with this version of bart-export."
         )
     try:
-        documents.check(report, REPORT)
+        REPORT.from_dict(report)
     except ValueError as error:
         raise InputError(f"{path} is no whole report: {error}. Measure again.") from None
     return dict(report)

@@ -122,7 +122,7 @@ def linked_copy(artifact: Artifact) -> Iterator[pathlib.Path]:
         dir=place if writable else None, prefix=".bench.", ignore_cleanup_errors=True
     ) as temporary:
         directory = pathlib.Path(temporary)
-        for name in (MANIFEST, *artifact.manifest["files"]):
+        for name in (MANIFEST, *artifact.manifest.files):
             (directory / name).parent.mkdir(parents=True, exist_ok=True)
             link(path_of(artifact.directory, name), directory / name)
         yield directory
@@ -130,10 +130,9 @@ def linked_copy(artifact: Artifact) -> Iterator[pathlib.Path]:
 
 def files_read(directory: pathlib.Path, file: str) -> list[pathlib.Path]:
     """Return the files that opening a file reads: itself, its tokenizer's and its weight cache."""
-    stored = json.loads((directory / MANIFEST).read_bytes())["tokenizer"]
-    tokenizer = [directory / stored[name] for name in ("vocabulary", "merges")]
+    stored = Artifact.open(directory).manifest.tokenizer
     caches = sorted((directory / CACHE).glob("*.xnnpack"))
-    return [directory / file, *tokenizer, *caches]
+    return [directory / file, directory / stored.vocabulary, directory / stored.merges, *caches]
 
 
 def in_a_process(directory: pathlib.Path, order: Order) -> Figures:
@@ -198,7 +197,7 @@ def open_and_generate(directory: pathlib.Path, order: Order) -> Figures:
         BartTokenizer.from_artifact(artifact),
         engine,
         artifact.generation,
-        artifact.manifest["encoder_sequence_length"],
+        artifact.manifest.encoder_sequence_length,
     )
     stages.append(meter.read())
     source = random_source(artifact.config.vocabulary_size, order.source)

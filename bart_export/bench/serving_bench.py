@@ -173,7 +173,7 @@ def chosen_engines(artifact: Artifact, engines: Sequence[str] | None) -> list[st
         if name not in present:
             raise ArtifactError(
                 f"{artifact.directory} has nothing that the engine {name} could serve. Export it "
-                f"with: bart-export --preset {artifact.manifest['preset']} --target {TARGETS[name]}"
+                f"with: bart-export --preset {artifact.manifest.preset} --target {TARGETS[name]}"
             )
     return list(dict.fromkeys(engines or present))
 

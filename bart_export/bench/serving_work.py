@@ -138,10 +138,8 @@ def search_settings(artifact: Artifact, engine: str) -> dict[str, Any]:
     if engine == LITERT:
         settings: Mapping[str, Any] = artifact.generation.to_dict()
     else:
-        entries = artifact.files("saved_model").values()
-        versions = [entry["version"] for entry in entries if "version" in entry]
-        name = f"saved_model/{max(versions, default=0)}"
-        cases = artifact.golden()["cases"]
-        asked = [case["generation"] for case in cases if name in case["files"]]
+        name = f"saved_model/{max(artifact.manifest.saved_model_versions, default=0)}"
+        cases = artifact.golden().cases
+        asked = [case.generation.to_dict() for case in cases if name in case.files]
         settings = asked[0] if asked else {}
     return {name: settings.get(name) for name in SEARCH}

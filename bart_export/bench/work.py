@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from bart_export.config import GenerationConfig
+from bart_export.contract import StaticShapes
 from bart_export.runtime.generator import Generator
 
 STEPS = 16  # decode steps timed one by one in each run
@@ -35,26 +36,21 @@ class Work:
     total: list[float] = dataclasses.field(default_factory=list)
 
 
-def room(entry: Mapping[str, Any], positions: int) -> tuple[int, int]:
+def room(shapes: StaticShapes | None, positions: int) -> tuple[int, int]:
     """Return how many source tokens and new tokens a file of a model takes at most."""
-    shapes = entry.get("shapes")
     if shapes is None:
         return positions, positions - 1  # the start token has one, too
-    return max(shapes["source_lengths"]), shapes["target_length"] - 1
+    return max(shapes.source_lengths), shapes.target_length - 1
 
 
-def misfit(entry: Mapping[str, Any], source: int, num_beams: int, new_tokens: int) -> str | None:
-    """Return why a file cannot do some work that its model can, None if it can, too.
-
-    `entry` is the file's in the manifest; that of a static build has the `shapes` it is made for.
-    """
-    shapes = entry.get("shapes")
+def misfit(shapes: StaticShapes | None, source: int, num_beams: int, new_tokens: int) -> str | None:
+    """Return why a file of some shapes cannot do what its model can, None if it can."""
     if shapes is None:
         return None
-    sources, tokens = room(entry, 0)
+    sources, tokens = room(shapes, 0)
     for what, value, most in (
         ("source tokens", source, sources),
-        ("beams", num_beams, max(shapes["num_beams"])),
+        ("beams", num_beams, max(shapes.num_beams)),
         ("new tokens", new_tokens, tokens),
     ):
         if value > most:

@@ -39,7 +39,7 @@ def read(directory: Path, *, weights: bool = True, tokenizer: bool = True) -> Ch
     hubs.refuse_adapter(str(directory), directory)
     path = directory / CONFIG_FILE
     if is_artifact(directory):
-        made_of = Artifact.open(directory).manifest["preset"]
+        made_of = Artifact.open(directory).manifest.preset
         raise PresetError(
             f"{directory} is an artifact, not a checkpoint. It was made of {made_of}."
         )

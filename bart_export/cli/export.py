@@ -19,8 +19,13 @@ from bart_export.artifact.artifact import Artifact, check_replaceable
 from bart_export.config import GenerationConfig
 from bart_export.contract import StaticShapes
 from bart_export.errors import MissingExtra
-from bart_export.export.saved_model_options import DTYPES, SavedModelOptions
-from bart_export.export.tflite_options import EdgeTpuOptions, TfliteOptions
+from bart_export.export.options import (
+    DTYPES,
+    EdgeTpuOptions,
+    Options,
+    SavedModelOptions,
+    TfliteOptions,
+)
 from bart_export.progress import stages
 from bart_export.recipes import file, metrics, table
 
@@ -213,7 +218,7 @@ def edgetpu_options(given: Mapping[str, Any]) -> EdgeTpuOptions:
 
 
 # Target -> the options it takes beside --preset and --output, and what makes its options of them.
-TARGETS: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, Any]], Any]]] = {
+TARGETS: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, Any]], Options]]] = {
     "tflite": (
         (
             "recipe_names",
@@ -291,7 +296,7 @@ def chosen_recipes(names: Sequence[str]) -> tuple[table.Recipe, ...]:
 def export_to(
     preset: str,
     target: str,
-    options: Any,
+    options: Options,
     output: pathlib.Path,
     android: pathlib.Path | None = None,
     task: str | None = None,
@@ -304,26 +309,25 @@ def export_to(
     require_export_packages("Exporting")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ["KERAS_BACKEND"] = "tensorflow"
-    with stages(
-        8 + 2 * len(options.recipes) + (android is not None) if target == "tflite" else 9
-    ) as stage:
+    recipes = options.recipes if isinstance(options, TfliteOptions) else ()
+    with stages(8 + 2 * len(recipes) + (android is not None) if recipes else 9) as stage:
         # What is wrong with an argument is said before TensorFlow takes its seconds to load.
         resolved = resolve_preset(preset, task, stage)
         check_early(options, resolved.defaults.generation, output)
         stage("load TensorFlow")
         with native_stderr_silenced():
             from bart_export.export.pipeline import export_resolved
-        artifact = export_resolved(resolved, target, options, output, stage)
+        artifact = export_resolved(resolved, options, output, stage)
         if android is not None:
             stage("bundle it for Android")
-            bundled = bundle.write(artifact, options.recipes[0].name, android)
+            bundled = bundle.write(artifact, recipes[0].name, android)
     click.echo(f"Exported {preset} to {output}")
-    for note in artifact.manifest["notes"]:
+    for note in artifact.manifest.notes:
         click.echo(f"  {note}")
-    rows = artifact.manifest["verification"]
+    rows = artifact.manifest.verification
     for row in rows:
         click.echo(f"  {inspect.summary(artifact, row)}")
-    if any(row["tokens"] not in (None, 1.0) for row in rows):
+    if any(row.tokens not in (None, 1.0) for row in rows):
         click.echo(
             textwrap.fill(
                 inspect.ABOUT_EQUAL_TEXTS, 100, initial_indent="  ", subsequent_indent="  "
@@ -335,7 +339,7 @@ def export_to(
             click.echo(line)
 
 
-def check_early(options: Any, generation: GenerationConfig, output: pathlib.Path) -> None:
+def check_early(options: Options, generation: GenerationConfig, output: pathlib.Path) -> None:
     """Refuse what the export itself would refuse, but only once TensorFlow is loaded.
 
     Raises:

@@ -16,16 +16,28 @@ from typing import Any
 
 from bart_export.artifact.artifact import Artifact
 from bart_export.artifact.directories import MANIFEST
+from bart_export.artifact.figures import FileVerification, Verification
+from bart_export.artifact.manifest import (
+    SAVED_MODEL,
+    TFLITE,
+    BucketEntry,
+    HostEntry,
+    SignatureEntry,
+    StaticEntry,
+    TensorSpec,
+)
 from bart_export.checkpoints import names
 from bart_export.checkpoints.checkpoint import weights_digest
 from bart_export.checkpoints.origin import is_directory
 from bart_export.checkpoints.resolved import known_settings, resolve_preset
+from bart_export.documents import plain
 from bart_export.errors import PresetError, did_you_mean, shown
 from bart_export.presets import PRESETS
 from bart_export.progress import counted
 
 Facts = dict[str, Any]
 Section = Callable[[Any], Iterator[str]]
+Signatures = Mapping[str, SignatureEntry] | Mapping[str, BucketEntry]
 MOST_LINES = 1000  # of a section
 WIDTH = 100  # where no terminal says how wide a line may be
 
@@ -56,48 +68,40 @@ def artifact_facts(directory: pathlib.Path) -> Facts:
     """
     artifact = Artifact.open(directory)
     manifest = artifact.manifest
-    for name in manifest["files"]:
+    for name in manifest.files:
         artifact.path(name, rehash=True)
     return {
         "artifact": {
-            "preset": manifest["preset"],
-            "format_version": manifest["format_version"],
-            "parameters": manifest["parameter_count"],
-            **manifest["source"],
+            "preset": manifest.preset,
+            "format_version": manifest.format_version,
+            "parameters": manifest.parameter_count,
+            **manifest.source.to_dict(),
         },
-        "configuration": manifest["config"],
-        "generation": manifest["generation"],
-        "notes": list(manifest.get("notes", ())),
+        "configuration": manifest.config.to_dict(),
+        "generation": manifest.generation.to_dict(),
+        "notes": list(manifest.notes),
         "served_versions": served_versions(artifact),
         "signatures": signatures(artifact),
         "files": {
-            name: {"bytes": entry["bytes"], "sha256": entry["sha256"]}
-            for name, entry in manifest["files"].items()
+            name: {"bytes": entry.bytes, "sha256": entry.sha256}
+            for name, entry in manifest.files.items()
         },
-        "verification": {
-            row["file"]: {key: value for key, value in row.items() if key != "file"}
-            for row in manifest["verification"]
-        },
-        "tools": manifest["tools"],
+        "verification": {row.file: row for row in manifest.verification},
+        "tools": manifest.tools,
     }
 
 
-def signatures(artifact: Artifact) -> dict[str, Any]:
+def signatures(artifact: Artifact) -> dict[str, Signatures]:
     """Return the signatures that the files of an artifact have, by target or, where they differ, by
     file."""
-    manifest, found = artifact.manifest, {}
-    dynamic = [
-        entry
-        for entry in artifact.files("tflite").values()
-        if "recipe" in entry and "shapes" not in entry
-    ]
-    for target in ("tflite", "saved_model"):
-        if dynamic if target == "tflite" else artifact.files(target):
-            found[target] = manifest["signatures"].get(target, {})
-    return found | {
-        name: entry["signatures"]
-        for name, entry in manifest["files"].items()
-        if "signatures" in entry
+    manifest = artifact.manifest
+    dynamic = any(entry.shapes is None for entry in manifest.tflite().values())
+    there = {TFLITE: dynamic, SAVED_MODEL: bool(artifact.files(SAVED_MODEL))}
+    targets = [target for target, found in there.items() if found]
+    return {target: manifest.signatures.get(target, {}) for target in targets} | {
+        name: entry.signatures
+        for name, entry in manifest.files.items()
+        if isinstance(entry, (StaticEntry, HostEntry))
     }
 
 
@@ -107,12 +111,9 @@ def served_versions(artifact: Artifact) -> dict[str, list[int]]:
     A SavedModel's is its directory's number, as TensorFlow Serving has it; that of `.tflite` files
     counts the exports to the artifact.
     """
-    numbers = {
-        entry["version"] for entry in artifact.files("saved_model").values() if "version" in entry
-    }
-    versions = {"tensorflow": sorted(numbers)}
-    if artifact.files("tflite"):
-        versions["litert"] = [artifact.manifest["exports"]]
+    versions = {"tensorflow": artifact.manifest.saved_model_versions}
+    if artifact.files(TFLITE):
+        versions["litert"] = [artifact.manifest.exports]
     return {engine: found for engine, found in versions.items() if found}
 
 
@@ -154,6 +155,14 @@ def preset_facts(preset: str) -> Facts:
     }
 
 
+def to_json(facts: Facts) -> Any:
+    """Return facts as JSON has them."""
+    content = plain(facts)
+    for row in content.get("verification", {}).values():
+        del row["file"]  # it is the row's name
+    return content
+
+
 def lines(facts: Facts) -> Iterator[str]:
     """Yield facts as lines for a person."""
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH
@@ -187,21 +196,21 @@ def fields(content: Mapping[str, Any]) -> Iterator[str]:
         yield f"{name}: {value}"
 
 
-def signature_lines(content: Mapping[str, Any]) -> Iterator[str]:
+def signature_lines(content: Mapping[str, Signatures]) -> Iterator[str]:
     """Yield the tensors of signatures, those that differ in a number alone on one line."""
     for owner, owned in content.items():
         yield owner
         for name, signature in owned.items():
             yield f"  {name}"
-            for side in ("inputs", "outputs"):
-                yield from (f"    {side[:-1]}  {line}" for line in tensor_lines(signature[side]))
+            yield from (f"    input  {line}" for line in tensor_lines(signature.inputs))
+            yield from (f"    output  {line}" for line in tensor_lines(signature.outputs))
 
 
-def tensor_lines(tensors: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def tensor_lines(tensors: Mapping[str, TensorSpec]) -> Iterator[str]:
     """Yield tensors with dtypes and shapes: cross_key_0 … 5  float32 [1, 4, source, 64]."""
     alike: dict[tuple[str, str], list[str]] = {}
     for name, tensor in tensors.items():
-        described = f"{tensor['dtype']} [{', '.join(map(str, tensor['shape']))}]"
+        described = f"{tensor.dtype} [{', '.join(map(str, tensor.shape))}]"
         alike.setdefault((re.sub(r"\d+$", "", name), described), []).append(name)
     for (stem, described), found in alike.items():
         last = f" … {found[-1].removeprefix(stem)}" if len(found) > 1 else ""
@@ -216,33 +225,33 @@ def file_lines(content: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         yield f"{name:{longest}}  {entry['bytes']:>12,} bytes{digest}"
 
 
-def verification_lines(content: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def verification_lines(content: Mapping[str, Verification]) -> Iterator[str]:
     """Yield how far files are from the Keras model."""
     for file, row in content.items():
         yield f"{file}: {comparison(row)}"
 
 
-def summary(artifact: Artifact, row: Mapping[str, Any]) -> str:
+def summary(artifact: Artifact, row: Verification) -> str:
     """Return a line about something that was exported: its size, and how far it is from Keras."""
-    files, name = artifact.manifest["files"], row["file"]
+    files, name = artifact.manifest.files, row.file
     of = [name] if name in files else [file for file in files if file.startswith(f"{name}/")]
-    size = sum(files[file]["bytes"] for file in of)
-    parameters = artifact.manifest["parameter_count"]
+    size = sum(files[file].bytes for file in of)
+    parameters = artifact.manifest.parameter_count
     density = f", {size / parameters:.3f} bytes a parameter" if name in files else ""
     return f"{name}: {size / 1e6:.1f} MB{density}; against Keras: {comparison(row)}"
 
 
-def comparison(row: Mapping[str, Any]) -> str:
+def comparison(row: Verification) -> str:
     """Return in words how far a file is from the Keras model."""
-    steps, asked = row["steps"], row["questions"]
-    if "top1" in row:
-        same = f"the same likeliest token in {round(row['top1'] * steps)} of {steps} steps"
-        figures = f"{same}, logits within {row['logits']:.2g}"
+    steps, asked = row.steps, row.questions
+    if isinstance(row, FileVerification):
+        same = f"the same likeliest token in {round(row.top1 * steps)} of {steps} steps"
+        figures = f"{same}, logits within {row.logits:.2g}"
     else:
-        figures = f"log-probabilities within {row['log_probabilities']:.2g} over {steps} steps"
-    if row["tokens"] is None:
+        figures = f"log-probabilities within {row.log_probabilities:.2g} over {steps} steps"
+    if row.tokens is None:
         return f"{figures}, no golden text fits"
-    return f"{figures}, {round(row['tokens'] * asked)} of {asked} golden texts equal"
+    return f"{figures}, {round(row.tokens * asked)} of {asked} golden texts equal"
 
 
 # Said once where not all are: it is the first figure that a new user sees.

@@ -162,7 +162,9 @@ def inspect(preset_or_artifact: str, as_json: bool) -> None:
 
     facts = inspection.facts(preset_or_artifact)
     if as_json:
-        click.echo(printable_lines(json.dumps(facts, ensure_ascii=False, indent=1)))
+        click.echo(
+            printable_lines(json.dumps(inspection.to_json(facts), ensure_ascii=False, indent=1))
+        )
         return
     for line in inspection.lines(facts):
         click.echo(printable(line))

@@ -9,19 +9,22 @@ import json
 import os
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from bart_export.cli.export import TOLERANCE, require_export_packages
 from bart_export.documents import scratch_directory
 from bart_export.errors import VerificationFailed
-from bart_export.progress import console, stages
+from bart_export.progress import Stage, console, stages
 from bart_export.recipes import metrics
 
 if TYPE_CHECKING:
     from bart_export.artifact.artifact import Artifact
-    from bart_export.verify.compare_files import Row, Texts
+    from bart_export.artifact.figures import FileVerification, RougeLoss
+    from bart_export.runtime.model_info import ModelInfo
+    from bart_export.verify.compare_files import Row, Texts, Truth
+    from bart_export.verify.gate import File
 
 Path = click.Path(path_type=pathlib.Path)
 
@@ -72,7 +75,7 @@ def verify(
     texts = None if data_file is None else texts_of(data_file)
     rows = compare_files(opened, texts, against, bounds)
     if as_json:
-        described = None if texts is None else texts.description
+        described = texts and texts.description.to_dict()
         report = {
             "against": against,
             "data": described,
@@ -93,10 +96,11 @@ def verify(
 
 def discard_damaged_caches(artifact: "Artifact") -> None:
     """Hash the weight caches that files would be opened with, and say which had to go."""
+    from bart_export.artifact.manifest import TfliteEntry
     from bart_export.runtime.weight_cache import discard_damaged
 
-    for name, entry in artifact.manifest["files"].items():
-        if "runtimes" in entry and discard_damaged(artifact, name):
+    for name, entry in artifact.manifest.files.items():
+        if isinstance(entry, TfliteEntry) and discard_damaged(artifact, name):
             click.echo(f"{name}: the weight cache was damaged and was rebuilt", err=True)
 
 
@@ -104,14 +108,14 @@ def replay_golden(artifact: "Artifact", as_json: bool) -> None:
     """Check every hash and ask the golden questions again."""
     import dataclasses
 
-    from bart_export.runtime.generator import Generator, build
+    from bart_export.runtime.generator import Generator
     from bart_export.verify.replay import replay
 
-    entries = artifact.manifest["files"]
+    files = artifact.manifest.tflite()
     rows = replay(
         artifact,
         lambda name: Generator.from_artifact(
-            artifact.directory, recipe=entries[name]["recipe"], shapes=build(entries[name])
+            artifact.directory, recipe=files[name].recipe, shapes=files[name].build
         ),
     )
     if as_json:
@@ -124,16 +128,15 @@ def replay_golden(artifact: "Artifact", as_json: bool) -> None:
     for row in rows:
         click.echo(f"{row.file}: {row.equal} of {row.asked} golden answers given again")
     print_unasked(artifact)
-    click.echo(f"{artifact.directory} is whole: {len(entries)} files are what the manifest says")
+    count = len(artifact.manifest.files)
+    click.echo(f"{artifact.directory} is whole: {count} files are what the manifest says")
 
 
 def unasked(artifact: "Artifact") -> list[str]:
     """Return what of an artifact no command asks again: SavedModels, segments for the Edge TPU."""
-    versions = {
-        entry["version"] for entry in artifact.files("saved_model").values() if "version" in entry
-    }
     segments = ["edgetpu"] if artifact.files("edgetpu") else []
-    return [f"saved_model/{version}" for version in sorted(versions)] + segments
+    versions = artifact.manifest.saved_model_versions
+    return [f"saved_model/{version}" for version in versions] + segments
 
 
 def print_unasked(artifact: "Artifact") -> None:
@@ -157,22 +160,23 @@ def compare_files(
     artifact: "Artifact", texts: "Texts | None", against: str | None, bounds: dict[str, float]
 ) -> "list[Row]":
     """Compare an artifact's files with its float32 file or with a preset, and show progress."""
-    from bart_export.verify.compare_files import facts_of, files_of, own_truth, recheck
+    from bart_export.runtime.model_info import ModelInfo
+    from bart_export.verify.compare_files import files_of, own_truth, recheck
 
-    for name in artifact.manifest["files"]:
+    for name in artifact.manifest.files:
         artifact.path(name, rehash=True)
-    facts, files = facts_of(artifact), files_of(artifact, bounds)
+    info, files = ModelInfo.from_artifact(artifact), files_of(artifact, bounds)
     shapes = {file.shapes for file in files}
     count = GOLDEN if texts is None else len(texts.examples)
     with stages(2 * count * len(files) + count * len(shapes)) as stage:
         if against is None:
             assert texts is not None
-            truth = own_truth(facts, files, texts, stage)
+            truth = own_truth(info, files, texts, stage)
             others = [file for file in files if file.recipe.mode != "float"]
-            return recheck(facts, others, truth, texts, stage)
+            return recheck(info, others, truth, texts, stage)
         with scratch_directory() as scratch:
-            truth = load_preset(artifact, facts, files, against, texts, bounds, scratch, stage)
-            return recheck(facts, files, truth, texts, stage)
+            truth = load_preset(artifact, info, files, against, texts, bounds, scratch, stage)
+            return recheck(info, files, truth, texts, stage)
 
 
 GOLDEN = 6  # about half of the golden questions and traces, for the progress bar
@@ -180,14 +184,14 @@ GOLDEN = 6  # about half of the golden questions and traces, for the progress ba
 
 def load_preset(
     artifact: "Artifact",
-    facts: Any,
-    files: Any,
+    info: "ModelInfo",
+    files: "Sequence[File]",
     preset: str,
     texts: "Texts | None",
     bounds: dict[str, float],
     directory: pathlib.Path,
-    stage: Any,
-) -> Any:
+    stage: Stage,
+) -> "Truth":
     """Import TensorFlow and return a preset as what files are compared with."""
     from bart_export.checkpoints.resolved import resolve_preset
     from bart_export.quiet import native_stderr_silenced
@@ -199,15 +203,15 @@ def load_preset(
     stage("load TensorFlow")
     with native_stderr_silenced():
         from bart_export.verify.baseline import preset_truth
-    return preset_truth(artifact, facts, files, preset, texts, bounds, directory, stage)
+    return preset_truth(artifact, info, files, preset, texts, bounds, directory, stage)
 
 
 # Column -> how the figures of a file stand in it, on two lines each.
-COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "relative error\nKL, nats": lambda one: f"{one['relative']:.2g}\n{one['kl']:.2g}",
-    "top-1\nequal texts": lambda one: f"{one['top1']:.2%}\n{share(one['tokens'])}",
-    "worst\nrow": lambda one: "–" if one["weights"] is None else f"{one['weights']:.2f}",
-    "ROUGE-L\nlost (95 %)": lambda one: "–" if one["rouge"] is None else lost(one),
+COLUMNS: dict[str, Callable[["FileVerification"], str]] = {
+    "relative error\nKL, nats": lambda one: f"{one.relative:.2g}\n{one.kl:.2g}",
+    "top-1\nequal texts": lambda one: f"{one.top1:.2%}\n{share(one.tokens)}",
+    "worst\nrow": lambda one: "–" if one.weights is None else f"{one.weights:.2f}",
+    "ROUGE-L\nlost (95 %)": lambda one: "–" if one.rouge is None else lost(one.rouge["rouge_l"]),
 }
 
 
@@ -216,16 +220,13 @@ def share(value: float | None) -> str:
     return "–" if value is None else f"{value:.1%}"
 
 
-def lost(figures: dict[str, Any]) -> str:
-    """Return a file's ROUGE-L, and what it loses with the interval."""
-    loss = figures["rouge"]["rouge_l"]
-    return f"{loss['file']:.2f}\n{loss['loss']:.2f} ({loss['low']:.2f} to {loss['high']:.2f})"
+def lost(rouge: "RougeLoss") -> str:
+    """Return a file's score, and what it loses with the interval."""
+    return f"{rouge.file:.2f}\n{rouge.loss:.2f} ({rouge.low:.2f} to {rouge.high:.2f})"
 
 
 def print_table(rows: "Sequence[Row]") -> None:
     """Print the figures of files, and what is wrong with them."""
-    import dataclasses
-
     from rich import box
     from rich.table import Table
 
@@ -237,8 +238,7 @@ def print_table(rows: "Sequence[Row]") -> None:
         if row.comparison is None:
             table.add_row(row.file)
             continue
-        figures = dataclasses.asdict(row.comparison)
-        table.add_row(row.file, *(show(figures) for show in COLUMNS.values()))
+        table.add_row(row.file, *(show(row.comparison) for show in COLUMNS.values()))
     output = console()
     output.print(table)
     for row in rows:

@@ -53,7 +53,7 @@ def write(
         tokenizer: its tokenizer.
         generation: what is fixed, and the defaults of what a request may set.
         encoder_sequence_length: source tokens that texts are cut to.
-        dtype: of `saved_model_options.DTYPES`.
+        dtype: of `export.options.DTYPES`.
         directory: where to; must not exist.
     """
     weights = backbone.named_weights()

@@ -112,17 +112,6 @@ def buckets(config: BartConfig, shapes: StaticShapes | None) -> Sequence[contrac
     return contract.static_buckets(config, **dataclasses.asdict(shapes))
 
 
-def build_fields(config: BartConfig, shapes: StaticShapes | None) -> dict[str, Any]:
-    """Return what a file's entry in the manifest says of its build: of the dynamic one nothing."""
-    if shapes is None:
-        return {}
-    sizes = contract.sizes(config)
-    return {
-        "shapes": shapes.to_dict(),
-        "signatures": {bucket.name: bucket.to_dict(sizes) for bucket in buckets(config, shapes)},
-    }
-
-
 def convert(
     parameters: InferenceParameters, wanted: Sequence[contract.Bucket], scratch: pathlib.Path
 ) -> Any:

@@ -9,12 +9,11 @@ import dataclasses
 import hashlib
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
-from bart_export.config import BartConfig, GenerationConfig
+from bart_export.artifact import manifest
 from bart_export.convert.calibration import Calibration, Calibrator, Traced
 from bart_export.runtime import search
-from bart_export.text.tokenizer import BartTokenizer
+from bart_export.runtime.model_info import ModelInfo
 from bart_export.verify import data, golden
 
 FILE = "calibration.jsonl"  # in a preset's directory
@@ -35,14 +34,11 @@ class Texts:
     origin: str
     sha256: str
 
-    def to_dict(self, calibration: Calibration) -> dict[str, Any]:
+    def entry(self, calibration: Calibration) -> manifest.Calibration:
         """Return what a file's entry in the manifest says of a calibration with these texts."""
-        return {
-            "texts": calibration.texts,
-            "samples": calibration.samples,
-            "origin": self.origin,
-            "sha256": self.sha256,
-        }
+        return manifest.Calibration(
+            calibration.texts, calibration.samples, self.origin, self.sha256
+        )
 
 
 def texts(given: pathlib.Path | None, preset: pathlib.Path) -> Texts:
@@ -59,17 +55,9 @@ def texts(given: pathlib.Path | None, preset: pathlib.Path) -> Texts:
     return Texts(tuple(one.text for one in data.read(path)[:most]), origin, data.digest(path))
 
 
-def calibrator(
-    chosen: Texts,
-    config: BartConfig,
-    tokenizer: BartTokenizer,
-    generation: GenerationConfig,
-    encoder_sequence_length: int,
-) -> Calibrator:
+def calibrator(chosen: Texts, info: ModelInfo) -> Calibrator:
     """Return what calibrates with texts, decoded as the preset's settings say."""
-    sources = [
-        tokenizer.encode(text, encoder_sequence_length, truncate=True) for text in chosen.texts
-    ]
+    generation = info.generation
 
     def decode(model: Traced, token_ids: Sequence[int], num_beams: int, longest: int) -> None:
         settings = generation.replace(
@@ -82,4 +70,6 @@ def calibrator(
         state = model.start(token_ids, num_beams, settings.max_length)
         search.run(search.search(settings), model.step, state)
 
-    return Calibrator(config, sources, decode, generation.num_beams)
+    return Calibrator(
+        info.config, list(map(info.encode, chosen.texts)), decode, generation.num_beams
+    )

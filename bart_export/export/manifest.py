@@ -1,8 +1,4 @@
-"""What a manifest says: the fields of one export, and what an earlier one left to keep.
-
-The checkpoint and its settings go in, JSON-ready dictionaries come out. What an artifact is, on
-disk, `artifact` knows; how files are made and judged is not known here.
-"""
+"""The manifest of an export: what it says of the model, and what an earlier export leaves to it."""
 
 import dataclasses
 import importlib.metadata
@@ -10,12 +6,21 @@ import os
 import shutil
 import stat
 from collections.abc import Collection, Mapping
-from typing import Any
 
 import bart_export
 from bart_export import contract
 from bart_export.artifact.artifact import SERVING, Artifact, Draft, link
-from bart_export.artifact.manifest_file import folded
+from bart_export.artifact.figures import Golden, LayerSensitivity, Measurement, Verification
+from bart_export.artifact.manifest import (
+    SAVED_MODEL,
+    TFLITE,
+    FileEntry,
+    Manifest,
+    SignatureEntry,
+    Source,
+    TokenizerFiles,
+    folded,
+)
 from bart_export.checkpoints import licence, names
 from bart_export.checkpoints.checkpoint import weights_digest
 from bart_export.checkpoints.resolved import ResolvedPreset
@@ -28,82 +33,77 @@ TOOLS = ("tensorflow", "keras", "ai-edge-litert", "ai-edge-quantizer", "numpy", 
 # Fields that say what the files were made of.
 SAME = ("source", "config", "generation", "encoder_sequence_length", "tokenizer")
 # Targets whose files stay when the source changes: a server goes back to an earlier version.
-KEPT_OVER_SOURCES = ("saved_model",)
+KEPT_OVER_SOURCES = (SAVED_MODEL,)
 
 
-def describe(resolved: ResolvedPreset, tokenizer: BartTokenizer) -> dict[str, Any]:
-    """Return the manifest's fields that do not depend on the files."""
+def describe(resolved: ResolvedPreset, tokenizer: BartTokenizer) -> Manifest:
+    """Return the manifest of an artifact without files."""
     source, checkpoint = resolved.source, resolved.checkpoint
     config = checkpoint.config
-    sizes = contract.sizes(config)
     signatures = {
-        "tflite": contract.tflite_signatures(config),
-        "saved_model": contract.saved_model_signatures(),
+        TFLITE: contract.tflite_signatures(config),
+        SAVED_MODEL: contract.saved_model_signatures(),
     }
-    return {
-        "preset": resolved.preset,
-        "source": {
-            "handle": source.handle,
-            "revision": source.revision,
-            "format": checkpoint.format,
-            "weights_sha256": weights_digest(checkpoint),
-        },
-        "config": config.to_dict(),
-        "parameter_count": names.parameter_count(config),
-        "generation": resolved.defaults.generation.to_dict(),
-        "notes": list(resolved.defaults.notes),
-        "rows_without_token": checkpoint.rows_without_token,
-        "encoder_sequence_length": checkpoint.encoder_sequence_length,
-        "special_token_ids": {
+    return Manifest(
+        preset=resolved.preset,
+        source=Source(
+            source.handle, source.revision, checkpoint.format, weights_digest(checkpoint)
+        ),
+        config=config,
+        parameter_count=names.parameter_count(config),
+        generation=resolved.defaults.generation,
+        notes=tuple(resolved.defaults.notes),
+        rows_without_token=checkpoint.rows_without_token,
+        encoder_sequence_length=checkpoint.encoder_sequence_length,
+        special_token_ids={
             "start_token_id": tokenizer.start_token_id,
             "pad_token_id": tokenizer.pad_token_id,
             "end_token_id": tokenizer.end_token_id,
             "unknown_token_id": tokenizer.unknown_token_id,
             "mask_token_id": tokenizer.mask_token_id,
         },
-        "tokenizer": {"vocabulary": VOCABULARY, "merges": MERGES, **settings(tokenizer)},
-        "signatures": {
-            target: {signature.name: signature.to_dict(sizes) for signature in declared}
+        tokenizer=tokenizer_files(tokenizer),
+        signatures={
+            target: {
+                signature.name: SignatureEntry.of(signature, contract.sizes(config))
+                for signature in declared
+            }
             for target, declared in signatures.items()
         },
-        "tools": {"bart-export": bart_export.__version__}
+        tools={"bart-export": bart_export.__version__}
         | {name: importlib.metadata.version(name) for name in TOOLS},
-        "licence": licence.licence(checkpoint.directory),
-        "exports": 1,
-        "files": {},
-        "verification": [],
-        "measurements": [],
-        "sensitivity": [],
-    }
+        licence=licence.licence(checkpoint.directory),
+        exports=1,
+        files={},
+        verification=(),
+        measurements=(),
+        sensitivity=(),
+    )
 
 
-def settings(tokenizer: BartTokenizer) -> dict[str, Any]:
-    """Return what changes a tokenizer's ids beside its two files, where it is not as in any BART.
-
-    What is not stated here is not, either, in artifacts that were made before there was a word for
-    it.
-    """
+def tokenizer_files(tokenizer: BartTokenizer) -> TokenizerFiles:
+    """Return what the manifest says of a tokenizer; what is as in any BART is not stated."""
     added = [dataclasses.asdict(one) for one in tokenizer.added_tokens if one not in BART_TOKENS]
-    stated = {"add_prefix_space": tokenizer.add_prefix_space, "added_tokens": added}
-    return {name: value for name, value in stated.items() if value}
+    prefixed = tokenizer.add_prefix_space or None
+    return TokenizerFiles(VOCABULARY, MERGES, prefixed, tuple(added) or None)
 
 
 @dataclasses.dataclass(frozen=True)
-class Kept:
-    """What of an earlier export goes on: files, what was found out about them, golden cases.
+class PreviousExport:
+    """What of an earlier export goes on: files, what was found out about them, golden answers.
 
     `exports` counts the exports that were committed at this place.
     """
 
     exports: int = 0
-    files: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    verification: tuple[Mapping[str, Any], ...] = ()
-    measurements: tuple[Mapping[str, Any], ...] = ()
-    sensitivity: tuple[Mapping[str, Any], ...] = ()
-    golden: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"cases": []})
+    files: Mapping[str, FileEntry] = dataclasses.field(default_factory=dict)
+    verification: tuple[Verification, ...] = ()
+    measurements: tuple[Measurement, ...] = ()
+    sensitivity: tuple[LayerSensitivity, ...] = ()
+    golden: Golden = Golden(())
 
 
-def keep(draft: Draft, manifest: Mapping[str, Any], written: Collection[str]) -> Kept:
+def carry_over(draft: Draft, manifest: Manifest, written: Collection[str]) -> PreviousExport:
     """Carry into a draft what an earlier export left and this one, of `written` files, does not.
 
     An artifact of another source leaves only what `KEPT_OVER_SOURCES` says, and one that is damaged
@@ -113,28 +113,31 @@ def keep(draft: Draft, manifest: Mapping[str, Any], written: Collection[str]) ->
     exports = 0
     try:
         previous = Artifact.open(draft.target)
-        exports = previous.manifest["exports"]
-        same = all(previous.manifest[field] == manifest[field] for field in SAME)
-        cases = previous.golden()
+        earlier = previous.manifest
+        exports = earlier.exports
+        same = all(getattr(earlier, field) == getattr(manifest, field) for field in SAME)
+        golden = previous.golden()
         taken = {folded(name) for name in written}
-        others = {
-            name: details
-            for name, details in previous.manifest["files"].items()
-            if name.startswith(f"{details.get('target')}/")
+        files = {
+            name: entry
+            for name, entry in earlier.files.items()
+            if name.startswith(f"{entry.target}/")
             and folded(name) not in taken
-            and (same or details["target"] in KEPT_OVER_SOURCES)
+            and (same or entry.target in KEPT_OVER_SOURCES)
         }
-        sources = {name: previous.path(name, rehash=True) for name in others}
+        sources = {name: previous.path(name, rehash=True) for name in files}
     except ArtifactError:
-        return Kept(exports)
+        return PreviousExport(exports)
     for name, source in sources.items():
         draft.take(source, name)
-    rows = {
-        field: tuple(row for row in previous.manifest[field] if stands(row["file"], others))
-        for field in ("verification", "measurements")
-    }
-    sensitivity = tuple(previous.manifest["sensitivity"]) if same else ()
-    return Kept(exports, others, rows["verification"], rows["measurements"], sensitivity, cases)
+    return PreviousExport(
+        exports,
+        files,
+        tuple(row for row in earlier.verification if stands(row.file, files)),
+        tuple(row for row in earlier.measurements if stands(row.file, files)),
+        earlier.sensitivity if same else (),
+        golden,
+    )
 
 
 def carry_serving(draft: Draft) -> None:

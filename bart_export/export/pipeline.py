@@ -6,18 +6,20 @@ file says what the Keras model says, and whatever fails leaves the previous arti
 
 import dataclasses
 import pathlib
-from typing import Any
 
 from bart_export.artifact import artifact, manifest_file
 from bart_export.artifact.artifact import GOLDEN, Artifact, Draft, write_json
 from bart_export.bench import measurements
 from bart_export.checkpoints.checkpoint import Checkpoint
 from bart_export.checkpoints.resolved import ResolvedPreset, resolve_preset
-from bart_export.export.manifest import MERGES, VOCABULARY, describe, keep
-from bart_export.export.targets import EXPORTERS, Model
+from bart_export.export.manifest import MERGES, VOCABULARY, carry_over, describe
+from bart_export.export.options import Options
+from bart_export.export.result import Model
+from bart_export.export.targets import export_files
 from bart_export.model import BartBackbone
 from bart_export.progress import Stage
 from bart_export.report import report
+from bart_export.runtime.model_info import ModelInfo
 from bart_export.text.tokenizer import BartTokenizer
 from bart_export.verify import golden, tokenization, verify
 from bart_export.verify.reference import Float64Reference, KerasReference
@@ -25,8 +27,7 @@ from bart_export.verify.reference import Float64Reference, KerasReference
 
 def export(
     preset: str,
-    target: str,
-    options: Any,
+    options: Options,
     output: pathlib.Path,
     stage: Stage = lambda name: None,
     *,
@@ -36,8 +37,7 @@ def export(
 
     Args:
         preset: what `origin.resolve` takes.
-        target: a key of `exporters.EXPORTERS`.
-        options: what that exporter takes: a `TfliteOptions` or a `SavedModelOptions`.
+        options: what to export; their class is the target.
         output: the artifact directory to make, to add to, or to replace.
         stage: told the name of each stage as it begins.
         task: whose settings to take, of a checkpoint that has `task_specific_params`.
@@ -47,13 +47,12 @@ def export(
         VerificationFailed: if a file does not say what the Keras model says.
     """
     resolved = resolve_preset(preset, task, stage)
-    return export_resolved(resolved, target, options, output, stage)
+    return export_resolved(resolved, options, output, stage)
 
 
 def export_resolved(
     resolved: ResolvedPreset,
-    target: str,
-    options: Any,
+    options: Options,
     output: pathlib.Path,
     stage: Stage = lambda name: None,
 ) -> Artifact:
@@ -65,58 +64,47 @@ def export_resolved(
         tokenizer = write_tokenizer(checkpoint, draft)
         stage("verify the tokenizer")
         tokenization.check(checkpoint, tokenizer, golden.TEXTS)
-        model = Model(
-            backbone,
-            tokenizer,
-            generation,
-            checkpoint.encoder_sequence_length,
-            checkpoint.directory,
+        info = ModelInfo(
+            checkpoint.config, tokenizer, generation, checkpoint.encoder_sequence_length
         )
-        exported = EXPORTERS[target](model, options, draft, stage)
-        written = exported.written
+        model = Model(info, backbone, checkpoint.directory)
+        exported = export_files(model, options, draft, stage)
         stage("ask the Keras model")
-        questions = golden.questions(
-            tokenizer,
-            checkpoint.config,
-            {"defaults": generation} | {one.name: one.settings for one in written if one.settings},
-            checkpoint.encoder_sequence_length,
-        )
+        others = {file.name: file.settings for file in exported.files if file.settings}
+        questions = golden.questions(info, others)
         keras = KerasReference(backbone)
         truth = Float64Reference(backbone)
         reference = verify.consult(keras, tokenizer, questions, truth)
         rows, answers = [], {}
-        for one in written:
+        for one in exported.files:
             stage(f"verify {one.name}")
-            comparison, answers[one.name] = one.check(keras, reference)
-            rows.append({"file": one.name, **dataclasses.asdict(comparison)})
-        manifest = describe(resolved, tokenizer)
-        entries = {
-            name: draft.entry(name, **details)
-            for one in written
-            for name, details in one.files.items()
-        }
-        kept = keep(draft, manifest, entries)
-        manifest["exports"] = kept.exports + 1
-        manifest["verification"] = [*rows, *kept.verification]
+            verification, answers[one.name] = one.check(keras, reference)
+            rows.append(verification)
+        described = describe(resolved, tokenizer)
+        entries = {name: entry for one in exported.files for name, entry in one.entries.items()}
+        previous = carry_over(draft, described, entries)
+        exports = previous.exports + 1
         stage("measure for the report")
         measured = measurements.measure(
-            {
-                one.name: measurements.Measured(entries[one.name], one.run)
-                for one in written
-                if one.run is not None
-            },
-            measurements.Model(generation, checkpoint.encoder_sequence_length),
-            manifest["exports"],
+            {one.name: one.measured for one in exported.files if one.measured is not None},
+            info,
+            exports,
         )
-        manifest["measurements"] = [*measured, *kept.measurements]
-        manifest["sensitivity"] = [*(exported.sensitivity or kept.sensitivity)]
-        content = golden.to_dict(questions, reference.answers, answers)
-        golden.add_earlier(content, kept.golden, [row["file"] for row in kept.verification])
-        manifest_file.write_golden(draft.directory / GOLDEN, content)
+        kept = [row.file for row in previous.verification]
+        recorded = golden.recorded(questions, reference.answers, answers, previous.golden, kept)
+        manifest_file.write_golden(draft.directory / GOLDEN, recorded)
         own = {name: draft.entry(name) for name in (VOCABULARY, MERGES, GOLDEN)}
-        manifest["files"] = {**entries, **kept.files, **own}
+        manifest = dataclasses.replace(
+            described,
+            exports=exports,
+            files={**entries, **previous.files, **own},
+            verification=(*rows, *previous.verification),
+            measurements=(*measured, *previous.measurements),
+            sensitivity=tuple(exported.sensitivity) or previous.sensitivity,
+        )
         reported = report.write(draft.directory, manifest)
-        manifest["files"] |= {name: draft.entry(name) for name in reported}
+        files = {**manifest.files, **{name: draft.entry(name) for name in reported}}
+        manifest = dataclasses.replace(manifest, files=files)
         stage("commit the artifact")
         draft.commit(manifest)
     return Artifact.open(output)

@@ -5,11 +5,11 @@ Figures of quality and speed come with the interval in which chance leaves them.
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
+from bart_export.artifact.figures import FileVerification, Measurement, RougeLoss
+from bart_export.artifact.manifest import Manifest, TfliteEntry
 from bart_export.recipes.table import STORAGES
-from bart_export.runtime.generator import build
 
 LONGEST = 32  # letters of a name
 Z = 1.96  # the normal distribution's 97.5th percentile
@@ -18,72 +18,65 @@ FLOAT, INT8, INT4, CALIBRATED = "float", "int8", "int4", "calibrated"
 
 @dataclasses.dataclass(frozen=True)
 class Reported:
-    """A file: its name, its entry in the manifest, and its rows there of figures and times.
-
-    `figures` are its row of `verification`, `times` that of `measurements`.
-    """
+    """A file: its name, its entry in the manifest, and what was found out of its quality and speed,
+    None where it was not."""
 
     name: str
-    entry: Mapping[str, Any]
-    parameter_count: int
-    figures: Mapping[str, Any]
-    times: Mapping[str, Any]
+    entry: TfliteEntry
+    verification: FileVerification | None
+    measurement: Measurement | None
 
     @property
     def label(self) -> str:
         """What a picture calls the file; a name that leaves no room for it is cut."""
-        recipe: str = self.entry["recipe"]
+        recipe = self.entry.recipe
         recipe = recipe if len(recipe) <= LONGEST else f"{recipe[: LONGEST - 1]}…"
-        return recipe if build(self.entry) == "dynamic" else f"{recipe} (static)"
+        return recipe if self.entry.build == "dynamic" else f"{recipe} (static)"
 
     @property
     def kind(self) -> str:
         """What of its numbers are narrow: `CALIBRATED`, or the narrowest of its matrices."""
-        if self.entry.get("mode", "").startswith("static"):
+        if self.entry.mode.startswith("static"):
             return CALIBRATED
-        layers = self.entry.get("layers", [])
-        bits = min((STORAGES[storage].bits for _, storage in layers), default=32)
+        bits = min((STORAGES[storage].bits for _, storage in self.entry.layers), default=32)
         return INT4 if bits <= 4 else INT8 if bits <= 8 else FLOAT
 
     @property
     def megabytes(self) -> float:
         """Size in units of 10^6 bytes."""
-        return float(self.entry["bytes"] / 1e6)
+        return self.entry.bytes / 1e6
 
     @property
-    def rouge_l(self) -> Mapping[str, float] | None:
-        """Scores in ROUGE-L, `model` and `file`, the `loss` and its interval `low` to `high`."""
-        found: Mapping[str, float] | None = (self.figures.get("rouge") or {}).get("rouge_l")
-        return found
+    def rouge_l(self) -> RougeLoss | None:
+        """What the file loses in ROUGE-L."""
+        losses = self.verification and self.verification.rouge
+        return losses.get("rouge_l") if losses else None
 
     @property
     def same_token(self) -> "Figure | None":
         """Share of steps at which the file finds the model's token likeliest."""
-        return share(self.figures.get("top1"), self.figures.get("steps", 0))
+        row = self.verification
+        return share(row.top1, row.steps) if row else None
 
     @property
     def same_text(self) -> "Figure | None":
         """Share of questions that the file answers token for token."""
-        return share(self.figures.get("tokens"), self.figures.get("questions", 0))
+        row = self.verification
+        return share(row.tokens, row.questions) if row else None
 
     @property
     def rouge_loss(self) -> "Figure | None":
         """Points of ROUGE-L that the file loses."""
         rouge = self.rouge_l
-        return Figure(rouge["loss"], rouge["low"], rouge["high"]) if rouge else None
-
-    def work(self, num_beams: int) -> Mapping[str, Any] | None:
-        """Return what was measured of generations with so many beams."""
-        return next(
-            (row for row in self.times.get("lengths", []) if row["num_beams"] == num_beams), None
-        )
+        return Figure(rouge.loss, rouge.low, rouge.high) if rouge else None
 
     def tokens_per_second(self, num_beams: int) -> "Figure | None":
         """Return new tokens over the seconds of a whole generation, and its slowest and fastest."""
-        row = self.work(num_beams)
-        if row is None or not {"slowest", "fastest"} <= row.keys():
+        rows = self.measurement.lengths if self.measurement else ()
+        row = next((row for row in rows if row.num_beams == num_beams), None)
+        if row is None or row.slowest is None or row.fastest is None:
             return None
-        rates = (row["new_tokens"] / row[name] for name in ("seconds", "slowest", "fastest"))
+        rates = (row.new_tokens / seconds for seconds in (row.seconds, row.slowest, row.fastest))
         return Figure(*rates)
 
 
@@ -116,21 +109,12 @@ def told_apart(figures: Iterable[Figure | None]) -> bool:
     return bool(known) and max(one.low for one in known) > min(one.high for one in known)
 
 
-def reported(manifest: Mapping[str, Any]) -> list[Reported]:
+def reported(manifest: Manifest) -> list[Reported]:
     """Return the `.tflite` files of a manifest, largest first."""
-    rows = {
-        field: {row["file"]: row for row in manifest.get(field, [])}
-        for field in ("verification", "measurements")
-    }
+    verified = {row.file: row for row in manifest.verification if isinstance(row, FileVerification)}
+    measured = {row.file: row for row in manifest.measurements}
     files = [
-        Reported(
-            name,
-            entry,
-            manifest["parameter_count"],
-            rows["verification"].get(name, {}),
-            rows["measurements"].get(name, {}),
-        )
-        for name, entry in manifest["files"].items()
-        if entry.get("target") == "tflite"
+        Reported(name, entry, verified.get(name), measured.get(name))
+        for name, entry in manifest.tflite().items()
     ]
-    return sorted(files, key=lambda one: -one.entry["bytes"])
+    return sorted(files, key=lambda one: -one.entry.bytes)

@@ -4,12 +4,14 @@ Nothing is measured here and no figure is made up: what a manifest does not have
 was not measured.
 """
 
+import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bart_export.artifact.artifact import REPORT
-from bart_export.config import GenerationConfig
+from bart_export.artifact.figures import Measurement
+from bart_export.artifact.manifest import HostEntry, Manifest, StaticEntry
 from bart_export.presets import PRESETS
 from bart_export.report import layer_picture, pictures, style
 from bart_export.report.facts import Reported, reported
@@ -29,28 +31,23 @@ MOST_SENSITIVE = 10
 GOLDEN_TEXTS = "three short texts that ship with bart-export"
 UNKNOWN_LICENCE = "the checkpoint's licence applies; it was not in the checkpoint"
 
-Manifest = Mapping[str, Any]
-
 
 def write(directory: pathlib.Path, manifest: Manifest) -> list[str]:
     """Write the report of an artifact.
 
     Args:
         directory: the artifact's, or a draft's.
-        manifest: the fields, with an entry in `files` for every other file. Of those that may be
-            missing, `licence` is what `checkpoints.card` found, `measurements` are rows of
-            `quality.speed.measurements`, and `sensitivity` is a list of objects with `layer`,
-            `storage` and `kl`.
+        manifest: what it is about, with an entry for every other file.
 
     Returns:
         The names of the files written, for the manifest.
     """
     others = {
         name: entry
-        for name, entry in manifest["files"].items()
+        for name, entry in manifest.files.items()
         if name != REPORT and not name.startswith(f"{DIRECTORY}/")
     }
-    manifest = {**manifest, "files": others}
+    manifest = dataclasses.replace(manifest, files=others)
     files = reported(manifest)
     written = draw(directory, manifest, files)
     text = "\n\n".join(part for part in parts(manifest, files, written) if part)
@@ -58,20 +55,15 @@ def write(directory: pathlib.Path, manifest: Manifest) -> list[str]:
     return [REPORT, *written]
 
 
-def usual_beams(manifest: Manifest) -> int:
-    """Return the beams of a model's own settings; a manifest from elsewhere may not name them."""
-    return GenerationConfig.from_dict(manifest["generation"]).num_beams
-
-
 def draw(directory: pathlib.Path, manifest: Manifest, files: list[Reported]) -> list[str]:
     """Draw the pictures of what was measured; return their names."""
     drawn = {}
     with style.drawing():
-        if columns := pictures.cost_columns(files, usual_beams(manifest)):
+        if columns := pictures.cost_columns(files, manifest.generation.num_beams):
             drawn[COSTS] = pictures.costs(files, columns)
-        if rows := manifest.get("sensitivity"):
-            divergences = {row["layer"]: row["kl"] for row in rows}
-            drawn[SENSITIVITY] = layer_picture.sensitivities(divergences, rows[0]["storage"])
+        if rows := manifest.sensitivity:
+            divergences = {row.layer: row.kl for row in rows}
+            drawn[SENSITIVITY] = layer_picture.sensitivities(divergences, rows[0].storage)
         for name, figure in drawn.items():
             (directory / name).parent.mkdir(exist_ok=True)
             (directory / name).write_text(style.to_svg(figure), encoding="utf-8")
@@ -80,26 +72,26 @@ def draw(directory: pathlib.Path, manifest: Manifest, files: list[Reported]) -> 
 
 def parts(manifest: Manifest, files: list[Reported], pictures: Sequence[str]) -> list[str]:
     """Return the paragraphs, tables and pictures of the report, in their order."""
-    known = PRESETS.get(manifest["preset"])
+    known = PRESETS.get(manifest.preset)
     return [
-        f"# {title(manifest['preset'])}",
+        f"# {title(manifest.preset)}",
         paragraph(known.description) if known else "",
         about(manifest),
         *(costs(manifest, files, pictures) if files else ()),
         *sensitivity(manifest, pictures),
         *use(manifest, files),
         "## Configuration",
-        settings(manifest["config"]),
+        settings(manifest.config.to_dict()),
         "## Generation",
         paragraph("What a call leaves open, in the words of Hugging Face's `generate()`."),
-        settings(manifest["generation"]),
-        bullets(manifest.get("notes", ())),
+        settings(manifest.generation.to_dict()),
+        bullets(manifest.notes),
         "## Signatures",
         bullets(signature_lines(manifest)),
         bullets(
-            f"{code(name)} has fixed sizes: {', '.join(map(code, entry['signatures']))}."
-            for name, entry in manifest["files"].items()
-            if "signatures" in entry
+            f"{code(name)} has fixed sizes: {', '.join(map(code, entry.signatures))}."
+            for name, entry in manifest.files.items()
+            if isinstance(entry, (StaticEntry, HostEntry))
         ),
         "## Contents",
         contents(manifest),
@@ -121,16 +113,16 @@ def settings(values: Mapping[str, Any]) -> str:
 
 def about(manifest: Manifest) -> str:
     """Return the table that says what was exported, from where, and by what."""
-    source = manifest["source"]
+    source = manifest.source
     rows = [
-        ("source", code(source["handle"])),
-        *((("revision", source["revision"]),) if source["revision"] else ()),
-        ("format", source["format"]),
-        ("SHA-256 of the weights", code(source["weights_sha256"])),
-        ("licence", manifest.get("licence") or UNKNOWN_LICENCE),
-        ("parameters", f"{manifest['parameter_count']:,}"),
-        ("longest source", f"{manifest['encoder_sequence_length']} tokens"),
-        ("made by", ", ".join(f"{name} {version}" for name, version in manifest["tools"].items())),
+        ("source", code(source.handle)),
+        *((("revision", source.revision),) if source.revision else ()),
+        ("format", source.format),
+        ("SHA-256 of the weights", code(source.weights_sha256)),
+        ("licence", manifest.licence or UNKNOWN_LICENCE),
+        ("parameters", f"{manifest.parameter_count:,}"),
+        ("longest source", f"{manifest.encoder_sequence_length} tokens"),
+        ("made by", ", ".join(f"{name} {version}" for name, version in manifest.tools.items())),
     ]
     return table(("", ""), rows)
 
@@ -156,24 +148,24 @@ def costs(manifest: Manifest, files: list[Reported], pictures: Sequence[str]) ->
             paragraph("The picture has only figures by which files can be told apart."),
         ]
     parts += [cost_table(files), bullets(counts(files))]
-    measured = [one for one in files if one.times.get("lengths")]
+    measured = [row for one in files if (row := one.measurement) and row.lengths]
     if not measured:
         return [*parts, paragraph("Times were not measured: `bart-export bench` measures them.")]
-    work = measured[0].times["lengths"][0]
+    work = measured[0].lengths[0]
     place = ", ".join(dict.fromkeys(map(machine_of, measured)))
-    runs = len({one.times["export"] for one in measured})
+    runs = len({row.export for row in measured})
     caution = (
         f"They were taken in {runs} exports: compare those of one export."
         if runs > 1
         else "Files took turns."
     )
-    beams = sorted({1, usual_beams(manifest)})
+    beams = sorted({1, manifest.generation.num_beams})
     return [
         *parts,
         "## How long it takes",
         paragraph(
-            f"Tokens a second from {work['source']} source ids to the last of "
-            f"{work['new_tokens']} new tokens, everything counted: medians of a few rounds while "
+            f"Tokens a second from {work.source} source ids to the last of "
+            f"{work.new_tokens} new tokens, everything counted: medians of a few rounds while "
             f"exporting, with the slowest and the fastest, on {place}. {caution} `bart-export "
             "bench` measures more, where the file is to run."
         ),
@@ -185,23 +177,23 @@ def counts(files: list[Reported]) -> list[str]:
     """Return over how many steps and texts, and over which, the figures of files are."""
     given: dict[str, list[str]] = {}
     for one in files:
-        if not one.figures:
+        row = one.verification
+        if row is None:
             continue
-        data = one.figures.get("data")
         texts = (
-            f"{data['texts']} texts of a file with SHA-256 {code(data['sha256'])}"
-            if data
+            f"{row.data.texts} texts of a file with SHA-256 {code(row.data.sha256)}"
+            if row.data
             else GOLDEN_TEXTS
         )
-        line = f"{one.figures['steps']} steps along {texts}, {one.figures['questions']} generated"
+        line = f"{row.steps} steps along {texts}, {row.questions} generated"
         given.setdefault(line, []).append(code(one.label))
     return [f"{', '.join(names)}: {line}." for line, names in given.items()]
 
 
-def machine_of(one: Reported) -> str:
+def machine_of(row: Measurement) -> str:
     """Return what a file's times were measured on."""
-    about = one.times["machine"]
-    return f"{about['processor']} ({about['architecture']}) with {one.times['num_threads']} threads"
+    machine = row.machine
+    return f"{machine.processor} ({machine.architecture}) with {row.num_threads} threads"
 
 
 def picture(name: str, what: str) -> str:
@@ -212,9 +204,9 @@ def picture(name: str, what: str) -> str:
 def sensitivity(manifest: Manifest, pictures: Sequence[str]) -> list[str]:
     """Return the section that says how much each layer minds being stored narrowly."""
     heading = "## Sensitivity of each layer"
-    rows = manifest.get("sensitivity")
+    rows = manifest.sensitivity
     if SENSITIVITY not in pictures or not rows:
-        command = f"bart-export tune {manifest['preset']} --budget top1=0.98"
+        command = f"bart-export tune {manifest.preset} --budget top1=0.98"
         return [
             heading,
             paragraph(
@@ -222,8 +214,8 @@ def sensitivity(manifest: Manifest, pictures: Sequence[str]) -> list[str]:
                 "wider what is sensitive."
             ),
         ]
-    worst = sorted(rows, key=lambda row: -row["kl"])[:MOST_SENSITIVE]
-    storage = rows[0]["storage"]
+    worst = sorted(rows, key=lambda row: -row.kl)[:MOST_SENSITIVE]
+    storage = rows[0].storage
     return [
         heading,
         paragraph(
@@ -233,7 +225,7 @@ def sensitivity(manifest: Manifest, pictures: Sequence[str]) -> list[str]:
         picture(SENSITIVITY, f"Divergence with each layer alone in {storage}"),
         table(
             ("the most sensitive", "divergence"),
-            [(code(row["layer"]), f"{1000 * row['kl']:.3g}") for row in worst],
+            [(code(row.layer), f"{1000 * row.kl:.3g}") for row in worst],
             numbers=1,
         ),
     ]
@@ -246,12 +238,12 @@ def use(manifest: Manifest, files: list[Reported]) -> list[str]:
         parts += [
             paragraph("In this directory, with bart-export installed, which takes no TensorFlow:"),
             '```sh\nbart-export generate . "A text."\n'
-            f'bart-export generate . "A text." --recipe {files[0].entry["recipe"]}\n'
+            f'bart-export generate . "A text." --recipe {files[0].entry.recipe}\n'
             "bart-export verify .\n```",
             "```python\nfrom bart_export.runtime import Generator\n\n"
             'print(Generator.from_artifact(".").generate("A text.").text)\n```',
         ]
-    if any(entry.get("target") == "saved_model" for entry in manifest["files"].values()):
+    if any(entry.target == "saved_model" for entry in manifest.files.values()):
         parts += [
             paragraph(
                 "`saved_model` is what TensorFlow Serving loads, and `bart-export serve .` speaks "
@@ -274,12 +266,12 @@ def unchecked(manifest: Manifest, files: list[Reported]) -> list[str]:
                 "Quality against texts that people wrote: there were none. An export with `--data "
                 "FILE.jsonl` measures ROUGE."
             )
-        if not any(one.figures.get("data") for one in files):
+        if not any(one.verification and one.verification.data for one in files):
             notes.append(
                 f"Texts of your own: figures are over {GOLDEN_TEXTS}, too few to choose a recipe "
                 "by. `bart-export verify . --data FILE.jsonl` takes yours."
             )
-    if not manifest.get("licence"):
+    if not manifest.licence:
         notes.append("The licence: the checkpoint did not come with one.")
     return notes
 

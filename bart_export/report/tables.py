@@ -7,8 +7,9 @@ was not measured.
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
+from bart_export.artifact.manifest import Manifest, TensorSpec, TfliteEntry
+from bart_export.documents import is_number
 from bart_export.recipes.table import MODES, RECIPES, STORAGES
 from bart_export.report.facts import Figure, Reported
 from bart_export.report.markdown import code, table
@@ -18,29 +19,28 @@ DASH = "–"
 
 def file_line(one: Reported) -> str:
     """Return what a file is for, how it stores and computes, and what runs it."""
-    runtimes = one.entry.get("runtimes", {})
-    runs_on = ", ".join(f"{name} {oldest}" for name, oldest in runtimes.items()) or DASH
+    runtimes = one.entry.runtimes.items()
+    runs_on = ", ".join(f"{name} {oldest}" for name, oldest in runtimes) or DASH
     return (
         f"{code(one.name)}: for {purpose(one.entry)}. Matrices in {matrices(one.entry)}; computes "
         f"in {numbers(one.entry)}; runs on {runs_on}."
     )
 
 
-def numbers(entry: Mapping[str, Any]) -> str:
+def numbers(entry: TfliteEntry) -> str:
     """Return what a file computes with, and on how many texts that was calibrated."""
-    words = MODES[entry["mode"]].description if entry.get("mode") in MODES else DASH
-    calibration = entry.get("calibration")
-    return f"{words} on {calibration['texts']} texts" if calibration else words
+    words = MODES[entry.mode].description
+    return f"{words} on {entry.calibration.texts} texts" if entry.calibration else words
 
 
-def purpose(entry: Mapping[str, Any]) -> str:
+def purpose(entry: TfliteEntry) -> str:
     """Return what a file's recipe is for, and the sizes of a static build."""
-    recipe = RECIPES.get(entry["recipe"])
+    recipe = RECIPES.get(entry.recipe)
     words = recipe.purpose if recipe else "a recipe file"
-    if shapes := entry.get("shapes"):
+    if shapes := entry.shapes:
         words += (
-            f"; static: sources of {listed(shapes['source_lengths'])} tokens, texts of "
-            f"{shapes['target_length']}, {listed(shapes['num_beams'])} beams"
+            f"; static: sources of {listed(shapes.source_lengths)} tokens, texts of "
+            f"{shapes.target_length}, {listed(shapes.num_beams)} beams"
         )
     return words
 
@@ -50,9 +50,9 @@ def listed(numbers: Iterable[int]) -> str:
     return " or ".join(map(str, numbers))
 
 
-def matrices(entry: Mapping[str, Any]) -> str:
+def matrices(entry: TfliteEntry) -> str:
     """Return how a file stores its matrices."""
-    storages = dict.fromkeys(storage for _, storage in entry.get("layers", [])) or ("float32",)
+    storages = dict.fromkeys(storage for _, storage in entry.layers) or ("float32",)
     return "; ".join(STORAGES[name].description for name in storages)
 
 
@@ -101,43 +101,38 @@ def interval(figure: Figure | None, words: str) -> str:
 LAYERED = re.compile(r"(.*_)\d+")  # a tensor that there is for every decoder layer
 
 
-def signature_lines(manifest: Mapping[str, Any]) -> list[str]:
+def signature_lines(manifest: Manifest) -> list[str]:
     """Return a line for each signature of those targets that there are files of.
 
     Tensors that there are for every layer stand once.
     """
-    targets = {entry.get("target") for entry in manifest["files"].values()}
+    targets = {entry.target for entry in manifest.files.values()}
     return [
-        f"{code(name)} of {target}: {gathered(signature['inputs'])} → "
-        f"{gathered(signature['outputs'])}"
-        for target, declared in manifest["signatures"].items()
+        f"{code(name)} of {target}: {gathered(signature.inputs)} → {gathered(signature.outputs)}"
+        for target, declared in manifest.signatures.items()
         for name, signature in declared.items()
         if target in targets
     ]
 
 
-def gathered(tensors: Mapping[str, Any]) -> str:
+def gathered(tensors: Mapping[str, TensorSpec]) -> str:
     """Return tensors in a line, with those of all layers as one."""
     found: dict[str, str] = {}
-    for name, details in tensors.items():
+    for name, tensor in tensors.items():
         layered = LAYERED.fullmatch(name)
         shown = f"{code(f'{layered[1]}0')} …" if layered else code(name)
-        found.setdefault(shown, f"{shown} {details['dtype']} {shape(details['shape'])}")
+        shape = ", ".join(map(str, tensor.shape))
+        found.setdefault(shown, f"{shown} {tensor.dtype} ({shape})")
     return ", ".join(found.values())
 
 
-def shape(axes: Sequence[int | str] | None) -> str:
-    """Return a shape as the report has it."""
-    return DASH if axes is None else f"({', '.join(map(str, axes))})"
-
-
-def contents(manifest: Mapping[str, Any]) -> str:
+def contents(manifest: Manifest) -> str:
     """Return the table of what is in the directory, the versions of a SavedModel as one each."""
-    verified = {row["file"]: row for row in manifest["verification"]}
+    verified = [row.file for row in manifest.verification]
     sizes: dict[str, int] = {}
-    for name, entry in manifest["files"].items():
+    for name, entry in manifest.files.items():
         whole = next((file for file in verified if name.startswith(f"{file}/")), name)
-        sizes[whole] = sizes.get(whole, 0) + entry["bytes"]
+        sizes[whole] = sizes.get(whole, 0) + entry.bytes
     return table(
         ("file or directory", "bytes"),
         [(code(name), f"{size:,}") for name, size in sorted(sizes.items())],
@@ -145,13 +140,13 @@ def contents(manifest: Mapping[str, Any]) -> str:
     )
 
 
-def compared(manifest: Mapping[str, Any], files: Sequence[Reported]) -> list[str]:
+def compared(manifest: Manifest, files: Sequence[Reported]) -> list[str]:
     """Return what was compared of everything that the table of costs does not have."""
     shown = {one.name for one in files}
     lines = []
-    for row in manifest["verification"]:
-        numbers = {name: value for name, value in row.items() if isinstance(value, (int, float))}
-        if row["file"] not in shown and numbers:
-            words = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
-            lines.append(f"{code(row['file'])} compared with the float model: {words}.")
+    for row in manifest.verification:
+        if row.file not in shown:
+            figures = row.to_dict().items()
+            words = ", ".join(f"{name} {value:.4g}" for name, value in figures if is_number(value))
+            lines.append(f"{code(row.file)} compared with the float model: {words}.")
     return lines

@@ -11,10 +11,10 @@ import importlib.metadata
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from bart_export import contract
 from bart_export.artifact.artifact import Artifact
+from bart_export.artifact.manifest import TfliteEntry
 from bart_export.edgetpu import parts
 from bart_export.errors import ConfigurationError, EngineError, MissingExtra, did_you_mean
 from bart_export.recipes.table import LITERT, TFLITE_RUNTIME
@@ -25,7 +25,7 @@ from bart_export.runtime.graph_rules import checked_path, signatures
 from bart_export.runtime.interpreter import open_interpreter
 from bart_export.runtime.weight_cache import open_with_cache
 
-Files = Mapping[str, Mapping[str, Any]]  # name -> entry, as the manifest has them
+Files = Mapping[str, TfliteEntry]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,17 +44,9 @@ class EngineKind:
     target: str = "tflite"
 
 
-def static_buckets(artifact: Artifact, file: str) -> tuple[contract.Bucket, ...] | None:
-    """Return the buckets of a file of an artifact, None for a dynamic build."""
-    entry = artifact.manifest["files"][file]
-    if "shapes" not in entry:
-        return None
-    return contract.read_buckets(artifact.config, entry["signatures"])
-
-
 def on_litert(artifact: Artifact, file: str, *, num_threads: int | None) -> FileEngine:
     """Open a file, of either build, on LiteRT, with a weight cache of its own."""
-    config, buckets = artifact.config, static_buckets(artifact, file)
+    config, buckets = artifact.config, artifact.buckets(file)
     path = checked_path(artifact, file, signatures(config, buckets))
     return open_with_cache(
         lambda cache: open_compiled_model(
@@ -67,7 +59,7 @@ def on_litert(artifact: Artifact, file: str, *, num_threads: int | None) -> File
 
 def on_tflite_runtime(artifact: Artifact, file: str, *, num_threads: int | None) -> FileEngine:
     """Open a file, of either build, on tflite-runtime."""
-    config, buckets = artifact.config, static_buckets(artifact, file)
+    config, buckets = artifact.config, artifact.buckets(file)
     path = checked_path(artifact, file, signatures(config, buckets))
     return open_interpreter(path, config, buckets, num_threads=num_threads)
 
@@ -123,14 +115,13 @@ def open_engine(
     """
     kind = choose(requested, file, files_for(artifact, requested), installed_versions())
     if num_threads is None:
-        num_threads = default_threads(artifact.manifest["parameter_count"])
+        num_threads = default_threads(artifact.manifest.parameter_count)
     return kind.open(artifact, file, num_threads=num_threads)
 
 
-def files_for(artifact: Artifact, requested: str | None) -> dict[str, Mapping[str, Any]]:
+def files_for(artifact: Artifact, requested: str | None) -> dict[str, TfliteEntry]:
     """Return the files of an artifact that an engine, None for the default, may be given."""
-    entries = artifact.files(target_of(requested))
-    return {name: entry for name, entry in entries.items() if "runtimes" in entry}
+    return artifact.manifest.tflite(target_of(requested))
 
 
 def target_of(requested: str | None) -> str:
@@ -211,8 +202,8 @@ def choose(
         raise MissingExtra(f"Running {file}", package, kind.extra)
     version, entry = installed[package], files[file]
     if not runs(entry, package, version):
-        tried = " or ".join(f"{name} {oldest}" for name, oldest in entry["runtimes"].items())
-        reason = entry["refusals"].get(package)
+        tried = " or ".join(f"{name} {oldest}" for name, oldest in entry.runtimes.items())
+        reason = entry.refusals.get(package)
         others = [
             name for name, other in files.items() if name != file and runs(other, package, version)
         ]
@@ -227,9 +218,9 @@ def choose(
 NOTHING_ELSE = "It can open no file of this artifact: install what is needed, or export another."
 
 
-def runs(entry: Mapping[str, Any], package: str, version: str) -> bool:
+def runs(entry: TfliteEntry, package: str, version: str) -> bool:
     """Return whether a file was tried with a package of this version or an older one."""
-    oldest = entry["runtimes"].get(package)
+    oldest = entry.runtimes.get(package)
     return oldest is not None and release(version) >= release(oldest)
 
 

@@ -8,7 +8,6 @@ Settings come from the artifact's manifest, parameters of a call go on top.
 """
 
 import dataclasses
-import math
 import os
 import pathlib
 import time
@@ -145,12 +144,13 @@ class Generator:
         artifact = Artifact.open(pathlib.Path(path))
         tokenizer = BartTokenizer.from_artifact(artifact)
         file = choose_file(artifact, recipe, engine, shapes)
-        lengths = artifact.manifest["files"][file].get("shapes", {}).get("source_lengths", [])
+        fixed = files_for(artifact, engine)[file].shapes
+        longest = artifact.manifest.encoder_sequence_length
         return cls(
             tokenizer,
             open_engine(artifact, file, engine, num_threads=num_threads),
             artifact.generation,
-            min(artifact.manifest["encoder_sequence_length"], max(lengths, default=math.inf)),
+            min(longest, max(fixed.source_lengths)) if fixed else longest,
             f"{file} of {artifact.directory}",
         )
 
@@ -359,31 +359,26 @@ def choose_file(
         )
         raise ArtifactError(
             f"{artifact.directory} has no .tflite file{f' for {engine}' if engine else ''}.{there} "
-            f"Export one with: bart-export --preset {artifact.manifest['preset']} --target "
+            f"Export one with: bart-export --preset {artifact.manifest.preset} --target "
             f"{target_of(engine)} --output {artifact.directory}"
         )
     wanted = {
         name: entry
         for name, entry in files.items()
-        if recipe in (None, entry["recipe"]) and shapes in (None, build(entry))
+        if recipe in (None, entry.recipe) and shapes in (None, entry.build)
     }
     if not wanted:
         kind = f"{shapes} file" if shapes else "file"
         of = f" of recipe {recipe!r}" if recipe else ""
         has = ", ".join(
-            entry["recipe"] + " (static)" * (build(entry) == "static") for entry in files.values()
+            entry.recipe + " (static)" * (entry.build == "static") for entry in files.values()
         )
         raise ArtifactError(f"{artifact.directory} has no {kind}{of}. It has: {has}.")
     preferred = sorted(
         wanted,
         key=lambda name: (
-            wanted[name]["recipe"] != table.DEFAULT,
-            BUILDS.index(build(wanted[name])),
+            wanted[name].recipe != table.DEFAULT,
+            BUILDS.index(wanted[name].build),
         ),
     )
     return preferred[0] if recipe else runnable(preferred, files, engine)
-
-
-def build(entry: Mapping[str, Any]) -> str:
-    """Return which of `BUILDS` a file is, by its entry in the manifest."""
-    return "static" if "shapes" in entry else "dynamic"

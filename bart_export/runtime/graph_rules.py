@@ -63,8 +63,7 @@ def checked_path(artifact: Artifact, name: str, expected: Expected | None) -> pa
     """
     path = artifact.path(name)
     check_readable_by_all(path)
-    described = {key: one.to_dict(sizes) for key, (one, sizes) in (expected or {}).items()}
-    checked = f"{artifact.manifest['files'][name]['sha256']} {__version__} {described}"
+    checked = f"{artifact.manifest.files[name].sha256} {__version__} {expected}"
     stamp = stamps.stamp(path.stat(), hashlib.sha256(checked.encode()).hexdigest())
     if stamps.read(path, "graph") != stamp:
         check(path, expected)

@@ -47,7 +47,7 @@ def open_with_cache(open_model: Callable[[str], Opened], artifact: Artifact, nam
     for cache in places(artifact, name):
         if is_whole(cache):
             return open_model(str(cache))
-        if shutil.disk_usage(cache.parent).free < ROOM * artifact.manifest["files"][name]["bytes"]:
+        if shutil.disk_usage(cache.parent).free < ROOM * artifact.manifest.files[name].bytes:
             continue
         try:
             return build(open_model, cache)
@@ -76,7 +76,7 @@ def discard_damaged(artifact: Artifact, name: str) -> bool:
 
 def places(artifact: Artifact, name: str) -> Iterator[pathlib.Path]:
     """Yield where the weight cache of a file can be, best first."""
-    key = artifact.manifest["files"][name]["sha256"][:16]
+    key = artifact.manifest.files[name].sha256[:16]
     for directory in directories(artifact.directory):
         yield directory / f"{key}-{fingerprint(litert.library())}.xnnpack"
 

@@ -73,7 +73,7 @@ class ArtifactServable:
 
     def __init__(self, directory: pathlib.Path, options: ServeOptions) -> None:
         workers = options.workers or 1
-        usual = default_threads(Artifact.open(directory).manifest["parameter_count"])
+        usual = default_threads(Artifact.open(directory).manifest.parameter_count)
         threads = options.num_threads or min(usual, max(1, available_cores() // workers))
         generators = [
             Generator.from_artifact(directory, num_threads=threads) for _ in range(workers)

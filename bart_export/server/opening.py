@@ -45,7 +45,7 @@ def opener(options: ServeOptions, metrics: Metrics) -> OpenVersion:
 
 def check_export(path: pathlib.Path, number: int) -> None:
     """Make sure that an artifact is still the one that was found, by its number."""
-    exports = Artifact.open(path).manifest["exports"]
+    exports = Artifact.open(path).manifest.exports
     if exports != number:
         raise ArtifactError(
             f"{path} must hold export {number}, but export {exports} took its place. The next look "

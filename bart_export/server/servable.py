@@ -213,9 +213,7 @@ class TextReader:
     @classmethod
     def from_artifact(cls, artifact: Artifact) -> "TextReader":
         """Return the reader of an artifact's texts."""
-        return cls(
-            BartTokenizer.from_artifact(artifact), artifact.manifest["encoder_sequence_length"]
-        )
+        return cls(BartTokenizer.from_artifact(artifact), artifact.manifest.encoder_sequence_length)
 
     def encode(self, text: str, remarks: Remarks, row: int = 0) -> list[int]:
         """Return the ids of a text, cut to what the model reads, which is remarked."""

@@ -130,7 +130,7 @@ def find_versions(served: ServedModel) -> dict[int, pathlib.Path]:
     """Return where the versions of a model lie, by number."""
     base_path = served.base_path
     if served.engine == LITERT:
-        return {whole(base_path).manifest["exports"]: base_path}
+        return {whole(base_path).manifest.exports: base_path}
     if base_path.name == SAVED_MODEL and holds_artifact(base_path.parent):
         whole(base_path.parent, f"{SAVED_MODEL}/")
     numbered = numbered_directories(base_path)
@@ -167,15 +167,15 @@ def whole(directory: pathlib.Path, folder: str = "") -> Artifact:
 
 def shortfall(artifact: Artifact, folder: str) -> str:
     """Return what is wrong with the length of a file, or ""."""
-    for name, entry in artifact.manifest["files"].items():
+    for name, entry in artifact.manifest.files.items():
         if name.startswith(folder):
             path = artifact.directory / name
             try:
                 size = path_of(artifact.directory, name).stat().st_size
             except OSError as error:
                 return f"{path} cannot be read: {error.strerror}."
-            if size != entry["bytes"]:
-                return f"{path} has {size} of {entry['bytes']} bytes."
+            if size != entry.bytes:
+                return f"{path} has {size} of {entry.bytes} bytes."
     return ""
 
 

@@ -124,19 +124,13 @@ class BartTokenizer:
             ArtifactError: when a file is missing or was altered.
             TokenizerError: when the tokenizer is damaged.
         """
-        stored = artifact.manifest["tokenizer"]
+        stored = artifact.manifest.tokenizer
         place = f"tokenizer.added_tokens in the manifest of {artifact.directory}"
-        prefixed = stored.get("add_prefix_space", False)
-        if not isinstance(prefixed, bool):
-            raise TokenizerError(
-                f"tokenizer.add_prefix_space in the manifest of {artifact.directory} must be true "
-                f"or false, received {str(prefixed)[:60]}."
-            )
         return cls.from_files(
-            artifact.path(stored["vocabulary"]),
-            artifact.path(stored["merges"]),
-            read_added_tokens(place, stored.get("added_tokens", [])),
-            add_prefix_space=prefixed,
+            artifact.path(stored.vocabulary),
+            artifact.path(stored.merges),
+            read_added_tokens(place, list(stored.added_tokens or ())),
+            add_prefix_space=bool(stored.add_prefix_space),
         )
 
     @property

@@ -12,14 +12,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from bart_export.artifact.artifact import sha256
-from bart_export.config import BartConfig, GenerationConfig
+from bart_export.artifact.figures import Answer
+from bart_export.config import GenerationConfig
 from bart_export.runtime.compiled_model import open_compiled_model
 from bart_export.runtime.engine import FileEngine
-from bart_export.text.tokenizer import BartTokenizer
+from bart_export.runtime.model_info import ModelInfo
 from bart_export.verify import rouge
 from bart_export.verify.data import Example
 from bart_export.verify.evaluation import StepFigures
-from bart_export.verify.golden import Answer, Question, ask
+from bart_export.verify.golden import Question, ask
 from bart_export.verify.traces import Trace, follow
 
 
@@ -38,10 +39,7 @@ class Examination:
 
     Args:
         float_file: the file that others are compared with; arrays are kept beside it.
-        config: the architecture.
-        tokenizer: makes ids of the texts.
-        generation: the special tokens and the longest answer; answers are greedy.
-        source_length: to how many ids a text is cut.
+        info: what the files are made of; answers are greedy.
         examples: the texts.
         generate: whether files are to answer as well, for `tokens` and ROUGE: that takes as long
             again.
@@ -50,32 +48,24 @@ class Examination:
     def __init__(
         self,
         float_file: pathlib.Path,
-        config: BartConfig,
-        tokenizer: BartTokenizer,
-        generation: GenerationConfig,
-        source_length: int,
+        info: ModelInfo,
         examples: Sequence[Example],
         *,
         generate: bool,
     ) -> None:
-        self.config, self.tokenizer = config, tokenizer
+        self.config, self.tokenizer = info.config, info.tokenizer
         self.examples, self.generate = examples, generate
         self.directory = float_file.parent
-        settings = greedy(generation, config)
+        settings = greedy(info)
         self.questions = [
-            Question(
-                example.text,
-                tuple(tokenizer.encode(example.text, source_length, truncate=True)),
-                "greedy",
-                settings,
-            )
+            Question(example.text, info.encode(example.text), "greedy", settings)
             for example in examples
         ]
-        engine = open_compiled_model(float_file, config)
+        engine = open_compiled_model(float_file, info.config)
         self.answers: list[Answer] = []
         self.traces: list[Trace] = []
         for number, question in enumerate(self.questions):
-            answer = ask(engine.start, engine.step, tokenizer, question)
+            answer = ask(engine.start, engine.step, self.tokenizer, question)
             trace = Trace(question.source_token_ids, answer.token_ids[:-1])
             np.save(self.logits_file(number), follow(engine, trace).logits)
             self.answers.append(answer)
@@ -119,11 +109,13 @@ class Examination:
         }
 
 
-def greedy(generation: GenerationConfig, config: BartConfig) -> GenerationConfig:
-    """Return a greedy search with the special tokens and the length of some settings."""
+def greedy(info: ModelInfo) -> GenerationConfig:
+    """Return a greedy search with the special tokens and the length of a model's settings."""
     ids = {
-        name: value for name, value in generation.to_dict().items() if name.endswith("_token_id")
+        name: value
+        for name, value in info.generation.to_dict().items()
+        if name.endswith("_token_id")
     }
     return GenerationConfig(
-        max_length=min(generation.max_length, config.max_sequence_length), **ids
+        max_length=min(info.generation.max_length, info.config.max_sequence_length), **ids
     )

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from bart_export.tune.sensitivity import LayerSensitivity
+from bart_export.artifact.figures import LayerSensitivity
 from bart_export.verify.stored import WEIGHTS, Stored
 from bart_export.verify.weights import matrices_of
 

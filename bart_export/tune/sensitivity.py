@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from bart_export.artifact.figures import LayerSensitivity
 from bart_export.checkpoints.layers import layer_names
 from bart_export.convert.quantize import quantize
 from bart_export.graph.parameters import InferenceParameters
@@ -31,25 +32,6 @@ FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int32]
 
 BATCH = 8  # texts computed together, of about the same length
-
-
-@dataclasses.dataclass(frozen=True)
-class LayerSensitivity:
-    """What a model loses by one layer: its matrix has `parameters` weights, stored as `storage`.
-
-    `kl` is the mean Kullback-Leibler divergence of a step in nats, `relative` the root mean square
-    error of the logits over their spread, as in `evaluation.StepFigures`.
-    """
-
-    layer: str
-    parameters: int
-    storage: str
-    kl: float
-    relative: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields by name, ready for JSON."""
-        return dataclasses.asdict(self)
 
 
 def measure(

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from bart_export.artifact.figures import LayerSensitivity
 from bart_export.checkpoints import formats, origin, resolved
 from bart_export.checkpoints.layers import layer_names
 from bart_export.convert.tflite import write_float
@@ -22,10 +23,10 @@ from bart_export.model import BartBackbone
 from bart_export.progress import Stage
 from bart_export.recipes.metrics import METRICS
 from bart_export.recipes.table import STORAGES, Recipe
+from bart_export.runtime.model_info import ModelInfo
 from bart_export.tune import precision_steps, sensitivity
 from bart_export.tune.budget_search import BudgetSearch
 from bart_export.tune.evaluator import Examination, Measured
-from bart_export.tune.sensitivity import LayerSensitivity
 from bart_export.verify import data, rouge
 from bart_export.verify.tolerance import check_measurable
 
@@ -93,10 +94,12 @@ def tune(
         stage("ask the float model")
         examination = Examination(
             float_file,
-            checkpoint.config,
-            checkpoint.tokenizer(),
-            resolved.defaults(source, checkpoint).generation,
-            checkpoint.encoder_sequence_length,
+            ModelInfo(
+                checkpoint.config,
+                checkpoint.tokenizer(),
+                resolved.defaults(source, checkpoint).generation,
+                checkpoint.encoder_sequence_length,
+            ),
             examples,
             generate=any(metric in ("tokens", *rouge.KINDS) for metric in budget),
         )

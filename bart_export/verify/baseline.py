@@ -17,16 +17,17 @@ from bart_export.graph.parameters import InferenceParameters
 from bart_export.model import BartBackbone
 from bart_export.progress import Stage
 from bart_export.recipes.table import RECIPES, with_bounds
+from bart_export.runtime.model_info import ModelInfo
 from bart_export.verify import golden, verify, weights
 from bart_export.verify.compare_files import Texts, Truth
-from bart_export.verify.gate import Facts, File, Gate, answer_texts
+from bart_export.verify.gate import File, Gate, answer_texts
 from bart_export.verify.reference import Float64Reference, KerasReference
 from bart_export.verify.verify import Reference
 
 
 def preset_truth(
     artifact: Artifact,
-    facts: Facts,
+    info: ModelInfo,
     files: Sequence[File],
     preset: str,
     texts: Texts | None,
@@ -38,7 +39,7 @@ def preset_truth(
 
     Args:
         artifact: whose files they are.
-        facts: about it.
+        info: about it.
         files: what will be compared.
         preset: what `origin.resolve` takes.
         texts: to compare along; None for the golden ones.
@@ -52,27 +53,22 @@ def preset_truth(
     """
     stage(f"read {preset}")
     checkpoint = formats.read(origin.resolve(preset).directory)
-    if checkpoint.config != facts.config:
+    if checkpoint.config != info.config:
         raise ConfigurationError(
             f"--against must be the preset that {artifact.directory} was made of, "
-            f"{artifact.manifest['preset']}, or one of its architecture; {preset} has another."
+            f"{artifact.manifest.preset}, or one of its architecture; {preset} has another."
         )
     backbone = BartBackbone.from_checkpoint(checkpoint)
     keras = KerasReference(backbone)
-    parameters = InferenceParameters(facts.config, lambda name: checkpoint.weights[name])
+    parameters = InferenceParameters(info.config, lambda name: checkpoint.weights[name])
     stage("ask the Keras model")
     asked = verify.consult(
         keras,
-        facts.tokenizer,
-        golden.questions(
-            facts.tokenizer,
-            facts.config,
-            {"defaults": facts.generation},
-            facts.encoder_sequence_length,
-        ),
+        info.tokenizer,
+        golden.questions(info),
         Float64Reference(backbone),
     )
-    read = weights.parameters_of(facts.config, parameters)
+    read = weights.parameters_of(info.config, parameters)
     bases = {}
     for number, shapes in enumerate(dict.fromkeys(file.shapes for file in files)):
         stage("convert the graph")
@@ -80,8 +76,8 @@ def preset_truth(
         tflite.write_float(parameters, path, shapes)
         name = f"The float32 file that this version makes of {preset}"
         recipe = with_bounds(RECIPES["float32"], tolerance)
-        base = File.of_draft(name, path, recipe, facts.config, shapes)
-        Gate(facts, base, read).hold_base(asked)
+        base = File.of_draft(name, path, recipe, info.config, shapes)
+        Gate(info, base, read).hold_base(asked)
         bases[shapes] = base
 
     @functools.cache
@@ -90,7 +86,7 @@ def preset_truth(
             return asked
         with bases[shapes].open() as model:
             return answer_texts(
-                facts, shapes, texts.examples, model, keras, lambda: stage("ask the float model")
+                info, shapes, texts.examples, model, keras, lambda: stage("ask the float model")
             )
 
     return Truth(bases, read, answers)

@@ -13,16 +13,17 @@ from types import MappingProxyType
 from typing import Any
 
 from bart_export.artifact.artifact import Artifact
+from bart_export.artifact.figures import FileVerification, TextFile
+from bart_export.artifact.manifest import TfliteEntry
 from bart_export.contract import StaticShapes
 from bart_export.errors import ArtifactError, ConfigurationError, VerificationFailed
 from bart_export.progress import Stage
 from bart_export.recipes.table import Recipe
 from bart_export.runtime.engines import open_engine
-from bart_export.text.tokenizer import BartTokenizer
+from bart_export.runtime.model_info import ModelInfo
 from bart_export.verify import verify, weights
 from bart_export.verify.data import Example
-from bart_export.verify.figures import Comparison
-from bart_export.verify.gate import Facts, File, answer_texts, inspect
+from bart_export.verify.gate import File, answer_texts, inspect
 from bart_export.verify.tolerance import bounds, check_measurable
 from bart_export.verify.traces import FileTeacher
 from bart_export.verify.verify import Reference
@@ -34,12 +35,14 @@ class Row:
 
     file: str
     recipe: str
-    comparison: Comparison | None
+    comparison: FileVerification | None
     failures: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the row as JSON has it."""
-        figures = None if self.comparison is None else dataclasses.asdict(self.comparison)
+        figures = self.comparison and self.comparison.to_dict()
+        if figures:
+            del figures["file"]
         return {
             "file": self.file,
             "recipe": self.recipe,
@@ -57,9 +60,9 @@ class Texts:
     sha256: str
 
     @property
-    def description(self) -> dict[str, Any]:
-        """What a `Comparison` says of the texts."""
-        return {"sha256": self.sha256, "texts": len(self.examples)}
+    def description(self) -> TextFile:
+        """What a `FileVerification` says of the texts."""
+        return TextFile(self.sha256, len(self.examples))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,13 +78,6 @@ class Truth:
     answers: Callable[[StaticShapes | None], Reference]
 
 
-def facts_of(artifact: Artifact) -> Facts:
-    """Return what an artifact says of its model."""
-    length = artifact.manifest["encoder_sequence_length"]
-    tokenizer = BartTokenizer.from_artifact(artifact)
-    return Facts(artifact.config, tokenizer, artifact.generation, length)
-
-
 def files_of(artifact: Artifact, tolerance: Mapping[str, float]) -> list[File]:
     """Return the `.tflite` files of an artifact, their bounds replaced by those of `tolerance`.
 
@@ -93,10 +89,10 @@ def files_of(artifact: Artifact, tolerance: Mapping[str, float]) -> list[File]:
             name,
             artifact.path(name),
             recipe_of(entry, tolerance),
-            shapes_of(entry),
+            entry.shapes,
             functools.partial(open_file, artifact, name),
         )
-        for name, entry in artifact.files("tflite").items()
+        for name, entry in artifact.manifest.tflite().items()
     ]
     if not files:
         raise ArtifactError(f"{artifact.directory} has no .tflite file to compare.")
@@ -108,30 +104,20 @@ def open_file(artifact: Artifact, name: str) -> contextlib.AbstractContextManage
     return contextlib.nullcontext(open_engine(artifact, name))
 
 
-def recipe_of(entry: Mapping[str, Any], tolerance: Mapping[str, float]) -> Recipe:
+def recipe_of(entry: TfliteEntry, tolerance: Mapping[str, float]) -> Recipe:
     """Return the recipe that a file's entry in the manifest describes, with some other bounds."""
     return Recipe(
-        entry["recipe"],
+        entry.recipe,
         purpose="",
-        mode=entry["mode"],
-        layers=tuple((regex, storage) for regex, storage in entry["layers"]),
-        tolerance=MappingProxyType({**entry["tolerance"], **tolerance}),
-        runtimes=entry["runtimes"],
-        refusals=entry["refusals"],
+        mode=entry.mode,
+        layers=entry.layers,
+        tolerance=MappingProxyType({**entry.tolerance, **tolerance}),
+        runtimes=entry.runtimes,
+        refusals=entry.refusals,
     )
 
 
-def shapes_of(entry: Mapping[str, Any]) -> StaticShapes | None:
-    """Return the shapes of a file's entry in the manifest, None for a dynamic build."""
-    shapes = entry.get("shapes")
-    if shapes is None:
-        return None
-    return StaticShapes(
-        tuple(shapes["source_lengths"]), shapes["target_length"], tuple(shapes["num_beams"])
-    )
-
-
-def own_truth(facts: Facts, files: Sequence[File], texts: Texts, stage: Stage) -> Truth:
+def own_truth(info: ModelInfo, files: Sequence[File], texts: Texts, stage: Stage) -> Truth:
     """Return an artifact's own float32 file as what the others are compared with.
 
     Raises:
@@ -154,7 +140,7 @@ def own_truth(facts: Facts, files: Sequence[File], texts: Texts, stage: Stage) -
     def answers(shapes: StaticShapes | None) -> Reference:
         with base.open() as model:
             return answer_texts(
-                facts,
+                info,
                 shapes or base.shapes,
                 texts.examples,
                 model,
@@ -166,7 +152,7 @@ def own_truth(facts: Facts, files: Sequence[File], texts: Texts, stage: Stage) -
 
 
 def recheck(
-    facts: Facts,
+    info: ModelInfo,
     files: Sequence[File],
     truth: Truth,
     texts: Texts | None,
@@ -180,15 +166,15 @@ def recheck(
     references = texts is not None and any(one.reference for one in texts.examples)
     for file in files:
         check_measurable(file.recipe.tolerance, references)
-    return [row_of(facts, file, truth, texts, stage) for file in files]
+    return [row_of(info, file, truth, texts, stage) for file in files]
 
 
-def row_of(facts: Facts, file: File, truth: Truth, texts: Texts | None, stage: Stage) -> Row:
+def row_of(info: ModelInfo, file: File, truth: Truth, texts: Texts | None, stage: Stage) -> Row:
     """Compare one file with the truth."""
     failures = []
     base = truth.bases.get(file.shapes)
     try:
-        stored = inspect(file, facts.config, truth.read, None if base is None else base.path)
+        stored = inspect(file, info.config, truth.read, None if base is None else base.path)
     except VerificationFailed as error:
         failures.append(str(error))
         stored = {}
@@ -199,7 +185,7 @@ def row_of(facts: Facts, file: File, truth: Truth, texts: Texts | None, stage: S
                 file.name,
                 file.recipe,
                 model,
-                facts.tokenizer,
+                info.tokenizer,
                 reference,
                 lambda: stage(f"compare {file.name}"),
             )

@@ -17,29 +17,22 @@ from typing import Any
 import numpy as np
 
 from bart_export import contract
+from bart_export.artifact.figures import Answer, FileVerification, TextFile
 from bart_export.config import BartConfig, GenerationConfig
 from bart_export.contract import StaticShapes
 from bart_export.recipes.table import Recipe
 from bart_export.runtime.compiled_model import open_compiled_model
 from bart_export.runtime.engine import FileEngine
-from bart_export.text.tokenizer import BartTokenizer
+from bart_export.runtime.model_info import ModelInfo
 from bart_export.verify import data, golden, structure, verify, weights
 from bart_export.verify.data import Example
-from bart_export.verify.figures import Comparison
-from bart_export.verify.golden import Answer, Question
+from bart_export.verify.golden import Question
 from bart_export.verify.tolerance import check_measurable, judge, uncommitted
 from bart_export.verify.traces import Model, Teacher, Trace
 from bart_export.verify.verify import Reference, Tick
 
-
-@dataclasses.dataclass(frozen=True)
-class Facts:
-    """What all files of a model have in common."""
-
-    config: BartConfig
-    tokenizer: BartTokenizer
-    generation: GenerationConfig
-    encoder_sequence_length: int
+# How far a file is from the float model, and its answers to the questions.
+Verified = tuple[FileVerification, Sequence[Answer | None]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +79,7 @@ class Gate:
     """Holds the files of one build of a model to it.
 
     Args:
-        facts: about the model.
+        info: about the model.
         base: the float file that the others are made of, with the bounds that it is held to.
         read: the checkpoint's matrices, by layer name.
         texts: a file of texts to measure on, None for the golden ones.
@@ -96,17 +89,17 @@ class Gate:
     """
 
     def __init__(
-        self, facts: Facts, base: File, read: weights.Read, texts: pathlib.Path | None = None
+        self, info: ModelInfo, base: File, read: weights.Read, texts: pathlib.Path | None = None
     ) -> None:
-        self.facts = facts
+        self.info = info
         self.base = base
         self.read = read
         self.examples = data.read(texts) if texts else []
-        self.source = None if texts is None else {"sha256": data.digest(texts)}
+        self.source = TextFile(data.digest(texts), len(self.examples)) if texts else None
         self.held = False
         self.answered: Reference | None = None
 
-    def check(self, file: File, asked: Reference) -> tuple[Comparison, Sequence[Answer | None]]:
+    def check(self, file: File, asked: Reference) -> Verified:
         """Measure a file and hold it to the tolerance of its recipe.
 
         With a file of texts the figures are those of the texts; a file that is to say exactly what
@@ -128,7 +121,7 @@ class Gate:
         with uncommitted():
             if file.path != self.base.path:
                 self.hold_base(asked)
-            worst = inspect(file, self.facts.config, self.read, self.base.path)
+            worst = inspect(file, self.info.config, self.read, self.base.path)
             with file.open() as model:
                 comparison, answers = self.compare(file, model, asked)
                 if self.examples:
@@ -138,20 +131,16 @@ class Gate:
                     rounding = comparison.rounding
                     comparison, _ = self.compare(file, model, texts, cost)
                     comparison = dataclasses.replace(comparison, rounding=rounding)
-            comparison = dataclasses.replace(
-                comparison,
-                **worst,
-                data=self.source and {**self.source, "texts": len(self.examples)},
-            )
+            comparison = dataclasses.replace(comparison, **worst, data=self.source)
             judge(file.name, file.recipe, comparison)
         self.held |= file.path == self.base.path
         return comparison, answers
 
     def compare(
         self, file: File, model: Model, reference: Reference, float32: float | None = None
-    ) -> tuple[Comparison, Sequence[Answer | None]]:
+    ) -> Verified:
         """Compare an open file with some answers; `float32` is that of `verify.compare`."""
-        tokenizer = self.facts.tokenizer
+        tokenizer = self.info.tokenizer
         return verify.compare(file.name, file.recipe, model, tokenizer, reference, float32=float32)
 
     def hold_base(self, asked: Reference) -> None:
@@ -162,7 +151,7 @@ class Gate:
         """
         if self.held:
             return
-        worst = inspect(self.base, self.facts.config, self.read, self.base.path)
+        worst = inspect(self.base, self.info.config, self.read, self.base.path)
         with self.base.open() as model:
             comparison, _ = self.compare(self.base, model, asked)
         judge(self.base.name, self.base.recipe, dataclasses.replace(comparison, **worst))
@@ -173,7 +162,7 @@ class Gate:
         if self.answered is None:
             with self.base.open() as model:
                 self.answered = answer_texts(
-                    self.facts, self.base.shapes, self.examples, model, teacher
+                    self.info, self.base.shapes, self.examples, model, teacher
                 )
         return self.answered
 
@@ -181,7 +170,7 @@ class Gate:
 def inspect(
     file: File, config: BartConfig, read: weights.Read, base: pathlib.Path | None
 ) -> dict[str, Any]:
-    """Look at what a file stores; return `weights` and `worst_row` of a `Comparison`.
+    """Look at what a file stores; return `weights` and `worst_row` of a `FileVerification`.
 
     `base` is the float file of the same build, None where there is none to compare with.
 
@@ -198,7 +187,7 @@ def inspect(
 
 
 def answer_texts(
-    facts: Facts,
+    info: ModelInfo,
     shapes: StaticShapes | None,
     examples: Sequence[Example],
     model: Model,
@@ -211,20 +200,20 @@ def answer_texts(
     then computes the logits along its greedy traces. Texts and settings are cut to what a static
     build has room for.
     """
-    settings = fitted(facts.generation, shapes)
-    greedy = golden.settings(facts.config, {"defaults": facts.generation})["greedy"]
+    settings = fitted(info.generation, shapes)
+    greedy = golden.settings(info)["greedy"]
     greedy = greedy.replace(max_length=settings.max_length)
-    longest = facts.encoder_sequence_length
+    longest = info.encoder_sequence_length
     if shapes is not None:
         longest = min(longest, max(shapes.source_lengths))
     questions, answers, traces = [], [], []
     for example in examples:
-        ids = tuple(facts.tokenizer.encode(example.text, longest, truncate=True))
+        ids = tuple(info.tokenizer.encode(example.text, longest, truncate=True))
         question = Question(example.text, ids, "defaults", settings)
         once = dataclasses.replace(question, setting="greedy", generation=greedy)
         questions.append(question)
-        answers.append(golden.ask(model.start, model.step, facts.tokenizer, question))
-        along = golden.ask(model.start, model.step, facts.tokenizer, once)
+        answers.append(golden.ask(model.start, model.step, info.tokenizer, question))
+        along = golden.ask(model.start, model.step, info.tokenizer, once)
         traces.append(Trace(ids, along.token_ids[:-1]))
         tick()
     wanted = [example.reference for example in examples]

@@ -7,14 +7,16 @@ again. Nothing here knows what is behind a step function.
 """
 
 import dataclasses
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from bart_export.config import BartConfig, GenerationConfig
+from bart_export.artifact.figures import Answer, Golden, GoldenCase
+from bart_export.config import GenerationConfig
 from bart_export.runtime.engine import IntArray
+from bart_export.runtime.model_info import ModelInfo
 from bart_export.runtime.search import Hypothesis, Step, run, search
 from bart_export.text.tokenizer import BartTokenizer
 
@@ -29,6 +31,7 @@ TEXTS = (
 )
 LONGEST = 24  # decoder tokens of a case: the Keras model answers without a cache
 SHORTEST = 8  # highest min_length of a case
+NOTHING: Mapping[str, GenerationConfig] = MappingProxyType({})
 TRIES = 8  # of a search whose logits are moved; a near tie is missed once in 256 times
 
 # (state for a source of these ids, rows and max_length) of a model
@@ -45,34 +48,17 @@ class Question:
     generation: GenerationConfig
 
 
-@dataclasses.dataclass(frozen=True)
-class Answer:
-    """The best sequence a model gave: its ids, text and score."""
-
-    token_ids: tuple[int, ...]
-    text: str
-    score: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the answer as golden.json holds it."""
-        return {
-            "token_ids": list(self.token_ids),
-            "text": self.text,
-            "score": round(self.score, 6),
-        }
-
-
 def settings(
-    config: BartConfig, own: Mapping[str, GenerationConfig]
+    info: ModelInfo, others: Mapping[str, GenerationConfig] = NOTHING
 ) -> dict[str, GenerationConfig]:
     """Return the settings a model is asked with: greedy, beams, and its own ones made short.
 
-    `own` holds, by name, the preset's defaults as "defaults" and whatever else is to be asked.
+    `others` are asked as well, by name.
     """
-    longest = min(LONGEST, config.max_sequence_length)
+    longest = min(LONGEST, info.config.max_sequence_length)
     ids = {
         name: value
-        for name, value in own["defaults"].to_dict().items()
+        for name, value in info.generation.to_dict().items()
         if name.endswith("_token_id")
     }
     short = {
@@ -83,7 +69,7 @@ def settings(
             do_sample=False,
             num_return_sequences=1,
         )
-        for name, one in own.items()
+        for name, one in {"defaults": info.generation, **others}.items()
     }
     return {
         "greedy": GenerationConfig(max_length=longest, **ids),
@@ -94,23 +80,12 @@ def settings(
     }
 
 
-def questions(
-    tokenizer: BartTokenizer,
-    config: BartConfig,
-    own: Mapping[str, GenerationConfig],
-    encoder_sequence_length: int,
-) -> list[Question]:
-    """Return every text with every setting; `own` is that of `settings`."""
-    asked = settings(config, own)
+def questions(info: ModelInfo, others: Mapping[str, GenerationConfig] = NOTHING) -> list[Question]:
+    """Return every text with every setting; `others` are those of `settings`."""
     return [
-        Question(
-            text,
-            tuple(tokenizer.encode(text, encoder_sequence_length, truncate=True)),
-            setting,
-            asked[setting],
-        )
+        Question(text, info.encode(text), setting, asked)
         for text in TEXTS
-        for setting in asked
+        for setting, asked in settings(info, others).items()
     ]
 
 
@@ -150,54 +125,59 @@ def moved(step: Step[Any], noise: float, seed: int) -> Step[Any]:
     return moved_step
 
 
-def to_dict(
+def recorded(
     asked: Sequence[Question],
     reference: Sequence[Answer],
     files: Mapping[str, Sequence[Answer | None]],
-) -> dict[str, Any]:
+    earlier: Golden,
+    kept: Collection[str],
+) -> Golden:
     """Return the content of golden.json.
 
-    `reference` are the Keras model's answers, `files` those of each exported file by its name, in
-    the order of the questions; None where a file was not asked.
+    A question that was asked only earlier becomes a case again.
+
+    Args:
+        asked: the questions.
+        reference: the Keras model's answers to them.
+        files: those of each exported file by its name; None where a file was not asked.
+        earlier: a golden.json, of which answers go on,
+        kept: of these files.
     """
-    return {
-        "cases": [
+    cases = [
+        GoldenCase(
+            question.text,
+            question.source_token_ids,
+            question.setting,
+            question.generation,
+            rounded(reference[number]),
             {
-                "text": question.text,
-                "source_token_ids": list(question.source_token_ids),
-                "setting": question.setting,
-                "generation": question.generation.to_dict(),
-                "reference": reference[number].to_dict(),
-                "files": {
-                    name: answer.to_dict()
-                    for name, answers in files.items()
-                    if (answer := answers[number]) is not None
-                },
-            }
-            for number, question in enumerate(asked)
-        ]
-    }
-
-
-def add_earlier(content: dict[str, Any], earlier: Mapping[str, Any], kept: Sequence[str]) -> None:
-    """Add to a golden.json what files that are kept, by their names, answered in an earlier one.
-
-    A question that was asked only then becomes a case again.
-    """
-    cases: dict[str, list[dict[str, Any]]] = {}
-    for case in content["cases"]:
-        cases.setdefault(identity(case), []).append(case)
-    for case in earlier["cases"]:
-        answers = {name: answer for name, answer in case["files"].items() if name in kept}
+                name: rounded(answer)
+                for name, answers in files.items()
+                if (answer := answers[number]) is not None
+            },
+        )
+        for number, question in enumerate(asked)
+    ]
+    new = len(cases)
+    for case in earlier.cases:
+        answers = {name: answer for name, answer in case.files.items() if name in kept}
         if not answers:
             continue
         # Settings of two names may be the same question.
-        for known in cases.get(identity(case), ()):
-            known["files"] = {**answers, **known["files"]}
-        if identity(case) not in cases:
-            content["cases"].append({**case, "files": answers})
+        same = [number for number in range(new) if is_same(cases[number], case)]
+        for number in same:
+            known = cases[number]
+            cases[number] = dataclasses.replace(known, files={**answers, **known.files})
+        if not same:
+            cases.append(dataclasses.replace(case, files=answers))
+    return Golden(tuple(cases))
 
 
-def identity(case: Mapping[str, Any]) -> str:
-    """Return what makes two cases the same question."""
-    return json.dumps([case["source_token_ids"], case["generation"]])
+def rounded(answer: Answer) -> Answer:
+    """Return an answer as golden.json holds it."""
+    return dataclasses.replace(answer, score=round(answer.score, 6))
+
+
+def is_same(case: GoldenCase, other: GoldenCase) -> bool:
+    """Return whether two cases are the same question."""
+    return (case.source_token_ids, case.generation) == (other.source_token_ids, other.generation)

@@ -5,11 +5,10 @@ be checked there. In goes an artifact; a row of counts per file comes out.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from bart_export.artifact.artifact import GOLDEN, Artifact
-from bart_export.config import GenerationConfig
+from bart_export.artifact.figures import FileVerification, GoldenCase
 from bart_export.errors import ArtifactError, VerificationFailed
 from bart_export.recipes.table import ROUNDING
 from bart_export.runtime.generator import Generator
@@ -41,16 +40,16 @@ def replay(artifact: Artifact, open_file: Callable[[str], Generator]) -> list[Re
             float32 weights in any answer that more than rounding decides, where weights are
             rounded in more than half of its answers.
     """
-    for name in artifact.manifest["files"]:
+    for name in artifact.manifest.files:
         artifact.path(name, rehash=True)
-    cases = artifact.golden()["cases"]
-    return [replay_file(artifact, name, cases, open_file) for name in artifact.files("tflite")]
+    cases = artifact.golden().cases
+    return [replay_file(artifact, name, cases, open_file) for name in artifact.manifest.tflite()]
 
 
 def replay_file(
     artifact: Artifact,
     name: str,
-    cases: list[dict[str, Any]],
+    cases: Sequence[GoldenCase],
     open_file: Callable[[str], Generator],
 ) -> Replayed:
     """Ask one file its questions again."""
@@ -59,18 +58,13 @@ def replay_file(
     noise = noise_of(artifact, name)
     equal = asked = 0
     for case in cases:
-        if name not in case["files"]:
+        if name not in case.files:
             continue  # a question for another target
-        question = Question(
-            case["text"],
-            tuple(case["source_token_ids"]),
-            case["setting"],
-            GenerationConfig.from_dict(case["generation"]),
-        )
+        question = Question(case.text, case.source_token_ids, case.setting, case.generation)
         answer = ask(engine.start, engine.step, tokenizer, question)
         asked += 1
-        wanted = case["files"][name]["token_ids"]
-        equal += list(answer.token_ids) == wanted or (
+        wanted = case.files[name].token_ids
+        equal += answer.token_ids == wanted or (
             noise > 0 and ask_again(engine.start, engine.step, tokenizer, question, wanted, noise)
         )
     if not asked:
@@ -87,12 +81,13 @@ def replay_file(
 
 def is_exact(artifact: Artifact, name: str) -> bool:
     """Return whether a file is to say, token for token, what the float model says."""
-    tolerance: Mapping[str, float] = artifact.manifest["files"][name]["tolerance"]
-    return tolerance.get("tokens") == 1.0
+    return artifact.manifest.tflite()[name].tolerance.get("tokens") == 1.0
 
 
 def noise_of(artifact: Artifact, name: str) -> float:
     """Return how far another processor may move a logit of an exact file, 0 of any other."""
-    rows = [row for row in artifact.manifest["verification"] if row["file"] == name]
-    costs = [row.get("float32") or 0.0 for row in rows if is_exact(artifact, name)]
-    return ROUNDING * max(costs, default=0.0)
+    if not is_exact(artifact, name):
+        return 0.0
+    rows = artifact.manifest.verification
+    costs = (row.float32 for row in rows if isinstance(row, FileVerification) and row.file == name)
+    return ROUNDING * max((cost or 0.0 for cost in costs), default=0.0)

@@ -6,7 +6,6 @@ measures of the package rouge-score with its Porter stemmer, as is customary in 
 What wrote the texts is not known here.
 """
 
-import dataclasses
 import importlib
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bart_export.artifact.figures import RougeLoss
 from bart_export.errors import MissingExtra
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -25,28 +25,13 @@ RESAMPLES = 2000
 SEED = 0
 
 
-@dataclasses.dataclass(frozen=True)
-class Loss:
-    """One kind of ROUGE over some texts, in points of 100.
-
-    `model` and `file` are the mean scores; `loss` is the first less the second, and `low` and
-    `high` are the ends of the interval that holds it with `CONFIDENCE`.
-    """
-
-    model: float
-    file: float
-    loss: float
-    low: float
-    high: float
-
-
 def compare(
     references: Sequence[str], model: Sequence[str], file: Sequence[str]
-) -> dict[str, Loss]:
+) -> dict[str, RougeLoss]:
     """Score the texts of the float model and of a file for the same sources.
 
     Returns:
-        A `Loss` for every one of `KINDS`.
+        A `RougeLoss` for every one of `KINDS`.
 
     Raises:
         MissingExtra: if rouge-score is not installed.
@@ -56,7 +41,7 @@ def compare(
     for kind in KINDS:
         low, high = interval(expected[kind] - received[kind])
         means = float(expected[kind].mean()), float(received[kind].mean())
-        losses[kind] = Loss(*means, means[0] - means[1], low, high)
+        losses[kind] = RougeLoss(*means, means[0] - means[1], low, high)
     return losses
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from bart_export.artifact.figures import Answer, SavedModelVerification
 from bart_export.config import GenerationConfig
 from bart_export.errors import VerificationFailed
 from bart_export.graph.signatures import defaults
@@ -20,29 +21,11 @@ from bart_export.quiet import native_stderr_silenced
 from bart_export.recipes.metrics import AT_LEAST, AT_MOST
 from bart_export.text.tokenizer import BartTokenizer
 from bart_export.verify import tokenization
-from bart_export.verify.golden import Answer, Question
+from bart_export.verify.golden import Question
 from bart_export.verify.reference import KerasReference
 from bart_export.verify.tolerance import Bound, hold, uncommitted
 from bart_export.verify.traces import Trace
 from bart_export.verify.verify import Reference
-
-
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-    """How far a SavedModel is from the reference.
-
-    `log_probabilities` is the largest error of the log-probability of a token of the reference's
-    greedy traces, `hidden` that of a value of the backbone's two outputs. `tokens` is the share of
-    questions that `generate` answered token for token, `texts` the share that `generate_text`
-    answered letter for letter, tokenization included. `steps` and `questions` say over how many.
-    """
-
-    log_probabilities: float
-    hidden: float
-    tokens: float
-    texts: float
-    steps: int
-    questions: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +52,7 @@ def check(
     settings: GenerationConfig,
     keras: KerasReference,
     reference: Reference,
-) -> tuple[Comparison, list[Answer | None]]:
+) -> tuple[SavedModelVerification, list[Answer | None]]:
     """Compare a SavedModel with the reference and hold it to the tolerance of its dtype.
 
     Args:
@@ -91,7 +74,7 @@ def check(
                 ask(loaded.signatures, tokenizer, question) if same(question, settings) else None
                 for question in reference.questions
             ]
-            comparison = compare(loaded.signatures, answers, keras, reference)
+            comparison = compare(name, loaded.signatures, answers, keras, reference)
             texts = list(dict.fromkeys(question.text for question in reference.questions))
             tokenization.check_signature(name, ids_of(loaded.signatures), tokenizer, texts)
     except tf.errors.OpError as error:
@@ -123,11 +106,12 @@ def same(question: Question, settings: GenerationConfig) -> bool:
 
 
 def compare(
+    name: str,
     signatures: Mapping[str, Any],
     answers: Sequence[Answer | None],
     keras: KerasReference,
     reference: Reference,
-) -> Comparison:
+) -> SavedModelVerification:
     """Return how far a SavedModel, with these answers to the questions, is from the reference."""
     asked = [
         (question, answer, wanted)
@@ -136,7 +120,8 @@ def compare(
         )
         if answer is not None
     ]
-    return Comparison(
+    return SavedModelVerification(
+        name,
         log_probabilities=largest(scored(signatures, keras, trace) for trace in reference.traces),
         hidden=largest(hidden(signatures, keras, trace) for trace in reference.traces),
         tokens=share(answer.token_ids == wanted.token_ids for _, answer, wanted in asked),
@@ -232,7 +217,7 @@ FIXED = (
 )
 
 
-def judge(name: str, tolerance: Tolerance, comparison: Comparison) -> None:
+def judge(name: str, tolerance: Tolerance, comparison: SavedModelVerification) -> None:
     """Hold a comparison to a tolerance.
 
     Raises:

@@ -1,8 +1,6 @@
 """Tolerance: figures of something exported are held to bounds, those of its recipe for a file.
 
-A recipe and a `Comparison` go in; nothing comes out, or an error of one line that says which figure
-is outside, by how much, and what option would accept it. How figures are measured is not known
-here.
+An error of one line says which figure is outside, by how much, and what option would accept it.
 """
 
 import contextlib
@@ -10,11 +8,11 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from bart_export.artifact.figures import FileVerification
 from bart_export.errors import ConfigurationError, VerificationFailed
 from bart_export.recipes.metrics import AT_MOST, METRICS
 from bart_export.recipes.table import Recipe
 from bart_export.verify import rouge, weights
-from bart_export.verify.figures import Comparison
 
 # Over many texts even the same numbers, summed in another order, decide some near ties otherwise:
 # of a hundred answers with several beams one may differ, of a thousand steps one.
@@ -66,7 +64,7 @@ def hold(name: str, bounds: Sequence[Bound]) -> None:
             raise VerificationFailed(f"{name} does not say what the Keras model says: {bound}")
 
 
-def judge(name: str, recipe: Recipe, comparison: Comparison) -> None:
+def judge(name: str, recipe: Recipe, comparison: FileVerification) -> None:
     """Hold a comparison of a file, by its name, to its recipe's tolerance.
 
     Raises:
@@ -75,7 +73,7 @@ def judge(name: str, recipe: Recipe, comparison: Comparison) -> None:
     hold(name, bounds(recipe, comparison))
 
 
-def bounds(recipe: Recipe, comparison: Comparison) -> list[Bound]:
+def bounds(recipe: Recipe, comparison: FileVerification) -> list[Bound]:
     """Return the figures of a comparison that were measured, with the recipe's bounds.
 
     Every recipe's matrices are held to `weights.BOUND`, unless it says otherwise.

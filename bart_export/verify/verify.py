@@ -9,14 +9,13 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from bart_export.artifact.figures import Answer, FileVerification, RougeLoss
 from bart_export.errors import EngineError, InputError, VerificationFailed
 from bart_export.recipes.table import ROUNDING, Recipe
 from bart_export.text.tokenizer import BartTokenizer
 from bart_export.verify import rouge
 from bart_export.verify.evaluation import ArrayFigures, FloatArray, StepFigures, worst
-from bart_export.verify.figures import Comparison
-from bart_export.verify.golden import Answer, Question, ask, ask_again
-from bart_export.verify.rouge import Loss
+from bart_export.verify.golden import Question, ask, ask_again
 from bart_export.verify.tolerance import judge, uncommitted
 from bart_export.verify.traces import Model, Seen, Teacher, Trace, follow, taken, ways
 
@@ -61,7 +60,7 @@ def consult(
 
 def check(
     name: str, recipe: Recipe, model: Model, tokenizer: BartTokenizer, reference: Reference
-) -> tuple[Comparison, list[Answer | None]]:
+) -> tuple[FileVerification, list[Answer | None]]:
     """Compare a file, by its name, with the reference and hold it to the tolerance of its recipe.
 
     Raises:
@@ -81,7 +80,7 @@ def compare(
     reference: Reference,
     tick: Tick = lambda: None,
     float32: float | None = None,
-) -> tuple[Comparison, list[Answer | None]]:
+) -> tuple[FileVerification, list[Answer | None]]:
     """Ask a file what the reference was asked; return the differences and the file's answers.
 
     A question that does not fit a static build has no answer.
@@ -118,7 +117,8 @@ def compare(
     except EngineError as error:
         raise VerificationFailed(f"{name} cannot answer: {error}") from error
     losses = compare_texts(reference, answers)
-    comparison = Comparison(
+    comparison = FileVerification(
+        name,
         logits=worst(one["logits"] for one in steps),
         spread=worst(one["spread"] for one in steps),
         relative=worst(one["relative"] for one in steps),
@@ -185,7 +185,7 @@ def answer_of(
         return None
 
 
-def compare_texts(reference: Reference, answers: Sequence[Answer | None]) -> dict[str, Loss]:
+def compare_texts(reference: Reference, answers: Sequence[Answer | None]) -> dict[str, RougeLoss]:
     """Return what a file's answers lose in ROUGE where somebody said what was wanted."""
     rows = [
         (wanted, expected.text.strip(), answer.text.strip())

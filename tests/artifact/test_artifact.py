@@ -160,8 +160,9 @@ def test_a_file_is_hashed_once(made, monkeypatch):
 
 def test_a_file_hashed_for_one_manifest_is_hashed_again_for_another(made):
     made.path("tflite/a.tflite")
-    entry = {**made.manifest["files"]["tflite/a.tflite"], "sha256": "0" * 64}
-    other = dataclasses.replace(made, manifest={"files": {"tflite/a.tflite": entry}})
+    entry = dataclasses.replace(made.manifest.files["tflite/a.tflite"], sha256="0" * 64)
+    manifest = dataclasses.replace(made.manifest, files={"tflite/a.tflite": entry})
+    other = dataclasses.replace(made, manifest=manifest)
     with pytest.raises(ArtifactError, match="altered"):
         other.path("tflite/a.tflite")
 
@@ -217,7 +218,8 @@ def test_files_are_carried_over_by_hard_link(made, tmp_path):
     with artifact.draft(made.directory) as draft:
         draft.carry(made, "tflite/a.tflite")
         entry = draft.entry("tflite/a.tflite")
-        assert entry == {key: made.manifest["files"]["tflite/a.tflite"][key] for key in entry}
+        made_of = made.manifest.files["tflite/a.tflite"]
+        assert (entry.bytes, entry.sha256) == (made_of.bytes, made_of.sha256)
         draft.commit(made_up_artifacts.manifest({"tflite/a.tflite": entry}))
     new = Artifact.open(made.directory)
     assert new.path("tflite/a.tflite").stat().st_ino == inode

@@ -55,7 +55,7 @@ def table_after(heading):
 
 
 def test_every_field_is_described(mini_artifact):
-    manifest = mini_artifact.manifest
+    manifest = mini_artifact.manifest.to_dict()
     assert table_after("## manifest.json") == set(manifest)
     entry = manifest["files"]["tflite/float32.tflite"]
     assert table_after("**Files.**") == set(entry) - {"bytes", "sha256"}

@@ -1,5 +1,6 @@
 """The bundle for Android: a whole artifact of one file, put in place at once or not at all."""
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -12,8 +13,10 @@ from support import made_up_artifacts
 from bart_export.artifact import artifact as artifacts
 from bart_export.artifact import bundle
 from bart_export.artifact.artifact import Artifact
+from bart_export.artifact.figures import Answer, Golden, GoldenCase
 from bart_export.cli import export as export_command
 from bart_export.cli.main import main
+from bart_export.config import GenerationConfig
 from bart_export.errors import ArtifactError
 from bart_export.runtime.generator import Generator
 
@@ -65,29 +68,30 @@ def test_a_bundle_has_what_an_app_needs_and_nothing_else(exported):
     _, made, bundled = exported
     tokenizer = ["tokenizer/vocabulary.json", "tokenizer/merges.txt"]
     assert set(contents(bundled.directory)) == {FILE, *tokenizer, "golden.json", "manifest.json"}
-    assert set(bundled.manifest["files"]) == {FILE, *tokenizer, "golden.json"}
+    assert set(bundled.manifest.files) == {FILE, *tokenizer, "golden.json"}
     for name in (FILE, *tokenizer):
-        assert bundled.manifest["files"][name] == made.manifest["files"][name]
-    for name, entry in bundled.manifest["files"].items():
+        assert bundled.manifest.files[name] == made.manifest.files[name]
+    for name, entry in bundled.manifest.files.items():
         content = bundled.path(name, rehash=True).read_bytes()
-        assert entry["sha256"] == hashlib.sha256(content).hexdigest()
+        assert entry.sha256 == hashlib.sha256(content).hexdigest()
 
 
 def test_no_bucket_is_longer_than_what_the_preset_reads(exported):
     _, _, bundled = exported
-    assert bundled.manifest["encoder_sequence_length"] == 64
-    assert bundled.manifest["files"][FILE]["shapes"]["source_lengths"] == [64]
+    assert bundled.manifest.encoder_sequence_length == 64
+    assert bundled.manifest.files[FILE].shapes.source_lengths == (64,)
 
 
 def test_its_manifest_says_of_the_file_what_the_artifact_says(exported):
     _, made, bundled = exported
-    changed = {name for name in made.manifest if made.manifest[name] != bundled.manifest[name]}
+    whole, part = made.manifest.to_dict(), bundled.manifest.to_dict()
+    changed = {name for name in whole if whole[name] != part[name]}
     assert changed == {"manifest_sha256", "files", "verification", "measurements"}
-    assert set(bundled.manifest) == set(made.manifest)
+    assert set(part) == set(whole)
     for field in ("verification", "measurements"):
-        rows = [row for row in made.manifest[field] if row["file"] == FILE]
-        assert bundled.manifest[field] == rows
-        assert len(rows) == 1 < len(made.manifest[field])
+        rows = [row for row in whole[field] if row["file"] == FILE]
+        assert part[field] == rows
+        assert len(rows) == 1 < len(whole[field])
 
 
 def test_its_golden_answers_are_the_files_own(exported):
@@ -101,9 +105,13 @@ def test_its_golden_answers_are_the_files_own(exported):
 
 
 def test_a_case_that_the_file_did_not_answer_is_left_out():
-    cases = [{"text": "a", "files": {"b": 1, FILE: 2}}, {"text": "c", "files": {"b": 3}}]
-    kept = bundle.answers_of(FILE, {"cases": cases})
-    assert kept == {"cases": [{"text": "a", "files": {FILE: 2}}]}
+    answer = Answer((2,), "", 0.0)
+    case = GoldenCase(
+        "a", (0, 2), "greedy", GenerationConfig(), answer, {"b": answer, FILE: answer}
+    )
+    other = dataclasses.replace(case, text="c", files={"b": answer})
+    kept = bundle.answers_of(FILE, Golden((case, other)))
+    assert kept.cases == (dataclasses.replace(case, files={FILE: answer}),)
 
 
 def test_commands_take_a_bundle_and_it_says_what_the_artifact_says(exported):

@@ -5,6 +5,7 @@ Nothing here may take long, and a pipe may be waited for without end: each test 
 
 import contextlib
 import copy
+import dataclasses
 import json
 import os
 import pathlib
@@ -19,6 +20,7 @@ from support import made_up_artifacts
 
 from bart_export.artifact import artifact, bundle, manifest_file
 from bart_export.artifact.artifact import Artifact
+from bart_export.artifact.manifest import Source, check_names
 from bart_export.cli import inspect
 from bart_export.cli.main import main
 from bart_export.errors import ArtifactError, BartExportError
@@ -62,7 +64,8 @@ def reseal(directory, fields):
 
 def with_files(made, **entries):
     """Reseal an artifact with other entries beside its own, by name."""
-    reseal(made.directory, {**made.manifest, "files": {**made.manifest["files"], **entries}})
+    fields = made.manifest.to_dict()
+    reseal(made.directory, {**fields, "files": {**fields["files"], **entries}})
 
 
 def complaint(*arguments):
@@ -108,7 +111,7 @@ def test_names_as_an_export_writes_them_are_taken(made):
         "saved_model/1/assets.extra/tf_serving_warmup_requests",
         "edgetpu/encoder_0_edgetpu.tflite",
     ]
-    manifest_file.check_names([*FILES, *names])
+    check_names([*FILES, *names])
 
 
 @readers
@@ -246,10 +249,11 @@ def changed(fields, place, value):
 def read_everything(directory, draft):
     """Open an artifact and do what commands do with its manifest, but run its files."""
     opened = Artifact.open(directory)
-    for row in opened.manifest["verification"]:
+    for row in opened.manifest.verification:
         inspect.summary(opened, row)
-    manifest.keep(draft, {**opened.manifest, "source": {}}, [])
-    report.parts({**opened.manifest, "source": SOURCE}, reported(opened.manifest), ())
+    another = dataclasses.replace(opened.manifest, source=ANOTHER)
+    manifest.carry_over(draft, another, [])
+    report.parts(another, reported(another), ())
     for one in reported(opened.manifest):
         _ = one.label, one.kind, one.megabytes, one.rouge_l
     choose_engine(directory)
@@ -257,6 +261,7 @@ def read_everything(directory, draft):
     bundle.warning(bundle.size(opened))
     for read in (
         lambda: list(inspect.lines(inspect.artifact_facts(directory))),
+        lambda: inspect.to_json(inspect.artifact_facts(directory)),
         lambda: compare_files.files_of(opened, {}),
         lambda: bundle.static_file(opened, "float32"),
     ):
@@ -268,7 +273,7 @@ def read_everything(directory, draft):
     choose_file(opened, "float32", None)
 
 
-SOURCE = {"handle": "x", "revision": None, "format": "keras", "weights_sha256": "0"}
+ANOTHER = Source("another", None, "keras", "0")
 
 
 @pytest.fixture
@@ -329,13 +334,13 @@ def test_every_value_of_a_manifest_may_be_of_any_type(whole, count):
 
 
 def keep_of(draft, made, written=()):
-    return manifest.keep(draft, {**made.manifest, "source": {"handle": "another"}}, written)
+    return manifest.carry_over(draft, dataclasses.replace(made.manifest, source=ANOTHER), written)
 
 
 def write_golden(directory):
     """Give an artifact a golden.json that can be read, and return the entry of it."""
     (directory / "golden.json").write_text('{"cases": []}')
-    return artifact.Draft(directory, directory).entry("golden.json")
+    return artifact.Draft(directory, directory).entry("golden.json").to_dict()
 
 
 VERSION = {"target": "saved_model", "version": 1, "dtype": "float32"}

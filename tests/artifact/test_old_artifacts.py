@@ -29,7 +29,7 @@ def test_it_gives_its_golden_answers(old):
     for case in greedy:
         result = generator.generate(case["text"], truncate=True, num_beams=1)
         assert list(result.source_token_ids) == case["source_token_ids"]
-    assert Artifact.open(old).manifest["exports"] == 1
+    assert Artifact.open(old).manifest.exports == 1
 
 
 @pytest.mark.parametrize("command", ["verify", "inspect"])
@@ -48,6 +48,6 @@ def test_an_export_takes_its_file_over(old, monkeypatch):
     )
     assert done.exit_code == 0, done.output
     manifest = Artifact.open(old).manifest
-    assert {FILE, "tflite/float16.tflite"} <= set(manifest["files"])
+    assert {FILE, "tflite/float16.tflite"} <= set(manifest.files)
     assert (old / FILE).read_bytes() == before
-    assert manifest["exports"] == 2
+    assert manifest.exports == 2

@@ -42,7 +42,7 @@ def stamp_of(made):
 def test_stamps_that_came_with_an_artifact_are_not_believed(made, stamp_of):
     path = made.directory / "tflite/a.tflite"
     flip(path)
-    forged = stamps.stamp(path.stat(), made.manifest["files"]["tflite/a.tflite"]["sha256"])
+    forged = stamps.stamp(path.stat(), made.manifest.files["tflite/a.tflite"].sha256)
     stamp_of.unlink()
     cache = made.directory / ".cache"
     for place in (cache / "hashed.json", cache / "stamps" / stamp_of.name):

@@ -77,7 +77,7 @@ def test_sizes_are_those_of_the_file(report, symmetric_artifact):
     (row,) = report["files"]
     size = (symmetric_artifact.directory / row["file"]).stat().st_size
     assert row["bytes"] == size
-    parameters = symmetric_artifact.manifest["parameter_count"]
+    parameters = symmetric_artifact.manifest.parameter_count
     assert row["bytes_per_parameter"] == pytest.approx(size / parameters)
     assert row["bytes_per_parameter"] > 4  # float32, and the graph
 
@@ -215,10 +215,10 @@ def test_measuring_leaves_nothing_behind(report, symmetric_artifact):
     ],
 )
 def test_what_a_static_build_has_no_room_for_is_skipped(work, words):
-    shapes = {"source_lengths": [16, 64], "target_length": 16, "num_beams": [1, 4]}
-    reason = bench_work.misfit({"shapes": shapes}, *work)
+    shapes = StaticShapes((16, 64), 16, (1, 4))
+    reason = bench_work.misfit(shapes, *work)
     assert reason is None if words is None else words in reason
-    assert bench_work.misfit({}, *work) is None
+    assert bench_work.misfit(None, *work) is None
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])

@@ -5,11 +5,13 @@ import contextlib
 import pytest
 
 from bart_export.bench import measurements
-from bart_export.bench.measurements import Measured, Model
+from bart_export.bench.measurements import Measured
 from bart_export.config import GenerationConfig
+from bart_export.contract import StaticShapes
 from bart_export.runtime.engines import open_engine
+from bart_export.runtime.model_info import ModelInfo
 
-SHAPES = {"source_lengths": [16], "target_length": 17, "num_beams": [1]}
+SHAPES = StaticShapes((16,), 17, (1,))
 
 
 @pytest.fixture
@@ -21,7 +23,7 @@ def opened():
 @pytest.fixture
 def files(symmetric_artifact, opened):
     """Return a file twice, the second time as if it was a static build."""
-    ((file, entry),) = symmetric_artifact.files("tflite").items()
+    (file,) = symmetric_artifact.files("tflite")
 
     def opener(name):
         def opening():
@@ -31,30 +33,31 @@ def files(symmetric_artifact, opened):
         return opening
 
     return {
-        "dynamic": Measured(entry, opener("dynamic")),
-        "static": Measured({**entry, "shapes": SHAPES}, opener("static")),
+        "dynamic": Measured(None, opener("dynamic")),
+        "static": Measured(SHAPES, opener("static")),
     }
 
 
 def model(symmetric_artifact, **settings):
-    return Model(symmetric_artifact.generation.replace(num_beams=2, **settings), 32)
+    generation = symmetric_artifact.generation.replace(num_beams=2, **settings)
+    return ModelInfo(symmetric_artifact.config, None, generation, 32)
 
 
 def test_a_row_has_every_number_of_beams_that_a_file_has_room_for(files, symmetric_artifact):
     dynamic, static = measurements.measure(files, model(symmetric_artifact), export=5)
-    assert (dynamic["file"], dynamic["export"], static["file"]) == ("dynamic", 5, "static")
+    assert (dynamic.file, dynamic.export, static.file) == ("dynamic", 5, "static")
     new_tokens = symmetric_artifact.generation.max_length - 1
-    works = [(row["source"], row["num_beams"], row["new_tokens"]) for row in dynamic["lengths"]]
+    works = [(row.source, row.num_beams, row.new_tokens) for row in dynamic.lengths]
     assert works == [(32, beams, new_tokens) for beams in (1, 2)]
-    assert static["lengths"] == []  # of the longest source
-    for row in dynamic["lengths"]:
-        assert 0 < row["encode_seconds"] < row["seconds"]
-        assert row["fastest"] <= row["seconds"] <= row["slowest"]
+    assert static.lengths == ()  # of the longest source
+    for row in dynamic.lengths:
+        assert 0 < row.encode_seconds < row.seconds
+        assert row.fastest <= row.seconds <= row.slowest
 
 
 def test_a_figure_is_the_median_of_its_rounds_beside_their_ends():
     rounds = [(0.1, 1.0), (0.3, 5.0), (0.2, 2.0)]
-    assert measurements.summary((64, 4, 31), rounds) == {
+    assert measurements.summary((64, 4, 31), rounds).to_dict() == {
         "source": 64, "num_beams": 4, "new_tokens": 31,
         "encode_seconds": 0.2, "seconds": 2.0, "fastest": 1.0, "slowest": 5.0,
     }  # fmt: skip
@@ -64,12 +67,12 @@ def test_files_take_turns_and_long_ones_are_asked_once(
     files, symmetric_artifact, opened, monkeypatch
 ):
     (row, _) = measurements.measure(files, model(symmetric_artifact), export=1)
-    assert row["rounds"] == measurements.ROUNDS
+    assert row.rounds == measurements.ROUNDS
     assert opened == ["dynamic", "static"] * measurements.ROUNDS
     opened.clear()
     monkeypatch.setattr(measurements, "ENOUGH", 0.0)
     (row, _) = measurements.measure(files, model(symmetric_artifact), export=1)
-    assert (row["rounds"], opened) == (1, ["dynamic", "static"])
+    assert (row.rounds, opened) == (1, ["dynamic", "static"])
 
 
 def test_a_clock_has_the_encoder_and_every_token(symmetric_artifact):
@@ -86,5 +89,6 @@ def test_a_clock_has_the_encoder_and_every_token(symmetric_artifact):
     [(20, 160, 19, 160), (142, 1024, 63, 512), (2, 8, 1, 8)],
 )
 def test_the_length_is_one_that_a_model_is_made_for(max_length, prepared, new_tokens, source):
-    model = Model(GenerationConfig(max_length=max_length, num_beams=4), prepared)
-    assert (model.new_tokens, model.source, model.num_beams) == (new_tokens, source, [1, 4])
+    generation = GenerationConfig(max_length=max_length, num_beams=4)
+    info = ModelInfo(None, None, generation, prepared)
+    assert measurements.work_of(info) == (source, new_tokens, [1, 4])

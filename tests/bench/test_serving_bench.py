@@ -13,6 +13,7 @@ from conftest import GOLDEN
 from rich.console import Console
 
 from bart_export.artifact.artifact import sha256
+from bart_export.artifact.manifest import FileEntry
 from bart_export.bench import machine, serving_overload
 from bart_export.bench import serving_bench as serve_bench
 from bart_export.bench import serving_client as serve_client
@@ -27,8 +28,8 @@ from bart_export.bench.serving_work import (
 )
 from bart_export.cli.main import main
 from bart_export.errors import ArtifactError, ConfigurationError, EngineError, pip_install
+from bart_export.export.options import TfliteOptions
 from bart_export.export.pipeline import export
-from bart_export.export.tflite_options import TfliteOptions
 from bart_export.recipes.table import RECIPES
 from bart_export.server.options import ServeOptions
 
@@ -43,7 +44,7 @@ def artifact(saved_model_artifact, tmp_path_factory):
     directory = tmp_path_factory.mktemp("served") / "both"
     shutil.copytree(saved_model_artifact.directory, directory)
     options = TfliteOptions((RECIPES["float32"],))
-    return export(str(GOLDEN / "bart_tiny_symmetric"), "tflite", options, directory)
+    return export(str(GOLDEN / "bart_tiny_symmetric"), options, directory)
 
 
 # Both engines, alone and overloaded: whatever reads the report is slow.
@@ -139,11 +140,10 @@ def test_a_saved_model_searches_as_it_was_exported(artifact, tmp_path):
         case["files"].pop("saved_model/1", None)
     golden = tmp_path / "golden.json"
     golden.write_text(json.dumps(content))
-    entry = {"bytes": golden.stat().st_size, "sha256": sha256(golden)}
-    files = artifact.manifest["files"] | {"golden.json": entry}
-    unasked = dataclasses.replace(
-        artifact, directory=tmp_path, manifest=artifact.manifest | {"files": files}
-    )
+    entry = FileEntry(golden.stat().st_size, sha256(golden))
+    files = {**artifact.manifest.files, "golden.json": entry}
+    manifest = dataclasses.replace(artifact.manifest, files=files)
+    unasked = dataclasses.replace(artifact, directory=tmp_path, manifest=manifest)
     assert set(search_settings(unasked, "tensorflow").values()) == {None}
 
 

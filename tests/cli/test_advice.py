@@ -119,7 +119,7 @@ def test_an_engine_is_named_by_its_nearest(symmetric_artifact):
 
 
 def test_a_package_without_wheels_for_this_python_is_not_proposed(monkeypatch):
-    files = {"a": {"runtimes": {"tflite-runtime": "2.14.0"}, "refusals": {}}}
+    files = {"a": made_up_artifacts.entry(runtimes={"tflite-runtime": "2.14.0"})}
     monkeypatch.setattr(sys, "version_info", type("", (tuple,), {"major": 3, "minor": 12})((3, 12)))
     with pytest.raises(
         errors.EngineError, match=r"Python 3\.10 and 3\.11 only, this is Python 3\.12"

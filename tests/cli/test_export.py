@@ -10,8 +10,7 @@ from bart_export.artifact import bundle
 from bart_export.cli import export
 from bart_export.cli.main import main
 from bart_export.contract import StaticShapes
-from bart_export.export.saved_model_options import SavedModelOptions
-from bart_export.export.tflite_options import EdgeTpuOptions, TfliteOptions
+from bart_export.export.options import EdgeTpuOptions, SavedModelOptions, TfliteOptions
 from bart_export.recipes.table import DEFAULT, RECIPES
 
 

@@ -1,5 +1,6 @@
 """What `inspect` and `export` say about an artifact is what it has, in lines that can be read."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -10,6 +11,7 @@ from conftest import GOLDEN
 from support import made_up_artifacts
 
 from bart_export.artifact import manifest_file
+from bart_export.artifact.figures import FileVerification
 from bart_export.bench import tables
 from bart_export.cli import inspect as inspection
 from bart_export.cli.main import main
@@ -25,7 +27,7 @@ def inspect(*arguments):
 
 def test_signatures_are_those_that_the_files_have(static_artifact, saved_model_artifact):
     static = json.loads(inspect(static_artifact.directory, "--json"))["signatures"]
-    files = [name for name in static_artifact.manifest["files"] if ".static." in name]
+    files = [name for name in static_artifact.manifest.files if ".static." in name]
     assert list(static) == ["tflite", *files]
     assert list(static["tflite"]) == ["encode", "decode", "decode_single"]
     assert all("encode_160" in static[name] for name in files)
@@ -40,9 +42,9 @@ def test_lines_can_be_read(request, name):
     text = inspect(artifact.directory)
     assert max(map(len, text.splitlines())) <= inspection.WIDTH
     assert not re.search(r"[{}]|\['|None|True|False", text)
-    for row in artifact.manifest["verification"]:
-        assert f"of {row['questions']} golden texts equal" in " ".join(text.split())
-    assert artifact.manifest["files"]["golden.json"]["sha256"][:16] in text
+    for row in artifact.manifest.verification:
+        assert f"of {row.questions} golden texts equal" in " ".join(text.split())
+    assert artifact.manifest.files["golden.json"].sha256[:16] in text
 
 
 def test_tensors_that_differ_in_a_number_alone_share_a_line(symmetric_artifact):
@@ -79,7 +81,10 @@ def test_what_is_neither_an_artifact_nor_a_preset_is_told_both(tmp_path):
         assert result.stderr.count("\n") == 1
 
 
-ROW = {"file": "f", "logits": 0.2, "top1": 41 / 42, "steps": 42, "tokens": 6 / 9, "questions": 9}
+ROW = FileVerification(
+    file="f", logits=0.2, spread=1.0, relative=0.1, kl=0.01, top1=41 / 42, steps=42, tokens=6 / 9,
+    questions=9, signatures={},
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -90,7 +95,7 @@ ROW = {"file": "f", "logits": 0.2, "top1": 41 / 42, "steps": 42, "tokens": 6 / 9
     ],
 )
 def test_a_file_is_compared_in_numbers_of_things(changed, words):
-    assert words in inspection.comparison(ROW | changed)
+    assert words in inspection.comparison(dataclasses.replace(ROW, **changed))
 
 
 def test_a_table_that_no_terminal_shows_breaks_no_name(capsys, monkeypatch):
@@ -117,7 +122,7 @@ LONG = 5000 * "x"
 )
 def test_a_foreign_text_that_no_terminal_should_get_is_refused(tmp_path, change, text):
     made = made_up_artifacts.write(tmp_path / "made", {"golden.json": b"{}"})
-    content = {**made.manifest, **change(text), "manifest_sha256": "0" * 64}
+    content = {**made.manifest.to_dict(), **change(text), "manifest_sha256": "0" * 64}
     sealed = manifest_file.seal(json.dumps(content, ensure_ascii=False).encode())
     (made.directory / "manifest.json").write_bytes(sealed)
     result = CliRunner().invoke(main, ["inspect", str(made.directory)])
@@ -129,8 +134,12 @@ def test_a_foreign_text_that_no_terminal_should_get_is_refused(tmp_path, change,
 @pytest.mark.parametrize("layers", [[["(a*)*b", "int8"]], 513 * [[".*", "int8"]]])
 def test_foreign_expressions_that_take_long_are_refused(tmp_path, layers):
     made = made_up_artifacts.write(tmp_path / "made", {"golden.json": b"{}"})
-    entry = {**made.manifest["files"]["golden.json"], "layers": layers}
-    content = {**made.manifest, "files": {"golden.json": entry}, "manifest_sha256": "0" * 64}
+    entry = {**made.manifest.files["golden.json"].to_dict(), "layers": layers}
+    content = {
+        **made.manifest.to_dict(),
+        "files": {"golden.json": entry},
+        "manifest_sha256": "0" * 64,
+    }
     (made.directory / "manifest.json").write_bytes(manifest_file.seal(json.dumps(content).encode()))
     result = CliRunner().invoke(main, ["inspect", str(made.directory)])
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)

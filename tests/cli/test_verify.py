@@ -1,5 +1,6 @@
 """`bart-export verify`: files made bad on purpose are found, with a preset and with texts alone."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -22,9 +23,11 @@ from support.judged_models import (
 from bart_export.artifact import artifact as artifacts
 from bart_export.artifact.artifact import Artifact
 from bart_export.cli.main import main
+from bart_export.export.tflite_target import entry_of
 from bart_export.recipes.table import ROUNDING
+from bart_export.runtime.model_info import ModelInfo
 from bart_export.verify.baseline import preset_truth
-from bart_export.verify.compare_files import facts_of, files_of, recheck
+from bart_export.verify.compare_files import files_of, recheck
 
 FLOAT_FILE, INT8_FILE = "tflite/float32.tflite", "tflite/dynamic_wi8_afp32.tflite"
 TEXTS = [
@@ -35,27 +38,18 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def tiny(symmetric_artifact):
-    return Judged(symmetric_artifact.manifest["source"]["handle"])
+    return Judged(symmetric_artifact.manifest.source.handle)
 
 
 def with_int8(made, content, target):
     """Commit an artifact with an int8 file of some bytes beside the float32 file of another."""
-    entry = {
-        "target": "tflite",
-        "recipe": INT8.name,
-        "mode": INT8.mode,
-        "layers": [list(pair) for pair in INT8.layers],
-        "tolerance": dict(INT8.tolerance),
-        "runtimes": dict(INT8.runtimes),
-        "refusals": dict(INT8.refusals),
-    }
     with artifacts.draft(target) as draft:
         ignored = shutil.ignore_patterns(artifacts.MANIFEST, ".cache")
         shutil.copytree(made.directory, draft.directory, ignore=ignored, dirs_exist_ok=True)
         (draft.directory / INT8_FILE).write_bytes(content)
-        fields = {name: value for name, value in made.manifest.items() if "sha256" not in name}
-        entries = {**made.manifest["files"], INT8_FILE: draft.entry(INT8_FILE, **entry)}
-        draft.commit({**fields, "files": entries})
+        entry = entry_of(draft.content(INT8_FILE), INT8, made.config)
+        files = {**made.manifest.files, INT8_FILE: entry}
+        draft.commit(dataclasses.replace(made.manifest, files=files))
     return Artifact.open(target)
 
 
@@ -78,14 +72,16 @@ def texts(tmp_path):
 @pytest.fixture(scope="module")
 def truth(both, tmp_path_factory):
     """Return what `--against` compares with: it is the same for every file of the preset."""
-    facts = facts_of(both)
+    info = ModelInfo.from_artifact(both)
     scratch = tmp_path_factory.mktemp("scratch")
-    preset = both.manifest["preset"]
-    return preset_truth(both, facts, files_of(both, {}), preset, None, {}, scratch, lambda _: None)
+    preset = both.manifest.preset
+    return preset_truth(both, info, files_of(both, {}), preset, None, {}, scratch, lambda _: None)
 
 
 def rows_against(truth, artifact):
-    rows = recheck(facts_of(artifact), files_of(artifact, {}), truth, None, lambda _: None)
+    rows = recheck(
+        ModelInfo.from_artifact(artifact), files_of(artifact, {}), truth, None, lambda _: None
+    )
     return {row.file: row for row in rows}
 
 
@@ -132,7 +128,7 @@ def test_the_command_ends_with_exit_code_1_and_one_line(both, tmp_path, texts):
     content = bytearray(both.path(INT8_FILE).read_bytes())
     swap_rows(content)
     wrong = with_int8(both, content, tmp_path / "wrong")
-    result = run(wrong, "--against", both.manifest["preset"], "--data", texts)
+    result = run(wrong, "--against", both.manifest.preset, "--data", texts)
     assert result.exit_code == 1
     (line,) = result.stderr.splitlines()
     assert line.startswith("Error: 1 of 2 files are outside their tolerance. The first: tflite/dyn")

@@ -6,11 +6,11 @@ import json
 import numpy as np
 import pytest
 
-from bart_export import contract
 from bart_export.convert import calibration, tflite
 from bart_export.errors import InputError
 from bart_export.export import calibration_texts
 from bart_export.runtime.compiled_model import open_compiled_model
+from bart_export.runtime.model_info import ModelInfo
 from bart_export.runtime.search import run, search
 from bart_export.text.tokenizer import BartTokenizer
 from bart_export.verify.golden import TEXTS
@@ -53,9 +53,7 @@ def sources(mini_artifact):
 
 def calibrated(artifact, file, buckets, sources):
     texts = calibration_texts.Texts(("",), "given", "")
-    calibrator = calibration_texts.calibrator(
-        texts, artifact.config, BartTokenizer.from_artifact(artifact), artifact.generation, 160
-    )
+    calibrator = calibration_texts.calibrator(texts, ModelInfo.from_artifact(artifact))
     return calibration.calibrate(
         artifact.path(file), artifact.config, buckets, sources, calibrator.search, 4
     )
@@ -84,9 +82,7 @@ def test_ranges_are_those_of_the_searches_that_the_preset_asks_for(mini_artifact
 
 def test_a_static_build_is_calibrated_bucket_by_bucket(static_artifact, sources):
     config = static_artifact.config
-    buckets = contract.read_buckets(
-        config, static_artifact.manifest["files"][STATIC_FILE]["signatures"]
-    )
+    buckets = static_artifact.buckets(STATIC_FILE)
     short = [source for source in sources if len(source) > 32]
     assert short  # cut in the smaller bucket
     found = calibrated(static_artifact, STATIC_FILE, buckets, sources)
@@ -146,6 +142,6 @@ def test_the_embedded_preset_ships_texts(mini_artifact):
     shipped = calibration_texts.texts(None, origin.resolve("bart_mini_en").directory)
     assert (shipped.origin, len(shipped.texts)) == ("preset", 32)
     counted = calibration.Calibration({}, 32, 700)
-    assert shipped.to_dict(counted) == {
+    assert shipped.entry(counted).to_dict() == {
         "texts": 32, "samples": 700, "origin": "preset", "sha256": shipped.sha256
     }  # fmt: skip

@@ -109,7 +109,7 @@ def test_every_matrix_is_stored_once_and_as_the_recipe_says(
 
 @pytest.mark.parametrize(("name", "bound"), SIZES.items())
 def test_a_file_takes_so_many_bytes_a_parameter(mini_artifact, contents, name, bound):
-    size = len(contents[name]) / mini_artifact.manifest["parameter_count"]
+    size = len(contents[name]) / mini_artifact.manifest.parameter_count
     assert bound - 0.05 < size < bound
 
 

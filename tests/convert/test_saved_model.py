@@ -13,9 +13,8 @@ from bart_export.artifact.artifact import Artifact
 from bart_export.config import GenerationConfig
 from bart_export.convert import saved_model
 from bart_export.errors import ConfigurationError, VerificationFailed
+from bart_export.export.options import SavedModelOptions, TfliteOptions
 from bart_export.export.pipeline import export
-from bart_export.export.saved_model_options import SavedModelOptions
-from bart_export.export.tflite_options import TfliteOptions
 from bart_export.graph import sequences
 from bart_export.graph.signatures import defaults
 from bart_export.recipes.table import RECIPES
@@ -160,15 +159,15 @@ def test_the_manifest_says_what_it_is(saved_model_artifact):
     manifest = saved_model_artifact.manifest
     files = saved_model_artifact.files("saved_model")
     assert f"{VERSION}/saved_model.pb" in files
-    assert {entry["version"] for entry in files.values()} == {1}
-    memory = files[f"{VERSION}/saved_model.pb"]["memory"]
-    assert memory["measured"] and 10**8 < memory["loaded"] <= memory["peak"] < 4 * 10**9
-    (row,) = manifest["verification"]
-    assert row["file"] == VERSION
-    assert row["tokens"] == row["texts"] == 1.0
-    assert 0 < row["log_probabilities"] < 1e-3 and row["questions"] >= 3
+    assert {entry.version for entry in files.values()} == {1}
+    memory = files[f"{VERSION}/saved_model.pb"].memory
+    assert memory.measured and 10**8 < memory.loaded <= memory.peak < 4 * 10**9
+    (row,) = manifest.verification
+    assert row.file == VERSION
+    assert row.tokens == row.texts == 1.0
+    assert 0 < row.log_probabilities < 1e-3 and row.questions >= 3
     cases = json.loads(saved_model_artifact.path("golden.json").read_bytes())["cases"]
-    assert sum(VERSION in case["files"] for case in cases) == row["questions"]
+    assert sum(VERSION in case["files"] for case in cases) == row.questions
 
 
 @pytest.mark.slow
@@ -179,24 +178,23 @@ def test_versions_count_up_and_other_targets_stay(earlier):
     # The same source to another target: both are there, and what was edited is as it was.
     both = export(
         str(GOLDEN / "bart_tiny_symmetric"),
-        "tflite",
         TfliteOptions((RECIPES["float32"],)),
         earlier.directory,
     )
     assert set(both.files("tflite")) == {"tflite/float32.tflite"}
     assert set(both.files("saved_model")) == set(earlier.files("saved_model"))
-    assert both.manifest["exports"] == 2
+    assert both.manifest.exports == 2
     assert configuration.read_text(encoding="utf-8") == "# edited\n"
-    assert [row["file"] for row in both.manifest["verification"]] == [
+    assert [row.file for row in both.manifest.verification] == [
         "tflite/float32.tflite",
         VERSION,
     ]
     # Another source: the next version, beside the one a server may go back to.
     options = SavedModelOptions(num_beams=1, dtype="bfloat16")
-    new = export(str(GOLDEN / "bart_tiny_distilled"), "saved_model", options, earlier.directory)
+    new = export(str(GOLDEN / "bart_tiny_distilled"), options, earlier.directory)
     files = new.files("saved_model")
-    assert {entry["version"] for entry in files.values()} == {1, 2}
-    assert {entry["dtype"] for entry in files.values() if entry["version"] == 2} == {"bfloat16"}
+    assert new.manifest.saved_model_versions == [1, 2]
+    assert {entry.dtype for entry in files.values() if entry.version == 2} == {"bfloat16"}
     assert new.files("tflite") == {}
     assert 'key: "canary" value: 2' in configuration.read_text(encoding="utf-8")
     assert "canary" not in written
@@ -206,7 +204,7 @@ def test_versions_count_up_and_other_targets_stay(earlier):
     cases = json.loads(new.path("golden.json").read_bytes())["cases"]
     assert {name for case in cases for name in case["files"]} == {VERSION, "saved_model/2"}
     variables = "saved_model/{}/variables/variables.data-00000-of-00001"
-    sizes = [new.manifest["files"][variables.format(number)]["bytes"] for number in (1, 2)]
+    sizes = [new.manifest.files[variables.format(number)].bytes for number in (1, 2)]
     assert sizes[1] < sizes[0]
 
 
@@ -218,7 +216,6 @@ def test_a_model_that_answers_otherwise_is_not_committed(earlier, monkeypatch):
     with pytest.raises(VerificationFailed, match="^saved_model/2 does not say") as error:
         export(
             str(GOLDEN / "bart_tiny_symmetric"),
-            "saved_model",
             SavedModelOptions(),
             earlier.directory,
         )

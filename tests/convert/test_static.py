@@ -9,7 +9,6 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 from support import tflite_files
 
-from bart_export import contract
 from bart_export.checkpoints.layers import layer_names
 from bart_export.convert import static, tflite
 from bart_export.convert.calibration import Calibration, activations
@@ -17,6 +16,7 @@ from bart_export.convert.quantize import quantize
 from bart_export.export import calibration_texts
 from bart_export.recipes.table import RECIPES
 from bart_export.runtime.compiled_model import open_compiled_model
+from bart_export.runtime.model_info import ModelInfo
 from bart_export.runtime.search import run, search
 from bart_export.text.tokenizer import BartTokenizer
 from bart_export.verify.evaluation import StepFigures
@@ -48,9 +48,7 @@ def quantized(mini_artifact, static_artifact, tokenizer, tmp_path_factory):
         if static_build:
             path, buckets = static_artifact.path(STATIC_FILE), static_buckets(static_artifact)
         texts = calibration_texts.Texts(TEXTS, "given", "")
-        calibrator = calibration_texts.calibrator(
-            texts, config, tokenizer, mini_artifact.generation, 160
-        )
+        calibrator = calibration_texts.calibrator(texts, ModelInfo.from_artifact(mini_artifact))
         return path, calibrator(path, buckets)
 
     @functools.cache
@@ -64,9 +62,7 @@ def quantized(mini_artifact, static_artifact, tokenizer, tmp_path_factory):
 
 
 def static_buckets(artifact):
-    return contract.read_buckets(
-        artifact.config, artifact.manifest["files"][STATIC_FILE]["signatures"]
-    )
+    return artifact.buckets(STATIC_FILE)
 
 
 def results(content):

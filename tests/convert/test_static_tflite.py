@@ -1,8 +1,5 @@
 """The static build: one signature for each bucket, nothing that can change, each weight once."""
 
-import itertools
-import json
-
 import pytest
 from support import tflite_files
 
@@ -27,12 +24,10 @@ def content(request, static_artifact):
 
 
 def test_the_manifest_has_a_signature_for_every_bucket_with_numbers_only(static_artifact):
-    entry = static_artifact.manifest["files"][FLOAT_FILE]
-    assert entry["shapes"] == {
-        "source_lengths": [32, 160], "target_length": 32, "num_beams": [1, 4],
-    }  # fmt: skip
-    signatures = entry["signatures"]
-    assert [(name, one["signature"], one["sizes"]) for name, one in signatures.items()] == [
+    entry = static_artifact.manifest.files[FLOAT_FILE]
+    assert entry.shapes == StaticShapes((32, 160), 32, (1, 4))
+    signatures = entry.signatures
+    assert [(name, one.signature, one.sizes) for name, one in signatures.items()] == [
         ("encode_32", "encode", {"source": 32}),
         ("decode_32_1", "decode_single", {"source": 32, "beams": 1, "capacity": 32}),
         ("decode_32_4", "decode", {"source": 32, "beams": 4, "capacity": 32}),
@@ -43,12 +38,13 @@ def test_the_manifest_has_a_signature_for_every_bucket_with_numbers_only(static_
     config = static_artifact.config
     heads, size = config.decoder_heads, config.decoder_head_size
     wide = signatures["decode_160_4"]
-    assert wide["inputs"]["self_key_0"]["shape"] == [4, heads, 32, size]
-    assert wide["inputs"]["cross_key_0"]["shape"] == [1, heads, 160, size]
-    assert wide["outputs"]["logits"]["shape"] == [4, config.vocabulary_size]
-    assert "beam_index" not in signatures["decode_32_1"]["inputs"]
-    for one, side in itertools.product(signatures.values(), ("inputs", "outputs")):
-        assert all(isinstance(n, int) for tensor in one[side].values() for n in tensor["shape"])
+    assert wide.inputs["self_key_0"].shape == (4, heads, 32, size)
+    assert wide.inputs["cross_key_0"].shape == (1, heads, 160, size)
+    assert wide.outputs["logits"].shape == (4, config.vocabulary_size)
+    assert "beam_index" not in signatures["decode_32_1"].inputs
+    for one in signatures.values():
+        for tensor in (*one.inputs.values(), *one.outputs.values()):
+            assert all(isinstance(size, int) for size in tensor.shape)
 
 
 def test_the_signatures_of_the_file_are_those_of_its_entry(static_artifact, content):
@@ -72,21 +68,18 @@ def test_the_signatures_of_the_file_are_those_of_its_entry(static_artifact, cont
         }
     expected = {
         name: {
-            side: {key: tensor["shape"] for key, tensor in one[side].items()}
+            side: {key: list(tensor.shape) for key, tensor in getattr(one, side).items()}
             for side in ("inputs", "outputs")
         }
-        for name, one in static_artifact.manifest["files"][FLOAT_FILE]["signatures"].items()
+        for name, one in static_artifact.manifest.files[FLOAT_FILE].signatures.items()
     }
     assert found == expected
 
 
 def test_buckets_are_read_back_from_a_manifest(static_artifact):
-    sizes = contract.sizes(static_artifact.config)
-    entry = static_artifact.manifest["files"][FLOAT_FILE]
-    signatures = json.loads(json.dumps(entry["signatures"]))
-    buckets = contract.read_buckets(static_artifact.config, signatures)
-    assert buckets == contract.static_buckets(static_artifact.config, **entry["shapes"])
-    assert {bucket.name: bucket.to_dict(sizes) for bucket in buckets} == signatures
+    shapes = vars(static_artifact.manifest.files[FLOAT_FILE].shapes)
+    expected = contract.static_buckets(static_artifact.config, **shapes)
+    assert static_artifact.buckets(FLOAT_FILE) == expected
 
 
 def test_no_tensor_can_change_its_shape_or_has_more_than_four_axes(content):
@@ -107,7 +100,7 @@ def test_softmax_and_its_masks_have_four_axes(content):
 
 
 def test_weights_are_in_the_file_once_for_all_signatures(static_artifact, mini_artifact):
-    parameters = static_artifact.manifest["parameter_count"]
+    parameters = static_artifact.manifest.parameter_count
     hidden, vocabulary = static_artifact.config.hidden_dim, static_artifact.config.vocabulary_size
     for file, width in ((FLOAT_FILE, 4), (INT8_FILE, 1)):
         static = static_artifact.path(file).read_bytes()

@@ -113,7 +113,7 @@ def test_matrices_are_in_the_file_once_and_aligned(artifact, content):
     assert len(set(buffers)) == 1
     sizes = tflite_files.buffer_sizes(content)
     assert sum(size >= 4 * vocabulary * hidden for size in sizes) == 1
-    assert len(content) < 4 * artifact.manifest["parameter_count"] * 1.02 + 120_000
+    assert len(content) < 4 * artifact.manifest.parameter_count * 1.02 + 120_000
     matrices = [index for index, size in enumerate(sizes) if size >= 4 * hidden * hidden]
     assert [tflite_files.offset(content, index) % 16 for index in matrices] == [0] * len(matrices)
 
@@ -125,7 +125,7 @@ def test_an_int8_file_has_the_table_once_and_little_over_a_byte_a_parameter(mini
     assert sum(size >= vocabulary * hidden for size in sizes) == 1
     assert max(sizes) == vocabulary * hidden
     # 8.7 MB for 7.9 M parameters: scales and graphs count for more in a small model.
-    assert len(content) <= 1.11 * mini_artifact.manifest["parameter_count"]
+    assert len(content) <= 1.11 * mini_artifact.manifest.parameter_count
     (buffer,) = {
         tensor.Buffer() for _, tensor in tflite_files.tensors(content)
         if tflite_files.is_named(tensor, TABLE)

@@ -2,8 +2,8 @@
 
 import pytest
 
+from bart_export.export.options import EdgeTpuOptions
 from bart_export.export.pipeline import export
-from bart_export.export.tflite_options import EdgeTpuOptions
 
 ROWS = 32  # fewer than most texts have, so that they take several pieces
 
@@ -13,4 +13,4 @@ def edgetpu_artifact(tmp_path_factory):
     output = tmp_path_factory.mktemp("artifacts") / "bart_mini_en"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", "/nowhere")  # no compiler, whoever runs the tests
-        return export("bart_mini_en", "edgetpu", EdgeTpuOptions(ROWS), output)
+        return export("bart_mini_en", EdgeTpuOptions(ROWS), output)

@@ -55,19 +55,19 @@ def test_every_segment_is_there_and_passes_the_rules(edgetpu_artifact):
         assert check(edgetpu_artifact.path(segment.file)).passes
         entry = entries[segment.file]
         # Beside the weights there are biases of four bytes.
-        assert weights[segment.kind] < entry["parameter_bytes"] < 1.05 * weights[segment.kind]
-        assert entry["streamed_bytes"] == 0
-        assert entry["rows"] == 32
-        assert entry["calibration"]["texts"] >= 3
+        assert weights[segment.kind] < entry.parameter_bytes < 1.05 * weights[segment.kind]
+        assert entry.streamed_bytes == 0
+        assert entry.rows == 32
+        assert entry.calibration.texts >= 3
 
 
 def test_what_was_measured_is_in_the_manifest(edgetpu_artifact):
-    (row,) = edgetpu_artifact.manifest["verification"]
-    assert row["file"] == parts.HOST
-    assert 0 < row["encoder"] < row["encoder_tolerance"] == ENCODER_TOLERANCE
-    assert row["activation"] == pytest.approx(0.0203, abs=1e-4)
-    assert 0 < row["tokens"] <= 1
-    assert row["top1"] > 0.9
+    (row,) = edgetpu_artifact.manifest.verification
+    assert row.file == parts.HOST
+    assert 0 < row.encoder < row.encoder_tolerance == ENCODER_TOLERANCE
+    assert row.activation == pytest.approx(0.0203, abs=1e-4)
+    assert 0 < row.tokens <= 1
+    assert row.top1 > 0.9
 
 
 @pytest.mark.parametrize("length", [1, 31, 32, 33, 100])

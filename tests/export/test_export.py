@@ -11,10 +11,11 @@ from support import made_up_artifacts
 
 from bart_export.artifact import artifact as artifacts
 from bart_export.artifact.artifact import Artifact
+from bart_export.artifact.figures import Golden
 from bart_export.errors import VerificationFailed
-from bart_export.export.manifest import SAME, keep
+from bart_export.export.manifest import SAME, carry_over
+from bart_export.export.options import TfliteOptions
 from bart_export.export.pipeline import export
-from bart_export.export.tflite_options import TfliteOptions
 from bart_export.graph import steps
 from bart_export.recipes.table import RECIPES, ROUNDING
 
@@ -32,7 +33,7 @@ def earlier(symmetric_artifact, tmp_path):
 
 
 def handle(artifact):
-    return artifact.manifest["source"]["handle"]
+    return artifact.manifest.source.handle
 
 
 def contents(directory):
@@ -51,19 +52,19 @@ def exported(request):
 
 def test_every_file_is_in_the_manifest_with_its_size_and_hash(exported):
     files = contents(exported.directory)
-    assert {str(path) for path in files} == {*exported.manifest["files"], "manifest.json"}
-    for name, entry in exported.manifest["files"].items():
+    assert {str(path) for path in files} == {*exported.manifest.files, "manifest.json"}
+    for name, entry in exported.manifest.files.items():
         content = (exported.directory / name).read_bytes()
-        assert entry["bytes"] == len(content)
-        assert entry["sha256"] == hashlib.sha256(content).hexdigest()
+        assert entry.bytes == len(content)
+        assert entry.sha256 == hashlib.sha256(content).hexdigest()
 
 
 def test_exported_files_name_their_recipe_and_runtimes(mini_artifact):
-    entries = mini_artifact.files("tflite")
-    assert [entry["recipe"] for entry in entries.values()] == ["float32", "dynamic_wi8_afp32"]
-    assert set(entries[FLOAT_FILE]["runtimes"]) == {"ai-edge-litert", "tflite-runtime"}
-    assert set(entries[INT8_FILE]["runtimes"]) == {"ai-edge-litert"}
-    assert "wrong numbers" in entries[INT8_FILE]["refusals"]["tflite-runtime"]
+    entries = mini_artifact.manifest.tflite()
+    assert [entry.recipe for entry in entries.values()] == ["float32", "dynamic_wi8_afp32"]
+    assert set(entries[FLOAT_FILE].runtimes) == {"ai-edge-litert", "tflite-runtime"}
+    assert set(entries[INT8_FILE].runtimes) == {"ai-edge-litert"}
+    assert "wrong numbers" in entries[INT8_FILE].refusals["tflite-runtime"]
 
 
 def test_the_manifest_describes_the_checkpoint(distilled_artifact):
@@ -71,10 +72,10 @@ def test_the_manifest_describes_the_checkpoint(distilled_artifact):
     weights = load_file(f"{directory}/model.safetensors")
     # Hugging Face's position tables have two rows that no position uses.
     unused = sum(2 * array.shape[1] for name, array in weights.items() if "embed_positions" in name)
-    assert manifest["parameter_count"] == sum(array.size for array in weights.values()) - unused
+    assert manifest.parameter_count == sum(array.size for array in weights.values()) - unused
     with open(f"{directory}/model.safetensors", "rb") as file:
-        assert manifest["source"]["weights_sha256"] == hashlib.sha256(file.read()).hexdigest()
-    assert manifest["source"]["format"] == "hugging_face"
+        assert manifest.source.weights_sha256 == hashlib.sha256(file.read()).hexdigest()
+    assert manifest.source.format == "hugging_face"
     assert (distilled_artifact.config.num_layers, distilled_artifact.config.decoder_layers) == (
         3,
         1,
@@ -84,23 +85,23 @@ def test_the_manifest_describes_the_checkpoint(distilled_artifact):
     stated.pop("transformers_version")
     with open(f"{directory}/vocab.json") as file:
         vocabulary = json.load(file)
-    assert stated.items() <= manifest["generation"].items()
-    assert manifest["special_token_ids"] == {
+    assert stated.items() <= manifest.generation.to_dict().items()
+    assert manifest.special_token_ids == {
         "start_token_id": 0,
         "pad_token_id": 1,
         "end_token_id": 2,
         "unknown_token_id": 3,
         "mask_token_id": vocabulary["<mask>"],
     }
-    assert set(manifest["tools"]) >= {"bart-export", "tensorflow", "keras", "ai-edge-litert"}
+    assert set(manifest.tools) >= {"bart-export", "tensorflow", "keras", "ai-edge-litert"}
 
 
 def test_verification_rows_name_every_file(mini_artifact):
-    rows = {row["file"]: row for row in mini_artifact.manifest["verification"]}
+    rows = {row.file: row for row in mini_artifact.manifest.verification}
     assert list(rows) == list(mini_artifact.files("tflite"))
-    assert 0 < rows[FLOAT_FILE]["rounding"] < ROUNDING
-    assert rows[FLOAT_FILE]["tokens"] == 1.0
-    assert 0 < rows[INT8_FILE]["relative"] < 0.05
+    assert 0 < rows[FLOAT_FILE].rounding < ROUNDING
+    assert rows[FLOAT_FILE].tokens == 1.0
+    assert 0 < rows[INT8_FILE].relative < 0.05
 
 
 def test_golden_answers_hold_text_and_ids_that_agree(mini_artifact):
@@ -122,18 +123,18 @@ def test_golden_answers_hold_text_and_ids_that_agree(mini_artifact):
 
 def test_another_recipe_joins_what_the_same_source_left(earlier):
     inode = earlier.path(FLOAT_FILE).stat().st_ino
-    new = export(handle(earlier), "tflite", TfliteOptions((INT8,)), earlier.directory)
+    new = export(handle(earlier), TfliteOptions((INT8,)), earlier.directory)
     assert set(new.files("tflite")) == {FLOAT_FILE, INT8_FILE}
     assert new.path(FLOAT_FILE, rehash=True).stat().st_ino == inode
-    rows = {row["file"]: row for row in new.manifest["verification"]}
+    rows = {row.file: row for row in new.manifest.verification}
     assert set(rows) == {FLOAT_FILE, INT8_FILE}
-    assert rows[FLOAT_FILE] == earlier.manifest["verification"][0]
+    assert rows[FLOAT_FILE] == earlier.manifest.verification[0]
     for case in json.loads(new.path("golden.json").read_bytes())["cases"]:
         assert set(case["files"]) == {FLOAT_FILE, INT8_FILE}
 
 
 def test_an_artifact_of_another_source_is_replaced_whole(earlier, distilled_artifact):
-    new = export(handle(distilled_artifact), "tflite", TfliteOptions((INT8,)), earlier.directory)
+    new = export(handle(distilled_artifact), TfliteOptions((INT8,)), earlier.directory)
     assert set(new.files("tflite")) == {INT8_FILE}
     assert not (new.directory / FLOAT_FILE).exists()
     assert new.config == distilled_artifact.config
@@ -143,21 +144,21 @@ def test_an_artifact_of_another_source_is_replaced_whole(earlier, distilled_arti
 def test_nothing_of_a_damaged_artifact_is_kept(earlier, name):
     def kept():
         with artifacts.draft(earlier.directory) as draft:
-            return keep(draft, earlier.manifest, {})
+            return carry_over(draft, earlier.manifest, {})
 
     assert set(kept().files) == {FLOAT_FILE}
     content = bytearray((earlier.directory / name).read_bytes())
     content[len(content) // 2] ^= 1
     (earlier.directory / name).write_bytes(content)
     left = kept()
-    assert (left.files, left.verification, left.golden) == ({}, (), {"cases": []})
+    assert (left.files, left.verification, left.golden) == ({}, (), Golden(()))
 
 
 def test_a_file_that_is_written_anew_is_not_carried_over(earlier):
     with artifacts.draft(earlier.directory) as draft:
         (draft.directory / "tflite").mkdir()
         (draft.directory / FLOAT_FILE).write_bytes(b"new")
-        assert keep(draft, earlier.manifest, {FLOAT_FILE}).verification == ()
+        assert carry_over(draft, earlier.manifest, {FLOAT_FILE}).verification == ()
         assert (draft.directory / FLOAT_FILE).read_bytes() == b"new"
 
 
@@ -165,19 +166,19 @@ def test_of_several_files_none_stays_when_one_is_damaged(tmp_path):
     contents = {"tflite/a": b"a", "tflite/b": b"b", "golden.json": b'{"cases": []}'}
     made = made_up_artifacts.write(tmp_path / "made", contents)
     with artifacts.draft(made.directory) as draft:
-        keep(draft, made.manifest, {})
+        carry_over(draft, made.manifest, {})
         assert (draft.directory / "tflite/a").exists()
     (made.directory / "tflite/b").write_bytes(b"c")
     with artifacts.draft(made.directory) as draft:
-        keep(draft, made.manifest, {})
+        carry_over(draft, made.manifest, {})
         assert not (draft.directory / "tflite/a").exists()
 
 
 @pytest.mark.parametrize("field", SAME)
 def test_nothing_is_kept_of_an_artifact_that_differs(earlier, field):
-    manifest = {**earlier.manifest, field: "another"}
+    manifest = dataclasses.replace(earlier.manifest, **{field: "another"})
     with artifacts.draft(earlier.directory) as draft:
-        assert keep(draft, manifest, {}).files == {}
+        assert carry_over(draft, manifest, {}).files == {}
 
 
 def test_a_file_that_fails_leaves_the_previous_artifact_as_it_was(earlier, tmp_path, monkeypatch):
@@ -189,7 +190,7 @@ def test_a_file_that_fails_leaves_the_previous_artifact_as_it_was(earlier, tmp_p
 
     monkeypatch.setattr(steps, "embed", embed)
     with pytest.raises(VerificationFailed, match=rf"^{FLOAT_FILE} does not say") as error:
-        export(handle(earlier), "tflite", TfliteOptions((FLOAT32,)), earlier.directory)
+        export(handle(earlier), TfliteOptions((FLOAT32,)), earlier.directory)
     assert error.value.exit_code == 1
     assert contents(earlier.directory) == before
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
@@ -206,6 +207,6 @@ def test_a_failure_after_the_files_are_written_leaves_the_previous_artifact(
 
     monkeypatch.setattr(artifacts, "synchronize", fail)
     with pytest.raises(artifacts.ArtifactError, match="No space left"):
-        export(handle(earlier), "tflite", TfliteOptions((FLOAT32,)), earlier.directory)
+        export(handle(earlier), TfliteOptions((FLOAT32,)), earlier.directory)
     assert contents(earlier.directory) == before
     assert [path.name for path in tmp_path.iterdir()] == ["made"]

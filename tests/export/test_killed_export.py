@@ -60,7 +60,7 @@ for limit in range(1, 1000):
         with artifact.draft(target):  # the next export puts it back
             assert target.exists()
     found = whole(target)
-    contents = {name: found.path(name).read_bytes() for name in found.manifest["files"]}
+    contents = {name: found.path(name).read_bytes() for name in found.manifest.files}
     assert contents in VERSIONS, limit
     check_neighbours(target)
     if killed == 0:
@@ -86,7 +86,7 @@ def test_killed_at_any_access_to_files_an_artifact_is_whole(tmp_path, way):
 KILL_AT_EVERY_STAGE = """
 import json, os, pathlib, sys
 from bart_export.export.pipeline import export
-from bart_export.export.tflite_options import TfliteOptions
+from bart_export.export.options import TfliteOptions
 from bart_export.recipes.table import RECIPES
 
 preset, output = sys.argv[1], pathlib.Path(sys.argv[2])
@@ -97,7 +97,7 @@ for wanted in json.loads(sys.argv[3]):
         def stage(name):
             if name == wanted:
                 os._exit(9)
-        export(preset, "tflite", TfliteOptions((RECIPES["float32"],)), output, stage)
+        export(preset, TfliteOptions((RECIPES["float32"],)), output, stage)
         os._exit(0)
     ended.append(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
     ended.append(sorted(path.name for path in output.parent.iterdir()))
@@ -113,7 +113,7 @@ def test_killed_at_a_stage_the_previous_artifact_stays(symmetric_artifact, tmp_p
     done = subprocess.run(
         [
             *(sys.executable, "-c", KILL_AT_EVERY_STAGE),
-            *(symmetric_artifact.manifest["source"]["handle"], str(target), json.dumps(stages)),
+            *(symmetric_artifact.manifest.source.handle, str(target), json.dumps(stages)),
         ],
         capture_output=True,
         text=True,

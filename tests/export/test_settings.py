@@ -40,7 +40,7 @@ def test_rows_without_a_token_are_not_in_the_files(tmp_path):
     target = ("--target", "tflite", "--recipe", "float32", "--output", tmp_path / "padded")
     assert "the last 21 are left out" in invoke("--preset", padded, *target)
     artifact = Artifact.open(tmp_path / "padded")
-    assert artifact.manifest["rows_without_token"] == 21
+    assert artifact.manifest.rows_without_token == 21
     assert artifact.config.vocabulary_size == 267
     result = Generator.from_artifact(artifact.directory).generate("the an in", num_beams=4)
     assert all(token < 267 for token in result.token_ids)

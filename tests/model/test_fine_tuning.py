@@ -76,7 +76,7 @@ def test_the_guide_keeps_everything_that_belongs_to_a_preset(source, tmp_path, m
         assert getattr(after, name) == getattr(before, name), name
     artifact = Artifact.open(tmp_path / "artifacts/my_bart")
     assert artifact.generation.end_token_ids == (2, 700)
-    assert artifact.manifest["config"]["vocabulary_size"] == before.config.vocabulary_size
+    assert artifact.manifest.config.vocabulary_size == before.config.vocabulary_size
     changed = [
         name for name in before.weights
         if not np.array_equal(before.weights[name], after.weights[name])

@@ -1,14 +1,31 @@
 """The report says of every file what the manifest says, and its pictures can be read."""
 
 import contextlib
-import copy
 import dataclasses
 import re
 import xml.etree.ElementTree as ElementTree
 
 import pytest
 
+from bart_export.artifact.figures import (
+    FileVerification,
+    LayerSensitivity,
+    Machine,
+    MeasuredLength,
+    Measurement,
+    RougeLoss,
+    SavedModelVerification,
+    TextFile,
+)
+from bart_export.artifact.manifest import (
+    BucketEntry,
+    Calibration,
+    SavedModelEntry,
+    StaticEntry,
+    TfliteEntry,
+)
 from bart_export.bench import measurements
+from bart_export.contract import StaticShapes
 from bart_export.report import layer_picture, pictures, report
 from bart_export.report import style as ink
 from bart_export.report.facts import (
@@ -17,23 +34,24 @@ from bart_export.report.facts import (
     INT4,
     INT8,
     Figure,
-    reported,
+    Reported,
     share,
     told_apart,
 )
 from bart_export.runtime.engines import open_engine
+from bart_export.runtime.model_info import ModelInfo
 
 SVG = "{http://www.w3.org/2000/svg}"
 RECIPES = {
-    "float32": ("float", []),
-    "float16": ("weight_only", [[".*", "float16"]]),
-    "weight_only_wi8_afp32": ("weight_only", [[".*", "int8"]]),
-    "dynamic_wi8_afp32": ("dynamic", [[".*", "int8"]]),
-    "dynamic_wi8_afp32_tensorwise": ("dynamic", [[".*", "int8_tensorwise"]]),
-    "dynamic_wi4_afp32": ("dynamic", [[".*", "int8"], ["decoder/.*", "int4"]]),
-    "static_wi8_ai16": ("static_ai16", [[".*", "int8"]]),
-    "static_wi8_ai8": ("static_ai8", [[".*", "int8"]]),
-    "of_$my_own_with_$a_name_of_32_et": ("dynamic", [["encoder/.*", "int4"]]),
+    "float32": ("float", ()),
+    "float16": ("weight_only", ((".*", "float16"),)),
+    "weight_only_wi8_afp32": ("weight_only", ((".*", "int8"),)),
+    "dynamic_wi8_afp32": ("dynamic", ((".*", "int8"),)),
+    "dynamic_wi8_afp32_tensorwise": ("dynamic", ((".*", "int8_tensorwise"),)),
+    "dynamic_wi4_afp32": ("dynamic", ((".*", "int8"), ("decoder/.*", "int4"))),
+    "static_wi8_ai16": ("static_ai16", ((".*", "int8"),)),
+    "static_wi8_ai8": ("static_ai8", ((".*", "int8"),)),
+    "of_$my_own_with_$a_name_of_32_et": ("dynamic", (("encoder/.*", "int4"),)),
 }
 LAYERS = {
     "token_embedding": 0.02,
@@ -47,28 +65,31 @@ LAYERS = {
 
 @pytest.fixture(scope="module")
 def manifest(mini_artifact):
-    """Return the fields of an artifact with all that an export can add to them."""
-    fields = copy.deepcopy(dict(mini_artifact.manifest))
+    """Return the manifest of an artifact with all that an export can add to it."""
     files = {
         name: measurements.Measured(
-            entry,
+            None,
             lambda name=name: contextlib.nullcontext(
                 open_engine(mini_artifact, name, num_threads=1)
             ),
         )
-        for name, entry in mini_artifact.files("tflite").items()
+        for name in mini_artifact.files("tflite")
     }
-    model = measurements.Model(mini_artifact.generation, 32)
-    fields["measurements"] = measurements.measure(files, model, export=3)
-    losses = {"model": 32.5, "file": 32.25, "loss": 0.25, "low": -0.125, "high": 0.625}
-    for row in fields["verification"]:
-        row["rouge"] = {"rouge_l": losses}
-        row["data"] = {"sha256": "0" * 64, "texts": 775}
-    fields["sensitivity"] = [
-        {"layer": layer, "storage": "int4", "kl": kl} for layer, kl in LAYERS.items()
-    ]
-    fields["licence"] = "a licence"
-    return fields
+    info = dataclasses.replace(ModelInfo.from_artifact(mini_artifact), encoder_sequence_length=32)
+    losses = {"rouge_l": RougeLoss(model=32.5, file=32.25, loss=0.25, low=-0.125, high=0.625)}
+    data = TextFile("0" * 64, 775)
+    return dataclasses.replace(
+        mini_artifact.manifest,
+        measurements=tuple(measurements.measure(files, info, export=3)),
+        verification=tuple(
+            dataclasses.replace(row, rouge=losses, data=data)
+            for row in mini_artifact.manifest.verification
+        ),
+        sensitivity=tuple(
+            LayerSensitivity(layer, 1, "int4", kl, 0.1) for layer, kl in LAYERS.items()
+        ),
+        licence="a licence",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -96,18 +117,19 @@ def rows_of(text, head):
 def test_every_file_is_there_with_its_true_size_and_figures(manifest, written):
     text = (written[0] / report.REPORT).read_text()
     costs, contents = rows_of(text, "same texts"), rows_of(text, "bytes")
-    files = [name for name in manifest["files"] if name.endswith(".tflite")]
-    assert sorted(costs) == sorted(manifest["files"][name]["recipe"] for name in files)
-    verified = {row["file"]: row for row in manifest["verification"]}
-    for name in files:
-        size, row = manifest["files"][name]["bytes"], costs[manifest["files"][name]["recipe"]]
+    files = manifest.tflite()
+    assert sorted(costs) == sorted(entry.recipe for entry in files.values())
+    verified = {row.file: row for row in manifest.verification}
+    for name, entry in files.items():
+        size, row = entry.bytes, costs[entry.recipe]
         assert row["MB"] == f"{size / 1e6:.1f}"
         for figure, head, words in (
             ("top1", "same next token", ".1%"),
             ("tokens", "same texts", ".0%"),
         ):
-            count = verified[name]["steps" if figure == "top1" else "questions"]
-            one = share(verified[name][figure], count)
+            figures = verified[name]
+            count = figures.steps if figure == "top1" else figures.questions
+            one = share(getattr(figures, figure), count)
             cell = f"{one.value:{words}} ({one.low:{words}} to {one.high:{words}})"
             assert row[head].replace("\N{NO-BREAK SPACE}", " ") == cell
         lost = row["ROUGE-L lost"].replace("\N{NO-BREAK SPACE}", " ")
@@ -116,7 +138,7 @@ def test_every_file_is_there_with_its_true_size_and_figures(manifest, written):
     total = sum(int(row["bytes"].replace(",", "")) for row in contents.values())
     own = ("REPORT.md", "report/")
     assert total == sum(
-        entry["bytes"] for name, entry in manifest["files"].items() if not name.startswith(own)
+        entry.bytes for name, entry in manifest.files.items() if not name.startswith(own)
     )
 
 
@@ -141,7 +163,12 @@ def test_files_are_told_apart_only_by_intervals_that_do_not_meet():
 
 def test_a_picture_leaves_out_what_does_not_tell_files_apart(many):
     def heads(steps):
-        files = [dataclasses.replace(one, figures={**one.figures, "steps": steps}) for one in many]
+        files = [
+            dataclasses.replace(
+                one, verification=dataclasses.replace(one.verification, steps=steps)
+            )
+            for one in many
+        ]
         return [column.head for column in pictures.cost_columns(files, 4)]
 
     assert heads(10_000) == ["Size, MB", "Same next token, %", "Tokens a second"]
@@ -150,11 +177,16 @@ def test_a_picture_leaves_out_what_does_not_tell_files_apart(many):
 
 def test_a_file_s_line_says_how_it_stores_and_computes(manifest, tmp_path):
     name = "tflite/dynamic_wi8_afp32.tflite"
-    shapes = {"source_lengths": [16, 64], "target_length": 32, "num_beams": [1, 4]}
-    calibration = {"texts": 32, "samples": 700, "sha256": "0" * 64}
-    entry = manifest["files"][name] | {"mode": "static_ai8", "layers": [[".*", "int8"]]}
-    entry |= {"shapes": shapes, "calibration": calibration, "signatures": {"encode_16": {}}}
-    report.write(tmp_path, {**manifest, "files": {name: entry}})
+    changed = dataclasses.replace(
+        manifest.files[name],
+        mode="static_ai8",
+        layers=((".*", "int8"),),
+        shapes=StaticShapes((16, 64), 32, (1, 4)),
+        calibration=Calibration(32),
+    )
+    signatures = {"encode_16": BucketEntry("encode", {"source": 16}, {}, {})}
+    entry = StaticEntry(**vars(changed), signatures=signatures)
+    report.write(tmp_path, dataclasses.replace(manifest, files={name: entry}))
     text = (tmp_path / report.REPORT).read_text()
     (line,) = re.findall(rf"^- `{name}`: for .*?(?=^- |^$)", text, re.MULTILINE | re.DOTALL)
     for words in (
@@ -171,26 +203,21 @@ def test_speeds_are_those_that_were_measured(manifest, written):
     text = (written[0] / report.REPORT).read_text()
     speeds = rows_of(text, "4 beams")
     assert "from 32 source ids to the last of 31 new tokens" in " ".join(text.split())
-    for row in manifest["measurements"]:
-        for one in row["lengths"]:
-            how = "greedy" if one["num_beams"] == 1 else "4 beams"
-            rates = [31 / one[name] for name in ("seconds", "slowest", "fastest")]
-            cell = speeds[manifest["files"][row["file"]]["recipe"]][how]
+    for row in manifest.measurements:
+        for one in row.lengths:
+            how = "greedy" if one.num_beams == 1 else "4 beams"
+            rates = [31 / seconds for seconds in (one.seconds, one.slowest, one.fastest)]
+            cell = speeds[manifest.files[row.file].recipe][how]
             expected = "{:.0f} ({:.0f} to {:.0f})".format(*rates)
             assert cell.replace("\N{NO-BREAK SPACE}", " ") == expected
 
 
 def test_what_an_export_does_not_have_is_said_to_be_missing(manifest, tmp_path):
-    fields = {
-        name: value
-        for name, value in manifest.items()
-        if name not in ("measurements", "sensitivity", "licence")
-    }
-    fields["verification"] = [
-        {name: value for name, value in row.items() if name not in ("rouge", "data")}
-        for row in manifest["verification"]
-    ]
-    assert report.write(tmp_path, fields) == [report.REPORT, report.COSTS]
+    rows = (dataclasses.replace(row, rouge=None, data=None) for row in manifest.verification)
+    bare = dataclasses.replace(
+        manifest, measurements=(), sensitivity=(), licence=None, verification=tuple(rows)
+    )
+    assert report.write(tmp_path, bare) == [report.REPORT, report.COSTS]
     text = (tmp_path / report.REPORT).read_text()
     assert report.UNKNOWN_LICENCE in text
     for words in (
@@ -204,10 +231,11 @@ def test_what_an_export_does_not_have_is_said_to_be_missing(manifest, tmp_path):
 
 
 def test_times_of_two_exports_are_not_passed_off_as_one_run(manifest, tmp_path):
-    rows = [
-        {**row, "export": number} for number, row in enumerate(manifest["measurements"], start=1)
-    ]
-    report.write(tmp_path, {**manifest, "measurements": rows})
+    rows = (
+        dataclasses.replace(row, export=number)
+        for number, row in enumerate(manifest.measurements, start=1)
+    )
+    report.write(tmp_path, dataclasses.replace(manifest, measurements=tuple(rows)))
     text = " ".join((tmp_path / report.REPORT).read_text().split())
     assert "They were taken in 2 exports" in text
     assert "Files took turns" not in text
@@ -215,16 +243,17 @@ def test_times_of_two_exports_are_not_passed_off_as_one_run(manifest, tmp_path):
 
 def test_a_report_without_tflite_files_has_no_pictures(manifest, tmp_path):
     files = {
-        "saved_model/1/saved_model.pb": {"bytes": 5, "target": "saved_model", "version": 1},
-        "saved_model/1/variables/variables.index": {"bytes": 7, "target": "saved_model"},
+        "saved_model/1/saved_model.pb": SavedModelEntry(5, "0" * 64, "saved_model", 1),
+        "saved_model/1/variables/variables.index": SavedModelEntry(7, "0" * 64, "saved_model"),
     }
-    row = {"file": "saved_model/1", "hidden": 4.5e-06, "tokens": 1.0}
-    fields = {**manifest, "files": files, "verification": [row], "sensitivity": []}
-    assert report.write(tmp_path, fields) == [report.REPORT]
+    row = SavedModelVerification("saved_model/1", 0.5, 4.5e-06, 1.0, 1.0, 20, 9)
+    other = dataclasses.replace(manifest, files=files, verification=(row,), sensitivity=())
+    assert report.write(tmp_path, other) == [report.REPORT]
     contents = rows_of((tmp_path / report.REPORT).read_text(), "bytes")
     assert [(name, row["bytes"]) for name, row in contents.items()] == [("saved_model/1", "12")]
     text = " ".join((tmp_path / report.REPORT).read_text().split())
-    assert "`saved_model/1` compared with the float model: hidden 4.5e-06, tokens 1." in text
+    words = "log_probabilities 0.5, hidden 4.5e-06, tokens 1, texts 1, steps 20, questions 9."
+    assert f"`saved_model/1` compared with the float model: {words}" in text
 
 
 def test_pictures_and_words_are_the_same_each_time(manifest, written, tmp_path):
@@ -245,33 +274,29 @@ def words_of(svg):
 @pytest.fixture(scope="module")
 def many():
     """Return files of every recipe, most of them as large and quick as one another."""
-    files = {
-        f"tflite/{name}.tflite": {
-            "target": "tflite", "recipe": name, "mode": mode, "layers": layers,
-            "bytes": 9_000_000 - 1000 * place,
-        }
+    return [
+        Reported(
+            f"tflite/{name}.tflite",
+            TfliteEntry(
+                9_000_000 - 1000 * place, "0" * 64, "tflite", recipe=name, mode=mode,
+                layers=layers, tolerance={}, runtimes={}, refusals={},
+            ),
+            FileVerification(
+                name, logits=0.1, spread=1.0, relative=0.1, kl=0.1, top1=0.99 - place / 100,
+                tokens=None, steps=10_000, questions=0, signatures={},
+            ),
+            Measurement(
+                name, 1, Machine("a processor", "x86_64"), 1, 9,
+                (
+                    MeasuredLength(
+                        64, 4, 32, seconds=0.04 + place, fastest=0.03 + place,
+                        slowest=0.05 + place,
+                    ),
+                ),
+            ),
+        )
         for place, (name, (mode, layers)) in enumerate(RECIPES.items())
-    }  # fmt: skip
-    lengths = [
-        [
-            {"source": 64, "num_beams": 4, "new_tokens": 32, "encode_seconds": 0.01,
-             "seconds": 0.04 + place, "fastest": 0.03 + place, "slowest": 0.05 + place}
-        ]
-        for place in range(len(files))
     ]  # fmt: skip
-    return reported(
-        {
-            "parameter_count": 9_000_000,
-            "files": files,
-            "verification": [
-                {"file": name, "top1": 0.99 - place / 100, "steps": 10_000}
-                for place, name in enumerate(files)
-            ],
-            "measurements": [
-                {"file": name, "lengths": rows} for name, rows in zip(files, lengths, strict=True)
-            ],
-        }
-    )
 
 
 def test_files_are_told_apart_by_what_of_them_is_narrow(many):
@@ -279,7 +304,9 @@ def test_files_are_told_apart_by_what_of_them_is_narrow(many):
         FLOAT, FLOAT, INT8, INT8, INT8, INT4, CALIBRATED, CALIBRATED, INT4,
     ]  # fmt: skip
     assert many[0].label == "float32"
-    longer = dataclasses.replace(many[0], entry={**many[0].entry, "recipe": "x" * 80, "shapes": {}})
+    shapes = StaticShapes((16,), 16, (1,))
+    entry = dataclasses.replace(many[0].entry, recipe="x" * 80, shapes=shapes)
+    longer = dataclasses.replace(many[0], entry=entry)
     assert longer.label == f"{'x' * 31}… (static)"
     assert set(pictures.INKS) == {FLOAT, INT8, INT4, CALIBRATED}
 

@@ -105,10 +105,10 @@ def test_the_second_opening_finds_the_weights_of_all_signatures_in_one_cache(bot
     name = "tflite/float32.static.tflite"
     open_engine(artifact, name, num_threads=1)
     (cache,) = (both.directory / ".cache").glob(
-        f"{artifact.manifest['files'][name]['sha256'][:16]}*.xnnpack"
+        f"{artifact.manifest.files[name].sha256[:16]}*.xnnpack"
     )
     # Six signatures, the matrices of each once.
-    assert cache.stat().st_size < 1.2 * artifact.manifest["files"][name]["bytes"]
+    assert cache.stat().st_size < 1.2 * artifact.manifest.files[name].bytes
 
 
 # Of 120 texts both builds answered all alike with float32 weights, and with int8 weights all with 4

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+from support.made_up_artifacts import entry
 
 from bart_export.errors import ConfigurationError, EngineError, MissingExtra
 from bart_export.recipes.table import LITERT, RECIPES, TFLITE_RUNTIME
@@ -17,10 +18,7 @@ INT8, TENSORWISE, FLOAT32 = (
 )
 # Entries as an exporter writes them.
 FILES = {
-    f"tflite/{recipe.name}.tflite": {
-        "runtimes": dict(recipe.runtimes),
-        "refusals": dict(recipe.refusals),
-    }
+    f"tflite/{recipe.name}.tflite": entry(runtimes=recipe.runtimes, refusals=recipe.refusals)
     for recipe in RECIPES.values()
 }
 BOTH = {LITERT: "2.3.0", TFLITE_RUNTIME: "2.14.0"}
@@ -52,7 +50,7 @@ def test_a_runtime_that_computes_a_file_wrongly_is_refused_with_what_it_can_open
         assert message.startswith(
             f"{INT8} needs ai-edge-litert 2.3.0 or newer, received tflite-runtime 2.14.0: it reads"
         )
-        right = [name for name, entry in FILES.items() if TFLITE_RUNTIME in entry["runtimes"]]
+        right = [name for name, entry in FILES.items() if TFLITE_RUNTIME in entry.runtimes]
         assert {FLOAT32, TENSORWISE} <= set(right)
         assert f"tflite-runtime 2.14.0 can open {', '.join(right)}." in message
         assert "\n" not in message
@@ -110,7 +108,7 @@ def test_a_small_model_takes_one_thread_and_a_larger_one_all_cores(symmetric_art
     monkeypatch.setattr("bart_export.runtime.engine.available_cores", lambda: 6)
     monkeypatch.setitem(ENGINES, LITERT, dataclasses.replace(ENGINES[LITERT], open=opens))
     for count in (8_000_000, 32_000_000, 139_000_000):
-        manifest = {**symmetric_artifact.manifest, "parameter_count": count}
+        manifest = dataclasses.replace(symmetric_artifact.manifest, parameter_count=count)
         artifact = dataclasses.replace(symmetric_artifact, manifest=manifest)
         for requested in (None, 3):
             open_engine(artifact, FLOAT32, LITERT, num_threads=requested)

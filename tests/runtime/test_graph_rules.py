@@ -12,7 +12,6 @@ from bart_export.artifact import stamps
 from bart_export.artifact.artifact import Artifact, sha256
 from bart_export.artifact.manifest_file import UNSEALED, seal
 from bart_export.cli.main import main
-from bart_export.contract import read_buckets
 from bart_export.errors import ArtifactError
 from bart_export.runtime import graph_rules
 from bart_export.runtime.generator import Generator
@@ -28,9 +27,8 @@ def test_files_of_dynamic_builds_are_sound(mini_artifact):
 
 def test_files_of_static_builds_are_sound(static_artifact):
     config = static_artifact.config
-    for name, entry in static_artifact.files("tflite").items():
-        if "shapes" in entry:
-            buckets = read_buckets(config, entry["signatures"])
+    for name in static_artifact.files("tflite"):
+        if buckets := static_artifact.buckets(name):
             check(static_artifact.path(name), graph_rules.signatures(config, buckets))
 
 

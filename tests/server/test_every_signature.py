@@ -22,9 +22,8 @@ from tensorflow_serving.apis import (
 )
 
 from bart_export import contract
+from bart_export.export.options import SavedModelOptions, TfliteOptions
 from bart_export.export.pipeline import export
-from bart_export.export.saved_model_options import SavedModelOptions
-from bart_export.export.tflite_options import TfliteOptions
 from bart_export.recipes.table import RECIPES
 from bart_export.runtime.generator import GeneratedSequence, Generator
 from bart_export.server.options import ServeOptions
@@ -81,8 +80,8 @@ def directories(request, tmp_path_factory):
     file = preset / "generation_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **BEAMS}))
     output = tmp_path_factory.mktemp("artifacts") / preset.name
-    export(str(preset), "tflite", TfliteOptions((RECIPES["float32"],)), output)
-    export(str(preset), "saved_model", SavedModelOptions(), output)
+    export(str(preset), TfliteOptions((RECIPES["float32"],)), output)
+    export(str(preset), SavedModelOptions(), output)
     return [output, output]
 
 

@@ -106,7 +106,7 @@ def test_an_artifact_that_was_exchanged_meanwhile_is_not_served_as_the_one_that_
 ):
     served = ServedModel(name="m", base_path=symmetric_artifact.directory, engine="litert")
     open_version = opening.opener(ServeOptions(), Metrics())
-    exports = symmetric_artifact.manifest["exports"]
+    exports = symmetric_artifact.manifest.exports
     with pytest.raises(ArtifactError, match=f"export {exports + 1}, but export {exports} took"):
         open_version(served, exports + 1, symmetric_artifact.directory)
     open_version(served, exports, symmetric_artifact.directory).close()

@@ -1,11 +1,13 @@
 """Versions are found where they lie: whole ones alone, each read once, with one line for others."""
 
+import dataclasses
 import shutil
 
 import pytest
 from support import made_up_artifacts
 from support.served_directories import add_version, served
 
+from bart_export.artifact.manifest import FileEntry
 from bart_export.errors import ArtifactError
 from bart_export.server.sources import LITERT, TENSORFLOW, ServedModel, choose_engine, find_versions
 
@@ -67,7 +69,9 @@ def test_an_artifact_exported_again_is_another_version(tmp_path, monkeypatch):
         monkeypatch.setattr(
             made_up_artifacts,
             "manifest",
-            lambda *arguments, exports=exports: {**fields(*arguments), "exports": exports},
+            lambda *arguments, exports=exports: dataclasses.replace(
+                fields(*arguments), exports=exports
+            ),
         )
         made_up_artifacts.write(tmp_path / "a", {"tflite/a.tflite": b"12"})
         found = find_versions(artifact_model(tmp_path / "a"))
@@ -127,7 +131,12 @@ def make_artifact(tmp_path, monkeypatch):
     fields = made_up_artifacts.manifest
 
     def with_targets(files, *rest):
-        named = {name: {**entry, "target": name.split("/")[0]} for name, entry in files.items()}
+        named = {
+            name: FileEntry(entry.bytes, entry.sha256, name.split("/")[0])
+            if not name.startswith("tflite")
+            else entry
+            for name, entry in files.items()
+        }
         return fields(named, *rest)
 
     monkeypatch.setattr(made_up_artifacts, "manifest", with_targets)

@@ -7,8 +7,7 @@ import yaml
 from bart_export.artifact.artifact import Draft
 from bart_export.export.deployment.deployment import write
 from bart_export.export.deployment.memory import Memory
-from bart_export.export.deployment.requests import Served
-from bart_export.text.tokenizer import BartTokenizer
+from bart_export.runtime.model_info import ModelInfo
 from bart_export.verify.golden import TEXTS
 
 MEMORY = Memory(loaded=700 * 2**20, peak=1900 * 2**20)
@@ -16,13 +15,8 @@ SIZE = 560 * 2**20
 
 
 def served(artifact):
-    """Return what an artifact's SavedModel was exported with."""
-    return Served(
-        tokenizer=BartTokenizer.from_artifact(artifact),
-        generation=artifact.generation,
-        encoder_sequence_length=artifact.manifest["encoder_sequence_length"],
-        text=TEXTS[0],
-    )
+    """Return what an artifact's SavedModel was exported with, and a text."""
+    return ModelInfo.from_artifact(artifact), TEXTS[0]
 
 
 def deploy(artifact, directory):
@@ -33,7 +27,7 @@ def deploy(artifact, directory):
         ignore=shutil.ignore_patterns("assets.extra", "batching_params.pbtxt"),
     )
     draft = Draft(directory, artifact.directory)
-    return draft, write(draft, 2, served(artifact))
+    return draft, write(draft, 2, *served(artifact))
 
 
 def documents(text):

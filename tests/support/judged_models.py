@@ -17,8 +17,9 @@ from bart_export.graph.parameters import InferenceParameters
 from bart_export.model import BartBackbone
 from bart_export.recipes.table import RECIPES
 from bart_export.runtime.compiled_model import open_compiled_model
+from bart_export.runtime.model_info import ModelInfo
 from bart_export.verify import golden, verify, weights
-from bart_export.verify.gate import Facts, File, Gate
+from bart_export.verify.gate import File, Gate
 from bart_export.verify.reference import Float64Reference, KerasReference
 from support import tflite_files
 
@@ -39,7 +40,7 @@ class Judged:
         checkpoint = formats.read(resolve(str(preset)).directory)
         tokenizer = checkpoint.tokenizer()
         self.preset = str(preset)
-        self.facts = Facts(
+        self.info = ModelInfo(
             checkpoint.config,
             tokenizer,
             checkpoint.generation,
@@ -54,12 +55,7 @@ class Judged:
         self.asked = verify.consult(
             self.keras,
             tokenizer,
-            golden.questions(
-                tokenizer,
-                checkpoint.config,
-                {"defaults": checkpoint.generation},
-                checkpoint.encoder_sequence_length,
-            ),
+            golden.questions(self.info),
             self.truth,
         )
 
@@ -71,14 +67,14 @@ class Judged:
     def quantized(self, base, recipe=INT8):
         """Write a quantized file beside the float file that it is made of; return it."""
         path = base.path.with_name(f"{recipe.name}_of_{base.path.name}")
-        path.write_bytes(quantize(base.path, recipe, layer_names(self.facts.config)))
+        path.write_bytes(quantize(base.path, recipe, layer_names(self.info.config)))
         return self.file(path, recipe, base.shapes)
 
     def file(self, path, recipe, shapes=None):
-        return File.of_draft(path.name, path, recipe, self.facts.config, shapes)
+        return File.of_draft(path.name, path, recipe, self.info.config, shapes)
 
     def gate(self, base, texts=None):
-        return Gate(self.facts, base, self.read, texts)
+        return Gate(self.info, base, self.read, texts)
 
     def changed(self, file, harm, path):
         """Return a copy of a file whose bytes `harm` has changed in place."""
@@ -90,8 +86,8 @@ class Judged:
     def check(self, content, recipe, path):
         """Compare a file of these bytes with the reference, as verification does."""
         path.write_bytes(content)
-        engine = open_compiled_model(path, self.facts.config, num_threads=1)
-        return verify.check("it", recipe, engine, self.facts.tokenizer, self.asked)
+        engine = open_compiled_model(path, self.info.config, num_threads=1)
+        return verify.check("it", recipe, engine, self.info.tokenizer, self.asked)
 
 
 def triple_the_scales(content):

@@ -8,6 +8,7 @@ is asked, so that a kill takes a fraction of a second. Every other export swaps 
 """
 
 import collections
+import dataclasses
 import json
 import os
 import pathlib
@@ -20,10 +21,10 @@ import types
 
 from bart_export.artifact import artifact, directories
 from bart_export.artifact.artifact import Artifact
+from bart_export.artifact.figures import Answer
 from bart_export.checkpoints.resolved import resolve_preset
 from bart_export.export import pipeline
-from bart_export.export.targets import Exported, Written
-from bart_export.verify.golden import Answer
+from bart_export.export.result import ExportedFile, ExportResult
 from bart_export.verify.verify import Reference
 from support.made_up_artifacts import check_neighbours, whole
 
@@ -43,13 +44,13 @@ EDITED = "serving/compose.yaml"
 
 def play_back(recorded):
     """Have the journey take from an artifact what a model would have to compute."""
-    cases = {case["setting"] + case["text"]: case for case in recorded.golden()["cases"]}
-    (row,) = recorded.manifest["verification"]
-    figures = collections.namedtuple("Figures", [name for name in row if name != "file"])
+    cases = {case.setting + case.text: case for case in recorded.golden().cases}
+    (row,) = recorded.manifest.verification
 
     def answers(questions):
         found = (cases[question.setting + question.text] for question in questions)
-        return [Answer(**one["reference"]) for one in found]
+        references = (case.reference for case in found)
+        return [Answer(one.token_ids, one.text, one.score) for one in references]
 
     def consult(keras, tokenizer, questions, *others):
         return Reference(questions, answers(questions), [], None)
@@ -59,25 +60,19 @@ def play_back(recorded):
         name = f"tflite/{recipe}.tflite"
         path = draft.directory / name
         path.parent.mkdir()
-        shutil.copyfile(recorded.path(row["file"]), path)
+        shutil.copyfile(recorded.path(row.file), path)
         (draft.scratch / "half").write_bytes(b"half")
-        entry = {**recorded.manifest["files"][row["file"]], "recipe": recipe}
-        details = {key: value for key, value in entry.items() if key not in ("bytes", "sha256")}
+        entry = dataclasses.replace(recorded.manifest.files[row.file], recipe=recipe)
 
         def check(keras, reference):
-            return types.SimpleNamespace(**row), reference.answers
+            return dataclasses.replace(row, file=name), reference.answers
 
-        return Exported([Written(name, {name: details}, check)])
+        return ExportResult([ExportedFile(name, {name: entry}, check)])
 
     pipeline.BartBackbone = types.SimpleNamespace(from_checkpoint=lambda checkpoint: None)
     pipeline.KerasReference = pipeline.Float64Reference = lambda backbone: None
     pipeline.verify = types.SimpleNamespace(consult=consult)
-    pipeline.dataclasses = types.SimpleNamespace(
-        asdict=lambda compared: {
-            name: value for name, value in vars(compared).items() if name in figures._fields
-        }
-    )
-    pipeline.EXPORTERS = {"played back": write}
+    pipeline.export_files = write
     commit = artifact.Draft.commit
 
     def commit_and_tell(draft, manifest):
@@ -90,7 +85,7 @@ def play_back(recorded):
 def run_export(resolved, target, number, stage):
     """Export once more, each third of the exports the same file."""
     artifact.Draft.stage = staticmethod(stage)
-    pipeline.export_resolved(resolved, "played back", FILES[number % len(FILES)], target, stage)
+    pipeline.export_resolved(resolved, FILES[number % len(FILES)], target, stage)
 
 
 def start(resolved, target, number):
@@ -170,7 +165,7 @@ def main(directory, recorded, kills, seed=0):
     target = place / "made"
     traps = lay_traps(place)
     play_back(recorded)
-    resolved = resolve_preset(recorded.manifest["source"]["handle"], None)
+    resolved = resolve_preset(recorded.manifest.source.handle, None)
     for number in range(len(FILES)):
         run_export(resolved, target, number, lambda name: None)
     (target / EDITED).parent.mkdir()
@@ -178,8 +173,8 @@ def main(directory, recorded, kills, seed=0):
     takes = durations(resolved, target, 0)
     draws = random.Random(seed)
     counts = {stage: collections.Counter() for stage in STAGES}
-    exports = whole(target).manifest["exports"]
-    names = set(whole(target).manifest["files"])
+    exports = whole(target).manifest.exports
+    names = set(whole(target).manifest.files)
     killed = tried = 0
     while killed < kills:
         stage = STAGES[tried % len(STAGES)]
@@ -193,9 +188,9 @@ def main(directory, recorded, kills, seed=0):
                 assert target.exists()
             counts[stage]["put back"] += 1
         found = whole(target)
-        new = found.manifest["exports"] - exports
+        new = found.manifest.exports - exports
         assert new in (0, 1), (tried, stage, new)
-        assert set(found.manifest["files"]) == names
+        assert set(found.manifest.files) == names
         assert (target / EDITED).read_text() == "mine"
         assert seen(place) == traps
         left = {path.name for path in place.iterdir()} - {"made", *TRAPS}

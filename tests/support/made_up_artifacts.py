@@ -1,11 +1,13 @@
 """Artifacts of a few bytes, for tests of the directory and not of what is in it."""
 
+import dataclasses
 import hashlib
 import json
 import shutil
 
 from bart_export.artifact import artifact, manifest_file
 from bart_export.artifact.artifact import Artifact
+from bart_export.artifact.manifest import Manifest, Source, TfliteEntry, TokenizerFiles
 from bart_export.config import BartConfig, GenerationConfig
 from bart_export.errors import ArtifactError
 
@@ -17,32 +19,37 @@ EXPORTED = {
     "target": "tflite",
     "recipe": "float32",
     "mode": "float",
-    "layers": [],
+    "layers": (),
     "tolerance": {},
     "runtimes": {},
     "refusals": {},
 }
 
 
+def entry(**changes):
+    """Return the entry of a `.tflite` file of a few bytes."""
+    return TfliteEntry(5, "0" * 64, **{**EXPORTED, **changes})
+
+
 def manifest(files, preset="made_up"):
-    """Return a manifest's fields with the entries of `files`."""
-    return {
-        "preset": preset,
-        "source": {},
-        "config": CONFIG.to_dict(),
-        "generation": GenerationConfig().to_dict(),
-        "encoder_sequence_length": 16,
-        "special_token_ids": {},
-        "parameter_count": 1,
-        "tokenizer": dict.fromkeys(("vocabulary", "merges"), next(iter(files), None)),
-        "signatures": {},
-        "files": files,
-        "tools": {},
-        "verification": [],
-        "measurements": [],
-        "sensitivity": [],
-        "exports": 1,
-    }
+    """Return a manifest with the entries of `files`."""
+    return Manifest(
+        preset=preset,
+        source=Source("made up", None, "keras", "0" * 64),
+        config=CONFIG,
+        generation=GenerationConfig(),
+        encoder_sequence_length=16,
+        special_token_ids={},
+        parameter_count=1,
+        tokenizer=TokenizerFiles(*2 * [next(iter(files), "")]),
+        signatures={},
+        files=files,
+        tools={},
+        verification=(),
+        measurements=(),
+        sensitivity=(),
+        exports=1,
+    )
 
 
 def write(target, contents, preset="made_up"):
@@ -52,7 +59,7 @@ def write(target, contents, preset="made_up"):
             path = draft.directory / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
-        entries = {name: draft.entry(name, **EXPORTED) for name in contents}
+        entries = {name: TfliteEntry(*draft.content(name), **EXPORTED) for name in contents}
         draft.commit(manifest(entries, preset))
     return artifact.Artifact.open(target)
 
@@ -73,14 +80,13 @@ def export_again(target, made, number):
     ignored = shutil.ignore_patterns("manifest.json", ".cache")
     with artifact.draft(target) as draft:
         shutil.copytree(made.directory, draft.directory, ignore=ignored, dirs_exist_ok=True)
-        fields = {name: value for name, value in made.manifest.items() if "sha256" not in name}
-        draft.commit({**fields, "exports": number})
+        draft.commit(dataclasses.replace(made.manifest, exports=number))
 
 
 def whole(directory):
     """Return an artifact after hashing every file of it."""
     artifact = Artifact.open(directory)
-    for name in artifact.manifest["files"]:
+    for name in artifact.manifest.files:
         artifact.path(name, rehash=True)
     return artifact
 

@@ -35,7 +35,7 @@ def traces_of(config, lengths=(7, 5, 9)):
 @pytest.fixture(scope="module")
 def tiny(symmetric_artifact):
     """Return the model of a tiny checkpoint and its float file."""
-    handle = symmetric_artifact.manifest["source"]["handle"]
+    handle = symmetric_artifact.manifest.source.handle
     checkpoint = formats.read(origin.resolve(handle).directory)
     return BartBackbone.from_checkpoint(checkpoint), symmetric_artifact.path(
         "tflite/float32.tflite"
@@ -147,7 +147,7 @@ def test_an_encoder_that_has_not_changed_need_not_run_again(tiny):
 def test_a_layer_that_was_made_sensitive_comes_first(symmetric_artifact, measured, tmp_path):
     rows, _ = measured
     assert max(rows, key=lambda row: row.kl).layer != MADE_SENSITIVE
-    handle = symmetric_artifact.manifest["source"]["handle"]
+    handle = symmetric_artifact.manifest.source.handle
     backbone = BartBackbone.from_checkpoint(formats.read(origin.resolve(handle).directory))
     weights = backbone.named_weights()
     variable = weights[layer_names(backbone.config)[MADE_SENSITIVE]]

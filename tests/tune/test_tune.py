@@ -11,8 +11,8 @@ from bart_export.cli.main import Commands
 from bart_export.cli.tune import interval, recipe_name
 from bart_export.cli.tune import tune as command
 from bart_export.errors import ConfigurationError
+from bart_export.export.options import TfliteOptions
 from bart_export.export.pipeline import export
-from bart_export.export.tflite_options import TfliteOptions
 from bart_export.recipes import file
 from bart_export.recipes.metrics import parse
 from bart_export.tune.budget_search import BudgetSearch, Found, export_tolerance
@@ -26,7 +26,7 @@ BUDGET = 0.5  # nats: int8 keeps it and int4 does not
 
 @pytest.fixture(scope="module")
 def tiny(symmetric_artifact):
-    return symmetric_artifact.manifest["source"]["handle"]
+    return symmetric_artifact.manifest.source.handle
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +65,9 @@ def test_export_makes_the_file_that_was_measured(tuned, tiny, tmp_path):
     assert recipe == found.recipe
     # Over other texts a checkpoint of random weights is another.
     options = TfliteOptions((recipe,), tolerance={"top1": 0.1, "relative": 1.0, "kl": 10.0})
-    artifact = export(tiny, "tflite", options, tmp_path / "artifact")
-    entry = artifact.manifest["files"]["tflite/tuned.tflite"]
-    assert (entry["sha256"], entry["bytes"]) == (found.found.sha256, found.found.size)
+    artifact = export(tiny, options, tmp_path / "artifact")
+    entry = artifact.manifest.files["tflite/tuned.tflite"]
+    assert (entry.sha256, entry.bytes) == (found.found.sha256, found.found.size)
     assert recipe.tolerance["kl"] == 3 * BUDGET
 
 

@@ -7,7 +7,7 @@ import pytest
 def tiny(symmetric_artifact):
     from support.judged_models import Judged
 
-    return Judged(symmetric_artifact.manifest["source"]["handle"])
+    return Judged(symmetric_artifact.manifest.source.handle)
 
 
 @pytest.fixture(scope="session")

@@ -44,7 +44,7 @@ def test_right_files_pass_with_a_row_of_every_metric(tiny, base, int8):
     for file in (int8, base):
         comparison, answers = gate.check(file, tiny.asked)
         assert len(answers) == 9
-        figures = dataclasses.asdict(comparison)
+        figures = comparison.to_dict()
         assert figures.keys() >= metrics.METRICS.keys()
         assert set(figures["signatures"]) == {"encode", "decode", "decode_single"}
         for name in ("logits", "relative", "kl"):
@@ -74,8 +74,8 @@ def test_the_logits_alone_would_not_have_shown_it(tiny, int8, tmp_path, harm):
     """What makes the other checks worth their time: figures stay near those of the right file."""
     wrong = tiny.changed(int8, harm, tmp_path / "it")
     with int8.open() as right_model, wrong.open() as wrong_model:
-        right, _ = compare("right", INT8, right_model, tiny.facts.tokenizer, tiny.asked)
-        found, _ = compare("wrong", INT8, wrong_model, tiny.facts.tokenizer, tiny.asked)
+        right, _ = compare("right", INT8, right_model, tiny.info.tokenizer, tiny.asked)
+        found, _ = compare("wrong", INT8, wrong_model, tiny.info.tokenizer, tiny.asked)
     assert found.relative < 1.5 * right.relative
 
 
@@ -105,8 +105,8 @@ def test_texts_take_the_place_of_the_golden_ones(tiny, base, int8, texts):
     comparison, answers = gate.check(int8, tiny.asked)
     assert len(answers) == 9  # those of golden.json all the same
     assert comparison.questions == 3
-    assert comparison.data["texts"] == 3
-    assert len(comparison.data["sha256"]) == 64
+    assert comparison.data.texts == 3
+    assert len(comparison.data.sha256) == 64
     assert set(comparison.rouge) == {"rouge_1", "rouge_2", "rouge_l"}
     assert comparison.rouge_l == comparison.rouge["rouge_l"].loss
     exact, _ = gate.check(base, tiny.asked)
@@ -119,7 +119,7 @@ def test_settings_of_the_texts_are_the_model_s_own(tiny, base, texts):
     gate = tiny.gate(base, texts)
     answered = gate.texts(tiny.keras)
     assert [one.generation.num_beams for one in answered.questions] == [
-        tiny.facts.generation.num_beams
+        tiny.info.generation.num_beams
     ] * 3
     assert answered.wanted == ["the river rose", "a library", None]
     assert gate.texts(tiny.keras) is answered

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from bart_export.artifact import artifact as artifacts
 from bart_export.artifact import manifest_file
 from bart_export.artifact.artifact import Artifact
+from bart_export.artifact.figures import Golden
 from bart_export.cli.main import main
 from bart_export.config import GenerationConfig
 from bart_export.errors import ArtifactError, VerificationFailed
@@ -33,20 +34,17 @@ def with_golden(artifact, target, change):
         content = json.loads((draft.directory / "golden.json").read_bytes())
         change(content)
         (draft.directory / "golden.json").write_text(json.dumps(content))
-        manifest = dict(artifact.manifest)
-        for field in ("format_version", "manifest_sha256"):
-            del manifest[field]
-        entries = {**manifest["files"], "golden.json": draft.entry("golden.json")}
-        draft.commit({**manifest, "files": entries})
+        files = {**artifact.manifest.files, "golden.json": draft.entry("golden.json")}
+        draft.commit(dataclasses.replace(artifact.manifest, files=files))
     return Artifact.open(target)
 
 
 def replayed(artifact):
-    entries = artifact.manifest["files"]
+    entries = artifact.manifest.tflite()
     return replay(
         artifact,
         lambda name: Generator.from_artifact(
-            artifact.directory, recipe=entries[name]["recipe"], num_threads=1
+            artifact.directory, recipe=entries[name].recipe, num_threads=1
         ),
     )
 
@@ -70,7 +68,7 @@ def test_no_golden_answers_are_written_that_could_not_be_read(mini_artifact, tmp
     manifest_file.write_golden(path, content)
     assert manifest_file.read_golden(path) == content
     with pytest.raises(ArtifactError, match=r"golden\.json could not be read back: cases must be"):
-        manifest_file.write_golden(path, {"cases": 112 * content["cases"]})
+        manifest_file.write_golden(path, Golden(112 * content.cases))
 
 
 def test_one_other_answer_of_a_float32_file_fails_with_exit_code_1(mini_artifact, tmp_path):
@@ -148,6 +146,9 @@ def test_another_answer_that_rounding_decides_is_no_damage(mini_artifact, tmp_pa
     made = with_golden(mini_artifact, tmp_path / "made", exchange)
     with pytest.raises(VerificationFailed, match="of its 9"):
         replayed(made)
-    row = next(row for row in made.manifest["verification"] if row["file"] == FLOAT_FILE)
-    row["float32"] = noise / ROUNDING
-    assert replayed(made)[0] == Replayed(FLOAT_FILE, 9, 9)
+    rows = [
+        dataclasses.replace(row, float32=noise / ROUNDING) if row.file == FLOAT_FILE else row
+        for row in made.manifest.verification
+    ]
+    manifest = dataclasses.replace(made.manifest, verification=tuple(rows))
+    assert replayed(dataclasses.replace(made, manifest=manifest))[0] == Replayed(FLOAT_FILE, 9, 9)

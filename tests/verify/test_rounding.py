@@ -135,10 +135,10 @@ def test_only_an_answer_that_rounding_decides_may_be_another(tiny, base):
     """Two tokens tie but for less than float32 costs: either is right."""
     question = next(one for one in tiny.asked.questions if one.setting == "greedy")
     with base.open() as model:
-        answer = golden.ask(model.start, model.step, tiny.facts.tokenizer, question)
+        answer = golden.ask(model.start, model.step, tiny.info.tokenizer, question)
 
         def again(step, wanted, noise):
-            tokenizer = tiny.facts.tokenizer
+            tokenizer = tiny.info.tokenizer
             return golden.ask_again(model.start, step, tokenizer, question, wanted, noise)
 
         def tied(gap):

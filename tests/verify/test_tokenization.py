@@ -2,15 +2,17 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
+from bart_export.artifact import manifest_file
 from bart_export.artifact.artifact import Artifact
 from bart_export.checkpoints import formats, tokenizer_files
-from bart_export.errors import TokenizerError, VerificationFailed
+from bart_export.errors import ArtifactError, TokenizerError, VerificationFailed
+from bart_export.export.options import TfliteOptions
 from bart_export.export.pipeline import export
-from bart_export.export.tflite_options import TfliteOptions
 from bart_export.graph.tokenizer import GraphTokenizer
 from bart_export.recipes.table import RECIPES
 from bart_export.runtime.generator import Generator
@@ -80,16 +82,14 @@ def test_an_export_with_another_tokenizer_is_not_committed(tmp_path, monkeypatch
 
     monkeypatch.setattr(tokenizer_files, "read_hugging_face", ignoring)
     with pytest.raises(VerificationFailed, match="The tokenizer does not say"):
-        export(str(CASES / "add-prefix-space"), "tflite", OPTIONS, tmp_path / "made")
+        export(str(CASES / "add-prefix-space"), OPTIONS, tmp_path / "made")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_artifact_carries_what_changes_ids(export_once, name):
     artifact = export_once(str(CASES / name), "float32")
-    stated = {
-        key: artifact.manifest["tokenizer"].get(key) for key in ("add_prefix_space", "added_tokens")
-    }
+    stated = artifact.manifest.tokenizer
     checkpoint = formats.read(CASES / name)
     generator = Generator.from_artifact(artifact.directory)
     text = "a <hl> the in"
@@ -99,21 +99,19 @@ def test_an_artifact_carries_what_changes_ids(export_once, name):
     case = golden["cases"][0]
     assert generator.encode(case["text"], truncate=True) == case["source_token_ids"]
     if name == "add-prefix-space":
-        assert stated == {"add_prefix_space": True, "added_tokens": None}
+        assert (stated.add_prefix_space, stated.added_tokens) == (True, None)
         return
     assert expected[3] == 267
     special = name == "added-token-in-vocabulary"
     flags = {"single_word": False, "lstrip": False, "rstrip": False}
-    assert stated == {
-        "add_prefix_space": None,
-        "added_tokens": [
-            {"content": "<hl>", **flags, "normalized": not special, "special": special}
-        ],
-    }
+    assert stated.add_prefix_space is None
+    assert stated.added_tokens == (
+        {"content": "<hl>", **flags, "normalized": not special, "special": special},
+    )
 
 
 def test_an_artifact_that_says_nothing_of_it_has_the_tokens_of_any_bart(symmetric_artifact):
-    assert symmetric_artifact.manifest["tokenizer"].keys() == {"vocabulary", "merges"}
+    assert symmetric_artifact.manifest.tokenizer.to_dict().keys() == {"vocabulary", "merges"}
     tokenizer = BartTokenizer.from_artifact(Artifact.open(symmetric_artifact.directory))
     assert not tokenizer.add_prefix_space
     assert len(tokenizer.added_tokens) == 5
@@ -151,9 +149,12 @@ def test_a_graph_that_tokenizes_something_else_fails_by_name(name):
     ],
     ids=str,
 )
-def test_what_a_manifest_states_of_a_tokenizer_is_checked(symmetric_artifact, stated):
-    tokenizer = {**symmetric_artifact.manifest["tokenizer"], **stated}
-    manifest = {**symmetric_artifact.manifest, "tokenizer": tokenizer}
-    with pytest.raises(TokenizerError) as refused:
-        BartTokenizer.from_artifact(dataclasses.replace(symmetric_artifact, manifest=manifest))
-    assert str(symmetric_artifact.directory) in str(refused.value)
+def test_what_a_manifest_states_of_a_tokenizer_is_checked(symmetric_artifact, tmp_path, stated):
+    shutil.copytree(symmetric_artifact.directory, tmp_path / "made")
+    fields = symmetric_artifact.manifest.to_dict()
+    fields |= {"tokenizer": {**fields["tokenizer"], **stated}, "manifest_sha256": "0" * 64}
+    sealed = manifest_file.seal(json.dumps(fields).encode())
+    (tmp_path / "made/manifest.json").write_bytes(sealed)
+    with pytest.raises((ArtifactError, TokenizerError)) as refused:
+        BartTokenizer.from_artifact(Artifact.open(tmp_path / "made"))
+    assert str(tmp_path / "made") in str(refused.value)

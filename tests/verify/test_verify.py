@@ -17,12 +17,12 @@ from support.judged_models import (
     wrong_epsilon,
 )
 
+from bart_export.artifact.figures import FileVerification, TextFile
 from bart_export.convert import tflite
 from bart_export.errors import ConfigurationError, VerificationFailed
 from bart_export.graph import steps
 from bart_export.recipes.table import RECIPES, ROUNDING
 from bart_export.verify import verify
-from bart_export.verify.figures import Comparison
 from bart_export.verify.tolerance import check_measurable, judge
 from bart_export.verify.traces import follow
 
@@ -119,7 +119,8 @@ def test_an_int8_file_passes_and_fails_with_one_scale_three_times_too_large(
         mini.check(content, INT8, tmp_path / "it")
 
 
-RIGHT = Comparison(
+RIGHT = FileVerification(
+    file="it",
     logits=9e-5,
     spread=0.5,
     relative=9e-6,
@@ -174,9 +175,9 @@ def test_over_many_texts_a_near_tie_may_be_decided_otherwise():
     figures = {"tokens": 0.992}
     with pytest.raises(VerificationFailed):
         judge("it", FLOAT32, dataclasses.replace(RIGHT, **figures))
-    judge("it", FLOAT32, dataclasses.replace(RIGHT, **figures, data={"texts": 775}))
+    judge("it", FLOAT32, dataclasses.replace(RIGHT, **figures, data=TextFile("0" * 64, 775)))
     with pytest.raises(VerificationFailed, match="equal answers must be at least 0.99"):
-        judge("it", FLOAT32, dataclasses.replace(RIGHT, tokens=0.98, data={"texts": 775}))
+        judge("it", FLOAT32, dataclasses.replace(RIGHT, tokens=0.98, data=TextFile("0" * 64, 775)))
 
 
 def test_a_bound_on_what_was_not_measured_is_refused_in_one_line():
@@ -193,13 +194,13 @@ def test_logits_that_are_all_equal_are_compared_all_the_same(tiny):
             return num_beams
 
         def step(self, state, token_ids, beam_index):
-            return np.zeros((state, tiny.facts.config.vocabulary_size), np.float32), state
+            return np.zeros((state, tiny.info.config.vocabulary_size), np.float32), state
 
         def along(self, trace):
             return follow(self, trace)
 
-    reference = verify.consult(Zeros(), tiny.facts.tokenizer, tiny.asked.questions)
-    comparison, _ = verify.check("it", FLOAT32, Zeros(), tiny.facts.tokenizer, reference)
+    reference = verify.consult(Zeros(), tiny.info.tokenizer, tiny.asked.questions)
+    comparison, _ = verify.check("it", FLOAT32, Zeros(), tiny.info.tokenizer, reference)
     assert (comparison.relative, comparison.spread) == (0.0, 0.0)
 
 

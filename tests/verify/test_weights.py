@@ -42,7 +42,7 @@ def stored(tiny, base, tmp_path_factory):
 
 
 def worst(tiny, file):
-    rows = weights.compare(file.path, tiny.facts.config, file.recipe, tiny.read)
+    rows = weights.compare(file.path, tiny.info.config, file.recipe, tiny.read)
     return max(rows.items(), key=lambda row: np.nan_to_num(row[1].error, nan=np.inf))
 
 
@@ -113,4 +113,4 @@ def test_a_file_that_lacks_a_layer_is_refused(tiny, base, tmp_path):
 
     wrong = tiny.changed(base, rename, tmp_path / "wrong")
     with pytest.raises(VerificationFailed, match="64 x 64 for the layer encoder/layer_1/self_att"):
-        weights.compare(wrong.path, tiny.facts.config, wrong.recipe, tiny.read)
+        weights.compare(wrong.path, tiny.info.config, wrong.recipe, tiny.read)

@@ -8,6 +8,5 @@ TensorFlow is met only in a process of its own, where memory is measured.
 
 from bart_export.export.deployment.files import Deployment, write
 from bart_export.export.deployment.names import model_name
-from bart_export.export.deployment.requests import Served
 
-__all__ = ["Deployment", "Served", "model_name", "write"]
+__all__ = ["Deployment", "model_name", "write"]

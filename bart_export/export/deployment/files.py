@@ -14,15 +14,16 @@ import textwrap
 from collections.abc import Mapping, Sequence
 
 from bart_export.artifact.artifact import Artifact, Draft
+from bart_export.artifact.manifest import Memory
 from bart_export.errors import ArtifactError
-from bart_export.export.deployment.memory import Memory, measure
+from bart_export.export.deployment.memory import measure
 from bart_export.export.deployment.names import kubernetes_name, model_name
 from bart_export.export.deployment.requests import (
     MAX_BATCH_SIZE,
-    Served,
     largest_request,
     warm_up_requests,
 )
+from bart_export.runtime.model_info import ModelInfo
 from bart_export.server import warmup
 
 TEMPLATES = pathlib.Path(__file__).parent / "templates"
@@ -59,13 +60,14 @@ class Template(string.Template):
     delimiter = "@"
 
 
-def write(draft: Draft, version: int, served: Served) -> Deployment:
+def write(draft: Draft, version: int, info: ModelInfo, text: str) -> Deployment:
     """Write the files of a deployment for a version that lies in a draft.
 
     Args:
         draft: of the artifact, with `saved_model/<version>/`.
         version: its number.
-        served: what it was exported with.
+        info: what it was exported with.
+        text: some prose of a few dozen tokens.
 
     Raises:
         ConfigurationError: for an artifact whose directory cannot be a model's name.
@@ -76,8 +78,8 @@ def write(draft: Draft, version: int, served: Served) -> Deployment:
     (directory / IN_VERSION).write_text(
         fill(IN_VERSION, {"max_batch_size": MAX_BATCH_SIZE}), encoding="utf-8"
     )
-    warmup.write_records(directory / warmup.REQUESTS, warm_up_requests(served))
-    memory = measure(directory, largest_request(served))
+    warmup.write_records(directory / warmup.REQUESTS, warm_up_requests(info, text))
+    memory = measure(directory, largest_request(info, text))
     versions = sorted({*earlier_versions(draft.target), version})
     size = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
     serving = draft.directory / "serving"

@@ -6,13 +6,13 @@ largest one, so that a version whose own requests fail is found out before it is
 program this module is that process; only there it imports TensorFlow.
 """
 
-import dataclasses
 import json
 import pathlib
 import subprocess
 import sys
 from typing import Any
 
+from bart_export.artifact.manifest import Memory
 from bart_export.documents import scratch_directory
 from bart_export.errors import BartExportError, EngineError, last_words
 from bart_export.server import messages, tensors, warmup
@@ -20,19 +20,6 @@ from bart_export.server.options import ServeOptions
 from bart_export.server.servable import Call, Servable
 
 STATUS = pathlib.Path("/proc/self/status")
-
-
-@dataclasses.dataclass(frozen=True)
-class Memory:
-    """Bytes that a process holds for itself: with the version `loaded`, and at its `peak`.
-
-    `measured` is False where the system does not say, and the figures are guessed from the size of
-    the files.
-    """
-
-    loaded: int
-    peak: int
-    measured: bool = True
 
 
 def measure(directory: pathlib.Path, largest: Any) -> Memory:

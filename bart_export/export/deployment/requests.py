@@ -13,8 +13,8 @@ import numpy as np
 
 from bart_export import contract
 from bart_export.config import GenerationConfig
+from bart_export.runtime.model_info import ModelInfo
 from bart_export.server import messages, tensors
-from bart_export.text.tokenizer import BartTokenizer
 
 # Rows of a full batch; the same number stands, with its reason, in batching_params.pbtxt.
 MAX_BATCH_SIZE = 8
@@ -33,68 +33,48 @@ class Sample:
     rows: int
 
 
-@dataclasses.dataclass(frozen=True)
-class Served:
-    """What requests are made for.
-
-    `generation` is what the model was exported with, `encoder_sequence_length` what it cuts texts
-    to. `text` is some prose of a few dozen tokens.
-    """
-
-    tokenizer: BartTokenizer
-    generation: GenerationConfig
-    encoder_sequence_length: int
-    text: str
-
-    def short(self, rows: int) -> Sample:
-        """Return a source of a few dozen tokens."""
-        return self.sample(self.text, rows)
-
-    def longest(self, rows: int) -> Sample:
-        """Return a source of as many tokens as the model takes."""
-        text = self.text
-        while len(self.token_ids(text)) < self.encoder_sequence_length:
-            text = f"{text} {text}"
-        return self.sample(text, rows)
-
-    def sample(self, text: str, rows: int) -> Sample:
-        """Return some rows of a text."""
-        return Sample(text, self.token_ids(text), rows)
-
-    def token_ids(self, text: str) -> tuple[int, ...]:
-        """Return the ids of a text, cut to what the model takes."""
-        return tuple(self.tokenizer.encode(text, self.encoder_sequence_length, truncate=True))
+def short(info: ModelInfo, text: str, rows: int) -> Sample:
+    """Return a source of a few dozen tokens, which the text has."""
+    return Sample(text, info.encode(text), rows)
 
 
-def warm_up_requests(served: Served) -> list[Any]:
+def longest(info: ModelInfo, text: str, rows: int) -> Sample:
+    """Return a source of as many tokens as the model takes."""
+    repeated = text
+    while len(info.encode(repeated)) < info.encoder_sequence_length:
+        repeated = f"{repeated} {repeated}"
+    return short(info, repeated, rows)
+
+
+def warm_up_requests(info: ModelInfo, text: str) -> list[Any]:
     """Return the requests of `tf_serving_warmup_requests`, in the order they are to run.
 
     Each signature is run once, and those that generate also with a full batch and with the longest
-    source. `serving_default`, whose length a request cannot set, is run once.
+    source. `serving_default`, whose length a request cannot set, is run once. `text` is some prose
+    of a few dozen tokens.
     """
-    short = served.short(1)
     requests = [
-        request(served, signature, short, WARM_UP_LENGTH)
+        request(info, signature, short(info, text, 1), WARM_UP_LENGTH)
         for signature in contract.saved_model_signatures()
     ]
     return requests + [
-        request(served, signature, sample, WARM_UP_LENGTH)
+        request(info, signature, sample, WARM_UP_LENGTH)
         for signature in contract.saved_model_signatures()
         if signature.name in ("generate_text", "generate")
-        for sample in (served.short(MAX_BATCH_SIZE), served.longest(1))
+        for sample in (short(info, text, MAX_BATCH_SIZE), longest(info, text, 1))
     ]
 
 
-def largest_request(served: Served) -> Any:
+def largest_request(info: ModelInfo, text: str) -> Any:
     """Return a full batch of the longest source: what takes the most memory."""
     (signature,) = (one for one in contract.saved_model_signatures() if one.name == "generate")
-    length = min(served.generation.max_length, LARGEST_LENGTH)
-    return request(served, signature, served.longest(MAX_BATCH_SIZE), length)
+    length = min(info.generation.max_length, LARGEST_LENGTH)
+    return request(info, signature, longest(info, text, MAX_BATCH_SIZE), length)
 
 
-def request(served: Served, signature: contract.Signature, sample: Sample, max_length: int) -> Any:
+def request(info: ModelInfo, signature: contract.Signature, sample: Sample, max_length: int) -> Any:
     """Return a PredictRequest that calls a signature with a sample in every row."""
-    values = row_values(served, sample, max_length)
+    values = row_values(info.generation, sample, max_length)
     message = messages.PredictRequest()
     message.model_spec.signature_name = signature.name
     for tensor in signature.inputs:
@@ -104,9 +84,8 @@ def request(served: Served, signature: contract.Signature, sample: Sample, max_l
     return message
 
 
-def row_values(served: Served, sample: Sample, max_length: int) -> Mapping[str, Any]:
+def row_values(generation: GenerationConfig, sample: Sample, max_length: int) -> Mapping[str, Any]:
     """Return the value of a row for each input of the contract, by name."""
-    generation = served.generation
     target: Sequence[int] = (generation.decoder_start_token_id, *sample.token_ids)
     target = target[:max_length]
     stopping = generation.early_stopping

@@ -81,9 +81,7 @@ def test_a_check_replays_what_the_export_recorded(ask, served):
     done = ask("--check", artifact.directory)
     assert done.returncode == 0, done.stderr + done.stdout
     cases = json.loads((artifact.directory / "golden.json").read_bytes())["cases"]
-    file = next(
-        name for name in artifact.manifest["files"] if "target" in artifact.manifest["files"][name]
-    )
+    file = next(name for name, entry in artifact.manifest.files.items() if entry.target)
     count = int(done.stdout.split()[0])
     assert 0 < count <= len(cases)
     assert done.stdout.startswith(f"{count} of {count} answers")

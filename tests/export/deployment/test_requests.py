@@ -50,7 +50,7 @@ def test_every_signature_is_called_with_every_input_of_the_contract(requests):
 def test_what_generates_is_called_alone_in_a_full_batch_and_with_the_longest_source(
     requests, saved_model_artifact
 ):
-    longest = saved_model_artifact.manifest["encoder_sequence_length"]
+    longest = saved_model_artifact.manifest.encoder_sequence_length
     shapes = [
         arrays(request)["encoder_token_ids"].shape
         for request in requests
@@ -68,8 +68,8 @@ def test_warming_up_generates_few_tokens(requests):
 
 
 def test_memory_is_measured_with_a_full_batch_of_the_longest_source(saved_model_artifact):
-    given = arrays(largest_request(deployed_models.served(saved_model_artifact)))
-    longest = saved_model_artifact.manifest["encoder_sequence_length"]
+    given = arrays(largest_request(*deployed_models.served(saved_model_artifact)))
+    longest = saved_model_artifact.manifest.encoder_sequence_length
     assert given["encoder_token_ids"].shape == (MAX_BATCH_SIZE, longest)
     assert (given["encoder_lengths"] == longest).all()
 

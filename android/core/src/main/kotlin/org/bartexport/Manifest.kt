@@ -1,6 +1,6 @@
 /*
  * The manifest of an artifact, read and checked; mirrors the reading half of
- * bart_export/artifact.py (format_version 1, described in artifacts/README.md).
+ * bart_export/artifact/manifest.py (format_version 1, described in artifacts/README.md).
  *
  * A bundle may come from anywhere, so a manifest is bounded before it is parsed, and each name in it
  * before it becomes a path. Artifact.kt compares the files themselves with what is read here.
@@ -93,13 +93,13 @@ public data class FileEntry(
     val tolerance: Map<String, Double> = emptyMap(),
     val runtimes: Map<String, String> = emptyMap(),
     val refusals: Map<String, String> = emptyMap(),
-    val shapes: Shapes? = null,
+    val shapes: StaticShapes? = null,
     val signatures: JsonObject? = null,
 )
 
 /** The sizes of a static build's buckets. */
 @Serializable
-public data class Shapes(
+public data class StaticShapes(
     @SerialName("source_lengths") val sourceLengths: List<Int>,
     @SerialName("target_length") val targetLength: Int,
     @SerialName("num_beams") val numBeams: List<Int>,

@@ -122,11 +122,11 @@ private const val ROUNDED_SHARE = 0.5
 private const val GOLDEN = "golden.json"
 
 @Serializable
-private class Golden(val cases: List<Case>)
+private class Golden(val cases: List<GoldenCase>)
 
 /** A question with the answer of every file that was asked. */
 @Serializable
-private class Case(
+private class GoldenCase(
     val text: String,
     @SerialName("source_token_ids") val sourceTokenIds: List<Int>,
     @SerialName("generation") private val settings: JsonObject,
@@ -137,7 +137,7 @@ private class Case(
     }
 }
 
-private fun readCases(artifact: Artifact, file: String): List<Case> {
+private fun readCases(artifact: Artifact, file: String): List<GoldenCase> {
     val path = artifact.path(GOLDEN)
     val cases = try {
         // The others are questions for another target.
@@ -157,7 +157,7 @@ private fun readCases(artifact: Artifact, file: String): List<Case> {
 private fun ask(
     engine: Seq2SeqEngine,
     tokenizer: BartTokenizer,
-    case: Case,
+    case: GoldenCase,
     context: CoroutineContext,
 ): Answer {
     val generation = case.generation

@@ -1,0 +1,110 @@
+"""A manifest's declarations read what exports write, and write what was read."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from support import made_up_artifacts
+
+from bart_export.artifact.artifact import Artifact
+from bart_export.artifact.figures import FileVerification, SavedModelVerification
+from bart_export.artifact.manifest import (
+    FileEntry,
+    Manifest,
+    SavedModelEntry,
+    StaticEntry,
+    TfliteEntry,
+)
+from bart_export.documents import parse_json
+
+OLD = Path(__file__).parents[1] / "data" / "artifacts" / "first" / "manifest.json"
+ARTIFACTS = ["symmetric_artifact", "static_artifact", "saved_model_artifact"]
+
+
+def text(manifest):
+    return json.dumps(manifest.to_dict(), indent=1, ensure_ascii=False).encode() + b"\n"
+
+
+def test_the_first_artifact_s_manifest_is_written_as_it_was():
+    assert text(Manifest.from_dict(parse_json(OLD.read_bytes()))) == OLD.read_bytes()
+
+
+@pytest.mark.parametrize("name", ARTIFACTS)
+def test_what_an_export_writes_is_written_again_byte_for_byte(request, name):
+    artifact = request.getfixturevalue(name)
+    content = (artifact.directory / "manifest.json").read_bytes()
+    assert text(Artifact.open(artifact.directory).manifest) == content
+
+
+def test_files_and_rows_are_of_their_kinds(static_artifact, saved_model_artifact):
+    kinds = {name: type(entry) for name, entry in static_artifact.manifest.files.items()}
+    assert kinds["tflite/float32.tflite"] is TfliteEntry
+    assert kinds["tflite/float32.static.tflite"] is StaticEntry
+    assert kinds["golden.json"] is FileEntry
+    (row, *_) = static_artifact.manifest.verification
+    assert type(row) is FileVerification
+    graph = saved_model_artifact.manifest.files["saved_model/1/saved_model.pb"]
+    assert type(graph) is SavedModelEntry
+    assert type(saved_model_artifact.manifest.verification[0]) is SavedModelVerification
+
+
+def test_what_nobody_declared_stays_where_it_was(symmetric_artifact):
+    fields = symmetric_artifact.manifest.to_dict()
+    name = "tflite/float32.tflite"
+    fields = {"of_a_later_version": {"a": [1, None]}, **fields}
+    fields["files"][name] = {"of_a_later_version": 3, **fields["files"][name]}
+    fields["verification"][0]["of_a_later_version"] = "x"
+    read = Manifest.from_dict(fields)
+    assert json.dumps(read.to_dict()) == json.dumps(fields)
+    changed = dataclasses.replace(read, exports=7).to_dict()
+    assert changed == {**fields, "exports": 7}
+    assert list(changed) == list(fields)
+
+
+def made(**changes):
+    """Return a made-up manifest's fields, some of them changed."""
+    files = {"a": FileEntry(5, "0" * 64)}
+    return {**made_up_artifacts.manifest(files).to_dict(), **changes}
+
+
+DIGEST = "0" * 64
+TFLITE = {"bytes": 1, "sha256": DIGEST, **made_up_artifacts.EXPORTED, "layers": []}
+
+
+def entry(**changes):
+    return {"files": {"a": {**TFLITE, **changes}}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"exports": 0}, "exports must be a whole number from 1 to 2^53, received 0"),
+        ({"notes": None}, "notes must be a list, received null"),
+        ({"source": {}}, "source lacks handle"),
+        ({"tools": {"numpy": 2}}, 'tools."numpy" must be a text, received 2'),
+        ({"files": {"a": []}}, 'files."a" must be an object, received []'),
+        (entry(target=None), 'files."a".target must be a text, received null'),
+        (entry(mode="x"), 'files."a".mode must be one of float, '),
+        (entry(layers=[["a"]]), 'files."a".layers[0] must be a list of 2, received ["a"]'),
+        (entry(runtimes={"x": ""}), 'files."a".runtimes."x" must be a version, received ""'),
+        (entry(shapes={"source_lengths": []}), 'files."a".shapes lacks target_length'),
+        (entry(calibration={}), 'files."a".calibration lacks texts'),
+        ({"verification": [{"file": "a"}]}, "verification[0] lacks log_probabilities"),
+        ({"verification": [{"file": "a", "top1": 2}]}, "verification[0] lacks logits"),
+        ({"measurements": {}}, "measurements must be a list, received {}"),
+        ({"encoder_sequence_length": 5000}, "must be at most max_sequence_length, 1024, received"),
+        ({"tokenizer": {"vocabulary": "a", "merges": "b"}}, "names of files, received"),
+    ],
+)
+def test_what_is_wrong_with_a_foreign_manifest_is_said_in_one_line(changes, words):
+    with pytest.raises(ValueError) as error:
+        Manifest.from_dict(made(**changes))
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("value", [None, [], 3, "x"])
+def test_what_is_no_object_is_no_manifest(value):
+    with pytest.raises(ValueError, match="must be an object"):
+        Manifest.from_dict(value)
