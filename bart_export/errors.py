@@ -24,8 +24,10 @@ import os
 import re
 import shlex
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
+Row = TypeVar("Row")
 SHOWN = 120  # characters of a value in a line
 
 
@@ -73,6 +75,22 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     if len(parts) == 1:  # litert is a part of ai-edge-litert, and nearer to other names
         near = parts
     return f" Did you mean {near[0]}?" if near else ""
+
+
+def lookup(kind: str, name: object, rows: Mapping[str, Row], others: str = "") -> Row:
+    """Return the row of a table that has a name, which may come from a file.
+
+    `kind` is what a row is, as in "A recipe"; `others` end the list of what could be named.
+
+    Raises:
+        ConfigurationError: if there is none, with the nearest and all others.
+    """
+    if isinstance(name, str) and name in rows:
+        return rows[name]
+    raise ConfigurationError(
+        f"{kind} must be one of {', '.join(rows)}{others}, received {name!r}."
+        f"{did_you_mean(str(name), rows)}"
+    )
 
 
 def pip_install(extra: str) -> str:

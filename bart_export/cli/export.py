@@ -18,7 +18,7 @@ from bart_export.artifact import bundle
 from bart_export.artifact.artifact import Artifact, check_replaceable
 from bart_export.config import GenerationConfig
 from bart_export.contract import StaticShapes
-from bart_export.errors import MissingExtra
+from bart_export.errors import MissingExtra, lookup
 from bart_export.export.options import (
     DTYPES,
     EdgeTpuOptions,
@@ -27,7 +27,7 @@ from bart_export.export.options import (
     TfliteOptions,
 )
 from bart_export.progress import stages
-from bart_export.recipes import file, metrics, table
+from bart_export.recipes import metrics, table
 
 EXPORT_PACKAGES = {
     "tensorflow": "tensorflow",
@@ -288,7 +288,9 @@ def chosen_recipes(names: Sequence[str]) -> tuple[table.Recipe, ...]:
         files = [name for name in names if name.endswith(".json")]
         names = [*table.RECIPES, *files]
     return tuple(
-        file.read(pathlib.Path(name)) if name.endswith(".json") else table.named(name)
+        table.read_recipe(pathlib.Path(name))
+        if name.endswith(".json")
+        else lookup("A recipe", name, table.RECIPES, ", or a file NAME.json")
         for name in dict.fromkeys(names or (table.DEFAULT,))
     )
 

@@ -16,7 +16,7 @@ import click
 
 from bart_export.errors import MissingExtra
 from bart_export.progress import console, counted, stages
-from bart_export.recipes import file, metrics
+from bart_export.recipes import metrics
 from bart_export.recipes import table as recipes
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def tune(
 
     budget = metrics.parse(bounds)
     path = output or pathlib.Path(f"{recipe_name(preset, budget)}.json")
-    file.checked_name(path.stem)
+    recipes.require_name(path.stem)
     place = pathlib.Path(os.path.realpath(path)).parent
     if path.suffix != ".json" or not place.is_dir() or (path.exists() and not path.is_file()):
         raise click.UsageError(
@@ -97,7 +97,7 @@ def tune(
         tuned = find(preset, path.stem, budget, data, stage)
     show(tuned, budget)
     try:
-        file.write(path, tuned.recipe)
+        recipes.write_recipe(path, tuned.recipe)
     except OSError as error:
         raise texts.cannot_write(path, error) from error
     click.echo(f"Wrote {path}. Try it:")

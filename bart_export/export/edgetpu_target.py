@@ -61,7 +61,7 @@ def export_edgetpu(
     config = model.info.config
     weights = model.backbone.named_weights()
     parameters = InferenceParameters(config, lambda name: np.asarray(weights[name]))
-    recipe = with_bounds(table.named(table.DEFAULT), options.tolerance)
+    recipe = with_bounds(table.RECIPES[table.DEFAULT], options.tolerance)
     rows = options.source_length
     texts = calibration_texts.texts(options.calibration_data, model.directory)
     sources = [model.info.encode(text) for text in texts.texts]

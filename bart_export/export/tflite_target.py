@@ -32,8 +32,7 @@ from bart_export.export.options import TfliteOptions
 from bart_export.export.result import ExportedFile, ExportResult, Model
 from bart_export.graph.parameters import InferenceParameters
 from bart_export.progress import Stage
-from bart_export.recipes.file import check_layers
-from bart_export.recipes.table import RECIPES, STORAGES, Recipe, with_bounds
+from bart_export.recipes.table import RECIPES, STORAGES, Recipe, require_layers, with_bounds
 from bart_export.runtime import graph_rules
 from bart_export.tune.evaluator import Examination
 from bart_export.tune.sensitivity import measure
@@ -107,7 +106,7 @@ def check_fitting(model: Model, recipes: Sequence[Recipe], shapes: StaticShapes 
         ConfigurationError: with the expression, or the length.
     """
     for recipe in recipes:
-        check_layers(recipe, layer_names(model.info.config))
+        require_layers(recipe, layer_names(model.info.config))
     most = model.info.generation.max_length
     if shapes is not None and shapes.target_length < most:
         raise ConfigurationError(

@@ -1,14 +1,14 @@
 """Metrics: how far an exported file is from the model it was made of, by name.
 
 One row each. Tolerances of recipes, `--tolerance` and `--budget` on the command line, and the
-figures in a manifest all speak these names. How a figure is computed is not known here.
+figures in a manifest all use these names.
 """
 
 import dataclasses
 import math
 from collections.abc import Iterable
 
-from bart_export.errors import ConfigurationError
+from bart_export.errors import ConfigurationError, lookup
 
 AT_MOST, AT_LEAST = 1, -1
 POINTS = (-100, 100)  # a file may do better than the model
@@ -65,27 +65,24 @@ def parse(bounds: Iterable[str]) -> dict[str, float]:
             raise ConfigurationError(
                 f"A bound must be written as NAME=VALUE, as in top1=0.98, received {bound!r}."
             )
-        parsed[name] = check(name, value)
+        parsed[name] = require_bound(name, value)
     return parsed
 
 
-def check(name: str, value: object) -> float:
+def require_bound(name: str, value: object) -> float:
     """Return a bound as a number.
 
     Raises:
         ConfigurationError: for a name that is no metric, or a value that no bound on it can have.
     """
-    if name not in METRICS:
-        raise ConfigurationError(
-            f"A metric must be one of {', '.join(METRICS)}, received {name!r}."
-        )
+    metric = lookup("A metric", name, METRICS)
     try:
         number = float(str(value))
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
         raise ConfigurationError(f"The bound of {name} must be a number, received {value!r}.")
-    low, high = METRICS[name].low, METRICS[name].high
+    low, high = metric.low, metric.high
     if low <= number <= high:
         return number
     accepted = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"

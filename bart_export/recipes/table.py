@@ -2,17 +2,28 @@
 
 A row decides the file's name, the command line's choices, the tables in the documentation, the
 tolerance the verifier holds the file to, and the runtimes that may open it. Names follow
-AI Edge Quantizer's grammar: mode, weight bits (`wi8`), activation type (`afp32`). A row says for
-each layer, by a regular expression over its name (`checkpoints.layers`), which `Storage` its matrix
-has. `convert.quantize` reads the rows.
+AI Edge Quantizer's grammar: mode, weight bits (`wi8`), activation type (`afp32`).
+
+A recipe file is one more row, as JSON, which somebody wrote or `bart-export tune` found:
+
+    {
+     "name": "int4_but_feedforward",
+     "mode": "dynamic",
+     "layers": [[".*", "int4"], [".*/feedforward_output", "int8"]],
+     "tolerance": {"top1": 0.95}
+    }
 """
 
 import dataclasses
+import json
+import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
-from bart_export.errors import ConfigurationError, did_you_mean
+from bart_export import documents
+from bart_export.errors import ConfigurationError, lookup, shown
+from bart_export.recipes import metrics
 
 LITERT = "ai-edge-litert"
 TFLITE_RUNTIME = "tflite-runtime"
@@ -25,7 +36,7 @@ class Storage:
     `bits` is the width of a stored weight; `granularity` what shares a scale: "channelwise" a row,
     "tensorwise" the matrix, "blockwise_32" 32 neighbours in a row, None where nothing is scaled.
     `algorithm` chooses integers and scales, in AI Edge Quantizer's words or as `LEAST_ERROR`, which
-    is this package's own (`targets.rounding`).
+    is this package's own (`convert.rounding`).
     """
 
     name: str
@@ -110,8 +121,8 @@ class Recipe:
     `mode` is a key of `MODES`. `layers` are pairs of a regular expression over layer names and a
     key of `STORAGES`: of those that match the whole name, the last counts; a layer without one
     keeps float32. `tolerance` bounds metrics (`metrics.METRICS`) of a file compared with the Keras
-    model. `runtimes` maps each engine that computes the file
-    rightly to the oldest version it was tried with; `refusals` says why another engine is refused.
+    model. `runtimes` maps each engine that computes the file correctly to the oldest version it
+    was tried with; `refusals` says why another engine is refused.
     """
 
     name: str
@@ -135,12 +146,12 @@ class Recipe:
 
     @property
     def calibrated(self) -> bool:
-        """Whether activations are integers whose ranges come of texts."""
+        """Whether activations are integers, whose ranges are measured on texts."""
         return MODES[self.mode].activation_bits is not None
 
     @property
     def exact(self) -> bool:
-        """Whether the file is to say, token for token, what the Keras model says."""
+        """Whether the file must generate the Keras model's tokens exactly."""
         return self.tolerance.get("tokens") == 1.0
 
 
@@ -170,84 +181,34 @@ FOUR_BITS = MappingProxyType(
     }
 )
 
+INT8: Layers = ((".*", "int8"),)
+INT4: Layers = (
+    (".*", "int4_block64"),
+    # The token embedding costs most: its errors enter twice, as lookups and as logits.
+    ("token_embedding", "int4"),
+    (".*/position_embedding", "int8"),
+)
+ONE_SCALE_A_FILE = "tflite-runtime 2.14, which computes dynamic_wi8_afp32 incorrectly"
+NO_RSQRT = MappingProxyType({TFLITE_RUNTIME: "it has no RSQRT of int16"})
+
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
-        Recipe(
-            "float32",
-            purpose="the reference",
-            mode="float",
-            layers=(),
-            tolerance=EXACT,
-            runtimes=BOTH,
-        ),
-        Recipe(
-            "float16",
-            purpose="GPU delegates",
-            mode="weight_only",
-            layers=((".*", "float16"),),
-            tolerance=HALVED,
-            runtimes=BOTH,
-        ),
-        Recipe(
-            "dynamic_wi8_afp32",
-            purpose="CPUs and phones",
-            mode="dynamic",
-            layers=((".*", "int8"),),
-            tolerance=ROUNDED,
-            runtimes=LITERT_ONLY,
-            refusals=ONE_SCALE,
-        ),
-        Recipe(
-            "dynamic_wi8_afp32_tensorwise",
-            purpose="tflite-runtime 2.14, which computes dynamic_wi8_afp32 incorrectly",
-            mode="dynamic",
-            layers=((".*", "int8_tensorwise"),),
-            tolerance=ROUNDED,
-            runtimes=BOTH,
-        ),
-        Recipe(
-            "weight_only_wi8_afp32",
-            purpose="quality first",
-            mode="weight_only",
-            layers=((".*", "int8"),),
-            tolerance=ROUNDED,
-            runtimes=BOTH,
-        ),
-        Recipe(
-            "dynamic_wi4_afp32",
-            purpose="the smallest files",
-            mode="dynamic",
-            # The token embedding costs most: its errors enter twice, as lookups and as logits.
-            layers=(
-                (".*", "int4_block64"),
-                ("token_embedding", "int4"),
-                (".*/position_embedding", "int8"),
-            ),
-            tolerance=COARSE,
-            runtimes=LITERT_ONLY,
-            refusals=FOUR_BITS,
-        ),
-        Recipe(
-            "static_wi8_ai16",
-            purpose="NPUs that compute in int16",
-            mode="static_ai16",
-            layers=((".*", "int8"),),
-            tolerance=ROUNDED,
-            runtimes=LITERT_ONLY,
-            refusals=MappingProxyType({TFLITE_RUNTIME: "it has no RSQRT of int16"}),
-        ),
-        Recipe(
-            "static_wi8_ai8",
-            purpose="NPUs that compute in int8",
-            mode="static_ai8",
-            layers=((".*", "int8"),),
-            tolerance=COARSE,
-            runtimes=LITERT_ONLY,
-            refusals=ONE_SCALE,
-        ),
+        Recipe("float32", "the reference", "float", (), EXACT, BOTH),
+        Recipe("float16", "GPU delegates", "weight_only", ((".*", "float16"),), HALVED, BOTH),
+        Recipe("dynamic_wi8_afp32", "CPUs and phones", "dynamic", INT8,
+               ROUNDED, LITERT_ONLY, ONE_SCALE),
+        Recipe("dynamic_wi8_afp32_tensorwise", ONE_SCALE_A_FILE, "dynamic",
+               ((".*", "int8_tensorwise"),), ROUNDED, BOTH),
+        Recipe("weight_only_wi8_afp32", "quality first", "weight_only", INT8, ROUNDED, BOTH),
+        Recipe("dynamic_wi4_afp32", "the smallest files", "dynamic", INT4,
+               COARSE, LITERT_ONLY, FOUR_BITS),
+        Recipe("static_wi8_ai16", "NPUs that compute in int16", "static_ai16", INT8,
+               ROUNDED, LITERT_ONLY, NO_RSQRT),
+        Recipe("static_wi8_ai8", "NPUs that compute in int8", "static_ai8", INT8,
+               COARSE, LITERT_ONLY, ONE_SCALE),
     )
-}
+}  # fmt: skip
 DEFAULT = "dynamic_wi8_afp32"
 
 
@@ -257,15 +218,133 @@ def with_bounds(recipe: Recipe, tolerance: Mapping[str, float]) -> Recipe:
     return dataclasses.replace(recipe, tolerance=bounds)
 
 
-def named(name: str) -> Recipe:
-    """Return the recipe of a name.
+FIELDS = ("name", "mode", "layers", "tolerance")
+# Recipes become names of files.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+def read_recipe(path: pathlib.Path) -> Recipe:
+    """Read a recipe file.
 
     Raises:
-        ConfigurationError: if there is none, with the nearest and all others.
+        ConfigurationError: for a file that cannot be read, or a field that is missing, unknown, or
+            has a value that no recipe can have.
     """
-    if name in RECIPES:
-        return RECIPES[name]
-    raise ConfigurationError(
-        f"A recipe must be one of {', '.join(RECIPES)}, or a file NAME.json, received "
-        f"{name!r}.{did_you_mean(name, RECIPES)}"
+    try:
+        return parse_recipe(documents.parse_json(documents.read(path, documents.MEBIBYTE)))
+    except OSError as error:
+        raise ConfigurationError(f"Cannot read the recipe {path}: {error.strerror}.") from error
+    except ConfigurationError as error:
+        raise ConfigurationError(f"The recipe {path} cannot be used: {error}") from error
+    except ValueError as error:
+        raise ConfigurationError(f"The recipe {path} must be JSON, but {error}.") from error
+
+
+def write_recipe(path: pathlib.Path, recipe: Recipe) -> None:
+    """Write a recipe file, whole or not at all.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    layers = ",\n  ".join(json.dumps(pair) for pair in recipe.layers)
+    fields = {"name": recipe.name, "mode": recipe.mode, "tolerance": dict(recipe.tolerance)}
+    lines = [f" {json.dumps(name)}: {json.dumps(value)}" for name, value in fields.items()]
+    lines.append(f' "layers": [\n  {layers}\n ]')
+    documents.replace(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
+
+
+def parse_recipe(content: object) -> Recipe:
+    """Return the recipe of a file's content, a value of JSON; see `read_recipe`."""
+    if not isinstance(content, dict):
+        raise ConfigurationError(f"It must be an object with {', '.join(FIELDS)}.")
+    unknown = sorted(set(content) - set(FIELDS))
+    missing = sorted(set(FIELDS) - {"tolerance"} - set(content))
+    if unknown or missing:
+        wrong = f"has {unknown[0]!r}" if unknown else f"lacks {missing[0]!r}"
+        raise ConfigurationError(f"Its fields must be {', '.join(FIELDS)}, and it {wrong}.")
+    tolerance = content.get("tolerance", dict(ROUNDED))
+    if not isinstance(tolerance, dict):
+        raise ConfigurationError(f"tolerance must map metrics to bounds, received {tolerance!r}.")
+    layers = parse_layers(content["layers"])
+    quantized = {name: mode for name, mode in MODES.items() if name != "float"}
+    mode = lookup("mode", content["mode"], quantized).name
+    blocks = [name for _, name in layers if "blockwise" in (STORAGES[name].granularity or "")]
+    if mode == "weight_only" and blocks:
+        raise ConfigurationError(
+            f"The mode weight_only can widen rows and whole matrices, received {blocks[0]!r}, "
+            "which is in blocks. The mode dynamic takes it."
+        )
+    refused = refusals(mode, layers)
+    bounds = {name: metrics.require_bound(name, bound) for name, bound in tolerance.items()}
+    return Recipe(
+        require_name(content["name"]),
+        purpose="a recipe of one's own",
+        mode=mode,
+        layers=layers,
+        tolerance=MappingProxyType(bounds),
+        runtimes=LITERT_ONLY if refused else BOTH,
+        refusals=refused,
     )
+
+
+def refusals(mode: str, layers: Layers) -> Mapping[str, str]:
+    """Return why engines are refused: what the table's recipes were measured to do, by storage."""
+    if MODES[mode].activation_bits is not None:
+        return next(recipe.refusals for recipe in RECIPES.values() if recipe.mode == mode)
+    storages = [STORAGES[name] for _, name in layers]
+    if any(storage.bits == 4 for storage in storages):
+        return FOUR_BITS
+    by_row = any(storage.granularity == "channelwise" for storage in storages)
+    # Matrices that are widened first are widened correctly, row by row.
+    return ONE_SCALE if by_row and mode == "dynamic" else MappingProxyType({})
+
+
+def require_name(name: object) -> str:
+    """Return a name that a file can have and no recipe of the table has."""
+    if not isinstance(name, str) or not NAME.fullmatch(name) or name in RECIPES:
+        raise ConfigurationError(
+            "name must be letters, digits, _ and -, and none of the recipes that bart-export "
+            f"has; received {name!r}."
+        )
+    return name
+
+
+def parse_layers(pairs: object) -> Layers:
+    """Return the pairs of an expression and a storage that a recipe file lists."""
+    if not isinstance(pairs, list) or not 0 < len(pairs) <= MOST_EXPRESSIONS:
+        received = f"a list of {len(pairs)}" if isinstance(pairs, list) else shown(pairs)
+        raise ConfigurationError(
+            f"layers must be a list of 1 to {MOST_EXPRESSIONS} pairs, received {received}."
+        )
+    layers = []
+    for pair in pairs:
+        if not (isinstance(pair, list) and len(pair) == 2):
+            raise ConfigurationError(
+                f'layers must be pairs as in [".*", "int8"], received {shown(pair)}.'
+            )
+        if not is_expression(pair[0]):
+            raise ConfigurationError(f"layers must be {EXPRESSIONS}, received {shown(pair[0])}.")
+        layers.append((pair[0], lookup("storage", pair[1], STORAGES).name))
+    return tuple(layers)
+
+
+def require_layers(recipe: Recipe, layers: Iterable[str]) -> None:
+    """Refuse a recipe with an expression that matches none of a checkpoint's layers.
+
+    Raises:
+        ConfigurationError: with the expression and some names there are, or if the recipe leaves
+            every number as it is.
+    """
+    known = list(layers)
+    for regex, _ in recipe.layers:
+        if not any(re.fullmatch(regex, layer) for layer in known):
+            raise ConfigurationError(
+                f"The recipe {recipe.name} names layers by {regex!r}, which matches none. Layers "
+                f"are called {known[0]}, {known[-1]} and so on: bart-export inspect lists them."
+            )
+    stores = recipe.layers and not recipe.calibrated  # is for nothing else
+    if stores and all(recipe.storage(layer).bits == 32 for layer in known):
+        raise ConfigurationError(
+            f"The recipe {recipe.name} stores every layer in float32, as the recipe float32 does. "
+            f"A storage can also be {', '.join(name for name in STORAGES if name != 'float32')}."
+        )

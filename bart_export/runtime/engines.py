@@ -16,7 +16,7 @@ from bart_export import contract
 from bart_export.artifact.artifact import Artifact
 from bart_export.artifact.manifest import TfliteEntry
 from bart_export.edgetpu import parts
-from bart_export.errors import ConfigurationError, EngineError, MissingExtra, did_you_mean
+from bart_export.errors import EngineError, MissingExtra, lookup
 from bart_export.recipes.table import LITERT, TFLITE_RUNTIME
 from bart_export.runtime.compiled_model import open_compiled_model
 from bart_export.runtime.edgetpu import open_edgetpu
@@ -139,12 +139,7 @@ def named(name: str) -> EngineKind:
     Raises:
         ConfigurationError: if there is none, with the nearest and all others.
     """
-    if name in ENGINES:
-        return ENGINES[name]
-    raise ConfigurationError(
-        f"An engine must be one of {', '.join(ENGINES)}, received {name!r}."
-        f"{did_you_mean(name, ENGINES)}"
-    )
+    return lookup("An engine", name, ENGINES)
 
 
 def installed_versions() -> dict[str, str]:

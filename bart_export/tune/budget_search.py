@@ -22,9 +22,8 @@ from types import MappingProxyType
 from bart_export.convert.quantize import quantize
 from bart_export.errors import EngineError, VerificationFailed
 from bart_export.progress import Stage
-from bart_export.recipes import file
 from bart_export.recipes.metrics import AT_MOST, METRICS, within
-from bart_export.recipes.table import DEFAULT, Layers, Recipe
+from bart_export.recipes.table import DEFAULT, Layers, Recipe, parse_recipe
 from bart_export.tune.evaluator import Examination, Measured
 from bart_export.tune.precision_steps import Widening, after
 
@@ -125,7 +124,7 @@ class BudgetSearch:
         """Return the recipe that stores each layer so."""
         (usual, _), *_ = Counter(storages.values()).most_common(1)
         others = [[layer, storage] for layer, storage in storages.items() if storage != usual]
-        return file.from_dict(
+        return parse_recipe(
             {
                 "name": self.name,
                 "mode": "dynamic",

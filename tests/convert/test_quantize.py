@@ -11,8 +11,7 @@ from bart_export.convert import rounding
 from bart_export.convert.blocks import matrices, view
 from bart_export.convert.quantize import quantize
 from bart_export.errors import ConfigurationError
-from bart_export.recipes import file
-from bart_export.recipes.table import RECIPES
+from bart_export.recipes.table import RECIPES, parse_recipe
 
 TYPES = {32: "FLOAT32", 16: "FLOAT16", 8: "INT8", 4: "INT4"}
 MIXED = {
@@ -114,7 +113,7 @@ def test_a_file_takes_so_many_bytes_a_parameter(mini_artifact, contents, name, b
 
 
 def test_a_recipe_of_ones_own_stores_every_layer_as_it_says(mini_artifact, float_file):
-    recipe = file.from_dict(MIXED)
+    recipe = parse_recipe(MIXED)
     of = shapes(float_file)
     ways = kept(quantize(float_file, recipe, layer_names(mini_artifact.config)))
     assert ways == {layer: wanted(recipe, layer, of[layer]) for layer in of}
@@ -154,4 +153,4 @@ def test_blocks_that_do_not_fill_a_row_are_refused(symmetric_artifact):
     wide = {"name": "wide", "mode": "dynamic", "layers": [["decoder/.*query", "int4_block128"]]}
     path = symmetric_artifact.path("tflite/float32.tflite")
     with pytest.raises(ConfigurationError, match="in blocks of 128, but a row has 64 weights"):
-        quantize(path, file.from_dict(wide), layer_names(symmetric_artifact.config))
+        quantize(path, parse_recipe(wide), layer_names(symmetric_artifact.config))

@@ -13,7 +13,7 @@ from bart_export.cli.tune import tune as command
 from bart_export.errors import ConfigurationError
 from bart_export.export.options import TfliteOptions
 from bart_export.export.pipeline import export
-from bart_export.recipes import file
+from bart_export.recipes import table
 from bart_export.recipes.metrics import parse
 from bart_export.tune.budget_search import BudgetSearch, Found, export_tolerance
 from bart_export.tune.evaluator import Measured
@@ -60,8 +60,8 @@ def test_it_is_told_what_is_being_done(tuned):
 def test_export_makes_the_file_that_was_measured(tuned, tiny, tmp_path):
     found, _ = tuned
     path = tmp_path / "tuned.json"
-    file.write(path, found.recipe)
-    recipe = file.read(path)
+    table.write_recipe(path, found.recipe)
+    recipe = table.read_recipe(path)
     assert recipe == found.recipe
     # Over other texts a checkpoint of random weights is another.
     options = TfliteOptions((recipe,), tolerance={"top1": 0.1, "relative": 1.0, "kl": 10.0})
@@ -145,7 +145,7 @@ def test_a_recipe_is_named_after_the_preset_and_the_budget():
     budget = parse(["top1=0.98", "rouge_l=0.5"])
     name = recipe_name("hf://facebook/bart-base", budget)
     assert name == "bart-base_top1_0_98_rouge_l_0_5"
-    assert file.checked_name(name) == name
+    assert table.require_name(name) == name
 
 
 def test_a_share_over_few_steps_says_little():
@@ -223,7 +223,7 @@ def test_the_mini_model_gets_smaller_inside_a_budget_and_says_how(tmp_path):
     output = tmp_path / "mini.json"
     result = run("bart_mini_en", "--budget", "top1=0.97", "--output", output)
     assert result.exit_code == 0, result.stderr
-    assert file.read(output).name == "mini"
+    assert table.read_recipe(output).name == "mini"
     assert "top1 is 0.9" in " ".join(result.stdout.split())
     assert f"--target tflite --recipe {output}" in " ".join(result.stdout.split())
 

@@ -1,6 +1,5 @@
-"""Recipe files: what is written is read again, and what is wrong is said in a line."""
+"""Recipe files: what is written is read again, and what is wrong is said in one line."""
 
-import dataclasses
 import json
 import os
 import re
@@ -13,8 +12,7 @@ from support.mounts import run_on_mount
 from bart_export.checkpoints.layers import layer_names
 from bart_export.config import BartConfig
 from bart_export.errors import ConfigurationError
-from bart_export.recipes import file, metrics
-from bart_export.recipes.table import RECIPES
+from bart_export.recipes import metrics, table
 
 GOOD = {
     "name": "mixed",
@@ -22,8 +20,8 @@ GOOD = {
     "layers": [[".*", "int4"], [".*/feedforward_output", "int8"]],
     "tolerance": {"top1": 0.95},
 }
-CONFIG = BartConfig(vocabulary_size=8, num_layers=1, num_heads=1, hidden_dim=4, intermediate_dim=4)
-
+CONFIG = BartConfig(vocabulary_size=8, num_layers=12, num_heads=1, hidden_dim=4, intermediate_dim=4)
+LAYERS = layer_names(CONFIG)
 
 # What takes for ever to match, or to compile, or means nothing.
 HARMFUL = (
@@ -32,34 +30,37 @@ HARMFUL = (
 )  # fmt: skip
 
 
+def changed(**fields):
+    return table.parse_recipe({**GOOD, **fields})
+
+
+def stored(layers, mode="dynamic"):
+    """Return a recipe that stores every layer in each of some storages; the last one counts."""
+    return changed(mode=mode, layers=[[".*", storage] for storage in layers])
+
+
 def test_expressions_are_matched_in_time():
-    names = list(layer_names(dataclasses.replace(CONFIG, num_layers=12)))
-    longest = max(names, key=len)
+    longest = max(LAYERS, key=len)
     began = time.process_time()
     for expression in (".*.*.*x", r"[\w/]*[\w/]*[\w/]*x", r"\w+/\w+/\w+x"):
-        recipe = file.from_dict({**GOOD, "layers": 20 * [[expression, "int8"]]})
+        recipe = changed(layers=20 * [[expression, "int8"]])
         assert recipe.storage(longest).name == "float32"
     assert time.process_time() - began < 1
 
 
-def test_the_last_expression_that_matches_a_layer_counts():
-    recipe = file.from_dict(GOOD)
-    assert recipe.storage("decoder/layer_0/feedforward_output").name == "int8"
-    assert recipe.storage("decoder/layer_0/feedforward_intermediate").name == "int4"
-
-
-def test_a_layer_without_an_expression_keeps_float32():
-    recipe = file.from_dict({**GOOD, "layers": [["decoder/.*", "int8"]]})
-    assert recipe.storage("encoder/layer_0/feedforward_output").name == "float32"
-    # The whole name must match, not a part of it.
-    recipe = file.from_dict({**GOOD, "layers": [["feedforward_output", "int8"]]})
-    assert recipe.storage("decoder/layer_0/feedforward_output").name == "float32"
-
-
-def test_what_is_written_is_read_again(tmp_path):
-    recipe = file.from_dict(GOOD)
-    file.write(tmp_path / "mixed.json", recipe)
-    assert file.read(tmp_path / "mixed.json") == recipe
+@pytest.mark.parametrize(
+    ("layers", "layer", "storage"),
+    [
+        # The last expression that matches counts, and what none matches keeps float32.
+        (GOOD["layers"], "decoder/layer_0/feedforward_output", "int8"),
+        (GOOD["layers"], "decoder/layer_0/feedforward_intermediate", "int4"),
+        ([["decoder/.*", "int8"]], "encoder/layer_0/feedforward_output", "float32"),
+        # The whole name must match, not a part of it.
+        ([["feedforward_output", "int8"]], "decoder/layer_0/feedforward_output", "float32"),
+    ],
+)
+def test_the_storage_of_a_layer(layers, layer, storage):
+    assert changed(layers=layers).storage(layer).name == storage
 
 
 def test_a_recipe_is_written_in_one_rename_and_a_link_stays(tmp_path):
@@ -67,42 +68,45 @@ def test_a_recipe_is_written_in_one_rename_and_a_link_stays(tmp_path):
     there.write_text("before")
     link.symlink_to(there)
     with there.open() as reader:
-        file.write(link, file.from_dict(GOOD))
+        table.write_recipe(link, changed())
         assert reader.read() == "before"
     assert link.is_symlink()
-    assert file.read(there).name == "mixed"
+    assert table.read_recipe(there) == changed()
     assert sorted(tmp_path.iterdir()) == [link, there]
 
 
+def on_a_full_disk(tmp_path, program):
+    program = f"import pathlib, sys; from bart_export import documents\n{program}"
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-c", program, tmp_path]
+    return run_on_mount(tmp_path, "size=64k", command, env=environment).stdout
+
+
 def test_a_full_disk_leaves_the_recipe_that_was_there(tmp_path):
-    program = (
-        "import pathlib, sys; from bart_export import documents\n"
+    said = on_a_full_disk(
+        tmp_path,
         "path = pathlib.Path(sys.argv[1], 'it.json'); path.write_text('before')\n"
         "try: documents.replace(path, bytes(1 << 20))\n"
         "except OSError as error: print(error.strerror)\n"
-        "print(path.read_text(), len(list(path.parent.iterdir())))"
+        "print(path.read_text(), len(list(path.parent.iterdir())))",
     )
-    done = run_on_mount(tmp_path, "size=64k", [sys.executable, "-c", program, tmp_path])
-    assert done.stdout == "No space left on device\nbefore 1\n"
+    assert said == "No space left on device\nbefore 1\n"
 
 
 def test_a_full_disk_under_temporary_files_is_named(tmp_path):
-    program = (
-        "from bart_export import documents\n"
+    said = on_a_full_disk(
+        tmp_path,
         "try:\n"
         " with documents.scratch_directory() as place: (place / 'it').write_bytes(bytes(1 << 20))\n"
-        "except OSError as error: print(error.filename, error.strerror)"
+        "except OSError as error: print(error.filename, error.strerror)",
     )
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    done = run_on_mount(tmp_path, "size=64k", [sys.executable, "-c", program], env=environment)
-    assert done.stdout.startswith(str(tmp_path))
-    assert done.stdout.endswith(" No space left on device\n")
+    assert said.startswith(str(tmp_path))
+    assert said.endswith(" No space left on device\n")
 
 
 @pytest.mark.parametrize(
     ("mode", "storages", "like"),
     [
-        ("dynamic", ["int8_tensorwise"], "dynamic_wi8_afp32_tensorwise"),
         ("dynamic", ["int8_tensorwise", "float16"], "dynamic_wi8_afp32_tensorwise"),
         ("dynamic", ["int8_tensorwise", "int8"], "dynamic_wi8_afp32"),
         ("dynamic", ["int4", "int8_tensorwise"], "dynamic_wi4_afp32"),
@@ -111,11 +115,9 @@ def test_a_full_disk_under_temporary_files_is_named(tmp_path):
         ("static_ai8", ["int8_tensorwise"], "static_wi8_ai8"),
     ],
 )
-def test_who_computes_it_rightly_follows_from_mode_and_storages(mode, storages, like):
-    layers = [[".*", storage] for storage in storages]
-    recipe = file.from_dict({**GOOD, "mode": mode, "layers": layers})
-    assert recipe.runtimes == RECIPES[like].runtimes
-    assert recipe.refusals == RECIPES[like].refusals
+def test_which_runtimes_compute_it_follows_from_mode_and_storages(mode, storages, like):
+    recipe, row = stored(storages, mode), table.RECIPES[like]
+    assert (recipe.runtimes, recipe.refusals) == (row.runtimes, row.refusals)
 
 
 @pytest.mark.parametrize(
@@ -144,42 +146,41 @@ def test_who_computes_it_rightly_follows_from_mode_and_storages(mode, storages, 
 def test_what_no_recipe_can_be_is_said_with_the_file(tmp_path, change, words):
     path = tmp_path / "mine.json"
     path.write_text(json.dumps({**GOOD, **change}))
-    with pytest.raises(
-        ConfigurationError, match=f"{re.escape(str(path))} cannot be used: .*{words}"
-    ):
-        file.read(path)
+    line = f"{re.escape(str(path))} cannot be used: .*{words}"
+    with pytest.raises(ConfigurationError, match=line):
+        table.read_recipe(path)
 
 
 def test_a_file_that_is_missing_or_no_json_is_named(tmp_path):
     with pytest.raises(ConfigurationError, match="nowhere.json: No such file"):
-        file.read(tmp_path / "nowhere.json")
+        table.read_recipe(tmp_path / "nowhere.json")
     (tmp_path / "it.json").write_text("{")
     with pytest.raises(ConfigurationError, match="it.json must be JSON"):
-        file.read(tmp_path / "it.json")
+        table.read_recipe(tmp_path / "it.json")
 
 
-def test_an_expression_that_names_no_layer_is_refused():
-    layers = layer_names(CONFIG)
-    file.check_layers(file.from_dict(GOOD), layers)
-    wrong = file.from_dict({**GOOD, "layers": [["decoder/layer_1/.*", "int8"]]})
-    with pytest.raises(ConfigurationError, match=r"'decoder/layer_1/\.\*', which matches none"):
-        file.check_layers(wrong, layers)
-
-
-@pytest.mark.parametrize("mode", ["dynamic", "weight_only"])
-@pytest.mark.parametrize("storages", [["float32"], ["int8", "float32"]])
-def test_a_recipe_that_changes_nothing_is_refused(mode, storages):
-    layers = [[".*", storage] for storage in storages]
-    recipe = file.from_dict({**GOOD, "mode": mode, "layers": layers})
-    with pytest.raises(ConfigurationError, match="mixed stores every layer in float32"):
-        file.check_layers(recipe, layer_names(CONFIG))
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        (changed(layers=[["decoder/layer_12/.*", "int8"]]), r"layer_12/\.\*', which matches none"),
+        *(
+            (stored(storages, mode), "mixed stores every layer in float32")
+            for mode in ("dynamic", "weight_only")
+            for storages in (["float32"], ["int8", "float32"])
+        ),
+    ],
+)
+def test_a_recipe_that_names_no_layer_or_changes_none_is_refused(recipe, words):
+    table.require_layers(changed(), LAYERS)
+    with pytest.raises(ConfigurationError, match=words):
+        table.require_layers(recipe, LAYERS)
 
 
 @pytest.mark.parametrize(
     ("bound", "words"),
     [
         ("top1", "NAME=VALUE"),
-        ("top9=1", "metric must be one of"),
+        ("top9=1", r"metric must be one of .*received 'top9'\. Did you mean top1\?"),
         ("kl=x", "must be a number"),
         ("kl=nan", "must be a number"),
         ("top1=inf", "must be a number"),
