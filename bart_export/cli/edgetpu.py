@@ -15,8 +15,7 @@ from bart_export.errors import printable, printable_lines
 from bart_export.progress import console
 
 if TYPE_CHECKING:
-    from bart_export.edgetpu.check import Report
-    from bart_export.edgetpu.compiler import Compiled
+    from bart_export.edgetpu.compiler import Compiled, Report
 
 COLUMNS = ("Operator", "Count", "Status", "Why")
 
@@ -39,17 +38,16 @@ def check(context: click.Context, file: pathlib.Path, as_json: bool) -> None:
     \b
       bart-export edgetpu check artifacts/bart_mini_en/edgetpu/layer_0_feedforward.tflite
     """
-    from bart_export.edgetpu import check as checker
     from bart_export.edgetpu import compiler
 
     if file.is_dir():
         inside = ", ".join(map(str, sorted(file.rglob("*.tflite"))[:3]))
         raise click.UsageError(f"{file} is a directory; name one .tflite file, as {inside or 'X'}.")
-    report = checker.check(file)
+    report = compiler.check_file(file)
     compiled = None
     if compiler.program() is not None and not report.refusals:
         with scratch_directory() as directory:
-            (compiled,) = compiler.compile_files([file], directory).files
+            (compiled,) = compiler.compile_files([file], directory)
     if as_json:
         content = report.to_dict() | {"compiler": compiled and compiled.to_dict()}
         click.echo(printable_lines(json.dumps(content, ensure_ascii=False, indent=1)))

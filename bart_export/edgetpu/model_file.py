@@ -1,12 +1,7 @@
-"""A `.tflite` file as values: the bytes go in, its operations and their operands come out.
-
-An operation is one node of the graph, with what the compiler's rules ask about: operator, version,
-shapes, types, scales, constants. Nothing here knows a rule.
-"""
+"""A `.tflite` file as values: its operations, with what the compiler's rules ask about them."""
 
 import dataclasses
 import pathlib
-import struct
 from typing import Any
 
 import numpy as np
@@ -16,19 +11,10 @@ from ai_edge_litert import schema_py_generated as schema
 from bart_export import documents
 from bart_export.errors import EngineError
 
-Array = npt.NDArray[Any]
-
 IDENTIFIER = b"TFL3"  # bytes 4 to 8 of every .tflite file
 LARGEST_FILE = 1 << 31  # bytes: offsets in a flatbuffer have 32 bits and a sign
-
-
-def names_of(enumeration: type) -> dict[int, str]:
-    """Return number -> name of one of the schema's enumerations."""
-    return {code: name for name, code in vars(enumeration).items() if isinstance(code, int)}
-
-
-OPERATORS = names_of(schema.BuiltinOperator)
-TYPES = names_of(schema.TensorType)
+OPERATORS = {code: name for name, code in vars(schema.BuiltinOperator).items()}
+TYPES = {code: name for name, code in vars(schema.TensorType).items()}
 # How the numbers of a constant are read; of other types only the bytes count.
 NUMPY_TYPES = {"INT8": np.int8, "UINT8": np.uint8, "INT32": np.int32, "INT64": np.int64}
 
@@ -47,12 +33,12 @@ class Operand:
     dtype: str
     dynamic: bool
     buffer: int
-    constant: Array | None
+    constant: npt.NDArray[np.uint8] | None
     scales: tuple[float, ...]
     zero_points: tuple[int, ...]
 
     @property
-    def numbers(self) -> Array:
+    def numbers(self) -> npt.NDArray[np.integer]:
         """A constant's numbers in one row; none where it is computed."""
         if self.constant is None:
             return np.zeros(0, np.int32)
@@ -80,10 +66,26 @@ class Operation:
     custom: str
     inputs: tuple[Operand | None, ...]
     outputs: tuple[Operand, ...]
-    options: Any
+    options: object
+
+    @property
+    def operands(self) -> list[Operand]:
+        """Inputs and outputs."""
+        return [one for one in (*self.inputs, *self.outputs) if one is not None]
+
+    def input(self, place: int) -> Operand:
+        """Return an input that the operator cannot do without."""
+        given = self.inputs[place]
+        if given is None:
+            raise IndexError(f"input {place} of {self.operator} is missing")
+        return given
+
+    def option(self, name: str) -> int:
+        """Return an option of the operator; what a file leaves out is 0."""
+        return int(getattr(self.options, name, 0))
 
 
-def read(path: pathlib.Path) -> tuple[Operation, ...]:
+def read_operations(path: pathlib.Path) -> tuple[Operation, ...]:
     """Return the operations of a `.tflite` file, subgraph after subgraph, in running order.
 
     Raises:
@@ -95,23 +97,21 @@ def read(path: pathlib.Path) -> tuple[Operation, ...]:
         raise EngineError(f"Cannot read {path}: {error.strerror}.") from error
     if content[4:8] != IDENTIFIER:
         raise EngineError(f"{path} must be a .tflite file, whose bytes 4 to 8 are TFL3; it is not.")
-    try:
-        model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
-        return tuple(
-            operation(model, number, graph, node)
-            for number, graph in enumerate(model.subgraphs)
-            for node in range(len(graph.operators))
-        )
-    except (struct.error, IndexError, TypeError, ValueError, AttributeError) as error:
-        raise EngineError(f"{path} begins like a .tflite file but is damaged: {error}.") from error
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
+    return tuple(
+        operation_of(model, number, graph, node)
+        for number, graph in enumerate(model.subgraphs)
+        for node in range(len(graph.operators))
+    )
 
 
-def operation(model: Any, subgraph: int, graph: Any, node: int) -> Operation:
-    """Return one node of a graph as a value."""
+def operation_of(model: Any, subgraph: int, graph: Any, node: int) -> Operation:
+    """Return one node of a graph."""
     operator = graph.operators[node]
     entry = model.operatorCodes[operator.opcodeIndex]
-    # Codes up to 127 live in a field of their own, which older files have alone.
+    # Codes up to 127 have a field of their own, the only one in older files.
     code = max(int(entry.builtinCode), int(entry.deprecatedBuiltinCode))
+    inputs, outputs = integers(operator.inputs), integers(operator.outputs)
     return Operation(
         number=node,
         subgraph=subgraph,
@@ -119,39 +119,30 @@ def operation(model: Any, subgraph: int, graph: Any, node: int) -> Operation:
         code=code,
         version=int(entry.version),
         custom=(entry.customCode or b"").decode(),
-        inputs=tuple(
-            operand(model, graph, index) if index >= 0 else None
-            for index in listed(operator.inputs)
-        ),
-        outputs=tuple(operand(model, graph, index) for index in listed(operator.outputs)),
+        inputs=tuple(operand_of(model, graph, one) if one >= 0 else None for one in inputs),
+        outputs=tuple(operand_of(model, graph, one) for one in outputs),
         options=operator.builtinOptions,
     )
 
 
-def operand(model: Any, graph: Any, index: int) -> Operand:
-    """Return one tensor of a graph as a value."""
+def operand_of(model: Any, graph: Any, index: int) -> Operand:
+    """Return one tensor of a graph."""
     tensor = graph.tensors[index]
-    buffer = model.buffers[tensor.buffer]
-    shape, signature = listed(tensor.shape), listed(tensor.shapeSignature)
-    quantization = tensor.quantization
+    buffer, shape = model.buffers[tensor.buffer], integers(tensor.shape)
+    scales = getattr(tensor.quantization, "scale", None)
     return Operand(
         index=index,
         name=(tensor.name or b"").decode(),
-        shape=tuple(shape),
+        shape=shape,
         dtype=TYPES.get(int(tensor.type), f"#{int(tensor.type)}"),
-        dynamic=min([*shape, *signature], default=0) < 0,
+        dynamic=min((*shape, *integers(tensor.shapeSignature)), default=0) < 0,
         buffer=int(tensor.buffer),
         constant=None if buffer.data is None else np.asarray(buffer.data, np.uint8),
-        scales=tuple(map(float, quantization.scale)) if has(quantization, "scale") else (),
-        zero_points=tuple(listed(quantization.zeroPoint)) if has(quantization, "zeroPoint") else (),
+        scales=() if scales is None else tuple(map(float, scales)),
+        zero_points=integers(getattr(tensor.quantization, "zeroPoint", None)),
     )
 
 
-def has(quantization: Any, field: str) -> bool:
-    """Return whether a tensor's quantization is there and has a field."""
-    return quantization is not None and getattr(quantization, field) is not None
-
-
-def listed(numbers: Any) -> list[int]:
-    """Return a vector of the flatbuffer, which may be missing, as a list."""
-    return [] if numbers is None else [int(number) for number in numbers]
+def integers(numbers: Any) -> tuple[int, ...]:
+    """Return a vector of the flatbuffer, which may be missing."""
+    return () if numbers is None else tuple(map(int, numbers))

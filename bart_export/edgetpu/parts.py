@@ -3,7 +3,7 @@
 The projections of each encoder layer are segments, files with one int8 input and one int8 output,
 (1, 1, rows, width). They compute every row on its own, so that a source of any length is run
 through them in pieces. Everything else, which the Edge TPU cannot compute or not well, is in one
-file for the CPU, as signatures by name. This module knows no runtime and no arithmetic.
+file for the CPU, as signatures by name.
 """
 
 import dataclasses

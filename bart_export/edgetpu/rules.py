@@ -1,19 +1,17 @@
 """The Edge TPU compiler's published rules, a row each: which operations map, and why one does not.
 
-An operation goes in; whether a rule is broken, and by what, comes out. The list of operators and
-their limits is that of Coral's documentation ("TensorFlow models on the Edge TPU", which Axis
-repeats for ARTPEC-7); two rows come from elsewhere and say so. What the compiler decides by sizes
-that nobody published is not here: reshapes and resizes of large tensors, and activations that do
-not fit ("Compilation failed due to large activation tensors").
+The list of operators and their limits is that of Coral's documentation ("TensorFlow models on the
+Edge TPU", which Axis repeats for ARTPEC-7); two rows come from elsewhere and say so. Limits that
+nobody published are missing: reshapes and resizes of large tensors, and activations that do not fit
+("Compilation failed due to large activation tensors").
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
 from bart_export.edgetpu.model_file import Operand, Operation
-from bart_export.edgetpu.versions import NEWEST_CODE, newest
 
 # The compiler's own words for what becomes of an operation.
 MAPPED = "Mapped to Edge TPU"
@@ -31,6 +29,37 @@ DYNAMIC = (
     "dynamic-sized tensors"
 )
 
+# The last compiler, 16.0.384591198 of July 2021, reads files with the operators of TensorFlow Lite
+# 2.5, whose last one was HASHTABLE_SIZE. It parses nothing of a file with a newer operator or
+# version, whether that would map or not.
+NEWEST_CODE = 139
+# The newest version of each operator in a release up to 2.5, where it was not 1, by TensorFlow's
+# lite/tools/versioning/runtime_version.cc.
+NEWEST_VERSIONS = {
+    operator: version
+    for version, operators in {
+        2: """
+            ARG_MAX ARG_MIN DEPTH_TO_SPACE DIV FAKE_QUANT FLOOR_DIV GREATER GREATER_EQUAL
+            L2_NORMALIZATION LEAKY_RELU LESS LESS_EQUAL LOG_SOFTMAX MIRROR_PAD QUANTIZE RSQRT
+            SELECT SPACE_TO_DEPTH SPLIT_V SQUARED_DIFFERENCE SQUEEZE SUM TILE TOPK_V2
+        """,
+        3: """
+            ABS ADD AVERAGE_POOL_2D BATCH_TO_SPACE_ND BIDIRECTIONAL_SEQUENCE_LSTM
+            BIDIRECTIONAL_SEQUENCE_RNN BROADCAST_TO CONCATENATION EMBEDDING_LOOKUP EQUAL FILL
+            GATHER_ND LOGISTIC MAX_POOL_2D MEAN NOT_EQUAL PACK PAD PADV2 REDUCE_MAX REDUCE_MIN
+            RELU RELU6 REVERSE_V2 RNN SOFTMAX SPACE_TO_BATCH_ND SPARSE_TO_DENSE TANH TRANSPOSE_CONV
+            UNIDIRECTIONAL_SEQUENCE_LSTM UNIDIRECTIONAL_SEQUENCE_RNN
+        """,
+        4: """
+            BATCH_MATMUL DEQUANTIZE LSTM MAXIMUM MINIMUM MUL RESIZE_BILINEAR
+            RESIZE_NEAREST_NEIGHBOR SPLIT SVDF UNPACK
+        """,
+        5: "CONV_2D GATHER SLICE STRIDED_SLICE SUB TRANSPOSE",
+        6: "DEPTHWISE_CONV_2D",
+        9: "FULLY_CONNECTED",
+    }.items()
+    for operator in operators.split()
+}
 SUPPORTED = frozenset(
     (
         "ADD", "AVERAGE_POOL_2D", "CONCATENATION", "CONV_2D", "DEPTHWISE_CONV_2D", "EXPAND_DIMS",
@@ -42,37 +71,31 @@ SUPPORTED = frozenset(
         "UNIDIRECTIONAL_SEQUENCE_LSTM",
     )
 )  # fmt: skip
-# Inputs that must be constant, by their place: weights and biases, and what shapes the result.
-WEIGHTS = {
-    "CONV_2D": (1,),
-    "DEPTHWISE_CONV_2D": (1,),
-    "FULLY_CONNECTED": (1,),
-    "PRELU": (1,),
-    "TRANSPOSE_CONV": (1,),
-    "UNIDIRECTIONAL_SEQUENCE_LSTM": (*range(1, 18), *range(20, 24)),
-    "LSTM": (*range(1, 18), *range(20, 24)),
+REDUCTIONS = frozenset(("MEAN", "SUM", "REDUCE_MAX", "REDUCE_MIN"))
+LSTM = frozenset(("LSTM", "UNIDIRECTIONAL_SEQUENCE_LSTM"))
+
+Places = Mapping[str, tuple[int, ...]]
+# Inputs that must be constant, by operator and place: weights, biases, and what shapes the result.
+WEIGHTS: Places = {
+    **dict.fromkeys(("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"), (1,)),
+    **dict.fromkeys(("PRELU", "TRANSPOSE_CONV"), (1,)),
+    **dict.fromkeys(LSTM, (*range(1, 18), *range(20, 24))),
 }
-BIAS = {"CONV_2D": 2, "DEPTHWISE_CONV_2D": 2, "FULLY_CONNECTED": 2, "TRANSPOSE_CONV": 3}
-SHAPING = {
-    "EXPAND_DIMS": (1,),
-    "MEAN": (1,),
-    "PAD": (1,),
-    "REDUCE_MAX": (1,),
-    "REDUCE_MIN": (1,),
-    "RESHAPE": (1,),
-    "RESIZE_BILINEAR": (1,),
-    "RESIZE_NEAREST_NEIGHBOR": (1,),
+BIASES: Places = {
+    **dict.fromkeys(("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"), (2,)),
+    "TRANSPOSE_CONV": (3,),
+}
+SHAPING: Places = {
+    **dict.fromkeys((*REDUCTIONS, "EXPAND_DIMS", "PAD", "RESHAPE", "TRANSPOSE"), (1,)),
+    **dict.fromkeys(("RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR"), (1,)),
     "SLICE": (1, 2),
     "SPLIT": (0,),
     "STRIDED_SLICE": (1, 2, 3),
-    "SUM": (1,),
-    "TRANSPOSE": (1,),
     "TRANSPOSE_CONV": (0,),
 }
 INTEGERS = ("INT8", "UINT8")
 # An LSTM keeps its cell in 16 bits and its biases in 32.
 LSTM_INTEGERS = (*INTEGERS, "INT16", "INT32")
-LSTM = frozenset(("LSTM", "UNIDIRECTIONAL_SEQUENCE_LSTM"))
 MAPPED_RANK = 3
 LONGEST_SOFTMAX = 16_000
 # Reports of small files show 7.8 to 7.98 MiB of it free for parameters.
@@ -81,15 +104,15 @@ CACHE_BYTES = 8 * 2**20
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """One rule: `broken` returns what is wrong with an operation, "" where nothing is.
+    """One rule: `broken` yields what is wrong with an operation, nothing where all is right.
 
     `status` is what the compiler calls it. `operators` are those it is about, None for every one.
-    Of a file that breaks a rule that `refuses` the compiler reads nothing.
+    If a file breaks a rule that `refuses`, the compiler reads nothing of the file.
     """
 
     name: str
     status: str
-    broken: Callable[[Operation], str]
+    broken: Callable[[Operation], Iterable[str]]
     operators: frozenset[str] | None = SUPPORTED
     refuses: bool = False
 
@@ -97,233 +120,205 @@ class Rule:
         """Return how an operation breaks the rule, "" where it does not."""
         if self.operators is not None and operation.operator not in self.operators:
             return ""
-        return self.broken(operation)
+        return ", ".join(self.broken(operation))
 
 
-def places(table: dict[str, tuple[int, ...]], operation: Operation) -> list[Operand]:
+def inputs_at(places: Places, operation: Operation) -> list[Operand]:
     """Return the inputs at the places that a table gives for an operator."""
-    chosen = table.get(operation.operator, ())
-    return [
-        given
-        for place, given in enumerate(operation.inputs)
-        if place in chosen and given is not None
-    ]
+    chosen = places.get(operation.operator, ())
+    return [one for place, one in enumerate(operation.inputs) if place in chosen and one]
 
 
-def biases(operation: Operation) -> list[Operand]:
-    """Return the bias of an operation, if it has one."""
-    return places({name: (place,) for name, place in BIAS.items()}, operation)
+def parameters(operation: Operation) -> list[Operand]:
+    """Return the inputs that must be constant."""
+    return [one for places in (WEIGHTS, BIASES, SHAPING) for one in inputs_at(places, operation)]
 
 
 def activations(operation: Operation) -> list[Operand]:
     """Return what flows through an operation: its outputs, and inputs that are no parameters."""
-    parameters = [*places(WEIGHTS, operation), *biases(operation), *places(SHAPING, operation)]
-    ids = {one.index for one in parameters}
-    return [
-        one
-        for one in (*operation.inputs, *operation.outputs)
-        if one is not None and one.index not in ids
-    ]
+    constant = {one.index for one in parameters(operation)}
+    return [one for one in operation.operands if one.index not in constant]
 
 
-def needed(operation: Operation, place: int) -> Operand:
-    """Return an input that the operator cannot do without."""
-    given = operation.inputs[place]
-    if given is None:
-        raise IndexError(f"input {place} of {operation.operator} is missing")
-    return given
-
-
-def option(operation: Operation, name: str) -> int:
-    """Return an option of an operator; what a file leaves out is 0."""
-    return int(getattr(operation.options, name, 0))
-
-
-def beyond_the_codes(operation: Operation) -> str:
+def unknown_code(operation: Operation) -> Iterable[str]:
     """Codes that TensorFlow Lite 2.5 had not given yet are not even read."""
-    return f"{operation.code}" if operation.code > NEWEST_CODE else ""
+    if operation.code > NEWEST_CODE:
+        yield f"{operation.code}"
 
 
-def too_new(operation: Operation) -> str:
-    """See `edgetpu.versions`."""
-    if operation.code > NEWEST_CODE or operation.version <= newest(operation.operator):
-        return ""
-    return f"'{operation.operator}' version '{operation.version}'"
+def too_new(operation: Operation) -> Iterable[str]:
+    """Nor are versions that it had not."""
+    newest = NEWEST_VERSIONS.get(operation.operator, 1)
+    if operation.code <= NEWEST_CODE and operation.version > newest:
+        yield f"'{operation.operator}' version '{operation.version}'"
 
 
-def dynamic(operation: Operation) -> str:
+def unsupported(operation: Operation) -> Iterable[str]:
+    """Of the operators that the compiler reads, it compiles some."""
+    if operation.operator not in SUPPORTED and operation.code <= NEWEST_CODE:
+        yield operation.custom or operation.operator
+
+
+def dynamic(operation: Operation) -> Iterable[str]:
     """Every size must be known before the file is compiled."""
-    sizes = [
-        f"{one.name} {list(one.shape)}"
-        for one in (*operation.inputs, *operation.outputs)
-        if one is not None and one.dynamic
-    ]
-    return ", ".join(sizes)
+    return (f"{one.name} {list(one.shape)}" for one in operation.operands if one.dynamic)
 
 
-def no_integers(operation: Operation) -> str:
+def no_integers(operation: Operation) -> Iterable[str]:
     """Everything is 8 bits wide, biases 32; numbers of shapes are not computed with."""
     allowed = LSTM_INTEGERS if operation.operator in LSTM else INTEGERS
-    wrong = [
-        f"{one.name} is {one.dtype}"
-        for one in (*activations(operation), *places(WEIGHTS, operation))
-        if one.dtype not in allowed
-    ]
-    wrong += [f"{one.name} is {one.dtype}" for one in biases(operation) if one.dtype != "INT32"]
-    return ", ".join(wrong)
+    for one in (*activations(operation), *inputs_at(WEIGHTS, operation)):
+        if one.dtype not in allowed:
+            yield f"{one.name} is {one.dtype}"
+    for one in inputs_at(BIASES, operation):
+        if one.dtype != "INT32":
+            yield f"{one.name} is {one.dtype}"
 
 
-def no_scale(operation: Operation) -> str:
+def no_scale(operation: Operation) -> Iterable[str]:
     """Integers without a scale stand for no numbers."""
     wrong = [one.name for one in activations(operation) if not one.scales]
-    return f"no scale: {', '.join(wrong)}" if wrong else ""
+    if wrong:
+        yield f"no scale: {', '.join(wrong)}"
 
 
-def computed_parameters(operation: Operation) -> str:
+def computed_parameters(operation: Operation) -> Iterable[str]:
     """Weights, biases and what shapes the result must be in the file."""
-    parameters = [*places(WEIGHTS, operation), *biases(operation), *places(SHAPING, operation)]
-    return ", ".join(one.name for one in parameters if one.constant is None)
+    return (one.name for one in parameters(operation) if one.constant is None)
 
 
-def too_many_dimensions(operation: Operation) -> str:
+def too_many_dimensions(operation: Operation) -> Iterable[str]:
     """Beyond the three innermost, dimensions must be 1."""
-    wrong = [
-        f"{one.name} {list(one.shape)}"
-        for one in activations(operation)
-        if np.prod(one.shape[:-MAPPED_RANK], dtype=np.int64) != 1
-    ]
-    return ", ".join(wrong)
+    for one in activations(operation):
+        if np.prod(one.shape[:-MAPPED_RANK], dtype=np.int64) != 1:
+            yield f"{one.name} {list(one.shape)}"
 
 
-def rows_of_output(operation: Operation) -> str:
+def rows_of_output(operation: Operation) -> Iterable[str]:
     """A fully connected layer gives one row of numbers."""
     (output,) = operation.outputs
-    return f"output {list(output.shape)}" if output.rows != 1 else ""
+    if output.rows != 1:
+        yield f"output {list(output.shape)}"
 
 
-def other_weights_format(operation: Operation) -> str:
+def other_weights_format(operation: Operation) -> Iterable[str]:
     """Weights of a fully connected layer lie as they are in memory, not shuffled."""
-    form = option(operation, "weightsFormat")
-    return f"weights format {form}" if form else ""
+    if form := operation.option("weightsFormat"):
+        yield f"weights format {form}"
 
 
-def scales_of_rows(operation: Operation) -> str:
+def scales_of_rows(operation: Operation) -> Iterable[str]:
     """The int8 kernel of TensorFlow Lite 2.5 has one scale for all weights of such a layer.
 
     Files with one scale a row are written under the same version, so that nothing else tells them
     apart. This is no rule of the documentation.
     """
-    (weights,) = places(WEIGHTS, operation)
-    return f"{len(weights.scales)} scales" if len(weights.scales) > 1 else ""
+    (weights,) = inputs_at(WEIGHTS, operation)
+    if len(weights.scales) > 1:
+        yield f"{len(weights.scales)} scales"
 
 
-def rows_of_softmax(operation: Operation) -> str:
+def rows_of_softmax(operation: Operation) -> Iterable[str]:
     """A softmax is over one row of numbers."""
-    given = needed(operation, 0)
-    return f"input {list(given.shape)}" if given.rows != 1 else ""
+    if operation.input(0).rows != 1:
+        yield f"input {list(operation.input(0).shape)}"
 
 
-def long_softmax(operation: Operation) -> str:
+def long_softmax(operation: Operation) -> Iterable[str]:
     """And over so many of them."""
-    given = needed(operation, 0)
-    return f"{given.shape[-1]} elements" if given.shape[-1] > LONGEST_SOFTMAX else ""
+    if (length := operation.input(0).shape[-1]) > LONGEST_SOFTMAX:
+        yield f"{length} elements"
 
 
 def axes(operation: Operation, place: int) -> list[int]:
-    """Return the axes that an input gives for another one's dimensions, counted from 0."""
-    numbers, given = needed(operation, place), needed(operation, 1 - place)
-    return [int(axis) % max(1, len(given.shape)) for axis in numbers.numbers]
+    """Return the axes that an input gives for the other one's dimensions, counted from 0."""
+    numbers, given = operation.input(place).numbers, operation.input(1 - place)
+    return [int(axis) % max(1, len(given.shape)) for axis in numbers]
 
 
-def over_the_batch(operation: Operation) -> str:
+def reduced_batch(operation: Operation) -> Iterable[str]:
     """The outermost dimension, where there is more than one, is the batch."""
-    given = needed(operation, 0)
-    batch = len(given.shape) > 1 and 0 in axes(operation, 1)
-    return f"axis 0 of {list(given.shape)}" if batch else ""
+    shape = operation.input(0).shape
+    if len(shape) > 1 and 0 in axes(operation, 1):
+        yield f"axis 0 of {list(shape)}"
 
 
-def odd_depth(operation: Operation) -> str:
+def odd_depth(operation: Operation) -> Iterable[str]:
     """A mean over the innermost dimension takes multiples of 4."""
-    given = needed(operation, 0)
-    deep = len(given.shape) - 1 in axes(operation, 1)
-    return f"{given.shape[-1]} numbers" if deep and given.shape[-1] % 4 else ""
+    shape = operation.input(0).shape
+    if len(shape) - 1 in axes(operation, 1) and shape[-1] % 4:
+        yield f"{shape[-1]} numbers"
 
 
-def steps(operation: Operation) -> str:
+def wide_strides(operation: Operation) -> Iterable[str]:
     """A strided slice leaves nothing out between its ends."""
-    strides = needed(operation, 3).numbers.tolist()
-    return f"strides {strides}" if set(strides) - {1} else ""
+    strides = operation.input(3).numbers.tolist()
+    if set(strides) - {1}:
+        yield f"strides {strides}"
 
 
-def masks(operation: Operation) -> str:
+def slice_masks(operation: Operation) -> Iterable[str]:
     """Nor has it an ellipsis or a new axis."""
-    wrong = {"ellipsis mask": "ellipsisMask", "new axis mask": "newAxisMask"}
-    return ", ".join(
-        f"{words} {option(operation, name)}"
-        for words, name in wrong.items()
-        if option(operation, name)
-    )
+    for words, name in (("ellipsis mask", "ellipsisMask"), ("new axis mask", "newAxisMask")):
+        if mask := operation.option(name):
+            yield f"{words} {mask}"
 
 
-def fused_activation(operation: Operation) -> str:
+def fused_activation(operation: Operation) -> Iterable[str]:
     """Some operators take no activation function along."""
-    fused = option(operation, "fusedActivationFunction")
-    return f"fused activation {fused}" if fused else ""
+    if fused := operation.option("fusedActivationFunction"):
+        yield f"fused activation {fused}"
 
 
-def constant_part(operation: Operation) -> str:
+def constant_part(operation: Operation) -> Iterable[str]:
     """What is concatenated may be constant only as zeros that pad a single other input."""
     for given in operation.inputs:
-        if given is None or given.constant is None:
-            continue
-        zero = given.zero_points[0] if given.zero_points else 0
-        if len(operation.inputs) != 2 or np.any(given.numbers != zero):
-            return f"constant {given.name}"
-    return ""
+        if given is not None and given.constant is not None:
+            zero = given.zero_points[0] if given.zero_points else 0
+            if len(operation.inputs) != 2 or np.any(given.numbers != zero):
+                yield f"constant {given.name}"
+                return
 
 
-def uneven_dilation(operation: Operation) -> str:
+def uneven_dilation(operation: Operation) -> Iterable[str]:
     """Kernels are dilated alike in both directions."""
-    wide, high = option(operation, "dilationWFactor"), option(operation, "dilationHFactor")
-    return f"dilation {high} by {wide}" if wide != high else ""
+    wide, high = operation.option("dilationWFactor"), operation.option("dilationHFactor")
+    if wide != high:
+        yield f"dilation {high} by {wide}"
 
 
-def packed_batch(operation: Operation) -> str:
+def packed_batch(operation: Operation) -> Iterable[str]:
     """Nothing is packed along the batch."""
     (output,) = operation.outputs
-    return "axis 0" if option(operation, "axis") % len(output.shape) == 0 else ""
+    if operation.option("axis") % len(output.shape) == 0:
+        yield "axis 0"
 
 
-def padded_batch(operation: Operation) -> str:
+def padded_batch(operation: Operation) -> Iterable[str]:
     """Nor padded."""
-    first = needed(operation, 1).numbers[:2].tolist()
-    return f"paddings {first} of axis 0" if any(first) else ""
+    first = operation.input(1).numbers[:2].tolist()
+    if any(first):
+        yield f"paddings {first} of axis 0"
 
 
-def split_batch(operation: Operation) -> str:
+def split_batch(operation: Operation) -> Iterable[str]:
     """Nor split."""
-    return "axis 0" if 0 in axes(operation, 0) else ""
+    if 0 in axes(operation, 0):
+        yield "axis 0"
 
 
-def slopes_of_places(operation: Operation) -> str:
+def slopes_of_places(operation: Operation) -> Iterable[str]:
     """A parametric ReLU has a slope for each number of the innermost dimension."""
-    (slopes,) = places(WEIGHTS, operation)
-    return f"slopes {list(slopes.shape)}" if slopes.rows != 1 else ""
+    (slopes,) = inputs_at(WEIGHTS, operation)
+    if slopes.rows != 1:
+        yield f"slopes {list(slopes.shape)}"
 
 
-def relayout(operation: Operation) -> str:
+def squeezed_inside(operation: Operation) -> Iterable[str]:
     """Only dimensions that come before all others are squeezed away."""
-    given = needed(operation, 0)
-    (output,) = operation.outputs
-    kept = len(output.shape)
-    moved = tuple(given.shape[len(given.shape) - kept :]) != output.shape
-    return f"{list(given.shape)} to {list(output.shape)}" if moved else ""
-
-
-def unsupported(operation: Operation) -> str:
-    """What the compiler knows but does not compile."""
-    known = operation.operator in SUPPORTED or operation.code > NEWEST_CODE
-    return "" if known else operation.custom or operation.operator
+    given, (output,) = operation.input(0).shape, operation.outputs
+    if given[len(given) - len(output.shape) :] != output.shape:
+        yield f"{list(given)} to {list(output.shape)}"
 
 
 def of(*operators: str) -> frozenset[str]:
@@ -331,36 +326,32 @@ def of(*operators: str) -> frozenset[str]:
     return frozenset(operators)
 
 
-REDUCTIONS = of("MEAN", "SUM", "REDUCE_MAX", "REDUCE_MIN")
-CONVOLUTIONS = of("CONV_2D", "DEPTHWISE_CONV_2D")
-POOLS = of("AVERAGE_POOL_2D", "MAX_POOL_2D")
-FULLY_CONNECTED = of("FULLY_CONNECTED")
-
 # The first that an operation breaks is its status.
 RULES = (
-    Rule("known code", OUT_OF_RANGE, beyond_the_codes, None, refuses=True),
+    Rule("known code", OUT_OF_RANGE, unknown_code, None, refuses=True),
     Rule("known version", TOO_NEW, too_new, None, refuses=True),
     Rule("supported operator", NOT_SUPPORTED, unsupported, None),
     Rule("8-bit integers", DATA_TYPE, no_integers),
     Rule("quantized", DATA_TYPE, no_scale),
     Rule("constant parameters", NOT_CONSTANT, computed_parameters),
     Rule("rank", RANK, too_many_dimensions),
-    Rule("one row of output", NOT_MAPPED, rows_of_output, FULLY_CONNECTED),
-    Rule("default weights format", NOT_MAPPED, other_weights_format, FULLY_CONNECTED),
-    Rule("one scale of weights", NOT_MAPPED, scales_of_rows, FULLY_CONNECTED),
+    Rule("one row of output", NOT_MAPPED, rows_of_output, of("FULLY_CONNECTED")),
+    Rule("default weights format", NOT_MAPPED, other_weights_format, of("FULLY_CONNECTED")),
+    Rule("one scale of weights", NOT_MAPPED, scales_of_rows, of("FULLY_CONNECTED")),
     Rule("softmax of one row", NOT_MAPPED, rows_of_softmax, of("SOFTMAX")),
     Rule("softmax length", NOT_MAPPED, long_softmax, of("SOFTMAX")),
-    Rule("reduction of the batch", NOT_MAPPED, over_the_batch, REDUCTIONS),
+    Rule("reduction of the batch", NOT_MAPPED, reduced_batch, REDUCTIONS),
     Rule("mean of multiples of 4", NOT_MAPPED, odd_depth, of("MEAN")),
-    Rule("strides of 1", NOT_MAPPED, steps, of("STRIDED_SLICE")),
-    Rule("slice without masks", NOT_MAPPED, masks, of("STRIDED_SLICE")),
-    Rule("no fused activation", NOT_MAPPED, fused_activation, of("CONCATENATION") | POOLS),
+    Rule("strides of 1", NOT_MAPPED, wide_strides, of("STRIDED_SLICE")),
+    Rule("slice without masks", NOT_MAPPED, slice_masks, of("STRIDED_SLICE")),
+    Rule("no fused activation", NOT_MAPPED, fused_activation,
+         of("CONCATENATION", "AVERAGE_POOL_2D", "MAX_POOL_2D")),
     Rule("constant zeros", NOT_MAPPED, constant_part, of("CONCATENATION")),
-    Rule("even dilation", NOT_MAPPED, uneven_dilation, CONVOLUTIONS),
+    Rule("even dilation", NOT_MAPPED, uneven_dilation, of("CONV_2D", "DEPTHWISE_CONV_2D")),
     Rule("packing of the batch", NOT_MAPPED, packed_batch, of("PACK")),
     Rule("padding of the batch", NOT_MAPPED, padded_batch, of("PAD")),
     Rule("splitting of the batch", NOT_MAPPED, split_batch, of("SPLIT")),
     Rule("slopes of channels", NOT_MAPPED, slopes_of_places, of("PRELU")),
-    Rule("squeezing in front", NOT_MAPPED, relayout, of("SQUEEZE")),
+    Rule("squeezing in front", NOT_MAPPED, squeezed_inside, of("SQUEEZE")),
     Rule("static shapes", DYNAMIC, dynamic, None, refuses=True),
-)
+)  # fmt: skip

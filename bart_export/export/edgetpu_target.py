@@ -25,9 +25,7 @@ from bart_export.artifact.manifest import (
 from bart_export.convert import edgetpu
 from bart_export.convert.calibration import Calibration
 from bart_export.edgetpu import compiler, parts
-from bart_export.edgetpu.check import Report
-from bart_export.edgetpu.check import check as check_file
-from bart_export.edgetpu.compiler import Compiled
+from bart_export.edgetpu.compiler import Compiled, Report
 from bart_export.errors import VerificationFailed
 from bart_export.export import calibration_texts
 from bart_export.export.options import EdgeTpuOptions
@@ -112,7 +110,7 @@ def check_segment(draft: Draft, segment: parts.Segment) -> Report:
     Raises:
         VerificationFailed: for one that the Edge TPU would not run whole.
     """
-    report = check_file(draft.directory / segment.file)
+    report = compiler.check_file(draft.directory / segment.file)
     if not report.passes:
         faults = [f"{row.operator}: {row.status} ({row.reason})" for row in report.rows if row.rule]
         raise VerificationFailed(
@@ -134,13 +132,13 @@ def compile_segments(draft: Draft, segments: Sequence[parts.Segment]) -> dict[st
     if compiler.program() is None:
         return {}
     paths = [draft.directory / segment.file for segment in segments]
-    log = compiler.compile_files(paths, draft.directory / parts.DIRECTORY)
+    compiled = compiler.compile_files(paths, draft.directory / parts.DIRECTORY)
     made = {segment.compiled_file.rpartition("/")[2]: segment for segment in segments}
     return {
         made[one.output.rpartition("/")[2]].compiled_file: dataclasses.replace(
             one, file=one.file.rpartition("/")[2], output=one.output.rpartition("/")[2]
         )
-        for one in log.files
+        for one in compiled
     }
 
 

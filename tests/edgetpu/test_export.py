@@ -12,8 +12,8 @@ from bart_export.artifact.artifact import Draft
 from bart_export.checkpoints import formats, origin
 from bart_export.config import GenerationConfig
 from bart_export.edgetpu import parts
-from bart_export.edgetpu.check import check
-from bart_export.edgetpu.versions import NEWEST_VERSIONS
+from bart_export.edgetpu.compiler import check_file
+from bart_export.edgetpu.rules import NEWEST_VERSIONS
 from bart_export.errors import ArtifactError, VerificationFailed
 from bart_export.export import edgetpu_target as edgetpu_exporter
 from bart_export.export.edgetpu_target import ENCODER_TOLERANCE
@@ -52,7 +52,7 @@ def test_every_segment_is_there_and_passes_the_rules(edgetpu_artifact):
         parts.FEEDFORWARD: 2 * hidden * wide,
     }
     for segment in segments:
-        assert check(edgetpu_artifact.path(segment.file)).passes
+        assert check_file(edgetpu_artifact.path(segment.file)).passes
         entry = entries[segment.file]
         # Beside the weights there are biases of four bytes.
         assert weights[segment.kind] < entry.parameter_bytes < 1.05 * weights[segment.kind]

@@ -7,8 +7,8 @@ import pytest
 from support.single_operations import OPERATIONS, Given, content, int32
 
 from bart_export.edgetpu import model_file, rules
-from bart_export.edgetpu.check import check
-from bart_export.edgetpu.versions import NEWEST_CODE, newest
+from bart_export.edgetpu.compiler import check_file
+from bart_export.edgetpu.rules import NEWEST_CODE, NEWEST_VERSIONS
 
 ADD, CONV_2D, DENSE, SOFTMAX, MEAN, SUM, SLICE, CONCATENATION, POOL, PACK, PAD, SPLIT, PRELU = (
     OPERATIONS[name]
@@ -81,7 +81,7 @@ def write(path, *nodes):
 
 @pytest.mark.parametrize("node", OPERATIONS.values(), ids=OPERATIONS)
 def test_an_operation_within_the_rules_maps(node, tmp_path):
-    report = check(write(tmp_path / "file.tflite", node))
+    report = check_file(write(tmp_path / "file.tflite", node))
     assert [(row.status, row.reason) for row in report.rows] == [(rules.MAPPED, "")]
     assert report.refusals == ()
     assert report.passes
@@ -90,9 +90,9 @@ def test_an_operation_within_the_rules_maps(node, tmp_path):
 @pytest.mark.parametrize(("name", "node", "status"), BROKEN)
 def test_a_file_that_breaks_one_rule_fails_for_that_rule_alone(name, node, status, tmp_path):
     path = write(tmp_path / "file.tflite", node)
-    (operation,) = model_file.read(path)
+    (operation,) = model_file.read_operations(path)
     assert [rule.name for rule in rules.RULES if rule.fault(operation)] == [name]
-    report = check(path)
+    report = check_file(path)
     assert [(row.status, row.rule) for row in report.rows] == [(status, name)]
     assert not report.passes
 
@@ -105,7 +105,7 @@ def test_what_is_too_new_makes_the_compiler_refuse_the_whole_file(tmp_path):
     refusing = {rule.name for rule in rules.RULES if rule.refuses}
     for number, (name, node, _) in enumerate(BROKEN):
         path = write(tmp_path / f"{number}.tflite", OPERATIONS["LOGISTIC"], node)
-        assert bool(check(path).refusals) == (name in refusing)
+        assert bool(check_file(path).refusals) == (name in refusing)
 
 
 @pytest.mark.parametrize(
@@ -117,4 +117,4 @@ def test_what_is_too_new_makes_the_compiler_refuse_the_whole_file(tmp_path):
     ],
 )  # fmt: skip
 def test_versions_end_where_the_compiler_was_seen_to_end(operator, version):
-    assert newest(operator) == version
+    assert NEWEST_VERSIONS.get(operator, 1) == version

@@ -9,7 +9,7 @@ import pytest
 from bart_export.checkpoints import formats
 from bart_export.convert import edgetpu
 from bart_export.edgetpu import parts
-from bart_export.edgetpu.check import check
+from bart_export.edgetpu.compiler import check_file
 from bart_export.graph.parameters import InferenceParameters
 from bart_export.model import BartBackbone
 from bart_export.runtime.edgetpu import SegmentRunner
@@ -64,7 +64,7 @@ def test_segments_pass_the_rules_and_compute_their_part(layers):
     with np.load(directory / parts.CONSTANTS) as constants:
         vectors = {name: constants[name] for name in constants.files}
     for segment, (read, written) in expected.items():
-        report = check(directory / segment.file)
+        report = check_file(directory / segment.file)
         assert report.passes, report
         if segment.kind == parts.FEEDFORWARD:
             assert [row.operator for row in report.rows] == operators
