@@ -141,7 +141,7 @@ def run_layer(
     for x in hidden:
         projected = [linear(weights, f"self_attention_layer/{part}", x) for part in SELF_ATTENTION]
         given = dict(zip(SELF_ATTENTION, projected, strict=True))
-        mixed = steps.mix(config, {}, given)["mixed"]
+        mixed = steps.attention(config, {}, given)["mixed"]
         update = linear(weights, "self_attention_layer/attention_output", mixed)
         middle = layer_norm(weights, NORM_NAMES[parts.ATTENTION_OUTPUT], x + update)
         wide = linear(weights, "feedforward_intermediate_dense", middle)

@@ -16,6 +16,7 @@ import tensorflow as tf
 from bart_export import contract
 from bart_export.config import GenerationConfig
 from bart_export.graph import signatures
+from bart_export.graph.layers import Tensors
 from bart_export.graph.parameters import BatchParameters, InferenceParameters
 from bart_export.graph.tokenizer import GraphTokenizer
 from bart_export.model import BartBackbone
@@ -93,7 +94,7 @@ def signature_function(served: signatures.Served, signature: contract.Signature)
         contract.SEQUENCES: served.generation.num_return_sequences
     }
 
-    def call(*positional: tf.Tensor, **named: tf.Tensor) -> signatures.Tensors:
+    def call(*positional: tf.Tensor, **named: tf.Tensor) -> Tensors:
         given = dict(zip(specs, positional, strict=False)) | named
         computed = compute(served, given)
         # What the contract fixes is to stand in the metadata, where clients read it.

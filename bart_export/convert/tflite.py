@@ -30,6 +30,7 @@ from bart_export.convert.calibration import Calibrator
 from bart_export.convert.quantize import quantize
 from bart_export.errors import BartExportError
 from bart_export.graph import steps
+from bart_export.graph.layers import Tensors
 from bart_export.graph.parameters import FloatArray, InferenceParameters
 from bart_export.model import BartBackbone
 from bart_export.progress import Stage
@@ -152,7 +153,7 @@ def signature_function(
         for name in matrices
     }
 
-    def call(*tensors: tf.Tensor) -> steps.Tensors:
+    def call(*tensors: tf.Tensor) -> Tensors:
         given = dict(zip(specs, tensors, strict=True))
         computed = step(config, Arguments(vectors, given), given)
         return {tensor.name: computed[tensor.name] for tensor in signature.outputs}
@@ -179,7 +180,7 @@ class Arguments(dict[str, tf.Tensor]):
 
 
 def matrices_read(
-    step: Callable[..., steps.Tensors],
+    step: Callable[..., Tensors],
     config: BartConfig,
     parameters: InferenceParameters,
     vectors: Mapping[str, FloatArray],

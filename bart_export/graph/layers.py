@@ -1,18 +1,22 @@
 """The arithmetic of BART's layers in plain TensorFlow operators, for inference graphs.
 
-Activations are rank 2, (rows, hidden), so that every projection becomes one `FULLY_CONNECTED`
-without the shape operators that Keras layers bring with dynamic lengths. `parameters` maps names
-to tensors laid out as `graph.parameters` says. This module knows neither signatures nor caches.
+Hidden states are rows, (rows, hidden), so that every projection becomes one `FULLY_CONNECTED`
+without the shape operators that Keras layers bring with dynamic lengths. The encoder layer and the
+decoder layer stand here once; how positions attend to each other, over whole sequences or by steps
+with caches, is the caller's.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import tensorflow as tf
+
+from bart_export.checkpoints.names import TOKEN_EMBEDDING
+from bart_export.config import BartConfig
 
 EPSILON = 1e-5  # layer normalization, as in the published models
 # Added to the score of a position that must not be seen. Delegates compute in float16, where more
 # than 65504 is infinite and its product with 0 no number.
-CLOSED = -3e4
+MASK_BIAS = -3e4
 
 ACTIVATIONS = {
     "gelu": lambda x: tf.nn.gelu(x, approximate=False),
@@ -22,7 +26,67 @@ ACTIVATIONS = {
     "tanh": tf.tanh,
 }
 
-Parameters = Mapping[str, tf.Tensor]
+Tensors = dict[str, tf.Tensor]
+Parameters = Mapping[str, tf.Tensor]  # laid out as `graph.parameters` says
+# Called with a layer's number, the name of its attention and hidden states; returns the context
+# before the output projection, (rows, hidden).
+Attention = Callable[[int, str, tf.Tensor], tf.Tensor]
+
+
+def embed(
+    config: BartConfig, parameters: Parameters, side: str, ids: tf.Tensor, positions: tf.Tensor
+) -> tf.Tensor:
+    """Sum token and position embeddings and normalize them: ids (...) to (..., hidden)."""
+    # Gathering from a variable itself makes TensorFlow copy it whenever it is read thereafter.
+    table = tf.convert_to_tensor(parameters[TOKEN_EMBEDDING])
+    places = tf.convert_to_tensor(parameters[f"{side}_position_embedding/embeddings"])
+    tokens = tf.gather(table, ids)
+    if config.scale_embedding:
+        tokens *= float(config.hidden_dim) ** 0.5
+    x = tokens + tf.gather(places, positions)
+    return layer_norm(parameters, f"{side}_embeddings_layer_norm", x)
+
+
+def encoder_layers(
+    config: BartConfig, parameters: Parameters, x: tf.Tensor, attention: Attention
+) -> tf.Tensor:
+    """Apply all layers of the encoder: (rows, hidden) to the same."""
+    for layer in range(config.num_layers):
+        name = f"transformer_encoder_layer_{layer}"
+        context = attention(layer, f"{name}/self_attention_layer", x)
+        x = attention_end(parameters, f"{name}/self_attention_layer", x, context)
+        x = feedforward(parameters, name, x, config.activation_function)
+    return x
+
+
+def decoder_layers(
+    config: BartConfig,
+    parameters: Parameters,
+    x: tf.Tensor,
+    self_attention: Attention,
+    cross_attention: Attention,
+) -> tf.Tensor:
+    """Apply all layers of the decoder: (rows, hidden) to the same."""
+    for layer in range(config.decoder_layers):
+        name = f"transformer_decoder_layer_{layer}"
+        for word, attention in ("self", self_attention), ("cross", cross_attention):
+            context = attention(layer, f"{name}/{word}_attention", x)
+            x = attention_end(parameters, f"{name}/{word}_attention", x, context)
+        x = feedforward(parameters, name, x, config.activation_function)
+    return x
+
+
+def attention_end(parameters: Parameters, name: str, x: tf.Tensor, context: tf.Tensor) -> tf.Tensor:
+    """Project an attention's context, add it to the hidden states and normalize the sum."""
+    update = linear(parameters, f"{name}/attention_output", context)
+    return layer_norm(parameters, f"{name.removesuffix('_layer')}_layer_norm", x + update)
+
+
+def feedforward(parameters: Parameters, name: str, x: tf.Tensor, activation: str) -> tf.Tensor:
+    """Apply the feed-forward block of the layer `name` with its residual and its norm."""
+    wide = ACTIVATIONS[activation](linear(parameters, f"{name}/feedforward_intermediate_dense", x))
+    narrow = linear(parameters, f"{name}/feedforward_output_dense", wide)
+    return layer_norm(parameters, f"{name}/feedforward_layer_norm", x + narrow)
 
 
 def linear(parameters: Parameters, name: str, x: tf.Tensor) -> tf.Tensor:
@@ -30,12 +94,10 @@ def linear(parameters: Parameters, name: str, x: tf.Tensor) -> tf.Tensor:
 
     Its weights are a `kernel` (outputs, inputs) or a `matrix` (inputs, outputs).
     """
+    bias = f"{name}/bias"
     if f"{name}/matrix" in parameters:
-        return tf.nn.bias_add(
-            tf.matmul(x, parameters[f"{name}/matrix"]), parameters[f"{name}/bias"]
-        )
-    product = tf.matmul(x, parameters[f"{name}/kernel"], transpose_b=True)
-    return product + parameters[f"{name}/bias"]
+        return tf.nn.bias_add(tf.matmul(x, parameters[f"{name}/matrix"]), parameters[bias])
+    return tf.matmul(x, parameters[f"{name}/kernel"], transpose_b=True) + parameters[bias]
 
 
 def layer_norm(parameters: Parameters, name: str, x: tf.Tensor) -> tf.Tensor:
@@ -46,45 +108,16 @@ def layer_norm(parameters: Parameters, name: str, x: tf.Tensor) -> tf.Tensor:
     return scaled * parameters[f"{name}/gamma"] + parameters[f"{name}/beta"]
 
 
-def feedforward(parameters: Parameters, name: str, x: tf.Tensor, activation: str) -> tf.Tensor:
-    """Apply the feed-forward block of the layer `name` with its residual and its norm."""
-    wide = ACTIVATIONS[activation](linear(parameters, f"{name}/feedforward_intermediate_dense", x))
-    narrow = linear(parameters, f"{name}/feedforward_output_dense", wide)
-    return layer_norm(parameters, f"{name}/feedforward_layer_norm", x + narrow)
+def attend(query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, mask_bias: tf.Tensor) -> tf.Tensor:
+    """Return the context of queries: values weighted by the softmax of query-key products.
 
-
-def split_heads(x: tf.Tensor, heads: int, head_size: int) -> tf.Tensor:
-    """Turn rows of one sequence, (length, hidden), into (1, heads, length, head_size)."""
-    return tf.transpose(tf.reshape(x, [1, -1, heads, head_size]), [0, 2, 1, 3])
-
-
-def merge_heads(x: tf.Tensor, hidden: int) -> tf.Tensor:
-    """Turn (1, heads, length, head_size) into rows, (length, hidden)."""
-    return tf.reshape(tf.transpose(x, [0, 2, 1, 3]), [-1, hidden])
-
-
-def attend(query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, closed: tf.Tensor) -> tf.Tensor:
-    """Mix `value` by the softmax of query-key products; the scale is in the query already.
-
-    All of (batch, heads, length, head_size); `closed` is added to the scores and is 0 or CLOSED.
+    All are (batch, heads, length, head_size) and the queries scaled already; `mask_bias`, 0 or
+    MASK_BIAS, is added to the scores.
     """
-    scores = tf.matmul(query, key, transpose_b=True) + closed
+    scores = tf.matmul(query, key, transpose_b=True) + mask_bias
     return tf.matmul(tf.nn.softmax(scores), value)
 
 
-def attend_once(query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, closed: tf.Tensor) -> tf.Tensor:
-    """Do what `attend` does for queries of length 1, by elementwise products and sums.
-
-    A matrix product first copies keys and values into a layout of its own, which for a single
-    query costs more than the product. Query and result are (batch, heads, 1, head_size).
-    """
-    products = tf.reduce_sum(query * key, -1, keepdims=True)  # (batch, heads, length, 1)
-    scores = tf.transpose(products, [0, 1, 3, 2]) + closed
-    weights = tf.transpose(tf.nn.softmax(scores), [0, 1, 3, 2])
-    return tf.reduce_sum(value * weights, 2, keepdims=True)
-
-
-def closed_positions(mask: tf.Tensor) -> tf.Tensor:
-    """Turn a padding mask, int32 (one, source), 1 where real, into (one, 1, 1, source) scores."""
-    closed = (1.0 - tf.cast(mask, tf.float32)) * CLOSED
-    return tf.expand_dims(tf.expand_dims(closed, 1), 1)
+def merge_heads(x: tf.Tensor, hidden: int) -> tf.Tensor:
+    """Turn (batch, heads, length, head_size) into rows, (batch * length, hidden)."""
+    return tf.reshape(tf.transpose(x, [0, 2, 1, 3]), [-1, hidden])

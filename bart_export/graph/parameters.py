@@ -1,10 +1,7 @@
-"""Weights, laid out for inference: Keras' names go in, matrices a graph multiplies by come out.
+"""Weights by their Keras names, laid out as inference graphs multiply by them.
 
 Attention kernels lose their head axes, and the factor 1/sqrt(head_size) of scaled dot-product
-attention moves into the query projection, so that the graph multiplies nothing it need not.
-`InferenceParameters` have kernels as a `FULLY_CONNECTED` takes them, `BatchParameters` as
-TensorFlow's own `MatMul` likes them. Arrays are made one at a time, when asked for. This module
-knows neither TensorFlow nor a file format.
+attention moves into the query projection. Arrays are made one at a time, when asked for.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +16,7 @@ FloatArray = npt.NDArray[np.float32]
 
 
 class InferenceParameters(Mapping[str, FloatArray]):
-    """A view of a BART's weights as the inference graphs use them.
+    """A view of a BART's weights as `FULLY_CONNECTED` takes them.
 
     Keys are the names of `checkpoints.names.weights`, values float32 arrays: vectors as they are,
     tables as (rows, hidden), kernels as (outputs, inputs).

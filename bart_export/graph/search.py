@@ -1,4 +1,4 @@
-"""Generation inside a TensorFlow graph: source ids and settings go in, hypotheses come out.
+"""Generation inside a TensorFlow graph: source ids and settings to hypotheses.
 
 The semantics are those of `runtime.search`, token for token, greedy and with beams. A batch gives
 each row what the row alone would get, and takes as long as its last row.
@@ -6,16 +6,12 @@ each row what the row alone would get, and takes as long as its last row.
 
 import tensorflow as tf
 
-from bart_export.config import BartConfig, GenerationConfig, check_token_ids
+from bart_export.config import LOWEST, BartConfig, GenerationConfig, check_token_ids
 from bart_export.errors import ConfigurationError
-from bart_export.graph import cached, sequences
-from bart_export.graph.beams import beam_search
-from bart_export.graph.greedy import greedy_search
-from bart_export.graph.layers import Parameters
-from bart_export.graph.loop import Model
-from bart_export.graph.rows import fitted_source, row_settings
-
-Tensors = dict[str, tf.Tensor]
+from bart_export.graph import sequences
+from bart_export.graph.layers import Parameters, Tensors
+from bart_export.graph.loop import Model, RowSettings
+from bart_export.graph.strategies import beam_search, greedy_search
 
 
 def generate(
@@ -35,7 +31,7 @@ def generate(
 
     Args:
         config: the architecture.
-        parameters: weights, laid out as `graph.parameters.BatchParameters` says.
+        parameters: float32 weights, laid out as `graph.parameters.BatchParameters` says.
         generation: `num_beams`, `num_return_sequences`, `no_repeat_ngram_size` and token ids; the
             rest of it is not looked at.
         encoder_token_ids: int32 (batch, source).
@@ -56,12 +52,7 @@ def generate(
         raise ConfigurationError(
             "A graph searches greedily or with beams, received do_sample=True."
         )
-    rows = row_settings(config, per_row)
-    token_ids, padding_mask = fitted_source(config, generation, encoder_token_ids, encoder_lengths)
-    parameters = sequences.float32(parameters)
-    encoded = sequences.encode_masked(config, parameters, token_ids, padding_mask)
-    source = cached.cross_tensors(config, parameters, encoded, padding_mask)
-    model = Model(config, parameters, source, generation, rows)
+    model = prepare(config, parameters, generation, encoder_token_ids, encoder_lengths, per_row)
     if generation.num_beams > 1:
         found = beam_search(model)
         tokens, lengths, scores = found.finished, found.lengths, found.scores
@@ -78,3 +69,74 @@ def generate(
         "decoder_lengths": lengths,
         "scores": tf.cast(within, tf.float32),
     }
+
+
+def prepare(
+    config: BartConfig,
+    parameters: Parameters,
+    generation: GenerationConfig,
+    encoder_token_ids: tf.Tensor,
+    encoder_lengths: tf.Tensor,
+    per_row: Tensors,
+) -> Model:
+    """Encode the sources and return what a search needs; see `generate`."""
+    rows = row_settings(config, per_row)
+    token_ids, padding_mask = fitted_source(config, generation, encoder_token_ids, encoder_lengths)
+    encoded = sequences.encode(config, parameters, token_ids, padding_mask)
+    source = sequences.project_source(config, parameters, encoded, padding_mask)
+    target = tf.reduce_max(tf.concat([rows.max_length, [2]], 0))
+    return Model(config, parameters, source, generation, rows, target)
+
+
+def row_settings(config: BartConfig, per_row: Tensors) -> RowSettings:
+    """Return the settings of each row, from the tensors of `contract.GENERATION_INPUTS`.
+
+    The graph fails with InvalidArgumentError for an `early_stopping` that is none of the three
+    words, a `length_penalty` that is not finite, a `repetition_penalty` that is not above 0 and a
+    length below `config.LOWEST`. A server may put texts of several requests into one batch, so a
+    length beyond what there is room for is brought within it.
+    """
+    stopping, penalty = per_row["early_stopping"], per_row["repetition_penalty"]
+    known = (stopping == "true") | (stopping == "false") | (stopping == "never")
+    checks = [
+        ("early_stopping", known, "true, false or never"),
+        ("repetition_penalty", tf.math.is_finite(penalty) & (penalty > 0), "a number above 0"),
+        ("length_penalty", tf.math.is_finite(per_row["length_penalty"]), "a finite number"),
+    ]
+    for name in ("max_length", "min_length"):
+        lowest = LOWEST[name]
+        checks.append((name, per_row[name] >= lowest, f"an integer of at least {lowest}"))
+    asserted = [
+        tf.debugging.Assert(
+            tf.reduce_all(accepted),
+            [f"{name} must be {words}, received", tf.boolean_mask(per_row[name], ~accepted)[:1]],
+        )
+        for name, accepted, words in checks
+    ]
+    with tf.control_dependencies(asserted):
+        return RowSettings(
+            max_length=tf.minimum(per_row["max_length"], config.max_sequence_length),
+            min_length=tf.identity(per_row["min_length"]),
+            length_penalty=tf.cast(per_row["length_penalty"], tf.float64),
+            repetition_penalty=tf.identity(penalty),
+            stops_early=stopping == "true",
+            never_early=stopping == "never",
+        )
+
+
+def fitted_source(
+    config: BartConfig, generation: GenerationConfig, token_ids: tf.Tensor, lengths: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return ids (batch, source) that the model has positions for, and their padding mask.
+
+    A longer source keeps its beginning and ends with the end token. An empty one is a padding
+    token, which its mask shows: attention needs something to look at.
+    """
+    longest = config.max_sequence_length
+    lengths = tf.minimum(lengths, tf.shape(token_ids)[1])
+    empty = tf.maximum(1 - tf.shape(token_ids)[1], 0)
+    token_ids = tf.pad(
+        token_ids[:, :longest], [[0, 0], [0, empty]], constant_values=generation.pad_token_id
+    )
+    cut = (lengths > longest)[:, None] & (tf.range(tf.shape(token_ids)[1]) == longest - 1)
+    return sequences.masked(tf.where(cut, generation.end_token_ids[0], token_ids), lengths)

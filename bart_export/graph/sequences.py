@@ -1,21 +1,25 @@
-"""A BART over batches in TensorFlow: the encoder, the whole decoder, and what their layers share.
+"""A BART over batches in TensorFlow: the encoder, the whole decoder, and the decoder by steps.
 
-Ids come in batch-major with their lengths (or masks), hidden states, logits and log-probabilities
-go out. Weights are laid out as `graph.parameters.BatchParameters` says, as variables or tensors; a
-matrix of another dtype is cast once a call. Inside, hidden states are rows, (batch * length,
-hidden), so that a projection is one product. Nothing here chooses a token.
+Weights are laid out as `graph.parameters.BatchParameters` says and float32, see `float32`. Inside,
+hidden states are rows, (batch * length, hidden), so that a projection is one product.
 """
 
+import dataclasses
 from collections.abc import Sequence
 
 import tensorflow as tf
 
 from bart_export.checkpoints.names import FINAL_LOGITS_BIAS, TOKEN_EMBEDDING
 from bart_export.config import BartConfig
-from bart_export.graph.layers import CLOSED, Parameters, attend, feedforward, layer_norm, linear
+from bart_export.graph import layers
+from bart_export.graph.layers import MASK_BIAS, Parameters, attend, linear, merge_heads
 
-Tensors = dict[str, tf.Tensor]
 SCORED_ROWS = 64  # positions whose logits `score` holds at a time
+FIRST_CAPACITY = 32  # positions that caches begin with
+
+# Keys and values of each decoder layer, in turn: (batch * heads * capacity, beams * head_size).
+# A step writes its entries into the tensors that it is given.
+Caches = tuple[tf.Tensor, ...]
 
 
 def float32(parameters: Parameters) -> Parameters:
@@ -35,57 +39,59 @@ def mask(lengths: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
     return tf.sequence_mask(tf.maximum(lengths, 1), length, tf.int32)
 
 
-def encode(
-    config: BartConfig,
-    parameters: Parameters,
-    encoder_token_ids: tf.Tensor,
-    encoder_lengths: tf.Tensor,
-) -> tf.Tensor:
-    """Run the encoder: ids (batch, source) to (batch, source, hidden)."""
-    padding_mask = mask(encoder_lengths, tf.shape(encoder_token_ids)[1])
+def masked(token_ids: tf.Tensor, lengths: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return ids (batch, length), zero beyond each sequence's end, and their padding mask."""
+    padding_mask = mask(lengths, tf.shape(token_ids)[1])
     # Whatever stands beyond a sequence's end need not be a token.
-    return encode_masked(
-        config, float32(parameters), encoder_token_ids * padding_mask, padding_mask
-    )
+    return token_ids * padding_mask, padding_mask
+
+
+def encode(
+    config: BartConfig, parameters: Parameters, token_ids: tf.Tensor, padding_mask: tf.Tensor
+) -> tf.Tensor:
+    """Run the encoder under a padding mask: ids (batch, source) to (batch, source, hidden)."""
+    batch, hidden = tf.shape(token_ids)[0], config.hidden_dim
+    mask_bias, keep_mask = bias_and_keep(padding_mask[:, None, None, :])
+
+    def attention(layer: int, name: str, x: tf.Tensor) -> tf.Tensor:
+        name = f"{name}/query_key_value"
+        query, key, value = projected(config, parameters, name, x, batch, config.num_heads)
+        return merge_heads(attend(query, key, value, mask_bias) * keep_mask, hidden)
+
+    x = embed_sequences(config, parameters, "encoder", token_ids)
+    x = layers.encoder_layers(config, parameters, x, attention)
+    return tf.reshape(x, [batch, -1, hidden])
 
 
 def decode(
     config: BartConfig,
     parameters: Parameters,
     encoded: tf.Tensor,
-    encoder_lengths: tf.Tensor,
-    decoder_token_ids: tf.Tensor,
-    decoder_lengths: tf.Tensor,
-) -> tf.Tensor:
-    """Run the decoder over whole sequences, ids (batch, target), to (batch, target, hidden)."""
-    padding_mask = mask(decoder_lengths, tf.shape(decoder_token_ids)[1])
-    return decode_masked(
-        config,
-        float32(parameters),
-        encoded,
-        mask(encoder_lengths, tf.shape(encoded)[1]),
-        decoder_token_ids * padding_mask,
-        padding_mask,
-    )
-
-
-def backbone(
-    config: BartConfig,
-    parameters: Parameters,
-    encoder_token_ids: tf.Tensor,
     encoder_padding_mask: tf.Tensor,
-    decoder_token_ids: tf.Tensor,
-    decoder_padding_mask: tf.Tensor,
-) -> Tensors:
-    """Compute both outputs of `BartBackbone`. A mask is 0 at padding, wherever that is."""
-    parameters = float32(parameters)
-    encoder_padding_mask = tf.cast(encoder_padding_mask != 0, tf.int32)
-    decoder_padding_mask = tf.cast(decoder_padding_mask != 0, tf.int32)
-    encoded = encode_masked(config, parameters, encoder_token_ids, encoder_padding_mask)
-    decoded = decode_masked(
-        config, parameters, encoded, encoder_padding_mask, decoder_token_ids, decoder_padding_mask
-    )
-    return {"encoder_sequence_output": encoded, "decoder_sequence_output": decoded}
+    token_ids: tf.Tensor,
+    padding_mask: tf.Tensor,
+) -> tf.Tensor:
+    """Run the decoder over whole sequences: ids (batch, target) to (batch, target, hidden)."""
+    batch, heads, hidden = tf.shape(token_ids)[0], config.decoder_heads, config.hidden_dim
+    length = tf.shape(token_ids)[1]
+    causal = tf.linalg.band_part(tf.ones([length, length], tf.int32), -1, 0)
+    mask_bias, keep_mask = bias_and_keep(padding_mask[:, None, None, :] * causal)
+    source_bias, source_keep = bias_and_keep(encoder_padding_mask[:, None, None, :])
+    encoded = tf.reshape(encoded, [-1, hidden])
+
+    def self_attention(layer: int, name: str, x: tf.Tensor) -> tf.Tensor:
+        name = f"{name}/query_key_value"
+        query, key, value = projected(config, parameters, name, x, batch, heads)
+        return merge_heads(attend(query, key, value, mask_bias) * keep_mask, hidden)
+
+    def cross_attention(layer: int, name: str, x: tf.Tensor) -> tf.Tensor:
+        (query,) = projected(config, parameters, f"{name}/query", x, batch, heads)
+        key, value = projected(config, parameters, f"{name}/key_value", encoded, batch, heads)
+        return merge_heads(attend(query, key, value, source_bias) * source_keep, hidden)
+
+    x = embed_sequences(config, parameters, "decoder", token_ids)
+    x = layers.decoder_layers(config, parameters, x, self_attention, cross_attention)
+    return tf.reshape(x, [batch, -1, hidden])
 
 
 def score(
@@ -100,18 +106,22 @@ def score(
 
     It is 0 for the first token and beyond a sequence's length.
     """
-    parameters = float32(parameters)
-    encoded = encode(config, parameters, encoder_token_ids, encoder_lengths)
-    real = mask(decoder_lengths, tf.shape(decoder_token_ids)[1])
-    ids = decoder_token_ids * real
-    hidden = decode(config, parameters, encoded, encoder_lengths, ids, decoder_lengths)
+    source_ids, source_mask = masked(encoder_token_ids, encoder_lengths)
+    ids, padding_mask = masked(decoder_token_ids, decoder_lengths)
+    encoded = encode(config, parameters, source_ids, source_mask)
+    hidden = decode(config, parameters, encoded, source_mask, ids, padding_mask)
     rows = tf.reshape(hidden[:, :-1], [-1, config.hidden_dim])
     following = tf.reshape(ids[:, 1:], [-1])
     # Logits of all positions at once would be the largest tensor by far.
     count = tf.shape(following)[0]
     missing = -count % SCORED_ROWS
+
+    def log_probabilities(block: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+        scores = logits(config, parameters, block[0])
+        return tf.gather(scores, block[1], batch_dims=1) - tf.reduce_logsumexp(scores, -1)
+
     scored = tf.map_fn(
-        lambda block: token_log_probabilities(config, parameters, *block),
+        log_probabilities,
         (
             tf.reshape(tf.pad(rows, [[0, missing], [0, 0]]), [-1, SCORED_ROWS, config.hidden_dim]),
             tf.reshape(tf.pad(following, [[0, missing]]), [-1, SCORED_ROWS]),
@@ -119,70 +129,7 @@ def score(
         fn_output_signature=tf.TensorSpec([SCORED_ROWS], tf.float32),
     )
     scored = tf.reshape(tf.reshape(scored, [-1])[:count], tf.shape(ids[:, 1:]))
-    return tf.pad(scored * tf.cast(real[:, 1:], tf.float32), [[0, 0], [1, 0]])
-
-
-def token_log_probabilities(
-    config: BartConfig, parameters: Parameters, hidden: tf.Tensor, token_ids: tf.Tensor
-) -> tf.Tensor:
-    """Return the log-probability of one token (rows,) after each of the states (rows, hidden)."""
-    scores = logits(config, parameters, hidden)
-    return tf.gather(scores, token_ids, batch_dims=1) - tf.reduce_logsumexp(scores, -1)
-
-
-def encode_masked(
-    config: BartConfig, parameters: Parameters, token_ids: tf.Tensor, padding_mask: tf.Tensor
-) -> tf.Tensor:
-    """Run the encoder under a padding mask: ids (batch, source) to (batch, source, hidden)."""
-    batch, heads, hidden = tf.shape(token_ids)[0], config.num_heads, config.hidden_dim
-    closed, seen = closed_and_seen(padding_mask[:, None, None, :])
-    x = embed_sequences(config, parameters, "encoder", token_ids)
-    for layer in range(config.num_layers):
-        name = f"transformer_encoder_layer_{layer}"
-        attention = f"{name}/self_attention_layer"
-        query, key, value = projected(
-            config, parameters, f"{attention}/query_key_value", x, batch, heads
-        )
-        mixed = merged(attend(query, key, value, closed) * seen, hidden)
-        mixed = linear(parameters, f"{attention}/attention_output", mixed)
-        x = layer_norm(parameters, f"{name}/self_attention_layer_norm", x + mixed)
-        x = feedforward(parameters, name, x, config.activation_function)
-    return tf.reshape(x, [batch, -1, hidden])
-
-
-def decode_masked(
-    config: BartConfig,
-    parameters: Parameters,
-    encoded: tf.Tensor,
-    encoder_padding_mask: tf.Tensor,
-    token_ids: tf.Tensor,
-    padding_mask: tf.Tensor,
-) -> tf.Tensor:
-    """Run the decoder over whole sequences under padding masks: (batch, target, hidden)."""
-    batch, heads, hidden = tf.shape(token_ids)[0], config.decoder_heads, config.hidden_dim
-    length = tf.shape(token_ids)[1]
-    causal = tf.linalg.band_part(tf.ones([length, length], tf.int32), -1, 0)
-    closed, seen = closed_and_seen(padding_mask[:, None, None, :] * causal)
-    source_closed, source_seen = closed_and_seen(encoder_padding_mask[:, None, None, :])
-    encoded = tf.reshape(encoded, [-1, hidden])
-    x = embed_sequences(config, parameters, "decoder", token_ids)
-    for layer in range(config.decoder_layers):
-        name = f"transformer_decoder_layer_{layer}"
-        attention = f"{name}/self_attention"
-        query, key, value = projected(
-            config, parameters, f"{attention}/query_key_value", x, batch, heads
-        )
-        mixed = merged(attend(query, key, value, closed) * seen, hidden)
-        mixed = linear(parameters, f"{attention}/attention_output", mixed)
-        x = layer_norm(parameters, f"{name}/self_attention_layer_norm", x + mixed)
-        attention = f"{name}/cross_attention"
-        (query,) = projected(config, parameters, f"{attention}/query", x, batch, heads)
-        key, value = projected(config, parameters, f"{attention}/key_value", encoded, batch, heads)
-        mixed = merged(attend(query, key, value, source_closed) * source_seen, hidden)
-        mixed = linear(parameters, f"{attention}/attention_output", mixed)
-        x = layer_norm(parameters, f"{name}/cross_attention_layer_norm", x + mixed)
-        x = feedforward(parameters, name, x, config.activation_function)
-    return tf.reshape(x, [batch, -1, hidden])
+    return tf.pad(scored * tf.cast(padding_mask[:, 1:], tf.float32), [[0, 0], [1, 0]])
 
 
 def logits(config: BartConfig, parameters: Parameters, hidden: tf.Tensor) -> tf.Tensor:
@@ -194,41 +141,131 @@ def logits(config: BartConfig, parameters: Parameters, hidden: tf.Tensor) -> tf.
     return scores
 
 
-def embed(
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What decoder steps read of the source, the same at every step.
+
+    For each decoder layer keys (batch, heads, head_size, source) and values (batch, heads, source,
+    head_size); `mask_bias` (batch, 1, 1, source) is added to attention scores.
+    """
+
+    keys: tuple[tf.Tensor, ...]
+    values: tuple[tf.Tensor, ...]
+    mask_bias: tf.Tensor
+
+
+def project_source(
+    config: BartConfig, parameters: Parameters, encoded: tf.Tensor, padding_mask: tf.Tensor
+) -> Source:
+    """Project the encoder's output to what every decoder layer reads of it."""
+    batch = tf.shape(encoded)[0]
+    rows = tf.reshape(encoded, [-1, config.hidden_dim])
+    names = (
+        f"transformer_decoder_layer_{layer}/cross_attention/key_value"
+        for layer in range(config.decoder_layers)
+    )
+    pairs = [
+        projected(config, parameters, name, rows, batch, config.decoder_heads) for name in names
+    ]
+    return Source(
+        # Steps multiply by keys in this layout without copying them first.
+        keys=tuple(tf.linalg.matrix_transpose(key) for key, _ in pairs),
+        values=tuple(value for _, value in pairs),
+        mask_bias=bias_and_keep(padding_mask[:, None, None, :])[0],
+    )
+
+
+def first_caches(config: BartConfig, batch: tf.Tensor, beams: int, capacity: tf.Tensor) -> Caches:
+    """Return caches of zeros with room for `capacity` positions."""
+    shape = [batch * config.decoder_heads * capacity, beams * config.decoder_head_size]
+    # Zeros that are written into: of plain ones, TensorFlow would make one tensor for all caches.
+    return tuple(
+        tf.raw_ops.Empty(shape=shape, dtype=tf.float32, init=True)
+        for _ in range(2 * config.decoder_layers)
+    )
+
+
+def grown(caches: Caches, capacity: tf.Tensor, larger: tf.Tensor, width: int) -> Caches:
+    """Return caches of rows of `width` with room for `larger` positions instead of `capacity`."""
+    added = [[0, 0], [0, larger - capacity], [0, 0]]
+    return tuple(
+        tf.reshape(tf.pad(tf.reshape(cache, [-1, capacity, width]), added), [-1, width])
+        for cache in caches
+    )
+
+
+def decode_step(
     config: BartConfig,
     parameters: Parameters,
-    side: str,
+    source: Source,
+    caches: Caches,
+    capacity: tf.Tensor,
+    position: tf.Tensor,
     token_ids: tf.Tensor,
-    positions: tf.Tensor,
-) -> tf.Tensor:
-    """Sum token and position embeddings and normalize them: ids (..., length) to (rows, hidden).
+    mask_bias: tf.Tensor,
+) -> tuple[tf.Tensor, Caches]:
+    """Run the decoder for the next token of every beam.
 
-    Positions are those of the last axis of the ids, or one for all.
+    The beams of a source share its cache: each reads, in all of them, the entries that `mask_bias`
+    leaves open, those of the beams it descends from. No cache is ever reordered.
+
+    Args:
+        config: the architecture.
+        parameters: float32 weights.
+        source: of `project_source`.
+        caches: what the step before returned.
+        capacity: positions they have room for.
+        position: of the token, int32 scalar, below the capacity.
+        token_ids: int32 (batch, beams).
+        mask_bias: float32, 0 or MASK_BIAS, broadcastable to (batch, 1, beams, capacity * beams),
+            where the entry at `position * beams + beam` is what this step writes.
+
+    Returns:
+        Hidden states (batch * beams, hidden) and the updated caches.
     """
-    # Gathering from a variable itself makes TensorFlow copy it whenever it is read thereafter.
-    table = tf.convert_to_tensor(parameters[TOKEN_EMBEDDING])
-    places = tf.convert_to_tensor(parameters[f"{side}_position_embedding/embeddings"])
-    tokens = tf.gather(table, token_ids)
-    if config.scale_embedding:
-        tokens *= float(config.hidden_dim) ** 0.5
-    x = tokens + tf.gather(places, positions)
-    x = tf.reshape(x, [-1, config.hidden_dim])
-    return layer_norm(parameters, f"{side}_embeddings_layer_norm", x)
+    heads, size, beams = config.decoder_heads, config.decoder_head_size, token_ids.shape[1]
+    batch = tf.shape(token_ids)[0]
+    write_position = tf.range(batch * heads) * capacity + position
+    updated: list[tf.Tensor] = []
+
+    def written(cache: tf.Tensor, entries: tf.Tensor) -> tf.Tensor:
+        """Write (batch, heads, beams, head_size) at the position; return all, by head.
+
+        In place, which `tf.tensor_scatter_nd_update` is not on a CPU. No reader can be late: what
+        is written follows from all that was read in the step before.
+        """
+        rows = tf.reshape(entries, [-1, beams * size])
+        updated.append(tf.raw_ops.InplaceUpdate(x=cache, i=write_position, v=rows))
+        return tf.reshape(updated[-1], [batch, heads, capacity * beams, size])
+
+    def self_attention(layer: int, name: str, x: tf.Tensor) -> tf.Tensor:
+        name = f"{name}/query_key_value"
+        query, key, value = projected(config, parameters, name, x, batch, heads)
+        key, value = written(caches[2 * layer], key), written(caches[2 * layer + 1], value)
+        return merge_heads(attend(query, key, value, mask_bias), config.hidden_dim)
+
+    def cross_attention(layer: int, name: str, x: tf.Tensor) -> tf.Tensor:
+        (query,) = projected(config, parameters, f"{name}/query", x, batch, heads)
+        scores = tf.matmul(query, source.keys[layer]) + source.mask_bias
+        context = tf.matmul(tf.nn.softmax(scores), source.values[layer])
+        return merge_heads(context, config.hidden_dim)
+
+    ids = tf.reshape(token_ids, [-1])
+    x = layers.embed(config, parameters, "decoder", ids, position)
+    x = layers.decoder_layers(config, parameters, x, self_attention, cross_attention)
+    return x, tuple(updated)
 
 
 def embed_sequences(
     config: BartConfig, parameters: Parameters, side: str, token_ids: tf.Tensor
 ) -> tf.Tensor:
     """Embed whole sequences, ids (batch, length), as rows."""
-    length = tf.shape(token_ids)[1]
-    fits = tf.debugging.assert_less_equal(
-        length,
-        config.max_sequence_length,
-        f"Expected {side}_token_ids of at most {config.max_sequence_length} tokens a row.",
-    )
-    with tf.control_dependencies([fits]):
+    length, most = tf.shape(token_ids)[1], config.max_sequence_length
+    expected = f"Expected {side}_token_ids of at most {most} tokens a row."
+    with tf.control_dependencies([tf.debugging.assert_less_equal(length, most, expected)]):
         positions = tf.range(length)
-    return embed(config, parameters, side, token_ids, positions)
+    x = layers.embed(config, parameters, side, token_ids, positions)
+    return tf.reshape(x, [-1, config.hidden_dim])
 
 
 def projected(
@@ -239,9 +276,7 @@ def projected(
     batch: tf.Tensor,
     heads: int,
 ) -> Sequence[tf.Tensor]:
-    """Apply a projection to rows; return each of the tensors, (batch, heads, length, head_size),
-    that it makes.
-    """
+    """Apply a projection to rows; return each tensor (batch, heads, length, head_size) of it."""
     x = linear(parameters, name, x)
     parts, size = x.shape[-1] // config.hidden_dim, config.hidden_dim // heads
     x = tf.reshape(x, [batch, -1, parts, heads, size])
@@ -249,14 +284,11 @@ def projected(
     return made
 
 
-def merged(x: tf.Tensor, hidden: int) -> tf.Tensor:
-    """Turn (batch, heads, length, head_size) into rows, (batch * length, hidden)."""
-    return tf.reshape(tf.transpose(x, [0, 2, 1, 3]), [-1, hidden])
+def bias_and_keep(visible: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return the mask bias and the keep mask of `visible`, int32, 1 where a query may look.
 
-
-def closed_and_seen(visible: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return what to add to attention scores where `visible`, int32 0 or 1, is 0, and 1.0 for each
-    query that sees anything: what the others gather is to be multiplied by 0, as in `BartBackbone`.
+    The keep mask is 0 for a query with nothing to look at, whose context is zero as in
+    `BartBackbone`.
     """
-    closed = tf.cast(1 - visible, tf.float32) * CLOSED
-    return closed, tf.cast(tf.reduce_max(visible, -1, keepdims=True), tf.float32)
+    mask_bias = tf.cast(1 - visible, tf.float32) * MASK_BIAS
+    return mask_bias, tf.cast(tf.reduce_max(visible, -1, keepdims=True), tf.float32)

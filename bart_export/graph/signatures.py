@@ -2,8 +2,7 @@
 
 Each takes the tensors its signature names and returns those it promises, batch-major. What is the
 same for every request (weights, tokenizer, settings fixed at export) is in `Served`; what a request
-may set comes with it, a value for each text or one for all. Nothing here knows how a file is
-written, and nothing how a row is decoded.
+may set comes with it, a value for each text or one for all.
 """
 
 import dataclasses
@@ -14,10 +13,9 @@ import tensorflow as tf
 from bart_export import contract
 from bart_export.config import BartConfig, GenerationConfig
 from bart_export.graph import search, sequences
-from bart_export.graph.layers import Parameters
+from bart_export.graph.layers import Parameters, Tensors
 from bart_export.graph.tokenizer import GraphTokenizer
 
-Tensors = dict[str, tf.Tensor]
 # A text without a word, from which a model would make one up: what Python's `str.isspace` is of.
 BLANK = r"[\t-\r\x1c- \x{85}\p{Z}]*"
 
@@ -35,6 +33,10 @@ class Served:
     tokenizer: GraphTokenizer
     generation: GenerationConfig
     encoder_sequence_length: int
+
+    def float32(self) -> Parameters:
+        """Return the weights for the arithmetic of one signature; see `sequences.float32`."""
+        return sequences.float32(self.parameters)
 
 
 def defaults(generation: GenerationConfig) -> Tensors:
@@ -77,50 +79,42 @@ def generate_text(served: Served, given: Tensors) -> Tensors:
 def generate(served: Served, given: Tensors) -> Tensors:
     """Generate token ids for each source, with the settings of the request."""
     batch = tf.shape(given["encoder_token_ids"])[:1]
+    names = [tensor.name for tensor in contract.GENERATION_INPUTS]
     return search.generate(
         served.config,
-        served.parameters,
+        served.float32(),
         served.generation,
         given["encoder_token_ids"],
         given["encoder_lengths"],
-        {
-            tensor.name: tf.broadcast_to(given[tensor.name], batch)
-            for tensor in contract.GENERATION_INPUTS
-        },
+        {name: tf.broadcast_to(given[name], batch) for name in names},
     )
 
 
 def encode(served: Served, given: Tensors) -> Tensors:
     """Run the encoder alone."""
-    encoded = sequences.encode(
-        served.config, served.parameters, given["encoder_token_ids"], given["encoder_lengths"]
-    )
+    source = sequences.masked(given["encoder_token_ids"], given["encoder_lengths"])
+    encoded = sequences.encode(served.config, served.float32(), *source)
     return {"encoder_sequence_output": encoded}
 
 
 def score(served: Served, given: Tensors) -> Tensors:
     """Return the log-probability of each token of given decoder sequences."""
-    scored = sequences.score(
-        served.config,
-        served.parameters,
-        given["encoder_token_ids"],
-        given["encoder_lengths"],
-        given["decoder_token_ids"],
-        given["decoder_lengths"],
-    )
-    return {"log_probabilities": scored}
+    names = ("encoder_token_ids", "encoder_lengths", "decoder_token_ids", "decoder_lengths")
+    inputs = (given[name] for name in names)
+    return {"log_probabilities": sequences.score(served.config, served.float32(), *inputs)}
 
 
 def backbone(served: Served, given: Tensors) -> Tensors:
-    """Do what `BartBackbone` does: four tensors in, the outputs of encoder and decoder out."""
-    return sequences.backbone(
-        served.config,
-        served.parameters,
-        given["encoder_token_ids"],
-        given["encoder_padding_mask"],
-        given["decoder_token_ids"],
-        given["decoder_padding_mask"],
+    """Compute both outputs of `BartBackbone`. A mask is 0 at padding, wherever that is."""
+    config, parameters = served.config, served.float32()
+    source_mask, target_mask = (
+        tf.cast(given[f"{side}_padding_mask"] != 0, tf.int32) for side in ("encoder", "decoder")
     )
+    encoded = sequences.encode(config, parameters, given["encoder_token_ids"], source_mask)
+    decoded = sequences.decode(
+        config, parameters, encoded, source_mask, given["decoder_token_ids"], target_mask
+    )
+    return {"encoder_sequence_output": encoded, "decoder_sequence_output": decoded}
 
 
 def tokenize(served: Served, given: Tensors) -> Tensors:

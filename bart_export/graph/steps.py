@@ -1,10 +1,10 @@
-"""The steps of incremental generation, `encode` and two kinds of `decode`, in TensorFlow.
+"""The signatures of a `.tflite` file, `contract.tflite_signatures`, as TensorFlow functions.
 
-Inputs and outputs are those of `contract.tflite_signatures`: one source, several beams, one
-self-attention cache per decoder layer that goes in and comes out whole. `embed`, `mix`,
-`add_and_norm` and `cross` are parts of `encode` for when something else computes its projections
-(`edgetpu.signatures`). Every reshape has a single unknown axis, so that no shape arithmetic ends up
-in the file. The functions know nothing of quantization or search.
+`encode` takes one source, `decode` and `decode_single` one token of every beam, with a cache of
+self-attention for each decoder layer that goes in and comes out whole. `embed`, `mix`,
+`add_and_norm` and `cross` are parts of `encode` for a host whose projections are computed
+elsewhere (`edgetpu.parts.host_signatures`). Every reshape has a single unknown axis, so that no
+shape arithmetic ends up in the file.
 """
 
 from collections.abc import Callable
@@ -13,54 +13,37 @@ import tensorflow as tf
 
 from bart_export.checkpoints.names import FINAL_LOGITS_BIAS, TOKEN_EMBEDDING
 from bart_export.config import BartConfig
-from bart_export.graph.layers import (
-    CLOSED,
-    Parameters,
-    attend,
-    attend_once,
-    closed_positions,
-    feedforward,
-    layer_norm,
-    linear,
-    merge_heads,
-    split_heads,
-)
+from bart_export.graph import layers
+from bart_export.graph.layers import MASK_BIAS, Parameters, Tensors, attend, linear, merge_heads
 
-Tensors = dict[str, tf.Tensor]
 Attend = Callable[[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
 
 
 def encode(config: BartConfig, parameters: Parameters, given: Tensors) -> Tensors:
     """Run the encoder and project its output to every decoder layer's cross keys and values."""
-    heads, size = config.num_heads, config.head_size
-    closed = closed_positions(given["encoder_padding_mask"])
-    ids = tf.reshape(given["encoder_token_ids"], [-1])
-    x = embed(config, parameters, "encoder", ids, tf.range(tf.shape(ids)[0]))
-    for layer in range(config.num_layers):
-        name = f"transformer_encoder_layer_{layer}"
-        attention = f"{name}/self_attention_layer"
-        mixed = attend(
-            split_heads(linear(parameters, f"{attention}/query", x), heads, size),
-            split_heads(linear(parameters, f"{attention}/key", x), heads, size),
-            split_heads(linear(parameters, f"{attention}/value", x), heads, size),
-            closed,
+    mask_bias = padding_bias(given["encoder_padding_mask"])
+
+    def attention(layer: int, name: str, x: tf.Tensor) -> tf.Tensor:
+        query, key, value = (
+            split_heads(linear(parameters, f"{name}/{part}", x), config.num_heads, config.head_size)
+            for part in ("query", "key", "value")
         )
-        mixed = linear(
-            parameters, f"{attention}/attention_output", merge_heads(mixed, config.hidden_dim)
-        )
-        x = layer_norm(parameters, f"{name}/self_attention_layer_norm", x + mixed)
-        x = feedforward(parameters, name, x, config.activation_function)
-    return cross(config, parameters, {"hidden": x})
+        return merge_heads(attend(query, key, value, mask_bias), config.hidden_dim)
+
+    x = embed_source(config, parameters, given)["hidden"]
+    x = layers.encoder_layers(config, parameters, x, attention)
+    return project_cross(config, parameters, {"hidden": x})
 
 
 def embed_source(config: BartConfig, parameters: Parameters, given: Tensors) -> Tensors:
-    """Do the part of `encode` before the layers: ids to hidden states, (source, hidden)."""
+    """Compute the part of `encode` before the layers: ids to hidden states, (source, hidden)."""
     ids = tf.reshape(given["encoder_token_ids"], [-1])
-    return {"hidden": embed(config, parameters, "encoder", ids, tf.range(tf.shape(ids)[0]))}
+    positions = tf.range(tf.shape(ids)[0])
+    return {"hidden": layers.embed(config, parameters, "encoder", ids, positions)}
 
 
-def mix(config: BartConfig, parameters: Parameters, given: Tensors) -> Tensors:
-    """Do the part of an encoder layer's attention that has no weights, all (source, hidden)."""
+def attention(config: BartConfig, parameters: Parameters, given: Tensors) -> Tensors:
+    """Compute the part of an encoder layer's attention without weights, all (source, hidden)."""
     query, key, value = (
         split_heads(given[part], config.num_heads, config.head_size)
         for part in ("query", "key", "value")
@@ -69,13 +52,15 @@ def mix(config: BartConfig, parameters: Parameters, given: Tensors) -> Tensors:
 
 
 def add_and_norm(config: BartConfig, parameters: Parameters, given: Tensors) -> Tensors:
-    """Do what ends each half of a layer: add to the hidden states, (source, hidden), and norm."""
+    """Compute the end of each half of a layer: add to the hidden states, (source, hidden), and
+    normalize.
+    """
     vectors = {"norm/gamma": given["gamma"], "norm/beta": given["beta"]}
-    return {"normalized": layer_norm(vectors, "norm", given["hidden"] + given["update"])}
+    return {"normalized": layers.layer_norm(vectors, "norm", given["hidden"] + given["update"])}
 
 
-def cross(config: BartConfig, parameters: Parameters, given: Tensors) -> Tensors:
-    """Do the part of `encode` after the layers: project to the decoder's cross keys and values."""
+def project_cross(config: BartConfig, parameters: Parameters, given: Tensors) -> Tensors:
+    """Compute the part of `encode` after the layers: the decoder's cross keys and values."""
     return {
         f"cross_{part}_{layer}": split_heads(
             linear(
@@ -102,8 +87,8 @@ def decode(config: BartConfig, parameters: Parameters, given: Tensors) -> Tensor
 
 
 def decode_single(config: BartConfig, parameters: Parameters, given: Tensors) -> Tensors:
-    """Do what `decode` does for one beam, which has no other beam's caches to continue."""
-    return decode_rows(config, parameters, given, attend_once)
+    """Run `decode` for one beam, which has no other beam's caches to continue."""
+    return decode_rows(config, parameters, given, attend_single)
 
 
 def decode_rows(
@@ -111,61 +96,63 @@ def decode_rows(
 ) -> Tensors:
     """Run the decoder for one token of every row, whose caches are in order."""
     heads, size, position = config.decoder_heads, config.decoder_head_size, given["position"]
-    source_closed = closed_positions(given["encoder_padding_mask"])
+    source_bias = padding_bias(given["encoder_padding_mask"])
     steps = tf.range(tf.shape(given["self_key_0"])[2])
-    future_closed = tf.cast(tf.reshape(steps, [1, 1, 1, -1]) > position, tf.float32) * CLOSED
-    # Positions from here on are zero in every cache, so adding writes.
-    here = tf.cast(tf.equal(tf.reshape(steps, [1, 1, -1, 1]), position), tf.float32)
+    future_bias = tf.cast(tf.reshape(steps, [1, 1, 1, -1]) > position, tf.float32) * MASK_BIAS
+    # From the position on every cache is zero, so adding writes.
+    write_position = tf.cast(tf.equal(tf.reshape(steps, [1, 1, -1, 1]), position), tf.float32)
+    caches: Tensors = {}
 
-    def one_step(x: tf.Tensor) -> tf.Tensor:
-        return tf.reshape(x, [-1, heads, 1, size])  # (beams, heads, 1, head_size)
+    def projected(name: str, x: tf.Tensor) -> tf.Tensor:
+        return tf.reshape(linear(parameters, name, x), [-1, heads, 1, size])
+
+    def self_attention(layer: int, name: str, x: tf.Tensor) -> tf.Tensor:
+        key, value = (
+            given[f"self_{part}_{layer}"] + write_position * projected(f"{name}/{part}", x)
+            for part in ("key", "value")
+        )
+        caches[f"self_key_{layer}"], caches[f"self_value_{layer}"] = key, value
+        context = attend_single(projected(f"{name}/query", x), key, value, future_bias)
+        return tf.reshape(context, [-1, config.hidden_dim])
+
+    def cross_attention(layer: int, name: str, x: tf.Tensor) -> tf.Tensor:
+        # All beams read one source: they are the queries of a single sequence.
+        query = split_heads(linear(parameters, f"{name}/query", x), heads, size)
+        key, value = given[f"cross_key_{layer}"], given[f"cross_value_{layer}"]
+        return merge_heads(attend_source(query, key, value, source_bias), config.hidden_dim)
 
     ids = tf.reshape(given["decoder_token_ids"], [-1])
-    x = embed(config, parameters, "decoder", ids, position)
-    outputs: Tensors = {}
-    for layer in range(config.decoder_layers):
-        name = f"transformer_decoder_layer_{layer}"
-        cache = {
-            part: given[f"self_{part}_{layer}"]
-            + here * one_step(linear(parameters, f"{name}/self_attention/{part}", x))
-            for part in ("key", "value")
-        }
-        outputs |= {f"self_{part}_{layer}": cache[part] for part in cache}
-        query = one_step(linear(parameters, f"{name}/self_attention/query", x))
-        mixed = attend_once(query, cache["key"], cache["value"], future_closed)
-        mixed = linear(
-            parameters,
-            f"{name}/self_attention/attention_output",
-            tf.reshape(mixed, [-1, config.hidden_dim]),
-        )
-        x = layer_norm(parameters, f"{name}/self_attention_layer_norm", x + mixed)
-        # All beams read one source: they are the queries of a single sequence.
-        query = split_heads(linear(parameters, f"{name}/cross_attention/query", x), heads, size)
-        mixed = attend_source(
-            query, given[f"cross_key_{layer}"], given[f"cross_value_{layer}"], source_closed
-        )
-        mixed = linear(
-            parameters,
-            f"{name}/cross_attention/attention_output",
-            merge_heads(mixed, config.hidden_dim),
-        )
-        x = layer_norm(parameters, f"{name}/cross_attention_layer_norm", x + mixed)
-        x = feedforward(parameters, name, x, config.activation_function)
+    x = layers.embed(config, parameters, "decoder", ids, position)
+    x = layers.decoder_layers(config, parameters, x, self_attention, cross_attention)
     logits = tf.matmul(x, parameters[TOKEN_EMBEDDING], transpose_b=True)
     if config.final_logits_bias:
         logits += parameters[FINAL_LOGITS_BIAS]
-    return {"logits": logits, **outputs}
+    return {"logits": logits, **caches}
 
 
-def embed(
-    config: BartConfig, parameters: Parameters, side: str, ids: tf.Tensor, positions: tf.Tensor
+def attend_single(
+    query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, mask_bias: tf.Tensor
 ) -> tf.Tensor:
-    """Sum token and position embeddings and normalize them: ids (rows,) to (rows, hidden)."""
-    tokens = tf.gather(parameters[TOKEN_EMBEDDING], ids)
-    if config.scale_embedding:
-        tokens *= float(config.hidden_dim) ** 0.5
-    x = tokens + tf.gather(parameters[f"{side}_position_embedding/embeddings"], positions)
-    return layer_norm(parameters, f"{side}_embeddings_layer_norm", x)
+    """Compute what `attend` does for queries of length 1 by elementwise products and sums.
+
+    A matrix product first copies keys and values into a layout of its own, which for a single
+    query costs more than the product. Query and result are (batch, heads, 1, head_size).
+    """
+    products = tf.reduce_sum(query * key, -1, keepdims=True)  # (batch, heads, length, 1)
+    scores = tf.transpose(products, [0, 1, 3, 2]) + mask_bias
+    weights = tf.transpose(tf.nn.softmax(scores), [0, 1, 3, 2])
+    return tf.reduce_sum(value * weights, 2, keepdims=True)
+
+
+def split_heads(x: tf.Tensor, heads: int, head_size: int) -> tf.Tensor:
+    """Turn rows of one sequence, (length, hidden), into (1, heads, length, head_size)."""
+    return tf.transpose(tf.reshape(x, [1, -1, heads, head_size]), [0, 2, 1, 3])
+
+
+def padding_bias(padding_mask: tf.Tensor) -> tf.Tensor:
+    """Turn a padding mask, int32 (one, source), 1 where real, into a bias (one, 1, 1, source)."""
+    mask_bias = (1.0 - tf.cast(padding_mask, tf.float32)) * MASK_BIAS
+    return tf.expand_dims(tf.expand_dims(mask_bias, 1), 1)
 
 
 STEPS: dict[str, Callable[[BartConfig, Parameters, Tensors], Tensors]] = {
@@ -173,7 +160,7 @@ STEPS: dict[str, Callable[[BartConfig, Parameters, Tensors], Tensors]] = {
     "decode": decode,
     "decode_single": decode_single,
     "embed": embed_source,
-    "mix": mix,
+    "mix": attention,
     "add_and_norm": add_and_norm,
-    "cross": cross,
+    "cross": project_cross,
 }

@@ -16,7 +16,7 @@ from bart_export.errors import VerificationFailed
 from bart_export.export.manifest import SAME, carry_over
 from bart_export.export.options import TfliteOptions
 from bart_export.export.pipeline import export
-from bart_export.graph import steps
+from bart_export.graph import layers
 from bart_export.recipes.table import RECIPES, ROUNDING
 
 # Random weights lose more to rounding than trained ones: what is tried here is not quality.
@@ -183,12 +183,12 @@ def test_nothing_is_kept_of_an_artifact_that_differs(earlier, field):
 
 def test_a_file_that_fails_leaves_the_previous_artifact_as_it_was(earlier, tmp_path, monkeypatch):
     before = contents(earlier.directory)
-    right = steps.embed
+    right = layers.embed
 
     def embed(config, parameters, side, ids, positions):
         return right(config, parameters, side, ids, positions + (side == "decoder"))
 
-    monkeypatch.setattr(steps, "embed", embed)
+    monkeypatch.setattr(layers, "embed", embed)
     with pytest.raises(VerificationFailed, match=rf"^{FLOAT_FILE} does not say") as error:
         export(handle(earlier), TfliteOptions((FLOAT32,)), earlier.directory)
     assert error.value.exit_code == 1

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from support.tokenizer_samples import PIECES, vocabulary_of
 
-from bart_export.graph.added_tokens import code_points_of_words
+from bart_export.graph.pretokenizer import code_points_of_words
 from bart_export.graph.tokenizer import FIRST_BYTES, GraphTokenizer
 from bart_export.text.added_tokens import AddedToken, is_word
 from bart_export.text.tokenizer import BartTokenizer

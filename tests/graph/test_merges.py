@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from support.tokenizer_samples import vocabulary_of
 
-from bart_export.graph.merges import Merges, is_in_order
+from bart_export.graph.tokenizer import Merges, is_in_order
 from bart_export.text.tokenizer import BartTokenizer
 
 

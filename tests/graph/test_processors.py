@@ -7,9 +7,8 @@ import pytest
 import tensorflow as tf
 
 from bart_export.config import GenerationConfig
-from bart_export.graph.beams import length_divisors, may_improve
-from bart_export.graph.processors import forced_tokens, processed
-from bart_export.graph.rows import RowSettings
+from bart_export.graph.loop import RowSettings, forced_tokens, processed
+from bart_export.graph.strategies import length_divisors, may_improve
 from bart_export.runtime import processors as host
 from bart_export.runtime import search
 

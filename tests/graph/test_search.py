@@ -14,12 +14,9 @@ from support.numpy_bart import NumpyBart
 
 from bart_export import contract, errors
 from bart_export.config import BartConfig, GenerationConfig
-from bart_export.graph import cached, search, sequences
-from bart_export.graph.beams import beam_search
-from bart_export.graph.greedy import greedy_search
-from bart_export.graph.loop import Model
+from bart_export.graph import search, sequences
 from bart_export.graph.parameters import BatchParameters, InferenceParameters
-from bart_export.graph.rows import fitted_source, row_settings
+from bart_export.graph.strategies import beam_search, greedy_search
 from bart_export.runtime import search as host
 
 SOURCES = [[0, 57, 9, 130, 2], [0, *range(300, 330), 2], [0, 8, 2], [0, 400, 77, 512, 90, 33, 2]]
@@ -115,7 +112,7 @@ def test_a_batch_of_any_rows_is_what_the_host_search_gives_each(symmetric, numpy
         assert not any(token_ids[len(found) :])  # hypotheses that there are not
         del token_ids[len(found) :], scores[len(found) :]
     assert_same(received, expected)
-    assert max(len(token_ids[0]) for token_ids, _ in received) > cached.FIRST_CAPACITY
+    assert max(len(token_ids[0]) for token_ids, _ in received) > sequences.FIRST_CAPACITY
 
 
 @pytest.mark.parametrize("beams", [1, 4])
@@ -131,12 +128,9 @@ def test_a_row_is_the_same_alone_and_among_others(symmetric, beams):
 
 def last_state(bart, settings):
     """Return the state that a search over `SOURCES` ends with."""
-    rows = row_settings(bart.config, per_row(settings))
-    token_ids, mask = fitted_source(bart.config, settings[0], *batch(SOURCES))
-    encoded = sequences.encode_masked(bart.config, bart.parameters, token_ids, mask)
-    source = cached.cross_tensors(bart.config, bart.parameters, encoded, mask)
-    run = beam_search if settings[0].num_beams > 1 else greedy_search
-    return run(Model(bart.config, bart.parameters, source, settings[0], rows))
+    inputs = (*batch(SOURCES), per_row(settings))
+    strategy = beam_search if settings[0].num_beams > 1 else greedy_search
+    return strategy(search.prepare(bart.config, bart.parameters, settings[0], *inputs))
 
 
 @pytest.mark.parametrize("beams", [1, 3])
@@ -325,4 +319,3 @@ def test_search_is_what_the_signature_promises(symmetric):
     for tensor in signature.outputs:
         assert structure[tensor.name].dtype.name == tensor.dtype
         assert structure[tensor.name].shape.rank == len(tensor.axes)
-    assert search.generate.__doc__

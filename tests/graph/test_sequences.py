@@ -8,8 +8,8 @@ from support.graph_bart import GraphBart, batch
 
 from bart_export import BartBackbone
 from bart_export.checkpoints import formats
-from bart_export.graph import cached, sequences
-from bart_export.graph.layers import CLOSED
+from bart_export.graph import sequences, signatures
+from bart_export.graph.layers import MASK_BIAS
 from bart_export.graph.parameters import BatchParameters, InferenceParameters
 
 
@@ -23,6 +23,9 @@ class Golden(GoldenCases):
 
     def call(self, function, *tensors):
         return function(self.bart.config, self.bart.parameters, *tensors)
+
+    def encode(self, sources, filler=1):
+        return self.call(sequences.encode, *sequences.masked(*batch(sources, filler)))
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -47,11 +50,12 @@ def assert_same(golden, output, received, expected):
 
 
 def test_encoder_decoder_and_logits_are_golden(golden):
-    encoded = golden.call(sequences.encode, *batch(golden.sources))
+    encoded = golden.encode(golden.sources)
     golden.assert_close("encoder_sequence_output", encoded)
 
-    lengths = batch(golden.sources)[1]
-    hidden = golden.call(sequences.decode, encoded, lengths, *batch(golden.targets))
+    _, source_mask = sequences.masked(*batch(golden.sources))
+    targets = sequences.masked(*batch(golden.targets))
+    hidden = golden.call(sequences.decode, encoded, source_mask, *targets)
     golden.assert_close("decoder_sequence_output", hidden)
     logits = golden.call(sequences.logits, tf.reshape(hidden, [-1, hidden.shape[-1]]))
     golden.assert_close("logits", tf.reshape(logits, golden.forward["logits"].shape))
@@ -81,10 +85,7 @@ def test_what_stands_beyond_a_length_is_not_looked_at(symmetric, filler):
     )
     np.testing.assert_array_equal(filled, plain)
     real = symmetric.forward["encoder_padding_mask"] > 0
-    plain, filled = (
-        symmetric.call(sequences.encode, *batch(symmetric.sources, one)).numpy()[real]
-        for one in (1, filler)
-    )
+    plain, filled = (symmetric.encode(symmetric.sources, one).numpy()[real] for one in (1, filler))
     np.testing.assert_array_equal(filled, plain)
 
 
@@ -113,7 +114,8 @@ def test_under_any_mask_both_outputs_are_those_of_the_keras_model(golden, case):
     }
     keras_model = BartBackbone.from_preset(str(golden.directory))
     expected = keras_model(inputs)
-    received = golden.call(sequences.backbone, *inputs.values())
+    served = signatures.Served(golden.bart.config, golden.bart.parameters, None, None, 0)
+    received = signatures.backbone(served, inputs)
     assert received.keys() == expected.keys()
     for name, tensor in expected.items():
         assert_same(golden, name, received[name], np.asarray(tensor))
@@ -126,25 +128,26 @@ def test_steps_give_what_the_whole_decoder_gives_while_caches_grow(golden, beams
     random = np.random.default_rng(0)
     targets = random.integers(3, 1000, (3, beams, 7), np.int32)
     token_ids, lengths = batch(golden.sources)
-    encoded = golden.call(sequences.encode, token_ids, lengths)
+    token_ids, source_mask = sequences.masked(token_ids, lengths)
+    encoded = golden.call(sequences.encode, token_ids, source_mask)
     whole = golden.call(
         sequences.decode,
         tf.repeat(encoded, beams, 0),
-        tf.repeat(lengths, beams),
+        tf.repeat(source_mask, beams, 0),
         targets.reshape(-1, 7),
-        tf.fill([3 * beams], 7),
+        np.ones((3 * beams, 7), np.int32),
     )
-    mask = sequences.mask(lengths, token_ids.shape[1])
-    source = cached.cross_tensors(config, parameters, encoded, mask)
+    source = sequences.project_source(config, parameters, encoded, source_mask)
     capacity = 2
-    caches = cached.first_caches(config, 3, beams, capacity)
+    caches = sequences.first_caches(config, 3, beams, capacity)
     for position in range(7):
         if position == capacity:
             capacity += 3
-            caches = cached.grown(caches, position, capacity, beams, config.decoder_head_size)
+            width = beams * config.decoder_head_size
+            caches = sequences.grown(caches, position, capacity, width)
         past = np.arange(capacity)[None, :, None] <= position
-        closed = np.where(past & np.eye(beams, dtype=bool)[:, None, :], 0, CLOSED)
-        hidden, caches = cached.decode_step(
+        mask_bias = np.where(past & np.eye(beams, dtype=bool)[:, None, :], 0, MASK_BIAS)
+        hidden, caches = sequences.decode_step(
             config,
             parameters,
             source,
@@ -152,7 +155,7 @@ def test_steps_give_what_the_whole_decoder_gives_while_caches_grow(golden, beams
             capacity,
             position,
             tf.constant(targets[:, :, position]),
-            closed.reshape(1, 1, beams, -1).astype(np.float32),
+            mask_bias.reshape(1, 1, beams, -1).astype(np.float32),
         )
         assert_same(golden, "decoder_sequence_output", hidden, whole[:, position].numpy())
 
@@ -160,12 +163,12 @@ def test_steps_give_what_the_whole_decoder_gives_while_caches_grow(golden, beams
 @pytest.mark.parametrize("token", [-1, 1024])
 def test_an_id_outside_of_the_vocabulary_is_an_invalid_argument(symmetric, token):
     with pytest.raises(tf.errors.InvalidArgumentError, match=rf"{token} is not in \[0, 1024\)"):
-        symmetric.call(sequences.encode, *batch([[0, token, 2]]))
+        symmetric.encode([[0, token, 2]])
 
 
 def test_a_row_longer_than_the_model_has_positions_is_an_invalid_argument(symmetric):
     with pytest.raises(tf.errors.InvalidArgumentError, match="at most 64 tokens a row"):
-        symmetric.call(sequences.encode, *batch([[5] * 65]))
+        symmetric.encode([[5] * 65])
     with pytest.raises(tf.errors.InvalidArgumentError, match="at most 64 tokens a row"):
         symmetric.call(sequences.score, *batch([[5]]), *batch([[5] * 65]))
 
@@ -176,7 +179,7 @@ def test_bfloat16_weights_compute_in_float32(symmetric):
         for name, variable in symmetric.bart.parameters.items()
     }
     inputs = (*batch(symmetric.sources), *batch(symmetric.targets))
-    received = sequences.score(symmetric.bart.config, rounded, *inputs)
+    received = sequences.score(symmetric.bart.config, sequences.float32(rounded), *inputs)
     assert received.dtype == tf.float32
     as_float32 = {name: tf.cast(variable, tf.float32) for name, variable in rounded.items()}
     expected = sequences.score(symmetric.bart.config, as_float32, *inputs)

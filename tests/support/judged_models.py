@@ -12,7 +12,7 @@ from bart_export.checkpoints.layers import layer_names
 from bart_export.checkpoints.origin import resolve
 from bart_export.convert import tflite
 from bart_export.convert.quantize import quantize
-from bart_export.graph import steps
+from bart_export.graph import layers, steps
 from bart_export.graph.parameters import InferenceParameters
 from bart_export.model import BartBackbone
 from bart_export.recipes.table import RECIPES
@@ -117,7 +117,7 @@ def replace(content, old, new):
 
 def wrong_epsilon(monkeypatch):
     """Normalize once with another epsilon, where the rows are small enough for it to matter."""
-    right = steps.layer_norm
+    right = layers.layer_norm
 
     def layer_norm(parameters, name, x):
         if name != "encoder_embeddings_layer_norm":
@@ -126,7 +126,7 @@ def wrong_epsilon(monkeypatch):
         scaled = (x - mean) * tf.math.rsqrt(variance + 1e-6)
         return scaled * parameters[f"{name}/gamma"] + parameters[f"{name}/beta"]
 
-    monkeypatch.setattr(steps, "layer_norm", layer_norm)
+    monkeypatch.setattr(layers, "layer_norm", layer_norm)
 
 
 def cache_one_off(monkeypatch):

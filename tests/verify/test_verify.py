@@ -97,7 +97,7 @@ def beams_not_gathered(monkeypatch):
 
 def padding_seen(monkeypatch):
     """Add nothing to the scores of positions that must not be seen yet."""
-    monkeypatch.setattr(steps, "CLOSED", 0.0)
+    monkeypatch.setattr(steps, "MASK_BIAS", 0.0)
 
 
 @pytest.mark.parametrize("harm", [wrong_epsilon, cache_one_off, beams_not_gathered, padding_seen])

@@ -1,28 +1,101 @@
-"""Beam search inside a TensorFlow graph, over a batch.
+"""Greedy and beam search inside a TensorFlow graph, over a batch.
 
-The semantics are those of `runtime.search.beam_search`, for every row as if it were alone: a row
-that has ended changes no more. Sums of log-probabilities are float64, as there.
+The semantics are those of `runtime.search`, for every row as if it were alone: a row that has ended
+changes no more. Sums of log-probabilities are float64, as there.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import tensorflow as tf
 
-from bart_export.graph import cached, sequences
-from bart_export.graph.cached import Caches
-from bart_export.graph.layers import CLOSED
+from bart_export.graph import sequences
+from bart_export.graph.layers import MASK_BIAS
 from bart_export.graph.loop import (
     INFINITY,
     Model,
+    RowSettings,
     first_tokens,
+    forced_tokens,
+    is_end,
     log_normalizers,
+    processed,
     put,
     run,
-    target_length,
 )
-from bart_export.graph.processors import forced_tokens, is_end, processed
-from bart_export.graph.rows import RowSettings
+from bart_export.graph.sequences import Caches
+
+
+class Greedy(NamedTuple):
+    """A greedy search before it chooses the token at `length`.
+
+    `running` bool, `lengths` int32 and `scores` float64 are (batch,), `tokens` int32 (batch,
+    target).
+    """
+
+    length: tf.Tensor
+    running: tf.Tensor
+    tokens: tf.Tensor
+    lengths: tf.Tensor
+    scores: tf.Tensor
+    caches: Caches
+
+
+def greedy_search(model: Model) -> Greedy:
+    """Choose the likeliest token of each row until every row has ended."""
+    batch = tf.shape(model.rows.max_length)[0]
+    first = Greedy(
+        length=tf.constant(1),
+        running=tf.fill([batch], True),
+        tokens=first_tokens(model, [batch]),
+        lengths=model.rows.max_length,
+        scores=tf.zeros([batch], tf.float64),
+        caches=(),
+    )
+    return run(greedy_step, first, model)
+
+
+def greedy_step(model: Model, state: Greedy, capacity: tf.Tensor) -> Greedy:
+    """Choose the token at `state.length` of every row."""
+    generation, rows, length = model.generation, model.rows, state.length
+    position = length - 1
+    future = tf.range(capacity) > position
+    hidden, caches = sequences.decode_step(
+        model.config,
+        model.parameters,
+        model.source,
+        state.caches,
+        capacity,
+        position,
+        tf.gather(state.tokens, [position], axis=1),
+        tf.cast(future, tf.float32)[None, None, None, :] * MASK_BIAS,
+    )
+    logits = sequences.logits(model.config, model.parameters, hidden)
+    normalizers = log_normalizers(logits)
+    allowed = processed(
+        generation,
+        rows.repetition_penalty,
+        rows.min_length,
+        state.tokens[:, :length],
+        logits,
+        tf.zeros_like(normalizers),
+    )
+    likeliest = tf.argmax(allowed, -1, tf.int32)
+    forced = forced_tokens(generation, rows.max_length, length)
+    free = forced < 0
+    token = tf.where(free, likeliest, forced)
+    possible = ~free | (tf.gather(allowed, likeliest, batch_dims=1) > -INFINITY)
+    chosen = state.running & possible
+    gained = tf.cast(tf.gather(logits, likeliest, batch_dims=1) - normalizers, tf.float64)
+    ends = is_end(generation, token) | (length + 1 == rows.max_length)
+    stopped_at = tf.where(possible, length + 1, length)
+    return Greedy(
+        length=length + 1,
+        running=chosen & ~ends,
+        tokens=put(state.tokens, length, tf.where(chosen, token, generation.pad_token_id)),
+        lengths=tf.where(state.running & (ends | ~possible), stopped_at, state.lengths),
+        scores=state.scores + tf.where(chosen & free, gained, 0.0),
+        caches=caches,
+    )
 
 
 class Beams(NamedTuple):
@@ -49,22 +122,20 @@ class Beams(NamedTuple):
 
 def beam_search(model: Model) -> Beams:
     """Keep the `num_beams` best unfinished sequences of each row, and the best finished ones."""
-    beams = model.generation.num_beams
-    batch, target = tf.shape(model.rows.max_length)[0], target_length(model)
-    tokens = first_tokens(model, [batch, beams, target])
+    beams, batch = model.generation.num_beams, tf.shape(model.rows.max_length)[0]
     first = Beams(
         length=tf.constant(1),
         running=tf.fill([batch], True),
-        tokens=tokens,
+        tokens=first_tokens(model, [batch, beams]),
         # All beams start equal: only the first exists.
         totals=tf.tile(tf.constant([[0.0] + [-INFINITY] * (beams - 1)], tf.float64), [batch, 1]),
-        ancestors=tf.fill([batch, beams, target], -1),
-        finished=tf.fill([batch, beams, target], model.generation.pad_token_id),
+        ancestors=tf.fill([batch, beams, model.target], -1),
+        finished=tf.fill([batch, beams, model.target], model.generation.pad_token_id),
         lengths=tf.zeros([batch, beams], tf.int32),
         scores=tf.fill([batch, beams], tf.constant(-INFINITY, tf.float64)),
         caches=(),
     )
-    return run(partial(beam_step, model), first, model, target)
+    return run(beam_step, first, model)
 
 
 def beam_step(model: Model, state: Beams, capacity: tf.Tensor) -> Beams:
@@ -77,7 +148,7 @@ def beam_step(model: Model, state: Beams, capacity: tf.Tensor) -> Beams:
     ends = possible & (last[:, None] | is_end(generation, tokens))
     longer = put(tf.gather(state.tokens, origins, batch_dims=1), length, tokens)
 
-    finished, lengths, scores = kept_finished(model, state, longer, ends, sums)
+    finished, lengths, scores = best_finished(model, state, longer, ends, sums)
 
     # The first candidates that go on, in their order; there may be fewer than beams.
     goes_on = possible & ~ends
@@ -115,8 +186,8 @@ def beam_logits(
     beams, rows, length = model.generation.num_beams, model.rows, state.length
     position = length - 1
     ancestors = put(state.ancestors, position, tf.range(beams))
-    closed = tf.one_hot(ancestors[:, :, :capacity], beams, on_value=0.0, off_value=CLOSED)
-    hidden, caches = cached.decode_step(
+    mask_bias = tf.one_hot(ancestors[:, :, :capacity], beams, on_value=0.0, off_value=MASK_BIAS)
+    hidden, caches = sequences.decode_step(
         model.config,
         model.parameters,
         model.source,
@@ -124,7 +195,7 @@ def beam_logits(
         capacity,
         position,
         tf.reshape(tf.gather(state.tokens, position, axis=2), [-1, beams]),
-        tf.reshape(closed, [-1, 1, beams, capacity * beams]),
+        tf.reshape(mask_bias, [-1, 1, beams, capacity * beams]),
     )
     logits = sequences.logits(model.config, model.parameters, hidden)
     normalizers = log_normalizers(logits)
@@ -170,7 +241,7 @@ def candidates(
     )
 
 
-def kept_finished(
+def best_finished(
     model: Model, state: Beams, longer: tf.Tensor, ends: tf.Tensor, sums: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Return the best finished sequences, their lengths and scores, those that end now included.
@@ -194,7 +265,7 @@ def kept_finished(
 def may_improve(
     rows: RowSettings, totals: tf.Tensor, length: tf.Tensor, worst_scores: tf.Tensor
 ) -> tf.Tensor:
-    """Say of each row whether it goes on once `num_beams` sequences are finished.
+    """Return whether each row goes on once `num_beams` sequences are finished.
 
     `totals` (batch,) are those of the best beams after `length` generated tokens, `worst_scores`
     (batch,) the lowest among the finished; see `runtime.search.may_improve`.
