@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bart_export.checkpoints import formats
+from bart_export.checkpoints import resolve
 from bart_export.config import GenerationConfig
 from bart_export.errors import ConfigurationError
 
@@ -38,17 +38,17 @@ def tools():
 @pytest.fixture(scope="module")
 def distilled():
     """Return a checkpoint whose stacks differ, with a logits bias and scaled embeddings."""
-    return formats.read(GOLDEN / "bart_tiny_distilled")
+    return resolve.read(GOLDEN / "bart_tiny_distilled")
 
 
 @pytest.fixture(scope="module")
 def symmetric():
-    return formats.read(GOLDEN / "bart_tiny_symmetric")
+    return resolve.read(GOLDEN / "bart_tiny_symmetric")
 
 
 @pytest.fixture(scope="module")
 def mini():
-    return formats.read(ROOT / "bart_export" / "assets" / "bart_mini_en")
+    return resolve.read(ROOT / "bart_export" / "assets" / "bart_mini_en")
 
 
 def build(tools, name, checkpoint, directory):

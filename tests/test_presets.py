@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from bart_export import presets
-from bart_export.checkpoints import formats, names, origin, resolved
+from bart_export.checkpoints import names, resolve
 from bart_export.config import BartConfig
 from bart_export.errors import PresetError
 
@@ -19,11 +19,11 @@ SIZES = {
 
 
 def test_the_embedded_preset_needs_no_network():
-    source = origin.resolve("bart_mini_en")
-    checkpoint = formats.read(source.directory)
+    source = resolve.find("bart_mini_en")
+    checkpoint = resolve.read(source.directory)
     count = sum(values.size for values in checkpoint.weights.values())
     assert count == presets.PRESETS["bart_mini_en"].parameters
-    assert resolved.defaults(source, checkpoint).generation == checkpoint.generation
+    assert resolve.defaults(source, checkpoint).generation == checkpoint.generation
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -43,9 +43,9 @@ def test_a_preset_goes_before_a_directory_of_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bart_mini_en").mkdir()
     (tmp_path / "mine").mkdir()
-    assert origin.resolve("bart_mini_en").directory == presets.ASSETS / "bart_mini_en"
+    assert resolve.find("bart_mini_en").directory == presets.ASSETS / "bart_mini_en"
     for typed in ("./bart_mini_en", "mine", str(tmp_path / "mine")):
-        source = origin.resolve(typed)
+        source = resolve.find(typed)
         assert (source.handle, source.revision, source.generation) == (typed, None, None)
         assert source.directory.samefile(tmp_path / typed)
 
@@ -69,7 +69,7 @@ def test_a_preset_goes_before_a_directory_of_its_name(tmp_path, monkeypatch):
 )
 def test_what_is_no_preset_is_told_what_one_is(preset):
     with pytest.raises(PresetError) as refused:
-        origin.resolve(preset)
+        resolve.find(preset)
     line = str(refused.value)
     assert json.dumps(preset) in line
     assert "\n" not in line
@@ -79,7 +79,7 @@ def test_what_is_no_preset_is_told_what_one_is(preset):
 
 def test_a_near_miss_is_told_what_was_meant():
     with pytest.raises(PresetError, match=r"Did you mean bart_large_en_cnn\?"):
-        origin.resolve("bart_large_cnn")
+        resolve.find("bart_large_cnn")
 
 
 def test_importing_presets_loads_no_client_and_no_tensor_library():

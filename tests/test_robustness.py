@@ -19,7 +19,7 @@ from support.edited_checkpoints import copy, edit_json, edit_tensors
 from support.mounts import run_on_mount
 
 import bart_export
-from bart_export.checkpoints import formats
+from bart_export.checkpoints import resolve
 from bart_export.cli.main import main
 from bart_export.errors import BartExportError
 
@@ -199,7 +199,7 @@ def test_bits_flipped_anywhere_are_an_error_of_ours_or_another_number(tmp_path, 
     flip(positions.choice([positions.randrange(4096), -1 - positions.randrange(40_000)]))(path)
     flip(positions.randrange(size))(path)
     try:
-        checkpoint = formats.read(tmp_path / "preset")
+        checkpoint = resolve.read(tmp_path / "preset")
         for name in checkpoint.weights:
             checkpoint.weights[name]
     except BartExportError as error:

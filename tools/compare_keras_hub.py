@@ -32,7 +32,7 @@ from rich.table import Table
 
 from bart_export.bench import machine
 from bart_export.bench.work import random_source
-from bart_export.checkpoints import formats
+from bart_export.checkpoints import resolve
 from bart_export.checkpoints.checkpoint import Checkpoint
 from bart_export.config import GenerationConfig
 from bart_export.quiet import native_stderr_silenced
@@ -113,7 +113,7 @@ def check(engines: dict[str, Generate]) -> None:
 
 def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     """Build all engines and time them."""
-    checkpoint = formats.read(arguments.checkpoint)
+    checkpoint = resolve.read(arguments.checkpoint)
     source = random_source(checkpoint.config.vocabulary_size, arguments.source)
     with tempfile.TemporaryDirectory() as directory:
         exported = ours(checkpoint, source, arguments.new_tokens, Path(directory) / "1")

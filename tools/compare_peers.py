@@ -41,7 +41,7 @@ from rich.table import Table
 from bart_export.artifact.artifact import Artifact
 from bart_export.bench import machine
 from bart_export.bench.work import random_source
-from bart_export.checkpoints import formats, origin
+from bart_export.checkpoints import resolve
 from bart_export.checkpoints.checkpoint import Checkpoint
 from bart_export.config import GenerationConfig
 from bart_export.errors import ConfigurationError
@@ -170,7 +170,7 @@ def built_peer(name: str, checkpoint: Checkpoint, directory: Path, num_threads: 
 def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     """Build, check and time everything."""
     limit_tensorflow(arguments.threads)
-    checkpoint = formats.read(origin.resolve(arguments.preset).directory)
+    checkpoint = resolve.read(resolve.find(arguments.preset).directory)
     size, new_tokens = checkpoint.config.vocabulary_size, arguments.new_tokens
     with tempfile.TemporaryDirectory() as directory:
         models, rows = built(arguments, checkpoint, Path(directory))

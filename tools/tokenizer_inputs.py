@@ -71,7 +71,7 @@ def attempt(prepared: None, scratch: pathlib.Path, dice: random.Random) -> str:
 
 def attempt_file(prepared: None, scratch: pathlib.Path, dice: random.Random) -> str:
     """Damage a file of a checkpoint's tokenizer, and hold what is read of it to the library."""
-    from bart_export.checkpoints import formats
+    from bart_export.checkpoints import resolve
     from bart_export.errors import BartExportError
     from bart_export.verify import tokenization
 
@@ -86,7 +86,7 @@ def attempt_file(prepared: None, scratch: pathlib.Path, dice: random.Random) -> 
         content = server_requests.damaged(content, dice)
     path.write_bytes(content)
     try:
-        checkpoint = formats.read(case, weights=False)
+        checkpoint = resolve.read(case, weights=False)
         tokenization.check(checkpoint, checkpoint.tokenizer(), [random_text(dice)])
     except BartExportError as error:
         if not str(error).isprintable() or "does not say" in str(error):

@@ -1,18 +1,13 @@
-"""A checkpoint as this package sees it, whatever wrote it.
-
-One frozen record that readers fill: the architecture, the generation settings, the tokenizer's
-vocabulary and merges, and the weights under their canonical names (`checkpoints.names`), read from
-disk one tensor at a time. It knows no file format.
-"""
+"""A checkpoint as this package sees it, whatever wrote it: one frozen record that readers fill."""
 
 import dataclasses
 import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from bart_export.checkpoints.generation import StatedSettings, check_ids
+from bart_export.checkpoints.generation import StatedSettings, require_ids
 from bart_export.checkpoints.names import FINAL_LOGITS_BIAS, TOKEN_EMBEDDING
-from bart_export.checkpoints.weights_check import Array
+from bart_export.checkpoints.weights import Array
 from bart_export.config import BartConfig, GenerationConfig
 from bart_export.errors import CheckpointError
 from bart_export.text.added_tokens import AddedToken
@@ -98,7 +93,7 @@ def without_padding(checkpoint: Checkpoint) -> Checkpoint:
     if not rows or surplus <= 0:
         return checkpoint
     if checkpoint.generation is not None:
-        check_ids(checkpoint.directory, checkpoint.generation, rows)
+        require_ids(checkpoint.directory, checkpoint.generation, rows)
     note = (
         f"The embedding has {config.vocabulary_size} rows for the tokenizer's {rows} tokens; the "
         f"last {surplus} are left out, so that none of them can be generated."
@@ -114,8 +109,6 @@ def without_padding(checkpoint: Checkpoint) -> Checkpoint:
 
 def weights_digest(checkpoint: Checkpoint) -> str:
     """Return the SHA-256 of the weight files' bytes, in the order of their names, as hex digits.
-
-    For a checkpoint in one file it is that file's own SHA-256.
 
     Raises:
         CheckpointError: when a file cannot be read, or the checkpoint was read without weights.

@@ -1,16 +1,15 @@
 """`generation_config.json` and its older home, `config.json`, as a `GenerationConfig`.
 
-A setting that is switched on and would change the output, but is not implemented here, is refused;
-everything else in those files is bookkeeping and is passed over. Which file states a setting goes
-with it, so that an export can say whose its settings are.
+A setting that is switched on and would change the output, but is not implemented, is refused; all
+else in those files is bookkeeping. Which file states a setting goes with it, so that an export can
+say whose its settings are.
 """
 
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from bart_export.checkpoints.files import CONFIG_FILE
+from bart_export.checkpoints.files import CONFIG_FILE, JsonObject
 from bart_export.config import NEW_TOKENS, GenerationConfig, check_token_ids
 from bart_export.errors import CheckpointError, ConfigurationError, shown
 
@@ -20,7 +19,7 @@ SETTINGS = tuple(
 TOKEN_IDS = tuple(name for name in SETTINGS if name.endswith("_token_id"))
 
 # transformers' own defaults of a BART's configuration, which its files leave out.
-BART_DEFAULTS: dict[str, int] = {
+BART_DEFAULTS = {
     "decoder_start_token_id": 2,
     "bos_token_id": 0,
     "pad_token_id": 1,
@@ -28,33 +27,33 @@ BART_DEFAULTS: dict[str, int] = {
     "forced_eos_token_id": 2,
 }
 
-# Settings not implemented here, with the values that leave the output alone.
-UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "bad_words_ids": (None, []),
-    "begin_suppress_tokens": (None, []),
-    "constraints": (None, []),
-    "diversity_penalty": (None, 0.0),
-    "dola_layers": (None,),
-    "encoder_no_repeat_ngram_size": (None, 0),
-    "encoder_repetition_penalty": (None, 1.0),
-    "exponential_decay_length_penalty": (None,),
-    "force_words_ids": (None, []),
-    "forced_decoder_ids": (None, []),
-    "guidance_scale": (None, 1.0),
-    "num_beam_groups": (None, 1),
-    "penalty_alpha": (None, 0.0),
-    "renormalize_logits": (None, False),
-    "sequence_bias": (None, {}, []),
-    "stop_strings": (None, []),
-    "suppress_tokens": (None, []),
-    "watermarking_config": (None,),
+# Settings that are not implemented, with the values beside null that leave the output alone.
+UNSUPPORTED: dict[str, tuple[object, ...]] = {
+    "bad_words_ids": ([],),
+    "begin_suppress_tokens": ([],),
+    "constraints": ([],),
+    "diversity_penalty": (0.0,),
+    "dola_layers": (),
+    "encoder_no_repeat_ngram_size": (0,),
+    "encoder_repetition_penalty": (1.0,),
+    "exponential_decay_length_penalty": (),
+    "force_words_ids": ([],),
+    "forced_decoder_ids": ([],),
+    "guidance_scale": (1.0,),
+    "num_beam_groups": (1,),
+    "penalty_alpha": (0.0,),
+    "renormalize_logits": (False,),
+    "sequence_bias": ({}, []),
+    "stop_strings": ([],),
+    "suppress_tokens": ([],),
+    "watermarking_config": (),
 }
-UNSUPPORTED_SAMPLING: dict[str, tuple[Any, ...]] = {
-    "epsilon_cutoff": (None, 0.0),
-    "eta_cutoff": (None, 0.0),
-    "min_p": (None, 0.0),
-    "top_h": (None,),
-    "typical_p": (None, 1.0),
+UNSUPPORTED_SAMPLING: dict[str, tuple[object, ...]] = {
+    "epsilon_cutoff": (0.0,),
+    "eta_cutoff": (0.0,),
+    "min_p": (0.0,),
+    "top_h": (),
+    "typical_p": (1.0,),
 }
 
 
@@ -73,14 +72,14 @@ class StatedSettings:
 
     generation: GenerationConfig
     origins: Mapping[str, str]
-    tasks: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    tasks: Mapping[str, JsonObject] = dataclasses.field(default_factory=dict)
     prefix: str = ""
     tasks_file: str = CONFIG_FILE
     notes: tuple[str, ...] = ()
 
 
 def parse(
-    path: Path, stored: Mapping[str, Any], defaults: Mapping[str, Any], origin: str | None = None
+    path: Path, stored: JsonObject, defaults: Mapping[str, object], origin: str | None = None
 ) -> StatedSettings:
     """Return the generation settings in `stored`, the parsed file `path`.
 
@@ -96,7 +95,7 @@ def parse(
     active = [
         f"{name}={shown(stored[name])}"
         for name, inactive in refused.items()
-        if name in stored and stored[name] not in inactive
+        if stored.get(name) is not None and stored[name] not in inactive
     ]
     if active:
         raise CheckpointError(
@@ -116,9 +115,10 @@ def parse(
             )
         if length is not None:
             settings[name] = length + 1
-    forced = {name for name in settings if name.startswith("forced_")}
     stated = {
-        name: value for name, value in settings.items() if value is not None or name in forced
+        name: value
+        for name, value in settings.items()
+        if value is not None or name.startswith("forced_")
     }
     values = {**GenerationConfig().to_dict(), **defaults, **stated}
     notes: tuple[str, ...] = ()
@@ -136,40 +136,34 @@ def parse(
     return StatedSettings(generation, dict.fromkeys(stated, origin or path.name), notes=notes)
 
 
-def parse_model_config(path: Path, stored: Mapping[str, Any]) -> StatedSettings:
-    """Return the settings that older checkpoints keep in `config.json` itself.
-
-    Raises:
-        CheckpointError: as `parse`.
-    """
+def parse_model_config(path: Path, stored: JsonObject) -> StatedSettings:
+    """Return the settings that older checkpoints keep in `config.json`; raises as `parse`."""
     settings = dict(stored)
     if stored.get("force_bos_token_to_be_generated") and stored.get("forced_bos_token_id") is None:
         settings["forced_bos_token_id"] = stored.get("bos_token_id", BART_DEFAULTS["bos_token_id"])
     return parse(path, settings, BART_DEFAULTS)
 
 
-def with_tasks(path: Path, settings: StatedSettings, stored: Mapping[str, Any]) -> StatedSettings:
+def with_tasks(path: Path, settings: StatedSettings, stored: JsonObject) -> StatedSettings:
     """Return settings with what the file `path`, parsed, has for tasks and as a prefix."""
-    tasks = stored.get("task_specific_params")
-    prefix = stored.get("prefix")
+    tasks, prefix = stored.get("task_specific_params"), stored.get("prefix")
+    own = tasks.items() if isinstance(tasks, dict) else ()
     return dataclasses.replace(
         settings,
-        tasks={
-            name: values
-            for name, values in (tasks if isinstance(tasks, dict) else {}).items()
-            if isinstance(values, dict)
-        },
+        tasks={name: values for name, values in own if isinstance(values, dict)},
         prefix=prefix if isinstance(prefix, str) else "",
         tasks_file=path.name,
     )
 
 
-def for_task(directory: Path, settings: StatedSettings, task: str) -> StatedSettings:
+def for_task(
+    directory: Path, settings: StatedSettings, task: str, vocabulary_size: int
+) -> StatedSettings:
     """Return settings of a checkpoint with those on top that it has for a task.
 
     Raises:
         ConfigurationError: for a task that it has none for.
-        CheckpointError: as `parse`.
+        CheckpointError: as `parse` and `require_ids`.
     """
     path = directory / settings.tasks_file
     if task not in settings.tasks:
@@ -180,6 +174,7 @@ def for_task(directory: Path, settings: StatedSettings, task: str) -> StatedSett
         )
     values = settings.tasks[task]
     own = parse(path, values, settings.generation.to_dict(), f"{path.name} for {task}")
+    require_ids(path, own.generation, vocabulary_size)
     prefix = values.get("prefix")
     return dataclasses.replace(
         settings,
@@ -190,7 +185,7 @@ def for_task(directory: Path, settings: StatedSettings, task: str) -> StatedSett
     )
 
 
-def special_ids(stored: Mapping[str, Any]) -> dict[str, Any]:
+def special_ids(stored: JsonObject) -> dict[str, object]:
     """Return the token ids that a model's `config.json` states, for settings that state none."""
     return {
         name: stored[name]
@@ -199,12 +194,8 @@ def special_ids(stored: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def check_ids(path: Path, generation: GenerationConfig, vocabulary_size: int) -> None:
-    """Check that every special token is one the model knows.
-
-    Raises:
-        CheckpointError: naming the first id that is not below `vocabulary_size`.
-    """
+def require_ids(path: Path, generation: GenerationConfig, vocabulary_size: int) -> None:
+    """Raise CheckpointError for a special token whose id is not below `vocabulary_size`."""
     try:
         check_token_ids(generation, vocabulary_size)
     except ConfigurationError as error:

@@ -1,13 +1,12 @@
-"""Kaggle and Hugging Face: a model's name in, a local directory out.
+"""Kaggle and Hugging Face: fetch a model and return its local directory.
 
 The hubs' own clients do the talking, caching and resuming; this module chooses the files, keeps
 the clients' chatter from users who are not at a terminal, and turns whatever they raise into one
 line that says what to do. Tokens, proxies, endpoints and cache directories are the clients' own
-settings. It does not look into the files beyond telling the two formats apart.
+settings.
 """
 
 import contextlib
-import json
 import logging
 import os
 import re
@@ -15,18 +14,24 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from bart_export import documents
 from bart_export.artifact.artifact import sha256
-from bart_export.checkpoints.files import CONFIG_FILE, LARGEST_TEXT
-from bart_export.errors import MissingExtra, PresetError, shown
+from bart_export.checkpoints.files import (
+    CARD,
+    CONFIG_FILE,
+    GENERATION_FILE,
+    import_extra,
+    one_line,
+    read_json,
+)
+from bart_export.errors import CheckpointError, PresetError, shown
 
 # What a reader needs beside the weights, in either format.
 SMALL_FILES = (
-    "README.md",
+    CARD,
     "LICENSE",
-    "config.json",
+    CONFIG_FILE,
     "adapter_config.json",
-    "generation_config.json",
+    GENERATION_FILE,
     "preprocessor.json",
     "assets/tokenizer/vocabulary.json",
     "assets/tokenizer/merges.txt",
@@ -65,10 +70,7 @@ def fetch_kaggle(model: str, version: str | None) -> tuple[Path, str]:
         PresetError: when it cannot be fetched whole.
         MissingExtra: when kagglehub is not installed.
     """
-    try:
-        import kagglehub
-    except ImportError as error:
-        raise MissingExtra("Fetching a preset from Kaggle", "kagglehub", "export") from error
+    kagglehub = import_extra("kagglehub", "Fetching a preset from Kaggle")
     handle = model if version is None else f"{model}/{version}"
     with quiet("kagglehub"):
         try:
@@ -116,22 +118,15 @@ def fetch_hugging_face(repository: str, revision: str | None) -> tuple[Path, str
         PresetError: when it cannot be fetched whole.
         MissingExtra: when huggingface_hub is not installed.
     """
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise MissingExtra(
-            "Fetching a preset from Hugging Face", "huggingface_hub", "export"
-        ) from error
+    huggingface_hub = import_extra("huggingface_hub", "Fetching a preset from Hugging Face")
     handle = f"hf://{repository}" + (f"@{revision}" if revision else "")
 
     def fetch(files: tuple[str, ...], revision: str | None) -> Path:
-        directory = Path(
-            huggingface_hub.snapshot_download(
-                repository, revision=revision, allow_patterns=list(files)
-            )
+        snapshot = huggingface_hub.snapshot_download(
+            repository, revision=revision, allow_patterns=list(files)
         )
-        check_inside(handle, directory)
-        return directory
+        refuse_outside(handle, Path(snapshot))
+        return Path(snapshot)
 
     with quiet("huggingface_hub"):
         try:
@@ -142,7 +137,7 @@ def fetch_hugging_face(repository: str, revision: str | None) -> tuple[Path, str
                 before = whole_files(directory, files)
                 fetch(files, commit)
                 fetched = whole_files(directory, files)
-                check_hashes(handle, fetched - before)
+                refuse_damaged(handle, fetched - before)
                 if fetched:
                     return directory, commit
         except PresetError:
@@ -158,16 +153,12 @@ def fetch_hugging_face(repository: str, revision: str | None) -> tuple[Path, str
 def weight_files(handle: str, directory: Path) -> tuple[tuple[str, ...], ...]:
     """Return the ways in which the format of config.json keeps weights."""
     try:
-        config = json.loads(
-            documents.read(directory / CONFIG_FILE, LARGEST_TEXT).decode("utf-8-sig")
-        )
-    except (OSError, ValueError, RecursionError):
-        config = None
-    if not isinstance(config, dict):
+        config = read_json(directory / CONFIG_FILE)
+    except CheckpointError as error:
         raise PresetError(
             f"{handle} has no readable config.json, so it is no Keras preset and no Hugging Face "
             "checkpoint."
-        )
+        ) from error
     for key, ways in WEIGHT_FILES.items():
         if key in config:
             return ways
@@ -183,13 +174,13 @@ def refuse_adapter(place: str, directory: Path) -> None:
     As transformers does, a directory with `adapter_config.json` is taken for one whatever else it
     holds. `place` is how the user named it.
     """
-    try:
-        stored = json.loads(documents.read(directory / ADAPTER_FILE, LARGEST_TEXT))
-    except FileNotFoundError:
+    path = directory / ADAPTER_FILE
+    if not path.exists():
         return
-    except (OSError, ValueError, RecursionError):
-        stored = None
-    base = stored.get("base_model_name_or_path") if isinstance(stored, dict) else None
+    try:
+        base = read_json(path).get("base_model_name_or_path")
+    except CheckpointError:
+        base = None
     raise PresetError(
         f"{place} has an {ADAPTER_FILE}: it is a LoRA adapter of {shown(base)}, not a whole model. "
         "Merge it with peft and export the result: PeftModel.from_pretrained(base_model, adapter)"
@@ -202,7 +193,7 @@ def whole_files(directory: Path, patterns: tuple[str, ...]) -> set[Path]:
     return {path for pattern in patterns for path in directory.glob(pattern)}
 
 
-def check_inside(handle: str, directory: Path) -> None:
+def refuse_outside(handle: str, directory: Path) -> None:
     """Raise PresetError for a snapshot with a file that is not in the repository's cache.
 
     The client keeps a file under the name that the hub gives its content, whatever that name is.
@@ -217,8 +208,8 @@ def check_inside(handle: str, directory: Path) -> None:
             )
 
 
-def check_hashes(handle: str, files: set[Path]) -> None:
-    """Check downloaded files against the SHA-256 that the hub announced, and drop damaged ones.
+def refuse_damaged(handle: str, files: set[Path]) -> None:
+    """Hold downloaded files to the SHA-256 that the hub announced, and drop damaged ones.
 
     The cache keeps a large file under the name of its hash; the client compares sizes only.
     """
@@ -272,12 +263,6 @@ def http_status(error: BaseException | None) -> int | None:
     """Return the status of the response that a client's error carries, if it carries one."""
     status: int | None = getattr(getattr(error, "response", None), "status_code", None)
     return status
-
-
-def one_line(error: Exception) -> str:
-    """Return an error's first sentence, whatever its own layout."""
-    text = " ".join(str(error).split())[:200]
-    return text or type(error).__name__
 
 
 @contextlib.contextmanager

@@ -1,40 +1,44 @@
 """Hugging Face directories of BART: config.json, weights as transformers names and lays them out.
 
-Flows in: a directory. Flows out: `Checkpoint`, with projections turned from (outputs, inputs) into
-Keras' kernels, positions without their two unused leading rows, and the one table that is the
-token embedding and the logits' weights, under whichever of its names it was stored. A checkpoint
-that is not exactly a BART, or not all of one, is refused by name.
+Projections are turned from (outputs, inputs) into Keras' kernels, positions lose their two unused
+leading rows, and the one table of the token embedding and the logits is found under whichever of
+its names it was stored. A checkpoint that is not exactly a BART, or not all of one, is refused by
+name.
 """
 
+import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from bart_export.checkpoints import generation, pytorch_file, safetensors_file, tokenizer_files
+from bart_export.checkpoints import generation, tokenizer_files
 from bart_export.checkpoints.checkpoint import Checkpoint
 from bart_export.checkpoints.files import (
     CONFIG_FILE,
     GENERATION_FILE,
-    check_file,
-    member,
+    JsonObject,
+    indexed_files,
     read_json,
+    require_file,
 )
 from bart_export.checkpoints.names import FINAL_LOGITS_BIAS, TOKEN_EMBEDDING, Shape, Weight, weights
-from bart_export.checkpoints.weights_check import (
+from bart_export.checkpoints.weights import (
     FLOATING,
     Array,
     Entry,
     StoredWeights,
-    check,
     listing,
+    read_pytorch,
+    read_safetensors,
+    require_exactly,
 )
 from bart_export.config import ACTIVATION_FUNCTIONS, BartConfig
 from bart_export.errors import CheckpointError, ConfigurationError, PresetError, named, shown
 
 # Our word, transformers' word; a field without default must be in config.json.
-FIELDS: tuple[tuple[str, str, Any], ...] = (
+FIELDS: tuple[tuple[str, str, object], ...] = (
     ("vocabulary_size", "vocab_size", None),
     ("num_layers", "encoder_layers", None),
     ("num_heads", "encoder_attention_heads", None),
@@ -55,7 +59,7 @@ VARIANTS = ("add_final_layer_norm", "normalize_before")
 
 # What stands before the names of tensors: transformers' own, and what PyTorch's DataParallel and
 # torch.compile put before them.
-PREFIXES = ("model.", "module.", "_orig_mod.")
+PREFIXES = re.compile(r"^((model|module|_orig_mod)\.)+(?=.)")
 POSITION_OFFSET = 2  # transformers' position tables begin with two rows that are never looked up
 
 # The names under which the one embedding table may be stored, the one to take first.
@@ -80,33 +84,31 @@ SURPLUS = {
 # The files that may hold the weights, the first that exists counts; what reads one, and whether
 # it is an index of several.
 WEIGHT_FILES = (
-    ("model.safetensors", safetensors_file.read_header, False),
-    ("model.safetensors.index.json", safetensors_file.read_header, True),
-    ("pytorch_model.bin", pytorch_file.read, False),
-    ("pytorch_model.bin.index.json", pytorch_file.read, True),
+    ("model.safetensors", read_safetensors, False),
+    ("model.safetensors.index.json", read_safetensors, True),
+    ("pytorch_model.bin", read_pytorch, False),
+    ("pytorch_model.bin.index.json", read_pytorch, True),
 )
 
 
-def read(directory: Path, stored: Mapping[str, Any], weights: bool, tokenizer: bool) -> Checkpoint:
+def read(directory: Path, stored: JsonObject, with_weights: bool, tokenizer: bool) -> Checkpoint:
     """Read a directory whose parsed config.json is `stored`.
 
     Raises:
         PresetError: for a model that is not a BART.
-        CheckpointError, TokenizerError, MissingExtra: as `checkpoints.read`.
+        CheckpointError, TokenizerError, MissingExtra: as `resolve.read`.
     """
-    path = directory / CONFIG_FILE
-    config = read_config(path, stored)
-    tables = (
-        tokenizer_files.read_hugging_face(directory) if tokenizer else tokenizer_files.Tokenizer()
-    )
-    tokenizer_files.check_fits(directory, tables.vocabulary, config.vocabulary_size)
+    config = read_config(directory / CONFIG_FILE, stored)
+    tables = tokenizer_files.TokenizerTables()
+    if tokenizer:
+        tables = tokenizer_files.read_hugging_face(directory, config.vocabulary_size)
     tensors: Mapping[str, Array] = {}
     files: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
-    if weights:
+    if with_weights:
         place, files, entries = read_entries(directory)
         tied = stored.get("tie_word_embeddings") is not False
-        config, tensors, notes = checked_weights(config, place, entries, tied)
+        config, tensors, notes = named_weights(config, place, entries, tied)
     return Checkpoint(
         directory=directory,
         format="hugging_face",
@@ -116,15 +118,12 @@ def read(directory: Path, stored: Mapping[str, Any], weights: bool, tokenizer: b
         dtype=None,
         weights=tensors,
         weight_files=files,
-        vocabulary=tables.vocabulary,
-        merges=tables.merges,
-        added_tokens=tables.added_tokens,
-        add_prefix_space=tables.add_prefix_space,
         notes=notes,
+        **vars(tables),
     )
 
 
-def read_config(path: Path, stored: Mapping[str, Any]) -> BartConfig:
+def read_config(path: Path, stored: JsonObject) -> BartConfig:
     """Return the architecture that a transformers config.json describes."""
     if stored["model_type"] != "bart":
         raise PresetError(
@@ -157,7 +156,7 @@ def read_config(path: Path, stored: Mapping[str, Any]) -> BartConfig:
 
 
 def read_settings(
-    directory: Path, stored: Mapping[str, Any], config: BartConfig
+    directory: Path, stored: JsonObject, config: BartConfig
 ) -> generation.StatedSettings:
     """Return the generation settings of `generation_config.json`, else those of `config.json`."""
     path = directory / GENERATION_FILE
@@ -166,7 +165,7 @@ def read_settings(
     else:
         path = directory / CONFIG_FILE
         settings = generation.parse_model_config(path, stored)
-    generation.check_ids(path, settings.generation, config.vocabulary_size)
+    generation.require_ids(path, settings.generation, config.vocabulary_size)
     return generation.with_tasks(directory / CONFIG_FILE, settings, stored)
 
 
@@ -183,9 +182,9 @@ def read_entries(directory: Path) -> tuple[Path, tuple[Path, ...], dict[str, Ent
         files = indexed_files(place) if index else (place,)
         entries: dict[str, Entry] = {}
         for file in files:
-            check_file(file)
+            require_file(file)
             for tensor, entry in reader(file).items():
-                plain = without_prefixes(tensor)
+                plain = PREFIXES.sub("", tensor)
                 if plain in entries:
                     raise CheckpointError(f"{place} stores the tensor {plain} twice.")
                 entries[plain] = entry
@@ -196,26 +195,10 @@ def read_entries(directory: Path) -> tuple[Path, tuple[Path, ...], dict[str, Ent
     )
 
 
-def without_prefixes(name: str) -> str:
-    """Return the name of a tensor without what stands before the names of all."""
-    while rest := next((name[len(one) :] for one in PREFIXES if name.startswith(one)), ""):
-        name = rest
-    return name
-
-
-def indexed_files(index: Path) -> tuple[Path, ...]:
-    """Return the weight files that an index names, in the order of their names."""
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index} must hold a weight_map, received {shown(weight_map)}.")
-    members = {member(index.parent, index, name) for name in weight_map.values()}
-    return tuple(sorted(members))
-
-
-def checked_weights(
+def named_weights(
     config: BartConfig, place: Path, entries: dict[str, Entry], tied: bool
 ) -> tuple[BartConfig, StoredWeights, tuple[str, ...]]:
-    """Check the tensors against the configuration, and give them their canonical names.
+    """Hold the tensors to the configuration, and give them their canonical names.
 
     Returns the configuration with `final_logits_bias` decided, the weights, and a line about tables
     that were not taken because the configuration ties them to another.
@@ -223,7 +206,7 @@ def checked_weights(
     present = {name: entry for name, entry in entries.items() if name not in PASSED_OVER}
     bias = present.get(FINAL_LOGITS_BIAS)
     biased = bias is not None and bias.dtype in FLOATING and bool(np.any(bias.read()))
-    config = with_bias(config, biased)
+    config = dataclasses.replace(config, final_logits_bias=biased)
     tables = [name for name in TABLES if name in present]
     kept = tables[0] if tables else TABLES[0]
     rows = weights(config)
@@ -233,19 +216,14 @@ def checked_weights(
     expected |= {name: table_shape for name in tables}
     if bias is not None and not biased:
         expected[FINAL_LOGITS_BIAS] = ((1, config.vocabulary_size), (config.vocabulary_size,))
-    check(place, expected, present, SURPLUS)
-    notes = check_tied(place, {name: present[name] for name in tables}, tied)
+    require_exactly(place, expected, present, SURPLUS)
+    notes = unused_tables(place, {name: present[name] for name in tables}, tied)
     stored = StoredWeights(rows, {row.name: present[name] for row, name in names.items()}, arrange)
     return config, stored, notes
 
 
-def with_bias(config: BartConfig, biased: bool) -> BartConfig:
-    """Return the configuration with `final_logits_bias` as found in the weights."""
-    return BartConfig.from_dict({**config.to_dict(), "final_logits_bias": biased})
-
-
-def check_tied(place: Path, tables: Mapping[str, Entry], tied: bool) -> tuple[str, ...]:
-    """Check that the embedding tables stored under several names are one table.
+def unused_tables(place: Path, tables: Mapping[str, Entry], tied: bool) -> tuple[str, ...]:
+    """Require that the embedding tables stored under several names are one table.
 
     Where the configuration ties them, transformers overwrites the others with the first, whatever
     was stored: so does this, and returns a line that says so.
@@ -278,9 +256,7 @@ def stored_shapes(row: Weight) -> tuple[Shape, ...]:
         # Attention kernels hold heads x head_size = hidden on one side and hidden on the other.
         square = (max(row.shape), max(row.shape))
         return (square if len(row.shape) == 3 else row.shape[::-1],)
-    if row.name.endswith("/bias"):
-        return ((row.size,),)
-    return (row.shape,)
+    return ((row.size,),) if row.name.endswith("/bias") else (row.shape,)
 
 
 def arrange(row: Weight, values: Array) -> Array:

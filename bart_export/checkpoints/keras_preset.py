@@ -1,11 +1,12 @@
 """Keras preset directories: config.json, HDF5 weights, tokenizer assets. Read, and written.
 
-Flows in and out: the same `Checkpoint`. What KerasHub's BART can express is written as KerasHub
-writes it, and KerasHub loads it. What it cannot (a shorter decoder, scaled embeddings, a logits
-bias) is written under this package's registered name, so that KerasHub refuses the preset instead
-of computing something else. It builds no Keras object and knows nothing of layers.
+What KerasHub's BART can express is written as KerasHub writes it, and KerasHub loads it. What it
+cannot (a shorter decoder, scaled embeddings, a logits bias) is written under this package's
+registered name, so that KerasHub refuses the preset instead of computing something else.
 """
 
+import dataclasses
+import importlib.metadata
 import json
 import math
 import os
@@ -15,69 +16,101 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
+import bart_export
 from bart_export.checkpoints import generation as generation_settings
-from bart_export.checkpoints import keras_json, keras_weights, tokenizer_files
+from bart_export.checkpoints import keras_weights, names, tokenizer_files
 from bart_export.checkpoints.checkpoint import Checkpoint
-from bart_export.checkpoints.files import CONFIG_FILE, GENERATION_FILE, read_json
+from bart_export.checkpoints.files import (
+    CONFIG_FILE,
+    GENERATION_FILE,
+    JsonObject,
+    one_line,
+    read_json,
+)
 from bart_export.checkpoints.generation import StatedSettings
-from bart_export.checkpoints.names import weights as weight_rows
-from bart_export.checkpoints.safetensors_file import numpy_dtype
-from bart_export.checkpoints.weights_check import Array, Entry, StoredWeights, check
+from bart_export.checkpoints.weights import (
+    Array,
+    Entry,
+    StoredWeights,
+    numpy_dtype,
+    require_exactly,
+)
 from bart_export.config import BartConfig, GenerationConfig
 from bart_export.errors import CheckpointError, ConfigurationError, PresetError, named, shown
 from bart_export.text.added_tokens import AddedToken
+from bart_export.text.vocabulary import SPECIAL_TOKENS
 
+PREPROCESSOR_FILE = "preprocessor.json"
 REGISTERED_NAMES = (
     "keras_hub>BartBackbone",
     "keras_nlp>BartBackbone",
     "bart_export>BartBackbone",
 )
-QUANTIZED = ("int8", "int4", "float8", "gptq", "awq")
-# Beside the folder "assets", all that a Keras preset of any model has.
-FILES = re.compile(
-    r"(config|metadata|tokenizer|preprocessor|task|generation_config|model\.weights)\.json"
-    r"|(model|task)(_\d{5})?\.weights\.h5"
+KERAS_FIELDS = (
+    "vocabulary_size",
+    "num_layers",
+    "num_heads",
+    "hidden_dim",
+    "intermediate_dim",
+    "dropout",
+    "max_sequence_length",
 )
 OF_THE_LAYER = ("name", "trainable", "dtype")  # config keys that are not the architecture's
+QUANTIZED = ("int8", "int4", "float8", "gptq", "awq")
+# All that a Keras preset of any model has.
+FILES = re.compile(
+    r"(config|metadata|tokenizer|preprocessor|task|generation_config|model\.weights)\.json"
+    r"|(model|task)(_\d{5})?\.weights\.h5|assets"
+)
 
 
-def read(directory: Path, stored: Mapping[str, Any], weights: bool, tokenizer: bool) -> Checkpoint:
+def read(directory: Path, stored: JsonObject, with_weights: bool, tokenizer: bool) -> Checkpoint:
     """Read a preset whose parsed config.json is `stored`.
 
     Raises:
         PresetError: for a model that is not a BART.
-        CheckpointError, TokenizerError, MissingExtra: as `checkpoints.read`.
+        CheckpointError, TokenizerError, MissingExtra: as `resolve.read`.
     """
-    path = directory / CONFIG_FILE
-    config, dtype = read_config(path, stored)
-    tables = tokenizer_files.read_keras(directory) if tokenizer else tokenizer_files.Tokenizer()
-    tokenizer_files.check_fits(directory, tables.vocabulary, config.vocabulary_size)
+    config, dtype = read_config(directory / CONFIG_FILE, stored)
+    tables = tokenizer_files.TokenizerTables()
+    if tokenizer:
+        tables = tokenizer_files.read_keras(directory, config.vocabulary_size)
     tensors: Mapping[str, Array] = {}
     files: tuple[Path, ...] = ()
-    if weights:
+    if with_weights:
         place, files, entries = keras_weights.read_entries(directory)
-        tensors = checked_weights(config, place, entries)
+        if any(entry.dtype in QUANTIZED for entry in entries.values()):
+            raise quantized(place, "int8 or smaller")
+        rows = names.weights(config)
+        require_exactly(place, {row.h5: (row.shape,) for row in rows}, entries)
+        tensors = StoredWeights(rows, {row.name: entries[row.h5] for row in rows})
+    path = directory / PREPROCESSOR_FILE
+    preprocessor = read_json(path).get("config") if path.is_file() else None
+    encoder_length, decoder_length = (
+        read_length(path, preprocessor, f"{side}_sequence_length", config.max_sequence_length)
+        for side in ("encoder", "decoder")
+    )
+    note = (
+        f"The preset has no {PREPROCESSOR_FILE}: a source may have as many tokens as the model has "
+        f"positions, {config.max_sequence_length}."
+    )
     return Checkpoint(
         directory=directory,
         format="keras",
         config=config,
         settings=read_settings(directory, config),
-        encoder_sequence_length=read_sequence_length(directory, config, "encoder"),
-        decoder_sequence_length=read_sequence_length(directory, config, "decoder"),
+        encoder_sequence_length=encoder_length,
+        decoder_sequence_length=decoder_length,
         dtype=dtype,
         weights=tensors,
         weight_files=files,
-        vocabulary=tables.vocabulary,
-        merges=tables.merges,
-        added_tokens=tables.added_tokens,
-        add_prefix_space=tables.add_prefix_space,
-        notes=unstated_lengths(directory, config),
+        notes=() if path.is_file() else (note,),
+        **vars(tables),
     )
 
 
-def read_config(path: Path, stored: Mapping[str, Any]) -> tuple[BartConfig, str | None]:
+def read_config(path: Path, stored: JsonObject) -> tuple[BartConfig, str | None]:
     """Return the architecture and the dtype policy's name in a preset's config.json."""
     if stored["registered_name"] not in REGISTERED_NAMES:
         raise PresetError(
@@ -125,17 +158,6 @@ def quantized(path: Path, policy: str) -> CheckpointError:
     )
 
 
-def checked_weights(config: BartConfig, place: Path, entries: dict[str, Entry]) -> StoredWeights:
-    """Check the datasets against the configuration, and give them their canonical names."""
-    if any(entry.dtype in QUANTIZED for entry in entries.values()):
-        raise quantized(place, "int8 or smaller")
-    rows = weight_rows(config)
-    check(place, {row.h5: (row.shape,) for row in rows}, entries)
-    return StoredWeights(
-        rows, {row.name: entries[row.h5] for row in rows}, lambda row, values: values
-    )
-
-
 def read_settings(directory: Path, config: BartConfig) -> StatedSettings | None:
     """Return the settings of `generation_config.json`; KerasHub writes none."""
     path = directory / GENERATION_FILE
@@ -143,33 +165,20 @@ def read_settings(directory: Path, config: BartConfig) -> StatedSettings | None:
         return None
     stored = read_json(path)
     settings = generation_settings.parse(path, stored, {})
-    generation_settings.check_ids(path, settings.generation, config.vocabulary_size)
+    generation_settings.require_ids(path, settings.generation, config.vocabulary_size)
     return generation_settings.with_tasks(path, settings, stored)
 
 
-def read_sequence_length(directory: Path, config: BartConfig, side: str) -> int:
-    """Return a side's length that `preprocessor.json` states, at most what the model can take."""
-    path = directory / keras_json.PREPROCESSOR_FILE
-    settings = read_json(path).get("config") if path.is_file() else None
-    length = settings.get(f"{side}_sequence_length") if isinstance(settings, dict) else None
+def read_length(path: Path, preprocessor: object, name: str, most: int) -> int:
+    """Return a side's length that a preprocessor states, at most what the model can take."""
+    length = preprocessor.get(name) if isinstance(preprocessor, dict) else None
     if length is None:
-        return config.max_sequence_length
+        return most
     if isinstance(length, bool) or not isinstance(length, int) or length < 3:
         raise CheckpointError(
-            f"{path} must give an {side}_sequence_length of at least 3 tokens, "
-            f"received {shown(length)}."
+            f"{path} must give an {name} of at least 3 tokens, received {shown(length)}."
         )
-    return min(length, config.max_sequence_length)
-
-
-def unstated_lengths(directory: Path, config: BartConfig) -> tuple[str, ...]:
-    """Return the line of a preset that does not say how long a source it was prepared for."""
-    if (directory / keras_json.PREPROCESSOR_FILE).is_file():
-        return ()
-    return (
-        f"The preset has no {keras_json.PREPROCESSOR_FILE}: a source may have as many tokens as "
-        f"the model has positions, {config.max_sequence_length}.",
-    )
+    return min(length, most)
 
 
 def write(
@@ -203,67 +212,60 @@ def write(
         MissingExtra: when h5py is not installed.
     """
     directory = Path(os.path.realpath(directory))
-    rows = weight_rows(config)
+    rows = names.weights(config)
     given = {
         # Looked up when needed: a lazy mapping need not hold all arrays at once.
         name: Entry(directory, array.shape, array.dtype.name, partial(weights.__getitem__, name))
         for name, array in weights.items()
     }
-    check(directory, {row.name: (row.shape,) for row in rows}, given)
-    check_replaceable(directory)
-    files = {
-        CONFIG_FILE: keras_json.config_json(config, dtype),
-        "metadata.json": keras_json.metadata_json(config),
-    }
+    require_exactly(directory, {row.name: (row.shape,) for row in rows}, given)
+    require_replaceable(directory)
+    files = {CONFIG_FILE: config_json(config, dtype), "metadata.json": metadata_json(config)}
+    texts = {}
     if vocabulary is not None:
-        tokenizer = keras_json.tokenizer_json(added_tokens, add_prefix_space)
+        tokenizer = tokenizer_json(added_tokens, add_prefix_space)
         files["tokenizer.json"] = tokenizer
-        files[keras_json.PREPROCESSOR_FILE] = keras_json.preprocessor_json(
-            tokenizer,
-            encoder_sequence_length or config.max_sequence_length,
-            decoder_sequence_length or config.max_sequence_length,
+        files[PREPROCESSOR_FILE] = keras_object(
+            "bart_seq_2_seq_lm_preprocessor",
+            "BartSeq2SeqLMPreprocessor",
+            name="bart_seq2_seq_lm_preprocessor",
+            trainable=True,
+            dtype=dtype_object("float32"),
+            tokenizer=tokenizer,
+            config_file=PREPROCESSOR_FILE,
+            encoder_sequence_length=encoder_sequence_length or config.max_sequence_length,
+            decoder_sequence_length=decoder_sequence_length or config.max_sequence_length,
         )
+        assets = "assets/tokenizer"
+        texts[f"{assets}/vocabulary.json"] = json.dumps(dict(vocabulary), ensure_ascii=False)
+        texts[f"{assets}/merges.txt"] = "".join(f"{left} {right}\n" for left, right in merges)
     if generation is not None:
-        files[GENERATION_FILE] = keras_json.generation_json(generation)
+        files[GENERATION_FILE] = generation_json(generation)
+    texts |= {name: json.dumps(value, indent=4) for name, value in files.items()}
     cast = None if weights_dtype is None else numpy_dtype(weights_dtype)
     draft = directory.with_name(f".{directory.name}.{uuid.uuid4().hex[:8]}")
     try:
         draft.mkdir(parents=True)
         keras_weights.write(draft, rows, given, cast, max_shard_size or math.inf)
-        if vocabulary is not None:
-            write_tokenizer(draft / "assets" / "tokenizer", vocabulary, merges)
-        for name, value in files.items():
-            write_text(draft / name, json.dumps(value, indent=4))
+        for name, text in texts.items():
+            (draft / name).parent.mkdir(parents=True, exist_ok=True)
+            (draft / name).write_text(text, encoding="utf-8", newline="\n")
         put_in_place(draft, directory)
     except (OSError, RuntimeError) as error:  # h5py raises either when a disk is full
-        fault = getattr(error, "strerror", None) or " ".join(str(error).split())
+        fault = getattr(error, "strerror", None) or one_line(error)
         raise CheckpointError(f"Cannot write {directory}: {fault}.") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def write_tokenizer(
-    assets: Path, vocabulary: Mapping[str, int], merges: Sequence[tuple[str, str]]
-) -> None:
-    """Write the two files of a byte-level BPE."""
-    assets.mkdir(parents=True)
-    tokens = json.dumps(dict(vocabulary), ensure_ascii=False)
-    write_text(assets / "vocabulary.json", tokens)
-    write_text(assets / "merges.txt", "".join(f"{left} {right}\n" for left, right in merges))
-
-
-def check_replaceable(directory: Path) -> None:
-    """Refuse to put a preset in the place of anything but a preset.
-
-    Raises:
-        CheckpointError: with the name of what would be lost.
-    """
+def require_replaceable(directory: Path) -> None:
+    """Raise CheckpointError for a directory with anything but a preset, naming what it holds."""
     if not directory.exists():
         return
     if not directory.is_dir():
         raise CheckpointError(f"{directory} exists and is not a preset. Name another directory.")
     for path in sorted(directory.iterdir()):
-        if not FILES.fullmatch(path.name) and path.name != "assets":
+        if not FILES.fullmatch(path.name):
             raise CheckpointError(
                 f"{directory} exists and is not a preset: it holds {shown(path.name)}, which would "
                 "be lost. Move that away, or name another directory."
@@ -284,6 +286,93 @@ def put_in_place(draft: Path, directory: Path) -> None:
     shutil.rmtree(former, ignore_errors=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 with the same line ends everywhere."""
-    path.write_text(text, encoding="utf-8", newline="\n")
+def keras_object(module: str, class_name: str, **config: object) -> JsonObject:
+    """Return an object of a `keras_hub` module as Keras serializes it."""
+    return {
+        "module": f"keras_hub.src.models.bart.{module}",
+        "class_name": class_name,
+        "config": config,
+        "registered_name": f"keras_hub>{class_name}",
+    }
+
+
+def dtype_object(name: str) -> JsonObject:
+    """Return a dtype policy as Keras serializes it."""
+    return {
+        "module": "keras",
+        "class_name": "DTypePolicy",
+        "config": {"name": name},
+        "registered_name": None,
+    }
+
+
+def config_json(config: BartConfig, dtype: str) -> JsonObject:
+    """Return config.json: KerasHub's when its BART can be this one, else this package's."""
+    fields = {name: getattr(config, name) for name in KERAS_FIELDS}
+    extensions = config.extensions()
+    stored = keras_object(
+        "bart_backbone",
+        "BartBackbone",
+        name="bart_backbone",
+        trainable=True,
+        dtype=dtype_object(dtype),
+        **fields,
+        **extensions,
+    )
+    if extensions:
+        stored |= {"module": "bart_export.model", "registered_name": "bart_export>BartBackbone"}
+    return stored
+
+
+def metadata_json(config: BartConfig) -> JsonObject:
+    """Return metadata.json, which KerasHub's tools show and its loader passes over."""
+    versions: dict[str, str | None] = {}
+    for package in ("keras", "keras-hub"):
+        try:
+            version = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            version = None
+        versions[f"{package.replace('-', '_')}_version"] = version
+    return {
+        **versions,
+        "bart_export_version": bart_export.__version__,
+        "parameter_count": names.parameter_count(config),
+        "tasks": ["Seq2SeqLM"],
+    }
+
+
+def tokenizer_json(added_tokens: Iterable[AddedToken], add_prefix_space: bool) -> JsonObject:
+    """Return tokenizer.json, which names KerasHub's tokenizer class; the data is in the assets.
+
+    KerasHub cuts texts at `unsplittable_tokens`. What it has no word for, how an added token takes
+    its surroundings, stands beside the config, where KerasHub does not look.
+    """
+    own = [token for token in added_tokens if token.content not in SPECIAL_TOKENS]
+    unsplittable = [*SPECIAL_TOKENS, *(token.content for token in own)]
+    stored = keras_object(
+        "bart_tokenizer",
+        "BartTokenizer",
+        name="bart_tokenizer",
+        trainable=True,
+        dtype=dtype_object("int32"),
+        config_file="tokenizer.json",
+        sequence_length=None,
+        add_prefix_space=add_prefix_space,
+        **({"unsplittable_tokens": unsplittable} if own else {}),
+    )
+    if own:
+        stored[tokenizer_files.ADDED_TOKENS] = [dataclasses.asdict(token) for token in own]
+    return stored
+
+
+def generation_json(generation: GenerationConfig | StatedSettings) -> JsonObject:
+    """Return generation_config.json: of a checkpoint's settings, those that somebody states."""
+    if isinstance(generation, GenerationConfig):
+        return {name: value for name, value in generation.to_dict().items() if value is not None}
+    plain = GenerationConfig().to_dict()
+    stated = {
+        name: value
+        for name, value in generation.generation.to_dict().items()
+        if name in generation.origins or value != plain[name]
+    }
+    return stated | {"task_specific_params": generation.tasks, "prefix": generation.prefix}

@@ -1,25 +1,22 @@
 """The HDF5 weight files of Keras presets, single and sharded, read and written by path.
 
-Flows in: a directory. Flows out: the datasets in it as lazily read entries, under the paths of
-`checkpoints.names`, whichever version of Keras chose the group names. The other way: arrays into
-files of at most a given size. Links and datasets that point outside the file are not followed, and
-nothing but numbers is read.
+Datasets are read lazily under the paths of `checkpoints.names`, whichever version of Keras chose
+the group names. Links and datasets that point outside the file are not followed, and nothing but
+numbers is read.
 """
 
 import json
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from bart_export.checkpoints.files import check_file, member, read_json
+from bart_export.checkpoints.files import import_extra, indexed_files, one_line, require_file
 from bart_export.checkpoints.names import Weight
-from bart_export.checkpoints.safetensors_file import numpy_dtype
-from bart_export.checkpoints.weights_check import Array, Entry
-from bart_export.errors import CheckpointError, MissingExtra, shown
+from bart_export.checkpoints.weights import Array, Entry, numpy_dtype
+from bart_export.errors import CheckpointError
 
 WEIGHT_FILE = "model.weights.h5"
 INDEX_FILE = "model.weights.json"
@@ -36,6 +33,11 @@ EARLIER_NAMES = {
 }
 MOST_ITEMS, DEEPEST = 1 << 17, 32  # many times what the largest BART has
 SEED = "seed_generator"  # the state of dropout's random numbers, which inference has no use for
+
+
+def import_h5py() -> Any:
+    """Return h5py, which the base installation leaves out."""
+    return import_extra("h5py", "Reading and writing Keras presets")
 
 
 def read_entries(directory: Path) -> tuple[Path, tuple[Path, ...], dict[str, Entry]]:
@@ -55,31 +57,19 @@ def read_entries(directory: Path) -> tuple[Path, tuple[Path, ...], dict[str, Ent
                 "shards."
             )
         files = indexed_files(place)
-    h5py = import_h5py()
     entries: dict[str, Entry] = {}
     for file in files:
-        check_file(file)
-        for name, entry in read_datasets(h5py, file):
+        require_file(file)
+        for name, entry in read_datasets(file):
             if name in entries:
                 raise CheckpointError(f"{place} stores the weight {name} twice.")
             entries[name] = entry
     return place, files, entries
 
 
-def indexed_files(index: Path) -> tuple[Path, ...]:
-    """Return the shards that an index names, in the order of their names."""
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index} must hold a weight_map, received {shown(weight_map)}.")
-    members: set[Path] = set()
-    for value in weight_map.values():
-        for name in value if isinstance(value, list) else [value]:
-            members.add(member(index.parent, index, name))
-    return tuple(sorted(members))
-
-
-def read_datasets(h5py: ModuleType, path: Path) -> Iterator[tuple[str, Entry]]:
-    """Yield the datasets of one file under today's paths, having read their headers only."""
+def read_datasets(path: Path) -> list[tuple[str, Entry]]:
+    """Return the datasets of one file under today's paths, having read their headers only."""
+    h5py = import_h5py()
     try:
         with h5py.File(path, "r") as file:
             datasets = [
@@ -91,11 +81,13 @@ def read_datasets(h5py: ModuleType, path: Path) -> Iterator[tuple[str, Entry]]:
         raise
     except Exception as error:  # h5py raises OSError, RuntimeError, KeyError, ValueError and others
         raise damaged(path, error) from error
-    for name, entry in datasets:
-        yield "/".join(EARLIER_NAMES.get(word, word) for word in name.split("/")), entry
+    return [
+        ("/".join(EARLIER_NAMES.get(word, word) for word in name.split("/")), entry)
+        for name, entry in datasets
+    ]
 
 
-def walk(h5py: ModuleType, path: Path, file: Any) -> Iterator[tuple[str, Any]]:
+def walk(h5py: Any, path: Path, file: Any) -> Iterator[tuple[str, Any]]:
     """Yield the datasets of an open file, as far as a file of Keras can have any.
 
     h5py's own visit has no bounds, and takes the square of the depth.
@@ -147,20 +139,10 @@ def read_values(path: Path, name: str, dtype: str) -> Array:
     return values.view(wanted) if dtype == "bfloat16" else values.astype(wanted, copy=False)
 
 
-def import_h5py() -> ModuleType:
-    """Return h5py, which the base installation leaves out."""
-    try:
-        import h5py
-    except ImportError as error:
-        raise MissingExtra("Reading and writing Keras presets", "h5py", "export") from error
-    module: ModuleType = h5py
-    return module
-
-
 def damaged(path: Path, error: Exception) -> CheckpointError:
     """Return the error of a file that is no whole HDF5 file."""
     return CheckpointError(
-        f"{path} cannot be read as HDF5 ({' '.join(str(error).split())}); it is damaged or was not "
+        f"{path} cannot be read as HDF5 ({one_line(error)}); it is damaged or was not "
         "downloaded whole. Fetch it again."
     )
 

@@ -1,4 +1,4 @@
-"""The name of every BART weight, in every format that stores it.
+"""The name of every BART weight, in every format that stores it, and of every matrix for people.
 
 One row a weight: our name (the path of the Keras variable, which is also KerasHub's), its shape,
 where a Keras preset's HDF5 file keeps it and what Hugging Face calls it. Readers, writers, the
@@ -7,7 +7,8 @@ strict check and the Keras model all go by these rows; none of them spells a nam
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Iterator
 
 from bart_export.config import BartConfig
 
@@ -37,27 +38,37 @@ class Weight:
         return math.prod(self.shape)
 
 
+# Of a layer, each sublayer's kind, its name in Keras and in transformers, in the order of
+# KerasHub's `backbone.weights`.
+ENCODER = (
+    ("attention", "self_attention_layer", "self_attn"),
+    ("norm", "self_attention_layer_norm", "self_attn_layer_norm"),
+    ("norm", "feedforward_layer_norm", "final_layer_norm"),
+    ("widen", "feedforward_intermediate_dense", "fc1"),
+    ("narrow", "feedforward_output_dense", "fc2"),
+)
+DECODER = (
+    ("attention", "self_attention", "self_attn"),
+    ("norm", "self_attention_layer_norm", "self_attn_layer_norm"),
+    ("attention", "cross_attention", "encoder_attn"),
+    ("norm", "cross_attention_layer_norm", "encoder_attn_layer_norm"),
+    ("widen", "feedforward_intermediate_dense", "fc1"),
+    ("narrow", "feedforward_output_dense", "fc2"),
+    ("norm", "feedforward_layer_norm", "final_layer_norm"),
+)
+
+
 def weights(config: BartConfig) -> tuple[Weight, ...]:
     """Return the rows of all weights of a BART, in the order of KerasHub's `backbone.weights`."""
+    table = (config.vocabulary_size, config.hidden_dim)
     rows = [
-        Weight(
-            TOKEN_EMBEDDING,
-            (config.vocabulary_size, config.hidden_dim),
-            "layers/reversible_embedding/vars/0",
-            "shared.weight",
-        )
+        Weight(TOKEN_EMBEDDING, table, "layers/reversible_embedding/vars/0", "shared.weight"),
+        *side_weights(config, "encoder"),
+        *side_weights(config, "decoder"),
     ]
-    for stack in ENCODER, DECODER:
-        rows += stack_rows(config, stack)
     if config.final_logits_bias:
-        rows.append(
-            Weight(
-                FINAL_LOGITS_BIAS,
-                (config.vocabulary_size,),
-                "layers/final_logits_bias/vars/0",
-                "final_logits_bias",
-            )
-        )
+        place = "layers/final_logits_bias/vars/0"
+        rows.append(Weight(FINAL_LOGITS_BIAS, table[:1], place, "final_logits_bias"))
     return tuple(rows)
 
 
@@ -66,135 +77,111 @@ def parameter_count(config: BartConfig) -> int:
     return sum(weight.size for weight in weights(config))
 
 
-@dataclasses.dataclass(frozen=True)
-class Stack:
-    """How the rows of the encoder or the decoder are spelled."""
-
-    word: str
-    h5_suffix: str  # the second instance of a class is numbered 1
-    sublayers: tuple[tuple[str, str, str, str], ...]  # kind, Keras name, HDF5 group, Hugging Face
-
-
-# The order of the sub-layers is that of KerasHub's `backbone.weights`.
-ENCODER = Stack(
-    "encoder",
-    "",
-    (
-        ("attention", "self_attention_layer", "_self_attention_layer", "self_attn"),
-        ("norm", "self_attention_layer_norm", "_self_attention_layer_norm", "self_attn_layer_norm"),
-        ("norm", "feedforward_layer_norm", "_feedforward_layer_norm", "final_layer_norm"),
-        ("widen", "feedforward_intermediate_dense", "_feedforward_intermediate_dense", "fc1"),
-        ("narrow", "feedforward_output_dense", "_feedforward_output_dense", "fc2"),
-    ),
-)
-DECODER = Stack(
-    "decoder",
-    "_1",
-    (
-        ("attention", "self_attention", "_self_attention_layer", "self_attn"),
-        ("norm", "self_attention_layer_norm", "_self_attention_layer_norm", "self_attn_layer_norm"),
-        ("attention", "cross_attention", "_cross_attention_layer", "encoder_attn"),
+def side_weights(config: BartConfig, side: str) -> Iterator[Weight]:
+    """Yield the rows of the encoder or the decoder: positions, embedding norm, and every layer."""
+    encoder, hidden = side == "encoder", config.hidden_dim
+    heads = config.num_heads if encoder else config.decoder_heads
+    width = config.intermediate_dim if encoder else config.decoder_feedforward
+    kinds = {kind: parts(kind, hidden, heads, width) for kind in PARTS}
+    second = "" if encoder else "_1"  # Keras numbers the second instance of a class 1
+    yield Weight(
+        f"{side}_position_embedding/embeddings",
+        (config.max_sequence_length, hidden),
+        f"layers/position_embedding{second}/vars/0",
+        f"{side}.embed_positions.weight",
+    )
+    blocks = [
         (
             "norm",
-            "cross_attention_layer_norm",
-            "_cross_attention_layer_norm",
-            "encoder_attn_layer_norm",
-        ),
-        ("widen", "feedforward_intermediate_dense", "_feedforward_intermediate_dense", "fc1"),
-        ("narrow", "feedforward_output_dense", "_feedforward_output_dense", "fc2"),
-        ("norm", "feedforward_layer_norm", "_feedforward_layer_norm", "final_layer_norm"),
-    ),
-)
-PROJECTIONS = (
-    ("query", "query_dense", "q_proj"),
-    ("key", "key_dense", "k_proj"),
-    ("value", "value_dense", "v_proj"),
-    ("attention_output", "output_dense", "out_proj"),
-)
-
-
-def stack_rows(config: BartConfig, stack: Stack) -> list[Weight]:
-    """Return the rows of one side: positions, embedding norm, and every layer."""
-    word, hidden = stack.word, config.hidden_dim
-    encoder = stack is ENCODER
-    heads = config.num_heads if encoder else config.decoder_heads
-    feedforward = config.intermediate_dim if encoder else config.decoder_feedforward
-    rows = [
-        Weight(
-            f"{word}_position_embedding/embeddings",
-            (config.max_sequence_length, hidden),
-            f"layers/position_embedding{stack.h5_suffix}/vars/0",
-            f"{word}.embed_positions.weight",
-        ),
-        *norm_rows(
-            f"{word}_embeddings_layer_norm",
-            f"layers/layer_normalization{stack.h5_suffix}",
-            f"{word}.layernorm_embedding",
-            hidden,
-        ),
+            f"{side}_embeddings_layer_norm",
+            f"layers/layer_normalization{second}",
+            f"{side}.layernorm_embedding",
+        )
     ]
     for layer in range(config.num_layers if encoder else config.decoder_layers):
-        number = f"_{layer}" if layer else ""
-        for kind, keras, h5, hugging_face in stack.sublayers:
-            rows += KINDS[kind](
-                f"transformer_{word}_layer_{layer}/{keras}",
-                f"layers/transformer_{word}{number}/{h5}",
-                f"{word}.layers.{layer}.{hugging_face}",
-                hidden,
-                heads,
-                feedforward,
-            )
-    return rows
+        group = f"layers/transformer_{side}" + (f"_{layer}" if layer else "")
+        for kind, keras, hugging_face in ENCODER if encoder else DECODER:
+            ending = "_layer" if keras.endswith("attention") else ""
+            name = f"transformer_{side}_layer_{layer}/{keras}"
+            theirs = f"{side}.layers.{layer}.{hugging_face}"
+            blocks.append((kind, name, f"{group}/_{keras}{ending}", theirs))
+    for kind, name, h5, theirs in blocks:
+        for keras_part, h5_part, their_part, shape in kinds[kind]:
+            yield Weight(name + keras_part, shape, h5 + h5_part, theirs + their_part)
 
 
-def attention_rows(
-    name: str, h5: str, hugging_face: str, hidden: int, heads: int, feedforward: int
-) -> Iterator[Weight]:
-    """Yield the rows of the four projections of an attention layer, heads split as in Keras."""
-    size = hidden // heads
-    for keras_word, h5_word, hugging_face_word in PROJECTIONS:
-        output = keras_word == "attention_output"
-        kernel = (heads, size, hidden) if output else (hidden, heads, size)
-        bias = (hidden,) if output else (heads, size)
-        yield from linear_rows(
-            f"{name}/{keras_word}", f"{h5}/{h5_word}", f"{hugging_face}.{hugging_face_word}",
-            kernel, bias,
-        )  # fmt: skip
+PARTS = ("attention", "norm", "widen", "narrow")
 
 
-def norm_rows(
-    name: str, h5: str, hugging_face: str, hidden: int, *unused_sizes: int
-) -> Iterator[Weight]:
-    """Yield the rows of a layer norm's scale and offset."""
-    yield Weight(f"{name}/gamma", (hidden,), f"{h5}/vars/0", f"{hugging_face}.weight")
-    yield Weight(f"{name}/beta", (hidden,), f"{h5}/vars/1", f"{hugging_face}.bias")
+def parts(kind: str, hidden: int, heads: int, width: int) -> list[tuple[str, str, str, Shape]]:
+    """Return the weights of a sublayer: the end of each name in the three formats, and its shape.
+
+    `width` is that of the feed-forward network. Attention kernels have their heads split.
+    """
+    if kind == "norm":
+        return [
+            ("/gamma", "/vars/0", ".weight", (hidden,)),
+            ("/beta", "/vars/1", ".bias", (hidden,)),
+        ]
+    split = ((hidden, heads, hidden // heads), (heads, hidden // heads))
+    projections: dict[str, list[tuple[str, str, str, Shape, Shape]]] = {
+        "attention": [
+            ("/query", "/query_dense", ".q_proj", *split),
+            ("/key", "/key_dense", ".k_proj", *split),
+            ("/value", "/value_dense", ".v_proj", *split),
+            (
+                "/attention_output",
+                "/output_dense",
+                ".out_proj",
+                (heads, hidden // heads, hidden),
+                (hidden,),
+            ),
+        ],
+        "widen": [("", "", "", (hidden, width), (width,))],
+        "narrow": [("", "", "", (width, hidden), (hidden,))],
+    }
+    return [
+        part
+        for keras, h5, theirs, kernel, bias in projections[kind]
+        for part in (
+            (f"{keras}/kernel", f"{h5}/vars/0", f"{theirs}.weight", kernel),
+            (f"{keras}/bias", f"{h5}/vars/1", f"{theirs}.bias", bias),
+        )
+    ]
 
 
-def widen_rows(
-    name: str, h5: str, hugging_face: str, hidden: int, heads: int, feedforward: int
-) -> Iterator[Weight]:
-    """Yield the rows of the first feed-forward projection."""
-    yield from linear_rows(name, h5, hugging_face, (hidden, feedforward), (feedforward,))
+KERNEL = re.compile(r"transformer_(encoder|decoder)_layer_(\d+)/(.*)/kernel")
+# The sublayers' words in Keras -> in a layer name.
+WORDS = (
+    ("self_attention_layer", "self_attention"),
+    ("/attention_output", "_output"),
+    ("/", "_"),
+    ("_dense", ""),
+)
 
 
-def narrow_rows(
-    name: str, h5: str, hugging_face: str, hidden: int, heads: int, feedforward: int
-) -> Iterator[Weight]:
-    """Yield the rows of the second feed-forward projection."""
-    yield from linear_rows(name, h5, hugging_face, (feedforward, hidden), (hidden,))
+def layer_names(config: BartConfig) -> dict[str, str]:
+    """Return layer name -> weight name of every matrix, in the order of `weights`."""
+    return {
+        layer_name(weight.name): weight.name
+        for weight in weights(config)
+        if weight.name.endswith(("/kernel", "/embeddings"))
+    }
 
 
-def linear_rows(
-    name: str, h5: str, hugging_face: str, kernel: Shape, bias: Shape
-) -> Iterator[Weight]:
-    """Yield the kernel and bias of one projection."""
-    yield Weight(f"{name}/kernel", kernel, f"{h5}/vars/0", f"{hugging_face}.weight")
-    yield Weight(f"{name}/bias", bias, f"{h5}/vars/1", f"{hugging_face}.bias")
+def layer_name(weight: str) -> str:
+    """Return how people, recipe files, reports and `.tflite` files call a matrix.
 
-
-KINDS: dict[str, Callable[[str, str, str, int, int, int], Iterable[Weight]]] = {
-    "attention": attention_rows,
-    "norm": norm_rows,
-    "widen": widen_rows,
-    "narrow": narrow_rows,
-}
+    For example `decoder/layer_3/feedforward_output` for
+    `transformer_decoder_layer_3/feedforward_output_dense/kernel`.
+    """
+    if weight == TOKEN_EMBEDDING:
+        return "token_embedding"
+    kernel = KERNEL.fullmatch(weight)
+    if kernel is None:
+        side, _, _ = weight.partition("_")
+        return f"{side}/position_embedding"
+    side, number, projection = kernel.groups()
+    for keras, word in WORDS:
+        projection = projection.replace(keras, word)
+    return f"{side}/layer_{number}/{projection}"

@@ -9,9 +9,9 @@ is refused by name.
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-from bart_export.checkpoints.files import read_json
+from bart_export.checkpoints.files import JsonObject, read_json
 from bart_export.errors import TokenizerError, shown
 from bart_export.text.added_tokens import AddedToken, read_added_tokens
 from bart_export.text.vocabulary import (
@@ -28,25 +28,20 @@ from bart_export.text.vocabulary import (
 )
 
 Merges = tuple[tuple[str, str], ...]
-
-CONFIG, ADDED, SPECIAL_MAP = (
-    "tokenizer_config.json",
-    "added_tokens.json",
-    "special_tokens_map.json",
-)
+Stated = TypeVar("Stated", bool, list[object], JsonObject)
 
 # Of a Keras preset's tokenizer.json, beside KerasHub's own words: added tokens with all they say.
 ADDED_TOKENS = "bart_export_added_tokens"
 
 # What a tokenizer.json must say for its tables to be all there is to its model.
-PLAIN_BPE: tuple[tuple[str, tuple[Any, ...]], ...] = (
-    ("type", ("BPE", None)),
-    ("dropout", (None, 0, 0.0)),
-    ("continuing_subword_prefix", ("", None)),
-    ("end_of_word_suffix", ("", None)),
-    ("byte_fallback", (False, None)),
-    ("ignore_merges", (False, None)),
-)
+PLAIN_BPE: dict[str, object] = {
+    "type": "BPE",
+    "dropout": 0.0,
+    "continuing_subword_prefix": "",
+    "end_of_word_suffix": "",
+    "byte_fallback": False,
+    "ignore_merges": False,
+}
 # Which of BART's tokens each of transformers' names must stand for.
 NAMED = {
     "bos_token": START,
@@ -64,26 +59,27 @@ CLASSES = ("BartTokenizer", "RobertaTokenizer", "LEDTokenizer", "PreTrainedToken
 
 
 @dataclasses.dataclass(frozen=True)
-class Tokenizer:
-    """What a `BartTokenizer` is made of; `vocabulary` has the added tokens, too."""
+class TokenizerTables:
+    """What a `BartTokenizer` is made of, by the names that `Checkpoint` has for it."""
 
     vocabulary: dict[str, int] = dataclasses.field(default_factory=dict)
-    merges: tuple[tuple[str, str], ...] = ()
+    merges: Merges = ()
     added_tokens: tuple[AddedToken, ...] = ()
     add_prefix_space: bool = False
 
 
-def read_keras(directory: Path) -> Tokenizer:
+def read_keras(directory: Path, vocabulary_size: int) -> TokenizerTables:
     """Read `assets/tokenizer/` of a Keras preset, and what its `tokenizer.json` says beside it.
 
     Raises:
-        TokenizerError: when a file is missing or is not what it should be.
+        TokenizerError: when a file is missing or is not what it should be, or the model has fewer
+            than its tokens.
     """
     assets, path = directory / "assets" / "tokenizer", directory / "tokenizer.json"
     vocabulary = read_vocabulary(assets / "vocabulary.json")
     merges = tuple(read_merges(assets / "merges.txt"))
     check_merges(str(assets / "merges.txt"), vocabulary, merges)
-    stored = read_json(path, TokenizerError) if path.is_file() else {}
+    stored = read_optional(path)
     settings = stored.get("config", {})
     if not isinstance(settings, dict):
         raise TokenizerError(f"{path} must hold a config object, received {shown(settings)}.")
@@ -93,32 +89,32 @@ def read_keras(directory: Path) -> Tokenizer:
             f"{shown(settings['sequence_length'])}; expected null."
         )
     added = Added(vocabulary)
-    for token in as_list(path, "unsplittable_tokens", settings.get("unsplittable_tokens")):
+    for token in stated(path, settings, "unsplittable_tokens", []):
         if token not in SPECIAL_TOKENS:
             added.put(path, token)
-    for token in as_list(path, ADDED_TOKENS, stored.get(ADDED_TOKENS)):
+    for token in stated(path, stored, ADDED_TOKENS, []):
         added.put(path, token)
-    prefixed = flag(path, settings, "add_prefix_space", False)
-    return Tokenizer(vocabulary, merges, tuple(added.tokens.values()), prefixed)
+    require_rows(directory, vocabulary, vocabulary_size)
+    prefixed = stated(path, settings, "add_prefix_space", False)
+    return TokenizerTables(vocabulary, merges, tuple(added.tokens.values()), prefixed)
 
 
-def read_hugging_face(directory: Path) -> Tokenizer:
+def read_hugging_face(directory: Path, vocabulary_size: int) -> TokenizerTables:
     """Read a `tokenizer.json`, or else `vocab.json` and `merges.txt`, and the files beside them.
 
     Raises:
         TokenizerError: when files are missing, are not what they should be, or ask for more than a
-            byte-level BPE.
+            byte-level BPE, or the model has fewer than its tokens.
     """
-    config, whole = directory / CONFIG, directory / "tokenizer.json"
+    config, whole = directory / "tokenizer_config.json", directory / "tokenizer.json"
     vocab, merges_file = directory / "vocab.json", directory / "merges.txt"
-    settings = read_json(config, TokenizerError) if config.is_file() else {}
-    stored: dict[str, Any] = {}
+    settings, stored = read_optional(config), read_optional(whole)
     prefixed = False
     if whole.is_file():
-        stored, path = read_json(whole, TokenizerError), whole
+        path = whole
         vocabulary, merges = read_model(whole, stored)
         prefixed = read_splitter(whole, stored)
-        check_ends(whole, stored.get("post_processor"))
+        require_ends(whole, stored.get("post_processor"))
     elif vocab.is_file() and merges_file.is_file():
         path, vocabulary = vocab, read_json(vocab, TokenizerError)
         merges = tuple(read_merges(merges_file))
@@ -128,22 +124,29 @@ def read_hugging_face(directory: Path) -> Tokenizer:
             "tokenizer beside the model: tokenizer.save_pretrained(directory)."
         )
     added = Added(vocabulary)
-    for token in as_list(whole, "added_tokens", stored.get("added_tokens")):
+    for token in stated(whole, stored, "added_tokens", []):
         added.put(whole, token)
     if "added_tokens_decoder" not in settings:
         read_older(directory, added)
     read_named(config, settings, added)
-    for number, token in as_dict(config, settings, "added_tokens_decoder").items():
+    decoder: JsonObject = stated(config, settings, "added_tokens_decoder", {})
+    for number, token in decoder.items():
         added.put(config, token, int(number) if str(number).isdecimal() else number)
-    check_settings(config, settings, stored, added)
+    refuse_settings(config, settings, stored, added)
     vocabulary = checked_vocabulary(path, added.vocabulary)
     check_merges(str(whole if stored else merges_file), vocabulary, merges)
-    return Tokenizer(
+    require_rows(directory, vocabulary, vocabulary_size)
+    return TokenizerTables(
         vocabulary,
         merges,
         tuple(added.tokens.values()),
-        flag(config, settings, "add_prefix_space", prefixed),
+        stated(config, settings, "add_prefix_space", prefixed),
     )
+
+
+def read_optional(path: Path) -> JsonObject:
+    """Return the JSON object in a file, an empty one where there is none."""
+    return read_json(path, TokenizerError) if path.is_file() else {}
 
 
 class Added:
@@ -175,18 +178,17 @@ class Added:
 
 def read_older(directory: Path, added: Added) -> None:
     """Take what transformers wrote into files of their own before 4.34."""
-    path, named = directory / ADDED, directory / SPECIAL_MAP
-    special = read_json(named, TokenizerError) if named.is_file() else {}
-    listed = [special.get(name) for name in (*NAMED, *OTHERS)]
-    if path.is_file():
-        for content, number in read_json(path, TokenizerError).items():
-            if content not in added.tokens:
-                kind = str(content) in str(listed)
-                added.put(path, content, number, special=kind, normalized=not kind)
+    path, named = directory / "added_tokens.json", directory / "special_tokens_map.json"
+    special = read_optional(named)
+    listed = str([special.get(name) for name in (*NAMED, *OTHERS)])
+    for content, number in read_optional(path).items():
+        if content not in added.tokens:
+            kind = content in listed
+            added.put(path, content, number, special=kind, normalized=not kind)
     read_named(named, special, added)
 
 
-def read_named(path: Path, settings: Mapping[str, Any], added: Added) -> None:
+def read_named(path: Path, settings: JsonObject, added: Added) -> None:
     """Take the special tokens that a file of transformers names.
 
     Raises:
@@ -204,21 +206,19 @@ def read_named(path: Path, settings: Mapping[str, Any], added: Added) -> None:
             added.put(path, stored, special=True)
     for name in OTHERS:
         stored = settings.get(name)
-        for token in as_list(
-            path, name, list(stored.values()) if isinstance(stored, dict) else stored
-        ):
+        listed = {name: list(stored.values())} if isinstance(stored, dict) else settings
+        for token in stated(path, listed, name, []):
             known = added.tokens.get(token) if isinstance(token, str) else None
-            fields = dataclasses.asdict(known) if known else token
-            added.put(path, fields, special=True)
+            added.put(path, dataclasses.asdict(known) if known else token, special=True)
 
 
-def read_model(path: Path, stored: Mapping[str, Any]) -> tuple[dict[str, int], Merges]:
+def read_model(path: Path, stored: JsonObject) -> tuple[dict[str, int], Merges]:
     """Return vocabulary and merges of the `tokenizers` library's JSON file."""
     model = stored.get("model")
     if not isinstance(model, dict):
         raise TokenizerError(f"{path} must hold a model, received {shown(model)}.")
-    for name, accepted in PLAIN_BPE:
-        if model.get(name) not in accepted:
+    for name, accepted in PLAIN_BPE.items():
+        if model.get(name) not in (accepted, None):
             raise TokenizerError(
                 f"{path} must hold a plain byte-level BPE, received {name}={shown(model[name])}."
             )
@@ -230,7 +230,7 @@ def read_model(path: Path, stored: Mapping[str, Any]) -> tuple[dict[str, int], M
     return vocabulary, tuple(split_merge(path, merge) for merge in merges)
 
 
-def read_splitter(path: Path, stored: Mapping[str, Any]) -> bool:
+def read_splitter(path: Path, stored: JsonObject) -> bool:
     """Return `add_prefix_space` of the one way of splitting that BART has."""
     splitter = stored.get("pre_tokenizer")
     if (
@@ -246,11 +246,11 @@ def read_splitter(path: Path, stored: Mapping[str, Any]) -> bool:
         raise TokenizerError(
             f"{path} must not normalize text, received {shown(stored['normalizer'])}."
         )
-    return flag(path, splitter, "add_prefix_space", False)
+    return stated(path, splitter, "add_prefix_space", False)
 
 
-def check_ends(path: Path, processor: object) -> None:
-    """Check that a post-processor puts `<s>` and `</s>` around a text, or none is there."""
+def require_ends(path: Path, processor: object) -> None:
+    """Require that a post-processor puts `<s>` and `</s>` around a text, or none is there."""
     match processor:
         case None | {"type": "ByteLevel"}:
             return
@@ -271,7 +271,7 @@ def check_ends(path: Path, processor: object) -> None:
             return
         case {"type": "Sequence", "processors": [*steps]}:
             for step in steps:
-                check_ends(path, step)
+                require_ends(path, step)
             return
     raise TokenizerError(
         f"{path} must put {START} and {END} around a text as BART does, received the "
@@ -279,10 +279,8 @@ def check_ends(path: Path, processor: object) -> None:
     )
 
 
-def check_settings(
-    path: Path, settings: Mapping[str, Any], stored: Mapping[str, Any], added: Added
-) -> None:
-    """Refuse what a tokenizer_config.json, or a tokenizer.json, asks for and is not done here."""
+def refuse_settings(path: Path, settings: JsonObject, stored: JsonObject, added: Added) -> None:
+    """Refuse what a tokenizer_config.json or a tokenizer.json asks for and is not implemented."""
     name = str(settings.get("tokenizer_class") or CLASSES[0]).removesuffix("Fast")
     if name not in CLASSES:
         raise TokenizerError(
@@ -304,41 +302,31 @@ def check_settings(
         )
 
 
-def flag(path: Path, settings: Mapping[str, Any], name: str, default: bool) -> bool:
-    """Return a boolean setting, the default where it is not stated or null."""
+WORDS = {bool: "state {} as true or false", list: "hold a list of {}", dict: "hold an object {}"}
+
+
+def stated(path: Path, settings: JsonObject, name: str, default: Stated) -> Stated:
+    """Return a setting of the default's type, the default where a file does not state it."""
     value = settings.get(name)
-    if value is not None and not isinstance(value, bool):
-        raise TokenizerError(f"{path} must state {name} as true or false, received {shown(value)}.")
-    return default if value is None else value
-
-
-def as_list(path: Path, name: str, value: object) -> list[Any]:
-    """Return a list that a file holds, an empty one where it holds none."""
-    if value is not None and not isinstance(value, list):
-        raise TokenizerError(f"{path} must hold a list of {name}, received {shown(value)}.")
-    return value or []
-
-
-def as_dict(path: Path, settings: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return an object that a file holds, an empty one where it holds none."""
-    value = settings.get(name)
-    if value is not None and not isinstance(value, dict):
-        raise TokenizerError(f"{path} must hold an object {name}, received {shown(value)}.")
-    return value or {}
+    if value is None:
+        return default
+    kind = type(default)
+    if not isinstance(value, kind):
+        words = WORDS[kind].format(name)
+        raise TokenizerError(f"{path} must {words}, received {shown(value)}.")
+    return value
 
 
 def split_merge(path: Path, merge: object) -> tuple[str, str]:
     """Return one merge, which `tokenizers` writes as a pair or, before 0.20, as "left right"."""
-    pair = merge.split(" ") if isinstance(merge, str) else merge
-    if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(x, str) for x in pair):
-        raise TokenizerError(
-            f"{path} must hold pairs of tokens as merges, received {shown(merge)}."
-        )
-    return pair[0], pair[1]
+    match merge.split(" ") if isinstance(merge, str) else merge:
+        case [str(left), str(right)]:
+            return left, right
+    raise TokenizerError(f"{path} must hold pairs of tokens as merges, received {shown(merge)}.")
 
 
-def check_fits(directory: Path, vocabulary: Mapping[str, int], vocabulary_size: int) -> None:
-    """Check that every token has a row in the embedding.
+def require_rows(directory: Path, vocabulary: Mapping[str, int], vocabulary_size: int) -> None:
+    """Require that every token has a row in the embedding.
 
     The one exception is a trailing `<mask>`: bart_large_en_cnn is stored with 50,264 rows and a
     vocabulary of 50,265.

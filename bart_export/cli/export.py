@@ -304,7 +304,7 @@ def export_to(
     task: str | None = None,
 ) -> None:
     """Run an export with progress, bundle it where that is asked, and say what was made."""
-    from bart_export.checkpoints.resolved import resolve_preset
+    from bart_export.checkpoints.resolve import resolve_preset
     from bart_export.cli import inspect
     from bart_export.quiet import native_stderr_silenced
 

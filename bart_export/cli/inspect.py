@@ -28,8 +28,7 @@ from bart_export.artifact.manifest import (
 )
 from bart_export.checkpoints import names
 from bart_export.checkpoints.checkpoint import weights_digest
-from bart_export.checkpoints.origin import is_directory
-from bart_export.checkpoints.resolved import known_settings, resolve_preset
+from bart_export.checkpoints.resolve import is_directory, known_settings, resolve_preset
 from bart_export.documents import plain
 from bart_export.errors import PresetError, did_you_mean, shown
 from bart_export.presets import PRESETS

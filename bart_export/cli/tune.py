@@ -61,7 +61,7 @@ def tune(
     run on LiteRT along the float file's greedy answers to the texts. The exit code is 1 if not even
     dynamic_wi8_afp32 keeps the budget.
     """
-    from bart_export.checkpoints.resolved import resolve_preset
+    from bart_export.checkpoints.resolve import resolve_preset
     from bart_export.quiet import native_stderr_silenced
     from bart_export.runtime import texts
     from bart_export.verify import data as examples

@@ -193,7 +193,7 @@ def load_preset(
     stage: Stage,
 ) -> "Truth":
     """Import TensorFlow and return a preset as what files are compared with."""
-    from bart_export.checkpoints.resolved import resolve_preset
+    from bart_export.checkpoints.resolve import resolve_preset
     from bart_export.quiet import native_stderr_silenced
 
     require_export_packages("Comparing with a preset")

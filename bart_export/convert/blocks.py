@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 
-from bart_export.checkpoints.layers import TOKEN_EMBEDDING
+from bart_export.checkpoints import names
 from bart_export.convert import rounding
 from bart_export.errors import ConfigurationError
 from bart_export.recipes.table import Recipe
@@ -42,7 +42,8 @@ def round_blocks(quantized: bytearray, content: Any, layers: Iterable[str]) -> N
         _, source = floats[layer]
         weights = view(original, content, source.Buffer(), np.float32)
         weights = weights.reshape(source.ShapeAsNumpy())
-        moments = rounding.moments_of_rows(weights) if layer == TOKEN_EMBEDDING else None
+        is_table = layer == names.layer_name(names.TOKEN_EMBEDDING)
+        moments = rounding.moments_of_rows(weights) if is_table else None
         codes, scales = rounding.rounded(weights, blockwise.BlockSize(), moments)
         view(model, quantized, tensor.Buffer(), np.uint8)[:] = packed(codes)
         kept = graph.Tensors(blockwise.Scales()).Buffer()

@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from bart_export import contract
-from bart_export.checkpoints.layers import layer_names
+from bart_export.checkpoints.names import layer_names
 from bart_export.config import BartConfig
 from bart_export.convert import tflite
 from bart_export.convert.quantize import quantize

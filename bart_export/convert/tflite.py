@@ -23,7 +23,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from bart_export import contract
 from bart_export.artifact.artifact import Draft
-from bart_export.checkpoints.layers import layer_name, layer_names
+from bart_export.checkpoints.names import layer_name, layer_names
 from bart_export.config import BartConfig
 from bart_export.contract import StaticShapes
 from bart_export.convert.calibration import Calibrator

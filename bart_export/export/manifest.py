@@ -21,9 +21,10 @@ from bart_export.artifact.manifest import (
     TokenizerFiles,
     folded,
 )
-from bart_export.checkpoints import licence, names
+from bart_export.checkpoints import names
 from bart_export.checkpoints.checkpoint import weights_digest
-from bart_export.checkpoints.resolved import ResolvedPreset
+from bart_export.checkpoints.files import licence
+from bart_export.checkpoints.resolve import ResolvedPreset
 from bart_export.errors import ArtifactError
 from bart_export.text.added_tokens import BART_TOKENS
 from bart_export.text.tokenizer import BartTokenizer
@@ -72,7 +73,7 @@ def describe(resolved: ResolvedPreset, tokenizer: BartTokenizer) -> Manifest:
         },
         tools={"bart-export": bart_export.__version__}
         | {name: importlib.metadata.version(name) for name in TOOLS},
-        licence=licence.licence(checkpoint.directory),
+        licence=licence(checkpoint.directory),
         exports=1,
         files={},
         verification=(),

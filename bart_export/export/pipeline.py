@@ -11,7 +11,7 @@ from bart_export.artifact import artifact, manifest_file
 from bart_export.artifact.artifact import GOLDEN, Artifact, Draft, write_json
 from bart_export.bench import measurements
 from bart_export.checkpoints.checkpoint import Checkpoint
-from bart_export.checkpoints.resolved import ResolvedPreset, resolve_preset
+from bart_export.checkpoints.resolve import ResolvedPreset, resolve_preset
 from bart_export.export.manifest import MERGES, VOCABULARY, carry_over, describe
 from bart_export.export.options import Options
 from bart_export.export.result import Model

@@ -22,7 +22,7 @@ from bart_export.artifact.manifest import (
     TfliteEntry,
 )
 from bart_export.bench.measurements import Measured
-from bart_export.checkpoints.layers import layer_names
+from bart_export.checkpoints.names import layer_names
 from bart_export.config import BartConfig
 from bart_export.contract import StaticShapes
 from bart_export.convert import tflite

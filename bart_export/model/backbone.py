@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from bart_export import presets
-from bart_export.checkpoints import formats, keras_preset, origin
+from bart_export.checkpoints import keras_preset, resolve
 from bart_export.checkpoints.checkpoint import Checkpoint
-from bart_export.checkpoints.files import check_file
-from bart_export.checkpoints.keras_json import KERAS_FIELDS
+from bart_export.checkpoints.files import require_file
+from bart_export.checkpoints.keras_preset import KERAS_FIELDS
 from bart_export.checkpoints.keras_weights import import_h5py
-from bart_export.checkpoints.resolved import without_weights
+from bart_export.checkpoints.resolve import without_weights
 from bart_export.config import BartConfig
 from bart_export.errors import CheckpointError, ConfigurationError, TokenizerError
 from bart_export.model.weights import WeightArrays, assign, weights_left_at_zero
@@ -60,8 +60,8 @@ class Backbone(keras.Model):
                 architecture.
             ConfigurationError: for an unknown argument, or one that does not fit the weights.
         """
-        source = origin.resolve(preset)
-        checkpoint = formats.read(source.directory, weights=load_weights, tokenizer=False)
+        source = resolve.find(preset)
+        checkpoint = resolve.read(source.directory, weights=load_weights, tokenizer=False)
         arguments = {
             **constructor_arguments(checkpoint.config),
             "dtype": checkpoint.dtype,
@@ -239,7 +239,7 @@ class Backbone(keras.Model):
             CheckpointError: for a file that does not have LoRA weights of this model.
         """
         path = Path(filepath)
-        check_file(path)
+        require_file(path)
         h5py = import_h5py()
         try:
             with h5py.File(path, "r") as file:
@@ -293,7 +293,7 @@ def preset_there(directory: Path) -> Checkpoint | None:
     """Return what a preset in a directory says beside its weights, None where there is none."""
     if not (directory / "tokenizer.json").is_file():
         return None
-    return formats.read(directory, weights=False)
+    return resolve.read(directory, weights=False)
 
 
 def accompanying(origin: Checkpoint | None) -> dict[str, Any]:

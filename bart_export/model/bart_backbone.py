@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from bart_export.checkpoints.keras_json import KERAS_FIELDS
+from bart_export.checkpoints.keras_preset import KERAS_FIELDS
 from bart_export.checkpoints.names import FINAL_LOGITS_BIAS
 from bart_export.config import BartConfig
 from bart_export.errors import ConfigurationError

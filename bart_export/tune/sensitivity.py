@@ -19,7 +19,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from bart_export.artifact.figures import LayerSensitivity
-from bart_export.checkpoints.layers import layer_names
+from bart_export.checkpoints.names import layer_names
 from bart_export.convert.quantize import quantize
 from bart_export.graph.parameters import InferenceParameters
 from bart_export.model import BartBackbone

@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from bart_export.artifact.figures import LayerSensitivity
-from bart_export.checkpoints import formats, origin, resolved
-from bart_export.checkpoints.layers import layer_names
+from bart_export.checkpoints import resolve
+from bart_export.checkpoints.names import layer_names
 from bart_export.convert.tflite import write_float
 from bart_export.documents import scratch_directory
 from bart_export.errors import ConfigurationError
@@ -78,11 +78,11 @@ def tune(
     """
     check_budget(budget)
     stage("resolve the preset")
-    source = origin.resolve(preset)
+    source = resolve.find(preset)
     examples = data.read(texts or shipped_texts(preset, source.directory))
     check_measurable(budget, any(example.reference for example in examples))
     stage("read the checkpoint")
-    checkpoint = formats.read(source.directory)
+    checkpoint = resolve.read(source.directory)
     backbone = BartBackbone.from_checkpoint(checkpoint)
     layers = layer_names(checkpoint.config)
     with scratch_directory() as directory:
@@ -97,7 +97,7 @@ def tune(
             ModelInfo(
                 checkpoint.config,
                 checkpoint.tokenizer(),
-                resolved.defaults(source, checkpoint).generation,
+                resolve.defaults(source, checkpoint).generation,
                 checkpoint.encoder_sequence_length,
             ),
             examples,

@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 from bart_export.artifact.artifact import Artifact
-from bart_export.checkpoints import formats, origin
+from bart_export.checkpoints import resolve
 from bart_export.contract import StaticShapes
 from bart_export.convert import tflite
 from bart_export.errors import ConfigurationError
@@ -52,7 +52,7 @@ def preset_truth(
         VerificationFailed: if a float file does not say what the Keras model says.
     """
     stage(f"read {preset}")
-    checkpoint = formats.read(origin.resolve(preset).directory)
+    checkpoint = resolve.read(resolve.find(preset).directory)
     if checkpoint.config != info.config:
         raise ConfigurationError(
             f"--against must be the preset that {artifact.directory} was made of, "

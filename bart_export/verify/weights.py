@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bart_export.checkpoints.layers import layer_names
+from bart_export.checkpoints.names import layer_names
 from bart_export.config import BartConfig
 from bart_export.errors import VerificationFailed
 from bart_export.recipes.table import Recipe, Storage

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import bart_export
-from bart_export.checkpoints import formats
+from bart_export.checkpoints import resolve
 from bart_export.text.tokenizer import BartTokenizer
 
 PRESET = Path(bart_export.__file__).parent / "assets/bart_mini_en"
@@ -16,7 +16,7 @@ HEADLINES = Path(__file__).parents[1] / "data/mini_model/headlines_4_beams.jsonl
 
 @pytest.fixture(scope="module")
 def checkpoint():
-    return formats.read(PRESET)
+    return resolve.read(PRESET)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import bart_export
-from bart_export.checkpoints.licence import licence
+from bart_export.checkpoints.files import licence
 
 FRONT = "---\nlanguage: en\nlicense: {}\n---\n\n# A model\n"
 

@@ -13,7 +13,8 @@ import pytest
 from safetensors.numpy import load_file
 from support.edited_checkpoints import CASES, SYMMETRIC, copy, edit_json, edit_tensors
 
-from bart_export.checkpoints import formats, keras_preset, licence, origin, resolved
+from bart_export.checkpoints import keras_preset, resolve
+from bart_export.checkpoints.files import licence
 from bart_export.errors import BartExportError, PresetError
 from bart_export.verify import tokenization
 
@@ -33,7 +34,7 @@ def directory(tmp_path):
 @pytest.fixture
 def preset(tmp_path):
     """A Keras preset with everything a preset may have, in two weight files."""
-    read = formats.read(SYMMETRIC)
+    read = resolve.read(SYMMETRIC)
     place = tmp_path / "preset"
     keras_preset.write(
         place, read.config, read.weights, generation=read.generation, vocabulary=read.vocabulary,
@@ -51,15 +52,15 @@ def line_of(error):
 
 def refusal(directory):
     with pytest.raises(BartExportError) as refused:
-        formats.read(directory)
+        resolve.read(directory)
     return line_of(refused.value)
 
 
 def outcome(directory, weights=False):
     """Return the line of a refusal, "" if the checkpoint is read and has settings to go with it."""
-    source = origin.Source("mine", None, directory, None)
+    source = resolve.Source("mine", None, directory, None)
     try:
-        resolved.defaults(source, formats.read(directory, weights=weights, tokenizer=False))
+        resolve.defaults(source, resolve.read(directory, weights=weights, tokenizer=False))
     except BartExportError as error:
         return line_of(error)
     return ""
@@ -134,7 +135,7 @@ def test_no_value_of_a_tokenizers_files_breaks_more_than_its_line(tmp_path, case
         for wrong in WRONG:
             (place / name).write_text(with_value(stored, keys, wrong), encoding="utf-8")
             try:
-                formats.read(place, weights=False).tokenizer()
+                resolve.read(place, weights=False).tokenizer()
             except BartExportError as error:
                 line_of(error)
 
@@ -166,8 +167,8 @@ def test_a_file_too_large_to_be_what_its_name_says_is_not_read(directory, name):
 
 def test_a_model_card_that_is_none_says_nothing(directory):
     (directory / "README.md").symlink_to("/dev/zero")
-    assert formats.read(directory).config.num_layers == 2
-    assert licence.licence(directory) is None
+    assert resolve.read(directory).config.num_layers == 2
+    assert licence(directory) is None
 
 
 @pytest.mark.parametrize("name", [*FILES, "model.weights.h5"])
@@ -186,11 +187,11 @@ def test_the_case_of_a_clone_without_git_lfs():
 def test_a_byte_order_mark_is_passed_over(directory, preset):
     """Windows' Notepad and PowerShell put one before what they save."""
     for place in (directory, preset):
-        expected = formats.read(place)
+        expected = resolve.read(place)
         for path in place.rglob("*"):
             if path.suffix in (".json", ".txt"):
                 path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
-        again = formats.read(place)
+        again = resolve.read(place)
         assert (again.config, again.settings) == (expected.config, expected.settings)
         assert (again.vocabulary, again.merges) == (expected.vocabulary, expected.merges)
         tokenization.check(again, again.tokenizer(), ["the river rose two metres"])
@@ -247,14 +248,14 @@ def test_a_bias_of_a_dtype_that_numpy_lacks_is_refused(directory):
     bias["dtype"], bias["shape"] = "F8_E4M3", [1, 4 * bias["shape"][1]]
     text = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + length :])
-    assert "final_logits_bias of dtype float8_e4m3fn" in refusal(directory)
+    assert "final_logits_bias of dtype F8_E4M3" in refusal(directory)
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
 def test_what_training_puts_before_every_name_is_stripped(directory, prefix):
-    expected = dict(formats.read(directory).weights)
+    expected = dict(resolve.read(directory).weights)
     edit_tensors(directory, lambda tensors: {prefix + name: v for name, v in tensors.items()})
-    weights = formats.read(directory).weights
+    weights = resolve.read(directory).weights
     for name, values in expected.items():
         np.testing.assert_array_equal(weights[name], values, name)
 
@@ -263,16 +264,16 @@ def test_the_case_of_names_that_begin_with_module():
     case = CASES / "module-prefix"
     stored = load_file(case / "model.safetensors")
     assert all(name.startswith("module.") for name in stored)
-    table = formats.read(case).weights["token_embedding/embeddings"]
+    table = resolve.read(case).weights["token_embedding/embeddings"]
     np.testing.assert_array_equal(table, stored[f"module.{TABLE}"])
 
 
 def test_a_head_that_the_configuration_ties_is_not_used_and_told(directory):
-    expected = formats.read(directory).weights["token_embedding/embeddings"]
+    expected = resolve.read(directory).weights["token_embedding/embeddings"]
     edit_tensors(directory, lambda tensors: tensors | {"lm_head.weight": tensors[TABLE] + 1})
     for tied in (True, ...):
         edit_json(directory / "config.json", tie_word_embeddings=tied)
-        checkpoint = formats.read(directory)
+        checkpoint = resolve.read(directory)
         np.testing.assert_array_equal(checkpoint.weights["token_embedding/embeddings"], expected)
         (note,) = checkpoint.notes
         assert note.startswith("lm_head.weight differs from shared.weight and was not used")
@@ -296,7 +297,7 @@ def test_an_adapter_is_told_how_to_become_a_model(directory):
 )
 def test_a_repository_named_without_its_hub_is_told_how(repository):
     with pytest.raises(PresetError, match=rf"Did you mean hf://{repository}\?"):
-        origin.resolve(repository)
+        resolve.find(repository)
 
 
 @pytest.mark.parametrize(
@@ -304,7 +305,7 @@ def test_a_repository_named_without_its_hub_is_told_how(repository):
 )
 def test_a_name_that_is_none_is_one_line(name):
     with pytest.raises(PresetError, match="Unknown preset") as refused:
-        origin.resolve(name)
+        resolve.find(name)
     line_of(refused.value).encode()
 
 

@@ -3,7 +3,7 @@
 import pytest
 from support.edited_checkpoints import DISTILLED, SYMMETRIC, copy, edit_json
 
-from bart_export.checkpoints import formats
+from bart_export.checkpoints import resolve
 from bart_export.config import GenerationConfig
 from bart_export.errors import CheckpointError
 
@@ -14,7 +14,7 @@ def directory(tmp_path):
 
 
 def settings(directory):
-    return formats.read(directory, weights=False).generation
+    return resolve.read(directory, weights=False).generation
 
 
 def test_generation_config_json_is_honoured():

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from support.hub_server import COMMIT, Hub, serve
 
-from bart_export.checkpoints import formats, hubs, keras_preset, origin
+from bart_export.checkpoints import hubs, keras_preset, resolve
 from bart_export.checkpoints.files import LARGEST_TEXT
 from bart_export.errors import MissingExtra, PresetError
 
@@ -33,7 +33,7 @@ WHOLE = NEEDED | {"model.safetensors": WEIGHTS}
 def keras_files(tmp_path_factory):
     """A Keras preset's files, as a hub stores them."""
     place = tmp_path_factory.mktemp("keras") / "preset"
-    read = formats.read(GOLDEN)
+    read = resolve.read(GOLDEN)
     keras_preset.write(
         place, read.config, read.weights, vocabulary=read.vocabulary, merges=read.merges
     )
@@ -58,7 +58,7 @@ def sharded_files(tmp_path_factory):
     return NEEDED | {path.name: path.read_bytes() for path in place.iterdir()}
 
 
-def resolve(names, home, **settings):
+def outcomes_of(names, home, **settings):
     """Return the outcome of each preset, resolved in turn in one process, and what it printed."""
     environment = {
         name: value
@@ -125,7 +125,7 @@ def hugging_face(keras_files, sharded_files, tmp_path_factory):
         "hf://org/breaks",
         "hf://org/damaged",
     ]
-    outcomes, printed = resolve(names, home, HF_ENDPOINT=address)
+    outcomes, printed = outcomes_of(names, home, HF_ENDPOINT=address)
     server.shutdown()
     server.server_close()
     found = {}
@@ -137,8 +137,8 @@ def hugging_face(keras_files, sharded_files, tmp_path_factory):
 def test_a_repository_of_transformers_is_fetched(hugging_face):
     (outcome,) = hugging_face["outcomes"]["hf://org/plain"]
     assert (outcome["handle"], outcome["revision"]) == ("hf://org/plain", COMMIT)
-    checkpoint = formats.read(Path(outcome["directory"]))
-    assert checkpoint.weights.keys() == formats.read(GOLDEN).weights.keys()
+    checkpoint = resolve.read(Path(outcome["directory"]))
+    assert checkpoint.weights.keys() == resolve.read(GOLDEN).weights.keys()
     assert checkpoint.add_prefix_space
 
 
@@ -152,12 +152,12 @@ def test_only_what_a_reader_needs_is_fetched(hugging_face):
 
 def test_a_keras_preset_is_fetched(hugging_face):
     (outcome,) = hugging_face["outcomes"]["hf://org/keras"]
-    assert formats.read(Path(outcome["directory"])).format == "keras"
+    assert resolve.read(Path(outcome["directory"])).format == "keras"
 
 
 def test_shards_are_fetched(hugging_face):
     (outcome,) = hugging_face["outcomes"]["hf://org/shards"]
-    assert len(formats.read(Path(outcome["directory"])).weight_files) == 2
+    assert len(resolve.read(Path(outcome["directory"])).weight_files) == 2
 
 
 def test_a_pickle_is_fetched_only_where_there_is_nothing_else(hugging_face):
@@ -216,7 +216,7 @@ def test_a_fetched_repository_is_there_without_a_network(hugging_face, tmp_path)
     shutil.copytree(hugging_face["home"], home, symlinks=True)
     names = ["hf://org/plain", "hf://org/shards", "hf://org/unknown"]
     for settings in ({"HF_ENDPOINT": "http://127.0.0.1:9"}, {"HF_HUB_OFFLINE": "1"}):
-        (plain, shards, unknown), _ = resolve(names, home, **settings)
+        (plain, shards, unknown), _ = outcomes_of(names, home, **settings)
         assert plain["revision"] == shards["revision"] == COMMIT
         assert "cannot be reached for hf://org/unknown" in unknown["line"]
 
@@ -226,7 +226,7 @@ def test_a_repository_fetched_in_part_is_not_taken_for_a_whole_one(hugging_face,
     shutil.copytree(hugging_face["home"], home, symlinks=True)
     snapshot = home / "hf/hub/models--org--shards/snapshots" / COMMIT
     (snapshot / "model-00002-of-00002.safetensors").unlink()
-    (outcome,), _ = resolve(["hf://org/shards"], home, HF_HUB_OFFLINE="1")
+    (outcome,), _ = outcomes_of(["hf://org/shards"], home, HF_HUB_OFFLINE="1")
     assert "no whole copy of it is in the cache" in outcome["line"]
 
 
@@ -237,7 +237,7 @@ def test_a_repository_fetched_in_part_is_not_taken_for_a_whole_one(hugging_face,
 def test_a_missing_client_is_told(client, preset, monkeypatch):
     monkeypatch.setitem(sys.modules, client, None)
     with pytest.raises(MissingExtra, match=rf"{client}.*pip install .*\[export\]"):
-        origin.resolve(preset)
+        resolve.find(preset)
 
 
 def test_no_more_of_what_was_fetched_is_read_than_such_a_file_can_have(tmp_path):
@@ -271,7 +271,7 @@ def kaggle(keras_files, tmp_path_factory):
     ]  # fmt: skip
     known = ["bart_large_en_cnn", "kaggle://keras/bart/keras/bart_large_en_cnn/2"]
     names = [*(f"kaggle://{KAGGLE}/{variant}" for variant in variants), *known]
-    outcomes, printed = resolve(names, home, **kaggle_through(address))
+    outcomes, printed = outcomes_of(names, home, **kaggle_through(address))
     server.shutdown()
     server.server_close()
     found = {}
@@ -293,7 +293,7 @@ def test_a_version_is_fetched_from_kaggle(kaggle, keras_files):
     (outcome,) = kaggle["outcomes"]["plain/1"]
     assert (outcome["handle"], outcome["revision"]) == (f"kaggle://{KAGGLE}/plain", "1")
     assert_whole(outcome, keras_files)
-    assert formats.read(Path(outcome["directory"])).format == "keras"
+    assert resolve.read(Path(outcome["directory"])).format == "keras"
 
 
 def test_without_a_version_the_newest_is_fetched(kaggle):
@@ -347,6 +347,8 @@ def test_kaggles_chatter_stays_away(kaggle):
 
 def test_a_fetched_version_is_there_without_a_network(kaggle, keras_files):
     names = [f"kaggle://{KAGGLE}/plain/1", f"kaggle://{KAGGLE}/plain"]
-    (version, newest), _ = resolve(names, kaggle["home"], **kaggle_through("http://127.0.0.1:9"))
+    (version, newest), _ = outcomes_of(
+        names, kaggle["home"], **kaggle_through("http://127.0.0.1:9")
+    )
     assert_whole(version, keras_files)
     assert "Kaggle cannot be reached" in newest["line"]

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from support.edited_checkpoints import CASES, DISTILLED, SYMMETRIC, copy, edit_json, edit_tensors
 
-from bart_export.checkpoints import formats, names
+from bart_export.checkpoints import names, resolve
 from bart_export.checkpoints.checkpoint import weights_digest
 from bart_export.errors import CheckpointError, PresetError, TokenizerError
 
@@ -25,7 +25,7 @@ def directory(tmp_path):
 def refusal(directory, error=CheckpointError):
     """Return the one line with which a directory is refused."""
     with pytest.raises(error) as refused:
-        formats.read(directory)
+        resolve.read(directory)
     line = str(refused.value)
     assert "\n" not in line
     return line
@@ -38,7 +38,7 @@ def assert_same_weights(weights, expected):
 
 
 def test_the_architecture_is_that_of_config_json():
-    config = formats.read(DISTILLED).config
+    config = resolve.read(DISTILLED).config
     assert (config.num_layers, config.decoder_layers) == (3, 1)
     assert (config.intermediate_dim, config.decoder_feedforward) == (96, 128)
     assert (config.num_heads, config.hidden_dim, config.max_sequence_length) == (4, 64, 64)
@@ -48,7 +48,7 @@ def test_the_architecture_is_that_of_config_json():
 
 def test_every_weight_has_its_canonical_name_and_shape():
     for directory in (SYMMETRIC, DISTILLED):
-        checkpoint = formats.read(directory)
+        checkpoint = resolve.read(directory)
         rows = names.weights(checkpoint.config)
         shapes = {name: values.shape for name, values in checkpoint.weights.items()}
         assert shapes == {row.name: row.shape for row in rows}
@@ -57,7 +57,7 @@ def test_every_weight_has_its_canonical_name_and_shape():
 def test_projections_are_turned_and_positions_lose_their_two_unused_rows():
     stored, weights = (
         load_file(SYMMETRIC / "model.safetensors"),
-        formats.read(SYMMETRIC).weights,
+        resolve.read(SYMMETRIC).weights,
     )
     x = np.random.default_rng(0).normal(size=64).astype("float32")
 
@@ -81,7 +81,7 @@ def test_projections_are_turned_and_positions_lose_their_two_unused_rows():
 
 
 def test_shards_are_read_like_one_file(directory):
-    expected = dict(formats.read(SYMMETRIC).weights)
+    expected = dict(resolve.read(SYMMETRIC).weights)
     tensors = load_file(directory / "model.safetensors")
     (directory / "model.safetensors").unlink()
     shards = {f"model-0000{i + 1}-of-00003.safetensors": list(tensors)[i::3] for i in range(3)}
@@ -90,7 +90,7 @@ def test_shards_are_read_like_one_file(directory):
     weight_map = {name: file for file, kept in shards.items() for name in kept}
     index = directory / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": weight_map}))
-    checkpoint = formats.read(directory)
+    checkpoint = resolve.read(directory)
     assert_same_weights(checkpoint.weights, expected)
     assert [file.name for file in checkpoint.weight_files] == list(shards)
 
@@ -99,11 +99,11 @@ def test_shards_are_read_like_one_file(directory):
 
 
 def test_names_without_the_leading_model_are_read_too(directory):
-    expected = dict(formats.read(SYMMETRIC).weights)
+    expected = dict(resolve.read(SYMMETRIC).weights)
     edit_tensors(directory, lambda tensors: {
         name.removeprefix("model."): values for name, values in tensors.items()
     })  # fmt: skip
-    assert_same_weights(formats.read(directory).weights, expected)
+    assert_same_weights(resolve.read(directory).weights, expected)
 
 
 @pytest.mark.parametrize(
@@ -111,25 +111,25 @@ def test_names_without_the_leading_model_are_read_too(directory):
     ["model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight"],
 )
 def test_the_table_is_found_under_any_of_its_names(directory, name):
-    expected = dict(formats.read(SYMMETRIC).weights)
+    expected = dict(resolve.read(SYMMETRIC).weights)
     edit_tensors(directory, lambda tensors: tensors | {name: tensors.pop(TABLE)})
-    assert_same_weights(formats.read(directory).weights, expected)
+    assert_same_weights(resolve.read(directory).weights, expected)
 
 
 def test_tied_tables_that_only_the_metadata_names_are_no_surplus(directory):
     """As facebook/bart-large-cnn is stored."""
-    expected = dict(formats.read(SYMMETRIC).weights)
+    expected = dict(resolve.read(SYMMETRIC).weights)
     kept = "model.decoder.embed_tokens.weight"
     aliases = {TABLE: kept, "model.encoder.embed_tokens.weight": kept, "format": "pt"}
     edit_tensors(directory, lambda tensors: tensors | {kept: tensors.pop(TABLE)}, aliases)
-    assert_same_weights(formats.read(directory).weights, expected)
+    assert_same_weights(resolve.read(directory).weights, expected)
 
 
 def test_equal_tables_under_several_names_are_one_and_different_ones_are_refused(directory):
-    expected = dict(formats.read(SYMMETRIC).weights)
+    expected = dict(resolve.read(SYMMETRIC).weights)
     edit_tensors(directory, lambda tensors: tensors | {"lm_head.weight": tensors[TABLE].copy()})
     edit_json(directory / "config.json", tie_word_embeddings=False)
-    assert_same_weights(formats.read(directory).weights, expected)
+    assert_same_weights(resolve.read(directory).weights, expected)
 
     edit_tensors(directory, lambda tensors: tensors | {"lm_head.weight": tensors[TABLE] + 1})
     line = refusal(directory)
@@ -137,17 +137,17 @@ def test_equal_tables_under_several_names_are_one_and_different_ones_are_refused
 
 
 def test_a_bias_of_zeros_is_no_bias(directory):
-    assert not formats.read(directory).config.final_logits_bias
+    assert not resolve.read(directory).config.final_logits_bias
     edit_tensors(directory, lambda tensors: {
         name: values for name, values in tensors.items() if name != "final_logits_bias"
     })  # fmt: skip
-    assert not formats.read(directory).config.final_logits_bias
+    assert not resolve.read(directory).config.final_logits_bias
 
 
 def test_the_bias_is_kept_as_stored():
     stored = load_file(DISTILLED / "model.safetensors")["final_logits_bias"]
     assert stored.shape == (1, 1024)
-    bias = formats.read(DISTILLED).weights["final_logits_bias"]
+    bias = resolve.read(DISTILLED).weights["final_logits_bias"]
     np.testing.assert_array_equal(bias, stored[0])
 
 
@@ -156,8 +156,8 @@ def test_the_stored_dtype_is_kept(directory, dtype):
     edit_tensors(directory, lambda tensors: {
         name: values.astype(dtype) for name, values in tensors.items()
     })  # fmt: skip
-    expected = dict(formats.read(SYMMETRIC).weights)
-    weights = formats.read(directory).weights
+    expected = dict(resolve.read(SYMMETRIC).weights)
+    weights = resolve.read(directory).weights
     assert {values.dtype for values in weights.values()} == {np.dtype(dtype)}
     assert_same_weights(weights, {name: v.astype(dtype) for name, v in expected.items()})
 
@@ -187,7 +187,7 @@ def test_a_classifier_is_told_apart(directory):
 def test_version_markers_of_fairseq_are_passed_over(directory):
     marker = {"model.encoder.version": np.array([3.0], "float32")}
     edit_tensors(directory, lambda tensors: tensors | marker)
-    assert formats.read(directory).config.num_layers == 2
+    assert resolve.read(directory).config.num_layers == 2
 
 
 def test_undefined_numbers_are_refused_when_they_are_read(directory):
@@ -196,7 +196,7 @@ def test_undefined_numbers_are_refused_when_they_are_read(directory):
         return tensors
 
     edit_tensors(directory, change)
-    weights = formats.read(directory).weights
+    weights = resolve.read(directory).weights
     name = "transformer_decoder_layer_1/feedforward_output_dense/kernel"
     with pytest.raises(CheckpointError, match=f"undefined numbers in the tensor {name}"):
         weights[name]
@@ -234,7 +234,7 @@ def test_configurations_that_are_no_bart_are_refused(directory, changes, said):
 
 def test_swish_is_silu(directory):
     edit_json(directory / "config.json", activation_function="swish")
-    assert formats.read(directory).config.activation_function == "silu"
+    assert resolve.read(directory).config.activation_function == "silu"
 
 
 def test_a_directory_that_is_no_checkpoint_is_refused(tmp_path, directory):
@@ -247,7 +247,7 @@ def test_a_directory_that_is_no_checkpoint_is_refused(tmp_path, directory):
 def test_missing_weights_are_told(directory):
     (directory / "model.safetensors").unlink()
     assert "holds no weights" in refusal(directory)
-    assert formats.read(directory, weights=False).config.num_layers == 2
+    assert resolve.read(directory, weights=False).config.num_layers == 2
 
 
 def test_pickles_are_left_alone_without_pytorch(directory):
@@ -263,7 +263,7 @@ def test_pickles_are_left_alone_without_pytorch(directory):
 
 def test_safetensors_go_before_pickles(directory):
     (directory / "pytorch_model.bin").write_bytes(b"no pickle")
-    files = formats.read(directory).weight_files
+    files = resolve.read(directory).weight_files
     assert [file.name for file in files] == ["model.safetensors"]
 
 
@@ -277,13 +277,13 @@ def test_an_index_may_only_name_its_neighbours(directory):
 def test_the_digest_is_that_of_the_files(directory):
     import hashlib
 
-    checkpoint = formats.read(directory)
+    checkpoint = resolve.read(directory)
     expected = hashlib.sha256((directory / "model.safetensors").read_bytes()).hexdigest()
     assert weights_digest(checkpoint) == expected
     edit_tensors(directory, lambda tensors: tensors | {TABLE: tensors[TABLE] + 1})
     assert weights_digest(checkpoint) != expected
     with pytest.raises(CheckpointError, match="read without weights"):
-        weights_digest(formats.read(directory, weights=False))
+        weights_digest(resolve.read(directory, weights=False))
 
 
 def test_damaged_json_is_named(directory):
@@ -316,7 +316,7 @@ def test_a_mask_token_past_the_table_is_accepted(directory):
         edit_json(directory / "config.json", vocab_size=place)
 
     move_mask(1023)
-    checkpoint = formats.read(directory, weights=False)
+    checkpoint = resolve.read(directory, weights=False)
     assert len(checkpoint.vocabulary) == checkpoint.config.vocabulary_size + 1
     move_mask(1022)
     assert "ids up to 1023" in refusal(directory, TokenizerError)
@@ -324,14 +324,14 @@ def test_a_mask_token_past_the_table_is_accepted(directory):
 
 def test_reading_writes_nothing_into_the_directory(directory):
     before = {path.name: path.read_bytes() for path in directory.iterdir()}
-    dict(formats.read(directory).weights)
+    dict(resolve.read(directory).weights)
     assert {path.name: path.read_bytes() for path in directory.iterdir()} == before
     shutil.rmtree(directory)
 
 
 def test_rows_that_no_token_has_are_left_out_where_there_is_a_tokenizer():
     padded = CASES / "padded-rows-generated"
-    whole, trimmed = formats.read(padded, tokenizer=False), formats.read(padded)
+    whole, trimmed = resolve.read(padded, tokenizer=False), resolve.read(padded)
     assert (whole.config.vocabulary_size, whole.rows_without_token) == (288, 0)
     assert (trimmed.config.vocabulary_size, trimmed.rows_without_token) == (267, 21)
     table = "token_embedding/embeddings"
@@ -354,7 +354,7 @@ def test_a_bias_on_the_logits_loses_the_same_rows(directory):
         return tensors | {TABLE: rows, "final_logits_bias": wide}
 
     edit_tensors(directory, padded)
-    assert formats.read(directory).weights["final_logits_bias"].shape == (len(vocabulary),)
+    assert resolve.read(directory).weights["final_logits_bias"].shape == (len(vocabulary),)
 
 
 def test_a_special_token_among_rows_that_no_token_has_is_refused(tmp_path):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from support.edited_checkpoints import DISTILLED, SYMMETRIC, edit_json
 
-from bart_export.checkpoints import formats, keras_preset, keras_weights, names
+from bart_export.checkpoints import keras_preset, keras_weights, names, resolve
 from bart_export.config import BartConfig, GenerationConfig
 from bart_export.errors import CheckpointError, MissingExtra, PresetError, TokenizerError
 
@@ -29,7 +29,7 @@ SIZES = {
     "dropout": 0.2,
     "max_sequence_length": 32,
 }
-GOLDEN = formats.read(SYMMETRIC)
+GOLDEN = resolve.read(SYMMETRIC)
 TABLE_GIGABYTES = 1024 * 16 * 4 / 1024**3
 
 
@@ -78,7 +78,7 @@ def write_tokenizer(place, tokenizer):
 
 def refusal(directory, error=CheckpointError):
     with pytest.raises(error) as refused:
-        formats.read(directory)
+        resolve.read(directory)
     line = str(refused.value)
     assert "\n" not in line
     return line
@@ -100,7 +100,7 @@ def rewrite(path, rename=lambda name: name, keep=lambda name: True, add=None):
 
 
 def test_kerashubs_presets_are_read_whole(whole_preset, backbone):
-    checkpoint = formats.read(whole_preset)
+    checkpoint = resolve.read(whole_preset)
     assert checkpoint.format == "keras"
     assert checkpoint.config == BartConfig(**SIZES)
     assert checkpoint.dtype == "float32"
@@ -114,7 +114,7 @@ def test_kerashubs_presets_are_read_whole(whole_preset, backbone):
 def test_kerashubs_shards_are_read_like_one_file(backbone, tokenizer, tmp_path):
     backbone.save_to_preset(str(tmp_path / "shards"), max_shard_size=1.001 * TABLE_GIGABYTES)
     write_tokenizer(tmp_path / "shards", tokenizer)
-    checkpoint = formats.read(tmp_path / "shards")
+    checkpoint = resolve.read(tmp_path / "shards")
     assert len(checkpoint.weight_files) == 2
     assert_same_weights(checkpoint.weights, weights_of(backbone))
 
@@ -126,7 +126,7 @@ def test_bfloat16_is_kept(tokenizer, tmp_path):
     backbone = keras_hub.models.BartBackbone(**SIZES, dtype="bfloat16")
     backbone.save_to_preset(str(tmp_path / "preset"))
     write_tokenizer(tmp_path / "preset", tokenizer)
-    checkpoint = formats.read(tmp_path / "preset")
+    checkpoint = resolve.read(tmp_path / "preset")
     assert checkpoint.dtype == "bfloat16"
     weights = checkpoint.weights
     assert {values.dtype.name for values in weights.values()} == {"bfloat16"}
@@ -147,7 +147,7 @@ def test_the_names_of_earlier_versions_are_read(preset, backbone):
     del config["config"]["dtype"]
     config["registered_name"] = "keras_nlp>BartBackbone"
     (preset / "config.json").write_text(json.dumps(config))
-    checkpoint = formats.read(preset)
+    checkpoint = resolve.read(preset)
     assert checkpoint.dtype is None
     assert_same_weights(checkpoint.weights, weights_of(backbone))
 
@@ -157,7 +157,7 @@ def test_the_names_of_earlier_versions_are_read(preset, backbone):
     [(None, 10), (None, 1.001 * TABLE_GIGABYTES), ("bfloat16", 10)],
 )
 def test_kerashub_loads_what_is_written(whole_preset, backbone, tmp_path, dtype, max_shard_size):
-    read = formats.read(whole_preset)
+    read = resolve.read(whole_preset)
     place = tmp_path / "deep/er/preset"
     keras_preset.write(
         place,
@@ -177,7 +177,7 @@ def test_kerashub_loads_what_is_written(whole_preset, backbone, tmp_path, dtype,
     assert task.preprocessor.tokenizer.vocabulary == dict(read.vocabulary)
     assert task.preprocessor.encoder_sequence_length == 20
     assert task.preprocessor.decoder_sequence_length == 12
-    again = formats.read(place)
+    again = resolve.read(place)
     assert again.encoder_sequence_length == 20
     assert again.merges == read.merges
     for name, values in weights_of(backbone).items():
@@ -189,7 +189,7 @@ def test_kerashub_loads_what_is_written(whole_preset, backbone, tmp_path, dtype,
 
 
 def test_what_kerashub_cannot_compute_it_refuses_to_load(tmp_path):
-    read = formats.read(DISTILLED)
+    read = resolve.read(DISTILLED)
     keras_preset.write(
         tmp_path / "preset",
         read.config,
@@ -198,7 +198,7 @@ def test_what_kerashub_cannot_compute_it_refuses_to_load(tmp_path):
         vocabulary=read.vocabulary,
         merges=read.merges,
     )
-    again = formats.read(tmp_path / "preset")
+    again = resolve.read(tmp_path / "preset")
     assert (again.config, again.generation) == (read.config, read.generation)
     assert again.config.extensions()
     assert_same_weights(again.weights, dict(read.weights))
@@ -209,7 +209,7 @@ def test_what_kerashub_cannot_compute_it_refuses_to_load(tmp_path):
 def test_a_backbone_alone_can_be_written_and_read(backbone, tmp_path):
     keras_preset.write(tmp_path / "preset", BartConfig(**SIZES), weights_of(backbone))
     assert refusal(tmp_path / "preset", TokenizerError)
-    read = formats.read(tmp_path / "preset", tokenizer=False)
+    read = resolve.read(tmp_path / "preset", tokenizer=False)
     assert_same_weights(read.weights, weights_of(backbone))
     theirs = keras_hub.models.BartBackbone.from_preset(str(tmp_path / "preset"))
     assert_same_weights(weights_of(theirs), weights_of(backbone))
@@ -219,7 +219,7 @@ def test_generation_settings_survive(backbone, tmp_path):
     generation = GenerationConfig(num_beams=3, max_length=30, forced_bos_token_id=0)
     config = BartConfig(**SIZES)
     keras_preset.write(tmp_path / "preset", config, weights_of(backbone), generation=generation)
-    again = formats.read(tmp_path / "preset", tokenizer=False)
+    again = resolve.read(tmp_path / "preset", tokenizer=False)
     assert again.generation == generation
 
 
@@ -245,7 +245,7 @@ def test_an_interrupted_write_leaves_what_was_there(backbone, tmp_path):
     with pytest.raises(CheckpointError, match="No space left on device"):
         keras_preset.write(place, config, halfway)
     assert list(tmp_path.iterdir()) == [place]
-    assert_same_weights(formats.read(place, tokenizer=False).weights, weights)
+    assert_same_weights(resolve.read(place, tokenizer=False).weights, weights)
 
 
 def test_a_preset_is_replaced_and_anything_else_is_left_alone(backbone, tmp_path):
@@ -254,7 +254,7 @@ def test_a_preset_is_replaced_and_anything_else_is_left_alone(backbone, tmp_path
     keras_preset.write(place, config, weights)
     changed = weights | {"token_embedding/embeddings": weights["token_embedding/embeddings"] + 1}
     keras_preset.write(place, config, changed)
-    assert_same_weights(formats.read(place, tokenizer=False).weights, changed)
+    assert_same_weights(resolve.read(place, tokenizer=False).weights, changed)
     assert list(tmp_path.iterdir()) == [place]
 
     (tmp_path / "thesis").mkdir()
@@ -368,7 +368,7 @@ def test_the_encoder_never_takes_more_than_it_has_positions_for(preset):
     path = preset / "preprocessor.json"
     for stated, length in ((20, 20), (1024, 32), (None, 32)):
         edit_json(path, config={"encoder_sequence_length": stated})
-        assert formats.read(preset).encoder_sequence_length == length
+        assert resolve.read(preset).encoder_sequence_length == length
     edit_json(path, config={"encoder_sequence_length": "long"})
     assert 'at least 3 tokens, received "long"' in refusal(preset)
 
@@ -393,7 +393,7 @@ def test_every_flipped_bit_of_the_structure_is_refused_or_harmless(preset):
         damaged[place] ^= 1 << (place % 8)
         path.write_bytes(damaged)
         try:
-            weights = formats.read(preset, tokenizer=False).weights
+            weights = resolve.read(preset, tokenizer=False).weights
             shapes = {name: weights[name].shape for name in list(rows)[:5]}
         except CheckpointError as error:
             assert "\n" not in str(error)
@@ -422,7 +422,7 @@ def test_datasets_in_other_files_are_not_followed(preset):
 def test_numbers_that_float32_cannot_hold_are_refused_with_the_tensor(preset, value):
     name = "layers/layer_normalization/vars/0"
     rewrite(preset / "model.weights.h5", add={name: np.full(16, value, "float64")})
-    weights = formats.read(preset, tokenizer=False).weights
+    weights = resolve.read(preset, tokenizer=False).weights
     with pytest.raises(CheckpointError, match=r"undefined numbers in the tensor .*, or some that"):
         dict(weights)
 
@@ -430,11 +430,11 @@ def test_numbers_that_float32_cannot_hold_are_refused_with_the_tensor(preset, va
 @pytest.mark.parametrize("dtype", [">f2", ">f4", ">f8"])
 def test_numbers_of_the_other_byte_order_are_read(preset, dtype):
     path = preset / "model.weights.h5"
-    expected = dict(formats.read(preset, tokenizer=False).weights)
+    expected = dict(resolve.read(preset, tokenizer=False).weights)
     with h5py.File(path) as file:
         values = file["layers/layer_normalization/vars/0"][()]
     rewrite(path, add={"layers/layer_normalization/vars/0": values.astype(dtype)})
-    weights = dict(formats.read(preset, tokenizer=False).weights)
+    weights = dict(resolve.read(preset, tokenizer=False).weights)
     for name, values in expected.items():
         assert weights[name].dtype.isnative
         np.testing.assert_allclose(weights[name], values, rtol=2e-3)
@@ -459,7 +459,7 @@ def test_groups_are_followed_no_deeper_and_no_further_than_a_preset_has_them(pre
 def test_a_missing_h5py_is_told(preset, monkeypatch):
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(MissingExtra, match="h5py"):
-        formats.read(preset)
+        resolve.read(preset)
 
 
 def test_a_dataset_that_was_never_written_is_refused(preset):

@@ -1,7 +1,7 @@
 """Layer names: every matrix has one, and it is the one that people write."""
 
 from bart_export.checkpoints import names
-from bart_export.checkpoints.layers import layer_names
+from bart_export.checkpoints.names import layer_names
 from bart_export.config import BartConfig
 
 CONFIG = BartConfig(

@@ -6,8 +6,8 @@ import pytest
 from support.edited_checkpoints import CASES, copy, edit_json
 
 from bart_export import presets
-from bart_export.checkpoints import formats, origin, resolved
-from bart_export.checkpoints.resolved import resolve_preset
+from bart_export.checkpoints import resolve
+from bart_export.checkpoints.resolve import resolve_preset
 from bart_export.config import GenerationConfig
 from bart_export.errors import CheckpointError, ConfigurationError
 
@@ -111,25 +111,25 @@ def test_a_prefix_that_is_not_put_before_texts_is_told(directory):
 
 def test_what_the_checkpoint_states_goes_before_what_is_known(tmp_path):
     known = presets.PRESETS["bart_large_en_cnn"].generation
-    source = origin.Source("kaggle://keras/bart/keras/bart_large_en_cnn", "3", tmp_path, known)
-    stating = formats.read(copy(tmp_path / "stating"))
+    source = resolve.Source("kaggle://keras/bart/keras/bart_large_en_cnn", "3", tmp_path, known)
+    stating = resolve.read(copy(tmp_path / "stating"))
     config = dataclasses.replace(stating.config, max_sequence_length=1024)
     stating = dataclasses.replace(stating, config=config)
     silent = dataclasses.replace(stating, settings=None)
-    assert resolved.defaults(source, stating).generation == stating.generation
-    assert resolved.defaults(source, silent).generation == known
-    line = resolved.defaults(source, silent).notes[0]
+    assert resolve.defaults(source, stating).generation == stating.generation
+    assert resolve.defaults(source, silent).generation == known
+    line = resolve.defaults(source, silent).notes[0]
     assert "max_length=142, min_length=56, num_beams=4" in line
     assert line.endswith("from the preset's original checkpoint.")
-    nothing = origin.Source("mine", None, tmp_path, None)
-    found = resolved.defaults(nothing, silent)
+    nothing = resolve.Source("mine", None, tmp_path, None)
+    found = resolve.defaults(nothing, silent)
     assert found.generation == GenerationConfig()
     assert found.notes[0].startswith("Settings: nobody states max_length=20, min_length=0")
 
 
 def test_the_embedded_preset_states_its_own():
-    source = origin.resolve("bart_mini_en")
-    checkpoint = formats.read(source.directory)
-    found = resolved.defaults(source, checkpoint)
+    source = resolve.find("bart_mini_en")
+    checkpoint = resolve.read(source.directory)
+    found = resolve.defaults(source, checkpoint)
     assert found.generation == checkpoint.generation
     assert len(found.notes) == 1

@@ -10,7 +10,7 @@ import pytest
 from support.edited_checkpoints import SYMMETRIC, copy
 from tokenizers.implementations import ByteLevelBPETokenizer
 
-from bart_export.checkpoints import formats
+from bart_export.checkpoints import resolve
 from bart_export.errors import TokenizerError
 from bart_export.text.added_tokens import AddedToken
 from bart_export.verify import tokenization
@@ -35,7 +35,7 @@ def directory(tmp_path):
 
 
 def read(directory):
-    return formats.read(directory, weights=False)
+    return resolve.read(directory, weights=False)
 
 
 def test_tokenizer_json_says_the_same_as_the_two_files(directory):
@@ -217,14 +217,14 @@ def test_the_space_before_a_text_is_that_of_the_configuration_first(directory, w
 
 @pytest.mark.parametrize("name", ["added-token-in-vocabulary", "added-tokens-json"])
 def test_an_added_token_of_a_checkpoint_is_one_id(name):
-    tokenizer = formats.read(CASES / name).tokenizer()
+    tokenizer = resolve.read(CASES / name).tokenizer()
     a, blank, b = (tokenizer.token_to_id(token) for token in "aĠb")
     assert tokenizer.tokenize("a <hl> b") == [a, blank, 267, blank, b]
     assert tokenizer.tokenize("<hl>") == [267]
 
 
 def test_a_checkpoint_that_wants_a_space_before_a_text_gets_it():
-    tokenizer = formats.read(CASES / "add-prefix-space").tokenizer()
+    tokenizer = resolve.read(CASES / "add-prefix-space").tokenizer()
     assert tokenizer.tokenize("the") == [tokenizer.token_to_id("Ġthe")]
 
 
@@ -280,5 +280,5 @@ def test_missing_files_are_told_and_can_be_done_without(tmp_path):
         TokenizerError, match=r"neither tokenizer\.json nor vocab\.json with merges"
     ):
         read(directory)
-    alone = formats.read(directory, weights=False, tokenizer=False)
+    alone = resolve.read(directory, weights=False, tokenizer=False)
     assert (dict(alone.vocabulary), alone.merges) == ({}, ())

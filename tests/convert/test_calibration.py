@@ -137,9 +137,9 @@ def test_texts_are_the_given_ones_then_the_presets_then_the_golden_ones(tmp_path
 
 
 def test_the_embedded_preset_ships_texts(mini_artifact):
-    from bart_export.checkpoints import origin
+    from bart_export.checkpoints import resolve
 
-    shipped = calibration_texts.texts(None, origin.resolve("bart_mini_en").directory)
+    shipped = calibration_texts.texts(None, resolve.find("bart_mini_en").directory)
     assert (shipped.origin, len(shipped.texts)) == ("preset", 32)
     counted = calibration.Calibration({}, 32, 700)
     assert shipped.entry(counted).to_dict() == {

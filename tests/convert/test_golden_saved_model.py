@@ -13,7 +13,7 @@ from support.golden_cases import EACH_MODEL, GOLDEN, GoldenCases
 from support.made_up_artifacts import CONFIG
 
 from bart_export import contract
-from bart_export.checkpoints import formats
+from bart_export.checkpoints import resolve
 from bart_export.config import GenerationConfig
 from bart_export.convert import saved_model
 from bart_export.graph.parameters import BatchParameters, InferenceParameters
@@ -45,7 +45,7 @@ class SavedGolden:
 
     def __init__(self, name, directory):
         self.golden = GoldenCases(name)
-        checkpoint = formats.read(GOLDEN / name)
+        checkpoint = resolve.read(GOLDEN / name)
         tokenizer = checkpoint.tokenizer()
         parameters = InferenceParameters(
             checkpoint.config, lambda weight: np.asarray(checkpoint.weights[weight])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 
-from bart_export.checkpoints.layers import layer_names
+from bart_export.checkpoints.names import layer_names
 from bart_export.convert import rounding
 from bart_export.convert.blocks import matrices, view
 from bart_export.convert.quantize import quantize

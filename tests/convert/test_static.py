@@ -9,7 +9,7 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 from support import tflite_files
 
-from bart_export.checkpoints.layers import layer_names
+from bart_export.checkpoints.names import layer_names
 from bart_export.convert import static, tflite
 from bart_export.convert.calibration import Calibration, activations
 from bart_export.convert.quantize import quantize

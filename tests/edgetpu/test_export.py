@@ -9,7 +9,7 @@ import pytest
 from support.compiler_logs import TWO_FILES, install
 
 from bart_export.artifact.artifact import Draft
-from bart_export.checkpoints import formats, origin
+from bart_export.checkpoints import resolve
 from bart_export.config import GenerationConfig
 from bart_export.edgetpu import parts
 from bart_export.edgetpu.compiler import check_file
@@ -31,7 +31,7 @@ TEXT = (
 
 @pytest.fixture(scope="module")
 def keras():
-    checkpoint = formats.read(origin.resolve("bart_mini_en").directory)
+    checkpoint = resolve.read(resolve.find("bart_mini_en").directory)
     return KerasReference(BartBackbone.from_checkpoint(checkpoint))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bart_export.checkpoints import formats
+from bart_export.checkpoints import resolve
 from bart_export.convert import edgetpu
 from bart_export.edgetpu import parts
 from bart_export.edgetpu.compiler import check_file
@@ -29,7 +29,7 @@ ACTIVATIONS = {
 
 @pytest.fixture(scope="module")
 def backbone():
-    return BartBackbone.from_checkpoint(formats.read(CHECKPOINT))
+    return BartBackbone.from_checkpoint(resolve.read(CHECKPOINT))
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from support.golden_cases import GOLDEN, MODELS, GoldenCases
 from support.graph_bart import GraphBart, batch
 
 from bart_export import BartBackbone
-from bart_export.checkpoints import formats
+from bart_export.checkpoints import resolve
 from bart_export.graph import sequences, signatures
 from bart_export.graph.layers import MASK_BIAS
 from bart_export.graph.parameters import BatchParameters, InferenceParameters
@@ -188,7 +188,7 @@ def test_bfloat16_weights_compute_in_float32(symmetric):
 
 
 def test_batch_parameters_are_the_same_weights_side_by_side(golden):
-    checkpoint = formats.read(golden.directory, tokenizer=False)
+    checkpoint = resolve.read(golden.directory, tokenizer=False)
     one = InferenceParameters(checkpoint.config, checkpoint.weights.__getitem__)
     many = BatchParameters(one)
     joined = 0

@@ -13,8 +13,8 @@ from support.pages import blocks
 import bart_export
 from bart_export import errors
 from bart_export.artifact.artifact import Artifact
-from bart_export.checkpoints import formats
-from bart_export.checkpoints.resolved import resolve_preset
+from bart_export.checkpoints import resolve
+from bart_export.checkpoints.resolve import resolve_preset
 from bart_export.cli.main import main
 from bart_export.text.added_tokens import AddedToken
 
@@ -69,7 +69,7 @@ def test_the_guide_keeps_everything_that_belongs_to_a_preset(source, tmp_path, m
     monkeypatch.chdir(tmp_path)
     printed = follow(source, ("--recipe", "float32"))
     assert "max_length=12, num_beams=2 from generation_config.json" in printed
-    before, after = formats.read(source), formats.read(tmp_path / "my_bart")
+    before, after = resolve.read(source), resolve.read(tmp_path / "my_bart")
     assert after.settings.generation == before.settings.generation
     assert after.settings.tasks == before.settings.tasks
     for name in ("vocabulary", "merges", "added_tokens", "encoder_sequence_length"):
@@ -88,7 +88,7 @@ def test_the_guide_keeps_everything_that_belongs_to_a_preset(source, tmp_path, m
 def test_the_guide_as_it_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert "from generation_config.json" in follow("bart_mini_en")
-    saved = formats.read(tmp_path / "my_bart")
+    saved = resolve.read(tmp_path / "my_bart")
     embedded = resolve_preset("bart_mini_en").checkpoint
     assert saved.generation == embedded.generation
     assert saved.encoder_sequence_length == embedded.encoder_sequence_length == 160
@@ -98,7 +98,7 @@ def test_keras_hub_tokenizes_a_saved_preset_alike(source, tmp_path):
     backbone = bart_export.BartBackbone.from_preset(str(source))
     backbone.save_to_preset(tmp_path / "saved")
     theirs = keras_hub.models.BartTokenizer.from_preset(str(tmp_path / "saved"))
-    mine = formats.read(tmp_path / "saved").tokenizer()
+    mine = resolve.read(tmp_path / "saved").tokenizer()
     for text in TEXTS[1:2]:
         assert list(np.asarray(theirs(text))) == mine.tokenize(text)
     added = mine.added_tokens[-1]
@@ -111,7 +111,7 @@ def test_keras_hub_tokenizes_a_saved_preset_alike(source, tmp_path):
 def test_a_model_has_the_tokenizer_of_its_preset():
     case = CASES / "added-tokens-json"
     tokenizer = bart_export.BartBackbone.from_preset(str(case)).tokenizer
-    expected = formats.read(case).tokenizer()
+    expected = resolve.read(case).tokenizer()
     for text in TEXTS:
         assert tokenizer.encode(text) == expected.encode(text, 1024)
     with pytest.raises(errors.TokenizerError, match="did not come from a preset"):
@@ -143,7 +143,7 @@ def test_a_padded_table_is_kept_for_training_and_left_out_of_an_export(tmp_path)
     assert backbone.vocabulary_size == 288
     backbone.save_to_preset(tmp_path / "saved")
     assert bart_export.Backbone.from_preset(str(tmp_path / "saved")).vocabulary_size == 288
-    saved = formats.read(tmp_path / "saved")
+    saved = resolve.read(tmp_path / "saved")
     assert (saved.config.vocabulary_size, saved.rows_without_token) == (267, 21)
     assert saved.generation.max_length == 16
 
@@ -152,8 +152,8 @@ def test_a_tokenizer_that_cannot_be_read_is_no_hindrance_to_training(source, tmp
     (source / "tokenizer.json").write_text("{}")
     backbone = bart_export.BartBackbone.from_preset(str(source))
     backbone.save_to_preset(tmp_path / "saved")
-    saved = formats.read(tmp_path / "saved", tokenizer=False)
+    saved = resolve.read(tmp_path / "saved", tokenizer=False)
     assert saved.generation.max_length == 12
     assert type(backbone) is bart_export.BartBackbone
     with pytest.raises(errors.TokenizerError):
-        formats.read(tmp_path / "saved")
+        resolve.read(tmp_path / "saved")

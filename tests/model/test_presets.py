@@ -10,7 +10,7 @@ from support.golden_cases import GOLDEN, MODELS, GoldenCases
 from support.small_bart import SHAPE, random_inputs, randomize
 
 from bart_export import BartBackbone, errors
-from bart_export.checkpoints import formats
+from bart_export.checkpoints import resolve
 from bart_export.presets import PRESETS
 
 SYMMETRIC, DISTILLED = (GOLDEN / name for name in MODELS)
@@ -57,7 +57,7 @@ def test_golden_checkpoints_give_the_golden_answers(name, dtype):
 
 @pytest.mark.parametrize("directory", [SYMMETRIC, DISTILLED], ids=lambda path: path.name)
 def test_a_checkpoint_that_has_been_read_makes_the_same_model(directory):
-    model = BartBackbone.from_checkpoint(formats.read(directory))
+    model = BartBackbone.from_checkpoint(resolve.read(directory))
     again = BartBackbone.from_preset(str(directory))
     assert model.config == again.config
     for weight, other in zip(model.weights, again.weights, strict=True):
@@ -155,12 +155,12 @@ def test_without_weights_any_argument_overrides_the_preset(their_preset, tmp_pat
 
 
 def test_saving_over_a_preset_keeps_its_tokenizer(tmp_path):
-    source = formats.read(PRESETS["bart_mini_en"].directory)
+    source = resolve.read(PRESETS["bart_mini_en"].directory)
     model = BartBackbone(**{**SHAPE, "vocabulary_size": source.config.vocabulary_size})
     directory = tmp_path / "preset"
     model.save_to_preset(directory)
     with pytest.raises(errors.TokenizerError):
-        formats.read(directory)
+        resolve.read(directory)
     tokenizer = directory / "assets" / "tokenizer"
     tokenizer.mkdir(parents=True)
     for file in (
@@ -170,8 +170,8 @@ def test_saving_over_a_preset_keeps_its_tokenizer(tmp_path):
     ):
         (directory / file).write_bytes((source.directory / file).read_bytes())
     model.save_to_preset(directory)
-    assert formats.read(directory).vocabulary == source.vocabulary
-    assert formats.read(directory).merges == source.merges
+    assert resolve.read(directory).vocabulary == source.vocabulary
+    assert resolve.read(directory).merges == source.merges
 
 
 def test_a_directory_that_is_no_preset_is_not_overwritten(backbone, tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from support.golden_cases import GOLDEN, MODELS, GoldenCases
 
-from bart_export.checkpoints import formats
+from bart_export.checkpoints import resolve
 from bart_export.contract import StaticShapes
 from bart_export.convert import tflite
 from bart_export.graph.parameters import InferenceParameters
@@ -23,7 +23,7 @@ def golden(request):
 
 @pytest.fixture(scope="module")
 def engine(golden, tmp_path_factory):
-    checkpoint = formats.read(GOLDEN / golden[0])
+    checkpoint = resolve.read(GOLDEN / golden[0])
     config = checkpoint.config
     weights = InferenceParameters(config, lambda name: np.asarray(checkpoint.weights[name]))
     path = tmp_path_factory.mktemp("static") / f"{golden[0]}.tflite"

@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from bart_export import contract
-from bart_export.checkpoints import formats
+from bart_export.checkpoints import resolve
 from bart_export.graph import search
 from bart_export.graph.parameters import BatchParameters, InferenceParameters
 
@@ -18,7 +18,7 @@ class GraphBart:
     """A checkpoint's weights, as graphs read them."""
 
     def __init__(self, directory):
-        checkpoint = formats.read(directory, tokenizer=False)
+        checkpoint = resolve.read(directory, tokenizer=False)
         self.config = checkpoint.config
         parameters = InferenceParameters(self.config, checkpoint.weights.__getitem__)
         self.parameters = {

@@ -7,9 +7,9 @@ from types import MappingProxyType
 import numpy as np
 import tensorflow as tf
 
-from bart_export.checkpoints import formats
-from bart_export.checkpoints.layers import layer_names
-from bart_export.checkpoints.origin import resolve
+from bart_export.checkpoints import resolve
+from bart_export.checkpoints.names import layer_names
+from bart_export.checkpoints.resolve import find
 from bart_export.convert import tflite
 from bart_export.convert.quantize import quantize
 from bart_export.graph import layers, steps
@@ -37,7 +37,7 @@ class Judged:
     """A checkpoint, the Keras model's answers, and a gate for files made of it."""
 
     def __init__(self, preset):
-        checkpoint = formats.read(resolve(str(preset)).directory)
+        checkpoint = resolve.read(find(str(preset)).directory)
         tokenizer = checkpoint.tokenizer()
         self.preset = str(preset)
         self.info = ModelInfo(

@@ -22,7 +22,7 @@ import types
 from bart_export.artifact import artifact, directories
 from bart_export.artifact.artifact import Artifact
 from bart_export.artifact.figures import Answer
-from bart_export.checkpoints.resolved import resolve_preset
+from bart_export.checkpoints.resolve import resolve_preset
 from bart_export.export import pipeline
 from bart_export.export.result import ExportedFile, ExportResult
 from bart_export.verify.verify import Reference

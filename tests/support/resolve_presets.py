@@ -7,12 +7,12 @@ import json
 import sys
 from pathlib import Path
 
-from bart_export.checkpoints import origin
+from bart_export.checkpoints import resolve
 from bart_export.errors import BartExportError
 
 for preset in sys.argv[1:]:
     try:
-        source = origin.resolve(preset)
+        source = resolve.find(preset)
         outcome = {
             "handle": source.handle,
             "revision": source.revision,

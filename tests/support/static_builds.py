@@ -4,8 +4,8 @@ import dataclasses
 import shutil
 
 from bart_export.artifact import artifact
-from bart_export.checkpoints import formats
-from bart_export.checkpoints.origin import resolve
+from bart_export.checkpoints import resolve
+from bart_export.checkpoints.resolve import find
 from bart_export.convert import tflite
 from bart_export.export.tflite_target import entry_of
 from bart_export.model import BartBackbone
@@ -15,7 +15,7 @@ from bart_export.recipes.table import RECIPES
 def add(made, shapes, recipes, target):
     """Commit an artifact with static builds beside the files of `made`, and open it."""
     preset = made.manifest.preset
-    backbone = BartBackbone.from_checkpoint(formats.read(resolve(preset).directory))
+    backbone = BartBackbone.from_checkpoint(resolve.read(find(preset).directory))
     with artifact.draft(target) as draft:
         wanted = [RECIPES[name] for name in recipes]
         _, written = tflite.write_recipes(backbone, wanted, shapes, draft, lambda _: None)

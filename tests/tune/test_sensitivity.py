@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from bart_export.checkpoints import formats, origin
-from bart_export.checkpoints.layers import layer_names
+from bart_export.checkpoints import resolve
+from bart_export.checkpoints.names import layer_names
 from bart_export.convert.quantize import quantize
 from bart_export.convert.tflite import write_float
 from bart_export.graph.parameters import InferenceParameters
@@ -36,7 +36,7 @@ def traces_of(config, lengths=(7, 5, 9)):
 def tiny(symmetric_artifact):
     """Return the model of a tiny checkpoint and its float file."""
     handle = symmetric_artifact.manifest.source.handle
-    checkpoint = formats.read(origin.resolve(handle).directory)
+    checkpoint = resolve.read(resolve.find(handle).directory)
     return BartBackbone.from_checkpoint(checkpoint), symmetric_artifact.path(
         "tflite/float32.tflite"
     )
@@ -148,7 +148,7 @@ def test_a_layer_that_was_made_sensitive_comes_first(symmetric_artifact, measure
     rows, _ = measured
     assert max(rows, key=lambda row: row.kl).layer != MADE_SENSITIVE
     handle = symmetric_artifact.manifest.source.handle
-    backbone = BartBackbone.from_checkpoint(formats.read(origin.resolve(handle).directory))
+    backbone = BartBackbone.from_checkpoint(resolve.read(resolve.find(handle).directory))
     weights = backbone.named_weights()
     variable = weights[layer_names(backbone.config)[MADE_SENSITIVE]]
     kernel = np.asarray(variable).copy()

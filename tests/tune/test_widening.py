@@ -2,7 +2,7 @@
 
 import pytest
 
-from bart_export.checkpoints.layers import layer_names
+from bart_export.checkpoints.names import layer_names
 from bart_export.recipes.table import STORAGES
 from bart_export.tune import precision_steps
 from bart_export.tune.precision_steps import Rung, Widening, after, order

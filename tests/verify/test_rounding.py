@@ -18,7 +18,7 @@ from support.judged_models import (
     wrong_epsilon,
 )
 
-from bart_export.checkpoints import formats, keras_preset, names
+from bart_export.checkpoints import keras_preset, names, resolve
 from bart_export.errors import VerificationFailed
 from bart_export.model import BartBackbone
 from bart_export.recipes.table import ROUNDING, with_bounds
@@ -32,7 +32,7 @@ SPREADS = np.geomspace(0.02, 0.5, 10)
 
 def random_preset(directory, spread, seed):
     """Write a checkpoint of normal weights, every other one with a bias of the logits."""
-    tiny = formats.read(GOLDEN / MODELS[0])
+    tiny = resolve.read(GOLDEN / MODELS[0])
     config = dataclasses.replace(tiny.config, final_logits_bias=seed % 2 == 0)
     weights = {}
     for number, weight in enumerate(names.weights(config)):

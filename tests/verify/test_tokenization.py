@@ -9,7 +9,7 @@ import pytest
 
 from bart_export.artifact import manifest_file
 from bart_export.artifact.artifact import Artifact
-from bart_export.checkpoints import formats, tokenizer_files
+from bart_export.checkpoints import resolve, tokenizer_files
 from bart_export.errors import ArtifactError, TokenizerError, VerificationFailed
 from bart_export.export.options import TfliteOptions
 from bart_export.export.pipeline import export
@@ -28,7 +28,7 @@ OPTIONS = TfliteOptions((RECIPES["float32"],))
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_tokenizer_that_is_read_rightly_passes(name):
-    checkpoint = formats.read(CASES / name)
+    checkpoint = resolve.read(CASES / name)
     tokenization.check(checkpoint, checkpoint.tokenizer(), TEXTS)
 
 
@@ -65,7 +65,7 @@ def without_a_merge(checkpoint):
     ],
 )
 def test_a_tokenizer_that_says_something_else_fails_by_name(name, spoil):
-    checkpoint = formats.read(CASES / name)
+    checkpoint = resolve.read(CASES / name)
     with pytest.raises(
         VerificationFailed, match=rf"files in \S+{name} say: of '.*received"
     ) as error:
@@ -90,7 +90,7 @@ def test_an_export_with_another_tokenizer_is_not_committed(tmp_path, monkeypatch
 def test_an_artifact_carries_what_changes_ids(export_once, name):
     artifact = export_once(str(CASES / name), "float32")
     stated = artifact.manifest.tokenizer
-    checkpoint = formats.read(CASES / name)
+    checkpoint = resolve.read(CASES / name)
     generator = Generator.from_artifact(artifact.directory)
     text = "a <hl> the in"
     expected = [0, *checkpoint.tokenizer().tokenize(text), 2]
@@ -119,7 +119,7 @@ def test_an_artifact_that_says_nothing_of_it_has_the_tokens_of_any_bart(symmetri
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_graph_that_tokenizes_something_else_fails_by_name(name):
-    checkpoint = formats.read(CASES / name)
+    checkpoint = resolve.read(CASES / name)
     right = GraphTokenizer(checkpoint.tokenizer())
     plain = dataclasses.replace(checkpoint, added_tokens=(), add_prefix_space=False)
     wrong = GraphTokenizer(plain.tokenizer())

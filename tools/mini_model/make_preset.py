@@ -9,7 +9,7 @@ generation_config.json beside it. PRESET_DIR keeps its model card, which is writ
 import sys
 from pathlib import Path
 
-from bart_export.checkpoints import formats, keras_preset
+from bart_export.checkpoints import keras_preset, resolve
 
 # The lengths that train.py cut the pairs to, both ends included.
 SOURCE, TARGET = 160, 32
@@ -20,7 +20,7 @@ MODEL_CARD = "README.md"
 def main() -> None:
     source, preset = map(Path, sys.argv[1:])
     card = (preset / MODEL_CARD).read_text(encoding="utf-8")
-    checkpoint = formats.read(source)
+    checkpoint = resolve.read(source)
     keras_preset.write(
         preset,
         checkpoint.config,

@@ -21,7 +21,7 @@ from bart_export.runtime.engine import FloatArray
 with native_stderr_silenced():
     import keras_hub
 
-    from bart_export.checkpoints.keras_json import KERAS_FIELDS
+    from bart_export.checkpoints.keras_preset import KERAS_FIELDS
 
 START = GenerationConfig().decoder_start_token_id
 

@@ -1,0 +1,290 @@
+"""From what a user names to a checkpoint and the settings that an artifact of it generates with.
+
+`find` turns a preset's name, a hub's handle or a path into a local directory, `read` the directory
+into a `Checkpoint`, and `resolve_preset` does both and decides the settings: what the checkpoint
+itself states wins over what the registry of presets knows; where neither says anything,
+transformers' defaults hold. A length beyond the model's positions is brought within them.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from bart_export.artifact.artifact import Artifact, is_artifact
+from bart_export.checkpoints import generation as generation_settings
+from bart_export.checkpoints import hubs, hugging_face, keras_preset
+from bart_export.checkpoints.checkpoint import Checkpoint, without_padding
+from bart_export.checkpoints.files import (
+    CARD,
+    CONFIG_FILE,
+    GENERATION_FILE,
+    LARGEST_TEXT,
+    LICENCE_FILES,
+    read_json,
+    require_file,
+)
+from bart_export.checkpoints.generation import StatedSettings
+from bart_export.config import SAMPLING, GenerationConfig
+from bart_export.errors import CheckpointError, PresetError, TokenizerError, did_you_mean, shown
+from bart_export.presets import PRESETS, Preset
+from bart_export.progress import Stage
+
+WORD = r"[\w][\w.-]*"
+KAGGLE = re.compile(rf"kaggle://({WORD}/{WORD}/keras/{WORD})(?:/(\d+))?", re.ASCII)
+HUGGING_FACE = re.compile(rf"hf://({WORD}/{WORD})(?:@(?!.*\.\.)(\w[\w./-]*))?", re.ASCII)
+REPOSITORY = re.compile(rf"{WORD}/{WORD}", re.ASCII)
+MOST_CHARACTERS = 200  # of what is looked at for a typing error
+
+# The key of config.json that tells who wrote it, and who reads it.
+READERS = (("registered_name", keras_preset.read), ("model_type", hugging_face.read))
+
+REGISTRY = "the preset's original checkpoint"
+# What is said of settings that nobody states; the others are switched off.
+UNSTATED = (
+    "max_length",
+    "min_length",
+    "num_beams",
+    "length_penalty",
+    "early_stopping",
+    "no_repeat_ngram_size",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A checkpoint's origin and its local copy.
+
+    `handle` is the preset's handle on its hub, or the directory as it was typed; `revision` the
+    version or commit that was fetched, None for a directory. `generation` are defaults known for
+    this handle, for checkpoints that state none.
+    """
+
+    handle: str
+    revision: str | None
+    directory: Path
+    generation: GenerationConfig | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Defaults:
+    """The settings of an artifact, and lines about them for whoever exports it or looks at it."""
+
+    generation: GenerationConfig
+    notes: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class ResolvedPreset:
+    """What was named, where it was found, what lies there, and what it generates with."""
+
+    preset: str
+    source: Source
+    checkpoint: Checkpoint
+    defaults: Defaults
+
+
+def resolve_preset(
+    preset: str, task: str | None = None, stage: Stage = lambda name: None
+) -> ResolvedPreset:
+    """Find and read a preset; of its weights only the headers.
+
+    Args:
+        preset: what `find` takes.
+        task: as `defaults`.
+        stage: told the name of each stage as it begins.
+
+    Raises:
+        PresetError, CheckpointError, TokenizerError, MissingExtra: as `find` and `read`.
+        ConfigurationError: as `defaults`.
+    """
+    stage("resolve the preset")
+    source = find(preset)
+    stage("read the checkpoint")
+    checkpoint = read(source.directory)
+    return ResolvedPreset(preset, source, checkpoint, defaults(source, checkpoint, task))
+
+
+def find(preset: str) -> Source:
+    """Return the local directory of a preset, after fetching it if it lies on a hub.
+
+    A name that is both a known preset and a directory means the preset, as in KerasHub; "./name"
+    means the directory.
+
+    Raises:
+        PresetError: for a name that is nothing of the kind, and for a download that failed.
+        MissingExtra: when the hub's client is not installed.
+    """
+    known = PRESETS.get(preset)
+    if known is not None and known.directory is not None:
+        return Source(known.handle, None, known.directory, known.generation)
+    handle = preset if known is None else known.handle
+    if kaggle := KAGGLE.fullmatch(handle):
+        name = f"kaggle://{kaggle[1]}"
+        directory, revision = hubs.fetch_kaggle(*kaggle.groups())
+    elif repository := HUGGING_FACE.fullmatch(handle):
+        name = f"hf://{repository[1]}"
+        directory, revision = hubs.fetch_hugging_face(*repository.groups())
+    elif "://" not in preset and preset and is_directory(preset):
+        return Source(preset, None, Path(preset), None)
+    else:
+        near = did_you_mean(preset[:MOST_CHARACTERS], PRESETS)
+        hint = f" Did you mean hf://{preset}?" if REPOSITORY.fullmatch(preset) else near
+        raise PresetError(
+            f"Unknown preset {shown(preset)}.{hint} Expected one of {', '.join(PRESETS)}; "
+            "kaggle://org/model/keras/variant or kaggle://org/model/keras/variant/version; "
+            "hf://org/model or hf://org/model@revision; or the path of a directory with a Keras "
+            "preset or a Hugging Face checkpoint."
+        )
+    generations = (each.generation for each in PRESETS.values() if name in each.aliases)
+    return Source(name, revision, directory, next(generations, None))
+
+
+def is_directory(name: str) -> bool:
+    """Return whether a name is that of a directory; one that no directory can have is none."""
+    try:
+        return Path(name).is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def read(directory: Path, *, weights: bool = True, tokenizer: bool = True) -> Checkpoint:
+    """Read a Keras preset or a Hugging Face directory.
+
+    Names and shapes of all weights are held to the configuration before this returns; only
+    headers are read for it. With `weights=False` no weight file is opened: `weights` and
+    `weight_files` are empty and `config.final_logits_bias` is what config.json says. With
+    `tokenizer=False` the directory needs no tokenizer, `vocabulary` and `merges` are empty, and
+    the model keeps embedding rows that no token has; otherwise they are left out.
+
+    Raises:
+        PresetError: when the directory holds no model, or one that is not a BART.
+        CheckpointError: when a file is missing, damaged or does not fit the others.
+        TokenizerError: when the tokenizer files are missing or do not fit the model.
+        MissingExtra: when a package that reads the weight files is not installed.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise PresetError(f"Expected a checkpoint directory, received {directory}, which is none.")
+    for name in set(hubs.SMALL_FILES) - {CARD, *LICENCE_FILES}:
+        if (directory / name).exists():
+            require_file(directory / name, most=LARGEST_TEXT)
+    hubs.refuse_adapter(str(directory), directory)
+    path = directory / CONFIG_FILE
+    if is_artifact(directory):
+        preset = Artifact.open(directory).manifest.preset
+        raise PresetError(f"{directory} is an artifact, not a checkpoint. It was made of {preset}.")
+    if not path.is_file():
+        raise PresetError(
+            f"{directory} holds no {CONFIG_FILE}. A checkpoint is a Keras preset (config.json, "
+            "model.weights.h5, assets/tokenizer) or a Hugging Face directory (config.json, "
+            "model.safetensors, vocab.json, merges.txt)."
+        )
+    stored = read_json(path)
+    for key, reader in READERS:
+        if key in stored:
+            return without_padding(reader(directory, stored, weights, tokenizer))
+    raise PresetError(
+        f"{path} has neither registered_name, as Keras presets do, nor model_type, as Hugging Face "
+        "checkpoints do, so it is not known which model it describes."
+    )
+
+
+def without_weights(source: Source, checkpoint: Checkpoint) -> Checkpoint:
+    """Return what a checkpoint says beside its weights, read from its directory.
+
+    Settings that it does not state are those the registry knows. A tokenizer that is not there,
+    cannot be read or does not fit is left out: a model can be trained without.
+    """
+    try:
+        checkpoint = read(source.directory, weights=False)
+    except (TokenizerError, CheckpointError):
+        checkpoint = dataclasses.replace(checkpoint, weights={}, weight_files=())
+    if checkpoint.settings is None and source.generation is not None:
+        checkpoint = dataclasses.replace(checkpoint, settings=registered(source))
+    return checkpoint
+
+
+def defaults(source: Source, checkpoint: Checkpoint, task: str | None = None) -> Defaults:
+    """Return the generation settings of a checkpoint.
+
+    Args:
+        source: where the checkpoint is from.
+        checkpoint: what it says.
+        task: a key of its `task_specific_params`, whose settings go on top.
+
+    Raises:
+        ConfigurationError: for a task that it has no settings for.
+        CheckpointError: for settings of the task that cannot be followed.
+    """
+    config = checkpoint.config
+    stated = checkpoint.settings or registered(source)
+    if task is not None:
+        stated = generation_settings.for_task(
+            checkpoint.directory, stated, task, config.vocabulary_size
+        )
+    generation, positions = stated.generation, config.max_sequence_length
+    notes = [settings_line(generation, stated.origins), *stated.notes]
+    if generation.max_length > positions:
+        notes.append(
+            f"max_length={generation.max_length} of {stated.origins.get('max_length', 'nobody')} "
+            f"is beyond the model's {positions} positions; it is {positions}."
+        )
+        generation = generation.replace(max_length=positions)
+    notes += unfollowed(stated, task)
+    if checkpoint.settings is None and source.generation is None:
+        notes.append(
+            f"The preset has no {GENERATION_FILE}, which KerasHub does not write. Put one beside "
+            f"its {CONFIG_FILE}, or save the model with bart_export's BartBackbone.save_to_preset, "
+            "which keeps the settings of the preset that the model came from."
+        )
+    return Defaults(generation, (*notes, *checkpoint.notes))
+
+
+def registered(source: Source | Preset) -> StatedSettings:
+    """Return what the registry knows of a preset whose files say nothing."""
+    generation = source.generation or GenerationConfig()
+    plain = GenerationConfig().to_dict()
+    stated = [name for name, value in generation.to_dict().items() if value != plain[name]]
+    return StatedSettings(generation, dict.fromkeys(stated, REGISTRY))
+
+
+def settings_line(generation: GenerationConfig, origins: Mapping[str, str]) -> str:
+    """Return the line that says whose the settings are; ids are the tokenizer's own."""
+    owners: dict[str, list[str]] = {}
+    unstated = []
+    for name in generation.to_dict():
+        idle = name in SAMPLING and not generation.do_sample
+        if name.endswith("_token_id") or name == "seed" or idle:
+            continue
+        value = f"{name}={shown(getattr(generation, name))}"
+        if name in origins:
+            owners.setdefault(origins[name], []).append(value)
+        elif name in UNSTATED:
+            unstated.append(value)
+    parts = [f"{', '.join(values)} from {owner}" for owner, values in owners.items()]
+    if unstated:
+        parts.append(f"nobody states {', '.join(unstated)}, transformers' defaults")
+    return f"Settings: {'; '.join(parts)}."
+
+
+def known_settings(preset: Preset) -> str:
+    """Return the line about the settings of a preset that was not fetched."""
+    stated = registered(preset)
+    return settings_line(stated.generation, stated.origins)
+
+
+def unfollowed(stated: StatedSettings, task: str | None) -> Iterator[str]:
+    """Yield lines about what `config.json` says and the artifact does not do."""
+    if stated.tasks and task is None:
+        others = list(stated.tasks)
+        yield (
+            f"{stated.tasks_file} has settings of its own for {', '.join(others)}, which were not "
+            f"taken: --task {others[0]} takes them."
+        )
+    if stated.prefix:
+        yield (
+            f"{stated.tasks_file} has the prefix {shown(stated.prefix)}, which transformers' "
+            "pipelines put before a text and its generate() does not; nor does the artifact. For "
+            f"what a pipeline writes begin each text with {shown(stated.prefix)}."
+        )

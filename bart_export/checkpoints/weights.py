@@ -1,0 +1,233 @@
+"""Weights in files: read one tensor at a time, and exactly those that the configuration asks for.
+
+A format's reader returns an `Entry` for each tensor that a file's header announces;
+`StoredWeights` reads them when they are looked up. The readers of safetensors and of PyTorch's
+files are here, that of HDF5 is in `keras_weights`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bart_export.checkpoints.files import import_extra, one_line
+from bart_export.checkpoints.names import Shape, Weight
+from bart_export.errors import CheckpointError
+
+Array = npt.NDArray[Any]
+
+FLOATING = ("float16", "bfloat16", "float32", "float64")
+LISTED = 12  # tensors named in an error line; the rest is counted
+# safetensors' words whose NumPy words are others than their lower case.
+SAFETENSORS_DTYPES = {
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F32": "float32",
+    "F64": "float64",
+    "I8": "int8",
+    "U8": "uint8",
+}
+SAFE_PYTORCH = (2, 6)  # CVE-2025-32434
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A tensor as a weight file announces it; `dtype` is NumPy's word, `read()` loads it."""
+
+    file: Path
+    shape: Shape
+    dtype: str
+    read: Callable[[], Array]
+
+
+class StoredWeights(Mapping[str, Array]):
+    """Canonical name → array of the row's shape in the stored dtype, read at each lookup.
+
+    Raises:
+        CheckpointError: from a lookup, when the file cannot be read any more or when the tensor
+            holds a value that is no finite number of float32.
+    """
+
+    def __init__(
+        self,
+        rows: tuple[Weight, ...],
+        entries: Mapping[str, Entry],
+        arrange: Callable[[Weight, Array], Array] = lambda row, values: values,
+    ) -> None:
+        self._rows = {row.name: row for row in rows}
+        self._entries = entries
+        self._arrange = arrange
+
+    def __getitem__(self, name: str) -> Array:
+        row, entry = self._rows[name], self._entries[name]
+        values = entry.read()
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(values.astype(np.float32, copy=False)).all()
+        if not finite:
+            raise CheckpointError(
+                f"{entry.file} holds infinite or undefined numbers in the tensor {name}, or some "
+                "that float32 cannot hold; training diverged or the file is damaged. Use another "
+                "copy of the checkpoint."
+            )
+        return self._arrange(row, values)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+
+def require_exactly(
+    place: Path,
+    expected: Mapping[str, tuple[Shape, ...]],
+    entries: Mapping[str, Entry],
+    explanations: Mapping[str, str] | None = None,
+) -> None:
+    """Require that `entries` are exactly the `expected` tensors, both under the names of the file.
+
+    `expected` gives the accepted shapes of each tensor. `explanations` tells, by the beginning of a
+    name, what a surplus tensor is.
+
+    Raises:
+        CheckpointError: naming all that is missing, surplus, misshapen or not a floating number.
+    """
+    surplus = [name for name in entries if name not in expected]
+    both = {name: entries[name] for name in expected if name in entries}
+    findings = {
+        "missing": [name for name in expected if name not in entries],
+        "surplus": surplus,
+        "misshapen": [
+            f"{name} of shape {list(entry.shape)} instead of {list(expected[name][0])}"
+            for name, entry in both.items()
+            if entry.shape not in expected[name]
+        ],
+        "not floating point (quantized checkpoints cannot be read)": [
+            f"{name} of dtype {entry.dtype}"
+            for name, entry in both.items()
+            if entry.dtype not in FLOATING
+        ],
+    }
+    found = [f"{word} {listing(names)}" for word, names in findings.items() if names]
+    if not found:
+        return
+    reasons = {
+        reason
+        for beginning, reason in (explanations or {}).items()
+        if any(name.startswith(beginning) for name in surplus)
+    }
+    line = f"The weights in {place} are not those its configuration describes: {'; '.join(found)}."
+    raise CheckpointError(" ".join([line, *sorted(reasons)]))
+
+
+def listing(names: list[str]) -> str:
+    """Return the first names, and how many more there are."""
+    shown = ", ".join(names[:LISTED])
+    return f"{shown} and {len(names) - LISTED} more" if len(names) > LISTED else shown
+
+
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """Return NumPy's dtype, with ml_dtypes for bfloat16."""
+    if name != "bfloat16":
+        return np.dtype(name)
+    dtype: np.dtype[Any] = np.dtype(import_extra("ml_dtypes", "Reading bfloat16 weights").bfloat16)
+    return dtype
+
+
+def read_safetensors(path: Path) -> dict[str, Entry]:
+    """Return the tensors of a safetensors file from its header.
+
+    The library holds every claim of the header to the file before it returns.
+    Format: https://huggingface.co/docs/safetensors
+
+    Raises:
+        CheckpointError: when the file is truncated, is something else, or its header lies.
+        MissingExtra: when safetensors is not installed.
+    """
+    with opened(path) as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, no mapping
+        return {
+            name: Entry(
+                path,
+                tuple(each.get_shape()),
+                SAFETENSORS_DTYPES.get(each.get_dtype(), each.get_dtype()),
+                partial(read_safetensor, path, name),
+            )
+            for name, each in slices.items()
+        }
+
+
+def read_safetensor(path: Path, name: str) -> Array:
+    """Read one tensor of a safetensors file."""
+    with opened(path) as file:
+        values: Array = file.get_tensor(name)
+    return values
+
+
+def opened(path: Path) -> Any:
+    """Open a safetensors file, which holds its header to its size."""
+    safetensors = import_extra("safetensors", "Reading .safetensors files")
+    try:
+        return safetensors.safe_open(path, framework="numpy")
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is not a whole safetensors file ({one_line(error)}); it is damaged or was not "
+            "downloaded whole. Fetch it again."
+        ) from error
+
+
+def read_pytorch(path: Path) -> dict[str, Entry]:
+    """Return the tensors of PyTorch's own weight file.
+
+    It is a pickle, which only `torch.load(weights_only=True)` reads: it builds tensors and nothing
+    else.
+
+    Raises:
+        CheckpointError: when PyTorch is not installed, is too old to be safe, or cannot load the
+            file as plain tensors.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise CheckpointError(
+            f"{path} is a pickle, which is read only through PyTorch, and PyTorch is not "
+            "installed. Install torch, or use a copy with model.safetensors "
+            "(model.save_pretrained(directory) writes one)."
+        ) from error
+    version = str(torch.__version__)
+    if tuple(int(number) for number in version.split(".")[:2]) < SAFE_PYTORCH:
+        raise CheckpointError(
+            f"{path} is a pickle, whose restricted loader can be escaped from before PyTorch 2.6; "
+            f"received PyTorch {version}. Update torch, or use a copy with model.safetensors."
+        )
+
+    def read(tensor: Any) -> Array:
+        if tensor.dtype == torch.bfloat16:  # NumPy has none of its own
+            bits: Array = tensor.contiguous().view(torch.int16).numpy()
+            return bits.view(numpy_dtype("bfloat16"))
+        values: Array = tensor.contiguous().numpy()
+        return values
+
+    try:
+        # Not memory-mapped: files of before PyTorch 1.6 cannot be.
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+        return {
+            name: Entry(
+                path,
+                tuple(tensor.shape),
+                str(tensor.dtype).removeprefix("torch."),
+                partial(read, tensor),
+            )
+            for name, tensor in tensors.items()
+        }
+    except Exception as error:
+        # RuntimeError, UnpicklingError, EOFError and others. Their text is left out: it runs over
+        # many lines and advises to load the file without the restriction.
+        raise CheckpointError(
+            f"{path} cannot be loaded as a file of plain tensors; it is damaged, was not "
+            "downloaded whole, or holds other objects."
+        ) from error
