@@ -153,5 +153,5 @@ def check_tflite(
     buckets = (
         None if shapes is None else contract.static_buckets(config, **dataclasses.asdict(shapes))
     )
-    graph_rules.check(file.path, graph_rules.signatures(config, buckets))
+    graph_rules.check_graph(file.path, graph_rules.expected_signatures(config, buckets))
     return figures

@@ -21,7 +21,7 @@ from bart_export.recipes.table import LITERT, TFLITE_RUNTIME
 from bart_export.runtime.compiled_model import open_compiled_model
 from bart_export.runtime.edgetpu import open_edgetpu
 from bart_export.runtime.engine import FileEngine, default_threads
-from bart_export.runtime.graph_rules import checked_path, signatures
+from bart_export.runtime.graph_rules import checked_path, expected_signatures
 from bart_export.runtime.interpreter import open_interpreter
 from bart_export.runtime.weight_cache import open_with_cache
 
@@ -47,7 +47,7 @@ class EngineKind:
 def on_litert(artifact: Artifact, file: str, *, num_threads: int | None) -> FileEngine:
     """Open a file, of either build, on LiteRT, with a weight cache of its own."""
     config, buckets = artifact.config, artifact.buckets(file)
-    path = checked_path(artifact, file, signatures(config, buckets))
+    path = checked_path(artifact, file, expected_signatures(config, buckets))
     return open_with_cache(
         lambda cache: open_compiled_model(
             path, config, buckets, num_threads=num_threads, weight_cache=cache
@@ -60,7 +60,7 @@ def on_litert(artifact: Artifact, file: str, *, num_threads: int | None) -> File
 def on_tflite_runtime(artifact: Artifact, file: str, *, num_threads: int | None) -> FileEngine:
     """Open a file, of either build, on tflite-runtime."""
     config, buckets = artifact.config, artifact.buckets(file)
-    path = checked_path(artifact, file, signatures(config, buckets))
+    path = checked_path(artifact, file, expected_signatures(config, buckets))
     return open_interpreter(path, config, buckets, num_threads=num_threads)
 
 

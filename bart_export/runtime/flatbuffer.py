@@ -1,9 +1,8 @@
 """The flatbuffer of a `.tflite` file, read in columns: every table of a kind at once.
 
 LiteRT follows offsets without looking where they lead. Here nothing is read before its place is
-known to lie in the file, and every field of a table is held to that when the table is: offsets,
-vtables, vectors and strings. Columns keep this quick for files of thousands of tables; weights are
-not touched. Fields that exported files do not have must be absent, so that none is left unchecked.
+known to lie in the file; weights are not touched. Fields that exported files do not have must be
+absent, so that none is left unchecked.
 
 The format: https://flatbuffers.dev/internals; the tables: TensorFlow's
 tensorflow/compiler/mlir/lite/schema/schema.fbs.
@@ -14,7 +13,6 @@ import functools
 import mmap
 import pathlib
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -103,15 +101,72 @@ DEFAULTS = {
 }
 
 
-class Unsound(Exception):
+class InvalidGraph(Exception):
     """A file that LiteRT must not be given; `str()` says what is wrong with it."""
+
+
+def require(rule: npt.ArrayLike, wrong: str) -> None:
+    """Raise InvalidGraph unless all of a rule's values are true."""
+    if not np.all(rule):
+        raise InvalidGraph(wrong)
+
+
+class File:
+    """A file's bytes, bounds-checked."""
+
+    def __init__(self, content: npt.NDArray[np.uint8]) -> None:
+        self.content = content
+        self.size = len(content)
+
+    @classmethod
+    def map(cls, path: pathlib.Path) -> "File":
+        """Map a file into memory.
+
+        Raises:
+            InvalidGraph: for one that cannot be mapped, or is no `.tflite` file.
+        """
+        try:
+            with path.open("rb") as file:
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:
+            raise InvalidGraph(f"it cannot be read: {error}") from None
+        require(mapped[4:8] == IDENTIFIER, "bytes 4 to 8 must be TFL3")
+        return cls(np.frombuffer(mapped, np.uint8))
+
+    def numbers(self, offsets: Ints, kind: str) -> npt.NDArray[np.generic]:
+        """Return the numbers of a NumPy type at some offsets.
+
+        Raises:
+            InvalidGraph: for an offset outside the file.
+        """
+        dtype = np.dtype(f"<{kind}")
+        if offsets.size and not 0 <= offsets.min() <= offsets.max() <= self.size - dtype.itemsize:
+            raise InvalidGraph("an offset leads out of it")
+        content = self.content[offsets[:, None] + np.arange(dtype.itemsize)]
+        numbers: npt.NDArray[np.generic] = content.view(dtype).reshape(len(offsets))
+        return numbers
+
+    def integers(self, offsets: Ints, kind: str) -> Ints:
+        """Return the integers at some offsets; unsigned ones beyond 62 bits as 2^62."""
+        numbers = self.numbers(offsets, kind)
+        if kind == "u8":
+            numbers = np.minimum(numbers, np.uint64(1 << 62))
+        return numbers.astype(np.int64)
+
+    def follow(self, offsets: Ints) -> Ints:
+        """Return where the relative offsets at some offsets lead."""
+        return offsets + self.integers(offsets, "u4")
+
+    def model(self) -> "Tables":
+        """Return the table at the root."""
+        return Tables(self, "Model", self.follow(np.zeros(1, np.int64)))
 
 
 @dataclasses.dataclass(frozen=True)
 class Vectors:
-    """A vector of each of some tables: where its elements begin, and how many there are."""
+    """One vector of each table of some kind: where its elements begin, and how many there are."""
 
-    file: "File"
+    file: File
     kind: str
     begin: Ints
     count: Ints
@@ -122,191 +177,120 @@ class Vectors:
 
     def index(self) -> Ints:
         """Return, for each element of all vectors, its index in its own."""
-        return np.arange(int(self.count.sum())) - np.repeat(
-            np.cumsum(self.count) - self.count, self.count
-        )
+        first = np.cumsum(self.count) - self.count
+        return np.arange(int(self.count.sum())) - np.repeat(first, self.count)
 
-    def places(self) -> Ints:
+    def offsets(self) -> Ints:
         """Return where each element of all vectors lies.
 
-        Vectors may overlap: the file's size does not bound their sum, so that this does.
+        Vectors may overlap, so that the file's size alone does not bound their sum.
 
         Raises:
-            Unsound: if together they are larger than the file, or have more elements than any has.
+            InvalidGraph: if together they are larger than the file, or have too many elements.
         """
         size, elements = width(self.kind), int(self.count.sum())
-        if elements * size > self.file.size or elements > MOST_ELEMENTS:
-            raise Unsound("its vectors have too many elements")
+        few = elements * size <= self.file.size and elements <= MOST_ELEMENTS
+        require(few, "its vectors have too many elements")
         return np.repeat(self.begin, self.count) + self.index() * size
 
-    def numbers(self) -> Ints:
+    def integers(self) -> Ints:
         """Return the elements of all vectors of integers, one after the other."""
-        return self.file.integers(self.places(), self.kind)
+        return self.file.integers(self.offsets(), self.kind)
 
     def tables(self) -> "Tables":
         """Return the tables of all vectors, one after the other."""
-        places = self.places()
-        return Tables(self.file, self.kind, places + self.file.integers(places, "u4"))
-
-
-class File:
-    """A file's bytes, read only where they are."""
-
-    def __init__(self, content: "npt.NDArray[np.uint8]") -> None:
-        self.content = content
-        self.size = len(content)
-
-    @classmethod
-    def map(cls, path: pathlib.Path) -> "File":
-        """Map a file into memory.
-
-        Raises:
-            Unsound: for one that cannot be, or is no `.tflite` file.
-        """
-        try:
-            with path.open("rb") as file:
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:
-            raise Unsound(f"it cannot be read: {error}") from None
-        if mapped[4:8] != IDENTIFIER:
-            raise Unsound("bytes 4 to 8 must be TFL3")
-        return cls(np.frombuffer(mapped, np.uint8))
-
-    def model(self) -> "Tables":
-        """Return the one table at the root."""
-        return Tables(self, "Model", self.integers(np.zeros(1, np.int64), "u4"))
-
-    def read(self, places: Ints, kind: str) -> "npt.NDArray[Any]":
-        """Return the numbers of a NumPy type that lie at some places.
-
-        Raises:
-            Unsound: for a place outside the file.
-        """
-        dtype = np.dtype(f"<{kind}")
-        if places.size and not 0 <= places.min() <= places.max() <= self.size - dtype.itemsize:
-            raise Unsound("an offset leads out of it")
-        content = self.content[places[:, None] + np.arange(dtype.itemsize)]
-        numbers: npt.NDArray[Any] = content.view(dtype).reshape(len(places))
-        return numbers
-
-    def integers(self, places: Ints, kind: str) -> Ints:
-        """Return the integers at some places; of unsigned ones those beyond 62 bits as 2^62."""
-        numbers = self.read(places, kind)
-        if kind == "u8":
-            numbers = np.minimum(numbers, np.uint64(1 << 62))
-        return numbers.astype(np.int64)
+        return Tables(self.file, self.kind, self.file.follow(self.offsets()))
 
 
 class Tables:
     """Tables of one kind, every field of which lies in the file: its columns are their fields.
 
     Args:
-        file: what they lie in.
+        file: the file they are in.
         kind: a key of `TABLES`.
-        places: where they begin.
+        begin: where each begins.
 
     Raises:
-        Unsound: if anything of one leads out of the file, or one has a field that none may have.
+        InvalidGraph: if anything of one leads out of the file, or one has an unknown field.
     """
 
-    def __init__(self, file: File, kind: str, places: Ints) -> None:
+    def __init__(self, file: File, kind: str, begin: Ints) -> None:
         self.file = file
         self.kind = kind
-        self.places = places
+        self.begin = begin
+        self.count = len(begin)
         self.fields = TABLES[kind]
-        vtables = places - file.integers(places, "i4")
+        vtables = begin - file.integers(begin, "i4")
         vtable_sizes = file.integers(vtables, "u2")
         sizes = file.integers(vtables + 2, "u2")
-        if self.count and (
-            (vtables + vtable_sizes).max() > file.size
-            or (places + sizes).max() > file.size
-            or (vtable_sizes % 2).any()
-            or (vtables % 2).any()
-            or (places % 4).any()
-            or vtable_sizes.min() < 4
-        ):
-            raise Unsound(f"a table {kind} leads out of it")
-        known = 4 + 2 * len(self.fields)
-        if self.count and vtable_sizes.max() > known:
-            raise Unsound(f"a table {kind} has fields that none of bart-export's has")
+        inside = (vtables + vtable_sizes <= file.size) & (begin + sizes <= file.size)
+        aligned = (vtable_sizes % 2 == 0) & (vtables % 2 == 0) & (begin % 4 == 0)
+        require(inside & aligned & (vtable_sizes >= 4), f"a table {kind} leads out of it")
+        known = vtable_sizes <= 4 + 2 * len(self.fields)
+        require(known, f"a table {kind} has fields that none of bart-export's has")
         self.offsets: dict[str, Ints] = {}
         for number, (name, form) in enumerate(self.fields.items()):
-            there = np.flatnonzero(vtable_sizes >= 6 + 2 * number)
             offsets = np.zeros(self.count, np.int64)
-            offsets[there] = file.integers(vtables[there] + 4 + 2 * number, "u2")
-            present = offsets > 0
-            step = width(form) if form in NUMBERS else 4
-            ends = offsets + step
-            if (ends > sizes)[present].any() or ((places + offsets) % step)[present].any():
-                raise Unsound(f"a field {name} of a table {kind} leads out of the table")
-            if form == ABSENT and present.any():
-                raise Unsound(f"a table {kind} has {name}, which none of bart-export's has")
+            listed = np.flatnonzero(vtable_sizes >= 6 + 2 * number)
+            offsets[listed] = file.integers(vtables[listed] + 4 + 2 * number, "u2")
+            size = width(form) if form in NUMBERS else 4
+            inside = (offsets + size <= sizes) & ((begin + offsets) % size == 0)
+            wrong = f"a field {name} of a table {kind} leads out of the table"
+            require(inside | (offsets == 0), wrong)
+            wrong = f"a table {kind} has {name}, which none of bart-export's has"
+            require(form != ABSENT or offsets == 0, wrong)
             self.offsets[name] = offsets
         for name, form in self.fields.items():
             if form == "string" or form.startswith("["):
                 self.vectors(name)
 
-    @property
-    def count(self) -> int:
-        """How many tables there are."""
-        return len(self.places)
-
-    def take(self, chosen: npt.NDArray[np.bool_]) -> "Tables":
-        """Return some of the tables."""
-        return Tables(self.file, self.kind, self.places[chosen])
-
     def present(self, name: str) -> npt.NDArray[np.bool_]:
         """Return which tables have a field."""
         return self.offsets[name] > 0
 
+    def stored(self, name: str) -> Ints:
+        """Return where a field is stored, of the tables that have it."""
+        return (self.begin + self.offsets[name])[self.present(name)]
+
     def column(self, name: str) -> Ints:
         """Return a field's integers, the default where it is not written."""
         values = np.full(self.count, DEFAULTS.get((self.kind, name), 0), np.int64)
-        present = self.present(name)
-        places = (self.places + self.offsets[name])[present]
-        values[present] = self.file.integers(places, self.fields[name])
+        values[self.present(name)] = self.file.integers(self.stored(name), self.fields[name])
         return values
 
-    def targets(self, name: str) -> Ints:
-        """Return where a field's offsets lead, of the tables that have it."""
-        places = (self.places + self.offsets[name])[self.present(name)]
-        return places + self.file.integers(places, "u4")
-
-    def tables(self, name: str, kind: str | None = None) -> "Tables":
+    def tables(self, name: str) -> "Tables":
         """Return a field's tables, of those tables that have it."""
-        return Tables(self.file, kind or self.fields[name], self.targets(name))
+        return Tables(self.file, self.fields[name], self.file.follow(self.stored(name)))
 
     def vectors(self, name: str) -> Vectors:
         """Return a field's vectors, which have no elements where the field is not written.
 
         Raises:
-            Unsound: for one that leads out of the file.
+            InvalidGraph: for one that leads out of the file, or a string that is not ASCII.
         """
         begin, count = np.zeros(self.count, np.int64), np.zeros(self.count, np.int64)
-        present = self.present(name)
-        places = self.targets(name)
-        kind = self.fields[name].strip("[]")
-        begin[present] = places + 4
-        count[present] = self.file.integers(places, "u4")
-        ends = begin + count * width(kind)
+        present, kind = self.present(name), self.fields[name].strip("[]")
+        vectors = self.file.follow(self.stored(name))
+        begin[present] = vectors + 4
+        count[present] = self.file.integers(vectors, "u4")
+        ends = (begin + count * width(kind))[present]
         # A string has a zero behind its last byte, which its length leaves out.
-        if (ends + (kind == "string") > self.file.size)[present].any():
-            raise Unsound(f"{name} of a table {self.kind} leads out of it")
-        if kind not in ("string", "u1") and (begin % 4)[present].any():
-            raise Unsound(f"{name} of a table {self.kind} is not aligned")
-        vectors = Vectors(self.file, kind, begin, count)
-        if kind == "string" and (
-            (self.file.content[vectors.places()] > ord("~")).any()
-            or self.file.read(ends[present], "u1").any()
-        ):
-            raise Unsound(f"{name} of a table {self.kind} is not text")
-        return vectors
+        inside = ends + (kind == "string") <= self.file.size
+        require(inside, f"{name} of a table {self.kind} leads out of it")
+        found = Vectors(self.file, kind, begin, count)
+        if kind == "string":
+            letters, last = self.file.content[found.offsets()], self.file.content[ends]
+            text = letters.max(initial=0) <= ord("~") and last.max(initial=0) == 0
+            require(text, f"{name} of a table {self.kind} is not text")
+        elif kind != "u1":
+            require(begin % 4 == 0, f"{name} of a table {self.kind} is not aligned")
+        return found
 
     def strings(self, name: str) -> list[str]:
         """Return a field's strings, "" where it is not written."""
         vectors = self.vectors(name)
         return [
-            bytes(self.file.content[begin : begin + count]).decode("ascii")
+            self.file.content[begin : begin + count].tobytes().decode("ascii")
             for begin, count in zip(vectors.begin, vectors.count, strict=True)
         ]
 
@@ -320,10 +304,3 @@ def width(kind: str) -> int:
     if kind in NUMBERS:
         return np.dtype(kind).itemsize
     return 1 if kind == "string" else 4
-
-
-def product(vectors: Vectors) -> "npt.NDArray[np.float64]":
-    """Return the product of each vector's integers; floats, so that nothing overflows."""
-    products = np.ones(len(vectors.count), np.float64)
-    np.multiply.at(products, vectors.owners(), vectors.numbers().astype(np.float64))
-    return products

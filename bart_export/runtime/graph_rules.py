@@ -1,16 +1,13 @@
-"""What the graph of a `.tflite` file must keep before LiteRT is given the file.
+"""The rules that the graph of a `.tflite` file must keep before LiteRT is given the file.
 
 A hash tells that a file is the manifest's, not whose manifest it is, and LiteRT ends the process
 over a file that contradicts itself. So a file from anywhere is held to the form of those that this
-package writes: numbers of tensors, buffers and operators in range, constants as large as their
-shapes, every tensor computed once and before it is read, operators of the set with their operands
-and options, and signatures that are the contract's. Weights are not read.
+package writes. Weights are not read.
 """
 
 import hashlib
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,33 +16,32 @@ from bart_export import __version__, contract
 from bart_export.artifact import stamps
 from bart_export.artifact.artifact import Artifact, check_readable_by_all
 from bart_export.config import BartConfig
-from bart_export.contract import Bucket, Signature
+from bart_export.contract import Bucket, Signature, Tensor
 from bart_export.errors import ArtifactError
-from bart_export.runtime.flatbuffer import ABSENT, File, Ints, Tables, Unsound
-from bart_export.runtime.graph_tables import (
-    TYPE_NUMBERS,
-    Buffers,
-    Graphs,
-    Tensors,
-    of_types,
+from bart_export.runtime.flatbuffer import (
+    File,
+    Ints,
+    InvalidGraph,
+    Tables,
+    Vectors,
     require,
-    within,
 )
 from bart_export.runtime.operators import (
-    ABSENT_TYPE,
     CUSTOM,
+    HIGHEST_RANK,
+    OMITTED,
     OPERATORS,
-    OPTION_VALUES,
-    SWITCH,
     TYPE_CODES,
     TYPES,
-    Operands,
-    Operator,
+    Operand,
+    check_operands,
+    check_options,
 )
 
 SCHEMA_VERSION = 3
 MOST_OPERANDS = 16
-FLOAT16, INT32, INT64 = (TYPE_CODES[name] for name in ("float16", "int32", "int64"))
+MOST_ELEMENTS = 2**31 - 1
+MOST_COMPUTED = 2**26  # elements of a tensor that is no constant
 BLOCKWISE = 2  # of the union of quantization details
 BLOCKS = (32, 64, 128)
 
@@ -54,7 +50,7 @@ Expected = Mapping[str, tuple[Signature, Mapping[str, int]]]
 
 
 def checked_path(artifact: Artifact, name: str, expected: Expected | None) -> pathlib.Path:
-    """Return the path of a file after checking its hash and its graph; see `check`.
+    """Return the path of a file after checking its hash and its graph; see `check_graph`.
 
     A graph that was checked before is not, while the file's hash need not be (`stamps`).
 
@@ -66,20 +62,20 @@ def checked_path(artifact: Artifact, name: str, expected: Expected | None) -> pa
     checked = f"{artifact.manifest.files[name].sha256} {__version__} {expected}"
     stamp = stamps.stamp(path.stat(), hashlib.sha256(checked.encode()).hexdigest())
     if stamps.read(path, "graph") != stamp:
-        check(path, expected)
+        check_graph(path, expected)
         stamps.write(path, stamp, "graph")
     return path
 
 
-def signatures(config: BartConfig, buckets: Sequence[Bucket] | None) -> Expected:
+def expected_signatures(config: BartConfig, buckets: Sequence[Bucket] | None) -> Expected:
     """Return the signatures of a build: of a static one with `buckets`, or of a dynamic one."""
     sizes = contract.sizes(config)
     if buckets is None:
         return {one.name: (one, sizes) for one in contract.tflite_signatures(config)}
-    return {one.name: (one.signature, {**sizes, **one.sizes}) for one in buckets}
+    return {bucket.name: (bucket.signature, {**sizes, **bucket.sizes}) for bucket in buckets}
 
 
-def check(path: pathlib.Path, expected: Expected | None) -> None:
+def check_graph(path: pathlib.Path, expected: Expected | None) -> None:
     """Refuse a `.tflite` file that LiteRT should not be given.
 
     Args:
@@ -91,216 +87,310 @@ def check(path: pathlib.Path, expected: Expected | None) -> None:
         ArtifactError: with the first thing that is wrong.
     """
     try:
-        check_model(File.map(path).model(), expected)
-    except Unsound as unsound:
+        model = File.map(path).model()
+        require(model.column("version") == SCHEMA_VERSION, "its schema's version must be 3")
+        graphs = Graphs(model)
+        check_quantization(graphs)
+        check_operators(graphs)
+        check_order(graphs)
+        check_signatures(model.vectors("signature_defs").tables(), graphs, expected)
+    except InvalidGraph as invalid:
         raise ArtifactError(
-            f"{path} is no .tflite file as bart-export writes them: {unsound}. It was altered or "
+            f"{path} is no .tflite file as bart-export writes them: {invalid}. It was altered or "
             "damaged, and its hash with it. Export the artifact again."
         ) from None
 
 
-def check_model(model: Tables, expected: Expected | None) -> None:
-    """Hold a file to the rules; see `check`."""
-    require(model.column("version") == SCHEMA_VERSION, "its schema's version must be 3")
-    buffers = Buffers(model.vectors("buffers").tables())
-    metadata = model.vectors("metadata").tables()
-    require(within(metadata.column("buffer"), len(buffers.size)), "metadata without a buffer")
-    graphs = Graphs(model.vectors("subgraphs").tables())
-    tensors = Tensors(graphs.tensors, buffers)
-    check_quantization(graphs, tensors)
-    codes = operator_codes(model.vectors("operator_codes").tables())
-    numbers = graphs.operators.column("opcode_index")
-    require(within(numbers, len(codes)), "an operator without a code")
-    check_operators(graphs, tensors, codes[numbers])
-    check_order(graphs, tensors, codes[numbers])
-    check_signatures(model.vectors("signature_defs").tables(), graphs, tensors, expected)
+def within(numbers: Ints, count: Ints | int) -> npt.NDArray[np.bool_]:
+    """Return which numbers are from 0 to below `count`."""
+    result: npt.NDArray[np.bool_] = (numbers >= 0) & (numbers < count)
+    return result
+
+
+def type_column(field: str) -> Ints:
+    """Return a field of `TYPES`, indexed by the types' codes."""
+    values = np.zeros(max(TYPES) + 1, np.int64)
+    values[list(TYPES)] = [getattr(type, field) for type in TYPES.values()]
+    return values
+
+
+class Graphs:
+    """All subgraphs of a file, with their tensors and operators numbered through.
+
+    Making it holds every tensor and buffer to the rules about one alone. `shape` (tensors,
+    HIGHEST_RANK) has 0 behind the last dimension; in `dynamic` one that changes is -1. `begin` is
+    where a constant lies in the file.
+    """
+
+    def __init__(self, model: Tables) -> None:
+        self.file = model.file
+        self.tables = model.vectors("subgraphs").tables()
+        tensors, operators = self.tables.vectors("tensors"), self.tables.vectors("operators")
+        self.tensors, self.operators = tensors.tables(), operators.tables()
+        self.tensor_counts = tensors.count
+        self.first_tensors = np.cumsum(tensors.count) - tensors.count
+        self.graph_of_tensor, self.graph_of_operator = tensors.owners(), operators.owners()
+        codes = operator_codes(model.vectors("operator_codes").tables())
+        opcodes = self.operators.column("opcode_index")
+        require(within(opcodes, len(codes)), "an operator without a code")
+        self.codes = codes[opcodes]
+        begin, size = self.buffers(model.vectors("buffers").tables())
+        metadata = model.vectors("metadata").tables().column("buffer")
+        require(within(metadata, len(size)), "metadata without a buffer")
+        buffers = self.tensors.column("buffer")
+        require(within(buffers, len(size)), "a tensor without a buffer")
+        self.constant = size[buffers] > 0
+        self.begin = begin[buffers]
+        self.measure_tensors(size[buffers])
+
+    def buffers(self, tables: Tables) -> tuple[Ints, Ints]:
+        """Return where each buffer begins, inside the flatbuffer or behind it, and its bytes."""
+        inside, offsets, sizes = (
+            tables.vectors("data"),
+            tables.column("offset"),
+            tables.column("size"),
+        )
+        behind = offsets > 0
+        require(inside.count[behind] == 0, "a buffer that is in two places")
+        require((offsets + sizes)[behind] <= self.file.size, "a buffer leads out of it")
+        require(sizes[~behind] == 0, "a buffer that is nowhere")
+        begin = np.where(behind, offsets, inside.begin)
+        size = np.where(behind, sizes, inside.count)
+        require((begin % 4 == 0)[size > 0], "a buffer is not aligned")
+        return begin, size
+
+    def measure_tensors(self, bytes: Ints) -> None:
+        """Set the columns of tensors, whose constants have so many bytes."""
+        self.type = self.tensors.column("type")
+        require(np.isin(self.type, list(TYPES)), "a tensor of a type that none of its kind has")
+        shapes, signatures = self.tensors.vectors("shape"), self.tensors.vectors("shape_signature")
+        self.rank = shapes.count
+        require(self.rank <= HIGHEST_RANK, f"a tensor of more than {HIGHEST_RANK} dimensions")
+        signed = signatures.count > 0
+        require((signatures.count == self.rank)[signed], "a shape and its signature differ")
+        sizes, may_be = shapes.integers(), signatures.integers()
+        require(sizes > 0, "a dimension must be at least 1")
+        signed_sizes = sizes[signed[shapes.owners()]]
+        # What is resized while running is 1 in the file.
+        same = (may_be == signed_sizes) | ((may_be == -1) & (signed_sizes == 1))
+        require(same, "a shape that differs")
+        self.shape = np.zeros((self.tensors.count, HIGHEST_RANK), np.int64)
+        self.shape[shapes.owners(), shapes.index()] = sizes
+        self.dynamic = self.shape.copy()
+        self.dynamic[signatures.owners(), signatures.index()] = may_be
+        # Floats, so that nothing overflows.
+        self.elements = np.where(self.shape > 0, self.shape, 1.0).prod(axis=1)
+        most = np.where(self.constant, MOST_ELEMENTS, MOST_COMPUTED)
+        require(self.elements <= most, "a tensor that is too large")
+        needed = np.ceil(self.elements * type_column("bits")[self.type] / 8)
+        right = (bytes == needed) & (self.dynamic >= 0).all(axis=1)
+        require(right[self.constant], "a constant's shape and bytes differ")
+
+    def numbered(self, indices: Ints, graphs: Ints) -> Ints:
+        """Return the numbers of tensors that have some indices in some graphs."""
+        require(within(indices, self.tensor_counts[graphs]), "a tensor's index out of range")
+        numbers: Ints = indices + self.first_tensors[graphs]
+        return numbers
+
+    def optional(self, indices: Ints, graphs: Ints) -> Ints:
+        """Return the same, -1 for an index of -1, which is that of no tensor."""
+        numbers = np.full(len(indices), -1)
+        given = indices != -1
+        numbers[given] = self.numbered(indices[given], graphs[given])
+        return numbers
+
+    def ends(self, side: str) -> Ints:
+        """Return the tensors that are inputs, or outputs, of a graph."""
+        vectors = self.tables.vectors(side)
+        numbers = self.numbered(vectors.integers(), vectors.owners())
+        require(len(np.unique(numbers)) == len(numbers), f"two {side} of a graph are one tensor")
+        return numbers
+
+    def operands(self) -> tuple[list[Operand], Ints]:
+        """Return the different operands of the file, and which of them each tensor is.
+
+        The last is for the number -1 of an input that is left out. There are few: layers repeat.
+        """
+        short = self.constant & (self.type == TYPE_CODES["int32"]) & (self.elements <= HIGHEST_RANK)
+        counts = np.where(short, self.elements, 0).astype(np.int64)
+        constants = Vectors(self.file, "i4", self.begin, counts)
+        values = np.zeros_like(self.shape)
+        values[constants.owners(), constants.index()] = constants.integers()
+        columns = (self.type, self.rank, self.constant, counts, *self.shape.T, *values.T)
+        rows, row_of_tensor = np.unique(np.stack(columns, 1), axis=0, return_inverse=True)
+        operands = [
+            Operand(
+                TYPES[type].name,
+                tuple(numbers[:rank]),
+                bool(constant),
+                tuple(numbers[HIGHEST_RANK : HIGHEST_RANK + count]),
+            )
+            for type, rank, constant, count, *numbers in rows.tolist()
+        ]
+        return [*operands, OMITTED], np.append(row_of_tensor, len(operands))
 
 
 def operator_codes(tables: Tables) -> Ints:
     """Return the code of each kind of operator in the file."""
     deprecated = tables.column("deprecated_builtin_code")
     codes: Ints = np.maximum(deprecated, tables.column("builtin_code"))
-    require(
-        np.isin(codes, [*OPERATORS, CUSTOM]), "an operator that none of bart-export's files has"
-    )
+    known = np.isin(codes, [*OPERATORS, CUSTOM])
+    require(known, "an operator that none of bart-export's files has")
     old = (deprecated == 0) | (deprecated == np.minimum(codes, 127))
     require(old, "an operator of two codes")
     require((codes == CUSTOM) == tables.present("custom_code"), "a custom operator without a name")
     return codes
 
 
-def check_quantization(graphs: Graphs, tensors: Tensors) -> None:
+def check_quantization(graphs: Graphs) -> None:
     """Hold scales, zero points and blocks to the tensors that they are of."""
-    owners = np.flatnonzero(tensors.tables.present("quantization"))
-    tables = tensors.tables.tables("quantization")
+    owners = np.flatnonzero(graphs.tensors.present("quantization"))
+    tables, types = graphs.tensors.tables("quantization"), graphs.type[owners]
     for name in ("min", "max"):
         require(tables.vectors(name).count == 0, f"a quantized tensor has {name}")
     scales, points = tables.vectors("scale"), tables.vectors("zero_point")
     axes = tables.column("quantized_dimension")
-    require(within(axes, np.maximum(tensors.rank[owners], 1)), "a quantized dimension that is none")
-    rows = np.where(tensors.constant[owners], tensors.shape[owners, axes], 1)
+    require(within(axes, np.maximum(graphs.rank[owners], 1)), "a quantized dimension that is none")
+    rows = np.where(graphs.constant[owners], graphs.shape[owners, axes], 1)
     of_each = (scales.count <= 1) | (scales.count == rows)
     require(of_each & (points.count == scales.count), "scales and shape of a tensor differ")
-    values = tables.file.read(scales.places(), "f4").astype(np.float64)
+    values = graphs.file.numbers(scales.offsets(), "f4").astype(np.float64)
     require(np.isfinite(values) & (values >= 0), "a scale that is no positive number")
-    types = tensors.type[owners]
-    zeros, of_zero = points.numbers(), types[points.owners()]
-    least, most = of_types("least")[of_zero], of_types("most")[of_zero]
-    require((zeros >= least) & (zeros <= most), "a zero point out of range")
-    blocks = check_blocks(graphs, tensors, owners, tables)
-    scaled = np.zeros(len(tensors.type), np.bool_)
+    zeros, of_zero = points.integers(), types[points.owners()]
+    lowest, highest = type_column("lowest")[of_zero], type_column("highest")[of_zero]
+    require((zeros >= lowest) & (zeros <= highest), "a zero point out of range")
+    blocks = check_blocks(graphs, owners, tables)
+    scaled = np.zeros(len(graphs.type), np.bool_)
     scaled[owners] = (scales.count > 0) | blocks
-    rounded = np.isin(tensors.type, [code for code, one in TYPES.items() if one.least])
+    rounded = type_column("lowest")[graphs.type] < 0
     require(scaled[rounded], "an integer tensor without a scale")
-    require(
-        np.isin(tensors.type[scaled], [INT32, INT64]) | rounded[scaled],
-        "a float tensor with a scale",
-    )
+    integers = np.isin(graphs.type, [TYPE_CODES["int32"], TYPE_CODES["int64"]])
+    require((rounded | integers)[scaled], "a float tensor with a scale")
 
 
-def check_blocks(
-    graphs: Graphs, tensors: Tensors, owners: Ints, tables: Tables
-) -> npt.NDArray[np.bool_]:
+def check_blocks(graphs: Graphs, owners: Ints, tables: Tables) -> npt.NDArray[np.bool_]:
     """Hold blocks to their tensors; return which of the quantizations have some."""
     kinds, blocks = tables.column("details_type"), tables.present("details")
-    require((kinds == BLOCKWISE) == blocks, "a quantization of a kind that none has")
-    require((kinds == 0) == ~blocks, "a quantization of a kind that none has")
+    require(kinds == np.where(blocks, BLOCKWISE, 0), "a quantization of a kind that none has")
     details, owners = tables.tables("details"), owners[blocks]
     require(details.column("zero_points") <= 0, "blocks with zero points")
     sizes = details.column("block_size")
     require(np.isin(sizes, BLOCKS), f"a block must have one of {BLOCKS}")
     scales = graphs.numbered(details.column("scales"), graphs.graph_of_tensor[owners])
-    last = tensors.shape[owners, np.maximum(tensors.rank[owners] - 1, 0)]
-    require(tensors.constant[owners] & tensors.constant[scales], "blocks that are no constant")
-    require(tensors.type[scales] == FLOAT16, "scales of blocks must be float16")
+    last = graphs.shape[owners, np.maximum(graphs.rank[owners] - 1, 0)]
+    require(graphs.constant[owners] & graphs.constant[scales], "blocks that are no constant")
+    require(graphs.type[scales] == TYPE_CODES["float16"], "scales of blocks must be float16")
     require(last % sizes == 0, "rows that are no whole blocks")
-    require(tensors.elements[scales] * sizes == tensors.elements[owners], "too few scales")
+    require(graphs.elements[scales] * sizes == graphs.elements[owners], "too few scales")
     return blocks
 
 
-def check_operators(graphs: Graphs, tensors: Tensors, codes: Ints) -> None:
-    """Hold operators to the rows of the set: operands, options, types and shapes."""
-    tables = graphs.operators
+def check_operators(graphs: Graphs) -> None:
+    """Hold operators to their rows of `OPERATORS`: operands, options, types and shapes."""
+    tables, codes, custom = graphs.operators, graphs.codes, graphs.codes == CUSTOM
     inputs, outputs = tables.vectors("inputs"), tables.vectors("outputs")
-    fit = (inputs.count <= MOST_OPERANDS) & (outputs.count <= MOST_OPERANDS)
-    require(fit, "an operator with too many operands")
-    custom = codes == CUSTOM
+    few = (inputs.count <= MOST_OPERANDS) & (outputs.count <= MOST_OPERANDS)
+    require(few, "an operator with too many operands")
     for name in ("custom_options", "custom_options_format"):
         require(~tables.present(name)[~custom], "an operator of the set with custom options")
     union, present = tables.column("builtin_options_type"), tables.present("builtin_options")
     options = np.zeros(tables.count, np.int64)
-    options[present] = tables.targets("builtin_options")
+    options[present] = tables.file.follow(tables.stored("builtin_options"))
     require((union == 0)[custom] & ~present[custom], "a custom operator with other options")
+    operands, operand_of = graphs.operands()
     for code in np.unique(codes[~custom]):
         row, chosen = OPERATORS[int(code)], np.flatnonzero(codes == code)
         require(inputs.count[chosen] == row.inputs, f"{row.name} with more or fewer inputs")
         require(outputs.count[chosen] == 1, f"{row.name} with more or fewer outputs")
         wrong = f"{row.name} with options that none of bart-export's has"
         kind, number = row.options
-        require(union[chosen] == number, wrong)
-        require(present[chosen] == bool(kind), wrong)
+        require((union[chosen] == number) & (present[chosen] == bool(kind)), wrong)
         own = Tables(tables.file, kind, options[chosen]) if kind else None
         if own is not None:
             check_options(own, wrong)
         owners = graphs.graph_of_operator[chosen]
-        given = [
+        numbers = [
             graphs.optional(tables.file.integers(inputs.begin[chosen] + 4 * at, "i4"), owners)
             for at in range(row.inputs)
         ]
-        made = graphs.numbered(tables.file.integers(outputs.begin[chosen], "i4"), owners)
-        check_types(row, [tensors.types(one) for one in [*given, made]])
-        for at in row.constants:
-            require(tensors.constant[given[at]], f"{row.name} whose operand {at} is computed")
-        operands = tuple(map(tensors.operands, given))
-        for fit in row.shapes(Operands(operands, tensors.operands(made), own)):
-            require(fit, f"{row.name} whose shapes do not fit each other")
+        numbers.append(graphs.numbered(tables.file.integers(outputs.begin[chosen], "i4"), owners))
+        passed = [own.column(name) for name in row.passed] if own is not None else []
+        columns = (*(operand_of[number] for number in numbers), *passed)
+        for pattern in np.unique(np.stack(columns, 1), axis=0).tolist():
+            given = [operands[which] for which in pattern[: len(numbers)]]
+            check_operands(row, given, dict(zip(row.passed, pattern[len(numbers) :], strict=True)))
 
 
-def check_types(row: Operator, types: Sequence[Ints]) -> None:
-    """Hold the types of an operator's inputs and output to its row."""
-    known = {"-": ABSENT_TYPE, **TYPE_CODES}
-    digits = TYPE_NUMBERS ** np.arange(len(types))
-    allowed = [sum(digits * [known[word] for word in words.split()]) for words in row.types]
-    require(np.isin(digits @ np.stack(types), allowed), f"{row.name} of other types")
-
-
-def check_options(options: Tables, wrong: str) -> None:
-    """Hold options to the values that they may have."""
-    for field, kind in options.fields.items():
-        if kind == "f4":
-            require(options.present(field), wrong)
-            require(options.file.read(options.places + options.offsets[field], kind) == 1, wrong)
-        elif kind != ABSENT:
-            require(np.isin(options.column(field), OPTION_VALUES.get(field, SWITCH)), wrong)
-
-
-def check_order(graphs: Graphs, tensors: Tensors, codes: Ints) -> None:
+def check_order(graphs: Graphs) -> None:
     """Make sure that every tensor is computed once, and before it is read."""
-    operators = graphs.operators
-    inputs, outputs = operators.vectors("inputs"), operators.vectors("outputs")
-    written = graphs.numbered(outputs.numbers(), graphs.graph_of_operator[outputs.owners()])
+    inputs, outputs = graphs.operators.vectors("inputs"), graphs.operators.vectors("outputs")
+    written = graphs.numbered(outputs.integers(), graphs.graph_of_operator[outputs.owners()])
     given, results = graphs.ends("inputs"), graphs.ends("outputs")
-    sources = np.concatenate([np.flatnonzero(tensors.constant), given, written])
+    sources = np.concatenate([np.flatnonzero(graphs.constant), given, written])
     require(len(np.unique(sources)) == len(sources), "a tensor that comes from two places")
-    never = len(codes)
-    since = np.full(len(tensors.type), never)  # the operator that computes a tensor, -1 for none
-    since[tensors.constant] = since[given] = -1
+    never = graphs.operators.count
+    since = np.full(len(graphs.type), never)  # the operator that computes a tensor, -1 for none
+    since[graphs.constant] = since[given] = -1
     since[written] = outputs.owners()
     require(since[results] < never, "a graph's output that nothing computes")
     readers = inputs.owners()
-    read = graphs.optional(inputs.numbers(), graphs.graph_of_operator[readers])
+    read = graphs.optional(inputs.integers(), graphs.graph_of_operator[readers])
     early = (since[read] < readers) | (read == -1)
     require(early, "a tensor that is read before it is computed")
 
 
-def check_signatures(
-    tables: Tables, graphs: Graphs, tensors: Tensors, expected: Expected | None
-) -> None:
+def check_signatures(tables: Tables, graphs: Graphs, expected: Expected | None) -> None:
     """Hold signatures to the contract's."""
     numbers, names = tables.column("subgraph_index"), tables.strings("signature_key")
     require(within(numbers, graphs.tables.count), "a signature without a graph")
-    sides = {side: tables.vectors(side) for side in ("inputs", "outputs")}
-    maps = {side: vectors.tables() for side, vectors in sides.items()}
-    indices = {
-        side: graphs.numbered(maps[side].column("tensor_index"), numbers[vectors.owners()])
-        for side, vectors in sides.items()
-    }
-    if expected is None:
-        return
-    require(sorted(names) == sorted(expected), f"its signatures must be {', '.join(expected)}")
-    require(sorted(numbers) == list(range(graphs.tables.count)), "a graph without a signature")
-    for side, vectors in sides.items():
-        ends = graphs.tables.vectors(side)
-        owners, end_numbers = numbers[vectors.owners()], ends.numbers()
-        pairs = set(zip(owners, indices[side] - graphs.first_tensors[owners], strict=True))
-        wrong = f"{side} of a signature and of its graph differ"
-        require(pairs == set(zip(ends.owners(), end_numbers, strict=True)), wrong)
-        require(len(pairs) == len(owners) == len(end_numbers), wrong)
-        tensor_names = maps[side].strings("name")
+    if expected is not None:
+        wrong = f"its signatures must be {', '.join(expected)}"
+        require(sorted(names) == sorted(expected), wrong)
+        graph_numbers = list(range(graphs.tables.count))
+        require(sorted(numbers) == graph_numbers, "a graph without a signature")
+    for side in ("inputs", "outputs"):
+        vectors, ends = tables.vectors(side), graphs.tables.vectors(side)
+        maps, owners = vectors.tables(), numbers[vectors.owners()]
+        indices, end_indices = maps.column("tensor_index"), ends.integers()
+        tensors = graphs.numbered(indices, owners)
+        if expected is None:
+            continue
+        pairs = set(zip(owners, indices, strict=True))
+        same = pairs == set(zip(ends.owners(), end_indices, strict=True))
+        require(
+            same and len(pairs) == len(owners) == len(end_indices),
+            f"{side} of a signature and of its graph differ",
+        )
+        tensor_names = maps.strings("name")
         for number, name in enumerate(names):
-            chosen = np.flatnonzero(vectors.owners() == number)
-            found = {tensor_names[one]: int(indices[side][one]) for one in chosen}
             signature, sizes = expected[name]
-            check_tensors(found, getattr(signature, side), sizes, tensors, f"{side} of {name}")
+            found = {
+                tensor_names[at]: int(tensors[at])
+                for at in np.flatnonzero(vectors.owners() == number)
+            }
+            wanted = signature.inputs if side == "inputs" else signature.outputs
+            check_tensors(found, wanted, sizes, graphs, f"{side} of {name}")
 
 
 def check_tensors(
     found: Mapping[str, int],
-    expected: Sequence[Any],
+    expected: Sequence[Tensor],
     sizes: Mapping[str, int],
-    tensors: Tensors,
+    graphs: Graphs,
     place: str,
 ) -> None:
     """Hold the tensors of one side of a signature, by name, to the contract's."""
-    require(sorted(found) == sorted(one.name for one in expected), f"{place} have other names")
-    for one in expected:
-        number = found[one.name]
-        shape = [-1 if size is None else size for size in one.shape(sizes)]
-        have = tensors.dynamic[number, : tensors.rank[number]].tolist()
-        require(TYPES[int(tensors.type[number])].name == one.dtype, f"{one.name} of another type")
+    names = sorted(tensor.name for tensor in expected)
+    require(sorted(found) == names, f"{place} have other names")
+    for tensor in expected:
+        number = found[tensor.name]
+        type = TYPES[int(graphs.type[number])].name
+        require(type == tensor.dtype, f"{tensor.name} of another type")
+        shape = [-1 if size is None else size for size in tensor.shape(sizes)]
+        stored = graphs.dynamic[number, : graphs.rank[number]].tolist()
         # The quantizer leaves out of an output's shape which dimensions change; they are 1 then.
-        right = len(have) == len(shape) and all(
+        right = len(stored) == len(shape) and all(
             size == wanted or (size, wanted) == (1, -1)
-            for size, wanted in zip(have, shape, strict=True)
+            for size, wanted in zip(stored, shape, strict=True)
         )
-        require(right, f"{place}: {one.name} must be {shape}, it is {have}")
+        require(right, f"{place}: {tensor.name} must be {shape}, it is {stored}")

@@ -15,25 +15,25 @@ from bart_export.cli.main import main
 from bart_export.errors import ArtifactError
 from bart_export.runtime import graph_rules
 from bart_export.runtime.generator import Generator
-from bart_export.runtime.graph_rules import check
+from bart_export.runtime.graph_rules import check_graph
 
 FLOAT, INT8 = "tflite/float32.tflite", "tflite/dynamic_wi8_afp32.tflite"
 
 
 def test_files_of_dynamic_builds_are_sound(mini_artifact):
     for name in (FLOAT, INT8):
-        check(mini_artifact.path(name), graph_rules.signatures(mini_artifact.config, None))
+        check_graph(mini_artifact.path(name), graph_rules.expected_signatures(mini_artifact.config, None))
 
 
 def test_files_of_static_builds_are_sound(static_artifact):
     config = static_artifact.config
     for name in static_artifact.files("tflite"):
         if buckets := static_artifact.buckets(name):
-            check(static_artifact.path(name), graph_rules.signatures(config, buckets))
+            check_graph(static_artifact.path(name), graph_rules.expected_signatures(config, buckets))
 
 
 def signatures(artifact):
-    return graph_rules.signatures(artifact.config, None)
+    return graph_rules.expected_signatures(artifact.config, None)
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def refuse(mini_artifact, tmp_path):
         path = tmp_path / "harmed.tflite"
         path.write_bytes(content)
         with pytest.raises(ArtifactError, match=words) as caught:
-            check(path, signatures(mini_artifact))
+            check_graph(path, signatures(mini_artifact))
         assert "\n" not in str(caught.value)
 
     return refuse
@@ -238,7 +238,7 @@ HARMS = (
     (FLOAT, other_permutation, "TRANSPOSE whose shapes"),
     (FLOAT, other_axis, "whose shapes"),
     (FLOAT, other_options, "FULLY_CONNECTED with options"),
-    (FLOAT, other_graph, "index out of range"),
+    (FLOAT, other_graph, "graph without a signature"),
     (FLOAT, no_graph, "signature without a graph"),
     (FLOAT, other_name, "other names"),
     (FLOAT, not_text, "is not text"),
@@ -260,12 +260,12 @@ def test_a_file_that_contradicts_itself_is_refused(refuse, name, harm, words):
 def test_what_is_no_flatbuffer_is_refused(tmp_path, content):
     (tmp_path / "file").write_bytes(content)
     with pytest.raises(ArtifactError, match="no .tflite file"):
-        check(tmp_path / "file", None)
+        check_graph(tmp_path / "file", None)
 
 
 def test_signatures_of_another_model_are_refused(mini_artifact, distilled_artifact):
     with pytest.raises(ArtifactError, match="other names|must be"):
-        check(mini_artifact.path(FLOAT), signatures(distilled_artifact))
+        check_graph(mini_artifact.path(FLOAT), signatures(distilled_artifact))
 
 
 def resealed(artifact, name, content, target):
@@ -306,12 +306,12 @@ def test_a_file_is_checked_once_as_long_as_it_stays_what_it_is(
 ):
     made = shutil.copytree(symmetric_artifact.directory, tmp_path / "made")
     checked = []
-    monkeypatch.setattr(graph_rules, "check", lambda path, expected: checked.append(path))
+    monkeypatch.setattr(graph_rules, "check_graph", lambda path, expected: checked.append(path))
     for boot, count in (("this", 1), ("this", 1), ("another", 2)):
         monkeypatch.setattr(stamps, "boot", lambda boot=boot: boot)
         Generator.from_artifact(made)
         assert len(checked) == count
-    other = graph_rules.signatures(symmetric_artifact.config, None)
+    other = graph_rules.expected_signatures(symmetric_artifact.config, None)
     other.pop("decode_single")
     graph_rules.checked_path(Artifact.open(made), FLOAT, other)
     assert len(checked) == 3
