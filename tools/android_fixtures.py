@@ -31,10 +31,9 @@ from bart_export.contract import StaticShapes
 from bart_export.errors import BartExportError
 from bart_export.export.options import TfliteOptions
 from bart_export.recipes.table import DEFAULT, RECIPES
-from bart_export.runtime.sampling import sampled_choice
+from bart_export.runtime.logits import sampled_choice
 from bart_export.runtime.search import drive, search
-from bart_export.text.detokenizer import IncrementalDetokenizer
-from bart_export.text.tokenizer import BartTokenizer
+from bart_export.text.tokenizer import BartTokenizer, IncrementalDetokenizer
 from bart_export.text.vocabulary import BYTE_SYMBOLS
 
 ROOT = Path(__file__).parents[1]

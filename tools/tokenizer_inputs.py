@@ -19,8 +19,7 @@ import tokenizers
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
-from bart_export.text.detokenizer import IncrementalDetokenizer
-from bart_export.text.tokenizer import BartTokenizer
+from bart_export.text.tokenizer import BartTokenizer, IncrementalDetokenizer
 from bart_export.text.vocabulary import BYTE_SYMBOLS, SPECIAL_TOKENS
 
 BATCH = 64  # texts that a graph is given at a time

@@ -18,8 +18,8 @@ from bart_export.bench.work import Work, forced, measure, misfit, room, summary
 from bart_export.errors import ConfigurationError
 from bart_export.progress import stages
 from bart_export.runtime.engine import default_threads
-from bart_export.runtime.engines import open_engine
-from bart_export.runtime.generator import Generator, choose_file
+from bart_export.runtime.engines import choose_file, open_engine
+from bart_export.runtime.generator import Generator
 from bart_export.text.tokenizer import BartTokenizer
 
 # History of the report: 1 had a number of threads for all rows, and openings by file; 2 (2026-11)

@@ -18,7 +18,7 @@ from bart_export.bench.work import forced_settings, misfit, random_source
 from bart_export.config import GenerationConfig
 from bart_export.contract import StaticShapes
 from bart_export.runtime.engine import Engine, available_cores
-from bart_export.runtime.model_info import ModelInfo
+from bart_export.runtime.generator import ModelInfo
 from bart_export.runtime.search import run, search
 
 LONGEST_SOURCE, MOST_NEW_TOKENS = 512, 64

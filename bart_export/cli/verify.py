@@ -22,7 +22,7 @@ from bart_export.recipes import metrics
 if TYPE_CHECKING:
     from bart_export.artifact.artifact import Artifact
     from bart_export.artifact.figures import FileVerification, RougeLoss
-    from bart_export.runtime.model_info import ModelInfo
+    from bart_export.runtime.generator import ModelInfo
     from bart_export.verify.compare_files import Row, Texts, Truth
     from bart_export.verify.gate import File
 
@@ -160,7 +160,7 @@ def compare_files(
     artifact: "Artifact", texts: "Texts | None", against: str | None, bounds: dict[str, float]
 ) -> "list[Row]":
     """Compare an artifact's files with its float32 file or with a preset, and show progress."""
-    from bart_export.runtime.model_info import ModelInfo
+    from bart_export.runtime.generator import ModelInfo
     from bart_export.verify.compare_files import files_of, own_truth, recheck
 
     for name in artifact.manifest.files:

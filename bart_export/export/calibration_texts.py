@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from bart_export.artifact import manifest
 from bart_export.convert.calibration import Calibration, Calibrator, Traced
 from bart_export.runtime import search
-from bart_export.runtime.model_info import ModelInfo
+from bart_export.runtime.generator import ModelInfo
 from bart_export.verify import data, golden
 
 FILE = "calibration.jsonl"  # in a preset's directory

@@ -35,7 +35,8 @@ from bart_export.progress import Stage
 from bart_export.recipes import table
 from bart_export.recipes.metrics import AT_MOST
 from bart_export.recipes.table import Recipe, with_bounds
-from bart_export.runtime.edgetpu import EdgeTpuBackend, open_edgetpu
+from bart_export.runtime.compiled_model import CompiledModelBackend
+from bart_export.runtime.edgetpu import open_edgetpu
 from bart_export.runtime.engine import FileEngine
 from bart_export.verify import verify
 from bart_export.verify.reference import KerasReference
@@ -155,7 +156,7 @@ def check_edgetpu(
         VerificationFailed: for an encoder or logits outside their tolerance.
     """
     config, tokenizer = model.info.config, model.info.tokenizer
-    engine = open_edgetpu(draft.directory, config)
+    engine = open_edgetpu(draft.directory / parts.HOST, config)
     error = encoder_error(engine, keras, reference)
     with uncommitted():
         hold(
@@ -175,8 +176,9 @@ def check_edgetpu(
 
 def encoder_error(engine: FileEngine, keras: KerasReference, reference: Reference) -> float:
     """Return the error of the encoder's output, over all sources, in units of its spread."""
-    assert isinstance(engine.backend, EdgeTpuBackend)
+    assert isinstance(engine.backend, CompiledModelBackend)
     encoder = engine.backend.encoder
+    assert encoder is not None
     errors, spreads = [], []
     for source in dict.fromkeys(question.source_token_ids for question in reference.questions):
         ids = np.array([source], np.int32)

@@ -19,7 +19,7 @@ from bart_export.export.targets import export_files
 from bart_export.model import BartBackbone
 from bart_export.progress import Stage
 from bart_export.report import report
-from bart_export.runtime.model_info import ModelInfo
+from bart_export.runtime.generator import ModelInfo
 from bart_export.text.tokenizer import BartTokenizer
 from bart_export.verify import golden, tokenization, verify
 from bart_export.verify.reference import Float64Reference, KerasReference

@@ -9,7 +9,7 @@ from bart_export.artifact.manifest import FileEntry
 from bart_export.bench.measurements import Measured
 from bart_export.config import GenerationConfig
 from bart_export.model import BartBackbone
-from bart_export.runtime.model_info import ModelInfo
+from bart_export.runtime.generator import ModelInfo
 from bart_export.verify.reference import KerasReference
 from bart_export.verify.verify import Reference
 

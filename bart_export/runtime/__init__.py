@@ -1,5 +1,6 @@
 """Generation on LiteRT, without TensorFlow: text in, text out."""
 
-from bart_export.runtime.generator import GeneratedSequence, Generator, Result, Timings
+from bart_export.runtime.generator import Generator
+from bart_export.runtime.results import GeneratedSequence, Result, Timings
 
 __all__ = ["GeneratedSequence", "Generator", "Result", "Timings"]

@@ -1,27 +1,47 @@
-"""The backend on LiteRT's `CompiledModel`.
+"""The backend on LiteRT's `CompiledModel`, without a word on standard error.
 
 `encode` writes where `decode` reads, and two sets of cache buffers alternate, so that nothing is
-copied between calls.
+copied between calls. LiteRT logs from C++: when it opens a model, when the first buffer is written,
+and once more when the process ends.
 """
 
+import atexit
+import contextlib
+import importlib.metadata
+import math
+import os
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from bart_export import contract
 from bart_export.config import BartConfig
-from bart_export.contract import Bucket
-from bart_export.runtime import litert
-from bart_export.runtime.engine import FileEngine, threads_of
-from bart_export.runtime.sizing import Buckets, Dynamic, Fitted
+from bart_export.contract import Bucket, Signature, Tensor
+from bart_export.errors import EngineError, MissingExtra
+from bart_export.quiet import native_stderr_silenced
+from bart_export.recipes.table import LITERT
+from bart_export.runtime.engine import (
+    FileEngine,
+    Fitted,
+    FloatArray,
+    IntArray,
+    sizing,
+    thread_count,
+)
 
-IntArray = npt.NDArray[np.int32]
-FloatArray = npt.NDArray[np.float32]
 Buffers = dict[str, Any]  # tensor name -> LiteRT's TensorBuffer
 Caches = tuple[Buffers, Buffers]  # what the next step reads, and what it writes
+
+# One for all models, made with the first: making and ending one takes time and is logged.
+ENVIRONMENTS: list[Any] = []
+
+
+def litert_version() -> str:
+    """Return LiteRT's name and version."""
+    return f"{LITERT} {importlib.metadata.version(LITERT)}"
 
 
 def open_compiled_model(
@@ -45,26 +65,72 @@ def open_compiled_model(
     Raises:
         EngineError: if LiteRT cannot open the file.
     """
-    model = litert.open_model(path, threads_of(num_threads), weight_cache)
+    model = open_model(path, num_threads, weight_cache)
     backend = CompiledModelBackend(model, config, resizes=buckets is None)
-    sizing = Dynamic(config) if buckets is None else Buckets(config, buckets)
-    return FileEngine(config, backend, sizing)
+    return FileEngine(config, backend, sizing(config, buckets))
+
+
+def open_model(path: pathlib.Path, num_threads: int | None, weight_cache: str) -> Any:
+    """Return a file as a `CompiledModel` on the CPU; see `open_compiled_model`."""
+    try:
+        with native_stderr_silenced():
+            from ai_edge_litert import __file__ as litert_file
+            from ai_edge_litert.compiled_model import (
+                CompiledModel,
+                CpuOptions,
+                HardwareAccelerator,
+                Options,
+            )
+            from ai_edge_litert.environment import Environment
+    except ImportError:
+        raise MissingExtra("Running a .tflite file", LITERT, "") from None
+
+    threads = thread_count(num_threads)
+    cpu = CpuOptions(num_threads=threads, xnnpack_weight_cache_path=weight_cache)
+    options = Options(hardware_accelerators=HardwareAccelerator.CPU, cpu_options=cpu)
+    with native_stderr_silenced(), failures(f"cannot open {path}"):
+        if not ENVIRONMENTS:
+            ENVIRONMENTS.append(Environment.create(runtime_path=os.path.dirname(litert_file)))
+        model = CompiledModel.from_file(str(path), environment=ENVIRONMENTS[0], options=options)
+        write_first_buffer(model)
+    return model
+
+
+@contextlib.contextmanager
+def failures(what: str) -> Iterator[None]:
+    """Raise what LiteRT says in a block as an EngineError of one line: "LiteRT cannot …"."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].lstrip("└ ").removeprefix("ERROR: ")
+        raise EngineError(f"LiteRT {what}: {reason}.") from error
+
+
+def write_first_buffer(model: Any) -> None:
+    """Have LiteRT make, now, the environment that the first write to a buffer makes."""
+    signature, tensors = next(iter(model.get_signature_list().items()))
+    name = tensors["inputs"][0]
+    details = model.get_input_tensor_details(signature)[name]
+    shape = [max(1, size) for size in details["shape"]]
+    model.resize_input_tensor_by_name(signature, name, shape, strict=False)
+    buffer = model.create_input_buffer_by_name(signature, name)
+    buffer.write(np.zeros(shape, details["dtype"]))
+
+
+@atexit.register
+def silence_the_end() -> None:
+    """Drop what LiteRT logs while its libraries are unloaded, when Python has nothing to say."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    os.close(null)
 
 
 def resized(
-    config: BartConfig,
-    signature: contract.Signature,
-    current: Mapping[str, int],
-    wanted: Mapping[str, int],
-) -> dict[str, tuple[int, ...]]:
-    """Return the new shapes of a signature's inputs that depend on an axis whose size changes."""
+    tensors: Iterable[Tensor], current: Mapping[str, int], wanted: Mapping[str, int]
+) -> list[Tensor]:
+    """Return the tensors that depend on an axis whose size changes."""
     changed = {axis for axis, size in wanted.items() if current.get(axis) != size}
-    sizes = {**contract.sizes(config), **wanted}
-    return {
-        tensor.name: tuple(sizes[axis] for axis in tensor.axes)
-        for tensor in signature.inputs
-        if changed & set(tensor.axes)
-    }
+    return [tensor for tensor in tensors if changed & set(tensor.axes)]
 
 
 class BufferedSignature:
@@ -77,7 +143,7 @@ class BufferedSignature:
         config: the model's architecture.
         name: what the signature is called in the file.
         signature: its tensors, by the contract.
-        resizes: whether the file's tensors take other sizes; a static build's have theirs.
+        resizes: whether the file's tensors take other sizes; a static build's do not.
     """
 
     def __init__(
@@ -85,54 +151,58 @@ class BufferedSignature:
         model: Any,
         config: BartConfig,
         name: str,
-        signature: contract.Signature,
+        signature: Signature,
         *,
         resizes: bool = True,
     ) -> None:
         self.model = model
-        self.config = config
         self.name = name
         self.signature = signature
         self.resizes = resizes
         self.cache_names = [tensor.name for tensor in contract.cache_tensors(config)]
         self.cross_names = [tensor.name for tensor in contract.cross_tensors(config)]
-        self.sizes: Mapping[str, int] = {}
+        self.fixed = contract.sizes(config)
+        self.sizes: dict[str, int] = {}
         self.inputs: Buffers = {}
         self.outputs: Buffers = {}
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Return the shape that an input has now."""
-        sizes = {**contract.sizes(self.config), **self.sizes}
-        axes = next(tensor.axes for tensor in self.signature.inputs if tensor.name == name)
-        return tuple(sizes[axis] for axis in axes)
+    def shape(self, tensor: Tensor) -> list[int]:
+        """Return the shape that a tensor has now."""
+        return [(self.fixed | self.sizes)[axis] for axis in tensor.axes]
 
-    def read(self, name: str) -> FloatArray:
-        """Return what an input holds, float32 in the shape that it has now."""
-        shape = self.shape(name)
-        flat: FloatArray = self.inputs[name].read(int(np.prod(shape)), np.float32)
-        return flat.reshape(shape)
+    def read(self, names: Iterable[str]) -> dict[str, FloatArray]:
+        """Return what some inputs hold, float32 in the shapes that they have now."""
+        shapes = {tensor.name: self.shape(tensor) for tensor in self.signature.inputs}
+        return {
+            name: self.inputs[name].read(math.prod(shapes[name]), np.float32).reshape(shapes[name])
+            for name in names
+        }
 
     def resize(self, sizes: Mapping[str, int]) -> None:
         """Take other sizes, and make new buffers for the tensors that depend on what changes."""
-        with litert.failures(f"cannot resize {self.name}"):
-            if self.resizes:
-                shapes = resized(self.config, self.signature, self.sizes, sizes)
-                for name, shape in shapes.items():
-                    self.model.resize_input_tensor_by_name(
-                        self.name, name, list(shape), strict=False
-                    )
-            changed = {axis for axis, size in sizes.items() if self.sizes.get(axis) != size}
-            for tensor in self.signature.inputs:
-                if tensor.name not in self.inputs or changed & set(tensor.axes):
-                    buffer = self.model.create_input_buffer_by_name(self.name, tensor.name)
-                    self.inputs[tensor.name] = buffer
-            for tensor in self.signature.outputs:
-                if tensor.name in self.cross_names:
-                    continue
-                if tensor.name not in self.outputs or changed & set(tensor.axes):
-                    buffer = self.model.create_output_buffer_by_name(self.name, tensor.name)
-                    self.outputs[tensor.name] = buffer
-        self.sizes = sizes
+        model, before, self.sizes = self.model, self.sizes, dict(sizes)
+        try:
+            with failures(f"cannot resize {self.name}"):
+                for tensor in resized(self.signature.inputs, before, sizes):
+                    self.inputs.pop(tensor.name, None)
+                    if self.resizes:
+                        shape = self.shape(tensor)
+                        model.resize_input_tensor_by_name(
+                            self.name, tensor.name, shape, strict=False
+                        )
+                for tensor in resized(self.signature.outputs, before, sizes):
+                    self.outputs.pop(tensor.name, None)
+                for tensor in self.signature.inputs:
+                    if tensor.name not in self.inputs:
+                        buffer = model.create_input_buffer_by_name(self.name, tensor.name)
+                        self.inputs[tensor.name] = buffer
+                for tensor in self.signature.outputs:
+                    if tensor.name not in self.outputs and tensor.name not in self.cross_names:
+                        buffer = model.create_output_buffer_by_name(self.name, tensor.name)
+                        self.outputs[tensor.name] = buffer
+        except EngineError:
+            self.sizes = {}
+            raise
 
     def caches(self) -> Caches:
         """Return the two sets of buffers that steps read and write in turns."""
@@ -143,8 +213,15 @@ class BufferedSignature:
 
     def run(self, inputs: Buffers, outputs: Buffers) -> None:
         """Run the signature on its buffers, with some others in the place of its own."""
-        with litert.failures(f"failed to run {self.name}"):
+        with failures(f"failed to run {self.name}"):
             self.model.run_by_name(self.name, self.inputs | inputs, self.outputs | outputs)
+
+
+class Encoder(Protocol):
+    """An encoder that runs outside the file, which then has only what makes cross tensors of it."""
+
+    def run(self, token_ids: IntArray) -> FloatArray:
+        """Return the encoder's output (source, hidden) for token ids (one, source)."""
 
 
 class CompiledModelBackend:
@@ -154,12 +231,16 @@ class CompiledModelBackend:
         model: the compiled model.
         config: the model's architecture.
         resizes: whether the file is a dynamic build.
+        encoder: the encoder of an export for the Edge TPU.
     """
 
-    def __init__(self, model: Any, config: BartConfig, *, resizes: bool) -> None:
+    def __init__(
+        self, model: Any, config: BartConfig, *, resizes: bool, encoder: Encoder | None = None
+    ) -> None:
         self.model = model
         self.config = config
         self.resizes = resizes
+        self.encoder = encoder
         self.signatures: dict[str, BufferedSignature] = {}  # with buffers from their first use on
 
     def signature(self, bucket: Bucket) -> BufferedSignature:
@@ -175,19 +256,18 @@ class CompiledModelBackend:
 
     def begin(self, fitted: Fitted) -> Caches:
         """Encode a source where `decode` reads; see `Backend.begin`."""
-        return self.encode(fitted, {"encoder_token_ids": fitted.token_ids})
-
-    def encode(self, fitted: Fitted, given: Mapping[str, npt.NDArray[Any]]) -> Caches:
-        """Run what puts out cross tensors on some inputs beside the mask; return empty caches."""
         encode, decode = self.signature(fitted.encode), self.signature(fitted.decode)
-        for name, array in given.items():
+        source: dict[str, npt.NDArray[Any]] = {"encoder_token_ids": fitted.token_ids}
+        if self.encoder is not None:
+            source = {"hidden": self.encoder.run(fitted.token_ids)}
+        for name, array in source.items():
             encode.inputs[name].write(array)
         for signature in (encode, decode):
             if "encoder_padding_mask" in signature.inputs:
                 signature.inputs["encoder_padding_mask"].write(fitted.padding_mask)
         encode.run({}, {name: decode.inputs[name] for name in encode.cross_names})
         caches = decode.caches()
-        empty = np.zeros(decode.shape(decode.cache_names[0]), np.float32)
+        empty = np.zeros(decode.shape(contract.cache_tensors(self.config)[0]), np.float32)
         for buffer in caches[0].values():
             buffer.write(empty)
         return caches
@@ -214,19 +294,16 @@ class CompiledModelBackend:
     def grow(self, fitted: Fitted, caches: Caches) -> Caches:
         """Return the caches with more room, and as much room to write."""
         decode = self.signatures[fitted.decode.name]
-        shape = decode.shape(decode.cache_names[0])
-        old = {
-            name: buffer.read(int(np.prod(shape)), np.float32).reshape(shape)
-            for name, buffer in caches[0].items()
-        }
-        decode = self.signature(fitted.decode)
-        room = ((0, 0), (0, 0), (0, decode.shape(decode.cache_names[0])[2] - shape[2]), (0, 0))
-        caches = decode.caches()
+        decode.inputs |= caches[0]
+        old = decode.read(decode.cache_names)
+        capacity = fitted.decode.sizes[contract.CAPACITY]
+        caches = self.signature(fitted.decode).caches()
         for name, cache in old.items():
+            room = ((0, 0), (0, 0), (0, capacity - cache.shape[2]), (0, 0))
             caches[0][name].write(np.pad(cache, room))
         return caches
 
     def cross(self, bucket: Bucket) -> dict[str, FloatArray]:
         """Return what a signature reads of the source; see `Backend.cross`."""
         decode = self.signatures[bucket.name]
-        return {name: decode.read(name) for name in decode.cross_names}
+        return decode.read(decode.cross_names)

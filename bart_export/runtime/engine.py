@@ -5,8 +5,11 @@ value that stands for the caches; `step` takes it, one token per beam and the be
 and returns logits and the next `Decoding`. A `Decoding` is good for one step: its buffers are the
 next one's outputs.
 
-`FileEngine` is the engine over any backend (LiteRT's `CompiledModel`, an `Interpreter`, the Edge
-TPU) and either sizing (`sizing`). `engines` has the table of those that a user can name.
+`FileEngine` works over any backend (LiteRT's `CompiledModel`, an `Interpreter`, the Edge TPU) and
+either sizing. In a dynamic build (`Dynamic`) all lengths are the real ones, and the caches start
+small and double. A static build (`Buckets`) has a signature for each bucket: a request takes the
+smallest with room, its source is padded and the padding masked, and a beam that nobody asked for
+decodes along in a place of its own.
 """
 
 import dataclasses
@@ -19,26 +22,19 @@ import numpy.typing as npt
 
 from bart_export import contract
 from bart_export.config import BartConfig, check_threads
-from bart_export.contract import Bucket
-from bart_export.errors import EngineError
-from bart_export.runtime.sizing import Buckets, Dynamic, Fitted, fill_rows
+from bart_export.contract import Bucket, Signature
+from bart_export.errors import EngineError, InputError, shown
 
 IntArray = npt.NDArray[np.int32]
 FloatArray = npt.NDArray[np.float32]
 
-
-@dataclasses.dataclass(frozen=True)
-class Decoding:
-    """The state of one generation between two steps: which position is next, and its caches.
-
-    `serial` numbers the generations of an engine: the buffers belong to the last one begun.
-    `fitted` has the signatures that the generation runs in, and their sizes.
-    """
-
-    serial: int
-    position: int
-    fitted: Fitted
-    caches: Any
+FIRST_CAPACITY = 16  # decoder positions; doubling costs milliseconds, room costs on every step
+# What a request calls the size of an axis.
+LIMITED = {
+    contract.SOURCE: "A source's number of tokens",
+    contract.BEAMS: "num_beams, or num_return_sequences,",
+    contract.CAPACITY: "max_length",
+}
 
 
 class Engine(Protocol):
@@ -61,7 +57,7 @@ CLOSED = "The Generator was closed. Open the artifact again."
 
 
 class ClosedEngine:
-    """What a closed Generator has in the place of its engine: every call is refused."""
+    """The engine of a closed Generator: every call is refused."""
 
     def __init__(self, config: BartConfig) -> None:
         self.config = config
@@ -75,8 +71,167 @@ class ClosedEngine:
         raise EngineError(CLOSED)
 
 
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """A source in the signatures that encode and decode it: ids and mask, int32 (one, source)."""
+
+    encode: Bucket
+    decode: Bucket
+    token_ids: IntArray
+    padding_mask: IntArray
+
+
+@dataclasses.dataclass(frozen=True)
+class Dynamic:
+    """The sizing of a dynamic build.
+
+    `signatures` encode and decode, with several beams and with one, as those of
+    `contract.tflite_signatures` do.
+    """
+
+    config: BartConfig
+    signatures: Sequence[Signature]
+
+    def fit(self, token_ids: Sequence[int], num_beams: int, max_length: int) -> Fitted:
+        """Return a source with room for its first tokens.
+
+        Raises:
+            InputError: for a source or a length that the model has no positions for.
+        """
+        ids = check_source(self.config, token_ids)
+        check_length(self.config, max_length)
+        encode, decode_beams, decode_single = self.signatures
+        decode = decode_beams if num_beams > 1 else decode_single
+        source = {contract.SOURCE: ids.shape[1]}
+        capacity = min(FIRST_CAPACITY, max_length)
+        sizes = {**source, contract.BEAMS: num_beams, contract.CAPACITY: capacity}
+        return Fitted(
+            Bucket(encode.name, encode, source),
+            Bucket(decode.name, decode, sizes),
+            ids,
+            np.ones_like(ids),
+        )
+
+    def grown(self, fitted: Fitted) -> Fitted:
+        """Return a source with room for twice as many decoder positions."""
+        doubled = 2 * fitted.decode.sizes[contract.CAPACITY]
+        capacity = min(doubled, self.config.max_sequence_length)
+        sizes = {**fitted.decode.sizes, contract.CAPACITY: capacity}
+        decode = dataclasses.replace(fitted.decode, sizes=sizes)
+        return dataclasses.replace(fitted, decode=decode)
+
+
+@dataclasses.dataclass(frozen=True)
+class Buckets:
+    """The sizing of a static build, with an `encode` for the source length of every `decode`."""
+
+    config: BartConfig
+    buckets: Sequence[Bucket]
+
+    def only(self, source_length: int, num_beams: int) -> "Buckets":
+        """Return the sizing by a single bucket."""
+        wanted = {contract.SOURCE: source_length, contract.BEAMS: num_beams}
+        buckets = [
+            bucket
+            for bucket in self.buckets
+            if all(wanted.get(axis, size) == size for axis, size in bucket.sizes.items())
+        ]
+        return Buckets(self.config, buckets)
+
+    def fit(self, token_ids: Sequence[int], num_beams: int, max_length: int) -> Fitted:
+        """Return a source in the smallest buckets that have room for it, its beams and its tokens.
+
+        Raises:
+            InputError: for more than the largest bucket takes, and as `check_source` does.
+        """
+        ids = check_source(self.config, token_ids)
+        needed = {
+            contract.SOURCE: ids.shape[1],
+            contract.BEAMS: num_beams,
+            contract.CAPACITY: max_length,
+        }
+        sizes = {axis: self.smallest(axis, size) for axis, size in needed.items()}
+        source = {contract.SOURCE: sizes[contract.SOURCE]}
+        padding = ((0, 0), (0, sizes[contract.SOURCE] - ids.shape[1]))
+        return Fitted(
+            encode=next(bucket for bucket in self.buckets if bucket.sizes == source),
+            decode=next(bucket for bucket in self.buckets if bucket.sizes == sizes),
+            token_ids=np.pad(ids, padding),
+            padding_mask=np.pad(np.ones_like(ids), padding),
+        )
+
+    def grown(self, fitted: Fitted) -> Fitted:
+        """Refuse: a bucket is chosen with room for all tokens."""
+        raise InputError("A static build has no room beyond the max_length it was started with.")
+
+    def smallest(self, axis: str, needed: int) -> int:
+        """Return the smallest size of an axis that some bucket has and that has room.
+
+        Raises:
+            InputError: if none has.
+        """
+        sizes = sorted({bucket.sizes[axis] for bucket in self.buckets if axis in bucket.sizes})
+        for size in sizes:
+            if size >= needed:
+                return size
+        raise InputError(
+            f"{LIMITED[axis]} must be at most {sizes[-1]} in this static build, which was made for "
+            f"{', '.join(map(str, sizes))}, received {needed}. A dynamic build takes more."
+        )
+
+
+def sizing(config: BartConfig, buckets: Sequence[Bucket] | None) -> Dynamic | Buckets:
+    """Return the sizing of a static build with these buckets, or of a dynamic one without."""
+    if buckets is None:
+        return Dynamic(config, contract.tflite_signatures(config))
+    return Buckets(config, buckets)
+
+
+def check_source(config: BartConfig, token_ids: Sequence[int]) -> IntArray:
+    """Return token ids as an array, int32 (one, source).
+
+    Raises:
+        InputError: for what are no ids, none, more than the model has positions, or an id it does
+            not know.
+    """
+    try:
+        ids = np.asarray(token_ids if len(token_ids) else np.empty(0, np.int64))
+    except (TypeError, ValueError):  # without a length, or of lists of several
+        ids = np.empty(0)
+    if ids.ndim != 1 or ids.dtype.kind not in "iu":
+        raise InputError(f"A source must be a list of token ids, received {shown(token_ids)}.")
+    if not 0 < ids.size <= config.max_sequence_length:
+        raise InputError(
+            f"A source must have 1 to {config.max_sequence_length} tokens, received {ids.size}."
+        )
+    outside = ids[(ids < 0) | (ids >= config.vocabulary_size)]
+    if outside.size:
+        raise InputError(
+            f"Token ids must be in 0 to {config.vocabulary_size - 1}, received {int(outside[0])}."
+        )
+    return ids.astype(np.int32)[None, :]
+
+
+def check_length(config: BartConfig, max_length: int) -> None:
+    """Raise InputError if `max_length` decoder tokens do not fit the model's positions."""
+    if max_length > config.max_sequence_length:
+        raise InputError(
+            f"max_length must be at most the model's {config.max_sequence_length} positions, "
+            f"received {max_length}."
+        )
+
+
+def fill_rows(beams: int, token_ids: IntArray, beam_index: IntArray) -> tuple[IntArray, IntArray]:
+    """Return token ids and beam indices for all beams of a signature; spare ones stay in place."""
+    rows = len(token_ids)
+    if rows == beams:
+        return token_ids, beam_index
+    spare = np.arange(rows, beams, dtype=np.int32)
+    return np.pad(token_ids, (0, beams - rows)), np.concatenate([beam_index, spare])
+
+
 class Backend(Protocol):
-    """An open file, and the memory of its signatures. `caches` are its own business."""
+    """An open file, and the memory of its signatures. `caches` are opaque to the engine."""
 
     def begin(self, fitted: Fitted) -> Any:
         """Encode a source for the signature that decodes it, and return its caches, emptied."""
@@ -98,6 +253,20 @@ class Backend(Protocol):
         """Return what a signature reads of the source, by the names of `contract.cross_tensors`."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Decoding:
+    """The state of one generation between two steps: which position is next, and its caches.
+
+    `serial` numbers the generations of an engine: the buffers belong to the last one begun.
+    `fitted` has the signatures that the generation runs in, and their sizes.
+    """
+
+    serial: int
+    position: int
+    fitted: Fitted
+    caches: Any
+
+
 class FileEngine:
     """An engine over an open file.
 
@@ -105,7 +274,7 @@ class FileEngine:
         config: the model's architecture, as the artifact's manifest gives it.
         backend: the open file.
         sizing: which signatures a request runs in, and with which sizes.
-        notice: a line about where the file runs, for who asks.
+        notice: a line that says where the file runs.
     """
 
     def __init__(
@@ -155,24 +324,24 @@ class FileEngine:
 
         They are float32 (one, heads, source, head_size), by the names of `contract.cross_tensors`.
         """
-        decode, source = state.fitted.decode, int(state.fitted.padding_mask.sum())
-        cross = self.backend.cross(decode)
+        source = int(state.fitted.padding_mask.sum())
+        cross = self.backend.cross(state.fitted.decode)
         return {name: tensor[:, :, :source] for name, tensor in cross.items()}
 
 
-# Of a smaller model a step is over before a second thread has helped: measured with int8 weights at
-# 8 and 20 million parameters, two threads made no step quicker and took 1.3 to 1.7 times the CPU's
-# time, and on a busy machine they waited for each other. At 49 and 139 million they paid.
+# A step of a smaller model ends before a second thread has helped: measured with int8 weights at 8
+# and 20 million parameters, two threads made no step quicker and took 1.3 to 1.7 times the CPU's
+# time. At 49 and 139 million they paid.
 FEW_PARAMETERS = 32_000_000
 
 
 def default_threads(parameter_count: int) -> int:
-    """Return how many threads run a model of so many parameters, where nobody said."""
+    """Return how many threads run a model of so many parameters by default."""
     return 1 if parameter_count < FEW_PARAMETERS else available_cores()
 
 
-def threads_of(given: int | None) -> int:
-    """Return how many threads an engine is to use: all cores, where nobody said.
+def thread_count(given: int | None) -> int:
+    """Return how many threads an engine is to use, by default all cores.
 
     Raises:
         ConfigurationError: for a number that no engine can have.

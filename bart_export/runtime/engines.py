@@ -1,23 +1,28 @@
-"""Which engine opens a file: the table of engines, and the choice among those installed.
+"""The table of engines, and the choice of a file and of the engine that opens it.
 
-In go an artifact, the name of one of its files and perhaps the name of an engine; out comes the
-engine with the file open. A file's entry in the manifest says which runtimes compute it rightly and
-since which version, for some open a file without a word and compute it wrongly. Nothing here knows
-how an engine works.
+A file's entry in the manifest says which runtimes compute it rightly and since which version, for
+some open a file without a word and compute it wrongly.
 """
 
 import dataclasses
+import functools
 import importlib.metadata
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 from bart_export import contract
 from bart_export.artifact.artifact import Artifact
 from bart_export.artifact.manifest import TfliteEntry
 from bart_export.edgetpu import parts
-from bart_export.errors import EngineError, MissingExtra, lookup
-from bart_export.recipes.table import LITERT, TFLITE_RUNTIME
+from bart_export.errors import (
+    ArtifactError,
+    ConfigurationError,
+    EngineError,
+    MissingExtra,
+    lookup,
+)
+from bart_export.recipes.table import DEFAULT, LITERT, TFLITE_RUNTIME
 from bart_export.runtime.compiled_model import open_compiled_model
 from bart_export.runtime.edgetpu import open_edgetpu
 from bart_export.runtime.engine import FileEngine, default_threads
@@ -30,64 +35,28 @@ Files = Mapping[str, TfliteEntry]
 
 @dataclasses.dataclass(frozen=True)
 class EngineKind:
-    """One row of the table: the package that runs files, and the engine over it.
+    """One row of the table: the package that runs files, and how it opens one.
 
     `package` is the distribution's name; `extra` installs it, "" where the base installation does.
-    `open` takes an artifact, the name of a file, and `num_threads`. `target` is the one of an
-    export whose files the engine opens.
+    `open` takes a path, the configuration, buckets and `num_threads`, and a `weight_cache` where
+    it `caches`. `target` is the one of an export whose files the engine opens.
     """
 
     name: str
     package: str
     extra: str
     open: Callable[..., FileEngine]
+    caches: bool = True
     target: str = "tflite"
-
-
-def on_litert(artifact: Artifact, file: str, *, num_threads: int | None) -> FileEngine:
-    """Open a file, of either build, on LiteRT, with a weight cache of its own."""
-    config, buckets = artifact.config, artifact.buckets(file)
-    path = checked_path(artifact, file, expected_signatures(config, buckets))
-    return open_with_cache(
-        lambda cache: open_compiled_model(
-            path, config, buckets, num_threads=num_threads, weight_cache=cache
-        ),
-        artifact,
-        file,
-    )
-
-
-def on_tflite_runtime(artifact: Artifact, file: str, *, num_threads: int | None) -> FileEngine:
-    """Open a file, of either build, on tflite-runtime."""
-    config, buckets = artifact.config, artifact.buckets(file)
-    path = checked_path(artifact, file, expected_signatures(config, buckets))
-    return open_interpreter(path, config, buckets, num_threads=num_threads)
-
-
-def on_edgetpu(artifact: Artifact, host: str, *, num_threads: int | None) -> FileEngine:
-    """Open an export for the Edge TPU; `host` is the name of the host's file."""
-    artifact.folder(parts.DIRECTORY)
-    sizes = contract.sizes(artifact.config)
-    expected = {one.name: (one, sizes) for one in parts.host_signatures(artifact.config)}
-    for file in artifact.files(parts.TARGET):
-        if file.endswith(".tflite"):
-            checked_path(artifact, file, expected if file == host else None)
-    return open_with_cache(
-        lambda cache: open_edgetpu(
-            artifact.directory, artifact.config, num_threads=num_threads, weight_cache=cache
-        ),
-        artifact,
-        host,
-    )
 
 
 # The first that is installed is the default.
 ENGINES = {
     kind.name: kind
     for kind in (
-        EngineKind(LITERT, LITERT, "", on_litert),
-        EngineKind(TFLITE_RUNTIME, TFLITE_RUNTIME, "legacy-runtime", on_tflite_runtime),
-        EngineKind(parts.TARGET, LITERT, "", on_edgetpu, parts.TARGET),
+        EngineKind(LITERT, LITERT, "", open_compiled_model),
+        EngineKind(TFLITE_RUNTIME, TFLITE_RUNTIME, "legacy-runtime", open_interpreter, False),
+        EngineKind(parts.TARGET, LITERT, "", open_edgetpu, target=parts.TARGET),
     )
 }
 
@@ -116,7 +85,28 @@ def open_engine(
     kind = choose(requested, file, files_for(artifact, requested), installed_versions())
     if num_threads is None:
         num_threads = default_threads(artifact.manifest.parameter_count)
-    return kind.open(artifact, file, num_threads=num_threads)
+    config, buckets = artifact.config, artifact.buckets(file)
+    if kind.target == parts.TARGET:
+        check_edgetpu(artifact)
+    else:
+        checked_path(artifact, file, expected_signatures(config, buckets))
+    path = artifact.directory / file
+    open_file = functools.partial(kind.open, path, config, buckets, num_threads=num_threads)
+    if not kind.caches:
+        return open_file()
+    return open_with_cache(lambda cache: open_file(weight_cache=cache), artifact, file)
+
+
+def check_edgetpu(artifact: Artifact) -> None:
+    """Check every file of an export for the Edge TPU; see `checked_path`."""
+    artifact.folder(parts.DIRECTORY)
+    sizes = contract.sizes(artifact.config)
+    host = {
+        signature.name: (signature, sizes) for signature in parts.host_signatures(artifact.config)
+    }
+    for file in artifact.files(parts.TARGET):
+        if file.endswith(".tflite"):
+            checked_path(artifact, file, host if file == parts.HOST else None)
 
 
 def files_for(artifact: Artifact, requested: str | None) -> dict[str, TfliteEntry]:
@@ -130,23 +120,21 @@ def target_of(requested: str | None) -> str:
     Raises:
         ConfigurationError: for an engine that does not exist.
     """
-    return "tflite" if requested is None else named(requested).target
+    return "tflite" if requested is None else engine_kind(requested, {}).target
 
 
-def named(name: str) -> EngineKind:
-    """Return the row of an engine.
+def engine_kind(requested: str | None, installed: Mapping[str, str]) -> EngineKind:
+    """Return the row of an engine, None for the first of the installed packages.
 
     Raises:
         ConfigurationError: if there is none, with the nearest and all others.
     """
+    name = next(iter(installed), LITERT) if requested is None else requested
     return lookup("An engine", name, ENGINES)
 
 
 def installed_versions() -> dict[str, str]:
-    """Return the versions of the installed packages of `ENGINES`, in the table's order.
-
-    The first package is the name of the default engine.
-    """
+    """Return the versions of the installed packages of `ENGINES`, in the table's order."""
     versions = {}
     for package in dict.fromkeys(kind.package for kind in ENGINES.values()):
         try:
@@ -156,15 +144,55 @@ def installed_versions() -> dict[str, str]:
     return versions
 
 
-def runnable(names: Sequence[str], files: Files, requested: str | None) -> str:
-    """Return the first of some files that the engine computes rightly, or the very first.
+BUILDS = ("dynamic", "static")  # a recipe's files, the one to prefer first
 
-    Opening the latter then says why it is refused. Arguments are those of `choose`.
+
+def choose_file(
+    artifact: Artifact, recipe: str | None, engine: str | None, shapes: str | None = None
+) -> str:
+    """Return the name of the `.tflite` file of a recipe, or of the best that an engine can run.
+
+    `shapes` is one of `BUILDS`; None takes the first that there is.
+
+    Raises:
+        ArtifactError: if the artifact has no such file, with those that it has.
+        ConfigurationError: for `shapes` that are none.
     """
+    if shapes not in (None, *BUILDS):
+        raise ConfigurationError(f"shapes must be {' or '.join(BUILDS)}, received {shapes!r}.")
+    files = files_for(artifact, engine)
+    if not files:
+        wanted_engine = f" for {engine}" if engine else ""
+        others = not engine and artifact.files(parts.TARGET)
+        hint = f" It has files for --engine {parts.TARGET}." if others else ""
+        raise ArtifactError(
+            f"{artifact.directory} has no .tflite file{wanted_engine}.{hint} "
+            f"Export one with: bart-export --preset {artifact.manifest.preset} --target "
+            f"{target_of(engine)} --output {artifact.directory}"
+        )
+    wanted = {
+        name: entry
+        for name, entry in files.items()
+        if recipe in (None, entry.recipe) and shapes in (None, entry.build)
+    }
+    if not wanted:
+        kind = f"{shapes} file" if shapes else "file"
+        of = f" of recipe {recipe!r}" if recipe else ""
+        has = ", ".join(
+            entry.recipe + " (static)" * (entry.build == "static") for entry in files.values()
+        )
+        raise ArtifactError(f"{artifact.directory} has no {kind}{of}. It has: {has}.")
+
+    def preference(name: str) -> tuple[bool, int]:
+        return wanted[name].recipe != DEFAULT, BUILDS.index(wanted[name].build)
+
+    preferred = sorted(wanted, key=preference)
+    if recipe:
+        return preferred[0]
     installed = installed_versions()
-    package = named(next(iter(installed), LITERT) if requested is None else requested).package
-    able = (name for name in names if runs(files[name], package, installed.get(package, "0")))
-    return next(able, names[0])
+    package = engine_kind(engine, installed).package
+    able = (name for name in preferred if runs(files[name], package, installed.get(package, "0")))
+    return next(able, preferred[0])  # opening the latter says why it is refused
 
 
 def choose(
@@ -186,7 +214,7 @@ def choose(
         EngineError: if the package is known to compute the file wrongly, was not tried with it, or
             is older than what was.
     """
-    kind = named(next(iter(installed), LITERT) if requested is None else requested)
+    kind = engine_kind(requested, installed)
     package = kind.package
     if package not in installed:
         if package == TFLITE_RUNTIME and sys.version_info >= (3, 12):

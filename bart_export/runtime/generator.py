@@ -13,75 +13,47 @@ import pathlib
 import time
 from collections.abc import Generator as PythonGenerator
 from collections.abc import Iterable, Mapping, Sequence
-from types import TracebackType
 from typing import Any, overload
 
 from bart_export.artifact.artifact import Artifact
-from bart_export.config import GenerationConfig, check_token_ids
-from bart_export.edgetpu.parts import TARGET as EDGETPU
-from bart_export.errors import ArtifactError, ConfigurationError, InputError
-from bart_export.recipes import table
-from bart_export.runtime.engine import CLOSED, ClosedEngine, Engine
-from bart_export.runtime.engines import files_for, open_engine, runnable, target_of
+from bart_export.config import BartConfig, GenerationConfig, check_token_ids
+from bart_export.errors import InputError
+from bart_export.runtime.engine import CLOSED, ClosedEngine, Engine, check_length
+from bart_export.runtime.engines import choose_file, files_for, open_engine
+from bart_export.runtime.results import GeneratedSequence, Result, Stream, Timings, Turn
 from bart_export.runtime.search import Finished, drive, search
-from bart_export.runtime.sizing import check_length
-from bart_export.runtime.stream import Stream, Turn
-from bart_export.text.detokenizer import IncrementalDetokenizer, generated_text
-from bart_export.text.tokenizer import BartTokenizer
+from bart_export.text.tokenizer import BartTokenizer, IncrementalDetokenizer, generated_text
 
 
 @dataclasses.dataclass(frozen=True)
-class Timings:
-    """Seconds spent encoding and decoding, and the number of generated tokens."""
+class ModelInfo:
+    """A model's architecture, tokenizer and settings.
 
-    encode: float
-    decode: float
-    tokens: int
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Generated tokens, without the start token, per second of decoding."""
-        return self.tokens / self.decode if self.decode else 0.0
-
-
-@dataclasses.dataclass(frozen=True)
-class GeneratedSequence:
-    """A generated text, its token ids including the start token, and its score."""
-
-    text: str
-    token_ids: tuple[int, ...]
-    score: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """The result of one source text.
-
-    `sequences` has the `num_return_sequences` best texts, best first; `text`, `token_ids` and
-    `score` are those of the first. With beams a score is the sum of log-probabilities divided by
-    generated length ** `length_penalty`; otherwise it is the sum, before any processor or filter.
-    `truncated` is True if only the beginning of the source was read.
+    `encoder_sequence_length` is how many source tokens it was prepared for, both ends included.
     """
 
-    sequences: tuple[GeneratedSequence, ...]
-    source_token_ids: tuple[int, ...]
-    timings: Timings
-    truncated: bool = False
+    config: BartConfig
+    tokenizer: BartTokenizer
+    generation: GenerationConfig
+    encoder_sequence_length: int
 
-    @property
-    def text(self) -> str:
-        """The best text."""
-        return self.sequences[0].text
+    @classmethod
+    def from_artifact(cls, artifact: Artifact) -> "ModelInfo":
+        """Return what an artifact says of its model.
 
-    @property
-    def token_ids(self) -> tuple[int, ...]:
-        """The token ids of the best text, including the start token."""
-        return self.sequences[0].token_ids
+        Raises:
+            ArtifactError, TokenizerError: as `BartTokenizer.from_artifact` does.
+        """
+        return cls(
+            artifact.config,
+            BartTokenizer.from_artifact(artifact),
+            artifact.generation,
+            artifact.manifest.encoder_sequence_length,
+        )
 
-    @property
-    def score(self) -> float:
-        """The score of the best text."""
-        return self.sequences[0].score
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Return the ids of a text, cut to what the model was prepared for."""
+        return tuple(self.tokenizer.encode(text, self.encoder_sequence_length, truncate=True))
 
 
 class Generator:
@@ -142,14 +114,13 @@ class Generator:
             EngineError: for a file this machine's runtime cannot run rightly.
         """
         artifact = Artifact.open(pathlib.Path(path))
-        tokenizer = BartTokenizer.from_artifact(artifact)
+        info = ModelInfo.from_artifact(artifact)
         file = choose_file(artifact, recipe, engine, shapes)
-        fixed = files_for(artifact, engine)[file].shapes
-        longest = artifact.manifest.encoder_sequence_length
+        fixed, longest = files_for(artifact, engine)[file].shapes, info.encoder_sequence_length
         return cls(
-            tokenizer,
+            info.tokenizer,
             open_engine(artifact, file, engine, num_threads=num_threads),
-            artifact.generation,
+            info.generation,
             min(longest, max(fixed.source_lengths)) if fixed else longest,
             f"{file} of {artifact.directory}",
         )
@@ -157,21 +128,16 @@ class Generator:
     def __repr__(self) -> str:
         """Return what was opened, and the settings that are used where a call gives none."""
         settings = ", ".join(
-            f"{field.name}={getattr(self.generation, field.name)!r}"
+            f"{field.name}={value!r}"
             for field in dataclasses.fields(self.generation)
-            if getattr(self.generation, field.name) != field.default
+            if (value := getattr(self.generation, field.name)) != field.default
         )
         return f"<{type(self).__name__} of {self.source or self.engine}: {settings}>"
 
     def __enter__(self) -> "Generator":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -231,9 +197,9 @@ class Generator:
         """
         several = isinstance(text, Iterable) and not isinstance(text, (str, bytes, Mapping))
         texts: list[Any] = list(text) if several else [text]
-        for one in texts:
-            check_text(one, allow_empty)
-        sources = [self.read(one, truncate, special_tokens) for one in texts]
+        for each in texts:
+            check_text(each, allow_empty)
+        sources = [self.source_ids(each, truncate, special_tokens) for each in texts]
         generation = self.settings(**parameters)
         results = [self.pieces(ids, generation, cut).drain() for ids, cut in sources]
         return results if several else results[0]
@@ -250,7 +216,7 @@ class Generator:
         allow_empty: bool = False,
         special_tokens: bool = False,
         **parameters: Any,
-    ) -> Stream[Result]:
+    ) -> Stream:
         """Generate from a text and yield pieces of the result as soon as they are certain.
 
         The pieces joined are the text that `generate` returns, and the stream's `result` is then
@@ -259,7 +225,7 @@ class Generator:
         """
         generation = self.settings(**parameters)
         check_text(text, allow_empty)
-        ids, truncated = self.read(text, truncate, special_tokens)
+        ids, truncated = self.source_ids(text, truncate, special_tokens)
         return self.pieces(ids, generation, truncated)
 
     def settings(self, **parameters: Any) -> GenerationConfig:
@@ -271,16 +237,17 @@ class Generator:
 
     def pieces(
         self, token_ids: Sequence[int], generation: GenerationConfig, truncated: bool = False
-    ) -> Stream[Result]:
+    ) -> Stream:
         """Return a generation from source token ids, which begins when it is first read."""
         return Stream(self.turn, self.run(token_ids, generation, truncated))
 
     def run(
-        self, token_ids: Sequence[int], generation: GenerationConfig, truncated: bool = False
+        self, token_ids: Sequence[int], generation: GenerationConfig, truncated: bool
     ) -> PythonGenerator[str | Result, None, None]:
         """Yield the text of a generation piece by piece, and at last all of it."""
         began = time.perf_counter()
-        state = self.start(token_ids, generation)
+        rows = max(generation.num_beams, generation.num_return_sequences)
+        state = self.engine.start(token_ids, rows, generation.max_length)
         encoded = time.perf_counter()
         detokenizer = IncrementalDetokenizer(self.tokenizer, keep_first_space=False)
         for event in drive(search(generation), self.engine.step, state):
@@ -308,19 +275,13 @@ class Generator:
             text, self.encoder_sequence_length, truncate=truncate, special_tokens=special_tokens
         )
 
-    def read(self, text: str, truncate: bool, special_tokens: bool) -> tuple[list[int], bool]:
+    def source_ids(self, text: str, truncate: bool, special_tokens: bool) -> tuple[list[int], bool]:
         """Return the source ids of a text, and whether it had to be cut."""
         if not truncate:
             return self.encode(text, False, special_tokens), False
         return self.tokenizer.encode_beginning(
             text, self.encoder_sequence_length, special_tokens=special_tokens
         )
-
-    def start(self, token_ids: Sequence[int], generation: GenerationConfig) -> Any:
-        """Encode a source for as many rows as the search will ask for."""
-        check_token_ids(generation, self.engine.config.vocabulary_size)
-        rows = max(generation.num_beams, generation.num_return_sequences)
-        return self.engine.start(token_ids, rows, generation.max_length)
 
 
 def check_text(text: str, allow_empty: bool) -> None:
@@ -332,53 +293,3 @@ def check_text(text: str, allow_empty: bool) -> None:
             f"A text must have a character that is not white space, received {text[:20]!r}. The "
             "model makes up a text for it where allow_empty is given."
         )
-
-
-BUILDS = ("dynamic", "static")  # a recipe's files, the one to prefer first
-
-
-def choose_file(
-    artifact: Artifact, recipe: str | None, engine: str | None, shapes: str | None = None
-) -> str:
-    """Return the name of the `.tflite` file of a recipe, or of the best that an engine can run.
-
-    `shapes` is one of `BUILDS`; None takes the first that there is.
-
-    Raises:
-        ArtifactError: if the artifact has no such file, with those that it has.
-        ConfigurationError: for `shapes` that are none.
-    """
-    if shapes not in (None, *BUILDS):
-        raise ConfigurationError(f"shapes must be {' or '.join(BUILDS)}, received {shapes!r}.")
-    files = files_for(artifact, engine)
-    if not files:
-        there = (
-            ""
-            if engine or not artifact.files(EDGETPU)
-            else f" It has files for --engine {EDGETPU}."
-        )
-        raise ArtifactError(
-            f"{artifact.directory} has no .tflite file{f' for {engine}' if engine else ''}.{there} "
-            f"Export one with: bart-export --preset {artifact.manifest.preset} --target "
-            f"{target_of(engine)} --output {artifact.directory}"
-        )
-    wanted = {
-        name: entry
-        for name, entry in files.items()
-        if recipe in (None, entry.recipe) and shapes in (None, entry.build)
-    }
-    if not wanted:
-        kind = f"{shapes} file" if shapes else "file"
-        of = f" of recipe {recipe!r}" if recipe else ""
-        has = ", ".join(
-            entry.recipe + " (static)" * (entry.build == "static") for entry in files.values()
-        )
-        raise ArtifactError(f"{artifact.directory} has no {kind}{of}. It has: {has}.")
-    preferred = sorted(
-        wanted,
-        key=lambda name: (
-            wanted[name].recipe != table.DEFAULT,
-            BUILDS.index(wanted[name].build),
-        ),
-    )
-    return preferred[0] if recipe else runnable(preferred, files, engine)

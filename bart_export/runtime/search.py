@@ -17,9 +17,17 @@ import numpy.typing as npt
 
 from bart_export.config import GenerationConfig
 from bart_export.errors import ConfigurationError
-from bart_export.runtime.processors import forced_token, processors
-from bart_export.runtime.sampling import greedy_choice, sampled_choice
-from bart_export.runtime.scores import FloatArray, IntArray, Totals, largest, log_normalizers
+from bart_export.runtime.logits import (
+    FloatArray,
+    IntArray,
+    Totals,
+    forced_token,
+    greedy_choice,
+    largest,
+    log_normalizers,
+    processors,
+    sampled_choice,
+)
 
 State = TypeVar("State")
 

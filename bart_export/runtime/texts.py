@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 from bart_export.documents import finite, object_of, refuse_number
 from bart_export.errors import InputError, shown
-from bart_export.runtime.generator import GeneratedSequence, Result
+from bart_export.runtime.results import GeneratedSequence, Result
 
 Row = dict[str, Any]
 

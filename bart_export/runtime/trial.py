@@ -62,7 +62,7 @@ def decode_twice(directory: pathlib.Path) -> None:
     import numpy as np
 
     from bart_export.runtime.generator import Generator
-    from bart_export.runtime.scores import log_normalizers
+    from bart_export.runtime.logits import log_normalizers
 
     generator = Generator.from_artifact(directory)
     source = generator.encode("A text.", truncate=True)

@@ -23,7 +23,7 @@ from bart_export.artifact import stamps
 from bart_export.artifact.artifact import CACHE, Artifact, sha256
 from bart_export.artifact.directories import synchronize
 from bart_export.errors import EngineError
-from bart_export.runtime import litert
+from bart_export.runtime.compiled_model import litert_version
 
 Opened = TypeVar("Opened")
 
@@ -78,7 +78,7 @@ def places(artifact: Artifact, name: str) -> Iterator[pathlib.Path]:
     """Yield where the weight cache of a file can be, best first."""
     key = artifact.manifest.files[name].sha256[:16]
     for directory in directories(artifact.directory):
-        yield directory / f"{key}-{fingerprint(litert.library())}.xnnpack"
+        yield directory / f"{key}-{fingerprint(litert_version())}.xnnpack"
 
 
 def directories(artifact_directory: pathlib.Path) -> Iterator[pathlib.Path]:

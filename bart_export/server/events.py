@@ -16,7 +16,7 @@ from typing import Any
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from bart_export.runtime.generator import Result
+from bart_export.runtime.results import Result
 from bart_export.server.options import MAX_BEAMS
 from bart_export.server.predict import status_of
 from bart_export.server.servable import TIMED_OUT, Lease, Limits, Remarks, StreamCall

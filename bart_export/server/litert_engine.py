@@ -26,7 +26,8 @@ from bart_export.runtime.engine import (
     available_cores,
     default_threads,
 )
-from bart_export.runtime.generator import GeneratedSequence, Generator, Result, Timings
+from bart_export.runtime.generator import Generator
+from bart_export.runtime.results import GeneratedSequence, Result, Timings
 from bart_export.server import messages
 from bart_export.server.options import ServeOptions
 from bart_export.server.servable import (

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bart_export.artifact.artifact import Artifact
-from bart_export.runtime.generator import Result
+from bart_export.runtime.results import Result
 from bart_export.server.status import Code, StatusError
 from bart_export.server.tensors import numpy_dtype
 from bart_export.text.tokenizer import BartTokenizer

@@ -27,7 +27,7 @@ from bart_export import contract, documents
 from bart_export.config import GenerationConfig
 from bart_export.quiet import native_stderr_silenced
 from bart_export.runtime.engine import available_cores
-from bart_export.runtime.generator import Result
+from bart_export.runtime.results import Result
 from bart_export.server import batching, messages
 from bart_export.server.batching import BatchScheduler, Parameters
 from bart_export.server.merging import joined_outputs

@@ -1,10 +1,11 @@
-"""BART's tokenizer: byte-level BPE, from text to token ids and back.
+"""BART's tokenizer: byte-level BPE, from text to token ids and back, also one id at a time.
 
 The `tokenizers` library splits and merges, with GPT-2's pattern. Every string of valid Unicode has
 ids, and the ids give the same string back. Callers bound the length and compare the size of the
 vocabulary with the model's.
 """
 
+import codecs
 import json
 import os
 from collections.abc import Iterable
@@ -348,3 +349,58 @@ def not_a_text(value: object) -> InputError:
         f"The text must be valid Unicode, received the lone surrogate U+{ord(value[position]):04X} "
         f"at position {position}. Decode its bytes with errors='replace' first."
     )
+
+
+class IncrementalDetokenizer:
+    """Detokenizes one sequence while it grows.
+
+    A character whose bytes are spread over several tokens is held back until the last of them. All
+    pieces that `push` returns and the one of `finish`, joined, equal
+    `tokenizer.detokenize(ids, skip_special_tokens=skip_special_tokens)`, for any ids; without
+    `keep_first_space` less the space that the text begins with, if any: it only says that a word
+    begins.
+    """
+
+    def __init__(
+        self,
+        tokenizer: BartTokenizer,
+        *,
+        skip_special_tokens: bool = True,
+        keep_first_space: bool = True,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._keep_first_space = keep_first_space
+        self._begun = keep_first_space
+        self._skipped = tokenizer.special_token_ids if skip_special_tokens else frozenset()
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, id: int) -> str:
+        """Return the text that this id completes, "" while a character is still open.
+
+        Raises:
+            InputError: when the id is not in the vocabulary; the sequence can go on without it.
+        """
+        if id in self._skipped:
+            return ""
+        return self._shown(self._decoder.decode(self._tokenizer.token_bytes(id)))
+
+    def finish(self) -> str:
+        """Return what is left at the end: U+FFFD for a character that was never completed.
+
+        The detokenizer is then ready for another sequence.
+        """
+        rest = self._shown(self._decoder.decode(b"", final=True))
+        self._begun = self._keep_first_space
+        return rest
+
+    def _shown(self, text: str) -> str:
+        if self._begun or not text:
+            return text
+        self._begun = True
+        return text.removeprefix(" ")
+
+
+def generated_text(tokenizer: BartTokenizer, ids: Iterable[int]) -> str:
+    """Return the text that a model wrote, without the space that begins its first word."""
+    detokenizer = IncrementalDetokenizer(tokenizer, keep_first_space=False)
+    return "".join([*map(detokenizer.push, ids), detokenizer.finish()])

@@ -16,7 +16,7 @@ from bart_export.artifact.figures import Answer
 from bart_export.config import GenerationConfig
 from bart_export.runtime.compiled_model import open_compiled_model
 from bart_export.runtime.engine import FileEngine
-from bart_export.runtime.model_info import ModelInfo
+from bart_export.runtime.generator import ModelInfo
 from bart_export.verify import rouge
 from bart_export.verify.data import Example
 from bart_export.verify.evaluation import StepFigures

@@ -23,7 +23,7 @@ from bart_export.model import BartBackbone
 from bart_export.progress import Stage
 from bart_export.recipes.metrics import METRICS
 from bart_export.recipes.table import STORAGES, Recipe
-from bart_export.runtime.model_info import ModelInfo
+from bart_export.runtime.generator import ModelInfo
 from bart_export.tune import precision_steps, sensitivity
 from bart_export.tune.budget_search import BudgetSearch
 from bart_export.tune.evaluator import Examination, Measured

@@ -17,7 +17,7 @@ from bart_export.graph.parameters import InferenceParameters
 from bart_export.model import BartBackbone
 from bart_export.progress import Stage
 from bart_export.recipes.table import RECIPES, with_bounds
-from bart_export.runtime.model_info import ModelInfo
+from bart_export.runtime.generator import ModelInfo
 from bart_export.verify import golden, verify, weights
 from bart_export.verify.compare_files import Texts, Truth
 from bart_export.verify.gate import File, Gate, answer_texts

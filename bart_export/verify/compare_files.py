@@ -20,7 +20,7 @@ from bart_export.errors import ArtifactError, ConfigurationError, VerificationFa
 from bart_export.progress import Stage
 from bart_export.recipes.table import Recipe
 from bart_export.runtime.engines import open_engine
-from bart_export.runtime.model_info import ModelInfo
+from bart_export.runtime.generator import ModelInfo
 from bart_export.verify import verify, weights
 from bart_export.verify.data import Example
 from bart_export.verify.gate import File, answer_texts, inspect

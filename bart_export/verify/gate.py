@@ -23,7 +23,7 @@ from bart_export.contract import StaticShapes
 from bart_export.recipes.table import Recipe
 from bart_export.runtime.compiled_model import open_compiled_model
 from bart_export.runtime.engine import FileEngine
-from bart_export.runtime.model_info import ModelInfo
+from bart_export.runtime.generator import ModelInfo
 from bart_export.verify import data, golden, structure, verify, weights
 from bart_export.verify.data import Example
 from bart_export.verify.golden import Question

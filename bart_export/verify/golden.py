@@ -16,7 +16,7 @@ import numpy as np
 from bart_export.artifact.figures import Answer, Golden, GoldenCase
 from bart_export.config import GenerationConfig
 from bart_export.runtime.engine import IntArray
-from bart_export.runtime.model_info import ModelInfo
+from bart_export.runtime.generator import ModelInfo
 from bart_export.runtime.search import Hypothesis, Step, run, search
 from bart_export.text.tokenizer import BartTokenizer
 

@@ -13,8 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bart_export import contract
-from bart_export.runtime.engine import FileEngine
-from bart_export.runtime.sizing import Buckets
+from bart_export.runtime.engine import Buckets, FileEngine
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int32]

@@ -27,8 +27,7 @@ from bart_export.errors import ArtifactError, BartExportError
 from bart_export.export import manifest
 from bart_export.report import report
 from bart_export.report.facts import reported
-from bart_export.runtime.engines import choose, files_for
-from bart_export.runtime.generator import choose_file
+from bart_export.runtime.engines import choose, choose_file, files_for
 from bart_export.server import sources
 from bart_export.server.sources import choose_engine
 from bart_export.verify import compare_files

@@ -25,7 +25,7 @@ from bart_export.artifact.artifact import Artifact
 from bart_export.cli.main import main
 from bart_export.export.tflite_target import entry_of
 from bart_export.recipes.table import ROUNDING
-from bart_export.runtime.model_info import ModelInfo
+from bart_export.runtime.generator import ModelInfo
 from bart_export.verify.baseline import preset_truth
 from bart_export.verify.compare_files import files_of, recheck
 

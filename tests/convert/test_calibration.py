@@ -10,7 +10,7 @@ from bart_export.convert import calibration, tflite
 from bart_export.errors import InputError
 from bart_export.export import calibration_texts
 from bart_export.runtime.compiled_model import open_compiled_model
-from bart_export.runtime.model_info import ModelInfo
+from bart_export.runtime.generator import ModelInfo
 from bart_export.runtime.search import run, search
 from bart_export.text.tokenizer import BartTokenizer
 from bart_export.verify.golden import TEXTS

@@ -16,7 +16,7 @@ from bart_export.convert.quantize import quantize
 from bart_export.export import calibration_texts
 from bart_export.recipes.table import RECIPES
 from bart_export.runtime.compiled_model import open_compiled_model
-from bart_export.runtime.model_info import ModelInfo
+from bart_export.runtime.generator import ModelInfo
 from bart_export.runtime.search import run, search
 from bart_export.text.tokenizer import BartTokenizer
 from bart_export.verify.evaluation import StepFigures

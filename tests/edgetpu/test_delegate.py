@@ -14,7 +14,7 @@ from bart_export.artifact.artifact import Artifact
 from bart_export.edgetpu import parts
 from bart_export.errors import ArtifactError
 from bart_export.runtime import edgetpu
-from bart_export.runtime.engines import on_edgetpu
+from bart_export.runtime.engines import open_engine
 
 # What LiteRT asks of an external delegate; the fields are those of its C API's TfLiteDelegate.
 DELEGATE = """
@@ -107,4 +107,4 @@ def test_a_compiled_segment_that_no_manifest_names_is_not_opened(edgetpu_artifac
         pytest.skip("this machine has Coral's compiler, whose files the manifest names")
     shutil.copyfile(made / segment.file, made / segment.compiled_file)
     with pytest.raises(ArtifactError, match="_edgetpu.tflite is in no manifest"):
-        on_edgetpu(Artifact.open(made), parts.HOST, num_threads=None)
+        open_engine(Artifact.open(made), parts.HOST, parts.TARGET)

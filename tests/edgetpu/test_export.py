@@ -19,7 +19,7 @@ from bart_export.export import edgetpu_target as edgetpu_exporter
 from bart_export.export.edgetpu_target import ENCODER_TOLERANCE
 from bart_export.model import BartBackbone
 from bart_export.runtime import Generator
-from bart_export.runtime.engines import on_edgetpu
+from bart_export.runtime.engines import open_engine
 from bart_export.verify.golden import Question, ask
 from bart_export.verify.reference import KerasReference
 
@@ -37,7 +37,7 @@ def keras():
 
 @pytest.fixture(scope="module")
 def engine(edgetpu_artifact):
-    return on_edgetpu(edgetpu_artifact, parts.HOST, num_threads=None)
+    return open_engine(edgetpu_artifact, parts.HOST, parts.TARGET)
 
 
 def test_every_segment_is_there_and_passes_the_rules(edgetpu_artifact):

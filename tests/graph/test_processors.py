@@ -9,7 +9,7 @@ import tensorflow as tf
 from bart_export.config import GenerationConfig
 from bart_export.graph.loop import RowSettings, forced_tokens, processed
 from bart_export.graph.strategies import length_divisors, may_improve
-from bart_export.runtime import processors as host
+from bart_export.runtime import logits as host
 from bart_export.runtime import search
 
 ROWS, VOCABULARY = 6, 9

@@ -39,7 +39,7 @@ from bart_export.report.facts import (
     told_apart,
 )
 from bart_export.runtime.engines import open_engine
-from bart_export.runtime.model_info import ModelInfo
+from bart_export.runtime.generator import ModelInfo
 
 SVG = "{http://www.w3.org/2000/svg}"
 RECIPES = {

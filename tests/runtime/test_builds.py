@@ -10,9 +10,9 @@ from bart_export.artifact.artifact import Artifact
 from bart_export.contract import StaticShapes
 from bart_export.errors import ArtifactError, ConfigurationError, InputError
 from bart_export.recipes.table import LITERT
-from bart_export.runtime.engines import open_engine
-from bart_export.runtime.generator import Generator, choose_file
-from bart_export.runtime.sizing import Buckets, Dynamic
+from bart_export.runtime.engine import Buckets, Dynamic
+from bart_export.runtime.engines import choose_file, open_engine
+from bart_export.runtime.generator import Generator
 
 HEADLINES = Path(__file__).parents[1] / "data/mini_model/headlines_4_beams.jsonl"
 ROWS = [json.loads(line) for line in HEADLINES.read_text(encoding="utf-8").splitlines()]

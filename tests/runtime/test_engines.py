@@ -102,7 +102,7 @@ def test_what_is_installed_comes_in_the_order_of_preference():
 def test_a_small_model_takes_one_thread_and_a_larger_one_all_cores(symmetric_artifact, monkeypatch):
     asked = []
 
-    def opens(artifact, file, *, num_threads):
+    def opens(path, config, buckets, *, num_threads, weight_cache):
         asked.append(num_threads)
 
     monkeypatch.setattr("bart_export.runtime.engine.available_cores", lambda: 6)

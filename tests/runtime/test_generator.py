@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from bart_export.errors import ArtifactError, ConfigurationError, InputError
-from bart_export.runtime import sizing
 from bart_export.runtime.generator import Generator
 
 CASES = Path(__file__).parents[1] / "data/cases"
@@ -234,7 +233,7 @@ def test_a_cache_that_grows_gives_the_tokens_of_one_that_was_large(
     engine = generator.engine
     decode = engine.backend.signatures["decode" if num_beams > 1 else "decode_single"]
     assert decode.sizes["capacity"] == 256
-    monkeypatch.setattr(sizing, "FIRST_CAPACITY", 512)
+    monkeypatch.setattr("bart_export.runtime.engine.FIRST_CAPACITY", 512)
     large = generator.generate(SHORT, **parameters)
     assert decode.sizes["capacity"] == 150
     assert grown.token_ids == large.token_ids

@@ -22,14 +22,18 @@ FLOAT, INT8 = "tflite/float32.tflite", "tflite/dynamic_wi8_afp32.tflite"
 
 def test_files_of_dynamic_builds_are_sound(mini_artifact):
     for name in (FLOAT, INT8):
-        check_graph(mini_artifact.path(name), graph_rules.expected_signatures(mini_artifact.config, None))
+        check_graph(
+            mini_artifact.path(name), graph_rules.expected_signatures(mini_artifact.config, None)
+        )
 
 
 def test_files_of_static_builds_are_sound(static_artifact):
     config = static_artifact.config
     for name in static_artifact.files("tflite"):
         if buckets := static_artifact.buckets(name):
-            check_graph(static_artifact.path(name), graph_rules.expected_signatures(config, buckets))
+            check_graph(
+                static_artifact.path(name), graph_rules.expected_signatures(config, buckets)
+            )
 
 
 def signatures(artifact):

@@ -1,7 +1,5 @@
 """The engine over `Interpreter` computes what the one over `CompiledModel` does, LiteRT's own."""
 
-import ctypes.util
-
 import numpy as np
 import pytest
 
@@ -121,19 +119,6 @@ def test_a_damaged_file_cannot_be_opened(tmp_path, roomy_config, roomy_file):
     ) as caught:
         open_interpreter(path, roomy_config, interpreter=LITERT)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("library", "reason"),
-    [
-        ("libmissing.so", "libmissing.so: "),
-        (ctypes.util.find_library("c"), "it is no external delegate of TFLite"),
-    ],
-)
-def test_a_library_that_is_no_delegate_is_named(roomy_file, roomy_config, library, reason):
-    with pytest.raises(EngineError, match=f"Cannot load the delegate {library}: {reason}") as error:
-        open_interpreter(roomy_file, roomy_config, interpreter=LITERT, delegates=[library])
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.skipif(

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from bart_export.config import GenerationConfig
-from bart_export.runtime.processors import (
+from bart_export.runtime.logits import (
     forced_token,
     min_length,
     no_repeat_ngram,

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from bart_export.config import GenerationConfig
-from bart_export.runtime.sampling import greedy_choice, nucleus, sampled_choice
+from bart_export.runtime.logits import greedy_choice, nucleus, sampled_choice
 
 ROW = np.log(np.array([0.05, 0.4, 0.1, 0.3, 0.1, 0.05])).astype(np.float32)
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from bart_export.errors import EngineError
-from bart_export.runtime.scores import CLASSES, kth_largest, largest, log_normalizers
+from bart_export.runtime.logits import CLASSES, kth_largest, largest, log_normalizers
 
 SIZES = (1, 6, CLASSES - 1, CLASSES, CLASSES + 1, 3 * CLASSES, 50265)
 

@@ -6,7 +6,7 @@ import pytest
 from bart_export import contract
 from bart_export.config import BartConfig
 from bart_export.errors import InputError
-from bart_export.runtime.sizing import Buckets, fill_rows
+from bart_export.runtime.engine import Buckets, fill_rows
 
 CONFIG = BartConfig(
     vocabulary_size=40, num_layers=1, num_heads=1, hidden_dim=4, intermediate_dim=4,

@@ -225,7 +225,9 @@ def test_one_of_another_model_is_not_used(artifact, distilled_artifact):
 def test_one_of_another_library_or_processor_is_not_used(artifact, monkeypatch, what):
     generate(artifact.directory)
     if what == "library":
-        monkeypatch.setattr("bart_export.runtime.litert.library", lambda: "ai-edge-litert 9.9")
+        monkeypatch.setattr(
+            "bart_export.runtime.weight_cache.litert_version", lambda: "ai-edge-litert 9.9"
+        )
     else:
         monkeypatch.setattr("platform.machine", lambda: "another")
     generate(artifact.directory)

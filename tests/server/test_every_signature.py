@@ -25,7 +25,8 @@ from bart_export import contract
 from bart_export.export.options import SavedModelOptions, TfliteOptions
 from bart_export.export.pipeline import export
 from bart_export.recipes.table import RECIPES
-from bart_export.runtime.generator import GeneratedSequence, Generator
+from bart_export.runtime.generator import Generator
+from bart_export.runtime.results import GeneratedSequence
 from bart_export.server.options import ServeOptions
 from bart_export.server.serve import running
 from bart_export.server.sources import LITERT, TENSORFLOW, ServedModel

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from bart_export.config import GenerationConfig
 from bart_export.errors import InputError
-from bart_export.runtime.generator import GeneratedSequence, Result, Timings
+from bart_export.runtime.results import GeneratedSequence, Result, Timings
 from bart_export.server.status import Code, StatusError
 from support.arithmetic import PREDICT, STRING, signature
 

@@ -7,7 +7,7 @@ import yaml
 from bart_export.artifact.artifact import Draft
 from bart_export.export.deployment.deployment import write
 from bart_export.export.deployment.memory import Memory
-from bart_export.runtime.model_info import ModelInfo
+from bart_export.runtime.generator import ModelInfo
 from bart_export.verify.golden import TEXTS
 
 MEMORY = Memory(loaded=700 * 2**20, peak=1900 * 2**20)

@@ -17,7 +17,7 @@ from bart_export.graph.parameters import InferenceParameters
 from bart_export.model import BartBackbone
 from bart_export.recipes.table import RECIPES
 from bart_export.runtime.compiled_model import open_compiled_model
-from bart_export.runtime.model_info import ModelInfo
+from bart_export.runtime.generator import ModelInfo
 from bart_export.verify import golden, verify, weights
 from bart_export.verify.gate import File, Gate
 from bart_export.verify.reference import Float64Reference, KerasReference

@@ -11,8 +11,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from bart_export.errors import InputError, TokenizerError
 from bart_export.text.added_tokens import LONGEST, MOST, AddedToken, is_word, read_added_tokens
-from bart_export.text.detokenizer import IncrementalDetokenizer
-from bart_export.text.tokenizer import BartTokenizer
+from bart_export.text.tokenizer import BartTokenizer, IncrementalDetokenizer
 from bart_export.text.vocabulary import SPECIAL_TOKENS
 
 MERGES = [("Ġ", "a"), ("a", "a"), ("Ġ", "Ġ"), ("'", "s"), ("a", "b")]

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from bart_export.errors import InputError
-from bart_export.text.detokenizer import IncrementalDetokenizer, generated_text
-from bart_export.text.tokenizer import BartTokenizer
+from bart_export.text.tokenizer import BartTokenizer, IncrementalDetokenizer, generated_text
 from bart_export.text.vocabulary import BYTE_SYMBOLS
 
 DATA = Path(__file__).parents[1] / "data"

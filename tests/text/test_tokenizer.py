@@ -223,7 +223,7 @@ def test_a_file_that_is_missing_or_not_text_is_refused_by_name(tmp_path, name):
 
 def test_opening_a_tokenizer_imports_no_tensor_library():
     program = (
-        "import sys; from bart_export.text.detokenizer import IncrementalDetokenizer; "
+        "import sys; from bart_export.text.tokenizer import IncrementalDetokenizer; "
         "heavy = {'tensorflow', 'keras', 'numpy', 'huggingface_hub', 'transformers'}; "
         "print(*(heavy & set(sys.modules)))"
     )

@@ -23,7 +23,7 @@ from bart_export.export.deployment.requests import (
     largest_request,
     warm_up_requests,
 )
-from bart_export.runtime.model_info import ModelInfo
+from bart_export.runtime.generator import ModelInfo
 from bart_export.server import warmup
 
 TEMPLATES = pathlib.Path(__file__).parent / "templates"

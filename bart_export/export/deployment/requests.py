@@ -13,7 +13,7 @@ import numpy as np
 
 from bart_export import contract
 from bart_export.config import GenerationConfig
-from bart_export.runtime.model_info import ModelInfo
+from bart_export.runtime.generator import ModelInfo
 from bart_export.server import messages, tensors
 
 # Rows of a full batch; the same number stands, with its reason, in batching_params.pbtxt.

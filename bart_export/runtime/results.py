@@ -1,30 +1,82 @@
-"""Streams: generations whose text comes in pieces, on an engine that runs one at a time.
-
-An engine's buffers belong to the generation that was begun last. A `Turn` says which one that is: a
-stream that wants to begin first runs the one before it to its end, whichever thread that belongs
-to, and leaves its pieces there for whoever reads them. So no generation waits for a reader, none is
-lost, and a stream that was closed or dropped takes no more time.
-"""
+"""Results of generations, and streams of their pieces on an engine that runs one at a time."""
 
 import collections
+import dataclasses
 import threading
 import weakref
 from collections.abc import Callable, Generator, Iterator
-from typing import Any, Generic, TypeVar
 
 from bart_export.errors import EngineError
 
-Result = TypeVar("Result")
+
+@dataclasses.dataclass(frozen=True)
+class Timings:
+    """Seconds spent encoding and decoding, and the number of generated tokens."""
+
+    encode: float
+    decode: float
+    tokens: int
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Generated tokens, without the start token, per second of decoding."""
+        return self.tokens / self.decode if self.decode else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratedSequence:
+    """A generated text, its token ids including the start token, and its score."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    score: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """The result of one source text.
+
+    `sequences` has the `num_return_sequences` best texts, best first; `text`, `token_ids` and
+    `score` are those of the first. With beams a score is the sum of log-probabilities divided by
+    generated length ** `length_penalty`; otherwise it is the sum, before any processor or filter.
+    `truncated` is True if only the beginning of the source was read.
+    """
+
+    sequences: tuple[GeneratedSequence, ...]
+    source_token_ids: tuple[int, ...]
+    timings: Timings
+    truncated: bool = False
+
+    @property
+    def text(self) -> str:
+        """The best text."""
+        return self.sequences[0].text
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """The token ids of the best text, including the start token."""
+        return self.sequences[0].token_ids
+
+    @property
+    def score(self) -> float:
+        """The score of the best text."""
+        return self.sequences[0].score
 
 
 class Turn:
-    """Which stream's generation is on an engine, and the lock of all that use the engine."""
+    """Which stream's generation is on an engine, and the lock of all that use the engine.
+
+    An engine's buffers belong to the generation that was begun last. A stream that wants to begin
+    first runs the one before it to its end, whichever thread that belongs to, and leaves its pieces
+    there for its reader. So no generation waits for a reader, none is lost, and a stream that was
+    closed or dropped takes no more time.
+    """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.stream: Callable[[], Stream[Any] | None] = lambda: None
+        self.stream: Callable[[], Stream | None] = lambda: None
 
-    def take(self, stream: "Stream[Any]") -> None:
+    def take(self, stream: "Stream") -> None:
         """Give the engine to a stream, after the one that has it has run to its end."""
         before = self.stream()
         if before is not None and before is not stream:
@@ -38,7 +90,7 @@ class Turn:
             before.stop(EngineError(reason))
 
 
-class Stream(Iterator[str], Generic[Result]):
+class Stream(Iterator[str]):
     """An iterator over the pieces of a generated text, each as soon as it is certain.
 
     Thread-safe. A stream may be left unfinished: the next generation on the same engine first
