@@ -82,8 +82,8 @@ class BartTokenizer:
                 f"The vocabulary must have every added token, received {missing[0]!r} without id."
             )
         own = [token for token in self.added_tokens if token.content not in SPECIAL_TOKENS]
-        self._plain = Cutter(own, vocabulary)
-        self._special = Cutter(self.added_tokens, vocabulary)
+        # Without and with BART's special tokens.
+        self._cutters = Cutter(own, vocabulary), Cutter(self.added_tokens, vocabulary)
         self._added = {vocabulary[content]: content.encode() for content in by_content}
         self.start_token_id = vocabulary[START]
         self.pad_token_id = vocabulary[PAD]
@@ -185,7 +185,7 @@ class BartTokenizer:
         """
         byte_length(text)
         ids: list[int] = []
-        for piece in self._cutter(special_tokens).cut(text):
+        for piece in self._cutters[special_tokens].cut(text):
             ids.extend([piece] if isinstance(piece, int) else self._bpe.encode(piece).ids)
         return ids
 
@@ -229,12 +229,9 @@ class BartTokenizer:
         ids = self._beginning(text, room + 1, special_tokens)
         return [self.start_token_id, *ids[:room], self.end_token_id], len(ids) > room
 
-    def _cutter(self, special_tokens: bool) -> Cutter:
-        return self._special if special_tokens else self._plain
-
     def _least(self, text: str, special_tokens: bool) -> int:
         """Return how many tokens a text has if all are of the longest."""
-        pieces = self._cutter(special_tokens).cut(text)
+        pieces = self._cutters[special_tokens].cut(text)
         return sum(
             1 if isinstance(piece, int) else -(-byte_length(piece) // self._longest)
             for piece in pieces
@@ -243,7 +240,7 @@ class BartTokenizer:
     def _beginning(self, text: str, count: int, special_tokens: bool) -> list[int]:
         """Return the first `count` ids of a text, or all."""
         ids: list[int] = []
-        for piece in self._cutter(special_tokens).cut(text):
+        for piece in self._cutters[special_tokens].cut(text):
             if len(ids) >= count:
                 break
             ids.extend([piece] if isinstance(piece, int) else self._first(piece, count - len(ids)))
@@ -315,8 +312,14 @@ def byte_length(text: str) -> int:
     """
     try:
         return len(text.encode())
-    except (AttributeError, UnicodeEncodeError):
-        raise not_a_text(text) from None
+    except AttributeError:
+        raise InputError(f"The text must be a str, received a {type(text).__name__}.") from None
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"The text must be valid Unicode, received the lone surrogate "
+            f"U+{ord(text[error.start]):04X} at position {error.start}. Decode its bytes with "
+            "errors='replace' first."
+        ) from None
 
 
 def room_within(max_length: int) -> int:
@@ -337,17 +340,6 @@ def too_long(max_length: int, received: str) -> InputError:
     return InputError(
         f"The text must have at most {max_length} tokens, start and end included, received "
         f"{received}. Shorten it, or truncate to keep its beginning."
-    )
-
-
-def not_a_text(value: object) -> InputError:
-    """Return the error for what `tokenizers` does not take for a string."""
-    if not isinstance(value, str):
-        return InputError(f"The text must be a str, received a {type(value).__name__}.")
-    position = next(i for i, character in enumerate(value) if "\ud800" <= character <= "\udfff")
-    return InputError(
-        f"The text must be valid Unicode, received the lone surrogate U+{ord(value[position]):04X} "
-        f"at position {position}. Decode its bytes with errors='replace' first."
     )
 
 
