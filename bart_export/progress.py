@@ -1,15 +1,15 @@
-"""What is drawn for a person: the progress of long work, and the console that tables go to.
+"""Output for a person: the progress of long work, tables, and generated texts.
 
-A stage's name and a bar are shown on a terminal, nothing anywhere else.
-
-The bar is drawn on a copy of standard error, so that silencing native libraries (`quiet`) does not
-take the bar away as well. rich is imported only where there is a terminal to draw on.
+A stage's name and a bar are shown on a terminal only. The bar is drawn on a copy of standard error,
+so that silencing native libraries (`quiet`) does not take it away. rich is imported when something
+is drawn.
 """
 
 import contextlib
+import dataclasses
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,6 +18,7 @@ from bart_export.errors import printable_lines
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
     from rich.text import Text
 
 Stage = Callable[[str], None]
@@ -34,6 +35,50 @@ def console() -> "Console":
 
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDE
     return Plain(width=width, markup=False, emoji=False)
+
+
+Show = Callable[[Any], str]
+
+
+def decimals(digits: int, scale: float = 1) -> Show:
+    """Return what writes a figure into a table, a dash for none."""
+    return lambda value: "–" if value is None else f"{value * scale:.{digits}f}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A column of a table: its head, the unit below it, and the field of a row that it shows."""
+
+    head: str
+    unit: str
+    field: str
+    show: Show = str
+
+    @property
+    def is_figure(self) -> bool:
+        """Whether the column has a figure, and not what was measured."""
+        return self.show is not str
+
+
+def table(title: str, columns: Sequence[Column], rows: Iterable[object]) -> "Table":
+    """Return a table with a line for each row."""
+    heads = [f"{column.head}\n{column.unit}".strip() for column in columns]
+    lines = [[column.show(getattr(row, column.field)) for column in columns] for row in rows]
+    return filled(title, heads, lines)
+
+
+def filled(title: str, heads: Sequence[str], lines: Iterable[Iterable[str]]) -> "Table":
+    """Return a table of lines whose cells but the first hold numbers."""
+    from rich import box
+    from rich.table import Table
+
+    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    made.add_column(heads[0], overflow="fold")  # a name is broken before a number is
+    for head in heads[1:]:
+        made.add_column(head, justify="right", no_wrap=True)
+    for line in lines:
+        made.add_row(*line)
+    return made
 
 
 def say(text: str, *, end: str = "\n") -> None:

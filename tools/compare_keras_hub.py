@@ -30,8 +30,7 @@ import numpy as np
 from measuring import command, take_turns
 from rich.table import Table
 
-from bart_export.bench import machine
-from bart_export.bench.work import random_source
+from bart_export.bench.measurements import host, random_source
 from bart_export.checkpoints import resolve
 from bart_export.checkpoints.checkpoint import Checkpoint
 from bart_export.config import GenerationConfig
@@ -126,7 +125,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "source": arguments.source,
         "new_tokens": arguments.new_tokens,
-        "machine": machine.describe(),
+        "machine": host().to_dict(),
         "keras_hub": keras_hub.__version__,
         "seconds": medians,
         "times_faster": {name: medians[name] / medians[OURS] for name in PEERS},

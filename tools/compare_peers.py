@@ -39,8 +39,7 @@ from rich.console import Group
 from rich.table import Table
 
 from bart_export.artifact.artifact import Artifact
-from bart_export.bench import machine
-from bart_export.bench.work import random_source
+from bart_export.bench.measurements import host, random_source
 from bart_export.checkpoints import resolve
 from bart_export.checkpoints.checkpoint import Checkpoint
 from bart_export.config import GenerationConfig
@@ -183,7 +182,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
         }
         seconds = take_turns(works, arguments.runs)
     return {
-        "machine": machine.describe(),
+        "machine": host().to_dict(),
         "environment": {name: value for name, value in os.environ.items() if name[:4] == "CT2_"},
         "settings": {
             "new_tokens": new_tokens,

@@ -1,29 +1,75 @@
-"""A short measurement of exported files, for the report that goes with them.
+"""The speed of exported files, measured with random sources and a forced number of new tokens.
 
-The longest source is encoded and decoded, with a single beam and with the model's own. Files take
-turns, and a figure is the median of its rounds beside the least and the most of them; `bench`
-measures more, and at leisure.
+`measure` is the short measurement whose figures go into the manifest of an export; `bench` measures
+more. Files of one artifact do the same work and take turns.
 """
 
+import contextlib
 import dataclasses
+import importlib.metadata
+import os
+import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+import numpy as np
+
+import bart_export
 from bart_export.artifact.figures import Machine, MeasuredLength, Measurement
-from bart_export.bench import machine
-from bart_export.bench.work import forced_settings, misfit, random_source
 from bart_export.config import GenerationConfig
 from bart_export.contract import StaticShapes
-from bart_export.runtime.engine import Engine, available_cores
+from bart_export.runtime.engine import Engine, FloatArray, IntArray, available_cores
 from bart_export.runtime.generator import ModelInfo
 from bart_export.runtime.search import run, search
 
 LONGEST_SOURCE, MOST_NEW_TOKENS = 512, 64
 ROUNDS = 9
 ENOUGH = 4.0  # seconds for each file after which no other round begins
+PACKAGES = ("ai-edge-litert", "tflite-runtime", "numpy", "tokenizers")
+
+
+@dataclasses.dataclass(frozen=True)
+class Host(Machine):
+    """A machine and its state.
+
+    `load` is the mean number of processes that wanted a core over the last minute, None where the
+    system does not say.
+    """
+
+    load: float | None = None
+    system: str = ""
+    python: str = ""
+
+
+def machine() -> Machine:
+    """Return the machine and the versions of what runs on it; packages not installed are left out.
+
+    `cores` are those that this process may use.
+    """
+    versions = {"bart-export": bart_export.__version__}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return Machine(processor(), platform.machine(), available_cores(), versions)
+
+
+def host() -> Host:
+    """Return the machine and its state."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    about = vars(machine())
+    return Host(**about, load=load, system=platform.platform(), python=platform.python_version())
+
+
+def processor() -> str:
+    """Return the processor's name, as exactly as the system gives it."""
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+        for line in file:
+            if line.startswith(("model name", "Model")):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,12 +80,87 @@ class Measured:
     open: Callable[[], AbstractContextManager[Engine]]
 
 
-# Source tokens, beams and new tokens → seconds of each round: of the encoder, and of all.
-Times = dict[tuple[int, int, int], list[tuple[float, float]]]
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """The seconds of one generation: the encoder, the median call of the decoder, and in all."""
+
+    encode: float
+    step: float
+    total: float
+
+
+def room(shapes: StaticShapes | None, positions: int) -> tuple[int, int]:
+    """Return how many source tokens and new tokens a file of a model takes at most."""
+    if shapes is None:
+        return positions, positions - 1  # the start token has one, too
+    return max(shapes.source_lengths), shapes.target_length - 1
+
+
+def unsupported_reason(
+    shapes: StaticShapes | None, source: int, num_beams: int, new_tokens: int
+) -> str | None:
+    """Return why a file of some shapes cannot do what its model can, None if it can."""
+    if shapes is None:
+        return None
+    sources, tokens = room(shapes, 0)
+    for what, value, most in (
+        ("source tokens", source, sources),
+        ("beams", num_beams, max(shapes.num_beams)),
+        ("new tokens", new_tokens, tokens),
+    ):
+        if value > most:
+            return f"the static build takes {most} {what} at most"
+    return None
+
+
+def forced_settings(
+    generation: GenerationConfig, new_tokens: int, num_beams: int
+) -> GenerationConfig:
+    """Return settings that generate exactly `new_tokens` tokens.
+
+    Only the token ids of a model's own settings are kept, so that different models do the same
+    work.
+    """
+    ids = {
+        name: value
+        for name, value in generation.to_dict().items()
+        if name.endswith("_token_id") and not name.startswith("forced_")
+    }
+    length = new_tokens + 1
+    return GenerationConfig(max_length=length, min_length=length, num_beams=num_beams, **ids)
+
+
+def random_source(vocabulary_size: int, length: int) -> list[int]:
+    """Return token ids of a source, the same for the same arguments."""
+    ids: list[int] = np.random.default_rng(0).integers(0, vocabulary_size, length).tolist()
+    return ids
+
+
+def generate(engine: Engine, source: Sequence[int], settings: GenerationConfig) -> Timing:
+    """Generate once and return the time it took."""
+    steps = []
+
+    def step(state: Any, token_ids: IntArray, beam_index: IntArray) -> tuple[FloatArray, Any]:
+        before = time.perf_counter()
+        result = engine.step(state, token_ids, beam_index)
+        steps.append(time.perf_counter() - before)
+        return result
+
+    began = time.perf_counter()
+    state = engine.start(source, settings.num_beams, settings.max_length)
+    encode = time.perf_counter() - began
+    run(search(settings), step, state)
+    return Timing(encode, statistics.median(steps), time.perf_counter() - began)
+
+
+# Source tokens, beams and new tokens → the timing of each round.
+Timings = dict[tuple[int, int, int], list[Timing]]
 
 
 def measure(files: Mapping[str, Measured], info: ModelInfo, export: int) -> list[Measurement]:
     """Measure files, by their names in the manifest.
+
+    The longest source is encoded and decoded, with a single beam and with the model's own number.
 
     Args:
         files: what to measure.
@@ -50,28 +171,22 @@ def measure(files: Mapping[str, Measured], info: ModelInfo, export: int) -> list
     Returns:
         A measurement of each file.
     """
-    times: dict[str, Times] = {name: {} for name in files}
+    timings: dict[str, Timings] = {name: {} for name in files}
     began, rounds = time.perf_counter(), 0
     while rounds < ROUNDS:
         for name, file in files.items():
-            measure_once(file, info, times[name])
+            measure_once(file, info, timings[name])
         rounds += 1
         if time.perf_counter() - began > ENOUGH * len(files):
             break
-    about = machine.describe()
-    names = ("processor", "architecture", "cores", "versions")
-    place = Machine(**{name: about[name] for name in names})
+    place, cores = machine(), available_cores()
     return [
         Measurement(
-            name,
-            export,
-            place,
-            available_cores(),
-            rounds,
-            tuple(summary(work, seconds) for work, seconds in times[name].items()),
+            name, export, place, cores, rounds,
+            tuple(measured_length(*work, rows) for work, rows in timings[name].items()),
         )
         for name in files
-    ]
+    ]  # fmt: skip
 
 
 def work_of(info: ModelInfo) -> tuple[int, int, list[int]]:
@@ -81,40 +196,30 @@ def work_of(info: ModelInfo) -> tuple[int, int, list[int]]:
     return source, new_tokens, sorted({1, info.generation.num_beams})
 
 
-def measure_once(file: Measured, info: ModelInfo, times: Times) -> None:
-    """Open a file, generate once with each number of beams, and add the seconds to `times`."""
+def measure_once(file: Measured, info: ModelInfo, timings: Timings) -> None:
+    """Open a file, generate once with each number of beams, and add the times to `timings`."""
     source, new_tokens, num_beams = work_of(info)
     with file.open() as engine:
         ids = random_source(engine.config.vocabulary_size, source)
         for beams in num_beams:
-            if misfit(file.shapes, source, beams, new_tokens):
+            if unsupported_reason(file.shapes, source, beams, new_tokens):
                 continue
             generate(engine, ids, forced_settings(info.generation, 1, beams))  # buffers in place
-            clock = generate(engine, ids, forced_settings(info.generation, new_tokens, beams))
-            seconds = (clock[1] - clock[0], clock[-1] - clock[0])
-            times.setdefault((source, beams, new_tokens), []).append(seconds)
+            timing = generate(engine, ids, forced_settings(info.generation, new_tokens, beams))
+            timings.setdefault((source, beams, new_tokens), []).append(timing)
 
 
-def generate(engine: Engine, source: Sequence[int], settings: GenerationConfig) -> list[float]:
-    """Generate and return the clock: at the beginning, after the encoder, and after each token."""
-    clock = [time.perf_counter()]
-    state = engine.start(source, settings.num_beams, settings.max_length)
-
-    def step(*arguments: Any) -> Any:
-        clock.append(time.perf_counter())
-        return engine.step(*arguments)
-
-    run(search(settings), step, state)
-    return [*clock, time.perf_counter()]
-
-
-def summary(work: tuple[int, int, int], rounds: Sequence[tuple[float, float]]) -> MeasuredLength:
-    """Return what some rounds took: medians, and the extremes of the whole."""
-    encode, whole = zip(*rounds, strict=True)
+def measured_length(
+    source: int, num_beams: int, new_tokens: int, rounds: Sequence[Timing]
+) -> MeasuredLength:
+    """Return what some rounds took: medians, and the extremes of the total."""
+    totals = [timing.total for timing in rounds]
     return MeasuredLength(
-        *work,
-        encode_seconds=statistics.median(encode),
-        seconds=statistics.median(whole),
-        fastest=min(whole),
-        slowest=max(whole),
+        source,
+        num_beams,
+        new_tokens,
+        encode_seconds=statistics.median(timing.encode for timing in rounds),
+        seconds=statistics.median(totals),
+        fastest=min(totals),
+        slowest=max(totals),
     )

@@ -1,11 +1,11 @@
-"""A server that is asked for more than it can do: what it answers, how late, and what it takes.
+"""A server that is asked for more than it can do: what it answers, how late, and its memory.
 
-A server and its clients go in; figures come out. First the clients find out how much the server can
-answer, and what it answers when it has time; then requests come at twice that rate, whatever
-becomes of them. Nothing here knows what is asked, or what a figure should be.
+First the clients find out how much the server can answer, and what it answers when it has time;
+then requests come at twice that rate, whatever becomes of them.
 """
 
 import collections
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,71 +13,91 @@ from typing import Any
 
 import numpy as np
 
-from bart_export.bench.serving_client import FRONTS, OK, REFUSED, Answer, ClientProcess
-from bart_export.bench.serving_process import ServerProcess
+from bart_export.bench.serving import FRONTS, OK, REFUSED, Answer, Clients
 from bart_export.errors import EngineError
 from bart_export.server.options import ServeOptions
 
 TIMES = 2.0  # how much more is asked than can be answered
 UNLOADED = 48  # requests by themselves, whose 99th percentile is what others are held to
-CAPACITY_CLIENTS = 8
-CAPACITY_REQUESTS = 64
+CAPACITY_CLIENTS, CAPACITY_REQUESTS = 8, 64
 SPARE_CLIENTS = 32  # threads for requests beyond those that can wait in the server
 SAMPLE_SECONDS = 5.0
 SETTLED_SECONDS = 60.0  # memory is to be flat from then on, in a shorter run from its half on
 
 
-def measure(
-    server: ServerProcess, clients: ClientProcess, options: ServeOptions, seconds: float
-) -> dict[str, Any]:
-    """Ask a server for twice of what it can answer.
+@dataclasses.dataclass(frozen=True)
+class OverloadRow:
+    """How a server withstands twice the load that it can answer, for some `seconds`.
 
-    Args:
-        server: the server.
-        clients: that ask it.
-        options: of the server.
-        seconds: for how long.
-
-    Returns:
-        `capacity` and `rate` in requests per second; how many `requests` were `accepted`,
-        `refused` and answered by an `other` status (which, and how often), how many of the accepted
-        were answered otherwise than without load (`wrong`); `unloaded_p99_seconds`,
-        `accepted_p99_seconds`; `resident_bytes`, rows of seconds and bytes, and `resident_spread`,
-        by how much of the least the most is more once the server has settled.
+    `capacity` and `rate` are requests per second. Of the `requests`, `other` counts those that were
+    neither accepted nor refused, by status, and `wrong` those that were accepted and answered
+    otherwise than without load. `resident_bytes` are rows of seconds and bytes, `resident_spread`
+    is by how much of the least the most is more once the server has settled.
     """
+
+    engine: str
+    seconds: float
+    capacity: float
+    rate: float
+    requests: int
+    accepted: int
+    refused: int
+    other: Mapping[str, int]
+    wrong: int
+    unloaded_p99_seconds: float
+    accepted_p99_seconds: float | None
+    resident_bytes: Sequence[Sequence[float]]
+    resident_spread: float | None
+
+    def __str__(self) -> str:
+        p99, spread = self.accepted_p99_seconds, self.resident_spread
+        later = "nothing was accepted"
+        if p99 is not None:
+            later = f"{p99 / self.unloaded_p99_seconds:.2f} × without load"
+        memory = "unknown" if spread is None else f"within {spread:.1%}"
+        return (
+            f"{self.engine}, {self.rate:.1f} requests per s for {self.seconds:g} s, of which it "
+            f"can answer {self.capacity:.1f}: {self.accepted} of {self.requests} accepted, "
+            f"{self.wrong} of them wrong, {self.refused} refused, other answers: "
+            f"{self.other or 'none'}; p99 of accepted requests {later}; memory {memory}"
+        )
+
+
+def measure(engine: str, clients: Clients, options: ServeOptions, seconds: float) -> OverloadRow:
+    """Ask a server, whose engine and options these are, for twice of what it can answer."""
     unloaded = [
         answer for front in FRONTS for answer in clients.in_turn(front, 1, UNLOADED // 2)[1]
     ]
     if {answer.status for answer in unloaded} != {OK}:
         raise EngineError("A server without load should answer every request, but it did not.")
-    expected = {answer.question: answer.digest for answer in unloaded}
+    expected = {answer.question: answer.token_ids for answer in unloaded}
     took, answers = clients.in_turn("rest", CAPACITY_CLIENTS, CAPACITY_REQUESTS)
     capacity = sum(answer.status == OK for answer in answers) / took
     rate = TIMES * capacity
     with ThreadPoolExecutor(1) as executor:
         waiting = (options.workers or 1) + options.queue_size + SPARE_CLIENTS
         future = executor.submit(clients.steadily, rate, seconds, waiting)
-        resident = sampled(server, future)
+        resident = sampled(clients, future)
     _, answers = future.result()
-    return {
-        "seconds": seconds,
-        "capacity": capacity,
-        "rate": rate,
+    accepted = [answer.seconds for answer in answers if answer.status == OK]
+    return OverloadRow(
+        engine,
+        seconds,
+        capacity,
+        rate,
         **counts(answers, expected),
-        "unloaded_p99_seconds": percentile([answer.seconds for answer in unloaded], 99),
-        "accepted_p99_seconds": percentile(
-            [answer.seconds for answer in answers if answer.status == OK], 99
-        ),
-        "resident_bytes": resident,
-        "resident_spread": spread(resident, min(SETTLED_SECONDS, seconds / 2)),
-    }
+        unloaded_p99_seconds=float(np.percentile([answer.seconds for answer in unloaded], 99)),
+        accepted_p99_seconds=percentile(accepted, 99),
+        resident_bytes=resident,
+        resident_spread=spread(resident, min(SETTLED_SECONDS, seconds / 2)),
+    )
 
 
-def counts(answers: Sequence[Answer], expected: dict[int, str]) -> dict[str, Any]:
+def counts(answers: Sequence[Answer], expected: Mapping[int, bytes]) -> dict[str, Any]:
     """Return how many requests ended how."""
     statuses = collections.Counter(answer.status for answer in answers)
     wrong = sum(
-        answer.status == OK and answer.digest != expected[answer.question] for answer in answers
+        answer.status == OK and answer.token_ids != expected[answer.question] for answer in answers
     )
     return {
         "requests": len(answers),
@@ -88,12 +108,12 @@ def counts(answers: Sequence[Answer], expected: dict[int, str]) -> dict[str, Any
     }
 
 
-def sampled(server: ServerProcess, future: "Future[Any]") -> list[list[float]]:
-    """Return the memory of a server every few seconds, until `future` is done."""
+def sampled(clients: Clients, future: "Future[Any]") -> list[list[float]]:
+    """Return the memory of the clients' server every few seconds, until `future` is done."""
     began = time.perf_counter()
     rows: list[list[float]] = []
     while not future.done():
-        resident = server.resident_bytes()
+        resident = clients.server.resident_bytes()
         if resident is not None:
             rows.append([time.perf_counter() - began, resident])
         until = len(rows) * SAMPLE_SECONDS + began
@@ -111,18 +131,3 @@ def spread(rows: Sequence[Sequence[float]], since: float) -> float | None:
 def percentile(values: Sequence[float], percent: float) -> float | None:
     """Return a percentile, None of nothing."""
     return float(np.percentile(values, percent)) if values else None
-
-
-def text(row: Mapping[str, Any]) -> str:
-    """Return a row of the report, that of one engine, as a sentence or two."""
-    p99, unloaded, spreading = (
-        row[name] for name in ("accepted_p99_seconds", "unloaded_p99_seconds", "resident_spread")
-    )
-    later = "nothing was accepted" if p99 is None else f"{p99 / unloaded:.2f} × without load"
-    memory = "unknown" if spreading is None else f"within {spreading:.1%}"
-    return (
-        f"{row['engine']}, {row['rate']:.1f} requests per s for {row['seconds']:g} s, of which it "
-        f"can answer {row['capacity']:.1f}: {row['accepted']} of {row['requests']} accepted, "
-        f"{row['wrong']} of them wrong, {row['refused']} refused, other answers: "
-        f"{row['other'] or 'none'}; p99 of accepted requests {later}; memory {memory}"
-    )

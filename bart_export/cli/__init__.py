@@ -1,1 +1,98 @@
-"""The command line, one module a command."""
+"""The command line: a module for each command, and here the options that several of them have."""
+
+import math
+import pathlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bart_export.config import MOST_THREADS
+from bart_export.errors import did_you_mean
+from bart_export.recipes import metrics
+from bart_export.recipes.table import LITERT
+
+if TYPE_CHECKING:  # a generic class, of which click's releases know different things
+    ParamType = click.ParamType[Any]
+else:
+    ParamType = click.ParamType
+
+PATH = click.Path(path_type=pathlib.Path)
+COUNT = click.IntRange(min=1)
+THREADS = click.IntRange(1, MOST_THREADS)
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+class Seconds(click.FloatRange):
+    """A time of at most thirty years: the clocks of the platform do not reach much farther."""
+
+    def __init__(self, *, min_open: bool = False) -> None:
+        super().__init__(0, 1_000_000_000, min_open=min_open)
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        """Return the number; NaN, which no range refuses, is none."""
+        number: float = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number of seconds.", param, ctx)
+        return number
+
+
+class Engine(ParamType):
+    """One of the engines that a command can use; litert may be called by its package's name."""
+
+    name = "engine"
+
+    def __init__(self, *engines: str) -> None:
+        self.engines = engines
+
+    def get_metavar(self, param: Any, ctx: Any = None) -> str:
+        """Return the engines, as a choice has them."""
+        return f"[{'|'.join(self.engines)}]"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str:
+        """Return the engine's name."""
+        name = "litert" if value == LITERT else str(value)
+        if name not in self.engines:
+            self.fail(
+                f"An engine must be one of {', '.join(self.engines)}, received {name!r}."
+                f"{did_you_mean(name, self.engines)}",
+                param,
+                ctx,
+            )
+        return name
+
+
+def values(*names: str, kind: ParamType = click.STRING, **settings: Any) -> Decorator:
+    """Return an option that takes several values, with commas between them.
+
+    The option may also be repeated. The command receives a tuple, () where it is not given.
+    """
+
+    def split(context: click.Context, option: click.Parameter, given: tuple[str, ...]) -> Any:
+        words = (word for text in given for word in text.split(","))
+        return tuple(kind.convert(word, option, context) for word in words)
+
+    return click.option(*names, multiple=True, callback=split, **settings)
+
+
+def texts(flag: str, use: str, default: str, references: bool = True) -> Decorator:
+    """Return an option that names a file of texts."""
+    optional = ' and optionally a "reference"' if references else ""
+    return click.option(
+        flag,
+        type=PATH,
+        metavar="FILE.jsonl",
+        help=f'Texts to {use}: objects with a "text"{optional}. {default}',
+    )
+
+
+def bounds(flag: str, use: str, **settings: Any) -> Decorator:
+    """Return an option that takes bounds on metrics."""
+    return values(
+        flag,
+        "bounds",
+        metavar="NAME=VALUE,...",
+        help=f"{use} NAME is one of {', '.join(metrics.METRICS)}.",
+        **settings,
+    )

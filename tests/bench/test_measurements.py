@@ -5,7 +5,7 @@ import contextlib
 import pytest
 
 from bart_export.bench import measurements
-from bart_export.bench.measurements import Measured
+from bart_export.bench.measurements import Measured, Timing
 from bart_export.config import GenerationConfig
 from bart_export.contract import StaticShapes
 from bart_export.runtime.engines import open_engine
@@ -56,8 +56,8 @@ def test_a_row_has_every_number_of_beams_that_a_file_has_room_for(files, symmetr
 
 
 def test_a_figure_is_the_median_of_its_rounds_beside_their_ends():
-    rounds = [(0.1, 1.0), (0.3, 5.0), (0.2, 2.0)]
-    assert measurements.summary((64, 4, 31), rounds).to_dict() == {
+    rounds = [Timing(0.1, 0, 1.0), Timing(0.3, 0, 5.0), Timing(0.2, 0, 2.0)]
+    assert measurements.measured_length(64, 4, 31, rounds).to_dict() == {
         "source": 64, "num_beams": 4, "new_tokens": 31,
         "encode_seconds": 0.2, "seconds": 2.0, "fastest": 1.0, "slowest": 5.0,
     }  # fmt: skip
@@ -73,15 +73,6 @@ def test_files_take_turns_and_long_ones_are_asked_once(
     monkeypatch.setattr(measurements, "ENOUGH", 0.0)
     (row, _) = measurements.measure(files, model(symmetric_artifact), export=1)
     assert (row.rounds, opened) == (1, ["dynamic", "static"])
-
-
-def test_a_clock_has_the_encoder_and_every_token(symmetric_artifact):
-    ((file, _),) = symmetric_artifact.files("tflite").items()
-    engine = open_engine(symmetric_artifact, file, num_threads=1)
-    settings = measurements.forced_settings(symmetric_artifact.generation, 5, 2)
-    clock = measurements.generate(engine, [0, 5, 2], settings)
-    assert len(clock) == 2 + 5
-    assert clock == sorted(clock)
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,10 @@ from support import made_up_artifacts
 
 from bart_export.artifact import manifest_file
 from bart_export.artifact.figures import FileVerification
-from bart_export.bench import tables
 from bart_export.cli import inspect as inspection
 from bart_export.cli.main import main
 from bart_export.contract import saved_model_signatures
-from bart_export.progress import WIDE, console, counted
+from bart_export.progress import WIDE, console, counted, filled
 
 
 def inspect(*arguments):
@@ -162,7 +161,7 @@ def test_a_section_has_an_end():
 
 
 def test_a_table_has_no_markup_and_nothing_that_steers_a_terminal(capsys):
-    made = tables.filled("[/red]", ("[bold]a",), [("[/x] \x1b[2J\nb",)])
+    made = filled("[/red]", ("[bold]a",), [("[/x] \x1b[2J\nb",)])
     console().print(made, ":smile:")
     printed = capsys.readouterr().out
     assert r"[/x] \u001b[2J" in printed and "[bold]a" in printed and ":smile:" in printed
@@ -170,6 +169,4 @@ def test_a_table_has_no_markup_and_nothing_that_steers_a_terminal(capsys):
 
 
 def test_one_thing_is_not_several():
-    skipped = {"recipe": "float32", "build": "dynamic", "source": 512, "reason": "too long"}
-    assert "float32 with 1 beam: source" in tables.skip({**skipped, "num_beams": 1})
     assert [counted(number, "beam") for number in (0, 1, 4)] == ["0 beams", "1 beam", "4 beams"]

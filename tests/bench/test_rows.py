@@ -5,7 +5,8 @@ import json
 import pytest
 from rich.console import Console
 
-from bart_export.bench import comparison
+from bart_export.bench import rows
+from bart_export.bench.rows import Report
 from bart_export.errors import InputError
 
 FILE = {"recipe": "float32", "build": "dynamic"}
@@ -13,15 +14,17 @@ ASKED = {"num_threads": 2, "source": 64, "num_beams": 4, "new_tokens": 16}
 
 
 def made_up(size=100, cold=0.5, private=None, speed=10.0, threads=2):
-    """Return a report with a row in every list."""
+    """Return a report, as JSON has it, with a row in every list."""
     asked = {**ASKED, "num_threads": threads}
     way = {"num_threads": threads, "opening": "cold", "until": "text", "seconds": cold}
     speeds = {"encode_seconds": 2.0, "step_seconds": 1.0, "seconds": 4.0}
+    file = {"file": "tflite/float32.tflite", "bytes": size, "bytes_per_parameter": size / 10}
     return {
         "schema_version": 2,
-        "artifact": {"preset": "made_up", "parameter_count": 1},
-        "machine": {"processor": "a processor", "cores": 2},
-        "files": [{**FILE, "file": "tflite/float32.tflite", "bytes": size}],
+        "artifact": {"preset": "made_up", "parameter_count": 10},
+        "machine": {"processor": "a processor", "architecture": "one", "cores": 2},
+        "settings": {"new_tokens": 16, "num_threads": [threads], "runs": 1},
+        "files": [{**FILE, **file}],
         "openings": [{**FILE, **way}],
         "memory": [{**FILE, **asked, "private_bytes": private, "shared_bytes": 5}],
         "generation": [{**FILE, **asked, **speeds, "tokens_per_second": speed}],
@@ -29,18 +32,20 @@ def made_up(size=100, cold=0.5, private=None, speed=10.0, threads=2):
     }
 
 
-def printed(compared):
+def compare(here, there):
+    """Return a comparison as JSON has it, and as a terminal shows it."""
+    comparison = rows.compare(Report.from_dict(here), Report.from_dict(there))
     console = Console(width=200)
     with console.capture() as text:
-        console.print(comparison.tables(compared))
-    return text.get()
+        console.print(comparison.tables())
+    return comparison.to_dict(), text.get()
 
 
 def test_ratios_are_this_report_s_figures_over_the_other_s():
     here = made_up(size=150, cold=0.25, private=30, speed=40.0)
-    compared = comparison.compare(here, made_up(private=20))
-    (file,), (opening,), (memory,), (generation,) = (compared[name] for name in comparison.LISTS)
-    assert file == {**FILE, "bytes": 1.5}
+    compared, text = compare(here, made_up(private=20))
+    (file,), (opening,), (memory,), (generation,) = (compared[name] for name in rows.LISTS)
+    assert file == {**FILE, "bytes": 1.5, "bytes_per_parameter": 1.5}
     assert opening["seconds"] == 0.5
     assert (memory["private_bytes"], memory["shared_bytes"]) == (1.5, 1.0)
     assert generation == {
@@ -48,25 +53,25 @@ def test_ratios_are_this_report_s_figures_over_the_other_s():
         "tokens_per_second": 4.0,
     }  # fmt: skip
     assert compared["only_here"] == compared["only_there"] == []
-    lines = printed(compared).splitlines()
-    assert [line.split()[-1] for line in lines if line.startswith(" float32")] == [
-        "1.50", "–", "1.00", "4.00",
-    ]  # fmt: skip
-    assert "partner" not in printed(compared)
+    assert compared["machine"]["processor"] == "a processor"
+    lines = [line.split() for line in text.splitlines() if line.startswith(" float32")]
+    assert [line[-1] for line in lines] == ["1.50", "–", "1.00", "4.00"]
+    assert "made_up on a processor, 2 cores" in text
+    assert "partner" not in text
 
 
 def test_what_one_side_did_not_measure_has_no_ratio():
-    compared = comparison.compare(made_up(cold=None, private=None), made_up(private=20))
+    compared, _ = compare(made_up(cold=None, private=None), made_up(private=20))
     assert compared["openings"][0]["seconds"] is None
     assert compared["memory"][0]["private_bytes"] is None
 
 
 def test_rows_without_partner_are_counted_and_said_in_a_line():
-    compared = comparison.compare(made_up(threads=1), made_up(threads=8))
+    compared, text = compare(made_up(threads=1), made_up(threads=8))
     assert [row["list"] for row in compared["only_here"]] == ["openings", "memory", "generation"]
     assert {row["num_threads"] for row in compared["only_there"]} == {8}
-    assert "3 rows of this report have no partner: num_threads 1." in printed(compared)
-    assert "3 rows of the other have no partner: num_threads 8." in printed(compared)
+    assert "3 rows of this report have no partner: num_threads 1." in text
+    assert "3 rows of the other have no partner: num_threads 8." in text
 
 
 @pytest.mark.parametrize(
@@ -74,6 +79,7 @@ def test_rows_without_partner_are_counted_and_said_in_a_line():
     [
         (json.dumps({**made_up(), "schema_version": 1}), "schema version 2, received one of 1"),
         (json.dumps({"schema_version": 2}), "is no whole report: it lacks artifact"),
+        (json.dumps(made_up(cold="x")), "seconds must be a number, received"),
         ("[]", "received none"),
         ("no JSON", "received none"),
     ],
@@ -82,12 +88,12 @@ def test_what_is_no_report_of_this_schema_is_refused(tmp_path, content, words):
     path = tmp_path / "other.json"
     path.write_text(content)
     with pytest.raises(InputError, match=words) as error:
-        comparison.read(path)
+        rows.read(path)
     assert "\n" not in str(error.value)
 
 
 def test_a_report_is_read_as_it_was_written(tmp_path):
     (tmp_path / "other.json").write_text(json.dumps(made_up()))
-    assert comparison.read(tmp_path / "other.json") == made_up()
+    assert rows.read(tmp_path / "other.json").to_dict() == made_up()
     with pytest.raises(InputError, match="Cannot read the report"):
-        comparison.read(tmp_path / "missing.json")
+        rows.read(tmp_path / "missing.json")
