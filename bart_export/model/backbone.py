@@ -7,7 +7,6 @@ from typing import Any, TypeVar, cast
 
 import keras
 import numpy as np
-import numpy.typing as npt
 
 from bart_export import presets
 from bart_export.checkpoints import keras_preset, resolve
@@ -16,9 +15,10 @@ from bart_export.checkpoints.files import require_file
 from bart_export.checkpoints.keras_preset import KERAS_FIELDS
 from bart_export.checkpoints.keras_weights import import_h5py
 from bart_export.checkpoints.resolve import without_weights
+from bart_export.checkpoints.weights import Array
 from bart_export.config import BartConfig
 from bart_export.errors import CheckpointError, ConfigurationError, TokenizerError
-from bart_export.model.weights import WeightArrays, assign, weights_left_at_zero
+from bart_export.model.layers import weights_left_at_zero
 from bart_export.text.tokenizer import BartTokenizer
 
 LORA_SUFFIX = ".lora.h5"
@@ -91,7 +91,7 @@ class Backbone(keras.Model):
     def _with_weights(
         cls: type[AnyBackbone],
         arguments: dict[str, Any],
-        weights: Mapping[str, npt.NDArray[Any]],
+        weights: Mapping[str, Array],
     ) -> AnyBackbone:
         with weights_left_at_zero():
             backbone = cls(**arguments)
@@ -116,13 +116,16 @@ class Backbone(keras.Model):
             CheckpointError: if the directory is something else or cannot be written.
         """
         directory = Path(preset_dir)
+        earlier = None
+        if self.origin is None and (directory / "tokenizer.json").is_file():
+            earlier = resolve.read(directory, weights=False)
         keras_preset.write(
             directory,
             self.config,
             WeightArrays(self.named_weights()),
             dtype=self.dtype_policy.name,
             max_shard_size=max_shard_size,
-            **accompanying(self.origin or preset_there(directory)),
+            **accompanying(self.origin or earlier),
         )
 
     @property
@@ -156,7 +159,7 @@ class Backbone(keras.Model):
             if not variable.path.rpartition("/")[2].startswith("lora_"):
                 yield variable.path, variable
 
-    def assign_weights(self, weights: Mapping[str, npt.NDArray[Any]]) -> None:
+    def assign_weights(self, weights: Mapping[str, Array]) -> None:
         """Set every weight by name, reading one array at a time.
 
         Raises:
@@ -245,7 +248,7 @@ class Backbone(keras.Model):
             with h5py.File(path, "r") as file:
                 rank = int(file["lora/vars/rank"][()])
                 values = {
-                    int(number): {name: one[()] for name, one in group["vars"].items()}
+                    int(number): {name: array[()] for name, array in group["vars"].items()}
                     for number, group in file["lora"].items()
                     if number != "vars"
                 }
@@ -264,6 +267,45 @@ class Backbone(keras.Model):
             )
         for number, arrays in values.items():
             assign(lora_variables(layers[number]), arrays)
+
+
+class WeightArrays(Mapping[str, Array]):
+    """Variables by name as NumPy arrays, each copied out of the model when it is looked up."""
+
+    def __init__(self, variables: Mapping[str, Any]) -> None:
+        self.variables = variables
+
+    def __getitem__(self, name: str) -> Array:
+        return np.asarray(self.variables[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.variables)
+
+    def __len__(self) -> int:
+        return len(self.variables)
+
+
+def assign(variables: Mapping[str, Any], weights: Mapping[str, Array]) -> None:
+    """Set every variable by name, reading one array at a time; raises as `assign_weights`."""
+    findings = [
+        f"{word} {', '.join(sorted(names))}"
+        for word, names in (
+            ("missing", variables.keys() - weights.keys()),
+            ("surplus", weights.keys() - variables.keys()),
+        )
+        if names
+    ]
+    if findings:
+        raise CheckpointError(
+            f"The weights are not those of the model's configuration: {'; '.join(findings)}."
+        )
+    for name, variable in variables.items():
+        array = weights[name]
+        if array.shape != tuple(variable.shape):
+            raise CheckpointError(
+                f"{name} must have shape {tuple(variable.shape)}, received {array.shape}."
+            )
+        variable.assign(array)
 
 
 def class_of(asked: type[AnyBackbone]) -> type[AnyBackbone]:
@@ -289,21 +331,12 @@ def lora_variables(layer: Any) -> dict[str, Any]:
     return {name: getattr(layer, name) for name in sorted(names)}
 
 
-def preset_there(directory: Path) -> Checkpoint | None:
-    """Return what a preset in a directory says beside its weights, None where there is none."""
-    if not (directory / "tokenizer.json").is_file():
-        return None
-    return resolve.read(directory, weights=False)
-
-
 def accompanying(origin: Checkpoint | None) -> dict[str, Any]:
     """Return what a preset keeps beside the model, as arguments of `keras_preset.write`."""
     if origin is None:
         return {}
-    kept = {"generation": origin.settings}
-    if origin.vocabulary:
-        kept |= {name: getattr(origin, name) for name in TOKENIZER}
-    return kept
+    names = TOKENIZER if origin.vocabulary else ()
+    return {"generation": origin.settings, **{name: getattr(origin, name) for name in names}}
 
 
 # Of a checkpoint, what belongs to its tokenizer and preprocessor.

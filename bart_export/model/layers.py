@@ -1,34 +1,52 @@
-"""The layers a BART is made of: learned positions, an encoder layer, a decoder layer.
+"""The layers a BART is made of: positions, attention, an encoder layer, a decoder layer.
 
-Hidden states and padding masks come in, hidden states go out. A layer knows sizes, not
-configurations, presets or token ids. Names of layers, sub-layers and weights are those of
-`keras_hub.layers`, because presets store weights under them.
+Names of layers, sub-layers and weights are those of `keras_hub.layers`, because presets store
+weights under them. Axes: batch, length (of the queries), source (length of the keys), hidden,
+heads, head_size.
 """
 
-from collections.abc import Callable
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
 from keras import ops
 
-from bart_export.errors import InputError
-from bart_export.model.attention import (
-    MultiHeadAttention,
-    Shape,
-    causal_attention_mask,
-    padding_attention_mask,
-)
-from bart_export.model.weights import initializer
+from bart_export.errors import ConfigurationError, InputError
 
 EPSILON = 1e-5  # of every layer normalization of a BART
+Shape = tuple[int | None, ...]
+Tensor = Any  # of whichever backend Keras runs on, or symbolic
 
-ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": keras.activations.gelu,
     "gelu_new": lambda values: keras.activations.gelu(values, approximate=True),
     "relu": keras.activations.relu,
     "silu": keras.activations.silu,
     "tanh": keras.activations.tanh,
 }
+
+# Drawing the weights takes most of the time to build a model, and is in vain when a checkpoint
+# replaces them.
+_draw_weights = contextvars.ContextVar("draw_weights", default=True)
+
+
+@contextlib.contextmanager
+def weights_left_at_zero() -> Iterator[None]:
+    """Build the layers of the block with weights of zeros, for a checkpoint to fill."""
+    token = _draw_weights.set(False)
+    try:
+        yield
+    finally:
+        _draw_weights.reset(token)
+
+
+def initializer() -> keras.initializers.Initializer:
+    """Return BART's initializer. One each weight: an instance draws the same numbers again."""
+    if _draw_weights.get():
+        return keras.initializers.TruncatedNormal(stddev=0.02)
+    return keras.initializers.Zeros()
 
 
 @keras.saving.register_keras_serializable("bart_export")
@@ -58,10 +76,10 @@ class PositionEmbedding(keras.layers.Layer):
             initializer=initializer(),
         )
 
-    def call(self, inputs: Any) -> Any:
+    def call(self, inputs: Tensor) -> Tensor:
         """Return the positions (batch, length, hidden)."""
         shape = ops.shape(inputs)
-        check_length(shape[-2], self.sequence_length)
+        require_length(shape[-2], self.sequence_length)
         table = ops.convert_to_tensor(self.position_embeddings)
         return ops.broadcast_to(ops.slice(table, (0, 0), (shape[-2], shape[-1])), shape)
 
@@ -74,7 +92,7 @@ class PositionEmbedding(keras.layers.Layer):
         return {**super().get_config(), "sequence_length": self.sequence_length}
 
 
-def check_length(length: Any, maximum: int) -> None:
+def require_length(length: Tensor | int, maximum: int) -> None:
     """Refuse a `length`, an int or a scalar tensor of a graph, above `maximum`.
 
     Raises:
@@ -88,6 +106,105 @@ def check_length(length: Any, maximum: int) -> None:
         import tensorflow as tf
 
         tf.debugging.Assert(length <= maximum, [expected, length])
+
+
+def padding_attention_mask(padding_mask: Tensor) -> Tensor:
+    """Turn a padding mask (batch, source) into an attention mask (batch, 1, 1, source), bool."""
+    return ops.expand_dims(ops.cast(padding_mask, "bool"), axis=(1, 2))
+
+
+def causal_attention_mask(length: Tensor | int) -> Tensor:
+    """Return the mask (length, length), bool, that lets a position see itself and its past."""
+    position = ops.arange(length)
+    return ops.greater_equal(ops.expand_dims(position, 1), ops.expand_dims(position, 0))
+
+
+def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
+    """Turn scores (batch, heads, length, source) into probabilities, 0 where `mask` is false.
+
+    A query with no key to look at receives zeros. This is what KerasHub computes for any dropout
+    above 0.
+    """
+    # Far below any score, and still a float16.
+    masked = -3e4 if keras.backend.standardize_dtype(scores.dtype) == "float16" else -1e9
+    scores = ops.where(mask, scores, masked)
+    # Of a single key the softmax is 1; Keras warns when asked for it.
+    single = scores.shape[-1] == 1
+    probabilities = ops.ones_like(scores) if single else ops.softmax(scores, axis=-1)
+    return ops.where(mask, probabilities, 0.0)
+
+
+@keras.saving.register_keras_serializable("bart_export")
+class MultiHeadAttention(keras.layers.Layer):
+    """Attention of `num_heads` heads between queries and the values they look at.
+
+    Args:
+        num_heads: number of heads, which must divide the hidden width.
+        dropout: share of attention probabilities that training drops.
+
+    Call with `query` (batch, length, hidden), `value` (batch, source, hidden) and an
+    `attention_mask` that broadcasts to (batch, heads, length, source), true where a query may
+    look; returns (batch, length, hidden).
+    """
+
+    def __init__(self, num_heads: int, dropout: float = 0.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.num_heads = num_heads
+        self.dropout = dropout
+
+    def build(self, query_shape: Shape, value_shape: Shape) -> None:
+        """Create the four projections."""
+        hidden = query_shape[-1]
+        assert hidden is not None
+        if hidden % self.num_heads:
+            raise ConfigurationError(
+                f"The hidden width must be divisible by num_heads, received {hidden} and "
+                f"num_heads={self.num_heads}."
+            )
+        split = (self.num_heads, hidden // self.num_heads)
+        self.query_dense = self._projection("query", query_shape, split)
+        self.key_dense = self._projection("key", value_shape, split)
+        self.value_dense = self._projection("value", value_shape, split)
+        merged = (*query_shape[:-1], *split)
+        self.output_dense = self._projection("attention_output", merged, (hidden,))
+        self._dropout_layer = keras.layers.Dropout(self.dropout, dtype=self.dtype_policy)
+        self._query_scale = split[1] ** -0.5
+
+    def _projection(
+        self, name: str, input_shape: Shape, output_axes: tuple[int, ...]
+    ) -> keras.layers.EinsumDense:
+        splits = len(output_axes) == 2
+        layer = keras.layers.EinsumDense(
+            "abc,cde->abde" if splits else "abcd,cde->abe",
+            output_shape=(None, *output_axes),
+            bias_axes="de" if splits else "e",
+            kernel_initializer=initializer(),
+            dtype=self.dtype_policy,
+            name=name,
+        )
+        layer.build(input_shape)
+        return layer
+
+    def call(
+        self, query: Tensor, value: Tensor, attention_mask: Tensor, training: bool | None = None
+    ) -> Tensor:
+        """Return the context of each query position, (batch, length, hidden)."""
+        key = self.key_dense(value)  # (batch, source, heads, head_size)
+        value = self.value_dense(value)
+        query = self.query_dense(query)  # (batch, length, heads, head_size)
+        query = ops.multiply(query, ops.cast(self._query_scale, query.dtype))
+        scores = ops.einsum("bsnd,blnd->bnls", key, query)  # (batch, heads, length, source)
+        probabilities = masked_softmax(scores, attention_mask)
+        probabilities = self._dropout_layer(probabilities, training=training)
+        return self.output_dense(ops.einsum("bnls,bsnd->blnd", probabilities, value))
+
+    def compute_output_shape(self, query_shape: Shape, value_shape: Shape) -> Shape:
+        """Return the shape of the query."""
+        return query_shape
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        return {**super().get_config(), "num_heads": self.num_heads, "dropout": self.dropout}
 
 
 class TransformerLayer(keras.layers.Layer):
@@ -128,14 +245,8 @@ class TransformerLayer(keras.layers.Layer):
         layer.build(shape)
         return layer
 
-    def _build_feedforward(self, shape: Shape) -> None:
-        self._feedforward_intermediate_dense = self._dense(
-            "feedforward_intermediate_dense", shape, self.intermediate_dim, self.activation
-        )
-        self._feedforward_output_dense = self._dense(
-            "feedforward_output_dense", (*shape[:-1], self.intermediate_dim), shape[-1]
-        )
-        self._feedforward_dropout = self._drop("feedforward_dropout")
+    def _drop(self, name: str) -> keras.layers.Dropout:
+        return keras.layers.Dropout(self.dropout, dtype=self.dtype_policy, name=name)
 
     def _dense(
         self, name: str, shape: Shape, units: int | None, activation: str | None = None
@@ -150,24 +261,23 @@ class TransformerLayer(keras.layers.Layer):
         layer.build(shape)
         return layer
 
-    def _drop(self, name: str) -> keras.layers.Dropout:
-        return keras.layers.Dropout(self.dropout, dtype=self.dtype_policy, name=name)
+    def _build_feedforward(self, shape: Shape) -> None:
+        wide = (*shape[:-1], self.intermediate_dim)
+        self._feedforward_intermediate_dense = self._dense(
+            "feedforward_intermediate_dense", shape, self.intermediate_dim, self.activation
+        )
+        self._feedforward_output_dense = self._dense("feedforward_output_dense", wide, shape[-1])
+        self._feedforward_dropout = self._drop("feedforward_dropout")
 
-    def _feedforward(self, inputs: Any, training: bool | None) -> Any:
-        outputs = self._feedforward_intermediate_dense(inputs)
-        outputs = self._feedforward_output_dense(outputs)
+    def _feedforward(self, inputs: Tensor, training: bool | None) -> Tensor:
+        outputs = self._feedforward_output_dense(self._feedforward_intermediate_dense(inputs))
         outputs = self._feedforward_dropout(outputs, training=training)
         return self._feedforward_layer_norm(outputs + inputs)
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""
-        return {
-            **super().get_config(),
-            "intermediate_dim": self.intermediate_dim,
-            "num_heads": self.num_heads,
-            "dropout": self.dropout,
-            "activation": self.activation,
-        }
+        names = ("intermediate_dim", "num_heads", "dropout", "activation")
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
 
 @keras.saving.register_keras_serializable("bart_export")
@@ -180,22 +290,19 @@ class TransformerEncoder(TransformerLayer):
 
     def build(self, inputs_shape: Shape) -> None:
         """Create the sub-layers; their order is that of the weights."""
-        self._self_attention_layer = self._attention(
-            "self_attention_layer", inputs_shape, inputs_shape
-        )
-        self._self_attention_layer_norm = self._norm("self_attention_layer_norm", inputs_shape)
+        shape = inputs_shape
+        self._self_attention_layer = self._attention("self_attention_layer", shape, shape)
+        self._self_attention_layer_norm = self._norm("self_attention_layer_norm", shape)
         self._self_attention_dropout = self._drop("self_attention_dropout")
-        self._feedforward_layer_norm = self._norm("feedforward_layer_norm", inputs_shape)
-        self._build_feedforward(inputs_shape)
+        self._feedforward_layer_norm = self._norm("feedforward_layer_norm", shape)
+        self._build_feedforward(shape)
 
-    def call(self, inputs: Any, padding_mask: Any, training: bool | None = None) -> Any:
+    def call(self, inputs: Tensor, padding_mask: Tensor, training: bool | None = None) -> Tensor:
         """Return the layer's hidden states, (batch, length, hidden)."""
-        attended = self._self_attention_layer(
-            inputs, inputs, padding_attention_mask(padding_mask), training=training
-        )
-        attended = self._self_attention_dropout(attended, training=training)
-        hidden = self._self_attention_layer_norm(attended + inputs)
-        return self._feedforward(hidden, training)
+        mask = padding_attention_mask(padding_mask)
+        context = self._self_attention_layer(inputs, inputs, mask, training=training)
+        context = self._self_attention_dropout(context, training=training)
+        return self._feedforward(self._self_attention_layer_norm(context + inputs), training)
 
     def compute_output_shape(self, inputs_shape: Shape) -> Shape:
         """Return the shape of the inputs."""
@@ -213,13 +320,11 @@ class TransformerDecoder(TransformerLayer):
 
     def build(self, decoder_sequence_shape: Shape, encoder_sequence_shape: Shape) -> None:
         """Create the sub-layers; their order is that of the weights."""
-        shape = decoder_sequence_shape
+        shape, source = decoder_sequence_shape, encoder_sequence_shape
         self._self_attention_layer = self._attention("self_attention", shape, shape)
         self._self_attention_layer_norm = self._norm("self_attention_layer_norm", shape)
         self._self_attention_dropout = self._drop("self_attention_dropout")
-        self._cross_attention_layer = self._attention(
-            "cross_attention", shape, encoder_sequence_shape
-        )
+        self._cross_attention_layer = self._attention("cross_attention", shape, source)
         self._cross_attention_layer_norm = self._norm("cross_attention_layer_norm", shape)
         self._cross_attention_dropout = self._drop("cross_attention_dropout")
         self._build_feedforward(shape)
@@ -227,32 +332,26 @@ class TransformerDecoder(TransformerLayer):
 
     def call(
         self,
-        decoder_sequence: Any,
-        encoder_sequence: Any,
-        decoder_padding_mask: Any,
-        encoder_padding_mask: Any,
+        decoder_sequence: Tensor,
+        encoder_sequence: Tensor,
+        decoder_padding_mask: Tensor,
+        encoder_padding_mask: Tensor,
         training: bool | None = None,
-    ) -> Any:
+    ) -> Tensor:
         """Return the layer's hidden states, (batch, length, hidden)."""
+        inputs, source_mask = decoder_sequence, padding_attention_mask(encoder_padding_mask)
         mask = ops.logical_and(
             padding_attention_mask(decoder_padding_mask),
-            causal_attention_mask(ops.shape(decoder_sequence)[1]),
+            causal_attention_mask(ops.shape(inputs)[1]),
         )  # (batch, 1, length, length)
-        attended = self._self_attention_layer(
-            decoder_sequence, decoder_sequence, mask, training=training
+        context = self._self_attention_layer(inputs, inputs, mask, training=training)
+        context = self._self_attention_dropout(context, training=training)
+        hidden = self._self_attention_layer_norm(context + inputs)
+        context = self._cross_attention_layer(
+            hidden, encoder_sequence, source_mask, training=training
         )
-        attended = self._self_attention_dropout(attended, training=training)
-        hidden = self._self_attention_layer_norm(attended + decoder_sequence)
-
-        attended = self._cross_attention_layer(
-            hidden,
-            encoder_sequence,
-            padding_attention_mask(encoder_padding_mask),
-            training=training,
-        )
-        attended = self._cross_attention_dropout(attended, training=training)
-        hidden = self._cross_attention_layer_norm(attended + hidden)
-        return self._feedforward(hidden, training)
+        context = self._cross_attention_dropout(context, training=training)
+        return self._feedforward(self._cross_attention_layer_norm(context + hidden), training)
 
     def compute_output_shape(
         self, decoder_sequence_shape: Shape, encoder_sequence_shape: Shape
@@ -280,7 +379,7 @@ class LogitsBias(keras.layers.Layer):
         )
         self.built = True
 
-    def call(self, logits: Any) -> Any:
+    def call(self, logits: Tensor) -> Tensor:
         """Return the biased logits (batch, length, vocabulary)."""
         return logits + ops.cast(self.bias, logits.dtype)
 

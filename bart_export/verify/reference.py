@@ -17,7 +17,7 @@ import tensorflow as tf
 from keras import ops
 
 from bart_export.model import BartBackbone
-from bart_export.model.weights import weights_left_at_zero
+from bart_export.model.layers import weights_left_at_zero
 from bart_export.runtime.engine import FloatArray, IntArray, check_source
 from bart_export.verify.traces import Seen, Trace
 

@@ -6,9 +6,14 @@ import numpy as np
 import pytest
 
 from bart_export.config import ACTIVATION_FUNCTIONS
-from bart_export.model.attention import MultiHeadAttention, causal_attention_mask, masked_softmax
-from bart_export.model.layers import ACTIVATIONS
-from bart_export.model.weights import initializer, weights_left_at_zero
+from bart_export.model.layers import (
+    ACTIVATIONS,
+    MultiHeadAttention,
+    causal_attention_mask,
+    initializer,
+    masked_softmax,
+    weights_left_at_zero,
+)
 
 # Hendrycks and Gimpel, arXiv:1606.08415, exactly and by the approximation "gelu_new" stands for.
 FORMULAS = {
