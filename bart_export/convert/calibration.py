@@ -1,10 +1,9 @@
-"""Calibration: a float `.tflite` and texts go in, the range of every activation comes out.
+"""Calibration: the range of every activation of a float `.tflite` over searches of real texts.
 
-Samples are real: each source is encoded, and decoded as somebody would decode it, so that every
-step of the search counts. The file runs in LiteRT's `Interpreter`, which can keep all tensors,
-without delegates, which would fuse some of them away. AI Edge Quantizer's own calibrator wants all
-samples beforehand, but what a step is fed depends on the steps before it. How tokens are searched
-for, and what is done with the ranges, is not known here.
+Each source is encoded, and decoded as a user would decode it, so that every step of the search
+counts. The file runs in LiteRT's `Interpreter`, which can keep all tensors, without delegates,
+which would fuse some of them away. AI Edge Quantizer's own calibrator wants all samples beforehand,
+but what a step is fed depends on the steps before it.
 """
 
 import dataclasses
@@ -20,24 +19,23 @@ from ai_edge_litert import schema_py_generated as schema
 
 from bart_export import contract
 from bart_export.config import BartConfig
+from bart_export.convert.rounding import Content
 from bart_export.quiet import native_stderr_silenced
 
 IntArray = npt.NDArray[np.int32]
 FloatArray = npt.NDArray[np.float32]
 Arrays = dict[str, npt.NDArray[Any]]
+# The smallest and the largest value of each activation, by tensor name.
 Ranges = Mapping[str, tuple[float, float]]
-
-Sources = Sequence[Sequence[int]]
-# Decodes a source with a `Traced`, so many beams and at most so many decoder tokens.
-Search = Callable[["Traced", Sequence[int], int, int], None]
+# Decodes a source with a `TracedModel`, so many beams and at most so many decoder tokens.
+Search = Callable[["TracedModel", Sequence[int], int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
     """What a float file computes on real texts.
 
-    `ranges` are the smallest and the largest value of each activation, by tensor name; `samples`
-    counts the runs of a signature that they come from, `texts` the sources.
+    `samples` counts the runs of a signature that the ranges come from, `texts` the sources.
     """
 
     ranges: Ranges
@@ -45,39 +43,11 @@ class Calibration:
     samples: int
 
 
-class Calibrator:
-    """Calibrates an export's float file once, when the first recipe asks for it.
-
-    Args:
-        config: the model's architecture.
-        sources: token ids of the texts.
-        search: decodes a source.
-        num_beams: what the preset generates with.
-    """
-
-    def __init__(
-        self, config: BartConfig, sources: Sources, search: Search, num_beams: int
-    ) -> None:
-        self.config = config
-        self.sources = sources
-        self.search = search
-        self.num_beams = num_beams
-        self.calibration: Calibration | None = None
-
-    def __call__(self, path: pathlib.Path, buckets: Sequence[contract.Bucket]) -> Calibration:
-        """Return the calibration of the float file at `path`, whose signatures are `buckets`."""
-        if self.calibration is None:
-            self.calibration = calibrate(
-                path, self.config, buckets, self.sources, self.search, self.num_beams
-            )
-        return self.calibration
-
-
 def calibrate(
     path: pathlib.Path,
     config: BartConfig,
     buckets: Sequence[contract.Bucket],
-    sources: Sources,
+    sources: Sequence[Sequence[int]],
     search: Search,
     num_beams: int,
 ) -> Calibration:
@@ -92,7 +62,7 @@ def calibrate(
         num_beams: beams where a signature leaves them open: at least 2, for one beam has a
             signature of its own.
     """
-    traced_file = TracedFile(path)
+    file = TracedFile(path)
     encoders = {
         bucket.sizes.get(contract.SOURCE): bucket
         for bucket in buckets
@@ -103,15 +73,16 @@ def calibrate(
             continue
         single = bucket.signature.name == "decode_single"
         beams = 1 if single else bucket.sizes.get(contract.BEAMS, max(2, num_beams))
-        encoder = encoders[bucket.sizes.get(contract.SOURCE)]
         longest = bucket.sizes.get(contract.CAPACITY, config.max_sequence_length)
+        encoder = encoders[bucket.sizes.get(contract.SOURCE)]
+        model = TracedModel(file, config, encoder, bucket)
         for token_ids in sources:
-            search(Traced(traced_file, config, encoder, bucket), token_ids, beams, longest)
-    return Calibration(traced_file.ranges, len(sources), traced_file.samples)
+            search(model, token_ids, beams, longest)
+    return Calibration(file.ranges, len(sources), file.samples)
 
 
 class TracedFile:
-    """An open float file that takes note of the range of every activation it computes."""
+    """An open float file that records the range of every activation it computes."""
 
     def __init__(self, path: pathlib.Path) -> None:
         with native_stderr_silenced():
@@ -139,61 +110,48 @@ class TracedFile:
         return outputs
 
 
-def activations(content: Any) -> dict[str, tuple[int, dict[int, str]]]:
-    """Return, by signature, its subgraph's number and the names of float tensors that it computes.
-
-    `content` are the bytes of a `.tflite` file.
-    """
+def activations(content: Content) -> dict[str, tuple[int, dict[int, str]]]:
+    """Return, by signature, its subgraph's number and the names of float tensors it computes."""
     model = schema.Model.GetRootAs(content, 0)
     found = {}
-    for number in range(model.SignatureDefsLength()):
-        definition = model.SignatureDefs(number)
+    for definition in map(model.SignatureDefs, range(model.SignatureDefsLength())):
         graph = model.Subgraphs(definition.SubgraphIndex())
-        tensors = enumerate(map(graph.Tensors, range(graph.TensorsLength())))
-        found[definition.SignatureKey().decode()] = (
-            definition.SubgraphIndex(),
-            {
-                index: tensor.Name().decode()
-                for index, tensor in tensors
-                if tensor.Type() == schema.TensorType.FLOAT32
-                and model.Buffers(tensor.Buffer()).DataIsNone()
-            },
-        )
+        computed = {
+            index: tensor.Name().decode()
+            for index, tensor in enumerate(map(graph.Tensors, range(graph.TensorsLength())))
+            if tensor.Type() == schema.TensorType.FLOAT32
+            and model.Buffers(tensor.Buffer()).DataIsNone()
+        }
+        found[definition.SignatureKey().decode()] = definition.SubgraphIndex(), computed
     return found
 
 
-class Traced:
+@dataclasses.dataclass(frozen=True)
+class TracedModel:
     """An encoder and a decoder of a traced file; `start` and `step` are a runtime engine's.
 
     A state is the position, the encoded source and the caches.
     """
 
-    def __init__(
-        self,
-        file: TracedFile,
-        config: BartConfig,
-        encoder: contract.Bucket,
-        decoder: contract.Bucket,
-    ) -> None:
-        self.file = file
-        self.config = config
-        self.encoder = encoder
-        self.decoder = decoder
+    file: TracedFile
+    config: BartConfig
+    encoder: contract.Bucket
+    decoder: contract.Bucket
 
     def start(
         self, token_ids: Sequence[int], num_beams: int, max_length: int
     ) -> tuple[int, Arrays, Arrays]:
         """Encode a source, padded or cut to what the encoder takes, and return empty caches."""
-        room = self.encoder.sizes.get(contract.SOURCE, len(token_ids))
+        length = self.encoder.sizes.get(contract.SOURCE, len(token_ids))
         # The end of a source is its last token; a cut one keeps it.
-        kept = [*token_ids[: room - 1], token_ids[-1]] if len(token_ids) > room else token_ids
-        ids = np.zeros((1, room), np.int32)
-        ids[0, : len(kept)] = kept
-        mask = np.zeros_like(ids)
-        mask[0, : len(kept)] = 1
-        crosses = self.file.run(
-            self.encoder.name, {"encoder_token_ids": ids, "encoder_padding_mask": mask}
-        )
+        kept = [*token_ids[: length - 1], token_ids[-1]] if len(token_ids) > length else token_ids
+        padding = [0] * (length - len(kept))
+        mask = np.array([[*[1] * len(kept), *padding]], np.int32)
+        source = {
+            "encoder_token_ids": np.array([[*kept, *padding]], np.int32),
+            "encoder_padding_mask": mask,
+        }
+        crosses = self.file.run(self.encoder.name, source)
         sizes = {
             **contract.sizes(self.config),
             contract.BEAMS: num_beams,

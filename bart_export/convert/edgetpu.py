@@ -1,4 +1,4 @@
-"""The Edge TPU target: a model and texts go in, segments of its encoder and the host's file out.
+"""The conversion for an Edge TPU: segments of a model's encoder, and the host's file.
 
 Each segment is one or two 1x1 convolutions over (1, 1, rows, width), for a `FULLY_CONNECTED` gives
 the Edge TPU one row alone. They are calibrated on the encoder's own activations over real texts.
@@ -8,7 +8,7 @@ encoder's error from 6.4 % of its spread to 2.4 %, and lets queries, keys and va
 
 GELU, which the compiler does not know, is x * sigmoid(1.702 x), off by at most 0.0204 (at -2.27);
 that alone is 1.6 % of the embedded preset's encoder output. The factor is folded into the weights
-before and after, so that x * sigmoid(x) remains. Nothing here knows the compiler or its rules.
+before and after, so that x * sigmoid(x) remains.
 """
 
 import pathlib
@@ -52,13 +52,7 @@ def write_host(parameters: InferenceParameters, recipe: Recipe, path: pathlib.Pa
     """Write the file for the CPU: every signature of `parts.host_signatures`, by a recipe."""
     config = parameters.config
     wanted = [contract.Bucket(one.name, one, {}) for one in parts.host_signatures(config)]
-    model = tflite.convert(parameters, wanted, path.parent)
-    tflite.bind(model, parameters)
-    tflite.share_tables(model)
-    tflite.round_inputs_asymmetrically(model)
-    tflite.refuse_foreign_operators(model)
-    size = 4 * sum(int(np.prod(parameters.shape(name))) for name in parameters)
-    tflite.write_model(model, path, size)
+    tflite.write_signatures(parameters, wanted, path)
     if recipe.mode != "float":
         path.write_bytes(quantize(path, recipe, layer_names(config)))
 

@@ -1,19 +1,31 @@
-"""Rounding: a matrix goes in, 4-bit integers and the scales of their blocks come out.
+"""Rounding to 4 bits: better integers and scales than those that AI Edge Quantizer chooses.
 
 Each block of neighbours in a row gets the scale that costs least. Where it is known how the inputs
 of a matrix correlate, an error made in one column is made good in those to its right: GPTQ (Frantar
 et al., 2022, https://arxiv.org/abs/2210.17323), with scales chosen when a block is reached. AI Edge
 Quantizer's GPTQ takes no lookups and wants a calibration; its OCTAV leaves the lowest integer
-unused. No file is known here.
+unused. Its layout of the file stays: only the bytes of integers and scales are replaced.
 """
+
+import re
+from collections.abc import Container, Iterator
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
+from ai_edge_litert import schema_py_generated as schema
+
+from bart_export.checkpoints.names import TOKEN_EMBEDDING, layer_name
+from bart_export.errors import ConfigurationError
+from bart_export.recipes.table import Recipe
 
 FloatArray = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int8]
+Content = bytes | bytearray | npt.NDArray[np.uint8]  # of a `.tflite` file
 
+MATRIX = "/weights"  # ends the name of a matrix
+BLOCK = re.compile(r"blockwise_(\d+)")
 LOWEST, HIGHEST = -8, 7  # of 4-bit integers
 # Scales tried for a block, in units of the one that makes its largest weight the highest integer.
 FRACTIONS = np.linspace(0.55, 1.0, 16)
@@ -21,7 +33,81 @@ DAMPING = 0.01  # of the mean second moment, added to each: GPTQ's own value
 SMALLEST = 2.0**-24  # of the numbers above zero that float16 has
 
 
-def rounded(
+def round_blocks(quantized: bytearray, content: Content, layers: Container[str]) -> None:
+    """Change, in place, the integers and scales of some layers of a file that are in blocks.
+
+    Args:
+        quantized: the file.
+        content: the float file that it was made of.
+        layers: the layers' names.
+    """
+    original, model = (schema.Model.GetRootAs(data, 0) for data in (content, quantized))
+    floats = dict(matrices(original))
+    # Signatures share buffers.
+    chosen = {
+        tensor.Buffer(): (layer, graph, tensor)
+        for layer, (graph, tensor) in matrices(model)
+        if layer in layers
+    }
+    for buffer, (layer, graph, tensor) in chosen.items():
+        blockwise = schema.BlockwiseQuantization()
+        details = tensor.Quantization().Details()
+        blockwise.Init(details.Bytes, details.Pos)
+        _, source = floats[layer]
+        weights = view(original, content, source.Buffer(), np.float32)
+        weights = weights.reshape(source.ShapeAsNumpy())
+        is_table = layer == layer_name(TOKEN_EMBEDDING)
+        moments = moments_of_rows(weights) if is_table else None
+        codes, scales = round_matrix(weights, blockwise.BlockSize(), moments)
+        # Two integers in a byte, the first one low.
+        nibbles = codes.reshape(-1).view(np.uint8) & np.uint8(15)
+        packed = nibbles[0::2] | (nibbles[1::2] << np.uint8(4))
+        view(model, quantized, buffer, np.uint8)[:] = packed
+        kept = graph.Tensors(blockwise.Scales()).Buffer()
+        view(model, quantized, kept, np.float16)[:] = scales.reshape(-1).astype(np.float16)
+
+
+def require_full_blocks(content: Content, recipe: Recipe, layers: Container[str]) -> None:
+    """Refuse a recipe whose blocks do not fill the rows of a float file's matrix.
+
+    Raises:
+        ConfigurationError: with the layer, the block and the row.
+    """
+    for layer, (_, tensor) in matrices(schema.Model.GetRootAs(content, 0)):
+        block = BLOCK.fullmatch(str(recipe.storage(layer).granularity))
+        if layer in layers and block and tensor.Shape(1) % int(block[1]):
+            raise ConfigurationError(
+                f"The recipe {recipe.name} stores {layer} in blocks of {block[1]}, but a row has "
+                f"{tensor.Shape(1)} weights, no multiple of that. A recipe file can store it in "
+                "other blocks, or as int8."
+            )
+
+
+def matrices(model: schema.Model) -> Iterator[tuple[str, tuple[schema.SubGraph, schema.Tensor]]]:
+    """Yield (layer, (graph, tensor)) of every matrix of every signature."""
+    for graph in map(model.Subgraphs, range(model.SubgraphsLength())):
+        for tensor in map(graph.Tensors, range(graph.TensorsLength())):
+            name = tensor.Name().decode()
+            if name.endswith(MATRIX):
+                yield name.partition("/")[2].removesuffix(MATRIX), (graph, tensor)
+
+
+def view(
+    model: schema.Model, content: Content, number: int, dtype: npt.DTypeLike
+) -> npt.NDArray[Any]:
+    """Return a buffer of a file as an array that shares its memory.
+
+    Bytes lie in the buffer, or at the end of a file that is written for files above 2 GB.
+    """
+    buffer = model.Buffers(number)
+    if buffer.Offset() > 1:
+        data = np.frombuffer(content, np.uint8, buffer.Size(), buffer.Offset())
+    else:
+        data = buffer.DataAsNumpy()
+    return data.view(dtype)
+
+
+def round_matrix(
     weights: FloatArray, block_size: int, moments: FloatArray | None = None
 ) -> tuple[Codes, FloatArray]:
     """Return integers (outputs, inputs) and scales (outputs, blocks) that stand for a matrix.
@@ -39,33 +125,35 @@ def rounded(
     importance = np.ones(inputs, np.float32) if moments is None else np.diag(moments)
     spreading = None if moments is None else spread_of_errors(moments)
     for block in range(inputs // block_size):
-        here = slice(block * block_size, (block + 1) * block_size)
-        scales[:, block] = best_scales(left[:, here], importance[here])
+        columns = slice(block * block_size, (block + 1) * block_size)
+        scales[:, block] = best_scales(left[:, columns], importance[columns])
         if spreading is None:
-            codes[:, here] = nearest(left[:, here], scales[:, block, None])
+            codes[:, columns] = nearest(left[:, columns], scales[:, block, None])
         else:
-            codes[:, here] = compensated(left, here, scales[:, block], spreading)
+            codes[:, columns] = compensate(left, columns, scales[:, block], spreading)
     return codes, scales
 
 
-def compensated(left: FloatArray, here: slice, scales: FloatArray, spreading: FloatArray) -> Codes:
+def compensate(
+    left: FloatArray, columns: slice, scales: FloatArray, spreading: FloatArray
+) -> Codes:
     """Return a block's integers, and change what is left of the matrix to make good the errors.
 
     Args:
         left: the matrix, (outputs, inputs), whose columns before the block are done.
-        here: the block's columns.
+        columns: the block's columns.
         scales: the block's scales, (outputs,).
         spreading: as `spread_of_errors` gives it.
     """
-    codes = np.empty((len(left), here.stop - here.start), np.int8)
+    codes = np.empty((len(left), columns.stop - columns.start), np.int8)
     errors = np.empty(codes.shape, np.float32)
-    for place, column in enumerate(range(here.start, here.stop)):
+    for place, column in enumerate(range(columns.start, columns.stop)):
         codes[:, place] = nearest(left[:, column], scales)
         error = left[:, column] - codes[:, place] * scales
         errors[:, place] = error / spreading[column, column]
-        rest = slice(column + 1, here.stop)
+        rest = slice(column + 1, columns.stop)
         left[:, rest] -= np.outer(errors[:, place], spreading[column, rest])
-    left[:, here.stop :] -= errors @ spreading[here, here.stop :]
+    left[:, columns.stop :] -= errors @ spreading[columns, columns.stop :]
     return codes
 
 

@@ -1,16 +1,13 @@
-"""The SavedModel target: weights, tokenizer and settings go in, a version directory comes out.
+"""The conversion to a SavedModel: a version directory that TensorFlow Serving loads as it is.
 
-The directory is what TensorFlow Serving loads as it is: weights as variables, in float32 or
-bfloat16, the tokenizer's tables beside them, and the signatures of the contract with default values
-for what a client may leave out. All computing is in the graph, in operators of TensorFlow's core.
-This module knows neither servers nor how a deployment is described.
+Weights are variables, in float32 or bfloat16, the tokenizer's tables lie beside them, and the
+signatures of the contract have default values for what a client may leave out. All computing is in
+the graph, in operators of TensorFlow's core.
 """
 
 import inspect
 import pathlib
-from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from bart_export import contract
@@ -57,8 +54,7 @@ def write(
         dtype: of `export.options.DTYPES`.
         directory: where to; must not exist.
     """
-    weights = backbone.named_weights()
-    parameters = InferenceParameters(backbone.config, lambda name: np.asarray(weights[name]))
+    parameters = InferenceParameters(backbone.config, backbone.named_weights().__getitem__)
     module = ServedModule(BatchParameters(parameters), GraphTokenizer(tokenizer), dtype)
     served = signatures.Served(
         backbone.config, module.weights, module.tokenizer, generation, encoder_sequence_length
@@ -71,14 +67,9 @@ def write(
         tf.saved_model.save(module, str(directory), signatures=functions)
 
 
-def next_version(artifact: pathlib.Path) -> int:
-    """Return the number after the highest version in an artifact's `saved_model` directory."""
-    directory = artifact / "saved_model"
-    names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
-    return 1 + max((int(name) for name in names if name.isdecimal()), default=0)
-
-
-def signature_function(served: signatures.Served, signature: contract.Signature) -> Any:
+def signature_function(
+    served: signatures.Served, signature: contract.Signature
+) -> tf.types.experimental.PolymorphicFunction:
     """Return the tf.function of one signature.
 
     A default that is a tensor becomes the signature's own default in the file, for which TensorFlow

@@ -1,4 +1,4 @@
-"""The TFLite target: a model's graphs and weights go in, a float32 `.tflite` comes out.
+"""The conversion to TFLite: a model's graphs and weights as a float32 `.tflite`.
 
 The converter never sees the big weights. Every matrix is an *argument* while the graph is
 converted, which takes seconds and little memory whatever the model's size; afterwards each such
@@ -7,85 +7,29 @@ operators and signatures read it. Lookups in constant tables then become `EMBEDD
 the quantizer knows, so that the tied table is stored once.
 """
 
-import dataclasses
 import errno
 import os
 import pathlib
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import flatbuffers
 import numpy as np
-import numpy.typing as npt
 import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
 
 from bart_export import contract
-from bart_export.artifact.artifact import Draft
-from bart_export.checkpoints.names import layer_name, layer_names
+from bart_export.checkpoints.names import layer_name
 from bart_export.config import BartConfig
 from bart_export.contract import StaticShapes
-from bart_export.convert.calibration import Calibrator
-from bart_export.convert.quantize import quantize
 from bart_export.errors import BartExportError
 from bart_export.graph import steps
 from bart_export.graph.layers import Tensors
 from bart_export.graph.parameters import FloatArray, InferenceParameters
-from bart_export.model import BartBackbone
-from bart_export.progress import Stage
 from bart_export.quiet import native_stderr_silenced
-from bart_export.recipes.table import Recipe
 
 FILE_IDENTIFIER = b"TFL3"
-BUILTIN_NAMES = {
-    code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)
-}
 ALIGNMENT = 16  # bytes; the schema asks it of every buffer
-
-
-def write_recipes(
-    backbone: BartBackbone,
-    recipes: Sequence[Recipe],
-    shapes: StaticShapes | None,
-    draft: Draft,
-    stage: Stage,
-    calibrator: Calibrator | None = None,
-) -> tuple[pathlib.Path, dict[str, Recipe]]:
-    """Write `tflite/<recipe>.tflite` for each recipe.
-
-    With `shapes` it is the static build, `tflite/<recipe>.static.tflite`. Recipes with integer
-    activations want a `calibrator`, which is asked once.
-
-    Returns:
-        The float file that the others are made of, which lies in the draft's scratch directory
-        where no recipe asks for it, and the recipes by file name.
-    """
-    weights = backbone.named_weights()
-    parameters = InferenceParameters(backbone.config, lambda name: np.asarray(weights[name]))
-    directory = draft.directory / "tflite"
-    directory.mkdir()
-    stage("convert the graph")
-    ending = "tflite" if shapes is None else "static.tflite"
-    wanted = any(recipe.mode == "float" for recipe in recipes)
-    unquantized = (directory if wanted else draft.scratch) / f"float32.{ending}"
-    write_float(parameters, unquantized, shapes)
-    files = {}
-    for recipe in recipes:
-        name = f"tflite/{recipe.name}.{ending}"
-        files[name] = recipe
-        if recipe.mode == "float":
-            continue
-        calibration = None
-        if recipe.calibrated:
-            assert calibrator is not None
-            if calibrator.calibration is None:
-                stage("calibrate")
-            calibration = calibrator(unquantized, buckets(backbone.config, shapes))
-        stage(f"quantize {recipe.name}")
-        layers = layer_names(backbone.config)
-        (draft.directory / name).write_bytes(quantize(unquantized, recipe, layers, calibration))
-    return unquantized, files
 
 
 def write_float(
@@ -97,26 +41,36 @@ def write_float(
         BartExportError: if the converter produced an operator that is not a builtin.
         ConfigurationError: for shapes that the model has no positions for.
     """
-    model = convert(parameters, buckets(parameters.config, shapes), path.parent)
-    bind(model, parameters)
-    share_tables(model)
-    round_inputs_asymmetrically(model)
-    refuse_foreign_operators(model)
-    size = 4 * sum(int(np.prod(parameters.shape(name))) for name in parameters)
-    write_model(model, path, size)
+    write_signatures(parameters, buckets(parameters.config, shapes), path)
 
 
 def buckets(config: BartConfig, shapes: StaticShapes | None) -> Sequence[contract.Bucket]:
     """Return the signatures to write; those of the dynamic build have no size fixed."""
     if shapes is None:
         return [contract.Bucket(one.name, one, {}) for one in contract.tflite_signatures(config)]
-    return contract.static_buckets(config, **dataclasses.asdict(shapes))
+    return contract.static_buckets(config, **vars(shapes))
+
+
+def write_signatures(
+    parameters: InferenceParameters, wanted: Sequence[contract.Bucket], path: pathlib.Path
+) -> None:
+    """Write some signatures over a model's weights as a float32 `.tflite`; see `write_float`."""
+    model = convert(parameters, wanted, path.parent)
+    bind(model, parameters)
+    share_tables(model)
+    round_inputs_asymmetrically(model)
+    refuse_foreign_operators(model)
+    size = 4 * sum(int(np.prod(parameters.shape(name))) for name in parameters)
+    builder = flatbuffers.Builder(size + (1 << 20))  # growing would copy everything each time
+    builder.Finish(model.Pack(builder), FILE_IDENTIFIER)
+    with path.open("wb") as file:
+        file.write(memoryview(builder.Bytes)[builder.Head() :])
 
 
 def convert(
     parameters: InferenceParameters, wanted: Sequence[contract.Bucket], scratch: pathlib.Path
-) -> Any:
-    """Convert some signatures, every matrix an argument named like its weight; return a ModelT.
+) -> schema.ModelT:
+    """Convert some signatures, every matrix an argument named like its weight.
 
     `scratch` is a directory for what the converter reads, some hundred kilobytes.
     """
@@ -132,13 +86,13 @@ def convert(
         converter = tf.lite.TFLiteConverter.from_saved_model(
             directory, signature_keys=list(functions)
         )
-        flat = converter.convert()
-    return schema.ModelT.InitFromObj(schema.Model.GetRootAs(flat, 0))
+        content = converter.convert()
+    return schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
 
 
 def signature_function(
     parameters: InferenceParameters, vectors: Mapping[str, FloatArray], bucket: contract.Bucket
-) -> Any:
+) -> tf.types.experimental.ConcreteFunction:
     """Return the concrete function of one signature, with the matrices it reads as arguments."""
     config, signature = parameters.config, bucket.signature
     step = steps.STEPS[signature.name]
@@ -211,7 +165,7 @@ def argument_name(name: str) -> str:
     return name.replace("/", ".")
 
 
-def bind(model: Any, parameters: InferenceParameters) -> None:
+def bind(model: schema.ModelT, parameters: InferenceParameters) -> None:
     """Make constants of the arguments that stand for weights, one buffer a weight."""
     matrices = {
         argument_name(name).encode(): name for name in parameters if is_matrix(parameters, name)
@@ -233,7 +187,7 @@ def bind(model: Any, parameters: InferenceParameters) -> None:
         subgraph.inputs = [index for index in subgraph.inputs if index not in bound]
 
 
-def name_tensors(subgraph: Any, matrix: int, layer: str) -> None:
+def name_tensors(subgraph: schema.SubGraphT, matrix: int, layer: str) -> None:
     """Name a matrix and the results of the operators that read it after their layer.
 
     Names are unique in a file, and recipes find the operators by them.
@@ -255,7 +209,7 @@ class AlignedBuffer(schema.BufferT):
 
     def Pack(self, builder: flatbuffers.Builder) -> int:  # noqa: N802
         """Write the weight's bytes and return the buffer's offset."""
-        data: npt.NDArray[Any] = self.parameters[self.name].reshape(-1).view(np.uint8)
+        data = self.parameters[self.name].reshape(-1).view(np.uint8)
         # Python's builder knows no force_align: make the vector's first byte land on a boundary.
         builder.Prep(ALIGNMENT, data.nbytes)
         vector = builder.CreateNumpyVector(data)
@@ -264,7 +218,7 @@ class AlignedBuffer(schema.BufferT):
         return int(schema.BufferEnd(builder))
 
 
-def share_tables(model: Any) -> None:
+def share_tables(model: schema.ModelT) -> None:
     """Turn every `GATHER` of rows of a constant table into `EMBEDDING_LOOKUP`.
 
     The quantizer gives a lookup and a `FULLY_CONNECTED` over the same table the same rows of
@@ -288,7 +242,7 @@ def share_tables(model: Any) -> None:
                 operator.builtinOptionsType = schema.BuiltinOptions.NONE
 
 
-def round_inputs_asymmetrically(model: Any) -> None:
+def round_inputs_asymmetrically(model: schema.ModelT) -> None:
     """Have every `FULLY_CONNECTED` with integer weights quantize its inputs from min to max.
 
     XNNPACK does so whatever the file says. The kernels of runtimes without it round to a range
@@ -300,13 +254,13 @@ def round_inputs_asymmetrically(model: Any) -> None:
                 operator.builtinOptions.asymmetricQuantizeInputs = True
 
 
-def builtin(model: Any, operator: Any) -> int:
+def builtin(model: schema.ModelT, operator: schema.OperatorT) -> int:
     """Return the builtin code of an operator; old codes live in a field of their own."""
     code = model.operatorCodes[operator.opcodeIndex]
     return max(int(code.builtinCode), int(code.deprecatedBuiltinCode))
 
 
-def refuse_foreign_operators(model: Any) -> None:
+def refuse_foreign_operators(model: schema.ModelT) -> None:
     """Fail if the file would need Flex or a custom operator, which phones do not have."""
     foreign = sorted(
         {
@@ -320,11 +274,3 @@ def refuse_foreign_operators(model: Any) -> None:
         raise BartExportError(
             f"The exported graph must hold builtin operators only, but holds {', '.join(foreign)}."
         )
-
-
-def write_model(model: Any, path: pathlib.Path, size: int) -> None:
-    """Serialize a ModelT to a file; `size`, in bytes, is about what its buffers will take."""
-    builder = flatbuffers.Builder(size + (1 << 20))  # growing would copy everything each time
-    builder.Finish(model.Pack(builder), FILE_IDENTIFIER)
-    with path.open("wb") as file:
-        file.write(memoryview(builder.Bytes)[builder.Head() :])

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from typing import Any
+from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -105,7 +105,9 @@ def read_operations(path: pathlib.Path) -> tuple[Operation, ...]:
     )
 
 
-def operation_of(model: Any, subgraph: int, graph: Any, node: int) -> Operation:
+def operation_of(
+    model: schema.ModelT, subgraph: int, graph: schema.SubGraphT, node: int
+) -> Operation:
     """Return one node of a graph."""
     operator = graph.operators[node]
     entry = model.operatorCodes[operator.opcodeIndex]
@@ -125,7 +127,7 @@ def operation_of(model: Any, subgraph: int, graph: Any, node: int) -> Operation:
     )
 
 
-def operand_of(model: Any, graph: Any, index: int) -> Operand:
+def operand_of(model: schema.ModelT, graph: schema.SubGraphT, index: int) -> Operand:
     """Return one tensor of a graph."""
     tensor = graph.tensors[index]
     buffer, shape = model.buffers[tensor.buffer], integers(tensor.shape)
@@ -143,6 +145,6 @@ def operand_of(model: Any, graph: Any, index: int) -> Operand:
     )
 
 
-def integers(numbers: Any) -> tuple[int, ...]:
+def integers(numbers: Iterable[int] | None) -> tuple[int, ...]:
     """Return a vector of the flatbuffer, which may be missing."""
     return () if numbers is None else tuple(map(int, numbers))

@@ -1,40 +1,27 @@
-"""The export for the Edge TPU: what writes its files, checks each and compares them with the model.
-
-The host's file, the segments and what the compiler makes of them, where it is installed, appear in
-the draft. A segment that breaks a rule of the compiler ends the export. What the files compute is
-known to `convert.edgetpu`, what runs them to `runtime.edgetpu`.
-"""
+"""The Edge TPU target: the host's file, the segments, and what Coral's compiler makes of them."""
 
 import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import Any
+import posixpath
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from bart_export import contract
+from bart_export.artifact import manifest
 from bart_export.artifact.artifact import Draft
 from bart_export.artifact.figures import Answer, EdgeTpuVerification
-from bart_export.artifact.manifest import (
-    CompiledEntry,
-    FileEntry,
-    HostEntry,
-    SegmentEntry,
-    SignatureEntry,
-)
 from bart_export.convert import edgetpu
-from bart_export.convert.calibration import Calibration
 from bart_export.edgetpu import compiler, parts
 from bart_export.edgetpu.compiler import Compiled, Report
 from bart_export.errors import VerificationFailed
-from bart_export.export import calibration_texts
 from bart_export.export.options import EdgeTpuOptions
-from bart_export.export.result import ExportedFile, ExportResult, Model
-from bart_export.graph.parameters import InferenceParameters
+from bart_export.export.target import CalibrationTexts, ExportedFile, ExportResult, Model
+from bart_export.graph.parameters import FloatArray
 from bart_export.progress import Stage
 from bart_export.recipes import table
 from bart_export.recipes.metrics import AT_MOST
-from bart_export.recipes.table import Recipe, with_bounds
+from bart_export.recipes.table import Recipe
 from bart_export.runtime.compiled_model import CompiledModelBackend
 from bart_export.runtime.edgetpu import open_edgetpu
 from bart_export.runtime.engine import FileEngine
@@ -57,50 +44,55 @@ def export_edgetpu(
         VerificationFailed: if a segment breaks a rule of the compiler.
         EngineError: if the compiler is installed and fails.
     """
-    config = model.info.config
-    weights = model.backbone.named_weights()
-    parameters = InferenceParameters(config, lambda name: np.asarray(weights[name]))
-    recipe = with_bounds(table.RECIPES[table.DEFAULT], options.tolerance)
-    rows = options.source_length
-    texts = calibration_texts.texts(options.calibration_data, model.directory)
+    config, rows = model.info.config, options.source_length
+    recipe = table.with_bounds(table.RECIPES[table.DEFAULT], options.tolerance)
+    texts = CalibrationTexts.choose(options.calibration_data, model.directory)
     sources = [model.info.encode(text) for text in texts.texts]
     (draft.directory / parts.DIRECTORY).mkdir()
     stage("write what stays on the CPU")
-    edgetpu.write_host(parameters, recipe, draft.directory / parts.HOST)
+    edgetpu.write_host(model.parameters, recipe, draft.directory / parts.HOST)
     stage("write and check the segments")
-    samples = edgetpu.write_segments(parameters, sources, rows, draft.directory)
-    calibration = texts.entry(Calibration({}, len(sources), samples))
+    samples = edgetpu.write_segments(model.parameters, sources, rows, draft.directory)
     segments, sizes = parts.segments(config), contract.sizes(config)
-    entries: dict[str, FileEntry] = {
-        parts.HOST: HostEntry(
-            *draft.content(parts.HOST),
-            parts.TARGET,
-            recipe=recipe.name,
-            mode=recipe.mode,
-            layers=recipe.layers,
-            tolerance=recipe.tolerance,
-            runtimes=table.LITERT_ONLY,
-            refusals={},
-            signatures={
-                signature.name: SignatureEntry.of(signature, sizes)
-                for signature in parts.host_signatures(config)
-            },
-        ),
-        parts.CONSTANTS: FileEntry(*draft.content(parts.CONSTANTS), parts.TARGET),
-    }
-    for segment in segments:
-        report = check_segment(draft, segment)
-        entries[segment.file] = SegmentEntry(
-            *draft.content(segment.file),
+    reports = {segment.file: check_segment(draft, segment) for segment in segments}
+    host = manifest.HostEntry(
+        *draft.content(parts.HOST),
+        parts.TARGET,
+        recipe=recipe.name,
+        mode=recipe.mode,
+        layers=recipe.layers,
+        tolerance=recipe.tolerance,
+        runtimes=table.LITERT_ONLY,
+        refusals={},
+        signatures={
+            signature.name: manifest.SignatureEntry.of(signature, sizes)
+            for signature in parts.host_signatures(config)
+        },
+    )
+    constants = manifest.FileEntry(*draft.content(parts.CONSTANTS), parts.TARGET)
+    segment_entries = {
+        file: manifest.SegmentEntry(
+            *draft.content(file),
             parts.TARGET,
             rows=rows,
-            calibration=calibration,
+            calibration=texts.entry(samples),
             parameter_bytes=report.parameter_bytes,
             streamed_bytes=report.streamed_bytes,
         )
-    for name, compiled in compile_segments(draft, segments).items():
-        content = draft.content(name)
-        entries[name] = CompiledEntry(*content, parts.TARGET, compiler=compiled.to_dict())
+        for file, report in reports.items()
+    }
+    compiled_entries = {
+        name: manifest.CompiledEntry(
+            *draft.content(name), parts.TARGET, compiler=compiled.to_dict()
+        )
+        for name, compiled in compile_segments(draft, segments).items()
+    }
+    entries: dict[str, manifest.FileEntry] = {
+        parts.HOST: host,
+        parts.CONSTANTS: constants,
+        **segment_entries,
+        **compiled_entries,
+    }
     check = functools.partial(check_edgetpu, model, draft, recipe)
     return ExportResult([ExportedFile(parts.HOST, entries, check)])
 
@@ -134,10 +126,10 @@ def compile_segments(draft: Draft, segments: Sequence[parts.Segment]) -> dict[st
         return {}
     paths = [draft.directory / segment.file for segment in segments]
     compiled = compiler.compile_files(paths, draft.directory / parts.DIRECTORY)
-    made = {segment.compiled_file.rpartition("/")[2]: segment for segment in segments}
+    name = posixpath.basename
     return {
-        made[one.output.rpartition("/")[2]].compiled_file: dataclasses.replace(
-            one, file=one.file.rpartition("/")[2], output=one.output.rpartition("/")[2]
+        f"{parts.DIRECTORY}/{name(one.output)}": dataclasses.replace(
+            one, file=name(one.file), output=name(one.output)
         )
         for one in compiled
     }
@@ -188,6 +180,6 @@ def encoder_error(engine: FileEngine, keras: KerasReference, reference: Referenc
     return root_mean_square(errors) / max(root_mean_square(spreads), TINY)
 
 
-def root_mean_square(arrays: Sequence[Any]) -> float:
+def root_mean_square(arrays: Iterable[FloatArray]) -> float:
     """Return the root mean square of all numbers of some arrays."""
-    return float(np.sqrt(np.mean(np.square(np.concatenate(arrays)))))
+    return float(np.sqrt(np.mean(np.square(np.concatenate(list(arrays))))))

@@ -5,11 +5,12 @@ import importlib.metadata
 import os
 import shutil
 import stat
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import bart_export
 from bart_export import contract
-from bart_export.artifact.artifact import SERVING, Artifact, Draft, link
+from bart_export.artifact import manifest_file
+from bart_export.artifact.artifact import GOLDEN, SERVING, Artifact, Draft, link, write_json
 from bart_export.artifact.figures import Golden, LayerSensitivity, Measurement, Verification
 from bart_export.artifact.manifest import (
     SAVED_MODEL,
@@ -22,12 +23,16 @@ from bart_export.artifact.manifest import (
     folded,
 )
 from bart_export.checkpoints import names
-from bart_export.checkpoints.checkpoint import weights_digest
+from bart_export.checkpoints.checkpoint import Checkpoint, weights_digest
 from bart_export.checkpoints.files import licence
 from bart_export.checkpoints.resolve import ResolvedPreset
 from bart_export.errors import ArtifactError
+from bart_export.export.target import ExportResult, Verified
+from bart_export.report import report
 from bart_export.text.added_tokens import BART_TOKENS
 from bart_export.text.tokenizer import BartTokenizer
+from bart_export.verify import golden
+from bart_export.verify.verify import Reference
 
 VOCABULARY, MERGES = "tokenizer/vocabulary.json", "tokenizer/merges.txt"
 TOOLS = ("tensorflow", "keras", "ai-edge-litert", "ai-edge-quantizer", "numpy", "tokenizers")
@@ -37,10 +42,26 @@ SAME = ("source", "config", "generation", "encoder_sequence_length", "tokenizer"
 KEPT_OVER_SOURCES = (SAVED_MODEL,)
 
 
+def write_tokenizer(checkpoint: Checkpoint, draft: Draft) -> BartTokenizer:
+    """Write the tokenizer's files into a draft and open them there."""
+    vocabulary, merges = draft.directory / VOCABULARY, draft.directory / MERGES
+    vocabulary.parent.mkdir()
+    write_json(vocabulary, dict(checkpoint.vocabulary))
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in checkpoint.merges)]
+    merges.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return BartTokenizer.from_files(
+        vocabulary,
+        merges,
+        checkpoint.added_tokens,
+        add_prefix_space=checkpoint.add_prefix_space,
+    )
+
+
 def describe(resolved: ResolvedPreset, tokenizer: BartTokenizer) -> Manifest:
     """Return the manifest of an artifact without files."""
-    source, checkpoint = resolved.source, resolved.checkpoint
-    config = checkpoint.config
+    source, checkpoint, config = resolved.source, resolved.checkpoint, resolved.checkpoint.config
+    tokens = ("start", "pad", "end", "unknown", "mask")
+    sizes = contract.sizes(config)
     signatures = {
         TFLITE: contract.tflite_signatures(config),
         SAVED_MODEL: contract.saved_model_signatures(),
@@ -57,18 +78,11 @@ def describe(resolved: ResolvedPreset, tokenizer: BartTokenizer) -> Manifest:
         rows_without_token=checkpoint.rows_without_token,
         encoder_sequence_length=checkpoint.encoder_sequence_length,
         special_token_ids={
-            "start_token_id": tokenizer.start_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-            "end_token_id": tokenizer.end_token_id,
-            "unknown_token_id": tokenizer.unknown_token_id,
-            "mask_token_id": tokenizer.mask_token_id,
+            f"{token}_token_id": getattr(tokenizer, f"{token}_token_id") for token in tokens
         },
         tokenizer=tokenizer_files(tokenizer),
         signatures={
-            target: {
-                signature.name: SignatureEntry.of(signature, contract.sizes(config))
-                for signature in declared
-            }
+            target: {one.name: SignatureEntry.of(one, sizes) for one in declared}
             for target, declared in signatures.items()
         },
         tools={"bart-export": bart_export.__version__}
@@ -117,7 +131,7 @@ def carry_over(draft: Draft, manifest: Manifest, written: Collection[str]) -> Pr
         earlier = previous.manifest
         exports = earlier.exports
         same = all(getattr(earlier, field) == getattr(manifest, field) for field in SAME)
-        golden = previous.golden()
+        answers = previous.golden()
         taken = {folded(name) for name in written}
         files = {
             name: entry
@@ -137,8 +151,47 @@ def carry_over(draft: Draft, manifest: Manifest, written: Collection[str]) -> Pr
         tuple(row for row in earlier.verification if stands(row.file, files)),
         tuple(row for row in earlier.measurements if stands(row.file, files)),
         earlier.sensitivity if same else (),
-        golden,
+        answers,
     )
+
+
+def write_golden(
+    draft: Draft, reference: Reference, verified: Mapping[str, Verified], previous: PreviousExport
+) -> None:
+    """Write what the Keras model and every file answered, and what earlier files did."""
+    answers = {name: answered for name, (_, answered) in verified.items()}
+    kept = [row.file for row in previous.verification]
+    recorded = golden.recorded(
+        reference.questions, reference.answers, answers, previous.golden, kept
+    )
+    manifest_file.write_golden(draft.directory / GOLDEN, recorded)
+
+
+def complete(
+    draft: Draft,
+    described: Manifest,
+    exported: ExportResult,
+    verified: Mapping[str, Verified],
+    measured: Sequence[Measurement],
+    previous: PreviousExport,
+) -> Manifest:
+    """Return a manifest with all that was exported, found out and carried over."""
+    own = {name: draft.entry(name) for name in (VOCABULARY, MERGES, GOLDEN)}
+    return dataclasses.replace(
+        described,
+        exports=previous.exports + 1,
+        files={**exported.entries, **previous.files, **own},
+        verification=(*(row for row, _ in verified.values()), *previous.verification),
+        measurements=(*measured, *previous.measurements),
+        sensitivity=exported.sensitivity or previous.sensitivity,
+    )
+
+
+def write_report(draft: Draft, manifest: Manifest) -> Manifest:
+    """Write the report of an artifact; return its manifest with the report's files."""
+    reported = report.write(draft.directory, manifest)
+    files = {**manifest.files, **{name: draft.entry(name) for name in reported}}
+    return dataclasses.replace(manifest, files=files)
 
 
 def carry_serving(draft: Draft) -> None:

@@ -1,4 +1,4 @@
-"""What an export is told beside its preset and its place: the options of each target."""
+"""The options of an export; their class chooses the target."""
 
 import dataclasses
 import pathlib
@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 from bart_export.config import GenerationConfig
 from bart_export.contract import StaticShapes
-from bart_export.errors import ConfigurationError
+from bart_export.errors import ConfigurationError, lookup
 from bart_export.recipes.table import Recipe
 
 DTYPES = ("float32", "bfloat16")
@@ -19,8 +19,8 @@ class TfliteOptions:
     """What to write and how to judge it.
 
     `shapes` None makes the dynamic build. `calibration_data` and `data` are files of texts, None
-    for those that ship with the preset and for the golden texts alone. `tolerance` goes on top of
-    the recipes' own.
+    for those that ship with the preset and for the golden texts alone. `tolerance` replaces bounds
+    of the recipes.
     """
 
     recipes: tuple[Recipe, ...]
@@ -32,7 +32,7 @@ class TfliteOptions:
 
 @dataclasses.dataclass(frozen=True)
 class EdgeTpuOptions:
-    """What an export for the Edge TPU is told.
+    """What to write for the Edge TPU and how to judge it.
 
     `source_length` is how many positions a segment of the encoder takes at once: longer texts go
     through in pieces. The rest is as in `TfliteOptions`.
@@ -56,10 +56,7 @@ class SavedModelOptions:
     no_repeat_ngram_size: int | None = None
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise ConfigurationError(
-                f"dtype must be one of {', '.join(DTYPES)}, received {self.dtype!r}."
-            )
+        lookup("dtype", self.dtype, dict.fromkeys(DTYPES))
 
     def settings(self, defaults: GenerationConfig) -> GenerationConfig:
         """Return a preset's settings with these in their place.
@@ -67,11 +64,8 @@ class SavedModelOptions:
         Raises:
             ConfigurationError: for settings that sample, or that contradict each other.
         """
-        given = {
-            field.name: getattr(self, field.name)
-            for field in dataclasses.fields(self)
-            if field.name != "dtype" and getattr(self, field.name) is not None
-        }
+        fields = {name: value for name, value in vars(self).items() if name != "dtype"}
+        given = {name: value for name, value in fields.items() if value is not None}
         if defaults.do_sample:
             raise ConfigurationError(
                 "A SavedModel generates greedily or with beams, received a preset whose settings "

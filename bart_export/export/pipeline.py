@@ -1,28 +1,34 @@
-"""The journey of an export, top to bottom: a preset goes in, a verified artifact comes out.
+"""The journey of an export, stage by stage, from a preset to a verified artifact.
 
-`export` names every stage in order; each is a room of its own. Nothing is committed unless every
-file says what the Keras model says, and whatever fails leaves the previous artifact as it was.
+Nothing is committed unless every file agrees with the Keras model, and a failure leaves the
+previous artifact as it was.
 """
 
-import dataclasses
 import pathlib
 
-from bart_export.artifact import artifact, manifest_file
-from bart_export.artifact.artifact import GOLDEN, Artifact, Draft, write_json
+from bart_export.artifact import artifact
+from bart_export.artifact.artifact import Artifact, Draft
 from bart_export.bench import measurements
-from bart_export.checkpoints.checkpoint import Checkpoint
 from bart_export.checkpoints.resolve import ResolvedPreset, resolve_preset
-from bart_export.export.manifest import MERGES, VOCABULARY, carry_over, describe
-from bart_export.export.options import Options
-from bart_export.export.result import Model
-from bart_export.export.targets import export_files
+from bart_export.export.edgetpu_target import export_edgetpu
+from bart_export.export.manifest import (
+    carry_over,
+    complete,
+    describe,
+    write_golden,
+    write_report,
+    write_tokenizer,
+)
+from bart_export.export.options import EdgeTpuOptions, Options, SavedModelOptions
+from bart_export.export.saved_model_target import export_saved_model
+from bart_export.export.target import ExportedFile, ExportResult, Model, Verified
+from bart_export.export.tflite_target import export_tflite
 from bart_export.model import BartBackbone
 from bart_export.progress import Stage
-from bart_export.report import report
 from bart_export.runtime.generator import ModelInfo
-from bart_export.text.tokenizer import BartTokenizer
 from bart_export.verify import golden, tokenization, verify
 from bart_export.verify.reference import Float64Reference, KerasReference
+from bart_export.verify.verify import Reference
 
 
 def export(
@@ -46,8 +52,7 @@ def export(
         BartExportError: of the family, for whatever cannot be read, written or is not true.
         VerificationFailed: if a file does not say what the Keras model says.
     """
-    resolved = resolve_preset(preset, task, stage)
-    return export_resolved(resolved, options, output, stage)
+    return export_resolved(resolve_preset(preset, task, stage), options, output, stage)
 
 
 def export_resolved(
@@ -57,69 +62,50 @@ def export_resolved(
     stage: Stage = lambda name: None,
 ) -> Artifact:
     """Export a preset that has been resolved; see `export`."""
-    checkpoint, generation = resolved.checkpoint, resolved.defaults.generation
+    checkpoint = resolved.checkpoint
     stage("build the Keras model")
     backbone = BartBackbone.from_checkpoint(checkpoint)
     with artifact.draft(output) as draft:
         tokenizer = write_tokenizer(checkpoint, draft)
         stage("verify the tokenizer")
         tokenization.check(checkpoint, tokenizer, golden.TEXTS)
-        info = ModelInfo(
-            checkpoint.config, tokenizer, generation, checkpoint.encoder_sequence_length
-        )
+        generation, length = resolved.defaults.generation, checkpoint.encoder_sequence_length
+        info = ModelInfo(checkpoint.config, tokenizer, generation, length)
         model = Model(info, backbone, checkpoint.directory)
         exported = export_files(model, options, draft, stage)
         stage("ask the Keras model")
-        others = {file.name: file.settings for file in exported.files if file.settings}
-        questions = golden.questions(info, others)
         keras = KerasReference(backbone)
-        truth = Float64Reference(backbone)
-        reference = verify.consult(keras, tokenizer, questions, truth)
-        rows, answers = [], {}
-        for one in exported.files:
-            stage(f"verify {one.name}")
-            verification, answers[one.name] = one.check(keras, reference)
-            rows.append(verification)
+        questions = golden.questions(info, exported.settings)
+        reference = verify.consult(keras, tokenizer, questions, Float64Reference(backbone))
+        verified = verify_files(exported, keras, reference, stage)
         described = describe(resolved, tokenizer)
-        entries = {name: entry for one in exported.files for name, entry in one.entries.items()}
-        previous = carry_over(draft, described, entries)
-        exports = previous.exports + 1
+        previous = carry_over(draft, described, exported.entries)
         stage("measure for the report")
-        measured = measurements.measure(
-            {one.name: one.measured for one in exported.files if one.measured is not None},
-            info,
-            exports,
-        )
-        kept = [row.file for row in previous.verification]
-        recorded = golden.recorded(questions, reference.answers, answers, previous.golden, kept)
-        manifest_file.write_golden(draft.directory / GOLDEN, recorded)
-        own = {name: draft.entry(name) for name in (VOCABULARY, MERGES, GOLDEN)}
-        manifest = dataclasses.replace(
-            described,
-            exports=exports,
-            files={**entries, **previous.files, **own},
-            verification=(*rows, *previous.verification),
-            measurements=(*measured, *previous.measurements),
-            sensitivity=tuple(exported.sensitivity) or previous.sensitivity,
-        )
-        reported = report.write(draft.directory, manifest)
-        files = {**manifest.files, **{name: draft.entry(name) for name in reported}}
-        manifest = dataclasses.replace(manifest, files=files)
+        measured = measurements.measure(exported.measured, info, previous.exports + 1)
+        write_golden(draft, reference, verified, previous)
+        manifest = complete(draft, described, exported, verified, measured, previous)
+        manifest = write_report(draft, manifest)
         stage("commit the artifact")
         draft.commit(manifest)
     return Artifact.open(output)
 
 
-def write_tokenizer(checkpoint: Checkpoint, draft: Draft) -> BartTokenizer:
-    """Write the tokenizer's files into a draft and open them there."""
-    vocabulary, merges = draft.directory / VOCABULARY, draft.directory / MERGES
-    vocabulary.parent.mkdir()
-    write_json(vocabulary, dict(checkpoint.vocabulary))
-    lines = ["#version: 0.2", *(" ".join(pair) for pair in checkpoint.merges)]
-    merges.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return BartTokenizer.from_files(
-        vocabulary,
-        merges,
-        checkpoint.added_tokens,
-        add_prefix_space=checkpoint.add_prefix_space,
-    )
+def export_files(model: Model, options: Options, draft: Draft, stage: Stage) -> ExportResult:
+    """Write the files of the target that the options are of."""
+    if isinstance(options, SavedModelOptions):
+        return export_saved_model(model, options, draft, stage)
+    if isinstance(options, EdgeTpuOptions):
+        return export_edgetpu(model, options, draft, stage)
+    return export_tflite(model, options, draft, stage)
+
+
+def verify_files(
+    exported: ExportResult, keras: KerasReference, reference: Reference, stage: Stage
+) -> dict[str, Verified]:
+    """Compare every file, by name, with the Keras model; see `ExportedFile.check`."""
+
+    def verified(file: ExportedFile) -> Verified:
+        stage(f"verify {file.name}")
+        return file.check(keras, reference)
+
+    return {file.name: verified(file) for file in exported.files}

@@ -1,39 +1,29 @@
-"""The export to TFLite: what writes a file for each recipe, and what holds it to the model.
+"""The TFLite target: a file for each recipe, held to the model by way of a float32 file."""
 
-What a file holds is known to `convert`, what is measured of it to `verify`.
-"""
-
-import dataclasses
 import functools
 import pathlib
 import tempfile
 from collections.abc import Sequence
 
-import numpy as np
-
 from bart_export import contract
+from bart_export.artifact import manifest
 from bart_export.artifact.artifact import Draft
 from bart_export.artifact.figures import Answer, FileVerification, LayerSensitivity
-from bart_export.artifact.manifest import (
-    TFLITE,
-    BucketEntry,
-    Calibration,
-    StaticEntry,
-    TfliteEntry,
-)
+from bart_export.artifact.manifest import TFLITE, BucketEntry, StaticEntry, TfliteEntry
 from bart_export.bench.measurements import Measured
 from bart_export.checkpoints.names import layer_names
 from bart_export.config import BartConfig
 from bart_export.contract import StaticShapes
 from bart_export.convert import tflite
+from bart_export.convert.calibration import Calibration, TracedModel, calibrate
+from bart_export.convert.quantize import quantize
 from bart_export.errors import ConfigurationError
-from bart_export.export import calibration_texts
 from bart_export.export.options import TfliteOptions
-from bart_export.export.result import ExportedFile, ExportResult, Model
-from bart_export.graph.parameters import InferenceParameters
+from bart_export.export.target import CalibrationTexts, ExportedFile, ExportResult, Model
 from bart_export.progress import Stage
 from bart_export.recipes.table import RECIPES, STORAGES, Recipe, require_layers, with_bounds
-from bart_export.runtime import graph_rules
+from bart_export.runtime import graph_rules, search
+from bart_export.runtime.generator import ModelInfo
 from bart_export.tune.evaluator import Examination
 from bart_export.tune.sensitivity import measure
 from bart_export.tune.tune import RANKING_TEXTS, RUNGS
@@ -45,43 +35,97 @@ from bart_export.verify.weights import parameters_of
 
 
 def export_tflite(model: Model, options: TfliteOptions, draft: Draft, stage: Stage) -> ExportResult:
-    """Write a `.tflite` file for each recipe of a `TfliteOptions`."""
+    """Write `tflite/<recipe>.tflite` for each recipe, or with shapes `<recipe>.static.tflite`.
+
+    Raises:
+        ConfigurationError: for a recipe or shapes that do not fit the model.
+        InputError: for texts that cannot be read.
+    """
     config, shapes = model.info.config, options.shapes
     if shapes is not None:
         shapes = shapes.within(model.info.encoder_sequence_length)
     recipes = [with_bounds(recipe, options.tolerance) for recipe in options.recipes]
-    check_fitting(model, recipes, shapes)
-    texts = calibration_texts.texts(options.calibration_data, model.directory)
-    calibrator = calibration_texts.calibrator(texts, model.info)
-    base, files = tflite.write_recipes(model.backbone, recipes, shapes, draft, stage, calibrator)
-    calibrated = texts.entry(calibrator.calibration) if calibrator.calibration else None
-    gate = tflite_gate(model, base, shapes, options)
+    require_fitting(model.info, recipes, shapes)
+    texts = CalibrationTexts.choose(options.calibration_data, model.directory)
+    stage("convert the graph")
+    float_file = write_float(model, recipes, shapes, draft)
+    calibration = entry = None
+    if any(recipe.calibrated for recipe in recipes):
+        stage("calibrate")
+        calibration = calibrate_file(float_file, model.info, shapes, texts)
+        entry = texts.entry(calibration.samples)
+    name = "The float32 file that the others are made of"
+    bounds = with_bounds(RECIPES["float32"], options.tolerance)
+    base = File.of_draft(name, float_file, bounds, config, shapes)
+    gate = Gate(model.info, base, parameters_of(config, model.parameters), options.data)
     written = []
-    for name, recipe in files.items():
-        path = draft.directory / name
+    for recipe in recipes:
+        path = draft.directory / TFLITE / file_name(recipe, shapes)
+        if recipe.mode != "float":
+            stage(f"quantize {recipe.name}")
+            path.write_bytes(quantize(float_file, recipe, layer_names(config), calibration))
+        name = f"{TFLITE}/{path.name}"
         file = File.of_draft(name, path, recipe, config, shapes)
-        calibration = calibrated if recipe.calibrated else None
-        entry = entry_of(draft.content(name), recipe, config, shapes, calibration)
-        check = functools.partial(check_tflite, gate, file)
+        entries = {name: entry_of(draft, name, recipe, config, shapes, entry)}
         measured = Measured(shapes, functools.partial(opened, path, config, shapes))
-        written.append(ExportedFile(name, {name: entry}, check, measured=measured))
+        check = functools.partial(check_tflite, gate, file)
+        written.append(ExportedFile(name, entries, check, measured=measured))
     # Whoever exports one recipe has chosen; between several it helps to know the layers.
     if shapes is None and sum(recipe.mode != "float" for recipe in recipes) > 1:
         stage("measure every layer's sensitivity")
-        return ExportResult(written, sensitivities(model, base, texts.texts, draft))
+        return ExportResult(written, sensitivities(model, float_file, texts.texts, draft))
     return ExportResult(written)
 
 
+def file_name(recipe: Recipe, shapes: StaticShapes | None) -> str:
+    """Return the name of a recipe's file."""
+    return f"{recipe.name}.tflite" if shapes is None else f"{recipe.name}.static.tflite"
+
+
+def write_float(
+    model: Model, recipes: Sequence[Recipe], shapes: StaticShapes | None, draft: Draft
+) -> pathlib.Path:
+    """Write the float file that the others are made of, in scratch where no recipe asks for it."""
+    directory = draft.directory / TFLITE
+    directory.mkdir()
+    wanted = any(recipe.mode == "float" for recipe in recipes)
+    path = (directory if wanted else draft.scratch) / file_name(RECIPES["float32"], shapes)
+    tflite.write_float(model.parameters, path, shapes)
+    return path
+
+
+def calibrate_file(
+    path: pathlib.Path, info: ModelInfo, shapes: StaticShapes | None, texts: CalibrationTexts
+) -> Calibration:
+    """Calibrate a float file with texts, decoded as the preset's settings say."""
+    generation = info.generation
+
+    def decode(model: TracedModel, token_ids: Sequence[int], num_beams: int, longest: int) -> None:
+        settings = generation.replace(
+            num_beams=num_beams,
+            num_return_sequences=1,
+            do_sample=False,
+            max_length=min(generation.max_length, longest),
+            min_length=min(generation.min_length, longest),
+        )
+        state = model.start(token_ids, num_beams, settings.max_length)
+        search.run(search.search(settings), model.step, state)
+
+    buckets, sources = tflite.buckets(info.config, shapes), list(map(info.encode, texts.texts))
+    return calibrate(path, info.config, buckets, sources, decode, generation.num_beams)
+
+
 def entry_of(
-    content: tuple[int, str],
+    draft: Draft,
+    name: str,
     recipe: Recipe,
     config: BartConfig,
     shapes: StaticShapes | None = None,
-    calibration: Calibration | None = None,
+    calibration: manifest.Calibration | None = None,
 ) -> TfliteEntry:
-    """Return the manifest's entry of a file of a recipe, whose size and hash are `content`."""
+    """Return the manifest's entry of a recipe's file in a draft."""
     entry = TfliteEntry(
-        *content,
+        *draft.content(name),
         TFLITE,
         recipe=recipe.name,
         mode=recipe.mode,
@@ -89,7 +133,7 @@ def entry_of(
         tolerance=recipe.tolerance,
         runtimes=recipe.runtimes,
         refusals=recipe.refusals,
-        calibration=calibration,
+        calibration=calibration if recipe.calibrated else None,
         shapes=shapes,
     )
     if shapes is None:
@@ -99,15 +143,17 @@ def entry_of(
     return StaticEntry(**vars(entry), signatures=signatures)
 
 
-def check_fitting(model: Model, recipes: Sequence[Recipe], shapes: StaticShapes | None) -> None:
+def require_fitting(
+    info: ModelInfo, recipes: Sequence[Recipe], shapes: StaticShapes | None
+) -> None:
     """Refuse recipes that name no layer of the model, and shapes too short for its own settings.
 
     Raises:
         ConfigurationError: with the expression, or the length.
     """
     for recipe in recipes:
-        require_layers(recipe, layer_names(model.info.config))
-    most = model.info.generation.max_length
+        require_layers(recipe, layer_names(info.config))
+    most = info.generation.max_length
     if shapes is not None and shapes.target_length < most:
         raise ConfigurationError(
             f"--target-length must be at least {most}, which the preset "
@@ -117,41 +163,24 @@ def check_fitting(model: Model, recipes: Sequence[Recipe], shapes: StaticShapes 
 
 def sensitivities(
     model: Model, base: pathlib.Path, texts: Sequence[str], draft: Draft
-) -> list[LayerSensitivity]:
+) -> tuple[LayerSensitivity, ...]:
     """Return what the model loses by each layer, stored as the narrowest files store it."""
     with tempfile.TemporaryDirectory(dir=draft.scratch) as scratch:
         # Logits are kept beside the file meanwhile.
         float_file = pathlib.Path(scratch) / base.name
         float_file.symlink_to(base)
-        examination = Examination(
-            float_file,
-            model.info,
-            [Example(text) for text in texts[:RANKING_TEXTS]],
-            generate=False,
-        )
-        return measure(model.backbone, float_file, examination.traces, STORAGES[RUNGS[0]])
-
-
-def tflite_gate(
-    model: Model, base: pathlib.Path, shapes: StaticShapes | None, options: TfliteOptions
-) -> Gate:
-    """Return what holds a model's `.tflite` files to the model, by way of their float file."""
-    config, weights = model.info.config, model.backbone.named_weights()
-    parameters = InferenceParameters(config, lambda name: np.asarray(weights[name]))
-    name = "The float32 file that the others are made of"
-    recipe = with_bounds(RECIPES["float32"], options.tolerance)
-    float_file = File.of_draft(name, base, recipe, config, shapes)
-    return Gate(model.info, float_file, parameters_of(config, parameters), options.data)
+        examples = [Example(text) for text in texts[:RANKING_TEXTS]]
+        examination = Examination(float_file, model.info, examples, generate=False)
+        storage = STORAGES[RUNGS[0]]
+        return tuple(measure(model.backbone, float_file, examination.traces, storage))
 
 
 def check_tflite(
     gate: Gate, file: File, keras: KerasReference, reference: Reference
 ) -> tuple[FileVerification, Sequence[Answer | None]]:
     """Hold a `.tflite` file to the Keras model that `reference` asked, and to what readers ask."""
-    figures = gate.check(file, reference)
+    verified = gate.check(file, reference)
     config, shapes = gate.info.config, file.shapes
-    buckets = (
-        None if shapes is None else contract.static_buckets(config, **dataclasses.asdict(shapes))
-    )
+    buckets = None if shapes is None else contract.static_buckets(config, **vars(shapes))
     graph_rules.check_graph(file.path, graph_rules.expected_signatures(config, buckets))
-    return figures
+    return verified

@@ -47,7 +47,7 @@ def with_int8(made, content, target):
         ignored = shutil.ignore_patterns(artifacts.MANIFEST, ".cache")
         shutil.copytree(made.directory, draft.directory, ignore=ignored, dirs_exist_ok=True)
         (draft.directory / INT8_FILE).write_bytes(content)
-        entry = entry_of(draft.content(INT8_FILE), INT8, made.config)
+        entry = entry_of(draft, INT8_FILE, INT8, made.config)
         files = {**made.manifest.files, INT8_FILE: entry}
         draft.commit(dataclasses.replace(made.manifest, files=files))
     return Artifact.open(target)

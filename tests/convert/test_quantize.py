@@ -1,19 +1,34 @@
-"""Quantized files: every matrix is stored as its recipe says, and the tied table once."""
+"""Quantized files: matrices as the recipe says, and integer operators of static recipes."""
 
+import collections
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
+from support import tflite_files
 
 from bart_export.checkpoints.names import layer_names
+from bart_export.convert import quantize as quantization
 from bart_export.convert import rounding
-from bart_export.convert.blocks import matrices, view
+from bart_export.convert.calibration import Calibration, activations
 from bart_export.convert.quantize import quantize
+from bart_export.convert.rounding import matrices, view
 from bart_export.errors import ConfigurationError
+from bart_export.export.target import CalibrationTexts
+from bart_export.export.tflite_target import calibrate_file
 from bart_export.recipes.table import RECIPES, parse_recipe
+from bart_export.runtime.compiled_model import open_compiled_model
+from bart_export.runtime.generator import ModelInfo
+from bart_export.runtime.search import run, search
+from bart_export.verify.evaluation import StepFigures
+from bart_export.verify.golden import TEXTS
 
-TYPES = {32: "FLOAT32", 16: "FLOAT16", 8: "INT8", 4: "INT4"}
+FILE, STATIC_FILE = "tflite/float32.tflite", "tflite/float32.static.tflite"
+AI16, AI8 = "static_wi8_ai16", "static_wi8_ai8"
+TYPES = {code: name for name, code in vars(schema.TensorType).items()}
+BITS = {32: "FLOAT32", 16: "FLOAT16", 8: "INT8", 4: "INT4"}
 MIXED = {
     "name": "mixed",
     "mode": "dynamic",
@@ -35,11 +50,14 @@ SIZES = {
     "weight_only_wi8_afp32": 1.12,
     "dynamic_wi4_afp32": 0.6,
 }
+# One layer of the encoder has 6 FULLY_CONNECTED, of the decoder 8; cross keys and values are the
+# encoder's, the logits the decoder's; the decoder is there twice.
+PROJECTIONS = 3 * (6 + 2) + 2 * (3 * 8 + 1)
 
 
 @pytest.fixture(scope="module")
 def float_file(mini_artifact):
-    return mini_artifact.path("tflite/float32.tflite")
+    return mini_artifact.path(FILE)
 
 
 @pytest.fixture(scope="module")
@@ -52,82 +70,68 @@ def contents(mini_artifact, float_file):
     return {"float32": float_file.read_bytes(), **quantized}
 
 
-@dataclasses.dataclass(frozen=True)
-class Kept:
-    """How a file keeps a matrix: its type, how many scales it has, and the size of its blocks."""
-
-    type: str
-    scales: int
-    block_size: int
-
-
-def kept(content):
-    """Return layer -> how its matrix is kept, the same in all signatures, and in which buffers."""
+def storage_of(content):
+    """Return layer -> (type, number of scales, block size) of its matrix, which is there once."""
     model = schema.Model.GetRootAs(content, 0)
-    names = {code: name for name, code in vars(schema.TensorType).items()}
     found, buffers = {}, {}
     for layer, (graph, tensor) in matrices(model):
         quantization = tensor.Quantization()
-        scales = quantization.ScaleLength() if quantization else 0
-        blockwise = schema.BlockwiseQuantization()
+        scales, size = quantization.ScaleLength() if quantization else 0, 0
         if quantization and quantization.Details():
-            blockwise.Init(quantization.Details().Bytes, quantization.Details().Pos)
+            blockwise = blocks_of(tensor)
             scales = int(np.prod(graph.Tensors(blockwise.Scales()).ShapeAsNumpy()))
-        size = blockwise.BlockSize() if quantization and quantization.Details() else 0
-        found.setdefault(layer, set()).add(Kept(names[tensor.Type()], scales, size))
+            size = blockwise.BlockSize()
+        found.setdefault(layer, set()).add((TYPES[tensor.Type()], scales, size))
         buffers.setdefault(layer, set()).add(tensor.Buffer())
-    assert {len(ways) for ways in found.values()} == {1}
-    assert {len(numbers) for numbers in buffers.values()} == {1}
+    assert {len(one) for one in (*found.values(), *buffers.values())} == {1}
     return {layer: ways.pop() for layer, ways in found.items()}
 
 
-def wanted(recipe, layer, shape):
-    """Return how a recipe says that a matrix (outputs, inputs) is kept."""
-    storage = recipe.storage(layer)
-    outputs, inputs = shape
-    shared, _, size = (storage.granularity or "").partition("_")
-    block_size = int(size or 0)
-    scales = {"": 0, "tensorwise": 1, "channelwise": outputs}
-    number = outputs * inputs // block_size if block_size else scales[shared]
-    return Kept(TYPES[storage.bits], number, block_size)
+def blocks_of(tensor):
+    blockwise = schema.BlockwiseQuantization()
+    details = tensor.Quantization().Details()
+    blockwise.Init(details.Bytes, details.Pos)
+    return blockwise
 
 
-def shapes(path):
-    model = schema.Model.GetRootAs(path.read_bytes(), 0)
-    return {layer: tuple(tensor.ShapeAsNumpy()) for layer, (_, tensor) in matrices(model)}
-
-
-@pytest.mark.parametrize("name", SIZES)
-def test_every_matrix_is_stored_once_and_as_the_recipe_says(
-    mini_artifact, contents, float_file, name
-):
-    of = shapes(float_file)
-    assert set(of) == set(layer_names(mini_artifact.config))
-    assert kept(contents[name]) == {layer: wanted(RECIPES[name], layer, of[layer]) for layer in of}
+def stated_storage(recipe, path):
+    """Return what a recipe says of every matrix of a float file, as `storage_of` finds it."""
+    model, stated = schema.Model.GetRootAs(path.read_bytes(), 0), {}
+    for layer, (_, tensor) in matrices(model):
+        outputs, inputs = tensor.ShapeAsNumpy()
+        storage = recipe.storage(layer)
+        shared, _, size = (storage.granularity or "").partition("_")
+        number = {"": 0, "tensorwise": 1, "channelwise": outputs}.get(shared)
+        block = int(size or 0)
+        scales = outputs * inputs // block if block else number
+        stated[layer] = (BITS[storage.bits], scales, block)
+    return stated
 
 
 @pytest.mark.parametrize(("name", "bound"), SIZES.items())
-def test_a_file_takes_so_many_bytes_a_parameter(mini_artifact, contents, name, bound):
+def test_every_matrix_is_stored_once_and_as_the_recipe_says(
+    mini_artifact, contents, float_file, name, bound
+):
+    stated = stated_storage(RECIPES[name], float_file)
+    assert set(stated) == set(layer_names(mini_artifact.config))
+    assert storage_of(contents[name]) == stated
     size = len(contents[name]) / mini_artifact.manifest.parameter_count
     assert bound - 0.05 < size < bound
 
 
 def test_a_recipe_of_ones_own_stores_every_layer_as_it_says(mini_artifact, float_file):
     recipe = parse_recipe(MIXED)
-    of = shapes(float_file)
-    ways = kept(quantize(float_file, recipe, layer_names(mini_artifact.config)))
-    assert ways == {layer: wanted(recipe, layer, of[layer]) for layer in of}
-    assert {way.type for way in ways.values()} == set(TYPES.values())
-    assert {way.block_size for way in ways.values()} == {0, 32, 128}
+    found = storage_of(quantize(float_file, recipe, layer_names(mini_artifact.config)))
+    assert found == stated_storage(recipe, float_file)
+    types, _, blocks = zip(*found.values(), strict=True)
+    assert (set(types), set(blocks)) == (set(BITS.values()), {0, 32, 128})
 
 
 def stored_floats(content, layer):
     """Return a matrix that is stored in blocks, as float32."""
     model = schema.Model.GetRootAs(content, 0)
     graph, tensor = dict(matrices(model))[layer]
-    blockwise = schema.BlockwiseQuantization()
-    details = tensor.Quantization().Details()
-    blockwise.Init(details.Bytes, details.Pos)
+    blockwise = blocks_of(tensor)
     nibbles = view(model, content, tensor.Buffer(), np.uint8)
     codes = np.stack([nibbles & 15, nibbles >> 4], -1).reshape(-1, blockwise.BlockSize())
     signed = (codes.astype(np.int8) ^ 8) - 8
@@ -136,21 +140,209 @@ def stored_floats(content, layer):
 
 
 def test_blocks_hold_what_rounding_chose(contents, float_file):
-    content = contents["dynamic_wi4_afp32"]
-    layer = "decoder/layer_1/feedforward_output"
-    source = float_file.read_bytes()
+    layer, source = "decoder/layer_1/feedforward_output", float_file.read_bytes()
     model = schema.Model.GetRootAs(source, 0)
     _, tensor = dict(matrices(model))[layer]
     weights = view(model, source, tensor.Buffer(), np.float32).reshape(tensor.ShapeAsNumpy())
-    codes, scales = rounding.rounded(weights, 64)
+    codes, scales = rounding.round_matrix(weights, 64)
     expected = codes.reshape(*scales.shape, 64) * scales[..., None]
     np.testing.assert_array_equal(
-        stored_floats(content, layer), expected.reshape(weights.shape).astype(np.float32)
+        stored_floats(contents["dynamic_wi4_afp32"], layer),
+        expected.reshape(weights.shape).astype(np.float32),
     )
 
 
 def test_blocks_that_do_not_fill_a_row_are_refused(symmetric_artifact):
     wide = {"name": "wide", "mode": "dynamic", "layers": [["decoder/.*query", "int4_block128"]]}
-    path = symmetric_artifact.path("tflite/float32.tflite")
     with pytest.raises(ConfigurationError, match="in blocks of 128, but a row has 64 weights"):
-        quantize(path, parse_recipe(wide), layer_names(symmetric_artifact.config))
+        layers = layer_names(symmetric_artifact.config)
+        quantize(symmetric_artifact.path(FILE), parse_recipe(wide), layers)
+
+
+@pytest.fixture(scope="module")
+def static_recipe(mini_artifact, static_artifact, tmp_path_factory):
+    """Return `static_recipe(name, build)`, the path of a file calibrated with the golden texts."""
+    directory = tmp_path_factory.mktemp("static_recipes")
+    info = ModelInfo.from_artifact(mini_artifact)
+    builds = {
+        "dynamic": (mini_artifact.path(FILE), None),
+        "static": (
+            static_artifact.path(STATIC_FILE),
+            static_artifact.manifest.files[STATIC_FILE].shapes,
+        ),
+    }
+
+    @functools.cache
+    def calibrated(build):
+        path, shapes = builds[build]
+        return calibrate_file(path, info, shapes, CalibrationTexts(TEXTS, "given", ""))
+
+    @functools.cache
+    def made(name, build="dynamic"):
+        path, target = builds[build][0], directory / f"{name}_{build}.tflite"
+        layers = layer_names(info.config)
+        target.write_bytes(quantize(path, RECIPES[name], layers, calibrated(build)))
+        return target
+
+    return made
+
+
+def results(content):
+    """Yield (operator, type of its first input, type of its result, name of its result)."""
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
+    for graph in model.subgraphs:
+        for operator in graph.operators:
+            code = model.operatorCodes[operator.opcodeIndex]
+            name = quantization.BUILTIN_NAMES[max(code.builtinCode, code.deprecatedBuiltinCode)]
+            read, result = graph.tensors[operator.inputs[0]], graph.tensors[operator.outputs[0]]
+            yield name, TYPES[read.type], TYPES[result.type], result.name.decode()
+
+
+@pytest.mark.parametrize(("recipe", "integer"), [(AI16, "INT16"), (AI8, "INT8")])
+def test_operators_compute_in_the_integers_of_the_mode(static_recipe, recipe, integer):
+    operators = list(results(static_recipe(recipe).read_bytes()))
+    found = collections.Counter(
+        name for name, read, result, _ in operators if read == result == integer
+    )
+    floats = collections.Counter(name for name, _, result, _ in operators if result == "FLOAT32")
+    # The ADDs that mask scores are 3 of the encoder, 6 of either decoder.
+    expected = {"FULLY_CONNECTED": PROJECTIONS, "SOFTMAX": 15, "BATCH_MATMUL": 12, "ADD": 15}
+    if recipe == AI8:
+        # On the fly: those of 3 layers of the encoder and of the decoder, which is there twice.
+        expected["FULLY_CONNECTED"] -= 9
+        assert floats["FULLY_CONNECTED"] == 9
+        assert found.keys() == {*expected, "RESHAPE", "TRANSPOSE"}
+    else:
+        expected["ADD"] = 96
+        # Masks, lookups, and the caches: what comes in or goes out as float32.
+        assert floats.keys() - {"EXPAND_DIMS"} == {
+            "CAST", "SUB", "MUL", "EMBEDDING_LOOKUP", "GATHER", "ADD", "DEQUANTIZE",
+        }  # fmt: skip
+        assert found.keys() >= {"GELU", "MEAN", "RSQRT", "SUM", "MUL", "SUB"}
+    assert {name: found[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize("recipe", [AI16, AI8])
+def test_the_table_is_in_the_file_once_and_signatures_stay_float(
+    static_recipe, mini_artifact, recipe
+):
+    content = static_recipe(recipe).read_bytes()
+    table = mini_artifact.config.vocabulary_size * mini_artifact.config.hidden_dim
+    assert [size for size in tflite_files.buffer_sizes(content) if size >= table] == [table]
+    for sides in tflite_files.signatures(content).values():
+        for tensors in sides.values():
+            assert {dtype for dtype, _ in tensors.values()} <= {"FLOAT32", "INT32"}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "build", "bounds"),
+    [
+        (AI16, "dynamic", {"relative": 0.03, "top1": 0.95}),
+        (AI8, "dynamic", {"relative": 0.1, "top1": 0.9}),
+        # What a padded source masks, and what the future of a cache masks, is not seen.
+        (AI8, "static", {"relative": 0.1, "top1": 0.9}),
+    ],
+)
+@pytest.mark.parametrize("rows", [1, 4])
+def test_logits_are_near_those_of_the_float_file(
+    static_recipe, mini_artifact, static_artifact, recipe, build, bounds, rows
+):
+    info = ModelInfo.from_artifact(mini_artifact)
+    buckets = static_artifact.buckets(STATIC_FILE) if build == "static" else None
+    expected = open_compiled_model(mini_artifact.path(FILE), info.config)
+    received = open_compiled_model(static_recipe(recipe, build), info.config, buckets)
+    greedy, figures = info.generation.replace(num_beams=1), StepFigures()
+    for text in TEXTS:
+        source = info.encode(text)
+        start = expected.start(source, 1, 32)
+        fed = run(search(greedy), expected.step, start)[0].token_ids[:-1]
+        for pair in zip(
+            logits(expected, source, fed, rows), logits(received, source, fed, rows), strict=True
+        ):
+            figures.add(*pair)
+    found = figures.figures()
+    assert 0 < found["relative"] <= bounds["relative"]
+    assert found["top1"] >= bounds["top1"]
+
+
+def logits(engine, source, fed, rows):
+    """Yield the logits of a greedy decoder's steps, each (1, vocabulary), of the last row."""
+    state = engine.start(source, rows, 32)
+    for token in fed:
+        found, state = engine.step(
+            state, np.full(rows, token, np.int32), np.arange(rows, dtype=np.int32)
+        )
+        yield found[-1:].copy()
+
+
+@pytest.mark.parametrize(("bits", "steps"), [(8, 2**8), (16, 2**16)])
+def test_what_is_masked_rounds_to_nothing_and_leaves_the_steps_to_the_others(
+    float_file, bits, steps
+):
+    content, room = float_file.read_bytes(), quantization.HEADROOM[bits]
+    graphs = list(quantization.graphs(content))
+    measured = {name: (-10.0, 6.0) for graph in graphs for name in graph.names}
+    fitted = quantization.fit_ranges(content, measured, bits)
+    masked = [
+        tuple(graph.names[index] for index in (*operator.inputs, *operator.outputs))
+        for graph in graphs
+        for operator, kind in quantization.operator_kinds(graph)
+        if kind == quantization.MASKING
+    ]
+    assert len(masked) == 15
+    for scores, mask, result in masked:
+        low, high = fitted[result]
+        assert fitted[scores] == (room * -10, room * 6)
+        assert high == room * 6
+        # The highest score there is, masked, is no higher than what the range ends at, and
+        # nothing beside an unmasked score: less than half a step of the softmax.
+        assert room * 6 + fitted[mask][0] <= low + 1e-6
+        assert np.exp(low - room * -10) <= 0.5 / steps + 1e-12
+
+
+def same_range(path, reach):
+    """Return a calibration that measured the same of every activation."""
+    names = [
+        name for _, found in activations(path.read_bytes()).values() for name in found.values()
+    ]
+    return Calibration(dict.fromkeys(names, (-reach, reach)), 1, 1)
+
+
+def projections(artifact, recipe, reach):
+    """Return the types that every FULLY_CONNECTED of a quantized file reads and gives, by name."""
+    path, layers = artifact.path(FILE), layer_names(artifact.config)
+    made = quantize(path, recipe, layers, same_range(path, reach))
+    return {
+        result_name: (read, result)
+        for name, read, result, result_name in results(bytes(made))
+        if name == "FULLY_CONNECTED"
+    }
+
+
+def test_layers_that_have_no_static_form_keep_their_storage(mini_artifact):
+    mixed = dataclasses.replace(
+        RECIPES[AI8],
+        layers=((".*", "int8"), (".*/layer_0/.*", "int4"), (".*/self_attention_value", "float32")),
+    )
+    types = projections(mini_artifact, mixed, 1.0)
+    for layer, expected in (
+        ("layer_0/self_attention_key", "FLOAT32"),
+        ("layer_1/self_attention_value", "FLOAT32"),
+        ("layer_1/self_attention_key", "INT8"),
+    ):
+        assert types[f"encode/encoder/{layer}/output"] == (expected, expected)
+
+
+def test_a_bias_that_would_saturate_keeps_its_layer_out_of_integers(
+    distilled_artifact, mini_artifact
+):
+    # The padding token's row of the table is zero, and the checkpoint has a logits bias.
+    for artifact, expected in ((distilled_artifact, {"token_embedding"}), (mini_artifact, set())):
+        path = artifact.path(FILE)
+        fitted = same_range(path, 8.0).ranges
+        for bits in (8, 16):
+            assert quantization.cramped_layers(path.read_bytes(), fitted, bits) == expected
+    types = projections(distilled_artifact, RECIPES[AI16], 8.0)
+    for decoder in ("decode", "decode_single"):
+        assert types.pop(f"{decoder}/token_embedding/output")[1] == "FLOAT32"
+    assert {result for _, result in types.values()} == {"INT16"}

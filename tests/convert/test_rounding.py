@@ -20,14 +20,14 @@ def test_what_4_bits_can_say_comes_back_exactly():
     codes.reshape(48, 4, 32)[..., 0] = 7  # so that the scale can be told from the largest weight
     codes.reshape(48, 4, 32)[..., 1] = -7
     codes = np.maximum(codes, -7)
-    received, chosen = rounding.rounded(floats(codes, scales, 32).astype(np.float32), 32)
+    received, chosen = rounding.round_matrix(floats(codes, scales, 32).astype(np.float32), 32)
     np.testing.assert_array_equal(received, codes)
     np.testing.assert_array_equal(chosen, scales)
 
 
 @pytest.mark.parametrize("block_size", [32, 64, 128])
 def test_no_scale_of_the_largest_weight_is_better(block_size):
-    received = floats(*rounding.rounded(WEIGHTS, block_size), block_size)
+    received = floats(*rounding.round_matrix(WEIGHTS, block_size), block_size)
     blocks = WEIGHTS.reshape(48, -1, block_size)
     widest = rounding.storable(np.abs(blocks).max(-1, keepdims=True) / 7)
     plain = (np.clip(np.rint(blocks / widest), -8, 7) * widest).reshape(WEIGHTS.shape)
@@ -42,7 +42,9 @@ def test_errors_are_made_good_where_inputs_correlate():
     moments = inputs.T @ inputs / len(inputs)
     fresh = (GENERATOR.normal(size=(512, 16)) @ mixing).astype(np.float32)
     errors = [
-        np.square(fresh @ (floats(*rounding.rounded(WEIGHTS, 32, given), 32) - WEIGHTS).T).mean()
+        np.square(
+            fresh @ (floats(*rounding.round_matrix(WEIGHTS, 32, given), 32) - WEIGHTS).T
+        ).mean()
         for given in (moments, None)
     ]
     assert errors[0] < 0.3 * errors[1]
@@ -52,7 +54,7 @@ def test_a_row_of_zeros_stays_zero_and_scales_stay_above_it():
     weights = WEIGHTS.copy()
     weights[3] = 0
     weights[4] *= 1e-12
-    codes, scales = rounding.rounded(weights, 32, rounding.moments_of_rows(weights))
+    codes, scales = rounding.round_matrix(weights, 32, rounding.moments_of_rows(weights))
     assert (scales.astype(np.float16) > 0).all()
     assert not codes[3].any()
     assert np.isfinite(floats(codes, scales, 32)).all()

@@ -11,10 +11,10 @@ from tensorflow.core.protobuf import saved_model_pb2
 from bart_export import contract
 from bart_export.artifact.artifact import Artifact
 from bart_export.config import GenerationConfig
-from bart_export.convert import saved_model
 from bart_export.errors import ConfigurationError, VerificationFailed
 from bart_export.export.options import SavedModelOptions, TfliteOptions
 from bart_export.export.pipeline import export
+from bart_export.export.saved_model_target import next_version
 from bart_export.graph import sequences
 from bart_export.graph.signatures import defaults
 from bart_export.recipes.table import RECIPES
@@ -200,7 +200,7 @@ def test_versions_count_up_and_other_targets_stay(earlier):
     assert "canary" not in written
     for name in files:
         new.path(name, rehash=True)
-    assert saved_model.next_version(new.directory) == 3
+    assert next_version(new.directory) == 3
     cases = json.loads(new.path("golden.json").read_bytes())["cases"]
     assert {name for case in cases for name in case["files"]} == {VERSION, "saved_model/2"}
     variables = "saved_model/{}/variables/variables.data-00000-of-00001"
@@ -235,7 +235,7 @@ def names_below(directory):
 def test_the_next_version_is_above_all_that_are_there(tmp_path, names, expected):
     for name in names:
         (tmp_path / "saved_model" / name).mkdir(parents=True)
-    assert saved_model.next_version(tmp_path) == expected
+    assert next_version(tmp_path) == expected
 
 
 def test_options_that_contradict_are_told():

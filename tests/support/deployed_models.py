@@ -5,18 +5,12 @@ import shutil
 import yaml
 
 from bart_export.artifact.artifact import Draft
-from bart_export.export.deployment.deployment import write
-from bart_export.export.deployment.memory import Memory
+from bart_export.artifact.manifest import Memory
+from bart_export.export.saved_model_target import write_deployment
 from bart_export.runtime.generator import ModelInfo
-from bart_export.verify.golden import TEXTS
 
 MEMORY = Memory(loaded=700 * 2**20, peak=1900 * 2**20)
 SIZE = 560 * 2**20
-
-
-def served(artifact):
-    """Return what an artifact's SavedModel was exported with, and a text."""
-    return ModelInfo.from_artifact(artifact), TEXTS[0]
 
 
 def deploy(artifact, directory):
@@ -27,7 +21,7 @@ def deploy(artifact, directory):
         ignore=shutil.ignore_patterns("assets.extra", "batching_params.pbtxt"),
     )
     draft = Draft(directory, artifact.directory)
-    return draft, write(draft, 2, *served(artifact))
+    return draft, write_deployment(draft, 2, ModelInfo.from_artifact(artifact))
 
 
 def documents(text):

@@ -24,7 +24,7 @@ from bart_export.artifact.artifact import Artifact
 from bart_export.artifact.figures import Answer
 from bart_export.checkpoints.resolve import resolve_preset
 from bart_export.export import pipeline
-from bart_export.export.result import ExportedFile, ExportResult
+from bart_export.export.target import ExportedFile, ExportResult
 from bart_export.verify.verify import Reference
 from support.made_up_artifacts import check_neighbours, whole
 

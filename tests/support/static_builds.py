@@ -5,24 +5,31 @@ import shutil
 
 from bart_export.artifact import artifact
 from bart_export.checkpoints import resolve
-from bart_export.checkpoints.resolve import find
+from bart_export.checkpoints.names import layer_names
 from bart_export.convert import tflite
-from bart_export.export.tflite_target import entry_of
-from bart_export.model import BartBackbone
+from bart_export.convert.quantize import quantize
+from bart_export.export.tflite_target import entry_of, file_name
+from bart_export.graph.parameters import InferenceParameters
 from bart_export.recipes.table import RECIPES
 
 
 def add(made, shapes, recipes, target):
     """Commit an artifact with static builds beside the files of `made`, and open it."""
-    preset = made.manifest.preset
-    backbone = BartBackbone.from_checkpoint(resolve.read(find(preset).directory))
+    checkpoint = resolve.read(resolve.find(made.manifest.preset).directory)
+    parameters = InferenceParameters(checkpoint.config, checkpoint.weights.__getitem__)
     with artifact.draft(target) as draft:
-        wanted = [RECIPES[name] for name in recipes]
-        _, written = tflite.write_recipes(backbone, wanted, shapes, draft, lambda _: None)
-        entries = {
-            name: entry_of(draft.content(name), recipe, made.config, shapes)
-            for name, recipe in written.items()
-        }
+        (draft.directory / "tflite").mkdir()
+        entries = {}
+        for name in recipes:
+            recipe = RECIPES[name]
+            file = f"tflite/{file_name(recipe, shapes)}"
+            if recipe.mode == "float":
+                float_file = draft.directory / file
+                tflite.write_float(parameters, float_file, shapes)
+            else:
+                content = quantize(float_file, recipe, layer_names(made.config))
+                (draft.directory / file).write_bytes(content)
+            entries[file] = entry_of(draft, file, recipe, made.config, shapes)
         commit(draft, made, {**made.manifest.files, **entries})
     return artifact.Artifact.open(target)
 

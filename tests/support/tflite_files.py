@@ -21,6 +21,34 @@ def tensors(content):
             yield number, graph.Tensors(index)
 
 
+def signatures(content):
+    """Return signature -> side -> tensor -> (dtype, shape with -1 for a size that may change)."""
+    model = model_of(content)
+    types = {code: name for name, code in vars(schema.TensorType).items()}
+    found = {}
+    for definition in map(model.SignatureDefs, range(model.SignatureDefsLength())):
+        graph = model.Subgraphs(definition.SubgraphIndex())
+        assert graph.InputsLength() == definition.InputsLength()
+        sides = {
+            "inputs": map(definition.Inputs, range(definition.InputsLength())),
+            "outputs": map(definition.Outputs, range(definition.OutputsLength())),
+        }
+        found[definition.SignatureKey().decode()] = {
+            side: {
+                one.Name().decode(): dtype_and_shape(graph.Tensors(one.TensorIndex()), types)
+                for one in entries
+            }
+            for side, entries in sides.items()
+        }
+    return found
+
+
+def dtype_and_shape(tensor, types):
+    signature = tensor.ShapeSignatureAsNumpy()
+    shape = tensor.ShapeAsNumpy() if isinstance(signature, int) else signature
+    return types[tensor.Type()], shape.tolist()
+
+
 def operators(content):
     """Return the names of the operators of all subgraphs, "CUSTOM" among them if there is one."""
     names = {code: name for name, code in vars(schema.BuiltinOperator).items()}

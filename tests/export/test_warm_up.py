@@ -4,14 +4,14 @@ import collections
 
 import pytest
 import tensorflow as tf
-from support import deployed_models
 from tensorflow_serving.apis import prediction_log_pb2
 
 from bart_export import contract
 from bart_export.errors import EngineError
-from bart_export.export.deployment.memory import measure
-from bart_export.export.deployment.requests import MAX_BATCH_SIZE, largest_request
+from bart_export.export.warm_up import MAX_BATCH_SIZE, largest_request, measure_memory
+from bart_export.runtime.generator import ModelInfo
 from bart_export.server import messages, warmup
+from bart_export.verify.golden import TEXTS
 
 SIGNATURES = {signature.name: signature for signature in contract.saved_model_signatures()}
 
@@ -68,7 +68,7 @@ def test_warming_up_generates_few_tokens(requests):
 
 
 def test_memory_is_measured_with_a_full_batch_of_the_longest_source(saved_model_artifact):
-    given = arrays(largest_request(*deployed_models.served(saved_model_artifact)))
+    given = arrays(largest_request(ModelInfo.from_artifact(saved_model_artifact), TEXTS[0]))
     longest = saved_model_artifact.manifest.encoder_sequence_length
     assert given["encoder_token_ids"].shape == (MAX_BATCH_SIZE, longest)
     assert (given["encoder_lengths"] == longest).all()
@@ -84,7 +84,7 @@ def test_a_version_that_does_not_serve_its_warm_up_is_found_out(deployed, tmp_pa
     wrong.model_spec.signature_name = "tokenise"
     warmup.write_records(version / warmup.REQUESTS, [wrong])
     with pytest.raises(EngineError, match='Version 2 .*[Ww]armup record 1 .*"?tokenise'):
-        measure(version, wrong)
+        measure_memory(version, wrong)
     (version / "saved_model.pb").unlink()
     with pytest.raises(EngineError, match="Version 2 .*SavedModel"):
-        measure(version, wrong)
+        measure_memory(version, wrong)

@@ -15,7 +15,7 @@ from bart_export.server import messages, model_config
 from bart_export.server.options import ServeOptions
 from bart_export.server.serve import running
 
-SERVING = pathlib.Path(__file__).parents[3] / "serving"
+SERVING = pathlib.Path(__file__).parents[2] / "serving"
 CLIENTS = SERVING / "clients"
 TEXT = "A library that reads and writes spreadsheets, row by row."
 OTHER = "Games for a rainy day, 文字 and all."

@@ -1,6 +1,7 @@
 """The files of a deployment: each is read as what it is for, and says what is deployed."""
 
 import os
+import pathlib
 import re
 import shutil
 import subprocess
@@ -11,26 +12,35 @@ from google.protobuf import text_format
 from support.deployed_models import MEMORY, SIZE, documents
 from tensorflow_serving.config import model_server_config_pb2
 
-from bart_export.export.deployment import files
-from bart_export.export.deployment.files import LOADED_VERSIONS, serving_files
-from bart_export.export.deployment.memory import guessed
-from bart_export.export.deployment.requests import MAX_BATCH_SIZE
+from bart_export.errors import ConfigurationError
+from bart_export.export import saved_model_target
+from bart_export.export.saved_model_target import (
+    IMAGE_TAG,
+    LOADED_VERSIONS,
+    earlier_versions,
+    kubernetes_name,
+    model_name,
+    serving_files,
+)
+from bart_export.export.warm_up import MAX_BATCH_SIZE, guess_memory
 from bart_export.server import batching, messages
 from bart_export.server.sources import Latest
 
 ONE = serving_files("bart_mini_en", [1], MEMORY, SIZE)
 THREE = serving_files("Bart.Large_7", [4, 5, 9], MEMORY, SIZE)
+POD = documents(ONE["kubernetes.yaml"])["Deployment"]["spec"]["template"]
 
 
-def parsed(text, message):
-    return text_format.Parse(text, message, descriptor_pool=message.DESCRIPTOR.file.pool)
+def models_of(text, message=messages.ModelServerConfig):
+    parsed = text_format.Parse(text, message(), descriptor_pool=message.DESCRIPTOR.file.pool)
+    return parsed.model_config_list.config
 
 
 @pytest.mark.parametrize(
-    "new", [messages.ModelServerConfig, model_server_config_pb2.ModelServerConfig]
+    "message", [messages.ModelServerConfig, model_server_config_pb2.ModelServerConfig]
 )
-def test_models_config_is_the_official_message(new):
-    (model,) = parsed(THREE["models.config"], new()).model_config_list.config
+def test_models_config_is_the_official_message(message):
+    (model,) = models_of(THREE["models.config"], message)
     assert (model.name, model.base_path) == ("Bart.Large_7", "/models/Bart.Large_7/saved_model")
     assert model.model_platform == "tensorflow"
     assert model.model_version_policy.latest.num_versions == LOADED_VERSIONS
@@ -45,10 +55,7 @@ def test_models_config_is_the_official_message(new):
     ],
 )
 def test_labels_name_the_last_two_versions(versions, labels):
-    written = serving_files("bart", versions, MEMORY, SIZE)
-    (model,) = parsed(
-        written["models.config"], messages.ModelServerConfig()
-    ).model_config_list.config
+    (model,) = models_of(serving_files("bart", versions, MEMORY, SIZE)["models.config"])
     assert dict(model.version_labels) == labels
     # A label may move to a version only once that is loaded, and the old one must answer till then.
     loaded = Latest(model.model_version_policy.latest.num_versions).choose(versions)
@@ -57,66 +64,62 @@ def test_labels_name_the_last_two_versions(versions, labels):
 
 
 def test_monitoring_is_on_under_the_path_that_kubernetes_scrapes():
-    config = parsed(ONE["monitoring.config"], messages.MonitoringConfig()).prometheus_config
+    message = messages.MonitoringConfig
+    parsed = text_format.Parse(
+        ONE["monitoring.config"], message(), descriptor_pool=message.DESCRIPTOR.file.pool
+    )
+    config = parsed.prometheus_config
     assert config.enable
-    pod = documents(ONE["kubernetes.yaml"])["Deployment"]["spec"]["template"]["metadata"]
-    assert pod["annotations"]["prometheus.io/path"] == config.path
+    assert POD["metadata"]["annotations"]["prometheus.io/path"] == config.path
 
 
-def test_batching_parameters_are_those_of_the_server(deployed, tmp_path):
-    draft, _ = deployed
-    parameters = batching.read_parameters(draft.directory / "saved_model/2/batching_params.pbtxt")
+def test_batching_parameters_are_those_of_the_server_and_each_has_its_reason(deployed, tmp_path):
+    path = deployed[0].directory / "saved_model/2/batching_params.pbtxt"
+    parameters = batching.read_parameters(path)
     assert parameters.max_batch_size == MAX_BATCH_SIZE
     # TensorFlow Serving ends where it joins parts of different width.
     assert not parameters.enable_large_batch_splitting
     assert parameters.pad_variable_length_inputs
     assert parameters.batch_timeout_micros == 0
+    for paragraph in path.read_text().split("\n\n"):
+        assert paragraph.startswith("# "), paragraph
     (tmp_path / "batching.config").write_text(ONE["batching.config"])
     shared = batching.read_parameters(tmp_path / "batching.config")
     # That memory is reckoned for; our own server has a thread for each core it finds.
-    assert shared.num_batch_threads == files.CORES
+    assert shared.num_batch_threads == saved_model_target.CORES
     assert parameters.num_batch_threads is None
-
-
-def test_every_value_has_its_reason(deployed):
-    draft, _ = deployed
-    text = (draft.directory / "saved_model/2/batching_params.pbtxt").read_text()
-    for paragraph in text.split("\n\n"):
-        assert paragraph.startswith("# "), paragraph
 
 
 def arguments(words):
     return dict(word.removeprefix("--").partition("=")[::2] for word in words)
 
 
-def container_arguments(written):
-    pod = documents(written["kubernetes.yaml"])["Deployment"]["spec"]["template"]["spec"]
-    compose = yaml.safe_load(written["compose.yaml"])["services"]["serving"]
-    runtime = documents(written["kserve.yaml"])["ServingRuntime"]["spec"]
-    return {
-        "compose": arguments(compose["command"]),
-        "kubernetes": arguments(pod["containers"][0]["args"]),
-        "kserve": arguments(runtime["containers"][0]["args"]),
-    }
+FLAGS = {
+    "model_config_file", "model_config_file_poll_wait_seconds", "monitoring_config_file",
+    "allow_version_labels_for_unavailable_models", "enable_batching",
+    "enable_per_model_batching_parameters", "batching_parameters_file", "rest_api_timeout_in_ms",
+    "max_num_load_retries", "tensorflow_intra_op_parallelism", "tensorflow_inter_op_parallelism",
+    "grpc_channel_arguments", "model_name", "model_base_path", "port", "rest_api_port",
+}  # fmt: skip
 
 
 def test_flags_are_those_of_tensorflow_serving():
-    known = {
-        "model_config_file", "model_config_file_poll_wait_seconds", "monitoring_config_file",
-        "allow_version_labels_for_unavailable_models", "enable_batching",
-        "enable_per_model_batching_parameters", "batching_parameters_file",
-        "rest_api_timeout_in_ms", "max_num_load_retries", "tensorflow_intra_op_parallelism",
-        "tensorflow_inter_op_parallelism", "grpc_channel_arguments", "model_name",
-        "model_base_path", "port", "rest_api_port",
-    }  # fmt: skip
-    for place, given in container_arguments(THREE).items():
-        assert set(given) <= known, place
+    pod = documents(THREE["kubernetes.yaml"])["Deployment"]["spec"]["template"]["spec"]
+    compose = yaml.safe_load(THREE["compose.yaml"])["services"]["serving"]
+    runtime = documents(THREE["kserve.yaml"])["ServingRuntime"]["spec"]
+    for words in (
+        compose["command"],
+        pod["containers"][0]["args"],
+        runtime["containers"][0]["args"],
+    ):
+        given = arguments(words)
+        assert set(given) <= FLAGS
         assert given["enable_batching"] == given["enable_per_model_batching_parameters"] == "true"
         assert given["rest_api_timeout_in_ms"] == "60000"
 
 
 def test_compose_mounts_the_directory_around_the_artifact_and_names_what_lies_in_it(deployed):
-    draft, deployment = deployed
+    draft, _ = deployed
     text = (draft.directory / "serving/compose.yaml").read_text()
     service = yaml.safe_load(text)["services"]["serving"]
     (mount,) = service["volumes"]
@@ -125,8 +128,8 @@ def test_compose_mounts_the_directory_around_the_artifact_and_names_what_lies_in
     for value in arguments(service["command"]).values():
         if value.startswith("/"):
             inside = value.removeprefix(f"{mount['target']}/{draft.target.name}/")
-            assert inside in deployment.files
-    assert service["image"] == f"tensorflow/serving:${{TF_SERVING_TAG:-{files.IMAGE_TAG}}}"
+            assert (draft.directory / inside).is_file()
+    assert service["image"] == f"tensorflow/serving:${{TF_SERVING_TAG:-{IMAGE_TAG}}}"
 
 
 @pytest.mark.parametrize("file", ["kubernetes.yaml", "kserve.yaml"])
@@ -148,17 +151,9 @@ def test_the_configurations_that_are_named_are_mounted(file):
     assert volumes["config"]["configMap"]["name"] == manifest["ConfigMap"]["metadata"]["name"]
 
 
-def test_kserve_fetches_one_version_and_leans_on_no_claim():
-    manifest = documents(THREE["kserve.yaml"])
-    assert "PersistentVolumeClaim" not in manifest
-    uri = manifest["InferenceService"]["spec"]["predictor"]["model"]["storageUri"]
-    assert uri == "https://models.example.com/Bart.Large_7-9.tar.gz"
-
-
 def filling(directory, url):
     """Return the command that fills a volume, as the first container of a pod runs it."""
-    spec = documents(ONE["kubernetes.yaml"])["Deployment"]["spec"]["template"]["spec"]
-    (container,) = spec["initContainers"]
+    (container,) = POD["spec"]["initContainers"]
     (script,) = container["args"]
     assert [each["name"] for each in container["env"]] == ["ARTIFACT_URL"]
     script = script.replace("/models", str(directory)).replace("sleep 5", "sleep 0.05")
@@ -193,12 +188,15 @@ def test_without_an_archive_the_artifact_is_waited_for(tmp_path):
 
 
 def test_containers_write_nothing_and_have_no_rights():
-    pod = documents(ONE["kubernetes.yaml"])["Deployment"]["spec"]["template"]["spec"]
-    runtime = documents(ONE["kserve.yaml"])["ServingRuntime"]["spec"]
-    for container in (*pod["initContainers"], *pod["containers"], *runtime["containers"]):
-        context = {**pod["securityContext"], **container["securityContext"]}
-        if container in runtime["containers"]:
-            context = container["securityContext"]
+    pod = POD["spec"]
+    runtime = documents(ONE["kserve.yaml"])["ServingRuntime"]["spec"]["containers"]
+    contexts = [
+        *(pod["securityContext"] | one["securityContext"] for one in pod["initContainers"]),
+        *(pod["securityContext"] | one["securityContext"] for one in pod["containers"]),
+        *(one["securityContext"] for one in runtime),
+    ]
+    assert len(contexts) == 3
+    for context in contexts:
         assert context["runAsNonRoot"] is True
         assert context["runAsUser"] == context["runAsGroup"] == 1000
         assert context["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -211,21 +209,15 @@ def test_containers_write_nothing_and_have_no_rights():
     assert compose["security_opt"] == ["no-new-privileges:true"]
 
 
-def test_the_image_is_explained_once():
-    told = [file for file, content in ONE.items() if files.TAG_REASON in " ".join(content.split())]
-    assert told == ["README.md"]
-
-
 def test_probes_ask_for_the_metadata_of_the_model():
     spec = documents(THREE["kubernetes.yaml"])["Deployment"]["spec"]["template"]["spec"]
     (container,) = spec["containers"]
-    for probe in ("startupProbe", "readinessProbe"):
+    probes = ("startupProbe", "readinessProbe")
+    for probe in probes:
         assert container[probe]["httpGet"]["path"] == "/v1/models/Bart.Large_7/metadata"
-    assert "tcpSocket" in container["livenessProbe"]
-    ports = {one["name"] for one in container["ports"]}
-    assert {container[name]["httpGet"]["port"] for name in ("startupProbe", "readinessProbe")} | {
-        container["livenessProbe"]["tcpSocket"]["port"]
-    } <= ports
+    asked = {container[probe]["httpGet"]["port"] for probe in probes}
+    asked |= {container["livenessProbe"]["tcpSocket"]["port"]}
+    assert asked <= {one["name"] for one in container["ports"]}
 
 
 @pytest.mark.parametrize(
@@ -246,40 +238,55 @@ def test_memory_is_that_of_the_loaded_versions_and_one_being_exchanged(versions,
     assert "700 MiB with a version loaded" in written["kubernetes.yaml"]
 
 
-def test_a_canary_takes_a_part_of_the_requests_once_there_is_an_earlier_version():
-    def predictor(written):
-        return documents(written["kserve.yaml"])["InferenceService"]["spec"]["predictor"]
+def test_a_figure_that_was_not_measured_says_so(tmp_path):
+    (tmp_path / "weights").write_bytes(bytes(2**20))
+    memory = guess_memory(tmp_path)
+    assert 2**20 < memory.loaded < memory.peak
+    assert "Guessed from the files' size" in serving_files("bart", [1], memory, 1)["compose.yaml"]
+    assert "Measured" in ONE["compose.yaml"]
 
-    assert "canaryTrafficPercent" not in predictor(ONE)
-    assert predictor(THREE)["canaryTrafficPercent"] == 10
-    assert predictor(THREE)["model"]["runtimeVersion"] == files.IMAGE_TAG
-    runtime = documents(THREE["kserve.yaml"])["ServingRuntime"]["metadata"]["name"]
-    assert predictor(THREE)["model"]["runtime"] == runtime
+
+def test_kserve_fetches_one_version_and_a_canary_takes_a_part_once_there_is_an_earlier_one():
+    first, third = documents(ONE["kserve.yaml"]), documents(THREE["kserve.yaml"])
+    assert "PersistentVolumeClaim" not in third
+    predictor = third["InferenceService"]["spec"]["predictor"]
+    model = predictor["model"]
+    assert model["storageUri"] == "https://models.example.com/Bart.Large_7-9.tar.gz"
+    assert "canaryTrafficPercent" not in first["InferenceService"]["spec"]["predictor"]
+    assert predictor["canaryTrafficPercent"] == 10
+    assert model["runtimeVersion"] == IMAGE_TAG
+    assert model["runtime"] == third["ServingRuntime"]["metadata"]["name"]
+    (container,) = third["ServingRuntime"]["spec"]["containers"]
+    assert "--model_name={{.Name}}" in container["args"]  # which KServe fills in
 
 
 @pytest.mark.parametrize("written", [ONE, THREE], ids=["one", "three"])
 def test_nothing_is_left_of_the_templates(written):
     for file, content in written.items():
-        assert "@" not in content, file
+        assert not re.search(r"\{%|%\}|\{\{(?!\.Name)", content), file
         assert not re.search(r"[ \t]$", content, re.MULTILINE), file
         assert "\t" not in content, file
+    named = [file for file, content in written.items()
+             if saved_model_target.TAG_REASON in " ".join(content.split())]  # fmt: skip
+    assert named == ["README.md"]
 
 
-def test_what_was_written_is_told(deployed):
-    draft, deployment = deployed
-    found = {
-        path.relative_to(draft.directory).as_posix()
-        for path in draft.directory.rglob("*")
-        if path.is_file()
-    }
-    beside = {name for name in found if not re.match(r"saved_model/2/(variables/|.*\.pb$)", name)}
-    assert set(deployment.files) == beside
-    assert 0 < deployment.memory.loaded < deployment.memory.peak
-    assert deployment.memory.measured
-    text = (draft.directory / "serving/models.config").read_text()
-    (model,) = parsed(text, messages.ModelServerConfig()).model_config_list.config
+def test_a_deployment_names_its_model_and_both_versions(deployed):
+    draft, memory = deployed
+    (model,) = models_of((draft.directory / "serving/models.config").read_text())
     assert model.name == draft.target.name
     assert dict(model.version_labels) == {"stable": 1, "canary": 2}
+    assert 0 < memory.loaded < memory.peak
+    assert memory.measured
+
+
+def test_an_artifact_that_is_damaged_has_no_earlier_versions(saved_model_artifact, tmp_path):
+    copied = tmp_path / "copied"
+    shutil.copytree(saved_model_artifact.directory, copied)
+    assert earlier_versions(copied) == [1]
+    (copied / "saved_model/1/fingerprint.pb").write_bytes(b"other")
+    assert earlier_versions(copied) == []
+    assert earlier_versions(tmp_path / "nothing") == []
 
 
 def healthcheck(written, port):
@@ -287,15 +294,6 @@ def healthcheck(written, port):
     assert check[0] == "CMD"
     # Compose reads two dollar signs as one.
     return [word.replace("$$", "$").replace("/8501", f"/{port}") for word in check[1:]]
-
-
-def test_an_artifact_that_is_damaged_has_no_earlier_versions(saved_model_artifact, tmp_path):
-    copied = tmp_path / "copied"
-    shutil.copytree(saved_model_artifact.directory, copied)
-    assert files.earlier_versions(copied) == [1]
-    (copied / "saved_model/1/fingerprint.pb").write_bytes(b"other")
-    assert files.earlier_versions(copied) == []
-    assert files.earlier_versions(tmp_path / "nothing") == []
 
 
 def test_the_health_check_wants_a_version_that_answers(http_answers):
@@ -308,9 +306,42 @@ def test_the_health_check_wants_a_version_that_answers(http_answers):
     assert closed.returncode != 0
 
 
-def test_a_figure_that_was_not_measured_says_so(tmp_path):
-    (tmp_path / "weights").write_bytes(bytes(2**20))
-    memory = guessed(tmp_path)
-    assert 2**20 < memory.loaded < memory.peak
-    assert "Guessed from the files' size" in serving_files("bart", [1], memory, 1)["compose.yaml"]
-    assert "Measured" in ONE["compose.yaml"]
+HOSTILE = (
+    "my model", "a:b", ".hidden", "-rf", "ünï", "a\nb", 'a"b', "a'b", "a$b", "{{a}}", "a#b",
+    "a%20b", "a@b", "a" * 101,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_name_that_would_need_quoting_is_refused(name):
+    with pytest.raises(ConfigurationError, match="--output"):
+        model_name(pathlib.Path("/artifacts") / name)
+
+
+@pytest.mark.parametrize(
+    "name", ["bart_mini_en", "Bart.Large-7", "7", "null", "No", "1e3", "a" * 100]
+)
+def test_other_names_are_the_directory_s(name):
+    assert model_name(pathlib.Path("/artifacts") / name) == name
+    written = serving_files(name, [1, 2], MEMORY, SIZE)
+    assert f'name: "{name}"' in written["models.config"]
+    for file in ("kubernetes.yaml", "kserve.yaml"):
+        for document in documents(written[file]).values():
+            assert isinstance(document["metadata"]["name"], str)
+    # What Compose may not take for a number or nothing.
+    assert isinstance(documents(written["compose.yaml"])[""]["name"], str)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("bart_mini_en", "bart-mini-en"),
+        ("Bart.Large_7", "bart-large-7"),
+        ("7", "bart-7"),
+        ("a__b--", "a-b"),
+        ("x" * 39 + "_yz", "x" * 39),
+    ],
+)
+def test_kubernetes_names_are_dns_labels(name, expected):
+    assert kubernetes_name(name) == expected
+    assert re.fullmatch(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?", expected)

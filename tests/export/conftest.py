@@ -1,4 +1,4 @@
-"""A deployment of a tiny model, written once."""
+"""A deployment of a tiny model, written once, and an HTTP server that answers with a status."""
 
 import contextlib
 import http.server
@@ -7,12 +7,10 @@ import threading
 import pytest
 from support import deployed_models
 
-CLOSE = "Content-Length: 0\r\nConnection: close\r\n"
-
 
 @pytest.fixture(scope="session")
 def deployed(saved_model_artifact, tmp_path_factory):
-    """Return (draft, what was written) for a second version of a tiny artifact."""
+    """Return (draft, memory) for a second version of a tiny artifact."""
     directory = tmp_path_factory.mktemp("drafts") / "draft"
     return deployed_models.deploy(saved_model_artifact, directory)
 
@@ -26,7 +24,8 @@ def answering(status):
         def do_GET(self):
             self.rfile.read(int(self.headers.get("Content-Length", 0)))
             requests.append(f"{self.requestline}\r\n{self.headers}")
-            self.wfile.write(f"HTTP/1.1 {status}\r\n{CLOSE}\r\n".encode())
+            ending = "Content-Length: 0\r\nConnection: close\r\n\r\n"
+            self.wfile.write(f"HTTP/1.1 {status}\r\n{ending}".encode())
 
         do_POST = do_GET  # noqa: N815
 

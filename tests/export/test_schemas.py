@@ -14,7 +14,7 @@ import pytest
 from compose_spec import PyCompose
 from support.deployed_models import MEMORY, SIZE, documents
 
-from bart_export.export.deployment.files import serving_files
+from bart_export.export.saved_model_target import serving_files
 
 WRITTEN = {
     "one": serving_files("bart_mini_en", [1], MEMORY, SIZE),

@@ -1,1 +1,0 @@
-"""The files beside a SavedModel that deploy it."""
