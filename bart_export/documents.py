@@ -32,11 +32,7 @@ FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
 def open_regular(path: pathlib.Path) -> BinaryIO:
-    """Open a file for reading; a link to one counts as one.
-
-    Raises:
-        OSError: if it cannot be opened, or is a directory, a pipe or a device.
-    """
+    """Open a file for reading, or raise OSError for a directory, a pipe or a device."""
     descriptor = os.open(path, FLAGS)
     try:
         require_regular(path, os.fstat(descriptor))
@@ -53,11 +49,7 @@ def require_regular(path: pathlib.Path, status: os.stat_result) -> None:
 
 
 def read(path: pathlib.Path, limit: int) -> bytes:
-    """Return the content of a regular file.
-
-    Raises:
-        OSError: if it cannot be read, is no regular file, or has more than `limit` bytes.
-    """
+    """Return the content of a regular file of at most `limit` bytes, or raise OSError."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         content = b"" if size > limit else file.read(limit + 1)
@@ -67,11 +59,7 @@ def read(path: pathlib.Path, limit: int) -> bytes:
 
 
 def replace(path: pathlib.Path, content: bytes) -> None:
-    """Write a file in one rename, so that a failure leaves what was there; a link stays one.
-
-    Raises:
-        OSError: if it cannot be written.
-    """
+    """Write a file in one rename, so that a failure leaves what was there; a link stays one."""
     target = pathlib.Path(os.path.realpath(path))
     draft = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
     try:
@@ -229,11 +217,7 @@ class Record:
 
     @classmethod
     def from_dict(cls: type[Declared], value: object) -> Declared:
-        """Return the record of an object in a JSON text.
-
-        Raises:
-            ValueError: for the first field that is missing or of another type, with its place.
-        """
+        """Return the record of an object, or raise ValueError for the first field that is wrong."""
         record: Declared = read_as(cls, value)
         return record
 

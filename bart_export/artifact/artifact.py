@@ -108,11 +108,7 @@ class Artifact:
         return path
 
     def golden(self) -> Golden:
-        """Return the content of golden.json.
-
-        Raises:
-            ArtifactError: if the file is not the manifest's, or does not hold what it should.
-        """
+        """Return the content of golden.json, or raise ArtifactError."""
         path = self.path(GOLDEN)
         try:
             return manifest_file.read_golden(path)
@@ -179,11 +175,7 @@ def difference(path: pathlib.Path, size: int, expected: FileEntry) -> str:
 
 
 def link(source: str | pathlib.Path, path: str | pathlib.Path) -> None:
-    """Give a file another name, or copy it where the file system has no hard links.
-
-    Raises:
-        OSError: if there is something of that name.
-    """
+    """Give a file another name, or copy it where the file system has no hard links."""
     try:
         os.link(os.path.realpath(source), path)
     except FileExistsError:
@@ -221,11 +213,7 @@ class Draft:
         return FileEntry(*self.content(name))
 
     def carry(self, artifact: Artifact, name: str) -> None:
-        """Take a file over from another artifact, as a hard link where the file system has them.
-
-        Raises:
-            ArtifactError: if the file is not what that artifact's manifest says.
-        """
+        """Take a checked file over from another artifact, as a hard link where that can be."""
         self.take(artifact.path(name, rehash=True), name)
 
     def take(self, source: pathlib.Path, name: str) -> None:
@@ -272,11 +260,7 @@ def draft(target: pathlib.Path) -> Iterator[Draft]:
 
 
 def check_readable_by_all(path: pathlib.Path) -> None:
-    """Refuse a path that is no Unicode text: TensorFlow and LiteRT take paths as UTF-8.
-
-    Raises:
-        ArtifactError: for such a path.
-    """
+    """Raise ArtifactError for a path not in UTF-8: TensorFlow and LiteRT take no other."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
@@ -287,12 +271,7 @@ def check_readable_by_all(path: pathlib.Path) -> None:
 
 
 def check_replaceable(target: pathlib.Path) -> None:
-    """Refuse to put an artifact in the place of anything but an artifact.
-
-    Raises:
-        ArtifactError: for a file, a directory of other things, one around the current directory, or
-            a name that no runtime can be given.
-    """
+    """Raise ArtifactError unless an artifact can be put in a place without any other loss."""
     check_readable_by_all(target)
     if target.exists() and not target.is_dir():
         raise ArtifactError(f"{target} is a file. Name a directory for the artifact.")

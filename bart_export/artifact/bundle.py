@@ -100,11 +100,7 @@ def write(source: Artifact, recipe: str, target: pathlib.Path) -> Artifact:
 
 
 def static_file(source: Artifact, recipe: str) -> str:
-    """Return the name of a recipe's static build.
-
-    Raises:
-        ArtifactError: if there is none.
-    """
+    """Return the name of a recipe's static build, or raise ArtifactError."""
     for name, entry in source.manifest.tflite().items():
         if entry.recipe == recipe and entry.shapes is not None:
             return name

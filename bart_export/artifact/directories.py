@@ -109,10 +109,9 @@ def owner() -> int:
 
 
 def clear(place: pathlib.Path, target: pathlib.Path) -> None:
-    """Remove what a dead process left; an artifact that it was just replacing is put back.
+    """Remove what a dead process left, or raise ArtifactError if it lives.
 
-    Raises:
-        ArtifactError: if the process lives.
+    An artifact that it was just replacing is put back.
     """
     try:
         flags = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)

@@ -330,11 +330,7 @@ class Manifest(Record):
 
 
 def check_texts(manifest: Mapping[str, Any]) -> None:
-    """Hold all texts, names of fields included, to what can be shown: in lines, reports and logs.
-
-    Raises:
-        ValueError: for one that is too long, or steers a terminal.
-    """
+    """Raise ValueError for a text, or a field's name, that is too long or steers a terminal."""
     waiting: list[tuple[str, Any]] = [("", manifest)]
     while waiting:  # nested as deeply as a parser allows
         place, value = waiting.pop()
@@ -349,12 +345,10 @@ def check_texts(manifest: Mapping[str, Any]) -> None:
 
 
 def check_names(names: list[str]) -> None:
-    """Refuse names that are none for a file inside a directory, on any system, or not one only.
+    """Raise ValueError for names that are not each one file inside a directory on any system.
 
-    Raises:
-        ValueError: for an absolute name, one that leaves the directory or hides in it, one that
-            another system would read otherwise, and two that name one file where case does not
-            count.
+    Absolute names, hidden ones, ones that leave the directory or that another system would read
+    otherwise are refused, and two that name one file where case does not count.
     """
     seen: dict[str, str] = {}
     folders: set[str] = set()

@@ -60,11 +60,7 @@ def read(path: pathlib.Path) -> Manifest:
 
 
 def write(path: pathlib.Path, manifest: Manifest) -> None:
-    """Write a manifest, with its seal, which is one that `read` reads.
-
-    Raises:
-        ArtifactError: for one that it would refuse.
-    """
+    """Write a manifest with its seal, or raise ArtifactError for one that `read` would refuse."""
     content = manifest.to_dict() | {"manifest_sha256": UNSEALED}
     text = json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n"
     try:
@@ -80,23 +76,14 @@ def write(path: pathlib.Path, manifest: Manifest) -> None:
 
 
 def read_golden(path: pathlib.Path) -> Golden:
-    """Return the content of a golden.json.
-
-    Raises:
-        OSError: if it cannot be read.
-        ValueError: if it does not hold what it should.
-    """
+    """Return the content of a golden.json, or raise OSError or ValueError."""
     golden = Golden.from_dict(documents.parse_json(documents.read(path, GOLDEN_LIMIT)))
     check_golden(golden)
     return golden
 
 
 def write_golden(path: pathlib.Path, golden: Golden) -> None:
-    """Write a golden.json that `read_golden` reads.
-
-    Raises:
-        ArtifactError: for a content that it would refuse.
-    """
+    """Write a golden.json, or raise ArtifactError for one that would not be read back."""
     try:
         check_golden(golden)
     except ValueError as error:
@@ -106,11 +93,7 @@ def write_golden(path: pathlib.Path, golden: Golden) -> None:
 
 
 def check_golden(golden: Golden) -> None:
-    """Hold golden answers to what can be asked again in a short time.
-
-    Raises:
-        ValueError: for more.
-    """
+    """Raise ValueError for golden answers that cannot be asked again in a short time."""
     count, tokens = len(golden.cases), 0
     documents.require(count <= MOST_CASES, "cases", f"at most {MOST_CASES}", count)
     for case in golden.cases:
@@ -127,11 +110,7 @@ def seal(unsealed: bytes) -> bytes:
 
 
 def path_of(directory: pathlib.Path, name: str) -> pathlib.Path:
-    """Return the path of a file that a manifest names, whose names have been checked.
-
-    Raises:
-        ArtifactError: if a link on the way leads out of the directory.
-    """
+    """Return the path of a file that a manifest names; no link may lead out of the directory."""
     path, root = os.path.realpath(directory / name), os.path.realpath(directory)
     if not path.startswith(os.path.join(root, "")):
         raise ArtifactError(

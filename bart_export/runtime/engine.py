@@ -93,11 +93,7 @@ class Dynamic:
     signatures: Sequence[Signature]
 
     def fit(self, token_ids: Sequence[int], num_beams: int, max_length: int) -> Fitted:
-        """Return a source with room for its first tokens.
-
-        Raises:
-            InputError: for a source or a length that the model has no positions for.
-        """
+        """Return a source with room for its first tokens, or raise InputError."""
         ids = check_source(self.config, token_ids)
         check_length(self.config, max_length)
         encode, decode_beams, decode_single = self.signatures
@@ -139,11 +135,7 @@ class Buckets:
         return Buckets(self.config, buckets)
 
     def fit(self, token_ids: Sequence[int], num_beams: int, max_length: int) -> Fitted:
-        """Return a source in the smallest buckets that have room for it, its beams and its tokens.
-
-        Raises:
-            InputError: for more than the largest bucket takes, and as `check_source` does.
-        """
+        """Return a source in the smallest buckets with room for all of it, or raise InputError."""
         ids = check_source(self.config, token_ids)
         needed = {
             contract.SOURCE: ids.shape[1],
@@ -165,11 +157,7 @@ class Buckets:
         raise InputError("A static build has no room beyond the max_length it was started with.")
 
     def smallest(self, axis: str, needed: int) -> int:
-        """Return the smallest size of an axis that some bucket has and that has room.
-
-        Raises:
-            InputError: if none has.
-        """
+        """Return the smallest size of an axis that has room, or raise InputError."""
         sizes = sorted({bucket.sizes[axis] for bucket in self.buckets if axis in bucket.sizes})
         for size in sizes:
             if size >= needed:
@@ -188,12 +176,7 @@ def sizing(config: BartConfig, buckets: Sequence[Bucket] | None) -> Dynamic | Bu
 
 
 def check_source(config: BartConfig, token_ids: Sequence[int]) -> IntArray:
-    """Return token ids as an array, int32 (one, source).
-
-    Raises:
-        InputError: for what are no ids, none, more than the model has positions, or an id it does
-            not know.
-    """
+    """Return token ids as int32 (one, source), or raise InputError for what no model takes."""
     try:
         ids = np.asarray(token_ids if len(token_ids) else np.empty(0, np.int64))
     except (TypeError, ValueError):  # without a length, or of lists of several
@@ -341,11 +324,7 @@ def default_threads(parameter_count: int) -> int:
 
 
 def thread_count(given: int | None) -> int:
-    """Return how many threads an engine is to use, by default all cores.
-
-    Raises:
-        ConfigurationError: for a number that no engine can have.
-    """
+    """Return a valid number of threads, by default all cores, or raise ConfigurationError."""
     check_threads("num_threads", given)
     return given or available_cores()
 

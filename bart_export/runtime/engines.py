@@ -115,20 +115,12 @@ def files_for(artifact: Artifact, requested: str | None) -> dict[str, TfliteEntr
 
 
 def target_of(requested: str | None) -> str:
-    """Return the target of an export that an engine, None for the default, opens.
-
-    Raises:
-        ConfigurationError: for an engine that does not exist.
-    """
+    """Return the target of an export that an engine, None for the default, opens."""
     return "tflite" if requested is None else engine_kind(requested, {}).target
 
 
 def engine_kind(requested: str | None, installed: Mapping[str, str]) -> EngineKind:
-    """Return the row of an engine, None for the first of the installed packages.
-
-    Raises:
-        ConfigurationError: if there is none, with the nearest and all others.
-    """
+    """Return the row of an engine, None for the first of the installed packages."""
     name = next(iter(installed), LITERT) if requested is None else requested
     return lookup("An engine", name, ENGINES)
 

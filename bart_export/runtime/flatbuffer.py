@@ -120,11 +120,7 @@ class File:
 
     @classmethod
     def map(cls, path: pathlib.Path) -> "File":
-        """Map a file into memory.
-
-        Raises:
-            InvalidGraph: for one that cannot be mapped, or is no `.tflite` file.
-        """
+        """Map a `.tflite` file into memory."""
         try:
             with path.open("rb") as file:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -134,11 +130,7 @@ class File:
         return cls(np.frombuffer(mapped, np.uint8))
 
     def numbers(self, offsets: Ints, kind: str) -> npt.NDArray[np.generic]:
-        """Return the numbers of a NumPy type at some offsets.
-
-        Raises:
-            InvalidGraph: for an offset outside the file.
-        """
+        """Return the numbers of a NumPy type at some offsets."""
         dtype = np.dtype(f"<{kind}")
         if offsets.size and not 0 <= offsets.min() <= offsets.max() <= self.size - dtype.itemsize:
             raise InvalidGraph("an offset leads out of it")
@@ -184,9 +176,6 @@ class Vectors:
         """Return where each element of all vectors lies.
 
         Vectors may overlap, so that the file's size alone does not bound their sum.
-
-        Raises:
-            InvalidGraph: if together they are larger than the file, or have too many elements.
         """
         size, elements = width(self.kind), int(self.count.sum())
         few = elements * size <= self.file.size and elements <= MOST_ELEMENTS
@@ -263,11 +252,7 @@ class Tables:
         return Tables(self.file, self.fields[name], self.file.follow(self.stored(name)))
 
     def vectors(self, name: str) -> Vectors:
-        """Return a field's vectors, which have no elements where the field is not written.
-
-        Raises:
-            InvalidGraph: for one that leads out of the file, or a string that is not ASCII.
-        """
+        """Return a field's vectors, which have no elements where the field is not written."""
         begin, count = np.zeros(self.count, np.int64), np.zeros(self.count, np.int64)
         present, kind = self.present(name), self.fields[name].strip("[]")
         vectors = self.file.follow(self.stored(name))

@@ -39,11 +39,7 @@ class ModelInfo:
 
     @classmethod
     def from_artifact(cls, artifact: Artifact) -> "ModelInfo":
-        """Return what an artifact says of its model.
-
-        Raises:
-            ArtifactError, TokenizerError: as `BartTokenizer.from_artifact` does.
-        """
+        """Return what an artifact says of its model."""
         return cls(
             artifact.config,
             BartTokenizer.from_artifact(artifact),

@@ -109,11 +109,7 @@ class Stream(Iterator[str]):
         self.result: Result | None = None
 
     def __next__(self) -> str:
-        """Return the next piece.
-
-        Raises:
-            BartExportError: what the generation ended with.
-        """
+        """Return the next piece, or raise what the generation failed with."""
         with self.turn.lock:
             if not self.pieces and not self.ended:
                 self.turn.take(self)
@@ -125,11 +121,7 @@ class Stream(Iterator[str]):
             raise StopIteration(self.result)
 
     def drain(self) -> Result:
-        """Run the generation to its end, and return its result.
-
-        Raises:
-            BartExportError: what the generation ended with.
-        """
+        """Run the generation to its end and return its result, or raise what it failed with."""
         with self.turn.lock:
             if not self.ended:
                 self.turn.take(self)

@@ -1,8 +1,8 @@
-"""A first opening of an artifact in a process of its own, which may end of it.
+"""A first opening of an artifact in a process of its own, which may crash.
 
-`graph_rules` refuses what is known to end the process that opens it. A server, whose other models
-have to go on, does not rely on that: the file is opened and run here before. As a program this
-module is that process. The weight cache that it builds is what the next opening finds.
+`graph_rules` refuses what is known to crash the process that opens it. A server, whose other models
+must go on, does not rely on that alone. Run as a program, this module is that process. The next
+opening finds the weight cache that it builds.
 """
 
 import pathlib
@@ -30,7 +30,6 @@ def survive(directory: pathlib.Path) -> None:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=SECONDS,
-            check=False,
             encoding="utf-8",
             errors="replace",
         )
@@ -54,11 +53,7 @@ def survive(directory: pathlib.Path) -> None:
 
 
 def decode_twice(directory: pathlib.Path) -> None:
-    """Open an artifact and decode two tokens with every number of beams that it will be asked.
-
-    Raises:
-        BartExportError: for what cannot be opened or run, or computes NaN or infinity.
-    """
+    """Open an artifact and decode two tokens with every number of beams that it will be asked."""
     import numpy as np
 
     from bart_export.runtime.generator import Generator

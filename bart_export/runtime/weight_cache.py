@@ -1,8 +1,7 @@
 """XNNPACK's packed weights on disk: a `.tflite` file's second opening takes milliseconds.
 
 A cache is built under a temporary name and put in place whole. It is believed only if it has the
-hash that this user stamped it with (`stamps`): one that is torn, altered or came along with an
-artifact is built again, and so is one for another model, library or processor. Caches lie in the
+hash that this user stamped it with (`stamps`), and is built again otherwise. Caches lie in the
 artifact's `.cache`, or in the user's cache directory where the artifact cannot be written, its disk
 is full, or others may write its `.cache`; where neither has a place, the file is opened without.
 """
@@ -75,22 +74,16 @@ def discard_damaged(artifact: Artifact, name: str) -> bool:
 
 
 def places(artifact: Artifact, name: str) -> Iterator[pathlib.Path]:
-    """Yield where the weight cache of a file can be, best first."""
-    key = artifact.manifest.files[name].sha256[:16]
-    for directory in directories(artifact.directory):
-        yield directory / f"{key}-{fingerprint(litert_version())}.xnnpack"
-
-
-def directories(artifact_directory: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yield the directories for caches that can be made and are ours, best first."""
+    """Yield where the weight cache of a file can be, in directories that are ours, best first."""
     user_directory = stamps.user_directory()
     if user_directory is None:
         return  # where nothing can be stamped, no cache would be believed
-    for directory in (artifact_directory / CACHE, user_directory):
+    key = artifact.manifest.files[name].sha256[:16]
+    for directory in (artifact.directory / CACHE, user_directory):
         with contextlib.suppress(OSError):
             directory.mkdir(mode=0o700, exist_ok=True)
             if stamps.is_ours(directory) and os.access(directory, os.W_OK):
-                yield directory
+                yield directory / f"{key}-{fingerprint(litert_version())}.xnnpack"
 
 
 def fingerprint(library: str) -> str:

@@ -48,12 +48,7 @@ class AddedToken:
     special: bool = False
 
     def __post_init__(self) -> None:
-        """Check that a text can be cut at the token.
-
-        Raises:
-            TokenizerError: for a token of no or too many characters, one that no UTF-8 can hold, or
-                one that both begins or ends with whitespace and takes more of it.
-        """
+        """Raise TokenizerError unless a text can be cut at the token."""
         edges = {self.content[:1], self.content[-1:]}
         if (
             not 0 < len(self.content) <= LONGEST
@@ -179,8 +174,7 @@ def word_characters(block: int) -> frozenset[str]:
 def read_added_tokens(place: str, stored: object) -> tuple[AddedToken, ...]:
     """Return the added tokens that a JSON file lists, objects with the fields of `AddedToken`.
 
-    Raises:
-        TokenizerError: for what is none, or too many; `place` is what the line says of where.
+    `place` is what a TokenizerError says of where.
     """
     if not isinstance(stored, list) or len(stored) > MOST:
         raise TokenizerError(f"{place} must be a list of at most {MOST} added tokens.")

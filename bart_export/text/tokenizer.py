@@ -219,11 +219,7 @@ class BartTokenizer:
     def encode_beginning(
         self, text: str, max_length: int = MAX_LENGTH, *, special_tokens: bool = False
     ) -> tuple[list[int], bool]:
-        """Return what `encode` with `truncate` does, and whether the text was cut.
-
-        Raises:
-            InputError: as `encode` does.
-        """
+        """Return what `encode` with `truncate` does, and whether the text was cut."""
         room = room_within(max_length)
         byte_length(text)  # refuses a lone surrogate behind the cut, too
         ids = self._beginning(text, room + 1, special_tokens)
@@ -280,11 +276,7 @@ class BartTokenizer:
         return anchor + 1 if same else max(before_last - 1, 0)
 
     def token_bytes(self, id: int) -> bytes:
-        """Return the UTF-8 bytes that a token stands for, often a part of a character.
-
-        Raises:
-            InputError: when the id is not in the vocabulary.
-        """
+        """Return the UTF-8 bytes that a token stands for, often a part of a character."""
         token = self.id_to_token(id)
         if id in self._added:
             return self._added[id]
@@ -294,22 +286,14 @@ class BartTokenizer:
             return token.encode("utf-8")
 
     def detokenize(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
-        """Return the text of ids, with U+FFFD for bytes that are not valid UTF-8.
-
-        Raises:
-            InputError: if an id is not in the vocabulary.
-        """
+        """Return the text of ids, with U+FFFD for bytes that are not valid UTF-8."""
         skipped = self.special_token_ids if skip_special_tokens else ()
         pieces = (self.token_bytes(id) for id in ids if id not in skipped)
         return b"".join(pieces).decode("utf-8", errors="replace")
 
 
 def byte_length(text: str) -> int:
-    """Return how many bytes a text has in UTF-8.
-
-    Raises:
-        InputError: for what is no text, or has a lone surrogate.
-    """
+    """Return how many bytes a text has in UTF-8, or raise InputError where it has none."""
     try:
         return len(text.encode())
     except AttributeError:
@@ -323,11 +307,7 @@ def byte_length(text: str) -> int:
 
 
 def room_within(max_length: int) -> int:
-    """Return how many tokens of a text `max_length` has room for.
-
-    Raises:
-        InputError: if it has none for both ends.
-    """
+    """Return how many tokens of a text `max_length` has room for, or raise InputError."""
     if max_length < 2:
         raise InputError(
             f"max_length must be at least 2, the start and the end token, received {max_length}."

@@ -50,11 +50,7 @@ def read_vocabulary(file: Path) -> dict[str, int]:
 
 
 def checked_vocabulary(file: Path, vocabulary: object) -> dict[str, int]:
-    """Return the vocabulary that a JSON file holds, once it is known to be one of a BART.
-
-    Raises:
-        TokenizerError: as `read_vocabulary`.
-    """
+    """Return the vocabulary that a JSON file holds, or raise TokenizerError."""
     if not isinstance(vocabulary, dict) or {type(id) for id in vocabulary.values()} != {int}:
         raise TokenizerError(
             f"{file} must be a JSON object of tokens and integer ids. "
@@ -97,10 +93,9 @@ def read_merges(file: Path) -> list[tuple[str, str]]:
 def check_merges(
     place: str, vocabulary: Mapping[str, int], merges: Iterable[tuple[str, str]]
 ) -> None:
-    """Check that merges are of tokens, and make tokens.
+    """Raise TokenizerError unless merges are of tokens, and make tokens.
 
-    Raises:
-        TokenizerError: when the vocabulary lacks one; `place` is what the line says of where.
+    `place` is what the line says of where.
     """
     for left, right in merges:
         for token in (left, right, left + right):
@@ -122,11 +117,7 @@ def require(file: Path, vocabulary: Mapping[str, int], tokens: tuple[str, ...], 
 
 
 def read(file: Path) -> str:
-    """Return the file's text, without byte order mark.
-
-    Raises:
-        TokenizerError: when it cannot be read or is not UTF-8.
-    """
+    """Return the file's text without byte order mark, or raise TokenizerError."""
     try:
         text = documents.read(file, LARGEST_FILE).decode("utf-8-sig")
         return text.replace("\r\n", "\n").replace("\r", "\n")

@@ -1,6 +1,6 @@
 /*
  * NumPy's default chance: the PCG64 generator, seeded by a SeedSequence; stands for
- * numpy.random.Generator(numpy.random.PCG64(seed)), which bart_export/runtime/sampling.py uses.
+ * numpy.random.Generator(numpy.random.PCG64(seed)), which bart_export/runtime/logits.py uses.
  *
  * In goes a seed, out come uniform numbers, the same as NumPy's to the last bit. Nothing here knows
  * what they decide.

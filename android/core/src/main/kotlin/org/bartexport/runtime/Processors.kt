@@ -1,6 +1,6 @@
 /*
  * What forbids or discourages tokens: edits of logits that depend on the tokens so far; mirrors
- * bart_export/runtime/processors.py.
+ * bart_export/runtime/logits.py.
  *
  * In go the sequences and their next logits, which are changed in place; out comes nothing. A
  * processor touches a few entries a row and never passes over the vocabulary. Meaning and order are

@@ -1,6 +1,6 @@
 /*
  * Drawing one token from a row of logits: temperature, then top-k, then top-p, then chance; mirrors
- * bart_export/runtime/sampling.py.
+ * bart_export/runtime/logits.py.
  *
  * In goes one row, out comes one token id. Filters keep what Hugging Face's keep. Chance is NumPy's
  * PCG64 generator, one uniform number a token: a seed gives the same tokens as in Python. It does

@@ -1,6 +1,6 @@
 /*
  * Exact answers about rows of a vocabulary, found without sorting or copying the rows; mirrors
- * bart_export/runtime/scores.py.
+ * bart_export/runtime/logits.py.
  *
  * In go logits of every token, out come the normalizers that turn them into log-probabilities and
  * the few largest entries, equal values in the order of their index. A decoding step takes

@@ -1,5 +1,5 @@
 /*
- * Token ids to text, one id at a time; mirrors bart_export/text/detokenizer.py.
+ * Token ids to text, one id at a time; mirrors bart_export/text/tokenizer.py.
  *
  * Ids come in as a model makes them; text goes out as soon as it is whole. A character whose bytes
  * are spread over several tokens is held back until the last of them. Where the ids come from and

@@ -1,5 +1,5 @@
 /*
- * LiteRT's `CompiledModel`, opened; mirrors bart_export/runtime/litert.py.
+ * LiteRT's `CompiledModel`, opened; mirrors bart_export/runtime/compiled_model.py.
  *
  * A file and options go in, a compiled model with its environment comes out. What its signatures
  * compute is not known here.

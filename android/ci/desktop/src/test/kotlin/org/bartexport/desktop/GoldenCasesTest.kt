@@ -10,7 +10,7 @@ import org.junit.jupiter.api.DynamicTest
 import org.junit.jupiter.api.DynamicTest.dynamicTest
 import org.junit.jupiter.api.TestFactory
 
-/** Static builds give transformers' tokens and scores; mirrors test_golden_static.py. */
+/** Static builds give transformers' tokens and scores; mirrors test_golden_files.py. */
 class GoldenCasesTest {
     @TestFactory
     fun `every golden case token for token, and its scores`(): List<DynamicTest> = TINY.map {
