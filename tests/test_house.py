@@ -30,6 +30,13 @@ ORDER = ("words", "recipes", "artifact", "text", "edgetpu", "runtime", "server",
 NOT = dict.fromkeys(("checkpoints", "model", "graph", "convert"), {"runtime", "server", "bench"})
 NOT["verify"] = {"server", "bench"}
 NOT["tune"] = NOT["report"] = {"server"}
+# The same inside a room, for its modules.
+INSIDE = {
+    "server": ("options", "status", "messages", "tensors", "metrics", "servable", "merging",
+               "batching", "litert_engine", "tensorflow_engine", "saved_model_operators", "sources",
+               "versions", "models", "model_config", "predict", "warmup", "opening", "http_server",
+               "rest", "grpc_server", "serve"),
+}  # fmt: skip
 TENSOR_LIBRARIES = {"tensorflow", "keras", "keras_hub", "ai_edge_quantizer", "torch"}
 WITH_TENSOR_LIBRARIES = {"model", "graph", "convert", "verify", "tune", "export"}
 
@@ -77,6 +84,21 @@ def test_imports_point_down_the_layers():
                 continue
             if layer_of(module) not in below:
                 wrong.append(f"{path.relative_to(ROOT)}:{line} ({layer}) imports {module}")
+    assert wrong == []
+
+
+@pytest.mark.parametrize("room", INSIDE)
+def test_imports_point_down_inside_a_room(room):
+    order = INSIDE[room]
+    modules = [path for path in (PACKAGE / room).glob("*.py") if path.stem != "__init__"]
+    assert sorted(path.stem for path in modules) == sorted(order)
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} imports {module}"
+        for path in modules
+        for line, module in imports(path)
+        if module.startswith(f"bart_export.{room}.")
+        and module.split(".")[2] not in order[: order.index(path.stem)]
+    ]
     assert wrong == []
 
 

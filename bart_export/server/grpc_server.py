@@ -1,14 +1,15 @@
-"""The gRPC front: a port, and messages that go to the methods of services and come back.
+"""TensorFlow Serving's PredictionService and ModelService over gRPC, with health and reflection.
 
-A method takes the message that some bytes hold and the limits of the call. A StatusError becomes
-the status of the call. A client's deadline ends the limits, and so does a client that goes away.
-Health checks and reflection are answered here, too.
+A method takes a request message and the limits of the call, and returns the response message. A
+StatusError becomes the status of the call. A client's deadline ends the limits, and so does a
+client that goes away.
 """
 
 import asyncio
+import logging
 import pathlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -19,16 +20,18 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from bart_export.errors import ConfigurationError
 from bart_export.quiet import native_stderr_silenced
-from bart_export.server import messages, ports
-from bart_export.server.options import ServeOptions
-from bart_export.server.predict import aside, status_of
-from bart_export.server.servable import Limits
-from bart_export.server.status import Code, StatusError, invalid
+from bart_export.server import messages, model_config, tensors
+from bart_export.server.http_server import in_url
+from bart_export.server.metrics import Metrics
+from bart_export.server.models import ModelSpec, ModelStore
+from bart_export.server.options import MAX_ANSWER_BYTES, ServeOptions
+from bart_export.server.predict import NO_EXAMPLES, Predictor, check_inputs, run_off_loop
+from bart_export.server.servable import Limits, Tensors
+from bart_export.server.sources import ServedModel
+from bart_export.server.status import Code, StatusError, invalid, status_of_error
 
 # A method of a service: a request message and the limits of the call, and the response message.
 Method = Callable[[Any, Limits], Awaitable[Any]]
-# Methods by their names, by the full names of their services in `messages.POOL`.
-Services = Mapping[str, Mapping[str, Method]]
 
 GRPC_STATUS: dict[Code, grpc.StatusCode] = {Code(code.value[0]): code for code in grpc.StatusCode}
 # TensorFlow Serving's bound: details travel in a header, and clients bound their headers.
@@ -45,22 +48,154 @@ BOUNDS = (
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.max_concurrent_streams", 128),
 )
-# What those who watch the health take to be told that the server ends.
-TELLING_SECONDS = 0.2
+# What those who watch the health take to learn that the server ends.
+WATCHING_SECONDS = 0.2
+SIGNATURE_DEF = "signature_def"
+NO_RELOADS = (
+    "HandleReloadConfigRequest is not allowed here. Expected a server with "
+    "--allow-reload-requests; --model-config-file-poll-seconds follows a file instead"
+)
+
+
+class Services:
+    """The methods of both services."""
+
+    def __init__(self, store: ModelStore, metrics: Metrics) -> None:
+        self.store = store
+        self.metrics = metrics
+        self.predictor = Predictor(store, metrics)
+        self.configuring = asyncio.Lock()
+
+    def by_name(self) -> Mapping[str, Mapping[str, Method]]:
+        """Return the methods by the full names of the services and their own."""
+        unserved = dict.fromkeys(("Classify", "Regress", "MultiInference"), self.unserved)
+        return {
+            "tensorflow.serving.PredictionService": {
+                "Predict": self.predict,
+                "GetModelMetadata": self.get_model_metadata,
+                **unserved,
+            },
+            "tensorflow.serving.ModelService": {
+                "GetModelStatus": self.get_model_status,
+                "HandleReloadConfigRequest": self.handle_reload_config_request,
+            },
+        }
+
+    async def unserved(self, request: Any, limits: Limits) -> Any:
+        """Refuse a method that takes examples."""
+        raise StatusError(Code.UNIMPLEMENTED, NO_EXAMPLES)
+
+    async def predict(self, request: Any, limits: Limits) -> Any:
+        """Run a signature with tensors."""
+        wanted = wanted_model(request)
+        with self.predictor.counted(wanted, "Predict", "GRPC"):
+            answer = await self.predictor.predict(
+                wanted,
+                request.model_spec.signature_name,
+                lambda signature: self.inputs(request, signature),
+                request.ByteSize(),
+                limits,
+                request.output_filter,
+            )
+            size = sum(array.nbytes for array in answer.outputs.values())
+            if size > MAX_ANSWER_BYTES:
+                raise invalid(
+                    f"The answer has {size} bytes, and at most {MAX_ANSWER_BYTES} are sent. Ask "
+                    "for fewer rows at once, or filter the outputs."
+                )
+            outputs = await run_off_loop(
+                size,
+                lambda: {name: tensors.to_proto(value) for name, value in answer.outputs.items()},
+            )
+            return messages.PredictResponse(
+                model_spec=model_spec(wanted, answer.version, answer.signature), outputs=outputs
+            )
+
+    def inputs(self, request: Any, signature: Any) -> Tensors:
+        """Return the inputs of a PredictRequest as arrays."""
+        check_inputs(signature, request.inputs)
+        for alias, proto in request.inputs.items():
+            rows = proto.tensor_shape.dim[0].size if proto.tensor_shape.dim else 1
+            tensors.check_rows(alias, rows, self.store.options.max_request_rows)
+        return {alias: tensors.from_proto(proto, alias) for alias, proto in request.inputs.items()}
+
+    async def get_model_metadata(self, request: Any, limits: Limits) -> Any:
+        """Return the signatures of a model."""
+        wanted = wanted_model(request)
+        if not request.metadata_field:
+            raise invalid("GetModelMetadataRequest must specify at least one metadata_field")
+        for field in request.metadata_field:
+            if field != SIGNATURE_DEF:
+                raise invalid(f"Metadata field {field} is not supported")
+        version, signatures = self.predictor.signatures(wanted)
+        response = messages.GetModelMetadataResponse(model_spec=model_spec(wanted, version, ""))
+        response.metadata[SIGNATURE_DEF].Pack(signatures)
+        return response
+
+    async def get_model_status(self, request: Any, limits: Limits) -> Any:
+        """Return the states of a model's versions."""
+        return self.predictor.status(wanted_model(request))
+
+    async def handle_reload_config_request(self, request: Any, limits: Limits) -> Any:
+        """Serve the models that a request lists instead of those served now.
+
+        The response comes when the models that are new are available. A client that goes away does
+        not stop the change.
+        """
+        if not self.store.options.allow_reload_requests:
+            raise StatusError(Code.PERMISSION_DENIED, NO_RELOADS)
+        # TensorFlow writes names with slashes, and Prometheus reads them with colons.
+        names = {name: name.replace("/", ":") for name in request.metric_names}
+        before = {name: self.metrics.total(key) for name, key in names.items()}
+        await asyncio.shield(self.configure(model_config.from_proto(request.config)))
+        response = messages.ReloadConfigResponse()
+        for name, key in names.items():
+            increase = self.metrics.total(key) - before[name]
+            response.metric.add(name=name, int64_value_increase=increase)
+        return response
+
+    async def configure(self, models: Sequence[ServedModel]) -> None:
+        """Serve other models, one change at a time."""
+        # It may take minutes, and the threads that other work is given to are few.
+        async with self.configuring:
+            await asyncio.to_thread(self.store.configure, models)
+
+
+def wanted_model(request: Any) -> ModelSpec:
+    """Return what a request's `model_spec` asks for."""
+    if not request.HasField("model_spec"):
+        raise invalid("Missing ModelSpec")
+    spec = request.model_spec
+    choice = spec.WhichOneof("version_choice")
+    return ModelSpec(
+        name=spec.name,
+        version=spec.version.value if choice == "version" else None,
+        label=spec.version_label if choice == "version_label" else None,
+    )
+
+
+def model_spec(wanted: ModelSpec, version: int, signature: str) -> Any:
+    """Return the `model_spec` of a response: what answered."""
+    return messages.ModelSpec(
+        name=wanted.name,
+        version=messages.Int64Value(value=version),
+        signature_name=signature,
+    )
 
 
 class GrpcServer:
-    """A gRPC server for some services, with health and reflection beside them."""
+    """The gRPC server of a store's models."""
 
-    def __init__(self, services: Services, options: ServeOptions) -> None:
+    def __init__(self, store: ModelStore, options: ServeOptions, metrics: Metrics) -> None:
         self._options = options
         self._credentials = (
             server_credentials(options.ssl_config_file) if options.ssl_config_file else None
         )
+        # It would write a trace for each request of health and reflection that is no message.
+        logging.getLogger("grpc").setLevel(logging.CRITICAL)
         self._running: set[asyncio.Task[Any]] = set()
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
-            interceptors=[Parsing()],
             options=[
                 # A second server on the same port is to fail instead of taking every other call.
                 ("grpc.so_reuseport", 0),
@@ -70,10 +205,18 @@ class GrpcServer:
                 ("grpc.max_send_message_length", -1),
             ],
         )
+        services = Services(store, metrics).by_name()
         self._names = list(services)
-        self._server.add_generic_rpc_handlers(
-            [self._handlers(name, methods) for name, methods in services.items()]
-        )
+        for name, methods in services.items():
+            described = messages.POOL.FindServiceByName(name).methods_by_name
+            handlers = {
+                each: grpc.unary_unary_rpc_method_handler(
+                    self._handler(method, described.get(each))
+                )
+                for each, method in methods.items()
+            }
+            generic = grpc.method_handlers_generic_handler(name, handlers)
+            self._server.add_generic_rpc_handlers([generic])
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         for file in (health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR):
             messages.POOL.AddSerializedFile(file.serialized_pb)
@@ -86,7 +229,7 @@ class GrpcServer:
     def bind(self) -> int:
         """Take the port and return its number."""
         options = self._options
-        address = f"{ports.in_url(options.host)}:{options.port}"
+        address = f"{in_url(options.host)}:{options.port}"
         # gRPC logs the reason on the standard error itself, at length.
         with native_stderr_silenced():
             try:
@@ -110,8 +253,8 @@ class GrpcServer:
     async def stop(self, seconds: float) -> None:
         """Be unhealthy, refuse new calls, let running ones finish for some seconds, cancel them."""
         await self._health.enter_graceful_shutdown()
-        # Those who watch the health are told by tasks of their own, which the end would cancel.
-        await asyncio.sleep(TELLING_SECONDS)
+        # Those who watch the health learn it from tasks of their own, which the end would cancel.
+        await asyncio.sleep(WATCHING_SECONDS)
         closing = asyncio.create_task(self._server.stop(seconds))
         if self._running:
             await asyncio.wait(set(self._running), timeout=seconds)
@@ -119,27 +262,24 @@ class GrpcServer:
         await self._server.stop(None)
         await closing
 
-    def _handlers(self, service: str, methods: Mapping[str, Method]) -> grpc.GenericRpcHandler:
-        descriptors = messages.POOL.FindServiceByName(service).methods_by_name
-        return grpc.method_handlers_generic_handler(
-            service,
-            {
-                name: grpc.unary_unary_rpc_method_handler(
-                    self._handler(method, descriptors.get(name))
-                )
-                for name, method in methods.items()
-            },
-        )
-
     def _handler(
         self, method: Method, descriptor: Any
     ) -> Callable[[bytes, grpc.aio.ServicerContext], Awaitable[bytes]]:
         """Return the handler of a method, from bytes to bytes.
 
-        Parsing is done here because gRPC answers bytes that are no message without saying why. A
-        method without a descriptor is given no message.
+        Parsing is done here because gRPC would do it on the event loop, and answer bytes that are
+        no message without saying why. A method without a descriptor is given no message.
         """
-        request_type = descriptor and messages.message(descriptor.input_type.full_name)
+
+        def parsed(data: bytes) -> Any:
+            kind = descriptor.input_type.full_name
+            try:
+                return messages.message(kind).FromString(data)
+            except DecodeError as error:
+                raise invalid(
+                    f"Expected a serialized {kind}, received {len(data)} bytes that are none: "
+                    f"{error}"
+                ) from error
 
         async def handle(data: bytes, context: grpc.aio.ServicerContext) -> bytes:
             task = asyncio.current_task()
@@ -152,78 +292,20 @@ class GrpcServer:
                 seconds = self._options.request_seconds
             limits = Limits(deadline=time.monotonic() + seconds)
             try:
-                request = descriptor and await parsed(
-                    data, descriptor.input_type, request_type.FromString
-                )
+                request = descriptor and await run_off_loop(len(data), lambda: parsed(data))
                 response = await method(request, limits)
                 context.set_trailing_metadata(tuple(limits.remarks.headers().items()))
                 serialized: bytes = response.SerializeToString()
                 return serialized
             except Exception as error:
-                failure = status_of(error)
-            await context.abort(GRPC_STATUS[failure.code], shortened(failure.message))
+                failure = status_of_error(error)
+            details = failure.message
+            if len(details) > DETAILS_LENGTH:
+                details = details[: DETAILS_LENGTH - len(TRUNCATED)] + TRUNCATED
+            await context.abort(GRPC_STATUS[failure.code], details)
             raise AssertionError("abort raises")
 
         return handle
-
-
-class Parsing(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """Parses the requests of health and reflection, whose handlers expect messages.
-
-    gRPC would answer bytes that are no message with UNKNOWN, and log a trace for each.
-    """
-
-    async def intercept_service(self, continuation: Any, details: Any) -> Any:
-        """Return the handler of a call, which is to be given bytes."""
-        handler = await continuation(details)
-        if handler is None or handler.request_deserializer is None:
-            return handler
-        service, name = details.method[1:].split("/")
-        method = messages.POOL.FindServiceByName(service).methods_by_name[name]
-
-        async def message(data: bytes, context: grpc.aio.ServicerContext) -> Any:
-            try:
-                return await parsed(data, method.input_type, handler.request_deserializer)
-            except StatusError as failure:
-                await context.abort(GRPC_STATUS[failure.code], shortened(failure.message))
-                raise AssertionError("abort raises") from failure
-
-        async def answer(data: bytes, context: grpc.aio.ServicerContext) -> Any:
-            answers = handler.unary_stream or handler.unary_unary
-            return await answers(await message(data, context), context)
-
-        async def answers(
-            requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext
-        ) -> AsyncIterator[Any]:
-            read = (await message(data, context) async for data in requests)
-            async for response in handler.stream_stream(read, context):
-                yield response
-
-        # A namedtuple
-        return handler._replace(
-            request_deserializer=None,
-            unary_unary=handler.unary_unary and answer,
-            unary_stream=handler.unary_stream and answer,
-            stream_stream=handler.stream_stream and answers,
-        )
-
-
-async def parsed(data: bytes, descriptor: Any, parse: Callable[[bytes], Any]) -> Any:
-    """Return the message of a type that some bytes hold."""
-    try:
-        return await aside(len(data), lambda: parse(data))
-    except DecodeError as error:
-        raise invalid(
-            f"Expected a serialized {descriptor.full_name}, received {len(data)} bytes that are "
-            f"none: {error}"
-        ) from error
-
-
-def shortened(details: str) -> str:
-    """Return the details of an error, cut where TensorFlow Serving cuts them."""
-    if len(details) <= DETAILS_LENGTH:
-        return details
-    return details[: DETAILS_LENGTH - len(TRUNCATED)] + TRUNCATED
 
 
 def server_credentials(path: pathlib.Path) -> grpc.ServerCredentials:
@@ -236,20 +318,12 @@ def server_credentials(path: pathlib.Path) -> grpc.ServerCredentials:
         raise ConfigurationError(
             f"{path}: expected the text of an SSLConfig message: {error}"
         ) from error
-    if not config.server_key or not config.server_cert:
-        raise ConfigurationError(
-            f"{path}: expected server_key and server_cert, each with the text of a PEM file."
-        )
-    if config.client_verify and not config.custom_ca:
-        raise ConfigurationError(
-            f"{path}: client_verify needs custom_ca, the PEM of who signs the clients' "
-            "certificates."
-        )
+    needed = ["server_key", "server_cert"] + ["custom_ca"] * config.client_verify
     for name in ("server_key", "server_cert", "custom_ca"):
-        if getattr(config, name) and "-----BEGIN " not in getattr(config, name):
+        if (name in needed or getattr(config, name)) and "-----BEGIN " not in getattr(config, name):
             raise ConfigurationError(
                 f"{path}: expected {name} to be the text of a PEM file, from -----BEGIN on, and "
-                "not the file's path."
+                f"not the file's path. {' and '.join(needed)} are needed."
             )
     credentials = grpc.ssl_server_credentials(
         [(config.server_key.encode(), config.server_cert.encode())],

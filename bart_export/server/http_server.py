@@ -1,304 +1,382 @@
-"""HTTP for the REST service: uvicorn, held to time-outs, to a number of connections and to framing.
+"""HTTP for the REST service: ports, connections and their bounds, and who is let in.
 
 A client that is slow, or never finishes what it began, keeps its connection for some seconds. Where
 there are as many connections as there may be, a new one takes the place of the one that has waited
-longest for a whole request, so that many who only connect do not keep out those who ask. Whatever
-goes wrong is told as JSON.
+longest for a whole request, so that many who only connect do not keep out those who ask.
 """
 
-import asyncio
 import contextlib
+import errno
 import functools
+import ipaddress
 import logging
 import math
+import re
 import socket
 import time
-from collections.abc import Iterator
+from asyncio import Transport
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 import h11
 import uvicorn
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from bart_export.server import json_body
+from bart_export.errors import ConfigurationError
+from bart_export.server import tensors
 from bart_export.server.options import ServeOptions
-from bart_export.server.servable import TIMED_OUT
-from bart_export.server.status import HTTP_STATUS, Code
 
 LOG = logging.getLogger(__name__)
 
-JSON = "application/json"
-STOPPED = "The server is ending"
-# What a client has from its first byte, or from connecting, to the end of a request's headers.
-HEAD_SECONDS = 5.0
-# What it has between two parts of a body.
-BODY_SECONDS = 5.0
-# What a connection without a request has, and one that is closed while its client takes nothing.
-IDLE_SECONDS = 5
-CLOSING_SECONDS = 5.0
-# Connections ended at a time, ten times a second: each costs some work, and others wait for it.
-ENDED_AT_ONCE = 100
+# Files that are open beside connections: models, libraries, pipes.
+OTHER_FILES = 128
+FEWEST_CONNECTIONS = 16
+# Connections that wait to be accepted, all of which asyncio accepts before it looks at others.
+BACKLOG = 128
+
+
+def connection_limit(options: ServeOptions) -> int:
+    """Return how many connections each of both ports may have, `max_connections` at most.
+
+    The limit of the process's files is raised as far as that takes and the system allows.
+    """
+    wanted = options.max_connections
+    try:
+        import resource
+    except ImportError:  # on Windows, which has no such limit
+        return wanted
+    infinite = resource.RLIM_INFINITY
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = 2 * wanted + OTHER_FILES
+    if soft == infinite or soft >= files:
+        return wanted
+    files = files if hard == infinite else min(files, hard)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+    except (OSError, ValueError):
+        files = soft
+    limit = min(wanted, max(FEWEST_CONNECTIONS, (files - OTHER_FILES) // 2))
+    if limit < wanted:
+        LOG.warning(
+            "This process may have %d files open: at most %d connections to a port", files, limit
+        )
+    return limit
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine can reach a host; for a name, all its addresses count."""
+    return all(ipaddress.ip_address(address[4][0]).is_loopback for address in addresses(host, 0))
+
+
+def in_url(host: str) -> str:
+    """Return a host as it is written before a colon and a port."""
+    return f"[{host}]" if ":" in host else host
+
+
+def check_ports(options: ServeOptions) -> None:
+    """Hold the ports of both services to each other and to what is free."""
+    if options.port == options.rest_api_port != 0:
+        raise ConfigurationError(
+            f"gRPC and REST need a port each, and both are told to take {options.port}. "
+            "Name another --rest-api-port."
+        )
+    # gRPC takes its port later, and accepts connections from then on.
+    with bound(options.host, options.port, "--port"):
+        pass
+
+
+@contextlib.contextmanager
+def bound(host: str, port: int, option: str = "--rest-api-port") -> Iterator[list[socket.socket]]:
+    """Hold a port on all addresses of a host for the length of a block; 0 takes a free one."""
+    with contextlib.ExitStack() as stack:
+        sockets: list[socket.socket] = []
+        unusable: OSError | None = None
+        for family, kind, protocol, _, address in addresses(host, port):
+            taken = sockets[0].getsockname()[1] if sockets else port
+            try:
+                each = stack.enter_context(socket.socket(family, kind, protocol))
+                each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                each.bind((address[0], taken, *address[2:]))
+                sockets.append(each)
+            except OSError as error:
+                unusable = error
+                # A name may have addresses of a kind that this machine does not have.
+                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    sockets.clear()
+                    break
+        if unusable and not sockets:
+            raise ConfigurationError(
+                f"Cannot listen on {in_url(host)}:{port}: {unusable.strerror}. Name a free port "
+                f"with {option}, 0 for any, or an address of this machine with --host."
+            ) from unusable
+        yield sockets
+
+
+def addresses(host: str, port: int) -> list[tuple[Any, ...]]:
+    """Return the addresses to listen on, as `socket.getaddrinfo` gives them, none twice."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise ConfigurationError(
+            f"Cannot listen on {host}: {error.strerror}. Name an address of this machine with "
+            "--host."
+        ) from error
+    return list(dict.fromkeys(found))
+
+
+# What a client has from connecting, or from its last answer, to the end of a request's headers, and
+# to take what is left of an answer when its connection is closed.
+IDLE_SECONDS = 5.0
+# What it has to take an answer, once the time of its request is over.
+SENDING_SECONDS = 5.0
 # Parsing a chunk costs as much as copying kilobytes: beyond a few, they are to be worth it.
 FREE_CHUNKS, SMALLEST_CHUNK = 512, 64
-# Connections accepted before those that are there are looked at again, and those that may wait.
-ACCEPTED_AT_ONCE, BACKLOG = 32, 1024
 
 
 class Parser(h11.Connection):
-    """h11's parser of requests, which also refuses what it would let pass.
-
-    `fault` is what was wrong with the bytes received, or "".
-    """
+    """h11's parser of requests, which refuses bodies in many tiny chunks, too."""
 
     def __init__(self) -> None:
         super().__init__(h11.SERVER)
-        self.fault = ""
         self.chunks = self.chunk_bytes = 0
 
     def next_event(self) -> Any:
         """Return what comes next."""
-        try:
-            event = super().next_event()
-            if isinstance(event, h11.Request):
-                self.chunks = self.chunk_bytes = 0
-                check_length(event)
-            elif isinstance(event, h11.Data):
-                self.chunks += event.chunk_start
-                self.chunk_bytes += len(event.data)
-                if self.chunks > max(FREE_CHUNKS, self.chunk_bytes / SMALLEST_CHUNK):
-                    raise h11.RemoteProtocolError(
-                        f"expected chunks of {SMALLEST_CHUNK} bytes on the average, received "
-                        f"{self.chunks} with {self.chunk_bytes}"
-                    )
-        except h11.RemoteProtocolError as error:
-            self.fault = str(error)
-            raise
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self.chunks = self.chunk_bytes = 0
+        elif isinstance(event, h11.Data):
+            self.chunks += event.chunk_start
+            self.chunk_bytes += len(event.data)
+            if self.chunks > max(FREE_CHUNKS, self.chunk_bytes / SMALLEST_CHUNK):
+                raise h11.RemoteProtocolError("too many chunks")
         return event
 
 
-def check_length(request: h11.Request) -> None:
-    """Hold a request to one way of telling where its body ends."""
-    names = {name for name, _ in request.headers}
-    if b"transfer-encoding" in names and (
-        b"content-length" in names or request.http_version == b"1.0"
-    ):
-        raise h11.RemoteProtocolError(
-            "expected one length of the body, received Transfer-Encoding beside Content-Length or "
-            "in HTTP/1.0"
-        )
-
-
-class Connections:
-    """The bound of a server's connections, and those without a whole request, first come first."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.waiting: dict[Connection, None] = {}
-
-
 class Connection(H11Protocol):
-    """A connection to a client.
+    """A connection to a client; `since` is when it was made, or its last answer ended."""
 
-    `head_since` is when the head of a request was begun that is not whole yet, `received` when
-    bytes came last, `closing_since` when the connection was found closed by this side with
-    something left to send.
-    """
-
-    def __init__(self, others: Connections, **arguments: Any) -> None:
+    def __init__(self, limit: int, **arguments: Any) -> None:
         super().__init__(**arguments)
         self.conn = Parser()
-        self.others = others
-        self.head_since: float | None = None
-        self.received = 0.0
-        self.closing_since: float | None = None
-        self.is_half_closed = False
+        self.limit = limit
+        self.since = 0.0
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         """Take a connection, in the place of another if there are too many."""
         super().connection_made(transport)
-        self.head_since = time.monotonic()
-        if len(self.connections) > self.others.limit:
-            if not self.others.waiting:
-                self.refuse(503, "The server has as many connections as it may")
-                return
-            oldest = next(iter(self.others.waiting))
-            del self.others.waiting[oldest]
-            oldest.transport.abort()
-        self.others.waiting[self] = None
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the connection."""
-        self.others.waiting.pop(self, None)
-        super().connection_lost(exc)
-
-    def data_received(self, data: bytes) -> None:
-        """Take bytes of a request."""
-        self.received = time.monotonic()
-        super().data_received(data)
-        self.look()
-
-    def eof_received(self) -> bool:  # type: ignore[override]
-        """Return whether to stay: for a client that sends no more and waits for its answer.
-
-        One that has gone looks the same until it is sent something, to which its system then says
-        that nobody takes it. That is an interim answer, which clients pass over (RFC 9110, 15.2).
-        Whoever closes in the midst of an answer has gone.
-        """
-        whole = self.cycle is not None and not self.cycle.more_body
-        if not whole or self.conn.our_state is not h11.SEND_RESPONSE:
-            return False
-        self.is_half_closed = True
-        if self.conn.their_http_version != b"1.0":
-            interim = h11.InformationalResponse(status_code=100, headers=[])
-            self.transport.write(self.conn.send(interim) or b"")
-        return True
+        self.since = time.monotonic()
+        if len(self.connections) <= self.limit:
+            return
+        others = map(functools.partial(cast, Connection), self.connections)
+        open_ones = [each for each in others if not each.transport.is_closing()]
+        if len(open_ones) > self.limit:
+            waiting = (each for each in open_ones if not each.has_request(whole=True))
+            min(waiting, key=lambda each: each.since).transport.abort()
 
     def on_response_complete(self) -> None:
         """Go on to the next request, if there may be one."""
+        self.since = time.monotonic()
         super().on_response_complete()
-        self.look()
-        if self.is_half_closed and self.cycle.response_complete:
-            self.transport.close()
 
-    def look(self) -> None:
-        """Note whether a whole request is there, or the beginning of one."""
+    def has_request(self, *, whole: bool = False) -> bool:
+        """Return whether a request is not answered yet, its headers or all of it having come."""
         cycle = self.cycle
-        if cycle is not None and not cycle.response_complete:
-            self.head_since = None
-            if not cycle.more_body:
-                self.others.waiting.pop(self, None)
-            return
-        if not self.transport.is_closing():
-            self.others.waiting.setdefault(self)
-        has_begun = self.conn.trailing_data[0] or self.conn.their_state is not h11.IDLE
-        if not has_begun:
-            self.head_since = None
-        elif self.head_since is None:
-            self.head_since = time.monotonic()
+        return cycle is not None and not cycle.response_complete and not (whole and cycle.more_body)
 
-    def has_expired(self, now: float) -> bool:
+    def has_expired(self, now: float, request_seconds: float) -> bool:
         """Return whether the client has had its time."""
-        if self.transport.is_closing():
-            self.closing_since = self.closing_since or now
-            return now - self.closing_since > CLOSING_SECONDS
-        if self.is_half_closed:  # asyncio reads no more, and would not see that nobody is there
-            there = self.transport.get_extra_info("socket")
-            return bool(there.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
-        if self.head_since is not None:
-            return now - self.head_since > HEAD_SECONDS
-        return self.is_reading_body() and now - self.received > BODY_SECONDS
-
-    def end(self) -> None:
-        """End the connection because its client has had its time."""
-        if self.transport.is_closing() or self.is_half_closed:
-            self.transport.abort()
-        elif self.head_since is not None:
-            self.refuse(408, f"Expected the head of a request within {HEAD_SECONDS:g} s")
-        else:
-            self.refuse(408, f"Expected more of the body within {BODY_SECONDS:g} s")
-
-    def is_reading_body(self) -> bool:
-        """Return whether the rest of a body is waited for."""
-        cycle = self.cycle
-        return (
-            cycle is not None
-            and not cycle.response_complete
-            and cycle.more_body
-            and not self.flow.read_paused
-        )
+        seconds = IDLE_SECONDS
+        if self.has_request() and not self.transport.is_closing():
+            seconds += request_seconds + SENDING_SECONDS
+        return now - self.since > seconds
 
     def send_400_response(self, msg: str) -> None:
-        """Answer bytes that are no request."""
-        self.refuse(400, f"No HTTP request: {cast(Parser, self.conn).fault or msg}")
-
-    def refuse(self, status: int, message: str) -> None:
-        """Answer with an error if nothing was answered yet, and close the connection."""
-        self.others.waiting.pop(self, None)
-        if self.cycle is not None:
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
+        """Answer bytes that are no request, unless an answer has begun, and close."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            body = json_body.error(message)
-            headers = [
-                ("Content-Type", JSON), ("Content-Length", str(len(body))), ("Connection", "close")
-            ]  # fmt: skip
-            for event in (
-                h11.Response(status_code=status, headers=headers),
-                h11.Data(data=body),
-                h11.EndOfMessage(),
-            ):
-                self.transport.write(self.conn.send(event) or b"")
+            super().send_400_response(msg)
         self.transport.close()
 
 
 class RestServer(uvicorn.Server):
     """uvicorn's server; it leaves signals to `serve` and ends connections that do not move on."""
 
+    def __init__(self, app: ASGIApp, options: ServeOptions) -> None:
+        # It would write a line for each request that is none. What can go wrong is logged here.
+        logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
+        self.request_seconds = options.request_seconds
+        config = uvicorn.Config(
+            Admission(app, options),
+            http=cast(Any, functools.partial(Connection, options.max_connections)),
+            lifespan="off",
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            backlog=BACKLOG,
+            timeout_keep_alive=math.ceil(IDLE_SECONDS),
+            timeout_graceful_shutdown=math.ceil(options.drain_seconds),
+        )
+        super().__init__(config)
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Capture none."""
         yield
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to listen."""
-        await super().startup(sockets)
-        for each in sockets or []:
-            # asyncio takes the backlog for what it accepts before it looks at anything else.
-            each.listen(BACKLOG)
-
     async def on_tick(self, counter: int) -> bool:
         """Do what is to be done ten times a second; return whether to end."""
         now = time.monotonic()
-        connections = map(functools.partial(cast, Connection), self.server_state.connections)
-        expired = [connection for connection in connections if connection.has_expired(now)]
-        for connection in expired[:ENDED_AT_ONCE]:
-            connection.end()
+        for connection in list(self.server_state.connections):
+            if cast(Connection, connection).has_expired(now, self.request_seconds):
+                connection.transport.abort()
         return await super().on_tick(counter)
 
 
-def rest_config(app: ASGIApp, options: ServeOptions) -> uvicorn.Config:
-    """Return how uvicorn is to serve the REST service: over HTTP alone."""
-    # It would write a line for each request that is none. What can go wrong here is logged here.
-    logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
-    protocol = functools.partial(Connection, Connections(options.max_connections))
-    return uvicorn.Config(
-        answered(app),
-        http=cast(Any, protocol),
-        lifespan="off",
-        ws="none",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        backlog=ACCEPTED_AT_ONCE,
-        timeout_keep_alive=IDLE_SECONDS,
-        timeout_graceful_shutdown=math.ceil(options.drain_seconds),
+ANY = "*"
+# `host` of RFC 9110, section 7.2, and a port.
+HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\s:/?#@\[\]]+)(?::[0-9]*)?", re.IGNORECASE)
+ORIGIN = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<host>[^\s/?#@]+)", re.IGNORECASE)
+# What clients of TensorFlow Serving send, which itself looks at none: the second is what curl, wget
+# and Python's urllib write when nobody tells them.
+CONTENT_TYPES = re.compile(
+    r"(application/([a-z0-9.+-]+\+)?json|text/json|application/x-www-form-urlencoded)\s*(;.*)?",
+    re.IGNORECASE,
+)
+
+
+class Admission:
+    """An ASGI application that refuses what is not let in, and passes on what is.
+
+    There is no access control, so a browser must not lend its access to the pages that it shows. A
+    page of another origin is refused by its `Origin`, which a browser sends with every POST and
+    every request whose answer a script could read. A name that was made to point here (DNS
+    rebinding) is refused by `Host`. Other clients send no origin and the right host, and notice
+    nothing.
+    """
+
+    def __init__(self, app: ASGIApp, options: ServeOptions) -> None:
+        self.app = app
+        self.origins = frozenset(map(checked_origin, options.allowed_origins))
+        if self.origins:
+            self.app = CORSMiddleware(
+                app, allow_origins=self.origins, allow_methods=["GET", "POST"]
+            )
+        self.is_ours = host_check(options)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer why not."""
+        if scope["type"] != "http":
+            return
+        try:
+            self.check(scope)
+        except HTTPException as error:
+            response = error_response(error.status_code, error.detail, error.headers)
+            await response(scope, receive, send)
+            return
+        await self.app(scope, receive, send)
+
+    def check(self, scope: Scope) -> None:
+        """Hold a request's headers to what is let in."""
+        headers = Headers(scope=scope)
+        host, origin = headers.get("host"), headers.get("origin")
+        # No browser leaves the host out; checks of health by HTTP/1.0 do.
+        if host is not None and not self.is_ours(host):
+            raise HTTPException(
+                403,
+                f"Host {host!r} is not served here. Expected localhost or the address that the "
+                "server listens on; bart-export serve --allowed-host lets others in",
+            )
+        if origin is not None and not self.is_let_in(origin, host):
+            raise HTTPException(
+                403,
+                f"Pages of {origin!r} are not let in. Expected the server's own; "
+                "bart-export serve --allowed-origin lets others in",
+            )
+        content_type = headers.get("content-type")
+        if scope["method"] == "POST" and content_type and not CONTENT_TYPES.fullmatch(content_type):
+            raise HTTPException(
+                415,
+                f"Expected a Content-Type of application/json, or none, received {content_type!r}",
+            )
+        # Whoever passed it on may have taken the other one, and what follows for another request.
+        if "transfer-encoding" in headers and (
+            "content-length" in headers or scope["http_version"] == "1.0"
+        ):
+            raise HTTPException(
+                400,
+                "Expected one length of the body, received Transfer-Encoding beside Content-Length "
+                "or in HTTP/1.0",
+                {"Connection": "close"},
+            )
+
+    def is_let_in(self, origin: str, host: str | None) -> bool:
+        """Return whether the pages of an origin may ask: this server's own and those allowed."""
+        if ANY in self.origins or origin in self.origins:
+            return True
+        found = ORIGIN.fullmatch(origin)
+        return bool(found and host and found["host"].lower() == host.lower())
+
+
+def host_check(options: ServeOptions) -> Callable[[str], bool]:
+    """Return what tells whether a `Host` header names this server.
+
+    Loopback names do, the address listened on, and what the options allow. On all addresses of the
+    machine every address does: no page can have one that is not the server's own, as it can a name.
+    """
+    names = {"localhost", options.host.lower(), *map(checked_host, options.allowed_hosts)}
+    own = {ipaddress.ip_address(found[4][0]) for found in addresses(options.host, 0)}
+    suffixes = tuple(name[1:] for name in names if name.startswith("*."))
+    everywhere = any(address.is_unspecified for address in own)
+
+    def is_ours(host: str) -> bool:
+        found = HOST.fullmatch(host)
+        if ANY in names or not found:
+            return ANY in names
+        name = found[1].strip("[]").lower().removesuffix(".")
+        if name in names or name.endswith(suffixes):
+            return True
+        try:
+            address = ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return everywhere or address.is_loopback or address in own
+
+    return is_ours
+
+
+def checked_origin(origin: str) -> str:
+    """Return an origin as browsers write it."""
+    if origin in (ANY, "null") or ORIGIN.fullmatch(origin):
+        return origin.lower()
+    raise ConfigurationError(
+        f"--allowed-origin must be a scheme, a host and perhaps a port, such as "
+        f"https://example.com, or '*' for every page, received {origin!r}."
     )
 
 
-def answered(app: ASGIApp) -> ASGIApp:
-    """Return an application that answers whatever happens: errors, too little time, the end."""
+def checked_host(host: str) -> str:
+    """Return a host in small letters and without brackets."""
+    found = HOST.fullmatch(host)
+    if found and found[1] == host and (ANY not in host.removeprefix("*.") or host == ANY):
+        return host.strip("[]").lower()
+    raise ConfigurationError(
+        f"--allowed-host must be a name or an address without a port, such as models.example.com, "
+        f"*.example.com, or '*' for every host, received {host!r}."
+    )
 
-    async def application(scope: Scope, receive: Receive, send: Send) -> None:
-        begun = False
 
-        async def sending(message: Message) -> None:
-            nonlocal begun
-            begun = True
-            await send(message)
+JSON = "application/json"
+ERROR_CHARACTERS = 1024
 
-        code, message = Code.DEADLINE_EXCEEDED, TIMED_OUT
-        try:
-            await app(scope, receive, sending)
-        except asyncio.CancelledError:  # as uvicorn does at the end
-            code, message = Code.UNAVAILABLE, STOPPED
-        except Exception as error:
-            LOG.exception("%s %s", scope["method"], scope["path"])
-            code, message = Code.INTERNAL, f"{type(error).__name__}: {error}"
-        if not begun:
-            body = json_body.error(message)
-            await Response(body, HTTP_STATUS[code], media_type=JSON)(scope, receive, send)
 
-    return application
+def error_response(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
+    """Return how a client is told of an error; a message that quotes much is cut."""
+    cut = message if len(message) <= ERROR_CHARACTERS else f"{message[:ERROR_CHARACTERS]} ..."
+    return Response(tensors.encoded({"error": cut}), status, headers, JSON)

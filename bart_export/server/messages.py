@@ -14,7 +14,13 @@ After a change of a `.proto` file:
 import pathlib
 from typing import Any
 
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
+from google.protobuf import (
+    descriptor_pb2,
+    descriptor_pool,
+    json_format,
+    message_factory,
+    text_format,
+)
 from google.protobuf.internal import enum_type_wrapper
 
 from bart_export import documents
@@ -64,6 +70,17 @@ def read_text(path: pathlib.Path, kind: Any) -> Any:
         raise ValueError(str(error)[:MAX_REASON]) from None
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def to_dict(message: Any) -> dict[str, Any]:
+    """Return a message as JSON, with every field under the name it has in its `.proto` file."""
+    named: dict[str, Any] = json_format.MessageToDict(
+        message,
+        preserving_proto_field_name=True,
+        always_print_fields_with_no_presence=True,
+        descriptor_pool=POOL,
+    )
+    return named
 
 
 def __getattr__(name: str) -> Any:

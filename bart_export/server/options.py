@@ -10,7 +10,6 @@ from bart_export.errors import ConfigurationError, shown
 # rows and its time.
 MAX_AXES = 32  # of a tensor; NumPy's own limit before 2.0
 MAX_FILLED_ELEMENTS = 1 << 18  # of a tensor that one value fills: it takes a few bytes as a message
-MAX_GZIP_MEMBERS = 8  # of a compressed body; clients send one
 MAX_BEAMS = 32  # or sequences of a generation: each has caches of its own
 MAX_JSON_LISTS = 1 << 16  # and objects of a body: brackets in its texts count, too
 MAX_JSON_VALUES = 1 << 20  # of an answer over REST: the encoder's states of one long text

@@ -1,29 +1,29 @@
-"""Predict, the same for REST and gRPC: a servable is leased, runs a signature, and is released.
+"""What REST and gRPC share: a model's signature is run, its signatures and versions are described.
 
 A front says which model and signature, and how the inputs are read once the signature is known.
 Outputs are awaited without holding up the event loop.
 """
 
 import asyncio
-import concurrent.futures
 import contextlib
 import dataclasses
 import gc
-import logging
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import Future
 from typing import Any
 
-from bart_export.errors import BartExportError, ConfigurationError, InputError
-from bart_export.server import servable
+from bart_export.server import messages, servable
 from bart_export.server.metrics import RUNTIME_LATENCY, RUNTIMES, Metrics
 from bart_export.server.models import ModelSpec, ModelStore
-from bart_export.server.servable import TIMED_OUT, Answer, Call, Lease, Limits, Servable, Tensors
-from bart_export.server.status import Code, StatusError, invalid
-
-LOG = logging.getLogger(__name__)
+from bart_export.server.servable import Answer, Call, Lease, Limits, Servable, Tensors
+from bart_export.server.status import Code, StatusError, invalid, status_of_error
 
 DEFAULT_SIGNATURE = "serving_default"
+NO_EXAMPLES = (
+    "Classify, Regress and MultiInference are not served here: no signature of a BART model takes "
+    "tf.Examples. Ask Predict."
+)
 # Work on more bytes than this would hold up the other requests of the event loop.
 QUICK_BYTES = 16 * 1024
 # Parsers hold Python's lock from begin to end. Two at a time would keep the event loop waiting for
@@ -81,7 +81,7 @@ class Predictor:
             signature = chosen_signature(lease.servable, name)
             call = Call(
                 signature=name,
-                inputs=await aside(size, lambda: read(signature)),
+                inputs=await run_off_loop(size, lambda: read(signature)),
                 outputs=chosen_outputs(signature, output_filter),
                 limits=limits,
             )
@@ -89,6 +89,29 @@ class Predictor:
             runtime = RUNTIMES[served.engine] if served else ""
             with self.metrics.timed(RUNTIME_LATENCY, spec.name, "Predict", runtime):
                 return Prediction(lease.version, name, await run(lease, call))
+
+    def signatures(self, spec: ModelSpec) -> tuple[int, Any]:
+        """Return a model's version and its signatures, a SignatureDefMap."""
+        with self.store.lease(spec) as lease:
+            found = messages.SignatureDefMap(signature_def=lease.servable.signature_defs)
+            version = lease.version
+        for signature in found.signature_def.values():
+            # TensorFlow Serving tells no defaults since version 2.20.
+            signature.ClearField("defaults")
+        return version, found
+
+    def status(self, spec: ModelSpec) -> Any:
+        """Return the states of a model's versions, a GetModelStatusResponse."""
+        return messages.GetModelStatusResponse(
+            model_version_status=[
+                {
+                    "version": status.version,
+                    "state": status.state.value,
+                    "status": {"error_code": status.code.value, "error_message": status.message},
+                }
+                for status in self.store.status(spec)
+            ]
+        )
 
 
 def chosen_signature(servable: Servable, name: str) -> Any:
@@ -101,7 +124,7 @@ def chosen_signature(servable: Servable, name: str) -> Any:
 def check_inputs(signature: Any, given: Collection[str]) -> None:
     """Hold the names of a gRPC request's inputs to a signature that may have defaults.
 
-    REST asks for every input, default or not, and `json_body` sees to that.
+    REST asks for every input, default or not, and `tensors.from_json` sees to that.
     """
     names, sent = set(signature.inputs), set(given)
     missing, unknown = names - sent - set(signature.defaults), sent - names
@@ -141,7 +164,7 @@ async def run(lease: Lease, call: Call) -> Tensors:
     if reader is None or not servable.generates_from_texts(call, signature):
         return await submitted(lease, call)
     size = sum(map(len, call.inputs[servable.TEXT]))
-    rows = await aside(size, lambda: reader.worded_rows(call), alone=False)
+    rows = await run_off_loop(size, lambda: reader.worded_rows(call), alone=False)
     if not call.limits.remarks.empty:
         return await submitted(lease, call)
     outputs = await submitted(lease, servable.selected(call, rows)) if rows else {}
@@ -153,7 +176,7 @@ async def submitted(lease: Lease, call: Call) -> Tensors:
     return await finished(lease.keep(lease.servable.submit(call)), call.limits)
 
 
-async def aside(size: int, work: Callable[[], Answer], *, alone: bool = True) -> Answer:
+async def run_off_loop(size: int, work: Callable[[], Answer], *, alone: bool = True) -> Answer:
     """Do some work on `size` bytes, in a thread if they are many, and then as the only one."""
 
     def in_turn() -> Answer:
@@ -180,49 +203,21 @@ def parsing() -> Iterator[None]:
                 gc.enable()
 
 
-async def finished(future: "concurrent.futures.Future[Answer]", limits: Limits) -> Answer:
+async def finished(future: "Future[Answer]", limits: Limits) -> Answer:
     """Await what a servable works on, on the running event loop.
 
     When the awaiting task is cancelled, because the client has gone, or the deadline passes, the
     work is told to stop and is not waited for. The future itself is never cancelled: only its
     worker ends it.
     """
-    loop = asyncio.get_running_loop()
-    done = asyncio.Event()
-
-    def wake(_: "concurrent.futures.Future[Answer]") -> None:
-        # The loop may be closed by the time that work nobody waits for ends.
-        with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(done.set)
-
-    future.add_done_callback(wake)
+    outcome = asyncio.wrap_future(future)
+    # asyncio logs an error that nobody has looked at, as of work that goes on alone.
+    outcome.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
     try:
-        await asyncio.wait_for(done.wait(), limits.remaining())
-    except asyncio.TimeoutError:
+        if not (await asyncio.wait([outcome], timeout=limits.remaining()))[0]:
+            raise TimeoutError
+        return outcome.result()
+    except Exception as error:
+        raise status_of_error(error) from error
+    finally:
         limits.stop.set()
-        raise StatusError(Code.DEADLINE_EXCEEDED, TIMED_OUT) from None
-    except asyncio.CancelledError:
-        limits.stop.set()
-        raise
-    try:
-        return future.result()
-    except BaseException as error:
-        raise status_of(error) from error
-
-
-def status_of(error: BaseException) -> StatusError:
-    """Return what a client is told of an error; one that nobody foresaw is logged as well."""
-    if isinstance(error, StatusError):
-        return error
-    if isinstance(error, (ConfigurationError, InputError)):
-        return invalid(str(error))
-    if isinstance(error, BartExportError):
-        return StatusError(Code.INTERNAL, str(error))
-    if isinstance(error, concurrent.futures.CancelledError):
-        return StatusError(Code.CANCELLED, "The request was cancelled")
-    if isinstance(error, (TimeoutError, concurrent.futures.TimeoutError)):
-        return StatusError(Code.DEADLINE_EXCEEDED, TIMED_OUT)
-    if isinstance(error, MemoryError):
-        return StatusError(Code.RESOURCE_EXHAUSTED, "Out of memory")
-    LOG.error("A request failed unexpectedly", exc_info=error)
-    return StatusError(Code.INTERNAL, f"{type(error).__name__}: {error}")

@@ -1,9 +1,7 @@
-"""The REST front: from HTTP requests to methods of models, and back.
+"""TensorFlow Serving's REST service: addresses, bodies, answers, events, the metrics and a page.
 
-Addresses and errors are TensorFlow Serving's; beside them stand the metrics and a page for a
-browser. Bodies are bounded, and a request ends when its time is over or its client has gone, which
-stops the work for it. A body is read as far as it can be without the model, then the model is
-looked up, then its signature, then the rest of the body.
+Bodies are bounded, and a request ends when its time is over or its client has gone, which stops the
+work for it.
 """
 
 import asyncio
@@ -14,140 +12,234 @@ import pathlib
 import re
 import secrets
 import time
-import urllib.parse
 import zlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import Any
 
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
-from starlette.routing import Router
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
-from bart_export.errors import ConfigurationError
-from bart_export.server import events, json_body, metrics
-from bart_export.server.admission import Admission
-from bart_export.server.grpc_services import NO_EXAMPLES, model_metadata, model_status
-from bart_export.server.messages import MonitoringConfig, read_text
+from bart_export.errors import ConfigurationError, shown
+from bart_export.runtime.results import Result
+from bart_export.server import messages, metrics, tensors
+from bart_export.server.http_server import JSON, error_response
 from bart_export.server.metrics import Metrics
 from bart_export.server.models import ModelSpec, ModelStore
-from bart_export.server.options import MAX_GZIP_MEMBERS, ServeOptions
-from bart_export.server.predict import Predictor, aside, status_of
-from bart_export.server.servable import TIMED_OUT, Limits
-from bart_export.server.status import HTTP_STATUS, Code, StatusError, invalid
+from bart_export.server.options import MAX_BEAMS, ServeOptions
+from bart_export.server.predict import NO_EXAMPLES, Predictor, run_off_loop
+from bart_export.server.servable import Limits, Remarks, StreamCall
+from bart_export.server.status import HTTP_STATUS, Code, StatusError, invalid, status_of_error
 
-# The verbs that TensorFlow Serving's transport lets through, though its handler answers but three.
-VERBS = ("GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH")
-MODEL = r"/v1/models/(?P<name>[^/:]+)"
-CHOICE = r"(?:/versions/(?P<version>[0-9]+)|/labels/(?P<label>[^/:]+))?"
-# Letters of either case fit, but methods have only the names of `Methods`.
-ADDRESSES = {
-    "POST": re.compile(f"{MODEL}{CHOICE}:(?P<method>[a-z]+)", re.IGNORECASE),
-    "GET": re.compile(f"/v1/models(?:/(?P<name>[^/:]+))?{CHOICE}(?:/(?P<method>metadata))?", re.I),
-}
-SERVICE = re.compile(r"/v1/.*", re.IGNORECASE | re.DOTALL)
 METRICS_PATH = "/monitoring/prometheus/metrics"
 PAGE = pathlib.Path(__file__).with_name("page.html")
-# A client that does not take the end of its answer is cut off this long after its time is over.
-SENDING_SECONDS = 5.0
-JSON = "application/json"
-MAX_INT64 = 2**63 - 1
+VERSION = re.compile("[0-9]{1,19}")
+# Parameters that say how many rows of a decoder are computed.
+ROWS = ("num_beams", "num_return_sequences")
 Method = Callable[[ModelSpec, bytes, Limits], Awaitable[Response]]
 
 
-def app(store: ModelStore, options: ServeOptions, numbers: Metrics) -> ASGIApp:
+def app(store: ModelStore, options: ServeOptions, numbers: Metrics) -> Starlette:
     """Return the REST service of a store's models as an ASGI application."""
-    return Admission(Router(default=Service(store, options, numbers)), options)
+    service = Service(store, options, numbers)
+    methods: tuple[tuple[str, str, Method], ...] = (
+        ("GET", "", service.status),
+        ("GET", "/metadata", service.metadata),
+        ("POST", ":predict", service.predict),
+        ("POST", ":generate", service.generate),
+        ("POST", ":{method}", service.unserved),
+    )
+    routes = [
+        Route(f"/v1/models/{{name}}{choice}{ending}", service.endpoint(method), methods=[verb])
+        for choice in ("", "/versions/{version}", "/labels/{label}")
+        for verb, ending, method in methods
+    ]
+    if path := metrics_path(options.monitoring_config_file):
+        routes.append(Route(path, service.metrics))
+    if options.page:
+        routes.append(Route("/", service.page))
+    service_app = Starlette(routes=routes, exception_handlers={HTTPException: unknown_address})
+    service_app.router.redirect_slashes = False
+    return service_app
+
+
+async def unknown_address(request: Request, error: Exception) -> Response:
+    """Answer a request that no route is for."""
+    assert isinstance(error, HTTPException)
+    message = f"{error.detail}: {request.method} {request.url.path}"
+    return error_response(error.status_code, message, error.headers)
+
+
+def error_answer(error: Exception) -> Response:
+    """Return how a client is told of an error."""
+    if isinstance(error, HTTPException):
+        return error_response(error.status_code, error.detail)
+    status = status_of_error(error)
+    return error_response(HTTP_STATUS[status.code], status.message)
 
 
 class Service:
-    """An ASGI application that answers one HTTP request at a call."""
+    """What a model can be asked for: from its name and a body to a response."""
 
     def __init__(self, store: ModelStore, options: ServeOptions, numbers: Metrics) -> None:
         self.store = store
         self.options = options
         self.numbers = numbers
-        self.methods = Methods(store, numbers)
-        self.metrics_path = metrics_path(options.monitoring_config_file)
-        self.page = PAGE.read_text(encoding="utf-8") if options.page else None
+        self.predictor = Predictor(store, numbers)
+        self.template = PAGE.read_text(encoding="utf-8")
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or give up once its client has gone."""
-        if scope["type"] != "http":
-            return
-        seconds = self.options.request_seconds
-        limits = Limits(deadline=time.monotonic() + seconds)
-        request = Request(scope, receive)
-        try:
-            body = b""
-            if request.method == "POST":
-                body = await asyncio.wait_for(
-                    read_body(request, self.options.max_request_bytes), seconds
+    def endpoint(self, method: Method) -> Callable[[Request], Awaitable[Response]]:
+        """Return what answers a request by a method, or gives up once the client has gone."""
+
+        async def answer(request: Request) -> Response:
+            seconds = self.options.request_seconds
+            limits = Limits(deadline=time.monotonic() + seconds)
+            body = read_body(request, self.options.max_request_bytes)
+            try:
+                content = await asyncio.wait_for(body, seconds)
+                work = asyncio.ensure_future(method(model_spec(request), content, limits))
+                # Nothing follows a body but the end of the connection.
+                gone = asyncio.ensure_future(request.receive())
+                gone.add_done_callback(lambda _: work.cancel())
+                try:
+                    return await work
+                finally:
+                    gone.cancel()
+            except (
+                asyncio.CancelledError,
+                ClientDisconnect,
+            ):  # nobody reads it, or the server ends
+                return error_answer(StatusError(Code.UNAVAILABLE, "The server is ending"))
+            except Exception as error:
+                return error_answer(error)
+
+        return answer
+
+    async def predict(self, spec: ModelSpec, body: bytes, limits: Limits) -> Response:
+        """Run a signature."""
+        with self.predictor.counted(spec, "predict", "REST"):
+            document = await run_off_loop(len(body), lambda: tensors.parse_json(body))
+            if not isinstance(document, dict):
+                raise invalid(
+                    f"Expected the body to be a JSON object, received {tensors.described(document)}"
                 )
-        except ClientDisconnect:
-            return
-        except Exception as error:
-            response = error_response(error)
-            if isinstance(error, asyncio.TimeoutError):
-                response.headers["Connection"] = "close"  # the rest may never come
-            await response(scope, receive, send)
-            return
-        await while_connected(
-            receive, self.respond(request, body, limits, send), seconds + SENDING_SECONDS
+            name = document.get("signature_name", "")
+            if not isinstance(name, str):
+                raise invalid(f"Expected 'signature_name' to be a string, received {shown(name)}")
+            most = self.options.max_request_rows
+            answer = await self.predictor.predict(
+                spec,
+                name,
+                lambda signature: tensors.from_json(document, signature.inputs, most),
+                len(body),
+                limits,
+            )
+            text = await run_off_loop(
+                sum(array.nbytes for array in answer.outputs.values()),
+                lambda: tensors.to_json(answer.outputs, by_row="instances" in document),
+                alone=False,
+            )
+            return Response(text, headers=limits.remarks.headers(), media_type=JSON)
+
+    async def status(self, spec: ModelSpec, body: bytes, limits: Limits) -> Response:
+        """Tell of the states of a model's versions."""
+        return json_answer(messages.to_dict(self.predictor.status(spec)))
+
+    async def metadata(self, spec: ModelSpec, body: bytes, limits: Limits) -> Response:
+        """Tell of a model's signatures."""
+        version, signatures = self.predictor.signatures(spec)
+        return json_answer(
+            {
+                "model_spec": {"name": spec.name, "signature_name": "", "version": str(version)},
+                "metadata": {"signature_def": messages.to_dict(signatures)},
+            }
         )
 
-    async def respond(self, request: Request, body: bytes, limits: Limits, send: Send) -> None:
-        """Make the answer to a request and send it."""
-        try:
-            response = await self.response(request, body, limits)
-        except Exception as error:
-            response = error_response(error)
-        await response(request.scope, request.receive, send)
+    async def unserved(self, spec: ModelSpec, body: bytes, limits: Limits) -> Response:
+        """Refuse a method that there is not."""
+        raise StatusError(Code.NOT_FOUND, f"Expected the method predict or generate. {NO_EXAMPLES}")
 
-    async def response(self, request: Request, body: bytes, limits: Limits) -> Response:
-        """Return the answer to a request."""
-        verb, address = request.method, uri(request)
-        if address.partition("?")[0] == self.metrics_path:
-            return self.metrics(address)
-        if verb not in VERBS:
-            raise HTTPException(501, f"Unknown method: {verb}")
-        if address == "/" and verb in ("GET", "HEAD") and self.page is not None:
-            return page(self.page, [described(self.store, name) for name in self.store.names()])
-        if not SERVICE.fullmatch(address):
-            raise HTTPException(404, f"Not found: {verb} {address}")
-        found = ADDRESSES[verb].fullmatch(address) if verb in ADDRESSES else None
-        method = found and self.methods.named(verb, found["method"])
-        if not found or not method:
-            raise invalid(f"Malformed request: {verb} {address}")
-        if found["name"] is None:
-            raise invalid("Missing model name in request.")
-        return await method(model_spec(found), body, limits)
+    async def generate(self, spec: ModelSpec, body: bytes, limits: Limits) -> Response:
+        """Generate from a text; the answer are events, the first of which is there already."""
+        events = self.events(spec, body, limits)
+        return EventResponse(await anext(events), events)
 
-    def metrics(self, address: str) -> Response:
-        """Return what Prometheus reads, at exactly its address."""
-        if address != self.metrics_path:
-            text = f"Unexpected path: {address}. Should be {self.metrics_path}"
-            return Response(text, 400, media_type=metrics.CONTENT_TYPE)
+    async def events(
+        self, spec: ModelSpec, body: bytes, limits: Limits
+    ) -> AsyncGenerator[bytes, None]:
+        """Yield the events of a generation; ending the iteration stops it before its next token.
+
+        `token` events bring pieces of the text as soon as they are certain, `done` what the whole
+        generation gave.
+        """
+        loop = asyncio.get_running_loop()
+        arrived: asyncio.Queue[tuple[str, int] | None] = asyncio.Queue()
+
+        def arrive(item: tuple[str, int] | None) -> None:
+            # The loop may be closed by the time that work nobody waits for ends.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(arrived.put_nowait, item)
+
+        with self.predictor.counted(spec, "generate", "REST"):
+            document = await run_off_loop(len(body), lambda: tensors.parse_json(body))
+            text, parameters = text_and_parameters(document)
+            with self.store.lease(spec) as lease:
+                try:
+                    call = StreamCall(
+                        text=text,
+                        parameters=parameters,
+                        emit=lambda piece, tokens: arrive((piece, tokens)),
+                        limits=limits,
+                    )
+                    future = lease.keep(lease.servable.stream(call))
+                    future.add_done_callback(lambda _: arrive(None))
+                    while item := await asyncio.wait_for(arrived.get(), limits.remaining()):
+                        yield event_bytes("token", {"text": item[0], "tokens": item[1]})
+                    yield event_bytes("done", summary(future.result(), limits.remarks))
+                except Exception as error:
+                    raise status_of_error(error) from error
+                finally:
+                    limits.stop.set()
+
+    def metrics(self, request: Request) -> Response:
+        """Answer what Prometheus reads."""
         return Response(self.numbers.exposition(), media_type=metrics.CONTENT_TYPE)
 
+    def page(self, request: Request) -> Response:
+        """Answer the page for a browser, which can load nothing and reach no other server."""
+        nonce = secrets.token_urlsafe(16)
+        models = json.dumps([described(self.store, name) for name in self.store.names()])
+        # A "<" would end the element that holds the names.
+        page = self.template.replace("{nonce}", nonce)
+        policy = (
+            f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; "
+            "img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+            "frame-ancestors 'none'"
+        )
+        return Response(
+            page.replace("{models}", models.replace("<", "\\u003c")),
+            media_type="text/html",
+            headers={
+                "Content-Security-Policy": policy,
+                "Cache-Control": "no-store",
+                "Referrer-Policy": "no-referrer",
+                "X-Content-Type-Options": "nosniff",
+            },
+        )
 
-def uri(request: Request) -> str:
-    """Return what TensorFlow Serving compares addresses with: path and query, not decoded."""
-    path = request.scope["raw_path"].decode("latin-1")
-    query = request.scope["query_string"].decode("latin-1")
-    return f"{path}?{query}" if query else path
 
-
-def model_spec(found: re.Match[str]) -> ModelSpec:
-    """Return the model that an address names, with what stands for other bytes decoded."""
-    digits = found["version"] and found["version"].lstrip("0")
-    if digits and int(digits[:20]) > MAX_INT64:
-        raise invalid(f"Failed to convert version: {found['version']} to numeric.")
+def model_spec(request: Request) -> ModelSpec:
+    """Return the model that an address names."""
+    version: str | None = request.path_params.get("version")
+    if version is not None and not VERSION.fullmatch(version):
+        raise invalid(f"Expected a version of at most 19 digits, received {shown(version)}")
     return ModelSpec(
-        urllib.parse.unquote(found["name"]),
-        None if digits is None else int(digits or 0),
-        None if found["label"] is None else urllib.parse.unquote(found["label"]),
+        name=request.path_params["name"],
+        version=None if version is None else int(version),
+        label=request.path_params.get("label"),
     )
 
 
@@ -162,30 +254,22 @@ async def read_body(request: Request, limit: int) -> bytes:
         if len(body) > limit:
             raise too_large(limit)
     if "gzip" in request.headers.get("content-encoding", ""):
-        return await aside(len(body), functools.partial(decompressed, bytes(body), limit))
+        return await run_off_loop(len(body), functools.partial(decompressed, bytes(body), limit))
     return bytes(body)
 
 
 def decompressed(body: bytes, limit: int) -> bytes:
-    """Return what the members of a gzip file hold; see `read_body`.
-
-    Each member costs a copy of the rest of the body, hence a bound on their number.
-    """
-    whole = b""
+    """Return what a gzip file of one member holds."""
+    member = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
     try:
-        for _ in range(MAX_GZIP_MEMBERS):
-            member = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
-            whole += member.decompress(body, limit + 1 - len(whole))
-            if len(whole) > limit:
-                raise too_large(limit)
-            if not member.eof:
-                raise zlib.error("it ends too early")
-            body = member.unused_data
-            if not body:
-                return whole
-        raise zlib.error(f"it has more than {MAX_GZIP_MEMBERS} members")
+        content = member.decompress(body, limit + 1)
+        if len(content) > limit:
+            raise too_large(limit)
+        if not member.eof or member.unused_data:
+            raise zlib.error("it is not one whole file")
     except zlib.error as error:
         raise invalid(f"The body should be compressed by gzip: {error}") from None
+    return content
 
 
 def too_large(limit: int) -> HTTPException:
@@ -195,36 +279,66 @@ def too_large(limit: int) -> HTTPException:
     )
 
 
-async def while_connected(
-    receive: Receive, work: Coroutine[Any, Any, None], seconds: float
-) -> None:
-    """Do some work as long as the client is there, and for some seconds at most."""
-
-    async def gone() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-
-    tasks = (asyncio.ensure_future(work), asyncio.ensure_future(gone()))
-    try:
-        await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
-    if not tasks[0].cancelled():
-        tasks[0].result()
+def text_and_parameters(body: Any) -> tuple[str, dict[str, Any]]:
+    """Return the text of a body, and the generation parameters beside it."""
+    parameters = dict(body) if isinstance(body, dict) else {}
+    text = parameters.pop("text", None)
+    if not isinstance(text, str):
+        raise invalid(
+            "Expecting an object with the source text, a string, under 'text' and, optionally, "
+            "generation parameters under their names"
+        )
+    for name in ROWS:
+        value = parameters.get(name)
+        if isinstance(value, (int, float)) and value > MAX_BEAMS:
+            raise invalid(f"{name} must be at most {MAX_BEAMS}, received {value}.")
+    return text, parameters
 
 
-def error_response(error: Exception) -> Response:
-    """Return how a client is told of an error: its HTTP status, and its text as JSON."""
-    if isinstance(error, HTTPException):
-        status, message = error.status_code, error.detail
-    elif isinstance(error, asyncio.TimeoutError):
-        status, message = HTTP_STATUS[Code.DEADLINE_EXCEEDED], TIMED_OUT
-    else:
-        told = status_of(error)
-        status, message = HTTP_STATUS[told.code], told.message
-    return Response(json_body.error(message), status, media_type=JSON)
+def summary(result: Result, remarks: Remarks) -> dict[str, Any]:
+    """Return what the last event says of a generation; texts and scores are best first.
+
+    `truncated` says that no more than a beginning of the text was read, `source_tokens` long, and
+    `empty` that there was no word to generate from.
+    """
+    return {
+        "generated_text": [sequence.text for sequence in result.sequences],
+        "scores": [sequence.score for sequence in result.sequences],
+        "tokens": result.timings.tokens,
+        "source_tokens": len(result.source_token_ids),
+        "truncated": bool(remarks.truncated),
+        "empty": bool(remarks.empty),
+        "seconds": round(result.timings.encode + result.timings.decode, 6),
+        "tokens_per_second": round(result.timings.tokens_per_second, 3),
+    }
+
+
+def event_bytes(name: str, data: Mapping[str, Any]) -> bytes:
+    """Return a server-sent event (HTML standard, section 9.2); JSON takes one line of data."""
+    return f"event: {name}\ndata: {json.dumps(data)}\n\n".encode()
+
+
+class EventResponse(StreamingResponse):
+    """A response of events, the first of which is there; an error on the way becomes the last."""
+
+    def __init__(self, first: bytes, rest: AsyncGenerator[bytes, None]) -> None:
+        self.rest = rest
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        super().__init__(self.all(first), headers=headers, media_type="text/event-stream")
+
+    async def all(self, first: bytes) -> AsyncGenerator[bytes, None]:
+        """Yield all events."""
+        yield first
+        try:
+            async for event in self.rest:
+                yield event
+        except StatusError as error:
+            yield event_bytes("error", {"error": error.message})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send each event as soon as there is one; whatever ends this ends the generation."""
+        async with contextlib.aclosing(self.rest):
+            await super().__call__(scope, receive, send)
 
 
 def described(store: ModelStore, name: str) -> dict[str, Any]:
@@ -241,34 +355,12 @@ def described(store: ModelStore, name: str) -> dict[str, Any]:
         return {"name": name, "streams": True, "longest": None, "counts": False}
 
 
-def page(template: str, models: list[dict[str, Any]]) -> Response:
-    """Return the page for a browser, which can load nothing and reach no other server."""
-    nonce = secrets.token_urlsafe(16)
-    # A "<" would end the element that holds the names.
-    listed = json.dumps(models).replace("<", "\\u003c")
-    policy = (
-        f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; "
-        "img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
-        "frame-ancestors 'none'"
-    )
-    return Response(
-        template.replace("{nonce}", nonce).replace("{models}", listed),
-        media_type="text/html",
-        headers={
-            "Content-Security-Policy": policy,
-            "Cache-Control": "no-store",
-            "Referrer-Policy": "no-referrer",
-            "X-Content-Type-Options": "nosniff",
-        },
-    )
-
-
 def metrics_path(config_file: pathlib.Path | None) -> str | None:
     """Return where Prometheus finds the metrics."""
     if config_file is None:
         return METRICS_PATH
     try:
-        config = read_text(config_file, MonitoringConfig)
+        config = messages.read_text(config_file, messages.MonitoringConfig)
     except (OSError, ValueError) as error:
         raise ConfigurationError(
             f"{config_file} should hold a MonitoringConfig as a text proto: {error}"
@@ -277,75 +369,6 @@ def metrics_path(config_file: pathlib.Path | None) -> str | None:
     return (prometheus.path or METRICS_PATH) if prometheus.enable else None
 
 
-class Methods:
-    """What a model can be asked for: from its name and a body to a response."""
-
-    def __init__(self, store: ModelStore, numbers: Metrics) -> None:
-        self.predictor = Predictor(store, numbers)
-        self.table: dict[tuple[str, str | None], Method] = {
-            ("GET", None): self.status,
-            ("GET", "metadata"): self.metadata,
-            ("POST", "predict"): self.predict,
-            ("POST", "generate"): self.generate,
-            ("POST", "classify"): unserved,
-            ("POST", "regress"): unserved,
-        }
-
-    def named(self, verb: str, name: str | None) -> Method | None:
-        """Return the method of a verb and a name, None if there is no such method."""
-        # An address that ends in a name which is none, as /METADATA, asks for the status.
-        return self.table.get((verb, name), self.status if verb == "GET" else None)
-
-    async def predict(self, spec: ModelSpec, body: bytes, limits: Limits) -> Response:
-        """Run a signature."""
-        with self.predictor.counted(spec, "predict", "REST"):
-            parsed = await aside(len(body), lambda: json_body.parse(body))
-            most = self.predictor.store.options.max_request_rows
-            answer = await self.predictor.predict(
-                spec,
-                parsed.signature_name,
-                lambda signature: json_body.tensors(parsed, signature.inputs, most),
-                len(body),
-                limits,
-            )
-            outputs = answer.outputs
-            text = await aside(
-                sum(array.nbytes for array in outputs.values()),
-                lambda: json_body.predictions(outputs, row_format=parsed.by_row),
-                alone=False,
-            )
-            return json_answer(text, limits.remarks.headers())
-
-    async def status(self, spec: ModelSpec, body: bytes, limits: Limits) -> Response:
-        """Tell of the states of a model's versions."""
-        return json_answer(json_body.model_status(model_status(self.predictor.store, spec)))
-
-    async def metadata(self, spec: ModelSpec, body: bytes, limits: Limits) -> Response:
-        """Tell of a model's signatures."""
-        return json_answer(json_body.model_metadata(model_metadata(self.predictor.store, spec)))
-
-    async def generate(self, spec: ModelSpec, body: bytes, limits: Limits) -> Response:
-        """Generate from a text; the answer are events, the first of which is there already."""
-        rest = self.generation(spec, body, limits)
-        return events.EventResponse(await anext(rest), rest)
-
-    async def generation(
-        self, spec: ModelSpec, body: bytes, limits: Limits
-    ) -> AsyncGenerator[bytes, None]:
-        """Yield the events of a generation."""
-        with self.predictor.counted(spec, "generate", "REST"):
-            document: Any = await aside(len(body), lambda: json_body.document(body))
-            with self.predictor.store.lease(spec) as lease:
-                async with contextlib.aclosing(events.stream(lease, document, limits)) as stream:
-                    async for event in stream:
-                        yield event
-
-
-async def unserved(spec: ModelSpec, body: bytes, limits: Limits) -> Response:
-    """Refuse a method that takes examples."""
-    raise HTTPException(404, NO_EXAMPLES)
-
-
-def json_answer(body: bytes, headers: Mapping[str, str] | None = None) -> Response:
+def json_answer(value: Mapping[str, Any]) -> Response:
     """Return a response of JSON."""
-    return Response(body, media_type=JSON, headers=headers)
+    return Response(tensors.encoded(value), media_type=JSON)

@@ -18,11 +18,9 @@ import numpy.typing as npt
 
 from bart_export.artifact.artifact import Artifact
 from bart_export.runtime.results import Result
-from bart_export.server.status import Code, StatusError
+from bart_export.server.status import TIMED_OUT, Code, StatusError
 from bart_export.server.tensors import numpy_dtype
 from bart_export.text.tokenizer import BartTokenizer
-
-TIMED_OUT = "Timed out waiting for notification"
 
 # Strings are arrays of dtype object that hold bytes.
 Tensors = Mapping[str, npt.NDArray[Any]]

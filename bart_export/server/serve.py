@@ -1,7 +1,7 @@
 """The life of a server: load, open the ports, answer, drain, unload.
 
 Everything is loaded before a port is opened, so that whoever can connect is answered. REST and gRPC
-share one event loop and one store of models. When the server is told to end, the ports are closed,
+share one event loop and one store of models. When the server is to end, the ports are closed,
 running calls have some seconds to finish, and what still runs then is stopped.
 """
 
@@ -19,9 +19,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import FrameType
 from typing import Any, NoReturn
 
-from bart_export.server import grpc_services, ports, rest
+from bart_export.server import http_server, rest
 from bart_export.server.grpc_server import GrpcServer
-from bart_export.server.http_server import RestServer, rest_config
 from bart_export.server.metrics import Metrics
 from bart_export.server.model_config import ConfigWatcher
 from bart_export.server.models import ModelSpec, ModelStore
@@ -64,7 +63,7 @@ def serve(
         ConfigurationError: for a port that is taken, or an option that cannot be followed.
         StatusError: for a model that cannot be loaded.
     """
-    if not ports.is_loopback(options.host):
+    if not http_server.is_loopback(options.host):
         LOG.warning(
             "Listening on %s: everybody who reaches this machine can use the models. There is no "
             "access control, and encryption for gRPC only, with --ssl-config-file",
@@ -94,7 +93,9 @@ def end_process() -> NoReturn:
     Threads of gRPC, LiteRT and TensorFlow outlive what used them. At a usual end the interpreter
     and C++ destroy what those threads still work with, and now and then one aborts the process.
     """
-    if lingering():
+    # TensorFlow cannot be interrupted, and a call may have brought a deadline that is far.
+    others = (each for each in threading.enumerate() if each is not threading.current_thread())
+    if not all(thread.daemon for thread in others):
         LOG.warning("Ending in the midst of work that could not be stopped")
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
@@ -103,25 +104,9 @@ def end_process() -> NoReturn:
     os._exit(0)
 
 
-def lingering() -> bool:
-    """Return whether threads are left that would keep the process from ending.
-
-    TensorFlow cannot be interrupted, and a call may have brought a deadline that is far.
-    """
-    return any(
-        not thread.daemon
-        for thread in threading.enumerate()
-        if thread is not threading.current_thread()
-    )
-
-
 @contextlib.contextmanager
 def running(models: Sequence[ServedModel], options: ServeOptions) -> Iterator[Serving]:
     """Serve for the length of a block, in a thread; at its end, drain.
-
-    Args:
-        models: what to serve.
-        options: how.
 
     Raises:
         ConfigurationError, StatusError: as `serve` does.
@@ -153,17 +138,18 @@ def running(models: Sequence[ServedModel], options: ServeOptions) -> Iterator[Se
 @contextlib.asynccontextmanager
 async def serving(models: Sequence[ServedModel], options: ServeOptions) -> AsyncIterator[Serving]:
     """Load the models, then answer for the length of a block; at its end, drain and unload."""
-    ports.check(options)
-    options = dataclasses.replace(options, max_connections=ports.connection_limit(options))
+    http_server.check_ports(options)
+    limit = http_server.connection_limit(options)
+    options = dataclasses.replace(options, max_connections=limit)
     metrics = Metrics()
     # Calls have had their time when the store is stopped, and been told to end.
     last = dataclasses.replace(options, drain_seconds=min(options.drain_seconds, STOP_SECONDS))
     store = ModelStore(opener(options, metrics), find_versions, last)
     # What is wrong with an option is to be known before minutes go into loading.
-    grpc_server = GrpcServer(grpc_services.services(store, metrics), options)
-    rest_server = RestServer(rest_config(rest.app(store, options, metrics), options))
+    grpc_server = GrpcServer(store, options, metrics)
+    rest_server = http_server.RestServer(rest.app(store, options, metrics), options)
     async with contextlib.AsyncExitStack() as stack:
-        sockets = stack.enter_context(ports.bound(options.host, options.rest_api_port))
+        sockets = stack.enter_context(http_server.bound(options.host, options.rest_api_port))
         stack.push_async_callback(asyncio.to_thread, store.stop)
         await asyncio.to_thread(store.configure, models)
         port = grpc_server.bind()
@@ -215,7 +201,7 @@ def signalled() -> Iterator[Ending]:
 
 def ready_lines(server: Serving, options: ServeOptions) -> Iterator[str]:
     """Yield a line for each port and for each version that answers."""
-    host = ports.in_url(options.host)
+    host = http_server.in_url(options.host)
     yield f"gRPC: {host}:{server.port}{' with TLS' if options.ssl_config_file else ''}"
     yield f"REST: http://{host}:{server.rest_api_port}/v1/models/NAME"
     if options.page:

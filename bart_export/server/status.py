@@ -1,8 +1,15 @@
 """What a client is told when a request fails: gRPC's canonical codes, as gRPC and as HTTP."""
 
+import asyncio
+import concurrent.futures
 import enum
+import logging
 
-from bart_export.errors import BartExportError
+from bart_export.errors import BartExportError, ConfigurationError, InputError
+
+LOG = logging.getLogger(__name__)
+
+TIMED_OUT = "Timed out waiting for notification"
 
 
 class Code(enum.IntEnum):
@@ -61,6 +68,29 @@ class StatusError(BartExportError):
 def invalid(message: str) -> StatusError:
     """Return the error of a request that is wrong, whoever is asked."""
     return StatusError(Code.INVALID_ARGUMENT, message)
+
+
+# Before Python 3.11 these are three.
+TIMEOUTS = (TimeoutError, asyncio.TimeoutError, concurrent.futures.TimeoutError)
+# The first row that an error is an instance of; without a message of its own the error's is told.
+STATUSES: tuple[tuple[tuple[type[BaseException], ...], Code, str], ...] = (
+    ((ConfigurationError, InputError), Code.INVALID_ARGUMENT, ""),
+    ((BartExportError,), Code.INTERNAL, ""),
+    ((concurrent.futures.CancelledError,), Code.CANCELLED, "The request was cancelled"),
+    (TIMEOUTS, Code.DEADLINE_EXCEEDED, TIMED_OUT),
+    ((MemoryError,), Code.RESOURCE_EXHAUSTED, "Out of memory"),
+)
+
+
+def status_of_error(error: BaseException) -> StatusError:
+    """Return what a client is told of an error; one that nobody foresaw is logged as well."""
+    if isinstance(error, StatusError):
+        return error
+    for kinds, code, message in STATUSES:
+        if isinstance(error, kinds):
+            return StatusError(code, message or str(error))
+    LOG.error("A request failed unexpectedly", exc_info=error)
+    return StatusError(Code.INTERNAL, f"{type(error).__name__}: {error}")
 
 
 def told(error: Exception) -> tuple[Code, str]:

@@ -1,62 +1,49 @@
-"""TensorProto messages and NumPy arrays, one made of the other.
+"""Tensors of requests and answers: TensorProto messages and JSON, each as NumPy arrays.
 
-A message is read as TensorFlow reads it: `tensor_content`, or else the values of the dtype's field,
-of which the last fills what is missing and those beyond the shape are ignored. Shapes come from
-strangers: nothing is allocated before the message has been found to hold what it says. Strings are
-arrays of dtype object that hold `bytes`.
+Strings are arrays of dtype object that hold `bytes`. Shapes come from strangers: nothing is
+allocated before a request has been found to hold what it says, and all of it takes time in
+proportion to the request.
 """
 
-import dataclasses
+import base64
+import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from bart_export.errors import shown
 from bart_export.server.messages import DataType, TensorProto
-from bart_export.server.options import MAX_AXES, MAX_FILLED_ELEMENTS
+from bart_export.server.options import (
+    MAX_AXES,
+    MAX_FILLED_ELEMENTS,
+    MAX_JSON_LISTS,
+    MAX_JSON_VALUES,
+)
 from bart_export.server.status import Code, StatusError, invalid
 
 Array = npt.NDArray[Any]
 
-MAX_BYTES = np.iinfo(np.intp).max
-
-
-@dataclasses.dataclass(frozen=True)
-class ElementType:
-    """How elements of one DataType are kept: their NumPy dtype and the field of their values.
-
-    The field holds elements of `stored`, `width` of them to one element; where `bits` is set, their
-    low bits are the element's own.
-    """
-
-    dtype: str
-    field: str
-    stored: str
-    width: int = 1
-    bits: bool = False
-
-
-ELEMENT_TYPES: dict[int, ElementType] = {
-    DataType.DT_FLOAT: ElementType("float32", "float_val", "float32"),
-    DataType.DT_DOUBLE: ElementType("float64", "double_val", "float64"),
-    DataType.DT_INT32: ElementType("int32", "int_val", "int32"),
-    DataType.DT_INT16: ElementType("int16", "int_val", "int32"),
-    DataType.DT_INT8: ElementType("int8", "int_val", "int32"),
-    DataType.DT_UINT8: ElementType("uint8", "int_val", "int32"),
-    DataType.DT_UINT16: ElementType("uint16", "int_val", "int32"),
-    DataType.DT_INT64: ElementType("int64", "int64_val", "int64"),
-    DataType.DT_UINT32: ElementType("uint32", "uint32_val", "uint32"),
-    DataType.DT_UINT64: ElementType("uint64", "uint64_val", "uint64"),
-    DataType.DT_BOOL: ElementType("bool", "bool_val", "bool"),
-    DataType.DT_STRING: ElementType("object", "string_val", "object"),
-    DataType.DT_HALF: ElementType("float16", "half_val", "int32", bits=True),
-    DataType.DT_BFLOAT16: ElementType("bfloat16", "half_val", "int32", bits=True),
-    DataType.DT_COMPLEX64: ElementType("complex64", "scomplex_val", "float32", width=2),
-    DataType.DT_COMPLEX128: ElementType("complex128", "dcomplex_val", "float64", width=2),
+# By DataType: the NumPy dtype, and the field of a TensorProto that holds the values.
+ELEMENTS: Mapping[int, tuple[str, str]] = {
+    DataType.DT_FLOAT: ("float32", "float_val"),
+    DataType.DT_DOUBLE: ("float64", "double_val"),
+    DataType.DT_INT32: ("int32", "int_val"),
+    DataType.DT_INT16: ("int16", "int_val"),
+    DataType.DT_INT8: ("int8", "int_val"),
+    DataType.DT_UINT8: ("uint8", "int_val"),
+    DataType.DT_UINT16: ("uint16", "int_val"),
+    DataType.DT_INT64: ("int64", "int64_val"),
+    DataType.DT_UINT32: ("uint32", "uint32_val"),
+    DataType.DT_UINT64: ("uint64", "uint64_val"),
+    DataType.DT_BOOL: ("bool", "bool_val"),
+    DataType.DT_STRING: ("object", "string_val"),
+    DataType.DT_HALF: ("float16", "half_val"),
+    DataType.DT_BFLOAT16: ("bfloat16", "half_val"),
 }
-DATA_TYPES = {element_type.dtype: data_type for data_type, element_type in ELEMENT_TYPES.items()}
+DATA_TYPES = {dtype: data_type for data_type, (dtype, _) in ELEMENTS.items()}
 
 
 def type_name(data_type: int) -> str:
@@ -70,9 +57,9 @@ def type_name(data_type: int) -> str:
 
 def numpy_dtype(data_type: int) -> np.dtype[Any]:
     """Return the NumPy dtype of a DataType; strings have dtype object."""
-    if data_type not in ELEMENT_TYPES:
+    if data_type not in ELEMENTS:
         raise StatusError(Code.UNIMPLEMENTED, f"Tensors of type {type_name(data_type)}")
-    name = ELEMENT_TYPES[data_type].dtype
+    name, _ = ELEMENTS[data_type]
     if name != "bfloat16":
         return np.dtype(name)
     try:
@@ -93,23 +80,22 @@ def data_type(array: Array) -> int:
     return DATA_TYPES[name]
 
 
-def from_proto(proto: Any, name: str) -> Array:
-    """Return a TensorProto as an array, which may be read-only.
+def string_array(strings: Iterable[bytes]) -> Array:
+    """Return an array (number of strings,) of dtype object."""
+    return object_array(list(strings))
 
-    Raises:
-        StatusError: INVALID_ARGUMENT, naming the tensor, for a message whose shape, dtype and
-            content do not fit together, or that fills more than `MAX_FILLED_ELEMENTS` from fewer.
-    """
-    axes = proto.tensor_shape.dim
-    shape = tuple(axis.size for axis in axes[: MAX_AXES + 1])
-    flat = None
-    if proto.dtype in ELEMENT_TYPES:
-        dtype = numpy_dtype(proto.dtype)
-        if is_possible(shape, dtype):
-            flat = elements(proto, dtype, math.prod(shape))
-    if flat is None:
-        raise invalid(f"tensor parsing error: {name}")
-    return flat.reshape(shape)
+
+def object_array(items: list[Any]) -> Array:
+    """Return a list as an array (number of items,), whatever the items are."""
+    array = np.empty(len(items), object)
+    array[:] = items
+    return array
+
+
+def as_bytes(strings: Array) -> list[bytes]:
+    """Return the strings of an array in their order."""
+    items = strings.reshape(-1).tolist()
+    return [item if isinstance(item, bytes) else str(item).encode() for item in items]
 
 
 def check_rows(name: str, rows: int, most: int) -> None:
@@ -121,66 +107,46 @@ def check_rows(name: str, rows: int, most: int) -> None:
         )
 
 
-def is_possible(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
-    """Say whether NumPy can have an array of a shape; to it, an empty axis saves no others."""
-    extent = math.prod(size for size in shape if size) * dtype.itemsize
-    return len(shape) <= MAX_AXES and min(shape, default=0) >= 0 and extent <= MAX_BYTES
+def from_proto(proto: Any, name: str) -> Array:
+    """Return a TensorProto as an array, which may be read-only.
+
+    As TensorFlow reads it: `tensor_content`, or else the values of the dtype's field, of which the
+    last one fills what is missing and those beyond the shape are ignored.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT, naming the tensor, for a message whose shape, dtype and
+            content do not fit together, or that fills more than `MAX_FILLED_ELEMENTS` from fewer.
+    """
+    shape = tuple(axis.size for axis in proto.tensor_shape.dim[: MAX_AXES + 1])
+    try:
+        if len(shape) <= MAX_AXES and min(shape, default=0) >= 0 and proto.dtype in ELEMENTS:
+            return elements(proto, math.prod(shape)).reshape(shape)
+    except ValueError:  # it has other elements than its shape says, or NumPy has no such shape
+        pass
+    raise invalid(f"tensor parsing error: {name}")
 
 
-def elements(proto: Any, dtype: np.dtype[Any], size: int) -> Array | None:
-    """Return the `size` elements of a TensorProto, or None if it does not hold them."""
+def elements(proto: Any, size: int) -> Array:
+    """Return the elements of a TensorProto, (size,) unless `tensor_content` has another length."""
+    dtype, (_, field) = numpy_dtype(proto.dtype), ELEMENTS[proto.dtype]
     if size == 0:
         return np.empty(0, dtype)
-    content: bytes = proto.tensor_content
-    if content:
-        return from_content(content, dtype, size)
-    element_type = ELEMENT_TYPES[proto.dtype]
-    values = getattr(proto, element_type.field)
+    if proto.tensor_content:
+        is_bool = dtype.kind == "b"  # a byte beside 0 and 1 would equal neither
+        content = np.frombuffer(proto.tensor_content, np.uint8 if is_bool else dtype)
+        return content.astype(bool) if is_bool else content
+    values = getattr(proto, field)
     if size > max(MAX_FILLED_ELEMENTS, len(values)):
-        return None
-    return from_values(values, element_type, dtype, size)
-
-
-def from_content(content: bytes, dtype: np.dtype[Any], size: int) -> Array | None:
-    """Return the elements that `tensor_content` holds, or None if it is not of their size."""
-    if dtype.kind == "O":
-        return None  # strings stand in their own field
-    if len(content) != size * dtype.itemsize:
-        return None
-    array: Array = np.frombuffer(content, np.uint8 if dtype.kind == "b" else dtype)
-    # A byte beside 0 and 1 would make a bool that equals neither.
-    return array.astype(bool) if dtype.kind == "b" else array
-
-
-def from_values(values: Any, element_type: ElementType, dtype: np.dtype[Any], size: int) -> Array:
-    """Return `size` elements from a field of values; the last one fills what is missing."""
-    wanted = size * element_type.width
+        raise ValueError("too few values to fill a tensor from")
     flat: Array
     if dtype.kind == "O":
-        flat = string_array(values[:wanted])
+        flat = string_array(values[:size])
+    elif field == "half_val":
+        flat = np.array(values[:size], np.int32).astype(np.uint16).view(dtype)
     else:
-        flat = np.array(values, element_type.stored)[:wanted]
-        if element_type.bits:
-            flat = flat.astype(np.uint16).view(dtype)
-        elif element_type.width > 1:
-            flat = flat[: len(flat) // element_type.width * element_type.width].view(dtype)
-        else:
-            flat = flat.astype(dtype, copy=False)
-    if len(flat) == size:
-        return flat
-    filled = np.full(size, b"", dtype) if dtype.kind == "O" else np.zeros(size, dtype)
-    if len(flat):
-        filled[: len(flat)] = flat
-        filled[len(flat) :] = flat[-1]
-    return filled
-
-
-def string_array(strings: Iterable[bytes]) -> Array:
-    """Return an array (number of strings,) of dtype object."""
-    listed = list(strings)
-    array = np.empty(len(listed), object)
-    array[:] = listed
-    return array
+        flat = np.array(values[:size], np.int32 if field == "int_val" else dtype).astype(dtype)
+    last = flat[-1:] if len(flat) else np.full(1, b"" if dtype.kind == "O" else 0, dtype)
+    return np.concatenate([flat, np.repeat(last, size - len(flat))])
 
 
 def to_proto(array: Array, *, as_content: bool = False) -> Any:
@@ -189,39 +155,221 @@ def to_proto(array: Array, *, as_content: bool = False) -> Any:
     Values go into the field of their dtype, where clients look for them, or with `as_content` into
     `tensor_content`; strings always into `string_val`.
     """
-    proto = TensorProto(dtype=data_type(array))
-    for size in array.shape:
-        proto.tensor_shape.dim.add(size=size)
-    element_type = ELEMENT_TYPES[proto.dtype]
-    flat = np.ascontiguousarray(array, array.dtype.newbyteorder("=")).reshape(-1)
-    values = getattr(proto, element_type.field)
-    if element_type.dtype == "object":
-        values.extend(item if isinstance(item, bytes) else str(item).encode() for item in flat)
+    dims = [{"size": size} for size in array.shape]
+    proto = TensorProto(dtype=data_type(array), tensor_shape={"dim": dims})
+    _, field = ELEMENTS[proto.dtype]
+    flat = array.reshape(-1)
+    if field == "string_val":
+        proto.string_val.extend(as_bytes(flat))
     elif as_content:
         proto.tensor_content = flat.tobytes()
-    elif element_type.stored in ("float32", "float64"):
-        proto.MergeFromString(packed(proto, element_type, flat))
     else:
-        bits = flat.view(np.uint16) if element_type.bits else flat
-        values.extend(bits.tolist())
+        flat = flat.view(np.uint16) if field == "half_val" else flat
+        getattr(proto, field).extend(flat.tolist())
     return proto
 
 
-def packed(proto: Any, element_type: ElementType, flat: Array) -> bytes:
-    """Return a field of floats as it stands in a message: as many bytes as the array, at once.
+# What JSON values of each kind of NumPy dtype are called in errors.
+JSON_VALUES: Mapping[str, str] = {
+    "b": "true or false",
+    "i": "an integer of {low} to {high}",
+    "u": "an integer of {low} to {high}",
+    "f": "a number",
+    "O": 'a string or {{"b64": "..."}}',
+}
 
-    `extend` would make a Python float of each: 45 ms for a million, this 3 ms.
+
+def parse_json(body: bytes) -> Any:
+    """Return the JSON value of a body. NaN, Infinity and -Infinity are numbers."""
+    # So many at once would have Python's collector walk all that is loaded.
+    lists = body.count(b"[") + body.count(b"{")
+    reason = f"expected at most {MAX_JSON_LISTS} lists and objects, received {lists}"
+    if lists <= MAX_JSON_LISTS:
+        try:
+            return json.loads(body)
+        except RecursionError:
+            reason = "the document is nested too deeply"
+        except ValueError as error:
+            reason = str(error)
+    raise invalid(f"JSON Parse error: {reason}")
+
+
+def from_json(
+    document: Mapping[str, Any], inputs: Mapping[str, Any], most_rows: int
+) -> dict[str, Array]:
+    """Return the inputs of a Predict request over REST.
+
+    They stand in row form under `instances` or in column form under `inputs`, by name unless there
+    is but one.
+
+    Args:
+        document: the request's body.
+        inputs: the TensorInfo of each input of the signature.
+        most_rows: that an input may have.
     """
-    number = proto.DESCRIPTOR.fields_by_name[element_type.field].number
-    data = flat.view(element_type.stored).tobytes()
-    length_delimited = 2  # https://protobuf.dev/programming-guides/encoding/#structure
-    return varint(number << 3 | length_delimited) + varint(len(data)) + data
+    by_row = "instances" in document
+    if by_row == ("inputs" in document):
+        received = "both" if by_row else "neither"
+        raise invalid(f"Expected either 'instances' or 'inputs', received {received}")
+    if not inputs:
+        raise invalid("Expected a signature with inputs: this one has none, and is for gRPC alone")
+    value, names = document["instances" if by_row else "inputs"], sorted(inputs)
+    if by_row and not (isinstance(value, list) and value):
+        raise invalid(f"Expected 'instances' to be a list of rows, received {described(value)}")
+    if is_named(value[0] if by_row else value):
+        columns = columns_of_rows(value, names, most_rows) if by_row else value
+    elif len(names) == 1:
+        columns = {names[0]: value}
+    else:
+        raise invalid(
+            f"Expected the inputs {', '.join(names)} by name: the signature has several, and a "
+            "plain value would not say which it is"
+        )
+    if missing := [name for name in names if name not in columns]:
+        raise invalid(f"Missing named input: {missing[0]} in 'inputs' object.")
+    return {name: json_tensor(columns[name], inputs[name].dtype, name, most_rows) for name in names}
 
 
-def varint(number: int) -> bytes:
-    """Return a number in groups of seven bits, the lowest first."""
-    groups = bytearray()
-    while number > 0x7F:
-        groups.append(number & 0x7F | 0x80)
-        number >>= 7
-    return bytes([*groups, number])
+def columns_of_rows(rows: list[Any], names: list[str], most_rows: int) -> dict[str, list[Any]]:
+    """Return the values of each input, the rows being objects of all of them."""
+    check_rows("instances", len(rows), most_rows)
+    for number, row in enumerate(rows):
+        if not is_named(row) or row.keys() != set(names):
+            raise invalid(
+                f"Expected instances[{number}] to be an object with the keys {', '.join(names)}, "
+                f"received {described(row)}"
+            )
+    return {name: [row[name] for row in rows] for name in names}
+
+
+def is_named(value: Any) -> bool:
+    """Say whether a value is an object that names inputs, rather than base64 of one."""
+    return isinstance(value, dict) and not is_base64(value)
+
+
+def is_base64(value: dict[str, Any]) -> bool:
+    """Say whether an object stands for bytes: `{"b64": "..."}`."""
+    return len(value) == 1 and isinstance(value.get("b64"), str)
+
+
+def json_tensor(value: Any, data_type: int, name: str, most_rows: int) -> Array:
+    """Return a value, or lists of values that are nested evenly, as an array."""
+    dtype = numpy_dtype(data_type)
+    if dtype.kind not in JSON_VALUES:
+        raise StatusError(Code.UNIMPLEMENTED, f"JSON has no values of type {dtype.name}")
+    if isinstance(value, list):
+        check_rows(name, len(value), most_rows)
+    # Where lists differ in length, NumPy leaves them as elements.
+    leaves = np.array(value, object)
+    if leaves.ndim > MAX_AXES:
+        raise invalid(f"{name}: lists may be nested {MAX_AXES} deep, not more")
+    flat: list[Any] = leaves.reshape(-1).tolist()
+    limits = np.iinfo(dtype) if dtype.kind in "iu" else np.finfo(np.float64)
+    low, high = int(limits.min), int(limits.max)
+
+    def converted(leaf: Any) -> Any:
+        if dtype.kind == "O":
+            return json_bytes(leaf)
+        if dtype.kind == "b":
+            return leaf if isinstance(leaf, bool) else None
+        if isinstance(leaf, float) and dtype.kind == "f":
+            return leaf
+        return leaf if type(leaf) is int and low <= leaf <= high else None
+
+    values = [converted(leaf) for leaf in flat]
+    if None in values:
+        place = values.index(None)
+        indices = "".join(f"[{index}]" for index in np.unravel_index(place, leaves.shape))
+        wanted = JSON_VALUES[dtype.kind].format(low=low, high=high)
+        if isinstance(flat[place], list):
+            wanted += " among lists of one length"
+        raise invalid(f"Expected {name}{indices} to be {wanted}, received {described(flat[place])}")
+    if dtype.kind == "O":
+        return object_array(values).reshape(leaves.shape)
+    with np.errstate(over="ignore", under="ignore"):
+        exact = np.array(values, np.float64 if dtype.kind == "f" else dtype)
+        return exact.astype(dtype, copy=False).reshape(leaves.shape)
+
+
+def json_bytes(value: Any) -> bytes | None:
+    """Return the bytes of a string or of base64, padded or not; None for any other value."""
+    try:
+        if isinstance(value, str):
+            return value.encode()
+        if isinstance(value, dict) and is_base64(value):
+            text: str = value["b64"]
+            return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except ValueError:  # a surrogate without its other half, or a letter beside the alphabet
+        pass
+    return None
+
+
+def described(value: Any) -> str:
+    """Return a value for an error message, in a few characters whatever its size."""
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    return f"an object of {len(value)} members" if isinstance(value, dict) else shown(value)
+
+
+# Its iterator has other threads run between the values; `json.dumps` holds Python's lock.
+ENCODER = json.JSONEncoder(ensure_ascii=False)
+# Elements that are converted at once, for the same reason.
+CHUNK = 4096
+
+
+def to_json(outputs: Mapping[str, Array], *, by_row: bool) -> bytes:
+    """Return the outputs of a signature as the body of an answer.
+
+    In rows as `predictions` or in columns as `outputs`. Strings are text, with U+FFFD for bytes
+    that are not UTF-8, or base64 if the output's name ends in `_bytes`.
+    """
+    # An empty axis saves no brackets.
+    size = sum(math.prod(max(1, axis) for axis in array.shape) for array in outputs.values())
+    if size > MAX_JSON_VALUES:
+        raise invalid(
+            f"The answer has {size} values, and over REST at most {MAX_JSON_VALUES} are sent. "
+            "Ask for fewer rows at once, or over gRPC."
+        )
+    if by_row:
+        lengths = {name: array.shape[0] if array.ndim else None for name, array in outputs.items()}
+        if None in lengths.values() or len(set(lengths.values())) > 1:
+            raise invalid(
+                "Expected outputs of as many rows each for an answer in row form, received "
+                f"{', '.join(f'{name} {list(array.shape)}' for name, array in outputs.items())}. "
+                "Ask in column form, with 'inputs'."
+            )
+    columns = {name: nested(array, name) for name, array in outputs.items()}
+    if len(columns) == 1:
+        (value,) = columns.values()
+    elif by_row:
+        rows = zip(*columns.values(), strict=True)
+        value = [dict(zip(columns, row, strict=True)) for row in rows]
+    else:
+        value = columns
+    return encoded({"predictions" if by_row else "outputs": value})
+
+
+def nested(array: Array, name: str) -> Any:
+    """Return an output as a value, or nested lists of values, of JSON."""
+    flat = array.reshape(-1)
+    if flat.dtype.kind in "OSU":
+        strings = as_bytes(flat)
+        if name.endswith("_bytes"):
+            items: list[Any] = [{"b64": base64.b64encode(item).decode()} for item in strings]
+        else:
+            items = [item.decode("utf-8", "replace") for item in strings]
+    elif flat.dtype.kind not in "biuf":
+        raise invalid(f"JSON has no values of type {type_name(data_type(flat))}")
+    elif flat.dtype.kind == "f" and flat.dtype.itemsize < 8:
+        # Text has the fewest digits of a float of its own width.
+        items = []
+        for start in range(0, len(flat), CHUNK):
+            items += flat[start : start + CHUNK].astype("U32").astype(np.float64).tolist()
+    else:
+        items = flat.tolist()
+    return object_array(items).reshape(array.shape).tolist()
+
+
+def encoded(value: Any) -> bytes:
+    """Return a value as the JSON of a body."""
+    return "".join(ENCODER.iterencode(value)).encode("utf-8", "replace")

@@ -20,10 +20,9 @@ from bart_export.server.predict import (
     check_inputs,
     chosen_outputs,
     chosen_signature,
-    status_of,
 )
 from bart_export.server.servable import Call, Limits, Servable
-from bart_export.server.status import Code, StatusError, invalid
+from bart_export.server.status import Code, StatusError, invalid, status_of_error
 
 REQUESTS = pathlib.PurePath("assets.extra", "tf_serving_warmup_requests")
 MAX_RECORDS = 1000
@@ -54,7 +53,7 @@ def run_warmup(servable: Servable, directory: pathlib.Path, deadline: float | No
         except DecodeError as error:
             raise invalid(f"Failed to parse warmup record {number} from {path}") from error
         except Exception as error:  # an engine may raise anything
-            status = status_of(error)
+            status = status_of_error(error)
             raise StatusError(
                 status.code, f"Warmup record {number} from {path} failed: {status.message}"
             ) from error

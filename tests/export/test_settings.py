@@ -12,7 +12,7 @@ from bart_export.config import GenerationConfig
 from bart_export.errors import InputError
 from bart_export.runtime import Generator
 from bart_export.server import litert_engine
-from bart_export.server.events import text_and_parameters
+from bart_export.server.rest import text_and_parameters
 from bart_export.server.servable import Limits
 
 CASE = Path(__file__).parents[1] / "data/cases/max-length-beyond-positions"

@@ -8,7 +8,6 @@ import grpc
 import pytest
 from google.protobuf import descriptor_pool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
@@ -113,7 +112,7 @@ def test_what_is_not_served_is_unimplemented(served, path):
 
 METHODS = [
     (service.full_name, method.name, method.input_type.full_name)
-    for file in (prediction_service_pb2, model_service_pb2, health_pb2, reflection_pb2)
+    for file in (prediction_service_pb2, model_service_pb2)
     for service in file.DESCRIPTOR.services_by_name.values()
     for method in service.methods
     if method.name not in ("PredictStreamed", "Classify", "Regress", "MultiInference")  # not served
@@ -274,48 +273,34 @@ def test_tls_can_ask_clients_for_a_certificate(tmp_path, authority):
         assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
 
 
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [
-        (None, "Cannot read"),
-        ("server_key: 7", "expected the text of an SSLConfig message"),
-        ('server_key: "a"', "expected server_key and server_cert"),
-        ('server_key: "a" server_cert: "b" client_verify: true', "client_verify needs custom_ca"),
-    ],
-)
-def test_a_tls_configuration_that_lacks_something_is_one_line(tmp_path, text, told):
-    path = tmp_path / "ssl.config"
-    if text is not None:
-        path.write_text(text)
-    with pytest.raises(ConfigurationError, match=told) as caught:
-        server_credentials(path)
-    assert str(path) in str(caught.value)
-
-
 PEM = "-----BEGIN CERTIFICATE-----\nbm9uZQ==\n-----END CERTIFICATE-----\n"
 
 
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
+        ({"server_key": 7}, "expected the text of an SSLConfig message"),
+        ({"server_cert": ""}, "expected server_cert .* server_key and server_cert are needed"),
         ({"server_key": "/etc/ssl/server.key"}, "expected server_key to be the text of a PEM"),
-        ({"server_cert": "server.pem"}, "expected server_cert to be the text of a PEM file"),
         ({"custom_ca": "ca.pem"}, "expected custom_ca to be the text of a PEM file"),
+        ({"client_verify": True}, "expected custom_ca .* server_cert and custom_ca are needed"),
         ({"server_key": PEM}, "holds no key and certificate that fit"),
         ({"server_cert": PEM}, "holds no key and certificate that fit"),
         ({"custom_ca": PEM, "client_verify": True}, "holds no key and certificate that fit"),
     ],
 )
-def test_what_is_no_key_or_certificate_is_named_before_a_port_is(
-    tmp_path, signed, capfd, wrong, told
-):
+def test_a_tls_configuration_that_does_not_fit_is_one_line(tmp_path, signed, capfd, wrong, told):
     key, certificate = signed
     path = ssl_config(tmp_path, **{"server_key": key, "server_cert": certificate, **wrong})
     with pytest.raises(ConfigurationError, match=told) as caught:
         server_credentials(path)
     assert str(path) in str(caught.value)
-    assert "port" not in str(caught.value)
     assert capfd.readouterr().err == ""
+
+
+def test_a_tls_configuration_that_is_not_there_is_one_line(tmp_path):
+    with pytest.raises(ConfigurationError, match="Cannot read .*ssl.config: No such file"):
+        server_credentials(tmp_path / "ssl.config")
 
 
 def ended(connection, seconds):

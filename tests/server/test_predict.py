@@ -16,10 +16,9 @@ from bart_export.server.predict import (
     chosen_signature,
     finished,
     run,
-    status_of,
 )
 from bart_export.server.servable import Call, Lease, Limits
-from bart_export.server.status import Code, StatusError
+from bart_export.server.status import Code, StatusError, status_of_error
 
 ONE = np.array([1], np.float32)
 PLAIN = signature(PREDICT, {"a": FLOAT, "b": FLOAT}, {"x": FLOAT, "y": FLOAT})
@@ -92,8 +91,8 @@ def test_an_unknown_signature_is_named():
     ],
 )
 def test_every_error_has_a_code_and_a_text(error, code, message):
-    told = status_of(error)
-    assert (told.code, told.message) == (code, message)
+    status = status_of_error(error)
+    assert (status.code, status.message) == (code, message)
 
 
 def waiting(seconds, limits):

@@ -224,9 +224,7 @@ def raw(running, data, ended=False):
 
 @pytest.mark.parametrize(("sent", "status"), [row[1:] for row in LIES], ids=[r[0] for r in LIES])
 def test_a_request_that_contradicts_itself_is_refused(running, sent, status):
-    head, _, body = raw(running, (HEAD + sent).encode()).partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 %d " % status)
-    assert status == 200 or json.loads(body).keys() == {"error"}
+    assert raw(running, (HEAD + sent).encode()).startswith(b"HTTP/1.1 %d " % status)
 
 
 @pytest.mark.parametrize("header", ["A: b\r\n" * 50_000, f"A: {'b' * 300_000}\r\n"])

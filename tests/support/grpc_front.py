@@ -22,7 +22,6 @@ from tensorflow_serving.apis import (
 )
 
 from bart_export.server.grpc_server import GrpcServer
-from bart_export.server.grpc_services import services
 from bart_export.server.metrics import Metrics
 from bart_export.server.models import ModelStore
 from bart_export.server.options import ServeOptions
@@ -84,7 +83,7 @@ def front(base_path, drain_seconds=5.0, load_seconds=0, credentials=None, **sett
     started = Future()
 
     async def serve():
-        server = GrpcServer(services(store, metrics), options)
+        server = GrpcServer(store, options, metrics)
         ended, loop = asyncio.Event(), asyncio.get_running_loop()
         port = server.bind()
         await server.start()

@@ -7,7 +7,7 @@ import pathlib
 import threading
 import time
 
-from bart_export.server import http_server, ports, rest
+from bart_export.server import http_server, rest
 from bart_export.server.metrics import Metrics
 from bart_export.server.models import ModelStore
 from bart_export.server.options import ServeOptions
@@ -69,10 +69,8 @@ def served(store, options=None):
     """Serve a store's models over REST until the block ends."""
     options = options or ServeOptions()
     numbers = Metrics()
-    server = http_server.RestServer(
-        http_server.rest_config(rest.app(store, options, numbers), options)
-    )
-    with ports.bound(options.host, 0) as sockets:
+    server = http_server.RestServer(rest.app(store, options, numbers), options)
+    with http_server.bound(options.host, 0) as sockets:
         thread = threading.Thread(target=server.run, args=(sockets,), daemon=True)
         thread.start()
         while not server.started:
