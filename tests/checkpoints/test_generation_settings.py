@@ -28,43 +28,28 @@ def test_generation_config_json_is_honoured():
         forced_bos_token_id=0,
         forced_eos_token_id=2,
     )
-
-
-def test_what_it_leaves_out_has_the_defaults_of_transformers():
-    assert settings(SYMMETRIC) == GenerationConfig()
+    assert settings(SYMMETRIC) == GenerationConfig()  # left out: transformers' defaults
 
 
 def test_older_checkpoints_state_them_in_config_json(directory):
     (directory / "generation_config.json").unlink()
+    stated = {"num_beams": 4, "max_length": 142, "min_length": 56, "length_penalty": 2.0}
     edit_json(
         directory / "config.json",
-        num_beams=4,
-        max_length=142,
-        min_length=56,
-        length_penalty=2.0,
+        **stated,
         force_bos_token_to_be_generated=True,
         forced_eos_token_id=...,
         task_specific_params={"summarization": {"num_beams": 6, "max_length": 99}},
     )
-    assert settings(directory) == GenerationConfig(
-        num_beams=4,
-        max_length=142,
-        min_length=56,
-        length_penalty=2.0,
-        forced_bos_token_id=0,
-        forced_eos_token_id=2,
-    )
+    forced = {"forced_bos_token_id": 0, "forced_eos_token_id": 2}
+    assert settings(directory) == GenerationConfig(**stated, **forced)
 
 
-def test_generation_config_json_goes_before_config_json(directory):
-    edit_json(directory / "config.json", num_beams=7)
-    assert settings(directory).num_beams == 1
-
-
-def test_ids_it_does_not_state_are_those_of_the_model(directory):
-    edit_json(directory / "config.json", decoder_start_token_id=0)
+def test_generation_config_json_goes_before_config_json_but_for_ids_it_does_not_state(directory):
+    edit_json(directory / "config.json", num_beams=7, decoder_start_token_id=0)
     edit_json(directory / "generation_config.json", decoder_start_token_id=...)
-    assert settings(directory).decoder_start_token_id == 0
+    found = settings(directory)
+    assert (found.num_beams, found.decoder_start_token_id) == (1, 0)
 
 
 @pytest.mark.parametrize(

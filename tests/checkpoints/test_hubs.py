@@ -134,40 +134,24 @@ def hugging_face(keras_files, sharded_files, tmp_path_factory):
     return {"outcomes": found, "home": home, "printed": printed, "fetched": hub.fetched}
 
 
-def test_a_repository_of_transformers_is_fetched(hugging_face):
-    (outcome,) = hugging_face["outcomes"]["hf://org/plain"]
-    assert (outcome["handle"], outcome["revision"]) == ("hf://org/plain", COMMIT)
-    checkpoint = resolve.read(Path(outcome["directory"]))
-    assert checkpoint.weights.keys() == resolve.read(GOLDEN).weights.keys()
-    assert checkpoint.add_prefix_space
-
-
-def test_only_what_a_reader_needs_is_fetched(hugging_face):
-    for repository, weights in (("org/plain", {"model.safetensors"}), ("org/keras", None)):
-        fetched = {name for place, name in hugging_face["fetched"] if place == repository}
-        assert not fetched & {"pytorch_model.bin", "flax_model.msgpack"}
-        # The card says what the licence is.
-        assert weights is None or fetched == NEEDED.keys() | weights | {"README.md"}
-
-
-def test_a_keras_preset_is_fetched(hugging_face):
-    (outcome,) = hugging_face["outcomes"]["hf://org/keras"]
-    assert resolve.read(Path(outcome["directory"])).format == "keras"
-
-
-def test_shards_are_fetched(hugging_face):
-    (outcome,) = hugging_face["outcomes"]["hf://org/shards"]
-    assert len(resolve.read(Path(outcome["directory"])).weight_files) == 2
-
-
-def test_a_pickle_is_fetched_only_where_there_is_nothing_else(hugging_face):
-    (outcome,) = hugging_face["outcomes"]["hf://org/pickle"]
-    assert "pytorch_model.bin" in outcome["files"]
-
-
-def test_a_revision_is_fetched(hugging_face):
+def test_each_kind_of_repository_is_fetched_and_no_more_of_it_than_is_read(hugging_face):
+    fetched, read = {}, {}
+    for name in ("plain", "keras", "shards", "pickle"):
+        (outcome,) = hugging_face["outcomes"][f"hf://org/{name}"]
+        assert (outcome["handle"], outcome["revision"]) == (f"hf://org/{name}", COMMIT)
+        fetched[name] = {file for place, file in hugging_face["fetched"] if place == f"org/{name}"}
+        if name != "pickle":
+            read[name] = resolve.read(Path(outcome["directory"]))
+    # The card says what the licence is.
+    assert fetched["plain"] == NEEDED.keys() | {"model.safetensors", "README.md"}
+    assert read["plain"].weights.keys() == resolve.read(GOLDEN).weights.keys()
+    assert read["plain"].add_prefix_space
+    assert read["keras"].format == "keras" and "pytorch_model.bin" not in fetched["keras"]
+    assert len(read["shards"].weight_files) == 2
+    assert "pytorch_model.bin" in fetched["pickle"]  # there is nothing else
     (outcome,) = hugging_face["outcomes"]["hf://org/plain@v1"]
     assert (outcome["handle"], outcome["revision"]) == ("hf://org/plain", COMMIT)
+    assert hugging_face["printed"] == ""
 
 
 @pytest.mark.parametrize(
@@ -193,22 +177,17 @@ def test_what_hugging_face_refuses_is_told_in_one_line(hugging_face, preset, sai
     assert "\n" not in outcome["line"]
 
 
-def test_a_download_that_broke_off_is_not_taken_for_a_whole_one(hugging_face):
-    first, second = hugging_face["outcomes"]["hf://org/breaks"]
-    assert "The download of hf://org/breaks broke off" in first["line"]
-    weights = Path(second["directory"]) / "model.safetensors"
-    assert weights.read_bytes() == WEIGHTS
-
-
-def test_a_download_that_arrived_damaged_is_thrown_away(hugging_face):
-    first, second = hugging_face["outcomes"]["hf://org/damaged"]
-    assert "the hash of model.safetensors does not match" in first["line"]
-    weights = Path(second["directory"]) / "model.safetensors"
-    assert weights.read_bytes() == WEIGHTS
-
-
-def test_hugging_faces_chatter_stays_away(hugging_face):
-    assert hugging_face["printed"] == ""
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("breaks", "The download of hf://org/breaks broke off"),
+        ("damaged", "the hash of model.safetensors does not match"),
+    ],
+)
+def test_a_download_that_is_not_whole_is_thrown_away(hugging_face, fault, said):
+    first, second = hugging_face["outcomes"][f"hf://org/{fault}"]
+    assert said in first["line"]
+    assert (Path(second["directory"]) / "model.safetensors").read_bytes() == WEIGHTS
 
 
 def test_a_fetched_repository_is_there_without_a_network(hugging_face, tmp_path):
@@ -231,13 +210,18 @@ def test_a_repository_fetched_in_part_is_not_taken_for_a_whole_one(hugging_face,
 
 
 @pytest.mark.parametrize(
-    ("client", "preset"),
-    [("huggingface_hub", "hf://org/plain"), ("kagglehub", "bart_base_en")],
+    ("package", "preset"),
+    [
+        ("huggingface_hub", "hf://org/plain"),
+        ("kagglehub", "bart_base_en"),
+        ("h5py", "bart_mini_en"),
+        ("safetensors", str(GOLDEN)),
+    ],
 )
-def test_a_missing_client_is_told(client, preset, monkeypatch):
-    monkeypatch.setitem(sys.modules, client, None)
-    with pytest.raises(MissingExtra, match=rf"{client}.*pip install .*\[export\]"):
-        resolve.find(preset)
+def test_a_missing_package_is_told(package, preset, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingExtra, match=rf"{package}.*pip install .*\[export\]"):
+        resolve.resolve_preset(preset)
 
 
 def test_no_more_of_what_was_fetched_is_read_than_such_a_file_can_have(tmp_path):
@@ -294,11 +278,8 @@ def test_a_version_is_fetched_from_kaggle(kaggle, keras_files):
     assert (outcome["handle"], outcome["revision"]) == (f"kaggle://{KAGGLE}/plain", "1")
     assert_whole(outcome, keras_files)
     assert resolve.read(Path(outcome["directory"])).format == "keras"
-
-
-def test_without_a_version_the_newest_is_fetched(kaggle):
-    (outcome,) = kaggle["outcomes"]["plain"]
-    assert outcome["revision"] == "2"
+    (newest,) = kaggle["outcomes"]["plain"]
+    assert newest["revision"] == "2"
 
 
 def test_a_known_preset_comes_from_kaggle_with_the_settings_known_for_it(kaggle):
@@ -329,19 +310,13 @@ def test_what_kaggle_refuses_is_told_in_one_line(kaggle, variant, said):
     assert "\n" not in outcome["line"]
 
 
-def test_a_download_from_kaggle_that_broke_off_is_completed(kaggle, keras_files):
-    first, second = kaggle["outcomes"]["breaks/1"]
-    assert "broke off" in first["line"]
+@pytest.mark.parametrize(
+    ("variant", "said"), [("breaks/1", "broke off"), ("damaged/1", "its hash does not match")]
+)
+def test_a_download_from_kaggle_that_is_not_whole_is_repeated(kaggle, keras_files, variant, said):
+    first, second = kaggle["outcomes"][variant]
+    assert said in first["line"]
     assert_whole(second, keras_files)
-
-
-def test_a_download_from_kaggle_that_arrived_damaged_is_repeated(kaggle, keras_files):
-    first, second = kaggle["outcomes"]["damaged/1"]
-    assert "its hash does not match" in first["line"]
-    assert_whole(second, keras_files)
-
-
-def test_kaggles_chatter_stays_away(kaggle):
     assert kaggle["printed"] == ""
 
 

@@ -4,7 +4,11 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
 from safetensors.numpy import load_file, save_file
+
+from bart_export.checkpoints import resolve
+from bart_export.errors import CheckpointError
 
 GOLDEN = Path(__file__).parents[1] / "data/golden"
 CASES = Path(__file__).parents[1] / "data/cases"
@@ -37,3 +41,12 @@ def edit_tensors(directory, change, metadata=None):
     """Rewrite the weights as `change(tensors)` returns them."""
     path = directory / "model.safetensors"
     save_file(change(load_file(path)), path, metadata=metadata or {"format": "pt"})
+
+
+def refusal(directory, error=CheckpointError, **options):
+    """Return the one line with which a directory is refused."""
+    with pytest.raises(error) as refused:
+        resolve.read(directory, **options)
+    line = str(refused.value)
+    assert "\n" not in line and len(line) < 1500
+    return line

@@ -1,15 +1,18 @@
-"""What an artifact generates with, and the lines that say whose these settings are."""
+"""What may be named as a preset, and what an artifact of it generates with."""
 
 import dataclasses
+import json
+import subprocess
+import sys
 
 import pytest
 from support.edited_checkpoints import CASES, copy, edit_json
 
 from bart_export import presets
-from bart_export.checkpoints import resolve
+from bart_export.checkpoints import names, resolve
 from bart_export.checkpoints.resolve import resolve_preset
-from bart_export.config import GenerationConfig
-from bart_export.errors import CheckpointError, ConfigurationError
+from bart_export.config import BartConfig, GenerationConfig
+from bart_export.errors import CheckpointError, ConfigurationError, PresetError
 
 TASKS = CASES / "task-specific-params"
 
@@ -33,18 +36,16 @@ def test_a_length_beyond_the_positions_is_brought_within_them():
     assert found.notes[0].startswith("Settings: max_length=41 from generation_config.json; nobody")
 
 
-def test_a_shortest_length_beyond_the_positions_is_brought_within_them(directory):
-    lengths = {"max_length": 142, "min_length": 100}
-    edit_json(directory / "generation_config.json", **lengths)
-    generation = defaults(directory).generation
-    assert (generation.min_length, generation.max_length) == (64, 64)
-
-
-def test_a_shortest_length_above_a_longest_that_nobody_states_is_lowered(directory):
-    edit_json(directory / "generation_config.json", min_length=56)
+@pytest.mark.parametrize(
+    ("stated", "lengths"),
+    [({"max_length": 142, "min_length": 100}, (64, 64)), ({"min_length": 56}, (20, 20))],
+)
+def test_a_shortest_length_beyond_the_longest_is_brought_within_it(directory, stated, lengths):
+    edit_json(directory / "generation_config.json", **stated)
     found = defaults(directory)
-    assert found.generation.min_length == found.generation.max_length == 20
-    assert any(note.startswith("min_length=56 is above max_length=20") for note in found.notes)
+    assert (found.generation.min_length, found.generation.max_length) == lengths
+    lowered = [note.startswith("min_length=56 is above max_length=20") for note in found.notes]
+    assert any(lowered) == (stated == {"min_length": 56})
 
 
 def test_settings_of_a_task_are_left_alone_with_a_line_unless_asked_for():
@@ -127,9 +128,90 @@ def test_what_the_checkpoint_states_goes_before_what_is_known(tmp_path):
     assert found.notes[0].startswith("Settings: nobody states max_length=20, min_length=0")
 
 
-def test_the_embedded_preset_states_its_own():
+def test_the_embedded_preset_needs_no_network_and_states_its_settings():
     source = resolve.find("bart_mini_en")
     checkpoint = resolve.read(source.directory)
+    count = sum(values.size for values in checkpoint.weights.values())
+    assert count == presets.PRESETS["bart_mini_en"].parameters
     found = resolve.defaults(source, checkpoint)
     assert found.generation == checkpoint.generation
     assert len(found.notes) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("bart_base_en", (50265, 6, 12, 768, 3072)),
+        ("bart_large_en", (50265, 12, 16, 1024, 4096)),
+        ("bart_large_en_cnn", (50264, 12, 16, 1024, 4096)),
+    ],
+)
+def test_the_stated_parameters_are_those_of_the_architecture(name, sizes):
+    words = ("vocabulary_size", "num_layers", "num_heads", "hidden_dim", "intermediate_dim")
+    config = BartConfig(**dict(zip(words, sizes, strict=True)))
+    assert presets.PRESETS[name].parameters == names.parameter_count(config)
+
+
+def test_a_preset_goes_before_a_directory_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bart_mini_en").mkdir()
+    (tmp_path / "mine").mkdir()
+    assert resolve.find("bart_mini_en").directory == presets.ASSETS / "bart_mini_en"
+    for typed in ("./bart_mini_en", "mine", str(tmp_path / "mine")):
+        source = resolve.find(typed)
+        assert (source.handle, source.revision, source.generation) == (typed, None, None)
+        assert source.directory.samefile(tmp_path / typed)
+
+
+@pytest.mark.parametrize(
+    "preset",
+    [
+        "",
+        "nowhere",
+        "kaggle://org/model",
+        "kaggle://org/model/pytorch/variant",
+        "kaggle://org/model/keras/variant/newest",
+        "kaggle://../../keras/variant",
+        "hf://model",
+        "hf://org/model/file",
+        "hf://org/../model",
+        "hf://o/m@../../x",
+        "HF://org/model",
+        "gs://bucket/model",
+        "file:///tmp",
+        "x" * 5000,
+        "x/" * 2500,
+        "o/../zz/../yy",
+        "\0",
+        "a\nb",
+        "\ud800",
+    ],
+)
+def test_what_is_no_preset_is_told_what_one_is(preset):
+    with pytest.raises(PresetError, match="Unknown preset") as refused:
+        resolve.find(preset)
+    line = str(refused.value)
+    assert "\n" not in line and len(line.encode()) < 1500
+    assert json.dumps(preset)[:100].rstrip('"') in line
+    for form in ("bart_large_en_cnn", "kaggle://org/model/keras/", "hf://org/model@", "directory"):
+        assert form in line
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("bart_large_cnn", "bart_large_en_cnn"),
+        ("philschmid/bart-large-cnn-samsum", "hf://philschmid/bart-large-cnn-samsum"),
+        ("facebook/bart-large-cnn", "hf://facebook/bart-large-cnn"),
+    ],
+)
+def test_a_near_miss_is_told_what_was_meant(typed, meant):
+    with pytest.raises(PresetError, match=rf"Did you mean {meant}\?"):
+        resolve.find(typed)
+
+
+def test_importing_presets_loads_no_client_and_no_tensor_library():
+    heavy = "{'kagglehub', 'huggingface_hub', 'numpy', 'h5py', 'keras', 'tensorflow'}"
+    program = f"import sys, bart_export.presets; print(*sorted({heavy} & set(sys.modules)))"
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (process.returncode, process.stdout.strip()) == (0, "")
