@@ -160,7 +160,7 @@ def write_deployment(draft: Draft, version: int, info: ModelInfo) -> Memory:
         The memory that the version takes.
     """
     directory, text = draft.directory / SAVED_MODEL / str(version), golden.TEXTS[0]
-    parameters = TEMPLATES.get_template(BATCHING_PARAMETERS)
+    parameters = TEMPLATES.get_template(f"{BATCHING_PARAMETERS}.j2")
     (directory / BATCHING_PARAMETERS).write_text(
         parameters.render(max_batch_size=warm_up.MAX_BATCH_SIZE), encoding="utf-8"
     )
@@ -207,7 +207,7 @@ def serving_files(name: str, versions: Sequence[int], memory: Memory, size: int)
         "single_limit_mebibytes": mebibytes(single + memory.peak),
         "storage_mebibytes": mebibytes(4 * size) + 64,
     }
-    return {file: TEMPLATES.get_template(file).render(values) for file in SERVING_FILES}
+    return {file: TEMPLATES.get_template(f"{file}.j2").render(values) for file in SERVING_FILES}
 
 
 def memory_reason(memory: Memory) -> str:
