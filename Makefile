@@ -39,7 +39,7 @@ demo: $(VENV)/installed-export ## export the embedded preset and let it write a 
 demo-serving: $(VENV)/installed-export,serve,clients ## export a SavedModel as well, serve it, and ask with curl and over gRPC
 	@echo "Exporting the preset bart_mini_en to TFLite and to a SavedModel ..."
 	@$(VENV)/bin/bart-export --preset bart_mini_en --target tflite \
-	    --recipe float32 --recipe dynamic_wi8_afp32 --output $(ARTIFACT)
+	    --recipe float32,dynamic_wi8_afp32 --output $(ARTIFACT)
 	@$(VENV)/bin/bart-export --preset bart_mini_en --target saved_model --output $(ARTIFACT)
 	@printf '\nThe text:\n%s\n\n' "$(TEXT)"
 	@PATH="$(VENV)/bin:$$PATH" serving/demo.sh $(ARTIFACT) "$(TEXT)"

@@ -1,14 +1,19 @@
-"""The command line: a module for each command, and here the options that several of them have."""
+"""The command line: a module for each command, and here what several of them share."""
 
+import contextlib
+import importlib.util
+import json
 import math
+import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from bart_export.config import MOST_THREADS
-from bart_export.errors import did_you_mean
+from bart_export.errors import MissingExtra, did_you_mean, printable_lines
+from bart_export.progress import Stage
 from bart_export.recipes import metrics
 from bart_export.recipes.table import LITERT
 
@@ -21,6 +26,13 @@ PATH = click.Path(path_type=pathlib.Path)
 COUNT = click.IntRange(min=1)
 THREADS = click.IntRange(1, MOST_THREADS)
 
+EXPORT_PACKAGES = {
+    "tensorflow": "tensorflow",
+    "keras": "keras",
+    "ai_edge_quantizer": "ai-edge-quantizer",
+    "h5py": "h5py",
+    "safetensors": "safetensors",
+}
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
@@ -89,10 +101,40 @@ def texts(flag: str, use: str, default: str, references: bool = True) -> Decorat
 
 def bounds(flag: str, use: str, **settings: Any) -> Decorator:
     """Return an option that takes bounds on metrics."""
-    return values(
-        flag,
-        "bounds",
-        metavar="NAME=VALUE,...",
-        help=f"{use} NAME is one of {', '.join(metrics.METRICS)}.",
-        **settings,
-    )
+    names = f"NAME is one of {', '.join(metrics.METRICS)}."
+    return values(flag, metavar="NAME=VALUE,...", help=f"{use} {names}", **settings)
+
+
+TOLERANCE = bounds("--tolerance", "Bounds to use instead of the recipe's.")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def print_json(content: object) -> None:
+    """Print JSON, of which nothing steers a terminal."""
+    click.echo(printable_lines(json.dumps(content, ensure_ascii=False, indent=1)))
+
+
+def require(what: str, packages: Mapping[str, str], extra: str) -> None:
+    """Raise MissingExtra for the first module that cannot be found; none is imported.
+
+    `packages` has the package of each module, `extra` is what installs them.
+    """
+    for module, package in packages.items():
+        try:
+            found = importlib.util.find_spec(module) is not None
+        except (ModuleNotFoundError, ValueError):  # of the package that would hold it
+            found = False
+        if not found:
+            raise MissingExtra(what, package, extra)
+
+
+@contextlib.contextmanager
+def loading_tensorflow(stage: Stage) -> Iterator[None]:
+    """Import what imports TensorFlow and Keras in a block, without their messages."""
+    from bart_export.quiet import native_stderr_silenced
+
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    stage("load TensorFlow")
+    with native_stderr_silenced():
+        yield

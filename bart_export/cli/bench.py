@@ -1,12 +1,11 @@
 """`bart-export bench`: tables or JSON of what was measured of an artifact."""
 
-import json
 import pathlib
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from bart_export.cli import COUNT, PATH, THREADS, Engine, Seconds, values
+from bart_export.cli import COUNT, PATH, THREADS, Engine, Seconds, print_json, values
 from bart_export.errors import MissingExtra
 from bart_export.progress import console
 
@@ -97,7 +96,7 @@ def bench(artifact: pathlib.Path, serve: bool, as_json: bool, **options: Any) ->
             raise click.UsageError(f"{flag} {'contradicts' if serve else 'needs'} --serve.")
     report, tables = (measure_server if serve else measure_files)(artifact, given)
     if as_json:
-        click.echo(json.dumps(report, ensure_ascii=False, indent=1))
+        print_json(report)
         return
     for table in tables:
         console().print(table)

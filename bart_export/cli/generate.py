@@ -1,7 +1,4 @@
-"""`bart-export generate`: texts from the command line or a file, and what is generated from each.
-
-Runs where there is no TensorFlow. Everything heavy is imported when the command runs.
-"""
+"""`bart-export generate`, which runs where there is no TensorFlow."""
 
 import contextlib
 import functools
@@ -13,15 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bart_export.config import MOST_THREADS
+from bart_export import cli
 from bart_export.errors import BartExportError
 from bart_export.progress import counted, say, stages
+from bart_export.recipes.table import LITERT
 
 if TYPE_CHECKING:
     from bart_export.runtime import Result
     from bart_export.runtime.texts import Row
-
-Path = click.Path(path_type=pathlib.Path)
 
 
 def generation_options(command: Any) -> Any:
@@ -60,19 +56,19 @@ EARLY_STOPPING = {"true": True, "false": False, "never": "never"}
 
 
 @click.command()
-@click.argument("artifact", type=Path)
+@click.argument("artifact", type=cli.PATH)
 @click.argument("text", required=False)
 @click.option(
     "--input",
     "input_file",
-    type=Path,
+    type=cli.PATH,
     help='Texts to read: .txt, one per line, or .jsonl or .ndjson, objects with a "text"; - is '
     "standard input.",
 )
 @click.option(
     "--output",
     "output_file",
-    type=Path,
+    type=cli.PATH,
     help="Where to write results: .jsonl or .ndjson, - is standard output. Each is the input "
     'object with "generated_text", "score" and "token_ids", or "error"; "truncated" if it was cut.',
 )
@@ -90,13 +86,13 @@ EARLY_STOPPING = {"true": True, "false": False, "never": "never"}
 @click.option("--recipe", metavar="RECIPE", help="Which of the artifact's files to run.")
 @click.option(
     "--engine",
-    metavar="ENGINE",
-    help="Which runtime to use if several are installed: ai-edge-litert or tflite-runtime; or "
-    "edgetpu, for an export of that target.",
+    type=cli.Engine("litert", "tflite-runtime", "edgetpu"),
+    help="Engine to generate with. Default: the first of litert and tflite-runtime that is "
+    "installed. edgetpu is for an export of that target.",
 )
 @click.option(
     "--threads",
-    type=click.IntRange(1, MOST_THREADS),
+    type=cli.THREADS,
     help="Threads to use. Default: one for a small model, all cores for a larger one.",
 )
 @generation_options
@@ -150,6 +146,7 @@ def generate(
     rows = None if input_file is None else texts.read(input_file)
     if text is None and rows is None:
         text = texts.read_standard_input()
+    engine = LITERT if engine == "litert" else engine
     generator = Generator.from_artifact(artifact, recipe=recipe, engine=engine, num_threads=threads)
     if notice := getattr(generator.engine, "notice", ""):
         click.echo(notice, err=True)

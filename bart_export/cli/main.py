@@ -1,12 +1,11 @@
-"""The command line: arguments go in, calls of the rooms behind it and lines of text come out.
+"""The command `bart-export`.
 
 `bart-export --preset … --target …` exports; the other commands are sub-commands. Everything heavy
 is imported by the command that needs it, so that `--help` is quick and `generate` runs where there
-is no TensorFlow. An error of the family is one line on standard error and its exit code.
+is no TensorFlow. A `BartExportError` is one line on standard error and its exit code.
 """
 
 import io
-import json
 import os
 import pathlib
 import sys
@@ -14,15 +13,14 @@ from typing import Any, BinaryIO, cast
 
 import click
 
-from bart_export import __version__
+from bart_export import __version__, cli
 from bart_export.cli.bench import bench
-from bart_export.cli.edgetpu import edgetpu
 from bart_export.cli.export import export_options, flag, options_given, run
 from bart_export.cli.generate import generate
 from bart_export.cli.serve import serve
 from bart_export.cli.tune import tune
-from bart_export.cli.verify import verify
-from bart_export.errors import BartExportError, printable, printable_lines
+from bart_export.cli.verify import edgetpu, verify
+from bart_export.errors import BartExportError, printable
 
 INTERRUPTED = 130  # as shells count, 128 and SIGINT
 # Name of a standard stream, how Python opens it, its buffer, and what a closed one is opened for.
@@ -155,16 +153,14 @@ def presets() -> None:
 
 @main.command()
 @click.argument("preset_or_artifact")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@cli.JSON
 def inspect(preset_or_artifact: str, as_json: bool) -> None:
     """Show a preset or an artifact: configuration, parameters, signatures, files."""
     from bart_export.cli import inspect as inspection
 
     facts = inspection.facts(preset_or_artifact)
     if as_json:
-        click.echo(
-            printable_lines(json.dumps(inspection.to_json(facts), ensure_ascii=False, indent=1))
-        )
+        cli.print_json(inspection.to_json(facts))
         return
     for line in inspection.lines(facts):
         click.echo(printable(line))

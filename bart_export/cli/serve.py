@@ -1,18 +1,18 @@
-"""The command `serve`: arguments become the models and the options of a server, which then runs.
+"""`bart-export serve`: the models and the options of a server, which then runs.
 
-What contradicts itself is refused here, in one line, before anything heavy is imported. How a
-model is found, loaded or called is the server's affair.
+What contradicts itself is refused here, in one line, before anything heavy is imported.
 """
 
-import importlib.util
 import logging
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import click
 
-from bart_export.config import MOST_THREADS
-from bart_export.errors import MissingExtra, printable, printable_lines
+from bart_export import cli
+from bart_export.cli import COUNT, PATH, THREADS, Seconds
+from bart_export.errors import printable, printable_lines
 from bart_export.server.options import ServeOptions
 
 SERVE_PACKAGES = {
@@ -24,68 +24,61 @@ SERVE_PACKAGES = {
     "google.protobuf": "protobuf",
 }
 DEFAULTS = ServeOptions()
-Path = click.Path(path_type=pathlib.Path)
-Port = click.IntRange(0, 65535)
-Count = click.IntRange(min=1)
-Threads = click.IntRange(1, MOST_THREADS)
-# Thirty years: the clocks of the platform do not reach much farther.
-LONGEST = 1_000_000_000
-Seconds = click.FloatRange(0, LONGEST)
-SomeSeconds = click.FloatRange(0, LONGEST, min_open=True)
+PORT = click.IntRange(0, 65535)
 
 # Fields of ServeOptions, each with its flag, its type (None for a switch that is off unless given)
 # and what it means.
 OPTIONS: tuple[tuple[str, str, Any, str], ...] = (
-    ("engine", "--engine", click.Choice(["tensorflow", "litert"]),
-     "What computes. Default: the fastest that a model's files allow."),
+    ("engine", "--engine", cli.Engine("litert", "tensorflow"),
+     "Engine to serve with. Default: the fastest that a model's files allow."),
     ("host", "--host", str, "Address to listen on."),
-    ("port", "--port", Port, "Port for gRPC; 0 takes a free one."),
-    ("rest_api_port", "--rest-api-port", Port, "Port for REST; 0 takes a free one."),
-    ("workers", "--workers", Threads,
-     "Calls that run side by side for a model. Default: by the machine's cores."),
-    ("num_threads", "--threads", Threads,
+    ("port", "--port", PORT, "Port for gRPC; 0 takes a free one."),
+    ("rest_api_port", "--rest-api-port", PORT, "Port for REST; 0 takes a free one."),
+    ("workers", "--workers", THREADS,
+     "Calls that a model runs in parallel. Default: by the machine's cores."),
+    ("num_threads", "--threads", THREADS,
      "Threads of each worker. Default: by the model's size and the machine's cores."),
     ("queue_size", "--queue-size", click.IntRange(min=0),
-     "Calls that may wait for a model; one more is refused at once."),
-    ("max_connections", "--max-connections", Count,
-     "Connections that each port has at most; REST ends those that ask nothing for a new one."),
-    ("max_request_bytes", "--max-request-bytes", Count,
-     "Bytes that a request may have, compressed or not: the texts of all its rows together."),
-    ("max_request_rows", "--max-request-rows", Count,
-     "Texts, or rows of another input, that a request may have."),
-    ("request_seconds", "--request-seconds", SomeSeconds,
-     "Time for a call that brings no deadline of its own."),
-    ("batching_parameters_file", "--batching-parameters-file", Path,
+     "Calls that may wait for a model; further ones are refused at once."),
+    ("max_connections", "--max-connections", COUNT,
+     "Most connections of each port; beyond that REST closes an idle one for a new one."),
+    ("max_request_bytes", "--max-request-bytes", COUNT,
+     "Most bytes of a request, compressed or not: the texts of all its rows together."),
+    ("max_request_rows", "--max-request-rows", COUNT,
+     "Most texts, or rows of another input, of a request."),
+    ("request_seconds", "--request-seconds", Seconds(min_open=True),
+     "Time limit of a call that has no deadline of its own."),
+    ("batching_parameters_file", "--batching-parameters-file", PATH,
      "BatchingParameters as a text proto, instead of those that a version directory may hold."),
-    ("poll_seconds", "--poll-seconds", Seconds,
+    ("poll_seconds", "--poll-seconds", Seconds(),
      "How often to look for new versions; 0 looks once."),
-    ("model_config_poll_seconds", "--model-config-file-poll-seconds", Seconds,
+    ("model_config_poll_seconds", "--model-config-file-poll-seconds", Seconds(),
      "How often to read --model-config-file again; 0 reads it once."),
     ("allow_labels_for_unavailable", "--allow-version-labels-for-unavailable-models", None,
-     "Let a new label name a version that is not loaded yet."),
+     "Let a new label point to a version that is not loaded yet."),
     ("allow_reload_requests", "--allow-reload-requests", None,
-     "Let clients of gRPC say which directories are served (HandleReloadConfigRequest)."),
-    ("ssl_config_file", "--ssl-config-file", Path, "SSLConfig as a text proto: TLS for gRPC."),
-    ("monitoring_config_file", "--monitoring-config-file", Path,
+     "Let gRPC clients change which directories are served (HandleReloadConfigRequest)."),
+    ("ssl_config_file", "--ssl-config-file", PATH, "SSLConfig as a text proto: TLS for gRPC."),
+    ("monitoring_config_file", "--monitoring-config-file", PATH,
      "MonitoringConfig as a text proto: metrics for Prometheus."),
     ("allowed_hosts", "--allowed-host", str,
-     "A host that requests may name beside localhost and --host; '*' for any. May be repeated."),
+     "Hosts that requests may name beside localhost and --host; '*' for any."),
     ("allowed_origins", "--allowed-origin", str,
-     "An origin whose pages may use the REST service; '*' for any. May be repeated."),
-    ("load_seconds", "--load-seconds", SomeSeconds,
-     "Time for a version to be loaded and to answer its warm-up requests."),
-    ("drain_seconds", "--drain-seconds", Seconds,
-     "Time that running calls have once the server is told to end."),
+     "Origins whose pages may use the REST service; '*' for any."),
+    ("load_seconds", "--load-seconds", Seconds(min_open=True),
+     "Time limit for loading a version and its warm-up requests."),
+    ("drain_seconds", "--drain-seconds", Seconds(),
+     "Time that running calls have to finish when the server shuts down."),
 )  # fmt: skip
 # Switches that turn off what is on unless told otherwise.
 SWITCHES = (
-    ("batching", "--no-batching", "Run every call by itself."),
+    ("batching", "--no-batching", "Run every call on its own."),
     ("page", "--no-page", "Serve no page at /."),
     ("warmup", "--no-warmup", "Skip the warm-up requests that a version directory holds."),
 )
 
 
-def serve_options(command: Any) -> Any:
+def serve_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of the table, in its order."""
     for name, flag, text in reversed(SWITCHES):
         command = click.option(flag, name, is_flag=True, default=True, flag_value=False, help=text)(
@@ -93,25 +86,30 @@ def serve_options(command: Any) -> Any:
         )
     for name, flag, kind, text in reversed(OPTIONS):
         default = getattr(DEFAULTS, name)
-        settings: dict[str, Any] = {"default": default, "show_default": default is not None}
         if isinstance(default, tuple):
-            settings |= {"multiple": True, "show_default": False}
-        settings |= {"is_flag": True, "show_default": False} if kind is None else {"type": kind}
-        command = click.option(flag, name, help=text, **settings)(command)
+            option = cli.values(flag, name, metavar="TEXT,...", help=text)
+        elif kind is None:
+            option = click.option(flag, name, is_flag=True, default=default, help=text)
+        else:
+            shown = default is not None
+            option = click.option(
+                flag, name, type=kind, default=default, show_default=shown, help=text
+            )
+        command = option(command)
     return command
 
 
 @click.command()
-@click.argument("artifacts", nargs=-1, type=Path, metavar="[ARTIFACT]...")
+@click.argument("artifacts", nargs=-1, type=PATH, metavar="[ARTIFACT]...")
 @click.option(
     "--model-config-file",
-    type=Path,
+    type=PATH,
     help="Models as a ModelServerConfig text proto, as TensorFlow Serving reads it.",
 )
 @click.option("--model-name", help="The name of the model of --model-base-path.")
 @click.option(
     "--model-base-path",
-    type=Path,
+    type=PATH,
     help="A directory of version directories, each a SavedModel, to serve as --model-name.",
 )
 @serve_options
@@ -150,8 +148,7 @@ def serve(
         raise click.UsageError("--model-config-file-poll-seconds needs a --model-config-file.")
     if options.batching_parameters_file and not options.batching:
         raise click.UsageError("--batching-parameters-file and --no-batching contradict.")
-    for module, package in SERVE_PACKAGES.items():
-        require("Serving", module, package, "serve")
+    cli.require("Serving", SERVE_PACKAGES, "serve")
     handler = logging.StreamHandler()
     handler.setFormatter(Lines("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.INFO)
@@ -166,7 +163,7 @@ def serve(
     else:
         models = model_config.served_models(artifacts, options.engine)
     if any(model.engine == "tensorflow" for model in models):
-        require("The engine tensorflow", "tensorflow", "tensorflow", "export")
+        cli.require("The engine tensorflow", {"tensorflow": "tensorflow"}, "export")
     run(models, options, lambda line: click.echo(printable(line)), model_config_file)
 
 
@@ -180,13 +177,3 @@ class Lines(logging.Formatter):
     def formatException(self, ei: Any) -> str:  # noqa: N802
         """Return the trace of an error."""
         return printable_lines(super().formatException(ei))
-
-
-def require(what: str, module: str, package: str, extra: str) -> None:
-    """Raise MissingExtra if a module cannot be found; it is not imported."""
-    try:
-        found = importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # of the package that would hold it
-        found = False
-    if not found:
-        raise MissingExtra(what, package, extra)

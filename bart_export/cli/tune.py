@@ -1,7 +1,4 @@
-"""`bart-export tune`: a preset and a budget go in, a recipe file and a table come out.
-
-Everything heavy is imported when the command runs.
-"""
+"""`bart-export tune`: the smallest file of a preset within a budget, and its recipe."""
 
 import math
 import os
@@ -9,13 +6,13 @@ import pathlib
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import click
 
-from bart_export.errors import MissingExtra
-from bart_export.progress import console, counted, stages
+from bart_export import cli
+from bart_export.progress import console, counted, filled, stages
 from bart_export.recipes import metrics
 from bart_export.recipes import table as recipes
 
@@ -27,30 +24,17 @@ STAGES = 18  # about as many as a search of a hundred layers has
 
 @click.command()
 @click.argument("preset")
-@click.option(
-    "--budget",
-    "bounds",
-    multiple=True,
-    required=True,
-    metavar="NAME=VALUE",
-    help="A bound that the file must keep, as in top1=0.98; may be repeated. NAME is one of "
-    f"{', '.join(metrics.METRICS)}.",
-)
-@click.option(
-    "--data",
-    type=click.Path(path_type=pathlib.Path),
-    help='Texts to measure with: .jsonl, objects with a "text" and optionally a "reference". '
-    "Default: those of the preset.",
-)
+@cli.bounds("--budget", "Bounds that the file must keep.", required=True)
+@cli.texts("--data", "measure with", "Default: those of the preset.")
 @click.option(
     "--output",
-    type=click.Path(path_type=pathlib.Path),
+    type=cli.PATH,
     help="The recipe file to write. Default: PRESET_BUDGET.json.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace an existing recipe file.")
 def tune(
     preset: str,
-    bounds: tuple[str, ...],
+    budget: Sequence[str],
     data: pathlib.Path | None,
     output: pathlib.Path | None,
     overwrite: bool,
@@ -62,12 +46,11 @@ def tune(
     dynamic_wi8_afp32 keeps the budget.
     """
     from bart_export.checkpoints.resolve import resolve_preset
-    from bart_export.quiet import native_stderr_silenced
     from bart_export.runtime import texts
     from bart_export.verify import data as examples
 
-    budget = metrics.parse(bounds)
-    path = output or pathlib.Path(f"{recipe_name(preset, budget)}.json")
+    bounds = metrics.parse(budget)
+    path = output or pathlib.Path(f"{recipe_name(preset, bounds)}.json")
     recipes.require_name(path.stem)
     place = pathlib.Path(os.path.realpath(path)).parent
     if path.suffix != ".json" or not place.is_dir() or (path.exists() and not path.is_file()):
@@ -80,22 +63,16 @@ def tune(
         tempfile.TemporaryFile(dir=place).close()  # refused now, or else after minutes
     except OSError as error:
         raise texts.cannot_write(path, error) from error
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ["KERAS_BACKEND"] = "tensorflow"
+    cli.require("Tuning", cli.EXPORT_PACKAGES, "export")
     with stages(STAGES) as stage:
         # What is wrong with an argument is said before TensorFlow takes its seconds to load.
         resolve_preset(preset, stage=stage)
         if data is not None:
             examples.read(data)
-        stage("load TensorFlow")
-        try:
-            with native_stderr_silenced():
-                from bart_export.tune.tune import tune as find
-        except ModuleNotFoundError as error:
-            package = str(error.name).replace("_", "-")
-            raise MissingExtra("Tuning", package, "export") from None
-        tuned = find(preset, path.stem, budget, data, stage)
-    show(tuned, budget)
+        with cli.loading_tensorflow(stage):
+            from bart_export.tune.tune import tune as find
+        tuned = find(preset, path.stem, bounds, data, stage)
+    show(tuned, bounds)
     try:
         recipes.write_recipe(path, tuned.recipe)
     except OSError as error:
@@ -114,26 +91,30 @@ def recipe_name(preset: str, budget: Mapping[str, float]) -> str:
 
 def show(tuned: "Tuned", budget: Mapping[str, float]) -> None:
     """Print a table of the file that was found beside the usual one, and how layers are stored."""
-    from rich.table import Table
-
-    table = Table(title=f"{counted(tuned.texts, 'text')}, {counted(tuned.found.steps, 'step')}")
     names = list(dict.fromkeys([*budget, "top1", "kl", "relative"]))
-    for column in ("recipe", "MB", "smaller by", *names):
-        table.add_column(column, justify="left" if column == "recipe" else "right")
-    for name, measured in ((recipes.DEFAULT, tuned.widest), (tuned.recipe.name, tuned.found)):
-        smaller = 1 - measured.size / tuned.widest.size
-        figures = [f"{measured.figures[metric]:.4g}" for metric in names]
-        table.add_row(name, f"{measured.size / 1e6:.2f}", f"{smaller:.1%}", *figures)
-    output = console()
-    output.print(table)
-    for storage, count in Counter(tuned.storages.values()).most_common():
-        words = recipes.STORAGES[storage].description
-        output.print(
-            f"{counted(count, 'layer')} in {words}{listed(tuned, storage)}", highlight=False
+    lines = [
+        (
+            name,
+            f"{measured.size / 1e6:.2f}",
+            f"{1 - measured.size / tuned.widest.size:.1%}",
+            *(f"{measured.figures[metric]:.4g}" for metric in names),
         )
+        for name, measured in ((recipes.DEFAULT, tuned.widest), (tuned.recipe.name, tuned.found))
+    ]
+    title = f"{counted(tuned.texts, 'text')}, {counted(tuned.found.steps, 'step')}"
+    output = console()
+    output.print(filled(title, ("recipe", "MB", "smaller by", *names), lines))
+    for storage, count in Counter(tuned.storages.values()).most_common():
+        layers = ""
+        if storage != tuned.recipe.layers[0][1]:  # of the usual one they are all others
+            layers = ": " + ", ".join(
+                name for name, stored in tuned.storages.items() if stored == storage
+            )
+        words = recipes.STORAGES[storage].description
+        output.print(f"{counted(count, 'layer')} in {words}{layers}", highlight=False)
     low, high = interval(tuned.found.figures["top1"], tuned.found.steps)
     output.print(
-        f"{counted(tuned.files, 'file')} made and measured. Over unseen texts of the kind top1 is "
+        f"{counted(tuned.files, 'file')} made and measured. Over other texts of this kind, top1 is "
         f"{low:.4f} to {high:.4f} with 95 % confidence; more texts narrow that.",
         highlight=False,
     )
@@ -148,10 +129,3 @@ def interval(share: float, count: int) -> tuple[float, float]:
     centre = (share + squared / 2) / (1 + squared)
     half = math.sqrt(squared * share * (1 - share) + squared**2 / 4) / (1 + squared)
     return centre - half, centre + half
-
-
-def listed(tuned: "Tuned", storage: str) -> str:
-    """Return the layers of a storage, where it is not the usual one."""
-    if tuned.recipe.layers[0][1] == storage:
-        return ""
-    return ": " + ", ".join(name for name, stored in tuned.storages.items() if stored == storage)

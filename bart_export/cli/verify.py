@@ -1,42 +1,38 @@
-"""`bart-export verify`: an artifact goes in, what its files are worth comes out.
+"""Checks of finished files: `bart-export verify` and `bart-export edgetpu check`."""
 
-Without options every hash is checked and every golden question asked again. With texts or a preset
-the files are compared with the float model, as they were when they were exported. Everything heavy
-is imported when the command runs.
-"""
-
-import json
-import os
+import collections
+import dataclasses
 import pathlib
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from bart_export.cli.export import TOLERANCE, require_export_packages
+from bart_export import cli
 from bart_export.documents import scratch_directory
-from bart_export.errors import VerificationFailed
-from bart_export.progress import Stage, console, stages
+from bart_export.errors import VerificationFailed, printable
+from bart_export.progress import Stage, console, filled, stages
 from bart_export.recipes import metrics
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from bart_export.artifact.artifact import Artifact
-    from bart_export.artifact.figures import FileVerification, RougeLoss
+    from bart_export.artifact.figures import FileVerification
+    from bart_export.edgetpu.compiler import Compiled, Report
     from bart_export.runtime.generator import ModelInfo
     from bart_export.verify.compare_files import Row, Texts, Truth
     from bart_export.verify.gate import File
 
-Path = click.Path(path_type=pathlib.Path)
+GOLDEN = 6  # about half of the golden questions and traces, for the progress bar
 
 
 @click.command()
-@click.argument("artifact", type=Path)
-@click.option(
+@click.argument("artifact", type=cli.PATH)
+@cli.texts(
     "--data",
-    "data_file",
-    type=Path,
-    help='Texts to compare the files with: .jsonl, objects with a "text" and optionally a '
-    '"reference". Without --against the baseline is the artifact\'s float32 file.',
+    "compare the files with",
+    "Without --against the baseline is the artifact's float32 file.",
 )
 @click.option(
     "--against",
@@ -44,19 +40,19 @@ Path = click.Path(path_type=pathlib.Path)
     help="The preset that the artifact was made from, in any form that --preset takes: compare "
     "with its Keras model and its weights. Needs TensorFlow.",
 )
-@TOLERANCE
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@cli.TOLERANCE
+@cli.JSON
 def verify(
     artifact: pathlib.Path,
-    data_file: pathlib.Path | None,
+    data: pathlib.Path | None,
     against: str | None,
-    tolerances: Sequence[str],
+    tolerance: Sequence[str],
     as_json: bool,
 ) -> None:
     """Check an artifact: the hash of every file, and the answers of its .tflite files.
 
     Without options, every file answers the golden questions again. With --data or --against, the
-    files are compared with the float model: logits and likeliest tokens along its own decoding,
+    files are compared with the float model: logits and most likely tokens while it generates,
     answers, ROUGE if there are references, every row of every matrix, and the graphs.
 
     The exit code is 1 if a file answers differently than at its export, or is outside the tolerance
@@ -64,25 +60,20 @@ def verify(
     """
     from bart_export.artifact.artifact import Artifact
 
-    bounds = metrics.parse(tolerances)
+    bounds = metrics.parse(tolerance)
     opened = Artifact.open(artifact)
     discard_damaged_caches(opened)
-    if data_file is None and against is None:
-        if tolerances:
+    if data is None and against is None:
+        if tolerance:
             raise click.UsageError("--tolerance needs --data, --against or both.")
         replay_golden(opened, as_json)
         return
-    texts = None if data_file is None else texts_of(data_file)
+    texts = None if data is None else texts_of(data)
     rows = compare_files(opened, texts, against, bounds)
     if as_json:
         described = texts and texts.description.to_dict()
-        report = {
-            "against": against,
-            "data": described,
-            "files": [row.to_dict() for row in rows],
-            "not_asked": unasked(opened),
-        }
-        click.echo(json.dumps(report, ensure_ascii=False, indent=1))
+        files = [row.to_dict() for row in rows]
+        print_report(opened, {"against": against, "data": described, "files": files})
     else:
         print_table(rows)
         print_unasked(opened)
@@ -96,18 +87,15 @@ def verify(
 
 def discard_damaged_caches(artifact: "Artifact") -> None:
     """Hash the weight caches that files would be opened with, and say which had to go."""
-    from bart_export.artifact.manifest import TfliteEntry
     from bart_export.runtime.weight_cache import discard_damaged
 
-    for name, entry in artifact.manifest.files.items():
-        if isinstance(entry, TfliteEntry) and discard_damaged(artifact, name):
+    for name in artifact.manifest.tflite():
+        if discard_damaged(artifact, name):
             click.echo(f"{name}: the weight cache was damaged and was rebuilt", err=True)
 
 
 def replay_golden(artifact: "Artifact", as_json: bool) -> None:
     """Check every hash and ask the golden questions again."""
-    import dataclasses
-
     from bart_export.runtime.generator import Generator
     from bart_export.verify.replay import replay
 
@@ -119,11 +107,7 @@ def replay_golden(artifact: "Artifact", as_json: bool) -> None:
         ),
     )
     if as_json:
-        report = {
-            "files": [dataclasses.asdict(row) for row in rows],
-            "not_asked": unasked(artifact),
-        }
-        click.echo(json.dumps(report, indent=1))
+        print_report(artifact, {"files": list(map(dataclasses.asdict, rows))})
         return
     for row in rows:
         click.echo(f"{row.file}: {row.equal} of {row.asked} golden answers given again")
@@ -137,6 +121,11 @@ def unasked(artifact: "Artifact") -> list[str]:
     segments = ["edgetpu"] if artifact.files("edgetpu") else []
     versions = artifact.manifest.saved_model_versions
     return [f"saved_model/{version}" for version in versions] + segments
+
+
+def print_report(artifact: "Artifact", report: dict[str, Any]) -> None:
+    """Print a report as JSON, with what was not asked."""
+    cli.print_json({**report, "not_asked": unasked(artifact)})
 
 
 def print_unasked(artifact: "Artifact") -> None:
@@ -179,9 +168,6 @@ def compare_files(
             return recheck(info, files, truth, texts, stage)
 
 
-GOLDEN = 6  # about half of the golden questions and traces, for the progress bar
-
-
 def load_preset(
     artifact: "Artifact",
     info: "ModelInfo",
@@ -194,53 +180,112 @@ def load_preset(
 ) -> "Truth":
     """Import TensorFlow and return a preset as what files are compared with."""
     from bart_export.checkpoints.resolve import resolve_preset
-    from bart_export.quiet import native_stderr_silenced
 
-    require_export_packages("Comparing with a preset")
+    cli.require("Comparing with a preset", cli.EXPORT_PACKAGES, "export")
     resolve_preset(preset)  # refused before TensorFlow takes its seconds to load
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ["KERAS_BACKEND"] = "tensorflow"
-    stage("load TensorFlow")
-    with native_stderr_silenced():
+    with cli.loading_tensorflow(stage):
         from bart_export.verify.baseline import preset_truth
     return preset_truth(artifact, info, files, preset, texts, bounds, directory, stage)
 
 
-# Column -> how the figures of a file stand in it, on two lines each.
-COLUMNS: dict[str, Callable[["FileVerification"], str]] = {
-    "relative error\nKL, nats": lambda one: f"{one.relative:.2g}\n{one.kl:.2g}",
-    "top-1\nequal texts": lambda one: f"{one.top1:.2%}\n{share(one.tokens)}",
-    "worst\nrow": lambda one: "–" if one.weights is None else f"{one.weights:.2f}",
-    "ROUGE-L\nlost (95 %)": lambda one: "–" if one.rouge is None else lost(one.rouge["rouge_l"]),
-}
-
-
-def share(value: float | None) -> str:
-    """Return a share as it stands in a table, a dash for none."""
-    return "–" if value is None else f"{value:.1%}"
-
-
-def lost(rouge: "RougeLoss") -> str:
-    """Return a file's score, and what it loses with the interval."""
-    return f"{rouge.file:.2f}\n{rouge.loss:.2f} ({rouge.low:.2f} to {rouge.high:.2f})"
-
-
 def print_table(rows: "Sequence[Row]") -> None:
-    """Print the figures of files, and what is wrong with them."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("file", overflow="fold")  # names may break, numbers may not
-    for column in COLUMNS:
-        table.add_column(column, justify="right", no_wrap=True)
-    for row in rows:
-        if row.comparison is None:
-            table.add_row(row.file)
-            continue
-        table.add_row(row.file, *(show(row.comparison) for show in COLUMNS.values()))
+    """Print the figures of files, two of them in a cell, and what is wrong with them."""
+    heads = ("file", "relative error\nKL, nats", "top-1\nequal texts", "worst\nrow",
+             "ROUGE-L\nlost (95 %)")  # fmt: skip
     output = console()
-    output.print(table)
+    lines = [(row.file, *(cells(row.comparison) if row.comparison else ())) for row in rows]
+    output.print(filled("", heads, lines))
     for row in rows:
         for failure in row.failures:
             output.print(failure, soft_wrap=True, highlight=False)
+
+
+def cells(figures: "FileVerification") -> tuple[str, ...]:
+    """Return the figures of a file as they stand in the table, a dash for none."""
+    texts = "–" if figures.tokens is None else f"{figures.tokens:.1%}"
+    row = "–" if figures.weights is None else f"{figures.weights:.2f}"
+    rouge = "–"
+    if figures.rouge is not None:
+        loss = figures.rouge["rouge_l"]
+        rouge = f"{loss.file:.2f}\n{loss.loss:.2f} ({loss.low:.2f} to {loss.high:.2f})"
+    error = f"{figures.relative:.2g}\n{figures.kl:.2g}"
+    return error, f"{figures.top1:.2%}\n{texts}", row, rouge
+
+
+@click.group()
+def edgetpu() -> None:
+    """Check files for Coral's Edge TPU."""
+
+
+@edgetpu.command()
+@click.argument("file", type=cli.PATH)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with a row for each operation.")
+@click.pass_context
+def check(context: click.Context, file: pathlib.Path, as_json: bool) -> None:
+    """Report which operations of a .tflite FILE an Edge TPU would run, and why not the others.
+
+    This checks the compiler's published rules, and runs edgetpu_compiler if it is on PATH. The exit
+    code is 1 if an operation would not run on the Edge TPU, and 2 for a file that is not a .tflite.
+
+    \b
+      bart-export edgetpu check artifacts/bart_mini_en/edgetpu/layer_0_feedforward.tflite
+    """
+    from bart_export.edgetpu import compiler
+
+    if file.is_dir():
+        inside = ", ".join(map(str, sorted(file.rglob("*.tflite"))[:3]))
+        raise click.UsageError(f"{file} is a directory; name one .tflite file, as {inside or 'X'}.")
+    report = compiler.check_file(file)
+    compiled = None
+    if compiler.program() is not None and not report.refusals:
+        with scratch_directory() as directory:
+            (compiled,) = compiler.compile_files([file], directory)
+    if as_json:
+        cli.print_json(report.to_dict() | {"compiler": compiled and compiled.to_dict()})
+    else:
+        show_report(report)
+        show_compiled(compiled)
+    context.exit(0 if report.passes and (compiled is None or compiled.passes) else 1)
+
+
+def show_report(report: "Report") -> None:
+    """Print the operations by operator and status, as the compiler does, and the parameters."""
+    counts = collections.Counter((row.operator, row.status, row.rule) for row in report.rows)
+    # Of operations that break the same rule the first says how.
+    reasons = {(row.operator, row.status, row.rule): row.reason for row in reversed(report.rows)}
+    lines = [(key[0], str(count), key[1], reasons[key]) for key, count in counts.items()]
+    console().print(operations(lines))
+    for refusal in report.refusals:
+        click.echo(printable(f"The compiler would read nothing of this file: {refusal}"))
+    mapped = sum(row.mapped for row in report.rows)
+    click.echo(
+        f"{mapped} of {len(report.rows)} operations would run on the Edge TPU; "
+        + parameters(report.on_chip_bytes, report.streamed_bytes)
+    )
+
+
+def show_compiled(compiled: "Compiled | None") -> None:
+    """Print what the compiler itself said, or that it is not here."""
+    if compiled is None:
+        click.echo("By the published rules; edgetpu_compiler itself was not run.")
+        return
+    click.echo("edgetpu_compiler says:")
+    lines = [(row.operator, str(row.count), row.status, "") for row in compiled.rows]
+    console().print(operations(lines))
+    click.echo(parameters(compiled.on_chip_bytes, compiled.streamed_bytes))
+
+
+def parameters(on_chip: int, streamed: int) -> str:
+    """Return where the parameters are while a file runs."""
+    return (
+        f"parameters: {on_chip / 2**20:.2f} MiB kept on the Edge TPU, {streamed / 2**20:.2f} MiB "
+        "streamed at every run"
+    )
+
+
+def operations(lines: Sequence[tuple[str, str, str, str]]) -> "Table":
+    """Return a table of operations, whose words go on in the next line of a narrow terminal."""
+    table = filled("", ("Operator", "Count", "Status", "Why"), lines)
+    for column in table.columns[2:]:
+        column.justify, column.no_wrap, column.overflow = "left", False, "fold"
+    return table

@@ -7,7 +7,7 @@ from click.testing import CliRunner
 from support.compiler_logs import TWO_FILES, install
 from support.single_operations import OPERATIONS, content
 
-from bart_export.cli.edgetpu import edgetpu
+from bart_export.cli.verify import edgetpu
 from bart_export.edgetpu import rules
 from bart_export.errors import EngineError
 

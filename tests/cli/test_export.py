@@ -104,14 +104,15 @@ def test_a_task_reaches_every_target(monkeypatch):
 def test_all_recipes_and_a_file_of_ones_own(options, tmp_path):
     path = tmp_path / "mine.json"
     path.write_text(json.dumps({"name": "mine", "mode": "dynamic", "layers": [[".*", "int8"]]}))
-    chosen = options(*TFLITE, "--recipe", "all", "--recipe", str(path), "--recipe", "float32")
+    chosen = options(*TFLITE, "--recipe", f"all,{path}", "--recipe", "float32")
     assert [recipe.name for recipe in chosen.recipes] == [*RECIPES, "mine"]
 
 
 def test_bounds_and_texts_reach_the_export(options, tmp_path):
     data = str(tmp_path / "texts.jsonl")
-    chosen = options(*TFLITE, "--tolerance", "top1=0.5", "--data", data)
-    assert chosen.tolerance == {"top1": 0.5}
+    bounds = ("--tolerance", "top1=0.5,kl=1", "--tolerance", "relative=2")
+    chosen = options(*TFLITE, *bounds, "--data", data)
+    assert chosen.tolerance == {"top1": 0.5, "kl": 1.0, "relative": 2.0}
     assert str(chosen.data) == data
 
 
@@ -136,8 +137,8 @@ def test_a_saved_models_beams_are_one_number(options):
         ((*TFLITE, "--android", "artifacts/p/in"), "must lie apart"),
         ((*TFLITE, "--android", "artifacts"), "must lie apart"),
         (("--target", "saved_model", "--android"), "--android belongs to --target tflite"),
-        ((*TFLITE, "--shapes", "static", "--num-beams", "1,x"), "'1,x' is no list"),
-        ((*TFLITE, "--shapes", "static", "--num-beams", "0"), "'0' is no list"),
+        ((*TFLITE, "--shapes", "static", "--num-beams", "1,x"), "'x' is not a valid integer"),
+        ((*TFLITE, "--shapes", "static", "--num-beams", "1,0"), "0 is not in the range"),
         ((*TFLITE, "--dtype", "bfloat16"), "--dtype belongs to --target saved_model"),
         ((*TFLITE, "--tolerance", "top1"), "NAME=VALUE"),
         ((*TFLITE, "--tolerance", "best=1"), "metric must be one of"),

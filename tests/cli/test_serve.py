@@ -64,7 +64,7 @@ GIVEN = [
     ("--allow-reload-requests", None, "allow_reload_requests", True),
     ("--ssl-config-file", "s", "ssl_config_file", pathlib.Path("s")),
     ("--monitoring-config-file", "m", "monitoring_config_file", pathlib.Path("m")),
-    ("--allowed-host", "a", "allowed_hosts", ("a",)),
+    ("--allowed-host", "a,b", "allowed_hosts", ("a", "b")),
     ("--allowed-origin", "http://a", "allowed_origins", ("http://a",)),
     ("--load-seconds", "9", "load_seconds", 9.0),
     ("--drain-seconds", "0", "drain_seconds", 0.0),
@@ -125,7 +125,7 @@ REFUSED = [
     (("--model-config-file", "f", "--engine", "litert"), "says model_platform"),
     (("{m}", "--model-config-file-poll-seconds", "1"), "needs a --model-config-file"),
     (("{m}", "--batching-parameters-file", "f", "--no-batching"), "contradict"),
-    (("{m}", "--engine", "onnx"), "'onnx' is not one of 'tensorflow', 'litert'"),
+    (("{m}", "--engine", "onnx"), "An engine must be one of litert, tensorflow, received 'onnx'"),
     (("{m}", "--port", "65536"), "65536 is not in the range"),
     (("{m}", "--request-seconds", "0"), "0.0 is not in the range"),
     *(
@@ -134,7 +134,7 @@ REFUSED = [
         for flag in ("--request-seconds", "--poll-seconds", "--load-seconds", "--drain-seconds")
     ),
     (("{m}", "--workers", "0"), "0 is not in the range"),
-    (("{m}", "--drain-seconds", "nan"), "drain_seconds must be a number from 0 to 2147483647"),
+    (("{m}", "--drain-seconds", "nan"), "'nan' is not a number of seconds"),
     (("{m}", "--max-request-bytes", "9" * 30), "max_request_bytes must be a number from 0 to"),
     (("--engine", "litert"), "received none of them. An ARTIFACT is a directory"),
     (("{m}", "--model-config-file", "f"), "received several of them"),
