@@ -5,7 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from bart_export.config import GenerationConfig
@@ -62,20 +61,10 @@ def test_what_a_change_made_old_is_made_anew(quick, tmp_path, kind):
     path.write_text(json.dumps(stamp))
     fixtures.make(tmp_path / "made")
     assert (tmp_path / "made" / "written").read_text() == "2"
-    assert fixtures.found(tmp_path / "made") == fixtures.stamp()
-    assert names(tmp_path) == {"made"}
-
-
-def test_the_stamp_has_all_that_files_depend_on(fixtures):
     stamp = fixtures.stamp()
-    assert {
-        "bart_export/runtime/search.py",
-        "bart_export/assets/bart_mini_en/model.weights.h5",
-        "tools/android_fixtures.py",
-        "tools/mini_model/test.jsonl",
-        "tests/data/vocabulary/merges.txt",
-    } <= set(stamp["sources"])
-    assert {"ai-edge-litert", "tensorflow"} <= set(stamp["versions"])
+    assert fixtures.found(tmp_path / "made") == stamp
+    assert {"bart_export/runtime/search.py", "tools/mini_model/test.jsonl"} <= set(stamp["sources"])
+    assert names(tmp_path) == {"made"}
 
 
 def test_a_run_that_ends_early_leaves_what_was_there(quick, tmp_path, monkeypatch):
@@ -174,35 +163,6 @@ def test_searches_settle_the_best_sequence_and_are_json(searches):
         settled = [token for tokens in row["settled"] for token in tokens]
         assert settled == list(row["hypotheses"][0]["token_ids"][1:])
         assert json.loads(json.dumps(row))["generation"] == row["generation"]
-
-
-def test_the_model_of_the_searches_is_what_it_is_said_to_be(fixtures):
-    h = (((17 * 31 + 2 + 1) % 2**31) * 31 + 5 + 1) % 2**31
-    expected = [np.float32(((h * (v + 3) + v * v * 7) % 1009) / 101.0) for v in range(23)]
-    logits = fixtures.logits_after((2, 5), 23)
-    assert logits.dtype == np.float32
-    assert logits.tolist() == expected
-
-
-def test_numbers_of_chance_are_those_of_the_generator(fixtures):
-    rows = fixtures.uniforms()
-    assert [row["seed"] for row in rows] == [0, 1, 42, 2**32, 2**63 - 1]
-    # NumPy's documentation has them for seed 42.
-    np.testing.assert_allclose(
-        next(row["uniforms"] for row in rows if row["seed"] == 42)[:3],
-        [0.77395605, 0.43887844, 0.85859792],
-    )
-
-
-def test_draws_differ_by_their_settings(fixtures):
-    rows = list(fixtures.choices())
-    assert len({(row["temperature"], row["top_k"], row["top_p"]) for row in rows}) == len(rows)
-    assert all(len(row["tokens"]) == len(row["rows"]) == fixtures.DRAWS for row in rows)
-    (likeliest,) = (
-        row for row in rows if (row["top_k"], row["top_p"], row["temperature"]) == (1, 1.0, 1.0)
-    )
-    for logits, token in zip(likeliest["rows"], likeliest["tokens"], strict=True):
-        assert logits[token] == max(logits)
 
 
 def test_pieces_joined_are_the_text_and_many_are_cut(fixtures):

@@ -36,6 +36,20 @@ def test_a_slice_of_the_fuzzer_finds_nothing(kind, count, words):
     assert sum(counts.values()) >= count
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["flatbufer"], "a kind must be one of flatbuffer, manifest"),
+        (["rest", "--workers", "0"], "--count and --workers must be at least 1"),
+    ],
+)
+def test_what_cannot_be_tried_is_refused(arguments, words):
+    command = [sys.executable, "tools/fuzz.py", *arguments]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert words in result.stderr
+
+
 FAULTS = """
 import os, sys, time
 sys.path.insert(0, "tools")

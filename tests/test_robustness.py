@@ -59,10 +59,6 @@ def empty(path):
     path.write_bytes(b"")
 
 
-def remove(path):
-    path.unlink()
-
-
 def flip(position):
     """Return a harm that flips a bit; a negative position counts from the end."""
 
@@ -72,11 +68,6 @@ def flip(position):
         path.write_bytes(content)
 
     return flip_bit
-
-
-def write(text):
-    """Return a harm that gives a file another content."""
-    return lambda path: path.write_text(text, encoding="utf-8")
 
 
 def change_json(**changes):
@@ -92,10 +83,6 @@ def narrower(tensors):
     return {**tensors, name: tensors[name][:, :-1].copy()}
 
 
-def without(name):
-    return lambda tensors: {key: value for key, value in tensors.items() if key != name}
-
-
 def change_dataset(path):
     with h5py.File(path, "r+") as file:
         group = file["layers/reversible_embedding/vars"]
@@ -104,38 +91,22 @@ def change_dataset(path):
         group["0"] = narrow
 
 
-# file, harm, words of the line beside the file's name
+# File, harm, words of the line beside the file's name. What a reader makes of every value is tried
+# in tests/checkpoints.
 HUGGING_FACE = {
     "weights truncated": ("model.safetensors", truncate, []),
-    "weights empty": ("model.safetensors", empty, []),
-    "weights missing": ("model.safetensors", remove, []),
-    "weights' header length flipped": ("model.safetensors", flip(3), []),
-    "weights' header flipped": ("model.safetensors", flip(40), []),
+    "weights missing": ("model.safetensors", Path.unlink, []),
     "weights of another shape": (
         "model.safetensors",
         change_tensors(narrower),
         ["encoder.layers.0.fc1.weight", "[128, 63]", "[128, 64]"],
     ),
-    "a weight missing": (
-        "model.safetensors",
-        change_tensors(without("model.decoder.layers.1.fc2.bias")),
-        ["decoder.layers.1.fc2.bias"],
-    ),
-    "a surplus weight": (
-        "model.safetensors",
-        change_tensors(lambda tensors: {**tensors, "model.extra": tensors["model.shared.weight"]}),
-        ["extra"],
-    ),
-    "configuration missing": ("config.json", remove, []),
-    "configuration empty": ("config.json", empty, []),
+    "configuration missing": ("config.json", Path.unlink, []),
     "configuration cut": ("config.json", truncate, []),
-    "configuration of nothing": ("config.json", write("[]"), []),
     "another model": ("config.json", change_json(model_type="mbart"), ["mbart"]),
-    "a size that is none": ("config.json", change_json(d_model="wide"), []),
-    "heads that do not divide": ("config.json", change_json(encoder_attention_heads=7), ["7"]),
-    "vocabulary missing": ("vocab.json", remove, []),
+    "vocabulary missing": ("vocab.json", Path.unlink, []),
     "vocabulary cut": ("vocab.json", truncate, []),
-    "merges missing": ("merges.txt", remove, []),
+    "merges missing": ("merges.txt", Path.unlink, []),
     "generation settings cut": ("generation_config.json", truncate, []),
     "a token that does not exist": (
         "generation_config.json",
@@ -145,15 +116,12 @@ HUGGING_FACE = {
 }
 KERAS = {
     "weights truncated": ("model.weights.h5", truncate, []),
-    "weights empty": ("model.weights.h5", empty, []),
-    "weights missing": ("model.weights.h5", remove, []),
-    "weights' signature flipped": ("model.weights.h5", flip(0), []),
+    "weights missing": ("model.weights.h5", Path.unlink, []),
     "weights of another shape": ("model.weights.h5", change_dataset, ["[8192, 255]"]),
-    "configuration missing": ("config.json", remove, []),
+    "configuration missing": ("config.json", Path.unlink, []),
     "configuration cut": ("config.json", truncate, []),
-    "vocabulary missing": ("assets/tokenizer/vocabulary.json", remove, []),
-    "vocabulary empty": ("assets/tokenizer/vocabulary.json", empty, []),
-    "merges missing": ("assets/tokenizer/merges.txt", remove, []),
+    "vocabulary missing": ("assets/tokenizer/vocabulary.json", Path.unlink, []),
+    "merges missing": ("assets/tokenizer/merges.txt", Path.unlink, []),
     "a token that does not exist": (
         "generation_config.json",
         change_json(decoder_start_token_id=9000),
@@ -161,7 +129,7 @@ KERAS = {
     ),
 }
 # Lines about a value name the value, and the directory rather than the file.
-NAMELESS = {"a token that does not exist", "heads that do not divide", "a size that is none"}
+NAMELESS = {"a token that does not exist"}
 
 
 def damaged_presets():
@@ -239,12 +207,6 @@ def test_places_that_cannot_become_an_artifact(tmp_path):
         assert "Cannot write /proc/" in refuse(Path("/proc/self/fdinfo/made"))
 
 
-def test_a_recipe_that_does_not_exist(tmp_path):
-    arguments = ("--preset", "bart_mini_en", "--target", "tflite", "--output", tmp_path / "made")
-    assert "Did you mean float32?" in complaint(*arguments, "--recipe", "float23")
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.fixture
 def artifact(symmetric_artifact, tmp_path):
     shutil.copytree(symmetric_artifact.directory, tmp_path / "made")
@@ -255,13 +217,13 @@ TFLITE, VOCABULARY = "tflite/float32.tflite", "tokenizer/vocabulary.json"
 ARTIFACT = {
     "manifest edited": ("manifest.json", change_json(preset="mine"), "edited"),
     "manifest empty": ("manifest.json", empty, "cannot be read"),
-    "manifest missing": ("manifest.json", remove, "not a finished artifact"),
+    "manifest missing": ("manifest.json", Path.unlink, "not a finished artifact"),
     "manifest of the future": ("manifest.json", change_json(format_version=9), "format_version 1"),
     "model truncated": (TFLITE, truncate, "altered or damaged"),
     "model empty": (TFLITE, empty, "altered or damaged"),
     "a bit of the model flipped": (TFLITE, flip(-5000), "altered or damaged"),
-    "model missing": (TFLITE, remove, "No such file"),
-    "vocabulary missing": (VOCABULARY, remove, "No such file"),
+    "model missing": (TFLITE, Path.unlink, "No such file"),
+    "vocabulary missing": (VOCABULARY, Path.unlink, "No such file"),
     "vocabulary altered": (VOCABULARY, flip(50), "altered or damaged"),
     "merges empty": ("tokenizer/merges.txt", empty, "altered or damaged"),
 }
@@ -288,35 +250,25 @@ def test_verify_reads_every_byte_whatever_the_time_of_change_says(artifact):
     assert "altered or damaged" in complaint("verify", artifact)
 
 
-@pytest.mark.parametrize("harm", [flip(50), empty, remove])
+@pytest.mark.parametrize("harm", [flip(50), empty, Path.unlink])
 def test_golden_answers_that_were_altered_are_not_replayed(artifact, harm):
     harm(artifact / "golden.json")
     assert "golden.json" in complaint("verify", artifact)
     assert CliRunner().invoke(main, ["generate", str(artifact), "A text."]).exit_code == 0
 
 
-def test_no_artifact_at_all(tmp_path):
-    assert str(tmp_path / "nothing") in complaint("generate", tmp_path / "nothing", "A text.")
-    assert "manifest.json" in complaint("verify", tmp_path)
-
-
 def test_inputs_and_outputs_that_cannot_be_read_or_written(artifact, tmp_path):
     rows = tmp_path / "in.jsonl"
     rows.write_text('{"text": "A text."}\n')
     result = tmp_path / "out.jsonl"
-    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
 
     def refuse(*arguments):
         return complaint("generate", artifact, *arguments)
 
     assert "nothing.txt" in refuse("--input", tmp_path / "nothing.txt", "--output", result)
-    assert "binary.txt" in refuse("--input", tmp_path / "binary.txt", "--output", result)
     assert "Is a directory" in refuse("--input", tmp_path, "--output", result)
     assert "nowhere" in refuse("--input", rows, "--output", tmp_path / "nowhere/out.jsonl")
-    assert "truncate" in refuse("long " * 999)
-    assert "--max-length" in refuse("A text.", "--max-length", "999")
-    assert "int4" in refuse("A text.", "--recipe", "int4")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["binary.txt", "in.jsonl", "made"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "made"]
 
 
 def test_an_export_that_fails_its_verification_ends_with_exit_code_1(tmp_path, monkeypatch):

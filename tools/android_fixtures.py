@@ -13,7 +13,6 @@ import importlib.metadata
 import importlib.util
 import itertools
 import json
-import os
 import random
 import shutil
 import sys
@@ -146,25 +145,15 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 def write_bundles(directory: Path, exports: Path, stage: Stage) -> None:
     """Export the presets and put a bundle of each into the directory."""
-    from bart_export.cli import export as export_command
+    from bart_export import cli
+    from bart_export.cli.export import static_shapes
 
-    shapes = export_command.static_shapes({"shapes": "static"})
-    models = {
-        PRESET: (PRESET, TfliteOptions((RECIPES[DEFAULT],), shapes)),
-        **{
-            name: (
-                str(DATA / "golden" / name),
-                TfliteOptions((RECIPES["float32"],), GOLDEN_SHAPES),
-            )
-            for name in GOLDEN_MODELS
-        },
-    }
-    stage("load TensorFlow")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ["KERAS_BACKEND"] = "tensorflow"
-    from bart_export.quiet import native_stderr_silenced
-
-    with native_stderr_silenced():
+    shapes = static_shapes({"shapes": "static"})
+    models = {PRESET: (PRESET, TfliteOptions((RECIPES[DEFAULT],), shapes))}
+    for name in GOLDEN_MODELS:
+        options = TfliteOptions((RECIPES["float32"],), GOLDEN_SHAPES)
+        models[name] = str(DATA / "golden" / name), options
+    with cli.loading_tensorflow(stage):
         from bart_export.artifact import bundle
         from bart_export.export.pipeline import export
     for name, (preset, options) in models.items():
@@ -182,10 +171,7 @@ def write_generations(directory: Path, bundle: Path) -> None:
     from bart_export.runtime.generator import Generator
 
     own = Artifact.open(bundle).generation
-    settings = {
-        "greedy": own.replace(num_beams=1),
-        "beams": own.replace(num_beams=BEAMS),
-    }
+    settings = {"greedy": own.replace(num_beams=1), "beams": own.replace(num_beams=BEAMS)}
     lines = TEXTS.read_text(encoding="utf-8").splitlines()[:GENERATED]
     texts = [json.loads(line)["text"] for line in lines]
     with native_stderr_silenced():
@@ -201,17 +187,11 @@ def write_generations(directory: Path, bundle: Path) -> None:
     )
     rows = []
     for number, text in enumerate(texts):
-        one = {name: answers[number] for name, answers in results.items()}
-        rows.append(
-            {
-                "text": text,
-                "source_token_ids": one["greedy"].source_token_ids,
-                **{
-                    name: {"token_ids": best.token_ids, "text": best.text, "score": best.score}
-                    for name, best in one.items()
-                },
-            }
-        )
+        row = {"text": text, "source_token_ids": results["greedy"][number].source_token_ids}
+        for name, answers in results.items():
+            best = answers[number]
+            row[name] = {"token_ids": best.token_ids, "text": best.text, "score": best.score}
+        rows.append(row)
     write_lines(directory / "generations.jsonl", rows)
 
 

@@ -1,11 +1,11 @@
-"""Seeded inputs of one kind after another, tried in processes that may die of it, and counted.
+"""Try seeded inputs of some kinds, in processes that may die of them, and count what they did.
 
     python tools/fuzz.py flatbuffer --count 10000
 
 A kind is a row of `KINDS`: what it prepares once, how it makes an input from a seed, and how it
 tries one. The same seed makes the same input. An input is refused in the one way that is meant to
 refuse it, or it runs; everything else (a process that ends, another exception or answer, one that
-takes too long) is a fault, which is listed by seed, and makes the exit code 1.
+takes too long) is a fault. Faults are listed by seed and make the exit code 1.
 """
 
 import argparse
@@ -39,10 +39,9 @@ FAULTS = ("crashed", "raised", "hung")
 class Kind:
     """One kind of input.
 
-    `prepare` makes what all inputs have in common, in a directory of its own; it runs once, before
-    there are other processes. `attempt` makes the input of a seed in a directory of the process'
-    own and tries it: it returns `REFUSED`, `RAN` or another word to count by, and may raise
-    anything, which is a fault. Where one by one would take too long, a seed makes a `batch`.
+    `prepare` makes what all inputs share, once, in a directory of its own. `attempt` makes the
+    input of a seed in a directory of its process and tries it: it returns `REFUSED`, `RAN` or
+    another word to count by; whatever it raises is a fault. A seed may make a `batch` of inputs.
     """
 
     name: str
@@ -378,8 +377,12 @@ def main() -> int:
     parser.add_argument("kinds", nargs="*", default=list(KINDS), help=f"of {', '.join(KINDS)}")
     parser.add_argument("--count", type=int, default=1000, help="inputs of each kind")
     parser.add_argument("--seed", type=int, default=0, help="of the first input")
-    parser.add_argument("--workers", type=int, default=2, help="processes side by side")
+    parser.add_argument("--workers", type=int, default=2, help="parallel processes")
     arguments = parser.parse_args()
+    if unknown := [name for name in arguments.kinds if name not in KINDS]:
+        parser.error(f"a kind must be one of {', '.join(KINDS)}, received {unknown[0]!r}")
+    if min(arguments.count, arguments.workers) < 1:
+        parser.error("--count and --workers must be at least 1")
     faults = 0
     for name in arguments.kinds:
         kind, counts = KINDS[name], collections.Counter[str]()
