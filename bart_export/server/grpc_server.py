@@ -20,7 +20,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from bart_export.errors import ConfigurationError
 from bart_export.quiet import native_stderr_silenced
-from bart_export.server import messages, model_config, tensors
+from bart_export.server import messages, sources, tensors
 from bart_export.server.http_server import in_url
 from bart_export.server.metrics import Metrics
 from bart_export.server.models import ModelSpec, ModelStore
@@ -147,7 +147,7 @@ class Services:
         # TensorFlow writes names with slashes, and Prometheus reads them with colons.
         names = {name: name.replace("/", ":") for name in request.metric_names}
         before = {name: self.metrics.total(key) for name, key in names.items()}
-        await asyncio.shield(self.configure(model_config.from_proto(request.config)))
+        await asyncio.shield(self.configure(sources.from_proto(request.config)))
         response = messages.ReloadConfigResponse()
         for name, key in names.items():
             increase = self.metrics.total(key) - before[name]

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from bart_export.server.options import ServeOptions
 from bart_export.server.servable import Lease
-from bart_export.server.sources import ServedModel
+from bart_export.server.sources import ServedModel, find_versions
 from bart_export.server.status import Code, StatusError, invalid
 from bart_export.server.versions import (
     FindVersions,
@@ -38,12 +38,14 @@ class ModelStore:
     """The models that are served. All methods may be called from several threads at once."""
 
     def __init__(
-        self, open_version: OpenVersion, find_versions: FindVersions, options: ServeOptions
+        self,
+        open_version: OpenVersion,
+        options: ServeOptions,
+        find_versions: FindVersions = find_versions,
     ) -> None:
-        """Take the parts that know files and engines."""
         self.open_version = open_version
-        self.find_versions = find_versions
         self.options = options
+        self.find_versions = find_versions
         self.configuring = threading.Lock()  # one change of the list at a time
         self.lock = threading.Lock()  # guards what follows; dictionaries are replaced, not changed
         self.served: Mapping[str, ServedModel] = {}
@@ -68,9 +70,7 @@ class ModelStore:
             listed = {served.name: served for served in models}
             # Before new versions are loaded, one of which may answer before the others.
             waited_for = [name for name in listed if not self._answers(name)]
-            self._serve(
-                {**listed, **{name: self.served[name] for name in self.served.keys() - listed}}
-            )
+            self._serve({**self.served, **listed})
             reasons = [reason for name in waited_for if (reason := self.models[name].wait())]
             if reasons:
                 told = "".join(f"{reason}, " for reason in reasons)
@@ -78,7 +78,7 @@ class ModelStore:
                     Code.UNKNOWN, f"{len(reasons)} model(s) did not become available: {{{told}}}"
                 )
             self.labels = self._checked_labels(models)
-            self._withdraw_all_but(listed)
+            self._serve(listed)
 
     def stop(self) -> None:
         """Unload everything; calls that still hold a servable have `drain_seconds` to end."""
@@ -101,15 +101,12 @@ class ModelStore:
         """Hold the servable that answers a request for the length of a block."""
         number = self._number(spec)
         model = self.models.get(spec.name)
-        with contextlib.ExitStack() as stack:
-            lease = stack.enter_context(model.lease(number)) if model else None
+        with model.lease(number) if model else contextlib.nullcontext() as lease:
             if lease is None:
-                wanted = (
-                    f"Latest({spec.name})"
-                    if number is None
-                    else (f"Specific({spec.name}, {number})")
+                kind, version = ("Latest", "") if number is None else ("Specific", f", {number}")
+                raise StatusError(
+                    Code.NOT_FOUND, f"Servable not found for request: {kind}({spec.name}{version})"
                 )
-                raise StatusError(Code.NOT_FOUND, f"Servable not found for request: {wanted}")
             yield lease
 
     def status(self, spec: ModelSpec) -> list[VersionStatus]:
@@ -142,39 +139,28 @@ class ModelStore:
         return labels[spec.label]
 
     def _serve(self, served: Mapping[str, ServedModel]) -> None:
-        """Serve models, among them all that are served already, perhaps otherwise."""
+        """Serve these models and withdraw all others."""
         with self.lock:
             if self.stopped:
                 raise StatusError(Code.UNAVAILABLE, "The server is stopping")
             old, self.served = self.served, served
             new = {
                 name: ModelVersions(name, self.open_version, self.find_versions, self.options)
-                for name in served
-                if name not in self.models
+                for name in served.keys() - self.models.keys()
             }
             self.models = {**self.models, **new}
             for name, model in served.items():
-                if old.get(name) == model:
-                    continue
-                LOG.info("%s: served from %s (%s)", name, model.base_path, model.engine)
-                self.models[name].serve(model)
+                if old.get(name) != model:
+                    LOG.info("%s: served from %s (%s)", name, model.base_path, model.engine)
+                    self.models[name].serve(model)
+            for name in old.keys() - served.keys():
+                LOG.info("%s: served no more", name)
+                self.models[name].withdraw()
 
     def _answers(self, name: str) -> bool:
         """Return whether a version of a model is available."""
-        model = self.models.get(name)
-        return model is not None and any(
-            status.state == State.AVAILABLE for status in model.statuses().values()
-        )
-
-    def _withdraw_all_but(self, listed: Mapping[str, ServedModel]) -> None:
-        """Serve no model that is not listed."""
-        with self.lock:
-            if self.stopped:
-                return
-            old, self.served = self.served, listed
-            for name in old.keys() - listed.keys():
-                LOG.info("%s: served no more", name)
-                self.models[name].withdraw()
+        statuses = self.models[name].statuses() if name in self.models else {}
+        return any(status.state == State.AVAILABLE for status in statuses.values())
 
     def _checked_labels(self, models: Sequence[ServedModel]) -> Labels:
         """Return the labels of a list of models."""

@@ -22,11 +22,10 @@ from typing import Any, NoReturn
 from bart_export.server import http_server, rest
 from bart_export.server.grpc_server import GrpcServer
 from bart_export.server.metrics import Metrics
-from bart_export.server.model_config import ConfigWatcher
 from bart_export.server.models import ModelSpec, ModelStore
 from bart_export.server.opening import opener
 from bart_export.server.options import ServeOptions
-from bart_export.server.sources import ServedModel, find_versions
+from bart_export.server.sources import ServedModel, follow_config
 from bart_export.server.versions import State
 
 LOG = logging.getLogger(__name__)
@@ -78,8 +77,8 @@ def serve(
                     say(line)
                 seconds = options.model_config_poll_seconds
                 if config_file and seconds:
-                    configure = server.store.configure
-                    ConfigWatcher(config_file, models, configure, seconds).start()
+                    arguments = (config_file, models, server.store.configure, seconds)
+                    threading.Thread(target=follow_config, args=arguments, daemon=True).start()
                 await ending.wished.wait()
                 LOG.info("Ending: running calls have %g s to finish", options.drain_seconds)
 
@@ -144,7 +143,7 @@ async def serving(models: Sequence[ServedModel], options: ServeOptions) -> Async
     metrics = Metrics()
     # Calls have had their time when the store is stopped, and been told to end.
     last = dataclasses.replace(options, drain_seconds=min(options.drain_seconds, STOP_SECONDS))
-    store = ModelStore(opener(options, metrics), find_versions, last)
+    store = ModelStore(opener(options, metrics), last)
     # What is wrong with an option is to be known before minutes go into loading.
     grpc_server = GrpcServer(store, options, metrics)
     rest_server = http_server.RestServer(rest.app(store, options, metrics), options)

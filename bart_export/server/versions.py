@@ -1,11 +1,10 @@
-"""One model's versions, found, loaded, handed out and unloaded, by a thread of the model's own.
+"""The versions of one model, each of which lives its life on a thread of its own.
 
-The thread looks for versions, loads the next that is wanted and looks again; it never holds the
-lock while it looks or loads, so that calls are routed meanwhile. A new version is loaded before an
-old one is unloaded, and where none is wanted any more, all are unloaded (TensorFlow Serving's
-AvailabilityPreservingPolicy). A version that cannot be loaded is passed over, if there is another,
-until its files change: it may still be on its way here. An unloaded version is closed by a thread
-of its own once the last call that holds it has ended.
+A version goes from START over LOADING, AVAILABLE and UNLOADING to END, or from LOADING to END if it
+cannot be loaded. A new version is loaded before an old one is unloaded, and where none is wanted
+any more, all are unloaded (TensorFlow Serving's AvailabilityPreservingPolicy). A version that
+cannot be loaded is passed over, if there is another, until its files change: it may still be on its
+way to its place.
 """
 
 import contextlib
@@ -17,12 +16,11 @@ import pathlib
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from concurrent.futures import Future, wait
-from typing import Any
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from bart_export.server.options import ServeOptions
 from bart_export.server.servable import Lease, Servable
-from bart_export.server.sources import ServedModel, Specific, listing
+from bart_export.server.sources import ServedModel, listing
 from bart_export.server.status import Code, StatusError, one_line, told
 
 LOG = logging.getLogger(__name__)
@@ -30,13 +28,12 @@ LOG = logging.getLogger(__name__)
 # A warm-up request that is told to end may take that long to do so.
 STOP_SECONDS = 5.0
 
-Aspired = Mapping[int, pathlib.Path]  # number -> where it lies
 OpenVersion = Callable[[ServedModel, int, pathlib.Path], Servable]
-FindVersions = Callable[[ServedModel], dict[int, pathlib.Path]]
+FindVersions = Callable[[ServedModel], Mapping[int, pathlib.Path]]
 
 
 class State(enum.IntEnum):
-    """The states that a client is told; the numbers are those of ModelVersionStatus.State."""
+    """The states of a version; the numbers are those of ModelVersionStatus.State."""
 
     UNKNOWN = 0
     START = 10
@@ -60,31 +57,38 @@ class VersionStatus:
 class Version:
     """A version and how far it is.
 
-    `leases` counts the calls that hold `servable`. A version whose loading has failed `attempts`
-    times is tried again at `retry_at`, a time of `time.monotonic()`, and stays LOADING until then.
+    `leases` counts the calls that hold `servable`. A version is LOADING also while it waits to be
+    loaded again after `failures`. Of one that was given up, `failed_files` are the files, until
+    they change.
     """
 
     number: int
     path: pathlib.Path
-    state: State = State.START
+    status: VersionStatus
+    is_wanted: bool = True
     servable: Servable | None = None
     leases: int = 0
-    attempts: int = 0
-    retry_at: float = 0.0
-    code: Code = Code.OK
-    message: str = ""
+    failures: int = 0
+    failed_files: object = None
 
-    def is_among(self, aspired: Aspired) -> bool:
-        """Return whether this very version, at this path, is wanted."""
-        return aspired.get(self.number) == self.path
+    @property
+    def state(self) -> State:
+        """How far it is."""
+        return self.status.state
 
-    def is_pending(self) -> bool:
-        """Return whether it has neither been loaded nor given up."""
-        return self.state in (State.START, State.LOADING)
+    @property
+    def has_failed(self) -> bool:
+        """Whether it was given up and its files are still the same."""
+        return self.failed_files is not None
 
-    def status(self) -> VersionStatus:
-        """Return what a client is told."""
-        return VersionStatus(self.number, self.state, self.code, self.message)
+    def move(self, state: State) -> None:
+        """Move on to a state; a reason for failing stays told."""
+        self.status = dataclasses.replace(self.status, state=state)
+
+
+def highest(versions: Iterator[Version]) -> Version | None:
+    """Return the version with the highest number."""
+    return max(versions, key=lambda version: version.number, default=None)
 
 
 class ModelVersions:
@@ -103,26 +107,19 @@ class ModelVersions:
         self.options = options
         self.changed = threading.Condition()  # guards what follows
         self.served: ServedModel | None = None
-        self.versions: list[Version] = []
-        self.past: dict[int, VersionStatus] = {}  # of versions that are there no more
-        self.failed: dict[pathlib.Path, Any] = {}  # the files of versions that were given up
-        self.aspired: Aspired = {}
+        self.versions: list[Version] = []  # also those that ended, for their status
         self.loading: Version | None = None
-        self.looked = False  # since what is served was last changed
-        self.look_at = math.inf
+        self.look_at = 0.0  # 0 while a look is due that `wait` waits for
         self.remark = ""  # what is wrong with what the last look found
         self.thread: threading.Thread | None = None
-        self.unloading: set[threading.Thread] = set()
 
     def serve(self, served: ServedModel) -> None:
         """Serve what a record says from now on; its versions are looked for at once."""
         with self.changed:
-            self.served = served
-            self.looked, self.remark = False, ""
-            self.look_at = time.monotonic()
+            self.served, self.look_at, self.remark = served, 0.0, ""
             if self.thread is None:
                 self.thread = threading.Thread(
-                    target=self._work, name=f"versions of {self.name}", daemon=True
+                    target=self._follow, name=f"versions of {self.name}", daemon=True
                 )
                 self.thread.start()
             self.changed.notify_all()
@@ -131,14 +128,15 @@ class ModelVersions:
         """Serve nothing from now on and unload every version; does not wait for it."""
         with self.changed:
             self.served = None
-            self.aspired = {}
-            self._settle()
+            for version in self.versions:
+                version.is_wanted = False
+            self._retire()
 
     def join(self, deadline: float) -> bool:
         """Wait, after `withdraw`, until all is unloaded; return whether it was by the deadline."""
         with self.changed:
             return self.changed.wait_for(
-                lambda: self.thread is None and not self.unloading,
+                lambda: all(version.state == State.END for version in self.versions),
                 max(0.0, deadline - time.monotonic()),
             )
 
@@ -146,8 +144,7 @@ class ModelVersions:
     def lease(self, number: int | None) -> Iterator[Lease | None]:
         """Hold a version, the latest for None, for the length of a block; None if there is none."""
         with self.changed:
-            fitting = [v for v in self._available() if number in (None, v.number)]
-            version = max(fitting, key=lambda version: version.number, default=None)
+            version = highest(v for v in self._available() if number in (None, v.number))
             if version is not None:
                 version.leases += 1
         if version is None or version.servable is None:
@@ -158,7 +155,7 @@ class ModelVersions:
         def give_back() -> None:
             with self.changed:
                 version.leases -= 1
-                if version.leases == 0 and version.state == State.UNLOADING:
+                if version.state == State.UNLOADING:
                     self.changed.notify_all()
 
         try:
@@ -172,10 +169,8 @@ class ModelVersions:
         Of two of one number, a version that can answer tells more than a newer one.
         """
         with self.changed:
-            told = dict(self.past)
-            for version in sorted(self.versions, key=lambda v: v.state == State.AVAILABLE):
-                told[version.number] = version.status()
-            return told
+            ordered = sorted(self.versions, key=lambda version: version.state == State.AVAILABLE)
+            return {version.number: version.status for version in ordered}
 
     def wait(self) -> str:
         """Wait until the versions wanted are loaded or have failed.
@@ -185,186 +180,179 @@ class ModelVersions:
         """
         with self.changed:
             self.changed.wait_for(
-                lambda: self.served is None or (self.looked and not self._is_awaiting())
+                lambda: self.served is None or (self.look_at > 0 and not self._is_awaiting())
             )
+            latest = highest(self._wanted())
             if self.served is None:
                 return f"{{name: {self.name}}} due to error: UNAVAILABLE: The server is stopping"
-            if not self.aspired:
+            if latest is None:
                 return f"{{name: {self.name}}} due to error: NOT_FOUND: {one_line(self.remark)}"
-            latest = max(self.aspired)
-            status = self.statuses()[latest]
+            status = latest.status
         if status.state == State.AVAILABLE:
             return ""
         reason = f"{status.code.name}: {one_line(status.message)}"
-        return f"{{name: {self.name} version: {latest}}} due to error: {reason}"
+        return f"{{name: {self.name} version: {status.version}}} due to error: {reason}"
 
-    def _available(self) -> list[Version]:
-        return [version for version in self.versions if version.state == State.AVAILABLE]
+    def _available(self) -> Iterator[Version]:
+        return (version for version in self.versions if version.state == State.AVAILABLE)
 
-    def _wanted_and_pending(self) -> list[Version]:
-        return [v for v in self.versions if v.is_pending() and v.is_among(self.aspired)]
+    def _wanted(self) -> Iterator[Version]:
+        return (version for version in self.versions if version.is_wanted)
 
     def _is_awaiting(self) -> bool:
         """Return whether a version that is wanted may still become available soon.
 
-        Only the highest is worth waiting for after it has failed once.
+        Only the latest is worth waiting for after it has failed once.
         """
+        latest = highest(self._wanted())
         return any(
-            version.attempts == 0 or version.number == max(self.aspired)
-            for version in self._wanted_and_pending()
+            version.state < State.AVAILABLE and (version.failures == 0 or version is latest)
+            for version in self._wanted()
         )
 
-    def _work(self) -> None:
-        """Look and load by turns until nothing is served any more."""
+    def _follow(self) -> None:
+        """Look for versions whenever it is time, until nothing is served any more."""
         while True:
             with self.changed:
-                if self.served is None:
+                while self.served and (seconds := self.look_at - time.monotonic()) > 0:
+                    self.changed.wait(None if seconds == math.inf else seconds)
+                served = self.served
+                if served is None:
                     self.thread = None
-                    self.changed.notify_all()
                     return
-                served, now = self.served, time.monotonic()
-                look = now >= self.look_at
-                due = [v for v in self._wanted_and_pending() if v.retry_at <= now and not look]
-                version = max(due, key=lambda version: version.number, default=None)
-                if version is not None:
-                    version.state, self.loading = State.LOADING, version
-                elif not look:
-                    times = [v.retry_at for v in self.versions if v.is_pending()]
-                    next_time = min([*times, self.look_at])
-                    self.changed.wait(None if next_time == math.inf else max(0, next_time - now))
-                    continue
-            if version is None:
-                self._look(served)
-            else:
-                self._load(served, version)
-
-    def _next_look(self) -> float:
-        seconds = self.options.poll_seconds
-        return time.monotonic() + seconds if seconds > 0 else math.inf
+            self._look(served)
 
     def _look(self, served: ServedModel) -> None:
         """Find the versions there are; what cannot be looked at changes nothing."""
-        found: dict[int, pathlib.Path] | None = None
+        found: Mapping[int, pathlib.Path] | None = None
         try:
             found = self.find_versions(served)
             remark = missing(served, found)
-            self.failed = {path: old for path, old in self.failed.items() if listing(path) == old}
         except Exception as error:  # whatever it is, the versions that are loaded go on
             remark = told(error)[1]
+        for version in self.versions:
+            if version.has_failed and version.failed_files != listing(version.path):
+                version.failed_files = None
         with self.changed:
             if served is not self.served:
                 return
             if remark and remark != self.remark:
                 LOG.warning("%s: %s", self.name, one_line(remark))
-            self.remark, self.looked, self.look_at = remark, True, self._next_look()
+            seconds = self.options.poll_seconds or math.inf
+            self.remark, self.look_at = remark, time.monotonic() + seconds
             if found is not None:
-                sound = {n: path for n, path in found.items() if path not in self.failed}
+                failed = {version.path for version in self.versions if version.has_failed}
+                sound = {number: path for number, path in found.items() if path not in failed}
                 chosen = served.policy.choose(sound) or served.policy.choose(found)
-                self.aspired = {number: found[number] for number in chosen}
-                self.versions = [
-                    v for v in self.versions if v.state != State.END or v.path in self.failed
-                ]
-                # One that is there only to be unloaded is loaded anew.
-                present = {(v.number, v.path) for v in self.versions if v.state != State.UNLOADING}
-                self.versions += [Version(*each) for each in self.aspired.items() - present]
-            self._settle()
+                self._want(served, {number: found[number] for number in chosen})
+            self._retire()
 
-    def _load(self, served: ServedModel, version: Version) -> None:
-        began = time.monotonic()
-        files = listing(version.path)
-        try:
-            servable = ended_within(
-                self.options.load_seconds + STOP_SECONDS,
-                lambda: self.open_version(served, version.number, version.path),
-            )
-        except Exception as error:  # a broken version must not end the thread that loads others
-            self._failed(version, files, error)
-            return
+    def _want(self, served: ServedModel, wanted: Mapping[int, pathlib.Path]) -> None:
+        """Say which versions are wanted; one that has ended or is unloaded is loaded anew."""
+        for version in self.versions:
+            is_current = version.state < State.UNLOADING or version.has_failed
+            version.is_wanted = is_current and wanted.get(version.number) == version.path
+        present = {(version.number, version.path) for version in self._wanted()}
+        for number, path in wanted.items() - present:
+            self.versions = [v for v in self.versions if v.number != number or v.state != State.END]
+            new = Version(number, path, VersionStatus(number, State.START))
+            self.versions.append(new)
+            threading.Thread(target=self._live, args=(served, new), daemon=True).start()
+
+    def _retire(self) -> None:
+        """Give up what is not wanted once something that is answers, and tell who waits."""
+        wanted = list(self._wanted())
+        if not wanted or any(version.state == State.AVAILABLE for version in wanted):
+            for version in self._available():
+                if not version.is_wanted:
+                    version.move(State.UNLOADING)
+        self.changed.notify_all()
+
+    def _live(self, served: ServedModel, version: Version) -> None:
+        """Load a version, wait until it is given up and no call holds it, and close it."""
+        servable = self._load(served, version)
+        if servable is not None:
+            with self.changed:
+                self.changed.wait_for(
+                    lambda: version.state == State.UNLOADING and version.leases == 0
+                )
+                version.servable = None
+            try:
+                servable.close()
+            except Exception as error:  # it is gone either way
+                LOG.warning("%s: closing version %d: %s", self.name, version.number, told(error)[1])
+            LOG.info("%s: unloaded version %d", self.name, version.number)
         with self.changed:
-            version.servable, self.loading = servable, None
-            version.state, version.code, version.message = State.AVAILABLE, Code.OK, ""
-            seconds = time.monotonic() - began
-            LOG.info("%s: loaded version %d in %.2f s", self.name, version.number, seconds)
-            self._settle()
+            version.move(State.END)
+            self.changed.notify_all()
 
-    def _failed(self, version: Version, files: Any, error: Exception) -> None:
+    def _load(self, served: ServedModel, version: Version) -> Servable | None:
+        """Make a version available; return None if it failed too often or is wanted no more."""
+        while True:
+            with self.changed:
+                self.changed.wait_for(lambda: self._is_next(version) or not version.is_wanted)
+                if not version.is_wanted:
+                    return None
+                self.loading = version
+                version.move(State.LOADING)
+            began, files = time.monotonic(), listing(version.path)
+            try:
+                servable = opened_within(
+                    self.options.load_seconds + STOP_SECONDS,
+                    lambda: self.open_version(served, version.number, version.path),
+                )
+            except Exception as error:  # whatever it is, other versions are loaded
+                if not self._fails(version, files, error):
+                    return None
+                continue
+            with self.changed:
+                self.loading, version.servable = None, servable
+                version.status = VersionStatus(version.number, State.AVAILABLE)
+                seconds = time.monotonic() - began
+                LOG.info("%s: loaded version %d in %.2f s", self.name, version.number, seconds)
+                self._retire()
+            return servable
+
+    def _is_next(self, version: Version) -> bool:
+        """Return whether a version is to be loaded now: one at a time, the highest first."""
+        new = (other.number for other in self._wanted() if other.state == State.START)
+        return self.loading is None and version.number >= max(new, default=0)
+
+    def _fails(self, version: Version, files: object, error: Exception) -> bool:
+        """Note that a version cannot be loaded; return whether to try again, when it is time."""
+        code, message = told(error)
+        seconds = self.options.retry_seconds
         with self.changed:
             self.loading = None
-            version.attempts += 1
-            version.code, version.message = told(error)
+            version.failures += 1
+            version.status = VersionStatus(version.number, State.LOADING, code, message)
             # Whatever did not end the first time may go on for ever.
-            ended = version.code != Code.DEADLINE_EXCEEDED
-            again = ended and version.attempts <= self.options.load_retries
-            version.state = State.LOADING if again else State.END
-            version.retry_at = time.monotonic() + self.options.retry_seconds
-            if not again:
-                self.failed[version.path] = files
-                self.looked, self.look_at = False, time.monotonic()
+            again = code != Code.DEADLINE_EXCEEDED and version.failures <= self.options.load_retries
             LOG.error(
                 "%s: version %d cannot be loaded (attempt %d, %s): %s",
                 self.name,
                 version.number,
-                version.attempts,
-                f"next in {self.options.retry_seconds:g} s" if again else "the last",
-                one_line(version.message),
+                version.failures,
+                f"next in {seconds:g} s" if again else "the last",
+                one_line(message),
             )
-            self._settle()
-
-    def _settle(self) -> None:
-        """Take the steps that need no waiting, and tell those who wait for a change."""
-        available = self._available()
-        # The old ones answer until one that is wanted does.
-        if not self.aspired or any(version.is_among(self.aspired) for version in available):
-            for version in available:
-                if not version.is_among(self.aspired):
-                    self._unload(version)
-        for version in self.versions:
-            unwanted = version.is_pending() and not version.is_among(self.aspired)
-            if unwanted and version is not self.loading:
-                version.state = State.END
-        ended = [v for v in self.versions if v.state == State.END and not v.is_among(self.aspired)]
-        self.past |= {version.number: version.status() for version in ended}
-        self.versions = [version for version in self.versions if version not in ended]
-        self.changed.notify_all()
-
-    def _unload(self, version: Version) -> None:
-        version.state = State.UNLOADING
-        thread = threading.Thread(target=self._close, args=(version,), daemon=True)
-        self.unloading.add(thread)
-        thread.start()
-
-    def _close(self, version: Version) -> None:
-        """Close a version's servable once no call holds it."""
-        with self.changed:
-            self.changed.wait_for(lambda: version.leases == 0)
-            servable, version.servable = version.servable, None
-        try:
-            if servable is not None:
-                servable.close()
-        except Exception as error:  # it is gone either way
-            LOG.warning("%s: closing version %d: %s", self.name, version.number, told(error)[1])
-        LOG.info("%s: unloaded version %d", self.name, version.number)
-        with self.changed:
-            version.state = State.END
-            self.unloading.discard(threading.current_thread())
-            self._settle()
+            if not again:
+                version.move(State.END)
+                version.failed_files, self.look_at = files, 0.0
+            self.changed.notify_all()
+            return again and not self.changed.wait_for(lambda: not version.is_wanted, seconds)
 
 
-def ended_within(seconds: float, opening: Callable[[], Servable]) -> Servable:
+def opened_within(seconds: float, opening: Callable[[], Servable]) -> Servable:
     """Open a servable on a thread of its own; what takes too long is closed when it is open."""
-    future: Future[Servable] = Future()
-
-    def work() -> None:
-        try:
-            future.set_result(opening())
-        except BaseException as error:
-            future.set_exception(error)
 
     def close(late: "Future[Servable]") -> None:
         if not late.exception():
             late.result().close()
 
-    threading.Thread(target=work, daemon=True).start()
+    executor = ThreadPoolExecutor(1)
+    future = executor.submit(opening)
+    executor.shutdown(wait=False)
     wait([future], seconds)
     if not future.done():
         future.add_done_callback(close)
@@ -374,8 +362,7 @@ def ended_within(seconds: float, opening: Callable[[], Servable]) -> Servable:
 
 def missing(served: ServedModel, found: Collection[int]) -> str:
     """Return what is wanted of a model and was not found, or ""."""
-    wanted = served.policy.versions if isinstance(served.policy, Specific) else frozenset()
-    absent = ", ".join(str(number) for number in sorted(wanted - frozenset(found)))
+    absent = ", ".join(map(str, sorted((served.policy.specific or frozenset()) - set(found))))
     if absent:
         return f"Version {absent} of servable {served.name} not found under {served.base_path}"
     if not found:

@@ -11,7 +11,7 @@ import pytest
 import requests
 
 from bart_export.runtime import Generator
-from bart_export.server import messages, model_config
+from bart_export.server import messages, sources
 from bart_export.server.options import ServeOptions
 from bart_export.server.serve import running
 
@@ -31,7 +31,7 @@ ENGINES = [
 def served(request):
     """Return (an artifact, a server with its model)."""
     artifact = request.getfixturevalue(f"{request.param}_artifact")
-    models = [model_config.served_model("bart", artifact.directory)]
+    models = [sources.served_model("bart", artifact.directory)]
     with running(models, ServeOptions(port=0, rest_api_port=0, warmup=False)) as server:
         yield artifact, server
 

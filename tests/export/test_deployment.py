@@ -24,7 +24,7 @@ from bart_export.export.saved_model_target import (
 )
 from bart_export.export.warm_up import MAX_BATCH_SIZE, guess_memory
 from bart_export.server import batching, messages
-from bart_export.server.sources import Latest
+from bart_export.server.sources import VersionPolicy
 
 ONE = serving_files("bart_mini_en", [1], MEMORY, SIZE)
 THREE = serving_files("Bart.Large_7", [4, 5, 9], MEMORY, SIZE)
@@ -58,7 +58,7 @@ def test_labels_name_the_last_two_versions(versions, labels):
     (model,) = models_of(serving_files("bart", versions, MEMORY, SIZE)["models.config"])
     assert dict(model.version_labels) == labels
     # A label may move to a version only once that is loaded, and the old one must answer till then.
-    loaded = Latest(model.model_version_policy.latest.num_versions).choose(versions)
+    loaded = VersionPolicy(model.model_version_policy.latest.num_versions).choose(versions)
     before = dict(zip(("canary", "stable"), reversed(versions[:-1]), strict=False))
     assert {*labels.values(), *before.values()} <= loaded
 

@@ -20,7 +20,7 @@ from support.served_directories import (
 
 from bart_export.server import versions
 from bart_export.server.models import ModelSpec
-from bart_export.server.sources import All, Latest, Specific
+from bart_export.server.sources import VersionPolicy
 from bart_export.server.status import Code, StatusError
 from bart_export.server.versions import State
 
@@ -91,17 +91,6 @@ def test_a_servable_in_use_is_closed_only_after_its_call(store, opener, base_pat
     assert opener.of(1).closed.is_set()
 
 
-def test_calls_are_answered_while_a_version_loads(store, opener, base_path):
-    store.configure([served(base_path)])
-    opener.gates[2] = threading.Event()
-    add_version(base_path, 2)
-    wait_until(lambda: opener.attempts == [1, 2])
-    assert latest(store) == 1
-    assert states(store) == {1: State.AVAILABLE, 2: State.LOADING}
-    opener.gates[2].set()
-    wait_until(lambda: latest(store) == 2)
-
-
 def test_a_version_that_cannot_be_loaded_is_passed_over_until_it_changes(store, opener, base_path):
     store.configure([served(base_path)])
     opener.errors[3] = [OSError("it is cut")] * 3
@@ -115,22 +104,20 @@ def test_a_version_that_cannot_be_loaded_is_passed_over_until_it_changes(store, 
     assert opener.attempts == [1, 3, 3, 3, 2, 3]
 
 
-def test_an_older_version_answers_where_the_latest_cannot_be_loaded(opener, base_path):
+def test_an_older_version_answers_where_the_latest_cannot_be_loaded(store, opener, base_path):
     add_version(base_path, 2)
     opener.errors[2] = [OSError("it is cut")] * 3
-    with running_store(opener) as store:
-        store.configure([served(base_path)])
-        assert latest(store) == 1
-        assert states(store) == {1: State.AVAILABLE, 2: State.END}
+    store.configure([served(base_path)])
+    assert latest(store) == 1
+    assert states(store) == {1: State.AVAILABLE, 2: State.END}
 
 
-def test_the_only_version_is_tried_again_when_it_changes(opener, base_path):
+def test_the_only_version_is_tried_again_when_it_changes(store, opener, base_path):
     opener.errors[1] = [OSError("it is cut")] * 3
-    with running_store(opener) as store:
-        code, reason = refusal(lambda: store.configure([served(base_path)]))
-        assert (code, "it is cut" in reason) == (Code.UNKNOWN, True)
-        (base_path / "1/variables").mkdir()
-        wait_until(lambda: states(store) == {1: State.AVAILABLE})
+    code, reason = refusal(lambda: store.configure([served(base_path)]))
+    assert (code, "it is cut" in reason) == (Code.UNKNOWN, True)
+    (base_path / "1/variables").mkdir()
+    wait_until(lambda: states(store) == {1: State.AVAILABLE})
     assert opener.attempts == [1] * 4
 
 
@@ -147,38 +134,26 @@ def test_a_version_that_fails_is_tried_again(store, opener, base_path, caplog):
     assert (status.state, status.code, status.message) == (State.AVAILABLE, Code.OK, "")
 
 
-def test_a_version_that_keeps_failing_ends_and_the_old_one_goes_on(store, opener, base_path):
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (StatusError(Code.DATA_LOSS, "it is cut"), Code.DATA_LOSS, "it is cut"),
+        (MemoryError(), Code.UNKNOWN, "MemoryError"),
+    ],
+)
+def test_a_version_that_keeps_failing_ends_and_the_old_one_goes_on(
+    store, opener, base_path, error, code, message
+):
     store.configure([served(base_path)])
-    opener.errors[2] = [StatusError(Code.DATA_LOSS, f"attempt {number}") for number in range(9)]
+    opener.errors[2] = [error] * 3
     add_version(base_path, 2)
     wait_until(lambda: states(store) == {1: State.AVAILABLE, 2: State.END})
     (status,) = store.status(ModelSpec("m", version=2))
-    assert (status.code, status.message) == (Code.DATA_LOSS, "attempt 2")
+    assert (status.code, status.message) == (code, message)
     assert latest(store) == 1
     add_version(base_path, 3)
     wait_until(lambda: latest(store) == 3)
     assert opener.attempts == [1, 2, 2, 2, 3]
-
-
-def test_an_error_without_words_is_told_by_its_name(store, opener, base_path):
-    store.configure([served(base_path)])
-    opener.errors[2] = [MemoryError()] * 3
-    add_version(base_path, 2)
-    wait_until(lambda: states(store).get(2) == State.END)
-    (status,) = store.status(ModelSpec("m", version=2))
-    assert (status.code, status.message) == (Code.UNKNOWN, "MemoryError")
-
-
-def test_a_version_that_failed_is_tried_afresh_when_it_comes_back(store, opener, base_path):
-    store.configure([served(base_path)])
-    opener.errors[2] = [OSError("damaged")] * 3
-    add_version(base_path, 2)
-    wait_until(lambda: states(store).get(2) == State.END)
-    remove_version(base_path, 2)
-    wait_until(lambda: set(store.models["m"].aspired) == {1})
-    add_version(base_path, 2)
-    wait_until(lambda: latest(store) == 2)
-    assert opener.attempts == [1, 2, 2, 2, 2]
 
 
 def test_a_failing_version_does_not_hold_up_a_newer_one(opener, base_path):
@@ -200,7 +175,12 @@ def test_a_version_that_does_not_end_loading_holds_up_neither_others_nor_later_o
     add_version(base_path, 2)
     opener.gates[2] = threading.Event()
     with running_store(opener, load_seconds=0.2) as store:
-        store.configure([served(base_path, policy=All()), served(tmp_path / "other", "other")])
+        store.configure(
+            [
+                served(base_path, policy=VersionPolicy(latest=None)),
+                served(tmp_path / "other", "other"),
+            ]
+        )
         assert states(store) == {1: State.AVAILABLE, 2: State.END}
         (status,) = store.status(ModelSpec("m", version=2))
         assert (status.code, status.message) == (
@@ -229,12 +209,12 @@ def test_a_version_no_longer_wanted_once_it_is_loaded_is_closed(store, opener, b
 
 # Policy, versions that are there, and those that are served, in the order of their loading.
 POLICIES = [
-    (Latest(), [1, 2, 10], [10]),
-    (Latest(2), [1, 2, 10], [10, 2]),
-    (Latest(5), [1, 2], [2, 1]),
-    (All(), [1, 2, 10], [10, 2, 1]),
-    (Specific(frozenset({1, 2})), [1, 2, 10], [2, 1]),
-    (Specific(frozenset({2, 99})), [1, 2, 10], [2]),
+    (VersionPolicy(), [1, 2, 10], [10]),
+    (VersionPolicy(2), [1, 2, 10], [10, 2]),
+    (VersionPolicy(5), [1, 2], [2, 1]),
+    (VersionPolicy(latest=None), [1, 2, 10], [10, 2, 1]),
+    (VersionPolicy(specific=frozenset({1, 2})), [1, 2, 10], [2, 1]),
+    (VersionPolicy(specific=frozenset({2, 99})), [1, 2, 10], [2]),
 ]
 
 
@@ -253,13 +233,13 @@ def test_a_policy_that_changes_is_followed(store, base_path):
     for number in (2, 3):
         add_version(base_path, number)
     store.configure([served(base_path)])
-    store.configure([served(base_path, policy=Specific(frozenset({1, 2})))])
+    store.configure([served(base_path, policy=VersionPolicy(specific=frozenset({1, 2})))])
     one_and_two = {1: State.AVAILABLE, 2: State.AVAILABLE, 3: State.END}
     wait_until(lambda: states(store) == one_and_two)
 
 
 def test_a_version_named_and_not_there_is_told_once(store, base_path, caplog):
-    store.configure([served(base_path, policy=Specific(frozenset({1, 7, 8})))])
+    store.configure([served(base_path, policy=VersionPolicy(specific=frozenset({1, 7, 8})))])
     add_version(base_path, 2)
     add_version(base_path, 8)
     wait_until(lambda: latest(store) == 8)
@@ -272,6 +252,7 @@ def test_going_back_loads_the_old_version_before_the_new_one_is_unloaded(store, 
     opener.gates[1] = threading.Event()
     remove_version(base_path, 2)
     wait_until(lambda: opener.attempts == [2, 1])
+    assert states(store) == {1: State.LOADING, 2: State.AVAILABLE}
     assert latest(store) == 2
     opener.gates[1].set()
     wait_until(lambda: states(store) == {1: State.AVAILABLE, 2: State.END})
@@ -341,7 +322,7 @@ def test_configuring_waits_for_every_version_but_not_for_hopeless_ones(opener, b
         add_version(base_path, number)
     opener.errors[2] = [OSError("damaged")]
     with running_store(opener, retry_seconds=60) as store:
-        store.configure([served(base_path, policy=All())])
+        store.configure([served(base_path, policy=VersionPolicy(latest=None))])
         assert states(store) == {1: State.AVAILABLE, 2: State.LOADING, 3: State.AVAILABLE}
 
 

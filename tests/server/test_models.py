@@ -8,7 +8,6 @@ from support.served_directories import (
     add_version,
     latest,
     refusal,
-    remove_version,
     running_store,
     served,
     states,
@@ -16,12 +15,12 @@ from support.served_directories import (
 )
 
 from bart_export.server.models import ModelSpec
-from bart_export.server.sources import LITERT, ServedModel, Specific
+from bart_export.server.sources import LITERT, TENSORFLOW, ServedModel, VersionPolicy
 from bart_export.server.status import Code, StatusError
 from bart_export.server.versions import State
 
 LABELS = {"stable": 1, "canary": 2}
-BOTH = Specific(frozenset({1, 2}))
+BOTH = VersionPolicy(specific=frozenset({1, 2}))
 
 
 @pytest.fixture
@@ -48,12 +47,6 @@ def labelled(store, base_path):
     """Return a store that serves both versions of a model, with labels."""
     store.configure([served(base_path, policy=BOTH, labels=LABELS)])
     return store
-
-
-def test_a_model_answers_once_it_is_configured(store, base_path):
-    store.configure([served(base_path)])
-    assert latest(store) == 2
-    assert store.names() == ["m"]
 
 
 def test_a_label_waits_for_its_version_when_another_answers_first(
@@ -101,20 +94,20 @@ LOOKUPS = {
 }  # fmt: skip
 
 
+# Of which model and version the state is asked, and the refusal.
+STATES = [
+    (ModelSpec("x"), "Could not find any versions of model x"),
+    (ModelSpec("m", 99), "Could not find version 99 of model m"),
+]
+
+
 @pytest.mark.parametrize("case", LOOKUPS)
 def test_what_cannot_be_found_is_told_as_tensorflow_serving_does(labelled, case):
     spec, *told = LOOKUPS[case]
     assert list(refusal(labelled.lease(spec).__enter__)) == told
 
 
-@pytest.mark.parametrize(
-    ("spec", "text"),
-    [
-        (ModelSpec("x"), "Could not find any versions of model x"),
-        (ModelSpec("x", 1), "Could not find any versions of model x"),
-        (ModelSpec("m", 99), "Could not find version 99 of model m"),
-    ],
-)
+@pytest.mark.parametrize(("spec", "text"), STATES)
 def test_the_state_of_what_there_is_not(labelled, spec, text):
     assert refusal(lambda: labelled.status(spec)) == (Code.NOT_FOUND, text)
 
@@ -134,15 +127,6 @@ def test_labels_name_versions_and_move(labelled, base_path):
     assert [latest(labelled, label=label) for label in moved] == [2, 2, 1]
     labelled.configure([served(base_path, policy=BOTH)])
     assert refusal(lambda: latest(labelled, label="stable"))[0] == Code.INVALID_ARGUMENT
-
-
-def test_a_label_of_a_version_that_is_gone_leads_nowhere(labelled, base_path):
-    remove_version(base_path, 1)
-    wait_until(lambda: states(labelled)[1] == State.END)
-    assert refusal(lambda: latest(labelled, label="stable")) == (
-        Code.NOT_FOUND,
-        "Servable not found for request: Specific(m, 1)",
-    )
 
 
 # Whether it is allowed, the labels held, those asked for, and the version that is refused.
@@ -189,28 +173,21 @@ def test_a_list_replaces_the_one_before(store, opener, base_path, tmp_path):
     assert opener.attempts == [2, 4, 2]
 
 
-# A list that is refused as a whole, and the text.
-REFUSED = {
-    "a name twice": (
-        lambda path: [served(path, "n"), served(path), served(path, "n")],
-        "Illegal to list model n multiple times in config list",
-    ),
-    "another platform": (
-        lambda path: [
-            served(path, "n"), ServedModel(name="m", base_path=path, engine=LITERT)
-        ],
-        "Illegal to change a model's platform. For model m platform was tensorflow "
-        "and new platform requested is litert",
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_a_wrong_list_changes_nothing(store, base_path, case):
-    models, text = REFUSED[case]
+@pytest.mark.parametrize(
+    ("models", "text"),
+    [
+        ([("n", TENSORFLOW), ("m", TENSORFLOW), ("n", TENSORFLOW)],
+         "Illegal to list model n multiple times in config list"),
+        ([("n", TENSORFLOW), ("m", LITERT)],
+         "Illegal to change a model's platform. For model m platform was tensorflow "
+         "and new platform requested is litert"),
+        ([], "Expected a list of models, received none; m stay(s) served"),
+    ],
+)  # fmt: skip
+def test_a_wrong_list_changes_nothing(store, base_path, models, text):
     store.configure([served(base_path)])
-    told = refusal(lambda: store.configure(models(base_path)))
-    assert told == (Code.INVALID_ARGUMENT, text)
+    listed = [ServedModel(name=name, base_path=base_path, engine=engine) for name, engine in models]
+    assert refusal(lambda: store.configure(listed)) == (Code.INVALID_ARGUMENT, text)
     assert store.names() == ["m"]
     assert latest(store) == 2
 
@@ -250,15 +227,6 @@ def test_a_list_that_cannot_be_followed_withdraws_nothing(store, opener, base_pa
     assert store.names() == ["absent"]
     assert latest(store, "absent") == 1
     assert refusal(lambda: latest(store))[0] == Code.NOT_FOUND
-
-
-def test_an_empty_list_withdraws_nothing(store, base_path):
-    store.configure([served(base_path)])
-    assert refusal(lambda: store.configure([])) == (
-        Code.INVALID_ARGUMENT,
-        "Expected a list of models, received none; m stay(s) served",
-    )
-    assert latest(store) == 2
 
 
 def test_stopping_unloads_everything_and_waits_for_calls(opener, base_path, tmp_path):

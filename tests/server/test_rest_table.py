@@ -19,7 +19,7 @@ from bart_export.server.metrics import Metrics
 from bart_export.server.models import ModelStore
 from bart_export.server.opening import opener
 from bart_export.server.options import ServeOptions
-from bart_export.server.sources import LITERT, TENSORFLOW, All, ServedModel
+from bart_export.server.sources import LITERT, TENSORFLOW, ServedModel, VersionPolicy
 
 ENGINES = (TENSORFLOW, LITERT)
 OPTIONS = ServeOptions(load_retries=0)
@@ -28,7 +28,7 @@ OPTIONS = ServeOptions(load_retries=0)
 @contextlib.contextmanager
 def serving(models, find_versions):
     """Serve models over REST, opened as a server opens them."""
-    store = ModelStore(opener(OPTIONS, Metrics()), find_versions, OPTIONS)
+    store = ModelStore(opener(OPTIONS, Metrics()), OPTIONS, find_versions)
     try:
         store.configure(models)
         with served(store, OPTIONS) as server:
@@ -39,7 +39,11 @@ def serving(models, find_versions):
 
 def text_model(base_path, engine):
     return ServedModel(
-        name="text", base_path=base_path, engine=engine, policy=All(), labels={"stable": 1}
+        name="text",
+        base_path=base_path,
+        engine=engine,
+        policy=VersionPolicy(latest=None),
+        labels={"stable": 1},
     )
 
 

@@ -1,4 +1,4 @@
-"""Versions are found where they lie: whole ones alone, each read once, with one line for others."""
+"""Which engine serves what lies at a place, and which complete versions are found there."""
 
 import dataclasses
 import shutil
@@ -57,13 +57,12 @@ def artifact_model(directory):
     return ServedModel(name="a", base_path=directory, engine=LITERT)
 
 
-def test_an_artifact_is_its_one_version(tmp_path):
-    made_up_artifacts.write(tmp_path / "a", {"tflite/a.tflite": b"12"})
-    found = find_versions(artifact_model(tmp_path / "a"))
-    assert found == {1: tmp_path / "a"}
+FILE = "tflite/a.tflite"
 
 
-def test_an_artifact_exported_again_is_another_version(tmp_path, monkeypatch):
+def test_an_artifact_is_its_one_version_and_another_when_it_is_exported_again(
+    tmp_path, monkeypatch
+):
     fields = made_up_artifacts.manifest
     for exports in (1, 2, 7):
         monkeypatch.setattr(
@@ -73,21 +72,8 @@ def test_an_artifact_exported_again_is_another_version(tmp_path, monkeypatch):
                 fields(*arguments), exports=exports
             ),
         )
-        made_up_artifacts.write(tmp_path / "a", {"tflite/a.tflite": b"12"})
-        found = find_versions(artifact_model(tmp_path / "a"))
-        assert found == {exports: tmp_path / "a"}
-
-
-def remove_file(directory):
-    (directory / "tflite/a.tflite").unlink()
-
-
-def shorten_file(directory):
-    (directory / "tflite/a.tflite").write_bytes(b"1")
-
-
-def remove_manifest(directory):
-    (directory / "manifest.json").unlink()
+        made_up_artifacts.write(tmp_path / "a", {FILE: b"12"})
+        assert find_versions(artifact_model(tmp_path / "a")) == {exports: tmp_path / "a"}
 
 
 def edit_manifest(directory):
@@ -97,25 +83,25 @@ def edit_manifest(directory):
 
 # What happens to an artifact, and words of the line that says so.
 HARM = [
-    (remove_file, "a.tflite cannot be read"),
-    (shorten_file, "a.tflite has 1 of 2 bytes"),
-    (remove_manifest, "has no manifest.json"),
+    (lambda directory: (directory / FILE).unlink(), "a.tflite cannot be read"),
+    (lambda directory: (directory / FILE).write_bytes(b"1"), "a.tflite has 1 of 2 bytes"),
+    (lambda directory: (directory / "manifest.json").unlink(), "has no manifest.json"),
     (edit_manifest, "edited or damaged"),
     (shutil.rmtree, "is not a directory"),
 ]
 
 
 @pytest.mark.parametrize(("harm", "words"), HARM)
-def test_an_artifact_that_is_not_whole_is_no_version(tmp_path, harm, words):
-    made_up_artifacts.write(tmp_path / "a", {"tflite/a.tflite": b"12"})
+def test_an_artifact_that_is_not_complete_is_no_version(tmp_path, harm, words):
+    made_up_artifacts.write(tmp_path / "a", {FILE: b"12"})
     harm(tmp_path / "a")
     with pytest.raises(ArtifactError) as error:
         find_versions(artifact_model(tmp_path / "a"))
     assert words in str(error.value)
 
 
-def test_a_saved_model_of_an_artifact_is_as_whole_as_its_manifest_says(tmp_path):
-    files = {"saved_model/1/saved_model.pb": b"12", "tflite/a.tflite": b"12"}
+def test_a_saved_model_of_an_artifact_is_as_complete_as_its_manifest_says(tmp_path):
+    files = {"saved_model/1/saved_model.pb": b"12", FILE: b"12"}
     made_up_artifacts.write(tmp_path / "a", files)
     model = served(tmp_path / "a/saved_model")
     (tmp_path / "a/tflite/a.tflite").unlink()
@@ -151,12 +137,8 @@ def make_artifact(tmp_path, monkeypatch):
 
 # The targets of an artifact, the engine requested, and the engine and subdirectory chosen.
 ENGINES = [
-    (["tflite", "saved_model"], None, (LITERT, ".")),
     (["saved_model", "tflite"], None, (LITERT, ".")),
-    (["tflite", "saved_model"], LITERT, (LITERT, ".")),
     (["tflite", "saved_model"], TENSORFLOW, (TENSORFLOW, "saved_model")),
-    (["tflite"], None, (LITERT, ".")),
-    (["saved_model"], None, (TENSORFLOW, "saved_model")),
     (["edgetpu", "saved_model"], None, (TENSORFLOW, "saved_model")),
 ]
 

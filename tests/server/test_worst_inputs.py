@@ -14,7 +14,7 @@ from support.serving_process import LOOPBACK, serving_process
 from support.worst_inputs import GRPC, GZIP, JSON
 
 from bart_export.errors import BartExportError
-from bart_export.server import model_config, rest, tensors
+from bart_export.server import rest, sources, tensors
 from bart_export.server.messages import DataType, PredictRequest, TensorInfo
 from bart_export.server.predict import run_off_loop
 from bart_export.server.rest import decompressed
@@ -77,7 +77,7 @@ def test_time_is_in_proportion_to_size(reader, name, least, no_collections, tmp_
         given, tries = worst[name](least * times), []
         if reader == "models.config":
             (tmp_path / "models.config").write_bytes(given)
-            given, read = tmp_path / "models.config", model_config.read
+            given, read = tmp_path / "models.config", sources.read_config
         for _ in range(2):
             begun = time.process_time()
             with contextlib.suppress(BartExportError, rest.HTTPException):

@@ -25,7 +25,7 @@ from bart_export.server.grpc_server import GrpcServer
 from bart_export.server.metrics import Metrics
 from bart_export.server.models import ModelStore
 from bart_export.server.options import ServeOptions
-from bart_export.server.sources import All, ServedModel
+from bart_export.server.sources import ServedModel, VersionPolicy
 from support.arithmetic import Arithmetic
 
 REQUESTS = {
@@ -64,12 +64,18 @@ def store_of(options, servables, load_seconds):
         servables[served.name, number] = Arithmetic(queue_size=options.queue_size)
         return servables[served.name, number]
 
-    return ModelStore(open_version, lambda served: dict.fromkeys((1, 2), served.base_path), options)
+    return ModelStore(open_version, options, lambda served: dict.fromkeys((1, 2), served.base_path))
 
 
 def model(name, base_path, **fields):
     """Return the record of a model with all its versions."""
-    return ServedModel(name=name, base_path=base_path, engine="tensorflow", policy=All(), **fields)
+    return ServedModel(
+        name=name,
+        base_path=base_path,
+        engine="tensorflow",
+        policy=VersionPolicy(latest=None),
+        **fields,
+    )
 
 
 @contextlib.contextmanager

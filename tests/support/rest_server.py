@@ -100,7 +100,7 @@ def store_of(models, servables, options=None):
     def open_version(model, number, path):
         return servables[model.name, number]
 
-    store = ModelStore(open_version, find_versions, options or ServeOptions())
+    store = ModelStore(open_version, options or ServeOptions(), find_versions)
     store.configure(models)
     try:
         yield store

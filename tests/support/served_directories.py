@@ -102,7 +102,7 @@ def running_store(opener, **options):
         opener.looks = next(looks)
         return sources.find_versions(model)
 
-    store = ModelStore(opener.open_version, find_versions, settings)
+    store = ModelStore(opener.open_version, settings, find_versions)
     try:
         yield store
     finally:
