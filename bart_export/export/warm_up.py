@@ -18,7 +18,7 @@ from bart_export import contract
 from bart_export.artifact.manifest import Memory
 from bart_export.documents import scratch_directory
 from bart_export.errors import BartExportError, EngineError, last_words
-from bart_export.server import messages, tensors, warmup
+from bart_export.server import messages, opening, tensors
 from bart_export.server.options import ServeOptions
 from bart_export.server.servable import Call
 
@@ -155,7 +155,7 @@ def serve(directory: pathlib.Path, largest: PredictRequest) -> dict[str, int]:
     inputs = {alias: tensors.from_proto(proto, alias) for alias, proto in largest.inputs.items()}
     try:
         loaded = private_bytes("VmRSS")
-        warmup.run_warmup(servable, directory)
+        opening.run_warmup(servable, directory)
         outputs = tuple(servable.signature_defs[name].outputs)
         servable.submit(Call(signature=name, inputs=inputs, outputs=outputs)).result()
         peak = private_bytes("VmHWM")

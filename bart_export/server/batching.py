@@ -113,14 +113,11 @@ def read_parameters(path: pathlib.Path) -> Parameters:
         }
         sizes = tuple(fields.pop("allowed_batch_sizes", ()))
         return Parameters(allowed_batch_sizes=sizes, **fields)
-    except OSError as error:
-        reason: str = error.strerror or str(error)
-    except (ValueError, StatusError) as error:
-        reason = str(error)
-    raise StatusError(
-        Code.INVALID_ARGUMENT,
-        f"{path} should hold the text of a BatchingParameters message: {reason}",
-    )
+    except (OSError, ValueError, StatusError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise invalid(
+            f"{path} should hold the text of a BatchingParameters message: {reason}"
+        ) from None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -131,6 +128,48 @@ class Task:
     rows: int
     limits: Limits
     future: "Future[Tensors]" = dataclasses.field(default_factory=Future)
+
+    def begin(self) -> bool:
+        """Return whether to run it; one that nobody waits for any more is ended."""
+        if not self.future.set_running_or_notify_cancel():
+            return False
+        if self.limits.stop.is_set():
+            self.end(StatusError(Code.CANCELLED, "The request was cancelled"))
+        elif self.limits.remaining() == 0.0:
+            self.end(StatusError(Code.RESOURCE_EXHAUSTED, TIMED_OUT))
+        return not self.future.done()
+
+    def end(self, answer: Tensors | Exception) -> None:
+        """End it with outputs or an error."""
+        if isinstance(answer, Exception):
+            self.future.set_exception(answer)
+        else:
+            self.future.set_result(answer)
+
+    def split(self, first: int, limit: int, join: Join) -> "list[Task]":
+        """Return it in parts of at most `limit` rows, the first of at most `first`.
+
+        With the last part it ends itself, with the outputs of all or the first part's error.
+        """
+        self.future.set_running_or_notify_cancel()
+        starts = [0, *range(first, self.rows, limit)] if first else [*range(0, self.rows, limit)]
+        parts = []
+        for start, end in itertools.pairwise([*starts, self.rows]):
+            inputs = {name: value[start:end] for name, value in self.inputs.items()}
+            parts.append(Task(inputs, end - start, self.limits))
+        unfinished = threading.Semaphore(len(parts) - 1)
+
+        def finish(_: "Future[Tensors]") -> None:
+            if unfinished.acquire(blocking=False):
+                return
+            try:
+                self.end(join([part.future.result() for part in parts]))
+            except Exception as error:
+                self.end(error)
+
+        for part in parts:
+            part.future.add_done_callback(finish)
+        return parts
 
 
 @dataclasses.dataclass
@@ -157,20 +196,15 @@ class Queue:
             StatusError: UNAVAILABLE if there is no room.
         """
         parameters, limit = self.parameters, self.parameters.batch_limit
-        free = limit - self.batches[-1].rows
-        if parameters.enable_large_batch_splitting:
-            room = free + limit * (parameters.max_enqueued_batches - len(self.batches))
-            full = task.rows > room
-        else:
-            full = task.rows > free and len(self.batches) >= parameters.max_enqueued_batches
-        if full:
+        free, splits = limit - self.batches[-1].rows, parameters.enable_large_batch_splitting
+        more = parameters.max_enqueued_batches - len(self.batches)
+        if task.rows > free + limit * more if splits else task.rows > free and more <= 0:
             raise StatusError(
                 Code.UNAVAILABLE,
                 f"{QUEUE_FULL}; currently {len(self.batches)} batches enqueued and "
                 f"max_enqueued_batches is {parameters.max_enqueued_batches}",
             )
-        splits = parameters.enable_large_batch_splitting and task.rows > free
-        parts = split_task(task, free, limit, self.join) if splits else [task]
+        parts = task.split(free, limit, self.join) if splits and task.rows > free else [task]
         for part in parts:
             if self.batches[-1].rows + part.rows > limit:
                 self.batches.append(Batch())
@@ -209,13 +243,12 @@ class BatchScheduler:
         self._changed = threading.Condition()
         self._waiting = 0
         self._closing = False
-        count = parameters.num_batch_threads or num_threads
-        self._idle = count
+        self._idle = parameters.num_batch_threads or num_threads
         self._threads = [
             threading.Thread(
-                target=self.work, name=f"{parameters.thread_pool_name}_{number}", daemon=True
+                target=self._work, name=f"{parameters.thread_pool_name}_{number}", daemon=True
             )
-            for number in range(count)
+            for number in range(self._idle)
         ]
         for thread in self._threads:
             thread.start()
@@ -223,13 +256,7 @@ class BatchScheduler:
     def submit(
         self, signature: str, outputs: Sequence[str], inputs: Tensors, limits: Limits
     ) -> "Future[Tensors]":
-        """Let a call wait for a batch.
-
-        Args:
-            signature: its name.
-            outputs: names of the outputs that are wanted.
-            inputs: (rows, ...) each.
-            limits: of the call.
+        """Let a call wait for a batch; `inputs` are (rows, ...) each.
 
         Raises:
             StatusError: INVALID_ARGUMENT for inputs that cannot be batched, UNAVAILABLE if too
@@ -237,10 +264,9 @@ class BatchScheduler:
         """
         task = Task(inputs, row_count(inputs), limits)
         if task.rows > self._parameters.max_batch_size:
-            raise StatusError(
-                Code.INVALID_ARGUMENT,
+            raise invalid(
                 f"Task size {task.rows} is larger than maximum input batch size "
-                f"{self._parameters.max_batch_size}",
+                f"{self._parameters.max_batch_size}"
             )
         # A call of other dtypes fails alone: TensorFlow would refuse the whole batch.
         dtypes = tuple(sorted((name, str(value.dtype)) for name, value in inputs.items()))
@@ -263,127 +289,65 @@ class BatchScheduler:
         for thread in self._threads:
             thread.join()
 
-    def work(self) -> None:
-        """Run batches until the scheduler is closed."""
-        while self.run_next():
+    def _work(self) -> None:
+        while self._run_next():
             pass
 
-    def run_next(self) -> bool:
+    def _run_next(self) -> bool:
         """Wait for a batch, run it and tell its calls; return whether there was one.
 
         A method of its own, so that a thread that waits keeps no tensors.
         """
-        if (taken := self.take()) is None:
+        if (taken := self._take()) is None:
             return False
         (signature, outputs, _), waiting = taken
-        tasks = [task for task in waiting if still_wanted(task)]
-        answers = self.run_batch(signature, outputs, tasks) if tasks else []
+        tasks = [task for task in waiting if task.begin()]
+        answers = self._run_batch(signature, outputs, tasks) if tasks else []
         # Whoever is told an answer may count on the thread that gave it.
         with self._changed:
             self._idle += 1
         for task, answer in zip(tasks, answers, strict=True):
-            end(task.future, answer)
+            task.end(answer)
         return True
 
-    def take(self) -> tuple[Key, list[Task]] | None:
-        """Wait for a batch that may run, or return None once there will be no more."""
+    def _take(self) -> tuple[Key, list[Task]] | None:
+        """Wait for a batch that may run, or return None once there will be no more.
+
+        What is left of its queue goes behind the others.
+        """
         with self._changed:
             while True:
                 dues = {key: queue.due() for key, queue in self._queues.items()}
                 now = time.monotonic()
-                for key, due in dues.items():
-                    if due <= now or self._closing:
-                        return key, self.take_from(key)
+                key = next((key for key in dues if dues[key] <= now or self._closing), None)
+                if key is not None:
+                    queue = self._queues.pop(key)
+                    tasks = queue.batches.popleft().tasks
+                    if queue.batches:
+                        self._queues[key] = queue
+                    self._waiting -= len(tasks)
+                    self._idle -= 1
+                    return key, tasks
                 if self._closing:
                     return None
                 self._changed.wait(min(dues.values()) - now if dues else None)
 
-    def take_from(self, key: Key) -> list[Task]:
-        """Take the first batch of a queue, which goes behind the others, or away if it is empty."""
-        queue = self._queues.pop(key)
-        tasks = queue.batches.popleft().tasks
-        if queue.batches:
-            self._queues[key] = queue
-        self._waiting -= len(tasks)
-        self._idle -= 1
-        return tasks
-
-    def run_batch(
+    def _run_batch(
         self, signature: str, outputs: Sequence[str], tasks: Sequence[Task]
     ) -> Sequence[Tensors | Exception]:
         """Run tasks together and return what each of them is to be told."""
         rows = [task.rows for task in tasks]
         size = self._parameters.filled(sum(rows)) if any(rows) else 0
+        remaining = [seconds for task in tasks if (seconds := task.limits.remaining()) is not None]
+        seconds = max(remaining) if len(remaining) == len(tasks) else None
         try:
             merged = merged_inputs(
                 [task.inputs for task in tasks], size, self._parameters.pad_variable_length_inputs
             )
-            merged_outputs = self._run(signature, outputs, merged, longest_time(tasks))
-            return split_outputs(merged_outputs, rows, size)
+            return split_outputs(self._run(signature, outputs, merged, seconds), rows, size)
         except StatusError as error:
             if error.code == Code.INVALID_ARGUMENT and len(tasks) > 1:  # of which one is to blame
-                return [self.run_batch(signature, outputs, [task])[0] for task in tasks]
+                return [self._run_batch(signature, outputs, [task])[0] for task in tasks]
             return [StatusError(error.code, error.message) for _ in tasks]
         except Exception as error:
             return [error for _ in tasks]
-
-
-def end(future: "Future[Tensors]", answer: Tensors | Exception) -> None:
-    """End a future with outputs or an error."""
-    if isinstance(answer, Exception):
-        future.set_exception(answer)
-    else:
-        future.set_result(answer)
-
-
-def still_wanted(task: Task) -> bool:
-    """Return whether a task should run; one that should not is ended."""
-    if not task.future.set_running_or_notify_cancel():
-        return False
-    if task.limits.stop.is_set():
-        error = StatusError(Code.CANCELLED, "The request was cancelled")
-    elif task.limits.remaining() == 0.0:
-        error = StatusError(Code.RESOURCE_EXHAUSTED, TIMED_OUT)
-    else:
-        return True
-    task.future.set_exception(error)
-    return False
-
-
-def longest_time(tasks: Sequence[Task]) -> float | None:
-    """Return the seconds until the last deadline of some tasks, or None if one has none."""
-    deadlines = [task.limits.deadline for task in tasks if task.limits.deadline is not None]
-    if len(deadlines) < len(tasks):
-        return None
-    return max(0.0, max(deadlines) - time.monotonic())
-
-
-def split_task(task: Task, first: int, limit: int, join: Join) -> list[Task]:
-    """Split a task into parts of at most `limit` rows, the first of at most `first`.
-
-    When the last part has ended, so does the task: with the outputs of all parts joined, or with
-    the error of the first part that failed.
-    """
-    task.future.set_running_or_notify_cancel()
-    starts = [0, *range(first, task.rows, limit)] if first else [*range(0, task.rows, limit)]
-    parts = [
-        Task(
-            {name: value[start:end] for name, value in task.inputs.items()},
-            end - start,
-            task.limits,
-        )
-        for start, end in itertools.pairwise([*starts, task.rows])
-    ]
-    unfinished = threading.Semaphore(len(parts) - 1)
-
-    def finish(_: "Future[Tensors]") -> None:
-        if unfinished.acquire(blocking=False):
-            return
-        try:
-            task.future.set_result(join([part.future.result() for part in parts]))
-        except Exception as error:
-            task.future.set_exception(error)
-
-    for part in parts:
-        part.future.add_done_callback(finish)
-    return parts

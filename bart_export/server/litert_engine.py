@@ -5,7 +5,6 @@ stream. All generators map the same weight cache. Names, dtypes and shapes are t
 SavedModel, so that a client need not know which engine answers.
 """
 
-import functools
 import pathlib
 import queue
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +12,6 @@ from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from bart_export import contract
 from bart_export.artifact.artifact import Artifact
@@ -41,9 +39,20 @@ from bart_export.server.servable import (
     is_blank,
 )
 from bart_export.server.status import Code, StatusError, invalid
-from bart_export.server.tensors import DATA_TYPES, data_type, string_array, to_proto, type_name
+from bart_export.server.tensors import (
+    DATA_TYPES,
+    Array,
+    data_type,
+    string_array,
+    to_proto,
+    type_name,
+)
 
-Work = Callable[[Generator], Answer]
+METHOD = "tensorflow/serving/predict"
+EARLY_STOPPING: Mapping[bytes, bool | str] = {b"true": True, b"false": False, b"never": "never"}
+SETTINGS = {tensor.name for tensor in contract.GENERATION_INPUTS}
+# The sequence where a search found fewer than it was asked for; JSON has no infinity.
+NO_SEQUENCE = GeneratedSequence("", (), float(np.finfo(np.float32).min))
 
 
 class LimitedEngine:
@@ -76,25 +85,23 @@ class ArtifactServable:
         workers = options.workers or 1
         usual = default_threads(Artifact.open(directory).manifest.parameter_count)
         threads = options.num_threads or min(usual, max(1, available_cores() // workers))
-        generators = [
-            Generator.from_artifact(directory, num_threads=threads) for _ in range(workers)
-        ]
-        self.reader = TextReader(generators[0].tokenizer, generators[0].encoder_sequence_length)
-        self.signature_defs = signature_defs(generators[0].generation)
         self.idle: queue.SimpleQueue[Generator] = queue.SimpleQueue()
-        for generator in generators:
+        for _ in range(workers):
+            generator = Generator.from_artifact(directory, num_threads=threads)
             self.idle.put(generator)
+        self.reader = TextReader(generator.tokenizer, generator.encoder_sequence_length)
+        self.signature_defs = signature_defs(generator.generation)
         self.workers = Workers(workers, options.queue_size, "litert")
 
     def submit(self, call: Call) -> "Future[Tensors]":
         """Run a signature; see `Servable.submit`."""
-        signature_def = self.signature_defs[call.signature]
 
         def work(generator: Generator) -> Tensors:
-            outputs = compute(call.signature, signature_def, generator, call.inputs, call.limits)
+            check_inputs(self.signature_defs[call.signature], call.inputs)
+            outputs = COMPUTE[call.signature](generator, call.inputs, call.limits)
             return {name: outputs[name] for name in call.outputs}
 
-        return self.enqueue(work, call.limits)
+        return self.workers.submit(lambda: self.run(work, call.limits), call.limits)
 
     def stream(self, call: StreamCall) -> "Future[Result]":
         """Generate from a text piece by piece; see `Servable.stream`."""
@@ -105,25 +112,24 @@ class ArtifactServable:
             token_ids = self.reader.encode(call.text, remarks)
             if is_blank(call.text):
                 remarks.empty.append(0)
-                return nothing(token_ids, generation)
+                sequence = GeneratedSequence("", (generation.decoder_start_token_id,), 0.0)
+                sequences = (sequence,) * generation.num_return_sequences
+                return Result(sequences, tuple(token_ids), Timings(0.0, 0.0, 0))
             stream = generator.pieces(token_ids, generation)
             for piece in stream:
                 call.emit(piece, generator.engine.steps)  # type: ignore[attr-defined]
             return stream.drain()
 
-        return self.enqueue(work, call.limits)
+        return self.workers.submit(lambda: self.run(work, call.limits), call.limits)
 
-    def enqueue(self, work: Work[Answer], limits: Limits) -> "Future[Answer]":
-        """Have a generator do some work as soon as one is idle."""
-        return self.workers.submit(functools.partial(self.run, work, limits), limits)
-
-    def run(self, work: Work[Answer], limits: Limits) -> Answer:
+    def run(self, work: Callable[[Generator], Answer], limits: Limits) -> Answer:
         """Do some work on an idle generator, within limits."""
         idle = self.idle.get()
         engine = LimitedEngine(idle.engine, limits)
-        limited = Generator(idle.tokenizer, engine, idle.generation, idle.encoder_sequence_length)
         try:
-            return work(limited)
+            return work(
+                Generator(idle.tokenizer, engine, idle.generation, idle.encoder_sequence_length)
+            )
         except (InputError, ConfigurationError) as error:
             raise invalid(str(error)) from error
         except EngineError as error:
@@ -136,23 +142,6 @@ class ArtifactServable:
         self.workers.close()
 
 
-def nothing(token_ids: Sequence[int], generation: GenerationConfig) -> Result:
-    """Return the result of a text without a word: as many empty texts as were asked for."""
-    sequence = GeneratedSequence("", (generation.decoder_start_token_id,), 0.0)
-    return Result(
-        (sequence,) * generation.num_return_sequences, tuple(token_ids), Timings(0.0, 0.0, 0)
-    )
-
-
-Array = npt.NDArray[Any]
-Compute = Callable[[Generator, Tensors, Limits], Tensors]
-
-METHOD = "tensorflow/serving/predict"
-EARLY_STOPPING: Mapping[bytes, bool | str] = {b"true": True, b"false": False, b"never": "never"}
-# The score of a sequence that there is none of: JSON has no infinity.
-NO_SCORE = np.finfo(np.float32).min
-
-
 def signature_defs(generation: GenerationConfig) -> dict[str, Any]:
     """Return the SignatureDef of each signature that a generator can compute."""
     sizes = {contract.SEQUENCES: generation.num_return_sequences}
@@ -160,10 +149,10 @@ def signature_defs(generation: GenerationConfig) -> dict[str, Any]:
     for signature in contract.saved_model_signatures():
         if signature.name not in COMPUTE:
             continue
-        message = messages.SignatureDef(method_name=METHOD)
-        for tensors, infos in (
-            (signature.inputs, message.inputs),
-            (signature.outputs, message.outputs),
+        message = defs[signature.name] = messages.SignatureDef(method_name=METHOD)
+        for infos, tensors in (
+            (message.inputs, signature.inputs),
+            (message.outputs, signature.outputs),
         ):
             for tensor in tensors:
                 info = infos[tensor.name]
@@ -172,9 +161,8 @@ def signature_defs(generation: GenerationConfig) -> dict[str, Any]:
                 for size in tensor.shape(sizes):
                     info.tensor_shape.dim.add(size=-1 if size is None else size)
         for tensor in signature.inputs:
-            if tensor in contract.GENERATION_INPUTS:
+            if tensor.name in SETTINGS:
                 message.defaults[tensor.name].CopyFrom(to_proto(default(tensor, generation)))
-        defs[signature.name] = message
     return defs
 
 
@@ -182,18 +170,18 @@ def default(tensor: contract.Tensor, generation: GenerationConfig) -> Array:
     """Return the value that a request's settings have if it does not say, (1,)."""
     value = getattr(generation, tensor.name)
     if tensor.dtype == "string":
-        names = {setting: name for name, setting in EARLY_STOPPING.items()}
-        return string_array([names[value]])
+        return string_array([str(value).lower().encode()])
     return np.array([value], tensor.dtype)
 
 
-def compute(
-    name: str, signature_def: Any, generator: Generator, inputs: Tensors, limits: Limits
-) -> Tensors:
-    """Compute a signature."""
-    rows: dict[str, int] = {}
-    for place, (tensor, array) in enumerate(inputs.items()):
-        info = signature_def.inputs[tensor]
+def check_inputs(signature_def: Any, inputs: Tensors) -> None:
+    """Hold inputs to the dtypes and ranks of a signature and to one number of rows.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT.
+    """
+    for place, (name, array) in enumerate(inputs.items()):
+        info = signature_def.inputs[name]
         if data_type(array) != info.dtype:
             raise invalid(
                 f"Expects arg[{place}] to be {type_name(info.dtype)} but "
@@ -201,31 +189,26 @@ def compute(
             )
         if array.ndim != len(info.tensor_shape.dim):
             raise invalid(
-                f"{tensor} must have {len(info.tensor_shape.dim)} dimensions, received {array.ndim}"
+                f"{name} must have {len(info.tensor_shape.dim)} dimensions, received {array.ndim}"
             )
-        rows[tensor] = len(array)
-    settings = {tensor.name for tensor in contract.GENERATION_INPUTS}
-    batch = max((size for tensor, size in rows.items() if tensor not in settings), default=0)
-    for tensor, size in rows.items():
-        if size != batch and not (tensor in settings and size == 1):
-            raise invalid(f"{tensor} must have {batch} rows, received {size}")
-    return COMPUTE[name](generator, inputs, limits)
+    batch = max((len(array) for name, array in inputs.items() if name not in SETTINGS), default=0)
+    for name, array in inputs.items():
+        if len(array) != batch and not (name in SETTINGS and len(array) == 1):
+            raise invalid(f"{name} must have {batch} rows, received {len(array)}")
 
 
 def serving_default(generator: Generator, inputs: Tensors, limits: Limits) -> Tensors:
     """Generate the best text for each text: text (batch,) to generated_text (batch,)."""
-    sequences = sequences_of(generator, sources(generator, inputs["text"], limits), inputs)
-    return {"generated_text": string_array(row[0].text.encode() for row in sequences)}
+    rows = sequences_of(generator, sources(generator, inputs["text"], limits), inputs)
+    return {"generated_text": string_array(row[0].text.encode() for row in rows)}
 
 
 def generate_text(generator: Generator, inputs: Tensors, limits: Limits) -> Tensors:
     """Generate texts for each text: generated_text and scores (batch, sequences)."""
     rows = sequences_of(generator, sources(generator, inputs["text"], limits), inputs)
     shape = len(rows), generator.generation.num_return_sequences
-    texts = np.full(shape, b"", object)
-    for number, row in enumerate(rows):
-        texts[number, : len(row)] = [sequence.text.encode() for sequence in row]
-    return {"generated_text": texts, "scores": scores(rows, shape)}
+    texts = string_array(sequence.text.encode() for row in rows for sequence in row)
+    return {"generated_text": texts.reshape(shape), "scores": scores(rows).reshape(shape)}
 
 
 def generate(generator: Generator, inputs: Tensors, limits: Limits) -> Tensors:
@@ -235,48 +218,38 @@ def generate(generator: Generator, inputs: Tensors, limits: Limits) -> Tensors:
     cut = [row if len(row) <= longest else [*row[: longest - 1], row[-1]] for row in given]
     rows = sequences_of(generator, cut, inputs)
     shape = len(rows), generator.generation.num_return_sequences
-    lengths = np.zeros(shape, np.int32)
-    for number, row in enumerate(rows):
-        lengths[number, : len(row)] = [len(sequence.token_ids) for sequence in row]
-    padding = generator.generation.pad_token_id
-    padded = np.full((*shape, lengths.max(initial=1)), padding, np.int32)
-    for number, row in enumerate(rows):
-        for place, sequence in enumerate(row):
-            padded[number, place, : len(sequence.token_ids)] = sequence.token_ids
+    ids, lengths = padded(
+        [sequence.token_ids for row in rows for sequence in row],
+        generator.generation.pad_token_id,
+        shortest=1,
+    )
     return {
-        "decoder_token_ids": padded,
-        "decoder_lengths": lengths,
-        "scores": scores(rows, shape),
+        "decoder_token_ids": ids.reshape(*shape, ids.shape[1]),
+        "decoder_lengths": lengths.reshape(shape),
+        "scores": scores(rows).reshape(shape),
     }
 
 
 def tokenize(generator: Generator, inputs: Tensors, limits: Limits) -> Tensors:
     """Turn texts into ids (batch, source) and their lengths (batch,)."""
-    rows = sources(generator, inputs["text"], limits)
-    lengths = np.array([len(row) for row in rows], np.int32)
-    shape = len(rows), int(lengths.max(initial=0))
-    ids = np.full(shape, generator.tokenizer.pad_token_id, np.int32)
-    for number, row in enumerate(rows):
-        ids[number, : len(row)] = row
+    ids, lengths = padded(
+        sources(generator, inputs["text"], limits), generator.tokenizer.pad_token_id
+    )
     return {"encoder_token_ids": ids, "encoder_lengths": lengths}
 
 
 def detokenize(generator: Generator, inputs: Tensors, limits: Limits) -> Tensors:
     """Turn ids (batch, target), as far as their lengths say, into texts (batch,)."""
-    rows = rows_of(inputs["decoder_token_ids"], inputs["decoder_lengths"])
     texts = []
-    for row in rows:
+    for row in rows_of(inputs["decoder_token_ids"], inputs["decoder_lengths"]):
         limits.check()
         texts.append(generator.tokenizer.detokenize(row).encode())
     return {"text": string_array(texts)}
 
 
-COMPUTE: dict[str, Compute] = {
-    "serving_default": serving_default,
-    "generate_text": generate_text,
-    "generate": generate,
-    "tokenize": tokenize,
-    "detokenize": detokenize,
+COMPUTE: dict[str, Callable[[Generator, Tensors, Limits], Tensors]] = {
+    compute.__name__: compute
+    for compute in (serving_default, generate_text, generate, tokenize, detokenize)
 }
 
 
@@ -295,48 +268,53 @@ def rows_of(ids: Array, lengths: Array, shortest: int = 0) -> list[list[int]]:
     return [row[:end].tolist() for row, end in zip(ids, ends, strict=True)]
 
 
+def padded(rows: Sequence[Sequence[int]], padding: int, shortest: int = 0) -> tuple[Array, Array]:
+    """Return rows as int32 (rows, longest), at least `shortest` wide, and their lengths (rows,)."""
+    lengths = np.array([len(row) for row in rows], np.int32)
+    ids = np.full((len(rows), lengths.max(initial=shortest)), padding, np.int32)
+    for number, row in enumerate(rows):
+        ids[number, : len(row)] = row
+    return ids, lengths
+
+
+def scores(rows: Sequence[Sequence[GeneratedSequence]]) -> Array:
+    """Return the score of each sequence, float32 (batch * sequences,)."""
+    return np.array([sequence.score for row in rows for sequence in row], np.float32)
+
+
 def sequences_of(
     generator: Generator, rows: Sequence[Sequence[int]], inputs: Tensors
-) -> list[tuple[GeneratedSequence, ...]]:
-    """Generate from each source, best sequences first."""
-    found = []
-    for number, row in enumerate(rows):
-        given = {
-            tensor.name: inputs[tensor.name].tolist()[number % len(inputs[tensor.name])]
-            for tensor in contract.GENERATION_INPUTS
-            if tensor.name in inputs
-        }
-        found.append(generator.generate_ids(row, **parameters(generator, given)).sequences)
-    return found
-
-
-def parameters(generator: Generator, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return one text's settings as a GenerationConfig takes them.
+) -> list[list[GeneratedSequence]]:
+    """Generate `num_return_sequences` from each source, best first.
 
     Lengths beyond what the model has positions for are brought within it, as in the graph of a
     SavedModel, which may have texts of several requests in one batch.
     """
-    values = dict(given)
-    longest = generator.engine.config.max_sequence_length
-    if "max_length" in values:
-        values["max_length"] = min(values["max_length"], longest)
-    if "min_length" in values:
-        most = values.get("max_length", generator.generation.max_length)
-        values["min_length"] = min(values["min_length"], most)
-    if "early_stopping" in values:
-        word = values["early_stopping"]
-        if word not in EARLY_STOPPING:
-            raise invalid(
-                "early_stopping must be true, false or never, received "
-                f"{word.decode('utf-8', 'replace')}"
-            )
-        values["early_stopping"] = EARLY_STOPPING[word]
-    return values
-
-
-def scores(rows: Sequence[Sequence[GeneratedSequence]], shape: tuple[int, int]) -> Array:
-    """Return the score of each sequence, float32 (batch, sequences)."""
-    array = np.full(shape, NO_SCORE, np.float32)
+    longest, usual = generator.engine.config.max_sequence_length, generator.generation
+    found = []
     for number, row in enumerate(rows):
-        array[number, : len(row)] = [sequence.score for sequence in row]
-    return array
+        settings: dict[str, Any] = {
+            name: inputs[name].tolist()[number % len(inputs[name])]
+            for name in SETTINGS & inputs.keys()
+        }
+        if "max_length" in settings:
+            settings["max_length"] = min(settings["max_length"], longest)
+        if "min_length" in settings:
+            most = settings.get("max_length", usual.max_length)
+            settings["min_length"] = min(settings["min_length"], most)
+        if "early_stopping" in settings:
+            settings["early_stopping"] = early_stopping(settings["early_stopping"])
+        sequences = generator.generate_ids(row, **settings).sequences
+        missing = usual.num_return_sequences - len(sequences)
+        found.append([*sequences, *[NO_SEQUENCE] * missing])
+    return found
+
+
+def early_stopping(word: bytes) -> bool | str:
+    """Return the setting that a word stands for."""
+    if word not in EARLY_STOPPING:
+        raise invalid(
+            "early_stopping must be true, false or never, received "
+            f"{word.decode('utf-8', 'replace')}"
+        )
+    return EARLY_STOPPING[word]

@@ -3,17 +3,16 @@
 What can be merged and how it is padded is as in TensorFlow Serving's batching_session.cc.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from bart_export.server.servable import Tensors
 from bart_export.server.status import Code, StatusError, invalid
+from bart_export.server.tensors import Array
 
-Array = npt.NDArray[Any]
 # What TensorFlow's kernel for padding knows.
 LARGEST_PADDED_RANK = 6
 
@@ -33,12 +32,25 @@ def row_count(inputs: Tensors) -> int:
 def merged_inputs(calls: Sequence[Tensors], size: int, pad: bool) -> Tensors:
     """Return the inputs of all calls as one call's, with `size` rows.
 
-    Rows that are missing repeat the first row of the last call that has any.
+    With `pad`, each is made as long as the longest in each axis with its own first element,
+    whatever that means to the model: a mask that begins with 1 goes on with 1. Rows that are
+    missing repeat the first row of the last call that has any.
     """
     merged = {}
     for name in calls[0]:
         arrays = [call[name] for call in calls]
-        arrays = padded(arrays, name) if pad else equally_shaped(arrays, name)
+        ranks = {array.ndim for array in arrays}
+        if pad and max(ranks) > LARGEST_PADDED_RANK:
+            raise invalid("Only tensors with rank from 1 to 6 can be padded.")
+        if pad and len(ranks) == 1:
+            arrays = padded(arrays)
+        elif len({array.shape[1:] for array in arrays}) > 1:
+            raise StatusError(
+                Code.FAILED_PRECONDITION,
+                f"Tensors with name '{name}' from different tasks have different shapes and "
+                "padding is turned off. Set pad_variable_length_inputs to true, or ensure that all "
+                "tensors with the same name have equal dimensions starting with the first dim.",
+            )
         missing = size - sum(map(len, arrays))
         filled = [array for array in arrays if len(array)]
         if missing and filled:
@@ -47,47 +59,23 @@ def merged_inputs(calls: Sequence[Tensors], size: int, pad: bool) -> Tensors:
     return merged
 
 
-def equally_shaped(arrays: Sequence[Array], name: str) -> list[Array]:
-    """Return arrays that differ in nothing but their number of rows."""
-    if len({array.shape[1:] for array in arrays}) > 1:
-        raise StatusError(
-            Code.FAILED_PRECONDITION,
-            f"Tensors with name '{name}' from different tasks have different shapes and padding is "
-            "turned off. Set pad_variable_length_inputs to true, or ensure that all tensors with "
-            "the same name have equal dimensions starting with the first dim.",
-        )
-    return list(arrays)
+def padded(arrays: Sequence[Array]) -> list[Array]:
+    """Return arrays of one rank, made as long as the longest in each axis but the first."""
+    longest = [max(lengths) for lengths in zip(*(array.shape for array in arrays), strict=True)]
+    results = []
+    for array in arrays:
+        shape = (len(array), *longest[1:])
+        if math.prod(shape) == array.size:
+            results.append(array.reshape(shape))
+            continue
+        if not array.size:
+            raise invalid("Got empty tensor in batch of non-empty tensors.")
+        results.append(np.full(shape, array.flat[0], array.dtype))
+        results[-1][tuple(map(slice, array.shape))] = array
+    return results
 
 
-def padded(arrays: Sequence[Array], name: str) -> list[Array]:
-    """Return arrays made as long as the longest in each axis but the first.
-
-    Each is padded with its own first element, whatever that means to the model: a mask that begins
-    with 1 goes on with 1.
-    """
-    ranks = {array.ndim for array in arrays}
-    if max(ranks) > LARGEST_PADDED_RANK:
-        raise invalid("Only tensors with rank from 1 to 6 can be padded.")
-    if len(ranks) > 1:
-        return equally_shaped(arrays, name)
-    longest = tuple(
-        max(lengths) for lengths in zip(*(array.shape for array in arrays), strict=True)
-    )
-    return [padded_to(array, (len(array), *longest[1:])) for array in arrays]
-
-
-def padded_to(array: Array, shape: tuple[int, ...]) -> Array:
-    """Return an array of `shape` that begins with `array` and goes on with its first element."""
-    if math.prod(shape) == array.size:
-        return array.reshape(shape)
-    if not array.size:
-        raise invalid("Got empty tensor in batch of non-empty tensors.")
-    result = np.full(shape, array.flat[0], array.dtype)
-    result[tuple(map(slice, array.shape))] = array
-    return result
-
-
-def split_outputs(outputs: Tensors, rows: Sequence[int], size: int) -> list[Mapping[str, Array]]:
+def split_outputs(outputs: Tensors, rows: Sequence[int], size: int) -> list[Tensors]:
     """Return the outputs of a batch as those of the calls that it was made of."""
     for output in outputs.values():
         if output.ndim == 0:
@@ -98,31 +86,33 @@ def split_outputs(outputs: Tensors, rows: Sequence[int], size: int) -> list[Mapp
                 "Batched output tensor's 0th dimension does not equal the sum of the 0th dimension "
                 "sizes of the input tensors",
             )
-    ends = np.cumsum(rows)
+    ends = [*itertools.accumulate(rows, initial=0)]
     return [
-        {name: output[end - count : end] for name, output in outputs.items()}
-        for count, end in zip(rows, ends, strict=True)
+        {name: output[start:end] for name, output in outputs.items()}
+        for start, end in itertools.pairwise(ends)
     ]
 
 
 def joined_outputs(parts: Sequence[Tensors], padding: Mapping[str, int]) -> Tensors:
-    """Return the outputs of a call that was run in parts."""
-    return {name: joined([part[name] for part in parts], padding.get(name)) for name in parts[0]}
+    """Return the outputs of a call that was run in parts.
 
-
-def joined(arrays: Sequence[Array], padding: int | None) -> Array:
-    """Return arrays below one another, shorter ones padded unless `padding` is None."""
-    try:
-        if padding is not None and len({array.shape[1:] for array in arrays}) > 1:
+    Those that `padding` names are filled up with that where they are shorter than others.
+    """
+    joined = {}
+    for name in parts[0]:
+        arrays = [part[name] for part in parts]
+        if name in padding:
             longest = np.max([array.shape for array in arrays], axis=0)[1:]
             arrays = [
                 np.pad(
                     array,
                     [(0, 0), *((0, size) for size in longest - array.shape[1:])],
-                    constant_values=padding,
+                    constant_values=padding[name],
                 )
                 for array in arrays
             ]
-        return np.concatenate(arrays)
-    except ValueError as error:
-        raise StatusError(Code.INTERNAL, f"Tensor concat operation failed: {error}") from error
+        try:
+            joined[name] = np.concatenate(arrays)
+        except ValueError as error:
+            raise StatusError(Code.INTERNAL, f"Tensor concat operation failed: {error}") from error
+    return joined

@@ -1,28 +1,45 @@
-"""Opening a version with its engine, and warming it up.
+"""Opening a version with its engine, and running the warm-up requests that its directory brings.
 
 An engine is imported when the first model needs it, so that LiteRT serves where there is no
-TensorFlow. What lies in an artifact is held to its manifest first; a SavedModel from elsewhere has
-none.
+TensorFlow. The requests are a TFRecord file of PredictionLog messages and run one after the other;
+one that fails fails the load. The rules are those of TensorFlow Serving's saved_model_warmup.cc,
+the format that of TensorFlow's core/lib/io/record_writer.h.
 """
 
 import contextlib
 import importlib.util
+import itertools
 import logging
 import pathlib
+import struct
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
-from bart_export.artifact.artifact import Artifact, holds_artifact
+from google.protobuf.message import DecodeError
+
+from bart_export import documents
+from bart_export.artifact.artifact import Artifact
 from bart_export.errors import ArtifactError, MissingExtra
+from bart_export.server import messages, predict, tensors
 from bart_export.server.metrics import MICROSECONDS, WARMUP_LATENCY, Metrics
 from bart_export.server.options import ServeOptions
-from bart_export.server.servable import Servable, TextReader
-from bart_export.server.sources import LITERT, SAVED_MODEL, TENSORFLOW, ServedModel
-from bart_export.server.status import Code, StatusError
+from bart_export.server.servable import Call, Limits, Servable
+from bart_export.server.sources import LITERT, TENSORFLOW, ServedModel
+from bart_export.server.status import Code, StatusError, invalid, status_of_error
 from bart_export.server.versions import OpenVersion
-from bart_export.server.warmup import run_warmup
 
 LOG = logging.getLogger(__name__)
+
+WARMUP_REQUESTS = pathlib.PurePath("assets.extra", "tf_serving_warmup_requests")
+MAX_RECORDS = 1000
+MAX_BYTES = 1 << 28  # of all records; those of an export have some kilobytes
+
+LENGTH, CHECKSUM = struct.Struct("<Q"), struct.Struct("<I")
+HEADER_BYTES = LENGTH.size + CHECKSUM.size
+# The reversed Castagnoli polynomial of CRC-32C (RFC 3720, appendix B.4).
+CASTAGNOLI = 0x82F63B78
+MASK_DELTA = 0xA282EAD8
 
 
 def opener(options: ServeOptions, metrics: Metrics) -> OpenVersion:
@@ -35,7 +52,7 @@ def opener(options: ServeOptions, metrics: Metrics) -> OpenVersion:
             stack.callback(servable.close)
             if served.engine == LITERT:
                 check_export(path, number)
-            if options.warmup:
+            if options.warmup and (path / WARMUP_REQUESTS).is_file():
                 warm_up(servable, path, metrics, deadline)
             stack.pop_all()
         return servable
@@ -43,62 +60,13 @@ def opener(options: ServeOptions, metrics: Metrics) -> OpenVersion:
     return open_version
 
 
-def check_export(path: pathlib.Path, number: int) -> None:
-    """Make sure that an artifact is still the one that was found, by its number."""
-    exports = Artifact.open(path).manifest.exports
-    if exports != number:
-        raise ArtifactError(
-            f"{path} must hold export {number}, but export {exports} took its place. The next look "
-            "finds that one."
-        )
-
-
-def warm_up(servable: Servable, path: pathlib.Path, metrics: Metrics, deadline: float) -> None:
-    """Run the warm-up requests of a version directory, if it has some."""
-    began = time.perf_counter()
-
-    def observe(code: Code) -> float:
-        seconds = time.perf_counter() - began
-        metrics.observe(WARMUP_LATENCY, seconds * MICROSECONDS, str(path), code.name)
-        return seconds
-
-    try:
-        records = run_warmup(servable, path, deadline)
-    except StatusError as error:
-        observe(error.code)
-        raise
-    if records:
-        LOG.info("%s: %d requests warmed it up in %.1f s", path, records, observe(Code.OK))
-
-
 def open_with_tensorflow(path: pathlib.Path, options: ServeOptions) -> Servable:
     """Open a version directory of a SavedModel."""
     if importlib.util.find_spec("tensorflow") is None:
         raise MissingExtra("The engine tensorflow", "tensorflow", "export")
-    from bart_export.server.saved_model_operators import check_operators
-    from bart_export.server.tensorflow_engine import open_saved_model
+    from bart_export.server.tensorflow_engine import open_version
 
-    if checked_artifact(path):
-        check_operators(path)
-    servable = open_saved_model(path, options)
-    with contextlib.ExitStack() as stack:
-        stack.callback(servable.close)
-        # It may have been altered between its hash and its loading.
-        if artifact := checked_artifact(path):
-            servable.reader = TextReader.from_artifact(artifact)
-        stack.pop_all()
-    return servable
-
-
-def checked_artifact(path: pathlib.Path) -> Artifact | None:
-    """Return the artifact that a version directory lies in, held to its manifest."""
-    directory = path.resolve()
-    artifact = directory.parents[1] if len(directory.parents) > 1 else directory
-    if directory.parent.name != SAVED_MODEL or not holds_artifact(artifact):
-        return None
-    opened = Artifact.open(artifact)
-    opened.folder(f"{SAVED_MODEL}/{directory.name}")
-    return opened
+    return open_version(path, options)
 
 
 def open_with_litert(path: pathlib.Path, options: ServeOptions) -> Servable:
@@ -114,3 +82,125 @@ ENGINES: Mapping[str, Callable[[pathlib.Path, ServeOptions], Servable]] = {
     TENSORFLOW: open_with_tensorflow,
     LITERT: open_with_litert,
 }
+
+
+def check_export(path: pathlib.Path, number: int) -> None:
+    """Make sure that an artifact is still the one that was found, by its number."""
+    exports = Artifact.open(path).manifest.exports
+    if exports != number:
+        raise ArtifactError(
+            f"{path} must hold export {number}, but export {exports} took its place. The next look "
+            "finds that one."
+        )
+
+
+def warm_up(servable: Servable, path: pathlib.Path, metrics: Metrics, deadline: float) -> None:
+    """Run the warm-up requests of a version directory, and time them."""
+    began, code = time.perf_counter(), Code.OK
+    try:
+        records = run_warmup(servable, path, deadline)
+    except StatusError as error:
+        code = error.code
+        raise
+    finally:
+        seconds = time.perf_counter() - began
+        metrics.observe(WARMUP_LATENCY, seconds * MICROSECONDS, str(path), code.name)
+    LOG.info("%s: %d requests warmed it up in %.1f s", path, records, seconds)
+
+
+def run_warmup(servable: Servable, directory: pathlib.Path, deadline: float | None = None) -> int:
+    """Run the warm-up requests of a version directory, if it has some; return their number.
+
+    Raises:
+        StatusError: for a file that is damaged or too large, or a request that fails.
+    """
+    path = directory / WARMUP_REQUESTS
+    if not path.is_file():
+        return 0
+    if (size := path.stat().st_size) > MAX_BYTES:
+        raise invalid(f"{path} must have at most {MAX_BYTES} bytes; has {size}")
+    records = list(itertools.islice(read_records(path), MAX_RECORDS + 1))
+    if len(records) > MAX_RECORDS:
+        raise invalid(f"Number of warmup records exceeds the maximum ({MAX_RECORDS}) at {path}")
+    for number, record in enumerate(records, 1):
+        try:
+            run_log(servable, messages.PredictionLog.FromString(record), Limits(deadline=deadline))
+        except DecodeError as error:
+            raise invalid(f"Failed to parse warmup record {number} from {path}") from error
+        except Exception as error:  # an engine may raise anything
+            status = status_of_error(error)
+            raise StatusError(
+                status.code, f"Warmup record {number} from {path} failed: {status.message}"
+            ) from error
+    return len(records)
+
+
+def run_log(servable: Servable, log: Any, limits: Limits) -> None:
+    """Run the PredictRequest of a PredictionLog; other kinds of requests are passed over."""
+    if not log.HasField("predict_log"):
+        return
+    request = log.predict_log.request
+    name = request.model_spec.signature_name or predict.DEFAULT_SIGNATURE
+    signature = predict.chosen_signature(servable, name)
+    predict.check_inputs(signature, request.inputs)
+    inputs = {alias: tensors.from_proto(proto, alias) for alias, proto in request.inputs.items()}
+    outputs = predict.chosen_outputs(signature, request.output_filter)
+    call = Call(signature=name, inputs=inputs, outputs=outputs, limits=limits)
+    servable.submit(call).result(limits.remaining())
+
+
+def write_warmup(directory: pathlib.Path, requests: Iterable[Any]) -> None:
+    """Write PredictRequests as the warm-up requests of a version directory."""
+    path = directory / WARMUP_REQUESTS
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        for request in requests:
+            log = messages.PredictionLog(predict_log={"request": request})
+            content: bytes = log.SerializeToString(deterministic=True)
+            for part in (LENGTH.pack(len(content)), content):
+                file.write(part + CHECKSUM.pack(masked_crc32c(part)))
+
+
+def read_records(path: pathlib.Path) -> Iterator[bytes]:
+    """Yield the records of a TFRecord file: each a length and a content, with checksums.
+
+    Raises:
+        StatusError: DATA_LOSS for a file that is no TFRecord file, or no more.
+    """
+
+    def checked(start: int, data: bytes, length: int) -> bytes:
+        complete = len(data) >= length + CHECKSUM.size
+        if complete and CHECKSUM.unpack(data[length:])[0] == masked_crc32c(data[:length]):
+            return data[:length]
+        raise StatusError(
+            Code.DATA_LOSS,
+            f"{'corrupted' if complete else 'truncated'} record at {start} of {path}. Please "
+            "verify your warmup data is in TFRecord format.",
+        )
+
+    with documents.open_regular(path) as file:
+        size = path.stat().st_size
+        while header := file.read(HEADER_BYTES):
+            start = file.tell() - len(header)
+            (length,) = LENGTH.unpack(checked(start, header, LENGTH.size))
+            # Not more than there is: a length that was tampered with must not allocate anything.
+            yield checked(start, file.read(min(length, size) + CHECKSUM.size), length)
+
+
+def crc_of_byte(byte: int) -> int:
+    """Return the CRC-32C register after one byte."""
+    for _ in range(8):
+        byte = byte >> 1 ^ (CASTAGNOLI if byte & 1 else 0)
+    return byte
+
+
+CRC_TABLE = tuple(map(crc_of_byte, range(256)))
+
+
+def masked_crc32c(content: bytes) -> int:
+    """Return the checksum that a TFRecord stores: a CRC-32C, masked as data may have CRCs in it."""
+    register = 0xFFFFFFFF
+    for byte in content:
+        register = CRC_TABLE[(register ^ byte) & 0xFF] ^ register >> 8
+    register ^= 0xFFFFFFFF
+    return ((register >> 15 | register << 17) + MASK_DELTA) & 0xFFFFFFFF

@@ -158,22 +158,16 @@ def listed(names: Iterable[str]) -> str:
 async def run(lease: Lease, call: Call) -> Tensors:
     """Run a signature and return its outputs; see `finished` for how it may end.
 
-    Of texts to generate from, those that are blank are left out, and get an empty text.
+    What is generated from a text without a word is left out: the model would make it up.
     """
     signature, reader = lease.servable.signature_defs[call.signature], lease.servable.reader
-    if reader is None or not servable.generates_from_texts(call, signature):
-        return await submitted(lease, call)
-    size = sum(map(len, call.inputs[servable.TEXT]))
-    rows = await run_off_loop(size, lambda: reader.worded_rows(call), alone=False)
-    if not call.limits.remarks.empty:
-        return await submitted(lease, call)
-    outputs = await submitted(lease, servable.selected(call, rows)) if rows else {}
-    return servable.restored(call, rows, outputs, signature)
-
-
-async def submitted(lease: Lease, call: Call) -> Tensors:
-    """Have a servable run a call as it is."""
-    return await finished(lease.keep(lease.servable.submit(call)), call.limits)
+    blank: list[int] = []
+    if reader is not None and servable.generates_from_texts(call, signature):
+        texts = call.inputs[servable.TEXT]
+        size = sum(map(len, texts))
+        blank = await run_off_loop(size, lambda: reader.blank_rows(texts, call.limits), alone=False)
+    outputs = await finished(lease.keep(lease.servable.submit(call)), call.limits)
+    return servable.blanked(outputs, blank) if blank else outputs
 
 
 async def run_off_loop(size: int, work: Callable[[], Answer], *, alone: bool = True) -> Answer:

@@ -13,17 +13,14 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
 from bart_export.artifact.artifact import Artifact
 from bart_export.runtime.results import Result
 from bart_export.server.status import TIMED_OUT, Code, StatusError
-from bart_export.server.tensors import numpy_dtype
+from bart_export.server.tensors import Array
 from bart_export.text.tokenizer import BartTokenizer
 
 # Strings are arrays of dtype object that hold bytes.
-Tensors = Mapping[str, npt.NDArray[Any]]
+Tensors = Mapping[str, Array]
 
 
 @dataclasses.dataclass
@@ -162,7 +159,7 @@ QUEUE_FULL = "The batch scheduling queue to which this task was submitted is ful
 
 
 class Workers:
-    """Threads of a servable."""
+    """Threads of a servable; `queue_size` calls may wait beside those that run."""
 
     def __init__(self, count: int, queue_size: int, name: str) -> None:
         self._free = threading.Semaphore(count + queue_size)
@@ -172,7 +169,7 @@ class Workers:
         """Do some work on the next free thread, unless its limits have ended it by then.
 
         Raises:
-            StatusError: UNAVAILABLE if too much is waiting already, or the threads have ended.
+            StatusError: UNAVAILABLE if too much is waiting already.
         """
         if not self._free.acquire(blocking=False):
             raise StatusError(Code.UNAVAILABLE, QUEUE_FULL)
@@ -185,13 +182,7 @@ class Workers:
                 # Before the answer is told: whoever is may count on the thread that gave it.
                 self._free.release()
 
-        try:
-            future = self._threads.submit(limited)
-        except RuntimeError:  # the threads were shut down
-            self._free.release()
-            raise StatusError(Code.UNAVAILABLE, "The model is being unloaded") from None
-        future.add_done_callback(lambda ended: self._free.release() if ended.cancelled() else None)
-        return future
+        return self._threads.submit(limited)
 
     def close(self) -> None:
         """Wait for the threads to end."""
@@ -220,18 +211,16 @@ class TextReader:
             remarks.truncated.append(row)
         return ids
 
-    def worded_rows(self, call: Call) -> list[int]:
-        """Return the rows of a call that have a word; what is not read of the texts is remarked."""
-        worded = []
-        for row, data in enumerate(call.inputs[TEXT]):
-            call.limits.check()
+    def blank_rows(self, texts: Array, limits: Limits) -> list[int]:
+        """Return the rows of texts (batch,) that have no word; what is not read is remarked."""
+        for row, data in enumerate(texts):
+            limits.check()
             text = data.decode("utf-8", "replace")
             if is_blank(text):
-                call.limits.remarks.empty.append(row)
+                limits.remarks.empty.append(row)
             else:
-                self.encode(text, call.limits.remarks, row)
-                worded.append(row)
-        return worded
+                self.encode(text, limits.remarks, row)
+        return limits.remarks.empty
 
 
 def is_blank(text: str) -> bool:
@@ -251,28 +240,10 @@ def generates_from_texts(call: Call, signature: Any) -> bool:
     )
 
 
-def selected(call: Call, rows: Sequence[int]) -> Call:
-    """Return a call for some rows of a call; an input of one row goes for all of them."""
-    count = len(call.inputs[TEXT])
-    inputs = {
-        name: value[rows] if value.shape[:1] == (count,) else value
-        for name, value in call.inputs.items()
-    }
-    return dataclasses.replace(call, inputs=inputs)
-
-
-def restored(call: Call, rows: Sequence[int], outputs: Tensors, signature: Any) -> Tensors:
-    """Return the outputs of some rows of a call as those of all: of the others, nothing."""
-    count = len(call.inputs[TEXT])
-    whole = {}
-    for name in call.outputs:
-        info = signature.outputs[name]
-        if name in outputs:
-            shape: Sequence[int] = outputs[name].shape[1:]
-        else:
-            shape = [max(0, axis.size) for axis in info.tensor_shape.dim[1:]]
-        dtype = numpy_dtype(info.dtype)
-        whole[name] = np.full((count, *shape), b"" if dtype.kind == "O" else 0, dtype)
-        if name in outputs:
-            whole[name][rows] = outputs[name]
-    return whole
+def blanked(outputs: Tensors, rows: Sequence[int]) -> Tensors:
+    """Return outputs with nothing in some rows: empty strings, and numbers that are 0."""
+    results = {}
+    for name, value in outputs.items():
+        results[name] = value.copy()
+        results[name][rows] = b"" if value.dtype.kind == "O" else 0
+    return results

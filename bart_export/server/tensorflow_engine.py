@@ -2,21 +2,24 @@
 
 The model is loaded into a TF1 session and run through the session's C interface, as the real server
 does (saved_model_bundle_factory.cc and predict_util.cc of tensorflow/serving), so that what is
-accepted and what is refused is the same: dtypes are checked, shapes are left to the graph. Only
-this module of the server imports TensorFlow.
-
+accepted and what is refused is the same: dtypes are checked, shapes are left to the graph.
 TensorFlow has one pool of threads in a process: the `num_threads` of the first model count.
+
+A SavedModel is a program. One from elsewhere is run as it is, as TensorFlow Serving does; that of
+an artifact is held to what bart-export writes, since anybody can make a manifest fit other files.
 """
 
+import contextlib
 import dataclasses
 import functools
 import gc
+import itertools
 import logging
 import math
 import os
 import pathlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -24,7 +27,9 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from bart_export import contract, documents
+from bart_export.artifact.artifact import Artifact, holds_artifact
 from bart_export.config import GenerationConfig
+from bart_export.errors import ArtifactError
 from bart_export.quiet import native_stderr_silenced
 from bart_export.runtime.engine import available_cores
 from bart_export.runtime.results import Result
@@ -33,6 +38,7 @@ from bart_export.server.batching import BatchScheduler, Parameters
 from bart_export.server.merging import joined_outputs
 from bart_export.server.options import ServeOptions
 from bart_export.server.servable import Call, StreamCall, Tensors, TextReader, Workers
+from bart_export.server.sources import GRAPH, SAVED_MODEL
 from bart_export.server.status import Code, StatusError, invalid
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -52,39 +58,67 @@ MAX_GRAPH_BYTES = 1 << 28  # of an export; a large BART's has some megabytes
 # By these signatures an export is known, outside of its artifact as well.
 EXPORTED = {signature.name for signature in contract.saved_model_signatures()}
 
-# (values by the names of tensors to feed, names of tensors to fetch, seconds) -> values.
-Run = Callable[[Mapping[str, Any], Sequence[str], float | None], Sequence[Any]]
+# Of all exports together, whatever their settings, activation function and tokenizer.
+NAMES = """
+Add AddV2 All Any ArgMax Assert AssignVariableOp BatchMatMulV2 BiasAdd BroadcastTo Cast
+CheckNumerics ConcatV2 Const Cumsum DecodeRaw DisableCopyOnRead Empty EnsureShape Equal Erfc Exp
+ExpandDims Fill FloorDiv FloorMod GatherNd GatherV2 Greater GreaterEqual HashTableV2 Identity If
+InplaceUpdate IsFinite Less LessEqual Log LogicalAnd LogicalNot LogicalOr LookupTableFindV2
+LookupTableImportV2 LowerBound MatMul MatrixBandPart Max Maximum Mean MergeV2Checkpoints Minimum Mul
+Neg NoOp NotEqual OneHot OnesLike Pack Pad PadV2 PartitionedCall Placeholder PlaceholderWithDefault
+Pow Prod RaggedRange Range ReadVariableOp RealDiv ReduceJoin Relu Reshape RestoreV2 Roll Rsqrt
+SaveV2 SegmentMin Select SelectV2 Shape ShardedFilename Sigmoid Size Softmax Squeeze
+StatefulPartitionedCall StatelessIf StatelessWhile StaticRegexFullMatch StaticRegexReplace
+StopGradient StridedSlice StringJoin StringLength Sub Substr Sum Tanh TensorListFromTensor
+TensorListGetItem TensorListReserve TensorListSetItem TensorListStack TensorScatterMax
+TensorScatterMin TensorScatterUpdate Tile TopKV2 Transpose UnicodeDecodeWithOffsets UnicodeEncode
+UnicodeTranscode Unique Unpack UnsortedSegmentSum UpperBound VarHandleOp Where While ZerosLike
+"""
+OPERATORS = frozenset(NAMES.split())
+# They read and write files: saving and restoring variables do, and nothing else may.
+FILE_OPERATORS = frozenset({"MergeV2Checkpoints", "RestoreV2", "SaveV2"})
 
 
-def read_saved_model(path: pathlib.Path) -> Any:
-    """Return the message of a `saved_model.pb`, its graph included; nothing of it is run.
+def open_version(directory: pathlib.Path, options: ServeOptions) -> "SavedModelServable":
+    """Load a version directory; one of an artifact is held to its manifest and to `OPERATORS`.
 
     Raises:
-        OSError: for a file that cannot be read, or is larger than any graph.
-        ValueError: for one that is no such message.
+        ArtifactError: for files that are not those of the manifest, or a graph no export has.
+        StatusError: as for `open_saved_model`.
     """
-    try:
-        return SavedModel.FromString(documents.read(path, MAX_GRAPH_BYTES))
-    except DecodeError as error:
-        raise ValueError(str(error)) from None
+    if artifact_of(directory):
+        check_operators(directory)
+    servable = open_saved_model(directory, options)
+    with contextlib.ExitStack() as stack:
+        stack.callback(servable.close)
+        # It may have been altered between its hash and its loading.
+        if artifact := artifact_of(directory):
+            servable.reader = TextReader.from_artifact(artifact)
+        stack.pop_all()
+    return servable
+
+
+def artifact_of(version: pathlib.Path) -> Artifact | None:
+    """Return the artifact that a version directory lies in, the version held to its manifest."""
+    directory = version.resolve()
+    if directory.parent.name != SAVED_MODEL or not holds_artifact(directory.parents[1]):
+        return None
+    artifact = Artifact.open(directory.parents[1])
+    artifact.folder(f"{SAVED_MODEL}/{directory.name}")
+    return artifact
 
 
 def open_saved_model(directory: pathlib.Path, options: ServeOptions) -> "SavedModelServable":
-    """Load a version directory.
-
-    Args:
-        directory: holds `saved_model.pb`, `variables` and what else the model brings.
-        options: of the server.
+    """Load a version directory, whatever it holds.
 
     Raises:
         StatusError: for a directory that holds no SavedModel, or a damaged one, and for batching
             parameters that contradict themselves.
     """
     parameters = None
-    if options.batching:
-        path = options.batching_parameters_file or directory / PARAMETERS
-        if options.batching_parameters_file or path.is_file():
-            parameters = batching.read_parameters(path)
+    path = options.batching_parameters_file or directory / PARAMETERS
+    if options.batching and (options.batching_parameters_file or path.is_file()):
+        parameters = batching.read_parameters(path)
     config = tf.compat.v1.ConfigProto(intra_op_parallelism_threads=options.num_threads or 0)
     graph = tf.Graph()
     session = tf.compat.v1.Session(graph=graph, config=config)
@@ -135,12 +169,11 @@ class SavedModelServable:
     ) -> None:
         self.reader: TextReader | None = None
         self._session = session
-        self._run = native_run(session)
         self.signature_defs: dict[str, Any] = {
             name: messages.SignatureDef.FromString(signature.SerializeToString())
             for name, signature in meta_graph.signature_def.items()
         }
-        self._defaults: dict[str, dict[str, Any]] = {
+        self._defaults: dict[str, Tensors] = {
             name: {key: tf.make_ndarray(value) for key, value in signature.defaults.items()}
             for name, signature in meta_graph.signature_def.items()
         }
@@ -155,23 +188,16 @@ class SavedModelServable:
 
     def submit(self, call: Call) -> "Future[Tensors]":
         """Run a signature on one of the model's threads; see `servable.Servable`."""
+        call.limits.check()
         signature, outputs, limits = call.signature, call.outputs, call.limits
-        defaults: Tensors = self._defaults[signature]
-        try:
-            limits.check()
-            if isinstance(self._threads, BatchScheduler):
-                rows = {**for_each_row(defaults, call.inputs), **call.inputs}
-                return self._threads.submit(signature, outputs, rows, limits)
-            inputs = {**defaults, **call.inputs}
-            return self._threads.submit(
-                lambda: self.run(signature, outputs, inputs, limits.remaining()), limits
-            )
-        except StatusError as error:
-            if error.code is Code.UNAVAILABLE:
-                raise
-            future: Future[Tensors] = Future()
-            future.set_exception(error)
-            return future
+        defaults = self._defaults[signature]
+        if isinstance(self._threads, BatchScheduler):
+            rows = {**for_each_row(defaults, call.inputs), **call.inputs}
+            return self._threads.submit(signature, outputs, rows, limits)
+        inputs = {**defaults, **call.inputs}
+        return self._threads.submit(
+            lambda: self.run(signature, outputs, inputs, limits.remaining()), limits
+        )
 
     def stream(self, call: StreamCall) -> "Future[Result]":
         """Refuse: a SavedModel's answer comes whole."""
@@ -197,17 +223,40 @@ class SavedModelServable:
     def run(
         self, signature: str, outputs: Sequence[str], inputs: Tensors, seconds: float | None
     ) -> Tensors:
-        """Run a signature on the calling thread."""
+        """Run a signature on the calling thread.
+
+        `Session.run` would refuse shapes that the real server leaves to the graph, and convert
+        dtypes that the real server refuses.
+        """
         definition = self.signature_defs[signature]
-        feeds = {definition.inputs[name].name: inputs[name] for name in sorted(inputs)}
-        fetches = [definition.outputs[name].name for name in outputs]
+        buffer = native.TF_NewBufferFromString(run_options(seconds).SerializeToString())
         try:
-            values = self._run(feeds, fetches, seconds)
+            values = native.TF_SessionRun_wrapper(
+                self._session._session,
+                buffer,
+                {
+                    self._tensor(definition.inputs[name].name): inputs[name]
+                    for name in sorted(inputs)
+                },
+                [self._tensor(definition.outputs[name].name) for name in outputs],
+                [],
+                None,
+            )
         except tf.errors.OpError as error:
             raise StatusError(Code(error.error_code), one_line(error.message)) from error
         except (KeyError, TypeError, ValueError) as error:
             raise invalid(one_line(str(error.args[0]))) from error
+        finally:
+            native.TF_DeleteBuffer(buffer)
         return {name: array(value) for name, value in zip(outputs, values, strict=True)}
+
+    @functools.cached_property
+    def _tensor(self) -> Any:
+        """Find a tensor of the graph by its name, as the C interface takes it."""
+        graph = self._session.graph
+        return functools.cache(
+            lambda name: SymbolicTensor._as_tf_output(graph.get_tensor_by_name(name))
+        )
 
 
 def for_each_row(defaults: Tensors, inputs: Tensors) -> Tensors:
@@ -224,35 +273,6 @@ def for_each_row(defaults: Tensors, inputs: Tensors) -> Tensors:
         name: np.repeat(value, rows, axis=0) if value.shape[:1] == (1,) else value
         for name, value in defaults.items()
     }
-
-
-def native_run(session: Any) -> Run:
-    """Return how to run a session through its C interface.
-
-    `Session.run` would refuse shapes that the real server leaves to the graph, and convert dtypes
-    that the real server refuses.
-    """
-    handle, output_of = session._session, SymbolicTensor._as_tf_output
-
-    @functools.cache
-    def endpoint(name: str) -> Any:
-        return output_of(session.graph.get_tensor_by_name(name))
-
-    def native_session_run(
-        feeds: Mapping[str, Any], fetches: Sequence[str], seconds: float | None
-    ) -> Sequence[Any]:
-        values = {endpoint(name): value for name, value in feeds.items()}
-        wanted = [endpoint(name) for name in fetches]
-        buffer = native.TF_NewBufferFromString(run_options(seconds).SerializeToString())
-        try:
-            outputs: Sequence[Any] = native.TF_SessionRun_wrapper(
-                handle, buffer, values, wanted, [], None
-            )
-            return outputs
-        finally:
-            native.TF_DeleteBuffer(buffer)
-
-    return native_session_run
 
 
 def run_options(seconds: float | None) -> Any:
@@ -280,3 +300,83 @@ def one_line(message: str) -> str:
         return ROOT_ERROR.sub("", roots[0])
     kept = (line.strip() for line in lines if not line.strip().startswith("[["))
     return " ".join(line for line in kept if line not in ("", "Graph execution error:"))
+
+
+def check_operators(directory: pathlib.Path) -> None:
+    """Hold the graph of a version directory to the operators of exports; nothing of it is run.
+
+    Raises:
+        ArtifactError: for an operator that no export has, or one that reaches files from elsewhere
+            than where variables are saved and restored.
+    """
+    # TensorFlow has other forms of the same file, and takes those first or in its stead.
+    for other in directory.glob("saved_model.*"):
+        if other.name != GRAPH:
+            raise refusal(directory, f"{other.name} beside or instead of {GRAPH}")
+    try:
+        saved_model = SavedModel.FromString(documents.read(directory / GRAPH, MAX_GRAPH_BYTES))
+    except (OSError, DecodeError) as error:
+        raise refusal(directory, f"a {GRAPH} that cannot be read: {error}") from None
+    for meta_graph in saved_model.meta_graphs:
+        check_graph(meta_graph, directory)
+
+
+def check_graph(meta_graph: Any, directory: pathlib.Path) -> None:
+    """Check one graph of a SavedModel; see `check_operators`."""
+    functions = {
+        function.signature.name: function.node_def
+        for function in meta_graph.graph_def.library.function
+    }
+    nodes = [*meta_graph.graph_def.node, *itertools.chain(*functions.values())]
+    # A function of an operator's name would be called in its stead.
+    strange = {node.op for node in nodes} - OPERATORS | functions.keys() & OPERATORS
+    if strange:
+        raise refusal(directory, f"the operators {', '.join(sorted(strange))}")
+    saver = meta_graph.saver_def
+    allowed = {
+        node_name(saver.save_tensor_name): FILE_OPERATORS,
+        saver.restore_op_name: {"RestoreV2"},
+    }
+    referenced = set(referenced_nodes(meta_graph))
+    for node in meta_graph.graph_def.node:
+        files = operators_of(node, functions) & FILE_OPERATORS
+        if files - allowed.get(node.name, set()) or (files and node.name in referenced):
+            raise refusal(directory, f"{', '.join(sorted(files))} at {node.name}")
+
+
+def operators_of(node: Any, functions: Mapping[str, Iterable[Any]]) -> set[str]:
+    """Return the operators of a node and of all functions that it calls."""
+    found, called, waiting = set[str](), set[str](), [node]
+    while waiting:
+        node = waiting.pop()
+        found.add(node.op)
+        for value in node.attr.values():
+            names = {function.name for function in (value.func, *value.list.func)}
+            for name in (names & functions.keys()) - called:
+                called.add(name)
+                waiting += functions[name]
+    return found
+
+
+def node_name(tensor: str) -> str:
+    """Return the name of the node that a tensor or a control input comes from."""
+    return tensor.lstrip("^").partition(":")[0]
+
+
+def referenced_nodes(meta_graph: Any) -> Iterator[str]:
+    """Yield the names of nodes that others, a signature or a collection refer to."""
+    for node in meta_graph.graph_def.node:
+        yield from map(node_name, node.input)
+    for signature in meta_graph.signature_def.values():
+        yield from (node_name(info.name) for info in signature.outputs.values())
+    for collection in meta_graph.collection_def.values():
+        yield from map(node_name, collection.node_list.value)
+
+
+def refusal(directory: pathlib.Path, what: str) -> ArtifactError:
+    """Return the error for a SavedModel that has something no export has."""
+    return ArtifactError(
+        f"{directory} has {what[:300]}: no SavedModel that bart-export writes has that, and it may "
+        "do anything. Export the artifact again. If you trust it, copy it out of the artifact and "
+        "serve it with --model-base-path."
+    )

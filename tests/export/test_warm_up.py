@@ -10,7 +10,7 @@ from bart_export import contract
 from bart_export.errors import EngineError
 from bart_export.export.warm_up import MAX_BATCH_SIZE, largest_request, measure_memory
 from bart_export.runtime.generator import ModelInfo
-from bart_export.server import messages, warmup
+from bart_export.server import messages, opening
 from bart_export.verify.golden import TEXTS
 
 SIGNATURES = {signature.name: signature for signature in contract.saved_model_signatures()}
@@ -82,7 +82,7 @@ def test_a_version_that_does_not_serve_its_warm_up_is_found_out(deployed, tmp_pa
         (version / name).symlink_to(draft.directory / "saved_model/2" / name)
     wrong = messages.PredictRequest()
     wrong.model_spec.signature_name = "tokenise"
-    warmup.write_records(version / warmup.REQUESTS, [wrong])
+    opening.write_warmup(version, [wrong])
     with pytest.raises(EngineError, match='Version 2 .*[Ww]armup record 1 .*"?tokenise'):
         measure_memory(version, wrong)
     (version / "saved_model.pb").unlink()

@@ -1,6 +1,5 @@
 """A SavedModel of an artifact is loaded only while it is what the manifest says."""
 
-import pathlib
 import shutil
 
 import pytest
@@ -32,6 +31,16 @@ def alter(path):
                      content[:-1] + bytes([content[-1] ^ 1]))  # fmt: skip
 
 
+def add(path):
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+
+
+def link_folder(path):
+    path.rmdir()
+    path.symlink_to(path.parents[3])
+
+
 FILES = (
     "saved_model.pb",
     "fingerprint.pb",
@@ -40,49 +49,34 @@ FILES = (
     "variables/variables.index",
     "variables/variables.data-00000-of-00001",
 )
+UNNAMED = ("saved_model.cpb", "saved_model.pbtxt", "assets/words.txt", ".hidden")
+# What is done to which file of a version, and the reason of the refusal.
+HARM = [
+    *[(alter, file, f"{file} is not the file its manifest names") for file in FILES],
+    *[(add, file, f"{file} is in no manifest") for file in UNNAMED],
+    (link_folder, "assets", "assets is in no manifest"),
+]
 
 
-def test_these_are_all_files_of_a_version(directory):
+def test_a_complete_version_is_served_and_these_are_its_files(directory):
     version = directory / "saved_model/1"
     there = {path.relative_to(version).as_posix() for path in version.rglob("*") if path.is_file()}
     assert there == set(FILES)
+    serve(version)
 
 
-def test_one_that_is_whole_is_served(directory):
-    serve(directory / "saved_model/1")
-
-
-@pytest.mark.parametrize("file", FILES)
-def test_an_altered_file_is_refused_by_name(directory, file):
-    alter(directory / "saved_model/1" / file)
-    with pytest.raises(ArtifactError, match=f"{file} is not the file its manifest names"):
+@pytest.mark.parametrize(("harm", "file", "reason"), HARM)
+def test_an_altered_version_is_refused_by_name(directory, harm, file, reason):
+    harm(directory / "saved_model/1" / file)
+    with pytest.raises(ArtifactError, match=reason):
         serve(directory / "saved_model/1")
 
 
 def test_a_link_to_the_versions_does_not_lead_past_the_manifest(directory, tmp_path):
     (tmp_path / "models").symlink_to(directory / "saved_model")
-    serve(tmp_path / "models/1")
     alter(directory / "saved_model/1/saved_model.pb")
     with pytest.raises(ArtifactError, match="altered or damaged"):
         serve(tmp_path / "models/1")
-
-
-@pytest.mark.parametrize(
-    "file", ["saved_model.cpb", "saved_model.pbtxt", "assets/words.txt", ".hidden"]
-)
-def test_a_file_that_no_manifest_names_is_not_loaded(directory, file):
-    path = directory / "saved_model/1" / file
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes(b"")
-    with pytest.raises(ArtifactError, match=f"{file} is in no manifest"):
-        serve(directory / "saved_model/1")
-
-
-def test_a_folder_behind_a_link_is_not_loaded(directory, tmp_path):
-    (directory / "saved_model/1/assets").rmdir()
-    (directory / "saved_model/1/assets").symlink_to(tmp_path)
-    with pytest.raises(ArtifactError, match="assets is in no manifest"):
-        serve(directory / "saved_model/1")
 
 
 def test_a_version_that_no_manifest_names_is_not_loaded(directory):
@@ -92,15 +86,14 @@ def test_a_version_that_no_manifest_names_is_not_loaded(directory):
 
 
 def test_what_was_altered_between_hash_and_loading_is_not_served(directory, monkeypatch):
-    closed = []
+    closed, open_saved_model = [], tensorflow_engine.open_saved_model
 
-    def load_late(path: pathlib.Path, options):
+    def load_late(path, options):
         servable = open_saved_model(path, options)
         alter(path / "variables/variables.data-00000-of-00001")
         monkeypatch.setattr(servable, "close", lambda: closed.append(servable))
         return servable
 
-    open_saved_model = tensorflow_engine.open_saved_model
     monkeypatch.setattr(tensorflow_engine, "open_saved_model", load_late)
     with pytest.raises(ArtifactError, match="altered or damaged"):
         serve(directory / "saved_model/1")

@@ -247,15 +247,6 @@ def test_an_answer_over_rest_is_that_over_grpc(served, model, signature):
         check_equal(over_rest(served, model, signature, inputs, by_row), answer)
 
 
-@pytest.mark.parametrize("signature", SHARED)
-def test_both_engines_give_one_answer(served, signature):
-    answers = [
-        over_grpc(served, model, signature, served.inputs[signature])
-        for model in (TENSORFLOW, LITERT)
-    ]
-    check_equal(*answers, TOLERANCE)
-
-
 @pytest.mark.parametrize("model", [TENSORFLOW, LITERT])
 def test_texts_are_those_of_the_generator(served, model):
     answer = over_grpc(served, model, "serving_default", served.inputs["serving_default"])

@@ -25,11 +25,6 @@ def test_arrays_are_padded_at_the_end_of_each_axis_with_their_first_element(dtyp
     np.testing.assert_array_equal(result, expected)
 
 
-def test_strings_are_padded_with_strings():
-    result = merged(np.array([[b"a", b"b"]], object), np.array([[b"c"]], object))
-    assert result.tolist() == [[b"a", b"b"], [b"c", b"c"]]
-
-
 @pytest.mark.parametrize("pad", [True, False])
 def test_missing_rows_repeat_the_first_row_of_the_last_call_that_has_one(pad):
     arrays = [np.array([[1], [2]]), np.array([[3], [4]]), np.zeros([0, 1], int)]

@@ -1,15 +1,20 @@
 """From a version directory to a servable that is warm, or a reason why not."""
 
 import logging
+import os
+import struct
 import sys
 from concurrent.futures import Future
 
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
 import numpy as np
 import pytest
+import tensorflow as tf
 from support.arithmetic import Arithmetic
-from support.arithmetic_server import open_arithmetic
+from tensorflow_serving.apis import prediction_log_pb2
 
-from bart_export.errors import ArtifactError, MissingExtra
+from bart_export.errors import ArtifactError, InputError, MissingExtra
 from bart_export.server import opening
 from bart_export.server.messages import PredictRequest
 from bart_export.server.metrics import Metrics
@@ -17,82 +22,237 @@ from bart_export.server.options import ServeOptions
 from bart_export.server.sources import ServedModel
 from bart_export.server.status import Code, StatusError
 from bart_export.server.tensors import to_proto
-from bart_export.server.warmup import REQUESTS, write_records
+
+
+class Opened(Arithmetic):
+    """An Arithmetic that notes its calls, and fails where it is told to."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+        self.error = None
+
+    def submit(self, call):
+        self.calls.append((call.signature, call.outputs))
+        if self.error is not None:
+            raise self.error
+        return super().submit(call)
 
 
 @pytest.fixture
 def opened(monkeypatch):
-    """The servables that were opened."""
-    servables = []
-
-    def open_one(path, options):
-        servables.append(open_arithmetic(path, options))
-        return servables[-1]
-
-    monkeypatch.setitem(opening.ENGINES, "tensorflow", open_one)
-    return servables
+    """Return a servable that the engine opens, whatever the directory."""
+    servable = Opened()
+    monkeypatch.setitem(opening.ENGINES, "tensorflow", lambda path, options: servable)
+    yield servable
+    servable.close()
 
 
-def version(path, *values):
-    """Write a version directory with a warm-up request for each value of x."""
-    requests = [
-        PredictRequest(model_spec={"name": "m"}, inputs={"x": to_proto(np.array([value]))})
-        for value in values
-    ]
-    write_records(path / REQUESTS, requests)
-    return path
+@pytest.fixture
+def metrics():
+    return Metrics()
 
 
-def open_version(path, metrics, **fields):
-    served = ServedModel(name="m", base_path=path.parent, engine="tensorflow")
-    return opening.opener(ServeOptions(**fields), metrics)(served, 1, path)
+@pytest.fixture
+def open_version(opened, tmp_path, metrics):
+    """Return a function that opens a version."""
+
+    def open_with(**fields):
+        served = ServedModel(name="m", base_path=tmp_path, engine="tensorflow")
+        return opening.opener(ServeOptions(**fields), metrics)(served, 1, tmp_path)
+
+    return open_with
 
 
-FLOAT, TEXT = np.float32(1), "text"
+def asking(*x, signature="", dtype=np.float32, name="x", outputs=()):
+    return PredictRequest(
+        model_spec={"name": "m", "signature_name": signature},
+        inputs={name: to_proto(np.array(x, dtype))},
+        output_filter=outputs,
+    )
 
 
-def test_a_version_answers_its_warm_up_requests_before_it_is_handed_out(tmp_path, opened, caplog):
-    metrics = Metrics()
+def test_a_version_answers_its_warm_up_requests_before_it_is_handed_out(
+    opened, open_version, tmp_path, metrics, caplog
+):
+    opening.write_warmup(tmp_path, [asking(1), asking(2, signature="sums", name="a")])
     with caplog.at_level(logging.INFO):
-        servable = open_version(version(tmp_path / "1", FLOAT, FLOAT), metrics)
-    assert servable is opened[0]
+        assert open_version() is opened
+    assert opened.calls == [("serving_default", ("y",)), ("sums", ("difference", "sum"))]
     assert "2 requests warmed it up" in caplog.text
-    labels = f'model_path="{tmp_path / "1"}",status="OK"'
+    labels = f'model_path="{tmp_path}",status="OK"'
     assert f":tensorflow:serving:model_warmup_latency_count{{{labels}}} 1.0" in metrics.exposition()
 
 
-def test_a_warm_up_request_that_fails_fails_the_version_and_frees_it(tmp_path, opened):
-    metrics = Metrics()
-    with pytest.raises(StatusError, match="Expects arg.0. to be float but string") as caught:
-        open_version(version(tmp_path / "1", FLOAT, TEXT), metrics)
-    assert caught.value.code == Code.INVALID_ARGUMENT
-    assert opened[0].closed
-    assert 'status="INVALID_ARGUMENT"' in metrics.exposition()
+def test_a_request_names_its_outputs(opened, open_version, tmp_path):
+    opening.write_warmup(tmp_path, [asking(1, signature="sums", name="a", outputs=["sum"])])
+    open_version()
+    assert opened.calls == [("sums", ("sum",))]
 
 
-def test_a_warm_up_request_that_is_not_answered_ends_with_the_time_of_the_load(
-    tmp_path, opened, monkeypatch
+@pytest.mark.parametrize(
+    ("wrong", "code", "reason"),
+    [
+        (asking(1, signature="foo"), Code.FAILED_PRECONDITION, 'key "foo" not found'),
+        (asking(1, name="z"), Code.INVALID_ARGUMENT, "Expected the inputs {x}, received {z}"),
+        (
+            asking(1, dtype=np.int32),
+            Code.INVALID_ARGUMENT,
+            "Expects arg[0] to be float but int32 is provided",
+        ),
+    ],
+)
+def test_a_request_that_fails_fails_the_load(
+    opened, open_version, tmp_path, metrics, wrong, code, reason
+):
+    opening.write_warmup(tmp_path, [asking(1), wrong, asking(2)])
+    with pytest.raises(StatusError) as refused:
+        open_version()
+    assert refused.value.code is code
+    path = tmp_path / opening.WARMUP_REQUESTS
+    assert refused.value.message.startswith(f"Warmup record 2 from {path} failed: ")
+    assert reason in refused.value.message
+    assert len(opened.calls) <= 2
+    assert opened.closed
+    assert f'status="{code.name}"' in metrics.exposition()
+
+
+def test_an_error_of_the_package_fails_the_load_as_it_would_a_call(opened, open_version, tmp_path):
+    opened.error = InputError("too long")
+    opening.write_warmup(tmp_path, [asking(1)])
+    with pytest.raises(StatusError, match="failed: too long") as refused:
+        open_version()
+    assert refused.value.code is Code.INVALID_ARGUMENT
+
+
+def test_a_request_that_is_not_answered_ends_with_the_time_of_the_load(
+    opened, open_version, tmp_path, monkeypatch
 ):
     """As one does that waits for a batch which is not full."""
-    monkeypatch.setattr(Arithmetic, "submit", lambda *_: Future())
+    monkeypatch.setattr(opened, "submit", lambda _: Future())
+    opening.write_warmup(tmp_path, [asking(1)])
     with pytest.raises(StatusError, match="Warmup record 1 .* Timed out waiting") as caught:
-        open_version(version(tmp_path / "1", FLOAT), Metrics(), load_seconds=0.1)
+        open_version(load_seconds=0.1)
     assert caught.value.code == Code.DEADLINE_EXCEEDED
-    assert opened[0].closed
+    assert opened.closed
 
 
-def test_warm_up_can_be_left_out(tmp_path, opened):
-    metrics = Metrics()
-    servable = open_version(version(tmp_path / "1", TEXT), metrics, warmup=False)
-    assert not servable.closed
+@pytest.mark.parametrize(("requests", "warmup"), [(None, True), ([asking(1)], False)])
+def test_a_version_may_be_opened_without_warm_up(
+    opened, open_version, tmp_path, metrics, requests, warmup
+):
+    if requests:
+        opening.write_warmup(tmp_path, requests)
+    open_version(warmup=warmup)
+    assert opened.calls == []
     assert "warmup_latency_count" not in metrics.exposition()
 
 
-def test_a_version_without_warm_up_requests_is_not_in_the_metrics(tmp_path, opened):
-    metrics = Metrics()
-    (tmp_path / "1").mkdir()
-    open_version(tmp_path / "1", metrics)
-    assert "warmup_latency_count" not in metrics.exposition()
+def write_raw(tmp_path, *records):
+    """Write records with TensorFlow's own writer."""
+    path = tmp_path / opening.WARMUP_REQUESTS
+    path.parent.mkdir()
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for record in records:
+            writer.write(record)
+    return path
+
+
+@pytest.mark.parametrize("field", ["classify_log", "session_run_log", None])
+def test_other_kinds_of_requests_are_passed_over(opened, open_version, tmp_path, field):
+    log = prediction_log_pb2.PredictionLog()
+    if field:
+        getattr(log, field).SetInParent()
+    write_raw(tmp_path, log.SerializeToString())
+    open_version()
+    assert opened.calls == []
+
+
+def test_a_record_that_is_no_log_is_invalid(open_version, tmp_path):
+    write_raw(tmp_path, b"\xff\xff")
+    with pytest.raises(StatusError, match="Failed to parse warmup record 1") as refused:
+        open_version()
+    assert refused.value.code is Code.INVALID_ARGUMENT
+
+
+def test_no_more_than_a_thousand_records_are_run(opened, open_version, tmp_path):
+    opening.write_warmup(tmp_path, [asking(1)] * 1000)
+    open_version()
+    opened.calls.clear()
+    opening.write_warmup(tmp_path, [asking(1)] * 1001)
+    with pytest.raises(StatusError, match=r"exceeds the maximum \(1000\)"):
+        open_version()
+    assert opened.calls == []
+
+
+def test_a_file_larger_than_any_warm_up_is_not_read(opened, open_version, tmp_path):
+    path = tmp_path / opening.WARMUP_REQUESTS
+    path.parent.mkdir()
+    with path.open("wb") as file:
+        file.write(long_length(bytes(12)))
+        file.truncate(1 << 35)
+    with pytest.raises(StatusError, match=f"at most {1 << 28} bytes; has {1 << 35}") as refused:
+        open_version()
+    assert refused.value.code is Code.INVALID_ARGUMENT
+
+
+def test_what_is_written_is_what_tensorflow_serving_reads(tmp_path):
+    requests = [asking(1, 2), asking(3, signature="foo")]
+    opening.write_warmup(tmp_path, requests)
+    records = tf.data.TFRecordDataset(str(tmp_path / opening.WARMUP_REQUESTS))
+    logs = [prediction_log_pb2.PredictionLog.FromString(record.numpy()) for record in records]
+    for log, request in zip(logs, requests, strict=True):
+        assert log.predict_log.request.SerializeToString(
+            deterministic=True
+        ) == request.SerializeToString(deterministic=True)
+
+
+def test_records_of_tensorflow_are_read(tmp_path):
+    records = [b"", b"a", bytes(range(256)) * 300]
+    assert list(opening.read_records(write_raw(tmp_path, *records))) == records
+
+
+def flip(position):
+    def damage(content):
+        changed = bytearray(content)
+        changed[position] ^= 1
+        return bytes(changed)
+
+    return damage
+
+
+def long_length(content):
+    """Return a first record that says, with a right checksum, that it is very long."""
+    length = struct.pack("<Q", 2**62)
+    return length + struct.pack("<I", opening.masked_crc32c(length)) + content[12:]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (flip(0), "corrupted record at 0"),
+        (flip(8), "corrupted record at 0"),
+        (flip(12), "corrupted record at 0"),
+        (flip(-1), "corrupted record at 21"),
+        (lambda content: content[:-1], "truncated record at 21"),
+        (lambda content: content[:-5], "truncated record at 21"),
+        (lambda content: content[:25], "truncated record at 21"),
+        (lambda content: content + b"\0", "truncated record at 42"),
+        (long_length, "truncated record at 0"),
+        (lambda _: b'{"instances": ["no TFRecord"]}', "corrupted record at 0"),
+    ],
+    ids=[
+        "length", "checksum of length", "content", "checksum of content", "short checksum",
+        "short content", "short header", "more", "too long", "text",
+    ],
+)  # fmt: skip
+def test_damage_is_data_loss(opened, open_version, tmp_path, damage, message):
+    path = write_raw(tmp_path, b"first", b"later")
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(StatusError, match=f"^{message} of .*TFRecord format") as refused:
+        open_version()
+    assert refused.value.code is Code.DATA_LOSS
+    assert opened.calls == []
 
 
 def test_the_tensorflow_engine_needs_its_extra(tmp_path, monkeypatch):

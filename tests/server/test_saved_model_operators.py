@@ -16,8 +16,8 @@ from bart_export.model import BartBackbone
 from bart_export.server import opening
 from bart_export.server.metrics import Metrics
 from bart_export.server.options import ServeOptions
-from bart_export.server.saved_model_operators import OPERATORS, check_operators
 from bart_export.server.sources import TENSORFLOW, ServedModel
+from bart_export.server.tensorflow_engine import OPERATORS, check_operators
 from bart_export.text.added_tokens import AddedToken
 from bart_export.text.tokenizer import BartTokenizer
 
@@ -129,21 +129,24 @@ def save_under_another_name(graph):
     function.signature.name = "Tanh"
 
 
+SAVING = "has MergeV2Checkpoints, SaveV2 at "
+
+
 @pytest.mark.parametrize(
-    ("edit", "told"),
+    ("edit", "message"),
     [
         (save_under_another_name, "has the operators Tanh: "),
         (read_in_a_function, "has the operators ReadFile: no SavedModel that bart-export writes"),
-        (save_again, "has MergeV2Checkpoints, SaveV2 at again"),
-        (save_at_load, "has MergeV2Checkpoints, SaveV2 at "),
-        (save_as_an_answer, "has MergeV2Checkpoints, SaveV2 at "),
-        (save_as_main, "has MergeV2Checkpoints, SaveV2 at "),
+        (save_again, f"{SAVING}again"),
+        (save_at_load, SAVING),
+        (save_as_an_answer, SAVING),
+        (save_as_main, SAVING),
         (save_when_restoring, "has RestoreV2, SaveV2 at "),
     ],
 )
-def test_what_reaches_files_is_refused_by_name(directory, edit, told):
+def test_what_reaches_files_is_refused_by_name(directory, edit, message):
     change(directory, edit)
-    with pytest.raises(ArtifactError, match=told) as caught:
+    with pytest.raises(ArtifactError, match=message) as caught:
         check_operators(directory)
     assert str(directory) in str(caught.value)
 

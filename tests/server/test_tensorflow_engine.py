@@ -16,9 +16,11 @@ from support.made_up_saved_models import (
     write_half_plus_two,
 )
 
-from bart_export.server import tensorflow_engine
+from bart_export.server import opening, tensorflow_engine
+from bart_export.server.metrics import Metrics
 from bart_export.server.options import ServeOptions
 from bart_export.server.servable import Call, Limits, StreamCall
+from bart_export.server.sources import TENSORFLOW, ServedModel
 from bart_export.server.status import Code, StatusError
 
 FOREVER = np.array([2**31 - 1], np.int32)
@@ -88,16 +90,9 @@ def error_of(future):
 
 def test_half_plus_two(half_plus_two):
     (y,) = answer(half_plus_two, "serving_default", "y", x=floats([1.0], [2.0], [5.0]))
-    assert y.tolist() == [[2.5], [3.0], [4.5]]
-    assert y.dtype == np.float32
-
-
-@pytest.mark.parametrize(
-    ("signature", "output"), [("classify_x_to_y", "scores"), ("regress_x_to_y", "outputs")]
-)
-def test_examples_are_fed_as_strings(half_plus_two, signature, output):
+    assert (y.tolist(), y.dtype) == ([[2.5], [3.0], [4.5]], np.float32)
     inputs = strings(example(x=2.0), example(x=20.0))
-    (values,) = answer(half_plus_two, signature, output, inputs=inputs)
+    (values,) = answer(half_plus_two, "classify_x_to_y", "scores", inputs=inputs)
     assert values.tolist() == [[3.0], [12.0]]
 
 
@@ -139,8 +134,11 @@ def test_defaults_fill_what_a_call_leaves_out(assorted):
 def test_only_wanted_outputs_come_back_in_the_order_they_were_named(assorted):
     result = assorted.submit(call("scale", ["quotient"], x=floats(6))).result(60)
     assert {name: value.tolist() for name, value in result.items()} == {"quotient": [2.0]}
-    both = answer(assorted, "scale", "quotient", "product", x=floats(6))
-    assert [value.tolist() for value in both] == [[2.0], [18.0]]
+    both = assorted.submit(call("scale", ["quotient", "product"], x=floats(6))).result(60)
+    assert [(name, value.item()) for name, value in both.items()] == [
+        ("quotient", 2.0),
+        ("product", 18.0),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -198,9 +196,9 @@ def test_a_call_that_comes_too_late_does_not_wait_for_a_thread(opened):
         call("count", ["steps"], Limits(deadline=time.monotonic() + 1), steps=FOREVER)
     )
     late = Limits(deadline=time.monotonic() - 1)
-    future = servable.submit(call("echo", ["text"], late, text=strings(b"a")))
-    assert future.done()
-    assert error_of(future)[0] is Code.DEADLINE_EXCEEDED
+    with pytest.raises(StatusError) as refused:
+        servable.submit(call("echo", ["text"], late, text=strings(b"a")))
+    assert refused.value.code is Code.DEADLINE_EXCEEDED
     assert not busy.done()
 
 
@@ -249,16 +247,6 @@ def test_workers_run_side_by_side(opened):
     busy = servable.submit(call("count", ["steps"], limits, steps=FOREVER))
     assert answer(servable, "echo", "text", text=strings(b"a"))[0].tolist() == [b"a"]
     assert not busy.done()
-
-
-def test_many_threads_get_their_own_answers(opened):
-    servable = opened(workers=2, queue_size=100)
-    futures = [
-        servable.submit(call("scale", ["product"], x=floats(number))) for number in range(100)
-    ]
-    assert [future.result(60)["product"].item() for future in futures] == [
-        3.0 * number for number in range(100)
-    ]
 
 
 def test_streaming_is_refused_with_what_would_help(assorted):
@@ -323,16 +311,125 @@ servable.close()
 @pytest.mark.parametrize(
     ("message", "line"),
     [
-        ("It failed.\n\t [[{{node add}}]]", "It failed."),
-        ("Graph execution error:\n\nRead less\n\t [[{{node R}}]]", "Read less"),
+        ("Graph execution error:\n\nRead less.\nBut\n\t [[{{node R}}]]", "Read less. But"),
         (
             "2 root error(s) found.\n  (0) INVALID_ARGUMENT: Too long\n\t [[{{node a}}]]\n"
             "\t [[b]]\n  (1) INVALID_ARGUMENT: Too long\n\t [[{{node a}}]]\n"
             "0 successful operations.\n0 derived errors ignored.",
             "Too long",
         ),
-        ("One.\nTwo.", "One. Two."),
     ],
 )
 def test_messages_are_one_line_without_nodes(message, line):
     assert tensorflow_engine.one_line(message) == line
+
+
+BATCHES_OF_FOUR = "max_batch_size { value: 4 } batch_timeout_micros { value: 60000000 }"
+
+
+def with_parameters(directory, tmp_path, text):
+    """Return a copy of a version directory that has its own batching parameters."""
+    copied = tmp_path / "1"
+    shutil.copytree(directory, copied)
+    (copied / "batching_params.pbtxt").write_text(text)
+    return copied
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["of the model", "of the server"])
+def test_calls_are_batched_by_parameters(assorted_directory, tmp_path, opened, own):
+    text = BATCHES_OF_FOUR + " num_batch_threads { value: 1 }"
+    if own:
+        servable = opened(with_parameters(assorted_directory, tmp_path, text))
+    else:
+        (tmp_path / "parameters").write_text(text)
+        servable = opened(batching_parameters_file=tmp_path / "parameters")
+    inputs = [floats([1, 2], [3, 4]), floats([5, 6]), floats([7, 8])]
+    futures = [servable.submit(call("sums", ["sum", "rows"], x=x)) for x in inputs]
+    results = [future.result(60) for future in futures]
+    assert [result["sum"].tolist() for result in results] == [[3.0, 7.0], [11.0], [15.0]]
+    assert [result["rows"].tolist() for result in results] == [[4, 4], [4], [4]]
+
+
+def test_nothing_is_batched_unless_asked(assorted_directory, tmp_path, opened):
+    directory = with_parameters(assorted_directory, tmp_path, BATCHES_OF_FOUR)
+    servable = opened(directory, batching=False)
+    assert servable.submit(call("sums", ["rows"], x=floats([1, 2]))).result(60)[
+        "rows"
+    ].tolist() == [1]
+
+
+def test_defaults_count_for_each_row_of_a_batch(assorted_directory, tmp_path, opened):
+    servable = opened(with_parameters(assorted_directory, tmp_path, BATCHES_OF_FOUR))
+    calls = [{"x": floats(1, 2)}, {"x": floats(3)}, {"x": floats(4), "factor": floats(5)}]
+    futures = [servable.submit(call("scale", ["product"], **inputs)) for inputs in calls]
+    products = [future.result(60)["product"].tolist() for future in futures]
+    assert products == [[3.0, 6.0], [9.0], [20.0]]
+
+
+BATCH_AT_ONCE = "max_batch_size { value: 4 }"
+
+
+INVALID = Code.INVALID_ARGUMENT
+# A signature, its outputs and inputs, and the code and words of the refusal.
+NOT_BATCHED = {
+    "scalar output": (
+        "sums", "total", {"x": floats([1])},
+        Code.FAILED_PRECONDITION, "Batched output tensor has 0 dimensions",
+    ),
+    "too many rows": (
+        "sums", "sum", {"x": np.ones([5, 1], np.float32)},
+        INVALID, "Task size 5 is larger than maximum input batch size 4",
+    ),
+    "dtype": (
+        "sums", "sum", {"x": np.ones([1, 1], np.int32)},
+        INVALID, "Expects arg[0] to be float but int32 is provided",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", NOT_BATCHED)
+def test_what_cannot_be_batched_is_refused(assorted_directory, tmp_path, opened, case):
+    signature, output, inputs, code, message = NOT_BATCHED[case]
+    servable = opened(with_parameters(assorted_directory, tmp_path, BATCH_AT_ONCE))
+    with pytest.raises(StatusError) as refused:
+        servable.submit(call(signature, [output], **inputs)).result(60)
+    assert (refused.value.code, refused.value.message) == (code, message)
+
+
+def test_wrong_parameters_refuse_the_model(assorted_directory, tmp_path, opened):
+    text = "max_batch_size { value: 8 } allowed_batch_sizes: 4"
+    with pytest.raises(StatusError, match="last entry was 4; expected 8"):
+        opened(with_parameters(assorted_directory, tmp_path, text))
+
+
+@pytest.fixture(scope="module")
+def exported(saved_model_artifact):
+    """Return an export as it is served, and as it answers without batching."""
+    version = saved_model_artifact.directory / "saved_model/1"
+    served = ServedModel(name="m", base_path=version.parent, engine=TENSORFLOW)
+    options = [
+        ServeOptions(workers=1, warmup=False, batching=batching) for batching in (True, False)
+    ]
+    servables = [opening.opener(each, Metrics())(served, 1, version) for each in options]
+    yield servables
+    for servable in servables:
+        servable.close()
+
+
+def test_more_rows_than_a_batch_has_are_answered_as_one_batch_would_be(exported):
+    """Each part of a large request has its own longest row."""
+    texts = [b"A library.", *[b"A"] * 7, b"A much longer text about a library that reads.", b""]
+
+    def answer(signature, **inputs):
+        outputs = tuple(exported[0].signature_defs[signature].outputs)
+        return [one.submit(call(signature, outputs, **inputs)).result(60) for one in exported]
+
+    batched, whole = answer("tokenize", text=strings(*texts))
+    np.testing.assert_equal(batched, whole)
+    assert whole["encoder_lengths"][8] > whole["encoder_lengths"][:8].max()
+    lengths = np.array([4] * 9 + [9], np.int32)
+    batched, whole = answer("generate", **whole, max_length=lengths, min_length=lengths)
+    scores = [batched.pop("scores"), whole.pop("scores")]
+    np.testing.assert_equal(batched, whole)
+    np.testing.assert_allclose(*scores, rtol=1e-4)
+    assert np.unique(whole["decoder_lengths"]).tolist() == [4, 9]

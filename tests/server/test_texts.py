@@ -19,9 +19,7 @@ BLANK = ("", " \n\t", "\u3000\u00a0\x1f")
 CUT = "word " * 300
 # Each request, the rows that are cut, and those that are blank.
 REQUESTS = [
-    ((SHORT,), "", ""),
     ((CUT,), "0", ""),
-    (("",), "", "0"),
     (BLANK, "", "0,1,2"),
     ((SHORT, "", CUT, " ", CUT), "2,4", "1,3"),
 ]
@@ -70,15 +68,6 @@ def expected(generator, texts, **settings):
 @pytest.mark.parametrize("model", ENGINES)
 @pytest.mark.parametrize(("texts", "cut", "blank"), REQUESTS)
 def test_rest_tells_in_headers(server, generator, model, texts, cut, blank):
-    answer = requests.post(url(server, model, "predict"), json={"instances": texts}, timeout=60)
-    assert answer.json() == {"predictions": expected(generator, texts)}
-    assert answer.headers.get("truncated-rows", "") == cut
-    assert answer.headers.get("empty-rows", "") == blank
-
-
-@pytest.mark.parametrize("model", ENGINES)
-@pytest.mark.parametrize(("texts", "cut", "blank"), REQUESTS)
-def test_each_row_keeps_its_settings(server, generator, model, texts, cut, blank):
     rows = [{"text": text, **SETTINGS, "max_length": 9 + row} for row, text in enumerate(texts)]
     body = {"signature_name": "generate_text", "instances": rows}
     answer = requests.post(url(server, model, "predict"), json=body, timeout=60)
