@@ -57,32 +57,32 @@ def test_a_file_that_is_whole_is_served_and_its_weights_are_packed_before(made):
     assert cache.stat().st_ino == built
 
 
-@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGKILL])
-def test_a_file_that_ends_the_process_is_refused_in_a_line(made, ending, number):
-    ending(f"os.kill(os.getpid(), {int(number)})")
-    with pytest.raises(
-        EngineError, match=f"was ended by {number.name}: its .tflite file"
-    ) as caught:
+# What a process of the trial does before LiteRT opens a file, and the line that says so.
+ENDS = [
+    *[
+        (f"os.kill(os.getpid(), {int(number)})", f"was ended by {number.name}: its .tflite file")
+        for number in (signal.SIGSEGV, signal.SIGABRT, signal.SIGKILL)
+    ],
+    ("time.sleep(600)", "did not end within 1 s"),
+    ("sys.modules['numpy'] = None", "failed: ModuleNotFoundError: import of numpy halted"),
+]
+
+
+@pytest.mark.parametrize(("statement", "line"), ENDS)
+def test_a_file_that_ends_the_process_is_refused_in_a_line(
+    made, ending, monkeypatch, statement, line
+):
+    ending(statement)
+    if "sleep" in statement:
+        monkeypatch.setattr(trial, "SECONDS", 1.0)
+    with pytest.raises(EngineError, match=line) as caught:
         serve(made)
     assert "\n" not in str(caught.value)
-
-
-def test_a_process_that_does_not_end_is_ended(made, ending, monkeypatch):
-    ending("time.sleep(600)")
-    monkeypatch.setattr(trial, "SECONDS", 1.0)
-    with pytest.raises(EngineError, match="did not end within 1 s"):
-        serve(made)
 
 
 def test_what_is_wrong_in_words_is_said_in_those(made):
     (made / "tflite/float32.tflite").write_bytes(b"altered")
     with pytest.raises(EngineError, match=r"^\S+float32.tflite is not the file its manifest names"):
-        serve(made)
-
-
-def test_a_process_that_fails_unexpectedly_is_told_by_its_last_line(made, ending):
-    ending("sys.modules['numpy'] = None")
-    with pytest.raises(EngineError, match="failed: ModuleNotFoundError: import of numpy halted"):
         serve(made)
 
 
