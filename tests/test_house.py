@@ -32,10 +32,9 @@ NOT["verify"] = {"server", "bench"}
 NOT["tune"] = NOT["report"] = {"server"}
 # The same inside a room, for its modules.
 INSIDE = {
-    "server": ("options", "status", "messages", "tensors", "metrics", "servable", "merging",
-               "batching", "litert_engine", "tensorflow_engine", "saved_model_operators", "sources",
-               "versions", "models", "model_config", "predict", "warmup", "opening", "http_server",
-               "rest", "grpc_server", "serve"),
+    "server": ("options", "status", "messages", "tensors", "metrics", "servable", "sources",
+               "merging", "batching", "litert_engine", "tensorflow_engine", "versions", "models",
+               "predict", "opening", "http_server", "rest", "grpc_server", "serve"),
 }  # fmt: skip
 TENSOR_LIBRARIES = {"tensorflow", "keras", "keras_hub", "ai_edge_quantizer", "torch"}
 WITH_TENSOR_LIBRARIES = {"model", "graph", "convert", "verify", "tune", "export"}
