@@ -86,7 +86,7 @@ def attempt_file(prepared: None, scratch: pathlib.Path, dice: random.Random) -> 
     path.write_bytes(content)
     try:
         checkpoint = resolve.read(case, weights=False)
-        tokenization.check(checkpoint, checkpoint.tokenizer(), [random_text(dice)])
+        tokenization.check_tokenizer(checkpoint, checkpoint.tokenizer(), [random_text(dice)])
     except BartExportError as error:
         if not str(error).isprintable() or "does not say" in str(error):
             raise

@@ -46,7 +46,7 @@ class TextFile(Record):
 class FileVerification(Record):
     """How far a `.tflite` file is from the float model.
 
-    `signatures` has, for each of the file's, the figures of `evaluation.StepFigures`, or, for one
+    `signatures` has, for each of the file's, the figures of `traces.StepFigures`, or, for one
     that encodes, `error`, `spread` and `relative` of cross keys and values. `logits`, `spread`,
     `relative`, `kl` and `top1` are the worst of those, over `steps`, as are `rounding` and
     `float32`, None where the model was not computed in float64. `tokens` is the share of
@@ -168,7 +168,7 @@ class LayerSensitivity(Record):
     """What a model loses by one layer: its matrix has `parameters` weights, stored as `storage`.
 
     `kl` is the mean Kullback-Leibler divergence of a step in nats, `relative` the root mean square
-    error of the logits over their spread, as in `evaluation.StepFigures`.
+    error of the logits over their spread, as in `traces.StepFigures`.
     """
 
     layer: str

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from bart_export.artifact.figures import FileVerification
     from bart_export.edgetpu.compiler import Compiled, Report
     from bart_export.runtime.generator import ModelInfo
-    from bart_export.verify.compare_files import Row, Texts, Truth
-    from bart_export.verify.gate import File
+    from bart_export.verify.compare import Baseline, Comparison, TfliteFile
+    from bart_export.verify.data import Texts
 
 GOLDEN = 6  # about half of the golden questions and traces, for the progress bar
 
@@ -59,6 +59,7 @@ def verify(
     of its recipe. Only --against needs TensorFlow.
     """
     from bart_export.artifact.artifact import Artifact
+    from bart_export.verify.data import read as read_texts
 
     bounds = metrics.parse(tolerance)
     opened = Artifact.open(artifact)
@@ -68,10 +69,10 @@ def verify(
             raise click.UsageError("--tolerance needs --data, --against or both.")
         replay_golden(opened, as_json)
         return
-    texts = None if data is None else texts_of(data)
-    rows = compare_files(opened, texts, against, bounds)
+    texts = None if data is None else read_texts(data)
+    rows = compare_artifact(opened, texts, against, bounds)
     if as_json:
-        described = texts and texts.description.to_dict()
+        described = texts and texts.file.to_dict()
         files = [row.to_dict() for row in rows]
         print_report(opened, {"against": against, "data": described, "files": files})
     else:
@@ -97,7 +98,7 @@ def discard_damaged_caches(artifact: "Artifact") -> None:
 def replay_golden(artifact: "Artifact", as_json: bool) -> None:
     """Check every hash and ask the golden questions again."""
     from bart_export.runtime.generator import Generator
-    from bart_export.verify.replay import replay
+    from bart_export.verify.checks import replay
 
     files = artifact.manifest.tflite()
     rows = replay(
@@ -137,63 +138,53 @@ def print_unasked(artifact: "Artifact") -> None:
         )
 
 
-def texts_of(path: pathlib.Path) -> "Texts":
-    """Read a file of texts."""
-    from bart_export.verify import data
-    from bart_export.verify.compare_files import Texts
-
-    return Texts(data.read(path), data.digest(path))
-
-
-def compare_files(
+def compare_artifact(
     artifact: "Artifact", texts: "Texts | None", against: str | None, bounds: dict[str, float]
-) -> "list[Row]":
+) -> "list[Comparison]":
     """Compare an artifact's files with its float32 file or with a preset, and show progress."""
     from bart_export.runtime.generator import ModelInfo
-    from bart_export.verify.compare_files import files_of, own_truth, recheck
+    from bart_export.verify.checks import artifact_files, compare_files, float_baseline
 
     for name in artifact.manifest.files:
         artifact.path(name, rehash=True)
-    info, files = ModelInfo.from_artifact(artifact), files_of(artifact, bounds)
+    info, files = ModelInfo.from_artifact(artifact), artifact_files(artifact, bounds)
     shapes = {file.shapes for file in files}
     count = GOLDEN if texts is None else len(texts.examples)
     with stages(2 * count * len(files) + count * len(shapes)) as stage:
         if against is None:
-            assert texts is not None
-            truth = own_truth(info, files, texts, stage)
+            baseline = float_baseline(info, files)
             others = [file for file in files if file.recipe.mode != "float"]
-            return recheck(info, others, truth, texts, stage)
+            return compare_files(others, baseline, texts, stage)
         with scratch_directory() as scratch:
-            truth = load_preset(artifact, info, files, against, texts, bounds, scratch, stage)
-            return recheck(info, files, truth, texts, stage)
+            baseline = load_preset(artifact, info, files, against, bounds, scratch, stage)
+            return compare_files(files, baseline, texts, stage)
 
 
 def load_preset(
     artifact: "Artifact",
     info: "ModelInfo",
-    files: "Sequence[File]",
+    files: "Sequence[TfliteFile]",
     preset: str,
-    texts: "Texts | None",
     bounds: dict[str, float],
     directory: pathlib.Path,
     stage: Stage,
-) -> "Truth":
+) -> "Baseline":
     """Import TensorFlow and return a preset as what files are compared with."""
     from bart_export.checkpoints.resolve import resolve_preset
 
     cli.require("Comparing with a preset", cli.EXPORT_PACKAGES, "export")
     resolve_preset(preset)  # refused before TensorFlow takes its seconds to load
     with cli.loading_tensorflow(stage):
-        from bart_export.verify.baseline import preset_truth
-    return preset_truth(artifact, info, files, preset, texts, bounds, directory, stage)
+        from bart_export.verify.reference import preset_baseline
+    return preset_baseline(artifact, info, files, preset, bounds, directory, stage)
 
 
-def print_table(rows: "Sequence[Row]") -> None:
+def print_table(rows: "Sequence[Comparison]") -> None:
     """Print the figures of files, two of them in a cell, and what is wrong with them."""
     heads = ("file", "relative error\nKL, nats", "top-1\nequal texts", "worst\nrow",
              "ROUGE-L\nlost (95 %)")  # fmt: skip
     output = console()
-    lines = [(row.file, *(cells(row.comparison) if row.comparison else ())) for row in rows]
+    lines = [(row.file.name, *(cells(row.figures) if row.figures else ())) for row in rows]
     output.print(filled("", heads, lines))
     for row in rows:
         for failure in row.failures:

@@ -25,10 +25,9 @@ from bart_export.recipes.table import Recipe
 from bart_export.runtime.compiled_model import CompiledModelBackend
 from bart_export.runtime.edgetpu import open_edgetpu
 from bart_export.runtime.engine import FileEngine
-from bart_export.verify import verify
+from bart_export.verify.compare import Cases, compare_model
 from bart_export.verify.reference import KerasReference
-from bart_export.verify.tolerance import Bound, hold, judge, uncommitted
-from bart_export.verify.verify import Reference
+from bart_export.verify.tolerance import Bound, bounds_of, require, uncommitted
 
 # What the error of the encoder's output may be, in units of its spread.
 ENCODER_TOLERANCE = 0.1
@@ -140,7 +139,7 @@ def check_edgetpu(
     draft: Draft,
     recipe: Recipe,
     keras: KerasReference,
-    reference: Reference,
+    cases: Cases,
 ) -> tuple[EdgeTpuVerification, Sequence[Answer | None]]:
     """Run the parts together, on the CPU, and compare encoder and answers with the reference.
 
@@ -149,14 +148,14 @@ def check_edgetpu(
     """
     config, tokenizer = model.info.config, model.info.tokenizer
     engine = open_edgetpu(draft.directory / parts.HOST, config)
-    error = encoder_error(engine, keras, reference)
+    error = encoder_error(engine, keras, cases)
     with uncommitted():
-        hold(
+        require(
             parts.HOST,
             [Bound("the error of the encoder's output", error, ENCODER_TOLERANCE, AT_MOST)],
         )
-        compared, answers = verify.compare(parts.HOST, recipe, engine, tokenizer, reference)
-        judge(parts.HOST, recipe, compared)
+        compared, answers = compare_model(parts.HOST, engine, tokenizer, cases, exact=recipe.exact)
+        require(parts.HOST, bounds_of(recipe, compared))
     verification = EdgeTpuVerification(
         **vars(compared),
         encoder=error,
@@ -166,13 +165,13 @@ def check_edgetpu(
     return verification, answers
 
 
-def encoder_error(engine: FileEngine, keras: KerasReference, reference: Reference) -> float:
+def encoder_error(engine: FileEngine, keras: KerasReference, cases: Cases) -> float:
     """Return the error of the encoder's output, over all sources, in units of its spread."""
     assert isinstance(engine.backend, CompiledModelBackend)
     encoder = engine.backend.encoder
     assert encoder is not None
     errors, spreads = [], []
-    for source in dict.fromkeys(question.source_token_ids for question in reference.questions):
+    for source in dict.fromkeys(question.source_token_ids for question in cases.questions):
         ids = np.array([source], np.int32)
         expected = np.asarray(keras.encode(ids), np.float32)[0]
         errors.append(encoder.run(ids) - expected)

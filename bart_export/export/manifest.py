@@ -32,7 +32,7 @@ from bart_export.report import report
 from bart_export.text.added_tokens import BART_TOKENS
 from bart_export.text.tokenizer import BartTokenizer
 from bart_export.verify import golden
-from bart_export.verify.verify import Reference
+from bart_export.verify.compare import Cases
 
 VOCABULARY, MERGES = "tokenizer/vocabulary.json", "tokenizer/merges.txt"
 TOOLS = ("tensorflow", "keras", "ai-edge-litert", "ai-edge-quantizer", "numpy", "tokenizers")
@@ -156,14 +156,12 @@ def carry_over(draft: Draft, manifest: Manifest, written: Collection[str]) -> Pr
 
 
 def write_golden(
-    draft: Draft, reference: Reference, verified: Mapping[str, Verified], previous: PreviousExport
+    draft: Draft, cases: Cases, verified: Mapping[str, Verified], previous: PreviousExport
 ) -> None:
     """Write what the Keras model and every file answered, and what earlier files did."""
     answers = {name: answered for name, (_, answered) in verified.items()}
     kept = [row.file for row in previous.verification]
-    recorded = golden.recorded(
-        reference.questions, reference.answers, answers, previous.golden, kept
-    )
+    recorded = golden.recorded(cases.questions, cases.answers, answers, previous.golden, kept)
     manifest_file.write_golden(draft.directory / GOLDEN, recorded)
 
 

@@ -26,9 +26,9 @@ from bart_export.export.tflite_target import export_tflite
 from bart_export.model import BartBackbone
 from bart_export.progress import Stage
 from bart_export.runtime.generator import ModelInfo
-from bart_export.verify import golden, tokenization, verify
-from bart_export.verify.reference import Float64Reference, KerasReference
-from bart_export.verify.verify import Reference
+from bart_export.verify import golden, tokenization
+from bart_export.verify.compare import Cases
+from bart_export.verify.reference import KerasReference
 
 
 def export(
@@ -42,7 +42,7 @@ def export(
     """Export a preset to an artifact directory.
 
     Args:
-        preset: what `origin.resolve` takes.
+        preset: what `resolve.find` takes.
         options: what to export; their class is the target.
         output: the artifact directory to make, to add to, or to replace.
         stage: told the name of each stage as it begins.
@@ -68,7 +68,7 @@ def export_resolved(
     with artifact.draft(output) as draft:
         tokenizer = write_tokenizer(checkpoint, draft)
         stage("verify the tokenizer")
-        tokenization.check(checkpoint, tokenizer, golden.TEXTS)
+        tokenization.check_tokenizer(checkpoint, tokenizer, golden.TEXTS)
         generation, length = resolved.defaults.generation, checkpoint.encoder_sequence_length
         info = ModelInfo(checkpoint.config, tokenizer, generation, length)
         model = Model(info, backbone, checkpoint.directory)
@@ -76,13 +76,13 @@ def export_resolved(
         stage("ask the Keras model")
         keras = KerasReference(backbone)
         questions = golden.questions(info, exported.settings)
-        reference = verify.consult(keras, tokenizer, questions, Float64Reference(backbone))
-        verified = verify_files(exported, keras, reference, stage)
+        cases = keras.ask(tokenizer, questions)
+        verified = verify_files(exported, keras, cases, stage)
         described = describe(resolved, tokenizer)
         previous = carry_over(draft, described, exported.entries)
         stage("measure for the report")
         measured = measurements.measure(exported.measured, info, previous.exports + 1)
-        write_golden(draft, reference, verified, previous)
+        write_golden(draft, cases, verified, previous)
         manifest = complete(draft, described, exported, verified, measured, previous)
         manifest = write_report(draft, manifest)
         stage("commit the artifact")
@@ -100,12 +100,12 @@ def export_files(model: Model, options: Options, draft: Draft, stage: Stage) -> 
 
 
 def verify_files(
-    exported: ExportResult, keras: KerasReference, reference: Reference, stage: Stage
+    exported: ExportResult, keras: KerasReference, cases: Cases, stage: Stage
 ) -> dict[str, Verified]:
     """Compare every file, by name, with the Keras model; see `ExportedFile.check`."""
 
     def verified(file: ExportedFile) -> Verified:
         stage(f"verify {file.name}")
-        return file.check(keras, reference)
+        return file.check(keras, cases)
 
     return {file.name: verified(file) for file in exported.files}

@@ -25,7 +25,7 @@ from bart_export.progress import Stage
 from bart_export.runtime.generator import ModelInfo
 from bart_export.server import opening
 from bart_export.verify import golden
-from bart_export.verify import saved_model as comparison
+from bart_export.verify.saved_model import check_saved_model
 
 BATCHING_PARAMETERS = "batching_params.pbtxt"  # of a version
 SERVING_FILES = (
@@ -98,7 +98,7 @@ def export_saved_model(
         for file in files
     }
     check = functools.partial(
-        comparison.check, name, directory, options.dtype, info.tokenizer, info.generation
+        check_saved_model, name, directory, options.dtype, info.tokenizer, info.generation
     )
     own = None if info.generation == model.info.generation else info.generation
     return ExportResult([ExportedFile(name, entries, check, own)])

@@ -13,8 +13,8 @@ from bart_export.graph.parameters import InferenceParameters
 from bart_export.model import BartBackbone
 from bart_export.runtime.generator import ModelInfo
 from bart_export.verify import data, golden
+from bart_export.verify.compare import Cases
 from bart_export.verify.reference import KerasReference
-from bart_export.verify.verify import Reference
 
 CALIBRATION_FILE = "calibration.jsonl"  # in a preset's directory
 # Texts that are run of those that ship with a preset: ranges hardly grow after them.
@@ -22,7 +22,7 @@ ENOUGH = 32
 
 # How far a file is from the Keras model, and its answer to each question, None to those not asked.
 Verified = tuple[figures.Verification, Sequence[figures.Answer | None]]
-Check = Callable[[KerasReference, Reference], Verified]
+Check = Callable[[KerasReference, Cases], Verified]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,8 +102,9 @@ class CalibrationTexts:
             joined = "".join(golden.TEXTS).encode()
             return cls(golden.TEXTS, "golden", hashlib.sha256(joined).hexdigest())
         path, origin, most = (own, "preset", ENOUGH) if given is None else (given, "given", None)
-        texts = tuple(example.text for example in data.read(path)[:most])
-        return cls(texts, origin, data.digest(path))
+        texts = data.read(path)
+        chosen = tuple(example.text for example in texts.examples[:most])
+        return cls(chosen, origin, texts.file.sha256)
 
     def entry(self, samples: int) -> manifest.Calibration:
         """Return what a file's entry in the manifest says of so many samples of these texts."""

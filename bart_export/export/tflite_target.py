@@ -24,14 +24,14 @@ from bart_export.progress import Stage
 from bart_export.recipes.table import RECIPES, STORAGES, Recipe, require_layers, with_bounds
 from bart_export.runtime import graph_rules, search
 from bart_export.runtime.generator import ModelInfo
-from bart_export.tune.evaluator import Examination
-from bart_export.tune.sensitivity import measure
-from bart_export.tune.tune import RANKING_TEXTS, RUNGS
+from bart_export.tune.budget_search import Evaluator
+from bart_export.tune.sensitivity import measure_sensitivities, write_uniform
+from bart_export.tune.tune import RANKING_TEXTS, STORAGE_OPTIONS
+from bart_export.verify.checks import Gate
+from bart_export.verify.compare import Cases, TfliteFile, open_draft
 from bart_export.verify.data import Example
-from bart_export.verify.gate import File, Gate, opened
 from bart_export.verify.reference import KerasReference
-from bart_export.verify.verify import Reference
-from bart_export.verify.weights import parameters_of
+from bart_export.verify.weights import checkpoint_matrices
 
 
 def export_tflite(model: Model, options: TfliteOptions, draft: Draft, stage: Stage) -> ExportResult:
@@ -56,8 +56,8 @@ def export_tflite(model: Model, options: TfliteOptions, draft: Draft, stage: Sta
         entry = texts.entry(calibration.samples)
     name = "The float32 file that the others are made of"
     bounds = with_bounds(RECIPES["float32"], options.tolerance)
-    base = File.of_draft(name, float_file, bounds, config, shapes)
-    gate = Gate(model.info, base, parameters_of(config, model.parameters), options.data)
+    base = TfliteFile.of_draft(name, float_file, bounds, config, shapes)
+    gate = Gate(model.info, base, checkpoint_matrices(config, model.parameters), options.data)
     written = []
     for recipe in recipes:
         path = draft.directory / TFLITE / file_name(recipe, shapes)
@@ -65,9 +65,9 @@ def export_tflite(model: Model, options: TfliteOptions, draft: Draft, stage: Sta
             stage(f"quantize {recipe.name}")
             path.write_bytes(quantize(float_file, recipe, layer_names(config), calibration))
         name = f"{TFLITE}/{path.name}"
-        file = File.of_draft(name, path, recipe, config, shapes)
+        file = TfliteFile.of_draft(name, path, recipe, config, shapes)
         entries = {name: entry_of(draft, name, recipe, config, shapes, entry)}
-        measured = Measured(shapes, functools.partial(opened, path, config, shapes))
+        measured = Measured(shapes, functools.partial(open_draft, path, config, shapes))
         check = functools.partial(check_tflite, gate, file)
         written.append(ExportedFile(name, entries, check, measured=measured))
     # Whoever exports one recipe has chosen; between several it helps to know the layers.
@@ -170,16 +170,19 @@ def sensitivities(
         float_file = pathlib.Path(scratch) / base.name
         float_file.symlink_to(base)
         examples = [Example(text) for text in texts[:RANKING_TEXTS]]
-        examination = Examination(float_file, model.info, examples, generate=False)
-        storage = STORAGES[RUNGS[0]]
-        return tuple(measure(model.backbone, float_file, examination.traces, storage))
+        evaluator = Evaluator(float_file, model.info, examples, generate=False)
+        storage = STORAGES[STORAGE_OPTIONS[0]]
+        path = float_file.with_name("narrowest.tflite")
+        write_uniform(float_file, storage, layer_names(model.info.config), path)
+        rows = measure_sensitivities(model.backbone, path, evaluator.traces, storage)
+        return tuple(rows)
 
 
 def check_tflite(
-    gate: Gate, file: File, keras: KerasReference, reference: Reference
+    gate: Gate, file: TfliteFile, keras: KerasReference, cases: Cases
 ) -> tuple[FileVerification, Sequence[Answer | None]]:
-    """Hold a `.tflite` file to the Keras model that `reference` asked, and to what readers ask."""
-    verified = gate.check(file, reference)
+    """Hold a `.tflite` file to the Keras model that `cases` asked, and to what readers ask."""
+    verified = gate.check(file, cases)
     config, shapes = gate.info.config, file.shapes
     buckets = None if shapes is None else contract.static_buckets(config, **vars(shapes))
     graph_rules.check_graph(file.path, graph_rules.expected_signatures(config, buckets))

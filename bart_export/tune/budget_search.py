@@ -1,14 +1,11 @@
-"""Searching a budget: of files that store ever more layers wider, the first that keeps it.
+"""The search for the smallest file within a budget, among files that store ever more layers wider.
 
-An examination, a float file, bounds, and widenings in their order go in; a recipe and what its file
-was measured to be come out. Every file is a real one. Where the order comes from is not known here.
-
-A few steps more or less that decide otherwise are chance, and a search that stops at the smallest
-file that keeps a bound stops at a lucky one. `top1` is therefore judged twice: as counted, and as
-the file's divergence has it. Where errors of logits are small, those steps decide otherwise whose
-margin is smaller than the error, so that their share goes with the error, and the divergence with
-its square (the first term of its expansion): the share goes with the square root of the divergence.
-How much, files of about the same divergence say together. On `bart_mini_en`, of eleven files with
+Every file is a real one, run on LiteRT. A few steps that decide otherwise by chance would let a
+search stop at a lucky file. `top1` is therefore judged twice: as counted, and as the file's
+divergence has it. Where errors of logits are small, those steps decide otherwise whose margin is
+smaller than the error, so that their share goes with the error, and the divergence with its square
+(the first term of its expansion): the share goes with the square root of the divergence. By what
+factor, files of about the same divergence say together. On `bart_mini_en`, of eleven files with
 divergences from 0.0004 to 0.04, shares over that root were 0.30 to 0.54 without a trend.
 """
 
@@ -19,16 +16,91 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 
+import numpy as np
+
+from bart_export.artifact.artifact import sha256
 from bart_export.convert.quantize import quantize
 from bart_export.errors import EngineError, VerificationFailed
 from bart_export.progress import Stage
 from bart_export.recipes.metrics import AT_MOST, METRICS, within
 from bart_export.recipes.table import DEFAULT, Layers, Recipe, parse_recipe
-from bart_export.tune.evaluator import Examination, Measured
-from bart_export.tune.precision_steps import Widening, after
+from bart_export.runtime.compiled_model import open_compiled_model
+from bart_export.runtime.generator import ModelInfo
+from bart_export.tune.sensitivity import PrecisionStep, apply_steps
+from bart_export.verify import golden
+from bart_export.verify.compare import Cases, compare_model
+from bart_export.verify.data import Example
+from bart_export.verify.golden import Question
+from bart_export.verify.traces import SignaturePair, Trace, TraceOutput, teacher_force
 
-TRIES = 4  # widenings that are tried to be taken back at the end
+TRIES = 4  # steps that the search tries to take back at the end
 TINY = 1e-30  # stands for no divergence
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """A file's size in bytes, its hash, and its figures by the names of `metrics.METRICS`."""
+
+    size: int
+    sha256: str
+    steps: int
+    figures: Mapping[str, float]
+
+
+class Evaluator:
+    """Measures files along a float file's greedy traces over some texts.
+
+    Args:
+        float_file: the file that others are compared with; its logits are kept beside it on disk.
+        info: about the model.
+        examples: the texts.
+        generate: whether files are to answer as well, for `tokens` and ROUGE: that takes as long
+            again.
+    """
+
+    def __init__(
+        self,
+        float_file: pathlib.Path,
+        info: ModelInfo,
+        examples: Sequence[Example],
+        *,
+        generate: bool,
+    ) -> None:
+        self.info = info
+        longest = min(info.generation.max_length, info.config.max_sequence_length)
+        settings = golden.greedy(info, longest)
+        questions = [
+            Question(example.text, info.encode(example.text), "greedy", settings)
+            for example in examples
+        ]
+        engine = open_compiled_model(float_file, info.config)
+        cases = Cases.ask(engine, info.tokenizer, questions, self.stored_output)
+        self.traces, self.files = cases.traces, {}
+        for number, trace in enumerate(cases.traces):
+            self.files[trace] = float_file.with_name(f"logits_{number}.npy")
+            np.save(self.files[trace], teacher_force(engine, trace).logits)
+        if generate:
+            references = [example.reference for example in examples]
+            self.cases = dataclasses.replace(cases, references=references)
+        else:
+            self.cases = dataclasses.replace(cases, questions=(), answers=())
+
+    def stored_output(self, trace: Trace) -> TraceOutput:
+        """Return the float file's logits along a trace."""
+        return TraceOutput({}, np.load(self.files[trace]))
+
+    def measure(self, path: pathlib.Path) -> Measured:
+        """Run a file along the traces, and let it answer where that was asked for.
+
+        Raises:
+            VerificationFailed: for a file that cannot be run.
+        """
+        engine = open_compiled_model(path, self.info.config)
+        pair = SignaturePair("encode", "decode_single", engine, rows=1)
+        figures, _ = compare_model(path.name, engine, self.info.tokenizer, self.cases, pairs=[pair])
+        known = {metric: getattr(figures, metric) for metric in METRICS}
+        known = {metric: value for metric, value in known.items() if value is not None}
+        return Measured(path.stat().st_size, sha256(path), figures.steps, known)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +115,7 @@ class BudgetSearch:
     """Makes files, measures them and holds them to a budget.
 
     Args:
-        examination: what files are asked.
+        evaluator: measures files.
         float_file: what they are made of; they are written beside it.
         layers: the names of its layers.
         name: what to call the recipes.
@@ -53,14 +125,14 @@ class BudgetSearch:
 
     def __init__(
         self,
-        examination: Examination,
+        evaluator: Evaluator,
         float_file: pathlib.Path,
         layers: Iterable[str],
         name: str,
         budget: Mapping[str, float],
         stage: Stage,
     ) -> None:
-        self.examination, self.float_file = examination, float_file
+        self.evaluator, self.float_file = evaluator, float_file
         self.layers, self.name = list(layers), name
         self.budget, self.stage = budget, stage
         self.tried: dict[Layers, Found] = {}
@@ -73,19 +145,19 @@ class BudgetSearch:
             path = self.float_file.with_name("candidate.tflite")
             path.write_bytes(quantize(self.float_file, recipe, self.layers))
             try:
-                measured = self.examination.measure(path)
-            except (EngineError, RuntimeError):
+                measured = self.evaluator.measure(path)
+            except (EngineError, VerificationFailed, RuntimeError):
                 # Kernels refuse some widths in some shapes: such a file keeps no budget.
                 measured = Measured(path.stat().st_size, "", 0, dict.fromkeys(METRICS, math.nan))
             self.tried[recipe.layers] = Found(recipe, measured)
         return self.tried[recipe.layers].measured
 
-    def run(self, start: Mapping[str, str], steps: Sequence[Widening]) -> Found:
+    def run(self, start: Mapping[str, str], steps: Sequence[PrecisionStep]) -> Found:
         """Return the smallest file that keeps the budget.
 
         Args:
             start: how each layer is stored at its narrowest.
-            steps: widenings in their order. The file measured first is known to keep the budget.
+            steps: in their order. The file measured first is known to keep the budget.
         """
         known, count = 0, 0
         # What was kept when fewer files were known may not be now.
@@ -100,24 +172,24 @@ class BudgetSearch:
         recipe = dataclasses.replace(found.recipe, tolerance=MappingProxyType(tolerance))
         return dataclasses.replace(found, recipe=recipe)
 
-    def bisect(self, start: Mapping[str, str], steps: Sequence[Widening]) -> int:
+    def bisect(self, start: Mapping[str, str], steps: Sequence[PrecisionStep]) -> int:
         """Return how many steps are enough, by what is known now; all of them always are."""
         first, last = 0, len(steps)
         while first < last:
             middle = (first + last) // 2
-            if self.keeps(self.measure(after(start, steps[:middle]))):
+            if self.keeps(self.measure(apply_steps(start, steps[:middle]))):
                 last = middle
             else:
                 first = middle + 1
         return last
 
-    def take_back(self, start: Mapping[str, str], taken: list[Widening]) -> None:
-        """Try to do without single widenings: the last taken are worth least, but the very last."""
+    def take_back(self, start: Mapping[str, str], taken: list[PrecisionStep]) -> None:
+        """Try to do without single steps: the last gain least, but the very last is needed."""
         for step in taken[-2 : -2 - TRIES : -1]:
-            others = [one for one in taken if one is not step]
-            if after(start, others) == after(start, taken):
+            others = [other for other in taken if other is not step]
+            if apply_steps(start, others) == apply_steps(start, taken):
                 continue  # a later step widens the layer further
-            if self.keeps(self.measure(after(start, others))):
+            if self.keeps(self.measure(apply_steps(start, others))):
                 taken = others
 
     def recipe(self, storages: Mapping[str, str]) -> Recipe:

@@ -1,9 +1,7 @@
-"""Tuning: the smallest dynamic file of a preset that keeps a budget of quality.
+"""The smallest dynamic file of a preset that keeps a budget of quality.
 
-A preset, bounds on metrics and texts go in; a recipe comes out, with what its file was measured to
-be. Everything starts at its narrowest, and the layers that lose most for a byte are stored wider
-first, in the order of `quality.tuning.widening`; how far, a bisection over real files decides, each
-run on LiteRT along the float file's greedy traces. Where the recipe goes is not known here.
+Every layer starts at its narrowest, and the layers that lose most for a byte are stored wider
+first, as `sensitivity` ranks them; how far, `budget_search` decides.
 """
 
 import dataclasses
@@ -24,15 +22,14 @@ from bart_export.progress import Stage
 from bart_export.recipes.metrics import METRICS
 from bart_export.recipes.table import STORAGES, Recipe
 from bart_export.runtime.generator import ModelInfo
-from bart_export.tune import precision_steps, sensitivity
-from bart_export.tune.budget_search import BudgetSearch
-from bart_export.tune.evaluator import Examination, Measured
-from bart_export.verify import data, rouge
+from bart_export.tune import sensitivity
+from bart_export.tune.budget_search import BudgetSearch, Evaluator, Measured
+from bart_export.verify import data
 from bart_export.verify.tolerance import check_measurable
 
-# Ways of storing a layer, the narrowest first, up to that of DEFAULT. One scale a tensor stands
+# How a layer can be stored, the narrowest first, up to that of DEFAULT. One scale a tensor stands
 # between: a row's scale and zero point take 12 bytes in every signature.
-RUNGS = ("int4", "int8_tensorwise", "int8")
+STORAGE_OPTIONS = ("int4", "int8_tensorwise", "int8")
 # Texts that sensitivities are measured over: they rank layers, and a divergence needs few.
 RANKING_TEXTS = 24
 UNBOUNDED = ("weights", "rounding")  # say whether a file is right, not how good it is
@@ -66,10 +63,10 @@ def tune(
     """Find the recipe of the smallest file of a preset that keeps a budget.
 
     Args:
-        preset: what `origin.resolve` takes.
+        preset: what `resolve.find` takes.
         name: what to call the recipe.
         budget: metric -> bound.
-        texts: a file that `quality.data` reads; None for the texts that ship with the preset.
+        texts: a file that `verify.data` reads; None for the texts that ship with the preset.
         stage: told the name of each stage as it begins.
 
     Raises:
@@ -79,8 +76,8 @@ def tune(
     check_budget(budget)
     stage("resolve the preset")
     source = resolve.find(preset)
-    examples = data.read(texts or shipped_texts(preset, source.directory))
-    check_measurable(budget, any(example.reference for example in examples))
+    read_texts = data.read(texts or shipped_texts(preset, source.directory))
+    check_measurable(budget, read_texts)
     stage("read the checkpoint")
     checkpoint = resolve.read(source.directory)
     backbone = BartBackbone.from_checkpoint(checkpoint)
@@ -92,7 +89,7 @@ def tune(
         read = InferenceParameters(checkpoint.config, lambda name: np.asarray(weights[name]))
         write_float(read, float_file)
         stage("ask the float model")
-        examination = Examination(
+        evaluator = Evaluator(
             float_file,
             ModelInfo(
                 checkpoint.config,
@@ -100,30 +97,32 @@ def tune(
                 resolve.defaults(source, checkpoint).generation,
                 checkpoint.encoder_sequence_length,
             ),
-            examples,
-            generate=any(metric in ("tokens", *rouge.KINDS) for metric in budget),
+            read_texts.examples,
+            generate=any(metric in ("tokens", *data.ROUGE) for metric in budget),
         )
-        search = BudgetSearch(examination, float_file, layers, name, budget, stage)
-        widest = search.measure(dict.fromkeys(layers, RUNGS[-1]))
+        search = BudgetSearch(evaluator, float_file, layers, name, budget, stage)
+        widest = search.measure(dict.fromkeys(layers, STORAGE_OPTIONS[-1]))
         search.require(widest)
         stage("store every layer in each way")
-        files = {storage: directory / f"all_{storage}.tflite" for storage in RUNGS}
+        files = {storage: directory / f"all_{storage}.tflite" for storage in STORAGE_OPTIONS}
         for storage, path in files.items():
-            sensitivity.write_everywhere(float_file, STORAGES[storage], layers, path)
-        rungs = [
-            precision_steps.survey(storage, path, float_file) for storage, path in files.items()
+            sensitivity.write_uniform(float_file, STORAGES[storage], layers, path)
+        options = [
+            sensitivity.measure_storage(storage, path, float_file)
+            for storage, path in files.items()
         ]
         stage("measure every layer's sensitivity")
-        sensitivities = sensitivity.measure_file(
-            backbone, files[RUNGS[0]], examination.traces[:RANKING_TEXTS], STORAGES[RUNGS[0]]
+        narrowest = STORAGE_OPTIONS[0]
+        sensitivities = sensitivity.measure_sensitivities(
+            backbone, files[narrowest], evaluator.traces[:RANKING_TEXTS], STORAGES[narrowest]
         )
-        found = search.run(*precision_steps.order(sensitivities, rungs))
+        found = search.run(*sensitivity.precision_steps(sensitivities, options))
     return Tuned(
         found.recipe,
         found.measured,
         widest,
         files=len(search.tried),
-        texts=len(examples),
+        texts=len(read_texts.examples),
         storages={layer: found.recipe.storage(layer).name for layer in layers},
         sensitivities=sensitivities,
     )

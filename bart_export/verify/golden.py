@@ -1,13 +1,11 @@
-"""Golden vectors: what a model answers to a few texts, for every reader of an artifact to repeat.
+"""Golden answers: what a model generates for a few texts, for every reader to repeat.
 
-A model, behind the step function of `runtime.search`, and a tokenizer go in; cases come out: text
-to source ids to generated ids to text, for several settings. The exporter asks the Keras model and
-each exported file the same questions, compares, and writes `golden.json`; `replay` asks a file
-again. Nothing here knows what is behind a step function.
+An export asks the Keras model and each of its files the same questions, compares the answers, and
+writes `golden.json`: text to source ids to generated ids to text, for several settings.
 """
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -15,9 +13,9 @@ import numpy as np
 
 from bart_export.artifact.figures import Answer, Golden, GoldenCase
 from bart_export.config import GenerationConfig
-from bart_export.runtime.engine import IntArray
+from bart_export.runtime.engine import Engine, FloatArray, IntArray
 from bart_export.runtime.generator import ModelInfo
-from bart_export.runtime.search import Hypothesis, Step, run, search
+from bart_export.runtime.search import Hypothesis, run, search
 from bart_export.text.tokenizer import BartTokenizer
 
 # Prose of several kinds, and characters of two to four bytes.
@@ -31,11 +29,8 @@ TEXTS = (
 )
 LONGEST = 24  # decoder tokens of a case: the Keras model answers without a cache
 SHORTEST = 8  # highest min_length of a case
-NOTHING: Mapping[str, GenerationConfig] = MappingProxyType({})
-TRIES = 8  # of a search whose logits are moved; a near tie is missed once in 256 times
-
-# (state for a source of these ids, rows and max_length) of a model
-Start = Callable[[Sequence[int], int, int], Any]
+NO_SETTINGS: Mapping[str, GenerationConfig] = MappingProxyType({})
+TRIES = 8  # searches with perturbed logits; a near tie is missed once in 256 times
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,39 +43,41 @@ class Question:
     generation: GenerationConfig
 
 
-def settings(
-    info: ModelInfo, others: Mapping[str, GenerationConfig] = NOTHING
-) -> dict[str, GenerationConfig]:
-    """Return the settings a model is asked with: greedy, beams, and its own ones made short.
-
-    `others` are asked as well, by name.
-    """
-    longest = min(LONGEST, info.config.max_sequence_length)
+def greedy(info: ModelInfo, max_length: int) -> GenerationConfig:
+    """Return the settings of a greedy search with the special tokens of a model."""
     ids = {
         name: value
         for name, value in info.generation.to_dict().items()
         if name.endswith("_token_id")
     }
+    return GenerationConfig(max_length=max_length, **ids)
+
+
+def settings(
+    info: ModelInfo, others: Mapping[str, GenerationConfig] = NO_SETTINGS
+) -> dict[str, GenerationConfig]:
+    """Return the settings to ask with, by name: greedy, beams, the model's own and `others`.
+
+    All are shortened, because the Keras model answers slowly.
+    """
+    short_greedy = greedy(info, min(LONGEST, info.config.max_sequence_length))
     short = {
         name: dataclasses.replace(
-            one,
-            max_length=min(one.max_length, longest),
-            min_length=min(one.min_length, SHORTEST),
+            given,
+            max_length=min(given.max_length, short_greedy.max_length),
+            min_length=min(given.min_length, SHORTEST),
             do_sample=False,
             num_return_sequences=1,
         )
-        for name, one in {"defaults": info.generation, **others}.items()
+        for name, given in {"defaults": info.generation, **others}.items()
     }
-    return {
-        "greedy": GenerationConfig(max_length=longest, **ids),
-        "beams": GenerationConfig(
-            max_length=longest, num_beams=4, no_repeat_ngram_size=3, early_stopping=True, **ids
-        ),
-        **short,
-    }
+    beams = short_greedy.replace(num_beams=4, no_repeat_ngram_size=3, early_stopping=True)
+    return {"greedy": short_greedy, "beams": beams, **short}
 
 
-def questions(info: ModelInfo, others: Mapping[str, GenerationConfig] = NOTHING) -> list[Question]:
+def questions(
+    info: ModelInfo, others: Mapping[str, GenerationConfig] = NO_SETTINGS
+) -> list[Question]:
     """Return every text with every setting; `others` are those of `settings`."""
     return [
         Question(text, info.encode(text), setting, asked)
@@ -89,40 +86,47 @@ def questions(info: ModelInfo, others: Mapping[str, GenerationConfig] = NOTHING)
     ]
 
 
-def ask(start: Start, step: Step[Any], tokenizer: BartTokenizer, question: Question) -> Answer:
+def ask(model: Engine, tokenizer: BartTokenizer, question: Question) -> Answer:
     """Return a model's answer to a question."""
     generation = question.generation
-    state = start(question.source_token_ids, generation.num_beams, generation.max_length)
-    best: Hypothesis = run(search(generation), step, state)[0]
+    state = model.start(question.source_token_ids, generation.num_beams, generation.max_length)
+    best: Hypothesis = run(search(generation), model.step, state)[0]
     return Answer(best.token_ids, tokenizer.detokenize(best.token_ids), best.score)
 
 
-def ask_again(
-    start: Start,
-    step: Step[Any],
+def repeats(
+    model: Engine,
     tokenizer: BartTokenizer,
     question: Question,
+    answer: Answer,
     wanted: Sequence[int],
     noise: float,
 ) -> bool:
-    """Return whether a model gives the wanted tokens once its logits move by up to `noise`.
+    """Return whether a model's answer has the wanted tokens, or has them with perturbed logits.
 
-    Where two hypotheses are nearer than rounding, some of a few searches decide for either.
+    Where two hypotheses are nearer than rounding, one of a few searches with logits perturbed by up
+    to `noise` decides for the other.
     """
-    steps = (moved(step, noise, seed) for seed in range(TRIES))
-    answers = (ask(start, one, tokenizer, question).token_ids for one in steps)
-    return any(list(answer) == list(wanted) for answer in answers)
+    if list(answer.token_ids) == list(wanted):
+        return True
+    perturbed = (PerturbedModel(model, noise, seed) for seed in range(TRIES if noise else 0))
+    answers = (ask(other, tokenizer, question).token_ids for other in perturbed)
+    return any(list(token_ids) == list(wanted) for token_ids in answers)
 
 
-def moved(step: Step[Any], noise: float, seed: int) -> Step[Any]:
-    """Return a step whose logits are moved by up to `noise`, by chance."""
-    random = np.random.default_rng(seed)
+class PerturbedModel:
+    """A model whose logits get uniform noise of up to `noise`."""
 
-    def moved_step(state: Any, token_ids: IntArray, beam_index: IntArray) -> Any:
-        logits, state = step(state, token_ids, beam_index)
-        return logits + random.uniform(-noise, noise, logits.shape).astype(np.float32), state
+    def __init__(self, model: Engine, noise: float, seed: int) -> None:
+        self.model, self.noise = model, noise
+        self.config, self.start = model.config, model.start
+        self.random = np.random.default_rng(seed)
 
-    return moved_step
+    def step(self, state: Any, token_ids: IntArray, beam_index: IntArray) -> tuple[FloatArray, Any]:
+        """Decode one token of every beam; see `Engine.step`."""
+        logits, state = self.model.step(state, token_ids, beam_index)
+        noise = self.random.uniform(-self.noise, self.noise, logits.shape)
+        return logits + noise.astype(np.float32), state
 
 
 def recorded(
@@ -134,14 +138,14 @@ def recorded(
 ) -> Golden:
     """Return the content of golden.json.
 
-    A question that was asked only earlier becomes a case again.
+    A question that was only asked by an earlier export becomes a case again.
 
     Args:
         asked: the questions.
         reference: the Keras model's answers to them.
         files: those of each exported file by its name; None where a file was not asked.
-        earlier: a golden.json, of which answers go on,
-        kept: of these files.
+        earlier: the golden.json of the artifact that is added to.
+        kept: the files of that artifact whose answers are carried over.
     """
     cases = [
         GoldenCase(

@@ -1,13 +1,14 @@
-"""The reference: a Keras `BartBackbone` behind the step function that the search is written for.
+"""The Keras model as what exported files are compared with, in float32 and in float64.
 
 It computes the whole decoder again at every step, without caches: slow, and with nothing in common
-with the graphs it is there to judge but the weights. Where the tokens are known it computes all
-steps in one call, in float32 as Keras does, and in float64 to know what that costs.
+with the graphs that it judges but the weights. Where the tokens are known it computes all steps in
+one call.
 """
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -16,10 +17,37 @@ import numpy.typing as npt
 import tensorflow as tf
 from keras import ops
 
+from bart_export.artifact.artifact import Artifact
+from bart_export.checkpoints import resolve
+from bart_export.convert import tflite
+from bart_export.errors import ConfigurationError
+from bart_export.graph.parameters import InferenceParameters
 from bart_export.model import BartBackbone
 from bart_export.model.layers import weights_left_at_zero
+from bart_export.progress import Stage
+from bart_export.recipes.table import RECIPES, with_bounds
 from bart_export.runtime.engine import FloatArray, IntArray, check_source
-from bart_export.verify.traces import Seen, Trace
+from bart_export.runtime.generator import ModelInfo
+from bart_export.text.tokenizer import BartTokenizer
+from bart_export.verify import golden
+from bart_export.verify.compare import Baseline, Cases, TfliteFile, compare
+from bart_export.verify.golden import Question
+from bart_export.verify.traces import Trace, TraceOutput
+from bart_export.verify.weights import checkpoint_matrices
+
+
+def encoder_and_decoder(backbone: BartBackbone) -> tuple[keras.Model, keras.Model]:
+    """Return a backbone in two halves.
+
+    The encoder takes ids and mask (batch, source) and returns hidden states; the decoder takes
+    those, the source's mask, and ids and mask (batch, length), and returns hidden states.
+    """
+    inputs = {tensor.name: tensor for tensor in backbone.inputs}
+    source = [inputs["encoder_token_ids"], inputs["encoder_padding_mask"]]
+    fed = [inputs["decoder_token_ids"], inputs["decoder_padding_mask"]]
+    encoded = backbone.output["encoder_sequence_output"]
+    decoded = backbone.output["decoder_sequence_output"]
+    return keras.Model(source, encoded), keras.Model([encoded, source[1], *fed], decoded)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,27 +59,14 @@ class ReferenceState:
 
 
 class KerasReference:
-    """Generates with a `BartBackbone`; `start` and `step` are those of `runtime.engine.Engine`."""
+    """An engine (see `runtime.engine.Engine`) over a `BartBackbone`."""
 
     def __init__(self, backbone: BartBackbone) -> None:
         self.backbone = backbone
         self.config = backbone.config
-        inputs = {tensor.name: tensor for tensor in backbone.inputs}
-        encoded = backbone.output["encoder_sequence_output"]
-        encoder = keras.Model(
-            [inputs["encoder_token_ids"], inputs["encoder_padding_mask"]], encoded
-        )
-        decoder = keras.Model(
-            [
-                encoded,
-                inputs["encoder_padding_mask"],
-                inputs["decoder_token_ids"],
-                inputs["decoder_padding_mask"],
-            ],
-            backbone.output["decoder_sequence_output"],
-        )
+        encoder, decoder = encoder_and_decoder(backbone)
         ids = tf.TensorSpec([None, None], tf.int32)
-        hidden = tf.TensorSpec([None, None, self.config.hidden_dim], encoded.dtype)
+        hidden = tf.TensorSpec([None, None, self.config.hidden_dim], encoder.output.dtype)
 
         def encode(source: tf.Tensor) -> tf.Tensor:
             return encoder([source, tf.ones_like(source)], training=False)
@@ -99,12 +114,17 @@ class KerasReference:
         logits = np.array(self.decode(state.encoded, tokens), np.float32)
         return logits, ReferenceState(state.encoded, tokens)
 
-    def along(self, trace: Trace) -> Seen:
-        """Return the logits of all steps of a trace, and the keys and values of its source."""
+    def teacher_force(self, trace: Trace) -> TraceOutput:
+        """Compute all steps of a trace, and the keys and values of its source."""
         encoded = self.encode(check_source(self.config, trace.source_token_ids))
         logits = self.score(encoded, np.array([trace.fed_token_ids], np.int32))
         cross = {name: np.asarray(tensor) for name, tensor in self.cross(encoded).items()}
-        return Seen(cross, np.array(logits, np.float32))
+        return TraceOutput(cross, np.array(logits, np.float32))
+
+    def ask(self, tokenizer: BartTokenizer, questions: Sequence[Question]) -> Cases:
+        """Ask the model all questions; traces are also known in float64."""
+        float64 = Float64Reference(self.backbone)
+        return Cases.ask(self, tokenizer, questions, self.teacher_force, float64.teacher_force)
 
 
 ROWS = 8192  # of the token embedding, widened at a time
@@ -121,10 +141,10 @@ class Float64Reference:
     def __init__(self, backbone: BartBackbone) -> None:
         self.backbone = backbone
         self.kinds: dict[Any, Any] = {}  # a layer in float64 of each type and shapes
-        self.along = functools.lru_cache(KEPT)(self.compute)
+        self.teacher_force = functools.lru_cache(KEPT)(self.compute)
 
-    def compute(self, trace: Trace) -> Seen:
-        """Return the logits of all steps of a trace, and the keys and values of its source."""
+    def compute(self, trace: Trace) -> TraceOutput:
+        """Compute all steps of a trace, and the keys and values of its source."""
         source = np.array([trace.source_token_ids], np.int32)
         fed = np.array([trace.fed_token_ids], np.int32)
         masks = np.ones_like(source), np.ones_like(fed)
@@ -141,7 +161,7 @@ class Float64Reference:
             for part, project in (("key", attention.key_dense), ("value", attention.value_dense)):
                 heads = np.asarray(project(encoded))  # (1, source, heads, head_size)
                 cross[f"cross_{part}_{number}"] = heads.transpose(0, 2, 1, 3)
-        return Seen(cross, self.logits(np.asarray(decoded)[0]))
+        return TraceOutput(cross, self.logits(np.asarray(decoded)[0]))
 
     def embed(self, side: str, token_ids: IntArray) -> Any:
         """Turn ids (1, length) into the first hidden states (1, length, hidden)."""
@@ -177,3 +197,54 @@ class Float64Reference:
         for variable, stored in zip(wide.weights, layer.weights, strict=True):
             variable.assign(ops.cast(stored, "float64"))
         return wide
+
+
+def preset_baseline(
+    artifact: Artifact,
+    info: ModelInfo,
+    files: Sequence[TfliteFile],
+    preset: str,
+    tolerance: Mapping[str, float],
+    scratch: pathlib.Path,
+    stage: Stage,
+) -> Baseline:
+    """Return a preset as what the files of an artifact are compared with.
+
+    Float files are built anew and held to the Keras model before anything is compared with them.
+
+    Args:
+        artifact: whose files they are.
+        info: about it.
+        files: what will be compared.
+        preset: what `resolve.find` takes.
+        tolerance: bounds in the place of those that float files are held to.
+        scratch: a directory for float files, which must stay while the baseline is used.
+        stage: told the name of each stage as it begins.
+
+    Raises:
+        ConfigurationError: for a preset of another architecture.
+        VerificationFailed: if a float file does not say what the Keras model says.
+    """
+    stage(f"read {preset}")
+    checkpoint = resolve.read(resolve.find(preset).directory)
+    if checkpoint.config != info.config:
+        raise ConfigurationError(
+            f"--against must be the preset that {artifact.directory} was made of, "
+            f"{artifact.manifest.preset}, or one of its architecture; {preset} has another."
+        )
+    keras = KerasReference(BartBackbone.from_checkpoint(checkpoint))
+    parameters = InferenceParameters(info.config, lambda name: checkpoint.weights[name])
+    matrices = checkpoint_matrices(info.config, parameters)
+    stage("ask the Keras model")
+    asked = keras.ask(info.tokenizer, golden.questions(info))
+    float_files = {}
+    for number, shapes in enumerate(dict.fromkeys(file.shapes for file in files)):
+        stage("convert the graph")
+        path = scratch / f"float32_{number}.tflite"
+        tflite.write_float(parameters, path, shapes)
+        name = f"The float32 file that this version makes of {preset}"
+        recipe = with_bounds(RECIPES["float32"], tolerance)
+        file = TfliteFile.of_draft(name, path, recipe, info.config, shapes)
+        compare(file, Baseline(info, {shapes: file}, matrices), asked).passed()
+        float_files[shapes] = file
+    return Baseline(info, float_files, matrices, asked)

@@ -1,13 +1,11 @@
-"""Structure: a quantized `.tflite` file must be the float file it was made of, matrices apart.
+"""The graph of a quantized `.tflite` file must be that of its float file, matrices apart.
 
-Two files go in; an error comes out that names the first difference. Both are walked operator by
-operator: they must be the same in the same order, with the same options, read each other's results
-in the same places, and have the same constants. `QUANTIZE` and `DEQUANTIZE` are looked through, and
-matrices are left to `quality.weights`. A wrong epsilon, bias or mask, which rounding would hide in
-the logits, is found here, once the float file itself is known to be right.
+Both are walked operator by operator: they must be the same in the same order, with the same
+options, read each other's results in the same places, and have the same constants. `QUANTIZE` and
+`DEQUANTIZE` are looked through; matrices are left to `weights`. A wrong epsilon, bias or mask,
+which rounding would hide in the logits, is found here.
 """
 
-import dataclasses
 import pathlib
 from typing import Any
 
@@ -16,9 +14,7 @@ import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 
 from bart_export.errors import VerificationFailed
-from bart_export.verify.stored import WEIGHTS, Stored
-
-Floats = npt.NDArray[np.floating[Any]]
+from bart_export.verify.weights import WEIGHTS, Array, Operator, StoredFile, Tensor
 
 LOOKED_THROUGH = ("QUANTIZE", "DEQUANTIZE")
 # Options of FULLY_CONNECTED that say how integers are computed with.
@@ -27,69 +23,75 @@ FREE_OPTIONS = ("asymmetricQuantizeInputs", "quantizedBiasType")
 HALF_STEP, FLOAT_LOSS = 0.51, 1e-6
 
 
-def check(name: str, path: pathlib.Path, base: pathlib.Path) -> None:
-    """Compare a file with the float file that it was made of.
+def compare_graphs(name: str, path: pathlib.Path, float_file: pathlib.Path) -> None:
+    """Compare the graphs of a file with those of the float file that it was made of.
 
     Raises:
         VerificationFailed: for the first difference; `name` is what it calls the file.
     """
-    received, expected = Stored(path), Stored(base)
+    received, expected = StoredFile(path), StoredFile(float_file)
     graphs, wanted = received.graphs(), expected.graphs()
     if graphs.keys() != wanted.keys():
         raise VerificationFailed(
             f"{name} must have the signatures {', '.join(wanted)}, received {', '.join(graphs)}."
         )
     for signature in wanted:
-        difference = Walk(received, expected, signature).difference()
+        difference = SignatureWalk(received, expected, signature).difference()
         if difference:
             raise VerificationFailed(
                 f"{name} is not the graph that it was made of: in {signature}, {difference}."
             )
 
 
-@dataclasses.dataclass
-class Walk:
+class SignatureWalk:
     """A walk along one signature of a file and of its float file.
 
-    `counterparts` maps tensors of the file, as far as the walk has come, to those of the float
-    file that stand for the same.
+    `counterparts` maps the file's tensors, as far as the walk has come, to those of the float file
+    that stand for the same; `sources` maps a tensor to what it is without QUANTIZE and DEQUANTIZE.
     """
 
-    received: Stored
-    expected: Stored
-    signature: str
-    counterparts: dict[int, int] = dataclasses.field(default_factory=dict)
+    def __init__(self, received: StoredFile, expected: StoredFile, signature: str) -> None:
+        self.received, self.expected = received, expected
+        self.graph, self.wanted = received.graphs()[signature], expected.graphs()[signature]
+        self.definitions = [
+            next(
+                definition
+                for definition in stored.model.signatureDefs
+                if definition.signatureKey.decode() == signature
+            )
+            for stored in (received, expected)
+        ]
+        self.counterparts: dict[int, int] = {}
+        self.sources: dict[int, int] = {}
 
     def difference(self) -> str | None:
         """Return the first difference in words, None for none."""
-        self.graph = self.received.graphs()[self.signature]
-        self.wanted = self.expected.graphs()[self.signature]
-        self.sources: dict[int, int] = {}  # tensor -> what it is without QUANTIZE, DEQUANTIZE
-        ends = {one.name: one.tensorIndex for one in self.definition(self.received).inputs}
-        for one in self.definition(self.expected).inputs:
-            if one.name not in ends:
-                return f"the input {one.name.decode()} is missing"
-            self.counterparts[ends[one.name]] = one.tensorIndex
-        operators = [one for one in self.graph.operators if not self.look_through(one)]
+        given, wanted = (definition.inputs for definition in self.definitions)
+        inputs = {tensor.name: tensor.tensorIndex for tensor in given}
+        for tensor in wanted:
+            if tensor.name not in inputs:
+                return f"the input {tensor.name.decode()} is missing"
+            self.counterparts[inputs[tensor.name]] = tensor.tensorIndex
+        operators = [one for one in self.graph.operators if not self.looks_through(one)]
         if len(operators) != len(self.wanted.operators):
             return f"there are {len(operators)} operators instead of {len(self.wanted.operators)}"
-        for number, (operator, wanted) in enumerate(
-            zip(operators, self.wanted.operators, strict=True)
-        ):
-            difference = self.operator_difference(operator, wanted)
+        pairs = zip(operators, self.wanted.operators, strict=True)
+        for number, (operator, expected) in enumerate(pairs):
+            difference = self.operator_difference(operator, expected)
             if difference:
-                return f"operator {number}, {self.expected.operator(wanted)}, {difference}"
-        return self.output_difference()
+                name = self.expected.operator_name(expected)
+                return f"operator {number}, {name}, {difference}"
+        given, wanted = (definition.outputs for definition in self.definitions)
+        outputs = {tensor.name: tensor.tensorIndex for tensor in given}
+        for tensor in wanted:
+            index = outputs.get(tensor.name)
+            if index is None or self.counterparts.get(self.source(index)) != tensor.tensorIndex:
+                return f"the output {tensor.name.decode()} is another tensor"
+        return None
 
-    def definition(self, stored: Stored) -> Any:
-        """Return the definition of the signature, a `SignatureDefT`."""
-        return next(
-            one for one in stored.model.signatureDefs if one.signatureKey.decode() == self.signature
-        )
-
-    def look_through(self, operator: Any) -> bool:
+    def looks_through(self, operator: Operator) -> bool:
         """Return whether an operator only changes how a tensor is stored, and note of which."""
-        if self.received.operator(operator) not in LOOKED_THROUGH:
+        if self.received.operator_name(operator) not in LOOKED_THROUGH:
             return False
         self.sources[int(operator.outputs[0])] = self.source(int(operator.inputs[0]))
         return True
@@ -98,11 +100,12 @@ class Walk:
         """Return the tensor that a tensor is, however stored."""
         return self.sources.get(index, index)
 
-    def operator_difference(self, operator: Any, wanted: Any) -> str | None:
+    def operator_difference(self, operator: Operator, wanted: Operator) -> str | None:
         """Compare two operators, and note their results as counterparts."""
-        if self.received.operator(operator) != self.expected.operator(wanted):
-            return f"is {self.received.operator(operator)}"
-        if options(operator) != options(wanted):
+        name = self.received.operator_name(operator)
+        if name != self.expected.operator_name(wanted):
+            return f"is {name}"
+        if fixed_options(operator) != fixed_options(wanted):
             return "has other options"
         if len(operator.inputs) != len(wanted.inputs):
             return f"reads {len(operator.inputs)} tensors instead of {len(wanted.inputs)}"
@@ -128,36 +131,29 @@ class Walk:
             return f"{name}, is not constant"
         if name.endswith(WEIGHTS):
             return None if tensor.name.decode() == name else f"{name}, is another matrix"
-        return self.constant_difference(tensor, wanted)
+        difference = constant_difference(
+            self.received.numbers(tensor), self.expected.numbers(wanted), tensor
+        )
+        return difference and f"{name}, {difference}"
 
-    def constant_difference(self, tensor: Any, wanted: Any) -> str | None:
-        """Compare two constants that are no matrices."""
-        received, expected = self.received.numbers(tensor), self.expected.numbers(wanted)
-        name = wanted.name.decode()
-        if received.shape != expected.shape:
-            return f"{name}, has the shape {received.shape} instead of {expected.shape}"
-        allowed: Any = 0.0
-        if np.issubdtype(expected.dtype, np.floating) and received.dtype != expected.dtype:
-            scale, zero = quantization(tensor)
-            received = (received.astype(np.float64) - zero) * scale
-            allowed = HALF_STEP * np.minimum(scale, ideal_step(expected, tensor))
-            allowed = allowed + FLOAT_LOSS * np.abs(expected)
-        error = np.abs(received.astype(np.float64) - expected.astype(np.float64))
-        if (error <= allowed).all():
-            return None
-        return f"{name}, differs by up to {np.max(error):.3g}"
 
-    def output_difference(self) -> str | None:
-        """Compare what the signature puts out."""
-        ends = {one.name: one.tensorIndex for one in self.definition(self.received).outputs}
-        for one in self.definition(self.expected).outputs:
-            index = ends.get(one.name)
-            if index is None or self.counterparts.get(self.source(index)) != one.tensorIndex:
-                return f"the output {one.name.decode()} is another tensor"
+def constant_difference(received: Array, expected: Array, tensor: Tensor) -> str | None:
+    """Compare two constants that are no matrices; `tensor` says how the first is stored."""
+    if received.shape != expected.shape:
+        return f"has the shape {received.shape} instead of {expected.shape}"
+    allowed: npt.NDArray[np.float64] = np.zeros((), np.float64)
+    if np.issubdtype(expected.dtype, np.floating) and received.dtype != expected.dtype:
+        scale, zero = quantization(tensor)
+        received = (received.astype(np.float64) - zero) * scale
+        allowed = HALF_STEP * np.minimum(scale, ideal_step(expected, tensor))
+        allowed = allowed + FLOAT_LOSS * np.abs(expected)
+    error = np.abs(received.astype(np.float64) - expected.astype(np.float64))
+    if (error <= allowed).all():
         return None
+    return f"differs by up to {np.max(error):.3g}"
 
 
-def options(operator: Any) -> dict[str, Any]:
+def fixed_options(operator: Operator) -> dict[str, Any]:
     """Return an operator's options that decide what it computes."""
     given = {} if operator.builtinOptions is None else vars(operator.builtinOptions)
     return {
@@ -167,11 +163,11 @@ def options(operator: Any) -> dict[str, Any]:
     }
 
 
-def quantization(tensor: Any) -> tuple[Any, Any]:
-    """Return scale and zero point of a constant, shaped to go with its numbers."""
+def quantization(tensor: Tensor) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return scale and zero point of a constant, shaped to broadcast over its numbers."""
     given = tensor.quantization
     if given is None or given.scale is None:
-        return 1.0, 0.0
+        return np.ones(()), np.zeros(())
     shape = [1] * len(tensor.shape)
     if len(given.scale) > 1:
         shape[given.quantizedDimension] = -1
@@ -190,7 +186,7 @@ STEPS_TO_LARGEST = {
 }
 
 
-def ideal_step(expected: Floats, tensor: Any) -> float:
+def ideal_step(expected: Array, tensor: Tensor) -> float:
     """Return the largest step that rounding a constant may take, infinity if it has no choice."""
     if tensor.type not in STEPS_TO_LARGEST:
         return float("inf")

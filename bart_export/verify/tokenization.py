@@ -1,8 +1,8 @@
 """A tokenizer held to its checkpoint's own files, read by the `tokenizers` library itself.
 
 Both models of a comparison get their ids from one tokenizer, so that a wrong one goes unseen there.
-This reads the checkpoint's files again, by another way than `checkpoints.tokenizer_files`: the
-library opens a tokenizer.json itself, and is told what stands in the files beside it.
+Here the checkpoint's files are read again, in another way than by `checkpoints.tokenizer_files`:
+the library opens a tokenizer.json itself, and is told what stands in the files beside it.
 """
 
 import json
@@ -21,8 +21,6 @@ from bart_export.text.tokenizer import BartTokenizer
 from bart_export.text.vocabulary import MASK, SPECIAL_TOKENS
 
 BART = tuple(AddedToken(token, lstrip=token == MASK, normalized=False) for token in SPECIAL_TOKENS)
-# Texts to their ids, both ends included.
-Signature = Callable[[Sequence[str]], Sequence[Sequence[int]]]
 
 PROBED = 100  # added tokens that get texts of their own
 PROBES = (
@@ -34,14 +32,14 @@ PROBES = (
 )
 
 
-def check(checkpoint: Checkpoint, tokenizer: BartTokenizer, texts: Sequence[str]) -> None:
+def check_tokenizer(checkpoint: Checkpoint, tokenizer: BartTokenizer, texts: Sequence[str]) -> None:
     """Compare the ids of texts, and of some around each added token.
 
     Raises:
         VerificationFailed: for the first text that has other ids.
     """
     try:
-        library = own_tokenizer(checkpoint)
+        library = library_tokenizer(checkpoint)
     except Exception as error:  # `tokenizers` has no class of its own for this
         raise VerificationFailed(
             f"The tokenizers library cannot open the tokenizer of {checkpoint.directory}: "
@@ -49,8 +47,8 @@ def check(checkpoint: Checkpoint, tokenizer: BartTokenizer, texts: Sequence[str]
         ) from error
     decoder = library.get_added_tokens_decoder()
     added = [decoder[number].content for number in sorted(decoder, reverse=True)]
-    for text in probed(texts, added):
-        compare(
+    for text in probing_texts(texts, added):
+        require_ids(
             f"The tokenizer does not say what the files in {checkpoint.directory} say",
             text,
             library.encode(text, add_special_tokens=False).ids,
@@ -59,27 +57,30 @@ def check(checkpoint: Checkpoint, tokenizer: BartTokenizer, texts: Sequence[str]
 
 
 def check_signature(
-    name: str, signature: Signature, tokenizer: BartTokenizer, texts: Sequence[str]
+    name: str,
+    token_ids: Callable[[Sequence[str]], Sequence[Sequence[int]]],
+    tokenizer: BartTokenizer,
+    texts: Sequence[str],
 ) -> None:
     """Compare the ids that the `tokenize` of a SavedModel, by its name, gives for such texts.
 
     Raises:
         VerificationFailed: for the first text that has other ids.
     """
-    own = [one.content for one in tokenizer.added_tokens if one.content not in SPECIAL_TOKENS]
-    asked = probed(texts, own)
-    for text, received in zip(asked, signature(asked), strict=True):
+    own = [token.content for token in tokenizer.added_tokens if token.content not in SPECIAL_TOKENS]
+    asked = probing_texts(texts, own)
+    for text, received in zip(asked, token_ids(asked), strict=True):
         expected = tokenizer.encode(text, max(len(received), 2), truncate=True)
-        compare(f"{name} does not tokenize as Python does", text, expected, received)
+        require_ids(f"{name} does not tokenize as Python does", text, expected, received)
 
 
-def probed(texts: Sequence[str], added: Sequence[str]) -> list[str]:
+def probing_texts(texts: Sequence[str], added: Sequence[str]) -> list[str]:
     """Return texts, and some that begin in all ways or have an added token."""
     around = [probe.format(token) for token in added[:PROBED] for probe in PROBES]
     return [*texts, *(text.lower() for text in texts), "", " ", " one", *around]
 
 
-def compare(problem: str, text: str, expected: Sequence[int], received: Sequence[int]) -> None:
+def require_ids(problem: str, text: str, expected: Sequence[int], received: Sequence[int]) -> None:
     """Raise VerificationFailed when a text has other ids than expected."""
     pairs = enumerate(zip((*expected, -1), (*received, -1), strict=False))
     place = next((number for number, (wanted, given) in pairs if wanted != given), None)
@@ -90,13 +91,13 @@ def compare(problem: str, text: str, expected: Sequence[int], received: Sequence
         )
 
 
-def own_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+def library_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     """Return a checkpoint's tokenizer as the library makes it of the files."""
     directory = checkpoint.directory
-    whole, assets = directory / "tokenizer.json", directory / "assets" / "tokenizer"
+    path, assets = directory / "tokenizer.json", directory / "assets" / "tokenizer"
     if checkpoint.format == "keras":
         tokenizer = of_tables(assets / "vocabulary.json", assets / "merges.txt")
-        stored = read(whole)
+        stored = read_json(path)
         settings = stored.get("config", {})
         plain = [
             {"content": token, "normalized": False}
@@ -105,16 +106,16 @@ def own_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
         ]
         added = [AddedToken(**token) for token in stored.get(ADDED_TOKENS) or plain]
     else:
-        settings = read(directory / "tokenizer_config.json")
-        if whole.is_file():
-            tokenizer = Tokenizer.from_str(whole.read_text(encoding="utf-8-sig"))
+        settings = read_json(directory / "tokenizer_config.json")
+        if path.is_file():
+            tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8-sig"))
             add_missing(tokenizer, BART)
         else:
             tokenizer = of_tables(directory / "vocab.json", directory / "merges.txt")
         decoder = settings.get("added_tokens_decoder")
         if decoder is None:
-            add_missing(tokenizer, map(AddedToken, read(directory / "added_tokens.json")))
-            add_named(tokenizer, read(directory / "special_tokens_map.json"))
+            add_missing(tokenizer, map(AddedToken, read_json(directory / "added_tokens.json")))
+            add_named(tokenizer, read_json(directory / "special_tokens_map.json"))
         add_named(tokenizer, settings)
         added = [AddedToken(**token) for _, token in sorted((decoder or {}).items())]
     tokenizer.add_tokens(added)
@@ -136,12 +137,11 @@ def add_named(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> None:
             flags = {key: value for key, value in stored.items() if key not in ("__type", "id")}
             tokenizer.add_tokens([AddedToken(**flags | {"special": True})])
         elif name in ("additional_special_tokens", "extra_special_tokens"):
-            others = stored.values() if isinstance(stored, dict) else stored or ()
-            for one in others:
-                if isinstance(one, dict):
-                    add_named(tokenizer, {"one_token": one})
+            for other in stored.values() if isinstance(stored, dict) else stored or ():
+                if isinstance(other, dict):
+                    add_named(tokenizer, {"other_token": other})
                 else:
-                    add_missing(tokenizer, [AddedToken(one, normalized=False)])
+                    add_missing(tokenizer, [AddedToken(other, normalized=False)])
 
 
 def of_tables(vocabulary: pathlib.Path, merges: pathlib.Path) -> Tokenizer:
@@ -149,15 +149,13 @@ def of_tables(vocabulary: pathlib.Path, merges: pathlib.Path) -> Tokenizer:
     lines = merges.read_text(encoding="utf-8-sig").split("\n")
     split = [line.partition(" ") for line in lines if line and not line.startswith("#version")]
     pairs = [(left, right) for left, _, right in split]
-    tokenizer = Tokenizer(BPE(dict(read(vocabulary)), pairs))
+    tokenizer = Tokenizer(BPE(dict(read_json(vocabulary)), pairs))
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
     add_missing(tokenizer, BART)
     return tokenizer
 
 
-def read(path: pathlib.Path) -> Mapping[str, Any]:
-    """Return the object in a JSON file that may be missing."""
-    if not path.is_file():
-        return {}
-    stored: Mapping[str, Any] = json.loads(path.read_bytes())
+def read_json(path: pathlib.Path) -> Mapping[str, Any]:
+    """Return the object in a JSON file, an empty one of a file that is missing."""
+    stored: Mapping[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
     return stored

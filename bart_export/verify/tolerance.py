@@ -1,6 +1,7 @@
-"""Tolerance: figures of something exported are held to bounds, those of its recipe for a file.
+"""Figures of an exported file are held to bounds, those of its recipe for a `.tflite` file.
 
-An error of one line says which figure is outside, by how much, and what option would accept it.
+An error is one line that says which figure is outside, by how much, and what option would accept
+it.
 """
 
 import contextlib
@@ -12,7 +13,8 @@ from bart_export.artifact.figures import FileVerification
 from bart_export.errors import ConfigurationError, VerificationFailed
 from bart_export.recipes.metrics import AT_MOST, METRICS
 from bart_export.recipes.table import Recipe
-from bart_export.verify import rouge, weights
+from bart_export.verify import data, weights
+from bart_export.verify.data import Texts
 
 # Over many texts even the same numbers, summed in another order, decide some near ties otherwise:
 # of a hundred answers with several beams one may differ, of a thousand steps one.
@@ -53,8 +55,8 @@ class Bound(NamedTuple):
         return f"{towards(self.value / digit) * digit:.6g}"
 
 
-def hold(name: str, bounds: Sequence[Bound]) -> None:
-    """Hold figures of something exported, by the name of that, to their bounds.
+def require(name: str, bounds: Sequence[Bound]) -> None:
+    """Hold the figures of an exported file, by its name, to their bounds.
 
     Raises:
         VerificationFailed: for the first figure outside.
@@ -64,44 +66,37 @@ def hold(name: str, bounds: Sequence[Bound]) -> None:
             raise VerificationFailed(f"{name} does not say what the Keras model says: {bound}")
 
 
-def judge(name: str, recipe: Recipe, comparison: FileVerification) -> None:
-    """Hold a comparison of a file, by its name, to its recipe's tolerance.
-
-    Raises:
-        VerificationFailed: for the first figure outside.
-    """
-    hold(name, bounds(recipe, comparison))
-
-
-def bounds(recipe: Recipe, comparison: FileVerification) -> list[Bound]:
-    """Return the figures of a comparison that were measured, with the recipe's bounds.
+def bounds_of(recipe: Recipe, figures: FileVerification) -> list[Bound]:
+    """Return the figures that were measured, with the bounds of a recipe's tolerance.
 
     Every recipe's matrices are held to `weights.BOUND`, unless it says otherwise.
     """
-    listed = []
+    bounds = []
     for metric, bound in {"weights": weights.BOUND, **recipe.tolerance}.items():
-        value: float | None = getattr(comparison, metric)
+        value: float | None = getattr(figures, metric)
         if value is None:
             continue
-        if comparison.data is not None and bound == 1.0:
+        if figures.data is not None and bound == 1.0:
             bound = NEAR_TIES.get(metric, bound)
         words = METRICS[metric].description
-        if metric == "weights" and comparison.worst_row:
-            words += f" {comparison.worst_row},"
+        if metric == "weights" and figures.worst_row:
+            words += f" {figures.worst_row},"
         # Rounding costs more in one checkpoint than in another; a wrong row is wrong in any.
         option = "" if metric == "weights" else metric
-        listed.append(Bound(words, value, bound, METRICS[metric].side, option))
-    return listed
+        bounds.append(Bound(words, value, bound, METRICS[metric].side, option))
+    return bounds
 
 
-def check_measurable(tolerance: Mapping[str, float], references: bool) -> None:
+def check_measurable(tolerance: Mapping[str, float], texts: Texts | None) -> None:
     """Refuse bounds on ROUGE where no text has a reference.
 
     Raises:
         ConfigurationError: for the first of them.
     """
-    for metric in rouge.KINDS:
-        if metric in tolerance and not references:
+    if texts is not None and any(example.reference is not None for example in texts.examples):
+        return
+    for metric in data.ROUGE:
+        if metric in tolerance:
             raise ConfigurationError(
                 f"A bound on {metric} needs texts with references: give them with --data "
                 'FILE.jsonl, in lines as {"text": "...", "reference": "..."}.'

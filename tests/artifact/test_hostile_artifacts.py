@@ -30,7 +30,7 @@ from bart_export.report.facts import reported
 from bart_export.runtime.engines import choose, choose_file, files_for
 from bart_export.server import sources
 from bart_export.server.sources import choose_engine
-from bart_export.verify import compare_files
+from bart_export.verify.checks import artifact_files
 
 FILES = {"tflite/a.tflite": b"first" * 1000, "golden.json": b"{}"}
 ENTRY = {"bytes": 0, "sha256": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"}
@@ -261,7 +261,7 @@ def read_everything(directory, draft):
     for read in (
         lambda: list(inspect.lines(inspect.artifact_facts(directory))),
         lambda: inspect.to_json(inspect.artifact_facts(directory)),
-        lambda: compare_files.files_of(opened, {}),
+        lambda: artifact_files(opened, {}),
         lambda: bundle.static_file(opened, "float32"),
     ):
         with contextlib.suppress(BartExportError):

@@ -188,7 +188,7 @@ def test_added_tokens_are_found_where_transformers_keeps_them(tmp_path, where):
     assert found.vocabulary["<hl>"] == number
     assert found.added_tokens == (EXPECTED[where],)
     assert number in found.tokenizer().tokenize("a <hl> b")
-    tokenization.check(found, found.tokenizer(), TEXTS)
+    tokenization.check_tokenizer(found, found.tokenizer(), TEXTS)
 
 
 def test_tokenizer_json_counts_where_older_files_say_otherwise(directory):
@@ -198,7 +198,7 @@ def test_tokenizer_json_counts_where_older_files_say_otherwise(directory):
     (directory / "special_tokens_map.json").write_text(json.dumps({"mask_token": "<mask>"}))
     found = read(directory)
     assert (found.vocabulary, found.merges) == (expected.vocabulary, expected.merges)
-    tokenization.check(found, found.tokenizer(), TEXTS)
+    tokenization.check_tokenizer(found, found.tokenizer(), TEXTS)
 
 
 @pytest.mark.parametrize("whole", [None, False, True])
@@ -212,7 +212,7 @@ def test_the_space_before_a_text_is_that_of_the_configuration_first(directory, w
         (directory / "tokenizer_config.json").write_text(json.dumps({"add_prefix_space": stated}))
     found = read(directory)
     assert found.add_prefix_space is bool(whole if stated is None else stated)
-    tokenization.check(found, found.tokenizer(), TEXTS)
+    tokenization.check_tokenizer(found, found.tokenizer(), TEXTS)
 
 
 @pytest.mark.parametrize("name", ["added-token-in-vocabulary", "added-tokens-json"])
@@ -264,7 +264,7 @@ def test_settings_of_a_keras_preset_give_the_ids_of_kerashub(keras_presets, adde
     assert [ours.tokenize(text) for text in texts] == [
         np.array(theirs(text)).tolist() for text in texts
     ]
-    tokenization.check(found, ours, TEXTS)
+    tokenization.check_tokenizer(found, ours, TEXTS)
 
 
 def test_a_keras_tokenizer_that_pads_is_refused(keras_presets):

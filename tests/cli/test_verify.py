@@ -26,8 +26,8 @@ from bart_export.cli.main import main
 from bart_export.export.tflite_target import entry_of
 from bart_export.recipes.table import ROUNDING
 from bart_export.runtime.generator import ModelInfo
-from bart_export.verify.baseline import preset_truth
-from bart_export.verify.compare_files import files_of, recheck
+from bart_export.verify.checks import artifact_files, compare_files
+from bart_export.verify.reference import preset_baseline
 
 FLOAT_FILE, INT8_FILE = "tflite/float32.tflite", "tflite/dynamic_wi8_afp32.tflite"
 TEXTS = [
@@ -70,29 +70,28 @@ def texts(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def truth(both, tmp_path_factory):
+def baseline(both, tmp_path_factory):
     """Return what `--against` compares with: it is the same for every file of the preset."""
     info = ModelInfo.from_artifact(both)
     scratch = tmp_path_factory.mktemp("scratch")
     preset = both.manifest.preset
-    return preset_truth(both, info, files_of(both, {}), preset, None, {}, scratch, lambda _: None)
+    files = artifact_files(both, {})
+    return preset_baseline(both, info, files, preset, {}, scratch, lambda _: None)
 
 
-def rows_against(truth, artifact):
-    rows = recheck(
-        ModelInfo.from_artifact(artifact), files_of(artifact, {}), truth, None, lambda _: None
-    )
-    return {row.file: row for row in rows}
+def rows_against(baseline, artifact):
+    rows = compare_files(artifact_files(artifact, {}), baseline, None, lambda _: None)
+    return {row.file.name: row for row in rows}
 
 
 def run(artifact, *options):
     return CliRunner().invoke(main, ["verify", str(artifact.directory), *options])
 
 
-def test_right_files_pass_against_their_preset(truth, both):
-    rows = rows_against(truth, both)
-    assert [row.failures for row in rows.values()] == [(), ()]
-    exact, rounded = rows[FLOAT_FILE].comparison, rows[INT8_FILE].comparison
+def test_right_files_pass_against_their_preset(baseline, both):
+    rows = rows_against(baseline, both)
+    assert [row.failures for row in rows.values()] == [[], []]
+    exact, rounded = rows[FLOAT_FILE].figures, rows[INT8_FILE].figures
     assert (exact.weights, exact.tokens) == (0, 1.0)
     assert 0.25 < rounded.weights < 0.5
     assert exact.rounding < ROUNDING < rounded.rounding
@@ -107,20 +106,24 @@ def test_right_files_pass_against_their_preset(truth, both):
         (change_an_epsilon, "not the graph that it was made of"),
     ],
 )
-def test_an_int8_file_that_was_changed_fails_against_its_preset(truth, both, tmp_path, harm, words):
+def test_an_int8_file_that_was_changed_fails_against_its_preset(
+    baseline, both, tmp_path, harm, words
+):
     content = bytearray(both.path(INT8_FILE).read_bytes())
     harm(content)
-    rows = rows_against(truth, with_int8(both, content, tmp_path / "wrong"))
-    assert rows[FLOAT_FILE].failures == ()
+    rows = rows_against(baseline, with_int8(both, content, tmp_path / "wrong"))
+    assert rows[FLOAT_FILE].failures == []
     assert words in rows[INT8_FILE].failures[0]
 
 
 @pytest.mark.parametrize("harm", [wrong_epsilon, cache_one_off])
-def test_an_int8_file_of_a_wrong_graph_fails_against_its_preset(truth, tiny, both, tmp_path, harm):
+def test_an_int8_file_of_a_wrong_graph_fails_against_its_preset(
+    baseline, tiny, both, tmp_path, harm
+):
     with pytest.MonkeyPatch.context() as patch:
         harm(patch)
         wrong = tiny.quantized(tiny.float_file(tmp_path / "float32"))
-    rows = rows_against(truth, with_int8(both, wrong.path.read_bytes(), tmp_path / "wrong"))
+    rows = rows_against(baseline, with_int8(both, wrong.path.read_bytes(), tmp_path / "wrong"))
     assert "not the graph that it was made of" in rows[INT8_FILE].failures[0]
 
 

@@ -22,8 +22,8 @@ from bart_export.recipes.table import RECIPES, parse_recipe
 from bart_export.runtime.compiled_model import open_compiled_model
 from bart_export.runtime.generator import ModelInfo
 from bart_export.runtime.search import run, search
-from bart_export.verify.evaluation import StepFigures
 from bart_export.verify.golden import TEXTS
+from bart_export.verify.traces import StepFigures
 
 FILE, STATIC_FILE = "tflite/float32.tflite", "tflite/float32.static.tflite"
 AI16, AI8 = "static_wi8_ai16", "static_wi8_ai8"

@@ -124,7 +124,7 @@ def test_golden_answers_are_given_again(edgetpu_artifact):
             case["setting"],
             GenerationConfig.from_dict(case["generation"]),
         )
-        answer = ask(generator.engine.start, generator.engine.step, generator.tokenizer, question)
+        answer = ask(generator.engine, generator.tokenizer, question)
         assert list(answer.token_ids) == case["files"][parts.HOST]["token_ids"]
 
 

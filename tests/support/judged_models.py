@@ -18,9 +18,11 @@ from bart_export.model import BartBackbone
 from bart_export.recipes.table import RECIPES
 from bart_export.runtime.compiled_model import open_compiled_model
 from bart_export.runtime.generator import ModelInfo
-from bart_export.verify import golden, verify, weights
-from bart_export.verify.gate import File, Gate
-from bart_export.verify.reference import Float64Reference, KerasReference
+from bart_export.verify import golden, weights
+from bart_export.verify.checks import Gate
+from bart_export.verify.compare import TfliteFile, compare_model
+from bart_export.verify.reference import KerasReference
+from bart_export.verify.tolerance import bounds_of, require
 from support import tflite_files
 
 FLOAT32 = RECIPES["float32"]
@@ -49,15 +51,9 @@ class Judged:
         self.parameters = InferenceParameters(
             checkpoint.config, lambda name: np.asarray(checkpoint.weights[name])
         )
-        self.read = weights.parameters_of(checkpoint.config, self.parameters)
-        backbone = BartBackbone.from_checkpoint(checkpoint)
-        self.keras, self.truth = KerasReference(backbone), Float64Reference(backbone)
-        self.asked = verify.consult(
-            self.keras,
-            tokenizer,
-            golden.questions(self.info),
-            self.truth,
-        )
+        self.read = weights.checkpoint_matrices(checkpoint.config, self.parameters)
+        self.keras = KerasReference(BartBackbone.from_checkpoint(checkpoint))
+        self.asked = self.keras.ask(tokenizer, golden.questions(self.info))
 
     def float_file(self, path, shapes=None):
         """Write a float file as it is made now; return it."""
@@ -71,7 +67,7 @@ class Judged:
         return self.file(path, recipe, base.shapes)
 
     def file(self, path, recipe, shapes=None):
-        return File.of_draft(path.name, path, recipe, self.info.config, shapes)
+        return TfliteFile.of_draft(path.name, path, recipe, self.info.config, shapes)
 
     def gate(self, base, texts=None):
         return Gate(self.info, base, self.read, texts)
@@ -84,10 +80,14 @@ class Judged:
         return self.file(path, file.recipe, file.shapes)
 
     def check(self, content, recipe, path):
-        """Compare a file of these bytes with the reference, as verification does."""
+        """Compare the answers of a file of these bytes, and hold them to its recipe."""
         path.write_bytes(content)
         engine = open_compiled_model(path, self.info.config, num_threads=1)
-        return verify.check("it", recipe, engine, self.info.tokenizer, self.asked)
+        figures, answers = compare_model(
+            "it", engine, self.info.tokenizer, self.asked, exact=recipe.exact
+        )
+        require("it", bounds_of(recipe, figures))
+        return figures, answers
 
 
 def triple_the_scales(content):

@@ -25,7 +25,7 @@ from bart_export.artifact.figures import Answer
 from bart_export.checkpoints.resolve import resolve_preset
 from bart_export.export import pipeline
 from bart_export.export.target import ExportedFile, ExportResult
-from bart_export.verify.verify import Reference
+from bart_export.verify.compare import Cases
 from support.made_up_artifacts import check_neighbours, whole
 
 STAGES = (
@@ -52,8 +52,8 @@ def play_back(recorded):
         references = (case.reference for case in found)
         return [Answer(one.token_ids, one.text, one.score) for one in references]
 
-    def consult(keras, tokenizer, questions, *others):
-        return Reference(questions, answers(questions), [], None)
+    def ask(tokenizer, questions):
+        return Cases(questions, answers(questions), [], None)
 
     def write(model, recipe, draft, stage):
         stage("write a file")
@@ -64,14 +64,13 @@ def play_back(recorded):
         (draft.scratch / "half").write_bytes(b"half")
         entry = dataclasses.replace(recorded.manifest.files[row.file], recipe=recipe)
 
-        def check(keras, reference):
-            return dataclasses.replace(row, file=name), reference.answers
+        def check(keras, cases):
+            return dataclasses.replace(row, file=name), cases.answers
 
         return ExportResult([ExportedFile(name, {name: entry}, check)])
 
     pipeline.BartBackbone = types.SimpleNamespace(from_checkpoint=lambda checkpoint: None)
-    pipeline.KerasReference = pipeline.Float64Reference = lambda backbone: None
-    pipeline.verify = types.SimpleNamespace(consult=consult)
+    pipeline.KerasReference = lambda backbone: types.SimpleNamespace(ask=ask)
     pipeline.export_files = write
     commit = artifact.Draft.commit
 

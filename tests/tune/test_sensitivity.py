@@ -11,11 +11,14 @@ from bart_export.graph.parameters import InferenceParameters
 from bart_export.model import BartBackbone
 from bart_export.recipes.table import LITERT_ONLY, STORAGES, Recipe
 from bart_export.runtime.compiled_model import open_compiled_model
-from bart_export.tune import sensitivity
-from bart_export.tune.sensitivity import TeacherForced, checkpoint_layout, measure
-from bart_export.verify.evaluation import StepFigures
-from bart_export.verify.traces import Trace, follow
-from bart_export.verify.weights import matrices_of
+from bart_export.tune.sensitivity import (
+    TeacherForced,
+    checkpoint_layout,
+    measure_sensitivities,
+    write_uniform,
+)
+from bart_export.verify.traces import StepFigures, Trace, teacher_force
+from bart_export.verify.weights import stored_matrices
 
 INT4 = STORAGES["int4"]
 MADE_SENSITIVE = "decoder/layer_0/feedforward_output"
@@ -46,13 +49,16 @@ def tiny(symmetric_artifact):
 def measured(tiny, tmp_path_factory):
     backbone, float_file = tiny
     before = {name: np.asarray(weight).copy() for name, weight in backbone.named_weights().items()}
-    copy = tmp_path_factory.mktemp("sensitivity") / "float32.tflite"
-    copy.write_bytes(float_file.read_bytes())
+    path = tmp_path_factory.mktemp("sensitivity") / "int4.tflite"
     ticks = []
-    rows = measure(backbone, copy, traces_of(backbone.config), INT4, lambda: ticks.append(1))
-    assert [path.name for path in copy.parent.iterdir()] == ["float32.tflite"]
+    rows = measured_rows(backbone, float_file, path, lambda: ticks.append(1))
     assert len(ticks) == len(rows)
     return rows, before
+
+
+def measured_rows(backbone, float_file, path, tick=lambda: None):
+    write_uniform(float_file, INT4, layer_names(backbone.config), path)
+    return measure_sensitivities(backbone, path, traces_of(backbone.config), INT4, tick)
 
 
 def stored_alone(tiny, layer, storage, mode, path):
@@ -99,8 +105,8 @@ def test_the_figures_are_those_of_a_file_that_stores_one_layer_so(tiny, layer, t
     figures = StepFigures()
     traces = traces_of(backbone.config)
     for trace in traces:
-        figures.add(follow(expected, trace).logits, follow(received, trace).logits)
-    weight, matrix = layer_names(backbone.config)[layer], matrices_of(path)(layer)
+        figures.add(teacher_force(expected, trace).logits, teacher_force(received, trace).logits)
+    weight, matrix = layer_names(backbone.config)[layer], stored_matrices(path)(layer)
     forced = TeacherForced(backbone, traces).with_matrix(weight, matrix)
     assert forced.kl == pytest.approx(figures.kl, rel=0.02)
     assert forced.errors.relative == pytest.approx(figures.errors.relative, rel=0.02)
@@ -111,16 +117,16 @@ def test_what_is_measured_is_what_a_dynamic_file_stores_bit_for_bit(tiny, tmp_pa
     backbone, float_file = tiny
     layers = layer_names(backbone.config)
     everywhere = tmp_path / "everywhere.tflite"
-    sensitivity.write_everywhere(float_file, INT4, layers, everywhere)
+    write_uniform(float_file, INT4, layers, everywhere)
     for layer in ("token_embedding", MADE_SENSITIVE):
         alone = stored_alone(tiny, layer, "int4", "dynamic", tmp_path / "one.tflite")
-        assert np.array_equal(matrices_of(alone)(layer), matrices_of(everywhere)(layer))
-        assert not np.array_equal(matrices_of(alone)(layer), matrices_of(float_file)(layer))
+        assert np.array_equal(stored_matrices(alone)(layer), stored_matrices(everywhere)(layer))
+        assert not np.array_equal(stored_matrices(alone)(layer), stored_matrices(float_file)(layer))
 
 
 def test_a_matrix_goes_into_the_checkpoint_and_comes_out_the_same(tiny):
     backbone, float_file = tiny
-    stored = matrices_of(float_file)
+    stored = stored_matrices(float_file)
     for layer, weight in layer_names(backbone.config).items():
         laid_out = checkpoint_layout(backbone.config, weight, stored(layer))
         assert laid_out.shape == tuple(backbone.named_weights()[weight].shape)
@@ -163,5 +169,5 @@ def test_a_layer_that_was_made_sensitive_comes_first(symmetric_artifact, measure
     parameters = InferenceParameters(backbone.config, lambda name: np.asarray(weights[name]))
     float_file = tmp_path / "float32.tflite"
     write_float(parameters, float_file)
-    spoilt = measure(backbone, float_file, traces_of(backbone.config), INT4)
+    spoilt = measured_rows(backbone, float_file, tmp_path / "int4.tflite")
     assert max(spoilt, key=lambda row: row.kl).layer == MADE_SENSITIVE

@@ -15,10 +15,9 @@ from bart_export.export.options import TfliteOptions
 from bart_export.export.pipeline import export
 from bart_export.recipes import table
 from bart_export.recipes.metrics import parse
-from bart_export.tune.budget_search import BudgetSearch, Found, export_tolerance
-from bart_export.tune.evaluator import Measured
-from bart_export.tune.precision_steps import Widening, after
-from bart_export.tune.tune import RUNGS, tune
+from bart_export.tune.budget_search import BudgetSearch, Found, Measured, export_tolerance
+from bart_export.tune.sensitivity import PrecisionStep, apply_steps
+from bart_export.tune.tune import STORAGE_OPTIONS, tune
 from bart_export.verify.golden import TEXTS
 
 BUDGET = 0.5  # nats: int8 keeps it and int4 does not
@@ -46,7 +45,7 @@ def test_the_file_is_smaller_and_keeps_the_budget(tuned):
     found, _ = tuned
     assert found.found.size < found.widest.size
     assert found.widest.figures["kl"] < found.found.figures["kl"] <= BUDGET
-    assert set(found.storages.values()) <= set(RUNGS)
+    assert set(found.storages.values()) <= set(STORAGE_OPTIONS)
     assert len(set(found.storages.values())) > 1
 
 
@@ -161,7 +160,7 @@ def test_a_share_is_held_more_loosely_where_an_export_has_few_steps():
     assert export_tolerance({"top1": 0.001}, measured)["top1"] == 0.0
 
 
-STEPS = [Widening(f"layer_{number}", "int8", 100 - number, 0.1) for number in range(16)]
+STEPS = [PrecisionStep(f"layer_{number}", "int8", 100 - number, 0.1) for number in range(16)]
 START = {step.layer: "int4" for step in STEPS}
 
 
@@ -177,7 +176,7 @@ def searched(budget, figures_of):
         return search.tried.setdefault(recipe.layers, Found(recipe, measured)).measured
 
     search.measure = measure
-    search.measure(after(START, STEPS))
+    search.measure(apply_steps(START, STEPS))
     return search, search.run(START, STEPS)
 
 

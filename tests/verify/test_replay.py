@@ -17,7 +17,7 @@ from bart_export.errors import ArtifactError, VerificationFailed
 from bart_export.recipes.table import ROUNDING
 from bart_export.runtime.generator import Generator
 from bart_export.verify import golden
-from bart_export.verify.replay import Replayed, replay
+from bart_export.verify.checks import Replayed, replay
 
 FLOAT_FILE, INT8_FILE = "tflite/float32.tflite", "tflite/dynamic_wi8_afp32.tflite"
 
@@ -139,8 +139,8 @@ def test_another_answer_that_rounding_decides_is_no_damage(mini_artifact, tmp_pa
                 case["setting"],
                 GenerationConfig.from_dict(case["generation"]),
             )
-            step = golden.moved(engine.step, noise, seed=1)
-            answer = golden.ask(engine.start, step, tokenizer, question)
+            perturbed = golden.PerturbedModel(engine, noise, seed=1)
+            answer = golden.ask(perturbed, tokenizer, question)
             case["files"][FLOAT_FILE]["token_ids"] = list(answer.token_ids)
 
     made = with_golden(mini_artifact, tmp_path / "made", exchange)

@@ -7,7 +7,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from bart_export.errors import EngineError, VerificationFailed
 from bart_export.verify import structure
-from bart_export.verify.stored import Stored, unpacked
+from bart_export.verify.weights import StoredFile, unpack_int4
 
 
 def operator_called(model, graph, name):
@@ -85,8 +85,10 @@ def changed(file, harm, path):
 
 
 def test_a_right_file_passes(base, int8, tmp_path):
-    structure.check("it", int8.path, base.path)
-    structure.check("it", changed(int8, lambda model, graph: None, tmp_path / "it"), base.path)
+    structure.compare_graphs("it", int8.path, base.path)
+    structure.compare_graphs(
+        "it", changed(int8, lambda model, graph: None, tmp_path / "it"), base.path
+    )
 
 
 @pytest.mark.parametrize(
@@ -105,7 +107,7 @@ def test_a_right_file_passes(base, int8, tmp_path):
 def test_the_first_difference_is_told(base, int8, tmp_path, harm, words):
     wrong = changed(int8, harm, tmp_path / "wrong")
     with pytest.raises(VerificationFailed, match=rf"^it is not the graph .* in decode, .*{words}"):
-        structure.check("it", wrong, base.path)
+        structure.compare_graphs("it", wrong, base.path)
 
 
 @pytest.mark.parametrize(
@@ -123,29 +125,15 @@ def test_a_constant_in_integers_is_held_to_the_step_of_its_values(
     scale, expected, received, passes
 ):
     tensor = schema.TensorT()
-    tensor.name, tensor.type, tensor.shape, tensor.buffer = b"it", schema.TensorType.INT8, [2], 0
+    tensor.type, tensor.shape = schema.TensorType.INT8, [2]
     tensor.quantization = schema.QuantizationParametersT()
     tensor.quantization.scale, tensor.quantization.zeroPoint = np.array([scale]), np.array([0])
-    wanted = schema.TensorT()
-    wanted.name, wanted.type, wanted.shape, wanted.buffer = b"it", schema.TensorType.FLOAT32, [2], 0
-    walk = structure.Walk(
-        Constant(np.array(received, np.int8)), Constant(np.array(expected, np.float32)), "decode"
-    )
-    assert (walk.constant_difference(tensor, wanted) is None) == passes
-
-
-class Constant:
-    """A file with one constant."""
-
-    def __init__(self, numbers):
-        self.values = numbers
-
-    def numbers(self, tensor):
-        return self.values
+    numbers = np.array(received, np.int8), np.array(expected, np.float32)
+    assert (structure.constant_difference(*numbers, tensor) is None) == passes
 
 
 def test_four_bits_are_unpacked_lower_half_first():
-    assert unpacked(np.array([0x21, 0xF8], np.uint8)).tolist() == [1, 2, -8, -1]
+    assert unpack_int4(np.array([0x21, 0xF8], np.uint8)).tolist() == [1, 2, -8, -1]
 
 
 @pytest.mark.parametrize("content", [b"", b"not a flatbuffer", b"\xff\xff\xff\x7fTFL3"])
@@ -153,4 +141,4 @@ def test_a_file_that_is_none_is_told(tmp_path, content):
     path = tmp_path / "it"
     path.write_bytes(content)
     with pytest.raises(EngineError, match=str(path)):
-        Stored(path)
+        StoredFile(path)

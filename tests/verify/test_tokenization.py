@@ -29,7 +29,7 @@ OPTIONS = TfliteOptions((RECIPES["float32"],))
 @pytest.mark.parametrize("name", NAMES)
 def test_a_tokenizer_that_is_read_rightly_passes(name):
     checkpoint = resolve.read(CASES / name)
-    tokenization.check(checkpoint, checkpoint.tokenizer(), TEXTS)
+    tokenization.check_tokenizer(checkpoint, checkpoint.tokenizer(), TEXTS)
 
 
 def without_added(checkpoint):
@@ -69,7 +69,7 @@ def test_a_tokenizer_that_says_something_else_fails_by_name(name, spoil):
     with pytest.raises(
         VerificationFailed, match=rf"files in \S+{name} say: of '.*received"
     ) as error:
-        tokenization.check(checkpoint, spoil(checkpoint).tokenizer(), TEXTS)
+        tokenization.check_tokenizer(checkpoint, spoil(checkpoint).tokenizer(), TEXTS)
     assert error.value.exit_code == 1
     assert "\n" not in str(error.value)
 
@@ -129,7 +129,7 @@ def test_a_graph_that_tokenizes_something_else_fails_by_name(name):
             ids, lengths = graph.encode(text, 32)
             return {"encoder_token_ids": ids, "encoder_lengths": lengths}
 
-        return saved_model.ids_of({"tokenize": tokenize})
+        return saved_model.tokenize_with({"tokenize": tokenize})
 
     tokenization.check_signature("saved_model/1", signature(right), checkpoint.tokenizer(), TEXTS)
     with pytest.raises(VerificationFailed, match="^saved_model/1 does not tokenize as Python"):

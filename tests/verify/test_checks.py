@@ -21,8 +21,8 @@ from bart_export.contract import StaticShapes
 from bart_export.errors import ConfigurationError, InputError, VerificationFailed
 from bart_export.recipes import metrics
 from bart_export.recipes.table import ROUNDING
-from bart_export.verify import structure
-from bart_export.verify.verify import compare
+from bart_export.verify import checks, data, structure
+from bart_export.verify.compare import Baseline, compare, compare_model
 
 SHAPES = StaticShapes(source_lengths=(16, 64), target_length=24, num_beams=(1, 4))
 TEXTS = [
@@ -74,8 +74,8 @@ def test_the_logits_alone_would_not_have_shown_it(tiny, int8, tmp_path, harm):
     """What makes the other checks worth their time: figures stay near those of the right file."""
     wrong = tiny.changed(int8, harm, tmp_path / "it")
     with int8.open() as right_model, wrong.open() as wrong_model:
-        right, _ = compare("right", INT8, right_model, tiny.info.tokenizer, tiny.asked)
-        found, _ = compare("wrong", INT8, wrong_model, tiny.info.tokenizer, tiny.asked)
+        right, _ = compare_model("right", right_model, tiny.info.tokenizer, tiny.asked)
+        found, _ = compare_model("wrong", wrong_model, tiny.info.tokenizer, tiny.asked)
     assert found.relative < 1.5 * right.relative
 
 
@@ -90,14 +90,21 @@ def test_a_wrong_graph_is_caught_though_only_its_int8_file_is_wanted(
         tiny.gate(wrong_base).check(wrong, tiny.asked)
     # Beside a right float file its structure gives it away.
     with pytest.raises(VerificationFailed, match="not the graph that it was made of"):
-        structure.check("it", wrong.path, base.path)
+        structure.compare_graphs("it", wrong.path, base.path)
 
 
 def test_the_base_is_held_once(tiny, base, int8, monkeypatch):
     gate = tiny.gate(base)
     gate.check(int8, tiny.asked)
-    monkeypatch.setattr(gate, "base", None)
-    gate.hold_base(tiny.asked)
+    compared = []
+
+    def record(file, baseline, cases):
+        compared.append(file.name)
+        return compare(file, baseline, cases)
+
+    monkeypatch.setattr(checks, "compare", record)
+    gate.check(int8, tiny.asked)
+    assert compared == [int8.name]
 
 
 def test_texts_take_the_place_of_the_golden_ones(tiny, base, int8, texts):
@@ -116,14 +123,13 @@ def test_texts_take_the_place_of_the_golden_ones(tiny, base, int8, texts):
 
 
 def test_settings_of_the_texts_are_the_model_s_own(tiny, base, texts):
-    gate = tiny.gate(base, texts)
-    answered = gate.texts(tiny.keras)
+    baseline = Baseline(tiny.info, {None: base}, tiny.read, tiny.asked)
+    answered = baseline.ask(data.read(texts))
     assert [one.generation.num_beams for one in answered.questions] == [
         tiny.info.generation.num_beams
     ] * 3
-    assert answered.wanted == ["the river rose", "a library", None]
-    assert gate.texts(tiny.keras) is answered
-    logits = tiny.keras.along(answered.traces[0]).logits
+    assert answered.references == ["the river rose", "a library", None]
+    logits = answered.teacher(answered.traces[0]).logits
     assert logits.argmax(-1).tolist()[:-1] == list(answered.traces[0].fed_token_ids[1:])
 
 

@@ -1,0 +1,67 @@
+"""Figures of decode steps: sums over traces equal what the formulas say of all steps at once."""
+
+import math
+
+import numpy as np
+import pytest
+
+from bart_export.verify.traces import ULP, StepFigures
+
+
+def figures_of(*traces):
+    figures = StepFigures()
+    for trace in traces:
+        figures.add(*trace)
+    return figures.figures()
+
+
+def test_a_worked_example():
+    expected = np.log(np.array([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]], np.float32))
+    received = np.log(np.array([[0.25, 0.5, 0.25], [0.1, 0.1, 0.8]], np.float32)) + 2
+    found = figures_of((expected, received))
+    assert found["kl"] == pytest.approx(0.25 * math.log(2) / 2)  # a shift of all logits is nothing
+    assert (found["top1"], found["steps"]) == (0.5, 2)
+    assert found["logits"] == pytest.approx(2 + math.log(2))
+
+
+def test_traces_one_by_one_give_the_figures_of_all_together():
+    random = np.random.default_rng(0)
+    expected = random.normal(size=(30, 17)).astype(np.float32)
+    received = expected + random.normal(scale=0.3, size=expected.shape).astype(np.float32)
+    parts = ((0, 1), (1, 20), (20, 30))
+    found = figures_of(*((expected[one:other], received[one:other]) for one, other in parts))
+    spread = np.sqrt(np.square(expected - expected.mean(-1, keepdims=True)).mean())
+    error = received - expected
+    p = np.exp(expected) / np.exp(expected).sum(-1, keepdims=True)
+    q = np.exp(received) / np.exp(received).sum(-1, keepdims=True)
+    assert found == {
+        "logits": pytest.approx(np.abs(error).max()),
+        "spread": pytest.approx(spread),
+        "relative": pytest.approx(np.sqrt(np.square(error).mean()) / spread, rel=1e-5),
+        "kl": pytest.approx((p * np.log(p / q)).sum(-1).mean(), rel=1e-5),
+        "top1": (expected.argmax(-1) == received.argmax(-1)).mean(),
+        "steps": 30,
+    }
+
+
+def test_a_nan_spoils_every_error():
+    right = np.zeros((2, 3), np.float32)
+    wrong = right.copy()
+    wrong[0, 1] = np.nan
+    found = figures_of((right, wrong), (right, right))
+    assert all(math.isnan(found[name]) for name in ("logits", "relative", "kl"))
+
+
+def test_logits_of_certainty_have_a_finite_divergence():
+    certain = np.array([[0.0, -3e38]], np.float32)
+    assert figures_of((certain, certain[:, ::-1]))["kl"] == pytest.approx(3e38)
+
+
+def test_rounding_is_measured_in_what_float32_costs_the_model():
+    truth = np.random.default_rng(0).normal(size=(4, 32))
+    noise = np.random.default_rng(1).normal(size=(4, 32)) * 1e-5
+    found = figures_of((truth, truth + 3 * noise, truth + noise))
+    assert found["rounding"] == pytest.approx(3, rel=1e-6)
+    assert found["float32"] == pytest.approx(np.abs(noise).max(), rel=1e-6)
+    found = figures_of((truth, truth + noise, truth))  # by chance nothing is lost
+    assert found["rounding"] == pytest.approx(found["relative"] / ULP)
