@@ -72,7 +72,8 @@ ONCE = {"sources": ("--source", "source"), "num_threads": ("--threads", "num_thr
     "overload_seconds",
     type=Seconds(min_open=True),
     metavar="SECONDS",
-    help="With --serve: finally send each server twice the load that it can answer, for so long.",
+    help="With --serve: finally send each server twice the load that it can answer for so many "
+    "seconds.",
 )
 @click.option(
     "--compare",
@@ -83,12 +84,12 @@ ONCE = {"sources": ("--source", "source"), "num_threads": ("--threads", "num_thr
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def bench(artifact: pathlib.Path, serve: bool, as_json: bool, **options: Any) -> None:
-    """Measure an artifact here: sizes, opening, memory, encoding, decoding, tokens per second.
+    """Measure sizes, opening, memory, encoding, decoding and tokens per second of an artifact.
 
     A file is opened for the first time (hashing, packing weights), cold (from disk) and warm.
 
-    With --serve, measure the overhead and the throughput of a server. Configurations take turns and
-    figures are medians; compare them within one run only.
+    With --serve, measure the overhead and the throughput of a server. Configurations take turns,
+    and figures are medians; compare figures of one run only.
     """
     given = {name: value for name, value in options.items() if value not in (None, ())}
     for name, flag in (OF_FILES if serve else OF_SERVERS).items():

@@ -129,7 +129,7 @@ OPTIONS = (
         "Keras preset or a Hugging Face checkpoint, hf://ORG/MODEL, or "
         "kaggle://ORG/MODEL/keras/VARIANT.",
     ),
-    click.option("--target", type=click.Choice(list(TARGETS)), help="What to make of it."),
+    click.option("--target", type=click.Choice(list(TARGETS)), help="Format to export to."),
     click.option(
         "--task",
         help="Use the generation settings of this task in the checkpoint's config.json "

@@ -46,10 +46,10 @@ GENERATION_OPTIONS: tuple[tuple[str, Any, str], ...] = (
     ),
     ("no_repeat_ngram_size", int, "No n-gram of this size may occur twice; 0 for no limit."),
     ("repetition_penalty", float, "Above 1, tokens that occurred become less likely."),
-    ("do_sample", bool, "Sample tokens instead of taking the likeliest."),
+    ("do_sample", bool, "Sample tokens instead of taking the most likely one."),
     ("temperature", float, "Below 1, sampling prefers likely tokens more strongly."),
-    ("top_k", int, "Sample among this many likeliest tokens; 0 for all."),
-    ("top_p", float, "Sample among the likeliest tokens with this total probability."),
+    ("top_k", int, "Sample among this many most likely tokens; 0 for all."),
+    ("top_p", float, "Sample among the most likely tokens with this total probability."),
     ("seed", int, "Makes sampling reproducible."),
 )
 EARLY_STOPPING = {"true": True, "false": False, "never": "never"}
@@ -75,9 +75,11 @@ EARLY_STOPPING = {"true": True, "false": False, "never": "never"}
 @click.option("--overwrite", is_flag=True, help="Replace an --output file that has content.")
 @click.option("--stream", is_flag=True, help="Print the text as it is generated.")
 @click.option(
-    "--truncate", is_flag=True, help="Cut texts that are too long at their end, and say so."
+    "--truncate", is_flag=True, help="Truncate texts that are too long at their end, and report it."
 )
-@click.option("--allow-empty", is_flag=True, help="Let the model make up a text for an empty one.")
+@click.option(
+    "--allow-empty", is_flag=True, help="Accept empty texts, for which the model invents one."
+)
 @click.option(
     "--special-tokens",
     is_flag=True,

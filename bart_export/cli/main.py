@@ -142,7 +142,7 @@ def export(**given: Any) -> None:
 
 @main.command()
 def presets() -> None:
-    """List the presets that have names."""
+    """List the named presets."""
     from bart_export.presets import PRESETS
 
     for preset in PRESETS.values():

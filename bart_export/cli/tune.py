@@ -42,8 +42,8 @@ def tune(
     """Find the smallest dynamic file of a preset within a budget, and write its recipe.
 
     Layers that lose little are stored in 4 bits, the others in 8. Every candidate is a real file,
-    run on LiteRT along the float file's greedy answers to the texts. The exit code is 1 if not even
-    dynamic_wi8_afp32 keeps the budget.
+    which LiteRT runs on the texts and the float file's greedy answers to them. The exit code is 1
+    if not even dynamic_wi8_afp32 keeps the budget.
     """
     from bart_export.checkpoints.resolve import resolve_preset
     from bart_export.runtime import texts

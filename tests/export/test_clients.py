@@ -169,7 +169,7 @@ def test_the_requests_of_the_readme_are_answered(served):
         assert answer.ok == (signature != "score" or has_score), (signature, answer.text)
 
 
-STREAMING = (SERVING / "README.md").read_text("utf-8").partition("### Tokens as they come")[2]
+STREAMING = (SERVING / "README.md").read_text("utf-8").partition("### Streaming tokens")[2]
 SOURCE = "A library that reads and writes spreadsheets."
 
 
