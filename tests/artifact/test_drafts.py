@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import os
 import signal
-import threading
 
 import pytest
 from support import made_up_artifacts
@@ -61,23 +60,6 @@ def test_a_second_export_to_the_same_place_is_refused(made, other_export, tmp_pa
     ):
         pytest.fail("two drafts at once")
     assert names(tmp_path) == before
-
-
-def test_a_second_export_in_another_thread_is_refused(made):
-    refusals = []
-
-    def export():
-        try:
-            with artifact.draft(made.directory):
-                pytest.fail("two drafts at once")
-        except ArtifactError as error:
-            refusals.append(str(error))
-
-    with artifact.draft(made.directory):
-        thread = threading.Thread(target=export)
-        thread.start()
-        thread.join()
-    assert "Another export is writing" in refusals[0]
 
 
 def test_exports_to_neighbours_do_not_wait_for_each_other(made, other_export, tmp_path):

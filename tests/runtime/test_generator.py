@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bart_export.errors import ArtifactError, ConfigurationError, InputError
+from bart_export.errors import ConfigurationError, InputError
 from bart_export.runtime.generator import Generator
 
 CASES = Path(__file__).parents[1] / "data/cases"
@@ -61,11 +61,6 @@ def test_a_stream_that_ends_within_a_character_gives_what_is_left(generator, min
     }  # fmt: skip
     assert generator.generate(SHORT, **parameters).text == "\N{REPLACEMENT CHARACTER}"
     assert list(generator.stream(SHORT, **parameters)) == ["\N{REPLACEMENT CHARACTER}"]
-
-
-def test_a_greedy_stream_comes_piece_by_piece(generator):
-    pieces = list(generator.stream(SHORT, num_beams=1, min_length=15))
-    assert len(pieces) > 5
 
 
 def test_settings_are_the_artifacts_and_a_call_goes_on_top(generator):
@@ -125,15 +120,6 @@ def test_several_texts_give_a_result_each(generator):
     assert generator.generate([]) == []
 
 
-def test_a_seed_repeats_itself_and_another_does_not(generator):
-    def sample(seed):
-        return generator.generate(
-            SHORT, num_beams=1, do_sample=True, seed=seed, top_k=0, temperature=2.0
-        ).token_ids
-
-    assert sample(1) == sample(1) != sample(2)
-
-
 def test_a_text_too_long_is_an_error_unless_it_may_be_cut(generator):
     text = " ".join(TEXTS)
     with pytest.raises(InputError, match="160"):
@@ -185,13 +171,6 @@ def test_a_text_that_is_none_is_refused(generator, text):
         generator.stream(text)
 
 
-def test_a_stream_may_be_left(generator):
-    stream = generator.stream(SHORT, num_beams=1, min_length=20)
-    next(stream)
-    stream.close()
-    assert generator.generate(SHORT).text == "".join(generator.stream(SHORT))
-
-
 def test_nothing_of_a_generation_is_left_for_the_next(generator, cold):
     """Lengths and beams up and down, with the buffers that each leaves to the next."""
     asked = [
@@ -240,11 +219,6 @@ def test_a_cache_that_grows_gives_the_tokens_of_one_that_was_large(
     assert grown.score == pytest.approx(large.score, abs=1e-4)
 
 
-def test_the_last_position_of_the_model_can_be_reached(generator):
-    parameters = {"num_beams": 1, "min_length": 512, "max_length": 512, "no_repeat_ngram_size": 0}
-    assert len(generator.generate(SHORT, **parameters).token_ids) == 512
-
-
 def resident_bytes():
     gc.collect()
     with open("/proc/self/statm") as file:
@@ -279,16 +253,3 @@ def test_the_default_recipe_is_opened_where_it_is_there(mini_artifact, symmetric
     assert scores[0] == pytest.approx(scores[1], abs=1e-6)
     assert scores[0] != pytest.approx(scores[2], abs=1e-4)
     assert Generator.from_artifact(symmetric_artifact.directory).generate("A text.")
-
-
-def test_a_recipe_the_artifact_does_not_have_is_answered_with_those_it_has(symmetric_artifact):
-    with pytest.raises(ArtifactError, match=r"'int4'.*It has: float32\."):
-        Generator.from_artifact(symmetric_artifact.directory, recipe="int4")
-
-
-def test_the_number_of_threads_changes_no_token(mini_artifact, generator):
-    two = Generator.from_artifact(mini_artifact.directory, recipe="float32", num_threads=2)
-    assert (
-        two.generate(LONG, truncate=True).token_ids
-        == generator.generate(LONG, truncate=True).token_ids
-    )

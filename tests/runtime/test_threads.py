@@ -130,19 +130,6 @@ def test_streams_may_be_read_in_turn(generator):
     assert read == expected
 
 
-def test_a_stream_that_another_thread_holds_keeps_nobody_waiting(generator):
-    held = generator.stream(TEXTS[0], **GREEDY)
-    first = next(held)
-    answers = []
-    thread = threading.Thread(
-        target=lambda: answers.append(generator.generate(TEXTS[1], **GREEDY).text)
-    )
-    thread.start()
-    thread.join(timeout=60)
-    assert answers == [generator.generate(TEXTS[1], **GREEDY).text]
-    assert first + "".join(held) == generator.generate(TEXTS[0], **GREEDY).text
-
-
 @pytest.mark.parametrize("leave", ["close", "drop", "never begin"])
 def test_a_stream_that_is_left_takes_no_more_time(generator, leave):
     engine = generator.engine = FailingEngine(generator.engine)

@@ -60,21 +60,6 @@ def test_it_is_built_at_the_first_opening_and_used_at_the_second(artifact):
     assert list(cache.parent.iterdir()) == [cache]
 
 
-def truncate(cache):
-    cache.write_bytes(cache.read_bytes()[: cache.stat().st_size // 2])
-
-
-def empty(cache):
-    cache.write_bytes(b"")
-
-
-def zero_the_middle(cache):
-    content = bytearray(cache.read_bytes())
-    third = len(content) // 3
-    content[third : 2 * third] = bytes(third)
-    cache.write_bytes(content)
-
-
 def zero_between_pages_spread_evenly(cache):
     """Harm what no sample of the file's pages would show, and put its time of change back."""
     status, content = cache.stat(), bytearray(cache.read_bytes())
@@ -86,37 +71,24 @@ def zero_between_pages_spread_evenly(cache):
     os.utime(cache, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-def append(cache):
-    cache.write_bytes(cache.read_bytes() + b"more")
+HARMS = {
+    "cut": lambda cache: os.truncate(cache, cache.stat().st_size // 2),
+    "emptied": lambda cache: cache.write_bytes(b""),
+    "zeros": zero_between_pages_spread_evenly,
+    "appended": lambda cache: cache.write_bytes(cache.read_bytes() + b"more"),
+    "no stamp": lambda cache: stamps.stamp_path(cache).unlink(),
+    "damaged stamp": lambda cache: stamps.stamp_path(cache).write_bytes(b"{"),
+}
 
 
-def lose_the_stamp(cache):
-    stamps.stamp_path(cache).unlink()
-
-
-def spoil_the_stamp(cache):
-    stamps.stamp_path(cache).write_bytes(b"{")
-
-
-@pytest.mark.parametrize(
-    "harm",
-    [
-        truncate,
-        empty,
-        zero_the_middle,
-        zero_between_pages_spread_evenly,
-        append,
-        lose_the_stamp,
-        spoil_the_stamp,
-    ],
-)
+@pytest.mark.parametrize("harm", HARMS)
 @pytest.mark.parametrize("large", [False, True])
 def test_one_that_is_not_whole_is_built_again(artifact, harm, large, monkeypatch):
     monkeypatch.setattr(weight_cache, "LARGE", 0 if large else 1 << 40)
     expected = generate(artifact.directory)
     cache = only_cache(artifact.directory)
     whole, before = cache.read_bytes(), cache.stat().st_ino
-    harm(cache)
+    HARMS[harm](cache)
     assert generate(artifact.directory) == expected
     assert only_cache(artifact.directory).stat().st_ino != before
     assert len(cache.read_bytes()) == len(whole)
@@ -164,16 +136,12 @@ def test_a_large_one_is_hashed_once_a_boot(artifact, large, monkeypatch):
     assert len(hashed) == (3 if large else 5)
 
 
-def let_others_write(directory):
-    directory.chmod(0o777)
-
-
 def put_a_link_there(directory):
     directory.rename(directory.with_name("elsewhere"))
     directory.symlink_to(directory.with_name("elsewhere"))
 
 
-@pytest.mark.parametrize("harm", [let_others_write, put_a_link_there])
+@pytest.mark.parametrize("harm", [lambda directory: directory.chmod(0o777), put_a_link_there])
 def test_one_that_others_could_write_is_not_used(artifact, tmp_path, harm):
     first = generate(artifact.directory)
     cache = only_cache(artifact.directory)
@@ -191,20 +159,12 @@ def test_where_nothing_can_be_stamped_there_is_none(artifact, tmp_path):
     assert caches(tmp_path) == []
 
 
-def pipe(cache):
-    cache.unlink()
-    os.mkfifo(cache)
-
-
-def directory(cache):
-    cache.unlink()
-    cache.mkdir()
-
-
-@pytest.mark.parametrize("harm", [pipe, directory])
-def test_what_is_no_file_is_not_opened(artifact, harm):
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_not_opened(artifact, make):
     first = generate(artifact.directory)
-    harm(only_cache(artifact.directory))
+    cache = only_cache(artifact.directory)
+    cache.unlink()
+    make(cache)
     assert generate(artifact.directory) == first
 
 

@@ -75,6 +75,23 @@ def reseal(directory):
     path.write_bytes(manifest_file.seal(json.dumps(content).encode()))
 
 
+# The entry of an empty file.
+EMPTY = {"bytes": 0, "sha256": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"}
+
+
+def seal(directory, fields):
+    """Give an artifact a manifest with these fields and the seal that it should have."""
+    content = {**fields, "format_version": 1, "manifest_sha256": "0" * 64}
+    text = json.dumps(content, indent=1).encode()
+    (directory / "manifest.json").write_bytes(manifest_file.seal(text))
+
+
+def with_files(made, **entries):
+    """Reseal an artifact with other entries beside its own, by name."""
+    fields = made.manifest.to_dict()
+    seal(made.directory, {**fields, "files": {**fields["files"], **entries}})
+
+
 def export_again(target, made, number):
     """Put what an export made in the place of an artifact, as the export itself does."""
     ignored = shutil.ignore_patterns("manifest.json", ".cache")

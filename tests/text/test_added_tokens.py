@@ -102,14 +102,6 @@ def test_special_tokens_are_left_out_of_a_text_and_others_stay():
     assert "".join(pieces) == "a a<sep>é"
 
 
-def test_a_space_before_a_text_is_added_once():
-    plain, spaced = tokenizer_of([]), tokenizer_of([], add_prefix_space=True)
-    assert spaced.tokenize("a b") == plain.tokenize(" a b")
-    assert spaced.tokenize(" a b") == plain.tokenize(" a b")
-    assert spaced.tokenize("\na") == plain.tokenize(" \na")
-    assert spaced.tokenize("") == []
-
-
 @pytest.mark.parametrize("fill", ["<", "<hl", "<hl>", "<hl> ", " ", "a", "<hl>a "])
 def test_4_megabytes_of_anything_are_cut_in_linear_time(fill):
     added = [AddedToken(f"<hl{'x' * number}>", lstrip=True, rstrip=True) for number in range(50)]

@@ -1,0 +1,128 @@
+"""What an export takes over from a foreign artifact at its target, and what it leaves alone."""
+
+import dataclasses
+import os
+import re
+
+import pytest
+from support import made_up_artifacts
+from support.made_up_artifacts import EMPTY, with_files
+
+from bart_export.artifact import artifact
+from bart_export.artifact.artifact import Artifact
+from bart_export.artifact.manifest import Source
+from bart_export.errors import ArtifactError
+from bart_export.export import manifest
+
+FILES = {"tflite/a.tflite": b"first" * 1000, "golden.json": b"{}"}
+ANOTHER = Source("another", None, "keras", "0")
+
+
+@pytest.fixture
+def made(tmp_path):
+    return made_up_artifacts.write(tmp_path / "made", FILES)
+
+
+def keep_of(draft, made, written=()):
+    return manifest.carry_over(draft, dataclasses.replace(made.manifest, source=ANOTHER), written)
+
+
+def write_golden(directory):
+    """Give an artifact a golden.json that can be read, and return the entry of it."""
+    (directory / "golden.json").write_text('{"cases": []}')
+    return artifact.Draft(directory, directory).entry("golden.json").to_dict()
+
+
+VERSION = {"target": "saved_model", "version": 1, "dtype": "float32"}
+
+
+def test_nothing_outside_is_deleted_by_an_export_over_a_foreign_artifact(made, tmp_path):
+    victims = [tmp_path / "victim.txt", tmp_path / "made2.txt"]
+    for victim in victims:
+        victim.write_text("precious")
+    names = ["../victim.txt", str(victims[1]), "saved_model/../../victim.txt"]
+    for name in names:
+        with_files(made, **{name: {**EMPTY, **VERSION}})
+        with artifact.draft(made.directory) as draft:
+            assert keep_of(draft, made).files == {}
+        assert [victim.read_text() for victim in victims] == 2 * ["precious"]
+
+
+def test_a_foreign_file_takes_no_place_of_what_an_export_wrote(made):
+    golden = write_golden(made.directory)
+    for name in ("tokenizer/vocabulary.json", "saved_model/1/SAVED_model.pb", "saved_model/2/x"):
+        (made.directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (made.directory / name).write_bytes(b"")
+    with_files(
+        made,
+        **{"golden.json": golden, "tokenizer/vocabulary.json": {**EMPTY, **VERSION}},
+        **{"saved_model/1/SAVED_model.pb": {**EMPTY, **VERSION}},
+        **{"saved_model/2/x": {**EMPTY, **VERSION}},
+    )
+    made = Artifact.open(made.directory)
+    with artifact.draft(made.directory) as draft:
+        for name in ("tokenizer/vocabulary.json", "saved_model/1/Saved_Model.pb"):
+            (draft.directory / name).parent.mkdir(parents=True)
+            (draft.directory / name).write_bytes(b"ours")
+        assert list(keep_of(draft, made, ["saved_model/1/Saved_Model.pb"]).files) == [
+            "saved_model/2/x"
+        ]
+        assert (draft.directory / "tokenizer/vocabulary.json").read_bytes() == b"ours"
+        assert (draft.directory / "saved_model/1/Saved_Model.pb").read_bytes() == b"ours"
+
+
+def test_what_people_edit_is_taken_over_and_links_in_it_are_not_followed(made, tmp_path):
+    serving = made.directory / "serving"
+    (serving / "deep").mkdir(parents=True)
+    (serving / "deep/compose.yaml").write_text("mine")
+    (serving / "zero").symlink_to("/dev/zero")
+    (serving / "up").symlink_to("..")
+    os.mkfifo(serving / "pipe")
+    (made.directory / "golden.json").write_bytes(b"damaged")  # what is edited stays even so
+    with artifact.draft(made.directory) as draft:
+        keep_of(draft, made)
+        ours = draft.directory / "serving"
+        assert sorted(path.name for path in ours.iterdir()) == ["deep", "up", "zero"]
+        assert os.readlink(ours / "zero") == "/dev/zero"
+        assert (ours / "deep/compose.yaml").read_text() == "mine"
+
+
+def test_a_folder_of_a_deployment_that_is_a_link_stays_one(made, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (made.directory / "serving").symlink_to(tmp_path / "mine")
+    with artifact.draft(made.directory) as draft:
+        keep_of(draft, made)
+        assert os.readlink(draft.directory / "serving") == str(tmp_path / "mine")
+
+
+@pytest.mark.parametrize("name", ["notes.md", "tflite/mine.tflite", ".git/config", "photos/1.jpg"])
+@pytest.mark.parametrize("damaged", [False, True])
+def test_an_artifact_with_something_else_in_it_is_not_replaced(made, name, damaged):
+    (made.directory / name).parent.mkdir(exist_ok=True)
+    (made.directory / name).write_text("precious")
+    if damaged:
+        if name.startswith("tflite"):
+            pytest.skip("a damaged manifest does not say what belongs there")
+        (made.directory / "manifest.json").write_text('"manifest_sha256"')
+    first = name if not damaged else name.split("/")[0]
+    with pytest.raises(ArtifactError, match=f'holds "{re.escape(first)}", which is not'):
+        made_up_artifacts.write(made.directory, FILES)
+    assert (made.directory / name).read_text() == "precious"
+
+
+def test_what_systems_and_readers_leave_is_in_nobodys_way(made):
+    made.path("tflite/a.tflite")
+    for name in (".DS_Store", "tflite/Thumbs.db", ".cache/x.xnnpack", "serving/mine.yaml"):
+        (made.directory / name).parent.mkdir(exist_ok=True)
+        (made.directory / name).write_text("")
+    assert made_up_artifacts.write(made.directory, FILES)
+
+
+def test_a_file_of_the_right_size_and_another_content_is_told_so(made):
+    path = made.directory / "tflite/a.tflite"
+    path.write_bytes(path.read_bytes()[::-1])
+    with pytest.raises(ArtifactError, match="the right size, 5000 bytes, and another content"):
+        made.path("tflite/a.tflite")
+    path.write_bytes(b"short")
+    with pytest.raises(ArtifactError, match="it has 5 bytes, not 5000"):
+        made.path("tflite/a.tflite")
