@@ -140,18 +140,20 @@ def test_an_artifact_of_another_source_is_replaced_whole(earlier, distilled_arti
     assert new.config == distilled_artifact.config
 
 
+def carried(artifact, manifest=None, written=()):
+    """Return what a draft takes over from an artifact."""
+    with artifacts.draft(artifact.directory) as draft:
+        return carry_over(draft, manifest or artifact.manifest, written)
+
+
 @pytest.mark.parametrize("name", [FLOAT_FILE, "golden.json", "manifest.json"])
 def test_nothing_of_a_damaged_artifact_is_kept(earlier, name):
-    def kept():
-        with artifacts.draft(earlier.directory) as draft:
-            return carry_over(draft, earlier.manifest, {})
-
-    assert set(kept().files) == {FLOAT_FILE}
+    assert set(carried(earlier).files) == {FLOAT_FILE}
     content = bytearray((earlier.directory / name).read_bytes())
     content[len(content) // 2] ^= 1
     (earlier.directory / name).write_bytes(content)
-    left = kept()
-    assert (left.files, left.verification, left.golden) == ({}, (), Golden(()))
+    kept = carried(earlier)
+    assert (kept.files, kept.verification, kept.golden) == ({}, (), Golden(()))
 
 
 def test_a_file_that_is_written_anew_is_not_carried_over(earlier):
@@ -165,48 +167,44 @@ def test_a_file_that_is_written_anew_is_not_carried_over(earlier):
 def test_of_several_files_none_stays_when_one_is_damaged(tmp_path):
     contents = {"tflite/a": b"a", "tflite/b": b"b", "golden.json": b'{"cases": []}'}
     made = made_up_artifacts.write(tmp_path / "made", contents)
-    with artifacts.draft(made.directory) as draft:
-        carry_over(draft, made.manifest, {})
-        assert (draft.directory / "tflite/a").exists()
-    (made.directory / "tflite/b").write_bytes(b"c")
-    with artifacts.draft(made.directory) as draft:
-        carry_over(draft, made.manifest, {})
-        assert not (draft.directory / "tflite/a").exists()
+    for damaged, kept in ((False, {"tflite/a", "tflite/b"}), (True, set())):
+        if damaged:
+            (made.directory / "tflite/b").write_bytes(b"c")
+        with artifacts.draft(made.directory) as draft:
+            carry_over(draft, made.manifest, {})
+            assert {f"tflite/{path.name}" for path in draft.directory.glob("tflite/*")} == kept
 
 
 @pytest.mark.parametrize("field", SAME)
 def test_nothing_is_kept_of_an_artifact_that_differs(earlier, field):
     manifest = dataclasses.replace(earlier.manifest, **{field: "another"})
-    with artifacts.draft(earlier.directory) as draft:
-        assert carry_over(draft, manifest, {}).files == {}
+    assert carried(earlier, manifest).files == {}
 
 
-def test_a_file_that_fails_leaves_the_previous_artifact_as_it_was(earlier, tmp_path, monkeypatch):
+def export_fails(earlier, error, match):
+    """Export over an artifact, which must fail and leave everything as it was."""
     before = contents(earlier.directory)
+    with pytest.raises(error, match=match) as raised:
+        export(handle(earlier), TfliteOptions((FLOAT32,)), earlier.directory)
+    assert contents(earlier.directory) == before
+    assert list(earlier.directory.parent.iterdir()) == [earlier.directory]
+    return raised.value.exit_code
+
+
+def test_a_file_that_fails_leaves_the_previous_artifact_as_it_was(earlier, monkeypatch):
     right = layers.embed
 
     def embed(config, parameters, side, ids, positions):
         return right(config, parameters, side, ids, positions + (side == "decoder"))
 
     monkeypatch.setattr(layers, "embed", embed)
-    with pytest.raises(VerificationFailed, match=rf"^{FLOAT_FILE} does not say") as error:
-        export(handle(earlier), TfliteOptions((FLOAT32,)), earlier.directory)
-    assert error.value.exit_code == 1
-    assert contents(earlier.directory) == before
-    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+    assert export_fails(earlier, VerificationFailed, rf"^{FLOAT_FILE} does not say") == 1
 
 
-def test_a_failure_after_the_files_are_written_leaves_the_previous_artifact(
-    earlier, tmp_path, monkeypatch
-):
-    before = contents(earlier.directory)
-
+def test_a_failure_after_the_files_are_written_leaves_the_previous_artifact(earlier, monkeypatch):
     def fail(path):
         if path.name == "golden.json":
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(artifacts, "synchronize", fail)
-    with pytest.raises(artifacts.ArtifactError, match="No space left"):
-        export(handle(earlier), TfliteOptions((FLOAT32,)), earlier.directory)
-    assert contents(earlier.directory) == before
-    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+    assert export_fails(earlier, artifacts.ArtifactError, "No space left") == 2

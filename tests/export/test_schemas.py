@@ -34,13 +34,6 @@ def test_kubernetes_accepts_its_manifests(written, kind, version):
     kubernetes_validate.validate(manifests[kind], version, strict=True)
 
 
-def test_kubernetes_refuses_a_misspelt_field():
-    manifest = documents(WRITTEN["one"]["kubernetes.yaml"])["Deployment"]
-    manifest["spec"]["template"]["spec"]["containers"][0]["livenesProbe"] = {}
-    with pytest.raises(kubernetes_validate.ValidationError):
-        kubernetes_validate.validate(manifest, KUBERNETES[-1], strict=True)
-
-
 def closed(required, **optional):
     """Return the schema of an object that has these fields and no others."""
     return {
@@ -127,22 +120,8 @@ def test_kserve_accepts_its_manifests(written):
     jsonschema.validate(manifests["InferenceService"], INFERENCE_SERVICE)
 
 
-def interpolated(written):
-    """Return the Compose file with its variables' defaults, as Compose reads it."""
-    return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", written["compose.yaml"])
-
-
 @pytest.mark.parametrize("written", WRITTEN.values(), ids=WRITTEN)
 def test_compose_accepts_its_file(written):
-    assert PyCompose.from_yaml(interpolated(written)).service_names() == ["serving"]
-
-
-@pytest.mark.parametrize(
-    ("right", "wrong"),
-    [("restart:", "restrat:"), ("bind", "bnd"), ("interval: 10s", "interval: s")],
-)
-def test_compose_refuses_a_mistake(right, wrong):
-    text = interpolated(WRITTEN["one"])
-    assert right in text
-    with pytest.raises(ValueError, match="services.serving"):
-        PyCompose.from_yaml(text.replace(right, wrong))
+    # With the variables' defaults, as Compose reads it.
+    text = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", written["compose.yaml"])
+    assert PyCompose.from_yaml(text).service_names() == ["serving"]
