@@ -31,12 +31,24 @@ from bart_export.quiet import native_stderr_silenced
 from bart_export.recipes.table import Recipe
 
 SELF_ATTENTION = ("query", "key", "value")
+# Kind of a segment -> the projections whose outputs it puts out side by side.
+PROJECTIONS = {
+    parts.ATTENTION_INPUT: tuple(f"self_attention_layer/{part}" for part in SELF_ATTENTION),
+    parts.ATTENTION_OUTPUT: ("self_attention_layer/attention_output",),
+    parts.FEEDFORWARD: ("feedforward_output_dense",),
+}
+WIDE = "feedforward_intermediate_dense"  # before the activation of a feed-forward segment
+# Kind of a segment -> the norm of what it adds to.
+NORMS = {
+    parts.ATTENTION_OUTPUT: "self_attention_layer_norm",
+    parts.FEEDFORWARD: "feedforward_layer_norm",
+}
 # Activations that are x * sigmoid(factor * x), or near to it.
 SIGMOID_FACTORS = {"gelu": 1.702, "gelu_new": 1.702, "silu": 1.0}
+NORM_PARTS = ("gamma", "beta")
 LEAST_REACH = 1e-6  # of a channel that never changes
 
 Vectors = dict[str, FloatArray]
-Rows = list[FloatArray]  # of each text, (length, width)
 
 
 def activation_error(activation: str) -> float:
@@ -76,32 +88,25 @@ def write_segments(
     """
     config = parameters.config
     constants: Vectors = {}
-    hidden = [embedded(parameters, ids) for ids in sources]
+    hidden = [embed_source(parameters, ids) for ids in sources]
     for layer in range(config.num_layers):
         weights = layer_weights(parameters, layer)
-        read, written, hidden = run_layer(config, weights, hidden)
+        runs = [run_layer(config, weights, x) for x in hidden]
+        hidden = [after for _, after in runs]
         for kind in parts.KINDS:
-            segment = parts.Segment(layer, kind)
-            outputs = np.concatenate(written[kind])
-            centre, reach = channels(outputs)
-            compute = segment_function(config, weights, kind, centre, reach)
-            content = convert_segment(compute, np.concatenate(read[kind]), rows)
-            (directory / segment.file).write_bytes(content)
-            constants |= {f"{segment.name}/centre": centre, f"{segment.name}/reach": reach}
-        for kind in parts.NORMS:
             name = parts.Segment(layer, kind).name
-            constants |= {
-                f"{name}/{vector}": weights[f"{NORM_NAMES[kind]}/{vector}"]
-                for vector in ("gamma", "beta")
-            }
+            pairs = [activations[kind] for activations, _ in runs]
+            read, written = (np.concatenate(arrays) for arrays in zip(*pairs, strict=True))
+            centre, reach = channels(written)
+            compute = segment_function(config, weights, kind, centre, reach)
+            content = convert_segment(compute, read, rows)
+            (directory / parts.Segment(layer, kind).file).write_bytes(content)
+            constants |= {f"{name}/centre": centre, f"{name}/reach": reach}
+        for kind, norm in NORMS.items():
+            name = parts.Segment(layer, kind).name
+            constants |= {f"{name}/{part}": weights[f"{norm}/{part}"] for part in NORM_PARTS}
     np.savez(directory / parts.CONSTANTS, **constants)  # type: ignore[arg-type]
     return sum(len(ids) for ids in sources)
-
-
-NORM_NAMES = {
-    parts.ATTENTION_OUTPUT: "self_attention_layer_norm",
-    parts.FEEDFORWARD: "feedforward_layer_norm",
-}
 
 
 def layer_weights(parameters: InferenceParameters, layer: int) -> Vectors:
@@ -114,7 +119,7 @@ def layer_weights(parameters: InferenceParameters, layer: int) -> Vectors:
     }
 
 
-def embedded(parameters: InferenceParameters, ids: Sequence[int]) -> FloatArray:
+def embed_source(parameters: InferenceParameters, ids: Sequence[int]) -> FloatArray:
     """Return the hidden states of a source before the first layer, (length, hidden)."""
     given = {"encoder_token_ids": tf.constant([ids], tf.int32)}
     hidden: FloatArray = steps.embed_source(parameters.config, parameters, given)["hidden"].numpy()
@@ -122,35 +127,26 @@ def embedded(parameters: InferenceParameters, ids: Sequence[int]) -> FloatArray:
 
 
 def run_layer(
-    config: BartConfig, weights: Mapping[str, FloatArray], hidden: Rows
-) -> tuple[dict[str, Rows], dict[str, Rows], Rows]:
-    """Run an encoder layer over texts, in float32 and with its own activation.
+    config: BartConfig, weights: Mapping[str, FloatArray], x: FloatArray
+) -> tuple[dict[str, tuple[FloatArray, FloatArray]], FloatArray]:
+    """Run an encoder layer over hidden states (length, hidden), in float32.
 
-    Returns what each kind of segment reads and what it is to write, text by text, and the hidden
-    states after the layer.
+    Returns what each kind of segment reads and what it is to write, and the hidden states after
+    the layer.
     """
-    read: dict[str, Rows] = {kind: [] for kind in parts.KINDS}
-    written: dict[str, Rows] = {kind: [] for kind in parts.KINDS}
-    after = []
-    for x in hidden:
-        projected = [linear(weights, f"self_attention_layer/{part}", x) for part in SELF_ATTENTION]
-        given = dict(zip(SELF_ATTENTION, projected, strict=True))
-        mixed = steps.attention(config, {}, given)["mixed"]
-        update = linear(weights, "self_attention_layer/attention_output", mixed)
-        middle = layer_norm(weights, NORM_NAMES[parts.ATTENTION_OUTPUT], x + update)
-        wide = linear(weights, "feedforward_intermediate_dense", middle)
-        wide = ACTIVATIONS[config.activation_function](wide)
-        narrow = linear(weights, "feedforward_output_dense", wide)
-        rows = (
-            (parts.ATTENTION_INPUT, x, np.concatenate(projected, axis=-1)),
-            (parts.ATTENTION_OUTPUT, mixed.numpy(), update.numpy()),
-            (parts.FEEDFORWARD, middle.numpy(), narrow.numpy()),
-        )
-        for kind, source, result in rows:
-            read[kind].append(source)
-            written[kind].append(result)
-        after.append(layer_norm(weights, NORM_NAMES[parts.FEEDFORWARD], middle + narrow).numpy())
-    return read, written, after
+    projected = [linear(weights, name, x).numpy() for name in PROJECTIONS[parts.ATTENTION_INPUT]]
+    given = dict(zip(SELF_ATTENTION, projected, strict=True))
+    context = steps.attention(config, {}, given)["mixed"]
+    update = linear(weights, "self_attention_layer/attention_output", context)
+    middle = layer_norm(weights, NORMS[parts.ATTENTION_OUTPUT], x + update)
+    wide = ACTIVATIONS[config.activation_function](linear(weights, WIDE, middle))
+    narrow = linear(weights, "feedforward_output_dense", wide)
+    activations = {
+        parts.ATTENTION_INPUT: (x, np.concatenate(projected, axis=-1)),
+        parts.ATTENTION_OUTPUT: (context.numpy(), update.numpy()),
+        parts.FEEDFORWARD: (middle.numpy(), narrow.numpy()),
+    }
+    return activations, layer_norm(weights, NORMS[parts.FEEDFORWARD], middle + narrow).numpy()
 
 
 def channels(outputs: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -168,39 +164,23 @@ def segment_function(
     reach: FloatArray,
 ) -> Callable[[tf.Tensor], tf.Tensor]:
     """Return what a segment computes, (1, 1, rows, width) to (1, 1, rows, width of `centre`)."""
-    first, last = projections(weights, kind)
-    kernel, bias = last
-    scaled = (kernel / reach[:, None], (bias - centre) / reach)
-    if first is None:
-        return lambda x: convolve(x, *scaled)
+    kernel = side_by_side(weights, kind, "kernel") / reach[:, None]
+    bias = (side_by_side(weights, kind, "bias") - centre) / reach
+    if kind != parts.FEEDFORWARD:
+        return lambda x: convolve(x, kernel, bias)
+    first = weights[f"{WIDE}/kernel"], weights[f"{WIDE}/bias"]
     activation = config.activation_function
     factor = SIGMOID_FACTORS.get(activation)
     if factor is None:
-        return lambda x: convolve(ACTIVATIONS[activation](convolve(x, *first)), *scaled)
+        return lambda x: convolve(ACTIVATIONS[activation](convolve(x, *first)), kernel, bias)
     # x sigmoid(f x) = (f x) sigmoid(f x) / f
-    wide, narrow = (first[0] * factor, first[1] * factor), (scaled[0] / factor, scaled[1])
+    wide, narrow = (first[0] * factor, first[1] * factor), (kernel / factor, bias)
     return lambda x: convolve(ACTIVATIONS["silu"](convolve(x, *wide)), *narrow)
 
 
-Projection = tuple[FloatArray, FloatArray]  # kernel (outputs, inputs) and bias
-
-
-def projections(
-    weights: Mapping[str, FloatArray], kind: str
-) -> tuple[Projection | None, Projection]:
-    """Return the projection before an activation, where there is one, and the last one."""
-    names = {
-        parts.ATTENTION_INPUT: [f"self_attention_layer/{part}" for part in SELF_ATTENTION],
-        parts.ATTENTION_OUTPUT: ["self_attention_layer/attention_output"],
-        parts.FEEDFORWARD: ["feedforward_output_dense"],
-    }
-    last = tuple(
-        np.concatenate([weights[f"{name}/{part}"] for name in names[kind]])
-        for part in ("kernel", "bias")
-    )
-    wide = "feedforward_intermediate_dense"
-    first = (weights[f"{wide}/kernel"], weights[f"{wide}/bias"])
-    return (first if kind == parts.FEEDFORWARD else None), (last[0], last[1])
+def side_by_side(weights: Mapping[str, FloatArray], kind: str, part: str) -> FloatArray:
+    """Return the kernels or the biases of a segment's last projections as one."""
+    return np.concatenate([weights[f"{name}/{part}"] for name in PROJECTIONS[kind]])
 
 
 def convolve(x: tf.Tensor, kernel: FloatArray, bias: FloatArray) -> tf.Tensor:

@@ -22,8 +22,6 @@ CONSTANTS = f"{DIRECTORY}/constants.npz"
 ATTENTION_INPUT, ATTENTION_OUTPUT = "attention_input", "attention_output"
 FEEDFORWARD = "feedforward"
 KINDS = (ATTENTION_INPUT, ATTENTION_OUTPUT, FEEDFORWARD)
-# The norms of a layer: what each follows.
-NORMS = (ATTENTION_OUTPUT, FEEDFORWARD)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@ What is fixed at export differs between cases, so one SavedModel holds a signatu
 combinations, made as the exporter makes its own.
 """
 
+import contextlib
 import json
 
 import numpy as np
@@ -102,35 +103,41 @@ def saved(request, tmp_path_factory):
     return SavedGolden(request.param, tmp_path_factory.mktemp(request.param) / "1")
 
 
-def test_every_case_is_asked(saved):
+@contextlib.contextmanager
+def loaded(directory, by):
+    """Yield `run(signature, outputs, inputs)` of a SavedModel, loaded in Python or as served."""
+    if by == "python":
+        signatures = tf.saved_model.load(str(directory)).signatures
+
+        def run(key, outputs, inputs):
+            given = {name: tf.constant(value) for name, value in inputs.items()}
+            found = signatures[key](**given)
+            return {name: found[name].numpy() for name in outputs}
+
+        yield run
+    else:
+        servable = tensorflow_engine.open_saved_model(directory, ServeOptions())
+
+        def serve(key, outputs, inputs):
+            call = Call(signature=key, inputs=inputs, outputs=tuple(outputs))
+            return servable.submit(call).result(timeout=300)
+
+        try:
+            yield serve
+        finally:
+            servable.close()
+
+
+BY = ["python", pytest.param("server", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("by", BY)
+def test_every_case_is_answered_token_for_token(saved, by):
     asked = [id(case) for cases in saved.groups.values() for case in cases]
     assert sorted(asked) == sorted(id(case) for case in saved.golden.cases)
-    assert len(asked) in (513, 291)
-
-
-def test_loaded_in_python_every_case_is_answered_token_for_token(saved):
-    loaded = tf.saved_model.load(str(saved.directory))
-
-    def run(key, inputs):
-        given = {name: tf.constant(value) for name, value in inputs.items()}
-        return loaded.signatures[key](**given)
-
-    assert saved.wrong(run) == []
-
-
-@pytest.mark.slow
-def test_loaded_as_the_server_does_every_case_is_answered_token_for_token(saved):
-    servable = tensorflow_engine.open_saved_model(saved.directory, ServeOptions())
-
-    def run(key, inputs):
-        outputs = tuple(tensor.name for tensor in GENERATE.outputs)
-        call = Call(signature=key, inputs=inputs, outputs=outputs)
-        return servable.submit(call).result(timeout=300)
-
-    try:
-        assert saved.wrong(run) == []
-    finally:
-        servable.close()
+    outputs = [tensor.name for tensor in GENERATE.outputs]
+    with loaded(saved.directory, by) as run:
+        assert saved.wrong(lambda key, inputs: run(key, outputs, inputs)) == []
 
 
 @pytest.fixture(scope="module")
@@ -149,50 +156,20 @@ def saved_tokenizer(tmp_path_factory):
     return directory
 
 
-def wrong_rows(tokenize, detokenize):
-    """Return the rows that are tokenized otherwise, or whose text does not come back."""
+@pytest.mark.parametrize("by", ["python", "server"])
+def test_every_text_is_tokenized_and_comes_back(saved_tokenizer, by):
     wrong = []
-    for first in range(0, len(TOKENIZATION), 100):
-        rows = TOKENIZATION[first : first + 100]
-        ids, lengths = tokenize([row["text"].encode() for row in rows])
-        texts = detokenize(ids, lengths)
-        for row, received, length, text in zip(rows, ids, lengths, texts, strict=True):
-            same = received[:length].tolist() == [0, *row["ids"], 2]
-            if not same or text.decode() != row["text"]:
-                wrong.append((row, received[:length], text))
-    return wrong
-
-
-def test_loaded_in_python_every_text_is_tokenized_and_comes_back(saved_tokenizer):
-    loaded = tf.saved_model.load(str(saved_tokenizer)).signatures
-
-    def tokenize(texts):
-        outputs = loaded["tokenize"](text=tf.constant(texts))
-        return outputs["encoder_token_ids"].numpy(), outputs["encoder_lengths"].numpy()
-
-    def detokenize(ids, lengths):
-        given = {"decoder_token_ids": tf.constant(ids), "decoder_lengths": tf.constant(lengths)}
-        return loaded["detokenize"](**given)["text"].numpy()
-
+    with loaded(saved_tokenizer, by) as run:
+        for first in range(0, len(TOKENIZATION), 100):
+            rows = TOKENIZATION[first : first + 100]
+            texts = string_array([row["text"].encode() for row in rows])
+            found = run("tokenize", ["encoder_token_ids", "encoder_lengths"], {"text": texts})
+            ids, lengths = found["encoder_token_ids"], found["encoder_lengths"]
+            given = {"decoder_token_ids": ids, "decoder_lengths": lengths}
+            back = run("detokenize", ["text"], given)["text"]
+            for row, received, length, text in zip(rows, ids, lengths, back, strict=True):
+                same = received[:length].tolist() == [0, *row["ids"], 2]
+                if not same or text.decode() != row["text"]:
+                    wrong.append((row, received[:length], text))
     assert len(TOKENIZATION) == 600
-    assert wrong_rows(tokenize, detokenize) == []
-
-
-def test_loaded_as_the_server_does_every_text_is_tokenized_and_comes_back(saved_tokenizer):
-    servable = tensorflow_engine.open_saved_model(saved_tokenizer, ServeOptions())
-
-    def run(signature, **inputs):
-        outputs = tuple(tensor.name for tensor in SIGNATURES[signature].outputs)
-        call = Call(signature=signature, inputs=inputs, outputs=outputs)
-        return tuple(servable.submit(call).result(timeout=300).values())
-
-    def tokenize(texts):
-        return run("tokenize", text=string_array(texts))
-
-    def detokenize(ids, lengths):
-        return run("detokenize", decoder_token_ids=ids, decoder_lengths=lengths)[0]
-
-    try:
-        assert wrong_rows(tokenize, detokenize) == []
-    finally:
-        servable.close()
+    assert wrong == []

@@ -8,7 +8,7 @@ from support.single_operations import OPERATIONS, Given, content, int32
 
 from bart_export.edgetpu import model_file, rules
 from bart_export.edgetpu.compiler import check_file
-from bart_export.edgetpu.rules import NEWEST_CODE, NEWEST_VERSIONS
+from bart_export.edgetpu.rules import NEWEST_CODE
 
 ADD, CONV_2D, DENSE, SOFTMAX, MEAN, SUM, SLICE, CONCATENATION, POOL, PACK, PAD, SPLIT, PRELU = (
     OPERATIONS[name]
@@ -106,15 +106,3 @@ def test_what_is_too_new_makes_the_compiler_refuse_the_whole_file(tmp_path):
     for number, (name, node, _) in enumerate(BROKEN):
         path = write(tmp_path / f"{number}.tflite", OPERATIONS["LOGISTIC"], node)
         assert bool(check_file(path).refusals) == (name in refusing)
-
-
-@pytest.mark.parametrize(
-    ("operator", "version"),
-    [
-        ("FULLY_CONNECTED", 9), ("CONV_2D", 5), ("MUL", 4), ("ADD", 3), ("TRANSPOSE", 5),
-        ("MEAN", 3), ("RSQRT", 2), ("SQUARED_DIFFERENCE", 2), ("STRIDED_SLICE", 5),
-        ("SOFTMAX", 3), ("QUANTIZE", 2), ("EXP", 1), ("TRANSPOSE_CONV", 3),
-    ],
-)  # fmt: skip
-def test_versions_end_where_the_compiler_was_seen_to_end(operator, version):
-    assert NEWEST_VERSIONS.get(operator, 1) == version
