@@ -59,23 +59,15 @@ UNSUPPORTED_SAMPLING: dict[str, tuple[object, ...]] = {
 
 @dataclasses.dataclass(frozen=True)
 class StatedSettings:
-    """The generation settings of a checkpoint, and who states them.
+    """The generation settings of a checkpoint, and who states them."""
 
-    Attributes:
-        generation: all of them, those that nobody states at their defaults.
-        origins: setting -> the file that states it, for those that one does.
-        tasks: task -> settings that are for it alone (`task_specific_params`).
-        prefix: what transformers' pipelines put before a source text, "" for nothing.
-        tasks_file: the name of the file that has these two.
-        notes: lines about what could not be followed to the letter.
-    """
-
-    generation: GenerationConfig
-    origins: Mapping[str, str]
+    generation: GenerationConfig  # all of them, those that nobody states at their defaults
+    origins: Mapping[str, str]  # setting -> the file that states it, for those that one does
+    # Task -> settings that are for it alone (`task_specific_params`).
     tasks: Mapping[str, JsonObject] = dataclasses.field(default_factory=dict)
-    prefix: str = ""
-    tasks_file: str = CONFIG_FILE
-    notes: tuple[str, ...] = ()
+    prefix: str = ""  # what transformers' pipelines put before a source text
+    tasks_file: str = CONFIG_FILE  # the name of the file that has these two
+    notes: tuple[str, ...] = ()  # lines about what could not be followed to the letter
 
 
 def parse(

@@ -7,6 +7,7 @@ with caches, is the caller's.
 """
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import tensorflow as tf
 
@@ -28,51 +29,52 @@ ACTIVATIONS = {
 
 Tensors = dict[str, tf.Tensor]
 Parameters = Mapping[str, tf.Tensor]  # laid out as `graph.parameters` says
+
+
+class Bart(NamedTuple):
+    """An architecture and its weights."""
+
+    config: BartConfig
+    parameters: Parameters
+
+
 # Called with a layer's number, the name of its attention and hidden states; returns the context
 # before the output projection, (rows, hidden).
 Attention = Callable[[int, str, tf.Tensor], tf.Tensor]
 
 
-def embed(
-    config: BartConfig, parameters: Parameters, side: str, ids: tf.Tensor, positions: tf.Tensor
-) -> tf.Tensor:
+def embed(bart: Bart, side: str, ids: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
     """Sum token and position embeddings and normalize them: ids (...) to (..., hidden)."""
     # Gathering from a variable itself makes TensorFlow copy it whenever it is read thereafter.
-    table = tf.convert_to_tensor(parameters[TOKEN_EMBEDDING])
-    places = tf.convert_to_tensor(parameters[f"{side}_position_embedding/embeddings"])
+    table = tf.convert_to_tensor(bart.parameters[TOKEN_EMBEDDING])
+    places = tf.convert_to_tensor(bart.parameters[f"{side}_position_embedding/embeddings"])
     tokens = tf.gather(table, ids)
-    if config.scale_embedding:
-        tokens *= float(config.hidden_dim) ** 0.5
+    if bart.config.scale_embedding:
+        tokens *= float(bart.config.hidden_dim) ** 0.5
     x = tokens + tf.gather(places, positions)
-    return layer_norm(parameters, f"{side}_embeddings_layer_norm", x)
+    return layer_norm(bart.parameters, f"{side}_embeddings_layer_norm", x)
 
 
-def encoder_layers(
-    config: BartConfig, parameters: Parameters, x: tf.Tensor, attention: Attention
-) -> tf.Tensor:
+def encoder_layers(bart: Bart, x: tf.Tensor, attention: Attention) -> tf.Tensor:
     """Apply all layers of the encoder: (rows, hidden) to the same."""
-    for layer in range(config.num_layers):
+    for layer in range(bart.config.num_layers):
         name = f"transformer_encoder_layer_{layer}"
         context = attention(layer, f"{name}/self_attention_layer", x)
-        x = attention_end(parameters, f"{name}/self_attention_layer", x, context)
-        x = feedforward(parameters, name, x, config.activation_function)
+        x = attention_end(bart.parameters, f"{name}/self_attention_layer", x, context)
+        x = feedforward(bart.parameters, name, x, bart.config.activation_function)
     return x
 
 
 def decoder_layers(
-    config: BartConfig,
-    parameters: Parameters,
-    x: tf.Tensor,
-    self_attention: Attention,
-    cross_attention: Attention,
+    bart: Bart, x: tf.Tensor, self_attention: Attention, cross_attention: Attention
 ) -> tf.Tensor:
     """Apply all layers of the decoder: (rows, hidden) to the same."""
-    for layer in range(config.decoder_layers):
+    for layer in range(bart.config.decoder_layers):
         name = f"transformer_decoder_layer_{layer}"
         for word, attention in ("self", self_attention), ("cross", cross_attention):
             context = attention(layer, f"{name}/{word}_attention", x)
-            x = attention_end(parameters, f"{name}/{word}_attention", x, context)
-        x = feedforward(parameters, name, x, config.activation_function)
+            x = attention_end(bart.parameters, f"{name}/{word}_attention", x, context)
+        x = feedforward(bart.parameters, name, x, bart.config.activation_function)
     return x
 
 

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple, TypeVar
 
 import tensorflow as tf
 
-from bart_export.config import BartConfig, GenerationConfig
+from bart_export.config import GenerationConfig
 from bart_export.graph import sequences
-from bart_export.graph.layers import Parameters
+from bart_export.graph.layers import Bart
 from bart_export.graph.sequences import Source
 
 INFINITY = float("inf")
@@ -24,24 +24,20 @@ State = TypeVar("State", bound=Any)
 
 
 class RowSettings(NamedTuple):
-    """Settings of each row: `max_length` (2 to the model's positions) and `min_length` int32,
-    `length_penalty` float64, `repetition_penalty` float32, `stops_early` and `never_early` bool;
-    all (batch,).
-    """
+    """Settings of each row, all (batch,)."""
 
-    max_length: tf.Tensor
-    min_length: tf.Tensor
-    length_penalty: tf.Tensor
-    repetition_penalty: tf.Tensor
-    stops_early: tf.Tensor
-    never_early: tf.Tensor
+    max_length: tf.Tensor  # int32, 2 to the model's positions
+    min_length: tf.Tensor  # int32
+    length_penalty: tf.Tensor  # float64
+    repetition_penalty: tf.Tensor  # float32
+    stops_early: tf.Tensor  # bool
+    never_early: tf.Tensor  # bool
 
 
 class Model(NamedTuple):
     """What the steps of one search have in common; `target` is the longest row's length."""
 
-    config: BartConfig
-    parameters: Parameters
+    bart: Bart
     source: Source
     generation: GenerationConfig
     rows: RowSettings
@@ -53,9 +49,9 @@ def run(step: Callable[[Model, State, tf.Tensor], State], first: State, model: M
 
     A step takes the model, a state and the capacity of its caches. `first` comes without caches.
     """
-    beams, size = model.generation.num_beams, model.config.decoder_head_size
+    beams, size = model.generation.num_beams, model.bart.config.decoder_head_size
     batch, capacity = tf.shape(first.running)[0], tf.minimum(sequences.FIRST_CAPACITY, model.target)
-    first = first._replace(caches=sequences.first_caches(model.config, batch, beams, capacity))
+    first = first._replace(caches=sequences.first_caches(model.bart.config, batch, beams, capacity))
 
     def unknown(state: State) -> object:
         return tf.nest.map_structure(

@@ -38,17 +38,11 @@ SEPARATOR = b"\xff"
 
 
 class Words(NamedTuple):
-    """The words of a batch of texts: those of a text in order, then one that marks its end.
+    """The words of a batch of texts: those of a text in order, then one that marks its end."""
 
-    Attributes:
-        texts: string (words,), the bytes of each word, anything at an end or an added token.
-        ends: bool (words,), whether this is the end of a text.
-        added: int32 (words,), the id of an added token; negative for all else.
-    """
-
-    texts: tf.Tensor
-    ends: tf.Tensor
-    added: tf.Tensor
+    texts: tf.Tensor  # string (words,), the bytes of each, anything at an end or an added token
+    ends: tf.Tensor  # bool (words,), whether this is the end of a text
+    added: tf.Tensor  # int32 (words,), the id of an added token; negative for all else
 
 
 @functools.cache
@@ -275,9 +269,6 @@ class AddedTokens(tf.Module):
         wide = tf.cast(points, tf.int64)
         padded = tf.concat([wide, [-1]], 0)
 
-        def more(places: tf.Tensor, *others: tf.Tensor) -> tf.Tensor:
-            return tf.size(places) > 0
-
         def turn(
             places: tf.Tensor, nodes: tf.Tensor, depth: tf.Tensor, found: tf.Tensor
         ) -> list[tf.Tensor]:
@@ -295,7 +286,7 @@ class AddedTokens(tf.Module):
 
         places = tf.range(tf.size(points))
         return tf.while_loop(
-            more,
+            lambda places, *others: tf.size(places) > 0,
             turn,
             [places, tf.zeros_like(wide), 0, tf.fill(tf.shape(points), -1)],
             shape_invariants=[tf.TensorShape(shape) for shape in ([None], [None], [], [None])],
@@ -311,16 +302,15 @@ class AddedTokens(tf.Module):
         # From each to the next that does not overlap it, then from there, and so twice as far.
         jumps = tf.concat([tf.searchsorted(starts, stops), [none]], 0)
 
-        def more(chain: tf.Tensor, jumps: tf.Tensor) -> tf.Tensor:
-            return chain[-1] < none
-
         def turn(chain: tf.Tensor, jumps: tf.Tensor) -> list[tf.Tensor]:
             return [tf.concat([chain, tf.gather(jumps, chain)], 0), tf.gather(jumps, jumps)]
 
         chain, _ = tf.while_loop(
-            more, turn, [tf.zeros([1], tf.int32), jumps],
+            lambda chain, jumps: chain[-1] < none,
+            turn,
+            [tf.zeros([1], tf.int32), jumps],
             shape_invariants=[tf.TensorShape([None])] * 2,
-        )  # fmt: skip
+        )
         chain = tf.boolean_mask(chain, chain < none)
         return tf.gather(starts, chain), tf.gather(tokens, chain)
 

@@ -9,14 +9,13 @@ import tensorflow as tf
 from bart_export.config import LOWEST, BartConfig, GenerationConfig, check_token_ids
 from bart_export.errors import ConfigurationError
 from bart_export.graph import sequences
-from bart_export.graph.layers import Parameters, Tensors
+from bart_export.graph.layers import Bart, Tensors
 from bart_export.graph.loop import Model, RowSettings
 from bart_export.graph.strategies import beam_search, greedy_search
 
 
 def generate(
-    config: BartConfig,
-    parameters: Parameters,
+    bart: Bart,
     generation: GenerationConfig,
     encoder_token_ids: tf.Tensor,
     encoder_lengths: tf.Tensor,
@@ -30,8 +29,7 @@ def generate(
     their score, which JSON can carry. Scores are those of `runtime.search.Hypothesis`.
 
     Args:
-        config: the architecture.
-        parameters: float32 weights, laid out as `graph.parameters.BatchParameters` says.
+        bart: the model, its weights float32 `graph.parameters.BatchParameters`.
         generation: `num_beams`, `num_return_sequences`, `no_repeat_ngram_size` and token ids; the
             rest of it is not looked at.
         encoder_token_ids: int32 (batch, source).
@@ -47,12 +45,12 @@ def generate(
             What only a request can get wrong is TensorFlow's InvalidArgumentError when the graph
             runs: ids outside of the vocabulary and values of `per_row` that mean nothing.
     """
-    check_token_ids(generation, config.vocabulary_size)
+    check_token_ids(generation, bart.config.vocabulary_size)
     if generation.do_sample:
         raise ConfigurationError(
             "A graph searches greedily or with beams, received do_sample=True."
         )
-    model = prepare(config, parameters, generation, encoder_token_ids, encoder_lengths, per_row)
+    model = prepare(bart, generation, encoder_token_ids, encoder_lengths, per_row)
     if generation.num_beams > 1:
         found = beam_search(model)
         tokens, lengths, scores = found.finished, found.lengths, found.scores
@@ -72,20 +70,18 @@ def generate(
 
 
 def prepare(
-    config: BartConfig,
-    parameters: Parameters,
+    bart: Bart,
     generation: GenerationConfig,
     encoder_token_ids: tf.Tensor,
     encoder_lengths: tf.Tensor,
     per_row: Tensors,
 ) -> Model:
     """Encode the sources and return what a search needs; see `generate`."""
-    rows = row_settings(config, per_row)
-    token_ids, padding_mask = fitted_source(config, generation, encoder_token_ids, encoder_lengths)
-    encoded = sequences.encode(config, parameters, token_ids, padding_mask)
-    source = sequences.project_source(config, parameters, encoded, padding_mask)
+    rows = row_settings(bart.config, per_row)
+    ids, mask = fitted_source(bart.config, generation, encoder_token_ids, encoder_lengths)
+    source = sequences.project_source(bart, sequences.encode(bart, ids, mask), mask)
     target = tf.reduce_max(tf.concat([rows.max_length, [2]], 0))
-    return Model(config, parameters, source, generation, rows, target)
+    return Model(bart, source, generation, rows, target)
 
 
 def row_settings(config: BartConfig, per_row: Tensors) -> RowSettings:

@@ -12,7 +12,7 @@ import tensorflow as tf
 from bart_export.checkpoints.names import FINAL_LOGITS_BIAS, TOKEN_EMBEDDING
 from bart_export.config import BartConfig
 from bart_export.graph import layers
-from bart_export.graph.layers import MASK_BIAS, Parameters, attend, linear, merge_heads
+from bart_export.graph.layers import MASK_BIAS, Bart, Parameters, attend, linear, merge_heads
 
 SCORED_ROWS = 64  # positions whose logits `score` holds at a time
 FIRST_CAPACITY = 32  # positions that caches begin with
@@ -46,33 +46,30 @@ def masked(token_ids: tf.Tensor, lengths: tf.Tensor) -> tuple[tf.Tensor, tf.Tens
     return token_ids * padding_mask, padding_mask
 
 
-def encode(
-    config: BartConfig, parameters: Parameters, token_ids: tf.Tensor, padding_mask: tf.Tensor
-) -> tf.Tensor:
+def encode(bart: Bart, token_ids: tf.Tensor, padding_mask: tf.Tensor) -> tf.Tensor:
     """Run the encoder under a padding mask: ids (batch, source) to (batch, source, hidden)."""
-    batch, hidden = tf.shape(token_ids)[0], config.hidden_dim
+    batch, hidden = tf.shape(token_ids)[0], bart.config.hidden_dim
     mask_bias, keep_mask = bias_and_keep(padding_mask[:, None, None, :])
 
     def attention(layer: int, name: str, x: tf.Tensor) -> tf.Tensor:
         name = f"{name}/query_key_value"
-        query, key, value = projected(config, parameters, name, x, batch, config.num_heads)
+        query, key, value = projected(bart, name, x, batch, bart.config.num_heads)
         return merge_heads(attend(query, key, value, mask_bias) * keep_mask, hidden)
 
-    x = embed_sequences(config, parameters, "encoder", token_ids)
-    x = layers.encoder_layers(config, parameters, x, attention)
+    x = embed_sequences(bart, "encoder", token_ids)
+    x = layers.encoder_layers(bart, x, attention)
     return tf.reshape(x, [batch, -1, hidden])
 
 
 def decode(
-    config: BartConfig,
-    parameters: Parameters,
+    bart: Bart,
     encoded: tf.Tensor,
     encoder_padding_mask: tf.Tensor,
     token_ids: tf.Tensor,
     padding_mask: tf.Tensor,
 ) -> tf.Tensor:
     """Run the decoder over whole sequences: ids (batch, target) to (batch, target, hidden)."""
-    batch, heads, hidden = tf.shape(token_ids)[0], config.decoder_heads, config.hidden_dim
+    batch, heads, hidden = tf.shape(token_ids)[0], bart.config.decoder_heads, bart.config.hidden_dim
     length = tf.shape(token_ids)[1]
     causal = tf.linalg.band_part(tf.ones([length, length], tf.int32), -1, 0)
     mask_bias, keep_mask = bias_and_keep(padding_mask[:, None, None, :] * causal)
@@ -81,22 +78,21 @@ def decode(
 
     def self_attention(layer: int, name: str, x: tf.Tensor) -> tf.Tensor:
         name = f"{name}/query_key_value"
-        query, key, value = projected(config, parameters, name, x, batch, heads)
+        query, key, value = projected(bart, name, x, batch, heads)
         return merge_heads(attend(query, key, value, mask_bias) * keep_mask, hidden)
 
     def cross_attention(layer: int, name: str, x: tf.Tensor) -> tf.Tensor:
-        (query,) = projected(config, parameters, f"{name}/query", x, batch, heads)
-        key, value = projected(config, parameters, f"{name}/key_value", encoded, batch, heads)
+        (query,) = projected(bart, f"{name}/query", x, batch, heads)
+        key, value = projected(bart, f"{name}/key_value", encoded, batch, heads)
         return merge_heads(attend(query, key, value, source_bias) * source_keep, hidden)
 
-    x = embed_sequences(config, parameters, "decoder", token_ids)
-    x = layers.decoder_layers(config, parameters, x, self_attention, cross_attention)
+    x = embed_sequences(bart, "decoder", token_ids)
+    x = layers.decoder_layers(bart, x, self_attention, cross_attention)
     return tf.reshape(x, [batch, -1, hidden])
 
 
 def score(
-    config: BartConfig,
-    parameters: Parameters,
+    bart: Bart,
     encoder_token_ids: tf.Tensor,
     encoder_lengths: tf.Tensor,
     decoder_token_ids: tf.Tensor,
@@ -108,22 +104,23 @@ def score(
     """
     source_ids, source_mask = masked(encoder_token_ids, encoder_lengths)
     ids, padding_mask = masked(decoder_token_ids, decoder_lengths)
-    encoded = encode(config, parameters, source_ids, source_mask)
-    hidden = decode(config, parameters, encoded, source_mask, ids, padding_mask)
-    rows = tf.reshape(hidden[:, :-1], [-1, config.hidden_dim])
+    encoded = encode(bart, source_ids, source_mask)
+    hidden = decode(bart, encoded, source_mask, ids, padding_mask)
+    hidden_dim = bart.config.hidden_dim
+    rows = tf.reshape(hidden[:, :-1], [-1, hidden_dim])
     following = tf.reshape(ids[:, 1:], [-1])
     # Logits of all positions at once would be the largest tensor by far.
     count = tf.shape(following)[0]
     missing = -count % SCORED_ROWS
 
     def log_probabilities(block: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
-        scores = logits(config, parameters, block[0])
+        scores = logits(bart, block[0])
         return tf.gather(scores, block[1], batch_dims=1) - tf.reduce_logsumexp(scores, -1)
 
     scored = tf.map_fn(
         log_probabilities,
         (
-            tf.reshape(tf.pad(rows, [[0, missing], [0, 0]]), [-1, SCORED_ROWS, config.hidden_dim]),
+            tf.reshape(tf.pad(rows, [[0, missing], [0, 0]]), [-1, SCORED_ROWS, hidden_dim]),
             tf.reshape(tf.pad(following, [[0, missing]]), [-1, SCORED_ROWS]),
         ),
         fn_output_signature=tf.TensorSpec([SCORED_ROWS], tf.float32),
@@ -132,12 +129,13 @@ def score(
     return tf.pad(scored * tf.cast(padding_mask[:, 1:], tf.float32), [[0, 0], [1, 0]])
 
 
-def logits(config: BartConfig, parameters: Parameters, hidden: tf.Tensor) -> tf.Tensor:
+def logits(bart: Bart, hidden: tf.Tensor) -> tf.Tensor:
     """Return the logits of every token: (rows, hidden) to (rows, vocabulary)."""
     # With the table on the left TensorFlow reads it once, however many rows there are.
-    scores = tf.transpose(tf.matmul(parameters[TOKEN_EMBEDDING], hidden, transpose_b=True))
-    if config.final_logits_bias:
-        scores += parameters[FINAL_LOGITS_BIAS]
+    table = bart.parameters[TOKEN_EMBEDDING]
+    scores = tf.transpose(tf.matmul(table, hidden, transpose_b=True))
+    if bart.config.final_logits_bias:
+        scores += bart.parameters[FINAL_LOGITS_BIAS]
     return scores
 
 
@@ -154,18 +152,19 @@ class Source:
     mask_bias: tf.Tensor
 
 
-def project_source(
-    config: BartConfig, parameters: Parameters, encoded: tf.Tensor, padding_mask: tf.Tensor
-) -> Source:
+def project_source(bart: Bart, encoded: tf.Tensor, padding_mask: tf.Tensor) -> Source:
     """Project the encoder's output to what every decoder layer reads of it."""
-    batch = tf.shape(encoded)[0]
+    config, batch = bart.config, tf.shape(encoded)[0]
     rows = tf.reshape(encoded, [-1, config.hidden_dim])
-    names = (
-        f"transformer_decoder_layer_{layer}/cross_attention/key_value"
-        for layer in range(config.decoder_layers)
-    )
     pairs = [
-        projected(config, parameters, name, rows, batch, config.decoder_heads) for name in names
+        projected(
+            bart,
+            f"transformer_decoder_layer_{layer}/cross_attention/key_value",
+            rows,
+            batch,
+            config.decoder_heads,
+        )
+        for layer in range(config.decoder_layers)
     ]
     return Source(
         # Steps multiply by keys in this layout without copying them first.
@@ -195,8 +194,7 @@ def grown(caches: Caches, capacity: tf.Tensor, larger: tf.Tensor, width: int) ->
 
 
 def decode_step(
-    config: BartConfig,
-    parameters: Parameters,
+    bart: Bart,
     source: Source,
     caches: Caches,
     capacity: tf.Tensor,
@@ -210,8 +208,7 @@ def decode_step(
     leaves open, those of the beams it descends from. No cache is ever reordered.
 
     Args:
-        config: the architecture.
-        parameters: float32 weights.
+        bart: the model, its weights float32.
         source: of `project_source`.
         caches: what the step before returned.
         capacity: positions they have room for.
@@ -223,7 +220,8 @@ def decode_step(
     Returns:
         Hidden states (batch * beams, hidden) and the updated caches.
     """
-    heads, size, beams = config.decoder_heads, config.decoder_head_size, token_ids.shape[1]
+    config, beams = bart.config, token_ids.shape[1]
+    heads, size = config.decoder_heads, config.decoder_head_size
     batch = tf.shape(token_ids)[0]
     write_position = tf.range(batch * heads) * capacity + position
     updated: list[tf.Tensor] = []
@@ -240,46 +238,38 @@ def decode_step(
 
     def self_attention(layer: int, name: str, x: tf.Tensor) -> tf.Tensor:
         name = f"{name}/query_key_value"
-        query, key, value = projected(config, parameters, name, x, batch, heads)
+        query, key, value = projected(bart, name, x, batch, heads)
         key, value = written(caches[2 * layer], key), written(caches[2 * layer + 1], value)
         return merge_heads(attend(query, key, value, mask_bias), config.hidden_dim)
 
     def cross_attention(layer: int, name: str, x: tf.Tensor) -> tf.Tensor:
-        (query,) = projected(config, parameters, f"{name}/query", x, batch, heads)
+        (query,) = projected(bart, f"{name}/query", x, batch, heads)
         scores = tf.matmul(query, source.keys[layer]) + source.mask_bias
         context = tf.matmul(tf.nn.softmax(scores), source.values[layer])
         return merge_heads(context, config.hidden_dim)
 
     ids = tf.reshape(token_ids, [-1])
-    x = layers.embed(config, parameters, "decoder", ids, position)
-    x = layers.decoder_layers(config, parameters, x, self_attention, cross_attention)
+    x = layers.embed(bart, "decoder", ids, position)
+    x = layers.decoder_layers(bart, x, self_attention, cross_attention)
     return x, tuple(updated)
 
 
-def embed_sequences(
-    config: BartConfig, parameters: Parameters, side: str, token_ids: tf.Tensor
-) -> tf.Tensor:
+def embed_sequences(bart: Bart, side: str, token_ids: tf.Tensor) -> tf.Tensor:
     """Embed whole sequences, ids (batch, length), as rows."""
-    length, most = tf.shape(token_ids)[1], config.max_sequence_length
+    length, most = tf.shape(token_ids)[1], bart.config.max_sequence_length
     expected = f"Expected {side}_token_ids of at most {most} tokens a row."
     with tf.control_dependencies([tf.debugging.assert_less_equal(length, most, expected)]):
         positions = tf.range(length)
-    x = layers.embed(config, parameters, side, token_ids, positions)
-    return tf.reshape(x, [-1, config.hidden_dim])
+    x = layers.embed(bart, side, token_ids, positions)
+    return tf.reshape(x, [-1, bart.config.hidden_dim])
 
 
 def projected(
-    config: BartConfig,
-    parameters: Parameters,
-    name: str,
-    x: tf.Tensor,
-    batch: tf.Tensor,
-    heads: int,
+    bart: Bart, name: str, x: tf.Tensor, batch: tf.Tensor, heads: int
 ) -> Sequence[tf.Tensor]:
     """Apply a projection to rows; return each tensor (batch, heads, length, head_size) of it."""
-    x = linear(parameters, name, x)
-    parts, size = x.shape[-1] // config.hidden_dim, config.hidden_dim // heads
-    x = tf.reshape(x, [batch, -1, parts, heads, size])
+    x, hidden = linear(bart.parameters, name, x), bart.config.hidden_dim
+    x = tf.reshape(x, [batch, -1, x.shape[-1] // hidden, heads, hidden // heads])
     made: Sequence[tf.Tensor] = tf.unstack(tf.transpose(x, [2, 0, 3, 1, 4]))
     return made
 

@@ -13,7 +13,7 @@ import tensorflow as tf
 from bart_export import contract
 from bart_export.config import BartConfig, GenerationConfig
 from bart_export.graph import search, sequences
-from bart_export.graph.layers import Parameters, Tensors
+from bart_export.graph.layers import Bart, Parameters, Tensors
 from bart_export.graph.tokenizer import GraphTokenizer
 
 # A text without a word, from which a model would make one up: what Python's `str.isspace` is of.
@@ -34,9 +34,9 @@ class Served:
     generation: GenerationConfig
     encoder_sequence_length: int
 
-    def float32(self) -> Parameters:
-        """Return the weights for the arithmetic of one signature; see `sequences.float32`."""
-        return sequences.float32(self.parameters)
+    def bart(self) -> Bart:
+        """Return the model for the arithmetic of one signature; see `sequences.float32`."""
+        return Bart(self.config, sequences.float32(self.parameters))
 
 
 def defaults(generation: GenerationConfig) -> Tensors:
@@ -81,8 +81,7 @@ def generate(served: Served, given: Tensors) -> Tensors:
     batch = tf.shape(given["encoder_token_ids"])[:1]
     names = [tensor.name for tensor in contract.GENERATION_INPUTS]
     return search.generate(
-        served.config,
-        served.float32(),
+        served.bart(),
         served.generation,
         given["encoder_token_ids"],
         given["encoder_lengths"],
@@ -93,7 +92,7 @@ def generate(served: Served, given: Tensors) -> Tensors:
 def encode(served: Served, given: Tensors) -> Tensors:
     """Run the encoder alone."""
     source = sequences.masked(given["encoder_token_ids"], given["encoder_lengths"])
-    encoded = sequences.encode(served.config, served.float32(), *source)
+    encoded = sequences.encode(served.bart(), *source)
     return {"encoder_sequence_output": encoded}
 
 
@@ -101,19 +100,17 @@ def score(served: Served, given: Tensors) -> Tensors:
     """Return the log-probability of each token of given decoder sequences."""
     names = ("encoder_token_ids", "encoder_lengths", "decoder_token_ids", "decoder_lengths")
     inputs = (given[name] for name in names)
-    return {"log_probabilities": sequences.score(served.config, served.float32(), *inputs)}
+    return {"log_probabilities": sequences.score(served.bart(), *inputs)}
 
 
 def backbone(served: Served, given: Tensors) -> Tensors:
     """Compute both outputs of `BartBackbone`. A mask is 0 at padding, wherever that is."""
-    config, parameters = served.config, served.float32()
+    bart = served.bart()
     source_mask, target_mask = (
         tf.cast(given[f"{side}_padding_mask"] != 0, tf.int32) for side in ("encoder", "decoder")
     )
-    encoded = sequences.encode(config, parameters, given["encoder_token_ids"], source_mask)
-    decoded = sequences.decode(
-        config, parameters, encoded, source_mask, given["decoder_token_ids"], target_mask
-    )
+    encoded = sequences.encode(bart, given["encoder_token_ids"], source_mask)
+    decoded = sequences.decode(bart, encoded, source_mask, given["decoder_token_ids"], target_mask)
     return {"encoder_sequence_output": encoded, "decoder_sequence_output": decoded}
 
 

@@ -14,7 +14,15 @@ import tensorflow as tf
 from bart_export.checkpoints.names import FINAL_LOGITS_BIAS, TOKEN_EMBEDDING
 from bart_export.config import BartConfig
 from bart_export.graph import layers
-from bart_export.graph.layers import MASK_BIAS, Parameters, Tensors, attend, linear, merge_heads
+from bart_export.graph.layers import (
+    MASK_BIAS,
+    Bart,
+    Parameters,
+    Tensors,
+    attend,
+    linear,
+    merge_heads,
+)
 
 Attend = Callable[[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
 
@@ -31,7 +39,7 @@ def encode(config: BartConfig, parameters: Parameters, given: Tensors) -> Tensor
         return merge_heads(attend(query, key, value, mask_bias), config.hidden_dim)
 
     x = embed_source(config, parameters, given)["hidden"]
-    x = layers.encoder_layers(config, parameters, x, attention)
+    x = layers.encoder_layers(Bart(config, parameters), x, attention)
     return project_cross(config, parameters, {"hidden": x})
 
 
@@ -39,7 +47,7 @@ def embed_source(config: BartConfig, parameters: Parameters, given: Tensors) -> 
     """Compute the part of `encode` before the layers: ids to hidden states, (source, hidden)."""
     ids = tf.reshape(given["encoder_token_ids"], [-1])
     positions = tf.range(tf.shape(ids)[0])
-    return {"hidden": layers.embed(config, parameters, "encoder", ids, positions)}
+    return {"hidden": layers.embed(Bart(config, parameters), "encoder", ids, positions)}
 
 
 def attention(config: BartConfig, parameters: Parameters, given: Tensors) -> Tensors:
@@ -122,8 +130,9 @@ def decode_rows(
         return merge_heads(attend_source(query, key, value, source_bias), config.hidden_dim)
 
     ids = tf.reshape(given["decoder_token_ids"], [-1])
-    x = layers.embed(config, parameters, "decoder", ids, position)
-    x = layers.decoder_layers(config, parameters, x, self_attention, cross_attention)
+    bart = Bart(config, parameters)
+    x = layers.embed(bart, "decoder", ids, position)
+    x = layers.decoder_layers(bart, x, self_attention, cross_attention)
     logits = tf.matmul(x, parameters[TOKEN_EMBEDDING], transpose_b=True)
     if config.final_logits_bias:
         logits += parameters[FINAL_LOGITS_BIAS]

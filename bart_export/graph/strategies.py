@@ -26,17 +26,13 @@ from bart_export.graph.sequences import Caches
 
 
 class Greedy(NamedTuple):
-    """A greedy search before it chooses the token at `length`.
+    """A greedy search before it chooses the token at `length`."""
 
-    `running` bool, `lengths` int32 and `scores` float64 are (batch,), `tokens` int32 (batch,
-    target).
-    """
-
-    length: tf.Tensor
-    running: tf.Tensor
-    tokens: tf.Tensor
-    lengths: tf.Tensor
-    scores: tf.Tensor
+    length: tf.Tensor  # int32
+    running: tf.Tensor  # bool (batch,)
+    tokens: tf.Tensor  # int32 (batch, target)
+    lengths: tf.Tensor  # int32 (batch,)
+    scores: tf.Tensor  # float64 (batch,)
     caches: Caches
 
 
@@ -60,8 +56,7 @@ def greedy_step(model: Model, state: Greedy, capacity: tf.Tensor) -> Greedy:
     position = length - 1
     future = tf.range(capacity) > position
     hidden, caches = sequences.decode_step(
-        model.config,
-        model.parameters,
+        model.bart,
         model.source,
         state.caches,
         capacity,
@@ -69,7 +64,7 @@ def greedy_step(model: Model, state: Greedy, capacity: tf.Tensor) -> Greedy:
         tf.gather(state.tokens, [position], axis=1),
         tf.cast(future, tf.float32)[None, None, None, :] * MASK_BIAS,
     )
-    logits = sequences.logits(model.config, model.parameters, hidden)
+    logits = sequences.logits(model.bart, hidden)
     normalizers = log_normalizers(logits)
     allowed = processed(
         generation,
@@ -101,22 +96,20 @@ def greedy_step(model: Model, state: Greedy, capacity: tf.Tensor) -> Greedy:
 class Beams(NamedTuple):
     """A beam search before it chooses the tokens at `length`.
 
-    `running` is bool (batch,). The unfinished sequences are `tokens` int32 (batch, beams, target)
-    with `totals` float64 (batch, beams), sums of log-probabilities, best first, -inf where a beam
-    does not exist. `ancestors` int32 (batch, beams, target) says which beam wrote the cache entry
-    that a beam reads at each position, -1 where none did. Apart from them the best finished ones
-    are kept, best first, with `lengths` int32 and `scores` float64 (batch, beams), -inf where there
-    is none yet.
+    Apart from the unfinished sequences the best finished ones are kept; both are best first, -inf
+    where there is none.
     """
 
-    length: tf.Tensor
-    running: tf.Tensor
-    tokens: tf.Tensor
-    totals: tf.Tensor
+    length: tf.Tensor  # int32
+    running: tf.Tensor  # bool (batch,)
+    tokens: tf.Tensor  # int32 (batch, beams, target), of the unfinished sequences
+    totals: tf.Tensor  # float64 (batch, beams), their sums of log-probabilities
+    # int32 (batch, beams, target): which beam wrote the cache entry that a beam reads at each
+    # position, -1 where none did.
     ancestors: tf.Tensor
-    finished: tf.Tensor
-    lengths: tf.Tensor
-    scores: tf.Tensor
+    finished: tf.Tensor  # int32 (batch, beams, target)
+    lengths: tf.Tensor  # int32 (batch, beams), of the finished
+    scores: tf.Tensor  # float64 (batch, beams), of the finished
     caches: Caches
 
 
@@ -188,8 +181,7 @@ def beam_logits(
     ancestors = put(state.ancestors, position, tf.range(beams))
     mask_bias = tf.one_hot(ancestors[:, :, :capacity], beams, on_value=0.0, off_value=MASK_BIAS)
     hidden, caches = sequences.decode_step(
-        model.config,
-        model.parameters,
+        model.bart,
         model.source,
         state.caches,
         capacity,
@@ -197,7 +189,7 @@ def beam_logits(
         tf.reshape(tf.gather(state.tokens, position, axis=2), [-1, beams]),
         tf.reshape(mask_bias, [-1, 1, beams, capacity * beams]),
     )
-    logits = sequences.logits(model.config, model.parameters, hidden)
+    logits = sequences.logits(model.bart, hidden)
     normalizers = log_normalizers(logits)
     logits = processed(
         model.generation,
@@ -223,7 +215,7 @@ def candidates(
     """
     beams, rows = model.generation.num_beams, model.rows
     wanted = (1 + len(model.generation.end_token_ids)) * beams
-    each = min(wanted, model.config.vocabulary_size)
+    each = min(wanted, model.bart.config.vocabulary_size)
     values, tokens = tf.math.top_k(logits, each)
     offsets = state.totals - tf.cast(tf.reshape(normalizers, [-1, beams]), tf.float64)
     sums = tf.cast(tf.reshape(values, [-1, beams, each]), tf.float64) + offsets[:, :, None]

@@ -34,15 +34,10 @@ NEVER = 2**63 - 1
 
 
 class Tokens(NamedTuple):
-    """The tokens of words, one word after the other.
+    """The tokens of words, one word after the other."""
 
-    Attributes:
-        ids: int64 (tokens,).
-        counts: int32 (words,), how many tokens each word has.
-    """
-
-    ids: tf.Tensor
-    counts: tf.Tensor
+    ids: tf.Tensor  # int64 (tokens,)
+    counts: tf.Tensor  # int32 (words,), how many tokens each word has
 
     def begins(self) -> tf.Tensor:
         """Return where the tokens of each word begin in `ids`, int32 (words,)."""
@@ -50,23 +45,14 @@ class Tokens(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Tokenized texts.
+    """Tokenized texts."""
 
-    Attributes:
-        words: the words of all texts, each text followed by its end.
-        tokens: the tokens of the different words.
-        index: int32 (words,), which of the different words each word is.
-        counts: int32 (words,), tokens of each word, 0 at an end.
-        begins: int32 (batch,), tokens of all texts before each text.
-        lengths: int32 (batch,), tokens of each text.
-    """
-
-    words: Words
-    tokens: Tokens
-    index: tf.Tensor
-    counts: tf.Tensor
-    begins: tf.Tensor
-    lengths: tf.Tensor
+    words: Words  # of all texts, each text followed by its end
+    tokens: Tokens  # of the different words
+    index: tf.Tensor  # int32 (words,), which of the different words each word is
+    counts: tf.Tensor  # int32 (words,), tokens of each word, 0 at an end
+    begins: tf.Tensor  # int32 (batch,), tokens of all texts before each text
+    lengths: tf.Tensor  # int32 (batch,), tokens of each text
 
 
 class GraphTokenizer(tf.Module):
@@ -76,7 +62,6 @@ class GraphTokenizer(tf.Module):
     """
 
     def __init__(self, host: BartTokenizer) -> None:
-        """Make the tables of a tokenizer."""
         super().__init__()
         vocabulary, merges = host.vocabulary, host.merges
         own = [token for token in host.added_tokens if token.content not in SPECIAL_TOKENS]
@@ -113,9 +98,6 @@ class GraphTokenizer(tf.Module):
             )
         room = max_length - 2
 
-        def more(bytes: tf.Tensor, enough: tf.Tensor, *result: tf.Tensor) -> tf.Tensor:
-            return ~enough
-
         def turn(bytes: tf.Tensor, enough: tf.Tensor, *result: tf.Tensor) -> list[tf.Tensor]:
             cut = sizes > bytes
             # A character that the cut goes through is left out.
@@ -131,7 +113,10 @@ class GraphTokenizer(tf.Module):
             nothing = tf.zeros([tf.size(text), 0], tf.int32), tf.zeros_like(sizes, tf.int32)
             shapes = [tf.TensorShape(shape) for shape in ([], [], [None, None], [None])]
             _, _, ids, lengths = tf.while_loop(
-                more, turn, [bytes, tf.constant(False), *nothing], shape_invariants=shapes
+                lambda bytes, enough, *result: ~enough,
+                turn,
+                [bytes, tf.constant(False), *nothing],
+                shape_invariants=shapes,
             )
         return ids, lengths
 
@@ -238,21 +223,22 @@ class GraphTokenizer(tf.Module):
 class Merges(tf.Module):
     """The merges of one vocabulary, as a table of the graph.
 
-    Attributes:
-        longest: bytes of the longest token that merging can make.
-        byte_lengths: int32 (vocabulary,), bytes of each token that merging can make.
+    All words are merged side by side: each turn of the loop merges, in every word, the pair of
+    neighbours that comes first in the list of merges, which is what the `tokenizers` library does
+    to one word after another.
     """
 
     def __init__(self, vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> None:
-        """Make the table of what `read_vocabulary` and `read_merges` return."""
         super().__init__()
         self.separator = len(vocabulary)  # merges with nothing
+        # Bytes of the longest token that merging can make.
         self.longest = max((len(left + right) for left, right in merges), default=1)
         self.in_order = is_in_order(merges)
         symbols = [vocabulary[symbol] for symbol in BYTE_SYMBOLS]
         symbols[SEPARATOR[0]] = self.separator
         self.byte_ids = tf.constant(symbols, tf.int64)
         tokens = sorted(vocabulary, key=vocabulary.__getitem__)
+        # Bytes of each token that merging can make, int32 (vocabulary,).
         self.byte_lengths = tf.constant([len(token) for token in tokens], tf.int32)
         rows = {(-1, -1): (0, 0)}  # no symbol is -1, but a table must not be empty
         for rank, (left, right) in enumerate(merges):
@@ -272,9 +258,6 @@ class Merges(tf.Module):
         is_end = tf.cast(tf.equal(data, SEPARATOR[0]), tf.int32)
         word_of = tf.cumsum(is_end, exclusive=True)
         values = self.table.lookup(ids * HALF + tf.roll(ids, -1, 0))  # the last is a separator
-
-        def more(least: tf.Tensor, *symbols: tf.Tensor) -> tf.Tensor:
-            return tf.reduce_any(least < NEVER)
 
         def turn(
             least: tf.Tensor, ids: tf.Tensor, word_of: tf.Tensor, values: tf.Tensor
@@ -297,7 +280,7 @@ class Merges(tf.Module):
             return [tf.math.segment_min(values, word_of), ids, word_of, values]
 
         _, ids, word_of, _ = tf.while_loop(
-            more,
+            lambda least, *symbols: tf.reduce_any(least < NEVER),
             turn,
             [tf.math.segment_min(values, word_of), ids, word_of, values],
             shape_invariants=[tf.TensorShape([None])] * 4,
@@ -308,13 +291,11 @@ class Merges(tf.Module):
         return Tokens(tf.gather(ids, whole), counts)
 
     def to_merge(self, found: tf.Tensor, word_of: tf.Tensor) -> tf.Tensor:
-        """Return which of the places of pairs that come first in their words are merged.
+        """Return which pairs are merged of those that come first in their words.
 
-        They are merged from left to right: of the three in "aaaa", the first and the last.
-
-        Args:
-            found: int64 (found,), places of symbols that make a pair with the one after them.
-            word_of: int32 (symbols,), the word of each symbol.
+        `found` int64 (found,) are the places of their left symbols, `word_of` int32 (symbols,) the
+        word of each symbol. They are merged from left to right: of the three in "aaaa", the first
+        and the last.
         """
         if not self.in_order:
             return tf.boolean_mask(found, differs(tf.gather(word_of, found)))

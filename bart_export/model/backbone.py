@@ -11,7 +11,7 @@ import numpy as np
 from bart_export import presets
 from bart_export.checkpoints import keras_preset, resolve
 from bart_export.checkpoints.checkpoint import Checkpoint
-from bart_export.checkpoints.files import require_file
+from bart_export.checkpoints.files import JsonObject, require_file
 from bart_export.checkpoints.keras_preset import KERAS_FIELDS
 from bart_export.checkpoints.keras_weights import import_h5py
 from bart_export.checkpoints.resolve import without_weights
@@ -90,7 +90,7 @@ class Backbone(keras.Model):
     @classmethod
     def _with_weights(
         cls: type[AnyBackbone],
-        arguments: dict[str, Any],
+        arguments: JsonObject,
         weights: Mapping[str, Array],
     ) -> AnyBackbone:
         with weights_left_at_zero():
@@ -142,7 +142,7 @@ class Backbone(keras.Model):
             )
         return self.origin.tokenizer()
 
-    def named_weights(self) -> dict[str, Any]:
+    def named_weights(self) -> dict[str, keras.Variable]:
         """Return the weights by their names in `checkpoints.names`, with LoRA merged.
 
         Values are `keras.Variable` objects; those of layers with LoRA are tensors.
@@ -153,7 +153,7 @@ class Backbone(keras.Model):
             merged[getattr(layer, f"_{name}").path] = getattr(layer, name)
         return {name: merged.get(name, variable) for name, variable in self._variables()}
 
-    def _variables(self) -> Iterator[tuple[str, Any]]:
+    def _variables(self) -> Iterator[tuple[str, keras.Variable]]:
         """Yield the weights that a preset stores, in their order."""
         for variable in self.weights:
             if not variable.path.rpartition("/")[2].startswith("lora_"):
@@ -206,11 +206,11 @@ class Backbone(keras.Model):
             layer.trainable = True
             layer.enable_lora(rank)
 
-    def lora_layers(self) -> list[Any]:
+    def lora_layers(self) -> list[keras.layers.Layer]:
         """Return the layers that have LoRA."""
         return [layer for layer in self._weighted_layers() if getattr(layer, "lora_enabled", False)]
 
-    def _weighted_layers(self) -> list[Any]:
+    def _weighted_layers(self) -> list[keras.layers.Layer]:
         """Return all layers that have weights, in the order by which a LoRA file counts them."""
         return [layer for layer in self._flatten_layers(include_self=False) if layer.weights]
 
@@ -272,7 +272,7 @@ class Backbone(keras.Model):
 class WeightArrays(Mapping[str, Array]):
     """Variables by name as NumPy arrays, each copied out of the model when it is looked up."""
 
-    def __init__(self, variables: Mapping[str, Any]) -> None:
+    def __init__(self, variables: Mapping[str, keras.Variable]) -> None:
         self.variables = variables
 
     def __getitem__(self, name: str) -> Array:
@@ -285,7 +285,7 @@ class WeightArrays(Mapping[str, Array]):
         return len(self.variables)
 
 
-def assign(variables: Mapping[str, Any], weights: Mapping[str, Array]) -> None:
+def assign(variables: Mapping[str, keras.Variable], weights: Mapping[str, Array]) -> None:
     """Set every variable by name, reading one array at a time; raises as `assign_weights`."""
     findings = [
         f"{word} {', '.join(sorted(names))}"
@@ -317,7 +317,7 @@ def class_of(asked: type[AnyBackbone]) -> type[AnyBackbone]:
     return cast("type[AnyBackbone]", BartBackbone)
 
 
-def constructor_arguments(config: BartConfig) -> dict[str, Any]:
+def constructor_arguments(config: BartConfig) -> JsonObject:
     """Return KerasHub's arguments of the constructor, and of the extensions those in use."""
     return {
         **{field: getattr(config, field) for field in KERAS_FIELDS},
@@ -325,13 +325,13 @@ def constructor_arguments(config: BartConfig) -> dict[str, Any]:
     }
 
 
-def lora_variables(layer: Any) -> dict[str, Any]:
+def lora_variables(layer: keras.layers.Layer) -> dict[str, keras.Variable]:
     """Return the low-rank matrices of a layer by name."""
     names = [name for name in vars(layer) if name.startswith(("lora_kernel_", "lora_embeddings_"))]
     return {name: getattr(layer, name) for name in sorted(names)}
 
 
-def accompanying(origin: Checkpoint | None) -> dict[str, Any]:
+def accompanying(origin: Checkpoint | None) -> JsonObject:
     """Return what a preset keeps beside the model, as arguments of `keras_preset.write`."""
     if origin is None:
         return {}

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from bart_export.checkpoints.files import JsonObject
 from bart_export.checkpoints.keras_preset import KERAS_FIELDS
 from bart_export.checkpoints.names import FINAL_LOGITS_BIAS
 from bart_export.config import BartConfig
@@ -19,6 +20,7 @@ from bart_export.model.layers import (
     EPSILON,
     LogitsBias,
     PositionEmbedding,
+    Tensor,
     TransformerDecoder,
     TransformerEncoder,
     initializer,
@@ -68,11 +70,11 @@ class BartBackbone(Backbone):
         intermediate_dim: int,
         dropout: float = 0.1,
         max_sequence_length: int = 1024,
-        dtype: Any = None,
+        dtype: object = None,
         *,
         name: str | None = None,
         trainable: bool = True,
-        **extensions: Any,
+        **extensions: object,
     ) -> None:
         config = BartConfig.from_dict(
             {
@@ -159,7 +161,7 @@ class BartBackbone(Backbone):
         for field in KERAS_FIELDS:
             setattr(self, field, getattr(config, field))
 
-    def _embed(self, side: str, token_ids: Any, policy: Any) -> Any:
+    def _embed(self, side: str, token_ids: Tensor, policy: keras.DTypePolicy) -> Tensor:
         """Turn ids (batch, length) into the first hidden states (batch, length, hidden)."""
         sublayers = {
             "position_embedding": PositionEmbedding(
@@ -184,7 +186,7 @@ class BartBackbone(Backbone):
         hidden = sublayers["embeddings_layer_norm"](hidden)
         return sublayers["embeddings_dropout"](hidden)
 
-    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Run the model on `inputs`.
 
         Raises:
@@ -196,7 +198,7 @@ class BartBackbone(Backbone):
             require_inputs(inputs, self.config)
         return super().__call__(inputs, *args, **kwargs)
 
-    def logits(self, decoder_sequence_output: Any) -> Any:
+    def logits(self, decoder_sequence_output: Tensor) -> Tensor:
         """Return the logits of every token at every position.
 
         Takes the decoder's hidden states (batch, length, hidden_dim) and returns logits
@@ -207,15 +209,15 @@ class BartBackbone(Backbone):
         return logits if self.logits_bias is None else self.logits_bias(logits)
 
     @property
-    def token_embedding(self) -> Any:
+    def token_embedding(self) -> keras.layers.ReversibleEmbedding:
         """The `keras.layers.ReversibleEmbedding` that encoder, decoder and logits share."""
         return self._token_embedding
 
     @token_embedding.setter
-    def token_embedding(self, layer: Any) -> None:
+    def token_embedding(self, layer: keras.layers.ReversibleEmbedding) -> None:
         self._token_embedding = layer
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> JsonObject:
         """Return the constructor's arguments: KerasHub's, and the extensions in use."""
         return {
             "name": self.name,
@@ -225,12 +227,12 @@ class BartBackbone(Backbone):
         }
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "BartBackbone":
+    def from_config(cls, config: JsonObject) -> "BartBackbone":
         """Return a model with the configuration that `get_config` returned."""
         return cls(**config)
 
 
-def dtype_policy(dtype: Any) -> Any:
+def dtype_policy(dtype: object) -> keras.DTypePolicy:
     """Return the `keras.DTypePolicy` that `dtype` names or serializes; None means the global one.
 
     Raises:
@@ -245,7 +247,7 @@ def dtype_policy(dtype: Any) -> Any:
         ) from error
 
 
-def require_inputs(inputs: Mapping[str, Any], config: BartConfig) -> None:
+def require_inputs(inputs: Mapping[str, Tensor], config: BartConfig) -> None:
     """Refuse what the model would fail on without saying why, or would silently miscompute.
 
     Raises:
@@ -278,7 +280,7 @@ def require_inputs(inputs: Mapping[str, Any], config: BartConfig) -> None:
         require_known_ids(f"{side}_token_ids", inputs[f"{side}_token_ids"], config.vocabulary_size)
 
 
-def require_known_ids(name: str, token_ids: Any, vocabulary_size: int) -> None:
+def require_known_ids(name: str, token_ids: Tensor, vocabulary_size: int) -> None:
     """Refuse ids outside the vocabulary; tensors of a graph have no values yet and pass.
 
     Raises:
@@ -297,7 +299,7 @@ def require_known_ids(name: str, token_ids: Any, vocabulary_size: int) -> None:
         )
 
 
-def static_shape(value: Any) -> tuple[int | None, ...]:
+def static_shape(value: Tensor) -> tuple[int | None, ...]:
     """Return the shape of an array, a list or a tensor, None where a graph does not know a size."""
     shape = getattr(value, "shape", None)
     if shape is None:

@@ -13,6 +13,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from bart_export.checkpoints.files import JsonObject
 from bart_export.errors import ConfigurationError, InputError
 
 EPSILON = 1e-5  # of every layer normalization of a BART
@@ -87,7 +88,7 @@ class PositionEmbedding(keras.layers.Layer):
         """Return the shape of the input."""
         return input_shape
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> JsonObject:
         """Return the constructor's arguments."""
         return {**super().get_config(), "sequence_length": self.sequence_length}
 
@@ -202,7 +203,7 @@ class MultiHeadAttention(keras.layers.Layer):
         """Return the shape of the query."""
         return query_shape
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> JsonObject:
         """Return the constructor's arguments."""
         return {**super().get_config(), "num_heads": self.num_heads, "dropout": self.dropout}
 
@@ -274,7 +275,7 @@ class TransformerLayer(keras.layers.Layer):
         outputs = self._feedforward_dropout(outputs, training=training)
         return self._feedforward_layer_norm(outputs + inputs)
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> JsonObject:
         """Return the constructor's arguments."""
         names = ("intermediate_dim", "num_heads", "dropout", "activation")
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
@@ -383,6 +384,6 @@ class LogitsBias(keras.layers.Layer):
         """Return the biased logits (batch, length, vocabulary)."""
         return logits + ops.cast(self.bias, logits.dtype)
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> JsonObject:
         """Return the constructor's arguments."""
         return {**super().get_config(), "vocabulary_size": self.vocabulary_size}

@@ -1,11 +1,168 @@
-import random
+"""Words, added tokens and the space before a text inside a graph: as the host cuts them."""
 
+import random
+import time
+
+import numpy as np
 import pytest
 import tensorflow as tf
-from support.tokenizer_samples import PIECES
+from support.tokenizer_samples import PIECES, vocabulary_of
 from tokenizers.pre_tokenizers import ByteLevel
 
-from bart_export.graph.pretokenizer import OTHER, SURROGATES, Pretokenizer, code_point_classes
+from bart_export.graph.pretokenizer import (
+    OTHER,
+    SURROGATES,
+    Pretokenizer,
+    code_point_classes,
+    code_points_of_words,
+)
+from bart_export.graph.tokenizer import FIRST_BYTES, GraphTokenizer
+from bart_export.text.added_tokens import AddedToken, is_word
+from bart_export.text.tokenizer import BartTokenizer
+
+MERGES = [("Ġ", "a"), ("a", "a"), ("Ġ", "Ġ"), ("'", "s"), ("a", "b")]
+CONTENTS = ("<hl>", "<h", "hl>", "a", "ab", " a", "\n", "<hl><hl>", "é", "'s", "Ġa", "<s>x", "aa",
+            "x y", "\u3000", "a<", "\ufffd")  # fmt: skip
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+
+
+def host_of(added, *, add_prefix_space=False):
+    """Return a small tokenizer of texts in Python, with added tokens."""
+    vocabulary = vocabulary_of(MERGES)
+    for token in added:
+        vocabulary.setdefault(token.content, len(vocabulary))
+    return BartTokenizer(vocabulary, MERGES, added, add_prefix_space=add_prefix_space)
+
+
+def random_host(random_of):
+    """Return one with random tokens."""
+    added = []
+    for content in random_of.sample(CONTENTS, k=random_of.randrange(1, 6)):
+        flags = {flag: random_of.random() < 0.4 for flag in FLAGS}
+        if content[0].isspace():
+            flags |= {"lstrip": False, "rstrip": False}
+        added.append(AddedToken(content, **flags))
+    return host_of(added, add_prefix_space=random_of.random() < 0.5)
+
+
+def encoded(graph, texts, max_length):
+    ids, lengths = graph.encode(tf.constant(texts, tf.string), max_length)
+    return [row[:size].tolist() for row, size in zip(ids.numpy(), lengths.numpy(), strict=True)]
+
+
+def expected(host, texts, max_length):
+    # Of the whole text: the host cuts long texts itself.
+    first, last = host.start_token_id, host.end_token_id
+    return [[first, *host.tokenize(text)[: max_length - 2], last] for text in texts]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_tokens_in_random_texts_have_the_ids_of_the_host(seed):
+    random_of = random.Random(seed)
+    host = random_host(random_of)
+    graph = GraphTokenizer(host)
+    pieces = [*PIECES, *CONTENTS, *["<hl>", " ", "a", "aa"] * 8, "_", "\u0301", "\u200d"]
+    texts = ["".join(random_of.choices(pieces, k=random_of.randrange(12))) for _ in range(400)]
+    found = encoded(graph, texts, 1024)
+    assert found == expected(host, texts, 1024), host.added_tokens
+    own = {id for id in range(host.vocabulary_size) if id >= len(vocabulary_of(MERGES))}
+    assert any(not own.isdisjoint(row) for row in found) or not own
+
+
+def words(found):
+    """Return the words of each text, ids for added tokens."""
+    rows = [[]]
+    for text, end, added in zip(*(each.numpy() for each in found), strict=True):
+        if end:
+            rows.append([])
+        else:
+            rows[-1].append(int(added) if added >= 0 else text.decode())
+    return rows[:-1]
+
+
+@pytest.mark.parametrize("seed", range(12, 26))
+def test_wherever_a_text_with_tokens_is_cut_the_words_before_are_right(seed):
+    random_of = random.Random(seed)
+    host = random_host(random_of)
+    split = GraphTokenizer(host).pretokenizer.split
+    pieces = ["<hl>", " ", "a", "<", "ab", "é", "\n", "hl>", "'s", "x y", "   ", "<hl><hl>", "b"]
+    text = "".join(random_of.choices(pieces, k=200))
+    whole = words(split(tf.constant([text])))[0]
+    beginnings = [text[:size] for size in range(len(text))]
+    found = words(split(tf.constant(beginnings), tf.fill([len(text)], True)))
+    longest = max(len(token.content) for token in host.added_tokens)
+    for beginning, row in zip(beginnings, found, strict=True):
+        # The last word may go on, and an apostrophe before it become a contraction with it.
+        certain = max(len(row) - 2, 0)
+        assert row[:certain] == whole[:certain], (beginning, host.added_tokens)
+    # Little is left out: two ends of at most the longest token each, and spaces.
+    assert sum(len(str(word)) for word in found[-1]) > len(text) // 2 - 4 * longest
+
+
+@pytest.mark.parametrize("seed", [13])
+def test_the_ids_of_a_long_text_with_tokens_are_those_of_the_host(seed):
+    random_of = random.Random(seed)
+    host = random_host(random_of)
+    graph = GraphTokenizer(host)
+    pieces = ["<hl>", " ", "a", "<", "ab", "é", "\n", "hl>", "'s", "x y", "   ", "<hl><hl>", "b"]
+    texts = ["".join(random_of.choices(pieces, k=random_of.randrange(20, 90))) for _ in range(8)]
+    encode = tf.function(
+        lambda text: graph.encode(text, 5), input_signature=[tf.TensorSpec([None], tf.string)]
+    )
+    assert max(map(len, texts)) > FIRST_BYTES * 5
+    for text in texts:  # one by one: of a batch as much is read as one of them needs
+        ids = encode(tf.constant([text]))[0].numpy()[0].tolist()
+        assert ids == expected(host, [text], 5)[0], (text, host.added_tokens)
+
+
+def test_tokens_are_shown_as_the_host_shows_them():
+    host = host_of([AddedToken("<hl>", special=True), AddedToken("<sep>"), AddedToken("é")])
+    ids = host.encode("a <hl>a<sep>é", 64)
+    shown = GraphTokenizer(host).decode(tf.constant([ids]), tf.constant([len(ids)]))
+    assert shown.numpy()[0].decode() == host.detokenize(ids) == "a a<sep>é"
+
+
+@pytest.mark.parametrize("added", [[], [AddedToken("<mask>", rstrip=True)], [AddedToken("</s>")]])
+def test_special_tokens_of_a_text_are_characters_as_for_the_host(added):
+    """A request's text cannot end a source, even if the checkpoint lists the tokens as its own."""
+    host = host_of([AddedToken("<hl>"), *added])
+    texts = ["a <mask> b", "<s>a</s>", "<pad><unk>", "a<hl><mask>"]
+    found = encoded(GraphTokenizer(host), texts, 64)
+    assert found == expected(host, texts, 64)
+    special = host.special_token_ids
+    assert all(special.isdisjoint(row[1:-1]) for row in found)
+    as_tokens = [host.encode(text, special_tokens=True) for text in texts]
+    assert all(not special.isdisjoint(row[1:-1]) for row in as_tokens)
+
+
+@pytest.mark.parametrize("texts", [[], [""], ["", "<hl>", ""], ["<hl>"] * 3, ["a ", "<hl>", " a"]])
+def test_texts_of_a_batch_do_not_touch(texts):
+    host = host_of(
+        [AddedToken("<hl>", lstrip=True, rstrip=True), AddedToken("a", single_word=True)],
+        add_prefix_space=True,
+    )
+    assert encoded(GraphTokenizer(host), texts, 64) == expected(host, texts, 64)
+
+
+def test_word_characters_are_those_of_the_host():
+    words = code_points_of_words()
+    random_of = random.Random(2)
+    for code in [*range(0x300), *random_of.sample(range(0xE000, 0x110000), 300)]:
+        assert words[code] == is_word(chr(code))
+    assert 100_000 < np.count_nonzero(words) < 200_000
+
+
+@pytest.mark.parametrize("fill", ["<", "<hl", "<hl>", "<hl> ", "a", "<hl>a "])
+def test_a_megabyte_of_anything_is_cut_in_sane_time(fill):
+    added = [AddedToken(f"<hl{'x' * number}>", lstrip=True, rstrip=True) for number in range(50)]
+    host = host_of([*added, AddedToken("<", single_word=True), AddedToken(" ")])
+    graph = GraphTokenizer(host)
+    text = fill * (1_000_000 // len(fill))
+    encoded(graph, ["warm"], 1024)
+    began = time.process_time()
+    found = encoded(graph, [text], 1024)
+    assert time.process_time() - began < 20
+    assert found == [host.encode(text, 1024, truncate=True)]
 
 
 @pytest.fixture(scope="module")
@@ -15,17 +172,9 @@ def split():
     )
 
 
-def words(split, texts):
+def words_of(split, texts):
     """Return the words of each text."""
-    found = split(tf.constant(texts, tf.string))
-    rows = [[]]
-    for word, end in zip(found.texts.numpy(), found.ends.numpy(), strict=True):
-        if end:
-            rows.append([])
-        else:
-            rows[-1].append(word.decode())
-    assert rows.pop() == []
-    return rows
+    return words(split(tf.constant(texts, tf.string)))
 
 
 def words_of_tokenizers(texts):
@@ -43,7 +192,7 @@ def test_every_character_is_in_the_class_that_tokenizers_has_it_in(split, plane)
         for begin in range(plane * 0x10000, (plane + 1) * 0x10000, 0x800)
         if begin not in SURROGATES
     ]
-    assert words(split, texts) == words_of_tokenizers(texts)
+    assert words_of(split, texts) == words_of_tokenizers(texts)
 
 
 def test_no_code_point_of_the_other_planes_has_a_class_of_its_own():
@@ -54,7 +203,7 @@ def test_no_code_point_of_the_other_planes_has_a_class_of_its_own():
 def test_texts_are_cut_as_tokenizers_cuts_them(split):
     random_of = random.Random(20)
     texts = ["".join(random_of.choices(PIECES, k=random_of.randrange(12))) for _ in range(20_000)]
-    assert words(split, texts) == words_of_tokenizers(texts)
+    assert words_of(split, texts) == words_of_tokenizers(texts)
 
 
 @pytest.mark.parametrize(
@@ -70,13 +219,9 @@ def test_texts_are_cut_as_tokenizers_cuts_them(split):
 )
 def test_the_rules_of_the_pattern(split, text, expected):
     assert words_of_tokenizers([text]) == [expected]
-    assert words(split, [text]) == [expected]
+    assert words_of(split, [text]) == [expected]
 
 
-def test_texts_of_a_batch_do_not_touch(split):
-    texts = ["a ", " b", "", "'", "s", "  ", "\n", "", ""]
-    assert words(split, texts) == words_of_tokenizers(texts)
-
-
-def test_no_texts_have_no_words(split):
-    assert words(split, []) == []
+def test_words_of_a_batch_do_not_touch(split):
+    for texts in ([], ["a ", " b", "", "'", "s", "  ", "\n", "", ""]):
+        assert words_of(split, texts) == words_of_tokenizers(texts)

@@ -9,7 +9,7 @@ from support.graph_bart import GraphBart, batch
 from bart_export import BartBackbone
 from bart_export.checkpoints import resolve
 from bart_export.graph import sequences, signatures
-from bart_export.graph.layers import MASK_BIAS
+from bart_export.graph.layers import MASK_BIAS, Bart
 from bart_export.graph.parameters import BatchParameters, InferenceParameters
 
 
@@ -17,12 +17,12 @@ class Golden(GoldenCases):
     def __init__(self, name):
         super().__init__(name)
         self.directory = GOLDEN / name
-        self.bart = GraphBart(self.directory)
+        self.bart = GraphBart(self.directory).bart
         self.sources = [self.source(row).tolist() for row in range(len(self))]
         self.targets = self.forward["decoder_token_ids"].tolist()
 
     def call(self, function, *tensors):
-        return function(self.bart.config, self.bart.parameters, *tensors)
+        return function(self.bart, *tensors)
 
     def encode(self, sources, filler=1):
         return self.call(sequences.encode, *sequences.masked(*batch(sources, filler)))
@@ -124,7 +124,7 @@ def test_under_any_mask_both_outputs_are_those_of_the_keras_model(golden, case):
 @pytest.mark.parametrize("beams", [1, 3])
 def test_steps_give_what_the_whole_decoder_gives_while_caches_grow(golden, beams):
     # Beams without ancestors in common: each is a sequence of its own.
-    config, parameters = golden.bart.config, golden.bart.parameters
+    config = golden.bart.config
     random = np.random.default_rng(0)
     targets = random.integers(3, 1000, (3, beams, 7), np.int32)
     token_ids, lengths = batch(golden.sources)
@@ -137,7 +137,7 @@ def test_steps_give_what_the_whole_decoder_gives_while_caches_grow(golden, beams
         targets.reshape(-1, 7),
         np.ones((3 * beams, 7), np.int32),
     )
-    source = sequences.project_source(config, parameters, encoded, source_mask)
+    source = sequences.project_source(golden.bart, encoded, source_mask)
     capacity = 2
     caches = sequences.first_caches(config, 3, beams, capacity)
     for position in range(7):
@@ -148,8 +148,7 @@ def test_steps_give_what_the_whole_decoder_gives_while_caches_grow(golden, beams
         past = np.arange(capacity)[None, :, None] <= position
         mask_bias = np.where(past & np.eye(beams, dtype=bool)[:, None, :], 0, MASK_BIAS)
         hidden, caches = sequences.decode_step(
-            config,
-            parameters,
+            golden.bart,
             source,
             caches,
             capacity,
@@ -179,10 +178,10 @@ def test_bfloat16_weights_compute_in_float32(symmetric):
         for name, variable in symmetric.bart.parameters.items()
     }
     inputs = (*batch(symmetric.sources), *batch(symmetric.targets))
-    received = sequences.score(symmetric.bart.config, sequences.float32(rounded), *inputs)
+    received = sequences.score(Bart(symmetric.bart.config, sequences.float32(rounded)), *inputs)
     assert received.dtype == tf.float32
     as_float32 = {name: tf.cast(variable, tf.float32) for name, variable in rounded.items()}
-    expected = sequences.score(symmetric.bart.config, as_float32, *inputs)
+    expected = sequences.score(Bart(symmetric.bart.config, as_float32), *inputs)
     np.testing.assert_array_equal(received, expected)
     assert np.abs(received - symmetric.call(sequences.score, *inputs)).max() > 1e-4
 

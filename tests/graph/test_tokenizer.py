@@ -1,8 +1,9 @@
+"""Texts to ids and back inside a graph: as the host and `tokenizers` have it, in bounded time."""
+
 import functools
+import itertools
 import json
 import random
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import tensorflow as tf
 from support.tokenizer_samples import PIECES, vocabulary_of
 
 from bart_export.errors import InputError
-from bart_export.graph.tokenizer import FIRST_BYTES, GraphTokenizer
+from bart_export.graph.tokenizer import FIRST_BYTES, GraphTokenizer, Merges, is_in_order
 from bart_export.text.tokenizer import BartTokenizer
 from bart_export.text.vocabulary import BYTE_SYMBOLS, SPECIAL_TOKENS
 
@@ -117,7 +118,8 @@ def test_texts_of_the_project_have_the_ids_of_the_host(encode, host, file):
 
 
 def test_random_texts_have_the_ids_of_the_host_and_come_back(encode, decode, host):
-    texts = random_texts(3000, seed=5)
+    typed = [f"one {token} two{token}" for token in SPECIAL_TOKENS]
+    texts = [*random_texts(3000, seed=5), *typed]
     encoded = [row for batch in in_batches(texts) for row in rows(encode(batch))]
     assert encoded == expected(host, texts, 1024)
     assert [text.decode() for text in decode(*padded(encoded)).numpy()] == texts
@@ -141,13 +143,6 @@ def test_no_texts_and_texts_of_nothing(encode, decode):
     assert rows(encode(tf.constant(["", ""]))) == [[0, 2], [0, 2]]
     assert decode(*padded([])).shape == (0,)
     assert decode(*padded([[], [0, 2]])).numpy().tolist() == [b"", b""]
-
-
-def test_special_tokens_typed_in_a_text_are_text(encode, decode, host):
-    texts = [f"one {token} two{token}" for token in SPECIAL_TOKENS]
-    encoded = rows(encode(tf.constant(texts)))
-    assert encoded == expected(host, texts, 1024)
-    assert [text.decode() for text in decode(*padded(encoded)).numpy()] == texts
 
 
 def test_a_text_that_is_not_utf8_is_read_as_python_replaces_it(encode, host):
@@ -182,32 +177,27 @@ def test_an_id_past_the_vocabulary_is_an_error(decode, id):
         decode(tf.constant([[0, id]]), tf.constant([2]))
 
 
-@pytest.mark.parametrize(
-    "word",
-    [
-        "a",
-        "-",
-        " ",
-        "\x00",
-        "\u3000",
-        "ÃÂ",
-        "👍🏽",
-        "thequickbrownfoxjumpsoverthelazydog",
-        "漢字仮名交",
-    ],
+LETTERS = "".join(random.Random(1).choices("abcdefghijklmnopqrstuvwxyz", k=1_000_000))
+WORDS = (
+    "a",
+    "-",
+    " ",
+    "\x00",
+    "\u3000",
+    "ÃÂ",
+    "👍🏽",
+    "thequickbrownfoxjumpsoverthelazydog",
+    "漢字仮名交",
 )
-def test_a_word_without_an_end_has_the_ids_of_the_host_in_sane_time(encode, host, word):
-    text = word * (200_000 // len(word))
+LONG = [
+    *([word * (200_000 // len(word))] for word in WORDS),
+    [LETTERS, "and a short one", f"a {LETTERS[:30_000]} and more {LETTERS[:100]}"],
+]
+
+
+@pytest.mark.parametrize("texts", LONG, ids=[*WORDS, "letters"])
+def test_a_word_without_an_end_has_the_ids_of_the_host_in_sane_time(encode, host, texts):
     encode(tf.constant(["warm"]))
-    began = time.process_time()
-    encoded = rows(encode(tf.constant([text])))
-    assert time.process_time() - began < 5
-    assert encoded == expected(host, [text], 1024)
-
-
-def test_a_long_word_of_random_letters_has_the_ids_of_the_host_in_sane_time(encode, host):
-    text = "".join(random.Random(1).choices("abcdefghijklmnopqrstuvwxyz", k=1_000_000))
-    texts = [text, "and a short one", f"a {text[:30_000]} and more {text[:100]}"]
     began = time.process_time()
     encoded = rows(encode(tf.constant(texts)))
     assert time.process_time() - began < 20
@@ -257,89 +247,66 @@ def test_wherever_a_beginning_is_cut_the_tokens_before_are_right():
         assert found == expected(host, texts, max_length)
 
 
-LOAD_AS_TF_SERVING_DOES = """
-import json, os, sys
-os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-import tensorflow as tf
-
-graph = tf.Graph()
-with graph.as_default(), tf.compat.v1.Session(graph=graph) as session:
-    signatures = tf.compat.v1.saved_model.load(session, ["serve"], sys.argv[1]).signature_def
-
-    def run(name, given):
-        signature = signatures[name]
-        return session.run(
-            {key: info.name for key, info in signature.outputs.items()},
-            {signature.inputs[key].name: value for key, value in given.items()},
-        )
-
-    encoded = run("tokenize", {"text": json.load(sys.stdin)})
-    decoded = run("detokenize", encoded)
-operators = {node.op for node in graph.as_graph_def().node}
-for function in graph.as_graph_def().library.function:
-    operators |= {node.op for node in function.node_def}
-print(json.dumps({
-    "ids": encoded["token_ids"].tolist(),
-    "lengths": encoded["lengths"].tolist(),
-    "texts": [text.decode() for text in decoded["text"]],
-    "operators": sorted(operators),
-}))
-"""
+def random_merges(random_of, count):
+    """Return merges of tokens of three letters, in an order that training would not give them."""
+    tokens, merges = list("abc"), {}
+    for _ in range(count):
+        left, right = random_of.choices(tokens, k=2)
+        merges[left, right] = None
+        tokens.append(left + right)
+    shuffled = list(merges)
+    random_of.shuffle(shuffled)
+    return shuffled if random_of.random() < 0.5 else list(merges)
 
 
-@pytest.fixture(scope="module")
-def saved(graph, tmp_path_factory):
-    """Return the directory of a SavedModel of both directions."""
-
-    @tf.function(input_signature=[TEXT])
-    def tokenize(text):
-        ids, lengths = graph.encode(text, 64)
-        return {"token_ids": ids, "lengths": lengths}
-
-    @tf.function(input_signature=[IDS, LENGTHS])
-    def detokenize(token_ids, lengths):
-        return {"text": graph.decode(token_ids, lengths)}
-
-    module = tf.Module()
-    module.tokenizer = graph
-    directory = tmp_path_factory.mktemp("saved_model") / "1"
-    tf.saved_model.save(
-        module, str(directory), signatures={"tokenize": tokenize, "detokenize": detokenize}
-    )
-    return directory
+def ids_of(merges, words):
+    tokens = Merges(vocabulary_of(merges), merges).tokenize(tf.constant(words))
+    flat = iter(tokens.ids.numpy().tolist())
+    return [list(itertools.islice(flat, count)) for count in tokens.counts.numpy()]
 
 
-TEXTS = [*(row["text"] for row in GOLDEN[::6]), "", "word" * 3000, "one two " * 500]
+def test_random_merges_give_the_ids_of_tokenizers():
+    random_of = random.Random(11)
+    words = ["".join(random_of.choices("abc", k=random_of.randrange(1, 24))) for _ in range(300)]
+    orders = set()
+    for _ in range(40):
+        merges = random_merges(random_of, random_of.randrange(1, 20))
+        host = BartTokenizer(vocabulary_of(merges), merges)
+        assert ids_of(merges, words) == [host.tokenize(word) for word in words], merges
+        orders.add(is_in_order(merges))
+    assert orders == {True, False}
 
 
-def came_back(host):
-    """Return what is left of TEXTS after 64 tokens."""
-    return [host.detokenize(ids) for ids in expected(host, TEXTS, 64)]
+def test_equal_neighbours_merge_from_left_to_right():
+    merges = [("a", "a"), ("aa", "aa"), ("aa", "a")]
+    vocabulary = vocabulary_of(merges)
+    names = {id: token for token, id in vocabulary.items()}
+    rows = ids_of(merges, ["a" * length for length in range(1, 8)])
+    assert [[len(names[id]) for id in row] for row in rows] == [
+        [1], [2], [3], [4], [4, 1], [4, 2], [4, 3],
+    ]  # fmt: skip
 
 
-def test_a_saved_model_gives_the_same_ids(saved, host):
-    loaded = tf.saved_model.load(str(saved)).signatures
-    encoded = loaded["tokenize"](text=tf.constant(TEXTS))
-    assert rows((encoded["token_ids"], encoded["lengths"])) == expected(host, TEXTS, 64)
-    texts = loaded["detokenize"](**encoded)["text"].numpy().tolist()
-    assert [text.decode() for text in texts] == came_back(host)
+@pytest.mark.parametrize(
+    ("merges", "in_order"),
+    [
+        ([("a", "b"), ("ab", "c"), ("ab", "ab")], True),
+        ([("ab", "c"), ("a", "b")], False),
+        ([("a", "b"), ("ab", "c"), ("abc", "d"), ("b", "c"), ("a", "bc")], False),
+    ],
+    ids=["trained", "used before it is made", "made a second time after it is used"],
+)
+def test_what_is_in_order(merges, in_order):
+    assert is_in_order(merges) is in_order
 
 
-def test_a_saved_model_gives_the_same_ids_in_a_session_as_tf_serving_has(saved, host):
-    ran = subprocess.run(
-        [sys.executable, "-c", LOAD_AS_TF_SERVING_DOES, str(saved)],
-        input=json.dumps(TEXTS),
-        capture_output=True,
-        text=True,
-    )
-    assert ran.returncode == 0, ran.stderr
-    told = json.loads(ran.stdout)
-    assert rows([np.array(told[key], np.int32) for key in ("ids", "lengths")]) == expected(
-        host, TEXTS, 64
-    )
-    assert told["texts"] == came_back(host)
-    assert not {name for name in told["operators"] if "PyFunc" in name or "Mutable" in name}
+@pytest.mark.parametrize(
+    ("merges", "longest"), [([("a", "b"), ("ab", "ab"), ("abab", "ab")], 6), ([], 1)]
+)
+def test_the_longest_token_is_that_of_a_merge(merges, longest):
+    assert Merges(vocabulary_of(merges), merges).longest == longest
 
 
-def test_a_saved_tokenizer_is_small(saved):
-    assert sum(file.stat().st_size for file in saved.rglob("*") if file.is_file()) < 4e6
+def test_no_words_have_no_tokens_and_without_merges_every_byte_is_one():
+    assert ids_of([("a", "b")], tf.zeros([0], tf.string)) == []
+    assert ids_of([], ["ab", "€"]) == [[ord("a"), ord("b")], [*"€".encode()]]

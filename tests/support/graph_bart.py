@@ -8,10 +8,17 @@ import tensorflow as tf
 from bart_export import contract
 from bart_export.checkpoints import resolve
 from bart_export.graph import search
+from bart_export.graph.layers import Bart
 from bart_export.graph.parameters import BatchParameters, InferenceParameters
 
 # What a request may set for each row; everything else makes another graph.
 PER_ROW = tuple(tensor.name for tensor in contract.GENERATION_INPUTS)
+
+
+def bart_of(parameters):
+    """Return a model with its weights in variables, as a SavedModel has them."""
+    arrays = BatchParameters(parameters)
+    return Bart(parameters.config, {name: tf.Variable(array) for name, array in arrays.items()})
 
 
 class GraphBart:
@@ -19,11 +26,8 @@ class GraphBart:
 
     def __init__(self, directory):
         checkpoint = resolve.read(directory, tokenizer=False)
-        self.config = checkpoint.config
-        parameters = InferenceParameters(self.config, checkpoint.weights.__getitem__)
-        self.parameters = {
-            name: tf.Variable(array) for name, array in BatchParameters(parameters).items()
-        }
+        parameters = InferenceParameters(checkpoint.config, checkpoint.weights.__getitem__)
+        self.bart = bart_of(parameters)
 
     def generator(self, generation):
         """Return `generate(sources, settings)` for settings that are fixed as in `generation`."""
@@ -40,9 +44,7 @@ class GraphBart:
             ],
         )
         def function(token_ids, lengths, per_row):
-            return search.generate(
-                self.config, self.parameters, generation, token_ids, lengths, per_row
-            )
+            return search.generate(self.bart, generation, token_ids, lengths, per_row)
 
         def generate(sources, settings):
             generated = function(*batch(sources), per_row(settings))
