@@ -1,8 +1,7 @@
-"""What a BART is and how it is asked to generate: two frozen records, checked when they are made.
+"""The architecture of a BART and the settings of a generation: frozen, and checked when made.
 
-`BartConfig` holds the architecture in KerasHub's words, `GenerationConfig` the generation settings
-in Hugging Face's words. Both come from checkpoints and go, as plain dictionaries, into manifests.
-Nothing here knows a file format, a tensor library or a runtime.
+`BartConfig` speaks KerasHub's words, `GenerationConfig` Hugging Face's. Both come from checkpoints
+and go, as plain dictionaries, into manifests.
 """
 
 import dataclasses
@@ -53,32 +52,22 @@ class BartConfig:
         for name in SIZES:
             value = getattr(self, name)
             largest = MOST_LAYERS if name.endswith("num_layers") else LARGEST_SIZE
-            if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-                raise ConfigurationError(
-                    f"{name} must be a positive integer, received {shown(value)}."
-                )
-            if value > largest:
-                raise ConfigurationError(
-                    f"{name} must be at most {largest}, received {shown(value)}."
-                )
+            require(is_whole(value) and value > 0, name, "a positive integer", value)
+            require(value <= largest, name, f"at most {largest}", value)
         for name in ("num_heads", "decoder_num_heads"):
             if self.hidden_dim % getattr(self, name):
                 raise ConfigurationError(
                     f"hidden_dim must be divisible by {name}, received hidden_dim="
                     f"{self.hidden_dim} and {name}={getattr(self, name)}."
                 )
-        if not is_number(self.dropout) or not 0 <= self.dropout < 1:
-            raise ConfigurationError(f"dropout must be in [0, 1), received {shown(self.dropout)}.")
+        fraction = is_number(self.dropout) and 0 <= self.dropout < 1
+        require(fraction, "dropout", "in [0, 1)", self.dropout)
         for name in ("scale_embedding", "final_logits_bias"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigurationError(
-                    f"{name} must be true or false, received {shown(getattr(self, name))}."
-                )
-        if self.activation_function not in ACTIVATION_FUNCTIONS:
-            raise ConfigurationError(
-                f"activation_function must be one of {', '.join(ACTIVATION_FUNCTIONS)}, "
-                f"received {shown(self.activation_function)}."
-            )
+            value = getattr(self, name)
+            require(isinstance(value, bool), name, "true or false", value)
+        activation, known = self.activation_function, ", ".join(ACTIVATION_FUNCTIONS)
+        accepted = activation in ACTIVATION_FUNCTIONS
+        require(accepted, "activation_function", f"one of {known}", activation)
 
     @property
     def head_size(self) -> int:
@@ -189,29 +178,19 @@ class GenerationConfig:
                 continue
             several = name == "eos_token_id" and isinstance(value, (list, tuple)) and value
             for number in value if several else (value,):
-                if isinstance(number, bool) or not isinstance(number, int) or number < lowest:
-                    raise ConfigurationError(
-                        f"{name} must be an integer of at least {lowest}, received {shown(value)}."
-                    )
-                if number > (highest := HIGHEST.get(name, LARGEST_SIZE)):
-                    raise ConfigurationError(
-                        f"{name} must be at most {highest}, received {shown(value)}."
-                    )
+                enough = is_whole(number) and number >= lowest
+                require(enough, name, f"an integer of at least {lowest}", value)
+                highest = HIGHEST.get(name, LARGEST_SIZE)
+                require(number <= highest, name, f"at most {highest}", value)
         first, *others = dict.fromkeys(self.end_token_ids)
         object.__setattr__(self, "eos_token_id", (first, *others) if others else first)
         for name, accepts, accepted in NUMBERS:
             value = getattr(self, name)
-            if not is_number(value) or not accepts(value):
-                raise ConfigurationError(f"{name} must be {accepted}, received {shown(value)}.")
-        if not isinstance(self.do_sample, bool):
-            raise ConfigurationError(
-                f"do_sample must be true or false, received {shown(self.do_sample)}."
-            )
-        if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
-            raise ConfigurationError(
-                'early_stopping must be true, false or "never", received '
-                f"{shown(self.early_stopping)}."
-            )
+            require(is_number(value) and accepts(value), name, accepted, value)
+        require(isinstance(self.do_sample, bool), "do_sample", "true or false", self.do_sample)
+        stopping = self.early_stopping
+        known = isinstance(stopping, bool) or stopping == "never"
+        require(known, "early_stopping", 'true, false or "never"', stopping)
         if self.min_length > self.max_length:
             raise ConfigurationError(
                 f"min_length must not exceed max_length, received min_length={self.min_length} "
@@ -279,11 +258,9 @@ class GenerationConfig:
 
 def check_threads(name: str, count: int | None) -> None:
     """Raise ConfigurationError for what is no number of threads; None leaves it to the package."""
-    whole = isinstance(count, int) and not isinstance(count, bool)
-    if count is not None and not (whole and 1 <= count <= MOST_THREADS):
-        raise ConfigurationError(
-            f"{name} must be an integer from 1 to {MOST_THREADS}, received {shown(count)}."
-        )
+    if count is not None:
+        accepted = is_whole(count) and 1 <= count <= MOST_THREADS
+        require(accepted, name, f"an integer from 1 to {MOST_THREADS}", count)
 
 
 def check_token_ids(generation: GenerationConfig, vocabulary_size: int) -> None:
@@ -314,13 +291,21 @@ def lengths_with_start(parameters: Mapping[str, Any]) -> dict[str, Any]:
                 "Give one of them."
             )
         lowest = max(LOWEST[name] - 1, 0)
-        if type(length) is not int or length < lowest:
-            raise ConfigurationError(
-                f"{without_start} must be an integer of at least {lowest}, received "
-                f"{shown(length)}."
-            )
+        enough = is_whole(length) and length >= lowest
+        require(enough, without_start, f"an integer of at least {lowest}", length)
         changed[name] = length + 1
     return changed
+
+
+def require(holds: bool, name: str, accepted: str, value: object) -> None:
+    """Raise ConfigurationError unless something holds, which a value must be."""
+    if not holds:
+        raise ConfigurationError(f"{name} must be {accepted}, received {shown(value)}.")
+
+
+def is_whole(value: object) -> bool:
+    """Return whether a value is an integer, and not true or false."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_number(value: object) -> bool:
@@ -339,21 +324,14 @@ NEW_TOKENS = {"max_new_tokens": "max_length", "min_new_tokens": "min_length"}
 LIMITED_BY = (("min_length", "max_length"), ("num_return_sequences", "num_beams"))
 SAMPLING = ("temperature", "top_k", "top_p", "seed")
 OPTIONAL = ("seed", "forced_bos_token_id", "forced_eos_token_id")
+TOKEN_IDS = (
+    "decoder_start_token_id", "bos_token_id", "pad_token_id", "eos_token_id",
+    "forced_bos_token_id", "forced_eos_token_id",
+)  # fmt: skip
 LOWEST = {
-    "max_length": 2,
-    "min_length": 0,
-    "num_beams": 1,
-    "num_return_sequences": 1,
-    "no_repeat_ngram_size": 0,
-    "top_k": 0,
-    "seed": 0,
-    "decoder_start_token_id": 0,
-    "bos_token_id": 0,
-    "pad_token_id": 0,
-    "eos_token_id": 0,
-    "forced_bos_token_id": 0,
-    "forced_eos_token_id": 0,
-}
+    "max_length": 2, "min_length": 0, "num_beams": 1, "num_return_sequences": 1,
+    "no_repeat_ngram_size": 0, "top_k": 0, "seed": 0, **dict.fromkeys(TOKEN_IDS, 0),
+}  # fmt: skip
 HIGHEST = {"seed": 2**63 - 1, "num_beams": MOST_BEAMS, "num_return_sequences": MOST_BEAMS}
 NUMBERS = (
     ("length_penalty", lambda value: True, "a finite number"),

@@ -1,8 +1,7 @@
 """The contract: which signatures an exported file has, and the name, dtype and axes of each tensor.
 
-Declared once, as data. Exporters build graphs from it, runtimes allocate by it, the verifier
-compares by it, and the manifest carries it to Kotlin and everybody else. It knows nothing of how a
-tensor is computed.
+Declared once, as data: converters build graphs from it, runtimes allocate by it, the verifier
+compares by it, and the manifest carries it to Kotlin and to everybody else.
 
 An axis is a word. `sizes` gives the words that a configuration fixes; the others (`SOURCE`,
 `BEAMS`, `CAPACITY`) are dynamic: the runtime resizes them. In a static build of a `.tflite` file
@@ -10,7 +9,7 @@ they are fixed too, and there is a signature for each *bucket*, a choice of thei
 
     one         always 1: a signature call encodes one source
     source      tokens of the source text
-    beams       sequences decoded side by side
+    beams       sequences decoded in parallel
     capacity    decoder positions a self-attention cache has room for
     heads       decoder attention heads
     head_size   width of one head
@@ -19,7 +18,7 @@ they are fixed too, and there is a signature for each *bucket*, a choice of thei
 
 The signatures of a SavedModel are batch-major throughout:
 
-    batch       texts of one request, or of several that a server put together
+    batch       texts of one request, or of several that a server batched
     target      tokens of a decoder sequence, the start token included
     sequences   sequences returned for each text, fixed at export
 """
@@ -190,8 +189,8 @@ GENERATION_INPUTS = (
 def saved_model_signatures() -> tuple[Signature, ...]:
     """Return the signatures of a SavedModel: text in, text out, and every step between.
 
-    Ids come with lengths, `(batch,)`, from which masks are made: what a server pads a batch with
-    is never looked at. `generate` returns `sequences` hypotheses a text, best first, padded with
+    Ids come with lengths, `(batch,)`, from which masks are made, so what a server pads a batch with
+    does not matter. `generate` returns `sequences` hypotheses a text, best first, padded with
     the padding token to the longest. `score` gives the log-probability of each decoder token after
     those before it, 0 for the first and beyond a sequence's length. Ids of `tokenize` have start
     and end token and fit the model; `detokenize` leaves special tokens out. What is generated as
