@@ -191,14 +191,14 @@ def difference(now: int | None, before: int | None) -> int | None:
     return None if now is None or before is None else now - before
 
 
-def open_and_generate(directory: pathlib.Path, run: OpeningRun) -> list[Any]:
+def open_and_generate(directory: pathlib.Path, run: OpeningRun) -> list[object]:
     """Open a file as a user's program does, and return the figures of each stage."""
     with native_stderr_silenced():
         importlib.import_module(LIBRARIES[next(iter(installed_versions()), LITERT)])
     meter = Meter()
     artifact = Artifact.open(directory)
     engine = open_engine(artifact, run.file, num_threads=run.num_threads)
-    stages = [meter.read()]
+    stages: list[object] = [meter.read()]
     tokenizer = BartTokenizer.from_artifact(artifact)
     length = artifact.manifest.encoder_sequence_length
     generator = Generator(tokenizer, engine, artifact.generation, length)

@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from rich.console import Group
 from rich.table import Table
@@ -45,11 +45,11 @@ class Row(Record):
         """How a table calls the file."""
         return named(self.recipe, self.build)
 
-    def keys(self) -> dict[str, Any]:
+    def keys(self) -> dict[str, object]:
         """Return the fields of `KEYS`."""
         return {name: getattr(self, name) for name in self.KEYS}
 
-    def figures(self) -> dict[str, Any]:
+    def figures(self) -> dict[str, float | None]:
         """Return the fields that are figures."""
         names = (column.field for column in self.COLUMNS if column.is_figure)
         return {name: getattr(self, name) for name in names}
@@ -295,18 +295,17 @@ class Comparison:
     only_here: Sequence[Row]
     only_there: Sequence[Row]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return the comparison as JSON has it."""
-        content: dict[str, Any] = {
-            "artifact": self.other.artifact.to_dict(),
-            "machine": self.other.machine.to_dict(),
-            **{name: [] for name in LISTS},
-        }
+        lists: dict[str, list[object]] = {name: [] for name in LISTS}
         for row in self.ratios:
-            content[row.list_name].append(row.keys() | row.figures())
-        for side in ("only_here", "only_there"):
-            content[side] = [{"list": row.list_name} | row.keys() for row in getattr(self, side)]
-        return content
+            lists[row.list_name].append(row.keys() | row.figures())
+        only = {
+            side: [{"list": row.list_name} | row.keys() for row in rows]
+            for side, rows in (("only_here", self.only_here), ("only_there", self.only_there))
+        }
+        about = {"artifact": self.other.artifact, "machine": self.other.machine}
+        return {**{name: record.to_dict() for name, record in about.items()}, **lists, **only}
 
     def tables(self) -> Group:
         """Return the comparison for a terminal: a table of each list, and what has no partner."""

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rich.console import Group
+from rich.console import Group, RenderableType
 
 from bart_export.artifact.artifact import Artifact
 from bart_export.artifact.figures import Machine
@@ -143,7 +143,7 @@ class ServingReport:
     batches: Sequence[BatchRow]
     overload: Sequence[OverloadRow]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return the report as JSON has it."""
         return {name: plain(value) for name, value in vars(self).items()}
 
@@ -156,7 +156,7 @@ class ServingReport:
             for row in self.engines
         )
         alone = f"A request by itself, {self.settings['served']}"
-        parts: list[Any] = [
+        parts: list[RenderableType] = [
             f"{self.artifact.on(self.machine)}; {', '.join(searches)}; medians of "
             f"{counted(self.settings['runs'], 'run')}",
             table(alone, COLUMNS[OverheadRow], self.overhead),

@@ -108,7 +108,7 @@ def counts(answers: Sequence[Answer], expected: Mapping[int, bytes]) -> dict[str
     }
 
 
-def sampled(clients: Clients, future: "Future[Any]") -> list[list[float]]:
+def sampled(clients: Clients, future: "Future[tuple[float, list[Answer]]]") -> list[list[float]]:
     """Return the memory of the clients' server every few seconds, until `future` is done."""
     began = time.perf_counter()
     rows: list[list[float]] = []

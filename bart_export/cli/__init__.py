@@ -7,7 +7,7 @@ import math
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
@@ -17,8 +17,11 @@ from bart_export.progress import Stage
 from bart_export.recipes import metrics
 from bart_export.recipes.table import LITERT
 
-if TYPE_CHECKING:  # a generic class, of which click's releases know different things
-    ParamType = click.ParamType[Any]
+Value: TypeAlias = Any  # of a parameter, as click has it
+Values = Mapping[str, Value]
+Decorator = Callable[[Callable[..., Value]], Callable[..., Value]]
+if TYPE_CHECKING:  # not all releases of click have a generic class
+    ParamType = click.ParamType[Value]
 else:
     ParamType = click.ParamType
 
@@ -33,7 +36,6 @@ EXPORT_PACKAGES = {
     "h5py": "h5py",
     "safetensors": "safetensors",
 }
-Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 class Seconds(click.FloatRange):
@@ -42,7 +44,7 @@ class Seconds(click.FloatRange):
     def __init__(self, *, min_open: bool = False) -> None:
         super().__init__(0, 1_000_000_000, min_open=min_open)
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+    def convert(self, value: Value, param: Value, ctx: Value) -> float:
         """Return the number; NaN, which no range refuses, is none."""
         number: float = super().convert(value, param, ctx)
         if math.isnan(number):
@@ -58,11 +60,11 @@ class Engine(ParamType):
     def __init__(self, *engines: str) -> None:
         self.engines = engines
 
-    def get_metavar(self, param: Any, ctx: Any = None) -> str:
+    def get_metavar(self, param: Value, ctx: Value = None) -> str:
         """Return the engines, as a choice has them."""
         return f"[{'|'.join(self.engines)}]"
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> str:
+    def convert(self, value: Value, param: Value, ctx: Value) -> str:
         """Return the engine's name."""
         name = "litert" if value == LITERT else str(value)
         if name not in self.engines:
@@ -75,13 +77,13 @@ class Engine(ParamType):
         return name
 
 
-def values(*names: str, kind: ParamType = click.STRING, **settings: Any) -> Decorator:
+def values(*names: str, kind: ParamType = click.STRING, **settings: Value) -> Decorator:
     """Return an option that takes several values, with commas between them.
 
     The option may also be repeated. The command receives a tuple, () where it is not given.
     """
 
-    def split(context: click.Context, option: click.Parameter, given: tuple[str, ...]) -> Any:
+    def split(context: click.Context, option: click.Parameter, given: tuple[str, ...]) -> Value:
         words = (word for text in given for word in text.split(","))
         return tuple(kind.convert(word, option, context) for word in words)
 
@@ -99,7 +101,7 @@ def texts(flag: str, use: str, default: str, references: bool = True) -> Decorat
     )
 
 
-def bounds(flag: str, use: str, **settings: Any) -> Decorator:
+def bounds(flag: str, use: str, **settings: Value) -> Decorator:
     """Return an option that takes bounds on metrics."""
     names = f"NAME is one of {', '.join(metrics.METRICS)}."
     return values(flag, metavar="NAME=VALUE,...", help=f"{use} {names}", **settings)

@@ -1,17 +1,19 @@
 """`bart-export bench`: tables or JSON of what was measured of an artifact."""
 
 import pathlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from bart_export.cli import COUNT, PATH, THREADS, Engine, Seconds, print_json, values
+from bart_export.cli import COUNT, PATH, THREADS, Engine, Seconds, Value, print_json, values
 from bart_export.errors import MissingExtra
 from bart_export.progress import console
 
 if TYPE_CHECKING:
-    from bart_export.bench.serving_bench import ServingReport
+    from rich.console import Group
 
+# A report as JSON has it, and its tables.
+Measured = tuple[dict[str, object], list["Group"]]
 # Options of the files' measurement alone, and of the servers' alone.
 OF_FILES = {"recipes": "--recipe", "num_beams": "--num-beams", "compare": "--compare"}
 OF_SERVERS = {
@@ -83,7 +85,7 @@ ONCE = {"sources": ("--source", "source"), "num_threads": ("--threads", "num_thr
     "multiples of it.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def bench(artifact: pathlib.Path, serve: bool, as_json: bool, **options: Any) -> None:
+def bench(artifact: pathlib.Path, serve: bool, as_json: bool, **options: Value) -> None:
     """Measure sizes, opening, memory, encoding, decoding and tokens per second of an artifact.
 
     A file is opened for the first time (hashing, packing weights), cold (from disk) and warm.
@@ -103,7 +105,7 @@ def bench(artifact: pathlib.Path, serve: bool, as_json: bool, **options: Any) ->
         console().print(table)
 
 
-def measure_files(artifact: pathlib.Path, given: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+def measure_files(artifact: pathlib.Path, given: dict[str, Value]) -> Measured:
     """Measure an artifact's files; return the report as JSON, and its tables."""
     from bart_export.bench import rows
     from bart_export.bench.bench import bench as measure
@@ -117,7 +119,7 @@ def measure_files(artifact: pathlib.Path, given: dict[str, Any]) -> tuple[dict[s
     return content, [report.tables(), comparison.tables()]
 
 
-def measure_server(artifact: pathlib.Path, given: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+def measure_server(artifact: pathlib.Path, given: dict[str, Value]) -> Measured:
     """Measure how an artifact is served; return the report as JSON, and its tables."""
     for name, (flag, parameter) in ONCE.items():
         if name in given:
@@ -130,5 +132,5 @@ def measure_server(artifact: pathlib.Path, given: dict[str, Any]) -> tuple[dict[
     except ModuleNotFoundError as error:
         raise MissingExtra("Measuring a server", str(error.name), "serve") from None
 
-    report: ServingReport = serve_bench(artifact, **given)
+    report = serve_bench(artifact, **given)
     return report.to_dict(), [report.tables()]

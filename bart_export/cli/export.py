@@ -9,15 +9,14 @@ import os
 import pathlib
 import shlex
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import click
 
 from bart_export import cli
 from bart_export.artifact import bundle
 from bart_export.artifact.artifact import Artifact, check_replaceable
-from bart_export.cli import COUNT, PATH
+from bart_export.cli import COUNT, PATH, Value, Values
 from bart_export.config import GenerationConfig
 from bart_export.contract import StaticShapes
 from bart_export.errors import lookup
@@ -46,12 +45,12 @@ def listed(numbers: Sequence[int]) -> str:
 class Target:
     """What a target's options are made by, the options it takes, and how to try what was made."""
 
-    make: Callable[[Mapping[str, Any]], Options]
+    make: Callable[[Values], Options]
     takes: tuple[str, ...]
     trial: str
 
 
-def tflite_options(given: Mapping[str, Any]) -> TfliteOptions:
+def tflite_options(given: Values) -> TfliteOptions:
     """Return what the command line says about `.tflite` files."""
     recipes = chosen_recipes(given.get("recipes", ()))
     if "android" in given and len(recipes) > 1:
@@ -68,7 +67,7 @@ def tflite_options(given: Mapping[str, Any]) -> TfliteOptions:
     )
 
 
-def static_shapes(given: Mapping[str, Any]) -> StaticShapes | None:
+def static_shapes(given: Values) -> StaticShapes | None:
     """Return the buckets of a static build, None for a dynamic one."""
     shapes = given.get("shapes", "static" if "android" in given else "dynamic")
     if "android" in given and shapes != "static":
@@ -85,7 +84,7 @@ def static_shapes(given: Mapping[str, Any]) -> StaticShapes | None:
     return None
 
 
-def saved_model_options(given: Mapping[str, Any]) -> SavedModelOptions:
+def saved_model_options(given: Values) -> SavedModelOptions:
     """Return what the command line says about a SavedModel."""
     beams = given.get("num_beams", (None,))
     if len(beams) > 1:
@@ -93,7 +92,7 @@ def saved_model_options(given: Mapping[str, Any]) -> SavedModelOptions:
     return SavedModelOptions(**{**given, "num_beams": beams[0]})
 
 
-def edgetpu_options(given: Mapping[str, Any]) -> EdgeTpuOptions:
+def edgetpu_options(given: Values) -> EdgeTpuOptions:
     """Return what the command line says about segments for the Edge TPU."""
     lengths = given.get("source_lengths", (EdgeTpuOptions.source_length,))
     if len(lengths) > 1:
@@ -211,7 +210,7 @@ OPTIONS = (
 )
 
 
-def export_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def export_options(command: Callable[..., Value]) -> Callable[..., Value]:
     """Add the options of an export to a command."""
     for option in reversed(OPTIONS):
         command = option(command)
@@ -223,7 +222,7 @@ def run(
     target: str | None,
     output: pathlib.Path | None,
     task: str | None = None,
-    **values: Any,
+    **values: Value,
 ) -> None:
     """Export as the options of `OPTIONS` say."""
     if preset is None or target is None:
@@ -241,7 +240,7 @@ def run(
     export_to(preset, target, options, output, android, task)
 
 
-def options_given(values: Mapping[str, Any]) -> dict[str, Any]:
+def options_given(values: Values) -> dict[str, Value]:
     """Return those options that were given, by the names of their parameters."""
     return {name: value for name, value in values.items() if value not in (None, ())}
 

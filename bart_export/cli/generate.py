@@ -6,11 +6,12 @@ import pathlib
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from bart_export import cli
+from bart_export.cli import Value
 from bart_export.errors import BartExportError
 from bart_export.progress import counted, say, stages
 from bart_export.recipes.table import LITERT
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from bart_export.runtime.texts import Row
 
 
-def generation_options(command: Any) -> Any:
+def generation_options(command: Callable[..., Value]) -> Callable[..., Value]:
     """Add an option for every generation parameter a call may set."""
     for name, kind, text in reversed(GENERATION_OPTIONS):
         flag = f"--{name.replace('_', '-')}"
@@ -32,7 +33,7 @@ def generation_options(command: Any) -> Any:
     return command
 
 
-GENERATION_OPTIONS: tuple[tuple[str, Any, str], ...] = (
+GENERATION_OPTIONS: tuple[tuple[str, Value, str], ...] = (
     ("max_length", int, "Maximum number of tokens, including the start token."),
     ("max_new_tokens", int, "Maximum number of tokens, without the start token."),
     ("min_length", int, "Minimum number of tokens before the end token."),
@@ -114,7 +115,7 @@ def generate(
     recipe: str | None,
     engine: str | None,
     threads: int | None,
-    **given: Any,
+    **given: Value,
 ) -> None:
     """Generate from TEXT, from each text of a file, or from standard input as one text.
 

@@ -9,11 +9,12 @@ import io
 import os
 import pathlib
 import sys
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
 import click
 
 from bart_export import __version__, cli
+from bart_export.cli import Value
 from bart_export.cli.bench import bench
 from bart_export.cli.export import export_options, flag, options_given, run
 from bart_export.cli.generate import generate
@@ -34,7 +35,7 @@ STREAMS = (
 class Commands(click.Group):
     """A click group whose errors are the package's: one line, and the error's exit code."""
 
-    def main(self, *args: Any, **kwargs: Any) -> Any:
+    def main(self, *args: Value, **kwargs: Value) -> Value:
         """Run the command line."""
         open_closed_streams()
         take_every_character()
@@ -44,7 +45,7 @@ class Commands(click.Group):
             click.echo(f"Error: {error.filename or 'Standard output'}: {error.strerror}.", err=True)
             sys.exit(BartExportError.exit_code)
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Value:
         """Return the command that arguments begin with; say what to do with a preset or path."""
         name = args[0]
         if self.get_command(ctx, name) is None:
@@ -57,7 +58,7 @@ class Commands(click.Group):
                 ctx.fail(f"Which command? To export a preset: {export_command(name)}")
         return super().resolve_command(ctx, args)
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: click.Context) -> Value:
         """Run a command."""
         try:
             return super().invoke(ctx)
@@ -107,7 +108,7 @@ def take_every_character() -> None:
 @click.version_option(__version__)
 @export_options
 @click.pass_context
-def main(context: click.Context, /, **given: Any) -> None:
+def main(context: click.Context, /, **given: Value) -> None:
     """Export a BART checkpoint for deployment, and verify the files against the Keras model.
 
     \b
@@ -135,7 +136,7 @@ def main(context: click.Context, /, **given: Any) -> None:
 
 @main.command()
 @export_options
-def export(**given: Any) -> None:
+def export(**given: Value) -> None:
     """Export a preset, as without a command."""
     run(**given)
 

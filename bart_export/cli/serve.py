@@ -6,12 +6,11 @@ What contradicts itself is refused here, in one line, before anything heavy is i
 import logging
 import pathlib
 from collections.abc import Callable
-from typing import Any
 
 import click
 
 from bart_export import cli
-from bart_export.cli import COUNT, PATH, THREADS, Seconds
+from bart_export.cli import COUNT, PATH, THREADS, Seconds, Value
 from bart_export.errors import printable, printable_lines
 from bart_export.server.options import ServeOptions
 
@@ -28,7 +27,7 @@ PORT = click.IntRange(0, 65535)
 
 # Fields of ServeOptions, each with its flag, its type (None for a switch that is off unless given)
 # and what it means.
-OPTIONS: tuple[tuple[str, str, Any, str], ...] = (
+OPTIONS: tuple[tuple[str, str, Value, str], ...] = (
     ("engine", "--engine", cli.Engine("litert", "tensorflow"),
      "Engine to serve with. Default: the fastest that a model's files allow."),
     ("host", "--host", str, "Address to listen on."),
@@ -78,7 +77,7 @@ SWITCHES = (
 )
 
 
-def serve_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def serve_options(command: Callable[..., Value]) -> Callable[..., Value]:
     """Add the options of the table, in its order."""
     for name, flag, text in reversed(SWITCHES):
         command = click.option(flag, name, is_flag=True, default=True, flag_value=False, help=text)(
@@ -118,7 +117,7 @@ def serve(
     model_config_file: pathlib.Path | None,
     model_name: str | None,
     model_base_path: pathlib.Path | None,
-    **given: Any,
+    **given: Value,
 ) -> None:
     """Serve artifacts, or any SavedModel, over TensorFlow Serving's REST and gRPC interface.
 
@@ -174,6 +173,6 @@ class Lines(logging.Formatter):
         """Return the line of a record."""
         return printable(super().formatMessage(record))
 
-    def formatException(self, ei: Any) -> str:  # noqa: N802
+    def formatException(self, ei: Value) -> str:  # noqa: N802
         """Return the trace of an error."""
         return printable_lines(super().formatException(ei))

@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import pathlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -124,7 +124,7 @@ def unasked(artifact: "Artifact") -> list[str]:
     return [f"saved_model/{version}" for version in versions] + segments
 
 
-def print_report(artifact: "Artifact", report: dict[str, Any]) -> None:
+def print_report(artifact: "Artifact", report: dict[str, object]) -> None:
     """Print a report as JSON, with what was not asked."""
     cli.print_json({**report, "not_asked": unasked(artifact)})
 
