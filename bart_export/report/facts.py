@@ -1,25 +1,57 @@
-"""What a report says of each `.tflite` file, gathered from a manifest's fields.
+"""What a report says of each `.tflite` file, gathered from a manifest.
 
 Figures of quality and speed come with the interval in which chance leaves them.
 """
 
 import dataclasses
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping, Sequence
 
-from bart_export.artifact.figures import FileVerification, Measurement, RougeLoss
-from bart_export.artifact.manifest import Manifest, TfliteEntry
-from bart_export.recipes.table import STORAGES
+from bart_export.artifact.figures import FileVerification, Measurement
+from bart_export.artifact.manifest import Manifest, TensorSpec, TfliteEntry
+from bart_export.recipes.table import MODES, RECIPES, STORAGES
 
 LONGEST = 32  # letters of a name
 Z = 1.96  # the normal distribution's 97.5th percentile
 FLOAT, INT8, INT4, CALIBRATED = "float", "int8", "int4", "calibrated"
+GOLDEN_TEXTS = "three short texts that ship with bart-export"
+LAYERED = re.compile(r"(.*_)\d+")  # a tensor that exists for every decoder layer
 
 
 @dataclasses.dataclass(frozen=True)
-class Reported:
-    """A file: its name, its entry in the manifest, and what was found out of its quality and speed,
-    None where it was not."""
+class Figure:
+    """A figure, and the ends of the interval in which it would lie if measured again."""
+
+    value: float
+    low: float
+    high: float
+
+
+def share(value: float | None, count: int) -> Figure | None:
+    """Return a share of `count` trials with its 95 % interval, None where there were none.
+
+    The interval is Wilson's (E. B. Wilson, Probable inference, the law of succession, and
+    statistical inference, JASA 22, 1927), which holds for shares near 1 and few trials, too.
+    """
+    if value is None or not count:
+        return None
+    middle = value + Z**2 / (2 * count)
+    half = Z * math.sqrt(value * (1 - value) / count + (Z / (2 * count)) ** 2)
+    scale = 1 + Z**2 / count
+    return Figure(value, (middle - half) / scale, min((middle + half) / scale, 1.0))
+
+
+def differ(figures: Iterable[Figure | None]) -> bool:
+    """Return whether two of the figures differ by more than chance: their intervals are apart."""
+    known = [figure for figure in figures if figure is not None]
+    lows, highs = [figure.low for figure in known], [figure.high for figure in known]
+    return bool(known) and max(lows) > min(highs)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportedFile:
+    """A file: its name, its entry in the manifest, and what was measured, None where it was not."""
 
     name: str
     entry: TfliteEntry
@@ -28,14 +60,14 @@ class Reported:
 
     @property
     def label(self) -> str:
-        """What a picture calls the file; a name that leaves no room for it is cut."""
+        """What a picture calls the file; a name that is too long is cut."""
         recipe = self.entry.recipe
         recipe = recipe if len(recipe) <= LONGEST else f"{recipe[: LONGEST - 1]}…"
         return recipe if self.entry.build == "dynamic" else f"{recipe} (static)"
 
     @property
     def kind(self) -> str:
-        """What of its numbers are narrow: `CALIBRATED`, or the narrowest of its matrices."""
+        """Which of its numbers are narrow: `CALIBRATED`, or the narrowest of its matrices."""
         if self.entry.mode.startswith("static"):
             return CALIBRATED
         bits = min((STORAGES[storage].bits for _, storage in self.entry.layers), default=32)
@@ -47,30 +79,61 @@ class Reported:
         return self.entry.bytes / 1e6
 
     @property
-    def rouge_l(self) -> RougeLoss | None:
-        """What the file loses in ROUGE-L."""
-        losses = self.verification and self.verification.rouge
-        return losses.get("rouge_l") if losses else None
+    def purpose(self) -> str:
+        """What the file's recipe is for, and the sizes of a static build."""
+        recipe, shapes = RECIPES.get(self.entry.recipe), self.entry.shapes
+        words = recipe.purpose if recipe else "a recipe file"
+        if shapes is None:
+            return words
+        sources = " or ".join(map(str, shapes.source_lengths))
+        beams = " or ".join(map(str, shapes.num_beams))
+        return (
+            f"{words}; static: sources of {sources} tokens, texts of {shapes.target_length}, "
+            f"{beams} beams"
+        )
 
     @property
-    def same_token(self) -> "Figure | None":
+    def matrices(self) -> str:
+        """How the file stores its matrices."""
+        storages = dict.fromkeys(storage for _, storage in self.entry.layers) or ("float32",)
+        return "; ".join(STORAGES[name].description for name in storages)
+
+    @property
+    def numbers(self) -> str:
+        """What the file computes with, and on how many texts that was calibrated."""
+        words, calibration = MODES[self.entry.mode].description, self.entry.calibration
+        return f"{words} on {calibration.texts} texts" if calibration else words
+
+    @property
+    def runs_on(self) -> str:
+        """The runtimes that compute the file rightly."""
+        return ", ".join(f"{name} {oldest}" for name, oldest in self.entry.runtimes.items()) or "–"
+
+    @property
+    def texts(self) -> bool:
+        """Whether the figures are over a file of texts."""
+        return self.verification is not None and self.verification.data is not None
+
+    @property
+    def same_token(self) -> Figure | None:
         """Share of steps at which the file finds the model's token likeliest."""
         row = self.verification
         return share(row.top1, row.steps) if row else None
 
     @property
-    def same_text(self) -> "Figure | None":
+    def same_text(self) -> Figure | None:
         """Share of questions that the file answers token for token."""
         row = self.verification
         return share(row.tokens, row.questions) if row else None
 
     @property
-    def rouge_loss(self) -> "Figure | None":
+    def rouge_loss(self) -> Figure | None:
         """Points of ROUGE-L that the file loses."""
-        rouge = self.rouge_l
-        return Figure(rouge.loss, rouge.low, rouge.high) if rouge else None
+        losses = (self.verification and self.verification.rouge) or {}
+        row = losses.get("rouge_l")
+        return Figure(row.loss, row.low, row.high) if row else None
 
-    def tokens_per_second(self, num_beams: int) -> "Figure | None":
+    def tokens_per_second(self, num_beams: int) -> Figure | None:
         """Return new tokens over the seconds of a whole generation, and its slowest and fastest."""
         rows = self.measurement.lengths if self.measurement else ()
         row = next((row for row in rows if row.num_beams == num_beams), None)
@@ -80,41 +143,65 @@ class Reported:
         return Figure(*rates)
 
 
-@dataclasses.dataclass(frozen=True)
-class Figure:
-    """A figure, and between what it would lie were it taken again."""
-
-    value: float
-    low: float
-    high: float
-
-
-def share(value: float | None, count: int) -> Figure | None:
-    """Return a share of `count` trials with its 95 % interval, None where there were none.
-
-    The interval is Wilson's (E. B. Wilson, Probable inference, the law of succession, and
-    statistical inference, JASA 22, 1927), which is right for shares near 1 and few trials, too.
-    """
-    if value is None or not count:
-        return None
-    middle = value + Z**2 / (2 * count)
-    half = Z * math.sqrt(value * (1 - value) / count + (Z / (2 * count)) ** 2)
-    whole = 1 + Z**2 / count
-    return Figure(value, (middle - half) / whole, min((middle + half) / whole, 1.0))
-
-
-def told_apart(figures: Iterable[Figure | None]) -> bool:
-    """Return whether two of the figures differ by more than chance: their intervals are apart."""
-    known = [one for one in figures if one is not None]
-    return bool(known) and max(one.low for one in known) > min(one.high for one in known)
-
-
-def reported(manifest: Manifest) -> list[Reported]:
+def reported_files(manifest: Manifest) -> list[ReportedFile]:
     """Return the `.tflite` files of a manifest, largest first."""
     verified = {row.file: row for row in manifest.verification if isinstance(row, FileVerification)}
     measured = {row.file: row for row in manifest.measurements}
     files = [
-        Reported(name, entry, verified.get(name), measured.get(name))
+        ReportedFile(name, entry, verified.get(name), measured.get(name))
         for name, entry in manifest.tflite().items()
     ]
-    return sorted(files, key=lambda one: -one.entry.bytes)
+    return sorted(files, key=lambda file: -file.entry.bytes)
+
+
+def evidence(files: Sequence[ReportedFile]) -> dict[str, list[str]]:
+    """Return over how many steps and texts, and over which, the figures of which files are."""
+    found: dict[str, list[str]] = {}
+    for file in files:
+        row = file.verification
+        if row is None:
+            continue
+        texts = GOLDEN_TEXTS
+        if row.data:
+            texts = f"{row.data.texts} texts of a file with SHA-256 `{row.data.sha256}`"
+        line = f"{row.steps} steps along {texts}, {row.questions} generated"
+        found.setdefault(line, []).append(file.label)
+    return found
+
+
+def machine_of(row: Measurement) -> str:
+    """Return what a file's times were measured on."""
+    machine = row.machine
+    return f"{machine.processor} ({machine.architecture}) with {row.num_threads} threads"
+
+
+def signature_lines(manifest: Manifest) -> list[str]:
+    """Return a line for each signature of the targets that files were exported for."""
+    targets = {entry.target for entry in manifest.files.values()}
+    return [
+        f"`{name}` of {target}: {tensors(signature.inputs)} → {tensors(signature.outputs)}"
+        for target, declared in manifest.signatures.items()
+        for name, signature in declared.items()
+        if target in targets
+    ]
+
+
+def tensors(specs: Mapping[str, TensorSpec]) -> str:
+    """Return tensors in a line; those that exist for every layer are listed once."""
+    found: dict[str, str] = {}
+    for name, tensor in specs.items():
+        layered = LAYERED.fullmatch(name)
+        shown = f"`{layered[1]}0` …" if layered else f"`{name}`"
+        shape = ", ".join(map(str, tensor.shape))
+        found.setdefault(shown, f"{shown} {tensor.dtype} ({shape})")
+    return ", ".join(found.values())
+
+
+def contents(manifest: Manifest) -> dict[str, int]:
+    """Return the bytes of every file in the directory, the versions of a SavedModel as one each."""
+    verified = [row.file for row in manifest.verification]
+    sizes: dict[str, int] = {}
+    for name, entry in manifest.files.items():
+        shown = next((file for file in verified if name.startswith(f"{file}/")), name)
+        sizes[shown] = sizes.get(shown, 0) + entry.bytes
+    return dict(sorted(sizes.items()))

@@ -1,117 +1,284 @@
-"""The picture of what each file costs.
+"""The pictures of a report: what each file costs, and what each layer loses by narrow storage.
 
-Every mark has its name or its number beside it, so that colours only repeat what words say. What
-only chance may tell apart is not drawn.
+Every mark has its name or its number beside it, so that colors only repeat what words say. An SVG
+is drawn in the light colors and has rules for the dark ones, which apply where the reader's system
+asks for them. It has a background of its own, so that it can be read on any page. Equal figures
+give equal bytes.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any
+import io
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from bart_export.report import style
-from bart_export.report.facts import CALIBRATED, FLOAT, INT4, INT8, Figure, Reported, told_apart
+from bart_export.report.facts import CALIBRATED, FLOAT, INT4, INT8, Figure, ReportedFile, differ
 
-INKS = {FLOAT: style.GREY, INT8: style.BLUE, INT4: style.VERMILION, CALIBRATED: style.GREEN}
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Drawing
+
+
+@dataclasses.dataclass(frozen=True)
+class Color:
+    """A color: `light` on the light background, `dark` on the dark one."""
+
+    light: str
+    dark: str
+
+
+# The backgrounds, greys and their contrasts are those of GitHub's pages; the others are Okabe and
+# Ito's blue, vermilion and bluish green (jfly.uni-koeln.de/color), which people with any color
+# vision tell apart, darkened and lightened until words in them can be read.
+BACKGROUND = Color("#ffffff", "#0d1117")
+TEXT = Color("#1f2328", "#f0f6fc")
+FAINT_TEXT = Color("#59636e", "#9198a1")
+GRID = Color("#d1d9e0", "#3d444d")
+GREY = Color("#4b535d", "#a8b1bb")
+BLUE = Color("#0064a3", "#56b4e9")
+VERMILION = Color("#b04a00", "#f0883e")
+GREEN = Color("#00704f", "#2dc08d")
+COLORS = (BACKGROUND, TEXT, FAINT_TEXT, GRID, GREY, BLUE, VERMILION, GREEN)
+KINDS = {FLOAT: GREY, INT8: BLUE, INT4: VERMILION, CALIBRATED: GREEN}
+
+SIZE = 10.0  # points
 WIDTH = 9.6  # inches
-LINE = 0.34  # inches that a row of marks takes
+LINE = 0.34  # inches of a row
 MARK = 6.5  # points
 POINT = 1 / 72  # inches
+# Verdana is as wide as DejaVu Sans, by which the layout is computed.
+FONTS = ["DejaVu Sans", "Verdana", "sans-serif"]
+STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",  # words stay words: they can be searched, read aloud and tested
+    "svg.hashsalt": "bart-export",
+    "font.family": FONTS[:1],
+    "font.size": SIZE,
+    "text.color": TEXT.light,
+    "text.parse_math": False,  # a name may have two dollars
+    "axes.edgecolor": GRID.light,
+    "axes.labelcolor": FAINT_TEXT.light,
+    "axes.labelsize": SIZE,
+    "axes.titlesize": SIZE,
+    "axes.titlelocation": "left",
+    "axes.titlecolor": TEXT.light,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    **{f"axes.spines.{side}": False for side in ("left", "right", "top")},
+    "grid.color": GRID.light,
+    "grid.linewidth": 0.8,
+    **{f"{axis}tick.color": FAINT_TEXT.light for axis in "xy"},
+    **{f"{axis}tick.labelsize": SIZE - 1 for axis in "xy"},
+    **{f"{axis}tick.{which}.size": 0 for axis in "xy" for which in ("major", "minor")},
+    "figure.facecolor": BACKGROUND.light,
+    "axes.facecolor": "none",
+    "savefig.facecolor": BACKGROUND.light,
+}
+
+
+@contextlib.contextmanager
+def drawing() -> Iterator[None]:
+    """Have matplotlib draw in this style for the length of a block, without log messages."""
+    logger = logging.getLogger("matplotlib")  # tells of fonts that it looks for
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        import matplotlib
+
+        with matplotlib.rc_context():
+            matplotlib.rcdefaults()
+            parameters: Any = matplotlib.rcParams
+            parameters.update(STYLE)
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def to_svg(figure: "Drawing") -> str:
+    """Return a figure as SVG text, for both backgrounds; call it while `drawing`."""
+    written = io.StringIO()
+    figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None})
+    stack = ", ".join(f"'{name}'" if " " in name else name for name in FONTS)
+    rules = [
+        f'[style*="{what}: {color.light}"]{{{what}:{color.dark} !important}}'
+        for color in COLORS
+        for what in ("fill", "stroke")
+    ]
+    dark = f"@media (prefers-color-scheme: dark){{{''.join(rules)}}}"
+    text = written.getvalue().replace(f"'{FONTS[0]}'", stack)
+    return text.replace("</style>", f"{dark}</style>", 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """A figure of the picture of costs: its head, what a file has, and how it is written.
+    """A column of the picture of costs: its head, its figure of a file, and how it is formatted.
 
     `origin` is where stems begin; `ahead` whether figures lie before it.
     """
 
     head: str
-    figure: Callable[[Reported], Figure | None]
-    words: str
+    figure: Callable[[ReportedFile], Figure | None]
+    format: str
     origin: float = 0.0
     ahead: bool = False
 
 
-def costs(files: Sequence[Reported], columns: Sequence[Column]) -> Any:
-    """Return the picture of what files cost: a row for each file, a column for each figure."""
-    from matplotlib import figure as drawn
+def cost_columns(files: Sequence[ReportedFile], num_beams: int) -> list[Column]:
+    """Return the columns of size, quality and speed by which two of the files differ."""
 
-    names = widest(files) + 0.15
-    height = LINE * len(files) + 0.75
-    figure = drawn.Figure(figsize=(WIDTH, height))
-    grid = figure.add_gridspec(
-        1, len(columns), left=names / WIDTH, right=1 - 0.15 / WIDTH, bottom=0.15 / height,
-        top=1 - 0.6 / height, wspace=0.2,
-    )  # fmt: skip
-    for number, column in enumerate(columns):
-        axes = figure.add_subplot(grid[number])
-        draw_column(axes, files, column)
-        for row, one in enumerate(files) if number == 0 else ():
-            axes.annotate(
-                one.label, (0, row), (-10, 0), xycoords=("axes fraction", "data"),
-                textcoords="offset points", ha="right", va="center", color=INKS[one.kind].light,
-            )  # fmt: skip
-    return figure
+    def size(file: ReportedFile) -> Figure:
+        return Figure(file.megabytes, file.megabytes, file.megabytes)
 
-
-def widest(files: Sequence[Reported]) -> float:
-    """Return how many inches the longest name takes at most."""
-    return max(len(one.label) for one in files) * 0.62 * style.SIZE * POINT
-
-
-def cost_columns(files: Sequence[Reported], num_beams: int) -> list[Column]:
-    """Return the columns of size, quality and speed by which two of the files can be told apart."""
-
-    def size(one: Reported) -> Figure:
-        return Figure(one.megabytes, one.megabytes, one.megabytes)
-
-    def percentage(one: Reported) -> Figure | None:
-        share = one.same_token
+    def percentage(file: ReportedFile) -> Figure | None:
+        share = file.same_token
         return share and Figure(*(100 * end for end in dataclasses.astuple(share)))
-
-    def speed(one: Reported) -> Figure | None:
-        return one.tokens_per_second(num_beams)
 
     columns = [
         Column("Size, MB", size, ".1f"),
         Column("Same next token, %", percentage, ".1f", origin=100.0, ahead=True),
-        Column("ROUGE-L lost, points", lambda one: one.rouge_loss, "+.1f"),
-        Column("Tokens a second", speed, ".0f"),
+        Column("ROUGE-L lost, points", lambda file: file.rouge_loss, "+.1f"),
+        Column("Tokens a second", lambda file: file.tokens_per_second(num_beams), ".0f"),
     ]
-    return [column for column in columns if told_apart(map(column.figure, files))]
+    return [column for column in columns if differ(map(column.figure, files))]
 
 
-def draw_column(axes: Any, files: Sequence[Reported], column: Column) -> None:
+def draw_costs(files: Sequence[ReportedFile], columns: Sequence[Column]) -> "Drawing":
+    """Draw what files cost: a row for each file, a column for each figure."""
+    from matplotlib.figure import Figure as Drawing
+
+    names = max(len(file.label) for file in files) * 0.62 * SIZE * POINT + 0.15
+    height = LINE * len(files) + 0.75
+    drawing = Drawing(figsize=(WIDTH, height))
+    grid = drawing.add_gridspec(
+        1, len(columns), left=names / WIDTH, right=1 - 0.15 / WIDTH, bottom=0.15 / height,
+        top=1 - 0.6 / height, wspace=0.2,
+    )  # fmt: skip
+    for number, column in enumerate(columns):
+        axes = drawing.add_subplot(grid[number])
+        draw_column(axes, files, column)
+        for row, file in enumerate(files) if number == 0 else ():
+            axes.annotate(
+                file.label, (0, row), (-10, 0), xycoords=("axes fraction", "data"),
+                textcoords="offset points", ha="right", va="center", color=KINDS[file.kind].light,
+            )  # fmt: skip
+    return drawing
+
+
+def draw_column(axes: "Axes", files: Sequence[ReportedFile], column: Column) -> None:
     """Draw a dot with its number for each file that has the figure, and its interval."""
     axes.set_title(column.head, pad=10)
     axes.grid(visible=False)
     axes.spines["bottom"].set_visible(False)
     axes.tick_params(labelbottom=False, labelleft=False)
-    known = {
-        row: figure for row, one in enumerate(files) if (figure := column.figure(one)) is not None
-    }
-    ends = [column.origin, *(end for one in known.values() for end in (one.low, one.high))]
-    room = (max(ends) - min(ends)) or 1.0
+    figures = [column.figure(file) for file in files]
+    known = [figure for figure in figures if figure is not None]
+    ends = [column.origin, *(end for one in known for end in (one.low, one.high))]
+    extent = (max(ends) - min(ends)) or 1.0
     # Numbers stand beside their dots, away from the stems.
     before, after = (0.42, 0.06) if column.ahead else (0.06, 0.42)
-    axes.set_xlim(min(ends) - before * room, max(ends) + after * room)
+    axes.set_xlim(min(ends) - before * extent, max(ends) + after * extent)
     axes.set_ylim(len(files) - 0.5, -0.5)
-    axes.axvline(column.origin, color=style.GRID.light, linewidth=0.8, zorder=0)
-    for row, one in known.items():
-        colour, value = INKS[files[row].kind].light, one.value
-        axes.plot(
-            (column.origin, value), (row, row), color=style.GRID.light, linewidth=1.5, zorder=1
-        )
-        axes.plot((one.low, one.high), (row, row), color=colour, linewidth=1.5, zorder=2)
-        axes.plot([value], [row], "o", color=colour, markersize=MARK)
-        edge = one.low if column.ahead else max(column.origin, one.high)
+    axes.axvline(column.origin, color=GRID.light, linewidth=0.8, zorder=0)
+    unknown = []
+    for row, figure in enumerate(figures):
+        if figure is None:
+            unknown.append(row)
+            continue
+        color, value = KINDS[files[row].kind].light, figure.value
+        axes.plot((column.origin, value), (row, row), color=GRID.light, linewidth=1.5, zorder=1)
+        axes.plot((figure.low, figure.high), (row, row), color=color, linewidth=1.5, zorder=2)
+        axes.plot([value], [row], "o", color=color, markersize=MARK)
+        edge = figure.low if column.ahead else max(column.origin, figure.high)
         axes.annotate(
-            format(value, column.words).replace("-", "\N{MINUS SIGN}"), (edge, row),
+            format(value, column.format).replace("-", "\N{MINUS SIGN}"), (edge, row),
             (-7 if column.ahead else 7, 0), textcoords="offset points", va="center",
             ha="right" if column.ahead else "left",
         )  # fmt: skip
-    for row in set(range(len(files))) - set(known):
+    for row in unknown:
         axes.annotate(
             "not measured", (column.origin, row), (7, 0), textcoords="offset points", va="center",
-            color=style.FAINT_TEXT.light, fontsize=style.SIZE - 1,
+            color=FAINT_TEXT.light, fontsize=SIZE - 1,
         )  # fmt: skip
+
+
+LAYER = re.compile(r"(encoder|decoder)/layer_(\d+)/(\w+)")
+SIDES = ("encoder", "decoder")
+LARGEST = 14.0  # points across
+SMALLEST = 1.2
+NUMBERED = 5  # the largest, which have their number above them
+
+
+def draw_sensitivities(divergences: Mapping[str, float], storage: str) -> "Drawing":
+    """Draw what each layer alone costs: circles whose areas are divergences.
+
+    Args:
+        divergences: for each layer, by name, what the model's distribution loses when this layer
+            alone is narrow: the mean Kullback-Leibler divergence of a step, in nats.
+        storage: what narrow means.
+    """
+    from matplotlib.figure import Figure as Drawing
+
+    placed = {name: found.groups() for name in divergences if (found := LAYER.fullmatch(name))}
+    others = [name for name in divergences if name not in placed]
+    # Kinds of matrices in the order of the decoder, which has all of the encoder's.
+    ordered = sorted(placed.values(), key=lambda place: SIDES.index(place[0]), reverse=True)
+    kinds = list(dict.fromkeys(kind for _, _, kind in ordered))
+    numbers = {
+        side: sorted({int(number) for other, number, _ in placed.values() if other == side})
+        for side in SIDES
+    }
+    height = LINE * (len(kinds) + 1) + 1.35
+    drawing = Drawing(figsize=(WIDTH, height))
+    grid = drawing.add_gridspec(
+        1, 3, width_ratios=[*(len(numbers[side]) for side in SIDES), 1], left=2.0 / WIDTH,
+        right=1 - 1.9 / WIDTH, bottom=0.55 / height, top=1 - 0.85 / height, wspace=0.15,
+    )  # fmt: skip
+    title = f"Divergence with one layer alone in {storage}, in thousandths of a nat a step"
+    drawing.text(0.15 / WIDTH, 1 - 0.22 / height, title, va="center")
+    panels = [
+        empty_axes(drawing.add_subplot(grid[number]), head, len(kinds))
+        for number, head in enumerate((*SIDES, "embeddings"))
+    ]
+    for axes, side in zip(panels, SIDES, strict=False):
+        axes.set_xticks(range(len(numbers[side])), list(map(str, numbers[side])))
+        axes.set_xlim(-0.5, len(numbers[side]) - 0.5)
+        axes.set_xlabel("layer")
+        axes.set_yticks(range(len(kinds)), words(kinds) if side == SIDES[0] else [""] * len(kinds))
+    embeddings = panels[2]
+    embeddings.set_xlim(-0.5, 0.5)
+    embeddings.set_xticks([])
+    embeddings.set_yticks(range(len(others)), words(others))
+    embeddings.yaxis.tick_right()
+    largest = max(divergences.values())
+    numbered = sorted(divergences, key=lambda name: -divergences[name])[:NUMBERED]
+    for name, divergence in divergences.items():
+        axes, x, y = embeddings, 0, others.index(name) if name in others else 0
+        if name in placed:
+            side, number, kind = placed[name]
+            axes = panels[SIDES.index(side)]
+            x, y = numbers[side].index(int(number)), kinds.index(kind)
+        share = max(divergence, 0.0) / largest if largest > 0 else 0.0
+        size = max(LARGEST * share**0.5, SMALLEST)
+        color = VERMILION if name in numbered else BLUE
+        axes.plot([x], [y], "o", color=color.light, markersize=size, clip_on=False)
+        if name in numbered:
+            axes.annotate(
+                f"{1000 * max(divergence, 0.0):.3g}", (x, y), (0, size / 2 + 1.5),
+                textcoords="offset points", ha="center", va="bottom", fontsize=SIZE - 2,
+            )  # fmt: skip
+    return drawing
+
+
+def empty_axes(axes: "Axes", title: str, rows: int) -> "Axes":
+    """Return axes with so many rows and nothing in them."""
+    axes.set_title(title, color=FAINT_TEXT.light, loc="center", pad=8)
+    axes.spines["bottom"].set_visible(False)
+    axes.set_ylim(rows - 0.4, -0.75)
+    axes.grid(visible=False, axis="x")
+    return axes
+
+
+def words(names: Sequence[str]) -> list[str]:
+    """Return names of layers as a reader has them."""
+    return [name.removesuffix("_embedding").replace("_", " ").replace("/", " ") for name in names]

@@ -26,7 +26,7 @@ from bart_export.cli.main import main
 from bart_export.errors import ArtifactError, BartExportError
 from bart_export.export import manifest
 from bart_export.report import report
-from bart_export.report.facts import reported
+from bart_export.report.facts import reported_files
 from bart_export.runtime.engines import choose, choose_file, files_for
 from bart_export.server import sources
 from bart_export.server.sources import choose_engine
@@ -223,9 +223,9 @@ def read_everything(directory, draft):
         inspect.summary(opened, row)
     another = dataclasses.replace(opened.manifest, source=ANOTHER)
     manifest.carry_over(draft, another, [])
-    report.parts(another, reported(another), ())
-    for one in reported(opened.manifest):
-        _ = one.label, one.kind, one.megabytes, one.rouge_l
+    report.render(another, ())
+    for one in reported_files(opened.manifest):
+        _ = one.label, one.kind, one.megabytes, one.rouge_loss
     choose_engine(directory)
     sources.whole(directory)
     bundle.warning(bundle.size(opened))
