@@ -62,7 +62,6 @@ class Services:
 
     def __init__(self, store: ModelStore, metrics: Metrics) -> None:
         self.store = store
-        self.metrics = metrics
         self.predictor = Predictor(store, metrics)
         self.configuring = asyncio.Lock()
 
@@ -144,15 +143,8 @@ class Services:
         """
         if not self.store.options.allow_reload_requests:
             raise StatusError(Code.PERMISSION_DENIED, NO_RELOADS)
-        # TensorFlow writes names with slashes, and Prometheus reads them with colons.
-        names = {name: name.replace("/", ":") for name in request.metric_names}
-        before = {name: self.metrics.total(key) for name, key in names.items()}
         await asyncio.shield(self.configure(sources.from_proto(request.config)))
-        response = messages.ReloadConfigResponse()
-        for name, key in names.items():
-            increase = self.metrics.total(key) - before[name]
-            response.metric.add(name=name, int64_value_increase=increase)
-        return response
+        return messages.ReloadConfigResponse()
 
     async def configure(self, models: Sequence[ServedModel]) -> None:
         """Serve other models, one change at a time."""
@@ -318,25 +310,19 @@ def server_credentials(path: pathlib.Path) -> grpc.ServerCredentials:
         raise ConfigurationError(
             f"{path}: expected the text of an SSLConfig message: {error}"
         ) from error
-    needed = ["server_key", "server_cert"] + ["custom_ca"] * config.client_verify
-    for name in ("server_key", "server_cert", "custom_ca"):
-        if (name in needed or getattr(config, name)) and "-----BEGIN " not in getattr(config, name):
-            raise ConfigurationError(
-                f"{path}: expected {name} to be the text of a PEM file, from -----BEGIN on, and "
-                f"not the file's path. {' and '.join(needed)} are needed."
-            )
-    credentials = grpc.ssl_server_credentials(
-        [(config.server_key.encode(), config.server_cert.encode())],
-        root_certificates=config.custom_ca.encode() or None,
-        require_client_auth=config.client_verify,
-    )
     # gRPC looks into them with the first port, and says of nothing what was wrong.
     with ThreadPoolExecutor(1) as executor, native_stderr_silenced():
         try:
+            credentials = grpc.ssl_server_credentials(
+                [(config.server_key.encode(), config.server_cert.encode())],
+                root_certificates=config.custom_ca.encode() or None,
+                require_client_auth=config.client_verify,
+            )
             grpc.server(executor).add_secure_port("localhost:0", credentials)
-        except RuntimeError:
+        except (RuntimeError, ValueError):
             raise ConfigurationError(
                 f"{path} holds no key and certificate that fit: expected server_key to be the "
-                "private key of server_cert, and custom_ca certificates, all of them PEM."
+                "private key of server_cert and, with client_verify, custom_ca the certificate of "
+                "who signs the clients', each as the text of a PEM file and not its path."
             ) from None
     return credentials

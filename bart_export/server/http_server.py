@@ -242,13 +242,8 @@ class RestServer(uvicorn.Server):
 ANY = "*"
 # `host` of RFC 9110, section 7.2, and a port.
 HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\s:/?#@\[\]]+)(?::[0-9]*)?", re.IGNORECASE)
-ORIGIN = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<host>[^\s/?#@]+)", re.IGNORECASE)
-# What clients of TensorFlow Serving send, which itself looks at none: the second is what curl, wget
-# and Python's urllib write when nobody tells them.
-CONTENT_TYPES = re.compile(
-    r"(application/([a-z0-9.+-]+\+)?json|text/json|application/x-www-form-urlencoded)\s*(;.*)?",
-    re.IGNORECASE,
-)
+ALLOWED_HOST = re.compile(r"\[[0-9a-f:.]+\]|(\*\.)?[^\s:/?#@\[\]*]+", re.IGNORECASE)
+ORIGIN = re.compile(r"null|[a-z][a-z0-9+.-]*://(?P<host>[^\s/?#@]+)", re.IGNORECASE)
 
 
 class Admission:
@@ -263,7 +258,10 @@ class Admission:
 
     def __init__(self, app: ASGIApp, options: ServeOptions) -> None:
         self.app = app
-        self.origins = frozenset(map(checked_origin, options.allowed_origins))
+        self.origins = frozenset(
+            checked("--allowed-origin", origin, ORIGIN, "https://example.com")
+            for origin in options.allowed_origins
+        )
         if self.origins:
             self.app = CORSMiddleware(
                 app, allow_origins=self.origins, allow_methods=["GET", "POST"]
@@ -299,12 +297,6 @@ class Admission:
                 f"Pages of {origin!r} are not let in. Expected the server's own; "
                 "bart-export serve --allowed-origin lets others in",
             )
-        content_type = headers.get("content-type")
-        if scope["method"] == "POST" and content_type and not CONTENT_TYPES.fullmatch(content_type):
-            raise HTTPException(
-                415,
-                f"Expected a Content-Type of application/json, or none, received {content_type!r}",
-            )
         # Whoever passed it on may have taken the other one, and what follows for another request.
         if "transfer-encoding" in headers and (
             "content-length" in headers or scope["http_version"] == "1.0"
@@ -321,7 +313,8 @@ class Admission:
         if ANY in self.origins or origin in self.origins:
             return True
         found = ORIGIN.fullmatch(origin)
-        return bool(found and host and found["host"].lower() == host.lower())
+        own = found and found["host"]
+        return bool(own and host and own.lower() == host.lower())
 
 
 def host_check(options: ServeOptions) -> Callable[[str], bool]:
@@ -330,7 +323,11 @@ def host_check(options: ServeOptions) -> Callable[[str], bool]:
     Loopback names do, the address listened on, and what the options allow. On all addresses of the
     machine every address does: no page can have one that is not the server's own, as it can a name.
     """
-    names = {"localhost", options.host.lower(), *map(checked_host, options.allowed_hosts)}
+    allowed = (
+        checked("--allowed-host", host, ALLOWED_HOST, "models.example.com, *.example.com")
+        for host in options.allowed_hosts
+    )
+    names = {"localhost", options.host.lower(), *(host.strip("[]") for host in allowed)}
     own = {ipaddress.ip_address(found[4][0]) for found in addresses(options.host, 0)}
     suffixes = tuple(name[1:] for name in names if name.startswith("*."))
     everywhere = any(address.is_unspecified for address in own)
@@ -351,25 +348,13 @@ def host_check(options: ServeOptions) -> Callable[[str], bool]:
     return is_ours
 
 
-def checked_origin(origin: str) -> str:
-    """Return an origin as browsers write it."""
-    if origin in (ANY, "null") or ORIGIN.fullmatch(origin):
-        return origin.lower()
-    raise ConfigurationError(
-        f"--allowed-origin must be a scheme, a host and perhaps a port, such as "
-        f"https://example.com, or '*' for every page, received {origin!r}."
-    )
-
-
-def checked_host(host: str) -> str:
-    """Return a host in small letters and without brackets."""
-    found = HOST.fullmatch(host)
-    if found and found[1] == host and (ANY not in host.removeprefix("*.") or host == ANY):
-        return host.strip("[]").lower()
-    raise ConfigurationError(
-        f"--allowed-host must be a name or an address without a port, such as models.example.com, "
-        f"*.example.com, or '*' for every host, received {host!r}."
-    )
+def checked(option: str, value: str, pattern: re.Pattern[str], example: str) -> str:
+    """Return the value of an option in small letters, held to a pattern."""
+    if value != ANY and not pattern.fullmatch(value):
+        raise ConfigurationError(
+            f"{option} must be such as {example}, or '*' for any, received {value!r}."
+        )
+    return value.lower()
 
 
 JSON = "application/json"

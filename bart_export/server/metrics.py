@@ -120,15 +120,6 @@ class Metrics:
             if code == Code.UNAVAILABLE:
                 self.increment(REFUSED, model_name)
 
-    def total(self, name: str) -> int:
-        """Return the sum of a counter over all its labels; 0 for one that is unknown."""
-        return sum(
-            int(sample.value)
-            for metric in self.registry.collect()
-            for sample in metric.samples
-            if sample.name == name
-        )
-
     def exposition(self) -> str:
         """Return everything in Prometheus' text format."""
         from prometheus_client import generate_latest

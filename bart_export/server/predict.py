@@ -7,9 +7,8 @@ Outputs are awaited without holding up the event loop.
 import asyncio
 import contextlib
 import dataclasses
-import gc
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Future
 from typing import Any
 
@@ -63,15 +62,9 @@ class Predictor:
         limits: Limits,
         output_filter: Iterable[str] = (),
     ) -> Prediction:
-        """Run a signature.
+        """Run a signature, "" for the default one, and return its outputs or those of a filter.
 
-        Args:
-            spec: the model.
-            signature_name: "" for the default one.
-            read: reads the inputs by the SignatureDef.
-            size: of what is read, in bytes.
-            limits: of the request.
-            output_filter: names of outputs; none for all.
+        `read` reads the inputs, `size` bytes of them, by the SignatureDef.
 
         Raises:
             StatusError: for whatever is wrong with the request, or what the servable says.
@@ -174,27 +167,10 @@ async def run_off_loop(size: int, work: Callable[[], Answer], *, alone: bool = T
     """Do some work on `size` bytes, in a thread if they are many, and then as the only one."""
 
     def in_turn() -> Answer:
-        with parsing() if alone else contextlib.nullcontext():
+        with PARSING if alone else contextlib.nullcontext():
             return work()
 
     return await asyncio.to_thread(in_turn) if size > QUICK_BYTES else work()
-
-
-@contextlib.contextmanager
-def parsing() -> Iterator[None]:
-    """Parse as the only one, and without Python's collector.
-
-    A mebibyte may have 350,000 lists and has no cycles: the collector would walk them hundreds of
-    times, with all that is loaded.
-    """
-    with PARSING:
-        enabled = gc.isenabled()
-        gc.disable()
-        try:
-            yield
-        finally:
-            if enabled:
-                gc.enable()
 
 
 async def finished(future: "Future[Answer]", limits: Limits) -> Answer:

@@ -8,6 +8,7 @@ running calls have some seconds to finish, and what still runs then is stopped.
 import asyncio
 import contextlib
 import dataclasses
+import gc
 import logging
 import os
 import pathlib
@@ -15,9 +16,8 @@ import signal
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from bart_export.server import http_server, rest
 from bart_export.server.grpc_server import GrpcServer
@@ -32,7 +32,6 @@ LOG = logging.getLogger(__name__)
 
 # What work may take that was told to end: an engine asks between two tokens.
 STOP_SECONDS = 5.0
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,17 +69,30 @@ def serve(
         )
 
     async def until_signalled() -> None:
-        with signalled() as ending:
-            async with serving(models, options) as server:
-                ending.is_graceful = True
-                for line in ready_lines(server, options):
-                    say(line)
-                seconds = options.model_config_poll_seconds
-                if config_file and seconds:
-                    arguments = (config_file, models, server.store.configure, seconds)
-                    threading.Thread(target=follow_config, args=arguments, daemon=True).start()
-                await ending.wished.wait()
-                LOG.info("Ending: running calls have %g s to finish", options.drain_seconds)
+        loop, wished = asyncio.get_running_loop(), asyncio.Event()
+        is_ready = False
+
+        def end(number: int, _: FrameType | None) -> None:
+            # At first nothing runs that a client waits for; and a second signal is in earnest. In a
+            # container's first process the default action of a signal is to do nothing.
+            if not is_ready or wished.is_set():
+                os._exit(128 + number)
+            loop.call_soon_threadsafe(wished.set)
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, end)
+        async with serving(models, options) as server:
+            # The collector need not walk what is loaded because a request has many parts.
+            gc.freeze()
+            is_ready = True
+            for line in ready_lines(server, options):
+                say(line)
+            seconds = options.model_config_poll_seconds
+            if config_file and seconds:
+                arguments = (config_file, models, server.store.configure, seconds)
+                threading.Thread(target=follow_config, args=arguments, daemon=True).start()
+            await wished.wait()
+            LOG.info("Ending: running calls have %g s to finish", options.drain_seconds)
 
     asyncio.run(until_signalled())
     end_process()
@@ -101,37 +113,6 @@ def end_process() -> NoReturn:
         with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
             stream.flush()
     os._exit(0)
-
-
-@contextlib.contextmanager
-def running(models: Sequence[ServedModel], options: ServeOptions) -> Iterator[Serving]:
-    """Serve for the length of a block, in a thread; at its end, drain.
-
-    Raises:
-        ConfigurationError, StatusError: as `serve` does.
-    """
-    started: Future[tuple[Serving, Callable[[], Any]]] = Future()
-
-    async def until_ended() -> None:
-        ended, loop = asyncio.Event(), asyncio.get_running_loop()
-        async with serving(models, options) as server:
-            started.set_result((server, lambda: loop.call_soon_threadsafe(ended.set)))
-            await ended.wait()
-
-    def give_up(outcome: "Future[None]") -> None:
-        error = outcome.exception()
-        if error and not started.done():
-            started.set_exception(error)
-
-    with ThreadPoolExecutor(1) as executor:
-        outcome = executor.submit(lambda: asyncio.run(until_ended()))
-        outcome.add_done_callback(give_up)
-        server, end = started.result()
-        try:
-            yield server
-        finally:
-            end()
-            outcome.result()
 
 
 @contextlib.asynccontextmanager
@@ -161,41 +142,6 @@ async def serving(models: Sequence[ServedModel], options: ServeOptions) -> Async
         finally:
             rest_server.should_exit = True
             await asyncio.gather(grpc_server.stop(options.drain_seconds), rest_task)
-
-
-class Ending:
-    """The wish that the server ends, as signals tell it.
-
-    Until `is_graceful`, nothing runs that a client waits for, and a signal ends the process.
-    """
-
-    def __init__(self) -> None:
-        self.is_graceful = False
-        self.wished = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
-
-    def signal(self, number: int, _: FrameType | None) -> None:
-        """Take a signal. Any but the first ends the process, as the signal itself would."""
-        if not self.is_graceful:
-            # In a container's first process the default action of a signal is to do nothing.
-            os._exit(128 + number)
-        self.is_graceful = False
-        self._loop.call_soon_threadsafe(self.wished.set)
-
-
-@contextlib.contextmanager
-def signalled() -> Iterator[Ending]:
-    """Take SIGTERM and SIGINT for the length of a block; only the main thread can."""
-    ending = Ending()
-    if threading.current_thread() is not threading.main_thread():
-        yield ending
-        return
-    before = {number: signal.signal(number, ending.signal) for number in SIGNALS}
-    try:
-        yield ending
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def ready_lines(server: Serving, options: ServeOptions) -> Iterator[str]:

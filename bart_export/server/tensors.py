@@ -57,19 +57,10 @@ def type_name(data_type: int) -> str:
 
 def numpy_dtype(data_type: int) -> np.dtype[Any]:
     """Return the NumPy dtype of a DataType; strings have dtype object."""
-    if data_type not in ELEMENTS:
-        raise StatusError(Code.UNIMPLEMENTED, f"Tensors of type {type_name(data_type)}")
-    name, _ = ELEMENTS[data_type]
-    if name != "bfloat16":
-        return np.dtype(name)
     try:
-        import ml_dtypes
-    except ImportError:
-        raise StatusError(
-            Code.UNIMPLEMENTED, "Tensors of type bfloat16 need the package ml_dtypes"
-        ) from None
-    bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-    return bfloat16
+        return np.dtype(ELEMENTS[data_type][0])
+    except (KeyError, TypeError):  # bfloat16 is NumPy's only where TensorFlow is imported
+        raise StatusError(Code.UNIMPLEMENTED, f"Tensors of type {type_name(data_type)}") from None
 
 
 def data_type(array: Array) -> int:

@@ -9,11 +9,11 @@ import sys
 
 import pytest
 import requests
+from support.rest_server import running
 
 from bart_export.runtime import Generator
 from bart_export.server import messages, sources
 from bart_export.server.options import ServeOptions
-from bart_export.server.serve import running
 
 SERVING = pathlib.Path(__file__).parents[2] / "serving"
 CLIENTS = SERVING / "clients"

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import requests
 import tensorflow as tf
+from support.rest_server import running
 from tensorflow.core.framework import types_pb2
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
@@ -28,7 +29,6 @@ from bart_export.recipes.table import RECIPES
 from bart_export.runtime.generator import Generator
 from bart_export.runtime.results import GeneratedSequence
 from bart_export.server.options import ServeOptions
-from bart_export.server.serve import running
 from bart_export.server.sources import LITERT, TENSORFLOW, ServedModel
 
 CHECKPOINT = pathlib.Path(__file__).parents[1] / "data" / "golden" / "bart_tiny_symmetric"

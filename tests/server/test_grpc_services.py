@@ -1,4 +1,4 @@
-"""Both services with the official stubs, over a real connection: what they answer."""
+"""Both services with the official stubs: what they answer and what they refuse."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -63,23 +63,6 @@ def test_an_input_with_a_default_may_be_left_out(served):
     assert list(response.outputs["sum"].float_val) == [4.0, 5.0]
 
 
-TYPED = "dtype: DT_FLOAT tensor_shape { dim { size: 3 } }"
-
-
-@pytest.mark.parametrize(
-    ("content", "values"),
-    [
-        ("float_val: 2", [3.0, 3.0, 3.0]),
-        ("", [2.0, 2.0, 2.0]),
-        ("float_val: 0 float_val: 2 float_val: 4 float_val: 6", [2.0, 3.0, 4.0]),
-        (r'tensor_content: "\000\000\200\077\000\000\000\000\000\000\000\100"', [2.5, 2.0, 3.0]),
-    ],
-)
-def test_tensors_are_read_as_tensorflow_reads_them(served, content, values):
-    given = spec() + f'inputs {{ key: "x" value {{ {TYPED} {content} }} }}'
-    assert list(call(served, "Predict", given).outputs["y"].float_val) == values
-
-
 def test_a_tensor_as_large_as_clients_take_comes_back_whole(tmp_path):
     value = np.arange(1_000_000, dtype=np.float32)[None]
     request_bytes = tf.make_tensor_proto(value).SerializeToString()
@@ -100,12 +83,6 @@ def test_rows_are_counted_before_a_tensor_is_filled(served, field):
         call(served, "Predict", given)
     assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "Expected x to have at most 32 rows, received 4194304." in raised.value.details()
-
-
-def test_one_value_fills_as_many_rows_as_a_request_may_have(served):
-    axes = "tensor_shape { dim { size: 32 } }"
-    given = f"{spec()} inputs {{ key: 'x' value {{ dtype: DT_FLOAT {axes} float_val: 1 }} }}"
-    assert list(call(served, "Predict", given).outputs["y"].float_val) == [2.5] * 32
 
 
 def test_an_answer_has_its_bounds(tmp_path):
@@ -221,17 +198,6 @@ def test_a_label_needs_a_version_that_is_available(tmp_path):
         )
 
 
-def test_a_reload_tells_how_far_metrics_went_up(tmp_path):
-    name = "/tensorflow/serving/request_count"
-    with front(tmp_path, load_seconds=0.5) as served, ThreadPoolExecutor(1) as threads:
-        listed = ("m", tmp_path, ALL), ("n", tmp_path, "")
-        reloading = threads.submit(reload, served, *listed, text=f'metric_names: "{name}"')
-        time.sleep(0.2)
-        call(served, "Predict", spec() + tensor("x", [1.0]))
-        (metric,) = reloading.result().metric
-    assert (metric.name, metric.int64_value_increase) == (name, 1)
-
-
 def test_a_reload_goes_on_when_its_client_has_gone(tmp_path):
     with front(tmp_path, load_seconds=0.3) as served:
         with pytest.raises(grpc.RpcError):
@@ -270,3 +236,63 @@ def test_made_up_names_do_not_fill_the_metrics(tmp_path):
         refused(served, "Predict", spec(name="made up"))
         assert "made up" not in served.metrics.exposition()
         assert 'model_name="",status="NOT_FOUND"' in served.metrics.exposition()
+
+
+X = tensor("x", [1.0])
+ONE_FLOAT = "dtype: DT_FLOAT tensor_shape { dim { size: 1 } }"
+CONFIG = "config {{ model_config_list {{ {} }} }}"
+LISTED = 'config {{ name: "{}" base_path: "{}" model_platform: "tensorflow" {} }}'
+
+REFUSALS = [
+    ("Predict", X, "INVALID_ARGUMENT", "Missing ModelSpec"),
+    ("Predict", "model_spec {}", "INVALID_ARGUMENT", "ModelSpec has no name specified."),
+    ("Predict", spec(name="q") + X, "NOT_FOUND", "Servable not found for request: Latest(q)"),
+    ("Predict", spec(rest="version { value: 99 }") + X, "NOT_FOUND", "request: Specific(m, 99)"),
+    ("Predict", spec(rest="version { value: 0 }") + X, "NOT_FOUND", "request: Specific(m, 0)"),
+    ("Predict", spec(rest='version_label: "L"') + X, "INVALID_ARGUMENT",
+     "Unrecognized servable version label: L"),
+    ("Predict", spec("foo") + X, "FAILED_PRECONDITION", 'Serving signature key "foo" not found.'),
+    ("Predict", spec() + X + tensor("z", [1.0]), "INVALID_ARGUMENT",
+     "Expected the inputs {x}, received {x,z}. Missing but required: {}. Unknown: {z}."),
+    ("Predict", spec("sums") + tensor("b", [1.0]), "INVALID_ARGUMENT",
+     "Expected the inputs {a,b}, received {b}. Missing but required: {a}. Unknown: {}."),
+    ("Predict", spec() + f'inputs {{ key: "x" value {{ {ONE_FLOAT} tensor_content: "abc" }} }}',
+     "INVALID_ARGUMENT", "tensor parsing error: x"),
+    ("Predict", spec() + tensor("x", ["1"]), "INVALID_ARGUMENT",
+     "Expects arg[0] to be float but string is provided"),
+    ("Predict", spec() + X + 'output_filter: "z"', "INVALID_ARGUMENT",
+     "output tensor alias not found in signature: z Outputs expected to be in the set {y}."),
+    ("Predict", spec() + X + 'output_filter: "y" output_filter: "y"', "INVALID_ARGUMENT",
+     "duplicate output tensor alias: y"),
+    ("Predict", spec("fail") + X, "INTERNAL", "RuntimeError: the engine broke"),
+    ("Classify", spec("classify"), "UNIMPLEMENTED", "Ask Predict."),
+    ("Regress", spec("regress"), "UNIMPLEMENTED", "Ask Predict."),
+    ("MultiInference", "", "UNIMPLEMENTED", "Ask Predict."),
+    ("GetModelStatus", "", "INVALID_ARGUMENT", "Missing ModelSpec"),
+    ("GetModelStatus", spec(name="q"), "NOT_FOUND", "Could not find any versions of model q"),
+    ("GetModelStatus", spec(rest="version { value: 99 }"), "NOT_FOUND",
+     "Could not find version 99 of model m"),
+    ("GetModelMetadata", "", "INVALID_ARGUMENT", "Missing ModelSpec"),
+    ("GetModelMetadata", spec(), "INVALID_ARGUMENT",
+     "GetModelMetadataRequest must specify at least one metadata_field"),
+    ("GetModelMetadata", spec() + 'metadata_field: "foo"', "INVALID_ARGUMENT",
+     "Metadata field foo is not supported"),
+    ("GetModelMetadata", spec(name="q") + 'metadata_field: "signature_def"', "NOT_FOUND",
+     "Servable not found for request: Latest(q)"),
+    ("HandleReloadConfigRequest", "", "INVALID_ARGUMENT",
+     "ServerModelConfig type not supported by HandleReloadConfigRequest. Only ModelConfigList is "
+     "currently supported"),
+    ("HandleReloadConfigRequest", CONFIG.format(LISTED.format("m", "/m", "") * 2),
+     "INVALID_ARGUMENT", "Illegal to list model m multiple times in config list"),
+    ("HandleReloadConfigRequest", CONFIG.format(LISTED.format("m", "m", "")), "INVALID_ARGUMENT",
+     "Expected model m to have an absolute path or URI; got base_path()=m"),
+    ("HandleReloadConfigRequest", CONFIG.format('config { name: "m" base_path: "/m" }'),
+     "INVALID_ARGUMENT", "to have the model_platform tensorflow or litert, received none"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "text", "code", "details"), REFUSALS)
+def test_what_is_wrong_is_refused_as_tensorflow_serving_does(served, method, text, code, details):
+    told = refused(served, method, text)
+    assert told[0] == code
+    assert details in told[1]

@@ -296,27 +296,6 @@ def test_pages_of_origins_that_are_allowed_can_read_answers(allowed):
 
 
 @pytest.mark.parametrize(
-    ("content_type", "status"),
-    [
-        (None, 200),
-        ("application/json", 200),
-        ("Application/JSON; charset=utf-8", 200),
-        ("application/vnd.api+json", 200),
-        ("application/x-www-form-urlencoded", 200),
-        ("text/plain", 415),
-        ("text/plain; charset=UTF-8", 415),
-        ("multipart/form-data; boundary=x", 415),
-        ("application/jsonp", 415),
-        ("text/html", 415),
-    ],
-)
-def test_a_body_of_another_kind_is_refused(server, content_type, status):
-    answer = server.post(PREDICT, ROWS, {"Content-Type": content_type} if content_type else {})
-    assert answer.status == status
-    assert answer.json == ANSWER if status == 200 else "Content-Type" in answer.json["error"]
-
-
-@pytest.mark.parametrize(
     "version_and_headers",
     ["1.1\r\nContent-Length: 5\r\n", "1.1\r\nContent-Length: 0\r\n", "1.0\r\n"],
 )

@@ -1,7 +1,6 @@
 """The numbers as Prometheus reads them, under TensorFlow Serving's names."""
 
 import asyncio
-import threading
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -11,7 +10,6 @@ from bart_export.server.metrics import (
     LATENCY,
     REQUEST_COUNT,
     REQUEST_LATENCY,
-    RUNTIME_LATENCY,
     Metrics,
 )
 from bart_export.server.status import Code, StatusError
@@ -32,7 +30,6 @@ def test_a_counter_has_the_name_that_tensorflow_serving_gives_it():
     metrics.increment(REQUEST_COUNT, "m", "OK", by=2)
     labels = (("model_name", "m"), ("status", "OK"))
     assert samples(metrics) == {(":tensorflow:serving:request_count", labels): 3}
-    assert metrics.total(":tensorflow:serving:request_count") == 3
 
 
 def test_a_histogram_counts_what_is_at_most_each_bound():
@@ -44,11 +41,6 @@ def test_a_histogram_counts_what_is_at_most_each_bound():
     read = {name: value for (name, _), value in samples(metrics).items()}
     assert read[f"{REQUEST_LATENCY.name}_sum"] == 1000000000050
     assert read[f"{REQUEST_LATENCY.name}_count"] == 5
-
-
-def test_latency_has_33_bounds_from_10_microseconds_to_20_minutes():
-    assert len(LATENCY) == 33
-    assert LATENCY[0] == 10
     assert 20 * 60 * 0.9 < LATENCY[-1] / 1e6 < 20 * 60 * 1.3
 
 
@@ -65,10 +57,6 @@ def test_prometheus_reads_back_every_family_and_any_label():
     for family in FAMILIES:
         name = family.name + ("_sum" if family.bounds else "")
         assert read[name, tuple((label, awkward) for label in sorted(family.labels))] == 7
-
-
-def test_nothing_counted_is_nothing_written():
-    assert samples(Metrics()) == {}
 
 
 @pytest.mark.parametrize(
@@ -102,22 +90,3 @@ def test_a_request_is_in_progress_until_it_is_counted_and_timed():
     assert read[REQUEST_COUNT.name, (("model_name", "m"), ("status", "OK"))] == 1
     assert read[f"{REQUEST_LATENCY.name}_count", labels] == 1
     assert 0 < read[f"{REQUEST_LATENCY.name}_sum", labels] < 1e6
-
-
-def test_counts_from_many_threads_are_all_there():
-    metrics = Metrics()
-
-    def count():
-        for _ in range(2000):
-            metrics.increment(REQUEST_COUNT, "m", "OK")
-            metrics.observe(RUNTIME_LATENCY, 1, "m", "Predict", "TF1")
-
-    threads = [threading.Thread(target=count) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    read = samples(metrics)
-    assert read[REQUEST_COUNT.name, (("model_name", "m"), ("status", "OK"))] == 8000
-    labels = (("API", "Predict"), ("model_name", "m"), ("runtime", "TF1"))
-    assert read[f"{RUNTIME_LATENCY.name}_count", labels] == 8000

@@ -8,10 +8,11 @@ import httpx
 import pytest
 from support.arithmetic_server import LOOPBACK, connects, open_arithmetic, over_grpc, rest
 from support.certificates import Authority
+from support.rest_server import running
 from support.served_directories import add_version, served, wait_until
 
 from bart_export.errors import ConfigurationError
-from bart_export.server import opening, serve
+from bart_export.server import opening
 from bart_export.server.options import ServeOptions
 from bart_export.server.status import StatusError
 
@@ -34,7 +35,7 @@ def options(**fields):
 
 
 def test_both_ports_answer_and_are_closed_at_the_end(base_path):
-    with serve.running([served(base_path)], options()) as server:
+    with running([served(base_path)], options()) as server:
         assert rest(server.rest_api_port, x=[1.0]).json() == {"outputs": [2.5]}
         assert list(over_grpc(server.port, x=[1.0]).outputs["y"].float_val) == [2.5]
         assert server.store.names() == ["m"]
@@ -43,7 +44,7 @@ def test_both_ports_answer_and_are_closed_at_the_end(base_path):
 
 
 def test_both_services_count_into_the_same_metrics(base_path):
-    with serve.running([served(base_path)], options()) as server:
+    with running([served(base_path)], options()) as server:
         rest(server.rest_api_port, x=[1.0])
         over_grpc(server.port, x=[1.0])
         url = f"http://{LOOPBACK}:{server.rest_api_port}/monitoring/prometheus/metrics"
@@ -52,7 +53,7 @@ def test_both_services_count_into_the_same_metrics(base_path):
 
 
 def test_new_versions_are_found_while_it_serves(base_path):
-    with serve.running([served(base_path)], options(poll_seconds=0.05)) as server:
+    with running([served(base_path)], options(poll_seconds=0.05)) as server:
         assert over_grpc(server.port, x=[1.0]).model_spec.version.value == 1
         add_version(base_path, 2)
         wait_until(lambda: over_grpc(server.port, x=[1.0]).model_spec.version.value == 2)
@@ -66,7 +67,7 @@ def test_a_port_in_use_is_one_line(base_path, field):
             pytest.raises(
                 ConfigurationError, match=f"Cannot listen on {LOOPBACK}:{number}"
             ) as told,
-            serve.running([served(base_path)], options(**{field: number})),
+            running([served(base_path)], options(**{field: number})),
         ):
             pass
     assert f"--{field.replace('_', '-')}" in str(told.value)
@@ -79,7 +80,7 @@ def test_a_port_that_is_taken_while_models_load_is_one_line(base_path, capfd):
     with ThreadPoolExecutor(1) as threads:
 
         def serving():
-            with serve.running([served(base_path)], options(port=number)):
+            with running([served(base_path)], options(port=number)):
                 pass
 
         outcome = threads.submit(serving)
@@ -103,7 +104,7 @@ def test_a_port_that_is_taken_while_models_load_is_one_line(base_path, capfd):
 def test_an_address_that_cannot_be_is_one_line(base_path, fields, told):
     with (
         pytest.raises(ConfigurationError, match=told),
-        serve.running([served(base_path)], options(**fields)),
+        running([served(base_path)], options(**fields)),
     ):
         pass
 
@@ -115,7 +116,7 @@ def test_a_key_that_does_not_fit_its_certificate_is_one_line(base_path, tmp_path
     config.write_text(f"server_key: {key!r} server_cert: {certificate!r}")
     with (
         pytest.raises(ConfigurationError, match="holds no key and certificate that fit"),
-        serve.running([served(base_path)], options(ssl_config_file=config)),
+        running([served(base_path)], options(ssl_config_file=config)),
     ):
         pass
     assert capfd.readouterr().err == ""
@@ -135,7 +136,7 @@ def test_no_port_is_open_before_everything_is_loaded(base_path):
             return time.monotonic() - began
 
         first = threads.submit(first_connection)
-        with serve.running([served(base_path)], settings):
+        with running([served(base_path)], settings):
             assert first.result() > 0.6
 
 
@@ -145,7 +146,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_start(base_path):
         number = free.getsockname()[1]
     with (
         pytest.raises(StatusError, match="it is broken"),
-        serve.running([served(base_path)], options(rest_api_port=number)),
+        running([served(base_path)], options(rest_api_port=number)),
     ):
         pass
     assert not connects(number)

@@ -6,11 +6,11 @@ import grpc
 import numpy as np
 import pytest
 import requests
+from support.rest_server import running
 
 from bart_export.runtime.generator import Generator
 from bart_export.server import messages
 from bart_export.server.options import ServeOptions
-from bart_export.server.serve import running
 from bart_export.server.sources import LITERT, TENSORFLOW, ServedModel
 from bart_export.server.tensors import string_array, to_proto
 

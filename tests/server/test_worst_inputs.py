@@ -1,7 +1,5 @@
 """What strangers send takes time in proportion to its size, and holds up nobody else."""
 
-import asyncio
-import collections
 import contextlib
 import gc
 import threading
@@ -16,7 +14,6 @@ from support.worst_inputs import GRPC, GZIP, JSON
 from bart_export.errors import BartExportError
 from bart_export.server import rest, sources, tensors
 from bart_export.server.messages import DataType, PredictRequest, TensorInfo
-from bart_export.server.predict import run_off_loop
 from bart_export.server.rest import decompressed
 
 MEGABYTE = 2**20
@@ -101,22 +98,6 @@ def running(symmetric_artifact, tmp_path_factory):
     with serving_process("--model-config-file", config) as process:
         yield process
         assert process.logged("ERROR") == 0, process.log
-
-
-def test_the_collector_does_not_walk_bodies():
-    """By itself it comes hundreds of times in a mebibyte of lists."""
-    body, times = JSON["empty lists"](MEGABYTE), collections.Counter()
-
-    def count(phase, _):
-        times[phase] += 1
-
-    gc.callbacks.append(count)
-    try:
-        asyncio.run(run_off_loop(len(body), lambda: read_json(body)))
-    finally:
-        gc.callbacks.remove(count)
-    assert times["start"] < 20
-    assert gc.isenabled()
 
 
 class Health:

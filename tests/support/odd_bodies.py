@@ -89,31 +89,3 @@ def damaged(generator, data):
         elif place < other < len(data):
             data[place], data[other] = data[other], data[place]
     return bytes(data)
-
-
-def values(signature, text):
-    return f'{{"signature_name": "{signature}", "inputs": [{text}]}}'.encode()
-
-
-# A body for the model of all types, the status and a part of the answer.
-EXACT = [
-    (values("float32", "1e999"), 200, b"Infinity"),
-    (values("float32", "1e-999"), 200, b"0.0"),
-    (values("int64", "9" * 5000), 400, b"Exceeds the limit"),
-    (values("float32", "9" * 25), 200, b"1e+25"),
-    (values("int64", "-" + "9" * 5000), 400, b"error"),
-    (values("float64", "0." + "1" * 5000), 200, b"0.1111111111111111"),
-    (values("string", '"\\ud800"'), 400, b"error"),
-    (values("string", '"\\u0000"'), 200, b"\\u0000"),
-    (values("string", '"' + "x" * 100_000 + '"'), 200, b"x" * 100_000),
-    (b"\xef\xbb\xbf" + values("int32", "1"), 200, b"1"),
-    (values("int32", "1") + b" and more", 400, b"Extra data"),
-    (b'{"inputs": [1], "inputs": ["a"], "signature_name": "int32"}', 400, b"error"),
-    (b"", 400, b"Expecting value"),
-    (values("float32", "1" + ",1" * 31), 200, b"1.0"),
-    (values("float32", "1" + ",1" * 200_000), 400, b"at most 32 rows, received 200001"),
-    (values("matrix", "[1" + ",1" * 200_000 + "]"), 200, b"1"),
-]  # fmt: skip
-
-DEEP = [(b"[", b"]"), (b'{"inputs":', b"}"), (b'{"inputs":[', b"]}"), (b'{"b64":', b"}"),
-        (b'{"signature_name": "matrix", "inputs": [', b"]}")]  # fmt: skip

@@ -1,13 +1,15 @@
 """A real REST service on a loopback port, in front of a real model store, for tests."""
 
+import asyncio
 import contextlib
 import http.client
 import json
 import pathlib
 import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 
-from bart_export.server import http_server, rest
+from bart_export.server import http_server, rest, serve
 from bart_export.server.metrics import Metrics
 from bart_export.server.models import ModelStore
 from bart_export.server.options import ServeOptions
@@ -116,3 +118,29 @@ def serving(servable=None, **options):
     servables = {("m", 1): servable or Arithmetic()}
     with store_of([model], servables, settings) as store, served(store, settings) as server:
         yield server
+
+
+@contextlib.contextmanager
+def running(models, options):
+    """Run the whole server, REST and gRPC, in a thread for the length of a block."""
+    started = Future()
+
+    async def until_ended():
+        ended, loop = asyncio.Event(), asyncio.get_running_loop()
+        async with serve.serving(models, options) as server:
+            started.set_result((server, lambda: loop.call_soon_threadsafe(ended.set)))
+            await ended.wait()
+
+    def give_up(outcome):
+        if not started.done():
+            started.set_exception(outcome.exception())
+
+    with ThreadPoolExecutor(1) as executor:
+        outcome = executor.submit(lambda: asyncio.run(until_ended()))
+        outcome.add_done_callback(give_up)
+        server, end = started.result()
+        try:
+            yield server
+        finally:
+            end()
+            outcome.result()
