@@ -77,7 +77,7 @@ def cross_tensors(config: BartConfig) -> tuple[Tensor, ...]:
 
 
 def cache_tensors(config: BartConfig, beams: str = BEAMS) -> tuple[Tensor, ...]:
-    """Return the self-attention cache that goes into `decode` and comes out, per decoder layer."""
+    """Return the self-attention caches, inputs and outputs of `decode`, per decoder layer."""
     return tuple(
         Tensor(f"self_{part}_{layer}", "float32", (beams, HEADS, CAPACITY, HEAD_SIZE))
         for layer in range(config.decoder_layers)
@@ -88,7 +88,7 @@ def cache_tensors(config: BartConfig, beams: str = BEAMS) -> tuple[Tensor, ...]:
 def tflite_signatures(config: BartConfig) -> tuple[Signature, Signature, Signature]:
     """Return the signatures of a `.tflite` file: `encode` once a text, one `decode` a token.
 
-    `decode` steps several beams, `decode_single` one, which takes other operators to be quick.
+    `decode` steps several beams, `decode_single` one, with operators that are faster for one.
     `position` counts decoder tokens from 0. `beam_index[k]` is the beam whose cache beam `k`
     continues; it is applied before the step. `self_*` outputs are the whole updated caches.
     """

@@ -48,7 +48,7 @@ def printable(text: str) -> str:
     """Return a text with JSON's escapes for what ends a line, steers a terminal or is not seen."""
     if text.isprintable():
         return text
-    return "".join(one if one.isprintable() else json.dumps(one)[1:-1] for one in text)
+    return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text)
 
 
 def printable_lines(text: str) -> str:
@@ -56,14 +56,14 @@ def printable_lines(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
 
 
-def last_words(said: str, exit_code: int) -> str:
+def last_words(output: str, exit_code: int) -> str:
     """Return what a process of this package said last before it failed, and how it ended.
 
     Without what Python puts before an error's text on its standard error: the name of its class.
     """
     if exit_code < 0:
         return f"it was ended by {signal.Signals(-exit_code).name}"
-    lines = said.strip().splitlines() or [f"exit code {exit_code}"]
+    lines = output.strip().splitlines() or [f"exit code {exit_code}"]
     return re.sub(r"^(Error|(\w+\.)+\w+): ", "", lines[-1])
 
 

@@ -56,7 +56,7 @@ def silenced() -> Iterator[None]:
 
 
 def temporary_file() -> IO[bytes]:
-    """Return a file that nobody sees; where there is no room for one, it keeps nothing."""
+    """Return an unnamed file, or the null device where there is no room for one."""
     try:
         return tempfile.TemporaryFile()
     except OSError:

@@ -2,9 +2,9 @@
 
     python tools/android_text.py
 
-Damaged bytes are decoded by CPython itself; texts of characters that are cut differently, among
-them letters of every Unicode version, are tokenized by the package, and so are texts with added
-tokens. The files are committed.
+Damaged bytes are decoded by CPython. Texts of characters that are split differently, among them
+letters of every Unicode version, and texts with added tokens are tokenized by the package. The
+files are committed.
 """
 
 import codecs

@@ -3,15 +3,15 @@
 Usage: compare_keras_hub.py CHECKPOINT_DIR [--source N] [--new-tokens N] [--runs N] [--json FILE]
 
 CHECKPOINT_DIR is a Keras preset (random_checkpoint.py writes one), which KerasHub loads as well.
-The SavedModel is exported from it here, to search greedily, and run by the server's own TensorFlow
-engine. KerasHub's `generate` is its compiled function, ids in and ids out, without a preprocessor,
-as `compile` leaves it and also without XLA, whichever is quicker on the machine. All start with the
-decoder's start token, never stop early, and must generate the very same tokens. Each has run once
-before it is timed. Runs take turns, so that what else the machine does falls on all alike; figures
-are medians.
+The SavedModel is exported from it for greedy search and run by the server's TensorFlow engine.
+KerasHub's `generate` is its compiled function, ids in and ids out, without a preprocessor, both as
+`compile` leaves it and without XLA, whichever is faster on the machine. All start with the
+decoder's start token, never stop early, and must generate the same tokens. Each runs once before it
+is timed. Runs take turns, so that what else the machine does affects all alike. Figures are
+medians.
 
-Weights that were drawn at random make the comparison of tokens a weak one: such a model repeats its
-last token. The embedded preset, bart_export/assets/bart_mini_en, makes it a strong one.
+With random weights the comparison of tokens is weak, because such a model repeats its last token.
+The embedded preset, bart_export/assets/bart_mini_en, makes it strong.
 """
 
 import argparse

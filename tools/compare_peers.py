@@ -3,18 +3,17 @@
 Usage: compare_peers.py PRESET [ARTIFACT] [--peer NAME]… [--source N]… [--num-beams N]…
                         [--new-tokens N] [--threads N] [--runs N] [--json FILE]
 
-PRESET is what bart-export takes (random_checkpoint.py writes one), ARTIFACT what it made of it with
-the recipe dynamic_wi8_afp32; without one it is made here. Every peer is built of the same arrays
-and set up as its own documentation advises, which its module in peers/ says, with the same number
-of threads; those not installed are left out, and said (`pip install '.[peers]'`). Before anything
-is timed, each must give the logits of the float32 Keras model along one sequence: the column
+PRESET is what bart-export takes (random_checkpoint.py writes one), ARTIFACT its export with the
+recipe dynamic_wi8_afp32, which is made if it is not given. Every peer is built from the same arrays
+with the same number of threads, and set up as its own documentation advises; its module in peers/
+has the details. Peers that are not installed (`pip install '.[peers]'`) are reported and skipped.
+Each peer must first give the logits of the float32 Keras model for one sequence. The column
 "agrees" is how far they are apart, and a peer that is too far apart fails the comparison.
 
-Work is timed from source ids in to generated ids out, everything included, for exactly as many
-tokens as asked. CTranslate2, KerasHub and transformers search themselves; ONNX Runtime and OpenVINO
-have no search for an encoder-decoder, and this package's host search drives them as it drives its
-own engine. Runs of all take turns, so that what else the machine does falls on all alike; figures
-are medians.
+Work is timed from source ids to generated ids, everything included, for exactly as many tokens as
+asked. CTranslate2, KerasHub and transformers have their own search; ONNX Runtime and OpenVINO have
+none for an encoder-decoder and are driven by this package's host search. Runs of all take turns, so
+that what else the machine does affects all alike; figures are medians.
 """
 
 import argparse

@@ -1,7 +1,6 @@
-"""What the comparisons share: runs in turns, and the command around them.
+"""Runs in turns, and the command line around them, for the comparisons with other packages.
 
-Work goes in as functions, seconds come out. Runs of all take turns, so that what else the machine
-does falls on all alike. What is compared is not known here.
+Runs of all packages take turns, so that what else the machine does affects all alike.
 """
 
 import argparse

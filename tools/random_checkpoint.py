@@ -1,10 +1,10 @@
-"""Write a Keras preset of a published BART's shape with random weights, to measure with.
+"""Write a Keras preset with a published BART's shape and random weights, for measurements.
 
 Usage: random_checkpoint.py DIRECTORY [--shape bart_base|bart_large|bart_large_cnn] [--seed N]
 
-The tokenizer is the real one, so texts go in; what comes out means nothing. Weights are drawn one
-tensor at a time, from generators of their own: a seed gives the same checkpoint everywhere, and
-memory holds one tensor.
+The tokenizer is the real one, so the preset takes texts; the output is meaningless. Weights are
+drawn one tensor at a time, each from its own generator, so a seed gives the same checkpoint
+everywhere and only one tensor is in memory.
 """
 
 import argparse

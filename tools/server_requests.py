@@ -1,7 +1,7 @@
 """Requests for `fuzz.py`: damaged bodies, addresses and messages, sent to a server over its ports.
 
-The server runs in the process that asks, so that whatever ends it is counted. What it logs as an
-error is a fault, as is an answer of 500 or one without a reason.
+The server runs in the process of its client, so that a crash is counted. An error in its log is a
+fault, and so is an answer of 500 or one without a reason.
 """
 
 import contextlib

@@ -1,7 +1,7 @@
-"""Texts, tokenizers and tokenizer files for `fuzz.py`, held to the `tokenizers` library.
+"""Texts, tokenizers and tokenizer files for `fuzz.py`, compared with the `tokenizers` library.
 
-Texts are of the characters that pretokenization tells apart, cut at added tokens with random flags,
-merged by random merges or by those of BART. In a TensorFlow graph they must have the same ids.
+Texts consist of the characters that pretokenization distinguishes, are cut at added tokens with
+random flags, and merged by random merges or by BART's. A TensorFlow graph must give the same ids.
 """
 
 import dataclasses

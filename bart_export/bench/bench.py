@@ -109,7 +109,7 @@ def bench(
     files, names = artifact.manifest.tflite(), chosen_files(artifact, recipes)
     tokenizer = artifact.manifest.tokenizer
     for name in (tokenizer.vocabulary, tokenizer.merges, *names):
-        artifact.path(name, rehash=True)  # told here of the artifact itself, not of a copy
+        artifact.path(name, rehash=True)  # so that an error names the artifact, not a copy
     positions = artifact.config.max_sequence_length
     rooms = [room(files[name].shapes, positions) for name in names]
     longest, most = map(max, zip(*rooms, strict=True))

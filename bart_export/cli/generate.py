@@ -206,9 +206,9 @@ def batch(
                 answer = answered(ask, row)
                 write(answer)
                 failed += "error" in answer
-                told = answer.get("error", "It was cut." if answer.get("truncated") else None)
-                if told and output is None:
-                    click.echo(f"Text {count} of {source}: {told}", err=True)
+                remark = answer.get("error", "It was cut." if answer.get("truncated") else None)
+                if remark and output is None:
+                    click.echo(f"Text {count} of {source}: {remark}", err=True)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 f"Interrupted at text {count} of {source}; the results before it are whole."

@@ -1,7 +1,6 @@
-"""What a preset or an artifact holds: facts for a program to read, and lines of them for a person.
+"""The facts about a preset or an artifact, for a program and as lines for a person.
 
-Weights are not read, and a preset on a hub that has a name here is described without being
-downloaded.
+Weights are not read, and a named preset on a hub is described without being downloaded.
 """
 
 import itertools
@@ -253,11 +252,11 @@ def comparison(row: Verification) -> str:
     return f"{figures}, {round(row.tokens * asked)} of {asked} golden texts equal"
 
 
-# Said once where not all are: it is the first figure that a new user sees.
+# Printed where not all are equal, because it is the first figure that a new user sees.
 ABOUT_EQUAL_TEXTS = (
-    "A golden text is equal when all its tokens are. Where two tokens are about as likely, rounded "
-    "weights may take the other one, and a text of the same worth follows. What a file costs, "
-    "REPORT.md and bart-export verify --data with texts of your own say better."
+    "A golden text is equal when all its tokens are. If two tokens are almost equally likely, "
+    "rounded weights may choose the other one and continue with a text that is just as good. "
+    "REPORT.md and bart-export verify --data with your own texts say better what a file costs."
 )
 SECTIONS: dict[str, Section] = {
     "notes": iter,

@@ -1,7 +1,7 @@
-"""The peers that compare_peers.py measures: one row each, one module each, all built of arrays.
+"""The peers that compare_peers.py measures: a row and a module each, all built from arrays.
 
-A checkpoint goes in, a model that generates comes out. None of the peers is a dependency of the
-package: a row's module is imported when its packages are there.
+None of the peers is a dependency of the package: a row's module is imported if its packages are
+installed.
 """
 
 import dataclasses

@@ -1,11 +1,10 @@
-"""BART's encoder and decoder step, composed of operators that a peer's own library gives.
+"""BART's encoder and decoder step, composed of the operators of a peer's library.
 
-In go a configuration and an `Operators`, which knows the weights and adds nodes to a graph; out
-come nodes. Activations are rows, (rows, hidden): the tokens of the one source in the encoder, the
-beams in the decoder. One source has no padding, so that no mask is needed anywhere. The encoder
-projects its output to every decoder layer's cross keys and values, once; all beams are queries of
-one sequence there. What an attention looks like in a graph, and how a cache goes from one step to
-the next, is the peer's affair. This module knows no peer.
+An `Operators` has the weights and adds nodes to a graph. Activations are rows, (rows, hidden): the
+tokens of the one source in the encoder, the beams in the decoder. One source has no padding, so no
+mask is needed. The encoder projects its output once to the cross keys and values of every decoder
+layer, where all beams are queries of one sequence. The peer decides what an attention looks like in
+its graph, and how a cache goes from one step to the next.
 """
 
 from typing import Any, Protocol

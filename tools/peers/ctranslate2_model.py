@@ -1,9 +1,9 @@
 """CTranslate2 on the same weights, in int8 or float32.
 
-The model is built of the checkpoint's arrays with CTranslate2's own specifications, projections of
-one input joined, and quantized when it is loaded, which is its documentation's advice for a CPU. It
-searches itself. Token ids go by their decimal digits there. CTranslate2 reads settings from the
-environment; on AMD processors it leaves AVX-512 alone unless CT2_FORCE_CPU_ISA=AVX512.
+The model is built from the checkpoint's arrays with CTranslate2's own specifications, with
+projections of the same input joined, and quantized when it is loaded, as its documentation advises
+for a CPU. It has its own search. Token ids are passed as decimal digits. CTranslate2 reads settings
+from the environment; on AMD processors it does not use AVX-512 unless CT2_FORCE_CPU_ISA=AVX512.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """KerasHub's BART on the same weights, float32: its own compiled `generate`, ids in and ids out.
 
-Set up as `compile` leaves it, which takes XLA, or without XLA, which is quicker on some machines;
-one compiled function for each number of beams, with KerasHub's own greedy or beam sampler. All
+Set up as `compile` leaves it, with XLA, or without XLA, which is faster on some machines; one
+compiled function for each number of beams, with KerasHub's own greedy or beam sampler. All
 sequences start with the decoder's start token and never stop early. KerasHub forbids no token:
 where a search of a fixed length elsewhere forbids the end token, this one may choose it.
 """

@@ -1,10 +1,9 @@
-"""ONNX nodes for BART's graph, and the files that ONNX Runtime opens.
+"""ONNX nodes for BART's graph: an encoder and two decoder steps, as ONNX models.
 
-In go a configuration and weights, as `graph.parameters` lays them out; out come an encoder and two
-decoder steps as ONNX models. Attentions are `MultiHeadAttention`, which is what ONNX Runtime's own
-transformer optimizer puts in the place of their parts; GELU and layer norms are single operators
-already. Caches are inputs and outputs, (beams, heads, past, head_size): a step returns them one
-position longer. Whatever runs the files is not known here.
+Weights are those of `graph.parameters`. Attentions are `MultiHeadAttention`, with which ONNX
+Runtime's own transformer optimizer replaces their parts; GELU and layer norms are single operators.
+Caches are inputs and outputs, (beams, heads, past, head_size): a step returns them one position
+longer.
 """
 
 from collections.abc import Sequence

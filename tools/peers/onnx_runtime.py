@@ -1,10 +1,10 @@
 """ONNX Runtime over an encoder and a decoder step with caches, in int8 or float32.
 
 Set up as its documentation advises for transformers on a CPU: attentions fused before dynamic
-quantization, signed weights per channel, all graph optimizations, one pool of as many threads as
-asked, and `IOBinding`, by which caches go from step to step without a copy through Python. A step
-of one beam has a graph of its own, which reorders no cache. ONNX Runtime has no search for this
-graph: the host's searches.
+quantization, signed weights per channel, all graph optimizations, one pool with the given number of
+threads, and `IOBinding`, which passes caches from step to step without a copy through Python. A
+step of one beam has its own graph, which reorders no cache. ONNX Runtime has no search for this
+graph and is driven by the host's.
 """
 
 import dataclasses

@@ -1,10 +1,9 @@
 """OpenVINO nodes for BART's graph: an encoder, and a decoder step that holds its caches itself.
 
-In go a configuration and weights, as `graph.parameters` lays them out; out come two OpenVINO
-models. The decoder is the stateful one that OpenVINO's documentation advises for generation: every
-cache is a variable, gathered by `beam_idx`, lengthened by one position and attended by
-`ScaledDotProductAttention`, a pattern that its CPU plug-in runs as one operator. Whatever runs the
-models is not known here.
+Weights are those of `graph.parameters`. The decoder is the stateful one that OpenVINO's
+documentation advises for generation: every cache is a variable, gathered by `beam_idx`, lengthened
+by one position and attended by `ScaledDotProductAttention`, a pattern that its CPU plug-in runs as
+one operator.
 """
 
 from typing import Any

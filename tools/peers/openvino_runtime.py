@@ -5,7 +5,7 @@ symmetric, which is the kind that goes with activations quantized on the fly; a 
 reordered by `beam_idx`; the latency hint and as many threads as asked. All other settings are the
 CPU plug-in's own, by which it quantizes activations, keeps caches in 8 bits, and computes in
 bfloat16 where the processor has it. The float32 build asks for exact float32. OpenVINO has no
-search for this graph: the host's searches.
+search for this graph and is driven by the host's.
 """
 
 import contextlib

@@ -1,8 +1,7 @@
 """A peer that can only step, driven by this package's own search.
 
-In goes an engine, `start` and `step` as in `bart_export.runtime.engine.Engine`; out come whole
-generations of a fixed length, and the logits along one given sequence. This package's own engine
-goes the same way, so that what the search costs is the same for all. Nothing here knows an engine.
+An engine has `start` and `step` as in `bart_export.runtime.engine.Engine`. This package's own
+engine is driven in the same way, so that the search costs the same for all.
 """
 
 from collections.abc import Sequence
