@@ -194,7 +194,7 @@ def test_every_command_of_the_documentation_parses(words):
         context = main.make_context("bart-export", words)
     else:
         context = main.commands[words[0]].make_context(words[0], words[1:])
-    used = context.params.get("recipe_names") or [context.params.get("recipe")]
+    used = context.params.get("recipes") or [context.params.get("recipe")]
     named = {name for name in used if name and not name.endswith(".json")}
     assert named <= {*RECIPES, "all"}
 

@@ -54,6 +54,7 @@ GENERATION_OPTIONS: tuple[tuple[str, Value, str], ...] = (
     ("seed", int, "Makes sampling reproducible."),
 )
 EARLY_STOPPING = {"true": True, "false": False, "never": "never"}
+FLAGS = ("truncate", "allow_empty", "special_tokens")  # what becomes of a text, and no setting
 
 
 @click.command()
@@ -109,9 +110,6 @@ def generate(
     output_file: pathlib.Path | None,
     overwrite: bool,
     stream: bool,
-    truncate: bool,
-    allow_empty: bool,
-    special_tokens: bool,
     recipe: str | None,
     engine: str | None,
     threads: int | None,
@@ -143,6 +141,7 @@ def generate(
         raise click.UsageError("--overwrite needs an --output.")
     source = input_file or (pathlib.Path(texts.STANDARD) if text is None else None)
     texts.check_output(output_file, source, overwrite)
+    flags = {name: given.pop(name) for name in FLAGS}
     parameters = {name: value for name, value in given.items() if value is not None}
     if "early_stopping" in parameters:
         parameters["early_stopping"] = EARLY_STOPPING[parameters["early_stopping"]]
@@ -155,11 +154,7 @@ def generate(
         click.echo(notice, err=True)
     with spelled_as_flags():
         generator.settings(**parameters)  # refused now, or else of every text
-        parameters |= {
-            "truncate": truncate,
-            "allow_empty": allow_empty,
-            "special_tokens": special_tokens,
-        }
+        parameters |= flags
         if input_file is not None and rows is not None:
             ask = functools.partial(generator.generate, **parameters)
             failed = batch(ask, rows, input_file, output_file)
@@ -237,7 +232,6 @@ def print_row(row: "Row") -> None:
         say(" ".join(sequence.get("generated_text", "").splitlines()))
 
 
-FLAGS = ("truncate", "allow_empty", "special_tokens")
 PARAMETER = re.compile(
     rf"\b({'|'.join([*(name for name, _, _ in GENERATION_OPTIONS), *FLAGS])})\b"
     r"(?:=([\w+-]+(?:\.\w+)*))?"

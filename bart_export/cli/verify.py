@@ -11,7 +11,7 @@ import click
 from bart_export import cli
 from bart_export.documents import scratch_directory
 from bart_export.errors import VerificationFailed, printable
-from bart_export.progress import Stage, console, filled, stages
+from bart_export.progress import console, filled, stages
 from bart_export.recipes import metrics
 
 if TYPE_CHECKING:
@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from bart_export.artifact.artifact import Artifact
     from bart_export.artifact.figures import FileVerification
     from bart_export.edgetpu.compiler import Compiled, Report
-    from bart_export.runtime.generator import ModelInfo
-    from bart_export.verify.compare import Baseline, Comparison, TfliteFile
+    from bart_export.verify.compare import Comparison
     from bart_export.verify.data import Texts
 
 GOLDEN = 6  # about half of the golden questions and traces, for the progress bar
@@ -142,6 +141,7 @@ def compare_artifact(
     artifact: "Artifact", texts: "Texts | None", against: str | None, bounds: dict[str, float]
 ) -> "list[Comparison]":
     """Compare an artifact's files with its float32 file or with a preset, and show progress."""
+    from bart_export.checkpoints.resolve import resolve_preset
     from bart_export.runtime.generator import ModelInfo
     from bart_export.verify.checks import artifact_files, compare_files, float_baseline
 
@@ -155,28 +155,13 @@ def compare_artifact(
             baseline = float_baseline(info, files)
             others = [file for file in files if file.recipe.mode != "float"]
             return compare_files(others, baseline, texts, stage)
+        cli.require("Comparing with a preset", cli.EXPORT_PACKAGES, "export")
+        resolve_preset(against)  # refused before TensorFlow takes its seconds to load
+        with cli.loading_tensorflow(stage):
+            from bart_export.verify.reference import preset_baseline
         with scratch_directory() as scratch:
-            baseline = load_preset(artifact, info, files, against, bounds, scratch, stage)
+            baseline = preset_baseline(artifact, info, files, against, bounds, scratch, stage)
             return compare_files(files, baseline, texts, stage)
-
-
-def load_preset(
-    artifact: "Artifact",
-    info: "ModelInfo",
-    files: "Sequence[TfliteFile]",
-    preset: str,
-    bounds: dict[str, float],
-    directory: pathlib.Path,
-    stage: Stage,
-) -> "Baseline":
-    """Import TensorFlow and return a preset as what files are compared with."""
-    from bart_export.checkpoints.resolve import resolve_preset
-
-    cli.require("Comparing with a preset", cli.EXPORT_PACKAGES, "export")
-    resolve_preset(preset)  # refused before TensorFlow takes its seconds to load
-    with cli.loading_tensorflow(stage):
-        from bart_export.verify.reference import preset_baseline
-    return preset_baseline(artifact, info, files, preset, bounds, directory, stage)
 
 
 def print_table(rows: "Sequence[Comparison]") -> None:
