@@ -11,7 +11,6 @@ import pathlib
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -22,6 +21,7 @@ from bart_export.errors import ConfigurationError
 from bart_export.quiet import native_stderr_silenced
 from bart_export.server import messages, sources, tensors
 from bart_export.server.http_server import in_url
+from bart_export.server.messages import Message
 from bart_export.server.metrics import Metrics
 from bart_export.server.models import ModelSpec, ModelStore
 from bart_export.server.options import MAX_ANSWER_BYTES, ServeOptions
@@ -31,7 +31,7 @@ from bart_export.server.sources import ServedModel
 from bart_export.server.status import Code, StatusError, invalid, status_of_error
 
 # A method of a service: a request message and the limits of the call, and the response message.
-Method = Callable[[Any, Limits], Awaitable[Any]]
+Method = Callable[[Message, Limits], Awaitable[Message]]
 
 GRPC_STATUS: dict[Code, grpc.StatusCode] = {Code(code.value[0]): code for code in grpc.StatusCode}
 # TensorFlow Serving's bound: details travel in a header, and clients bound their headers.
@@ -80,11 +80,11 @@ class Services:
             },
         }
 
-    async def unserved(self, request: Any, limits: Limits) -> Any:
+    async def unserved(self, request: Message, limits: Limits) -> Message:
         """Refuse a method that takes examples."""
         raise StatusError(Code.UNIMPLEMENTED, NO_EXAMPLES)
 
-    async def predict(self, request: Any, limits: Limits) -> Any:
+    async def predict(self, request: Message, limits: Limits) -> Message:
         """Run a signature with tensors."""
         wanted = wanted_model(request)
         with self.predictor.counted(wanted, "Predict", "GRPC"):
@@ -110,7 +110,7 @@ class Services:
                 model_spec=model_spec(wanted, answer.version, answer.signature), outputs=outputs
             )
 
-    def inputs(self, request: Any, signature: Any) -> Tensors:
+    def inputs(self, request: Message, signature: Message) -> Tensors:
         """Return the inputs of a PredictRequest as arrays."""
         check_inputs(signature, request.inputs)
         for alias, proto in request.inputs.items():
@@ -118,7 +118,7 @@ class Services:
             tensors.check_rows(alias, rows, self.store.options.max_request_rows)
         return {alias: tensors.from_proto(proto, alias) for alias, proto in request.inputs.items()}
 
-    async def get_model_metadata(self, request: Any, limits: Limits) -> Any:
+    async def get_model_metadata(self, request: Message, limits: Limits) -> Message:
         """Return the signatures of a model."""
         wanted = wanted_model(request)
         if not request.metadata_field:
@@ -131,11 +131,11 @@ class Services:
         response.metadata[SIGNATURE_DEF].Pack(signatures)
         return response
 
-    async def get_model_status(self, request: Any, limits: Limits) -> Any:
+    async def get_model_status(self, request: Message, limits: Limits) -> Message:
         """Return the states of a model's versions."""
         return self.predictor.status(wanted_model(request))
 
-    async def handle_reload_config_request(self, request: Any, limits: Limits) -> Any:
+    async def handle_reload_config_request(self, request: Message, limits: Limits) -> Message:
         """Serve the models that a request lists instead of those served now.
 
         The response comes when the models that are new are available. A client that goes away does
@@ -153,7 +153,7 @@ class Services:
             await asyncio.to_thread(self.store.configure, models)
 
 
-def wanted_model(request: Any) -> ModelSpec:
+def wanted_model(request: Message) -> ModelSpec:
     """Return what a request's `model_spec` asks for."""
     if not request.HasField("model_spec"):
         raise invalid("Missing ModelSpec")
@@ -166,7 +166,7 @@ def wanted_model(request: Any) -> ModelSpec:
     )
 
 
-def model_spec(wanted: ModelSpec, version: int, signature: str) -> Any:
+def model_spec(wanted: ModelSpec, version: int, signature: str) -> Message:
     """Return the `model_spec` of a response: what answered."""
     return messages.ModelSpec(
         name=wanted.name,
@@ -185,7 +185,7 @@ class GrpcServer:
         )
         # It would write a trace for each request of health and reflection that is no message.
         logging.getLogger("grpc").setLevel(logging.CRITICAL)
-        self._running: set[asyncio.Task[Any]] = set()
+        self._running: set[asyncio.Task[object]] = set()
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
             options=[
@@ -255,7 +255,7 @@ class GrpcServer:
         await closing
 
     def _handler(
-        self, method: Method, descriptor: Any
+        self, method: Method, descriptor: Message
     ) -> Callable[[bytes, grpc.aio.ServicerContext], Awaitable[bytes]]:
         """Return the handler of a method, from bytes to bytes.
 
@@ -263,7 +263,7 @@ class GrpcServer:
         no message without saying why. A method without a descriptor is given no message.
         """
 
-        def parsed(data: bytes) -> Any:
+        def parsed(data: bytes) -> Message:
             kind = descriptor.input_type.full_name
             try:
                 return messages.message(kind).FromString(data)

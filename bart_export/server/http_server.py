@@ -1,10 +1,11 @@
-"""HTTP for the REST service: ports, connections and their bounds, and who is let in.
+"""The HTTP server of the REST service: ports, connections and their bounds, admission.
 
 A client that is slow, or never finishes what it began, keeps its connection for some seconds. Where
 there are as many connections as there may be, a new one takes the place of the one that has waited
 longest for a whole request, so that many who only connect do not keep out those who ask.
 """
 
+import asyncio
 import contextlib
 import errno
 import functools
@@ -14,7 +15,6 @@ import math
 import re
 import socket
 import time
-from asyncio import Transport
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
@@ -82,7 +82,7 @@ def check_ports(options: ServeOptions) -> None:
     """Hold the ports of both services to each other and to what is free."""
     if options.port == options.rest_api_port != 0:
         raise ConfigurationError(
-            f"gRPC and REST need a port each, and both are told to take {options.port}. "
+            f"gRPC and REST need a port each, and both are set to {options.port}. "
             "Name another --rest-api-port."
         )
     # gRPC takes its port later, and accepts connections from then on.
@@ -167,7 +167,7 @@ class Connection(H11Protocol):
         self.limit = limit
         self.since = 0.0
 
-    def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take a connection, in the place of another if there are too many."""
         super().connection_made(transport)
         self.since = time.monotonic()
@@ -212,7 +212,9 @@ class RestServer(uvicorn.Server):
         self.request_seconds = options.request_seconds
         config = uvicorn.Config(
             Admission(app, options),
-            http=cast(Any, functools.partial(Connection, options.max_connections)),
+            http=cast(
+                type[asyncio.Protocol], functools.partial(Connection, options.max_connections)
+            ),
             lifespan="off",
             ws="none",
             log_config=None,
@@ -281,7 +283,7 @@ class Admission:
         await self.app(scope, receive, send)
 
     def check(self, scope: Scope) -> None:
-        """Hold a request's headers to what is let in."""
+        """Raise an HTTPException for a request that is not let in."""
         headers = Headers(scope=scope)
         host, origin = headers.get("host"), headers.get("origin")
         # No browser leaves the host out; checks of health by HTTP/1.0 do.
@@ -318,7 +320,7 @@ class Admission:
 
 
 def host_check(options: ServeOptions) -> Callable[[str], bool]:
-    """Return what tells whether a `Host` header names this server.
+    """Return the test whether a `Host` header names this server.
 
     Loopback names do, the address listened on, and what the options allow. On all addresses of the
     machine every address does: no page can have one that is not the server's own, as it can a name.
@@ -362,6 +364,6 @@ ERROR_CHARACTERS = 1024
 
 
 def error_response(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
-    """Return how a client is told of an error; a message that quotes much is cut."""
+    """Return the response for an error; a long message is cut."""
     cut = message if len(message) <= ERROR_CHARACTERS else f"{message[:ERROR_CHARACTERS]} ..."
     return Response(tensors.encoded({"error": cut}), status, headers, JSON)

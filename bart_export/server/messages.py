@@ -12,7 +12,7 @@ After a change of a `.proto` file:
 """
 
 import pathlib
-from typing import Any
+from typing import Any, TypeAlias
 
 from google.protobuf import (
     descriptor_pb2,
@@ -25,6 +25,9 @@ from google.protobuf.internal import enum_type_wrapper
 
 from bart_export import documents
 
+# A message of protobuf, its class, its descriptor or their pool: what has which fields is known at
+# run time.
+Message: TypeAlias = Any
 # Of a text: many times what one for a server needs.
 MAX_TEXT_BYTES = 1 << 20
 # The library takes time by the square of backslashes in a row.
@@ -34,7 +37,7 @@ PACKAGES = ("tensorflow", "tensorflow.serving", "google.protobuf")
 DESCRIPTORS = pathlib.Path(__file__).parent / "protos" / "descriptors.binpb"
 
 
-def pool() -> Any:
+def pool() -> Message:
     """Return a new pool that holds the committed descriptors."""
     files = descriptor_pb2.FileDescriptorSet.FromString(DESCRIPTORS.read_bytes())
     descriptors = descriptor_pool.DescriptorPool()
@@ -43,20 +46,20 @@ def pool() -> Any:
     return descriptors
 
 
-POOL: Any = pool()
+POOL = pool()
 
 
-def message(name: str) -> Any:
+def message(name: str) -> Message:
     """Return the class of a message by its full name."""
     return message_factory.GetMessageClass(POOL.FindMessageTypeByName(name))
 
 
-def enumeration(name: str) -> Any:
+def enumeration(name: str) -> Message:
     """Return an enum by its full name: it has `Name`, `Value` and an attribute for each value."""
     return enum_type_wrapper.EnumTypeWrapper(POOL.FindEnumTypeByName(name))
 
 
-def read_text(path: pathlib.Path, kind: Any) -> Any:
+def read_text(path: pathlib.Path, kind: Message) -> Message:
     """Return the message that a file holds as text."""
     with documents.open_regular(path) as file:
         text = file.read(MAX_TEXT_BYTES + 1)
@@ -72,9 +75,9 @@ def read_text(path: pathlib.Path, kind: Any) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
-def to_dict(message: Any) -> dict[str, Any]:
+def to_dict(message: Message) -> dict[str, object]:
     """Return a message as JSON, with every field under the name it has in its `.proto` file."""
-    named: dict[str, Any] = json_format.MessageToDict(
+    named: dict[str, object] = json_format.MessageToDict(
         message,
         preserving_proto_field_name=True,
         always_print_fields_with_no_presence=True,
@@ -83,7 +86,7 @@ def to_dict(message: Any) -> dict[str, Any]:
     return named
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> Message:
     """Return the class of a message, or an enum, by its own name."""
     for package in PACKAGES:
         for find in (message, enumeration):

@@ -20,7 +20,7 @@ MAX_ANSWER_BYTES = 1 << 26  # of the tensors of an answer over gRPC
 class ServeOptions:
     """The settings of a server.
 
-    `host` is loopback unless told otherwise, where TensorFlow Serving listens everywhere. Port 0
+    `host` is loopback by default, where TensorFlow Serving listens everywhere. Port 0
     takes a free one. `engine` is "tensorflow", "litert" or None for the fastest that a model's
     files allow. `workers` counts calls that run side by side for a model and `num_threads` the
     threads of each; None chooses by the machine's cores, and threads by the model's size as well.
@@ -34,7 +34,7 @@ class ServeOptions:
     that cannot load its model would say so after five minutes. Requests over HTTP that name another
     host than `host`, localhost or one of `allowed_hosts` are refused, and so are those of pages of
     another origin than the server's own or one of `allowed_origins`. `drain_seconds` is what
-    running calls have left once the server is told to end.
+    running calls have left once the server is to end.
 
     A request may have `max_request_bytes`, also once it is decompressed, and `max_request_rows`
     texts, or rows of any other input.

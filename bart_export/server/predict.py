@@ -10,9 +10,9 @@ import dataclasses
 import threading
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Future
-from typing import Any
 
 from bart_export.server import messages, servable
+from bart_export.server.messages import Message
 from bart_export.server.metrics import RUNTIME_LATENCY, RUNTIMES, Metrics
 from bart_export.server.models import ModelSpec, ModelStore
 from bart_export.server.servable import Answer, Call, Lease, Limits, Servable, Tensors
@@ -57,7 +57,7 @@ class Predictor:
         self,
         spec: ModelSpec,
         signature_name: str,
-        read: Callable[[Any], Tensors],
+        read: Callable[[Message], Tensors],
         size: int,
         limits: Limits,
         output_filter: Iterable[str] = (),
@@ -83,7 +83,7 @@ class Predictor:
             with self.metrics.timed(RUNTIME_LATENCY, spec.name, "Predict", runtime):
                 return Prediction(lease.version, name, await run(lease, call))
 
-    def signatures(self, spec: ModelSpec) -> tuple[int, Any]:
+    def signatures(self, spec: ModelSpec) -> tuple[int, Message]:
         """Return a model's version and its signatures, a SignatureDefMap."""
         with self.store.lease(spec) as lease:
             found = messages.SignatureDefMap(signature_def=lease.servable.signature_defs)
@@ -93,7 +93,7 @@ class Predictor:
             signature.ClearField("defaults")
         return version, found
 
-    def status(self, spec: ModelSpec) -> Any:
+    def status(self, spec: ModelSpec) -> Message:
         """Return the states of a model's versions, a GetModelStatusResponse."""
         return messages.GetModelStatusResponse(
             model_version_status=[
@@ -107,14 +107,14 @@ class Predictor:
         )
 
 
-def chosen_signature(servable: Servable, name: str) -> Any:
+def chosen_signature(servable: Servable, name: str) -> Message:
     """Return the SignatureDef of a signature."""
     if name not in servable.signature_defs:
         raise StatusError(Code.FAILED_PRECONDITION, f'Serving signature key "{name}" not found.')
     return servable.signature_defs[name]
 
 
-def check_inputs(signature: Any, given: Collection[str]) -> None:
+def check_inputs(signature: Message, given: Collection[str]) -> None:
     """Hold the names of a gRPC request's inputs to a signature that may have defaults.
 
     REST asks for every input, default or not, and `tensors.from_json` sees to that.
@@ -128,7 +128,7 @@ def check_inputs(signature: Any, given: Collection[str]) -> None:
         )
 
 
-def chosen_outputs(signature: Any, output_filter: Iterable[str] = ()) -> tuple[str, ...]:
+def chosen_outputs(signature: Message, output_filter: Iterable[str] = ()) -> tuple[str, ...]:
     """Return the names of the outputs that are wanted: those of the filter, or all of them."""
     chosen: list[str] = []
     for name in output_filter:
@@ -176,9 +176,8 @@ async def run_off_loop(size: int, work: Callable[[], Answer], *, alone: bool = T
 async def finished(future: "Future[Answer]", limits: Limits) -> Answer:
     """Await what a servable works on, on the running event loop.
 
-    When the awaiting task is cancelled, because the client has gone, or the deadline passes, the
-    work is told to stop and is not waited for. The future itself is never cancelled: only its
-    worker ends it.
+    When the awaiting task is cancelled, because the client has disconnected, or the deadline
+    passes, the work is asked to stop and not awaited. The future itself is never cancelled.
     """
     outcome = asyncio.wrap_future(future)
     # asyncio logs an error that nobody has looked at, as of work that goes on alone.

@@ -14,7 +14,6 @@ import secrets
 import time
 import zlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -74,7 +73,7 @@ async def unknown_address(request: Request, error: Exception) -> Response:
 
 
 def error_answer(error: Exception) -> Response:
-    """Return how a client is told of an error."""
+    """Return the response for an error."""
     if isinstance(error, HTTPException):
         return error_response(error.status_code, error.detail)
     status = status_of_error(error)
@@ -82,7 +81,7 @@ def error_answer(error: Exception) -> Response:
 
 
 class Service:
-    """What a model can be asked for: from its name and a body to a response."""
+    """The endpoints. A method takes a model, a body and the limits of the call."""
 
     def __init__(self, store: ModelStore, options: ServeOptions, numbers: Metrics) -> None:
         self.store = store
@@ -92,7 +91,7 @@ class Service:
         self.template = PAGE.read_text(encoding="utf-8")
 
     def endpoint(self, method: Method) -> Callable[[Request], Awaitable[Response]]:
-        """Return what answers a request by a method, or gives up once the client has gone."""
+        """Return the endpoint of a method, which stops once the client has disconnected."""
 
         async def answer(request: Request) -> Response:
             seconds = self.options.request_seconds
@@ -145,11 +144,11 @@ class Service:
             return Response(text, headers=limits.remarks.headers(), media_type=JSON)
 
     async def status(self, spec: ModelSpec, body: bytes, limits: Limits) -> Response:
-        """Tell of the states of a model's versions."""
+        """Answer the states of a model's versions."""
         return json_answer(messages.to_dict(self.predictor.status(spec)))
 
     async def metadata(self, spec: ModelSpec, body: bytes, limits: Limits) -> Response:
-        """Tell of a model's signatures."""
+        """Answer a model's signatures."""
         version, signatures = self.predictor.signatures(spec)
         return json_answer(
             {
@@ -159,11 +158,11 @@ class Service:
         )
 
     async def unserved(self, spec: ModelSpec, body: bytes, limits: Limits) -> Response:
-        """Refuse a method that there is not."""
+        """Refuse an unknown method."""
         raise StatusError(Code.NOT_FOUND, f"Expected the method predict or generate. {NO_EXAMPLES}")
 
     async def generate(self, spec: ModelSpec, body: bytes, limits: Limits) -> Response:
-        """Generate from a text; the answer are events, the first of which is there already."""
+        """Generate from a text; the answer is a stream of events."""
         events = self.events(spec, body, limits)
         return EventResponse(await anext(events), events)
 
@@ -279,7 +278,7 @@ def too_large(limit: int) -> HTTPException:
     )
 
 
-def text_and_parameters(body: Any) -> tuple[str, dict[str, Any]]:
+def text_and_parameters(body: object) -> tuple[str, dict[str, object]]:
     """Return the text of a body, and the generation parameters beside it."""
     parameters = dict(body) if isinstance(body, dict) else {}
     text = parameters.pop("text", None)
@@ -295,11 +294,11 @@ def text_and_parameters(body: Any) -> tuple[str, dict[str, Any]]:
     return text, parameters
 
 
-def summary(result: Result, remarks: Remarks) -> dict[str, Any]:
-    """Return what the last event says of a generation; texts and scores are best first.
+def summary(result: Result, remarks: Remarks) -> dict[str, object]:
+    """Return the data of the last event; texts and scores are best first.
 
-    `truncated` says that no more than a beginning of the text was read, `source_tokens` long, and
-    `empty` that there was no word to generate from.
+    `truncated`: only the first `source_tokens` tokens of the text were read. `empty`: it has no
+    word.
     """
     return {
         "generated_text": [sequence.text for sequence in result.sequences],
@@ -313,13 +312,13 @@ def summary(result: Result, remarks: Remarks) -> dict[str, Any]:
     }
 
 
-def event_bytes(name: str, data: Mapping[str, Any]) -> bytes:
+def event_bytes(name: str, data: Mapping[str, object]) -> bytes:
     """Return a server-sent event (HTML standard, section 9.2); JSON takes one line of data."""
     return f"event: {name}\ndata: {json.dumps(data)}\n\n".encode()
 
 
 class EventResponse(StreamingResponse):
-    """A response of events, the first of which is there; an error on the way becomes the last."""
+    """A response of events, of which the first is known; a later error becomes the last."""
 
     def __init__(self, first: bytes, rest: AsyncGenerator[bytes, None]) -> None:
         self.rest = rest
@@ -341,8 +340,8 @@ class EventResponse(StreamingResponse):
             await super().__call__(scope, receive, send)
 
 
-def described(store: ModelStore, name: str) -> dict[str, Any]:
-    """Return what the page is told of a model: whether it streams, how many tokens it reads."""
+def described(store: ModelStore, name: str) -> dict[str, object]:
+    """Return a model as the page needs it: whether it streams, how many tokens it reads."""
     try:
         with store.lease(ModelSpec(name)) as lease:
             servable = lease.servable
@@ -369,6 +368,6 @@ def metrics_path(config_file: pathlib.Path | None) -> str | None:
     return (prometheus.path or METRICS_PATH) if prometheus.enable else None
 
 
-def json_answer(value: Mapping[str, Any]) -> Response:
+def json_answer(value: Mapping[str, object]) -> Response:
     """Return a response of JSON."""
     return Response(tensors.encoded(value), media_type=JSON)

@@ -30,7 +30,7 @@ from bart_export.server.versions import State
 
 LOG = logging.getLogger(__name__)
 
-# What work may take that was told to end: an engine asks between two tokens.
+# For work to stop: an engine looks between two tokens.
 STOP_SECONDS = 5.0
 
 
@@ -122,7 +122,7 @@ async def serving(models: Sequence[ServedModel], options: ServeOptions) -> Async
     limit = http_server.connection_limit(options)
     options = dataclasses.replace(options, max_connections=limit)
     metrics = Metrics()
-    # Calls have had their time when the store is stopped, and been told to end.
+    # When the store is stopped, calls have had their time and been asked to stop.
     last = dataclasses.replace(options, drain_seconds=min(options.drain_seconds, STOP_SECONDS))
     store = ModelStore(opener(options, metrics), last)
     # What is wrong with an option is to be known before minutes go into loading.

@@ -1,4 +1,4 @@
-"""What a client is told when a request fails: gRPC's canonical codes, as gRPC and as HTTP."""
+"""The status of a request that fails: gRPC's canonical codes, as gRPC and as HTTP."""
 
 import asyncio
 import concurrent.futures
@@ -57,7 +57,7 @@ HTTP_STATUS: dict[Code, int] = {
 
 
 class StatusError(BartExportError):
-    """A request that fails, with the code and the message that its client is told."""
+    """A request that fails, with the code and the message that its client receives."""
 
     def __init__(self, code: Code, message: str) -> None:
         super().__init__(message)
@@ -72,7 +72,7 @@ def invalid(message: str) -> StatusError:
 
 # Before Python 3.11 these are three.
 TIMEOUTS = (TimeoutError, asyncio.TimeoutError, concurrent.futures.TimeoutError)
-# The first row that an error is an instance of; without a message of its own the error's is told.
+# By the first row that fits; without a message of its own the error's is used.
 STATUSES: tuple[tuple[tuple[type[BaseException], ...], Code, str], ...] = (
     ((ConfigurationError, InputError), Code.INVALID_ARGUMENT, ""),
     ((BartExportError,), Code.INTERNAL, ""),
@@ -83,7 +83,7 @@ STATUSES: tuple[tuple[tuple[type[BaseException], ...], Code, str], ...] = (
 
 
 def status_of_error(error: BaseException) -> StatusError:
-    """Return what a client is told of an error; one that nobody foresaw is logged as well."""
+    """Return the status of an error; an unexpected one is logged as well."""
     if isinstance(error, StatusError):
         return error
     for kinds, code, message in STATUSES:
@@ -93,8 +93,8 @@ def status_of_error(error: BaseException) -> StatusError:
     return StatusError(Code.INTERNAL, f"{type(error).__name__}: {error}")
 
 
-def told(error: Exception) -> tuple[Code, str]:
-    """Return the code and the message by which a client is told of an error."""
+def code_and_message(error: Exception) -> tuple[Code, str]:
+    """Return the code and the message of an error of loading, UNKNOWN unless it has a status."""
     if isinstance(error, StatusError):
         return error.code, error.message
     return Code.UNKNOWN, str(error) or type(error).__name__

@@ -9,13 +9,13 @@ import base64
 import json
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 
 from bart_export.errors import shown
-from bart_export.server.messages import DataType, TensorProto
+from bart_export.server.messages import DataType, Message, TensorProto
 from bart_export.server.options import (
     MAX_AXES,
     MAX_FILLED_ELEMENTS,
@@ -76,7 +76,7 @@ def string_array(strings: Iterable[bytes]) -> Array:
     return object_array(list(strings))
 
 
-def object_array(items: list[Any]) -> Array:
+def object_array(items: list[object]) -> Array:
     """Return a list as an array (number of items,), whatever the items are."""
     array = np.empty(len(items), object)
     array[:] = items
@@ -98,7 +98,7 @@ def check_rows(name: str, rows: int, most: int) -> None:
         )
 
 
-def from_proto(proto: Any, name: str) -> Array:
+def from_proto(proto: Message, name: str) -> Array:
     """Return a TensorProto as an array, which may be read-only.
 
     As TensorFlow reads it: `tensor_content`, or else the values of the dtype's field, of which the
@@ -117,7 +117,7 @@ def from_proto(proto: Any, name: str) -> Array:
     raise invalid(f"tensor parsing error: {name}")
 
 
-def elements(proto: Any, size: int) -> Array:
+def elements(proto: Message, size: int) -> Array:
     """Return the elements of a TensorProto, (size,) unless `tensor_content` has another length."""
     dtype, (_, field) = numpy_dtype(proto.dtype), ELEMENTS[proto.dtype]
     if size == 0:
@@ -140,7 +140,7 @@ def elements(proto: Any, size: int) -> Array:
     return np.concatenate([flat, np.repeat(last, size - len(flat))])
 
 
-def to_proto(array: Array, *, as_content: bool = False) -> Any:
+def to_proto(array: Array, *, as_content: bool = False) -> Message:
     """Return an array as a TensorProto.
 
     Values go into the field of their dtype, where clients look for them, or with `as_content` into
@@ -170,7 +170,7 @@ JSON_VALUES: Mapping[str, str] = {
 }
 
 
-def parse_json(body: bytes) -> Any:
+def parse_json(body: bytes) -> object:
     """Return the JSON value of a body. NaN, Infinity and -Infinity are numbers."""
     # So many at once would have Python's collector walk all that is loaded.
     lists = body.count(b"[") + body.count(b"{")
@@ -186,7 +186,7 @@ def parse_json(body: bytes) -> Any:
 
 
 def from_json(
-    document: Mapping[str, Any], inputs: Mapping[str, Any], most_rows: int
+    document: Mapping[str, object], inputs: Mapping[str, Message], most_rows: int
 ) -> dict[str, Array]:
     """Return the inputs of a Predict request over REST.
 
@@ -207,8 +207,11 @@ def from_json(
     value, names = document["instances" if by_row else "inputs"], sorted(inputs)
     if by_row and not (isinstance(value, list) and value):
         raise invalid(f"Expected 'instances' to be a list of rows, received {described(value)}")
-    if is_named(value[0] if by_row else value):
-        columns = columns_of_rows(value, names, most_rows) if by_row else value
+    columns: Mapping[str, object]
+    if isinstance(value, list) and by_row and is_named(value[0]):
+        columns = columns_of_rows(value, names, most_rows)
+    elif not by_row and is_named(value):
+        columns = value
     elif len(names) == 1:
         columns = {names[0]: value}
     else:
@@ -221,29 +224,34 @@ def from_json(
     return {name: json_tensor(columns[name], inputs[name].dtype, name, most_rows) for name in names}
 
 
-def columns_of_rows(rows: list[Any], names: list[str], most_rows: int) -> dict[str, list[Any]]:
+def columns_of_rows(
+    rows: list[object], names: list[str], most_rows: int
+) -> dict[str, list[object]]:
     """Return the values of each input, the rows being objects of all of them."""
     check_rows("instances", len(rows), most_rows)
+    columns: dict[str, list[object]] = {name: [] for name in names}
     for number, row in enumerate(rows):
-        if not is_named(row) or row.keys() != set(names):
+        if not is_named(row) or row.keys() != columns.keys():
             raise invalid(
                 f"Expected instances[{number}] to be an object with the keys {', '.join(names)}, "
                 f"received {described(row)}"
             )
-    return {name: [row[name] for row in rows] for name in names}
+        for name, values in columns.items():
+            values.append(row[name])
+    return columns
 
 
-def is_named(value: Any) -> bool:
+def is_named(value: object) -> TypeGuard[dict[str, object]]:
     """Say whether a value is an object that names inputs, rather than base64 of one."""
     return isinstance(value, dict) and not is_base64(value)
 
 
-def is_base64(value: dict[str, Any]) -> bool:
+def is_base64(value: dict[str, object]) -> bool:
     """Say whether an object stands for bytes: `{"b64": "..."}`."""
     return len(value) == 1 and isinstance(value.get("b64"), str)
 
 
-def json_tensor(value: Any, data_type: int, name: str, most_rows: int) -> Array:
+def json_tensor(value: object, data_type: int, name: str, most_rows: int) -> Array:
     """Return a value, or lists of values that are nested evenly, as an array."""
     dtype = numpy_dtype(data_type)
     if dtype.kind not in JSON_VALUES:
@@ -254,11 +262,11 @@ def json_tensor(value: Any, data_type: int, name: str, most_rows: int) -> Array:
     leaves = np.array(value, object)
     if leaves.ndim > MAX_AXES:
         raise invalid(f"{name}: lists may be nested {MAX_AXES} deep, not more")
-    flat: list[Any] = leaves.reshape(-1).tolist()
+    flat: list[object] = leaves.reshape(-1).tolist()
     limits = np.iinfo(dtype) if dtype.kind in "iu" else np.finfo(np.float64)
     low, high = int(limits.min), int(limits.max)
 
-    def converted(leaf: Any) -> Any:
+    def converted(leaf: object) -> object:
         if dtype.kind == "O":
             return json_bytes(leaf)
         if dtype.kind == "b":
@@ -282,7 +290,7 @@ def json_tensor(value: Any, data_type: int, name: str, most_rows: int) -> Array:
         return exact.astype(dtype, copy=False).reshape(leaves.shape)
 
 
-def json_bytes(value: Any) -> bytes | None:
+def json_bytes(value: object) -> bytes | None:
     """Return the bytes of a string or of base64, padded or not; None for any other value."""
     try:
         if isinstance(value, str):
@@ -295,7 +303,7 @@ def json_bytes(value: Any) -> bytes | None:
     return None
 
 
-def described(value: Any) -> str:
+def described(value: object) -> str:
     """Return a value for an error message, in a few characters whatever its size."""
     if isinstance(value, list):
         return f"a list of {len(value)}"
@@ -340,13 +348,13 @@ def to_json(outputs: Mapping[str, Array], *, by_row: bool) -> bytes:
     return encoded({"predictions" if by_row else "outputs": value})
 
 
-def nested(array: Array, name: str) -> Any:
+def nested(array: Array, name: str) -> object:
     """Return an output as a value, or nested lists of values, of JSON."""
     flat = array.reshape(-1)
     if flat.dtype.kind in "OSU":
         strings = as_bytes(flat)
         if name.endswith("_bytes"):
-            items: list[Any] = [{"b64": base64.b64encode(item).decode()} for item in strings]
+            items: list[object] = [{"b64": base64.b64encode(item).decode()} for item in strings]
         else:
             items = [item.decode("utf-8", "replace") for item in strings]
     elif flat.dtype.kind not in "biuf":
@@ -361,6 +369,6 @@ def nested(array: Array, name: str) -> Any:
     return object_array(items).reshape(array.shape).tolist()
 
 
-def encoded(value: Any) -> bytes:
+def encoded(value: object) -> bytes:
     """Return a value as the JSON of a body."""
     return "".join(ENCODER.iterencode(value)).encode("utf-8", "replace")

@@ -21,7 +21,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from bart_export.server.options import ServeOptions
 from bart_export.server.servable import Lease, Servable
 from bart_export.server.sources import ServedModel, listing
-from bart_export.server.status import Code, StatusError, one_line, told
+from bart_export.server.status import Code, StatusError, code_and_message, one_line
 
 LOG = logging.getLogger(__name__)
 
@@ -229,7 +229,7 @@ class ModelVersions:
             found = self.find_versions(served)
             remark = missing(served, found)
         except Exception as error:  # whatever it is, the versions that are loaded go on
-            remark = told(error)[1]
+            remark = code_and_message(error)[1]
         for version in self.versions:
             if version.has_failed and version.failed_files != listing(version.path):
                 version.failed_files = None
@@ -280,7 +280,12 @@ class ModelVersions:
             try:
                 servable.close()
             except Exception as error:  # it is gone either way
-                LOG.warning("%s: closing version %d: %s", self.name, version.number, told(error)[1])
+                LOG.warning(
+                    "%s: closing version %d: %s",
+                    self.name,
+                    version.number,
+                    code_and_message(error)[1],
+                )
             LOG.info("%s: unloaded version %d", self.name, version.number)
         with self.changed:
             version.move(State.END)
@@ -320,7 +325,7 @@ class ModelVersions:
 
     def _fails(self, version: Version, files: object, error: Exception) -> bool:
         """Note that a version cannot be loaded; return whether to try again, when it is time."""
-        code, message = told(error)
+        code, message = code_and_message(error)
         seconds = self.options.retry_seconds
         with self.changed:
             self.loading = None
