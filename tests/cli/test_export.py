@@ -15,15 +15,15 @@ from bart_export.recipes.table import DEFAULT, RECIPES
 
 
 @pytest.fixture
-def options(monkeypatch):
-    """Return `options(arguments...)`: what the export would be called with."""
-    seen = []
-    monkeypatch.setattr(export, "export_to", lambda *given: seen.append(given))
+def asked(monkeypatch):
+    """Return `asked(arguments...)`: what the export of a preset `p` would be called with."""
+    calls = []
+    monkeypatch.setattr(export, "export_to", lambda *given: calls.append(given))
 
     def parse(*arguments):
         result = CliRunner().invoke(main, ["--preset", "p", *arguments], catch_exceptions=False)
         assert result.exit_code == 0, result.output
-        return seen[-1][2]
+        return calls[-1]
 
     return parse
 
@@ -36,44 +36,61 @@ def clone(monkeypatch, tmp_path):
     bundle.PROJECT.touch()
 
 
-TFLITE = ("--target", "tflite")
-
-
-def test_what_is_not_said_is_the_default(options):
-    assert options(*TFLITE) == TfliteOptions((RECIPES[DEFAULT],))
-    assert options("--target", "saved_model") == SavedModelOptions()
-
-
-def test_a_static_build_has_buckets_in_order(options):
-    static = options(*TFLITE, "--shapes", "static", "--source-lengths", "64,32", "--num-beams", "2")
-    assert static.shapes == StaticShapes((32, 64), export.TARGET_LENGTH, (2,))
-    assert options(*TFLITE, "--shapes", "dynamic").shapes is None
+TFLITE, STATIC = ("--target", "tflite"), ("--target", "tflite", "--shapes", "static")
+EDGETPU, SAVED_MODEL = ("--target", "edgetpu"), ("--target", "saved_model")
+RECIPE = (RECIPES[DEFAULT],)
+USUAL = StaticShapes(export.SOURCE_LENGTHS, export.TARGET_LENGTH, export.NUM_BEAMS)
+BOUNDS = ("--tolerance", "top1=0.5,kl=1", "--tolerance", "relative=2")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "directory"),
+    ("arguments", "options"),
     [
-        (("--android",), bundle.ASSETS),
-        (("--android", "--recipe", DEFAULT), bundle.ASSETS),
-        (("--android", "mine"), Path("mine")),
-        (("--recipe", DEFAULT, "--android=mine", "--shapes", "static"), Path("mine")),
+        (TFLITE, TfliteOptions(RECIPE)),
+        ((*TFLITE, "--shapes", "dynamic"), TfliteOptions(RECIPE)),
+        (STATIC, TfliteOptions(RECIPE, USUAL)),
+        (
+            (*STATIC, "--source-lengths", "64,32", "--num-beams", "2"),
+            TfliteOptions(RECIPE, StaticShapes((32, 64), export.TARGET_LENGTH, (2,))),
+        ),
+        (
+            (*TFLITE, *BOUNDS, "--data", "a.jsonl", "--calibration-data", "b.jsonl"),
+            TfliteOptions(
+                RECIPE, None, Path("b.jsonl"), Path("a.jsonl"),
+                {"top1": 0.5, "kl": 1.0, "relative": 2.0},
+            ),
+        ),
+        (SAVED_MODEL, SavedModelOptions()),
+        ((*SAVED_MODEL, "--num-beams", "3"), SavedModelOptions(num_beams=3)),
+        (EDGETPU, EdgeTpuOptions()),
+        (
+            (*EDGETPU, "--source-lengths", "64", "--tolerance", "kl=1"),
+            EdgeTpuOptions(64, None, {"kl": 1.0}),
+        ),
+    ],
+)  # fmt: skip
+def test_arguments_become_options(asked, arguments, options):
+    _, target, given, output, android, task = asked(*arguments, "--task", "summarization")
+    assert (target, given, task) == (arguments[1], options, "summarization")
+    assert (output, android) == (Path("artifacts/p"), None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "directory", "shapes"),
+    [
+        (("--android",), bundle.ASSETS, USUAL),
+        (("--android", "mine"), Path("mine"), USUAL),
+        (("--recipe", DEFAULT, "--android=mine", "--shapes", "static"), Path("mine"), USUAL),
+        (
+            ("--android", "--source-lengths", "64", "--target-length", "32"),
+            bundle.ASSETS,
+            StaticShapes((64,), 32, export.NUM_BEAMS),
+        ),
     ],
 )
-def test_a_bundle_is_of_a_static_build(monkeypatch, clone, arguments, directory):
-    seen = []
-    monkeypatch.setattr(export, "export_to", lambda *given: seen.append(given))
-    asked = ["--preset", "p", *TFLITE, *arguments]
-    result = CliRunner().invoke(main, asked, catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    _, _, options, output, android, _ = seen[0]
-    shapes = StaticShapes(export.SOURCE_LENGTHS, export.TARGET_LENGTH, export.NUM_BEAMS)
-    assert options == TfliteOptions((RECIPES[DEFAULT],), shapes)
-    assert (output, android) == (Path("artifacts/p"), directory)
-
-
-def test_a_bundle_has_the_buckets_that_are_asked_for(options, clone):
-    chosen = options(*TFLITE, "--android", "--source-lengths", "64", "--target-length", "32")
-    assert chosen.shapes == StaticShapes((64,), 32, export.NUM_BEAMS)
+def test_a_bundle_is_of_a_static_build(asked, clone, arguments, directory, shapes):
+    _, _, options, _, android, _ = asked(*TFLITE, *arguments)
+    assert (options, android) == (TfliteOptions(RECIPE, shapes), directory)
 
 
 def test_a_bundle_for_our_app_is_made_only_where_our_app_is(monkeypatch, tmp_path):
@@ -85,45 +102,11 @@ def test_a_bundle_for_our_app_is_made_only_where_our_app_is(monkeypatch, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_bundle_is_made_unless_asked_for(monkeypatch):
-    seen = []
-    monkeypatch.setattr(export, "export_to", lambda *given: seen.append(given))
-    CliRunner().invoke(main, ["--preset", "p", *TFLITE], catch_exceptions=False)
-    assert seen[0][4:] == (None, None)
-
-
-def test_a_task_reaches_every_target(monkeypatch):
-    seen = []
-    monkeypatch.setattr(export, "export_to", lambda *given: seen.append(given))
-    for target in export.TARGETS:
-        asked = ["--preset", "p", "--target", target, "--task", "summarization"]
-        CliRunner().invoke(main, asked, catch_exceptions=False)
-    assert [given[5] for given in seen] == ["summarization"] * len(export.TARGETS)
-
-
-def test_all_recipes_and_a_file_of_ones_own(options, tmp_path):
+def test_all_recipes_and_a_file_of_ones_own(asked, tmp_path):
     path = tmp_path / "mine.json"
     path.write_text(json.dumps({"name": "mine", "mode": "dynamic", "layers": [[".*", "int8"]]}))
-    chosen = options(*TFLITE, "--recipe", f"all,{path}", "--recipe", "float32")
-    assert [recipe.name for recipe in chosen.recipes] == [*RECIPES, "mine"]
-
-
-def test_bounds_and_texts_reach_the_export(options, tmp_path):
-    data = str(tmp_path / "texts.jsonl")
-    bounds = ("--tolerance", "top1=0.5,kl=1", "--tolerance", "relative=2")
-    chosen = options(*TFLITE, *bounds, "--data", data)
-    assert chosen.tolerance == {"top1": 0.5, "kl": 1.0, "relative": 2.0}
-    assert str(chosen.data) == data
-
-
-def test_segments_have_one_length(options):
-    chosen = options("--target", "edgetpu", "--source-lengths", "64", "--tolerance", "kl=1")
-    assert chosen == EdgeTpuOptions(64, None, {"kl": 1.0})
-    assert options("--target", "edgetpu") == EdgeTpuOptions()
-
-
-def test_a_saved_models_beams_are_one_number(options):
-    assert options("--target", "saved_model", "--num-beams", "3").num_beams == 3
+    _, _, options, *_ = asked(*TFLITE, "--recipe", f"all,{path}", "--recipe", "float32")
+    assert [recipe.name for recipe in options.recipes] == [*RECIPES, "mine"]
 
 
 @pytest.mark.parametrize(
