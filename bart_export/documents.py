@@ -1,9 +1,7 @@
-"""Files from outside, read whole: only regular ones, of a bounded size, and JSON of a known shape.
+"""Bounded reading of files and JSON from outside, and dataclasses for JSON objects.
 
-Whatever arrives with an artifact may be a pipe that nobody writes to, a device without an end, JSON
-that is nested deeper than a parser's stack, or a number where a list was expected. All of it is an
-`OSError` or a `ValueError` here, whose text says what is wrong. What is written for others is whole
-or not there.
+What arrives may be a pipe, an endless device, JSON nested deeper than a parser's stack, or a number
+where a list was expected. All of it is an `OSError` or a `ValueError` that says what is wrong.
 """
 
 import collections.abc
@@ -260,14 +258,11 @@ def declared(record: Any) -> dict[str, tuple[Any, Any, bool]]:
 
 
 def read_as(hint: Any, value: Any, place: str = "") -> Any:
-    """Hold a value of a JSON text to a type and return it as one; `place` is where it stands.
+    """Return a value of a JSON text as a type, or raise ValueError for the first wrong part.
 
     Types are `str`, `int` (a count), `float`, `bool`, `object` for anything; tuples for lists,
     `Mapping[str, …]` and dataclasses for objects; `Annotated` with a `Kind` or a `Variant`; and
     "or None" of each. A class with a `from_dict` of its own checks its fields itself.
-
-    Raises:
-        ValueError: for the first part that is something else.
     """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     within = f"{place}." if place else ""

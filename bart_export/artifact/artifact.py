@@ -1,12 +1,8 @@
-"""The artifact directory: what an export leaves behind and every runtime reads (format_version 1).
+"""The artifact directory: what an export leaves behind and every runtime reads.
 
 An export writes into a draft beside its target; `Draft.commit` writes `manifest.json` last and
 puts the draft in the target's place with one rename, so that a killed export leaves the previous
-artifact as it was and nothing that looks finished. `Artifact.open` reads a manifest, and
-`Artifact.path` hands out a file only while its bytes are those the manifest names. The format is
-described in artifacts/README.md. This module knows no model, no quantizer and no runtime.
-
-History of the format: 1 (2026-11), the first.
+artifact as it was and nothing that looks finished. The format is described in artifacts/README.md.
 """
 
 import contextlib
@@ -63,8 +59,7 @@ class Artifact:
         """Read the manifest of an artifact.
 
         Raises:
-            ArtifactError: for a directory without manifest, or one that is damaged, edited,
-                incomplete or of a newer format.
+            ArtifactError: for one that is missing, damaged, edited or of a newer format.
         """
         path = directory / MANIFEST
         if not os.path.isdir(directory):
@@ -78,10 +73,7 @@ class Artifact:
         """Return the path of a file after checking that its bytes are the manifest's.
 
         A file that this user has hashed since the system started, and that nobody has touched
-        since (`stamps`), is not read again, unless `rehash`.
-
-        Raises:
-            ArtifactError: for a file the manifest does not name, that is missing, or was altered.
+        since (`stamps`), is not read again, unless `rehash`. Any other is an ArtifactError.
         """
         if name not in self.manifest.files:
             known = ", ".join(self.manifest.files)
@@ -119,11 +111,9 @@ class Artifact:
             ) from None
 
     def folder(self, name: str) -> pathlib.Path:
-        """Return the path of a folder after checking every file in it, for who opens it whole.
+        """Return the path of a folder after checking that it holds its named files and no other.
 
-        Raises:
-            ArtifactError: for a file that is missing or was altered, and for one that the manifest
-                does not name: TensorFlow prefers a `saved_model.cpb` to the `saved_model.pb`.
+        TensorFlow, for one, prefers a `saved_model.cpb` to the `saved_model.pb`.
         """
         folder = self.directory / name
         named = [file for file in self.manifest.files if file.startswith(f"{name}/")]
@@ -204,12 +194,12 @@ class Draft:
         return path
 
     def content(self, name: str) -> tuple[int, str]:
-        """Return what every entry of a file begins with: its size in bytes, and its sha256."""
+        """Return the size in bytes and the sha256 of a file, which every entry begins with."""
         path = self.directory / name
         return path.stat().st_size, sha256(path)
 
     def entry(self, name: str) -> FileEntry:
-        """Return the entry of a file of the draft of which nothing else is to be said."""
+        """Return the entry of a file of the draft that has only a size and a hash."""
         return FileEntry(*self.content(name))
 
     def carry(self, artifact: Artifact, name: str) -> None:
@@ -255,8 +245,10 @@ def draft(target: pathlib.Path) -> Iterator[Draft]:
             yield Draft(place / ARTIFACT, target)
     except OSError as error:
         place = error.filename or target
-        advice = ADVICE.get(error.errno or 0, "Name another place with --output")
-        raise ArtifactError(f"Cannot write {place}: {error.strerror}. {advice}.") from error
+        advice = ADVICE.get(error.errno or 0, "Name another place with")
+        raise ArtifactError(
+            f"Cannot write {place}: {error.strerror}. {advice} --output."
+        ) from error
 
 
 def check_readable_by_all(path: pathlib.Path) -> None:
@@ -329,16 +321,13 @@ def stranger(directory: pathlib.Path) -> str | None:
 
 
 ADVICE = {
-    errno.ENOSPC: "Free some space or name another place with --output",
-    errno.EDQUOT: "Free some space or name another place with --output",
-    errno.EACCES: "Name a place you may write with --output",
-    errno.EROFS: "Name a place you may write with --output",
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Free some space or name another place with"),
+    **dict.fromkeys((errno.EACCES, errno.EROFS), "Name a place you may write with"),
 }
 
 
 def no_artifact(path: pathlib.Path) -> str:
-    """Return the line about a path that was given for an artifact and is none: what it is, and how
-    to come to an artifact."""
+    """Return the line about a path that is no artifact: what it is, and how to get an artifact."""
     typed = re.sub("^(hf|kaggle):/", r"\1://", path.as_posix())
     exported = pathlib.Path("artifacts", path)
     around = next(filter(is_artifact, path.absolute().parents), None)

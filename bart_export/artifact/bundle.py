@@ -1,8 +1,6 @@
-"""The bundle for Android: of an artifact, what an app needs to run one static build.
+"""The bundle for Android: what an app needs of an artifact to run one static build.
 
-An artifact and the name of one of its files go in; a directory that is an artifact itself comes
-out, with that file, the tokenizer and the file's golden answers. What stores take is a table here.
-How files are made and judged is not known.
+A bundle is an artifact itself, with one file, the tokenizer and the file's golden answers.
 """
 
 import dataclasses
@@ -41,15 +39,9 @@ LIMITS = (
 
 
 def check(target: pathlib.Path, output: pathlib.Path) -> None:
-    """Refuse to put a bundle where it would cost anything but an earlier bundle.
+    """Raise ArtifactError where a bundle would cost anything but an earlier bundle.
 
-    Args:
-        target: where the bundle goes.
-        output: where the artifact is, or will be.
-
-    Raises:
-        ArtifactError: for a place that is taken, or that holds or lies in the artifact; for the
-            app of this repository where there is none.
+    `target` is where the bundle goes, `output` where the artifact is, or will be.
     """
     if target == ASSETS and not PROJECT.is_file():
         raise ArtifactError(
@@ -73,8 +65,6 @@ def check(target: pathlib.Path, output: pathlib.Path) -> None:
 def write(source: Artifact, recipe: str, target: pathlib.Path) -> Artifact:
     """Put the static build of a recipe into a bundle, in the place of an earlier one.
 
-    What is not about the files is as in the artifact's manifest.
-
     Raises:
         ArtifactError: if the artifact has no such file or one that was altered, or the place is
             taken (see `check`), full, or cannot be written.
@@ -82,18 +72,18 @@ def write(source: Artifact, recipe: str, target: pathlib.Path) -> Artifact:
     check(target, source.directory)
     file, manifest = static_file(source, recipe), source.manifest
     names = (file, manifest.tokenizer.vocabulary, manifest.tokenizer.merges)
+    files = {name: manifest.files[name] for name in names}
+    verification = tuple(row for row in manifest.verification if row.file == file)
+    measurements = tuple(row for row in manifest.measurements if row.file == file)
     with artifact.draft(target) as draft:
         for name in names:
             draft.carry(source, name)
         answers = answers_of(file, source.golden())
         manifest_file.write_golden(draft.directory / GOLDEN, answers)
-        files = {name: manifest.files[name] for name in names}
+        files[GOLDEN] = draft.entry(GOLDEN)
         draft.commit(
             dataclasses.replace(
-                manifest,
-                files={**files, GOLDEN: draft.entry(GOLDEN)},
-                verification=tuple(row for row in manifest.verification if row.file == file),
-                measurements=tuple(row for row in manifest.measurements if row.file == file),
+                manifest, files=files, verification=verification, measurements=measurements
             )
         )
     return Artifact.open(target)

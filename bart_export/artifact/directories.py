@@ -1,9 +1,9 @@
-"""Directories that take each other's place: what an artifact's drafts need of a file system.
+"""Directories that replace each other, for an artifact's drafts.
 
-Whoever replaces a directory works in a *place* beside it: a directory of a name that nobody can
-foresee, with a `MARKER` inside that says whose it is. The marker is locked while its process lives,
-so that what a killed one left is told from what is still at work. Links are never followed, and
-what is not marked is never touched.
+Whoever replaces a directory works in a *place* beside it: a directory with an unpredictable name
+and a `MARKER` inside that says whose it is. The marker is locked while its process lives, so that
+what a killed one left is told from live work. Links are never followed, and what is not marked is
+never touched.
 """
 
 import contextlib
@@ -39,11 +39,7 @@ PATIENCE = 5.0  # seconds to wait until another process has found its own place
 
 @contextlib.contextmanager
 def place_beside(target: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Make a place beside `target` for the length of a block, and clear those of the dead.
-
-    Raises:
-        ArtifactError: if a living process has one.
-    """
+    """Make a place beside `target` for a block; clear those of the dead, or raise ArtifactError."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         with alone_in(target.parent):
@@ -63,10 +59,9 @@ def place_beside(target: pathlib.Path) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def alone_in(directory: pathlib.Path) -> Iterator[None]:
-    """Look for places in a directory while no other process does, where it can be locked.
+    """Lock a directory for a block, where that can be.
 
-    Where it cannot, or not soon, nothing breaks but that two exports may begin at one moment; the
-    later then takes the place of the earlier.
+    Otherwise two exports may begin at one moment; the later then replaces the earlier.
     """
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
@@ -95,17 +90,13 @@ def prefix(target: pathlib.Path) -> str:
 def places(target: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yield the directories of ours beside a target that are named as its places are."""
     pattern = re.compile(re.escape(prefix(target)) + r"[a-z0-9_]{8}" + re.escape(SUFFIX))
+    user = os.geteuid() if hasattr(os, "geteuid") else 0
     for path in sorted(target.parent.iterdir()):
         if pattern.fullmatch(path.name):
             with contextlib.suppress(OSError):
                 status = path.lstat()
-                if stat.S_ISDIR(status.st_mode) and status.st_uid == owner():
+                if stat.S_ISDIR(status.st_mode) and status.st_uid == user:
                     yield path
-
-
-def owner() -> int:
-    """Return the number of this process's user, as `stat` has it."""
-    return os.geteuid() if hasattr(os, "geteuid") else 0
 
 
 def clear(place: pathlib.Path, target: pathlib.Path) -> None:
@@ -183,7 +174,7 @@ def synchronize(path: pathlib.Path) -> None:
 def exchange(new: pathlib.Path, old: pathlib.Path) -> None:
     """Swap two directories at once where the system can, else with renames.
 
-    A process killed between those leaves the old directory as `PREVIOUS` beside the new one.
+    A process killed between those leaves the old directory as `PREVIOUS`.
     """
     call = EXCHANGES.get(sys.platform)
     library = ctypes.CDLL(None, use_errno=True) if call else None

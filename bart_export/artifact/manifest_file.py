@@ -1,8 +1,7 @@
 """The files `manifest.json` and `golden.json`: read whole, and the manifest's seal checked.
 
-An artifact comes from anywhere, and its seal is a checksum that anybody can make. So nothing of a
-manifest is used before `manifest` has held it to its types, and a name in it becomes a path in
-`path_of` alone, which lets none out of the artifact's directory.
+An artifact comes from anywhere, and its seal is a checksum that anybody can make: nothing of a
+manifest is used before it is checked, and `path_of` lets no name out of the directory.
 """
 
 import hashlib
@@ -23,10 +22,9 @@ SEAL = re.compile(rb'"manifest_sha256": "([0-9a-f]{64})"')
 
 
 def read(path: pathlib.Path) -> Manifest:
-    """Read and check a manifest.
+    """Return a manifest that is there, sealed and valid, or raise ArtifactError.
 
     Raises:
-        ArtifactError: if it is not JSON, of a newer format, edited, or a field has another type.
         FileNotFoundError: if there is none.
     """
     try:

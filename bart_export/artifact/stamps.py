@@ -1,6 +1,6 @@
 """Stamps: which sha256 a file had when this user hashed it, so that it is hashed once a boot.
 
-A stamp holds good for one file in one state: device, inode, size, owner, mode, times of change and
+A stamp is good for one file in one state: device, inode, size, owner, mode, times of change and
 boot. Stamps lie in the user's cache directory, where no artifact can bring one along, and are
 believed only if nobody else may write there.
 """

@@ -7,6 +7,7 @@ and once more when the process ends.
 
 import atexit
 import contextlib
+import dataclasses
 import importlib.metadata
 import math
 import os
@@ -66,7 +67,7 @@ def open_compiled_model(
         EngineError: if LiteRT cannot open the file.
     """
     model = open_model(path, num_threads, weight_cache)
-    backend = CompiledModelBackend(model, config, resizes=buckets is None)
+    backend = CompiledModelBackend(model=model, config=config, resizes=buckets is None)
     return FileEngine(config, backend, sizing(config, buckets))
 
 
@@ -134,16 +135,10 @@ def resized(
 
 
 class BufferedSignature:
-    """A signature of a compiled model, the sizes of its dynamic axes, and buffers that fit them.
+    """A signature of a `CompiledModel`, the sizes of its dynamic axes, and buffers that fit them.
 
     Cross tensors that the signature puts out go to another one's inputs: they have no buffers here.
-
-    Args:
-        model: LiteRT's `CompiledModel`.
-        config: the model's architecture.
-        name: what the signature is called in the file.
-        signature: its tensors, by the contract.
-        resizes: whether the file's tensors take other sizes; a static build's do not.
+    `resizes` says whether the file's tensors take other sizes; a static build's do not.
     """
 
     def __init__(
@@ -224,24 +219,19 @@ class Encoder(Protocol):
         """Return the encoder's output (source, hidden) for token ids (one, source)."""
 
 
+@dataclasses.dataclass(eq=False, kw_only=True)
 class CompiledModelBackend:
-    """An `engine.Backend` over `ai_edge_litert.compiled_model.CompiledModel`.
+    """An `engine.Backend` over LiteRT's `CompiledModel`.
 
-    Args:
-        model: the compiled model.
-        config: the model's architecture.
-        resizes: whether the file is a dynamic build.
-        encoder: the encoder of an export for the Edge TPU.
+    `resizes` says whether the file is a dynamic build. `signatures` have buffers from their first
+    use on.
     """
 
-    def __init__(
-        self, model: Any, config: BartConfig, *, resizes: bool, encoder: Encoder | None = None
-    ) -> None:
-        self.model = model
-        self.config = config
-        self.resizes = resizes
-        self.encoder = encoder
-        self.signatures: dict[str, BufferedSignature] = {}  # with buffers from their first use on
+    model: Any
+    config: BartConfig
+    resizes: bool
+    encoder: Encoder | None = None
+    signatures: dict[str, BufferedSignature] = dataclasses.field(default_factory=dict)
 
     def signature(self, bucket: Bucket) -> BufferedSignature:
         """Return a signature with buffers of the sizes that it is to have."""

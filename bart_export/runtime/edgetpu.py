@@ -45,17 +45,9 @@ def open_edgetpu(
     num_threads: int | None = None,
     weight_cache: str = "",
 ) -> FileEngine:
-    """Open an artifact's export for the Edge TPU.
+    """Open an artifact's export for the Edge TPU, which has no static build.
 
-    Args:
-        path: the host's file, `parts.HOST` of an artifact.
-        config: the model's architecture, as the manifest gives it.
-        buckets: None: there is no static build.
-        num_threads: threads for the CPU kernels; None takes all cores this process may use.
-        weight_cache: file for XNNPACK's packed weights, "" for none.
-
-    Raises:
-        EngineError: if LiteRT cannot open a file.
+    `path` is the host's file, `parts.HOST` of the artifact; see `open_compiled_model`.
     """
     model = open_model(path, num_threads, weight_cache)
     directory = path.parents[1]
@@ -63,7 +55,7 @@ def open_edgetpu(
         constants = dict(file)
     runners, notice = open_segments(directory, config, constants, thread_count(num_threads))
     encoder = SegmentedEncoder(model, config, runners, constants)
-    backend = CompiledModelBackend(model, config, resizes=True, encoder=encoder)
+    backend = CompiledModelBackend(model=model, config=config, resizes=True, encoder=encoder)
     return FileEngine(config, backend, Dynamic(config, parts.host_signatures(config)[3:]), notice)
 
 
@@ -108,14 +100,8 @@ def obstacle(directory: pathlib.Path, segments: Sequence[Segment]) -> str:
 class SegmentRunner:
     """One segment, open: it maps float rows (any, width) to float rows.
 
-    Args:
-        path: the segment's file.
-        centre, reach: of each output channel, what the file's output is relative to.
-        num_threads: threads of the CPU kernels.
-        delegate: the library of the Edge TPU, None for the CPU.
-
-    Raises:
-        EngineError: if the file cannot be opened, or the delegate not be used.
+    `centre` and `reach` are what each output channel of the file is relative to; `delegate` is the
+    library of the Edge TPU, None for the CPU.
     """
 
     def __init__(
@@ -164,12 +150,9 @@ class SegmentRunner:
 
 
 def load_delegate(module: Any, library: str) -> Any:
-    """Load the shared library of a delegate.
-
-    A library that is none is found out here: the package's own class, half made, complains once
-    more when it is collected.
-    """
+    """Load the shared library of a delegate."""
     try:
+        # The package's own class, half made, would complain once more when it is collected.
         if not hasattr(ctypes.CDLL(library), "tflite_plugin_create_delegate"):
             raise ValueError("it is no external delegate of TFLite")
         return module.load_delegate(library)
@@ -179,14 +162,7 @@ def load_delegate(module: Any, library: str) -> Any:
 
 
 class SegmentedEncoder:
-    """The encoder of an export for the Edge TPU, put together of its parts.
-
-    Args:
-        model: the host's file on LiteRT.
-        config: the model's architecture.
-        runners: every segment, open, by name.
-        constants: what `parts.CONSTANTS` holds.
-    """
+    """The encoder of an export for the Edge TPU: open segments by name, and the host's file."""
 
     def __init__(
         self,

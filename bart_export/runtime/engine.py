@@ -1,15 +1,12 @@
 """Engines: they run the `encode` and `decode` signatures of a `.tflite` file.
 
-An engine is used by one generation at a time. `start` encodes a source and returns a `Decoding`, a
-value that stands for the caches; `step` takes it, one token per beam and the beams they continue,
-and returns logits and the next `Decoding`. A `Decoding` is good for one step: its buffers are the
-next one's outputs.
+`start` encodes a source and returns a `Decoding`, a value that stands for the caches; `step` takes
+it and returns logits and the next one. A `Decoding` is good for one step: its buffers are the next
+one's outputs.
 
-`FileEngine` works over any backend (LiteRT's `CompiledModel`, an `Interpreter`, the Edge TPU) and
-either sizing. In a dynamic build (`Dynamic`) all lengths are the real ones, and the caches start
-small and double. A static build (`Buckets`) has a signature for each bucket: a request takes the
-smallest with room, its source is padded and the padding masked, and a beam that nobody asked for
-decodes along in a place of its own.
+In a dynamic build (`Dynamic`) all lengths are the real ones, and the caches start small and double.
+A static build (`Buckets`) has a signature for each bucket: a request takes the smallest with room,
+its source is padded and the padding masked, and spare beams decode along in places of their own.
 """
 
 import dataclasses
@@ -56,11 +53,11 @@ class Engine(Protocol):
 CLOSED = "The Generator was closed. Open the artifact again."
 
 
+@dataclasses.dataclass
 class ClosedEngine:
     """The engine of a closed Generator: every call is refused."""
 
-    def __init__(self, config: BartConfig) -> None:
-        self.config = config
+    config: BartConfig
 
     def start(self, token_ids: Sequence[int], num_beams: int, max_length: int) -> Any:
         """Refuse to begin."""
@@ -238,11 +235,7 @@ class Backend(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Decoding:
-    """The state of one generation between two steps: which position is next, and its caches.
-
-    `serial` numbers the generations of an engine: the buffers belong to the last one begun.
-    `fitted` has the signatures that the generation runs in, and their sizes.
-    """
+    """The state of a generation, by its serial number, between two steps."""
 
     serial: int
     position: int
@@ -250,24 +243,19 @@ class Decoding:
     caches: Any
 
 
+@dataclasses.dataclass(eq=False)
 class FileEngine:
-    """An engine over an open file.
+    """An engine over an open file, for one generation at a time.
 
-    Args:
-        config: the model's architecture, as the artifact's manifest gives it.
-        backend: the open file.
-        sizing: which signatures a request runs in, and with which sizes.
-        notice: a line that says where the file runs.
+    `sizing` chooses the signatures that a request runs in, and their sizes; `notice` says where the
+    file runs; `serial` is the number of the generation that was begun last.
     """
 
-    def __init__(
-        self, config: BartConfig, backend: Backend, sizing: Dynamic | Buckets, notice: str = ""
-    ) -> None:
-        self.config = config
-        self.backend = backend
-        self.sizing = sizing
-        self.notice = notice
-        self.serial = 0
+    config: BartConfig
+    backend: Backend
+    sizing: Dynamic | Buckets
+    notice: str = ""
+    serial: int = 0
 
     def only(self, source_length: int, num_beams: int) -> "FileEngine":
         """Return an engine over the same static build that knows one bucket, to try each."""
@@ -275,11 +263,7 @@ class FileEngine:
         return FileEngine(self.config, self.backend, self.sizing.only(source_length, num_beams))
 
     def start(self, token_ids: Sequence[int], num_beams: int, max_length: int) -> Decoding:
-        """Encode a source; see `Engine.start`.
-
-        Raises:
-            InputError: for a source or a length that the model or the file has no room for.
-        """
+        """Encode a source, or raise InputError where there is no room; see `Engine.start`."""
         fitted = self.sizing.fit(token_ids, num_beams, max_length)
         self.serial += 1
         return Decoding(self.serial, 0, fitted, self.backend.begin(fitted))

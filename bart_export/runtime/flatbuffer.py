@@ -192,16 +192,7 @@ class Vectors:
 
 
 class Tables:
-    """Tables of one kind, every field of which lies in the file: its columns are their fields.
-
-    Args:
-        file: the file they are in.
-        kind: a key of `TABLES`.
-        begin: where each begins.
-
-    Raises:
-        InvalidGraph: if anything of one leads out of the file, or one has an unknown field.
-    """
+    """Tables of one kind, a key of `TABLES`, every field of which lies in the file."""
 
     def __init__(self, file: File, kind: str, begin: Ints) -> None:
         self.file = file

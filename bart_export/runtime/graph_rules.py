@@ -53,9 +53,6 @@ def checked_path(artifact: Artifact, name: str, expected: Expected | None) -> pa
     """Return the path of a file after checking its hash and its graph; see `check_graph`.
 
     A graph that was checked before is not, while the file's hash need not be (`stamps`).
-
-    Raises:
-        ArtifactError: for a file that is missing or altered, or that LiteRT should not be given.
     """
     path = artifact.path(name)
     check_readable_by_all(path)
@@ -76,15 +73,10 @@ def expected_signatures(config: BartConfig, buckets: Sequence[Bucket] | None) ->
 
 
 def check_graph(path: pathlib.Path, expected: Expected | None) -> None:
-    """Refuse a `.tflite` file that LiteRT should not be given.
+    """Raise ArtifactError for a `.tflite` file that LiteRT should not be given.
 
-    Args:
-        path: the file; it may be anybody's.
-        expected: the signatures that it must have, no more and no fewer; an axis without a size is
-            one that is resized. None for a file that is run without signatures.
-
-    Raises:
-        ArtifactError: with the first thing that is wrong.
+    `expected` are the signatures that it must have, no more and no fewer; an axis without a size is
+    one that is resized. It is None for a file that is run without signatures.
     """
     try:
         model = File.map(path).model()

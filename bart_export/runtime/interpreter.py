@@ -57,14 +57,9 @@ def open_interpreter(
     num_threads: int | None = None,
     interpreter: str = TFLITE_RUNTIME,
 ) -> FileEngine:
-    """Open a `.tflite` file on the `Interpreter` of tflite-runtime or ai-edge-litert.
+    """Open a `.tflite` file on the `Interpreter` of a package, a key of `INTERPRETERS`.
 
-    Args:
-        path: the file.
-        config: the model's architecture, as the artifact's manifest gives it.
-        buckets: those of a static build; None for a dynamic one.
-        num_threads: threads for the CPU kernels; None takes all cores this process may use.
-        interpreter: the package to take `Interpreter` from, a key of `INTERPRETERS`.
+    Other arguments are those of `open_compiled_model`.
 
     Raises:
         EngineError: if the package cannot be used, or the file not be opened.
@@ -143,13 +138,7 @@ class InterpreterSignature:
 
 
 class InterpreterBackend:
-    """An `engine.Backend` over the signatures of an open interpreter; the caches are in place.
-
-    Args:
-        signatures: by their names in the file.
-        config: the model's architecture.
-        resizes: whether the file is a dynamic build.
-    """
+    """An `engine.Backend` over the signatures of an open interpreter; the caches are in place."""
 
     def __init__(
         self, signatures: Mapping[str, InterpreterSignature], config: BartConfig, *, resizes: bool
@@ -161,10 +150,7 @@ class InterpreterBackend:
         self.cross_names = [tensor.name for tensor in contract.cross_tensors(config)]
 
     def signature(self, bucket: Bucket) -> InterpreterSignature:
-        """Return a signature of the sizes that it is to have; what it held is lost if they change.
-
-        A signature's tensors take room in memory from its first use on.
-        """
+        """Return a signature of the right sizes; what it held is lost if they change."""
         signature = self.signatures[bucket.name]
         if signature.sizes != bucket.sizes:
             sizes = {**self.fixed, **bucket.sizes}

@@ -1,8 +1,6 @@
-"""Batch files: a row in, a row out, in the same order and number, whatever one of them holds.
+"""Batch files: rows, each a dictionary with a "text", are read and written as lines.
 
-`read` yields rows, each a dictionary with a "text": those of a file of JSON objects, or one for
-each line of a file of text. A line that cannot be used has its place all the same, with an "error"
-that says why. `results` writes rows as JSON Lines, each whole as soon as it is there.
+A line that cannot be used keeps its place, with an "error" that says why.
 """
 
 import contextlib
@@ -33,14 +31,8 @@ CONVERSIONS = {
     "[print(json.dumps(row)) for row in csv.DictReader(sys.stdin)]' < {0} > {1}.jsonl",
 }
 LONGEST = 1 << 24  # bytes of a line; no model reads a text of a hundredth of that
-MADE = (
-    "generated_text",
-    "score",
-    "token_ids",
-    "sequences",
-    "truncated",
-    "error",
-)  # what a result row adds
+# What a result row adds.
+MADE = ("generated_text", "score", "token_ids", "sequences", "truncated", "error")
 
 
 def read(path: pathlib.Path) -> Iterator[Row]:
@@ -75,11 +67,7 @@ def read(path: pathlib.Path) -> Iterator[Row]:
 
 
 def read_standard_input() -> str:
-    """Return standard input as one text, without white space around it.
-
-    Raises:
-        InputError: for what is not UTF-8, or too long to be a text.
-    """
+    """Return standard input as one text, without white space around it, or raise InputError."""
     content = sys.stdin.buffer.read(LONGEST + 1)
     if len(content) > LONGEST:
         raise InputError(
@@ -153,10 +141,7 @@ def row_of_line(line: bytes) -> Row:
     line = line.removesuffix(b"\n").removesuffix(b"\r")
     if len(line) > LONGEST:
         shown = line[:1000].decode("utf-8", "replace")
-        return {
-            "text": shown,
-            "error": f"The line, here its start, exceeds {LONGEST} bytes.",
-        }
+        return {"text": shown, "error": f"The line, here its start, exceeds {LONGEST} bytes."}
     try:
         return {"text": line.decode("utf-8")}
     except UnicodeDecodeError as error:
@@ -189,9 +174,6 @@ def results(path: pathlib.Path) -> Iterator[Callable[[Row], None]]:
     """Open a file for results, or standard output for "-", and yield what writes a row to it.
 
     A row is in the file, whole, when the function returns: JSON Lines in UTF-8.
-
-    Raises:
-        InputError: if the file cannot be written.
     """
     file = contextlib.nullcontext(sys.stdout.buffer)
 

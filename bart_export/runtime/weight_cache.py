@@ -37,11 +37,8 @@ ABANDONED = 600  # seconds after which an unfinished cache belongs to nobody
 def open_with_cache(open_model: Callable[[str], Opened], artifact: Artifact, name: str) -> Opened:
     """Open a file of an artifact with its weight cache, building that first where it is not whole.
 
-    Args:
-        open_model: opens the model with a cache file, which it creates if it is missing; with ""
-            it opens it without one.
-        artifact: where the file is; its cache is about as large as the file.
-        name: the file's, in the manifest.
+    `open_model` opens the model with a cache file, which it creates if it is missing; with "" it
+    opens the model without one.
     """
     for cache in places(artifact, name):
         if is_whole(cache):
