@@ -35,6 +35,8 @@ INSIDE = {
     "server": ("options", "status", "messages", "tensors", "metrics", "servable", "sources",
                "merging", "batching", "litert_engine", "tensorflow_engine", "versions", "models",
                "predict", "opening", "http_server", "rest", "grpc_server", "serve"),
+    "verify": ("data", "golden", "traces", "weights", "structure", "tolerance", "compare",
+               "checks", "reference", "tokenization", "saved_model"),
 }  # fmt: skip
 TENSOR_LIBRARIES = {"tensorflow", "keras", "keras_hub", "ai_edge_quantizer", "torch"}
 WITH_TENSOR_LIBRARIES = {"model", "graph", "convert", "verify", "tune", "export"}

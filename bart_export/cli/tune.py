@@ -1,6 +1,5 @@
 """`bart-export tune`: the smallest file of a preset within a budget, and its recipe."""
 
-import math
 import os
 import pathlib
 import re
@@ -91,6 +90,8 @@ def recipe_name(preset: str, budget: Mapping[str, float]) -> str:
 
 def show(tuned: "Tuned", budget: Mapping[str, float]) -> None:
     """Print a table of the file that was found beside the usual one, and how layers are stored."""
+    from bart_export.report.facts import share
+
     names = list(dict.fromkeys([*budget, "top1", "kl", "relative"]))
     lines = [
         (
@@ -112,20 +113,10 @@ def show(tuned: "Tuned", budget: Mapping[str, float]) -> None:
             )
         words = recipes.STORAGES[storage].description
         output.print(f"{counted(count, 'layer')} in {words}{layers}", highlight=False)
-    low, high = interval(tuned.found.figures["top1"], tuned.found.steps)
+    top1 = share(tuned.found.figures["top1"], tuned.found.steps)
+    assert top1 is not None
     output.print(
         f"{counted(tuned.files, 'file')} made and measured. Over other texts of this kind, top1 is "
-        f"{low:.4f} to {high:.4f} with 95 % confidence; more texts narrow that.",
+        f"{top1.low:.4f} to {top1.high:.4f} with 95 % confidence; more texts narrow that.",
         highlight=False,
     )
-
-
-def interval(share: float, count: int) -> tuple[float, float]:
-    """Return Wilson's 95 % interval of a share that was counted over so many.
-
-    See E. B. Wilson, Probable Inference, the Law of Succession, and Statistical Inference (1927).
-    """
-    squared = 1.96**2 / count
-    centre = (share + squared / 2) / (1 + squared)
-    half = math.sqrt(squared * share * (1 - share) + squared**2 / 4) / (1 + squared)
-    return centre - half, centre + half

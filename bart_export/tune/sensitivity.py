@@ -11,7 +11,8 @@ and this rule give.
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -77,14 +78,6 @@ def measure_sensitivities(
     return measured
 
 
-@dataclasses.dataclass(frozen=True)
-class Batch:
-    """Ids and masks, int32 (batch, length), of sources and of the tokens that are fed."""
-
-    source: tuple[IntArray, IntArray]
-    fed: tuple[IntArray, IntArray]
-
-
 class TeacherForced:
     """A model that is fed whole traces, and compared with itself when one matrix has changed."""
 
@@ -106,11 +99,19 @@ class TeacherForced:
 
         self.encode = tf.function(encode, input_signature=[ids, ids])
         self.decode = tf.function(decode, input_signature=[hidden, ids, ids, ids])
-        self.batches = list(batches(traces))
-        self.encoded = [self.encode(*batch.source) for batch in self.batches]
-        self.expected = [
-            np.asarray(self.decode(encoded, batch.source[1], *batch.fed))
-            for encoded, batch in zip(self.encoded, self.batches, strict=True)
+        # Sources of about the same length are computed together.
+        ordered = sorted(traces, key=lambda trace: len(trace.source_token_ids))
+        together = [ordered[first : first + BATCH] for first in range(0, len(ordered), BATCH)]
+        self.sources = [padded([one.source_token_ids for one in batch]) for batch in together]
+        self.fed = [padded([one.fed_token_ids for one in batch]) for batch in together]
+        self.encoded = [self.encode(*source) for source in self.sources]
+        self.expected = self.logits(self.encoded)
+
+    def logits(self, encoded: Sequence[tf.Tensor]) -> list[FloatArray]:
+        """Return the logits of each batch, (steps, vocabulary), from its encoded sources."""
+        return [
+            np.asarray(self.decode(hidden, mask, *fed))
+            for hidden, (_, mask), fed in zip(encoded, self.sources, self.fed, strict=True)
         ]
 
     def with_matrix(self, weight: str, matrix: FloatArray) -> StepFigures:
@@ -125,23 +126,11 @@ class TeacherForced:
 
     def figures(self, decoder_only: bool) -> StepFigures:
         """Compare the model as it is now with what it was; its encoder may be known unchanged."""
+        encoded = self.encoded if decoder_only else [self.encode(*one) for one in self.sources]
         figures = StepFigures()
-        for batch, encoded, expected in zip(self.batches, self.encoded, self.expected, strict=True):
-            if not decoder_only:
-                encoded = self.encode(*batch.source)
-            figures.add(expected, np.asarray(self.decode(encoded, batch.source[1], *batch.fed)))
+        for expected, received in zip(self.expected, self.logits(encoded), strict=True):
+            figures.add(expected, received)
         return figures
-
-
-def batches(traces: Sequence[Trace]) -> Iterator[Batch]:
-    """Yield traces side by side, sources of about the same length together."""
-    ordered = sorted(traces, key=lambda trace: len(trace.source_token_ids))
-    for first in range(0, len(ordered), BATCH):
-        together = ordered[first : first + BATCH]
-        yield Batch(
-            padded([trace.source_token_ids for trace in together]),
-            padded([trace.fed_token_ids for trace in together]),
-        )
 
 
 def padded(rows: Sequence[Sequence[int]]) -> tuple[IntArray, IntArray]:
@@ -210,25 +199,24 @@ def layer_sizes(path: pathlib.Path) -> dict[str, int]:
     int64, are stored with every tensor.
     """
     stored = StoredFile(path)
-    sizes: dict[str, int] = {}
-    counted = set()
+    sizes: Counter[str] = Counter()
+    shared: dict[int, tuple[str, int]] = {}  # buffer -> its layer and bytes
     for graph in stored.model.subgraphs:
         for tensor in graph.tensors:
             layer, quantization = layer_of(tensor), tensor.quantization
             if layer is None:
                 continue
-            size, parts = 0, [tensor]
+            parts = [tensor]
             if quantization is not None:
                 own = ((quantization.scale, 4), (quantization.zeroPoint, 8))
-                size += sum(width * len(part) for part, width in own if part is not None)
+                sizes[layer] += sum(width * len(part) for part, width in own if part is not None)
                 if quantization.details is not None:
                     parts.append(graph.tensors[quantization.details.scales])
             for part in parts:
                 data = stored.data(part)
-                if part.buffer not in counted and data is not None:
-                    counted.add(part.buffer)
-                    size += len(data)
-            sizes[layer] = sizes.get(layer, 0) + size
+                shared.setdefault(part.buffer, (layer, 0 if data is None else len(data)))
+    for layer, size in shared.values():
+        sizes[layer] += size
     return sizes
 
 

@@ -356,8 +356,9 @@ def compare_steps(
             decoder = decoders.setdefault(pair.decode, StepFigures())
             decoder.add(expected.logits, received.logits, logits)
             encoder = encoders.setdefault(pair.encode, ArrayFigures())
-            for tensor in expected.cross.keys() & received.cross.keys():
-                encoder.add(expected.cross[tensor], received.cross[tensor])
+            for tensor, array in received.cross.items():
+                if tensor in expected.cross:
+                    encoder.add(expected.cross[tensor], array)
         tick()
     encoded = {
         name: {"error": one.largest, "spread": one.spread, "relative": one.relative}

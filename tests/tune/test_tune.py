@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from bart_export.cli.main import Commands
-from bart_export.cli.tune import interval, recipe_name
+from bart_export.cli.tune import recipe_name
 from bart_export.cli.tune import tune as command
 from bart_export.errors import ConfigurationError
 from bart_export.export.options import TfliteOptions
@@ -145,11 +145,6 @@ def test_a_recipe_is_named_after_the_preset_and_the_budget():
     name = recipe_name("hf://facebook/bart-base", budget)
     assert name == "bart-base_top1_0_98_rouge_l_0_5"
     assert table.require_name(name) == name
-
-
-def test_a_share_over_few_steps_says_little():
-    assert interval(0.8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
-    assert interval(0.98, 10000) == pytest.approx((0.9771, 0.9826), abs=1e-4)
 
 
 def test_a_share_is_held_more_loosely_where_an_export_has_few_steps():
