@@ -9,6 +9,7 @@ import random
 import grpc
 import pytest
 from support.grpc_front import call, front, request_of, spec, tensor
+from support.odd_bodies import damaged
 from tensorflow.core.framework.tensor_pb2 import TensorProto
 
 SEED = 20261122
@@ -61,24 +62,6 @@ def check(told, data):
     assert code == "OK" or (code in REFUSALS and details), (code, details, data)
 
 
-def damaged(generator, data):
-    """Return bytes with a few of them changed, taken away, or written twice."""
-    data = bytearray(data)
-    for _ in range(generator.randint(1, 4)):
-        place = generator.randrange(len(data) + 1)
-        other = generator.randrange(len(data) + 1)
-        change = generator.randrange(4)
-        if change == 0 and place < len(data):
-            data[place] = generator.randrange(256)
-        elif change == 1:
-            del data[min(place, other) : min(place, other) + generator.randrange(8)]
-        elif change == 2:
-            data[place:place] = data[min(place, other) : max(place, other)]
-        else:
-            data[place:place] = generator.randbytes(generator.randint(1, 9))
-    return bytes(data)
-
-
 SIZES = (0, 1, 2, 3, -1, -(2**63), 2**31, 2**62, 2**63 - 1)
 
 
@@ -94,14 +77,6 @@ def odd_tensor(generator, sizes=SIZES):
         value = generator.randbytes(3) if field.name == "string_val" else generator.choice((0, 1))
         getattr(proto, field.name).extend([value] * generator.choice((1, 2, 5)))
     return proto
-
-
-@pytest.mark.parametrize("method", SERVICES)
-def test_random_bytes_are_answered_or_refused_with_a_reason(served, method):
-    generator = random.Random(SEED)
-    for _ in range(ROUNDS // 10):
-        data = generator.randbytes(generator.choice((0, 1, 5, 50, 500)))
-        check(outcome(served, method, data), data)
 
 
 @pytest.mark.parametrize("method", SERVICES)

@@ -55,13 +55,6 @@ def test_health_says_that_every_service_serves(served, service):
     assert answer.status == SERVING
 
 
-def test_health_knows_no_other_service(served):
-    health = health_pb2_grpc.HealthStub(served.channel)
-    with pytest.raises(grpc.RpcError) as caught:
-        health.Check(health_pb2.HealthCheckRequest(service="SessionService"), timeout=5)
-    assert caught.value.code() == grpc.StatusCode.NOT_FOUND
-
-
 def test_watchers_of_health_are_told_when_the_server_ends(tmp_path):
     with front(tmp_path) as served:
         health = health_pb2_grpc.HealthStub(served.channel)
@@ -198,29 +191,6 @@ def test_a_full_queue_is_refused_at_once(tmp_path):
         assert time.monotonic() - began < 10
         for future in futures:
             future.cancel()
-
-
-def test_running_calls_finish_when_the_server_ends_and_new_ones_are_refused(tmp_path):
-    with front(tmp_path) as served:
-        request = request_of("Predict", spec("wait") + tensor("seconds", [2.0]))
-        running = served.prediction.Predict.future(request)
-        wait_until(lambda: served.servables["m", 2].running == 1)
-        served.end()
-        time.sleep(0.6)
-        assert refused(served, "Predict", spec() + X)[0] == "UNAVAILABLE"
-        assert list(running.result(5).outputs["seconds"].float_val) == [2.0]
-
-
-def test_calls_that_outlast_the_drain_are_stopped(tmp_path):
-    with front(tmp_path, drain_seconds=0.3) as served:
-        request = request_of("Predict", spec("wait") + tensor("seconds", [30.0]))
-        running = served.prediction.Predict.future(request)
-        wait_until(lambda: served.servables["m", 2].running == 1)
-        began = time.monotonic()
-        served.end()
-        assert running.code() == grpc.StatusCode.UNAVAILABLE
-        wait_until(lambda: served.servables["m", 2].stopped == 1)
-        assert time.monotonic() - began < 10
 
 
 @pytest.fixture(scope="module")

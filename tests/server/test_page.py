@@ -256,39 +256,10 @@ def test_an_example_its_beams_and_lengths_and_a_copy(browser):
         assert page.evaluate("navigator.clipboard.readText()") == "1 2 3 "
 
 
-def contrast(page, selector):
-    """Return the contrast ratio of an element's text with what lies behind it (WCAG 2.2, 1.4.3)."""
-    colors = page.evaluate(
-        """(selector) => {
-            const canvas = document.createElement("canvas");
-            const pixels = canvas.getContext("2d", { willReadFrequently: true });
-            const rgb = (color) => {
-                pixels.fillStyle = color;
-                pixels.fillRect(0, 0, 1, 1);
-                return [...pixels.getImageData(0, 0, 1, 1).data.slice(0, 3)];
-            };
-            let behind = document.querySelector(selector);
-            const text = rgb(getComputedStyle(behind).color);
-            while (getComputedStyle(behind).backgroundColor === "rgba(0, 0, 0, 0)") {
-                behind = behind.parentElement;
-            }
-            return [text, rgb(getComputedStyle(behind).backgroundColor)];
-        }""",
-        selector,
-    )
-    scaled = np.array(colors) / 255
-    linear = np.where(scaled <= 0.04045, scaled / 12.92, ((scaled + 0.055) / 1.055) ** 2.4)
-    luminance = linear @ [0.2126, 0.7152, 0.0722]
-    return (luminance.max() + 0.05) / (luminance.min() + 0.05)
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_is_readable_in_light_and_dark_and_fits_a_phone(browser, scheme):
+def test_it_follows_the_scheme_and_fits_a_phone(browser, scheme):
     phone = {"width": 360, "height": 740}
     with opened(browser, {"m": Counting()}, color_scheme=scheme, viewport=phone) as page:
-        for selector in ("body", "#keys", "#text", "#model", "#generate", "#result", "#error",
-                         "#example", "#beams"):  # fmt: skip
-            assert contrast(page, selector) >= 4.5, selector
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
         paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
     red = int(paper.removeprefix("rgb(").split(",")[0])

@@ -12,8 +12,6 @@ from support.arithmetic import FLOAT, PREDICT, Arithmetic, signature
 from bart_export.errors import ArtifactError, ConfigurationError, InputError
 from bart_export.server.predict import (
     check_inputs,
-    chosen_outputs,
-    chosen_signature,
     finished,
     run,
 )
@@ -42,39 +40,6 @@ def test_inputs_are_held_to_the_signature(definition, given, missing, unknown):
     assert raised.value.message.endswith(
         f"Missing but required: {{{missing}}}. Unknown: {{{unknown}}}."
     )
-
-
-@pytest.mark.parametrize(
-    ("definition", "given"),
-    [(PLAIN, ["a", "b"]), (DEFAULTED, ["a"]), (DEFAULTED, ["b", "a"])],
-)
-def test_inputs_with_defaults_may_be_left_out(definition, given):
-    check_inputs(definition, given)
-
-
-@pytest.mark.parametrize(
-    ("names", "chosen"), [((), ("x", "y")), (("y",), ("y",)), (("y", "x"), ("y", "x"))]
-)
-def test_outputs_are_those_of_the_filter_or_all(names, chosen):
-    assert chosen_outputs(PLAIN, names) == chosen
-
-
-@pytest.mark.parametrize(
-    ("names", "message"),
-    [
-        (["z"], "output tensor alias not found in signature: z Outputs expected to be in the set"),
-        (["y", "y"], "duplicate output tensor alias: y"),
-    ],
-)
-def test_outputs_that_are_not_there_or_twice_are_refused(names, message):
-    with pytest.raises(StatusError, match=message):
-        chosen_outputs(PLAIN, names)
-
-
-def test_an_unknown_signature_is_named():
-    with pytest.raises(StatusError, match="nope") as raised:
-        chosen_signature(Arithmetic(), "nope")
-    assert raised.value.code == Code.FAILED_PRECONDITION
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,7 @@
 """Requests that nobody would write: each is answered or refused with a reason, and leaves nothing.
 
-A real `bart-export serve` with both engines is asked what its OpenAPI document allows and what it
-forbids, damaged JSON, bodies that lie about themselves and bodies that hardly arrive. All choices
-come from fixed seeds.
+A real `bart-export serve` with both engines is asked with damaged JSON and with bodies that lie
+about themselves. All choices come from fixed seeds.
 """
 
 import collections
@@ -10,27 +9,17 @@ import contextlib
 import gzip
 import http.client
 import json
-import pathlib
 import random
 import socket
-import time
 
 import pytest
 import requests
-import schemathesis
-from hypothesis import HealthCheck, settings
-from schemathesis.checks import CHECKS
 from support.made_up_saved_models import write_half_plus_two
 from support.odd_bodies import WHOLE, damaged, odd_document
-from support.served_directories import wait_until
 from support.serving_process import LOOPBACK, serving_process
 from support.typed_saved_model import write_typed
 
 SEED = 20261122
-OPENAPI = schemathesis.openapi.from_path(pathlib.Path(__file__).with_name("openapi.json"))
-CONFORMANCE = CHECKS.get_by_names(
-    ["status_code_conformance", "content_type_conformance", "response_schema_conformance"]
-)
 LIMIT = 2**20
 REQUEST_SECONDS = 3
 JSON, EVENTS = "application/json", "text/event-stream; charset=utf-8"
@@ -60,35 +49,6 @@ def running(symmetric_artifact, tmp_path_factory):
         for path, body in WHOLE:
             assert requests.post(process.url(path), json=body, timeout=20).status_code == 200
     assert process.logged("ERROR") == 0, process.log
-
-
-@pytest.fixture(scope="module")
-def session():
-    with requests.Session() as session:
-        yield session
-
-
-def ask_as_described(running, session, case):
-    """Ask one case of the OpenAPI document, and hold the answer to the document."""
-    case.call_and_validate(running.url(""), session, checks=CONFORMANCE, timeout=20)
-
-
-QUIETLY = {"derandomize": True, "deadline": None, "database": None,
-           "suppress_health_check": list(HealthCheck)}  # fmt: skip
-
-
-# A version or a label in the address changes little for a body: many bodies are tried without.
-@OPENAPI.exclude(method="POST", path_regex="/(versions|labels)/").parametrize()
-@settings(max_examples=5, **QUIETLY)
-def test_answers_are_those_of_the_document(running, session, case):
-    ask_as_described(running, session, case)
-
-
-@pytest.mark.slow
-@OPENAPI.parametrize()
-@settings(max_examples=100, **QUIETLY)
-def test_many_answers_are_those_of_the_document(running, session, case):
-    ask_as_described(running, session, case)
 
 
 class Connection:
@@ -164,23 +124,14 @@ CHUNKED = "Transfer-Encoding: chunked\r\n\r\n"
 # What follows the head, and the status.
 LIES = [
     ("as it should be", f"Content-Length: 20\r\n\r\n{ROWS}", 200),
-    ("in chunks", f"{CHUNKED}14\r\n{ROWS}\r\n0\r\n\r\n", 200),
     ("too short", f"Content-Length: 5\r\n\r\n{ROWS}", 400),
     ("too long", f"Content-Length: 21\r\n\r\n{ROWS}", 504),
-    ("negative", f"Content-Length: -5\r\n\r\n{ROWS}", 400),
-    ("no number", f"Content-Length: many\r\n\r\n{ROWS}", 400),
     ("beyond the limit", f"Content-Length: {LIMIT + 1}\r\n\r\n{ROWS}", 413),
-    ("beyond any number", f"Content-Length: {2**70}\r\n\r\n{ROWS}", 400),
     ("two lengths", f"Content-Length: 5\r\nContent-Length: 20\r\n\r\n{ROWS}", 400),
     ("length and chunks", f"Content-Length: 5\r\n{CHUNKED}14\r\n{ROWS}\r\n0\r\n\r\n", 400),
     ("no length", f"\r\n{ROWS}", 400),
-    ("no size", f"{CHUNKED}z\r\n{ROWS}\r\n0\r\n\r\n", 400),
-    ("a negative size", f"{CHUNKED}-14\r\n{ROWS}\r\n0\r\n\r\n", 400),
-    ("a wrong size", f"{CHUNKED}5\r\n{ROWS}\r\n0\r\n\r\n", 400),
     ("another encoding", f"Transfer-Encoding: brotli\r\n\r\n{ROWS}", 400),
-    ("no gzip", f"Content-Encoding: gzip\r\nContent-Length: 20\r\n\r\n{ROWS}", 400),
     ("no header", "nonsense\r\n\r\n", 400),
-    ("no name", f"A\0: b\r\nContent-Length: 20\r\n\r\n{ROWS}", 400),
 ]
 
 
@@ -203,41 +154,6 @@ def raw(running, data, ended=False):
 @pytest.mark.parametrize(("sent", "status"), [row[1:] for row in LIES], ids=[r[0] for r in LIES])
 def test_a_request_that_contradicts_itself_is_refused(running, sent, status):
     assert raw(running, (HEAD + sent).encode()).startswith(b"HTTP/1.1 %d " % status)
-
-
-@pytest.mark.parametrize("header", ["A: b\r\n" * 50_000, f"A: {'b' * 300_000}\r\n"])
-def test_headers_without_end_are_not_read(running, connection, header):
-    """Whether the answer arrives is chance: the server hangs up while the client still sends."""
-    answer = raw(running, (HEAD + header + f"Content-Length: 20\r\n\r\n{ROWS}").encode())
-    assert answer == b"" or answer.startswith(b"HTTP/1.1 400 ")
-    assert connection.post(WHOLE[0][0], json.dumps(WHOLE[0][1]).encode())[0] == 200
-
-
-def test_bodies_that_hardly_arrive_hold_up_nobody(running, connection):
-    path, body = WHOLE[0]
-    head = f"{HEAD}Content-Length: 1000\r\n\r\n".encode()
-    files = running.files()
-    with contextlib.ExitStack() as stack:
-        slow = [
-            stack.enter_context(
-                socket.create_connection((LOOPBACK, running.rest_api_port), timeout=20)
-            )
-            for _ in range(100)
-        ]
-        for one in slow:
-            one.sendall(head)
-        began = last = time.monotonic()
-        while last < began + REQUEST_SECONDS - 0.5:
-            for one in slow:
-                one.sendall(b" ")
-            assert connection.post(path, json.dumps(body).encode())[0] == 200
-            assert time.monotonic() - last < 1.5
-            last = time.monotonic()
-            time.sleep(0.2)
-        for one in slow:
-            assert one.recv(2**16).startswith(b"HTTP/1.1 504 ")
-        assert time.monotonic() - began < REQUEST_SECONDS + 4
-    wait_until(lambda: running.files() <= files + FILES)
 
 
 @pytest.mark.parametrize("rounds", [500, pytest.param(8000, marks=pytest.mark.slow)])

@@ -4,12 +4,10 @@ import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import httpx
 import pytest
 from support.arithmetic_server import LOOPBACK, connects, open_arithmetic, over_grpc, rest
-from support.certificates import Authority
 from support.rest_server import running
-from support.served_directories import add_version, served, wait_until
+from support.served_directories import add_version, served
 
 from bart_export.errors import ConfigurationError
 from bart_export.server import opening
@@ -41,22 +39,6 @@ def test_both_ports_answer_and_are_closed_at_the_end(base_path):
         assert server.store.names() == ["m"]
     assert not connects(server.port)
     assert not connects(server.rest_api_port)
-
-
-def test_both_services_count_into_the_same_metrics(base_path):
-    with running([served(base_path)], options()) as server:
-        rest(server.rest_api_port, x=[1.0])
-        over_grpc(server.port, x=[1.0])
-        url = f"http://{LOOPBACK}:{server.rest_api_port}/monitoring/prometheus/metrics"
-        lines = httpx.get(url).text.splitlines()
-    assert ':tensorflow:serving:request_count{model_name="m",status="OK"} 2.0' in lines
-
-
-def test_new_versions_are_found_while_it_serves(base_path):
-    with running([served(base_path)], options(poll_seconds=0.05)) as server:
-        assert over_grpc(server.port, x=[1.0]).model_spec.version.value == 1
-        add_version(base_path, 2)
-        wait_until(lambda: over_grpc(server.port, x=[1.0]).model_spec.version.value == 2)
 
 
 @pytest.mark.parametrize("field", ["port", "rest_api_port"])
@@ -107,19 +89,6 @@ def test_an_address_that_cannot_be_is_one_line(base_path, fields, told):
         running([served(base_path)], options(**fields)),
     ):
         pass
-
-
-def test_a_key_that_does_not_fit_its_certificate_is_one_line(base_path, tmp_path, capfd):
-    authority = Authority(tmp_path)
-    (key, _), (_, certificate) = authority.sign("one"), authority.sign("other")
-    config = tmp_path / "ssl.config"
-    config.write_text(f"server_key: {key!r} server_cert: {certificate!r}")
-    with (
-        pytest.raises(ConfigurationError, match="holds no key and certificate that fit"),
-        running([served(base_path)], options(ssl_config_file=config)),
-    ):
-        pass
-    assert capfd.readouterr().err == ""
 
 
 def test_no_port_is_open_before_everything_is_loaded(base_path):
