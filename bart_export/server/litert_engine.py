@@ -142,7 +142,7 @@ class ArtifactServable:
         self.workers.close()
 
 
-def signature_defs(generation: GenerationConfig) -> dict[str, Any]:
+def signature_defs(generation: GenerationConfig) -> dict[str, messages.Message]:
     """Return the SignatureDef of each signature that a generator can compute."""
     sizes = {contract.SEQUENCES: generation.num_return_sequences}
     defs = {}
@@ -174,7 +174,7 @@ def default(tensor: contract.Tensor, generation: GenerationConfig) -> Array:
     return np.array([value], tensor.dtype)
 
 
-def check_inputs(signature_def: Any, inputs: Tensors) -> None:
+def check_inputs(signature_def: messages.Message, inputs: Tensors) -> None:
     """Hold inputs to the dtypes and ranks of a signature and to one number of rows.
 
     Raises:
@@ -303,18 +303,12 @@ def sequences_of(
             most = settings.get("max_length", usual.max_length)
             settings["min_length"] = min(settings["min_length"], most)
         if "early_stopping" in settings:
-            settings["early_stopping"] = early_stopping(settings["early_stopping"])
+            word = settings["early_stopping"]
+            if word not in EARLY_STOPPING:
+                text = word.decode("utf-8", "replace")
+                raise invalid(f"early_stopping must be true, false or never, received {text}")
+            settings["early_stopping"] = EARLY_STOPPING[word]
         sequences = generator.generate_ids(row, **settings).sequences
         missing = usual.num_return_sequences - len(sequences)
         found.append([*sequences, *[NO_SEQUENCE] * missing])
     return found
-
-
-def early_stopping(word: bytes) -> bool | str:
-    """Return the setting that a word stands for."""
-    if word not in EARLY_STOPPING:
-        raise invalid(
-            "early_stopping must be true, false or never, received "
-            f"{word.decode('utf-8', 'replace')}"
-        )
-    return EARLY_STOPPING[word]

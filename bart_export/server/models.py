@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from bart_export.server.options import ServeOptions
 from bart_export.server.servable import Lease
@@ -18,6 +18,7 @@ from bart_export.server.versions import (
     OpenVersion,
     State,
     VersionStatus,
+    not_found,
 )
 
 LOG = logging.getLogger(__name__)
@@ -96,18 +97,12 @@ class ModelStore:
         """Return the names of the models that are served, in the order of their list."""
         return list(self.served)
 
-    @contextlib.contextmanager
-    def lease(self, spec: ModelSpec) -> Iterator[Lease]:
+    def lease(self, spec: ModelSpec) -> contextlib.AbstractContextManager[Lease]:
         """Hold the servable that answers a request for the length of a block."""
         number = self._number(spec)
-        model = self.models.get(spec.name)
-        with model.lease(number) if model else contextlib.nullcontext() as lease:
-            if lease is None:
-                kind, version = ("Latest", "") if number is None else ("Specific", f", {number}")
-                raise StatusError(
-                    Code.NOT_FOUND, f"Servable not found for request: {kind}({spec.name}{version})"
-                )
-            yield lease
+        if spec.name not in self.models:
+            raise not_found(spec.name, number)
+        return self.models[spec.name].lease(number)
 
     def status(self, spec: ModelSpec) -> list[VersionStatus]:
         """Return the states of a model's versions, the highest first, or of the version named.

@@ -14,7 +14,6 @@ import pathlib
 import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
 
 from google.protobuf.message import DecodeError
 
@@ -135,7 +134,7 @@ def run_warmup(servable: Servable, directory: pathlib.Path, deadline: float | No
     return len(records)
 
 
-def run_log(servable: Servable, log: Any, limits: Limits) -> None:
+def run_log(servable: Servable, log: messages.Message, limits: Limits) -> None:
     """Run the PredictRequest of a PredictionLog; other kinds of requests are passed over."""
     if not log.HasField("predict_log"):
         return
@@ -149,7 +148,7 @@ def run_log(servable: Servable, log: Any, limits: Limits) -> None:
     servable.submit(call).result(limits.remaining())
 
 
-def write_warmup(directory: pathlib.Path, requests: Iterable[Any]) -> None:
+def write_warmup(directory: pathlib.Path, requests: Iterable[messages.Message]) -> None:
     """Write PredictRequests as the warm-up requests of a version directory."""
     path = directory / WARMUP_REQUESTS
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 from bart_export.artifact.artifact import Artifact
 from bart_export.runtime.results import Result
+from bart_export.server.messages import Message
 from bart_export.server.status import TIMED_OUT, Code, StatusError
 from bart_export.server.tensors import Array
 from bart_export.text.tokenizer import BartTokenizer
@@ -95,7 +96,7 @@ class Servable(Protocol):
     """A loaded version of a model. All methods may be called from several threads at once."""
 
     @property
-    def signature_defs(self) -> Mapping[str, Any]:
+    def signature_defs(self) -> Mapping[str, Message]:
         """SignatureDef messages of `server.messages`, complete with dtypes, shapes and defaults."""
 
     @property
@@ -113,7 +114,8 @@ class Servable(Protocol):
         another dtype or shape, DEADLINE_EXCEEDED, CANCELLED, or what the engine says.
 
         Raises:
-            StatusError: UNAVAILABLE, at once, if no room is left in the queue.
+            StatusError: UNAVAILABLE if no room is left in the queue, and whatever else is known at
+                once.
         """
 
     def stream(self, call: StreamCall) -> "Future[Result]":
@@ -228,7 +230,7 @@ def is_blank(text: str) -> bool:
     return not text.strip()
 
 
-def generates_from_texts(call: Call, signature: Any) -> bool:
+def generates_from_texts(call: Call, signature: Message) -> bool:
     """Say whether a call generates texts from texts (batch,)."""
     text = call.inputs.get(TEXT)
     return (

@@ -13,7 +13,6 @@ import pathlib
 import re
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
 
 from bart_export.artifact.artifact import Artifact, holds_artifact
 from bart_export.artifact.directories import MANIFEST
@@ -64,7 +63,7 @@ class ServedModel:
     labels: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
-def from_proto(config: Any) -> list[ServedModel]:
+def from_proto(config: messages.Message) -> list[ServedModel]:
     """Return the models that a ModelServerConfig lists; a platform is the name of an engine.
 
     Raises:
@@ -78,7 +77,7 @@ def from_proto(config: Any) -> list[ServedModel]:
     return [from_model_config(model) for model in config.model_config_list.config]
 
 
-def from_model_config(model: Any) -> ServedModel:
+def from_model_config(model: messages.Message) -> ServedModel:
     """Return the record of a ModelConfig."""
     if not model.name:
         raise invalid(f"Expected every model to have a name; that of {model.base_path} has none")

@@ -36,6 +36,7 @@ from bart_export.runtime.results import Result
 from bart_export.server import batching, messages
 from bart_export.server.batching import BatchScheduler, Parameters
 from bart_export.server.merging import joined_outputs
+from bart_export.server.messages import Message
 from bart_export.server.options import ServeOptions
 from bart_export.server.servable import Call, StreamCall, Tensors, TextReader, Workers
 from bart_export.server.sources import GRAPH, SAVED_MODEL
@@ -165,11 +166,21 @@ class SavedModelServable:
     streams = False
 
     def __init__(
-        self, session: Any, meta_graph: Any, options: ServeOptions, parameters: Parameters | None
+        self,
+        session: Any,
+        meta_graph: Message,
+        options: ServeOptions,
+        parameters: Parameters | None,
     ) -> None:
         self.reader: TextReader | None = None
         self._session = session
-        self.signature_defs: dict[str, Any] = {
+
+        @functools.cache
+        def tensor(name: str) -> Any:
+            return SymbolicTensor._as_tf_output(session.graph.get_tensor_by_name(name))
+
+        self._tensor = tensor
+        self.signature_defs: dict[str, Message] = {
             name: messages.SignatureDef.FromString(signature.SerializeToString())
             for name, signature in meta_graph.signature_def.items()
         }
@@ -229,7 +240,10 @@ class SavedModelServable:
         dtypes that the real server refuses.
         """
         definition = self.signature_defs[signature]
-        buffer = native.TF_NewBufferFromString(run_options(seconds).SerializeToString())
+        # 0 ms would be no limit.
+        milliseconds = 0 if seconds is None else min(max(1, math.ceil(seconds * 1000)), 2**31 - 1)
+        run_options = tf.compat.v1.RunOptions(timeout_in_ms=milliseconds)
+        buffer = native.TF_NewBufferFromString(run_options.SerializeToString())
         try:
             values = native.TF_SessionRun_wrapper(
                 self._session._session,
@@ -248,15 +262,11 @@ class SavedModelServable:
             raise invalid(one_line(str(error.args[0]))) from error
         finally:
             native.TF_DeleteBuffer(buffer)
-        return {name: array(value) for name, value in zip(outputs, values, strict=True)}
-
-    @functools.cached_property
-    def _tensor(self) -> Any:
-        """Find a tensor of the graph by its name, as the C interface takes it."""
-        graph = self._session.graph
-        return functools.cache(
-            lambda name: SymbolicTensor._as_tf_output(graph.get_tensor_by_name(name))
-        )
+        # TensorFlow gives scalars as numbers and bytes.
+        return {
+            name: np.asarray(value, object if isinstance(value, bytes) else None)
+            for name, value in zip(outputs, values, strict=True)
+        }
 
 
 def for_each_row(defaults: Tensors, inputs: Tensors) -> Tensors:
@@ -273,17 +283,6 @@ def for_each_row(defaults: Tensors, inputs: Tensors) -> Tensors:
         name: np.repeat(value, rows, axis=0) if value.shape[:1] == (1,) else value
         for name, value in defaults.items()
     }
-
-
-def run_options(seconds: float | None) -> Any:
-    """Return TensorFlow's options of a run that ends after some time; 0 ms would be no limit."""
-    milliseconds = 0 if seconds is None else max(1, math.ceil(seconds * 1000))
-    return tf.compat.v1.RunOptions(timeout_in_ms=min(milliseconds, 2**31 - 1))
-
-
-def array(value: Any) -> Any:
-    """Return a fetched value as an array: TensorFlow gives scalars as numbers and bytes."""
-    return np.asarray(value, object) if isinstance(value, (bytes, str)) else np.asarray(value)
 
 
 ROOT_ERROR = re.compile(r"^\s*\(0\) [A-Z_]+: ")
@@ -321,7 +320,7 @@ def check_operators(directory: pathlib.Path) -> None:
         check_graph(meta_graph, directory)
 
 
-def check_graph(meta_graph: Any, directory: pathlib.Path) -> None:
+def check_graph(meta_graph: Message, directory: pathlib.Path) -> None:
     """Check one graph of a SavedModel; see `check_operators`."""
     functions = {
         function.signature.name: function.node_def
@@ -344,7 +343,7 @@ def check_graph(meta_graph: Any, directory: pathlib.Path) -> None:
             raise refusal(directory, f"{', '.join(sorted(files))} at {node.name}")
 
 
-def operators_of(node: Any, functions: Mapping[str, Iterable[Any]]) -> set[str]:
+def operators_of(node: Message, functions: Mapping[str, Iterable[Message]]) -> set[str]:
     """Return the operators of a node and of all functions that it calls."""
     found, called, waiting = set[str](), set[str](), [node]
     while waiting:
@@ -363,7 +362,7 @@ def node_name(tensor: str) -> str:
     return tensor.lstrip("^").partition(":")[0]
 
 
-def referenced_nodes(meta_graph: Any) -> Iterator[str]:
+def referenced_nodes(meta_graph: Message) -> Iterator[str]:
     """Yield the names of nodes that others, a signature or a collection refer to."""
     for node in meta_graph.graph_def.node:
         yield from map(node_name, node.input)

@@ -35,7 +35,6 @@ FindVersions = Callable[[ServedModel], Mapping[int, pathlib.Path]]
 class State(enum.IntEnum):
     """The states of a version; the numbers are those of ModelVersionStatus.State."""
 
-    UNKNOWN = 0
     START = 10
     LOADING = 20
     AVAILABLE = 30
@@ -141,15 +140,17 @@ class ModelVersions:
             )
 
     @contextlib.contextmanager
-    def lease(self, number: int | None) -> Iterator[Lease | None]:
-        """Hold a version, the latest for None, for the length of a block; None if there is none."""
+    def lease(self, number: int | None) -> Iterator[Lease]:
+        """Hold a version, the latest for None, for the length of a block.
+
+        Raises:
+            StatusError: NOT_FOUND if it is not available.
+        """
         with self.changed:
             version = highest(v for v in self._available() if number in (None, v.number))
-            if version is not None:
-                version.leases += 1
-        if version is None or version.servable is None:
-            yield None
-            return
+            if version is None or version.servable is None:
+                raise not_found(self.name, number)
+            version.leases += 1
         lease = Lease(version.servable, version.number)
 
         def give_back() -> None:
@@ -184,14 +185,15 @@ class ModelVersions:
             )
             latest = highest(self._wanted())
             if self.served is None:
-                return f"{{name: {self.name}}} due to error: UNAVAILABLE: The server is stopping"
-            if latest is None:
-                return f"{{name: {self.name}}} due to error: NOT_FOUND: {one_line(self.remark)}"
-            status = latest.status
-        if status.state == State.AVAILABLE:
-            return ""
-        reason = f"{status.code.name}: {one_line(status.message)}"
-        return f"{{name: {self.name} version: {status.version}}} due to error: {reason}"
+                version, code, message = "", Code.UNAVAILABLE, "The server is stopping"
+            elif latest is None:
+                version, code, message = "", Code.NOT_FOUND, self.remark
+            elif latest.state == State.AVAILABLE:
+                return ""
+            else:
+                version, code = f" version: {latest.number}", latest.status.code
+                message = latest.status.message
+        return f"{{name: {self.name}{version}}} due to error: {code.name}: {one_line(message)}"
 
     def _available(self) -> Iterator[Version]:
         return (version for version in self.versions if version.state == State.AVAILABLE)
@@ -257,7 +259,12 @@ class ModelVersions:
             self.versions = [v for v in self.versions if v.number != number or v.state != State.END]
             new = Version(number, path, VersionStatus(number, State.START))
             self.versions.append(new)
-            threading.Thread(target=self._live, args=(served, new), daemon=True).start()
+            threading.Thread(
+                target=self._live,
+                args=(served, new),
+                name=f"version {number} of {self.name}",
+                daemon=True,
+            ).start()
 
     def _retire(self) -> None:
         """Give up what is not wanted once something that is answers, and tell who waits."""
@@ -363,6 +370,12 @@ def opened_within(seconds: float, opening: Callable[[], Servable]) -> Servable:
         future.add_done_callback(close)
         raise StatusError(Code.DEADLINE_EXCEEDED, f"It was not loaded after {seconds:g} s")
     return future.result()
+
+
+def not_found(name: str, number: int | None) -> StatusError:
+    """Return the error of a request for a version that is not available, None for the latest."""
+    wanted = f"Latest({name})" if number is None else f"Specific({name}, {number})"
+    return StatusError(Code.NOT_FOUND, f"Servable not found for request: {wanted}")
 
 
 def missing(served: ServedModel, found: Collection[int]) -> str:

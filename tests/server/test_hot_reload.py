@@ -11,6 +11,7 @@ import itertools
 import shutil
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
@@ -39,34 +40,14 @@ class Answer:
     outputs: dict
 
 
-class Client(threading.Thread):
-    """Asks without a pause until it is told to end, and keeps what it was told."""
-
-    def __init__(self, ask):
-        super().__init__()
-        self.ask = ask
-        self.answers, self.failures = [], []
-        self.ended = threading.Event()
-
-    def run(self):
-        for number in itertools.count():
-            if self.ended.is_set():
-                return
-            asked = time.monotonic()
-            try:
-                self.answers.append(Answer(asked, *self.ask(number)))
-            except Exception as error:
-                self.failures.append(error)
-
-
 @contextlib.contextmanager
-def rest_asking(running, signature, inputs_of):
+def rest_asking(running, signature):
     """Return a function that asks over REST, on one connection."""
     with requests.Session() as session:
 
-        def ask(number):
-            inputs = {name: [value] for name, value in inputs_of(number).items()}
-            body = {"signature_name": signature, "inputs": inputs}
+        def ask(inputs):
+            given = {name: [value] for name, value in inputs.items()}
+            body = {"signature_name": signature, "inputs": given}
             response = session.post(running.url("/v1/models/m:predict"), json=body, timeout=60)
             assert response.status_code == 200, response.text
             outputs = response.json()["outputs"]
@@ -76,15 +57,15 @@ def rest_asking(running, signature, inputs_of):
 
 
 @contextlib.contextmanager
-def grpc_asking(running, signature, inputs_of):
+def grpc_asking(running, signature):
     """Return a function that asks over gRPC with the official stub, on one connection."""
     with grpc.insecure_channel(f"{LOOPBACK}:{running.port}") as channel:
         stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
 
-        def ask(number):
+        def ask(inputs):
             request = predict_pb2.PredictRequest()
             request.model_spec.name, request.model_spec.signature_name = "m", signature
-            for name, value in inputs_of(number).items():
+            for name, value in inputs.items():
                 request.inputs[name].CopyFrom(tf.make_tensor_proto([value]))
             response = stub.Predict(request, timeout=60)
             arrays = {name: tf.make_ndarray(value) for name, value in response.outputs.items()}
@@ -96,50 +77,56 @@ def grpc_asking(running, signature, inputs_of):
 
 @contextlib.contextmanager
 def clients(running, signature, inputs_of):
-    """Have four clients ask for the length of a block; each has been answered at its begin."""
-    with contextlib.ExitStack() as stack:
-        four = [
-            Client(stack.enter_context(asking(running, signature, inputs_of)))
-            for asking in (rest_asking, rest_asking, grpc_asking, grpc_asking)
-        ]
-        for client in four:
-            client.start()
+    """Have four clients ask without a pause for the length of a block, and hold none to fail.
+
+    Returns:
+        The answers of each, which has one at the begin, and a function that waits for more.
+    """
+    ended, answers, asking = threading.Event(), [[] for _ in range(4)], []
+
+    def work(front, answers):
+        with front(running, signature) as ask:
+            for number in itertools.count():
+                if ended.is_set():
+                    return
+                asked = time.monotonic()
+                answers.append(Answer(asked, *ask(inputs_of(number))))
+
+    def wait_for_answers(more=1):
+        counts = [len(each) + more for each in answers]
+        wait_until(
+            lambda: (
+                any(future.done() for future in asking)
+                or all(len(each) >= count for each, count in zip(answers, counts, strict=True))
+            ),
+            60,
+        )
+
+    with ThreadPoolExecutor(4) as executor:
+        fronts = (rest_asking, rest_asking, grpc_asking, grpc_asking)
+        asking += map(executor.submit, [work] * 4, fronts, answers)
         try:
-            wait_for_answers(four)
-            yield four
+            wait_for_answers()
+            yield answers, wait_for_answers
         finally:
-            for client in four:
-                client.ended.set()
-            for client in four:
-                client.join()
+            ended.set()
+        for future in asking:
+            future.result()
 
 
-def wait_for_answers(four, count=1):
-    """Wait until each client was answered some more times."""
-    counts = [len(client.answers) + count for client in four]
-    wait_until(
-        lambda: all(
-            len(client.answers) >= count or client.failures
-            for client, count in zip(four, counts, strict=True)
-        ),
-        60,
-    )
-
-
-def check(four, known, version_of):
+def check(answers, known, version_of):
     """Hold what clients were told to the versions there were.
 
     Args:
-        four: the clients.
+        answers: of each client.
         known: when each version was known to be there.
         version_of: answer -> the version whose answer it is.
     """
-    for client in four:
-        assert client.failures == []
-        told = [version_of(answer) for answer in client.answers]
+    for each in answers:
+        told = [version_of(answer) for answer in each]
         assert told == sorted(told)
         assert set(told) == set(known)
-        for answer, version in zip(client.answers, told, strict=True):
+        for answer, version in zip(each, told, strict=True):
             assert answer.version in (None, version)
             # What was asked after a switch is not answered by what was there before.
             assert version >= max(number for number, at in known.items() if at <= answer.asked)
@@ -193,8 +180,8 @@ def base_path(numbered, tmp_path):
     return tmp_path / "m"
 
 
-def tear(source, directory):
-    """Copy a version slowly; yield at every stage that is not whole."""
+def copy_slowly(source, directory):
+    """Copy a version; yield at every stage that is not complete."""
     graph, data = (source / "saved_model.pb").read_bytes(), (source / DATA).read_bytes()
     (directory / "variables").mkdir(parents=True)
     yield
@@ -210,26 +197,25 @@ def tear(source, directory):
 
 
 def test_versions_appear_under_load(numbered, base_path):
-    torn = base_path / "3"
     arguments = ("--model-name", "m", "--model-base-path", base_path, *POLLING)
     with serving_process(*arguments) as running:
         known = {1: 0.0}
-        with clients(running, "answer", inputs_of) as four:
+        with clients(running, "answer", inputs_of) as (answers, wait_for_answers):
             appear(numbered[2], base_path, 2)
             running.wait_for("m", 2)
             known[2] = time.monotonic()
             wait_until(lambda: running.logged("unloaded version 1") == 1)
-            for _ in tear(numbered[3], torn):
+            for _ in copy_slowly(numbered[3], base_path / "3"):
                 time.sleep(4 * POLL_SECONDS)
                 states = running.states("m")
                 assert states[2] == "AVAILABLE"
                 assert states.get(3) != "AVAILABLE"
             running.wait_for("m", 3)
             known[3] = time.monotonic()
-            wait_for_answers(four, 20)
-        check(four, known, number_of)
-        for client in four:
-            given = [answer.outputs["x"] for answer in client.answers]
+            wait_for_answers(20)
+        check(answers, known, number_of)
+        for each in answers:
+            given = [answer.outputs["x"] for answer in each]
             assert given == [number % 1000 for number in range(len(given))]
         wait_until(lambda: running.logged("unloaded version 2") == 1)
         assert running.states("m") == {1: "END", 2: "END", 3: "AVAILABLE"}
@@ -239,17 +225,18 @@ def test_versions_appear_under_load(numbered, base_path):
 def test_versions_that_went_leave_nothing_behind(numbered, base_path):
     arguments = ("--model-name", "m", "--model-base-path", base_path, *POLLING)
     measured = []
-    with serving_process(*arguments) as running:
-        with clients(running, "answer", inputs_of) as four:
-            for number in range(2, 14):
-                appear(numbered[1], base_path, number)
-                running.wait_for("m", number)
-                line = f"unloaded version {number - 1}"
-                wait_until(lambda line=line: running.logged(line) == 1)
-                shutil.rmtree(base_path / str(number - 1))
-                wait_for_answers(four)
-                measured.append((running.threads(), running.files(), running.megabytes()))
-        assert [client.failures for client in four] == [[], [], [], []]
+    with (
+        serving_process(*arguments) as running,
+        clients(running, "answer", inputs_of) as (_, wait_for_answers),
+    ):
+        for number in range(2, 14):
+            appear(numbered[1], base_path, number)
+            running.wait_for("m", number)
+            line = f"unloaded version {number - 1}"
+            wait_until(lambda line=line: running.logged(line) == 1)
+            shutil.rmtree(base_path / str(number - 1))
+            wait_for_answers()
+            measured.append((running.threads(), running.files(), running.megabytes()))
     threads, files, megabytes = zip(*measured, strict=True)
     assert max(threads[-3:]) <= max(threads[:3]) + 2, threads
     assert max(files[-3:]) <= max(files[:3]) + 2, files
@@ -285,12 +272,12 @@ def test_an_artifact_is_replaced_under_load(symmetric_artifact, distilled_artifa
     made_up_artifacts.export_again(tmp_path / "m", made[1], 1)
     with serving_process(tmp_path / "m", "--threads", "1", *POLLING) as running:
         switches.append(0.0)
-        with clients(running, "generate_text", lambda _: inputs) as four:
+        with clients(running, "generate_text", lambda _: inputs) as (answers, wait_for_answers):
             for number in (2, 3):
                 made_up_artifacts.export_again(tmp_path / "m", made[number], number)
                 running.wait_for("m", number)
                 switches.append(time.monotonic())
-                wait_for_answers(four, 5)
-        check(four, dict(enumerate(switches, 1)), number_of_scores)
+                wait_for_answers(5)
+        check(answers, dict(enumerate(switches, 1)), number_of_scores)
         wait_until(lambda: running.logged("unloaded version 2") == 1)
     assert running.logged("ERROR") == running.logged("WARNING") == 0, running.log

@@ -102,6 +102,7 @@ def test_a_version_that_cannot_be_loaded_is_passed_over_until_it_changes(store, 
     (torn / "variables").mkdir()
     wait_until(lambda: latest(store) == 3)
     assert opener.attempts == [1, 3, 3, 3, 2, 3]
+    assert len(store.models["m"].versions) == 3  # the one that failed is forgotten
 
 
 def test_an_older_version_answers_where_the_latest_cannot_be_loaded(store, opener, base_path):
@@ -207,6 +208,18 @@ def test_a_version_no_longer_wanted_once_it_is_loaded_is_closed(store, opener, b
     assert opener.of(2).closed.is_set()
 
 
+def test_a_look_that_ends_after_its_model_was_withdrawn_changes_nothing(store, opener, base_path):
+    store.configure([served(base_path)])
+    opener.looking.clear()
+    looks = opener.looks
+    wait_until(lambda: opener.looks > looks)
+    store.models["m"].withdraw()
+    wait_until(lambda: states(store) == {1: State.END})
+    opener.looking.set()
+    wait_until(lambda: store.models["m"].thread is None)
+    assert states(store) == {1: State.END}
+
+
 # Policy, versions that are there, and those that are served, in the order of their loading.
 POLICIES = [
     (VersionPolicy(), [1, 2, 10], [10]),
@@ -229,11 +242,15 @@ def test_a_policy_chooses_the_versions(store, opener, tmp_path, policy, present,
     assert latest(store) == loaded[0]
 
 
-def test_a_policy_that_changes_is_followed(store, base_path):
+def test_a_policy_that_changes_is_followed_a_version_at_a_time(store, opener, base_path):
     for number in (2, 3):
         add_version(base_path, number)
     store.configure([served(base_path)])
+    opener.gates[2] = threading.Event()
     store.configure([served(base_path, policy=VersionPolicy(specific=frozenset({1, 2})))])
+    wait_until(lambda: opener.attempts == [3, 2])
+    assert states(store) == {1: State.START, 2: State.LOADING, 3: State.AVAILABLE}
+    opener.gates[2].set()
     one_and_two = {1: State.AVAILABLE, 2: State.AVAILABLE, 3: State.END}
     wait_until(lambda: states(store) == one_and_two)
 

@@ -104,7 +104,7 @@ STATES = [
 @pytest.mark.parametrize("case", LOOKUPS)
 def test_what_cannot_be_found_is_told_as_tensorflow_serving_does(labelled, case):
     spec, *told = LOOKUPS[case]
-    assert list(refusal(labelled.lease(spec).__enter__)) == told
+    assert list(refusal(lambda: labelled.lease(spec).__enter__())) == told
 
 
 @pytest.mark.parametrize(("spec", "text"), STATES)

@@ -1,7 +1,6 @@
 """Version directories that cost nothing, and servables over them: for tests of who serves what."""
 
 import contextlib
-import itertools
 import shutil
 import threading
 import time
@@ -72,6 +71,9 @@ class Opener:
         self.errors = {}  # number -> the errors of its next openings
         self.gates = {}  # number -> what an opening waits for
         self.attempts = []
+        self.looks = 0
+        self.looking = threading.Event()  # what a look for versions waits for
+        self.looking.set()
 
     def open_version(self, model, number, path):
         self.attempts.append(number)
@@ -95,11 +97,10 @@ OPTIONS = {"poll_seconds": 0.01, "load_retries": 2, "retry_seconds": 0.01, "drai
 def running_store(opener, **options):
     """Return a store that finds versions in real directories; it is stopped after the block."""
     settings = ServeOptions(**{**OPTIONS, **options})
-    looks = itertools.count(1)
-    opener.looks = 0
 
     def find_versions(model):
-        opener.looks = next(looks)
+        opener.looks += 1
+        assert opener.looking.wait(10)
         return sources.find_versions(model)
 
     store = ModelStore(opener.open_version, settings, find_versions)
