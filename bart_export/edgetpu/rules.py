@@ -101,6 +101,8 @@ LONGEST_SOFTMAX = 16_000
 # Reports of small files show 7.8 to 7.98 MiB of it free for parameters.
 CACHE_BYTES = 8 * 2**20
 
+Broken = Callable[[Operation], Iterable[str]]
+
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
@@ -112,7 +114,7 @@ class Rule:
 
     name: str
     status: str
-    broken: Callable[[Operation], Iterable[str]]
+    broken: Broken
     operators: frozenset[str] | None = SUPPORTED
     refuses: bool = False
 
@@ -194,17 +196,26 @@ def too_many_dimensions(operation: Operation) -> Iterable[str]:
             yield f"{one.name} {list(one.shape)}"
 
 
-def rows_of_output(operation: Operation) -> Iterable[str]:
-    """A fully connected layer gives one row of numbers."""
-    (output,) = operation.outputs
-    if output.rows != 1:
-        yield f"output {list(output.shape)}"
+def several_rows(words: str, choose: Callable[[Operation], Operand]) -> Broken:
+    """Return what finds an operand of more than one row of numbers."""
+
+    def broken(operation: Operation) -> Iterable[str]:
+        operand = choose(operation)
+        if operand.rows != 1:
+            yield f"{words} {list(operand.shape)}"
+
+    return broken
 
 
-def other_weights_format(operation: Operation) -> Iterable[str]:
-    """Weights of a fully connected layer lie as they are in memory, not shuffled."""
-    if form := operation.option("weightsFormat"):
-        yield f"weights format {form}"
+def options_set(**words: str) -> Broken:
+    """Return what finds options that must be left out; keys are their names in the schema."""
+
+    def broken(operation: Operation) -> Iterable[str]:
+        for name, what in words.items():
+            if value := operation.option(name):
+                yield f"{what} {value}"
+
+    return broken
 
 
 def scales_of_rows(operation: Operation) -> Iterable[str]:
@@ -218,14 +229,8 @@ def scales_of_rows(operation: Operation) -> Iterable[str]:
         yield f"{len(weights.scales)} scales"
 
 
-def rows_of_softmax(operation: Operation) -> Iterable[str]:
-    """A softmax is over one row of numbers."""
-    if operation.input(0).rows != 1:
-        yield f"input {list(operation.input(0).shape)}"
-
-
 def long_softmax(operation: Operation) -> Iterable[str]:
-    """And over so many of them."""
+    """A softmax is over so many numbers."""
     if (length := operation.input(0).shape[-1]) > LONGEST_SOFTMAX:
         yield f"{length} elements"
 
@@ -255,19 +260,6 @@ def wide_strides(operation: Operation) -> Iterable[str]:
     strides = operation.input(3).numbers.tolist()
     if set(strides) - {1}:
         yield f"strides {strides}"
-
-
-def slice_masks(operation: Operation) -> Iterable[str]:
-    """Nor has it an ellipsis or a new axis."""
-    for words, name in (("ellipsis mask", "ellipsisMask"), ("new axis mask", "newAxisMask")):
-        if mask := operation.option(name):
-            yield f"{words} {mask}"
-
-
-def fused_activation(operation: Operation) -> Iterable[str]:
-    """Some operators take no activation function along."""
-    if fused := operation.option("fusedActivationFunction"):
-        yield f"fused activation {fused}"
 
 
 def constant_part(operation: Operation) -> Iterable[str]:
@@ -307,13 +299,6 @@ def split_batch(operation: Operation) -> Iterable[str]:
         yield "axis 0"
 
 
-def slopes_of_places(operation: Operation) -> Iterable[str]:
-    """A parametric ReLU has a slope for each number of the innermost dimension."""
-    (slopes,) = inputs_at(WEIGHTS, operation)
-    if slopes.rows != 1:
-        yield f"slopes {list(slopes.shape)}"
-
-
 def squeezed_inside(operation: Operation) -> Iterable[str]:
     """Only dimensions that come before all others are squeezed away."""
     given, (output,) = operation.input(0).shape, operation.outputs
@@ -335,23 +320,31 @@ RULES = (
     Rule("quantized", DATA_TYPE, no_scale),
     Rule("constant parameters", NOT_CONSTANT, computed_parameters),
     Rule("rank", RANK, too_many_dimensions),
-    Rule("one row of output", NOT_MAPPED, rows_of_output, of("FULLY_CONNECTED")),
-    Rule("default weights format", NOT_MAPPED, other_weights_format, of("FULLY_CONNECTED")),
+    Rule("one row of output", NOT_MAPPED, several_rows("output", lambda one: one.outputs[0]),
+         of("FULLY_CONNECTED")),
+    Rule("default weights format", NOT_MAPPED, options_set(weightsFormat="weights format"),
+         of("FULLY_CONNECTED")),
     Rule("one scale of weights", NOT_MAPPED, scales_of_rows, of("FULLY_CONNECTED")),
-    Rule("softmax of one row", NOT_MAPPED, rows_of_softmax, of("SOFTMAX")),
+    Rule("softmax of one row", NOT_MAPPED, several_rows("input", lambda one: one.input(0)),
+         of("SOFTMAX")),
     Rule("softmax length", NOT_MAPPED, long_softmax, of("SOFTMAX")),
     Rule("reduction of the batch", NOT_MAPPED, reduced_batch, REDUCTIONS),
     Rule("mean of multiples of 4", NOT_MAPPED, odd_depth, of("MEAN")),
     Rule("strides of 1", NOT_MAPPED, wide_strides, of("STRIDED_SLICE")),
-    Rule("slice without masks", NOT_MAPPED, slice_masks, of("STRIDED_SLICE")),
-    Rule("no fused activation", NOT_MAPPED, fused_activation,
+    Rule("slice without masks", NOT_MAPPED,
+         options_set(ellipsisMask="ellipsis mask", newAxisMask="new axis mask"),
+         of("STRIDED_SLICE")),
+    Rule("no fused activation", NOT_MAPPED,
+         options_set(fusedActivationFunction="fused activation"),
          of("CONCATENATION", "AVERAGE_POOL_2D", "MAX_POOL_2D")),
     Rule("constant zeros", NOT_MAPPED, constant_part, of("CONCATENATION")),
     Rule("even dilation", NOT_MAPPED, uneven_dilation, of("CONV_2D", "DEPTHWISE_CONV_2D")),
     Rule("packing of the batch", NOT_MAPPED, packed_batch, of("PACK")),
     Rule("padding of the batch", NOT_MAPPED, padded_batch, of("PAD")),
     Rule("splitting of the batch", NOT_MAPPED, split_batch, of("SPLIT")),
-    Rule("slopes of channels", NOT_MAPPED, slopes_of_places, of("PRELU")),
+    # A parametric ReLU has a slope for each number of the innermost dimension.
+    Rule("slopes of channels", NOT_MAPPED, several_rows("slopes", lambda one: one.input(1)),
+         of("PRELU")),
     Rule("squeezing in front", NOT_MAPPED, squeezed_inside, of("SQUEEZE")),
     Rule("static shapes", DYNAMIC, dynamic, None, refuses=True),
 )  # fmt: skip
