@@ -94,60 +94,69 @@ def test_the_graph_is_of_core_operators_without_python_and_without_compilation(m
     assert len(nodes) > 1000
 
 
-def test_texts_go_in_and_come_out(loaded, saved_model_artifact):
+@pytest.fixture(scope="module")
+def generate_text(loaded, saved_model_artifact):
+    """Return `generate_text(texts, **settings)`: texts and scores of `generate_text`."""
+
+    def generate(texts, **settings):
+        given = {name: tf.constant(value) for name, value in settings.items()}
+        given = {**defaults(saved_model_artifact.generation), **given}
+        outputs = loaded.signatures["generate_text"](text=tf.constant(texts), **given)
+        return [outputs[name].numpy()[:, 0].tolist() for name in ("generated_text", "scores")]
+
+    return generate
+
+
+@pytest.fixture(scope="module")
+def generate_step_by_step(loaded, saved_model_artifact):
+    """Return a function that generates texts by `tokenize`, `generate` and `detokenize`."""
+
+    def generate(texts, **settings):
+        given = {name: tf.constant(value) for name, value in settings.items()}
+        given = {**defaults(saved_model_artifact.generation), **given}
+        source = loaded.signatures["tokenize"](text=tf.constant(texts))
+        ids = loaded.signatures["generate"](**source, **given)
+        best = {name: ids[name][:, 0] for name in ("decoder_token_ids", "decoder_lengths")}
+        return loaded.signatures["detokenize"](**best)["text"].numpy().tolist()
+
+    return generate
+
+
+def test_texts_go_in_and_come_out(loaded, generate_step_by_step):
     texts = ["A library.", "The river rose — überall 🐈.", ""]
-    best = loaded.signatures["serving_default"](text=tf.constant(texts))["generated_text"].numpy()
-    source = loaded.signatures["tokenize"](text=tf.constant(texts))
-    ids = loaded.signatures["generate"](**source, **defaults(saved_model_artifact.generation))
-    text = loaded.signatures["detokenize"](
-        decoder_token_ids=ids["decoder_token_ids"][:, 0],
-        decoder_lengths=ids["decoder_lengths"][:, 0],
-    )["text"].numpy()
-    assert best.tolist()[:2] == [one.removeprefix(b" ") for one in text[:2]]
+
+    def answered(*texts):
+        return loaded.signatures["serving_default"](text=tf.constant(texts))["generated_text"]
+
+    best = answered(*texts).numpy().tolist()
+    assert best[:2] == [one.removeprefix(b" ") for one in generate_step_by_step(texts)[:2]]
     assert best[2] == b""
-    alone = [
-        loaded.signatures["serving_default"](text=tf.constant([one]))["generated_text"].numpy()[0]
-        for one in texts
-    ]
-    assert best.tolist() == alone
-    assert any([one.decode("utf-8") for one in best])
+    assert best == [answered(one).numpy()[0] for one in texts]
+    assert any(one.decode("utf-8") for one in best)
 
 
 def test_a_text_does_not_begin_with_the_space_that_says_that_a_word_begins(
-    loaded, saved_model_artifact
+    generate_text, generate_step_by_step
 ):
     texts = [f"{chr(code)} text" for code in range(0x21, 0x61)]
-    given = {**defaults(saved_model_artifact.generation), "max_length": tf.constant([4])}
-    source = loaded.signatures["tokenize"](text=tf.constant(texts))
-    ids = loaded.signatures["generate"](**source, **given)
-    whole = loaded.signatures["detokenize"](
-        decoder_token_ids=ids["decoder_token_ids"][:, 0],
-        decoder_lengths=ids["decoder_lengths"][:, 0],
-    )["text"].numpy()
-    outputs = loaded.signatures["generate_text"](text=tf.constant(texts), **given)
-    shown = outputs["generated_text"].numpy()[:, 0].tolist()
-    assert shown == [one.removeprefix(b" ") for one in whole]
+    whole = generate_step_by_step(texts, max_length=[4])
+    assert generate_text(texts, max_length=[4])[0] == [one.removeprefix(b" ") for one in whole]
     assert any(one.startswith(b" ") for one in whole)
 
 
-def test_a_text_without_a_word_gets_none(loaded, saved_model_artifact):
+def test_a_text_without_a_word_gets_none(generate_text):
     spaces = "".join(map(chr, filter(lambda code: chr(code).isspace(), range(0x3001))))
     texts = ["", " ", spaces, "\u200b", "a", f"{spaces}a{spaces}", b" \xff"]
-    given = {**defaults(saved_model_artifact.generation), "min_length": tf.constant([9])}
-    outputs = loaded.signatures["generate_text"](text=tf.constant(texts), **given)
+    generated, scores = generate_text(texts, min_length=[9])
     blank = [True, True, True, False, False, False, False]
-    assert [text == b"" for text in outputs["generated_text"].numpy()[:, 0]] == blank
-    assert [score == 0 for score in outputs["scores"].numpy()[:, 0]] == blank
+    assert [text == b"" for text in generated] == blank
+    assert [score == 0 for score in scores] == blank
 
 
-def test_one_value_stands_for_every_row(loaded, saved_model_artifact):
-    texts = tf.constant(["one text", "another text"])
-    own = defaults(saved_model_artifact.generation)
-
+def test_one_value_stands_for_every_row(generate_text):
     def generated(*max_length):
-        given = {**own, "max_length": tf.constant(max_length), "min_length": tf.constant([0])}
-        outputs = loaded.signatures["generate_text"](text=texts, **given)
-        return outputs["generated_text"].numpy()[:, 0].tolist()
+        texts = ["one text", "another text"]
+        return generate_text(texts, max_length=max_length, min_length=[0])[0]
 
     assert generated(5) == generated(5, 5)
     longer = generated(5, 20)
@@ -176,19 +185,14 @@ def test_versions_count_up_and_other_targets_stay(earlier):
     written = configuration.read_text(encoding="utf-8")
     configuration.write_text("# edited\n", encoding="utf-8")
     # The same source to another target: both are there, and what was edited is as it was.
-    both = export(
-        str(GOLDEN / "bart_tiny_symmetric"),
-        TfliteOptions((RECIPES["float32"],)),
-        earlier.directory,
-    )
+    options = TfliteOptions((RECIPES["float32"],))
+    both = export(str(GOLDEN / "bart_tiny_symmetric"), options, earlier.directory)
     assert set(both.files("tflite")) == {"tflite/float32.tflite"}
     assert set(both.files("saved_model")) == set(earlier.files("saved_model"))
     assert both.manifest.exports == 2
     assert configuration.read_text(encoding="utf-8") == "# edited\n"
-    assert [row.file for row in both.manifest.verification] == [
-        "tflite/float32.tflite",
-        VERSION,
-    ]
+    rows = [row.file for row in both.manifest.verification]
+    assert rows == ["tflite/float32.tflite", VERSION]
     # Another source: the next version, beside the one a server may go back to.
     options = SavedModelOptions(num_beams=1, dtype="bfloat16")
     new = export(str(GOLDEN / "bart_tiny_distilled"), options, earlier.directory)
@@ -214,11 +218,7 @@ def test_a_model_that_answers_otherwise_is_not_committed(earlier, monkeypatch):
     right = sequences.mask
     monkeypatch.setattr(sequences, "mask", lambda lengths, length: right(lengths - 1, length))
     with pytest.raises(VerificationFailed, match="^saved_model/2 does not say") as error:
-        export(
-            str(GOLDEN / "bart_tiny_symmetric"),
-            SavedModelOptions(),
-            earlier.directory,
-        )
+        export(str(GOLDEN / "bart_tiny_symmetric"), SavedModelOptions(), earlier.directory)
     assert error.value.exit_code == 1
     assert names_below(earlier.directory) == before
 

@@ -53,19 +53,6 @@ def test_an_artifact_says_whose_its_settings_are(exported):
     assert NOTE in " ".join((exported / REPORT).read_text(encoding="utf-8").split())
 
 
-def test_a_preset_that_was_not_fetched_says_whose_its_settings_are():
-    said = " ".join(invoke("inspect", "bart_large_en_cnn").split())
-    assert "Settings: max_length=142, min_length=56, num_beams=4" in said
-    assert "from the preset's original checkpoint" in said
-
-
-def test_a_name_that_no_file_can_have_is_one_short_line():
-    result = CliRunner().invoke(main, ["inspect", "x" * 5000])
-    assert result.exit_code == 2
-    assert len(result.output) < 800
-    assert result.output.count("\n") == 1
-
-
 def test_what_is_asked_by_default_can_be_answered(exported):
     invoke("generate", exported, "the an in")
     assert len(Generator.from_artifact(exported).generate("the an in").token_ids) <= 32
