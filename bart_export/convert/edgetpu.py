@@ -63,7 +63,10 @@ def activation_error(activation: str) -> float:
 def write_host(parameters: InferenceParameters, recipe: Recipe, path: pathlib.Path) -> None:
     """Write the file for the CPU: every signature of `parts.host_signatures`, by a recipe."""
     config = parameters.config
-    wanted = [contract.Bucket(one.name, one, {}) for one in parts.host_signatures(config)]
+    wanted = [
+        contract.Bucket(signature.name, signature, {})
+        for signature in parts.host_signatures(config)
+    ]
     tflite.write_signatures(parameters, wanted, path)
     if recipe.mode != "float":
         path.write_bytes(quantize(path, recipe, layer_names(config)))

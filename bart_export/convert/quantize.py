@@ -209,7 +209,7 @@ def graphs(content: Content) -> Iterator[Graph]:
     """Yield the subgraphs of a file, without reading its weights."""
     model = schema.Model.GetRootAs(content, 0)
     codes = map(model.OperatorCodes, range(model.OperatorCodesLength()))
-    names = [BUILTIN_NAMES[max(one.BuiltinCode(), one.DeprecatedBuiltinCode())] for one in codes]
+    names = [BUILTIN_NAMES[max(code.BuiltinCode(), code.DeprecatedBuiltinCode())] for code in codes]
     for graph in map(model.Subgraphs, range(model.SubgraphsLength())):
         tensors = [graph.Tensors(index) for index in range(graph.TensorsLength())]
         operators = tuple(
@@ -259,7 +259,7 @@ def operator_kinds(graph: Graph) -> Iterator[tuple[Operator, str]]:
         writers = [operator] if operator.name == "ADD" else readers
         if operator.name in ("ADD", "MUL") and any(map(graph.writes_cache, writers)):
             continue
-        masking = operator.name == "ADD" and any(one.name == "SOFTMAX" for one in readers)
+        masking = operator.name == "ADD" and any(reader.name == "SOFTMAX" for reader in readers)
         yield operator, MASKING if masking else operator.name
 
 
@@ -329,4 +329,4 @@ def restore_outputs(content: bytearray) -> None:
             definition.Outputs(index).TensorIndex() for index in range(definition.OutputsLength())
         }
         lost = sorted(named - set(outputs.tolist()))
-        outputs[[index for index, one in enumerate(outputs) if one not in named]] = lost
+        outputs[[index for index, output in enumerate(outputs) if output not in named]] = lost

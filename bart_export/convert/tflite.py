@@ -47,7 +47,10 @@ def write_float(
 def buckets(config: BartConfig, shapes: StaticShapes | None) -> Sequence[contract.Bucket]:
     """Return the signatures to write; those of the dynamic build have no size fixed."""
     if shapes is None:
-        return [contract.Bucket(one.name, one, {}) for one in contract.tflite_signatures(config)]
+        return [
+            contract.Bucket(signature.name, signature, {})
+            for signature in contract.tflite_signatures(config)
+        ]
     return contract.static_buckets(config, **vars(shapes))
 
 

@@ -153,9 +153,11 @@ def partition(operations: Sequence[Operation], fit: Sequence[bool]) -> frozenset
     the one part that is compiled, so that an operation which does not fit and comes first, as the
     quantization of a float input, ends nothing.
     """
-    waiting = [place for place, one in enumerate(operations) if one.subgraph == 0]
+    waiting = [place for place, operation in enumerate(operations) if operation.subgraph == 0]
     missing = {output.index for place in waiting for output in operations[place].outputs}
-    reads = [{given.index for given in one.inputs if given is not None} for one in operations]
+    reads = [
+        {given.index for given in operation.inputs if given is not None} for operation in operations
+    ]
     gathered: set[int] = set()
     turn: bool | None = None
     while waiting:

@@ -71,7 +71,7 @@ class Operation:
     @property
     def operands(self) -> list[Operand]:
         """Inputs and outputs."""
-        return [one for one in (*self.inputs, *self.outputs) if one is not None]
+        return [operand for operand in (*self.inputs, *self.outputs) if operand is not None]
 
     def input(self, place: int) -> Operand:
         """Return an input that the operator cannot do without."""
@@ -121,8 +121,8 @@ def operation_of(
         code=code,
         version=int(entry.version),
         custom=(entry.customCode or b"").decode(),
-        inputs=tuple(operand_of(model, graph, one) if one >= 0 else None for one in inputs),
-        outputs=tuple(operand_of(model, graph, one) for one in outputs),
+        inputs=tuple(operand_of(model, graph, index) if index >= 0 else None for index in inputs),
+        outputs=tuple(operand_of(model, graph, index) for index in outputs),
         options=operator.builtinOptions,
     )
 

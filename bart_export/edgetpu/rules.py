@@ -128,18 +128,22 @@ class Rule:
 def inputs_at(places: Places, operation: Operation) -> list[Operand]:
     """Return the inputs at the places that a table gives for an operator."""
     chosen = places.get(operation.operator, ())
-    return [one for place, one in enumerate(operation.inputs) if place in chosen and one]
+    return [
+        operand for place, operand in enumerate(operation.inputs) if place in chosen and operand
+    ]
 
 
 def parameters(operation: Operation) -> list[Operand]:
     """Return the inputs that must be constant."""
-    return [one for places in (WEIGHTS, BIASES, SHAPING) for one in inputs_at(places, operation)]
+    return [
+        operand for places in (WEIGHTS, BIASES, SHAPING) for operand in inputs_at(places, operation)
+    ]
 
 
 def activations(operation: Operation) -> list[Operand]:
     """Return what flows through an operation: its outputs, and inputs that are no parameters."""
-    constant = {one.index for one in parameters(operation)}
-    return [one for one in operation.operands if one.index not in constant]
+    constant = {operand.index for operand in parameters(operation)}
+    return [operand for operand in operation.operands if operand.index not in constant]
 
 
 def unknown_code(operation: Operation) -> Iterable[str]:
@@ -163,37 +167,39 @@ def unsupported(operation: Operation) -> Iterable[str]:
 
 def dynamic(operation: Operation) -> Iterable[str]:
     """Every size must be known before the file is compiled."""
-    return (f"{one.name} {list(one.shape)}" for one in operation.operands if one.dynamic)
+    return (
+        f"{operand.name} {list(operand.shape)}" for operand in operation.operands if operand.dynamic
+    )
 
 
 def no_integers(operation: Operation) -> Iterable[str]:
     """Everything is 8 bits wide, biases 32; numbers of shapes are not computed with."""
     allowed = LSTM_INTEGERS if operation.operator in LSTM else INTEGERS
-    for one in (*activations(operation), *inputs_at(WEIGHTS, operation)):
-        if one.dtype not in allowed:
-            yield f"{one.name} is {one.dtype}"
-    for one in inputs_at(BIASES, operation):
-        if one.dtype != "INT32":
-            yield f"{one.name} is {one.dtype}"
+    for operand in (*activations(operation), *inputs_at(WEIGHTS, operation)):
+        if operand.dtype not in allowed:
+            yield f"{operand.name} is {operand.dtype}"
+    for operand in inputs_at(BIASES, operation):
+        if operand.dtype != "INT32":
+            yield f"{operand.name} is {operand.dtype}"
 
 
 def no_scale(operation: Operation) -> Iterable[str]:
     """Integers without a scale stand for no numbers."""
-    wrong = [one.name for one in activations(operation) if not one.scales]
+    wrong = [operand.name for operand in activations(operation) if not operand.scales]
     if wrong:
         yield f"no scale: {', '.join(wrong)}"
 
 
 def computed_parameters(operation: Operation) -> Iterable[str]:
     """Weights, biases and what shapes the result must be in the file."""
-    return (one.name for one in parameters(operation) if one.constant is None)
+    return (operand.name for operand in parameters(operation) if operand.constant is None)
 
 
 def too_many_dimensions(operation: Operation) -> Iterable[str]:
     """Beyond the three innermost, dimensions must be 1."""
-    for one in activations(operation):
-        if np.prod(one.shape[:-MAPPED_RANK], dtype=np.int64) != 1:
-            yield f"{one.name} {list(one.shape)}"
+    for operand in activations(operation):
+        if np.prod(operand.shape[:-MAPPED_RANK], dtype=np.int64) != 1:
+            yield f"{operand.name} {list(operand.shape)}"
 
 
 def several_rows(words: str, choose: Callable[[Operation], Operand]) -> Broken:
@@ -320,12 +326,12 @@ RULES = (
     Rule("quantized", DATA_TYPE, no_scale),
     Rule("constant parameters", NOT_CONSTANT, computed_parameters),
     Rule("rank", RANK, too_many_dimensions),
-    Rule("one row of output", NOT_MAPPED, several_rows("output", lambda one: one.outputs[0]),
+    Rule("one row of output", NOT_MAPPED, several_rows("output", lambda node: node.outputs[0]),
          of("FULLY_CONNECTED")),
     Rule("default weights format", NOT_MAPPED, options_set(weightsFormat="weights format"),
          of("FULLY_CONNECTED")),
     Rule("one scale of weights", NOT_MAPPED, scales_of_rows, of("FULLY_CONNECTED")),
-    Rule("softmax of one row", NOT_MAPPED, several_rows("input", lambda one: one.input(0)),
+    Rule("softmax of one row", NOT_MAPPED, several_rows("input", lambda node: node.input(0)),
          of("SOFTMAX")),
     Rule("softmax length", NOT_MAPPED, long_softmax, of("SOFTMAX")),
     Rule("reduction of the batch", NOT_MAPPED, reduced_batch, REDUCTIONS),
@@ -343,7 +349,7 @@ RULES = (
     Rule("padding of the batch", NOT_MAPPED, padded_batch, of("PAD")),
     Rule("splitting of the batch", NOT_MAPPED, split_batch, of("SPLIT")),
     # A parametric ReLU has a slope for each number of the innermost dimension.
-    Rule("slopes of channels", NOT_MAPPED, several_rows("slopes", lambda one: one.input(1)),
+    Rule("slopes of channels", NOT_MAPPED, several_rows("slopes", lambda node: node.input(1)),
          of("PRELU")),
     Rule("squeezing in front", NOT_MAPPED, squeezed_inside, of("SQUEEZE")),
     Rule("static shapes", DYNAMIC, dynamic, None, refuses=True),

@@ -127,10 +127,10 @@ def compile_segments(draft: Draft, segments: Sequence[parts.Segment]) -> dict[st
     compiled = compiler.compile_files(paths, draft.directory / parts.DIRECTORY)
     name = posixpath.basename
     return {
-        f"{parts.DIRECTORY}/{name(one.output)}": dataclasses.replace(
-            one, file=name(one.file), output=name(one.output)
+        f"{parts.DIRECTORY}/{name(file.output)}": dataclasses.replace(
+            file, file=name(file.file), output=name(file.output)
         )
-        for one in compiled
+        for file in compiled
     }
 
 

@@ -82,7 +82,7 @@ def describe(resolved: ResolvedPreset, tokenizer: BartTokenizer) -> Manifest:
         },
         tokenizer=tokenizer_files(tokenizer),
         signatures={
-            target: {one.name: SignatureEntry.of(one, sizes) for one in declared}
+            target: {signature.name: SignatureEntry.of(signature, sizes) for signature in declared}
             for target, declared in signatures.items()
         },
         tools={"bart-export": bart_export.__version__}
@@ -98,7 +98,9 @@ def describe(resolved: ResolvedPreset, tokenizer: BartTokenizer) -> Manifest:
 
 def tokenizer_files(tokenizer: BartTokenizer) -> TokenizerFiles:
     """Return what the manifest says of a tokenizer; what is as in any BART is not stated."""
-    added = [dataclasses.asdict(one) for one in tokenizer.added_tokens if one not in BART_TOKENS]
+    added = [
+        dataclasses.asdict(token) for token in tokenizer.added_tokens if token not in BART_TOKENS
+    ]
     prefixed = tokenizer.add_prefix_space or None
     return TokenizerFiles(VOCABULARY, MERGES, prefixed, tuple(added) or None)
 

@@ -32,6 +32,7 @@ MAX_BATCH_SIZE = 8
 WARM_UP_LENGTH = 8
 # For full batches of the longest source; caches of most summaries have doubled to this by then.
 LARGEST_LENGTH = 64
+SIGNATURES = {signature.name: signature for signature in contract.saved_model_signatures()}
 STATUS = pathlib.Path("/proc/self/status")
 
 
@@ -42,14 +43,12 @@ def warm_up_requests(info: "ModelInfo", text: str) -> list[PredictRequest]:
     batch and with the longest source, so that memory is taken for them. `serving_default`, whose
     length a request cannot set, is run once. `text` is some prose of a few dozen tokens.
     """
-    signatures = contract.saved_model_signatures()
-    generating = [one for one in signatures if one.name in ("generate_text", "generate")]
     samples = ((text, MAX_BATCH_SIZE), (longest_text(info, text), 1))
     return [
-        *(predict_request(info, signature, text, 1) for signature in signatures),
+        *(predict_request(info, signature, text, 1) for signature in SIGNATURES),
         *(
             predict_request(info, signature, sample, rows)
-            for signature in generating
+            for signature in ("generate_text", "generate")
             for sample, rows in samples
         ),
     ]
@@ -57,9 +56,8 @@ def warm_up_requests(info: "ModelInfo", text: str) -> list[PredictRequest]:
 
 def largest_request(info: "ModelInfo", text: str) -> PredictRequest:
     """Return a full batch of the longest source: what takes the most memory."""
-    (signature,) = (one for one in contract.saved_model_signatures() if one.name == "generate")
     length = min(info.generation.max_length, LARGEST_LENGTH)
-    return predict_request(info, signature, longest_text(info, text), MAX_BATCH_SIZE, length)
+    return predict_request(info, "generate", longest_text(info, text), MAX_BATCH_SIZE, length)
 
 
 def longest_text(info: "ModelInfo", text: str) -> str:
@@ -72,7 +70,7 @@ def longest_text(info: "ModelInfo", text: str) -> str:
 
 def predict_request(
     info: "ModelInfo",
-    signature: contract.Signature,
+    signature: str,
     text: str,
     rows: int,
     max_length: int = WARM_UP_LENGTH,
@@ -96,8 +94,8 @@ def predict_request(
         "early_stopping": str(stopping).lower().encode(),
     }
     message = messages.PredictRequest()
-    message.model_spec.signature_name = signature.name
-    for tensor in signature.inputs:
+    message.model_spec.signature_name = signature
+    for tensor in SIGNATURES[signature].inputs:
         dtype = object if tensor.dtype == "string" else tensor.dtype
         array = np.array([row[tensor.name]] * rows, dtype)
         message.inputs[tensor.name].CopyFrom(tensors.to_proto(array))
