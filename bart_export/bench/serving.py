@@ -74,7 +74,7 @@ class Server:
         address = f"http://127.0.0.1:{self.ports['rest']}{METRICS_PATH}"
         with urllib.request.urlopen(address) as response:
             text = response.read().decode()
-        sums = re.findall(rf"^{RUNTIME_LATENCY.name}_sum\{{.*\}} (\S+)$", text, re.MULTILINE)
+        sums = re.findall(rf"^{RUNTIME_LATENCY}_sum\{{.*\}} (\S+)$", text, re.MULTILINE)
         return sum(map(float, sums)) / MICROSECONDS
 
 

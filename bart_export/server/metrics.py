@@ -1,4 +1,4 @@
-"""Numbers for Prometheus: names, labels and buckets are those of TensorFlow Serving.
+"""Metrics for Prometheus: names, labels and buckets are those of TensorFlow Serving.
 
 To the library counters are gauges: it would add `_total` to their names, and dashboards made for
 TensorFlow Serving would not find them. Names that begin with `:bart_export:` are ours.
@@ -6,92 +6,56 @@ TensorFlow Serving would not find them. Names that begin with `:bart_export:` ar
 
 import asyncio
 import contextlib
-import dataclasses
 import time
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from bart_export.server.status import Code, StatusError
 
+if TYPE_CHECKING:
+    from prometheus_client import Gauge, Histogram
+
 CONTENT_TYPE = "text/plain"
 MICROSECONDS = 1e6
-
-
-@dataclasses.dataclass(frozen=True)
-class Family:
-    """One metric: its name, the names of its labels and, for a histogram, its buckets' bounds."""
-
-    name: str
-    labels: tuple[str, ...]
-    bounds: tuple[float, ...] = ()
-
-
-def exponential(first: float, growth: float, count: int) -> tuple[float, ...]:
-    """Return the upper bounds of buckets that grow; one more without bound comes after them."""
-    return tuple(first * growth**index for index in range(count))
-
-
+TF, OURS = ":tensorflow:serving:", ":bart_export:"
+RUNTIME_LATENCY = f"{TF}runtime_latency"
 # Engines → values of the label `runtime`.
 RUNTIMES = {"tensorflow": "TF1", "litert": "LiteRT"}
-# 10 microseconds to about 20 minutes.
-LATENCY = exponential(10, 1.8, 33)
-TF, OURS = ":tensorflow:serving:", ":bart_export:"
-
-REQUEST_COUNT = Family(TF + "request_count", ("model_name", "status"))
-REQUEST_LATENCY = Family(TF + "request_latency", ("model_name", "API", "entrypoint"), LATENCY)
-RUNTIME_LATENCY = Family(TF + "runtime_latency", ("model_name", "API", "runtime"), LATENCY)
-WARMUP_LATENCY = Family(TF + "model_warmup_latency", ("model_path", "status"), LATENCY)
-QUEUING_LATENCY = Family(
-    TF + "batching_session:queuing_latency",
-    ("thread_pool_name",),
-    exponential(100, 1.2, 52),
-)
-# Requests that run and those that wait for a place.
-IN_PROGRESS = Family(OURS + "requests_in_progress", ("model_name",))
-REFUSED = Family(OURS + "refused_count", ("model_name",))
-
-FAMILIES = (
-    REQUEST_COUNT,
-    REQUEST_LATENCY,
-    RUNTIME_LATENCY,
-    WARMUP_LATENCY,
-    QUEUING_LATENCY,
-    IN_PROGRESS,
-    REFUSED,
-)
+# Upper bounds of buckets, from 10 microseconds to about 20 minutes.
+LATENCY = tuple(10 * 1.8**index for index in range(33))
 
 
 class Metrics:
-    """All numbers of one server, counted from any thread."""
+    """All numbers of one server, counted from any thread. Latencies are in microseconds."""
 
     def __init__(self) -> None:
         import prometheus_client  # which an export, for its warm-up requests, goes without
 
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = prometheus_client.CollectorRegistry()
-        self.counts, self.histograms = {}, {}
-        for family in FAMILIES:
-            given = family.name, family.name, family.labels
-            if family.bounds:
-                self.histograms[family] = prometheus_client.Histogram(
-                    *given, registry=self.registry, buckets=family.bounds
-                )
-            else:
-                self.counts[family] = prometheus_client.Gauge(*given, registry=self.registry)
 
-    def increment(self, family: Family, *labels: str, by: float = 1) -> None:
-        """Add to a counter, or to a gauge."""
-        self.counts[family].labels(*labels).inc(by)
+        def count(name: str, *labels: str) -> "Gauge":
+            return prometheus_client.Gauge(name, name, labels, registry=self.registry)
 
-    def observe(self, family: Family, value: float, *labels: str) -> None:
-        """Put a value, microseconds where it is a time, into its bucket of a histogram."""
-        self.histograms[family].labels(*labels).observe(value)
+        def latency(name: str, *labels: str) -> "Histogram":
+            return prometheus_client.Histogram(
+                name, name, labels, registry=self.registry, buckets=LATENCY
+            )
+
+        self.request_count = count(f"{TF}request_count", "model_name", "status")
+        self.request_latency = latency(f"{TF}request_latency", "model_name", "API", "entrypoint")
+        self.runtime_latency = latency(RUNTIME_LATENCY, "model_name", "API", "runtime")
+        self.warmup_latency = latency(f"{TF}model_warmup_latency", "model_path", "status")
+        # Requests that run and those that wait for a place.
+        self.in_progress = count(f"{OURS}requests_in_progress", "model_name")
+        self.refused = count(f"{OURS}refused_count", "model_name")
 
     @contextlib.contextmanager
-    def timed(self, family: Family, *labels: str) -> Iterator[None]:
-        """Observe how long a block takes, in microseconds, if it ends well."""
+    def timed(self, histogram: "Histogram", *labels: str) -> Iterator[None]:
+        """Observe how long a block takes if it ends well."""
         began = time.perf_counter()
         yield
-        self.observe(family, (time.perf_counter() - began) * MICROSECONDS, *labels)
+        histogram.labels(*labels).observe((time.perf_counter() - began) * MICROSECONDS)
 
     @contextlib.contextmanager
     def request(self, model_name: str, api: str, entrypoint: str) -> Iterator[None]:
@@ -101,9 +65,9 @@ class Metrics:
         table without end.
         """
         code = Code.OK
-        self.increment(IN_PROGRESS, model_name)
+        self.in_progress.labels(model_name).inc()
         try:
-            with self.timed(REQUEST_LATENCY, model_name, api, entrypoint):
+            with self.timed(self.request_latency, model_name, api, entrypoint):
                 yield
         except StatusError as error:
             code = error.code
@@ -115,10 +79,10 @@ class Metrics:
             code = Code.INTERNAL
             raise
         finally:
-            self.increment(IN_PROGRESS, model_name, by=-1)
-            self.increment(REQUEST_COUNT, model_name, code.name)
+            self.in_progress.labels(model_name).dec()
+            self.request_count.labels(model_name, code.name).inc()
             if code == Code.UNAVAILABLE:
-                self.increment(REFUSED, model_name)
+                self.refused.labels(model_name).inc()
 
     def exposition(self) -> str:
         """Return everything in Prometheus' text format."""

@@ -21,7 +21,7 @@ from bart_export import documents
 from bart_export.artifact.artifact import Artifact
 from bart_export.errors import ArtifactError, MissingExtra
 from bart_export.server import messages, predict, tensors
-from bart_export.server.metrics import MICROSECONDS, WARMUP_LATENCY, Metrics
+from bart_export.server.metrics import MICROSECONDS, Metrics
 from bart_export.server.options import ServeOptions
 from bart_export.server.servable import Call, Limits, Servable
 from bart_export.server.sources import LITERT, TENSORFLOW, ServedModel
@@ -103,7 +103,7 @@ def warm_up(servable: Servable, path: pathlib.Path, metrics: Metrics, deadline: 
         raise
     finally:
         seconds = time.perf_counter() - began
-        metrics.observe(WARMUP_LATENCY, seconds * MICROSECONDS, str(path), code.name)
+        metrics.warmup_latency.labels(str(path), code.name).observe(seconds * MICROSECONDS)
     LOG.info("%s: %d requests warmed it up in %.1f s", path, records, seconds)
 
 

@@ -13,7 +13,7 @@ from concurrent.futures import Future
 
 from bart_export.server import messages, servable
 from bart_export.server.messages import Message
-from bart_export.server.metrics import RUNTIME_LATENCY, RUNTIMES, Metrics
+from bart_export.server.metrics import RUNTIMES, Metrics
 from bart_export.server.models import ModelSpec, ModelStore
 from bart_export.server.servable import Answer, Call, Lease, Limits, Servable, Tensors
 from bart_export.server.status import Code, StatusError, invalid, status_of_error
@@ -80,7 +80,7 @@ class Predictor:
             )
             served = self.store.served.get(spec.name)
             runtime = RUNTIMES[served.engine] if served else ""
-            with self.metrics.timed(RUNTIME_LATENCY, spec.name, "Predict", runtime):
+            with self.metrics.timed(self.metrics.runtime_latency, spec.name, "Predict", runtime):
                 return Prediction(lease.version, name, await run(lease, call))
 
     def signatures(self, spec: ModelSpec) -> tuple[int, Message]:

@@ -115,9 +115,7 @@ def test_a_body_that_does_not_arrive_is_not_waited_for():
     ):
         head = f"POST {PREDICT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{{"
         connection.sendall(head.encode())
-        answer = connection.makefile("rb").read()  # up to the end: the server hangs up
-    assert answer.startswith(b"HTTP/1.1 504 ")
-    assert TIMED_OUT["error"].encode() in answer
+        assert connection.recv(4096).startswith(b"HTTP/1.1 504 ")
 
 
 def test_a_client_that_goes_away_stops_its_call():
