@@ -174,39 +174,6 @@ def test_bits_flipped_anywhere_are_an_error_of_ours_or_another_number(tmp_path, 
         one_line(f"Error: {error}\n")
 
 
-def test_presets_that_are_none(tmp_path):
-    (tmp_path / "file").write_text("x")
-    (tmp_path / "empty").mkdir()
-
-    def refuse(preset):
-        return complaint("--preset", preset, "--target", "tflite", "--output", tmp_path / "made")
-
-    assert "Did you mean bart_base_en?" in refuse("bart_bse_en")
-    assert str(tmp_path / "file") in refuse(tmp_path / "file")
-    assert str(tmp_path / "nothing") in refuse(tmp_path / "nothing")
-    assert str(tmp_path / "empty") in refuse(tmp_path / "empty")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file"]
-
-
-def test_places_that_cannot_become_an_artifact(tmp_path):
-    home, file = tmp_path / "home", tmp_path / "file"
-    home.mkdir()
-    (home / "letter").write_text("Dear ...")
-    file.write_text("mine")
-    before = contents(tmp_path)
-
-    def refuse(output):
-        line = complaint("--preset", "bart_mini_en", "--target", "tflite", "--output", output)
-        assert contents(tmp_path) == before
-        return line
-
-    assert f"{file} is a file" in refuse(file)
-    assert f"{home} is a directory with other things" in refuse(home)
-    assert str(file) in refuse(file / "below")
-    if Path("/proc/self/fdinfo").is_dir():  # where nobody, root included, makes a file
-        assert "Cannot write /proc/" in refuse(Path("/proc/self/fdinfo/made"))
-
-
 @pytest.fixture
 def artifact(symmetric_artifact, tmp_path):
     shutil.copytree(symmetric_artifact.directory, tmp_path / "made")

@@ -10,7 +10,7 @@ import itertools
 import pathlib
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from bart_export.artifact.artifact import Artifact
 from bart_export.artifact.manifest import TfliteEntry
@@ -110,49 +110,26 @@ def bench(
     tokenizer = artifact.manifest.tokenizer
     for name in (tokenizer.vocabulary, tokenizer.merges, *names):
         artifact.path(name, rehash=True)  # so that an error names the artifact, not a copy
-    positions = artifact.config.max_sequence_length
-    rooms = [room(files[name].shapes, positions) for name in names]
-    longest, most = map(max, zip(*rooms, strict=True))
-    skipped: list[SkippedRow] = []
-    if not sources:
-        reason = f"no file takes more than {longest}"
-        skipped += [SkippedRow(reason, source=length) for length in SOURCES if length > longest]
-        sources = list(dict.fromkeys(min(length, longest) for length in SOURCES))
-    if new_tokens is None and most < NEW_TOKENS:
-        skipped += [SkippedRow(f"no file takes more than {most}", new_tokens=NEW_TOKENS)]
-    new_tokens = fitting_length("--new-tokens", new_tokens, min(NEW_TOKENS, most), positions - 1)
-    for length in sources:
-        if length > positions:
-            skipped.append(SkippedRow(f"the model has {positions} positions", source=length))
-    sources = [length for length in sources if length <= positions]
-    threads = tuple(
-        dict.fromkeys(num_threads or [default_threads(artifact.manifest.parameter_count)])
-    )
-    fitting: dict[str, list[tuple[int, int]]] = {}
-    for name, source, beams in itertools.product(names, sources, num_beams):
-        unsupported = unsupported_reason(files[name].shapes, source, beams, new_tokens)
-        if unsupported is None:
-            fitting.setdefault(name, []).append((source, beams))
-        else:
-            entry = files[name]
-            skipped.append(SkippedRow(unsupported, source, None, entry.recipe, entry.build, beams))
-    opened = [(name, count) for name in fitting for count in threads]
+    usual = default_threads(artifact.manifest.parameter_count)
+    threads = tuple(dict.fromkeys(num_threads or [usual]))
+    planned = plan(artifact, names, sources, new_tokens, num_beams)
+    opened = [(name, count) for name in planned.pairs for count in threads]
     openings: list[OpeningRow] = []
     memories: list[MemoryRow] = []
     works: list[Work] = []
     with stages(2 * len(opened) + runs + 1) as stage:
         for name, count in opened:
             stage(f"open {name}")
-            first, *others = opening_runs(name, count, fitting[name], new_tokens)
+            first, *others = opening_runs(name, count, planned)
             with opening.linked_copy(artifact) as copy:
                 openings += opening_rows(files[name], copy, first)
                 memories += [memory_row(files[name], copy, other) for other in others]
         for name, count in opened:
             stage(f"load {name}")
             engine = open_engine(artifact, name, num_threads=count)
-            for source, beams in fitting[name]:
-                about = files[name].recipe, files[name].build
-                row = GenerationRow(*about, count, source, beams, new_tokens)
+            about = files[name].recipe, files[name].build, count
+            for source, beams in planned.pairs[name]:
+                row = GenerationRow(*about, source, beams, planned.new_tokens)
                 works.append(Work(row, engine, artifact.generation))
         for run in range(runs + 1):
             stage(f"generate, run {run} of {runs}" if run else "generate once to warm up")
@@ -164,13 +141,60 @@ def bench(
         SCHEMA_VERSION,
         Subject.of(artifact),
         host(),
-        Settings(new_tokens, threads, runs),
+        Settings(planned.new_tokens, threads, runs),
         tuple(file_row(artifact, name) for name in names),
         tuple(openings),
         tuple(memories),
         tuple(work.summary() for work in works),
-        tuple(skipped),
+        tuple(planned.skipped),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is measured: the (source tokens, beams) of each file, and what is left out."""
+
+    new_tokens: int
+    pairs: Mapping[str, Sequence[tuple[int, int]]]
+    skipped: Sequence[SkippedRow]
+
+
+def plan(
+    artifact: Artifact,
+    names: Sequence[str],
+    sources: Sequence[int],
+    new_tokens: int | None,
+    num_beams: Sequence[int],
+) -> Plan:
+    """Return what files have room for; usual lengths are lowered to what the largest file takes.
+
+    Raises:
+        ConfigurationError: for more new tokens than the model has positions for.
+    """
+    files, positions = artifact.manifest.tflite(), artifact.config.max_sequence_length
+    rooms = [room(files[name].shapes, positions) for name in names]
+    longest, most = map(max, zip(*rooms, strict=True))
+    skipped: list[SkippedRow] = []
+    if not sources:
+        reason = f"no file takes more than {longest}"
+        skipped += [SkippedRow(reason, source=length) for length in SOURCES if length > longest]
+        sources = list(dict.fromkeys(min(length, longest) for length in SOURCES))
+    if new_tokens is None and most < NEW_TOKENS:
+        skipped.append(SkippedRow(f"no file takes more than {most}", new_tokens=NEW_TOKENS))
+    length = fitting_length("--new-tokens", new_tokens, min(NEW_TOKENS, most), positions - 1)
+    reason = f"the model has {positions} positions"
+    skipped += [SkippedRow(reason, source=source) for source in sources if source > positions]
+    sources = [source for source in sources if source <= positions]
+    pairs: dict[str, list[tuple[int, int]]] = {}
+    for name, source, beams in itertools.product(names, sources, num_beams):
+        entry = files[name]
+        unsupported = unsupported_reason(entry.shapes, source, beams, length)
+        if unsupported is None:
+            pairs.setdefault(name, []).append((source, beams))
+        else:
+            row = SkippedRow(unsupported, source, None, entry.recipe, entry.build, beams)
+            skipped.append(row)
+    return Plan(length, pairs, skipped)
 
 
 def fitting_length(flag: str, given: int | None, usual: int, most: int) -> int:
@@ -201,21 +225,16 @@ def file_row(artifact: Artifact, name: str) -> FileRow:
     return FileRow(entry.recipe, entry.build, name, entry.bytes, density)
 
 
-def opening_runs(
-    name: str, num_threads: int, pairs: Sequence[tuple[int, int]], new_tokens: int
-) -> list[OpeningRun]:
+def opening_runs(name: str, num_threads: int, planned: Plan) -> list[OpeningRun]:
     """Return what an opening is followed by, a short text, and then what memory is measured with.
 
     That is all the new tokens from the longest source, for each number of beams.
     """
-    source, beams = min(pairs)
-    longest = {beams: source for source, beams in sorted(pairs)}
+    pairs, new_tokens = sorted(planned.pairs[name]), planned.new_tokens
+    longest = sorted({beams: source for source, beams in pairs}.items())
     return [
-        OpeningRun(name, num_threads, source, beams, min(FIRST_TEXT, new_tokens)),
-        *(
-            OpeningRun(name, num_threads, source, beams, new_tokens)
-            for beams, source in sorted(longest.items())
-        ),
+        OpeningRun(name, num_threads, *pairs[0], min(FIRST_TEXT, new_tokens)),
+        *(OpeningRun(name, num_threads, source, beams, new_tokens) for beams, source in longest),
     ]
 
 
