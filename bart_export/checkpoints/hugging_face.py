@@ -13,27 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from bart_export.checkpoints import generation, tokenizer_files
+from bart_export.checkpoints import files, generation, tokenizer_files, weights
 from bart_export.checkpoints.checkpoint import Checkpoint
-from bart_export.checkpoints.files import (
-    CONFIG_FILE,
-    GENERATION_FILE,
-    JsonObject,
-    indexed_files,
-    read_json,
-    require_file,
-)
-from bart_export.checkpoints.names import FINAL_LOGITS_BIAS, TOKEN_EMBEDDING, Shape, Weight, weights
-from bart_export.checkpoints.weights import (
-    FLOATING,
-    Array,
-    Entry,
-    StoredWeights,
-    listing,
-    read_pytorch,
-    read_safetensors,
-    require_exactly,
-)
+from bart_export.checkpoints.files import JsonObject
+from bart_export.checkpoints.names import FINAL_LOGITS_BIAS, TOKEN_EMBEDDING, Shape, Weight
+from bart_export.checkpoints.names import weights as weight_rows
+from bart_export.checkpoints.weights import Array, Entry, StoredWeights
 from bart_export.config import ACTIVATION_FUNCTIONS, BartConfig
 from bart_export.errors import CheckpointError, ConfigurationError, PresetError, named, shown
 
@@ -84,10 +69,10 @@ SURPLUS = {
 # The files that may hold the weights, the first that exists counts; what reads one, and whether
 # it is an index of several.
 WEIGHT_FILES = (
-    ("model.safetensors", read_safetensors, False),
-    ("model.safetensors.index.json", read_safetensors, True),
-    ("pytorch_model.bin", read_pytorch, False),
-    ("pytorch_model.bin.index.json", read_pytorch, True),
+    ("model.safetensors", weights.read_safetensors, False),
+    ("model.safetensors.index.json", weights.read_safetensors, True),
+    ("pytorch_model.bin", weights.read_pytorch, False),
+    ("pytorch_model.bin.index.json", weights.read_pytorch, True),
 )
 
 
@@ -98,15 +83,15 @@ def read(directory: Path, stored: JsonObject, with_weights: bool, tokenizer: boo
         PresetError: for a model that is not a BART.
         CheckpointError, TokenizerError, MissingExtra: as `resolve.read`.
     """
-    config = read_config(directory / CONFIG_FILE, stored)
+    config = read_config(directory / files.CONFIG_FILE, stored)
     tables = tokenizer_files.TokenizerTables()
     if tokenizer:
         tables = tokenizer_files.read_hugging_face(directory, config.vocabulary_size)
     tensors: Mapping[str, Array] = {}
-    files: tuple[Path, ...] = ()
+    weight_files: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
     if with_weights:
-        place, files, entries = read_entries(directory)
+        place, weight_files, entries = read_entries(directory)
         tied = stored.get("tie_word_embeddings") is not False
         config, tensors, notes = named_weights(config, place, entries, tied)
     return Checkpoint(
@@ -117,7 +102,7 @@ def read(directory: Path, stored: JsonObject, with_weights: bool, tokenizer: boo
         encoder_sequence_length=config.max_sequence_length,
         dtype=None,
         weights=tensors,
-        weight_files=files,
+        weight_files=weight_files,
         notes=notes,
         **vars(tables),
     )
@@ -159,14 +144,14 @@ def read_settings(
     directory: Path, stored: JsonObject, config: BartConfig
 ) -> generation.StatedSettings:
     """Return the generation settings of `generation_config.json`, else those of `config.json`."""
-    path = directory / GENERATION_FILE
+    path = directory / files.GENERATION_FILE
     if path.is_file():
-        settings = generation.parse(path, read_json(path), generation.special_ids(stored))
+        settings = generation.parse(path, files.read_json(path), generation.special_ids(stored))
     else:
-        path = directory / CONFIG_FILE
+        path = directory / files.CONFIG_FILE
         settings = generation.parse_model_config(path, stored)
     generation.require_ids(path, settings.generation, config.vocabulary_size)
-    return generation.with_tasks(directory / CONFIG_FILE, settings, stored)
+    return generation.with_tasks(directory / files.CONFIG_FILE, settings, stored)
 
 
 def read_entries(directory: Path) -> tuple[Path, tuple[Path, ...], dict[str, Entry]]:
@@ -179,16 +164,16 @@ def read_entries(directory: Path) -> tuple[Path, tuple[Path, ...], dict[str, Ent
         place = directory / name
         if not place.is_file():
             continue
-        files = indexed_files(place) if index else (place,)
+        paths = files.indexed_files(place) if index else (place,)
         entries: dict[str, Entry] = {}
-        for file in files:
-            require_file(file)
+        for file in paths:
+            files.require_file(file)
             for tensor, entry in reader(file).items():
                 plain = PREFIXES.sub("", tensor)
                 if plain in entries:
                     raise CheckpointError(f"{place} stores the tensor {plain} twice.")
                 entries[plain] = entry
-        return place, files, entries
+        return place, paths, entries
     raise CheckpointError(
         f"{directory} holds no weights. Expected one of "
         f"{', '.join(name for name, _, _ in WEIGHT_FILES)}."
@@ -205,18 +190,18 @@ def named_weights(
     """
     present = {name: entry for name, entry in entries.items() if name not in PASSED_OVER}
     bias = present.get(FINAL_LOGITS_BIAS)
-    biased = bias is not None and bias.dtype in FLOATING and bool(np.any(bias.read()))
+    biased = bias is not None and bias.dtype in weights.FLOATING and bool(np.any(bias.read()))
     config = dataclasses.replace(config, final_logits_bias=biased)
     tables = [name for name in TABLES if name in present]
     kept = tables[0] if tables else TABLES[0]
-    rows = weights(config)
+    rows = weight_rows(config)
     names = {row: kept if row.name == TOKEN_EMBEDDING else row.hugging_face for row in rows}
     expected = {name: stored_shapes(row) for row, name in names.items()}
     table_shape = expected[kept]
     expected |= {name: table_shape for name in tables}
     if bias is not None and not biased:
         expected[FINAL_LOGITS_BIAS] = ((1, config.vocabulary_size), (config.vocabulary_size,))
-    require_exactly(place, expected, present, SURPLUS)
+    weights.require_exactly(place, expected, present, SURPLUS)
     notes = unused_tables(place, {name: present[name] for name in tables}, tied)
     stored = StoredWeights(rows, {row.name: present[name] for row, name in names.items()}, arrange)
     return config, stored, notes
@@ -235,13 +220,13 @@ def unused_tables(place: Path, tables: Mapping[str, Entry], tied: bool) -> tuple
     different = [name for name, other in others if not np.array_equal(table, other.read())]
     if different and tied:
         return (
-            f"{listing(different)} differs from {first} and was not used: tie_word_embeddings "
-            "makes them one table.",
+            f"{weights.listing(different)} differs from {first} and was not used: "
+            "tie_word_embeddings makes them one table.",
         )
     if different:
         raise CheckpointError(
-            f"{place} stores {listing([first, *different])} with different values; this package "
-            "needs one table for the encoder, the decoder and the logits."
+            f"{place} stores {weights.listing([first, *different])} with different values; this "
+            "package needs one table for the encoder, the decoder and the logits."
         )
     return ()
 

@@ -12,18 +12,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from bart_export.artifact.artifact import Artifact, is_artifact
+from bart_export.checkpoints import files, hubs, hugging_face, keras_preset
 from bart_export.checkpoints import generation as generation_settings
-from bart_export.checkpoints import hubs, hugging_face, keras_preset
 from bart_export.checkpoints.checkpoint import Checkpoint, without_padding
-from bart_export.checkpoints.files import (
-    CARD,
-    CONFIG_FILE,
-    GENERATION_FILE,
-    LARGEST_TEXT,
-    LICENCE_FILES,
-    read_json,
-    require_file,
-)
 from bart_export.checkpoints.generation import StatedSettings
 from bart_export.config import SAMPLING, GenerationConfig
 from bart_export.errors import CheckpointError, PresetError, TokenizerError, did_you_mean, shown
@@ -166,27 +157,27 @@ def read(directory: Path, *, weights: bool = True, tokenizer: bool = True) -> Ch
     directory = Path(directory)
     if not directory.is_dir():
         raise PresetError(f"Expected a checkpoint directory, received {directory}, which is none.")
-    for name in set(hubs.SMALL_FILES) - {CARD, *LICENCE_FILES}:
+    for name in set(hubs.SMALL_FILES) - {files.CARD, *files.LICENCE_FILES}:
         if (directory / name).exists():
-            require_file(directory / name, most=LARGEST_TEXT)
+            files.require_file(directory / name, most=files.LARGEST_TEXT)
     hubs.refuse_adapter(str(directory), directory)
-    path = directory / CONFIG_FILE
+    path = directory / files.CONFIG_FILE
+    if path.is_file():
+        stored = files.read_json(path)
+        for key, reader in READERS:
+            if key in stored:
+                return without_padding(reader(directory, stored, weights, tokenizer))
+        raise PresetError(
+            f"{path} has neither registered_name, as Keras presets do, nor model_type, as Hugging "
+            "Face checkpoints do, so it is not known which model it describes."
+        )
     if is_artifact(directory):
         preset = Artifact.open(directory).manifest.preset
         raise PresetError(f"{directory} is an artifact, not a checkpoint. It was made of {preset}.")
-    if not path.is_file():
-        raise PresetError(
-            f"{directory} holds no {CONFIG_FILE}. A checkpoint is a Keras preset (config.json, "
-            "model.weights.h5, assets/tokenizer) or a Hugging Face directory (config.json, "
-            "model.safetensors, vocab.json, merges.txt)."
-        )
-    stored = read_json(path)
-    for key, reader in READERS:
-        if key in stored:
-            return without_padding(reader(directory, stored, weights, tokenizer))
     raise PresetError(
-        f"{path} has neither registered_name, as Keras presets do, nor model_type, as Hugging Face "
-        "checkpoints do, so it is not known which model it describes."
+        f"{directory} holds no {files.CONFIG_FILE}. A checkpoint is a Keras preset (config.json, "
+        "model.weights.h5, assets/tokenizer) or a Hugging Face directory (config.json, "
+        "model.safetensors, vocab.json, merges.txt)."
     )
 
 
@@ -234,9 +225,10 @@ def defaults(source: Source, checkpoint: Checkpoint, task: str | None = None) ->
     notes += unfollowed(stated, task)
     if checkpoint.settings is None and source.generation is None:
         notes.append(
-            f"The preset has no {GENERATION_FILE}, which KerasHub does not write. Put one beside "
-            f"its {CONFIG_FILE}, or save the model with bart_export's BartBackbone.save_to_preset, "
-            "which keeps the settings of the preset that the model came from."
+            f"The preset has no {files.GENERATION_FILE}, which KerasHub does not write. Put one "
+            f"beside its {files.CONFIG_FILE}, or save the model with bart_export's "
+            "BartBackbone.save_to_preset, which keeps the settings of the preset that the model "
+            "came from."
         )
     return Defaults(generation, (*notes, *checkpoint.notes))
 
