@@ -7,7 +7,6 @@ say nothing. Masks of sources, and what writes a cache, stay float: signatures e
 """
 
 import contextlib
-import dataclasses
 import io
 import logging
 import math
@@ -15,6 +14,7 @@ import pathlib
 import re
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -182,8 +182,7 @@ def add_integer_operators(
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class Operator:
+class Operator(NamedTuple):
     """An operator of a subgraph: its builtin name and the indices of its tensors."""
 
     name: str
@@ -191,8 +190,7 @@ class Operator:
     outputs: tuple[int, ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class Graph:
+class Graph(NamedTuple):
     """The operators of one signature, its tensors' names, and which it takes and puts out."""
 
     operators: tuple[Operator, ...]

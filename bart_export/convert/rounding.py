@@ -36,10 +36,7 @@ SMALLEST = 2.0**-24  # of the numbers above zero that float16 has
 def round_blocks(quantized: bytearray, content: Content, layers: Container[str]) -> None:
     """Change, in place, the integers and scales of some layers of a file that are in blocks.
 
-    Args:
-        quantized: the file.
-        content: the float file that it was made of.
-        layers: the layers' names.
+    `content` is the float file that it was made of.
     """
     original, model = (schema.Model.GetRootAs(data, 0) for data in (content, quantized))
     floats = dict(matrices(original))
@@ -137,13 +134,10 @@ def round_matrix(
 def compensate(
     left: FloatArray, columns: slice, scales: FloatArray, spreading: FloatArray
 ) -> Codes:
-    """Return a block's integers, and change what is left of the matrix to make good the errors.
+    """Return a block's integers, and spread their errors over what is left of the matrix.
 
-    Args:
-        left: the matrix, (outputs, inputs), whose columns before the block are done.
-        columns: the block's columns.
-        scales: the block's scales, (outputs,).
-        spreading: as `spread_of_errors` gives it.
+    `left` is the matrix, (outputs, inputs), whose columns before the block are done; `scales` are
+    the block's, (outputs,).
     """
     codes = np.empty((len(left), columns.stop - columns.start), np.int8)
     errors = np.empty(codes.shape, np.float32)
