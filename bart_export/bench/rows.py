@@ -63,7 +63,7 @@ class FileRow(Row):
     COLUMNS = (
         *Row.COLUMNS,
         Column("size", "MB", "bytes", decimals(1, 1e-6)),
-        Column("bytes a", "weight", "bytes_per_parameter", decimals(3)),
+        Column("bytes", "a weight", "bytes_per_parameter", decimals(3)),
     )
     file: str
     bytes: float
