@@ -45,25 +45,21 @@ def connection_limit(options: ServeOptions) -> int:
 
     The limit of the process's files is raised as far as that takes and the system allows.
     """
-    wanted = options.max_connections
-    try:
+    limit = options.max_connections
+    needed = 2 * limit + OTHER_FILES
+    with contextlib.suppress(ImportError):  # on Windows, which has no such limit
         import resource
-    except ImportError:  # on Windows, which has no such limit
-        return wanted
-    infinite = resource.RLIM_INFINITY
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    files = 2 * wanted + OTHER_FILES
-    if soft == infinite or soft >= files:
-        return wanted
-    files = files if hard == infinite else min(files, hard)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
-    except (OSError, ValueError):
-        files = soft
-    limit = min(wanted, max(FEWEST_CONNECTIONS, (files - OTHER_FILES) // 2))
-    if limit < wanted:
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft != resource.RLIM_INFINITY and soft < needed:
+            files = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+            with contextlib.suppress(OSError, ValueError):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+            files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+            limit = min(limit, max(FEWEST_CONNECTIONS, (files - OTHER_FILES) // 2))
+    if limit < options.max_connections:
         LOG.warning(
-            "This process may have %d files open: at most %d connections to a port", files, limit
+            "Of %d connections to a port this process may have %d", options.max_connections, limit
         )
     return limit
 

@@ -43,7 +43,7 @@ from bart_export.server.tensors import (
     DATA_TYPES,
     Array,
     data_type,
-    string_array,
+    object_array,
     to_proto,
     type_name,
 )
@@ -170,7 +170,7 @@ def default(tensor: contract.Tensor, generation: GenerationConfig) -> Array:
     """Return the value that a request's settings have if it does not say, (1,)."""
     value = getattr(generation, tensor.name)
     if tensor.dtype == "string":
-        return string_array([str(value).lower().encode()])
+        return object_array([str(value).lower().encode()])
     return np.array([value], tensor.dtype)
 
 
@@ -200,14 +200,14 @@ def check_inputs(signature_def: messages.Message, inputs: Tensors) -> None:
 def serving_default(generator: Generator, inputs: Tensors, limits: Limits) -> Tensors:
     """Generate the best text for each text: text (batch,) to generated_text (batch,)."""
     rows = sequences_of(generator, sources(generator, inputs["text"], limits), inputs)
-    return {"generated_text": string_array(row[0].text.encode() for row in rows)}
+    return {"generated_text": object_array(row[0].text.encode() for row in rows)}
 
 
 def generate_text(generator: Generator, inputs: Tensors, limits: Limits) -> Tensors:
     """Generate texts for each text: generated_text and scores (batch, sequences)."""
     rows = sequences_of(generator, sources(generator, inputs["text"], limits), inputs)
     shape = len(rows), generator.generation.num_return_sequences
-    texts = string_array(sequence.text.encode() for row in rows for sequence in row)
+    texts = object_array(sequence.text.encode() for row in rows for sequence in row)
     return {"generated_text": texts.reshape(shape), "scores": scores(rows).reshape(shape)}
 
 
@@ -244,7 +244,7 @@ def detokenize(generator: Generator, inputs: Tensors, limits: Limits) -> Tensors
     for row in rows_of(inputs["decoder_token_ids"], inputs["decoder_lengths"]):
         limits.check()
         texts.append(generator.tokenizer.detokenize(row).encode())
-    return {"text": string_array(texts)}
+    return {"text": object_array(texts)}
 
 
 COMPUTE: dict[str, Callable[[Generator, Tensors, Limits], Tensors]] = {

@@ -37,16 +37,9 @@ PACKAGES = ("tensorflow", "tensorflow.serving", "google.protobuf")
 DESCRIPTORS = pathlib.Path(__file__).parent / "protos" / "descriptors.binpb"
 
 
-def pool() -> Message:
-    """Return a new pool that holds the committed descriptors."""
-    files = descriptor_pb2.FileDescriptorSet.FromString(DESCRIPTORS.read_bytes())
-    descriptors = descriptor_pool.DescriptorPool()
-    for file in files.file:
-        descriptors.AddSerializedFile(file.SerializeToString())
-    return descriptors
-
-
-POOL = pool()
+POOL: Message = descriptor_pool.DescriptorPool()
+for _file in descriptor_pb2.FileDescriptorSet.FromString(DESCRIPTORS.read_bytes()).file:
+    POOL.AddSerializedFile(_file.SerializeToString())
 
 
 def message(name: str) -> Message:

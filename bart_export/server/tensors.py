@@ -71,15 +71,11 @@ def data_type(array: Array) -> int:
     return DATA_TYPES[name]
 
 
-def string_array(strings: Iterable[bytes]) -> Array:
-    """Return an array (number of strings,) of dtype object."""
-    return object_array(list(strings))
-
-
-def object_array(items: list[object]) -> Array:
-    """Return a list as an array (number of items,), whatever the items are."""
-    array = np.empty(len(items), object)
-    array[:] = items
+def object_array(items: Iterable[object]) -> Array:
+    """Return an array (number of items,), whatever the items are; bytes are strings."""
+    listed = list(items)
+    array = np.empty(len(listed), object)
+    array[:] = listed
     return array
 
 
@@ -131,7 +127,7 @@ def elements(proto: Message, size: int) -> Array:
         raise ValueError("too few values to fill a tensor from")
     flat: Array
     if dtype.kind == "O":
-        flat = string_array(values[:size])
+        flat = object_array(values[:size])
     elif field == "half_val":
         flat = np.array(values[:size], np.int32).astype(np.uint16).view(dtype)
     else:

@@ -23,7 +23,7 @@ from bart_export.graph.tokenizer import GraphTokenizer
 from bart_export.server import tensorflow_engine
 from bart_export.server.options import ServeOptions
 from bart_export.server.servable import Call
-from bart_export.server.tensors import string_array
+from bart_export.server.tensors import object_array
 from bart_export.text.tokenizer import BartTokenizer
 from bart_export.verify.saved_model import FIXED
 
@@ -78,7 +78,7 @@ class SavedGolden:
         per_row = {
             name: np.concatenate([row[name].numpy() for row in settings]) for name in PER_ROW
         }
-        per_row["early_stopping"] = string_array(per_row["early_stopping"])
+        per_row["early_stopping"] = object_array(per_row["early_stopping"])
         return {"encoder_token_ids": ids, "encoder_lengths": lengths, **per_row}
 
     def wrong(self, run):
@@ -162,7 +162,7 @@ def test_every_text_is_tokenized_and_comes_back(saved_tokenizer, by):
     with loaded(saved_tokenizer, by) as run:
         for first in range(0, len(TOKENIZATION), 100):
             rows = TOKENIZATION[first : first + 100]
-            texts = string_array([row["text"].encode() for row in rows])
+            texts = object_array([row["text"].encode() for row in rows])
             found = run("tokenize", ["encoder_token_ids", "encoder_lengths"], {"text": texts})
             ids, lengths = found["encoder_token_ids"], found["encoder_lengths"]
             given = {"decoder_token_ids": ids, "decoder_lengths": lengths}

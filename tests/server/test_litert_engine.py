@@ -14,7 +14,7 @@ from bart_export.server.litert_engine import ArtifactServable
 from bart_export.server.options import ServeOptions
 from bart_export.server.servable import Call, Limits, StreamCall
 from bart_export.server.status import Code, StatusError
-from bart_export.server.tensors import string_array
+from bart_export.server.tensors import object_array
 
 TEXT = "A library for reading and writing compressed archives. It streams large files."
 
@@ -33,7 +33,7 @@ def generator(mini_artifact):
 
 
 def texts(*values):
-    return string_array(value.encode() for value in values)
+    return object_array(value.encode() for value in values)
 
 
 def run(servable, signature, outputs, inputs, limits=None):
@@ -42,7 +42,7 @@ def run(servable, signature, outputs, inputs, limits=None):
 
 
 def test_bytes_that_are_not_utf8_are_replaced(servable, generator):
-    inputs = {"text": string_array([b"A \xff library"])}
+    inputs = {"text": object_array([b"A \xff library"])}
     ids = run(servable, "tokenize", ("encoder_token_ids",), inputs)["encoder_token_ids"]
     assert ids[0].tolist() == generator.encode("A � library", truncate=False)
 

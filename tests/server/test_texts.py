@@ -12,7 +12,7 @@ from bart_export.runtime.generator import Generator
 from bart_export.server import messages
 from bart_export.server.options import ServeOptions
 from bart_export.server.sources import LITERT, TENSORFLOW, ServedModel
-from bart_export.server.tensors import string_array, to_proto
+from bart_export.server.tensors import object_array, to_proto
 
 SHORT = "The river rose two metres overnight."
 BLANK = ("", " \n\t", "\u3000\u00a0\x1f")
@@ -87,7 +87,7 @@ def test_grpc_tells_in_trailing_metadata(server, generator, model, texts, cut, b
         model_spec={"name": model, "signature_name": "generate_text"},
         # One setting for all rows, as a client of gRPC may send it.
         inputs={
-            "text": to_proto(string_array(text.encode() for text in texts)),
+            "text": to_proto(object_array(text.encode() for text in texts)),
             "max_length": to_proto(np.array([9] * len(texts), np.int32)),
             "min_length": to_proto(np.array([0] * len(texts), np.int32)),
         },
