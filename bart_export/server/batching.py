@@ -99,11 +99,10 @@ class Parameters:
 
 
 def read_parameters(path: pathlib.Path) -> Parameters:
-    """Read a text file that holds a BatchingParameters message.
+    """Read a BatchingParameters message as text.
 
     Raises:
-        StatusError: INVALID_ARGUMENT for a file that cannot be read, or one that contradicts
-            itself.
+        StatusError: INVALID_ARGUMENT for a file that cannot be read or contradicts itself.
     """
     try:
         message = messages.read_text(path, messages.BatchingParameters)
@@ -190,11 +189,7 @@ class Queue:
         self.batches = collections.deque([Batch()])
 
     def add(self, task: Task) -> int:
-        """Put a task, or what it is split into, at the end, and return how many that makes.
-
-        Raises:
-            StatusError: UNAVAILABLE if there is no room.
-        """
+        """Put a task, or what it is split into, at the end, and return how many that makes."""
         parameters, limit = self.parameters, self.parameters.batch_limit
         free, splits = limit - self.batches[-1].rows, parameters.enable_large_batch_splitting
         more = parameters.max_enqueued_batches - len(self.batches)
@@ -294,10 +289,7 @@ class BatchScheduler:
             pass
 
     def _run_next(self) -> bool:
-        """Wait for a batch, run it and tell its calls; return whether there was one.
-
-        A method of its own, so that a thread that waits keeps no tensors.
-        """
+        # A method of its own, so that a thread that waits keeps no tensors.
         if (taken := self._take()) is None:
             return False
         (signature, outputs, _), waiting = taken
@@ -311,10 +303,7 @@ class BatchScheduler:
         return True
 
     def _take(self) -> tuple[Key, list[Task]] | None:
-        """Wait for a batch that may run, or return None once there will be no more.
-
-        What is left of its queue goes behind the others.
-        """
+        """Wait for a batch that may run, or return None once there will be no more."""
         with self._changed:
             while True:
                 dues = {key: queue.due() for key, queue in self._queues.items()}
@@ -323,7 +312,7 @@ class BatchScheduler:
                 if key is not None:
                     queue = self._queues.pop(key)
                     tasks = queue.batches.popleft().tasks
-                    if queue.batches:
+                    if queue.batches:  # the queue goes behind the others
                         self._queues[key] = queue
                     self._waiting -= len(tasks)
                     self._idle -= 1

@@ -74,9 +74,10 @@ class ModelStore:
             self._serve({**self.served, **listed})
             reasons = [reason for name in waited_for if (reason := self.models[name].wait())]
             if reasons:
-                told = "".join(f"{reason}, " for reason in reasons)
+                listed_reasons = "".join(f"{reason}, " for reason in reasons)
                 raise StatusError(
-                    Code.UNKNOWN, f"{len(reasons)} model(s) did not become available: {{{told}}}"
+                    Code.UNKNOWN,
+                    f"{len(reasons)} model(s) did not become available: {{{listed_reasons}}}",
                 )
             self.labels = self._checked_labels(models)
             self._serve(listed)
@@ -107,8 +108,7 @@ class ModelStore:
     def status(self, spec: ModelSpec) -> list[VersionStatus]:
         """Return the states of a model's versions, the highest first, or of the version named.
 
-        Versions that failed or were unloaded are told of, too. A label is not looked at, as in
-        TensorFlow Serving.
+        Labels are ignored, as in TensorFlow Serving.
         """
         model = self.models.get(spec.name)
         statuses = model.statuses() if model else {}

@@ -84,7 +84,7 @@ ENGINES: Mapping[str, Callable[[pathlib.Path, ServeOptions], Servable]] = {
 
 
 def check_export(path: pathlib.Path, number: int) -> None:
-    """Make sure that an artifact is still the one that was found, by its number."""
+    """Hold an artifact to the number by which it was found."""
     exports = Artifact.open(path).manifest.exports
     if exports != number:
         raise ArtifactError(

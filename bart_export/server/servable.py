@@ -2,8 +2,8 @@
 
 A call names a signature and brings its inputs; a future of the outputs comes back at once, or an
 error when there is no room for the call. Whatever the engine, a text that is longer than the model
-reads is cut, and a text without a word gets an empty text instead of one that the model makes up.
-Clients are told beside the outputs, whose form is TensorFlow Serving's; see `Remarks`.
+reads is cut, and a text without a word gets an empty text instead of one that the model makes up;
+`Remarks` say so.
 """
 
 import dataclasses
@@ -26,16 +26,16 @@ Tensors = Mapping[str, Array]
 
 @dataclasses.dataclass
 class Remarks:
-    """What a client is told beside the outputs: which of its texts were cut, and which are blank.
+    """The rows whose texts were cut, and those that are blank.
 
-    Over REST and gRPC they are headers and trailing metadata, of a stream a part of its last event.
+    Headers over REST, trailing metadata over gRPC, and part of the last event of a stream.
     """
 
     truncated: list[int] = dataclasses.field(default_factory=list)
     empty: list[int] = dataclasses.field(default_factory=list)
 
     def headers(self) -> dict[str, str]:
-        """Return the numbers of rows, as `truncated-rows: 0,2`; {} if there is nothing to tell."""
+        """Return them as `truncated-rows: 0,2` and `empty-rows: 1`, without those of no row."""
         rows = {"truncated-rows": self.truncated, "empty-rows": self.empty}
         return {name: ",".join(map(str, numbers)) for name, numbers in rows.items() if numbers}
 

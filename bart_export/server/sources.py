@@ -218,14 +218,11 @@ def served_model(name: str, directory: pathlib.Path, engine: str | None = None) 
 def choose_engine(
     base_path: pathlib.Path, requested: str | None = None
 ) -> tuple[str, pathlib.Path]:
-    """Choose the engine that serves what lies at a place.
+    """Return the engine that serves what lies at a place, and the base path that it reads.
 
     Args:
         base_path: an artifact, or a SavedModel's base path, which need not be there yet.
         requested: an engine; None takes the fastest that an artifact has files for.
-
-    Returns:
-        The engine and the base path that it reads.
 
     Raises:
         ArtifactError: if there is nothing for the engine requested, or a damaged artifact.

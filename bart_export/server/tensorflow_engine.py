@@ -141,9 +141,9 @@ def open_saved_model(directory: pathlib.Path, options: ServeOptions) -> "SavedMo
 
 
 def split_beyond(parameters: Parameters, most_rows: int) -> Parameters:
-    """Return the parameters of an export, by which larger calls are split instead of refused.
+    """Return parameters by which calls of an export are split instead of refused.
 
-    What TensorFlow Serving reads must not say so: it ends where the parts differ in width.
+    The file must not say so: TensorFlow Serving ends where the parts differ in width.
     """
     splits = parameters.enable_large_batch_splitting or parameters.allowed_batch_sizes
     if splits or parameters.max_batch_size >= most_rows:

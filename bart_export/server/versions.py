@@ -81,7 +81,7 @@ class Version:
         return self.failed_files is not None
 
     def move(self, state: State) -> None:
-        """Move on to a state; a reason for failing stays told."""
+        """Move on to a state, and keep the reason of a failure."""
         self.status = dataclasses.replace(self.status, state=state)
 
 
@@ -165,20 +165,13 @@ class ModelVersions:
             lease.after_work(give_back)
 
     def statuses(self) -> dict[int, VersionStatus]:
-        """Return the status of every version there is or was, by number.
-
-        Of two of one number, a version that can answer tells more than a newer one.
-        """
+        """Return the status of every version there is or was; of two, of the one that answers."""
         with self.changed:
             ordered = sorted(self.versions, key=lambda version: version.state == State.AVAILABLE)
             return {version.number: version.status for version in ordered}
 
     def wait(self) -> str:
-        """Wait until the versions wanted are loaded or have failed.
-
-        Returns:
-            "" if the latest of them is available, else which one is not and why.
-        """
+        """Wait until the versions wanted are loaded or failed; return why the latest did, or ""."""
         with self.changed:
             self.changed.wait_for(
                 lambda: self.served is None or (self.look_at > 0 and not self._is_awaiting())
@@ -202,10 +195,7 @@ class ModelVersions:
         return (version for version in self.versions if version.is_wanted)
 
     def _is_awaiting(self) -> bool:
-        """Return whether a version that is wanted may still become available soon.
-
-        Only the latest is worth waiting for after it has failed once.
-        """
+        """Return whether to wait for a version: for the latest also after it has failed once."""
         latest = highest(self._wanted())
         return any(
             version.state < State.AVAILABLE and (version.failures == 0 or version is latest)
@@ -287,12 +277,8 @@ class ModelVersions:
             try:
                 servable.close()
             except Exception as error:  # it is gone either way
-                LOG.warning(
-                    "%s: closing version %d: %s",
-                    self.name,
-                    version.number,
-                    code_and_message(error)[1],
-                )
+                reason = code_and_message(error)[1]
+                LOG.warning("%s: closing version %d: %s", self.name, version.number, reason)
             LOG.info("%s: unloaded version %d", self.name, version.number)
         with self.changed:
             version.move(State.END)
@@ -314,7 +300,7 @@ class ModelVersions:
                     lambda: self.open_version(served, version.number, version.path),
                 )
             except Exception as error:  # whatever it is, other versions are loaded
-                if not self._fails(version, files, error):
+                if not self._is_retried(version, files, error):
                     return None
                 continue
             with self.changed:
@@ -330,8 +316,8 @@ class ModelVersions:
         new = (other.number for other in self._wanted() if other.state == State.START)
         return self.loading is None and version.number >= max(new, default=0)
 
-    def _fails(self, version: Version, files: object, error: Exception) -> bool:
-        """Note that a version cannot be loaded; return whether to try again, when it is time."""
+    def _is_retried(self, version: Version, files: object, error: Exception) -> bool:
+        """Note that a version cannot be loaded; when it is time, return whether to try again."""
         code, message = code_and_message(error)
         seconds = self.options.retry_seconds
         with self.changed:
