@@ -23,6 +23,7 @@ from bart_export.model.layers import (
     Tensor,
     TransformerDecoder,
     TransformerEncoder,
+    TransformerLayer,
     initializer,
     require_length,
 )
@@ -113,14 +114,7 @@ class BartBackbone(Backbone):
         )
         encoded = self._embed("encoder", inputs["encoder_token_ids"], policy)
         self.encoder_transformer_layers = [
-            TransformerEncoder(
-                config.intermediate_dim,
-                config.num_heads,
-                config.dropout,
-                config.activation_function,
-                dtype=policy,
-                name=f"transformer_encoder_layer_{layer}",
-            )
+            self._layer(TransformerEncoder, f"transformer_encoder_layer_{layer}", policy)
             for layer in range(config.num_layers)
         ]
         for encoder_layer in self.encoder_transformer_layers:
@@ -128,14 +122,7 @@ class BartBackbone(Backbone):
 
         decoded = self._embed("decoder", inputs["decoder_token_ids"], policy)
         self.decoder_transformer_layers = [
-            TransformerDecoder(
-                config.decoder_feedforward,
-                config.decoder_heads,
-                config.dropout,
-                config.activation_function,
-                dtype=policy,
-                name=f"transformer_decoder_layer_{layer}",
-            )
+            self._layer(TransformerDecoder, f"transformer_decoder_layer_{layer}", policy)
             for layer in range(config.decoder_layers)
         ]
         for decoder_layer in self.decoder_transformer_layers:
@@ -160,6 +147,20 @@ class BartBackbone(Backbone):
         self.dtype_policy = policy
         for field in KERAS_FIELDS:
             setattr(self, field, getattr(config, field))
+
+    def _layer(
+        self, kind: type[TransformerLayer], name: str, policy: keras.DTypePolicy
+    ) -> TransformerLayer:
+        """Return a layer of the encoder or the decoder."""
+        config, encoder = self.config, kind is TransformerEncoder
+        return kind(
+            config.intermediate_dim if encoder else config.decoder_feedforward,
+            config.num_heads if encoder else config.decoder_heads,
+            config.dropout,
+            config.activation_function,
+            dtype=policy,
+            name=name,
+        )
 
     def _embed(self, side: str, token_ids: Tensor, policy: keras.DTypePolicy) -> Tensor:
         """Turn ids (batch, length) into the first hidden states (batch, length, hidden)."""

@@ -6,7 +6,14 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
-from support.tokenizer_samples import PIECES, vocabulary_of
+from support import tokenizer_samples
+from support.tokenizer_samples import (
+    MERGES,
+    PIECES,
+    random_tokenizer,
+    tokenizer_of,
+    vocabulary_of,
+)
 from tokenizers.pre_tokenizers import ByteLevel
 
 from bart_export.graph.pretokenizer import (
@@ -18,31 +25,8 @@ from bart_export.graph.pretokenizer import (
 )
 from bart_export.graph.tokenizer import FIRST_BYTES, GraphTokenizer
 from bart_export.text.added_tokens import AddedToken, is_word
-from bart_export.text.tokenizer import BartTokenizer
 
-MERGES = [("Ġ", "a"), ("a", "a"), ("Ġ", "Ġ"), ("'", "s"), ("a", "b")]
-CONTENTS = ("<hl>", "<h", "hl>", "a", "ab", " a", "\n", "<hl><hl>", "é", "'s", "Ġa", "<s>x", "aa",
-            "x y", "\u3000", "a<", "\ufffd")  # fmt: skip
-FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
-
-
-def host_of(added, *, add_prefix_space=False):
-    """Return a small tokenizer of texts in Python, with added tokens."""
-    vocabulary = vocabulary_of(MERGES)
-    for token in added:
-        vocabulary.setdefault(token.content, len(vocabulary))
-    return BartTokenizer(vocabulary, MERGES, added, add_prefix_space=add_prefix_space)
-
-
-def random_host(random_of):
-    """Return one with random tokens."""
-    added = []
-    for content in random_of.sample(CONTENTS, k=random_of.randrange(1, 6)):
-        flags = {flag: random_of.random() < 0.4 for flag in FLAGS}
-        if content[0].isspace():
-            flags |= {"lstrip": False, "rstrip": False}
-        added.append(AddedToken(content, **flags))
-    return host_of(added, add_prefix_space=random_of.random() < 0.5)
+CONTENTS = (*tokenizer_samples.CONTENTS, "\ufffd")
 
 
 def encoded(graph, texts, max_length):
@@ -59,7 +43,7 @@ def expected(host, texts, max_length):
 @pytest.mark.parametrize("seed", range(4))
 def test_random_tokens_in_random_texts_have_the_ids_of_the_host(seed):
     random_of = random.Random(seed)
-    host = random_host(random_of)
+    host = random_tokenizer(random_of, CONTENTS)
     graph = GraphTokenizer(host)
     pieces = [*PIECES, *CONTENTS, *["<hl>", " ", "a", "aa"] * 8, "_", "\u0301", "\u200d"]
     texts = ["".join(random_of.choices(pieces, k=random_of.randrange(12))) for _ in range(400)]
@@ -83,7 +67,7 @@ def words(found):
 @pytest.mark.parametrize("seed", range(12, 26))
 def test_wherever_a_text_with_tokens_is_cut_the_words_before_are_right(seed):
     random_of = random.Random(seed)
-    host = random_host(random_of)
+    host = random_tokenizer(random_of, CONTENTS)
     split = GraphTokenizer(host).pretokenizer.split
     pieces = ["<hl>", " ", "a", "<", "ab", "é", "\n", "hl>", "'s", "x y", "   ", "<hl><hl>", "b"]
     text = "".join(random_of.choices(pieces, k=200))
@@ -102,7 +86,7 @@ def test_wherever_a_text_with_tokens_is_cut_the_words_before_are_right(seed):
 @pytest.mark.parametrize("seed", [13])
 def test_the_ids_of_a_long_text_with_tokens_are_those_of_the_host(seed):
     random_of = random.Random(seed)
-    host = random_host(random_of)
+    host = random_tokenizer(random_of, CONTENTS)
     graph = GraphTokenizer(host)
     pieces = ["<hl>", " ", "a", "<", "ab", "é", "\n", "hl>", "'s", "x y", "   ", "<hl><hl>", "b"]
     texts = ["".join(random_of.choices(pieces, k=random_of.randrange(20, 90))) for _ in range(8)]
@@ -116,7 +100,7 @@ def test_the_ids_of_a_long_text_with_tokens_are_those_of_the_host(seed):
 
 
 def test_tokens_are_shown_as_the_host_shows_them():
-    host = host_of([AddedToken("<hl>", special=True), AddedToken("<sep>"), AddedToken("é")])
+    host = tokenizer_of([AddedToken("<hl>", special=True), AddedToken("<sep>"), AddedToken("é")])
     ids = host.encode("a <hl>a<sep>é", 64)
     shown = GraphTokenizer(host).decode(tf.constant([ids]), tf.constant([len(ids)]))
     assert shown.numpy()[0].decode() == host.detokenize(ids) == "a a<sep>é"
@@ -125,7 +109,7 @@ def test_tokens_are_shown_as_the_host_shows_them():
 @pytest.mark.parametrize("added", [[], [AddedToken("<mask>", rstrip=True)], [AddedToken("</s>")]])
 def test_special_tokens_of_a_text_are_characters_as_for_the_host(added):
     """A request's text cannot end a source, even if the checkpoint lists the tokens as its own."""
-    host = host_of([AddedToken("<hl>"), *added])
+    host = tokenizer_of([AddedToken("<hl>"), *added])
     texts = ["a <mask> b", "<s>a</s>", "<pad><unk>", "a<hl><mask>"]
     found = encoded(GraphTokenizer(host), texts, 64)
     assert found == expected(host, texts, 64)
@@ -137,7 +121,7 @@ def test_special_tokens_of_a_text_are_characters_as_for_the_host(added):
 
 @pytest.mark.parametrize("texts", [[], [""], ["", "<hl>", ""], ["<hl>"] * 3, ["a ", "<hl>", " a"]])
 def test_texts_of_a_batch_do_not_touch(texts):
-    host = host_of(
+    host = tokenizer_of(
         [AddedToken("<hl>", lstrip=True, rstrip=True), AddedToken("a", single_word=True)],
         add_prefix_space=True,
     )
@@ -155,7 +139,7 @@ def test_word_characters_are_those_of_the_host():
 @pytest.mark.parametrize("fill", ["<", "<hl", "<hl>", "<hl> ", "a", "<hl>a "])
 def test_a_megabyte_of_anything_is_cut_in_sane_time(fill):
     added = [AddedToken(f"<hl{'x' * number}>", lstrip=True, rstrip=True) for number in range(50)]
-    host = host_of([*added, AddedToken("<", single_word=True), AddedToken(" ")])
+    host = tokenizer_of([*added, AddedToken("<", single_word=True), AddedToken(" ")])
     graph = GraphTokenizer(host)
     text = fill * (1_000_000 // len(fill))
     encoded(graph, ["warm"], 1024)

@@ -5,7 +5,15 @@ import time
 
 import pytest
 import tokenizers
-from support.tokenizer_samples import PIECES, vocabulary_of
+from support import tokenizer_samples
+from support.tokenizer_samples import (
+    FLAGS,
+    MERGES,
+    PIECES,
+    random_tokenizer,
+    tokenizer_of,
+    vocabulary_of,
+)
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
@@ -14,18 +22,7 @@ from bart_export.text.added_tokens import LONGEST, MOST, AddedToken, is_word, re
 from bart_export.text.tokenizer import BartTokenizer, IncrementalDetokenizer
 from bart_export.text.vocabulary import SPECIAL_TOKENS
 
-MERGES = [("Ġ", "a"), ("a", "a"), ("Ġ", "Ġ"), ("'", "s"), ("a", "b")]
-CONTENTS = ("<hl>", "<h", "hl>", "a", "ab", " a", "\n", "<hl><hl>", "é", "'s", "Ġa", "<s>x", "aa",
-            "x y", "\u3000", "<mask>", "<s>", "a<")  # fmt: skip
-FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
-
-
-def tokenizer_of(added, *, add_prefix_space=False):
-    """Return a small tokenizer with added tokens."""
-    vocabulary = vocabulary_of(MERGES)
-    for token in added:
-        vocabulary.setdefault(token.content, len(vocabulary))
-    return BartTokenizer(vocabulary, MERGES, added, add_prefix_space=add_prefix_space)
+CONTENTS = (*tokenizer_samples.CONTENTS, "<mask>", "<s>")
 
 
 def library_of(tokenizer):
@@ -41,24 +38,15 @@ def library_of(tokenizer):
     return library
 
 
-def random_token(random_of, content):
-    """Return a token with flags that it may have."""
-    flags = {flag: random_of.random() < 0.4 for flag in FLAGS}
-    if content[0].isspace():
-        flags |= {"lstrip": False, "rstrip": False}
-    return AddedToken(content, **flags)
-
-
 def test_random_tokens_in_random_texts_have_the_ids_of_tokenizers():
     random_of = random.Random(5)
     pieces = [*PIECES, *CONTENTS, *["<hl>", "<mask>", " ", "a"] * 8, "_", "\u0301", "\u200d"]
     found = 0
     for _ in range(150):
-        contents = random_of.sample(CONTENTS, k=random_of.randrange(1, 6))
-        added = [random_token(random_of, content) for content in contents]
-        tokenizer = tokenizer_of(added, add_prefix_space=random_of.random() < 0.5)
+        tokenizer = random_tokenizer(random_of, CONTENTS)
         library = library_of(tokenizer)
-        own = {tokenizer.vocabulary[content] for content in contents}
+        added = tokenizer.added_tokens
+        own = {tokenizer.vocabulary[token.content] for token in added}
         for _ in range(150):
             text = "".join(random_of.choices(pieces, k=random_of.randrange(12)))
             ids = tokenizer.tokenize(text, special_tokens=True)

@@ -6,11 +6,10 @@ import time
 from pathlib import Path
 
 import pytest
-from support.tokenizer_samples import PIECES, vocabulary_of
+from support.tokenizer_samples import PIECES, cut_anywhere, vocabulary_of
 
 from bart_export.errors import InputError
 from bart_export.text.tokenizer import FIRST_CHARACTERS, BartTokenizer
-from bart_export.text.vocabulary import BYTE_SYMBOLS
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -59,24 +58,7 @@ def test_random_merges_of_one_endless_word_are_cut_where_the_whole_word_is():
 
 
 def test_wherever_a_beginning_is_cut_the_tokens_before_are_right():
-    # Tokens of up to 32 bytes and few of them wanted: each of these is cut after 256 characters.
-    doubled = [(letter * size, letter * size) for letter in "a'" for size in (1, 2, 4, 8, 16)]
-    blank, (first, second, third) = "Ġ", (BYTE_SYMBOLS[byte] for byte in "\u3000".encode())
-    merges = [
-        *doubled, ("r", "e"), ("'", "re"), ("v", "e"), ("'", "s"), (blank, "b"), (blank, blank),
-        (blank, "'"), (first, second), (first + second, third),
-    ]  # fmt: skip
-    tokenizer = BartTokenizer(vocabulary_of(merges), merges)
-    tails = ["  b", "'re", "x'reb", "'s", " 's", "\u3000\u3000b", "   ", "''''s", "é'vevé", "\n b"]
-    texts = [
-        ("a" * (shift + 200 - shift % 7) + "b" * (shift % 7 + 30) + 3 * tail + "end " * 80)
-        for shift in range(0, 40, 3)
-        for tail in tails
-    ]
-    texts += ["a" * shift + 200 * tail for shift in range(0, 40, 9) for tail in tails]
-    # Of this the beginning ends in an apostrophe, the 12th token, and an "r".
-    texts.append("a" * 254 + "'re" + "b" * 300)
-    check(tokenizer, texts, (8, 14, 17, 32))
+    check(*cut_anywhere(), (8, 14, 17, 32))
 
 
 def test_a_character_far_to_the_right_that_changes_the_first_tokens_is_seen():
