@@ -1,13 +1,24 @@
 """The life of a server, in this process and in one that gets signals."""
 
+import re
+import signal
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import grpc
+import httpx
 import pytest
-from support.arithmetic_server import LOOPBACK, connects, open_arithmetic, over_grpc, rest
+from support.arithmetic_server import (
+    LOOPBACK,
+    connects,
+    open_arithmetic,
+    over_grpc,
+    process,
+    rest,
+)
 from support.rest_server import running
-from support.served_directories import add_version, served
+from support.served_directories import add_version, served, wait_until
 
 from bart_export.errors import ConfigurationError
 from bart_export.server import opening
@@ -119,3 +130,153 @@ def test_a_model_that_cannot_be_loaded_ends_the_start(base_path):
     ):
         pass
     assert not connects(number)
+
+
+def working(server):
+    """Return how many calls the model works on."""
+    url = f"http://127.0.0.1:{server.rest_api_port}/monitoring/prometheus/metrics"
+    found = re.search(r"^:bart_export:requests_in_progress{.* (.*)$", httpx.get(url).text, re.M)
+    return float(found[1]) if found else 0
+
+
+def start(threads, server, ask, **given):
+    """Start a call in a thread, and return its future once it runs."""
+    before = working(server)
+    future = threads.submit(ask, server.port if ask is over_grpc else server.rest_api_port, **given)
+    wait_until(lambda: working(server) == before + 1)
+    return future
+
+
+def test_it_says_where_it_listens_and_what_it_serves(base_path):
+    with process(base_path) as server:
+        assert server.lines == [
+            f"gRPC: 127.0.0.1:{server.port}",
+            f"REST: http://127.0.0.1:{server.rest_api_port}/v1/models/NAME",
+            f"Page: http://127.0.0.1:{server.rest_api_port}/",
+            "Model m: version 1",
+        ]
+        assert list(over_grpc(server.port, x=[1.0]).outputs["y"].float_val) == [2.5]
+        assert rest(server.rest_api_port, x=[1.0]).json() == {"outputs": [2.5]}
+        server.signal()
+        code, errors = server.ended()
+    assert code == 0
+    assert "access control" not in errors
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_running_calls_finish_and_refuses_new_ones(base_path, number):
+    with process(base_path) as server, ThreadPoolExecutor(2) as threads:
+        wait = {"signature": "wait", "seconds": [4.0]}
+        first = start(threads, server, over_grpc, **wait)
+        second = start(threads, server, rest, **wait)
+        assert not first.done()
+        server.signal(number)
+        wait_until(lambda: not connects(server.port) and not connects(server.rest_api_port))
+        with pytest.raises(grpc.RpcError) as caught:
+            over_grpc(server.port, x=[1.0])
+        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+        with pytest.raises(httpx.ConnectError):
+            rest(server.rest_api_port, x=[1.0])
+        assert list(first.result().outputs["seconds"].float_val) == [4.0]
+        assert second.result().json() == {"outputs": [4.0]}
+        code, errors = server.ended()
+    assert code == 0
+    assert "Traceback" not in errors
+
+
+def test_calls_that_outlast_the_drain_are_stopped(base_path):
+    with (
+        process(base_path, "--drain-seconds", "0.5") as server,
+        ThreadPoolExecutor(2) as threads,
+    ):
+        wait = {"signature": "wait", "seconds": [30.0]}
+        first = start(threads, server, over_grpc, **wait)
+        second = start(threads, server, rest, **wait)
+        began = time.monotonic()
+        server.signal()
+        code, errors = server.ended()
+        assert time.monotonic() - began < 10
+        with pytest.raises(grpc.RpcError) as caught:
+            first.result()
+        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+        assert (second.result().status_code, second.result().json()) == (
+            503,
+            {"error": "The server is ending"},
+        )
+    assert code == 0
+    assert "Traceback" not in errors
+
+
+def test_work_that_cannot_be_stopped_does_not_keep_the_server(base_path):
+    with (
+        process(base_path, "--drain-seconds", "0.5") as server,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        call = start(threads, server, over_grpc, signature="deaf", seconds=[30.0])
+        began = time.monotonic()
+        server.signal()
+        code, errors = server.ended()
+        assert time.monotonic() - began < 10
+        with pytest.raises(grpc.RpcError):
+            call.result()
+    assert code == 0
+    assert "Ending in the midst of work that could not be stopped" in errors
+
+
+def test_libraries_are_not_taken_apart_at_the_end(base_path, monkeypatch):
+    monkeypatch.setenv("ABORT_AT_EXIT", "1")
+    with process(base_path) as server:
+        assert rest(server.rest_api_port, x=[1.0]).json() == {"outputs": [2.5]}
+        server.signal()
+        code, errors = server.ended(60)
+    assert code == 0
+    assert errors.splitlines()[-1].endswith("m: unloaded version 1")
+
+
+def test_a_second_signal_ends_at_once(base_path):
+    with process(base_path) as server, ThreadPoolExecutor(1) as threads:
+        call = start(threads, server, over_grpc, signature="wait", seconds=[30.0])
+        server.signal()
+        wait_until(lambda: not connects(server.port))
+        server.signal()
+        code, _ = server.ended(10)
+        with pytest.raises(grpc.RpcError):
+            call.result()
+    assert code == 128 + signal.SIGTERM
+
+
+def test_a_signal_while_models_load_ends_at_once(base_path):
+    (base_path / "1" / "slow").write_text("30")
+    with process(base_path, ready=False) as server:
+        assert "served from" in server.process.stderr.readline()
+        server.signal()
+        code, _ = server.ended(10)
+    assert code == 128 + signal.SIGTERM
+
+
+def test_a_host_that_others_reach_is_warned_of(base_path):
+    with process(base_path, "--host", "0.0.0.0") as server:
+        assert over_grpc(server.port, x=[1.0]).outputs
+        server.signal()
+        code, errors = server.ended()
+    assert code == 0
+    assert "WARNING Listening on 0.0.0.0: everybody who reaches this machine" in errors
+
+
+def test_the_configuration_is_read_again(tmp_path, base_path):
+    config = tmp_path / "models.config"
+    listed = 'config {{ name: "{}" base_path: "{}" model_platform: "tensorflow" }}'
+
+    def write(*names):
+        models = " ".join(listed.format(name, base_path) for name in names)
+        (tmp_path / "new").write_text(f"model_config_list {{ {models} }}")
+        (tmp_path / "new").rename(config)
+
+    write("m")
+    polling = "--model-config-file-poll-seconds", "0.1"
+    with process("--model-config-file", config, *polling) as server:
+        assert rest(server.rest_api_port, x=[1.0]).status_code == 200
+        url = f"http://127.0.0.1:{server.rest_api_port}/v1/models/n"
+        assert httpx.get(url).status_code == 404
+        write("m", "n")
+        wait_until(lambda: httpx.get(url).status_code == 200)
