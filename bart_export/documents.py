@@ -46,7 +46,7 @@ def require_regular(path: pathlib.Path, status: os.stat_result) -> None:
         raise OSError(errno.EINVAL, "it is no regular file", str(path))
 
 
-def read(path: pathlib.Path, limit: int) -> bytes:
+def read_bounded(path: pathlib.Path, limit: int) -> bytes:
     """Return the content of a regular file of at most `limit` bytes, or raise OSError."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -240,7 +240,7 @@ def plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return {field.name: plain(vars(value)[field.name]) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {name: plain(one) for name, one in value.items()}
+        return {name: plain(inner) for name, inner in value.items()}
     return list(map(plain, value)) if isinstance(value, (list, tuple)) else value
 
 
@@ -277,15 +277,17 @@ def read_as(hint: Any, value: Any, place: str = "") -> Any:
         hints = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
         require(len(value) == len(hints), place, f"a list of {len(hints)}", value)
         return tuple(
-            read_as(inner, one, f"{place}[{number}]")
-            for number, (inner, one) in enumerate(zip(hints, value, strict=True))
+            read_as(inner, part, f"{place}[{number}]")
+            for number, (inner, part) in enumerate(zip(hints, value, strict=True))
         )
     require(isinstance(value, dict), place, "an object", value)
     if isinstance(kind, Variant):
         return read_as(kind.choose(value), value, place)
     if origin is collections.abc.Mapping:
         inner = arguments[1]
-        return {name: read_as(inner, one, f"{within}{shown(name)}") for name, one in value.items()}
+        return {
+            name: read_as(inner, part, f"{within}{shown(name)}") for name, part in value.items()
+        }
     if hasattr(hint, "from_dict") and not issubclass(hint, Record):
         return hint.from_dict(value)
     fields = {"found": value} if issubclass(hint, Record) else {}

@@ -65,7 +65,7 @@ class Artifact:
         if not os.path.isdir(directory):
             raise ArtifactError(no_artifact(directory))
         try:
-            return cls(directory, manifest_file.read(path))
+            return cls(directory, manifest_file.read_manifest(path))
         except FileNotFoundError:
             raise ArtifactError(no_artifact(directory)) from None
 
@@ -142,8 +142,8 @@ class Artifact:
             return None
         known = {signature.name: signature for signature in tflite_signatures(self.config)}
         return tuple(
-            Bucket(bucket, known[one.signature], one.sizes)
-            for bucket, one in entry.signatures.items()
+            Bucket(bucket, known[signature.signature], signature.sizes)
+            for bucket, signature in entry.signatures.items()
         )
 
 
@@ -216,7 +216,7 @@ class Draft:
         for path in sorted(self.directory.rglob("*")):
             if not path.is_symlink():
                 synchronize(path)
-        manifest_file.write(self.directory / MANIFEST, manifest)
+        manifest_file.write_manifest(self.directory / MANIFEST, manifest)
         synchronize(self.directory / MANIFEST)
         synchronize(self.directory)
         check_replaceable(self.target)  # much may have happened there since the draft was begun
@@ -291,7 +291,7 @@ def check_replaceable(target: pathlib.Path) -> None:
 def holds_artifact(directory: pathlib.Path) -> bool:
     """Return whether a directory has a manifest of ours, be it damaged: others have one, too."""
     try:
-        content = documents.read(directory / MANIFEST, manifest_file.MANIFEST_LIMIT)
+        content = documents.read_bounded(directory / MANIFEST, manifest_file.MANIFEST_LIMIT)
     except OSError:
         return False
     return b'"manifest_sha256"' in content
@@ -303,7 +303,7 @@ def stranger(directory: pathlib.Path) -> str | None:
     Where the manifest is damaged, only what lies at the top is told apart.
     """
     try:
-        names = set(manifest_file.read(directory / MANIFEST).files)
+        names = set(manifest_file.read_manifest(directory / MANIFEST).files)
     except ArtifactError:
         theirs = (path.name for path in sorted(directory.iterdir()))
         return next((name for name in theirs if name not in EXPORTED | UNNAMED), None)

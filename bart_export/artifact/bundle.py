@@ -38,7 +38,7 @@ LIMITS = (
 )
 
 
-def check(target: pathlib.Path, output: pathlib.Path) -> None:
+def check_target(target: pathlib.Path, output: pathlib.Path) -> None:
     """Raise ArtifactError where a bundle would cost anything but an earlier bundle.
 
     `target` is where the bundle goes, `output` where the artifact is, or will be.
@@ -67,9 +67,9 @@ def write(source: Artifact, recipe: str, target: pathlib.Path) -> Artifact:
 
     Raises:
         ArtifactError: if the artifact has no such file or one that was altered, or the place is
-            taken (see `check`), full, or cannot be written.
+            taken (see `check_target`), full, or cannot be written.
     """
-    check(target, source.directory)
+    check_target(target, source.directory)
     file, manifest = static_file(source, recipe), source.manifest
     names = (file, manifest.tokenizer.vocabulary, manifest.tokenizer.merges)
     files = {name: manifest.files[name] for name in names}

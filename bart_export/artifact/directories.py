@@ -179,9 +179,9 @@ def exchange(new: pathlib.Path, old: pathlib.Path) -> None:
     call = EXCHANGES.get(sys.platform)
     library = ctypes.CDLL(None, use_errno=True) if call else None
     if call and library and hasattr(library, call[0]):
-        name, here, flag = call
+        name, current, flag = call
         paths = os.fsencode(new), os.fsencode(old)
-        if getattr(library, name)(here, paths[0], here, paths[1], flag) == 0:
+        if getattr(library, name)(current, paths[0], current, paths[1], flag) == 0:
             return
         if ctypes.get_errno() not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(old))

@@ -1,7 +1,7 @@
 """Figures: what an export finds out about its files, as the manifest and `golden.json` have it.
 
 Quality (`Verification`), times (`Measurement`), what each layer loses by narrow storage, and the
-answers to golden questions. Nothing is measured or judged here.
+answers to golden questions.
 """
 
 import dataclasses

@@ -21,14 +21,14 @@ MOST_CASES, MOST_TOKENS = 1000, 1 << 18  # of a golden.json, read and decoded, b
 SEAL = re.compile(rb'"manifest_sha256": "([0-9a-f]{64})"')
 
 
-def read(path: pathlib.Path) -> Manifest:
+def read_manifest(path: pathlib.Path) -> Manifest:
     """Return a manifest that is there, sealed and valid, or raise ArtifactError.
 
     Raises:
         FileNotFoundError: if there is none.
     """
     try:
-        text = documents.read(path, MANIFEST_LIMIT)
+        text = documents.read_bounded(path, MANIFEST_LIMIT)
         content = documents.parse_json(text)
     except FileNotFoundError:
         raise
@@ -57,8 +57,8 @@ def read(path: pathlib.Path) -> Manifest:
         raise ArtifactError(f"{path} is damaged: {error}. Export the artifact again.") from None
 
 
-def write(path: pathlib.Path, manifest: Manifest) -> None:
-    """Write a manifest with its seal, or raise ArtifactError for one that `read` would refuse."""
+def write_manifest(path: pathlib.Path, manifest: Manifest) -> None:
+    """Write a manifest with its seal, or raise ArtifactError for one that cannot be read back."""
     content = manifest.to_dict() | {"manifest_sha256": UNSEALED}
     text = json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n"
     try:
@@ -75,7 +75,7 @@ def write(path: pathlib.Path, manifest: Manifest) -> None:
 
 def read_golden(path: pathlib.Path) -> Golden:
     """Return the content of a golden.json, or raise OSError or ValueError."""
-    golden = Golden.from_dict(documents.parse_json(documents.read(path, GOLDEN_LIMIT)))
+    golden = Golden.from_dict(documents.parse_json(documents.read_bounded(path, GOLDEN_LIMIT)))
     check_golden(golden)
     return golden
 

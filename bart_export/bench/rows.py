@@ -264,7 +264,7 @@ def read(path: pathlib.Path) -> Report:
         InputError: for a file that cannot be read, is no report, or is one of another schema.
     """
     try:
-        report = documents.parse_json(documents.read(path, 64 * documents.MEBIBYTE))
+        report = documents.parse_json(documents.read_bounded(path, 64 * documents.MEBIBYTE))
     except OSError as error:
         raise InputError(f"Cannot read the report {path}: {error.strerror}.") from error
     except ValueError:

@@ -236,7 +236,7 @@ def run(
     options, output = TARGETS[target].make(given), output or default_output(preset)
     android = given.get("android")
     if android is not None:
-        bundle.check(android, output)
+        bundle.check_target(android, output)
     export_to(preset, target, options, output, android, task)
 
 

@@ -145,7 +145,7 @@ def generate(
     parameters = {name: value for name, value in given.items() if value is not None}
     if "early_stopping" in parameters:
         parameters["early_stopping"] = EARLY_STOPPING[parameters["early_stopping"]]
-    rows = None if input_file is None else texts.read(input_file)
+    rows = None if input_file is None else texts.read_rows(input_file)
     if text is None and rows is None:
         text = texts.read_standard_input()
     engine = LITERT if engine == "litert" else engine

@@ -92,7 +92,7 @@ def read_operations(path: pathlib.Path) -> tuple[Operation, ...]:
         EngineError: for a file that cannot be read or is no `.tflite` file.
     """
     try:
-        content = documents.read(path, LARGEST_FILE)
+        content = documents.read_bounded(path, LARGEST_FILE)
     except OSError as error:
         raise EngineError(f"Cannot read {path}: {error.strerror}.") from error
     if content[4:8] != IDENTIFIER:

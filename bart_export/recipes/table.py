@@ -231,7 +231,7 @@ def read_recipe(path: pathlib.Path) -> Recipe:
             has a value that no recipe can have.
     """
     try:
-        return parse_recipe(documents.parse_json(documents.read(path, documents.MEBIBYTE)))
+        return parse_recipe(documents.parse_json(documents.read_bounded(path, documents.MEBIBYTE)))
     except OSError as error:
         raise ConfigurationError(f"Cannot read the recipe {path}: {error.strerror}.") from error
     except ConfigurationError as error:

@@ -68,7 +68,8 @@ def expected_signatures(config: BartConfig, buckets: Sequence[Bucket] | None) ->
     """Return the signatures of a build: of a static one with `buckets`, or of a dynamic one."""
     sizes = contract.sizes(config)
     if buckets is None:
-        return {one.name: (one, sizes) for one in contract.tflite_signatures(config)}
+        signatures = contract.tflite_signatures(config)
+        return {signature.name: (signature, sizes) for signature in signatures}
     return {bucket.name: (bucket.signature, {**sizes, **bucket.sizes}) for bucket in buckets}
 
 

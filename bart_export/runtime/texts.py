@@ -35,7 +35,7 @@ LONGEST = 1 << 24  # bytes of a line; no model reads a text of a hundredth of th
 MADE = ("generated_text", "score", "token_ids", "sequences", "truncated", "error")
 
 
-def read(path: pathlib.Path) -> Iterator[Row]:
+def read_rows(path: pathlib.Path) -> Iterator[Row]:
     """Yield a row for each line of a file, or of standard input for "-".
 
     Names that end in `.jsonl` or `.ndjson`, in capitals or not, have JSON objects, those in `.txt`
@@ -154,7 +154,7 @@ def result_row(row: Row, result: Result) -> Row:
     """Return a row with what was generated; `sequences` where there are several texts."""
     made = {**row, **sequence_fields(result.sequences[0])}
     if len(result.sequences) > 1:
-        made["sequences"] = [sequence_fields(one) for one in result.sequences]
+        made["sequences"] = list(map(sequence_fields, result.sequences))
     if result.truncated:
         made["truncated"] = True
     return made
@@ -222,13 +222,13 @@ def check_output(path: pathlib.Path | None, source: pathlib.Path | None, overwri
 
 def check_loss(path: pathlib.Path | None, source: pathlib.Path | None, overwrite: bool) -> None:
     """Refuse to write to the file that is read, or over another; see `check_output`."""
-    there = regular_file(path, sys.stdout)
+    written = regular_file(path, sys.stdout)
     read = None if source is None else regular_file(source, sys.stdin)
     standard = path is None or str(path) == STANDARD
-    if there and read and os.path.samestat(there, read):
+    if written and read and os.path.samestat(written, read):
         name = "Standard output" if standard else path
         raise InputError(f"{name} is the input as well. Name another file with --output.")
-    if there and there.st_size and not standard and not overwrite:
+    if written and written.st_size and not standard and not overwrite:
         raise InputError(
             f"{path} exists and is not empty. Name another file with --output, or replace it with "
             "--overwrite."

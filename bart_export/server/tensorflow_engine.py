@@ -313,7 +313,9 @@ def check_operators(directory: pathlib.Path) -> None:
         if other.name != GRAPH:
             raise refusal(directory, f"{other.name} beside or instead of {GRAPH}")
     try:
-        saved_model = SavedModel.FromString(documents.read(directory / GRAPH, MAX_GRAPH_BYTES))
+        saved_model = SavedModel.FromString(
+            documents.read_bounded(directory / GRAPH, MAX_GRAPH_BYTES)
+        )
     except (OSError, DecodeError) as error:
         raise refusal(directory, f"a {GRAPH} that cannot be read: {error}") from None
     for meta_graph in saved_model.meta_graphs:

@@ -40,7 +40,7 @@ def read_vocabulary(file: Path) -> dict[str, int]:
             special token or the symbol of a byte.
     """
     try:
-        vocabulary = json.loads(read(file))
+        vocabulary = json.loads(read_text(file))
     except (ValueError, RecursionError) as error:  # the latter for absurdly deep nesting
         raise TokenizerError(
             f"{file} must be a JSON object of tokens and ids, received invalid JSON: "
@@ -77,7 +77,7 @@ def read_merges(file: Path) -> list[tuple[str, str]]:
     Raises:
         TokenizerError: when the file is missing or a line is not two symbols with a space between.
     """
-    lines = read(file).rstrip("\n").split("\n")
+    lines = read_text(file).rstrip("\n").split("\n")
     header = 1 if not lines[0] or lines[0].startswith("#version") else 0
     merges = [(left, right) for left, _, right in (line.partition(" ") for line in lines[header:])]
     for number, (left, right) in enumerate(merges, start=header + 1):
@@ -116,10 +116,10 @@ def require(file: Path, vocabulary: Mapping[str, int], tokens: tuple[str, ...], 
         )
 
 
-def read(file: Path) -> str:
+def read_text(file: Path) -> str:
     """Return the file's text without byte order mark, or raise TokenizerError."""
     try:
-        text = documents.read(file, LARGEST_FILE).decode("utf-8-sig")
+        text = documents.read_bounded(file, LARGEST_FILE).decode("utf-8-sig")
         return text.replace("\r\n", "\n").replace("\r", "\n")
     except OSError as error:
         raise TokenizerError(

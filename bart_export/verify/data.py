@@ -49,7 +49,7 @@ def read(path: pathlib.Path) -> Texts:
             is no example.
     """
     try:
-        content = documents.read(path, LARGEST)
+        content = documents.read_bounded(path, LARGEST)
         lines = content.decode("utf-8-sig").split("\n", MOST_LINES)
     except OSError as error:
         raise InputError(f"Cannot read the data {path}: {error.strerror}.") from error

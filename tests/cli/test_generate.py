@@ -151,7 +151,7 @@ def test_the_line_about_another_kind_of_file_says_how_to_make_one(generate, tmp_
     assert ".txt, a text a line, or .jsonl" in line
     command = line.partition("Convert it: ")[2].replace("python3", sys.executable)
     subprocess.run(command, shell=True, cwd=tmp_path, check=True)
-    rows = list(texts.read((tmp_path / name).with_suffix(".jsonl")))
+    rows = list(texts.read_rows((tmp_path / name).with_suffix(".jsonl")))
     assert rows[0]["text"].startswith("This library reads")
     assert "error" not in rows[0]
 
