@@ -60,22 +60,23 @@ def app(store: ModelStore, options: ServeOptions, numbers: Metrics) -> Starlette
         routes.append(Route(path, service.metrics))
     if options.page:
         routes.append(Route("/", service.page))
-    service_app = Starlette(routes=routes, exception_handlers={HTTPException: unknown_address})
+    handlers = dict.fromkeys((HTTPException, Exception), error_of_route)
+    service_app = Starlette(routes=routes, exception_handlers=handlers)
     service_app.router.redirect_slashes = False
     return service_app
 
 
-async def unknown_address(request: Request, error: Exception) -> Response:
-    """Answer a request that no route is for."""
-    assert isinstance(error, HTTPException)
-    message = f"{error.detail}: {request.method} {request.url.path}"
-    return error_response(error.status_code, message, error.headers)
+async def error_of_route(request: Request, error: Exception) -> Response:
+    """Answer a request that no route is for, or that fails outside of a method."""
+    if isinstance(error, HTTPException):
+        error.detail += f": {request.method} {request.url.path}"
+    return error_answer(error)
 
 
 def error_answer(error: Exception) -> Response:
     """Return the response for an error."""
     if isinstance(error, HTTPException):
-        return error_response(error.status_code, error.detail)
+        return error_response(error.status_code, error.detail, error.headers)
     status = status_of_error(error)
     return error_response(HTTP_STATUS[status.code], status.message)
 

@@ -97,6 +97,13 @@ def test_what_breaks_in_the_engine_has_a_message(server):
     assert (answer.status, answer.json) == (500, {"error": "RuntimeError: the engine broke"})
 
 
+def test_what_breaks_outside_of_the_engine_has_a_message():
+    with serving() as server:
+        server.numbers.registry = None
+        answer = server.get(METRICS)
+    assert (answer.status, list(answer.json)) == (500, ["error"])
+
+
 def test_a_call_that_takes_too_long_is_answered_and_stopped():
     servable = Arithmetic()
     with serving(servable, request_seconds=0.2) as server:
