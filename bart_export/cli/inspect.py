@@ -53,7 +53,7 @@ def facts(preset_or_artifact: str) -> Facts:
         return preset_facts(preset_or_artifact)
     raise PresetError(
         f"{shown(preset_or_artifact)} is neither an artifact's directory nor a preset."
-        f"{did_you_mean(preset_or_artifact, PRESETS)} Presets with a name are "
+        f"{did_you_mean(preset_or_artifact, PRESETS)} Named presets are "
         f"{', '.join(PRESETS)}; others are directories, hf://… and kaggle://…."
     )
 

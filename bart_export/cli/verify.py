@@ -117,7 +117,7 @@ def replay_golden(artifact: "Artifact", as_json: bool) -> None:
 
 
 def unasked(artifact: "Artifact") -> list[str]:
-    """Return what of an artifact no command asks again: SavedModels, segments for the Edge TPU."""
+    """Return the parts that no command asks again: SavedModels, segments for the Edge TPU."""
     segments = ["edgetpu"] if artifact.files("edgetpu") else []
     versions = artifact.manifest.saved_model_versions
     return [f"saved_model/{version}" for version in versions] + segments
@@ -129,11 +129,10 @@ def print_report(artifact: "Artifact", report: dict[str, object]) -> None:
 
 
 def print_unasked(artifact: "Artifact") -> None:
-    """Print what was not asked."""
+    """Print which parts were not asked."""
     for name in unasked(artifact):
         click.echo(
-            f"{name}: not asked anything, only its hashes were checked; the export compared it "
-            "with the Keras model"
+            f"{name}: only its hashes were checked; the export compared it with the Keras model"
         )
 
 
