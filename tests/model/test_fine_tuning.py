@@ -2,12 +2,12 @@
 
 import json
 import re
-from pathlib import Path
 
 import keras_hub
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from support.edited_checkpoints import CASES, SYMMETRIC, copy, edit_json
 from support.pages import blocks
 
 import bart_export
@@ -18,8 +18,6 @@ from bart_export.checkpoints.resolve import resolve_preset
 from bart_export.cli.main import main
 from bart_export.text.added_tokens import AddedToken
 
-ROOT = Path(__file__).parents[2]
-GOLDEN, CASES = ROOT / "tests/data/golden", ROOT / "tests/data/cases"
 GUIDE = "docs/guide/fine_tuning.md"
 TEXTS = ("The river rose <hl> two metres<hl> overnight.", " and then, naïve café 文字", "")
 
@@ -47,19 +45,13 @@ def follow(preset, recipe=()):
 @pytest.fixture
 def source(tmp_path):
     """A checkpoint with an added token and settings of its own."""
-    place = tmp_path / "source"
-    place.mkdir()
-    for file in (GOLDEN / "bart_tiny_symmetric").iterdir():
-        if file.is_file():
-            (place / file.name).write_bytes(file.read_bytes())
+    place = copy(tmp_path / "source")
     vocabulary = json.loads((place / "vocab.json").read_text(encoding="utf-8"))
     last = max(vocabulary, key=vocabulary.__getitem__)
     added = {"content": last, "lstrip": True, "special": True}
     settings = {"added_tokens_decoder": {str(vocabulary[last]): added}}
     (place / "tokenizer_config.json").write_text(json.dumps(settings))
-    config = json.loads((place / "config.json").read_text())
-    config["task_specific_params"] = {"qa": {"num_beams": 3}}
-    (place / "config.json").write_text(json.dumps(config))
+    edit_json(place / "config.json", task_specific_params={"qa": {"num_beams": 3}})
     stated = {"max_length": 12, "num_beams": 2, "eos_token_id": [2, 700]}
     (place / "generation_config.json").write_text(json.dumps(stated))
     return place
@@ -120,7 +112,7 @@ def test_a_model_has_the_tokenizer_of_its_preset():
 
 
 def test_files_of_a_tokenizer_may_be_named_by_strings():
-    files = [str(GOLDEN / "bart_tiny_symmetric" / name) for name in ("vocab.json", "merges.txt")]
+    files = [str(SYMMETRIC / name) for name in ("vocab.json", "merges.txt")]
     tokenizer = bart_export.BartTokenizer.from_files(*files)
     assert tokenizer.encode("the river")[0] == tokenizer.start_token_id
     assert len(tokenizer.encode("the river " * 2000, truncate=True)) == 1024
