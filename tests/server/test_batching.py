@@ -86,27 +86,34 @@ def error_of(future):
     return error.code, error.message
 
 
-def test_calls_that_wait_at_the_same_time_run_together(scheduled, model):
-    scheduler = scheduled()
+SPLIT = {"enable_large_batch_splitting": True, "max_batch_size": 10, "max_execution_batch_size": 3}
+
+# Parameters, the calls that wait at the same time, and the batches that they run in.
+BATCHES = {
+    "together": ({}, [[1], [2, 3], [], [4]], [[1, 2, 3, 4]]),
+    "closed by a call that it has no room for": (
+        {"max_batch_size": 4}, [[0, 1, 2], [0, 1], [0, 1], [0]], [[0, 1, 2], [0, 1, 0, 1], [0]]
+    ),
+    "filled up to an allowed size": (
+        {"max_batch_size": 8, "allowed_batch_sizes": (2, 4, 8)},
+        [[1, 2], [3, 4, 5]], [[1, 2, 3, 4, 5, 3, 3, 3]],
+    ),
+    "nothing to fill up with": ({"max_batch_size": 2, "allowed_batch_sizes": (2,)}, [[]], [[]]),
+    "a large call split": (
+        SPLIT, [[0], [1, 2, 3, 4, 5, 6, 7]], [[0, 1, 2], [3, 4, 5], [6, 7]]
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BATCHES)
+def test_calls_that_wait_at_the_same_time_run_in_batches(scheduled, model, case):
+    parameters, calls, batches = BATCHES[case]
+    scheduler = scheduled(**parameters)
     busy = keep_busy(scheduler, model)
-    waiting = [
-        submit(scheduler, 1),
-        submit(scheduler, 2, 3),
-        submit(scheduler),
-        submit(scheduler, 4),
-    ]
+    waiting = [submit(scheduler, *x) for x in calls]
     model.go.set()
-    assert answers(busy, *waiting) == [[-2], [2], [4, 6], [], [8]]
-    assert model.batches == [[-1], [1, 2, 3, 4]]
-
-
-def test_a_batch_is_closed_by_the_call_that_it_has_no_room_for(scheduled, model):
-    scheduler = scheduled(max_batch_size=4)
-    keep_busy(scheduler, model)
-    waiting = [submit(scheduler, *range(rows)) for rows in (3, 2, 2, 1)]
-    model.go.set()
-    assert answers(*waiting) == [[0, 2, 4], [0, 2], [0, 2], [0]]
-    assert model.batches[1:] == [[0, 1, 2], [0, 1, 0, 1], [0]]
+    assert answers(busy, *waiting) == [[-2], *[[2 * each for each in x] for x in calls]]
+    assert model.batches[1:] == batches
 
 
 def test_only_calls_of_the_same_signature_outputs_and_dtypes_are_merged(scheduled, model):
@@ -206,29 +213,6 @@ def test_no_more_calls_wait_than_may_beside_those_that_a_thread_is_free_for(sche
     assert answers(waiting) == [[2]]
     for x in range(100):
         assert answers(submit(scheduler, x), submit(scheduler, x)) == [[2 * x]] * 2
-
-
-def test_batches_are_filled_up_to_an_allowed_size(scheduled, model):
-    scheduler = scheduled(max_batch_size=8, allowed_batch_sizes=(2, 4, 8))
-    keep_busy(scheduler, model)
-    waiting = [submit(scheduler, 1, 2), submit(scheduler, 3, 4, 5)]
-    model.go.set()
-    assert answers(*waiting) == [[2, 4], [6, 8, 10]]
-    assert model.batches[-1] == [1, 2, 3, 4, 5, 3, 3, 3]
-    assert answers(submit(scheduler)) == [[]]  # nothing to repeat
-
-
-SPLIT = {"enable_large_batch_splitting": True, "max_batch_size": 10, "max_execution_batch_size": 3}
-
-
-def test_large_calls_are_split_over_batches(scheduled, model):
-    scheduler = scheduled(**SPLIT)
-    keep_busy(scheduler, model)
-    small = submit(scheduler, 0)
-    large = submit(scheduler, *range(1, 8))
-    model.go.set()
-    assert answers(small, large) == [[0], [2, 4, 6, 8, 10, 12, 14]]
-    assert model.batches[1:] == [[0, 1, 2], [3, 4, 5], [6, 7]]
 
 
 def test_a_split_call_needs_room_for_all_of_its_parts(scheduled, model):

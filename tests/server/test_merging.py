@@ -71,13 +71,6 @@ def test_inputs_must_have_rows(shapes, message):
     assert (refused.value.code, refused.value.message) == (Code.INVALID_ARGUMENT, message)
 
 
-def test_every_call_gets_its_rows_and_the_rest_is_dropped():
-    outputs = {"y": np.arange(8).reshape(4, 2), "z": np.arange(4)}
-    answers = split_outputs(outputs, [1, 0, 2], 4)
-    assert [answer["y"].tolist() for answer in answers] == [[[0, 1]], [], [[2, 3], [4, 5]]]
-    assert [answer["z"].tolist() for answer in answers] == [[0], [], [1, 2]]
-
-
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
