@@ -249,30 +249,25 @@ def replay_file(
 ) -> Replayed:
     """Ask one file its questions again."""
     generator = open_file(name)
+    model, tokenizer = generator.engine, generator.tokenizer
     exact = artifact.manifest.tflite()[name].tolerance.get("tokens") == 1.0
     noise = 0.0
-    if exact:
-        rows = artifact.manifest.verification
-        costs = [
-            row.float32 for row in rows if isinstance(row, FileVerification) and row.file == name
-        ]
-        noise = ROUNDING * max((cost or 0.0 for cost in costs), default=0.0)
-    equal = asked = 0
+    for row in artifact.manifest.verification:
+        if exact and isinstance(row, FileVerification) and row.file == name:
+            noise = ROUNDING * (row.float32 or 0.0)
+    equal = []
     for case in cases:
-        if name not in case.files:
-            continue  # a question for another target
-        question = Question(case.text, case.source_token_ids, case.setting, case.generation)
-        model, tokenizer, wanted = generator.engine, generator.tokenizer, case.files[name].token_ids
-        answer = golden.ask(model, tokenizer, question)
-        asked += 1
-        equal += golden.repeats(model, tokenizer, question, answer, wanted, noise)
-    if not asked:
+        if name in case.files:  # not a question for another target
+            question = Question(case.text, case.source_token_ids, case.setting, case.generation)
+            answer, wanted = golden.ask(model, tokenizer, question), case.files[name].token_ids
+            equal.append(golden.repeats(model, tokenizer, question, answer, wanted, noise))
+    if not equal:
         raise ArtifactError(
             f"{artifact.directory / GOLDEN} lacks answers of {name}. Export the artifact again."
         )
-    if equal < asked * (1.0 if exact else ROUNDED_SHARE):
+    if sum(equal) < len(equal) * (1.0 if exact else ROUNDED_SHARE):
         raise VerificationFailed(
-            f"{artifact.directory / name} gave {equal} of its {asked} recorded answers again; "
-            "it is damaged, or this machine's runtime computes it wrongly."
+            f"{artifact.directory / name} gave {sum(equal)} of its {len(equal)} recorded answers "
+            "again; it is damaged, or this machine's runtime computes it wrongly."
         )
-    return Replayed(name, equal, asked)
+    return Replayed(name, sum(equal), len(equal))

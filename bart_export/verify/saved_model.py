@@ -3,7 +3,6 @@
 The SavedModel is asked in its own interface: whole texts and whole sequences.
 """
 
-import dataclasses
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -29,19 +28,17 @@ Signature = Callable[..., Mapping[str, tf.Tensor]]
 Signatures = Mapping[str, Signature]
 
 
-@dataclasses.dataclass(frozen=True)
-class Tolerance:
-    """What is accepted of a SavedModel: largest errors, smallest share; None for any."""
-
-    log_probabilities: float
-    hidden: float
-    tokens: float | None
-
-
+# Figure -> its words, and the side on which it must be of its bound.
+FIGURES = {
+    "log_probabilities": ("the largest error of a log-probability", AT_MOST),
+    "hidden": ("the largest error of the backbone's outputs", AT_MOST),
+    "tokens": ("the share of equal answers", AT_LEAST),
+    "texts": ("the share of texts that are those of the ids", AT_LEAST),
+}
 # Weights rounded to 8 bits of mantissa leave near-ties that are decided otherwise.
 TOLERANCES = {
-    "float32": Tolerance(log_probabilities=1e-3, hidden=1e-3, tokens=1.0),
-    "bfloat16": Tolerance(log_probabilities=0.5, hidden=0.5, tokens=None),
+    "float32": {"log_probabilities": 1e-3, "hidden": 1e-3, "tokens": 1.0, "texts": 1.0},
+    "bfloat16": {"log_probabilities": 0.5, "hidden": 0.5, "texts": 1.0},
 }
 # Settings of a GenerationConfig that a SavedModel's requests cannot change, as far as the best
 # sequence depends on them.
@@ -96,24 +93,13 @@ def check_saved_model(
         raise VerificationFailed(
             f"{name} cannot answer: {reason}. Nothing was committed."
         ) from error
+    bounds = []
+    for figure, bound in TOLERANCES[dtype].items():
+        words, side = FIGURES[figure]
+        bounds.append(Bound(words, getattr(figures, figure), bound, side))
     with uncommitted():
-        require(name, bounds_of(TOLERANCES[dtype], figures))
+        require(name, bounds)
     return figures, answers
-
-
-def bounds_of(tolerance: Tolerance, figures: SavedModelVerification) -> list[Bound]:
-    """Return the figures of a SavedModel with their bounds."""
-    rows = (
-        ("log_probabilities", "the largest error of a log-probability", AT_MOST),
-        ("hidden", "the largest error of the backbone's outputs", AT_MOST),
-        ("tokens", "the share of equal answers", AT_LEAST),
-    )
-    texts = Bound("the share of texts that are those of the ids", figures.texts, 1.0, AT_LEAST)
-    bounds = [
-        Bound(words, getattr(figures, name), getattr(tolerance, name), side)
-        for name, words, side in rows
-    ]
-    return [*bounds, texts]
 
 
 def compare_saved_model(

@@ -22,21 +22,21 @@ NEAR_TIES = {"top1": 0.999, "tokens": 0.99}
 
 
 class Bound(NamedTuple):
-    """A figure and what it must be: its words, its value, the bound or None, and on which side.
+    """A figure and what it must be: its words, its value, the bound, and on which side of it.
 
     `metric` is the name by which an option may accept the figure, "" where none should.
     """
 
     what: str
     value: float
-    bound: float | None
+    bound: float
     side: int
     metric: str = ""
 
     @property
     def kept(self) -> bool:
         """Whether the figure is within the bound; a NaN is not."""
-        return self.bound is None or self.side * self.value <= self.side * self.bound
+        return self.side * self.value <= self.side * self.bound
 
     def __str__(self) -> str:
         """Return what is wrong with the figure, and what would accept it."""

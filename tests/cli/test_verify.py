@@ -12,12 +12,9 @@ from support import static_builds
 from support.judged_models import (
     INT8,
     Judged,
-    cache_one_off,
     change_an_epsilon,
     swap_rows,
     triple_one_scale,
-    triple_the_scales,
-    wrong_epsilon,
 )
 
 from bart_export.artifact import artifact as artifacts
@@ -100,31 +97,16 @@ def test_right_files_pass_against_their_preset(baseline, both):
 @pytest.mark.parametrize(
     ("harm", "words"),
     [
-        (triple_the_scales, "worst row of a matrix"),
         (triple_one_scale, "worst row of a matrix"),
-        (swap_rows, "worst row of a matrix"),
         (change_an_epsilon, "not the graph that it was made of"),
     ],
 )
-def test_an_int8_file_that_was_changed_fails_against_its_preset(
-    baseline, both, tmp_path, harm, words
-):
+def test_a_changed_int8_file_fails_against_its_preset(baseline, both, tmp_path, harm, words):
     content = bytearray(both.path(INT8_FILE).read_bytes())
     harm(content)
     rows = rows_against(baseline, with_int8(both, content, tmp_path / "wrong"))
     assert rows[FLOAT_FILE].failures == []
     assert words in rows[INT8_FILE].failures[0]
-
-
-@pytest.mark.parametrize("harm", [wrong_epsilon, cache_one_off])
-def test_an_int8_file_of_a_wrong_graph_fails_against_its_preset(
-    baseline, tiny, both, tmp_path, harm
-):
-    with pytest.MonkeyPatch.context() as patch:
-        harm(patch)
-        wrong = tiny.quantized(tiny.float_file(tmp_path / "float32"))
-    rows = rows_against(baseline, with_int8(both, wrong.path.read_bytes(), tmp_path / "wrong"))
-    assert "not the graph that it was made of" in rows[INT8_FILE].failures[0]
 
 
 def test_the_command_ends_with_exit_code_1_and_one_line(both, tmp_path, texts):

@@ -22,7 +22,7 @@ from bart_export.errors import ConfigurationError, InputError, VerificationFaile
 from bart_export.recipes import metrics
 from bart_export.recipes.table import ROUNDING
 from bart_export.verify import checks, data, structure
-from bart_export.verify.compare import Baseline, compare, compare_model
+from bart_export.verify.compare import Baseline, compare
 
 SHAPES = StaticShapes(source_lengths=(16, 64), target_length=24, num_beams=(1, 4))
 TEXTS = [
@@ -67,16 +67,6 @@ def test_an_int8_file_that_was_changed_is_caught(tiny, base, int8, tmp_path, har
     wrong = tiny.changed(int8, harm, tmp_path / "it")
     with pytest.raises(VerificationFailed, match=rf"^it .*{words}.* Nothing was committed\.$"):
         tiny.gate(base).check(wrong, tiny.asked)
-
-
-@pytest.mark.parametrize("harm", [triple_one_scale, swap_rows, judged_models.change_an_epsilon])
-def test_the_logits_alone_would_not_have_shown_it(tiny, int8, tmp_path, harm):
-    """What makes the other checks worth their time: figures stay near those of the right file."""
-    wrong = tiny.changed(int8, harm, tmp_path / "it")
-    with int8.open() as right_model, wrong.open() as wrong_model:
-        right, _ = compare_model("right", right_model, tiny.info.tokenizer, tiny.asked)
-        found, _ = compare_model("wrong", wrong_model, tiny.info.tokenizer, tiny.asked)
-    assert found.relative < 1.5 * right.relative
 
 
 @pytest.mark.parametrize("harm", [wrong_epsilon, cache_one_off])

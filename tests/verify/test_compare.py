@@ -11,10 +11,8 @@ import tensorflow as tf
 from support import tflite_files
 from support.judged_models import (
     FLOAT32,
-    Judged,
     cache_one_off,
     swap_rows,
-    triple_the_scales,
     wrong_epsilon,
 )
 
@@ -29,11 +27,6 @@ from bart_export.verify.tolerance import bounds_of, check_measurable, require
 from bart_export.verify.traces import teacher_force
 
 INT8 = RECIPES["dynamic_wi8_afp32"]
-
-
-@pytest.fixture(scope="module")
-def mini():
-    return Judged("bart_mini_en")
 
 
 @pytest.fixture
@@ -102,23 +95,37 @@ def padding_seen(monkeypatch):
     monkeypatch.setattr(steps, "MASK_BIAS", 0.0)
 
 
-@pytest.mark.parametrize("harm", [wrong_epsilon, cache_one_off, beams_not_gathered, padding_seen])
+def scaled(signature):
+    """Return a harm that makes the logits of one kind of decoding 1 % too large."""
+
+    def harm(monkeypatch):
+        right = steps.STEPS[signature]
+
+        def wrong(config, parameters, given):
+            outputs = right(config, parameters, given)
+            return outputs | {"logits": outputs["logits"] * 1.01}
+
+        monkeypatch.setitem(steps.STEPS, signature, wrong)
+
+    return harm
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        wrong_epsilon,
+        cache_one_off,
+        beams_not_gathered,
+        padding_seen,
+        scaled("decode"),
+        scaled("decode_single"),
+    ],
+)
 def test_a_wrong_graph_fails(tiny, tmp_path, monkeypatch, harm):
     harm(monkeypatch)
     tflite.write_float(tiny.parameters, tmp_path / "wrong")
     with pytest.raises(VerificationFailed):
         tiny.check((tmp_path / "wrong").read_bytes(), FLOAT32, tmp_path / "it")
-
-
-def test_an_int8_file_passes_and_fails_with_one_scale_three_times_too_large(
-    mini, mini_artifact, tmp_path
-):
-    content = bytearray(mini_artifact.path("tflite/dynamic_wi8_afp32.tflite").read_bytes())
-    comparison, _ = mini.check(content, INT8, tmp_path / "it")
-    assert 1e-3 < comparison.relative < 0.05
-    triple_the_scales(content)
-    with pytest.raises(VerificationFailed, match="relative error"):
-        mini.check(content, INT8, tmp_path / "it")
 
 
 RIGHT = FileVerification(
@@ -137,23 +144,22 @@ RIGHT = FileVerification(
 )
 
 
-@pytest.mark.parametrize(
-    ("recipe", "figures"),
-    [
-        (FLOAT32, {}),
-        (FLOAT32, {"logits": 3.0, "relative": 0.1, "top1": 0.9}),  # what float32 costs is measured
-        (INT8, {"logits": 3.0, "relative": 0.14, "top1": 0.91, "tokens": 0.0}),
-    ],
-)
-def test_figures_within_tolerance_pass(recipe, figures):
-    require("it", bounds_of(recipe, dataclasses.replace(RIGHT, **figures)))
+TEXTS = TextFile("0" * 64, 775)
 
 
 @pytest.mark.parametrize(
     ("recipe", "figures", "words"),
     [
-        (FLOAT32, {"rounding": 4.06}, "in units of what float32 costs Keras, must be at most 4"),
-        (FLOAT32, {"rounding": 4.06}, "received 4.06. To accept it: --tolerance rounding=4.1.$"),
+        (FLOAT32, {}, None),
+        # What float32 costs is measured: other figures are not bounded.
+        (FLOAT32, {"logits": 3.0, "relative": 0.1, "top1": 0.9}, None),
+        (INT8, {"logits": 3.0, "relative": 0.14, "top1": 0.91, "tokens": 0.0}, None),
+        (
+            FLOAT32,
+            {"rounding": 4.06},
+            "in units of what float32 costs Keras, must be at most 4, received 4.06. "
+            "To accept it: --tolerance rounding=4.1.$",
+        ),
         (FLOAT32, {"rounding": math.nan}, "received nan.$"),
         (FLOAT32, {"tokens": 8 / 9}, "equal answers must be at least 1"),
         (
@@ -166,29 +172,24 @@ def test_figures_within_tolerance_pass(recipe, figures):
         (INT8, {"weights": math.nan}, "received nan"),
         (INT8, {"top1": 0.89}, "likeliest token must be at least 0.9"),
         (INT8, {"top1": math.nan}, "received nan"),
+        # Over many texts a near tie may be decided otherwise.
+        (FLOAT32, {"tokens": 0.992}, "equal answers must be at least 1"),
+        (FLOAT32, {"tokens": 0.992, "data": TEXTS}, None),
+        (FLOAT32, {"tokens": 0.98, "data": TEXTS}, "equal answers must be at least 0.99"),
     ],
 )
-def test_a_figure_outside_fails_by_its_name(recipe, figures, words):
+def test_a_figure_outside_its_tolerance_fails_by_its_name(recipe, figures, words):
+    bounds = bounds_of(recipe, dataclasses.replace(RIGHT, **figures))
+    if words is None:
+        require("it", bounds)
+        return
     with pytest.raises(VerificationFailed, match=words):
-        require("it", bounds_of(recipe, dataclasses.replace(RIGHT, **figures)))
-
-
-def test_over_many_texts_a_near_tie_may_be_decided_otherwise():
-    def require_share(share, file):
-        figures = dataclasses.replace(RIGHT, tokens=share, data=file)
-        require("it", bounds_of(FLOAT32, figures))
-
-    file = TextFile("0" * 64, 775)
-    require_share(0.992, file)
-    with pytest.raises(VerificationFailed):
-        require_share(0.992, None)
-    with pytest.raises(VerificationFailed, match="equal answers must be at least 0.99"):
-        require_share(0.98, file)
+        require("it", bounds)
 
 
 def test_a_bound_on_what_was_not_measured_is_refused_in_one_line():
     def texts(reference):
-        return Texts([Example("a"), Example("b", reference)], TextFile("0" * 64, 2))
+        return Texts([Example("a"), Example("b", reference)], TEXTS)
 
     check_measurable({"rouge_l": 0.5}, texts("c"))
     for refused in (texts(None), None):
@@ -212,15 +213,3 @@ def test_logits_that_are_all_equal_are_compared_all_the_same(tiny):
     cases = Cases.ask(Zeros(), tiny.info.tokenizer, tiny.asked.questions, teacher)
     comparison, _ = compare_model("it", Zeros(), tiny.info.tokenizer, cases)
     assert (comparison.relative, comparison.spread) == (0.0, 0.0)
-
-
-@pytest.mark.parametrize("signature", ["decode", "decode_single"])
-def test_both_kinds_of_decoding_are_compared(tiny, tmp_path, monkeypatch, signature):
-    def harmed(config, parameters, given):
-        outputs = getattr(steps, signature)(config, parameters, given)
-        return outputs | {"logits": outputs["logits"] * 1.01}
-
-    monkeypatch.setitem(steps.STEPS, signature, harmed)
-    tflite.write_float(tiny.parameters, tmp_path / "wrong")
-    with pytest.raises(VerificationFailed, match="what float32 costs Keras"):
-        tiny.check((tmp_path / "wrong").read_bytes(), FLOAT32, tmp_path / "it")
