@@ -173,7 +173,7 @@ def draw_column(axes: "Axes", files: Sequence[ReportedFile], column: Column) -> 
     axes.tick_params(labelbottom=False, labelleft=False)
     figures = [column.figure(file) for file in files]
     known = [figure for figure in figures if figure is not None]
-    ends = [column.origin, *(end for one in known for end in (one.low, one.high))]
+    ends = [column.origin, *(end for figure in known for end in (figure.low, figure.high))]
     extent = (max(ends) - min(ends)) or 1.0
     # Numbers stand beside their dots, away from the stems.
     before, after = (0.42, 0.06) if column.ahead else (0.06, 0.42)

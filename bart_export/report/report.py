@@ -8,7 +8,6 @@ import dataclasses
 import pathlib
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jinja2
 
@@ -144,10 +143,10 @@ def interval(figure: Figure | None, words: str) -> str:
     return text.replace("-", "\N{MINUS SIGN}").replace(" ", "\N{NO-BREAK SPACE}")
 
 
-def settings(values: Mapping[str, Any]) -> str:
+def settings(values: Mapping[str, object]) -> str:
     """Return a table of names and values."""
 
-    def show(value: Any) -> str:
+    def show(value: object) -> str:
         if value is None:
             return "none"
         return str(value).lower() if isinstance(value, bool) else str(value)

@@ -244,8 +244,8 @@ class BudgetSearch:
             for found in self.tried.values()
             if about / 2 <= root(found.measured) <= 2 * about
         ]
-        flips = sum((1 - one.figures["top1"]) * one.steps for one in near)
-        return flips / max(sum(root(one) * one.steps for one in near), TINY)
+        flips = sum((1 - file.figures["top1"]) * file.steps for file in near)
+        return flips / max(sum(root(file) * file.steps for file in near), TINY)
 
 
 def root(measured: Measured) -> float:

@@ -102,8 +102,8 @@ class TeacherForced:
         # Sources of about the same length are computed together.
         ordered = sorted(traces, key=lambda trace: len(trace.source_token_ids))
         together = [ordered[first : first + BATCH] for first in range(0, len(ordered), BATCH)]
-        self.sources = [padded([one.source_token_ids for one in batch]) for batch in together]
-        self.fed = [padded([one.fed_token_ids for one in batch]) for batch in together]
+        self.sources = [padded([trace.source_token_ids for trace in batch]) for batch in together]
+        self.fed = [padded([trace.fed_token_ids for trace in batch]) for batch in together]
         self.encoded = [self.encode(*source) for source in self.sources]
         self.expected = self.logits(self.encoded)
 
@@ -126,7 +126,9 @@ class TeacherForced:
 
     def figures(self, decoder_only: bool) -> StepFigures:
         """Compare the model as it is now with what it was; its encoder may be known unchanged."""
-        encoded = self.encoded if decoder_only else [self.encode(*one) for one in self.sources]
+        encoded = (
+            self.encoded if decoder_only else [self.encode(*source) for source in self.sources]
+        )
         figures = StepFigures()
         for expected, received in zip(self.expected, self.logits(encoded), strict=True):
             figures.add(expected, received)

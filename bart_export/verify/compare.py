@@ -26,12 +26,11 @@ from bart_export.runtime.engine import Engine, FileEngine
 from bart_export.runtime.generator import ModelInfo
 from bart_export.text.tokenizer import BartTokenizer
 from bart_export.verify import data, golden, structure, weights
-from bart_export.verify.data import Texts
+from bart_export.verify.data import Floats, Texts
 from bart_export.verify.golden import Question
 from bart_export.verify.tolerance import bounds_of, require
 from bart_export.verify.traces import (
     ArrayFigures,
-    Floats,
     SignaturePair,
     StepFigures,
     Teacher,
@@ -213,7 +212,7 @@ class Comparison:
         require(self.file.name, bounds_of(self.file.recipe, self.figures))
         return self.figures
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return the row of `bart-export verify --json`."""
         figures = self.figures and self.figures.to_dict()
         if figures:
@@ -232,15 +231,12 @@ def compare(
     file: TfliteFile, baseline: Baseline, cases: Cases, tick: Tick = lambda: None
 ) -> Comparison:
     """Compare what a file stores and what it answers with a baseline."""
-    info, faults = baseline.info, []
-    stored: dict[str, Any] = {}
+    info, faults, row = baseline.info, [], None
     float_file = baseline.float_files.get(file.shapes)
     try:
         if float_file is not None and float_file.path != file.path:
             structure.compare_graphs(file.name, file.path, float_file.path)
         row = weights.worst_row(file.path, info.config, file.recipe, baseline.matrices)
-        place = None if row.error == 0 else f"{row.layer}, row {row.row}"
-        stored = {"weights": row.error, "worst_row": place}
     except VerificationFailed as error:
         faults.append(str(error))
     try:
@@ -250,7 +246,10 @@ def compare(
             )
     except (ArtifactError, VerificationFailed) as error:  # the former for a graph of another form
         return Comparison(file, None, (), (*faults, str(error)))
-    return Comparison(file, dataclasses.replace(figures, **stored), answers, faults)
+    if row is not None:
+        place = None if row.error == 0 else f"{row.layer}, row {row.row}"
+        figures = dataclasses.replace(figures, weights=row.error, worst_row=place)
+    return Comparison(file, figures, answers, faults)
 
 
 def compare_model(
@@ -361,8 +360,8 @@ def compare_steps(
                     encoder.add(expected.cross[tensor], array)
         tick()
     encoded = {
-        name: {"error": one.largest, "spread": one.spread, "relative": one.relative}
-        for name, one in encoders.items()
-        if one.values
+        name: {"error": sums.largest, "spread": sums.spread, "relative": sums.relative}
+        for name, sums in encoders.items()
+        if sums.values
     }
-    return {**encoded, **{name: one.figures() for name, one in decoders.items()}}
+    return {**encoded, **{name: sums.figures() for name, sums in decoders.items()}}

@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import keras
 import numpy as np
@@ -54,7 +53,7 @@ def encoder_and_decoder(backbone: BartBackbone) -> tuple[keras.Model, keras.Mode
 class ReferenceState:
     """The encoded source and the tokens so far, int32 (rows, length)."""
 
-    encoded: Any
+    encoded: tf.Tensor
     token_ids: IntArray
 
 
@@ -140,7 +139,9 @@ class Float64Reference:
 
     def __init__(self, backbone: BartBackbone) -> None:
         self.backbone = backbone
-        self.kinds: dict[Any, Any] = {}  # a layer in float64 of each type and shapes
+        self.kinds: dict[
+            object, keras.layers.Layer
+        ] = {}  # a layer in float64 of each type and shapes
         self.teacher_force = functools.lru_cache(KEPT)(self.compute)
 
     def compute(self, trace: Trace) -> TraceOutput:
@@ -163,7 +164,7 @@ class Float64Reference:
                 cross[f"cross_{part}_{number}"] = heads.transpose(0, 2, 1, 3)
         return TraceOutput(cross, self.logits(np.asarray(decoded)[0]))
 
-    def embed(self, side: str, token_ids: IntArray) -> Any:
+    def embed(self, side: str, token_ids: IntArray) -> tf.Tensor:
         """Turn ids (1, length) into the first hidden states (1, length, hidden)."""
         backbone = self.backbone
         hidden = ops.cast(ops.take(backbone.token_embedding.embeddings, token_ids, 0), "float64")
@@ -184,7 +185,7 @@ class Float64Reference:
             logits += np.asarray(self.backbone.logits_bias.bias, np.float64)
         return logits
 
-    def widened(self, layer: Any) -> Any:
+    def widened(self, layer: keras.layers.Layer) -> keras.layers.Layer:
         """Return a layer of the same weights in float64, good until the next of its kind."""
         kind = type(layer), *(tuple(variable.shape) for variable in layer.weights)
         if kind not in self.kinds:

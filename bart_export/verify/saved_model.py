@@ -81,7 +81,7 @@ def check_saved_model(
             signatures = tf.saved_model.load(str(directory)).signatures
             answers = [
                 generate(signatures, tokenizer, question)
-                if all(getattr(question.generation, one) == getattr(settings, one) for one in FIXED)
+                if all(vars(question.generation)[key] == vars(settings)[key] for key in FIXED)
                 else None
                 for question in cases.questions
             ]
@@ -190,7 +190,8 @@ def hidden_error(signatures: Signatures, keras: KerasReference, trace: Trace) ->
     pairs = [(received[name], expected[name]) for name in expected]
     pairs.append((encoded["encoder_sequence_output"], expected["encoder_sequence_output"]))
     return largest(
-        float(np.abs(np.asarray(one) - np.asarray(other, np.float32)).max()) for one, other in pairs
+        float(np.abs(np.asarray(given) - np.asarray(wanted, np.float32)).max())
+        for given, wanted in pairs
     )
 
 

@@ -7,7 +7,6 @@ which rounding would hide in the logits, is found here.
 """
 
 import pathlib
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -72,7 +71,7 @@ class SignatureWalk:
             if tensor.name not in inputs:
                 return f"the input {tensor.name.decode()} is missing"
             self.counterparts[inputs[tensor.name]] = tensor.tensorIndex
-        operators = [one for one in self.graph.operators if not self.looks_through(one)]
+        operators = [each for each in self.graph.operators if not self.looks_through(each)]
         if len(operators) != len(self.wanted.operators):
             return f"there are {len(operators)} operators instead of {len(self.wanted.operators)}"
         pairs = zip(operators, self.wanted.operators, strict=True)
@@ -153,7 +152,7 @@ def constant_difference(received: Array, expected: Array, tensor: Tensor) -> str
     return f"differs by up to {np.max(error):.3g}"
 
 
-def fixed_options(operator: Operator) -> dict[str, Any]:
+def fixed_options(operator: Operator) -> dict[str, object]:
     """Return an operator's options that decide what it computes."""
     given = {} if operator.builtinOptions is None else vars(operator.builtinOptions)
     return {

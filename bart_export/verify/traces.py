@@ -7,15 +7,12 @@ memory.
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from bart_export import contract
 from bart_export.runtime.engine import Buckets, Engine, FileEngine
-
-Floats = npt.NDArray[np.floating[Any]]
+from bart_export.verify.data import Floats
 
 ROWS = 2  # one beam and several are decoded by different signatures
 # No float32 computation is surely nearer, in units of the spread, than neighbouring numbers are.

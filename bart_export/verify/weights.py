@@ -28,9 +28,9 @@ from bart_export.config import BartConfig
 from bart_export.errors import EngineError, VerificationFailed
 from bart_export.recipes.table import Recipe, Storage
 from bart_export.runtime.engine import FloatArray
+from bart_export.verify.data import Floats
 
 Array = npt.NDArray[Any]
-Floats = npt.NDArray[np.floating[Any]]
 Matrices = Callable[[str], FloatArray]  # layer name -> its float matrix (rows, columns)
 # Objects of the generated schema, which is not typed.
 Graph: TypeAlias = Any
@@ -249,14 +249,14 @@ def worst_of_matrix(
     expected: FloatArray, received: Callable[[int, int], FloatArray], storage: Storage
 ) -> tuple[int, float]:
     """Return the worst row of a matrix and its error; `received` gives a range of stored rows."""
-    whole = (
+    largest = (
         float(np.abs(expected).max(initial=0.0)) if storage.granularity == "tensorwise" else None
     )
     at_a_time = max(1, CHUNK // expected.shape[1])
     worst = (0, 0.0)
     for first in range(0, len(expected), at_a_time):
         rows = expected[first : first + at_a_time]
-        errors = row_errors(rows, received(first, first + len(rows)), storage, whole)
+        errors = row_errors(rows, received(first, first + len(rows)), storage, largest)
         row = int(errors.argmax())  # a NaN counts as the largest
         if not errors[row] <= worst[1]:
             worst = (first + row, float(errors[row]))
@@ -264,11 +264,11 @@ def worst_of_matrix(
 
 
 def row_errors(
-    expected: FloatArray, received: FloatArray, storage: Storage, whole: float | None
+    expected: FloatArray, received: FloatArray, storage: Storage, largest: float | None
 ) -> Floats:
     """Return the error of each row in steps, the worst block's where blocks share a scale.
 
-    `whole` is the largest magnitude of the matrix where all of it shares one.
+    `largest` is the largest magnitude of the matrix where all of it shares a scale.
     """
     rows, columns = expected.shape
     granularity = storage.granularity or ""
@@ -277,8 +277,8 @@ def row_errors(
         size = columns
     groups = expected.reshape(rows, columns // size, size)
     error = received.reshape(groups.shape).astype(np.float64) - groups
-    largest = np.abs(groups).max(-1) if whole is None else np.full(groups.shape[:2], whole)
-    steps = rounding_step(largest.astype(np.float64), storage)
+    ranges = np.abs(groups).max(-1) if largest is None else np.full(groups.shape[:2], largest)
+    steps = rounding_step(ranges.astype(np.float64), storage)
     errors: Floats = (np.sqrt(np.square(error).mean(-1)) / steps).max(-1)
     return errors
 

@@ -32,44 +32,27 @@ def test_a_tokenizer_that_is_read_rightly_passes(name):
     tokenization.check_tokenizer(checkpoint, checkpoint.tokenizer(), TEXTS)
 
 
-def without_added(checkpoint):
-    return dataclasses.replace(checkpoint, added_tokens=())
-
-
-def with_another(checkpoint):
-    """Return a checkpoint with a token more, that no text of the export has."""
-    return dataclasses.replace(checkpoint, added_tokens=(AddedToken("the"),))
-
-
 def stripped(checkpoint):
-    added = [dataclasses.replace(token, lstrip=True) for token in checkpoint.added_tokens]
-    return dataclasses.replace(checkpoint, added_tokens=tuple(added))
-
-
-def without_space(checkpoint):
-    return dataclasses.replace(checkpoint, add_prefix_space=False)
-
-
-def without_a_merge(checkpoint):
-    return dataclasses.replace(checkpoint, merges=checkpoint.merges[:-1])
+    return tuple(dataclasses.replace(token, lstrip=True) for token in checkpoint.added_tokens)
 
 
 @pytest.mark.parametrize(
     ("name", "spoil"),
     [
-        ("added-token-in-vocabulary", without_a_merge),
-        ("added-token-in-vocabulary", without_added),
-        ("added-token-in-vocabulary", stripped),
-        ("added-tokens-json", with_another),
-        ("add-prefix-space", without_space),
+        ("added-token-in-vocabulary", lambda right: {"merges": right.merges[:-1]}),
+        ("added-token-in-vocabulary", lambda right: {"added_tokens": ()}),
+        ("added-token-in-vocabulary", lambda right: {"added_tokens": stripped(right)}),
+        # A token more, that no text of the export has.
+        ("added-tokens-json", lambda right: {"added_tokens": (AddedToken("the"),)}),
+        ("add-prefix-space", lambda right: {"add_prefix_space": False}),
     ],
 )
 def test_a_tokenizer_that_says_something_else_fails_by_name(name, spoil):
     checkpoint = resolve.read(CASES / name)
-    with pytest.raises(
-        VerificationFailed, match=rf"files in \S+{name} say: of '.*received"
-    ) as error:
-        tokenization.check_tokenizer(checkpoint, spoil(checkpoint).tokenizer(), TEXTS)
+    wrong = dataclasses.replace(checkpoint, **spoil(checkpoint)).tokenizer()
+    words = rf"files in \S+{name} say: of '.*received"
+    with pytest.raises(VerificationFailed, match=words) as error:
+        tokenization.check_tokenizer(checkpoint, wrong, TEXTS)
     assert error.value.exit_code == 1
     assert "\n" not in str(error.value)
 
