@@ -23,6 +23,8 @@ from typing import Any, BinaryIO, NoReturn, TypeVar
 
 from bart_export.errors import shown
 
+Json = Any  # a value of a JSON text
+Hint = Any  # a type as an annotation has it
 MEBIBYTE = 1 << 20
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Opening a pipe for reading would wait for its writer; of files O_NONBLOCK changes nothing.
@@ -82,7 +84,7 @@ def scratch_directory() -> Iterator[pathlib.Path]:
             raise
 
 
-def parse_json(content: bytes) -> Any:
+def parse_json(content: bytes) -> Json:
     """Return the value of a JSON text in UTF-8.
 
     Beyond the grammar, names must not repeat within an object, integers must fit 64 bits, numbers
@@ -113,7 +115,7 @@ def fault_of(error: Exception) -> str:
     return "a number has too many digits" if "max_str_digits" in str(error) else str(error)
 
 
-def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def object_of(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
     """Return an object whose names are all different."""
     found = dict(pairs)
     if len(found) < len(pairs):
@@ -150,22 +152,22 @@ class Kind:
     """
 
     words: str
-    holds: Callable[[Any], bool]
+    holds: Callable[[Json], bool]
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
     """One of several classes, chosen by the value: `Annotated[Shape, Variant(shape_of)]`."""
 
-    choose: Callable[[Mapping[str, Any]], type]
+    choose: Callable[[Mapping[str, Json]], type]
 
 
-def is_count(value: Any) -> bool:
+def is_count(value: Json) -> bool:
     """Return whether a value is a whole number that every reader of JSON can hold."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 2**53
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Json) -> bool:
     """Return whether a value is a number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
@@ -177,7 +179,7 @@ def one_of(words: Collection[str]) -> Kind:
 
 POSITIVE = Kind("a whole number from 1 to 2^53", lambda value: is_count(value) and value > 0)
 # Types that JSON has, and what a value of each must be.
-KINDS: dict[Any, Kind] = {
+KINDS: dict[Hint, Kind] = {
     object: Kind("anything", lambda value: True),
     str: Kind("a text", lambda value: isinstance(value, str)),
     int: Kind("a whole number from 0 to 2^53", is_count),
@@ -196,7 +198,7 @@ Declared = TypeVar("Declared", bound="Record")
 ABSENT = "absent"
 
 
-def absent() -> Any:
+def absent() -> Hint:
     """Return the default of a field that is left out of the JSON where it is None."""
     return dataclasses.field(default=None, metadata={ABSENT: True})
 
@@ -209,7 +211,7 @@ class Record:
     nobody changed is written as it was found there, fields that are not declared included.
     """
 
-    found: Mapping[str, Any] = dataclasses.field(
+    found: Mapping[str, Json] = dataclasses.field(
         default_factory=dict, kw_only=True, repr=False, compare=False
     )
 
@@ -219,9 +221,9 @@ class Record:
         record: Declared = read_as(cls, value)
         return record
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Json]:
         """Return the object, as JSON has it."""
-        written, kind = dict(self.found), typing.cast(Any, type(self))
+        written, kind = dict(self.found), typing.cast(Hint, type(self))
         for name, (hint, default, absent) in declared(kind).items():
             value = getattr(self, name)
             if name in self.found:
@@ -233,7 +235,7 @@ class Record:
         return written
 
 
-def plain(value: Any) -> Any:
+def plain(value: Json) -> Json:
     """Return a value as JSON has it: records as objects, tuples as lists."""
     if hasattr(value, "to_dict"):
         return value.to_dict()
@@ -245,7 +247,7 @@ def plain(value: Any) -> Any:
 
 
 @functools.cache
-def declared(record: Any) -> dict[str, tuple[Any, Any, bool]]:
+def declared(record: Hint) -> dict[str, tuple[Hint, Json, bool]]:
     """Return the fields of a dataclass that JSON has: type, default, and whether None is absent."""
     hints, fields = typing.get_type_hints(record, include_extras=True), {}
     for field in dataclasses.fields(record):
@@ -257,7 +259,7 @@ def declared(record: Any) -> dict[str, tuple[Any, Any, bool]]:
     return fields
 
 
-def read_as(hint: Any, value: Any, place: str = "") -> Any:
+def read_as(hint: Any, value: Json, place: str = "") -> Json:
     """Return a value of a JSON text as a type, or raise ValueError for the first wrong part.
 
     Types are `str`, `int` (a count), `float`, `bool`, `object` for anything; tuples for lists,

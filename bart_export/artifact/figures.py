@@ -6,10 +6,10 @@ answers to golden questions.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 from bart_export.config import GenerationConfig
-from bart_export.documents import POSITIVE, Kind, Record, absent, is_number
+from bart_export.documents import POSITIVE, Json, Kind, Record, absent, is_number
 
 Positive = Annotated[int, POSITIVE]
 Share = Annotated[
@@ -115,7 +115,7 @@ class SavedModelVerification(Record):
 Verification = FileVerification | SavedModelVerification
 
 
-def verification_type(row: Mapping[str, Any]) -> type[Record]:
+def verification_type(row: Mapping[str, Json]) -> type[Record]:
     """Return the class of what was verified."""
     if "encoder" in row:
         return EdgeTpuVerification

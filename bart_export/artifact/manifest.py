@@ -9,7 +9,7 @@ import dataclasses
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 from bart_export import contract
 from bart_export.artifact.figures import (
@@ -21,7 +21,7 @@ from bart_export.artifact.figures import (
 )
 from bart_export.config import BartConfig, GenerationConfig
 from bart_export.contract import Bucket, Signature, StaticShapes
-from bart_export.documents import Kind, Record, Variant, absent, is_count, one_of, require
+from bart_export.documents import Json, Kind, Record, Variant, absent, is_count, one_of, require
 from bart_export.errors import shown
 from bart_export.recipes.table import (
     EXPRESSIONS,
@@ -241,7 +241,7 @@ class CompiledEntry(FileEntry):
     compiler: Mapping[str, object]
 
 
-def entry_type(entry: Mapping[str, Any]) -> type[FileEntry]:
+def entry_type(entry: Mapping[str, Json]) -> type[FileEntry]:
     """Return the class of a file's entry."""
     if "shapes" in entry:
         return StaticEntry
@@ -329,9 +329,9 @@ class Manifest(Record):
         return sorted({entry.version for entry in entries if entry.version is not None})
 
 
-def check_texts(manifest: Mapping[str, Any]) -> None:
+def check_texts(manifest: Mapping[str, Json]) -> None:
     """Raise ValueError for a text, or a field's name, that is too long or steers a terminal."""
-    waiting: list[tuple[str, Any]] = [("", manifest)]
+    waiting: list[tuple[str, Json]] = [("", manifest)]
     while waiting:  # nested as deeply as a parser allows
         place, value = waiting.pop()
         if isinstance(value, str):

@@ -16,7 +16,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from bart_export import contract
 from bart_export.config import BartConfig
@@ -33,11 +32,12 @@ from bart_export.runtime.engine import (
     thread_count,
 )
 
-Buffers = dict[str, Any]  # tensor name -> LiteRT's TensorBuffer
+Native = Any  # an object of a library without types
+Buffers = dict[str, Native]  # tensor name -> LiteRT's TensorBuffer
 Caches = tuple[Buffers, Buffers]  # what the next step reads, and what it writes
 
 # One for all models, made with the first: making and ending one takes time and is logged.
-ENVIRONMENTS: list[Any] = []
+ENVIRONMENTS: list[Native] = []
 
 
 def litert_version() -> str:
@@ -71,7 +71,7 @@ def open_compiled_model(
     return FileEngine(config, backend, sizing(config, buckets))
 
 
-def open_model(path: pathlib.Path, num_threads: int | None, weight_cache: str) -> Any:
+def open_model(path: pathlib.Path, num_threads: int | None, weight_cache: str) -> Native:
     """Return a file as a `CompiledModel` on the CPU; see `open_compiled_model`."""
     try:
         with native_stderr_silenced():
@@ -107,7 +107,7 @@ def failures(what: str) -> Iterator[None]:
         raise EngineError(f"LiteRT {what}: {reason}.") from error
 
 
-def write_first_buffer(model: Any) -> None:
+def write_first_buffer(model: Native) -> None:
     """Have LiteRT make, now, the environment that the first write to a buffer makes."""
     signature, tensors = next(iter(model.get_signature_list().items()))
     name = tensors["inputs"][0]
@@ -143,7 +143,7 @@ class BufferedSignature:
 
     def __init__(
         self,
-        model: Any,
+        model: Native,
         config: BartConfig,
         name: str,
         signature: Signature,
@@ -227,7 +227,7 @@ class CompiledModelBackend:
     use on.
     """
 
-    model: Any
+    model: Native
     config: BartConfig
     resizes: bool
     encoder: Encoder | None = None
@@ -247,7 +247,7 @@ class CompiledModelBackend:
     def begin(self, fitted: Fitted) -> Caches:
         """Encode a source where `decode` reads; see `Backend.begin`."""
         encode, decode = self.signature(fitted.encode), self.signature(fitted.decode)
-        source: dict[str, npt.NDArray[Any]] = {"encoder_token_ids": fitted.token_ids}
+        source: dict[str, IntArray | FloatArray] = {"encoder_token_ids": fitted.token_ids}
         if self.encoder is not None:
             source = {"hidden": self.encoder.run(fitted.token_ids)}
         for name, array in source.items():

@@ -10,7 +10,6 @@ import ctypes
 import importlib
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +25,7 @@ from bart_export.recipes.table import LITERT
 from bart_export.runtime.compiled_model import (
     BufferedSignature,
     CompiledModelBackend,
+    Native,
     open_model,
 )
 from bart_export.runtime.engine import Dynamic, FileEngine, FloatArray, IntArray, thread_count
@@ -149,7 +149,7 @@ class SegmentRunner:
         return computed[0, 0, : len(numbers)]
 
 
-def load_delegate(module: Any, library: str) -> Any:
+def load_delegate(module: Native, library: str) -> Native:
     """Load the shared library of a delegate."""
     try:
         # The package's own class, half made, would complain once more when it is collected.
@@ -166,7 +166,7 @@ class SegmentedEncoder:
 
     def __init__(
         self,
-        model: Any,
+        model: Native,
         config: BartConfig,
         runners: Mapping[str, SegmentRunner],
         constants: Arrays,
@@ -203,7 +203,7 @@ class SegmentedEncoder:
         )
 
     def call(
-        self, signature: BufferedSignature, rows: int, **inputs: npt.NDArray[Any]
+        self, signature: BufferedSignature, rows: int, **inputs: IntArray | FloatArray
     ) -> FloatArray:
         """Run one of the host's signatures over so many rows; return its output, as many."""
         signature.resize({contract.SOURCE: rows})

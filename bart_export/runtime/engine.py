@@ -24,6 +24,7 @@ from bart_export.errors import EngineError, InputError, shown
 
 IntArray = npt.NDArray[np.int32]
 FloatArray = npt.NDArray[np.float32]
+State = Any  # what a step hands to the next; only its engine, or its backend, knows what it is
 
 FIRST_CAPACITY = 16  # decoder positions; doubling costs milliseconds, room costs on every step
 # What a request calls the size of an axis.
@@ -39,10 +40,12 @@ class Engine(Protocol):
 
     config: BartConfig
 
-    def start(self, token_ids: Sequence[int], num_beams: int, max_length: int) -> Any:
+    def start(self, token_ids: Sequence[int], num_beams: int, max_length: int) -> State:
         """Encode a source and return empty caches for decoding `max_length` tokens at most."""
 
-    def step(self, state: Any, token_ids: IntArray, beam_index: IntArray) -> tuple[FloatArray, Any]:
+    def step(
+        self, state: State, token_ids: IntArray, beam_index: IntArray
+    ) -> tuple[FloatArray, State]:
         """Decode one token of every beam.
 
         Beam k continues the caches of beam `beam_index[k]` and reads `token_ids[k]`, both int32
@@ -59,11 +62,13 @@ class ClosedEngine:
 
     config: BartConfig
 
-    def start(self, token_ids: Sequence[int], num_beams: int, max_length: int) -> Any:
+    def start(self, token_ids: Sequence[int], num_beams: int, max_length: int) -> State:
         """Refuse to begin."""
         raise EngineError(CLOSED)
 
-    def step(self, state: Any, token_ids: IntArray, beam_index: IntArray) -> tuple[FloatArray, Any]:
+    def step(
+        self, state: State, token_ids: IntArray, beam_index: IntArray
+    ) -> tuple[FloatArray, State]:
         """Refuse to go on."""
         raise EngineError(CLOSED)
 
@@ -213,20 +218,20 @@ def fill_rows(beams: int, token_ids: IntArray, beam_index: IntArray) -> tuple[In
 class Backend(Protocol):
     """An open file, and the memory of its signatures. `caches` are opaque to the engine."""
 
-    def begin(self, fitted: Fitted) -> Any:
+    def begin(self, fitted: Fitted) -> State:
         """Encode a source for the signature that decodes it, and return its caches, emptied."""
 
     def decode(
         self,
         bucket: Bucket,
-        caches: Any,
+        caches: State,
         position: int,
         token_ids: IntArray,
         beam_index: IntArray,
-    ) -> tuple[FloatArray, Any]:
+    ) -> tuple[FloatArray, State]:
         """Decode one token of every beam: logits (beams, vocabulary), and the caches after it."""
 
-    def grow(self, fitted: Fitted, caches: Any) -> Any:
+    def grow(self, fitted: Fitted, caches: State) -> State:
         """Return the caches with the larger room of `fitted.decode`."""
 
     def cross(self, bucket: Bucket) -> Mapping[str, FloatArray]:
@@ -240,7 +245,7 @@ class Decoding:
     serial: int
     position: int
     fitted: Fitted
-    caches: Any
+    caches: State
 
 
 @dataclasses.dataclass(eq=False)

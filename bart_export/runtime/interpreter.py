@@ -14,7 +14,6 @@ import contextlib
 import importlib
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -24,7 +23,7 @@ from bart_export.contract import Bucket
 from bart_export.errors import EngineError, MissingExtra, pip_install
 from bart_export.quiet import native_stderr_silenced
 from bart_export.recipes.table import LITERT, TFLITE_RUNTIME
-from bart_export.runtime.compiled_model import resized
+from bart_export.runtime.compiled_model import Native, resized
 from bart_export.runtime.engine import (
     FileEngine,
     Fitted,
@@ -107,7 +106,7 @@ class InterpreterSignature:
     The interpreter's private wrapper, the same in both packages, gives the memory itself.
     """
 
-    def __init__(self, interpreter: Any, package: str, name: str) -> None:
+    def __init__(self, interpreter: Native, package: str, name: str) -> None:
         self.interpreter, self.wrapper = interpreter, interpreter._interpreter
         self.package, self.name = package, name
         self.sizes: Mapping[str, int] = {}
@@ -115,11 +114,11 @@ class InterpreterSignature:
         tensors = self.wrapper.GetSignatureDefs()[name]
         self.inputs, self.outputs = tensors["inputs"], tensors["outputs"]  # name -> index
 
-    def input(self, name: str) -> Any:
+    def input(self, name: str) -> Native:
         """Return an input's memory as an array, good until the next `resize` or `invoke`."""
         return self.wrapper.tensor(self.wrapper, self.inputs[name], self.subgraph)
 
-    def output(self, name: str) -> Any:
+    def output(self, name: str) -> Native:
         """Return an output's memory as an array, good until the next `resize` or `invoke`."""
         return self.wrapper.tensor(self.wrapper, self.outputs[name], self.subgraph)
 
