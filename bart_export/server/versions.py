@@ -16,7 +16,7 @@ import pathlib
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 
 from bart_export.server.options import ServeOptions
 from bart_export.server.servable import Lease, Servable
@@ -342,15 +342,23 @@ class ModelVersions:
 
 
 def opened_within(seconds: float, opening: Callable[[], Servable]) -> Servable:
-    """Open a servable on a thread of its own; what takes too long is closed when it is open."""
+    """Open a servable on a thread of its own; what takes too long is closed when it is open.
+
+    The thread is a daemon: one that never ends must not keep the process.
+    """
+    future: Future[Servable] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(opening())
+        except BaseException as error:
+            future.set_exception(error)
 
     def close(late: "Future[Servable]") -> None:
         if not late.exception():
             late.result().close()
 
-    executor = ThreadPoolExecutor(1)
-    future = executor.submit(opening)
-    executor.shutdown(wait=False)
+    threading.Thread(target=work, daemon=True).start()
     wait([future], seconds)
     if not future.done():
         future.add_done_callback(close)

@@ -254,6 +254,14 @@ def test_a_signal_while_models_load_ends_at_once(base_path):
     assert code == 128 + signal.SIGTERM
 
 
+def test_a_model_that_is_not_loaded_in_time_does_not_keep_the_process(base_path):
+    (base_path / "1" / "slow").write_text("600")
+    with process(base_path, "--load-seconds", 0.1, ready=False) as server:
+        code, errors = server.ended(60)
+    assert code == 2
+    assert "DEADLINE_EXCEEDED: It was not loaded after 5.1 s" in errors
+
+
 def test_a_host_that_others_reach_is_warned_of(base_path):
     with process(base_path, "--host", "0.0.0.0") as server:
         assert over_grpc(server.port, x=[1.0]).outputs
