@@ -31,6 +31,7 @@ SAFETENSORS_DTYPES = {
     "I8": "int8",
     "U8": "uint8",
 }
+HEADER_LIMIT = 16_000_000  # bytes; a thousand layers have a quarter of it
 SAFE_PYTORCH = (2, 6)  # CVE-2025-32434
 
 
@@ -172,6 +173,9 @@ def opened(path: Path) -> Any:
     """Open a safetensors file, which holds its header to its size."""
     safetensors = import_extra("safetensors", "Reading .safetensors files")
     try:
+        with path.open("rb") as file:
+            if (length := int.from_bytes(file.read(8), "little")) > HEADER_LIMIT:
+                raise ValueError(f"a header of {length} bytes")
         return safetensors.safe_open(path, framework="numpy")
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(

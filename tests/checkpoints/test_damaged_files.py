@@ -248,6 +248,13 @@ def test_a_header_that_lies_is_not_believed(directory, described):
     assert "is not a whole safetensors file" in refused(directory)
 
 
+def test_a_header_larger_than_any_model_has_is_not_read(directory):
+    header = b"{" + b" " * 16_000_000 + b"}"
+    content = struct.pack("<Q", len(header)) + header
+    (directory / "model.safetensors").write_bytes(content)
+    assert "safetensors file (a header of 16000002 bytes)" in refused(directory)
+
+
 @pytest.mark.parametrize("kept", [0, 8, 1000, 100_000, -1])
 def test_weights_cut_short_are_refused_before_and_after_they_are_announced(directory, kept):
     path, weights = directory / "model.safetensors", resolve.read(directory).weights
