@@ -1,6 +1,6 @@
 /*
  * Replay: a file of an artifact is asked again what golden.json says it answered; mirrors
- * bart_export/quality/replay.py and `ask` of golden.py.
+ * `replay` of bart_export/verify/checks.py and `ask` of golden.py.
  *
  * An artifact that was copied to a phone can be checked there, without the checkpoint. In go an
  * artifact and the engine that has the file open; out comes a row for each question.
