@@ -20,7 +20,6 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 
 from bart_export.errors import ConfigurationError, shown
 from bart_export.runtime.results import Result
@@ -165,7 +164,12 @@ class Service:
     async def generate(self, spec: ModelSpec, body: bytes, limits: Limits) -> Response:
         """Generate from a text; the answer is a stream of events."""
         events = self.events(spec, body, limits)
-        return EventResponse(await anext(events), events)
+        first = await anext(events)  # whose error is an ordinary answer
+        return StreamingResponse(
+            with_error(first, events),
+            headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+            media_type="text/event-stream",
+        )
 
     async def events(
         self, spec: ModelSpec, body: bytes, limits: Limits
@@ -318,27 +322,16 @@ def event_bytes(name: str, data: Mapping[str, object]) -> bytes:
     return f"event: {name}\ndata: {json.dumps(data)}\n\n".encode()
 
 
-class EventResponse(StreamingResponse):
-    """A response of events, of which the first is known; a later error becomes the last."""
-
-    def __init__(self, first: bytes, rest: AsyncGenerator[bytes, None]) -> None:
-        self.rest = rest
-        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        super().__init__(self.all(first), headers=headers, media_type="text/event-stream")
-
-    async def all(self, first: bytes) -> AsyncGenerator[bytes, None]:
-        """Yield all events."""
-        yield first
-        try:
-            async for event in self.rest:
-                yield event
-        except StatusError as error:
-            yield event_bytes("error", {"error": error.message})
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send each event as soon as there is one; whatever ends this ends the generation."""
-        async with contextlib.aclosing(self.rest):
-            await super().__call__(scope, receive, send)
+async def with_error(
+    first: bytes, rest: AsyncGenerator[bytes, None]
+) -> AsyncGenerator[bytes, None]:
+    """Yield the events of a response; an error after the first becomes the last one."""
+    yield first
+    try:
+        async for event in rest:
+            yield event
+    except StatusError as error:
+        yield event_bytes("error", {"error": error.message})
 
 
 def described(store: ModelStore, name: str) -> dict[str, object]:
