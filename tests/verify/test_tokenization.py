@@ -60,8 +60,8 @@ def test_a_tokenizer_that_says_something_else_fails_by_name(name, spoil):
 def test_an_export_with_another_tokenizer_is_not_committed(tmp_path, monkeypatch):
     read = tokenizer_files.read_hugging_face
 
-    def ignoring(directory):
-        return dataclasses.replace(read(directory), add_prefix_space=False)
+    def ignoring(directory, vocabulary_size):
+        return dataclasses.replace(read(directory, vocabulary_size), add_prefix_space=False)
 
     monkeypatch.setattr(tokenizer_files, "read_hugging_face", ignoring)
     with pytest.raises(VerificationFailed, match="The tokenizer does not say"):
