@@ -227,7 +227,7 @@ def read_everything(directory, draft):
     for one in reported_files(opened.manifest):
         _ = one.label, one.kind, one.megabytes, one.rouge_loss
     choose_engine(directory)
-    sources.whole(directory)
+    sources.complete(directory)
     bundle.warning(bundle.size(opened))
     for read in (
         lambda: list(inspect.lines(inspect.artifact_facts(directory))),
