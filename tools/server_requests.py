@@ -14,6 +14,7 @@ import logging
 import pathlib
 import random
 import shutil
+import sys
 from typing import Any
 
 MODEL = "text"
@@ -79,13 +80,14 @@ class Server:
     errors: Errors
 
 
+TESTS = pathlib.Path(__file__).parents[1] / "tests"
 SERVERS: dict[pathlib.Path, Server] = {}
 OPEN = contextlib.ExitStack()  # until the process ends
 
 
 def prepare(directory: pathlib.Path) -> pathlib.Path:
     """Return a copy of an artifact of a tiny random checkpoint."""
-    first = pathlib.Path(__file__).parents[1] / "tests" / "data" / "artifacts" / "first"
+    first = TESTS / "data" / "artifacts" / "first"
     return pathlib.Path(shutil.copytree(first, directory / "made"))
 
 
@@ -95,8 +97,10 @@ def started(artifact: pathlib.Path) -> Server:
         import grpc
 
         from bart_export.server.options import ServeOptions
-        from bart_export.server.serve import running
         from bart_export.server.sources import LITERT, ServedModel
+
+        sys.path.append(str(TESTS))
+        from support.rest_server import running
 
         errors = Errors()
         logging.getLogger().addHandler(errors)
