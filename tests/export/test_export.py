@@ -194,8 +194,8 @@ def export_fails(earlier, error, match):
 def test_a_file_that_fails_leaves_the_previous_artifact_as_it_was(earlier, monkeypatch):
     right = layers.embed
 
-    def embed(config, parameters, side, ids, positions):
-        return right(config, parameters, side, ids, positions + (side == "decoder"))
+    def embed(bart, side, ids, positions):
+        return right(bart, side, ids, positions + (side == "decoder"))
 
     monkeypatch.setattr(layers, "embed", embed)
     assert export_fails(earlier, VerificationFailed, rf"^{FLOAT_FILE} does not say") == 1
