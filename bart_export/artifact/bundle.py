@@ -7,14 +7,13 @@ import dataclasses
 import os
 import pathlib
 
-from bart_export.artifact import artifact, manifest_file
+from bart_export.artifact import ASSETS, artifact, manifest_file
 from bart_export.artifact.artifact import GOLDEN, REPORT, Artifact
 from bart_export.artifact.directories import MANIFEST
 from bart_export.artifact.figures import Golden
 from bart_export.errors import ArtifactError
 
-# Where the app of this repository looks for its model, and a file that tells its project.
-ASSETS = pathlib.Path("android/app/src/main/assets/bart")
+# A file that tells the project of the app whose model lies at ASSETS.
 PROJECT = pathlib.Path("android/settings.gradle.kts")
 
 

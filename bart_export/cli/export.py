@@ -10,14 +10,13 @@ import pathlib
 import shlex
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import click
 
 from bart_export import cli
-from bart_export.artifact import bundle
-from bart_export.artifact.artifact import Artifact, check_replaceable
+from bart_export.artifact import ASSETS
 from bart_export.cli import COUNT, PATH, Value, Values
-from bart_export.config import GenerationConfig
 from bart_export.contract import StaticShapes
 from bart_export.errors import lookup
 from bart_export.export.options import (
@@ -29,6 +28,9 @@ from bart_export.export.options import (
 )
 from bart_export.progress import stages
 from bart_export.recipes import metrics, table
+
+if TYPE_CHECKING:
+    from bart_export.artifact.artifact import Artifact
 
 ALL = "all"
 SHAPES = ("dynamic", "static")
@@ -152,10 +154,10 @@ OPTIONS = (
         "--android",
         type=PATH,
         is_flag=False,
-        flag_value=str(bundle.ASSETS),
+        flag_value=str(ASSETS),
         metavar="[DIRECTORY]",
         help="Also write a bundle for an Android app, with a static build of one recipe, to this "
-        f"directory. Default, in a clone of bart-export: {bundle.ASSETS}. "
+        f"directory. Default, in a clone of bart-export: {ASSETS}. "
         "Implies --shapes static.",
     ),
     cli.values(
@@ -236,6 +238,8 @@ def run(
     options, output = TARGETS[target].make(given), output or default_output(preset)
     android = given.get("android")
     if android is not None:
+        from bart_export.artifact import bundle
+
         bundle.check_target(android, output)
     export_to(preset, target, options, output, android, task)
 
@@ -272,15 +276,23 @@ def export_to(
     task: str | None = None,
 ) -> None:
     """Run an export with progress, bundle it where that is asked, and say what was made."""
+    from bart_export.artifact import bundle
+    from bart_export.artifact.artifact import check_replaceable
     from bart_export.checkpoints.resolve import resolve_preset
     from bart_export.cli import inspect
+    from bart_export.verify import data
 
     cli.require("Exporting", cli.EXPORT_PACKAGES, "export")
     recipes = options.recipes if isinstance(options, TfliteOptions) else ()
     with stages(8 + 2 * len(recipes) + (android is not None) if recipes else 9) as stage:
         # What is wrong with an argument is said before TensorFlow takes its seconds to load.
         resolved = resolve_preset(preset, task, stage)
-        check_early(options, resolved.defaults.generation, output)
+        check_replaceable(pathlib.Path(os.path.realpath(output)))
+        for name in ("data", "calibration_data"):
+            if (path := getattr(options, name, None)) is not None:
+                data.read(path)
+        if isinstance(options, SavedModelOptions):
+            options.settings(resolved.defaults.generation)
         with cli.loading_tensorflow(stage):
             from bart_export.export.pipeline import export_resolved
         artifact = export_resolved(resolved, options, output, stage)
@@ -302,30 +314,14 @@ def export_to(
             click.echo(line)
 
 
-def check_early(options: Options, generation: GenerationConfig, output: pathlib.Path) -> None:
-    """Refuse what the export itself would refuse, but only once TensorFlow is loaded.
-
-    Raises:
-        ArtifactError: for a place that cannot become an artifact.
-        InputError: for texts that cannot be read.
-        ConfigurationError: for settings that a SavedModel cannot have.
-    """
-    from bart_export.verify import data
-
-    check_replaceable(pathlib.Path(os.path.realpath(output)))
-    for name in ("data", "calibration_data"):
-        if (path := getattr(options, name, None)) is not None:
-            data.read(path)
-    if isinstance(options, SavedModelOptions):
-        options.settings(generation)
-
-
-def bundle_lines(bundled: Artifact) -> Iterator[str]:
+def bundle_lines(bundled: "Artifact") -> Iterator[str]:
     """Yield the lines about a bundle: where it lies and what it takes, and a limit it is beyond."""
+    from bart_export.artifact import bundle
+
     size = bundle.size(bundled)
     use = (
         "Open android/ in Android Studio to build the app."
-        if bundled.directory == bundle.ASSETS
+        if bundled.directory == ASSETS
         else "An app has it as assets/bart; see android/README.md of bart-export."
     )
     yield (
