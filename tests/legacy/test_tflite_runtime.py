@@ -73,7 +73,9 @@ def test_float32_gives_the_golden_answers_token_for_token():
     assert isinstance(generator.engine.backend, InterpreterBackend)
     for case in CASES:
         generation = GenerationConfig.from_dict(case["generation"])
-        state = generator.start(case["source_token_ids"], generation)
+        state = generator.engine.start(
+            case["source_token_ids"], generation.num_beams, generation.max_length
+        )
         best = run(search(generation), generator.engine.step, state)[0]
         expected = case["files"]["tflite/float32.tflite"]
         assert list(best.token_ids) == expected["token_ids"]
