@@ -19,9 +19,12 @@ import types
 import typing
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any, BinaryIO, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, TypeVar
 
 from bart_export.errors import shown
+
+if TYPE_CHECKING:
+    import jinja2
 
 Json = Any  # a value of a JSON text
 Hint = Any  # a type as an annotation has it
@@ -82,6 +85,19 @@ def scratch_directory() -> Iterator[pathlib.Path]:
             if error.errno in FULL and error.filename is None:
                 error.filename = place
             raise
+
+
+def templates(module: str) -> "jinja2.Environment":
+    """Return the templates beside a module, given by its `__file__`; jinja2 is of the export."""
+    import jinja2
+
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(pathlib.Path(module).parent / "templates"),
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
 def parse_json(content: bytes) -> Json:

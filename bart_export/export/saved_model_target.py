@@ -12,8 +12,7 @@ import pathlib
 import re
 from collections.abc import Sequence
 
-import jinja2
-
+from bart_export import documents
 from bart_export.artifact.artifact import SERVING, Artifact, Draft
 from bart_export.artifact.manifest import SAVED_MODEL, Memory, SavedModelEntry
 from bart_export.convert import saved_model
@@ -32,13 +31,7 @@ SERVING_FILES = (
     "models.config", "batching.config", "monitoring.config",
     "README.md", "compose.yaml", "kubernetes.yaml", "kserve.yaml",
 )  # fmt: skip
-TEMPLATES = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / "templates"),
-    undefined=jinja2.StrictUndefined,
-    keep_trailing_newline=True,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
+TEMPLATES = documents.templates(__file__)
 # The newest image known when this was written. It is older than the TensorFlow that exports, which
 # is why a SavedModel was loaded with TensorFlow 2.20.0 and gave its golden answers there.
 IMAGE_TAG = "2.20.0"

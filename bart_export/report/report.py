@@ -9,11 +9,9 @@ import pathlib
 import textwrap
 from collections.abc import Mapping, Sequence
 
-import jinja2
-
+from bart_export import documents
 from bart_export.artifact.artifact import REPORT
 from bart_export.artifact.manifest import HostEntry, Manifest, StaticEntry
-from bart_export.documents import is_number
 from bart_export.presets import PRESETS
 from bart_export.report import facts, pictures
 from bart_export.report.facts import Figure, ReportedFile
@@ -67,13 +65,7 @@ def render(manifest: Manifest, drawn: Sequence[str]) -> str:
     files = facts.reported_files(manifest)
     measured = [row for file in files if (row := file.measurement) and row.lengths]
     known = PRESETS.get(manifest.preset)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / "templates"),
-        undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = documents.templates(__file__)
     environment.filters |= {
         "paragraph": paragraph, "bullet": bullet, "cell": cell, "interval": interval,
         "number": "{:,}".format,
@@ -108,7 +100,9 @@ def render(manifest: Manifest, drawn: Sequence[str]) -> str:
         contents=facts.contents(manifest),
         others={
             row.file: ", ".join(
-                f"{name} {value:.4g}" for name, value in row.to_dict().items() if is_number(value)
+                f"{name} {value:.4g}"
+                for name, value in row.to_dict().items()
+                if documents.is_number(value)
             )
             for row in manifest.verification
             if row.file not in {file.name for file in files}
