@@ -107,10 +107,8 @@ class Service:
                     return await work
                 finally:
                     gone.cancel()
-            except (
-                asyncio.CancelledError,
-                ClientDisconnect,
-            ):  # nobody reads it, or the server ends
+            except (asyncio.CancelledError, ClientDisconnect):
+                # Nobody reads it, or the server ends.
                 return error_answer(StatusError(Code.UNAVAILABLE, "The server is ending"))
             except Exception as error:
                 return error_answer(error)

@@ -245,8 +245,7 @@ def with_short_variables(directory):
     ids=["no graph", "garbage", "no variables", "short variables"],
 )
 def test_a_damaged_model_is_one_line(half_plus_two_directory, tmp_path, opened, capfd, damage):
-    directory = tmp_path / "1"
-    shutil.copytree(half_plus_two_directory, directory)
+    directory = shutil.copytree(half_plus_two_directory, tmp_path / "1")
     damage(directory)
     with pytest.raises(StatusError) as refused:
         opened(directory)
@@ -297,8 +296,7 @@ BATCHES_OF_FOUR = "max_batch_size { value: 4 } batch_timeout_micros { value: 600
 
 def with_parameters(directory, tmp_path, text):
     """Return a copy of a version directory that has its own batching parameters."""
-    copied = tmp_path / "1"
-    shutil.copytree(directory, copied)
+    copied = shutil.copytree(directory, tmp_path / "1")
     (copied / "batching_params.pbtxt").write_text(text)
     return copied
 
@@ -335,8 +333,6 @@ def test_defaults_count_for_each_row_of_a_batch(assorted_directory, tmp_path, op
 
 
 BATCH_AT_ONCE = "max_batch_size { value: 4 }"
-
-
 INVALID = Code.INVALID_ARGUMENT
 # A signature, its outputs and inputs, and the code and words of the refusal.
 NOT_BATCHED = {
