@@ -137,24 +137,18 @@ class Lease:
     """A servable that is not closed while the lease lasts, nor before its work has ended.
 
     A front stops waiting when a client goes away or time is over, a moment before the work stops.
+    `hold` adds to the number of those that hold the servable.
     """
 
     servable: Servable
     version: int
-    futures: list["Future[Any]"] = dataclasses.field(default_factory=list)
+    hold: Callable[[int], None]
 
     def keep(self, future: "Future[Answer]") -> "Future[Answer]":
         """Hold the servable until `future` is done, too, and return `future`."""
-        self.futures.append(future)
+        self.hold(1)
+        future.add_done_callback(lambda _: self.hold(-1))
         return future
-
-    def after_work(self, act: Callable[[], None]) -> None:
-        """Do something once all work that was given to the servable has ended."""
-        running = next((future for future in self.futures if not future.done()), None)
-        if running is None:
-            act()
-        else:
-            running.add_done_callback(lambda _: self.after_work(act))
 
 
 QUEUE_FULL = "The batch scheduling queue to which this task was submitted is full"

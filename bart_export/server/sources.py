@@ -62,6 +62,15 @@ class ServedModel:
     policy: VersionPolicy = VersionPolicy()
     labels: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
+    def missing(self, found: Collection[int]) -> str:
+        """Return what is wanted and is not among the versions found, or ""."""
+        absent = ", ".join(map(str, sorted((self.policy.specific or frozenset()) - set(found))))
+        if absent:
+            return f"Version {absent} of servable {self.name} not found under {self.base_path}"
+        if not found:
+            return f"No versions of servable {self.name} found under base path {self.base_path}"
+        return ""
+
 
 def from_proto(config: messages.Message) -> list[ServedModel]:
     """Return the models that a ModelServerConfig lists; a platform is the name of an engine.

@@ -102,7 +102,7 @@ def test_a_version_that_cannot_be_loaded_is_passed_over_until_it_changes(store, 
     (torn / "variables").mkdir()
     wait_until(lambda: latest(store) == 3)
     assert opener.attempts == [1, 3, 3, 3, 2, 3]
-    assert len(store.models["m"].versions) == 3  # the one that failed is forgotten
+    assert len(store.versions) == 3  # the one that failed is forgotten
 
 
 def test_an_older_version_answers_where_the_latest_cannot_be_loaded(store, opener, base_path):
@@ -202,9 +202,9 @@ def test_a_version_no_longer_wanted_once_it_is_loaded_is_closed(store, opener, b
     opener.gates[2] = threading.Event()
     add_version(base_path, 2)
     wait_until(lambda: opener.attempts == [1, 2])
-    store.models["m"].withdraw()
-    opener.gates[2].set()
-    wait_until(lambda: states(store) == {1: State.END, 2: State.END})
+    threading.Timer(0.05, opener.gates[2].set).start()
+    store.stop()
+    assert states(store) == {1: State.END, 2: State.END}
     assert opener.of(2).closed.is_set()
 
 
@@ -213,10 +213,9 @@ def test_a_look_that_ends_after_its_model_was_withdrawn_changes_nothing(store, o
     opener.looking.clear()
     looks = opener.looks
     wait_until(lambda: opener.looks > looks)
-    store.models["m"].withdraw()
-    wait_until(lambda: states(store) == {1: State.END})
+    store.stop()
     opener.looking.set()
-    wait_until(lambda: store.models["m"].thread is None)
+    store.thread.join(5)
     assert states(store) == {1: State.END}
 
 

@@ -57,8 +57,7 @@ def test_a_label_waits_for_its_version_when_another_answers_first(
 
     def serve_until_one_answers(models):
         serve(models)
-        statuses = store.models["m"].statuses
-        wait_until(lambda: any(one.state == State.AVAILABLE for one in statuses().values()))
+        wait_until(lambda: any(one.state == State.AVAILABLE for one in store.versions))
         threading.Timer(0.1, gate.set).start()
 
     monkeypatch.setattr(store, "_serve", serve_until_one_answers)
@@ -190,7 +189,7 @@ def test_new_models_that_do_not_become_available_are_told(store, opener, base_pa
     assert latest(store) == 2
     assert store.names() == ["m", "broken", "empty", "absent"]
     add_version(tmp_path / "absent", 1)
-    wait_until(lambda: store.models["absent"].statuses())
+    wait_until(lambda: any(version.model.name == "absent" for version in store.versions))
     wait_until(lambda: states(store, "absent") == {1: State.AVAILABLE})
 
 
@@ -201,7 +200,7 @@ def test_a_list_that_cannot_be_followed_withdraws_nothing(store, opener, base_pa
         assert refusal(lambda: store.configure(wrong))[0] == Code.UNKNOWN
         assert latest(store, label="stable") == 2
     add_version(tmp_path / "absent", 1)
-    wait_until(lambda: store.models["absent"].statuses())
+    wait_until(lambda: any(version.model.name == "absent" for version in store.versions))
     labelled = [served(tmp_path / "absent", "absent", labels={"stable": 3})]
     assert refusal(lambda: store.configure(labelled))[0] == Code.FAILED_PRECONDITION
     assert latest(store, label="stable") == 2

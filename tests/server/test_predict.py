@@ -67,34 +67,34 @@ def waiting(seconds, limits):
 
 
 class Lender:
-    """Lends a servable; says whether it has been given back."""
+    """Lends a servable; knows how many hold it."""
 
     def __init__(self, servable):
         self.servable = servable
-        self.returned = False
+        self.holders = 0
 
     @contextlib.contextmanager
     def lease(self):
-        lease = Lease(self.servable, 1)
+        self.hold(1)
         try:
-            yield lease
+            yield Lease(self.servable, 1, self.hold)
         finally:
-            lease.after_work(self.give_back)
+            self.hold(-1)
 
-    def give_back(self):
-        self.returned = True
+    def hold(self, number):
+        self.holders += number
 
 
 def test_the_outputs_are_returned_and_the_lease_given_back():
     async def ask():
         with lender.lease() as lease:
             outputs = await run(lease, waiting(0.05, Limits()))
-            assert not lender.returned
+            assert lender.holders
         return outputs
 
     lender = Lender(Arithmetic())
     assert asyncio.run(ask())["seconds"] == pytest.approx(0.05)
-    assert lender.returned
+    assert not lender.holders
 
 
 @pytest.mark.parametrize("is_cancelled", [True, False])
@@ -124,9 +124,9 @@ def test_work_that_nobody_waits_for_stops_and_holds_its_servable_until_then(is_c
     lender = Lender(Stubborn())
     asyncio.run(give_up())
     assert limits.stop.is_set()
-    assert not lender.returned
+    assert lender.holders
     release.set_result({})
-    assert lender.returned
+    assert not lender.holders
 
 
 def test_what_the_work_raises_is_told():
