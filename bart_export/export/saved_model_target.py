@@ -22,7 +22,6 @@ from bart_export.export.options import SavedModelOptions
 from bart_export.export.target import ExportedFile, ExportResult, Model
 from bart_export.progress import Stage
 from bart_export.runtime.generator import ModelInfo
-from bart_export.server import opening
 from bart_export.verify import golden
 from bart_export.verify.saved_model import check_saved_model
 
@@ -157,7 +156,7 @@ def write_deployment(draft: Draft, version: int, info: ModelInfo) -> Memory:
     (directory / BATCHING_PARAMETERS).write_text(
         parameters.render(max_batch_size=warm_up.MAX_BATCH_SIZE), encoding="utf-8"
     )
-    opening.write_warmup(directory, warm_up.warm_up_requests(info, text))
+    warm_up.write_requests(directory, warm_up.warm_up_requests(info, text))
     memory = warm_up.measure_memory(directory, warm_up.largest_request(info, text))
     versions = sorted({*earlier_versions(draft.target), version})
     size = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())

@@ -102,6 +102,18 @@ def predict_request(
     return message
 
 
+def write_requests(directory: pathlib.Path, requests: Sequence[PredictRequest]) -> None:
+    """Write the warm-up requests of a version directory: a TFRecord file of PredictionLogs."""
+    import tensorflow as tf
+
+    path = directory / opening.WARMUP_REQUESTS
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for request in requests:
+            log = messages.PredictionLog(predict_log={"request": request})
+            writer.write(log.SerializeToString(deterministic=True))
+
+
 def measure_memory(directory: pathlib.Path, largest: PredictRequest) -> Memory:
     """Measure what a version directory takes.
 

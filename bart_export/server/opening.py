@@ -1,9 +1,8 @@
 """Opening a version with its engine, and running the warm-up requests that its directory brings.
 
 An engine is imported when the first model needs it, so that LiteRT serves where there is no
-TensorFlow. The requests are a TFRecord file of PredictionLog messages and run one after the other;
-one that fails fails the load. The rules are those of TensorFlow Serving's saved_model_warmup.cc,
-the format that of TensorFlow's core/lib/io/record_writer.h.
+TensorFlow. The requests of a SavedModel are a TFRecord file of PredictionLog messages and run one
+after the other; one that fails fails the load (TensorFlow Serving's saved_model_warmup.cc).
 """
 
 import contextlib
@@ -11,13 +10,11 @@ import importlib.util
 import itertools
 import logging
 import pathlib
-import struct
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 from google.protobuf.message import DecodeError
 
-from bart_export import documents
 from bart_export.artifact.artifact import Artifact
 from bart_export.errors import ArtifactError, MissingExtra
 from bart_export.server import messages, predict, tensors
@@ -34,12 +31,6 @@ WARMUP_REQUESTS = pathlib.PurePath("assets.extra", "tf_serving_warmup_requests")
 MAX_RECORDS = 1000
 MAX_BYTES = 1 << 28  # of all records; those of an export have some kilobytes
 
-LENGTH, CHECKSUM = struct.Struct("<Q"), struct.Struct("<I")
-HEADER_BYTES = LENGTH.size + CHECKSUM.size
-# The reversed Castagnoli polynomial of CRC-32C (RFC 3720, appendix B.4).
-CASTAGNOLI = 0x82F63B78
-MASK_DELTA = 0xA282EAD8
-
 
 def opener(options: ServeOptions, metrics: Metrics) -> OpenVersion:
     """Return the function that opens a version of a model and warms it up."""
@@ -50,8 +41,13 @@ def opener(options: ServeOptions, metrics: Metrics) -> OpenVersion:
         with contextlib.ExitStack() as stack:
             stack.callback(servable.close)
             if served.engine == LITERT:
-                check_export(path, number)
-            if options.warmup and (path / WARMUP_REQUESTS).is_file():
+                exports = Artifact.open(path).manifest.exports
+                if exports != number:
+                    raise ArtifactError(
+                        f"{path} must hold export {number}, but export {exports} took its place. "
+                        "The next look finds that one."
+                    )
+            elif options.warmup and (path / WARMUP_REQUESTS).is_file():
                 warm_up(servable, path, metrics, deadline)
             stack.pop_all()
         return servable
@@ -83,16 +79,6 @@ ENGINES: Mapping[str, Callable[[pathlib.Path, ServeOptions], Servable]] = {
 }
 
 
-def check_export(path: pathlib.Path, number: int) -> None:
-    """Hold an artifact to the number by which it was found."""
-    exports = Artifact.open(path).manifest.exports
-    if exports != number:
-        raise ArtifactError(
-            f"{path} must hold export {number}, but export {exports} took its place. The next look "
-            "finds that one."
-        )
-
-
 def warm_up(servable: Servable, path: pathlib.Path, metrics: Metrics, deadline: float) -> None:
     """Run the warm-up requests of a version directory, and time them."""
     began, code = time.perf_counter(), Code.OK
@@ -108,14 +94,14 @@ def warm_up(servable: Servable, path: pathlib.Path, metrics: Metrics, deadline: 
 
 
 def run_warmup(servable: Servable, directory: pathlib.Path, deadline: float | None = None) -> int:
-    """Run the warm-up requests of a version directory, if it has some; return their number.
+    """Run the warm-up requests of a version directory; return their number.
 
     Raises:
         StatusError: for a file that is damaged or too large, or a request that fails.
     """
+    from bart_export.server.tensorflow_engine import read_records
+
     path = directory / WARMUP_REQUESTS
-    if not path.is_file():
-        return 0
     if (size := path.stat().st_size) > MAX_BYTES:
         raise invalid(f"{path} must have at most {MAX_BYTES} bytes; has {size}")
     records = list(itertools.islice(read_records(path), MAX_RECORDS + 1))
@@ -146,60 +132,3 @@ def run_log(servable: Servable, log: messages.Message, limits: Limits) -> None:
     outputs = predict.chosen_outputs(signature, request.output_filter)
     call = Call(signature=name, inputs=inputs, outputs=outputs, limits=limits)
     servable.submit(call).result(limits.remaining())
-
-
-def write_warmup(directory: pathlib.Path, requests: Iterable[messages.Message]) -> None:
-    """Write PredictRequests as the warm-up requests of a version directory."""
-    path = directory / WARMUP_REQUESTS
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        for request in requests:
-            log = messages.PredictionLog(predict_log={"request": request})
-            content: bytes = log.SerializeToString(deterministic=True)
-            for part in (LENGTH.pack(len(content)), content):
-                file.write(part + CHECKSUM.pack(masked_crc32c(part)))
-
-
-def read_records(path: pathlib.Path) -> Iterator[bytes]:
-    """Yield the records of a TFRecord file: each a length and a content, with checksums.
-
-    Raises:
-        StatusError: DATA_LOSS for a file that is no TFRecord file, or no more.
-    """
-
-    def checked(start: int, data: bytes, length: int) -> bytes:
-        complete = len(data) >= length + CHECKSUM.size
-        if complete and CHECKSUM.unpack(data[length:])[0] == masked_crc32c(data[:length]):
-            return data[:length]
-        raise StatusError(
-            Code.DATA_LOSS,
-            f"{'corrupted' if complete else 'truncated'} record at {start} of {path}. Please "
-            "verify your warmup data is in TFRecord format.",
-        )
-
-    with documents.open_regular(path) as file:
-        size = path.stat().st_size
-        while header := file.read(HEADER_BYTES):
-            start = file.tell() - len(header)
-            (length,) = LENGTH.unpack(checked(start, header, LENGTH.size))
-            # Not more than there is: a length that was tampered with must not allocate anything.
-            yield checked(start, file.read(min(length, size) + CHECKSUM.size), length)
-
-
-def crc_of_byte(byte: int) -> int:
-    """Return the CRC-32C register after one byte."""
-    for _ in range(8):
-        byte = byte >> 1 ^ (CASTAGNOLI if byte & 1 else 0)
-    return byte
-
-
-CRC_TABLE = tuple(map(crc_of_byte, range(256)))
-
-
-def masked_crc32c(content: bytes) -> int:
-    """Return the checksum that a TFRecord stores: a CRC-32C, masked as data may have CRCs in it."""
-    register = 0xFFFFFFFF
-    for byte in content:
-        register = CRC_TABLE[(register ^ byte) & 0xFF] ^ register >> 8
-    register ^= 0xFFFFFFFF
-    return ((register >> 15 | register << 17) + MASK_DELTA) & 0xFFFFFFFF

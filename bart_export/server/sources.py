@@ -132,12 +132,6 @@ def read_config(path: pathlib.Path) -> list[ServedModel]:
     """
     try:
         return from_proto(messages.read_text(path, messages.ModelServerConfig))
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be read: {error.strerror}.") from None
-    except ValueError as error:
-        raise ConfigurationError(
-            f"{path} must hold a tensorflow.serving.ModelServerConfig as text: {error}"
-        ) from None
     except StatusError as error:
         raise ConfigurationError(f"{path}: {error}") from error
 
@@ -304,27 +298,19 @@ def numbered_directories(base_path: pathlib.Path) -> dict[int, pathlib.Path]:
 def complete(directory: pathlib.Path, folder: str = "") -> Artifact:
     """Open an artifact whose files, or those of a folder, are as long as its manifest says."""
     artifact = Artifact.open(directory)
-    try:
-        check_lengths(artifact, folder)
-    except ArtifactError:
-        if Artifact.open(directory).manifest == artifact.manifest:
-            raise
-        # Another took its place between the manifest and a file.
-        return complete(directory, folder)
-    return artifact
-
-
-def check_lengths(artifact: Artifact, folder: str) -> None:
-    """Hold the files of an artifact's folder to the lengths in its manifest."""
     for name, entry in artifact.manifest.files.items():
-        if name.startswith(folder):
-            path = artifact.directory / name
-            try:
-                size = path_of(artifact.directory, name).stat().st_size
-            except OSError as error:
-                raise ArtifactError(f"{path} cannot be read: {error.strerror}.") from None
-            if size != entry.bytes:
-                raise ArtifactError(f"{path} has {size} of {entry.bytes} bytes.")
+        if not name.startswith(folder):
+            continue
+        try:
+            size = path_of(directory, name).stat().st_size
+            fault = f"has {size} of {entry.bytes} bytes" if size != entry.bytes else ""
+        except OSError as error:
+            fault = f"cannot be read: {error.strerror}"
+        if fault and Artifact.open(directory).manifest == artifact.manifest:
+            raise ArtifactError(f"{directory / name} {fault}.")
+        if fault:  # another took its place between the manifest and a file
+            return complete(directory, folder)
+    return artifact
 
 
 def listing(path: pathlib.Path) -> object:

@@ -9,7 +9,6 @@ A SavedModel is a program. One from elsewhere is run as it is, as TensorFlow Ser
 an artifact is held to what bart-export writes, since anybody can make a manifest fit other files.
 """
 
-import contextlib
 import dataclasses
 import functools
 import gc
@@ -48,6 +47,7 @@ with native_stderr_silenced():
     from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
     from tensorflow.python.client import pywrap_tf_session as native
     from tensorflow.python.framework.ops import SymbolicTensor
+    from tensorflow.python.lib.io.tf_record import tf_record_random_reader
 logging.getLogger("tensorflow").setLevel(logging.ERROR)
 # TensorFlow's modules are for good. Walking them holds up everybody for a third of a second.
 gc.collect()
@@ -90,12 +90,13 @@ def open_version(directory: pathlib.Path, options: ServeOptions) -> "SavedModelS
     if artifact_of(directory):
         check_operators(directory)
     servable = open_saved_model(directory, options)
-    with contextlib.ExitStack() as stack:
-        stack.callback(servable.close)
+    try:
         # It may have been altered between its hash and its loading.
         if artifact := artifact_of(directory):
             servable.reader = TextReader.from_artifact(artifact)
-        stack.pop_all()
+    except Exception:
+        servable.close()
+        raise
     return servable
 
 
@@ -175,11 +176,9 @@ class SavedModelServable:
         self.reader: TextReader | None = None
         self._session = session
 
-        @functools.cache
-        def tensor(name: str) -> Any:
-            return SymbolicTensor._as_tf_output(session.graph.get_tensor_by_name(name))
-
-        self._tensor = tensor
+        self._tensor = functools.cache(
+            lambda name: SymbolicTensor._as_tf_output(session.graph.get_tensor_by_name(name))
+        )
         self.signature_defs: dict[str, Message] = {
             name: messages.SignatureDef.FromString(signature.SerializeToString())
             for name, signature in meta_graph.signature_def.items()
@@ -285,6 +284,31 @@ def for_each_row(defaults: Tensors, inputs: Tensors) -> Tensors:
     }
 
 
+def read_records(path: pathlib.Path) -> Iterator[bytes]:
+    """Yield the records of a TFRecord file (TensorFlow's core/lib/io/record_writer.h).
+
+    Raises:
+        StatusError: DATA_LOSS for a file that is no TFRecord file, or not the whole of one.
+    """
+    reader, start, size = tf_record_random_reader(str(path)), 0, path.stat().st_size
+    with documents.open_regular(path) as file:
+        while start < size:
+            file.seek(start)
+            length = int.from_bytes(file.read(8), "little")
+            try:
+                # TensorFlow would allocate whatever length there is.
+                if start + 8 + 4 + length + 4 > size:
+                    raise tf.errors.DataLossError(None, None, f"truncated record at {start}")
+                record, start = reader.read(start)
+            except tf.errors.DataLossError as error:
+                raise StatusError(
+                    Code.DATA_LOSS,
+                    f"{path}: {error.message}. Please verify your warmup data is in TFRecord "
+                    "format.",
+                ) from None
+            yield record
+
+
 ROOT_ERROR = re.compile(r"^\s*\(0\) [A-Z_]+: ")
 
 
@@ -319,30 +343,23 @@ def check_operators(directory: pathlib.Path) -> None:
     except (OSError, DecodeError) as error:
         raise refusal(directory, f"a {GRAPH} that cannot be read: {error}") from None
     for meta_graph in saved_model.meta_graphs:
-        check_graph(meta_graph, directory)
-
-
-def check_graph(meta_graph: Message, directory: pathlib.Path) -> None:
-    """Check one graph of a SavedModel; see `check_operators`."""
-    functions = {
-        function.signature.name: function.node_def
-        for function in meta_graph.graph_def.library.function
-    }
-    nodes = [*meta_graph.graph_def.node, *itertools.chain(*functions.values())]
-    # A function of an operator's name would be called in its stead.
-    strange = {node.op for node in nodes} - OPERATORS | functions.keys() & OPERATORS
-    if strange:
-        raise refusal(directory, f"the operators {', '.join(sorted(strange))}")
-    saver = meta_graph.saver_def
-    allowed = {
-        node_name(saver.save_tensor_name): FILE_OPERATORS,
-        saver.restore_op_name: {"RestoreV2"},
-    }
-    referenced = set(referenced_nodes(meta_graph))
-    for node in meta_graph.graph_def.node:
-        files = operators_of(node, functions) & FILE_OPERATORS
-        if files - allowed.get(node.name, set()) or (files and node.name in referenced):
-            raise refusal(directory, f"{', '.join(sorted(files))} at {node.name}")
+        library = meta_graph.graph_def.library.function
+        functions = {function.signature.name: function.node_def for function in library}
+        nodes = [*meta_graph.graph_def.node, *itertools.chain(*functions.values())]
+        # A function of an operator's name would be called in its stead.
+        strange = {node.op for node in nodes} - OPERATORS | functions.keys() & OPERATORS
+        if strange:
+            raise refusal(directory, f"the operators {', '.join(sorted(strange))}")
+        saver = meta_graph.saver_def
+        allowed = {
+            node_name(saver.save_tensor_name): FILE_OPERATORS,
+            saver.restore_op_name: {"RestoreV2"},
+        }
+        referenced = set(referenced_nodes(meta_graph))
+        for node in meta_graph.graph_def.node:
+            files = operators_of(node, functions) & FILE_OPERATORS
+            if files - allowed.get(node.name, set()) or (files and node.name in referenced):
+                raise refusal(directory, f"{', '.join(sorted(files))} at {node.name}")
 
 
 def operators_of(node: Message, functions: Mapping[str, Iterable[Message]]) -> set[str]:

@@ -8,9 +8,14 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 from bart_export import contract
 from bart_export.errors import EngineError
-from bart_export.export.warm_up import MAX_BATCH_SIZE, largest_request, measure_memory
+from bart_export.export.warm_up import (
+    MAX_BATCH_SIZE,
+    largest_request,
+    measure_memory,
+    write_requests,
+)
 from bart_export.runtime.generator import ModelInfo
-from bart_export.server import messages, opening
+from bart_export.server import messages
 from bart_export.verify.golden import TEXTS
 
 SIGNATURES = {signature.name: signature for signature in contract.saved_model_signatures()}
@@ -82,7 +87,7 @@ def test_a_version_that_does_not_serve_its_warm_up_is_found_out(deployed, tmp_pa
         (version / name).symlink_to(draft.directory / "saved_model/2" / name)
     wrong = messages.PredictRequest()
     wrong.model_spec.signature_name = "tokenise"
-    opening.write_warmup(version, [wrong])
+    write_requests(version, [wrong])
     with pytest.raises(EngineError, match='Version 2 .*[Ww]armup record 1 .*"?tokenise'):
         measure_memory(version, wrong)
     (version / "saved_model.pb").unlink()
