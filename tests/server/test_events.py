@@ -177,6 +177,9 @@ def test_pieces_of_a_real_model_are_what_it_generates(mini_artifact, parameters,
     assert name == "done"
     assert len(tokens) >= fewest
     assert "".join(data["text"] for _, data in tokens) == expected.text
+    counts = [data["tokens"] for _, data in tokens]
+    assert counts == sorted(counts)
+    assert len(set(counts)) >= fewest
     assert done["generated_text"] == [sequence.text for sequence in expected.sequences]
     assert done["scores"] == pytest.approx([one.score for one in expected.sequences], abs=1e-4)
     assert done["tokens"] == expected.timings.tokens

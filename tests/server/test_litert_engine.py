@@ -118,20 +118,6 @@ def test_lengths_are_brought_within_the_model(servable, generator):
     assert received["generated_text"][0, 0] == expected.encode()
 
 
-def test_a_stream_is_the_text_and_ends_with_the_result(servable, generator):
-    pieces = []
-    call = StreamCall(
-        text=TEXT,
-        parameters={"num_beams": 1},
-        emit=lambda piece, tokens: pieces.append((piece, tokens)),
-    )
-    result = servable.stream(call).result(timeout=60)
-    assert "".join(piece for piece, _ in pieces) == result.text
-    assert result.text == generator.generate(TEXT, num_beams=1).text
-    counts = [tokens for _, tokens in pieces]
-    assert counts == sorted(counts) and len(set(counts)) > 3
-
-
 def test_stopping_ends_the_work_before_the_next_token(servable):
     limits = Limits()
     pieces = []

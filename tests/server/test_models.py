@@ -65,42 +65,6 @@ def test_a_label_waits_for_its_version_when_another_answers_first(
     assert [latest(store, label=label) for label in LABELS] == [1, 2]
 
 
-MISSING = "Servable not found for request: "
-# What is asked for, and what is said of it.
-LOOKUPS = [
-    (ModelSpec(""), "ModelSpec has no name specified."),
-    (ModelSpec("x"), f"{MISSING}Latest(x)"),
-    (ModelSpec("x", 3), f"{MISSING}Specific(x, 3)"),
-    (ModelSpec("m", 99), f"{MISSING}Specific(m, 99)"),
-    (ModelSpec("m", 0), f"{MISSING}Specific(m, 0)"),
-    (ModelSpec("m", label="L"), "Unrecognized servable version label: L"),
-    (ModelSpec("x", label="stable"), "Unrecognized servable version label: stable"),
-]
-STATES = [
-    (ModelSpec("x"), "Could not find any versions of model x"),
-    (ModelSpec("m", 99), "Could not find version 99 of model m"),
-]
-
-
-@pytest.mark.parametrize(("spec", "text"), LOOKUPS)
-def test_what_cannot_be_found_is_told_as_tensorflow_serving_does(labelled, spec, text):
-    code = Code.NOT_FOUND if text.startswith(MISSING) else Code.INVALID_ARGUMENT
-    assert refusal(lambda: labelled.lease(spec).__enter__()) == (code, text)
-
-
-@pytest.mark.parametrize(("spec", "text"), STATES)
-def test_the_state_of_what_there_is_not(labelled, spec, text):
-    assert refusal(lambda: labelled.status(spec)) == (Code.NOT_FOUND, text)
-
-
-def test_states_are_told_from_the_highest_version_down(labelled):
-    told = labelled.status(ModelSpec("m", label="no such label"))
-    assert [status.version for status in told] == [2, 1]
-    assert {status.state for status in told} == {State.AVAILABLE}
-    (one,) = labelled.status(ModelSpec("m", 1))
-    assert one == told[1]
-
-
 def test_labels_name_versions_and_move(labelled, base_path):
     assert [latest(labelled, label=label) for label in LABELS] == [1, 2]
     moved = {"stable": 2, "canary": 2, "last": 1}
