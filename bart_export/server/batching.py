@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
+from bart_export.errors import ConfigurationError
 from bart_export.server import messages
 from bart_export.server.merging import merged_inputs, row_count, split_outputs
 from bart_export.server.servable import QUEUE_FULL, Limits, Tensors
@@ -106,17 +107,17 @@ def read_parameters(path: pathlib.Path) -> Parameters:
     """
     try:
         message = messages.read_text(path, messages.BatchingParameters)
-        fields = {
-            field.name: value.value if hasattr(value, "value") else value
-            for field, value in message.ListFields()
-        }
-        sizes = tuple(fields.pop("allowed_batch_sizes", ()))
+    except ConfigurationError as error:
+        raise invalid(str(error)) from None
+    fields = {
+        field.name: value.value if hasattr(value, "value") else value
+        for field, value in message.ListFields()
+    }
+    sizes = tuple(fields.pop("allowed_batch_sizes", ()))
+    try:
         return Parameters(allowed_batch_sizes=sizes, **fields)
-    except (OSError, ValueError, StatusError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise invalid(
-            f"{path} should hold the text of a BatchingParameters message: {reason}"
-        ) from None
+    except StatusError as error:
+        raise invalid(f"{path}: {error}") from None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

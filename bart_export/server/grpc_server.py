@@ -9,7 +9,7 @@ import asyncio
 import logging
 import pathlib
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -27,7 +27,6 @@ from bart_export.server.models import ModelSpec, ModelStore
 from bart_export.server.options import MAX_ANSWER_BYTES, ServeOptions
 from bart_export.server.predict import NO_EXAMPLES, Predictor, check_inputs, run_off_loop
 from bart_export.server.servable import Limits, Tensors
-from bart_export.server.sources import ServedModel
 from bart_export.server.status import Code, StatusError, invalid, status_of_error
 
 # A method of a service: a request message and the limits of the call, and the response message.
@@ -143,14 +142,15 @@ class Services:
         """
         if not self.store.options.allow_reload_requests:
             raise StatusError(Code.PERMISSION_DENIED, NO_RELOADS)
-        await asyncio.shield(self.configure(sources.from_proto(request.config)))
-        return messages.ReloadConfigResponse()
+        models = sources.from_proto(request.config)
 
-    async def configure(self, models: Sequence[ServedModel]) -> None:
-        """Serve other models, one change at a time."""
-        # It may take minutes, and the threads that other work is given to are few.
-        async with self.configuring:
-            await asyncio.to_thread(self.store.configure, models)
+        async def configure() -> None:
+            # It may take minutes, and the threads that other work is given to are few.
+            async with self.configuring:
+                await asyncio.to_thread(self.store.configure, models)
+
+        await asyncio.shield(configure())
+        return messages.ReloadConfigResponse()
 
 
 def wanted_model(request: Message) -> ModelSpec:
@@ -302,14 +302,7 @@ class GrpcServer:
 
 def server_credentials(path: pathlib.Path) -> grpc.ServerCredentials:
     """Read TensorFlow Serving's SSLConfig text proto; keys and certificates stand in it as PEM."""
-    try:
-        config = messages.read_text(path, messages.SSLConfig)
-    except OSError as error:
-        raise ConfigurationError(f"Cannot read {path}: {error.strerror}.") from error
-    except ValueError as error:
-        raise ConfigurationError(
-            f"{path}: expected the text of an SSLConfig message: {error}"
-        ) from error
+    config = messages.read_text(path, messages.SSLConfig)
     # gRPC looks into them with the first port, and says of nothing what was wrong.
     with ThreadPoolExecutor(1) as executor, native_stderr_silenced():
         try:

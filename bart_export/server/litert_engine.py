@@ -26,7 +26,7 @@ from bart_export.runtime.engine import (
 )
 from bart_export.runtime.generator import Generator
 from bart_export.runtime.results import GeneratedSequence, Result, Timings
-from bart_export.server import messages
+from bart_export.server import messages, tensors
 from bart_export.server.options import ServeOptions
 from bart_export.server.servable import (
     Answer,
@@ -39,18 +39,11 @@ from bart_export.server.servable import (
     is_blank,
 )
 from bart_export.server.status import Code, StatusError, invalid
-from bart_export.server.tensors import (
-    DATA_TYPES,
-    Array,
-    data_type,
-    object_array,
-    to_proto,
-    type_name,
-)
+from bart_export.server.tensors import Array, object_array
 
 METHOD = "tensorflow/serving/predict"
 EARLY_STOPPING: Mapping[bytes, bool | str] = {b"true": True, b"false": False, b"never": "never"}
-SETTINGS = {tensor.name for tensor in contract.GENERATION_INPUTS}
+SETTINGS = {tensor.name: tensor for tensor in contract.GENERATION_INPUTS}
 # The sequence where a search found fewer than it was asked for; JSON has no infinity.
 NO_SEQUENCE = GeneratedSequence("", (), float(np.finfo(np.float32).min))
 
@@ -150,19 +143,21 @@ def signature_defs(generation: GenerationConfig) -> dict[str, messages.Message]:
         if signature.name not in COMPUTE:
             continue
         message = defs[signature.name] = messages.SignatureDef(method_name=METHOD)
-        for infos, tensors in (
+        for infos, declared in (
             (message.inputs, signature.inputs),
             (message.outputs, signature.outputs),
         ):
-            for tensor in tensors:
+            for tensor in declared:
                 info = infos[tensor.name]
                 info.name = f"{signature.name}_{tensor.name}:0"
-                info.dtype = DATA_TYPES["object" if tensor.dtype == "string" else tensor.dtype]
+                dtype = "object" if tensor.dtype == "string" else tensor.dtype
+                info.dtype = tensors.DATA_TYPES[dtype]
                 for size in tensor.shape(sizes):
                     info.tensor_shape.dim.add(size=-1 if size is None else size)
-        for tensor in signature.inputs:
-            if tensor.name in SETTINGS:
-                message.defaults[tensor.name].CopyFrom(to_proto(default(tensor, generation)))
+        for name, tensor in SETTINGS.items():
+            if name in message.inputs:
+                value = default(tensor, generation)
+                message.defaults[name].CopyFrom(tensors.to_proto(value))
     return defs
 
 
@@ -182,10 +177,10 @@ def check_inputs(signature_def: messages.Message, inputs: Tensors) -> None:
     """
     for place, (name, array) in enumerate(inputs.items()):
         info = signature_def.inputs[name]
-        if data_type(array) != info.dtype:
+        if tensors.data_type(array) != info.dtype:
             raise invalid(
-                f"Expects arg[{place}] to be {type_name(info.dtype)} but "
-                f"{type_name(data_type(array))} is provided"
+                f"Expects arg[{place}] to be {tensors.type_name(info.dtype)} but "
+                f"{tensors.type_name(tensors.data_type(array))} is provided"
             )
         if array.ndim != len(info.tensor_shape.dim):
             raise invalid(
@@ -295,7 +290,7 @@ def sequences_of(
     for number, row in enumerate(rows):
         settings: dict[str, Any] = {
             name: inputs[name].tolist()[number % len(inputs[name])]
-            for name in SETTINGS & inputs.keys()
+            for name in SETTINGS.keys() & inputs.keys()
         }
         if "max_length" in settings:
             settings["max_length"] = min(settings["max_length"], longest)

@@ -24,6 +24,7 @@ from google.protobuf import (
 from google.protobuf.internal import enum_type_wrapper
 
 from bart_export import documents
+from bart_export.errors import ConfigurationError
 
 # A message of protobuf, its class, its descriptor or their pool: what has which fields is known at
 # run time.
@@ -53,19 +54,26 @@ def enumeration(name: str) -> Message:
 
 
 def read_text(path: pathlib.Path, kind: Message) -> Message:
-    """Return the message that a file holds as text."""
-    with documents.open_regular(path) as file:
-        text = file.read(MAX_TEXT_BYTES + 1)
-    if len(text) > MAX_TEXT_BYTES:
-        raise ValueError(f"it has more than {MAX_TEXT_BYTES} bytes")
-    if BACKSLASHES in text:
-        raise ValueError(f"it has {len(BACKSLASHES)} backslashes in a row")
+    """Return the message that a file holds as text.
+
+    Raises:
+        ConfigurationError: for a file that cannot be read, or that holds no such text.
+    """
     try:
+        with documents.open_regular(path) as file:
+            text = file.read(MAX_TEXT_BYTES + 1)
+        if len(text) > MAX_TEXT_BYTES:
+            raise ValueError(f"it has more than {MAX_TEXT_BYTES} bytes")
+        if BACKSLASHES in text:
+            raise ValueError(f"it has {len(BACKSLASHES)} backslashes in a row")
         return text_format.Parse(text.decode(), kind(), descriptor_pool=POOL)
-    except text_format.ParseError as error:
-        raise ValueError(str(error)[:MAX_REASON]) from None
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}.") from None
+    except (text_format.ParseError, ValueError) as error:
+        reason = str(error)[:MAX_REASON]
     except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+        reason = "it is nested too deeply"
+    raise ConfigurationError(f"{path} must hold a {kind.DESCRIPTOR.full_name} as text: {reason}")
 
 
 def to_dict(message: Message) -> dict[str, object]:

@@ -21,7 +21,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from bart_export.errors import ConfigurationError, shown
+from bart_export.errors import shown
 from bart_export.runtime.results import Result
 from bart_export.server import messages, metrics, tensors
 from bart_export.server.http_server import JSON, error_response
@@ -350,13 +350,7 @@ def metrics_path(config_file: pathlib.Path | None) -> str | None:
     """Return where Prometheus finds the metrics."""
     if config_file is None:
         return METRICS_PATH
-    try:
-        config = messages.read_text(config_file, messages.MonitoringConfig)
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(
-            f"{config_file} should hold a MonitoringConfig as a text proto: {error}"
-        ) from None
-    prometheus = config.prometheus_config
+    prometheus = messages.read_text(config_file, messages.MonitoringConfig).prometheus_config
     return (prometheus.path or METRICS_PATH) if prometheus.enable else None
 
 

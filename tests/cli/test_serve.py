@@ -150,8 +150,8 @@ REFUSED = [
     (("{m}", "--allowed-host", "a:80", *FREE), "--allowed-host must be such as models.example.com"),
     (("{m}", "--allowed-origin", "https://a/b", *FREE), "--allowed-origin must be such as https://example.com"),
     (("{m}", "--port", "8500", "--rest-api-port", "8500"), "need a port each"),
-    (("{m}", "--ssl-config-file", "{m}/none", *FREE), "Cannot read"),
-    (("{m}", "--monitoring-config-file", "{m}/none", *FREE), "should hold a MonitoringConfig"),
+    (("{m}", "--ssl-config-file", "{m}/none", *FREE), "cannot be read"),
+    (("{m}", "--monitoring-config-file", "{m}/none", *FREE), "cannot be read"),
 ]  # fmt: skip
 
 

@@ -208,7 +208,7 @@ def test_a_monitoring_configuration_that_cannot_be_read_is_an_error(tmp_path, co
         file.write_bytes(content)
     with (
         store_of([], {}) as store,
-        pytest.raises(ConfigurationError, match=r"monitoring\.config should hold a Monitoring"),
+        pytest.raises(ConfigurationError, match=r"monitoring\.config (must hold|cannot be read)"),
     ):
         rest.app(store, ServeOptions(monitoring_config_file=file), Metrics())
 
