@@ -97,7 +97,7 @@ def started(artifact: pathlib.Path) -> Server:
         import grpc
 
         from bart_export.server.options import ServeOptions
-        from bart_export.server.sources import LITERT, ServedModel
+        from bart_export.server.versions import LITERT, ServedModel
 
         sys.path.append(str(TESTS))
         from support.rest_server import running

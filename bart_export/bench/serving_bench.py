@@ -38,7 +38,7 @@ from bart_export.documents import plain
 from bart_export.errors import ArtifactError
 from bart_export.progress import Column, counted, decimals, stages, table
 from bart_export.server.options import ServeOptions
-from bart_export.server.sources import LITERT, TENSORFLOW
+from bart_export.server.versions import LITERT, TENSORFLOW
 
 SCHEMA_VERSION = 1
 # The target that an artifact must have files of for an engine to serve it.

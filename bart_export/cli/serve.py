@@ -152,15 +152,15 @@ def serve(
     handler.setFormatter(Lines("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.INFO)
 
-    from bart_export.server import sources
+    from bart_export.server import models_config
     from bart_export.server.serve import serve as run
 
     if model_config_file:
-        models = sources.read_config(model_config_file)
+        models = models_config.read_config(model_config_file)
     elif model_name and model_base_path:
-        models = [sources.served_model(model_name, model_base_path, options.engine)]
+        models = [models_config.served_model(model_name, model_base_path, options.engine)]
     else:
-        models = sources.served_models(artifacts, options.engine)
+        models = models_config.served_models(artifacts, options.engine)
     if any(model.engine == "tensorflow" for model in models):
         cli.require("The engine tensorflow", {"tensorflow": "tensorflow"}, "export")
     run(models, options, lambda line: click.echo(printable(line)), model_config_file)

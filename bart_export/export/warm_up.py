@@ -18,7 +18,7 @@ from bart_export import contract
 from bart_export.artifact.manifest import Memory
 from bart_export.documents import scratch_directory
 from bart_export.errors import BartExportError, EngineError, last_words
-from bart_export.server import messages, opening, tensors
+from bart_export.server import messages, open_version, tensors
 from bart_export.server.options import ServeOptions
 from bart_export.server.servable import Call
 
@@ -106,7 +106,7 @@ def write_requests(directory: pathlib.Path, requests: Sequence[PredictRequest]) 
     """Write the warm-up requests of a version directory: a TFRecord file of PredictionLogs."""
     import tensorflow as tf
 
-    path = directory / opening.WARMUP_REQUESTS
+    path = directory / open_version.WARMUP_REQUESTS
     path.parent.mkdir(parents=True, exist_ok=True)
     with tf.io.TFRecordWriter(str(path)) as writer:
         for request in requests:
@@ -165,7 +165,7 @@ def serve(directory: pathlib.Path, largest: PredictRequest) -> dict[str, int]:
     inputs = {alias: tensors.from_proto(proto, alias) for alias, proto in largest.inputs.items()}
     try:
         loaded = private_bytes("VmRSS")
-        opening.run_warmup(servable, directory)
+        open_version.run_warmup(servable, directory)
         outputs = tuple(servable.signature_defs[name].outputs)
         servable.submit(Call(signature=name, inputs=inputs, outputs=outputs)).result()
         peak = private_bytes("VmHWM")

@@ -1,4 +1,4 @@
-"""Dynamic batching: calls that wait at the same time run together, by TensorFlow Serving's rules.
+"""Dynamic batching: which waiting calls run together, and when, by TensorFlow Serving's rules.
 
 Calls of the same signature, outputs and dtypes are put one below the other in a batch, run once,
 and each gets its rows of the outputs. The rules and the parameters are those of batching_session.cc

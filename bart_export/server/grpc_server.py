@@ -19,7 +19,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from bart_export.errors import ConfigurationError
 from bart_export.quiet import native_stderr_silenced
-from bart_export.server import messages, sources, tensors
+from bart_export.server import messages, models_config, tensors
 from bart_export.server.http_server import in_url
 from bart_export.server.messages import Message
 from bart_export.server.metrics import Metrics
@@ -142,7 +142,7 @@ class Services:
         """
         if not self.store.options.allow_reload_requests:
             raise StatusError(Code.PERMISSION_DENIED, NO_RELOADS)
-        models = sources.from_proto(request.config)
+        models = models_config.from_proto(request.config)
 
         async def configure() -> None:
             # It may take minutes, and the threads that other work is given to are few.

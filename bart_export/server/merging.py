@@ -1,4 +1,4 @@
-"""Tensors of several calls put below one another, and their common outputs taken apart again.
+"""The arrays of a batch: calls' inputs concatenated, and the outputs split again for each call.
 
 What can be merged and how it is padded is as in TensorFlow Serving's batching_session.cc.
 """

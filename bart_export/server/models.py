@@ -18,14 +18,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from bart_export.server.options import ServeOptions
 from bart_export.server.servable import Lease, Servable
-from bart_export.server.sources import ServedModel, find_versions, listing
 from bart_export.server.status import Code, StatusError, code_and_message, invalid, one_line
 from bart_export.server.versions import (
     OpenVersion,
+    ServedModel,
     State,
     Version,
     VersionStatus,
+    find_versions,
     highest,
+    listing,
     opened_within,
 )
 

@@ -23,10 +23,10 @@ from bart_export.server import http_server, rest
 from bart_export.server.grpc_server import GrpcServer
 from bart_export.server.metrics import Metrics
 from bart_export.server.models import ModelSpec, ModelStore
-from bart_export.server.opening import opener
+from bart_export.server.models_config import follow_config
+from bart_export.server.open_version import opener
 from bart_export.server.options import ServeOptions
-from bart_export.server.sources import ServedModel, follow_config
-from bart_export.server.versions import State
+from bart_export.server.versions import ServedModel, State
 
 LOG = logging.getLogger(__name__)
 

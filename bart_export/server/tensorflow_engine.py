@@ -38,8 +38,8 @@ from bart_export.server.merging import joined_outputs
 from bart_export.server.messages import Message
 from bart_export.server.options import ServeOptions
 from bart_export.server.servable import Call, StreamCall, Tensors, TextReader, Workers
-from bart_export.server.sources import GRAPH, SAVED_MODEL
 from bart_export.server.status import Code, StatusError, invalid
+from bart_export.server.versions import GRAPH, SAVED_MODEL
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 with native_stderr_silenced():

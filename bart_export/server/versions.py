@@ -1,24 +1,140 @@
-"""A version of a model: its state, and its opening within a time."""
+"""Versions of a model: the directories that hold them, which are served, and their states.
+
+As in TensorFlow Serving, a SavedModel's base path has a directory for each version, named by its
+number. An artifact is a single version for LiteRT, numbered by the exports to its directory.
+"""
 
 import dataclasses
 import enum
+import os
 import pathlib
+import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, wait
 
+from bart_export.artifact.artifact import Artifact, holds_artifact
+from bart_export.artifact.manifest_file import path_of
+from bart_export.errors import ArtifactError
 from bart_export.server.servable import Servable
-from bart_export.server.sources import ServedModel
 from bart_export.server.status import Code, StatusError
 
-# A warm-up request that is told to end may take that long to do so.
+TENSORFLOW, LITERT = "tensorflow", "litert"
+SAVED_MODEL, GRAPH = "saved_model", "saved_model.pb"
+
+VERSION = re.compile(r"[0-9]+")
+HIGHEST_VERSION = 2**63 - 1  # versions are int64 in every message
+
+# Time for a warm-up request to end after its deadline.
 STOP_SECONDS = 5.0
+
+
+@dataclasses.dataclass(frozen=True)
+class VersionPolicy:
+    """Which versions are served: the `latest` ones (None for all), or the `specific` ones."""
+
+    latest: int | None = 1
+    specific: frozenset[int] | None = None
+
+    def choose(self, found: Collection[int]) -> frozenset[int]:
+        """Return the versions to serve out of `found`."""
+        if self.specific is not None:
+            return self.specific & frozenset(found)
+        return frozenset(sorted(found, reverse=True)[: self.latest])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServedModel:
+    """A model to be served.
+
+    For the engine "tensorflow", `base_path` holds a numbered SavedModel directory for each version;
+    for "litert" it is an artifact. `labels` maps labels to versions.
+    """
+
+    name: str
+    base_path: pathlib.Path
+    engine: str
+    policy: VersionPolicy = VersionPolicy()
+    labels: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    def missing(self, found: Collection[int]) -> str:
+        """Return a message about wanted versions that are not in `found`, or ""."""
+        absent = ", ".join(map(str, sorted((self.policy.specific or frozenset()) - set(found))))
+        if absent:
+            return f"Version {absent} of servable {self.name} not found under {self.base_path}"
+        if not found:
+            return f"No versions of servable {self.name} found under base path {self.base_path}"
+        return ""
+
+
+def find_versions(model: ServedModel) -> dict[int, pathlib.Path]:
+    """Return the directories of a model's complete versions, by number.
+
+    An artifact's manifest says whether the artifact is complete. Any other SavedModel counts as
+    complete once it has a graph; it may still fail to load.
+
+    Raises:
+        ArtifactError: for an incomplete artifact, or a base path that cannot be listed.
+    """
+    base_path = model.base_path
+    if model.engine == LITERT:
+        return {complete_artifact(base_path).manifest.exports: base_path}
+    if base_path.name == SAVED_MODEL and holds_artifact(base_path.parent):
+        complete_artifact(base_path.parent, f"{SAVED_MODEL}/")
+    numbered = numbered_directories(base_path)
+    return {number: path for number, path in numbered.items() if (path / GRAPH).is_file()}
+
+
+def numbered_directories(base_path: pathlib.Path) -> dict[int, pathlib.Path]:
+    """Return the children of a base path that are named by a version number.
+
+    If two names have the same number, such as 1 and 01, the one without zeros is used.
+    """
+    try:
+        names = sorted(os.listdir(base_path))
+    except OSError as error:
+        raise ArtifactError(
+            f"{base_path} cannot be listed: {error.strerror}. Expected a directory with a "
+            "numbered directory for each version; versions already loaded stay."
+        ) from None
+    numbers = {int(name): name for name in names if VERSION.fullmatch(name)}
+    return {
+        number: base_path / name for number, name in numbers.items() if number <= HIGHEST_VERSION
+    }
+
+
+def complete_artifact(directory: pathlib.Path, folder: str = "") -> Artifact:
+    """Open an artifact and check that its files, or a folder's, have the sizes in its manifest."""
+    artifact = Artifact.open(directory)
+    for name, entry in artifact.manifest.files.items():
+        if not name.startswith(folder):
+            continue
+        try:
+            size = path_of(directory, name).stat().st_size
+            fault = f"has {size} of {entry.bytes} bytes" if size != entry.bytes else ""
+        except OSError as error:
+            fault = f"cannot be read: {error.strerror}"
+        if fault and Artifact.open(directory).manifest == artifact.manifest:
+            raise ArtifactError(f"{directory / name} {fault}.")
+        if fault:  # a new export has replaced the artifact meanwhile
+            return complete_artifact(directory, folder)
+    return artifact
+
+
+def listing(path: pathlib.Path) -> object:
+    """Return the names, sizes and modification times of everything below a path."""
+    try:
+        stats = [(path, path.stat()) for path in sorted(path.rglob("*"))]
+    except OSError:  # deleted meanwhile; an object that equals no other listing
+        return object()
+    return [(path, status.st_size, status.st_mtime_ns) for path, status in stats]
+
 
 OpenVersion = Callable[[ServedModel, int, pathlib.Path], Servable]
 
 
 class State(enum.IntEnum):
-    """The states of a version; the numbers are those of ModelVersionStatus.State."""
+    """The states of a version, numbered as in ModelVersionStatus.State."""
 
     START = 10
     LOADING = 20
@@ -29,7 +145,7 @@ class State(enum.IntEnum):
 
 @dataclasses.dataclass(frozen=True)
 class VersionStatus:
-    """What a client is told of a version; `code` and `message` say why it failed, if it did."""
+    """The status of a version as clients see it; `code` and `message` describe a failure."""
 
     version: int
     state: State
@@ -39,11 +155,11 @@ class VersionStatus:
 
 @dataclasses.dataclass(eq=False)
 class Version:
-    """A version of a model and how far it is.
+    """A version of a model and its state.
 
-    It is LOADING while `is_opening` and while it waits to be opened again after a failure. `leases`
-    counts the calls that hold `servable`. Of a version that was given up, `failed_files` are the
-    files, until they change.
+    LOADING covers both opening (`is_opening`) and waiting for another attempt after a failure.
+    `leases` counts the calls that use `servable`. `failed_files` lists the files of a version that
+    could not be loaded, and is None again once they change.
     """
 
     model: ServedModel
@@ -58,28 +174,30 @@ class Version:
 
     @property
     def state(self) -> State:
-        """How far it is."""
+        """The state in `status`."""
         return self.status.state
 
     @property
     def has_failed(self) -> bool:
-        """Whether it was given up and its files are still the same."""
+        """Whether all attempts to load it failed and its files have not changed since."""
         return self.failed_files is not None
 
     def move(self, state: State) -> None:
-        """Move on to a state, and keep the reason of a failure."""
+        """Set the state; the reason of a failure is kept."""
         self.status = dataclasses.replace(self.status, state=state)
 
 
 def highest(versions: Iterator[Version]) -> Version | None:
-    """Return the version with the highest number."""
+    """Return the version with the highest number, or None if there are none."""
     return max(versions, key=lambda version: version.number, default=None)
 
 
 def opened_within(load_seconds: float, opening: Callable[[], Servable]) -> Servable:
-    """Open a servable on a thread of its own; one that takes too long is closed when it is open.
+    """Open a servable on a new thread.
 
-    The thread is a daemon: one that never ends must not keep the process.
+    Raises:
+        StatusError: DEADLINE_EXCEEDED if that takes too long; the servable is then closed as soon
+            as it is open.
     """
     future: Future[Servable] = Future()
 
@@ -93,10 +211,11 @@ def opened_within(load_seconds: float, opening: Callable[[], Servable]) -> Serva
         if not late.exception():
             late.result().close()
 
+    # A daemon, so that a load that never ends does not keep the process alive.
     threading.Thread(target=work, daemon=True).start()
     seconds = load_seconds + STOP_SECONDS
     wait([future], seconds)
     if not future.done():
         future.add_done_callback(close)
-        raise StatusError(Code.DEADLINE_EXCEEDED, f"It was not loaded after {seconds:g} s")
+        raise StatusError(Code.DEADLINE_EXCEEDED, f"It did not load within {seconds:g} s")
     return future.result()

@@ -28,8 +28,8 @@ from bart_export.export import manifest
 from bart_export.report import report
 from bart_export.report.facts import reported_files
 from bart_export.runtime.engines import choose, choose_file, files_for
-from bart_export.server import sources
-from bart_export.server.sources import choose_engine
+from bart_export.server import versions
+from bart_export.server.models_config import choose_engine
 from bart_export.verify.checks import artifact_files
 
 FILES = {"tflite/a.tflite": b"first" * 1000, "golden.json": b"{}"}
@@ -227,7 +227,7 @@ def read_everything(directory, draft):
     for one in reported_files(opened.manifest):
         _ = one.label, one.kind, one.megabytes, one.rouge_loss
     choose_engine(directory)
-    sources.complete(directory)
+    versions.complete_artifact(directory)
     bundle.warning(bundle.size(opened))
     for read in (
         lambda: list(inspect.lines(inspect.artifact_facts(directory))),

@@ -139,10 +139,10 @@ REFUSED = [
     (("--engine", "litert"), "received none of them. An ARTIFACT is a directory"),
     (("{m}", "--model-config-file", "f"), "received several of them"),
     (("{m}/none",), "There is no directory {m}/none. Expected an artifact"),
-    (("bart_mini_en",), "is a preset, which has to be exported before it is served"),
+    (("bart_mini_en",), "is a preset, which must be exported before it can be served"),
     (("{m}/1",), "is neither."),
-    ((__file__,), "Expected the directory of an artifact, received the file"),
-    ((CHECKPOINT,), "is a checkpoint, which has to be exported before it is served: bart-export "),
+    ((__file__,), "Expected an artifact directory, received the file"),
+    ((CHECKPOINT,), "is a checkpoint, which must be exported before it can be served: "),
     ((CHECKPOINT, "--engine", "litert"), "--target tflite --output DIRECTORY"),
     (("{m}", "--engine", "litert"), "has no manifest.json"),
     (("{m}", "{m}/../half_plus_two"), "both named half_plus_two"),
@@ -211,4 +211,4 @@ def test_a_directory_of_artifacts_is_told_what_it_holds(base_path):
         code, output = run(base_path.parent)
         assert code == 2
         assert f"Did you mean {base_path.parent / 'one'}?" in output or name == "other"
-    assert "It holds artifacts: one, other." in output
+    assert "It contains artifacts: one, other." in output

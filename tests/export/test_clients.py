@@ -12,7 +12,7 @@ import requests
 from support.rest_server import running
 
 from bart_export.runtime import Generator
-from bart_export.server import messages, sources
+from bart_export.server import messages, models_config
 from bart_export.server.options import ServeOptions
 
 SERVING = pathlib.Path(__file__).parents[2] / "serving"
@@ -31,7 +31,7 @@ ENGINES = [
 def served(request):
     """Return (an artifact, a server with its model)."""
     artifact = request.getfixturevalue(f"{request.param}_artifact")
-    models = [sources.served_model("bart", artifact.directory)]
+    models = [models_config.served_model("bart", artifact.directory)]
     with running(models, ServeOptions(port=0, rest_api_port=0, warmup=False)) as server:
         yield artifact, server
 

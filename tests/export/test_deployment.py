@@ -24,7 +24,7 @@ from bart_export.export.saved_model_target import (
 )
 from bart_export.export.warm_up import MAX_BATCH_SIZE, guess_memory
 from bart_export.server import batching, messages
-from bart_export.server.sources import VersionPolicy
+from bart_export.server.versions import VersionPolicy
 
 ONE = serving_files("bart_mini_en", [1], MEMORY, SIZE)
 THREE = serving_files("Bart.Large_7", [4, 5, 9], MEMORY, SIZE)

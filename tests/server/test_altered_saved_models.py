@@ -5,10 +5,10 @@ import shutil
 import pytest
 
 from bart_export.errors import ArtifactError
-from bart_export.server import opening, tensorflow_engine
+from bart_export.server import open_version, tensorflow_engine
 from bart_export.server.metrics import Metrics
 from bart_export.server.options import ServeOptions
-from bart_export.server.sources import TENSORFLOW, ServedModel
+from bart_export.server.versions import TENSORFLOW, ServedModel
 
 OPTIONS = ServeOptions(warmup=False, workers=1)
 
@@ -22,7 +22,7 @@ def directory(saved_model_artifact, tmp_path):
 def serve(version):
     """Open a version directory as the server does, and close it again."""
     served = ServedModel(name="m", base_path=version.parent, engine=TENSORFLOW)
-    opening.opener(OPTIONS, Metrics())(served, int(version.name), version).close()
+    open_version.opener(OPTIONS, Metrics())(served, int(version.name), version).close()
 
 
 def alter(path):

@@ -13,7 +13,7 @@ from support.rest_server import served, store_of
 from bart_export.runtime.generator import Generator
 from bart_export.server.litert_engine import ArtifactServable
 from bart_export.server.options import ServeOptions
-from bart_export.server.sources import ServedModel
+from bart_export.server.versions import ServedModel
 
 GENERATE = "/v1/models/counting:generate"
 

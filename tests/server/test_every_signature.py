@@ -29,7 +29,7 @@ from bart_export.recipes.table import RECIPES
 from bart_export.runtime.generator import Generator
 from bart_export.runtime.results import GeneratedSequence
 from bart_export.server.options import ServeOptions
-from bart_export.server.sources import LITERT, TENSORFLOW, ServedModel
+from bart_export.server.versions import LITERT, TENSORFLOW, ServedModel
 
 CHECKPOINT = pathlib.Path(__file__).parents[1] / "data" / "golden" / "bart_tiny_symmetric"
 BEAMS = {"num_beams": 3, "num_return_sequences": 2, "no_repeat_ngram_size": 3, "max_length": 24,

@@ -20,9 +20,8 @@ from support.served_directories import (
 
 from bart_export.server import versions
 from bart_export.server.models import ModelSpec
-from bart_export.server.sources import VersionPolicy
 from bart_export.server.status import Code, StatusError
-from bart_export.server.versions import State
+from bart_export.server.versions import State, VersionPolicy
 
 
 @pytest.fixture
@@ -186,7 +185,7 @@ def test_a_version_that_does_not_end_loading_holds_up_neither_others_nor_later_o
         (status,) = store.status(ModelSpec("m", version=2))
         assert (status.code, status.message) == (
             Code.DEADLINE_EXCEEDED,
-            "It was not loaded after 0.2 s",
+            "It did not load within 0.2 s",
         )
         assert latest(store, "other") == 1
         add_version(base_path, 3)

@@ -15,9 +15,8 @@ from support.served_directories import (
 )
 
 from bart_export.server.models import ModelSpec
-from bart_export.server.sources import LITERT, TENSORFLOW, ServedModel, VersionPolicy
 from bart_export.server.status import Code, StatusError
-from bart_export.server.versions import State
+from bart_export.server.versions import LITERT, TENSORFLOW, ServedModel, State, VersionPolicy
 
 LABELS = {"stable": 1, "canary": 2}
 BOTH = VersionPolicy(specific=frozenset({1, 2}))

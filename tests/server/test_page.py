@@ -11,7 +11,7 @@ from support.counting import Counting
 from support.rest_server import served, store_of
 
 from bart_export.server.servable import TextReader
-from bart_export.server.sources import ServedModel
+from bart_export.server.versions import ServedModel
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")

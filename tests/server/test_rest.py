@@ -14,7 +14,7 @@ from bart_export.errors import ConfigurationError
 from bart_export.server import rest
 from bart_export.server.metrics import Metrics
 from bart_export.server.options import ServeOptions
-from bart_export.server.sources import ServedModel
+from bart_export.server.versions import ServedModel
 
 TOO_LARGE = "A request may have 100000 bytes (--max-request-bytes), this one has more"
 TIMED_OUT = {"error": "Timed out waiting for notification"}

@@ -17,9 +17,9 @@ from support.typed_saved_model import write_text, write_typed
 
 from bart_export.server.metrics import Metrics
 from bart_export.server.models import ModelStore
-from bart_export.server.opening import opener
+from bart_export.server.open_version import opener
 from bart_export.server.options import ServeOptions
-from bart_export.server.sources import LITERT, TENSORFLOW, ServedModel, VersionPolicy
+from bart_export.server.versions import LITERT, TENSORFLOW, ServedModel, VersionPolicy
 
 ENGINES = (TENSORFLOW, LITERT)
 OPTIONS = ServeOptions(load_retries=0)

@@ -13,11 +13,11 @@ from bart_export.config import GenerationConfig
 from bart_export.convert import saved_model
 from bart_export.errors import ArtifactError
 from bart_export.model import BartBackbone
-from bart_export.server import opening
+from bart_export.server import open_version
 from bart_export.server.metrics import Metrics
 from bart_export.server.options import ServeOptions
-from bart_export.server.sources import TENSORFLOW, ServedModel
 from bart_export.server.tensorflow_engine import OPERATORS, check_operators
+from bart_export.server.versions import TENSORFLOW, ServedModel
 from bart_export.text.added_tokens import AddedToken
 from bart_export.text.tokenizer import BartTokenizer
 
@@ -189,5 +189,5 @@ def test_an_artifact_whose_graph_writes_a_file_is_not_loaded(saved_model_artifac
     served = ServedModel(name="m", base_path=made / "saved_model", engine=TENSORFLOW)
     options = ServeOptions(warmup=False, workers=1)
     with pytest.raises(ArtifactError, match="has the operators WriteFile"):
-        opening.opener(options, Metrics())(served, 1, made / "saved_model/1")
+        open_version.opener(options, Metrics())(served, 1, made / "saved_model/1")
     assert not victim.exists()

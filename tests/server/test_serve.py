@@ -21,14 +21,14 @@ from support.rest_server import running
 from support.served_directories import add_version, served, wait_until
 
 from bart_export.errors import ConfigurationError
-from bart_export.server import opening
+from bart_export.server import open_version
 from bart_export.server.options import ServeOptions
 from bart_export.server.status import StatusError
 
 
 @pytest.fixture(autouse=True)
 def arithmetic(monkeypatch):
-    monkeypatch.setitem(opening.ENGINES, "tensorflow", open_arithmetic)
+    monkeypatch.setitem(open_version.ENGINES, "tensorflow", open_arithmetic)
 
 
 @pytest.fixture
@@ -259,7 +259,7 @@ def test_a_model_that_is_not_loaded_in_time_does_not_keep_the_process(base_path)
     with process(base_path, "--load-seconds", 0.1, ready=False) as server:
         code, errors = server.ended(60)
     assert code == 2
-    assert "DEADLINE_EXCEEDED: It was not loaded after 5.1 s" in errors
+    assert "DEADLINE_EXCEEDED: It did not load within 5.1 s" in errors
 
 
 def test_a_host_that_others_reach_is_warned_of(base_path):

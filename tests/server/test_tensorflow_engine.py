@@ -16,12 +16,12 @@ from support.made_up_saved_models import (
     write_half_plus_two,
 )
 
-from bart_export.server import opening, tensorflow_engine
+from bart_export.server import open_version, tensorflow_engine
 from bart_export.server.metrics import Metrics
 from bart_export.server.options import ServeOptions
 from bart_export.server.servable import Call, Limits, StreamCall
-from bart_export.server.sources import TENSORFLOW, ServedModel
 from bart_export.server.status import Code, StatusError
+from bart_export.server.versions import TENSORFLOW, ServedModel
 
 FOREVER = np.array([2**31 - 1], np.int32)
 
@@ -374,7 +374,7 @@ def exported(saved_model_artifact):
     options = [
         ServeOptions(workers=1, warmup=False, batching=batching) for batching in (True, False)
     ]
-    servables = [opening.opener(each, Metrics())(served, 1, version) for each in options]
+    servables = [open_version.opener(each, Metrics())(served, 1, version) for each in options]
     yield servables
     for servable in servables:
         servable.close()

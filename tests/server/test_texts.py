@@ -11,8 +11,8 @@ from support.rest_server import running
 from bart_export.runtime.generator import Generator
 from bart_export.server import messages
 from bart_export.server.options import ServeOptions
-from bart_export.server.sources import LITERT, TENSORFLOW, ServedModel
 from bart_export.server.tensors import object_array, to_proto
+from bart_export.server.versions import LITERT, TENSORFLOW, ServedModel
 
 SHORT = "The river rose two metres overnight."
 BLANK = ("", " \n\t", "\u3000\u00a0\x1f")

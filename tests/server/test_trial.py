@@ -16,15 +16,15 @@ from support.serving_process import serving_process
 from bart_export.artifact.artifact import Artifact
 from bart_export.errors import EngineError
 from bart_export.runtime import trial
-from bart_export.server import opening
+from bart_export.server import open_version
 from bart_export.server.metrics import Metrics
 from bart_export.server.options import ServeOptions
-from bart_export.server.sources import LITERT, ServedModel
+from bart_export.server.versions import LITERT, ServedModel
 
 
 def serve(directory):
     served = ServedModel(name="m", base_path=directory, engine=LITERT)
-    opening.opener(ServeOptions(workers=1), Metrics())(served, 1, directory).close()
+    open_version.opener(ServeOptions(workers=1), Metrics())(served, 1, directory).close()
 
 
 @pytest.fixture

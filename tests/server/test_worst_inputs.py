@@ -11,7 +11,7 @@ from support.serving_process import LOOPBACK, serving_process
 from support.worst_inputs import GRPC, GZIP, JSON
 
 from bart_export.errors import BartExportError
-from bart_export.server import sources
+from bart_export.server import models_config
 
 MEGABYTE = 2**20
 CONFIGS = {
@@ -34,7 +34,7 @@ def test_a_configuration_is_read_in_proportion_to_its_size(name, tmp_path):
         (tmp_path / "models.config").write_bytes(CONFIGS[name](MEGABYTE // 8 * times))
         begun = time.process_time()
         with contextlib.suppress(BartExportError):
-            sources.read_config(tmp_path / "models.config")
+            models_config.read_config(tmp_path / "models.config")
         seconds.append(time.process_time() - begun)
     # A square would be 16; what takes but milliseconds is not measured well.
     assert seconds[2] / max(seconds[0], 0.01) < 11, seconds

@@ -18,9 +18,9 @@ import grpc
 import httpx
 import numpy as np
 
-from bart_export.server import messages, opening
-from bart_export.server.sources import TENSORFLOW
+from bart_export.server import messages, open_version
 from bart_export.server.tensors import to_proto
+from bart_export.server.versions import TENSORFLOW
 from support.arithmetic import Arithmetic
 
 LOOPBACK = "127.0.0.1"
@@ -114,7 +114,7 @@ def process(*arguments, ready=True):
 if __name__ == "__main__":
     from bart_export.cli.main import main
 
-    opening.ENGINES[TENSORFLOW] = open_arithmetic
+    open_version.ENGINES[TENSORFLOW] = open_arithmetic
     # What native libraries do now and then while the interpreter takes them apart.
     if "ABORT_AT_EXIT" in os.environ:
         atexit.register(os.abort)

@@ -13,7 +13,7 @@ from bart_export.server import http_server, rest, serve
 from bart_export.server.metrics import Metrics
 from bart_export.server.models import ModelStore
 from bart_export.server.options import ServeOptions
-from bart_export.server.sources import ServedModel
+from bart_export.server.versions import ServedModel
 from support.arithmetic import Arithmetic
 
 MODEL = "/v1/models/m"

@@ -7,11 +7,11 @@ import time
 
 import pytest
 
-from bart_export.server import sources
+from bart_export.server import versions
 from bart_export.server.models import ModelSpec, ModelStore
 from bart_export.server.options import ServeOptions
-from bart_export.server.sources import TENSORFLOW, ServedModel
 from bart_export.server.status import StatusError
+from bart_export.server.versions import TENSORFLOW, ServedModel
 
 
 def add_version(base_path, number):
@@ -101,7 +101,7 @@ def running_store(opener, **options):
     def find_versions(model):
         opener.looks += 1
         assert opener.looking.wait(10)
-        return sources.find_versions(model)
+        return versions.find_versions(model)
 
     store = ModelStore(opener.open_version, settings, find_versions)
     try:

@@ -16,13 +16,13 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 from bart_export.errors import ArtifactError, InputError, MissingExtra
 from bart_export.export.warm_up import write_requests
-from bart_export.server import opening
+from bart_export.server import open_version
 from bart_export.server.messages import PredictRequest
 from bart_export.server.metrics import Metrics
 from bart_export.server.options import ServeOptions
-from bart_export.server.sources import ServedModel
 from bart_export.server.status import Code, StatusError
 from bart_export.server.tensors import to_proto
+from bart_export.server.versions import ServedModel
 
 
 class Opened(Arithmetic):
@@ -44,7 +44,7 @@ class Opened(Arithmetic):
 def opened(monkeypatch):
     """Return a servable that the engine opens, whatever the directory."""
     servable = Opened()
-    monkeypatch.setitem(opening.ENGINES, "tensorflow", lambda path, options: servable)
+    monkeypatch.setitem(open_version.ENGINES, "tensorflow", lambda path, options: servable)
     yield servable
     servable.close()
 
@@ -55,12 +55,12 @@ def metrics():
 
 
 @pytest.fixture
-def open_version(opened, tmp_path, metrics):
+def load(opened, tmp_path, metrics):
     """Return a function that opens a version."""
 
     def open_with(**fields):
         served = ServedModel(name="m", base_path=tmp_path, engine="tensorflow")
-        return opening.opener(ServeOptions(**fields), metrics)(served, 1, tmp_path)
+        return open_version.opener(ServeOptions(**fields), metrics)(served, 1, tmp_path)
 
     return open_with
 
@@ -74,20 +74,20 @@ def asking(*x, signature="", dtype=np.float32, name="x", outputs=()):
 
 
 def test_a_version_answers_its_warm_up_requests_before_it_is_handed_out(
-    opened, open_version, tmp_path, metrics, caplog
+    opened, load, tmp_path, metrics, caplog
 ):
     write_requests(tmp_path, [asking(1), asking(2, signature="sums", name="a")])
     with caplog.at_level(logging.INFO):
-        assert open_version() is opened
+        assert load() is opened
     assert opened.calls == [("serving_default", ("y",)), ("sums", ("difference", "sum"))]
-    assert "2 requests warmed it up" in caplog.text
+    assert "ran 2 warm-up requests" in caplog.text
     labels = f'model_path="{tmp_path}",status="OK"'
     assert f":tensorflow:serving:model_warmup_latency_count{{{labels}}} 1.0" in metrics.exposition()
 
 
-def test_a_request_names_its_outputs(opened, open_version, tmp_path):
+def test_a_request_names_its_outputs(opened, load, tmp_path):
     write_requests(tmp_path, [asking(1, signature="sums", name="a", outputs=["sum"])])
-    open_version()
+    load()
     assert opened.calls == [("sums", ("sum",))]
 
 
@@ -103,14 +103,12 @@ def test_a_request_names_its_outputs(opened, open_version, tmp_path):
         ),
     ],
 )
-def test_a_request_that_fails_fails_the_load(
-    opened, open_version, tmp_path, metrics, wrong, code, reason
-):
+def test_a_request_that_fails_fails_the_load(opened, load, tmp_path, metrics, wrong, code, reason):
     write_requests(tmp_path, [asking(1), wrong, asking(2)])
     with pytest.raises(StatusError) as refused:
-        open_version()
+        load()
     assert refused.value.code is code
-    path = tmp_path / opening.WARMUP_REQUESTS
+    path = tmp_path / open_version.WARMUP_REQUESTS
     assert refused.value.message.startswith(f"Warmup record 2 from {path} failed: ")
     assert reason in refused.value.message
     assert len(opened.calls) <= 2
@@ -118,40 +116,38 @@ def test_a_request_that_fails_fails_the_load(
     assert f'status="{code.name}"' in metrics.exposition()
 
 
-def test_an_error_of_the_package_fails_the_load_as_it_would_a_call(opened, open_version, tmp_path):
+def test_an_error_of_the_package_fails_the_load_as_it_would_a_call(opened, load, tmp_path):
     opened.error = InputError("too long")
     write_requests(tmp_path, [asking(1)])
     with pytest.raises(StatusError, match="failed: too long") as refused:
-        open_version()
+        load()
     assert refused.value.code is Code.INVALID_ARGUMENT
 
 
 def test_a_request_that_is_not_answered_ends_with_the_time_of_the_load(
-    opened, open_version, tmp_path, monkeypatch
+    opened, load, tmp_path, monkeypatch
 ):
     """As one does that waits for a batch which is not full."""
     monkeypatch.setattr(opened, "submit", lambda _: Future())
     write_requests(tmp_path, [asking(1)])
     with pytest.raises(StatusError, match="Warmup record 1 .* Timed out waiting") as caught:
-        open_version(load_seconds=0.1)
+        load(load_seconds=0.1)
     assert caught.value.code == Code.DEADLINE_EXCEEDED
     assert opened.closed
 
 
 @pytest.mark.parametrize(("requests", "warmup"), [(None, True), ([asking(1)], False)])
-def test_a_version_may_be_opened_without_warm_up(
-    opened, open_version, tmp_path, metrics, requests, warmup
-):
+def test_a_version_may_be_opened_without_warm_up(opened, load, tmp_path, metrics, requests, warmup):
     if requests:
         write_requests(tmp_path, requests)
-    open_version(warmup=warmup)
+    load(warmup=warmup)
     assert opened.calls == []
     assert "warmup_latency_count" not in metrics.exposition()
 
 
 def write_raw(tmp_path, *records):
     """Write records with TensorFlow's own writer."""
-    path = tmp_path / opening.WARMUP_REQUESTS
+    path = tmp_path / open_version.WARMUP_REQUESTS
     path.parent.mkdir()
     with tf.io.TFRecordWriter(str(path)) as writer:
         for record in records:
@@ -160,39 +156,39 @@ def write_raw(tmp_path, *records):
 
 
 @pytest.mark.parametrize("field", ["classify_log", "session_run_log", None])
-def test_other_kinds_of_requests_are_passed_over(opened, open_version, tmp_path, field):
+def test_other_kinds_of_requests_are_passed_over(opened, load, tmp_path, field):
     log = prediction_log_pb2.PredictionLog()
     if field:
         getattr(log, field).SetInParent()
     write_raw(tmp_path, log.SerializeToString())
-    open_version()
+    load()
     assert opened.calls == []
 
 
-def test_a_record_that_is_no_log_is_invalid(open_version, tmp_path):
+def test_a_record_that_is_no_log_is_invalid(load, tmp_path):
     write_raw(tmp_path, b"\xff\xff")
     with pytest.raises(StatusError, match="Failed to parse warmup record 1") as refused:
-        open_version()
+        load()
     assert refused.value.code is Code.INVALID_ARGUMENT
 
 
-def test_no_more_than_a_thousand_records_are_run(opened, open_version, tmp_path):
+def test_no_more_than_a_thousand_records_are_run(opened, load, tmp_path):
     write_requests(tmp_path, [asking(1)] * 1000)
-    open_version()
+    load()
     opened.calls.clear()
     write_requests(tmp_path, [asking(1)] * 1001)
     with pytest.raises(StatusError, match=r"exceeds the maximum \(1000\)"):
-        open_version()
+        load()
     assert opened.calls == []
 
 
-def test_a_file_larger_than_any_warm_up_is_not_read(opened, open_version, tmp_path):
-    path = tmp_path / opening.WARMUP_REQUESTS
+def test_a_file_larger_than_any_warm_up_is_not_read(opened, load, tmp_path):
+    path = tmp_path / open_version.WARMUP_REQUESTS
     path.parent.mkdir()
     with path.open("wb") as file:
         file.truncate(1 << 35)
     with pytest.raises(StatusError, match=f"at most {1 << 28} bytes; has {1 << 35}") as refused:
-        open_version()
+        load()
     assert refused.value.code is Code.INVALID_ARGUMENT
 
 
@@ -229,11 +225,11 @@ def long_length(content):
         "short content", "short header", "more", "too long", "text",
     ],
 )  # fmt: skip
-def test_damage_is_data_loss(opened, open_version, tmp_path, damage, message):
+def test_damage_is_data_loss(opened, load, tmp_path, damage, message):
     path = write_raw(tmp_path, b"first", b"later")
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(StatusError, match=f"{message}.*TFRecord format") as refused:
-        open_version()
+        load()
     assert refused.value.code is Code.DATA_LOSS
     assert opened.calls == []
 
@@ -241,15 +237,15 @@ def test_damage_is_data_loss(opened, open_version, tmp_path, damage, message):
 def test_the_tensorflow_engine_needs_its_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     with pytest.raises(MissingExtra, match=r"pip install .*\[export\]"):
-        opening.ENGINES["tensorflow"](tmp_path, ServeOptions())
+        open_version.ENGINES["tensorflow"](tmp_path, ServeOptions())
 
 
 def test_an_artifact_that_was_exchanged_meanwhile_is_not_served_as_the_one_that_was_found(
     symmetric_artifact,
 ):
     served = ServedModel(name="m", base_path=symmetric_artifact.directory, engine="litert")
-    open_version = opening.opener(ServeOptions(), Metrics())
+    load = open_version.opener(ServeOptions(), Metrics())
     exports = symmetric_artifact.manifest.exports
-    with pytest.raises(ArtifactError, match=f"export {exports + 1}, but export {exports} took"):
-        open_version(served, exports + 1, symmetric_artifact.directory)
-    open_version(served, exports, symmetric_artifact.directory).close()
+    with pytest.raises(ArtifactError, match=f"export {exports + 1}, but export {exports} has"):
+        load(served, exports + 1, symmetric_artifact.directory)
+    load(served, exports, symmetric_artifact.directory).close()

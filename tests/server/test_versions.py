@@ -1,4 +1,4 @@
-"""Which engine serves what lies at a place, and which complete versions are found there."""
+"""The complete versions of a model, and the directories that hold them."""
 
 import dataclasses
 import shutil
@@ -7,9 +7,8 @@ import pytest
 from support import made_up_artifacts
 from support.served_directories import add_version, served
 
-from bart_export.artifact.manifest import FileEntry
 from bart_export.errors import ArtifactError
-from bart_export.server.sources import LITERT, TENSORFLOW, ServedModel, choose_engine, find_versions
+from bart_export.server.versions import LITERT, ServedModel, find_versions
 
 # Names of directories, and the versions that they are.
 NAMES = [
@@ -109,87 +108,3 @@ def test_a_saved_model_of_an_artifact_is_as_complete_as_its_manifest_says(tmp_pa
     (tmp_path / "a/saved_model/1/saved_model.pb").write_bytes(b"1")
     with pytest.raises(ArtifactError, match=r"saved_model\.pb has 1 of 2 bytes"):
         find_versions(model)
-
-
-@pytest.fixture
-def make_artifact(tmp_path, monkeypatch):
-    """Return a function that makes an artifact with a file for each of some targets."""
-    fields = made_up_artifacts.manifest
-
-    def with_targets(files, *rest):
-        named = {
-            name: FileEntry(entry.bytes, entry.sha256, name.split("/")[0])
-            if not name.startswith("tflite")
-            else entry
-            for name, entry in files.items()
-        }
-        return fields(named, *rest)
-
-    monkeypatch.setattr(made_up_artifacts, "manifest", with_targets)
-
-    def make(*targets):
-        contents = {f"{target}/1/file": b"" for target in targets}
-        made_up_artifacts.write(tmp_path / "a", contents)
-        return tmp_path / "a"
-
-    return make
-
-
-# The targets of an artifact, the engine requested, and the engine and subdirectory chosen.
-ENGINES = [
-    (["saved_model", "tflite"], None, (LITERT, ".")),
-    (["tflite", "saved_model"], TENSORFLOW, (TENSORFLOW, "saved_model")),
-    (["edgetpu", "saved_model"], None, (TENSORFLOW, "saved_model")),
-]
-
-
-@pytest.mark.parametrize(("targets", "requested", "chosen"), ENGINES)
-def test_an_artifact_is_served_by_the_fastest_engine(make_artifact, targets, requested, chosen):
-    directory = make_artifact(*targets)
-    engine, subdirectory = chosen
-    assert choose_engine(directory, requested) == (engine, directory / subdirectory)
-
-
-@pytest.mark.parametrize("requested", [None, TENSORFLOW])
-@pytest.mark.parametrize("exists", [True, False])
-def test_anything_else_is_a_saved_model(tmp_path, requested, exists):
-    if exists:
-        add_version(tmp_path / "model", 1)
-    assert choose_engine(tmp_path / "model", requested) == (TENSORFLOW, tmp_path / "model")
-
-
-# The targets of an artifact, the engine requested, and words of the refusal.
-WITHOUT_FILES = [
-    (
-        ["tflite"],
-        TENSORFLOW,
-        "for the engine tensorflow. Export it again with --target saved_model, or use the engine "
-        "litert.",
-    ),
-    (["saved_model"], LITERT, "no files of the target tflite for the engine litert"),
-    (
-        ["edgetpu"],
-        None,
-        "no files of the target tflite or saved_model. Export it again with --target tflite.",
-    ),
-]
-
-
-@pytest.mark.parametrize(("targets", "requested", "words"), WITHOUT_FILES)
-def test_an_engine_without_files_is_refused(make_artifact, targets, requested, words):
-    with pytest.raises(ArtifactError) as error:
-        choose_engine(make_artifact(*targets), requested)
-    assert words in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-def test_litert_serves_artifacts_alone(tmp_path):
-    add_version(tmp_path, 1)
-    with pytest.raises(ArtifactError, match=r"engine litert serves artifacts, but .* no manifest"):
-        choose_engine(tmp_path, LITERT)
-
-
-def test_a_version_directory_is_no_base_path(tmp_path):
-    with pytest.raises(ArtifactError, match="one version of a SavedModel") as error:
-        choose_engine(add_version(tmp_path / "model", 1))
-    assert f"accepted would be {tmp_path / 'model'}." in str(error.value)

@@ -1,8 +1,8 @@
-"""Opening a version with its engine, and running the warm-up requests that its directory brings.
+"""Open a version with its engine, and run the warm-up requests in its directory.
 
-An engine is imported when the first model needs it, so that LiteRT serves where there is no
-TensorFlow. The requests of a SavedModel are a TFRecord file of PredictionLog messages and run one
-after the other; one that fails fails the load (TensorFlow Serving's saved_model_warmup.cc).
+Engines are imported on first use, so that LiteRT works without TensorFlow. A SavedModel's warm-up
+requests are a TFRecord file of PredictionLog messages; if one fails, so does the load, as in
+TensorFlow Serving (saved_model_warmup.cc).
 """
 
 import contextlib
@@ -21,15 +21,14 @@ from bart_export.server import messages, predict, tensors
 from bart_export.server.metrics import MICROSECONDS, Metrics
 from bart_export.server.options import ServeOptions
 from bart_export.server.servable import Call, Limits, Servable
-from bart_export.server.sources import LITERT, TENSORFLOW, ServedModel
 from bart_export.server.status import Code, StatusError, invalid, status_of_error
-from bart_export.server.versions import OpenVersion
+from bart_export.server.versions import LITERT, TENSORFLOW, OpenVersion, ServedModel
 
 LOG = logging.getLogger(__name__)
 
 WARMUP_REQUESTS = pathlib.PurePath("assets.extra", "tf_serving_warmup_requests")
 MAX_RECORDS = 1000
-MAX_BYTES = 1 << 28  # of all records; those of an export have some kilobytes
+MAX_BYTES = 1 << 28  # of all records; an export's take a few kilobytes
 
 
 def opener(options: ServeOptions, metrics: Metrics) -> OpenVersion:
@@ -44,8 +43,8 @@ def opener(options: ServeOptions, metrics: Metrics) -> OpenVersion:
                 exports = Artifact.open(path).manifest.exports
                 if exports != number:
                     raise ArtifactError(
-                        f"{path} must hold export {number}, but export {exports} took its place. "
-                        "The next look finds that one."
+                        f"{path} must hold export {number}, but export {exports} has replaced it. "
+                        "The next poll will find that one."
                     )
             elif options.warmup and (path / WARMUP_REQUESTS).is_file():
                 warm_up(servable, path, metrics, deadline)
@@ -65,7 +64,7 @@ def open_with_tensorflow(path: pathlib.Path, options: ServeOptions) -> Servable:
 
 
 def open_with_litert(path: pathlib.Path, options: ServeOptions) -> Servable:
-    """Open an artifact's `.tflite` file, in a process of its own first."""
+    """Open an artifact's `.tflite` file, after a trial in a separate process."""
     from bart_export.runtime.trial import survive
     from bart_export.server.litert_engine import ArtifactServable
 
@@ -80,7 +79,7 @@ ENGINES: Mapping[str, Callable[[pathlib.Path, ServeOptions], Servable]] = {
 
 
 def warm_up(servable: Servable, path: pathlib.Path, metrics: Metrics, deadline: float) -> None:
-    """Run the warm-up requests of a version directory, and time them."""
+    """Run a version's warm-up requests and record how long they take."""
     began, code = time.perf_counter(), Code.OK
     try:
         records = run_warmup(servable, path, deadline)
@@ -90,14 +89,14 @@ def warm_up(servable: Servable, path: pathlib.Path, metrics: Metrics, deadline: 
     finally:
         seconds = time.perf_counter() - began
         metrics.warmup_latency.labels(str(path), code.name).observe(seconds * MICROSECONDS)
-    LOG.info("%s: %d requests warmed it up in %.1f s", path, records, seconds)
+    LOG.info("%s: ran %d warm-up requests in %.1f s", path, records, seconds)
 
 
 def run_warmup(servable: Servable, directory: pathlib.Path, deadline: float | None = None) -> int:
-    """Run the warm-up requests of a version directory; return their number.
+    """Run a version's warm-up requests, and return their number.
 
     Raises:
-        StatusError: for a file that is damaged or too large, or a request that fails.
+        StatusError: for a damaged or too large file, or a request that fails.
     """
     from bart_export.server.tensorflow_engine import read_records
 
@@ -112,7 +111,7 @@ def run_warmup(servable: Servable, directory: pathlib.Path, deadline: float | No
             run_log(servable, messages.PredictionLog.FromString(record), Limits(deadline=deadline))
         except DecodeError as error:
             raise invalid(f"Failed to parse warmup record {number} from {path}") from error
-        except Exception as error:  # an engine may raise anything
+        except Exception as error:  # engines may raise anything
             status = status_of_error(error)
             raise StatusError(
                 status.code, f"Warmup record {number} from {path} failed: {status.message}"
@@ -121,7 +120,7 @@ def run_warmup(servable: Servable, directory: pathlib.Path, deadline: float | No
 
 
 def run_log(servable: Servable, log: messages.Message, limits: Limits) -> None:
-    """Run the PredictRequest of a PredictionLog; other kinds of requests are passed over."""
+    """Run the PredictRequest in a PredictionLog; other kinds of request are skipped."""
     if not log.HasField("predict_log"):
         return
     request = log.predict_log.request

@@ -1,4 +1,4 @@
-"""Records of models from `models.config`, from a request's message and from the command line."""
+"""The models to serve, from `models.config`, a request or the command line, and their engines."""
 
 import contextlib
 import pathlib
@@ -10,10 +10,12 @@ from support import made_up_artifacts
 from support.served_directories import add_version, wait_until
 from tensorflow_serving.config import model_server_config_pb2
 
+from bart_export.artifact.manifest import FileEntry
 from bart_export.errors import ArtifactError, ConfigurationError
-from bart_export.server import messages, sources
-from bart_export.server.sources import TENSORFLOW, ServedModel, VersionPolicy
+from bart_export.server import messages, models_config
+from bart_export.server.models_config import choose_engine
 from bart_export.server.status import Code, StatusError
+from bart_export.server.versions import LITERT, TENSORFLOW, ServedModel, VersionPolicy
 
 
 def listed(*models):
@@ -67,10 +69,10 @@ TEXTS = {
 def test_a_file_and_the_official_message_list_models(tmp_path, case):
     text, models = TEXTS[case]
     (tmp_path / "models.config").write_text(f"# a comment\n{text}\n")
-    assert sources.read_config(tmp_path / "models.config") == models
+    assert models_config.read_config(tmp_path / "models.config") == models
     official = text_format.Parse(text, model_server_config_pb2.ModelServerConfig())
     ours = messages.ModelServerConfig.FromString(official.SerializeToString())
-    assert sources.from_proto(official) == sources.from_proto(ours) == models
+    assert models_config.from_proto(official) == models_config.from_proto(ours) == models
 
 
 ONLY_LISTS = (
@@ -91,7 +93,7 @@ REFUSED = {
     "a bucket": (listed(MODEL.replace("/models", "gs://models")), f"{NO_PATH}gs://models/m"),
     "no name": (
         listed(f'{AT} model_platform: "tensorflow"'),
-        "Expected every model to have a name; that of /models/m has none",
+        "Expected every model to have a name; the one at /models/m has none",
     ),
     "no platform": (listed(f'name: "m" {AT}'), f"{NO_PLATFORM}none"),
     "another old name": (listed(f'name: "m" {AT} model_type: OTHER'), f"{NO_PLATFORM}model_type 2"),
@@ -109,7 +111,7 @@ def parsed(text):
 def test_what_cannot_be_served_is_refused(case):
     text, message = REFUSED[case]
     with pytest.raises(StatusError) as error:
-        sources.from_proto(parsed(text))
+        models_config.from_proto(parsed(text))
     assert (error.value.code, error.value.message) == (Code.INVALID_ARGUMENT, message)
 
 
@@ -133,7 +135,7 @@ def test_a_bad_file_is_refused_by_name_in_one_line(tmp_path, content, words):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ConfigurationError) as error:
-        sources.read_config(path)
+        models_config.read_config(path)
     assert words in str(error.value)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
@@ -158,11 +160,11 @@ def test_a_platform_needs_its_files(artifact, platform, place, refusal):
     path = (artifact / place).resolve()
     text = listed(f'name: "m" base_path: "{path}" model_platform: "{platform}"')
     if refusal is None:
-        (model,) = sources.from_proto(parsed(text))
+        (model,) = models_config.from_proto(parsed(text))
         assert (model.engine, model.base_path) == (platform, path)
         return
     with pytest.raises(StatusError, match=refusal) as error:
-        sources.from_proto(parsed(text))
+        models_config.from_proto(parsed(text))
     assert error.value.code == Code.INVALID_ARGUMENT
 
 
@@ -171,7 +173,7 @@ def test_arguments_name_models_after_their_directories(artifact, tmp_path, monke
     (tmp_path / "current").symlink_to(tmp_path / "half_plus_two")
     monkeypatch.chdir(tmp_path)
     paths = [artifact, pathlib.Path("half_plus_two/."), tmp_path / "current"]
-    models = sources.served_models(paths)
+    models = models_config.served_models(paths)
     assert [(model.name, model.engine, model.base_path) for model in models] == [
         (artifact.name, "litert", artifact),
         ("half_plus_two", "tensorflow", tmp_path / "half_plus_two"),
@@ -182,9 +184,9 @@ def test_arguments_name_models_after_their_directories(artifact, tmp_path, monke
 
 def test_arguments_that_cannot_be_served_are_refused(tmp_path):
     with pytest.raises(ConfigurationError, match="both named model"):
-        sources.served_models([tmp_path / "a/model", tmp_path / "b/model"])
+        models_config.served_models([tmp_path / "a/model", tmp_path / "b/model"])
     with pytest.raises(ArtifactError, match="There is no directory .*absent"):
-        sources.served_models([tmp_path / "absent"])
+        models_config.served_models([tmp_path / "absent"])
 
 
 @pytest.fixture
@@ -204,9 +206,9 @@ def following(path, errors=()):
         if errors:
             raise errors.pop(0)
 
-    served = sources.read_config(path)
+    served = models_config.read_config(path)
     arguments = (path, served, configure, 0.005, stopped)
-    thread = threading.Thread(target=sources.follow_config, args=arguments)
+    thread = threading.Thread(target=models_config.follow_config, args=arguments)
     thread.start()
     try:
         yield lists
@@ -238,7 +240,7 @@ def test_a_bad_file_is_told_once_and_changes_nothing(config_file, caplog, harm):
         rename(config_file, "n")
         wait_until(lambda: lists == [["n"]])
     (record,) = caplog.records
-    assert record.getMessage().startswith(f"{config_file} is not followed: ")
+    assert record.getMessage().startswith(f"{config_file} was not applied: ")
 
 
 def test_a_list_that_is_refused_is_tried_until_it_is_accepted(config_file, caplog):
@@ -249,4 +251,88 @@ def test_a_list_that_is_refused_is_tried_until_it_is_accepted(config_file, caplo
         rename(config_file, "o")
         wait_until(lambda: lists == [["n"]] * 3 + [["o"]])
     (record,) = caplog.records
-    assert record.getMessage() == f"{config_file} is not followed: a label waits"
+    assert record.getMessage() == f"{config_file} was not applied: a label waits"
+
+
+@pytest.fixture
+def make_artifact(tmp_path, monkeypatch):
+    """Return a function that makes an artifact with a file for each of some targets."""
+    fields = made_up_artifacts.manifest
+
+    def with_targets(files, *rest):
+        named = {
+            name: FileEntry(entry.bytes, entry.sha256, name.split("/")[0])
+            if not name.startswith("tflite")
+            else entry
+            for name, entry in files.items()
+        }
+        return fields(named, *rest)
+
+    monkeypatch.setattr(made_up_artifacts, "manifest", with_targets)
+
+    def make(*targets):
+        contents = {f"{target}/1/file": b"" for target in targets}
+        made_up_artifacts.write(tmp_path / "a", contents)
+        return tmp_path / "a"
+
+    return make
+
+
+# The targets of an artifact, the engine requested, and the engine and subdirectory chosen.
+ENGINES = [
+    (["saved_model", "tflite"], None, (LITERT, ".")),
+    (["tflite", "saved_model"], TENSORFLOW, (TENSORFLOW, "saved_model")),
+    (["edgetpu", "saved_model"], None, (TENSORFLOW, "saved_model")),
+]
+
+
+@pytest.mark.parametrize(("targets", "requested", "chosen"), ENGINES)
+def test_an_artifact_is_served_by_the_fastest_engine(make_artifact, targets, requested, chosen):
+    directory = make_artifact(*targets)
+    engine, subdirectory = chosen
+    assert choose_engine(directory, requested) == (engine, directory / subdirectory)
+
+
+@pytest.mark.parametrize("requested", [None, TENSORFLOW])
+@pytest.mark.parametrize("exists", [True, False])
+def test_anything_else_is_a_saved_model(tmp_path, requested, exists):
+    if exists:
+        add_version(tmp_path / "model", 1)
+    assert choose_engine(tmp_path / "model", requested) == (TENSORFLOW, tmp_path / "model")
+
+
+# The targets of an artifact, the engine requested, and words of the refusal.
+WITHOUT_FILES = [
+    (
+        ["tflite"],
+        TENSORFLOW,
+        "for the engine tensorflow. Export it again with --target saved_model, or use the engine "
+        "litert.",
+    ),
+    (["saved_model"], LITERT, "no files of the target tflite for the engine litert"),
+    (
+        ["edgetpu"],
+        None,
+        "no files of the target tflite or saved_model. Export it again with --target tflite.",
+    ),
+]
+
+
+@pytest.mark.parametrize(("targets", "requested", "words"), WITHOUT_FILES)
+def test_an_engine_without_files_is_refused(make_artifact, targets, requested, words):
+    with pytest.raises(ArtifactError) as error:
+        choose_engine(make_artifact(*targets), requested)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_litert_serves_artifacts_alone(tmp_path):
+    add_version(tmp_path, 1)
+    with pytest.raises(ArtifactError, match=r"engine litert serves artifacts, but .* no manifest"):
+        choose_engine(tmp_path, LITERT)
+
+
+def test_a_version_directory_is_no_base_path(tmp_path):
+    with pytest.raises(ArtifactError, match="one version of a SavedModel") as error:
+        choose_engine(add_version(tmp_path / "model", 1))
+    assert f"numbered versions: {tmp_path / 'model'}." in str(error.value)

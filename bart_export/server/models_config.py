@@ -1,0 +1,219 @@
+"""The models to serve, from `models.config` or the command line, and the engine of each."""
+
+import logging
+import os
+import pathlib
+import threading
+from collections.abc import Callable, Sequence
+
+from bart_export.artifact.artifact import Artifact
+from bart_export.artifact.directories import MANIFEST
+from bart_export.errors import ArtifactError, BartExportError, ConfigurationError
+from bart_export.presets import PRESETS
+from bart_export.server import messages
+from bart_export.server.status import StatusError, invalid
+from bart_export.server.versions import (
+    GRAPH,
+    LITERT,
+    SAVED_MODEL,
+    TENSORFLOW,
+    ServedModel,
+    VersionPolicy,
+    numbered_directories,
+)
+
+LOG = logging.getLogger(__name__)
+
+# The target whose files an engine runs; the faster engine comes first.
+TARGETS = {LITERT: "tflite", TENSORFLOW: SAVED_MODEL}
+MAX_NAMES = 10  # of artifacts in an error message
+
+
+def from_proto(config: messages.Message) -> list[ServedModel]:
+    """Return the models in a ModelServerConfig.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT for an invalid entry.
+    """
+    if config.WhichOneof("config") != "model_config_list":
+        raise invalid(
+            "ServerModelConfig type not supported by HandleReloadConfigRequest. "
+            "Only ModelConfigList is currently supported"
+        )
+    return [from_model_config(model) for model in config.model_config_list.config]
+
+
+def from_model_config(model: messages.Message) -> ServedModel:
+    """Return the model that a ModelConfig describes; its platform names the engine."""
+    if not model.name:
+        raise invalid(f"Expected every model to have a name; the one at {model.base_path} has none")
+    base_path = pathlib.Path(model.base_path)
+    if not base_path.is_absolute():
+        raise invalid(
+            f"Expected model {model.name} to have an absolute path or URI; "
+            f"got base_path()={model.base_path}"
+        )
+    # model_type is deprecated; 1 is TENSORFLOW.
+    platform = model.model_platform or {0: "none", 1: TENSORFLOW}.get(
+        model.model_type, f"model_type {model.model_type}"
+    )
+    if platform not in TARGETS:
+        raise invalid(
+            f"Expected model {model.name} to have the model_platform {TENSORFLOW} or {LITERT}, "
+            f"received {platform}"
+        )
+    try:
+        engine, base_path = choose_engine(base_path, platform)
+    except ArtifactError as error:
+        raise invalid(str(error)) from error
+    policy = model.model_version_policy
+    policies = {
+        "all": VersionPolicy(latest=None),
+        "latest": VersionPolicy(latest=max(1, policy.latest.num_versions)),
+        "specific": VersionPolicy(specific=frozenset(policy.specific.versions)),
+    }
+    return ServedModel(
+        name=model.name,
+        base_path=base_path,
+        engine=engine,
+        policy=policies.get(policy.WhichOneof("policy_choice"), VersionPolicy()),
+        labels=dict(model.version_labels),
+    )
+
+
+def read_config(path: pathlib.Path) -> list[ServedModel]:
+    """Return the models in a `models.config` file, a ModelServerConfig as text.
+
+    Raises:
+        ConfigurationError: for a file that cannot be read or parsed, or an invalid entry.
+    """
+    try:
+        return from_proto(messages.read_text(path, messages.ModelServerConfig))
+    except StatusError as error:
+        raise ConfigurationError(f"{path}: {error}") from error
+
+
+def follow_config(
+    path: pathlib.Path,
+    served: Sequence[ServedModel],
+    configure: Callable[[Sequence[ServedModel]], None],
+    seconds: float,
+    stopped: threading.Event | None = None,
+) -> None:
+    """Read a `models.config` every few seconds and call `configure` when its models change.
+
+    A list that is refused is tried again each time, because a label may be waiting for its version;
+    it is logged only once.
+    """
+    refusal, stopped = "", stopped or threading.Event()
+    while not stopped.wait(seconds):
+        try:
+            models = read_config(path)
+            if models != served:
+                configure(models)
+                served = models
+                LOG.info("%s: serving the %d model(s) listed", path, len(models))
+            refusal = ""
+        except BartExportError as error:
+            if str(error) != refusal:
+                LOG.error("%s was not applied: %s", path, error)
+            refusal = str(error)
+
+
+def served_models(
+    directories: Sequence[pathlib.Path], engine: str | None = None
+) -> list[ServedModel]:
+    """Return models that are named after their directories.
+
+    Raises:
+        ConfigurationError: if two have the same name.
+        ArtifactError: as for `served_model`.
+    """
+    places: dict[str, pathlib.Path] = {}
+    for directory in directories:
+        name = os.path.basename(os.path.abspath(directory))
+        if name in places:
+            raise ConfigurationError(
+                f"A model is named after its directory, but {places[name]} and {directory} are "
+                f"both named {name}. Serve them under other names with --model-config-file."
+            )
+        places[name] = directory
+    return [served_model(name, directory, engine) for name, directory in places.items()]
+
+
+def served_model(name: str, directory: pathlib.Path, engine: str | None = None) -> ServedModel:
+    """Return a model for a directory named on the command line.
+
+    Raises:
+        ArtifactError: if the directory does not exist, or has nothing for the engine.
+    """
+    place = pathlib.Path(os.path.abspath(directory))  # links are kept: they may change later
+    if place.is_file():
+        raise ArtifactError(
+            f"Expected an artifact directory, received the file {directory}. Name a directory with "
+            f"a {MANIFEST}."
+        )
+    if not place.is_dir() and str(directory) in PRESETS:
+        raise ArtifactError(
+            f"{directory} is a preset, which must be exported before it can be served: bart-export "
+            f"--preset {directory} --target tflite. Then serve artifacts/{directory}."
+        )
+    if not place.is_dir():
+        raise ArtifactError(
+            f"There is no directory {directory}. Expected an artifact, such as one made by "
+            "bart-export --preset NAME --target tflite, or a directory with numbered versions of a "
+            "SavedModel."
+        )
+    engine, base_path = choose_engine(place, engine)
+    if engine == TENSORFLOW and not numbered_directories(base_path):
+        inside = sorted(path.parent.name for path in place.glob(f"*/{MANIFEST}"))[:MAX_NAMES]
+        raise ArtifactError(
+            f"Expected an artifact, or a directory with numbered versions of a SavedModel, but "
+            f"{directory} is neither."
+            + (f" Did you mean {directory / inside[0]}?" if len(inside) == 1 else "")
+            + (f" It contains artifacts: {', '.join(inside)}." if len(inside) > 1 else "")
+        )
+    return ServedModel(name=name, base_path=base_path, engine=engine)
+
+
+def choose_engine(
+    base_path: pathlib.Path, requested: str | None = None
+) -> tuple[str, pathlib.Path]:
+    """Return the engine that serves a directory, and the base path that the engine reads.
+
+    Args:
+        base_path: an artifact, or a SavedModel's base path, which need not exist yet.
+        requested: an engine; None chooses the fastest that an artifact has files for.
+
+    Raises:
+        ArtifactError: if there are no files for the requested engine, or the artifact is damaged.
+    """
+    if (base_path / GRAPH).is_file():
+        raise ArtifactError(
+            f"{base_path} is one version of a SavedModel. Expected the directory that holds the "
+            f"numbered versions: {base_path.parent}."
+        )
+    if not (base_path / MANIFEST).is_file():
+        if (base_path / "config.json").is_file():
+            raise ArtifactError(
+                f"{base_path} is a checkpoint, which must be exported before it can be served: "
+                f"bart-export --preset {base_path} --target tflite --output DIRECTORY. Then serve "
+                "DIRECTORY."
+            )
+        if requested == LITERT:
+            raise ArtifactError(
+                f"The engine {LITERT} serves artifacts, but {base_path} has no {MANIFEST}. Use "
+                f"the engine {TENSORFLOW} for a SavedModel, or name an artifact."
+            )
+        return TENSORFLOW, base_path
+    artifact = Artifact.open(base_path)
+    present = [engine for engine, target in TARGETS.items() if artifact.files(target)]
+    engine = requested or next(iter(present), None)
+    if engine not in present:
+        wanted = [TARGETS[engine]] if engine else list(TARGETS.values())
+        raise ArtifactError(
+            f"{base_path} has no files of the target {' or '.join(wanted)}"
+            f"{f' for the engine {engine}' if engine else ''}. Export it again with --target "
+            f"{wanted[0]}{f', or use the engine {present[0]}' if present else ''}."
+        )
+    return engine, base_path / SAVED_MODEL if engine == TENSORFLOW else base_path
