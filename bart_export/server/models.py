@@ -1,10 +1,9 @@
-"""Which models are served, and the life of their versions.
+"""The models that are served, and the life of their versions.
 
-A version goes from START over LOADING, AVAILABLE and UNLOADING to END, or from LOADING to END if it
-cannot be loaded; it does so on a thread of its own. A new version is loaded before an old one is
-unloaded, and where none is wanted any more, all are unloaded (TensorFlow Serving's
-AvailabilityPreservingPolicy). A version that cannot be loaded is passed over, if there is another,
-until its files change: it may still be on its way to its place.
+A version goes through START, LOADING, AVAILABLE, UNLOADING and END, each version on its own thread;
+one that cannot be loaded goes from LOADING to END. A new version is loaded before the old one is
+unloaded, as in TensorFlow Serving's AvailabilityPreservingPolicy. A version that cannot be loaded is
+skipped in favour of another until its files change, because it may not be fully copied yet.
 """
 
 import collections
@@ -39,7 +38,7 @@ Labels = Mapping[str, Mapping[str, int]]  # name -> label -> version
 
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
-    """What a request asks for: the latest version of a model, or that of a number or label."""
+    """The model a request names, and its version by number or label (the latest if None)."""
 
     name: str
     version: int | None = None
@@ -47,7 +46,7 @@ class ModelSpec:
 
 
 class ModelStore:
-    """The models that are served. All methods may be called from several threads at once."""
+    """The models that are served. All methods are thread-safe."""
 
     def __init__(
         self,
@@ -59,33 +58,32 @@ class ModelStore:
         self.options = options
         self.find_versions = find_versions
         self.configuring = threading.Lock()  # one change of the list at a time
-        self.changed = threading.Condition()  # guards what follows
+        self.changed = threading.Condition()  # guards all fields below
         self.served: Mapping[str, ServedModel] = {}
         self.labels: Labels = {}
-        self.versions: list[Version] = []  # also those that ended, for their status
-        self.due: set[str] = set()  # models whose versions are to be looked for at once
-        self.remarks: dict[str, str] = {}  # what is wrong with what the last look found
+        self.versions: list[Version] = []  # ended ones too, for their status
+        self.due: set[str] = set()  # models to poll immediately
+        self.remarks: dict[str, str] = {}  # problems found by the last poll, by model
         self.stopped = False
-        self.thread = threading.Thread(target=self._follow, name="versions", daemon=True)
+        self.thread = threading.Thread(target=self._poll_models, name="version-poll", daemon=True)
         self.thread.start()
 
     def configure(self, models: Sequence[ServedModel]) -> None:
-        """Serve these models and no others; wait until those that do not answer yet are available.
+        """Serve these models and no others; wait until each has an available version.
 
-        A model that stays keeps its versions until those newly wanted are loaded, which is not
-        waited for. Labels change after that, all of them or none, and models that are listed no
-        more are withdrawn last: as long as a list cannot be followed, what answered goes on.
+        A model that already has one keeps it until its newly wanted versions are loaded; these are
+        not waited for. Labels are then changed, all or none, and unlisted models are removed last.
 
         Raises:
-            StatusError: INVALID_ARGUMENT for a list that is refused as a whole; UNKNOWN for models
-                that did not become available, and FAILED_PRECONDITION for a label of a version
-                that is not: what the list names is served beside what was served before.
+            StatusError: INVALID_ARGUMENT for a list that is refused as a whole. UNKNOWN for models
+                that did not become available, and FAILED_PRECONDITION for a label of an unavailable
+                version: the listed models are then served along with the previous ones.
         """
         with self.configuring:
             check_models(models, self.served)
             listed = {model.name: model for model in models}
             with self.changed:
-                # Before new versions are loaded, one of which may answer before the others.
+                # Determined first: a new version may become available at any time.
                 awaited = [name for name in listed if not any(self._available(name))]
             self._serve({**self.served, **listed})
             reasons = [reason for name in awaited if (reason := self._failure(name))]
@@ -99,7 +97,7 @@ class ModelStore:
             self._serve(listed)
 
     def stop(self) -> None:
-        """Unload everything; calls that still hold a servable have `drain_seconds` to end."""
+        """Unload everything; calls in progress have `drain_seconds` to finish."""
         seconds = self.options.drain_seconds
         with self.changed:
             self.stopped, self.labels = True, {}
@@ -107,19 +105,19 @@ class ModelStore:
             self.changed.wait_for(lambda: all(v.state == State.END for v in self.versions), seconds)
             late = {v.model.name for v in self.versions if v.state != State.END}
         for name in sorted(late):
-            LOG.warning("%s: not unloaded after %g s", name, seconds)
+            LOG.warning("%s: still not unloaded after %g s", name, seconds)
 
     def names(self) -> list[str]:
-        """Return the names of the models that are served, in the order of their list."""
+        """Return the names of the served models, in the order they were listed."""
         return list(self.served)
 
     @contextlib.contextmanager
     def lease(self, spec: ModelSpec) -> Iterator[Lease]:
-        """Hold the servable that answers a request for the length of a block.
+        """Keep a request's servable loaded for the length of a `with` block.
 
         Raises:
-            StatusError: NOT_FOUND if no such version is available, INVALID_ARGUMENT for a label
-                that is not known.
+            StatusError: NOT_FOUND if no such version is available, INVALID_ARGUMENT for an unknown
+                label.
         """
         if not spec.name:
             raise invalid("ModelSpec has no name specified.")
@@ -152,12 +150,12 @@ class ModelStore:
             hold(-1)
 
     def status(self, spec: ModelSpec) -> list[VersionStatus]:
-        """Return the states of a model's versions, the highest first, or of the version named.
+        """Return the status of a model's versions, highest first, or of the version requested.
 
         Labels are ignored, as in TensorFlow Serving.
         """
         with self.changed:
-            # Of two versions of one number, that which answers counts.
+            # If two versions have the same number, report the available one.
             versions = sorted(self._of(spec.name), key=lambda v: v.state == State.AVAILABLE)
             statuses = {version.number: version.status for version in versions}
         if not statuses:
@@ -180,18 +178,18 @@ class ModelStore:
         return (version for version in self._of(name) if version.is_wanted)
 
     def _serve(self, served: Mapping[str, ServedModel]) -> None:
-        """Serve these models and withdraw all others; neither is waited for."""
+        """Start serving these models and stop serving all others, without waiting."""
         with self.changed:
             if self.stopped and served:
                 raise StatusError(Code.UNAVAILABLE, "The server is stopping")
             old, self.served = self.served, served
             for name, model in served.items():
                 if old.get(name) != model:
-                    LOG.info("%s: served from %s (%s)", name, model.base_path, model.engine)
+                    LOG.info("%s: serving %s (%s)", name, model.base_path, model.engine)
                     self.due.add(name)
                     self.remarks.pop(name, None)
             for name in old.keys() - served.keys():
-                LOG.info("%s: served no more", name)
+                LOG.info("%s: no longer served", name)
                 self.due.discard(name)
                 for version in self._of(name):
                     version.is_wanted = False
@@ -199,7 +197,7 @@ class ModelStore:
             self.changed.notify_all()
 
     def _checked_labels(self, models: Sequence[ServedModel]) -> Labels:
-        """Return the labels of a list of models."""
+        """Return the labels of `models` after checking that their versions are available."""
         for model in models:
             with self.changed:
                 available = {version.number for version in self._available(model.name)}
@@ -217,12 +215,12 @@ class ModelStore:
         return {model.name: dict(model.labels) for model in models}
 
     def _failure(self, name: str) -> str:
-        """Wait until the versions wanted are loaded or failed; return why the latest did, or ""."""
+        """Wait until the wanted versions are loaded or failed; return the latest's error or ""."""
 
         def is_settled() -> bool:
             latest = highest(self._wanted(name))
             loading = (v for v in self._wanted(name) if v.state < State.AVAILABLE)
-            # Only the latest is waited for once it has failed.
+            # After a first failure, only the latest is worth waiting for.
             awaited = any(v.status.code == Code.OK or v is latest for v in loading)
             return self.stopped or (name not in self.due and not awaited)
 
@@ -240,8 +238,8 @@ class ModelStore:
                 message = latest.status.message
         return f"{{name: {name}{version}}} due to error: {code.name}: {one_line(message)}"
 
-    def _follow(self) -> None:
-        """Look for the versions of every model from time to time, and of those due at once."""
+    def _poll_models(self) -> None:
+        """Poll all models periodically, and those in `due` immediately."""
         while True:
             with self.changed:
                 self.changed.wait_for(
@@ -251,15 +249,15 @@ class ModelStore:
                     return
                 models = [self.served[name] for name in self.due or self.served]
             for model in models:
-                self._look(model)
+                self._poll(model)
 
-    def _look(self, model: ServedModel) -> None:
-        """Find the versions there are; what cannot be looked at changes nothing."""
+    def _poll(self, model: ServedModel) -> None:
+        """Find a model's versions on disk; if they cannot be listed, nothing changes."""
         name, found = model.name, None
         try:
             found = self.find_versions(model)
             remark = model.missing(found)
-        except Exception as error:  # whatever it is, the versions that are loaded go on
+        except Exception as error:  # loaded versions stay, whatever the error
             remark = code_and_message(error)[1]
         for version in self._of(name):
             if version.has_failed and version.failed_files != listing(version.path):
@@ -276,7 +274,7 @@ class ModelStore:
             self._retire(name)
 
     def _want(self, model: ServedModel, found: Mapping[int, pathlib.Path]) -> None:
-        """Say which versions are wanted; one that has ended or is unloaded is loaded anew."""
+        """Choose the wanted versions and load new ones; ended ones are loaded again."""
         known = list(self._of(model.name))
         failed = {version.path for version in known if version.has_failed}
         sound = {number: path for number, path in found.items() if path not in failed}
@@ -292,7 +290,7 @@ class ModelStore:
             threading.Thread(target=self._live, args=(new,), daemon=True).start()
 
     def _retire(self, name: str) -> None:
-        """Give up what is not wanted once something that is answers, and tell who waits."""
+        """Unload unwanted versions once a wanted one is available, and notify all waiters."""
         wanted = list(self._wanted(name))
         if not wanted or any(version.state == State.AVAILABLE for version in wanted):
             for version in self._available(name):
@@ -301,7 +299,7 @@ class ModelStore:
         self.changed.notify_all()
 
     def _live(self, version: Version) -> None:
-        """Load a version, wait until it is given up and no call holds it, and close it."""
+        """Load a version, and close it once it is UNLOADING and no call uses it."""
         name, number = version.model.name, version.number
         if servable := self._load(version):
             with self.changed:
@@ -311,18 +309,18 @@ class ModelStore:
                 version.servable = None
             try:
                 servable.close()
-            except Exception as error:  # it is gone either way
+            except Exception as error:  # it is unloaded either way
                 reason = code_and_message(error)[1]
                 LOG.warning("%s: closing version %d: %s", name, number, reason)
             LOG.info("%s: unloaded version %d", name, number)
         with self.changed:
             version.move(State.END)
             if version.has_failed and version.is_wanted:
-                self.due.add(name)  # for another version in its place
+                self.due.add(name)  # another version may be served instead
             self.changed.notify_all()
 
     def _load(self, version: Version) -> Servable | None:
-        """Make a version available; return None if it failed too often or is wanted no more."""
+        """Make a version available; return None if it failed too often or is no longer wanted."""
         name, number = version.model.name, version.number
         for attempt in range(1, self.options.load_retries + 2):
             with self.changed:
@@ -337,7 +335,7 @@ class ModelStore:
                     self.options.load_seconds,
                     lambda: self.open_version(version.model, number, version.path),
                 )
-            except Exception as error:  # whatever it is, other versions are loaded
+            except Exception as error:  # other versions load, whatever the error
                 code, message = code_and_message(error)
             else:
                 with self.changed:
@@ -347,7 +345,7 @@ class ModelStore:
                     LOG.info("%s: loaded version %d in %.2f s", name, number, seconds)
                     self._retire(name)
                 return servable
-            # Whatever did not end the first time may go on for ever.
+            # A load that timed out may never end, so it is not tried again.
             is_last = attempt > self.options.load_retries or code == Code.DEADLINE_EXCEEDED
             seconds = self.options.retry_seconds
             LOG.error(
@@ -369,18 +367,18 @@ class ModelStore:
         return None
 
     def _is_next(self, version: Version) -> bool:
-        """Return whether to load a version now: one of a model at a time, the highest first."""
+        """Return whether it is a version's turn to load: one per model at a time, highest first."""
         known = list(self._of(version.model.name))
         new = (v.number for v in known if v.is_wanted and v.state == State.START)
         return not any(v.is_opening for v in known) and version.number >= max(new, default=0)
 
 
 def check_models(models: Sequence[ServedModel], served: Mapping[str, ServedModel]) -> None:
-    """Hold a list of models to what may follow the one that is served."""
+    """Raise StatusError unless a list of models may replace the one served now."""
     if served and not models:
-        # A file that is being written begins like this.
+        # A file that is still being written may look like this.
         raise invalid(
-            f"Expected a list of models, received none; {', '.join(served)} stay(s) served"
+            f"Expected a list of models, received none. Still serving {', '.join(served)}"
         )
     for name, times in collections.Counter(model.name for model in models).items():
         if times > 1:

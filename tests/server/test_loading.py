@@ -353,8 +353,8 @@ def test_what_happens_is_logged_in_one_line_each(store, base_path, tmp_path, cap
     assert sorted(line.split(" in ")[0] for line in lines) == [
         "m: loaded version 1",
         "m: loaded version 2",
-        f"m: served from {base_path} (tensorflow)",
-        "m: served no more",
+        "m: no longer served",
+        f"m: serving {base_path} (tensorflow)",
         "m: unloaded version 1",
         "m: unloaded version 2",
     ]

@@ -125,7 +125,7 @@ def test_a_list_replaces_the_one_before(store, opener, base_path, tmp_path):
         ([("n", TENSORFLOW), ("m", LITERT)],
          "Illegal to change a model's platform. For model m platform was tensorflow "
          "and new platform requested is litert"),
-        ([], "Expected a list of models, received none; m stay(s) served"),
+        ([], "Expected a list of models, received none. Still serving m"),
     ],
 )  # fmt: skip
 def test_a_wrong_list_changes_nothing(store, base_path, models, text):

@@ -248,7 +248,7 @@ def test_a_second_signal_ends_at_once(base_path):
 def test_a_signal_while_models_load_ends_at_once(base_path):
     (base_path / "1" / "slow").write_text("30")
     with process(base_path, ready=False) as server:
-        assert "served from" in server.process.stderr.readline()
+        assert ": serving " in server.process.stderr.readline()
         server.signal()
         code, _ = server.ended(10)
     assert code == 128 + signal.SIGTERM
