@@ -1,9 +1,9 @@
 """The models that are served, and the life of their versions.
 
-A version goes through START, LOADING, AVAILABLE, UNLOADING and END, each version on its own thread;
-one that cannot be loaded goes from LOADING to END. A new version is loaded before the old one is
-unloaded, as in TensorFlow Serving's AvailabilityPreservingPolicy. A version that cannot be loaded is
-skipped in favour of another until its files change, because it may not be fully copied yet.
+A version goes through START, LOADING, AVAILABLE, UNLOADING and END on its own thread; one that
+cannot be loaded goes from LOADING to END. A new version is loaded before the old one is unloaded
+(TensorFlow Serving's AvailabilityPreservingPolicy). A version that cannot be loaded is skipped in
+favour of another until its files change, because it may not be fully copied yet.
 """
 
 import collections

@@ -1,9 +1,7 @@
-"""What is served: one loaded version of a model, behind one interface, whatever computes it.
+"""The interface of a loaded model version, the same for every engine, and its calls.
 
-A call names a signature and brings its inputs; a future of the outputs comes back at once, or an
-error when there is no room for the call. Whatever the engine, a text that is longer than the model
-reads is cut, and a text without a word gets an empty text instead of one that the model makes up;
-`Remarks` say so.
+Texts that are too long for the model are truncated, and blank texts get an empty result, because
+the model would make one up. `Remarks` record both.
 """
 
 import dataclasses
@@ -20,32 +18,32 @@ from bart_export.server.status import TIMED_OUT, Code, StatusError
 from bart_export.server.tensors import Array
 from bart_export.text.tokenizer import BartTokenizer
 
-# Strings are arrays of dtype object that hold bytes.
+# Strings are arrays of bytes with dtype object.
 Tensors = Mapping[str, Array]
 
 
 @dataclasses.dataclass
 class Remarks:
-    """The rows whose texts were cut, and those that are blank.
+    """The rows whose texts were truncated, and those that are blank.
 
-    Headers over REST, trailing metadata over gRPC, and part of the last event of a stream.
+    Sent as headers over REST, as trailing metadata over gRPC, and in a stream's last event.
     """
 
     truncated: list[int] = dataclasses.field(default_factory=list)
     empty: list[int] = dataclasses.field(default_factory=list)
 
     def headers(self) -> dict[str, str]:
-        """Return them as `truncated-rows: 0,2` and `empty-rows: 1`, without those of no row."""
+        """Return headers such as `truncated-rows: 0,2` and `empty-rows: 1`, if there are rows."""
         rows = {"truncated-rows": self.truncated, "empty-rows": self.empty}
         return {name: ",".join(map(str, numbers)) for name, numbers in rows.items() if numbers}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Limits:
-    """When work is no longer wanted, and what is remarked while it is done.
+    """When to give up work on a request, and the remarks on its texts.
 
-    `deadline` is a time of `time.monotonic()`, None for none. `stop` is set once nobody waits for
-    the answer, because the client has gone or the server gives up.
+    `deadline` is a `time.monotonic()` time, or None. `stop` is set once the result is no longer
+    needed, because the client has disconnected or the server has given up.
     """
 
     deadline: float | None = None
@@ -53,11 +51,11 @@ class Limits:
     remarks: Remarks = dataclasses.field(default_factory=Remarks)
 
     def remaining(self) -> float | None:
-        """Return the seconds until the deadline, at least 0, or None if there is none."""
+        """Return the seconds until the deadline, at least 0, or None without a deadline."""
         return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
 
     def check(self) -> None:
-        """End the work that calls this between its steps."""
+        """Raise StatusError if the work should stop; long work calls this between its steps."""
         if self.stop.is_set():
             raise StatusError(Code.CANCELLED, "The request was cancelled")
         if self.deadline is not None and time.monotonic() > self.deadline:
@@ -68,8 +66,8 @@ class Limits:
 class Call:
     """One run of a signature.
 
-    `inputs` has every input the signature has no default for, checked for name but for neither
-    dtype nor shape. `outputs` names those that are wanted, at least one.
+    `inputs` has every input without a default. The names are checked, dtypes and shapes are not.
+    `outputs` names the outputs to return, at least one.
     """
 
     signature: str
@@ -80,9 +78,9 @@ class Call:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StreamCall:
-    """One generation from a text whose pieces are wanted as soon as they are certain.
+    """One generation from a text that is returned piece by piece.
 
-    `parameters` are fields of `config.GenerationConfig`. `emit` is called from the worker's thread
+    `parameters` are fields of `config.GenerationConfig`. `emit` is called on the worker's thread
     with each piece of text and the number of tokens generated so far.
     """
 
@@ -93,40 +91,39 @@ class StreamCall:
 
 
 class Servable(Protocol):
-    """A loaded version of a model. All methods may be called from several threads at once."""
+    """A loaded version of a model. All methods are thread-safe."""
 
     @property
     def signature_defs(self) -> Mapping[str, Message]:
-        """SignatureDef messages of `server.messages`, complete with dtypes, shapes and defaults."""
+        """The SignatureDef messages, complete with dtypes, shapes and defaults, by name."""
 
     @property
     def streams(self) -> bool:
-        """Whether `stream` works."""
+        """Whether `stream` is supported."""
 
     @property
     def reader(self) -> "TextReader | None":
-        """What reads texts as the model does; None for a model that is no artifact's."""
+        """The model's text reader, or None if the model is not from an artifact."""
 
     def submit(self, call: Call) -> "Future[Tensors]":
-        """Run a signature.
+        """Run a signature, and return a future of its outputs.
 
-        The future ends with the outputs, or with a StatusError: INVALID_ARGUMENT for inputs of
-        another dtype or shape, DEADLINE_EXCEEDED, CANCELLED, or what the engine says.
+        The future's error is a StatusError: INVALID_ARGUMENT for inputs with a wrong dtype or
+        shape, DEADLINE_EXCEEDED, CANCELLED, or an error of the engine.
 
         Raises:
-            StatusError: UNAVAILABLE if no room is left in the queue, and whatever else is known at
-                once.
+            StatusError: UNAVAILABLE if the queue is full, or any error found before queueing.
         """
 
     def stream(self, call: StreamCall) -> "Future[Result]":
-        """Generate from a text piece by piece; the future ends after the last piece.
+        """Generate from a text piece by piece; the future is done after the last piece.
 
         Raises:
-            StatusError: UNAVAILABLE as for `submit`; UNIMPLEMENTED if this engine cannot.
+            StatusError: UNAVAILABLE if the queue is full; UNIMPLEMENTED unless `streams`.
         """
 
     def close(self) -> None:
-        """Release memory and threads. Called once, when no call is under way."""
+        """Release memory and threads. Called once, when no call is in progress."""
 
 
 Answer = TypeVar("Answer")
@@ -134,10 +131,10 @@ Answer = TypeVar("Answer")
 
 @dataclasses.dataclass(frozen=True)
 class Lease:
-    """A servable that is not closed while the lease lasts, nor before its work has ended.
+    """A servable that stays open until the lease and its work have ended.
 
-    A front stops waiting when a client goes away or time is over, a moment before the work stops.
-    `hold` adds to the number of those that hold the servable.
+    Work may outlast the request, because it stops a moment after a client disconnects or a deadline
+    passes. `hold` adds to the number of uses of the servable.
     """
 
     servable: Servable
@@ -145,7 +142,7 @@ class Lease:
     hold: Callable[[int], None]
 
     def keep(self, future: "Future[Answer]") -> "Future[Answer]":
-        """Hold the servable until `future` is done, too, and return `future`."""
+        """Keep the servable open until `future` is done as well, and return `future`."""
         self.hold(1)
         future.add_done_callback(lambda _: self.hold(-1))
         return future
@@ -155,17 +152,17 @@ QUEUE_FULL = "The batch scheduling queue to which this task was submitted is ful
 
 
 class Workers:
-    """Threads of a servable; `queue_size` calls may wait beside those that run."""
+    """A servable's threads; up to `queue_size` calls wait for one."""
 
     def __init__(self, count: int, queue_size: int, name: str) -> None:
         self._free = threading.Semaphore(count + queue_size)
         self._threads = ThreadPoolExecutor(count, name)
 
     def submit(self, work: Callable[[], Answer], limits: Limits) -> "Future[Answer]":
-        """Do some work on the next free thread, unless its limits have ended it by then.
+        """Do some work on the next free thread, unless its limits are exceeded by then.
 
         Raises:
-            StatusError: UNAVAILABLE if too much is waiting already.
+            StatusError: UNAVAILABLE if the queue is full.
         """
         if not self._free.acquire(blocking=False):
             raise StatusError(Code.UNAVAILABLE, QUEUE_FULL)
@@ -175,13 +172,13 @@ class Workers:
                 limits.check()
                 return work()
             finally:
-                # Before the answer is told: whoever is may count on the thread that gave it.
+                # Before the result is set: whoever receives it may submit again.
                 self._free.release()
 
         return self._threads.submit(limited)
 
     def close(self) -> None:
-        """Wait for the threads to end."""
+        """Wait for all work to finish."""
         self._threads.shutdown()
 
 
@@ -190,25 +187,25 @@ TEXT, GENERATED = "text", "generated_text"
 
 @dataclasses.dataclass(frozen=True)
 class TextReader:
-    """Reads texts as a model does: `longest` source tokens at most, both ends included."""
+    """Encodes texts for a model: at most `longest` source tokens, including start and end."""
 
     tokenizer: BartTokenizer
     longest: int
 
     @classmethod
     def from_artifact(cls, artifact: Artifact) -> "TextReader":
-        """Return the reader of an artifact's texts."""
+        """Return an artifact's text reader."""
         return cls(BartTokenizer.from_artifact(artifact), artifact.manifest.encoder_sequence_length)
 
     def encode(self, text: str, remarks: Remarks, row: int = 0) -> list[int]:
-        """Return the ids of a text, cut to what the model reads, which is remarked."""
+        """Return the ids of a text, truncated to `longest`; a truncation is added to `remarks`."""
         ids, truncated = self.tokenizer.encode_beginning(text, self.longest)
         if truncated:
             remarks.truncated.append(row)
         return ids
 
     def blank_rows(self, texts: Array, limits: Limits) -> list[int]:
-        """Return the rows of texts (batch,) that have no word; what is not read is remarked."""
+        """Return the blank rows of texts (batch,); truncated texts are added to the remarks."""
         for row, data in enumerate(texts):
             limits.check()
             text = data.decode("utf-8", "replace")
@@ -220,12 +217,12 @@ class TextReader:
 
 
 def is_blank(text: str) -> bool:
-    """Say whether a text has no word: it is empty or white space."""
+    """Return whether a text is empty or only whitespace."""
     return not text.strip()
 
 
 def generates_from_texts(call: Call, signature: Message) -> bool:
-    """Say whether a call generates texts from texts (batch,)."""
+    """Return whether a call generates texts from texts (batch,)."""
     text = call.inputs.get(TEXT)
     return (
         text is not None
@@ -237,7 +234,7 @@ def generates_from_texts(call: Call, signature: Message) -> bool:
 
 
 def blanked(outputs: Tensors, rows: Sequence[int]) -> Tensors:
-    """Return outputs with nothing in some rows: empty strings, and numbers that are 0."""
+    """Return outputs with some rows replaced by empty strings or zeros."""
     results = {}
     for name, value in outputs.items():
         results[name] = value.copy()
