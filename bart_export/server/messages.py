@@ -1,8 +1,8 @@
-"""The messages of TensorFlow Serving's interface, without TensorFlow or its serving API.
+"""The messages of TensorFlow Serving's API, without TensorFlow or tensorflow-serving-api.
 
-The `.proto` files under protos/ declare what a server needs of the official ones, with the same
-names and field numbers. They live in a pool of their own, `POOL`: generated modules would register
-them a second time beside TensorFlow's in the same process, which protobuf refuses.
+The `.proto` files under protos/ declare the parts of the official ones that a server needs, with
+the same names and field numbers. They have their own descriptor pool, `POOL`, because protobuf
+refuses to register them beside TensorFlow's in the default pool.
 
 After a change of a `.proto` file:
 
@@ -26,12 +26,11 @@ from google.protobuf.internal import enum_type_wrapper
 from bart_export import documents
 from bart_export.errors import ConfigurationError
 
-# A message of protobuf, its class, its descriptor or their pool: what has which fields is known at
-# run time.
+# A protobuf message, class, descriptor or pool, whose fields are known only at run time.
 Message: TypeAlias = Any
-# Of a text: many times what one for a server needs.
+# Configuration files are far smaller.
 MAX_TEXT_BYTES = 1 << 20
-# The library takes time by the square of backslashes in a row.
+# The time to parse n backslashes in a row is quadratic in n.
 BACKSLASHES = b"\\" * 64
 MAX_REASON = 300
 PACKAGES = ("tensorflow", "tensorflow.serving", "google.protobuf")
@@ -44,20 +43,20 @@ for _file in descriptor_pb2.FileDescriptorSet.FromString(DESCRIPTORS.read_bytes(
 
 
 def message(name: str) -> Message:
-    """Return the class of a message by its full name."""
+    """Return a message class by its full name."""
     return message_factory.GetMessageClass(POOL.FindMessageTypeByName(name))
 
 
 def enumeration(name: str) -> Message:
-    """Return an enum by its full name: it has `Name`, `Value` and an attribute for each value."""
+    """Return an enum by its full name, with `Name`, `Value` and an attribute for each value."""
     return enum_type_wrapper.EnumTypeWrapper(POOL.FindEnumTypeByName(name))
 
 
 def read_text(path: pathlib.Path, kind: Message) -> Message:
-    """Return the message that a file holds as text.
+    """Return the message in a file of protobuf text.
 
     Raises:
-        ConfigurationError: for a file that cannot be read, or that holds no such text.
+        ConfigurationError: for a file that cannot be read or parsed.
     """
     try:
         with documents.open_regular(path) as file:
@@ -77,7 +76,7 @@ def read_text(path: pathlib.Path, kind: Message) -> Message:
 
 
 def to_dict(message: Message) -> dict[str, object]:
-    """Return a message as JSON, with every field under the name it has in its `.proto` file."""
+    """Return a message as a JSON object with all its fields, named as in the `.proto` file."""
     named: dict[str, object] = json_format.MessageToDict(
         message,
         preserving_proto_field_name=True,
@@ -88,7 +87,7 @@ def to_dict(message: Message) -> dict[str, object]:
 
 
 def __getattr__(name: str) -> Message:
-    """Return the class of a message, or an enum, by its own name."""
+    """Return a message class or an enum by its short name."""
     for package in PACKAGES:
         for find in (message, enumeration):
             try:
@@ -96,4 +95,4 @@ def __getattr__(name: str) -> Message:
             except KeyError:
                 continue
             return found
-    raise AttributeError(f"No message or enum is called {name}")
+    raise AttributeError(f"There is no message or enum {name}")

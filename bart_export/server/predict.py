@@ -1,7 +1,7 @@
-"""What REST and gRPC share: a model's signature is run, its signatures and versions are described.
+"""The part of a request that REST and gRPC share: run a signature, or describe a model.
 
-A front says which model and signature, and how the inputs are read once the signature is known.
-Outputs are awaited without holding up the event loop.
+Callers name the model and signature, and pass a function that reads the inputs once the signature
+is known. Nothing here blocks the event loop.
 """
 
 import asyncio
@@ -20,19 +20,19 @@ from bart_export.server.status import Code, StatusError, invalid, status_of_erro
 
 DEFAULT_SIGNATURE = "serving_default"
 NO_EXAMPLES = (
-    "Classify, Regress and MultiInference are not served here: no signature of a BART model takes "
-    "tf.Examples. Ask Predict."
+    "Classify, Regress and MultiInference are not supported: no signature of a BART model takes "
+    "tf.Examples. Use Predict."
 )
-# Work on more bytes than this would hold up the other requests of the event loop.
+# Work on more bytes would delay the other requests of the event loop.
 QUICK_BYTES = 16 * 1024
-# Parsers hold Python's lock from begin to end. Two at a time would keep the event loop waiting for
-# both, and be no quicker.
+# Parsers hold the GIL throughout. Two at a time would be no faster, and would block the event loop
+# for twice as long.
 PARSING = threading.Lock()
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """The outputs of a signature, and the version of the model that computed them."""
+    """The outputs of a signature, and the model version that computed them."""
 
     version: int
     signature: str
@@ -40,7 +40,7 @@ class Prediction:
 
 
 class Predictor:
-    """Runs signatures of the models of a store. Requests are counted and timed here."""
+    """Runs the signatures of a store's models, and counts and times requests."""
 
     def __init__(self, store: ModelStore, metrics: Metrics) -> None:
         self.store = store
@@ -49,7 +49,7 @@ class Predictor:
     def counted(
         self, spec: ModelSpec, api: str, entrypoint: str
     ) -> contextlib.AbstractContextManager[None]:
-        """Count and time a request; names that clients make up are not kept."""
+        """Count and time a request, without a model name if the model is unknown."""
         known = spec.name if spec.name in self.store.names() else ""
         return self.metrics.request(known, api, entrypoint)
 
@@ -62,12 +62,12 @@ class Predictor:
         limits: Limits,
         output_filter: Iterable[str] = (),
     ) -> Prediction:
-        """Run a signature, "" for the default one, and return its outputs or those of a filter.
+        """Run a signature ("" for the default one) and return its outputs, or the filtered ones.
 
-        `read` reads the inputs, `size` bytes of them, by the SignatureDef.
+        `read` returns the inputs, `size` bytes in the request, for a SignatureDef.
 
         Raises:
-            StatusError: for whatever is wrong with the request, or what the servable says.
+            StatusError: for an invalid request, or an error of the servable.
         """
         with self.store.lease(spec) as lease:
             name = signature_name or DEFAULT_SIGNATURE
@@ -84,17 +84,17 @@ class Predictor:
                 return Prediction(lease.version, name, await run(lease, call))
 
     def signatures(self, spec: ModelSpec) -> tuple[int, Message]:
-        """Return a model's version and its signatures, a SignatureDefMap."""
+        """Return a model's version and its signatures as a SignatureDefMap."""
         with self.store.lease(spec) as lease:
             found = messages.SignatureDefMap(signature_def=lease.servable.signature_defs)
             version = lease.version
         for signature in found.signature_def.values():
-            # TensorFlow Serving tells no defaults since version 2.20.
+            # TensorFlow Serving has not returned defaults since version 2.20.
             signature.ClearField("defaults")
         return version, found
 
     def status(self, spec: ModelSpec) -> Message:
-        """Return the states of a model's versions, a GetModelStatusResponse."""
+        """Return the status of a model's versions as a GetModelStatusResponse."""
         return messages.GetModelStatusResponse(
             model_version_status=[
                 {
@@ -108,16 +108,16 @@ class Predictor:
 
 
 def chosen_signature(servable: Servable, name: str) -> Message:
-    """Return the SignatureDef of a signature."""
+    """Return a SignatureDef by name."""
     if name not in servable.signature_defs:
         raise StatusError(Code.FAILED_PRECONDITION, f'Serving signature key "{name}" not found.')
     return servable.signature_defs[name]
 
 
 def check_inputs(signature: Message, given: Collection[str]) -> None:
-    """Hold the names of a gRPC request's inputs to a signature that may have defaults.
+    """Raise StatusError unless a gRPC request's inputs are those of a signature.
 
-    REST asks for every input, default or not, and `tensors.from_json` sees to that.
+    Inputs with defaults may be missing. REST requires all inputs, which `tensors.from_json` checks.
     """
     names, sent = set(signature.inputs), set(given)
     missing, unknown = names - sent - set(signature.defaults), sent - names
@@ -129,7 +129,7 @@ def check_inputs(signature: Message, given: Collection[str]) -> None:
 
 
 def chosen_outputs(signature: Message, output_filter: Iterable[str] = ()) -> tuple[str, ...]:
-    """Return the names of the outputs that are wanted: those of the filter, or all of them."""
+    """Return the names of the outputs to return: the filtered ones, or all."""
     chosen: list[str] = []
     for name in output_filter:
         if name not in signature.outputs:
@@ -144,14 +144,14 @@ def chosen_outputs(signature: Message, output_filter: Iterable[str] = ()) -> tup
 
 
 def listed(names: Iterable[str]) -> str:
-    """Return names in order, with commas between them."""
+    """Return names, sorted and separated by commas."""
     return ",".join(sorted(names))
 
 
 async def run(lease: Lease, call: Call) -> Tensors:
-    """Run a signature and return its outputs; see `finished` for how it may end.
+    """Run a signature and return its outputs; see `finished`.
 
-    What is generated from a text without a word is left out: the model would make it up.
+    Blank texts get no generated text, because the model would make one up.
     """
     signature, reader = lease.servable.signature_defs[call.signature], lease.servable.reader
     blank: list[int] = []
@@ -164,7 +164,7 @@ async def run(lease: Lease, call: Call) -> Tensors:
 
 
 async def run_off_loop(size: int, work: Callable[[], Answer], *, alone: bool = True) -> Answer:
-    """Do some work on `size` bytes, in a thread if they are many, and then as the only one."""
+    """Do work on `size` bytes: if they are many, on a thread, and with `alone` one at a time."""
 
     def in_turn() -> Answer:
         with PARSING if alone else contextlib.nullcontext():
@@ -174,13 +174,13 @@ async def run_off_loop(size: int, work: Callable[[], Answer], *, alone: bool = T
 
 
 async def finished(future: "Future[Answer]", limits: Limits) -> Answer:
-    """Await what a servable works on, on the running event loop.
+    """Await a servable's work on the running event loop.
 
-    When the awaiting task is cancelled, because the client has disconnected, or the deadline
-    passes, the work is asked to stop and not awaited. The future itself is never cancelled.
+    If the awaiting task is cancelled, because the client has disconnected, or the deadline passes,
+    the work is asked to stop and is not awaited. The future itself is never cancelled.
     """
     outcome = asyncio.wrap_future(future)
-    # asyncio logs an error that nobody has looked at, as of work that goes on alone.
+    # Without this, asyncio would log the errors of work that is no longer awaited.
     outcome.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
     try:
         if not (await asyncio.wait([outcome], timeout=limits.remaining()))[0]:

@@ -139,5 +139,5 @@ def test_importing_the_messages_imports_no_tensorflow():
 
 
 def test_a_name_that_is_no_message_is_refused():
-    with pytest.raises(AttributeError, match="No message or enum is called Example"):
+    with pytest.raises(AttributeError, match="There is no message or enum Example"):
         _ = messages.Example
