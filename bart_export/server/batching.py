@@ -1,12 +1,12 @@
 """Dynamic batching: which waiting calls run together, and when, by TensorFlow Serving's rules.
 
-Calls of the same signature, outputs and dtypes are put one below the other in a batch, run once,
-and each gets its rows of the outputs. The rules and the parameters are those of batching_session.cc
-and batching_util.cc of tensorflow/serving and of TensorFlow's shared_batch_scheduler.h.
+Calls with the same signature, outputs and dtypes are run as one batch, and each gets its rows of
+the outputs. The rules and parameters are those of TensorFlow Serving's batching_session.cc and
+batching_util.cc and TensorFlow's shared_batch_scheduler.h.
 
-Three things are different: a call whose time ran out in the queue, or that nobody waits for, is
-left out of its batch; calls are counted as well as batches, so that `queue_size` bounds what may
-wait; and one that is invalid does not fail the others of its batch.
+Three things differ: a call that times out in the queue, or is cancelled, is left out of its batch;
+`queue_size` also bounds the number of waiting calls; and an invalid call does not fail the others
+in its batch.
 """
 
 import collections
@@ -24,7 +24,7 @@ from bart_export.server.merging import merged_inputs, row_count, split_outputs
 from bart_export.server.servable import QUEUE_FULL, Limits, Tensors
 from bart_export.server.status import Code, StatusError, invalid
 
-# What parameters may ask for. TensorFlow Serving has no such bounds, and would try.
+# Upper bounds of the parameters. TensorFlow Serving has none.
 MOST_ROWS, MOST_SIZES, MOST_BATCHES, MOST_THREADS = 10_000, 1000, 1 << 31, 256
 MOST_MICROSECONDS = 3_600_000_000
 
@@ -32,19 +32,19 @@ TIMED_OUT = "Run() timeout exceeded while waiting in batching queue"
 
 # (signature, names of outputs, inputs of all rows, seconds or None) -> outputs of all rows.
 Run = Callable[[str, Sequence[str], Tensors, float | None], Tensors]
-# Outputs of the parts of a call, in their order -> those of the call.
+# Outputs of a call's parts, in order -> outputs of the call.
 Join = Callable[[Sequence[Tensors]], Tensors]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Parameters:
-    """How batches are made: the fields of TensorFlow Serving's message BatchingParameters.
+    """The fields of TensorFlow Serving's BatchingParameters message.
 
-    `max_batch_size` bounds the rows of a call, and those of a batch unless large calls are split
-    (`enable_large_batch_splitting`); then `max_execution_batch_size`, 0 for the same, bounds a
-    batch. A batch that is not full waits `batch_timeout_micros` for more. `max_enqueued_batches`
-    may wait for each signature. `num_batch_threads` run side by side, None for what the server was
-    told. Batches are filled up to the next of `allowed_batch_sizes`.
+    `max_batch_size` bounds the rows of a call and of a batch. If large calls are split
+    (`enable_large_batch_splitting`), `max_execution_batch_size` (0 for the same size) bounds the
+    rows of a batch. A batch that is not full waits `batch_timeout_micros` for more calls. Up to
+    `max_enqueued_batches` wait for each signature. `num_batch_threads` batches run in parallel;
+    None uses the server's `workers`. Batches are padded to the next of `allowed_batch_sizes`.
     """
 
     max_batch_size: int = 1000
@@ -90,20 +90,20 @@ class Parameters:
 
     @property
     def batch_limit(self) -> int:
-        """The most rows that run together."""
+        """The largest number of rows in a batch."""
         split = self.enable_large_batch_splitting and self.max_execution_batch_size
         return split or self.max_batch_size
 
     def filled(self, rows: int) -> int:
-        """Return how many rows a batch of `rows` runs with."""
+        """Return the number of rows that a batch of `rows` is padded to."""
         return next((size for size in self.allowed_batch_sizes if size >= rows), rows)
 
 
 def read_parameters(path: pathlib.Path) -> Parameters:
-    """Read a BatchingParameters message as text.
+    """Read a BatchingParameters message in text format.
 
     Raises:
-        StatusError: INVALID_ARGUMENT for a file that cannot be read or contradicts itself.
+        StatusError: INVALID_ARGUMENT for a file that cannot be read, or invalid parameters.
     """
     try:
         message = messages.read_text(path, messages.BatchingParameters)
@@ -122,7 +122,7 @@ def read_parameters(path: pathlib.Path) -> Parameters:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Task:
-    """A call that waits, or a part of one: its inputs all have `rows` rows."""
+    """A waiting call, or a part of one, whose inputs all have `rows` rows."""
 
     inputs: Tensors
     rows: int
@@ -130,7 +130,7 @@ class Task:
     future: "Future[Tensors]" = dataclasses.field(default_factory=Future)
 
     def begin(self) -> bool:
-        """Return whether to run it; one that nobody waits for any more is ended."""
+        """Return whether to run the task; one that was cancelled or timed out is ended."""
         if not self.future.set_running_or_notify_cancel():
             return False
         if self.limits.stop.is_set():
@@ -140,16 +140,16 @@ class Task:
         return not self.future.done()
 
     def end(self, answer: Tensors | Exception) -> None:
-        """End it with outputs or an error."""
+        """Set the outputs or the error."""
         if isinstance(answer, Exception):
             self.future.set_exception(answer)
         else:
             self.future.set_result(answer)
 
     def split(self, first: int, limit: int, join: Join) -> "list[Task]":
-        """Return it in parts of at most `limit` rows, the first of at most `first`.
+        """Return parts of at most `limit` rows, the first of at most `first`.
 
-        With the last part it ends itself, with the outputs of all or the first part's error.
+        The task ends with the last part: with the joined outputs, or the first part's error.
         """
         self.future.set_running_or_notify_cancel()
         starts = [0, *range(first, self.rows, limit)] if first else [*range(0, self.rows, limit)]
@@ -174,7 +174,7 @@ class Task:
 
 @dataclasses.dataclass
 class Batch:
-    """Tasks that will run together, at the latest at `due`, a time of `time.monotonic()`."""
+    """Tasks that will run together, no later than `due`, a `time.monotonic()` time."""
 
     tasks: list[Task] = dataclasses.field(default_factory=list)
     rows: int = 0
@@ -182,7 +182,7 @@ class Batch:
 
 
 class Queue:
-    """The batches of one signature that wait: the last is open for more tasks."""
+    """The waiting batches of one signature; the last one takes more tasks."""
 
     def __init__(self, parameters: Parameters, join: Join) -> None:
         self.parameters = parameters
@@ -190,7 +190,7 @@ class Queue:
         self.batches = collections.deque([Batch()])
 
     def add(self, task: Task) -> int:
-        """Put a task, or what it is split into, at the end, and return how many that makes."""
+        """Append a task or its parts, and return their number."""
         parameters, limit = self.parameters, self.parameters.batch_limit
         free, splits = limit - self.batches[-1].rows, parameters.enable_large_batch_splitting
         more = parameters.max_enqueued_batches - len(self.batches)
@@ -212,7 +212,7 @@ class Queue:
         return len(parts)
 
     def due(self) -> float:
-        """Return when the first batch may run; those behind which others wait may at once."""
+        """Return when the first batch may run; at once if another batch waits behind it."""
         first = self.batches[0]
         ready = len(self.batches) > 1 or first.rows >= self.parameters.batch_limit
         return 0.0 if ready else first.due
@@ -222,10 +222,10 @@ Key = tuple[str, tuple[str, ...], tuple[tuple[str, str], ...]]
 
 
 class BatchScheduler:
-    """Threads that run the batches of one model's signatures, each signature in its turn.
+    """Threads that run the batches of one model, its signatures in turn.
 
-    `join` puts the parts of a call together. `num_threads` are used where the parameters name no
-    number. `queue_size` calls may wait beside those that a thread is free for.
+    `join` joins the outputs of a call's parts. `num_threads` is the default of `num_batch_threads`.
+    Up to `queue_size` calls wait in addition to those for which a thread is free.
     """
 
     def __init__(
@@ -252,11 +252,11 @@ class BatchScheduler:
     def submit(
         self, signature: str, outputs: Sequence[str], inputs: Tensors, limits: Limits
     ) -> "Future[Tensors]":
-        """Let a call wait for a batch; `inputs` are (rows, ...) each.
+        """Queue a call for a batch; `inputs` are (rows, ...) each.
 
         Raises:
-            StatusError: INVALID_ARGUMENT for inputs that cannot be batched, UNAVAILABLE if too
-                many wait.
+            StatusError: INVALID_ARGUMENT for inputs that cannot be batched, UNAVAILABLE if the
+                queue is full.
         """
         task = Task(inputs, row_count(inputs), limits)
         if task.rows > self._parameters.max_batch_size:
@@ -264,7 +264,7 @@ class BatchScheduler:
                 f"Task size {task.rows} is larger than maximum input batch size "
                 f"{self._parameters.max_batch_size}"
             )
-        # A call of other dtypes fails alone: TensorFlow would refuse the whole batch.
+        # A call with wrong dtypes fails alone: TensorFlow would refuse the whole batch.
         dtypes = tuple(sorted((name, str(value.dtype)) for name, value in inputs.items()))
         key = (signature, tuple(sorted(outputs)), dtypes)
         with self._changed:
@@ -278,7 +278,7 @@ class BatchScheduler:
         return task.future
 
     def close(self) -> None:
-        """Run what waits, and end the threads."""
+        """Run all waiting batches, and end the threads."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -290,13 +290,13 @@ class BatchScheduler:
             pass
 
     def _run_next(self) -> bool:
-        # A method of its own, so that a thread that waits keeps no tensors.
+        # A separate method, so that waiting threads keep no tensors alive.
         if (taken := self._take()) is None:
             return False
         (signature, outputs, _), waiting = taken
         tasks = [task for task in waiting if task.begin()]
         answers = self._run_batch(signature, outputs, tasks) if tasks else []
-        # Whoever is told an answer may count on the thread that gave it.
+        # Before the results are set: whoever receives one may submit again.
         with self._changed:
             self._idle += 1
         for task, answer in zip(tasks, answers, strict=True):
@@ -304,7 +304,7 @@ class BatchScheduler:
         return True
 
     def _take(self) -> tuple[Key, list[Task]] | None:
-        """Wait for a batch that may run, or return None once there will be no more."""
+        """Wait for a batch that may run, or return None when closed and empty."""
         with self._changed:
             while True:
                 dues = {key: queue.due() for key, queue in self._queues.items()}
@@ -313,7 +313,7 @@ class BatchScheduler:
                 if key is not None:
                     queue = self._queues.pop(key)
                     tasks = queue.batches.popleft().tasks
-                    if queue.batches:  # the queue goes behind the others
+                    if queue.batches:  # behind the other queues
                         self._queues[key] = queue
                     self._waiting -= len(tasks)
                     self._idle -= 1
@@ -325,7 +325,7 @@ class BatchScheduler:
     def _run_batch(
         self, signature: str, outputs: Sequence[str], tasks: Sequence[Task]
     ) -> Sequence[Tensors | Exception]:
-        """Run tasks together and return what each of them is to be told."""
+        """Run tasks together and return the outputs or error of each."""
         rows = [task.rows for task in tasks]
         size = self._parameters.filled(sum(rows)) if any(rows) else 0
         remaining = [seconds for task in tasks if (seconds := task.limits.remaining()) is not None]
@@ -336,7 +336,7 @@ class BatchScheduler:
             )
             return split_outputs(self._run(signature, outputs, merged, seconds), rows, size)
         except StatusError as error:
-            if error.code == Code.INVALID_ARGUMENT and len(tasks) > 1:  # of which one is to blame
+            if error.code == Code.INVALID_ARGUMENT and len(tasks) > 1:  # find the invalid one
                 return [self._run_batch(signature, outputs, [task])[0] for task in tasks]
             return [StatusError(error.code, error.message) for _ in tasks]
         except Exception as error:

@@ -1,8 +1,8 @@
-"""The engine without TensorFlow: a pool of LiteRT generators over one `.tflite` of an artifact.
+"""The LiteRT engine: a pool of generators for an artifact's `.tflite` file, without TensorFlow.
 
-Each call runs a text or id signature of the contract on one generator, its texts in turn, and may
-stream. All generators map the same weight cache. Names, dtypes and shapes are those of the
-SavedModel, so that a client need not know which engine answers.
+Each call runs a text or id signature on one generator, one text after the other, or streams. The
+generators share a weight cache. Names, dtypes and shapes are those of the SavedModel, so that
+clients need not know which engine they use.
 """
 
 import pathlib
@@ -44,12 +44,12 @@ from bart_export.server.tensors import Array, object_array
 METHOD = "tensorflow/serving/predict"
 EARLY_STOPPING: Mapping[bytes, bool | str] = {b"true": True, b"false": False, b"never": "never"}
 SETTINGS = {tensor.name: tensor for tensor in contract.GENERATION_INPUTS}
-# The sequence where a search found fewer than it was asked for; JSON has no infinity.
+# Fills up the results of a search that finds too few sequences; JSON has no infinity.
 NO_SEQUENCE = GeneratedSequence("", (), float(np.finfo(np.float32).min))
 
 
 class LimitedEngine:
-    """An engine that ends a generation between two steps once its limits say so."""
+    """An engine that stops a generation between two steps once its limits are exceeded."""
 
     def __init__(self, engine: Engine, limits: Limits) -> None:
         self.engine = engine
@@ -70,14 +70,14 @@ class LimitedEngine:
 
 
 class ArtifactServable:
-    """A `server.servable.Servable` over a `.tflite` file."""
+    """A `servable.Servable` for a `.tflite` file."""
 
     streams = True
 
     def __init__(self, directory: pathlib.Path, options: ServeOptions) -> None:
         workers = options.workers or 1
-        usual = default_threads(Artifact.open(directory).manifest.parameter_count)
-        threads = options.num_threads or min(usual, max(1, available_cores() // workers))
+        most = default_threads(Artifact.open(directory).manifest.parameter_count)
+        threads = options.num_threads or min(most, max(1, available_cores() // workers))
         self.idle: queue.SimpleQueue[Generator] = queue.SimpleQueue()
         for _ in range(workers):
             generator = Generator.from_artifact(directory, num_threads=threads)
@@ -87,7 +87,7 @@ class ArtifactServable:
         self.workers = Workers(workers, options.queue_size, "litert")
 
     def submit(self, call: Call) -> "Future[Tensors]":
-        """Run a signature; see `Servable.submit`."""
+        """Run a signature; see `servable.Servable`."""
 
         def work(generator: Generator) -> Tensors:
             check_inputs(self.signature_defs[call.signature], call.inputs)
@@ -97,7 +97,7 @@ class ArtifactServable:
         return self.workers.submit(lambda: self.run(work, call.limits), call.limits)
 
     def stream(self, call: StreamCall) -> "Future[Result]":
-        """Generate from a text piece by piece; see `Servable.stream`."""
+        """Generate from a text piece by piece; see `servable.Servable`."""
 
         def work(generator: Generator) -> Result:
             generation = generator.settings(**call.parameters)
@@ -116,7 +116,7 @@ class ArtifactServable:
         return self.workers.submit(lambda: self.run(work, call.limits), call.limits)
 
     def run(self, work: Callable[[Generator], Answer], limits: Limits) -> Answer:
-        """Do some work on an idle generator, within limits."""
+        """Do some work with an idle generator, within limits."""
         idle = self.idle.get()
         engine = LimitedEngine(idle.engine, limits)
         try:
@@ -131,12 +131,12 @@ class ArtifactServable:
             self.idle.put(idle)
 
     def close(self) -> None:
-        """Wait for what runs and release the threads; the models go with the last reference."""
+        """Wait for running calls and end the threads."""
         self.workers.close()
 
 
 def signature_defs(generation: GenerationConfig) -> dict[str, messages.Message]:
-    """Return the SignatureDef of each signature that a generator can compute."""
+    """Return the SignatureDefs of the signatures that a generator can compute, by name."""
     sizes = {contract.SEQUENCES: generation.num_return_sequences}
     defs = {}
     for signature in contract.saved_model_signatures():
@@ -162,7 +162,7 @@ def signature_defs(generation: GenerationConfig) -> dict[str, messages.Message]:
 
 
 def default(tensor: contract.Tensor, generation: GenerationConfig) -> Array:
-    """Return the value that a request's settings have if it does not say, (1,)."""
+    """Return the default of a request's setting, (1,)."""
     value = getattr(generation, tensor.name)
     if tensor.dtype == "string":
         return object_array([str(value).lower().encode()])
@@ -170,11 +170,7 @@ def default(tensor: contract.Tensor, generation: GenerationConfig) -> Array:
 
 
 def check_inputs(signature_def: messages.Message, inputs: Tensors) -> None:
-    """Hold inputs to the dtypes and ranks of a signature and to one number of rows.
-
-    Raises:
-        StatusError: INVALID_ARGUMENT.
-    """
+    """Raise StatusError unless inputs have a signature's dtypes and ranks, and equal row counts."""
     for place, (name, array) in enumerate(inputs.items()):
         info = signature_def.inputs[name]
         if tensors.data_type(array) != info.dtype:
@@ -193,7 +189,7 @@ def check_inputs(signature_def: messages.Message, inputs: Tensors) -> None:
 
 
 def serving_default(generator: Generator, inputs: Tensors, limits: Limits) -> Tensors:
-    """Generate the best text for each text: text (batch,) to generated_text (batch,)."""
+    """Generate the best text for each text: generated_text (batch,)."""
     rows = sequences_of(generator, sources(generator, inputs["text"], limits), inputs)
     return {"generated_text": object_array(row[0].text.encode() for row in rows)}
 
@@ -209,9 +205,12 @@ def generate_text(generator: Generator, inputs: Tensors, limits: Limits) -> Tens
 def generate(generator: Generator, inputs: Tensors, limits: Limits) -> Tensors:
     """Generate token ids for each source: ids (batch, sequences, target), lengths and scores."""
     longest = generator.engine.config.max_sequence_length
-    given = rows_of(inputs["encoder_token_ids"], inputs["encoder_lengths"], shortest=1)
-    cut = [row if len(row) <= longest else [*row[: longest - 1], row[-1]] for row in given]
-    rows = sequences_of(generator, cut, inputs)
+    source_rows = rows_of(inputs["encoder_token_ids"], inputs["encoder_lengths"], shortest=1)
+    # A source that is too long keeps its last token, the end token.
+    truncated = [
+        row if len(row) <= longest else [*row[: longest - 1], row[-1]] for row in source_rows
+    ]
+    rows = sequences_of(generator, truncated, inputs)
     shape = len(rows), generator.generation.num_return_sequences
     ids, lengths = padded(
         [sequence.token_ids for row in rows for sequence in row],
@@ -226,7 +225,7 @@ def generate(generator: Generator, inputs: Tensors, limits: Limits) -> Tensors:
 
 
 def tokenize(generator: Generator, inputs: Tensors, limits: Limits) -> Tensors:
-    """Turn texts into ids (batch, source) and their lengths (batch,)."""
+    """Tokenize texts: ids (batch, source) and their lengths (batch,)."""
     ids, lengths = padded(
         sources(generator, inputs["text"], limits), generator.tokenizer.pad_token_id
     )
@@ -234,7 +233,7 @@ def tokenize(generator: Generator, inputs: Tensors, limits: Limits) -> Tensors:
 
 
 def detokenize(generator: Generator, inputs: Tensors, limits: Limits) -> Tensors:
-    """Turn ids (batch, target), as far as their lengths say, into texts (batch,)."""
+    """Detokenize ids (batch, target) up to their lengths: texts (batch,)."""
     texts = []
     for row in rows_of(inputs["decoder_token_ids"], inputs["decoder_lengths"]):
         limits.check()
@@ -249,7 +248,7 @@ COMPUTE: dict[str, Callable[[Generator, Tensors, Limits], Tensors]] = {
 
 
 def sources(generator: Generator, texts: Array, limits: Limits) -> list[list[int]]:
-    """Return the source ids of each text, cut to what the model takes."""
+    """Return the source ids of each text, truncated to the model's source length."""
     rows = []
     for text in texts:
         limits.check()
@@ -258,7 +257,7 @@ def sources(generator: Generator, texts: Array, limits: Limits) -> list[list[int
 
 
 def rows_of(ids: Array, lengths: Array, shortest: int = 0) -> list[list[int]]:
-    """Return each row of ids as far as its length says, within what there is."""
+    """Return each row of ids up to its length, which is clipped to the width of `ids`."""
     ends = np.clip(lengths, min(shortest, ids.shape[1]), ids.shape[1])
     return [row[:end].tolist() for row, end in zip(ids, ends, strict=True)]
 
@@ -280,13 +279,12 @@ def scores(rows: Sequence[Sequence[GeneratedSequence]]) -> Array:
 def sequences_of(
     generator: Generator, rows: Sequence[Sequence[int]], inputs: Tensors
 ) -> list[list[GeneratedSequence]]:
-    """Generate `num_return_sequences` from each source, best first.
+    """Generate `num_return_sequences` sequences for each source, best first.
 
-    Lengths beyond what the model has positions for are brought within it, as in the graph of a
-    SavedModel, which may have texts of several requests in one batch.
+    Lengths are clipped to the model's positions, as in a SavedModel, whose batches mix requests.
     """
-    longest, usual = generator.engine.config.max_sequence_length, generator.generation
-    found = []
+    longest, generation = generator.engine.config.max_sequence_length, generator.generation
+    results = []
     for number, row in enumerate(rows):
         settings: dict[str, Any] = {
             name: inputs[name].tolist()[number % len(inputs[name])]
@@ -295,7 +293,7 @@ def sequences_of(
         if "max_length" in settings:
             settings["max_length"] = min(settings["max_length"], longest)
         if "min_length" in settings:
-            most = settings.get("max_length", usual.max_length)
+            most = settings.get("max_length", generation.max_length)
             settings["min_length"] = min(settings["min_length"], most)
         if "early_stopping" in settings:
             word = settings["early_stopping"]
@@ -304,6 +302,6 @@ def sequences_of(
                 raise invalid(f"early_stopping must be true, false or never, received {text}")
             settings["early_stopping"] = EARLY_STOPPING[word]
         sequences = generator.generate_ids(row, **settings).sequences
-        missing = usual.num_return_sequences - len(sequences)
-        found.append([*sequences, *[NO_SEQUENCE] * missing])
-    return found
+        missing = generation.num_return_sequences - len(sequences)
+        results.append([*sequences, *[NO_SEQUENCE] * missing])
+    return results

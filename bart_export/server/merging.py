@@ -1,6 +1,6 @@
 """The arrays of a batch: calls' inputs concatenated, and the outputs split again for each call.
 
-What can be merged and how it is padded is as in TensorFlow Serving's batching_session.cc.
+Merging and padding follow TensorFlow Serving's batching_session.cc.
 """
 
 import itertools
@@ -13,12 +13,12 @@ from bart_export.server.servable import Tensors
 from bart_export.server.status import Code, StatusError, invalid
 from bart_export.server.tensors import Array
 
-# What TensorFlow's kernel for padding knows.
+# The limit of TensorFlow's padding kernel.
 LARGEST_PADDED_RANK = 6
 
 
 def row_count(inputs: Tensors) -> int:
-    """Return how many rows the inputs of a call have, each the same number."""
+    """Return the number of rows of a call's inputs."""
     if not inputs:
         raise invalid("Batching Run() must have at least one input tensor")
     if any(value.ndim == 0 for value in inputs.values()):
@@ -30,11 +30,11 @@ def row_count(inputs: Tensors) -> int:
 
 
 def merged_inputs(calls: Sequence[Tensors], size: int, pad: bool) -> Tensors:
-    """Return the inputs of all calls as one call's, with `size` rows.
+    """Return the concatenated inputs of all calls, with `size` rows.
 
-    With `pad`, each is made as long as the longest in each axis with its own first element,
-    whatever that means to the model: a mask that begins with 1 goes on with 1. Rows that are
-    missing repeat the first row of the last call that has any.
+    With `pad`, arrays are padded to the longest in each axis with their own first element, whatever
+    that means to the model: a mask that begins with 1 is padded with 1. Missing rows repeat the
+    first row of the last call that has rows.
     """
     merged = {}
     for name in calls[0]:
@@ -60,7 +60,7 @@ def merged_inputs(calls: Sequence[Tensors], size: int, pad: bool) -> Tensors:
 
 
 def padded(arrays: Sequence[Array]) -> list[Array]:
-    """Return arrays of one rank, made as long as the longest in each axis but the first."""
+    """Return arrays of equal rank, padded to the longest in each axis but the first."""
     longest = [max(lengths) for lengths in zip(*(array.shape for array in arrays), strict=True)]
     results = []
     for array in arrays:
@@ -76,7 +76,7 @@ def padded(arrays: Sequence[Array]) -> list[Array]:
 
 
 def split_outputs(outputs: Tensors, rows: Sequence[int], size: int) -> list[Tensors]:
-    """Return the outputs of a batch as those of the calls that it was made of."""
+    """Return the outputs of each call in a batch."""
     for output in outputs.values():
         if output.ndim == 0:
             raise StatusError(Code.FAILED_PRECONDITION, "Batched output tensor has 0 dimensions")
@@ -96,7 +96,7 @@ def split_outputs(outputs: Tensors, rows: Sequence[int], size: int) -> list[Tens
 def joined_outputs(parts: Sequence[Tensors], padding: Mapping[str, int]) -> Tensors:
     """Return the outputs of a call that was run in parts.
 
-    Those that `padding` names are filled up with that where they are shorter than others.
+    Outputs named in `padding` are padded with that value to the longest part.
     """
     joined = {}
     for name in parts[0]:

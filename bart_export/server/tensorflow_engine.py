@@ -1,12 +1,12 @@
-"""The TensorFlow engine: any SavedModel, run the way TensorFlow Serving runs it.
+"""The TensorFlow engine: runs any SavedModel the way TensorFlow Serving does.
 
-The model is loaded into a TF1 session and run through the session's C interface, as the real server
-does (saved_model_bundle_factory.cc and predict_util.cc of tensorflow/serving), so that what is
-accepted and what is refused is the same: dtypes are checked, shapes are left to the graph.
-TensorFlow has one pool of threads in a process: the `num_threads` of the first model count.
+The model is loaded into a TF1 session and run through the session's C API, as in TensorFlow Serving
+(saved_model_bundle_factory.cc and predict_util.cc), so that the same inputs are accepted: dtypes
+are checked, shapes are left to the graph. TensorFlow has one thread pool per process, whose size is
+the `num_threads` of the first model.
 
-A SavedModel is a program. One from elsewhere is run as it is, as TensorFlow Serving does; that of
-an artifact is held to what bart-export writes, since anybody can make a manifest fit other files.
+A SavedModel is a program. A foreign one runs as it is, as in TensorFlow Serving. An artifact's may
+only use operators that bart-export writes, because anybody can write a manifest for other files.
 """
 
 import dataclasses
@@ -49,17 +49,17 @@ with native_stderr_silenced():
     from tensorflow.python.framework.ops import SymbolicTensor
     from tensorflow.python.lib.io.tf_record import tf_record_random_reader
 logging.getLogger("tensorflow").setLevel(logging.ERROR)
-# TensorFlow's modules are for good. Walking them holds up everybody for a third of a second.
+# Without this, each full collection would walk TensorFlow's modules for a third of a second.
 gc.collect()
 gc.freeze()
 
 PARAMETERS = "batching_params.pbtxt"
 TAG = "serve"
-MAX_GRAPH_BYTES = 1 << 28  # of an export; a large BART's has some megabytes
-# By these signatures an export is known, outside of its artifact as well.
+MAX_GRAPH_BYTES = 1 << 28  # a large BART's takes a few megabytes
+# A SavedModel with these signatures is an export, even outside its artifact.
 EXPORTED = {signature.name for signature in contract.saved_model_signatures()}
 
-# Of all exports together, whatever their settings, activation function and tokenizer.
+# The operators of all exports, with any settings, activation function and tokenizer.
 NAMES = """
 Add AddV2 All Any ArgMax Assert AssignVariableOp BatchMatMulV2 BiasAdd BroadcastTo Cast
 CheckNumerics ConcatV2 Const Cumsum DecodeRaw DisableCopyOnRead Empty EnsureShape Equal Erfc Exp
@@ -76,22 +76,22 @@ TensorScatterMin TensorScatterUpdate Tile TopKV2 Transpose UnicodeDecodeWithOffs
 UnicodeTranscode Unique Unpack UnsortedSegmentSum UpperBound VarHandleOp Where While ZerosLike
 """
 OPERATORS = frozenset(NAMES.split())
-# They read and write files: saving and restoring variables do, and nothing else may.
+# These access files. Only saving and restoring variables may use them.
 FILE_OPERATORS = frozenset({"MergeV2Checkpoints", "RestoreV2", "SaveV2"})
 
 
 def open_version(directory: pathlib.Path, options: ServeOptions) -> "SavedModelServable":
-    """Load a version directory; one of an artifact is held to its manifest and to `OPERATORS`.
+    """Load a version directory; an artifact's must match its manifest and `OPERATORS`.
 
     Raises:
-        ArtifactError: for files that are not those of the manifest, or a graph no export has.
+        ArtifactError: for files that differ from the manifest, or an operator no export has.
         StatusError: as for `open_saved_model`.
     """
     if artifact_of(directory):
         check_operators(directory)
     servable = open_saved_model(directory, options)
     try:
-        # It may have been altered between its hash and its loading.
+        # Checked again: files may have changed while they were loaded.
         if artifact := artifact_of(directory):
             servable.reader = TextReader.from_artifact(artifact)
     except Exception:
@@ -101,7 +101,7 @@ def open_version(directory: pathlib.Path, options: ServeOptions) -> "SavedModelS
 
 
 def artifact_of(version: pathlib.Path) -> Artifact | None:
-    """Return the artifact that a version directory lies in, the version held to its manifest."""
+    """Return the artifact that contains a version directory, after checking the files' hashes."""
     directory = version.resolve()
     if directory.parent.name != SAVED_MODEL or not holds_artifact(directory.parents[1]):
         return None
@@ -111,11 +111,10 @@ def artifact_of(version: pathlib.Path) -> Artifact | None:
 
 
 def open_saved_model(directory: pathlib.Path, options: ServeOptions) -> "SavedModelServable":
-    """Load a version directory, whatever it holds.
+    """Load the SavedModel in a version directory.
 
     Raises:
-        StatusError: for a directory that holds no SavedModel, or a damaged one, and for batching
-            parameters that contradict themselves.
+        StatusError: for a missing or damaged SavedModel, or invalid batching parameters.
     """
     parameters = None
     path = options.batching_parameters_file or directory / PARAMETERS
@@ -136,15 +135,16 @@ def open_saved_model(directory: pathlib.Path, options: ServeOptions) -> "SavedMo
             raise
         raise StatusError(
             Code.NOT_FOUND if isinstance(error, OSError) else Code.INTERNAL,
-            f"{directory} should hold a SavedModel with the tag '{TAG}', but it cannot be loaded: "
+            f"{directory} must hold a SavedModel with the tag '{TAG}', but it cannot be loaded: "
             f"{one_line(str(error))}",
         ) from error
 
 
 def split_beyond(parameters: Parameters, most_rows: int) -> Parameters:
-    """Return parameters by which calls of an export are split instead of refused.
+    """Return batching parameters that split large calls of an export instead of refusing them.
 
-    The file must not say so: TensorFlow Serving ends where the parts differ in width.
+    The export's file does not enable that, because TensorFlow Serving fails if parts differ in
+    width.
     """
     splits = parameters.enable_large_batch_splitting or parameters.allowed_batch_sizes
     if splits or parameters.max_batch_size >= most_rows:
@@ -158,10 +158,9 @@ def split_beyond(parameters: Parameters, most_rows: int) -> Parameters:
 
 
 class SavedModelServable:
-    """A SavedModel in a session of its own; a `servable.Servable`.
+    """A `servable.Servable` for a SavedModel that is loaded in `session`.
 
-    `session` has it loaded, `meta_graph` is its description. Calls run on `options.workers`
-    threads, or, given `parameters`, in batches on the threads that those name.
+    Calls run on `options.workers` threads or, with `parameters`, in batches.
     """
 
     streams = False
@@ -187,8 +186,8 @@ class SavedModelServable:
             name: {key: tf.make_ndarray(value) for key, value in signature.defaults.items()}
             for name, signature in meta_graph.signature_def.items()
         }
-        # One run leaves cores idle between its small operators: generating with a small BART used
-        # 0.9 of 2 cores, and two runs side by side cost no more of them each.
+        # A run leaves cores idle between its small operators: generating with a small BART used 0.9
+        # of 2 cores.
         workers = options.workers or available_cores()
         self._threads: Workers | BatchScheduler = (
             Workers(workers, options.queue_size, "tensorflow")
@@ -197,7 +196,7 @@ class SavedModelServable:
         )
 
     def submit(self, call: Call) -> "Future[Tensors]":
-        """Run a signature on one of the model's threads; see `servable.Servable`."""
+        """Run a signature; see `servable.Servable`."""
         call.limits.check()
         signature, outputs, limits = call.signature, call.outputs, call.limits
         defaults = self._defaults[signature]
@@ -210,23 +209,23 @@ class SavedModelServable:
         )
 
     def stream(self, call: StreamCall) -> "Future[Result]":
-        """Refuse: a SavedModel's answer comes whole."""
+        """Refuse to stream; see `servable.Servable`."""
         raise StatusError(
             Code.UNIMPLEMENTED,
-            "A SavedModel answers whole texts only. Streaming needs the LiteRT engine: export with "
-            "--target tflite and serve with --engine litert.",
+            "A SavedModel cannot stream. Use the LiteRT engine: export with --target tflite, serve "
+            "with --engine litert.",
         )
 
     def join(self, parts: Sequence[Tensors]) -> Tensors:
-        """Put the outputs of a call's parts together; those of the contract may differ in length.
+        """Join the outputs of a call's parts; the contract's ids are padded to equal lengths.
 
-        A SavedModel outside of its artifact does not say which its padding token is.
+        A SavedModel outside its artifact is assumed to have BART's usual padding token.
         """
         tokenizer = self.reader.tokenizer if self.reader else GenerationConfig
         return joined_outputs(parts, contract.output_padding(tokenizer.pad_token_id))
 
     def close(self) -> None:
-        """End the threads and the session."""
+        """Wait for running calls, then close the session."""
         self._threads.close()
         self._session.close()
 
@@ -235,11 +234,10 @@ class SavedModelServable:
     ) -> Tensors:
         """Run a signature on the calling thread.
 
-        `Session.run` would refuse shapes that the real server leaves to the graph, and convert
-        dtypes that the real server refuses.
+        Unlike TensorFlow Serving, `Session.run` would check shapes and convert dtypes.
         """
         definition = self.signature_defs[signature]
-        # 0 ms would be no limit.
+        # 0 ms means no limit.
         milliseconds = 0 if seconds is None else min(max(1, math.ceil(seconds * 1000)), 2**31 - 1)
         run_options = tf.compat.v1.RunOptions(timeout_in_ms=milliseconds)
         buffer = native.TF_NewBufferFromString(run_options.SerializeToString())
@@ -261,7 +259,7 @@ class SavedModelServable:
             raise invalid(one_line(str(error.args[0]))) from error
         finally:
             native.TF_DeleteBuffer(buffer)
-        # TensorFlow gives scalars as numbers and bytes.
+        # TensorFlow returns scalars as plain numbers and bytes.
         return {
             name: np.asarray(value, object if isinstance(value, bytes) else None)
             for name, value in zip(outputs, values, strict=True)
@@ -269,10 +267,10 @@ class SavedModelServable:
 
 
 def for_each_row(defaults: Tensors, inputs: Tensors) -> Tensors:
-    """Return defaults that have one row with as many as the inputs have.
+    """Return defaults of one row, repeated to the inputs' number of rows.
 
-    In a batch every input needs as many rows. TensorFlow Serving lacks this step and refuses calls
-    of several rows that leave an input out.
+    In a batch, all inputs need the same number of rows. TensorFlow Serving does not do this, and
+    refuses calls of several rows that omit an input.
     """
     counts = {len(value) for value in inputs.values() if value.ndim}
     if len(counts) != 1:
@@ -288,7 +286,7 @@ def read_records(path: pathlib.Path) -> Iterator[bytes]:
     """Yield the records of a TFRecord file (TensorFlow's core/lib/io/record_writer.h).
 
     Raises:
-        StatusError: DATA_LOSS for a file that is no TFRecord file, or not the whole of one.
+        StatusError: DATA_LOSS for a damaged or truncated file.
     """
     reader, start, size = tf_record_random_reader(str(path)), 0, path.stat().st_size
     with documents.open_regular(path) as file:
@@ -296,7 +294,7 @@ def read_records(path: pathlib.Path) -> Iterator[bytes]:
             file.seek(start)
             length = int.from_bytes(file.read(8), "little")
             try:
-                # TensorFlow would allocate whatever length there is.
+                # TensorFlow would allocate any length.
                 if start + 8 + 4 + length + 4 > size:
                     raise tf.errors.DataLossError(None, None, f"truncated record at {start}")
                 record, start = reader.read(start)
@@ -313,9 +311,9 @@ ROOT_ERROR = re.compile(r"^\s*\(0\) [A-Z_]+: ")
 
 
 def one_line(message: str) -> str:
-    """Return what TensorFlow says without the names of nodes, which mean nothing to a client.
+    """Return TensorFlow's message without node names, which mean nothing to clients.
 
-    Of several errors of one run ("2 root error(s) found.") it is the first.
+    If a run has several errors ("2 root error(s) found."), return the first.
     """
     lines = message.splitlines()
     roots = [line for line in lines if ROOT_ERROR.match(line)]
@@ -326,16 +324,16 @@ def one_line(message: str) -> str:
 
 
 def check_operators(directory: pathlib.Path) -> None:
-    """Hold the graph of a version directory to the operators of exports; nothing of it is run.
+    """Check the operators of a version directory's graph without running it.
 
     Raises:
-        ArtifactError: for an operator that no export has, or one that reaches files from elsewhere
-            than where variables are saved and restored.
+        ArtifactError: for an operator that no export has, or one that accesses files for anything
+            but saving and restoring variables.
     """
-    # TensorFlow has other forms of the same file, and takes those first or in its stead.
+    # TensorFlow reads other formats of this file, and prefers them.
     for other in directory.glob("saved_model.*"):
         if other.name != GRAPH:
-            raise refusal(directory, f"{other.name} beside or instead of {GRAPH}")
+            raise refusal(directory, f"{other.name} next to or instead of {GRAPH}")
     try:
         saved_model = SavedModel.FromString(
             documents.read_bounded(directory / GRAPH, MAX_GRAPH_BYTES)
@@ -346,7 +344,7 @@ def check_operators(directory: pathlib.Path) -> None:
         library = meta_graph.graph_def.library.function
         functions = {function.signature.name: function.node_def for function in library}
         nodes = [*meta_graph.graph_def.node, *itertools.chain(*functions.values())]
-        # A function of an operator's name would be called in its stead.
+        # A function named like an operator would be called in its place.
         strange = {node.op for node in nodes} - OPERATORS | functions.keys() & OPERATORS
         if strange:
             raise refusal(directory, f"the operators {', '.join(sorted(strange))}")
@@ -363,7 +361,7 @@ def check_operators(directory: pathlib.Path) -> None:
 
 
 def operators_of(node: Message, functions: Mapping[str, Iterable[Message]]) -> set[str]:
-    """Return the operators of a node and of all functions that it calls."""
+    """Return the operators of a node and of the functions it calls."""
     found, called, waiting = set[str](), set[str](), [node]
     while waiting:
         node = waiting.pop()
@@ -377,12 +375,12 @@ def operators_of(node: Message, functions: Mapping[str, Iterable[Message]]) -> s
 
 
 def node_name(tensor: str) -> str:
-    """Return the name of the node that a tensor or a control input comes from."""
+    """Return the name of the node that produces a tensor or a control input."""
     return tensor.lstrip("^").partition(":")[0]
 
 
 def referenced_nodes(meta_graph: Message) -> Iterator[str]:
-    """Yield the names of nodes that others, a signature or a collection refer to."""
+    """Yield the names of nodes that other nodes, signatures or collections use."""
     for node in meta_graph.graph_def.node:
         yield from map(node_name, node.input)
     for signature in meta_graph.signature_def.values():
@@ -392,9 +390,9 @@ def referenced_nodes(meta_graph: Message) -> Iterator[str]:
 
 
 def refusal(directory: pathlib.Path, what: str) -> ArtifactError:
-    """Return the error for a SavedModel that has something no export has."""
+    """Return the error for a SavedModel that bart-export did not write."""
     return ArtifactError(
-        f"{directory} has {what[:300]}: no SavedModel that bart-export writes has that, and it may "
-        "do anything. Export the artifact again. If you trust it, copy it out of the artifact and "
-        "serve it with --model-base-path."
+        f"{directory} has {what[:300]}, which bart-export never writes and which may do anything. "
+        "Export the artifact again. If you trust it, copy it out of the artifact and serve it with "
+        "--model-base-path."
     )

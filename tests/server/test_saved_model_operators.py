@@ -136,7 +136,7 @@ SAVING = "has MergeV2Checkpoints, SaveV2 at "
     ("edit", "message"),
     [
         (save_under_another_name, "has the operators Tanh: "),
-        (read_in_a_function, "has the operators ReadFile: no SavedModel that bart-export writes"),
+        (read_in_a_function, "has the operators ReadFile, which bart-export never writes"),
         (save_again, f"{SAVING}again"),
         (save_at_load, SAVING),
         (save_as_an_answer, SAVING),

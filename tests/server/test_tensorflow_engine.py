@@ -250,7 +250,7 @@ def test_a_damaged_model_is_one_line(half_plus_two_directory, tmp_path, opened, 
     with pytest.raises(StatusError) as refused:
         opened(directory)
     message = refused.value.message
-    assert message.startswith(f"{directory} should hold a SavedModel with the tag 'serve', but ")
+    assert message.startswith(f"{directory} must hold a SavedModel with the tag 'serve', but ")
     assert "\n" not in message
     assert capfd.readouterr() == ("", "")
 
