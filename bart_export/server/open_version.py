@@ -11,7 +11,6 @@ import itertools
 import logging
 import pathlib
 import time
-from collections.abc import Callable, Mapping
 
 from google.protobuf.message import DecodeError
 
@@ -22,7 +21,7 @@ from bart_export.server.metrics import MICROSECONDS, Metrics
 from bart_export.server.options import ServeOptions
 from bart_export.server.servable import Call, Limits, Servable
 from bart_export.server.status import Code, StatusError, invalid, status_of_error
-from bart_export.server.versions import LITERT, TENSORFLOW, OpenVersion, ServedModel
+from bart_export.server.versions import LITERT, OpenVersion, ServedModel
 
 LOG = logging.getLogger(__name__)
 
@@ -36,7 +35,7 @@ def opener(options: ServeOptions, metrics: Metrics) -> OpenVersion:
 
     def open_version(served: ServedModel, number: int, path: pathlib.Path) -> Servable:
         deadline = time.monotonic() + options.load_seconds
-        servable = ENGINES[served.engine](path, options)
+        servable = open_servable(served.engine, path, options)
         with contextlib.ExitStack() as stack:
             stack.callback(servable.close)
             if served.engine == LITERT:
@@ -54,28 +53,19 @@ def opener(options: ServeOptions, metrics: Metrics) -> OpenVersion:
     return open_version
 
 
-def open_with_tensorflow(path: pathlib.Path, options: ServeOptions) -> Servable:
-    """Open a version directory of a SavedModel."""
+def open_servable(engine: str, path: pathlib.Path, options: ServeOptions) -> Servable:
+    """Open a SavedModel's version directory, or an artifact after a trial in another process."""
+    if engine == LITERT:
+        from bart_export.runtime.trial import survive
+        from bart_export.server.litert_engine import ArtifactServable
+
+        survive(path)
+        return ArtifactServable(path, options)
     if importlib.util.find_spec("tensorflow") is None:
         raise MissingExtra("The engine tensorflow", "tensorflow", "export")
     from bart_export.server.tensorflow_engine import open_version
 
     return open_version(path, options)
-
-
-def open_with_litert(path: pathlib.Path, options: ServeOptions) -> Servable:
-    """Open an artifact's `.tflite` file, after a trial in a separate process."""
-    from bart_export.runtime.trial import survive
-    from bart_export.server.litert_engine import ArtifactServable
-
-    survive(path)
-    return ArtifactServable(path, options)
-
-
-ENGINES: Mapping[str, Callable[[pathlib.Path, ServeOptions], Servable]] = {
-    TENSORFLOW: open_with_tensorflow,
-    LITERT: open_with_litert,
-}
 
 
 def warm_up(servable: Servable, path: pathlib.Path, metrics: Metrics, deadline: float) -> None:

@@ -44,7 +44,7 @@ class Opened(Arithmetic):
 def opened(monkeypatch):
     """Return a servable that the engine opens, whatever the directory."""
     servable = Opened()
-    monkeypatch.setitem(open_version.ENGINES, "tensorflow", lambda path, options: servable)
+    monkeypatch.setattr(open_version, "open_servable", lambda engine, path, options: servable)
     yield servable
     servable.close()
 
@@ -237,7 +237,7 @@ def test_damage_is_data_loss(opened, load, tmp_path, damage, message):
 def test_the_tensorflow_engine_needs_its_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     with pytest.raises(MissingExtra, match=r"pip install .*\[export\]"):
-        open_version.ENGINES["tensorflow"](tmp_path, ServeOptions())
+        open_version.open_servable("tensorflow", tmp_path, ServeOptions())
 
 
 def test_an_artifact_that_was_exchanged_meanwhile_is_not_served_as_the_one_that_was_found(

@@ -28,7 +28,7 @@ from bart_export.server.status import StatusError
 
 @pytest.fixture(autouse=True)
 def arithmetic(monkeypatch):
-    monkeypatch.setitem(open_version.ENGINES, "tensorflow", open_arithmetic)
+    monkeypatch.setattr(open_version, "open_servable", open_arithmetic)
 
 
 @pytest.fixture

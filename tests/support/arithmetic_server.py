@@ -20,7 +20,6 @@ import numpy as np
 
 from bart_export.server import messages, open_version
 from bart_export.server.tensors import to_proto
-from bart_export.server.versions import TENSORFLOW
 from support.arithmetic import Arithmetic
 
 LOOPBACK = "127.0.0.1"
@@ -56,7 +55,7 @@ def connects(port):
         return False
 
 
-def open_arithmetic(path, options):
+def open_arithmetic(engine, path, options):
     """Stand in for the TensorFlow engine."""
     if (path / "broken").exists():
         raise RuntimeError("it is broken")
@@ -114,7 +113,7 @@ def process(*arguments, ready=True):
 if __name__ == "__main__":
     from bart_export.cli.main import main
 
-    open_version.ENGINES[TENSORFLOW] = open_arithmetic
+    open_version.open_servable = open_arithmetic
     # What native libraries do now and then while the interpreter takes them apart.
     if "ABORT_AT_EXIT" in os.environ:
         atexit.register(os.abort)
