@@ -30,7 +30,7 @@ from bart_export.server.models import ModelSpec, ModelStore
 from bart_export.server.options import MAX_BEAMS, ServeOptions
 from bart_export.server.predict import NO_EXAMPLES, Predictor, run_off_loop
 from bart_export.server.servable import Limits, Remarks, StreamCall
-from bart_export.server.status import HTTP_STATUS, Code, StatusError, invalid, status_of_error
+from bart_export.server.status import Code, StatusError, invalid, status_of_error
 
 METRICS_PATH = "/monitoring/prometheus/metrics"
 PAGE = pathlib.Path(__file__).with_name("page.html")
@@ -77,7 +77,7 @@ def error_answer(error: Exception) -> Response:
     if isinstance(error, HTTPException):
         return error_response(error.status_code, error.detail, error.headers)
     status = status_of_error(error)
-    return error_response(HTTP_STATUS[status.code], status.message)
+    return error_response(status.code.http_status, status.message)
 
 
 class Service:

@@ -1,4 +1,4 @@
-"""The status of a request that fails: gRPC's canonical codes, as gRPC and as HTTP."""
+"""The status of a failed request: gRPC's canonical codes, and their HTTP statuses."""
 
 import asyncio
 import concurrent.futures
@@ -13,51 +13,37 @@ TIMED_OUT = "Timed out waiting for notification"
 
 
 class Code(enum.IntEnum):
-    """The canonical codes (google.rpc.Code); the numbers are those on the wire."""
+    """The canonical codes (google.rpc.Code), and the HTTP status of each."""
 
-    OK = 0
-    CANCELLED = 1
-    UNKNOWN = 2
-    INVALID_ARGUMENT = 3
-    DEADLINE_EXCEEDED = 4
-    NOT_FOUND = 5
-    ALREADY_EXISTS = 6
-    PERMISSION_DENIED = 7
-    RESOURCE_EXHAUSTED = 8
-    FAILED_PRECONDITION = 9
-    ABORTED = 10
-    OUT_OF_RANGE = 11
-    UNIMPLEMENTED = 12
-    INTERNAL = 13
-    UNAVAILABLE = 14
-    DATA_LOSS = 15
-    UNAUTHENTICATED = 16
+    OK = 0, 200
+    CANCELLED = 1, 499
+    UNKNOWN = 2, 500
+    INVALID_ARGUMENT = 3, 400
+    DEADLINE_EXCEEDED = 4, 504
+    NOT_FOUND = 5, 404
+    ALREADY_EXISTS = 6, 409
+    PERMISSION_DENIED = 7, 403
+    RESOURCE_EXHAUSTED = 8, 429
+    FAILED_PRECONDITION = 9, 400
+    ABORTED = 10, 409
+    OUT_OF_RANGE = 11, 400
+    UNIMPLEMENTED = 12, 501
+    INTERNAL = 13, 500
+    UNAVAILABLE = 14, 503
+    DATA_LOSS = 15, 500
+    UNAUTHENTICATED = 16, 401
 
+    http_status: int
 
-# TensorFlow Serving's mapping, which is that of google.rpc.Code.
-HTTP_STATUS: dict[Code, int] = {
-    Code.OK: 200,
-    Code.CANCELLED: 499,
-    Code.UNKNOWN: 500,
-    Code.INVALID_ARGUMENT: 400,
-    Code.DEADLINE_EXCEEDED: 504,
-    Code.NOT_FOUND: 404,
-    Code.ALREADY_EXISTS: 409,
-    Code.PERMISSION_DENIED: 403,
-    Code.RESOURCE_EXHAUSTED: 429,
-    Code.FAILED_PRECONDITION: 400,
-    Code.ABORTED: 409,
-    Code.OUT_OF_RANGE: 400,
-    Code.UNIMPLEMENTED: 501,
-    Code.INTERNAL: 500,
-    Code.UNAVAILABLE: 503,
-    Code.DATA_LOSS: 500,
-    Code.UNAUTHENTICATED: 401,
-}
+    def __new__(cls, number: int, http_status: int = 500) -> "Code":
+        """Make the integer `number` a member, with an HTTP status."""
+        member = int.__new__(cls, number)
+        member._value_, member.http_status = number, http_status
+        return member
 
 
 class StatusError(BartExportError):
-    """A request that fails, with the code and the message that its client receives."""
+    """A failed request, with the code and message that the client receives."""
 
     def __init__(self, code: Code, message: str) -> None:
         super().__init__(message)
@@ -66,13 +52,13 @@ class StatusError(BartExportError):
 
 
 def invalid(message: str) -> StatusError:
-    """Return the error of a request that is wrong, whoever is asked."""
+    """Return the error of an invalid request."""
     return StatusError(Code.INVALID_ARGUMENT, message)
 
 
-# Before Python 3.11 these are three.
+# Three different classes before Python 3.11.
 TIMEOUTS = (TimeoutError, asyncio.TimeoutError, concurrent.futures.TimeoutError)
-# By the first row that fits; without a message of its own the error's is used.
+# The first matching row counts; without a message, the error's own is used.
 STATUSES: tuple[tuple[tuple[type[BaseException], ...], Code, str], ...] = (
     ((ConfigurationError, InputError), Code.INVALID_ARGUMENT, ""),
     ((BartExportError,), Code.INTERNAL, ""),
@@ -83,7 +69,7 @@ STATUSES: tuple[tuple[tuple[type[BaseException], ...], Code, str], ...] = (
 
 
 def status_of_error(error: BaseException) -> StatusError:
-    """Return the status of an error; an unexpected one is logged as well."""
+    """Return the status of an error; unexpected errors are also logged."""
     if isinstance(error, StatusError):
         return error
     for kinds, code, message in STATUSES:
@@ -94,12 +80,12 @@ def status_of_error(error: BaseException) -> StatusError:
 
 
 def code_and_message(error: Exception) -> tuple[Code, str]:
-    """Return the code and the message of an error of loading, UNKNOWN unless it has a status."""
+    """Return the code and message of an error; the code is UNKNOWN unless it is a StatusError."""
     if isinstance(error, StatusError):
         return error.code, error.message
     return Code.UNKNOWN, str(error) or type(error).__name__
 
 
 def one_line(text: str) -> str:
-    """Return a text with every run of white space as one space."""
+    """Return a text with each run of whitespace replaced by one space."""
     return " ".join(text.split())
