@@ -26,8 +26,8 @@ from bart_export.server.versions import (
     VersionStatus,
     find_versions,
     highest,
-    listing,
-    opened_within,
+    list_files,
+    open_within,
 )
 
 LOG = logging.getLogger(__name__)
@@ -260,7 +260,7 @@ class ModelStore:
         except Exception as error:  # loaded versions stay, whatever the error
             remark = code_and_message(error)[1]
         for version in self._of(name):
-            if version.has_failed and version.failed_files != listing(version.path):
+            if version.has_failed and version.failed_files != list_files(version.path):
                 version.failed_files = None
         with self.changed:
             if self.served.get(name) is not model:
@@ -295,7 +295,7 @@ class ModelStore:
         if not wanted or any(version.state == State.AVAILABLE for version in wanted):
             for version in self._available(name):
                 if not version.is_wanted:
-                    version.move(State.UNLOADING)
+                    version.set_state(State.UNLOADING)
         self.changed.notify_all()
 
     def _live(self, version: Version) -> None:
@@ -314,7 +314,7 @@ class ModelStore:
                 LOG.warning("%s: closing version %d: %s", name, number, reason)
             LOG.info("%s: unloaded version %d", name, number)
         with self.changed:
-            version.move(State.END)
+            version.set_state(State.END)
             if version.has_failed and version.is_wanted:
                 self.due.add(name)  # another version may be served instead
             self.changed.notify_all()
@@ -328,10 +328,10 @@ class ModelStore:
                 if not version.is_wanted:
                     return None
                 version.is_opening = True
-                version.move(State.LOADING)
-            began, files = time.monotonic(), listing(version.path)
+                version.set_state(State.LOADING)
+            began, files = time.monotonic(), list_files(version.path)
             try:
-                servable = opened_within(
+                servable = open_within(
                     self.options.load_seconds,
                     lambda: self.open_version(version.model, number, version.path),
                 )

@@ -115,9 +115,9 @@ def run_log(servable: Servable, log: messages.Message, limits: Limits) -> None:
         return
     request = log.predict_log.request
     name = request.model_spec.signature_name or predict.DEFAULT_SIGNATURE
-    signature = predict.chosen_signature(servable, name)
+    signature = predict.signature_def(servable, name)
     predict.check_inputs(signature, request.inputs)
     inputs = {alias: tensors.from_proto(proto, alias) for alias, proto in request.inputs.items()}
-    outputs = predict.chosen_outputs(signature, request.output_filter)
+    outputs = predict.output_names(signature, request.output_filter)
     call = Call(signature=name, inputs=inputs, outputs=outputs, limits=limits)
     servable.submit(call).result(limits.remaining())

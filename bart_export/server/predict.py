@@ -71,11 +71,11 @@ class Predictor:
         """
         with self.store.lease(spec) as lease:
             name = signature_name or DEFAULT_SIGNATURE
-            signature = chosen_signature(lease.servable, name)
+            signature = signature_def(lease.servable, name)
             call = Call(
                 signature=name,
                 inputs=await run_off_loop(size, lambda: read(signature)),
-                outputs=chosen_outputs(signature, output_filter),
+                outputs=output_names(signature, output_filter),
                 limits=limits,
             )
             served = self.store.served.get(spec.name)
@@ -107,49 +107,49 @@ class Predictor:
         )
 
 
-def chosen_signature(servable: Servable, name: str) -> Message:
+def signature_def(servable: Servable, name: str) -> Message:
     """Return a SignatureDef by name."""
     if name not in servable.signature_defs:
         raise StatusError(Code.FAILED_PRECONDITION, f'Serving signature key "{name}" not found.')
     return servable.signature_defs[name]
 
 
-def check_inputs(signature: Message, given: Collection[str]) -> None:
+def check_inputs(signature: Message, input_names: Collection[str]) -> None:
     """Raise StatusError unless a gRPC request's inputs are those of a signature.
 
     Inputs with defaults may be missing. REST requires all inputs, which `tensors.from_json` checks.
     """
-    names, sent = set(signature.inputs), set(given)
-    missing, unknown = names - sent - set(signature.defaults), sent - names
+    known, sent = set(signature.inputs), set(input_names)
+    missing, unknown = known - sent - set(signature.defaults), sent - known
     if missing or unknown:
         raise invalid(
-            f"Expected the inputs {{{listed(names)}}}, received {{{listed(sent)}}}. "
-            f"Missing but required: {{{listed(missing)}}}. Unknown: {{{listed(unknown)}}}."
+            f"Expected the inputs {in_braces(known)}, received {in_braces(sent)}. "
+            f"Missing but required: {in_braces(missing)}. Unknown: {in_braces(unknown)}."
         )
 
 
-def chosen_outputs(signature: Message, output_filter: Iterable[str] = ()) -> tuple[str, ...]:
+def output_names(signature: Message, output_filter: Iterable[str] = ()) -> tuple[str, ...]:
     """Return the names of the outputs to return: the filtered ones, or all."""
-    chosen: list[str] = []
+    names: list[str] = []
     for name in output_filter:
         if name not in signature.outputs:
             raise invalid(
                 f"output tensor alias not found in signature: {name} "
-                f"Outputs expected to be in the set {{{listed(signature.outputs)}}}."
+                f"Outputs expected to be in the set {in_braces(signature.outputs)}."
             )
-        if name in chosen:
+        if name in names:
             raise invalid(f"duplicate output tensor alias: {name}")
-        chosen.append(name)
-    return tuple(chosen) or tuple(sorted(signature.outputs))
+        names.append(name)
+    return tuple(names) or tuple(sorted(signature.outputs))
 
 
-def listed(names: Iterable[str]) -> str:
-    """Return names, sorted and separated by commas."""
-    return ",".join(sorted(names))
+def in_braces(names: Iterable[str]) -> str:
+    """Return names sorted, separated by commas and in braces."""
+    return f"{{{','.join(sorted(names))}}}"
 
 
 async def run(lease: Lease, call: Call) -> Tensors:
-    """Run a signature and return its outputs; see `finished`.
+    """Run a signature and return its outputs; see `result_of`.
 
     Blank texts get no generated text, because the model would make one up.
     """
@@ -159,8 +159,8 @@ async def run(lease: Lease, call: Call) -> Tensors:
         texts = call.inputs[servable.TEXT]
         size = sum(map(len, texts))
         blank = await run_off_loop(size, lambda: reader.blank_rows(texts, call.limits), alone=False)
-    outputs = await finished(lease.keep(lease.servable.submit(call)), call.limits)
-    return servable.blanked(outputs, blank) if blank else outputs
+    outputs = await result_of(lease.keep(lease.servable.submit(call)), call.limits)
+    return servable.blank_out(outputs, blank) if blank else outputs
 
 
 async def run_off_loop(size: int, work: Callable[[], Answer], *, alone: bool = True) -> Answer:
@@ -173,7 +173,7 @@ async def run_off_loop(size: int, work: Callable[[], Answer], *, alone: bool = T
     return await asyncio.to_thread(in_turn) if size > QUICK_BYTES else work()
 
 
-async def finished(future: "Future[Answer]", limits: Limits) -> Answer:
+async def result_of(future: "Future[Answer]", limits: Limits) -> Answer:
     """Await a servable's work on the running event loop.
 
     If the awaiting task is cancelled, because the client has disconnected, or the deadline passes,

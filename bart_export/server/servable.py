@@ -233,7 +233,7 @@ def generates_from_texts(call: Call, signature: Message) -> bool:
     )
 
 
-def blanked(outputs: Tensors, rows: Sequence[int]) -> Tensors:
+def blank_out(outputs: Tensors, rows: Sequence[int]) -> Tensors:
     """Return outputs with some rows replaced by empty strings or zeros."""
     results = {}
     for name, value in outputs.items():

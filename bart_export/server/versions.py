@@ -121,11 +121,11 @@ def complete_artifact(directory: pathlib.Path, folder: str = "") -> Artifact:
     return artifact
 
 
-def listing(path: pathlib.Path) -> object:
+def list_files(path: pathlib.Path) -> object:
     """Return the names, sizes and modification times of everything below a path."""
     try:
         stats = [(path, path.stat()) for path in sorted(path.rglob("*"))]
-    except OSError:  # deleted meanwhile; an object that equals no other listing
+    except OSError:  # deleted meanwhile; unequal to any other result
         return object()
     return [(path, status.st_size, status.st_mtime_ns) for path, status in stats]
 
@@ -182,7 +182,7 @@ class Version:
         """Whether all attempts to load it failed and its files have not changed since."""
         return self.failed_files is not None
 
-    def move(self, state: State) -> None:
+    def set_state(self, state: State) -> None:
         """Set the state; the reason of a failure is kept."""
         self.status = dataclasses.replace(self.status, state=state)
 
@@ -192,7 +192,7 @@ def highest(versions: Iterator[Version]) -> Version | None:
     return max(versions, key=lambda version: version.number, default=None)
 
 
-def opened_within(load_seconds: float, opening: Callable[[], Servable]) -> Servable:
+def open_within(load_seconds: float, opening: Callable[[], Servable]) -> Servable:
     """Open a servable on a new thread.
 
     Raises:

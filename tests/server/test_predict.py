@@ -12,7 +12,7 @@ from support.arithmetic import FLOAT, PREDICT, Arithmetic, signature
 from bart_export.errors import ArtifactError, ConfigurationError, InputError
 from bart_export.server.predict import (
     check_inputs,
-    finished,
+    result_of,
     run,
 )
 from bart_export.server.servable import Call, Lease, Limits
@@ -131,7 +131,7 @@ def test_work_that_nobody_waits_for_stops_and_holds_its_servable_until_then(is_c
 
 def test_what_the_work_raises_is_told():
     async def wait_for(future):
-        await finished(future, Limits())
+        await result_of(future, Limits())
 
     future = Future()
     future.set_exception(InputError("too long"))
