@@ -129,16 +129,16 @@ def served_models(
         ConfigurationError: if two have the same name.
         ArtifactError: as for `served_model`.
     """
-    places: dict[str, pathlib.Path] = {}
+    by_name: dict[str, pathlib.Path] = {}
     for directory in directories:
         name = os.path.basename(os.path.abspath(directory))
-        if name in places:
+        if name in by_name:
             raise ConfigurationError(
-                f"A model is named after its directory, but {places[name]} and {directory} are "
+                f"A model is named after its directory, but {by_name[name]} and {directory} are "
                 f"both named {name}. Serve them under other names with --model-config-file."
             )
-        places[name] = directory
-    return [served_model(name, directory, engine) for name, directory in places.items()]
+        by_name[name] = directory
+    return [served_model(name, directory, engine) for name, directory in by_name.items()]
 
 
 def served_model(name: str, directory: pathlib.Path, engine: str | None = None) -> ServedModel:
@@ -147,31 +147,31 @@ def served_model(name: str, directory: pathlib.Path, engine: str | None = None) 
     Raises:
         ArtifactError: if the directory does not exist, or has nothing for the engine.
     """
-    place = pathlib.Path(os.path.abspath(directory))  # links are kept: they may change later
-    if place.is_file():
+    path = pathlib.Path(os.path.abspath(directory))  # links are kept: they may change later
+    if path.is_file():
         raise ArtifactError(
             f"Expected an artifact directory, received the file {directory}. Name a directory with "
             f"a {MANIFEST}."
         )
-    if not place.is_dir() and str(directory) in PRESETS:
+    if not path.is_dir() and str(directory) in PRESETS:
         raise ArtifactError(
             f"{directory} is a preset, which must be exported before it can be served: bart-export "
             f"--preset {directory} --target tflite. Then serve artifacts/{directory}."
         )
-    if not place.is_dir():
+    if not path.is_dir():
         raise ArtifactError(
             f"There is no directory {directory}. Expected an artifact, such as one made by "
             "bart-export --preset NAME --target tflite, or a directory with numbered versions of a "
             "SavedModel."
         )
-    engine, base_path = choose_engine(place, engine)
+    engine, base_path = choose_engine(path, engine)
     if engine == TENSORFLOW and not numbered_directories(base_path):
-        inside = sorted(path.parent.name for path in place.glob(f"*/{MANIFEST}"))[:MAX_NAMES]
+        artifacts = sorted(file.parent.name for file in path.glob(f"*/{MANIFEST}"))[:MAX_NAMES]
         raise ArtifactError(
             f"Expected an artifact, or a directory with numbered versions of a SavedModel, but "
             f"{directory} is neither."
-            + (f" Did you mean {directory / inside[0]}?" if len(inside) == 1 else "")
-            + (f" It contains artifacts: {', '.join(inside)}." if len(inside) > 1 else "")
+            + (f" Did you mean {directory / artifacts[0]}?" if len(artifacts) == 1 else "")
+            + (f" It contains artifacts: {', '.join(artifacts)}." if len(artifacts) > 1 else "")
         )
     return ServedModel(name=name, base_path=base_path, engine=engine)
 
@@ -207,13 +207,13 @@ def choose_engine(
             )
         return TENSORFLOW, base_path
     artifact = Artifact.open(base_path)
-    present = [engine for engine, target in TARGETS.items() if artifact.files(target)]
-    engine = requested or next(iter(present), None)
-    if engine not in present:
-        wanted = [TARGETS[engine]] if engine else list(TARGETS.values())
+    available = [engine for engine, target in TARGETS.items() if artifact.files(target)]
+    engine = requested or next(iter(available), None)
+    if engine not in available:
+        targets = [TARGETS[engine]] if engine else list(TARGETS.values())
         raise ArtifactError(
-            f"{base_path} has no files of the target {' or '.join(wanted)}"
+            f"{base_path} has no files of the target {' or '.join(targets)}"
             f"{f' for the engine {engine}' if engine else ''}. Export it again with --target "
-            f"{wanted[0]}{f', or use the engine {present[0]}' if present else ''}."
+            f"{targets[0]}{f', or use the engine {available[0]}' if available else ''}."
         )
     return engine, base_path / SAVED_MODEL if engine == TENSORFLOW else base_path
