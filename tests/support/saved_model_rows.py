@@ -76,7 +76,7 @@ WRONG_VALUES = [
     ("POST", TYPED, column("constant", {}), 400, "Expected a signature with inputs"),
     ("POST", TYPED, column("pick", [3]), 400, "indices[0] = 3 is not in [0, 3)"),
     ("POST", TYPED, column("two", {"x": [1, 2], "z": [1, 2, 3]}), 400, "Incompatible shapes"),
-    ("POST", f"{HALF}:generate", {"text": "a"}, 501, "Streaming needs"),
+    ("POST", f"{HALF}:generate", {"text": "a"}, 501, "A SavedModel cannot stream"),
 ]
 
 SAVED_MODEL = VALUES + WRONG_VALUES
