@@ -10,13 +10,12 @@ no compiler to run: the form of its log is that of the logs people published.
 """
 
 import dataclasses
-import itertools
 import pathlib
 import re
 import shutil
 import struct
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from bart_export.edgetpu import model_file, rules
 from bart_export.edgetpu.model_file import Operation
@@ -102,11 +101,7 @@ def check_file(path: pathlib.Path) -> Report:
         taken = partition(operations, [status == MAPPED for status, _, _ in faults])
         rows = []
         for place, (operation, fault) in enumerate(zip(operations, faults, strict=True)):
-            if fault[0] == MAPPED and operation.subgraph > 0:
-                # A delegate of TensorFlow Lite is given the first subgraph.
-                reason = f"subgraph {operation.subgraph} of the file"
-                fault = rules.NOT_MAPPED, "first subgraph", reason
-            elif fault[0] == MAPPED and place not in taken:
+            if fault[0] == MAPPED and place not in taken:
                 fault = rules.AFTERWARDS, "", ""
             rows.append(
                 Row(
@@ -127,21 +122,22 @@ def check_file(path: pathlib.Path) -> Report:
 
 def first_fault(operation: Operation) -> tuple[str, str, str]:
     """Return an operation's status by itself, and the first rule that it breaks, and how."""
-    broken = ((rule, rule.fault(operation)) for rule in rules.RULES)
-    faults = ((rule.status, rule.name, fault) for rule, fault in broken if fault)
-    return next(faults, (MAPPED, "", ""))
+    for rule in rules.RULES:
+        if fault := rule.fault(operation):
+            return rule.status, rule.name, fault
+    if operation.subgraph > 0:  # a delegate of TensorFlow Lite is given the first subgraph
+        return rules.NOT_MAPPED, "first subgraph", f"subgraph {operation.subgraph} of the file"
+    return MAPPED, "", ""
 
 
 def refusals(operations: Sequence[Operation]) -> tuple[str, ...]:
     """Return why the compiler would read nothing of a file: a line for each rule that says so."""
     lines = []
-    for rule in rules.RULES:
-        if rule.refuses:
-            faults = [rule.fault(operation) for operation in operations]
-            different = [fault for fault in dict.fromkeys(faults) if fault]
-            more = f" and {len(different) - SHOWN} more" if len(different) > SHOWN else ""
-            if different:
-                lines.append(f"{rule.status}: {', '.join(different[:SHOWN])}{more}")
+    for rule in filter(lambda rule: rule.refuses, rules.RULES):
+        faults = list(dict.fromkeys(filter(None, map(rule.fault, operations))))
+        more = f" and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+        if faults:
+            lines.append(f"{rule.status}: {', '.join(faults[:SHOWN])}{more}")
     return tuple(lines)
 
 
@@ -188,8 +184,13 @@ def constant_bytes(operations: Iterable[Operation]) -> int:
 
 PROGRAM = "edgetpu_compiler"
 SECONDS = 600  # the compiler ends itself after 180
-FILE = re.compile(r"^Input model: (.+)$", re.MULTILINE)
+FILE = re.compile(r"^(?=Input model: .)", re.MULTILINE)
 FIELD = re.compile(r"^([A-Z][^:\n]*): (.+)$", re.MULTILINE)
+SIZES = {
+    "on_chip_bytes": "On-chip memory used for caching model parameters",
+    "remaining_bytes": "On-chip memory remaining for caching model parameters",
+    "streamed_bytes": "Off-chip memory used for streaming uncached model parameters",
+}
 # A line of the table: operator, count and status, two or more blanks apart.
 ROW = re.compile(r"^([A-Za-z][\w-]*)\s{2,}(\d+)\s{2,}(\S.*?)\s*$", re.MULTILINE)
 ERROR = re.compile(
@@ -268,27 +269,23 @@ def compile_files(paths: Sequence[pathlib.Path], directory: pathlib.Path) -> tup
 
 def parse_log(text: str) -> tuple[Compiled, ...]:
     """Return what the compiler printed of each file."""
-    begins = [match.start() for match in FILE.finditer(text)]
-    parts = (text[begin:end] for begin, end in itertools.pairwise([*begins, len(text)]))
-    return tuple(parse_file(dict(FIELD.findall(part)), ROW.findall(part)) for part in parts)
+    compiled = []
+    for part in FILE.split(text)[1:]:
+        fields = dict(FIELD.findall(part))
+        sizes = {name: parse_size(fields.get(field, "")) for name, field in SIZES.items()}
+        compiled.append(
+            Compiled(
+                file=fields["Input model"],
+                output=fields.get("Output model", ""),
+                subgraphs=int(fields.get("Number of Edge TPU subgraphs", 0)),
+                rows=tuple(LogRow(name, int(n), status) for name, n, status in ROW.findall(part)),
+                **sizes,
+            )
+        )
+    return tuple(compiled)
 
 
-def parse_file(fields: Mapping[str, str], rows: Iterable[tuple[str, str, str]]) -> Compiled:
-    """Return what the compiler says of one file in its fields and the rows of its table."""
-    return Compiled(
-        file=fields.get("Input model", ""),
-        output=fields.get("Output model", ""),
-        on_chip_bytes=parse_size(fields, "On-chip memory used for caching model parameters"),
-        remaining_bytes=parse_size(fields, "On-chip memory remaining for caching model parameters"),
-        streamed_bytes=parse_size(
-            fields, "Off-chip memory used for streaming uncached model parameters"
-        ),
-        subgraphs=int(fields.get("Number of Edge TPU subgraphs", 0)),
-        rows=tuple(LogRow(name, int(count), status) for name, count, status in rows),
-    )
-
-
-def parse_size(fields: Mapping[str, str], field: str) -> int:
+def parse_size(text: str) -> int:
     """Return the bytes of a size as the compiler writes it, "1.92MiB"; 0 for none."""
-    match = SIZE.fullmatch(fields.get(field, "").strip())
+    match = SIZE.fullmatch(text.strip())
     return round(float(match[1]) * UNITS[match[2]]) if match else 0

@@ -7,7 +7,8 @@ nobody published are missing: reshapes and resizes of large tensors, and activat
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Literal
 
 import numpy as np
 
@@ -101,12 +102,12 @@ LONGEST_SOFTMAX = 16_000
 # Reports of small files show 7.8 to 7.98 MiB of it free for parameters.
 CACHE_BYTES = 8 * 2**20
 
-Broken = Callable[[Operation], Iterable[str]]
+Broken = Callable[[Operation], str | Literal[False]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """One rule: `broken` yields what is wrong with an operation, nothing where all is right.
+    """One rule: `broken` says what is wrong with an operation, nothing where all is right.
 
     `status` is what the compiler calls it. `operators` are those it is about, None for every one.
     If a file breaks a rule that `refuses`, the compiler reads nothing of the file.
@@ -115,14 +116,14 @@ class Rule:
     name: str
     status: str
     broken: Broken
-    operators: frozenset[str] | None = SUPPORTED
+    operators: Collection[str] | None = SUPPORTED
     refuses: bool = False
 
     def fault(self, operation: Operation) -> str:
         """Return how an operation breaks the rule, "" where it does not."""
         if self.operators is not None and operation.operator not in self.operators:
             return ""
-        return ", ".join(self.broken(operation))
+        return self.broken(operation) or ""
 
 
 def inputs_at(places: Places, operation: Operation) -> list[Operand]:
@@ -146,99 +147,11 @@ def activations(operation: Operation) -> list[Operand]:
     return [operand for operand in operation.operands if operand.index not in constant]
 
 
-def unknown_code(operation: Operation) -> Iterable[str]:
-    """Codes that TensorFlow Lite 2.5 had not given yet are not even read."""
-    if operation.code > NEWEST_CODE:
-        yield f"{operation.code}"
-
-
-def too_new(operation: Operation) -> Iterable[str]:
-    """Nor are versions that it had not."""
-    newest = NEWEST_VERSIONS.get(operation.operator, 1)
-    if operation.code <= NEWEST_CODE and operation.version > newest:
-        yield f"'{operation.operator}' version '{operation.version}'"
-
-
-def unsupported(operation: Operation) -> Iterable[str]:
-    """Of the operators that the compiler reads, it compiles some."""
-    if operation.operator not in SUPPORTED and operation.code <= NEWEST_CODE:
-        yield operation.custom or operation.operator
-
-
-def dynamic(operation: Operation) -> Iterable[str]:
-    """Every size must be known before the file is compiled."""
-    return (
-        f"{operand.name} {list(operand.shape)}" for operand in operation.operands if operand.dynamic
+def listed(operands: Iterable[Operand], shapes: bool = False) -> str:
+    """Return the names of operands, with their shapes if wanted."""
+    return ", ".join(
+        f"{operand.name} {list(operand.shape)}" if shapes else operand.name for operand in operands
     )
-
-
-def no_integers(operation: Operation) -> Iterable[str]:
-    """Everything is 8 bits wide, biases 32; numbers of shapes are not computed with."""
-    allowed = LSTM_INTEGERS if operation.operator in LSTM else INTEGERS
-    for operand in (*activations(operation), *inputs_at(WEIGHTS, operation)):
-        if operand.dtype not in allowed:
-            yield f"{operand.name} is {operand.dtype}"
-    for operand in inputs_at(BIASES, operation):
-        if operand.dtype != "INT32":
-            yield f"{operand.name} is {operand.dtype}"
-
-
-def no_scale(operation: Operation) -> Iterable[str]:
-    """Integers without a scale stand for no numbers."""
-    wrong = [operand.name for operand in activations(operation) if not operand.scales]
-    if wrong:
-        yield f"no scale: {', '.join(wrong)}"
-
-
-def computed_parameters(operation: Operation) -> Iterable[str]:
-    """Weights, biases and what shapes the result must be in the file."""
-    return (operand.name for operand in parameters(operation) if operand.constant is None)
-
-
-def too_many_dimensions(operation: Operation) -> Iterable[str]:
-    """Beyond the three innermost, dimensions must be 1."""
-    for operand in activations(operation):
-        if np.prod(operand.shape[:-MAPPED_RANK], dtype=np.int64) != 1:
-            yield f"{operand.name} {list(operand.shape)}"
-
-
-def several_rows(words: str, choose: Callable[[Operation], Operand]) -> Broken:
-    """Return what finds an operand of more than one row of numbers."""
-
-    def broken(operation: Operation) -> Iterable[str]:
-        operand = choose(operation)
-        if operand.rows != 1:
-            yield f"{words} {list(operand.shape)}"
-
-    return broken
-
-
-def options_set(**words: str) -> Broken:
-    """Return what finds options that must be left out; keys are their names in the schema."""
-
-    def broken(operation: Operation) -> Iterable[str]:
-        for name, what in words.items():
-            if value := operation.option(name):
-                yield f"{what} {value}"
-
-    return broken
-
-
-def scales_of_rows(operation: Operation) -> Iterable[str]:
-    """The int8 kernel of TensorFlow Lite 2.5 has one scale for all weights of such a layer.
-
-    Files with one scale a row are written under the same version, so that nothing else tells them
-    apart. This is no rule of the documentation.
-    """
-    (weights,) = inputs_at(WEIGHTS, operation)
-    if len(weights.scales) > 1:
-        yield f"{len(weights.scales)} scales"
-
-
-def long_softmax(operation: Operation) -> Iterable[str]:
-    """A softmax is over so many numbers."""
-    if (length := operation.input(0).shape[-1]) > LONGEST_SOFTMAX:
-        yield f"{length} elements"
 
 
 def axes(operation: Operation, place: int) -> list[int]:
@@ -247,110 +160,148 @@ def axes(operation: Operation, place: int) -> list[int]:
     return [int(axis) % max(1, len(given.shape)) for axis in numbers]
 
 
-def reduced_batch(operation: Operation) -> Iterable[str]:
-    """The outermost dimension, where there is more than one, is the batch."""
-    shape = operation.input(0).shape
-    if len(shape) > 1 and 0 in axes(operation, 1):
-        yield f"axis 0 of {list(shape)}"
+def too_new(operation: Operation) -> str | Literal[False]:
+    """A version that TensorFlow Lite 2.5 had not given yet is not read."""
+    newest = NEWEST_VERSIONS.get(operation.operator, 1)
+    return (
+        operation.code <= NEWEST_CODE
+        and operation.version > newest
+        and f"'{operation.operator}' version '{operation.version}'"
+    )
 
 
-def odd_depth(operation: Operation) -> Iterable[str]:
+def wrong_types(operation: Operation) -> str:
+    """Everything is 8 bits wide, biases 32; numbers of shapes are not computed with."""
+    allowed = LSTM_INTEGERS if operation.operator in LSTM else INTEGERS
+    numbers = (*activations(operation), *inputs_at(WEIGHTS, operation))
+    wrong = [operand for operand in numbers if operand.dtype not in allowed]
+    wrong += [operand for operand in inputs_at(BIASES, operation) if operand.dtype != "INT32"]
+    return ", ".join(f"{operand.name} is {operand.dtype}" for operand in wrong)
+
+
+def without_scale(operation: Operation) -> str | Literal[False]:
+    """Integers without a scale stand for no numbers."""
+    wrong = listed(operand for operand in activations(operation) if not operand.scales)
+    return bool(wrong) and f"no scale: {wrong}"
+
+
+def many_scales(operation: Operation) -> str | Literal[False]:
+    """The int8 kernel of TensorFlow Lite 2.5 has one scale for all weights of such a layer.
+
+    Files with one scale a row are written under the same version, so that nothing else tells them
+    apart. This is no rule of the documentation.
+    """
+    (weights,) = inputs_at(WEIGHTS, operation)
+    return len(weights.scales) > 1 and f"{len(weights.scales)} scales"
+
+
+def rank(operation: Operation) -> str:
+    """Beyond the three innermost, dimensions must be 1."""
+    return listed(
+        (
+            operand
+            for operand in activations(operation)
+            if any(size != 1 for size in operand.shape[:-MAPPED_RANK])
+        ),
+        shapes=True,
+    )
+
+
+def several_rows(words: str, operand: Operand) -> str | Literal[False]:
+    """An operand may have one row of numbers."""
+    return operand.rows != 1 and f"{words} {list(operand.shape)}"
+
+
+def options_set(**words: str) -> Broken:
+    """Return what finds options that must be left out; keys are their names in the schema."""
+    return lambda operation: ", ".join(
+        f"{what} {operation.option(name)}" for name, what in words.items() if operation.option(name)
+    )
+
+
+def odd_mean(operation: Operation) -> str | Literal[False]:
     """A mean over the innermost dimension takes multiples of 4."""
     shape = operation.input(0).shape
-    if len(shape) - 1 in axes(operation, 1) and shape[-1] % 4:
-        yield f"{shape[-1]} numbers"
+    return len(shape) - 1 in axes(operation, 1) and shape[-1] % 4 > 0 and f"{shape[-1]} numbers"
 
 
-def wide_strides(operation: Operation) -> Iterable[str]:
-    """A strided slice leaves nothing out between its ends."""
-    strides = operation.input(3).numbers.tolist()
-    if set(strides) - {1}:
-        yield f"strides {strides}"
-
-
-def constant_part(operation: Operation) -> Iterable[str]:
+def constant_part(operation: Operation) -> str:
     """What is concatenated may be constant only as zeros that pad a single other input."""
     for given in operation.inputs:
         if given is not None and given.constant is not None:
             zero = given.zero_points[0] if given.zero_points else 0
             if len(operation.inputs) != 2 or np.any(given.numbers != zero):
-                yield f"constant {given.name}"
-                return
+                return f"constant {given.name}"
+    return ""
 
 
-def uneven_dilation(operation: Operation) -> Iterable[str]:
+def uneven_dilation(operation: Operation) -> str | Literal[False]:
     """Kernels are dilated alike in both directions."""
     wide, high = operation.option("dilationWFactor"), operation.option("dilationHFactor")
-    if wide != high:
-        yield f"dilation {high} by {wide}"
+    return wide != high and f"dilation {high} by {wide}"
 
 
-def packed_batch(operation: Operation) -> Iterable[str]:
-    """Nothing is packed along the batch."""
-    (output,) = operation.outputs
-    if operation.option("axis") % len(output.shape) == 0:
-        yield "axis 0"
-
-
-def padded_batch(operation: Operation) -> Iterable[str]:
-    """Nor padded."""
-    first = operation.input(1).numbers[:2].tolist()
-    if any(first):
-        yield f"paddings {first} of axis 0"
-
-
-def split_batch(operation: Operation) -> Iterable[str]:
-    """Nor split."""
-    if 0 in axes(operation, 0):
-        yield "axis 0"
-
-
-def squeezed_inside(operation: Operation) -> Iterable[str]:
+def squeezed_inside(operation: Operation) -> str | Literal[False]:
     """Only dimensions that come before all others are squeezed away."""
     given, (output,) = operation.input(0).shape, operation.outputs
-    if given[len(given) - len(output.shape) :] != output.shape:
-        yield f"{list(given)} to {list(output.shape)}"
-
-
-def of(*operators: str) -> frozenset[str]:
-    """Return the operators that a rule is about."""
-    return frozenset(operators)
+    inside = given[len(given) - len(output.shape) :] != output.shape
+    return inside and f"{list(given)} to {list(output.shape)}"
 
 
 # The first that an operation breaks is its status.
 RULES = (
-    Rule("known code", OUT_OF_RANGE, unknown_code, None, refuses=True),
+    # What TensorFlow Lite 2.5 had not yet is not even read; of the rest, some is compiled.
+    Rule("known code", OUT_OF_RANGE, lambda node: node.code > NEWEST_CODE and f"{node.code}",
+         None, refuses=True),
     Rule("known version", TOO_NEW, too_new, None, refuses=True),
-    Rule("supported operator", NOT_SUPPORTED, unsupported, None),
-    Rule("8-bit integers", DATA_TYPE, no_integers),
-    Rule("quantized", DATA_TYPE, no_scale),
-    Rule("constant parameters", NOT_CONSTANT, computed_parameters),
-    Rule("rank", RANK, too_many_dimensions),
-    Rule("one row of output", NOT_MAPPED, several_rows("output", lambda node: node.outputs[0]),
-         of("FULLY_CONNECTED")),
+    Rule("supported operator", NOT_SUPPORTED,
+         lambda node: node.operator not in SUPPORTED and node.code <= NEWEST_CODE
+         and (node.custom or node.operator), None),
+    Rule("8-bit integers", DATA_TYPE, wrong_types),
+    Rule("quantized", DATA_TYPE, without_scale),
+    Rule("constant parameters", NOT_CONSTANT,
+         lambda node: listed(given for given in parameters(node) if given.constant is None)),
+    Rule("rank", RANK, rank),
+    Rule("one row of output", NOT_MAPPED, lambda node: several_rows("output", node.outputs[0]),
+         ("FULLY_CONNECTED",)),
     Rule("default weights format", NOT_MAPPED, options_set(weightsFormat="weights format"),
-         of("FULLY_CONNECTED")),
-    Rule("one scale of weights", NOT_MAPPED, scales_of_rows, of("FULLY_CONNECTED")),
-    Rule("softmax of one row", NOT_MAPPED, several_rows("input", lambda node: node.input(0)),
-         of("SOFTMAX")),
-    Rule("softmax length", NOT_MAPPED, long_softmax, of("SOFTMAX")),
-    Rule("reduction of the batch", NOT_MAPPED, reduced_batch, REDUCTIONS),
-    Rule("mean of multiples of 4", NOT_MAPPED, odd_depth, of("MEAN")),
-    Rule("strides of 1", NOT_MAPPED, wide_strides, of("STRIDED_SLICE")),
+         ("FULLY_CONNECTED",)),
+    Rule("one scale of weights", NOT_MAPPED, many_scales, ("FULLY_CONNECTED",)),
+    Rule("softmax of one row", NOT_MAPPED, lambda node: several_rows("input", node.input(0)),
+         ("SOFTMAX",)),
+    Rule("softmax length", NOT_MAPPED,
+         lambda node: node.input(0).shape[-1] > LONGEST_SOFTMAX
+         and f"{node.input(0).shape[-1]} elements", ("SOFTMAX",)),
+    # The outermost dimension, where there is more than one, is the batch.
+    Rule("reduction of the batch", NOT_MAPPED,
+         lambda node: len(node.input(0).shape) > 1 and 0 in axes(node, 1)
+         and f"axis 0 of {list(node.input(0).shape)}", REDUCTIONS),
+    Rule("mean of multiples of 4", NOT_MAPPED, odd_mean, ("MEAN",)),
+    Rule("strides of 1", NOT_MAPPED,
+         lambda node: bool(np.any(node.input(3).numbers != 1))
+         and f"strides {node.input(3).numbers.tolist()}", ("STRIDED_SLICE",)),
     Rule("slice without masks", NOT_MAPPED,
          options_set(ellipsisMask="ellipsis mask", newAxisMask="new axis mask"),
-         of("STRIDED_SLICE")),
+         ("STRIDED_SLICE",)),
     Rule("no fused activation", NOT_MAPPED,
          options_set(fusedActivationFunction="fused activation"),
-         of("CONCATENATION", "AVERAGE_POOL_2D", "MAX_POOL_2D")),
-    Rule("constant zeros", NOT_MAPPED, constant_part, of("CONCATENATION")),
-    Rule("even dilation", NOT_MAPPED, uneven_dilation, of("CONV_2D", "DEPTHWISE_CONV_2D")),
-    Rule("packing of the batch", NOT_MAPPED, packed_batch, of("PACK")),
-    Rule("padding of the batch", NOT_MAPPED, padded_batch, of("PAD")),
-    Rule("splitting of the batch", NOT_MAPPED, split_batch, of("SPLIT")),
+         ("CONCATENATION", "AVERAGE_POOL_2D", "MAX_POOL_2D")),
+    Rule("constant zeros", NOT_MAPPED, constant_part, ("CONCATENATION",)),
+    Rule("even dilation", NOT_MAPPED, uneven_dilation, ("CONV_2D", "DEPTHWISE_CONV_2D")),
+    Rule("packing of the batch", NOT_MAPPED,
+         lambda node: node.option("axis") % len(node.outputs[0].shape) == 0 and "axis 0",
+         ("PACK",)),
+    Rule("padding of the batch", NOT_MAPPED,
+         lambda node: any(node.input(1).numbers[:2])
+         and f"paddings {node.input(1).numbers[:2].tolist()} of axis 0", ("PAD",)),
+    Rule("splitting of the batch", NOT_MAPPED, lambda node: 0 in axes(node, 0) and "axis 0",
+         ("SPLIT",)),
     # A parametric ReLU has a slope for each number of the innermost dimension.
-    Rule("slopes of channels", NOT_MAPPED, several_rows("slopes", lambda node: node.input(1)),
-         of("PRELU")),
-    Rule("squeezing in front", NOT_MAPPED, squeezed_inside, of("SQUEEZE")),
-    Rule("static shapes", DYNAMIC, dynamic, None, refuses=True),
+    Rule("slopes of channels", NOT_MAPPED, lambda node: several_rows("slopes", node.input(1)),
+         ("PRELU",)),
+    Rule("squeezing in front", NOT_MAPPED, squeezed_inside, ("SQUEEZE",)),
+    # Every size must be known before the file is compiled.
+    Rule("static shapes", DYNAMIC,
+         lambda node: listed((given for given in node.operands if given.dynamic), shapes=True),
+         None, refuses=True),
 )  # fmt: skip

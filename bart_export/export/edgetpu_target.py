@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import posixpath
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -13,11 +13,10 @@ from bart_export.artifact.artifact import Draft
 from bart_export.artifact.figures import Answer, EdgeTpuVerification
 from bart_export.convert import edgetpu
 from bart_export.edgetpu import compiler, parts
-from bart_export.edgetpu.compiler import Compiled, Report
+from bart_export.edgetpu.compiler import Report
 from bart_export.errors import VerificationFailed
 from bart_export.export.options import EdgeTpuOptions
 from bart_export.export.target import CalibrationTexts, ExportedFile, ExportResult, Model
-from bart_export.graph.parameters import FloatArray
 from bart_export.progress import Stage
 from bart_export.recipes import table
 from bart_export.recipes.metrics import AT_MOST
@@ -53,45 +52,34 @@ def export_edgetpu(
     stage("write and check the segments")
     samples = edgetpu.write_segments(model.parameters, sources, rows, draft.directory)
     segments, sizes = parts.segments(config), contract.sizes(config)
-    reports = {segment.file: check_segment(draft, segment) for segment in segments}
-    host = manifest.HostEntry(
-        *draft.content(parts.HOST),
-        parts.TARGET,
-        recipe=recipe.name,
-        mode=recipe.mode,
-        layers=recipe.layers,
-        tolerance=recipe.tolerance,
-        runtimes=table.LITERT_ONLY,
-        refusals={},
-        signatures={
-            signature.name: manifest.SignatureEntry.of(signature, sizes)
-            for signature in parts.host_signatures(config)
-        },
-    )
-    constants = manifest.FileEntry(*draft.content(parts.CONSTANTS), parts.TARGET)
-    segment_entries = {
-        file: manifest.SegmentEntry(
-            *draft.content(file),
+    entries: dict[str, manifest.FileEntry] = {
+        parts.HOST: manifest.HostEntry(
+            *draft.content(parts.HOST),
+            parts.TARGET,
+            recipe=recipe.name,
+            mode=recipe.mode,
+            layers=recipe.layers,
+            tolerance=recipe.tolerance,
+            runtimes=table.LITERT_ONLY,
+            refusals={},
+            signatures={
+                signature.name: manifest.SignatureEntry.of(signature, sizes)
+                for signature in parts.host_signatures(config)
+            },
+        ),
+        parts.CONSTANTS: manifest.FileEntry(*draft.content(parts.CONSTANTS), parts.TARGET),
+    }
+    for segment in segments:
+        report = check_segment(draft, segment)
+        entries[segment.file] = manifest.SegmentEntry(
+            *draft.content(segment.file),
             parts.TARGET,
             rows=rows,
             calibration=texts.entry(samples),
             parameter_bytes=report.parameter_bytes,
             streamed_bytes=report.streamed_bytes,
         )
-        for file, report in reports.items()
-    }
-    compiled_entries = {
-        name: manifest.CompiledEntry(
-            *draft.content(name), parts.TARGET, compiler=compiled.to_dict()
-        )
-        for name, compiled in compile_segments(draft, segments).items()
-    }
-    entries: dict[str, manifest.FileEntry] = {
-        parts.HOST: host,
-        parts.CONSTANTS: constants,
-        **segment_entries,
-        **compiled_entries,
-    }
+    entries |= compile_segments(draft, segments)
     check = functools.partial(check_edgetpu, model, draft, recipe)
     return ExportResult([ExportedFile(parts.HOST, entries, check)])
 
@@ -112,11 +100,13 @@ def check_segment(draft: Draft, segment: parts.Segment) -> Report:
     return report
 
 
-def compile_segments(draft: Draft, segments: Sequence[parts.Segment]) -> dict[str, Compiled]:
+def compile_segments(
+    draft: Draft, segments: Sequence[parts.Segment]
+) -> dict[str, manifest.CompiledEntry]:
     """Compile all segments together, so that they share the Edge TPU's memory, where that can be.
 
-    Returns what the compiler says of each, by the name of the file that it made; nothing where it
-    is not on PATH.
+    Returns the entry of each file that was made, by its name; none where the compiler is not on
+    PATH.
 
     Raises:
         EngineError: if it fails.
@@ -124,14 +114,13 @@ def compile_segments(draft: Draft, segments: Sequence[parts.Segment]) -> dict[st
     if compiler.program() is None:
         return {}
     paths = [draft.directory / segment.file for segment in segments]
-    compiled = compiler.compile_files(paths, draft.directory / parts.DIRECTORY)
-    name = posixpath.basename
-    return {
-        f"{parts.DIRECTORY}/{name(file.output)}": dataclasses.replace(
-            file, file=name(file.file), output=name(file.output)
-        )
-        for file in compiled
-    }
+    entries = {}
+    for compiled in compiler.compile_files(paths, draft.directory / parts.DIRECTORY):
+        source, output = map(posixpath.basename, (compiled.file, compiled.output))
+        name = f"{parts.DIRECTORY}/{output}"
+        said = dataclasses.replace(compiled, file=source, output=output).to_dict()
+        entries[name] = manifest.CompiledEntry(*draft.content(name), parts.TARGET, compiler=said)
+    return entries
 
 
 def check_edgetpu(
@@ -176,9 +165,7 @@ def encoder_error(engine: FileEngine, keras: KerasReference, cases: Cases) -> fl
         expected = np.asarray(keras.encode(ids), np.float32)[0]
         errors.append(encoder.run(ids) - expected)
         spreads.append(expected - expected.mean(axis=-1, keepdims=True))
-    return root_mean_square(errors) / max(root_mean_square(spreads), TINY)
-
-
-def root_mean_square(arrays: Iterable[FloatArray]) -> float:
-    """Return the root mean square of all numbers of some arrays."""
-    return float(np.sqrt(np.mean(np.square(np.concatenate(list(arrays))))))
+    error, spread = (
+        float(np.sqrt(np.mean(np.square(np.concatenate(rows))))) for rows in (errors, spreads)
+    )
+    return error / max(spread, TINY)

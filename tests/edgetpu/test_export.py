@@ -148,4 +148,4 @@ def test_the_compiler_is_run_on_all_segments_where_it_is_installed(
     compiled = edgetpu_exporter.compile_segments(Draft(tmp_path, tmp_path), segments)
     assert list(compiled) == [segment.compiled_file for segment in segments]
     assert all((tmp_path / name).is_file() for name in compiled)
-    assert [one.passes for one in compiled.values()] == [True, False]
+    assert [entry.compiler["passes"] for entry in compiled.values()] == [True, False]
