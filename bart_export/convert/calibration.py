@@ -31,18 +31,6 @@ Ranges = Mapping[str, tuple[float, float]]
 Search = Callable[["TracedModel", Sequence[int], int, int], None]
 
 
-@dataclasses.dataclass(frozen=True)
-class Calibration:
-    """What a float file computes on real texts.
-
-    `samples` counts the runs of a signature that the ranges come from, `texts` the sources.
-    """
-
-    ranges: Ranges
-    texts: int
-    samples: int
-
-
 def calibrate(
     path: pathlib.Path,
     config: BartConfig,
@@ -50,8 +38,10 @@ def calibrate(
     sources: Sequence[Sequence[int]],
     search: Search,
     num_beams: int,
-) -> Calibration:
-    """Run sources through every signature of a float file and keep the ranges of its tensors.
+) -> tuple[Ranges, int]:
+    """Run sources through every signature of a float file; return the ranges of its tensors.
+
+    With them comes how many runs of a signature they are of.
 
     Args:
         path: the file, of either build.
@@ -78,7 +68,7 @@ def calibrate(
         model = TracedModel(file, config, encoder, bucket)
         for token_ids in sources:
             search(model, token_ids, beams, longest)
-    return Calibration(file.ranges, len(sources), file.samples)
+    return file.ranges, file.samples
 
 
 class TracedFile:

@@ -17,12 +17,11 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_quantizer import qtyping, quantizer, recipe_manager
 
-from bart_export.convert.calibration import Calibration, Ranges
-from bart_export.convert.rounding import Content, require_full_blocks, round_blocks
+from bart_export.convert.calibration import Ranges
+from bart_export.convert.rounding import Content, floats, require_full_blocks, round_blocks
 from bart_export.quiet import native_stderr_silenced
 from bart_export.recipes.table import LEAST_ERROR, MIN_MAX, MODES, Recipe, Storage
 
@@ -33,10 +32,11 @@ MATRIX_OPERATORS = (
 )
 # What adds a mask to the scores of attention: an ADD that ranges and modes know apart from others.
 MASKING = "masking"
-# Mode of a recipe -> operators that compute in its integers. Measured on the embedded preset, 128
-# texts: with int8, layer norms cost 10 % of the likeliest tokens, elementwise attention all sense,
-# sums of the residual stream 1.3 % and GELU 0.6 %; with int16 nothing of it shows.
-PROJECTED = ("FULLY_CONNECTED", "BATCH_MATMUL", "SOFTMAX", MASKING, "RESHAPE", "TRANSPOSE")
+# Mode of a recipe -> operators that compute in its integers, beside the projections of its layers.
+# Measured on the embedded preset, 128 texts: with int8, layer norms cost 10 % of the likeliest
+# tokens, elementwise attention all sense, sums of the residual stream 1.3 % and GELU 0.6 %; with
+# int16 nothing of it shows.
+PROJECTED = ("BATCH_MATMUL", "SOFTMAX", MASKING, "RESHAPE", "TRANSPOSE")
 NORMED = ("ADD", "SUB", "MUL", "MEAN", "RSQRT", "SUM")
 ACTIVATIONS = ("GELU", "LOGISTIC", "TANH", "RELU")
 INTEGER_OPERATORS: Mapping[str, frozenset[str]] = {
@@ -59,7 +59,7 @@ def quantize(
     path: pathlib.Path,
     recipe: Recipe,
     layers: Collection[str],
-    calibration: Calibration | None = None,
+    ranges: Ranges | None = None,
 ) -> bytearray:
     """Return the float file at `path` quantized.
 
@@ -67,7 +67,7 @@ def quantize(
         path: the file.
         recipe: how.
         layers: the layers that the file's matrices are named after.
-        calibration: of this very file, for a mode with integer activations.
+        ranges: those of this very file's activations, for a mode that has integer ones.
 
     Raises:
         ConfigurationError: for blocks that do not fill a matrix's rows.
@@ -75,44 +75,39 @@ def quantize(
     content = np.memmap(path, np.uint8, "r")
     require_full_blocks(content, recipe, layers)
     manager = recipe_manager.RecipeManager()
-    for storage, stored in by_storage(recipe, layers).items():
-        add_matrices(manager, recipe.mode, storage, operators_of(stored))
     bits = MODES[recipe.mode].activation_bits
-    if bits is None:
-        quantized = run_quantizer(path, manager, {})
-    else:
-        assert calibration is not None
-        ranges = fit_ranges(content, calibration.ranges, bits)
-        roomy = set(layers) - cramped_layers(content, ranges, bits)
-        with warnings_silenced():
+    statistics = None
+    with silenced():
+        add_matrices(manager, recipe, layers)
+        if bits is not None:
+            assert ranges is not None
+            fitted = fit_ranges(content, ranges, bits)
+            roomy = set(layers) - cramped_layers(content, fitted, bits)
             add_integer_operators(manager, recipe, sorted(roomy), content, bits)
-        quantized = run_quantizer(path, manager, ranges)
+            statistics = {
+                name: {"min": np.array([low], np.float32), "max": np.array([high], np.float32)}
+                for name, (low, high) in fitted.items()
+            }
+        tool = quantizer.Quantizer(str(path), manager.get_quantization_recipe())
+        quantized = bytearray(tool.quantize(statistics).quantized_model)
+    if bits is not None:
         restore_outputs(quantized)
     ours = [layer for layer in layers if recipe.storage(layer).algorithm == LEAST_ERROR]
     round_blocks(quantized, content, ours)
     return quantized
 
 
-def run_quantizer(
-    path: pathlib.Path, manager: recipe_manager.RecipeManager, ranges: Ranges
-) -> bytearray:
-    """Run the quantizer, which prints a report and progress bars, logs and warns as it likes."""
-    statistics = {
-        name: {"min": np.array([low], np.float32), "max": np.array([high], np.float32)}
-        for name, (low, high) in ranges.items()
-    }
-    with native_stderr_silenced(), contextlib.redirect_stdout(io.StringIO()), warnings_silenced():
-        tool = quantizer.Quantizer(str(path), manager.get_quantization_recipe())
-        return bytearray(tool.quantize(statistics or None).quantized_model)
-
-
 @contextlib.contextmanager
-def warnings_silenced() -> Iterator[None]:
-    """Keep warnings from users: of entries that replace others, of vectors that operators share."""
+def silenced() -> Iterator[None]:
+    """Silence the quantizer, which prints reports and progress bars, logs and warns as it likes."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
+        with (
+            native_stderr_silenced(),
+            contextlib.redirect_stdout(io.StringIO()),
+            warnings.catch_warnings(),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -135,21 +130,22 @@ def operators_of(layers: Iterable[str]) -> str:
 
 
 def add_matrices(
-    manager: recipe_manager.RecipeManager, mode: str, storage: Storage, regex: str
+    manager: recipe_manager.RecipeManager, recipe: Recipe, layers: Iterable[str]
 ) -> None:
-    """Tell the quantizer how the operators with results named so store and multiply matrices."""
-    # No kernel multiplies by float16: such a matrix is widened whatever the mode. Static modes have
-    # no static lookups: both kinds read the same integers.
-    widened = mode == "weight_only" or storage.granularity is None
-    add = manager.add_weight_only_config if widened else manager.add_dynamic_config
-    for operator in MATRIX_OPERATORS:
-        add(
-            regex=regex,
-            operation_name=operator,
-            num_bits=storage.bits,
-            granularity=qtyping.QuantGranularity((storage.granularity or "tensorwise").upper()),
-            algorithm_key=MIN_MAX if storage.algorithm == LEAST_ERROR else storage.algorithm,
-        )
+    """Tell the quantizer how the matrices of layers are stored and multiplied."""
+    for storage, stored in by_storage(recipe, layers).items():
+        # No kernel multiplies by float16: such a matrix is widened whatever the mode. Static modes
+        # have no static lookups: both kinds read the same integers.
+        widened = recipe.mode == "weight_only" or storage.granularity is None
+        add = manager.add_weight_only_config if widened else manager.add_dynamic_config
+        for operator in MATRIX_OPERATORS:
+            add(
+                regex=operators_of(stored),
+                operation_name=operator,
+                num_bits=storage.bits,
+                granularity=qtyping.QuantGranularity((storage.granularity or "tensorwise").upper()),
+                algorithm_key=MIN_MAX if storage.algorithm == LEAST_ERROR else storage.algorithm,
+            )
 
 
 def add_integer_operators(
@@ -173,7 +169,12 @@ def add_integer_operators(
                 weight_granularity=qtyping.QuantGranularity(storage.granularity.upper()),
                 algorithm_key=storage.algorithm,
             )
-    for name, results in integer_operators(content, recipe.mode).items():
+    named: dict[str, list[str]] = {}  # results by the name of their operator
+    for graph in graphs(content):
+        for operator, kind in operator_kinds(graph):
+            if kind in INTEGER_OPERATORS[recipe.mode]:
+                named.setdefault(operator.name, []).append(graph.names[operator.outputs[0]])
+    for name, results in named.items():
         manager.add_static_config(
             regex=f"^({'|'.join(map(re.escape, results))});?$",
             operation_name=qtyping.TFLOperationName(name),
@@ -197,10 +198,6 @@ class Graph(NamedTuple):
     names: tuple[str, ...]
     float_inputs: frozenset[int]
     outputs: frozenset[int]
-
-    def writes_cache(self, operator: Operator) -> bool:
-        """Return whether an operator is a sum that leaves the graph: a cache's next position."""
-        return operator.name == "ADD" and operator.outputs[0] in self.outputs
 
 
 def graphs(content: Content) -> Iterator[Graph]:
@@ -228,19 +225,6 @@ def graphs(content: Content) -> Iterator[Graph]:
         yield Graph(operators, tensor_names, float_inputs, outputs)
 
 
-def integer_operators(content: Content, mode: str) -> dict[str, list[str]]:
-    """Return, by operator name, the results of the operators that a mode has compute in integers.
-
-    `FULLY_CONNECTED` is not among them: recipes choose those by their layers.
-    """
-    found: dict[str, list[str]] = {}
-    for graph in graphs(content):
-        for operator, kind in operator_kinds(graph):
-            if kind in INTEGER_OPERATORS[mode] and kind != "FULLY_CONNECTED":
-                found.setdefault(operator.name, []).append(graph.names[operator.outputs[0]])
-    return found
-
-
 def operator_kinds(graph: Graph) -> Iterator[tuple[Operator, str]]:
     """Yield the operators that compute activations, each with its name or `MASKING`.
 
@@ -254,8 +238,10 @@ def operator_kinds(graph: Graph) -> Iterator[tuple[Operator, str]]:
         activations.update(operator.outputs)
         (result,) = operator.outputs
         readers = [reader for reader in graph.operators if result in reader.inputs]
-        writers = [operator] if operator.name == "ADD" else readers
-        if operator.name in ("ADD", "MUL") and any(map(graph.writes_cache, writers)):
+        sums = [operator] if operator.name == "ADD" else readers
+        if operator.name in ("ADD", "MUL") and any(
+            each.name == "ADD" and each.outputs[0] in graph.outputs for each in sums
+        ):
             continue
         masking = operator.name == "ADD" and any(reader.name == "SOFTMAX" for reader in readers)
         yield operator, MASKING if masking else operator.name
@@ -300,18 +286,12 @@ def cramped_layers(content: Content, fitted: Ranges, bits: int) -> set[str]:
                 continue
             read, matrix, bias = operator.inputs
             low, high = fitted[graph.names[read]]
-            rows = np.abs(constant(model, tensors(matrix))).max(axis=1) / 127
+            rows = np.abs(floats(model, content, tensors(matrix))).max(axis=1) / 127
             largest = LARGEST_BIAS * rows * ((high - low) / 2**bits)
-            if (np.abs(constant(model, tensors(bias))) > largest).any():
+            if (np.abs(floats(model, content, tensors(bias))) > largest).any():
                 result = graph.names[operator.outputs[0]]
                 cramped.add(result.partition("/")[2].rpartition("/")[0])
     return cramped
-
-
-def constant(model: schema.Model, tensor: schema.Tensor) -> npt.NDArray[np.float32]:
-    """Return the values of a constant float tensor, as they lie in the file."""
-    data = model.Buffers(tensor.Buffer()).DataAsNumpy()
-    return np.asarray(data).view(np.float32).reshape(tensor.ShapeAsNumpy())
 
 
 def restore_outputs(content: bytearray) -> None:

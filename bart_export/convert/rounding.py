@@ -39,7 +39,7 @@ def round_blocks(quantized: bytearray, content: Content, layers: Container[str])
     `content` is the float file that it was made of.
     """
     original, model = (schema.Model.GetRootAs(data, 0) for data in (content, quantized))
-    floats = dict(matrices(original))
+    sources = dict(matrices(original))
     # Signatures share buffers.
     chosen = {
         tensor.Buffer(): (layer, graph, tensor)
@@ -50,9 +50,7 @@ def round_blocks(quantized: bytearray, content: Content, layers: Container[str])
         blockwise = schema.BlockwiseQuantization()
         details = tensor.Quantization().Details()
         blockwise.Init(details.Bytes, details.Pos)
-        _, source = floats[layer]
-        weights = view(original, content, source.Buffer(), np.float32)
-        weights = weights.reshape(source.ShapeAsNumpy())
+        weights = floats(original, content, sources[layer][1])
         is_table = layer == layer_name(TOKEN_EMBEDDING)
         moments = moments_of_rows(weights) if is_table else None
         codes, scales = round_matrix(weights, blockwise.BlockSize(), moments)
@@ -102,6 +100,11 @@ def view(
     else:
         data = buffer.DataAsNumpy()
     return data.view(dtype)
+
+
+def floats(model: schema.Model, content: Content, tensor: schema.Tensor) -> FloatArray:
+    """Return the values of a constant float tensor, as they lie in the file."""
+    return view(model, content, tensor.Buffer(), np.float32).reshape(tensor.ShapeAsNumpy())
 
 
 def round_matrix(

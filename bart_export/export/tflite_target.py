@@ -15,7 +15,7 @@ from bart_export.checkpoints.names import layer_names
 from bart_export.config import BartConfig
 from bart_export.contract import StaticShapes
 from bart_export.convert import tflite
-from bart_export.convert.calibration import Calibration, TracedModel, calibrate
+from bart_export.convert.calibration import Ranges, TracedModel, calibrate
 from bart_export.convert.quantize import quantize
 from bart_export.errors import ConfigurationError
 from bart_export.export.options import TfliteOptions
@@ -49,11 +49,11 @@ def export_tflite(model: Model, options: TfliteOptions, draft: Draft, stage: Sta
     texts = CalibrationTexts.choose(options.calibration_data, model.directory)
     stage("convert the graph")
     float_file = write_float(model, recipes, shapes, draft)
-    calibration = entry = None
+    ranges = entry = None
     if any(recipe.calibrated for recipe in recipes):
         stage("calibrate")
-        calibration = calibrate_file(float_file, model.info, shapes, texts)
-        entry = texts.entry(calibration.samples)
+        ranges, samples = calibrate_file(float_file, model.info, shapes, texts)
+        entry = texts.entry(samples)
     name = "The float32 file that the others are made of"
     bounds = with_bounds(RECIPES["float32"], options.tolerance)
     base = TfliteFile.of_draft(name, float_file, bounds, config, shapes)
@@ -63,7 +63,7 @@ def export_tflite(model: Model, options: TfliteOptions, draft: Draft, stage: Sta
         path = draft.directory / TFLITE / file_name(recipe, shapes)
         if recipe.mode != "float":
             stage(f"quantize {recipe.name}")
-            path.write_bytes(quantize(float_file, recipe, layer_names(config), calibration))
+            path.write_bytes(quantize(float_file, recipe, layer_names(config), ranges))
         name = f"{TFLITE}/{path.name}"
         file = TfliteFile.of_draft(name, path, recipe, config, shapes)
         entries = {name: entry_of(draft, name, recipe, config, shapes, entry)}
@@ -96,8 +96,8 @@ def write_float(
 
 def calibrate_file(
     path: pathlib.Path, info: ModelInfo, shapes: StaticShapes | None, texts: CalibrationTexts
-) -> Calibration:
-    """Calibrate a float file with texts, decoded as the preset's settings say."""
+) -> tuple[Ranges, int]:
+    """Calibrate a float file with texts, decoded as the preset's settings say; see `calibrate`."""
     generation = info.generation
 
     def decode(model: TracedModel, token_ids: Sequence[int], num_beams: int, longest: int) -> None:

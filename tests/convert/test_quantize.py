@@ -12,7 +12,7 @@ from support import tflite_files
 from bart_export.checkpoints.names import layer_names
 from bart_export.convert import quantize as quantization
 from bart_export.convert import rounding
-from bart_export.convert.calibration import Calibration, activations
+from bart_export.convert.calibration import activations
 from bart_export.convert.quantize import quantize
 from bart_export.convert.rounding import matrices, view
 from bart_export.errors import ConfigurationError
@@ -143,7 +143,7 @@ def test_blocks_hold_what_rounding_chose(contents, float_file):
     layer, source = "decoder/layer_1/feedforward_output", float_file.read_bytes()
     model = schema.Model.GetRootAs(source, 0)
     _, tensor = dict(matrices(model))[layer]
-    weights = view(model, source, tensor.Buffer(), np.float32).reshape(tensor.ShapeAsNumpy())
+    weights = rounding.floats(model, source, tensor)
     codes, scales = rounding.round_matrix(weights, 64)
     expected = codes.reshape(*scales.shape, 64) * scales[..., None]
     np.testing.assert_array_equal(
@@ -175,7 +175,7 @@ def static_recipe(mini_artifact, static_artifact, tmp_path_factory):
     @functools.cache
     def calibrated(build):
         path, shapes = builds[build]
-        return calibrate_file(path, info, shapes, CalibrationTexts(TEXTS, "given", ""))
+        return calibrate_file(path, info, shapes, CalibrationTexts(TEXTS, "given", ""))[0]
 
     @functools.cache
     def made(name, build="dynamic"):
@@ -301,11 +301,9 @@ def test_what_is_masked_rounds_to_nothing_and_leaves_the_steps_to_the_others(
 
 
 def same_range(path, reach):
-    """Return a calibration that measured the same of every activation."""
-    names = [
-        name for _, found in activations(path.read_bytes()).values() for name in found.values()
-    ]
-    return Calibration(dict.fromkeys(names, (-reach, reach)), 1, 1)
+    """Return ranges that are the same for every activation."""
+    found = activations(path.read_bytes()).values()
+    return {name: (-reach, reach) for _, names in found for name in names.values()}
 
 
 def projections(artifact, recipe, reach):
@@ -339,7 +337,7 @@ def test_a_bias_that_would_saturate_keeps_its_layer_out_of_integers(
     # The padding token's row of the table is zero, and the checkpoint has a logits bias.
     for artifact, expected in ((distilled_artifact, {"token_embedding"}), (mini_artifact, set())):
         path = artifact.path(FILE)
-        fitted = same_range(path, 8.0).ranges
+        fitted = same_range(path, 8.0)
         for bits in (8, 16):
             assert quantization.cramped_layers(path.read_bytes(), fitted, bits) == expected
     types = projections(distilled_artifact, RECIPES[AI16], 8.0)
