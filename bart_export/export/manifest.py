@@ -11,11 +11,10 @@ import bart_export
 from bart_export import contract
 from bart_export.artifact import manifest_file
 from bart_export.artifact.artifact import GOLDEN, SERVING, Artifact, Draft, link, write_json
-from bart_export.artifact.figures import Golden, LayerSensitivity, Measurement, Verification
+from bart_export.artifact.figures import Golden, Measurement
 from bart_export.artifact.manifest import (
     SAVED_MODEL,
     TFLITE,
-    FileEntry,
     Manifest,
     SignatureEntry,
     Source,
@@ -58,10 +57,14 @@ def write_tokenizer(checkpoint: Checkpoint, draft: Draft) -> BartTokenizer:
 
 
 def describe(resolved: ResolvedPreset, tokenizer: BartTokenizer) -> Manifest:
-    """Return the manifest of an artifact without files."""
+    """Return the manifest of an artifact without files, of which no export is committed yet."""
     source, checkpoint, config = resolved.source, resolved.checkpoint, resolved.checkpoint.config
     tokens = ("start", "pad", "end", "unknown", "mask")
     sizes = contract.sizes(config)
+    # What is as in any BART is not stated.
+    added = [
+        dataclasses.asdict(token) for token in tokenizer.added_tokens if token not in BART_TOKENS
+    ]
     signatures = {
         TFLITE: contract.tflite_signatures(config),
         SAVED_MODEL: contract.saved_model_signatures(),
@@ -80,7 +83,9 @@ def describe(resolved: ResolvedPreset, tokenizer: BartTokenizer) -> Manifest:
         special_token_ids={
             f"{token}_token_id": getattr(tokenizer, f"{token}_token_id") for token in tokens
         },
-        tokenizer=tokenizer_files(tokenizer),
+        tokenizer=TokenizerFiles(
+            VOCABULARY, MERGES, tokenizer.add_prefix_space or None, tuple(added) or None
+        ),
         signatures={
             target: {signature.name: SignatureEntry.of(signature, sizes) for signature in declared}
             for target, declared in signatures.items()
@@ -88,7 +93,7 @@ def describe(resolved: ResolvedPreset, tokenizer: BartTokenizer) -> Manifest:
         tools={"bart-export": bart_export.__version__}
         | {name: importlib.metadata.version(name) for name in TOOLS},
         licence=licence(checkpoint.directory),
-        exports=1,
+        exports=0,
         files={},
         verification=(),
         measurements=(),
@@ -96,35 +101,17 @@ def describe(resolved: ResolvedPreset, tokenizer: BartTokenizer) -> Manifest:
     )
 
 
-def tokenizer_files(tokenizer: BartTokenizer) -> TokenizerFiles:
-    """Return what the manifest says of a tokenizer; what is as in any BART is not stated."""
-    added = [
-        dataclasses.asdict(token) for token in tokenizer.added_tokens if token not in BART_TOKENS
-    ]
-    prefixed = tokenizer.add_prefix_space or None
-    return TokenizerFiles(VOCABULARY, MERGES, prefixed, tuple(added) or None)
-
-
-@dataclasses.dataclass(frozen=True)
-class PreviousExport:
-    """What of an earlier export goes on: files, what was found out about them, golden answers.
-
-    `exports` counts the exports that were committed at this place.
-    """
-
-    exports: int = 0
-    files: Mapping[str, FileEntry] = dataclasses.field(default_factory=dict)
-    verification: tuple[Verification, ...] = ()
-    measurements: tuple[Measurement, ...] = ()
-    sensitivity: tuple[LayerSensitivity, ...] = ()
-    golden: Golden = Golden(())
-
-
-def carry_over(draft: Draft, manifest: Manifest, written: Collection[str]) -> PreviousExport:
+def carry_over(
+    draft: Draft, described: Manifest, written: Collection[str]
+) -> tuple[Manifest, Golden]:
     """Carry into a draft what an earlier export left and this one, of `written` files, does not.
 
     An artifact of another source leaves only what `KEPT_OVER_SOURCES` says, and one that is damaged
     leaves nothing.
+
+    Returns:
+        The manifest that was `described`, with the files carried over, what was found out about
+        them, and how many exports were committed here; and the earlier export's golden answers.
     """
     carry_serving(draft)
     exports = 0
@@ -132,7 +119,7 @@ def carry_over(draft: Draft, manifest: Manifest, written: Collection[str]) -> Pr
         previous = Artifact.open(draft.target)
         earlier = previous.manifest
         exports = earlier.exports
-        same = all(getattr(earlier, field) == getattr(manifest, field) for field in SAME)
+        same = all(getattr(earlier, field) == getattr(described, field) for field in SAME)
         answers = previous.golden()
         taken = {folded(name) for name in written}
         files = {
@@ -144,46 +131,50 @@ def carry_over(draft: Draft, manifest: Manifest, written: Collection[str]) -> Pr
         }
         sources = {name: previous.path(name, rehash=True) for name in files}
     except ArtifactError:
-        return PreviousExport(exports)
+        return dataclasses.replace(described, exports=exports), Golden(())
     for name, source in sources.items():
         draft.take(source, name)
-    return PreviousExport(
-        exports,
-        files,
-        tuple(row for row in earlier.verification if stands(row.file, files)),
-        tuple(row for row in earlier.measurements if stands(row.file, files)),
-        earlier.sensitivity if same else (),
-        answers,
+    carried = dataclasses.replace(
+        described,
+        exports=exports,
+        files=files,
+        verification=tuple(row for row in earlier.verification if stands(row.file, files)),
+        measurements=tuple(row for row in earlier.measurements if stands(row.file, files)),
+        sensitivity=earlier.sensitivity if same else (),
     )
+    return carried, answers
 
 
 def write_golden(
-    draft: Draft, cases: Cases, verified: Mapping[str, Verified], previous: PreviousExport
+    draft: Draft,
+    cases: Cases,
+    verified: Mapping[str, Verified],
+    carried: Manifest,
+    earlier: Golden,
 ) -> None:
     """Write what the Keras model and every file answered, and what earlier files did."""
     answers = {name: answered for name, (_, answered) in verified.items()}
-    kept = [row.file for row in previous.verification]
-    recorded = golden.recorded(cases.questions, cases.answers, answers, previous.golden, kept)
+    kept = [row.file for row in carried.verification]
+    recorded = golden.recorded(cases.questions, cases.answers, answers, earlier, kept)
     manifest_file.write_golden(draft.directory / GOLDEN, recorded)
 
 
 def complete(
     draft: Draft,
-    described: Manifest,
+    carried: Manifest,
     exported: ExportResult,
     verified: Mapping[str, Verified],
     measured: Sequence[Measurement],
-    previous: PreviousExport,
 ) -> Manifest:
-    """Return a manifest with all that was exported, found out and carried over."""
+    """Return what was carried over with all that was exported and found out now."""
     own = {name: draft.entry(name) for name in (VOCABULARY, MERGES, GOLDEN)}
     return dataclasses.replace(
-        described,
-        exports=previous.exports + 1,
-        files={**exported.entries, **previous.files, **own},
-        verification=(*(row for row, _ in verified.values()), *previous.verification),
-        measurements=(*measured, *previous.measurements),
-        sensitivity=exported.sensitivity or previous.sensitivity,
+        carried,
+        exports=carried.exports + 1,
+        files={**exported.entries, **carried.files, **own},
+        verification=(*(row for row, _ in verified.values()), *carried.verification),
+        measurements=(*measured, *carried.measurements),
+        sensitivity=exported.sensitivity or carried.sensitivity,
     )
 
 

@@ -21,7 +21,7 @@ from bart_export.export.manifest import (
 )
 from bart_export.export.options import EdgeTpuOptions, Options, SavedModelOptions
 from bart_export.export.saved_model_target import export_saved_model
-from bart_export.export.target import ExportedFile, ExportResult, Model, Verified
+from bart_export.export.target import ExportResult, Model, Verified
 from bart_export.export.tflite_target import export_tflite
 from bart_export.model import BartBackbone
 from bart_export.progress import Stage
@@ -79,11 +79,11 @@ def export_resolved(
         cases = keras.ask(tokenizer, questions)
         verified = verify_files(exported, keras, cases, stage)
         described = describe(resolved, tokenizer)
-        previous = carry_over(draft, described, exported.entries)
+        carried, earlier = carry_over(draft, described, exported.entries)
         stage("measure for the report")
-        measured = measurements.measure(exported.measured, info, previous.exports + 1)
-        write_golden(draft, cases, verified, previous)
-        manifest = complete(draft, described, exported, verified, measured, previous)
+        measured = measurements.measure(exported.measured, info, carried.exports + 1)
+        write_golden(draft, cases, verified, carried, earlier)
+        manifest = complete(draft, carried, exported, verified, measured)
         manifest = write_report(draft, manifest)
         stage("commit the artifact")
         draft.commit(manifest)
@@ -103,9 +103,8 @@ def verify_files(
     exported: ExportResult, keras: KerasReference, cases: Cases, stage: Stage
 ) -> dict[str, Verified]:
     """Compare every file, by name, with the Keras model; see `ExportedFile.check`."""
-
-    def verified(file: ExportedFile) -> Verified:
+    verified = {}
+    for file in exported.files:
         stage(f"verify {file.name}")
-        return file.check(keras, cases)
-
-    return {file.name: verified(file) for file in exported.files}
+        verified[file.name] = file.check(keras, cases)
+    return verified

@@ -140,27 +140,29 @@ def test_an_artifact_of_another_source_is_replaced_whole(earlier, distilled_arti
     assert new.config == distilled_artifact.config
 
 
-def carried(artifact, manifest=None, written=()):
+def carried(artifact, **changes):
     """Return what a draft takes over from an artifact."""
+    described = dataclasses.replace(artifact.manifest, files={}, verification=(), **changes)
     with artifacts.draft(artifact.directory) as draft:
-        return carry_over(draft, manifest or artifact.manifest, written)
+        return carry_over(draft, described, ())
 
 
 @pytest.mark.parametrize("name", [FLOAT_FILE, "golden.json", "manifest.json"])
 def test_nothing_of_a_damaged_artifact_is_kept(earlier, name):
-    assert set(carried(earlier).files) == {FLOAT_FILE}
+    assert set(carried(earlier)[0].files) == {FLOAT_FILE}
     content = bytearray((earlier.directory / name).read_bytes())
     content[len(content) // 2] ^= 1
     (earlier.directory / name).write_bytes(content)
-    kept = carried(earlier)
-    assert (kept.files, kept.verification, kept.golden) == ({}, (), Golden(()))
+    kept, golden = carried(earlier)
+    assert (kept.files, kept.verification, golden) == ({}, (), Golden(()))
 
 
 def test_a_file_that_is_written_anew_is_not_carried_over(earlier):
     with artifacts.draft(earlier.directory) as draft:
         (draft.directory / "tflite").mkdir()
         (draft.directory / FLOAT_FILE).write_bytes(b"new")
-        assert carry_over(draft, earlier.manifest, {FLOAT_FILE}).verification == ()
+        kept, _ = carry_over(draft, earlier.manifest, {FLOAT_FILE})
+        assert kept.verification == ()
         assert (draft.directory / FLOAT_FILE).read_bytes() == b"new"
 
 
@@ -177,8 +179,7 @@ def test_of_several_files_none_stays_when_one_is_damaged(tmp_path):
 
 @pytest.mark.parametrize("field", SAME)
 def test_nothing_is_kept_of_an_artifact_that_differs(earlier, field):
-    manifest = dataclasses.replace(earlier.manifest, **{field: "another"})
-    assert carried(earlier, manifest).files == {}
+    assert carried(earlier, **{field: "another"})[0].files == {}
 
 
 def export_fails(earlier, error, match):
