@@ -1,62 +1,103 @@
-"""Kills exports over an artifact, spread over their stages, and counts what each kill left.
+"""Ends exports in forks, each at a later access to files, and checks what every one of them left.
 
-    PYTHONPATH=tests python -m support.killed_exports DIRECTORY ARTIFACT KILLS [SEED]
+    PYTHONPATH=tests python -m support.killed_exports DIRECTORY [ARTIFACT STEP]
 
-Exports go to DIRECTORY/made. The journey of an export is the real one, in forks of a process that
-has everything imported; of the model, which is not what is tried here, only what ARTIFACT recorded
-is asked, so that a kill takes a fraction of a second. Every other export swaps with two renames.
+Ended means without a chance to clean up. Alone, DIRECTORY gets artifacts of a few bytes and an
+export is ended at its first access, the next at its second, and so on until one gets through. With
+ARTIFACT the whole journey of an export is ended, at every STEP-th access; of the model, which is
+not what is tried here, only what ARTIFACT recorded is asked. Every other export swaps with two
+renames. It prints how many accesses an export has.
 """
 
-import collections
 import dataclasses
-import json
+import functools
+import itertools
 import os
 import pathlib
-import random
 import shutil
-import signal
 import sys
-import time
+import traceback
 import types
 
 from bart_export.artifact import artifact, directories
 from bart_export.artifact.artifact import Artifact
 from bart_export.artifact.figures import Answer
-from bart_export.checkpoints.resolve import resolve_preset
-from bart_export.export import pipeline
-from bart_export.export.target import ExportedFile, ExportResult
-from bart_export.verify.compare import Cases
+from support import made_up_artifacts
 from support.made_up_artifacts import check_neighbours, whole
 
-STAGES = (
-    "build the Keras model",
-    "verify the tokenizer",
-    "write a file",
-    "ask the Keras model",
-    "verify",
-    "measure for the report",
-    "commit the artifact",
-    "remove what was replaced",
-)
+VERSIONS = [{"a": b"old" * 999, "t/b": b"old"}, {"a": b"new" * 777, "t/c": b"new"}]
 FILES = ("float32", "second", "third")  # each export writes one of them and keeps the others
 EDITED = "serving/compose.yaml"
+# Audit events: every open, rename, link, removal and call into libc.
+EVENTS = ("open", "os.", "shutil.", "ctypes.call_function")
+left = -1
+
+
+def count(event, arguments):
+    global left
+    if event.startswith(EVENTS):
+        left -= 1
+        if left == 0:
+            os._exit(9)
+
+
+def is_killed(export, target, access, two_renames):
+    """Run an export that ends at an access to files; return whether it ended there.
+
+    The artifact is then there, or with two renames is put back by the next export.
+    """
+    global left
+    process = os.fork()
+    if process == 0:
+        try:
+            if two_renames:
+                directories.EXCHANGES.clear()
+            left = access
+            export()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    assert status in (0, 9), status
+    if two_renames and not target.exists():
+        with artifact.draft(target):
+            assert target.exists()
+    check_neighbours(target)
+    return status == 9
+
+
+def kill_commits(target):
+    """End the writing of a new version over an old one at every access, each swapped both ways."""
+    old, new = (functools.partial(made_up_artifacts.write, target, files) for files in VERSIONS)
+    for access in itertools.count(1):
+        killed = []
+        for two_renames in (False, True):
+            old()
+            killed.append(is_killed(new, target, access, two_renames))
+            found = whole(target)
+            contents = {name: found.path(name).read_bytes() for name in found.manifest.files}
+            assert contents in VERSIONS, access
+        if not any(killed):
+            break
+    return access
 
 
 def play_back(recorded):
-    """Have the journey take from an artifact what a model would have to compute."""
+    """Have the journey take from an artifact what a model would have to compute; return it."""
+    from bart_export.export import pipeline  # which is slow to import, and to fork
+    from bart_export.export.target import ExportedFile, ExportResult
+    from bart_export.verify.compare import Cases
+
     cases = {case.setting + case.text: case for case in recorded.golden().cases}
     (row,) = recorded.manifest.verification
 
-    def answers(questions):
-        found = (cases[question.setting + question.text] for question in questions)
-        references = (case.reference for case in found)
-        return [Answer(one.token_ids, one.text, one.score) for one in references]
-
     def ask(tokenizer, questions):
-        return Cases(questions, answers(questions), [], None)
+        references = [cases[asked.setting + asked.text].reference for asked in questions]
+        answers = [Answer(known.token_ids, known.text, known.score) for known in references]
+        return Cases(questions, answers, [], None)
 
     def write(model, recipe, draft, stage):
-        stage("write a file")
         name = f"tflite/{recipe}.tflite"
         path = draft.directory / name
         path.parent.mkdir()
@@ -72,136 +113,47 @@ def play_back(recorded):
     pipeline.BartBackbone = types.SimpleNamespace(from_checkpoint=lambda checkpoint: None)
     pipeline.KerasReference = lambda backbone: types.SimpleNamespace(ask=ask)
     pipeline.export_files = write
-    commit = artifact.Draft.commit
-
-    def commit_and_tell(draft, manifest):
-        commit(draft, manifest)
-        draft.stage("remove what was replaced")
-
-    artifact.Draft.commit = commit_and_tell
+    return pipeline
 
 
-def run_export(resolved, target, number, stage):
-    """Export once more, each third of the exports the same file."""
-    artifact.Draft.stage = staticmethod(stage)
-    pipeline.export_resolved(resolved, FILES[number % len(FILES)], target, stage)
+def kill_exports(target, recorded, step):
+    """End exports over an artifact that has files of earlier ones, and one that somebody edited."""
+    from bart_export.checkpoints.resolve import resolve_preset
 
-
-def start(resolved, target, number):
-    """Start an export in a fork; return its process and a pipe on which it names its stages."""
-    reading, writing = os.pipe()
-    process = os.fork()
-    if process:
-        os.close(writing)
-        return process, os.fdopen(reading, "r")
-    try:
-        if number % 2:
-            directories.EXCHANGES.clear()
-        tell = os.fdopen(writing, "w", buffering=1)
-        run_export(resolved, target, number, lambda name: print(name, file=tell))
-        os._exit(0)
-    finally:
-        os._exit(1)
-
-
-def kill(process, pipe, wanted, seconds):
-    """Kill an export so many seconds after a stage began; return whether it still ran."""
-    for line in pipe:
-        if line.startswith(wanted):
-            time.sleep(seconds)
-            break
-    os.kill(process, signal.SIGKILL)
-    status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-    pipe.close()
-    assert status in (0, -signal.SIGKILL), f"the export failed: {status}"
-    return status != 0
-
-
-def durations(resolved, target, number):
-    """Return how long each stage of an export takes."""
-    process, pipe = start(resolved, target, number)
-    began = [(line.strip(), time.perf_counter()) for line in pipe]
-    status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-    ended = time.perf_counter()
-    pipe.close()
-    assert status == 0, f"the export failed: {status}"
-    times = [moment for _, moment in began[1:]] + [ended]
-    assert len(began) == len(STAGES), began
-    return {
-        stage: after - before
-        for stage, (_, before), after in zip(STAGES, began, times, strict=True)
-    }
-
-
-def lay_traps(place):
-    """Put things beside the target that are named like drafts and are none; return them."""
-    (place / "victim/photos").mkdir(parents=True)
-    (place / "victim/photos/1.jpg").write_bytes(b"precious")
-    (place / ".made.draft").symlink_to("victim")
-    (place / ".made.abcdefgh.draft").symlink_to("victim")
-    (place / ".made.hgfedcba.draft/photos").mkdir(parents=True)
-    (place / ".made.hgfedcba.draft/photos/2.jpg").write_bytes(b"precious")
-    return seen(place)
-
-
-def seen(place):
-    """Return what lies beside the target and is not what an export left there."""
-    return {
-        str(path.relative_to(place)): os.readlink(path) if path.is_symlink() else path.is_dir()
-        for path in sorted(place.rglob("*"))
-        if path.relative_to(place).parts[0] in TRAPS
-    }
-
-
-TRAPS = ("victim", ".made.draft", ".made.abcdefgh.draft", ".made.hgfedcba.draft")
-
-
-def main(directory, recorded, kills, seed=0):
-    """Kill exports, check after each, and return counts by stage."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    recorded = Artifact.open(pathlib.Path(recorded))
-    place = pathlib.Path(directory)
-    target = place / "made"
-    traps = lay_traps(place)
-    play_back(recorded)
     resolved = resolve_preset(recorded.manifest.source.handle, None)
-    for number in range(len(FILES)):
-        run_export(resolved, target, number, lambda name: None)
+    export = functools.partial(play_back(recorded).export_resolved, resolved, output=target)
+    for file in FILES:
+        export(file)
     (target / EDITED).parent.mkdir()
     (target / EDITED).write_text("mine")
-    takes = durations(resolved, target, 0)
-    draws = random.Random(seed)
-    counts = {stage: collections.Counter() for stage in STAGES}
-    exports = whole(target).manifest.exports
-    names = set(whole(target).manifest.files)
-    killed = tried = 0
-    while killed < kills:
-        stage = STAGES[tried % len(STAGES)]
-        tried += 1
-        process, pipe = start(resolved, target, draws.randrange(6))
-        hit = kill(process, pipe, stage, draws.uniform(0, 1.1) * takes[stage])
-        counts[stage]["killed" if hit else "ended before"] += 1
-        killed += hit
-        if not target.exists():  # between two renames: the next export puts it back
-            with artifact.draft(target):
-                assert target.exists()
-            counts[stage]["put back"] += 1
-        found = whole(target)
-        new = found.manifest.exports - exports
-        assert new in (0, 1), (tried, stage, new)
-        assert set(found.manifest.files) == names
+    before = whole(target).manifest
+    for number, access in enumerate(itertools.count(1, step)):
+        again = functools.partial(export, FILES[number % len(FILES)])
+        killed = is_killed(again, target, access, two_renames=number % 2 == 1)
+        after = whole(target).manifest
+        assert after.exports - before.exports in (0, 1), access
+        assert set(after.files) == set(before.files), access
         assert (target / EDITED).read_text() == "mine"
-        assert seen(place) == traps
-        left = {path.name for path in place.iterdir()} - {"made", *TRAPS}
-        assert len(left) <= 1, left
-        check_neighbours(target)
-        exports += new
-        counts[stage].update({"new" if new else "old": 1, "left something": len(left)})
-    with artifact.draft(target):
+        assert len(list(target.parent.iterdir())) <= 2, access
+        before = after
+        if not killed:
+            break
+    return access
+
+
+def main(directory, recorded=None, step="1"):
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    target = pathlib.Path(directory) / "made"
+    sys.addaudithook(count)
+    if recorded is None:
+        accesses = kill_commits(target)
+    else:
+        accesses = kill_exports(target, Artifact.open(pathlib.Path(recorded)), int(step))
+    with artifact.draft(target):  # the next export removes what is left
         pass
-    assert {path.name for path in place.iterdir()} == {"made", *TRAPS}
-    return counts
+    assert [path.name for path in target.parent.iterdir()] == [target.name]
+    print(accesses)
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(*sys.argv[1:3], *map(int, sys.argv[3:])), indent=1))
+    main(*sys.argv[1:])
