@@ -31,14 +31,13 @@ SERVING_FILES = (
     "README.md", "compose.yaml", "kubernetes.yaml", "kserve.yaml",
 )  # fmt: skip
 TEMPLATES = documents.templates(__file__)
+TEMPLATES.filters["mebibytes"] = lambda size: -(-size // 2**20)  # rounded up
 # The newest image known when this was written. It is older than the TensorFlow that exports, which
 # is why a SavedModel was loaded with TensorFlow 2.20.0 and gave its golden answers there.
 IMAGE_TAG = "2.20.0"
-TAG_REASON = "Exports were loaded and gave their golden answers with TensorFlow 2.20.0."
 TIMEOUT_SECONDS = 60
 # What Kubernetes does before it ends a pod, beside the longest request.
 GRACE_SECONDS = TIMEOUT_SECONDS + 15
-MEBIBYTE = 2**20
 # Cores that the manifests ask for, and batches that run at a time.
 CORES = 2
 # Versions that models.config keeps loaded.
@@ -143,13 +142,7 @@ def kubernetes_name(name: str) -> str:
 def write_deployment(draft: Draft, version: int, info: ModelInfo) -> Memory:
     """Write what serves a version that lies in a draft: files in it, and `serving/`.
 
-    Args:
-        draft: of the artifact, with `saved_model/<version>/`.
-        version: its number.
-        info: what it was exported with.
-
-    Returns:
-        The memory that the version takes.
+    Returns the memory that the version takes.
     """
     directory, text = draft.directory / SAVED_MODEL / str(version), golden.TEXTS[0]
     parameters = TEMPLATES.get_template(f"{BATCHING_PARAMETERS}.j2")
@@ -189,32 +182,14 @@ def serving_files(name: str, versions: Sequence[int], memory: Memory, size: int)
         "labels": labels or [("stable", versions[-1])],
         "cores": CORES,
         "image_tag": IMAGE_TAG,
-        "tag_reason": TAG_REASON,
         "timeout_ms": TIMEOUT_SECONDS * 1000,
         "grace_seconds": GRACE_SECONDS,
-        "memory_reason": memory_reason(memory),
-        "memory_request_mebibytes": mebibytes(request),
-        "memory_limit_mebibytes": mebibytes(request + memory.peak),
-        "single_request_mebibytes": mebibytes(single),
-        "single_limit_mebibytes": mebibytes(single + memory.peak),
-        "storage_mebibytes": mebibytes(4 * size) + 64,
+        "max_batch_size": warm_up.MAX_BATCH_SIZE,
+        "memory": memory,
+        "memory_request": request,
+        "memory_limit": request + memory.peak,
+        "single_request": single,
+        "single_limit": single + memory.peak,
+        "storage": 4 * size + 64 * 2**20,
     }
     return {file: TEMPLATES.get_template(f"{file}.j2").render(values) for file in SERVING_FILES}
-
-
-def memory_reason(memory: Memory) -> str:
-    """Return the comment that says where the figures for memory come from."""
-    origin = (
-        "Measured when this was exported" if memory.measured else "Guessed from the files' size"
-    )
-    return (
-        f"{origin}: {mebibytes(memory.loaded)} MiB with a version loaded,\n"
-        f"{mebibytes(memory.peak)} MiB with {warm_up.MAX_BATCH_SIZE} of the longest texts in a "
-        f"batch. There is room for {CORES} batches\nat a time, and up to the limit for one more "
-        "version, while it is exchanged."
-    )
-
-
-def mebibytes(size: int) -> int:
-    """Return bytes as mebibytes, rounded up."""
-    return -(-size // MEBIBYTE)

@@ -1,4 +1,9 @@
-"""The files of a deployment: each is read as what it is for, and says what is deployed."""
+"""The files of a deployment: each is read as what it is for, and says what is deployed.
+
+Kubernetes' own schemas come with the package kubernetes-validate, and the package compose-spec is
+as strict as the specification of its name. No package has KServe's: the fields that are used of it
+are listed, from the documentation of serving.kserve.io.
+"""
 
 import os
 import pathlib
@@ -6,8 +11,10 @@ import re
 import shutil
 import subprocess
 
+import kubernetes_validate
 import pytest
 import yaml
+from compose_spec import PyCompose
 from google.protobuf import text_format
 from support.deployed_models import MEMORY, SIZE, documents
 from tensorflow_serving.config import model_server_config_pb2
@@ -28,22 +35,90 @@ from bart_export.server.versions import VersionPolicy
 
 ONE = serving_files("bart_mini_en", [1], MEMORY, SIZE)
 THREE = serving_files("Bart.Large_7", [4, 5, 9], MEMORY, SIZE)
-POD = documents(ONE["kubernetes.yaml"])["Deployment"]["spec"]["template"]
+both = pytest.mark.parametrize("written", [ONE, THREE], ids=["one", "three"])
 
 
-def models_of(text, message=messages.ModelServerConfig):
-    parsed = text_format.Parse(text, message(), descriptor_pool=message.DESCRIPTOR.file.pool)
-    return parsed.model_config_list.config
+def pod_of(written):
+    return documents(written["kubernetes.yaml"])["Deployment"]["spec"]["template"]
 
 
-@pytest.mark.parametrize(
-    "message", [messages.ModelServerConfig, model_server_config_pb2.ModelServerConfig]
-)
-def test_models_config_is_the_official_message(message):
-    (model,) = models_of(THREE["models.config"], message)
-    assert (model.name, model.base_path) == ("Bart.Large_7", "/models/Bart.Large_7/saved_model")
-    assert model.model_platform == "tensorflow"
-    assert model.model_version_policy.latest.num_versions == LOADED_VERSIONS
+def serving_of(written):
+    return yaml.safe_load(written["compose.yaml"])["services"]["serving"]
+
+
+def parsed(text, message):
+    return text_format.Parse(text, message(), descriptor_pool=message.DESCRIPTOR.file.pool)
+
+
+def model_of(text, message=messages.ModelServerConfig):
+    (model,) = parsed(text, message).model_config_list.config
+    return model
+
+
+KINDS = ["ConfigMap", "PersistentVolumeClaim", "Deployment", "Service", "HorizontalPodAutoscaler"]
+
+
+# The oldest with a field of these (appProtocol and autoscaling/v2 are older), and the newest known.
+@pytest.mark.parametrize("version", ["1.27", "1.37"])
+@both
+def test_kubernetes_accepts_its_manifests(written, version):
+    manifests = documents(written["kubernetes.yaml"])
+    assert list(manifests) == KINDS
+    for manifest in (*manifests.values(), documents(written["kserve.yaml"])["ConfigMap"]):
+        kubernetes_validate.validate(manifest, version, strict=True)
+
+
+KSERVE_FIELDS = {
+    "ServingRuntime": """
+        apiVersion kind metadata.name spec.protocolVersions
+        spec.supportedModelFormats.name spec.supportedModelFormats.version
+        spec.containers.name spec.containers.image spec.containers.command spec.containers.args
+        spec.containers.securityContext spec.containers.volumeMounts.name
+        spec.containers.volumeMounts.mountPath spec.containers.volumeMounts.readOnly
+        spec.volumes.name spec.volumes.configMap.name spec.volumes.emptyDir.sizeLimit
+    """,
+    "InferenceService": """
+        apiVersion kind metadata.name spec.predictor.minReplicas spec.predictor.maxReplicas
+        spec.predictor.model.modelFormat.name spec.predictor.model.modelFormat.version
+        spec.predictor.model.runtime spec.predictor.model.runtimeVersion
+        spec.predictor.model.protocolVersion spec.predictor.model.storageUri
+        spec.predictor.model.readinessProbe spec.predictor.model.resources.requests.cpu
+        spec.predictor.model.resources.requests.memory spec.predictor.model.resources.limits.memory
+    """,
+}
+
+
+def fields(value, *place):
+    """Yield the fields of a manifest, but for those within what Kubernetes defines."""
+    if isinstance(value, list):
+        for element in value:
+            yield from fields(element, *place)
+    elif isinstance(value, dict) and place[-1:] not in (("securityContext",), ("readinessProbe",)):
+        for name, inner in value.items():
+            yield from fields(inner, *place, name)
+    else:
+        yield ".".join(place)
+
+
+@both
+def test_kserve_has_no_fields_but_its_own(written):
+    manifests = documents(written["kserve.yaml"])
+    del manifests["ConfigMap"]
+    found = {kind: set(fields(manifest)) for kind, manifest in manifests.items()}
+    found["InferenceService"].discard("spec.predictor.canaryTrafficPercent")
+    assert found == {kind: set(names.split()) for kind, names in KSERVE_FIELDS.items()}
+    versions = {kind: manifest["apiVersion"] for kind, manifest in manifests.items()}
+    assert versions == {
+        "ServingRuntime": "serving.kserve.io/v1alpha1",
+        "InferenceService": "serving.kserve.io/v1beta1",
+    }
+
+
+@both
+def test_compose_accepts_its_file(written):
+    # With the variables' defaults, as Compose reads it.
+    text = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", written["compose.yaml"])
+    assert PyCompose.from_yaml(text).service_names() == ["serving"]
 
 
 @pytest.mark.parametrize(
@@ -54,8 +129,13 @@ def test_models_config_is_the_official_message(message):
         ([4, 5, 9], {"stable": 5, "canary": 9}),
     ],
 )
-def test_labels_name_the_last_two_versions(versions, labels):
-    (model,) = models_of(serving_files("bart", versions, MEMORY, SIZE)["models.config"])
+def test_models_config_labels_the_last_two_versions(versions, labels):
+    text = serving_files("Bart.Large_7", versions, MEMORY, SIZE)["models.config"]
+    model = model_of(text)
+    assert str(model) == str(model_of(text, model_server_config_pb2.ModelServerConfig))
+    assert (model.name, model.base_path) == ("Bart.Large_7", "/models/Bart.Large_7/saved_model")
+    assert model.model_platform == "tensorflow"
+    assert model.model_version_policy.latest.num_versions == LOADED_VERSIONS
     assert dict(model.version_labels) == labels
     # A label may move to a version only once that is loaded, and the old one must answer till then.
     loaded = VersionPolicy(model.model_version_policy.latest.num_versions).choose(versions)
@@ -64,13 +144,9 @@ def test_labels_name_the_last_two_versions(versions, labels):
 
 
 def test_monitoring_is_on_under_the_path_that_kubernetes_scrapes():
-    message = messages.MonitoringConfig
-    parsed = text_format.Parse(
-        ONE["monitoring.config"], message(), descriptor_pool=message.DESCRIPTOR.file.pool
-    )
-    config = parsed.prometheus_config
+    config = parsed(ONE["monitoring.config"], messages.MonitoringConfig).prometheus_config
     assert config.enable
-    assert POD["metadata"]["annotations"]["prometheus.io/path"] == config.path
+    assert pod_of(ONE)["metadata"]["annotations"]["prometheus.io/path"] == config.path
 
 
 def test_batching_parameters_are_those_of_the_server_and_each_has_its_reason(deployed, tmp_path):
@@ -104,14 +180,9 @@ FLAGS = {
 
 
 def test_flags_are_those_of_tensorflow_serving():
-    pod = documents(THREE["kubernetes.yaml"])["Deployment"]["spec"]["template"]["spec"]
-    compose = yaml.safe_load(THREE["compose.yaml"])["services"]["serving"]
-    runtime = documents(THREE["kserve.yaml"])["ServingRuntime"]["spec"]
-    for words in (
-        compose["command"],
-        pod["containers"][0]["args"],
-        runtime["containers"][0]["args"],
-    ):
+    runtime = documents(THREE["kserve.yaml"])["ServingRuntime"]
+    specs = (pod_of(THREE)["spec"], runtime["spec"])
+    for words in (serving_of(THREE)["command"], *(one["containers"][0]["args"] for one in specs)):
         given = arguments(words)
         assert set(given) <= FLAGS
         assert given["enable_batching"] == given["enable_per_model_batching_parameters"] == "true"
@@ -121,7 +192,7 @@ def test_flags_are_those_of_tensorflow_serving():
 def test_compose_mounts_the_directory_around_the_artifact_and_names_what_lies_in_it(deployed):
     draft, _ = deployed
     text = (draft.directory / "serving/compose.yaml").read_text()
-    service = yaml.safe_load(text)["services"]["serving"]
+    service = serving_of({"compose.yaml": text})
     (mount,) = service["volumes"]
     around = (draft.target / "serving" / mount["source"]).resolve()
     assert around == draft.target.parent
@@ -138,22 +209,19 @@ def test_the_configurations_that_are_named_are_mounted(file):
     data = manifest["ConfigMap"]["data"]
     for name, content in data.items():
         assert content.rstrip("\n") == THREE[name].rstrip("\n")
-    if file == "kserve.yaml":
-        spec = manifest["ServingRuntime"]["spec"]
-    else:
-        spec = manifest["Deployment"]["spec"]["template"]["spec"]
-    mounts = {one["name"]: one["mountPath"] for one in spec["containers"][0]["volumeMounts"]}
+    spec = manifest.get("ServingRuntime", pod_of(THREE))["spec"]
+    mounts = {each["name"]: each["mountPath"] for each in spec["containers"][0]["volumeMounts"]}
     for value in arguments(spec["containers"][0]["args"]).values():
         if value.startswith("/config"):
             assert value.removeprefix(f"{mounts['config']}/") in data
-    volumes = {one["name"]: one for one in spec["volumes"]}
+    volumes = {each["name"]: each for each in spec["volumes"]}
     assert set(volumes) == set(mounts)
     assert volumes["config"]["configMap"]["name"] == manifest["ConfigMap"]["metadata"]["name"]
 
 
 def filling(directory, url):
     """Return the command that fills a volume, as the first container of a pod runs it."""
-    (container,) = POD["spec"]["initContainers"]
+    (container,) = pod_of(ONE)["spec"]["initContainers"]
     (script,) = container["args"]
     assert [each["name"] for each in container["env"]] == ["ARTIFACT_URL"]
     script = script.replace("/models", str(directory)).replace("sleep 5", "sleep 0.05")
@@ -188,36 +256,33 @@ def test_without_an_archive_the_artifact_is_waited_for(tmp_path):
 
 
 def test_containers_write_nothing_and_have_no_rights():
-    pod = POD["spec"]
+    pod = pod_of(ONE)["spec"]
     runtime = documents(ONE["kserve.yaml"])["ServingRuntime"]["spec"]["containers"]
-    contexts = [
-        *(pod["securityContext"] | one["securityContext"] for one in pod["initContainers"]),
-        *(pod["securityContext"] | one["securityContext"] for one in pod["containers"]),
-        *(one["securityContext"] for one in runtime),
-    ]
+    contexts = [container["securityContext"] for container in runtime]
+    for container in (*pod["initContainers"], *pod["containers"]):
+        contexts.append(pod["securityContext"] | container["securityContext"])
     assert len(contexts) == 3
     for context in contexts:
-        assert context["runAsNonRoot"] is True
-        assert context["runAsUser"] == context["runAsGroup"] == 1000
+        assert context.items() >= {
+            "runAsNonRoot": True, "runAsUser": 1000, "runAsGroup": 1000,
+            "readOnlyRootFilesystem": True, "allowPrivilegeEscalation": False,
+        }.items()  # fmt: skip
         assert context["seccompProfile"] == {"type": "RuntimeDefault"}
-        assert context["readOnlyRootFilesystem"] is True
-        assert context["allowPrivilegeEscalation"] is False
         assert context["capabilities"] == {"drop": ["ALL"]}
-    compose = yaml.safe_load(ONE["compose.yaml"])["services"]["serving"]
+    compose = serving_of(ONE)
     assert compose["user"].endswith(":-1000:1000}")
     assert (compose["read_only"], compose["cap_drop"]) == (True, ["ALL"])
     assert compose["security_opt"] == ["no-new-privileges:true"]
 
 
 def test_probes_ask_for_the_metadata_of_the_model():
-    spec = documents(THREE["kubernetes.yaml"])["Deployment"]["spec"]["template"]["spec"]
-    (container,) = spec["containers"]
+    (container,) = pod_of(THREE)["spec"]["containers"]
     probes = ("startupProbe", "readinessProbe")
     for probe in probes:
         assert container[probe]["httpGet"]["path"] == "/v1/models/Bart.Large_7/metadata"
     asked = {container[probe]["httpGet"]["port"] for probe in probes}
     asked |= {container["livenessProbe"]["tcpSocket"]["port"]}
-    assert asked <= {one["name"] for one in container["ports"]}
+    assert asked <= {port["name"] for port in container["ports"]}
 
 
 @pytest.mark.parametrize(
@@ -227,12 +292,10 @@ def test_probes_ask_for_the_metadata_of_the_model():
 )
 def test_memory_is_that_of_the_loaded_versions_and_one_being_exchanged(versions, request_, limit):
     written = serving_files("bart", versions, MEMORY, SIZE)
-    pod = documents(written["kubernetes.yaml"])["Deployment"]["spec"]["template"]["spec"]
-    resources = pod["containers"][0]["resources"]
+    resources = pod_of(written)["spec"]["containers"][0]["resources"]
     assert resources["requests"]["memory"] == f"{request_}Mi"
     assert resources["limits"]["memory"] == f"{limit}Mi"
-    compose = yaml.safe_load(written["compose.yaml"])["services"]["serving"]
-    assert compose["deploy"]["resources"]["limits"]["memory"] == f"{limit}M"
+    assert serving_of(written)["deploy"]["resources"]["limits"]["memory"] == f"{limit}M"
     service = documents(written["kserve.yaml"])["InferenceService"]["spec"]["predictor"]["model"]
     assert service["resources"]["limits"]["memory"] == "5000Mi"
     assert "700 MiB with a version loaded" in written["kubernetes.yaml"]
@@ -260,20 +323,9 @@ def test_kserve_fetches_one_version_and_a_canary_takes_a_part_once_there_is_an_e
     assert "--model_name={{.Name}}" in container["args"]  # which KServe fills in
 
 
-@pytest.mark.parametrize("written", [ONE, THREE], ids=["one", "three"])
-def test_nothing_is_left_of_the_templates(written):
-    for file, content in written.items():
-        assert not re.search(r"\{%|%\}|\{\{(?!\.Name)", content), file
-        assert not re.search(r"[ \t]$", content, re.MULTILINE), file
-        assert "\t" not in content, file
-    named = [file for file, content in written.items()
-             if saved_model_target.TAG_REASON in " ".join(content.split())]  # fmt: skip
-    assert named == ["README.md"]
-
-
 def test_a_deployment_names_its_model_and_both_versions(deployed):
     draft, memory = deployed
-    (model,) = models_of((draft.directory / "serving/models.config").read_text())
+    model = model_of((draft.directory / "serving/models.config").read_text())
     assert model.name == draft.target.name
     assert dict(model.version_labels) == {"stable": 1, "canary": 2}
     assert 0 < memory.loaded < memory.peak
@@ -289,30 +341,26 @@ def test_an_artifact_that_is_damaged_has_no_earlier_versions(saved_model_artifac
     assert earlier_versions(tmp_path / "nothing") == []
 
 
-def healthcheck(written, port):
-    check = yaml.safe_load(written["compose.yaml"])["services"]["serving"]["healthcheck"]["test"]
-    assert check[0] == "CMD"
+def is_healthy(port):
+    """Return whether Compose's check of a server finds it healthy."""
+    kind, *command = serving_of(ONE)["healthcheck"]["test"]
+    assert kind == "CMD"
     # Compose reads two dollar signs as one.
-    return [word.replace("$$", "$").replace("/8501", f"/{port}") for word in check[1:]]
+    words = [word.replace("$$", "$").replace("/8501", f"/{port}") for word in command]
+    return subprocess.run(words, timeout=20, capture_output=True).returncode == 0
 
 
 def test_the_health_check_wants_a_version_that_answers(http_answers):
     for status, healthy in (("200 OK", True), ("404 Not Found", False)):
         with http_answers(status) as (port, requests):
-            run = subprocess.run(healthcheck(ONE, port), timeout=20)
-        assert (run.returncode == 0) is healthy
+            assert is_healthy(port) is healthy
         assert requests[0].startswith("GET /v1/models/bart_mini_en/metadata HTTP/1.1\r\n")
-    closed = subprocess.run(healthcheck(ONE, port), timeout=20, capture_output=True)
-    assert closed.returncode != 0
+    assert not is_healthy(port)
 
 
-HOSTILE = (
-    "my model", "a:b", ".hidden", "-rf", "ünï", "a\nb", 'a"b', "a'b", "a$b", "{{a}}", "a#b",
-    "a%20b", "a@b", "a" * 101,
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize(
+    "name", ["my model", "a:b", ".hidden", "-rf", "ünï", "a\nb", 'a"b', "{{a}}", "a#b", "a" * 101]
+)
 def test_a_name_that_would_need_quoting_is_refused(name):
     with pytest.raises(ConfigurationError, match="--output"):
         model_name(pathlib.Path("/artifacts") / name)
@@ -325,11 +373,11 @@ def test_other_names_are_the_directory_s(name):
     assert model_name(pathlib.Path("/artifacts") / name) == name
     written = serving_files(name, [1, 2], MEMORY, SIZE)
     assert f'name: "{name}"' in written["models.config"]
-    for file in ("kubernetes.yaml", "kserve.yaml"):
-        for document in documents(written[file]).values():
-            assert isinstance(document["metadata"]["name"], str)
-    # What Compose may not take for a number or nothing.
-    assert isinstance(documents(written["compose.yaml"])[""]["name"], str)
+    manifests = [documents(written[file]) for file in ("kubernetes.yaml", "kserve.yaml")]
+    named = [document["metadata"] for each in manifests for document in each.values()]
+    # What YAML may not take for a number or nothing.
+    for place in (*named, yaml.safe_load(written["compose.yaml"])):
+        assert isinstance(place["name"], str)
 
 
 @pytest.mark.parametrize(
