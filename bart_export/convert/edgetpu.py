@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import tensorflow as tf
 
-from bart_export import contract
 from bart_export.checkpoints.names import layer_names
 from bart_export.config import BartConfig
 from bart_export.convert import tflite
@@ -61,15 +60,11 @@ def activation_error(activation: str) -> float:
 
 
 def write_host(parameters: InferenceParameters, recipe: Recipe, path: pathlib.Path) -> None:
-    """Write the file for the CPU: every signature of `parts.host_signatures`, by a recipe."""
+    """Write the file for the CPU: every signature of `parts.host_signatures`, quantized."""
     config = parameters.config
-    wanted = [
-        contract.Bucket(signature.name, signature, {})
-        for signature in parts.host_signatures(config)
-    ]
+    wanted = tflite.dynamic_buckets(parts.host_signatures(config))
     tflite.write_signatures(parameters, wanted, path)
-    if recipe.mode != "float":
-        path.write_bytes(quantize(path, recipe, layer_names(config)))
+    path.write_bytes(quantize(path, recipe, layer_names(config)))
 
 
 def write_segments(
@@ -77,17 +72,14 @@ def write_segments(
     sources: Sequence[Sequence[int]],
     rows: int,
     directory: pathlib.Path,
-) -> int:
+) -> None:
     """Write every segment's file and `parts.CONSTANTS`, layer by layer.
 
     Args:
         parameters: the model's weights.
-        sources: token ids of the texts to calibrate with.
+        sources: token ids of the texts to calibrate with; each token is a row of activations.
         rows: how many positions a segment takes at once.
         directory: the artifact's; its `edgetpu/` is there.
-
-    Returns:
-        How many rows of activations every segment was calibrated with.
     """
     config = parameters.config
     constants: Vectors = {}
@@ -97,19 +89,17 @@ def write_segments(
         runs = [run_layer(config, weights, x) for x in hidden]
         hidden = [after for _, after in runs]
         for kind in parts.KINDS:
-            name = parts.Segment(layer, kind).name
+            segment = parts.Segment(layer, kind)
             pairs = [activations[kind] for activations, _ in runs]
             read, written = (np.concatenate(arrays) for arrays in zip(*pairs, strict=True))
             centre, reach = channels(written)
             compute = segment_function(config, weights, kind, centre, reach)
-            content = convert_segment(compute, read, rows)
-            (directory / parts.Segment(layer, kind).file).write_bytes(content)
-            constants |= {f"{name}/centre": centre, f"{name}/reach": reach}
+            (directory / segment.file).write_bytes(convert_segment(compute, read, rows))
+            constants |= {f"{segment.name}/centre": centre, f"{segment.name}/reach": reach}
         for kind, norm in NORMS.items():
             name = parts.Segment(layer, kind).name
             constants |= {f"{name}/{part}": weights[f"{norm}/{part}"] for part in NORM_PARTS}
     np.savez(directory / parts.CONSTANTS, **constants)  # type: ignore[arg-type]
-    return sum(len(ids) for ids in sources)
 
 
 def layer_weights(parameters: InferenceParameters, layer: int) -> Vectors:

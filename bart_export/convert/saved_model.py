@@ -44,15 +44,10 @@ def write(
     dtype: str,
     directory: pathlib.Path,
 ) -> None:
-    """Write a SavedModel.
+    """Write a SavedModel into a directory that is not there yet.
 
-    Args:
-        backbone: the model.
-        tokenizer: its tokenizer.
-        generation: what is fixed, and the defaults of what a request may set.
-        encoder_sequence_length: source tokens that texts are cut to.
-        dtype: of `export.options.DTYPES`.
-        directory: where to; must not exist.
+    `generation` says what is fixed, and the defaults of what a request may set; texts are cut to
+    `encoder_sequence_length` tokens; `dtype` is one of `export.options.DTYPES`.
     """
     parameters = InferenceParameters(backbone.config, backbone.named_weights().__getitem__)
     module = ServedModule(BatchParameters(parameters), GraphTokenizer(tokenizer), dtype)

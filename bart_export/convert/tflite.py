@@ -47,11 +47,13 @@ def write_float(
 def buckets(config: BartConfig, shapes: StaticShapes | None) -> Sequence[contract.Bucket]:
     """Return the signatures to write; those of the dynamic build have no size fixed."""
     if shapes is None:
-        return [
-            contract.Bucket(signature.name, signature, {})
-            for signature in contract.tflite_signatures(config)
-        ]
+        return dynamic_buckets(contract.tflite_signatures(config))
     return contract.static_buckets(config, **vars(shapes))
+
+
+def dynamic_buckets(signatures: Sequence[contract.Signature]) -> list[contract.Bucket]:
+    """Return signatures of which no size is fixed."""
+    return [contract.Bucket(signature.name, signature, {}) for signature in signatures]
 
 
 def write_signatures(

@@ -50,7 +50,7 @@ def export_edgetpu(
     stage("write what stays on the CPU")
     edgetpu.write_host(model.parameters, recipe, draft.directory / parts.HOST)
     stage("write and check the segments")
-    samples = edgetpu.write_segments(model.parameters, sources, rows, draft.directory)
+    edgetpu.write_segments(model.parameters, sources, rows, draft.directory)
     segments, sizes = parts.segments(config), contract.sizes(config)
     entries: dict[str, manifest.FileEntry] = {
         parts.HOST: manifest.HostEntry(
@@ -75,7 +75,7 @@ def export_edgetpu(
             *draft.content(segment.file),
             parts.TARGET,
             rows=rows,
-            calibration=texts.entry(samples),
+            calibration=texts.entry(samples=sum(map(len, sources))),
             parameter_bytes=report.parameter_bytes,
             streamed_bytes=report.streamed_bytes,
         )

@@ -115,11 +115,7 @@ def write_requests(directory: pathlib.Path, requests: Sequence[PredictRequest]) 
 
 
 def measure_memory(directory: pathlib.Path, largest: PredictRequest) -> Memory:
-    """Measure what a version directory takes.
-
-    Args:
-        directory: of the version, with its warm-up requests in place.
-        largest: the PredictRequest to run at last.
+    """Measure what a version directory takes, with its warm-up requests and at last the largest.
 
     Raises:
         EngineError: if the version cannot be loaded or a request fails, or memory does not suffice.
@@ -145,7 +141,7 @@ def measure_memory(directory: pathlib.Path, largest: PredictRequest) -> Memory:
 
 
 def guess_memory(directory: pathlib.Path) -> Memory:
-    """Return figures where nothing can be measured: of a small model the libraries count most."""
+    """Return figures where nothing can be measured; the libraries count most for small models."""
     size = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
     return Memory(loaded=2**29 + size, peak=2**30 + 3 * size, measured=False)
 

@@ -265,6 +265,12 @@ def parse_recipe(content: object) -> Recipe:
     tolerance = content.get("tolerance", dict(ROUNDED))
     if not isinstance(tolerance, dict):
         raise ConfigurationError(f"tolerance must map metrics to bounds, received {tolerance!r}.")
+    name = content["name"]
+    if not isinstance(name, str) or not NAME.fullmatch(name) or name in RECIPES:
+        raise ConfigurationError(
+            "name must be letters, digits, _ and -, and none of the recipes that bart-export "
+            f"has; received {name!r}."
+        )
     layers = parse_layers(content["layers"])
     quantized = {name: mode for name, mode in MODES.items() if name != "float"}
     mode = lookup("mode", content["mode"], quantized).name
@@ -277,7 +283,7 @@ def parse_recipe(content: object) -> Recipe:
     refused = refusals(mode, layers)
     bounds = {name: metrics.require_bound(name, bound) for name, bound in tolerance.items()}
     return Recipe(
-        require_name(content["name"]),
+        name,
         purpose="a recipe of one's own",
         mode=mode,
         layers=layers,
@@ -297,16 +303,6 @@ def refusals(mode: str, layers: Layers) -> Mapping[str, str]:
     by_row = any(storage.granularity == "channelwise" for storage in storages)
     # Matrices that are widened first are widened correctly, row by row.
     return ONE_SCALE if by_row and mode == "dynamic" else MappingProxyType({})
-
-
-def require_name(name: object) -> str:
-    """Return a name that a file can have and no recipe of the table has."""
-    if not isinstance(name, str) or not NAME.fullmatch(name) or name in RECIPES:
-        raise ConfigurationError(
-            "name must be letters, digits, _ and -, and none of the recipes that bart-export "
-            f"has; received {name!r}."
-        )
-    return name
 
 
 def parse_layers(pairs: object) -> Layers:

@@ -46,8 +46,7 @@ def layers(request, backbone, sources, tmp_path):
     config = dataclasses.replace(backbone.config, activation_function=request.param, num_layers=1)
     parameters = InferenceParameters(config, lambda name: np.asarray(weights[name]))
     (tmp_path / parts.DIRECTORY).mkdir()
-    samples = edgetpu.write_segments(parameters, sources, ROWS, tmp_path)
-    assert samples == sum(map(len, sources))
+    edgetpu.write_segments(parameters, sources, ROWS, tmp_path)
     own = edgetpu.layer_weights(parameters, 0)
     runs = [edgetpu.run_layer(config, own, edgetpu.embed_source(parameters, ids))[0]
             for ids in sources]  # fmt: skip
