@@ -184,6 +184,6 @@ def check_tflite(
     """Hold a `.tflite` file to the Keras model that `cases` asked, and to what readers ask."""
     verified = gate.check(file, cases)
     config, shapes = gate.info.config, file.shapes
-    buckets = shapes and contract.static_buckets(config, **vars(shapes))
+    buckets = None if shapes is None else contract.static_buckets(config, **vars(shapes))
     graph_rules.check_graph(file.path, graph_rules.expected_signatures(config, buckets))
     return verified

@@ -265,12 +265,6 @@ def parse_recipe(content: object) -> Recipe:
     tolerance = content.get("tolerance", dict(ROUNDED))
     if not isinstance(tolerance, dict):
         raise ConfigurationError(f"tolerance must map metrics to bounds, received {tolerance!r}.")
-    name = content["name"]
-    if not isinstance(name, str) or not NAME.fullmatch(name) or name in RECIPES:
-        raise ConfigurationError(
-            "name must be letters, digits, _ and -, and none of the recipes that bart-export "
-            f"has; received {name!r}."
-        )
     layers = parse_layers(content["layers"])
     quantized = {name: mode for name, mode in MODES.items() if name != "float"}
     mode = lookup("mode", content["mode"], quantized).name
@@ -283,7 +277,7 @@ def parse_recipe(content: object) -> Recipe:
     refused = refusals(mode, layers)
     bounds = {name: metrics.require_bound(name, bound) for name, bound in tolerance.items()}
     return Recipe(
-        name,
+        require_name(content["name"]),
         purpose="a recipe of one's own",
         mode=mode,
         layers=layers,
@@ -303,6 +297,16 @@ def refusals(mode: str, layers: Layers) -> Mapping[str, str]:
     by_row = any(storage.granularity == "channelwise" for storage in storages)
     # Matrices that are widened first are widened correctly, row by row.
     return ONE_SCALE if by_row and mode == "dynamic" else MappingProxyType({})
+
+
+def require_name(name: object) -> str:
+    """Return a recipe's name, which also names files and must not be that of a built-in recipe."""
+    if not isinstance(name, str) or not NAME.fullmatch(name) or name in RECIPES:
+        raise ConfigurationError(
+            "name must consist of letters, digits, _ and -, and must not be that of a built-in "
+            f"recipe; received {name!r}."
+        )
+    return name
 
 
 def parse_layers(pairs: object) -> Layers:
