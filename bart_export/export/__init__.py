@@ -1,1 +1,1 @@
-"""The pipeline from a checkpoint to an artifact, and what each target adds to it."""
+"""The export pipeline, from a checkpoint to a verified artifact, and its targets."""

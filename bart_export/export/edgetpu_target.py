@@ -1,4 +1,4 @@
-"""The Edge TPU target: the host's file, the segments, and what Coral's compiler makes of them."""
+"""The Edge TPU target: the host file and the segments, compiled if the compiler is installed."""
 
 import dataclasses
 import functools
@@ -28,15 +28,15 @@ from bart_export.verify.compare import Cases, compare_model
 from bart_export.verify.reference import KerasReference
 from bart_export.verify.tolerance import Bound, bounds_of, require, uncommitted
 
-# What the error of the encoder's output may be, in units of its spread.
+# Largest error of the encoder output, relative to its standard deviation.
 ENCODER_TOLERANCE = 0.1
-TINY = 1e-30  # stands for the spread of an output that is all equal
+TINY = 1e-30  # the standard deviation of a constant output
 
 
 def export_edgetpu(
     model: Model, options: EdgeTpuOptions, draft: Draft, stage: Stage
 ) -> ExportResult:
-    """Write the segments of the encoder and the host's file.
+    """Write the host file and the encoder segments.
 
     Raises:
         VerificationFailed: if a segment breaks a rule of the compiler.
@@ -47,7 +47,7 @@ def export_edgetpu(
     texts = CalibrationTexts.choose(options.calibration_data, model.directory)
     sources = [model.info.encode(text) for text in texts.texts]
     (draft.directory / parts.DIRECTORY).mkdir()
-    stage("write what stays on the CPU")
+    stage("write the host file")
     edgetpu.write_host(model.parameters, recipe, draft.directory / parts.HOST)
     stage("write and check the segments")
     edgetpu.write_segments(model.parameters, sources, rows, draft.directory)
@@ -85,16 +85,16 @@ def export_edgetpu(
 
 
 def check_segment(draft: Draft, segment: parts.Segment) -> Report:
-    """Hold a segment to the compiler's rules.
+    """Check a segment against the compiler's rules.
 
     Raises:
-        VerificationFailed: for one that the Edge TPU would not run whole.
+        VerificationFailed: if part of it would run on the CPU.
     """
     report = compiler.check_file(draft.directory / segment.file)
     if not report.passes:
         faults = [f"{row.operator}: {row.status} ({row.reason})" for row in report.rows if row.rule]
         raise VerificationFailed(
-            f"{segment.file} must run on the Edge TPU whole, but {'; '.join(faults)}. "
+            f"{segment.file} must run entirely on the Edge TPU, but {'; '.join(faults)}. "
             "Nothing was committed."
         )
     return report
@@ -103,13 +103,12 @@ def check_segment(draft: Draft, segment: parts.Segment) -> Report:
 def compile_segments(
     draft: Draft, segments: Sequence[parts.Segment]
 ) -> dict[str, manifest.CompiledEntry]:
-    """Compile all segments together, so that they share the Edge TPU's memory, where that can be.
+    """Compile all segments together, so that they share the Edge TPU's memory.
 
-    Returns the entry of each file that was made, by its name; none where the compiler is not on
-    PATH.
+    Returns the entries of the compiled files by name, or {} if the compiler is not on PATH.
 
     Raises:
-        EngineError: if it fails.
+        EngineError: if the compiler fails.
     """
     if compiler.program() is None:
         return {}
@@ -118,8 +117,8 @@ def compile_segments(
     for compiled in compiler.compile_files(paths, draft.directory / parts.DIRECTORY):
         source, output = map(posixpath.basename, (compiled.file, compiled.output))
         name = f"{parts.DIRECTORY}/{output}"
-        said = dataclasses.replace(compiled, file=source, output=output).to_dict()
-        entries[name] = manifest.CompiledEntry(*draft.content(name), parts.TARGET, compiler=said)
+        log = dataclasses.replace(compiled, file=source, output=output).to_dict()
+        entries[name] = manifest.CompiledEntry(*draft.content(name), parts.TARGET, compiler=log)
     return entries
 
 
@@ -130,10 +129,10 @@ def check_edgetpu(
     keras: KerasReference,
     cases: Cases,
 ) -> tuple[EdgeTpuVerification, Sequence[Answer | None]]:
-    """Run the parts together, on the CPU, and compare encoder and answers with the reference.
+    """Run all parts on the CPU, and compare the encoder and the answers with the Keras model.
 
     Raises:
-        VerificationFailed: for an encoder or logits outside their tolerance.
+        VerificationFailed: if the encoder or the logits exceed their tolerance.
     """
     config, tokenizer = model.info.config, model.info.tokenizer
     engine = open_edgetpu(draft.directory / parts.HOST, config)
@@ -141,7 +140,7 @@ def check_edgetpu(
     with uncommitted():
         require(
             parts.HOST,
-            [Bound("the error of the encoder's output", error, ENCODER_TOLERANCE, AT_MOST)],
+            [Bound("the error of the encoder output", error, ENCODER_TOLERANCE, AT_MOST)],
         )
         compared, answers = compare_model(parts.HOST, engine, tokenizer, cases, exact=recipe.exact)
         require(parts.HOST, bounds_of(recipe, compared))
@@ -155,7 +154,7 @@ def check_edgetpu(
 
 
 def encoder_error(engine: FileEngine, keras: KerasReference, cases: Cases) -> float:
-    """Return the error of the encoder's output, over all sources, in units of its spread."""
+    """Return the RMS error of the encoder output over all sources, relative to its deviation."""
     assert isinstance(engine.backend, CompiledModelBackend)
     encoder = engine.backend.encoder
     assert encoder is not None

@@ -1,4 +1,4 @@
-"""The manifest of an export: what it says of the model, and what an earlier export leaves to it."""
+"""Builds the manifest of an export, including what is kept of an earlier export."""
 
 import dataclasses
 import importlib.metadata
@@ -35,14 +35,14 @@ from bart_export.verify.compare import Cases
 
 VOCABULARY, MERGES = "tokenizer/vocabulary.json", "tokenizer/merges.txt"
 TOOLS = ("tensorflow", "keras", "ai-edge-litert", "ai-edge-quantizer", "numpy", "tokenizers")
-# Fields that say what the files were made of.
+# An earlier export's files are kept if these fields are equal.
 SAME = ("source", "config", "generation", "encoder_sequence_length", "tokenizer")
-# Targets whose files stay when the source changes: a server goes back to an earlier version.
+# Targets whose files are kept even so: a server can roll back to an earlier version.
 KEPT_OVER_SOURCES = (SAVED_MODEL,)
 
 
 def write_tokenizer(checkpoint: Checkpoint, draft: Draft) -> BartTokenizer:
-    """Write the tokenizer's files into a draft and open them there."""
+    """Write the tokenizer's files into a draft, and open them."""
     vocabulary, merges = draft.directory / VOCABULARY, draft.directory / MERGES
     vocabulary.parent.mkdir()
     write_json(vocabulary, dict(checkpoint.vocabulary))
@@ -57,11 +57,11 @@ def write_tokenizer(checkpoint: Checkpoint, draft: Draft) -> BartTokenizer:
 
 
 def describe(resolved: ResolvedPreset, tokenizer: BartTokenizer) -> Manifest:
-    """Return the manifest of an artifact without files, of which no export is committed yet."""
+    """Return the manifest of an artifact that has no files and no committed export."""
     source, checkpoint, config = resolved.source, resolved.checkpoint, resolved.checkpoint.config
     tokens = ("start", "pad", "end", "unknown", "mask")
     sizes = contract.sizes(config)
-    # What is as in any BART is not stated.
+    # The tokens that every BART has are omitted.
     added = [
         dataclasses.asdict(token) for token in tokenizer.added_tokens if token not in BART_TOKENS
     ]
@@ -104,14 +104,18 @@ def describe(resolved: ResolvedPreset, tokenizer: BartTokenizer) -> Manifest:
 def carry_over(
     draft: Draft, described: Manifest, written: Collection[str]
 ) -> tuple[Manifest, Golden]:
-    """Carry into a draft what an earlier export left and this one, of `written` files, does not.
+    """Copy an earlier export's files into a draft, unless this export replaces them.
 
-    An artifact of another source leaves only what `KEPT_OVER_SOURCES` says, and one that is damaged
-    leaves nothing.
+    If the source differs, only files of `KEPT_OVER_SOURCES` are kept; if the earlier artifact is
+    damaged, none are.
+
+    Args:
+        described: the manifest of this export's model.
+        written: the names of this export's files.
 
     Returns:
-        The manifest that was `described`, with the files carried over, what was found out about
-        them, and how many exports were committed here; and the earlier export's golden answers.
+        `described` with the copied files, their figures and the number of earlier exports, and the
+        earlier export's golden answers.
     """
     carry_serving(draft)
     exports = 0
@@ -121,12 +125,12 @@ def carry_over(
         exports = earlier.exports
         same = all(getattr(earlier, field) == getattr(described, field) for field in SAME)
         answers = previous.golden()
-        taken = {folded(name) for name in written}
+        replaced = {folded(name) for name in written}
         files = {
             name: entry
             for name, entry in earlier.files.items()
             if name.startswith(f"{entry.target}/")
-            and folded(name) not in taken
+            and folded(name) not in replaced
             and (same or entry.target in KEPT_OVER_SOURCES)
         }
         sources = {name: previous.path(name, rehash=True) for name in files}
@@ -138,8 +142,8 @@ def carry_over(
         described,
         exports=exports,
         files=files,
-        verification=tuple(row for row in earlier.verification if stands(row.file, files)),
-        measurements=tuple(row for row in earlier.measurements if stands(row.file, files)),
+        verification=tuple(row for row in earlier.verification if is_kept(row.file, files)),
+        measurements=tuple(row for row in earlier.measurements if is_kept(row.file, files)),
         sensitivity=earlier.sensitivity if same else (),
     )
     return carried, answers
@@ -152,7 +156,7 @@ def write_golden(
     carried: Manifest,
     earlier: Golden,
 ) -> None:
-    """Write what the Keras model and every file answered, and what earlier files did."""
+    """Write the answers of the Keras model, of every file and of earlier files."""
     answers = {name: answered for name, (_, answered) in verified.items()}
     kept = [row.file for row in carried.verification]
     recorded = golden.recorded(cases.questions, cases.answers, answers, earlier, kept)
@@ -166,7 +170,7 @@ def complete(
     verified: Mapping[str, Verified],
     measured: Sequence[Measurement],
 ) -> Manifest:
-    """Return what was carried over with all that was exported and found out now."""
+    """Add this export's files and figures to those carried over."""
     own = {name: draft.entry(name) for name in (VOCABULARY, MERGES, GOLDEN)}
     return dataclasses.replace(
         carried,
@@ -179,16 +183,16 @@ def complete(
 
 
 def write_report(draft: Draft, manifest: Manifest) -> Manifest:
-    """Write the report of an artifact; return its manifest with the report's files."""
+    """Write an artifact's report, and return its manifest with the report's files."""
     reported = report.write(draft.directory, manifest)
     files = {**manifest.files, **{name: draft.entry(name) for name in reported}}
     return dataclasses.replace(manifest, files=files)
 
 
 def carry_serving(draft: Draft) -> None:
-    """Take over the files of a deployment, which people edit, unless this export wrote its own.
+    """Copy an earlier deployment, which users may have edited, unless this export wrote a new one.
 
-    Links stay what they are, and what is neither file, directory nor link stays behind.
+    Links are copied as links; sockets, pipes and devices are left out.
     """
     theirs, ours = draft.target / SERVING, draft.directory / SERVING
     if ours.exists():
@@ -200,12 +204,12 @@ def carry_serving(draft: Draft) -> None:
 
 
 def specials(directory: str, names: list[str]) -> list[str]:
-    """Return the names of what is neither a file, a directory nor a link."""
+    """Return the names that are not files, directories or links."""
     modes = {name: os.lstat(os.path.join(directory, name)).st_mode for name in names}
     plain = (stat.S_ISREG, stat.S_ISDIR, stat.S_ISLNK)
     return [name for name, mode in modes.items() if not any(kind(mode) for kind in plain)]
 
 
-def stands(exported: str, files: Collection[str]) -> bool:
-    """Return whether a file is among some, or, for a directory, its files are."""
+def is_kept(exported: str, files: Collection[str]) -> bool:
+    """Return whether `files` contains a file, or, for a directory, any file in it."""
     return exported in files or any(name.startswith(f"{exported}/") for name in files)

@@ -16,11 +16,11 @@ NOTHING: Mapping[str, float] = MappingProxyType({})
 
 @dataclasses.dataclass(frozen=True)
 class TfliteOptions:
-    """What to write and how to judge it.
+    """Options of `.tflite` files.
 
-    `shapes` None makes the dynamic build. `calibration_data` and `data` are files of texts, None
-    for those that ship with the preset and for the golden texts alone. `tolerance` replaces bounds
-    of the recipes.
+    `shapes` are those of a static build, or None for a dynamic one. `calibration_data` is a file of
+    texts, or None for the preset's own. `data` is a file of texts to verify with besides the golden
+    texts. `tolerance` overrides bounds of the recipes.
     """
 
     recipes: tuple[Recipe, ...]
@@ -32,10 +32,10 @@ class TfliteOptions:
 
 @dataclasses.dataclass(frozen=True)
 class EdgeTpuOptions:
-    """What to write for the Edge TPU and how to judge it.
+    """Options of the Edge TPU's files.
 
-    `source_length` is how many positions a segment of the encoder takes at once: longer texts go
-    through in pieces. The rest is as in `TfliteOptions`.
+    `source_length` is the number of positions that an encoder segment processes per run; longer
+    texts take several runs. The other options are as in `TfliteOptions`.
     """
 
     source_length: int = 128
@@ -45,9 +45,9 @@ class EdgeTpuOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SavedModelOptions:
-    """What is fixed when a SavedModel is exported; None takes the preset's own setting.
+    """Settings that are fixed in a SavedModel; None takes the preset's setting.
 
-    `dtype` is that of the stored matrices; sums are float32 in any case.
+    `dtype` is that of the stored matrices; the model computes in float32.
     """
 
     dtype: str = "float32"
@@ -59,17 +59,17 @@ class SavedModelOptions:
         lookup("dtype", self.dtype, dict.fromkeys(DTYPES))
 
     def settings(self, defaults: GenerationConfig) -> GenerationConfig:
-        """Return a preset's settings with these in their place.
+        """Return a preset's settings, overridden by these.
 
         Raises:
-            ConfigurationError: for settings that sample, or that contradict each other.
+            ConfigurationError: if the settings sample or contradict each other.
         """
         fields = {name: value for name, value in vars(self).items() if name != "dtype"}
         given = {name: value for name, value in fields.items() if value is not None}
         if defaults.do_sample:
             raise ConfigurationError(
-                "A SavedModel generates greedily or with beams, received a preset whose settings "
-                "say do_sample=True. Change its generation_config.json."
+                "A SavedModel generates greedily or with beam search, received a preset with "
+                "do_sample=True. Change its generation_config.json."
             )
         return defaults.replace(**given)
 

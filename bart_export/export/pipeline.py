@@ -1,7 +1,7 @@
-"""The journey of an export, stage by stage, from a preset to a verified artifact.
+"""The stages of an export, from a preset to a verified artifact.
 
-Nothing is committed unless every file agrees with the Keras model, and a failure leaves the
-previous artifact as it was.
+Nothing is committed unless every file agrees with the Keras model; if a stage fails, the previous
+artifact is unchanged.
 """
 
 import pathlib
@@ -42,15 +42,15 @@ def export(
     """Export a preset to an artifact directory.
 
     Args:
-        preset: what `resolve.find` takes.
-        options: what to export; their class is the target.
-        output: the artifact directory to make, to add to, or to replace.
-        stage: told the name of each stage as it begins.
-        task: whose settings to take, of a checkpoint that has `task_specific_params`.
+        preset: a preset's name, directory or hub address; see `resolve.find`.
+        options: their class chooses the target.
+        output: the artifact directory to create, extend or replace.
+        stage: called with the name of each stage as it begins.
+        task: a task of the checkpoint's `task_specific_params`, whose settings to use.
 
     Raises:
-        BartExportError: of the family, for whatever cannot be read, written or is not true.
-        VerificationFailed: if a file does not say what the Keras model says.
+        BartExportError: if the preset cannot be read or exported, or the artifact not written.
+        VerificationFailed: if a file does not agree with the Keras model.
     """
     return export_resolved(resolve_preset(preset, task, stage), options, output, stage)
 
@@ -61,7 +61,7 @@ def export_resolved(
     output: pathlib.Path,
     stage: Stage = lambda name: None,
 ) -> Artifact:
-    """Export a preset that has been resolved; see `export`."""
+    """Export a resolved preset; see `export`."""
     checkpoint = resolved.checkpoint
     stage("build the Keras model")
     backbone = BartBackbone.from_checkpoint(checkpoint)
@@ -91,7 +91,7 @@ def export_resolved(
 
 
 def export_files(model: Model, options: Options, draft: Draft, stage: Stage) -> ExportResult:
-    """Write the files of the target that the options are of."""
+    """Write the files of the target that the options belong to."""
     if isinstance(options, SavedModelOptions):
         return export_saved_model(model, options, draft, stage)
     if isinstance(options, EdgeTpuOptions):
@@ -102,7 +102,7 @@ def export_files(model: Model, options: Options, draft: Draft, stage: Stage) -> 
 def verify_files(
     exported: ExportResult, keras: KerasReference, cases: Cases, stage: Stage
 ) -> dict[str, Verified]:
-    """Compare every file, by name, with the Keras model; see `ExportedFile.check`."""
+    """Compare every file with the Keras model; return the results by file name."""
     verified = {}
     for file in exported.files:
         stage(f"verify {file.name}")

@@ -1,9 +1,9 @@
-"""The SavedModel target: the next version, and the files of its deployment beside it.
+"""The SavedModel target: the next version of a model, and the files to deploy it.
 
-A version directory gets batching parameters and warm-up requests; `serving/` describes the whole
-artifact to TensorFlow Serving, Docker Compose, Kubernetes and KServe and is written anew by each
-export. serving/README.md explains the files. They are templates without quotes around values: a
-name that would have to be quoted anywhere is refused.
+A version directory includes batching parameters and warm-up requests. `serving/` configures
+TensorFlow Serving, Docker Compose, Kubernetes and KServe for the whole artifact, and is rewritten
+by each export; serving/README.md explains its files. The templates do not quote values, so a model
+name that would need quotes is refused.
 """
 
 import dataclasses
@@ -32,21 +32,21 @@ SERVING_FILES = (
 )  # fmt: skip
 TEMPLATES = documents.templates(__file__)
 TEMPLATES.filters["mebibytes"] = lambda size: -(-size // 2**20)  # rounded up
-# The newest image known when this was written. It is older than the TensorFlow that exports, which
-# is why a SavedModel was loaded with TensorFlow 2.20.0 and gave its golden answers there.
+# The newest known image. It is older than the exporting TensorFlow; a SavedModel was therefore
+# loaded with TensorFlow 2.20.0, where it gave its golden answers.
 IMAGE_TAG = "2.20.0"
 TIMEOUT_SECONDS = 60
-# What Kubernetes does before it ends a pod, beside the longest request.
+# The longest request, and the time that Kubernetes takes before it stops a pod.
 GRACE_SECONDS = TIMEOUT_SECONDS + 15
-# Cores that the manifests ask for, and batches that run at a time.
+# Cores that the manifests request, and batches that run concurrently.
 CORES = 2
-# Versions that models.config keeps loaded.
+# Number of versions that models.config keeps loaded.
 LOADED_VERSIONS = 3
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-# Names of Services are DNS labels of RFC 1035: a letter first, 63 characters at most. KServe and
-# Deployments append some to it.
+# A Service's name is a DNS label of RFC 1035: a letter first, at most 63 characters. KServe and
+# Deployments append to it.
 LONGEST_KUBERNETES_NAME = 40
-# What YAML 1.1, which Kubernetes reads, does not take for a string (https://yaml.org/type/).
+# Plain words that are not strings in YAML 1.1, which Kubernetes reads (https://yaml.org/type/).
 YAML_WORDS = frozenset(("null", "true", "false", "yes", "no", "on", "off", "y", "n"))
 
 
@@ -56,9 +56,9 @@ def export_saved_model(
     """Write the next version of a SavedModel, `saved_model/<version>/`, and its deployment.
 
     Raises:
-        ConfigurationError: for an artifact whose directory cannot be a model's name, or settings
-            that a SavedModel cannot have.
-        EngineError: if the version does not serve its warm-up requests.
+        ConfigurationError: if the artifact's directory name is not a valid model name, or a
+            SavedModel does not support the settings.
+        EngineError: if the version fails its warm-up requests.
     """
     info = dataclasses.replace(model.info, generation=options.settings(model.info.generation))
     model_name(draft.target)
@@ -74,7 +74,7 @@ def export_saved_model(
         options.dtype,
         directory,
     )
-    stage("measure what serving takes")
+    stage("measure the memory for serving")
     memory = write_deployment(draft, version, info)
     paths = [path for path in sorted(directory.rglob("*")) if path.is_file()]
     files = [path.relative_to(draft.directory).as_posix() for path in paths]
@@ -96,17 +96,14 @@ def export_saved_model(
 
 
 def next_version(artifact: pathlib.Path) -> int:
-    """Return the number after the highest version in an artifact's `saved_model` directory."""
+    """Return the next version number in an artifact's `saved_model` directory."""
     directory = artifact / SAVED_MODEL
     names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
     return 1 + max((int(name) for name in names if name.isdecimal()), default=0)
 
 
 def earlier_versions(artifact: pathlib.Path) -> list[int]:
-    """Return the versions that an artifact holds, none of one that is damaged.
-
-    They stay when the artifact is exported again.
-    """
+    """Return the versions that a new export keeps: all of an artifact, or none if it is damaged."""
     try:
         opened = Artifact.open(artifact)
         for name in opened.files(SAVED_MODEL):
@@ -117,22 +114,22 @@ def earlier_versions(artifact: pathlib.Path) -> list[int]:
 
 
 def model_name(artifact: pathlib.Path) -> str:
-    """Return the name under which an artifact is served: that of its directory.
+    """Return the name that an artifact is served under, which is that of its directory.
 
     Raises:
-        ConfigurationError: for a name that does not fit into addresses and configurations.
+        ConfigurationError: if URLs and configuration files cannot contain it.
     """
     if not MODEL_NAME.fullmatch(artifact.name):
         raise ConfigurationError(
             "A SavedModel is served under the name of its artifact's directory, which must be "
-            "letters of English, digits, '.', '_' and '-', begin with a letter or digit and have "
-            f"at most 100 characters, received {artifact.name!r}. Name another one with --output."
+            "at most 100 ASCII letters, digits, '.', '_' and '-' and begin with a letter or digit, "
+            f"received {artifact.name!r}. Name another directory with --output."
         )
     return artifact.name
 
 
 def kubernetes_name(name: str) -> str:
-    """Return a model's name as a DNS label: bart_large_en becomes bart-large-en."""
+    """Convert a model's name to a DNS label: bart_large_en becomes bart-large-en."""
     label = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     if not label[:1].isalpha() or label in YAML_WORDS:
         label = f"bart-{label}".rstrip("-")
@@ -140,10 +137,7 @@ def kubernetes_name(name: str) -> str:
 
 
 def write_deployment(draft: Draft, version: int, info: ModelInfo) -> Memory:
-    """Write what serves a version that lies in a draft: files in it, and `serving/`.
-
-    Returns the memory that the version takes.
-    """
+    """Write a version's serving files and `serving/`; return the memory that serving it takes."""
     directory, text = draft.directory / SAVED_MODEL / str(version), golden.TEXTS[0]
     parameters = TEMPLATES.get_template(f"{BATCHING_PARAMETERS}.j2")
     (directory / BATCHING_PARAMETERS).write_text(
@@ -163,16 +157,16 @@ def serving_files(name: str, versions: Sequence[int], memory: Memory, size: int)
     """Return the content of each file of `serving/`.
 
     Args:
-        name: of the model.
-        versions: all that the artifact will hold, lowest first.
-        memory: that the last of them takes.
-        size: bytes of its files.
+        name: the model's name.
+        versions: all versions in the artifact, in ascending order.
+        memory: the memory of the last version.
+        size: the size of its files, in bytes.
     """
     loaded = min(len(versions), LOADED_VERSIONS) * memory.loaded
     working = CORES * (memory.peak - memory.loaded)
-    # While a version is exchanged, the next is loaded and warmed up beside those that answer.
+    # The limits leave room for one more version, which is loaded before an old one is unloaded.
     request, single = loaded + working, memory.loaded + working
-    # The last two versions have labels; one alone is stable.
+    # The last two versions have labels; a single version is stable.
     labels = [("stable", versions[-2]), ("canary", versions[-1])] if versions[1:] else []
     values: dict[str, object] = {
         "name": name,

@@ -25,7 +25,7 @@ def measure_memory(directory: pathlib.Path, largest: PredictRequest) -> Memory:
     """Measure a version directory with its warm-up requests and then the largest request.
 
     Raises:
-        EngineError: if the version cannot be loaded, a request fails, or there is too little memory.
+        EngineError: if the version cannot be loaded, a request fails, or memory runs out.
     """
     with scratch_directory() as temporary:
         path = temporary / "largest_request"

@@ -1,4 +1,4 @@
-"""What every target of an export takes and gives: a model, and files with the check of each."""
+"""The interface of a target: it takes a model, and returns files with a check for each."""
 
 import dataclasses
 import functools
@@ -17,17 +17,17 @@ from bart_export.verify.compare import Cases
 from bart_export.verify.reference import KerasReference
 
 CALIBRATION_FILE = "calibration.jsonl"  # in a preset's directory
-# Texts that are run of those that ship with a preset: ranges hardly grow after them.
+# Number of a preset's own texts to calibrate with; more hardly widen the ranges.
 ENOUGH = 32
 
-# How far a file is from the Keras model, and its answer to each question, None to those not asked.
+# A file's figures, and its answer to each question, or None if it was not asked.
 Verified = tuple[figures.Verification, Sequence[figures.Answer | None]]
 Check = Callable[[KerasReference, Cases], Verified]
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """What every target exports; `directory` is the checkpoint's."""
+    """The model to export; `directory` is the checkpoint's."""
 
     info: ModelInfo
     backbone: BartBackbone
@@ -35,17 +35,17 @@ class Model:
 
     @functools.cached_property
     def parameters(self) -> InferenceParameters:
-        """The weights as inference graphs use them."""
+        """The weights in the form that inference graphs use."""
         return InferenceParameters(self.info.config, self.backbone.named_weights().__getitem__)
 
 
 @dataclasses.dataclass(frozen=True)
 class ExportedFile:
-    """A file that a target wrote, or a directory of files that go together, by name.
+    """An exported file, or a directory of files that belong together.
 
-    `entries` are those of its files in the manifest, `check` compares it with the float model.
-    `settings` are those of a question that must be asked besides the usual ones, None for none.
-    `measured` is how the times are taken that the report is to have, None where it has none.
+    `entries` are the manifest entries of its files; `check` compares it with the Keras model.
+    `settings` are the generation settings of additional questions, or None. `measured` says how to
+    measure the times for the report, or is None if it has none.
     """
 
     name: str
@@ -57,33 +57,33 @@ class ExportedFile:
 
 @dataclasses.dataclass(frozen=True)
 class ExportResult:
-    """What a target wrote, and what was learnt about the model's layers, if they were measured."""
+    """The files that a target wrote, and the sensitivity of each layer if it was measured."""
 
     files: Sequence[ExportedFile]
     sensitivity: tuple[figures.LayerSensitivity, ...] = ()
 
     @property
     def entries(self) -> dict[str, manifest.FileEntry]:
-        """The entries of all files in the manifest."""
+        """The manifest entries of all files."""
         return {name: entry for file in self.files for name, entry in file.entries.items()}
 
     @property
     def settings(self) -> dict[str, GenerationConfig]:
-        """What must be asked besides the usual questions, by file."""
+        """The settings of additional questions, by file."""
         return {file.name: file.settings for file in self.files if file.settings is not None}
 
     @property
     def measured(self) -> dict[str, Measured]:
-        """The files whose times the report has."""
+        """How to measure the files whose times are in the report."""
         return {file.name: file.measured for file in self.files if file.measured is not None}
 
 
 @dataclasses.dataclass(frozen=True)
 class CalibrationTexts:
-    """Texts to calibrate with: all of a file that was given, the first `ENOUGH` of a preset's own.
+    """Texts to calibrate with.
 
-    `origin` says whose they are: "given", of the "preset", or "golden". `sha256` is that of the
-    file, or of the golden texts' UTF-8, one after the other.
+    `origin` is "given" (by the user), "preset" or "golden". `sha256` is the hash of the file, or of
+    the concatenated golden texts in UTF-8.
     """
 
     texts: tuple[str, ...]
@@ -92,10 +92,12 @@ class CalibrationTexts:
 
     @classmethod
     def choose(cls, given: pathlib.Path | None, preset: pathlib.Path) -> "CalibrationTexts":
-        """Return the texts for a preset's directory, those of a file where one is given.
+        """Return the texts of a given file, or else the preset's first `ENOUGH`, or golden texts.
+
+        `preset` is the preset's directory.
 
         Raises:
-            InputError: for a file that cannot be read.
+            InputError: if a file cannot be read.
         """
         own = preset / CALIBRATION_FILE
         if given is None and not own.is_file():
@@ -107,5 +109,5 @@ class CalibrationTexts:
         return cls(chosen, origin, texts.file.sha256)
 
     def entry(self, samples: int) -> manifest.Calibration:
-        """Return what a file's entry in the manifest says of so many samples of these texts."""
+        """Return the manifest entry for a calibration with `samples` runs on these texts."""
         return manifest.Calibration(len(self.texts), samples, self.origin, self.sha256)

@@ -1,4 +1,4 @@
-"""The TFLite target: a file for each recipe, held to the model by way of a float32 file."""
+"""The TFLite target: a file for each recipe, quantized from one float32 file."""
 
 import functools
 import pathlib
@@ -35,11 +35,11 @@ from bart_export.verify.weights import checkpoint_matrices
 
 
 def export_tflite(model: Model, options: TfliteOptions, draft: Draft, stage: Stage) -> ExportResult:
-    """Write `tflite/<recipe>.tflite` for each recipe, or with shapes `<recipe>.static.tflite`.
+    """Write `tflite/<recipe>.tflite` for each recipe, or `<recipe>.static.tflite` with shapes.
 
     Raises:
-        ConfigurationError: for a recipe or shapes that do not fit the model.
-        InputError: for texts that cannot be read.
+        ConfigurationError: if a recipe or the shapes do not fit the model.
+        InputError: if texts cannot be read.
     """
     config, shapes = model.info.config, options.shapes
     if shapes is not None:
@@ -54,7 +54,7 @@ def export_tflite(model: Model, options: TfliteOptions, draft: Draft, stage: Sta
         stage("calibrate")
         ranges, samples = calibrate_file(float_file, model.info, shapes, texts)
         entry = texts.entry(samples)
-    name = "The float32 file that the others are made of"
+    name = "The float32 file that the others are made from"
     bounds = with_bounds(RECIPES["float32"], options.tolerance)
     base = TfliteFile.of_draft(name, float_file, bounds, config, shapes)
     gate = Gate(model.info, base, checkpoint_matrices(config, model.parameters), options.data)
@@ -70,7 +70,7 @@ def export_tflite(model: Model, options: TfliteOptions, draft: Draft, stage: Sta
         measured = Measured(shapes, functools.partial(open_draft, path, config, shapes))
         check = functools.partial(check_tflite, gate, file)
         written.append(ExportedFile(name, entries, check, measured=measured))
-    # Whoever exports one recipe has chosen; between several it helps to know the layers.
+    # Sensitivities help to choose between recipes, so an export of one recipe does without.
     if shapes is None and sum(recipe.mode != "float" for recipe in recipes) > 1:
         stage("measure every layer's sensitivity")
         return ExportResult(written, sensitivities(model, float_file, texts.texts, draft))
@@ -78,18 +78,18 @@ def export_tflite(model: Model, options: TfliteOptions, draft: Draft, stage: Sta
 
 
 def file_name(recipe: Recipe, shapes: StaticShapes | None) -> str:
-    """Return the name of a recipe's file."""
+    """Return a recipe's file name."""
     return f"{recipe.name}.tflite" if shapes is None else f"{recipe.name}.static.tflite"
 
 
 def write_float(
     model: Model, recipes: Sequence[Recipe], shapes: StaticShapes | None, draft: Draft
 ) -> pathlib.Path:
-    """Write the float file that the others are made of, in scratch where no recipe asks for it."""
+    """Write the float file that the others are made from; in scratch unless it is exported too."""
     directory = draft.directory / TFLITE
     directory.mkdir()
-    wanted = any(recipe.mode == "float" for recipe in recipes)
-    path = (directory if wanted else draft.scratch) / file_name(RECIPES["float32"], shapes)
+    exported = any(recipe.mode == "float" for recipe in recipes)
+    path = (directory if exported else draft.scratch) / file_name(RECIPES["float32"], shapes)
     tflite.write_float(model.parameters, path, shapes)
     return path
 
@@ -97,7 +97,7 @@ def write_float(
 def calibrate_file(
     path: pathlib.Path, info: ModelInfo, shapes: StaticShapes | None, texts: CalibrationTexts
 ) -> tuple[Ranges, int]:
-    """Calibrate a float file with texts, decoded as the preset's settings say; see `calibrate`."""
+    """Calibrate a float file on texts, decoded with the preset's settings; see `calibrate`."""
     generation = info.generation
 
     def decode(model: TracedModel, token_ids: Sequence[int], num_beams: int, longest: int) -> None:
@@ -123,7 +123,7 @@ def entry_of(
     shapes: StaticShapes | None = None,
     calibration: manifest.Calibration | None = None,
 ) -> TfliteEntry:
-    """Return the manifest's entry of a recipe's file in a draft."""
+    """Return the manifest entry of a recipe's file in a draft."""
     entry = TfliteEntry(
         *draft.content(name),
         TFLITE,
@@ -146,27 +146,27 @@ def entry_of(
 def require_fitting(
     info: ModelInfo, recipes: Sequence[Recipe], shapes: StaticShapes | None
 ) -> None:
-    """Refuse recipes that name no layer of the model, and shapes too short for its own settings.
+    """Check that recipes name layers of the model, and that shapes fit its generation settings.
 
     Raises:
-        ConfigurationError: with the expression, or the length.
+        ConfigurationError: if not.
     """
     for recipe in recipes:
         require_layers(recipe, layer_names(info.config))
-    most = info.generation.max_length
-    if shapes is not None and shapes.target_length < most:
+    max_length = info.generation.max_length
+    if shapes is not None and shapes.target_length < max_length:
         raise ConfigurationError(
-            f"--target-length must be at least {most}, which the preset "
-            f"generates unless asked otherwise; received {shapes.target_length}."
+            f"--target-length must be at least {max_length}, the preset's max_length, received "
+            f"{shapes.target_length}."
         )
 
 
 def sensitivities(
     model: Model, base: pathlib.Path, texts: Sequence[str], draft: Draft
 ) -> tuple[LayerSensitivity, ...]:
-    """Return what the model loses by each layer, stored as the narrowest files store it."""
+    """Return the model's loss from each layer in the storage with the fewest bits."""
     with tempfile.TemporaryDirectory(dir=draft.scratch) as scratch:
-        # Logits are kept beside the file meanwhile.
+        # The evaluator keeps logits in the file's directory.
         float_file = pathlib.Path(scratch) / base.name
         float_file.symlink_to(base)
         examples = [Example(text) for text in texts[:RANKING_TEXTS]]
@@ -181,7 +181,7 @@ def sensitivities(
 def check_tflite(
     gate: Gate, file: TfliteFile, keras: KerasReference, cases: Cases
 ) -> tuple[FileVerification, Sequence[Answer | None]]:
-    """Hold a `.tflite` file to the Keras model that `cases` asked, and to what readers ask."""
+    """Compare a `.tflite` file with the Keras model, and check that readers accept its graph."""
     verified = gate.check(file, cases)
     config, shapes = gate.info.config, file.shapes
     buckets = None if shapes is None else contract.static_buckets(config, **vars(shapes))
