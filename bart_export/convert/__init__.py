@@ -1,1 +1,1 @@
-"""Writers of exported files, one module a target."""
+"""The conversions to exported files, one module per target."""

@@ -1,9 +1,9 @@
-"""Calibration: the range of every activation of a float `.tflite` over searches of real texts.
+"""Calibration: measures the range of every activation of a float `.tflite` file on real texts.
 
-Each source is encoded, and decoded as a user would decode it, so that every step of the search
-counts. The file runs in LiteRT's `Interpreter`, which can keep all tensors, without delegates,
-which would fuse some of them away. AI Edge Quantizer's own calibrator wants all samples beforehand,
-but what a step is fed depends on the steps before it.
+Each source is encoded and decoded as a user would do it, and every step of the search counts.
+LiteRT's `Interpreter` can preserve all tensors; it runs without delegates, which would fuse some
+away. AI Edge Quantizer's own calibrator needs all samples in advance, but the inputs of a step
+depend on earlier steps.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ FloatArray = npt.NDArray[np.float32]
 Arrays = dict[str, npt.NDArray[Any]]
 # The smallest and the largest value of each activation, by tensor name.
 Ranges = Mapping[str, tuple[float, float]]
-# Decodes a source with a `TracedModel`, so many beams and at most so many decoder tokens.
+# Decodes a source; the numbers are those of beams and the largest of decoder tokens.
 Search = Callable[["TracedModel", Sequence[int], int, int], None]
 
 
@@ -39,18 +39,19 @@ def calibrate(
     search: Search,
     num_beams: int,
 ) -> tuple[Ranges, int]:
-    """Run sources through every signature of a float file; return the ranges of its tensors.
-
-    With them comes how many runs of a signature they are of.
+    """Run sources through every signature of a float file.
 
     Args:
-        path: the file, of either build.
+        path: the file, dynamic or static.
         config: the model's architecture.
         buckets: the file's signatures.
-        sources: token ids of the texts; one too long for a bucket is cut there.
+        sources: token ids of the texts; a source is cut to the length of its bucket.
         search: decodes a source.
-        num_beams: beams where a signature leaves them open: at least 2, for one beam has a
-            signature of its own.
+        num_beams: the number of beams for signatures that do not fix it; at least 2 are used,
+            because a single beam has its own signature.
+
+    Returns:
+        The ranges of the activations, and the number of runs that they were measured on.
     """
     file = TracedFile(path)
     encoders = {
@@ -72,7 +73,7 @@ def calibrate(
 
 
 class TracedFile:
-    """An open float file that records the range of every activation it computes."""
+    """An open float file that records the range of every activation."""
 
     def __init__(self, path: pathlib.Path) -> None:
         with native_stderr_silenced():
@@ -101,7 +102,7 @@ class TracedFile:
 
 
 def activations(content: Content) -> dict[str, tuple[int, dict[int, str]]]:
-    """Return, by signature, its subgraph's number and the names of float tensors it computes."""
+    """Return each signature's subgraph number, and the names of the float tensors it computes."""
     model = schema.Model.GetRootAs(content, 0)
     found = {}
     for definition in map(model.SignatureDefs, range(model.SignatureDefsLength())):
@@ -118,9 +119,9 @@ def activations(content: Content) -> dict[str, tuple[int, dict[int, str]]]:
 
 @dataclasses.dataclass(frozen=True)
 class TracedModel:
-    """An encoder and a decoder of a traced file; `start` and `step` are a runtime engine's.
+    """An encoder and a decoder of a traced file, with the `start` and `step` of an engine.
 
-    A state is the position, the encoded source and the caches.
+    A state consists of the position, the encoded source and the caches.
     """
 
     file: TracedFile
@@ -131,9 +132,9 @@ class TracedModel:
     def start(
         self, token_ids: Sequence[int], num_beams: int, max_length: int
     ) -> tuple[int, Arrays, Arrays]:
-        """Encode a source, padded or cut to what the encoder takes, and return empty caches."""
+        """Encode a source, padded or cut to the encoder's length, and return the first state."""
         length = self.encoder.sizes.get(contract.SOURCE, len(token_ids))
-        # The end of a source is its last token; a cut one keeps it.
+        # A cut source keeps its last token, the end token.
         kept = [*token_ids[: length - 1], token_ids[-1]] if len(token_ids) > length else token_ids
         padding = [0] * (length - len(kept))
         mask = np.array([[*[1] * len(kept), *padding]], np.int32)
@@ -157,7 +158,7 @@ class TracedModel:
     def step(
         self, state: tuple[int, Arrays, Arrays], token_ids: IntArray, beam_index: IntArray
     ) -> tuple[FloatArray, tuple[int, Arrays, Arrays]]:
-        """Decode one token of every beam."""
+        """Decode one token for every beam."""
         position, source, caches = state
         fed = {
             **source,

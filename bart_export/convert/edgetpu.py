@@ -1,14 +1,14 @@
-"""The conversion for an Edge TPU: segments of a model's encoder, and the host's file.
+"""The conversion for an Edge TPU: segments of the encoder, and a file for the host.
 
-Each segment is one or two 1x1 convolutions over (1, 1, rows, width), for a `FULLY_CONNECTED` gives
-the Edge TPU one row alone. They are calibrated on the encoder's own activations over real texts.
-int8 has one scale for a whole tensor; a segment therefore puts out (y - centre) / reach, with a
-centre and a reach for each channel that the host undoes: on the embedded preset that lowers the
-encoder's error from 6.4 % of its spread to 2.4 %, and lets queries, keys and values be one output.
+A segment is one or two 1x1 convolutions over (1, 1, rows, width), because the Edge TPU computes
+only one row of a `FULLY_CONNECTED`. It is calibrated on the encoder's activations for real texts.
+An int8 tensor has only one scale, so a segment computes (y - centre) / reach, with a centre and a
+reach per channel, which the host reverts. For the embedded preset this reduces the encoder's
+relative error from 6.4 % to 2.4 %, and it allows queries, keys and values to share one output.
 
-GELU, which the compiler does not know, is x * sigmoid(1.702 x), off by at most 0.0204 (at -2.27);
-that alone is 1.6 % of the embedded preset's encoder output. The factor is folded into the weights
-before and after, so that x * sigmoid(x) remains.
+The compiler does not support GELU; x * sigmoid(1.702 x) replaces it. That is off by at most 0.0204
+(at -2.27), and causes 1.6 % of the relative error. The factor is folded into the weights before and
+after, which leaves x * sigmoid(x).
 """
 
 import pathlib
@@ -30,31 +30,31 @@ from bart_export.quiet import native_stderr_silenced
 from bart_export.recipes.table import Recipe
 
 SELF_ATTENTION = ("query", "key", "value")
-# Kind of a segment -> the projections whose outputs it puts out side by side.
+# Kind of a segment -> the projections whose outputs it concatenates.
 PROJECTIONS = {
     parts.ATTENTION_INPUT: tuple(f"self_attention_layer/{part}" for part in SELF_ATTENTION),
     parts.ATTENTION_OUTPUT: ("self_attention_layer/attention_output",),
     parts.FEEDFORWARD: ("feedforward_output_dense",),
 }
-WIDE = "feedforward_intermediate_dense"  # before the activation of a feed-forward segment
-# Kind of a segment -> the norm of what it adds to.
+WIDE = "feedforward_intermediate_dense"  # the first projection of a feed-forward segment
+# Kind of a segment -> the layer norm after its residual connection.
 NORMS = {
     parts.ATTENTION_OUTPUT: "self_attention_layer_norm",
     parts.FEEDFORWARD: "feedforward_layer_norm",
 }
-# Activations that are x * sigmoid(factor * x), or near to it.
+# Activations that are, or are approximated by, x * sigmoid(factor * x).
 SIGMOID_FACTORS = {"gelu": 1.702, "gelu_new": 1.702, "silu": 1.0}
 NORM_PARTS = ("gamma", "beta")
-LEAST_REACH = 1e-6  # of a channel that never changes
+LEAST_REACH = 1e-6  # for constant channels
 
 Vectors = dict[str, FloatArray]
 
 
 def activation_error(activation: str) -> float:
-    """Return by how much a segment's activation differs from the model's, at most."""
+    """Return the largest difference between a segment's activation and the model's."""
     if activation not in SIGMOID_FACTORS:
         return 0.0
-    x = tf.linspace(-8.0, 8.0, 16_001)  # both are x or 0 beyond
+    x = tf.linspace(-8.0, 8.0, 16_001)  # beyond, both are x or 0
     computed = x * tf.sigmoid(SIGMOID_FACTORS[activation] * x)
     return float(tf.reduce_max(tf.abs(computed - ACTIVATIONS[activation](x))))
 
@@ -62,8 +62,8 @@ def activation_error(activation: str) -> float:
 def write_host(parameters: InferenceParameters, recipe: Recipe, path: pathlib.Path) -> None:
     """Write the file for the CPU: every signature of `parts.host_signatures`, quantized."""
     config = parameters.config
-    wanted = tflite.dynamic_buckets(parts.host_signatures(config))
-    tflite.write_signatures(parameters, wanted, path)
+    buckets = tflite.dynamic_buckets(parts.host_signatures(config))
+    tflite.write_signatures(parameters, buckets, path)
     path.write_bytes(quantize(path, recipe, layer_names(config)))
 
 
@@ -73,13 +73,13 @@ def write_segments(
     rows: int,
     directory: pathlib.Path,
 ) -> None:
-    """Write every segment's file and `parts.CONSTANTS`, layer by layer.
+    """Write every segment's file and `parts.CONSTANTS`.
 
     Args:
         parameters: the model's weights.
         sources: token ids of the texts to calibrate with; each token is a row of activations.
-        rows: how many positions a segment takes at once.
-        directory: the artifact's; its `edgetpu/` is there.
+        rows: the number of positions that a segment processes per run.
+        directory: the artifact's directory, which contains `edgetpu/`.
     """
     config = parameters.config
     constants: Vectors = {}
@@ -103,7 +103,7 @@ def write_segments(
 
 
 def layer_weights(parameters: InferenceParameters, layer: int) -> Vectors:
-    """Return the weights of one encoder layer, by their names within it."""
+    """Return an encoder layer's weights, without the layer's prefix in their names."""
     prefix = f"transformer_encoder_layer_{layer}/"
     return {
         name.removeprefix(prefix): parameters[name]
@@ -113,7 +113,7 @@ def layer_weights(parameters: InferenceParameters, layer: int) -> Vectors:
 
 
 def embed_source(parameters: InferenceParameters, ids: Sequence[int]) -> FloatArray:
-    """Return the hidden states of a source before the first layer, (length, hidden)."""
+    """Return the input of the first layer for a source, (length, hidden)."""
     given = {"encoder_token_ids": tf.constant([ids], tf.int32)}
     hidden: FloatArray = steps.embed_source(parameters.config, parameters, given)["hidden"].numpy()
     return hidden
@@ -122,10 +122,9 @@ def embed_source(parameters: InferenceParameters, ids: Sequence[int]) -> FloatAr
 def run_layer(
     config: BartConfig, weights: Mapping[str, FloatArray], x: FloatArray
 ) -> tuple[dict[str, tuple[FloatArray, FloatArray]], FloatArray]:
-    """Run an encoder layer over hidden states (length, hidden), in float32.
+    """Run an encoder layer on hidden states (length, hidden), in float32.
 
-    Returns what each kind of segment reads and what it is to write, and the hidden states after
-    the layer.
+    Returns each kind of segment's input and expected output, and the layer's hidden states.
     """
     projected = [linear(weights, name, x).numpy() for name in PROJECTIONS[parts.ATTENTION_INPUT]]
     given = dict(zip(SELF_ATTENTION, projected, strict=True))
@@ -143,7 +142,7 @@ def run_layer(
 
 
 def channels(outputs: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Return each channel's middle, and how far from it rows (rows, width) go."""
+    """Return the centre and the half-width of each channel's range, for outputs (rows, width)."""
     least, most = outputs.min(axis=0), outputs.max(axis=0)
     reach = np.maximum((most - least) / 2, LEAST_REACH)
     return ((least + most) / 2).astype(np.float32), reach.astype(np.float32)
@@ -156,7 +155,7 @@ def segment_function(
     centre: FloatArray,
     reach: FloatArray,
 ) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Return what a segment computes, (1, 1, rows, width) to (1, 1, rows, width of `centre`)."""
+    """Return a segment's function, (1, 1, rows, inputs) to (1, 1, rows, outputs)."""
     kernel = side_by_side(weights, kind, "kernel") / reach[:, None]
     bias = (side_by_side(weights, kind, "bias") - centre) / reach
     if kind != parts.FEEDFORWARD:
@@ -172,7 +171,7 @@ def segment_function(
 
 
 def side_by_side(weights: Mapping[str, FloatArray], kind: str, part: str) -> FloatArray:
-    """Return the kernels or the biases of a segment's last projections as one."""
+    """Concatenate the kernels or the biases of a segment's last projections."""
     return np.concatenate([weights[f"{name}/{part}"] for name in PROJECTIONS[kind]])
 
 
@@ -185,10 +184,10 @@ def convolve(x: tf.Tensor, kernel: FloatArray, bias: FloatArray) -> tf.Tensor:
 def convert_segment(
     compute: Callable[[tf.Tensor], tf.Tensor], read: FloatArray, rows: int
 ) -> bytes:
-    """Return a segment as a `.tflite` of int8 alone, calibrated on what it reads, (any, width)."""
+    """Convert a segment to an all-int8 `.tflite`, calibrated on its inputs, (any, width)."""
     width = read.shape[1]
     pieces = -(-len(read) // rows)
-    # The last piece begins again from the first row: zeros are no activation of any text.
+    # The last piece is filled with the first rows; zeros would not be real activations.
     samples = np.resize(read, (pieces, 1, 1, rows, width))
     module = tf.Module()
     module.compute = tf.function(
@@ -197,7 +196,7 @@ def convert_segment(
         input_signature=[tf.TensorSpec([1, 1, rows, width], tf.float32)],
     )
     with native_stderr_silenced(), warnings.catch_warnings():
-        # It misses statistics of int8 inputs, which calibration gives it.
+        # The converter warns of missing statistics for int8 inputs, but calibration provides them.
         warnings.simplefilter("ignore", UserWarning)
         converter = tf.lite.TFLiteConverter.from_concrete_functions(
             [module.compute.get_concrete_function()], module

@@ -1,9 +1,9 @@
-"""Quantization of a float `.tflite` by a recipe: AI Edge Quantizer does the work.
+"""Quantizes a float `.tflite` file with AI Edge Quantizer, according to a recipe.
 
-It is told to quantize projections and lookups, so that the tied table, which serves both, stays one
-buffer. Static recipes, whose activations are integers as well, also need a calibration. Which
-operators compute in integers is decided by what they read and who reads them: the converter's names
-say nothing. Masks of sources, and what writes a cache, stay float: signatures exchange float32.
+Projections and lookups are quantized alike, so that the tied embedding table remains one buffer.
+Static recipes, which also have integer activations, need a calibration. Their integer operators are
+selected by their place in the graph, because the converter's tensor names are not descriptive.
+Source masks and cache updates remain float32, because signatures exchange float32.
 """
 
 import contextlib
@@ -30,12 +30,11 @@ MATRIX_OPERATORS = (
     qtyping.TFLOperationName.FULLY_CONNECTED,
     qtyping.TFLOperationName.EMBEDDING_LOOKUP,
 )
-# What adds a mask to the scores of attention: an ADD that ranges and modes know apart from others.
+# An ADD of a mask to attention scores; modes and ranges treat it unlike other ADDs.
 MASKING = "masking"
-# Mode of a recipe -> operators that compute in its integers, beside the projections of its layers.
-# Measured on the embedded preset, 128 texts: with int8, layer norms cost 10 % of the likeliest
-# tokens, elementwise attention all sense, sums of the residual stream 1.3 % and GELU 0.6 %; with
-# int16 nothing of it shows.
+# Mode of a recipe -> its integer operators besides the projections. On the embedded preset with 128
+# texts, int8 changes the likeliest token of 10 % of the steps in layer norms, 1.3 % in the residual
+# sums and 0.6 % in GELU, and its elementwise attention generates nonsense; int16 changes none.
 PROJECTED = ("BATCH_MATMUL", "SOFTMAX", MASKING, "RESHAPE", "TRANSPOSE")
 NORMED = ("ADD", "SUB", "MUL", "MEAN", "RSQRT", "SUM")
 ACTIVATIONS = ("GELU", "LOGISTIC", "TANH", "RELU")
@@ -43,15 +42,15 @@ INTEGER_OPERATORS: Mapping[str, frozenset[str]] = {
     "static_ai16": frozenset((*PROJECTED, *NORMED, *ACTIVATIONS)),
     "static_ai8": frozenset(PROJECTED),
 }
-# Layers whose inputs and outputs no fixed range of a mode suits; they are quantized on the fly. The
-# second matrix of a feed-forward block gives the first token values several times any other's: with
-# int8 that alone costs 3 % of the likeliest tokens, and clipping the range no less.
-ON_THE_FLY: Mapping[str, str] = {"static_ai8": ".*/feedforward_output"}
-# Bits of activations -> how far ranges go beyond the calibration's texts. On texts of another kind,
-# what falls outside costs int16 more than steps half as fine again would (logits 7.6 % of their
-# spread off, with headroom 2.6 %); int8 has no step to spare.
+# Layers whose activations do not fit a fixed range and are quantized dynamically. The second matrix
+# of a feed-forward block makes the first token's values several times larger than any other's. This
+# alone changes the likeliest token of 3 % of the steps in int8; clipping the range costs no less.
+DYNAMIC_LAYERS: Mapping[str, str] = {"static_ai8": ".*/feedforward_output"}
+# Bits of activations -> headroom of the ranges. On texts unlike those of the calibration, int16
+# loses more to clipping than to steps 1.5 times as coarse (the relative error of the logits is
+# 7.6 %, or 2.6 % with headroom); int8 has no resolution to spare.
 HEADROOM = {16: 1.5, 8: 1.0}
-# A bias is an integer of 32 bits in steps of the input's scale times the row's; half is for safety.
+# A bias is an int32 in units of the input's scale times the row's; half the range is for safety.
 LARGEST_BIAS = 2**30
 
 
@@ -61,16 +60,13 @@ def quantize(
     layers: Collection[str],
     ranges: Ranges | None = None,
 ) -> bytearray:
-    """Return the float file at `path` quantized.
+    """Quantize the float file at `path`, and return the new file's content.
 
-    Args:
-        path: the file.
-        recipe: how.
-        layers: the layers that the file's matrices are named after.
-        ranges: those of this very file's activations, for a mode that has integer ones.
+    `layers` are the names of the file's layers; `ranges` are those of its activations, for modes
+    with integer activations.
 
     Raises:
-        ConfigurationError: for blocks that do not fill a matrix's rows.
+        ConfigurationError: if the recipe's blocks do not fill the rows of a matrix.
     """
     content = np.memmap(path, np.uint8, "r")
     require_full_blocks(content, recipe, layers)
@@ -82,8 +78,8 @@ def quantize(
         if bits is not None:
             assert ranges is not None
             fitted = fit_ranges(content, ranges, bits)
-            roomy = set(layers) - cramped_layers(content, fitted, bits)
-            add_integer_operators(manager, recipe, sorted(roomy), content, bits)
+            fitting = set(layers) - saturating_layers(content, fitted, bits)
+            add_integer_operators(manager, recipe, sorted(fitting), content, bits)
             statistics = {
                 name: {"min": np.array([low], np.float32), "max": np.array([high], np.float32)}
                 for name, (low, high) in fitted.items()
@@ -99,7 +95,7 @@ def quantize(
 
 @contextlib.contextmanager
 def silenced() -> Iterator[None]:
-    """Silence the quantizer, which prints reports and progress bars, logs and warns as it likes."""
+    """Suppress the quantizer's output, logs and warnings."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -115,7 +111,7 @@ def silenced() -> Iterator[None]:
 
 
 def by_storage(recipe: Recipe, layers: Iterable[str]) -> dict[Storage, list[str]]:
-    """Return, for each storage that a recipe uses, the layers that are stored so; no float32."""
+    """Return the layers of each storage that a recipe uses, except float32."""
     stored: dict[Storage, list[str]] = {}
     for layer in layers:
         storage = recipe.storage(layer)
@@ -125,17 +121,17 @@ def by_storage(recipe: Recipe, layers: Iterable[str]) -> dict[Storage, list[str]
 
 
 def operators_of(layers: Iterable[str]) -> str:
-    """Return a regular expression for the results of operators that read some layers' matrices."""
+    """Return a regular expression for the outputs of operators that read the layers' matrices."""
     return f"^[^/]+/({'|'.join(map(re.escape, layers))})/[a-z]+;?$"
 
 
 def add_matrices(
     manager: recipe_manager.RecipeManager, recipe: Recipe, layers: Iterable[str]
 ) -> None:
-    """Tell the quantizer how the matrices of layers are stored and multiplied."""
+    """Configure how the layers' matrices are stored and multiplied."""
     for storage, stored in by_storage(recipe, layers).items():
-        # No kernel multiplies by float16: such a matrix is widened whatever the mode. Static modes
-        # have no static lookups: both kinds read the same integers.
+        # There is no float16 kernel, so such a matrix is dequantized in every mode. Static modes
+        # have no static lookups; dynamic ones read the same integers.
         widened = recipe.mode == "weight_only" or storage.granularity is None
         add = manager.add_weight_only_config if widened else manager.add_dynamic_config
         for operator in MATRIX_OPERATORS:
@@ -155,11 +151,11 @@ def add_integer_operators(
     content: Content,
     bits: int,
 ) -> None:
-    """Tell the quantizer which operators compute in integers of so many bits throughout."""
-    on_the_fly = ON_THE_FLY.get(recipe.mode, "")
+    """Configure the operators whose inputs and outputs are integers of `bits` bits."""
+    dynamic = DYNAMIC_LAYERS.get(recipe.mode, "")
     for storage, stored in by_storage(recipe, layers).items():
-        fixed = [layer for layer in stored if not re.fullmatch(on_the_fly, layer)]
-        # Blocks and float16 have no static form; such layers stay as they are without an entry.
+        fixed = [layer for layer in stored if not re.fullmatch(dynamic, layer)]
+        # Blockwise and float16 layers cannot be static, and keep their dynamic configuration.
         if fixed and storage.granularity in ("channelwise", "tensorwise"):
             manager.add_static_config(
                 regex=operators_of(fixed),
@@ -169,7 +165,7 @@ def add_integer_operators(
                 weight_granularity=qtyping.QuantGranularity(storage.granularity.upper()),
                 algorithm_key=storage.algorithm,
             )
-    named: dict[str, list[str]] = {}  # results by the name of their operator
+    named: dict[str, list[str]] = {}  # output tensors by operator name
     for graph in graphs(content):
         for operator, kind in operator_kinds(graph):
             if kind in INTEGER_OPERATORS[recipe.mode]:
@@ -192,7 +188,7 @@ class Operator(NamedTuple):
 
 
 class Graph(NamedTuple):
-    """The operators of one signature, its tensors' names, and which it takes and puts out."""
+    """A subgraph: its operators, the names of its tensors, and its float inputs and outputs."""
 
     operators: tuple[Operator, ...]
     names: tuple[str, ...]
@@ -228,8 +224,9 @@ def graphs(content: Content) -> Iterator[Graph]:
 def operator_kinds(graph: Graph) -> Iterator[tuple[Operator, str]]:
     """Yield the operators that compute activations, each with its name or `MASKING`.
 
-    Activations come of embeddings and of float inputs; masks, which come of ids alone, are none.
-    An ADD that a signature puts out as it is writes a cache, with the MUL before it.
+    Activations are computed from embeddings and float inputs; masks, which depend on ids alone, do
+    not count. An ADD whose result is an output of the signature writes a cache, together with the
+    MUL before it.
     """
     activations = set(graph.float_inputs)
     for operator in graph.operators:
@@ -248,14 +245,14 @@ def operator_kinds(graph: Graph) -> Iterator[tuple[Operator, str]]:
 
 
 def fit_ranges(content: Content, measured: Ranges, bits: int) -> Ranges:
-    """Return the ranges for activations of so many bits.
+    """Return the ranges for activations of `bits` bits.
 
-    They are those measured, with headroom, but for masks and masked scores: a masked position's
-    score is far below all others, and a range that goes there has no steps left for them. It is
-    enough that its softmax rounds to 0, as it does `margin` below the least unmasked score;
-    rounding to integers saturates, so that whatever is lower becomes just that.
+    They are the measured ranges plus headroom, except for masks and masked scores: the score of a
+    masked position is far below all others, and a range that includes it would leave no resolution
+    for them. It only has to be low enough for its softmax to round to 0, which is `margin` below
+    the smallest unmasked score; integers saturate, so anything lower is clipped to that.
     """
-    # Softmax has steps of 2**-bits: half a step below the largest is e**-margin.
+    # The softmax has steps of 2**-bits; e**-margin is half a step.
     margin = (bits + 1) * math.log(2)
     room = HEADROOM[bits]
     fitted = {name: (room * low, room * high) for name, (low, high) in measured.items()}
@@ -271,13 +268,14 @@ def fit_ranges(content: Content, measured: Ranges, bits: int) -> Ranges:
     return fitted
 
 
-def cramped_layers(content: Content, fitted: Ranges, bits: int) -> set[str]:
-    """Return the layers with a bias that is too large for its integer, and would saturate unseen.
+def saturating_layers(content: Content, fitted: Ranges, bits: int) -> set[str]:
+    """Return the layers whose bias is too large for its integer type and would silently saturate.
 
-    Such a row of the matrix is zero, or nearly: the padding token's in a table with a logits bias.
+    In such a layer a row of the matrix is almost zero, such as the padding token's embedding in a
+    model with a logits bias.
     """
     model = schema.Model.GetRootAs(content, 0)
-    cramped = set()
+    saturating = set()
     for number, graph in enumerate(graphs(content)):
         tensors = model.Subgraphs(number).Tensors
         for operator in graph.operators:
@@ -290,15 +288,15 @@ def cramped_layers(content: Content, fitted: Ranges, bits: int) -> set[str]:
             largest = LARGEST_BIAS * rows * ((high - low) / 2**bits)
             if (np.abs(floats(model, content, tensors(bias))) > largest).any():
                 result = graph.names[operator.outputs[0]]
-                cramped.add(result.partition("/")[2].rpartition("/")[0])
-    return cramped
+                saturating.add(result.partition("/")[2].rpartition("/")[0])
+    return saturating
 
 
 def restore_outputs(content: bytearray) -> None:
-    """Have the subgraphs of a quantized file put out what their signatures name.
+    """Make the outputs of a quantized file's subgraphs those that its signatures name.
 
-    Where a result both leaves the graph and is rounded for a reader inside, AI Edge Quantizer 0.10
-    puts the rounded one into the list of outputs; LiteRT then finds none of that name.
+    If a tensor is both an output and quantized for an operator inside the graph, AI Edge Quantizer
+    0.10 lists the quantized copy as the output, and LiteRT finds no output of the signature's name.
     """
     model = schema.Model.GetRootAs(content, 0)
     for definition in map(model.SignatureDefs, range(model.SignatureDefsLength())):

@@ -1,10 +1,10 @@
-"""Rounding to 4 bits: better integers and scales than those that AI Edge Quantizer chooses.
+"""Rounds matrices to 4 bits with a smaller error than AI Edge Quantizer.
 
-Each block of neighbours in a row gets the scale that costs least. Where it is known how the inputs
-of a matrix correlate, an error made in one column is made good in those to its right: GPTQ (Frantar
-et al., 2022, https://arxiv.org/abs/2210.17323), with scales chosen when a block is reached. AI Edge
-Quantizer's GPTQ takes no lookups and wants a calibration; its OCTAV leaves the lowest integer
-unused. Its layout of the file stays: only the bytes of integers and scales are replaced.
+Each block of a row gets the scale with the least error. If the correlation of a matrix's inputs is
+known, the error of a column is compensated in the columns to its right: GPTQ (Frantar et al., 2022,
+https://arxiv.org/abs/2210.17323), with a block's scales chosen when it is reached. AI Edge
+Quantizer's GPTQ does not support lookups and needs a calibration; its OCTAV never uses the lowest
+integer. The file's layout is AI Edge Quantizer's; only integers and scales are replaced.
 """
 
 import re
@@ -24,19 +24,19 @@ FloatArray = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int8]
 Content = bytes | bytearray | npt.NDArray[np.uint8]  # of a `.tflite` file
 
-MATRIX = "/weights"  # ends the name of a matrix
+MATRIX = "/weights"  # suffix of a matrix's name
 BLOCK = re.compile(r"blockwise_(\d+)")
 LOWEST, HIGHEST = -8, 7  # of 4-bit integers
-# Scales tried for a block, in units of the one that makes its largest weight the highest integer.
+# Candidate scales of a block, relative to the one that maps its largest weight to `HIGHEST`.
 FRACTIONS = np.linspace(0.55, 1.0, 16)
-DAMPING = 0.01  # of the mean second moment, added to each: GPTQ's own value
-SMALLEST = 2.0**-24  # of the numbers above zero that float16 has
+DAMPING = 0.01  # GPTQ's value, relative to the mean second moment
+SMALLEST = 2.0**-24  # the smallest positive float16
 
 
 def round_blocks(quantized: bytearray, content: Content, layers: Container[str]) -> None:
-    """Change, in place, the integers and scales of some layers of a file that are in blocks.
+    """Replace the integers and scales of blockwise layers in a quantized file, in place.
 
-    `content` is the float file that it was made of.
+    `content` is that of the float file that it was quantized from.
     """
     original, model = (schema.Model.GetRootAs(data, 0) for data in (content, quantized))
     sources = dict(matrices(original))
@@ -54,7 +54,7 @@ def round_blocks(quantized: bytearray, content: Content, layers: Container[str])
         is_table = layer == layer_name(TOKEN_EMBEDDING)
         moments = moments_of_rows(weights) if is_table else None
         codes, scales = round_matrix(weights, blockwise.BlockSize(), moments)
-        # Two integers in a byte, the first one low.
+        # Two integers per byte, the first in the low bits.
         nibbles = codes.reshape(-1).view(np.uint8) & np.uint8(15)
         packed = nibbles[0::2] | (nibbles[1::2] << np.uint8(4))
         view(model, quantized, buffer, np.uint8)[:] = packed
@@ -63,23 +63,23 @@ def round_blocks(quantized: bytearray, content: Content, layers: Container[str])
 
 
 def require_full_blocks(content: Content, recipe: Recipe, layers: Container[str]) -> None:
-    """Refuse a recipe whose blocks do not fill the rows of a float file's matrix.
+    """Check that the blocks of a recipe fill the rows of a float file's matrices.
 
     Raises:
-        ConfigurationError: with the layer, the block and the row.
+        ConfigurationError: if not.
     """
     for layer, (_, tensor) in matrices(schema.Model.GetRootAs(content, 0)):
         block = BLOCK.fullmatch(str(recipe.storage(layer).granularity))
         if layer in layers and block and tensor.Shape(1) % int(block[1]):
             raise ConfigurationError(
                 f"The recipe {recipe.name} stores {layer} in blocks of {block[1]}, but a row has "
-                f"{tensor.Shape(1)} weights, no multiple of that. A recipe file can store it in "
-                "other blocks, or as int8."
+                f"{tensor.Shape(1)} weights, which is not a multiple of that. A recipe file can "
+                "store it in blocks of another size, or as int8."
             )
 
 
 def matrices(model: schema.Model) -> Iterator[tuple[str, tuple[schema.SubGraph, schema.Tensor]]]:
-    """Yield (layer, (graph, tensor)) of every matrix of every signature."""
+    """Yield (layer, (graph, tensor)) for every matrix in every subgraph."""
     for graph in map(model.Subgraphs, range(model.SubgraphsLength())):
         for tensor in map(graph.Tensors, range(graph.TensorsLength())):
             name = tensor.Name().decode()
@@ -92,7 +92,7 @@ def view(
 ) -> npt.NDArray[Any]:
     """Return a buffer of a file as an array that shares its memory.
 
-    Bytes lie in the buffer, or at the end of a file that is written for files above 2 GB.
+    In the layout for files above 2 GB, the bytes are at the end of the file, not in the buffer.
     """
     buffer = model.Buffers(number)
     if buffer.Offset() > 1:
@@ -103,62 +103,57 @@ def view(
 
 
 def floats(model: schema.Model, content: Content, tensor: schema.Tensor) -> FloatArray:
-    """Return the values of a constant float tensor, as they lie in the file."""
+    """Return the values of a constant float tensor."""
     return view(model, content, tensor.Buffer(), np.float32).reshape(tensor.ShapeAsNumpy())
 
 
 def round_matrix(
     weights: FloatArray, block_size: int, moments: FloatArray | None = None
 ) -> tuple[Codes, FloatArray]:
-    """Return integers (outputs, inputs) and scales (outputs, blocks) that stand for a matrix.
+    """Quantize a matrix to integers (outputs, inputs) and scales (outputs, blocks).
 
     Args:
         weights: float32 (outputs, inputs).
-        block_size: neighbours in a row that share a scale; it divides the number of inputs.
-        moments: mean products of the inputs with each other, (inputs, inputs); None where they are
-            not known, so that all inputs count alike and for themselves.
+        block_size: the number of weights that share a scale; it divides the number of inputs.
+        moments: second moments of the inputs, (inputs, inputs), or None if unknown, in which case
+            all inputs have equal weight and are uncorrelated.
     """
     outputs, inputs = weights.shape
     left = weights.copy()
     codes = np.empty((outputs, inputs), np.int8)
     scales = np.empty((outputs, inputs // block_size), np.float32)
     importance = np.ones(inputs, np.float32) if moments is None else np.diag(moments)
-    spreading = None if moments is None else spread_of_errors(moments)
+    factor = None if moments is None else gptq_factor(moments)
     for block in range(inputs // block_size):
         columns = slice(block * block_size, (block + 1) * block_size)
         scales[:, block] = best_scales(left[:, columns], importance[columns])
-        if spreading is None:
+        if factor is None:
             codes[:, columns] = nearest(left[:, columns], scales[:, block, None])
         else:
-            codes[:, columns] = compensate(left, columns, scales[:, block], spreading)
+            codes[:, columns] = compensate(left, columns, scales[:, block], factor)
     return codes, scales
 
 
-def compensate(
-    left: FloatArray, columns: slice, scales: FloatArray, spreading: FloatArray
-) -> Codes:
-    """Return a block's integers, and spread their errors over what is left of the matrix.
+def compensate(left: FloatArray, columns: slice, scales: FloatArray, factor: FloatArray) -> Codes:
+    """Return a block's integers, and compensate their errors in the columns after them, in place.
 
-    `left` is the matrix, (outputs, inputs), whose columns before the block are done; `scales` are
-    the block's, (outputs,).
+    `left` is the matrix, (outputs, inputs), whose columns before the block are rounded; `scales`
+    are the block's, (outputs,).
     """
     codes = np.empty((len(left), columns.stop - columns.start), np.int8)
     errors = np.empty(codes.shape, np.float32)
     for place, column in enumerate(range(columns.start, columns.stop)):
         codes[:, place] = nearest(left[:, column], scales)
         error = left[:, column] - codes[:, place] * scales
-        errors[:, place] = error / spreading[column, column]
+        errors[:, place] = error / factor[column, column]
         rest = slice(column + 1, columns.stop)
-        left[:, rest] -= np.outer(errors[:, place], spreading[column, rest])
-    left[:, columns.stop :] -= errors @ spreading[columns, columns.stop :]
+        left[:, rest] -= np.outer(errors[:, place], factor[column, rest])
+    left[:, columns.stop :] -= errors @ factor[columns, columns.stop :]
     return codes
 
 
-def spread_of_errors(moments: FloatArray) -> FloatArray:
-    """Return how an error in one column is spread over those to its right, (inputs, inputs).
-
-    It is the upper triangular factor of the inverse of the damped moments.
-    """
+def gptq_factor(moments: FloatArray) -> FloatArray:
+    """Return the upper Cholesky factor of the inverse of the damped moments, (inputs, inputs)."""
     damped = moments.astype(np.float64)
     damped[np.diag_indices(len(damped))] += DAMPING * np.diag(damped).mean()
     factor = np.linalg.cholesky(np.linalg.inv(damped)).T
@@ -166,7 +161,7 @@ def spread_of_errors(moments: FloatArray) -> FloatArray:
 
 
 def best_scales(weights: FloatArray, importance: FloatArray) -> FloatArray:
-    """Return for each row of a block, (rows, block size), the scale with the least error."""
+    """Return the scale with the least error for each row of a block, (rows, block size)."""
     largest = np.abs(weights).max(axis=1)
     widest = np.where(largest > 0, largest, 1) / HIGHEST
     best = np.empty(len(weights), np.float32)
@@ -181,22 +176,23 @@ def best_scales(weights: FloatArray, importance: FloatArray) -> FloatArray:
 
 
 def nearest(weights: FloatArray, scales: FloatArray) -> FloatArray:
-    """Return the integers, as float32, that are nearest to weights in units of their scales."""
+    """Return weights / scales, rounded and clipped to 4-bit integers, as float32."""
     integers: FloatArray = np.clip(np.rint(weights / scales), LOWEST, HIGHEST)
     return integers
 
 
 def storable(scales: npt.NDArray[np.floating]) -> FloatArray:
-    """Return scales as a file holds them: float16, of which XNNPACK keeps what bfloat16 has."""
+    """Round scales to float16, which the file stores, and to bfloat16, which XNNPACK uses."""
     narrow = scales.astype(ml_dtypes.bfloat16).astype(np.float16)
     return np.maximum(narrow.astype(np.float32), np.float32(SMALLEST))
 
 
 def moments_of_rows(table: FloatArray) -> FloatArray:
-    """Return moments, (hidden, hidden), for a table (rows, hidden) that also makes the logits.
+    """Return moments, (hidden, hidden), for a tied embedding table, (rows, hidden).
 
-    The states that are multiplied by the rows lie where the rows do; a row that is looked up is
-    read as it is, so that its columns count alike. Both uses get the same weight.
+    The hidden states that the rows are multiplied by are distributed like the rows themselves; a
+    row that is looked up is used unchanged, so all its columns count equally. Both uses get the
+    same weight.
     """
     products = table.T @ table
     uses: FloatArray = products / np.diag(products).mean() + np.eye(len(products), dtype=np.float32)

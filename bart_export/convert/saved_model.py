@@ -1,8 +1,7 @@
-"""The conversion to a SavedModel: a version directory that TensorFlow Serving loads as it is.
+"""The conversion to a SavedModel: a version directory for TensorFlow Serving.
 
-Weights are variables, in float32 or bfloat16, the tokenizer's tables lie beside them, and the
-signatures of the contract have default values for what a client may leave out. All computing is in
-the graph, in operators of TensorFlow's core.
+The weights are variables in float32 or bfloat16, the tokenizer's tables are saved with them, and
+optional inputs have default values. The graph consists of core TensorFlow operators.
 """
 
 import inspect
@@ -22,13 +21,13 @@ from bart_export.text.tokenizer import BartTokenizer
 
 
 class ServedModule(tf.Module):
-    """Holds what the signatures read, so that it is saved with them."""
+    """The weights and the tokenizer, which are saved with the signatures."""
 
     def __init__(self, parameters: BatchParameters, tokenizer: GraphTokenizer, dtype: str) -> None:
         super().__init__()
         self.tokenizer = tokenizer
         self.weights = {
-            # Vectors are few and small, and layer norms want all of their digits.
+            # Vectors are small, and layer norms need their full precision.
             name: tf.Variable(
                 tf.cast(array, dtype if array.ndim > 1 else tf.float32), trainable=False, name=name
             )
@@ -44,10 +43,10 @@ def write(
     dtype: str,
     directory: pathlib.Path,
 ) -> None:
-    """Write a SavedModel into a directory that is not there yet.
+    """Write a SavedModel into a new directory.
 
-    `generation` says what is fixed, and the defaults of what a request may set; texts are cut to
-    `encoder_sequence_length` tokens; `dtype` is one of `export.options.DTYPES`.
+    `generation` provides the fixed settings and the defaults of a request's settings. Texts are cut
+    to `encoder_sequence_length` tokens. `dtype` is one of `export.options.DTYPES`.
     """
     parameters = InferenceParameters(backbone.config, backbone.named_weights().__getitem__)
     module = ServedModule(BatchParameters(parameters), GraphTokenizer(tokenizer), dtype)
@@ -65,10 +64,10 @@ def write(
 def signature_function(
     served: signatures.Served, signature: contract.Signature
 ) -> tf.types.experimental.PolymorphicFunction:
-    """Return the tf.function of one signature.
+    """Return a signature's tf.function.
 
-    A default that is a tensor becomes the signature's own default in the file, for which TensorFlow
-    reads the arguments of a Python function: ours are made of the contract.
+    TensorFlow stores a Python argument's default in the SavedModel if it is a tensor; the function
+    therefore gets an argument list that is built from the contract.
     """
     compute = signatures.FUNCTIONS[signature.name]
     values = signatures.defaults(served.generation)
@@ -83,7 +82,7 @@ def signature_function(
     def call(*positional: tf.Tensor, **named: tf.Tensor) -> Tensors:
         given = dict(zip(specs, positional, strict=False)) | named
         computed = compute(served, given)
-        # What the contract fixes is to stand in the metadata, where clients read it.
+        # Clients read the fixed sizes of the contract from the metadata.
         return {
             tensor.name: tf.ensure_shape(computed[tensor.name], tensor.shape(sizes))
             for tensor in signature.outputs

@@ -1,10 +1,9 @@
-"""The conversion to TFLite: a model's graphs and weights as a float32 `.tflite`.
+"""The conversion of a model to a float32 `.tflite` file.
 
-The converter never sees the big weights. Every matrix is an *argument* while the graph is
-converted, which takes seconds and little memory whatever the model's size; afterwards each such
-argument is bound to a constant buffer in the flatbuffer, one buffer per matrix however many
-operators and signatures read it. Lookups in constant tables then become `EMBEDDING_LOOKUP`, which
-the quantizer knows, so that the tied table is stored once.
+The converter never sees the matrices: they are arguments during the conversion, which therefore
+takes seconds and little memory for any model size. Afterwards each argument is bound to a constant
+buffer, one per matrix, which all operators and signatures share. Lookups in constant tables become
+`EMBEDDING_LOOKUP`, which the quantizer supports, so that the tied table is stored once.
 """
 
 import errno
@@ -29,58 +28,58 @@ from bart_export.graph.parameters import FloatArray, InferenceParameters
 from bart_export.quiet import native_stderr_silenced
 
 FILE_IDENTIFIER = b"TFL3"
-ALIGNMENT = 16  # bytes; the schema asks it of every buffer
+ALIGNMENT = 16  # bytes, of every buffer, required by the schema
 
 
 def write_float(
     parameters: InferenceParameters, path: pathlib.Path, shapes: StaticShapes | None = None
 ) -> None:
-    """Write a BART as a float32 `.tflite`: the dynamic build, or the static one of some shapes.
+    """Write a float32 `.tflite` file: static if `shapes` are given, or else dynamic.
 
     Raises:
         BartExportError: if the converter produced an operator that is not a builtin.
-        ConfigurationError: for shapes that the model has no positions for.
+        ConfigurationError: if the shapes are longer than the model's positions.
     """
     write_signatures(parameters, buckets(parameters.config, shapes), path)
 
 
 def buckets(config: BartConfig, shapes: StaticShapes | None) -> Sequence[contract.Bucket]:
-    """Return the signatures to write; those of the dynamic build have no size fixed."""
+    """Return the signatures of a static file, or of a dynamic one if `shapes` is None."""
     if shapes is None:
         return dynamic_buckets(contract.tflite_signatures(config))
     return contract.static_buckets(config, **vars(shapes))
 
 
 def dynamic_buckets(signatures: Sequence[contract.Signature]) -> list[contract.Bucket]:
-    """Return signatures of which no size is fixed."""
+    """Return signatures without fixed sizes."""
     return [contract.Bucket(signature.name, signature, {}) for signature in signatures]
 
 
 def write_signatures(
-    parameters: InferenceParameters, wanted: Sequence[contract.Bucket], path: pathlib.Path
+    parameters: InferenceParameters, signatures: Sequence[contract.Bucket], path: pathlib.Path
 ) -> None:
-    """Write some signatures over a model's weights as a float32 `.tflite`; see `write_float`."""
-    model = convert(parameters, wanted, path.parent)
+    """Write a float32 `.tflite` file with these signatures; see `write_float`."""
+    model = convert(parameters, signatures, path.parent)
     bind(model, parameters)
     share_tables(model)
     round_inputs_asymmetrically(model)
     refuse_foreign_operators(model)
     size = 4 * sum(int(np.prod(parameters.shape(name))) for name in parameters)
-    builder = flatbuffers.Builder(size + (1 << 20))  # growing would copy everything each time
+    builder = flatbuffers.Builder(size + (1 << 20))  # growing would copy the whole buffer
     builder.Finish(model.Pack(builder), FILE_IDENTIFIER)
     with path.open("wb") as file:
         file.write(memoryview(builder.Bytes)[builder.Head() :])
 
 
 def convert(
-    parameters: InferenceParameters, wanted: Sequence[contract.Bucket], scratch: pathlib.Path
+    parameters: InferenceParameters, buckets: Sequence[contract.Bucket], scratch: pathlib.Path
 ) -> schema.ModelT:
-    """Convert some signatures, every matrix an argument named like its weight.
+    """Convert signatures; every matrix becomes an argument named like its weight.
 
-    `scratch` is a directory for what the converter reads, some hundred kilobytes.
+    `scratch` is a directory for the converter's input, which is a few hundred kilobytes.
     """
     vectors = {name: parameters[name] for name in parameters if not is_matrix(parameters, name)}
-    functions = {bucket.name: signature_function(parameters, vectors, bucket) for bucket in wanted}
+    functions = {bucket.name: signature_function(parameters, vectors, bucket) for bucket in buckets}
     with tempfile.TemporaryDirectory(dir=scratch) as directory, native_stderr_silenced():
         try:
             tf.saved_model.save(tf.Module(), directory, signatures=functions)
@@ -98,7 +97,7 @@ def convert(
 def signature_function(
     parameters: InferenceParameters, vectors: Mapping[str, FloatArray], bucket: contract.Bucket
 ) -> tf.types.experimental.ConcreteFunction:
-    """Return the concrete function of one signature, with the matrices it reads as arguments."""
+    """Return a signature's concrete function; the matrices it reads are arguments."""
     config, signature = parameters.config, bucket.signature
     step = steps.STEPS[signature.name]
     sizes = {**contract.sizes(config), **bucket.sizes}
@@ -122,7 +121,7 @@ def signature_function(
 
 
 class Arguments(dict[str, tf.Tensor]):
-    """Parameters for tracing: matrices are the function's arguments, vectors become constants."""
+    """The parameters during tracing: matrices are arguments, vectors become constants."""
 
     def __init__(
         self, vectors: Mapping[str, FloatArray], matrices: Mapping[str, tf.Tensor]
@@ -145,7 +144,7 @@ def matrices_read(
     vectors: Mapping[str, FloatArray],
     specs: Mapping[str, tf.TensorSpec],
 ) -> list[str]:
-    """Return the names of the matrices that `step` reads, found by tracing it once."""
+    """Return the names of the matrices that `step` reads, by tracing it once."""
     with tf.Graph().as_default():
         given = {
             name: tf.compat.v1.placeholder(spec.dtype, spec.shape) for name, spec in specs.items()
@@ -161,17 +160,17 @@ def matrices_read(
 
 
 def is_matrix(parameters: InferenceParameters, name: str) -> bool:
-    """Return whether a weight is big: vectors stay in the graph, where they fuse into operators."""
+    """Return whether a weight is a matrix; vectors become constants, to be fused into operators."""
     return len(parameters.shape(name)) == 2
 
 
 def argument_name(name: str) -> str:
-    """Return the signature argument that stands for a weight (a name cannot hold a slash)."""
+    """Return the name of a weight's argument, which cannot contain a slash."""
     return name.replace("/", ".")
 
 
 def bind(model: schema.ModelT, parameters: InferenceParameters) -> None:
-    """Make constants of the arguments that stand for weights, one buffer a weight."""
+    """Turn the arguments for weights into constants, with one buffer per weight."""
     matrices = {
         argument_name(name).encode(): name for name in parameters if is_matrix(parameters, name)
     }
@@ -193,29 +192,29 @@ def bind(model: schema.ModelT, parameters: InferenceParameters) -> None:
 
 
 def name_tensors(subgraph: schema.SubGraphT, matrix: int, layer: str) -> None:
-    """Name a matrix and the results of the operators that read it after their layer.
+    """Name a matrix, and the outputs of the operators that read it, after its layer.
 
-    Names are unique in a file, and recipes find the operators by them.
+    The names are unique in a file; the quantizer selects operators by them.
     """
     subgraph.tensors[matrix].name = f"{layer}/weights".encode()
     for operator in subgraph.operators:
         if matrix in operator.inputs:
-            # The tied table is the first input of a lookup and the second of the logits.
+            # The tied table is the first input of a lookup, and the second of the logits operator.
             result = "output" if operator.inputs[0] != matrix else "lookup"
             subgraph.tensors[operator.outputs[0]].name = f"{layer}/{result}".encode()
 
 
 class AlignedBuffer(schema.BufferT):
-    """A buffer that reads its weight only when it is written, and starts at an aligned offset."""
+    """An aligned buffer that loads its weight only when it is written."""
 
     def __init__(self, parameters: InferenceParameters, name: str) -> None:
         super().__init__()
         self.parameters, self.name = parameters, name
 
     def Pack(self, builder: flatbuffers.Builder) -> int:  # noqa: N802
-        """Write the weight's bytes and return the buffer's offset."""
+        """Write the weight, and return the buffer's offset."""
         data = self.parameters[self.name].reshape(-1).view(np.uint8)
-        # Python's builder knows no force_align: make the vector's first byte land on a boundary.
+        # Python's builder does not implement force_align, so the vector is aligned explicitly.
         builder.Prep(ALIGNMENT, data.nbytes)
         vector = builder.CreateNumpyVector(data)
         schema.BufferStart(builder)
@@ -224,10 +223,10 @@ class AlignedBuffer(schema.BufferT):
 
 
 def share_tables(model: schema.ModelT) -> None:
-    """Turn every `GATHER` of rows of a constant table into `EMBEDDING_LOOKUP`.
+    """Replace every `GATHER` of rows of a constant table by `EMBEDDING_LOOKUP`.
 
-    The quantizer gives a lookup and a `FULLY_CONNECTED` over the same table the same rows of
-    integers, so the tied embedding stays one buffer; a `GATHER` would keep a float copy.
+    The quantizer produces the same integers for an `EMBEDDING_LOOKUP` and a `FULLY_CONNECTED` with
+    the same table, so the tied embedding remains one buffer; a `GATHER` would keep a float copy.
     """
     lookup = schema.OperatorCodeT()
     lookup.builtinCode = lookup.deprecatedBuiltinCode = schema.BuiltinOperator.EMBEDDING_LOOKUP
@@ -248,10 +247,9 @@ def share_tables(model: schema.ModelT) -> None:
 
 
 def round_inputs_asymmetrically(model: schema.ModelT) -> None:
-    """Have every `FULLY_CONNECTED` with integer weights quantize its inputs from min to max.
+    """Make every `FULLY_CONNECTED` with integer weights quantize its inputs asymmetrically.
 
-    XNNPACK does so whatever the file says. The kernels of runtimes without it round to a range
-    about zero unless told otherwise, and end further from the float model.
+    XNNPACK always does. Other kernels quantize symmetrically by default, which is less accurate.
     """
     for subgraph in model.subgraphs:
         for operator in subgraph.operators:
@@ -260,13 +258,13 @@ def round_inputs_asymmetrically(model: schema.ModelT) -> None:
 
 
 def builtin(model: schema.ModelT, operator: schema.OperatorT) -> int:
-    """Return the builtin code of an operator; old codes live in a field of their own."""
+    """Return an operator's builtin code; codes up to 127 may be in the deprecated field."""
     code = model.operatorCodes[operator.opcodeIndex]
     return max(int(code.builtinCode), int(code.deprecatedBuiltinCode))
 
 
 def refuse_foreign_operators(model: schema.ModelT) -> None:
-    """Fail if the file would need Flex or a custom operator, which phones do not have."""
+    """Check that a file needs neither Flex nor custom operators, which phones do not have."""
     foreign = sorted(
         {
             model.operatorCodes[operator.opcodeIndex].customCode.decode()
@@ -277,5 +275,6 @@ def refuse_foreign_operators(model: schema.ModelT) -> None:
     )
     if foreign:
         raise BartExportError(
-            f"The exported graph must hold builtin operators only, but holds {', '.join(foreign)}."
+            "The exported graph must consist of builtin operators, but contains "
+            f"{', '.join(foreign)}."
         )

@@ -339,7 +339,7 @@ def test_a_bias_that_would_saturate_keeps_its_layer_out_of_integers(
         path = artifact.path(FILE)
         fitted = same_range(path, 8.0)
         for bits in (8, 16):
-            assert quantization.cramped_layers(path.read_bytes(), fitted, bits) == expected
+            assert quantization.saturating_layers(path.read_bytes(), fitted, bits) == expected
     types = projections(distilled_artifact, RECIPES[AI16], 8.0)
     for decoder in ("decode", "decode_single"):
         assert types.pop(f"{decoder}/token_embedding/output")[1] == "FLOAT32"
