@@ -61,7 +61,7 @@ def bounds_table() -> str:
 
 def agreement(tolerance: Tolerance) -> str:
     if "rounding" in tolerance:
-        logits = f"logits within {tolerance['rounding']:g} times what float32 costs Keras"
+        logits = f"logits within {tolerance['rounding']:g} times Keras' float32 error"
     else:
         logits = f"logits within {tolerance['relative']:.2g} of their spread"
     if "tokens" in tolerance:

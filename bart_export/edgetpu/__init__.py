@@ -1,1 +1,1 @@
-"""Coral's Edge TPU: what its compiler accepts, and what an export for it consists of."""
+"""Coral's Edge TPU: its compiler's rules, and the files of an export for it."""

@@ -1,12 +1,11 @@
-"""Coral's compiler: what it would make of a file by its rules, and what it makes where installed.
+"""Predicts what Coral's compiler does with a file, and runs the compiler where it is installed.
 
-`check_file` gives every operation a status in the compiler's own words. Operations that break no
-rule are then partitioned as TensorFlow Lite does for a delegate: the Edge TPU takes one part, the
-first, and all that depends on an operation outside runs on the CPU. The compiler itself knows more
-rules than are published (see `edgetpu.rules`).
+`check_file` gives every operation a status in the compiler's words. Operations that break no rule
+are then partitioned as TensorFlow Lite does for a delegate: the Edge TPU runs the first partition,
+and the CPU runs everything else. The compiler has unpublished rules, too (see `edgetpu.rules`).
 
-`edgetpu_compiler` runs on x86-64 Linux alone and is no longer developed. This project's tests have
-no compiler to run: the form of its log is that of the logs people published.
+`edgetpu_compiler` is no longer developed and runs on x86-64 Linux only. It was not available to
+this project's tests, so its log format is taken from published logs.
 """
 
 import dataclasses
@@ -22,16 +21,16 @@ from bart_export.edgetpu.model_file import Operation
 from bart_export.edgetpu.rules import MAPPED
 from bart_export.errors import EngineError
 
-SHOWN = 3  # of the faults that make the compiler refuse a file; there may be hundreds
+SHOWN = 3  # faults per rule in a refusal; there may be hundreds
 DAMAGE = (struct.error, AttributeError, IndexError, TypeError, ValueError, ZeroDivisionError)
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One operation of a file and what becomes of it.
+    """An operation of a file and its status.
 
-    `number` counts within `subgraph`. `rule` is the name of the rule that it breaks and `reason`
-    what breaks it, both "" where none is broken. `parameter_bytes` are those of its constants.
+    `number` is its index in `subgraph`. `rule` is the name of the rule that it breaks, and `reason`
+    how; both are "" if it breaks none. `parameter_bytes` is the size of its constants.
     """
 
     subgraph: int
@@ -52,11 +51,11 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What the compiler would make of a file.
+    """The compiler's expected result for a file.
 
-    `refusals` say why it would read nothing of it; the rows then tell what would become of the
-    operations without that. `parameter_bytes` are those of the constants of mapped operations,
-    each buffer once.
+    `refusals` say why the compiler would reject the whole file; the rows then tell what would
+    happen to the operations otherwise. `parameter_bytes` is the size of the constants of mapped
+    operations, with each buffer counted once.
     """
 
     file: str
@@ -71,16 +70,16 @@ class Report:
 
     @property
     def on_chip_bytes(self) -> int:
-        """Parameters that stay in the Edge TPU's memory between runs."""
+        """The size of the parameters that stay in the Edge TPU's memory between runs."""
         return min(self.parameter_bytes, rules.CACHE_BYTES)
 
     @property
     def streamed_bytes(self) -> int:
-        """Parameters that have to be sent to the Edge TPU at every run."""
+        """The size of the parameters that are sent to the Edge TPU in every run."""
         return self.parameter_bytes - self.on_chip_bytes
 
     def to_dict(self) -> dict[str, object]:
-        """Return the report as JSON has it."""
+        """Return the report in its JSON form."""
         return {
             **dataclasses.asdict(self),
             "passes": self.passes,
@@ -93,15 +92,15 @@ def check_file(path: pathlib.Path) -> Report:
     """Check a `.tflite` file against the compiler's rules.
 
     Raises:
-        EngineError: for a file that cannot be read, is no `.tflite` file, or is damaged.
+        EngineError: if the file cannot be read, is not a `.tflite` file, or is damaged.
     """
     try:
         operations = model_file.read_operations(path)
         faults = [first_fault(operation) for operation in operations]
-        taken = partition(operations, [status == MAPPED for status, _, _ in faults])
+        mapped = partition(operations, [status == MAPPED for status, _, _ in faults])
         rows = []
         for place, (operation, fault) in enumerate(zip(operations, faults, strict=True)):
-            if fault[0] == MAPPED and place not in taken:
+            if fault[0] == MAPPED and place not in mapped:
                 fault = rules.AFTERWARDS, "", ""
             rows.append(
                 Row(
@@ -114,24 +113,24 @@ def check_file(path: pathlib.Path) -> Report:
                     constant_bytes([operation]),
                 )
             )
-        parameter_bytes = constant_bytes(operations[place] for place in sorted(taken))
+        parameter_bytes = constant_bytes(operations[place] for place in sorted(mapped))
         return Report(str(path), refusals(operations), tuple(rows), parameter_bytes)
     except DAMAGE as error:
         raise EngineError(f"{path} begins like a .tflite file but is damaged: {error}.") from error
 
 
 def first_fault(operation: Operation) -> tuple[str, str, str]:
-    """Return an operation's status by itself, and the first rule that it breaks, and how."""
+    """Return an operation's status, the first rule that it breaks, and the reason."""
     for rule in rules.RULES:
         if fault := rule.fault(operation):
             return rule.status, rule.name, fault
-    if operation.subgraph > 0:  # a delegate of TensorFlow Lite is given the first subgraph
+    if operation.subgraph > 0:  # a TensorFlow Lite delegate gets only the first subgraph
         return rules.NOT_MAPPED, "first subgraph", f"subgraph {operation.subgraph} of the file"
     return MAPPED, "", ""
 
 
 def refusals(operations: Sequence[Operation]) -> tuple[str, ...]:
-    """Return why the compiler would read nothing of a file: a line for each rule that says so."""
+    """Return why the compiler would reject a whole file, one line per broken rule."""
     lines = []
     for rule in filter(lambda rule: rule.refuses, rules.RULES):
         faults = list(dict.fromkeys(filter(None, map(rule.fault, operations))))
@@ -141,38 +140,38 @@ def refusals(operations: Sequence[Operation]) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def partition(operations: Sequence[Operation], fit: Sequence[bool]) -> frozenset[int]:
-    """Return the places of the operations that the Edge TPU takes.
+def partition(operations: Sequence[Operation], supported: Sequence[bool]) -> frozenset[int]:
+    """Return the indices of the operations that the Edge TPU runs.
 
-    As TensorFlow Lite does: of the operations whose inputs are there, those that fit are gathered
-    until none is left, then those that do not, and in turns. The first gathering of the former is
-    the one part that is compiled, so that an operation which does not fit and comes first, as the
-    quantization of a float input, ends nothing.
+    This follows TensorFlow Lite: among the operations whose inputs are available, all supported
+    ones are collected until none is left, then all unsupported ones, and so on in turn. Only the
+    first collection of supported operations is compiled. An unsupported operation before it, such
+    as the quantization of a float input, does no harm.
     """
     waiting = [place for place, operation in enumerate(operations) if operation.subgraph == 0]
     missing = {output.index for place in waiting for output in operations[place].outputs}
     reads = [
         {given.index for given in operation.inputs if given is not None} for operation in operations
     ]
-    gathered: set[int] = set()
+    collected: set[int] = set()
     turn: bool | None = None
     while waiting:
         ready = [place for place in waiting if not reads[place] & missing]
-        ours = [place for place in ready if fit[place] == turn]
-        if not ours:
-            if not ready or (turn and gathered):
+        batch = [place for place in ready if supported[place] == turn]
+        if not batch:
+            if not ready or (turn and collected):
                 break
-            turn = fit[ready[0]]
+            turn = supported[ready[0]]
             continue
         if turn:
-            gathered.update(ours)
-        missing -= {output.index for place in ours for output in operations[place].outputs}
-        waiting = [place for place in waiting if place not in ours]
-    return frozenset(gathered)
+            collected.update(batch)
+        missing -= {output.index for place in batch for output in operations[place].outputs}
+        waiting = [place for place in waiting if place not in batch]
+    return frozenset(collected)
 
 
 def constant_bytes(operations: Iterable[Operation]) -> int:
-    """Return how many bytes of constants some operations read, each buffer once."""
+    """Return the size of the constants that operations read, with each buffer counted once."""
     sizes = {
         given.buffer: given.constant.nbytes
         for operation in operations
@@ -183,7 +182,7 @@ def constant_bytes(operations: Iterable[Operation]) -> int:
 
 
 PROGRAM = "edgetpu_compiler"
-SECONDS = 600  # the compiler ends itself after 180
+SECONDS = 600  # the compiler has its own timeout of 180
 FILE = re.compile(r"^(?=Input model: .)", re.MULTILINE)
 FIELD = re.compile(r"^([A-Z][^:\n]*): (.+)$", re.MULTILINE)
 SIZES = {
@@ -191,7 +190,7 @@ SIZES = {
     "remaining_bytes": "On-chip memory remaining for caching model parameters",
     "streamed_bytes": "Off-chip memory used for streaming uncached model parameters",
 }
-# A line of the table: operator, count and status, two or more blanks apart.
+# A row of the table: operator, count and status, separated by two or more blanks.
 ROW = re.compile(r"^([A-Za-z][\w-]*)\s{2,}(\d+)\s{2,}(\S.*?)\s*$", re.MULTILINE)
 ERROR = re.compile(
     r"^(?:ERROR: .*|Invalid model: .*|Compilation failed.*|Internal compiler error.*|"
@@ -204,7 +203,7 @@ UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 @dataclasses.dataclass(frozen=True)
 class LogRow:
-    """One line of the compiler's table: so many operations of an operator, and their status."""
+    """A row of the compiler's table: the number of an operator's operations with a status."""
 
     operator: str
     count: int
@@ -213,7 +212,7 @@ class LogRow:
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What the compiler says of one file. Sizes are those of parameters, in bytes."""
+    """The compiler's log of a file. Sizes are of parameters, in bytes."""
 
     file: str
     output: str
@@ -229,28 +228,28 @@ class Compiled:
         return bool(self.rows) and all(row.status == MAPPED for row in self.rows)
 
     def to_dict(self) -> dict[str, object]:
-        """Return what the compiler says as JSON has it."""
+        """Return the log in its JSON form."""
         return {**dataclasses.asdict(self), "passes": self.passes}
 
 
 def program() -> str | None:
-    """Return where the compiler is, None where it is not on PATH."""
+    """Return the compiler's path, or None if it is not on PATH."""
     return shutil.which(PROGRAM)
 
 
 def compile_files(paths: Sequence[pathlib.Path], directory: pathlib.Path) -> tuple[Compiled, ...]:
-    """Compile files into `NAME_edgetpu.tflite` in a directory.
+    """Compile files to `NAME_edgetpu.tflite` in a directory.
 
-    They are compiled together, and share the Edge TPU's memory for parameters.
+    Files that are compiled together share the Edge TPU's memory for parameters.
 
     Raises:
-        EngineError: if the compiler is not on PATH, or compiles nothing.
+        EngineError: if the compiler is not on PATH, or fails.
     """
     compiler = program()
     if compiler is None:
         raise EngineError(
-            f"{PROGRAM} is not on PATH. Coral's documentation says how to install it, on x86-64 "
-            "Linux alone."
+            f"{PROGRAM} is not on PATH. Coral's documentation says how to install it; it runs on "
+            "x86-64 Linux only."
         )
     command = [compiler, "-s", "-o", str(directory), *map(str, paths)]
     try:
@@ -268,7 +267,7 @@ def compile_files(paths: Sequence[pathlib.Path], directory: pathlib.Path) -> tup
 
 
 def parse_log(text: str) -> tuple[Compiled, ...]:
-    """Return what the compiler printed of each file."""
+    """Parse the compiler's log."""
     compiled = []
     for part in FILE.split(text)[1:]:
         fields = dict(FIELD.findall(part))
@@ -286,6 +285,6 @@ def parse_log(text: str) -> tuple[Compiled, ...]:
 
 
 def parse_size(text: str) -> int:
-    """Return the bytes of a size as the compiler writes it, "1.92MiB"; 0 for none."""
+    """Return the number of bytes in a size such as "1.92MiB", or 0 if it is empty."""
     match = SIZE.fullmatch(text.strip())
     return round(float(match[1]) * UNITS[match[2]]) if match else 0

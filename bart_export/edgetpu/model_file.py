@@ -1,4 +1,4 @@
-"""A `.tflite` file as values: its operations, with what the compiler's rules ask about them."""
+"""The operations of a `.tflite` file, in the form that the compiler's rules use."""
 
 import dataclasses
 import pathlib
@@ -12,19 +12,19 @@ from bart_export import documents
 from bart_export.errors import EngineError
 
 IDENTIFIER = b"TFL3"  # bytes 4 to 8 of every .tflite file
-LARGEST_FILE = 1 << 31  # bytes: offsets in a flatbuffer have 32 bits and a sign
+LARGEST_FILE = 1 << 31  # bytes: offsets in a flatbuffer are signed 32-bit integers
 OPERATORS = {code: name for name, code in vars(schema.BuiltinOperator).items()}
 TYPES = {code: name for name, code in vars(schema.TensorType).items()}
-# How the numbers of a constant are read; of other types only the bytes count.
+# Types whose values the rules read.
 NUMPY_TYPES = {"INT8": np.int8, "UINT8": np.uint8, "INT32": np.int32, "INT64": np.int64}
 
 
 @dataclasses.dataclass(frozen=True)
 class Operand:
-    """One tensor of a subgraph.
+    """A tensor of a subgraph.
 
-    `constant` is its buffer's bytes, None where the tensor is computed; `buffer` tells buffers
-    apart that several tensors share. `dynamic` says that a size is known only while running.
+    `constant` is the content of its buffer, or None if the tensor is computed; `buffer` is the
+    buffer's index. `dynamic` means that a size is known only at run time.
     """
 
     index: int
@@ -39,23 +39,23 @@ class Operand:
 
     @property
     def numbers(self) -> npt.NDArray[np.integer]:
-        """A constant's numbers in one row; none where it is computed."""
+        """The constant's values, (size,), or no values if the tensor is computed."""
         if self.constant is None:
             return np.zeros(0, np.int32)
         return self.constant.view(NUMPY_TYPES.get(self.dtype, np.uint8))
 
     @property
     def rows(self) -> int:
-        """How many rows of the innermost dimension there are: 1 for a tensor of one dimension."""
+        """The number of rows of the innermost dimension: 1 for a one-dimensional tensor."""
         return int(np.prod(self.shape[:-1], dtype=np.int64))
 
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-    """One node of a graph; an input that is left out is None. `options` are the schema's, or None.
+    """A node of a graph; an omitted input is None. `options` are the schema's, or None.
 
-    `operator` is the schema's name of the builtin code, "#CODE" for a code it does not know; of a
-    custom operator `custom` is the name.
+    `operator` is the schema's name of the builtin code, or "#CODE" if it has none; `custom` is the
+    name of a custom operator.
     """
 
     number: int
@@ -74,29 +74,29 @@ class Operation:
         return [operand for operand in (*self.inputs, *self.outputs) if operand is not None]
 
     def input(self, place: int) -> Operand:
-        """Return an input that the operator cannot do without."""
+        """Return a required input."""
         given = self.inputs[place]
         if given is None:
             raise IndexError(f"input {place} of {self.operator} is missing")
         return given
 
     def option(self, name: str) -> int:
-        """Return an option of the operator; what a file leaves out is 0."""
+        """Return an option of the operator, or 0 if the file omits it."""
         return int(getattr(self.options, name, 0))
 
 
 def read_operations(path: pathlib.Path) -> tuple[Operation, ...]:
-    """Return the operations of a `.tflite` file, subgraph after subgraph, in running order.
+    """Return the operations of all subgraphs of a `.tflite` file, in execution order.
 
     Raises:
-        EngineError: for a file that cannot be read or is no `.tflite` file.
+        EngineError: if the file cannot be read or is not a `.tflite` file.
     """
     try:
         content = documents.read_bounded(path, LARGEST_FILE)
     except OSError as error:
         raise EngineError(f"Cannot read {path}: {error.strerror}.") from error
     if content[4:8] != IDENTIFIER:
-        raise EngineError(f"{path} must be a .tflite file, whose bytes 4 to 8 are TFL3; it is not.")
+        raise EngineError(f"{path} is not a .tflite file: bytes 4 to 8 must be TFL3.")
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
     return tuple(
         operation_of(model, number, graph, node)
@@ -111,7 +111,7 @@ def operation_of(
     """Return one node of a graph."""
     operator = graph.operators[node]
     entry = model.operatorCodes[operator.opcodeIndex]
-    # Codes up to 127 have a field of their own, the only one in older files.
+    # Older files have the code in the deprecated field only.
     code = max(int(entry.builtinCode), int(entry.deprecatedBuiltinCode))
     inputs, outputs = integers(operator.inputs), integers(operator.outputs)
     return Operation(
@@ -146,5 +146,5 @@ def operand_of(model: schema.ModelT, graph: schema.SubGraphT, index: int) -> Ope
 
 
 def integers(numbers: Iterable[int] | None) -> tuple[int, ...]:
-    """Return a vector of the flatbuffer, which may be missing."""
+    """Return a flatbuffer vector as a tuple; it may be missing."""
     return () if numbers is None else tuple(map(int, numbers))

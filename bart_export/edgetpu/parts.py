@@ -1,9 +1,9 @@
-"""What an export for the Edge TPU consists of: its files, and the signatures of the host's.
+"""The files of an export for the Edge TPU, and the signatures of the host file.
 
-The projections of each encoder layer are segments, files with one int8 input and one int8 output,
-(1, 1, rows, width). They compute every row on its own, so that a source of any length is run
-through them in pieces. Everything else, which the Edge TPU cannot compute or not well, is in one
-file for the CPU, as signatures by name.
+Each encoder layer's projections are segments: files with one int8 input and one int8 output,
+(1, 1, rows, width). Rows are independent, so a source of any length is processed in pieces.
+Everything that the Edge TPU cannot compute, or only inaccurately, is a signature of one file for
+the CPU.
 """
 
 import dataclasses
@@ -15,10 +15,10 @@ from bart_export.contract import HIDDEN, ONE, SOURCE, Signature, Tensor
 TARGET = "edgetpu"
 DIRECTORY = TARGET
 HOST = f"{DIRECTORY}/host.tflite"
-# For each segment `NAME/centre` and `NAME/reach`, and for each norm `NAME/gamma` and `NAME/beta`.
+# `NAME/centre` and `NAME/reach` of each segment, and `NAME/gamma` and `NAME/beta` of each norm.
 CONSTANTS = f"{DIRECTORY}/constants.npz"
 
-# Queries, keys and values, side by side; the projection after attention; and the feed-forward.
+# The concatenated queries, keys and values; the projection after attention; the feed-forward block.
 ATTENTION_INPUT, ATTENTION_OUTPUT = "attention_input", "attention_output"
 FEEDFORWARD = "feedforward"
 KINDS = (ATTENTION_INPUT, ATTENTION_OUTPUT, FEEDFORWARD)
@@ -26,37 +26,37 @@ KINDS = (ATTENTION_INPUT, ATTENTION_OUTPUT, FEEDFORWARD)
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
-    """One segment of an encoder layer, a number and one of `KINDS`."""
+    """A segment of an encoder layer; `kind` is one of `KINDS`."""
 
     layer: int
     kind: str
 
     @property
     def name(self) -> str:
-        """What the segment is called."""
+        """The segment's name."""
         return f"layer_{self.layer}_{self.kind}"
 
     @property
     def file(self) -> str:
-        """The segment's file in an artifact, for the CPU and for the compiler."""
+        """The segment's file in an artifact: for the CPU, and the compiler's input."""
         return f"{DIRECTORY}/{self.name}.tflite"
 
     @property
     def compiled_file(self) -> str:
-        """What the compiler makes of it, for the Edge TPU."""
+        """The compiler's output, for the Edge TPU."""
         return f"{DIRECTORY}/{self.name}_edgetpu.tflite"
 
 
 def segments(config: BartConfig) -> tuple[Segment, ...]:
-    """Return the segments of an encoder in the order they run."""
+    """Return the segments of an encoder, in execution order."""
     return tuple(Segment(layer, kind) for layer in range(config.num_layers) for kind in KINDS)
 
 
 def host_signatures(config: BartConfig) -> tuple[Signature, ...]:
-    """Return the signatures of the file for the CPU.
+    """Return the signatures of the host file.
 
-    `embed`, `mix`, `add_and_norm` and `cross` are the parts of `encode` around the segments;
-    `decode` and `decode_single` are those of every `.tflite` file.
+    `embed`, `mix`, `add_and_norm` and `cross` are the parts of `encode` between the segments;
+    `decode` and `decode_single` are the same as in every `.tflite` file.
     """
     rows = (SOURCE, HIDDEN)
     hidden = Tensor("hidden", "float32", rows)

@@ -1,9 +1,9 @@
-"""The Edge TPU compiler's published rules, a row each: which operations map, and why one does not.
+"""The published rules of the Edge TPU compiler, one row each.
 
-The list of operators and their limits is that of Coral's documentation ("TensorFlow models on the
-Edge TPU", which Axis repeats for ARTPEC-7); two rows come from elsewhere and say so. Limits that
-nobody published are missing: reshapes and resizes of large tensors, and activations that do not fit
-("Compilation failed due to large activation tensors").
+Operators and their limits are from Coral's documentation ("TensorFlow models on the Edge TPU",
+repeated by Axis for ARTPEC-7), except where noted. Unpublished limits are missing: reshapes and
+resizes of large tensors, and activations that are too large ("Compilation failed due to large
+activation tensors").
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import numpy as np
 
 from bart_export.edgetpu.model_file import Operand, Operation
 
-# The compiler's own words for what becomes of an operation.
+# The compiler's statuses of operations.
 MAPPED = "Mapped to Edge TPU"
 AFTERWARDS = "More than one subgraph is not supported"
 NOT_SUPPORTED = "Operation not supported"
@@ -22,7 +22,7 @@ NOT_MAPPED = "Operation is otherwise supported, but not mapped due to some unspe
 DATA_TYPE = "Operation is working on an unsupported data type"
 RANK = "Tensor has unsupported rank (up to 3 innermost dimensions mapped)"
 NOT_CONSTANT = "Filter, bias, or other param is not constant at compile-time"
-# And for what makes it refuse a whole file.
+# Its messages for files that it rejects.
 OUT_OF_RANGE = "Op builtin_code out of range"
 TOO_NEW = "Didn't find op for builtin opcode"
 DYNAMIC = (
@@ -30,11 +30,10 @@ DYNAMIC = (
     "dynamic-sized tensors"
 )
 
-# The last compiler, 16.0.384591198 of July 2021, reads files with the operators of TensorFlow Lite
-# 2.5, whose last one was HASHTABLE_SIZE. It parses nothing of a file with a newer operator or
-# version, whether that would map or not.
+# The last compiler, 16.0.384591198 of July 2021, has the operators of TensorFlow Lite 2.5, whose
+# last one was HASHTABLE_SIZE. It rejects a file with any newer operator or version.
 NEWEST_CODE = 139
-# The newest version of each operator in a release up to 2.5, where it was not 1, by TensorFlow's
+# Operators with a newer version than 1 in TensorFlow Lite 2.5, according to TensorFlow's
 # lite/tools/versioning/runtime_version.cc.
 NEWEST_VERSIONS = {
     operator: version
@@ -76,7 +75,7 @@ REDUCTIONS = frozenset(("MEAN", "SUM", "REDUCE_MAX", "REDUCE_MIN"))
 LSTM = frozenset(("LSTM", "UNIDIRECTIONAL_SEQUENCE_LSTM"))
 
 Places = Mapping[str, tuple[int, ...]]
-# Inputs that must be constant, by operator and place: weights, biases, and what shapes the result.
+# Indices of inputs that must be constant: weights, biases and shape parameters.
 WEIGHTS: Places = {
     **dict.fromkeys(("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"), (1,)),
     **dict.fromkeys(("PRELU", "TRANSPOSE_CONV"), (1,)),
@@ -95,11 +94,11 @@ SHAPING: Places = {
     "TRANSPOSE_CONV": (0,),
 }
 INTEGERS = ("INT8", "UINT8")
-# An LSTM keeps its cell in 16 bits and its biases in 32.
+# An LSTM has 16-bit cells and 32-bit biases.
 LSTM_INTEGERS = (*INTEGERS, "INT16", "INT32")
 MAPPED_RANK = 3
 LONGEST_SOFTMAX = 16_000
-# Reports of small files show 7.8 to 7.98 MiB of it free for parameters.
+# Of this, 7.8 to 7.98 MiB are free for parameters in published logs of small files.
 CACHE_BYTES = 8 * 2**20
 
 Broken = Callable[[Operation], str | Literal[False]]
@@ -107,10 +106,11 @@ Broken = Callable[[Operation], str | Literal[False]]
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """One rule: `broken` says what is wrong with an operation, nothing where all is right.
+    """A rule of the compiler.
 
-    `status` is what the compiler calls it. `operators` are those it is about, None for every one.
-    If a file breaks a rule that `refuses`, the compiler reads nothing of the file.
+    `broken` returns how an operation breaks it, or "" or False. `status` is that of such an
+    operation. `operators` are those that it applies to, or None for all. The compiler rejects a
+    file that breaks a rule with `refuses`.
     """
 
     name: str
@@ -120,14 +120,14 @@ class Rule:
     refuses: bool = False
 
     def fault(self, operation: Operation) -> str:
-        """Return how an operation breaks the rule, "" where it does not."""
+        """Return how an operation breaks the rule, or ""."""
         if self.operators is not None and operation.operator not in self.operators:
             return ""
         return self.broken(operation) or ""
 
 
 def inputs_at(places: Places, operation: Operation) -> list[Operand]:
-    """Return the inputs at the places that a table gives for an operator."""
+    """Return an operation's inputs at the indices in a table."""
     chosen = places.get(operation.operator, ())
     return [
         operand for place, operand in enumerate(operation.inputs) if place in chosen and operand
@@ -142,26 +142,26 @@ def parameters(operation: Operation) -> list[Operand]:
 
 
 def activations(operation: Operation) -> list[Operand]:
-    """Return what flows through an operation: its outputs, and inputs that are no parameters."""
+    """Return an operation's outputs, and the inputs that need not be constant."""
     constant = {operand.index for operand in parameters(operation)}
     return [operand for operand in operation.operands if operand.index not in constant]
 
 
 def listed(operands: Iterable[Operand], shapes: bool = False) -> str:
-    """Return the names of operands, with their shapes if wanted."""
+    """Return the names of operands, optionally with their shapes."""
     return ", ".join(
         f"{operand.name} {list(operand.shape)}" if shapes else operand.name for operand in operands
     )
 
 
 def axes(operation: Operation, place: int) -> list[int]:
-    """Return the axes that an input gives for the other one's dimensions, counted from 0."""
+    """Return the axes in an input as non-negative axes of the other input."""
     numbers, given = operation.input(place).numbers, operation.input(1 - place)
     return [int(axis) % max(1, len(given.shape)) for axis in numbers]
 
 
 def too_new(operation: Operation) -> str | Literal[False]:
-    """A version that TensorFlow Lite 2.5 had not given yet is not read."""
+    """Versions of operators newer than TensorFlow Lite 2.5 are rejected."""
     newest = NEWEST_VERSIONS.get(operation.operator, 1)
     return (
         operation.code <= NEWEST_CODE
@@ -171,7 +171,7 @@ def too_new(operation: Operation) -> str | Literal[False]:
 
 
 def wrong_types(operation: Operation) -> str:
-    """Everything is 8 bits wide, biases 32; numbers of shapes are not computed with."""
+    """Activations and weights must have 8 bits, biases 32; shape parameters may have any type."""
     allowed = LSTM_INTEGERS if operation.operator in LSTM else INTEGERS
     numbers = (*activations(operation), *inputs_at(WEIGHTS, operation))
     wrong = [operand for operand in numbers if operand.dtype not in allowed]
@@ -180,23 +180,23 @@ def wrong_types(operation: Operation) -> str:
 
 
 def without_scale(operation: Operation) -> str | Literal[False]:
-    """Integers without a scale stand for no numbers."""
+    """Activations must have a scale."""
     wrong = listed(operand for operand in activations(operation) if not operand.scales)
     return bool(wrong) and f"no scale: {wrong}"
 
 
 def many_scales(operation: Operation) -> str | Literal[False]:
-    """The int8 kernel of TensorFlow Lite 2.5 has one scale for all weights of such a layer.
+    """The int8 kernel of TensorFlow Lite 2.5 supports only one scale for all weights.
 
-    Files with one scale a row are written under the same version, so that nothing else tells them
-    apart. This is no rule of the documentation.
+    Operators with one scale per row have the same version, so this must be checked. The rule is not
+    in the documentation.
     """
     (weights,) = inputs_at(WEIGHTS, operation)
     return len(weights.scales) > 1 and f"{len(weights.scales)} scales"
 
 
 def rank(operation: Operation) -> str:
-    """Beyond the three innermost, dimensions must be 1."""
+    """All but the three innermost dimensions must be 1."""
     return listed(
         (
             operand
@@ -207,26 +207,28 @@ def rank(operation: Operation) -> str:
     )
 
 
-def several_rows(words: str, operand: Operand) -> str | Literal[False]:
-    """An operand may have one row of numbers."""
-    return operand.rows != 1 and f"{words} {list(operand.shape)}"
+def several_rows(label: str, operand: Operand) -> str | Literal[False]:
+    """An operand must have a single row."""
+    return operand.rows != 1 and f"{label} {list(operand.shape)}"
 
 
-def options_set(**words: str) -> Broken:
-    """Return what finds options that must be left out; keys are their names in the schema."""
+def options_set(**labels: str) -> Broken:
+    """Return a check for options that must be 0; keys are their names in the schema."""
     return lambda operation: ", ".join(
-        f"{what} {operation.option(name)}" for name, what in words.items() if operation.option(name)
+        f"{label} {operation.option(name)}"
+        for name, label in labels.items()
+        if operation.option(name)
     )
 
 
 def odd_mean(operation: Operation) -> str | Literal[False]:
-    """A mean over the innermost dimension takes multiples of 4."""
+    """The size of a mean over the innermost dimension must be a multiple of 4."""
     shape = operation.input(0).shape
     return len(shape) - 1 in axes(operation, 1) and shape[-1] % 4 > 0 and f"{shape[-1]} numbers"
 
 
 def constant_part(operation: Operation) -> str:
-    """What is concatenated may be constant only as zeros that pad a single other input."""
+    """A constant may only be concatenated to a single other input, and only if it is all zeros."""
     for given in operation.inputs:
         if given is not None and given.constant is not None:
             zero = given.zero_points[0] if given.zero_points else 0
@@ -236,21 +238,20 @@ def constant_part(operation: Operation) -> str:
 
 
 def uneven_dilation(operation: Operation) -> str | Literal[False]:
-    """Kernels are dilated alike in both directions."""
+    """The dilation must be the same in both directions."""
     wide, high = operation.option("dilationWFactor"), operation.option("dilationHFactor")
     return wide != high and f"dilation {high} by {wide}"
 
 
 def squeezed_inside(operation: Operation) -> str | Literal[False]:
-    """Only dimensions that come before all others are squeezed away."""
+    """Only the outermost dimensions may be squeezed."""
     given, (output,) = operation.input(0).shape, operation.outputs
     inside = given[len(given) - len(output.shape) :] != output.shape
     return inside and f"{list(given)} to {list(output.shape)}"
 
 
-# The first that an operation breaks is its status.
+# An operation's status is that of the first rule it breaks.
 RULES = (
-    # What TensorFlow Lite 2.5 had not yet is not even read; of the rest, some is compiled.
     Rule("known code", OUT_OF_RANGE, lambda node: node.code > NEWEST_CODE and f"{node.code}",
          None, refuses=True),
     Rule("known version", TOO_NEW, too_new, None, refuses=True),
@@ -272,7 +273,7 @@ RULES = (
     Rule("softmax length", NOT_MAPPED,
          lambda node: node.input(0).shape[-1] > LONGEST_SOFTMAX
          and f"{node.input(0).shape[-1]} elements", ("SOFTMAX",)),
-    # The outermost dimension, where there is more than one, is the batch.
+    # If there is more than one dimension, the outermost is the batch.
     Rule("reduction of the batch", NOT_MAPPED,
          lambda node: len(node.input(0).shape) > 1 and 0 in axes(node, 1)
          and f"axis 0 of {list(node.input(0).shape)}", REDUCTIONS),
@@ -296,11 +297,11 @@ RULES = (
          and f"paddings {node.input(1).numbers[:2].tolist()} of axis 0", ("PAD",)),
     Rule("splitting of the batch", NOT_MAPPED, lambda node: 0 in axes(node, 0) and "axis 0",
          ("SPLIT",)),
-    # A parametric ReLU has a slope for each number of the innermost dimension.
+    # A parametric ReLU has a slope for each index of the innermost dimension.
     Rule("slopes of channels", NOT_MAPPED, lambda node: several_rows("slopes", node.input(1)),
          ("PRELU",)),
     Rule("squeezing in front", NOT_MAPPED, squeezed_inside, ("SQUEEZE",)),
-    # Every size must be known before the file is compiled.
+    # All sizes must be known at compile time.
     Rule("static shapes", DYNAMIC,
          lambda node: listed((given for given in node.operands if given.dynamic), shapes=True),
          None, refuses=True),

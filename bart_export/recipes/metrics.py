@@ -1,7 +1,6 @@
-"""Metrics: how far an exported file is from the model it was made of, by name.
+"""The metrics that compare an exported file with the Keras model.
 
-One row each. Tolerances of recipes, `--tolerance` and `--budget` on the command line, and the
-figures in a manifest all use these names.
+Recipes' tolerances, `--tolerance`, `--budget` and manifests use their names.
 """
 
 import dataclasses
@@ -11,15 +10,15 @@ from collections.abc import Iterable
 from bart_export.errors import ConfigurationError, lookup
 
 AT_MOST, AT_LEAST = 1, -1
-POINTS = (-100, 100)  # a file may do better than the model
+POINTS = (-100, 100)  # a file may be better than the model
 
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """One figure: what it is, and what a bound on it may be.
+    """A metric and its valid bounds.
 
-    `side` is where the figure must lie of its bound, AT_MOST or AT_LEAST; `low` and `high` are the
-    least and the greatest bound that make sense.
+    `side` says whether a bound is an upper (AT_MOST) or a lower one (AT_LEAST); `low` and `high`
+    limit the bounds that can be set.
     """
 
     name: str
@@ -34,7 +33,7 @@ METRICS: dict[str, Metric] = {
     for metric in (
         Metric("logits", "the largest error of a logit", AT_MOST),
         Metric("relative", "the relative error of the logits", AT_MOST),
-        Metric("rounding", "the relative error, in units of what float32 costs Keras,", AT_MOST),
+        Metric("rounding", "the relative error, in units of Keras' float32 error,", AT_MOST),
         Metric("kl", "the mean Kullback-Leibler divergence of a step, in nats,", AT_MOST),
         Metric("top1", "the share of steps with the same likeliest token", AT_LEAST, high=1),
         Metric("tokens", "the share of equal answers", AT_LEAST, high=1),
@@ -47,23 +46,23 @@ METRICS: dict[str, Metric] = {
 
 
 def within(name: str, value: float, bound: float) -> bool:
-    """Return whether a figure keeps a bound; no NaN does."""
+    """Return whether a figure is within a bound; NaN is not."""
     side = METRICS[name].side
     return side * value <= side * bound
 
 
 def parse(bounds: Iterable[str]) -> dict[str, float]:
-    """Return the bounds that were written as NAME=VALUE.
+    """Parse bounds of the form NAME=VALUE.
 
     Raises:
-        ConfigurationError: for another form, a name that is no metric, or no finite number.
+        ConfigurationError: if a bound has another form, an unknown metric or an invalid value.
     """
     parsed = {}
     for bound in bounds:
         name, equals, value = bound.partition("=")
         if not equals:
             raise ConfigurationError(
-                f"A bound must be written as NAME=VALUE, as in top1=0.98, received {bound!r}."
+                f"A bound must have the form NAME=VALUE, such as top1=0.98, received {bound!r}."
             )
         parsed[name] = require_bound(name, value)
     return parsed
@@ -73,7 +72,7 @@ def require_bound(name: str, value: object) -> float:
     """Return a bound as a number.
 
     Raises:
-        ConfigurationError: for a name that is no metric, or a value that no bound on it can have.
+        ConfigurationError: if the metric is unknown or the value is not one of its valid bounds.
     """
     metric = lookup("A metric", name, METRICS)
     try:
@@ -88,7 +87,7 @@ def require_bound(name: str, value: object) -> float:
     accepted = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
     message = f"The bound of {name} must be {accepted}, received {number:g}."
     if high == 1 < number <= 100:
-        # A percentage, of what must be equal or of what may differ.
+        # It may be a percentage, of equal or of different steps.
         percent = number if number >= 50 else 100 - number
         message += f" Did you mean {percent / 100:g}?"
     raise ConfigurationError(message)

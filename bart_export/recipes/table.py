@@ -1,10 +1,10 @@
-"""Recipes: how a file's matrices are stored and multiplied, one row of data each.
+"""The table of recipes: how a file's matrices are stored and multiplied.
 
-A row decides the file's name, the command line's choices, the tables in the documentation, the
-tolerance the verifier holds the file to, and the runtimes that may open it. Names follow
-AI Edge Quantizer's grammar: mode, weight bits (`wi8`), activation type (`afp32`).
+A row determines the file's name, the choices on the command line, the tables in the documentation,
+the tolerance in verification, and the runtimes that may open the file. Names follow AI Edge
+Quantizer's scheme: mode, weight bits (`wi8`), activation type (`afp32`).
 
-A recipe file is one more row, as JSON, which somebody wrote or `bart-export tune` found:
+A recipe file is an additional row in JSON, written by a user or by `bart-export tune`:
 
     {
      "name": "int4_but_feedforward",
@@ -31,12 +31,12 @@ TFLITE_RUNTIME = "tflite-runtime"
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-    """One way of storing a matrix.
+    """A storage format of a matrix.
 
-    `bits` is the width of a stored weight; `granularity` what shares a scale: "channelwise" a row,
-    "tensorwise" the matrix, "blockwise_32" 32 neighbours in a row, None where nothing is scaled.
-    `algorithm` chooses integers and scales, in AI Edge Quantizer's words or as `LEAST_ERROR`, which
-    is this package's own (`convert.rounding`).
+    `bits` is the width of a weight. `granularity` says which weights share a scale: "channelwise" a
+    row, "tensorwise" the matrix, "blockwise_32" 32 adjacent weights of a row; None means that there
+    are no scales. `algorithm` is one of AI Edge Quantizer's, or this package's own `LEAST_ERROR`
+    (`convert.rounding`).
     """
 
     name: str
@@ -67,8 +67,8 @@ STORAGES: dict[str, Storage] = {
 class Mode:
     """How a file computes with matrices of less than 32 bits.
 
-    `activation_bits` is the width of calibrated activations, None where they are float32;
-    `description` says what they are.
+    `description` is the type of the activations; `activation_bits` is their width if they are
+    calibrated, or None if they are float32.
     """
 
     name: str
@@ -90,39 +90,38 @@ MODES: dict[str, Mode] = {
 Tolerance = Mapping[str, float]
 Layers = tuple[tuple[str, str], ...]
 
-# Expressions may come with a foreign artifact. Of characters, each once or repeated, and few of
-# them repeated, there is none that takes long to match: a millisecond for a layer's name at most.
+# Expressions may come from an untrusted artifact. Without groups, and with few repetitions, an
+# expression takes at most a millisecond to match a layer's name.
 ATOM = r"(?:[\w/.-]|\\[dw.]|\[\^?(?:[\w/.-]|\\[dw])+\])"
 EXPRESSION = re.compile(rf"(?:{ATOM}[*+?]?)+", re.ASCII)
 LONGEST_EXPRESSION, MOST_REPEATED, MOST_EXPRESSIONS = 200, 3, 512
 EXPRESSIONS = (
-    f"regular expressions of at most {LONGEST_EXPRESSION} characters as .*/layer_[0-3]/.*, without "
-    f"groups, at most {MOST_REPEATED} of their characters repeated"
+    f"regular expressions of at most {LONGEST_EXPRESSION} characters, such as .*/layer_[0-3]/.*, "
+    f"without groups and with at most {MOST_REPEATED} repetitions"
 )
 
 
 def is_expression(value: object) -> bool:
-    """Return whether a value is an expression that layers may be named by, one of `EXPRESSIONS`."""
+    """Return whether a value is an expression for layers, as described by `EXPRESSIONS`."""
     if not isinstance(value, str) or len(value) > LONGEST_EXPRESSION:
         return False
     if not EXPRESSION.fullmatch(value) or len(re.findall(r"[*+?]", value)) > MOST_REPEATED:
         return False
     try:
         re.compile(value)
-    except re.error:  # a range that goes backwards
+    except re.error:  # a reversed range
         return False
     return True
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """One way of storing a model.
+    """A way of storing a model.
 
-    `mode` is a key of `MODES`. `layers` are pairs of a regular expression over layer names and a
-    key of `STORAGES`: of those that match the whole name, the last counts; a layer without one
-    keeps float32. `tolerance` bounds metrics (`metrics.METRICS`) of a file compared with the Keras
-    model. `runtimes` maps each engine that computes the file correctly to the oldest version it
-    was tried with; `refusals` says why another engine is refused.
+    `mode` is a key of `MODES`. `layers` are pairs of a regular expression for whole layer names and
+    a key of `STORAGES`; the last match counts, and a layer without a match is float32. `tolerance`
+    bounds `metrics.METRICS` of the file. `runtimes` maps each engine that computes the file
+    correctly to its oldest tested version; `refusals` says why other engines are refused.
     """
 
     name: str
@@ -134,34 +133,34 @@ class Recipe:
     refusals: Mapping[str, str] = dataclasses.field(default_factory=lambda: MappingProxyType({}))
 
     def storage(self, layer: str) -> Storage:
-        """Return how the matrix of a layer is stored."""
+        """Return the storage of a layer's matrix."""
         storages = [storage for regex, storage in self.layers if re.fullmatch(regex, layer)]
         return STORAGES[storages[-1] if storages else "float32"]
 
     @property
     def weights(self) -> str:
-        """How matrices are stored, in words."""
+        """A description of the storages."""
         storages = dict.fromkeys(storage for _, storage in self.layers) or ("float32",)
         return "; ".join(STORAGES[storage].description for storage in storages)
 
     @property
     def calibrated(self) -> bool:
-        """Whether activations are integers, whose ranges are measured on texts."""
+        """Whether activations are integers with calibrated ranges."""
         return MODES[self.mode].activation_bits is not None
 
     @property
     def exact(self) -> bool:
-        """Whether the file must generate the Keras model's tokens exactly."""
+        """Whether the file must generate exactly the Keras model's tokens."""
         return self.tolerance.get("tokens") == 1.0
 
 
-# How much further than Keras in float32 a float32 file may be from Keras in float64. Of 62 random
-# checkpoints with weights of a standard deviation from 0.02 to 0.5 no right file was further than
-# 1.9 times as far, and none whose encoder begins with an epsilon of 1e-6 less than 7.4 times.
+# A float32 file's error relative to that of Keras in float32, both compared with float64. For 62
+# random checkpoints with standard deviations of 0.02 to 0.5, it was at most 1.9 for correct files,
+# and at least 7.4 if the encoder's first epsilon was wrong (1e-6).
 ROUNDING = 4.0
 EXACT: Tolerance = MappingProxyType({"rounding": ROUNDING, "tokens": 1.0})
-# float16 rounds each weight 2^13 times as coarsely as float32. Two checkpoints of 0.35 were at 900
-# and 1,100: Keras' cost is more than that of rounding the weights.
+# float16 rounds weights 2^13 times as coarsely as float32. Two checkpoints with standard deviations
+# of 0.35 had 900 and 1,100, because Keras' error has more causes than rounded weights.
 HALVED: Tolerance = MappingProxyType({"rounding": 2.0**13, "top1": 0.95})
 ROUNDED: Tolerance = MappingProxyType({"relative": 0.15, "top1": 0.9, "kl": 0.03})
 COARSE: Tolerance = MappingProxyType({"relative": 0.35, "top1": 0.8, "kl": 0.12})
@@ -170,21 +169,21 @@ BOTH = MappingProxyType({LITERT: "2.3.0", TFLITE_RUNTIME: "2.14.0"})
 LITERT_ONLY = MappingProxyType({LITERT: "2.3.0"})
 ONE_SCALE = MappingProxyType(
     {
-        TFLITE_RUNTIME: "it reads the scale of every row as the scale of the first "
-        "and computes wrong numbers without an error"
+        TFLITE_RUNTIME: "it uses the first row's scale for every row, and silently computes wrong "
+        "results"
     }
 )
 FOUR_BITS = MappingProxyType(
     {
-        TFLITE_RUNTIME: "it cannot look up rows of int4, and multiplies by int4 in blocks wrongly "
-        "without an error"
+        TFLITE_RUNTIME: "it cannot look up int4 rows, and silently multiplies blockwise int4 "
+        "matrices incorrectly"
     }
 )
 
 INT8: Layers = ((".*", "int8"),)
 INT4: Layers = (
     (".*", "int4_block64"),
-    # The token embedding costs most: its errors enter twice, as lookups and as logits.
+    # The token embedding is the most sensitive: its errors affect both lookups and logits.
     ("token_embedding", "int4"),
     (".*/position_embedding", "int8"),
 )
@@ -213,13 +212,13 @@ DEFAULT = "dynamic_wi8_afp32"
 
 
 def with_bounds(recipe: Recipe, tolerance: Mapping[str, float]) -> Recipe:
-    """Return a recipe with some bounds in the place of its own."""
+    """Return a recipe with some of its bounds replaced."""
     bounds = MappingProxyType({**recipe.tolerance, **tolerance})
     return dataclasses.replace(recipe, tolerance=bounds)
 
 
 FIELDS = ("name", "mode", "layers", "tolerance")
-# Recipes become names of files.
+# Recipe names are also file names.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
@@ -227,8 +226,7 @@ def read_recipe(path: pathlib.Path) -> Recipe:
     """Read a recipe file.
 
     Raises:
-        ConfigurationError: for a file that cannot be read, or a field that is missing, unknown, or
-            has a value that no recipe can have.
+        ConfigurationError: if it cannot be read, or a field is missing, unknown or invalid.
     """
     try:
         return parse_recipe(documents.parse_json(documents.read_bounded(path, documents.MEBIBYTE)))
@@ -241,7 +239,7 @@ def read_recipe(path: pathlib.Path) -> Recipe:
 
 
 def write_recipe(path: pathlib.Path, recipe: Recipe) -> None:
-    """Write a recipe file, whole or not at all.
+    """Write a recipe file atomically.
 
     Raises:
         OSError: if it cannot be written.
@@ -254,14 +252,14 @@ def write_recipe(path: pathlib.Path, recipe: Recipe) -> None:
 
 
 def parse_recipe(content: object) -> Recipe:
-    """Return the recipe of a file's content, a value of JSON; see `read_recipe`."""
+    """Return the recipe in a file's parsed JSON; see `read_recipe`."""
     if not isinstance(content, dict):
         raise ConfigurationError(f"It must be an object with {', '.join(FIELDS)}.")
     unknown = sorted(set(content) - set(FIELDS))
     missing = sorted(set(FIELDS) - {"tolerance"} - set(content))
     if unknown or missing:
         wrong = f"has {unknown[0]!r}" if unknown else f"lacks {missing[0]!r}"
-        raise ConfigurationError(f"Its fields must be {', '.join(FIELDS)}, and it {wrong}.")
+        raise ConfigurationError(f"Its fields must be {', '.join(FIELDS)}, but it {wrong}.")
     tolerance = content.get("tolerance", dict(ROUNDED))
     if not isinstance(tolerance, dict):
         raise ConfigurationError(f"tolerance must map metrics to bounds, received {tolerance!r}.")
@@ -271,14 +269,14 @@ def parse_recipe(content: object) -> Recipe:
     blocks = [name for _, name in layers if "blockwise" in (STORAGES[name].granularity or "")]
     if mode == "weight_only" and blocks:
         raise ConfigurationError(
-            f"The mode weight_only can widen rows and whole matrices, received {blocks[0]!r}, "
-            "which is in blocks. The mode dynamic takes it."
+            "The mode weight_only supports one scale per row or per matrix, received "
+            f"{blocks[0]!r}, which has one per block. Use the mode dynamic."
         )
     refused = refusals(mode, layers)
     bounds = {name: metrics.require_bound(name, bound) for name, bound in tolerance.items()}
     return Recipe(
         require_name(content["name"]),
-        purpose="a recipe of one's own",
+        purpose="a custom recipe",
         mode=mode,
         layers=layers,
         tolerance=MappingProxyType(bounds),
@@ -288,14 +286,14 @@ def parse_recipe(content: object) -> Recipe:
 
 
 def refusals(mode: str, layers: Layers) -> Mapping[str, str]:
-    """Return why engines are refused: what the table's recipes were measured to do, by storage."""
+    """Return why engines are refused, as for the table's recipes with the same storage."""
     if MODES[mode].activation_bits is not None:
         return next(recipe.refusals for recipe in RECIPES.values() if recipe.mode == mode)
     storages = [STORAGES[name] for _, name in layers]
     if any(storage.bits == 4 for storage in storages):
         return FOUR_BITS
     by_row = any(storage.granularity == "channelwise" for storage in storages)
-    # Matrices that are widened first are widened correctly, row by row.
+    # Every engine dequantizes rows correctly.
     return ONE_SCALE if by_row and mode == "dynamic" else MappingProxyType({})
 
 
@@ -310,7 +308,7 @@ def require_name(name: object) -> str:
 
 
 def parse_layers(pairs: object) -> Layers:
-    """Return the pairs of an expression and a storage that a recipe file lists."""
+    """Return the layers in a recipe file, pairs of an expression and a storage."""
     if not isinstance(pairs, list) or not 0 < len(pairs) <= MOST_EXPRESSIONS:
         received = f"a list of {len(pairs)}" if isinstance(pairs, list) else shown(pairs)
         raise ConfigurationError(
@@ -320,7 +318,7 @@ def parse_layers(pairs: object) -> Layers:
     for pair in pairs:
         if not (isinstance(pair, list) and len(pair) == 2):
             raise ConfigurationError(
-                f'layers must be pairs as in [".*", "int8"], received {shown(pair)}.'
+                f'layers must be pairs such as [".*", "int8"], received {shown(pair)}.'
             )
         if not is_expression(pair[0]):
             raise ConfigurationError(f"layers must be {EXPRESSIONS}, received {shown(pair[0])}.")
@@ -329,22 +327,22 @@ def parse_layers(pairs: object) -> Layers:
 
 
 def require_layers(recipe: Recipe, layers: Iterable[str]) -> None:
-    """Refuse a recipe with an expression that matches none of a checkpoint's layers.
+    """Check that each expression of a recipe matches one of a checkpoint's layers.
 
     Raises:
-        ConfigurationError: with the expression and some names there are, or if the recipe leaves
-            every number as it is.
+        ConfigurationError: if not, or if the recipe stores every layer in float32.
     """
     known = list(layers)
     for regex, _ in recipe.layers:
         if not any(re.fullmatch(regex, layer) for layer in known):
             raise ConfigurationError(
-                f"The recipe {recipe.name} names layers by {regex!r}, which matches none. Layers "
-                f"are called {known[0]}, {known[-1]} and so on: bart-export inspect lists them."
+                f"The recipe {recipe.name} has the expression {regex!r}, which matches no layer. "
+                f"Layers are named {known[0]}, {known[-1]} and so on; bart-export inspect lists "
+                "them."
             )
-    stores = recipe.layers and not recipe.calibrated  # is for nothing else
+    stores = recipe.layers and not recipe.calibrated  # otherwise float32 is of no use
     if stores and all(recipe.storage(layer).bits == 32 for layer in known):
         raise ConfigurationError(
             f"The recipe {recipe.name} stores every layer in float32, as the recipe float32 does. "
-            f"A storage can also be {', '.join(name for name in STORAGES if name != 'float32')}."
+            f"Other storages are {', '.join(name for name in STORAGES if name != 'float32')}."
         )

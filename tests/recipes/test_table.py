@@ -135,7 +135,7 @@ def test_which_runtimes_compute_it_follows_from_mode_and_storages(mode, storages
             for expression in HARMFUL
         ),
         ({"layers": [[".*", "int5"]]}, "storage must be one of"),
-        ({"mode": "weight_only"}, "received 'int4', which is in blocks"),
+        ({"mode": "weight_only"}, "received 'int4', which has one per block"),
         ({"tolerance": {"top2": 1}}, "metric must be one of"),
         ({"tolerance": {"top1": "high"}}, "must be a number"),
         ({"tolerance": {"tokens": 95}}, r"received 95\. Did you mean 0\.95\?"),
@@ -162,7 +162,10 @@ def test_a_file_that_is_missing_or_no_json_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("recipe", "words"),
     [
-        (changed(layers=[["decoder/layer_12/.*", "int8"]]), r"layer_12/\.\*', which matches none"),
+        (
+            changed(layers=[["decoder/layer_12/.*", "int8"]]),
+            r"layer_12/\.\*', which matches no layer",
+        ),
         *(
             (stored(storages, mode), "mixed stores every layer in float32")
             for mode in ("dynamic", "weight_only")

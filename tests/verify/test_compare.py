@@ -157,7 +157,7 @@ TEXTS = TextFile("0" * 64, 775)
         (
             FLOAT32,
             {"rounding": 4.06},
-            "in units of what float32 costs Keras, must be at most 4, received 4.06. "
+            "in units of Keras' float32 error, must be at most 4, received 4.06. "
             "To accept it: --tolerance rounding=4.1.$",
         ),
         (FLOAT32, {"rounding": math.nan}, "received nan.$"),

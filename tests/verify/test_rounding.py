@@ -70,7 +70,7 @@ def check_a_random_checkpoint(directory, spread, seed):
         with pytest.MonkeyPatch.context() as patch:
             harm(patch)
             wrong = judged.float_file(directory / "wrong.tflite")
-        with pytest.raises(VerificationFailed, match="in units of what float32 costs Keras"):
+        with pytest.raises(VerificationFailed, match="in units of Keras' float32 error"):
             judged.gate(wrong).check(wrong, judged.asked)
 
 
@@ -107,7 +107,7 @@ def test_a_bound_of_ones_own_reaches_the_float_file_that_others_are_made_of(tiny
     strict = dataclasses.replace(base, recipe=with_bounds(base.recipe, {"rounding": 0.001}))
     with pytest.raises(VerificationFailed) as error:
         tiny.gate(strict).check(int8, tiny.asked)
-    assert "units of what float32 costs Keras, must be at most 0.001" in str(error.value)
+    assert "units of Keras' float32 error, must be at most 0.001" in str(error.value)
     accepting = str(error.value).partition("--tolerance rounding=")[2].partition(". ")[0]
     assert 0.001 < float(accepting) < ROUNDING
     bounded = with_bounds(base.recipe, {"rounding": float(accepting)})
