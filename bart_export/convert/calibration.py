@@ -39,16 +39,10 @@ def calibrate(
     search: Search,
     num_beams: int,
 ) -> tuple[Ranges, int]:
-    """Run sources through every signature of a float file.
+    """Run sources through every signature of a float file, dynamic or static.
 
-    Args:
-        path: the file, dynamic or static.
-        config: the model's architecture.
-        buckets: the file's signatures.
-        sources: token ids of the texts; a source is cut to the length of its bucket.
-        search: decodes a source.
-        num_beams: the number of beams for signatures that do not fix it; at least 2 are used,
-            because a single beam has its own signature.
+    `sources` are token ids, cut to the length of each bucket. `num_beams` is for signatures that do
+    not fix it; at least 2 are used, because a single beam has its own signature.
 
     Returns:
         The ranges of the activations, and the number of runs that they were measured on.

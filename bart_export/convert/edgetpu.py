@@ -73,13 +73,10 @@ def write_segments(
     rows: int,
     directory: pathlib.Path,
 ) -> None:
-    """Write every segment's file and `parts.CONSTANTS`.
+    """Write every segment's file and `parts.CONSTANTS` into an artifact's directory.
 
-    Args:
-        parameters: the model's weights.
-        sources: token ids of the texts to calibrate with; each token is a row of activations.
-        rows: the number of positions that a segment processes per run.
-        directory: the artifact's directory, which contains `edgetpu/`.
+    `sources` are token ids of texts to calibrate with; each token is a row of activations. `rows`
+    is the number of positions that a segment processes per run.
     """
     config = parameters.config
     constants: Vectors = {}

@@ -63,11 +63,7 @@ def round_blocks(quantized: bytearray, content: Content, layers: Container[str])
 
 
 def require_full_blocks(content: Content, recipe: Recipe, layers: Container[str]) -> None:
-    """Check that the blocks of a recipe fill the rows of a float file's matrices.
-
-    Raises:
-        ConfigurationError: if not.
-    """
+    """Raise ConfigurationError unless a recipe's blocks fill the rows of a file's matrices."""
     for layer, (_, tensor) in matrices(schema.Model.GetRootAs(content, 0)):
         block = BLOCK.fullmatch(str(recipe.storage(layer).granularity))
         if layer in layers and block and tensor.Shape(1) % int(block[1]):
@@ -110,13 +106,11 @@ def floats(model: schema.Model, content: Content, tensor: schema.Tensor) -> Floa
 def round_matrix(
     weights: FloatArray, block_size: int, moments: FloatArray | None = None
 ) -> tuple[Codes, FloatArray]:
-    """Quantize a matrix to integers (outputs, inputs) and scales (outputs, blocks).
+    """Quantize float32 weights to integers (outputs, inputs) and scales (outputs, blocks).
 
-    Args:
-        weights: float32 (outputs, inputs).
-        block_size: the number of weights that share a scale; it divides the number of inputs.
-        moments: second moments of the inputs, (inputs, inputs), or None if unknown, in which case
-            all inputs have equal weight and are uncorrelated.
+    `block_size` is the number of weights that share a scale; it divides the number of inputs.
+    `moments` are second moments of the inputs, (inputs, inputs), or None if unknown, in which case
+    all inputs have equal weight and are uncorrelated.
     """
     outputs, inputs = weights.shape
     left = weights.copy()

@@ -34,12 +34,7 @@ ALIGNMENT = 16  # bytes, of every buffer, required by the schema
 def write_float(
     parameters: InferenceParameters, path: pathlib.Path, shapes: StaticShapes | None = None
 ) -> None:
-    """Write a float32 `.tflite` file: static if `shapes` are given, or else dynamic.
-
-    Raises:
-        BartExportError: if the converter produced an operator that is not a builtin.
-        ConfigurationError: if the shapes are longer than the model's positions.
-    """
+    """Write a float32 `.tflite` file: static if `shapes` are given, or else dynamic."""
     write_signatures(parameters, buckets(parameters.config, shapes), path)
 
 

@@ -1,11 +1,9 @@
 """Predicts what Coral's compiler does with a file, and runs the compiler where it is installed.
 
-`check_file` gives every operation a status in the compiler's words. Operations that break no rule
-are then partitioned as TensorFlow Lite does for a delegate: the Edge TPU runs the first partition,
-and the CPU runs everything else. The compiler has unpublished rules, too (see `edgetpu.rules`).
-
-`edgetpu_compiler` is no longer developed and runs on x86-64 Linux only. It was not available to
-this project's tests, so its log format is taken from published logs.
+Operations that break no rule are partitioned as TensorFlow Lite does for a delegate: the Edge TPU
+runs the first partition, and the CPU everything else. `edgetpu_compiler` is no longer developed and
+runs on x86-64 Linux only. It was not available to this project's tests, so its log format is taken
+from published logs.
 """
 
 import dataclasses
@@ -238,9 +236,7 @@ def program() -> str | None:
 
 
 def compile_files(paths: Sequence[pathlib.Path], directory: pathlib.Path) -> tuple[Compiled, ...]:
-    """Compile files to `NAME_edgetpu.tflite` in a directory.
-
-    Files that are compiled together share the Edge TPU's memory for parameters.
+    """Compile files together, so that they share memory, to `NAME_edgetpu.tflite` in a directory.
 
     Raises:
         EngineError: if the compiler is not on PATH, or fails.

@@ -1,9 +1,8 @@
 """The files of an export for the Edge TPU, and the signatures of the host file.
 
 Each encoder layer's projections are segments: files with one int8 input and one int8 output,
-(1, 1, rows, width). Rows are independent, so a source of any length is processed in pieces.
-Everything that the Edge TPU cannot compute, or only inaccurately, is a signature of one file for
-the CPU.
+(1, 1, rows, width), in which rows are independent. Everything that the Edge TPU cannot compute, or
+only inaccurately, is a signature of the host file, which runs on the CPU.
 """
 
 import dataclasses

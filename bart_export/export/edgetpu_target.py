@@ -36,12 +36,7 @@ TINY = 1e-30  # the standard deviation of a constant output
 def export_edgetpu(
     model: Model, options: EdgeTpuOptions, draft: Draft, stage: Stage
 ) -> ExportResult:
-    """Write the host file and the encoder segments.
-
-    Raises:
-        VerificationFailed: if a segment breaks a rule of the compiler.
-        EngineError: if the compiler is installed and fails.
-    """
+    """Write the host file and the encoder segments."""
     config, rows = model.info.config, options.source_length
     recipe = table.with_bounds(table.RECIPES[table.DEFAULT], options.tolerance)
     texts = CalibrationTexts.choose(options.calibration_data, model.directory)
@@ -85,11 +80,7 @@ def export_edgetpu(
 
 
 def check_segment(draft: Draft, segment: parts.Segment) -> Report:
-    """Check a segment against the compiler's rules.
-
-    Raises:
-        VerificationFailed: if part of it would run on the CPU.
-    """
+    """Return a segment's report; raise VerificationFailed unless the Edge TPU runs all of it."""
     report = compiler.check_file(draft.directory / segment.file)
     if not report.passes:
         faults = [f"{row.operator}: {row.status} ({row.reason})" for row in report.rows if row.rule]
@@ -106,9 +97,6 @@ def compile_segments(
     """Compile all segments together, so that they share the Edge TPU's memory.
 
     Returns the entries of the compiled files by name, or {} if the compiler is not on PATH.
-
-    Raises:
-        EngineError: if the compiler fails.
     """
     if compiler.program() is None:
         return {}
@@ -129,11 +117,7 @@ def check_edgetpu(
     keras: KerasReference,
     cases: Cases,
 ) -> tuple[EdgeTpuVerification, Sequence[Answer | None]]:
-    """Run all parts on the CPU, and compare the encoder and the answers with the Keras model.
-
-    Raises:
-        VerificationFailed: if the encoder or the logits exceed their tolerance.
-    """
+    """Run all parts on the CPU, and compare the encoder and the answers with the Keras model."""
     config, tokenizer = model.info.config, model.info.tokenizer
     engine = open_edgetpu(draft.directory / parts.HOST, config)
     error = encoder_error(engine, keras, cases)

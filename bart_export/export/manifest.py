@@ -104,18 +104,11 @@ def describe(resolved: ResolvedPreset, tokenizer: BartTokenizer) -> Manifest:
 def carry_over(
     draft: Draft, described: Manifest, written: Collection[str]
 ) -> tuple[Manifest, Golden]:
-    """Copy an earlier export's files into a draft, unless this export replaces them.
+    """Keep an earlier export's files in a draft, unless this export's files, `written`, replace them.
 
     If the source differs, only files of `KEPT_OVER_SOURCES` are kept; if the earlier artifact is
-    damaged, none are.
-
-    Args:
-        described: the manifest of this export's model.
-        written: the names of this export's files.
-
-    Returns:
-        `described` with the copied files, their figures and the number of earlier exports, and the
-        earlier export's golden answers.
+    damaged, none are. Returns `described`, this export's manifest, with the kept files, their
+    figures and the number of earlier exports, and the earlier export's golden answers.
     """
     carry_serving(draft)
     exports = 0

@@ -59,11 +59,7 @@ class SavedModelOptions:
         lookup("dtype", self.dtype, dict.fromkeys(DTYPES))
 
     def settings(self, defaults: GenerationConfig) -> GenerationConfig:
-        """Return a preset's settings, overridden by these.
-
-        Raises:
-            ConfigurationError: if the settings sample or contradict each other.
-        """
+        """Return a preset's settings overridden by these, or raise an error if it samples."""
         fields = {name: value for name, value in vars(self).items() if name != "dtype"}
         given = {name: value for name, value in fields.items() if value is not None}
         if defaults.do_sample:

@@ -1,9 +1,8 @@
 """The SavedModel target: the next version of a model, and the files to deploy it.
 
-A version directory includes batching parameters and warm-up requests. `serving/` configures
-TensorFlow Serving, Docker Compose, Kubernetes and KServe for the whole artifact, and is rewritten
-by each export; serving/README.md explains its files. The templates do not quote values, so a model
-name that would need quotes is refused.
+`serving/` configures TensorFlow Serving, Docker Compose, Kubernetes and KServe for the whole
+artifact; serving/README.md explains it. The templates do not quote values, so a model name that
+would need quotes is refused.
 """
 
 import dataclasses
@@ -53,13 +52,7 @@ YAML_WORDS = frozenset(("null", "true", "false", "yes", "no", "on", "off", "y", 
 def export_saved_model(
     model: Model, options: SavedModelOptions, draft: Draft, stage: Stage
 ) -> ExportResult:
-    """Write the next version of a SavedModel, `saved_model/<version>/`, and its deployment.
-
-    Raises:
-        ConfigurationError: if the artifact's directory name is not a valid model name, or a
-            SavedModel does not support the settings.
-        EngineError: if the version fails its warm-up requests.
-    """
+    """Write the next version of a SavedModel, `saved_model/<version>/`, and its deployment."""
     info = dataclasses.replace(model.info, generation=options.settings(model.info.generation))
     model_name(draft.target)
     version = next_version(draft.target)
@@ -114,11 +107,7 @@ def earlier_versions(artifact: pathlib.Path) -> list[int]:
 
 
 def model_name(artifact: pathlib.Path) -> str:
-    """Return the name that an artifact is served under, which is that of its directory.
-
-    Raises:
-        ConfigurationError: if URLs and configuration files cannot contain it.
-    """
+    """Return the name of an artifact's directory if a model can have it, or raise an error."""
     if not MODEL_NAME.fullmatch(artifact.name):
         raise ConfigurationError(
             "A SavedModel is served under the name of its artifact's directory, which must be "
@@ -156,11 +145,8 @@ def write_deployment(draft: Draft, version: int, info: ModelInfo) -> Memory:
 def serving_files(name: str, versions: Sequence[int], memory: Memory, size: int) -> dict[str, str]:
     """Return the content of each file of `serving/`.
 
-    Args:
-        name: the model's name.
-        versions: all versions in the artifact, in ascending order.
-        memory: the memory of the last version.
-        size: the size of its files, in bytes.
+    `versions` are all in the artifact, in ascending order; `memory` and `size`, in bytes, are those
+    of the last.
     """
     loaded = min(len(versions), LOADED_VERSIONS) * memory.loaded
     working = CORES * (memory.peak - memory.loaded)

@@ -54,11 +54,7 @@ def guess_memory(directory: pathlib.Path) -> Memory:
 
 
 def serve(directory: pathlib.Path, largest: PredictRequest) -> dict[str, int]:
-    """Load a version, run its requests and return the fields of `Memory`, or {} if unknown.
-
-    Raises:
-        BartExportError: if the version cannot be loaded or a request fails.
-    """
+    """Load a version, run its requests and return the fields of `Memory`, or {} if unknown."""
     from bart_export.server.tensorflow_engine import open_saved_model
 
     # The largest request is already a full batch.
@@ -77,10 +73,7 @@ def serve(directory: pathlib.Path, largest: PredictRequest) -> dict[str, int]:
 
 
 def private_bytes(field: str) -> int | None:
-    """Return a field of /proc/self/status less file-backed pages, or None without /proc.
-
-    File-backed pages (the libraries) can be evicted, and do not count towards a memory limit.
-    """
+    """Return a field of /proc/self/status without file pages, which can be evicted, or None."""
     try:
         lines = STATUS.read_text(encoding="ascii").splitlines()
     except OSError:

@@ -95,9 +95,6 @@ class CalibrationTexts:
         """Return the texts of a given file, or else the preset's first `ENOUGH`, or golden texts.
 
         `preset` is the preset's directory.
-
-        Raises:
-            InputError: if a file cannot be read.
         """
         own = preset / CALIBRATION_FILE
         if given is None and not own.is_file():

@@ -35,12 +35,7 @@ from bart_export.verify.weights import checkpoint_matrices
 
 
 def export_tflite(model: Model, options: TfliteOptions, draft: Draft, stage: Stage) -> ExportResult:
-    """Write `tflite/<recipe>.tflite` for each recipe, or `<recipe>.static.tflite` with shapes.
-
-    Raises:
-        ConfigurationError: if a recipe or the shapes do not fit the model.
-        InputError: if texts cannot be read.
-    """
+    """Write `tflite/<recipe>.tflite` for each recipe, or `<recipe>.static.tflite` with shapes."""
     config, shapes = model.info.config, options.shapes
     if shapes is not None:
         shapes = shapes.within(model.info.encoder_sequence_length)
@@ -146,11 +141,7 @@ def entry_of(
 def require_fitting(
     info: ModelInfo, recipes: Sequence[Recipe], shapes: StaticShapes | None
 ) -> None:
-    """Check that recipes name layers of the model, and that shapes fit its generation settings.
-
-    Raises:
-        ConfigurationError: if not.
-    """
+    """Raise ConfigurationError unless the recipes and shapes fit the model and its settings."""
     for recipe in recipes:
         require_layers(recipe, layer_names(info.config))
     max_length = info.generation.max_length

@@ -52,11 +52,7 @@ def within(name: str, value: float, bound: float) -> bool:
 
 
 def parse(bounds: Iterable[str]) -> dict[str, float]:
-    """Parse bounds of the form NAME=VALUE.
-
-    Raises:
-        ConfigurationError: if a bound has another form, an unknown metric or an invalid value.
-    """
+    """Parse bounds of the form NAME=VALUE; raise ConfigurationError for any other."""
     parsed = {}
     for bound in bounds:
         name, equals, value = bound.partition("=")
@@ -69,11 +65,7 @@ def parse(bounds: Iterable[str]) -> dict[str, float]:
 
 
 def require_bound(name: str, value: object) -> float:
-    """Return a bound as a number.
-
-    Raises:
-        ConfigurationError: if the metric is unknown or the value is not one of its valid bounds.
-    """
+    """Return a bound as a number; raise ConfigurationError unless the metric can have it."""
     metric = lookup("A metric", name, METRICS)
     try:
         number = float(str(value))

@@ -223,11 +223,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
 def read_recipe(path: pathlib.Path) -> Recipe:
-    """Read a recipe file.
-
-    Raises:
-        ConfigurationError: if it cannot be read, or a field is missing, unknown or invalid.
-    """
+    """Read a recipe file; raise ConfigurationError if it cannot be read or a field is invalid."""
     try:
         return parse_recipe(documents.parse_json(documents.read_bounded(path, documents.MEBIBYTE)))
     except OSError as error:
@@ -239,11 +235,7 @@ def read_recipe(path: pathlib.Path) -> Recipe:
 
 
 def write_recipe(path: pathlib.Path, recipe: Recipe) -> None:
-    """Write a recipe file atomically.
-
-    Raises:
-        OSError: if it cannot be written.
-    """
+    """Write a recipe file atomically."""
     layers = ",\n  ".join(json.dumps(pair) for pair in recipe.layers)
     fields = {"name": recipe.name, "mode": recipe.mode, "tolerance": dict(recipe.tolerance)}
     lines = [f" {json.dumps(name)}: {json.dumps(value)}" for name, value in fields.items()]
@@ -327,11 +319,7 @@ def parse_layers(pairs: object) -> Layers:
 
 
 def require_layers(recipe: Recipe, layers: Iterable[str]) -> None:
-    """Check that each expression of a recipe matches one of a checkpoint's layers.
-
-    Raises:
-        ConfigurationError: if not, or if the recipe stores every layer in float32.
-    """
+    """Raise ConfigurationError if an expression matches no layer, or if all layers are float32."""
     known = list(layers)
     for regex, _ in recipe.layers:
         if not any(re.fullmatch(regex, layer) for layer in known):
