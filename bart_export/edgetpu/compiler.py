@@ -114,7 +114,7 @@ def check_file(path: pathlib.Path) -> Report:
         parameter_bytes = constant_bytes(operations[place] for place in sorted(mapped))
         return Report(str(path), refusals(operations), tuple(rows), parameter_bytes)
     except DAMAGE as error:
-        raise EngineError(f"{path} begins like a .tflite file but is damaged: {error}.") from error
+        raise EngineError(f"{path} is a .tflite file but is damaged: {error}.") from error
 
 
 def first_fault(operation: Operation) -> tuple[str, str, str]:

@@ -104,7 +104,7 @@ def describe(resolved: ResolvedPreset, tokenizer: BartTokenizer) -> Manifest:
 def carry_over(
     draft: Draft, described: Manifest, written: Collection[str]
 ) -> tuple[Manifest, Golden]:
-    """Keep an earlier export's files in a draft, unless this export's files, `written`, replace them.
+    """Keep an earlier export's files in a draft, unless `written`, this export's, replace them.
 
     If the source differs, only files of `KEPT_OVER_SOURCES` are kept; if the earlier artifact is
     damaged, none are. Returns `described`, this export's manifest, with the kept files, their

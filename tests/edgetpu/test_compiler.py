@@ -78,8 +78,8 @@ def test_parameters_count_once_and_those_that_do_not_fit_are_streamed(tmp_path):
     ("damaged", "message"),
     [
         (None, "Cannot read .*file.tflite: No such file"),
-        (b"", "must be a .tflite file"),
-        (b"PK\x03\x04 something else", "must be a .tflite file"),
+        (b"", "is not a .tflite file"),
+        (b"PK\x03\x04 something else", "is not a .tflite file"),
         (content([OPERATIONS["CONV_2D"]])[:200], "is damaged"),
         (content([SUM.change(inputs=SUM.inputs[:1])]), "is damaged"),
     ],

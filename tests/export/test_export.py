@@ -64,7 +64,7 @@ def test_exported_files_name_their_recipe_and_runtimes(mini_artifact):
     assert [entry.recipe for entry in entries.values()] == ["float32", "dynamic_wi8_afp32"]
     assert set(entries[FLOAT_FILE].runtimes) == {"ai-edge-litert", "tflite-runtime"}
     assert set(entries[INT8_FILE].runtimes) == {"ai-edge-litert"}
-    assert "wrong numbers" in entries[INT8_FILE].refusals["tflite-runtime"]
+    assert "wrong results" in entries[INT8_FILE].refusals["tflite-runtime"]
 
 
 def test_the_manifest_describes_the_checkpoint(distilled_artifact):

@@ -123,12 +123,12 @@ def test_which_runtimes_compute_it_follows_from_mode_and_storages(mode, storages
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"name": "float32"}, "none of the recipes"),
+        ({"name": "float32"}, "that of a built-in recipe"),
         ({"name": "../float"}, "letters, digits"),
         ({"mode": "float"}, "mode must be one of"),
         ({"mode": ["dynamic"]}, "mode must be one of"),
         ({"layers": []}, "list of 1 to 512 pairs"),
-        ({"layers": [[".*"]]}, r'pairs as in \[".\*", "int8"\]'),
+        ({"layers": [[".*"]]}, r'pairs such as \[".\*", "int8"\]'),
         ({"layers": 513 * [[".*", "int8"]]}, "1 to 512 pairs, received a list of 513"),
         *(
             ({"layers": [[expression, "int8"]]}, "layers must be regular expressions of at most")
