@@ -10,7 +10,7 @@ import errno
 import os
 import pathlib
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import flatbuffers
 import numpy as np
@@ -92,66 +92,54 @@ def convert(
 def signature_function(
     parameters: InferenceParameters, vectors: Mapping[str, FloatArray], bucket: contract.Bucket
 ) -> tf.types.experimental.ConcreteFunction:
-    """Return a signature's concrete function; the matrices it reads are arguments."""
+    """Return a signature's concrete function; the matrices it reads are arguments.
+
+    They are found by tracing the function with all matrices first.
+    """
     config, signature = parameters.config, bucket.signature
-    step = steps.STEPS[signature.name]
     sizes = {**contract.sizes(config), **bucket.sizes}
-    specs = {
+    inputs = {
         tensor.name: tf.TensorSpec(tensor.shape(sizes), tensor.dtype, name=tensor.name)
         for tensor in signature.inputs
     }
-    matrices = matrices_read(step, config, parameters, vectors, specs)
-    specs |= {
-        name: tf.TensorSpec(parameters.shape(name), tf.float32, name=argument_name(name))
-        for name in matrices
-    }
+    read: set[str] = set()
 
-    def call(*tensors: tf.Tensor) -> Tensors:
-        given = dict(zip(specs, tensors, strict=True))
-        computed = step(config, Arguments(vectors, given), given)
-        return {tensor.name: computed[tensor.name] for tensor in signature.outputs}
+    def trace(matrices: Iterable[str]) -> tf.types.experimental.ConcreteFunction:
+        specs = inputs | {
+            name: tf.TensorSpec(parameters.shape(name), tf.float32, name=argument_name(name))
+            for name in matrices
+        }
 
-    function = tf.function(call, autograph=False, input_signature=list(specs.values()))
-    return function.get_concrete_function()
+        def call(*tensors: tf.Tensor) -> Tensors:
+            arguments = dict(zip(specs, tensors, strict=True))
+            weights = TracedParameters(vectors, arguments, read)
+            computed = steps.STEPS[signature.name](config, weights, arguments)
+            return {tensor.name: computed[tensor.name] for tensor in signature.outputs}
+
+        function = tf.function(call, autograph=False, input_signature=list(specs.values()))
+        return function.get_concrete_function()
+
+    trace(name for name in parameters if is_matrix(parameters, name))
+    return trace(name for name in parameters if name in read)
 
 
-class Arguments(dict[str, tf.Tensor]):
-    """The parameters during tracing: matrices are arguments, vectors become constants."""
+class TracedParameters(dict[str, tf.Tensor]):
+    """The parameters during tracing: matrices are arguments, vectors become constants.
+
+    Names of matrices are added to `read` when they are looked up.
+    """
 
     def __init__(
-        self, vectors: Mapping[str, FloatArray], matrices: Mapping[str, tf.Tensor]
+        self, vectors: Mapping[str, FloatArray], arguments: Mapping[str, tf.Tensor], read: set[str]
     ) -> None:
-        super().__init__(matrices)
-        self.vectors = vectors
-        self.read: list[str] = []
+        super().__init__(arguments)
+        self.vectors, self.read = vectors, read
 
     def __getitem__(self, name: str) -> tf.Tensor:
         if name in self.vectors:
             return tf.constant(self.vectors[name])
-        self.read.append(name)
+        self.read.add(name)
         return super().__getitem__(name)
-
-
-def matrices_read(
-    step: Callable[..., Tensors],
-    config: BartConfig,
-    parameters: InferenceParameters,
-    vectors: Mapping[str, FloatArray],
-    specs: Mapping[str, tf.TensorSpec],
-) -> list[str]:
-    """Return the names of the matrices that `step` reads, by tracing it once."""
-    with tf.Graph().as_default():
-        given = {
-            name: tf.compat.v1.placeholder(spec.dtype, spec.shape) for name, spec in specs.items()
-        }
-        given |= {
-            name: tf.compat.v1.placeholder(tf.float32, parameters.shape(name))
-            for name in parameters
-            if is_matrix(parameters, name)
-        }
-        arguments = Arguments(vectors, given)
-        step(config, arguments, given)
-    return [name for name in parameters if name in arguments.read]
 
 
 def is_matrix(parameters: InferenceParameters, name: str) -> bool:
