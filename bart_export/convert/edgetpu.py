@@ -111,8 +111,8 @@ def layer_weights(parameters: InferenceParameters, layer: int) -> Vectors:
 
 def embed_source(parameters: InferenceParameters, ids: Sequence[int]) -> FloatArray:
     """Return the input of the first layer for a source, (length, hidden)."""
-    given = {"encoder_token_ids": tf.constant([ids], tf.int32)}
-    hidden: FloatArray = steps.embed_source(parameters.config, parameters, given)["hidden"].numpy()
+    inputs = {"encoder_token_ids": tf.constant([ids], tf.int32)}
+    hidden: FloatArray = steps.embed_source(parameters.config, parameters, inputs)["hidden"].numpy()
     return hidden
 
 
@@ -124,8 +124,8 @@ def run_layer(
     Returns each kind of segment's input and expected output, and the layer's hidden states.
     """
     projected = [linear(weights, name, x).numpy() for name in PROJECTIONS[parts.ATTENTION_INPUT]]
-    given = dict(zip(SELF_ATTENTION, projected, strict=True))
-    context = steps.attention(config, {}, given)["mixed"]
+    inputs = dict(zip(SELF_ATTENTION, projected, strict=True))
+    context = steps.attention(config, {}, inputs)["mixed"]
     update = linear(weights, "self_attention_layer/attention_output", context)
     middle = layer_norm(weights, NORMS[parts.ATTENTION_OUTPUT], x + update)
     wide = ACTIVATIONS[config.activation_function](linear(weights, WIDE, middle))
@@ -140,9 +140,9 @@ def run_layer(
 
 def channels(outputs: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Return the centre and the half-width of each channel's range, for outputs (rows, width)."""
-    least, most = outputs.min(axis=0), outputs.max(axis=0)
-    reach = np.maximum((most - least) / 2, LEAST_REACH)
-    return ((least + most) / 2).astype(np.float32), reach.astype(np.float32)
+    low, high = outputs.min(axis=0), outputs.max(axis=0)
+    reach = np.maximum((high - low) / 2, LEAST_REACH)
+    return ((low + high) / 2).astype(np.float32), reach.astype(np.float32)
 
 
 def segment_function(

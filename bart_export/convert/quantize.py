@@ -88,8 +88,8 @@ def quantize(
         quantized = bytearray(tool.quantize(statistics).quantized_model)
     if bits is not None:
         restore_outputs(quantized)
-    ours = [layer for layer in layers if recipe.storage(layer).algorithm == LEAST_ERROR]
-    round_blocks(quantized, content, ours)
+    rounded = [layer for layer in layers if recipe.storage(layer).algorithm == LEAST_ERROR]
+    round_blocks(quantized, content, rounded)
     return quantized
 
 

@@ -136,12 +136,12 @@ def compensate(left: FloatArray, columns: slice, scales: FloatArray, factor: Flo
     """
     codes = np.empty((len(left), columns.stop - columns.start), np.int8)
     errors = np.empty(codes.shape, np.float32)
-    for place, column in enumerate(range(columns.start, columns.stop)):
-        codes[:, place] = nearest(left[:, column], scales)
-        error = left[:, column] - codes[:, place] * scales
-        errors[:, place] = error / factor[column, column]
+    for index, column in enumerate(range(columns.start, columns.stop)):
+        codes[:, index] = nearest(left[:, column], scales)
+        error = left[:, column] - codes[:, index] * scales
+        errors[:, index] = error / factor[column, column]
         rest = slice(column + 1, columns.stop)
-        left[:, rest] -= np.outer(errors[:, place], factor[column, rest])
+        left[:, rest] -= np.outer(errors[:, index], factor[column, rest])
     left[:, columns.stop :] -= errors @ factor[columns, columns.stop :]
     return codes
 
@@ -159,13 +159,13 @@ def best_scales(weights: FloatArray, importance: FloatArray) -> FloatArray:
     largest = np.abs(weights).max(axis=1)
     widest = np.where(largest > 0, largest, 1) / HIGHEST
     best = np.empty(len(weights), np.float32)
-    least = np.full(len(weights), np.inf, np.float32)
+    costs = np.full(len(weights), np.inf, np.float32)
     for fraction in FRACTIONS:
         scales = storable(widest * fraction)
         errors = nearest(weights, scales[:, None]) * scales[:, None] - weights
         cost = np.square(errors) @ importance
-        best = np.where(cost < least, scales, best)
-        least = np.minimum(cost, least)
+        best = np.where(cost < costs, scales, best)
+        costs = np.minimum(cost, costs)
     return best
 
 

@@ -80,8 +80,8 @@ def signature_function(
     }
 
     def call(*positional: tf.Tensor, **named: tf.Tensor) -> Tensors:
-        given = dict(zip(specs, positional, strict=False)) | named
-        computed = compute(served, given)
+        inputs = dict(zip(specs, positional, strict=False)) | named
+        computed = compute(served, inputs)
         # Clients read the fixed sizes of the contract from the metadata.
         return {
             tensor.name: tf.ensure_shape(computed[tensor.name], tensor.shape(sizes))

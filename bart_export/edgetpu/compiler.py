@@ -97,8 +97,8 @@ def check_file(path: pathlib.Path) -> Report:
         faults = [first_fault(operation) for operation in operations]
         mapped = partition(operations, [status == MAPPED for status, _, _ in faults])
         rows = []
-        for place, (operation, fault) in enumerate(zip(operations, faults, strict=True)):
-            if fault[0] == MAPPED and place not in mapped:
+        for index, (operation, fault) in enumerate(zip(operations, faults, strict=True)):
+            if fault[0] == MAPPED and index not in mapped:
                 fault = rules.AFTERWARDS, "", ""
             rows.append(
                 Row(
@@ -111,7 +111,7 @@ def check_file(path: pathlib.Path) -> Report:
                     constant_bytes([operation]),
                 )
             )
-        parameter_bytes = constant_bytes(operations[place] for place in sorted(mapped))
+        parameter_bytes = constant_bytes(operations[index] for index in sorted(mapped))
         return Report(str(path), refusals(operations), tuple(rows), parameter_bytes)
     except DAMAGE as error:
         raise EngineError(f"{path} is a .tflite file but is damaged: {error}.") from error
@@ -146,16 +146,17 @@ def partition(operations: Sequence[Operation], supported: Sequence[bool]) -> fro
     first collection of supported operations is compiled. An unsupported operation before it, such
     as the quantization of a float input, does no harm.
     """
-    waiting = [place for place, operation in enumerate(operations) if operation.subgraph == 0]
-    missing = {output.index for place in waiting for output in operations[place].outputs}
+    waiting = [index for index, operation in enumerate(operations) if operation.subgraph == 0]
+    missing = {output.index for index in waiting for output in operations[index].outputs}
     reads = [
-        {given.index for given in operation.inputs if given is not None} for operation in operations
+        {operand.index for operand in operation.inputs if operand is not None}
+        for operation in operations
     ]
     collected: set[int] = set()
     turn: bool | None = None
     while waiting:
-        ready = [place for place in waiting if not reads[place] & missing]
-        batch = [place for place in ready if supported[place] == turn]
+        ready = [index for index in waiting if not reads[index] & missing]
+        batch = [index for index in ready if supported[index] == turn]
         if not batch:
             if not ready or (turn and collected):
                 break
@@ -163,18 +164,18 @@ def partition(operations: Sequence[Operation], supported: Sequence[bool]) -> fro
             continue
         if turn:
             collected.update(batch)
-        missing -= {output.index for place in batch for output in operations[place].outputs}
-        waiting = [place for place in waiting if place not in batch]
+        missing -= {output.index for index in batch for output in operations[index].outputs}
+        waiting = [index for index in waiting if index not in batch]
     return frozenset(collected)
 
 
 def constant_bytes(operations: Iterable[Operation]) -> int:
     """Return the size of the constants that operations read, with each buffer counted once."""
     sizes = {
-        given.buffer: given.constant.nbytes
+        operand.buffer: operand.constant.nbytes
         for operation in operations
-        for given in operation.inputs
-        if given is not None and given.constant is not None
+        for operand in operation.inputs
+        if operand is not None and operand.constant is not None
     }
     return sum(sizes.values())
 

@@ -73,12 +73,12 @@ class Operation:
         """Inputs and outputs."""
         return [operand for operand in (*self.inputs, *self.outputs) if operand is not None]
 
-    def input(self, place: int) -> Operand:
+    def input(self, index: int) -> Operand:
         """Return a required input."""
-        given = self.inputs[place]
-        if given is None:
-            raise IndexError(f"input {place} of {self.operator} is missing")
-        return given
+        operand = self.inputs[index]
+        if operand is None:
+            raise IndexError(f"input {index} of {self.operator} is missing")
+        return operand
 
     def option(self, name: str) -> int:
         """Return an option of the operator, or 0 if the file omits it."""

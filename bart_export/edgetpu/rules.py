@@ -130,7 +130,7 @@ def inputs_at(places: Places, operation: Operation) -> list[Operand]:
     """Return an operation's inputs at the indices in a table."""
     chosen = places.get(operation.operator, ())
     return [
-        operand for place, operand in enumerate(operation.inputs) if place in chosen and operand
+        operand for index, operand in enumerate(operation.inputs) if index in chosen and operand
     ]
 
 
@@ -154,10 +154,10 @@ def listed(operands: Iterable[Operand], shapes: bool = False) -> str:
     )
 
 
-def axes(operation: Operation, place: int) -> list[int]:
+def axes(operation: Operation, index: int) -> list[int]:
     """Return the axes in an input as non-negative axes of the other input."""
-    numbers, given = operation.input(place).numbers, operation.input(1 - place)
-    return [int(axis) % max(1, len(given.shape)) for axis in numbers]
+    numbers, tensor = operation.input(index).numbers, operation.input(1 - index)
+    return [int(axis) % max(1, len(tensor.shape)) for axis in numbers]
 
 
 def too_new(operation: Operation) -> str | Literal[False]:
@@ -173,8 +173,8 @@ def too_new(operation: Operation) -> str | Literal[False]:
 def wrong_types(operation: Operation) -> str:
     """Activations and weights must have 8 bits, biases 32; shape parameters may have any type."""
     allowed = LSTM_INTEGERS if operation.operator in LSTM else INTEGERS
-    numbers = (*activations(operation), *inputs_at(WEIGHTS, operation))
-    wrong = [operand for operand in numbers if operand.dtype not in allowed]
+    computed = (*activations(operation), *inputs_at(WEIGHTS, operation))
+    wrong = [operand for operand in computed if operand.dtype not in allowed]
     wrong += [operand for operand in inputs_at(BIASES, operation) if operand.dtype != "INT32"]
     return ", ".join(f"{operand.name} is {operand.dtype}" for operand in wrong)
 
@@ -229,11 +229,11 @@ def odd_mean(operation: Operation) -> str | Literal[False]:
 
 def constant_part(operation: Operation) -> str:
     """A constant may only be concatenated to a single other input, and only if it is all zeros."""
-    for given in operation.inputs:
-        if given is not None and given.constant is not None:
-            zero = given.zero_points[0] if given.zero_points else 0
-            if len(operation.inputs) != 2 or np.any(given.numbers != zero):
-                return f"constant {given.name}"
+    for operand in operation.inputs:
+        if operand is not None and operand.constant is not None:
+            zero = operand.zero_points[0] if operand.zero_points else 0
+            if len(operation.inputs) != 2 or np.any(operand.numbers != zero):
+                return f"constant {operand.name}"
     return ""
 
 
@@ -245,9 +245,9 @@ def uneven_dilation(operation: Operation) -> str | Literal[False]:
 
 def squeezed_inside(operation: Operation) -> str | Literal[False]:
     """Only the outermost dimensions may be squeezed."""
-    given, (output,) = operation.input(0).shape, operation.outputs
-    inside = given[len(given) - len(output.shape) :] != output.shape
-    return inside and f"{list(given)} to {list(output.shape)}"
+    shape, (output,) = operation.input(0).shape, operation.outputs
+    inside = shape[len(shape) - len(output.shape) :] != output.shape
+    return inside and f"{list(shape)} to {list(output.shape)}"
 
 
 # An operation's status is that of the first rule it breaks.
@@ -261,7 +261,7 @@ RULES = (
     Rule("8-bit integers", DATA_TYPE, wrong_types),
     Rule("quantized", DATA_TYPE, without_scale),
     Rule("constant parameters", NOT_CONSTANT,
-         lambda node: listed(given for given in parameters(node) if given.constant is None)),
+         lambda node: listed(each for each in parameters(node) if each.constant is None)),
     Rule("rank", RANK, rank),
     Rule("one row of output", NOT_MAPPED, lambda node: several_rows("output", node.outputs[0]),
          ("FULLY_CONNECTED",)),
@@ -303,6 +303,6 @@ RULES = (
     Rule("squeezing in front", NOT_MAPPED, squeezed_inside, ("SQUEEZE",)),
     # All sizes must be known at compile time.
     Rule("static shapes", DYNAMIC,
-         lambda node: listed((given for given in node.operands if given.dynamic), shapes=True),
+         lambda node: listed((each for each in node.operands if each.dynamic), shapes=True),
          None, refuses=True),
 )  # fmt: skip

@@ -150,7 +150,7 @@ def write_golden(
     earlier: Golden,
 ) -> None:
     """Write the answers of the Keras model, of every file and of earlier files."""
-    answers = {name: answered for name, (_, answered) in verified.items()}
+    answers = {name: answer for name, (_, answer) in verified.items()}
     kept = [row.file for row in carried.verification]
     recorded = golden.recorded(cases.questions, cases.answers, answers, earlier, kept)
     manifest_file.write_golden(draft.directory / GOLDEN, recorded)
@@ -164,11 +164,11 @@ def complete(
     measured: Sequence[Measurement],
 ) -> Manifest:
     """Add this export's files and figures to those carried over."""
-    own = {name: draft.entry(name) for name in (VOCABULARY, MERGES, GOLDEN)}
+    added = {name: draft.entry(name) for name in (VOCABULARY, MERGES, GOLDEN)}
     return dataclasses.replace(
         carried,
         exports=carried.exports + 1,
-        files={**exported.entries, **carried.files, **own},
+        files={**exported.entries, **carried.files, **added},
         verification=(*(row for row, _ in verified.values()), *carried.verification),
         measurements=(*measured, *carried.measurements),
         sensitivity=exported.sensitivity or carried.sensitivity,
@@ -187,13 +187,13 @@ def carry_serving(draft: Draft) -> None:
 
     Links are copied as links; sockets, pipes and devices are left out.
     """
-    theirs, ours = draft.target / SERVING, draft.directory / SERVING
-    if ours.exists():
+    source, copy = draft.target / SERVING, draft.directory / SERVING
+    if copy.exists():
         return
-    if theirs.is_symlink():
-        ours.symlink_to(os.readlink(theirs))
-    elif theirs.is_dir():
-        shutil.copytree(theirs, ours, symlinks=True, ignore=specials, copy_function=link)
+    if source.is_symlink():
+        copy.symlink_to(os.readlink(source))
+    elif source.is_dir():
+        shutil.copytree(source, copy, symlinks=True, ignore=specials, copy_function=link)
 
 
 def specials(directory: str, names: list[str]) -> list[str]:

@@ -18,7 +18,7 @@ from bart_export.verify.reference import KerasReference
 
 CALIBRATION_FILE = "calibration.jsonl"  # in a preset's directory
 # Number of a preset's own texts to calibrate with; more hardly widen the ranges.
-ENOUGH = 32
+PRESET_TEXTS = 32
 
 # A file's figures, and its answer to each question, or None if it was not asked.
 Verified = tuple[figures.Verification, Sequence[figures.Answer | None]]
@@ -92,18 +92,15 @@ class CalibrationTexts:
 
     @classmethod
     def choose(cls, given: pathlib.Path | None, preset: pathlib.Path) -> "CalibrationTexts":
-        """Return the texts of a given file, or else the preset's first `ENOUGH`, or golden texts.
-
-        `preset` is the preset's directory.
-        """
+        """Return a given file's texts, or else the preset's first, or else the golden texts."""
         own = preset / CALIBRATION_FILE
         if given is None and not own.is_file():
             joined = "".join(golden.TEXTS).encode()
             return cls(golden.TEXTS, "golden", hashlib.sha256(joined).hexdigest())
-        path, origin, most = (own, "preset", ENOUGH) if given is None else (given, "given", None)
-        texts = data.read(path)
-        chosen = tuple(example.text for example in texts.examples[:most])
-        return cls(chosen, origin, texts.file.sha256)
+        texts = data.read(given or own)
+        examples = texts.examples if given else texts.examples[:PRESET_TEXTS]
+        origin = "given" if given else "preset"
+        return cls(tuple(example.text for example in examples), origin, texts.file.sha256)
 
     def entry(self, samples: int) -> manifest.Calibration:
         """Return the manifest entry for a calibration with `samples` runs on these texts."""
