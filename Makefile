@@ -1,12 +1,12 @@
-# What one types here. `make` alone says what there is.
+# `make` lists the targets.
 
 PYTHON ?= python3
-# The last tflite-runtime has no wheels for a newer Python.
+# tflite-runtime has no wheels for newer versions.
 LEGACY_PYTHON ?= python3.11
 MAVEN ?= mvn
-# What `make test-android` tells Maven beside what it has to.
+# Additional flags of Maven.
 MAVEN_FLAGS ?=
-# How many tests run side by side; those of one file stay together, for they share what they made.
+# Number of test processes; the tests of a file run in one, because they share fixtures.
 WORKERS ?= 2
 
 VENV := .venv
@@ -15,11 +15,11 @@ ARTIFACT := artifacts/bart_mini_en
 LEGACY_ARTIFACTS := build/legacy_artifacts
 ANDROID_BUILD := $(CURDIR)/build/android
 PYTEST = $(VENV)/bin/pytest -q --numprocesses $(WORKERS) --dist loadfile
-# Every warning is an error: a link that leads nowhere, a docstring that is not well-formed.
+# Warnings, such as broken links and malformed docstrings, are errors.
 SPHINX := sphinx-build -qW --keep-going docs build/docs
 MAVEN_BASE = --quiet --batch-mode --threads 1C --file android/ci/pom.xml \
     -Dbart_export.build=$(ANDROID_BUILD)
-# The text of the demo is the README's quotation.
+# The demo's text is the quotation in the README.
 TEXT = $$(sed -n 's/^> //p' README.md)
 
 .DEFAULT_GOAL := help
@@ -30,13 +30,13 @@ TEXT = $$(sed -n 's/^> //p' README.md)
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
 
-demo: $(VENV)/installed-export ## export the embedded preset and let it write a headline
+demo: $(VENV)/installed-export ## export the embedded preset and generate a headline
 	@echo "Exporting the preset bart_mini_en to TFLite ..."
 	@$(VENV)/bin/bart-export --preset bart_mini_en --target tflite --output $(ARTIFACT)
 	@printf '\nThe text:\n%s\n\nIts headline:\n' "$(TEXT)"
 	@$(VENV)/bin/bart-export generate $(ARTIFACT) "$(TEXT)"
 
-demo-serving: $(VENV)/installed-export,serve,clients ## export a SavedModel as well, serve it, and ask with curl and over gRPC
+demo-serving: $(VENV)/installed-export,serve,clients ## export a SavedModel too, serve it, and send requests with curl and gRPC
 	@echo "Exporting the preset bart_mini_en to TFLite and to a SavedModel ..."
 	@$(VENV)/bin/bart-export --preset bart_mini_en --target tflite \
 	    --recipe float32,dynamic_wi8_afp32 --output $(ARTIFACT)
@@ -44,7 +44,7 @@ demo-serving: $(VENV)/installed-export,serve,clients ## export a SavedModel as w
 	@printf '\nThe text:\n%s\n\n' "$(TEXT)"
 	@PATH="$(VENV)/bin:$$PATH" serving/demo.sh $(ARTIFACT) "$(TEXT)"
 
-test: $(VENV)/installed-test ## lint, and run the tests that take seconds; with Maven test-android, too
+test: $(VENV)/installed-test ## lint and quick tests; also test-android if Maven is installed
 	+@failed=; for part in lint test-python $(if $(shell command -v $(MAVEN)),test-android); do \
 	    $(MAKE) --no-print-directory $$part || failed="$$failed $$part"; \
 	done; \
@@ -54,7 +54,7 @@ test: $(VENV)/installed-test ## lint, and run the tests that take seconds; with 
 test-python: $(VENV)/installed-test
 	@$(PYTEST) -m "not slow"
 
-lint: $(VENV)/installed-test ## ruff, mypy, and whether the documentation builds
+lint: $(VENV)/installed-test ## ruff, mypy, and a build of the documentation
 	@failed=; for check in "ruff check" "ruff format --check" mypy "$(SPHINX)"; do \
 	    $(VENV)/bin/$$check || failed=1; \
 	done; \
@@ -64,10 +64,10 @@ docs: $(VENV)/installed-docs ## build the documentation into build/docs
 	@$(VENV)/bin/$(SPHINX)
 	@echo "Open build/docs/index.html"
 
-test-slow: $(VENV)/installed-test ## the tests that take minutes
+test-slow: $(VENV)/installed-test ## slow tests, which take minutes
 	@$(PYTEST) -m slow
 
-test-legacy: $(VENV)/installed-export $(LEGACY_VENV)/installed ## the artifact on tflite-runtime 2.14, without TensorFlow
+test-legacy: $(VENV)/installed-export $(LEGACY_VENV)/installed ## test an artifact on tflite-runtime 2.14, without TensorFlow
 	@echo "Exporting bart_mini_en with every recipe ..."
 	@$(VENV)/bin/bart-export --preset bart_mini_en --target tflite --recipe all \
 	    --output $(LEGACY_ARTIFACTS)/bart_mini_en
@@ -78,16 +78,16 @@ test-android: $(VENV)/installed-test ## compile android/ and test it with the re
 	@echo "Compiling and testing android/ ..."
 	@$(MAVEN) $(MAVEN_BASE) clean verify $(MAVEN_FLAGS)
 
-bench-android: $(VENV)/installed-export ## what Kotlin's search and tokenizer add to the model's time
+bench-android: $(VENV)/installed-export ## measure the overhead of Kotlin's search and tokenizer
 	@$(VENV)/bin/python tools/android_fixtures.py --output $(ANDROID_BUILD)
 	@$(MAVEN) $(MAVEN_BASE) -pl desktop -am -DskipTests -P benchmark clean verify $(MAVEN_FLAGS)
 
-clean: ## remove the environments and what tools left; exports stay
+clean: ## remove environments, builds and caches, but not exports
 	@rm -rf $(VENV) $(LEGACY_VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	@rm -rf android/ci/*/target
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# An environment is installed anew only when pyproject.toml is newer than its last installation.
+# Reinstalls only if pyproject.toml is newer than the last installation.
 $(VENV)/installed-%: pyproject.toml | $(VENV)/bin/python
 	@echo "Installing bart-export[$*] into $(VENV); the first time takes minutes ..."
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'

@@ -1,4 +1,4 @@
-"""How Sphinx builds these pages: `make docs`."""
+"""Sphinx configuration; `make docs` builds the pages."""
 
 import os
 import re
@@ -16,7 +16,7 @@ REPOSITORY = re.search(r'^Source = "(.*)"$', PYPROJECT, re.MULTILINE)[1]
 
 
 class Keras:
-    """Stands for the module, so that docstrings are read without importing TensorFlow."""
+    """A stand-in for the module, so that autodoc does not import TensorFlow."""
 
     Model = Layer = type("Model", (), {})
 
@@ -26,7 +26,7 @@ class Keras:
         return self
 
     def __call__(self, *arguments, **options):
-        """Return the class that is decorated."""
+        """Return the decorated class."""
         return arguments[0] if arguments and isinstance(arguments[0], type) else self
 
 
@@ -59,12 +59,12 @@ python_use_unqualified_type_names = True
 
 
 class RepositoryLinks(SphinxTransform):
-    """Points links to files outside of docs/ at the repository, also those of included files."""
+    """Resolves links to files outside docs/, also in included files, to the repository."""
 
     default_priority = 500
 
     def apply(self):
-        """Resolve each link against the file that it is written in."""
+        """Resolve each link relative to the file that contains it."""
         for kind in (addnodes.pending_xref, addnodes.download_reference):
             for node in list(self.document.findall(kind)):
                 target, _, anchor = node.get("reftarget", "").partition("#")
@@ -91,7 +91,7 @@ def mark_code(app, context, lines):
 
 
 def setup(app):
-    """Register what is not an extension of its own."""
+    """Register the hooks above."""
     for part in ("description", "options", "arguments"):
         app.connect(f"sphinx-click-process-{part}", mark_code)
     app.add_transform(RepositoryLinks)

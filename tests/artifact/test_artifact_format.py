@@ -27,13 +27,13 @@ def read(directory):
     return (run.stdout + run.stderr).strip()
 
 
-def test_the_reader_of_the_document_finds_what_was_altered(copied):
-    assert read(copied) == "whole"
+def test_the_reader_of_the_document_finds_modified_files(copied):
+    assert read(copied) == "complete"
     file = copied / "tflite" / "float32.tflite"
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    assert read(copied) == "tflite/float32.tflite was altered"
+    assert read(copied) == "tflite/float32.tflite was modified"
     manifest = copied / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"num_beams": 4', '"num_beams": 5'))
     assert read(copied) == "manifest.json was edited"
