@@ -1,7 +1,7 @@
-"""Gradle's build of android/ and Maven's compile the same folders with the same versions.
+"""The Gradle and Maven builds of android/ compile the same folders with the same versions.
 
-Gradle does not run where there is no Android SDK, so what it would do is read from its files. The
-sources are held to the rules of the house as well: what may import what, and how long a file is.
+Gradle does not run without an Android SDK, so its files are parsed. The tests also check imports
+and file lengths of the Kotlin sources.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ DESKTOP_ONLY = {"litert-desktop", "desktop", "screens", "apk"}
 
 CATALOGUE = (ANDROID / "gradle/libs.versions.toml").read_text(encoding="utf-8")
 VERSIONS = dict(re.findall(r'^(\w+) = "([\d.]+)"$', CATALOGUE, flags=re.MULTILINE))
-# Folders that Gradle takes without being told, by the plugin of a module.
+# Gradle's default source folders, by a module's plugin.
 CODE = {
     f"src/{part}/{kind}" for part in ("main", "test") for kind in ("java", "kotlin", "resources")
 }
@@ -40,19 +40,19 @@ def gradle(module):
 
 
 def pom(module=""):
-    """Return a pom of Maven's build without its namespace; the parent's for no module."""
+    """Return a module's pom without its namespace, or the parent's."""
     text = (CI / module / "pom.xml").read_text(encoding="utf-8")
     return ElementTree.fromstring(re.sub(r'xmlns="[^"]+"', "", text, count=1))
 
 
 def properties(module=""):
-    """Return the properties that a pom sets."""
+    """Return a pom's properties."""
     element = pom(module).find("properties")
     return {} if element is None else {child.tag: child.text for child in element}
 
 
 def files(pattern):
-    """Return the files of android/ that are, or will be, in the repository."""
+    """Return the tracked and untracked files of android/ that git does not ignore."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z", "--", pattern],
         cwd=ANDROID,
@@ -69,7 +69,7 @@ def sources(module, part="main"):
 
 
 def imported(path):
-    """Return what a Kotlin file imports."""
+    """Return a Kotlin file's imports."""
     return re.findall(r"^import ([\w.]+)", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
 
 
@@ -203,13 +203,13 @@ def test_gradle_says_how_the_missing_bundle_is_made():
     assert 'noCompress += "tflite"' in gradle("app")
 
 
-# What a module may import of Android and of the others; every other prefix is a library's.
+# The prefixes of Android and of this project that a module may import.
 MAY_NOT_IMPORT = {
     "core": ("android.", "androidx.", "com.google.", "org.bartexport.litert", "org.bartexport.app"),
     "litert": ("android.", "androidx.", "org.bartexport.app"),
     "app": ("androidx.", "com.google."),
 }
-# The one file of the library that reads an app's assets.
+# The only file of the library that depends on Android.
 READS_ASSETS = "AssetSource.kt"
 
 
@@ -240,7 +240,7 @@ def test_no_file_is_two_rooms():
 
 
 def strings(folder):
-    """Return the names of the strings and plurals of a folder of resources, and their texts."""
+    """Return the strings and plurals in a resource folder, as name -> text."""
     named = {}
     for path in sorted(folder.glob("*.xml")):
         for element in ElementTree.parse(path).getroot():
@@ -259,11 +259,11 @@ def test_every_language_has_every_string():
         assert set(other) == set(own), folder.name
         for name, text in own.items():
             assert arguments(other[name]) == arguments(text), f"{folder.name}: {name}"
-    # A folder for a size or the night has no text that its neighbours lack.
+    # A folder for a configuration only overrides names that the default folder has.
     for folder in set(resources.glob("values-*")) - set(translated):
         assert strings(folder) == {}, folder.name
 
 
 def arguments(text):
-    """Return the arguments that a text has room for."""
+    """Return the format arguments of a text."""
     return set(re.findall(r"%(?:\d+\$)?[a-z]", text))

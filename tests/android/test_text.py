@@ -1,4 +1,4 @@
-"""What android/core has from this package's tokenizer is what it would get today."""
+"""The tokenizer data of android/core is up to date with this package."""
 
 import json
 import runpy

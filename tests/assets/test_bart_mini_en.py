@@ -1,4 +1,4 @@
-"""The embedded preset: KerasHub loads it, and it computes the same there as here."""
+"""KerasHub loads the embedded preset and computes the same outputs."""
 
 import json
 from pathlib import Path
@@ -44,7 +44,7 @@ def their_backbone(keras_hub):
 
 
 def inputs(tokenizer, texts):
-    """Return sources of different lengths and teacher-forced targets, as the model takes them."""
+    """Return model inputs with sources of different lengths and teacher-forced targets."""
     sources = [tokenizer.encode(text, 160, truncate=True) for text in texts]
     targets = [source[:9] for source in sources]
 

@@ -1,1 +1,1 @@
-"""What tests share: made-up models, servers and artifacts."""
+"""Models, servers and artifacts shared by tests."""

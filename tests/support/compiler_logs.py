@@ -1,4 +1,4 @@
-"""Logs in the form that people published of Coral's compiler 16, and a program that prints one."""
+"""Logs in the format of Coral's compiler 16, and a program that prints one."""
 
 TWO_FILES = """\
 Edge TPU Compiler version 16.0.384591198
@@ -63,7 +63,7 @@ Model could not be parsed
 
 
 def install(directory, monkeypatch, log, status=0):
-    """Put a program of the compiler's name first on PATH; it prints a log and writes its files."""
+    """Put a fake compiler first on PATH, which prints a log and writes its files."""
     program = directory / "edgetpu_compiler"
     (directory / "log.txt").write_text(log)
     program.write_text(

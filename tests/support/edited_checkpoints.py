@@ -1,4 +1,4 @@
-"""Copies of the golden checkpoints with something changed, for the tests of the readers."""
+"""Modified copies of the golden checkpoints, for tests of the readers."""
 
 import json
 import shutil
@@ -31,20 +31,20 @@ def copy(place, source=SYMMETRIC):
 
 
 def edit_json(path, **changes):
-    """Change keys of a JSON file; `...` takes a key away."""
+    """Change keys of a JSON file; the value `...` removes a key."""
     values = json.loads(path.read_text(encoding="utf-8")) | changes
     kept = {key: value for key, value in values.items() if value is not ...}
     path.write_text(json.dumps(kept), encoding="utf-8")
 
 
 def edit_tensors(directory, change, metadata=None):
-    """Rewrite the weights as `change(tensors)` returns them."""
+    """Replace the weights by `change(tensors)`."""
     path = directory / "model.safetensors"
     save_file(change(load_file(path)), path, metadata=metadata or {"format": "pt"})
 
 
 def refusal(directory, error=CheckpointError, **options):
-    """Return the one line with which a directory is refused."""
+    """Return the error message for a directory, which must be one line."""
     with pytest.raises(error) as refused:
         resolve.read(directory, **options)
     line = str(refused.value)

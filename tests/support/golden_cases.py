@@ -1,4 +1,4 @@
-"""The golden checkpoints' cases: settings to generate with, and what must come out."""
+"""The golden checkpoints' cases: settings, and the expected results."""
 
 import functools
 import json
@@ -13,25 +13,24 @@ from support.numpy_bart import NumpyBart
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 MODELS = ("bart_tiny_symmetric", "bart_tiny_distilled")
-# For tests that take TensorFlow: the distilled model has every part that the other has, and more.
+# For slow tests: the distilled model has all parts of the other one, and more.
 EACH_MODEL = (pytest.param(MODELS[0], marks=pytest.mark.slow), MODELS[1])
-# What transformers writes into generation_config.json and is not a setting of ours.
+# Fields of generation_config.json that are not settings.
 FOREIGN = ("transformers_version",)
 
-# How far float32 may move an answer, in units of `sensitivity`: right implementations were seen at
-# up to 5.4: NumPy, Keras and the graphs with AVX, AVX2 and AVX-512, with oneDNN and without.
+# Bound of float32's error, in units of `sensitivity`. Correct implementations reached 5.4: NumPy,
+# Keras and the graphs with AVX, AVX2 and AVX-512, with and without oneDNN.
 TIMES = 16
 COPIES = 8
 
 
 @functools.cache
 def sensitivity(name):
-    """Return how far a golden checkpoint's answers move with its weights.
+    """Return the largest change of each output of `forward.npz`, (rows, 1, 1), if weights change.
 
-    Each weight is moved by up to half a unit in the last place, the least that float32 costs, and
-    everything is computed in float64: the figures are the same on every processor, and follow the
-    checkpoint's own conditioning (the third source of the symmetric one saturates its attention).
-    For each output of `forward.npz` the largest movement of a number in a row, (rows, 1, 1).
+    Each weight changes by up to half a unit in the last place, the minimal error of float32, and
+    everything is computed in float64. So the result is the same on every processor and depends on
+    the checkpoint's conditioning (the third source of the symmetric one saturates its attention).
     """
     golden, random = GoldenCases(name), np.random.default_rng(0)
     models = [NumpyBart(GOLDEN / name, np.float64)]
@@ -48,7 +47,7 @@ OUTPUTS = ("encoder_sequence_output", "decoder_sequence_output", "logits")
 
 
 class GoldenCases:
-    """One checkpoint's answers: `forward` teacher-forced, `cases` generated."""
+    """A checkpoint's expected outputs: `forward` with teacher forcing, `cases` generated."""
 
     def __init__(self, name):
         self.name, directory = name, GOLDEN / name
@@ -62,13 +61,13 @@ class GoldenCases:
         return len(self.forward["encoder_token_ids"])
 
     def allowed(self, output):
-        """Return how far float32 may move the numbers of an output, (rows, 1, 1)."""
+        """Return the bound of float32's error in an output, (rows, 1, 1)."""
         return TIMES * sensitivity(self.name)[output]
 
     def assert_close(self, output, received, row=slice(None)):
-        """Hold an output of `forward`, or some rows of it, to the golden one.
+        """Compare an output of `forward`, or some of its rows, with the golden one.
 
-        Padding of the encoder's output may hold anything.
+        Padding positions of the encoder's output are ignored.
         """
         error = np.abs(np.asarray(received, np.float64) - self.forward[output][row])
         if output == "encoder_sequence_output":
@@ -82,30 +81,30 @@ class GoldenCases:
         return self.forward["encoder_token_ids"][row][real]
 
     def settings(self, case):
-        """Return the settings of a case; what it does not name is off."""
+        """Return the settings of a case; features that it does not name are disabled."""
         parameters = dict(case["parameters"])
         return GenerationConfig(
             **(self.defaults if parameters.pop("defaults", False) else {}), **parameters
         )
 
     def same(self, case, sequences, scores):
-        """Return whether a case was answered token for token, with the scores that it has.
+        """Return whether tokens and scores equal a case's.
 
-        Only cases whose tokens float32 and float64 agree on are golden.
+        Golden cases have the same tokens in float32 and float64.
         """
         generation = self.settings(case)
         real = np.not_equal(case["sequences"], generation.pad_token_id)
-        # A sum of log-probabilities, each about as far off as a logit, over a power of the length.
+        # A sum of log-probabilities, each with the error of a logit, over a power of the length.
         lengths = np.count_nonzero(real, axis=-1) ** (1 - generation.length_penalty)
         error = np.abs(scores - np.asarray(case.get("scores", scores)))
         allowed = self.allowed("logits")[case["row"]].item() * lengths
         return sequences == case["sequences"] and (error <= allowed).all()
 
     def wrong(self, step, start):
-        """Return the cases that a model answers otherwise.
+        """Return the cases with other results.
 
-        `start(row, generation)` gives the state that `step` begins with. Cases that need the same
-        buffers of an engine follow each other.
+        `start(row, generation)` returns the initial state for `step`. Cases are sorted by the
+        buffers that an engine needs.
         """
         settings = [self.settings(case) for case in self.cases]
         order = sorted(

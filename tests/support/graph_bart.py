@@ -1,4 +1,4 @@
-"""The golden checkpoints as graphs: weights in variables, and searches as tf.functions."""
+"""The golden checkpoints as graphs, with weights in variables and searches as tf.functions."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ from bart_export.graph import search
 from bart_export.graph.layers import Bart
 from bart_export.graph.parameters import BatchParameters, InferenceParameters
 
-# What a request may set for each row; everything else makes another graph.
+# Settings that a request may give per row; all others are fixed in the graph.
 PER_ROW = tuple(tensor.name for tensor in contract.GENERATION_INPUTS)
 
 
@@ -22,7 +22,7 @@ def bart_of(parameters):
 
 
 class GraphBart:
-    """A checkpoint's weights, as graphs read them."""
+    """A checkpoint's weights for graphs."""
 
     def __init__(self, directory):
         checkpoint = resolve.read(directory, tokenizer=False)
@@ -30,7 +30,7 @@ class GraphBart:
         self.bart = bart_of(parameters)
 
     def generator(self, generation):
-        """Return `generate(sources, settings)` for settings that are fixed as in `generation`."""
+        """Return `generate(sources, settings)` for the fixed settings of `generation`."""
 
         @tf.function(
             autograph=False,
@@ -55,7 +55,7 @@ class GraphBart:
 
 
 def batch(sources, filler=1):
-    """Return sources, lists of ids, as ids (batch, source) and lengths (batch,)."""
+    """Return lists of source ids as ids (batch, source) and lengths (batch,)."""
     lengths = [len(source) for source in sources]
     token_ids = np.full((len(sources), max(lengths)), filler, np.int32)
     for row, source in enumerate(sources):
@@ -64,7 +64,7 @@ def batch(sources, filler=1):
 
 
 def per_row(settings):
-    """Return the tensors that say how each row is generated."""
+    """Return the per-row settings as tensors."""
     values = {name: [getattr(one, name) for one in settings] for name in PER_ROW}
     values["early_stopping"] = [
         one if isinstance(one, str) else str(one).lower() for one in values["early_stopping"]
@@ -76,7 +76,7 @@ def per_row(settings):
 
 
 def fixed(generation):
-    """Return what of the settings makes a graph, the rest at its defaults."""
+    """Return the settings that are fixed in a graph, and defaults for the others."""
     free = {
         field.name: field.default
         for field in dataclasses.fields(generation)

@@ -1,8 +1,7 @@
-"""A loopback server that speaks enough of Hugging Face's and Kaggle's protocols for their clients.
+"""A loopback server with the parts of Hugging Face's and Kaggle's protocols that clients use.
 
-Hugging Face's client is pointed at it by HF_ENDPOINT. Kaggle's client only knows host names, so the
-server is also its HTTP proxy, and sees requests with absolute addresses. Repositories are
-dictionaries of files; faults are made for the repositories named in `Hub.faults`.
+Hugging Face's client finds it by HF_ENDPOINT. Kaggle's client has fixed host names, so the server
+is also its HTTP proxy. Repositories are dictionaries of files; `Hub.faults` has injected faults.
 """
 
 import base64
@@ -15,9 +14,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-LARGE = 50_000  # files from this size on are announced as stored by their SHA-256
+LARGE = 50_000  # files from this size on are stored by their SHA-256
 
-# Repository's fault → status and error code of every request for it.
+# A repository's fault → the status and error code of its requests.
 REFUSALS = {
     "gated": (403, "GatedRepo"),
     "forbidden": (403, ""),
@@ -28,7 +27,7 @@ REFUSALS = {
 
 @dataclass
 class Hub:
-    """What is stored, what goes wrong with it, and what was asked for."""
+    """The stored repositories, their faults, and the requests so far."""
 
     files: dict[str, dict[str, bytes]]
     faults: dict[str, str] = field(default_factory=dict)
@@ -56,7 +55,7 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(200, json.dumps(value).encode(), Content_Type="application/json")
 
     def refused(self, repository):
-        """Answer for a repository that is not there or not for everybody."""
+        """Respond with an error for a missing or restricted repository."""
         status, code = REFUSALS.get(self.hub.faults.get(repository, ""), (None, ""))
         if status is None and repository not in self.hub.files:
             status, code = 404, "RepoNotFound"
@@ -65,7 +64,7 @@ class Handler(BaseHTTPRequestHandler):
         return status is not None
 
     def send_file(self, repository, name, **headers):
-        """Send a file, or what its repository's fault makes of it on the first visits."""
+        """Send a file, subject to its repository's fault."""
         data = self.hub.files[repository][name]
         self.hub.fetched.append((repository, name))
         visit = 0
@@ -82,7 +81,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(data[: len(data) // 2])
             self.close_connection = True
         elif fault == "breaks" and visit == 2 and "ETag" in headers:
-            self.answer(500)  # the client's own attempt to go on
+            self.answer(500)  # the client's attempt to resume
         elif fault == "damaged" and visit == 1:
             self.answer(200, data[:-1] + bytes([data[-1] ^ 1]), **headers)
         elif begin := self.headers.get("Range", "").removeprefix("bytes=").rstrip("-"):
@@ -160,7 +159,7 @@ class Handler(BaseHTTPRequestHandler):
         return self.answer(302, Location=location)
 
     def send_stored(self, words):
-        """The address that Kaggle sends downloads to."""
+        """The address to which Kaggle redirects downloads."""
         repository, name = "/".join(words[:4]), "/".join(words[4:])
         digest = hashlib.md5(self.hub.files[repository][name]).digest()
         self.send_file(
@@ -180,7 +179,7 @@ def tree_entry(name, data):
 
 
 def etag(data):
-    """Return SHA-256 for large files, as their storage does, and a shorter hash for others."""
+    """Return the ETag: SHA-256 for large files, and a shorter hash for others."""
     hashed = hashlib.sha256(data).hexdigest()
     return hashed if len(data) >= LARGE else hashed[:40]
 

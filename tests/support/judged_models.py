@@ -1,4 +1,4 @@
-"""A checkpoint with everything that its files are judged by, and files of it, right and wrong."""
+"""A checkpoint with its verification gate, and correct and broken files of it."""
 
 import dataclasses
 import types
@@ -26,17 +26,17 @@ from bart_export.verify.tolerance import bounds_of, require
 from support import tflite_files
 
 FLOAT32 = RECIPES["float32"]
-# Random weights lose more to rounding than trained ones: what is tried here is no quality.
+# Random weights lose more to rounding than trained ones.
 INT8 = dataclasses.replace(
     RECIPES["dynamic_wi8_afp32"], tolerance=MappingProxyType({"relative": 0.5, "top1": 0.0})
 )
 KERNEL = "decoder/layer_0/feedforward_output/weights"
 TABLE = "token_embedding/weights"
-UNUSED = [700, 900]  # rows of the table that no golden text of the tiny checkpoint uses
+UNUSED = [700, 900]  # embedding rows that no golden text of the tiny checkpoint uses
 
 
 class Judged:
-    """A checkpoint, the Keras model's answers, and a gate for files made of it."""
+    """A checkpoint, the Keras model's answers, and a gate for its files."""
 
     def __init__(self, preset):
         checkpoint = resolve.read(find(str(preset)).directory)
@@ -56,12 +56,12 @@ class Judged:
         self.asked = self.keras.ask(tokenizer, golden.questions(self.info))
 
     def float_file(self, path, shapes=None):
-        """Write a float file as it is made now; return it."""
+        """Write and return a float file."""
         tflite.write_float(self.parameters, path, shapes)
         return self.file(path, FLOAT32, shapes)
 
     def quantized(self, base, recipe=INT8):
-        """Write a quantized file beside the float file that it is made of; return it."""
+        """Write and return a quantized file, next to the float file it is made from."""
         path = base.path.with_name(f"{recipe.name}_of_{base.path.name}")
         path.write_bytes(quantize(base.path, recipe, layer_names(self.info.config)))
         return self.file(path, recipe, base.shapes)
@@ -73,14 +73,14 @@ class Judged:
         return Gate(self.info, base, self.read, texts)
 
     def changed(self, file, harm, path):
-        """Return a copy of a file whose bytes `harm` has changed in place."""
+        """Return a copy of a file after `harm` changed its bytes in place."""
         content = bytearray(file.path.read_bytes())
         harm(content)
         path.write_bytes(content)
         return self.file(path, file.recipe, file.shapes)
 
     def check(self, content, recipe, path):
-        """Compare the answers of a file of these bytes, and hold them to its recipe."""
+        """Compare a file of these bytes with the Keras model, within its recipe's tolerance."""
         path.write_bytes(content)
         engine = open_compiled_model(path, self.info.config, num_threads=1)
         figures, answers = compare_model(
@@ -110,13 +110,13 @@ def change_an_epsilon(content):
 
 
 def replace(content, old, new):
-    """Put the bytes of an array in the place of those of another where they first occur."""
+    """Replace the first occurrence of an array's bytes by those of another."""
     place = content.index(old.tobytes())
     content[place : place + old.nbytes] = new.tobytes()
 
 
 def wrong_epsilon(monkeypatch):
-    """Normalize once with another epsilon, where the rows are small enough for it to matter."""
+    """Change one epsilon, where rows are small enough for it to matter."""
     right = layers.layer_norm
 
     def layer_norm(parameters, name, x):
@@ -130,6 +130,6 @@ def wrong_epsilon(monkeypatch):
 
 
 def cache_one_off(monkeypatch):
-    """Write keys and values one position after the one that they belong to."""
+    """Write keys and values one position too late."""
     shifted = {**vars(tf), "equal": lambda places, position: tf.equal(places, position + 1)}
     monkeypatch.setattr(steps, "tf", types.SimpleNamespace(**shifted))

@@ -1,7 +1,7 @@
-"""Models that are made up: the logits of a sequence follow from its tokens and a seed.
+"""Synthetic models whose logits are a function of the sequence and a seed.
 
-The state is a tuple with the tokens of each beam. A search that hands on a wrong `beam_index`, or
-an older state, gets the logits of other sequences.
+The state is a tuple of the tokens of each beam, so a wrong `beam_index` or an old state gives wrong
+logits.
 """
 
 import zlib
@@ -19,7 +19,7 @@ def logits_after(tokens, seed, vocabulary=VOCABULARY, sharpness=1.0):
 
 
 def made_up_step(seed, vocabulary=VOCABULARY, sharpness=1.0, calls=None):
-    """A step over such a model; every call appends its token ids to `calls`."""
+    """The step of a synthetic model; every call appends its token ids to `calls`."""
 
     def step(state, token_ids, beam_index):
         if calls is not None:

@@ -1,4 +1,4 @@
-"""Small SavedModels that stand for any: what a server may be pointed at, not only our exports."""
+"""Small SavedModels of other exporters, which a server must load too."""
 
 import os
 
@@ -23,7 +23,7 @@ def example(**features):
 
 
 def write_half_plus_two(directory):
-    """Write the counterpart of the model that TensorFlow Serving tests itself with.
+    """Write an equivalent of TensorFlow Serving's test model.
 
     It has a predict signature, x / 2 + 2, and two that take a tf.Example.
     """
@@ -62,7 +62,7 @@ FLOATS = tf.TensorSpec([None], tf.float32, name="x")
 
 
 class Assorted(tf.Module):
-    """One signature for each thing that a server has to get right."""
+    """A signature for each feature that a server must support."""
 
     def __init__(self, vocabulary):
         super().__init__()
@@ -92,7 +92,7 @@ class Assorted(tf.Module):
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.int32, name="steps")])
     def count(self, steps):
-        """Return the steps after as many turns of a loop as the largest of them."""
+        """Return the steps after a loop with as many iterations as the largest."""
         last = tf.reduce_max(steps)
         turns = tf.while_loop(lambda turn: turn < last, lambda turn: [turn + 1], [0])[0]
         return {"steps": steps + 0 * turns}

@@ -1,4 +1,4 @@
-"""File systems of a test's own, which are full or cannot be written, without being root."""
+"""Private file systems for tests, which may be full or read-only, without root."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ IN_NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
 def run_on_mount(place, options, command, **keywords):
     """Run a command in which `place`, a directory, is a tmpfs with these mount options.
 
-    A test is skipped where the system lets nobody make a namespace of its own.
+    Skips the test if the system does not allow user namespaces.
     """
     mount = f'mount -t tmpfs -o {options} tmpfs "$0" && '
     probe = (

@@ -1,7 +1,7 @@
-"""A BART in a page of NumPy, with caches: the step function that search is tested with.
+"""A BART in NumPy with caches, the step function for tests of the search.
 
-It reads a transformers checkpoint and shares no code with the package, so that it is also an
-oracle: of the step contract, and of what a forward pass has to give.
+It reads a transformers checkpoint and shares no code with the package, so it is an independent
+reference for steps and forward passes.
 """
 
 import json
@@ -16,9 +16,9 @@ erf = np.frompyfunc(math.erf, 1, 1)
 
 class NumpyBart:
     def __init__(self, directory: Path, dtype=np.float32, moved=None):
-        """Compute in `dtype`; `moved` is a generator that moves every weight by up to half a ulp.
+        """Compute in `dtype`; the generator `moved` changes each weight by up to half a ulp.
 
-        A float32's ulp is 2^-23 of a number or less.
+        A float32's ulp is at most 2^-23 of the number.
         """
         self.config = json.loads((directory / "config.json").read_text())
         self.weights = {

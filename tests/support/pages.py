@@ -1,4 +1,4 @@
-"""The documentation as tests read it: its pages, their code blocks, and the commands in them."""
+"""The documentation's pages, their code blocks and commands."""
 
 import re
 import shlex
@@ -19,20 +19,20 @@ README = PAGES["README.md"]
 
 
 def blocks(language, page):
-    """Return a page's code blocks of a language."""
+    """Return a page's code blocks in a language."""
     fenced = re.findall(r"^ *```([^\n]*)\n(.*?)^ *```$", PAGES[page], re.MULTILINE | re.DOTALL)
     return [block for marked, block in fenced if marked == language]
 
 
 def command_lines(page):
-    """Yield the commands of a page's shell blocks, and of its indented ones, as one line each."""
+    """Yield each command in a page's shell and indented blocks, as one line."""
     indented = re.findall(r"^    ((?:bart-export|make) .*)$", PAGES[page], re.MULTILINE)
     command = ""
     for line in "".join(blocks("sh", page)).replace("\\\n", " ").splitlines() + indented:
         command = f"{command} {line}".strip()
         try:
             complete = shlex.split(command, comments=True)
-        except ValueError:  # a quotation that goes on in the next line
+        except ValueError:  # an unterminated quotation, continued on the next line
             continue
         if complete:
             yield command.removeprefix(".venv/bin/")
@@ -40,7 +40,7 @@ def command_lines(page):
 
 
 def commands():
-    """Return the `bart-export` commands of all pages in their order, each once, as words."""
+    """Return the distinct `bart-export` commands of all pages in order, as lists of words."""
     lines = (line for page in PAGES for line in command_lines(page))
     words = dict.fromkeys(tuple(shlex.split(line, comments=True)) for line in lines)
     return [list(command) for command in words if command[0] == "bart-export"]

@@ -1,6 +1,6 @@
-"""Resolve the presets given as arguments and print what came of each, one JSON line a preset.
+"""Resolve the presets given as arguments and print the results as JSON Lines.
 
-Run as a process of its own: the hubs' clients read their settings when they are imported.
+Run in a separate process, because the hubs' clients read their settings when imported.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""`.tflite` files of a few operations, built by hand so that each keeps or breaks one rule."""
+"""`.tflite` files of a few operations, each of which satisfies or violates one rule."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ NUMPY = {"INT8": np.int8, "UINT8": np.uint8, "INT32": np.int32, "FLOAT32": np.fl
 
 @dataclasses.dataclass(frozen=True)
 class Given:
-    """A tensor; `numbers` are those of a constant, `signature` its shape with -1 where dynamic."""
+    """A tensor; `numbers` are a constant's values, `signature` its shape with -1 if dynamic."""
 
     shape: tuple
     dtype: str = "INT8"
@@ -27,7 +27,7 @@ def int32(*numbers):
 
 @dataclasses.dataclass(frozen=True)
 class Node:
-    """An operation; an option is a field of the schema's options of the operator."""
+    """An operation; its options are fields of the operator's options in the schema."""
 
     operator: str
     inputs: tuple
@@ -56,7 +56,7 @@ class Node:
 def content(*graphs):
     """Return the bytes of a file with a subgraph for each list of operations.
 
-    The same `Given` object at two places is one tensor.
+    A `Given` object that occurs twice is one tensor.
     """
     model = schema.ModelT()
     model.version = 3
@@ -125,7 +125,7 @@ def tensor(model, given, name):
 
 ROW, ROWS = (1, 16), (1, 1, 8, 16)  # one row of numbers; eight of them
 
-# For each operator that rules are about, an operation that breaks none.
+# A valid operation for each operator that has rules.
 OPERATIONS = {
     node.operator: node
     for node in (

@@ -1,4 +1,4 @@
-"""A small shape, random weights and random inputs, for all tests of the model."""
+"""A small configuration, random weights and random inputs, for tests of the model."""
 
 import numpy as np
 
@@ -13,14 +13,14 @@ SHAPE = {
 
 
 def randomize(model, seed=0, scale=0.2):
-    """Give every weight values large enough that a misplaced one shows in the outputs."""
+    """Set all weights to random values, large enough that a misplaced one changes the outputs."""
     random = np.random.default_rng(seed)
     for weight in model.weights:
         weight.assign(random.normal(scale=scale, size=weight.shape))
 
 
 def random_inputs(batch, source, length, seed=1):
-    """Return random ids under masks that keep everything."""
+    """Return random ids, with masks without padding."""
     random = np.random.default_rng(seed)
     return {
         "encoder_token_ids": random.integers(0, 97, (batch, source), dtype=np.int32),

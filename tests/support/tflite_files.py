@@ -1,7 +1,7 @@
-"""What is in a `.tflite` file, and how to damage it where it lies.
+"""Reads the tensors of a `.tflite` file and modifies them in place.
 
-Arrays are views of the file's bytes: writing to one changes a `bytearray` in place, so that a
-damaged file keeps the alignment that LiteRT asks for.
+Arrays are views of the file's bytes: writing to one changes a `bytearray` in place, so the file
+keeps the alignment that LiteRT requires.
 """
 
 import numpy as np
@@ -22,7 +22,7 @@ def tensors(content):
 
 
 def signatures(content):
-    """Return signature -> side -> tensor -> (dtype, shape with -1 for a size that may change)."""
+    """Return signature -> side -> tensor -> (dtype, shape with -1 for dynamic sizes)."""
     model = model_of(content)
     types = {code: name for name, code in vars(schema.TensorType).items()}
     found = {}
@@ -50,7 +50,7 @@ def dtype_and_shape(tensor, types):
 
 
 def operators(content):
-    """Return the names of the operators of all subgraphs, "CUSTOM" among them if there is one."""
+    """Return the names of all operators, including "CUSTOM"."""
     names = {code: name for name, code in vars(schema.BuiltinOperator).items()}
     model = model_of(content)
     codes = [model.OperatorCodes(index) for index in range(model.OperatorCodesLength())]
@@ -64,17 +64,17 @@ def operators(content):
 
 
 def weight(content, name):
-    """Return the bytes of the constant tensor whose name ends so, as a view of uint8."""
+    """Return the bytes of the constant tensor with this suffix in its name, as a view of uint8."""
     found = {tensor.Buffer() for _, tensor in tensors(content) if is_named(tensor, name)}
     (index,) = found
     buffer = model_of(content).Buffers(index)
-    if not buffer.DataLength():  # it lies at the file's end
+    if not buffer.DataLength():  # stored at the end of the file
         return np.frombuffer(content, np.uint8, buffer.Size(), buffer.Offset())
     return buffer.DataAsNumpy()
 
 
 def scale(content, name):
-    """Return the quantization scales of a tensor, once for each tensor of this name."""
+    """Return the quantization scales of each tensor with this name."""
     return [
         tensor.Quantization().ScaleAsNumpy()
         for _, tensor in tensors(content)
@@ -87,14 +87,14 @@ def is_named(tensor, name):
 
 
 def buffer_sizes(content):
-    """Return the number of bytes of each buffer, which lie in the buffer or at the file's end."""
+    """Return the size of each buffer, stored in the flatbuffer or at the end of the file."""
     model = model_of(content)
     buffers = [model.Buffers(index) for index in range(model.BuffersLength())]
     return [buffer.DataLength() or buffer.Size() for buffer in buffers]
 
 
 def offset(content, index):
-    """Return where the bytes of a buffer begin in the file."""
+    """Return the offset of a buffer's bytes in the file."""
     data = model_of(content).Buffers(index).DataAsNumpy()
     return address(data) - address(np.frombuffer(content, np.uint8))
 
@@ -104,7 +104,7 @@ def address(array):
 
 
 def input_shapes(content, operator):
-    """Return the shapes of the first inputs of all operators of a name."""
+    """Return the shape of the first input of each operator with this name."""
     code = getattr(schema.BuiltinOperator, operator)
     model = schema.ModelT.InitFromObj(model_of(content))
     return [
