@@ -10,10 +10,9 @@ import itertools
 import pathlib
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 
 from bart_export.artifact.artifact import Artifact
-from bart_export.artifact.manifest import TfliteEntry
 from bart_export.bench import opening
 from bart_export.bench.measurements import (
     Timing,
@@ -112,51 +111,50 @@ def bench(
         artifact.path(name, rehash=True)  # so that an error names the artifact, not a copy
     usual = default_threads(artifact.manifest.parameter_count)
     threads = tuple(dict.fromkeys(num_threads or [usual]))
-    planned = plan(artifact, names, sources, new_tokens, num_beams)
-    opened = [(name, count) for name in planned.pairs for count in threads]
+    length, pairs, skipped = plan(artifact, names, sources, new_tokens, num_beams)
+    opened = [(name, count) for name in pairs for count in threads]
     openings: list[OpeningRow] = []
     memories: list[MemoryRow] = []
     works: list[Work] = []
     with stages(2 * len(opened) + runs + 1) as stage:
         for name, count in opened:
             stage(f"open {name}")
-            first, *others = opening_runs(name, count, planned)
+            longest = sorted({beams: source for source, beams in sorted(pairs[name])}.items())
+            first = OpeningRun(name, count, *min(pairs[name]), min(FIRST_TEXT, length))
             with opening.linked_copy(artifact) as copy:
-                openings += opening_rows(files[name], copy, first)
-                memories += [memory_row(files[name], copy, other) for other in others]
+                openings += opening.measure(copy, files[name], first)
+                for beams, source in longest:
+                    run = OpeningRun(name, count, source, beams, length)
+                    memories.append(opening.memory(copy, files[name], run))
         for name, count in opened:
             stage(f"load {name}")
             engine = open_engine(artifact, name, num_threads=count)
             about = files[name].recipe, files[name].build, count
-            for source, beams in planned.pairs[name]:
-                row = GenerationRow(*about, source, beams, planned.new_tokens)
+            for source, beams in pairs[name]:
+                row = GenerationRow(*about, source, beams, length)
                 works.append(Work(row, engine, artifact.generation))
-        for run in range(runs + 1):
-            stage(f"generate, run {run} of {runs}" if run else "generate once to warm up")
+        for number in range(runs + 1):
+            stage(f"generate, run {number} of {runs}" if number else "generate once to warm up")
             for work in works:
                 timing = work.measure()
-                if run:
+                if number:
                     work.timings.append(timing)
+    sizes = []
+    for name in names:
+        entry = files[name]
+        density = entry.bytes / artifact.manifest.parameter_count
+        sizes.append(FileRow(entry.recipe, entry.build, name, entry.bytes, density))
     return Report(
         SCHEMA_VERSION,
         Subject.of(artifact),
         host(),
-        Settings(planned.new_tokens, threads, runs),
-        tuple(file_row(artifact, name) for name in names),
+        Settings(length, threads, runs),
+        tuple(sizes),
         tuple(openings),
         tuple(memories),
         tuple(work.summary() for work in works),
-        tuple(planned.skipped),
+        tuple(skipped),
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What is measured: the (source tokens, beams) of each file, and what is left out."""
-
-    new_tokens: int
-    pairs: Mapping[str, Sequence[tuple[int, int]]]
-    skipped: Sequence[SkippedRow]
 
 
 def plan(
@@ -165,8 +163,13 @@ def plan(
     sources: Sequence[int],
     new_tokens: int | None,
     num_beams: Sequence[int],
-) -> Plan:
-    """Return what files have room for; usual lengths are lowered to what the largest file takes.
+) -> tuple[int, dict[str, list[tuple[int, int]]], list[SkippedRow]]:
+    """Return what is measured, as far as files have room for it.
+
+    Usual lengths are lowered to what the largest file takes.
+
+    Returns:
+        The new tokens, the (source tokens, beams) of each file, and what is left out.
 
     Raises:
         ConfigurationError: for more new tokens than the model has positions for.
@@ -194,7 +197,7 @@ def plan(
         else:
             row = SkippedRow(unsupported, source, None, entry.recipe, entry.build, beams)
             skipped.append(row)
-    return Plan(length, pairs, skipped)
+    return length, pairs, skipped
 
 
 def fitting_length(flag: str, given: int | None, usual: int, most: int) -> int:
@@ -216,41 +219,3 @@ def chosen_files(artifact: Artifact, recipes: Sequence[str]) -> list[str]:
     files = artifact.manifest.tflite()
     wanted = recipes or dict.fromkeys(entry.recipe for entry in files.values())
     return [name for recipe in wanted for name, entry in files.items() if entry.recipe == recipe]
-
-
-def file_row(artifact: Artifact, name: str) -> FileRow:
-    """Return the size of a file."""
-    entry = artifact.manifest.tflite()[name]
-    density = entry.bytes / artifact.manifest.parameter_count
-    return FileRow(entry.recipe, entry.build, name, entry.bytes, density)
-
-
-def opening_runs(name: str, num_threads: int, planned: Plan) -> list[OpeningRun]:
-    """Return what an opening is followed by, a short text, and then what memory is measured with.
-
-    That is all the new tokens from the longest source, for each number of beams.
-    """
-    pairs, new_tokens = sorted(planned.pairs[name]), planned.new_tokens
-    longest = sorted({beams: source for source, beams in pairs}.items())
-    return [
-        OpeningRun(name, num_threads, *pairs[0], min(FIRST_TEXT, new_tokens)),
-        *(OpeningRun(name, num_threads, source, beams, new_tokens) for beams, source in longest),
-    ]
-
-
-def opening_rows(entry: TfliteEntry, copy: pathlib.Path, run: OpeningRun) -> Iterator[OpeningRow]:
-    """Yield a row for each way of opening a file and each stage of it."""
-    for way, figures in opening.measure(copy, run).items():
-        for stage in opening.STAGES:
-            about = entry.recipe, entry.build, run.num_threads, way, stage
-            if figures is None:
-                yield OpeningRow(*about, seconds=None)
-            else:
-                yield OpeningRow(*about, **vars(figures[stage]))
-
-
-def memory_row(entry: TfliteEntry, copy: pathlib.Path, run: OpeningRun) -> MemoryRow:
-    """Return a row of what a process takes that generates so much."""
-    work = run.num_threads, run.source, run.num_beams, run.new_tokens
-    found = opening.memory(copy, run)
-    return MemoryRow(entry.recipe, entry.build, *work, found.private_bytes, found.shared_bytes)

@@ -20,13 +20,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from bart_export.artifact.artifact import CACHE, Artifact, link
 from bart_export.artifact.directories import MANIFEST
+from bart_export.artifact.manifest import TfliteEntry
 from bart_export.artifact.manifest_file import path_of
 from bart_export.bench.measurements import random_source
+from bart_export.bench.rows import MemoryRow, OpeningRow
 from bart_export.errors import EngineError, last_words
 from bart_export.quiet import native_stderr_silenced
 from bart_export.recipes.table import LITERT, TFLITE_RUNTIME
@@ -56,8 +60,7 @@ class OpeningRun:
     new_tokens: int
 
 
-@dataclasses.dataclass(frozen=True)
-class StageFigures:
+class Figures(NamedTuple):
     """What it takes to reach a stage of an opening.
 
     `seconds` counts from the path on, libraries imported before. `private_bytes` and `shared_bytes`
@@ -72,56 +75,45 @@ class StageFigures:
     built_weight_cache: bool
 
 
-Stages = dict[str, StageFigures]
-
-
-def measure(directory: pathlib.Path, run: OpeningRun) -> dict[str, Stages | None]:
+def measure(directory: pathlib.Path, entry: TfliteEntry, run: OpeningRun) -> Iterator[OpeningRow]:
     """Open a file of a `linked_copy`: for the first time, and then cold and warm in turns.
 
-    Returns:
-        The figures of "first", "cold" (None where the system keeps the files in its memory) and
-        "warm", the latter two medians over several processes.
+    Cold and warm figures are medians over several processes; cold ones are unknown where the system
+    keeps the files in its memory.
 
     Raises:
         EngineError: if a process fails, with what it said.
     """
-    first = in_a_process(directory, run)
-    cold, warm = [], []
+    first, cold, warm = in_a_process(directory, run), [], []
     for _ in range(AGAIN):
         if drop(files_read(directory, run.file)):
             cold.append(in_a_process(directory, run))
         warm.append(in_a_process(directory, run))
-    return {
-        "first": first,
-        "cold": medians(cold) if len(cold) == AGAIN else None,
-        "warm": medians(warm),
-    }
+    ways = {"first": [first], "cold": cold if len(cold) == AGAIN else [], "warm": warm}
+    for way, found in ways.items():
+        for stage in STAGES:
+            about = entry.recipe, entry.build, run.num_threads, way, stage
+            figures = zip(*(figures[stage] for figures in found), strict=True)
+            yield OpeningRow(*about, *map(median, figures))
 
 
-def memory(directory: pathlib.Path, run: OpeningRun) -> StageFigures:
-    """Return the figures of a text beside another process that has the same file open.
+def median(values: tuple[Any, ...]) -> Any:
+    """Return the median of a figure that may be unknown; of truths, whether one is true."""
+    if None in values:
+        return None
+    return any(values) if isinstance(values[0], bool) else statistics.median_low(values)
+
+
+def memory(directory: pathlib.Path, entry: TfliteEntry, run: OpeningRun) -> MemoryRow:
+    """Measure the memory of a process beside another one that has the same file open.
 
     Raises:
         EngineError: if a process fails, with what it said.
     """
     with mapped(files_read(directory, run.file)):
-        return in_a_process(directory, run)["text"]
-
-
-def medians(rows: Sequence[Stages]) -> Stages:
-    """Return the median of each figure; of the weight cache, whether one of the rows built it."""
-
-    def middle(values: tuple[Any, ...]) -> Any:
-        if values[0] is None:
-            return None
-        return any(values) if isinstance(values[0], bool) else statistics.median_low(values)
-
-    return {
-        stage: StageFigures(
-            *map(middle, zip(*(dataclasses.astuple(row[stage]) for row in rows), strict=True))
-        )
-        for stage in rows[0]
-    }
+        text = in_a_process(directory, run)["text"]
+    work = run.num_threads, run.source, run.num_beams, run.new_tokens
+    return MemoryRow(entry.recipe, entry.build, *work, text.private_bytes, text.shared_bytes)
 
 
 @contextlib.contextmanager
@@ -146,8 +138,8 @@ def files_read(directory: pathlib.Path, file: str) -> list[pathlib.Path]:
     return [directory / file, directory / stored.vocabulary, directory / stored.merges, *caches]
 
 
-def in_a_process(directory: pathlib.Path, run: OpeningRun) -> Stages:
-    """Open in a new process and return its figures."""
+def in_a_process(directory: pathlib.Path, run: OpeningRun) -> dict[str, Figures]:
+    """Open in a new process and return the figures of each stage."""
     before = weight_caches(directory)
     process = subprocess.run(
         [sys.executable, "-m", __spec__.name, json.dumps([str(directory), vars(run)])],
@@ -160,7 +152,7 @@ def in_a_process(directory: pathlib.Path, run: OpeningRun) -> Stages:
         raise EngineError(f"Opening {run.file} in a process of its own failed: {message}")
     built = weight_caches(directory) != before
     figures = json.loads(process.stdout)
-    return {stage: StageFigures(*[*row, built]) for stage, row in zip(STAGES, figures, strict=True)}
+    return {stage: Figures(*[*row, built]) for stage, row in zip(STAGES, figures, strict=True)}
 
 
 def weight_caches(directory: pathlib.Path) -> dict[str, tuple[int, int]]:
@@ -174,21 +166,18 @@ class Meter:
 
     def __init__(self) -> None:
         gc.collect()
-        self.private, self.shared = process_memory("Private"), process_memory("Shared")
+        self.memory = process_memory()
         self.began = time.perf_counter()
 
     def read(self) -> tuple[float, int | None, int | None, int | None]:
         """Return the first four figures of a stage that has been reached."""
         reached = time.perf_counter()
-        private, shared = process_memory("Private"), process_memory("Shared")
-        seconds = reached - self.began
+        seconds, memory = reached - self.began, process_memory()
         self.began += time.perf_counter() - reached
-        return seconds, difference(private, self.private), difference(shared, self.shared), private
-
-
-def difference(now: int | None, before: int | None) -> int | None:
-    """Return by how much a figure grew, None where it is not known."""
-    return None if now is None or before is None else now - before
+        if memory is None or self.memory is None:
+            return seconds, None, None, None
+        private, shared = memory
+        return seconds, private - self.memory[0], shared - self.memory[1], private
 
 
 def open_and_generate(directory: pathlib.Path, run: OpeningRun) -> list[object]:
@@ -209,8 +198,8 @@ def open_and_generate(directory: pathlib.Path, run: OpeningRun) -> list[object]:
     return [*stages, meter.read()]
 
 
-def process_memory(kind: str) -> int | None:
-    """Return the "Private" or "Shared" memory of this process in bytes, None where it is unknown.
+def process_memory() -> tuple[int, int] | None:
+    """Return the private and the shared memory of this process in bytes, None if it is unknown.
 
     See proc_pid_smaps(5), whose figures are in KiB. Shared are pages of files, libraries among
     them, that another process has mapped as well. Pages of a mapped file that nobody else has
@@ -220,8 +209,9 @@ def process_memory(kind: str) -> int | None:
         lines = SMAPS.read_text(encoding="ascii").splitlines()
     except OSError:
         return None
-    fields = f"{kind}_Clean:", f"{kind}_Dirty:"
-    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith(fields))
+    sizes = {name: 1024 * int(size) for name, size, *_ in map(str.split, lines[1:])}
+    private = sizes["Private_Clean:"] + sizes["Private_Dirty:"]
+    return private, sizes["Shared_Clean:"] + sizes["Shared_Dirty:"]
 
 
 def drop(paths: Iterable[pathlib.Path]) -> bool:
@@ -253,18 +243,14 @@ def resident(path: pathlib.Path) -> int:
     size = path.stat().st_size
     if not size:
         return 0
-    pages = (ctypes.c_ubyte * -(-size // PAGE))()
-    # ctypes takes the address of writable memory only; a private copy is, and nothing is written.
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
-        start = ctypes.c_char.from_buffer(mapped)
-        library: Any = ctypes.CDLL(None, use_errno=True)
-        failed = not hasattr(library, "mincore") or library.mincore(
-            ctypes.c_void_p(ctypes.addressof(start)), ctypes.c_size_t(size), pages
-        )
-        del start  # a mapping that something points into cannot be closed
-    if failed:
+    file = np.memmap(path, mode="r")
+    pages = np.empty(-(-size // PAGE), np.uint8)
+    library: Any = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(library, "mincore") or library.mincore(
+        ctypes.c_void_p(file.ctypes.data), ctypes.c_size_t(size), ctypes.c_void_p(pages.ctypes.data)
+    ):
         raise OSError(ctypes.get_errno(), "mincore failed", str(path))
-    return sum(page & 1 for page in pages)
+    return int((pages & 1).sum())
 
 
 @contextlib.contextmanager
@@ -273,14 +259,10 @@ def mapped(paths: Iterable[pathlib.Path]) -> Iterator[None]:
 
     What a process of the block maps of them then counts as shared, not as its own.
     """
-    with contextlib.ExitStack() as stack:
-        for path in paths:
-            if not path.stat().st_size:
-                continue
-            file = stack.enter_context(path.open("rb"))
-            mapping = stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-            mapping[::PAGE]  # reads a byte of every page
-        yield
+    files = [np.memmap(path, mode="r") for path in paths if path.stat().st_size]
+    for file in files:
+        file[::PAGE].sum()  # reads a byte of every page
+    yield
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ class FileRow(Row):
 
 @dataclasses.dataclass(frozen=True)
 class OpeningRow(Row):
-    """What it takes to reach a stage of an opening; see `opening.StageFigures`.
+    """What it takes to reach a stage of an opening; see `opening.Figures`.
 
     `opening` is "first", "cold" or "warm"; `seconds` is None for a cold one that is not known.
     """
@@ -83,7 +83,7 @@ class OpeningRow(Row):
     num_threads: int
     opening: str
     until: str
-    seconds: float | None
+    seconds: float | None = None
     private_bytes: float | None = None
     shared_bytes: float | None = None
     process_private_bytes: float | None = None

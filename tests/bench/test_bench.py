@@ -12,8 +12,8 @@ from support import static_builds
 from bart_export.bench import bench as benchmark
 from bart_export.bench import measurements, opening
 from bart_export.bench.bench import bench
-from bart_export.bench.opening import OpeningRun, StageFigures
-from bart_export.bench.rows import OpeningRow, Report
+from bart_export.bench.opening import OpeningRun
+from bart_export.bench.rows import MemoryRow, Report
 from bart_export.cli.main import main
 from bart_export.contract import StaticShapes
 from bart_export.errors import ArtifactError, ConfigurationError, EngineError
@@ -41,8 +41,9 @@ def report(symmetric_artifact):
 @pytest.fixture
 def no_openings(monkeypatch):
     """Open no file in a process of its own."""
-    monkeypatch.setattr(opening, "measure", lambda *arguments: {})
-    monkeypatch.setattr(opening, "memory", lambda *arguments: StageFigures(1, *[None] * 3, False))
+    monkeypatch.setattr(opening, "measure", lambda *arguments: [])
+    row = MemoryRow("float32", "dynamic", *[1] * 4, None, None)
+    monkeypatch.setattr(opening, "memory", lambda *arguments: row)
 
 
 @pytest.fixture
@@ -125,15 +126,16 @@ def test_a_cold_opening_reads_what_a_warm_one_finds_in_memory(
         return open_there(directory, run)
 
     monkeypatch.setattr(opening, "in_a_process", noted)
+    entry = symmetric_artifact.manifest.tflite()[FLOAT32]
     with opening.linked_copy(symmetric_artifact) as directory:
-        figures = opening.measure(directory, opening_run)
+        rows = list(opening.measure(directory, entry, opening_run))
     (first, _), *later = found
     assert first == 3  # the file and two of its tokenizer
     assert [count for count, _ in later] == [4] * 2 * opening.AGAIN  # and the weight cache
     cold, warm = later[0::2], later[1::2]
     assert {pages for _, pages in cold} == {0}
     assert min(pages for _, pages in warm) > 0
-    assert figures["cold"].keys() == figures["warm"].keys()
+    assert None not in [row.seconds for row in rows if row.opening == "cold"]
 
 
 def test_where_files_cannot_be_dropped_nothing_is_called_cold(
@@ -141,10 +143,11 @@ def test_where_files_cannot_be_dropped_nothing_is_called_cold(
 ):
     monkeypatch.setattr(opening.os, "posix_fadvise", lambda *arguments: None)
     monkeypatch.setattr(opening, "AGAIN", 1)
+    entry = symmetric_artifact.manifest.tflite()[FLOAT32]
     with opening.linked_copy(symmetric_artifact) as directory:
-        assert opening.measure(directory, opening_run)["cold"] is None
-    unknown = OpeningRow("float32", "dynamic", 1, "cold", "text", None)
-    tables = dataclasses.replace(report, openings=(unknown,)).tables()
+        rows = tuple(opening.measure(directory, entry, opening_run))
+    assert [row.seconds is None for row in rows] == [row.opening == "cold" for row in rows]
+    tables = dataclasses.replace(report, openings=rows).tables()
     assert "Cold openings are unknown" in printed(tables)
 
 
@@ -161,7 +164,7 @@ def test_weights_are_shared_with_another_process_that_has_them(mini_artifact):
     with opening.linked_copy(mini_artifact) as directory:
         opening.in_a_process(directory, run)  # packs the weights
         alone = opening.in_a_process(directory, run)["text"]
-        beside = opening.memory(directory, run)
+        beside = opening.memory(directory, mini_artifact.manifest.tflite()[FLOAT32], run)
     # Packed weights are about the size of the file, 31 MB; those that a text takes are read.
     assert beside.shared_bytes - alone.shared_bytes > 15e6
     assert alone.private_bytes - beside.private_bytes > 15e6
