@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.command import COMMAND
 
 from bart_export.artifact.artifact import Artifact
 from bart_export.runtime import Generator
@@ -17,9 +18,8 @@ def test_the_shape_of_bart_base_is_exported_and_generates(tmp_path):
     subprocess.run(
         [sys.executable, ROOT / "tools" / "random_checkpoint.py", tmp_path / "preset"], check=True
     )
-    command = [sys.executable, "-c", "from bart_export.cli.main import main; main()"]
     arguments = ["--preset", tmp_path / "preset", "--target", "tflite", "--output", tmp_path / "it"]
-    finished = subprocess.run([*command, *arguments], capture_output=True, text=True)
+    finished = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True)
     assert (finished.returncode, finished.stderr) == (0, "")
     artifact = Artifact.open(tmp_path / "it")
     assert artifact.manifest.parameter_count == 139_417_344

@@ -4,11 +4,10 @@ import ast
 import json
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from support.command import python
 from support.pages import blocks, commands
 
 import bart_export
@@ -122,9 +121,7 @@ def modules_after(code, *arguments):
     """Return the modules that a fresh interpreter has imported at the end of `code`."""
     ending = "import json, sys; print('\\n' + json.dumps(sorted(sys.modules)))"
     program = f"try:\n    {code}\nfinally:\n    {ending}"
-    run = subprocess.run(
-        [sys.executable, "-c", program, *map(str, arguments)], capture_output=True, text=True
-    )
+    run = python(program, *arguments)
     assert run.returncode == 0, run.stderr
     return {name.split(".")[0] for name in json.loads(run.stdout.splitlines()[-1])}
 
@@ -154,13 +151,15 @@ def test_help_imports_no_tensor_library(arguments):
     assert imported & (TENSOR_LIBRARIES | {"numpy", "ai_edge_litert"}) == set()
 
 
+def test_generating_imports_no_tensor_library(mini_artifact):
+    imported = modules_after(COMMAND, "generate", mini_artifact.directory, "A game.")
+    assert "ai_edge_litert" in imported
+    assert imported & TENSOR_LIBRARIES == set()
+
+
 def seconds(program):
     """Return the shortest time that a few fresh interpreters print for a program."""
-    runs = (
-        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-        for _ in range(5)
-    )
-    return min(float(run.stdout.splitlines()[-1]) for run in runs)
+    return min(float(python(program).stdout.splitlines()[-1]) for _ in range(5))
 
 
 @pytest.mark.parametrize(
@@ -169,12 +168,6 @@ def seconds(program):
 def test_what_is_asked_often_is_quick(statement, limit):
     clock = "import time; began = time.perf_counter()"
     assert seconds(f"{clock}\n{statement}\nprint(time.perf_counter() - began)") < limit
-
-
-def test_generating_imports_no_tensor_library(mini_artifact):
-    imported = modules_after(COMMAND, "generate", mini_artifact.directory, "A game.")
-    assert "ai_edge_litert" in imported
-    assert imported & TENSOR_LIBRARIES == set()
 
 
 @pytest.mark.parametrize("path", MODULES, ids=dotted)

@@ -1,9 +1,7 @@
 """`import bart_export` costs nothing, and its public names are there when asked for."""
 
-import subprocess
-import sys
-
 import pytest
+from support.command import python
 
 import bart_export
 
@@ -14,7 +12,7 @@ def test_importing_the_package_imports_the_standard_library_only():
         "new = {name.partition('.')[0] for name in set(sys.modules) - before};"
         "print(*sorted(new - sys.stdlib_module_names))"
     )
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    result = python(program)
     assert (result.stdout.split(), result.stderr) == (["bart_export"], "")
 
 

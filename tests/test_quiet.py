@@ -1,13 +1,13 @@
 """Native chatter stays away from standard error, unless it may explain a failure."""
 
 import os
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 
 import pytest
+from support.command import python
 
 from bart_export.errors import ArtifactError
 from bart_export.quiet import native_stderr_silenced
@@ -22,33 +22,27 @@ def test_what_native_code_says_is_not_seen_and_what_follows_is(capfd):
     sys.stderr.write("before ")
     with native_stderr_silenced():
         say("hidden")
-    say("after")
-    assert capfd.readouterr().err == "before after"
-
-
-def test_a_failure_is_preceded_by_what_was_said(capfd):
-    with pytest.raises(ZeroDivisionError), native_stderr_silenced():
-        say("the divisor is 0")
-        1 / 0  # noqa: B018
-    assert capfd.readouterr().err == "the divisor is 0"
-
-
-@pytest.mark.parametrize("error", [ArtifactError("one line"), OSError(28, "No space left")])
-def test_an_error_that_explains_itself_stands_alone(capfd, error):
-    with pytest.raises(type(error)), native_stderr_silenced():
-        say("hidden")
-        raise error
-    say("after")
-    assert capfd.readouterr().err == "after"
-
-
-def test_a_block_within_a_block_is_silent_and_so_is_what_follows(capfd):
-    with native_stderr_silenced():
         with native_stderr_silenced():
             say("hidden")
         say("hidden, too")
     say("after")
-    assert capfd.readouterr().err == "after"
+    assert capfd.readouterr().err == "before after"
+
+
+@pytest.mark.parametrize(
+    ("error", "seen"),
+    [
+        (ZeroDivisionError(), "the divisor is 0 after"),
+        (ArtifactError("one line"), " after"),
+        (OSError(28, "No space left"), " after"),
+    ],
+)
+def test_what_was_said_precedes_an_error_that_does_not_explain_itself(capfd, error, seen):
+    with pytest.raises(type(error)), native_stderr_silenced():
+        say("the divisor is 0")
+        raise error
+    say(" after")
+    assert capfd.readouterr().err == seen
 
 
 def test_descriptors_are_given_back():
@@ -79,39 +73,32 @@ with native_stderr_silenced():
 
 
 def test_without_a_standard_error_there_is_nothing_to_silence():
-    done = subprocess.run([sys.executable, "-c", CLOSED], capture_output=True, text=True)
+    done = python(CLOSED)
     assert (done.returncode, done.stdout) == (0, "done\n")
 
 
+GENERATING = "import sys; from bart_export.runtime import Generator\n"
+WORDLESS = """
+print(Generator.from_artifact(sys.argv[1]).generate('A text.', num_beams=2).score)
+print(*Generator.from_artifact(sys.argv[1]).stream('A text.'))
+"""
+FAILING = """
+Generator.from_artifact(sys.argv[1]).generate('A text.')
+raise RuntimeError('of my own')
+"""
+
+
 def test_the_runtime_opens_runs_and_ends_without_a_word(symmetric_artifact):
-    script = (
-        "import sys; from bart_export.runtime import Generator\n"
-        "print(Generator.from_artifact(sys.argv[1]).generate('A text.', num_beams=2).score)\n"
-        "print(*Generator.from_artifact(sys.argv[1]).stream('A text.'))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(symmetric_artifact.directory)],
-        capture_output=True,
-        text=True,
-    )
+    done = python(GENERATING + WORDLESS, symmetric_artifact.directory)
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_an_error_after_the_runtime_was_used_is_seen(symmetric_artifact):
     """The end is silenced, not what Python says before it."""
-    script = (
-        "import sys; from bart_export.runtime import Generator\n"
-        "Generator.from_artifact(sys.argv[1]).generate('A text.')\n"
-        "raise RuntimeError('of my own')"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(symmetric_artifact.directory)],
-        capture_output=True,
-        text=True,
-    )
+    done = python(GENERATING + FAILING, symmetric_artifact.directory)
     assert done.returncode == 1
-    assert done.stderr.endswith("RuntimeError: of my own\n")
     assert done.stderr.startswith("Traceback")
+    assert done.stderr.endswith("RuntimeError: of my own\n")
 
 
 def test_blocks_of_several_threads_leave_standard_error_where_it_was(capfd):

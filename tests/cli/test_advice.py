@@ -4,33 +4,20 @@ import importlib.metadata
 import json
 import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 from support import made_up_artifacts
+from support.command import printed, python, refusal
 
 import bart_export
 from bart_export import errors
-from bart_export.cli.main import main
 from bart_export.runtime import engines
 
 GOLDEN = Path(__file__).parents[1] / "data/golden/bart_tiny_symmetric"
 MINI = Path(bart_export.__file__).parent / "assets/bart_mini_en"
 OF_ARTIFACTS = (("generate", "a text"), ("verify",), ("bench",))
-
-
-def complaint(*arguments):
-    """Run a command that must end with exit code 2; return the line that says why."""
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    assert isinstance(result.exception, SystemExit), result.exception
-    assert result.exit_code == 2
-    assert result.stdout == ""
-    line = result.stderr.splitlines()[-1]
-    assert line.startswith("Error: ")
-    return line
 
 
 @pytest.fixture
@@ -66,57 +53,56 @@ MISTAKEN = {
 @pytest.mark.parametrize("given", MISTAKEN)
 @pytest.mark.parametrize("command", OF_ARTIFACTS, ids=lambda one: one[0])
 def test_what_is_no_artifact_is_told_what_it_is(place, command, given):
-    assert MISTAKEN[given].format(place) in complaint(command[0], given, *command[1:])
+    assert MISTAKEN[given].format(place) in refusal(command[0], given, *command[1:])
 
 
-def test_the_export_that_a_line_proposes_is_one(place, monkeypatch):
-    asked = []
-    monkeypatch.setattr("bart_export.cli.export.export_to", lambda *given: asked.append(given))
+@pytest.fixture
+def asked(monkeypatch):
+    """Keep what would be exported, instead of exporting it."""
+    calls = []
+    monkeypatch.setattr("bart_export.cli.export.export_to", lambda *given: calls.append(given))
+    return calls
+
+
+def test_the_export_that_a_line_proposes_is_one(place, asked):
     for given in ("my hf dir", "bart_base_en", "bart_mini_en", "nope"):
-        line = complaint("generate", given, "a text")
-        words = shlex.split(line[line.index("bart-export ") :])
-        result = CliRunner().invoke(main, words[1:], catch_exceptions=False)
-        assert result.exit_code == 0, result.output
+        line = refusal("generate", given, "a text")
+        printed(*shlex.split(line[line.index("bart-export ") :])[1:])
     assert [given[0] for given in asked] == [
         "my hf dir", "./bart_base_en", "bart_mini_en", "NAME",
     ]  # fmt: skip
 
 
 def test_an_artifact_is_no_preset(place):
-    line = complaint("--preset", "artifacts/made", "--target", "tflite", "--output", "other")
+    line = refusal("--preset", "artifacts/made", "--target", "tflite", "--output", "other")
     assert "artifacts/made is an artifact, not a checkpoint. It was made of bart_mini_en." in line
-    assert "is an artifact" in complaint("tune", "artifacts/made", "--budget", "top1=0.9")
+    assert "is an artifact" in refusal("tune", "artifacts/made", "--budget", "top1=0.9")
 
 
 def test_without_a_command_a_path_is_asked_what_it_is_for(place):
-    assert "bart-export generate artifacts/made TEXT" in complaint("artifacts/made")
-    assert EXPORT.format("bart_mini_en") in complaint("bart_mini_en")
-    assert "No such command 'genrate'" in complaint("genrate")
-    assert "Give --preset after export" in complaint(
-        "--preset", "p", "export", "--target", "tflite"
-    )
+    assert "bart-export generate artifacts/made TEXT" in refusal("artifacts/made")
+    assert EXPORT.format("bart_mini_en") in refusal("bart_mini_en")
+    assert "No such command 'genrate'" in refusal("genrate")
+    assert "Give --preset after export" in refusal("--preset", "p", "export", "--target", "tflite")
 
 
-def test_export_may_be_named(monkeypatch):
-    asked = []
-    monkeypatch.setattr("bart_export.cli.export.export_to", lambda *given: asked.append(given))
+def test_export_may_be_named(asked):
     arguments = ["--preset", "p", "--target", "tflite", "--recipe", "float32"]
-    for words in (arguments, ["export", *arguments]):
-        assert CliRunner().invoke(main, words, catch_exceptions=False).exit_code == 0
+    printed(*arguments)
+    printed("export", *arguments)
     assert asked[0] == asked[1]
-    assert "--target is missing" in complaint("export", "--preset", "p")
+    assert "--target is missing" in refusal("export", "--preset", "p")
 
 
 def test_an_engine_is_named_by_its_nearest(symmetric_artifact):
     def refused(engine):
-        return complaint("generate", symmetric_artifact.directory, "a text", "--engine", engine)
+        return refusal("generate", symmetric_artifact.directory, "a text", "--engine", engine)
 
     assert "must be one of litert, tflite-runtime, edgetpu" in refused("tensorflow")
     assert "Did you mean tflite-runtime?" in refused("tflite")
     assert "Did you mean edgetpu?" in refused("edge-tpu")
     for name in ("litert", "ai-edge-litert"):  # a package, which scripts have named
-        words = ["generate", symmetric_artifact.directory, "a text", "--engine", name]
-        assert CliRunner().invoke(main, list(map(str, words))).exit_code == 0
+        printed("generate", symmetric_artifact.directory, "a text", "--engine", name)
     line = refused("edgetpu")
     assert f"--target edgetpu --output {symmetric_artifact.directory}" in line
 
@@ -192,14 +178,12 @@ def test_nothing_heavy_is_loaded_for_an_argument_that_is_wrong(place, symmetric_
         "    except SystemExit as ended: code = ended.code\n"
         "    print(code, 'tensorflow' in sys.modules or 'keras' in sys.modules)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program, json.dumps(EARLY)], capture_output=True, text=True
-    )
+    done = python(program, json.dumps(EARLY))
     assert done.stdout.splitlines() == ["2 False"] * len(EARLY), done.stdout + done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
     assert len(lines) == len(EARLY)
 
 
 def test_the_edge_tpu_s_check_takes_one_file(place):
-    line = complaint("edgetpu", "check", "artifacts/made")
+    line = refusal("edgetpu", "check", "artifacts/made")
     assert "name one .tflite file, as artifacts/made/tflite/float32.tflite" in line

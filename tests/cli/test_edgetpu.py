@@ -3,13 +3,11 @@
 import json
 
 import pytest
-from click.testing import CliRunner
+from support.command import refusal, run
 from support.compiler_logs import TWO_FILES, install
 from support.single_operations import OPERATIONS, content
 
-from bart_export.cli.verify import edgetpu
 from bart_export.edgetpu import rules
-from bart_export.errors import EngineError
 
 ONE_FILE = TWO_FILES.partition("Input model: here/other.tflite")[0]
 
@@ -27,18 +25,13 @@ def file(tmp_path, monkeypatch):
 
 
 def check(*arguments):
-    return CliRunner().invoke(edgetpu, ["check", *arguments])
-
-
-def words(output):
-    """Return what was printed without the table's line breaks."""
-    return " ".join(output.split())
+    return run("edgetpu", "check", *arguments)
 
 
 def test_a_file_that_maps_is_shown_and_exits_with_0(file):
     result = check(file(OPERATIONS["CONV_2D"]))
     assert result.exit_code == 0
-    assert "CONV_2D 1 Mapped to Edge TPU" in words(result.output)
+    assert "CONV_2D 1 Mapped to Edge TPU" in " ".join(result.output.split())
     assert "1 of 1 operations would run on the Edge TPU" in result.output
     assert "edgetpu_compiler itself was not run" in result.output
 
@@ -57,8 +50,7 @@ def test_json_has_a_row_for_each_operation(file):
     report = json.loads(result.output)
     found = [(row["operator"], row["status"]) for row in report["rows"]]
     assert found == [("ADD", rules.MAPPED)] + [("SOFTMAX", rules.NOT_MAPPED)] * 2
-    assert report["passes"] is False
-    assert report["compiler"] is None
+    assert (report["passes"], report["compiler"]) == (False, None)
 
 
 @pytest.mark.parametrize(
@@ -73,8 +65,6 @@ def test_the_compiler_is_heard_where_it_is_installed(log, code, file, tmp_path, 
     assert "parameters: 6.50 MiB kept on the Edge TPU" in result.output
 
 
-def test_a_file_that_is_none_is_an_error_of_the_family(tmp_path):
+def test_a_file_that_is_none_is_refused(tmp_path):
     (tmp_path / "file.tflite").write_bytes(b"nothing of the kind")
-    result = check(str(tmp_path / "file.tflite"))
-    assert isinstance(result.exception, EngineError)
-    assert result.exception.exit_code == 2
+    assert "file.tflite" in refusal("edgetpu", "check", tmp_path / "file.tflite")

@@ -4,11 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from support.command import printed, refusal
 
 from bart_export.artifact import bundle
 from bart_export.cli import export
-from bart_export.cli.main import main
 from bart_export.contract import StaticShapes
 from bart_export.export.options import EdgeTpuOptions, SavedModelOptions, TfliteOptions
 from bart_export.recipes.table import DEFAULT, RECIPES
@@ -21,8 +20,7 @@ def asked(monkeypatch):
     monkeypatch.setattr(export, "export_to", lambda *given: calls.append(given))
 
     def parse(*arguments):
-        result = CliRunner().invoke(main, ["--preset", "p", *arguments], catch_exceptions=False)
-        assert result.exit_code == 0, result.output
+        printed("--preset", "p", *arguments)
         return calls[-1]
 
     return parse
@@ -96,9 +94,8 @@ def test_a_bundle_is_of_a_static_build(asked, clone, arguments, directory, shape
 def test_a_bundle_for_our_app_is_made_only_where_our_app_is(monkeypatch, tmp_path):
     assert (Path(__file__).parents[2] / bundle.PROJECT).is_file()
     monkeypatch.chdir(tmp_path)
-    result = CliRunner().invoke(main, ["--preset", "p", *TFLITE, "--android"])
-    assert result.exit_code == 2
-    assert "in a clone, or name a directory: --android DIRECTORY" in result.stderr
+    words = "in a clone, or name a directory: --android DIRECTORY"
+    assert words in refusal("--preset", "p", *TFLITE, "--android")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -137,6 +134,4 @@ def test_all_recipes_and_a_file_of_ones_own(asked, tmp_path):
     ],
 )
 def test_what_contradicts_itself_is_refused(arguments, words):
-    result = CliRunner().invoke(main, ["--preset", "p", *arguments])
-    assert result.exit_code == 2
-    assert words in result.output
+    assert words in refusal("--preset", "p", *arguments)

@@ -1,5 +1,6 @@
 """Batch files of `bart-export generate`: a row in, a row out, whatever one of them holds."""
 
+import functools
 import json
 import os
 import shutil
@@ -10,27 +11,25 @@ import time
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from support.command import COMMAND, printed, refusal, run
 
 from bart_export.cli.generate import in_flags
-from bart_export.cli.main import main
 from bart_export.runtime import texts
 
 CASES = Path(__file__).parents[1] / "data/cases"
-COMMAND = [sys.executable, "-c", "from bart_export.cli.main import main; main()"]
-SEVERAL = ("--num-return-sequences", 3)
 EMPTY = "not white space, received"
 
 
 @pytest.fixture
 def generate(symmetric_artifact):
     """Return `generate(arguments...)`, which runs the command on a tiny model."""
+    return functools.partial(run, "generate", symmetric_artifact.directory, "--max-length", 6)
 
-    def run(*arguments, input=None):
-        command = ["generate", symmetric_artifact.directory, "--max-length", "6", *arguments]
-        return CliRunner().invoke(main, [str(one) for one in command], input=input)
 
-    return run
+@pytest.fixture
+def refuse(symmetric_artifact):
+    """Return `refuse(arguments...)`: the line with which the command must end."""
+    return functools.partial(refusal, "generate", symmetric_artifact.directory, "--max-length", 6)
 
 
 @pytest.fixture
@@ -50,14 +49,6 @@ def errors(rows):
     return [row.get("error", "") for row in rows]
 
 
-def refused(result):
-    assert isinstance(result.exception, SystemExit), result.exception
-    assert result.exit_code == 2
-    assert result.stdout == ""
-    assert result.stderr.count("\n") == 1
-    return result.stderr
-
-
 def test_a_blank_line_keeps_its_place(generate, tmp_path):
     blank, output = CASES / "input-blank-line/blank.txt", tmp_path / "out.jsonl"
     lines = blank.read_text().splitlines()
@@ -66,63 +57,52 @@ def test_a_blank_line_keeps_its_place(generate, tmp_path):
     assert result.stderr == f'No result for 1 of 3 texts: see "error" in their rows of {output}.\n'
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert [row["text"] for row in rows] == lines
-    assert [EMPTY in error for error in errors(rows)] == [False, True, False]
-    assert [list(row) for row in rows] == [
-        ["text", "generated_text", "score", "token_ids"],
-        ["text", "error"],
-        ["text", "generated_text", "score", "token_ids"],
-    ]
-    printed = generate("--input", blank)
-    assert printed.exit_code == 1
-    assert printed.stdout.split("\n")[:-1] == [row.get("generated_text", "") for row in rows]
-    assert printed.stderr.startswith(f"Text 2 of {blank}: A text must have")
+    assert EMPTY in rows[1]["error"]
+    good = ["text", "generated_text", "score", "token_ids"]
+    assert [list(row) for row in rows] == [good, ["text", "error"], good]
+    shown = generate("--input", blank)
+    assert shown.exit_code == 1
+    assert shown.stdout.split("\n")[:-1] == [row.get("generated_text", "") for row in rows]
+    assert shown.stderr.startswith(f"Text 2 of {blank}: A text must have")
 
 
-def test_empty_texts_are_refused_unless_they_are_wanted(generate):
+def test_empty_texts_are_refused_unless_they_are_wanted(generate, refuse, answers):
     case = CASES / "input-empty/empty.jsonl"
     for asked in ({"input": ""}, {"input": " \n"}):
-        assert EMPTY in refused(generate(**asked))
-    assert "--allow-empty" in refused(generate(""))
-    assert EMPTY in refused(generate("", "--stream"))
-    result = generate("--input", case, "--output", "-")
-    assert result.exit_code == 1
-    rows = [json.loads(line) for line in result.stdout.splitlines()]
-    assert [EMPTY in error for error in errors(rows)] == [True, True]
-    wanted = generate("--input", case, "--output", "-", "--allow-empty")
-    assert wanted.exit_code == 0
-    rows = [json.loads(line) for line in wanted.stdout.splitlines()]
-    assert [len(row["token_ids"]) > 1 for row in rows] == [True, True]
+        assert EMPTY in refuse(**asked)
+    assert "--allow-empty" in refuse("")
+    assert EMPTY in refuse("", "--stream")
+    code, rows = answers(case.read_bytes())
+    assert (code, [EMPTY in error for error in errors(rows)]) == (1, [True, True])
+    code, rows = answers(case.read_bytes(), "in.jsonl", "--allow-empty")
+    assert (code, [len(row["token_ids"]) > 1 for row in rows]) == (0, [True, True])
     assert generate("", "--allow-empty").exit_code == 0
 
 
-def test_a_mask_in_a_text_is_a_token_when_it_is_asked_for(generate):
+def test_a_mask_in_a_text_is_a_token_when_it_is_asked_for(generate, refuse):
     # As tokens so many masks have room in the tiny model's positions, as characters they have not.
     text = (CASES / "mask-infilling/text.txt").read_text(encoding="utf-8").strip()
     many = text.replace("<mask>", "<mask>" * 30)
-    assert "Shorten it" in refused(generate(many))
+    assert "Shorten it" in refuse(many)
     assert generate(many, "--special-tokens").exit_code == 0
     streamed = generate(many, "--special-tokens", "--stream")
     assert streamed.stdout == generate(many, "--special-tokens").stdout
 
 
-def test_a_text_too_long_costs_nothing_but_itself(generate, tmp_path):
-    case, output = CASES / "input-one-too-long/three.txt", tmp_path / "out.jsonl"
-    assert generate("--input", case, "--output", output).exit_code == 1
-    rows = [json.loads(line) for line in output.read_text().splitlines()]
-    assert ["generated_text" in row for row in rows] == [True, True, False]
+def test_a_text_too_long_costs_nothing_but_itself(generate, answers, tmp_path):
+    case = CASES / "input-one-too-long/three.txt"
+    code, rows = answers(case.read_bytes(), "in.txt")
+    assert (code, ["generated_text" in row for row in rows]) == (1, [True, True, False])
     assert "--truncate" in rows[2]["error"]
-    cut = generate("--input", case, "--output", "-", "--truncate")
-    assert cut.exit_code == 0
-    rows = [json.loads(line) for line in cut.stdout.splitlines()]
-    assert ["truncated" in row for row in rows] == [False, False, True]
-    assert rows[2]["truncated"] is True
+    code, rows = answers(case.read_bytes(), "in.txt", "--truncate")
+    assert (code, [row.get("truncated") for row in rows]) == (0, [None, None, True])
     assert generate("--input", case, "--truncate").stderr == f"Text 3 of {case}: It was cut.\n"
     for options in ([], ["--stream"], ["--output", tmp_path / "one.jsonl"]):
         one = generate(rows[2]["text"], "--truncate", *options)
         assert one.stderr == "The text was cut: only its first 64 tokens were read.\n"
 
 
-def test_what_a_file_is_its_ending_says_or_its_first_line(generate, tmp_path):
+def test_what_a_file_is_its_ending_says_or_its_first_line(generate, refuse, tmp_path):
     case = CASES / "input-suffix"
     whole = generate("--input", case / "rows.ndjson", "--output", "-")
     assert whole.exit_code == 0
@@ -141,13 +121,13 @@ def test_what_a_file_is_its_ending_says_or_its_first_line(generate, tmp_path):
         ("binary", b"PK\0\0", "binary or UTF-16"),
     ):
         (tmp_path / name).write_bytes(content)
-        assert words in refused(generate("--input", tmp_path / name))
+        assert words in refuse("--input", tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["array.json", "table.csv"])
-def test_the_line_about_another_kind_of_file_says_how_to_make_one(generate, tmp_path, name):
+def test_the_line_about_another_kind_of_file_says_how_to_make_one(refuse, tmp_path, name):
     shutil.copy(CASES / "input-suffix" / name, tmp_path)
-    line = refused(generate("--input", tmp_path / name))
+    line = refuse("--input", tmp_path / name)
     assert ".txt, a text a line, or .jsonl" in line
     command = line.partition("Convert it: ")[2].replace("python3", sys.executable)
     subprocess.run(command, shell=True, cwd=tmp_path, check=True)
@@ -204,25 +184,25 @@ def test_a_line_without_end_is_read_no_further_than_a_bound(answers, monkeypatch
     assert len(rows[1]["text"]) == 1000
 
 
-def test_a_byte_order_mark_is_no_text(answers):
-    for name in ("in.txt", "in"):
-        assert [row["text"] for row in answers("\ufeffa text\n".encode(), name)[1]] == ["a text"]
-    assert answers('\ufeff{"text": "a text"}\n'.encode())[1][0]["text"] == "a text"
-
-
-def test_ends_of_lines_are_those_of_any_system(answers):
-    code, rows = answers(b"first\r\nsecond\rstill\r\nlast", "in.txt")
-    assert code == 0
-    assert [row["text"] for row in rows] == ["first", "second\rstill", "last"]
-    assert answers(b"", "in.txt") == (0, [])
+@pytest.mark.parametrize(
+    ("content", "name", "found"),
+    [
+        (b"\xef\xbb\xbfa text\n", "in.txt", ["a text"]),
+        (b"\xef\xbb\xbfa text\n", "in", ["a text"]),
+        (b'\xef\xbb\xbf{"text": "a text"}\n', "in.jsonl", ["a text"]),
+        (b"first\r\nsecond\rstill\r\nlast", "in.txt", ["first", "second\rstill", "last"]),
+        (b"", "in.txt", []),
+    ],
+)
+def test_lines_end_as_on_any_system_and_a_byte_order_mark_is_no_text(answers, content, name, found):
+    code, rows = answers(content, name)
+    assert (code, [row["text"] for row in rows]) == (0, found)
 
 
 def test_several_texts_for_one_stand_in_its_row(answers):
-    code, rows = answers(
-        b"a text\nanother", "in.txt", "--num-beams", 3, "--num-return-sequences", 3
-    )
-    assert code == 0
-    assert [len(row["sequences"]) for row in rows] == [3, 3]
+    several = "--num-beams", 3, "--num-return-sequences", 3
+    code, rows = answers(b"a text\nanother", "in.txt", *several)
+    assert (code, [len(row["sequences"]) for row in rows]) == (0, [3, 3])
     for row in rows:
         assert row["sequences"][0] == {
             name: row[name] for name in ("generated_text", "score", "token_ids")
@@ -239,12 +219,12 @@ def test_a_printed_text_is_one_line(monkeypatch, generate, tmp_path):
     assert generate("--input", path).stdout == "two lines\ntwo lines\n"
 
 
-def test_what_is_there_is_not_replaced_by_mistake(generate, tmp_path):
+def test_what_is_there_is_not_replaced_by_mistake(generate, refuse, tmp_path):
     path, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     path.write_text('{"text": "a text"}\n')
     output.write_text("before\n")
     asked = ("--input", path, "--output", output)
-    assert "add" not in refused(generate(*asked))
+    assert "add" not in refuse(*asked)
     assert output.read_text() == "before\n"
     for words, arguments in (
         ("out.csv", ("--input", path, "--output", tmp_path / "out.csv")),
@@ -254,15 +234,13 @@ def test_what_is_there_is_not_replaced_by_mistake(generate, tmp_path):
         ("--max-length", (*asked, "--overwrite", "--max-length", "9999")),
         ("--num-beams must be", (*asked, "--overwrite", "--num-beams", "0")),
     ):
-        result = generate(*arguments)
-        assert result.exit_code == 2
-        assert words in result.stderr
+        assert words in refuse(*arguments)
         assert output.read_text() == "before\n"
     assert generate(*asked, "--overwrite").exit_code == 0
     assert "generated_text" in json.loads(output.read_text())
     link = tmp_path / "link.jsonl"
     link.symlink_to(path)
-    assert "is the input as well" in refused(generate(*asked[:3], link, "--overwrite"))
+    assert "is the input as well" in refuse(*asked[:3], link, "--overwrite")
     (tmp_path / "empty.jsonl").touch()
     assert generate("--input", path, "--output", tmp_path / "empty.jsonl").exit_code == 0
 
@@ -290,12 +268,8 @@ def test_results_are_never_written_to_what_is_read(symmetric_artifact, tmp_path)
 def test_rows_are_there_as_they_come_and_whole_after_ctrl_c(symmetric_artifact, tmp_path):
     output = tmp_path / "out.jsonl"
     arguments = ["generate", symmetric_artifact.directory, "--input", "-", "--output", output]
-    with subprocess.Popen(
-        [*COMMAND, *map(str, arguments)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    ) as process:
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen([*COMMAND, *arguments], **pipes) as process:
         process.stdin.write(b"first\n\nthird\n")
         process.stdin.flush()
         deadline = time.monotonic() + 60
@@ -304,8 +278,8 @@ def test_rows_are_there_as_they_come_and_whole_after_ctrl_c(symmetric_artifact, 
             assert process.poll() is None
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
-        printed, complaint = process.communicate(timeout=60)
-    assert (process.returncode, printed) == (130, b"")
+        shown, complaint = process.communicate(timeout=60)
+    assert (process.returncode, shown) == (130, b"")
     assert complaint == b"Interrupted at text 3 of -; the results before it are whole.\n"
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert [row["text"] for row in rows] == ["first", "", "third"]
@@ -321,7 +295,7 @@ def test_no_encoding_of_standard_output_ends_the_run(mini_artifact, encoding):
     command = ["generate", str(mini_artifact.directory), "x", *settings.split()]
     done = subprocess.run([*COMMAND, *command], capture_output=True, env=environment)
     assert (done.returncode, done.stderr) == (0, b"")
-    expected = CliRunner().invoke(main, command).stdout
+    expected = printed(*command)
     assert not expected.isascii()
     kept = encoding or "utf-8"  # what nobody chose is whole
     assert done.stdout.decode(kept).rstrip("\r\n") == (
@@ -342,19 +316,19 @@ def test_a_full_disk_behind_standard_output_is_one_line(mini_artifact):
 def test_closed_streams_hide_no_result_and_take_no_file_s_place(mini_artifact):
     asked = ["generate", mini_artifact.directory, "a text"]
 
-    def run(closed, *arguments):
+    def ended(closed, *arguments):
         shell = ["sh", "-c", f'exec "$@" {closed}', "sh", *COMMAND, *arguments]
         done = subprocess.run(shell, capture_output=True, timeout=300)
         return done.returncode, done.stdout, done.stderr
 
-    code, text, _ = run("", *asked)
+    code, text, _ = ended("", *asked)
     assert code == 0
-    assert run("2>&-", *asked) == (0, text, b"")
-    assert run("<&-", *asked) == (0, text, b"")
-    assert run("<&-", "generate", mini_artifact.directory, "--input", "-") == (0, b"", b"")
+    assert ended("2>&-", *asked) == (0, text, b"")
+    assert ended("<&-", *asked) == (0, text, b"")
+    assert ended("<&-", "generate", mini_artifact.directory, "--input", "-") == (0, b"", b"")
     lost = (2, b"", b"Error: Standard output: Bad file descriptor.\n")
-    assert run(">&-", *asked) == run(">&- <&-", "presets") == lost
-    assert run("<&- >&- 2>&-", *asked) == (2, b"", b"")
+    assert ended(">&-", *asked) == ended(">&- <&-", "presets") == lost
+    assert ended("<&- >&- 2>&-", *asked) == (2, b"", b"")
 
 
 def test_a_path_that_no_runtime_can_be_given_is_one_line(symmetric_artifact, tmp_path):
@@ -365,7 +339,7 @@ def test_a_path_that_no_runtime_can_be_given_is_one_line(symmetric_artifact, tmp
         pytest.skip("this file system has names in Unicode only")
     export = ["--preset", "bart_mini_en", "--target", "tflite", "--output", str(place)]
     for arguments in (["generate", str(place), "a text"], export):
-        assert "must be a path in UTF-8" in refused(CliRunner().invoke(main, arguments))
+        assert "must be a path in UTF-8" in refusal(*arguments)
 
 
 @pytest.mark.parametrize(

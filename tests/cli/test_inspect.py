@@ -6,22 +6,19 @@ import re
 import shutil
 
 import pytest
-from click.testing import CliRunner
 from conftest import GOLDEN
 from support import made_up_artifacts
+from support.command import printed, refusal
 
 from bart_export.artifact import manifest_file
 from bart_export.artifact.figures import FileVerification
 from bart_export.cli import inspect as inspection
-from bart_export.cli.main import main
 from bart_export.contract import saved_model_signatures
 from bart_export.progress import WIDE, console, counted, filled
 
 
 def inspect(*arguments):
-    result = CliRunner().invoke(main, ["inspect", *map(str, arguments)], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.stdout
+    return printed("inspect", *arguments)
 
 
 def test_signatures_are_those_that_the_files_have(static_artifact, saved_model_artifact):
@@ -47,24 +44,18 @@ def test_lines_can_be_read(request, name):
 
 
 def test_tensors_that_differ_in_a_number_alone_share_a_line(symmetric_artifact):
-    layers = symmetric_artifact.config.decoder_layers
-    (line, *more) = [
-        line for line in inspect(symmetric_artifact.directory).splitlines()
-        if re.search("output  cross_key", line)
-    ]  # fmt: skip
-    assert more == []
-    heads, size = (
-        symmetric_artifact.config.decoder_heads,
-        symmetric_artifact.config.decoder_head_size,
-    )
-    assert line.split("  ")[-2:] == [
-        f"cross_key_0 … {layers - 1}", f"float32 [1, {heads}, source, {size}]",
-    ]  # fmt: skip
+    config = symmetric_artifact.config
+    (line,) = re.findall("output  (cross_key.*)", inspect(symmetric_artifact.directory))
+    shape = f"[1, {config.decoder_heads}, source, {config.decoder_head_size}]"
+    assert line == f"cross_key_0 … {config.decoder_layers - 1}  float32 {shape}"
 
 
 def test_versions_are_those_that_are_served(symmetric_artifact, saved_model_artifact):
-    assert inspection.served_versions(symmetric_artifact) == {"litert": [1]}
-    assert inspection.served_versions(saved_model_artifact) == {"tensorflow": [1]}
+    for artifact, versions in (
+        (symmetric_artifact, {"litert": [1]}),
+        (saved_model_artifact, {"tensorflow": [1]}),
+    ):
+        assert inspection.facts(str(artifact.directory))["served_versions"] == versions
 
 
 def test_what_is_neither_an_artifact_nor_a_preset_is_told_both(tmp_path):
@@ -74,10 +65,7 @@ def test_what_is_neither_an_artifact_nor_a_preset_is_told_both(tmp_path):
         (tmp_path / "nothing", "neither an artifact's directory nor a preset"),
         (tmp_path / "file", "is not a directory"),
     ):
-        result = CliRunner().invoke(main, ["inspect", str(given)])
-        assert result.exit_code == 2
-        assert words in result.stderr
-        assert result.stderr.count("\n") == 1
+        assert words in refusal("inspect", given)
 
 
 ROW = FileVerification(
@@ -104,6 +92,15 @@ def test_a_table_that_no_terminal_shows_breaks_no_name(capsys, monkeypatch):
     assert console().width == 60
 
 
+def foreign_artifact(tmp_path, **fields):
+    """Return an artifact whose manifest somebody else has written, with some fields of theirs."""
+    made = made_up_artifacts.write(tmp_path / "made", {"golden.json": b"{}"})
+    content = {**made.manifest.to_dict(), **fields, "manifest_sha256": "0" * 64}
+    sealed = manifest_file.seal(json.dumps(content, ensure_ascii=False).encode())
+    (made.directory / "manifest.json").write_bytes(sealed)
+    return made.directory
+
+
 LONG = 5000 * "x"
 
 
@@ -120,52 +117,39 @@ LONG = 5000 * "x"
     ],
 )
 def test_a_foreign_text_that_no_terminal_should_get_is_refused(tmp_path, change, text):
-    made = made_up_artifacts.write(tmp_path / "made", {"golden.json": b"{}"})
-    content = {**made.manifest.to_dict(), **change(text), "manifest_sha256": "0" * 64}
-    sealed = manifest_file.seal(json.dumps(content, ensure_ascii=False).encode())
-    (made.directory / "manifest.json").write_bytes(sealed)
-    result = CliRunner().invoke(main, ["inspect", str(made.directory)])
-    assert (result.exit_code, result.stdout) == (2, "")
-    assert "none of which steers a terminal, received" in result.stderr
-    assert len(result.stderr) < 1000 and result.stderr[:-1].isprintable()
+    line = refusal("inspect", foreign_artifact(tmp_path, **change(text)))
+    assert "none of which steers a terminal, received" in line
+    assert len(line) < 1000 and line.isprintable()
 
 
 @pytest.mark.parametrize("layers", [[["(a*)*b", "int8"]], 513 * [[".*", "int8"]]])
 def test_foreign_expressions_that_take_long_are_refused(tmp_path, layers):
-    made = made_up_artifacts.write(tmp_path / "made", {"golden.json": b"{}"})
-    entry = {**made.manifest.files["golden.json"].to_dict(), "layers": layers}
-    content = {
-        **made.manifest.to_dict(),
-        "files": {"golden.json": entry},
-        "manifest_sha256": "0" * 64,
-    }
-    (made.directory / "manifest.json").write_bytes(manifest_file.seal(json.dumps(content).encode()))
-    result = CliRunner().invoke(main, ["inspect", str(made.directory)])
-    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
-    assert "layers" in result.stderr and "at most" in result.stderr
+    entry = {"bytes": 2, "sha256": "0" * 64, "layers": layers}
+    line = refusal("inspect", foreign_artifact(tmp_path, files={"golden.json": entry}))
+    assert "layers" in line and "at most" in line
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]])
 def test_names_of_a_foreign_preset_do_not_steer_a_terminal(tmp_path, options):
     directory = tmp_path / "tiny\x1b[2J\x9b2J"
     shutil.copytree(GOLDEN / "bart_tiny_symmetric", directory)
-    printed = inspect(directory, *options)
-    assert r"tiny\u001b[2J\u009b2J" in printed
-    assert all(map(str.isprintable, printed.split("\n")))
+    text = inspect(directory, *options)
+    assert r"tiny\u001b[2J\u009b2J" in text
+    assert all(map(str.isprintable, text.split("\n")))
 
 
 def test_a_section_has_an_end():
-    printed = list(inspection.lines({"notes": 3000 * ["word"]}))
-    assert len(printed) == 1 + inspection.MOST_LINES + 1
-    assert printed[-1] == "  … and 2000 more lines, which --json has"
+    lines = list(inspection.lines({"notes": 3000 * ["word"]}))
+    assert len(lines) == 1 + inspection.MOST_LINES + 1
+    assert lines[-1] == "  … and 2000 more lines, which --json has"
 
 
 def test_a_table_has_no_markup_and_nothing_that_steers_a_terminal(capsys):
     made = filled("[/red]", ("[bold]a",), [("[/x] \x1b[2J\nb",)])
     console().print(made, ":smile:")
-    printed = capsys.readouterr().out
-    assert r"[/x] \u001b[2J" in printed and "[bold]a" in printed and ":smile:" in printed
-    assert all(map(str.isprintable, printed.split("\n")))
+    text = capsys.readouterr().out
+    assert r"[/x] \u001b[2J" in text and "[bold]a" in text and ":smile:" in text
+    assert all(map(str.isprintable, text.split("\n")))
 
 
 def test_one_thing_is_not_several():

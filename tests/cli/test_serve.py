@@ -4,13 +4,11 @@ import dataclasses
 import json
 import logging
 import pathlib
-import subprocess
 import sys
 
-import click.testing
 import pytest
+from support.command import printed, python, refusal
 
-from bart_export.cli.main import main
 from bart_export.cli.serve import OPTIONS, SERVE_PACKAGES, SWITCHES, Lines
 from bart_export.errors import pip_install
 from bart_export.server import serve
@@ -21,18 +19,19 @@ HEAVY = {"grpc", "uvicorn", "starlette", "google", "numpy", "tensorflow", "ai_ed
 FIXED = {"load_retries", "retry_seconds"}
 
 
-def run(*arguments):
-    """Run the command in this process; return its exit code and what it wrote."""
-    outcome = click.testing.CliRunner().invoke(main, ["serve", *map(str, arguments)])
-    return outcome.exit_code, outcome.output
-
-
 @pytest.fixture
 def asked(monkeypatch):
-    """Keep what the server would be started with, instead of starting it."""
+    """Return a function that says what a server would be started with, and starts none."""
     calls = []
     monkeypatch.setattr(serve, "serve", lambda *arguments: calls.append(arguments))
-    return calls
+
+    def serve_with(*arguments):
+        """Return the models, the options, what prints and the configuration of a server."""
+        assert printed("serve", *arguments) == ""
+        (call,) = calls
+        return call
+
+    return serve_with
 
 
 @pytest.fixture
@@ -76,28 +75,20 @@ GIVEN = [
 
 @pytest.mark.parametrize(("flag", "text", "field", "value"), GIVEN)
 def test_a_flag_sets_its_field_and_no_other(asked, base_path, flag, text, field, value):
-    arguments = [flag] if text is None else [flag, text]
-    assert run(base_path, *arguments) == (0, "")
-    ((_, options, _, _),) = asked
+    _, options, _, _ = asked(base_path, *([flag] if text is None else [flag, text]))
     assert options == dataclasses.replace(ServeOptions(), **{field: value})
 
 
 def test_a_directory_is_served_under_its_name(asked, base_path):
-    assert run(base_path) == (0, "")
-    (((model,), _, _, config_file),) = asked
-    assert (model.name, model.base_path) == ("half_plus_two", base_path)
-    assert config_file is None
+    (model,), _, _, config_file = asked(base_path)
+    assert (model.name, model.base_path, config_file) == ("half_plus_two", base_path, None)
 
 
-def test_a_base_path_is_served_under_the_name_given(asked, base_path):
-    assert run("--model-name", "m", "--model-base-path", base_path) == (0, "")
-    (((model,), _, _, _),) = asked
+def test_a_base_path_is_served_under_the_name_given_which_steers_no_terminal(
+    asked, base_path, capsys
+):
+    (model,), _, say, _ = asked("--model-name", "m", "--model-base-path", base_path)
     assert (model.name, model.base_path) == ("m", base_path)
-
-
-def test_the_name_of_a_model_steers_no_terminal(asked, base_path, capsys):
-    assert run("--model-name", "m", "--model-base-path", base_path) == (0, "")
-    ((_, _, say, _),) = asked
     say("Model \x1b[2J\nm: version 1")
     assert capsys.readouterr().out == "Model \\u001b[2J\\nm: version 1\n"
 
@@ -109,8 +100,7 @@ def test_a_configuration_says_what_is_served(asked, tmp_path, base_path):
         'model_platform: "tensorflow" } }'
     )
     polling = "--model-config-file-poll-seconds", "5"
-    assert run("--model-config-file", config, *polling) == (0, "")
-    (((model,), options, _, config_file),) = asked
+    (model,), options, _, config_file = asked("--model-config-file", config, *polling)
     assert (model.name, options.model_config_poll_seconds, config_file) == ("m", 5.0, config)
 
 
@@ -157,23 +147,16 @@ REFUSED = [
 
 @pytest.mark.parametrize(("arguments", "told"), REFUSED)
 def test_what_cannot_be_served_is_one_line_and_exit_code_2(base_path, arguments, told):
-    code, output = run(*(str(text).format(m=base_path) for text in arguments))
-    assert code == 2
-    assert told.format(m=base_path) in output
-    assert len([line for line in output.splitlines() if line.startswith("Error: ")]) == 1
-    assert "Traceback" not in output
+    line = refusal("serve", *(str(text).format(m=base_path) for text in arguments))
+    assert told.format(m=base_path) in line
 
 
 @pytest.mark.parametrize("module", sorted({*SERVE_PACKAGES, "tensorflow"}))
-def test_a_missing_package_is_one_line_that_says_how_to_install_it(
-    asked, monkeypatch, base_path, module
-):
+def test_a_missing_package_is_one_line_that_says_how_to_install_it(monkeypatch, base_path, module):
     monkeypatch.setitem(sys.modules, module, None)
     extra = "export" if module == "tensorflow" else "serve"
-    code, output = run(base_path)
-    assert code == 2
-    assert output.endswith(f"Install it with: {pip_install(extra)}\n")
-    assert asked == []
+    line = refusal("serve", base_path)
+    assert line.endswith(f"Install it with: {pip_install(extra)}")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"], ["serve"]])
@@ -185,8 +168,7 @@ def test_help_and_refusals_load_nothing_heavy(arguments):
         "except SystemExit: pass\n"
         "print('\\n' + json.dumps(sorted(sys.modules)))"
     )
-    command = [sys.executable, "-c", program, *arguments]
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    output = python(program, *arguments).stdout
     imported = {name.split(".")[0] for name in json.loads(output.splitlines()[-1])}
     assert imported & HEAVY == set()
 
@@ -205,10 +187,11 @@ def test_a_log_has_a_line_for_a_message_and_steers_no_terminal():
 
 
 def test_a_directory_of_artifacts_is_told_what_it_holds(base_path):
-    for name in ("one", "other"):
-        (base_path.parent / name).mkdir()
-        (base_path.parent / name / "manifest.json").touch()
-        code, output = run(base_path.parent)
-        assert code == 2
-        assert f"Did you mean {base_path.parent / 'one'}?" in output or name == "other"
-    assert "It contains artifacts: one, other." in output
+    parent = base_path.parent
+    for name, words in (
+        ("one", f"Did you mean {parent / 'one'}?"),
+        ("other", "It contains artifacts: one, other."),
+    ):
+        (parent / name).mkdir()
+        (parent / name / "manifest.json").touch()
+        assert words in refusal("serve", parent)

@@ -3,23 +3,14 @@
 import dataclasses
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
-from click.testing import CliRunner
 from support import static_builds
-from support.judged_models import (
-    INT8,
-    Judged,
-    change_an_epsilon,
-    swap_rows,
-    triple_one_scale,
-)
+from support.command import printed, python, refusal, run
+from support.judged_models import INT8, Judged, change_an_epsilon, swap_rows, triple_one_scale
 
 from bart_export.artifact import artifact as artifacts
 from bart_export.artifact.artifact import Artifact
-from bart_export.cli.main import main
 from bart_export.export.tflite_target import entry_of
 from bart_export.recipes.table import ROUNDING
 from bart_export.runtime.generator import ModelInfo
@@ -81,10 +72,6 @@ def rows_against(baseline, artifact):
     return {row.file.name: row for row in rows}
 
 
-def run(artifact, *options):
-    return CliRunner().invoke(main, ["verify", str(artifact.directory), *options])
-
-
 def test_right_files_pass_against_their_preset(baseline, both):
     rows = rows_against(baseline, both)
     assert [row.failures for row in rows.values()] == [[], []]
@@ -113,7 +100,7 @@ def test_the_command_ends_with_exit_code_1_and_one_line(both, tmp_path, texts):
     content = bytearray(both.path(INT8_FILE).read_bytes())
     swap_rows(content)
     wrong = with_int8(both, content, tmp_path / "wrong")
-    result = run(wrong, "--against", both.manifest.preset, "--data", texts)
+    result = run("verify", wrong.directory, "--against", both.manifest.preset, "--data", texts)
     assert result.exit_code == 1
     (line,) = result.stderr.splitlines()
     assert line.startswith("Error: 1 of 2 files are outside their tolerance. The first: tflite/dyn")
@@ -122,9 +109,7 @@ def test_the_command_ends_with_exit_code_1_and_one_line(both, tmp_path, texts):
 
 
 def test_with_texts_alone_the_float32_file_is_what_others_are_compared_with(both, texts):
-    result = run(both, "--data", texts, "--json")
-    assert result.exit_code == 0, result.output
-    report = json.loads(result.stdout)
+    report = json.loads(printed("verify", both.directory, "--data", texts, "--json"))
     assert report["against"] is None
     assert report["data"]["texts"] == 2
     (row,) = report["files"]
@@ -135,7 +120,8 @@ def test_with_texts_alone_the_float32_file_is_what_others_are_compared_with(both
 
 
 def test_a_table_shows_every_file_and_bounds_can_be_given(both, texts):
-    result = run(both, "--data", texts, "--tolerance", "relative=0.001", "--tolerance", "kl=9")
+    bounds = "--tolerance", "relative=0.001", "--tolerance", "kl=9"
+    result = run("verify", both.directory, "--data", texts, *bounds)
     assert result.exit_code == 1
     assert INT8_FILE in result.stdout.splitlines()[4]
     assert "must be at most 0.001" in result.stderr
@@ -152,9 +138,8 @@ def test_a_table_shows_every_file_and_bounds_can_be_given(both, texts):
     ],
 )
 def test_what_cannot_be_compared_is_told_in_one_line(both, texts, options, words):
-    result = run(both, *[texts if option == "TEXTS" else option for option in options])
-    assert result.exit_code == 2
-    assert words in result.stderr.splitlines()[-1]
+    options = [texts if option == "TEXTS" else option for option in options]
+    assert words in refusal("verify", both.directory, *options)
 
 
 @pytest.mark.parametrize(
@@ -162,26 +147,23 @@ def test_what_cannot_be_compared_is_told_in_one_line(both, texts, options, words
     [(FLOAT_FILE, "it has none. Give what it was"), (INT8_FILE, "there is no other. Compare it")],
 )
 def test_texts_alone_need_a_float32_file_and_another(both, texts, tmp_path, lacking, words):
-    result = run(static_builds.without(both, lacking, tmp_path / "less"), "--data", texts)
-    assert result.exit_code == 2
-    assert words in result.stderr
+    less = static_builds.without(both, lacking, tmp_path / "less")
+    assert words in refusal("verify", less.directory, "--data", texts)
 
 
 def test_texts_alone_need_no_tensorflow(both, texts):
-    code = (
+    program = (
         "import sys; from bart_export.cli.main import main\n"
-        f"main(['verify', {str(both.directory)!r}, '--data', {texts!r}], standalone_mode=False)\n"
+        "main(sys.argv[1:], standalone_mode=False)\n"
         "sys.exit(any(name in sys.modules for name in ('tensorflow', 'keras')))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = python(program, "verify", both.directory, "--data", texts)
     assert done.returncode == 0, done.stderr
 
 
 def test_what_was_not_asked_is_told(saved_model_artifact, symmetric_artifact):
     def verify(artifact, *arguments):
-        result = CliRunner().invoke(main, ["verify", str(artifact.directory), *arguments])
-        assert result.exit_code == 0, result.output
-        return result.stdout
+        return printed("verify", artifact.directory, *arguments)
 
     assert "saved_model/1: only its hashes were checked" in verify(saved_model_artifact)
     assert json.loads(verify(saved_model_artifact, "--json"))["not_asked"] == ["saved_model/1"]

@@ -1,0 +1,39 @@
+"""The command line, in this process and in one of its own."""
+
+import subprocess
+import sys
+
+from click.testing import CliRunner
+
+from bart_export.cli.main import main
+
+COMMAND = [sys.executable, "-c", "from bart_export.cli.main import main; main()"]
+
+
+def run(*arguments, input=None):
+    """Run a command in this process; return its exit code, output and errors."""
+    return CliRunner().invoke(main, list(map(str, arguments)), input=input)
+
+
+def printed(*arguments):
+    """Return what a command prints that must succeed."""
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def refusal(*arguments, **given):
+    """Return the line with which a command must end, with exit code 2 and nothing printed."""
+    result = run(*arguments, **given)
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert (result.exit_code, result.stdout) == (2, "")
+    *usage, line = result.stderr.splitlines()
+    assert line.startswith("Error: ")
+    assert not usage or usage[0].startswith("Usage: ")
+    return line
+
+
+def python(program, *arguments, **settings):
+    """Run a program in a new interpreter; return how it ended and what it wrote."""
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, **settings)
