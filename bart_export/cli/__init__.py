@@ -77,6 +77,17 @@ class Engine(ParamType):
         return name
 
 
+def stacked(*options: Decorator) -> Decorator:
+    """Return several options as one decorator; `--help` has them in their order."""
+
+    def decorate(command: Callable[..., Value]) -> Callable[..., Value]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
 def values(*names: str, kind: ParamType = click.STRING, **settings: Value) -> Decorator:
     """Return an option that takes several values, with commas between them.
 

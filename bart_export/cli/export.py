@@ -123,7 +123,7 @@ TARGETS = {
         'generate {} --engine edgetpu "…"',
     ),
 }  # fmt: skip
-OPTIONS = (
+export_options = cli.stacked(
     click.option(
         "--preset",
         help="What to export: a name of `bart-export presets`, a directory with a "
@@ -212,13 +212,6 @@ OPTIONS = (
 )
 
 
-def export_options(command: Callable[..., Value]) -> Callable[..., Value]:
-    """Add the options of an export to a command."""
-    for option in reversed(OPTIONS):
-        command = option(command)
-    return command
-
-
 def run(
     preset: str | None,
     target: str | None,
@@ -226,7 +219,7 @@ def run(
     task: str | None = None,
     **values: Value,
 ) -> None:
-    """Export as the options of `OPTIONS` say."""
+    """Export as the options of `export_options` say."""
     if preset is None or target is None:
         missing = "--preset" if preset is None else "--target"
         raise click.UsageError(f"An export needs --preset and --target; {missing} is missing.")

@@ -5,7 +5,7 @@ import functools
 import pathlib
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import click
@@ -21,18 +21,6 @@ if TYPE_CHECKING:
     from bart_export.runtime.texts import Row
 
 
-def generation_options(command: Callable[..., Value]) -> Callable[..., Value]:
-    """Add an option for every generation parameter a call may set."""
-    for name, kind, text in reversed(GENERATION_OPTIONS):
-        flag = f"--{name.replace('_', '-')}"
-        if kind is bool:
-            option = click.option(f"{flag}/--no-{flag[2:]}", name, default=None, help=text)
-        else:
-            option = click.option(flag, name, type=kind, default=None, help=text)
-        command = option(command)
-    return command
-
-
 GENERATION_OPTIONS: tuple[tuple[str, Value, str], ...] = (
     ("max_length", int, "Maximum number of tokens, including the start token."),
     ("max_new_tokens", int, "Maximum number of tokens, without the start token."),
@@ -40,11 +28,7 @@ GENERATION_OPTIONS: tuple[tuple[str, Value, str], ...] = (
     ("num_beams", int, "Number of beams; 1 is greedy search."),
     ("num_return_sequences", int, "Number of texts to return for each source."),
     ("length_penalty", float, "Exponent of the length, by which a beam's score is divided."),
-    (
-        "early_stopping",
-        click.Choice(["true", "false", "never"]),
-        "When beam search ends.",
-    ),
+    ("early_stopping", click.Choice(["true", "false", "never"]), "When beam search ends."),
     ("no_repeat_ngram_size", int, "No n-gram of this size may occur twice; 0 for no limit."),
     ("repetition_penalty", float, "Above 1, tokens that occurred become less likely."),
     ("do_sample", bool, "Sample tokens instead of taking the most likely one."),
@@ -55,6 +39,14 @@ GENERATION_OPTIONS: tuple[tuple[str, Value, str], ...] = (
 )
 EARLY_STOPPING = {"true": True, "false": False, "never": "never"}
 FLAGS = ("truncate", "allow_empty", "special_tokens")  # what becomes of a text, and no setting
+
+
+def generation_option(name: str, kind: Value, text: str) -> cli.Decorator:
+    """Return the option of a generation parameter that a call may set."""
+    flag = f"--{name.replace('_', '-')}"
+    if kind is bool:
+        return click.option(f"{flag}/--no-{flag[2:]}", name, default=None, help=text)
+    return click.option(flag, name, type=kind, help=text)
 
 
 @click.command()
@@ -99,7 +91,7 @@ FLAGS = ("truncate", "allow_empty", "special_tokens")  # what becomes of a text,
     type=cli.THREADS,
     help="Threads to use. Default: one for a small model, all cores for a larger one.",
 )
-@generation_options
+@cli.stacked(*(generation_option(*row) for row in GENERATION_OPTIONS))
 @click.pass_context
 def generate(
     context: click.Context,
@@ -152,7 +144,7 @@ def generate(
     generator = Generator.from_artifact(artifact, recipe=recipe, engine=engine, num_threads=threads)
     if notice := getattr(generator.engine, "notice", ""):
         click.echo(notice, err=True)
-    with spelled_as_flags():
+    try:
         generator.settings(**parameters)  # refused now, or else of every text
         parameters |= flags
         if input_file is not None and rows is not None:
@@ -168,6 +160,9 @@ def generate(
             result = pieces.drain()
         else:
             result = generator.generate(text, **parameters)
+    except BartExportError as error:
+        error.args = (in_flags(str(error)),)
+        raise
     if output_file is not None:
         with texts.results(output_file) as write:
             write(texts.result_row({"text": text}, result))
@@ -248,13 +243,3 @@ def in_flags(message: str) -> str:
         return f"--no-{name}" if value.lower() == "false" else f"--{name} {value}"
 
     return PARAMETER.sub(spelled, message)
-
-
-@contextlib.contextmanager
-def spelled_as_flags() -> Iterator[None]:
-    """Have the errors of a block speak of flags."""
-    try:
-        yield
-    except BartExportError as error:
-        error.args = (in_flags(str(error)),)
-        raise

@@ -68,6 +68,11 @@ def artifact_facts(directory: pathlib.Path) -> Facts:
     manifest = artifact.manifest
     for name in manifest.files:
         artifact.path(name, rehash=True)
+    # As `bart-export serve` gives them: a SavedModel's is its directory's number, as TensorFlow
+    # Serving has it; that of `.tflite` files counts the exports to the artifact.
+    served = {"tensorflow": manifest.saved_model_versions}
+    if artifact.files(TFLITE):
+        served["litert"] = [manifest.exports]
     return {
         "artifact": {
             "preset": manifest.preset,
@@ -78,7 +83,7 @@ def artifact_facts(directory: pathlib.Path) -> Facts:
         "configuration": manifest.config.to_dict(),
         "generation": manifest.generation.to_dict(),
         "notes": list(manifest.notes),
-        "served_versions": served_versions(artifact),
+        "served_versions": {engine: versions for engine, versions in served.items() if versions},
         "signatures": signatures(artifact),
         "files": {
             name: {"bytes": entry.bytes, "sha256": entry.sha256}
@@ -101,18 +106,6 @@ def signatures(artifact: Artifact) -> dict[str, Signatures]:
         for name, entry in manifest.files.items()
         if isinstance(entry, (StaticEntry, HostEntry))
     }
-
-
-def served_versions(artifact: Artifact) -> dict[str, list[int]]:
-    """Return the versions that `bart-export serve` gives an artifact, by engine.
-
-    A SavedModel's is its directory's number, as TensorFlow Serving has it; that of `.tflite` files
-    counts the exports to the artifact.
-    """
-    versions = {"tensorflow": artifact.manifest.saved_model_versions}
-    if artifact.files(TFLITE):
-        versions["litert"] = [artifact.manifest.exports]
-    return {engine: found for engine, found in versions.items() if found}
 
 
 def preset_facts(preset: str) -> Facts:

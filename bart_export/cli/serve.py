@@ -5,7 +5,6 @@ What contradicts itself is refused here, in one line, before anything heavy is i
 
 import logging
 import pathlib
-from collections.abc import Callable
 
 import click
 
@@ -77,25 +76,20 @@ SWITCHES = (
 )
 
 
-def serve_options(command: Callable[..., Value]) -> Callable[..., Value]:
-    """Add the options of the table, in its order."""
-    for name, flag, text in reversed(SWITCHES):
-        command = click.option(flag, name, is_flag=True, default=True, flag_value=False, help=text)(
-            command
-        )
-    for name, flag, kind, text in reversed(OPTIONS):
-        default = getattr(DEFAULTS, name)
-        if isinstance(default, tuple):
-            option = cli.values(flag, name, metavar="TEXT,...", help=text)
-        elif kind is None:
-            option = click.option(flag, name, is_flag=True, default=default, help=text)
-        else:
-            shown = default is not None
-            option = click.option(
-                flag, name, type=kind, default=default, show_default=shown, help=text
-            )
-        command = option(command)
-    return command
+def server_option(name: str, flag: str, kind: Value, text: str) -> cli.Decorator:
+    """Return the option of a row of `OPTIONS`."""
+    default = getattr(DEFAULTS, name)
+    if isinstance(default, tuple):
+        return cli.values(flag, name, metavar="TEXT,...", help=text)
+    if kind is None:
+        return click.option(flag, name, is_flag=True, default=default, help=text)
+    shown = default is not None
+    return click.option(flag, name, type=kind, default=default, show_default=shown, help=text)
+
+
+def switch_off(name: str, flag: str, text: str) -> cli.Decorator:
+    """Return the option of a row of `SWITCHES`."""
+    return click.option(flag, name, is_flag=True, default=True, flag_value=False, help=text)
 
 
 @click.command()
@@ -111,7 +105,7 @@ def serve_options(command: Callable[..., Value]) -> Callable[..., Value]:
     type=PATH,
     help="A directory of version directories, each a SavedModel, to serve as --model-name.",
 )
-@serve_options
+@cli.stacked(*(server_option(*row) for row in OPTIONS), *(switch_off(*row) for row in SWITCHES))
 def serve(
     artifacts: tuple[pathlib.Path, ...],
     model_config_file: pathlib.Path | None,

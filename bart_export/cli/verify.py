@@ -58,25 +58,32 @@ def verify(
     of its recipe. Only --against needs TensorFlow.
     """
     from bart_export.artifact.artifact import Artifact
+    from bart_export.runtime.weight_cache import discard_damaged
     from bart_export.verify.data import read as read_texts
 
     bounds = metrics.parse(tolerance)
     opened = Artifact.open(artifact)
-    discard_damaged_caches(opened)
+    for name in opened.manifest.tflite():
+        if discard_damaged(opened, name):
+            click.echo(f"{name}: the weight cache was damaged and was rebuilt", err=True)
+    segments = ["edgetpu"] if opened.files("edgetpu") else []
+    versions = opened.manifest.saved_model_versions
+    unasked = [*(f"saved_model/{version}" for version in versions), *segments]
     if data is None and against is None:
         if tolerance:
             raise click.UsageError("--tolerance needs --data, --against or both.")
-        replay_golden(opened, as_json)
+        replay_golden(opened, unasked, as_json)
         return
     texts = None if data is None else read_texts(data)
     rows = compare_artifact(opened, texts, against, bounds)
     if as_json:
         described = texts and texts.file.to_dict()
         files = [row.to_dict() for row in rows]
-        print_report(opened, {"against": against, "data": described, "files": files})
+        report = {"against": against, "data": described, "files": files, "not_asked": unasked}
+        cli.print_json(report)
     else:
         print_table(rows)
-        print_unasked(opened)
+        print_unasked(unasked)
     failures = [failure for row in rows for failure in row.failures]
     if failures:
         count = sum(bool(row.failures) for row in rows)
@@ -85,16 +92,7 @@ def verify(
         )
 
 
-def discard_damaged_caches(artifact: "Artifact") -> None:
-    """Hash the weight caches that files would be opened with, and say which had to go."""
-    from bart_export.runtime.weight_cache import discard_damaged
-
-    for name in artifact.manifest.tflite():
-        if discard_damaged(artifact, name):
-            click.echo(f"{name}: the weight cache was damaged and was rebuilt", err=True)
-
-
-def replay_golden(artifact: "Artifact", as_json: bool) -> None:
+def replay_golden(artifact: "Artifact", unasked: Sequence[str], as_json: bool) -> None:
     """Check every hash and ask the golden questions again."""
     from bart_export.runtime.generator import Generator
     from bart_export.verify.checks import replay
@@ -107,30 +105,18 @@ def replay_golden(artifact: "Artifact", as_json: bool) -> None:
         ),
     )
     if as_json:
-        print_report(artifact, {"files": list(map(dataclasses.asdict, rows))})
+        cli.print_json({"files": list(map(dataclasses.asdict, rows)), "not_asked": unasked})
         return
     for row in rows:
         click.echo(f"{row.file}: {row.equal} of {row.asked} golden answers given again")
-    print_unasked(artifact)
+    print_unasked(unasked)
     count = len(artifact.manifest.files)
     click.echo(f"{artifact.directory} is whole: {count} files are what the manifest says")
 
 
-def unasked(artifact: "Artifact") -> list[str]:
-    """Return the parts that no command asks again: SavedModels, segments for the Edge TPU."""
-    segments = ["edgetpu"] if artifact.files("edgetpu") else []
-    versions = artifact.manifest.saved_model_versions
-    return [f"saved_model/{version}" for version in versions] + segments
-
-
-def print_report(artifact: "Artifact", report: dict[str, object]) -> None:
-    """Print a report as JSON, with what was not asked."""
-    cli.print_json({**report, "not_asked": unasked(artifact)})
-
-
-def print_unasked(artifact: "Artifact") -> None:
-    """Print which parts were not asked."""
-    for name in unasked(artifact):
+def print_unasked(names: Sequence[str]) -> None:
+    """Print which parts no command asks again."""
+    for name in names:
         click.echo(
             f"{name}: only its hashes were checked; the export compared it with the Keras model"
         )
