@@ -6,7 +6,6 @@ is drawn.
 """
 
 import contextlib
-import dataclasses
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -35,36 +34,6 @@ def console() -> "Console":
 
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDE
     return Plain(width=width, markup=False, emoji=False)
-
-
-Show = Callable[[Any], str]
-
-
-def decimals(digits: int, scale: float = 1) -> Show:
-    """Return what writes a figure into a table, a dash for none."""
-    return lambda value: "–" if value is None else f"{value * scale:.{digits}f}"
-
-
-@dataclasses.dataclass(frozen=True)
-class Column:
-    """A column of a table: its head, the unit below it, and the field of a row that it shows."""
-
-    head: str
-    unit: str
-    field: str
-    show: Show = str
-
-    @property
-    def is_figure(self) -> bool:
-        """Whether the column has a figure, and not what was measured."""
-        return self.show is not str
-
-
-def table(title: str, columns: Sequence[Column], rows: Iterable[object]) -> "Table":
-    """Return a table with a line for each row."""
-    heads = [f"{column.head}\n{column.unit}".strip() for column in columns]
-    lines = [[column.show(getattr(row, column.field)) for column in columns] for row in rows]
-    return filled(title, heads, lines)
 
 
 def filled(title: str, heads: Sequence[str], lines: Iterable[Iterable[str]]) -> "Table":

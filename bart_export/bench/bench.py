@@ -116,7 +116,7 @@ def bench(
     openings: list[OpeningRow] = []
     memories: list[MemoryRow] = []
     works: list[Work] = []
-    with stages(2 * len(opened) + runs + 1) as stage:
+    with stages(2 * len(opened) + runs) as stage:
         for name, count in opened:
             stage(f"open {name}")
             longest = sorted({beams: source for source, beams in sorted(pairs[name])}.items())
@@ -133,12 +133,11 @@ def bench(
             for source, beams in pairs[name]:
                 row = GenerationRow(*about, source, beams, length)
                 works.append(Work(row, engine, artifact.generation))
-        for number in range(runs + 1):
-            stage(f"generate, run {number} of {runs}" if number else "generate once to warm up")
+                works[-1].measure()  # to warm up
+        for number in range(runs):
+            stage(f"generate, run {number + 1} of {runs}")
             for work in works:
-                timing = work.measure()
-                if number:
-                    work.timings.append(timing)
+                work.timings.append(work.measure())
     sizes = []
     for name in names:
         entry = files[name]

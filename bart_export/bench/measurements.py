@@ -153,10 +153,6 @@ def generate(engine: Engine, source: Sequence[int], settings: GenerationConfig) 
     return Timing(encode, statistics.median(steps), time.perf_counter() - began)
 
 
-# Source tokens, beams and new tokens → the timing of each round.
-Timings = dict[tuple[int, int, int], list[Timing]]
-
-
 def measure(files: Mapping[str, Measured], info: ModelInfo, export: int) -> list[Measurement]:
     """Measure files, by their names in the manifest.
 
@@ -171,22 +167,28 @@ def measure(files: Mapping[str, Measured], info: ModelInfo, export: int) -> list
     Returns:
         A measurement of each file.
     """
-    timings: dict[str, Timings] = {name: {} for name in files}
+    source, new_tokens, num_beams = work_of(info)
+    timings: dict[tuple[str, int], list[Timing]] = {}
     began, rounds = time.perf_counter(), 0
     while rounds < ROUNDS:
         for name, file in files.items():
-            measure_once(file, info, timings[name])
+            with file.open() as engine:
+                ids = random_source(engine.config.vocabulary_size, source)
+                for beams in num_beams:
+                    if unsupported_reason(file.shapes, source, beams, new_tokens):
+                        continue
+                    first = forced_settings(info.generation, 1, beams)
+                    generate(engine, ids, first)  # puts buffers in place
+                    settings = forced_settings(info.generation, new_tokens, beams)
+                    timings.setdefault((name, beams), []).append(generate(engine, ids, settings))
         rounds += 1
         if time.perf_counter() - began > ENOUGH * len(files):
             break
     place, cores = machine(), available_cores()
-    return [
-        Measurement(
-            name, export, place, cores, rounds,
-            tuple(measured_length(*work, rows) for work, rows in timings[name].items()),
-        )
-        for name in files
-    ]  # fmt: skip
+    lengths: dict[str, list[MeasuredLength]] = {name: [] for name in files}
+    for (name, beams), found in timings.items():
+        lengths[name].append(measured_length(source, beams, new_tokens, found))
+    return [Measurement(name, export, place, cores, rounds, tuple(lengths[name])) for name in files]
 
 
 def work_of(info: ModelInfo) -> tuple[int, int, list[int]]:
@@ -194,19 +196,6 @@ def work_of(info: ModelInfo) -> tuple[int, int, list[int]]:
     source = min(info.encoder_sequence_length, LONGEST_SOURCE)
     new_tokens = min(info.generation.max_length, MOST_NEW_TOKENS) - 1
     return source, new_tokens, sorted({1, info.generation.num_beams})
-
-
-def measure_once(file: Measured, info: ModelInfo, timings: Timings) -> None:
-    """Open a file, generate once with each number of beams, and add the times to `timings`."""
-    source, new_tokens, num_beams = work_of(info)
-    with file.open() as engine:
-        ids = random_source(engine.config.vocabulary_size, source)
-        for beams in num_beams:
-            if unsupported_reason(file.shapes, source, beams, new_tokens):
-                continue
-            generate(engine, ids, forced_settings(info.generation, 1, beams))  # buffers in place
-            timing = generate(engine, ids, forced_settings(info.generation, new_tokens, beams))
-            timings.setdefault((source, beams, new_tokens), []).append(timing)
 
 
 def measured_length(

@@ -2,8 +2,9 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Iterable, Sequence
-from typing import ClassVar
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import field
+from typing import Any, ClassVar
 
 from rich.console import Group
 from rich.table import Table
@@ -13,12 +14,65 @@ from bart_export.artifact.artifact import Artifact
 from bart_export.artifact.figures import Machine
 from bart_export.documents import Record, absent
 from bart_export.errors import InputError
-from bart_export.progress import Column, Show, counted, decimals, filled, table
+from bart_export.progress import counted, filled
 
 # History of the report: 1 had a number of threads for all rows, and openings by file; 2 (2026-11)
 # has rows by threads and builds, cold openings, and memory.
 SCHEMA_VERSION = 2
+COLUMN = "column"
+Show = Callable[[Any], str]
+
+
+def decimals(digits: int, scale: float = 1) -> Show:
+    """Return what writes a figure into a table, a dash for none."""
+    return lambda value: "–" if value is None else f"{value * scale:.{digits}f}"
+
+
 MILLISECONDS, MEGABYTES, MULTIPLE = decimals(1, 1e3), decimals(0, 1e-6), decimals(2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """How a table has a field of its rows: under a head and a unit, or not at all without a head.
+
+    A column with a `show` of its own is of figures, the others tell what was measured. `field` is
+    what is shown in place of the field itself.
+    """
+
+    head: str
+    unit: str
+    show: Show
+    field: str
+
+    @property
+    def is_figure(self) -> bool:
+        """Whether the column has a figure, and not what was measured."""
+        return self.show is not str
+
+
+def column(head: str = "", unit: str = "", show: Show = str, field: str = "") -> dict[str, Column]:
+    """Return the metadata of a field that has a column."""
+    return {COLUMN: Column(head, unit, show, field)}
+
+
+def columns(kind: type[Any]) -> dict[str, Column]:
+    """Return the columns of a kind of row, by the names of their fields."""
+    fields = dataclasses.fields(kind)
+    return {field.name: field.metadata[COLUMN] for field in fields if COLUMN in field.metadata}
+
+
+def table(title: str, kind: type[Any], rows: Iterable[object], show: Show | None = None) -> Table:
+    """Return a table with a line for each row; `show` writes all figures, None as columns say."""
+    shown = {
+        column.field or name: dataclasses.replace(column, unit="", show=show)
+        if show and column.is_figure
+        else column
+        for name, column in columns(kind).items()
+        if column.head
+    }
+    heads = [f"{column.head}\n{column.unit}".strip() for column in shown.values()]
+    lines = [[column.show(getattr(row, name)) for name, column in shown.items()] for row in rows]
+    return filled(title, heads, lines)
 
 
 def named(recipe: str | None, build: str | None) -> str:
@@ -30,15 +84,12 @@ def named(recipe: str | None, build: str | None) -> str:
 class Row(Record):
     """A row about a file: its recipe, and its build, "dynamic" or "static".
 
-    `list_name` is the list of a report that rows of a kind are in, `KEYS` are the fields that tell
-    them apart, `COLUMNS` those of their table, of which the others are figures.
+    `list_name` is the list of a report that rows of a kind are in.
     """
 
     list_name: ClassVar[str]
-    KEYS: ClassVar[tuple[str, ...]] = ("recipe", "build")
-    COLUMNS: ClassVar[tuple[Column, ...]] = (Column("recipe", "", "name"),)
-    recipe: str
-    build: str
+    recipe: str = field(metadata=column("recipe", field="name"))
+    build: str = field(metadata=column())
 
     @property
     def name(self) -> str:
@@ -46,13 +97,18 @@ class Row(Record):
         return named(self.recipe, self.build)
 
     def keys(self) -> dict[str, object]:
-        """Return the fields of `KEYS`."""
-        return {name: getattr(self, name) for name in self.KEYS}
+        """Return the fields that tell what was measured."""
+        found = columns(type(self)).items()
+        return {name: getattr(self, name) for name, column in found if not column.is_figure}
+
+    def place(self) -> dict[str, object]:
+        """Return which row of which list of a report it is."""
+        return {"list": self.list_name} | self.keys()
 
     def figures(self) -> dict[str, float | None]:
         """Return the fields that are figures."""
-        names = (column.field for column in self.COLUMNS if column.is_figure)
-        return {name: getattr(self, name) for name in names}
+        found = columns(type(self)).items()
+        return {name: getattr(self, name) for name, column in found if column.is_figure}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,14 +116,9 @@ class FileRow(Row):
     """The size of a file."""
 
     list_name = "files"
-    COLUMNS = (
-        *Row.COLUMNS,
-        Column("size", "MB", "bytes", decimals(1, 1e-6)),
-        Column("bytes", "a weight", "bytes_per_parameter", decimals(3)),
-    )
     file: str
-    bytes: float
-    bytes_per_parameter: float
+    bytes: float = field(metadata=column("size", "MB", decimals(1, 1e-6)))
+    bytes_per_parameter: float = field(metadata=column("bytes", "a weight", decimals(3)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,12 +129,10 @@ class OpeningRow(Row):
     """
 
     list_name = "openings"
-    KEYS = (*Row.KEYS, "num_threads", "opening", "until")
-    COLUMNS = (*Row.COLUMNS, Column("time", "ms", "seconds", MILLISECONDS))
-    num_threads: int
-    opening: str
-    until: str
-    seconds: float | None = None
+    num_threads: int = field(metadata=column())
+    opening: str = field(metadata=column())
+    until: str = field(metadata=column())
+    seconds: float | None = field(default=None, metadata=column("time", "ms", MILLISECONDS))
     private_bytes: float | None = None
     shared_bytes: float | None = None
     process_private_bytes: float | None = None
@@ -94,19 +143,10 @@ class OpeningRow(Row):
 class WorkRow(Row):
     """A row about a file that generates."""
 
-    KEYS = (
-        *Row.KEYS, "num_threads", "source", "num_beams", "new_tokens",
-    )  # fmt: skip
-    COLUMNS = (
-        *Row.COLUMNS,
-        Column("threads", "", "num_threads"),
-        Column("source", "", "source"),
-        Column("beams", "", "num_beams"),
-    )
-    num_threads: int
-    source: int
-    num_beams: int
-    new_tokens: int
+    num_threads: int = field(metadata=column("threads"))
+    source: int = field(metadata=column("source"))
+    num_beams: int = field(metadata=column("beams"))
+    new_tokens: int = field(metadata=column())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,13 +158,8 @@ class MemoryRow(WorkRow):
     """
 
     list_name = "memory"
-    COLUMNS = (
-        *WorkRow.COLUMNS,
-        Column("private", "MB", "private_bytes", MEGABYTES),
-        Column("shared", "MB", "shared_bytes", MEGABYTES),
-    )
-    private_bytes: float | None
-    shared_bytes: float | None
+    private_bytes: float | None = field(metadata=column("private", "MB", MEGABYTES))
+    shared_bytes: float | None = field(metadata=column("shared", "MB", MEGABYTES))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,17 +171,14 @@ class GenerationRow(WorkRow):
     """
 
     list_name = "generation"
-    COLUMNS = (
-        *WorkRow.COLUMNS,
-        Column("encode", "ms", "encode_seconds", MILLISECONDS),
-        Column("step", "ms", "step_seconds", MILLISECONDS),
-        Column("all", "ms", "seconds", MILLISECONDS),
-        Column("tokens", "per s", "tokens_per_second", decimals(0)),
+    encode_seconds: float | None = field(
+        default=None, metadata=column("encode", "ms", MILLISECONDS)
     )
-    encode_seconds: float | None = None
-    step_seconds: float | None = None
-    seconds: float | None = None
-    tokens_per_second: float | None = None
+    step_seconds: float | None = field(default=None, metadata=column("step", "ms", MILLISECONDS))
+    seconds: float | None = field(default=None, metadata=column("all", "ms", MILLISECONDS))
+    tokens_per_second: float | None = field(
+        default=None, metadata=column("tokens", "per s", decimals(0))
+    )
     runs: tuple[float, ...] = ()
 
 
@@ -164,11 +196,10 @@ class SkippedRow(Record):
     def __str__(self) -> str:
         if self.new_tokens is not None:
             return f"{self.new_tokens} new tokens are too many: {self.reason}."
-        whose = "Source"
-        if self.num_beams is not None:
-            name = named(self.recipe, self.build)
-            whose = f"{name} with {counted(self.num_beams, 'beam')}: source"
-        return f"{whose} {self.source} was skipped: {self.reason}."
+        if self.num_beams is None:
+            return f"Source {self.source} was skipped: {self.reason}."
+        work = f"{counted(self.num_beams, 'beam')}: source {self.source}"
+        return f"{named(self.recipe, self.build)} with {work} was skipped: {self.reason}."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,6 +247,11 @@ class Report(Record):
         rows = (*self.files, *self.openings, *self.memory, *self.generation)
         return {(row.list_name, *row.keys().values()): row for row in rows}
 
+    def only(self, other: "Report") -> list[Row]:
+        """Return the rows that another report has not."""
+        others = other.rows()
+        return [row for key, row in self.rows().items() if key not in others]
+
     def tables(self) -> Group:
         """Return the report for a terminal: a table of each list, and notes."""
         settings = self.settings
@@ -223,33 +259,40 @@ class Report(Record):
         notes = list(map(str, self.skipped))
         if any(row.opening == "cold" and row.seconds is None for row in self.openings):
             notes.append("Cold openings are unknown: the system kept the files in its memory.")
-        openings = "From the path to a model ready to run, and to its first text, in ms"
-        memory = "Memory of a process beside another with the same file"
-        return Group(
-            table(self.artifact.on(self.machine), FileRow.COLUMNS, self.files),
-            opening_table(openings, self.openings, MILLISECONDS),
-            table(memory, MemoryRow.COLUMNS, self.memory),
-            table(f"{tokens}, median of {runs}", GenerationRow.COLUMNS, self.generation),
-            *notes,
-        )
+        titles = {
+            FileRow: self.artifact.on(self.machine),
+            OpeningRow: "From the path to a model ready to run, and to its first text, in ms",
+            MemoryRow: "Memory of a process beside another with the same file",
+            GenerationRow: f"{tokens}, median of {runs}",
+        }
+        return Group(*tables_of(self.rows().values(), titles), *notes)
+
+
+def tables_of(
+    rows: Collection[Row], titles: Mapping[type[Row], str], show: Show | None = None
+) -> Iterator[Table]:
+    """Yield a table of each kind of row; `show` writes every figure, None as its column has it."""
+    for kind, title in titles.items():
+        if kind is OpeningRow:
+            openings = [row for row in rows if isinstance(row, OpeningRow)]
+            yield opening_table(title, openings, show or MILLISECONDS)
+            continue
+        yield table(title, kind, [row for row in rows if isinstance(row, kind)], show)
 
 
 def opening_table(title: str, rows: Iterable[OpeningRow], show: Show) -> Table:
     """Return a table with a line for each file and number of threads."""
-    found: dict[tuple[str, int], dict[tuple[str, str], float | None]] = {}
+    found: dict[tuple[str, str], dict[tuple[str, str], str]] = {}
     for row in rows:
-        cells = found.setdefault((row.name, row.num_threads), {})
-        cells[row.opening, row.until] = row.seconds
+        line = found.setdefault((row.name, str(row.num_threads)), {})
+        line[row.opening, row.until] = show(row.seconds)
     stages = {"generator": "ready", "text": "text"}  # as a head has them
     columns = [(opening, until) for until in stages for opening in ("first", "cold", "warm")]
-    return filled(
-        title,
-        ("recipe", "threads", *(f"{opening}\n{stages[until]}" for opening, until in columns)),
-        [
-            (name, str(threads), *(show(cells.get(column)) for column in columns))
-            for (name, threads), cells in found.items()
-        ],
-    )
+    heads = [f"{opening}\n{stages[until]}" for opening, until in columns]
+    lines = [
+        (*about, *(line.get(column, "–") for column in columns)) for about, line in found.items()
+    ]
+    return filled(title, ("recipe", "threads", *heads), lines)
 
 
 LISTS: dict[str, type[Row]] = {
@@ -284,81 +327,60 @@ def read(path: pathlib.Path) -> Report:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A report beside another.
+    """The report `here` beside another, `there`."""
 
-    `ratios` are the rows that both have, each figure as a multiple of the other's, None where one
-    does not have it. `only_here` and `only_there` are the rows without a partner.
-    """
+    here: Report
+    there: Report
 
-    other: Report
-    ratios: Sequence[Row]
-    only_here: Sequence[Row]
-    only_there: Sequence[Row]
+    def ratios(self) -> list[Row]:
+        """Return the rows that both have, each figure as a multiple of the other's."""
+        others = self.there.rows()
+        return [
+            multiple(row, others[key]) for key, row in self.here.rows().items() if key in others
+        ]
 
     def to_dict(self) -> dict[str, object]:
         """Return the comparison as JSON has it."""
         lists: dict[str, list[object]] = {name: [] for name in LISTS}
-        for row in self.ratios:
+        for row in self.ratios():
             lists[row.list_name].append(row.keys() | row.figures())
-        only = {
-            side: [{"list": row.list_name} | row.keys() for row in rows]
-            for side, rows in (("only_here", self.only_here), ("only_there", self.only_there))
+        return {
+            "artifact": self.there.artifact.to_dict(),
+            "machine": self.there.machine.to_dict(),
+            **lists,
+            "only_here": [row.place() for row in self.here.only(self.there)],
+            "only_there": [row.place() for row in self.there.only(self.here)],
         }
-        about = {"artifact": self.other.artifact, "machine": self.other.machine}
-        return {**{name: record.to_dict() for name, record in about.items()}, **lists, **only}
 
     def tables(self) -> Group:
         """Return the comparison for a terminal: a table of each list, and what has no partner."""
-        other = self.other.artifact.on(self.other.machine)
-        parts: list[Table | str] = [f"Figures as multiples of those of {other}:"]
-        for name, kind in LISTS.items():
-            if kind is OpeningRow:
-                openings = [row for row in self.ratios if isinstance(row, OpeningRow)]
-                parts.append(opening_table("Openings", openings, MULTIPLE))
-                continue
-            columns = [
-                dataclasses.replace(column, unit="", show=MULTIPLE) if column.is_figure else column
-                for column in kind.COLUMNS
-            ]
-            rows = [row for row in self.ratios if row.list_name == name]
-            parts.append(table(name.capitalize(), columns, rows))
-        if self.only_here:
-            parts.append(
-                without_partner(self.only_here, self.only_there, self.ratios, "this report")
-            )
-        if self.only_there:
-            parts.append(without_partner(self.only_there, self.only_here, self.ratios, "the other"))
-        return Group(*parts)
+        titles = {kind: name.capitalize() for name, kind in LISTS.items()}
+        return Group(
+            f"Figures as multiples of those of {self.there.artifact.on(self.there.machine)}:",
+            *tables_of(self.ratios(), titles, MULTIPLE),
+            *without_partner(self.here, self.there, "this report"),
+            *without_partner(self.there, self.here, "the other"),
+        )
 
 
-def without_partner(
-    rows: Sequence[Row], others: Sequence[Row], ratios: Sequence[Row], where: str
-) -> str:
-    """Return how many rows of one report have no partner, and which values only they have."""
-    known = {pair for row in (*others, *ratios) for pair in row.keys().items()}
+def multiple(row: Row, other: Row) -> Row:
+    """Return a row of multiples of another's figures, None where one is nothing or not known."""
+    ratios: dict[str, Any] = {
+        name: None if figure is None or not of else figure / of
+        for (name, figure), of in zip(row.figures().items(), other.figures().values(), strict=True)
+    }
+    return dataclasses.replace(row, **ratios)
+
+
+def without_partner(report: Report, other: Report, where: str) -> Iterator[str]:
+    """Yield how many rows of a report the other lacks, if any, and which values only they have."""
+    rows = report.only(other)
+    known = {pair for row in other.rows().values() for pair in row.keys().items()}
     alone: dict[str, list[str]] = {}
     for name, value in dict.fromkeys(pair for row in rows for pair in row.keys().items()):
         if (name, value) not in known:
             alone.setdefault(name, []).append(str(value))
     reasons = "; ".join(f"{name} {', '.join(values)}" for name, values in alone.items())
     have = f"{len(rows)} rows of {where} have" if len(rows) > 1 else f"1 row of {where} has"
-    return f"{have} no partner{f': {reasons}' if reasons else ''}."
-
-
-def compare(report: Report, other: Report) -> Comparison:
-    """Compare the figures of a report with another's, row by row."""
-    here, there = report.rows(), other.rows()
-    ratios = []
-    for key, row in here.items():
-        if key in there:
-            others = there[key].figures()
-            figures = {name: ratio(value, others[name]) for name, value in row.figures().items()}
-            ratios.append(dataclasses.replace(row, **figures))  # type: ignore[arg-type]
-    only_here = [row for key, row in here.items() if key not in there]
-    only_there = [row for key, row in there.items() if key not in here]
-    return Comparison(other, ratios, only_here, only_there)
-
-
-def ratio(here: float | None, there: float | None) -> float | None:
-    """Return how many times `there` a figure is, None where that is nothing or not known."""
-    return None if here is None or not there else here / there
+    if rows:
+        yield f"{have} no partner{f': {reasons}' if reasons else ''}."

@@ -15,10 +15,10 @@ import re
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import numpy as np
@@ -29,17 +29,13 @@ from bart_export.errors import EngineError, last_words
 from bart_export.server import messages
 from bart_export.server.litert_engine import default
 from bart_export.server.metrics import MICROSECONDS, RUNTIME_LATENCY
-from bart_export.server.options import ServeOptions
 from bart_export.server.rest import METRICS_PATH
 from bart_export.server.servable import QUEUE_FULL, Tensors
 from bart_export.server.tensors import Array, from_proto, to_proto
 
 PROGRAM = "from bart_export.cli.main import main; main()"
-PORTS = {"gRPC: ": "grpc", "REST: ": "rest"}
 READY = "Model "  # begins the last of the lines that say that a server answers
 ENDING_SECONDS = 60.0
-# Options of a server that may be measured, and their flags.
-FLAGS = {"workers": "--workers", "num_threads": "--threads", "queue_size": "--queue-size"}
 PAUSE = 0.05  # seconds between measurements: threads of a pool go on spinning after their work
 FRONTS = ("rest", "grpc")
 PREDICT = "/tensorflow.serving.PredictionService/Predict"
@@ -79,23 +75,17 @@ class Server:
 
 
 @contextlib.contextmanager
-def running(directory: pathlib.Path, engine: str, options: ServeOptions) -> Iterator[Server]:
-    """Serve an artifact on free ports for the length of a block.
+def running(directory: pathlib.Path, engine: str, *options: str) -> Iterator[Server]:
+    """Serve an artifact with an engine on free ports, for the length of a block.
 
-    Args:
-        directory: the artifact.
-        engine: what computes.
-        options: of these, `FLAGS` are passed on, as far as they are not the server's defaults.
+    `options` are more arguments of `bart-export serve`.
 
     Raises:
         EngineError: if the server ends before it answers, with what it said last.
     """
     directory = directory.resolve()
     command = [sys.executable, "-c", PROGRAM, "serve", str(directory), "--engine", engine]
-    command += ["--port", "0", "--rest-api-port", "0"]
-    for name, flag in FLAGS.items():
-        if getattr(options, name) != getattr(ServeOptions(), name):
-            command += [flag, str(getattr(options, name))]
+    command += ["--port", "0", "--rest-api-port", "0", *options]
     with tempfile.TemporaryFile("w+", encoding="utf-8") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
         with process:
@@ -120,10 +110,8 @@ def read_ports(process: "subprocess.Popen[str]") -> dict[str, int] | None:
     ports = {}
     assert process.stdout is not None
     for line in process.stdout:
-        for words, front in PORTS.items():
-            if line.startswith(words):
-                address = line.removeprefix(words).removeprefix("http://").split("/")[0]
-                ports[front] = int(address.split()[0].rpartition(":")[2])
+        if found := re.match(r"(gRPC|REST): .*?:(\d+)", line):
+            ports[found[1].lower()] = int(found[2])
         if line.startswith(READY):
             return ports
     return None
@@ -304,17 +292,11 @@ def together(
     work: Callable[[Client], Iterator[Answer]], clients: Sequence[Client]
 ) -> tuple[float, list[Answer]]:
     """Have all clients work in threads; return the seconds that took, and all answers."""
-    answers: list[Answer] = []
-    threads = [
-        threading.Thread(target=lambda client=client: answers.extend(list(work(client))))
-        for client in clients
-    ]
-    began = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return time.perf_counter() - began, answers
+    with ThreadPoolExecutor(len(clients)) as executor:
+        began = time.perf_counter()
+        answers = list(executor.map(lambda client: list(work(client)), clients))
+        seconds = time.perf_counter() - began
+    return seconds, list(itertools.chain.from_iterable(answers))
 
 
 def inputs_of(artifact: Artifact, work: Work, rows: int, count: int) -> list[Tensors]:
@@ -345,17 +327,10 @@ def ask_alone(engine: str, clients: Clients, front: str, work: Work) -> tuple[fl
     time.sleep(PAUSE)
     before = clients.server.engine_seconds()
     _, (answer,) = clients.in_turn(front, 1, 1)
-    check_answer(f"{engine} over {front}", answer, work)
+    received = f"{answer.new_tokens} tokens" if answer.status == OK else answer.status
+    if received != f"{work.new_tokens} tokens":
+        raise EngineError(
+            f"Expected {engine} over {front} to generate {work.new_tokens} tokens for a request by "
+            f"itself, received {received}."
+        )
     return answer.seconds, clients.server.engine_seconds() - before
-
-
-def check_answer(what: str, answer: Answer, work: Work) -> None:
-    """Raise EngineError unless an answer has exactly as many tokens as asked for."""
-    if answer.status != OK:
-        raise EngineError(
-            f"Expected {what} to answer a request by itself, received {answer.status}."
-        )
-    if answer.new_tokens != work.new_tokens:
-        raise EngineError(
-            f"Expected {what} to generate {work.new_tokens} tokens, received {answer.new_tokens}."
-        )

@@ -12,6 +12,7 @@ import pathlib
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import field
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -20,7 +21,7 @@ from bart_export.artifact.artifact import Artifact
 from bart_export.artifact.figures import Machine
 from bart_export.bench import measurements, serving_overload
 from bart_export.bench.bench import fitting_length
-from bart_export.bench.rows import MILLISECONDS, MULTIPLE, Subject
+from bart_export.bench.rows import MILLISECONDS, MULTIPLE, Subject, column, decimals, table
 from bart_export.bench.serving import (
     FRONTS,
     OK,
@@ -36,7 +37,7 @@ from bart_export.bench.serving import (
 from bart_export.bench.serving_overload import OverloadRow, percentile
 from bart_export.documents import plain
 from bart_export.errors import ArtifactError
-from bart_export.progress import Column, counted, decimals, stages, table
+from bart_export.progress import counted, stages
 from bart_export.server.options import ServeOptions
 from bart_export.server.versions import LITERT, TENSORFLOW
 
@@ -62,26 +63,26 @@ class OverheadRow:
     request took beside its engine.
     """
 
-    engine: str
-    front: str
-    engine_seconds: float
-    request_seconds: float
-    overhead_seconds: float
-    overhead_share: float
-    front_seconds: float
+    engine: str = field(metadata=column("engine"))
+    front: str = field(metadata=column("front"))
+    engine_seconds: float = field(metadata=column("engine", "ms", MILLISECONDS))
+    request_seconds: float = field(metadata=column("request", "ms", MILLISECONDS))
+    overhead_seconds: float = field(metadata=column("more", "ms", MILLISECONDS))
+    overhead_share: float = field(metadata=column("more", "%", decimals(1, 100)))
+    front_seconds: float = field(metadata=column("front", "ms", MILLISECONDS))
 
 
 @dataclasses.dataclass(frozen=True)
 class ThroughputRow:
     """Requests per second and times of requests, by number of clients."""
 
-    engine: str
-    clients: int
-    requests_per_second: float
-    p50_seconds: float | None
-    p99_seconds: float | None
-    requests: int
-    answered: int
+    engine: str = field(metadata=column("engine"))
+    clients: int = field(metadata=column("clients"))
+    requests_per_second: float = field(metadata=column("requests", "per s", MULTIPLE))
+    p50_seconds: float | None = field(metadata=column("p50", "ms", MILLISECONDS))
+    p99_seconds: float | None = field(metadata=column("p99", "ms", MILLISECONDS))
+    requests: int = field(metadata=column("asked"))
+    answered: int = field(metadata=column("answered"))
     runs: Sequence[float]
 
 
@@ -89,39 +90,11 @@ class ThroughputRow:
 class BatchRow:
     """The speed of a SavedModel's `generate`; `speedup` is that over the smallest batch."""
 
-    batch: int
-    seconds: float
-    tokens_per_second: float
-    speedup: float
+    batch: int = field(metadata=column("batch"))
+    seconds: float = field(metadata=column("all", "ms", MILLISECONDS))
+    tokens_per_second: float = field(metadata=column("tokens", "per s", decimals(0)))
+    speedup: float = field(metadata=column("× batch 1", show=MULTIPLE))
     runs: Sequence[float]
-
-
-COLUMNS = {
-    OverheadRow: (
-        Column("engine", "", "engine"),
-        Column("front", "", "front"),
-        Column("engine", "ms", "engine_seconds", MILLISECONDS),
-        Column("request", "ms", "request_seconds", MILLISECONDS),
-        Column("more", "ms", "overhead_seconds", MILLISECONDS),
-        Column("more", "%", "overhead_share", decimals(1, 100)),
-        Column("front", "ms", "front_seconds", MILLISECONDS),
-    ),
-    ThroughputRow: (
-        Column("engine", "", "engine"),
-        Column("clients", "", "clients"),
-        Column("requests", "per s", "requests_per_second", MULTIPLE),
-        Column("p50", "ms", "p50_seconds", MILLISECONDS),
-        Column("p99", "ms", "p99_seconds", MILLISECONDS),
-        Column("asked", "", "requests"),
-        Column("answered", "", "answered"),
-    ),
-    BatchRow: (
-        Column("batch", "", "batch"),
-        Column("all", "ms", "seconds", MILLISECONDS),
-        Column("tokens", "per s", "tokens_per_second", decimals(0)),
-        Column("× batch 1", "", "speedup", MULTIPLE),
-    ),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,15 +132,15 @@ class ServingReport:
         parts: list[RenderableType] = [
             f"{self.artifact.on(self.machine)}; {', '.join(searches)}; medians of "
             f"{counted(self.settings['runs'], 'run')}",
-            table(alone, COLUMNS[OverheadRow], self.overhead),
-            table("Clients side by side", COLUMNS[ThroughputRow], self.throughput),
+            table(alone, OverheadRow, self.overhead),
+            table("Clients side by side", ThroughputRow, self.throughput),
         ]
         for clients, ratio in (self.ratio or {}).items():
             each = counted(int(clients), "client")
             parts.append(f"{each}: litert answers {ratio:.2f} × what tensorflow does")
         if self.batches:
             batches = f"SavedModel in batches, {self.settings['batched']}"
-            parts.append(table(batches, COLUMNS[BatchRow], self.batches))
+            parts.append(table(batches, BatchRow, self.batches))
         return Group(*parts, *map(str, self.overload))
 
 
@@ -187,9 +160,9 @@ class EngineUnderTest:
 
     engine: str
     clients: Clients
-    alone: dict[str, list[tuple[float, float]]] = dataclasses.field(default_factory=lists)
-    answers: dict[int, list[Answer]] = dataclasses.field(default_factory=lists)
-    rates: dict[int, list[float]] = dataclasses.field(default_factory=lists)
+    alone: dict[str, list[tuple[float, float]]] = field(default_factory=lists)
+    answers: dict[int, list[Answer]] = field(default_factory=lists)
+    rates: dict[int, list[float]] = field(default_factory=lists)
 
     def measure(self, work: Work) -> None:
         """Ask the server some requests each way, and note the times."""
@@ -202,11 +175,6 @@ class EngineUnderTest:
             self.answers[clients] += answers
             self.rates[clients].append(sum(answer.status == OK for answer in answers) / seconds)
 
-    def forget(self) -> None:
-        """Forget all times."""
-        for times in (self.alone, self.answers, self.rates):
-            times.clear()
-
     def overheads(self) -> Iterator[OverheadRow]:
         """Yield a row for each front."""
         for front in FRONTS:
@@ -218,12 +186,16 @@ class EngineUnderTest:
     def throughputs(self) -> Iterator[ThroughputRow]:
         """Yield a row for each number of clients."""
         for clients, answers in self.answers.items():
-            times = [answer.seconds for answer in answers if answer.status == OK]
-            rates = self.rates[clients]
-            ends = percentile(times, 50), percentile(times, 99)
-            counts = len(answers), len(times)
+            rates, answered = self.rates[clients], sum(answer.status == OK for answer in answers)
             yield ThroughputRow(
-                self.engine, clients, statistics.median(rates), *ends, *counts, rates
+                self.engine,
+                clients,
+                statistics.median(rates),
+                percentile(answers, 50),
+                percentile(answers, 99),
+                len(answers),
+                answered,
+                rates,
             )
 
 
@@ -259,60 +231,54 @@ def serve_bench(
         EngineError: for a server that fails, or generates another number of tokens.
     """
     artifact = Artifact.open(directory)
+    positions = artifact.config.max_sequence_length
     served, batched = (
-        fitting_work(artifact, source, new_tokens, usual) for usual in (SERVED, BATCHED)
+        Work(
+            fitting_length("--source", source, usual.source, positions),
+            fitting_length("--new-tokens", new_tokens, usual.new_tokens, positions - 1),
+        )
+        for usual in (SERVED, BATCHED)
     )
     names = chosen_engines(artifact, engines)
-    options = ServeOptions(workers=workers, num_threads=num_threads, queue_size=queue_size)
+    flags = {"--workers": workers, "--threads": num_threads, "--queue-size": queue_size}
+    given = [f"{flag}={value}" for flag, value in flags.items() if value is not None]
+    asked = inputs_of(artifact, served, 1, QUESTIONS)
     batches: list[BatchRow] = []
     overloads: list[OverloadRow] = []
-    with contextlib.ExitStack() as stack, stages(2 + len(names) + runs) as stage:
+    with contextlib.ExitStack() as stack, stages(1 + len(names) + runs) as stage:
         tested: list[EngineUnderTest] = []
         for name in names:
             stage(f"serve with {name}")
-            tested.append(stack.enter_context(under_test(artifact, name, options, served)))
-        for run in range(runs + 1):
-            stage(f"ask, run {run} of {runs}" if run else "ask once to warm up")
+            server = stack.enter_context(running(artifact.directory, name, *given))
+            clients = stack.enter_context(contextlib.closing(Clients(server, asked)))
+            EngineUnderTest(name, clients).measure(served)  # to warm up
+            tested.append(EngineUnderTest(name, clients))
+        for run in range(runs):
+            stage(f"ask, run {run + 1} of {runs}")
             for engine in tested:
                 engine.measure(served)
-                if not run:
-                    engine.forget()
         stage("batches")
         for engine in tested:
             if engine.engine == TENSORFLOW:
                 batches += measure_batches(artifact, engine.clients.server, batched, runs)
         for engine in tested if overload_seconds else ():
             stage(f"overload {engine.engine} for {overload_seconds:g} s")
-            overloads.append(
-                serving_overload.measure(engine.engine, engine.clients, options, overload_seconds)
-            )
-    asked = {"workers": workers, "num_threads": num_threads, "queue_size": queue_size}
+            room = (workers or 1) + queue_size
+            row = serving_overload.measure(engine.engine, engine.clients, room, overload_seconds)
+            overloads.append(row)
+    throughput = [row for engine in tested for row in engine.throughputs()]
+    settings = {"workers": workers, "num_threads": num_threads, "queue_size": queue_size}
     return ServingReport(
         SCHEMA_VERSION,
         Subject.of(artifact),
         measurements.host(),
-        {"served": served, "batched": batched, **asked, "runs": runs},
+        {"served": served, "batched": batched, **settings, "runs": runs},
         [{"engine": name, **search_settings(artifact, name)} for name in names],
         [row for engine in tested for row in engine.overheads()],
-        [row for engine in tested for row in engine.throughputs()],
-        ratios(artifact, {engine.engine: engine.rates for engine in tested}),
+        throughput,
+        ratios(artifact, throughput),
         batches,
         overloads,
-    )
-
-
-def fitting_work(
-    artifact: Artifact, source: int | None, new_tokens: int | None, usual: Work
-) -> Work:
-    """Return the work that was given, what is None as usual or as far as the model has room.
-
-    Raises:
-        ConfigurationError: for more than the model can take.
-    """
-    positions = artifact.config.max_sequence_length
-    return Work(
-        fitting_length("--source", source, usual.source, positions),
-        fitting_length("--new-tokens", new_tokens, usual.new_tokens, positions - 1),
     )
 
 
@@ -328,36 +294,19 @@ def chosen_engines(artifact: Artifact, engines: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(engines or present))
 
 
-@contextlib.contextmanager
-def under_test(
-    artifact: Artifact, engine: str, options: ServeOptions, work: Work
-) -> Iterator[EngineUnderTest]:
-    """Serve an artifact with an engine for the length of a block."""
-    asked = inputs_of(artifact, work, 1, QUESTIONS)
-    with (
-        running(artifact.directory, engine, options) as server,
-        contextlib.closing(Clients(server, asked)) as clients,
-    ):
-        yield EngineUnderTest(engine, clients)
-
-
 def measure_batches(
     artifact: Artifact, server: Server, work: Work, runs: int
 ) -> Iterator[BatchRow]:
     """Measure `generate` of a SavedModel for batches of different sizes, by its engine's time."""
     times: dict[int, list[float]] = lists()
-    with contextlib.ExitStack() as stack:
-        clients = {
-            size: stack.enter_context(
-                contextlib.closing(Clients(server, inputs_of(artifact, work, size, 1)))
-            )
-            for size in BATCHES
-        }
-        for run in range(runs + 1):
-            for size in BATCHES:
-                _, seconds = ask_alone(TENSORFLOW, clients[size], "grpc", work)
-                if run:
-                    times[size].append(seconds)
+    clients = {size: Clients(server, inputs_of(artifact, work, size, 1)) for size in BATCHES}
+    for run in range(runs + 1):
+        for size in BATCHES:
+            _, seconds = ask_alone(TENSORFLOW, clients[size], "grpc", work)
+            if run:
+                times[size].append(seconds)
+    for each in clients.values():
+        each.close()
     medians = {size: statistics.median(times[size]) for size in BATCHES}
     rates = {size: size * work.new_tokens / seconds for size, seconds in medians.items()}
     for size, rate in rates.items():
@@ -379,17 +328,15 @@ def search_settings(artifact: Artifact, engine: str) -> dict[str, Any]:
     return {name: settings.get(name) for name in SEARCH}
 
 
-def ratios(
-    artifact: Artifact, rates: Mapping[str, Mapping[int, Sequence[float]]]
-) -> dict[str, float] | None:
+def ratios(artifact: Artifact, rows: Sequence[ThroughputRow]) -> dict[str, float] | None:
     """Return LiteRT's requests per second for each of TensorFlow's; see `ServingReport`."""
-    if len(rates) < 2 or search_settings(artifact, LITERT) != search_settings(artifact, TENSORFLOW):
+    rates = {(row.engine, row.clients): row.requests_per_second for row in rows}
+    if {row.engine for row in rows} != {LITERT, TENSORFLOW}:
         return None
-    medians = {
-        engine: {clients: statistics.median(found) for clients, found in by_clients.items()}
-        for engine, by_clients in rates.items()
-    }
+    if search_settings(artifact, LITERT) != search_settings(artifact, TENSORFLOW):
+        return None
     return {
-        str(clients): rate / medians[TENSORFLOW][clients]
-        for clients, rate in medians[LITERT].items()
+        str(clients): rate / rates[TENSORFLOW, clients]
+        for (engine, clients), rate in rates.items()
+        if engine == LITERT
     }

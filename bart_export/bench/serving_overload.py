@@ -15,7 +15,6 @@ import numpy as np
 
 from bart_export.bench.serving import FRONTS, OK, REFUSED, Answer, Clients
 from bart_export.errors import EngineError
-from bart_export.server.options import ServeOptions
 
 TIMES = 2.0  # how much more is asked than can be answered
 UNLOADED = 48  # requests by themselves, whose 99th percentile is what others are held to
@@ -63,8 +62,11 @@ class OverloadRow:
         )
 
 
-def measure(engine: str, clients: Clients, options: ServeOptions, seconds: float) -> OverloadRow:
-    """Ask a server, whose engine and options these are, for twice of what it can answer."""
+def measure(engine: str, clients: Clients, room: int, seconds: float) -> OverloadRow:
+    """Ask the server of an engine for twice of what it can answer.
+
+    `room` is how many calls it runs or lets wait.
+    """
     unloaded = [
         answer for front in FRONTS for answer in clients.in_turn(front, 1, UNLOADED // 2)[1]
     ]
@@ -75,11 +77,9 @@ def measure(engine: str, clients: Clients, options: ServeOptions, seconds: float
     capacity = sum(answer.status == OK for answer in answers) / took
     rate = TIMES * capacity
     with ThreadPoolExecutor(1) as executor:
-        waiting = (options.workers or 1) + options.queue_size + SPARE_CLIENTS
-        future = executor.submit(clients.steadily, rate, seconds, waiting)
+        future = executor.submit(clients.steadily, rate, seconds, room + SPARE_CLIENTS)
         resident = sampled(clients, future)
     _, answers = future.result()
-    accepted = [answer.seconds for answer in answers if answer.status == OK]
     return OverloadRow(
         engine,
         seconds,
@@ -87,7 +87,7 @@ def measure(engine: str, clients: Clients, options: ServeOptions, seconds: float
         rate,
         **counts(answers, expected),
         unloaded_p99_seconds=float(np.percentile([answer.seconds for answer in unloaded], 99)),
-        accepted_p99_seconds=percentile(accepted, 99),
+        accepted_p99_seconds=percentile(answers, 99),
         resident_bytes=resident,
         resident_spread=spread(resident, min(SETTLED_SECONDS, seconds / 2)),
     )
@@ -128,6 +128,7 @@ def spread(rows: Sequence[Sequence[float]], since: float) -> float | None:
     return max(values) / min(values) - 1 if values else None
 
 
-def percentile(values: Sequence[float], percent: float) -> float | None:
-    """Return a percentile, None of nothing."""
-    return float(np.percentile(values, percent)) if values else None
+def percentile(answers: Sequence[Answer], percent: float) -> float | None:
+    """Return a percentile of the seconds of accepted requests, None if there is none."""
+    seconds = [answer.seconds for answer in answers if answer.status == OK]
+    return float(np.percentile(seconds, percent)) if seconds else None

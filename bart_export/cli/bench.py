@@ -114,7 +114,7 @@ def measure_files(artifact: pathlib.Path, given: dict[str, Value]) -> Measured:
     report = measure(artifact, **given)
     if other is None:
         return report.to_dict(), [report.tables()]
-    comparison = rows.compare(report, other)
+    comparison = rows.Comparison(report, other)
     content = report.to_dict() | {"comparison": comparison.to_dict()}
     return content, [report.tables(), comparison.tables()]
 

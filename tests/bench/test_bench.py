@@ -5,18 +5,17 @@ import json
 import shutil
 
 import pytest
-from click.testing import CliRunner
 from rich.console import Console
 from support import static_builds
+from support.command import printed, refusal
 
 from bart_export.bench import bench as benchmark
 from bart_export.bench import measurements, opening
 from bart_export.bench.bench import bench
 from bart_export.bench.opening import OpeningRun
 from bart_export.bench.rows import MemoryRow, Report
-from bart_export.cli.main import main
 from bart_export.contract import StaticShapes
-from bart_export.errors import ArtifactError, ConfigurationError, EngineError
+from bart_export.errors import EngineError
 from bart_export.runtime.engines import open_engine
 
 NEW_TOKENS = 5
@@ -52,7 +51,8 @@ def opening_run():
     return OpeningRun(FLOAT32, num_threads=1, source=4, num_beams=1, new_tokens=2)
 
 
-def printed(tables):
+def shown(tables):
+    """Return tables as a terminal shows them."""
     console = Console(width=200)
     with console.capture() as text:
         console.print(tables)
@@ -75,15 +75,20 @@ def test_the_report_is_json_and_has_every_configuration_once(report):
         for beams in (1, 3)
     ]
     assert content["skipped"] == [{"reason": "the model has 64 positions", "source": 100_000}]
-    assert "Source 100000 was skipped: the model has 64 positions." in printed(report.tables())
+    assert "Source 100000 was skipped: the model has 64 positions." in shown(report.tables())
 
 
-def test_sizes_are_those_of_the_file(report, symmetric_artifact):
+def test_sizes_and_speeds_are_those_of_the_file(report, symmetric_artifact):
     (row,) = report.files
     assert row.bytes == (symmetric_artifact.directory / row.file).stat().st_size
     parameters = symmetric_artifact.manifest.parameter_count
     assert row.bytes_per_parameter == pytest.approx(row.bytes / parameters)
-    assert row.bytes_per_parameter > 4  # float32, and the graph
+    for row in report.generation:
+        assert len(row.runs) == 2
+        assert min(row.runs) <= row.seconds <= max(row.runs)
+        assert row.tokens_per_second * row.seconds == pytest.approx(NEW_TOKENS)
+        assert 0 < row.step_seconds < row.seconds
+    assert not list(symmetric_artifact.directory.parent.glob(".bench.*"))  # nothing is left behind
 
 
 def test_an_opening_has_stages_and_only_the_first_builds_the_weight_cache(report):
@@ -148,7 +153,7 @@ def test_where_files_cannot_be_dropped_nothing_is_called_cold(
         rows = tuple(opening.measure(directory, entry, opening_run))
     assert [row.seconds is None for row in rows] == [row.opening == "cold" for row in rows]
     tables = dataclasses.replace(report, openings=rows).tables()
-    assert "Cold openings are unknown" in printed(tables)
+    assert "Cold openings are unknown" in shown(tables)
 
 
 @needs_smaps
@@ -168,18 +173,6 @@ def test_weights_are_shared_with_another_process_that_has_them(mini_artifact):
     # Packed weights are about the size of the file, 31 MB; those that a text takes are read.
     assert beside.shared_bytes - alone.shared_bytes > 15e6
     assert alone.private_bytes - beside.private_bytes > 15e6
-
-
-def test_speed_is_tokens_over_the_median_run(report):
-    for row in report.generation:
-        assert len(row.runs) == 2
-        assert min(row.runs) <= row.seconds <= max(row.runs)
-        assert row.tokens_per_second * row.seconds == pytest.approx(NEW_TOKENS)
-        assert 0 < row.step_seconds < row.seconds
-
-
-def test_measuring_leaves_nothing_behind(report, symmetric_artifact):
-    assert not list(symmetric_artifact.directory.parent.glob(".bench.*"))
 
 
 @pytest.mark.parametrize(
@@ -224,7 +217,7 @@ def test_usual_lengths_are_lowered_to_what_fits(symmetric_artifact, tmp_path, no
     report = bench(artifact.directory, num_beams=(1,), num_threads=(1,), runs=1)
     assert report.settings.new_tokens == most
     assert [(row.source, row.new_tokens) for row in report.generation] == [(longest, most)]
-    text = printed(report.tables())
+    text = shown(report.tables())
     assert f"Source 512 was skipped: no file takes more than {longest}." in text
     assert f"64 new tokens are too many: no file takes more than {most}." in text
 
@@ -239,7 +232,7 @@ def test_builds_of_a_recipe_are_rows_of_their_own(symmetric_artifact, tmp_path, 
     assert rows == [*everything, ("static", 4, 1)]
     skipped = [(row.build, row.source, row.num_beams) for row in report.skipped]
     assert skipped == [("static", 4, 2), ("static", 9, 1), ("static", 9, 2)]
-    assert "float32 (static) with 2 beams: source 4 was skipped" in printed(report.tables())
+    assert "float32 (static) with 2 beams: source 4 was skipped" in shown(report.tables())
 
 
 def test_the_command_prints_ratios_to_another_report(
@@ -249,10 +242,8 @@ def test_the_command_prints_ratios_to_another_report(
     other = tmp_path / "other.json"
     other.write_text(json.dumps(report.to_dict()))
     few = "--source 4,9 --source 9 --threads 1 --num-beams 1 --runs 1 --json --new-tokens"
-    arguments = ["bench", symmetric_artifact.directory, "--compare", other, *few.split()]
-    result = CliRunner().invoke(main, [*map(str, arguments), str(NEW_TOKENS)])
-    assert result.exit_code == 0, result.output
-    compared = json.loads(result.stdout)["comparison"]
+    arguments = [symmetric_artifact.directory, "--compare", other, *few.split(), NEW_TOKENS]
+    compared = json.loads(printed("bench", *arguments))["comparison"]
     assert [row["bytes"] for row in compared["files"]] == [1.0]
     rows = [(row["num_threads"], row["source"], row["num_beams"]) for row in compared["generation"]]
     assert rows == [(1, 4, 1), (1, 9, 1)]
@@ -274,13 +265,13 @@ def test_the_command_prints_ratios_to_another_report(
         (["--serve", "--engine", "edgetpu"], "must be one of litert, tensorflow, received"),
         (["--queue-size", "0"], "--queue-size needs --serve"),
         (["--num-beams", "1,0"], "0 is not in the range"),
+        (["--recipe", "int7"], "It has: float32"),
+        (["--new-tokens", "64"], "--new-tokens must be at most 63 for this model"),
         (["--source", "4,"], "'' is not a valid integer"),
     ],
 )
 def test_the_command_refuses_before_it_measures(symmetric_artifact, options, words):
-    result = CliRunner().invoke(main, ["bench", str(symmetric_artifact.directory), *options])
-    assert result.exit_code == 2
-    assert words in result.stderr
+    assert words in refusal("bench", symmetric_artifact.directory, *options)
 
 
 def test_an_altered_file_is_named_where_it_lies(symmetric_artifact, tmp_path):
@@ -289,21 +280,8 @@ def test_an_altered_file_is_named_where_it_lies(symmetric_artifact, tmp_path):
     content = bytearray(file.read_bytes())
     content[5000] ^= 1
     file.write_bytes(content)
-    result = CliRunner().invoke(main, ["bench", str(directory)])
-    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
-    assert result.stderr.startswith(f"Error: {file} is not the file its manifest names")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "words"),
-    [
-        ({"recipes": ["int7"], "new_tokens": 2}, ArtifactError, "It has: float32"),
-        ({"new_tokens": 64}, ConfigurationError, "--new-tokens must be at most 63 for this model"),
-    ],
-)
-def test_what_cannot_be_measured_is_refused(symmetric_artifact, arguments, error, words):
-    with pytest.raises(error, match=words):
-        bench(symmetric_artifact.directory, **arguments)
+    line = refusal("bench", directory)
+    assert line.startswith(f"Error: {file} is not the file its manifest names")
 
 
 def test_a_process_that_fails_says_why_without_a_class(symmetric_artifact, opening_run):

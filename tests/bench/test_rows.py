@@ -34,7 +34,7 @@ def made_up(size=100, cold=0.5, private=None, speed=10.0, threads=2):
 
 def compare(here, there):
     """Return a comparison as JSON has it, and as a terminal shows it."""
-    comparison = rows.compare(Report.from_dict(here), Report.from_dict(there))
+    comparison = rows.Comparison(Report.from_dict(here), Report.from_dict(there))
     console = Console(width=200)
     with console.capture() as text:
         console.print(comparison.tables())

@@ -1,15 +1,15 @@
 import contextlib
 import dataclasses
 import json
+import os
 import shutil
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 from conftest import GOLDEN
 from rich.console import Console
+from support.command import python
 
 from bart_export.artifact.artifact import sha256
 from bart_export.artifact.manifest import FileEntry
@@ -19,15 +19,15 @@ from bart_export.bench.serving import (
     Clients,
     RestClient,
     Work,
-    check_answer,
+    ask_alone,
     inputs_of,
     running,
 )
+from bart_export.bench.serving_bench import ThroughputRow
 from bart_export.errors import ArtifactError, ConfigurationError, EngineError, pip_install
 from bart_export.export.options import TfliteOptions
 from bart_export.export.pipeline import export
 from bart_export.recipes.table import RECIPES
-from bart_export.server.options import ServeOptions
 
 ENGINES = ["tensorflow", "litert"]
 WORK = Work(source=6, new_tokens=5)
@@ -60,7 +60,7 @@ def report(artifact):
 @pytest.fixture(scope="module")
 def server(artifact):
     """Return a server that runs one request and lets none wait."""
-    with running(artifact.directory, "litert", ServeOptions(queue_size=0)) as server:
+    with running(artifact.directory, "litert", "--queue-size=0") as server:
         yield server
 
 
@@ -79,14 +79,8 @@ def test_the_report_is_json_and_has_every_configuration_once(report):
     content = report.to_dict()
     assert json.loads(json.dumps(content)) == content
     assert content["schema_version"] == 1
-    assert content["settings"] == {
-        "served": dataclasses.asdict(WORK),
-        "batched": dataclasses.asdict(WORK),
-        "workers": None,
-        "num_threads": 1,
-        "queue_size": 1,
-        "runs": 2,
-    }
+    work, asked = dataclasses.asdict(WORK), {"workers": None, "num_threads": 1, "queue_size": 1}
+    assert content["settings"] == {"served": work, "batched": work, **asked, "runs": 2}
     assert [row["engine"] for row in content["engines"]] == ENGINES
     ways = [(row.engine, row.front) for row in report.overhead]
     assert ways == [(engine, front) for engine in ENGINES for front in ("rest", "grpc")]
@@ -116,21 +110,22 @@ def test_throughput_counts_answers_alone(report):
 
 
 def test_engines_are_compared_where_they_search_alike(artifact):
-    rates = {"litert": {1: [3.0, 1.0, 2.0], 4: [6.0]}, "tensorflow": {1: [4.0], 4: [3.0]}}
-    assert serving_bench.ratios(artifact, rates) == {"1": 0.5, "4": 2.0}
-    manifest = artifact.manifest
-    generation = manifest.generation.replace(num_beams=7)
-    changed = dataclasses.replace(manifest, generation=generation)
-    other = dataclasses.replace(artifact, manifest=changed)
-    assert serving_bench.ratios(other, rates) is None
-    assert serving_bench.ratios(artifact, {"litert": rates["litert"]}) is None
+    rates = {("litert", 1): 2.0, ("litert", 4): 6.0, ("tensorflow", 1): 4.0, ("tensorflow", 4): 3.0}
+    rows = [
+        ThroughputRow(*key, rate, None, None, requests=1, answered=1, runs=())
+        for key, rate in rates.items()
+    ]
+    assert serving_bench.ratios(artifact, rows) == {"1": 0.5, "4": 2.0}
+    generation = artifact.generation.replace(num_beams=7)
+    manifest = dataclasses.replace(artifact.manifest, generation=generation)
+    other = dataclasses.replace(artifact, manifest=manifest)
+    assert serving_bench.ratios(other, rows) is None
+    assert serving_bench.ratios(artifact, rows[:2]) is None
 
 
 def test_a_saved_model_searches_as_it_was_exported(artifact, tmp_path):
-    assert (
-        serving_bench.search_settings(artifact, "tensorflow")["num_beams"]
-        == artifact.generation.num_beams
-    )
+    settings = serving_bench.search_settings(artifact, "tensorflow")
+    assert settings["num_beams"] == artifact.generation.num_beams
     content = json.loads((artifact.directory / "golden.json").read_text())
     for case in content["cases"]:
         case["files"].pop("saved_model/1", None)
@@ -219,37 +214,24 @@ def test_the_server_says_how_long_it_waited_for_its_engine(server, clients):
 
 
 def test_the_server_ends_with_its_block(artifact):
-    with running(artifact.directory, "litert", ServeOptions()) as server:
-        assert server.model == "both"
-        command = ["ps", "-o", "stat=", "-p", str(server.pid)]
-        assert subprocess.run(command, capture_output=True, check=False).stdout
-    assert not subprocess.run(command, capture_output=True, check=False).stdout
+    with running(artifact.directory, "litert") as server:
+        os.kill(server.pid, 0)  # it is there
+    with pytest.raises(ProcessLookupError):
+        os.kill(server.pid, 0)
 
 
 def test_a_server_that_fails_says_why(tmp_path):
-    with (
-        pytest.raises(EngineError, match="failed: There is no directory"),
-        running(tmp_path / "nothing", "litert", ServeOptions()),
-    ):
+    failing = running(tmp_path / "nothing", "litert")
+    with pytest.raises(EngineError, match="failed: There is no directory"), failing:
         pass
 
 
 def test_wrong_answers_and_other_statuses_are_counted():
-    answers = [
-        Answer(0, "200", 0.1, b"a", 5),
-        Answer(1, "200", 0.1, b"c", 5),
-        Answer(0, "200", 0.1, b"b", 5),
-        Answer(1, "503", 0.1),
-        Answer(1, "500", 0.1),
-        Answer(1, "500", 0.1),
-    ]
-    assert serving_overload.counts(answers, {0: b"a", 1: b"c"}) == {
-        "requests": 6,
-        "accepted": 3,
-        "refused": 1,
-        "other": {"500": 2},
-        "wrong": 1,
-    }
+    answers = [Answer(0, "200", 0.1, tokens, 5) for tokens in (b"a", b"a", b"b")]
+    answers += [Answer(0, status, 0.1) for status in ("503", "500", "500")]
+    assert serving_overload.counts(answers, {0: b"a"}) == {
+        "requests": 6, "accepted": 3, "refused": 1, "other": {"500": 2}, "wrong": 1,
+    }  # fmt: skip
 
 
 def test_memory_is_held_flat_from_when_the_server_has_settled():
@@ -259,15 +241,17 @@ def test_memory_is_held_flat_from_when_the_server_has_settled():
 
 
 @pytest.mark.parametrize(
-    ("status", "new_tokens", "words"),
-    [
-        ("503", 0, "Expected it to answer a request by itself, received 503"),
-        ("200", 4, "Expected it to generate 5 tokens, received 4"),
-    ],
+    ("model", "new_tokens", "received"), [("none", 5, "404"), ("both", 4, "5 tokens")]
 )
-def test_an_answer_that_is_not_the_work_ends_the_measurement(status, new_tokens, words):
-    with pytest.raises(EngineError, match=words):
-        check_answer("it", Answer(0, status, 0.1, b"", new_tokens), WORK)
+def test_an_answer_that_is_not_the_work_ends_the_measurement(
+    server, asked, model, new_tokens, received
+):
+    words = f"Expected it over rest to generate {new_tokens} tokens .* received {received}"
+    with (
+        contextlib.closing(Clients(dataclasses.replace(server, model=model), asked)) as clients,
+        pytest.raises(EngineError, match=words),
+    ):
+        ask_alone("it", clients, "rest", Work(WORK.source, new_tokens))
 
 
 def test_what_is_asked_is_the_same_every_time(artifact):
@@ -295,12 +279,10 @@ def test_what_cannot_be_measured_is_refused(symmetric_artifact, arguments, error
 
 
 def test_without_the_server_s_packages_the_command_says_what_to_install():
-    code = (
+    program = (
         "import sys; sys.modules['grpc'] = None; from bart_export.cli.main import main;"
         "main(['bench', 'somewhere', '--serve'])"
     )
-    ended = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False
-    )
+    ended = python(program)
     assert ended.returncode == 2
     assert "grpc" in ended.stderr and pip_install("serve") in ended.stderr
