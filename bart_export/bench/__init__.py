@@ -1,1 +1,1 @@
-"""How quick and how large files are, on the machine at hand."""
+"""Benchmarks of an artifact on this machine: sizes, openings, memory, speed, serving."""

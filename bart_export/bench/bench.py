@@ -1,7 +1,7 @@
-"""The benchmark of an artifact on this machine: sizes, openings, memory and speed of its files.
+"""The benchmark of an artifact's files: sizes, openings, memory and speed.
 
-Generation is measured from source ids to generated ids, forced to a given number of tokens. All
-configurations take turns, so that what else the machine does falls on all alike, and figures are
+Generation is measured from source ids to generated ids, with a forced number of tokens.
+Configurations take turns, so that other work of the machine affects all of them alike; figures are
 medians.
 """
 
@@ -13,17 +13,17 @@ import time
 from collections.abc import Sequence
 
 from bart_export.artifact.artifact import Artifact
-from bart_export.bench import opening
+from bart_export.bench import opening_cost
 from bart_export.bench.measurements import (
     Timing,
     forced_settings,
     generate,
     host,
     random_source,
-    room,
+    token_limits,
     unsupported_reason,
 )
-from bart_export.bench.opening import OpeningRun
+from bart_export.bench.opening_cost import OpeningRun
 from bart_export.bench.rows import (
     SCHEMA_VERSION,
     FileRow,
@@ -41,13 +41,13 @@ from bart_export.progress import stages
 from bart_export.runtime.engine import Engine, default_threads
 from bart_export.runtime.engines import choose_file, open_engine
 
-SOURCES, NEW_TOKENS = (64, 512), 64  # what is measured where nobody says, as far as there is room
-FIRST_TEXT = 8  # tokens of the text that an opening is followed by
+SOURCES, NEW_TOKENS = (64, 512), 64  # defaults, lowered to the limits of the files
+FIRST_TEXT = 8  # new tokens of the text after an opening
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """A file that is open and what it is asked; `row` has the medians to come."""
+    """An open file and a configuration; `row` identifies it."""
 
     row: GenerationRow
     engine: Engine
@@ -55,7 +55,7 @@ class Work:
     timings: list[Timing] = dataclasses.field(default_factory=list)
 
     def measure(self) -> Timing:
-        """Generate once; the encoder runs a second time, with its buffers in place."""
+        """Generate once, then time the encoder again with allocated buffers."""
         settings = forced_settings(self.generation, self.row.new_tokens, self.row.num_beams)
         source = random_source(self.engine.config.vocabulary_size, self.row.source)
         timing = generate(self.engine, source, settings)
@@ -91,26 +91,25 @@ def bench(
 
     Args:
         directory: the artifact.
-        recipes: which files, all builds of each; none takes all.
-        sources: lengths of source texts, in tokens; none takes those of `SOURCES`, what exceeds the
-            largest that a file takes lowered to that.
-        new_tokens: tokens to generate, no fewer and no more; None takes `NEW_TOKENS`, likewise.
+        recipes: the recipes to measure, in all builds; default: all.
+        sources: source lengths in tokens; default: `SOURCES`, lowered to the files' limits.
+        new_tokens: tokens to generate; default: `NEW_TOKENS`, lowered to the files' limits.
         num_beams: numbers of beams, 1 for greedy search.
-        num_threads: numbers of threads of the engine; none takes the one that a Generator takes.
-        runs: how often each configuration is measured, after one run that does not count.
+        num_threads: numbers of threads of the engine; default: the `Generator`'s.
+        runs: runs of each configuration, after one warm-up run.
 
     Raises:
-        ArtifactError: for an artifact that is damaged or lacks a recipe.
-        ConfigurationError: for more new tokens than fit.
-        EngineError: for a file that this machine's runtime cannot run rightly.
+        ArtifactError: if the artifact is damaged or lacks a recipe.
+        ConfigurationError: if `new_tokens` exceeds the model's limit.
+        EngineError: if this machine's runtime cannot run a file correctly.
     """
     artifact = Artifact.open(directory)
-    files, names = artifact.manifest.tflite(), chosen_files(artifact, recipes)
+    files, names = artifact.manifest.tflite(), selected_files(artifact, recipes)
     tokenizer = artifact.manifest.tokenizer
     for name in (tokenizer.vocabulary, tokenizer.merges, *names):
-        artifact.path(name, rehash=True)  # so that an error names the artifact, not a copy
-    usual = default_threads(artifact.manifest.parameter_count)
-    threads = tuple(dict.fromkeys(num_threads or [usual]))
+        artifact.path(name, rehash=True)  # an error must name the artifact, not a copy
+    default = default_threads(artifact.manifest.parameter_count)
+    threads = tuple(dict.fromkeys(num_threads or [default]))
     length, pairs, skipped = plan(artifact, names, sources, new_tokens, num_beams)
     opened = [(name, count) for name in pairs for count in threads]
     openings: list[OpeningRow] = []
@@ -121,19 +120,19 @@ def bench(
             stage(f"open {name}")
             longest = sorted({beams: source for source, beams in sorted(pairs[name])}.items())
             first = OpeningRun(name, count, *min(pairs[name]), min(FIRST_TEXT, length))
-            with opening.linked_copy(artifact) as copy:
-                openings += opening.measure(copy, files[name], first)
+            with opening_cost.linked_copy(artifact) as copy:
+                openings += opening_cost.measure(copy, files[name], first)
                 for beams, source in longest:
                     run = OpeningRun(name, count, source, beams, length)
-                    memories.append(opening.memory(copy, files[name], run))
+                    memories.append(opening_cost.memory(copy, files[name], run))
         for name, count in opened:
             stage(f"load {name}")
             engine = open_engine(artifact, name, num_threads=count)
-            about = files[name].recipe, files[name].build, count
+            key = files[name].recipe, files[name].build, count
             for source, beams in pairs[name]:
-                row = GenerationRow(*about, source, beams, length)
+                row = GenerationRow(*key, source, beams, length)
                 works.append(Work(row, engine, artifact.generation))
-                works[-1].measure()  # to warm up
+                works[-1].measure()  # warm-up
         for number in range(runs):
             stage(f"generate, run {number + 1} of {runs}")
             for work in works:
@@ -163,19 +162,16 @@ def plan(
     new_tokens: int | None,
     num_beams: Sequence[int],
 ) -> tuple[int, dict[str, list[tuple[int, int]]], list[SkippedRow]]:
-    """Return what is measured, as far as files have room for it.
+    """Return the new tokens, the (source tokens, beams) of each file, and the skipped rows.
 
-    Usual lengths are lowered to what the largest file takes.
-
-    Returns:
-        The new tokens, the (source tokens, beams) of each file, and what is left out.
+    Default lengths are lowered to the limits of the largest file.
 
     Raises:
-        ConfigurationError: for more new tokens than the model has positions for.
+        ConfigurationError: if `new_tokens` exceeds the model's limit.
     """
     files, positions = artifact.manifest.tflite(), artifact.config.max_sequence_length
-    rooms = [room(files[name].shapes, positions) for name in names]
-    longest, most = map(max, zip(*rooms, strict=True))
+    limits = [token_limits(files[name].shapes, positions) for name in names]
+    longest, most = map(max, zip(*limits, strict=True))
     skipped: list[SkippedRow] = []
     if not sources:
         reason = f"no file takes more than {longest}"
@@ -199,22 +195,26 @@ def plan(
     return length, pairs, skipped
 
 
-def fitting_length(flag: str, given: int | None, usual: int, most: int) -> int:
-    """Return how many tokens to measure with: what was given, or else the usual.
+def fitting_length(flag: str, length: int | None, default: int, limit: int) -> int:
+    """Return a length, or the default lowered to the limit.
 
     Raises:
-        ConfigurationError: if more were given than the model has room for.
+        ConfigurationError: if the length exceeds the limit.
     """
-    if given is not None and given > most:
-        raise ConfigurationError(f"{flag} must be at most {most} for this model, received {given}.")
-    return min(usual, most) if given is None else given
+    if length is None:
+        return min(default, limit)
+    if length > limit:
+        raise ConfigurationError(
+            f"{flag} must be at most {limit} for this model, received {length}."
+        )
+    return length
 
 
-def chosen_files(artifact: Artifact, recipes: Sequence[str]) -> list[str]:
-    """Return the names of all files, or of those of the recipes asked for, in their order."""
-    choose_file(artifact, None, None)  # says what to do where there is no file at all
+def selected_files(artifact: Artifact, recipes: Sequence[str]) -> list[str]:
+    """Return the names of the recipes' files in the order of the recipes, or of all files."""
+    choose_file(artifact, None, None)  # refuses an artifact without files
     for recipe in recipes:
         choose_file(artifact, recipe, None)
     files = artifact.manifest.tflite()
-    wanted = recipes or dict.fromkeys(entry.recipe for entry in files.values())
-    return [name for recipe in wanted for name, entry in files.items() if entry.recipe == recipe]
+    selected = recipes or dict.fromkeys(entry.recipe for entry in files.values())
+    return [name for recipe in selected for name, entry in files.items() if entry.recipe == recipe]

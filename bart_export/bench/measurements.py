@@ -1,17 +1,21 @@
-"""The speed of exported files, measured with random sources and a forced number of new tokens.
+"""Time and memory readings of exported files, processes and the page cache.
 
-`measure` is the short measurement whose figures go into the manifest of an export; `bench` measures
-more. Files of one artifact do the same work and take turns.
+`measure` takes the short measurement that an export stores in its manifest; `bench` measures more.
+Sources are random and the number of new tokens is forced, so all files do the same work; they take
+turns.
 """
 
 import contextlib
+import ctypes
 import dataclasses
 import importlib.metadata
+import mmap
 import os
+import pathlib
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -27,16 +31,17 @@ from bart_export.runtime.search import run, search
 
 LONGEST_SOURCE, MOST_NEW_TOKENS = 512, 64
 ROUNDS = 9
-ENOUGH = 4.0  # seconds for each file after which no other round begins
+ENOUGH = 4.0  # seconds per file after which no further round begins
 PACKAGES = ("ai-edge-litert", "tflite-runtime", "numpy", "tokenizers")
+SMAPS = pathlib.Path("/proc/self/smaps_rollup")
+PAGE = mmap.PAGESIZE
 
 
 @dataclasses.dataclass(frozen=True)
 class Host(Machine):
     """A machine and its state.
 
-    `load` is the mean number of processes that wanted a core over the last minute, None where the
-    system does not say.
+    `load` is the one-minute load average, or None if the system does not report it.
     """
 
     load: float | None = None
@@ -45,10 +50,7 @@ class Host(Machine):
 
 
 def machine() -> Machine:
-    """Return the machine and the versions of what runs on it; packages not installed are left out.
-
-    `cores` are those that this process may use.
-    """
+    """Return the processor, the cores that this process may use, and the installed packages."""
     versions = {"bart-export": bart_export.__version__}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -59,12 +61,13 @@ def machine() -> Machine:
 def host() -> Host:
     """Return the machine and its state."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    about = vars(machine())
-    return Host(**about, load=load, system=platform.platform(), python=platform.python_version())
+    return Host(
+        **vars(machine()), load=load, system=platform.platform(), python=platform.python_version()
+    )
 
 
 def processor() -> str:
-    """Return the processor's name, as exactly as the system gives it."""
+    """Return the processor's name, as precisely as the system reports it."""
     with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
         for line in file:
             if line.startswith(("model name", "Model")):
@@ -74,7 +77,7 @@ def processor() -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """A file to measure: the shapes of a static build, and what opens it on this machine."""
+    """A file to measure: the shapes of a static build, and a function that opens the file."""
 
     shapes: StaticShapes | None
     open: Callable[[], AbstractContextManager[Engine]]
@@ -82,34 +85,34 @@ class Measured:
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """The seconds of one generation: the encoder, the median call of the decoder, and in all."""
+    """The seconds of one generation: the encoder call, the median decoder call, and the total."""
 
     encode: float
     step: float
     total: float
 
 
-def room(shapes: StaticShapes | None, positions: int) -> tuple[int, int]:
-    """Return how many source tokens and new tokens a file of a model takes at most."""
+def token_limits(shapes: StaticShapes | None, positions: int) -> tuple[int, int]:
+    """Return the maximum numbers of source tokens and new tokens of a file."""
     if shapes is None:
-        return positions, positions - 1  # the start token has one, too
+        return positions, positions - 1  # the start token takes a position
     return max(shapes.source_lengths), shapes.target_length - 1
 
 
 def unsupported_reason(
     shapes: StaticShapes | None, source: int, num_beams: int, new_tokens: int
 ) -> str | None:
-    """Return why a file of some shapes cannot do what its model can, None if it can."""
+    """Return why a file is too small for this work, or None if it is not."""
     if shapes is None:
         return None
-    sources, tokens = room(shapes, 0)
-    for what, value, most in (
-        ("source tokens", source, sources),
+    longest, most = token_limits(shapes, 0)
+    for noun, value, limit in (
+        ("source tokens", source, longest),
         ("beams", num_beams, max(shapes.num_beams)),
-        ("new tokens", new_tokens, tokens),
+        ("new tokens", new_tokens, most),
     ):
-        if value > most:
-            return f"the static build takes {most} {what} at most"
+        if value > limit:
+            return f"the static build takes at most {limit} {noun}"
     return None
 
 
@@ -118,8 +121,7 @@ def forced_settings(
 ) -> GenerationConfig:
     """Return settings that generate exactly `new_tokens` tokens.
 
-    Only the token ids of a model's own settings are kept, so that different models do the same
-    work.
+    Only the model's token ids are kept, so that different models do the same work.
     """
     ids = {
         name: value
@@ -131,7 +133,7 @@ def forced_settings(
 
 
 def random_source(vocabulary_size: int, length: int) -> list[int]:
-    """Return token ids of a source, the same for the same arguments."""
+    """Return random source ids, the same for the same arguments."""
     ids: list[int] = np.random.default_rng(0).integers(0, vocabulary_size, length).tolist()
     return ids
 
@@ -154,20 +156,18 @@ def generate(engine: Engine, source: Sequence[int], settings: GenerationConfig) 
 
 
 def measure(files: Mapping[str, Measured], info: ModelInfo, export: int) -> list[Measurement]:
-    """Measure files, by their names in the manifest.
-
-    The longest source is encoded and decoded, with a single beam and with the model's own number.
+    """Measure files with one beam and with the model's number of beams.
 
     Args:
-        files: what to measure.
-        info: what they were made of.
-        export: the number of this export at its place, `exports` of the manifest: figures of one
-            export were taken in one run and can be compared.
+        files: the files by name in the manifest.
+        info: the model.
+        export: the number of the export, `exports` in the manifest. Figures of one export come from
+            one run and can be compared.
 
     Returns:
-        A measurement of each file.
+        A measurement for each file.
     """
-    source, new_tokens, num_beams = work_of(info)
+    source, new_tokens, num_beams = workload(info)
     timings: dict[tuple[str, int], list[Timing]] = {}
     began, rounds = time.perf_counter(), 0
     while rounds < ROUNDS:
@@ -178,37 +178,112 @@ def measure(files: Mapping[str, Measured], info: ModelInfo, export: int) -> list
                     if unsupported_reason(file.shapes, source, beams, new_tokens):
                         continue
                     first = forced_settings(info.generation, 1, beams)
-                    generate(engine, ids, first)  # puts buffers in place
+                    generate(engine, ids, first)  # allocates buffers
                     settings = forced_settings(info.generation, new_tokens, beams)
                     timings.setdefault((name, beams), []).append(generate(engine, ids, settings))
         rounds += 1
         if time.perf_counter() - began > ENOUGH * len(files):
             break
-    place, cores = machine(), available_cores()
     lengths: dict[str, list[MeasuredLength]] = {name: [] for name in files}
-    for (name, beams), found in timings.items():
-        lengths[name].append(measured_length(source, beams, new_tokens, found))
-    return [Measurement(name, export, place, cores, rounds, tuple(lengths[name])) for name in files]
+    for (name, beams), runs in timings.items():
+        lengths[name].append(measured_length(source, beams, new_tokens, runs))
+    here = machine()
+    return [
+        Measurement(name, export, here, available_cores(), rounds, tuple(lengths[name]))
+        for name in files
+    ]
 
 
-def work_of(info: ModelInfo) -> tuple[int, int, list[int]]:
-    """Return how many source and new tokens a model is measured with, and numbers of beams."""
+def workload(info: ModelInfo) -> tuple[int, int, list[int]]:
+    """Return the source length, the new tokens and the numbers of beams to measure."""
     source = min(info.encoder_sequence_length, LONGEST_SOURCE)
     new_tokens = min(info.generation.max_length, MOST_NEW_TOKENS) - 1
     return source, new_tokens, sorted({1, info.generation.num_beams})
 
 
 def measured_length(
-    source: int, num_beams: int, new_tokens: int, rounds: Sequence[Timing]
+    source: int, num_beams: int, new_tokens: int, runs: Sequence[Timing]
 ) -> MeasuredLength:
-    """Return what some rounds took: medians, and the extremes of the total."""
-    totals = [timing.total for timing in rounds]
+    """Return the medians of the runs, and the extremes of the total."""
+    totals = [timing.total for timing in runs]
     return MeasuredLength(
         source,
         num_beams,
         new_tokens,
-        encode_seconds=statistics.median(timing.encode for timing in rounds),
+        encode_seconds=statistics.median(timing.encode for timing in runs),
         seconds=statistics.median(totals),
         fastest=min(totals),
         slowest=max(totals),
     )
+
+
+def process_memory() -> tuple[int, int] | None:
+    """Return the private and shared bytes of this process, or None if the system does not say.
+
+    See proc_pid_smaps(5), which counts in KiB. Pages of a file, such as a library, are shared if
+    another process maps them, too. Otherwise they are private, but clean: the system may drop them.
+    """
+    try:
+        lines = SMAPS.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    sizes = {name: 1024 * int(size) for name, size, *_ in map(str.split, lines[1:])}
+    private = sizes["Private_Clean:"] + sizes["Private_Dirty:"]
+    return private, sizes["Shared_Clean:"] + sizes["Shared_Dirty:"]
+
+
+def resident_bytes(pid: int) -> int | None:
+    """Return the resident bytes of a process, or None if the system does not say."""
+    try:
+        pages = pathlib.Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]
+    except OSError:
+        return None
+    return int(pages) * PAGE
+
+
+def drop_from_page_cache(paths: Iterable[pathlib.Path]) -> bool:
+    """Drop files from the page cache, and return whether all of them are gone.
+
+    The POSIX_FADV_DONTNEED of posix_fadvise(2) drops pages that are clean and not mapped, and needs
+    no privilege. Some file systems (tmpfs) keep their pages, and some systems lack the call.
+    """
+    if not hasattr(os, "posix_fadvise"):
+        return False
+    try:
+        for path in paths:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            if cached_pages(path):
+                return False
+    except OSError:
+        return False
+    return True
+
+
+def cached_pages(path: pathlib.Path) -> int:
+    """Return the number of a file's pages in the page cache, by mincore(2).
+
+    Raises:
+        OSError: if the system does not say.
+    """
+    size = path.stat().st_size
+    if not size:
+        return 0
+    file = np.memmap(path, mode="r")
+    pages = np.empty(-(-size // PAGE), np.uint8)
+    library: Any = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(library, "mincore") or library.mincore(
+        ctypes.c_void_p(file.ctypes.data), ctypes.c_size_t(size), ctypes.c_void_p(pages.ctypes.data)
+    ):
+        raise OSError(ctypes.get_errno(), "mincore failed", str(path))
+    return int((pages & 1).sum())
+
+
+@contextlib.contextmanager
+def mapped(paths: Iterable[pathlib.Path]) -> Iterator[None]:
+    """Map files for the length of a block, so that other processes share their pages."""
+    files = [np.memmap(path, mode="r") for path in paths if path.stat().st_size]
+    for file in files:
+        file[::PAGE].sum()  # reads a byte of every page
+    yield

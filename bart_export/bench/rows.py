@@ -1,4 +1,4 @@
-"""The rows of a benchmark's report: as JSON, as tables, and as multiples of another report's."""
+"""The rows of a benchmark report, as JSON, as tables, and as ratios to another report."""
 
 import dataclasses
 import pathlib
@@ -16,15 +16,15 @@ from bart_export.documents import Record, absent
 from bart_export.errors import InputError
 from bart_export.progress import counted, filled
 
-# History of the report: 1 had a number of threads for all rows, and openings by file; 2 (2026-11)
-# has rows by threads and builds, cold openings, and memory.
+# Version 1 had one number of threads, and openings by file. Version 2 (2026-11) has rows by threads
+# and build, cold openings, and memory.
 SCHEMA_VERSION = 2
 COLUMN = "column"
 Show = Callable[[Any], str]
 
 
 def decimals(digits: int, scale: float = 1) -> Show:
-    """Return what writes a figure into a table, a dash for none."""
+    """Return a formatter of figures; None becomes a dash."""
     return lambda value: "–" if value is None else f"{value * scale:.{digits}f}"
 
 
@@ -33,10 +33,10 @@ MILLISECONDS, MEGABYTES, MULTIPLE = decimals(1, 1e3), decimals(0, 1e-6), decimal
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """How a table has a field of its rows: under a head and a unit, or not at all without a head.
+    """A table column for a field of a row; without a head the field is not in the table.
 
-    A column with a `show` of its own is of figures, the others tell what was measured. `field` is
-    what is shown in place of the field itself.
+    A column with its own `show` has figures, the others identify the row. `field` names another
+    field to show instead.
     """
 
     head: str
@@ -46,23 +46,23 @@ class Column:
 
     @property
     def is_figure(self) -> bool:
-        """Whether the column has a figure, and not what was measured."""
+        """Whether the column has figures, and does not identify the row."""
         return self.show is not str
 
 
 def column(head: str = "", unit: str = "", show: Show = str, field: str = "") -> dict[str, Column]:
-    """Return the metadata of a field that has a column."""
+    """Return the metadata of a field with a column."""
     return {COLUMN: Column(head, unit, show, field)}
 
 
 def columns(kind: type[Any]) -> dict[str, Column]:
-    """Return the columns of a kind of row, by the names of their fields."""
+    """Return the columns of a class of rows, by field name."""
     fields = dataclasses.fields(kind)
     return {field.name: field.metadata[COLUMN] for field in fields if COLUMN in field.metadata}
 
 
 def table(title: str, kind: type[Any], rows: Iterable[object], show: Show | None = None) -> Table:
-    """Return a table with a line for each row; `show` writes all figures, None as columns say."""
+    """Return a table of rows; `show` overrides the columns' format of figures."""
     shown = {
         column.field or name: dataclasses.replace(column, unit="", show=show)
         if show and column.is_figure
@@ -75,16 +75,16 @@ def table(title: str, kind: type[Any], rows: Iterable[object], show: Show | None
     return filled(title, heads, lines)
 
 
-def named(recipe: str | None, build: str | None) -> str:
-    """Return how a table calls a file."""
+def file_label(recipe: str | None, build: str | None) -> str:
+    """Return a file's name in tables and messages."""
     return f"{recipe}" if build == "dynamic" else f"{recipe} ({build})"
 
 
 @dataclasses.dataclass(frozen=True)
 class Row(Record):
-    """A row about a file: its recipe, and its build, "dynamic" or "static".
+    """A row about a file, which its recipe and build ("dynamic" or "static") identify.
 
-    `list_name` is the list of a report that rows of a kind are in.
+    `list_name` is the report's list for rows of this class.
     """
 
     list_name: ClassVar[str]
@@ -93,22 +93,24 @@ class Row(Record):
 
     @property
     def name(self) -> str:
-        """How a table calls the file."""
-        return named(self.recipe, self.build)
+        """The file's name in a table."""
+        return file_label(self.recipe, self.build)
 
     def keys(self) -> dict[str, object]:
-        """Return the fields that tell what was measured."""
-        found = columns(type(self)).items()
-        return {name: getattr(self, name) for name, column in found if not column.is_figure}
-
-    def place(self) -> dict[str, object]:
-        """Return which row of which list of a report it is."""
-        return {"list": self.list_name} | self.keys()
+        """Return the fields that identify the row."""
+        return self.fields(figures=False)
 
     def figures(self) -> dict[str, float | None]:
-        """Return the fields that are figures."""
-        found = columns(type(self)).items()
-        return {name: getattr(self, name) for name, column in found if column.is_figure}
+        """Return the figures by field name."""
+        return self.fields(figures=True)
+
+    def fields(self, figures: bool) -> dict[str, Any]:
+        """Return the fields with columns of figures, or those with others."""
+        return {
+            name: getattr(self, name)
+            for name, column in columns(type(self)).items()
+            if column.is_figure == figures
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,9 +125,9 @@ class FileRow(Row):
 
 @dataclasses.dataclass(frozen=True)
 class OpeningRow(Row):
-    """What it takes to reach a stage of an opening; see `opening.Figures`.
+    """The cost of reaching a stage of an opening; see `opening_cost.Figures`.
 
-    `opening` is "first", "cold" or "warm"; `seconds` is None for a cold one that is not known.
+    `opening` is "first", "cold" or "warm"; `seconds` is None if a cold opening was not possible.
     """
 
     list_name = "openings"
@@ -151,10 +153,9 @@ class WorkRow(Row):
 
 @dataclasses.dataclass(frozen=True)
 class MemoryRow(WorkRow):
-    """By how much a process grows that opens a file and generates, beside another with that file.
+    """The memory that a process needs to open a file that another process has open, and generate.
 
-    `private_bytes` is what it has for itself, `shared_bytes` what it has in common with the other;
-    None where the system does not say.
+    `private_bytes` belong to this process, `shared_bytes` to both; None if the system does not say.
     """
 
     list_name = "memory"
@@ -164,10 +165,10 @@ class MemoryRow(WorkRow):
 
 @dataclasses.dataclass(frozen=True)
 class GenerationRow(WorkRow):
-    """The speed of a file: medians, and the seconds of all `runs`.
+    """The speed of a file: medians, and the total seconds of all `runs`.
 
-    `encode_seconds` is one call of the encoder with its buffers in place, `step_seconds` one call
-    of the decoder, `seconds` all from source ids to generated ids.
+    `encode_seconds` is an encoder call with allocated buffers, `step_seconds` a decoder call, and
+    `seconds` the time from source ids to generated ids.
     """
 
     list_name = "generation"
@@ -184,7 +185,7 @@ class GenerationRow(WorkRow):
 
 @dataclasses.dataclass(frozen=True)
 class SkippedRow(Record):
-    """A source, a number of new tokens, or a file's source and beams that was not measured."""
+    """A source length, number of new tokens, or configuration of a file that was not measured."""
 
     reason: str
     source: int | None = absent()
@@ -199,29 +200,29 @@ class SkippedRow(Record):
         if self.num_beams is None:
             return f"Source {self.source} was skipped: {self.reason}."
         work = f"{counted(self.num_beams, 'beam')}: source {self.source}"
-        return f"{named(self.recipe, self.build)} with {work} was skipped: {self.reason}."
+        return f"{file_label(self.recipe, self.build)} with {work} was skipped: {self.reason}."
 
 
 @dataclasses.dataclass(frozen=True)
 class Subject(Record):
-    """The artifact that a report is of."""
+    """The measured artifact."""
 
     preset: str
     parameter_count: int
 
     @classmethod
     def of(cls, artifact: Artifact) -> "Subject":
-        """Return what a report says of an artifact."""
+        """Return the description of an artifact."""
         return cls(artifact.manifest.preset, artifact.manifest.parameter_count)
 
     def on(self, machine: Machine) -> str:
-        """Return what was measured and where, in words."""
+        """Return the artifact and the machine, for a title."""
         return f"{self.preset} on {machine.processor}, {counted(machine.cores or 0, 'core')}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings(Record):
-    """What is the same for all rows of a report."""
+    """The settings of all rows of a report."""
 
     new_tokens: int
     num_threads: tuple[int, ...]
@@ -230,7 +231,7 @@ class Settings(Record):
 
 @dataclasses.dataclass(frozen=True)
 class Report(Record):
-    """What `bart-export bench` measures of an artifact's files, and prints with `--json`."""
+    """The measurements of an artifact's files, as `bart-export bench --json` prints them."""
 
     schema_version: int
     artifact: Subject
@@ -243,17 +244,17 @@ class Report(Record):
     skipped: tuple[SkippedRow, ...]
 
     def rows(self) -> dict[tuple[object, ...], Row]:
-        """Return all rows that have figures, by their list and keys."""
+        """Return all rows with figures, by list name and keys."""
         rows = (*self.files, *self.openings, *self.memory, *self.generation)
         return {(row.list_name, *row.keys().values()): row for row in rows}
 
-    def only(self, other: "Report") -> list[Row]:
-        """Return the rows that another report has not."""
+    def unmatched(self, other: "Report") -> list[Row]:
+        """Return the rows that another report lacks."""
         others = other.rows()
         return [row for key, row in self.rows().items() if key not in others]
 
     def tables(self) -> Group:
-        """Return the report for a terminal: a table of each list, and notes."""
+        """Return a table for each list, and notes."""
         settings = self.settings
         tokens, runs = counted(settings.new_tokens, "new token"), counted(settings.runs, "run")
         notes = list(map(str, self.skipped))
@@ -271,7 +272,7 @@ class Report(Record):
 def tables_of(
     rows: Collection[Row], titles: Mapping[type[Row], str], show: Show | None = None
 ) -> Iterator[Table]:
-    """Yield a table of each kind of row; `show` writes every figure, None as its column has it."""
+    """Yield a table for each class of rows; `show` overrides the columns' format of figures."""
     for kind, title in titles.items():
         if kind is OpeningRow:
             openings = [row for row in rows if isinstance(row, OpeningRow)]
@@ -286,7 +287,7 @@ def opening_table(title: str, rows: Iterable[OpeningRow], show: Show) -> Table:
     for row in rows:
         line = found.setdefault((row.name, str(row.num_threads)), {})
         line[row.opening, row.until] = show(row.seconds)
-    stages = {"generator": "ready", "text": "text"}  # as a head has them
+    stages = {"generator": "ready", "text": "text"}  # and their heads
     columns = [(opening, until) for until in stages for opening in ("first", "cold", "warm")]
     heads = [f"{opening}\n{stages[until]}" for opening, until in columns]
     lines = [
@@ -301,10 +302,10 @@ LISTS: dict[str, type[Row]] = {
 
 
 def read(path: pathlib.Path) -> Report:
-    """Read a report that `bart-export bench --json` printed.
+    """Read a report of `bart-export bench --json`.
 
     Raises:
-        InputError: for a file that cannot be read, is no report, or is one of another schema.
+        InputError: if the file cannot be read, or is not a report of this schema version.
     """
     try:
         report = documents.parse_json(documents.read_bounded(path, 64 * documents.MEBIBYTE))
@@ -317,30 +318,30 @@ def read(path: pathlib.Path) -> Report:
         raise InputError(
             f"{path} must be a report of bart-export bench --json of schema version "
             f"{SCHEMA_VERSION}, received {'one of ' if version else ''}{version or 'none'}. "
-            "Measure again with this version of bart-export."
+            "Run the benchmark again with this version of bart-export."
         )
     try:
         return Report.from_dict(report)
     except ValueError as error:
-        raise InputError(f"{path} is no whole report: {error}. Measure again.") from None
+        raise InputError(
+            f"{path} is not a complete report: {error}. Run the benchmark again."
+        ) from None
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """The report `here` beside another, `there`."""
+    """The ratios of the report `here` to the report `there`."""
 
     here: Report
     there: Report
 
     def ratios(self) -> list[Row]:
-        """Return the rows that both have, each figure as a multiple of the other's."""
+        """Return the rows of both reports, with ratios as figures."""
         others = self.there.rows()
-        return [
-            multiple(row, others[key]) for key, row in self.here.rows().items() if key in others
-        ]
+        return [ratio(row, others[key]) for key, row in self.here.rows().items() if key in others]
 
     def to_dict(self) -> dict[str, object]:
-        """Return the comparison as JSON has it."""
+        """Return the comparison as a JSON object."""
         lists: dict[str, list[object]] = {name: [] for name in LISTS}
         for row in self.ratios():
             lists[row.list_name].append(row.keys() | row.figures())
@@ -348,23 +349,23 @@ class Comparison:
             "artifact": self.there.artifact.to_dict(),
             "machine": self.there.machine.to_dict(),
             **lists,
-            "only_here": [row.place() for row in self.here.only(self.there)],
-            "only_there": [row.place() for row in self.there.only(self.here)],
+            "only_here": identified(self.here.unmatched(self.there)),
+            "only_there": identified(self.there.unmatched(self.here)),
         }
 
     def tables(self) -> Group:
-        """Return the comparison for a terminal: a table of each list, and what has no partner."""
+        """Return a table for each list, and a note on rows of one report only."""
         titles = {kind: name.capitalize() for name, kind in LISTS.items()}
         return Group(
-            f"Figures as multiples of those of {self.there.artifact.on(self.there.machine)}:",
+            f"Ratios to the report of {self.there.artifact.on(self.there.machine)}:",
             *tables_of(self.ratios(), titles, MULTIPLE),
-            *without_partner(self.here, self.there, "this report"),
-            *without_partner(self.there, self.here, "the other"),
+            *unmatched_note(self.here, self.there, "this report"),
+            *unmatched_note(self.there, self.here, "the other"),
         )
 
 
-def multiple(row: Row, other: Row) -> Row:
-    """Return a row of multiples of another's figures, None where one is nothing or not known."""
+def ratio(row: Row, other: Row) -> Row:
+    """Return a row of ratios; a ratio is None if a figure is unknown or the divisor is 0."""
     ratios: dict[str, Any] = {
         name: None if figure is None or not of else figure / of
         for (name, figure), of in zip(row.figures().items(), other.figures().values(), strict=True)
@@ -372,9 +373,14 @@ def multiple(row: Row, other: Row) -> Row:
     return dataclasses.replace(row, **ratios)
 
 
-def without_partner(report: Report, other: Report, where: str) -> Iterator[str]:
-    """Yield how many rows of a report the other lacks, if any, and which values only they have."""
-    rows = report.only(other)
+def identified(rows: Iterable[Row]) -> list[dict[str, object]]:
+    """Return the list names and keys of rows."""
+    return [{"list": row.list_name} | row.keys() for row in rows]
+
+
+def unmatched_note(report: Report, other: Report, where: str) -> Iterator[str]:
+    """Yield a note on a report's rows that the other lacks, and the values only they have."""
+    rows = report.unmatched(other)
     known = {pair for row in other.rows().values() for pair in row.keys().items()}
     alone: dict[str, list[str]] = {}
     for name, value in dict.fromkeys(pair for row in rows for pair in row.keys().items()):

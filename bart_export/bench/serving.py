@@ -1,7 +1,7 @@
-"""A server in a process of its own, and the clients that ask it over REST and gRPC.
+"""A server in a separate process, and clients that send it requests over REST and gRPC.
 
-Clients either ask one request after the other, or at a steady rate whether earlier requests are
-answered or not; the time of such a request begins when it is due. Connections are kept.
+Clients send one request after another, or at a steady rate that does not wait for responses. In
+the second case a request's time begins when it is due. Connections are kept alive.
 """
 
 import contextlib
@@ -9,7 +9,6 @@ import dataclasses
 import http.client
 import itertools
 import json
-import os
 import pathlib
 import re
 import subprocess
@@ -34,39 +33,30 @@ from bart_export.server.servable import QUEUE_FULL, Tensors
 from bart_export.server.tensors import Array, from_proto, to_proto
 
 PROGRAM = "from bart_export.cli.main import main; main()"
-READY = "Model "  # begins the last of the lines that say that a server answers
+READY = "Model "  # starts the last line that a server prints before it answers
 ENDING_SECONDS = 60.0
-PAUSE = 0.05  # seconds between measurements: threads of a pool go on spinning after their work
+PAUSE = 0.05  # seconds between measurements: the threads of a pool spin for a while after work
 FRONTS = ("rest", "grpc")
 PREDICT = "/tensorflow.serving.PredictionService/Predict"
 SIGNATURE = "generate"
 TOKENS, LENGTHS = "decoder_token_ids", "decoder_lengths"
 OK, REFUSED = "200", "503"
-# Before a server closes a connection that nothing comes over (uvicorn does after 5 s).
+# Clients close idle connections before the server does (uvicorn after 5 s).
 IDLE_SECONDS = 2.0
-# Clients that were refused wait so long before they ask again.
-REFUSED_SECONDS = 0.02
+REFUSED_SECONDS = 0.02  # wait before the next request after a refusal
 REQUEST_SECONDS = 120.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Server:
-    """A server that answers: its process, the name of its model, and ports by front."""
+    """A running server: its process, the name of its model, and its ports by front."""
 
     pid: int
     model: str
     ports: Mapping[str, int]
 
-    def resident_bytes(self) -> int | None:
-        """Return how much memory it has in use, None where the system does not say."""
-        try:
-            pages = pathlib.Path(f"/proc/{self.pid}/statm").read_text(encoding="ascii").split()[1]
-        except OSError:
-            return None
-        return int(pages) * os.sysconf("SC_PAGE_SIZE")
-
     def engine_seconds(self) -> float:
-        """Return how long all calls together have waited for the engine, as the server counts."""
+        """Return the seconds that all calls have spent in the engine, as the server counts them."""
         address = f"http://127.0.0.1:{self.ports['rest']}{METRICS_PATH}"
         with urllib.request.urlopen(address) as response:
             text = response.read().decode()
@@ -76,12 +66,12 @@ class Server:
 
 @contextlib.contextmanager
 def running(directory: pathlib.Path, engine: str, *options: str) -> Iterator[Server]:
-    """Serve an artifact with an engine on free ports, for the length of a block.
+    """Serve an artifact on free ports for the length of a block.
 
-    `options` are more arguments of `bart-export serve`.
+    `options` are further arguments of `bart-export serve`.
 
     Raises:
-        EngineError: if the server ends before it answers, with what it said last.
+        EngineError: if the server ends before it answers.
     """
     directory = directory.resolve()
     command = [sys.executable, "-c", PROGRAM, "serve", str(directory), "--engine", engine]
@@ -106,7 +96,7 @@ def running(directory: pathlib.Path, engine: str, *options: str) -> Iterator[Ser
 
 
 def read_ports(process: "subprocess.Popen[str]") -> dict[str, int] | None:
-    """Wait until a server answers; return its ports by front, None if it ends instead."""
+    """Wait until a server answers; return its ports by front, or None if it ends first."""
     ports = {}
     assert process.stdout is not None
     for line in process.stdout:
@@ -119,7 +109,7 @@ def read_ports(process: "subprocess.Popen[str]") -> dict[str, int] | None:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """How much there is to do: source tokens, and new tokens to generate."""
+    """The numbers of source tokens and new tokens of a generation."""
 
     source: int
     new_tokens: int
@@ -130,12 +120,11 @@ class Work:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What became of a request.
+    """The outcome of a request.
 
-    `question` is the number of what was asked, `status` an HTTP status, or the name of another
-    status of gRPC or of an error; `seconds` is from when the request was sent, or was due, to the
-    answer's last byte. `token_ids` are the bytes of the answer's tokens, `new_tokens` the length of
-    the first sequence without its start token; b"" and 0 where there are none.
+    `question` is the index of its inputs. `status` is an HTTP status, a gRPC status or the name of
+    an error. `seconds` end with the response's last byte. `token_ids` has the tokens as bytes;
+    `new_tokens` is the length of the first sequence without its start token.
     """
 
     question: int
@@ -146,24 +135,24 @@ class Answer:
 
     @classmethod
     def of(cls, question: int, seconds: float, token_ids: Array, lengths: Array) -> "Answer":
-        """Return an answer with the outputs of `generate`."""
+        """Return the answer with these outputs of `generate`."""
         content = np.ascontiguousarray(token_ids, np.int32).tobytes()
         return cls(question, OK, seconds, content, int(np.ravel(lengths)[0]) - 1)
 
 
 class RestClient:
-    """A client over an HTTP connection that is kept; used by one thread."""
+    """A client with a persistent HTTP connection, for one thread."""
 
-    def __init__(self, server: Server, asked: Sequence[Tensors]) -> None:
+    def __init__(self, server: Server, questions: Sequence[Tensors]) -> None:
         port = server.ports["rest"]
         self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=REQUEST_SECONDS)
         self.path = f"/v1/models/{server.model}:predict"
-        self.bodies = [rest_body(inputs) for inputs in asked]
+        self.bodies = [rest_body(inputs) for inputs in questions]
         self.used = time.monotonic()
         self.close = self.connection.close
 
-    def ask(self, question: int, began: float) -> Answer:
-        """Ask a question; whatever goes wrong is a status."""
+    def send(self, question: int, began: float) -> Answer:
+        """Send a request; a failure is a status."""
         if time.monotonic() - self.used > IDLE_SECONDS:
             self.connection.close()
         try:
@@ -182,20 +171,20 @@ class RestClient:
 
 
 class GrpcClient:
-    """A client over a gRPC channel; all channels of a process share its connection."""
+    """A client with a gRPC channel; all channels of a process share one connection."""
 
-    def __init__(self, server: Server, asked: Sequence[Tensors]) -> None:
+    def __init__(self, server: Server, questions: Sequence[Tensors]) -> None:
         self.channel = grpc.insecure_channel(f"127.0.0.1:{server.ports['grpc']}")
         self.predict = self.channel.unary_unary(PREDICT)
-        self.requests = [grpc_request(server.model, inputs) for inputs in asked]
+        self.requests = [grpc_request(server.model, inputs) for inputs in questions]
         self.close = self.channel.close
 
-    def ask(self, question: int, began: float) -> Answer:
-        """Ask a question; whatever goes wrong is a status."""
+    def send(self, question: int, began: float) -> Answer:
+        """Send a request; a failure is a status."""
         try:
             body = self.predict(self.requests[question], timeout=REQUEST_SECONDS)
         except grpc.RpcError as error:
-            # A connection that fails is UNAVAILABLE as well.
+            # A failed connection is UNAVAILABLE, too.
             status = REFUSED if error.details() == QUEUE_FULL else error.code().name
             return Answer(question, status, time.perf_counter() - began)
         seconds = time.perf_counter() - began
@@ -218,7 +207,7 @@ def rest_body(inputs: Tensors) -> bytes:
 
 
 def grpc_request(model: str, inputs: Tensors) -> bytes:
-    """Return a serialized PredictRequest, arrays as `tf.make_tensor_proto` writes them."""
+    """Return a serialized PredictRequest with arrays as `tf.make_tensor_proto` writes them."""
     message = messages.PredictRequest()
     message.model_spec.name = model
     message.model_spec.signature_name = SIGNATURE
@@ -229,13 +218,13 @@ def grpc_request(model: str, inputs: Tensors) -> bytes:
 
 
 class Clients:
-    """Clients of a server, each in a thread while it asks; they keep their connections.
+    """Clients of a server, each in its own thread, with persistent connections.
 
-    `asked` are the inputs of `generate` that a question's number names.
+    `questions` are the inputs of `generate` to choose from.
     """
 
-    def __init__(self, server: Server, asked: Sequence[Tensors]) -> None:
-        self.server, self.asked = server, asked
+    def __init__(self, server: Server, questions: Sequence[Tensors]) -> None:
+        self.server, self.questions = server, questions
         self.clients: dict[str, list[Client]] = {front: [] for front in FRONTS}
 
     def close(self) -> None:
@@ -244,37 +233,33 @@ class Clients:
             client.close()
 
     def take(self, front: str, count: int) -> list[Client]:
-        """Return `count` clients of a front, made if need be."""
+        """Return `count` clients of a front, created on first use."""
         clients = self.clients[front]
         while len(clients) < count:
-            clients.append(CLIENTS[front](self.server, self.asked))
+            clients.append(CLIENTS[front](self.server, self.questions))
         return clients[:count]
 
-    def in_turn(self, front: str, clients: int, count: int) -> tuple[float, list[Answer]]:
-        """Ask `count` requests, `clients` side by side, each client the next as it is free.
-
-        Returns:
-            The seconds that all took, and the answers.
-        """
+    def send_all(self, front: str, clients: int, count: int) -> tuple[float, list[Answer]]:
+        """Send `count` requests from `clients` parallel clients; return the seconds and answers."""
         numbers = itertools.count()
 
         def work(client: Client) -> Iterator[Answer]:
             while (number := next(numbers)) < count:
-                answer = client.ask(number % len(self.asked), time.perf_counter())
+                answer = client.send(number % len(self.questions), time.perf_counter())
                 if answer.status == REFUSED:
                     time.sleep(REFUSED_SECONDS)
                 yield answer
 
-        return together(work, self.take(front, clients))
+        return run_clients(work, self.take(front, clients))
 
-    def steadily(self, rate: float, seconds: float, clients: int) -> tuple[float, list[Answer]]:
-        """Ask at a rate, over both fronts alike, with `clients` threads to wait for answers.
+    def send_at_rate(self, rate: float, seconds: float, clients: int) -> tuple[float, list[Answer]]:
+        """Send requests at a steady rate over both fronts; return the seconds and answers.
 
         Args:
-            rate: requests due in a second.
-            seconds: for how long.
-            clients: as many as may be waiting at a time; a request that finds none free is late,
-                and its time runs.
+            rate: requests per second.
+            seconds: the duration.
+            clients: the maximum number of pending requests. A request without a free client is
+                sent late, but its time begins when it is due.
         """
         numbers, began = itertools.count(), time.perf_counter() + 0.1
 
@@ -282,16 +267,16 @@ class Clients:
             while (number := next(numbers)) < rate * seconds:
                 due = began + number / rate
                 time.sleep(max(0.0, due - time.perf_counter()))
-                yield client.ask(number % len(self.asked), due)
+                yield client.send(number % len(self.questions), due)
 
         half = -(-clients // len(FRONTS))
-        return together(work, [client for front in FRONTS for client in self.take(front, half)])
+        return run_clients(work, [client for front in FRONTS for client in self.take(front, half)])
 
 
-def together(
+def run_clients(
     work: Callable[[Client], Iterator[Answer]], clients: Sequence[Client]
 ) -> tuple[float, list[Answer]]:
-    """Have all clients work in threads; return the seconds that took, and all answers."""
+    """Run all clients in threads; return the seconds and all answers."""
     with ThreadPoolExecutor(len(clients)) as executor:
         began = time.perf_counter()
         answers = list(executor.map(lambda client: list(work(client)), clients))
@@ -299,11 +284,11 @@ def together(
     return seconds, list(itertools.chain.from_iterable(answers))
 
 
-def inputs_of(artifact: Artifact, work: Work, rows: int, count: int) -> list[Tensors]:
+def random_inputs(artifact: Artifact, work: Work, rows: int, count: int) -> list[Tensors]:
     """Return `count` inputs of `generate`, the same for the same arguments.
 
-    Each has `rows` random sources, and settings for exactly so much work; what the work leaves open
-    is the artifact's own.
+    Each has `rows` random sources and settings for exactly this much work; all other settings are
+    the artifact's.
     """
     length = work.new_tokens + 1
     generation = artifact.generation.replace(max_length=length, min_length=length)
@@ -318,19 +303,19 @@ def inputs_of(artifact: Artifact, work: Work, rows: int, count: int) -> list[Ten
     return [{"encoder_token_ids": ids, "encoder_lengths": lengths} | settings for ids in sources]
 
 
-def ask_alone(engine: str, clients: Clients, front: str, work: Work) -> tuple[float, float]:
-    """Ask one request; return the seconds that it took, and those of its engine.
+def send_single(engine: str, clients: Clients, front: str, work: Work) -> tuple[float, float]:
+    """Send a single request; return its seconds, and the seconds in the engine.
 
     Raises:
-        EngineError: if it is not answered, or with another number of tokens.
+        EngineError: if the answer is an error or has another number of tokens.
     """
     time.sleep(PAUSE)
     before = clients.server.engine_seconds()
-    _, (answer,) = clients.in_turn(front, 1, 1)
+    _, (answer,) = clients.send_all(front, 1, 1)
     received = f"{answer.new_tokens} tokens" if answer.status == OK else answer.status
     if received != f"{work.new_tokens} tokens":
         raise EngineError(
-            f"Expected {engine} over {front} to generate {work.new_tokens} tokens for a request by "
-            f"itself, received {received}."
+            f"Expected {engine} over {front} to generate {work.new_tokens} tokens for a single "
+            f"request, received {received}."
         )
     return answer.seconds, clients.server.engine_seconds() - before

@@ -1,8 +1,8 @@
-"""The benchmark of a server of an artifact: what it adds to its engine, and what it withstands.
+"""The benchmark of a server: its overhead, throughput, batches and behaviour under overload.
 
-A server runs for each engine, in a process of its own, and counts how long requests wait for their
-engine. All configurations take turns, so that what else the machine does falls on all alike, and
-figures are medians. Everything generated has a fixed number of tokens.
+Each engine has a server in a separate process, which counts the time that requests spend in the
+engine. Configurations take turns, so that other work of the machine affects all of them alike;
+figures are medians. The number of generated tokens is forced.
 """
 
 import collections
@@ -30,9 +30,9 @@ from bart_export.bench.serving import (
     Clients,
     Server,
     Work,
-    ask_alone,
-    inputs_of,
+    random_inputs,
     running,
+    send_single,
 )
 from bart_export.bench.serving_overload import OverloadRow, percentile
 from bart_export.documents import plain
@@ -42,25 +42,23 @@ from bart_export.server.options import ServeOptions
 from bart_export.server.versions import LITERT, TENSORFLOW
 
 SCHEMA_VERSION = 1
-# The target that an artifact must have files of for an engine to serve it.
+# The target that each engine serves.
 TARGETS = {TENSORFLOW: "saved_model", LITERT: "tflite"}
-# What decides how much work a search is; a SavedModel's are fixed at its export.
+# The settings that determine the cost of a search; an export fixes those of a SavedModel.
 SEARCH = ("num_beams", "num_return_sequences", "no_repeat_ngram_size")
 CLIENTS, BATCHES = (1, 4), (1, 8)
-ALONE = 3  # requests by themselves in each run, each way
+SINGLE = 3  # single requests per run and front
 QUESTIONS = 8
-EACH = 3  # requests of each of several clients in each run
-
-
+EACH = 3  # requests per run and client
 SERVED, BATCHED = Work(256, 32), Work(512, 64)
 
 
 @dataclasses.dataclass(frozen=True)
 class OverheadRow:
-    """What a request by itself takes more than its engine, by whose time the server counts.
+    """The time that a single request takes beyond its engine's time, as the server counts it.
 
-    `overhead_seconds` is the difference of two medians, `front_seconds` the median of what each
-    request took beside its engine.
+    `overhead_seconds` is the difference of the two medians, `front_seconds` the median of the
+    differences.
     """
 
     engine: str = field(metadata=column("engine"))
@@ -74,7 +72,7 @@ class OverheadRow:
 
 @dataclasses.dataclass(frozen=True)
 class ThroughputRow:
-    """Requests per second and times of requests, by number of clients."""
+    """Requests per second and latency, by number of clients."""
 
     engine: str = field(metadata=column("engine"))
     clients: int = field(metadata=column("clients"))
@@ -88,7 +86,7 @@ class ThroughputRow:
 
 @dataclasses.dataclass(frozen=True)
 class BatchRow:
-    """The speed of a SavedModel's `generate`; `speedup` is that over the smallest batch."""
+    """The speed of a SavedModel's `generate`; `speedup` is relative to the smallest batch."""
 
     batch: int = field(metadata=column("batch"))
     seconds: float = field(metadata=column("all", "ms", MILLISECONDS))
@@ -99,10 +97,10 @@ class BatchRow:
 
 @dataclasses.dataclass(frozen=True)
 class ServingReport:
-    """What `bart-export bench --serve` measures, and prints with `--json`.
+    """The measurements of an artifact's servers, as `bart-export bench --serve --json` prints them.
 
-    `engines` says how each searches; `ratio` has, by number of clients, LiteRT's requests per
-    second for each of TensorFlow's, None unless both search alike.
+    `engines` has the search settings of each engine. `ratio` has LiteRT's requests per second
+    divided by TensorFlow's, by number of clients; None unless both use the same settings.
     """
 
     schema_version: int
@@ -117,27 +115,27 @@ class ServingReport:
     overload: Sequence[OverloadRow]
 
     def to_dict(self) -> dict[str, object]:
-        """Return the report as JSON has it."""
+        """Return the report as a JSON object."""
         return {name: plain(value) for name, value in vars(self).items()}
 
     def tables(self) -> Group:
-        """Return the report for a terminal: a table of each list that has something."""
+        """Return a table for each list that is not empty."""
         searches = (
             f"{row['engine']}: {counted(row['num_beams'], 'beam')}"
             if row["num_beams"]
-            else f"{row['engine']}: an unknown number of beams"
+            else f"{row['engine']}: unknown number of beams"
             for row in self.engines
         )
-        alone = f"A request by itself, {self.settings['served']}"
+        alone = f"A single request, {self.settings['served']}"
         parts: list[RenderableType] = [
             f"{self.artifact.on(self.machine)}; {', '.join(searches)}; medians of "
             f"{counted(self.settings['runs'], 'run')}",
             table(alone, OverheadRow, self.overhead),
-            table("Clients side by side", ThroughputRow, self.throughput),
+            table("Parallel clients", ThroughputRow, self.throughput),
         ]
         for clients, ratio in (self.ratio or {}).items():
             each = counted(int(clients), "client")
-            parts.append(f"{each}: litert answers {ratio:.2f} × what tensorflow does")
+            parts.append(f"{each}: litert answers {ratio:.2f} × as many requests as tensorflow")
         if self.batches:
             batches = f"SavedModel in batches, {self.settings['batched']}"
             parts.append(table(batches, BatchRow, self.batches))
@@ -145,41 +143,40 @@ class ServingReport:
 
 
 def lists() -> dict[Any, list[Any]]:
-    """Return lists that appear as they are asked for."""
+    """Return a dictionary of lists."""
     return collections.defaultdict(list)
 
 
 @dataclasses.dataclass(frozen=True)
 class EngineUnderTest:
-    """An engine, its server and the clients of that.
+    """An engine, and the clients of its server.
 
-    `alone` has, by front, the seconds of requests by themselves and the part of each that its
-    engine took. `answers` and `rates` have, by number of clients, all answers and the requests per
-    second of each run.
+    `singles` has the total and engine seconds of single requests, by front. `answers` and `rates`
+    have all answers, and the requests per second of each run, by number of clients.
     """
 
     engine: str
     clients: Clients
-    alone: dict[str, list[tuple[float, float]]] = field(default_factory=lists)
+    singles: dict[str, list[tuple[float, float]]] = field(default_factory=lists)
     answers: dict[int, list[Answer]] = field(default_factory=lists)
     rates: dict[int, list[float]] = field(default_factory=lists)
 
     def measure(self, work: Work) -> None:
-        """Ask the server some requests each way, and note the times."""
-        for _ in range(ALONE):
+        """Send the requests of a run and record their times."""
+        for _ in range(SINGLE):
             for front in FRONTS:
-                self.alone[front].append(ask_alone(self.engine, self.clients, front, work))
+                self.singles[front].append(send_single(self.engine, self.clients, front, work))
         for clients in CLIENTS:
             time.sleep(PAUSE)
-            seconds, answers = self.clients.in_turn("rest", clients, EACH * clients)
+            seconds, answers = self.clients.send_all("rest", clients, EACH * clients)
             self.answers[clients] += answers
             self.rates[clients].append(sum(answer.status == OK for answer in answers) / seconds)
 
     def overheads(self) -> Iterator[OverheadRow]:
         """Yield a row for each front."""
         for front in FRONTS:
-            seconds, engine = map(statistics.median, zip(*self.alone[front], strict=True))
-            outside = statistics.median(whole - part for whole, part in self.alone[front])
+            seconds, engine = map(statistics.median, zip(*self.singles[front], strict=True))
+            outside = statistics.median(total - part for total, part in self.singles[front])
             more = seconds - engine
             yield OverheadRow(self.engine, front, engine, seconds, more, more / engine, outside)
 
@@ -211,38 +208,38 @@ def serve_bench(
     overload_seconds: float = 0,
     runs: int = 7,
 ) -> ServingReport:
-    """Measure how an artifact is served.
+    """Measure the servers of an artifact.
 
     Args:
         directory: the artifact.
-        engines: which; none takes all that it has files for.
-        source: tokens that go in; None takes those of `SERVED` for requests and of `BATCHED` for
-            batches, as far as the model has room.
-        new_tokens: tokens that come out, likewise.
-        workers: of each server; None takes its default.
-        num_threads: of each worker; None takes the server's default.
-        queue_size: of each server.
-        overload_seconds: how long to ask twice of what can be answered; 0 leaves it out.
-        runs: how often each configuration is measured, after one run that does not count.
+        engines: the engines; default: all that the artifact has files for.
+        source: source tokens; default: those of `SERVED` for requests and of `BATCHED` for batches,
+            or the model's limit if lower.
+        new_tokens: new tokens, with the same defaults.
+        workers: workers of each server; default: the server's.
+        num_threads: threads of each worker; default: the server's.
+        queue_size: queue size of each server.
+        overload_seconds: duration of the overload; 0 for none.
+        runs: runs of each configuration, after one warm-up run.
 
     Raises:
-        ArtifactError: for an artifact that is damaged or lacks what an engine needs.
-        ConfigurationError: for more than the model can take.
-        EngineError: for a server that fails, or generates another number of tokens.
+        ArtifactError: if the artifact is damaged or has no files for an engine.
+        ConfigurationError: if a length exceeds the model's limit.
+        EngineError: if a server fails or generates another number of tokens.
     """
     artifact = Artifact.open(directory)
     positions = artifact.config.max_sequence_length
     served, batched = (
         Work(
-            fitting_length("--source", source, usual.source, positions),
-            fitting_length("--new-tokens", new_tokens, usual.new_tokens, positions - 1),
+            fitting_length("--source", source, default.source, positions),
+            fitting_length("--new-tokens", new_tokens, default.new_tokens, positions - 1),
         )
-        for usual in (SERVED, BATCHED)
+        for default in (SERVED, BATCHED)
     )
     names = chosen_engines(artifact, engines)
     flags = {"--workers": workers, "--threads": num_threads, "--queue-size": queue_size}
     given = [f"{flag}={value}" for flag, value in flags.items() if value is not None]
-    asked = inputs_of(artifact, served, 1, QUESTIONS)
+    questions = random_inputs(artifact, served, 1, QUESTIONS)
     batches: list[BatchRow] = []
     overloads: list[OverloadRow] = []
     with contextlib.ExitStack() as stack, stages(1 + len(names) + runs) as stage:
@@ -250,7 +247,7 @@ def serve_bench(
         for name in names:
             stage(f"serve with {name}")
             server = stack.enter_context(running(artifact.directory, name, *given))
-            clients = stack.enter_context(contextlib.closing(Clients(server, asked)))
+            clients = stack.enter_context(contextlib.closing(Clients(server, questions)))
             EngineUnderTest(name, clients).measure(served)  # to warm up
             tested.append(EngineUnderTest(name, clients))
         for run in range(runs):
@@ -263,8 +260,8 @@ def serve_bench(
                 batches += measure_batches(artifact, engine.clients.server, batched, runs)
         for engine in tested if overload_seconds else ():
             stage(f"overload {engine.engine} for {overload_seconds:g} s")
-            room = (workers or 1) + queue_size
-            row = serving_overload.measure(engine.engine, engine.clients, room, overload_seconds)
+            calls = (workers or 1) + queue_size
+            row = serving_overload.measure(engine.engine, engine.clients, calls, overload_seconds)
             overloads.append(row)
     throughput = [row for engine in tested for row in engine.throughputs()]
     settings = {"workers": workers, "num_threads": num_threads, "queue_size": queue_size}
@@ -283,12 +280,12 @@ def serve_bench(
 
 
 def chosen_engines(artifact: Artifact, engines: Sequence[str]) -> list[str]:
-    """Return the engines asked for, or all that an artifact has files for."""
+    """Return the requested engines, or all that the artifact has files for."""
     present = [name for name, target in TARGETS.items() if artifact.files(target)]
     for name in engines or present or TARGETS:
         if name not in present:
             raise ArtifactError(
-                f"{artifact.directory} has nothing that the engine {name} could serve. Export it "
+                f"{artifact.directory} has nothing for the engine {name} to serve. Export it "
                 f"with: bart-export --preset {artifact.manifest.preset} --target {TARGETS[name]}"
             )
     return list(dict.fromkeys(engines or present))
@@ -297,12 +294,12 @@ def chosen_engines(artifact: Artifact, engines: Sequence[str]) -> list[str]:
 def measure_batches(
     artifact: Artifact, server: Server, work: Work, runs: int
 ) -> Iterator[BatchRow]:
-    """Measure `generate` of a SavedModel for batches of different sizes, by its engine's time."""
+    """Measure the engine's time of `generate` for batches of different sizes."""
     times: dict[int, list[float]] = lists()
-    clients = {size: Clients(server, inputs_of(artifact, work, size, 1)) for size in BATCHES}
+    clients = {size: Clients(server, random_inputs(artifact, work, size, 1)) for size in BATCHES}
     for run in range(runs + 1):
         for size in BATCHES:
-            _, seconds = ask_alone(TENSORFLOW, clients[size], "grpc", work)
+            _, seconds = send_single(TENSORFLOW, clients[size], "grpc", work)
             if run:
                 times[size].append(seconds)
     for each in clients.values():
@@ -314,22 +311,22 @@ def measure_batches(
 
 
 def search_settings(artifact: Artifact, engine: str) -> dict[str, Any]:
-    """Return how an engine searches: the values of `SEARCH`, None for what is not known.
+    """Return an engine's values of `SEARCH`, None if unknown.
 
-    A SavedModel's are those of the golden questions that it was asked when it was exported.
+    Those of a SavedModel come from its golden answers.
     """
     if engine == LITERT:
         settings: Mapping[str, Any] = artifact.generation.to_dict()
     else:
         name = f"saved_model/{max(artifact.manifest.saved_model_versions, default=0)}"
         cases = artifact.golden().cases
-        asked = [case.generation.to_dict() for case in cases if name in case.files]
-        settings = asked[0] if asked else {}
+        used = [case.generation.to_dict() for case in cases if name in case.files]
+        settings = used[0] if used else {}
     return {name: settings.get(name) for name in SEARCH}
 
 
 def ratios(artifact: Artifact, rows: Sequence[ThroughputRow]) -> dict[str, float] | None:
-    """Return LiteRT's requests per second for each of TensorFlow's; see `ServingReport`."""
+    """Return LiteRT's requests per second divided by TensorFlow's; see `ServingReport`."""
     rates = {(row.engine, row.clients): row.requests_per_second for row in rows}
     if {row.engine for row in rows} != {LITERT, TENSORFLOW}:
         return None

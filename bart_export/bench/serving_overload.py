@@ -1,7 +1,7 @@
-"""A server that is asked for more than it can do: what it answers, how late, and its memory.
+"""A server under overload: its answers, their latency, and its memory.
 
-First the clients find out how much the server can answer, and what it answers when it has time;
-then requests come at twice that rate, whatever becomes of them.
+Clients first measure the server's capacity and record its answers under no load, then send requests
+at twice that rate without waiting for responses.
 """
 
 import collections
@@ -13,25 +13,26 @@ from typing import Any
 
 import numpy as np
 
+from bart_export.bench.measurements import resident_bytes
 from bart_export.bench.serving import FRONTS, OK, REFUSED, Answer, Clients
 from bart_export.errors import EngineError
 
-TIMES = 2.0  # how much more is asked than can be answered
-UNLOADED = 48  # requests by themselves, whose 99th percentile is what others are held to
+LOAD = 2.0  # rate of requests as a multiple of the capacity
+UNLOADED = 48  # requests under no load, for their 99th percentile
 CAPACITY_CLIENTS, CAPACITY_REQUESTS = 8, 64
-SPARE_CLIENTS = 32  # threads for requests beyond those that can wait in the server
+SPARE_CLIENTS = 32  # clients beyond the calls that the server accepts
 SAMPLE_SECONDS = 5.0
-SETTLED_SECONDS = 60.0  # memory is to be flat from then on, in a shorter run from its half on
+SETTLED_SECONDS = 60.0  # memory must be flat from here, or from the middle of a shorter run
 
 
 @dataclasses.dataclass(frozen=True)
 class OverloadRow:
-    """How a server withstands twice the load that it can answer, for some `seconds`.
+    """The behaviour of a server under twice the load that it can answer.
 
-    `capacity` and `rate` are requests per second. Of the `requests`, `other` counts those that were
-    neither accepted nor refused, by status, and `wrong` those that were accepted and answered
-    otherwise than without load. `resident_bytes` are rows of seconds and bytes, `resident_spread`
-    is by how much of the least the most is more once the server has settled.
+    `capacity` and `rate` are requests per second. `other` counts the requests that were neither
+    accepted nor refused, by status; `wrong` counts the answers that differ from those under no
+    load. `resident_bytes` has rows of seconds and bytes; `resident_spread` is (max - min) / min of
+    these bytes once the server has settled.
     """
 
     engine: str
@@ -50,34 +51,34 @@ class OverloadRow:
 
     def __str__(self) -> str:
         p99, spread = self.accepted_p99_seconds, self.resident_spread
-        later = "nothing was accepted"
+        latency = "unknown"
         if p99 is not None:
-            later = f"{p99 / self.unloaded_p99_seconds:.2f} × without load"
+            latency = f"{p99 / self.unloaded_p99_seconds:.2f} × that under no load"
         memory = "unknown" if spread is None else f"within {spread:.1%}"
         return (
-            f"{self.engine}, {self.rate:.1f} requests per s for {self.seconds:g} s, of which it "
-            f"can answer {self.capacity:.1f}: {self.accepted} of {self.requests} accepted, "
+            f"{self.engine}, {self.rate:.1f} requests per s for {self.seconds:g} s (capacity "
+            f"{self.capacity:.1f} per s): {self.accepted} of {self.requests} accepted, "
             f"{self.wrong} of them wrong, {self.refused} refused, other answers: "
-            f"{self.other or 'none'}; p99 of accepted requests {later}; memory {memory}"
+            f"{self.other or 'none'}; p99 of accepted requests {latency}; memory {memory}"
         )
 
 
-def measure(engine: str, clients: Clients, room: int, seconds: float) -> OverloadRow:
-    """Ask the server of an engine for twice of what it can answer.
+def measure(engine: str, clients: Clients, calls: int, seconds: float) -> OverloadRow:
+    """Send a server twice the load it can answer.
 
-    `room` is how many calls it runs or lets wait.
+    `calls` is the number of calls that the server runs or queues.
     """
     unloaded = [
-        answer for front in FRONTS for answer in clients.in_turn(front, 1, UNLOADED // 2)[1]
+        answer for front in FRONTS for answer in clients.send_all(front, 1, UNLOADED // 2)[1]
     ]
     if {answer.status for answer in unloaded} != {OK}:
-        raise EngineError("A server without load should answer every request, but it did not.")
+        raise EngineError("A server under no load must answer every request, but this one did not.")
     expected = {answer.question: answer.token_ids for answer in unloaded}
-    took, answers = clients.in_turn("rest", CAPACITY_CLIENTS, CAPACITY_REQUESTS)
+    took, answers = clients.send_all("rest", CAPACITY_CLIENTS, CAPACITY_REQUESTS)
     capacity = sum(answer.status == OK for answer in answers) / took
-    rate = TIMES * capacity
+    rate = LOAD * capacity
     with ThreadPoolExecutor(1) as executor:
-        future = executor.submit(clients.steadily, rate, seconds, room + SPARE_CLIENTS)
+        future = executor.submit(clients.send_at_rate, rate, seconds, calls + SPARE_CLIENTS)
         resident = sampled(clients, future)
     _, answers = future.result()
     return OverloadRow(
@@ -94,7 +95,7 @@ def measure(engine: str, clients: Clients, room: int, seconds: float) -> Overloa
 
 
 def counts(answers: Sequence[Answer], expected: Mapping[int, bytes]) -> dict[str, Any]:
-    """Return how many requests ended how."""
+    """Return the number of requests by outcome."""
     statuses = collections.Counter(answer.status for answer in answers)
     wrong = sum(
         answer.status == OK and answer.token_ids != expected[answer.question] for answer in answers
@@ -109,11 +110,11 @@ def counts(answers: Sequence[Answer], expected: Mapping[int, bytes]) -> dict[str
 
 
 def sampled(clients: Clients, future: "Future[tuple[float, list[Answer]]]") -> list[list[float]]:
-    """Return the memory of the clients' server every few seconds, until `future` is done."""
+    """Return the server's resident bytes every few seconds until `future` is done."""
     began = time.perf_counter()
     rows: list[list[float]] = []
     while not future.done():
-        resident = clients.server.resident_bytes()
+        resident = resident_bytes(clients.server.pid)
         if resident is not None:
             rows.append([time.perf_counter() - began, resident])
         until = len(rows) * SAMPLE_SECONDS + began
@@ -123,12 +124,12 @@ def sampled(clients: Clients, future: "Future[tuple[float, list[Answer]]]") -> l
 
 
 def spread(rows: Sequence[Sequence[float]], since: float) -> float | None:
-    """Return by how much of the least value the most is more, of those from `since` seconds on."""
+    """Return (max - min) / min of the values from `since` seconds on."""
     values = [value for seconds, value in rows if seconds >= since]
     return max(values) / min(values) - 1 if values else None
 
 
 def percentile(answers: Sequence[Answer], percent: float) -> float | None:
-    """Return a percentile of the seconds of accepted requests, None if there is none."""
+    """Return a percentile of the seconds of accepted requests, or None if there are none."""
     seconds = [answer.seconds for answer in answers if answer.status == OK]
     return float(np.percentile(seconds, percent)) if seconds else None

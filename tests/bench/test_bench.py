@@ -10,9 +10,9 @@ from support import static_builds
 from support.command import printed, refusal
 
 from bart_export.bench import bench as benchmark
-from bart_export.bench import measurements, opening
+from bart_export.bench import measurements, opening_cost
 from bart_export.bench.bench import bench
-from bart_export.bench.opening import OpeningRun
+from bart_export.bench.opening_cost import OpeningRun
 from bart_export.bench.rows import MemoryRow, Report
 from bart_export.contract import StaticShapes
 from bart_export.errors import EngineError
@@ -20,13 +20,13 @@ from bart_export.runtime.engines import open_engine
 
 NEW_TOKENS = 5
 FLOAT32 = "tflite/float32.tflite"
-needs_smaps = pytest.mark.skipif(not opening.SMAPS.exists(), reason="the system does not say")
+needs_smaps = pytest.mark.skipif(not measurements.SMAPS.exists(), reason="the system does not say")
 
 
 @pytest.fixture(scope="module")
 def report(symmetric_artifact):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(opening, "AGAIN", 1)
+        patch.setattr(opening_cost, "REPEATS", 1)
         return bench(
             symmetric_artifact.directory,
             sources=(4, 9, 100_000),
@@ -40,9 +40,9 @@ def report(symmetric_artifact):
 @pytest.fixture
 def no_openings(monkeypatch):
     """Open no file in a process of its own."""
-    monkeypatch.setattr(opening, "measure", lambda *arguments: [])
+    monkeypatch.setattr(opening_cost, "measure", lambda *arguments: [])
     row = MemoryRow("float32", "dynamic", *[1] * 4, None, None)
-    monkeypatch.setattr(opening, "memory", lambda *arguments: row)
+    monkeypatch.setattr(opening_cost, "memory", lambda *arguments: row)
 
 
 @pytest.fixture
@@ -99,7 +99,9 @@ def test_an_opening_has_stages_and_only_the_first_builds_the_weight_cache(report
         if row.seconds is not None  # cold ones are unknown where the system keeps the files
     }
     for (threads, way, _), row in known.items():
-        engine, generator, text = (known[threads, way, until].seconds for until in opening.STAGES)
+        engine, generator, text = (
+            known[threads, way, until].seconds for until in opening_cost.STAGES
+        )
         assert 0 < engine < generator < text
         assert row.built_weight_cache is (way == "first")
         if row.private_bytes is not None:
@@ -107,11 +109,11 @@ def test_an_opening_has_stages_and_only_the_first_builds_the_weight_cache(report
 
 
 def test_a_lost_weight_cache_is_noticed_as_built_again(symmetric_artifact, opening_run):
-    with opening.linked_copy(symmetric_artifact) as directory:
-        opening.in_a_process(directory, opening_run)
+    with opening_cost.linked_copy(symmetric_artifact) as directory:
+        opening_cost.open_in_process(directory, opening_run)
         for path in (directory / ".cache").iterdir():
             path.unlink()
-        again = opening.in_a_process(directory, opening_run)
+        again = opening_cost.open_in_process(directory, opening_run)
     assert again["engine"].built_weight_cache
 
 
@@ -119,24 +121,24 @@ def test_a_cold_opening_reads_what_a_warm_one_finds_in_memory(
     symmetric_artifact, opening_run, monkeypatch, tmp_path
 ):
     probe = tmp_path / "probe"
-    probe.write_bytes(b"x" * opening.PAGE)
-    if not opening.drop([probe]):
+    probe.write_bytes(b"x" * measurements.PAGE)
+    if not measurements.drop_from_page_cache([probe]):
         pytest.skip("this file system keeps its files in memory")
     found = []
-    open_there = opening.in_a_process
+    open_there = opening_cost.open_in_process
 
     def noted(directory, run):
-        paths = opening.files_read(directory, run.file)
-        found.append((len(paths), sum(map(opening.resident, paths))))
+        paths = opening_cost.files_read(directory, run.file)
+        found.append((len(paths), sum(map(measurements.cached_pages, paths))))
         return open_there(directory, run)
 
-    monkeypatch.setattr(opening, "in_a_process", noted)
+    monkeypatch.setattr(opening_cost, "open_in_process", noted)
     entry = symmetric_artifact.manifest.tflite()[FLOAT32]
-    with opening.linked_copy(symmetric_artifact) as directory:
-        rows = list(opening.measure(directory, entry, opening_run))
+    with opening_cost.linked_copy(symmetric_artifact) as directory:
+        rows = list(opening_cost.measure(directory, entry, opening_run))
     (first, _), *later = found
     assert first == 3  # the file and two of its tokenizer
-    assert [count for count, _ in later] == [4] * 2 * opening.AGAIN  # and the weight cache
+    assert [count for count, _ in later] == [4] * 2 * opening_cost.REPEATS  # and the weight cache
     cold, warm = later[0::2], later[1::2]
     assert {pages for _, pages in cold} == {0}
     assert min(pages for _, pages in warm) > 0
@@ -146,11 +148,11 @@ def test_a_cold_opening_reads_what_a_warm_one_finds_in_memory(
 def test_where_files_cannot_be_dropped_nothing_is_called_cold(
     symmetric_artifact, opening_run, monkeypatch, report
 ):
-    monkeypatch.setattr(opening.os, "posix_fadvise", lambda *arguments: None)
-    monkeypatch.setattr(opening, "AGAIN", 1)
+    monkeypatch.setattr(measurements.os, "posix_fadvise", lambda *arguments: None)
+    monkeypatch.setattr(opening_cost, "REPEATS", 1)
     entry = symmetric_artifact.manifest.tflite()[FLOAT32]
-    with opening.linked_copy(symmetric_artifact) as directory:
-        rows = tuple(opening.measure(directory, entry, opening_run))
+    with opening_cost.linked_copy(symmetric_artifact) as directory:
+        rows = tuple(opening_cost.measure(directory, entry, opening_run))
     assert [row.seconds is None for row in rows] == [row.opening == "cold" for row in rows]
     tables = dataclasses.replace(report, openings=rows).tables()
     assert "Cold openings are unknown" in shown(tables)
@@ -166,10 +168,10 @@ def test_memory_is_for_every_number_of_threads_and_beams_with_the_longest_source
 @needs_smaps
 def test_weights_are_shared_with_another_process_that_has_them(mini_artifact):
     run = OpeningRun(FLOAT32, 1, source=16, num_beams=1, new_tokens=4)
-    with opening.linked_copy(mini_artifact) as directory:
-        opening.in_a_process(directory, run)  # packs the weights
-        alone = opening.in_a_process(directory, run)["text"]
-        beside = opening.memory(directory, mini_artifact.manifest.tflite()[FLOAT32], run)
+    with opening_cost.linked_copy(mini_artifact) as directory:
+        opening_cost.open_in_process(directory, run)  # packs the weights
+        alone = opening_cost.open_in_process(directory, run)["text"]
+        beside = opening_cost.memory(directory, mini_artifact.manifest.tflite()[FLOAT32], run)
     # Packed weights are about the size of the file, 31 MB; those that a text takes are read.
     assert beside.shared_bytes - alone.shared_bytes > 15e6
     assert alone.private_bytes - beside.private_bytes > 15e6
@@ -178,9 +180,9 @@ def test_weights_are_shared_with_another_process_that_has_them(mini_artifact):
 @pytest.mark.parametrize(
     ("work", "words"),
     [
-        ((65, 4, 15), "takes 64 source tokens at most"),
-        ((64, 5, 15), "takes 4 beams at most"),
-        ((64, 4, 16), "takes 15 new tokens at most"),
+        ((65, 4, 15), "takes at most 64 source tokens"),
+        ((64, 5, 15), "takes at most 4 beams"),
+        ((64, 4, 16), "takes at most 15 new tokens"),
         ((64, 3, 15), None),
     ],
 )
@@ -238,7 +240,7 @@ def test_builds_of_a_recipe_are_rows_of_their_own(symmetric_artifact, tmp_path, 
 def test_the_command_prints_ratios_to_another_report(
     symmetric_artifact, report, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(opening, "AGAIN", 1)
+    monkeypatch.setattr(opening_cost, "REPEATS", 1)
     other = tmp_path / "other.json"
     other.write_text(json.dumps(report.to_dict()))
     few = "--source 4,9 --source 9 --threads 1 --num-beams 1 --runs 1 --json --new-tokens"
@@ -286,8 +288,8 @@ def test_an_altered_file_is_named_where_it_lies(symmetric_artifact, tmp_path):
 
 def test_a_process_that_fails_says_why_without_a_class(symmetric_artifact, opening_run):
     run = dataclasses.replace(opening_run, source=100_000)
-    with pytest.raises(EngineError, match=r"process of its own failed: A source must have 1 to"):
-        opening.in_a_process(symmetric_artifact.directory, run)
+    with pytest.raises(EngineError, match=r"separate process failed: A source must have 1 to"):
+        opening_cost.open_in_process(symmetric_artifact.directory, run)
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])

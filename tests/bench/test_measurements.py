@@ -82,4 +82,4 @@ def test_files_take_turns_and_long_ones_are_asked_once(
 def test_the_length_is_one_that_a_model_is_made_for(max_length, prepared, new_tokens, source):
     generation = GenerationConfig(max_length=max_length, num_beams=4)
     info = ModelInfo(None, None, generation, prepared)
-    assert measurements.work_of(info) == (source, new_tokens, [1, 4])
+    assert measurements.workload(info) == (source, new_tokens, [1, 4])

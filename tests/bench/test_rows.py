@@ -78,7 +78,7 @@ def test_rows_without_partner_are_counted_and_said_in_a_line():
     ("content", "words"),
     [
         (json.dumps({**made_up(), "schema_version": 1}), "schema version 2, received one of 1"),
-        (json.dumps({"schema_version": 2}), "is no whole report: it lacks artifact"),
+        (json.dumps({"schema_version": 2}), "is not a complete report: it lacks artifact"),
         (json.dumps(made_up(cold="x")), "seconds must be a number, received"),
         ("[]", "received none"),
         ("no JSON", "received none"),

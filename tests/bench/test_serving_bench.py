@@ -13,15 +13,15 @@ from support.command import python
 
 from bart_export.artifact.artifact import sha256
 from bart_export.artifact.manifest import FileEntry
-from bart_export.bench import opening, serving, serving_bench, serving_overload
+from bart_export.bench import measurements, serving, serving_bench, serving_overload
 from bart_export.bench.serving import (
     Answer,
     Clients,
     RestClient,
     Work,
-    ask_alone,
-    inputs_of,
+    random_inputs,
     running,
+    send_single,
 )
 from bart_export.bench.serving_bench import ThroughputRow
 from bart_export.errors import ArtifactError, ConfigurationError, EngineError, pip_install
@@ -66,7 +66,7 @@ def server(artifact):
 
 @pytest.fixture(scope="module")
 def asked(artifact):
-    return inputs_of(artifact, WORK, 1, 3)
+    return random_inputs(artifact, WORK, 1, 3)
 
 
 @pytest.fixture
@@ -145,7 +145,7 @@ def test_a_server_asked_for_too_much_refuses_and_answers_rightly(report):
         assert row.accepted + row.refused == row.requests
         assert row.accepted > 0 and row.refused > 0
         assert (row.other, row.wrong) == ({}, 0)
-        if opening.SMAPS.exists():
+        if measurements.SMAPS.exists():
             assert all(size > 20 << 20 for _, size in row.resident_bytes)
             assert len(row.resident_bytes) >= 1
 
@@ -163,8 +163,8 @@ def test_the_tables_say_what_the_report_does(report):
 
 
 def test_every_answer_has_its_tokens_and_front_does_not_matter(clients):
-    _, over_rest = clients.in_turn("rest", 1, 3)
-    _, over_grpc = clients.in_turn("grpc", 1, 3)
+    _, over_rest = clients.send_all("rest", 1, 3)
+    _, over_grpc = clients.send_all("grpc", 1, 3)
     assert [answer.question for answer in over_rest] == [0, 1, 2]
     assert {answer.new_tokens for answer in over_rest + over_grpc} == {WORK.new_tokens}
     assert [answer.token_ids for answer in over_rest] == [answer.token_ids for answer in over_grpc]
@@ -176,39 +176,39 @@ def test_every_answer_has_its_tokens_and_front_does_not_matter(clients):
     [("rest", "ConnectionRefusedError", "404"), ("grpc", "UNAVAILABLE", "NOT_FOUND")],
 )
 def test_a_full_server_is_told_from_one_that_fails(server, asked, clients, front, closed, unknown):
-    _, answers = clients.in_turn(front, 6, 60)
+    _, answers = clients.send_all(front, 6, 60)
     assert {answer.status for answer in answers} == {"200", "503"}
     for change, status in (({"ports": {front: 1}}, closed), ({"model": "none"}, unknown)):
         with contextlib.closing(Clients(dataclasses.replace(server, **change), asked)) as others:
-            _, (answer,) = others.in_turn(front, 1, 1)
+            _, (answer,) = others.send_all(front, 1, 1)
         assert answer.status == status
 
 
 def test_requests_are_due_at_their_rate_and_late_ones_count_as_slow(clients):
-    seconds, answers = clients.steadily(40, 1, 16)
+    seconds, answers = clients.send_at_rate(40, 1, 16)
     assert len(answers) == 40
     assert 0.9 < seconds < 3
     # Two clients cannot ask so often: a request waits for one, and its time runs.
-    seconds, answers = clients.steadily(5000, 0.1, 2)
+    seconds, answers = clients.send_at_rate(5000, 0.1, 2)
     assert len(answers) == 500
     assert max(answer.seconds for answer in answers) > 0.5 * seconds
 
 
 def test_a_connection_is_kept_until_it_has_been_idle(server, asked, monkeypatch):
     with contextlib.closing(RestClient(server, asked)) as client:
-        client.ask(0, 0.0)
+        client.send(0, 0.0)
         first = client.connection.sock
-        client.ask(0, 0.0)
+        client.send(0, 0.0)
         assert client.connection.sock is first is not None
         monkeypatch.setattr(serving, "IDLE_SECONDS", 0.0)
         time.sleep(0.001)
-        client.ask(0, 0.0)
+        client.send(0, 0.0)
         assert client.connection.sock is not first
 
 
 def test_the_server_says_how_long_it_waited_for_its_engine(server, clients):
     before = server.engine_seconds()
-    _, answers = clients.in_turn("grpc", 1, 3)
+    _, answers = clients.send_all("grpc", 1, 3)
     waited = server.engine_seconds() - before
     assert 0 < waited < sum(answer.seconds for answer in answers)
 
@@ -251,11 +251,11 @@ def test_an_answer_that_is_not_the_work_ends_the_measurement(
         contextlib.closing(Clients(dataclasses.replace(server, model=model), asked)) as clients,
         pytest.raises(EngineError, match=words),
     ):
-        ask_alone("it", clients, "rest", Work(WORK.source, new_tokens))
+        send_single("it", clients, "rest", Work(WORK.source, new_tokens))
 
 
 def test_what_is_asked_is_the_same_every_time(artifact):
-    first, second = (inputs_of(artifact, WORK, 2, 3) for _ in range(2))
+    first, second = (random_inputs(artifact, WORK, 2, 3) for _ in range(2))
     for one, other in zip(first, second, strict=True):
         assert all(np.array_equal(one[name], other[name]) for name in one)
         assert one["encoder_token_ids"].shape == (2, WORK.source)
