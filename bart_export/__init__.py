@@ -1,6 +1,6 @@
 """Export BART checkpoints to TFLite and SavedModel, and verify the files against the Keras model.
 
-Importing the package costs nothing: a public name loads its module on first use.
+Importing the package is cheap: a public name loads its module on first use.
 """
 
 import importlib
@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 
 __all__ = ["Backbone", "BartBackbone", "BartTokenizer", "Generator", "__version__", "models"]
 
-# Public name → the module that defines it, or that it is.
+# Public names, and the modules that define them.
 MODULES = {
     "Backbone": "bart_export.model",
     "BartBackbone": "bart_export.model",

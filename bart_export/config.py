@@ -1,7 +1,7 @@
-"""The architecture of a BART and the settings of a generation: frozen, and checked when made.
+"""The architecture of a BART model and its generation settings, validated on creation.
 
-`BartConfig` speaks KerasHub's words, `GenerationConfig` Hugging Face's. Both come from checkpoints
-and go, as plain dictionaries, into manifests.
+`BartConfig` uses KerasHub's names, `GenerationConfig` Hugging Face's. Manifests store both as plain
+dictionaries.
 """
 
 import dataclasses
@@ -12,23 +12,23 @@ from typing import Any
 from bart_export.errors import ConfigurationError, did_you_mean, named, shown
 
 ACTIVATION_FUNCTIONS = ("gelu", "gelu_new", "relu", "silu", "tanh")
-# Bounds that no BART reaches, so that a damaged file is refused before anything is built of it.
+# Far above any BART, so that a damaged file is refused before a model is built from it.
 LARGEST_SIZE, MOST_LAYERS, MOST_BEAMS = 2**31 - 1, 1000, 10_000
-MOST_THREADS = 1024  # of a process; with tens of thousands LiteRT ends it by a signal
+MOST_THREADS = 1024  # LiteRT crashes with tens of thousands
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BartConfig:
     """The architecture of a BART encoder-decoder.
 
-    The first seven fields are those of `keras_hub.models.BartBackbone`. The others are for
-    checkpoints that KerasHub cannot describe: `decoder_*` fields left at None equal the encoder's
-    (distilled checkpoints differ), `scale_embedding` multiplies token embeddings by
-    sqrt(hidden_dim), and with `final_logits_bias` a bias is added to the logits.
+    The first seven fields are those of `keras_hub.models.BartBackbone`. The others describe
+    checkpoints that KerasHub cannot load: `decoder_*` fields default to the encoder's (they differ
+    in distilled checkpoints), `scale_embedding` multiplies token embeddings by sqrt(hidden_dim),
+    and `final_logits_bias` adds a bias to the logits.
 
     Raises:
-        ConfigurationError: for a size that is not a positive integer, a hidden_dim that the heads
-            do not divide, a dropout outside [0, 1) or an unknown activation function.
+        ConfigurationError: if a size is not a positive integer, hidden_dim is not divisible by a
+            number of heads, dropout is not in [0, 1), or the activation function is unknown.
     """
 
     vocabulary_size: int
@@ -81,19 +81,19 @@ class BartConfig:
 
     @property
     def decoder_layers(self) -> int:
-        """Number of decoder layers, as an int (the field is never None once checked)."""
+        """Number of decoder layers."""
         assert self.decoder_num_layers is not None
         return self.decoder_num_layers
 
     @property
     def decoder_heads(self) -> int:
-        """Number of decoder attention heads, as an int."""
+        """Number of decoder attention heads."""
         assert self.decoder_num_heads is not None
         return self.decoder_num_heads
 
     @property
     def decoder_feedforward(self) -> int:
-        """Width of the decoder's feed-forward layers, as an int."""
+        """Width of the decoder's feed-forward layers."""
         assert self.decoder_intermediate_dim is not None
         return self.decoder_intermediate_dim
 
@@ -103,15 +103,15 @@ class BartConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "BartConfig":
-        """Make a configuration of a dictionary.
+        """Make a configuration from a dictionary.
 
         Raises:
-            ConfigurationError: for a field that does not exist, is missing, or is out of range.
+            ConfigurationError: if a field is unknown, missing or out of range.
         """
         return cls(**checked_fields(cls, values))
 
     def extensions(self) -> dict[str, Any]:
-        """Return the fields beyond KerasHub's constructor that do not have their default value."""
+        """Return the non-default fields that KerasHub's constructor lacks."""
         plain = dataclasses.replace(
             self,
             decoder_num_layers=None,
@@ -121,8 +121,8 @@ class BartConfig:
             activation_function="gelu",
             final_logits_bias=False,
         )
-        mine, theirs = self.to_dict(), plain.to_dict()
-        return {name: value for name, value in mine.items() if theirs[name] != value}
+        defaults = plain.to_dict()
+        return {name: value for name, value in self.to_dict().items() if defaults[name] != value}
 
 
 DECODER_SIZES = ("decoder_num_layers", "decoder_num_heads", "decoder_intermediate_dim")
@@ -139,16 +139,15 @@ SIZES = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
-    """Settings of a generation.
+    """Generation settings.
 
     Names, meaning and defaults are those of Hugging Face's `generate()` (transformers 4.57); `seed`
     is an addition. Lengths count decoder tokens, including the start token. `early_stopping` is
-    True, False or "never". `top_k=0` and `top_p=1.0` switch those filters off. Sampling parameters
-    have an effect only with `do_sample=True`. If `eos_token_id` is a tuple, each of its tokens ends
-    a sequence.
+    True, False or "never". `top_k=0` and `top_p=1.0` disable these filters. Sampling parameters
+    only affect `do_sample=True`. If `eos_token_id` is a tuple, each of its tokens ends a sequence.
 
     Raises:
-        ConfigurationError: for a value out of range, or parameters that contradict each other.
+        ConfigurationError: if a value is out of range or contradicts another.
     """
 
     max_length: int = 20
@@ -209,29 +208,28 @@ class GenerationConfig:
 
     @property
     def end_token_ids(self) -> tuple[int, ...]:
-        """The tokens of which each ends a sequence; a source that is cut ends with the first."""
+        """The tokens that end a sequence; a truncated source ends with the first."""
         ends = self.eos_token_id
         return (ends,) if isinstance(ends, int) else tuple(ends)
 
     def replace(self, **parameters: Any) -> "GenerationConfig":
-        """Return a copy with some parameters changed.
+        """Return a copy with changed parameters.
 
-        `max_new_tokens` and `min_new_tokens` are lengths without the start token. A setting that
-        the call does not name is lowered if it contradicts one that it names: `min_length` to a
-        lower `max_length`, `num_return_sequences` to fewer beams. A sampling parameter without
-        `do_sample=True` would have no effect and is an error.
+        `max_new_tokens` and `min_new_tokens` do not count the start token. `min_length` is lowered
+        to a given `max_length`, and `num_return_sequences` to a given `num_beams`, unless they are
+        given, too.
 
         Raises:
-            ConfigurationError: for an unknown parameter, a value out of range, or a parameter
-                without effect.
+            ConfigurationError: if a parameter is unknown, out of range, or a sampling parameter
+                without `do_sample=True`.
         """
-        asked = checked_fields(type(self), lengths_with_start(parameters))
-        sampling = asked.get("do_sample", self.do_sample)  # samples are no beams
+        changes = checked_fields(type(self), lengths_with_start(parameters))
+        sampling = changes.get("do_sample", self.do_sample)  # sampling has no beams
         for name, limit in LIMITED_BY[:1] if sampling else LIMITED_BY:
-            most = asked.get(limit)
-            if name not in asked and isinstance(most, int):
-                asked[name] = min(getattr(self, name), most)
-        changed = dataclasses.replace(self, **asked)
+            most = changes.get(limit)
+            if name not in changes and isinstance(most, int):
+                changes[name] = min(getattr(self, name), most)
+        changed = dataclasses.replace(self, **changes)
         idle = [name for name in SAMPLING if name in parameters and not changed.do_sample]
         if idle:
             raise ConfigurationError(
@@ -248,37 +246,36 @@ class GenerationConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "GenerationConfig":
-        """Make settings of a dictionary.
+        """Make settings from a dictionary.
 
         Raises:
-            ConfigurationError: for a parameter that does not exist or is out of range.
+            ConfigurationError: if a parameter is unknown or out of range.
         """
         return cls(**checked_fields(cls, values))
 
 
 def check_threads(name: str, count: int | None) -> None:
-    """Raise ConfigurationError for what is no number of threads; None leaves it to the package."""
+    """Raise ConfigurationError for an invalid number of threads; None means the default."""
     if count is not None:
         accepted = is_whole(count) and 1 <= count <= MOST_THREADS
         require(accepted, name, f"an integer from 1 to {MOST_THREADS}", count)
 
 
 def check_token_ids(generation: GenerationConfig, vocabulary_size: int) -> None:
-    """Raise ConfigurationError if a token id of the settings is none of the model's."""
+    """Raise ConfigurationError if a token id is not one of the model's."""
     for name, value in generation.to_dict().items():
         for number in value if isinstance(value, list) else (value,):
             if name.endswith("_token_id") and number is not None and number >= vocabulary_size:
                 raise ConfigurationError(
-                    f"{name} must be in 0 to {vocabulary_size - 1}, the model's tokens, "
-                    f"received {number}."
+                    f"{name} must be a token id from 0 to {vocabulary_size - 1}, received {number}."
                 )
 
 
 def lengths_with_start(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Return parameters in which lengths count the start token, as fields of the settings do.
+    """Return parameters with `max_length` and `min_length` instead of the new tokens.
 
     Raises:
-        ConfigurationError: for a length that is given both ways or is none.
+        ConfigurationError: if a length is invalid or given in both ways.
     """
     changed = dict(parameters)
     for without_start, name in NEW_TOKENS.items():
@@ -287,8 +284,7 @@ def lengths_with_start(parameters: Mapping[str, Any]) -> dict[str, Any]:
             continue
         if changed.get(name) is not None:
             raise ConfigurationError(
-                f"{name} and {without_start} are two ways to say the same, received both. "
-                "Give one of them."
+                f"{name} and {without_start} set the same length, received both. Give only one."
             )
         lowest = max(LOWEST[name] - 1, 0)
         enough = is_whole(length) and length >= lowest
@@ -298,29 +294,29 @@ def lengths_with_start(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def require(holds: bool, name: str, accepted: str, value: object) -> None:
-    """Raise ConfigurationError unless something holds, which a value must be."""
+    """Raise ConfigurationError unless `holds`, with what is accepted and the value."""
     if not holds:
         raise ConfigurationError(f"{name} must be {accepted}, received {shown(value)}.")
 
 
 def is_whole(value: object) -> bool:
-    """Return whether a value is an integer, and not true or false."""
+    """Return whether a value is an integer and not a bool."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_number(value: object) -> bool:
-    """Return whether a value is a number that a float can hold."""
+    """Return whether a value is a finite number in a float's range."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
     try:
         return math.isfinite(value)
-    except OverflowError:  # an integer beyond every float
+    except OverflowError:  # an integer beyond a float's range
         return False
 
 
-# Lengths without the start token, in transformers' words, and the fields that they set.
+# Parameters of transformers that do not count the start token, and the fields that they set.
 NEW_TOKENS = {"max_new_tokens": "max_length", "min_new_tokens": "min_length"}
-# A field that never exceeds another: one that a call leaves alone is lowered to what it asks.
+# Fields, and the fields that they must not exceed.
 LIMITED_BY = (("min_length", "max_length"), ("num_return_sequences", "num_beams"))
 SAMPLING = ("temperature", "top_k", "top_p", "seed")
 OPTIONAL = ("seed", "forced_bos_token_id", "forced_eos_token_id")
@@ -345,8 +341,7 @@ def checked_fields(record: type, values: Mapping[str, Any]) -> dict[str, Any]:
     """Return `values` as keyword arguments of the dataclass `record`.
 
     Raises:
-        ConfigurationError: when a name is not a field, with the nearest field that is, or when a
-            field without default is missing.
+        ConfigurationError: if a name is not a field, or a field without default is missing.
     """
     fields = {field.name: field for field in dataclasses.fields(record)}
     for name in values:

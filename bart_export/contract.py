@@ -1,25 +1,25 @@
-"""The contract: which signatures an exported file has, and the name, dtype and axes of each tensor.
+"""The signatures of exported files: the name, dtype and named axes of every tensor.
 
-Declared once, as data: converters build graphs from it, runtimes allocate by it, the verifier
-compares by it, and the manifest carries it to Kotlin and to everybody else.
+Converters build graphs from these declarations, runtimes allocate buffers, the verifier compares
+outputs, and the manifest passes them on to Kotlin and other readers.
 
-An axis is a word. `sizes` gives the words that a configuration fixes; the others (`SOURCE`,
-`BEAMS`, `CAPACITY`) are dynamic: the runtime resizes them. In a static build of a `.tflite` file
-they are fixed too, and there is a signature for each *bucket*, a choice of their sizes.
+`sizes` returns the axes that a configuration fixes. The others (`SOURCE`, `BEAMS`, `CAPACITY`) are
+dynamic: the runtime resizes them. A static build of a `.tflite` file fixes them, too, and has a
+signature for each *bucket* of sizes.
 
-    one         always 1: a signature call encodes one source
-    source      tokens of the source text
+    one         always 1: a call encodes one source
+    source      source tokens
     beams       sequences decoded in parallel
-    capacity    decoder positions a self-attention cache has room for
+    capacity    decoder positions in a self-attention cache
     heads       decoder attention heads
     head_size   width of one head
-    vocabulary  tokens the model knows
+    vocabulary  vocabulary size
     hidden      width of the encoder's and decoder's outputs
 
-The signatures of a SavedModel are batch-major throughout:
+The signatures of a SavedModel are batch-major:
 
-    batch       texts of one request, or of several that a server batched
-    target      tokens of a decoder sequence, the start token included
+    batch       texts of one request, or of several batched requests
+    target      tokens of a decoder sequence, including the start token
     sequences   sequences returned for each text, fixed at export
 """
 
@@ -36,20 +36,20 @@ BATCH, TARGET, SEQUENCES, HIDDEN = "batch", "target", "sequences", "hidden"
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """One input or output: its name, dtype ("int32", "float32" or "string") and named axes."""
+    """An input or output: its name, dtype ("int32", "float32" or "string") and named axes."""
 
     name: str
     dtype: str
     axes: tuple[str, ...]
 
     def shape(self, sizes: Mapping[str, int]) -> tuple[int | None, ...]:
-        """Return the size of each axis, None where `sizes` does not fix it."""
+        """Return the size of each axis, or None for an axis that `sizes` lacks."""
         return tuple(sizes.get(axis) for axis in self.axes)
 
 
 @dataclasses.dataclass(frozen=True)
 class Signature:
-    """One callable of an exported file: named inputs to named outputs."""
+    """A signature of an exported file, from named inputs to named outputs."""
 
     name: str
     inputs: tuple[Tensor, ...]
@@ -68,7 +68,7 @@ def sizes(config: BartConfig) -> dict[str, int]:
 
 
 def cross_tensors(config: BartConfig) -> tuple[Tensor, ...]:
-    """Return what `encode` hands to `decode`: keys and values of the source, per decoder layer."""
+    """Return the cross-attention keys and values of each decoder layer, which `encode` outputs."""
     return tuple(
         Tensor(f"cross_{part}_{layer}", "float32", (ONE, HEADS, SOURCE, HEAD_SIZE))
         for layer in range(config.decoder_layers)
@@ -77,7 +77,7 @@ def cross_tensors(config: BartConfig) -> tuple[Tensor, ...]:
 
 
 def cache_tensors(config: BartConfig, beams: str = BEAMS) -> tuple[Tensor, ...]:
-    """Return the self-attention caches, inputs and outputs of `decode`, per decoder layer."""
+    """Return the self-attention caches of each decoder layer, inputs and outputs of `decode`."""
     return tuple(
         Tensor(f"self_{part}_{layer}", "float32", (beams, HEADS, CAPACITY, HEAD_SIZE))
         for layer in range(config.decoder_layers)
@@ -86,11 +86,11 @@ def cache_tensors(config: BartConfig, beams: str = BEAMS) -> tuple[Tensor, ...]:
 
 
 def tflite_signatures(config: BartConfig) -> tuple[Signature, Signature, Signature]:
-    """Return the signatures of a `.tflite` file: `encode` once a text, one `decode` a token.
+    """Return the signatures of a `.tflite` file: `encode` runs once per text, `decode` per token.
 
-    `decode` steps several beams, `decode_single` one, with operators that are faster for one.
-    `position` counts decoder tokens from 0. `beam_index[k]` is the beam whose cache beam `k`
-    continues; it is applied before the step. `self_*` outputs are the whole updated caches.
+    `decode` steps several beams, `decode_single` one beam with faster operators. `position` counts
+    decoder tokens from 0. `beam_index[k]` is the beam whose cache beam `k` continues; caches are
+    reordered before the step. `self_*` outputs are complete updated caches.
     """
     mask = Tensor("encoder_padding_mask", "int32", (ONE, SOURCE))
     encode = Signature(
@@ -126,9 +126,9 @@ def decode_signature(
 
 @dataclasses.dataclass(frozen=True)
 class Bucket:
-    """A signature of a static build: one of `tflite_signatures` with its dynamic axes fixed.
+    """A signature of a static build: one of `tflite_signatures` with fixed axes.
 
-    `name` is the signature's in the file, `sizes` those of the dynamic axes that it has.
+    `name` is the name in the file, `sizes` has the sizes of the otherwise dynamic axes.
     """
 
     name: str
@@ -144,12 +144,12 @@ def static_buckets(
 ) -> tuple[Bucket, ...]:
     """Return the signatures of a static `.tflite` file.
 
-    `encode_S` for every source length, and for each of them `decode_S_K` for every number of
-    beams, which for a single beam is a `decode_single`. Names are for people: readers go by
-    `signature` and `sizes`.
+    These are `encode_S` for every source length, and `decode_S_K` for every source length and
+    number of beams (a `decode_single` for one beam). Readers must rely on `signature` and `sizes`,
+    not on names.
 
     Raises:
-        ConfigurationError: for a length beyond the model's positions.
+        ConfigurationError: if a length exceeds the model's positions.
     """
     longest = max(*source_lengths, target_length)
     if longest > config.max_sequence_length:
@@ -175,8 +175,8 @@ def static_buckets(
     )
 
 
-# What a request may set for each of its texts; a client of gRPC may leave any of them out. Names
-# are those of `config.GenerationConfig`; `early_stopping` is "true", "false" or "never".
+# Optional settings for each text of a request, named as in `config.GenerationConfig`;
+# `early_stopping` is "true", "false" or "never".
 GENERATION_INPUTS = (
     Tensor("max_length", "int32", (BATCH,)),
     Tensor("min_length", "int32", (BATCH,)),
@@ -187,14 +187,13 @@ GENERATION_INPUTS = (
 
 
 def saved_model_signatures() -> tuple[Signature, ...]:
-    """Return the signatures of a SavedModel: text in, text out, and every step between.
+    """Return the signatures of a SavedModel: text to text, and every step between.
 
-    Ids come with lengths, `(batch,)`, from which masks are made, so what a server pads a batch with
-    does not matter. `generate` returns `sequences` hypotheses a text, best first, padded with
-    the padding token to the longest. `score` gives the log-probability of each decoder token after
-    those before it, 0 for the first and beyond a sequence's length. Ids of `tokenize` have start
-    and end token and fit the model; `detokenize` leaves special tokens out. What is generated as
-    text does not begin with the space that only says that a word begins.
+    Masks are computed from lengths, so a server may pad a batch with any ids. `generate` returns
+    `sequences` hypotheses for each text, best first, padded with the padding token. `score` returns
+    the log-probability of each decoder token given the tokens before it, and 0 for the start token
+    and padding. `tokenize` adds the start and end tokens and truncates to the model's limit;
+    `detokenize` drops special tokens. Generated text has no leading space.
     """
     text = Tensor("text", "string", (BATCH,))
     source = (
@@ -245,11 +244,7 @@ def saved_model_signatures() -> tuple[Signature, ...]:
 
 
 def output_padding(pad_token_id: int) -> dict[str, int]:
-    """Return what fills the shorter rows of a SavedModel's outputs, by name of the output.
-
-    Those named are the ones whose rows differ in length: ids go on with the padding token, all
-    else with 0.
-    """
+    """Return the padding of shorter rows for each SavedModel output with rows of varying length."""
     return {
         tensor.name: pad_token_id if tensor.dtype == "int32" else 0
         for signature in saved_model_signatures()
@@ -260,13 +255,13 @@ def output_padding(pad_token_id: int) -> dict[str, int]:
 
 @dataclasses.dataclass(frozen=True)
 class StaticShapes:
-    """The buckets of a static build: lengths in tokens, start and end included.
+    """The buckets of a static build; lengths are in tokens, including start and end.
 
-    `source_lengths` and `num_beams` are ascending; there is an `encode` for every source length and
-    a `decode` for every pair. `target_length` is the room of a cache.
+    `source_lengths` and `num_beams` are sorted. There is an `encode` for every source length and a
+    `decode` for every pair; `target_length` is the capacity of a cache.
 
     Raises:
-        ConfigurationError: for a number below 1, or none.
+        ConfigurationError: if a number is below 1, or there is none.
     """
 
     source_lengths: tuple[int, ...]
@@ -287,10 +282,10 @@ class StaticShapes:
                 f"target_length must be at least 1, received {self.target_length}."
             )
 
-    def within(self, source_length: int) -> "StaticShapes":
-        """Return the shapes for a model whose sources never have more tokens than these.
+    def limited_to(self, source_length: int) -> "StaticShapes":
+        """Return the shapes for sources of at most `source_length` tokens.
 
-        What is longer is cut to that length: a longer bucket would never be full.
+        Longer buckets are shortened to that length, because they would never be full.
         """
         lengths = tuple(min(length, source_length) for length in self.source_lengths)
         return dataclasses.replace(self, source_lengths=lengths)

@@ -1,6 +1,6 @@
-"""The classes that `keras_hub.models` has for BART, under the same names.
+"""The BART classes of `keras_hub.models`, under the same names.
 
-`bart_export.models.Backbone.from_preset` finds out which class a preset is of.
+`bart_export.models.Backbone.from_preset` returns an instance of the preset's class.
 """
 
 from bart_export.model import Backbone, BartBackbone

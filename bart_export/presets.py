@@ -1,4 +1,4 @@
-"""Presets: the checkpoints that have names of their own. How one is fetched is in `checkpoints`."""
+"""The named presets. `checkpoints` downloads and reads them."""
 
 import dataclasses
 from pathlib import Path
@@ -10,10 +10,10 @@ ASSETS = Path(__file__).parent / "assets"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preset:
-    """A known preset; one without a `directory` in this package lies on a hub.
+    """A named preset, on a hub unless it has a `directory` in this package.
 
-    `parameters` counts trained values, the tied embedding once. `generation` are the settings the
-    original checkpoint shipped with, where the preset's own files do not hold them.
+    `parameters` counts the tied embedding once. `generation` has the original checkpoint's settings
+    if the preset's files lack them.
     """
 
     name: str
@@ -24,28 +24,23 @@ class Preset:
 
     @property
     def handle(self) -> str:
-        """Where the preset comes from, with its version; an embedded one's own name."""
+        """The hub's handle with its version, or the name of an embedded preset."""
         return self.name if self.directory else f"kaggle://keras/bart/keras/{self.name}/3"
 
     @property
     def aliases(self) -> tuple[str, ...]:
-        """The hubs' handles of its weights, without version."""
+        """The handles of its weights on the hubs, without version."""
         hubs = ("kaggle://keras/bart/keras/", "hf://keras/")
         return () if self.directory else tuple(f"{hub}{self.name}" for hub in hubs)
 
     def to_dict(self) -> dict[str, object]:
-        """Return the preset as KerasHub's `Backbone.presets` has it; an embedded one has no handle.
-
-        `metadata` has a `description`, the number of parameters as `params`, and the family of
-        models as `path`.
-        """
+        """Return the preset in the form of KerasHub's `Backbone.presets`."""
         metadata = {"description": self.description, "params": self.parameters, "path": "bart"}
         return {"metadata": metadata, "kaggle_handle": None if self.directory else self.handle}
 
 
-# What the original checkpoints at huggingface.co/facebook state; Keras presets leave it out. The
-# stored metadata of bart_large_en_cnn counts one row of the embedding too many; the count below is
-# that of its weights.
+# The settings of the original checkpoints at huggingface.co/facebook, which Keras presets lack. The
+# metadata of bart_large_en_cnn counts one row of the embedding too many; the count below does not.
 PRETRAINED = GenerationConfig(
     num_beams=4, no_repeat_ngram_size=3, early_stopping=True, forced_eos_token_id=2
 )

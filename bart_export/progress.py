@@ -1,8 +1,7 @@
-"""Output for a person: the progress of long work, tables, and generated texts.
+"""Terminal output: progress bars, tables and generated texts.
 
-A stage's name and a bar are shown on a terminal only. The bar is drawn on a copy of standard error,
-so that silencing native libraries (`quiet`) does not take it away. rich is imported when something
-is drawn.
+Bars are drawn only on a terminal, and on a copy of standard error, so that they stay visible while
+native libraries are silenced (`quiet`). rich is imported on first use.
 """
 
 import contextlib
@@ -21,11 +20,11 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 Stage = Callable[[str], None]
-WIDE = 200  # columns where no terminal says how many: in a file or a pipe no name is broken
+WIDE = 200  # columns of a file or pipe, so that no name is broken
 
 
 def console() -> "Console":
-    """Return a console on standard output, for which no text has markup or steers a terminal."""
+    """Return a console on standard output that escapes control characters and ignores markup."""
     from rich.console import Console
 
     class Plain(Console):
@@ -37,12 +36,12 @@ def console() -> "Console":
 
 
 def filled(title: str, heads: Sequence[str], lines: Iterable[Iterable[str]]) -> "Table":
-    """Return a table of lines whose cells but the first hold numbers."""
+    """Return a table of text cells; all columns but the first are numbers."""
     from rich import box
     from rich.table import Table
 
     made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    made.add_column(heads[0], overflow="fold")  # a name is broken before a number is
+    made.add_column(heads[0], overflow="fold")  # names are broken rather than numbers
     for head in heads[1:]:
         made.add_column(head, justify="right", no_wrap=True)
     for line in lines:
@@ -51,26 +50,26 @@ def filled(title: str, heads: Sequence[str], lines: Iterable[Iterable[str]]) -> 
 
 
 def say(text: str, *, end: str = "\n") -> None:
-    """Write a generated text to standard output; on a terminal, what would steer it is escaped."""
+    """Write a generated text to standard output; a terminal gets control characters escaped."""
     shown = printable_lines(text) if sys.stdout.isatty() else text
-    click.echo(shown + end, nl=False, color=True)  # or else click takes colours out of it
+    click.echo(shown + end, nl=False, color=True)  # otherwise click strips colours
 
 
 def counted(count: int, noun: str) -> str:
-    """Return a number of things in words: 1 beam, 4 beams."""
+    """Return a number with its noun: 1 beam, 4 beams."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 @contextlib.contextmanager
 def stages(total: int | None) -> Iterator[Stage]:
-    """Show a bar of `total` stages, None if nobody knows; the yielded function names the next."""
+    """Show a bar of `total` stages, or None if unknown; the yielded function starts the next."""
     if not sys.stderr.isatty():
         yield lambda name: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    encoding, errors = sys.stderr.encoding, "replace"  # a bar may be of other characters
+    encoding, errors = sys.stderr.encoding, "replace"  # the encoding may lack the bar's characters
     with os.fdopen(os.dup(2), "w", encoding=encoding, errors=errors) as terminal:
         columns = (
             TextColumn("{task.description}"),
@@ -84,7 +83,7 @@ def stages(total: int | None) -> Iterator[Stage]:
             console=console,
             transient=True,
             redirect_stdout=False,
-            redirect_stderr=False,  # rich would print what is meant to be silenced
+            redirect_stderr=False,  # rich would print the silenced output
         )
         with progress:
             bar = progress.add_task("", total=total)

@@ -1,9 +1,8 @@
-"""Silence for native libraries that write to standard error whatever Python says.
+"""Silences native libraries, which bypass Python and log to file descriptor 2.
 
-TensorFlow, XNNPACK and LiteRT log from C++ straight to file descriptor 2. `native_stderr_silenced`
-points that descriptor at a temporary file for the length of a block. When the block fails, what was
-written is replayed, because then it may explain the failure, unless the error is one that explains
-itself: one of this package, of the system, or Ctrl-C.
+`native_stderr_silenced` redirects that descriptor to a temporary file for the length of a block. If
+the block fails, the log is replayed, because it may explain the failure, unless the error explains
+itself: a `BartExportError`, an `OSError` or Ctrl-C.
 """
 
 import contextlib
@@ -16,14 +15,13 @@ from typing import IO
 
 from bart_export.errors import BartExportError
 
-# The descriptor is the process's: of two threads that point it elsewhere at once, the second would
-# point it back to where the first had it.
+# Without a lock, two threads would redirect the process's descriptor to each other's file.
 DESCRIPTOR = threading.RLock()
 
 
 @contextlib.contextmanager
 def native_stderr_silenced() -> Iterator[None]:
-    """Keep what native code writes to standard error from the user, unless the block raises.
+    """Hide the native output on standard error, unless the block raises.
 
     Blocks of several threads run one after another.
     """
@@ -32,11 +30,11 @@ def native_stderr_silenced() -> Iterator[None]:
 
 
 def silenced() -> Iterator[None]:
-    """Yield once, while descriptor 2 points to a temporary file."""
+    """Redirect descriptor 2 to a temporary file until the generator continues."""
     sys.stderr.flush()
     try:
         original = os.dup(2)
-    except OSError:  # no standard error to protect, as under pythonw
+    except OSError:  # there is no standard error, as under pythonw
         yield
         return
     with temporary_file() as spool:
@@ -56,7 +54,7 @@ def silenced() -> Iterator[None]:
 
 
 def temporary_file() -> IO[bytes]:
-    """Return an unnamed file, or the null device where there is no room for one."""
+    """Return an unnamed file, or the null device if none can be made."""
     try:
         return tempfile.TemporaryFile()
     except OSError:
@@ -64,7 +62,7 @@ def temporary_file() -> IO[bytes]:
 
 
 def restore(original: int) -> None:
-    """Point descriptor 2 back to `original`, and close the copy."""
+    """Restore descriptor 2 from `original`, and close that copy."""
     sys.stderr.flush()
     os.dup2(original, 2)
     os.close(original)

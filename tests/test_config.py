@@ -96,7 +96,7 @@ def test_values_are_shown_as_json_writes_them():
         ("Error: x: no such file.\n", 2, "x: no such file."),
         ("KeyError: 'x'", 1, "KeyError: 'x'"),  # nobody foresaw it
         ("", 3, "exit code 3"),
-        ("half a line", -11, "it was ended by SIGSEGV"),
+        ("half a line", -11, "it was killed by SIGSEGV"),
     ],
 )
 def test_what_a_process_said_last_has_no_class_of_ours(said, exit_code, words):

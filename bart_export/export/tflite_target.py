@@ -38,7 +38,7 @@ def export_tflite(model: Model, options: TfliteOptions, draft: Draft, stage: Sta
     """Write `tflite/<recipe>.tflite` for each recipe, or `<recipe>.static.tflite` with shapes."""
     config, shapes = model.info.config, options.shapes
     if shapes is not None:
-        shapes = shapes.within(model.info.encoder_sequence_length)
+        shapes = shapes.limited_to(model.info.encoder_sequence_length)
     recipes = [with_bounds(recipe, options.tolerance) for recipe in options.recipes]
     require_fitting(model.info, recipes, shapes)
     texts = CalibrationTexts.choose(options.calibration_data, model.directory)

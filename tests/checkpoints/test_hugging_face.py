@@ -313,4 +313,4 @@ def test_rows_that_no_token_has_are_left_out_where_there_is_a_tokenizer(director
 def test_a_special_token_among_rows_that_no_token_has_is_refused(tmp_path):
     padded = copy(tmp_path / "padded", CASES / "padded-rows-generated")
     edit_json(padded / "generation_config.json", decoder_start_token_id=280)
-    assert "decoder_start_token_id must be in 0 to 266" in refusal(padded)
+    assert "decoder_start_token_id must be a token id from 0 to 266" in refusal(padded)

@@ -87,7 +87,11 @@ def test_a_task_goes_before_generation_config_json(directory):
         ("qa", 'received "qa". It has: none', ConfigurationError),
         ({"qa": 3, "sum": {}}, 'received "qa". It has: sum', ConfigurationError),
         ({"qa": {"num_beams": "4"}}, "num_beams must be an integer", CheckpointError),
-        ({"qa": {"eos_token_id": 5000}}, "eos_token_id must be in 0 to 1023", CheckpointError),
+        (
+            {"qa": {"eos_token_id": 5000}},
+            "eos_token_id must be a token id from 0 to 1023",
+            CheckpointError,
+        ),
         ({"qa": {"bad_words_ids": [[5]]}}, "bad_words_ids=[[5]]", CheckpointError),
     ],
 )

@@ -155,13 +155,12 @@ public data class GenerationConfig(
         )
     }
 
-    /** Raises [ConfigurationError] if a token id of the settings is none of the model's. */
+    /** Raises [ConfigurationError] if a token id is not one of the model's. */
     public fun checkTokenIds(vocabularySize: Int) {
         for ((name, tokenId) in tokenIds()) {
             require(
                 tokenId < vocabularySize,
-                "$name must be in 0 to ${vocabularySize - 1}, the model's tokens, received " +
-                    "$tokenId.",
+                "$name must be a token id from 0 to ${vocabularySize - 1}, received $tokenId.",
             )
         }
     }
@@ -180,8 +179,7 @@ public data class GenerationConfig(
     ): GenerationConfig {
         require(
             maxLength == null || maxNewTokens == null,
-            "max_length and max_new_tokens are two ways to say the same, received both. Give one " +
-                "of them.",
+            "max_length and max_new_tokens set the same length, received both. Give only one.",
         )
         val longest = maxLength ?: maxNewTokens?.plus(1) ?: this.maxLength
         val beams = numBeams ?: this.numBeams

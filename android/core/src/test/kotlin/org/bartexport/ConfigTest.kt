@@ -85,7 +85,7 @@ class ConfigTest {
         generation.checkTokenIds(8)
         val error = assertFailsWith<ConfigurationError> { generation.checkTokenIds(7) }
         assertEquals(
-            "forced_eos_token_id must be in 0 to 6, the model's tokens, received 7.",
+            "forced_eos_token_id must be a token id from 0 to 6, received 7.",
             error.message,
         )
     }

@@ -181,7 +181,7 @@ class GeneratorTest {
         ),
         ConfigurationError::class to listOf(
             Refusal(
-                "eos_token_id must be in 0 to 260, the model's tokens, received 261.",
+                "eos_token_id must be a token id from 0 to 260, received 261.",
                 generation = GenerationConfig(eosTokenIds = listOf(261)),
             ),
         ),
