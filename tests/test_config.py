@@ -38,7 +38,7 @@ def test_new_tokens_do_not_count_the_start_token():
     assert CNN.replace(max_new_tokens=8) == CNN.replace(max_length=9)
     assert CNN.replace(max_new_tokens=99, min_new_tokens=7).min_length == 8
     assert CNN.replace(max_new_tokens=None) == CNN
-    assert "two ways" in refusal(CNN.replace, max_new_tokens=8, max_length=9)
+    assert "set the same length" in refusal(CNN.replace, max_new_tokens=8, max_length=9)
     for wrong in (0, True, "8", 2.5):
         assert "max_new_tokens must be an integer" in refusal(CNN.replace, max_new_tokens=wrong)
 

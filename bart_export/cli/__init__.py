@@ -1,4 +1,4 @@
-"""The command line: a module for each command, and here what several of them share."""
+"""The command line, a module per command; this one has the options that commands share."""
 
 import contextlib
 import importlib.util
@@ -17,10 +17,10 @@ from bart_export.progress import Stage
 from bart_export.recipes import metrics
 from bart_export.recipes.table import LITERT
 
-Value: TypeAlias = Any  # of a parameter, as click has it
+Value: TypeAlias = Any  # of a click parameter
 Values = Mapping[str, Value]
 Decorator = Callable[[Callable[..., Value]], Callable[..., Value]]
-if TYPE_CHECKING:  # not all releases of click have a generic class
+if TYPE_CHECKING:  # the class is not generic in all releases of click
     ParamType = click.ParamType[Value]
 else:
     ParamType = click.ParamType
@@ -39,13 +39,13 @@ EXPORT_PACKAGES = {
 
 
 class Seconds(click.FloatRange):
-    """A time of at most thirty years: the clocks of the platform do not reach much farther."""
+    """A time of at most thirty years, which every platform's clock can represent."""
 
     def __init__(self, *, min_open: bool = False) -> None:
         super().__init__(0, 1_000_000_000, min_open=min_open)
 
     def convert(self, value: Value, param: Value, ctx: Value) -> float:
-        """Return the number; NaN, which no range refuses, is none."""
+        """Return the number, or refuse NaN, which ranges accept."""
         number: float = super().convert(value, param, ctx)
         if math.isnan(number):
             self.fail(f"{value!r} is not a number of seconds.", param, ctx)
@@ -53,7 +53,7 @@ class Seconds(click.FloatRange):
 
 
 class Engine(ParamType):
-    """One of the engines that a command can use; litert may be called by its package's name."""
+    """The name of an engine; LiteRT's package name is an alias of litert."""
 
     name = "engine"
 
@@ -61,7 +61,7 @@ class Engine(ParamType):
         self.engines = engines
 
     def get_metavar(self, param: Value, ctx: Value = None) -> str:
-        """Return the engines, as a choice has them."""
+        """Return the choices for `--help`."""
         return f"[{'|'.join(self.engines)}]"
 
     def convert(self, value: Value, param: Value, ctx: Value) -> str:
@@ -77,8 +77,8 @@ class Engine(ParamType):
         return name
 
 
-def stacked(*options: Decorator) -> Decorator:
-    """Return several options as one decorator; `--help` has them in their order."""
+def combined(*options: Decorator) -> Decorator:
+    """Return one decorator for several options, in the order of `--help`."""
 
     def decorate(command: Callable[..., Value]) -> Callable[..., Value]:
         for option in reversed(options):
@@ -88,54 +88,54 @@ def stacked(*options: Decorator) -> Decorator:
     return decorate
 
 
-def values(*names: str, kind: ParamType = click.STRING, **settings: Value) -> Decorator:
-    """Return an option that takes several values, with commas between them.
+def list_option(*names: str, kind: ParamType = click.STRING, **settings: Value) -> Decorator:
+    """Return an option with comma-separated values, which may also be repeated.
 
-    The option may also be repeated. The command receives a tuple, () where it is not given.
+    The command receives a tuple, which is empty by default.
     """
 
-    def split(context: click.Context, option: click.Parameter, given: tuple[str, ...]) -> Value:
-        words = (word for text in given for word in text.split(","))
+    def split(context: click.Context, option: click.Parameter, lists: tuple[str, ...]) -> Value:
+        words = (word for text in lists for word in text.split(","))
         return tuple(kind.convert(word, option, context) for word in words)
 
     return click.option(*names, multiple=True, callback=split, **settings)
 
 
-def texts(flag: str, use: str, default: str, references: bool = True) -> Decorator:
-    """Return an option that names a file of texts."""
+def texts_option(flag: str, use: str, default: str, references: bool = True) -> Decorator:
+    """Return an option for a file of texts."""
     optional = ' and optionally a "reference"' if references else ""
     return click.option(
         flag,
         type=PATH,
         metavar="FILE.jsonl",
-        help=f'Texts to {use}: objects with a "text"{optional}. {default}',
+        help=f'Texts to {use}: JSON objects with a "text"{optional}. {default}',
     )
 
 
-def bounds(flag: str, use: str, **settings: Value) -> Decorator:
-    """Return an option that takes bounds on metrics."""
+def bounds_option(flag: str, use: str, **settings: Value) -> Decorator:
+    """Return an option for bounds on metrics."""
     names = f"NAME is one of {', '.join(metrics.METRICS)}."
-    return values(flag, metavar="NAME=VALUE,...", help=f"{use} {names}", **settings)
+    return list_option(flag, metavar="NAME=VALUE,...", help=f"{use} {names}", **settings)
 
 
-TOLERANCE = bounds("--tolerance", "Bounds to use instead of the recipe's.")
+TOLERANCE = bounds_option("--tolerance", "Bounds to use instead of the recipe's.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 def print_json(content: object) -> None:
-    """Print JSON, of which nothing steers a terminal."""
+    """Print JSON with control characters escaped."""
     click.echo(printable_lines(json.dumps(content, ensure_ascii=False, indent=1)))
 
 
 def require(what: str, packages: Mapping[str, str], extra: str) -> None:
-    """Raise MissingExtra for the first module that cannot be found; none is imported.
+    """Raise MissingExtra if a module cannot be found; modules are not imported.
 
-    `packages` has the package of each module, `extra` is what installs them.
+    `packages` maps modules to their packages, which the extra installs.
     """
     for module, package in packages.items():
         try:
             found = importlib.util.find_spec(module) is not None
-        except (ModuleNotFoundError, ValueError):  # of the package that would hold it
+        except (ModuleNotFoundError, ValueError):  # its parent package is missing
             found = False
         if not found:
             raise MissingExtra(what, package, extra)
@@ -143,7 +143,7 @@ def require(what: str, packages: Mapping[str, str], extra: str) -> None:
 
 @contextlib.contextmanager
 def loading_tensorflow(stage: Stage) -> Iterator[None]:
-    """Import what imports TensorFlow and Keras in a block, without their messages."""
+    """Silence TensorFlow and Keras while a block imports them."""
     from bart_export.quiet import native_stderr_silenced
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

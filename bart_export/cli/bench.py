@@ -1,20 +1,20 @@
-"""`bart-export bench`: tables or JSON of what was measured of an artifact."""
+"""`bart-export bench`: measurements of an artifact as tables or JSON."""
 
 import pathlib
 from typing import TYPE_CHECKING
 
 import click
 
-from bart_export.cli import COUNT, PATH, THREADS, Engine, Seconds, Value, print_json, values
+from bart_export.cli import COUNT, PATH, THREADS, Engine, Seconds, Value, list_option, print_json
 from bart_export.errors import MissingExtra
 from bart_export.progress import console
 
 if TYPE_CHECKING:
     from rich.console import Group
 
-# A report as JSON has it, and its tables.
+# A report as a JSON object, and its tables.
 Measured = tuple[dict[str, object], list["Group"]]
-# Options of the files' measurement alone, and of the servers' alone.
+# Options that only apply to files, and those that only apply to servers.
 OF_FILES = {"recipes": "--recipe", "num_beams": "--num-beams", "compare": "--compare"}
 OF_SERVERS = {
     "engines": "--engine",
@@ -22,45 +22,43 @@ OF_SERVERS = {
     "queue_size": "--queue-size",
     "overload_seconds": "--overload",
 }
-# Parameters of the files' measurement that are lists, and what they are for a server.
+# Lists for files of which a server takes one value, with its parameter's name.
 ONCE = {"sources": ("--source", "source"), "num_threads": ("--threads", "num_threads")}
 
 
 @click.command()
 @click.argument("artifact", type=PATH)
-@click.option("--serve", is_flag=True, help="Measure a server of the artifact.")
-@values("--recipe", "recipes", metavar="RECIPE,...", help="Files to measure. Default: all.")
-@values(
+@click.option("--serve", is_flag=True, help="Measure servers of the artifact.")
+@list_option("--recipe", "recipes", metavar="RECIPE,...", help="Files to measure. Default: all.")
+@list_option(
     "--source",
     "sources",
     kind=COUNT,
     metavar="N,...",
-    help="Source tokens. Default: 64,512; with --serve 256, and 512 for batches; fewer if the "
-    "model has no room for them.",
+    help="Source tokens. Default: 64,512; with --serve 256, and 512 for batches; lowered to the "
+    "model's limit.",
 )
-@values(
+@list_option(
     "--num-beams",
     kind=COUNT,
     metavar="N,...",
-    help="Numbers of beams. Default: 1,4. Those of a server are fixed.",
+    help="Numbers of beams. Default: 1,4. Not with --serve.",
 )
 @click.option(
     "--new-tokens",
     type=COUNT,
-    help="Tokens to generate. Default: 64; with --serve 32, and 64 for batches; fewer if the "
-    "model has no room for them.",
+    help="Tokens to generate. Default: 64; with --serve 32, and 64 for batches; lowered to the "
+    "model's limit.",
 )
-@click.option(
-    "--runs", type=COUNT, default=7, show_default=True, help="Number of runs for each median."
-)
-@values(
+@click.option("--runs", type=COUNT, default=7, show_default=True, help="Number of runs per median.")
+@list_option(
     "--threads",
     "num_threads",
     kind=THREADS,
     metavar="N,...",
-    help="Numbers of threads. Default: one for a small model, all cores for a larger one.",
+    help="Numbers of threads. Default: 1 for a small model, all cores for a larger one.",
 )
-@values(
+@list_option(
     "--engine",
     "engines",
     kind=Engine("litert", "tensorflow"),
@@ -68,30 +66,30 @@ ONCE = {"sources": ("--source", "source"), "num_threads": ("--threads", "num_thr
     help="Engines to serve with. Default: all that the artifact has files for.",
 )
 @click.option("--workers", type=THREADS, help="Calls that a server runs in parallel.")
-@click.option("--queue-size", type=click.IntRange(min=0), help="Calls that may wait in a server.")
+@click.option(
+    "--queue-size", type=click.IntRange(min=0), help="Calls that may wait in a server's queue."
+)
 @click.option(
     "--overload",
     "overload_seconds",
     type=Seconds(min_open=True),
     metavar="SECONDS",
-    help="With --serve: finally send each server twice the load that it can answer for so many "
-    "seconds.",
+    help="With --serve: also send each server twice the load that it can answer, for this time.",
 )
 @click.option(
     "--compare",
     type=PATH,
     metavar="OTHER.json",
-    help="An earlier report of --json, from this machine or another: also print the new figures as "
-    "multiples of it.",
+    help="Also print the ratios to an earlier report of --json, from this machine or another.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 def bench(artifact: pathlib.Path, serve: bool, as_json: bool, **options: Value) -> None:
-    """Measure sizes, opening, memory, encoding, decoding and tokens per second of an artifact.
+    """Measure an artifact: sizes, openings, memory, and speed of encoding and decoding.
 
-    A file is opened for the first time (hashing, packing weights), cold (from disk) and warm.
+    Files are opened for the first time (hashing, packing weights), cold (from disk) and warm. With
+    --serve, the overhead and the throughput of servers are measured instead.
 
-    With --serve, measure the overhead and the throughput of a server. Configurations take turns,
-    and figures are medians; compare figures of one run only.
+    Configurations take turns, and figures are medians. Only compare figures of the same run.
     """
     given = {name: value for name, value in options.items() if value not in (None, ())}
     for name, flag in (OF_FILES if serve else OF_SERVERS).items():
@@ -106,7 +104,7 @@ def bench(artifact: pathlib.Path, serve: bool, as_json: bool, **options: Value) 
 
 
 def measure_files(artifact: pathlib.Path, given: dict[str, Value]) -> Measured:
-    """Measure an artifact's files; return the report as JSON, and its tables."""
+    """Measure an artifact's files; return the report as a JSON object, and its tables."""
     from bart_export.bench import rows
     from bart_export.bench.bench import bench as measure
 
@@ -120,7 +118,7 @@ def measure_files(artifact: pathlib.Path, given: dict[str, Value]) -> Measured:
 
 
 def measure_server(artifact: pathlib.Path, given: dict[str, Value]) -> Measured:
-    """Measure how an artifact is served; return the report as JSON, and its tables."""
+    """Measure an artifact's servers; return the report as a JSON object, and its tables."""
     for name, (flag, parameter) in ONCE.items():
         if name in given:
             numbers = given.pop(name)

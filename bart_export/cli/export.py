@@ -1,7 +1,6 @@
-"""The export on the command line.
+"""`bart-export --preset … --target …`: an export and its options.
 
-Which options a target takes is a table; those of another target are refused by name. Everything
-heavy is imported when an export runs.
+The table `TARGETS` has the options of each target. Heavy modules are imported when an export runs.
 """
 
 import dataclasses
@@ -34,73 +33,77 @@ if TYPE_CHECKING:
 
 ALL = "all"
 SHAPES = ("dynamic", "static")
-# Of a static build, where the command line does not say.
+# Defaults of a static build.
 SOURCE_LENGTHS, TARGET_LENGTH, NUM_BEAMS = (128, 512), 128, (1, 4)
 
 
-def listed(numbers: Sequence[int]) -> str:
-    """Return numbers as the command line has them."""
+def comma_separated(numbers: Sequence[int]) -> str:
+    """Return numbers as a list on the command line."""
     return ",".join(map(str, numbers))
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """What a target's options are made by, the options it takes, and how to try what was made."""
+    """A target: how to make its `Options`, the flags it takes, and a command to try it."""
 
     make: Callable[[Values], Options]
     takes: tuple[str, ...]
     trial: str
 
 
-def tflite_options(given: Values) -> TfliteOptions:
-    """Return what the command line says about `.tflite` files."""
-    recipes = chosen_recipes(given.get("recipes", ()))
-    if "android" in given and len(recipes) > 1:
+def tflite_options(values: Values) -> TfliteOptions:
+    """Return the options of a TFLite export."""
+    recipes = chosen_recipes(values.get("recipes", ()))
+    if "android" in values and len(recipes) > 1:
         names = ", ".join(recipe.name for recipe in recipes)
         raise click.UsageError(
-            f"--android takes one recipe, for an app carries one model; received {names}."
+            f"--android takes one recipe, because an app carries one model; received {names}."
         )
     return TfliteOptions(
         recipes,
-        static_shapes(given),
-        given.get("calibration_data"),
-        given.get("data"),
-        metrics.parse(given.get("tolerance", ())),
+        static_shapes(values),
+        values.get("calibration_data"),
+        values.get("data"),
+        metrics.parse(values.get("tolerance", ())),
     )
 
 
-def static_shapes(given: Values) -> StaticShapes | None:
-    """Return the buckets of a static build, None for a dynamic one."""
-    shapes = given.get("shapes", "static" if "android" in given else "dynamic")
-    if "android" in given and shapes != "static":
+def static_shapes(values: Values) -> StaticShapes | None:
+    """Return the buckets of a static build, or None for a dynamic one."""
+    shapes = values.get("shapes", "static" if "android" in values else "dynamic")
+    if "android" in values and shapes != "static":
         raise click.UsageError("--android needs --shapes static, which it implies.")
     if shapes == "static":
         return StaticShapes(
-            given.get("source_lengths", SOURCE_LENGTHS),
-            given.get("target_length", TARGET_LENGTH),
-            given.get("num_beams", NUM_BEAMS),
+            values.get("source_lengths", SOURCE_LENGTHS),
+            values.get("target_length", TARGET_LENGTH),
+            values.get("num_beams", NUM_BEAMS),
         )
     for name in ("source_lengths", "target_length", "num_beams"):
-        if name in given:
+        if name in values:
             raise click.UsageError(f"{flag(name)} needs --shapes static.")
     return None
 
 
-def saved_model_options(given: Values) -> SavedModelOptions:
-    """Return what the command line says about a SavedModel."""
-    beams = given.get("num_beams", (None,))
+def saved_model_options(values: Values) -> SavedModelOptions:
+    """Return the options of a SavedModel export."""
+    beams = values.get("num_beams", (None,))
     if len(beams) > 1:
-        raise click.UsageError("A SavedModel has one number of beams: give --num-beams one.")
-    return SavedModelOptions(**{**given, "num_beams": beams[0]})
+        raise click.UsageError(
+            "A SavedModel has a fixed number of beams: give --num-beams a single value."
+        )
+    return SavedModelOptions(**{**values, "num_beams": beams[0]})
 
 
-def edgetpu_options(given: Values) -> EdgeTpuOptions:
-    """Return what the command line says about segments for the Edge TPU."""
-    lengths = given.get("source_lengths", (EdgeTpuOptions.source_length,))
+def edgetpu_options(values: Values) -> EdgeTpuOptions:
+    """Return the options of an export for the Edge TPU."""
+    lengths = values.get("source_lengths", (EdgeTpuOptions.source_length,))
     if len(lengths) > 1:
-        raise click.UsageError("Segments have one length: give --source-lengths one number.")
-    bounds = metrics.parse(given.get("tolerance", ()))
-    return EdgeTpuOptions(lengths[0], given.get("calibration_data"), bounds)
+        raise click.UsageError(
+            "Segments have a fixed length: give --source-lengths a single value."
+        )
+    bounds = metrics.parse(values.get("tolerance", ()))
+    return EdgeTpuOptions(lengths[0], values.get("calibration_data"), bounds)
 
 
 TARGETS = {
@@ -123,12 +126,11 @@ TARGETS = {
         'generate {} --engine edgetpu "…"',
     ),
 }  # fmt: skip
-export_options = cli.stacked(
+export_options = cli.combined(
     click.option(
         "--preset",
-        help="What to export: a name of `bart-export presets`, a directory with a "
-        "Keras preset or a Hugging Face checkpoint, hf://ORG/MODEL, or "
-        "kaggle://ORG/MODEL/keras/VARIANT.",
+        help="The model: a name from `bart-export presets`, a directory with a Keras preset or a "
+        "Hugging Face checkpoint, hf://ORG/MODEL, or kaggle://ORG/MODEL/keras/VARIANT.",
     ),
     click.option("--target", type=click.Choice(list(TARGETS)), help="Format to export to."),
     click.option(
@@ -136,19 +138,19 @@ export_options = cli.stacked(
         help="Use the generation settings of this task in the checkpoint's config.json "
         "(task_specific_params), for example summarization.",
     ),
-    cli.values(
+    cli.list_option(
         "--recipe",
         "recipes",
         metavar="RECIPE,...",
-        help="How to store a .tflite file's weights; a file for each recipe. One of "
+        help="How to store the weights of a .tflite file; one file per recipe: "
         f"{', '.join(table.RECIPES)}, a recipe file NAME.json, or {ALL}. "
         f"Default: {table.DEFAULT}.",
     ),
     click.option(
         "--shapes",
         type=click.Choice(SHAPES),
-        help="dynamic, the default: the inputs of a .tflite file can be resized. static: they have "
-        "the sizes of the following options, for GPUs, NPUs and Android.",
+        help="dynamic, the default: the inputs of a .tflite file can be resized. static: their "
+        "sizes are fixed by the following options, for GPUs, NPUs and Android.",
     ),
     click.option(
         "--android",
@@ -157,15 +159,14 @@ export_options = cli.stacked(
         flag_value=str(ASSETS),
         metavar="[DIRECTORY]",
         help="Also write a bundle for an Android app, with a static build of one recipe, to this "
-        f"directory. Default, in a clone of bart-export: {ASSETS}. "
-        "Implies --shapes static.",
+        f"directory. Default, in a clone of bart-export: {ASSETS}. Implies --shapes static.",
     ),
-    cli.values(
+    cli.list_option(
         "--source-lengths",
         kind=COUNT,
         metavar="N,...",
-        help="Source lengths of a static file in tokens, at most what the preset reads; default: "
-        f"{listed(SOURCE_LENGTHS)}. With --target edgetpu one number, the tokens per "
+        help="Source lengths of a static file in tokens, up to the preset's limit; default: "
+        f"{comma_separated(SOURCE_LENGTHS)}. With --target edgetpu a single value, the tokens per "
         f"call of a segment; default: {EdgeTpuOptions.source_length}.",
     ),
     click.option(
@@ -173,25 +174,25 @@ export_options = cli.stacked(
         type=COUNT,
         help=f"Maximum number of tokens that a static file generates. Default: {TARGET_LENGTH}.",
     ),
-    cli.values(
+    cli.list_option(
         "--num-beams",
         kind=COUNT,
         metavar="N,...",
-        help="Numbers of beams. One for a SavedModel; default: the preset's. One or more for a "
-        f"static file; default: {listed(NUM_BEAMS)}.",
+        help="Numbers of beams: one for a SavedModel, default: the preset's; one or more for a "
+        f"static file, default: {comma_separated(NUM_BEAMS)}.",
     ),
-    cli.texts(
+    cli.texts_option(
         "--calibration-data",
         "calibrate static recipes with",
-        "Default: those of the preset.",
+        "Default: the preset's.",
         references=False,
     ),
-    cli.texts("--data", "verify .tflite files with", "Default: three texts of bart-export."),
+    cli.texts_option("--data", "verify .tflite files with", "Default: three built-in texts."),
     cli.TOLERANCE,
     click.option(
         "--dtype",
         type=click.Choice(DTYPES),
-        help="How a SavedModel stores its matrices. Default: float32.",
+        help="Data type of a SavedModel's matrices. Default: float32.",
     ),
     click.option(
         "--num-return-sequences",
@@ -219,11 +220,11 @@ def run(
     task: str | None = None,
     **values: Value,
 ) -> None:
-    """Export as the options of `export_options` say."""
+    """Export with the values of `export_options`."""
     if preset is None or target is None:
         missing = "--preset" if preset is None else "--target"
         raise click.UsageError(f"An export needs --preset and --target; {missing} is missing.")
-    given = options_given(values)
+    given = given_options(values)
     for name in given:
         if name not in TARGETS[target].takes:
             owners = " and ".join(other for other, row in TARGETS.items() if name in row.takes)
@@ -237,18 +238,18 @@ def run(
     export_to(preset, target, options, output, android, task)
 
 
-def options_given(values: Values) -> dict[str, Value]:
-    """Return those options that were given, by the names of their parameters."""
+def given_options(values: Values) -> dict[str, Value]:
+    """Return the options that were given, by parameter name."""
     return {name: value for name, value in values.items() if value not in (None, ())}
 
 
 def flag(name: str) -> str:
-    """Return how an option is spelled."""
+    """Return the flag of a parameter."""
     return "--recipe" if name == "recipes" else f"--{name.replace('_', '-')}"
 
 
 def chosen_recipes(names: Sequence[str]) -> tuple[table.Recipe, ...]:
-    """Return the recipes of some names and files, each once."""
+    """Return the recipes with these names or files, without duplicates."""
     if ALL in names:
         files = [name for name in names if name.endswith(".json")]
         names = [*table.RECIPES, *files]
@@ -268,7 +269,7 @@ def export_to(
     android: pathlib.Path | None = None,
     task: str | None = None,
 ) -> None:
-    """Run an export with progress, bundle it where that is asked, and say what was made."""
+    """Run an export with progress, write the Android bundle if requested, and print a summary."""
     from bart_export.artifact import bundle
     from bart_export.artifact.artifact import check_replaceable
     from bart_export.checkpoints.resolve import resolve_preset
@@ -278,7 +279,7 @@ def export_to(
     cli.require("Exporting", cli.EXPORT_PACKAGES, "export")
     recipes = options.recipes if isinstance(options, TfliteOptions) else ()
     with stages(8 + 2 * len(recipes) + (android is not None) if recipes else 9) as stage:
-        # What is wrong with an argument is said before TensorFlow takes its seconds to load.
+        # Check all arguments before TensorFlow is loaded, which takes seconds.
         resolved = resolve_preset(preset, task, stage)
         check_replaceable(pathlib.Path(os.path.realpath(output)))
         for name in ("data", "calibration_data"):
@@ -290,7 +291,7 @@ def export_to(
             from bart_export.export.pipeline import export_resolved
         artifact = export_resolved(resolved, options, output, stage)
         if android is not None:
-            stage("bundle it for Android")
+            stage("write the Android bundle")
             bundled = bundle.write(artifact, recipes[0].name, android)
     click.echo(f"Exported {preset} to {output}")
     for note in artifact.manifest.notes:
@@ -308,14 +309,14 @@ def export_to(
 
 
 def bundle_lines(bundled: "Artifact") -> Iterator[str]:
-    """Yield the lines about a bundle: where it lies and what it takes, and a limit it is beyond."""
+    """Yield the location and size of a bundle, and a warning if it exceeds a limit."""
     from bart_export.artifact import bundle
 
     size = bundle.size(bundled)
     use = (
         "Open android/ in Android Studio to build the app."
         if bundled.directory == ASSETS
-        else "An app has it as assets/bart; see android/README.md of bart-export."
+        else "An app needs it as assets/bart; see android/README.md of bart-export."
     )
     yield (
         f"Bundle for Android: {bundled.directory}, {bundle.megabytes(size)}, and as much again on "
@@ -326,7 +327,7 @@ def bundle_lines(bundled: "Artifact") -> Iterator[str]:
 
 
 def default_output(preset: str) -> pathlib.Path:
-    """Return where a preset's artifact goes: artifacts/ and the last part of its name."""
+    """Return the default output: artifacts/ and the last part of the preset's name."""
     parts = [part for part in preset.split("@")[0].split("/") if part not in ("", ".", "..")]
     if preset.startswith("kaggle://") and parts[-1].isdigit():
         parts.pop()

@@ -1,4 +1,4 @@
-"""`bart-export generate`, which runs where there is no TensorFlow."""
+"""`bart-export generate`, which does not need TensorFlow."""
 
 import contextlib
 import functools
@@ -27,22 +27,22 @@ GENERATION_OPTIONS: tuple[tuple[str, Value, str], ...] = (
     ("min_length", int, "Minimum number of tokens before the end token."),
     ("num_beams", int, "Number of beams; 1 is greedy search."),
     ("num_return_sequences", int, "Number of texts to return for each source."),
-    ("length_penalty", float, "Exponent of the length, by which a beam's score is divided."),
-    ("early_stopping", click.Choice(["true", "false", "never"]), "When beam search ends."),
-    ("no_repeat_ngram_size", int, "No n-gram of this size may occur twice; 0 for no limit."),
-    ("repetition_penalty", float, "Above 1, tokens that occurred become less likely."),
-    ("do_sample", bool, "Sample tokens instead of taking the most likely one."),
-    ("temperature", float, "Below 1, sampling prefers likely tokens more strongly."),
-    ("top_k", int, "Sample among this many most likely tokens; 0 for all."),
-    ("top_p", float, "Sample among the most likely tokens with this total probability."),
-    ("seed", int, "Makes sampling reproducible."),
+    ("length_penalty", float, "Beam scores are divided by the length to this power."),
+    ("early_stopping", click.Choice(["true", "false", "never"]), "When beam search stops."),
+    ("no_repeat_ngram_size", int, "Never repeat an n-gram of this size; 0 for no limit."),
+    ("repetition_penalty", float, "Values above 1 make repeated tokens less likely."),
+    ("do_sample", bool, "Sample tokens instead of choosing the most likely one."),
+    ("temperature", float, "Values below 1 make sampling prefer likely tokens."),
+    ("top_k", int, "Sample from this many most likely tokens; 0 for all."),
+    ("top_p", float, "Sample from the most likely tokens with this total probability."),
+    ("seed", int, "Random seed, for reproducible samples."),
 )
 EARLY_STOPPING = {"true": True, "false": False, "never": "never"}
-FLAGS = ("truncate", "allow_empty", "special_tokens")  # what becomes of a text, and no setting
+FLAGS = ("truncate", "allow_empty", "special_tokens")  # parameters that are not generation settings
 
 
 def generation_option(name: str, kind: Value, text: str) -> cli.Decorator:
-    """Return the option of a generation parameter that a call may set."""
+    """Return the option of a generation parameter."""
     flag = f"--{name.replace('_', '-')}"
     if kind is bool:
         return click.option(f"{flag}/--no-{flag[2:]}", name, default=None, help=text)
@@ -56,42 +56,40 @@ def generation_option(name: str, kind: Value, text: str) -> cli.Decorator:
     "--input",
     "input_file",
     type=cli.PATH,
-    help='Texts to read: .txt, one per line, or .jsonl or .ndjson, objects with a "text"; - is '
-    "standard input.",
+    help='Texts to read: .txt with a text per line, or .jsonl or .ndjson with a "text" per object; '
+    "- is standard input.",
 )
 @click.option(
     "--output",
     "output_file",
     type=cli.PATH,
-    help="Where to write results: .jsonl or .ndjson, - is standard output. Each is the input "
-    'object with "generated_text", "score" and "token_ids", or "error"; "truncated" if it was cut.',
+    help="Where to write results: .jsonl or .ndjson; - is standard output. A result is the input "
+    'object with "generated_text", "score" and "token_ids", or "error"; "truncated" if it was.',
 )
-@click.option("--overwrite", is_flag=True, help="Replace an --output file that has content.")
+@click.option("--overwrite", is_flag=True, help="Replace an --output file that is not empty.")
 @click.option("--stream", is_flag=True, help="Print the text as it is generated.")
+@click.option("--truncate", is_flag=True, help="Truncate texts that are too long, and report it.")
 @click.option(
-    "--truncate", is_flag=True, help="Truncate texts that are too long at their end, and report it."
-)
-@click.option(
-    "--allow-empty", is_flag=True, help="Accept empty texts, for which the model invents one."
+    "--allow-empty", is_flag=True, help="Accept empty texts, for which the model makes one up."
 )
 @click.option(
     "--special-tokens",
     is_flag=True,
     help="Treat <mask>, <s>, </s>, <pad> and <unk> in a text as tokens.",
 )
-@click.option("--recipe", metavar="RECIPE", help="Which of the artifact's files to run.")
+@click.option("--recipe", metavar="RECIPE", help="The recipe of the file to run.")
 @click.option(
     "--engine",
     type=cli.Engine("litert", "tflite-runtime", "edgetpu"),
-    help="Engine to generate with. Default: the first of litert and tflite-runtime that is "
-    "installed. edgetpu is for an export of that target.",
+    help="Engine to generate with. Default: litert, or tflite-runtime if litert is not installed. "
+    "edgetpu needs an export with --target edgetpu.",
 )
 @click.option(
     "--threads",
     type=cli.THREADS,
-    help="Threads to use. Default: one for a small model, all cores for a larger one.",
+    help="Number of threads. Default: 1 for a small model, all cores for a larger one.",
 )
-@cli.stacked(*(generation_option(*row) for row in GENERATION_OPTIONS))
+@cli.combined(*(generation_option(*row) for row in GENERATION_OPTIONS))
 @click.pass_context
 def generate(
     context: click.Context,
@@ -105,16 +103,16 @@ def generate(
     recipe: str | None,
     engine: str | None,
     threads: int | None,
-    **given: Value,
+    **options: Value,
 ) -> None:
     """Generate from TEXT, from each text of a file, or from standard input as one text.
 
-    Settings that are not given are those of the artifact. TensorFlow is not needed.
+    Default settings come from the artifact. TensorFlow is not needed.
 
-    With --input, every input line has a row of results in the same position. A line that cannot be
-    processed has an error there, and the exit code at the end is 1. Rows are written as they are
-    computed; after Ctrl-C (exit code 130) all written rows are complete. Without --output, one line
-    of text is printed for each row, empty for an error.
+    With --input, every input line has a result in the same position. The result of a line that
+    cannot be processed is an error, and the exit code is then 1. Results are written as they are
+    computed; after Ctrl-C (exit code 130) all written results are complete. Without --output, a
+    line is printed for each text, and an empty line for an error.
 
     \b
       bart-export generate artifacts/bart_mini_en "A text ..." --stream
@@ -126,15 +124,17 @@ def generate(
     if text is not None and input_file is not None:
         raise click.UsageError("Give either TEXT or --input, not both.")
     if stream and (input_file or output_file):
-        raise click.UsageError("--stream prints one text; it takes no --input and no --output.")
+        raise click.UsageError(
+            "--stream prints one text; it cannot be combined with --input or --output."
+        )
     if text is None and input_file is None and sys.stdin.isatty():
         raise click.UsageError("Give a TEXT, --input FILE, or a text on standard input.")
     if overwrite and output_file is None:
         raise click.UsageError("--overwrite needs an --output.")
     source = input_file or (pathlib.Path(texts.STANDARD) if text is None else None)
     texts.check_output(output_file, source, overwrite)
-    flags = {name: given.pop(name) for name in FLAGS}
-    parameters = {name: value for name, value in given.items() if value is not None}
+    flags = {name: options.pop(name) for name in FLAGS}
+    parameters = {name: value for name, value in options.items() if value is not None}
     if "early_stopping" in parameters:
         parameters["early_stopping"] = EARLY_STOPPING[parameters["early_stopping"]]
     rows = None if input_file is None else texts.read_rows(input_file)
@@ -145,7 +145,7 @@ def generate(
     if notice := getattr(generator.engine, "notice", ""):
         click.echo(notice, err=True)
     try:
-        generator.settings(**parameters)  # refused now, or else of every text
+        generator.settings(**parameters)  # refused once, not for every text
         parameters |= flags
         if input_file is not None and rows is not None:
             ask = functools.partial(generator.generate, **parameters)
@@ -171,7 +171,7 @@ def generate(
             say(sequence.text)
     if result.truncated:
         read = len(result.source_token_ids)
-        click.echo(f"The text was cut: only its first {read} tokens were read.", err=True)
+        click.echo(f"The text was truncated to its first {read} tokens.", err=True)
 
 
 def batch(
@@ -180,7 +180,7 @@ def batch(
     source: pathlib.Path,
     output: pathlib.Path | None,
 ) -> int:
-    """Write or print a row of results for each row of a file, and return how many are errors."""
+    """Write or print a result for each row, and return the number of errors."""
     from bart_export.runtime import texts
 
     count = failed = 0
@@ -193,15 +193,17 @@ def batch(
             for row in rows:
                 count += 1
                 stage(f"text {count}")
-                answer = answered(ask, row)
+                answer = result_or_error(ask, row)
                 write(answer)
                 failed += "error" in answer
-                remark = answer.get("error", "It was cut." if answer.get("truncated") else None)
+                remark = answer.get(
+                    "error", "It was truncated." if answer.get("truncated") else None
+                )
                 if remark and output is None:
                     click.echo(f"Text {count} of {source}: {remark}", err=True)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
-                f"Interrupted at text {count} of {source}; the results before it are whole."
+                f"Interrupted at text {count} of {source}; the results before it are complete."
             ) from None
     if failed:
         where = "see above" if output is None else f'see "error" in their rows of {output}'
@@ -209,8 +211,8 @@ def batch(
     return failed
 
 
-def answered(ask: Callable[[str], "Result"], row: "Row") -> "Row":
-    """Return a row with what was generated from it, or with the reason why nothing was."""
+def result_or_error(ask: Callable[[str], "Result"], row: "Row") -> "Row":
+    """Return the row with its generated text, or with the error that prevented it."""
     from bart_export.runtime import texts
 
     if "error" in row:
@@ -222,7 +224,7 @@ def answered(ask: Callable[[str], "Result"], row: "Row") -> "Row":
 
 
 def print_row(row: "Row") -> None:
-    """Print what was generated, a line for each text whatever is in it, or an empty line."""
+    """Print each generated text as a single line, or an empty line for an error."""
     for sequence in row.get("sequences", [row]):
         say(" ".join(sequence.get("generated_text", "").splitlines()))
 
@@ -234,7 +236,7 @@ PARAMETER = re.compile(
 
 
 def in_flags(message: str) -> str:
-    """Return a message in which parameters are spelled as the command line does."""
+    """Return a message with flags instead of parameter names."""
 
     def spelled(found: re.Match[str]) -> str:
         name, value = found[1].replace("_", "-"), found[2]

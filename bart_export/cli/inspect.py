@@ -1,6 +1,6 @@
-"""The facts about a preset or an artifact, for a program and as lines for a person.
+"""The facts about a preset or an artifact, as JSON or as text.
 
-Weights are not read, and a named preset on a hub is described without being downloaded.
+Weights are not read, and a named preset on a hub is not downloaded.
 """
 
 import itertools
@@ -36,15 +36,15 @@ from bart_export.progress import counted
 Facts = dict[str, Any]
 Section = Callable[[Any], Iterator[str]]
 Signatures = Mapping[str, SignatureEntry] | Mapping[str, BucketEntry]
-MOST_LINES = 1000  # of a section
-WIDTH = 100  # where no terminal says how wide a line may be
+MOST_LINES = 1000  # per section
+WIDTH = 100  # of lines outside a terminal
 
 
 def facts(preset_or_artifact: str) -> Facts:
-    """Return the facts of an artifact's directory, or else of a preset.
+    """Return the facts of an artifact or a preset.
 
     Raises:
-        ArtifactError, PresetError, CheckpointError: for what is neither, or cannot be read.
+        ArtifactError, PresetError, CheckpointError: if it is neither or cannot be read.
     """
     path, directory = pathlib.Path(preset_or_artifact), is_directory(preset_or_artifact)
     if (path / MANIFEST).is_file() if directory else os.path.isfile(path):
@@ -59,17 +59,17 @@ def facts(preset_or_artifact: str) -> Facts:
 
 
 def artifact_facts(directory: pathlib.Path) -> Facts:
-    """Return the facts of an artifact, from its manifest; files are hashed.
+    """Return the facts of an artifact, after hashing its files.
 
     Raises:
-        ArtifactError: for an artifact that is damaged.
+        ArtifactError: if the artifact is damaged.
     """
     artifact = Artifact.open(directory)
     manifest = artifact.manifest
     for name in manifest.files:
         artifact.path(name, rehash=True)
-    # As `bart-export serve` gives them: a SavedModel's is its directory's number, as TensorFlow
-    # Serving has it; that of `.tflite` files counts the exports to the artifact.
+    # As in `bart-export serve`: the version of a SavedModel is its directory's number, as in
+    # TensorFlow Serving; that of `.tflite` files is the number of exports to the artifact.
     served = {"tensorflow": manifest.saved_model_versions}
     if artifact.files(TFLITE):
         served["litert"] = [manifest.exports]
@@ -95,12 +95,11 @@ def artifact_facts(directory: pathlib.Path) -> Facts:
 
 
 def signatures(artifact: Artifact) -> dict[str, Signatures]:
-    """Return the signatures that the files of an artifact have, by target or, where they differ, by
-    file."""
+    """Return the signatures by target, or by file for files with other signatures."""
     manifest = artifact.manifest
     dynamic = any(entry.shapes is None for entry in manifest.tflite().values())
-    there = {TFLITE: dynamic, SAVED_MODEL: bool(artifact.files(SAVED_MODEL))}
-    targets = [target for target, found in there.items() if found]
+    present = {TFLITE: dynamic, SAVED_MODEL: bool(artifact.files(SAVED_MODEL))}
+    targets = [target for target, found in present.items() if found]
     return {target: manifest.signatures.get(target, {}) for target in targets} | {
         name: entry.signatures
         for name, entry in manifest.files.items()
@@ -112,8 +111,8 @@ def preset_facts(preset: str) -> Facts:
     """Return the facts of a preset.
 
     Raises:
-        PresetError: for a preset that cannot be found.
-        CheckpointError: for one that cannot be read.
+        PresetError: if the preset cannot be found.
+        CheckpointError: if it cannot be read.
     """
     known = PRESETS.get(preset)
     if known is not None and known.directory is None:
@@ -147,15 +146,15 @@ def preset_facts(preset: str) -> Facts:
 
 
 def to_json(facts: Facts) -> Any:
-    """Return facts as JSON has them."""
+    """Return facts as a JSON object."""
     content = plain(facts)
     for row in content.get("verification", {}).values():
-        del row["file"]  # it is the row's name
+        del row["file"]  # the key is the file
     return content
 
 
 def lines(facts: Facts) -> Iterator[str]:
-    """Yield facts as lines for a person."""
+    """Yield facts as lines of text."""
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH
     for title, content in facts.items():
         if not content:
@@ -178,7 +177,7 @@ def lines(facts: Facts) -> Iterator[str]:
 
 
 def fields(content: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a line for each of some fields."""
+    """Yield a line for each field."""
     for name, value in content.items():
         if isinstance(value, list):
             value = ", ".join(map(str, value))
@@ -188,7 +187,7 @@ def fields(content: Mapping[str, Any]) -> Iterator[str]:
 
 
 def signature_lines(content: Mapping[str, Signatures]) -> Iterator[str]:
-    """Yield the tensors of signatures, those that differ in a number alone on one line."""
+    """Yield the tensors of signatures, with numbered tensors on one line."""
     for owner, owned in content.items():
         yield owner
         for name, signature in owned.items():
@@ -198,7 +197,7 @@ def signature_lines(content: Mapping[str, Signatures]) -> Iterator[str]:
 
 
 def tensor_lines(tensors: Mapping[str, TensorSpec]) -> Iterator[str]:
-    """Yield tensors with dtypes and shapes: cross_key_0 … 5  float32 [1, 4, source, 64]."""
+    """Yield tensors, such as cross_key_0 … 5  float32 [1, 4, source, 64]."""
     alike: dict[tuple[str, str], list[str]] = {}
     for name, tensor in tensors.items():
         described = f"{tensor.dtype} [{', '.join(map(str, tensor.shape))}]"
@@ -209,7 +208,7 @@ def tensor_lines(tensors: Mapping[str, TensorSpec]) -> Iterator[str]:
 
 
 def file_lines(content: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """Yield files with their sizes and the beginnings of their hashes."""
+    """Yield files with their sizes and abbreviated hashes."""
     longest = max(map(len, content))
     for name, entry in content.items():
         digest = f"  sha256 {entry['sha256'][:16]}…" if "sha256" in entry else ""
@@ -217,39 +216,39 @@ def file_lines(content: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 
 
 def verification_lines(content: Mapping[str, Verification]) -> Iterator[str]:
-    """Yield how far files are from the Keras model."""
+    """Yield each file's comparison with the Keras model."""
     for file, row in content.items():
         yield f"{file}: {comparison(row)}"
 
 
 def summary(artifact: Artifact, row: Verification) -> str:
-    """Return a line about something that was exported: its size, and how far it is from Keras."""
+    """Return a file's or SavedModel's size and its comparison with the Keras model."""
     files, name = artifact.manifest.files, row.file
-    of = [name] if name in files else [file for file in files if file.startswith(f"{name}/")]
-    size = sum(files[file].bytes for file in of)
+    parts = [name] if name in files else [file for file in files if file.startswith(f"{name}/")]
+    size = sum(files[file].bytes for file in parts)
     parameters = artifact.manifest.parameter_count
-    density = f", {size / parameters:.3f} bytes a parameter" if name in files else ""
+    density = f", {size / parameters:.3f} bytes per parameter" if name in files else ""
     return f"{name}: {size / 1e6:.1f} MB{density}; against Keras: {comparison(row)}"
 
 
 def comparison(row: Verification) -> str:
-    """Return in words how far a file is from the Keras model."""
-    steps, asked = row.steps, row.questions
+    """Return a file's comparison with the Keras model as text."""
+    steps, questions = row.steps, row.questions
     if isinstance(row, FileVerification):
-        same = f"the same likeliest token in {round(row.top1 * steps)} of {steps} steps"
+        same = f"the same most likely token in {round(row.top1 * steps)} of {steps} steps"
         figures = f"{same}, logits within {row.logits:.2g}"
     else:
         figures = f"log-probabilities within {row.log_probabilities:.2g} over {steps} steps"
     if row.tokens is None:
         return f"{figures}, no golden text fits"
-    return f"{figures}, {round(row.tokens * asked)} of {asked} golden texts equal"
+    return f"{figures}, {round(row.tokens * questions)} of {questions} golden texts equal"
 
 
-# Printed where not all are equal, because it is the first figure that a new user sees.
+# Printed if not all are equal, because it is the first figure that a new user sees.
 ABOUT_EQUAL_TEXTS = (
     "A golden text is equal when all its tokens are. If two tokens are almost equally likely, "
-    "rounded weights may choose the other one and continue with a text that is just as good. "
-    "REPORT.md and bart-export verify --data with your own texts say better what a file costs."
+    "rounded weights may choose the other one and continue with an equally good text. REPORT.md "
+    "and bart-export verify --data with your own texts are better measures of quality."
 )
 SECTIONS: dict[str, Section] = {
     "notes": iter,

@@ -1,8 +1,8 @@
-"""The command `bart-export`.
+"""The command `bart-export` and its sub-commands.
 
-`bart-export --preset … --target …` exports; the other commands are sub-commands. Everything heavy
-is imported by the command that needs it, so that `--help` is quick and `generate` runs where there
-is no TensorFlow. A `BartExportError` is one line on standard error and its exit code.
+Without a sub-command, `bart-export --preset … --target …` exports. Commands import heavy modules
+when they run, so that `--help` is quick and `generate` needs no TensorFlow. A `BartExportError` is
+printed as one line on standard error, and the command exits with the error's `exit_code`.
 """
 
 import io
@@ -16,15 +16,15 @@ import click
 from bart_export import __version__, cli
 from bart_export.cli import Value
 from bart_export.cli.bench import bench
-from bart_export.cli.export import export_options, flag, options_given, run
+from bart_export.cli.export import export_options, flag, given_options, run
 from bart_export.cli.generate import generate
 from bart_export.cli.serve import serve
 from bart_export.cli.tune import tune
 from bart_export.cli.verify import edgetpu, verify
 from bart_export.errors import BartExportError, printable
 
-INTERRUPTED = 130  # as shells count, 128 and SIGINT
-# Name of a standard stream, how Python opens it, its buffer, and what a closed one is opened for.
+INTERRUPTED = 130  # 128 + SIGINT, as in shells
+# Name, mode and buffering of each standard stream, and the flags to reopen a closed one.
 STREAMS = (
     ("stdin", "rb", -1, os.O_RDONLY),
     ("stdout", "wb", 0, os.O_RDONLY),
@@ -33,20 +33,20 @@ STREAMS = (
 
 
 class Commands(click.Group):
-    """A click group whose errors are the package's: one line, and the error's exit code."""
+    """A click group that prints an error as one line and exits with the error's exit code."""
 
     def main(self, *args: Value, **kwargs: Value) -> Value:
         """Run the command line."""
         open_closed_streams()
-        take_every_character()
+        accept_all_characters()
         try:
             return super().main(*args, **kwargs)
-        except OSError as error:  # of standard output, as far as anybody foresaw
+        except OSError as error:  # of standard output; other errors are caught earlier
             click.echo(f"Error: {error.filename or 'Standard output'}: {error.strerror}.", err=True)
             sys.exit(BartExportError.exit_code)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Value:
-        """Return the command that arguments begin with; say what to do with a preset or path."""
+        """Return the command that the arguments name; suggest one for a preset or path."""
         name = args[0]
         if self.get_command(ctx, name) is None:
             from bart_export.artifact.artifact import export_command, is_artifact
@@ -71,33 +71,31 @@ class Commands(click.Group):
 
 
 def open_closed_streams() -> None:
-    """Open what the caller closed of standard input, output and error, as with `>&-`.
+    """Reopen standard streams that the caller closed, as with `>&-`.
 
-    Their descriptors would otherwise go to the next files that are opened, and what native code
-    writes to descriptor 2 into an artifact. Input is empty and messages are lost. Results must not
-    be: output takes none, so that writing one is an error.
+    Otherwise the next opened files would get their descriptors, and native messages to descriptor 2
+    could end up in an artifact. Input is then empty and messages are lost, but results must not be:
+    output is opened for reading, so that writing is an error.
     """
     for number, (name, mode, buffering, flags) in enumerate(STREAMS):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, flags)  # takes the lowest number that is free, which is this one
+            os.open(os.devnull, flags)  # gets the lowest free number, which is this one
             os.set_inheritable(number, True)
             raw = cast(BinaryIO, os.fdopen(number, mode, buffering, closefd=False))
             setattr(sys, name, io.TextIOWrapper(raw, "utf-8", write_through=True))
 
 
-def take_every_character() -> None:
-    """Let no character end the run that standard output's encoding does not have.
+def accept_all_characters() -> None:
+    """Escape characters that the encoding of standard output lacks, instead of failing.
 
-    Output that goes to a file or a pipe is UTF-8, as on Windows nothing else says; PYTHONIOENCODING
-    may ask for another encoding. What an encoding lacks is escaped as in Python.
+    The encoding of a file or a pipe is UTF-8 unless PYTHONIOENCODING sets another.
     """
     stream = sys.stdout
     if isinstance(stream, io.TextIOWrapper):
-        chosen = stream.isatty() or "PYTHONIOENCODING" in os.environ
-        encoding = None if chosen else "utf-8"
-        stream.reconfigure(encoding=encoding, errors="backslashreplace")
+        keep = stream.isatty() or "PYTHONIOENCODING" in os.environ
+        stream.reconfigure(encoding=None if keep else "utf-8", errors="backslashreplace")
 
 
 @click.group(
@@ -116,11 +114,11 @@ def main(context: click.Context, /, **given: Value) -> None:
       bart-export --preset bart_mini_en --target tflite
       bart-export generate artifacts/bart_mini_en "A long description of some software ..."
 
-    Every exported file is compared with the Keras model before anything is put in place. A file
-    outside its recipe's tolerance ends the export with exit code 1.
+    Every exported file is compared with the Keras model before the artifact is replaced. If a file
+    is outside its recipe's tolerance, the export fails with exit code 1.
     """
     if context.invoked_subcommand is not None:
-        for name in options_given(context.params):
+        for name in given_options(context.params):
             command = context.invoked_subcommand
             raise click.UsageError(
                 f"Give {flag(name)} after export."
@@ -137,7 +135,7 @@ def main(context: click.Context, /, **given: Value) -> None:
 @main.command()
 @export_options
 def export(**given: Value) -> None:
-    """Export a preset, as without a command."""
+    """Export a preset, like bart-export without a command."""
     run(**given)
 
 
@@ -156,7 +154,7 @@ def presets() -> None:
 @click.argument("preset_or_artifact")
 @cli.JSON
 def inspect(preset_or_artifact: str, as_json: bool) -> None:
-    """Show a preset or an artifact: configuration, parameters, signatures, files."""
+    """Show the configuration, parameters, signatures and files of a preset or an artifact."""
     from bart_export.cli import inspect as inspection
 
     facts = inspection.facts(preset_or_artifact)

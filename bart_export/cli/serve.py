@@ -1,6 +1,6 @@
-"""`bart-export serve`: the models and the options of a server, which then runs.
+"""`bart-export serve`: checks the options of a server, and runs it.
 
-What contradicts itself is refused here, in one line, before anything heavy is imported.
+Contradicting options are refused before heavy modules are imported.
 """
 
 import logging
@@ -24,55 +24,54 @@ SERVE_PACKAGES = {
 DEFAULTS = ServeOptions()
 PORT = click.IntRange(0, 65535)
 
-# Fields of ServeOptions, each with its flag, its type (None for a switch that is off unless given)
-# and what it means.
+# Fields of ServeOptions with their flag, type (None for a switch that is off by default) and help.
 OPTIONS: tuple[tuple[str, str, Value, str], ...] = (
     ("engine", "--engine", cli.Engine("litert", "tensorflow"),
-     "Engine to serve with. Default: the fastest that a model's files allow."),
+     "Engine to serve with. Default: the fastest for the model's files."),
     ("host", "--host", str, "Address to listen on."),
-    ("port", "--port", PORT, "Port for gRPC; 0 takes a free one."),
-    ("rest_api_port", "--rest-api-port", PORT, "Port for REST; 0 takes a free one."),
+    ("port", "--port", PORT, "Port for gRPC; 0 for any free port."),
+    ("rest_api_port", "--rest-api-port", PORT, "Port for REST; 0 for any free port."),
     ("workers", "--workers", THREADS,
-     "Calls that a model runs in parallel. Default: by the machine's cores."),
+     "Calls that a model runs in parallel. Default: depends on the machine's cores."),
     ("num_threads", "--threads", THREADS,
-     "Threads of each worker. Default: by the model's size and the machine's cores."),
+     "Threads per worker. Default: depends on the model's size and the machine's cores."),
     ("queue_size", "--queue-size", click.IntRange(min=0),
-     "Calls that may wait for a model; further ones are refused at once."),
+     "Calls that may wait for a model; further calls are refused."),
     ("max_connections", "--max-connections", COUNT,
-     "Maximum connections per port; beyond that, REST closes an idle one for a new one."),
+     "Maximum connections per port; REST closes an idle connection to accept another."),
     ("max_request_bytes", "--max-request-bytes", COUNT,
-     "Maximum bytes of a request, compressed or not: the texts of all its rows together."),
+     "Maximum bytes of a request, compressed or not; and of its texts in total."),
     ("max_request_rows", "--max-request-rows", COUNT,
-     "Maximum texts, or rows of another input, of a request."),
+     "Maximum texts, or rows of another input, per request."),
     ("request_seconds", "--request-seconds", Seconds(min_open=True),
-     "Time limit of a call that has no deadline of its own."),
+     "Time limit of a call without a deadline."),
     ("batching_parameters_file", "--batching-parameters-file", PATH,
-     "BatchingParameters as a text proto, instead of those that a version directory may hold."),
+     "BatchingParameters as a text proto, instead of those in version directories."),
     ("poll_seconds", "--poll-seconds", Seconds(),
-     "How often to look for new versions; 0 looks once."),
+     "Interval between checks for new versions; 0 for a single check."),
     ("model_config_poll_seconds", "--model-config-file-poll-seconds", Seconds(),
-     "How often to read --model-config-file again; 0 reads it once."),
+     "Interval between reads of --model-config-file; 0 for a single read."),
     ("allow_labels_for_unavailable", "--allow-version-labels-for-unavailable-models", None,
-     "Let a new label point to a version that is not loaded yet."),
+     "Allow a new label for a version that is not loaded yet."),
     ("allow_reload_requests", "--allow-reload-requests", None,
-     "Let gRPC clients change which directories are served (HandleReloadConfigRequest)."),
+     "Allow gRPC clients to change the served directories (HandleReloadConfigRequest)."),
     ("ssl_config_file", "--ssl-config-file", PATH, "SSLConfig as a text proto: TLS for gRPC."),
     ("monitoring_config_file", "--monitoring-config-file", PATH,
      "MonitoringConfig as a text proto: metrics for Prometheus."),
     ("allowed_hosts", "--allowed-host", str,
-     "Hosts that requests may name beside localhost and --host; '*' for any."),
+     "Hosts that requests may name in addition to localhost and --host; '*' for any."),
     ("allowed_origins", "--allowed-origin", str,
      "Origins whose pages may use the REST service; '*' for any."),
     ("load_seconds", "--load-seconds", Seconds(min_open=True),
-     "Time limit for loading a version and its warm-up requests."),
+     "Time limit for loading a version and running its warm-up requests."),
     ("drain_seconds", "--drain-seconds", Seconds(),
-     "Time that running calls have to finish when the server shuts down."),
+     "Time for running calls to finish when the server shuts down."),
 )  # fmt: skip
-# Switches that turn off what is on unless told otherwise.
+# Switches that turn off a field of ServeOptions.
 SWITCHES = (
-    ("batching", "--no-batching", "Run every call on its own."),
-    ("page", "--no-page", "Serve no page at /."),
-    ("warmup", "--no-warmup", "Skip the warm-up requests that a version directory holds."),
+    ("batching", "--no-batching", "Run each call separately."),
+    ("page", "--no-page", "Do not serve the page at /."),
+    ("warmup", "--no-warmup", "Skip the warm-up requests in version directories."),
 )
 
 
@@ -80,7 +79,7 @@ def server_option(name: str, flag: str, kind: Value, text: str) -> cli.Decorator
     """Return the option of a row of `OPTIONS`."""
     default = getattr(DEFAULTS, name)
     if isinstance(default, tuple):
-        return cli.values(flag, name, metavar="TEXT,...", help=text)
+        return cli.list_option(flag, name, metavar="TEXT,...", help=text)
     if kind is None:
         return click.option(flag, name, is_flag=True, default=default, help=text)
     shown = default is not None
@@ -97,15 +96,15 @@ def switch_off(name: str, flag: str, text: str) -> cli.Decorator:
 @click.option(
     "--model-config-file",
     type=PATH,
-    help="Models as a ModelServerConfig text proto, as TensorFlow Serving reads it.",
+    help="Models as a ModelServerConfig text proto, as in TensorFlow Serving.",
 )
-@click.option("--model-name", help="The name of the model of --model-base-path.")
+@click.option("--model-name", help="Name of the model in --model-base-path.")
 @click.option(
     "--model-base-path",
     type=PATH,
-    help="A directory of version directories, each a SavedModel, to serve as --model-name.",
+    help="Directory of version directories, each a SavedModel, to serve as --model-name.",
 )
-@cli.stacked(*(server_option(*row) for row in OPTIONS), *(switch_off(*row) for row in SWITCHES))
+@cli.combined(*(server_option(*row) for row in OPTIONS), *(switch_off(*row) for row in SWITCHES))
 def serve(
     artifacts: tuple[pathlib.Path, ...],
     model_config_file: pathlib.Path | None,
@@ -113,9 +112,9 @@ def serve(
     model_base_path: pathlib.Path | None,
     **given: Value,
 ) -> None:
-    """Serve artifacts, or any SavedModel, over TensorFlow Serving's REST and gRPC interface.
+    """Serve artifacts, or any SavedModel, with TensorFlow Serving's REST and gRPC APIs.
 
-    An ARTIFACT is served under the name of its directory.
+    The name of an ARTIFACT is that of its directory.
 
     \b
       bart-export serve artifacts/bart_mini_en
@@ -131,16 +130,18 @@ def serve(
             "bart-export wrote, such as artifacts/bart_mini_en."
         )
     if named and (model_name is None or model_base_path is None):
-        raise click.UsageError("--model-name and --model-base-path belong together.")
+        raise click.UsageError("--model-name and --model-base-path must be given together.")
     options = ServeOptions(**given)
     if model_config_file and options.engine:
         raise click.UsageError(
-            "--engine belongs to artifacts; a --model-config-file says model_platform for each."
+            "--engine applies to artifacts; in a --model-config-file, set model_platform instead."
         )
     if options.model_config_poll_seconds and not model_config_file:
         raise click.UsageError("--model-config-file-poll-seconds needs a --model-config-file.")
     if options.batching_parameters_file and not options.batching:
-        raise click.UsageError("--batching-parameters-file and --no-batching contradict.")
+        raise click.UsageError(
+            "--batching-parameters-file and --no-batching contradict each other."
+        )
     cli.require("Serving", SERVE_PACKAGES, "serve")
     handler = logging.StreamHandler()
     handler.setFormatter(Lines("%(asctime)s %(levelname)s %(message)s"))
@@ -161,12 +162,12 @@ def serve(
 
 
 class Lines(logging.Formatter):
-    """Writes a message as one line, and nothing of it or of a trace that steers a terminal."""
+    """Formats a message as one line, and escapes control characters in it and in tracebacks."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         """Return the line of a record."""
         return printable(super().formatMessage(record))
 
     def formatException(self, ei: Value) -> str:  # noqa: N802
-        """Return the trace of an error."""
+        """Return the traceback of an error."""
         return printable_lines(super().formatException(ei))

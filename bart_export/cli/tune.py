@@ -18,13 +18,13 @@ from bart_export.recipes import table as recipes
 if TYPE_CHECKING:
     from bart_export.tune.tune import Tuned
 
-STAGES = 18  # about as many as a search of a hundred layers has
+STAGES = 18  # approximately, for a search over a hundred layers
 
 
 @click.command()
 @click.argument("preset")
-@cli.bounds("--budget", "Bounds that the file must keep.", required=True)
-@cli.texts("--data", "measure with", "Default: those of the preset.")
+@cli.bounds_option("--budget", "Bounds that the file must stay within.", required=True)
+@cli.texts_option("--data", "measure with", "Default: the preset's.")
 @click.option(
     "--output",
     type=cli.PATH,
@@ -40,9 +40,9 @@ def tune(
 ) -> None:
     """Find the smallest dynamic file of a preset within a budget, and write its recipe.
 
-    Layers that lose little are stored in 4 bits, the others in 8. Every candidate is a real file,
-    which LiteRT runs on the texts and the float file's greedy answers to them. The exit code is 1
-    if not even dynamic_wi8_afp32 keeps the budget.
+    Layers with little loss are stored in 4 bits, the others in 8. Each candidate is exported and
+    run with LiteRT on the texts and the float file's greedy output. The exit code is 1 if even
+    dynamic_wi8_afp32 exceeds the budget.
     """
     from bart_export.checkpoints.resolve import resolve_preset
     from bart_export.runtime import texts
@@ -54,42 +54,42 @@ def tune(
     place = pathlib.Path(os.path.realpath(path)).parent
     if path.suffix != ".json" or not place.is_dir() or (path.exists() and not path.is_file()):
         raise click.UsageError(
-            f"A recipe file is a regular NAME.json in a directory that exists, received {path}. "
-            "Name another with --output."
+            f"A recipe file must be a NAME.json in an existing directory, received {path}. Choose "
+            "another with --output."
         )
     texts.check_loss(path, data, overwrite)
     try:
-        tempfile.TemporaryFile(dir=place).close()  # refused now, or else after minutes
+        tempfile.TemporaryFile(dir=place).close()  # fails now, not after minutes
     except OSError as error:
         raise texts.cannot_write(path, error) from error
     cli.require("Tuning", cli.EXPORT_PACKAGES, "export")
     with stages(STAGES) as stage:
-        # What is wrong with an argument is said before TensorFlow takes its seconds to load.
+        # Check all arguments before TensorFlow is loaded, which takes seconds.
         resolve_preset(preset, stage=stage)
         if data is not None:
             examples.read(data)
         with cli.loading_tensorflow(stage):
-            from bart_export.tune.tune import tune as find
-        tuned = find(preset, path.stem, bounds, data, stage)
+            from bart_export.tune.tune import tune as search
+        tuned = search(preset, path.stem, bounds, data, stage)
     show(tuned, bounds)
     try:
         recipes.write_recipe(path, tuned.recipe)
     except OSError as error:
         raise texts.cannot_write(path, error) from error
     click.echo(f"Wrote {path}. Try it:")
-    given = f" --data {data}" if data else ""
-    click.echo(f"  bart-export --preset {preset} --target tflite --recipe {path}{given}")
+    option = f" --data {data}" if data else ""
+    click.echo(f"  bart-export --preset {preset} --target tflite --recipe {path}{option}")
 
 
 def recipe_name(preset: str, budget: Mapping[str, float]) -> str:
-    """Return a name for the recipe: the last part of the preset's, and the budget."""
+    """Return a name for the recipe: the last part of the preset's name, and the budget."""
     name = pathlib.PurePath(preset.partition("@")[0]).name or pathlib.Path(preset).resolve().name
     parts = [name, *(f"{metric}_{bound:g}" for metric, bound in budget.items())]
     return re.sub(r"[^A-Za-z0-9_-]", "_", "_".join(parts)).lstrip("_-")
 
 
 def show(tuned: "Tuned", budget: Mapping[str, float]) -> None:
-    """Print a table of the file that was found beside the usual one, and how layers are stored."""
+    """Print a table of the default file and the tuned one, and the storage of the layers."""
     from bart_export.report.facts import share
 
     names = list(dict.fromkeys([*budget, "top1", "kl", "relative"]))
@@ -107,7 +107,7 @@ def show(tuned: "Tuned", budget: Mapping[str, float]) -> None:
     output.print(filled(title, ("recipe", "MB", "smaller by", *names), lines))
     for storage, count in Counter(tuned.storages.values()).most_common():
         layers = ""
-        if storage != tuned.recipe.layers[0][1]:  # of the usual one they are all others
+        if storage != tuned.recipe.layers[0][1]:  # the default, for all other layers
             layers = ": " + ", ".join(
                 name for name, stored in tuned.storages.items() if stored == storage
             )
@@ -116,7 +116,7 @@ def show(tuned: "Tuned", budget: Mapping[str, float]) -> None:
     top1 = share(tuned.found.figures["top1"], tuned.found.steps)
     assert top1 is not None
     output.print(
-        f"{counted(tuned.files, 'file')} made and measured. Over other texts of this kind, top1 is "
-        f"{top1.low:.4f} to {top1.high:.4f} with 95 % confidence; more texts narrow that.",
+        f"{counted(tuned.files, 'file')} measured. On other texts of this kind, top1 is between "
+        f"{top1.low:.4f} and {top1.high:.4f} with 95 % confidence; more texts narrow this.",
         highlight=False,
     )

@@ -1,4 +1,4 @@
-"""Checks of finished files: `bart-export verify` and `bart-export edgetpu check`."""
+"""`bart-export verify` and `bart-export edgetpu check`: checks of finished files."""
 
 import collections
 import dataclasses
@@ -23,21 +23,21 @@ if TYPE_CHECKING:
     from bart_export.verify.compare import Comparison
     from bart_export.verify.data import Texts
 
-GOLDEN = 6  # about half of the golden questions and traces, for the progress bar
+GOLDEN = 6  # about half the golden questions and traces, for the progress bar
 
 
 @click.command()
 @click.argument("artifact", type=cli.PATH)
-@cli.texts(
+@cli.texts_option(
     "--data",
     "compare the files with",
-    "Without --against the baseline is the artifact's float32 file.",
+    "Without --against, the baseline is the artifact's float32 file.",
 )
 @click.option(
     "--against",
     metavar="PRESET",
-    help="The preset that the artifact was made from, in any form that --preset takes: compare "
-    "with its Keras model and its weights. Needs TensorFlow.",
+    help="Compare with the Keras model and weights of the artifact's preset, given in any form of "
+    "--preset. Needs TensorFlow.",
 )
 @cli.TOLERANCE
 @cli.JSON
@@ -48,14 +48,14 @@ def verify(
     tolerance: Sequence[str],
     as_json: bool,
 ) -> None:
-    """Check an artifact: the hash of every file, and the answers of its .tflite files.
+    """Check the hashes of an artifact, and the answers of its .tflite files.
 
-    Without options, every file answers the golden questions again. With --data or --against, the
-    files are compared with the float model: logits and most likely tokens while it generates,
-    answers, ROUGE if there are references, every row of every matrix, and the graphs.
+    Without options, the golden questions are repeated with every file. With --data or --against,
+    files are compared with the float model: logits and most likely tokens at each step, generated
+    texts, ROUGE if there are references, every row of every matrix, and the graphs.
 
-    The exit code is 1 if a file answers differently than at its export, or is outside the tolerance
-    of its recipe. Only --against needs TensorFlow.
+    The exit code is 1 if an answer differs from that at the export, or a file is outside its
+    recipe's tolerance. Only --against needs TensorFlow.
     """
     from bart_export.artifact.artifact import Artifact
     from bart_export.runtime.weight_cache import discard_damaged
@@ -93,7 +93,7 @@ def verify(
 
 
 def replay_golden(artifact: "Artifact", unasked: Sequence[str], as_json: bool) -> None:
-    """Check every hash and ask the golden questions again."""
+    """Check every hash and repeat the golden questions."""
     from bart_export.runtime.generator import Generator
     from bart_export.verify.checks import replay
 
@@ -108,24 +108,22 @@ def replay_golden(artifact: "Artifact", unasked: Sequence[str], as_json: bool) -
         cli.print_json({"files": list(map(dataclasses.asdict, rows)), "not_asked": unasked})
         return
     for row in rows:
-        click.echo(f"{row.file}: {row.equal} of {row.asked} golden answers given again")
+        click.echo(f"{row.file}: {row.equal} of {row.asked} golden answers are the same")
     print_unasked(unasked)
     count = len(artifact.manifest.files)
-    click.echo(f"{artifact.directory} is whole: {count} files are what the manifest says")
+    click.echo(f"{artifact.directory} is complete: {count} files match the manifest")
 
 
 def print_unasked(names: Sequence[str]) -> None:
-    """Print which parts no command asks again."""
+    """Print the parts whose golden questions cannot be repeated."""
     for name in names:
-        click.echo(
-            f"{name}: only its hashes were checked; the export compared it with the Keras model"
-        )
+        click.echo(f"{name}: only hashes were checked; the export compared it with the Keras model")
 
 
 def compare_artifact(
     artifact: "Artifact", texts: "Texts | None", against: str | None, bounds: dict[str, float]
 ) -> "list[Comparison]":
-    """Compare an artifact's files with its float32 file or with a preset, and show progress."""
+    """Compare an artifact's files with its float32 file or with a preset."""
     from bart_export.checkpoints.resolve import resolve_preset
     from bart_export.runtime.generator import ModelInfo
     from bart_export.verify.checks import artifact_files, compare_files, float_baseline
@@ -141,7 +139,7 @@ def compare_artifact(
             others = [file for file in files if file.recipe.mode != "float"]
             return compare_files(others, baseline, texts, stage)
         cli.require("Comparing with a preset", cli.EXPORT_PACKAGES, "export")
-        resolve_preset(against)  # refused before TensorFlow takes its seconds to load
+        resolve_preset(against)  # checked before TensorFlow is loaded, which takes seconds
         with cli.loading_tensorflow(stage):
             from bart_export.verify.reference import preset_baseline
         with scratch_directory() as scratch:
@@ -150,7 +148,7 @@ def compare_artifact(
 
 
 def print_table(rows: "Sequence[Comparison]") -> None:
-    """Print the figures of files, two of them in a cell, and what is wrong with them."""
+    """Print the figures of files, two per cell, and their failures."""
     heads = ("file", "relative error\nKL, nats", "top-1\nequal texts", "worst\nrow",
              "ROUGE-L\nlost (95 %)")  # fmt: skip
     output = console()
@@ -162,7 +160,7 @@ def print_table(rows: "Sequence[Comparison]") -> None:
 
 
 def cells(figures: "FileVerification") -> tuple[str, ...]:
-    """Return the figures of a file as they stand in the table, a dash for none."""
+    """Return the table cells of a file's figures, with a dash for None."""
     texts = "–" if figures.tokens is None else f"{figures.tokens:.1%}"
     row = "–" if figures.weights is None else f"{figures.weights:.2f}"
     rouge = "–"
@@ -185,8 +183,8 @@ def edgetpu() -> None:
 def check(context: click.Context, file: pathlib.Path, as_json: bool) -> None:
     """Report which operations of a .tflite FILE an Edge TPU would run, and why not the others.
 
-    This checks the compiler's published rules, and runs edgetpu_compiler if it is on PATH. The exit
-    code is 1 if an operation would not run on the Edge TPU, and 2 for a file that is not a .tflite.
+    The compiler's published rules are checked, and edgetpu_compiler is run if it is on PATH. The
+    exit code is 1 if an operation would not run on the Edge TPU, and 2 if FILE cannot be read.
 
     \b
       bart-export edgetpu check artifacts/bart_mini_en/edgetpu/layer_0_feedforward.tflite
@@ -195,7 +193,9 @@ def check(context: click.Context, file: pathlib.Path, as_json: bool) -> None:
 
     if file.is_dir():
         inside = ", ".join(map(str, sorted(file.rglob("*.tflite"))[:3]))
-        raise click.UsageError(f"{file} is a directory; name one .tflite file, as {inside or 'X'}.")
+        raise click.UsageError(
+            f"{file} is a directory; name a .tflite file, such as {inside or 'FILE.tflite'}."
+        )
     report = compiler.check_file(file)
     compiled = None
     if compiler.program() is not None and not report.refusals:
@@ -210,14 +210,14 @@ def check(context: click.Context, file: pathlib.Path, as_json: bool) -> None:
 
 
 def show_report(report: "Report") -> None:
-    """Print the operations by operator and status, as the compiler does, and the parameters."""
+    """Print the operations by operator and status, like the compiler, and the parameters."""
     counts = collections.Counter((row.operator, row.status, row.rule) for row in report.rows)
-    # Of operations that break the same rule the first says how.
+    # The reason of the first operation stands for all that break the same rule.
     reasons = {(row.operator, row.status, row.rule): row.reason for row in reversed(report.rows)}
     lines = [(key[0], str(count), key[1], reasons[key]) for key, count in counts.items()]
     console().print(operations(lines))
     for refusal in report.refusals:
-        click.echo(printable(f"The compiler would read nothing of this file: {refusal}"))
+        click.echo(printable(f"The compiler would reject this file: {refusal}"))
     mapped = sum(row.mapped for row in report.rows)
     click.echo(
         f"{mapped} of {len(report.rows)} operations would run on the Edge TPU; "
@@ -226,26 +226,26 @@ def show_report(report: "Report") -> None:
 
 
 def show_compiled(compiled: "Compiled | None") -> None:
-    """Print what the compiler itself said, or that it is not here."""
+    """Print the compiler's own report, or that it was not run."""
     if compiled is None:
-        click.echo("By the published rules; edgetpu_compiler itself was not run.")
+        click.echo("According to the published rules; edgetpu_compiler itself was not run.")
         return
-    click.echo("edgetpu_compiler says:")
+    click.echo("edgetpu_compiler reports:")
     lines = [(row.operator, str(row.count), row.status, "") for row in compiled.rows]
     console().print(operations(lines))
     click.echo(parameters(compiled.on_chip_bytes, compiled.streamed_bytes))
 
 
 def parameters(on_chip: int, streamed: int) -> str:
-    """Return where the parameters are while a file runs."""
+    """Return the location of a running file's parameters as text."""
     return (
         f"parameters: {on_chip / 2**20:.2f} MiB kept on the Edge TPU, {streamed / 2**20:.2f} MiB "
-        "streamed at every run"
+        "streamed on every run"
     )
 
 
 def operations(lines: Sequence[tuple[str, str, str, str]]) -> "Table":
-    """Return a table of operations, whose words go on in the next line of a narrow terminal."""
+    """Return a table of operations, whose text columns wrap on a narrow terminal."""
     table = filled("", ("Operator", "Count", "Status", "Why"), lines)
     for column in table.columns[2:]:
         column.justify, column.no_wrap, column.overflow = "left", False, "fold"

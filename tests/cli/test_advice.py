@@ -186,4 +186,4 @@ def test_nothing_heavy_is_loaded_for_an_argument_that_is_wrong(place, symmetric_
 
 def test_the_edge_tpu_s_check_takes_one_file(place):
     line = refusal("edgetpu", "check", "artifacts/made")
-    assert "name one .tflite file, as artifacts/made/tflite/float32.tflite" in line
+    assert "name a .tflite file, such as artifacts/made/tflite/float32.tflite" in line

@@ -39,7 +39,7 @@ def test_a_file_that_maps_is_shown_and_exits_with_0(file):
 def test_a_file_that_is_refused_says_why_and_exits_with_1(file):
     result = check(file(OPERATIONS["CONV_2D"].change(version=6), OPERATIONS["ADD"]))
     assert result.exit_code == 1
-    assert "would read nothing of this file: Didn't find op for builtin opcode" in result.output
+    assert "would reject this file: Didn't find op for builtin opcode" in result.output
     assert "'CONV_2D' version '6'" in result.output
 
 
@@ -61,7 +61,7 @@ def test_the_compiler_is_heard_where_it_is_installed(log, code, file, tmp_path, 
     install(tmp_path, monkeypatch, log)
     result = check(file(OPERATIONS["CONV_2D"]))
     assert result.exit_code == code, result.output
-    assert "edgetpu_compiler says:" in result.output
+    assert "edgetpu_compiler reports:" in result.output
     assert "parameters: 6.50 MiB kept on the Edge TPU" in result.output
 
 

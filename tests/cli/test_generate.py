@@ -96,10 +96,12 @@ def test_a_text_too_long_costs_nothing_but_itself(generate, answers, tmp_path):
     assert "--truncate" in rows[2]["error"]
     code, rows = answers(case.read_bytes(), "in.txt", "--truncate")
     assert (code, [row.get("truncated") for row in rows]) == (0, [None, None, True])
-    assert generate("--input", case, "--truncate").stderr == f"Text 3 of {case}: It was cut.\n"
+    assert (
+        generate("--input", case, "--truncate").stderr == f"Text 3 of {case}: It was truncated.\n"
+    )
     for options in ([], ["--stream"], ["--output", tmp_path / "one.jsonl"]):
         one = generate(rows[2]["text"], "--truncate", *options)
-        assert one.stderr == "The text was cut: only its first 64 tokens were read.\n"
+        assert one.stderr == "The text was truncated to its first 64 tokens.\n"
 
 
 def test_what_a_file_is_its_ending_says_or_its_first_line(generate, refuse, tmp_path):
@@ -280,7 +282,7 @@ def test_rows_are_there_as_they_come_and_whole_after_ctrl_c(symmetric_artifact, 
         process.send_signal(signal.SIGINT)
         shown, complaint = process.communicate(timeout=60)
     assert (process.returncode, shown) == (130, b"")
-    assert complaint == b"Interrupted at text 3 of -; the results before it are whole.\n"
+    assert complaint == b"Interrupted at text 3 of -; the results before it are complete.\n"
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert [row["text"] for row in rows] == ["first", "", "third"]
 

@@ -77,7 +77,10 @@ ROW = FileVerification(
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({}, "the same likeliest token in 41 of 42 steps, logits within 0.2, 6 of 9 golden texts"),
+        (
+            {},
+            "the same most likely token in 41 of 42 steps, logits within 0.2, 6 of 9 golden texts",
+        ),
         ({"tokens": None, "questions": 0}, "logits within 0.2, no golden text fits"),
     ],
 )

@@ -125,8 +125,8 @@ def test_no_file_is_lost_to_a_recipe_by_mistake(tiny, texts, tmp_path):
         (there, "exists and is not empty"),
         (link, "exists and is not empty"),
         (data, "is the input as well", "--data", texts, "--overwrite"),
-        (device, "A recipe file is a regular NAME.json"),
-        (loose, "in a directory that exists"),
+        (device, "A recipe file must be a NAME.json"),
+        (loose, "in a an existing directory"),
         ("/proc/recipe.json", "Cannot write /proc/recipe.json"),
     ):
         result = run(tiny, *budget, "--output", path, *options)
