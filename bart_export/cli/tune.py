@@ -54,8 +54,8 @@ def tune(
     place = pathlib.Path(os.path.realpath(path)).parent
     if path.suffix != ".json" or not place.is_dir() or (path.exists() and not path.is_file()):
         raise click.UsageError(
-            f"A recipe file must be a NAME.json in an existing directory, received {path}. Choose "
-            "another with --output."
+            "A recipe file must be a regular file NAME.json in an existing directory, received "
+            f"{path}. Choose another with --output."
         )
     texts.check_loss(path, data, overwrite)
     try:

@@ -7,14 +7,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 from support import made_up_artifacts
+from support.command import printed, run
 
 from bart_export.artifact import bundle
 from bart_export.artifact.artifact import Artifact
 from bart_export.artifact.figures import Answer, Golden, GoldenCase
 from bart_export.cli import export as export_command
-from bart_export.cli.main import main
 from bart_export.config import GenerationConfig
 from bart_export.errors import ArtifactError
 from bart_export.runtime.generator import Generator
@@ -25,13 +24,9 @@ TEXT = "A river rose."
 MEGABYTE = 1_000_000
 
 
-def command(*arguments):
-    return CliRunner().invoke(main, list(map(str, arguments)))
-
-
 def export(output, target, *arguments):
     sizes = ("--source-lengths", "64,512", "--target-length", "24", "--num-beams", "4")
-    return command(
+    return run(
         *("--preset", PRESET, "--target", "tflite", "--recipe", "float32", *sizes),
         *("--output", output, "--android", target, *arguments),
     )
@@ -115,14 +110,14 @@ def test_a_case_that_the_file_did_not_answer_is_left_out():
 
 def test_commands_take_a_bundle_and_it_says_what_the_artifact_says(exported):
     _, made, bundled = exported
-    told = command("generate", bundled.directory, TEXT)
+    told = run("generate", bundled.directory, TEXT)
     expected = Generator.from_artifact(made.directory, shapes="static").generate(TEXT)
     assert (told.exit_code, told.output) == (0, f"{expected.text}\n")
     assert expected.token_ids == Generator.from_artifact(bundled.directory).generate(TEXT).token_ids
-    verified = command("verify", bundled.directory)
+    verified = run("verify", bundled.directory)
     assert verified.exit_code == 0, verified.output
     assert f"{FILE}: 9 of 9 golden answers" in verified.output
-    assert FILE in command("inspect", bundled.directory).output
+    assert FILE in printed("inspect", bundled.directory)
 
 
 def test_the_export_says_where_the_bundle_is_and_what_it_takes(exported):

@@ -14,15 +14,14 @@ import shutil
 import signal
 
 import pytest
-from click.testing import CliRunner
 from support import made_up_artifacts
+from support.command import refusal
 from support.made_up_artifacts import EMPTY, with_files
 
 from bart_export.artifact import artifact, bundle, manifest_file
 from bart_export.artifact.artifact import Artifact
 from bart_export.artifact.manifest import Source
 from bart_export.cli import inspect
-from bart_export.cli.main import main
 from bart_export.errors import ArtifactError, BartExportError
 from bart_export.export import manifest
 from bart_export.report import report
@@ -51,15 +50,6 @@ def seconds():
 @pytest.fixture
 def made(tmp_path):
     return made_up_artifacts.write(tmp_path / "made", FILES)
-
-
-def complaint(*arguments):
-    """Run a command that must end with exit code 2 and one line; return the line."""
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    assert isinstance(result.exception, SystemExit), result.exception
-    assert (result.exit_code, result.stdout) == (2, ""), result.output
-    assert result.stderr.count("\n") == 1, result.stderr
-    return result.stderr
 
 
 READERS = [("generate", "A text."), ("verify",), ("inspect",), ("bench",), ("serve",)]
@@ -94,7 +84,7 @@ def test_a_file_outside_is_not_read(made, command):
     passwd = pathlib.Path("/etc/passwd")
     entry = {"bytes": passwd.stat().st_size, "sha256": artifact.sha256(passwd)}
     with_files(made, **{"/etc/passwd": entry})
-    assert "/etc/passwd" in complaint(command[0], made.directory, *command[1:])
+    assert "/etc/passwd" in refusal(command[0], made.directory, *command[1:])
 
 
 @pytest.mark.parametrize("target", ["../victim", "/etc/passwd", "loop"])
@@ -177,14 +167,14 @@ JUNK = {
 @readers
 def test_a_manifest_of_junk_gets_one_line(tmp_path, kind, command):
     (tmp_path / "manifest.json").write_bytes(JUNK[kind])
-    assert "manifest.json" in complaint(command[0], tmp_path, *command[1:])
+    assert "manifest.json" in refusal(command[0], tmp_path, *command[1:])
 
 
 @pytest.mark.parametrize("name", ["o" * 5000, "a/" * 3000, "o/../zz/../yy"])
 @readers
 def test_a_place_that_cannot_be_gets_one_line(command, name):
     if command[0] != "inspect":  # which takes the names of presets, too
-        complaint(command[0], name, *command[1:])
+        refusal(command[0], name, *command[1:])
 
 
 # --- Types: whatever a manifest has where, nothing that reads it raises anything but our errors.
@@ -304,12 +294,12 @@ def test_every_value_of_a_manifest_may_be_of_any_type(whole, count):
 
 
 BESIDE = {
-    "a recipe": lambda path, made: complaint(
+    "a recipe": lambda path, made: refusal(
         *("--preset", "bart_mini_en", "--target", "tflite", "--recipe", path)
     ),
-    "a report": lambda path, made: complaint("bench", made.directory, "--compare", path),
-    "a model to check": lambda path, made: complaint("edgetpu", "check", path),
-    "a configuration": lambda path, made: complaint("serve", "--model-config-file", path),
+    "a report": lambda path, made: refusal("bench", made.directory, "--compare", path),
+    "a model to check": lambda path, made: refusal("edgetpu", "check", path),
+    "a configuration": lambda path, made: refusal("serve", "--model-config-file", path),
 }
 CONTENTS = {
     "a pipe": os.mkfifo,

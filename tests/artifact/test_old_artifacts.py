@@ -5,10 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from support.command import printed
 
 from bart_export.artifact.artifact import Artifact
-from bart_export.cli.main import main
 from bart_export.runtime import Generator
 
 DATA = Path(__file__).parents[1] / "data"
@@ -34,8 +33,7 @@ def test_it_gives_its_golden_answers(old):
 
 @pytest.mark.parametrize("command", ["verify", "inspect"])
 def test_it_is_read_by(old, command):
-    done = CliRunner().invoke(main, [command, str(old)])
-    assert done.exit_code == 0, done.output
+    printed(command, old)
 
 
 def test_an_export_takes_its_file_over(old, monkeypatch):
@@ -43,10 +41,7 @@ def test_an_export_takes_its_file_over(old, monkeypatch):
     before = (old / FILE).read_bytes()
     # As it was exported then: another name is another source, of which nothing is taken over.
     arguments = ["--preset", "tests/data/golden/bart_tiny_symmetric", "--target", "tflite"]
-    done = CliRunner().invoke(
-        main, [*arguments, "--recipe", "float16", "--output", str(old)], catch_exceptions=False
-    )
-    assert done.exit_code == 0, done.output
+    printed(*arguments, "--recipe", "float16", "--output", old)
     manifest = Artifact.open(old).manifest
     assert {FILE, "tflite/float16.tflite"} <= set(manifest.files)
     assert (old / FILE).read_bytes() == before

@@ -4,11 +4,10 @@ import json
 import os
 import shutil
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from support.command import python
 from support.edited_checkpoints import CASES, SYMMETRIC, copy, edit_json, refusal
 
 from bart_export.checkpoints import keras_preset, resolve
@@ -297,14 +296,7 @@ def test_the_command_line_says_it_before_it_loads_tensorflow(directory):
         "try:\n    main(sys.argv[1:])\n"
         "finally:\n    assert not {'tensorflow', 'keras'} & set(sys.modules)"
     )
-    run = subprocess.run(
-        [sys.executable, "-c", code, "--preset", directory, "--target", "tflite"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        cwd=directory,
-        check=False,
-    )
+    run = python(code, "--preset", directory, "--target", "tflite", timeout=60, cwd=directory)
     assert (run.returncode, run.stdout) == (2, "")
     assert run.stderr.startswith("Error: ")
     assert run.stderr.count("\n") == 1

@@ -2,10 +2,9 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
 
 import pytest
+from support.command import python
 from support.edited_checkpoints import CASES, copy, edit_json
 
 from bart_export import presets
@@ -217,5 +216,5 @@ def test_a_near_miss_is_told_what_was_meant(typed, meant):
 def test_importing_presets_loads_no_client_and_no_tensor_library():
     heavy = "{'kagglehub', 'huggingface_hub', 'numpy', 'h5py', 'keras', 'tensorflow'}"
     program = f"import sys, bart_export.presets; print(*sorted({heavy} & set(sys.modules)))"
-    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    process = python(program)
     assert (process.returncode, process.stdout.strip()) == (0, "")

@@ -1,11 +1,10 @@
 """An export for the Edge TPU is checked and measured, and writes headlines without a device."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from support.command import python
 from support.compiler_logs import TWO_FILES, install
 
 from bart_export.artifact.artifact import Draft
@@ -94,10 +93,7 @@ def test_generating_needs_neither_a_device_nor_tensorflow(edgetpu_artifact):
         "try: main(sys.argv[1:])\n"
         "finally: print(sorted({'tensorflow', 'keras'} & set(sys.modules)), file=sys.stderr)"
     )
-    arguments = ["generate", str(edgetpu_artifact.directory), TEXT, "--engine", "edgetpu"]
-    run = subprocess.run(
-        [sys.executable, "-c", program, *arguments], capture_output=True, text=True
-    )
+    run = python(program, "generate", edgetpu_artifact.directory, TEXT, "--engine", "edgetpu")
     assert run.returncode == 0, run.stderr
     assert "compressed" in run.stdout
     assert run.stdout.count("\n") == 1

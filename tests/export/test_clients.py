@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import requests
+from support.command import python
 from support.rest_server import running
 
 from bart_export.runtime import Generator
@@ -130,7 +131,7 @@ def test_the_grpc_client_is_small_and_knows_the_servers_messages():
         f"import sys; sys.path.insert(0, {str(CLIENTS)!r}); import grpc_client; "
         "print(sorted({name.split('.')[0] for name in sys.modules}))"
     )
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    run = python(program)
     assert "grpc" in run.stdout, run.stderr
     for heavy in ("tensorflow", "numpy", "bart_export"):
         assert f"'{heavy}'" not in run.stdout

@@ -6,7 +6,7 @@ import re
 import keras_hub
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from support.command import printed
 from support.edited_checkpoints import CASES, SYMMETRIC, copy, edit_json
 from support.pages import blocks
 
@@ -15,7 +15,6 @@ from bart_export import errors
 from bart_export.artifact.artifact import Artifact
 from bart_export.checkpoints import resolve
 from bart_export.checkpoints.resolve import resolve_preset
-from bart_export.cli.main import main
 from bart_export.text.added_tokens import AddedToken
 
 GUIDE = "docs/guide/fine_tuning.md"
@@ -31,15 +30,14 @@ def follow(preset, recipe=()):
     (code,), (commands,) = blocks("python", GUIDE), blocks("sh", GUIDE)
     assert '"bart_mini_en"' in code
     exec(compile(code.replace('"bart_mini_en"', repr(str(preset))), "guide", "exec"), {})
-    printed = ""
+    output = ""
     for line in commands.splitlines():
         program, *arguments = re.findall(r'"([^"]*)"|(\S+)', line)
         given = ["".join(pair) for pair in arguments]
         more = recipe if "--target" in given else ()
-        result = CliRunner().invoke(main, [*given, *more], catch_exceptions=False)
-        assert (result.exit_code, "".join(program)) == (0, "bart-export"), result.output
-        printed += result.output
-    return " ".join(printed.split())
+        assert "".join(program) == "bart-export"
+        output += printed(*given, *more)
+    return " ".join(output.split())
 
 
 @pytest.fixture

@@ -6,12 +6,11 @@ import struct
 
 import pytest
 from ai_edge_litert import schema_py_generated as schema
-from click.testing import CliRunner
+from support.command import refusal
 
 from bart_export.artifact import stamps
 from bart_export.artifact.artifact import Artifact, sha256
 from bart_export.artifact.manifest_file import UNSEALED, seal
-from bart_export.cli.main import main
 from bart_export.errors import ArtifactError
 from bart_export.runtime import graph_rules
 from bart_export.runtime.generator import Generator
@@ -222,10 +221,7 @@ def test_files_that_ended_litert_are_refused(
         pytest.skip("this converter lays the file out otherwise")
     content[at : at + len(old)] = new
     made = resealed(symmetric_artifact, FLOAT, bytes(content), tmp_path / "made")
-    name, *rest = command
-    result = CliRunner().invoke(main, [name, str(made), *rest])
-    assert (result.exit_code, result.stdout) == (2, "")
-    (line,) = result.stderr.splitlines()
+    line = refusal(command[0], made, *command[1:])
     assert "float32.tflite is no .tflite file as bart-export writes them" in line
 
 

@@ -6,9 +6,8 @@ import threading
 import weakref
 
 import pytest
-from click.testing import CliRunner
+from support.command import refusal
 
-from bart_export.cli.main import main
 from bart_export.config import MOST_THREADS
 from bart_export.errors import ConfigurationError, EngineError, InputError
 from bart_export.runtime.generator import Generator
@@ -100,9 +99,7 @@ def test_the_most_threads_there_can_be_give_the_same_text(mini_artifact, generat
                 "serve X --threads", "serve X --workers"],
 )  # fmt: skip
 def test_no_command_takes_more_threads(command):
-    result = CliRunner().invoke(main, [*command.split(), "50000"])
-    assert result.exit_code == 2
-    assert "50000 is not in the range 1<=x<=1024" in result.output
+    assert "50000 is not in the range 1<=x<=1024" in refusal(*command.split(), 50000)
 
 
 def test_another_text_first_runs_a_stream_that_is_half_read_to_its_end(generator):

@@ -4,12 +4,11 @@ import contextlib
 import json
 import os
 import socket
-import subprocess
-import sys
 import time
 
 import pytest
 from support.arithmetic import Arithmetic
+from support.command import python
 from support.rest_server import ANSWER, METRICS, MODEL, PREDICT, ROWS, serving
 from support.served_directories import wait_until
 
@@ -183,7 +182,7 @@ print(http_server.connection_limit(ServeOptions()), resource.getrlimit(resource.
 )
 def test_there_are_no_more_connections_than_files(soft, hard, told):
     program = LIMIT.format(soft=soft, hard=hard)
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    run = python(program)
     assert run.stdout.strip() == told, run.stderr
     assert ("this process may have" in run.stderr) == (told.split()[0] != "1000")
 

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool
+from support.command import python
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
@@ -135,7 +136,7 @@ def test_importing_the_messages_imports_no_tensorflow():
         "import sys; from bart_export.server import messages; messages.PredictRequest();"
         "sys.exit(any(name.split('.')[0].startswith('tensorflow') for name in sys.modules))"
     )
-    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+    assert python(program).returncode == 0
 
 
 def test_a_name_that_is_no_message_is_refused():

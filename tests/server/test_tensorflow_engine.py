@@ -2,12 +2,11 @@
 
 import re
 import shutil
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
+from support.command import python
 from support.made_up_saved_models import (
     example,
     floats,
@@ -269,9 +268,7 @@ call = Call(signature="classify_x_to_y", inputs={"inputs": np.array([b"no exampl
 assert "parse" in str(servable.submit(call).exception())
 servable.close()
 """
-    run = subprocess.run(
-        [sys.executable, "-c", program, half_plus_two_directory], capture_output=True, text=True
-    )
+    run = python(program, half_plus_two_directory)
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
 
 

@@ -1,7 +1,5 @@
 """Tensors against TensorFlow's own reading and writing of them."""
 
-import subprocess
-import sys
 import time
 
 import ml_dtypes
@@ -9,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from google.protobuf import text_format
+from support.command import python
 from tensorflow.core.framework import tensor_pb2
 
 from bart_export.server import tensors
@@ -209,5 +208,5 @@ def test_bfloat16_without_tensorflow_is_refused():
         "try: tensors.from_proto(messages.TensorProto(dtype=14), 'x')\n"
         "except status.StatusError as error: print(error)"
     )
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    run = python(program)
     assert run.stdout == "Tensors of type bfloat16\n", run.stderr

@@ -1,11 +1,10 @@
 """Tuning: the file that is found keeps the budget, and export makes it again."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 from click.testing import CliRunner
+from support.command import python
 
 from bart_export.cli.main import Commands
 from bart_export.cli.tune import recipe_name
@@ -81,9 +80,7 @@ def test_a_budget_that_int8_misses_is_said_in_one_line_and_nothing_is_written(
     output = tmp_path / "never.json"
     budget = ["--budget", "kl=1e-9", "--data", texts, "--output", output]
     # A process of its own, because libraries write to its standard error past Python.
-    result = subprocess.run(
-        [sys.executable, "-c", PROGRAM, "tune", tiny, *budget], capture_output=True, text=True
-    )
+    result = python(PROGRAM, "tune", tiny, *budget)
     assert result.returncode == 1
     assert len(result.stderr.splitlines()) == 1
     assert "must be at most 1e-09, and is " in result.stderr
@@ -125,8 +122,8 @@ def test_no_file_is_lost_to_a_recipe_by_mistake(tiny, texts, tmp_path):
         (there, "exists and is not empty"),
         (link, "exists and is not empty"),
         (data, "is the input as well", "--data", texts, "--overwrite"),
-        (device, "A recipe file must be a NAME.json"),
-        (loose, "in a an existing directory"),
+        (device, "A recipe file must be a regular file"),
+        (loose, "in an existing directory"),
         ("/proc/recipe.json", "Cannot write /proc/recipe.json"),
     ):
         result = run(tiny, *budget, "--output", path, *options)

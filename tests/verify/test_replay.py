@@ -5,13 +5,12 @@ import json
 import shutil
 
 import pytest
-from click.testing import CliRunner
+from support.command import run
 
 from bart_export.artifact import artifact as artifacts
 from bart_export.artifact import manifest_file
 from bart_export.artifact.artifact import Artifact
 from bart_export.artifact.figures import Golden
-from bart_export.cli.main import main
 from bart_export.config import GenerationConfig
 from bart_export.errors import ArtifactError, VerificationFailed
 from bart_export.recipes.table import ROUNDING
@@ -75,7 +74,7 @@ def test_one_other_answer_of_a_float32_file_fails_with_exit_code_1(mini_artifact
     made = with_golden(mini_artifact, tmp_path / "made", forget(FLOAT_FILE, 1))
     with pytest.raises(VerificationFailed, match="8 of its 9"):
         replayed(made)
-    result = CliRunner().invoke(main, ["verify", str(made.directory)])
+    result = run("verify", made.directory)
     assert result.exit_code == 1
     assert result.stderr.count("\n") == 1
     assert FLOAT_FILE in result.stderr
