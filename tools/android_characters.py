@@ -1,10 +1,10 @@
-"""Write the character classes of the Kotlin scanner as the `tokenizers` library has them.
+"""Write the character classes of the Kotlin scanner, as the `tokenizers` library classifies them.
 
     python tools/android_characters.py
 
-Every character but the surrogates is put to the library next to one whose class is known, and the
-ranges of letters, numbers and spaces go to `CharacterClasses.kt`. To be run when a newer library
-knows characters that the file does not; `tests/android/test_text.py` says when.
+Each character except the surrogates is passed to the library next to one of a known class, and the
+ranges of letters, numbers and spaces are written to `CharacterClasses.kt`. Run it when
+`tests/android/test_text.py` finds that a newer library knows more characters.
 """
 
 import textwrap
@@ -36,9 +36,10 @@ pre_tokenizer = ByteLevel(add_prefix_space=False)
 
 
 def classified(codes: range) -> Iterator[tuple[int, str | None]]:
-    """Yield every code point with the name of its class, None for one of no class.
+    """Yield every code point with the name of its class, or None for one without a class.
 
-    A run of one class is one piece, so characters belong to that of a neighbour they stay with.
+    A run of one class is one piece, so a character that is not split from its neighbour has the
+    neighbour's class.
     """
     text = "".join(map(chr, codes))
     for neighbour, name in (("!", None), ("a", "LETTERS"), ("1", "NUMBERS")):
@@ -58,7 +59,7 @@ def kotlin() -> str:
     classes = chain.from_iterable(classified(range(start, start + BLOCK)) for start in starts)
     words = sorted(ord(one) for start in starts for one in word_characters(start // BLOCK))
     ranges: dict[str, list[str]] = {name: [] for name in NAMES}
-    # Neighbours of one class differ from their place in the order by the same number.
+    # Consecutive code points of one class differ from their index by the same number.
     named = chain(
         ((code, name) for code, name in classes if name), ((code, "WORDS") for code in words)
     )

@@ -1,10 +1,9 @@
-"""Write what the Kotlin tests compare with: bundles of models, and what Python makes of them.
+"""Write the fixtures of the Kotlin tests: bundles of models, and Python's results with them.
 
 Usage: android_fixtures.py [--output build/android]
 
-Everything is made anew when the package, this file, the data or a version has changed, and then
-takes the old one's place at once; otherwise nothing is done and TensorFlow is not imported. What
-the files hold is said where they are written.
+The fixtures are rebuilt and replaced atomically if the package, this file, the data or a version
+has changed. Otherwise nothing is done, and TensorFlow is not imported.
 """
 
 import argparse
@@ -45,8 +44,8 @@ LIBRARY = "libLiteRt.path"
 PRESET = "bart_mini_en"
 GENERATED = 200  # texts
 BEAMS = 4
-# Room for the golden cases (sources of 8 to 20 tokens, at most 24 generated ones, 1 to 4 beams),
-# and for the texts of golden.json, which fill these models' 64 positions.
+# For the golden cases (sources of 8 to 20 tokens, at most 24 generated tokens, 1 to 4 beams) and
+# the texts of golden.json, which fill these models' 64 positions.
 GOLDEN_MODELS = ("bart_tiny_symmetric", "bart_tiny_distilled")
 GOLDEN_SHAPES = StaticShapes(source_lengths=(8, 24, 64), target_length=24, num_beams=(1, 4))
 
@@ -64,7 +63,7 @@ def main() -> None:
 
 
 def make(output: Path) -> None:
-    """Make everything, unless it is there and nothing changed."""
+    """Write all fixtures unless they are up to date."""
     wanted = stamp()
     if found(output) == wanted:
         print(f"{output} is up to date")
@@ -79,12 +78,12 @@ def make(output: Path) -> None:
                 directories.exchange(draft, output)
             else:
                 draft.rename(output)
-    # The environment may have moved since.
+    # The environment may have moved.
     (output / LIBRARY).write_text(library())
 
 
 def stamp() -> dict[str, Any]:
-    """Return what the files depend on."""
+    """Return the versions and hashes that the fixtures depend on."""
     sources = [
         Path(__file__),
         TEXTS,
@@ -101,7 +100,7 @@ def stamp() -> dict[str, Any]:
 
 
 def found(output: Path) -> Any:
-    """Return the stamp that an earlier run left when it was finished, None without one."""
+    """Return the stamp of an earlier complete run, or None if there is none."""
     try:
         return json.loads((output / STAMP).read_bytes())
     except (OSError, ValueError):
@@ -109,7 +108,7 @@ def found(output: Path) -> Any:
 
 
 def library() -> str:
-    """Return where the installed LiteRT has its C library, and LiteRT's version, a line each."""
+    """Return the path of the installed LiteRT's C library and LiteRT's version, on two lines."""
     package = importlib.util.find_spec("ai_edge_litert")
     assert package is not None and package.origin is not None
     version = importlib.metadata.version("ai-edge-litert")
@@ -140,11 +139,11 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
-# Bundles and what Python generates with one.
+# Bundles, and the texts that Python generates with one.
 
 
 def write_bundles(directory: Path, exports: Path, stage: Stage) -> None:
-    """Export the presets and put a bundle of each into the directory."""
+    """Export the presets and write a bundle of each to the directory."""
     from bart_export import cli
     from bart_export.cli.export import static_shapes
 
@@ -165,7 +164,7 @@ def write_bundles(directory: Path, exports: Path, stage: Stage) -> None:
 def write_generations(directory: Path, bundle: Path) -> None:
     """Write generations.json, the settings by name, and generations.jsonl, a row for each text.
 
-    A row has `text`, `source_token_ids`, and by the settings' names the best sequence.
+    A row has `text`, `source_token_ids`, and the best sequence by name of the settings.
     """
     from bart_export.quiet import native_stderr_silenced
     from bart_export.runtime.generator import Generator
@@ -196,21 +195,21 @@ def write_generations(directory: Path, bundle: Path) -> None:
 
 
 def changed(own: GenerationConfig, wanted: GenerationConfig) -> dict[str, Any]:
-    """Return the parameters that make `wanted` of `own`."""
+    """Return the parameters that change `own` to `wanted`."""
     before = own.to_dict()
     return {name: value for name, value in wanted.to_dict().items() if value != before[name]}
 
 
-# Search over a model that both languages can compute exactly.
+# Searches with a model that both languages compute exactly.
 
 SEARCHES = 180
-# Logits of a beam may all be moved together: beam search must not notice, but for rounding. Rows
-# that do notice hang on the last bits of an exponential, which languages compute differently.
+# Adding a constant to all logits must not change a beam search. Rows that do change depend on the
+# last bits of an exponential, which languages compute differently.
 MOVED = (97.0, -61.0, 211.0)
 
 
 def logits_after(sequence: tuple[int, ...], vocabulary_size: int) -> np.ndarray:
-    """Return the logits (vocabulary,) of what follows a sequence: whole numbers over 101."""
+    """Return the logits after a sequence, (vocabulary,): integers divided by 101."""
     h = 17
     for token in sequence:
         h = (h * 31 + token + 1) % 2**31
@@ -221,7 +220,7 @@ def logits_after(sequence: tuple[int, ...], vocabulary_size: int) -> np.ndarray:
 def search_row(
     vocabulary_size: int, generation: GenerationConfig, moved: float = 0.0
 ) -> dict[str, Any]:
-    """Return settings, and what the search yields and returns; the state is the sequences."""
+    """Return the settings of a search and its results; the decoder state is the sequences."""
 
     def step(
         state: list[tuple[int, ...]], token_ids: np.ndarray, beam_index: np.ndarray
@@ -244,7 +243,7 @@ def search_row(
 
 
 def search_settings() -> Iterator[tuple[int, GenerationConfig]]:
-    """Yield vocabularies and settings without end, every kind of each again and again."""
+    """Yield vocabulary sizes and settings endlessly, in all combinations."""
     chance = random.Random(0)
     for number in itertools.count():
         vocabulary_size = (23, 7, 700, 7, 2, 23)[number % 6]
@@ -284,13 +283,13 @@ def search_settings() -> Iterator[tuple[int, GenerationConfig]]:
 
 
 def search_rows() -> Iterator[dict[str, Any]]:
-    """Yield the rows of search.jsonl, those alone that hang on no rounding."""
+    """Yield the rows of search.jsonl, which do not depend on rounding."""
     rows = filter(None, map(stable_row, search_settings()))
     yield from itertools.islice(rows, SEARCHES)
 
 
 def stable_row(setting: tuple[int, GenerationConfig]) -> dict[str, Any] | None:
-    """Return the row of a setting, None if rounding decides it or no token is left."""
+    """Return the row of a setting, or None if it depends on rounding or no token is left."""
     try:
         row = search_row(*setting)
         moves = MOVED if setting[1].num_beams > 1 else ()
@@ -302,18 +301,18 @@ def stable_row(setting: tuple[int, GenerationConfig]) -> dict[str, Any] | None:
 
 
 def tokens_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return what must be equal in a row whatever is rounded how."""
+    """Return the parts of a row that must not depend on rounding."""
     return [one["token_ids"] for one in row["hypotheses"]], row["settled"]
 
 
-# Chance.
+# Random numbers.
 
 SEEDS = (0, 1, 42, 2**32, 2**63 - 1)
 DRAWS = 40
 
 
 def uniforms() -> list[dict[str, Any]]:
-    """Return the first numbers of NumPy's generator for some seeds."""
+    """Return the first random numbers of NumPy's generator for each seed."""
     return [
         {"seed": seed, "uniforms": np.random.Generator(np.random.PCG64(seed)).random(5).tolist()}
         for seed in SEEDS
@@ -321,7 +320,7 @@ def uniforms() -> list[dict[str, Any]]:
 
 
 def choices() -> Iterator[dict[str, Any]]:
-    """Yield settings, rows of logits, and the token drawn from each in turn with one seed."""
+    """Yield settings, rows of logits, and the tokens drawn from them with one seed."""
     stream = np.random.default_rng(0)
     table = itertools.product((1.0, 0.6, 1.7), (0, 1, 5, 50), (1.0, 0.9, 0.4))
     for number, (temperature, top_k, top_p) in enumerate(table):
@@ -339,7 +338,7 @@ def choices() -> Iterator[dict[str, Any]]:
         yield {**sampling, "rows": rows.tolist(), "tokens": tokens}
 
 
-# Text that comes id by id.
+# Incremental detokenization.
 
 WHOLE = (
     "Hello, world.",
@@ -354,7 +353,7 @@ RANDOM_ROWS = 400
 
 
 def incremental_rows() -> Iterator[dict[str, Any]]:
-    """Yield ids, the text that each completes, and what is left at the end."""
+    """Yield ids, the text completed by each of them, and the rest at the end."""
     folder = DATA / "vocabulary"
     tokenizer = BartTokenizer.from_files(folder / "vocabulary.json", folder / "merges.txt")
     detokenizer = IncrementalDetokenizer(tokenizer)
@@ -367,7 +366,7 @@ def incremental_rows() -> Iterator[dict[str, Any]]:
 
 
 def incremental_ids(tokenizer: BartTokenizer) -> Iterator[list[int]]:
-    """Yield ids of texts, of texts that are cut anywhere, of single bytes, and of anything."""
+    """Yield ids of complete and cut texts, of single bytes, and random ids."""
     single = [tokenizer.token_to_id(symbol) for symbol in BYTE_SYMBOLS]
     special = sorted(tokenizer.special_token_ids)
     chance = random.Random(0)

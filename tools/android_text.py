@@ -1,10 +1,9 @@
-"""Write what Python makes of damaged bytes and of odd texts, for the tests of android/core.
+"""Write the committed fixtures of android/core for damaged bytes and unusual texts.
 
     python tools/android_text.py
 
-Damaged bytes are decoded by CPython. Texts of characters that are split differently, among them
-letters of every Unicode version, and texts with added tokens are tokenized by the package. The
-files are committed.
+CPython decodes the damaged bytes. The package tokenizes texts of all character classes, including
+letters of every Unicode version, and texts with added tokens.
 """
 
 import codecs
@@ -28,37 +27,37 @@ CONTENTS = ("<hl>", "<h", "hl>", "a", "ab", " a", "\n", "<hl><hl>", "é", "'s", 
             "x y", "\u3000", "🚀", "a<")  # fmt: skip
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
-# At least one byte of every kind that UTF-8 tells apart, as a first byte or as a later one.
+# At least one byte of every class in UTF-8, both as a first and as a later byte.
 OCTETS = bytes.fromhex("41 80 8f 90 9f a0 bf c1 c2 df e0 e1 ec ed ee f0 f1 f4 f5 ff")
 LONGEST = 4
 
-# Characters by how they are cut, with some that only newer Unicode versions know.
+# Characters by pretokenization class, including some of newer Unicode versions.
 KINDS: tuple[Sequence[str], ...] = (
     "abcXYZ",
     ("'s", "'t", "'re", "'ve", "'m", "'ll", "'d", "'S", "'x", "'", "’s"),
     " \t\n\v\f\r\x85\xa0\u1680\u2000\u2003\u200a\u2028\u2029\u202f\u205f\u3000",
-    # Controls and formats that are spaces for some and not for White_Space.
+    # Control and format characters that some definitions call spaces, but White_Space does not.
     "\x00\x1c\x1f\x7f\u180e\u200b\u200d\u2060\ufeff\xad",
     "0179²½Ⅷ٣๓①\U0001d7d8\U0001e5f1\U0001ccf0",
     '.,!?-_"#$%&()*+/:;<=>@[]^`{|}~€…—',
     "éßΩжאبहกあ漢글ªʰǅ\u1c89\ua7cb\ua7da\u10d0\U00010570\U0001e4d0\U0002ebf0\U00031350",
     "\u0301\u0308\u093f\u20e3\ufe0f\U000e0100",
     "🚀👩🏽🇩🇪🫨\U0001fae9",
-    # Not assigned, for private use, and the last of all.
+    # Unassigned, private use, and the last code points.
     "\u0378\ue000\U000323b0\U0010fffd\U0010ffff",
 )
 
 
 def decoded(octets: Sequence[int]) -> list[str]:
-    """Return what CPython's decoder gives for each byte, and what at the end."""
+    """Return the output of CPython's incremental decoder for each byte and at the end."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     return [*(decoder.decode(bytes([octet])) for octet in octets), decoder.decode(b"", final=True)]
 
 
 def digest(first: int) -> str:
-    """Return the SHA-256 of all that becomes of LONGEST bytes that begin with this one.
+    """Return the SHA-256 of all decoded sequences of LONGEST bytes with this first byte.
 
-    Pieces end with a line feed and sequences with another; what is hashed is UTF-8.
+    Pieces end with a line feed, and sequences with another; the hash is over UTF-8.
     """
     rest = itertools.product(OCTETS, repeat=LONGEST - 1)
     pieces = (piece for octets in rest for piece in (*decoded((first, *octets)), ""))
@@ -66,7 +65,7 @@ def digest(first: int) -> str:
 
 
 def odd_texts() -> list[str]:
-    """Return texts of every kind of character next to every other."""
+    """Return random texts of characters of all classes."""
     chance = random.Random(0)
     return [
         "".join(
@@ -78,19 +77,19 @@ def odd_texts() -> list[str]:
 
 
 def tokenizer() -> BartTokenizer:
-    """Return the tokenizer of the vocabulary that both sides' tests use."""
+    """Return a tokenizer with the vocabulary that the tests in both languages use."""
     folder = ROOT / "tests/data/vocabulary"
     return BartTokenizer.from_files(folder / "vocabulary.json", folder / "merges.txt")
 
 
 def tokenized() -> list[dict[str, Any]]:
-    """Return odd texts with their ids."""
+    """Return the odd texts with their ids."""
     tokenize = tokenizer().tokenize
     return [{"text": text, "ids": tokenize(text)} for text in odd_texts()]
 
 
 def random_token(chance: random.Random, content: str) -> AddedToken:
-    """Return an added token with flags that it may have."""
+    """Return an added token with random valid flags."""
     flags = {flag: chance.random() < 0.4 for flag in FLAGS}
     if content[0].isspace():
         flags |= {"lstrip": False, "rstrip": False}
@@ -98,9 +97,9 @@ def random_token(chance: random.Random, content: str) -> AddedToken:
 
 
 def added() -> list[dict[str, Any]]:
-    """Return small tokenizers with added tokens, and texts with their ids, whole and cut.
+    """Return small tokenizers with added tokens, and texts with their ids.
 
-    The vocabulary is the special tokens, the bytes, "Ġa", and what of `CONTENTS` is none of them.
+    The vocabulary is the special tokens, the bytes, "Ġa" and `CONTENTS`.
     """
     chance = random.Random(1)
     tokens = dict.fromkeys((*SPECIAL_TOKENS, *BYTE_SYMBOLS, "Ġa", *CONTENTS))
@@ -131,7 +130,7 @@ def added() -> list[dict[str, Any]]:
 
 
 def utf8() -> dict[str, Any]:
-    """Return the bytes that are tried, and what becomes of them by the first one."""
+    """Return the bytes, and the digests of their sequences by first byte."""
     return {
         "octets": list(OCTETS),
         "longest": LONGEST,

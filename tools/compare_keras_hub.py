@@ -1,17 +1,16 @@
-"""Measure a SavedModel's `generate` and KerasHub's on the same weights and the same work, in turns.
+"""Compare the speed of a SavedModel's `generate` with KerasHub's on the same weights.
 
 Usage: compare_keras_hub.py CHECKPOINT_DIR [--source N] [--new-tokens N] [--runs N] [--json FILE]
 
-CHECKPOINT_DIR is a Keras preset (random_checkpoint.py writes one), which KerasHub loads as well.
-The SavedModel is exported from it for greedy search and run by the server's TensorFlow engine.
-KerasHub's `generate` is its compiled function, ids in and ids out, without a preprocessor, both as
-`compile` leaves it and without XLA, whichever is faster on the machine. All start with the
-decoder's start token, never stop early, and must generate the same tokens. Each runs once before it
-is timed. Runs take turns, so that what else the machine does affects all alike. Figures are
-medians.
+CHECKPOINT_DIR is a Keras preset (random_checkpoint.py writes one). The SavedModel is exported from
+it for greedy search and run by the server's TensorFlow engine. KerasHub's `generate` is its
+compiled function from ids to ids, without a preprocessor, with its default settings and without
+XLA. All start with the decoder's start token, never stop early, and must generate the same tokens.
+Each runs once before it is timed. Runs take turns, so that other work of the machine affects all
+alike. Figures are medians.
 
-With random weights the comparison of tokens is weak, because such a model repeats its last token.
-The embedded preset, bart_export/assets/bart_mini_en, makes it strong.
+With random weights the comparison of tokens is weak, because such a model repeats its last token;
+with the embedded preset, bart_export/assets/bart_mini_en, it is strong.
 """
 
 import argparse
@@ -46,7 +45,7 @@ with native_stderr_silenced():
     from bart_export.model import BartBackbone
     from bart_export.server.tensorflow_engine import open_saved_model
 
-# Nothing in, all decoder token ids out, the start token first.
+# Returns all decoder token ids, including the start token.
 Generate = Callable[[], list[int]]
 
 OURS = "SavedModel"
@@ -54,10 +53,10 @@ PEERS = {"KerasHub": {}, "KerasHub without XLA": {"jit_compile": False}}
 
 
 def ours(checkpoint: Checkpoint, source: list[int], new_tokens: int, directory: Path) -> Generate:
-    """Export a SavedModel to a directory; return a function that generates with it."""
+    """Export a SavedModel to a directory, and return a function that generates with it."""
     tokenizer = checkpoint.tokenizer()
-    # KerasHub forbids no token. A search that goes on to a fixed length forbids the end token:
-    # let that be one which a model has no use for.
+    # KerasHub forbids no token, but a search of a fixed length forbids the end token: choose one
+    # that the model does not use.
     settings = GenerationConfig(
         max_length=new_tokens + 1,
         min_length=new_tokens + 1,
@@ -90,20 +89,16 @@ def ours(checkpoint: Checkpoint, source: list[int], new_tokens: int, directory: 
 
 
 def peer(checkpoint: Checkpoint, source: list[int], new_tokens: int, **settings: Any) -> Generate:
-    """Build KerasHub's model of a checkpoint; return a function that generates with it greedily.
+    """Build KerasHub's model, and return a function that generates greedily with it.
 
-    Args:
-        checkpoint: the weights.
-        source: token ids.
-        new_tokens: how many to generate.
-        **settings: of KerasHub's `compile`.
+    `settings` are arguments of KerasHub's `compile`.
     """
     model = keras_hub_model.build(checkpoint, **settings)
     return lambda: [keras_hub_model.START, *model.generate(source, 1, new_tokens)]
 
 
 def check(engines: dict[str, Generate]) -> None:
-    """Fail unless all engines generate the same tokens."""
+    """Exit unless all engines generate the same tokens."""
     said = {engine: generate() for engine, generate in engines.items()}
     for engine, token_ids in said.items():
         if token_ids != said[OURS]:
@@ -134,7 +129,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(report: dict[str, Any]) -> Table:
-    """Return a table of medians, and of how many times faster than each peer the SavedModel is."""
+    """Return a table of medians and of the SavedModel's speedup over each peer."""
     shown = Table(
         title=f"Greedy, source {report['source']}, {report['new_tokens']} new tokens, batch 1"
     )

@@ -1,19 +1,19 @@
-"""Measure this package's runtime and its peers on the same weights and the same work, in turns.
+"""Compare the speed of this package's runtime with its peers on the same weights.
 
 Usage: compare_peers.py PRESET [ARTIFACT] [--peer NAME]… [--source N]… [--num-beams N]…
                         [--new-tokens N] [--threads N] [--runs N] [--json FILE]
 
-PRESET is what bart-export takes (random_checkpoint.py writes one), ARTIFACT its export with the
-recipe dynamic_wi8_afp32, which is made if it is not given. Every peer is built from the same arrays
-with the same number of threads, and set up as its own documentation advises; its module in peers/
-has the details. Peers that are not installed (`pip install '.[peers]'`) are reported and skipped.
-Each peer must first give the logits of the float32 Keras model for one sequence. The column
-"agrees" is how far they are apart, and a peer that is too far apart fails the comparison.
+PRESET is a preset of bart-export (random_checkpoint.py writes one), ARTIFACT its export with the
+recipe dynamic_wi8_afp32; by default it is exported first. Every peer is built from the same arrays
+with the same number of threads, and configured as its documentation advises (see peers/). Peers
+that are not installed (`pip install '.[peers]'`) are reported and skipped. First the logits of each
+peer are compared with those of the float32 Keras model for one sequence. The column "agrees" has
+their distance; the comparison fails if it is too large.
 
-Work is timed from source ids to generated ids, everything included, for exactly as many tokens as
-asked. CTranslate2, KerasHub and transformers have their own search; ONNX Runtime and OpenVINO have
-none for an encoder-decoder and are driven by this package's host search. Runs of all take turns, so
-that what else the machine does affects all alike; figures are medians.
+Runs are timed from source ids to generated ids, with a forced number of tokens. CTranslate2,
+KerasHub and transformers have their own search; ONNX Runtime and OpenVINO have none for an
+encoder-decoder and use this package's host search. Runs take turns, so that other work of the
+machine affects all alike; figures are medians.
 """
 
 import argparse
@@ -50,7 +50,7 @@ from bart_export.runtime.engines import choose_file, open_engine
 
 RECIPE = recipes.DEFAULT
 OURS = f"LiteRT {RECIPE}"
-TOLERANCE = 0.1  # for our own logits, as for a peer's in int8
+TOLERANCE = 0.1  # for our own logits, as for an int8 peer
 # Source and decoder tokens of the check; caches grow past 16 positions.
 CHECKED_SOURCE, CHECKED_TARGET = 48, 20
 
@@ -72,9 +72,9 @@ def reference_logits(
 
 
 def distance(logits: FloatArray, reference: FloatArray) -> float:
-    """Return how far logits are from the reference: the error's root mean square over the spread.
+    """Return the RMS error of logits relative to the spread of the reference.
 
-    A row's mean says nothing, as softmax takes it away.
+    The mean of a row is ignored, as in softmax.
     """
     spread = reference - reference.mean(axis=-1, keepdims=True)
     error = logits - logits.mean(axis=-1, keepdims=True) - spread
@@ -82,7 +82,7 @@ def distance(logits: FloatArray, reference: FloatArray) -> float:
 
 
 def ours(preset: str, artifact: Path | None, directory: Path, num_threads: int) -> Stepped:
-    """Open this package's file, which is exported to a directory first where there is none."""
+    """Open this package's file, after exporting it to the directory if there is no artifact."""
     if artifact is None:
         with native_stderr_silenced():
             from bart_export.export.options import TfliteOptions
@@ -98,11 +98,11 @@ def ours(preset: str, artifact: Path | None, directory: Path, num_threads: int) 
 def built(
     arguments: argparse.Namespace, checkpoint: Checkpoint, directory: Path
 ) -> tuple[dict[str, Model], list[dict[str, Any]]]:
-    """Build ours and the peers, and check them.
+    """Build and check our model and the peers'.
 
     Returns:
-        The models, and a row on each engine: `engine`, and `version`, `build_seconds` and
-        `agrees`, or why it was `skipped`.
+        The models, and a row for each engine: `engine`, and either `version`, `build_seconds` and
+        `agrees`, or `skipped` with the reason.
     """
     size, positions = checkpoint.config.vocabulary_size, checkpoint.config.max_sequence_length
     source = random_source(size, min(CHECKED_SOURCE, positions))
@@ -131,7 +131,7 @@ def built(
         if not agrees <= tolerance:
             sys.exit(
                 f"{name} computes something else: its logits must be within {tolerance} of the "
-                f"float32 model's, and are {agrees:.4f} away."
+                f"float32 model's, received {agrees:.4f}."
             )
         rows.append(
             {
@@ -146,15 +146,15 @@ def built(
 
 
 def usual() -> list[str]:
-    """Return the peers that are measured where none is named."""
+    """Return the peers that are measured by default."""
     return [name for name, peer in PEERS.items() if peer.usual]
 
 
 def built_peer(name: str, checkpoint: Checkpoint, directory: Path, num_threads: int) -> Model:
-    """Build one peer, in a directory of its own.
+    """Build a peer in a separate directory.
 
     Raises:
-        ConfigurationError: where a package is not installed, or the peer has no such model.
+        ConfigurationError: if a package is not installed, or the peer lacks the architecture.
     """
     peer = PEERS[name]
     if missing := peer.missing():
@@ -205,19 +205,17 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def limit_tensorflow(num_threads: int) -> None:
-    """Give TensorFlow, which KerasHub runs on, as many threads as all others."""
+    """Limit TensorFlow, which KerasHub runs on, to this number of threads."""
     with native_stderr_silenced():
         import tensorflow as tf
 
-        tf.get_logger().setLevel("ERROR")  # it warns of every new length of a source
+        tf.get_logger().setLevel("ERROR")  # it warns about every new source length
         tf.config.threading.set_intra_op_parallelism_threads(num_threads)
         tf.config.threading.set_inter_op_parallelism_threads(num_threads)
 
 
 def table(report: dict[str, Any]) -> Group:
-    """Return a table of medians and of how many times as long as ours they are, and what is not
-    in it.
-    """
+    """Return a table of medians and their ratios to ours, and the skipped engines."""
     about, settings = report["machine"], report["settings"]
     timings = {(row["source"], row["num_beams"], row["engine"]): row for row in report["timings"]}
     works = list(dict.fromkeys((source, beams) for source, beams, _ in timings))

@@ -1,7 +1,7 @@
-"""Fill tables of the documentation from the code that they describe.
+"""Write the documentation's tables of presets, recipes and metrics from the code.
 
-A table stands between `<!-- NAME -->` and `<!-- /NAME -->`, where NAME is a key of `TABLES`. Run
-this after a change of presets, recipes or metrics; a test compares.
+A table is between `<!-- NAME -->` and `<!-- /NAME -->`, where NAME is a key of `TABLES`. Run this
+after a change; a test compares.
 """
 
 import re
@@ -88,7 +88,7 @@ def metrics_table() -> str:
     )
 
 
-# Name of a table -> its page and what makes it.
+# Tables by name: the page, and the function that writes the table.
 TABLES = {
     "presets": ("README.md", presets_table),
     "recipes": ("docs/guide/recipes.md", recipes_table),
@@ -98,7 +98,7 @@ TABLES = {
 
 
 def filled(name: str, text: str) -> str:
-    """Return a page's text with the table of a name made anew."""
+    """Return a page's text with the table written anew."""
     page, make = TABLES[name]
     begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
     pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)

@@ -1,11 +1,10 @@
-"""Try seeded inputs of some kinds, in processes that may die of them, and count what they did.
+"""Try random inputs in processes that may crash, and count the outcomes.
 
     python tools/fuzz.py flatbuffer --count 10000
 
-A kind is a row of `KINDS`: what it prepares once, how it makes an input from a seed, and how it
-tries one. The same seed makes the same input. An input is refused in the one way that is meant to
-refuse it, or it runs; everything else (a process that ends, another exception or answer, one that
-takes too long) is a fault. Faults are listed by seed and make the exit code 1.
+The kinds of input are the rows of `KINDS`. A seed always gives the same input. An input must run or
+be refused with the expected error. Everything else (a crash, another exception or answer, a
+timeout) is a fault: faults are listed by seed, and the exit code is then 1.
 """
 
 import argparse
@@ -37,26 +36,26 @@ FAULTS = ("crashed", "raised", "hung")
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """One kind of input.
+    """A kind of input.
 
-    `prepare` makes what all inputs share, once, in a directory of its own. `attempt` makes the
-    input of a seed in a directory of its process and tries it: it returns `REFUSED`, `RAN` or
-    another word to count by; whatever it raises is a fault. A seed may make a `batch` of inputs.
+    `prepare` makes the data that all inputs share, in a separate directory. `attempt` makes the
+    input of a seed in its process's directory and tries it. It returns `REFUSED`, `RAN` or another
+    outcome to count; an exception is a fault. A seed may make a `batch` of inputs.
     """
 
     name: str
     prepare: Callable[[pathlib.Path], Any]
     attempt: Callable[[Any, pathlib.Path, random.Random], str]
     batch: int = 1
-    seconds: float = 20.0  # that a seed may take
+    seconds: float = 20.0  # time limit of a seed
 
 
-# Of one input: its seed, what came of it, and of a fault what was said.
+# Seed, outcome, and the message of a fault.
 Outcome = tuple[int, str, str]
 
 
 def run(kind: Kind, seeds: range, workers: int) -> Iterator[Outcome]:
-    """Try the inputs of some seeds and yield what came of them, in no order."""
+    """Try the inputs of the seeds and yield their outcomes in any order."""
     with tempfile.TemporaryDirectory(prefix="fuzz.") as temporary:
         scratch = pathlib.Path(temporary)
         (scratch / "prepared").mkdir()
@@ -78,14 +77,14 @@ def run(kind: Kind, seeds: range, workers: int) -> Iterator[Outcome]:
 
 
 def in_a_process(prepare: Callable[[pathlib.Path], Any], directory: pathlib.Path) -> Any:
-    """Prepare in a process of its own: what it imports and the threads it starts end with it."""
+    """Prepare in a separate process, so that its imports and threads end with it."""
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as executor:
         return executor.submit(prepare, directory).result()
 
 
 class Worker:
-    """A process that tries one input after the other; when it dies of one, the next is made."""
+    """A process that tries one input after another, and is restarted if it crashes."""
 
     def __init__(self, kind: Kind, prepared: Any, scratch: pathlib.Path) -> None:
         self.kind, self.prepared, self.scratch = kind, prepared, scratch
@@ -105,12 +104,12 @@ class Worker:
         other.close()
 
     def begin(self, seed: int) -> None:
-        """Have the process try the input of a seed."""
+        """Start trying the input of a seed."""
         self.seed, self.began = seed, time.monotonic()
         self.pipe.send(seed)
 
     def outcome(self) -> Outcome | None:
-        """Return what came of the input that is tried, None while it is."""
+        """Return the outcome of the current input, or None while it runs."""
         if self.seed is None:
             return None
         try:
@@ -138,10 +137,10 @@ class Worker:
 
 
 def work(kind: Kind, prepared: Any, scratch: pathlib.Path, pipe: Any) -> None:
-    """Try the inputs whose seeds come, and answer what came of each."""
+    """Try the inputs of the seeds received, and send their outcomes."""
     os.environ["XDG_CACHE_HOME"] = str(scratch / "cache")
     null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 2)  # what dies has much to say
+    os.dup2(null, 2)  # crashes write long messages
     while True:
         seed = pipe.recv()
         try:
@@ -150,7 +149,7 @@ def work(kind: Kind, prepared: Any, scratch: pathlib.Path, pipe: Any) -> None:
             pipe.send(("raised", f"{type(error).__name__}: {error}"[:300]))
 
 
-# --- flatbuffer: a .tflite file of an artifact, altered, with hashes that fit ---------------------
+# --- flatbuffer: an altered .tflite file of an artifact, with matching hashes ---------------------
 
 FILES = tuple(
     f"tflite/{recipe}.tflite" for recipe in ("float32", "dynamic_wi8_afp32", "dynamic_wi4_afp32")
@@ -161,20 +160,20 @@ WORDS = (0, 1, 2, 3, 4, 8, 127, 128, 255, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """An artifact and, of each of some files, its bytes and which of them are no weights."""
+    """An artifact, and the bytes of its files with the ranges that are not weights."""
 
     directory: pathlib.Path
     files: dict[str, tuple[bytes, list[range]]]
 
 
 def prepare_flatbuffer(directory: pathlib.Path) -> Sample:
-    """Export a tiny random checkpoint, and find the bytes that are structure."""
+    """Export a tiny random checkpoint, and find the ranges that are not weights."""
     from bart_export.export.options import TfliteOptions
     from bart_export.export.pipeline import export
     from bart_export.recipes.table import RECIPES
 
     preset = pathlib.Path(__file__).parents[1] / "tests" / "data" / "golden" / "bart_tiny_symmetric"
-    loose = {"relative": 9.0, "top1": 0.0}  # of random weights nothing else can be expected
+    loose = {"relative": 9.0, "top1": 0.0}  # because weights are random
     recipes = (
         dataclasses.replace(RECIPES[pathlib.Path(name).stem], tolerance=loose) for name in FILES
     )
@@ -184,7 +183,7 @@ def prepare_flatbuffer(directory: pathlib.Path) -> Sample:
 
 
 def structure(content: bytes) -> list[range]:
-    """Return where a `.tflite` file has no weights."""
+    """Return the ranges of a `.tflite` file that are not weights."""
     from ai_edge_litert import schema_py_generated as schema
 
     model = schema.Model.GetRootAs(content, 0)
@@ -202,7 +201,7 @@ def structure(content: bytes) -> list[range]:
 
 
 def attempt_flatbuffer(sample: Sample, scratch: pathlib.Path, dice: random.Random) -> str:
-    """Alter a file, give the manifest hashes that fit, and generate from it."""
+    """Alter a file, update the manifest's hashes, and generate with it."""
     from bart_export.artifact.artifact import Artifact
     from bart_export.runtime.generator import Generator
 
@@ -231,7 +230,7 @@ def attempt_flatbuffer(sample: Sample, scratch: pathlib.Path, dice: random.Rando
 
 
 def copied(artifact: pathlib.Path, scratch: pathlib.Path) -> pathlib.Path:
-    """Return the process' own copy of an artifact, which is made once."""
+    """Return this process's copy of an artifact, which is made once."""
     made = scratch / "made"
     if not made.exists():
         shutil.copytree(artifact, made, ignore=shutil.ignore_patterns(".cache"))
@@ -239,7 +238,7 @@ def copied(artifact: pathlib.Path, scratch: pathlib.Path) -> pathlib.Path:
 
 
 def reseal(directory: pathlib.Path, manifest: dict[str, Any]) -> None:
-    """Write a manifest with the seal that it should have."""
+    """Write a manifest with a matching seal."""
     from bart_export.artifact.manifest_file import UNSEALED, seal
 
     manifest["manifest_sha256"] = UNSEALED
@@ -247,7 +246,7 @@ def reseal(directory: pathlib.Path, manifest: dict[str, Any]) -> None:
 
 
 def tried(read: Callable[[], object]) -> str:
-    """Return what came of reading something; raise what is not one line of ours."""
+    """Return the outcome of a read; raise any error that is not one line of this package."""
     from bart_export.errors import ArtifactError, BartExportError
 
     try:
@@ -261,7 +260,7 @@ def tried(read: Callable[[], object]) -> str:
 
 
 def alter(content: bytes, places: list[range], dice: random.Random) -> bytes:
-    """Change a few bytes, mostly of the structure: a bit, a byte, a word, or a copied piece."""
+    """Change a few bits, bytes or words, mostly outside the weights, or copy a piece."""
     altered = bytearray(content)
     for _ in range(dice.choice((1, 1, 1, 2, 3))):
         place = dice.choices(places, [len(one) for one in places])[0]
@@ -289,9 +288,9 @@ def alter(content: bytes, places: list[range], dice: random.Random) -> bytes:
     return bytes(altered)
 
 
-# --- manifest: the manifest of an artifact, of another structure, with a seal that fits -----------
+# --- manifest: a restructured manifest with a matching seal ---------------------------------------
 
-# What no manifest has to have, and what would lead elsewhere.
+# Optional fields, and names that would lead outside the artifact.
 FIELDS = {
     "notes": ["A note."],
     "target": "saved_model",
@@ -309,7 +308,7 @@ FIELDS = {
 
 
 def attempt_manifest(artifact: pathlib.Path, scratch: pathlib.Path, dice: random.Random) -> str:
-    """Change the structure of a manifest, then show what it says and generate."""
+    """Change the structure of a manifest, then inspect the artifact and generate with it."""
     from bart_export.cli import inspect
     from bart_export.runtime.generator import Generator
 
@@ -323,7 +322,7 @@ def attempt_manifest(artifact: pathlib.Path, scratch: pathlib.Path, dice: random
 
 
 def restructured(manifest: dict[str, Any], dice: random.Random) -> dict[str, Any]:
-    """Return a manifest with some of its parts exchanged, renamed, wrapped, added or made odd."""
+    """Return a manifest with parts exchanged, renamed, wrapped, added or replaced."""
     for _ in range(dice.choice((1, 1, 2, 3))):
         (one, name), (two, other) = dice.sample(list(places(manifest)), 2)
         match dice.randrange(6):
@@ -344,7 +343,7 @@ def restructured(manifest: dict[str, Any], dice: random.Random) -> dict[str, Any
 
 
 def places(document: Any) -> Iterator[tuple[Any, Any]]:
-    """Yield each part of a JSON document as what holds it and its name or index there."""
+    """Yield the container and the name or index of each part of a JSON document."""
     for name in document if isinstance(document, dict) else range(len(document)):
         yield document, name
         if isinstance(document[name], (dict, list)):
@@ -365,14 +364,14 @@ KINDS = {
             tokenizer_inputs.prepare,
             tokenizer_inputs.attempt_graph,
             batch=tokenizer_inputs.BATCH,
-            seconds=120.0,  # for those that build a graph
+            seconds=120.0,  # some build a graph
         ),
     )
 }
 
 
 def main() -> int:
-    """Try what the command line asks for, print counts, and return the exit code."""
+    """Try the inputs that the command line asks for, print counts, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("kinds", nargs="*", default=list(KINDS), help=f"of {', '.join(KINDS)}")
     parser.add_argument("--count", type=int, default=1000, help="inputs of each kind")

@@ -1,6 +1,6 @@
-"""Runs in turns, and the command line around them, for the comparisons with other packages.
+"""Timed runs and the command line of the comparisons with other packages.
 
-Runs of all packages take turns, so that what else the machine does affects all alike.
+Runs take turns, so that other work of the machine affects all packages alike.
 """
 
 import argparse
@@ -15,13 +15,13 @@ from rich.console import Console, RenderableType
 
 from bart_export.errors import BartExportError
 
-PAUSE = 0.25  # seconds between runs: threads of a pool go on spinning after their work
+PAUSE = 0.25  # seconds between runs: the threads of a pool spin for a while after work
 
 Key = TypeVar("Key", bound=Hashable)
 
 
 def take_turns(works: Mapping[Key, Callable[[], Any]], runs: int) -> dict[Key, list[float]]:
-    """Return the seconds of each work's runs, after one round that does not count."""
+    """Return the seconds of each work's runs, after a warm-up round."""
     seconds: dict[Key, list[float]] = {key: [] for key in works}
     for run in range(runs + 1):
         for key, work in works.items():
@@ -38,8 +38,8 @@ def command(
     compare: Callable[[argparse.Namespace], dict[str, Any]],
     table: Callable[[dict[str, Any]], RenderableType],
 ) -> None:
-    """Read the command line, compare, print the report as a table, and write it where asked."""
-    parser.add_argument("--json", type=Path, help="write the whole report to this file")
+    """Parse the command line, compare, print the table, and write the report to --json."""
+    parser.add_argument("--json", type=Path, help="write the complete report to this file")
     arguments = parser.parse_args()
     try:
         report = compare(arguments)

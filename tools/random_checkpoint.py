@@ -1,10 +1,10 @@
-"""Write a Keras preset with a published BART's shape and random weights, for measurements.
+"""Write a Keras preset with the shape of a published BART and random weights, for measurements.
 
 Usage: random_checkpoint.py DIRECTORY [--shape bart_base|bart_large|bart_large_cnn] [--seed N]
 
-The tokenizer is the real one, so the preset takes texts; the output is meaningless. Weights are
-drawn one tensor at a time, each from its own generator, so a seed gives the same checkpoint
-everywhere and only one tensor is in memory.
+The tokenizer is the real one, so the preset accepts texts; its output is meaningless. Each tensor
+is drawn from a separate generator, so a seed gives the same checkpoint everywhere, and only one
+tensor is in memory at a time.
 """
 
 import argparse
@@ -26,20 +26,20 @@ BASE = BartConfig(
 LARGE = BartConfig(
     vocabulary_size=50265, num_layers=12, num_heads=16, hidden_dim=1024, intermediate_dim=4096
 )
-# Shape -> configuration, and the preset whose generation settings it takes.
+# Configurations by shape, with the preset that has the generation settings.
 SHAPES = {
     "bart_base": (BASE, "bart_base_en"),
     "bart_large": (LARGE, "bart_large_en"),
     "bart_large_cnn": (dataclasses.replace(LARGE, vocabulary_size=50264), "bart_large_en_cnn"),
 }
-DEVIATION = 0.02  # standard deviation that BART's weights begin with
+DEVIATION = 0.02  # standard deviation of BART's initial weights
 TOKENIZER = Path(__file__).parents[1] / "tests" / "data" / "vocabulary"
 
 FloatArray = npt.NDArray[np.float32]
 
 
 class RandomWeights(Mapping[str, FloatArray]):
-    """Weights by their names, drawn when asked for; scales of norms are 1."""
+    """Weights by name, drawn on access; the scales of norms are 1."""
 
     def __init__(self, config: BartConfig, seed: int) -> None:
         self.rows = {row.name: (number, row) for number, row in enumerate(names.weights(config))}

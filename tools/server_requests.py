@@ -1,7 +1,7 @@
-"""Requests for `fuzz.py`: damaged bodies, addresses and messages, sent to a server over its ports.
+"""Requests for `fuzz.py`: damaged bodies, paths and messages, sent to a server.
 
-The server runs in the process of its client, so that a crash is counted. An error in its log is a
-fault, and so is an answer of 500 or one without a reason.
+The server runs in the client's process, so that a crash is counted. A logged error, a status of 500
+and an error response without a reason are faults.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from typing import Any
 MODEL = "text"
 SETTINGS = {"max_length": 6, "min_length": 0, "length_penalty": 1.0, "repetition_penalty": 1.0,
             "early_stopping": "never"}  # fmt: skip
-# What is answered, before it is damaged.
+# Valid requests, to be damaged.
 BODIES = [
     (":predict", {"instances": ["A library.", {"b64": "YQ=="}]}),
     ("/versions/1:predict", {"inputs": {"text": ["A library.", ""]}}),
@@ -60,7 +60,7 @@ CALLS = {
 
 
 class Errors(logging.Handler):
-    """Keeps what is logged as an error."""
+    """Collects logged errors."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
@@ -73,7 +73,7 @@ class Errors(logging.Handler):
 
 @dataclasses.dataclass(frozen=True)
 class Server:
-    """A server that answers, and how it is asked."""
+    """A running server, and its ports, channel and logged errors."""
 
     rest_api_port: int
     channel: Any
@@ -82,7 +82,7 @@ class Server:
 
 TESTS = pathlib.Path(__file__).parents[1] / "tests"
 SERVERS: dict[pathlib.Path, Server] = {}
-OPEN = contextlib.ExitStack()  # until the process ends
+OPEN = contextlib.ExitStack()  # closed when the process ends
 
 
 def prepare(directory: pathlib.Path) -> pathlib.Path:
@@ -92,7 +92,7 @@ def prepare(directory: pathlib.Path) -> pathlib.Path:
 
 
 def started(artifact: pathlib.Path) -> Server:
-    """Return the server of this process, which is started by its first request."""
+    """Return this process's server, which is started on first use."""
     if artifact not in SERVERS:
         import grpc
 
@@ -113,7 +113,7 @@ def started(artifact: pathlib.Path) -> Server:
 
 
 def attempt_rest(artifact: pathlib.Path, scratch: pathlib.Path, dice: random.Random) -> str:
-    """Send a damaged request over REST and hold the answer to its form."""
+    """Send a damaged request over REST and check the form of the response."""
     server = started(artifact)
     address, body = dice.choice(BODIES)
     data = json.dumps(odd(body, dice) if dice.random() < 0.6 else body).encode()
@@ -143,7 +143,7 @@ def attempt_rest(artifact: pathlib.Path, scratch: pathlib.Path, dice: random.Ran
 
 
 def attempt_grpc(artifact: pathlib.Path, scratch: pathlib.Path, dice: random.Random) -> str:
-    """Send a damaged message over gRPC and hold the answer to its form."""
+    """Send a damaged message over gRPC and check the form of the response."""
     import grpc
 
     server = started(artifact)
@@ -164,7 +164,7 @@ def attempt_grpc(artifact: pathlib.Path, scratch: pathlib.Path, dice: random.Ran
 
 
 def checked(server: Server, right: bool, told: str) -> None:
-    """Raise for an answer that is not right, or an error in the log."""
+    """Raise AssertionError for a wrong response or a logged error."""
     lines = server.errors.lines[:]
     server.errors.lines.clear()
     if lines or not right:
@@ -172,7 +172,7 @@ def checked(server: Server, right: bool, told: str) -> None:
 
 
 def message(method: str, dice: random.Random) -> bytes:
-    """Return a request of a method, whole or with tensors that do not add up."""
+    """Return a request of a method, valid or with inconsistent tensors."""
     from bart_export.server import messages
 
     name = dice.choice((MODEL, MODEL, MODEL, "", "other"))
@@ -202,7 +202,7 @@ def message(method: str, dice: random.Random) -> bytes:
 
 
 def fill(proto: Any, tensor: str) -> None:
-    """Make a tensor what its signature takes, of two rows."""
+    """Fill a tensor with two valid rows."""
     shape, values = ([2], [2, 3]) if tensor.endswith("lengths") else ([2, 3], [0, 9, 2] * 2)
     if tensor == "text":
         proto.dtype, shape = 7, [2]
@@ -215,7 +215,7 @@ def fill(proto: Any, tensor: str) -> None:
 
 
 def odd(document: Any, dice: random.Random) -> Any:
-    """Return a JSON document with one or two of its parts replaced, taken away or doubled."""
+    """Return a JSON document with one or two parts replaced, removed or duplicated."""
     document = copy.deepcopy(document)
     for _ in range(dice.randint(1, 2)):
         parent = document
@@ -238,7 +238,7 @@ def odd(document: Any, dice: random.Random) -> Any:
 
 
 def damaged(data: bytes, dice: random.Random) -> bytes:
-    """Return bytes with a few of them changed, taken away, doubled or put in between."""
+    """Return data with a few bytes changed, removed, duplicated or inserted."""
     changed = bytearray(data)
     for _ in range(dice.randint(1, 3)):
         place, other = sorted(dice.randrange(len(changed) + 1) for _ in range(2))

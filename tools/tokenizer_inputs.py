@@ -1,7 +1,7 @@
 """Texts, tokenizers and tokenizer files for `fuzz.py`, compared with the `tokenizers` library.
 
-Texts consist of the characters that pretokenization distinguishes, are cut at added tokens with
-random flags, and merged by random merges or by BART's. A TensorFlow graph must give the same ids.
+Texts mix the character classes of pretokenization and added tokens with random flags; merges are
+random or BART's. A TensorFlow graph must return the same ids.
 """
 
 import dataclasses
@@ -22,12 +22,12 @@ from tokenizers.pre_tokenizers import ByteLevel
 from bart_export.text.tokenizer import BartTokenizer, IncrementalDetokenizer
 from bart_export.text.vocabulary import BYTE_SYMBOLS, SPECIAL_TOKENS
 
-BATCH = 64  # texts that a graph is given at a time
-GRAPHS = 8  # tokenizers that there are graphs of: to build one takes seconds
-LENGTHS = (8, 1024)  # that a graph cuts at
+BATCH = 64  # texts per call of a graph
+GRAPHS = 8  # tokenizers with a graph, which takes seconds to build
+LENGTHS = (8, 1024)  # maximum lengths of a graph
 PIECES = ["".join(kind) for kinds in android_text.KINDS for kind in kinds]
 PIECES += [*android_text.CONTENTS, *SPECIAL_TOKENS, " ", "a", "ab", "'s"] * 4
-# Where merges begin: few bytes, so that texts have what they make.
+# The symbols to merge: few, so that the merges occur in texts.
 LETTERS = [BYTE_SYMBOLS[byte] for byte in "ab <hl>'s\né\u3000".encode()]
 ROOT = pathlib.Path(__file__).parents[1]
 CASES = [
@@ -45,11 +45,11 @@ Graph = Callable[..., Any]
 
 
 def prepare(directory: pathlib.Path) -> None:
-    """Nothing is in common."""
+    """Prepare nothing."""
 
 
 def attempt(prepared: None, scratch: pathlib.Path, dice: random.Random) -> str:
-    """Tokenize a text, whole and cut, and make it a text again."""
+    """Tokenize a complete and a truncated text, and detokenize it."""
     host = bart() if dice.random() < 0.2 else random_host(dice)
     text = random_text(dice)
     own = [one for one in host.added_tokens if one.content not in SPECIAL_TOKENS]
@@ -69,7 +69,7 @@ def attempt(prepared: None, scratch: pathlib.Path, dice: random.Random) -> str:
 
 
 def attempt_file(prepared: None, scratch: pathlib.Path, dice: random.Random) -> str:
-    """Damage a file of a checkpoint's tokenizer, and hold what is read of it to the library."""
+    """Damage a file of a checkpoint's tokenizer, and compare the tokenizer with the library."""
     from bart_export.checkpoints import resolve
     from bart_export.errors import BartExportError
     from bart_export.verify import tokenization
@@ -95,11 +95,11 @@ def attempt_file(prepared: None, scratch: pathlib.Path, dice: random.Random) -> 
 
 
 def attempt_graph(prepared: None, scratch: pathlib.Path, dice: random.Random) -> str:
-    """Tokenize texts in a graph, and make them texts again there."""
+    """Tokenize and detokenize texts in a graph."""
     most = dice.choice(LENGTHS)
     host, encode, decode = graph(dice.randrange(GRAPHS), most)
     texts = [random_text(dice).encode() for _ in range(BATCH)]
-    texts[0] = server_requests.damaged(texts[0], dice)  # which may be no UTF-8
+    texts[0] = server_requests.damaged(texts[0], dice)  # may be invalid UTF-8
     ids, lengths = encode(texts)
     for data, row, length, shown in zip(texts, ids, lengths, decode(ids, lengths), strict=True):
         text, row = data.decode("utf-8", "replace"), row[:length].tolist()
@@ -111,7 +111,7 @@ def attempt_graph(prepared: None, scratch: pathlib.Path, dice: random.Random) ->
 
 @functools.cache
 def graph(number: int, most: int) -> tuple[BartTokenizer, Graph, Graph]:
-    """Return one of some tokenizers, its graph that cuts after `most` ids, and the one back."""
+    """Return a tokenizer, its graph with at most `most` ids, and its detokenizing graph."""
     import tensorflow as tf
 
     from bart_export.graph.tokenizer import GraphTokenizer
@@ -133,12 +133,12 @@ def graph(number: int, most: int) -> tuple[BartTokenizer, Graph, Graph]:
 
 @functools.cache
 def bart() -> BartTokenizer:
-    """Return the tokenizer of BART's own vocabulary."""
+    """Return a tokenizer with BART's vocabulary."""
     return android_text.tokenizer()
 
 
 def random_host(dice: random.Random) -> BartTokenizer:
-    """Return a tokenizer of random merges and added tokens."""
+    """Return a tokenizer with random merges and added tokens."""
     made: dict[str, tuple[str, str]] = {}
     for _ in range(dice.randrange(80)):
         left, right = dice.choices([*LETTERS, *made], k=2)
@@ -155,15 +155,15 @@ def random_host(dice: random.Random) -> BartTokenizer:
 
 
 def random_text(dice: random.Random) -> str:
-    """Return a text, one of a hundred a long one."""
+    """Return a random text; one in a hundred is long."""
     count = dice.randrange(3000) if dice.random() < 0.01 else dice.randrange(30)
     text = "".join(dice.choices(PIECES, k=count))
     return text * dice.choice((1,) * 9 + (40,)) if len(text) < 9 else text
 
 
-@functools.lru_cache(maxsize=64)  # as BART's own takes long
+@functools.lru_cache(maxsize=64)  # BART's takes long
 def library_of(host: BartTokenizer, special_tokens: bool) -> tokenizers.Tokenizer:
-    """Return the library's tokenizer of the same tables and added tokens."""
+    """Return the library's tokenizer with the same tables and added tokens."""
     library = tokenizers.Tokenizer(BPE(host.vocabulary, host.merges))
     library.pre_tokenizer = ByteLevel(add_prefix_space=host.add_prefix_space)
     library.add_tokens(
@@ -177,6 +177,6 @@ def library_of(host: BartTokenizer, special_tokens: bool) -> tokenizers.Tokenize
 
 
 def same(text: str, found: Sequence[int] | str, expected: Sequence[int] | str) -> None:
-    """Raise when what became of a text is not what should."""
+    """Raise AssertionError if the result for a text differs."""
     if found != expected:
         raise AssertionError(f"{text[:80]!r}: {found[:40]!r}, not {expected[:40]!r}")

@@ -1,7 +1,6 @@
-"""The peers that compare_peers.py measures: a row and a module each, all built from arrays.
+"""The peers of compare_peers.py, each with a row and a module.
 
-None of the peers is a dependency of the package: a row's module is imported if its packages are
-installed.
+Peers are not dependencies of the package: a module is imported only if its packages are installed.
 """
 
 import dataclasses
@@ -16,28 +15,28 @@ from bart_export.runtime.engine import FloatArray
 
 
 class Model(Protocol):
-    """What a peer builds."""
+    """A model of a peer."""
 
     def generate(self, source: Sequence[int], num_beams: int, new_tokens: int) -> list[int]:
-        """Return the best sequence of exactly so many new tokens, the start token left out."""
+        """Return the best sequence of exactly `new_tokens` tokens, without the start token."""
 
     def logits(self, source: Sequence[int], target: Sequence[int]) -> FloatArray:
         """Return the logits after each token of a decoder sequence, (target, vocabulary).
 
-        A constant may be missing from each row, as from logarithms of probabilities.
+        Rows may differ by a constant, as log-probabilities do.
         """
 
 
 @dataclasses.dataclass(frozen=True)
 class Peer:
-    """One row of the table.
+    """A peer: a row of `PEERS`.
 
     Args:
         packages: distributions that must be installed; the first one's version is reported.
-        module: what builds it, `peers.<module>.build`.
+        module: the module with its `build` function, in `peers`.
         settings: further arguments of `build`.
-        usual: whether it is measured where no peer is named.
-        tolerance: how far its logits may be from the float32 model's, see `compare_peers.distance`.
+        usual: whether it is measured by default.
+        tolerance: maximum `compare_peers.distance` of its logits from the float32 model's.
     """
 
     packages: tuple[str, ...]
@@ -55,11 +54,11 @@ class Peer:
 
         Args:
             checkpoint: the weights.
-            directory: an empty one, for files.
-            num_threads: threads that it may use.
+            directory: an empty directory for its files.
+            num_threads: the number of threads to use.
 
         Raises:
-            ConfigurationError: for an architecture that the peer does not have.
+            ConfigurationError: if the peer does not support the architecture.
         """
         module = importlib.import_module(f"peers.{self.module}")
         made: Model = module.build(checkpoint, directory, num_threads, **self.settings)
@@ -67,7 +66,7 @@ class Peer:
 
 
 def version(package: str) -> str | None:
-    """Return the version of an installed distribution, None where there is none."""
+    """Return the version of an installed distribution, or None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -76,7 +75,7 @@ def version(package: str) -> str | None:
 
 ONNX_RUNTIME = ("onnxruntime", "onnx")
 OPENVINO = ("openvino", "nncf")
-EXACT = 1e-3  # float32, the sums in another order
+EXACT = 1e-3  # float32, with sums in another order
 PEERS = {
     "CTranslate2 int8": Peer(("ctranslate2",), "ctranslate2_model", {"int8": True}),
     "CTranslate2 float32": Peer(

@@ -3,8 +3,8 @@
 An `Operators` has the weights and adds nodes to a graph. Activations are rows, (rows, hidden): the
 tokens of the one source in the encoder, the beams in the decoder. One source has no padding, so no
 mask is needed. The encoder projects its output once to the cross keys and values of every decoder
-layer, where all beams are queries of one sequence. The peer decides what an attention looks like in
-its graph, and how a cache goes from one step to the next.
+layer, where all beams are queries of one sequence. The peer defines attentions, and how caches are
+passed from one step to the next.
 """
 
 from typing import Any, Protocol
@@ -19,10 +19,10 @@ class Operators(Protocol):
     """Adds nodes to a graph; `name` names weights as `checkpoints.names` does."""
 
     def rows(self, name: str, indices: Node) -> Node:
-        """Look rows of a table up."""
+        """Look up rows of a table."""
 
     def first_rows(self, name: str, like: Node) -> Node:
-        """Take as many of a table's first rows as `like` is long."""
+        """Return the first rows of a table, as many as `like` has."""
 
     def linear(self, name: str, x: Node) -> Node:
         """Apply a projection with its bias."""
@@ -46,13 +46,13 @@ class Operators(Protocol):
         """Apply the activation function of the feed-forward blocks."""
 
     def attend(self, query: Node, key: Node, value: Node) -> Node:
-        """Attend over the rows of the source: three times (source, hidden) to the same."""
+        """Attend over the rows of the source; all are (source, hidden)."""
 
     def attend_past(self, layer: int, query: Node, key: Node, value: Node) -> Node:
-        """Attend over a beam's past, to which key and value are added: thrice (beams, hidden)."""
+        """Attend over each beam's past, extended by key and value; all are (beams, hidden)."""
 
     def source_heads(self, x: Node) -> Node:
-        """Turn (source, hidden) into what `attend_source` takes for keys or values."""
+        """Convert (source, hidden) to keys or values for `attend_source`."""
 
     def attend_source(self, query: Node, key: Node, value: Node) -> Node:
         """Attend over the source's keys and values with a query (beams, hidden)."""
@@ -120,7 +120,7 @@ def embed(
 
 
 def residual(operators: Operators, norm: str, attention: str, x: Node, mixed: Node) -> Node:
-    """Project what an attention gave, add what went in, and normalize."""
+    """Project the output of an attention, add its input, and normalize."""
     projected = operators.linear(f"{attention}/attention_output", mixed)
     return operators.norm(f"{norm}_layer_norm", operators.add(x, projected))
 

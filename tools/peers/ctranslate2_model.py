@@ -32,7 +32,7 @@ IDS = GenerationConfig()  # the special token ids that every BART has
 class SpecWriter:
     """Fills a CTranslate2 specification from a checkpoint's arrays.
 
-    CTranslate2 keeps projections as (outputs, inputs), those of one input joined to one.
+    CTranslate2 stores kernels as (outputs, inputs), and fuses projections of the same input.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -40,7 +40,7 @@ class SpecWriter:
         self.weights = checkpoint.weights
 
     def spec(self) -> Any:
-        """Return the specification of the whole model."""
+        """Return the specification of the model."""
         config = self.config
         spec = specs.TransformerSpec.from_config(
             (config.num_layers, config.decoder_layers),
@@ -83,7 +83,7 @@ class SpecWriter:
             self.norm(layer.ffn.layer_norm, f"{name}/feedforward_layer_norm")
 
     def joined(self, spec: Any, scope: str, parts: Sequence[str]) -> None:
-        """Fill a projection with those of `parts` one below the other."""
+        """Fill a projection with the stacked projections `parts`."""
         biases = [self.array(f"{scope}/{part}/bias").ravel() for part in parts]
         kernels = [self.kernel(f"{scope}/{part}/kernel") for part in parts]
         spec.weight = np.ascontiguousarray(np.concatenate(kernels))
@@ -106,7 +106,7 @@ class SpecWriter:
 
 
 def write(checkpoint: Checkpoint, directory: Path) -> None:
-    """Write a CTranslate2 model of a checkpoint, in float32: it is quantized when it is loaded."""
+    """Write a CTranslate2 model in float32, which is quantized when it is loaded."""
     spec = SpecWriter(checkpoint).spec()
     tokens = words(range(checkpoint.config.vocabulary_size))
     spec.register_source_vocabulary(tokens)
@@ -119,7 +119,7 @@ def write(checkpoint: Checkpoint, directory: Path) -> None:
 
 
 def words(token_ids: Sequence[int]) -> list[str]:
-    """Return what token ids are called in the model."""
+    """Return the model's words for token ids."""
     return [str(token_id) for token_id in token_ids]
 
 
@@ -136,7 +136,7 @@ class Translator:
         )
 
     def generate(self, source: Sequence[int], num_beams: int, new_tokens: int) -> list[int]:
-        """Return the best sequence of exactly so many new tokens."""
+        """Return the best sequence of exactly `new_tokens` tokens."""
         result = self.translator.translate_batch(
             [words(source)],
             beam_size=num_beams,
@@ -146,9 +146,9 @@ class Translator:
         return [int(token) for token in result.hypotheses[0]]
 
     def logits(self, source: Sequence[int], target: Sequence[int]) -> FloatArray:
-        """Return the logits after each decoder token but for a constant, (target, vocabulary).
+        """Return the logits after each decoder token up to a constant, (target, vocabulary).
 
-        Each is of a call of its own: CTranslate2 gives them for the tokens that it chooses.
+        Each row needs a separate call, because CTranslate2 returns the logits of chosen tokens.
         """
         rows = []
         for length in range(len(target)):

@@ -1,9 +1,9 @@
-"""KerasHub's BART on the same weights, float32: its own compiled `generate`, ids in and ids out.
+"""KerasHub's BART on the same weights in float32, with its compiled `generate` from ids to ids.
 
-Set up as `compile` leaves it, with XLA, or without XLA, which is faster on some machines; one
-compiled function for each number of beams, with KerasHub's own greedy or beam sampler. All
-sequences start with the decoder's start token and never stop early. KerasHub forbids no token:
-where a search of a fixed length elsewhere forbids the end token, this one may choose it.
+It runs with XLA, the default, or without, which is faster on some machines. Each number of beams
+has a compiled function with KerasHub's greedy or beam sampler. All sequences start with the
+decoder's start token and never stop early. KerasHub forbids no token: unlike other searches of a
+fixed length, it may choose the end token.
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ class KerasHub:
         self.models: dict[int, Any] = {}
 
     def model(self, num_beams: int) -> Any:
-        """Return the model that searches with so many beams."""
+        """Return the model with this number of beams."""
         if num_beams not in self.models:
             made = keras_hub.models.BartSeq2SeqLM(backbone=self.backbone, preprocessor=None)
             beam = keras_hub.samplers.BeamSampler(num_beams=num_beams)
@@ -44,7 +44,7 @@ class KerasHub:
         return self.models[num_beams]
 
     def generate(self, source: Sequence[int], num_beams: int, new_tokens: int) -> list[int]:
-        """Return the best sequence of exactly so many new tokens."""
+        """Return the best sequence of exactly `new_tokens` tokens."""
         target = np.zeros(new_tokens + 1, np.int32)
         target[0] = START
         inputs = batch(source, target) | {
@@ -69,10 +69,10 @@ def batch(source: Sequence[int], target: Sequence[int]) -> dict[str, Any]:
 
 
 def backbone_of(config: BartConfig) -> Any:
-    """Return KerasHub's backbone of an architecture.
+    """Return KerasHub's backbone with this architecture.
 
     Raises:
-        ConfigurationError: for an architecture that KerasHub does not have.
+        ConfigurationError: if KerasHub does not support the architecture.
     """
     if extensions := config.extensions():
         raise ConfigurationError(
@@ -83,12 +83,9 @@ def backbone_of(config: BartConfig) -> Any:
 
 
 def build(checkpoint: Checkpoint, *unneeded: Any, **settings: Any) -> KerasHub:
-    """Make the model. Nothing is written, and threads are set before TensorFlow begins.
+    """Make the model; the arguments for a directory and threads are not used.
 
-    Args:
-        checkpoint: the weights.
-        *unneeded: a directory and a number of threads, as other peers take them.
-        **settings: of KerasHub's `compile`.
+    `settings` are arguments of KerasHub's `compile`.
     """
     backbone = backbone_of(checkpoint.config)
     rows = names.weights(checkpoint.config)  # in KerasHub's order

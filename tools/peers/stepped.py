@@ -1,7 +1,7 @@
-"""A peer that can only step, driven by this package's own search.
+"""A peer without a search, driven by this package's search.
 
-An engine has `start` and `step` as in `bart_export.runtime.engine.Engine`. This package's own
-engine is driven in the same way, so that the search costs the same for all.
+An engine has `start` and `step` as in `bart_export.runtime.engine.Engine`. This package's engine is
+driven in the same way, so that the search costs the same for all.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ class Stepped:
         self.engine = engine
 
     def generate(self, source: Sequence[int], num_beams: int, new_tokens: int) -> list[int]:
-        """Return the best sequence of exactly so many new tokens."""
+        """Return the best sequence of exactly `new_tokens` tokens."""
         length = new_tokens + 1
         forced = GenerationConfig(max_length=length, min_length=length, num_beams=num_beams)
         state = self.engine.start(source, num_beams, length)
@@ -30,7 +30,7 @@ class Stepped:
     def logits(self, source: Sequence[int], target: Sequence[int]) -> FloatArray:
         """Return the logits after each decoder token, (target, vocabulary).
 
-        Two beams go the same way and change places at every step: caches are reordered, too.
+        Two beams with the same tokens swap places at every step, so that caches are reordered.
         """
         state = self.engine.start(source, 2, len(target))
         rows = []

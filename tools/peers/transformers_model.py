@@ -1,7 +1,7 @@
-"""transformers' BART on the same weights, PyTorch in float32: its own `generate`.
+"""transformers' BART on the same weights in float32, with its `generate`.
 
-Set up as its documentation advises for a CPU: evaluation mode, fused attention where it has it, and
-no gradients. It searches itself.
+It is configured as its documentation advises for a CPU: evaluation mode, fused attention where
+available, and no gradients.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ class Transformers:
 
     @torch.inference_mode()
     def generate(self, source: Sequence[int], num_beams: int, new_tokens: int) -> list[int]:
-        """Return the best sequence of exactly so many new tokens."""
+        """Return the best sequence of exactly `new_tokens` tokens."""
         ids = torch.tensor([source])
         outputs = self.model.generate(
             input_ids=ids,
