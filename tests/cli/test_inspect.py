@@ -127,7 +127,7 @@ def test_a_foreign_text_that_no_terminal_should_get_is_refused(tmp_path, change,
 
 @pytest.mark.parametrize("layers", [[["(a*)*b", "int8"]], 513 * [[".*", "int8"]]])
 def test_foreign_expressions_that_take_long_are_refused(tmp_path, layers):
-    entry = {"bytes": 2, "sha256": "0" * 64, "layers": layers}
+    entry = made_up_artifacts.entry(layers=layers).to_dict()
     line = refusal("inspect", foreign_artifact(tmp_path, files={"golden.json": entry}))
     assert "layers" in line and "at most" in line
 
