@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from support.command import python
+from support.command import PROGRAM, python
 from support.pages import blocks, commands
 
 import bart_export
@@ -141,18 +141,17 @@ def test_what_an_export_takes_of_the_server_needs_no_library_of_servers():
     assert imported & SERVING_LIBRARIES == set()
 
 
-COMMAND = "from bart_export.cli.main import main; main()"
 HELP = "from bart_export.cli.main import main; main(['--help'], standalone_mode=False)"
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["presets"]])
 def test_help_imports_no_tensor_library(arguments):
-    imported = modules_after(COMMAND, *arguments)
+    imported = modules_after(PROGRAM, *arguments)
     assert imported & (TENSOR_LIBRARIES | {"numpy", "ai_edge_litert"}) == set()
 
 
 def test_generating_imports_no_tensor_library(mini_artifact):
-    imported = modules_after(COMMAND, "generate", mini_artifact.directory, "A game.")
+    imported = modules_after(PROGRAM, "generate", mini_artifact.directory, "A game.")
     assert "ai_edge_litert" in imported
     assert imported & TENSOR_LIBRARIES == set()
 

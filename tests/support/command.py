@@ -1,4 +1,4 @@
-"""The command line, in this process and in one of its own."""
+"""Runs the command line, in this process or in a separate one."""
 
 import subprocess
 import sys
@@ -7,7 +7,8 @@ from click.testing import CliRunner
 
 from bart_export.cli.main import main
 
-COMMAND = [sys.executable, "-c", "from bart_export.cli.main import main; main()"]
+PROGRAM = "from bart_export.cli.main import main; main()"
+COMMAND = [sys.executable, "-c", PROGRAM]
 
 
 def run(*arguments, input=None):
@@ -16,14 +17,14 @@ def run(*arguments, input=None):
 
 
 def printed(*arguments):
-    """Return what a command prints that must succeed."""
+    """Return the output of a command, which must succeed."""
     result = run(*arguments)
     assert result.exit_code == 0, result.output
     return result.stdout
 
 
 def refusal(*arguments, **given):
-    """Return the line with which a command must end, with exit code 2 and nothing printed."""
+    """Return the error line of a command, which must exit with 2 and print nothing else."""
     result = run(*arguments, **given)
     assert isinstance(result.exception, SystemExit), result.exception
     assert (result.exit_code, result.stdout) == (2, "")
@@ -34,6 +35,6 @@ def refusal(*arguments, **given):
 
 
 def python(program, *arguments, **settings):
-    """Run a program in a new interpreter; return how it ended and what it wrote."""
+    """Run a program in a new interpreter; return its exit code, output and errors."""
     command = [sys.executable, "-c", program, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, **settings)

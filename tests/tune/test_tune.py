@@ -3,12 +3,9 @@
 import json
 
 import pytest
-from click.testing import CliRunner
-from support.command import python
+from support.command import PROGRAM, python, run
 
-from bart_export.cli.main import Commands
 from bart_export.cli.tune import recipe_name
-from bart_export.cli.tune import tune as command
 from bart_export.errors import ConfigurationError
 from bart_export.export.options import TfliteOptions
 from bart_export.export.pipeline import export
@@ -64,16 +61,6 @@ def test_export_makes_the_file_that_was_measured(tuned, tiny, tmp_path):
     assert recipe.tolerance["kl"] == 3 * BUDGET
 
 
-def run(*arguments):
-    return CliRunner().invoke(Commands(commands=[command]), ["tune", *map(str, arguments)])
-
-
-PROGRAM = (
-    "from bart_export.cli.main import Commands; from bart_export.cli.tune import tune; "
-    "Commands(commands=[tune])()"
-)
-
-
 def test_a_budget_that_int8_misses_is_said_in_one_line_and_nothing_is_written(
     tiny, texts, tmp_path
 ):
@@ -102,7 +89,7 @@ def test_a_budget_that_int8_misses_is_said_in_one_line_and_nothing_is_written(
 )
 def test_what_cannot_be_measured_is_refused_at_once(tiny, texts, arguments, words):
     given = [str(texts) if word == "TEXTS" else word for word in arguments]
-    result = run(tiny, *given)
+    result = run("tune", tiny, *given)
     assert result.exit_code == 2
     assert len(result.stderr.splitlines()) == 1
     assert words in result.stderr
@@ -126,7 +113,7 @@ def test_no_file_is_lost_to_a_recipe_by_mistake(tiny, texts, tmp_path):
         (loose, "in an existing directory"),
         ("/proc/recipe.json", "Cannot write /proc/recipe.json"),
     ):
-        result = run(tiny, *budget, "--output", path, *options)
+        result = run("tune", tiny, *budget, "--output", path, *options)
         assert result.exit_code == 2
         assert words in result.stderr.splitlines()[-1]
         assert there.read_text() == "precious"
@@ -202,7 +189,7 @@ def test_a_lucky_count_of_steps_does_not_pass():
 @pytest.mark.slow
 def test_the_mini_model_gets_smaller_inside_a_budget_and_says_how(tmp_path):
     output = tmp_path / "mini.json"
-    result = run("bart_mini_en", "--budget", "top1=0.97", "--output", output)
+    result = run("tune", "bart_mini_en", "--budget", "top1=0.97", "--output", output)
     assert result.exit_code == 0, result.stderr
     assert table.read_recipe(output).name == "mini"
     assert "top1 is 0.9" in " ".join(result.stdout.split())
