@@ -35,7 +35,7 @@ def console() -> "Console":
     return Plain(width=width, markup=False, emoji=False)
 
 
-def filled(title: str, heads: Sequence[str], lines: Iterable[Iterable[str]]) -> "Table":
+def text_table(title: str, heads: Sequence[str], lines: Iterable[Iterable[str]]) -> "Table":
     """Return a table of text cells; all columns but the first are numbers."""
     from rich import box
     from rich.table import Table
@@ -49,13 +49,13 @@ def filled(title: str, heads: Sequence[str], lines: Iterable[Iterable[str]]) -> 
     return made
 
 
-def say(text: str, *, end: str = "\n") -> None:
+def print_text(text: str, *, end: str = "\n") -> None:
     """Write a generated text to standard output; a terminal gets control characters escaped."""
     shown = printable_lines(text) if sys.stdout.isatty() else text
     click.echo(shown + end, nl=False, color=True)  # otherwise click strips colours
 
 
-def counted(count: int, noun: str) -> str:
+def plural(count: int, noun: str) -> str:
     """Return a number with its noun: 1 beam, 4 beams."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 

@@ -50,6 +50,6 @@ def test_on_a_terminal_stages_are_named_and_the_bar_goes_away():
 
 
 def test_a_generated_text_steers_no_terminal_and_goes_to_a_file_as_it_is():
-    program = r"from bart_export.progress import say; say('a\x1b[2J\nb')"
+    program = r"from bart_export.progress import print_text; print_text('a\x1b[2J\nb')"
     assert on_a_terminal(program, "stdout") == b"a\\u001b[2J\r\nb\r\n"
     assert python(program).stdout == "a\x1b[2J\nb\n"

@@ -218,7 +218,7 @@ def measured_length(
 
 
 def process_memory() -> tuple[int, int] | None:
-    """Return the private and shared bytes of this process, or None if the system does not say.
+    """Return the private and shared bytes of this process, or None if unavailable.
 
     See proc_pid_smaps(5), which counts in KiB. Pages of a file, such as a library, are shared if
     another process maps them, too. Otherwise they are private, but clean: the system may drop them.
@@ -233,7 +233,7 @@ def process_memory() -> tuple[int, int] | None:
 
 
 def resident_bytes(pid: int) -> int | None:
-    """Return the resident bytes of a process, or None if the system does not say."""
+    """Return the resident bytes of a process, or None if unavailable."""
     try:
         pages = pathlib.Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]
     except OSError:
@@ -265,7 +265,7 @@ def cached_pages(path: pathlib.Path) -> int:
     """Return the number of a file's pages in the page cache, by mincore(2).
 
     Raises:
-        OSError: if the system does not say.
+        OSError: if it is unavailable.
     """
     size = path.stat().st_size
     if not size:

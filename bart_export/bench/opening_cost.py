@@ -63,7 +63,7 @@ class Figures(NamedTuple):
     """The cost of reaching a stage of an opening.
 
     `seconds` excludes imports. `private_bytes` and `shared_bytes` are the growth of the process,
-    `process_private_bytes` is its total; None if the system does not say.
+    `process_private_bytes` is its total; None if unavailable.
     """
 
     seconds: float

@@ -14,7 +14,7 @@ from bart_export.artifact.artifact import Artifact
 from bart_export.artifact.figures import Machine
 from bart_export.documents import Record, absent
 from bart_export.errors import InputError
-from bart_export.progress import counted, filled
+from bart_export.progress import plural, text_table
 
 # Version 1 had one number of threads, and openings by file. Version 2 (2026-11) has rows by threads
 # and build, cold openings, and memory.
@@ -72,7 +72,7 @@ def table(title: str, kind: type[Any], rows: Iterable[object], show: Show | None
     }
     heads = [f"{column.head}\n{column.unit}".strip() for column in shown.values()]
     lines = [[column.show(getattr(row, name)) for name, column in shown.items()] for row in rows]
-    return filled(title, heads, lines)
+    return text_table(title, heads, lines)
 
 
 def file_label(recipe: str | None, build: str | None) -> str:
@@ -155,7 +155,7 @@ class WorkRow(Row):
 class MemoryRow(WorkRow):
     """The memory that a process needs to open a file that another process has open, and generate.
 
-    `private_bytes` belong to this process, `shared_bytes` to both; None if the system does not say.
+    `private_bytes` belong to this process, `shared_bytes` to both; None if unavailable.
     """
 
     list_name = "memory"
@@ -199,7 +199,7 @@ class SkippedRow(Record):
             return f"{self.new_tokens} new tokens are too many: {self.reason}."
         if self.num_beams is None:
             return f"Source {self.source} was skipped: {self.reason}."
-        work = f"{counted(self.num_beams, 'beam')}: source {self.source}"
+        work = f"{plural(self.num_beams, 'beam')}: source {self.source}"
         return f"{file_label(self.recipe, self.build)} with {work} was skipped: {self.reason}."
 
 
@@ -217,7 +217,7 @@ class Subject(Record):
 
     def on(self, machine: Machine) -> str:
         """Return the artifact and the machine, for a title."""
-        return f"{self.preset} on {machine.processor}, {counted(machine.cores or 0, 'core')}"
+        return f"{self.preset} on {machine.processor}, {plural(machine.cores or 0, 'core')}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,7 +256,7 @@ class Report(Record):
     def tables(self) -> Group:
         """Return a table for each list, and notes."""
         settings = self.settings
-        tokens, runs = counted(settings.new_tokens, "new token"), counted(settings.runs, "run")
+        tokens, runs = plural(settings.new_tokens, "new token"), plural(settings.runs, "run")
         notes = list(map(str, self.skipped))
         if any(row.opening == "cold" and row.seconds is None for row in self.openings):
             notes.append("Cold openings are unknown: the system kept the files in its memory.")
@@ -293,7 +293,7 @@ def opening_table(title: str, rows: Iterable[OpeningRow], show: Show) -> Table:
     lines = [
         (*about, *(line.get(column, "–") for column in columns)) for about, line in found.items()
     ]
-    return filled(title, ("recipe", "threads", *heads), lines)
+    return text_table(title, ("recipe", "threads", *heads), lines)
 
 
 LISTS: dict[str, type[Row]] = {

@@ -37,7 +37,7 @@ from bart_export.bench.serving import (
 from bart_export.bench.serving_overload import OverloadRow, percentile
 from bart_export.documents import plain
 from bart_export.errors import ArtifactError
-from bart_export.progress import counted, stages
+from bart_export.progress import plural, stages
 from bart_export.server.options import ServeOptions
 from bart_export.server.versions import LITERT, TENSORFLOW
 
@@ -121,7 +121,7 @@ class ServingReport:
     def tables(self) -> Group:
         """Return a table for each list that is not empty."""
         searches = (
-            f"{row['engine']}: {counted(row['num_beams'], 'beam')}"
+            f"{row['engine']}: {plural(row['num_beams'], 'beam')}"
             if row["num_beams"]
             else f"{row['engine']}: unknown number of beams"
             for row in self.engines
@@ -129,12 +129,12 @@ class ServingReport:
         alone = f"A single request, {self.settings['served']}"
         parts: list[RenderableType] = [
             f"{self.artifact.on(self.machine)}; {', '.join(searches)}; medians of "
-            f"{counted(self.settings['runs'], 'run')}",
+            f"{plural(self.settings['runs'], 'run')}",
             table(alone, OverheadRow, self.overhead),
             table("Parallel clients", ThroughputRow, self.throughput),
         ]
         for clients, ratio in (self.ratio or {}).items():
-            each = counted(int(clients), "client")
+            each = plural(int(clients), "client")
             parts.append(f"{each}: litert answers {ratio:.2f} × as many requests as tensorflow")
         if self.batches:
             batches = f"SavedModel in batches, {self.settings['batched']}"

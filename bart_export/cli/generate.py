@@ -13,7 +13,7 @@ import click
 from bart_export import cli
 from bart_export.cli import Value
 from bart_export.errors import BartExportError
-from bart_export.progress import counted, say, stages
+from bart_export.progress import plural, print_text, stages
 from bart_export.recipes.table import LITERT
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def generate(
         if stream:
             pieces = generator.stream(text, **parameters)
             for piece in pieces:
-                say(piece, end="")
+                print_text(piece, end="")
             click.echo()
             result = pieces.drain()
         else:
@@ -168,7 +168,7 @@ def generate(
             write(texts.result_row({"text": text}, result))
     elif not stream:
         for sequence in result.sequences:
-            say(sequence.text)
+            print_text(sequence.text)
     if result.truncated:
         read = len(result.source_token_ids)
         click.echo(f"The text was truncated to its first {read} tokens.", err=True)
@@ -207,7 +207,7 @@ def batch(
             ) from None
     if failed:
         where = "see above" if output is None else f'see "error" in their rows of {output}'
-        click.echo(f"No result for {failed} of {counted(count, 'text')}: {where}.", err=True)
+        click.echo(f"No result for {failed} of {plural(count, 'text')}: {where}.", err=True)
     return failed
 
 
@@ -226,7 +226,7 @@ def result_or_error(ask: Callable[[str], "Result"], row: "Row") -> "Row":
 def print_row(row: "Row") -> None:
     """Print each generated text as a single line, or an empty line for an error."""
     for sequence in row.get("sequences", [row]):
-        say(" ".join(sequence.get("generated_text", "").splitlines()))
+        print_text(" ".join(sequence.get("generated_text", "").splitlines()))
 
 
 PARAMETER = re.compile(

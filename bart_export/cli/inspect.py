@@ -31,7 +31,7 @@ from bart_export.checkpoints.resolve import is_directory, known_settings, resolv
 from bart_export.documents import plain
 from bart_export.errors import PresetError, did_you_mean, shown
 from bart_export.presets import PRESETS
-from bart_export.progress import counted
+from bart_export.progress import plural
 
 Facts = dict[str, Any]
 Section = Callable[[Any], Iterator[str]]
@@ -173,7 +173,7 @@ def lines(facts: Facts) -> Iterator[str]:
                 break_on_hyphens=False,
             )
         if more := sum(1 for _ in found):
-            yield f"  … and {counted(more, 'more line')}, which --json has"
+            yield f"  … and {plural(more, 'more line')}, which --json has"
 
 
 def fields(content: Mapping[str, Any]) -> Iterator[str]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from bart_export import cli
-from bart_export.progress import console, counted, filled, stages
+from bart_export.progress import console, plural, stages, text_table
 from bart_export.recipes import metrics
 from bart_export.recipes import table as recipes
 
@@ -102,9 +102,9 @@ def show(tuned: "Tuned", budget: Mapping[str, float]) -> None:
         )
         for name, measured in ((recipes.DEFAULT, tuned.widest), (tuned.recipe.name, tuned.found))
     ]
-    title = f"{counted(tuned.texts, 'text')}, {counted(tuned.found.steps, 'step')}"
+    title = f"{plural(tuned.texts, 'text')}, {plural(tuned.found.steps, 'step')}"
     output = console()
-    output.print(filled(title, ("recipe", "MB", "smaller by", *names), lines))
+    output.print(text_table(title, ("recipe", "MB", "smaller by", *names), lines))
     for storage, count in Counter(tuned.storages.values()).most_common():
         layers = ""
         if storage != tuned.recipe.layers[0][1]:  # the default, for all other layers
@@ -112,11 +112,11 @@ def show(tuned: "Tuned", budget: Mapping[str, float]) -> None:
                 name for name, stored in tuned.storages.items() if stored == storage
             )
         words = recipes.STORAGES[storage].description
-        output.print(f"{counted(count, 'layer')} in {words}{layers}", highlight=False)
+        output.print(f"{plural(count, 'layer')} in {words}{layers}", highlight=False)
     top1 = share(tuned.found.figures["top1"], tuned.found.steps)
     assert top1 is not None
     output.print(
-        f"{counted(tuned.files, 'file')} measured. On other texts of this kind, top1 is between "
+        f"{plural(tuned.files, 'file')} measured. On other texts of this kind, top1 is between "
         f"{top1.low:.4f} and {top1.high:.4f} with 95 % confidence; more texts narrow this.",
         highlight=False,
     )

@@ -11,7 +11,7 @@ import click
 from bart_export import cli
 from bart_export.documents import scratch_directory
 from bart_export.errors import VerificationFailed, printable
-from bart_export.progress import console, filled, stages
+from bart_export.progress import console, stages, text_table
 from bart_export.recipes import metrics
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def print_table(rows: "Sequence[Comparison]") -> None:
              "ROUGE-L\nlost (95 %)")  # fmt: skip
     output = console()
     lines = [(row.file.name, *(cells(row.figures) if row.figures else ())) for row in rows]
-    output.print(filled("", heads, lines))
+    output.print(text_table("", heads, lines))
     for row in rows:
         for failure in row.failures:
             output.print(failure, soft_wrap=True, highlight=False)
@@ -246,7 +246,7 @@ def parameters(on_chip: int, streamed: int) -> str:
 
 def operations(lines: Sequence[tuple[str, str, str, str]]) -> "Table":
     """Return a table of operations, whose text columns wrap on a narrow terminal."""
-    table = filled("", ("Operator", "Count", "Status", "Why"), lines)
+    table = text_table("", ("Operator", "Count", "Status", "Why"), lines)
     for column in table.columns[2:]:
         column.justify, column.no_wrap, column.overflow = "left", False, "fold"
     return table

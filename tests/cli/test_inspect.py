@@ -14,7 +14,7 @@ from bart_export.artifact import manifest_file
 from bart_export.artifact.figures import FileVerification
 from bart_export.cli import inspect as inspection
 from bart_export.contract import saved_model_signatures
-from bart_export.progress import WIDE, console, counted, filled
+from bart_export.progress import WIDE, console, plural, text_table
 
 
 def inspect(*arguments):
@@ -148,7 +148,7 @@ def test_a_section_has_an_end():
 
 
 def test_a_table_has_no_markup_and_nothing_that_steers_a_terminal(capsys):
-    made = filled("[/red]", ("[bold]a",), [("[/x] \x1b[2J\nb",)])
+    made = text_table("[/red]", ("[bold]a",), [("[/x] \x1b[2J\nb",)])
     console().print(made, ":smile:")
     text = capsys.readouterr().out
     assert r"[/x] \u001b[2J" in text and "[bold]a" in text and ":smile:" in text
@@ -156,4 +156,4 @@ def test_a_table_has_no_markup_and_nothing_that_steers_a_terminal(capsys):
 
 
 def test_one_thing_is_not_several():
-    assert [counted(number, "beam") for number in (0, 1, 4)] == ["0 beams", "1 beam", "4 beams"]
+    assert [plural(number, "beam") for number in (0, 1, 4)] == ["0 beams", "1 beam", "4 beams"]
