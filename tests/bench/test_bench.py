@@ -108,15 +108,6 @@ def test_an_opening_has_stages_and_only_the_first_builds_the_weight_cache(report
             assert 0 < row.private_bytes < row.process_private_bytes
 
 
-def test_a_lost_weight_cache_is_noticed_as_built_again(symmetric_artifact, opening_run):
-    with opening_cost.linked_copy(symmetric_artifact) as directory:
-        opening_cost.open_in_process(directory, opening_run)
-        for path in (directory / ".cache").iterdir():
-            path.unlink()
-        again = opening_cost.open_in_process(directory, opening_run)
-    assert again["engine"].built_weight_cache
-
-
 def test_a_cold_opening_reads_what_a_warm_one_finds_in_memory(
     symmetric_artifact, opening_run, monkeypatch, tmp_path
 ):
