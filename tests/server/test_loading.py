@@ -207,6 +207,22 @@ def test_a_version_no_longer_wanted_once_it_is_loaded_is_closed(store, opener, b
     assert opener.of(2).closed.is_set()
 
 
+def test_a_load_that_fails_after_its_model_was_removed_does_not_end_polling(
+    opener, base_path, tmp_path
+):
+    add_version(tmp_path / "other", 1)
+    opener.errors[2], opener.gates[2] = [OSError("damaged")], threading.Event()
+    with running_store(opener, load_retries=0) as store:
+        store.configure([served(base_path)])
+        add_version(base_path, 2)
+        wait_until(lambda: opener.attempts == [1, 2])
+        store.configure([served(tmp_path / "other", "other")])
+        opener.gates[2].set()
+        wait_until(lambda: states(store)[2] == State.END)
+        add_version(tmp_path / "other", 3)
+        wait_until(lambda: latest(store, "other") == 3)
+
+
 def test_a_look_that_ends_after_its_model_was_withdrawn_changes_nothing(store, opener, base_path):
     store.configure([served(base_path)])
     opener.looking.clear()
@@ -247,6 +263,7 @@ def test_a_policy_that_changes_is_followed_a_version_at_a_time(store, opener, ba
     opener.gates[2] = threading.Event()
     store.configure([served(base_path, policy=VersionPolicy(specific=frozenset({1, 2})))])
     wait_until(lambda: opener.attempts == [3, 2])
+    wait_for_looks(opener, 2)
     assert states(store) == {1: State.START, 2: State.LOADING, 3: State.AVAILABLE}
     opener.gates[2].set()
     one_and_two = {1: State.AVAILABLE, 2: State.AVAILABLE, 3: State.END}
