@@ -27,7 +27,7 @@ FloatArray = npt.NDArray[np.float32]
 Arrays = dict[str, npt.NDArray[Any]]
 # The smallest and the largest value of each activation, by tensor name.
 Ranges = Mapping[str, tuple[float, float]]
-# Decodes a source; the numbers are those of beams and the largest of decoder tokens.
+# Decodes a source with a number of beams and at most a number of decoder tokens.
 Search = Callable[["TracedModel", Sequence[int], int, int], None]
 
 

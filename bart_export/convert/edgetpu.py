@@ -153,8 +153,8 @@ def segment_function(
     reach: FloatArray,
 ) -> Callable[[tf.Tensor], tf.Tensor]:
     """Return a segment's function, (1, 1, rows, inputs) to (1, 1, rows, outputs)."""
-    kernel = side_by_side(weights, kind, "kernel") / reach[:, None]
-    bias = (side_by_side(weights, kind, "bias") - centre) / reach
+    kernel = concatenate(weights, kind, "kernel") / reach[:, None]
+    bias = (concatenate(weights, kind, "bias") - centre) / reach
     if kind != parts.FEEDFORWARD:
         return lambda x: convolve(x, kernel, bias)
     first = weights[f"{WIDE}/kernel"], weights[f"{WIDE}/bias"]
@@ -167,7 +167,7 @@ def segment_function(
     return lambda x: convolve(ACTIVATIONS["silu"](convolve(x, *wide)), *narrow)
 
 
-def side_by_side(weights: Mapping[str, FloatArray], kind: str, part: str) -> FloatArray:
+def concatenate(weights: Mapping[str, FloatArray], kind: str, part: str) -> FloatArray:
     """Concatenate the kernels or the biases of a segment's last projections."""
     return np.concatenate([weights[f"{name}/{part}"] for name in PROJECTIONS[kind]])
 

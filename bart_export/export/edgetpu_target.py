@@ -30,7 +30,7 @@ from bart_export.verify.tolerance import Bound, bounds_of, require, uncommitted
 
 # Largest error of the encoder output, relative to its standard deviation.
 ENCODER_TOLERANCE = 0.1
-TINY = 1e-30  # the standard deviation of a constant output
+TINY = 1e-30  # instead of a standard deviation of 0
 
 
 def export_edgetpu(
@@ -138,7 +138,7 @@ def check_edgetpu(
 
 
 def encoder_error(engine: FileEngine, keras: KerasReference, cases: Cases) -> float:
-    """Return the RMS error of the encoder output over all sources, relative to its deviation."""
+    """Return the encoder output's RMS error over all sources, in units of its deviation."""
     assert isinstance(engine.backend, CompiledModelBackend)
     encoder = engine.backend.encoder
     assert encoder is not None

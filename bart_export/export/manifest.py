@@ -37,7 +37,7 @@ VOCABULARY, MERGES = "tokenizer/vocabulary.json", "tokenizer/merges.txt"
 TOOLS = ("tensorflow", "keras", "ai-edge-litert", "ai-edge-quantizer", "numpy", "tokenizers")
 # An earlier export's files are kept if these fields are equal.
 SAME = ("source", "config", "generation", "encoder_sequence_length", "tokenizer")
-# Targets whose files are kept even so: a server can roll back to an earlier version.
+# Targets whose files are kept in any case: a server can roll back to an earlier version.
 KEPT_OVER_SOURCES = (SAVED_MODEL,)
 
 

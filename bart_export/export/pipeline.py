@@ -91,7 +91,7 @@ def export_resolved(
 
 
 def export_files(model: Model, options: Options, draft: Draft, stage: Stage) -> ExportResult:
-    """Write the files of the target that the options belong to."""
+    """Write the files of the options' target."""
     if isinstance(options, SavedModelOptions):
         return export_saved_model(model, options, draft, stage)
     if isinstance(options, EdgeTpuOptions):

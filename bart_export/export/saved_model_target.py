@@ -107,7 +107,7 @@ def earlier_versions(artifact: pathlib.Path) -> list[int]:
 
 
 def model_name(artifact: pathlib.Path) -> str:
-    """Return the name of an artifact's directory if a model can have it, or raise an error."""
+    """Return an artifact's directory name if it is valid for a model, or raise an error."""
     if not MODEL_NAME.fullmatch(artifact.name):
         raise ConfigurationError(
             "A SavedModel is served under the name of its artifact's directory, which must be "

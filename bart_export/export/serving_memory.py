@@ -73,7 +73,7 @@ def serve(directory: pathlib.Path, largest: PredictRequest) -> dict[str, int]:
 
 
 def private_bytes(field: str) -> int | None:
-    """Return a field of /proc/self/status without file pages, which can be evicted, or None."""
+    """Return a field of /proc/self/status less evictable file pages, or None without /proc."""
     try:
         lines = STATUS.read_text(encoding="ascii").splitlines()
     except OSError:

@@ -17,7 +17,7 @@ from bart_export.verify.compare import Cases
 from bart_export.verify.reference import KerasReference
 
 CALIBRATION_FILE = "calibration.jsonl"  # in a preset's directory
-# Number of a preset's own texts to calibrate with; more hardly widen the ranges.
+# Texts of a preset to calibrate with; more would hardly widen the ranges.
 PRESET_TEXTS = 32
 
 # A file's figures, and its answer to each question, or None if it was not asked.

@@ -65,7 +65,7 @@ def export_tflite(model: Model, options: TfliteOptions, draft: Draft, stage: Sta
         measured = Measured(shapes, functools.partial(open_draft, path, config, shapes))
         check = functools.partial(check_tflite, gate, file)
         written.append(ExportedFile(name, entries, check, measured=measured))
-    # Sensitivities help to choose between recipes, so an export of one recipe does without.
+    # Sensitivities help to choose between recipes, so they are not measured for a single one.
     if shapes is None and sum(recipe.mode != "float" for recipe in recipes) > 1:
         stage("measure every layer's sensitivity")
         return ExportResult(written, sensitivities(model, float_file, texts.texts, draft))
@@ -155,7 +155,7 @@ def require_fitting(
 def sensitivities(
     model: Model, base: pathlib.Path, texts: Sequence[str], draft: Draft
 ) -> tuple[LayerSensitivity, ...]:
-    """Return the model's loss from each layer in the storage with the fewest bits."""
+    """Measure each layer's sensitivity to the storage with the fewest bits."""
     with tempfile.TemporaryDirectory(dir=draft.scratch) as scratch:
         # The evaluator keeps logits in the file's directory.
         float_file = pathlib.Path(scratch) / base.name

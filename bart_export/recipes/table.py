@@ -33,10 +33,9 @@ TFLITE_RUNTIME = "tflite-runtime"
 class Storage:
     """A storage format of a matrix.
 
-    `bits` is the width of a weight. `granularity` says which weights share a scale: "channelwise" a
-    row, "tensorwise" the matrix, "blockwise_32" 32 adjacent weights of a row; None means that there
-    are no scales. `algorithm` is one of AI Edge Quantizer's, or this package's own `LEAST_ERROR`
-    (`convert.rounding`).
+    `bits` is the width of a weight. There is one scale per row if `granularity` is "channelwise",
+    per matrix if it is "tensorwise", per 32 adjacent weights of a row if it is "blockwise_32", and
+    none if it is None. `algorithm` is AI Edge Quantizer's, or `LEAST_ERROR` (`convert.rounding`).
     """
 
     name: str
@@ -328,7 +327,7 @@ def require_layers(recipe: Recipe, layers: Iterable[str]) -> None:
                 f"Layers are named {known[0]}, {known[-1]} and so on; bart-export inspect lists "
                 "them."
             )
-    stores = recipe.layers and not recipe.calibrated  # otherwise float32 is of no use
+    stores = recipe.layers and not recipe.calibrated  # which has integer activations
     if stores and all(recipe.storage(layer).bits == 32 for layer in known):
         raise ConfigurationError(
             f"The recipe {recipe.name} stores every layer in float32, as the recipe float32 does. "
