@@ -63,7 +63,7 @@ def ours(checkpoint: Checkpoint, source: list[int], new_tokens: int, directory: 
         decoder_start_token_id=keras_hub_model.START,
         eos_token_id=tokenizer.pad_token_id,
     )
-    saved_model.write(
+    saved_model.write_saved_model(
         BartBackbone.from_checkpoint(checkpoint),
         tokenizer,
         settings,

@@ -64,7 +64,7 @@ def tflite_options(values: Values) -> TfliteOptions:
         static_shapes(values),
         values.get("calibration_data"),
         values.get("data"),
-        metrics.parse(values.get("tolerance", ())),
+        metrics.parse_bounds(values.get("tolerance", ())),
     )
 
 
@@ -102,7 +102,7 @@ def edgetpu_options(values: Values) -> EdgeTpuOptions:
         raise click.UsageError(
             "Segments have a fixed length: give --source-lengths a single value."
         )
-    bounds = metrics.parse(values.get("tolerance", ()))
+    bounds = metrics.parse_bounds(values.get("tolerance", ()))
     return EdgeTpuOptions(lengths[0], values.get("calibration_data"), bounds)
 
 

@@ -48,7 +48,7 @@ def tune(
     from bart_export.runtime import texts
     from bart_export.verify import data as examples
 
-    bounds = metrics.parse(budget)
+    bounds = metrics.parse_bounds(budget)
     path = output or pathlib.Path(f"{recipe_name(preset, bounds)}.json")
     recipes.require_name(path.stem)
     place = pathlib.Path(os.path.realpath(path)).parent

@@ -61,7 +61,7 @@ def verify(
     from bart_export.runtime.weight_cache import discard_damaged
     from bart_export.verify.data import read as read_texts
 
-    bounds = metrics.parse(tolerance)
+    bounds = metrics.parse_bounds(tolerance)
     opened = Artifact.open(artifact)
     for name in opened.manifest.tflite():
         if discard_damaged(opened, name):
@@ -198,7 +198,7 @@ def check(context: click.Context, file: pathlib.Path, as_json: bool) -> None:
         )
     report = compiler.check_file(file)
     compiled = None
-    if compiler.program() is not None and not report.refusals:
+    if compiler.compiler_path() is not None and not report.refusals:
         with scratch_directory() as directory:
             (compiled,) = compiler.compile_files([file], directory)
     if as_json:

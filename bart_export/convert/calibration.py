@@ -79,7 +79,7 @@ class TracedFile:
                 ),
                 experimental_preserve_all_tensors=True,
             )
-        self.activations = activations(np.memmap(path, np.uint8, "r"))
+        self.activations = activation_names(np.memmap(path, np.uint8, "r"))
         self.ranges: dict[str, tuple[float, float]] = {}
         self.samples = 0
 
@@ -95,7 +95,7 @@ class TracedFile:
         return outputs
 
 
-def activations(content: Content) -> dict[str, tuple[int, dict[int, str]]]:
+def activation_names(content: Content) -> dict[str, tuple[int, dict[int, str]]]:
     """Return each signature's subgraph number, and the names of the float tensors it computes."""
     model = schema.Model.GetRootAs(content, 0)
     found = {}

@@ -89,7 +89,7 @@ def write_segments(
             segment = parts.Segment(layer, kind)
             pairs = [activations[kind] for activations, _ in runs]
             read, written = (np.concatenate(arrays) for arrays in zip(*pairs, strict=True))
-            centre, reach = channels(written)
+            centre, reach = channel_ranges(written)
             compute = segment_function(config, weights, kind, centre, reach)
             (directory / segment.file).write_bytes(convert_segment(compute, read, rows))
             constants |= {f"{segment.name}/centre": centre, f"{segment.name}/reach": reach}
@@ -138,7 +138,7 @@ def run_layer(
     return activations, layer_norm(weights, NORMS[parts.FEEDFORWARD], middle + narrow).numpy()
 
 
-def channels(outputs: FloatArray) -> tuple[FloatArray, FloatArray]:
+def channel_ranges(outputs: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Return the centre and the half-width of each channel's range, for outputs (rows, width)."""
     low, high = outputs.min(axis=0), outputs.max(axis=0)
     reach = np.maximum((high - low) / 2, LEAST_REACH)

@@ -52,14 +52,14 @@ def round_blocks(quantized: bytearray, content: Content, layers: Container[str])
         blockwise.Init(details.Bytes, details.Pos)
         weights = floats(original, content, sources[layer][1])
         is_table = layer == layer_name(TOKEN_EMBEDDING)
-        moments = moments_of_rows(weights) if is_table else None
+        moments = embedding_moments(weights) if is_table else None
         codes, scales = round_matrix(weights, blockwise.BlockSize(), moments)
         # Two integers per byte, the first in the low bits.
         nibbles = codes.reshape(-1).view(np.uint8) & np.uint8(15)
         packed = nibbles[0::2] | (nibbles[1::2] << np.uint8(4))
-        view(model, quantized, buffer, np.uint8)[:] = packed
+        buffer_view(model, quantized, buffer, np.uint8)[:] = packed
         kept = graph.Tensors(blockwise.Scales()).Buffer()
-        view(model, quantized, kept, np.float16)[:] = scales.reshape(-1).astype(np.float16)
+        buffer_view(model, quantized, kept, np.float16)[:] = scales.reshape(-1).astype(np.float16)
 
 
 def require_full_blocks(content: Content, recipe: Recipe, layers: Container[str]) -> None:
@@ -83,7 +83,7 @@ def matrices(model: schema.Model) -> Iterator[tuple[str, tuple[schema.SubGraph, 
                 yield name.partition("/")[2].removesuffix(MATRIX), (graph, tensor)
 
 
-def view(
+def buffer_view(
     model: schema.Model, content: Content, number: int, dtype: npt.DTypeLike
 ) -> npt.NDArray[Any]:
     """Return a buffer of a file as an array that shares its memory.
@@ -100,7 +100,7 @@ def view(
 
 def floats(model: schema.Model, content: Content, tensor: schema.Tensor) -> FloatArray:
     """Return the values of a constant float tensor."""
-    return view(model, content, tensor.Buffer(), np.float32).reshape(tensor.ShapeAsNumpy())
+    return buffer_view(model, content, tensor.Buffer(), np.float32).reshape(tensor.ShapeAsNumpy())
 
 
 def round_matrix(
@@ -122,7 +122,7 @@ def round_matrix(
         columns = slice(block * block_size, (block + 1) * block_size)
         scales[:, block] = best_scales(left[:, columns], importance[columns])
         if factor is None:
-            codes[:, columns] = nearest(left[:, columns], scales[:, block, None])
+            codes[:, columns] = round_weights(left[:, columns], scales[:, block, None])
         else:
             codes[:, columns] = compensate(left, columns, scales[:, block], factor)
     return codes, scales
@@ -137,7 +137,7 @@ def compensate(left: FloatArray, columns: slice, scales: FloatArray, factor: Flo
     codes = np.empty((len(left), columns.stop - columns.start), np.int8)
     errors = np.empty(codes.shape, np.float32)
     for index, column in enumerate(range(columns.start, columns.stop)):
-        codes[:, index] = nearest(left[:, column], scales)
+        codes[:, index] = round_weights(left[:, column], scales)
         error = left[:, column] - codes[:, index] * scales
         errors[:, index] = error / factor[column, column]
         rest = slice(column + 1, columns.stop)
@@ -161,27 +161,27 @@ def best_scales(weights: FloatArray, importance: FloatArray) -> FloatArray:
     best = np.empty(len(weights), np.float32)
     costs = np.full(len(weights), np.inf, np.float32)
     for fraction in FRACTIONS:
-        scales = storable(widest * fraction)
-        errors = nearest(weights, scales[:, None]) * scales[:, None] - weights
+        scales = round_scales(widest * fraction)
+        errors = round_weights(weights, scales[:, None]) * scales[:, None] - weights
         cost = np.square(errors) @ importance
         best = np.where(cost < costs, scales, best)
         costs = np.minimum(cost, costs)
     return best
 
 
-def nearest(weights: FloatArray, scales: FloatArray) -> FloatArray:
+def round_weights(weights: FloatArray, scales: FloatArray) -> FloatArray:
     """Return weights / scales, rounded and clipped to 4-bit integers, as float32."""
     integers: FloatArray = np.clip(np.rint(weights / scales), LOWEST, HIGHEST)
     return integers
 
 
-def storable(scales: npt.NDArray[np.floating]) -> FloatArray:
+def round_scales(scales: npt.NDArray[np.floating]) -> FloatArray:
     """Round scales to float16, which the file stores, and to bfloat16, which XNNPACK uses."""
     narrow = scales.astype(ml_dtypes.bfloat16).astype(np.float16)
     return np.maximum(narrow.astype(np.float32), np.float32(SMALLEST))
 
 
-def moments_of_rows(table: FloatArray) -> FloatArray:
+def embedding_moments(table: FloatArray) -> FloatArray:
     """Return moments, (hidden, hidden), for a tied embedding table, (rows, hidden).
 
     The hidden states that the rows are multiplied by are distributed like the rows themselves; a

@@ -35,7 +35,7 @@ class ServedModule(tf.Module):
         }
 
 
-def write(
+def write_saved_model(
     backbone: BartBackbone,
     tokenizer: BartTokenizer,
     generation: GenerationConfig,

@@ -55,7 +55,7 @@ def write_signatures(
 ) -> None:
     """Write a float32 `.tflite` file with these signatures; see `write_float`."""
     model = convert(parameters, signatures, path.parent)
-    bind(model, parameters)
+    bind_weights(model, parameters)
     share_tables(model)
     round_inputs_asymmetrically(model)
     refuse_foreign_operators(model)
@@ -152,7 +152,7 @@ def argument_name(name: str) -> str:
     return name.replace("/", ".")
 
 
-def bind(model: schema.ModelT, parameters: InferenceParameters) -> None:
+def bind_weights(model: schema.ModelT, parameters: InferenceParameters) -> None:
     """Turn the arguments for weights into constants, with one buffer per weight."""
     matrices = {
         argument_name(name).encode(): name for name in parameters if is_matrix(parameters, name)
@@ -217,7 +217,7 @@ def share_tables(model: schema.ModelT) -> None:
     model.operatorCodes.append(lookup)
     for subgraph in model.subgraphs:
         for operator in subgraph.operators:
-            if builtin(model, operator) != schema.BuiltinOperator.GATHER:
+            if builtin_code(model, operator) != schema.BuiltinOperator.GATHER:
                 continue
             table, ids = operator.inputs
             constant = isinstance(model.buffers[subgraph.tensors[table].buffer], AlignedBuffer)
@@ -236,11 +236,11 @@ def round_inputs_asymmetrically(model: schema.ModelT) -> None:
     """
     for subgraph in model.subgraphs:
         for operator in subgraph.operators:
-            if builtin(model, operator) == schema.BuiltinOperator.FULLY_CONNECTED:
+            if builtin_code(model, operator) == schema.BuiltinOperator.FULLY_CONNECTED:
                 operator.builtinOptions.asymmetricQuantizeInputs = True
 
 
-def builtin(model: schema.ModelT, operator: schema.OperatorT) -> int:
+def builtin_code(model: schema.ModelT, operator: schema.OperatorT) -> int:
     """Return an operator's builtin code; codes up to 127 may be in the deprecated field."""
     code = model.operatorCodes[operator.opcodeIndex]
     return max(int(code.builtinCode), int(code.deprecatedBuiltinCode))
@@ -253,7 +253,7 @@ def refuse_foreign_operators(model: schema.ModelT) -> None:
             model.operatorCodes[operator.opcodeIndex].customCode.decode()
             for subgraph in model.subgraphs
             for operator in subgraph.operators
-            if builtin(model, operator) == schema.BuiltinOperator.CUSTOM
+            if builtin_code(model, operator) == schema.BuiltinOperator.CUSTOM
         }
     )
     if foreign:

@@ -231,7 +231,7 @@ class Compiled:
         return {**dataclasses.asdict(self), "passes": self.passes}
 
 
-def program() -> str | None:
+def compiler_path() -> str | None:
     """Return the compiler's path, or None if it is not on PATH."""
     return shutil.which(PROGRAM)
 
@@ -242,7 +242,7 @@ def compile_files(paths: Sequence[pathlib.Path], directory: pathlib.Path) -> tup
     Raises:
         EngineError: if the compiler is not on PATH, or fails.
     """
-    compiler = program()
+    compiler = compiler_path()
     if compiler is None:
         raise EngineError(
             f"{PROGRAM} is not on PATH. Coral's documentation says how to install it; it runs on "

@@ -147,7 +147,7 @@ def activations(operation: Operation) -> list[Operand]:
     return [operand for operand in operation.operands if operand.index not in constant]
 
 
-def listed(operands: Iterable[Operand], shapes: bool = False) -> str:
+def names_of(operands: Iterable[Operand], shapes: bool = False) -> str:
     """Return the names of operands, optionally with their shapes."""
     return ", ".join(
         f"{operand.name} {list(operand.shape)}" if shapes else operand.name for operand in operands
@@ -181,7 +181,7 @@ def wrong_types(operation: Operation) -> str:
 
 def without_scale(operation: Operation) -> str | Literal[False]:
     """Activations must have a scale."""
-    wrong = listed(operand for operand in activations(operation) if not operand.scales)
+    wrong = names_of(operand for operand in activations(operation) if not operand.scales)
     return bool(wrong) and f"no scale: {wrong}"
 
 
@@ -197,7 +197,7 @@ def many_scales(operation: Operation) -> str | Literal[False]:
 
 def rank(operation: Operation) -> str:
     """All but the three innermost dimensions must be 1."""
-    return listed(
+    return names_of(
         (
             operand
             for operand in activations(operation)
@@ -261,7 +261,7 @@ RULES = (
     Rule("8-bit integers", DATA_TYPE, wrong_types),
     Rule("quantized", DATA_TYPE, without_scale),
     Rule("constant parameters", NOT_CONSTANT,
-         lambda node: listed(each for each in parameters(node) if each.constant is None)),
+         lambda node: names_of(each for each in parameters(node) if each.constant is None)),
     Rule("rank", RANK, rank),
     Rule("one row of output", NOT_MAPPED, lambda node: several_rows("output", node.outputs[0]),
          ("FULLY_CONNECTED",)),
@@ -303,6 +303,6 @@ RULES = (
     Rule("squeezing in front", NOT_MAPPED, squeezed_inside, ("SQUEEZE",)),
     # All sizes must be known at compile time.
     Rule("static shapes", DYNAMIC,
-         lambda node: listed((each for each in node.operands if each.dynamic), shapes=True),
+         lambda node: names_of((each for each in node.operands if each.dynamic), shapes=True),
          None, refuses=True),
 )  # fmt: skip

@@ -98,7 +98,7 @@ def compile_segments(
 
     Returns the entries of the compiled files by name, or {} if the compiler is not on PATH.
     """
-    if compiler.program() is None:
+    if compiler.compiler_path() is None:
         return {}
     paths = [draft.directory / segment.file for segment in segments]
     entries = {}

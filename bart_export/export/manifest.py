@@ -156,7 +156,7 @@ def write_golden(
     manifest_file.write_golden(draft.directory / GOLDEN, recorded)
 
 
-def complete(
+def complete_manifest(
     draft: Draft,
     carried: Manifest,
     exported: ExportResult,
@@ -193,10 +193,10 @@ def carry_serving(draft: Draft) -> None:
     if source.is_symlink():
         copy.symlink_to(os.readlink(source))
     elif source.is_dir():
-        shutil.copytree(source, copy, symlinks=True, ignore=specials, copy_function=link)
+        shutil.copytree(source, copy, symlinks=True, ignore=special_files, copy_function=link)
 
 
-def specials(directory: str, names: list[str]) -> list[str]:
+def special_files(directory: str, names: list[str]) -> list[str]:
     """Return the names that are not files, directories or links."""
     modes = {name: os.lstat(os.path.join(directory, name)).st_mode for name in names}
     plain = (stat.S_ISREG, stat.S_ISDIR, stat.S_ISLNK)

@@ -13,7 +13,7 @@ from bart_export.checkpoints.resolve import ResolvedPreset, resolve_preset
 from bart_export.export.edgetpu_target import export_edgetpu
 from bart_export.export.manifest import (
     carry_over,
-    complete,
+    complete_manifest,
     describe,
     write_golden,
     write_report,
@@ -83,7 +83,7 @@ def export_resolved(
         stage("measure for the report")
         measured = measurements.measure(exported.measured, info, carried.exports + 1)
         write_golden(draft, cases, verified, carried, earlier)
-        manifest = complete(draft, carried, exported, verified, measured)
+        manifest = complete_manifest(draft, carried, exported, verified, measured)
         manifest = write_report(draft, manifest)
         stage("commit the artifact")
         draft.commit(manifest)

@@ -59,7 +59,7 @@ def export_saved_model(
     name = f"{SAVED_MODEL}/{version}"
     directory = draft.directory / name
     stage("write the SavedModel")
-    saved_model.write(
+    saved_model.write_saved_model(
         model.backbone,
         info.tokenizer,
         info.generation,

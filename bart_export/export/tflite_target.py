@@ -61,7 +61,7 @@ def export_tflite(model: Model, options: TfliteOptions, draft: Draft, stage: Sta
             path.write_bytes(quantize(float_file, recipe, layer_names(config), ranges))
         name = f"{TFLITE}/{path.name}"
         file = TfliteFile.of_draft(name, path, recipe, config, shapes)
-        entries = {name: entry_of(draft, name, recipe, config, shapes, entry)}
+        entries = {name: file_entry(draft, name, recipe, config, shapes, entry)}
         measured = Measured(shapes, functools.partial(open_draft, path, config, shapes))
         check = functools.partial(check_tflite, gate, file)
         written.append(ExportedFile(name, entries, check, measured=measured))
@@ -110,7 +110,7 @@ def calibrate_file(
     return calibrate(path, info.config, buckets, sources, decode, generation.num_beams)
 
 
-def entry_of(
+def file_entry(
     draft: Draft,
     name: str,
     recipe: Recipe,

@@ -45,13 +45,13 @@ METRICS: dict[str, Metric] = {
 }
 
 
-def within(name: str, value: float, bound: float) -> bool:
+def meets_bound(name: str, value: float, bound: float) -> bool:
     """Return whether a figure is within a bound; NaN is not."""
     side = METRICS[name].side
     return side * value <= side * bound
 
 
-def parse(bounds: Iterable[str]) -> dict[str, float]:
+def parse_bounds(bounds: Iterable[str]) -> dict[str, float]:
     """Parse bounds of the form NAME=VALUE; raise ConfigurationError for any other."""
     parsed = {}
     for bound in bounds:

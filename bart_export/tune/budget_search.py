@@ -22,7 +22,7 @@ from bart_export.artifact.artifact import sha256
 from bart_export.convert.quantize import quantize
 from bart_export.errors import EngineError, VerificationFailed
 from bart_export.progress import Stage
-from bart_export.recipes.metrics import AT_MOST, METRICS, within
+from bart_export.recipes.metrics import AT_MOST, METRICS, meets_bound
 from bart_export.recipes.table import DEFAULT, Layers, Recipe, parse_recipe
 from bart_export.runtime.compiled_model import open_compiled_model
 from bart_export.runtime.generator import ModelInfo
@@ -213,7 +213,7 @@ class BudgetSearch:
         """
         for metric, bound in self.budget.items():
             figure = self.figure(metric, widest)
-            if not within(metric, figure, bound):
+            if not meets_bound(metric, figure, bound):
                 side = "at most" if METRICS[metric].side == AT_MOST else "at least"
                 raise VerificationFailed(
                     f"No dynamic file keeps the budget: {METRICS[metric].description} must be "
@@ -223,7 +223,7 @@ class BudgetSearch:
     def keeps(self, measured: Measured) -> bool:
         """Return whether a file keeps the budget."""
         return all(
-            within(metric, self.figure(metric, measured), bound)
+            meets_bound(metric, self.figure(metric, measured), bound)
             for metric, bound in self.budget.items()
         )
 

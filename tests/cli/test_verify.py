@@ -11,7 +11,7 @@ from support.judged_models import INT8, Judged, change_an_epsilon, swap_rows, tr
 
 from bart_export.artifact import artifact as artifacts
 from bart_export.artifact.artifact import Artifact
-from bart_export.export.tflite_target import entry_of
+from bart_export.export.tflite_target import file_entry
 from bart_export.recipes.table import ROUNDING
 from bart_export.runtime.generator import ModelInfo
 from bart_export.verify.checks import artifact_files, compare_files
@@ -35,7 +35,7 @@ def with_int8(made, content, target):
         ignored = shutil.ignore_patterns(artifacts.MANIFEST, ".cache")
         shutil.copytree(made.directory, draft.directory, ignore=ignored, dirs_exist_ok=True)
         (draft.directory / INT8_FILE).write_bytes(content)
-        entry = entry_of(draft, INT8_FILE, INT8, made.config)
+        entry = file_entry(draft, INT8_FILE, INT8, made.config)
         files = {**made.manifest.files, INT8_FILE: entry}
         draft.commit(dataclasses.replace(made.manifest, files=files))
     return Artifact.open(target)

@@ -55,7 +55,7 @@ def test_ranges_are_those_of_the_searches_that_the_preset_asks_for(mini_artifact
     # Every activation that is computed has a range, and no constant has.
     assert ranges.keys() == {
         name
-        for _, names in calibration.activations(path.read_bytes()).values()
+        for _, names in calibration.activation_names(path.read_bytes()).values()
         for name in names.values()
     }
     assert not [name for name in ranges if name.endswith("/weights")]

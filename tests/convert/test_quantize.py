@@ -12,9 +12,9 @@ from support import tflite_files
 from bart_export.checkpoints.names import layer_names
 from bart_export.convert import quantize as quantization
 from bart_export.convert import rounding
-from bart_export.convert.calibration import activations
+from bart_export.convert.calibration import activation_names
 from bart_export.convert.quantize import quantize
-from bart_export.convert.rounding import matrices, view
+from bart_export.convert.rounding import buffer_view, matrices
 from bart_export.errors import ConfigurationError
 from bart_export.export.target import CalibrationTexts
 from bart_export.export.tflite_target import calibrate_file
@@ -132,10 +132,10 @@ def stored_floats(content, layer):
     model = schema.Model.GetRootAs(content, 0)
     graph, tensor = dict(matrices(model))[layer]
     blockwise = blocks_of(tensor)
-    nibbles = view(model, content, tensor.Buffer(), np.uint8)
+    nibbles = buffer_view(model, content, tensor.Buffer(), np.uint8)
     codes = np.stack([nibbles & 15, nibbles >> 4], -1).reshape(-1, blockwise.BlockSize())
     signed = (codes.astype(np.int8) ^ 8) - 8
-    scales = view(model, content, graph.Tensors(blockwise.Scales()).Buffer(), np.float16)
+    scales = buffer_view(model, content, graph.Tensors(blockwise.Scales()).Buffer(), np.float16)
     return (signed * scales[:, None].astype(np.float32)).reshape(tensor.ShapeAsNumpy())
 
 
@@ -302,7 +302,7 @@ def test_what_is_masked_rounds_to_nothing_and_leaves_the_steps_to_the_others(
 
 def same_range(path, reach):
     """Return ranges that are the same for every activation."""
-    found = activations(path.read_bytes()).values()
+    found = activation_names(path.read_bytes()).values()
     return {name: (-reach, reach) for _, names in found for name in names.values()}
 
 

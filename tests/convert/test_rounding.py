@@ -15,7 +15,7 @@ def floats(codes, scales, block_size):
 
 
 def test_what_4_bits_can_say_comes_back_exactly():
-    scales = rounding.storable(GENERATOR.uniform(0.01, 0.1, (48, 4)).astype(np.float32))
+    scales = rounding.round_scales(GENERATOR.uniform(0.01, 0.1, (48, 4)).astype(np.float32))
     codes = GENERATOR.integers(-8, 8, (48, 128)).astype(np.int8)
     codes.reshape(48, 4, 32)[..., 0] = 7  # so that the scale can be told from the largest weight
     codes.reshape(48, 4, 32)[..., 1] = -7
@@ -29,7 +29,7 @@ def test_what_4_bits_can_say_comes_back_exactly():
 def test_no_scale_of_the_largest_weight_is_better(block_size):
     received = floats(*rounding.round_matrix(WEIGHTS, block_size), block_size)
     blocks = WEIGHTS.reshape(48, -1, block_size)
-    widest = rounding.storable(np.abs(blocks).max(-1, keepdims=True) / 7)
+    widest = rounding.round_scales(np.abs(blocks).max(-1, keepdims=True) / 7)
     plain = (np.clip(np.rint(blocks / widest), -8, 7) * widest).reshape(WEIGHTS.shape)
     ours, theirs = (np.square(some - WEIGHTS).mean() for some in (received, plain))
     assert ours < 0.9 * theirs
@@ -54,14 +54,14 @@ def test_a_row_of_zeros_stays_zero_and_scales_stay_above_it():
     weights = WEIGHTS.copy()
     weights[3] = 0
     weights[4] *= 1e-12
-    codes, scales = rounding.round_matrix(weights, 32, rounding.moments_of_rows(weights))
+    codes, scales = rounding.round_matrix(weights, 32, rounding.embedding_moments(weights))
     assert (scales.astype(np.float16) > 0).all()
     assert not codes[3].any()
     assert np.isfinite(floats(codes, scales, 32)).all()
 
 
-def test_moments_of_rows_weigh_lookups_and_logits_alike():
-    moments = rounding.moments_of_rows(WEIGHTS)
+def test_embedding_moments_weigh_lookups_and_logits_alike():
+    moments = rounding.embedding_moments(WEIGHTS)
     lookups = np.eye(128, dtype=np.float32)
     assert np.diag(moments - lookups).mean() == pytest.approx(1, rel=1e-5)
     np.testing.assert_allclose(

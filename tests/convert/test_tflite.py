@@ -74,7 +74,7 @@ def test_runtimes_without_xnnpack_are_told_to_round_inputs_as_it_does(content):
         operator.builtinOptions.asymmetricQuantizeInputs
         for subgraph in model.subgraphs
         for operator in subgraph.operators
-        if tflite.builtin(model, operator) == schema.BuiltinOperator.FULLY_CONNECTED
+        if tflite.builtin_code(model, operator) == schema.BuiltinOperator.FULLY_CONNECTED
     ]
     assert flags and all(flags)
 

@@ -137,6 +137,6 @@ def test_what_the_compiler_complains_of_is_said_in_one_line(log, tmp_path, monke
 
 def test_a_compiler_that_is_not_there_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert compiler.program() is None
+    assert compiler.compiler_path() is None
     with pytest.raises(EngineError, match="edgetpu_compiler is not on PATH"):
         compiler.compile_files([tmp_path / "file.tflite"], tmp_path)

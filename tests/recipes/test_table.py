@@ -198,6 +198,11 @@ def test_a_recipe_that_names_no_layer_or_changes_none_is_refused(recipe, words):
 )
 def test_bounds_are_parsed_and_refused(bound, words):
     accepted = ["top1=1", "tokens=0", "rouge_l=-0.5", "relative=2"]
-    assert metrics.parse(accepted) == {"top1": 1, "tokens": 0, "rouge_l": -0.5, "relative": 2}
+    assert metrics.parse_bounds(accepted) == {
+        "top1": 1,
+        "tokens": 0,
+        "rouge_l": -0.5,
+        "relative": 2,
+    }
     with pytest.raises(ConfigurationError, match=words):
-        metrics.parse([bound])
+        metrics.parse_bounds([bound])

@@ -89,7 +89,7 @@ def test_the_list_is_that_of_exports_with_every_setting(directory, tmp_path):
         )
         written = tmp_path / activation
         settings = GenerationConfig(**generation)
-        saved_model.write(backbone, tokenizer, settings, 32, "bfloat16", written)
+        saved_model.write_saved_model(backbone, tokenizer, settings, 32, "bfloat16", written)
         found |= operators_of(written)
     assert found == OPERATORS
 

@@ -8,7 +8,7 @@ from bart_export.checkpoints import resolve
 from bart_export.checkpoints.names import layer_names
 from bart_export.convert import tflite
 from bart_export.convert.quantize import quantize
-from bart_export.export.tflite_target import entry_of, file_name
+from bart_export.export.tflite_target import file_entry, file_name
 from bart_export.graph.parameters import InferenceParameters
 from bart_export.recipes.table import RECIPES
 
@@ -29,7 +29,7 @@ def add(made, shapes, recipes, target):
             else:
                 content = quantize(float_file, recipe, layer_names(made.config))
                 (draft.directory / file).write_bytes(content)
-            entries[file] = entry_of(draft, file, recipe, made.config, shapes)
+            entries[file] = file_entry(draft, file, recipe, made.config, shapes)
         commit(draft, made, {**made.manifest.files, **entries})
     return artifact.Artifact.open(target)
 

@@ -10,7 +10,7 @@ from bart_export.errors import ConfigurationError
 from bart_export.export.options import TfliteOptions
 from bart_export.export.pipeline import export
 from bart_export.recipes import table
-from bart_export.recipes.metrics import parse
+from bart_export.recipes.metrics import parse_bounds
 from bart_export.tune.budget_search import BudgetSearch, Found, Measured, export_tolerance
 from bart_export.tune.sensitivity import PrecisionStep, apply_steps
 from bart_export.tune.tune import STORAGE_OPTIONS, tune
@@ -120,7 +120,7 @@ def test_no_file_is_lost_to_a_recipe_by_mistake(tiny, texts, tmp_path):
 
 
 def test_a_recipe_is_named_after_the_preset_and_the_budget():
-    budget = parse(["top1=0.98", "rouge_l=0.5"])
+    budget = parse_bounds(["top1=0.98", "rouge_l=0.5"])
     name = recipe_name("hf://facebook/bart-base", budget)
     assert name == "bart-base_top1_0_98_rouge_l_0_5"
     assert table.require_name(name) == name
