@@ -181,7 +181,7 @@ def test_an_export_that_fails_its_verification_ends_with_exit_code_1(tmp_path, m
     result = run(*arguments, "--output", output)
     assert result.exit_code == 1
     line = one_line(result.stderr)
-    assert "tflite/float32.tflite does not say what the Keras model says" in line
+    assert "tflite/float32.tflite differs from the Keras model" in line
     assert contents(output) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["made", "preset"]
 

@@ -133,7 +133,7 @@ def compare_artifact(
     info, files = ModelInfo.from_artifact(artifact), artifact_files(artifact, bounds)
     shapes = {file.shapes for file in files}
     count = GOLDEN if texts is None else len(texts.examples)
-    with stages(2 * count * len(files) + count * len(shapes)) as stage:
+    with stages(2 * count * (len(files) + len(shapes))) as stage:
         if against is None:
             baseline = float_baseline(info, files)
             others = [file for file in files if file.recipe.mode != "float"]

@@ -2,7 +2,6 @@
 
 import functools
 import pathlib
-import tempfile
 from collections.abc import Sequence
 
 from bart_export import contract
@@ -23,13 +22,12 @@ from bart_export.export.target import CalibrationTexts, ExportedFile, ExportResu
 from bart_export.progress import Stage
 from bart_export.recipes.table import RECIPES, STORAGES, Recipe, require_layers, with_bounds
 from bart_export.runtime import graph_rules, search
+from bart_export.runtime.compiled_model import open_compiled_model
 from bart_export.runtime.generator import ModelInfo
-from bart_export.tune.budget_search import Evaluator
-from bart_export.tune.sensitivity import measure_sensitivities, write_uniform
+from bart_export.tune import sensitivity
 from bart_export.tune.tune import RANKING_TEXTS, STORAGE_OPTIONS
 from bart_export.verify.checks import Gate
 from bart_export.verify.compare import Cases, TfliteFile, open_draft
-from bart_export.verify.data import Example
 from bart_export.verify.reference import KerasReference
 from bart_export.verify.weights import checkpoint_matrices
 
@@ -156,17 +154,12 @@ def sensitivities(
     model: Model, base: pathlib.Path, texts: Sequence[str], draft: Draft
 ) -> tuple[LayerSensitivity, ...]:
     """Measure each layer's sensitivity to the storage with the fewest bits."""
-    with tempfile.TemporaryDirectory(dir=draft.scratch) as scratch:
-        # The evaluator keeps logits in the file's directory.
-        float_file = pathlib.Path(scratch) / base.name
-        float_file.symlink_to(base)
-        examples = [Example(text) for text in texts[:RANKING_TEXTS]]
-        evaluator = Evaluator(float_file, model.info, examples, generate=False)
-        storage = STORAGES[STORAGE_OPTIONS[0]]
-        path = float_file.with_name("narrowest.tflite")
-        write_uniform(float_file, storage, layer_names(model.info.config), path)
-        rows = measure_sensitivities(model.backbone, path, evaluator.traces, storage)
-        return tuple(rows)
+    config, tokenizer = model.info.config, model.info.tokenizer
+    questions = sensitivity.greedy_questions(model.info, texts[:RANKING_TEXTS])
+    traces = Cases.ask(open_compiled_model(base, config), tokenizer, questions).traces
+    storage, path = STORAGES[STORAGE_OPTIONS[0]], draft.scratch / "narrowest.tflite"
+    sensitivity.write_uniform(base, storage, layer_names(config), path)
+    return tuple(sensitivity.measure_sensitivities(model.backbone, path, traces, storage))
 
 
 def check_tflite(

@@ -1,1 +1,1 @@
-"""The smallest file inside a budget, and what each layer loses when stored narrower."""
+"""Layer sensitivities, and the search for the smallest file within a quality budget."""

@@ -1,16 +1,15 @@
-"""The smallest dynamic file of a preset that keeps a budget of quality.
+"""The smallest dynamic file of a preset within a quality budget.
 
-Every layer starts at its narrowest, and the layers that lose most for a byte are stored wider
-first, as `sensitivity` ranks them; how far, `budget_search` decides.
+Every layer starts in its narrowest storage. `precision_steps` orders the layers to store wider, and
+`budget_search` finds how many of these steps the budget needs.
 """
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
-from bart_export.artifact.figures import LayerSensitivity
 from bart_export.checkpoints import resolve
 from bart_export.checkpoints.names import layer_names
 from bart_export.convert.tflite import write_float
@@ -24,24 +23,24 @@ from bart_export.recipes.table import STORAGES, Recipe
 from bart_export.runtime.generator import ModelInfo
 from bart_export.tune import sensitivity
 from bart_export.tune.budget_search import BudgetSearch, Evaluator, Measured
+from bart_export.tune.precision_steps import measure_storage, precision_steps
 from bart_export.verify import data
 from bart_export.verify.tolerance import check_measurable
 
-# How a layer can be stored, the narrowest first, up to that of DEFAULT. One scale a tensor stands
-# between: a row's scale and zero point take 12 bytes in every signature.
+# From the narrowest to that of DEFAULT. One scale per tensor is smaller than one per row, whose
+# scale and zero point take 12 bytes in every signature.
 STORAGE_OPTIONS = ("int4", "int8_tensorwise", "int8")
-# Texts that sensitivities are measured over: they rank layers, and a divergence needs few.
-RANKING_TEXTS = 24
-UNBOUNDED = ("weights", "rounding")  # say whether a file is right, not how good it is
+RANKING_TEXTS = 24  # enough to rank layers by divergence
+SHIPPED = "calibration.jsonl"  # in a preset's directory
+UNBOUNDED = ("weights", "rounding")  # metrics of correctness, not of quality
 
 
 @dataclasses.dataclass(frozen=True)
 class Tuned:
-    """What was found.
+    """The recipe of the smallest file, with the figures of that file and of `DEFAULT` (`widest`).
 
-    `recipe` is the recipe and `found` its file; `widest` is the file of `DEFAULT`; `files` says how
-    many were made and measured, `texts` over how many texts. `storages` maps each layer to how it
-    is stored.
+    `files` and `texts` are the numbers of files and texts measured; `storages` maps each layer to
+    its storage.
     """
 
     recipe: Recipe
@@ -50,7 +49,6 @@ class Tuned:
     files: int
     texts: int
     storages: Mapping[str, str]
-    sensitivities: Sequence[LayerSensitivity]
 
 
 def tune(
@@ -60,23 +58,33 @@ def tune(
     texts: pathlib.Path | None = None,
     stage: Stage = lambda name: None,
 ) -> Tuned:
-    """Find the recipe of the smallest file of a preset that keeps a budget.
+    """Find the recipe of a preset's smallest file within a budget.
 
     Args:
-        preset: what `resolve.find` takes.
-        name: what to call the recipe.
+        preset: a name, path or handle, as for `resolve.find`.
+        name: the new recipe's name.
         budget: metric -> bound.
-        texts: a file that `verify.data` reads; None for the texts that ship with the preset.
-        stage: told the name of each stage as it begins.
+        texts: a file for `verify.data`, or None for the texts that ship with the preset.
+        stage: called with the name of each stage when it starts.
 
     Raises:
-        ConfigurationError: for a budget that cannot be measured, or where there are no texts.
-        VerificationFailed: if not even `DEFAULT` keeps the budget.
+        ConfigurationError: if the budget cannot be measured, or there are no texts.
+        VerificationFailed: if even `DEFAULT` misses the budget.
     """
-    check_budget(budget)
+    if not budget:
+        raise ConfigurationError("Tuning needs a budget, as in --budget top1=0.98.")
+    for metric in budget:
+        if metric in UNBOUNDED:
+            names = ", ".join(name for name in METRICS if name not in UNBOUNDED)
+            raise ConfigurationError(f"A budget must be on one of {names}, received {metric}.")
     stage("resolve the preset")
     source = resolve.find(preset)
-    read_texts = data.read(texts or shipped_texts(preset, source.directory))
+    path = texts or source.directory / SHIPPED
+    if not (texts or path.is_file()):
+        raise ConfigurationError(
+            f"{preset} does not ship with texts ({SHIPPED}): give some with --data FILE.jsonl."
+        )
+    read_texts = data.read(path)
     check_measurable(budget, read_texts)
     stage("read the checkpoint")
     checkpoint = resolve.read(source.directory)
@@ -89,17 +97,14 @@ def tune(
         read = InferenceParameters(checkpoint.config, lambda name: np.asarray(weights[name]))
         write_float(read, float_file)
         stage("ask the float model")
-        evaluator = Evaluator(
-            float_file,
-            ModelInfo(
-                checkpoint.config,
-                checkpoint.tokenizer(),
-                resolve.defaults(source, checkpoint).generation,
-                checkpoint.encoder_sequence_length,
-            ),
-            read_texts.examples,
-            generate=any(metric in ("tokens", *data.ROUGE) for metric in budget),
+        info = ModelInfo(
+            checkpoint.config,
+            checkpoint.tokenizer(),
+            resolve.defaults(source, checkpoint).generation,
+            checkpoint.encoder_sequence_length,
         )
+        generate = any(metric in ("tokens", *data.ROUGE) for metric in budget)
+        evaluator = Evaluator(float_file, info, read_texts.examples, generate=generate)
         search = BudgetSearch(evaluator, float_file, layers, name, budget, stage)
         widest = search.measure(dict.fromkeys(layers, STORAGE_OPTIONS[-1]))
         search.require(widest)
@@ -107,49 +112,12 @@ def tune(
         files = {storage: directory / f"all_{storage}.tflite" for storage in STORAGE_OPTIONS}
         for storage, path in files.items():
             sensitivity.write_uniform(float_file, STORAGES[storage], layers, path)
-        options = [
-            sensitivity.measure_storage(storage, path, float_file)
-            for storage, path in files.items()
-        ]
+        options = [measure_storage(storage, path, float_file) for storage, path in files.items()]
         stage("measure every layer's sensitivity")
         narrowest = STORAGE_OPTIONS[0]
         sensitivities = sensitivity.measure_sensitivities(
             backbone, files[narrowest], evaluator.traces[:RANKING_TEXTS], STORAGES[narrowest]
         )
-        found = search.run(*sensitivity.precision_steps(sensitivities, options))
-    return Tuned(
-        found.recipe,
-        found.measured,
-        widest,
-        files=len(search.tried),
-        texts=len(read_texts.examples),
-        storages={layer: found.recipe.storage(layer).name for layer in layers},
-        sensitivities=sensitivities,
-    )
-
-
-def check_budget(budget: Mapping[str, float]) -> None:
-    """Refuse a budget of nothing, or of what says nothing about quality."""
-    for metric in budget:
-        if metric in UNBOUNDED:
-            names = ", ".join(name for name in METRICS if name not in UNBOUNDED)
-            raise ConfigurationError(f"A budget must be of {names}, received {metric}.")
-    if not budget:
-        raise ConfigurationError("Tuning needs a budget, as in --budget top1=0.98.")
-
-
-def shipped_texts(preset: str, directory: pathlib.Path) -> pathlib.Path:
-    """Return the file of texts that ships with a preset.
-
-    Raises:
-        ConfigurationError: if there is none.
-    """
-    path = directory / SHIPPED
-    if not path.is_file():
-        raise ConfigurationError(
-            f"{preset} has no texts of its own ({SHIPPED}): give some with --data FILE.jsonl."
-        )
-    return path
-
-
-SHIPPED = "calibration.jsonl"
+        recipe, found = search.run(*precision_steps(sensitivities, options))
+    storages = {layer: recipe.storage(layer).name for layer in layers}
+    return Tuned(recipe, found, widest, len(search.tried), len(read_texts.examples), storages)

@@ -1,1 +1,1 @@
-"""Proof: verification, golden vectors, benchmarks."""
+"""Golden answers, and comparisons of exported files with the Keras model."""

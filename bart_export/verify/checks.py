@@ -1,8 +1,7 @@
-"""The checks of `.tflite` files: when they are exported, and of an artifact later.
+"""Checks of `.tflite` files during an export and in an artifact, without TensorFlow.
 
-`Gate` keeps a wrong file from being committed, `replay` asks an artifact its golden questions
-again, and `compare_files` compares its files with their float32 file or with a preset. Nothing here
-needs TensorFlow.
+`Gate` keeps a wrong file from being committed, `replay` repeats an artifact's golden answers, and
+`compare_files` compares files with their float32 file or with a preset.
 """
 
 import contextlib
@@ -10,11 +9,11 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from types import MappingProxyType
 
 from bart_export.artifact.artifact import GOLDEN, Artifact
 from bart_export.artifact.figures import Answer, FileVerification, GoldenCase
-from bart_export.artifact.manifest import TfliteEntry
 from bart_export.contract import StaticShapes
 from bart_export.errors import ArtifactError, ConfigurationError, VerificationFailed
 from bart_export.progress import Stage
@@ -37,19 +36,19 @@ from bart_export.verify.tolerance import check_measurable, uncommitted
 
 
 class Gate:
-    """Holds the files of one export to the Keras model.
+    """Checks the files of an export against the Keras model.
 
-    The float file that they are made of is held to it first, whether or not it is exported: what is
-    wrong with a graph shows there, where no rounding hides it.
+    The float file is checked first, even if it is not exported: errors in the graph show there,
+    where rounding does not hide them.
 
     Args:
-        info: about the model.
-        float_file: the float file, with the bounds that it is held to.
-        matrices: those of the checkpoint.
-        texts: a file of texts to measure on, None for the golden ones.
+        info: the model's description.
+        float_file: the float32 file that the others were quantized from.
+        matrices: the checkpoint's matrices.
+        texts: a file of texts to measure on, or None for the golden ones.
 
     Raises:
-        InputError: for texts that cannot be read.
+        InputError: if the texts cannot be read.
     """
 
     def __init__(
@@ -62,61 +61,57 @@ class Gate:
         self.info, self.float_file, self.matrices = info, float_file, matrices
         self.texts = data.read(texts) if texts else None
         self.float_file_passed = False
-        self.asked: Cases | None = None  # the texts
+        self.text_cases: Cases | None = None
 
+    @uncommitted()
     def check(
-        self, file: TfliteFile, asked: Cases
+        self, file: TfliteFile, cases: Cases
     ) -> tuple[FileVerification, Sequence[Answer | None]]:
-        """Compare a file with the Keras model and hold it to the tolerance of its recipe.
+        """Check a file, which may be the float file, against its recipe's tolerance.
 
-        With a file of texts the figures are those of the texts; a file that is to be exact must
-        answer the golden questions all the same.
+        With a file of texts the figures are measured on these; an exact file must still repeat the
+        golden answers.
 
         Args:
-            file: what to check; it may be the float file.
-            asked: the Keras model's answers to the golden questions.
+            file: the file.
+            cases: the Keras model's answers to the golden questions.
 
         Returns:
             The figures, and the answers to the golden questions.
 
         Raises:
             ConfigurationError: for a bound on ROUGE without references.
-            VerificationFailed: for what is outside the tolerance, in this file or its float file.
+            VerificationFailed: if this file or its float file is outside its tolerance.
         """
         check_measurable(file.recipe.tolerance, self.texts)
-        own = file.path == self.float_file.path
+        is_float_file = file.path == self.float_file.path
         files = {self.float_file.shapes: self.float_file}
-        baseline = Baseline(self.info, files, self.matrices, asked)
-        with uncommitted():
-            if not (own or self.float_file_passed):
-                compare(self.float_file, baseline, asked).passed()
-                self.float_file_passed = True
-            comparison = compare(file, baseline, asked)
-            if self.texts is not None and not comparison.faults:
-                if file.recipe.exact:
-                    comparison.passed()
-                figures = self.compare_texts(self.texts, baseline, comparison)
-                comparison = dataclasses.replace(comparison, figures=figures)
-            figures = comparison.passed()
-        self.float_file_passed |= own
+        baseline = Baseline(self.info, files, self.matrices, cases)
+        if not (is_float_file or self.float_file_passed):
+            compare(self.float_file, baseline, cases).passed()
+            self.float_file_passed = True
+        comparison = compare(file, baseline, cases)
+        if self.texts is not None and not comparison.faults:
+            if file.recipe.exact:
+                comparison.passed()
+            figures = self.compare_texts(self.texts, baseline, comparison)
+            comparison = dataclasses.replace(comparison, figures=figures)
+        figures = comparison.passed()
+        self.float_file_passed |= is_float_file
         return figures, comparison.answers
 
     def compare_texts(
         self, texts: Texts, baseline: Baseline, comparison: Comparison
     ) -> FileVerification:
-        """Return the figures of a file over texts; what does not depend on them stays."""
+        """Return figures on texts, keeping those of `comparison` that do not depend on them."""
         file, before = comparison.file, comparison.figures
         assert before is not None
-        if self.asked is None:
-            self.asked = baseline.ask(texts, self.float_file.shapes)
+        if self.text_cases is None:
+            self.text_cases = baseline.ask(texts, self.float_file.shapes)
+        tokenizer, exact, float32 = self.info.tokenizer, file.recipe.exact, before.float32
         with file.open() as model:
             figures, _ = compare_model(
-                file.name,
-                model,
-                self.info.tokenizer,
-                self.asked,
-                exact=file.recipe.exact,
-                float32=before.float32,
+                file.name, model, tokenizer, self.text_cases, exact=exact, float32=float32
             )
         return dataclasses.replace(
             figures, rounding=before.rounding, weights=before.weights, worst_row=before.worst_row
@@ -124,14 +119,14 @@ class Gate:
 
 
 def artifact_files(artifact: Artifact, tolerance: Mapping[str, float]) -> list[TfliteFile]:
-    """Return the `.tflite` files of an artifact, some of their bounds replaced by `tolerance`.
+    """Return an artifact's `.tflite` files; `tolerance` overrides some of their bounds.
 
     Raises:
-        ArtifactError: if there is none.
+        ArtifactError: if there are none.
     """
-
-    def recipe_of(entry: TfliteEntry) -> Recipe:
-        return Recipe(
+    files = []
+    for name, entry in artifact.manifest.tflite().items():
+        recipe = Recipe(
             entry.recipe,
             purpose="",
             mode=entry.mode,
@@ -141,40 +136,31 @@ def artifact_files(artifact: Artifact, tolerance: Mapping[str, float]) -> list[T
             refusals=entry.refusals,
         )
 
-    def open_file(name: str) -> contextlib.AbstractContextManager[FileEngine]:
-        return contextlib.nullcontext(open_engine(artifact, name))
+        def opened(name: str = name) -> AbstractContextManager[FileEngine]:
+            return contextlib.nullcontext(open_engine(artifact, name))
 
-    files = [
-        TfliteFile(
-            name,
-            artifact.path(name),
-            recipe_of(entry),
-            entry.shapes,
-            functools.partial(open_file, name),
-        )
-        for name, entry in artifact.manifest.tflite().items()
-    ]
+        files.append(TfliteFile(name, artifact.path(name), recipe, entry.shapes, opened))
     if not files:
         raise ArtifactError(f"{artifact.directory} has no .tflite file to compare.")
     return files
 
 
 def float_baseline(info: ModelInfo, files: Sequence[TfliteFile]) -> Baseline:
-    """Return an artifact's own float32 files as what the others are compared with.
+    """Return the baseline made from an artifact's float32 files.
 
     Raises:
-        ConfigurationError: if there is none, or nothing else.
+        ConfigurationError: if there are no float32 files, or no others.
     """
     bases = {file.shapes: file for file in files if file.recipe.mode == "float"}
     if not bases:
         raise ConfigurationError(
-            "--data compares with the artifact's float32 file, and it has none. Give what it was "
-            "made of with --against PRESET, or export it with --recipe float32."
+            "--data compares with the artifact's float32 file, but there is none. Name its "
+            "checkpoint with --against PRESET, or export one with --recipe float32."
         )
     if len(bases) == len(files):
         raise ConfigurationError(
-            f"{files[0].name} is what others would be compared with, and there is no other. "
-            "Compare it with what it was made of: --against PRESET."
+            f"{files[0].name} is the file that others would be compared with, but there are no "
+            "others. Compare it with its checkpoint: --against PRESET."
         )
     base = bases.get(None) or next(iter(bases.values()))
     return Baseline(info, bases, weights.stored_matrices(base.path))
@@ -183,7 +169,7 @@ def float_baseline(info: ModelInfo, files: Sequence[TfliteFile]) -> Baseline:
 def compare_files(
     files: Sequence[TfliteFile], baseline: Baseline, texts: Texts | None, stage: Stage
 ) -> list[Comparison]:
-    """Compare files with a baseline, along texts or, without any, the golden ones.
+    """Compare files with a baseline, on texts or on the golden ones.
 
     Raises:
         ConfigurationError: for a bound on ROUGE without references.
@@ -193,26 +179,23 @@ def compare_files(
 
     @functools.cache
     def cases(shapes: StaticShapes | None) -> Cases:
-        if texts is None:
-            assert baseline.golden is not None
-            return baseline.golden
-        return baseline.ask(texts, shapes, lambda: stage("ask the float model"))
+        if texts is not None:
+            return baseline.ask(texts, shapes, lambda: stage("ask the float model"))
+        assert baseline.golden is not None
+        return baseline.golden
 
-    return [
-        compare(
-            file, baseline, cases(file.shapes), functools.partial(stage, f"compare {file.name}")
-        )
-        for file in files
-    ]
+    def compared(file: TfliteFile) -> Comparison:
+        return compare(file, baseline, cases(file.shapes), lambda: stage(f"compare {file.name}"))
+
+    return list(map(compared, files))
 
 
-# Rounded weights leave near-ties that another processor may decide otherwise.
-ROUNDED_SHARE = 0.5
+ROUNDED_SHARE = 0.5  # rounded weights leave near-ties, which depend on the processor
 
 
 @dataclasses.dataclass(frozen=True)
 class Replayed:
-    """How many of a file's recorded answers it gave again, token for token."""
+    """The number of golden answers that a file was asked for and repeated token by token."""
 
     file: str
     equal: int
@@ -220,54 +203,44 @@ class Replayed:
 
 
 def replay(artifact: Artifact, open_file: Callable[[str], Generator]) -> list[Replayed]:
-    """Check every hash of an artifact, then ask its `.tflite` files their golden questions again.
+    """Check every hash of an artifact, then ask its `.tflite` files the golden questions again.
 
-    It needs neither the checkpoint nor TensorFlow: an artifact can be checked on the device that it
-    was copied to.
-
-    Args:
-        artifact: what to check.
-        open_file: opens a file of the artifact by its name.
+    This needs neither the checkpoint nor TensorFlow, so it works on the device that runs the
+    artifact. `open_file` opens a file of the artifact by name.
 
     Raises:
-        ArtifactError: for a file that is missing or altered.
-        VerificationFailed: for a file that answers otherwise than it did: where its recipe keeps
-            float32 weights in any answer that more than rounding decides, where weights are
-            rounded in more than half of its answers.
+        ArtifactError: if a file is missing or altered.
+        VerificationFailed: if a file with float32 weights changes an answer by more than rounding,
+            or a file with rounded weights changes more than half of its answers.
     """
     for name in artifact.manifest.files:
         artifact.path(name, rehash=True)
-    cases = artifact.golden().cases
-    return [replay_file(artifact, name, cases, open_file) for name in artifact.manifest.tflite()]
+    cases, rows = artifact.golden().cases, []
+    verified = {row.file: row for row in artifact.manifest.verification}
+    for name, entry in artifact.manifest.tflite().items():
+        asked = [case for case in cases if name in case.files]
+        if not asked:
+            raise ArtifactError(
+                f"{artifact.directory / GOLDEN} has no answers for {name}. Export the artifact "
+                "again."
+            )
+        exact, row = entry.tolerance.get("tokens") == 1.0, verified.get(name)
+        float32 = row.float32 if isinstance(row, FileVerification) and exact else None
+        equal = count_equal(open_file(name), name, asked, ROUNDING * (float32 or 0.0))
+        if equal < len(asked) * (1.0 if exact else ROUNDED_SHARE):
+            raise VerificationFailed(
+                f"{artifact.directory / name} repeated {equal} of its {len(asked)} golden answers; "
+                "it is damaged, or this machine's runtime computes it wrongly."
+            )
+        rows.append(Replayed(name, equal, len(asked)))
+    return rows
 
 
-def replay_file(
-    artifact: Artifact,
-    name: str,
-    cases: Sequence[GoldenCase],
-    open_file: Callable[[str], Generator],
-) -> Replayed:
-    """Ask one file its questions again."""
-    generator = open_file(name)
-    model, tokenizer = generator.engine, generator.tokenizer
-    exact = artifact.manifest.tflite()[name].tolerance.get("tokens") == 1.0
-    noise = 0.0
-    for row in artifact.manifest.verification:
-        if exact and isinstance(row, FileVerification) and row.file == name:
-            noise = ROUNDING * (row.float32 or 0.0)
-    equal = []
+def count_equal(generator: Generator, name: str, cases: Sequence[GoldenCase], noise: float) -> int:
+    """Return the number of cases for which a file repeats its golden answer."""
+    model, tokenizer, equal = generator.engine, generator.tokenizer, 0
     for case in cases:
-        if name in case.files:  # not a question for another target
-            question = Question(case.text, case.source_token_ids, case.setting, case.generation)
-            answer, wanted = golden.ask(model, tokenizer, question), case.files[name].token_ids
-            equal.append(golden.repeats(model, tokenizer, question, answer, wanted, noise))
-    if not equal:
-        raise ArtifactError(
-            f"{artifact.directory / GOLDEN} lacks answers of {name}. Export the artifact again."
-        )
-    if sum(equal) < len(equal) * (1.0 if exact else ROUNDED_SHARE):
-        raise VerificationFailed(
-            f"{artifact.directory / name} gave {sum(equal)} of its {len(equal)} recorded answers "
-            "again; it is damaged, or this machine's runtime computes it wrongly."
-        )
-    return Replayed(name, sum(equal), len(equal))
+        question = Question(case.text, case.source_token_ids, case.setting, case.generation)
+        answer, expected = golden.ask(model, tokenizer, question), case.files[name].token_ids
+        equal += golden.repeats(model, tokenizer, question, answer, expected, noise)
+    return equal

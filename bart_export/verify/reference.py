@@ -1,8 +1,7 @@
-"""The Keras model as what exported files are compared with, in float32 and in float64.
+"""The Keras model as the reference of exported files, in float32 and in float64.
 
-It computes the whole decoder again at every step, without caches: slow, and with nothing in common
-with the graphs that it judges but the weights. Where the tokens are known it computes all steps in
-one call.
+It has no caches: every step runs the decoder on all tokens, or one call runs all steps of a trace.
+This is slow, but shares nothing with the exported graphs except the weights.
 """
 
 import dataclasses
@@ -12,7 +11,6 @@ from collections.abc import Mapping, Sequence
 
 import keras
 import numpy as np
-import numpy.typing as npt
 import tensorflow as tf
 from keras import ops
 
@@ -30,16 +28,17 @@ from bart_export.runtime.generator import ModelInfo
 from bart_export.text.tokenizer import BartTokenizer
 from bart_export.verify import golden
 from bart_export.verify.compare import Baseline, Cases, TfliteFile, compare
+from bart_export.verify.data import Floats
 from bart_export.verify.golden import Question
 from bart_export.verify.traces import Trace, TraceOutput
 from bart_export.verify.weights import checkpoint_matrices
 
 
 def encoder_and_decoder(backbone: BartBackbone) -> tuple[keras.Model, keras.Model]:
-    """Return a backbone in two halves.
+    """Return a backbone's encoder and decoder.
 
-    The encoder takes ids and mask (batch, source) and returns hidden states; the decoder takes
-    those, the source's mask, and ids and mask (batch, length), and returns hidden states.
+    The encoder maps ids and mask (batch, source) to hidden states; the decoder maps these, the
+    source's mask, and ids and mask (batch, length) to hidden states.
     """
     inputs = {tensor.name: tensor for tensor in backbone.inputs}
     source = [inputs["encoder_token_ids"], inputs["encoder_padding_mask"]]
@@ -51,7 +50,7 @@ def encoder_and_decoder(backbone: BartBackbone) -> tuple[keras.Model, keras.Mode
 
 @dataclasses.dataclass(frozen=True)
 class ReferenceState:
-    """The encoded source and the tokens so far, int32 (rows, length)."""
+    """The encoder's output and the tokens so far, int32 (rows, length)."""
 
     encoded: tf.Tensor
     token_ids: IntArray
@@ -61,8 +60,7 @@ class KerasReference:
     """An engine (see `runtime.engine.Engine`) over a `BartBackbone`."""
 
     def __init__(self, backbone: BartBackbone) -> None:
-        self.backbone = backbone
-        self.config = backbone.config
+        self.backbone, self.config = backbone, backbone.config
         encoder, decoder = encoder_and_decoder(backbone)
         ids = tf.TensorSpec([None, None], tf.int32)
         hidden = tf.TensorSpec([None, None, self.config.hidden_dim], encoder.output.dtype)
@@ -70,35 +68,20 @@ class KerasReference:
         def encode(source: tf.Tensor) -> tf.Tensor:
             return encoder([source, tf.ones_like(source)], training=False)
 
-        def decode_all(encoded: tf.Tensor, tokens: tf.Tensor) -> tf.Tensor:
-            rows = tf.shape(tokens)[0]
-            encoded = tf.repeat(encoded, rows, axis=0)
+        def decoded(encoded: tf.Tensor, tokens: tf.Tensor) -> tf.Tensor:
+            encoded = tf.repeat(encoded, tf.shape(tokens)[0], axis=0)
             mask = tf.ones(tf.shape(encoded)[:2], tf.int32)
             return decoder([encoded, mask, tokens, tf.ones_like(tokens)], training=False)
 
         def decode(encoded: tf.Tensor, tokens: tf.Tensor) -> tf.Tensor:
-            return backbone.logits(decode_all(encoded, tokens)[:, -1:])[:, 0]
+            return backbone.logits(decoded(encoded, tokens)[:, -1:])[:, 0]
 
         def score(encoded: tf.Tensor, tokens: tf.Tensor) -> tf.Tensor:
-            return backbone.logits(decode_all(encoded, tokens))[0]
-
-        weights = backbone.named_weights()
-
-        def cross(encoded: tf.Tensor) -> dict[str, tf.Tensor]:
-            projected = {}
-            for layer in range(self.config.decoder_layers):
-                for part in ("key", "value"):
-                    name = f"transformer_decoder_layer_{layer}/cross_attention/{part}"
-                    # kernel (hidden, heads, head_size), bias (heads, head_size)
-                    rows = tf.einsum("bsd,dhk->bshk", encoded, weights[f"{name}/kernel"])
-                    rows += weights[f"{name}/bias"]
-                    projected[f"cross_{part}_{layer}"] = tf.transpose(rows, [0, 2, 1, 3])
-            return projected
+            return backbone.logits(decoded(encoded, tokens))[0]
 
         self.encode = tf.function(encode, input_signature=[ids])
         self.decode = tf.function(decode, input_signature=[hidden, ids])
         self.score = tf.function(score, input_signature=[hidden, ids])
-        self.cross = tf.function(cross, input_signature=[hidden])
 
     def start(self, token_ids: Sequence[int], num_beams: int, max_length: int) -> ReferenceState:
         """Encode a source."""
@@ -114,58 +97,67 @@ class KerasReference:
         return logits, ReferenceState(state.encoded, tokens)
 
     def teacher_force(self, trace: Trace) -> TraceOutput:
-        """Compute all steps of a trace, and the keys and values of its source."""
+        """Compute all steps of a trace, and its cross-attention keys and values."""
         encoded = self.encode(check_source(self.config, trace.source_token_ids))
         logits = self.score(encoded, np.array([trace.fed_token_ids], np.int32))
-        cross = {name: np.asarray(tensor) for name, tensor in self.cross(encoded).items()}
+        cross: dict[str, Floats] = {}
+        for number, layer in enumerate(self.backbone.decoder_transformer_layers):
+            cross |= cross_tensors(number, layer, encoded)
         return TraceOutput(cross, np.array(logits, np.float32))
 
     def ask(self, tokenizer: BartTokenizer, questions: Sequence[Question]) -> Cases:
-        """Ask the model all questions; traces are also known in float64."""
+        """Ask the model all questions; the cases have a float64 teacher."""
         float64 = Float64Reference(self.backbone)
         return Cases.ask(self, tokenizer, questions, self.teacher_force, float64.teacher_force)
 
 
-ROWS = 8192  # of the token embedding, widened at a time
-KEPT = 12  # traces: three texts, and their beginnings that the buckets of a static build take
+def cross_tensors(number: int, layer: keras.layers.Layer, encoded: tf.Tensor) -> dict[str, Floats]:
+    """Return a decoder layer's cross-attention keys and values (1, heads, source, head_size)."""
+    attention = layer._cross_attention_layer
+    projected = {"key": attention.key_dense(encoded), "value": attention.value_dense(encoded)}
+    return {  # from (1, source, heads, head_size)
+        f"cross_{part}_{number}": np.asarray(heads).transpose(0, 2, 1, 3)
+        for part, heads in projected.items()
+    }
+
+
+ROWS = 8192  # of the token embedding, converted to float64 at a time
+CACHED = 12  # traces: three texts, and these cut to the buckets of a static build
 
 
 class Float64Reference:
-    """A `BartBackbone` in float64: what float32 rounds, before it is rounded.
+    """A `BartBackbone` that computes in float64.
 
-    Layers are widened one after another, each in the place of the one before: of bart_large 240 MB,
-    where the whole model in float64 has 3.2 GB.
+    Layers of the same shapes share one float64 layer, which gets their weights in turn: 240 MB for
+    bart_large instead of 3.2 GB.
     """
 
     def __init__(self, backbone: BartBackbone) -> None:
         self.backbone = backbone
-        self.kinds: dict[
-            object, keras.layers.Layer
-        ] = {}  # a layer in float64 of each type and shapes
-        self.teacher_force = functools.lru_cache(KEPT)(self.compute)
+        self.kinds: dict[object, keras.layers.Layer] = {}  # by type and shapes
+        self.teacher_force = functools.lru_cache(CACHED)(self.compute)
 
     def compute(self, trace: Trace) -> TraceOutput:
-        """Compute all steps of a trace, and the keys and values of its source."""
+        """Compute all steps of a trace, and its cross-attention keys and values."""
         source = np.array([trace.source_token_ids], np.int32)
         fed = np.array([trace.fed_token_ids], np.int32)
-        masks = np.ones_like(source), np.ones_like(fed)
+        masks = {
+            "decoder_padding_mask": np.ones_like(fed),
+            "encoder_padding_mask": np.ones_like(source),
+        }
         encoded = self.embed("encoder", source)
         for layer in self.backbone.encoder_transformer_layers:
-            encoded = self.widened(layer)(encoded, padding_mask=masks[0])
-        decoded, cross = self.embed("decoder", fed), {}
+            encoded = self.widened(layer)(encoded, padding_mask=masks["encoder_padding_mask"])
+        decoded = self.embed("decoder", fed)
+        cross: dict[str, Floats] = {}
         for number, layer in enumerate(self.backbone.decoder_transformer_layers):
             wide = self.widened(layer)
-            decoded = wide(
-                decoded, encoded, decoder_padding_mask=masks[1], encoder_padding_mask=masks[0]
-            )
-            attention = wide._cross_attention_layer
-            for part, project in (("key", attention.key_dense), ("value", attention.value_dense)):
-                heads = np.asarray(project(encoded))  # (1, source, heads, head_size)
-                cross[f"cross_{part}_{number}"] = heads.transpose(0, 2, 1, 3)
+            decoded = wide(decoded, encoded, **masks)
+            cross |= cross_tensors(number, wide, encoded)
         return TraceOutput(cross, self.logits(np.asarray(decoded)[0]))
 
     def embed(self, side: str, token_ids: IntArray) -> tf.Tensor:
-        """Turn ids (1, length) into the first hidden states (1, length, hidden)."""
+        """Return the embeddings (1, length, hidden) of ids (1, length)."""
         backbone = self.backbone
         hidden = ops.cast(ops.take(backbone.token_embedding.embeddings, token_ids, 0), "float64")
         if backbone.token_embedding_scale is not None:
@@ -173,20 +165,18 @@ class Float64Reference:
         hidden += self.widened(getattr(backbone, f"{side}_position_embedding"))(hidden)
         return self.widened(getattr(backbone, f"{side}_embeddings_layer_norm"))(hidden)
 
-    def logits(self, hidden: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Turn the decoder's hidden states (length, hidden) into logits (length, vocabulary)."""
-        table = self.backbone.token_embedding.embeddings
+    def logits(self, hidden: Floats) -> Floats:
+        """Return the logits (length, vocabulary) of hidden states (length, hidden)."""
+        table, bias = self.backbone.token_embedding.embeddings, self.backbone.logits_bias
         blocks = [
             hidden @ np.asarray(table[first : first + ROWS], np.float64).T
             for first in range(0, table.shape[0], ROWS)
         ]
-        logits: npt.NDArray[np.float64] = np.concatenate(blocks, axis=-1)
-        if self.backbone.logits_bias is not None:
-            logits += np.asarray(self.backbone.logits_bias.bias, np.float64)
-        return logits
+        logits: Floats = np.concatenate(blocks, axis=-1)
+        return logits if bias is None else logits + np.asarray(bias.bias, np.float64)
 
     def widened(self, layer: keras.layers.Layer) -> keras.layers.Layer:
-        """Return a layer of the same weights in float64, good until the next of its kind."""
+        """Return a layer in float64, valid until the next call for a layer of the same kind."""
         kind = type(layer), *(tuple(variable.shape) for variable in layer.weights)
         if kind not in self.kinds:
             with weights_left_at_zero():
@@ -209,29 +199,22 @@ def preset_baseline(
     scratch: pathlib.Path,
     stage: Stage,
 ) -> Baseline:
-    """Return a preset as what the files of an artifact are compared with.
+    """Return a preset as the baseline of an artifact's files.
 
-    Float files are built anew and held to the Keras model before anything is compared with them.
-
-    Args:
-        artifact: whose files they are.
-        info: about it.
-        files: what will be compared.
-        preset: what `resolve.find` takes.
-        tolerance: bounds in the place of those that float files are held to.
-        scratch: a directory for float files, which must stay while the baseline is used.
-        stage: told the name of each stage as it begins.
+    Float files are converted into `scratch`, which must exist while the baseline is used, and
+    checked against the Keras model; `tolerance` overrides their bounds.
 
     Raises:
-        ConfigurationError: for a preset of another architecture.
-        VerificationFailed: if a float file does not say what the Keras model says.
+        ConfigurationError: if the preset has a different architecture.
+        VerificationFailed: if a float file differs from the Keras model.
     """
     stage(f"read {preset}")
     checkpoint = resolve.read(resolve.find(preset).directory)
     if checkpoint.config != info.config:
         raise ConfigurationError(
-            f"--against must be the preset that {artifact.directory} was made of, "
-            f"{artifact.manifest.preset}, or one of its architecture; {preset} has another."
+            f"--against must be the preset that {artifact.directory} was exported from, "
+            f"{artifact.manifest.preset}, or one of the same architecture; {preset} has a "
+            "different one."
         )
     keras = KerasReference(BartBackbone.from_checkpoint(checkpoint))
     parameters = InferenceParameters(info.config, lambda name: checkpoint.weights[name])
@@ -243,7 +226,7 @@ def preset_baseline(
         stage("convert the graph")
         path = scratch / f"float32_{number}.tflite"
         tflite.write_float(parameters, path, shapes)
-        name = f"The float32 file that this version makes of {preset}"
+        name = f"The float32 file that this version exports from {preset}"
         recipe = with_bounds(RECIPES["float32"], tolerance)
         file = TfliteFile.of_draft(name, path, recipe, info.config, shapes)
         compare(file, Baseline(info, {shapes: file}, matrices), asked).passed()

@@ -1,10 +1,7 @@
-"""Every signature of a SavedModel is run and compared with the Keras model.
-
-The SavedModel is asked in its own interface: whole texts and whole sequences.
-"""
+"""Comparison of a SavedModel's signatures with the Keras model."""
 
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -21,27 +18,24 @@ from bart_export.verify.golden import Question
 from bart_export.verify.reference import KerasReference
 from bart_export.verify.tokenization import check_signature
 from bart_export.verify.tolerance import Bound, require, uncommitted
-from bart_export.verify.traces import Trace, log_softmax
+from bart_export.verify.traces import Trace, log_softmax, worst
 
-# A loaded signature: tensors by name in, tensors by name out.
-Signature = Callable[..., Mapping[str, tf.Tensor]]
+Signature = Callable[..., Mapping[str, tf.Tensor]]  # keyword arguments to outputs by name
 Signatures = Mapping[str, Signature]
 
-
-# Figure -> its words, and the side on which it must be of its bound.
+# Figure -> description and accepted side of its bound.
 FIGURES = {
     "log_probabilities": ("the largest error of a log-probability", AT_MOST),
     "hidden": ("the largest error of the backbone's outputs", AT_MOST),
     "tokens": ("the share of equal answers", AT_LEAST),
-    "texts": ("the share of texts that are those of the ids", AT_LEAST),
+    "texts": ("the share of texts that match their ids", AT_LEAST),
 }
-# Weights rounded to 8 bits of mantissa leave near-ties that are decided otherwise.
+# bfloat16 has no bound on `tokens`, because its rounding changes near-ties.
 TOLERANCES = {
     "float32": {"log_probabilities": 1e-3, "hidden": 1e-3, "tokens": 1.0, "texts": 1.0},
     "bfloat16": {"log_probabilities": 0.5, "hidden": 0.5, "texts": 1.0},
 }
-# Settings of a GenerationConfig that a SavedModel's requests cannot change, as far as the best
-# sequence depends on them.
+# Settings that the best sequence depends on and a SavedModel's requests cannot change.
 FIXED = (
     "num_beams",
     "no_repeat_ngram_size",
@@ -53,6 +47,7 @@ FIXED = (
 )
 
 
+@uncommitted()
 def check_saved_model(
     name: str,
     directory: pathlib.Path,
@@ -62,19 +57,22 @@ def check_saved_model(
     keras: KerasReference,
     cases: Cases,
 ) -> tuple[SavedModelVerification, list[Answer | None]]:
-    """Compare a SavedModel with the Keras model and hold it to the tolerance of its dtype.
+    """Check a SavedModel against the tolerance of its dtype.
 
     Args:
-        name: what to call it.
-        directory: of the version.
-        dtype: that of its weights.
-        tokenizer: the model's.
-        settings: what was exported with; questions with other fixed settings are not asked.
-        keras: the model itself.
-        cases: the questions and its answers.
+        name: its name in errors and in the result.
+        directory: the version's directory.
+        dtype: the dtype of its weights.
+        tokenizer: the model's tokenizer.
+        settings: its generation settings; questions with other `FIXED` ones are not asked.
+        keras: the Keras model.
+        cases: the questions and the Keras model's answers.
+
+    Returns:
+        The figures and the answers, None to a question that was not asked.
 
     Raises:
-        VerificationFailed: for a SavedModel outside the tolerance, or one that cannot be run.
+        VerificationFailed: if it is outside the tolerance or cannot be run.
     """
     try:
         with native_stderr_silenced():
@@ -90,15 +88,12 @@ def check_saved_model(
             check_signature(name, tokenize_with(signatures), tokenizer, texts)
     except tf.errors.OpError as error:
         reason = error.message.partition("\n")[0]
-        raise VerificationFailed(
-            f"{name} cannot answer: {reason}. Nothing was committed."
-        ) from error
-    bounds = []
-    for figure, bound in TOLERANCES[dtype].items():
-        words, side = FIGURES[figure]
-        bounds.append(Bound(words, getattr(figures, figure), bound, side))
-    with uncommitted():
-        require(name, bounds)
+        raise VerificationFailed(f"{name} cannot answer: {reason}.") from error
+    bounds = [
+        Bound(FIGURES[figure][0], getattr(figures, figure), bound, FIGURES[figure][1])
+        for figure, bound in TOLERANCES[dtype].items()
+    ]
+    require(name, bounds)
     return figures, answers
 
 
@@ -109,41 +104,41 @@ def compare_saved_model(
     keras: KerasReference,
     cases: Cases,
 ) -> SavedModelVerification:
-    """Return how far a SavedModel, with these answers to the questions, is from the Keras model."""
-    asked = [
-        (question, answer, wanted)
-        for question, answer, wanted in zip(cases.questions, answers, cases.answers, strict=True)
-        if answer is not None
-    ]
-    same_tokens = [answer.token_ids == wanted.token_ids for _, answer, wanted in asked]
-    same_texts = [
-        generate_text(signatures, question) == answer.text.removeprefix(" ")
-        for question, answer, _ in asked
-    ]
+    """Return the figures of a SavedModel that gave these answers."""
+    same_tokens, same_texts = [], []
+    for question, answer, expected in zip(cases.questions, answers, cases.answers, strict=True):
+        if answer is None:
+            continue
+        same_tokens.append(answer.token_ids == expected.token_ids)
+        generated = signatures["generate_text"](
+            text=tf.constant([question.text]), **defaults(question.generation)
+        )["generated_text"]
+        text = generated[0, 0].numpy().decode()
+        same_texts.append(text == answer.text.removeprefix(" "))
     return SavedModelVerification(
         name,
-        log_probabilities=largest(score_error(signatures, cases, trace) for trace in cases.traces),
-        hidden=largest(hidden_error(signatures, keras, trace) for trace in cases.traces),
-        tokens=sum(same_tokens) / len(asked),
-        texts=sum(same_texts) / len(asked),
+        log_probabilities=worst(score_error(signatures, cases, trace) for trace in cases.traces),
+        hidden=worst(hidden_error(signatures, keras, trace) for trace in cases.traces),
+        tokens=sum(same_tokens) / len(same_tokens),
+        texts=sum(same_texts) / len(same_texts),
         steps=sum(len(trace.fed_token_ids) for trace in cases.traces),
-        questions=len(asked),
+        questions=len(same_tokens),
     )
 
 
 def tokenize_with(signatures: Signatures) -> Callable[[Sequence[str]], list[list[int]]]:
-    """Return the function from texts to ids that a SavedModel's `tokenize` is."""
+    """Return a function from texts to ids that calls a SavedModel's `tokenize`."""
 
     def token_ids(texts: Sequence[str]) -> list[list[int]]:
-        found = signatures["tokenize"](text=tf.constant(list(texts)))
-        ids, lengths = found["encoder_token_ids"].numpy(), found["encoder_lengths"].numpy()
+        output = signatures["tokenize"](text=tf.constant(list(texts)))
+        ids, lengths = output["encoder_token_ids"].numpy(), output["encoder_lengths"].numpy()
         return [row[:length].tolist() for row, length in zip(ids, lengths, strict=True)]
 
     return token_ids
 
 
 def generate(signatures: Signatures, tokenizer: BartTokenizer, question: Question) -> Answer:
-    """Return the answer of `generate` to a question."""
+    """Return the answer to a question from a SavedModel's `generate`."""
     generated = signatures["generate"](
         **source_of(question.source_token_ids), **defaults(question.generation)
     )
@@ -152,17 +147,8 @@ def generate(signatures: Signatures, tokenizer: BartTokenizer, question: Questio
     return Answer(ids, tokenizer.detokenize(ids), float(generated["scores"][0, 0]))
 
 
-def generate_text(signatures: Signatures, question: Question) -> str:
-    """Return the answer of `generate_text` to a question."""
-    generated = signatures["generate_text"](
-        text=tf.constant([question.text]), **defaults(question.generation)
-    )
-    text: str = generated["generated_text"][0, 0].numpy().decode()
-    return text
-
-
 def score_error(signatures: Signatures, cases: Cases, trace: Trace) -> float:
-    """Return the largest error of `score` on a trace: its tokens after the first."""
+    """Return the largest error of `score` on a trace, without the first token."""
     ids = np.array(trace.fed_token_ids, np.int32)
     received = signatures["score"](
         **source_of(trace.source_token_ids),
@@ -175,34 +161,28 @@ def score_error(signatures: Signatures, cases: Cases, trace: Trace) -> float:
 
 
 def hidden_error(signatures: Signatures, keras: KerasReference, trace: Trace) -> float:
-    """Return the largest error of `backbone`, and of `encode` against it, on a trace."""
-    source = tf.constant([trace.source_token_ids])
-    ids = tf.constant([trace.fed_token_ids])
-    given = {
+    """Return the largest error of the hidden states from `backbone` and `encode` on a trace."""
+    source, ids = tf.constant([trace.source_token_ids]), tf.constant([trace.fed_token_ids])
+    inputs = {
         "encoder_token_ids": source,
         "encoder_padding_mask": tf.ones_like(source),
         "decoder_token_ids": ids,
         "decoder_padding_mask": tf.ones_like(ids),
     }
-    expected: Mapping[str, tf.Tensor] = keras.backbone(given, training=False)
-    received = signatures["backbone"](**given)
+    expected: Mapping[str, tf.Tensor] = keras.backbone(inputs, training=False)
+    received = signatures["backbone"](**inputs)
     encoded = signatures["encode"](**source_of(trace.source_token_ids))
     pairs = [(received[name], expected[name]) for name in expected]
     pairs.append((encoded["encoder_sequence_output"], expected["encoder_sequence_output"]))
-    return largest(
-        float(np.abs(np.asarray(given) - np.asarray(wanted, np.float32)).max())
-        for given, wanted in pairs
+    return worst(
+        float(np.abs(np.asarray(output) - np.asarray(reference, np.float32)).max())
+        for output, reference in pairs
     )
 
 
 def source_of(token_ids: Sequence[int]) -> dict[str, tf.Tensor]:
-    """Return the inputs of a signature that encodes a single source."""
+    """Return the encoder inputs of a single source."""
     return {
         "encoder_token_ids": tf.constant([token_ids]),
         "encoder_lengths": tf.constant([len(token_ids)]),
     }
-
-
-def largest(errors: Iterable[float]) -> float:
-    """Return the largest of some errors, NaN if one of them is, 0 of none."""
-    return float(np.max([0.0, *errors]))

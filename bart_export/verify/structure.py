@@ -1,194 +1,173 @@
-"""The graph of a quantized `.tflite` file must be that of its float file, matrices apart.
+"""Comparison of a quantized `.tflite` file's graph with that of its float file.
 
-Both are walked operator by operator: they must be the same in the same order, with the same
-options, read each other's results in the same places, and have the same constants. `QUANTIZE` and
-`DEQUANTIZE` are looked through; matrices are left to `weights`. A wrong epsilon, bias or mask,
-which rounding would hide in the logits, is found here.
+Both must have the same operators in the same order, with the same options, inputs and constants.
+`QUANTIZE` and `DEQUANTIZE` are ignored; `weights` compares the matrices. This finds a wrong
+epsilon, bias or mask, which rounding would hide in the logits.
 """
 
+import dataclasses
 import pathlib
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 
 from bart_export.errors import VerificationFailed
-from bart_export.verify.weights import WEIGHTS, Array, Operator, StoredFile, Tensor
+from bart_export.verify.weights import WEIGHTS, Array, Operator, StoredFile, Tensor, quantization
 
-LOOKED_THROUGH = ("QUANTIZE", "DEQUANTIZE")
-# Options of FULLY_CONNECTED that say how integers are computed with.
-FREE_OPTIONS = ("asymmetricQuantizeInputs", "quantizedBiasType")
-# A constant that is stored in integers may be off by half a step, and by what float32 loses of it.
+IGNORED_OPERATORS = ("QUANTIZE", "DEQUANTIZE")
+IGNORED_OPTIONS = ("asymmetricQuantizeInputs", "quantizedBiasType")  # of integer FULLY_CONNECTED
+# The tolerance of a constant that is stored in integers: half a step, and a float32 error.
 HALF_STEP, FLOAT_LOSS = 0.51, 1e-6
+# Number of steps up to the largest magnitude; wider integers use the scale of the sum that they are
+# added to.
+STEPS_TO_LARGEST = {
+    schema.TensorType.INT8: 2**7 - 1,
+    schema.TensorType.INT16: 2**15 - 1,
+    schema.TensorType.FLOAT16: 2**10,
+}
+# A tensor's producer: an input's name, (operator, output) indices, or None for a constant.
+Source = str | tuple[int, int] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Operand:
+    """An operator's input tensor, or None for an omitted one, and its source."""
+
+    file: StoredFile
+    tensor: Tensor
+    source: Source
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """An operator with its options and inputs."""
+
+    name: str
+    options: Mapping[str, object]
+    inputs: Sequence[Operand]
+
+
+@dataclasses.dataclass(frozen=True)
+class Signature:
+    """A signature's inputs, steps, and the source of each output."""
+
+    inputs: Sequence[str]
+    steps: Sequence[Step]
+    outputs: Mapping[str, Source]
 
 
 def compare_graphs(name: str, path: pathlib.Path, float_file: pathlib.Path) -> None:
-    """Compare the graphs of a file with those of the float file that it was made of.
+    """Compare a file's graphs with those of its float file.
 
     Raises:
-        VerificationFailed: for the first difference; `name` is what it calls the file.
+        VerificationFailed: for the first difference; the message calls the file `name`.
     """
-    received, expected = StoredFile(path), StoredFile(float_file)
-    graphs, wanted = received.graphs(), expected.graphs()
-    if graphs.keys() != wanted.keys():
+    received, expected = signatures(StoredFile(path)), signatures(StoredFile(float_file))
+    if received.keys() != expected.keys():
         raise VerificationFailed(
-            f"{name} must have the signatures {', '.join(wanted)}, received {', '.join(graphs)}."
+            f"{name} must have the signatures {', '.join(expected)}, received "
+            f"{', '.join(received)}."
         )
-    for signature in wanted:
-        difference = SignatureWalk(received, expected, signature).difference()
-        if difference:
+    for signature in expected:
+        for difference in differences(received[signature], expected[signature]):
             raise VerificationFailed(
-                f"{name} is not the graph that it was made of: in {signature}, {difference}."
+                f"{name} differs from the graph of its float32 file: in {signature}, {difference}."
             )
 
 
-class SignatureWalk:
-    """A walk along one signature of a file and of its float file.
+def signatures(stored: StoredFile) -> dict[str, Signature]:
+    """Return a file's signatures by name, without `IGNORED_OPERATORS`."""
+    found = {}
+    for definition in stored.model.signatureDefs or ():
+        graph = stored.model.subgraphs[definition.subgraphIndex]
+        sources: dict[int, Source] = {
+            tensor.tensorIndex: tensor.name.decode() for tensor in definition.inputs
+        }
+        inputs = [str(name) for name in sources.values()]
+        tensors = {**dict(enumerate(graph.tensors)), -1: None}  # -1 for an omitted input
+        steps: list[Step] = []
+        for operator in graph.operators:
+            name, indices = stored.operator_name(operator), map(int, operator.inputs)
+            if name in IGNORED_OPERATORS:
+                (index,), (result,) = indices, map(int, operator.outputs)
+                tensors[result] = tensors[index]
+                sources[result] = sources.get(index)
+                continue
+            operands = [Operand(stored, tensors[index], sources.get(index)) for index in indices]
+            for output, index in enumerate(operator.outputs):
+                sources[int(index)] = (len(steps), output)
+            steps.append(Step(name, compared_options(operator), operands))
+        outputs = {
+            tensor.name.decode(): sources.get(tensor.tensorIndex) for tensor in definition.outputs
+        }
+        found[definition.signatureKey.decode()] = Signature(inputs, steps, outputs)
+    return found
 
-    `counterparts` maps the file's tensors, as far as the walk has come, to those of the float file
-    that stand for the same; `sources` maps a tensor to what it is without QUANTIZE and DEQUANTIZE.
-    """
 
-    def __init__(self, received: StoredFile, expected: StoredFile, signature: str) -> None:
-        self.received, self.expected = received, expected
-        self.graph, self.wanted = received.graphs()[signature], expected.graphs()[signature]
-        self.definitions = [
-            next(
-                definition
-                for definition in stored.model.signatureDefs
-                if definition.signatureKey.decode() == signature
-            )
-            for stored in (received, expected)
-        ]
-        self.counterparts: dict[int, int] = {}
-        self.sources: dict[int, int] = {}
+def compared_options(operator: Operator) -> dict[str, object]:
+    """Return an operator's options without `IGNORED_OPTIONS`."""
+    options = {} if operator.builtinOptions is None else vars(operator.builtinOptions)
+    return {
+        name: value.tolist() if isinstance(value, np.ndarray) else value
+        for name, value in options.items()
+        if name not in IGNORED_OPTIONS
+    }
 
-    def difference(self) -> str | None:
-        """Return the first difference in words, None for none."""
-        given, wanted = (definition.inputs for definition in self.definitions)
-        inputs = {tensor.name: tensor.tensorIndex for tensor in given}
-        for tensor in wanted:
-            if tensor.name not in inputs:
-                return f"the input {tensor.name.decode()} is missing"
-            self.counterparts[inputs[tensor.name]] = tensor.tensorIndex
-        operators = [each for each in self.graph.operators if not self.looks_through(each)]
-        if len(operators) != len(self.wanted.operators):
-            return f"there are {len(operators)} operators instead of {len(self.wanted.operators)}"
-        pairs = zip(operators, self.wanted.operators, strict=True)
-        for number, (operator, expected) in enumerate(pairs):
-            difference = self.operator_difference(operator, expected)
-            if difference:
-                name = self.expected.operator_name(expected)
-                return f"operator {number}, {name}, {difference}"
-        given, wanted = (definition.outputs for definition in self.definitions)
-        outputs = {tensor.name: tensor.tensorIndex for tensor in given}
-        for tensor in wanted:
-            index = outputs.get(tensor.name)
-            if index is None or self.counterparts.get(self.source(index)) != tensor.tensorIndex:
-                return f"the output {tensor.name.decode()} is another tensor"
-        return None
 
-    def looks_through(self, operator: Operator) -> bool:
-        """Return whether an operator only changes how a tensor is stored, and note of which."""
-        if self.received.operator_name(operator) not in LOOKED_THROUGH:
-            return False
-        self.sources[int(operator.outputs[0])] = self.source(int(operator.inputs[0]))
-        return True
+def differences(received: Signature, expected: Signature) -> Iterator[str]:
+    """Yield messages about the differences between two signatures."""
+    for name in expected.inputs:
+        if name not in received.inputs:
+            yield f"the input {name} is missing"
+    if len(received.steps) != len(expected.steps):
+        yield f"there are {len(received.steps)} operators instead of {len(expected.steps)}"
+    for number, (step, other) in enumerate(zip(received.steps, expected.steps, strict=False)):
+        operator = f"operator {number}, {other.name},"
+        if step.name != other.name:
+            yield f"{operator} is {step.name}"
+        if step.options != other.options:
+            yield f"{operator} has different options"
+        if len(step.inputs) != len(other.inputs):
+            yield f"{operator} has {len(step.inputs)} inputs instead of {len(other.inputs)}"
+        for place, operands in enumerate(zip(step.inputs, other.inputs, strict=False)):
+            if difference := operand_difference(*operands):
+                yield f"{operator} input {place}, {difference}"
+    for name, source in expected.outputs.items():
+        if received.outputs.get(name) != source:
+            yield f"the output {name} is a different tensor"
 
-    def source(self, index: int) -> int:
-        """Return the tensor that a tensor is, however stored."""
-        return self.sources.get(index, index)
 
-    def operator_difference(self, operator: Operator, wanted: Operator) -> str | None:
-        """Compare two operators, and note their results as counterparts."""
-        name = self.received.operator_name(operator)
-        if name != self.expected.operator_name(wanted):
-            return f"is {name}"
-        if fixed_options(operator) != fixed_options(wanted):
-            return "has other options"
-        if len(operator.inputs) != len(wanted.inputs):
-            return f"reads {len(operator.inputs)} tensors instead of {len(wanted.inputs)}"
-        for place, (index, other) in enumerate(zip(operator.inputs, wanted.inputs, strict=True)):
-            difference = self.input_difference(int(index), int(other))
-            if difference:
-                return f"input {place}, {difference}"
-        for index, other in zip(operator.outputs, wanted.outputs, strict=True):
-            self.counterparts[int(index)] = int(other)
-        return None
-
-    def input_difference(self, index: int, other: int) -> str | None:
-        """Compare what two operators read in the same place."""
-        if min(index, other) < 0:  # an input that is left out
-            return None if index == other else "is left out in one of the files"
-        wanted = self.wanted.tensors[other]
-        name = wanted.name.decode()
-        if self.expected.data(wanted) is None:
-            same = self.counterparts.get(self.source(index)) == other
-            return None if same else f"{name}, is another tensor"
-        tensor = self.graph.tensors[self.source(index)]
-        if self.received.data(tensor) is None:
-            return f"{name}, is not constant"
-        if name.endswith(WEIGHTS):
-            return None if tensor.name.decode() == name else f"{name}, is another matrix"
-        difference = constant_difference(
-            self.received.numbers(tensor), self.expected.numbers(wanted), tensor
-        )
-        return difference and f"{name}, {difference}"
+def operand_difference(received: Operand, expected: Operand) -> str | None:
+    """Return a message about the difference between two operands, or None if they are equal."""
+    tensor, other = received.tensor, expected.tensor
+    if tensor is None or other is None:
+        return None if tensor is other else "is omitted in one of the files"
+    name = other.name.decode()
+    if expected.source is not None:
+        return None if received.source == expected.source else f"{name}, is a different tensor"
+    if received.source is not None or received.file.data(tensor) is None:
+        return f"{name}, is not constant"
+    if name.endswith(WEIGHTS):
+        return None if tensor.name == other.name else f"{name}, is a different matrix"
+    values = received.file.numbers(tensor), expected.file.numbers(other)
+    difference = constant_difference(*values, tensor)
+    return difference and f"{name}, {difference}"
 
 
 def constant_difference(received: Array, expected: Array, tensor: Tensor) -> str | None:
-    """Compare two constants that are no matrices; `tensor` says how the first is stored."""
+    """Compare two constants; `tensor` has the first one's type and quantization."""
     if received.shape != expected.shape:
         return f"has the shape {received.shape} instead of {expected.shape}"
     allowed: npt.NDArray[np.float64] = np.zeros((), np.float64)
     if np.issubdtype(expected.dtype, np.floating) and received.dtype != expected.dtype:
         scale, zero = quantization(tensor)
         received = (received.astype(np.float64) - zero) * scale
-        allowed = HALF_STEP * np.minimum(scale, ideal_step(expected, tensor))
-        allowed = allowed + FLOAT_LOSS * np.abs(expected)
+        allowed = scale.astype(np.float64)
+        if tensor.type in STEPS_TO_LARGEST:  # a scale that is too large would accept anything
+            largest = float(np.abs(expected).max(initial=np.finfo(np.float32).tiny))
+            allowed = np.minimum(allowed, largest / STEPS_TO_LARGEST[tensor.type])
+        allowed = HALF_STEP * allowed + FLOAT_LOSS * np.abs(expected)
     error = np.abs(received.astype(np.float64) - expected.astype(np.float64))
-    if (error <= allowed).all():
-        return None
-    return f"differs by up to {np.max(error):.3g}"
-
-
-def fixed_options(operator: Operator) -> dict[str, object]:
-    """Return an operator's options that decide what it computes."""
-    given = {} if operator.builtinOptions is None else vars(operator.builtinOptions)
-    return {
-        name: value.tolist() if isinstance(value, np.ndarray) else value
-        for name, value in given.items()
-        if name not in FREE_OPTIONS
-    }
-
-
-def quantization(tensor: Tensor) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return scale and zero point of a constant, shaped to broadcast over its numbers."""
-    given = tensor.quantization
-    if given is None or given.scale is None:
-        return np.ones(()), np.zeros(())
-    shape = [1] * len(tensor.shape)
-    if len(given.scale) > 1:
-        shape[given.quantizedDimension] = -1
-    return (
-        np.asarray(given.scale, np.float64).reshape(shape),
-        np.asarray(given.zeroPoint, np.float64).reshape(shape),
-    )
-
-
-# Numbers of these types have a step of their own, from the largest of them; integers of more bits
-# take the scale of what they are added to.
-STEPS_TO_LARGEST = {
-    schema.TensorType.INT8: 2**7 - 1,
-    schema.TensorType.INT16: 2**15 - 1,
-    schema.TensorType.FLOAT16: 2**10,
-}
-
-
-def ideal_step(expected: Array, tensor: Tensor) -> float:
-    """Return the largest step that rounding a constant may take, infinity if it has no choice."""
-    if tensor.type not in STEPS_TO_LARGEST:
-        return float("inf")
-    largest = float(np.abs(expected).max(initial=0.0))
-    smallest = float(np.finfo(np.float32).tiny)
-    return max(largest, smallest) / STEPS_TO_LARGEST[tensor.type]
+    return None if (error <= allowed).all() else f"differs by up to {np.max(error):.3g}"

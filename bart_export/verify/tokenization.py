@@ -1,10 +1,11 @@
-"""A tokenizer held to its checkpoint's own files, read by the `tokenizers` library itself.
+"""Comparison of a tokenizer with the `tokenizers` library on the same checkpoint files.
 
-Both models of a comparison get their ids from one tokenizer, so that a wrong one goes unseen there.
-Here the checkpoint's files are read again, in another way than by `checkpoints.tokenizer_files`:
-the library opens a tokenizer.json itself, and is told what stands in the files beside it.
+Other checks use one tokenizer for both models, so they would not notice a wrong one. The files are
+not read with `checkpoints.tokenizer_files`: the library opens tokenizer.json itself, and only gets
+the settings of the other files.
 """
 
+import itertools
 import json
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,10 +20,11 @@ from bart_export.checkpoints.tokenizer_files import ADDED_TOKENS
 from bart_export.errors import VerificationFailed, shown
 from bart_export.text.tokenizer import BartTokenizer
 from bart_export.text.vocabulary import MASK, SPECIAL_TOKENS
+from bart_export.verify.tolerance import uncommitted
 
 BART = tuple(AddedToken(token, lstrip=token == MASK, normalized=False) for token in SPECIAL_TOKENS)
 
-PROBED = 100  # added tokens that get texts of their own
+PROBED = 100  # added tokens that are tested
 PROBES = (
     "{0}",
     "one {0} two",
@@ -32,24 +34,25 @@ PROBES = (
 )
 
 
+@uncommitted()
 def check_tokenizer(checkpoint: Checkpoint, tokenizer: BartTokenizer, texts: Sequence[str]) -> None:
-    """Compare the ids of texts, and of some around each added token.
+    """Compare the ids of texts, and of short texts with each added token.
 
     Raises:
-        VerificationFailed: for the first text that has other ids.
+        VerificationFailed: for the first text with different ids.
     """
     try:
         library = library_tokenizer(checkpoint)
-    except Exception as error:  # `tokenizers` has no class of its own for this
+    except Exception as error:  # `tokenizers` raises plain Exception
         raise VerificationFailed(
             f"The tokenizers library cannot open the tokenizer of {checkpoint.directory}: "
-            f"{shown(str(error))}. Nothing was committed."
+            f"{shown(str(error))}."
         ) from error
     decoder = library.get_added_tokens_decoder()
     added = [decoder[number].content for number in sorted(decoder, reverse=True)]
     for text in probing_texts(texts, added):
         require_ids(
-            f"The tokenizer does not say what the files in {checkpoint.directory} say",
+            f"The tokenizer differs from the files in {checkpoint.directory}",
             text,
             library.encode(text, add_special_tokens=False).ids,
             tokenizer.tokenize(text, special_tokens=True),
@@ -62,41 +65,40 @@ def check_signature(
     tokenizer: BartTokenizer,
     texts: Sequence[str],
 ) -> None:
-    """Compare the ids that the `tokenize` of a SavedModel, by its name, gives for such texts.
+    """Compare the ids from a SavedModel's `tokenize` signature for the same kinds of texts.
 
     Raises:
-        VerificationFailed: for the first text that has other ids.
+        VerificationFailed: for the first text with different ids.
     """
-    own = [token.content for token in tokenizer.added_tokens if token.content not in SPECIAL_TOKENS]
-    asked = probing_texts(texts, own)
-    for text, received in zip(asked, token_ids(asked), strict=True):
+    contents = [token.content for token in tokenizer.added_tokens]
+    probes = probing_texts(texts, [token for token in contents if token not in SPECIAL_TOKENS])
+    for text, received in zip(probes, token_ids(probes), strict=True):
         expected = tokenizer.encode(text, max(len(received), 2), truncate=True)
-        require_ids(f"{name} does not tokenize as Python does", text, expected, received)
+        require_ids(f"{name} tokenizes differently from Python", text, expected, received)
 
 
 def probing_texts(texts: Sequence[str], added: Sequence[str]) -> list[str]:
-    """Return texts, and some that begin in all ways or have an added token."""
-    around = [probe.format(token) for token in added[:PROBED] for probe in PROBES]
-    return [*texts, *(text.lower() for text in texts), "", " ", " one", *around]
+    """Return texts, plus lower-case and blank ones and some with an added token."""
+    probes = [probe.format(token) for token in added[:PROBED] for probe in PROBES]
+    return [*texts, *(text.lower() for text in texts), "", " ", " one", *probes]
 
 
 def require_ids(problem: str, text: str, expected: Sequence[int], received: Sequence[int]) -> None:
-    """Raise VerificationFailed when a text has other ids than expected."""
-    pairs = enumerate(zip((*expected, -1), (*received, -1), strict=False))
-    place = next((number for number, (wanted, given) in pairs if wanted != given), None)
-    if place is not None:
-        raise VerificationFailed(
-            f"{problem}: of {text!r} token {place} must be {[*expected[place : place + 1]]}, "
-            f"received {[*received[place : place + 1]]}. Nothing was committed."
-        )
+    """Raise VerificationFailed for the first id of a text that differs."""
+    for place, pair in enumerate(itertools.zip_longest(expected, received)):
+        if pair[0] != pair[1]:
+            wanted, given = ("missing" if token_id is None else token_id for token_id in pair)
+            raise VerificationFailed(
+                f"{problem}: token {place} of {text!r} must be {wanted}, received {given}."
+            )
 
 
 def library_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
-    """Return a checkpoint's tokenizer as the library makes it of the files."""
+    """Return a checkpoint's tokenizer as the library builds it from the files."""
     directory = checkpoint.directory
     path, assets = directory / "tokenizer.json", directory / "assets" / "tokenizer"
     if checkpoint.format == "keras":
-        tokenizer = of_tables(assets / "vocabulary.json", assets / "merges.txt")
+        tokenizer = bpe_tokenizer(assets / "vocabulary.json", assets / "merges.txt")
         stored = read_json(path)
         settings = stored.get("config", {})
         plain = [
@@ -111,7 +113,7 @@ def library_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
             tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8-sig"))
             add_missing(tokenizer, BART)
         else:
-            tokenizer = of_tables(directory / "vocab.json", directory / "merges.txt")
+            tokenizer = bpe_tokenizer(directory / "vocab.json", directory / "merges.txt")
         decoder = settings.get("added_tokens_decoder")
         if decoder is None:
             add_missing(tokenizer, map(AddedToken, read_json(directory / "added_tokens.json")))
@@ -125,13 +127,13 @@ def library_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
 
 
 def add_missing(tokenizer: Tokenizer, tokens: Iterable[AddedToken]) -> None:
-    """Add those tokens that are not added tokens yet."""
+    """Add the tokens that are not added tokens yet."""
     known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     tokenizer.add_tokens([token for token in tokens if token.content not in known])
 
 
 def add_named(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> None:
-    """Add the special tokens that a file of transformers names."""
+    """Add the special tokens in a settings file of transformers."""
     for name, stored in settings.items():
         if name.endswith("_token") and isinstance(stored, dict):
             flags = {key: value for key, value in stored.items() if key not in ("__type", "id")}
@@ -144,8 +146,8 @@ def add_named(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> None:
                     add_missing(tokenizer, [AddedToken(other, normalized=False)])
 
 
-def of_tables(vocabulary: pathlib.Path, merges: pathlib.Path) -> Tokenizer:
-    """Return the tokenizer of a vocabulary, merges and the special tokens of BART."""
+def bpe_tokenizer(vocabulary: pathlib.Path, merges: pathlib.Path) -> Tokenizer:
+    """Return a tokenizer with the given vocabulary and merges, and BART's special tokens."""
     lines = merges.read_text(encoding="utf-8-sig").split("\n")
     split = [line.partition(" ") for line in lines if line and not line.startswith("#version")]
     pairs = [(left, right) for left, _, right in split]
@@ -156,6 +158,6 @@ def of_tables(vocabulary: pathlib.Path, merges: pathlib.Path) -> Tokenizer:
 
 
 def read_json(path: pathlib.Path) -> Mapping[str, Any]:
-    """Return the object in a JSON file, an empty one of a file that is missing."""
+    """Return the object in a JSON file, empty if the file is missing."""
     stored: Mapping[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
     return stored

@@ -1,8 +1,4 @@
-"""Figures of an exported file are held to bounds, those of its recipe for a `.tflite` file.
-
-An error is one line that says which figure is outside, by how much, and what option would accept
-it.
-"""
+"""The bounds on an exported file's figures, which its recipe's tolerance sets."""
 
 import contextlib
 import math
@@ -16,18 +12,18 @@ from bart_export.recipes.table import Recipe
 from bart_export.verify import data, weights
 from bart_export.verify.data import Texts
 
-# Over many texts even the same numbers, summed in another order, decide some near ties otherwise:
-# of a hundred answers with several beams one may differ, of a thousand steps one.
+# Over many texts, summing the same numbers in another order breaks some near-ties: one in a hundred
+# answers with several beams may differ, and one in a thousand steps.
 NEAR_TIES = {"top1": 0.999, "tokens": 0.99}
 
 
 class Bound(NamedTuple):
-    """A figure and what it must be: its words, its value, the bound, and on which side of it.
+    """A figure's description and value, its bound, and the side of the bound that is accepted.
 
-    `metric` is the name by which an option may accept the figure, "" where none should.
+    `metric` is the name for `--tolerance`, or "" if the bound cannot be changed.
     """
 
-    what: str
+    description: str
     value: float
     bound: float
     side: int
@@ -35,77 +31,66 @@ class Bound(NamedTuple):
 
     @property
     def kept(self) -> bool:
-        """Whether the figure is within the bound; a NaN is not."""
+        """Whether the figure is within the bound; NaN is not."""
         return self.side * self.value <= self.side * self.bound
 
     def __str__(self) -> str:
-        """Return what is wrong with the figure, and what would accept it."""
+        """Return the error message, with a two-digit bound that accepts the figure."""
         side = "at most" if self.side == AT_MOST else "at least"
-        words = f"{self.what} must be {side} {self.bound:g}, received {self.value:.6g}."
-        if self.metric and math.isfinite(self.value):
-            words += f" To accept it: --tolerance {self.metric}={self.accepting()}."
-        return words
-
-    def accepting(self) -> str:
-        """Return the nearest bound of two digits that accepts the figure."""
-        if self.value == 0:
-            return "0"
-        digit = 10.0 ** (math.floor(math.log10(abs(self.value))) - 1)
+        message = f"{self.description} must be {side} {self.bound:g}, received {self.value:.6g}."
+        if not self.metric or not math.isfinite(self.value):
+            return message
+        digit = 10.0 ** (math.floor(math.log10(abs(self.value) or 1.0)) - 1)
         towards = math.ceil if self.side == AT_MOST else math.floor
-        return f"{towards(self.value / digit) * digit:.6g}"
+        accepted = towards(self.value / digit) * digit
+        return f"{message} To accept it: --tolerance {self.metric}={accepted:.6g}."
 
 
 def require(name: str, bounds: Sequence[Bound]) -> None:
-    """Hold the figures of an exported file, by its name, to their bounds.
+    """Check the figures of an exported file.
 
     Raises:
-        VerificationFailed: for the first figure outside.
+        VerificationFailed: for the first figure outside its bound.
     """
     for bound in bounds:
         if not bound.kept:
-            raise VerificationFailed(f"{name} does not say what the Keras model says: {bound}")
+            raise VerificationFailed(f"{name} differs from the Keras model: {bound}")
 
 
 def bounds_of(recipe: Recipe, figures: FileVerification) -> list[Bound]:
-    """Return the figures that were measured, with the bounds of a recipe's tolerance.
+    """Return the bounds of a recipe's tolerance on the figures that were measured.
 
-    Every recipe's matrices are held to `weights.BOUND`, unless it says otherwise.
+    A tolerance without `weights` gets `weights.BOUND`.
     """
     bounds = []
     for metric, bound in {"weights": weights.BOUND, **recipe.tolerance}.items():
         value: float | None = getattr(figures, metric)
-        if value is None:
-            continue
+        description, side, option = METRICS[metric].description, METRICS[metric].side, metric
         if figures.data is not None and bound == 1.0:
             bound = NEAR_TIES.get(metric, bound)
-        words = METRICS[metric].description
-        if metric == "weights" and figures.worst_row:
-            words += f" {figures.worst_row},"
-        # Rounding costs more in one checkpoint than in another; a wrong row is wrong in any.
-        option = "" if metric == "weights" else metric
-        bounds.append(Bound(words, value, bound, METRICS[metric].side, option))
+        if metric == "weights":
+            option = ""  # unlike rounding losses, a wrong row is wrong in any checkpoint
+            description += f" {figures.worst_row}," if figures.worst_row else ""
+        if value is not None:
+            bounds.append(Bound(description, value, bound, side, option))
     return bounds
 
 
 def check_measurable(tolerance: Mapping[str, float], texts: Texts | None) -> None:
-    """Refuse bounds on ROUGE where no text has a reference.
-
-    Raises:
-        ConfigurationError: for the first of them.
-    """
+    """Raise ConfigurationError for a bound on ROUGE if no text has a reference."""
     if texts is not None and any(example.reference is not None for example in texts.examples):
         return
     for metric in data.ROUGE:
         if metric in tolerance:
             raise ConfigurationError(
                 f"A bound on {metric} needs texts with references: give them with --data "
-                'FILE.jsonl, in lines as {"text": "...", "reference": "..."}.'
+                'FILE.jsonl, in lines such as {"text": "...", "reference": "..."}.'
             )
 
 
 @contextlib.contextmanager
 def uncommitted() -> Iterator[None]:
-    """Add to an error of verification that nothing was committed."""
+    """Add "Nothing was committed." to verification errors."""
     try:
         yield
     except VerificationFailed as error:

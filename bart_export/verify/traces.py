@@ -1,8 +1,6 @@
-"""Teacher forcing: models are fed the same source and decoder tokens, and their outputs compared.
+"""Teacher forcing: models get the same source and decoder tokens, and their outputs are compared.
 
-The Keras model computes a trace in one call, a file step by step through each pair of its
-signatures. Figures are kept as sums, so that any number of texts over any vocabulary fits in
-memory.
+Figures are kept as sums, so that memory does not grow with the number of texts.
 """
 
 import dataclasses
@@ -14,15 +12,14 @@ from bart_export import contract
 from bart_export.runtime.engine import Buckets, Engine, FileEngine
 from bart_export.verify.data import Floats
 
-ROWS = 2  # one beam and several are decoded by different signatures
-# No float32 computation is surely nearer, in units of the spread, than neighbouring numbers are.
-ULP = 2.0**-23
-TINY = 1e-30  # stands for the spread of values that are all equal
+ROWS = 2  # beams; a single beam has its own signature
+ULP = 2.0**-23  # the smallest relative float32 error that is not due to luck
+TINY = 1e-30  # avoids division by zero
 
 
 @dataclasses.dataclass(frozen=True)
 class Trace:
-    """A source, and the tokens that a decoder is fed."""
+    """The token ids that are fed to the encoder and the decoder."""
 
     source_token_ids: tuple[int, ...]
     fed_token_ids: tuple[int, ...]
@@ -30,11 +27,10 @@ class Trace:
 
 @dataclasses.dataclass(frozen=True)
 class TraceOutput:
-    """What a model computes along a trace.
+    """A model's output for a trace.
 
-    `cross` are the tensors of `contract.cross_tensors` by name, (1, heads, source, head_size), none
-    where the model does not show them; `logits` are (steps, vocabulary). Both are float32, of a
-    model in float64 float64.
+    `cross` has the tensors of `contract.cross_tensors` by name, (1, heads, source, head_size), if
+    the model exposes them; `logits` is (steps, vocabulary).
     """
 
     cross: Mapping[str, Floats]
@@ -46,10 +42,9 @@ Teacher = Callable[[Trace], TraceOutput]
 
 @dataclasses.dataclass(frozen=True)
 class SignaturePair:
-    """A pair of signatures of a file, by their names, which together run a trace.
+    """The names of an encoder and a decoder signature that together run a trace.
 
-    `rows` is the number of beams; `source_length` and `target_length` are the sizes of a static
-    build, None for any.
+    `rows` is the number of beams; lengths are the sizes of a static build, None if dynamic.
     """
 
     encode: str
@@ -60,7 +55,7 @@ class SignaturePair:
     target_length: int | None = None
 
     def fits(self, trace: Trace) -> bool:
-        """Return whether a trace's source need not be cut."""
+        """Return whether a trace's source fits the encoder."""
         return self.source_length is None or len(trace.source_token_ids) <= self.source_length
 
     def cut(self, trace: Trace) -> Trace:
@@ -68,39 +63,31 @@ class SignaturePair:
         source, fed = trace.source_token_ids, trace.fed_token_ids
         if self.source_length is not None and not self.fits(trace):
             source = (*source[: self.source_length - 1], source[-1])
-        # One position is for the last token, which is not fed.
+        # The last token needs a position, but is not fed.
         steps = None if self.target_length is None else max(1, self.target_length - 1)
         return Trace(source, fed[:steps])
 
 
 def signature_pairs(model: Engine) -> list[SignaturePair]:
-    """Return pairs that together have all signatures of a file."""
+    """Return pairs that cover all signatures of a file."""
     if not (isinstance(model, FileEngine) and isinstance(model.sizing, Buckets)):
         return [
             SignaturePair("encode", "decode_single", model, 1),
             SignaturePair("encode", "decode", model, ROWS),
         ]
-    encoders, decoders = {}, []
-    for bucket in model.sizing.buckets:
-        if bucket.signature.name == "encode":
-            encoders[bucket.sizes[contract.SOURCE]] = bucket.name
-        else:
-            decoders.append((bucket.name, bucket.sizes))
-    return [
-        SignaturePair(
-            encoders[sizes[contract.SOURCE]],
-            name,
-            model.only(sizes[contract.SOURCE], sizes[contract.BEAMS]),
-            sizes[contract.BEAMS],
-            sizes[contract.SOURCE],
-            sizes[contract.CAPACITY],
-        )
-        for name, sizes in decoders
-    ]
+    buckets = [(bucket.sizes[contract.SOURCE], bucket) for bucket in model.sizing.buckets]
+    encoders = {source: each.name for source, each in buckets if each.signature.name == "encode"}
+    pairs = []
+    for source, bucket in buckets:
+        if bucket.signature.name != "encode":
+            rows, longest = bucket.sizes[contract.BEAMS], bucket.sizes[contract.CAPACITY]
+            only = model.only(source, rows)
+            pairs.append(SignaturePair(encoders[source], bucket.name, only, rows, source, longest))
+    return pairs
 
 
 def fitting_pairs(pairs: Sequence[SignaturePair], trace: Trace) -> list[SignaturePair]:
-    """Return the pairs that a runtime would choose from: the shortest that a source fits."""
+    """Return the pairs with the shortest encoder that fits a source, as a runtime chooses."""
     fitting = [pair for pair in pairs if pair.fits(trace)]
     shortest = min((pair.source_length or 0 for pair in fitting), default=0)
     return [pair for pair in fitting if (pair.source_length or 0) == shortest]
@@ -109,8 +96,8 @@ def fitting_pairs(pairs: Sequence[SignaturePair], trace: Trace) -> list[Signatur
 def teacher_force(model: Engine, trace: Trace, rows: int = 1) -> TraceOutput:
     """Feed the tokens of a trace to a model one by one.
 
-    Of several rows one is fed the tokens and the others the first of them over and over; every
-    step moves the row to the place of another, so that caches must follow.
+    With several rows, one gets the tokens and the others repeat the first token; every step
+    permutes the rows, so that the caches must follow.
     """
     fed = trace.fed_token_ids
     state = model.start(trace.source_token_ids, rows, len(fed) + 1)
@@ -128,10 +115,7 @@ def teacher_force(model: Engine, trace: Trace, rows: int = 1) -> TraceOutput:
 
 @dataclasses.dataclass
 class ArrayFigures:
-    """How far arrays are from what they should be.
-
-    `largest` is the largest absolute error, NaN if one is.
-    """
+    """Error statistics of arrays; `largest` is the largest absolute error."""
 
     largest: float = 0.0
     squared_errors: float = 0.0
@@ -139,7 +123,7 @@ class ArrayFigures:
     values: int = 0
 
     def add(self, expected: Floats, received: Floats) -> None:
-        """Count the values of an array, of any shape, with those that they should be."""
+        """Add an array of any shape."""
         error = received.astype(np.float64) - expected
         about_mean = expected - expected.mean(axis=-1, keepdims=True, dtype=np.float64)
         self.largest = worst([self.largest, float(np.abs(error).max(initial=0.0))])
@@ -149,22 +133,22 @@ class ArrayFigures:
 
     @property
     def spread(self) -> float:
-        """Root mean square of the expected values about the mean of their row, the last axis."""
+        """Root mean square of the expected values about their mean along the last axis."""
         return float(np.sqrt(self.squared_spreads / max(self.values, 1)))
 
     @property
     def relative(self) -> float:
-        """Root mean square of the errors over the spread, 0 for nothing."""
+        """Root mean square error over the spread."""
         error = float(np.sqrt(self.squared_errors / max(self.values, 1)))
         return error / max(self.spread, TINY)
 
 
 @dataclasses.dataclass
 class StepFigures:
-    """How far a file's decode steps are from the float model's along the latter's traces.
+    """Error statistics of a file's decoder steps along the float model's traces.
 
-    `errors` are those of the logits, `rounded` those of the float model in float32 where it is
-    known in float64.
+    `errors` are of the file's logits; `rounded` are of the float32 model's if the expected logits
+    are float64.
     """
 
     errors: ArrayFigures = dataclasses.field(default_factory=ArrayFigures)
@@ -174,41 +158,34 @@ class StepFigures:
     steps: int = 0
 
     def add(self, expected: Floats, received: Floats, rounded: Floats | None = None) -> None:
-        """Count the steps of a trace: logits (steps, vocabulary) of the model and of the file.
+        """Add the logits (steps, vocabulary) of a trace.
 
-        `rounded` are the model's in float32 where those that are expected are in float64.
+        `rounded` are the model's float32 logits if the expected ones are float64.
         """
         self.errors.add(expected, received)
         if rounded is not None:
             self.rounded.add(expected, rounded)
-        with np.errstate(invalid="ignore"):  # a file that gives no numbers
+        with np.errstate(invalid="ignore"):  # NaN logits
             log_p, log_q = log_softmax(expected), log_softmax(received)
         self.divergence += float((np.exp(log_p) * (log_p - log_q)).sum())
-        same = expected.argmax(-1) == received.argmax(-1)
-        self.agreeing += int(same.sum())
-        self.steps += len(same)
-
-    @property
-    def kl(self) -> float:
-        """Mean Kullback-Leibler divergence of a step, sum p log(p / q), in nats; NaN for a NaN.
-
-        p is the model's distribution of the next token, q the file's.
-        """
-        return self.divergence / max(self.steps, 1)
+        self.agreeing += int((expected.argmax(-1) == received.argmax(-1)).sum())
+        self.steps += len(expected)
 
     def figures(self) -> dict[str, float]:
         """Return the figures by name.
 
-        `logits` is the largest absolute error of a logit; `spread` and `relative` are those of
-        `ArrayFigures`; `top1` is the share of `steps` with the same likeliest token. Where the
-        model is known in float64, `rounding` is `relative` over that of the model in float32, whose
-        largest error is `float32`.
+        `logits` is the largest absolute error of a logit; `spread` and `relative` are as in
+        `ArrayFigures`; `kl` is the mean Kullback-Leibler divergence, sum p log(p / q), in nats per
+        step, where p is the model's next-token distribution and q the file's; `top1` is the share
+        of `steps` with the same most likely token. With float64 logits, `rounding` is `relative`
+        divided by that of the float32 model, whose largest error is `float32`. NaN propagates to
+        every error.
         """
         figures = {
             "logits": self.errors.largest,
             "spread": self.errors.spread,
             "relative": self.errors.relative,
-            "kl": self.kl,
+            "kl": self.divergence / max(self.steps, 1),
             "top1": self.agreeing / max(self.steps, 1),
             "steps": self.steps,
         }
@@ -226,5 +203,5 @@ def log_softmax(logits: Floats) -> Floats:
 
 
 def worst(errors: Iterable[float]) -> float:
-    """Return the largest of some errors, NaN if one of them is."""
+    """Return the largest error, or NaN if any is NaN."""
     return float(np.max(list(errors)))

@@ -1,14 +1,12 @@
-"""What a `.tflite` file stores, and how far each row of its matrices is from the checkpoint.
+"""The stored matrices of a `.tflite` file, and the error of each row against the checkpoint.
 
-Logits of a few texts hardly depend on a row of the token embedding that no text uses, or on the
-scale of a single row. Here every row of every matrix is compared.
-
-An error is measured in steps of ideal rounding, so that one bound fits every width. Where n bits
-share a scale, the step is the largest magnitude among those that share it over 2^(n-1) - 1
-(symmetric quantization as in arXiv:1712.05877, which AI Edge Quantizer follows); for a float type
-it is the distance of neighbouring numbers at the largest magnitude of the row. The error is the
-root mean square over those that share a scale, or over the row where a whole matrix shares one.
-Rounding to nearest cannot exceed half a step, and is about 1 / sqrt(12) on the average.
+The logits of a few texts hardly depend on embeddings of other tokens or on the scale of one row, so
+every row is compared. Errors are in steps of ideal rounding, so that one bound fits every width.
+The step of n-bit integers is the largest magnitude that shares their scale over 2^(n-1) - 1
+(symmetric quantization as in arXiv:1712.05877, which AI Edge Quantizer follows); the step of floats
+is their spacing at the largest magnitude of the row. The error is the root mean square over the
+values that share a scale, but at most a row. Rounding to nearest has an error of at most half a
+step, and about 1 / sqrt(12) on average.
 """
 
 import dataclasses
@@ -32,41 +30,35 @@ from bart_export.verify.data import Floats
 
 Array = npt.NDArray[Any]
 Matrices = Callable[[str], FloatArray]  # layer name -> its float matrix (rows, columns)
-# Objects of the generated schema, which is not typed.
+# Objects of the untyped generated schema.
 Graph: TypeAlias = Any
 Tensor: TypeAlias = Any
 Operator: TypeAlias = Any
 
-WEIGHTS = "/weights"  # ends the name of a matrix, after its signature and layer
-IDENTIFIER = b"TFL3"  # bytes 4 to 8 of every .tflite file
+WEIGHTS = "/weights"  # suffix of a matrix's name, SIGNATURE/LAYER/weights
+IDENTIFIER = b"TFL3"  # bytes 4 to 8 of a .tflite file
 OPERATORS = {
     code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)
 }
 TYPES = schema.TensorType
 NUMPY_TYPES = {
-    TYPES.FLOAT32: np.float32,
-    TYPES.FLOAT16: np.float16,
-    TYPES.INT64: np.int64,
-    TYPES.INT32: np.int32,
-    TYPES.INT16: np.int16,
-    TYPES.INT8: np.int8,
-    TYPES.UINT8: np.uint8,
-    TYPES.BOOL: np.bool_,
+    getattr(TYPES, name): np.dtype(name.lower())
+    for name in ("FLOAT32", "FLOAT16", "INT64", "INT32", "INT16", "INT8", "UINT8", "BOOL")
 }
 
 
 class StoredFile:
-    """The graphs and constants of a `.tflite` file, which is mapped, not loaded.
+    """The graphs and constants of a memory-mapped `.tflite` file.
 
     Raises:
-        EngineError: for a file that cannot be read or is no `.tflite` file.
+        EngineError: if the file cannot be read or is not a `.tflite` file.
     """
 
     def __init__(self, path: pathlib.Path) -> None:
         try:
             with path.open("rb") as file:
                 self.content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:  # ValueError: nothing to map
+        except (OSError, ValueError) as error:  # ValueError: empty file
             raise EngineError(f"Cannot read {path}: {error}.") from error
         if self.content[4:8] != IDENTIFIER:
             raise EngineError(f"{path} must be a .tflite file, whose bytes 4 to 8 are TFL3.")
@@ -75,115 +67,102 @@ class StoredFile:
         except (struct.error, IndexError, TypeError, ValueError) as error:
             raise EngineError(f"{path} is damaged: {error}.") from error
 
-    def graphs(self) -> dict[str, Graph]:
-        """Return the subgraph, a `SubGraphT`, of every signature by its name."""
-        return {
-            signature.signatureKey.decode(): self.model.subgraphs[signature.subgraphIndex]
-            for signature in self.model.signatureDefs or ()
-        }
-
     def operator_name(self, operator: Operator) -> str:
-        """Return the name of an operator."""
+        """Return the name of an operator, or its number as text."""
         code = self.model.operatorCodes[operator.opcodeIndex]
-        # Codes up to 127 have a field of their own, the only one of older files.
+        # Older files have only the deprecated field, for codes up to 127.
         number = max(int(code.builtinCode), int(code.deprecatedBuiltinCode))
         return str(OPERATORS.get(number, number))
 
     def data(self, tensor: Tensor) -> npt.NDArray[np.uint8] | None:
-        """Return the bytes of a constant; None for a tensor that is computed."""
+        """Return the bytes of a constant, or None for a computed tensor."""
         buffer = self.model.buffers[tensor.buffer]
-        if buffer.size:  # beyond the flatbuffer, at the end of the file
+        if buffer.size:  # stored after the flatbuffer
             return np.frombuffer(self.content, np.uint8, buffer.size, buffer.offset)
         data: npt.NDArray[np.uint8] | None = buffer.data
         return data
 
     def numbers(self, tensor: Tensor) -> Array:
-        """Return the numbers of a constant in its shape, as they are stored."""
+        """Return the stored values of a constant in its shape, without dequantizing them."""
         data, shape = self.data(tensor), shape_of(tensor)
         if data is None:
-            raise EngineError(f"The tensor {tensor.name.decode()} is no constant.")
+            raise EngineError(f"The tensor {tensor.name.decode()} is not a constant.")
         if tensor.type == TYPES.INT4:
             return unpack_int4(data)[: int(np.prod(shape))].reshape(shape)
         return data.view(NUMPY_TYPES[tensor.type]).reshape(shape)
 
     def rows(self, graph: Graph, tensor: Tensor, first: int, last: int) -> FloatArray:
-        """Return some rows of a stored matrix as float32, (last - first, columns)."""
+        """Return rows of a stored matrix, dequantized to float32, (last - first, columns)."""
         data, columns = self.data(tensor), shape_of(tensor)[1]
         if tensor.type == TYPES.INT4 and data is not None and columns % 2 == 0:
             half = columns // 2
             numbers: Array = unpack_int4(data[first * half : last * half]).reshape(-1, columns)
         else:
             numbers = self.numbers(tensor)[first:last]
-        numbers = numbers.astype(np.float32)
-        quantization = tensor.quantization
-        if quantization is None:
-            return numbers
-        if quantization.detailsType == schema.QuantizationDetails.BlockwiseQuantization:
-            details = quantization.details
-            scales = self.numbers(graph.tensors[details.scales])[first:last].astype(np.float32)
-            return numbers * np.repeat(scales, details.blockSize, axis=1)
-        if quantization.scale is None:
-            return numbers
-        scales, zeros = np.asarray(quantization.scale), np.asarray(quantization.zeroPoint)
-        if len(scales) > 1:
-            scales, zeros = scales[first:last, None], zeros[first:last, None]
-        dequantized: FloatArray = (numbers - zeros.astype(np.float32)) * scales
-        return dequantized
+        if tensor.quantization is None:
+            return numbers.astype(np.float32)
+        if tensor.quantization.detailsType == schema.QuantizationDetails.BlockwiseQuantization:
+            blocks = tensor.quantization.details
+            scales = self.numbers(graph.tensors[blocks.scales])[first:last].astype(np.float32)
+            return numbers * np.repeat(scales, blocks.blockSize, axis=1)
+        scale, zero = quantization(tensor)
+        if scale.size > 1:
+            scale, zero = scale[first:last], zero[first:last]
+        rows: FloatArray = (numbers.astype(np.float32) - zero) * scale
+        return rows
 
     def matrices(self) -> dict[str, list[tuple[Graph, Tensor]]]:
-        """Return the (graph, tensor) pairs of every layer that hold its matrix.
-
-        They are the constants called SIGNATURE/LAYER/weights. What several signatures share is
-        listed once.
-        """
+        """Return layer -> (graph, tensor) of its matrix; matrices shared by signatures once."""
         found: dict[str, dict[object, tuple[Graph, Tensor]]] = {}
         for graph in self.model.subgraphs:
             for tensor in graph.tensors:
                 layer = layer_of(tensor)
-                if layer is not None and self.data(tensor) is not None:
-                    shared = numbers_key(graph, tensor)
-                    found.setdefault(layer, {}).setdefault(shared, (graph, tensor))
+                if layer is None or self.data(tensor) is None:
+                    continue
+                details = tensor.quantization and tensor.quantization.details
+                blocks = details and graph.tensors[details.scales].buffer
+                shared = tensor.buffer, blocks, quantization(tensor)[0].tobytes()
+                found.setdefault(layer, {}).setdefault(shared, (graph, tensor))
         return {layer: list(pairs.values()) for layer, pairs in found.items()}
 
 
 def layer_of(tensor: Tensor) -> str | None:
-    """Return the layer whose matrix a tensor is, None for another tensor."""
-    name = tensor.name.decode()
-    if not name.endswith(WEIGHTS):
-        return None
-    _, _, layer = name.removesuffix(WEIGHTS).partition("/")
-    return str(layer)
-
-
-def numbers_key(graph: Graph, tensor: Tensor) -> object:
-    """Return a key that is equal for tensors that stand for the same numbers."""
-    quantization = tensor.quantization
-    if quantization is None:
-        return tensor.buffer
-    details, scale = quantization.details, quantization.scale
-    blocks = None if details is None else graph.tensors[details.scales].buffer
-    return tensor.buffer, blocks, None if scale is None else np.asarray(scale).tobytes()
+    """Return the layer that a matrix belongs to, or None for other tensors."""
+    name: str = tensor.name.decode()
+    return name.removesuffix(WEIGHTS).partition("/")[2] if name.endswith(WEIGHTS) else None
 
 
 def shape_of(tensor: Tensor) -> tuple[int, ...]:
-    """Return a tensor's shape; a scalar has none."""
+    """Return a tensor's shape."""
     return () if tensor.shape is None else tuple(int(size) for size in tensor.shape)
 
 
+def quantization(tensor: Tensor) -> tuple[FloatArray, FloatArray]:
+    """Return a constant's scale and zero point, which broadcast over its values."""
+    stored = tensor.quantization
+    if stored is None or stored.scale is None:
+        return np.ones((), np.float32), np.zeros((), np.float32)
+    shape = [1] * len(shape_of(tensor))
+    if len(stored.scale) > 1:
+        shape[stored.quantizedDimension] = -1
+    scale, zero = np.asarray(stored.scale, np.float32), np.asarray(stored.zeroPoint, np.float32)
+    return scale.reshape(shape), zero.reshape(shape)
+
+
 def unpack_int4(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.int8]:
-    """Return the signed 4-bit numbers of some bytes, the lower half of a byte first."""
+    """Unpack signed 4-bit values, low nibble first."""
     both = np.stack([data << 4, data & 0xF0], axis=-1).reshape(-1)
     return both.view(np.int8) >> 4
 
 
 def checkpoint_matrices(config: BartConfig, parameters: Mapping[str, FloatArray]) -> Matrices:
-    """Return a reader of a checkpoint's matrices by layer name."""
+    """Return a function from layer name to the checkpoint's matrix."""
     names = layer_names(config)
     return lambda layer: parameters[names[layer]]
 
 
 def stored_matrices(path: pathlib.Path) -> Matrices:
-    """Return a reader of the matrices that a file holds, as float32, by layer name."""
+    """Return a function from layer name to a file's matrix, dequantized to float32."""
     stored = StoredFile(path)
     matrices = stored.matrices()
 
@@ -194,20 +173,17 @@ def stored_matrices(path: pathlib.Path) -> Matrices:
     return read
 
 
-# Rounding that compensates its errors in neighbours (GPTQ) moves some weights by more than half a
-# step, but no row by a whole one on the average; a scale three times too large by two and more.
+# GPTQ moves some weights by more than half a step, but no row by a whole step on average; a scale
+# three times too large moves them by two and more.
 BOUND = 1.0
 CHUNK = 1 << 22  # values compared at a time
-# bits of a float type -> bits of its mantissa after the first, smallest number above zero
-FLOAT_TYPES = {32: (23, 2.0**-149), 16: (10, 2.0**-24)}
-# What AI Edge Quantizer takes for the largest magnitude where all are smaller, and the smallest
-# scale above zero that a block can have.
-SMALLEST_RANGE, SMALLEST_BLOCK_SCALE = 1e-9, 2.0**-24
+SMALLEST_RANGE = 1e-9  # AI Edge Quantizer's lower limit of the largest magnitude
+SMALLEST_BLOCK_SCALE = 2.0**-24  # the smallest positive float16
 
 
 @dataclasses.dataclass(frozen=True)
 class RowError:
-    """The worst row of a layer's matrix and its error, in steps of ideal rounding."""
+    """The worst row of a layer's matrix, and its error in steps of ideal rounding."""
 
     layer: str
     row: int
@@ -217,81 +193,61 @@ class RowError:
 def worst_row(
     path: pathlib.Path, config: BartConfig, recipe: Recipe, matrices: Matrices
 ) -> RowError:
-    """Return the worst row of all matrices of a `.tflite` file.
-
-    Args:
-        path: the file.
-        config: the architecture, which says what layers there are.
-        recipe: how they are meant to be stored.
-        matrices: what they should hold.
+    """Return the worst row of all matrices in a recipe's `.tflite` file.
 
     Raises:
-        VerificationFailed: if a layer is missing, or has another shape.
+        VerificationFailed: if a layer is missing or its matrix has the wrong shape.
     """
     stored = StoredFile(path)
-    held = stored.matrices()
+    stored_layers = stored.matrices()
     worst = []
     for layer in layer_names(config):
         expected = matrices(layer)
-        pairs = held.get(layer, [])
+        pairs = stored_layers.get(layer, [])
         if not pairs or any(shape_of(tensor) != expected.shape for _, tensor in pairs):
             shape = " x ".join(map(str, expected.shape))
             raise VerificationFailed(
-                f"{path} must hold a matrix of {shape} for the layer {layer}, and does not."
+                f"{path} must have a matrix of {shape} for the layer {layer}, but does not."
             )
         for graph, tensor in pairs:
             rows = functools.partial(stored.rows, graph, tensor)
-            worst.append(RowError(layer, *worst_of_matrix(expected, rows, recipe.storage(layer))))
+            errors = row_errors(expected, rows, recipe.storage(layer))
+            row = int(errors.argmax())  # NaN is the largest
+            worst.append(RowError(layer, row, float(errors[row])))
     return max(worst, key=lambda row: np.nan_to_num(row.error, nan=np.inf))
 
 
-def worst_of_matrix(
-    expected: FloatArray, received: Callable[[int, int], FloatArray], storage: Storage
-) -> tuple[int, float]:
-    """Return the worst row of a matrix and its error; `received` gives a range of stored rows."""
-    largest = (
-        float(np.abs(expected).max(initial=0.0)) if storage.granularity == "tensorwise" else None
-    )
-    at_a_time = max(1, CHUNK // expected.shape[1])
-    worst = (0, 0.0)
-    for first in range(0, len(expected), at_a_time):
-        rows = expected[first : first + at_a_time]
-        errors = row_errors(rows, received(first, first + len(rows)), storage, largest)
-        row = int(errors.argmax())  # a NaN counts as the largest
-        if not errors[row] <= worst[1]:
-            worst = (first + row, float(errors[row]))
-    return worst
-
-
 def row_errors(
-    expected: FloatArray, received: FloatArray, storage: Storage, largest: float | None
+    expected: FloatArray, received: Callable[[int, int], FloatArray], storage: Storage
 ) -> Floats:
-    """Return the error of each row in steps, the worst block's where blocks share a scale.
+    """Return the error of each row in steps of ideal rounding, or of its worst block.
 
-    `largest` is the largest magnitude of the matrix where all of it shares a scale.
+    `received(first, last)` returns a range of stored rows.
     """
-    rows, columns = expected.shape
-    granularity = storage.granularity or ""
-    size = int(granularity.partition("_")[2]) if granularity.startswith("blockwise") else columns
-    if columns % size:  # no row can be cut into such blocks
-        size = columns
-    groups = expected.reshape(rows, columns // size, size)
-    error = received.reshape(groups.shape).astype(np.float64) - groups
-    ranges = np.abs(groups).max(-1) if largest is None else np.full(groups.shape[:2], largest)
-    steps = rounding_step(ranges.astype(np.float64), storage)
-    errors: Floats = (np.sqrt(np.square(error).mean(-1)) / steps).max(-1)
-    return errors
-
-
-def rounding_step(largest: Floats, storage: Storage) -> Floats:
-    """Return the step of ideal rounding by the largest magnitude."""
-    if storage.bits in FLOAT_TYPES:
-        mantissa, smallest = FLOAT_TYPES[storage.bits]
-        # The exponent of frexp is that of a fraction below 1.
-        steps = np.ldexp(1.0, np.frexp(largest)[1] - 1 - mantissa)
-    else:
-        blocks = (storage.granularity or "").startswith("blockwise")
-        smallest = SMALLEST_BLOCK_SCALE if blocks else 0.0
-        steps = np.maximum(largest, SMALLEST_RANGE) / (2 ** (storage.bits - 1) - 1)
-    result: Floats = np.maximum(steps, smallest)
+    size = columns = expected.shape[1]
+    kind, _, block = (storage.granularity or "").partition("_")
+    if kind == "blockwise" and columns % int(block) == 0:  # otherwise stored without blocks
+        size = int(block)
+    shared = np.abs(expected).max() if kind == "tensorwise" else None
+    chunk = max(1, CHUNK // columns)
+    errors = []
+    for first in range(0, len(expected), chunk):
+        rows = expected[first : first + chunk]
+        groups = rows.reshape(len(rows), -1, size)
+        stored = received(first, first + len(rows)).reshape(groups.shape)
+        largest = np.abs(groups).max(-1) if shared is None else shared
+        error = np.sqrt(np.square(stored.astype(np.float64) - groups).mean(-1))
+        errors.append((error / rounding_step(largest, storage)).max(-1))
+    result: Floats = np.concatenate(errors)
     return result
+
+
+def rounding_step(largest: FloatArray, storage: Storage) -> Floats:
+    """Return the step of ideal rounding for the largest magnitude."""
+    if storage.bits >= 16:
+        dtype = np.dtype(f"float{storage.bits}")
+        steps: Floats = np.spacing(np.minimum(largest, np.finfo(dtype).max).astype(dtype))
+        return steps
+    steps = np.maximum(largest.astype(np.float64), SMALLEST_RANGE) / (2 ** (storage.bits - 1) - 1)
+    blocks = (storage.granularity or "").startswith("blockwise")
+    return np.maximum(steps, SMALLEST_BLOCK_SCALE if blocks else 0.0)

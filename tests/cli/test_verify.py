@@ -85,7 +85,7 @@ def test_right_files_pass_against_their_preset(baseline, both):
     ("harm", "words"),
     [
         (triple_one_scale, "worst row of a matrix"),
-        (change_an_epsilon, "not the graph that it was made of"),
+        (change_an_epsilon, "differs from the graph of its float32 file"),
     ],
 )
 def test_a_changed_int8_file_fails_against_its_preset(baseline, both, tmp_path, harm, words):
@@ -134,7 +134,7 @@ def test_a_table_shows_every_file_and_bounds_can_be_given(both, texts):
         (["--data", "missing.jsonl"], "missing.jsonl: No such file"),
         (["--data", "TEXTS", "--tolerance", "speed=1"], "A metric must be one of"),
         (["--data", "TEXTS", "--tolerance", "top1=98"], "received 98. Did you mean 0.98?"),
-        (["--against", "bart_mini_en"], "or one of its architecture; bart_mini_en has another"),
+        (["--against", "bart_mini_en"], "the same architecture; bart_mini_en has a different one"),
     ],
 )
 def test_what_cannot_be_compared_is_told_in_one_line(both, texts, options, words):
@@ -144,7 +144,10 @@ def test_what_cannot_be_compared_is_told_in_one_line(both, texts, options, words
 
 @pytest.mark.parametrize(
     ("lacking", "words"),
-    [(FLOAT_FILE, "it has none. Give what it was"), (INT8_FILE, "there is no other. Compare it")],
+    [
+        (FLOAT_FILE, "there is none. Name its checkpoint"),
+        (INT8_FILE, "there are no others. Compare it"),
+    ],
 )
 def test_texts_alone_need_a_float32_file_and_another(both, texts, tmp_path, lacking, words):
     less = static_builds.without(both, lacking, tmp_path / "less")

@@ -196,7 +196,7 @@ def test_a_file_that_fails_leaves_the_previous_artifact_as_it_was(earlier, monke
         return right(bart, side, ids, positions + (side == "decoder"))
 
     monkeypatch.setattr(layers, "embed", embed)
-    assert export_fails(earlier, VerificationFailed, rf"^{FLOAT_FILE} does not say") == 1
+    assert export_fails(earlier, VerificationFailed, rf"^{FLOAT_FILE} differs from") == 1
 
 
 def test_a_failure_after_the_files_are_written_leaves_the_previous_artifact(earlier, monkeypatch):

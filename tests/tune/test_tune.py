@@ -1,4 +1,4 @@
-"""Tuning: the file that is found keeps the budget, and export makes it again."""
+"""Tuning finds a file within the budget, and export reproduces it."""
 
 import json
 
@@ -11,8 +11,8 @@ from bart_export.export.options import TfliteOptions
 from bart_export.export.pipeline import export
 from bart_export.recipes import table
 from bart_export.recipes.metrics import parse_bounds
-from bart_export.tune.budget_search import BudgetSearch, Found, Measured, export_tolerance
-from bart_export.tune.sensitivity import PrecisionStep, apply_steps
+from bart_export.tune.budget_search import BudgetSearch, Measured, export_tolerance
+from bart_export.tune.precision_steps import PrecisionStep, apply_steps
 from bart_export.tune.tune import STORAGE_OPTIONS, tune
 from bart_export.verify.golden import TEXTS
 
@@ -53,7 +53,7 @@ def test_export_makes_the_file_that_was_measured(tuned, tiny, tmp_path):
     table.write_recipe(path, found.recipe)
     recipe = table.read_recipe(path)
     assert recipe == found.recipe
-    # Over other texts a checkpoint of random weights is another.
+    # A checkpoint with random weights has very different figures on other texts.
     options = TfliteOptions((recipe,), tolerance={"top1": 0.1, "relative": 1.0, "kl": 10.0})
     artifact = export(tiny, options, tmp_path / "artifact")
     entry = artifact.manifest.files["tflite/tuned.tflite"]
@@ -61,16 +61,14 @@ def test_export_makes_the_file_that_was_measured(tuned, tiny, tmp_path):
     assert recipe.tolerance["kl"] == 3 * BUDGET
 
 
-def test_a_budget_that_int8_misses_is_said_in_one_line_and_nothing_is_written(
-    tiny, texts, tmp_path
-):
+def test_a_budget_that_int8_misses_fails_in_one_line_and_writes_nothing(tiny, texts, tmp_path):
     output = tmp_path / "never.json"
-    budget = ["--budget", "kl=1e-9", "--data", texts, "--output", output]
-    # A process of its own, because libraries write to its standard error past Python.
+    budget = ("--budget", "kl=1e-9", "--data", texts, "--output", output)
+    # In a subprocess, because native libraries write to standard error.
     result = python(PROGRAM, "tune", tiny, *budget)
     assert result.returncode == 1
     assert len(result.stderr.splitlines()) == 1
-    assert "must be at most 1e-09, and is " in result.stderr
+    assert "must be at most 1e-09, but is " in result.stderr
     assert "dynamic_wi8_afp32" in result.stderr
     assert not output.exists()
 
@@ -80,14 +78,14 @@ def test_a_budget_that_int8_misses_is_said_in_one_line_and_nothing_is_written(
     [
         (["--budget", "rouge_l=0.5", "--data", "TEXTS"], "needs texts with references"),
         (["--budget", "top1=0.9"], "give some with --data"),
-        (["--budget", "weights=0.5", "--data", "TEXTS"], "A budget must be of logits"),
+        (["--budget", "weights=0.5", "--data", "TEXTS"], "A budget must be on one of logits"),
         (["--budget", "speed=2"], "A metric must be one of"),
         (["--budget", "top1=98"], "received 98. Did you mean 0.98?"),
         (["--budget", "top1=0.9", "--output", "dynamic_wi8_afp32.json"], "name must consist of"),
         (["--budget", "top1=0.9", "--data", "missing.jsonl"], "missing.jsonl"),
     ],
 )
-def test_what_cannot_be_measured_is_refused_at_once(tiny, texts, arguments, words):
+def test_a_budget_that_cannot_be_measured_is_refused(tiny, texts, arguments, words):
     given = [str(texts) if word == "TEXTS" else word for word in arguments]
     result = run("tune", tiny, *given)
     assert result.exit_code == 2
@@ -95,7 +93,7 @@ def test_what_cannot_be_measured_is_refused_at_once(tiny, texts, arguments, word
     assert words in result.stderr
 
 
-def test_no_file_is_lost_to_a_recipe_by_mistake(tiny, texts, tmp_path):
+def test_a_recipe_overwrites_no_file_by_mistake(tiny, texts, tmp_path):
     there, link, loose = tmp_path / "there.json", tmp_path / "link.json", tmp_path / "loose.json"
     there.write_text("precious")
     link.symlink_to(there)
@@ -126,7 +124,7 @@ def test_a_recipe_is_named_after_the_preset_and_the_budget():
     assert table.require_name(name) == name
 
 
-def test_a_share_is_held_more_loosely_where_an_export_has_few_steps():
+def test_the_tolerance_of_a_share_allows_for_an_exports_few_steps():
     measured = Measured(1, "", 1000, {"relative": 0.05, "kl": 0.0015, "top1": 0.99})
     tolerance = export_tolerance({"top1": 0.98, "kl": 0.002, "tokens": 0.8}, measured)
     # 0.98 - 4 sqrt(0.98 * 0.02 / 60)
@@ -139,23 +137,19 @@ START = {step.layer: "int4" for step in STEPS}
 
 
 def searched(budget, figures_of):
-    """Search among made-up files; `figures_of` gives the figures for how many are widened."""
+    """Search among fake files; `figures_of` maps the widened layers to figures."""
     search = BudgetSearch(None, None, START, "it", budget, lambda name: None)
 
     def measure(storages):
         wide = {layer for layer, storage in storages.items() if storage == "int8"}
         size = 1000 + sum(step.size for step in STEPS if step.layer in wide)
-        measured = Measured(size, "", 1000, figures_of(wide))
-        recipe = search.recipe(storages)
-        return search.tried.setdefault(recipe.layers, Found(recipe, measured)).measured
+        layers = ((".*", "int4"), *((layer, "int8") for layer in sorted(wide)))
+        return search.tried.setdefault(layers, Measured(size, "", 1000, figures_of(wide)))
 
     search.measure = measure
     search.measure(apply_steps(START, STEPS))
-    return search, search.run(START, STEPS)
-
-
-def wide_layers(found):
-    return {layer for layer in START if found.recipe.storage(layer).name == "int8"}
+    recipe, _ = search.run(START, STEPS)
+    return search, {layer for layer in START if recipe.storage(layer).name == "int8"}
 
 
 LAYERS = [step.layer for step in STEPS]
@@ -163,7 +157,7 @@ LAYERS = [step.layer for step in STEPS]
 
 @pytest.mark.parametrize(
     "needed",
-    [*(LAYERS[:count] for count in range(17)), [*LAYERS[:5], *LAYERS[6:8]]],  # one in vain
+    [*(LAYERS[:count] for count in range(17)), [*LAYERS[:5], *LAYERS[6:8]]],  # one is not needed
     ids=len,
 )
 def test_no_more_layers_are_widened_than_must_be(needed):
@@ -171,8 +165,8 @@ def test_no_more_layers_are_widened_than_must_be(needed):
         return {"kl": 0.1 if wide.issuperset(needed) else 0.5, "top1": 0.9, "relative": 0.1}
 
     search, found = searched({"kl": 0.2}, figures)
-    assert wide_layers(found) == set(needed)
-    assert len(search.tried) <= 1 + 5 + 4  # all, the bisection, and what is taken back
+    assert found == set(needed)
+    assert len(search.tried) <= 1 + 5 + 4  # all wide, the bisection, and dropped steps
 
 
 def test_a_lucky_count_of_steps_does_not_pass():
@@ -181,13 +175,13 @@ def test_a_lucky_count_of_steps_does_not_pass():
         share = 1 - 0.5 * kl**0.5
         return {"kl": kl, "relative": 0.1, "top1": 0.99 if len(wide) == 8 else share}
 
-    # As counted 8 wide layers would do; by divergence 1 - 0.5 * 0.01 * (17 - 13) is 0.98.
+    # By the count 8 wide layers would do; by divergence, 1 - 0.5 * 0.01 * (17 - 13) is 0.98.
     _, found = searched({"top1": 0.9799}, figures)
-    assert len(wide_layers(found)) in (12, 13)
+    assert len(found) in (12, 13)
 
 
 @pytest.mark.slow
-def test_the_mini_model_gets_smaller_inside_a_budget_and_says_how(tmp_path):
+def test_the_mini_model_gets_smaller_within_a_budget(tmp_path):
     output = tmp_path / "mini.json"
     result = run("tune", "bart_mini_en", "--budget", "top1=0.97", "--output", output)
     assert result.exit_code == 0, result.stderr
@@ -196,6 +190,6 @@ def test_the_mini_model_gets_smaller_inside_a_budget_and_says_how(tmp_path):
     assert f"--target tflite --recipe {output}" in " ".join(result.stdout.split())
 
 
-def test_a_budget_of_nothing_is_refused():
+def test_an_empty_budget_is_refused():
     with pytest.raises(ConfigurationError, match="needs a budget"):
         tune("bart_mini_en", "it", {})

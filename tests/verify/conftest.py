@@ -1,4 +1,4 @@
-"""A tiny checkpoint with its judge, and right files of it, made once for all tests of a session."""
+"""A tiny checkpoint and its correct files, made once per session."""
 
 import pytest
 

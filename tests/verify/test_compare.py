@@ -1,7 +1,6 @@
-"""A file that does not say what the model says is caught, whatever was broken in it."""
+"""Files with wrong weights or graphs fail the comparison with the model."""
 
 import dataclasses
-import functools
 import math
 import types
 
@@ -9,44 +8,23 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from support import tflite_files
-from support.judged_models import (
-    FLOAT32,
-    cache_one_off,
-    swap_rows,
-    wrong_epsilon,
-)
+from support.judged_models import FLOAT32, swap_rows
 
 from bart_export.artifact.figures import FileVerification, TextFile
 from bart_export.convert import tflite
-from bart_export.errors import ConfigurationError, VerificationFailed
+from bart_export.errors import VerificationFailed
 from bart_export.graph import steps
-from bart_export.recipes.table import RECIPES, ROUNDING
+from bart_export.recipes.table import RECIPES
 from bart_export.verify.compare import Cases, compare_model
-from bart_export.verify.data import Example, Texts
-from bart_export.verify.tolerance import bounds_of, check_measurable, require
-from bart_export.verify.traces import teacher_force
+from bart_export.verify.tolerance import bounds_of, require
 
 INT8 = RECIPES["dynamic_wi8_afp32"]
 
 
 @pytest.fixture
 def float_file(symmetric_artifact):
-    """Return the bytes of a right file, to be broken in place."""
+    """Return the bytes of a correct file, to be changed in place."""
     return bytearray(symmetric_artifact.path("tflite/float32.tflite").read_bytes())
-
-
-def test_a_right_file_passes_with_figures_that_say_so(tiny, float_file, tmp_path):
-    comparison, answers = tiny.check(float_file, FLOAT32, tmp_path / "it")
-    assert 0 < comparison.rounding < ROUNDING
-    assert 0 < comparison.float32 < 1e-3 * comparison.spread
-    assert (comparison.top1, comparison.tokens) == (1.0, 1.0)
-    assert comparison.questions == len(answers) == 9
-    # Every greedy answer's tokens but the last were fed.
-    assert comparison.steps == sum(
-        len(answer.token_ids) - 1
-        for question, answer in zip(tiny.asked.questions, answers, strict=True)
-        if question.setting == "greedy"
-    )
 
 
 def turn_a_sign(content):
@@ -77,7 +55,7 @@ def test_a_file_with_a_wrong_weight_fails(tiny, float_file, tmp_path, harm):
 
 
 def beams_not_gathered(monkeypatch):
-    """Let every beam continue its own cache, whatever beam it came from."""
+    """Let every beam keep its cache, whichever beam it continues."""
 
     def gather(table, rows):
         # Caches have four axes, tables two.
@@ -91,12 +69,12 @@ def beams_not_gathered(monkeypatch):
 
 
 def padding_seen(monkeypatch):
-    """Add nothing to the scores of positions that must not be seen yet."""
+    """Do not mask future positions."""
     monkeypatch.setattr(steps, "MASK_BIAS", 0.0)
 
 
 def scaled(signature):
-    """Return a harm that makes the logits of one kind of decoding 1 % too large."""
+    """Return a change that makes the logits of a decoder signature 1 % too large."""
 
     def harm(monkeypatch):
         right = steps.STEPS[signature]
@@ -111,15 +89,7 @@ def scaled(signature):
 
 
 @pytest.mark.parametrize(
-    "harm",
-    [
-        wrong_epsilon,
-        cache_one_off,
-        beams_not_gathered,
-        padding_seen,
-        scaled("decode"),
-        scaled("decode_single"),
-    ],
+    "harm", [beams_not_gathered, padding_seen, scaled("decode"), scaled("decode_single")]
 )
 def test_a_wrong_graph_fails(tiny, tmp_path, monkeypatch, harm):
     harm(monkeypatch)
@@ -129,21 +99,9 @@ def test_a_wrong_graph_fails(tiny, tmp_path, monkeypatch, harm):
 
 
 RIGHT = FileVerification(
-    file="it",
-    logits=9e-5,
-    spread=0.5,
-    relative=9e-6,
-    rounding=3.9,
-    float32=5e-5,
-    kl=1e-9,
-    top1=1.0,
-    tokens=1.0,
-    steps=20,
-    questions=9,
-    signatures={},
-)
-
-
+    file="it", logits=9e-5, spread=0.5, relative=9e-6, rounding=3.9, float32=5e-5, kl=1e-9,
+    top1=1.0, tokens=1.0, steps=20, questions=9, signatures={},
+)  # fmt: skip
 TEXTS = TextFile("0" * 64, 775)
 
 
@@ -151,7 +109,7 @@ TEXTS = TextFile("0" * 64, 775)
     ("recipe", "figures", "words"),
     [
         (FLOAT32, {}, None),
-        # What float32 costs is measured: other figures are not bounded.
+        # Only `rounding` and `tokens` of a float32 file have bounds.
         (FLOAT32, {"logits": 3.0, "relative": 0.1, "top1": 0.9}, None),
         (INT8, {"logits": 3.0, "relative": 0.14, "top1": 0.91, "tokens": 0.0}, None),
         (
@@ -168,17 +126,16 @@ TEXTS = TextFile("0" * 64, 775)
             "in rounding steps, a, row 3, must be at most 1, received 1.06.$",
         ),
         (INT8, {"relative": 0.1601}, "0.1601. To accept it: --tolerance relative=0.17.$"),
-        (INT8, {"top1": 0.879}, "0.879. To accept it: --tolerance top1=0.87.$"),
+        (INT8, {"top1": 0.879}, "at least 0.9, received 0.879. To .* --tolerance top1=0.87.$"),
+        (INT8, {"top1": 0.0}, "received 0. To accept it: --tolerance top1=0.$"),
         (INT8, {"weights": math.nan}, "received nan"),
-        (INT8, {"top1": 0.89}, "likeliest token must be at least 0.9"),
-        (INT8, {"top1": math.nan}, "received nan"),
-        # Over many texts a near tie may be decided otherwise.
+        # Over many texts near-ties may be broken differently.
         (FLOAT32, {"tokens": 0.992}, "equal answers must be at least 1"),
         (FLOAT32, {"tokens": 0.992, "data": TEXTS}, None),
         (FLOAT32, {"tokens": 0.98, "data": TEXTS}, "equal answers must be at least 0.99"),
     ],
 )
-def test_a_figure_outside_its_tolerance_fails_by_its_name(recipe, figures, words):
+def test_a_figure_outside_its_tolerance_fails_by_name(recipe, figures, words):
     bounds = bounds_of(recipe, dataclasses.replace(RIGHT, **figures))
     if words is None:
         require("it", bounds)
@@ -187,17 +144,7 @@ def test_a_figure_outside_its_tolerance_fails_by_its_name(recipe, figures, words
         require("it", bounds)
 
 
-def test_a_bound_on_what_was_not_measured_is_refused_in_one_line():
-    def texts(reference):
-        return Texts([Example("a"), Example("b", reference)], TEXTS)
-
-    check_measurable({"rouge_l": 0.5}, texts("c"))
-    for refused in (texts(None), None):
-        with pytest.raises(ConfigurationError, match="rouge_l needs texts with references"):
-            check_measurable({"rouge_l": 0.5}, refused)
-
-
-def test_logits_that_are_all_equal_are_compared_all_the_same(tiny):
+def test_equal_logits_are_compared(tiny):
     """A checkpoint of zeros gives the same logit for every token."""
 
     class Zeros:
@@ -209,7 +156,6 @@ def test_logits_that_are_all_equal_are_compared_all_the_same(tiny):
         def step(self, state, token_ids, beam_index):
             return np.zeros((state, tiny.info.config.vocabulary_size), np.float32), state
 
-    teacher = functools.partial(teacher_force, Zeros())
-    cases = Cases.ask(Zeros(), tiny.info.tokenizer, tiny.asked.questions, teacher)
+    cases = Cases.ask(Zeros(), tiny.info.tokenizer, tiny.asked.questions)
     comparison, _ = compare_model("it", Zeros(), tiny.info.tokenizer, cases)
     assert (comparison.relative, comparison.spread) == (0.0, 0.0)

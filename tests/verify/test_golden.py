@@ -1,4 +1,4 @@
-"""What an earlier export's files answered joins the questions of a later one."""
+"""golden.json merges the answers of an earlier export's files."""
 
 from bart_export.artifact.figures import Answer, Golden, GoldenCase
 from bart_export.config import GenerationConfig
@@ -22,14 +22,14 @@ def record(asked, *earlier):
     return recorded(asked, answers, {"new": answers}, Golden(earlier), ["old"]).cases
 
 
-def test_settings_that_are_the_same_question_keep_the_answers_of_both_names():
+def test_equal_settings_with_two_names_keep_the_answers_of_both():
     asked = [question("beams", 4), question("defaults", 4)]
     cases = record(asked, case("beams", 4, "old", "gone"), case("defaults", 4, "old"))
-    assert [set(one.files) for one in cases] == [{"new", "old"}] * 2
-    assert all(one.files["new"].score == 0.5 for one in cases)
-    assert all(one.files["old"].text == "then" for one in cases)
+    assert [set(each.files) for each in cases] == [{"new", "old"}] * 2
+    assert all(each.files["new"].score == 0.5 for each in cases)
+    assert all(each.files["old"].text == "then" for each in cases)
 
 
-def test_a_question_that_was_asked_only_then_is_a_case_again():
+def test_a_question_of_only_the_earlier_export_stays_a_case():
     cases = record([question("greedy", 1)], case("beams", 4, "old", "gone"), case("more", 5))
     assert cases[1:] == (case("beams", 4, "old"),)

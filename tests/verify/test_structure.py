@@ -1,4 +1,4 @@
-"""A quantized file that differs from its float file in anything but its matrices is told."""
+"""A quantized file may differ from its float file only in its matrices."""
 
 import flatbuffers
 import numpy as np
@@ -7,68 +7,59 @@ from ai_edge_litert import schema_py_generated as schema
 
 from bart_export.errors import EngineError, VerificationFailed
 from bart_export.verify import structure
-from bart_export.verify.weights import StoredFile, unpack_int4
+from bart_export.verify.weights import StoredFile
 
 
-def operator_called(model, graph, name):
-    return next(
-        operator
-        for operator in graph.operators
-        if model.operatorCodes[operator.opcodeIndex].builtinCode
-        == getattr(schema.BuiltinOperator, name)
-    )
+def operators_called(model, graph, name):
+    code = getattr(schema.BuiltinOperator, name)
+    return [each for each in graph.operators
+            if model.operatorCodes[each.opcodeIndex].builtinCode == code]  # fmt: skip
 
 
 def move_a_bias(model, graph):
-    constants = [
-        model.buffers[tensor.buffer]
+    bias = next(
+        buffer
         for tensor in graph.tensors
         if tensor.type == schema.TensorType.FLOAT32 and list(tensor.shape) == [64]
-    ]
-    bias = next(one for one in constants if one.data is not None)
+        if (buffer := model.buffers[tensor.buffer]).data is not None
+    )
     bias.data = bias.data.copy()
     bias.data.view(np.float32)[10] += 1e-5
 
 
 def turn_a_difference(model, graph):
-    operator = operator_called(model, graph, "SUB")
+    operator = operators_called(model, graph, "SUB")[0]
     operator.inputs = operator.inputs[::-1]
 
 
 def approximate_gelu(model, graph):
-    options = operator_called(model, graph, "GELU").builtinOptions
+    options = operators_called(model, graph, "GELU")[0].builtinOptions
     options.approximate = not options.approximate
 
 
 def lose_an_operator(model, graph):
-    graph.operators.remove(operator_called(model, graph, "RSQRT"))
+    graph.operators.remove(operators_called(model, graph, "RSQRT")[0])
 
 
-def square_instead_of_root(model, graph):
-    right = operator_called(model, graph, "RSQRT")
-    other = operator_called(model, graph, "MEAN")
+def mean_instead_of_root(model, graph):
+    right, other = (operators_called(model, graph, name)[0] for name in ("RSQRT", "MEAN"))
     right.opcodeIndex = other.opcodeIndex
 
 
 def read_another_matrix(model, graph):
-    first, second, *_ = [
-        operator
-        for operator in graph.operators
-        if model.operatorCodes[operator.opcodeIndex].builtinCode
-        == schema.BuiltinOperator.FULLY_CONNECTED
-    ]
+    first, second, *_ = operators_called(model, graph, "FULLY_CONNECTED")
     first.inputs = [first.inputs[0], second.inputs[1], first.inputs[2]]
 
 
 def exchange(ends):
-    """Return a harm that exchanges two caches among the inputs or outputs of a signature."""
+    """Return a change that swaps two caches among the inputs or outputs of a signature."""
 
-    def harm(model, graph):
+    def change(model, graph):
         tensors = getattr(model.signatureDefs[0], ends)
-        first, second = [one for one in tensors if one.name.startswith(b"self_key")][:2]
+        first, second, *_ = (each for each in tensors if each.name.startswith(b"self_key"))
         first.tensorIndex, second.tensorIndex = second.tensorIndex, first.tensorIndex
 
-    return harm
+    return change
 
 
 def changed(file, harm, path):
@@ -81,7 +72,7 @@ def changed(file, harm, path):
     return path
 
 
-def test_a_right_file_passes(base, int8, tmp_path):
+def test_a_correct_file_passes(base, int8, tmp_path):
     structure.compare_graphs("it", int8.path, base.path)
     structure.compare_graphs(
         "it", changed(int8, lambda model, graph: None, tmp_path / "it"), base.path
@@ -93,17 +84,19 @@ def test_a_right_file_passes(base, int8, tmp_path):
     [
         (move_a_bias, r"input \d, .*, differs by up to 1"),
         (turn_a_difference, "SUB, input 0, "),
-        (approximate_gelu, "GELU, has other options"),
+        (approximate_gelu, "GELU, has different options"),
         (lose_an_operator, r"there are \d+ operators instead of"),
-        (square_instead_of_root, "RSQRT, is MEAN"),
-        (read_another_matrix, "FULLY_CONNECTED, input 1, .* is another matrix"),
-        (exchange("outputs"), "the output self_key_. is another tensor"),
-        (exchange("inputs"), "is another tensor"),
+        (mean_instead_of_root, "RSQRT, is MEAN"),
+        (read_another_matrix, "FULLY_CONNECTED, input 1, .* is a different matrix"),
+        (exchange("outputs"), "the output self_key_. is a different tensor"),
+        (exchange("inputs"), "is a different tensor"),
     ],
 )
-def test_the_first_difference_is_told(base, int8, tmp_path, harm, words):
+def test_the_first_difference_is_reported(base, int8, tmp_path, harm, words):
     wrong = changed(int8, harm, tmp_path / "wrong")
-    with pytest.raises(VerificationFailed, match=rf"^it is not the graph .* in decode, .*{words}"):
+    with pytest.raises(
+        VerificationFailed, match=rf"^it differs from the graph .* in decode, .*{words}"
+    ):
         structure.compare_graphs("it", wrong, base.path)
 
 
@@ -113,12 +106,12 @@ def test_the_first_difference_is_told(base, int8, tmp_path, harm, words):
         (0.01, [1.27, -0.5], [127, -50], True),
         (0.01, [1.27, -0.504], [127, -50], True),
         (0.01, [1.27, -0.51], [127, -50], False),
-        # A scale three times too large has room for everything, but the step is not its own.
+        # A scale three times too large, which would accept anything.
         (0.03, [1.27, -0.5], [127, -50], False),
         (0.03, [1.27, -0.5], [42, -17], False),
     ],
 )
-def test_a_constant_in_integers_is_held_to_the_step_of_its_values(
+def test_an_integer_constant_may_be_off_by_half_a_step_of_its_values(
     scale, expected, received, passes
 ):
     tensor = schema.TensorT()
@@ -129,12 +122,8 @@ def test_a_constant_in_integers_is_held_to_the_step_of_its_values(
     assert (structure.constant_difference(*numbers, tensor) is None) == passes
 
 
-def test_four_bits_are_unpacked_lower_half_first():
-    assert unpack_int4(np.array([0x21, 0xF8], np.uint8)).tolist() == [1, 2, -8, -1]
-
-
 @pytest.mark.parametrize("content", [b"", b"not a flatbuffer", b"\xff\xff\xff\x7fTFL3"])
-def test_a_file_that_is_none_is_told(tmp_path, content):
+def test_a_file_that_is_not_tflite_is_refused(tmp_path, content):
     path = tmp_path / "it"
     path.write_bytes(content)
     with pytest.raises(EngineError, match=str(path)):

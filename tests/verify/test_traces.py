@@ -1,4 +1,4 @@
-"""Figures of decode steps: sums over traces equal what the formulas say of all steps at once."""
+"""Figures of decoder steps, added trace by trace, follow their formulas."""
 
 import math
 
@@ -19,17 +19,19 @@ def test_a_worked_example():
     expected = np.log(np.array([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]], np.float32))
     received = np.log(np.array([[0.25, 0.5, 0.25], [0.1, 0.1, 0.8]], np.float32)) + 2
     found = figures_of((expected, received))
-    assert found["kl"] == pytest.approx(0.25 * math.log(2) / 2)  # a shift of all logits is nothing
+    assert found["kl"] == pytest.approx(
+        0.25 * math.log(2) / 2
+    )  # shifting all logits changes nothing
     assert (found["top1"], found["steps"]) == (0.5, 2)
     assert found["logits"] == pytest.approx(2 + math.log(2))
 
 
-def test_traces_one_by_one_give_the_figures_of_all_together():
+def test_figures_do_not_depend_on_how_steps_are_split_into_traces():
     random = np.random.default_rng(0)
     expected = random.normal(size=(30, 17)).astype(np.float32)
     received = expected + random.normal(scale=0.3, size=expected.shape).astype(np.float32)
     parts = ((0, 1), (1, 20), (20, 30))
-    found = figures_of(*((expected[one:other], received[one:other]) for one, other in parts))
+    found = figures_of(*((expected[first:last], received[first:last]) for first, last in parts))
     spread = np.sqrt(np.square(expected - expected.mean(-1, keepdims=True)).mean())
     error = received - expected
     p = np.exp(expected) / np.exp(expected).sum(-1, keepdims=True)
@@ -44,7 +46,7 @@ def test_traces_one_by_one_give_the_figures_of_all_together():
     }
 
 
-def test_a_nan_spoils_every_error():
+def test_nan_propagates_to_every_error():
     right = np.zeros((2, 3), np.float32)
     wrong = right.copy()
     wrong[0, 1] = np.nan
@@ -52,16 +54,16 @@ def test_a_nan_spoils_every_error():
     assert all(math.isnan(found[name]) for name in ("logits", "relative", "kl"))
 
 
-def test_logits_of_certainty_have_a_finite_divergence():
+def test_extreme_logits_have_a_finite_divergence():
     certain = np.array([[0.0, -3e38]], np.float32)
     assert figures_of((certain, certain[:, ::-1]))["kl"] == pytest.approx(3e38)
 
 
-def test_rounding_is_measured_in_what_float32_costs_the_model():
+def test_rounding_is_relative_to_the_float32_error():
     truth = np.random.default_rng(0).normal(size=(4, 32))
     noise = np.random.default_rng(1).normal(size=(4, 32)) * 1e-5
     found = figures_of((truth, truth + 3 * noise, truth + noise))
     assert found["rounding"] == pytest.approx(3, rel=1e-6)
     assert found["float32"] == pytest.approx(np.abs(noise).max(), rel=1e-6)
-    found = figures_of((truth, truth + noise, truth))  # by chance nothing is lost
+    found = figures_of((truth, truth + noise, truth))  # no float32 error by luck
     assert found["rounding"] == pytest.approx(found["relative"] / ULP)

@@ -1,4 +1,4 @@
-"""Stored matrices: right files are within half a step of every row, wrong rows are not."""
+"""Every row of a correct file is within half a step, and wrong rows are not."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ from bart_export.errors import VerificationFailed
 from bart_export.recipes.table import STORAGES
 from bart_export.verify import weights
 
-# Storages, and the lowest and highest error of their worst row in any right file.
+# Storage -> the lowest and highest error of the worst row in a correct file.
 ERRORS = {
     "float32": (0.0, 0.0),
     "float16": (0.0, 0.5),
@@ -37,7 +37,7 @@ def worst(tiny, file):
 
 
 @pytest.mark.parametrize("storage", ERRORS)
-def test_a_right_file_is_within_half_a_step(tiny, stored, storage):
+def test_a_correct_file_is_within_half_a_step(tiny, stored, storage):
     lowest, highest = ERRORS[storage]
     assert lowest <= worst(tiny, stored[storage]).error <= highest
 
@@ -64,7 +64,7 @@ def test_a_wrong_row_is_found_by_name(tiny, stored, tmp_path, storage, harm, whe
     assert where[1] in (None, found.row)
 
 
-def test_a_number_that_is_none_counts_as_the_worst(tiny, stored, tmp_path):
+def test_nan_is_the_worst_error(tiny, stored, tmp_path):
     def spoil(content):
         tflite_files.weight(content, judged_models.KERNEL).view(np.float32)[200] = np.nan
 
@@ -73,24 +73,30 @@ def test_a_number_that_is_none_counts_as_the_worst(tiny, stored, tmp_path):
     assert found.layer == "decoder/layer_0/feedforward_output"
 
 
+def errors_of(expected, received, storage):
+    return weights.row_errors(
+        expected, lambda first, last: received[first:last], STORAGES[storage]
+    ).tolist()
+
+
 def test_a_row_of_zeros_has_no_error():
     zeros = np.zeros((3, 4), np.float32)
-    for name in ERRORS:
-        assert weights.worst_of_matrix(zeros, lambda *_: zeros, STORAGES[name]) == (0, 0)
+    assert [errors_of(zeros, zeros, name) for name in ERRORS] == [[0, 0, 0]] * len(ERRORS)
     wrong = zeros.copy()
     wrong[2, 1] = 1e-3
-    row, error = weights.worst_of_matrix(zeros, lambda *_: wrong, STORAGES["int8"])
-    assert row == 2
-    assert error > 1
+    first, second, third = errors_of(zeros, wrong, "int8")
+    assert first == second == 0
+    assert third > 1
 
 
-def test_steps_are_those_of_the_formula():
+def test_rounding_steps_follow_the_formula():
     expected = np.array([[127.0, 0, 0, 0], [-1.27, 0, 0, 0]], np.float32)
     received = expected + np.array([[0, 0.5, 0, 0], [0, 0, 0, 0.02]], np.float32)
-    by_row = weights.row_errors(expected, received, STORAGES["int8"], None)
-    assert by_row == pytest.approx([0.25, 1.0])  # one of four is off by half a step, by two
-    whole = weights.row_errors(expected, received, STORAGES["int8_tensorwise"], 127.0)
-    assert whole == pytest.approx([0.25, 0.01])
+    # One of four values is off by half a step, or by two.
+    assert errors_of(expected, received, "int8") == pytest.approx([0.25, 1.0])
+    assert errors_of(expected, received, "int8_tensorwise") == pytest.approx([0.25, 0.01])
+    # The spacing of float16 is 2^-4 at 127 and 2^-10 at 1.27.
+    assert errors_of(expected, received, "float16") == pytest.approx([4, 0.01 * 2**10])
 
 
 def test_a_file_that_lacks_a_layer_is_refused(tiny, base, tmp_path):

@@ -151,7 +151,7 @@ private fun readCases(artifact: Artifact, file: String): List<GoldenCase> {
     } catch (error: IOException) {
         throw ArtifactError("$path cannot be read: ${error.message}. $AGAIN", error)
     }
-    return cases.ifEmpty { throw ArtifactError("$path lacks answers of $file. $AGAIN") }
+    return cases.ifEmpty { throw ArtifactError("$path has no answers for $file. $AGAIN") }
 }
 
 private fun ask(

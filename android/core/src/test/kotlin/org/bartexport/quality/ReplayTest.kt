@@ -182,8 +182,8 @@ class ReplayTest {
     private class Refusal(val says: String, val change: (JsonObject) -> List<JsonObject>)
 
     private val refused = listOf(
-        Refusal("lacks answers of $MODEL") { emptyList() },
-        Refusal("lacks answers of $MODEL") { listOf(it.with("files", JsonObject(emptyMap()))) },
+        Refusal("has no answers for $MODEL") { emptyList() },
+        Refusal("has no answers for $MODEL") { listOf(it.with("files", JsonObject(emptyMap()))) },
         Refusal("golden.json is damaged: ") { listOf(JsonObject(it - "text")) },
         Refusal("golden.json is damaged: ") { case ->
             listOf(case.at("files", MODEL) { JsonObject(it - "score") })
