@@ -1,1 +1,1 @@
-"""REPORT.md and its pictures, from a manifest's fields."""
+"""REPORT.md and its pictures."""

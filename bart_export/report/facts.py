@@ -1,7 +1,4 @@
-"""What a report says of each `.tflite` file, gathered from a manifest.
-
-Figures of quality and speed come with the interval in which chance leaves them.
-"""
+"""The facts in a report about each `.tflite` file, with intervals of quality and speed."""
 
 import dataclasses
 import math
@@ -12,7 +9,7 @@ from bart_export.artifact.figures import FileVerification, Measurement
 from bart_export.artifact.manifest import Manifest, TensorSpec, TfliteEntry
 from bart_export.recipes.table import MODES, RECIPES, STORAGES
 
-LONGEST = 32  # letters of a name
+LONGEST = 32  # characters of a label
 Z = 1.96  # the normal distribution's 97.5th percentile
 FLOAT, INT8, INT4, CALIBRATED = "float", "int8", "int4", "calibrated"
 GOLDEN_TEXTS = "three short texts that ship with bart-export"
@@ -21,7 +18,7 @@ LAYERED = re.compile(r"(.*_)\d+")  # a tensor that exists for every decoder laye
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """A figure, and the ends of the interval in which it would lie if measured again."""
+    """A figure and its interval."""
 
     value: float
     low: float
@@ -29,10 +26,10 @@ class Figure:
 
 
 def share(value: float | None, count: int) -> Figure | None:
-    """Return a share of `count` trials with its 95 % interval, None where there were none.
+    """Return a share of `count` trials with its 95 % interval, or None without trials.
 
     The interval is Wilson's (E. B. Wilson, Probable inference, the law of succession, and
-    statistical inference, JASA 22, 1927), which holds for shares near 1 and few trials, too.
+    statistical inference, JASA 22, 1927), which also holds for few trials and shares near 1.
     """
     if value is None or not count:
         return None
@@ -43,7 +40,7 @@ def share(value: float | None, count: int) -> Figure | None:
 
 
 def differ(figures: Iterable[Figure | None]) -> bool:
-    """Return whether two of the figures differ by more than chance: their intervals are apart."""
+    """Return whether any two figures differ significantly: their intervals do not overlap."""
     known = [figure for figure in figures if figure is not None]
     lows, highs = [figure.low for figure in known], [figure.high for figure in known]
     return bool(known) and max(lows) > min(highs)
@@ -51,7 +48,7 @@ def differ(figures: Iterable[Figure | None]) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class ReportedFile:
-    """A file: its name, its entry in the manifest, and what was measured, None where it was not."""
+    """A file's name and manifest entry, and its figures, or None if they were not measured."""
 
     name: str
     entry: TfliteEntry
@@ -60,14 +57,14 @@ class ReportedFile:
 
     @property
     def label(self) -> str:
-        """What a picture calls the file; a name that is too long is cut."""
+        """The file's name in tables and pictures; a name that is too long is cut."""
         recipe = self.entry.recipe
         recipe = recipe if len(recipe) <= LONGEST else f"{recipe[: LONGEST - 1]}…"
         return recipe if self.entry.build == "dynamic" else f"{recipe} (static)"
 
     @property
     def kind(self) -> str:
-        """Which of its numbers are narrow: `CALIBRATED`, or the narrowest of its matrices."""
+        """`CALIBRATED`, or the narrowest type of its matrices."""
         if self.entry.mode.startswith("static"):
             return CALIBRATED
         bits = min((STORAGES[storage].bits for _, storage in self.entry.layers), default=32)
@@ -75,66 +72,66 @@ class ReportedFile:
 
     @property
     def megabytes(self) -> float:
-        """Size in units of 10^6 bytes."""
+        """Size in 10^6 bytes."""
         return self.entry.bytes / 1e6
 
     @property
     def purpose(self) -> str:
-        """What the file's recipe is for, and the sizes of a static build."""
+        """The purpose of the file's recipe, and the sizes of a static build."""
         recipe, shapes = RECIPES.get(self.entry.recipe), self.entry.shapes
-        words = recipe.purpose if recipe else "a recipe file"
+        purpose = recipe.purpose if recipe else "a recipe file"
         if shapes is None:
-            return words
+            return purpose
         sources = " or ".join(map(str, shapes.source_lengths))
         beams = " or ".join(map(str, shapes.num_beams))
         return (
-            f"{words}; static: sources of {sources} tokens, texts of {shapes.target_length}, "
+            f"{purpose}; static: sources of {sources} tokens, texts of {shapes.target_length}, "
             f"{beams} beams"
         )
 
     @property
     def matrices(self) -> str:
-        """How the file stores its matrices."""
+        """The storages of the file's matrices."""
         storages = dict.fromkeys(storage for _, storage in self.entry.layers) or ("float32",)
         return "; ".join(STORAGES[name].description for name in storages)
 
     @property
     def numbers(self) -> str:
-        """What the file computes with, and on how many texts that was calibrated."""
-        words, calibration = MODES[self.entry.mode].description, self.entry.calibration
-        return f"{words} on {calibration.texts} texts" if calibration else words
+        """The file's arithmetic, and the number of its calibration texts."""
+        mode, calibration = MODES[self.entry.mode].description, self.entry.calibration
+        return f"{mode} on {calibration.texts} texts" if calibration else mode
 
     @property
     def runs_on(self) -> str:
-        """The runtimes that compute the file rightly."""
+        """The runtimes that compute the file correctly."""
         return ", ".join(f"{name} {oldest}" for name, oldest in self.entry.runtimes.items()) or "–"
 
     @property
     def texts(self) -> bool:
-        """Whether the figures are over a file of texts."""
+        """Whether the figures were measured on a file of texts."""
         return self.verification is not None and self.verification.data is not None
 
     @property
     def same_token(self) -> Figure | None:
-        """Share of steps at which the file finds the model's token likeliest."""
+        """Share of steps at which the file's most likely token is the model's."""
         row = self.verification
         return share(row.top1, row.steps) if row else None
 
     @property
     def same_text(self) -> Figure | None:
-        """Share of questions that the file answers token for token."""
+        """Share of texts that the file generates token for token."""
         row = self.verification
         return share(row.tokens, row.questions) if row else None
 
     @property
     def rouge_loss(self) -> Figure | None:
-        """Points of ROUGE-L that the file loses."""
+        """The file's loss of ROUGE-L, in points."""
         losses = (self.verification and self.verification.rouge) or {}
         row = losses.get("rouge_l")
         return Figure(row.loss, row.low, row.high) if row else None
 
     def tokens_per_second(self, num_beams: int) -> Figure | None:
-        """Return new tokens over the seconds of a whole generation, and its slowest and fastest."""
+        """Return the tokens per second of a whole generation, with the slowest and the fastest."""
         rows = self.measurement.lengths if self.measurement else ()
         row = next((row for row in rows if row.num_beams == num_beams), None)
         if row is None or row.slowest is None or row.fastest is None:
@@ -155,8 +152,8 @@ def reported_files(manifest: Manifest) -> list[ReportedFile]:
 
 
 def evidence(files: Sequence[ReportedFile]) -> dict[str, list[str]]:
-    """Return over how many steps and texts, and over which, the figures of which files are."""
-    found: dict[str, list[str]] = {}
+    """Return the labels of files by the steps and texts that their figures were measured on."""
+    labels: dict[str, list[str]] = {}
     for file in files:
         row = file.verification
         if row is None:
@@ -165,18 +162,12 @@ def evidence(files: Sequence[ReportedFile]) -> dict[str, list[str]]:
         if row.data:
             texts = f"{row.data.texts} texts of a file with SHA-256 `{row.data.sha256}`"
         line = f"{row.steps} steps along {texts}, {row.questions} generated"
-        found.setdefault(line, []).append(file.label)
-    return found
-
-
-def machine_of(row: Measurement) -> str:
-    """Return what a file's times were measured on."""
-    machine = row.machine
-    return f"{machine.processor} ({machine.architecture}) with {row.num_threads} threads"
+        labels.setdefault(line, []).append(file.label)
+    return labels
 
 
 def signature_lines(manifest: Manifest) -> list[str]:
-    """Return a line for each signature of the targets that files were exported for."""
+    """Return a line for each signature of the exported targets."""
     targets = {entry.target for entry in manifest.files.values()}
     return [
         f"`{name}` of {target}: {tensors(signature.inputs)} → {tensors(signature.outputs)}"
@@ -187,18 +178,18 @@ def signature_lines(manifest: Manifest) -> list[str]:
 
 
 def tensors(specs: Mapping[str, TensorSpec]) -> str:
-    """Return tensors in a line; those that exist for every layer are listed once."""
-    found: dict[str, str] = {}
+    """Return a line that lists tensors; tensors of every layer are listed once."""
+    lines: dict[str, str] = {}
     for name, tensor in specs.items():
         layered = LAYERED.fullmatch(name)
         shown = f"`{layered[1]}0` …" if layered else f"`{name}`"
         shape = ", ".join(map(str, tensor.shape))
-        found.setdefault(shown, f"{shown} {tensor.dtype} ({shape})")
-    return ", ".join(found.values())
+        lines.setdefault(shown, f"{shown} {tensor.dtype} ({shape})")
+    return ", ".join(lines.values())
 
 
 def contents(manifest: Manifest) -> dict[str, int]:
-    """Return the bytes of every file in the directory, the versions of a SavedModel as one each."""
+    """Return the size of every file in the directory, and of each SavedModel version as a whole."""
     verified = [row.file for row in manifest.verification]
     sizes: dict[str, int] = {}
     for name, entry in manifest.files.items():

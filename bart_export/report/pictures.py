@@ -1,9 +1,8 @@
-"""The pictures of a report: what each file costs, and what each layer loses by narrow storage.
+"""The pictures of a report: the cost of each file, and the sensitivity of each layer.
 
-Every mark has its name or its number beside it, so that colors only repeat what words say. An SVG
-is drawn in the light colors and has rules for the dark ones, which apply where the reader's system
-asks for them. It has a background of its own, so that it can be read on any page. Equal figures
-give equal bytes.
+Every mark has a name or number beside it, so that no information is in the color alone. An SVG has
+light colors, CSS rules for the reader's dark mode, and its own background. Equal figures give equal
+bytes.
 """
 
 import contextlib
@@ -23,15 +22,14 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Color:
-    """A color: `light` on the light background, `dark` on the dark one."""
+    """A color on the light and on the dark background."""
 
     light: str
     dark: str
 
 
-# The backgrounds, greys and their contrasts are those of GitHub's pages; the others are Okabe and
-# Ito's blue, vermilion and bluish green (jfly.uni-koeln.de/color), which people with any color
-# vision tell apart, darkened and lightened until words in them can be read.
+# The backgrounds and greys are GitHub's; the others are Okabe and Ito's colorblind-safe blue,
+# vermilion and bluish green (jfly.uni-koeln.de/color), darkened and lightened for enough contrast.
 BACKGROUND = Color("#ffffff", "#0d1117")
 TEXT = Color("#1f2328", "#f0f6fc")
 FAINT_TEXT = Color("#59636e", "#9198a1")
@@ -45,18 +43,18 @@ KINDS = {FLOAT: GREY, INT8: BLUE, INT4: VERMILION, CALIBRATED: GREEN}
 
 SIZE = 10.0  # points
 WIDTH = 9.6  # inches
-LINE = 0.34  # inches of a row
+LINE = 0.34  # inches, the height of a row
 MARK = 6.5  # points
 POINT = 1 / 72  # inches
-# Verdana is as wide as DejaVu Sans, by which the layout is computed.
+# Verdana is as wide as DejaVu Sans, which the layout is computed with.
 FONTS = ["DejaVu Sans", "Verdana", "sans-serif"]
 STYLE: dict[str, Any] = {
-    "svg.fonttype": "none",  # words stay words: they can be searched, read aloud and tested
+    "svg.fonttype": "none",  # keep text searchable, accessible and testable
     "svg.hashsalt": "bart-export",
     "font.family": FONTS[:1],
     "font.size": SIZE,
     "text.color": TEXT.light,
-    "text.parse_math": False,  # a name may have two dollars
+    "text.parse_math": False,  # a name may contain dollar signs
     "axes.edgecolor": GRID.light,
     "axes.labelcolor": FAINT_TEXT.light,
     "axes.labelsize": SIZE,
@@ -79,8 +77,8 @@ STYLE: dict[str, Any] = {
 
 @contextlib.contextmanager
 def drawing() -> Iterator[None]:
-    """Have matplotlib draw in this style for the length of a block, without log messages."""
-    logger = logging.getLogger("matplotlib")  # tells of fonts that it looks for
+    """Apply `STYLE` to matplotlib within a block, without log messages."""
+    logger = logging.getLogger("matplotlib")  # logs its search for fonts
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
@@ -96,14 +94,14 @@ def drawing() -> Iterator[None]:
 
 
 def to_svg(figure: "Drawing") -> str:
-    """Return a figure as SVG text, for both backgrounds; call it while `drawing`."""
+    """Return a figure as SVG text for both backgrounds; call it within `drawing`."""
     written = io.StringIO()
     figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None})
     stack = ", ".join(f"'{name}'" if " " in name else name for name in FONTS)
     rules = [
-        f'[style*="{what}: {color.light}"]{{{what}:{color.dark} !important}}'
+        f'[style*="{name}: {color.light}"]{{{name}:{color.dark} !important}}'
         for color in COLORS
-        for what in ("fill", "stroke")
+        for name in ("fill", "stroke")
     ]
     dark = f"@media (prefers-color-scheme: dark){{{''.join(rules)}}}"
     text = written.getvalue().replace(f"'{FONTS[0]}'", stack)
@@ -112,9 +110,10 @@ def to_svg(figure: "Drawing") -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """A column of the picture of costs: its head, its figure of a file, and how it is formatted.
+    """A column of the picture of costs.
 
-    `origin` is where stems begin; `ahead` whether figures lie before it.
+    `format` is the format of its figures; stems begin at `origin`, and `ahead` says whether figures
+    are left of it.
     """
 
     head: str
@@ -125,17 +124,14 @@ class Column:
 
 
 def cost_columns(files: Sequence[ReportedFile], num_beams: int) -> list[Column]:
-    """Return the columns of size, quality and speed by which two of the files differ."""
-
-    def size(file: ReportedFile) -> Figure:
-        return Figure(file.megabytes, file.megabytes, file.megabytes)
+    """Return the columns in which any two files differ significantly."""
 
     def percentage(file: ReportedFile) -> Figure | None:
         share = file.same_token
         return share and Figure(*(100 * end for end in dataclasses.astuple(share)))
 
     columns = [
-        Column("Size, MB", size, ".1f"),
+        Column("Size, MB", lambda file: Figure(*[file.megabytes] * 3), ".1f"),
         Column("Same next token, %", percentage, ".1f", origin=100.0, ahead=True),
         Column("ROUGE-L lost, points", lambda file: file.rouge_loss, "+.1f"),
         Column("Tokens a second", lambda file: file.tokens_per_second(num_beams), ".0f"),
@@ -144,7 +140,7 @@ def cost_columns(files: Sequence[ReportedFile], num_beams: int) -> list[Column]:
 
 
 def draw_costs(files: Sequence[ReportedFile], columns: Sequence[Column]) -> "Drawing":
-    """Draw what files cost: a row for each file, a column for each figure."""
+    """Draw a row for each file and a column for each figure."""
     from matplotlib.figure import Figure as Drawing
 
     names = max(len(file.label) for file in files) * 0.62 * SIZE * POINT + 0.15
@@ -166,7 +162,7 @@ def draw_costs(files: Sequence[ReportedFile], columns: Sequence[Column]) -> "Dra
 
 
 def draw_column(axes: "Axes", files: Sequence[ReportedFile], column: Column) -> None:
-    """Draw a dot with its number for each file that has the figure, and its interval."""
+    """Draw each file's figure as a dot with its number and interval."""
     axes.set_title(column.head, pad=10)
     axes.grid(visible=False)
     axes.spines["bottom"].set_visible(False)
@@ -175,15 +171,17 @@ def draw_column(axes: "Axes", files: Sequence[ReportedFile], column: Column) -> 
     known = [figure for figure in figures if figure is not None]
     ends = [column.origin, *(end for figure in known for end in (figure.low, figure.high))]
     extent = (max(ends) - min(ends)) or 1.0
-    # Numbers stand beside their dots, away from the stems.
+    # Numbers are beside their dots, away from the stems.
     before, after = (0.42, 0.06) if column.ahead else (0.06, 0.42)
     axes.set_xlim(min(ends) - before * extent, max(ends) + after * extent)
     axes.set_ylim(len(files) - 0.5, -0.5)
     axes.axvline(column.origin, color=GRID.light, linewidth=0.8, zorder=0)
-    unknown = []
     for row, figure in enumerate(figures):
         if figure is None:
-            unknown.append(row)
+            axes.annotate(
+                "not measured", (column.origin, row), (7, 0), textcoords="offset points",
+                va="center", color=FAINT_TEXT.light, fontsize=SIZE - 1,
+            )  # fmt: skip
             continue
         color, value = KINDS[files[row].kind].light, figure.value
         axes.plot((column.origin, value), (row, row), color=GRID.light, linewidth=1.5, zorder=1)
@@ -195,33 +193,24 @@ def draw_column(axes: "Axes", files: Sequence[ReportedFile], column: Column) -> 
             (-7 if column.ahead else 7, 0), textcoords="offset points", va="center",
             ha="right" if column.ahead else "left",
         )  # fmt: skip
-    for row in unknown:
-        axes.annotate(
-            "not measured", (column.origin, row), (7, 0), textcoords="offset points", va="center",
-            color=FAINT_TEXT.light, fontsize=SIZE - 1,
-        )  # fmt: skip
 
 
 LAYER = re.compile(r"(encoder|decoder)/layer_(\d+)/(\w+)")
 SIDES = ("encoder", "decoder")
-LARGEST = 14.0  # points across
-SMALLEST = 1.2
-NUMBERED = 5  # the largest, which have their number above them
+LARGEST, SMALLEST = 14.0, 1.2  # points, the diameter of a circle
+NUMBERED = 5  # largest circles with a number above them
 
 
 def draw_sensitivities(divergences: Mapping[str, float], storage: str) -> "Drawing":
-    """Draw what each layer alone costs: circles whose areas are divergences.
+    """Draw a circle for each layer, whose area is its divergence in `storage`.
 
-    Args:
-        divergences: for each layer, by name, what the model's distribution loses when this layer
-            alone is narrow: the mean Kullback-Leibler divergence of a step, in nats.
-        storage: what narrow means.
+    `divergences` maps layers to their mean Kullback-Leibler divergence in nats per step.
     """
     from matplotlib.figure import Figure as Drawing
 
     placed = {name: found.groups() for name in divergences if (found := LAYER.fullmatch(name))}
     others = [name for name in divergences if name not in placed]
-    # Kinds of matrices in the order of the decoder, which has all of the encoder's.
+    # Matrices in the order of the decoder, which has all of the encoder's and more.
     ordered = sorted(placed.values(), key=lambda place: SIDES.index(place[0]), reverse=True)
     kinds = list(dict.fromkeys(kind for _, _, kind in ordered))
     numbers = {
@@ -234,12 +223,14 @@ def draw_sensitivities(divergences: Mapping[str, float], storage: str) -> "Drawi
         1, 3, width_ratios=[*(len(numbers[side]) for side in SIDES), 1], left=2.0 / WIDTH,
         right=1 - 1.9 / WIDTH, bottom=0.55 / height, top=1 - 0.85 / height, wspace=0.15,
     )  # fmt: skip
-    title = f"Divergence with one layer alone in {storage}, in thousandths of a nat a step"
+    title = f"Divergence with a single layer in {storage}, in thousandths of a nat per step"
     drawing.text(0.15 / WIDTH, 1 - 0.22 / height, title, va="center")
-    panels = [
-        empty_axes(drawing.add_subplot(grid[number]), head, len(kinds))
-        for number, head in enumerate((*SIDES, "embeddings"))
-    ]
+    panels = [drawing.add_subplot(grid[number]) for number in range(3)]
+    for axes, head in zip(panels, (*SIDES, "embeddings"), strict=True):
+        axes.set_title(head, color=FAINT_TEXT.light, loc="center", pad=8)
+        axes.spines["bottom"].set_visible(False)
+        axes.set_ylim(len(kinds) - 0.4, -0.75)
+        axes.grid(visible=False, axis="x")
     for axes, side in zip(panels, SIDES, strict=False):
         axes.set_xticks(range(len(numbers[side])), list(map(str, numbers[side])))
         axes.set_xlim(-0.5, len(numbers[side]) - 0.5)
@@ -270,15 +261,6 @@ def draw_sensitivities(divergences: Mapping[str, float], storage: str) -> "Drawi
     return drawing
 
 
-def empty_axes(axes: "Axes", title: str, rows: int) -> "Axes":
-    """Return axes with so many rows and nothing in them."""
-    axes.set_title(title, color=FAINT_TEXT.light, loc="center", pad=8)
-    axes.spines["bottom"].set_visible(False)
-    axes.set_ylim(rows - 0.4, -0.75)
-    axes.grid(visible=False, axis="x")
-    return axes
-
-
 def words(names: Sequence[str]) -> list[str]:
-    """Return names of layers as a reader has them."""
+    """Return readable names of layers."""
     return [name.removesuffix("_embedding").replace("_", " ").replace("/", " ") for name in names]

@@ -1,13 +1,13 @@
-"""REPORT.md: a model card of an artifact that a person reads, and its pictures.
+"""REPORT.md, an artifact's model card, with its pictures.
 
-What a manifest does not have, the report says was not measured. The words are in
-`templates/REPORT.md.j2`.
+The text is in `templates/REPORT.md.j2`.
 """
 
 import dataclasses
+import functools
 import pathlib
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from bart_export import documents
 from bart_export.artifact.artifact import REPORT
@@ -21,18 +21,15 @@ DIRECTORY = "report"
 MOST_SENSITIVE = 10
 UNKNOWN_LICENCE = "the checkpoint's licence applies; it was not in the checkpoint"
 WIDTH = 100  # columns
-DASH = "–"  # stands for what was not measured
+DASH = "–"  # for figures that were not measured
 
 
 def write(directory: pathlib.Path, manifest: Manifest) -> list[str]:
-    """Write the report of an artifact.
+    """Write an artifact's report and pictures, and return their names.
 
     Args:
-        directory: the artifact's, or a draft's.
-        manifest: what it is about, with an entry for every other file.
-
-    Returns:
-        The names of the files written, for the manifest.
+        directory: the directory of the artifact or draft.
+        manifest: its manifest, with entries for all other files.
     """
     others = {
         name: entry
@@ -40,14 +37,7 @@ def write(directory: pathlib.Path, manifest: Manifest) -> list[str]:
         if name != REPORT and not name.startswith(f"{DIRECTORY}/")
     }
     manifest = dataclasses.replace(manifest, files=others)
-    drawn = draw(directory, manifest, facts.reported_files(manifest))
-    (directory / REPORT).write_text(render(manifest, drawn), encoding="utf-8")
-    return [REPORT, *drawn]
-
-
-def draw(directory: pathlib.Path, manifest: Manifest, files: Sequence[ReportedFile]) -> list[str]:
-    """Draw the pictures of what was measured; return their names."""
-    drawn = {}
+    files, drawn = facts.reported_files(manifest), {}
     with pictures.drawing():
         if columns := pictures.cost_columns(files, manifest.generation.num_beams):
             drawn[COSTS] = pictures.draw_costs(files, columns)
@@ -57,25 +47,25 @@ def draw(directory: pathlib.Path, manifest: Manifest, files: Sequence[ReportedFi
         for name, figure in drawn.items():
             (directory / name).parent.mkdir(exist_ok=True)
             (directory / name).write_text(pictures.to_svg(figure), encoding="utf-8")
-    return list(drawn)
+    (directory / REPORT).write_text(render(manifest, files, list(drawn)), encoding="utf-8")
+    return [REPORT, *drawn]
 
 
-def render(manifest: Manifest, drawn: Sequence[str]) -> str:
-    """Return the report of a manifest's files; `drawn` are the names of pictures."""
-    files = facts.reported_files(manifest)
+def render(manifest: Manifest, files: Sequence[ReportedFile], drawn: Sequence[str]) -> str:
+    """Return the text of a report; `drawn` has the names of its pictures."""
     measured = [row for file in files if (row := file.measurement) and row.lengths]
     known = PRESETS.get(manifest.preset)
     environment = documents.templates(__file__)
     environment.filters |= {
-        "paragraph": paragraph, "bullet": bullet, "cell": cell, "interval": interval,
-        "number": "{:,}".format,
+        "paragraph": paragraph, "bullet": functools.partial(paragraph, first="- ", others="  "),
+        "cell": cell, "interval": interval, "number": "{:,}".format,
     }  # fmt: skip
     return environment.get_template(f"{REPORT}.j2").render(
         COSTS=COSTS,
         SENSITIVITY=SENSITIVITY,
         UNKNOWN_LICENCE=UNKNOWN_LICENCE,
         GOLDEN_TEXTS=facts.GOLDEN_TEXTS,
-        # The name of a preset that was named by a path or a handle.
+        # The last part of a path or handle.
         title=pathlib.PurePosixPath(manifest.preset.replace("\\", "/")).name or manifest.preset,
         description=known and known.description,
         manifest=manifest,
@@ -84,13 +74,18 @@ def render(manifest: Manifest, drawn: Sequence[str]) -> str:
         pictures=drawn,
         evidence=facts.evidence(files),
         measured=measured,
-        machines=", ".join(dict.fromkeys(map(facts.machine_of, measured))),
+        machines=", ".join(
+            dict.fromkeys(
+                f"{row.machine.processor} ({row.machine.architecture}) with {row.num_threads} "
+                "threads"
+                for row in measured
+            )
+        ),
         runs=len({row.export for row in measured}),
         num_beams=sorted({1, manifest.generation.num_beams}),
         storage=manifest.sensitivity[0].storage if manifest.sensitivity else None,
         sensitive=sorted(manifest.sensitivity, key=lambda row: -row.kl)[:MOST_SENSITIVE],
         targets={entry.target for entry in manifest.files.values()},
-        settings=settings,
         signatures=facts.signature_lines(manifest),
         static={
             name: entry.signatures
@@ -110,40 +105,26 @@ def render(manifest: Manifest, drawn: Sequence[str]) -> str:
     )
 
 
-def paragraph(text: str) -> str:
-    """Return a paragraph in lines of a readable width."""
-    return textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False) + "\n"
-
-
-def bullet(text: str) -> str:
-    """Return a point of a list, in lines of a readable width."""
+def paragraph(text: str, first: str = "", others: str = "") -> str:
+    """Return a wrapped paragraph; its lines start with `first` and `others`."""
     lines = textwrap.fill(
-        text, WIDTH, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False
-    )
+        text, WIDTH, initial_indent=first, subsequent_indent=others, break_long_words=False,
+        break_on_hyphens=False,
+    )  # fmt: skip
     return f"{lines}\n"
 
 
-def cell(text: str) -> str:
-    """Return text that ends no cell and no row of a table."""
+def cell(value: object) -> str:
+    """Return a value as the text of a Markdown table cell."""
+    text = "none" if value is None else str(value)
+    text = text.lower() if isinstance(value, bool) else text
     return text.replace("|", "\\|").replace("\n", " ")
 
 
 def interval(figure: Figure | None, words: str) -> str:
-    """Return a figure, and in brackets its ends, in a cell that does not wrap."""
+    """Return a figure with its interval in brackets, for a cell that does not wrap."""
     if figure is None:
         return DASH
     value, low, high = map(words.format, dataclasses.astuple(figure))
     text = f"{value} ({low} to {high})"
     return text.replace("-", "\N{MINUS SIGN}").replace(" ", "\N{NO-BREAK SPACE}")
-
-
-def settings(values: Mapping[str, object]) -> str:
-    """Return a table of names and values."""
-
-    def show(value: object) -> str:
-        if value is None:
-            return "none"
-        return str(value).lower() if isinstance(value, bool) else str(value)
-
-    rows = [f"| `{name}` | {cell(show(value))} |\n" for name, value in values.items()]
-    return "".join(("|  |  |\n", "| --- | --- |\n", *rows))

@@ -1,4 +1,4 @@
-"""The report says of every file what the manifest says, and its pictures can be read."""
+"""The report has the manifest's figures, and its pictures are readable."""
 
 import contextlib
 import dataclasses
@@ -7,16 +7,8 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from bart_export.artifact.figures import (
-    FileVerification,
-    LayerSensitivity,
-    Machine,
-    MeasuredLength,
-    Measurement,
-    RougeLoss,
-    SavedModelVerification,
-    TextFile,
-)
+from bart_export.artifact import figures
+from bart_export.artifact.figures import MeasuredLength, Measurement
 from bart_export.artifact.manifest import (
     BucketEntry,
     Calibration,
@@ -26,22 +18,13 @@ from bart_export.artifact.manifest import (
 )
 from bart_export.bench import measurements
 from bart_export.contract import StaticShapes
-from bart_export.report import pictures, report
-from bart_export.report.facts import (
-    CALIBRATED,
-    FLOAT,
-    INT4,
-    INT8,
-    Figure,
-    ReportedFile,
-    differ,
-    share,
-)
+from bart_export.report import facts, pictures, report
+from bart_export.report.facts import CALIBRATED, FLOAT, INT4, INT8, Figure, share
 from bart_export.runtime.engines import open_engine
 from bart_export.runtime.generator import ModelInfo
 
 SVG = "{http://www.w3.org/2000/svg}"
-# Recipe -> its mode, the layers that are stored narrowly, and the kind of a picture.
+# Recipe -> mode, layers in a narrow storage, and kind in a picture.
 RECIPES = {
     "float32": ("float", (), FLOAT),
     "float16": ("weight_only", ((".*", "float16"),), FLOAT),
@@ -65,7 +48,7 @@ LAYERS = {
 
 @pytest.fixture(scope="module")
 def manifest(mini_artifact):
-    """Return the manifest of an artifact with all that an export can add to it."""
+    """Return a manifest with everything that an export can add."""
 
     def opened(name):
         return contextlib.nullcontext(open_engine(mini_artifact, name, num_threads=1))
@@ -75,8 +58,8 @@ def manifest(mini_artifact):
         for name in mini_artifact.files("tflite")
     }
     info = dataclasses.replace(ModelInfo.from_artifact(mini_artifact), encoder_sequence_length=32)
-    losses = {"rouge_l": RougeLoss(model=32.5, file=32.25, loss=0.25, low=-0.125, high=0.625)}
-    data = TextFile("0" * 64, 775)
+    losses = {"rouge_l": figures.RougeLoss(32.5, 32.25, loss=0.25, low=-0.125, high=0.625)}
+    data = figures.TextFile("0" * 64, 775)
     return dataclasses.replace(
         mini_artifact.manifest,
         measurements=tuple(measurements.measure(files, info, export=3)),
@@ -85,7 +68,7 @@ def manifest(mini_artifact):
             for row in mini_artifact.manifest.verification
         ),
         sensitivity=tuple(
-            LayerSensitivity(layer, 1, "int4", kl, 0.1) for layer, kl in LAYERS.items()
+            figures.LayerSensitivity(layer, 1, "int4", kl, 0.1) for layer, kl in LAYERS.items()
         ),
         licence="a licence",
     )
@@ -93,7 +76,7 @@ def manifest(mini_artifact):
 
 @pytest.fixture
 def write(manifest, tmp_path):
-    """Return what writes a report of the manifest with other fields, and returns its text."""
+    """Return a function that writes a report with changed fields and returns its text."""
 
     def write_changed(**fields):
         names = report.write(tmp_path, dataclasses.replace(manifest, **fields))
@@ -104,7 +87,7 @@ def write(manifest, tmp_path):
 
 
 def rows_of(text, head):
-    """Return the rows, by their first cell, of the table with a head, as head → cell."""
+    """Return the rows of the table with a heading, by first cell, as heading → cell."""
     for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         heads, _, *rows = [line.strip("| ").split(" | ") for line in block.splitlines()]
         if head in heads:
@@ -112,16 +95,15 @@ def rows_of(text, head):
     raise AssertionError(head)
 
 
-def test_every_file_is_there_with_its_true_size_and_figures(manifest, write):
+def test_every_file_is_listed_with_its_size_and_figures(manifest, write):
     _, text, words = write()
     costs, contents, speeds = (rows_of(text, head) for head in ("same texts", "bytes", "4 beams"))
     verified = {row.file: row for row in manifest.verification}
     files = manifest.tflite()
     assert sorted(costs) == sorted(entry.recipe for entry in files.values())
     for name, entry in files.items():
-        figures, row = verified[name], costs[entry.recipe]
-        token = share(figures.top1, figures.steps)
-        answer = share(figures.tokens, figures.questions)
+        found, row = verified[name], costs[entry.recipe]
+        token, answer = share(found.top1, found.steps), share(found.tokens, found.questions)
         assert row == {
             "file": f"`{entry.recipe}`",
             "MB": f"{entry.bytes / 1e6:.1f}",
@@ -138,9 +120,9 @@ def test_every_file_is_there_with_its_true_size_and_figures(manifest, write):
     assert "from 32 source ids to the last of 31 new tokens" in words
     assert "Files took turns" in words
     for row in manifest.measurements:
-        for one in row.lengths:
-            rates = [31 / seconds for seconds in (one.seconds, one.slowest, one.fastest)]
-            how = "greedy" if one.num_beams == 1 else "4 beams"
+        for length in row.lengths:
+            rates = [31 / seconds for seconds in (length.seconds, length.slowest, length.fastest)]
+            how = "greedy" if length.num_beams == 1 else "4 beams"
             expected = "{:.0f} ({:.0f} to {:.0f})".format(*rates)
             assert speeds[manifest.files[row.file].recipe][how] == expected
 
@@ -152,26 +134,28 @@ def test_every_file_is_there_with_its_true_size_and_figures(manifest, write):
     [(81 / 263, 263, 0.2553, 0.3662), (15 / 148, 148, 0.0624, 0.1605), (0.0, 20, 0.0, 0.1611)],
 )
 def test_a_share_has_the_interval_of_wilson(value, count, low, high):
-    one = share(value, count)
-    assert (one.low, one.high) == pytest.approx((low, high), abs=5e-5)
+    figure = share(value, count)
+    assert (figure.low, figure.high) == pytest.approx((low, high), abs=5e-5)
 
 
-def test_files_differ_only_by_intervals_that_do_not_meet(many):
+def test_files_differ_only_if_intervals_do_not_overlap(many):
     best, near, far = Figure(1.0, 0.92, 1.0), Figure(0.97, 0.88, 0.99), Figure(0.5, 0.4, 0.6)
-    assert differ([best, near, far])
-    assert not any(map(differ, ([best, near], [far, None], [])))
+    assert facts.differ([best, near, far])
+    assert not any(map(facts.differ, ([best, near], [far, None], [])))
     for steps, heads in (
         (10_000, ["Size, MB", "Same next token, %", "Tokens a second"]),
         (42, ["Size, MB", "Tokens a second"]),
     ):
-        rows = [dataclasses.replace(one.verification, steps=steps) for one in many]
         files = [
-            dataclasses.replace(one, verification=row) for one, row in zip(many, rows, strict=True)
+            dataclasses.replace(
+                file, verification=dataclasses.replace(file.verification, steps=steps)
+            )
+            for file in many
         ]
         assert [column.head for column in pictures.cost_columns(files, 4)] == heads
 
 
-def test_a_file_s_line_says_how_it_stores_and_computes(manifest, write):
+def test_the_line_of_a_file_has_its_storage_and_arithmetic(manifest, write):
     name = "tflite/dynamic_wi8_afp32.tflite"
     changed = dataclasses.replace(
         manifest.files[name],
@@ -193,7 +177,7 @@ def test_a_file_s_line_says_how_it_stores_and_computes(manifest, write):
         assert words in text
 
 
-def test_what_an_export_does_not_have_is_said_to_be_missing(manifest, write):
+def test_missing_figures_are_reported_as_missing(manifest, write):
     rows = tuple(dataclasses.replace(row, rouge=None, data=None) for row in manifest.verification)
     names, text, words = write(measurements=(), sensitivity=(), licence=None, verification=rows)
     assert names == [report.REPORT, report.COSTS]
@@ -201,20 +185,20 @@ def test_what_an_export_does_not_have_is_said_to_be_missing(manifest, write):
         report.UNKNOWN_LICENCE,
         "Times were not measured",
         "bart-export tune bart_mini_en",
-        "texts that people wrote",
+        "human-written texts",
         "three short texts",
     ):
         assert missing in words
     assert {row["ROUGE-L lost"] for row in rows_of(text, "ROUGE-L lost").values()} == {"–"}
 
 
-def test_times_of_two_exports_are_not_passed_off_as_one_run(manifest, write):
+def test_times_of_two_exports_are_marked_and_cells_are_escaped(manifest, write):
     rows = enumerate(manifest.measurements, start=1)
-    _, _, text = write(
-        measurements=tuple(dataclasses.replace(row, export=number) for number, row in rows)
-    )
-    assert "They were taken in 2 exports" in text
+    measured = tuple(dataclasses.replace(row, export=number) for number, row in rows)
+    _, text, _ = write(measurements=measured, licence="one | two\nthree")
+    assert "They were measured in 2 exports" in text
     assert "Files took turns" not in text
+    assert "| licence | one \\| two three |\n" in text
 
 
 def test_a_report_without_tflite_files_has_no_pictures(write):
@@ -222,21 +206,16 @@ def test_a_report_without_tflite_files_has_no_pictures(write):
         "saved_model/1/saved_model.pb": SavedModelEntry(5, "0" * 64, "saved_model", 1),
         "saved_model/1/variables/variables.index": SavedModelEntry(7, "0" * 64, "saved_model"),
     }
-    row = SavedModelVerification("saved_model/1", 0.5, 4.5e-06, 1.0, 1.0, 20, 9)
+    row = figures.SavedModelVerification("saved_model/1", 0.5, 4.5e-06, 1.0, 1.0, 20, 9)
     names, text, words = write(files=files, verification=(row,), sensitivity=())
     assert names == [report.REPORT]
     contents = rows_of(text, "bytes")
     assert [(name, row["bytes"]) for name, row in contents.items()] == [("saved_model/1", "12")]
-    figures = "log_probabilities 0.5, hidden 4.5e-06, tokens 1, texts 1, steps 20, questions 9."
-    assert f"`saved_model/1` compared with the float model: {figures}" in words
+    found = "log_probabilities 0.5, hidden 4.5e-06, tokens 1, texts 1, steps 20, questions 9."
+    assert f"`saved_model/1` compared with the float model: {found}" in words
 
 
-def test_a_cell_ends_no_row(write):
-    _, text, _ = write(licence="one | two\nthree")
-    assert "| licence | one \\| two three |\n" in text
-
-
-def test_pictures_and_words_are_the_same_each_time(manifest, write, tmp_path):
+def test_a_report_is_reproducible(manifest, write, tmp_path):
     names, text, _ = write()
     assert names == [report.REPORT, report.COSTS, report.SENSITIVITY]
     contents = [(tmp_path / name).read_bytes() for name in names]
@@ -247,34 +226,25 @@ def test_pictures_and_words_are_the_same_each_time(manifest, write, tmp_path):
 
 @pytest.fixture(scope="module")
 def many():
-    """Return files of every recipe, most of them as large and quick as one another."""
-    return [
-        ReportedFile(
-            f"tflite/{name}.tflite",
-            TfliteEntry(
-                9_000_000 - 1000 * place, "0" * 64, "tflite", recipe=name, mode=mode,
-                layers=layers, tolerance={}, runtimes={}, refusals={},
-            ),
-            FileVerification(
-                name, logits=0.1, spread=1.0, relative=0.1, kl=0.1, top1=0.99 - place / 100,
-                tokens=None, steps=10_000, questions=0, signatures={},
-            ),
-            Measurement(
-                name, 1, Machine("a processor", "x86_64"), 1, 9,
-                (
-                    MeasuredLength(
-                        64, 4, 32, seconds=0.04 + place, fastest=0.03 + place,
-                        slowest=0.05 + place,
-                    ),
-                ),
-            ),
-        )
-        for place, (name, (mode, layers, _)) in enumerate(RECIPES.items())
-    ]  # fmt: skip
+    """Return files of every recipe with similar sizes and speeds."""
+    machine, files = figures.Machine("a processor", "x86_64"), []
+    for place, (name, (mode, layers, _)) in enumerate(RECIPES.items()):
+        entry = TfliteEntry(
+            9_000_000 - 1000 * place, "0" * 64, "tflite", recipe=name, mode=mode, layers=layers,
+            tolerance={}, runtimes={}, refusals={},
+        )  # fmt: skip
+        verified = figures.FileVerification(
+            name, logits=0.1, spread=1.0, relative=0.1, kl=0.1, top1=0.99 - place / 100,
+            tokens=None, steps=10_000, questions=0, signatures={},
+        )  # fmt: skip
+        seconds = {"seconds": 0.04 + place, "fastest": 0.03 + place, "slowest": 0.05 + place}
+        measured = Measurement(name, 1, machine, 1, 9, (MeasuredLength(64, 4, 32, **seconds),))
+        files.append(facts.ReportedFile(f"tflite/{name}.tflite", entry, verified, measured))
+    return files
 
 
-def test_files_have_the_color_of_what_of_them_is_narrow(many):
-    assert [one.kind for one in many] == [kind for _, _, kind in RECIPES.values()]
+def test_the_color_of_a_file_shows_its_narrowest_type(many):
+    assert [file.kind for file in many] == [kind for _, _, kind in RECIPES.values()]
     assert set(pictures.KINDS) == {FLOAT, INT8, INT4, CALIBRATED}
     assert many[0].label == "float32"
     shapes = StaticShapes((16,), 16, (1,))
@@ -284,7 +254,7 @@ def test_files_have_the_color_of_what_of_them_is_narrow(many):
 
 @pytest.fixture(scope="module", params=["costs", "sensitivity"])
 def picture(request, many):
-    """Return the SVG of a picture of many files, or of some layers."""
+    """Return the SVG of a picture, and its text boxes."""
     with pictures.drawing():
         if request.param == "sensitivity":
             figure = pictures.draw_sensitivities(LAYERS, "int4")
@@ -295,22 +265,22 @@ def picture(request, many):
 
 
 def text_boxes(figure):
-    """Return the words of a figure, each with the box that it fills, in pixels."""
+    """Return the texts of a figure with their boxes in pixels."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.text import Text
 
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return [
-        (one.get_text(), Text.get_window_extent(one, canvas.get_renderer()))
-        for one in figure.findobj(Text)
-        if one.get_text() and one.get_visible()
+        (text.get_text(), Text.get_window_extent(text, canvas.get_renderer()))
+        for text in figure.findobj(Text)
+        if text.get_text() and text.get_visible()
     ]
 
 
-def test_every_mark_has_its_name_in_a_picture(picture):
+def test_every_mark_in_a_picture_is_named(picture):
     name, svg, _ = picture
-    shown = ["".join(one.itertext()) for one in ElementTree.fromstring(svg).iter(f"{SVG}text")]
+    shown = ["".join(text.itertext()) for text in ElementTree.fromstring(svg).iter(f"{SVG}text")]
     if name == "sensitivity":
         assert {"token", "encoder position", "self attention query", "11"} <= set(shown)
         assert {"20", "7", "3", "2", "0.1"} <= set(shown)  # the largest, in thousandths
@@ -318,11 +288,11 @@ def test_every_mark_has_its_name_in_a_picture(picture):
         assert [shown.count(recipe) for recipe in RECIPES] == [1] * len(RECIPES)
 
 
-def test_no_words_of_a_picture_overlap_or_leave_it(picture):
+def test_texts_in_a_picture_neither_overlap_nor_leave_it(picture):
     _, svg, boxes = picture
     width, height = map(float, ElementTree.fromstring(svg).get("viewBox").split()[2:])
-    scale = 100 / 72  # matplotlib's pixels a point
-    # A box has some room above and below its letters.
+    scale = 100 / 72  # matplotlib's pixels per point
+    # A box has space above and below its letters.
     inner = [(words, box.shrunk(1, 0.7)) for words, box in boxes]
     for number, (words, box) in enumerate(inner):
         assert box.x0 >= 0 and box.x1 <= width * scale, words
@@ -346,7 +316,7 @@ def contrast(one, other):
     return (high + 0.05) / (low + 0.05)
 
 
-def test_a_picture_can_be_read_on_a_light_and_on_a_dark_page(picture):
+def test_a_picture_is_readable_on_light_and_dark_pages(picture):
     assert contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.01)  # a known ratio
     svg = picture[1]
     (style,) = re.findall(r"@media \(prefers-color-scheme: dark\)\{(.*?)\}</style>", svg)
