@@ -148,14 +148,12 @@ def with_tasks(path: Path, settings: StatedSettings, stored: JsonObject) -> Stat
     )
 
 
-def for_task(
-    directory: Path, settings: StatedSettings, task: str, vocabulary_size: int
-) -> StatedSettings:
+def for_task(directory: Path, settings: StatedSettings, task: str) -> StatedSettings:
     """Return settings of a checkpoint with those on top that it has for a task.
 
     Raises:
         ConfigurationError: for a task that it has none for.
-        CheckpointError: as `parse` and `require_ids`.
+        CheckpointError: as `parse`.
     """
     path = directory / settings.tasks_file
     if task not in settings.tasks:
@@ -166,7 +164,6 @@ def for_task(
         )
     values = settings.tasks[task]
     own = parse(path, values, settings.generation.to_dict(), f"{path.name} for {task}")
-    require_ids(path, own.generation, vocabulary_size)
     prefix = values.get("prefix")
     return dataclasses.replace(
         settings,

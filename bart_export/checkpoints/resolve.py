@@ -1,7 +1,7 @@
 """From what a user names to a checkpoint and the settings that an artifact of it generates with.
 
 `find` turns a preset's name, a hub's handle or a path into a local directory, `read` the directory
-into a `Checkpoint`, and `resolve_preset` does both and decides the settings: what the checkpoint
+into a `Checkpoint`, and `ResolvedPreset` does both and decides the settings: what the checkpoint
 itself states wins over what the registry of presets knows; where neither says anything,
 transformers' defaults hold. A length beyond the model's positions is brought within them.
 """
@@ -65,20 +65,10 @@ class Defaults:
     notes: tuple[str, ...]
 
 
-@dataclasses.dataclass(frozen=True)
 class ResolvedPreset:
-    """What was named, where it was found, what lies there, and what it generates with."""
+    """A preset that has been found and read: its source, its checkpoint, what it generates with.
 
-    preset: str
-    source: Source
-    checkpoint: Checkpoint
-    defaults: Defaults
-
-
-def resolve_preset(
-    preset: str, task: str | None = None, stage: Stage = lambda name: None
-) -> ResolvedPreset:
-    """Find and read a preset; of its weights only the headers.
+    Of the weights only the headers are read.
 
     Args:
         preset: what `find` takes.
@@ -89,11 +79,16 @@ def resolve_preset(
         PresetError, CheckpointError, TokenizerError, MissingExtra: as `find` and `read`.
         ConfigurationError: as `defaults`.
     """
-    stage("resolve the preset")
-    source = find(preset)
-    stage("read the checkpoint")
-    checkpoint = read(source.directory)
-    return ResolvedPreset(preset, source, checkpoint, defaults(source, checkpoint, task))
+
+    def __init__(
+        self, preset: str, task: str | None = None, stage: Stage = lambda name: None
+    ) -> None:
+        self.preset = preset
+        stage("resolve the preset")
+        self.source = find(preset)
+        stage("read the checkpoint")
+        self.checkpoint = read(self.source.directory)
+        self.defaults = defaults(self.source, self.checkpoint, task)
 
 
 def find(preset: str) -> Source:
@@ -119,16 +114,21 @@ def find(preset: str) -> Source:
     elif "://" not in preset and preset and is_directory(preset):
         return Source(preset, None, Path(preset), None)
     else:
-        near = did_you_mean(preset[:MOST_CHARACTERS], PRESETS)
-        hint = f" Did you mean hf://{preset}?" if REPOSITORY.fullmatch(preset) else near
         raise PresetError(
-            f"Unknown preset {shown(preset)}.{hint} Expected one of {', '.join(PRESETS)}; "
+            f"Unknown preset {shown(preset)}.{guess(preset)} Expected one of {', '.join(PRESETS)}; "
             "kaggle://org/model/keras/variant or kaggle://org/model/keras/variant/version; "
             "hf://org/model or hf://org/model@revision; or the path of a directory with a Keras "
             "preset or a Hugging Face checkpoint."
         )
     generations = (each.generation for each in PRESETS.values() if name in each.aliases)
     return Source(name, revision, directory, next(generations, None))
+
+
+def guess(preset: str) -> str:
+    """Return the question which preset was meant by an unknown one, "" if none is near."""
+    if REPOSITORY.fullmatch(preset):
+        return f" Did you mean hf://{preset}?"
+    return did_you_mean(preset[:MOST_CHARACTERS], PRESETS)
 
 
 def is_directory(name: str) -> bool:
@@ -166,19 +166,25 @@ def read(directory: Path, *, weights: bool = True, tokenizer: bool = True) -> Ch
         stored = files.read_json(path)
         for key, reader in READERS:
             if key in stored:
-                return without_padding(reader(directory, stored, weights, tokenizer))
+                checkpoint = reader(directory, stored, weights, tokenizer)
+                return without_padding(checkpoint)
         raise PresetError(
             f"{path} has neither registered_name, as Keras presets do, nor model_type, as Hugging "
             "Face checkpoints do, so it is not known which model it describes."
         )
-    if is_artifact(directory):
-        preset = Artifact.open(directory).manifest.preset
-        raise PresetError(f"{directory} is an artifact, not a checkpoint. It was made of {preset}.")
     raise PresetError(
-        f"{directory} holds no {files.CONFIG_FILE}. A checkpoint is a Keras preset (config.json, "
+        f"{directory} {other_content(directory)} A checkpoint is a Keras preset (config.json, "
         "model.weights.h5, assets/tokenizer) or a Hugging Face directory (config.json, "
         "model.safetensors, vocab.json, merges.txt)."
     )
+
+
+def other_content(directory: Path) -> str:
+    """Return what a directory without `config.json` is."""
+    if is_artifact(directory):
+        preset = Artifact.open(directory).manifest.preset
+        return f"is an artifact, not a checkpoint. It was made of {preset}."
+    return f"holds no {files.CONFIG_FILE}."
 
 
 def without_weights(source: Source, checkpoint: Checkpoint) -> Checkpoint:
@@ -211,9 +217,7 @@ def defaults(source: Source, checkpoint: Checkpoint, task: str | None = None) ->
     config = checkpoint.config
     stated = checkpoint.settings or registered(source)
     if task is not None:
-        stated = generation_settings.for_task(
-            checkpoint.directory, stated, task, config.vocabulary_size
-        )
+        stated = generation_settings.for_task(checkpoint.directory, stated, task)
     generation, positions = stated.generation, config.max_sequence_length
     notes = [settings_line(generation, stated.origins), *stated.notes]
     if generation.max_length > positions:
@@ -230,6 +234,8 @@ def defaults(source: Source, checkpoint: Checkpoint, task: str | None = None) ->
             "BartBackbone.save_to_preset, which keeps the settings of the preset that the model "
             "came from."
         )
+    stated_in = checkpoint.directory / stated.tasks_file
+    generation_settings.require_ids(stated_in, generation, config.vocabulary_size)
     return Defaults(generation, (*notes, *checkpoint.notes))
 
 
@@ -245,9 +251,9 @@ def settings_line(generation: GenerationConfig, origins: Mapping[str, str]) -> s
     """Return the line that says whose the settings are; ids are the tokenizer's own."""
     owners: dict[str, list[str]] = {}
     unstated = []
-    for name in generation.to_dict():
+    for name in generation_settings.SETTINGS:
         idle = name in SAMPLING and not generation.do_sample
-        if name.endswith("_token_id") or name == "seed" or idle:
+        if name.endswith("_token_id") or idle:
             continue
         value = f"{name}={shown(getattr(generation, name))}"
         if name in origins:

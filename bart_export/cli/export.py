@@ -272,7 +272,7 @@ def export_to(
     """Run an export with progress, write the Android bundle if requested, and print a summary."""
     from bart_export.artifact import bundle
     from bart_export.artifact.artifact import check_replaceable
-    from bart_export.checkpoints.resolve import resolve_preset
+    from bart_export.checkpoints.resolve import ResolvedPreset
     from bart_export.cli import inspect
     from bart_export.verify import data
 
@@ -280,7 +280,7 @@ def export_to(
     recipes = options.recipes if isinstance(options, TfliteOptions) else ()
     with stages(8 + 2 * len(recipes) + (android is not None) if recipes else 9) as stage:
         # Check all arguments before TensorFlow is loaded, which takes seconds.
-        resolved = resolve_preset(preset, task, stage)
+        resolved = ResolvedPreset(preset, task, stage)
         check_replaceable(pathlib.Path(os.path.realpath(output)))
         for name in ("data", "calibration_data"):
             if (path := getattr(options, name, None)) is not None:

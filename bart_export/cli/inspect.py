@@ -27,7 +27,7 @@ from bart_export.artifact.manifest import (
 )
 from bart_export.checkpoints import names
 from bart_export.checkpoints.checkpoint import weights_digest
-from bart_export.checkpoints.resolve import is_directory, known_settings, resolve_preset
+from bart_export.checkpoints.resolve import ResolvedPreset, is_directory, known_settings
 from bart_export.documents import plain
 from bart_export.errors import PresetError, did_you_mean, shown
 from bart_export.presets import PRESETS
@@ -126,7 +126,7 @@ def preset_facts(preset: str) -> Facts:
             "generation": known.generation.to_dict() if known.generation else {},
             "notes": [known_settings(known)],
         }
-    resolved = resolve_preset(preset)
+    resolved = ResolvedPreset(preset)
     source, checkpoint = resolved.source, resolved.checkpoint
     return {
         "preset": {

@@ -44,7 +44,7 @@ def tune(
     run with LiteRT on the texts and the float file's greedy output. The exit code is 1 if even
     dynamic_wi8_afp32 exceeds the budget.
     """
-    from bart_export.checkpoints.resolve import resolve_preset
+    from bart_export.checkpoints.resolve import ResolvedPreset
     from bart_export.runtime import texts
     from bart_export.verify import data as examples
 
@@ -65,7 +65,7 @@ def tune(
     cli.require("Tuning", cli.EXPORT_PACKAGES, "export")
     with stages(STAGES) as stage:
         # Check all arguments before TensorFlow is loaded, which takes seconds.
-        resolve_preset(preset, stage=stage)
+        ResolvedPreset(preset, stage=stage)
         if data is not None:
             examples.read(data)
         with cli.loading_tensorflow(stage):

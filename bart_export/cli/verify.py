@@ -124,7 +124,7 @@ def compare_artifact(
     artifact: "Artifact", texts: "Texts | None", against: str | None, bounds: dict[str, float]
 ) -> "list[Comparison]":
     """Compare an artifact's files with its float32 file or with a preset."""
-    from bart_export.checkpoints.resolve import resolve_preset
+    from bart_export.checkpoints.resolve import ResolvedPreset
     from bart_export.runtime.generator import ModelInfo
     from bart_export.verify.checks import artifact_files, compare_files, float_baseline
 
@@ -139,7 +139,7 @@ def compare_artifact(
             others = [file for file in files if file.recipe.mode != "float"]
             return compare_files(others, baseline, texts, stage)
         cli.require("Comparing with a preset", cli.EXPORT_PACKAGES, "export")
-        resolve_preset(against)  # checked before TensorFlow is loaded, which takes seconds
+        ResolvedPreset(against)  # checked before TensorFlow is loaded, which takes seconds
         with cli.loading_tensorflow(stage):
             from bart_export.verify.reference import preset_baseline
         with scratch_directory() as scratch:

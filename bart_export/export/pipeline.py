@@ -9,7 +9,7 @@ import pathlib
 from bart_export.artifact import artifact
 from bart_export.artifact.artifact import Artifact, Draft
 from bart_export.bench import measurements
-from bart_export.checkpoints.resolve import ResolvedPreset, resolve_preset
+from bart_export.checkpoints.resolve import ResolvedPreset
 from bart_export.export.edgetpu_target import export_edgetpu
 from bart_export.export.manifest import (
     carry_over,
@@ -52,7 +52,7 @@ def export(
         BartExportError: if the preset cannot be read or exported, or the artifact not written.
         VerificationFailed: if a file does not agree with the Keras model.
     """
-    return export_resolved(resolve_preset(preset, task, stage), options, output, stage)
+    return export_resolved(ResolvedPreset(preset, task, stage), options, output, stage)
 
 
 def export_resolved(

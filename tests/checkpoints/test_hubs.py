@@ -221,7 +221,7 @@ def test_a_repository_fetched_in_part_is_not_taken_for_a_whole_one(hugging_face,
 def test_a_missing_package_is_told(package, preset, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingExtra, match=rf"{package}.*pip install .*\[export\]"):
-        resolve.resolve_preset(preset)
+        resolve.ResolvedPreset(preset)
 
 
 def test_no_more_of_what_was_fetched_is_read_than_such_a_file_can_have(tmp_path):

@@ -9,7 +9,7 @@ from support.edited_checkpoints import CASES, copy, edit_json
 
 from bart_export import presets
 from bart_export.checkpoints import names, resolve
-from bart_export.checkpoints.resolve import resolve_preset
+from bart_export.checkpoints.resolve import ResolvedPreset
 from bart_export.config import BartConfig, GenerationConfig
 from bart_export.errors import CheckpointError, ConfigurationError, PresetError
 
@@ -22,7 +22,7 @@ def directory(tmp_path):
 
 
 def defaults(directory, task=None):
-    found = resolve_preset(str(directory), task).defaults
+    found = ResolvedPreset(str(directory), task).defaults
     assert all("\n" not in note for note in found.notes)
     return found
 

@@ -14,7 +14,7 @@ import bart_export
 from bart_export import errors
 from bart_export.artifact.artifact import Artifact
 from bart_export.checkpoints import resolve
-from bart_export.checkpoints.resolve import resolve_preset
+from bart_export.checkpoints.resolve import ResolvedPreset
 from bart_export.text.added_tokens import AddedToken
 
 GUIDE = "docs/guide/fine_tuning.md"
@@ -79,7 +79,7 @@ def test_the_guide_as_it_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert "from generation_config.json" in follow("bart_mini_en")
     saved = resolve.read(tmp_path / "my_bart")
-    embedded = resolve_preset("bart_mini_en").checkpoint
+    embedded = ResolvedPreset("bart_mini_en").checkpoint
     assert saved.generation == embedded.generation
     assert saved.encoder_sequence_length == embedded.encoder_sequence_length == 160
 
@@ -122,7 +122,7 @@ def test_a_preset_without_settings_is_told_so(source, tmp_path):
     theirs.save_to_preset(str(tmp_path / "saved"))
     theirs = keras_hub.models.BartTokenizer.from_preset(str(source))
     theirs.save_to_preset(str(tmp_path / "saved"))
-    notes = resolve_preset(str(tmp_path / "saved")).defaults.notes
+    notes = ResolvedPreset(str(tmp_path / "saved")).defaults.notes
     assert any(note.startswith("The preset has no generation_config.json") for note in notes)
     assert any(note.startswith("The preset has no preprocessor.json") for note in notes)
 

@@ -118,9 +118,9 @@ def play_back(recorded):
 
 def kill_exports(target, recorded, step):
     """End exports over an artifact that has files of earlier ones, and one that somebody edited."""
-    from bart_export.checkpoints.resolve import resolve_preset
+    from bart_export.checkpoints.resolve import ResolvedPreset
 
-    resolved = resolve_preset(recorded.manifest.source.handle, None)
+    resolved = ResolvedPreset(recorded.manifest.source.handle, None)
     export = functools.partial(play_back(recorded).export_resolved, resolved, output=target)
     for file in FILES:
         export(file)
