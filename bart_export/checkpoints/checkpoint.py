@@ -2,12 +2,12 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from bart_export.checkpoints.generation import StatedSettings, require_ids
 from bart_export.checkpoints.names import FINAL_LOGITS_BIAS, TOKEN_EMBEDDING
-from bart_export.checkpoints.weights import Array
+from bart_export.checkpoints.weights import Array, LazyWeights
 from bart_export.config import BartConfig, GenerationConfig
 from bart_export.errors import CheckpointError
 from bart_export.text.added_tokens import AddedToken
@@ -61,23 +61,6 @@ class Checkpoint:
         )
 
 
-class FirstRows(Mapping[str, Array]):
-    """Weights of which those with a row for each token have only the first `rows`."""
-
-    def __init__(self, weights: Mapping[str, Array], rows: int) -> None:
-        self._weights, self._rows = weights, rows
-
-    def __getitem__(self, name: str) -> Array:
-        values = self._weights[name]
-        return values[: self._rows] if name in (TOKEN_EMBEDDING, FINAL_LOGITS_BIAS) else values
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._weights)
-
-    def __len__(self) -> int:
-        return len(self._weights)
-
-
 def without_padding(checkpoint: Checkpoint) -> Checkpoint:
     """Return a checkpoint whose vocabulary ends with its tokenizer's.
 
@@ -98,10 +81,15 @@ def without_padding(checkpoint: Checkpoint) -> Checkpoint:
         f"The embedding has {config.vocabulary_size} rows for the tokenizer's {rows} tokens; the "
         f"last {surplus} are left out, so that none of them can be generated."
     )
+
+    def first_rows(name: str) -> Array:
+        values = checkpoint.weights[name]
+        return values[:rows] if name in (TOKEN_EMBEDDING, FINAL_LOGITS_BIAS) else values
+
     return dataclasses.replace(
         checkpoint,
         config=dataclasses.replace(config, vocabulary_size=rows),
-        weights=FirstRows(checkpoint.weights, rows),
+        weights=LazyWeights(checkpoint.weights, first_rows),
         rows_without_token=surplus,
         notes=(*checkpoint.notes, note),
     )

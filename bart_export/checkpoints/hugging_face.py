@@ -18,7 +18,7 @@ from bart_export.checkpoints.checkpoint import Checkpoint
 from bart_export.checkpoints.files import JsonObject
 from bart_export.checkpoints.names import FINAL_LOGITS_BIAS, TOKEN_EMBEDDING, Shape, Weight
 from bart_export.checkpoints.names import weights as weight_rows
-from bart_export.checkpoints.weights import Array, Entry, StoredWeights
+from bart_export.checkpoints.weights import Array, Entry, LazyWeights
 from bart_export.config import ACTIVATION_FUNCTIONS, BartConfig
 from bart_export.errors import CheckpointError, ConfigurationError, PresetError, named, shown
 
@@ -66,14 +66,13 @@ SURPLUS = {
     "decoder.layer_norm.": "layer_norm is a final layer norm, which mBART has and BART has not.",
 }
 
-# The files that may hold the weights, the first that exists counts; what reads one, and whether
-# it is an index of several.
-WEIGHT_FILES = (
-    ("model.safetensors", weights.read_safetensors, False),
-    ("model.safetensors.index.json", weights.read_safetensors, True),
-    ("pytorch_model.bin", weights.read_pytorch, False),
-    ("pytorch_model.bin.index.json", weights.read_pytorch, True),
-)
+# The files that may hold the weights, and what reads them.
+WEIGHT_FILES = {
+    "model.safetensors": weights.read_safetensors,
+    "model.safetensors.index.json": weights.read_safetensors,
+    "pytorch_model.bin": weights.read_pytorch,
+    "pytorch_model.bin.index.json": weights.read_pytorch,
+}
 
 
 def read(directory: Path, stored: JsonObject, with_weights: bool, tokenizer: bool) -> Checkpoint:
@@ -91,7 +90,11 @@ def read(directory: Path, stored: JsonObject, with_weights: bool, tokenizer: boo
     weight_files: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
     if with_weights:
-        place, weight_files, entries = read_entries(directory)
+        # What a file's metadata says of aliases is not needed: the one table that has any is looked
+        # for under all its names.
+        place, weight_files, entries = weights.read_entries(
+            directory, WEIGHT_FILES, lambda name: PREFIXES.sub("", name)
+        )
         tied = stored.get("tie_word_embeddings") is not False
         config, tensors, notes = named_weights(config, place, entries, tied)
     return Checkpoint(
@@ -154,35 +157,9 @@ def read_settings(
     return generation.with_tasks(directory / files.CONFIG_FILE, settings, stored)
 
 
-def read_entries(directory: Path) -> tuple[Path, tuple[Path, ...], dict[str, Entry]]:
-    """Return the file that stands for the weights, all weight files, and the tensors in them.
-
-    Tensors have their names without the leading "model.". What a file's metadata says of aliases is
-    not needed: the one table that has any is looked for under all its names.
-    """
-    for name, reader, index in WEIGHT_FILES:
-        place = directory / name
-        if not place.is_file():
-            continue
-        paths = files.indexed_files(place) if index else (place,)
-        entries: dict[str, Entry] = {}
-        for file in paths:
-            files.require_file(file)
-            for tensor, entry in reader(file).items():
-                plain = PREFIXES.sub("", tensor)
-                if plain in entries:
-                    raise CheckpointError(f"{place} stores the tensor {plain} twice.")
-                entries[plain] = entry
-        return place, paths, entries
-    raise CheckpointError(
-        f"{directory} holds no weights. Expected one of "
-        f"{', '.join(name for name, _, _ in WEIGHT_FILES)}."
-    )
-
-
 def named_weights(
     config: BartConfig, place: Path, entries: dict[str, Entry], tied: bool
-) -> tuple[BartConfig, StoredWeights, tuple[str, ...]]:
+) -> tuple[BartConfig, LazyWeights, tuple[str, ...]]:
     """Hold the tensors to the configuration, and give them their canonical names.
 
     Returns the configuration with `final_logits_bias` decided, the weights, and a line about tables
@@ -203,8 +180,8 @@ def named_weights(
         expected[FINAL_LOGITS_BIAS] = ((1, config.vocabulary_size), (config.vocabulary_size,))
     weights.require_exactly(place, expected, present, SURPLUS)
     notes = unused_tables(place, {name: present[name] for name in tables}, tied)
-    stored = StoredWeights(rows, {row.name: present[name] for row, name in names.items()}, arrange)
-    return config, stored, notes
+    taken = {row.name: present[name] for row, name in names.items()}
+    return config, weights.stored_weights(rows, taken, arrange), notes
 
 
 def unused_tables(place: Path, tables: Mapping[str, Entry], tied: bool) -> tuple[str, ...]:

@@ -11,13 +11,13 @@ import json
 import math
 import os
 import re
-import shutil
-import uuid
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import bart_export
+from bart_export.artifact.directories import exchange
 from bart_export.checkpoints import generation as generation_settings
 from bart_export.checkpoints import keras_weights, names, tokenizer_files
 from bart_export.checkpoints.checkpoint import Checkpoint
@@ -32,9 +32,9 @@ from bart_export.checkpoints.generation import StatedSettings
 from bart_export.checkpoints.weights import (
     Array,
     Entry,
-    StoredWeights,
     numpy_dtype,
     require_exactly,
+    stored_weights,
 )
 from bart_export.config import BartConfig, GenerationConfig
 from bart_export.errors import CheckpointError, ConfigurationError, PresetError, named, shown
@@ -84,7 +84,7 @@ def read(directory: Path, stored: JsonObject, with_weights: bool, tokenizer: boo
             raise quantized(place, "int8 or smaller")
         rows = names.weights(config)
         require_exactly(place, {row.h5: (row.shape,) for row in rows}, entries)
-        tensors = StoredWeights(rows, {row.name: entries[row.h5] for row in rows})
+        tensors = stored_weights(rows, {row.name: entries[row.h5] for row in rows})
     path = directory / PREPROCESSOR_FILE
     preprocessor = read_json(path).get("config") if path.is_file() else None
     encoder_length, decoder_length = (
@@ -243,19 +243,24 @@ def write(
         files[GENERATION_FILE] = generation_json(generation)
     texts |= {name: json.dumps(value, indent=4) for name, value in files.items()}
     cast = None if weights_dtype is None else numpy_dtype(weights_dtype)
-    draft = directory.with_name(f".{directory.name}.{uuid.uuid4().hex[:8]}")
     try:
-        draft.mkdir(parents=True)
-        keras_weights.write(draft, rows, given, cast, max_shard_size or math.inf)
-        for name, text in texts.items():
-            (draft / name).parent.mkdir(parents=True, exist_ok=True)
-            (draft / name).write_text(text, encoding="utf-8", newline="\n")
-        put_in_place(draft, directory)
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(
+            prefix=f".{directory.name[:50]}.", dir=directory.parent, ignore_cleanup_errors=True
+        ) as place:
+            draft = Path(place) / "preset"
+            draft.mkdir()
+            keras_weights.write(draft, rows, given, cast, max_shard_size or math.inf)
+            for name, text in texts.items():
+                (draft / name).parent.mkdir(parents=True, exist_ok=True)
+                (draft / name).write_text(text, encoding="utf-8", newline="\n")
+            if directory.exists():
+                exchange(draft, directory)
+            else:
+                draft.rename(directory)
     except (OSError, RuntimeError) as error:  # h5py raises either when a disk is full
         fault = getattr(error, "strerror", None) or one_line(error)
         raise CheckpointError(f"Cannot write {directory}: {fault}.") from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def require_replaceable(directory: Path) -> None:
@@ -270,20 +275,6 @@ def require_replaceable(directory: Path) -> None:
                 f"{directory} exists and is not a preset: it holds {shown(path.name)}, which would "
                 "be lost. Move that away, or name another directory."
             )
-
-
-def put_in_place(draft: Path, directory: Path) -> None:
-    """Rename a finished draft to its place; what was there goes away once the new one stands."""
-    former = draft.with_name(f"{draft.name}.former")
-    if directory.exists():
-        directory.rename(former)
-    try:
-        draft.rename(directory)
-    except OSError:
-        if former.exists():
-            former.rename(directory)
-        raise
-    shutil.rmtree(former, ignore_errors=True)
 
 
 def keras_object(module: str, class_name: str, **config: object) -> JsonObject:

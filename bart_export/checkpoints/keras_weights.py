@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from bart_export.checkpoints.files import import_extra, indexed_files, one_line, require_file
+from bart_export.checkpoints import weights
+from bart_export.checkpoints.files import import_extra, one_line
 from bart_export.checkpoints.names import Weight
 from bart_export.checkpoints.weights import Array, Entry, numpy_dtype
 from bart_export.errors import CheckpointError
@@ -41,50 +42,29 @@ def import_h5py() -> Any:
 
 
 def read_entries(directory: Path) -> tuple[Path, tuple[Path, ...], dict[str, Entry]]:
-    """Return the file that stands for the weights, all weight files, and the datasets in them.
+    """Return the datasets of a preset under today's paths; see `weights.read_entries`."""
 
-    Raises:
-        CheckpointError: when a file is missing or damaged.
-        MissingExtra: when h5py is not installed.
-    """
-    place = directory / WEIGHT_FILE
-    files: tuple[Path, ...] = (place,)
-    if not place.is_file():
-        place = directory / INDEX_FILE
-        if not place.is_file():
-            raise CheckpointError(
-                f"{directory} holds no weights. Expected {WEIGHT_FILE}, or {INDEX_FILE} with its "
-                "shards."
-            )
-        files = indexed_files(place)
-    entries: dict[str, Entry] = {}
-    for file in files:
-        require_file(file)
-        for name, entry in read_datasets(file):
-            if name in entries:
-                raise CheckpointError(f"{place} stores the weight {name} twice.")
-            entries[name] = entry
-    return place, files, entries
+    def todays(name: str) -> str:
+        return "/".join(EARLIER_NAMES.get(word, word) for word in name.split("/"))
+
+    formats = {WEIGHT_FILE: read_datasets, INDEX_FILE: read_datasets}
+    return weights.read_entries(directory, formats, todays)
 
 
-def read_datasets(path: Path) -> list[tuple[str, Entry]]:
-    """Return the datasets of one file under today's paths, having read their headers only."""
+def read_datasets(path: Path) -> dict[str, Entry]:
+    """Return the datasets of one file, having read their headers only."""
     h5py = import_h5py()
     try:
         with h5py.File(path, "r") as file:
-            datasets = [
-                (name, describe(path, name, dataset))
+            return {
+                name: describe(path, name, dataset)
                 for name, dataset in walk(h5py, path, file)
                 if SEED not in name.split("/")
-            ]
+            }
     except CheckpointError:
         raise
     except Exception as error:  # h5py raises OSError, RuntimeError, KeyError, ValueError and others
         raise damaged(path, error) from error
-    return [
-        ("/".join(EARLIER_NAMES.get(word, word) for word in name.split("/")), entry)
-        for name, entry in datasets
-    ]
 
 
 def walk(h5py: Any, path: Path, file: Any) -> Iterator[tuple[str, Any]]:

@@ -1,12 +1,12 @@
 """Weights in files: read one tensor at a time, and exactly those that the configuration asks for.
 
 A format's reader returns an `Entry` for each tensor that a file's header announces;
-`StoredWeights` reads them when they are looked up. The readers of safetensors and of PyTorch's
+`stored_weights` reads them when they are looked up. The readers of safetensors and of PyTorch's
 files are here, that of HDF5 is in `keras_weights`.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bart_export.checkpoints.files import import_extra, one_line
+from bart_export.checkpoints.files import import_extra, indexed_files, one_line, require_file
 from bart_export.checkpoints.names import Shape, Weight
 from bart_export.errors import CheckpointError
 
@@ -45,26 +45,39 @@ class Entry:
     read: Callable[[], Array]
 
 
-class StoredWeights(Mapping[str, Array]):
-    """Canonical name → array of the row's shape in the stored dtype, read at each lookup.
+class LazyWeights(Mapping[str, Array]):
+    """Name → array, read at each lookup."""
 
-    Raises:
-        CheckpointError: from a lookup, when the file cannot be read any more or when the tensor
-            holds a value that is no finite number of float32.
-    """
-
-    def __init__(
-        self,
-        rows: tuple[Weight, ...],
-        entries: Mapping[str, Entry],
-        arrange: Callable[[Weight, Array], Array] = lambda row, values: values,
-    ) -> None:
-        self._rows = {row.name: row for row in rows}
-        self._entries = entries
-        self._arrange = arrange
+    def __init__(self, names: Iterable[str], read: Callable[[str], Array]) -> None:
+        self._names = dict.fromkeys(names)
+        self._read = read
 
     def __getitem__(self, name: str) -> Array:
-        row, entry = self._rows[name], self._entries[name]
+        if name not in self._names:
+            raise KeyError(name)
+        return self._read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def stored_weights(
+    rows: tuple[Weight, ...],
+    entries: Mapping[str, Entry],
+    arrange: Callable[[Weight, Array], Array] = lambda row, values: values,
+) -> LazyWeights:
+    """Return canonical name → array of the row's shape, in the stored dtype.
+
+    A lookup raises CheckpointError when the file cannot be read any more or when the tensor holds a
+    value that is no finite number of float32.
+    """
+    named = {row.name: row for row in rows}
+
+    def read(name: str) -> Array:
+        entry = entries[name]
         values = entry.read()
         with np.errstate(over="ignore"):
             finite = np.isfinite(values.astype(np.float32, copy=False)).all()
@@ -74,13 +87,39 @@ class StoredWeights(Mapping[str, Array]):
                 "that float32 cannot hold; training diverged or the file is damaged. Use another "
                 "copy of the checkpoint."
             )
-        return self._arrange(row, values)
+        return arrange(named[name], values)
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._rows)
+    return LazyWeights(named, read)
 
-    def __len__(self) -> int:
-        return len(self._rows)
+
+def read_entries(
+    directory: Path,
+    formats: Mapping[str, Callable[[Path], Mapping[str, Entry]]],
+    plain: Callable[[str], str],
+) -> tuple[Path, tuple[Path, ...], dict[str, Entry]]:
+    """Return the file that stands for the weights, all weight files, and the tensors in them.
+
+    `formats` has a reader for each name that the file may have, the first to take first; a .json
+    file is an index of several. `plain` turns a tensor's name into the one to go by.
+
+    Raises:
+        CheckpointError: when a file is missing or damaged.
+        MissingExtra: when a package that reads the files is not installed.
+    """
+    for name, reader in formats.items():
+        place = directory / name
+        if not place.is_file():
+            continue
+        files = indexed_files(place) if name.endswith(".json") else (place,)
+        entries: dict[str, Entry] = {}
+        for file in files:
+            require_file(file)
+            for tensor, entry in reader(file).items():
+                if plain(tensor) in entries:
+                    raise CheckpointError(f"{place} stores the tensor {plain(tensor)} twice.")
+                entries[plain(tensor)] = entry
+        return place, files, entries
+    raise CheckpointError(f"{directory} holds no weights. Expected one of {', '.join(formats)}.")
 
 
 def require_exactly(

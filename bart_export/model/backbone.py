@@ -15,7 +15,7 @@ from bart_export.checkpoints.files import JsonObject, require_file
 from bart_export.checkpoints.keras_preset import KERAS_FIELDS
 from bart_export.checkpoints.keras_weights import import_h5py
 from bart_export.checkpoints.resolve import without_weights
-from bart_export.checkpoints.weights import Array
+from bart_export.checkpoints.weights import Array, LazyWeights
 from bart_export.config import BartConfig
 from bart_export.errors import CheckpointError, ConfigurationError, TokenizerError
 from bart_export.model.layers import weights_left_at_zero
@@ -119,10 +119,11 @@ class Backbone(keras.Model):
         earlier = None
         if self.origin is None and (directory / "tokenizer.json").is_file():
             earlier = resolve.read(directory, weights=False)
+        weights = self.named_weights()
         keras_preset.write(
             directory,
             self.config,
-            WeightArrays(self.named_weights()),
+            LazyWeights(weights, lambda name: np.asarray(weights[name])),
             dtype=self.dtype_policy.name,
             max_shard_size=max_shard_size,
             **accompanying(self.origin or earlier),
@@ -267,22 +268,6 @@ class Backbone(keras.Model):
             )
         for number, arrays in values.items():
             assign(lora_variables(layers[number]), arrays)
-
-
-class WeightArrays(Mapping[str, Array]):
-    """Variables by name as NumPy arrays, each copied out of the model when it is looked up."""
-
-    def __init__(self, variables: Mapping[str, keras.Variable]) -> None:
-        self.variables = variables
-
-    def __getitem__(self, name: str) -> Array:
-        return np.asarray(self.variables[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.variables)
-
-    def __len__(self) -> int:
-        return len(self.variables)
 
 
 def assign(variables: Mapping[str, keras.Variable], weights: Mapping[str, Array]) -> None:
