@@ -196,10 +196,6 @@ def test_the_pointer_that_git_lfs_leaves_is_named(directory, preset, name):
     assert "git lfs pull" in line
 
 
-def test_the_case_of_a_clone_without_git_lfs():
-    assert "is a Git LFS pointer" in refused(CASES / "lfs-pointer")
-
-
 def test_a_byte_order_mark_is_passed_over(directory, preset):
     """Windows' Notepad and PowerShell put one before what they save."""
     for place in (directory, preset):

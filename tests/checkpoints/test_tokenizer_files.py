@@ -217,11 +217,6 @@ def test_an_added_token_of_a_checkpoint_is_one_id(name):
     assert tokenizer.tokenize("<hl>") == [267]
 
 
-def test_a_checkpoint_that_wants_a_space_before_a_text_gets_it():
-    tokenizer = resolve.read(CASES / "add-prefix-space").tokenizer()
-    assert tokenizer.tokenize("the") == [tokenizer.token_to_id("Ġthe")]
-
-
 @pytest.fixture(scope="module")
 def keras_presets(tmp_path_factory):
     """Return `preset(name, vocabulary, settings)`, which saves one with KerasHub."""

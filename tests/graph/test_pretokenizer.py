@@ -10,6 +10,7 @@ from support import tokenizer_samples
 from support.tokenizer_samples import (
     MERGES,
     PIECES,
+    expected,
     random_tokenizer,
     tokenizer_of,
     vocabulary_of,
@@ -32,12 +33,6 @@ CONTENTS = (*tokenizer_samples.CONTENTS, "\ufffd")
 def encoded(graph, texts, max_length):
     ids, lengths = graph.encode(tf.constant(texts, tf.string), max_length)
     return [row[:size].tolist() for row, size in zip(ids.numpy(), lengths.numpy(), strict=True)]
-
-
-def expected(host, texts, max_length):
-    # Of the whole text: the host cuts long texts itself.
-    first, last = host.start_token_id, host.end_token_id
-    return [[first, *host.tokenize(text)[: max_length - 2], last] for text in texts]
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -188,24 +183,3 @@ def test_texts_are_cut_as_tokenizers_cuts_them(split):
     random_of = random.Random(20)
     texts = ["".join(random_of.choices(PIECES, k=random_of.randrange(12))) for _ in range(20_000)]
     assert words_of(split, texts) == words_of_tokenizers(texts)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("it's 's ''s", ["it", "'s", " '", "s", " ''", "s"]),
-        ("x's's 'store", ["x", "'s", "'s", " '", "store"]),
-        ("'store", ["'s", "tore"]),
-        ("a  b \n", ["a", " ", " b", " \n"]),
-        ("a\t\tb", ["a", "\t", "\t", "b"]),
-        ("we'll we'l", ["we", "'ll", " we", "'", "l"]),
-    ],
-)
-def test_the_rules_of_the_pattern(split, text, expected):
-    assert words_of_tokenizers([text]) == [expected]
-    assert words_of(split, [text]) == [expected]
-
-
-def test_words_of_a_batch_do_not_touch(split):
-    for texts in ([], ["a ", " b", "", "'", "s", "  ", "\n", "", ""]):
-        assert words_of(split, texts) == words_of_tokenizers(texts)

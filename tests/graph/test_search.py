@@ -197,11 +197,6 @@ def test_a_value_that_means_nothing_is_an_invalid_argument(symmetric, name, valu
         generator.function(*batch(SOURCES[:2]), rows)
 
 
-def test_an_id_outside_of_the_vocabulary_is_an_invalid_argument(symmetric):
-    with pytest.raises(tf.errors.InvalidArgumentError, match=r"1024 is not in \[0, 1024\)"):
-        generate(symmetric, [[0, 1024, 2]], [GenerationConfig()])
-
-
 def test_missing_hypotheses_have_no_tokens_and_a_score_that_json_can_carry(symmetric):
     generation = GenerationConfig(
         max_length=3,

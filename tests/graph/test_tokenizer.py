@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from support.tokenizer_samples import PIECES, cut_anywhere, vocabulary_of
+from support.tokenizer_samples import PIECES, cut_anywhere, expected, vocabulary_of
 
 from bart_export.errors import InputError
 from bart_export.graph.tokenizer import FIRST_BYTES, GraphTokenizer, Merges, is_in_order
@@ -56,20 +56,8 @@ def rows(encoded):
     return [row[:length].tolist() for row, length in zip(ids, lengths, strict=True)]
 
 
-def expected(host, texts, max_length):
-    # Of the whole text: the host cuts long texts itself.
-    return [
-        [host.start_token_id, *host.tokenize(text)[: max_length - 2], host.end_token_id]
-        for text in texts
-    ]
-
-
 def in_batches(texts, size=64):
     return (tf.constant(texts[begin : begin + size]) for begin in range(0, len(texts), size))
-
-
-def texts_of(file):
-    return [json.loads(line)["text"] for line in (ROOT / file).read_text("utf-8").splitlines()]
 
 
 def random_texts(count, seed):
@@ -106,15 +94,6 @@ def test_golden_texts_become_their_ids_and_come_back(encode, decode):
     assert encoded == [[0, *row["ids"], 2] for row in GOLDEN]
     decoded = decode(*padded([row["ids"] for row in GOLDEN])).numpy()
     assert [text.decode() for text in decoded] == [row["text"] for row in GOLDEN]
-
-
-@pytest.mark.parametrize(
-    "file", ["tests/data/mini_model/headlines_4_beams.jsonl", "tools/mini_model/test.jsonl"]
-)
-def test_texts_of_the_project_have_the_ids_of_the_host(encode, host, file):
-    texts = texts_of(file)
-    encoded = [row for batch in in_batches(texts) for row in rows(encode(batch))]
-    assert encoded == expected(host, texts, 1024)
 
 
 def test_random_texts_have_the_ids_of_the_host_and_come_back(encode, decode, host):
@@ -269,26 +248,6 @@ def test_equal_neighbours_merge_from_left_to_right():
     assert [[len(names[id]) for id in row] for row in rows] == [
         [1], [2], [3], [4], [4, 1], [4, 2], [4, 3],
     ]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("merges", "in_order"),
-    [
-        ([("a", "b"), ("ab", "c"), ("ab", "ab")], True),
-        ([("ab", "c"), ("a", "b")], False),
-        ([("a", "b"), ("ab", "c"), ("abc", "d"), ("b", "c"), ("a", "bc")], False),
-    ],
-    ids=["trained", "used before it is made", "made a second time after it is used"],
-)
-def test_what_is_in_order(merges, in_order):
-    assert is_in_order(merges) is in_order
-
-
-@pytest.mark.parametrize(
-    ("merges", "longest"), [([("a", "b"), ("ab", "ab"), ("abab", "ab")], 6), ([], 1)]
-)
-def test_the_longest_token_is_that_of_a_merge(merges, longest):
-    assert Merges(vocabulary_of(merges), merges).longest == longest
 
 
 def test_no_words_have_no_tokens_and_without_merges_every_byte_is_one():

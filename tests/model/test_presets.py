@@ -64,12 +64,6 @@ def test_a_checkpoint_that_has_been_read_makes_the_same_model(directory):
         np.testing.assert_array_equal(np.asarray(weight), np.asarray(other))
 
 
-def test_a_preset_of_keras_hub_is_read(their_preset, keras_hub_backbone):
-    mine = BartBackbone.from_preset(str(their_preset))
-    assert_same_outputs(mine, keras_hub_backbone)
-    assert mine.dropout == keras_hub_backbone.dropout
-
-
 @pytest.mark.parametrize("max_shard_size", [10, 5e-5], ids=["whole", "sharded"])
 def test_keras_hub_reads_a_preset_saved_here(backbone, tmp_path, max_shard_size):
     directory = tmp_path / "preset"

@@ -47,6 +47,14 @@ def random_tokenizer(random_of, contents):
     return tokenizer_of(added, add_prefix_space=random_of.random() < 0.5)
 
 
+def expected(host, texts, max_length):
+    """Return the ids of each text as the host has them, cut only once they are all there."""
+    return [
+        [host.start_token_id, *host.tokenize(text)[: max_length - 2], host.end_token_id]
+        for text in texts
+    ]
+
+
 def cut_anywhere():
     """Return a tokenizer with tokens of up to 32 characters, and texts to be cut after 256 of them.
 
