@@ -136,20 +136,12 @@ def indexed_files(index: Path) -> tuple[Path, ...]:
                 raise CheckpointError(f"{index} must name files beside it, received {shown(name)}.")
             files.add(name)
     for name in files:
-        if "\0" in name or not is_file(index.parent / name):
+        if not os.path.isfile(index.parent / name):  # of a name that no file can have as well
             raise CheckpointError(
                 f"{index} names the weight file {named(name)}, which is not there. Fetch the whole "
                 "checkpoint."
             )
     return tuple(index.parent / name for name in sorted(files))
-
-
-def is_file(path: Path) -> bool:
-    """Return whether a path is a file; a name that no file can have is none."""
-    try:
-        return path.is_file()
-    except OSError:
-        return False
 
 
 def licence(directory: Path) -> str | None:

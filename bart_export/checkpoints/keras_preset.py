@@ -13,7 +13,6 @@ import os
 import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 import bart_export
@@ -31,9 +30,9 @@ from bart_export.checkpoints.files import (
 from bart_export.checkpoints.generation import StatedSettings
 from bart_export.checkpoints.weights import (
     Array,
-    Entry,
     numpy_dtype,
     require_exactly,
+    require_names,
     stored_weights,
 )
 from bart_export.config import BartConfig, GenerationConfig
@@ -213,12 +212,7 @@ def write(
     """
     directory = Path(os.path.realpath(directory))
     rows = names.weights(config)
-    given = {
-        # Looked up when needed: a lazy mapping need not hold all arrays at once.
-        name: Entry(directory, array.shape, array.dtype.name, partial(weights.__getitem__, name))
-        for name, array in weights.items()
-    }
-    require_exactly(directory, {row.name: (row.shape,) for row in rows}, given)
+    require_names((row.name for row in rows), weights)
     require_replaceable(directory)
     files = {CONFIG_FILE: config_json(config, dtype), "metadata.json": metadata_json(config)}
     texts = {}
@@ -250,7 +244,7 @@ def write(
         ) as place:
             draft = Path(place) / "preset"
             draft.mkdir()
-            keras_weights.write(draft, rows, given, cast, max_shard_size or math.inf)
+            keras_weights.write(draft, rows, weights, cast, max_shard_size or math.inf)
             for name, text in texts.items():
                 (draft / name).parent.mkdir(parents=True, exist_ok=True)
                 (draft / name).write_text(text, encoding="utf-8", newline="\n")

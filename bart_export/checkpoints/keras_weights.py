@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from bart_export.checkpoints import weights
+from bart_export.checkpoints import weights as weight_files
 from bart_export.checkpoints.files import import_extra, one_line
 from bart_export.checkpoints.names import Weight
 from bart_export.checkpoints.weights import Array, Entry, numpy_dtype
@@ -48,7 +48,7 @@ def read_entries(directory: Path) -> tuple[Path, tuple[Path, ...], dict[str, Ent
         return "/".join(EARLIER_NAMES.get(word, word) for word in name.split("/"))
 
     formats = {WEIGHT_FILE: read_datasets, INDEX_FILE: read_datasets}
-    return weights.read_entries(directory, formats, todays)
+    return weight_files.read_entries(directory, formats, todays)
 
 
 def read_datasets(path: Path) -> dict[str, Entry]:
@@ -130,55 +130,49 @@ def damaged(path: Path, error: Exception) -> CheckpointError:
 def write(
     directory: Path,
     rows: tuple[Weight, ...],
-    entries: Mapping[str, Entry],
+    weights: Mapping[str, Array],
     dtype: np.dtype[Any] | None,
     max_shard_size: float,
 ) -> None:
     """Write weights as Keras does, into one file or, past `max_shard_size` gigabytes, into shards.
 
-    `entries` go by canonical names and are read one at a time. `dtype` casts; None keeps each
-    tensor's own.
+    `weights` go by canonical names; each is looked up once. `dtype` casts; None keeps each tensor's
+    own.
 
     Raises:
-        CheckpointError: when one weight alone is larger than a shard may be.
+        CheckpointError: when a weight is misshapen, or alone is larger than a shard may be.
         MissingExtra: when h5py is not installed.
     """
     h5py = import_h5py()
     limit = max_shard_size * GIGABYTE
-    sizes = [row.size * (dtype or numpy_dtype(entries[row.name].dtype)).itemsize for row in rows]
-    shards = assign(rows, sizes, limit) if sum(sizes) > limit else [rows]
-    whole = len(shards) == 1
+    shards: list[str] = []
     weight_map: dict[str, list[str]] = {}
-    for number, shard in enumerate(shards):
-        name = WEIGHT_FILE if whole else SHARD_FILE.format(number)
-        with h5py.File(directory / name, "w") as file:
-            for row in shard:
-                values = entries[row.name].read()
-                values = values if dtype is None else values.astype(dtype)
-                write_dataset(file, row.h5, values)
-                files = weight_map.setdefault(f"/{row.h5.rpartition('/')[0]}", [])
-                files += [name] if name not in files else []
-    if not whole:
-        index = {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map}
-        (directory / INDEX_FILE).write_text(json.dumps(index, indent=4), encoding="utf-8")
-
-
-def assign(rows: tuple[Weight, ...], sizes: list[int], limit: float) -> list[list[Weight]]:
-    """Return the rows of each shard, filled in order."""
-    shards: list[list[Weight]] = [[]]
-    filled = 0
-    for row, size in zip(rows, sizes, strict=True):
-        if size > limit:
+    total = filled = 0
+    for row in rows:
+        values = weights[row.name] if dtype is None else weights[row.name].astype(dtype)
+        if values.shape != row.shape:
             raise CheckpointError(
-                f"max_shard_size must have room for {row.name} ({size / GIGABYTE:.3g} GB), "
-                f"received {limit / GIGABYTE:.3g}."
+                f"{row.name} must have shape {row.shape}, received {values.shape}."
             )
-        if filled + size > limit:
-            shards.append([])
+        if values.nbytes > limit:
+            raise CheckpointError(
+                f"max_shard_size must have room for {row.name} ({values.nbytes / GIGABYTE:.3g} "
+                f"GB), received {limit / GIGABYTE:.3g}."
+            )
+        if not shards or filled + values.nbytes > limit:
+            shards.append(SHARD_FILE.format(len(shards)))
             filled = 0
-        shards[-1].append(row)
-        filled += size
-    return shards
+        filled += values.nbytes
+        total += values.nbytes
+        with h5py.File(directory / shards[-1], "a") as file:
+            write_dataset(file, row.h5, values)
+        files = weight_map.setdefault(f"/{row.h5.rpartition('/')[0]}", [])
+        files += shards[-1:] if shards[-1] not in files else []
+    if len(shards) == 1:
+        (directory / shards[0]).rename(directory / WEIGHT_FILE)
+    else:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (directory / INDEX_FILE).write_text(json.dumps(index, indent=4), encoding="utf-8")
 
 
 def write_dataset(file: Any, path: str, values: Array) -> None:

@@ -7,6 +7,7 @@ transformers' defaults hold. A length beyond the model's positions is brought wi
 """
 
 import dataclasses
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -111,7 +112,7 @@ def find(preset: str) -> Source:
     elif repository := HUGGING_FACE.fullmatch(handle):
         name = f"hf://{repository[1]}"
         directory, revision = hubs.fetch_hugging_face(*repository.groups())
-    elif "://" not in preset and preset and is_directory(preset):
+    elif "://" not in preset and os.path.isdir(preset):
         return Source(preset, None, Path(preset), None)
     else:
         raise PresetError(
@@ -129,14 +130,6 @@ def guess(preset: str) -> str:
     if REPOSITORY.fullmatch(preset):
         return f" Did you mean hf://{preset}?"
     return did_you_mean(preset[:MOST_CHARACTERS], PRESETS)
-
-
-def is_directory(name: str) -> bool:
-    """Return whether a name is that of a directory; one that no directory can have is none."""
-    try:
-        return Path(name).is_dir()
-    except (OSError, ValueError):
-        return False
 
 
 def read(directory: Path, *, weights: bool = True, tokenizer: bool = True) -> Checkpoint:

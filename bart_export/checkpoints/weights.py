@@ -164,6 +164,22 @@ def require_exactly(
     raise CheckpointError(" ".join([line, *sorted(reasons)]))
 
 
+def require_names(expected: Iterable[str], weights: Mapping[str, object]) -> None:
+    """Require arrays of exactly the expected names.
+
+    Raises:
+        CheckpointError: with the names of all missing and surplus arrays.
+    """
+    wanted = set(expected)
+    missing, surplus = sorted(wanted - weights.keys()), sorted(weights.keys() - wanted)
+    found = [f"missing {', '.join(missing)}"] if missing else []
+    found += [f"surplus {', '.join(surplus)}"] if surplus else []
+    if found:
+        raise CheckpointError(
+            f"The weights are not those of the model's configuration: {'; '.join(found)}."
+        )
+
+
 def listing(names: list[str]) -> str:
     """Return the first names, and how many more there are."""
     shown = ", ".join(names[:LISTED])

@@ -27,7 +27,7 @@ from bart_export.artifact.manifest import (
 )
 from bart_export.checkpoints import names
 from bart_export.checkpoints.checkpoint import weights_digest
-from bart_export.checkpoints.resolve import ResolvedPreset, is_directory, known_settings
+from bart_export.checkpoints.resolve import ResolvedPreset, known_settings
 from bart_export.documents import plain
 from bart_export.errors import PresetError, did_you_mean, shown
 from bart_export.presets import PRESETS
@@ -46,7 +46,7 @@ def facts(preset_or_artifact: str) -> Facts:
     Raises:
         ArtifactError, PresetError, CheckpointError: if it is neither or cannot be read.
     """
-    path, directory = pathlib.Path(preset_or_artifact), is_directory(preset_or_artifact)
+    path, directory = pathlib.Path(preset_or_artifact), os.path.isdir(preset_or_artifact)
     if (path / MANIFEST).is_file() if directory else os.path.isfile(path):
         return artifact_facts(path)
     if preset_or_artifact in PRESETS or "://" in preset_or_artifact or directory:

@@ -15,7 +15,7 @@ from bart_export.checkpoints.files import JsonObject, require_file
 from bart_export.checkpoints.keras_preset import KERAS_FIELDS
 from bart_export.checkpoints.keras_weights import import_h5py
 from bart_export.checkpoints.resolve import without_weights
-from bart_export.checkpoints.weights import Array, LazyWeights
+from bart_export.checkpoints.weights import Array, LazyWeights, require_names
 from bart_export.config import BartConfig
 from bart_export.errors import CheckpointError, ConfigurationError, TokenizerError
 from bart_export.model.layers import weights_left_at_zero
@@ -272,18 +272,7 @@ class Backbone(keras.Model):
 
 def assign(variables: Mapping[str, keras.Variable], weights: Mapping[str, Array]) -> None:
     """Set every variable by name, reading one array at a time; raises as `assign_weights`."""
-    findings = [
-        f"{word} {', '.join(sorted(names))}"
-        for word, names in (
-            ("missing", variables.keys() - weights.keys()),
-            ("surplus", weights.keys() - variables.keys()),
-        )
-        if names
-    ]
-    if findings:
-        raise CheckpointError(
-            f"The weights are not those of the model's configuration: {'; '.join(findings)}."
-        )
+    require_names(variables, weights)
     for name, variable in variables.items():
         array = weights[name]
         if array.shape != tuple(variable.shape):
