@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from bart_export.checkpoints import keras_preset, names
+from bart_export.checkpoints import keras_preset, weight_names
 from bart_export.config import BartConfig
 from bart_export.presets import PRESETS
 
@@ -42,7 +42,9 @@ class RandomWeights(Mapping[str, FloatArray]):
     """Weights by name, drawn on access; the scales of norms are 1."""
 
     def __init__(self, config: BartConfig, seed: int) -> None:
-        self.rows = {row.name: (number, row) for number, row in enumerate(names.weights(config))}
+        self.rows = {
+            row.name: (number, row) for number, row in enumerate(weight_names.weights(config))
+        }
         self.seed = seed
 
     def __getitem__(self, name: str) -> FloatArray:

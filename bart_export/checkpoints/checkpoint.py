@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from bart_export.checkpoints.generation import StatedSettings, require_ids
-from bart_export.checkpoints.names import FINAL_LOGITS_BIAS, TOKEN_EMBEDDING
+from bart_export.checkpoints.weight_names import FINAL_LOGITS_BIAS, TOKEN_EMBEDDING
 from bart_export.checkpoints.weights import Array, LazyWeights
 from bart_export.config import BartConfig, GenerationConfig
 from bart_export.errors import CheckpointError
@@ -23,7 +23,7 @@ class Checkpoint:
     it was prepared for, never above `config.max_sequence_length`, `decoder_sequence_length` that of
     target tokens in training, None where it does not say. `dtype` is the dtype policy a
     Keras preset was saved with, None when it says none. `weights` maps canonical names to arrays of
-    exactly the shapes of `names.weights`, in the stored dtype; each lookup reads the file.
+    exactly the shapes of `weight_names.weights`, in the stored dtype; each lookup reads the file.
     `vocabulary` maps byte-level BPE tokens and added tokens to ids, `merges` are the pairs to
     merge, the first to merge first. `rows_without_token` counts embedding rows beyond the
     tokenizer's tokens that were left out. `notes` are lines about what was not taken as it is

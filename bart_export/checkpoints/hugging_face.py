@@ -16,8 +16,8 @@ import numpy as np
 from bart_export.checkpoints import files, generation, tokenizer_files, weights
 from bart_export.checkpoints.checkpoint import Checkpoint
 from bart_export.checkpoints.files import JsonObject
-from bart_export.checkpoints.names import FINAL_LOGITS_BIAS, TOKEN_EMBEDDING, Shape, Weight
-from bart_export.checkpoints.names import weights as weight_rows
+from bart_export.checkpoints.weight_names import FINAL_LOGITS_BIAS, TOKEN_EMBEDDING, Shape, Weight
+from bart_export.checkpoints.weight_names import weights as weight_rows
 from bart_export.checkpoints.weights import Array, Entry, LazyWeights
 from bart_export.config import ACTIVATION_FUNCTIONS, BartConfig
 from bart_export.errors import CheckpointError, ConfigurationError, PresetError, named, shown

@@ -18,7 +18,7 @@ from pathlib import Path
 import bart_export
 from bart_export.artifact.directories import exchange
 from bart_export.checkpoints import generation as generation_settings
-from bart_export.checkpoints import keras_weights, names, tokenizer_files
+from bart_export.checkpoints import keras_weights, tokenizer_files, weight_names
 from bart_export.checkpoints.checkpoint import Checkpoint
 from bart_export.checkpoints.files import (
     CONFIG_FILE,
@@ -81,7 +81,7 @@ def read(directory: Path, stored: JsonObject, with_weights: bool, tokenizer: boo
         place, files, entries = keras_weights.read_entries(directory)
         if any(entry.dtype in QUANTIZED for entry in entries.values()):
             raise quantized(place, "int8 or smaller")
-        rows = names.weights(config)
+        rows = weight_names.weights(config)
         require_exactly(place, {row.h5: (row.shape,) for row in rows}, entries)
         tensors = stored_weights(rows, {row.name: entries[row.h5] for row in rows})
     path = directory / PREPROCESSOR_FILE
@@ -198,8 +198,8 @@ def write(
 ) -> None:
     """Write a preset directory that KerasHub's `from_preset` loads.
 
-    `weights` holds an array for each row of `names.weights(config)`. `dtype` is the dtype policy to
-    note in config.json; `weights_dtype` casts the stored values, None keeps them. Sequence lengths
+    `weights` holds an array for each row of `weight_names.weights(config)`. `dtype` is the dtype
+    policy to note in config.json; `weights_dtype` casts the stored values, None keeps them. Lengths
     are the preprocessor's, by default all the model can take; without a vocabulary the preset has
     no tokenizer and no preprocessor. `max_shard_size` is in GB as in KerasHub, None for one file.
     The directory appears with one rename once it is whole; a preset that was there before is
@@ -211,7 +211,7 @@ def write(
         MissingExtra: when h5py is not installed.
     """
     directory = Path(os.path.realpath(directory))
-    rows = names.weights(config)
+    rows = weight_names.weights(config)
     require_names((row.name for row in rows), weights)
     require_replaceable(directory)
     files = {CONFIG_FILE: config_json(config, dtype), "metadata.json": metadata_json(config)}
@@ -321,7 +321,7 @@ def metadata_json(config: BartConfig) -> JsonObject:
     return {
         **versions,
         "bart_export_version": bart_export.__version__,
-        "parameter_count": names.parameter_count(config),
+        "parameter_count": weight_names.parameter_count(config),
         "tasks": ["Seq2SeqLM"],
     }
 

@@ -1,8 +1,8 @@
 """The HDF5 weight files of Keras presets, single and sharded, read and written by path.
 
-Datasets are read lazily under the paths of `checkpoints.names`, whichever version of Keras chose
-the group names. Links and datasets that point outside the file are not followed, and nothing but
-numbers is read.
+Datasets are read lazily under the paths of `checkpoints.weight_names`, whichever version of Keras
+chose the group names. Links and datasets that point outside the file are not followed, and nothing
+but numbers is read.
 """
 
 import json
@@ -15,7 +15,7 @@ import numpy as np
 
 from bart_export.checkpoints import weights as weight_files
 from bart_export.checkpoints.files import import_extra, one_line
-from bart_export.checkpoints.names import Weight
+from bart_export.checkpoints.weight_names import Weight
 from bart_export.checkpoints.weights import Array, Entry, numpy_dtype
 from bart_export.errors import CheckpointError
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bart_export.checkpoints.files import import_extra, indexed_files, one_line, require_file
-from bart_export.checkpoints.names import Shape, Weight
+from bart_export.checkpoints.weight_names import Shape, Weight
 from bart_export.errors import CheckpointError
 
 Array = npt.NDArray[Any]

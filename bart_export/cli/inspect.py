@@ -25,7 +25,7 @@ from bart_export.artifact.manifest import (
     StaticEntry,
     TensorSpec,
 )
-from bart_export.checkpoints import names
+from bart_export.checkpoints import weight_names
 from bart_export.checkpoints.checkpoint import weights_digest
 from bart_export.checkpoints.resolve import ResolvedPreset, known_settings
 from bart_export.documents import plain
@@ -135,7 +135,7 @@ def preset_facts(preset: str) -> Facts:
             "directory": str(source.directory),
             "format": checkpoint.format,
             "weights_sha256": weights_digest(checkpoint),
-            "parameters": names.parameter_count(checkpoint.config),
+            "parameters": weight_names.parameter_count(checkpoint.config),
             "encoder_sequence_length": checkpoint.encoder_sequence_length,
         },
         "configuration": checkpoint.config.to_dict(),

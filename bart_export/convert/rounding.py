@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 
-from bart_export.checkpoints.names import TOKEN_EMBEDDING, layer_name
+from bart_export.checkpoints.weight_names import TOKEN_EMBEDDING, layer_name
 from bart_export.errors import ConfigurationError
 from bart_export.recipes.table import Recipe
 

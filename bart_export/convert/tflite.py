@@ -18,7 +18,7 @@ import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
 
 from bart_export import contract
-from bart_export.checkpoints.names import layer_name
+from bart_export.checkpoints.weight_names import layer_name
 from bart_export.config import BartConfig
 from bart_export.contract import StaticShapes
 from bart_export.errors import BartExportError

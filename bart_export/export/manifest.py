@@ -21,7 +21,7 @@ from bart_export.artifact.manifest import (
     TokenizerFiles,
     folded,
 )
-from bart_export.checkpoints import names
+from bart_export.checkpoints import weight_names
 from bart_export.checkpoints.checkpoint import Checkpoint, weights_digest
 from bart_export.checkpoints.files import licence
 from bart_export.checkpoints.resolve import ResolvedPreset
@@ -75,7 +75,7 @@ def describe(resolved: ResolvedPreset, tokenizer: BartTokenizer) -> Manifest:
             source.handle, source.revision, checkpoint.format, weights_digest(checkpoint)
         ),
         config=config,
-        parameter_count=names.parameter_count(config),
+        parameter_count=weight_names.parameter_count(config),
         generation=resolved.defaults.generation,
         notes=tuple(resolved.defaults.notes),
         rows_without_token=checkpoint.rows_without_token,

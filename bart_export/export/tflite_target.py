@@ -10,7 +10,7 @@ from bart_export.artifact.artifact import Draft
 from bart_export.artifact.figures import Answer, FileVerification, LayerSensitivity
 from bart_export.artifact.manifest import TFLITE, BucketEntry, StaticEntry, TfliteEntry
 from bart_export.bench.measurements import Measured
-from bart_export.checkpoints.names import layer_names
+from bart_export.checkpoints.weight_names import layer_names
 from bart_export.config import BartConfig
 from bart_export.contract import StaticShapes
 from bart_export.convert import tflite

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from bart_export.checkpoints.names import TOKEN_EMBEDDING
+from bart_export.checkpoints.weight_names import TOKEN_EMBEDDING
 from bart_export.config import BartConfig
 
 EPSILON = 1e-5  # layer normalization, as in the published models

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 import numpy.typing as npt
 
-from bart_export.checkpoints import names
+from bart_export.checkpoints import weight_names
 from bart_export.config import BartConfig
 
 FloatArray = npt.NDArray[np.float32]
@@ -18,13 +18,13 @@ FloatArray = npt.NDArray[np.float32]
 class InferenceParameters(Mapping[str, FloatArray]):
     """A view of a BART's weights as `FULLY_CONNECTED` takes them.
 
-    Keys are the names of `checkpoints.names.weights`, values float32 arrays: vectors as they are,
-    tables as (rows, hidden), kernels as (outputs, inputs).
+    Keys are the names of `checkpoints.weight_names.weights`, values float32 arrays: vectors as they
+    are, tables as (rows, hidden), kernels as (outputs, inputs).
     """
 
     def __init__(self, config: BartConfig, read: Callable[[str], npt.ArrayLike]) -> None:
         self.config = config
-        self.rows = {weight.name: weight for weight in names.weights(config)}
+        self.rows = {weight.name: weight for weight in weight_names.weights(config)}
         self.read = read
 
     def __getitem__(self, name: str) -> FloatArray:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from bart_export.checkpoints.names import FINAL_LOGITS_BIAS, TOKEN_EMBEDDING
+from bart_export.checkpoints.weight_names import FINAL_LOGITS_BIAS, TOKEN_EMBEDDING
 from bart_export.config import BartConfig
 from bart_export.graph import layers
 from bart_export.graph.layers import MASK_BIAS, Bart, Parameters, attend, linear, merge_heads

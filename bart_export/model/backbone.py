@@ -144,7 +144,7 @@ class Backbone(keras.Model):
         return self.origin.tokenizer()
 
     def named_weights(self) -> dict[str, keras.Variable]:
-        """Return the weights by their names in `checkpoints.names`, with LoRA merged.
+        """Return the weights by their names in `checkpoints.weight_names`, with LoRA merged.
 
         Values are `keras.Variable` objects; those of layers with LoRA are tensors.
         """

@@ -1,7 +1,7 @@
 """`BartBackbone`: BART as a Keras model, a drop-in for `keras_hub.models.BartBackbone`.
 
 It maps token ids and padding masks to hidden states, and `logits` maps these to scores of tokens.
-Weights are loaded by the names of `checkpoints.names`.
+Weights are loaded by the names of `checkpoints.weight_names`.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ import numpy as np
 
 from bart_export.checkpoints.files import JsonObject
 from bart_export.checkpoints.keras_preset import KERAS_FIELDS
-from bart_export.checkpoints.names import FINAL_LOGITS_BIAS
+from bart_export.checkpoints.weight_names import FINAL_LOGITS_BIAS
 from bart_export.config import BartConfig
 from bart_export.errors import ConfigurationError, InputError
 from bart_export.model.backbone import Backbone, constructor_arguments

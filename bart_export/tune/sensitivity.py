@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from bart_export.artifact.figures import LayerSensitivity
-from bart_export.checkpoints.names import layer_names
+from bart_export.checkpoints.weight_names import layer_names
 from bart_export.config import BartConfig
 from bart_export.convert.quantize import quantize
 from bart_export.graph.parameters import InferenceParameters

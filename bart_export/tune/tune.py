@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from bart_export.checkpoints import resolve
-from bart_export.checkpoints.names import layer_names
+from bart_export.checkpoints.weight_names import layer_names
 from bart_export.convert.tflite import write_float
 from bart_export.documents import scratch_directory
 from bart_export.errors import ConfigurationError

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 
-from bart_export.checkpoints.names import layer_names
+from bart_export.checkpoints.weight_names import layer_names
 from bart_export.config import BartConfig
 from bart_export.errors import EngineError, VerificationFailed
 from bart_export.recipes.table import Recipe, Storage

@@ -18,7 +18,7 @@ from support.edited_checkpoints import (
     refusal,
 )
 
-from bart_export.checkpoints import names, resolve
+from bart_export.checkpoints import resolve, weight_names
 from bart_export.checkpoints.checkpoint import weights_digest
 from bart_export.errors import CheckpointError, PresetError, TokenizerError
 
@@ -51,12 +51,12 @@ def test_the_architecture_is_that_of_config_json():
 def test_every_weight_has_its_canonical_name_and_shape(directory):
     checkpoint = resolve.read(directory)
     shapes = {name: values.shape for name, values in checkpoint.weights.items()}
-    assert shapes == {row.name: row.shape for row in names.weights(checkpoint.config)}
+    assert shapes == {row.name: row.shape for row in weight_names.weights(checkpoint.config)}
 
 
 def test_every_matrix_has_the_name_that_people_write():
     named, config = (
-        names.layer_names(resolve.read(DISTILLED).config),
+        weight_names.layer_names(resolve.read(DISTILLED).config),
         resolve.read(DISTILLED).config,
     )
     attention = [f"attention_{part}" for part in ("query", "key", "value", "output")]
@@ -69,7 +69,7 @@ def test_every_matrix_has_the_name_that_people_write():
     assert set(named) == expected
     output = "decoder/layer_0/feedforward_output"
     assert named[output] == "transformer_decoder_layer_0/feedforward_output_dense/kernel"
-    matrices = {row.name for row in names.weights(config) if len(row.shape) > 1}
+    matrices = {row.name for row in weight_names.weights(config) if len(row.shape) > 1}
     assert set(named.values()) == {name for name in matrices if not name.endswith("/bias")}
 
 
@@ -295,7 +295,7 @@ def test_rows_that_no_token_has_are_left_out_where_there_is_a_tokenizer(director
     assert (trimmed.config.vocabulary_size, trimmed.rows_without_token) == (267, 21)
     np.testing.assert_array_equal(trimmed.weights[table], whole.weights[table][:267])
     shapes = {name: values.shape for name, values in trimmed.weights.items()}
-    assert shapes == {row.name: row.shape for row in names.weights(trimmed.config)}
+    assert shapes == {row.name: row.shape for row in weight_names.weights(trimmed.config)}
     assert "288 rows for the tokenizer's 267 tokens" in trimmed.notes[0]
 
     tokens = resolve.read(directory).config.vocabulary_size

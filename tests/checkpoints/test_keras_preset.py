@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from support.edited_checkpoints import SYMMETRIC, edit_json, refusal
 
-from bart_export.checkpoints import keras_preset, keras_weights, names, resolve
+from bart_export.checkpoints import keras_preset, keras_weights, resolve, weight_names
 from bart_export.config import BartConfig, GenerationConfig
 from bart_export.errors import CheckpointError, PresetError, TokenizerError
 
@@ -285,7 +285,7 @@ def test_all_that_is_wrong_with_the_weights_is_in_one_line(preset):
     assert f"missing {gone}; surplus {surplus};" in line
     assert f"{NORM} of shape [15] instead of [16]" in line
     rewrite(preset / "model.weights.h5", keep=lambda name: "transformer" not in name)
-    count = sum("transformer" in row.name for row in names.weights(CONFIG))
+    count = sum("transformer" in row.name for row in weight_names.weights(CONFIG))
     assert f"and {count - 12} more" in refusal(preset)
 
 
@@ -309,7 +309,7 @@ def test_a_weight_file_cut_short_is_refused(preset, kept):
 def test_every_flipped_bit_of_the_structure_is_refused_or_harmless(preset):
     """HDF5 has no checksums here: a flip may pass, but never as another error or another shape."""
     path, refused = preset / "model.weights.h5", 0
-    whole, rows = path.read_bytes(), {row.name: row.shape for row in names.weights(CONFIG)}
+    whole, rows = path.read_bytes(), {row.name: row.shape for row in weight_names.weights(CONFIG)}
     for place in [*range(0, 120, 3), *range(120, 12_000, 293)]:
         damaged = bytearray(whole)
         damaged[place] ^= 1 << (place % 8)

@@ -8,7 +8,7 @@ from support.command import python
 from support.edited_checkpoints import CASES, copy, edit_json
 
 from bart_export import presets
-from bart_export.checkpoints import names, resolve
+from bart_export.checkpoints import resolve, weight_names
 from bart_export.checkpoints.resolve import ResolvedPreset
 from bart_export.config import BartConfig, GenerationConfig
 from bart_export.errors import CheckpointError, ConfigurationError, PresetError
@@ -152,7 +152,7 @@ def test_the_embedded_preset_needs_no_network_and_states_its_settings():
 def test_the_stated_parameters_are_those_of_the_architecture(name, sizes):
     words = ("vocabulary_size", "num_layers", "num_heads", "hidden_dim", "intermediate_dim")
     config = BartConfig(**dict(zip(words, sizes, strict=True)))
-    assert presets.PRESETS[name].parameters == names.parameter_count(config)
+    assert presets.PRESETS[name].parameters == weight_names.parameter_count(config)
 
 
 def test_a_preset_goes_before_a_directory_of_its_name(tmp_path, monkeypatch):

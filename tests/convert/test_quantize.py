@@ -9,7 +9,7 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 from support import tflite_files
 
-from bart_export.checkpoints.names import layer_names
+from bart_export.checkpoints.weight_names import layer_names
 from bart_export.convert import quantize as quantization
 from bart_export.convert import rounding
 from bart_export.convert.calibration import activation_names

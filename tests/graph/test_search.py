@@ -13,7 +13,7 @@ from support.graph_bart import GraphBart, bart_of, batch, fixed, hypotheses, per
 from support.numpy_bart import NumpyBart
 
 from bart_export import errors
-from bart_export.checkpoints import names
+from bart_export.checkpoints import weight_names
 from bart_export.config import BartConfig, GenerationConfig
 from bart_export.graph import search, sequences
 from bart_export.graph.parameters import InferenceParameters
@@ -224,7 +224,7 @@ class MadeUpBart(GraphBart):
             max_sequence_length=16,
         )
         random = np.random.default_rng(0)
-        shapes = {row.name: row.shape for row in names.weights(config)}
+        shapes = {row.name: row.shape for row in weight_names.weights(config)}
         self.bart = bart_of(
             InferenceParameters(
                 config, lambda name: random.normal(size=shapes[name]).astype(np.float32)

@@ -7,7 +7,7 @@ import pytest
 from support.small_bart import SHAPE, random_inputs, randomize
 
 from bart_export import BartBackbone, errors
-from bart_export.checkpoints import names
+from bart_export.checkpoints import weight_names
 from bart_export.config import ACTIVATION_FUNCTIONS, BartConfig
 from bart_export.model.layers import ACTIVATIONS
 
@@ -127,19 +127,19 @@ def test_weights_and_layers_have_keras_hubs_names_order_and_shapes(backbone, ker
         for model in (backbone, keras_hub_backbone)
     )
     assert mine == theirs
-    assert mine == [(row.name, row.shape) for row in names.weights(backbone.config)]
+    assert mine == [(row.name, row.shape) for row in weight_names.weights(backbone.config)]
     assert [layer.name for layer in backbone.layers] == [
         layer.name for layer in keras_hub_backbone.layers
     ]
-    assert backbone.count_params() == names.parameter_count(backbone.config)
+    assert backbone.count_params() == weight_names.parameter_count(backbone.config)
 
 
 def test_weights_of_an_extended_model_are_those_of_the_table():
     model = BartBackbone(**EXTENDED)
     assert [(weight.path, tuple(weight.shape)) for weight in model.weights] == [
-        (row.name, row.shape) for row in names.weights(BartConfig(**EXTENDED))
+        (row.name, row.shape) for row in weight_names.weights(BartConfig(**EXTENDED))
     ]
-    assert list(model.named_weights()) == [row.name for row in names.weights(model.config)]
+    assert list(model.named_weights()) == [row.name for row in weight_names.weights(model.config)]
 
 
 def test_attributes_are_keras_hubs(backbone, keras_hub_backbone):

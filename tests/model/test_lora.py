@@ -8,7 +8,7 @@ from support.small_bart import SHAPE, random_inputs, randomize
 
 import bart_export
 from bart_export import errors, models
-from bart_export.checkpoints import names
+from bart_export.checkpoints import weight_names
 from bart_export.presets import PRESETS
 
 # h5py asks Keras' variables for their arrays in a way NumPy 2 deprecates.
@@ -73,7 +73,7 @@ def test_lora_files_are_interchangeable_with_keras_hubs(mine, theirs, tmp_path):
 
 def test_a_preset_has_lora_merged(mine, tmp_path):
     mine.save_to_preset(tmp_path / "saved")
-    assert list(mine.named_weights()) == [row.name for row in names.weights(mine.config)]
+    assert list(mine.named_weights()) == [row.name for row in weight_names.weights(mine.config)]
     for made in (models.BartBackbone, keras_hub.models.BartBackbone):
         loaded = made.from_preset(str(tmp_path / "saved"))
         assert_same(outputs(loaded), outputs(mine))

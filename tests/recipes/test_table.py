@@ -9,7 +9,7 @@ import time
 import pytest
 from support.mounts import run_on_mount
 
-from bart_export.checkpoints.names import layer_names
+from bart_export.checkpoints.weight_names import layer_names
 from bart_export.config import BartConfig
 from bart_export.errors import ConfigurationError
 from bart_export.recipes import metrics, table

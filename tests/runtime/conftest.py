@@ -22,13 +22,13 @@ def roomy_config():
 @pytest.fixture(scope="session")
 def roomy_parameters(roomy_config):
     """Return weights large enough for every cached position to count in every logit."""
-    from bart_export.checkpoints import names
+    from bart_export.checkpoints import weight_names
     from bart_export.graph.parameters import InferenceParameters
 
     random = np.random.default_rng(0)
     weights = {
         weight.name: random.normal(size=weight.shape).astype(np.float32) * 0.5
-        for weight in names.weights(roomy_config)
+        for weight in weight_names.weights(roomy_config)
     }
     return InferenceParameters(roomy_config, weights.__getitem__)
 

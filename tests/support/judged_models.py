@@ -8,8 +8,8 @@ import numpy as np
 import tensorflow as tf
 
 from bart_export.checkpoints import resolve
-from bart_export.checkpoints.names import layer_names
 from bart_export.checkpoints.resolve import find
+from bart_export.checkpoints.weight_names import layer_names
 from bart_export.convert import tflite
 from bart_export.convert.quantize import quantize
 from bart_export.graph import layers, steps

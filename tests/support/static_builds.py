@@ -5,7 +5,7 @@ import shutil
 
 from bart_export.artifact import artifact
 from bart_export.checkpoints import resolve
-from bart_export.checkpoints.names import layer_names
+from bart_export.checkpoints.weight_names import layer_names
 from bart_export.convert import tflite
 from bart_export.convert.quantize import quantize
 from bart_export.export.tflite_target import file_entry, file_name

@@ -3,7 +3,7 @@
 import pytest
 
 from bart_export.artifact.figures import LayerSensitivity
-from bart_export.checkpoints.names import layer_names
+from bart_export.checkpoints.weight_names import layer_names
 from bart_export.recipes.table import STORAGES
 from bart_export.tune.precision_steps import (
     StorageOption,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bart_export.checkpoints import resolve
-from bart_export.checkpoints.names import layer_names
+from bart_export.checkpoints.weight_names import layer_names
 from bart_export.convert.quantize import quantize
 from bart_export.convert.tflite import write_float
 from bart_export.graph.parameters import InferenceParameters

@@ -20,7 +20,7 @@ from support.judged_models import (
     wrong_epsilon,
 )
 
-from bart_export.checkpoints import keras_preset, names, resolve
+from bart_export.checkpoints import keras_preset, resolve, weight_names
 from bart_export.errors import VerificationFailed
 from bart_export.model import BartBackbone
 from bart_export.recipes.table import ROUNDING, with_bounds
@@ -36,7 +36,7 @@ def random_preset(directory, spread, seed):
     tiny = resolve.read(GOLDEN / MODELS[0])
     config = dataclasses.replace(tiny.config, final_logits_bias=seed % 2 == 0)
     weights = {}
-    for number, weight in enumerate(names.weights(config)):
+    for number, weight in enumerate(weight_names.weights(config)):
         values = np.random.default_rng((seed, number)).standard_normal(weight.shape, np.float32)
         center = 1 if weight.name.endswith("gamma") else 0
         weights[weight.name] = center + values * np.float32(spread)

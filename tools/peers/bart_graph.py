@@ -9,14 +9,14 @@ passed from one step to the next.
 
 from typing import Any, Protocol
 
-from bart_export.checkpoints.names import FINAL_LOGITS_BIAS, TOKEN_EMBEDDING
+from bart_export.checkpoints.weight_names import FINAL_LOGITS_BIAS, TOKEN_EMBEDDING
 from bart_export.config import BartConfig
 
 Node = Any  # a value in the graph of a peer
 
 
 class Operators(Protocol):
-    """Adds nodes to a graph; `name` names weights as `checkpoints.names` does."""
+    """Adds nodes to a graph; `name` names weights as `checkpoints.weight_names` does."""
 
     def rows(self, name: str, indices: Node) -> Node:
         """Look up rows of a table."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bart_export.checkpoints import names
+from bart_export.checkpoints import weight_names
 from bart_export.checkpoints.checkpoint import Checkpoint
 from bart_export.config import BartConfig, GenerationConfig
 from bart_export.errors import ConfigurationError
@@ -88,7 +88,7 @@ def build(checkpoint: Checkpoint, *unneeded: Any, **settings: Any) -> KerasHub:
     `settings` are arguments of KerasHub's `compile`.
     """
     backbone = backbone_of(checkpoint.config)
-    rows = names.weights(checkpoint.config)  # in KerasHub's order
+    rows = weight_names.weights(checkpoint.config)  # in KerasHub's order
     for variable, row in zip(backbone.weights, rows, strict=True):
         variable.assign(checkpoint.weights[row.name])
     return KerasHub(backbone, settings)

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from bart_export.checkpoints.names import TOKEN_EMBEDDING
+from bart_export.checkpoints.weight_names import TOKEN_EMBEDDING
 from bart_export.config import BartConfig
 from bart_export.graph.parameters import InferenceParameters
 from peers import bart_graph

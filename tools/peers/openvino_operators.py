@@ -13,7 +13,7 @@ import openvino
 from openvino import opset15 as ops
 from openvino.op.util import Variable, VariableInfo
 
-from bart_export.checkpoints.names import TOKEN_EMBEDDING
+from bart_export.checkpoints.weight_names import TOKEN_EMBEDDING
 from bart_export.config import BartConfig
 from bart_export.graph.parameters import InferenceParameters
 from peers import bart_graph

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from transformers import BartConfig, BartForConditionalGeneration
 
-from bart_export.checkpoints import names
+from bart_export.checkpoints import weight_names
 from bart_export.checkpoints.checkpoint import Checkpoint
 from bart_export.checkpoints.hugging_face import FIELDS, POSITION_OFFSET
-from bart_export.checkpoints.names import FINAL_LOGITS_BIAS, Weight
+from bart_export.checkpoints.weight_names import FINAL_LOGITS_BIAS, Weight
 from bart_export.runtime.engine import FloatArray
 
 
@@ -73,7 +73,7 @@ def build(checkpoint: Checkpoint, directory: Path, num_threads: int) -> Transfor
         row.hugging_face
         if row.name == FINAL_LOGITS_BIAS
         else f"model.{row.hugging_face}": arranged(row, checkpoint.weights[row.name])
-        for row in names.weights(config)
+        for row in weight_names.weights(config)
     }
     missing, surplus = model.load_state_dict(tensors, strict=False)
     tied = {"model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight"}
