@@ -23,7 +23,7 @@ from bart_export.config import BartConfig
 from bart_export.convert import tflite
 from bart_export.convert.quantize import quantize
 from bart_export.edgetpu import parts
-from bart_export.graph import steps
+from bart_export.graph import tflite_signatures
 from bart_export.graph.layers import ACTIVATIONS, layer_norm, linear
 from bart_export.graph.parameters import FloatArray, InferenceParameters
 from bart_export.quiet import native_stderr_silenced
@@ -112,7 +112,8 @@ def layer_weights(parameters: InferenceParameters, layer: int) -> Vectors:
 def embed_source(parameters: InferenceParameters, ids: Sequence[int]) -> FloatArray:
     """Return the input of the first layer for a source, (length, hidden)."""
     inputs = {"encoder_token_ids": tf.constant([ids], tf.int32)}
-    hidden: FloatArray = steps.embed_source(parameters.config, parameters, inputs)["hidden"].numpy()
+    embedded = tflite_signatures.embed_source(parameters.config, parameters, inputs)
+    hidden: FloatArray = embedded["hidden"].numpy()
     return hidden
 
 
@@ -125,7 +126,7 @@ def run_layer(
     """
     projected = [linear(weights, name, x).numpy() for name in PROJECTIONS[parts.ATTENTION_INPUT]]
     inputs = dict(zip(SELF_ATTENTION, projected, strict=True))
-    context = steps.attention(config, {}, inputs)["mixed"]
+    context = tflite_signatures.attention(config, {}, inputs)["mixed"]
     update = linear(weights, "self_attention_layer/attention_output", context)
     middle = layer_norm(weights, NORMS[parts.ATTENTION_OUTPUT], x + update)
     wide = ACTIVATIONS[config.activation_function](linear(weights, WIDE, middle))

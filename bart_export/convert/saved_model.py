@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from bart_export import contract
 from bart_export.config import GenerationConfig
-from bart_export.graph import signatures
+from bart_export.graph import saved_model_signatures
 from bart_export.graph.layers import Tensors
 from bart_export.graph.parameters import BatchParameters, InferenceParameters
 from bart_export.graph.tokenizer import GraphTokenizer
@@ -50,7 +50,7 @@ def write_saved_model(
     """
     parameters = InferenceParameters(backbone.config, backbone.named_weights().__getitem__)
     module = ServedModule(BatchParameters(parameters), GraphTokenizer(tokenizer), dtype)
-    served = signatures.Served(
+    served = saved_model_signatures.Served(
         backbone.config, module.weights, module.tokenizer, generation, encoder_sequence_length
     )
     functions = {
@@ -62,15 +62,15 @@ def write_saved_model(
 
 
 def signature_function(
-    served: signatures.Served, signature: contract.Signature
+    served: saved_model_signatures.Served, signature: contract.Signature
 ) -> tf.types.experimental.PolymorphicFunction:
     """Return a signature's tf.function.
 
     TensorFlow stores a Python argument's default in the SavedModel if it is a tensor; the function
     therefore gets an argument list that is built from the contract.
     """
-    compute = signatures.FUNCTIONS[signature.name]
-    values = signatures.defaults(served.generation)
+    compute = saved_model_signatures.FUNCTIONS[signature.name]
+    values = saved_model_signatures.defaults(served.generation)
     specs = {
         tensor.name: tf.TensorSpec(tensor.shape({}), tensor.dtype) for tensor in signature.inputs
     }

@@ -22,7 +22,7 @@ from bart_export.checkpoints.weight_names import layer_name
 from bart_export.config import BartConfig
 from bart_export.contract import StaticShapes
 from bart_export.errors import BartExportError
-from bart_export.graph import steps
+from bart_export.graph import tflite_signatures
 from bart_export.graph.layers import Tensors
 from bart_export.graph.parameters import FloatArray, InferenceParameters
 from bart_export.quiet import native_stderr_silenced
@@ -113,7 +113,7 @@ def signature_function(
         def call(*tensors: tf.Tensor) -> Tensors:
             arguments = dict(zip(specs, tensors, strict=True))
             weights = TracedParameters(vectors, arguments, read)
-            computed = steps.STEPS[signature.name](config, weights, arguments)
+            computed = tflite_signatures.FUNCTIONS[signature.name](config, weights, arguments)
             return {tensor.name: computed[tensor.name] for tensor in signature.outputs}
 
         function = tf.function(call, autograph=False, input_signature=list(specs.values()))

@@ -9,7 +9,7 @@ import tensorflow as tf
 from bart_export.artifact.figures import Answer, SavedModelVerification
 from bart_export.config import GenerationConfig
 from bart_export.errors import VerificationFailed
-from bart_export.graph.signatures import defaults
+from bart_export.graph.saved_model_signatures import defaults
 from bart_export.quiet import native_stderr_silenced
 from bart_export.recipes.metrics import AT_LEAST, AT_MOST
 from bart_export.text.tokenizer import BartTokenizer

@@ -18,7 +18,7 @@ from bart_export.checkpoints import resolve
 from bart_export.config import GenerationConfig
 from bart_export.convert import saved_model
 from bart_export.graph.parameters import BatchParameters, InferenceParameters
-from bart_export.graph.signatures import Served, defaults
+from bart_export.graph.saved_model_signatures import Served, defaults
 from bart_export.graph.tokenizer import GraphTokenizer
 from bart_export.server import tensorflow_engine
 from bart_export.server.options import ServeOptions

@@ -16,7 +16,7 @@ from bart_export.export.options import SavedModelOptions, TfliteOptions
 from bart_export.export.pipeline import export
 from bart_export.export.saved_model_target import next_version
 from bart_export.graph import sequences
-from bart_export.graph.signatures import defaults
+from bart_export.graph.saved_model_signatures import defaults
 from bart_export.recipes.table import RECIPES
 
 VERSION = "saved_model/1"

@@ -8,7 +8,7 @@ from support.graph_bart import GraphBart, batch
 
 from bart_export import BartBackbone
 from bart_export.checkpoints import resolve
-from bart_export.graph import sequences, signatures
+from bart_export.graph import saved_model_signatures, sequences
 from bart_export.graph.layers import MASK_BIAS, Bart
 from bart_export.graph.parameters import BatchParameters, InferenceParameters
 
@@ -114,8 +114,10 @@ def test_under_any_mask_both_outputs_are_those_of_the_keras_model(golden, case):
     }
     keras_model = BartBackbone.from_preset(str(golden.directory))
     expected = keras_model(inputs)
-    served = signatures.Served(golden.bart.config, golden.bart.parameters, None, None, 0)
-    received = signatures.backbone(served, inputs)
+    served = saved_model_signatures.Served(
+        golden.bart.config, golden.bart.parameters, None, None, 0
+    )
+    received = saved_model_signatures.backbone(served, inputs)
     assert received.keys() == expected.keys()
     for name, tensor in expected.items():
         assert_same(golden, name, received[name], np.asarray(tensor))

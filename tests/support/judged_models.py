@@ -12,7 +12,7 @@ from bart_export.checkpoints.resolve import find
 from bart_export.checkpoints.weight_names import layer_names
 from bart_export.convert import tflite
 from bart_export.convert.quantize import quantize
-from bart_export.graph import layers, steps
+from bart_export.graph import layers, tflite_signatures
 from bart_export.graph.parameters import InferenceParameters
 from bart_export.model import BartBackbone
 from bart_export.recipes.table import RECIPES
@@ -132,4 +132,4 @@ def wrong_epsilon(monkeypatch):
 def cache_one_off(monkeypatch):
     """Write keys and values one position too late."""
     shifted = {**vars(tf), "equal": lambda places, position: tf.equal(places, position + 1)}
-    monkeypatch.setattr(steps, "tf", types.SimpleNamespace(**shifted))
+    monkeypatch.setattr(tflite_signatures, "tf", types.SimpleNamespace(**shifted))

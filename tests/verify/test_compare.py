@@ -13,7 +13,7 @@ from support.judged_models import FLOAT32, swap_rows
 from bart_export.artifact.figures import FileVerification, TextFile
 from bart_export.convert import tflite
 from bart_export.errors import VerificationFailed
-from bart_export.graph import steps
+from bart_export.graph import tflite_signatures
 from bart_export.recipes.table import RECIPES
 from bart_export.verify.compare import Cases, compare_model
 from bart_export.verify.tolerance import bounds_of, require
@@ -65,25 +65,27 @@ def beams_not_gathered(monkeypatch):
             else tf.gather(table, rows)
         )
 
-    monkeypatch.setattr(steps, "tf", types.SimpleNamespace(**{**vars(tf), "gather": gather}))
+    monkeypatch.setattr(
+        tflite_signatures, "tf", types.SimpleNamespace(**{**vars(tf), "gather": gather})
+    )
 
 
 def padding_seen(monkeypatch):
     """Do not mask future positions."""
-    monkeypatch.setattr(steps, "MASK_BIAS", 0.0)
+    monkeypatch.setattr(tflite_signatures, "MASK_BIAS", 0.0)
 
 
 def scaled(signature):
     """Return a change that makes the logits of a decoder signature 1 % too large."""
 
     def harm(monkeypatch):
-        right = steps.STEPS[signature]
+        right = tflite_signatures.FUNCTIONS[signature]
 
         def wrong(config, parameters, given):
             outputs = right(config, parameters, given)
             return outputs | {"logits": outputs["logits"] * 1.01}
 
-        monkeypatch.setitem(steps.STEPS, signature, wrong)
+        monkeypatch.setitem(tflite_signatures.FUNCTIONS, signature, wrong)
 
     return harm
 

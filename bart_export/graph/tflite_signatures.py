@@ -164,7 +164,7 @@ def padding_bias(padding_mask: tf.Tensor) -> tf.Tensor:
     return tf.expand_dims(tf.expand_dims(mask_bias, 1), 1)
 
 
-STEPS: dict[str, Callable[[BartConfig, Parameters, Tensors], Tensors]] = {
+FUNCTIONS: dict[str, Callable[[BartConfig, Parameters, Tensors], Tensors]] = {
     "encode": encode,
     "decode": decode,
     "decode_single": decode_single,
