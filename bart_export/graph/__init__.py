@@ -1,1 +1,1 @@
-"""TensorFlow functions over the weights of a BART: what exported files compute."""
+"""BART inference as TensorFlow functions, the computation inside exported files."""

@@ -1,9 +1,8 @@
-"""The arithmetic of BART's layers in plain TensorFlow operators, for inference graphs.
+"""BART's encoder and decoder layers in plain TensorFlow operators, for inference graphs.
 
 Hidden states are rows, (rows, hidden), so that every projection becomes one `FULLY_CONNECTED`
-without the shape operators that Keras layers bring with dynamic lengths. The encoder layer and the
-decoder layer stand here once; how positions attend to each other, over whole sequences or by steps
-with caches, is the caller's.
+without the shape operators that Keras layers add for dynamic lengths. Callers pass in the
+attention: over whole sequences, or step by step with caches.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,8 +14,8 @@ from bart_export.checkpoints.weight_names import TOKEN_EMBEDDING
 from bart_export.config import BartConfig
 
 EPSILON = 1e-5  # layer normalization, as in the published models
-# Added to the score of a position that must not be seen. Delegates compute in float16, where more
-# than 65504 is infinite and its product with 0 no number.
+# Added to the attention scores of masked positions. Delegates compute in float16, where magnitudes
+# above 65504 are infinite, and infinity times 0 is NaN.
 MASK_BIAS = -3e4
 
 ACTIVATIONS = {
@@ -28,7 +27,7 @@ ACTIVATIONS = {
 }
 
 Tensors = dict[str, tf.Tensor]
-Parameters = Mapping[str, tf.Tensor]  # laid out as `graph.parameters` says
+Parameters = Mapping[str, tf.Tensor]  # in the layout of `graph.parameters`
 
 
 class Bart(NamedTuple):
@@ -38,14 +37,14 @@ class Bart(NamedTuple):
     parameters: Parameters
 
 
-# Called with a layer's number, the name of its attention and hidden states; returns the context
-# before the output projection, (rows, hidden).
+# Maps a layer's number, the name of its attention and the hidden states to the context before the
+# output projection, (rows, hidden).
 Attention = Callable[[int, str, tf.Tensor], tf.Tensor]
 
 
 def embed(bart: Bart, side: str, ids: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
-    """Sum token and position embeddings and normalize them: ids (...) to (..., hidden)."""
-    # Gathering from a variable itself makes TensorFlow copy it whenever it is read thereafter.
+    """Sum and normalize token and position embeddings: ids (...) to (..., hidden)."""
+    # After a gather from a variable itself, TensorFlow copies the variable at every read.
     table = tf.convert_to_tensor(bart.parameters[TOKEN_EMBEDDING])
     places = tf.convert_to_tensor(bart.parameters[f"{side}_position_embedding/embeddings"])
     tokens = tf.gather(table, ids)
@@ -56,7 +55,7 @@ def embed(bart: Bart, side: str, ids: tf.Tensor, positions: tf.Tensor) -> tf.Ten
 
 
 def encoder_layers(bart: Bart, x: tf.Tensor, attention: Attention) -> tf.Tensor:
-    """Apply all layers of the encoder: (rows, hidden) to the same."""
+    """Apply all encoder layers to (rows, hidden)."""
     for layer in range(bart.config.num_layers):
         name = f"transformer_encoder_layer_{layer}"
         context = attention(layer, f"{name}/self_attention_layer", x)
@@ -68,7 +67,7 @@ def encoder_layers(bart: Bart, x: tf.Tensor, attention: Attention) -> tf.Tensor:
 def decoder_layers(
     bart: Bart, x: tf.Tensor, self_attention: Attention, cross_attention: Attention
 ) -> tf.Tensor:
-    """Apply all layers of the decoder: (rows, hidden) to the same."""
+    """Apply all decoder layers to (rows, hidden)."""
     for layer in range(bart.config.decoder_layers):
         name = f"transformer_decoder_layer_{layer}"
         for word, attention in ("self", self_attention), ("cross", cross_attention):
@@ -85,17 +84,14 @@ def attention_end(parameters: Parameters, name: str, x: tf.Tensor, context: tf.T
 
 
 def feedforward(parameters: Parameters, name: str, x: tf.Tensor, activation: str) -> tf.Tensor:
-    """Apply the feed-forward block of the layer `name` with its residual and its norm."""
+    """Apply the feed-forward block of layer `name`, with residual and norm."""
     wide = ACTIVATIONS[activation](linear(parameters, f"{name}/feedforward_intermediate_dense", x))
     narrow = linear(parameters, f"{name}/feedforward_output_dense", wide)
     return layer_norm(parameters, f"{name}/feedforward_layer_norm", x + narrow)
 
 
 def linear(parameters: Parameters, name: str, x: tf.Tensor) -> tf.Tensor:
-    """Apply a projection: (rows, inputs) to (rows, outputs).
-
-    Its weights are a `kernel` (outputs, inputs) or a `matrix` (inputs, outputs).
-    """
+    """Apply a projection, with a `kernel` (outputs, inputs) or a `matrix` (inputs, outputs)."""
     bias = f"{name}/bias"
     if f"{name}/matrix" in parameters:
         return tf.nn.bias_add(tf.matmul(x, parameters[f"{name}/matrix"]), parameters[bias])
@@ -111,15 +107,15 @@ def layer_norm(parameters: Parameters, name: str, x: tf.Tensor) -> tf.Tensor:
 
 
 def attend(query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, mask_bias: tf.Tensor) -> tf.Tensor:
-    """Return the context of queries: values weighted by the softmax of query-key products.
+    """Return scaled dot-product attention of queries that are already scaled.
 
-    All are (batch, heads, length, head_size) and the queries scaled already; `mask_bias`, 0 or
-    MASK_BIAS, is added to the scores.
+    All tensors are (batch, heads, length, head_size); `mask_bias`, 0 or MASK_BIAS, is added to the
+    scores.
     """
     scores = tf.matmul(query, key, transpose_b=True) + mask_bias
     return tf.matmul(tf.nn.softmax(scores), value)
 
 
 def merge_heads(x: tf.Tensor, hidden: int) -> tf.Tensor:
-    """Turn (batch, heads, length, head_size) into rows, (batch * length, hidden)."""
+    """Reshape (batch, heads, length, head_size) to rows, (batch * length, hidden)."""
     return tf.reshape(tf.transpose(x, [0, 2, 1, 3]), [-1, hidden])

@@ -1,8 +1,8 @@
-"""The loop under every search in a graph, and the logits processors it applies.
+"""The decoding loop shared by all searches in a graph, and the logits processors.
 
-A search is a state, a tuple of tensors, that a step turns into the next. The loop repeats the step
-and sees to the caches. Caches begin small and double, so that a step costs what the tokens so far
-cost, not what `max_length` would.
+A search is a step function from one state, a tuple of tensors, to the next. Caches start small and
+double when full, so that the cost of a step depends on the tokens generated so far and not on
+`max_length`.
 """
 
 from collections.abc import Callable
@@ -18,13 +18,13 @@ from bart_export.graph.sequences import Source
 INFINITY = float("inf")
 
 
-# A named tuple with `length`, int32: how many tokens every sequence has so far; `running`, bool
-# (batch,): the rows that have not ended; and `caches`.
+# A named tuple with `length`, int32, the number of tokens so far; `running`, bool (batch,), the
+# unfinished rows; and `caches`.
 State = TypeVar("State", bound=Any)
 
 
 class RowSettings(NamedTuple):
-    """Settings of each row, all (batch,)."""
+    """Generation settings by row, each (batch,)."""
 
     max_length: tf.Tensor  # int32, 2 to the model's positions
     min_length: tf.Tensor  # int32
@@ -35,7 +35,7 @@ class RowSettings(NamedTuple):
 
 
 class Model(NamedTuple):
-    """What the steps of one search have in common; `target` is the longest row's length."""
+    """The constants of a search; `target` is the largest `max_length` in the batch."""
 
     bart: Bart
     source: Source
@@ -45,9 +45,9 @@ class Model(NamedTuple):
 
 
 def run(step: Callable[[Model, State, tf.Tensor], State], first: State, model: Model) -> State:
-    """Repeat a step while any row is running, over caches that double when they are full.
+    """Repeat a step while any row is running, doubling the caches when they are full.
 
-    A step takes the model, a state and the capacity of its caches. `first` comes without caches.
+    `step` takes the model, a state and the capacity of its caches; `first` has no caches yet.
     """
     beams, size = model.generation.num_beams, model.bart.config.decoder_head_size
     batch, capacity = tf.shape(first.running)[0], tf.minimum(sequences.FIRST_CAPACITY, model.target)
@@ -79,9 +79,9 @@ def run(step: Callable[[Model, State, tf.Tensor], State], first: State, model: M
 
 
 def log_normalizers(logits: tf.Tensor) -> tf.Tensor:
-    """Return log(sum(exp(row))) of each row of logits (rows, vocabulary), never below its largest.
+    """Return the log-sum-exp of each row of logits (rows, vocabulary), at least its maximum.
 
-    NaN or infinite logits are an InvalidArgumentError.
+    NaN or infinite logits raise InvalidArgumentError when the graph runs.
     """
     peaks = tf.reduce_max(logits, -1, keepdims=True)
     sums = tf.reduce_sum(tf.exp(logits - peaks), -1)
@@ -91,15 +91,15 @@ def log_normalizers(logits: tf.Tensor) -> tf.Tensor:
 
 
 def first_tokens(model: Model, shape: list[tf.Tensor]) -> tf.Tensor:
-    """Return sequences (*shape, target) that hold the start token, then padding."""
+    """Return sequences (*shape, target) of the start token and padding."""
     padding = tf.fill([*shape, model.target], model.generation.pad_token_id)
     return put(padding, 0, model.generation.decoder_start_token_id)
 
 
-def put(token_ids: tf.Tensor, place: tf.Tensor, tokens: tf.Tensor) -> tf.Tensor:
-    """Return sequences (..., target) with `tokens` (...) at a place of the last axis."""
-    is_place = tf.range(tf.shape(token_ids)[-1]) == place
-    return tf.where(is_place, tf.convert_to_tensor(tokens)[..., None], token_ids)
+def put(token_ids: tf.Tensor, position: tf.Tensor, tokens: tf.Tensor) -> tf.Tensor:
+    """Return sequences (..., target) with `tokens` (...) at one position."""
+    is_position = tf.range(tf.shape(token_ids)[-1]) == position
+    return tf.where(is_position, tf.convert_to_tensor(tokens)[..., None], token_ids)
 
 
 def processed(
@@ -110,19 +110,19 @@ def processed(
     logits: tf.Tensor,
     zeros: tf.Tensor,
 ) -> tf.Tensor:
-    """Apply every processor, in Hugging Face's order.
+    """Apply all logits processors, in Hugging Face's order.
 
     Args:
-        generation: gives `no_repeat_ngram_size` and `end_token_ids`.
-        repetition_penalty: float32 (rows,), above 0; 1 does nothing.
-        min_length: int32 (rows,), start token included.
-        token_ids: int32 (rows, length), the tokens so far, start token included.
+        generation: provides `no_repeat_ngram_size` and `end_token_ids`.
+        repetition_penalty: float32 (rows,), positive; 1 has no effect.
+        min_length: int32 (rows,), including the start token.
+        token_ids: int32 (rows, length), the tokens so far, including the start token.
         logits: float32 (rows, vocabulary).
-        zeros: float32 (rows,), the logit that stands for a score of 0: zero itself where raw logits
-            are processed, the row's normalizer where log-probabilities are.
+        zeros: float32 (rows,), the logit whose score is 0: zero if raw logits are processed, the
+            row's normalizer if log-probabilities are.
 
     Returns:
-        Logits (rows, vocabulary), -inf where a token may not follow.
+        Logits (rows, vocabulary), -inf for tokens that are not allowed.
     """
     logits = tf.cond(
         tf.reduce_any(repetition_penalty != 1.0),
@@ -140,7 +140,7 @@ def processed(
         banned.append(repeats)
     return tf.tensor_scatter_nd_min(
         logits,
-        logit_places(tf.concat(tokens, 1)),
+        logit_indices(tf.concat(tokens, 1)),
         tf.where(tf.concat(banned, 1), -INFINITY, INFINITY),
     )
 
@@ -148,32 +148,34 @@ def processed(
 def penalized(
     penalty: tf.Tensor, token_ids: tf.Tensor, logits: tf.Tensor, zeros: tf.Tensor
 ) -> tf.Tensor:
-    """Divide positive scores of tokens seen before by `penalty` and multiply negative ones by it
-    (Keskar et al. 2019, https://arxiv.org/abs/1909.05858).
+    """Divide positive scores of repeated tokens by `penalty` and multiply negative ones by it.
+
+    See Keskar et al. 2019, https://arxiv.org/abs/1909.05858.
     """
     zeros, penalty = zeros[:, None], penalty[:, None]
     scores = tf.gather(logits, token_ids, batch_dims=1) - zeros
     scores = tf.where(scores < 0, scores * penalty, scores / penalty) + zeros
-    return tf.tensor_scatter_nd_update(logits, logit_places(token_ids), scores)
+    return tf.tensor_scatter_nd_update(logits, logit_indices(token_ids), scores)
 
 
 def ngram_ends(size: int, token_ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return the last token of every n-gram in the sequences, and whether the n-gram begins as the
-    one about to be completed: int32 and bool, (rows, n-grams).
+    """Return the last token of every n-gram, and whether the n-gram would be repeated by it.
+
+    Both are (rows, n-grams), int32 and bool.
     """
-    starts = tf.shape(token_ids)[1] - size + 1  # where an n-gram seen before may start
+    starts = tf.shape(token_ids)[1] - size + 1  # positions at which an n-gram may start
     count = tf.maximum(starts, 0)
     ends = token_ids[:, size - 1 : size - 1 + count]
     repeats = tf.fill(tf.shape(ends), True)
-    for place in range(size - 1):
-        # Of sequences shorter than an n-gram nothing is compared, whatever is gathered for them.
-        last = tf.gather(token_ids, tf.maximum(starts + place, 0), axis=1)[:, None]
-        repeats &= token_ids[:, place : place + count] == last
+    for offset in range(size - 1):
+        # In sequences shorter than an n-gram, nothing is compared and any gathered token will do.
+        last = tf.gather(token_ids, tf.maximum(starts + offset, 0), axis=1)[:, None]
+        repeats &= token_ids[:, offset : offset + count] == last
     return ends, repeats
 
 
-def logit_places(tokens: tf.Tensor) -> tf.Tensor:
-    """Return the indices into logits of tokens (rows, count): (rows, count, 2)."""
+def logit_indices(tokens: tf.Tensor) -> tf.Tensor:
+    """Return the indices of tokens (rows, count) in the logits, (rows, count, 2)."""
     rows = tf.broadcast_to(tf.range(tf.shape(tokens)[0])[:, None], tf.shape(tokens))
     return tf.stack([rows, tokens], -1)
 
@@ -186,10 +188,9 @@ def is_end(generation: GenerationConfig, tokens: tf.Tensor) -> tf.Tensor:
 def forced_tokens(
     generation: GenerationConfig, max_length: tf.Tensor, length: tf.Tensor
 ) -> tf.Tensor:
-    """Return the only token that may follow `length` tokens of each row, -1 where any may.
+    """Return each row's forced token after `length` tokens, or -1 if there is none.
 
-    A forced token has a log-probability of 0. The end is forced after the beginning, and wins where
-    both apply.
+    A forced token has log-probability 0. Where both apply, the forced end token wins.
     """
     begins = -1 if generation.forced_bos_token_id is None else generation.forced_bos_token_id
     forced = tf.fill(tf.shape(max_length), tf.where(length == 1, begins, -1))

@@ -1,7 +1,7 @@
-"""Weights by their Keras names, laid out as inference graphs multiply by them.
+"""BART weights in the layouts that inference graphs multiply by, under their Keras names.
 
 Attention kernels lose their head axes, and the factor 1/sqrt(head_size) of scaled dot-product
-attention moves into the query projection. Arrays are made one at a time, when asked for.
+attention is folded into the query projection. Each array is built when it is looked up.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -16,10 +16,10 @@ FloatArray = npt.NDArray[np.float32]
 
 
 class InferenceParameters(Mapping[str, FloatArray]):
-    """A view of a BART's weights as `FULLY_CONNECTED` takes them.
+    """BART's weights in the layout of `FULLY_CONNECTED`.
 
-    Keys are the names of `checkpoints.weight_names.weights`, values float32 arrays: vectors as they
-    are, tables as (rows, hidden), kernels as (outputs, inputs).
+    Maps the names in `checkpoints.weight_names.weights` to float32 arrays: vectors, tables
+    (rows, hidden) and kernels (outputs, inputs).
     """
 
     def __init__(self, config: BartConfig, read: Callable[[str], npt.ArrayLike]) -> None:
@@ -44,7 +44,7 @@ class InferenceParameters(Mapping[str, FloatArray]):
         return len(self.rows)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Return the shape of one array without reading it."""
+        """Return an array's shape without reading the array."""
         weight = self.rows[name]
         if name.endswith("/kernel"):
             inputs = self.kernel_inputs(name)
@@ -54,17 +54,17 @@ class InferenceParameters(Mapping[str, FloatArray]):
         return weight.shape
 
     def kernel_inputs(self, name: str) -> int:
-        """Return how many values a kernel takes; an attention output has two axes of them."""
+        """Return a kernel's number of inputs, which an attention output has in two axes."""
         shape = self.rows[name].shape
         return shape[0] * shape[1] if name.endswith("attention_output/kernel") else shape[0]
 
 
 class BatchParameters(Mapping[str, FloatArray]):
-    """The same weights for `graph.sequences`: `.../kernel` becomes `.../matrix`, (inputs, outputs).
+    """BART's weights in the layout of `graph.sequences`.
 
-    TensorFlow multiplies few rows by a matrix several times faster in this layout than by its
-    transpose. Projections that read the same rows are one matrix and one bias, outputs side by
-    side: `.../query_key_value` in self-attention, `.../key_value` in cross-attention.
+    Each `.../kernel` becomes a `.../matrix` (inputs, outputs), because TensorFlow multiplies a few
+    rows by a matrix several times faster than by its transpose. Projections with the same input
+    are concatenated: `.../query_key_value` in self-attention, `.../key_value` in cross-attention.
     """
 
     def __init__(self, parameters: InferenceParameters) -> None:
@@ -87,7 +87,7 @@ class BatchParameters(Mapping[str, FloatArray]):
 
 
 def joined_name(name: str) -> str:
-    """Return the name, among `BatchParameters`, of the array that holds a weight."""
+    """Return the name in `BatchParameters` of the array that contains a weight."""
     path, _, kind = name.rpartition("/")
     attention, _, projection = path.rpartition("/")
     joined = ("key", "value") if attention.endswith("cross_attention") else SELF_ATTENTION

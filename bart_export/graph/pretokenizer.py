@@ -1,12 +1,12 @@
-"""Texts to words inside a TensorFlow graph: where byte-level BPE may not merge across.
+"""Pretokenization inside a TensorFlow graph: splits texts into words that BPE merges within.
 
-Added tokens are cut out first, as `text.added_tokens` does it. The rest is cut by GPT-2's pattern,
-which wants a look-ahead that TensorFlow's regular expressions (RE2) do not have, so it is found
-from the class of each code point and of its neighbours. What a letter is, is asked of the
-`tokenizers` library when the graph is built: both always agree.
+Added tokens are split off first, as in `text.added_tokens`. The rest is split by GPT-2's pattern,
+whose look-ahead TensorFlow's regular expressions (RE2) do not support, so word boundaries are
+computed from the classes of neighbouring code points. The classes come from the `tokenizers`
+library when the graph is built, so both always agree.
 
-Texts are code points in one vector, `marks` beside them: NOTHING at a character, TEXT_END after
-each text, and an id where an added token was found.
+A batch of texts is one vector of code points and one of marks: NOTHING for a character, TEXT_END
+after each text, and the token id where an added token was found.
 """
 
 import functools
@@ -28,30 +28,30 @@ NOTHING, TEXT_END = -1, -2
 NONE = np.int64(-1)  # no node
 PAGE = 256  # code points
 
-# What may follow an apostrophe to be a word of its own, as GPT-2's pattern lists it.
+# The endings that form a separate word with an apostrophe in GPT-2's pattern.
 APOSTROPHE, BLANK, WHITESPACE = ord("'"), ord(" "), [ord(space) for space in SPACES]
 SHORT_ENDINGS = [ord(letter) for letter in "stmd"]
 LONG_ENDINGS = [ord(first) * CODE_POINTS + ord(second) for first, second in ("re", "ve", "ll")]
 
-# A byte that valid UTF-8 never has stands after each text, and after each word, of a batch.
+# Ends each text and each word of a batch; valid UTF-8 never contains this byte.
 SEPARATOR = b"\xff"
 
 
 class Words(NamedTuple):
-    """The words of a batch of texts: those of a text in order, then one that marks its end."""
+    """The words of a batch of texts in order; each text is followed by an end marker."""
 
-    texts: tf.Tensor  # string (words,), the bytes of each, anything at an end or an added token
-    ends: tf.Tensor  # bool (words,), whether this is the end of a text
-    added: tf.Tensor  # int32 (words,), the id of an added token; negative for all else
+    texts: tf.Tensor  # string (words,), each word's bytes; unspecified for ends and added tokens
+    ends: tf.Tensor  # bool (words,), whether this is an end marker
+    added: tf.Tensor  # int32 (words,), the id of an added token, otherwise negative
 
 
 @functools.cache
 def code_point_classes() -> npt.NDArray[np.uint8]:
-    """Return the class of every code point, (CODE_POINTS,), as the `tokenizers` library has it."""
+    """Return the class of every code point in the `tokenizers` library, (CODE_POINTS,)."""
     classes = np.full(CODE_POINTS, OTHER, np.uint8)
     valid = np.array([code for code in range(CODE_POINTS) if code not in SURROGATES])
     every = "".join(map(chr, valid))
-    # One slow pass finds the runs of any class, a quick one by class tells them apart.
+    # One slow pass finds the runs of all classes; a fast pass per class tells them apart.
     runs = matches("|".join(CLASSES.values()), every)
     firsts = "".join(every[begin] for begin, _ in runs)
     for kind, pattern in CLASSES.items():
@@ -62,13 +62,13 @@ def code_point_classes() -> npt.NDArray[np.uint8]:
 
 
 def matches(pattern: str, text: str) -> list[tuple[int, int]]:
-    """Return begin and end of all that a regular expression of `tokenizers` finds in a text."""
+    """Return the start and end of each match of a `tokenizers` regular expression."""
     found = Split(Regex(pattern), behavior="removed", invert=True).pre_tokenize_str(text)
     return [offsets for _, offsets in found]
 
 
 class Pretokenizer(tf.Module):
-    """Cuts texts into added tokens, and into words as GPT-2's pattern does."""
+    """Splits texts into added tokens and, by GPT-2's pattern, words."""
 
     def __init__(
         self,
@@ -77,10 +77,12 @@ class Pretokenizer(tf.Module):
         *,
         add_prefix_space: bool = False,
     ) -> None:
-        """Make the tables.
+        """Build the tables.
 
-        `ids` are those of `added_tokens`. With `add_prefix_space` a blank is put before what begins
-        with none.
+        Args:
+            added_tokens: tokens to split off first.
+            ids: their ids by content.
+            add_prefix_space: insert a space before each piece of text that does not start with one.
         """
         super().__init__()
         self.passes = [
@@ -95,12 +97,12 @@ class Pretokenizer(tf.Module):
         self.page_begins = tf.constant(page_of.reshape(-1) * PAGE, tf.int32)
 
     def split(self, text: tf.Tensor, goes_on: tf.Tensor | None = None) -> Words:
-        """Cut texts into words.
+        """Split texts into words.
 
         Args:
-            text: string (batch,) of valid UTF-8.
-            goes_on: bool (batch,), which of them are beginnings; None for none. Of those what is
-                to come may change the last words, and with added tokens some are left out.
+            text: string (batch,), valid UTF-8.
+            goes_on: bool (batch,), which texts continue beyond their end, or None if none does.
+                The last words of these may still change, and with added tokens some are left out.
         """
         joined = tf.strings.reduce_join(text + SEPARATOR)
         decoded = tf.raw_ops.UnicodeDecodeWithOffsets(
@@ -122,7 +124,7 @@ class Pretokenizer(tf.Module):
         return Words(words, tf.equal(marks, TEXT_END), marks)
 
     def classes(self, points: tf.Tensor) -> tf.Tensor:
-        """Return the class of each code point, uint8 (points,), END of a mark."""
+        """Return the class of each code point, uint8 (points,); marks are END."""
         valid = tf.maximum(points, 0)
         begins = tf.gather(self.page_begins, valid // PAGE)
         kinds = tf.gather(self.pages, begins + valid % PAGE)
@@ -130,22 +132,22 @@ class Pretokenizer(tf.Module):
 
 
 def word_begins(points: tf.Tensor, kinds: tf.Tensor) -> tf.Tensor:
-    """Return where GPT-2's pattern begins a match, bool (points,).
+    """Return where a match of GPT-2's pattern begins, bool (points,).
 
-    A word is a run of one class, whose look-ahead and alternatives come down to three exceptions:
-    the last whitespace of a run that something follows is for itself; if it is a blank it belongs
-    to what follows; and an apostrophe that begins a word takes the letters of a contraction, and
-    no more.
+    A word is a run of one class, with three exceptions from the pattern's look-ahead and
+    alternatives. The last whitespace of a run before other text is a separate word; if it is a
+    space, it belongs to the following word. An apostrophe that begins a word takes only the
+    letters of a contraction.
 
     Args:
-        points: int32 (points,), the code points of all texts, something at each end of a text.
+        points: int32 (points,), the code points of all texts, with any value at a mark.
         kinds: uint8 (points,), their classes.
     """
     before, after = shifted(kinds, 1, END), shifted(kinds, -1, END)
     spaces, end = tf.equal(kinds, SPACE), tf.equal(kinds, END)
     changes = tf.not_equal(kinds, before) | end
     blank_before = tf.equal(shifted(points, 1, 0), BLANK)
-    taken = blank_before & ~end  # another space is no change either
+    taken = blank_before & ~end  # a second space is not a change either
     goes_on = tf.not_equal(after, SPACE) & tf.not_equal(after, END)
     last_space = spaces & tf.equal(before, SPACE) & goes_on
     begins = changes & ~taken | last_space
@@ -161,7 +163,7 @@ def word_begins(points: tf.Tensor, kinds: tf.Tensor) -> tf.Tensor:
 
 
 def shifted(values: tf.Tensor, by: int, fill: int | bool) -> tf.Tensor:
-    """Move the entries of a vector to the right, or to the left if `by` is negative."""
+    """Shift a vector to the right by `by` places, or to the left if it is negative."""
     edge = tf.fill([tf.minimum(tf.size(values), abs(by))], tf.constant(fill, values.dtype))
     if by > 0:
         return tf.concat([edge, values[:-by]], 0)
@@ -169,7 +171,7 @@ def shifted(values: tf.Tensor, by: int, fill: int | bool) -> tf.Tensor:
 
 
 def one_of(values: tf.Tensor, accepted: list[int]) -> tf.Tensor:
-    """Return whether each of the values, (values,), is one of the accepted."""
+    """Return whether each of the values (values,) is in `accepted`."""
     return tf.reduce_any(tf.equal(values[:, None], tf.constant(accepted, values.dtype)), -1)
 
 
@@ -181,9 +183,9 @@ class Marked(NamedTuple):
 
 
 class AddedTokens(tf.Module):
-    """The added tokens that are looked for at the same time, as tables of the graph.
+    """The added tokens of one pass, as tables of the graph.
 
-    A tree of their characters is one table, (node, character) to node.
+    They are stored as a trie of characters, a table from (node, character) to node.
     """
 
     def __init__(self, tokens: Iterable[AddedToken], ids: Mapping[str, int]) -> None:
@@ -213,20 +215,20 @@ class AddedTokens(tf.Module):
             self.words = tf.constant(code_points_of_words())
 
     def cut(self, texts: Marked, goes_on: tf.Tensor) -> Marked:
-        """Put a mark in the place of each token; `goes_on` says of each text, bool (batch,)."""
+        """Replace each token by its mark; `goes_on` as in `Pretokenizer.split`."""
         points, marks = texts
         starts, tokens = self.chosen(points, self.longest_at(points))
         stops = starts + tf.gather(self.lengths, tokens)
         if self.words is not None:
-            beside = self.is_word(points, starts - 1) | self.is_word(points, stops)
-            kept = ~(tf.gather(self.single, tokens) & beside)
+            adjacent = self.is_word(points, starts - 1) | self.is_word(points, stops)
+            kept = ~(tf.gather(self.single, tokens) & adjacent)
             starts, stops, tokens = (
                 tf.boolean_mask(each, kept) for each in (starts, stops, tokens)
             )
-        others = tf.where(~one_of(points, WHITESPACE))[:, 0]  # all that is no whitespace
+        others = tf.where(~one_of(points, WHITESPACE))[:, 0]  # everything but whitespace
         others = tf.cast(tf.concat([[-1], others, [tf.size(points)]], 0), tf.int32)
 
-        # Marks that are there already and those of tokens, in the order of their places.
+        # The earlier marks and the new ones, ordered by place.
         earlier = tf.cast(tf.where(tf.not_equal(marks, NOTHING))[:, 0], tf.int32)
         places = tf.concat([earlier, starts], 0)
         order = tf.argsort(places, stable=True)
@@ -240,8 +242,8 @@ class AddedTokens(tf.Module):
             tf.gather(each, order) for each in (kinds, places, begins, ends)
         )
 
-        # Of a text that goes on nothing counts that another token might reach. Space before that is
-        # the last word, which never counts.
+        # Drop the end of an unfinished text, where another token may still begin. Whitespace before
+        # it is the last word, which never counts.
         text_ends = tf.boolean_mask(places, tf.equal(kinds, TEXT_END))
         text_begins = tf.concat([tf.zeros_like(text_ends[:1]), text_ends[:-1] + 1], 0)
         certain = tf.where(goes_on, text_ends - self.longest, text_ends)
@@ -252,7 +254,7 @@ class AddedTokens(tf.Module):
         begins = tf.where(last, tf.gather(certain, text), begins)
         kinds, begins, ends = (tf.boolean_mask(each, kept) for each in (kinds, begins, ends))
 
-        # What is between two marks, and the second of them, is one row.
+        # Each row is the text between two marks and the second of them.
         before = tf.concat([tf.zeros_like(ends[:1]), ends[:-1]], 0)
         sizes = tf.maximum(begins - before, 0) + 1
         rows = tf.ragged.range(before, before + sizes).values
@@ -265,7 +267,7 @@ class AddedTokens(tf.Module):
         )
 
     def longest_at(self, points: tf.Tensor) -> tf.Tensor:
-        """Return which token begins at each place, the longest, int32 (points,); -1 for none."""
+        """Return the longest token that begins at each place, int32 (points,), or -1."""
         wide = tf.cast(points, tf.int64)
         padded = tf.concat([wide, [-1]], 0)
 
@@ -293,13 +295,13 @@ class AddedTokens(tf.Module):
         )[3]
 
     def chosen(self, points: tf.Tensor, found: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Return places and tokens that are left, from the left, when none may overlap another."""
+        """Return the places and the tokens that remain when overlaps are resolved from the left."""
         candidates = tf.where(found >= 0)[:, 0]
         starts = tf.cast(candidates, tf.int32)
         tokens = tf.gather(found, candidates)
         stops = starts + tf.gather(self.lengths, tokens)
         none = tf.size(starts)
-        # From each to the next that does not overlap it, then from there, and so twice as far.
+        # `jumps` leads from each candidate to the next without overlap; every turn doubles it.
         jumps = tf.concat([tf.searchsorted(starts, stops), [none]], 0)
 
         def turn(chain: tf.Tensor, jumps: tf.Tensor) -> list[tf.Tensor]:
@@ -315,14 +317,14 @@ class AddedTokens(tf.Module):
         return tf.gather(starts, chain), tf.gather(tokens, chain)
 
     def is_word(self, points: tf.Tensor, places: tf.Tensor) -> tf.Tensor:
-        """Return whether there is a word character at places, which may be beyond the points."""
+        """Return whether there is a word character at each place, false outside the text."""
         inside = (places >= 0) & (places < tf.size(points))
         at = tf.gather(points, tf.where(inside, places, 0))
         return inside & (at >= 0) & tf.gather(self.words, tf.maximum(at, 0))
 
 
 def with_spaces(texts: Marked) -> Marked:
-    """Return texts with a blank before each piece between marks that begins with none."""
+    """Insert a space before each piece between marks that does not begin with one."""
     points, marks = texts
     before = tf.concat([[TEXT_END], marks[:-1]], 0)[: tf.size(marks)]
     bare = tf.not_equal(before, NOTHING) & tf.equal(marks, NOTHING) & tf.not_equal(points, BLANK)
@@ -337,7 +339,7 @@ def with_spaces(texts: Marked) -> Marked:
 
 @functools.cache
 def code_points_of_words() -> npt.NDArray[np.bool_]:
-    """Return which code points are word characters, (CODE_POINTS,)."""
+    """Return whether each code point is a word character, (CODE_POINTS,)."""
     words = np.zeros(CODE_POINTS, bool)
     for block in range(CODE_POINTS // BLOCK):
         words[[ord(character) for character in word_characters(block)]] = True

@@ -1,8 +1,8 @@
-"""The signatures of a SavedModel, `contract.saved_model_signatures`, as TensorFlow functions.
+"""The signatures of a SavedModel as TensorFlow functions.
 
-Each takes the tensors its signature names and returns those it promises, batch-major. What is the
-same for every request (weights, tokenizer, settings fixed at export) is in `Served`; what a request
-may set comes with it, a value for each text or one for all.
+Each maps the inputs that `contract.saved_model_signatures` declares to its outputs, batch first.
+The constants of an export (weights, tokenizer, fixed settings) are in `Served`. The settings of a
+request are inputs, with one value per text or one for all.
 """
 
 import dataclasses
@@ -16,16 +16,16 @@ from bart_export.graph import search, sequences
 from bart_export.graph.layers import Bart, Parameters, Tensors
 from bart_export.graph.tokenizer import GraphTokenizer
 
-# A text without a word, from which a model would make one up: what Python's `str.isspace` is of.
+# Text that is empty or, by Python's `str.isspace`, whitespace. The model would make up an output.
 BLANK = r"[\t-\r\x1c- \x{85}\p{Z}]*"
 
 
 @dataclasses.dataclass(frozen=True)
 class Served:
-    """What the functions are made of.
+    """The constants of an exported SavedModel.
 
-    `generation` holds what is fixed at export (beams, sequences, n-grams, special tokens) and the
-    defaults of what is not.
+    `generation` has the settings that are fixed at export (beams, sequences, n-grams, special
+    tokens) and the defaults of the others.
     """
 
     config: BartConfig
@@ -35,12 +35,12 @@ class Served:
     encoder_sequence_length: int
 
     def bart(self) -> Bart:
-        """Return the model for the arithmetic of one signature; see `sequences.float32`."""
+        """Return the model with float32 weights; see `sequences.float32`."""
         return Bart(self.config, sequences.float32(self.parameters))
 
 
 def defaults(generation: GenerationConfig) -> Tensors:
-    """Return the default of each of `contract.GENERATION_INPUTS`, a tensor of one value."""
+    """Return the defaults of `contract.GENERATION_INPUTS`, each a tensor (1,)."""
     values = {
         tensor.name: getattr(generation, tensor.name) for tensor in contract.GENERATION_INPUTS
     }
@@ -53,13 +53,13 @@ def defaults(generation: GenerationConfig) -> Tensors:
 
 
 def serving_default(served: Served, given: Tensors) -> Tensors:
-    """Generate the best text for each text, with the settings of the export."""
+    """Generate one text for each source text, with the default settings."""
     generated = generate_text(served, {**given, **defaults(served.generation)})
     return {"generated_text": generated["generated_text"][:, 0]}
 
 
 def generate_text(served: Served, given: Tensors) -> Tensors:
-    """Generate texts for each text, with the settings of the request; none for a blank one."""
+    """Generate texts for each source text with the request's settings; "" if it is blank."""
     generated = generate(served, {**given, **tokenize(served, given)})
     ids = generated["decoder_token_ids"]  # (batch, sequences, target)
     shape = tf.shape(ids)
@@ -67,7 +67,7 @@ def generate_text(served: Served, given: Tensors) -> Tensors:
         tf.reshape(ids, [shape[0] * shape[1], shape[2]]),
         tf.reshape(generated["decoder_lengths"], [-1]),
     )
-    # A space at the beginning says no more than that a word begins.
+    # BPE marks the start of a word with a leading space.
     texts = tf.strings.regex_replace(texts, "^ ", "", replace_global=False)
     blank = tf.strings.regex_full_match(given["text"], BLANK)[:, None]
     return {
@@ -77,7 +77,7 @@ def generate_text(served: Served, given: Tensors) -> Tensors:
 
 
 def generate(served: Served, given: Tensors) -> Tensors:
-    """Generate token ids for each source, with the settings of the request."""
+    """Generate token ids for each source with the request's settings."""
     batch = tf.shape(given["encoder_token_ids"])[:1]
     names = [tensor.name for tensor in contract.GENERATION_INPUTS]
     return search.generate(
@@ -97,14 +97,14 @@ def encode(served: Served, given: Tensors) -> Tensors:
 
 
 def score(served: Served, given: Tensors) -> Tensors:
-    """Return the log-probability of each token of given decoder sequences."""
+    """Return the log-probability of each token of the decoder sequences."""
     names = ("encoder_token_ids", "encoder_lengths", "decoder_token_ids", "decoder_lengths")
     inputs = (given[name] for name in names)
     return {"log_probabilities": sequences.score(served.bart(), *inputs)}
 
 
 def backbone(served: Served, given: Tensors) -> Tensors:
-    """Compute both outputs of `BartBackbone`. A mask is 0 at padding, wherever that is."""
+    """Compute the outputs of `BartBackbone`; padding may be anywhere."""
     bart = served.bart()
     source_mask, target_mask = (
         tf.cast(given[f"{side}_padding_mask"] != 0, tf.int32) for side in ("encoder", "decoder")
@@ -115,13 +115,13 @@ def backbone(served: Served, given: Tensors) -> Tensors:
 
 
 def tokenize(served: Served, given: Tensors) -> Tensors:
-    """Turn texts into ids, cut to what the model takes."""
+    """Tokenize texts, truncated to the encoder's length."""
     ids, lengths = served.tokenizer.encode(given["text"], served.encoder_sequence_length)
     return {"encoder_token_ids": ids, "encoder_lengths": lengths}
 
 
 def detokenize(served: Served, given: Tensors) -> Tensors:
-    """Turn ids into texts."""
+    """Decode ids to texts."""
     return {"text": served.tokenizer.decode(given["decoder_token_ids"], given["decoder_lengths"])}
 
 

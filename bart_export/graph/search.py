@@ -1,7 +1,7 @@
-"""Generation inside a TensorFlow graph: source ids and settings to hypotheses.
+"""Text generation inside a TensorFlow graph, by greedy or beam search.
 
-The semantics are those of `runtime.search`, token for token, greedy and with beams. A batch gives
-each row what the row alone would get, and takes as long as its last row.
+The results are those of `runtime.search`, token for token. Each row of a batch gets the result
+that it would get alone; the batch takes as long as its longest row.
 """
 
 import tensorflow as tf
@@ -23,15 +23,18 @@ def generate(
 ) -> Tensors:
     """Generate `num_return_sequences` sequences for each source.
 
-    Lengths out of range are brought into it, and a source longer than the model's positions is cut,
-    the end token last. A row whose settings forbid every token stops there; where beam search then
-    has fewer hypotheses than asked for, the missing ones have length 0 and the lowest float32 as
-    their score, which JSON can carry. Scores are those of `runtime.search.Hypothesis`.
+    Lengths are clipped to the model's range, and a source longer than the model's positions is
+    truncated before its end token. A row stops when its settings forbid every token; if beam search
+    then has too few hypotheses, the missing ones have length 0 and the lowest finite float32 as
+    their score, because JSON has no infinities. Scores are those of `runtime.search.Hypothesis`.
+
+    When the graph runs, ids outside the vocabulary and invalid values in `per_row` raise
+    InvalidArgumentError.
 
     Args:
-        bart: the model, its weights float32 `graph.parameters.BatchParameters`.
-        generation: `num_beams`, `num_return_sequences`, `no_repeat_ngram_size` and token ids; the
-            rest of it is not looked at.
+        bart: the model, with weights from `graph.parameters.BatchParameters` in float32.
+        generation: `num_beams`, `num_return_sequences`, `no_repeat_ngram_size` and the token ids;
+            other fields are ignored.
         encoder_token_ids: int32 (batch, source).
         encoder_lengths: int32 (batch,).
         per_row: the tensors of `contract.GENERATION_INPUTS`.
@@ -41,31 +44,29 @@ def generate(
         `decoder_lengths` int32 (batch, sequences), `scores` float32 (batch, sequences).
 
     Raises:
-        ConfigurationError: for settings that sample, or a token id that the model does not have.
-            What only a request can get wrong is TensorFlow's InvalidArgumentError when the graph
-            runs: ids outside of the vocabulary and values of `per_row` that mean nothing.
+        ConfigurationError: if `do_sample` is set, or a token id is outside the vocabulary.
     """
     check_token_ids(generation, bart.config.vocabulary_size)
     if generation.do_sample:
         raise ConfigurationError(
-            "A graph searches greedily or with beams, received do_sample=True."
+            "Expected greedy or beam search in a graph, received do_sample=True."
         )
     model = prepare(bart, generation, encoder_token_ids, encoder_lengths, per_row)
     if generation.num_beams > 1:
         found = beam_search(model)
         tokens, lengths, scores = found.finished, found.lengths, found.scores
     else:
-        alone = greedy_search(model)
-        tokens, lengths = alone.tokens[:, None], alone.lengths[:, None]
-        scores = alone.scores[:, None]
+        greedy = greedy_search(model)
+        tokens, lengths = greedy.tokens[:, None], greedy.lengths[:, None]
+        scores = greedy.scores[:, None]
     returned = generation.num_return_sequences
     lengths = lengths[:, :returned]
     longest = tf.reduce_max(tf.concat([tf.reshape(lengths, [-1]), [0]], 0))
-    within = tf.clip_by_value(scores[:, :returned], tf.float32.min, tf.float32.max)
+    finite = tf.clip_by_value(scores[:, :returned], tf.float32.min, tf.float32.max)
     return {
         "decoder_token_ids": tokens[:, :returned, :longest],
         "decoder_lengths": lengths,
-        "scores": tf.cast(within, tf.float32),
+        "scores": tf.cast(finite, tf.float32),
     }
 
 
@@ -76,7 +77,7 @@ def prepare(
     encoder_lengths: tf.Tensor,
     per_row: Tensors,
 ) -> Model:
-    """Encode the sources and return what a search needs; see `generate`."""
+    """Encode the sources and return the constants of a search; see `generate`."""
     rows = row_settings(bart.config, per_row)
     ids, mask = fitted_source(bart.config, generation, encoder_token_ids, encoder_lengths)
     source = sequences.project_source(bart, sequences.encode(bart, ids, mask), mask)
@@ -87,15 +88,13 @@ def prepare(
 def row_settings(config: BartConfig, per_row: Tensors) -> RowSettings:
     """Return the settings of each row, from the tensors of `contract.GENERATION_INPUTS`.
 
-    The graph fails with InvalidArgumentError for an `early_stopping` that is none of the three
-    words, a `length_penalty` that is not finite, a `repetition_penalty` that is not above 0 and a
-    length below `config.LOWEST`. A server may put texts of several requests into one batch, so a
-    length beyond what there is room for is brought within it.
+    Invalid values raise InvalidArgumentError when the graph runs. A `max_length` above the model's
+    positions is clipped to them, because a server may batch the texts of several requests.
     """
     stopping, penalty = per_row["early_stopping"], per_row["repetition_penalty"]
-    known = (stopping == "true") | (stopping == "false") | (stopping == "never")
+    valid = (stopping == "true") | (stopping == "false") | (stopping == "never")
     checks = [
-        ("early_stopping", known, "true, false or never"),
+        ("early_stopping", valid, "true, false or never"),
         ("repetition_penalty", tf.math.is_finite(penalty) & (penalty > 0), "a number above 0"),
         ("length_penalty", tf.math.is_finite(per_row["length_penalty"]), "a finite number"),
     ]
@@ -123,10 +122,10 @@ def row_settings(config: BartConfig, per_row: Tensors) -> RowSettings:
 def fitted_source(
     config: BartConfig, generation: GenerationConfig, token_ids: tf.Tensor, lengths: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return ids (batch, source) that the model has positions for, and their padding mask.
+    """Return ids (batch, source) cut to the model's positions, and their padding mask.
 
-    A longer source keeps its beginning and ends with the end token. An empty one is a padding
-    token, which its mask shows: attention needs something to look at.
+    A truncated source ends with the end token. An empty source becomes one visible padding token,
+    because attention needs at least one key.
     """
     longest = config.max_sequence_length
     lengths = tf.minimum(lengths, tf.shape(token_ids)[1])

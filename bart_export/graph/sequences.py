@@ -1,7 +1,7 @@
-"""A BART over batches in TensorFlow: the encoder, the whole decoder, and the decoder by steps.
+"""BART over batches in TensorFlow: the encoder, the decoder, and single decoder steps.
 
-Weights are laid out as `graph.parameters.BatchParameters` says and float32, see `float32`. Inside,
-hidden states are rows, (batch * length, hidden), so that a projection is one product.
+Weights are float32 in the layout of `graph.parameters.BatchParameters`. Hidden states are rows,
+(batch * length, hidden), so that each projection is one matrix product.
 """
 
 import dataclasses
@@ -14,19 +14,19 @@ from bart_export.config import BartConfig
 from bart_export.graph import layers
 from bart_export.graph.layers import MASK_BIAS, Bart, Parameters, attend, linear, merge_heads
 
-SCORED_ROWS = 64  # positions whose logits `score` holds at a time
-FIRST_CAPACITY = 32  # positions that caches begin with
+SCORED_ROWS = 64  # positions whose logits `score` computes at a time
+FIRST_CAPACITY = 32  # initial number of positions in the caches
 
-# Keys and values of each decoder layer, in turn: (batch * heads * capacity, beams * head_size).
-# A step writes its entries into the tensors that it is given.
+# Keys and values of each decoder layer in turn, (batch * heads * capacity, beams * head_size).
+# Decoder steps update them in place.
 Caches = tuple[tf.Tensor, ...]
 
 
 def float32(parameters: Parameters) -> Parameters:
-    """Return the parameters as float32.
+    """Cast the parameters to float32.
 
-    Called once in a graph and outside of loops, so that no step casts a matrix again. A float32
-    variable stays one: a loop reads it without carrying it along.
+    Call this once per graph and outside loops, so that no step repeats a cast. Float32 variables
+    are returned as variables, which a loop reads without making them loop variables.
     """
     return {
         name: value if value.dtype == tf.float32 else tf.cast(value, tf.float32)
@@ -35,19 +35,19 @@ def float32(parameters: Parameters) -> Parameters:
 
 
 def mask(lengths: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
-    """Return the padding mask, int32 (batch, length), of sequences of at least one token."""
+    """Return a padding mask, int32 (batch, length); lengths below 1 count as 1."""
     return tf.sequence_mask(tf.maximum(lengths, 1), length, tf.int32)
 
 
 def masked(token_ids: tf.Tensor, lengths: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return ids (batch, length), zero beyond each sequence's end, and their padding mask."""
+    """Return ids (batch, length) with 0 beyond each sequence's end, and their padding mask."""
     padding_mask = mask(lengths, tf.shape(token_ids)[1])
-    # Whatever stands beyond a sequence's end need not be a token.
+    # Ids beyond a sequence's end may be outside the vocabulary.
     return token_ids * padding_mask, padding_mask
 
 
 def encode(bart: Bart, token_ids: tf.Tensor, padding_mask: tf.Tensor) -> tf.Tensor:
-    """Run the encoder under a padding mask: ids (batch, source) to (batch, source, hidden)."""
+    """Run the encoder: ids and mask (batch, source) to hidden states (batch, source, hidden)."""
     batch, hidden = tf.shape(token_ids)[0], bart.config.hidden_dim
     mask_bias, keep_mask = bias_and_keep(padding_mask[:, None, None, :])
 
@@ -98,9 +98,9 @@ def score(
     decoder_token_ids: tf.Tensor,
     decoder_lengths: tf.Tensor,
 ) -> tf.Tensor:
-    """Return the log-probability of each decoder token after those before it, (batch, target).
+    """Return the log-probability of each decoder token given the previous ones, (batch, target).
 
-    It is 0 for the first token and beyond a sequence's length.
+    It is 0 for the first token and beyond a sequence's end.
     """
     source_ids, source_mask = masked(encoder_token_ids, encoder_lengths)
     ids, padding_mask = masked(decoder_token_ids, decoder_lengths)
@@ -109,7 +109,7 @@ def score(
     hidden_dim = bart.config.hidden_dim
     rows = tf.reshape(hidden[:, :-1], [-1, hidden_dim])
     following = tf.reshape(ids[:, 1:], [-1])
-    # Logits of all positions at once would be the largest tensor by far.
+    # The logits of all positions would be the largest tensor by far, so they come in blocks.
     count = tf.shape(following)[0]
     missing = -count % SCORED_ROWS
 
@@ -130,8 +130,8 @@ def score(
 
 
 def logits(bart: Bart, hidden: tf.Tensor) -> tf.Tensor:
-    """Return the logits of every token: (rows, hidden) to (rows, vocabulary)."""
-    # With the table on the left TensorFlow reads it once, however many rows there are.
+    """Map hidden states (rows, hidden) to logits (rows, vocabulary)."""
+    # With the table as the left operand, TensorFlow reads it once for all rows.
     table = bart.parameters[TOKEN_EMBEDDING]
     scores = tf.transpose(tf.matmul(table, hidden, transpose_b=True))
     if bart.config.final_logits_bias:
@@ -141,9 +141,9 @@ def logits(bart: Bart, hidden: tf.Tensor) -> tf.Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """What decoder steps read of the source, the same at every step.
+    """The encoder output as decoder steps read it.
 
-    For each decoder layer keys (batch, heads, head_size, source) and values (batch, heads, source,
+    Each decoder layer has keys (batch, heads, head_size, source) and values (batch, heads, source,
     head_size); `mask_bias` (batch, 1, 1, source) is added to attention scores.
     """
 
@@ -153,7 +153,7 @@ class Source:
 
 
 def project_source(bart: Bart, encoded: tf.Tensor, padding_mask: tf.Tensor) -> Source:
-    """Project the encoder's output to what every decoder layer reads of it."""
+    """Project the encoder output to every decoder layer's cross-attention keys and values."""
     config, batch = bart.config, tf.shape(encoded)[0]
     rows = tf.reshape(encoded, [-1, config.hidden_dim])
     pairs = [
@@ -167,7 +167,7 @@ def project_source(bart: Bart, encoded: tf.Tensor, padding_mask: tf.Tensor) -> S
         for layer in range(config.decoder_layers)
     ]
     return Source(
-        # Steps multiply by keys in this layout without copying them first.
+        # In this layout, steps multiply by the keys without a copy.
         keys=tuple(tf.linalg.matrix_transpose(key) for key, _ in pairs),
         values=tuple(value for _, value in pairs),
         mask_bias=bias_and_keep(padding_mask[:, None, None, :])[0],
@@ -175,9 +175,9 @@ def project_source(bart: Bart, encoded: tf.Tensor, padding_mask: tf.Tensor) -> S
 
 
 def first_caches(config: BartConfig, batch: tf.Tensor, beams: int, capacity: tf.Tensor) -> Caches:
-    """Return caches of zeros with room for `capacity` positions."""
+    """Return zeroed caches for `capacity` positions."""
     shape = [batch * config.decoder_heads * capacity, beams * config.decoder_head_size]
-    # Zeros that are written into: of plain ones, TensorFlow would make one tensor for all caches.
+    # TensorFlow would merge equal `tf.zeros` into one tensor; these are written in place.
     return tuple(
         tf.raw_ops.Empty(shape=shape, dtype=tf.float32, init=True)
         for _ in range(2 * config.decoder_layers)
@@ -185,7 +185,7 @@ def first_caches(config: BartConfig, batch: tf.Tensor, beams: int, capacity: tf.
 
 
 def grown(caches: Caches, capacity: tf.Tensor, larger: tf.Tensor, width: int) -> Caches:
-    """Return caches of rows of `width` with room for `larger` positions instead of `capacity`."""
+    """Return caches, with rows of `width`, enlarged from `capacity` to `larger` positions."""
     added = [[0, 0], [0, larger - capacity], [0, 0]]
     return tuple(
         tf.reshape(tf.pad(tf.reshape(cache, [-1, capacity, width]), added), [-1, width])
@@ -204,18 +204,18 @@ def decode_step(
 ) -> tuple[tf.Tensor, Caches]:
     """Run the decoder for the next token of every beam.
 
-    The beams of a source share its cache: each reads, in all of them, the entries that `mask_bias`
-    leaves open, those of the beams it descends from. No cache is ever reordered.
+    The beams of a source share its cache. `mask_bias` leaves visible to each beam the entries of
+    its ancestors, so caches are never reordered.
 
     Args:
-        bart: the model, its weights float32.
-        source: of `project_source`.
-        caches: what the step before returned.
-        capacity: positions they have room for.
-        position: of the token, int32 scalar, below the capacity.
+        bart: the model, with float32 weights.
+        source: returned by `project_source`.
+        caches: returned by the previous step; they are updated in place.
+        capacity: number of positions in the caches.
+        position: position of the token, int32 scalar below `capacity`.
         token_ids: int32 (batch, beams).
-        mask_bias: float32, 0 or MASK_BIAS, broadcastable to (batch, 1, beams, capacity * beams),
-            where the entry at `position * beams + beam` is what this step writes.
+        mask_bias: float32, 0 or MASK_BIAS, broadcastable to (batch, 1, beams, capacity * beams).
+            This step writes the entries at `position * beams + beam`.
 
     Returns:
         Hidden states (batch * beams, hidden) and the updated caches.
@@ -227,10 +227,10 @@ def decode_step(
     updated: list[tf.Tensor] = []
 
     def written(cache: tf.Tensor, entries: tf.Tensor) -> tf.Tensor:
-        """Write (batch, heads, beams, head_size) at the position; return all, by head.
+        """Write (batch, heads, beams, head_size) at the position; return the whole cache by head.
 
-        In place, which `tf.tensor_scatter_nd_update` is not on a CPU. No reader can be late: what
-        is written follows from all that was read in the step before.
+        `tf.tensor_scatter_nd_update` would copy the cache on a CPU. The update in place is safe,
+        because it depends on everything that the previous step read.
         """
         rows = tf.reshape(entries, [-1, beams * size])
         updated.append(tf.raw_ops.InplaceUpdate(x=cache, i=write_position, v=rows))
@@ -255,10 +255,10 @@ def decode_step(
 
 
 def embed_sequences(bart: Bart, side: str, token_ids: tf.Tensor) -> tf.Tensor:
-    """Embed whole sequences, ids (batch, length), as rows."""
-    length, most = tf.shape(token_ids)[1], bart.config.max_sequence_length
-    expected = f"Expected {side}_token_ids of at most {most} tokens a row."
-    with tf.control_dependencies([tf.debugging.assert_less_equal(length, most, expected)]):
+    """Embed sequences, ids (batch, length), as rows."""
+    length, longest = tf.shape(token_ids)[1], bart.config.max_sequence_length
+    expected = f"Expected {side}_token_ids of at most {longest} tokens per row."
+    with tf.control_dependencies([tf.debugging.assert_less_equal(length, longest, expected)]):
         positions = tf.range(length)
     x = layers.embed(bart, side, token_ids, positions)
     return tf.reshape(x, [-1, bart.config.hidden_dim])
@@ -267,17 +267,20 @@ def embed_sequences(bart: Bart, side: str, token_ids: tf.Tensor) -> tf.Tensor:
 def projected(
     bart: Bart, name: str, x: tf.Tensor, batch: tf.Tensor, heads: int
 ) -> Sequence[tf.Tensor]:
-    """Apply a projection to rows; return each tensor (batch, heads, length, head_size) of it."""
+    """Apply a concatenated projection to rows; return its parts by head.
+
+    Each part is (batch, heads, length, head_size).
+    """
     x, hidden = linear(bart.parameters, name, x), bart.config.hidden_dim
     x = tf.reshape(x, [batch, -1, x.shape[-1] // hidden, heads, hidden // heads])
-    made: Sequence[tf.Tensor] = tf.unstack(tf.transpose(x, [2, 0, 3, 1, 4]))
-    return made
+    parts: Sequence[tf.Tensor] = tf.unstack(tf.transpose(x, [2, 0, 3, 1, 4]))
+    return parts
 
 
 def bias_and_keep(visible: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return the mask bias and the keep mask of `visible`, int32, 1 where a query may look.
+    """Return the mask bias and the keep mask for `visible`, int32, 1 for visible keys.
 
-    The keep mask is 0 for a query with nothing to look at, whose context is zero as in
+    The keep mask is 0 for queries without a visible key, whose context is zero as in
     `BartBackbone`.
     """
     mask_bias = tf.cast(1 - visible, tf.float32) * MASK_BIAS

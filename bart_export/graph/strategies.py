@@ -1,7 +1,7 @@
-"""Greedy and beam search inside a TensorFlow graph, over a batch.
+"""Greedy and beam search over a batch inside a TensorFlow graph.
 
-The semantics are those of `runtime.search`, for every row as if it were alone: a row that has ended
-changes no more. Sums of log-probabilities are float64, as there.
+Each row gets the result of `runtime.search`; finished rows no longer change. Sums of
+log-probabilities are float64, as they are there.
 """
 
 from typing import NamedTuple
@@ -26,7 +26,7 @@ from bart_export.graph.sequences import Caches
 
 
 class Greedy(NamedTuple):
-    """A greedy search before it chooses the token at `length`."""
+    """The state of a greedy search; the next token is at `length`."""
 
     length: tf.Tensor  # int32
     running: tf.Tensor  # bool (batch,)
@@ -37,7 +37,7 @@ class Greedy(NamedTuple):
 
 
 def greedy_search(model: Model) -> Greedy:
-    """Choose the likeliest token of each row until every row has ended."""
+    """Choose each row's most likely token until every row has ended."""
     batch = tf.shape(model.rows.max_length)[0]
     first = Greedy(
         length=tf.constant(1),
@@ -51,7 +51,7 @@ def greedy_search(model: Model) -> Greedy:
 
 
 def greedy_step(model: Model, state: Greedy, capacity: tf.Tensor) -> Greedy:
-    """Choose the token at `state.length` of every row."""
+    """Choose every row's token at `state.length`."""
     generation, rows, length = model.generation, model.rows, state.length
     position = length - 1
     future = tf.range(capacity) > position
@@ -94,33 +94,32 @@ def greedy_step(model: Model, state: Greedy, capacity: tf.Tensor) -> Greedy:
 
 
 class Beams(NamedTuple):
-    """A beam search before it chooses the tokens at `length`.
+    """The state of a beam search; the next tokens are at `length`.
 
-    Apart from the unfinished sequences the best finished ones are kept; both are best first, -inf
-    where there is none.
+    Unfinished and finished sequences are kept separately, best first, with totals and scores of
+    -inf in unused places.
     """
 
     length: tf.Tensor  # int32
     running: tf.Tensor  # bool (batch,)
-    tokens: tf.Tensor  # int32 (batch, beams, target), of the unfinished sequences
+    tokens: tf.Tensor  # int32 (batch, beams, target), unfinished sequences
     totals: tf.Tensor  # float64 (batch, beams), their sums of log-probabilities
-    # int32 (batch, beams, target): which beam wrote the cache entry that a beam reads at each
-    # position, -1 where none did.
+    # int32 (batch, beams, target): the beam that wrote a beam's cache entry at each position, or -1
     ancestors: tf.Tensor
-    finished: tf.Tensor  # int32 (batch, beams, target)
-    lengths: tf.Tensor  # int32 (batch, beams), of the finished
-    scores: tf.Tensor  # float64 (batch, beams), of the finished
+    finished: tf.Tensor  # int32 (batch, beams, target), finished sequences
+    lengths: tf.Tensor  # int32 (batch, beams), their lengths
+    scores: tf.Tensor  # float64 (batch, beams), their scores
     caches: Caches
 
 
 def beam_search(model: Model) -> Beams:
-    """Keep the `num_beams` best unfinished sequences of each row, and the best finished ones."""
+    """Search with `num_beams` beams per row."""
     beams, batch = model.generation.num_beams, tf.shape(model.rows.max_length)[0]
     first = Beams(
         length=tf.constant(1),
         running=tf.fill([batch], True),
         tokens=first_tokens(model, [batch, beams]),
-        # All beams start equal: only the first exists.
+        # All beams start equal, so only the first one counts.
         totals=tf.tile(tf.constant([[0.0] + [-INFINITY] * (beams - 1)], tf.float64), [batch, 1]),
         ancestors=tf.fill([batch, beams, model.target], -1),
         finished=tf.fill([batch, beams, model.target], model.generation.pad_token_id),
@@ -132,7 +131,7 @@ def beam_search(model: Model) -> Beams:
 
 
 def beam_step(model: Model, state: Beams, capacity: tf.Tensor) -> Beams:
-    """Choose the tokens at `state.length` of every beam of every row."""
+    """Choose the tokens at `state.length` of every beam."""
     generation, rows, length = model.generation, model.rows, state.length
     logits, normalizers, ancestors, caches = beam_logits(model, state, capacity)
     origins, tokens, sums = candidates(model, state, logits, normalizers)
@@ -143,7 +142,7 @@ def beam_step(model: Model, state: Beams, capacity: tf.Tensor) -> Beams:
 
     finished, lengths, scores = best_finished(model, state, longer, ends, sums)
 
-    # The first candidates that go on, in their order; there may be fewer than beams.
+    # Keep the first unfinished candidates, in order; there may be fewer than `num_beams`.
     goes_on = possible & ~ends
     count = sums.shape[1]
     present, places = tf.math.top_k(
@@ -173,8 +172,8 @@ def beam_logits(
     """Run the decoder for the last token of every beam.
 
     Returns:
-        Processed logits (batch * beams, vocabulary), what to subtract for log-probabilities
-        (batch * beams,), the ancestors with this position's, and the updated caches.
+        Processed logits (batch * beams, vocabulary), their normalizers (batch * beams,), the
+        ancestors including this position, and the updated caches.
     """
     beams, rows, length = model.generation.num_beams, model.rows, state.length
     position = length - 1
@@ -205,21 +204,21 @@ def beam_logits(
 def candidates(
     model: Model, state: Beams, logits: tf.Tensor, normalizers: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Return the best continuations of each row, best first, -inf where there are fewer.
+    """Return the best continuations of each row, best first.
 
-    As many for each beam as there are end tokens, and one: `num_beams` of them can go on.
+    There are `(1 + end tokens) * num_beams` candidates, so that at least `num_beams` do not end.
 
     Returns:
-        The beams that they continue, their tokens, int32, and their sums of log-probabilities,
-        float64; all (batch, candidates).
+        The beam of each candidate and its token, int32, and its sum of log-probabilities, float64,
+        or -inf in unused places; all (batch, candidates).
     """
     beams, rows = model.generation.num_beams, model.rows
-    wanted = (1 + len(model.generation.end_token_ids)) * beams
-    each = min(wanted, model.bart.config.vocabulary_size)
+    most = (1 + len(model.generation.end_token_ids)) * beams
+    each = min(most, model.bart.config.vocabulary_size)
     values, tokens = tf.math.top_k(logits, each)
     offsets = state.totals - tf.cast(tf.reshape(normalizers, [-1, beams]), tf.float64)
     sums = tf.cast(tf.reshape(values, [-1, beams, each]), tf.float64) + offsets[:, :, None]
-    count = min(wanted, beams * each)
+    count = min(most, beams * each)
     sums, places = tf.math.top_k(tf.reshape(sums, [-1, beams * each]), count)
     tokens = tf.gather(tf.reshape(tokens, [-1, beams * each]), places, batch_dims=1)
 
@@ -236,14 +235,14 @@ def candidates(
 def best_finished(
     model: Model, state: Beams, longer: tf.Tensor, ends: tf.Tensor, sums: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Return the best finished sequences, their lengths and scores, those that end now included.
+    """Return the best finished sequences, including this step's, with lengths and scores.
 
-    Candidates beyond num_beams are there to go on; as endings they are not good enough.
+    As in Hugging Face's beam search, candidates ranked below `num_beams` cannot finish.
     """
     beams, length = model.generation.num_beams, state.length
     divisors = length_divisors(model.rows.length_penalty, length)[:, None]
     ending = tf.where(ends[:, :beams], sums[:, :beams] / divisors, -INFINITY)
-    # Among equals the older stays ahead.
+    # In ties, the earlier sequence comes first.
     scores, places = tf.math.top_k(tf.concat([state.scores, ending], 1), beams)
     finished = tf.concat([state.finished, longer[:, :beams]], 1)
     lengths = tf.concat([state.lengths, tf.where(ends[:, :beams], length + 1, 0)], 1)
@@ -257,10 +256,10 @@ def best_finished(
 def may_improve(
     rows: RowSettings, totals: tf.Tensor, length: tf.Tensor, worst_scores: tf.Tensor
 ) -> tf.Tensor:
-    """Return whether each row goes on once `num_beams` sequences are finished.
+    """Return whether each row can still improve once `num_beams` sequences are finished.
 
-    `totals` (batch,) are those of the best beams after `length` generated tokens, `worst_scores`
-    (batch,) the lowest among the finished; see `runtime.search.may_improve`.
+    `totals` (batch,) are the best beams' after `length` generated tokens, `worst_scores` (batch,)
+    the lowest scores among the finished; see `runtime.search.may_improve`.
     """
     reached = tf.where(rows.never_early & (rows.length_penalty > 0), rows.max_length - 1, length)
     divisors = length_divisors(rows.length_penalty, reached)
@@ -268,6 +267,6 @@ def may_improve(
 
 
 def length_divisors(length_penalty: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
-    """Return length ** length_penalty of each row, within the range of float64."""
+    """Return length ** length_penalty, clipped to a range that float64 can divide by."""
     powers = tf.pow(tf.cast(length, tf.float64), length_penalty)
     return tf.clip_by_value(powers, 1e-300, 1e300)

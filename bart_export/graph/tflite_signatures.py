@@ -1,10 +1,10 @@
 """The signatures of a `.tflite` file, `contract.tflite_signatures`, as TensorFlow functions.
 
-`encode` takes one source, `decode` and `decode_single` one token of every beam, with a cache of
-self-attention for each decoder layer that goes in and comes out whole. `embed`, `mix`,
-`add_and_norm` and `cross` are parts of `encode` for a host whose projections are computed
-elsewhere (`edgetpu.parts.host_signatures`). Every reshape has a single unknown axis, so that no
-shape arithmetic ends up in the file.
+`encode` takes one source; `decode` and `decode_single` take one token of every beam, and take and
+return the whole self-attention cache of each decoder layer. `embed`, `mix`, `add_and_norm` and
+`cross` are parts of `encode` for a host that computes the projections on an Edge TPU
+(`edgetpu.parts.host_signatures`). Every reshape has one unknown axis, so that the file contains no
+shape arithmetic.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ Attend = Callable[[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
 
 
 def encode(config: BartConfig, parameters: Parameters, given: Tensors) -> Tensors:
-    """Run the encoder and project its output to every decoder layer's cross keys and values."""
+    """Run the encoder and project its output to each decoder layer's cross keys and values."""
     mask_bias = padding_bias(given["encoder_padding_mask"])
 
     def attention(layer: int, name: str, x: tf.Tensor) -> tf.Tensor:
@@ -44,14 +44,14 @@ def encode(config: BartConfig, parameters: Parameters, given: Tensors) -> Tensor
 
 
 def embed_source(config: BartConfig, parameters: Parameters, given: Tensors) -> Tensors:
-    """Compute the part of `encode` before the layers: ids to hidden states, (source, hidden)."""
+    """Compute the part of `encode` before the layers: ids to hidden states (source, hidden)."""
     ids = tf.reshape(given["encoder_token_ids"], [-1])
     positions = tf.range(tf.shape(ids)[0])
     return {"hidden": layers.embed(Bart(config, parameters), "encoder", ids, positions)}
 
 
 def attention(config: BartConfig, parameters: Parameters, given: Tensors) -> Tensors:
-    """Compute the part of an encoder layer's attention without weights, all (source, hidden)."""
+    """Compute an encoder layer's attention without projections; tensors are (source, hidden)."""
     query, key, value = (
         split_heads(given[part], config.num_heads, config.head_size)
         for part in ("query", "key", "value")
@@ -60,9 +60,7 @@ def attention(config: BartConfig, parameters: Parameters, given: Tensors) -> Ten
 
 
 def add_and_norm(config: BartConfig, parameters: Parameters, given: Tensors) -> Tensors:
-    """Compute the end of each half of a layer: add to the hidden states, (source, hidden), and
-    normalize.
-    """
+    """Add an update to the hidden states, both (source, hidden), and normalize the sum."""
     vectors = {"norm/gamma": given["gamma"], "norm/beta": given["beta"]}
     return {"normalized": layers.layer_norm(vectors, "norm", given["hidden"] + given["update"])}
 
@@ -85,7 +83,7 @@ def project_cross(config: BartConfig, parameters: Parameters, given: Tensors) ->
 
 
 def decode(config: BartConfig, parameters: Parameters, given: Tensors) -> Tensors:
-    """Run the decoder for one token of every beam and return logits and the updated caches."""
+    """Run the decoder for one token of every beam; return logits and updated caches."""
     beam_index = given["beam_index"]
     reordered = {
         name: tf.gather(tensor, beam_index) if name.startswith("self_") else tensor
@@ -95,19 +93,19 @@ def decode(config: BartConfig, parameters: Parameters, given: Tensors) -> Tensor
 
 
 def decode_single(config: BartConfig, parameters: Parameters, given: Tensors) -> Tensors:
-    """Run `decode` for one beam, which has no other beam's caches to continue."""
+    """Run `decode` for a single beam, whose caches need no reordering."""
     return decode_rows(config, parameters, given, attend_single)
 
 
 def decode_rows(
     config: BartConfig, parameters: Parameters, given: Tensors, attend_source: Attend
 ) -> Tensors:
-    """Run the decoder for one token of every row, whose caches are in order."""
+    """Run the decoder for one token of every row; the caches are already in beam order."""
     heads, size, position = config.decoder_heads, config.decoder_head_size, given["position"]
     source_bias = padding_bias(given["encoder_padding_mask"])
     steps = tf.range(tf.shape(given["self_key_0"])[2])
     future_bias = tf.cast(tf.reshape(steps, [1, 1, 1, -1]) > position, tf.float32) * MASK_BIAS
-    # From the position on every cache is zero, so adding writes.
+    # Caches are zero from this position on, so that adding an entry writes it.
     write_position = tf.cast(tf.equal(tf.reshape(steps, [1, 1, -1, 1]), position), tf.float32)
     caches: Tensors = {}
 
@@ -124,7 +122,7 @@ def decode_rows(
         return tf.reshape(context, [-1, config.hidden_dim])
 
     def cross_attention(layer: int, name: str, x: tf.Tensor) -> tf.Tensor:
-        # All beams read one source: they are the queries of a single sequence.
+        # All beams share one source, so they are the queries of a single sequence.
         query = split_heads(linear(parameters, f"{name}/query", x), heads, size)
         key, value = given[f"cross_key_{layer}"], given[f"cross_value_{layer}"]
         return merge_heads(attend_source(query, key, value, source_bias), config.hidden_dim)
@@ -142,10 +140,10 @@ def decode_rows(
 def attend_single(
     query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, mask_bias: tf.Tensor
 ) -> tf.Tensor:
-    """Compute what `attend` does for queries of length 1 by elementwise products and sums.
+    """Compute `attend` for queries of length 1 by elementwise products and sums.
 
-    A matrix product first copies keys and values into a layout of its own, which for a single
-    query costs more than the product. Query and result are (batch, heads, 1, head_size).
+    A matrix product first repacks keys and values, which costs more than the product for a single
+    query. Query and result are (batch, heads, 1, head_size).
     """
     products = tf.reduce_sum(query * key, -1, keepdims=True)  # (batch, heads, length, 1)
     scores = tf.transpose(products, [0, 1, 3, 2]) + mask_bias
@@ -154,12 +152,12 @@ def attend_single(
 
 
 def split_heads(x: tf.Tensor, heads: int, head_size: int) -> tf.Tensor:
-    """Turn rows of one sequence, (length, hidden), into (1, heads, length, head_size)."""
+    """Reshape one sequence, (length, hidden), to (1, heads, length, head_size)."""
     return tf.transpose(tf.reshape(x, [1, -1, heads, head_size]), [0, 2, 1, 3])
 
 
 def padding_bias(padding_mask: tf.Tensor) -> tf.Tensor:
-    """Turn a padding mask, int32 (one, source), 1 where real, into a bias (one, 1, 1, source)."""
+    """Turn a padding mask, int32 (1, source), 1 for tokens, into a bias (1, 1, 1, source)."""
     mask_bias = (1.0 - tf.cast(padding_mask, tf.float32)) * MASK_BIAS
     return tf.expand_dims(tf.expand_dims(mask_bias, 1), 1)
 

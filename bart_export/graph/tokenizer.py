@@ -1,15 +1,14 @@
-"""Texts to token ids and back inside a TensorFlow graph, id for id as `text.tokenizer` does it.
+"""The tokenizer inside a TensorFlow graph; its ids equal those of `text.tokenizer`.
 
-Core operators and constant tables only, so that the graph runs wherever TensorFlow does.
+It uses only core operators and constant tables, so that the graph runs wherever TensorFlow does.
 
-A server must not be stopped by a long text, so no more of a text is read than its first ids need:
-a beginning of it, and four times as much while what follows could still change the ids that are
-kept. The tokens of whole words are certain; of a word that goes on beyond the beginning those are
-that it has however it may end, see `certain_in_open_word`. Nothing is guessed: the ids are always
-those of the whole text. At most `4 * (max_length + 2) * longest` bytes are read, `longest` being
-the bytes of the longest token, and the merging loop turns at most as often as the longest word
-among them has bytes. More is read only where the merges let a character change tokens that end
-more than `longest` bytes before it.
+So that a long text cannot block a server, only as much of a text is read as its first ids need: a
+beginning, then four times as much while the rest could still change the ids that are kept. The
+tokens of complete words are certain; an unfinished word also has tokens that stay the same however
+it ends, see `certain_in_open_word`. The ids are always those of the full text. At most
+`4 * (max_length + 2) * longest` bytes are read, where `longest` is the size of the longest token,
+and the merge loop runs at most once per byte of the longest word read. More is read only if the
+merges let a character change tokens that end more than `longest` bytes before it.
 """
 
 from typing import NamedTuple
@@ -22,43 +21,43 @@ from bart_export.graph.pretokenizer import SEPARATOR, Pretokenizer, Words
 from bart_export.text.tokenizer import BartTokenizer
 from bart_export.text.vocabulary import BYTE_SYMBOLS, SPECIAL_TOKENS
 
-GROWTH = 4  # times as much text when a beginning was not enough
-FIRST_BYTES = 8  # a token of the beginning that is tried first; English has between 4 and 5
-LONGEST_SPACE = 3  # bytes; the last of several may turn out to be no part of their word
-ANCHOR = 3  # longest tokens between the token that must stay the same and the end of the text
+GROWTH = 4  # factor by which the beginning grows if it was not enough
+FIRST_BYTES = 8  # bytes per token in the first beginning; English has 4 to 5
+LONGEST_SPACE = 3  # bytes of a whitespace character; the last of a run may belong to the next word
+ANCHOR = 3  # distance from the token that must stay the same to the end, in longest tokens
 
-# A pair of ids is one key, (left << 32) + right, and what is known of it one value,
-# (rank << 32) + id of the merged token, so that the least value is the first to merge.
+# The merge table maps pairs, (left << 32) + right, to (rank << 32) + merged id, so that the
+# smallest value merges first.
 HALF = 2**32
 NEVER = 2**63 - 1
 
 
 class Tokens(NamedTuple):
-    """The tokens of words, one word after the other."""
+    """The concatenated tokens of words."""
 
     ids: tf.Tensor  # int64 (tokens,)
-    counts: tf.Tensor  # int32 (words,), how many tokens each word has
+    counts: tf.Tensor  # int32 (words,), number of tokens of each word
 
     def begins(self) -> tf.Tensor:
-        """Return where the tokens of each word begin in `ids`, int32 (words,)."""
+        """Return the index in `ids` of each word's first token, int32 (words,)."""
         return tf.cumsum(self.counts, exclusive=True)
 
 
 class Rows(NamedTuple):
     """Tokenized texts."""
 
-    words: Words  # of all texts, each text followed by its end
-    tokens: Tokens  # of the different words
-    index: tf.Tensor  # int32 (words,), which of the different words each word is
-    counts: tf.Tensor  # int32 (words,), tokens of each word, 0 at an end
-    begins: tf.Tensor  # int32 (batch,), tokens of all texts before each text
-    lengths: tf.Tensor  # int32 (batch,), tokens of each text
+    words: Words
+    tokens: Tokens  # of the distinct words
+    index: tf.Tensor  # int32 (words,), each word's index among the distinct words
+    counts: tf.Tensor  # int32 (words,), number of tokens of each word, 0 at an end marker
+    begins: tf.Tensor  # int32 (batch,), number of tokens before each text
+    lengths: tf.Tensor  # int32 (batch,), number of tokens of each text
 
 
 class GraphTokenizer(tf.Module):
-    """A tokenizer of texts in Python as a part of TensorFlow graphs.
+    """A `BartTokenizer` for TensorFlow graphs.
 
-    BART's special tokens typed in a text are ordinary characters.
+    BART's special tokens in a text are treated as ordinary characters.
     """
 
     def __init__(self, host: BartTokenizer) -> None:
@@ -78,18 +77,18 @@ class GraphTokenizer(tf.Module):
         self.token_bytes = tf.constant(list(shown))
 
     def encode(self, text: tf.Tensor, max_length: int) -> tuple[tf.Tensor, tf.Tensor]:
-        """Return `<s> text </s>` of each text; a longer text keeps its beginning and both ends.
+        """Tokenize texts as `<s> text </s>`, truncated before the `</s>`.
 
         Args:
-            text: string (batch,). Bytes that are not UTF-8 are read as U+FFFD.
-            max_length: most ids of a text, both ends counted.
+            text: string (batch,). Invalid UTF-8 is read as U+FFFD.
+            max_length: maximum number of ids per text, including `<s>` and `</s>`.
 
         Returns:
-            Ids, int32 (batch, source), padded to the longest text, and how many of them are real,
-            int32 (batch,).
+            Ids, int32 (batch, source), padded to the longest text, and their lengths, int32
+            (batch,).
 
         Raises:
-            InputError: when `max_length` has no room for both ends.
+            InputError: if `max_length` is below 2.
         """
         if max_length < 2:
             raise InputError(
@@ -100,13 +99,13 @@ class GraphTokenizer(tf.Module):
 
         def turn(bytes: tf.Tensor, enough: tf.Tensor, *result: tf.Tensor) -> list[tf.Tensor]:
             cut = sizes > bytes
-            # A character that the cut goes through is left out.
+            # "ignore" drops a character that is cut in two.
             beginnings = valid_utf8(tf.strings.substr(text, zero, bytes), "ignore")
             rows = self.tokenize(beginnings, cut)
             enough = tf.reduce_all(~cut | (self.certain_tokens(rows, cut, room) >= room))
             return [bytes * GROWTH, enough, *self.padded(rows, room)]
 
-        with tf.device("CPU:0"):  # strings are there, and the operators on ids are small
+        with tf.device("CPU:0"):  # TensorFlow keeps strings there, and the id operators are small
             text = valid_utf8(text, "replace")
             sizes, zero = tf.cast(tf.strings.length(text), tf.int64), tf.constant(0, tf.int64)
             bytes = tf.constant(FIRST_BYTES * max(max_length, self.longest), tf.int64)
@@ -121,14 +120,14 @@ class GraphTokenizer(tf.Module):
         return ids, lengths
 
     def decode(self, token_ids: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
-        """Return the text of ids, string (batch,), valid UTF-8.
+        """Decode ids to texts, string (batch,), without special tokens.
 
-        Special tokens are left out; bytes that are not UTF-8 become U+FFFD. An id that is not in
-        the vocabulary is an InvalidArgumentError when the graph runs.
+        Invalid UTF-8 becomes U+FFFD. Ids outside the vocabulary raise InvalidArgumentError when the
+        graph runs.
 
         Args:
             token_ids: int32 (batch, target).
-            lengths: int32 (batch,); ids from there on are not looked at.
+            lengths: int32 (batch,); ids beyond a text's length are ignored.
         """
         with tf.device("CPU:0"):
             real = tf.sequence_mask(lengths, tf.shape(token_ids)[1])
@@ -136,7 +135,7 @@ class GraphTokenizer(tf.Module):
             return valid_utf8(tf.strings.reduce_join(pieces, -1), "replace")
 
     def tokenize(self, text: tf.Tensor, goes_on: tf.Tensor) -> Rows:
-        """Tokenize texts as `Pretokenizer.split` takes them; words that are equal only once."""
+        """Tokenize texts, each distinct word once; arguments as in `Pretokenizer.split`."""
         words = self.pretokenizer.split(text, goes_on)
         different, index = tf.unique(words.texts)
         tokens = self.merges.tokenize(different)
@@ -147,14 +146,14 @@ class GraphTokenizer(tf.Module):
         return Rows(words, tokens, index, counts, begins, row_ends - begins)
 
     def padded(self, rows: Rows, room: int) -> tuple[tf.Tensor, tf.Tensor]:
-        """Return the first tokens of each text, `room` at most, between both ends, and lengths."""
+        """Return at most `room` tokens of each text between `<s>` and `</s>`, and the lengths."""
         lengths = tf.minimum(rows.lengths, room) + 2
         columns = tf.range(tf.reduce_max(tf.concat([[2], lengths], 0)))
         last = lengths[:, None] - 1
         frame = tf.where(tf.equal(columns, last), self.end_token_id, self.pad_token_id)
         frame = tf.where(columns < last, self.start_token_id, frame)
         places = tf.where((columns > 0) & (columns < last))
-        # Where in all tokens of all texts, then in which word, then where in that word.
+        # The token's number in the batch, then its word, then its number in that word.
         number = tf.gather(rows.begins, places[:, 0]) + tf.cast(places[:, 1], tf.int32) - 1
         word_ends = tf.cumsum(rows.counts)
         word = tf.searchsorted(word_ends, number, side="right")
@@ -166,16 +165,19 @@ class GraphTokenizer(tf.Module):
         return tf.tensor_scatter_nd_update(frame, places, ids), lengths
 
     def certain_tokens(self, rows: Rows, cut: tf.Tensor, room: int) -> tf.Tensor:
-        """Return how many tokens of each text are its own however it goes on, int32 (batch,).
+        """Return how many leading tokens of each text stay the same however it continues.
 
-        What follows may change where the last word ends. An apostrophe before it, which is one
-        token, may become a contraction with it. If `room` are wanted and these are fewer, a last
-        word that is long is looked into.
+        Further text may extend the last word, or turn an apostrophe before it, which is one token,
+        into a contraction. If fewer than `room` tokens are certain, a long last word is examined
+        too.
 
         Args:
-            rows: beginnings of texts.
-            cut: bool (batch,), which of them go on.
-            room: how many tokens are wanted.
+            rows: tokenized beginnings of texts.
+            cut: bool (batch,), which texts continue beyond their beginning.
+            room: number of tokens needed.
+
+        Returns:
+            int32 (batch,).
         """
         last = tf.where(rows.words.ends)[:, 0] - 1
         before_last = rows.lengths - tf.gather(rows.counts, tf.maximum(last, 0))
@@ -183,25 +185,26 @@ class GraphTokenizer(tf.Module):
         sizes = tf.strings.length(tf.gather(rows.words.texts, tf.maximum(last, 0)))
         open = tf.where(cut & (certain < room) & (sizes >= ANCHOR * self.longest))
 
-        def looked_into() -> tf.Tensor:
+        def with_last_words() -> tf.Tensor:
             inside = self.certain_in_open_word(rows, tf.gather_nd(last, open))
             inside += tf.gather_nd(before_last, open)
             return tf.tensor_scatter_nd_max(certain, open, inside)
 
-        return tf.cond(tf.size(open) > 0, looked_into, lambda: certain)
+        return tf.cond(tf.size(open) > 0, with_last_words, lambda: certain)
 
     def certain_in_open_word(self, rows: Rows, words: tf.Tensor) -> tf.Tensor:
-        """Return how many tokens of words that go on are certain, int32 (open,); 0 if it is open.
+        """Return how many leading tokens of unfinished words are certain, int32 (open,), or 0.
 
-        Tokens are those of a text if every two neighbours are those of their own text, as a first
-        merge across a border would be one between two of them. So the tokens of a text up to the
-        last border before any point are the tokens of the text up to that border; it is one of
-        the `longest` places up to that point. If the word, ended at each of those, has the
-        same token at the same place, then that token and all before it are certain.
+        A sequence of tokens is the tokenization of its text if every two adjacent tokens are the
+        tokenization of theirs, because the first merge across a border would be between those two.
+        So the tokens of a text up to a border are the tokenization of the text up to that border,
+        and one of the `longest` positions up to any point is a border. If the word, cut off at each
+        of these positions, has the same token at the same place, then that token and all before it
+        are certain.
 
         Args:
             rows: tokenized beginnings of texts.
-            words: int64 (open,), words of them of at least ANCHOR times `longest` bytes.
+            words: int64 (open,), indices of words of at least ANCHOR * `longest` bytes.
         """
         tokens, longest = rows.tokens, self.longest
         texts, index = tf.gather(rows.words.texts, words), tf.gather(rows.index, words)
@@ -221,26 +224,25 @@ class GraphTokenizer(tf.Module):
 
 
 class Merges(tf.Module):
-    """The merges of one vocabulary, as a table of the graph.
+    """BPE merges as a table of the graph.
 
-    All words are merged side by side: each turn of the loop merges, in every word, the pair of
-    neighbours that comes first in the list of merges, which is what the `tokenizers` library does
-    to one word after another.
+    All words are merged in parallel: each turn of the loop merges in every word the adjacent pair
+    that ranks first in the merges, as the `tokenizers` library does word by word.
     """
 
     def __init__(self, vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> None:
         super().__init__()
-        self.separator = len(vocabulary)  # merges with nothing
-        # Bytes of the longest token that merging can make.
+        self.separator = len(vocabulary)  # an id without merges
+        # Size in bytes of the longest merged token.
         self.longest = max((len(left + right) for left, right in merges), default=1)
         self.in_order = is_in_order(merges)
         symbols = [vocabulary[symbol] for symbol in BYTE_SYMBOLS]
         symbols[SEPARATOR[0]] = self.separator
         self.byte_ids = tf.constant(symbols, tf.int64)
         tokens = sorted(vocabulary, key=vocabulary.__getitem__)
-        # Bytes of each token that merging can make, int32 (vocabulary,).
+        # Size in bytes of each merged token, int32 (vocabulary,).
         self.byte_lengths = tf.constant([len(token) for token in tokens], tf.int32)
-        rows = {(-1, -1): (0, 0)}  # no symbol is -1, but a table must not be empty
+        rows = {(-1, -1): (0, 0)}  # a table must not be empty; no symbol is -1
         for rank, (left, right) in enumerate(merges):
             rows[vocabulary[left], vocabulary[right]] = rank, vocabulary[left + right]
         keys, values = (
@@ -252,7 +254,7 @@ class Merges(tf.Module):
         )
 
     def tokenize(self, words: tf.Tensor) -> Tokens:
-        """Return the tokens of words, string (words,), in which the byte 0xFF cannot be."""
+        """Return the tokens of words, string (words,), which must not contain the byte 0xFF."""
         data = tf.io.decode_raw(tf.strings.reduce_join(words + SEPARATOR), tf.uint8)
         ids = tf.gather(self.byte_ids, tf.cast(data, tf.int32))
         is_end = tf.cast(tf.equal(data, SEPARATOR[0]), tf.int32)
@@ -271,8 +273,8 @@ class Merges(tf.Module):
             )
             left = tf.where(is_left)[:, 0]
             ids, word_of, values = (tf.gather(each, left) for each in (ids, word_of, values))
-            # A merged symbol has moved by as many as were merged before it. The pair that it
-            # begins and the one that it ends are new.
+            # Each merged symbol has moved by the number of merges before it. The pairs that it
+            # begins and ends are new.
             moved = merged - tf.range(tf.size(merged, tf.int64))[:, None]
             changed = tf.concat([moved, tf.maximum(moved - 1, 0)], 0)
             pairs = tf.gather_nd(ids, changed) * HALF + tf.gather_nd(ids, changed + 1)
@@ -291,11 +293,13 @@ class Merges(tf.Module):
         return Tokens(tf.gather(ids, whole), counts)
 
     def to_merge(self, found: tf.Tensor, word_of: tf.Tensor) -> tf.Tensor:
-        """Return which pairs are merged of those that come first in their words.
+        """Return the pairs to merge among those that rank first in their words.
 
-        `found` int64 (found,) are the places of their left symbols, `word_of` int32 (symbols,) the
-        word of each symbol. They are merged from left to right: of the three in "aaaa", the first
-        and the last.
+        Pairs are merged from left to right: of the three pairs in "aaaa", the first and the last.
+
+        Args:
+            found: int64 (found,), positions of the pairs' left symbols.
+            word_of: int32 (symbols,), the word of each symbol.
         """
         if not self.in_order:
             return tf.boolean_mask(found, differs(tf.gather(word_of, found)))
@@ -308,15 +312,15 @@ class Merges(tf.Module):
 
 
 def differs(values: tf.Tensor) -> tf.Tensor:
-    """Return where a vector has another value than before, bool (values,)."""
+    """Return where a vector's value differs from the one before, bool (values,)."""
     return tf.concat([[True], tf.not_equal(values[1:], values[:-1])], 0)
 
 
 def is_in_order(merges: list[tuple[str, str]]) -> bool:
-    """Return whether all merges that make a token come before those that use it.
+    """Return whether every merge that produces a token ranks before those that use it.
 
-    Then merging a pair makes no pair that comes before it, and all its occurrences can be merged
-    at once. A vocabulary in which one token is made by two merges may be otherwise.
+    Then a merge never creates a pair that ranks before it, and all occurrences of a pair can be
+    merged in one turn. This may not hold if two merges produce the same token.
     """
     used: set[str] = set()
     for left, right in merges:
@@ -327,8 +331,5 @@ def is_in_order(merges: list[tuple[str, str]]) -> bool:
 
 
 def valid_utf8(text: tf.Tensor, errors: str) -> tf.Tensor:
-    """Return texts of which bytes that are not UTF-8 are replaced by U+FFFD or ignored.
-
-    As many characters take their place as with Python's `bytes.decode`.
-    """
+    """Replace invalid UTF-8 by U+FFFD or, with errors="ignore", drop it, as `bytes.decode` does."""
     return tf.strings.unicode_transcode(text, "UTF-8", "UTF-8", errors=errors)

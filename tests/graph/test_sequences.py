@@ -168,9 +168,9 @@ def test_an_id_outside_of_the_vocabulary_is_an_invalid_argument(symmetric, token
 
 
 def test_a_row_longer_than_the_model_has_positions_is_an_invalid_argument(symmetric):
-    with pytest.raises(tf.errors.InvalidArgumentError, match="at most 64 tokens a row"):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="at most 64 tokens per row"):
         symmetric.encode([[5] * 65])
-    with pytest.raises(tf.errors.InvalidArgumentError, match="at most 64 tokens a row"):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="at most 64 tokens per row"):
         symmetric.call(sequences.score, *batch([[5]]), *batch([[5] * 65]))
 
 
