@@ -1,5 +1,5 @@
-"""Checkpoints: where one comes from (`resolve`, `hubs`) and what it says, as one `Checkpoint`.
+"""BART checkpoints: finding or downloading them, and reading them into a `Checkpoint`.
 
-Reading needs neither Keras, TensorFlow nor PyTorch, and unpickles nothing. What is missing, damaged
-or hostile is a `CheckpointError` that names the file.
+Reading needs neither Keras nor TensorFlow, and never unpickles arbitrary objects. A missing,
+damaged or malicious file raises a `CheckpointError` that names it.
 """

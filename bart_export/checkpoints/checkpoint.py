@@ -1,4 +1,4 @@
-"""A checkpoint as this package sees it, whatever wrote it: one frozen record that readers fill."""
+"""`Checkpoint`: the contents of a checkpoint in either format, as one frozen record."""
 
 import dataclasses
 import hashlib
@@ -16,18 +16,25 @@ from bart_export.text.tokenizer import BartTokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A whole BART on disk.
+    """A complete BART on disk.
 
-    `format` is "keras" or "hugging_face". `settings` is what the checkpoint itself says about
-    generation, None when it says nothing. `encoder_sequence_length` is the number of source tokens
-    it was prepared for, never above `config.max_sequence_length`, `decoder_sequence_length` that of
-    target tokens in training, None where it does not say. `dtype` is the dtype policy a
-    Keras preset was saved with, None when it says none. `weights` maps canonical names to arrays of
-    exactly the shapes of `weight_names.weights`, in the stored dtype; each lookup reads the file.
-    `vocabulary` maps byte-level BPE tokens and added tokens to ids, `merges` are the pairs to
-    merge, the first to merge first. `rows_without_token` counts embedding rows beyond the
-    tokenizer's tokens that were left out. `notes` are lines about what was not taken as it is
-    stored.
+    Attributes:
+        directory: where it is.
+        format: "keras" or "hugging_face".
+        config: the architecture.
+        settings: the checkpoint's generation settings, or None if it has none.
+        encoder_sequence_length: maximum source tokens, at most `config.max_sequence_length`.
+        decoder_sequence_length: maximum target tokens in training, or None if unknown.
+        dtype: the dtype policy of a Keras preset, or None if it has none.
+        weights: canonical name → array with the shape in `weight_names.weights` and the stored
+            dtype; each lookup reads the file.
+        weight_files: the files of the weights.
+        vocabulary: byte-level BPE tokens and added tokens → ids.
+        merges: BPE merges in order of rank.
+        added_tokens: tokens that are split off before BPE.
+        add_prefix_space: whether a space is put before a text.
+        rows_without_token: number of embedding rows without a token, which were dropped.
+        notes: lines about stored values that were changed or ignored.
     """
 
     directory: Path
@@ -48,11 +55,11 @@ class Checkpoint:
 
     @property
     def generation(self) -> GenerationConfig | None:
-        """The generation settings that the checkpoint itself states, None where it states none."""
+        """The checkpoint's own generation settings, or None if it has none."""
         return None if self.settings is None else self.settings.generation
 
     def tokenizer(self) -> BartTokenizer:
-        """Return the tokenizer that the files describe."""
+        """Return the checkpoint's tokenizer."""
         return BartTokenizer(
             dict(self.vocabulary),
             list(self.merges),
@@ -62,13 +69,13 @@ class Checkpoint:
 
 
 def without_padding(checkpoint: Checkpoint) -> Checkpoint:
-    """Return a checkpoint whose vocabulary ends with its tokenizer's.
+    """Return the checkpoint without the embedding rows beyond its tokenizer's vocabulary.
 
-    `resize_token_embeddings(pad_to_multiple_of=…)` adds rows that no token has. The model may well
-    give them the highest score, and there is no text for it.
+    `resize_token_embeddings(pad_to_multiple_of=…)` adds rows without a token. The model could
+    generate their ids, which have no text.
 
     Raises:
-        CheckpointError: when such a row is a special token of the settings.
+        CheckpointError: if a special token of the settings is such a row.
     """
     rows = max(checkpoint.vocabulary.values(), default=-1) + 1
     config = checkpoint.config
@@ -79,7 +86,7 @@ def without_padding(checkpoint: Checkpoint) -> Checkpoint:
         require_ids(checkpoint.directory, checkpoint.generation, rows)
     note = (
         f"The embedding has {config.vocabulary_size} rows for the tokenizer's {rows} tokens; the "
-        f"last {surplus} are left out, so that none of them can be generated."
+        f"last {surplus} are left out, so that they cannot be generated."
     )
 
     def first_rows(name: str) -> Array:
@@ -96,10 +103,10 @@ def without_padding(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def weights_digest(checkpoint: Checkpoint) -> str:
-    """Return the SHA-256 of the weight files' bytes, in the order of their names, as hex digits.
+    """Return the hexadecimal SHA-256 of the weight files, concatenated in order of their names.
 
     Raises:
-        CheckpointError: when a file cannot be read, or the checkpoint was read without weights.
+        CheckpointError: if a file cannot be read, or the checkpoint was read without weights.
     """
     if not checkpoint.weight_files:
         raise CheckpointError(

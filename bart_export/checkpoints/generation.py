@@ -1,8 +1,7 @@
-"""`generation_config.json` and its older home, `config.json`, as a `GenerationConfig`.
+"""Generation settings from `generation_config.json` or, in older checkpoints, `config.json`.
 
-A setting that is switched on and would change the output, but is not implemented, is refused; all
-else in those files is bookkeeping. Which file states a setting goes with it, so that an export can
-say whose its settings are.
+An active setting that is not implemented is an error, since it would change the output. The file
+that each setting comes from is recorded, so that an export can report it.
 """
 
 import dataclasses
@@ -18,7 +17,7 @@ SETTINGS = tuple(
 )
 TOKEN_IDS = tuple(name for name in SETTINGS if name.endswith("_token_id"))
 
-# transformers' own defaults of a BART's configuration, which its files leave out.
+# transformers' defaults for BART, which its files omit.
 BART_DEFAULTS = {
     "decoder_start_token_id": 2,
     "bos_token_id": 0,
@@ -27,7 +26,7 @@ BART_DEFAULTS = {
     "forced_eos_token_id": 2,
 }
 
-# Settings that are not implemented, with the values beside null that leave the output alone.
+# Settings that are not implemented, with the values other than null that have no effect.
 UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "bad_words_ids": ([],),
     "begin_suppress_tokens": ([],),
@@ -59,15 +58,15 @@ UNSUPPORTED_SAMPLING: dict[str, tuple[object, ...]] = {
 
 @dataclasses.dataclass(frozen=True)
 class StatedSettings:
-    """The generation settings of a checkpoint, and who states them."""
+    """A checkpoint's generation settings, and the files that they come from."""
 
-    generation: GenerationConfig  # all of them, those that nobody states at their defaults
-    origins: Mapping[str, str]  # setting -> the file that states it, for those that one does
-    # Task -> settings that are for it alone (`task_specific_params`).
+    generation: GenerationConfig  # including defaults
+    origins: Mapping[str, str]  # setting → the file that states it; defaults are not in it
+    # Task → its own settings (`task_specific_params`).
     tasks: Mapping[str, JsonObject] = dataclasses.field(default_factory=dict)
-    prefix: str = ""  # what transformers' pipelines put before a source text
-    tasks_file: str = CONFIG_FILE  # the name of the file that has these two
-    notes: tuple[str, ...] = ()  # lines about what could not be followed to the letter
+    prefix: str = ""  # prepended to source texts by transformers' pipelines
+    tasks_file: str = CONFIG_FILE  # name of the file with `tasks` and `prefix`
+    notes: tuple[str, ...] = ()  # lines about values that were changed
 
 
 def parse(
@@ -75,13 +74,12 @@ def parse(
 ) -> StatedSettings:
     """Return the generation settings in `stored`, the parsed file `path`.
 
-    `defaults` hold the values of settings that `stored` does not mention; further ones are
-    `GenerationConfig`'s, so that a file without max_length means 20 as in transformers. `origin` is
-    who states them, in words; None names the file.
+    Settings that it lacks come from `defaults`, then from `GenerationConfig`; a file without
+    max_length means 20, as in transformers. `origin` describes where the settings come from, by
+    default the file.
 
     Raises:
-        CheckpointError: for values out of range and for settings that are switched on but not
-            implemented.
+        CheckpointError: for values out of range, and for active settings that are not implemented.
     """
     refused = UNSUPPORTED | (UNSUPPORTED_SAMPLING if stored.get("do_sample") else {})
     active = [
@@ -91,8 +89,8 @@ def parse(
     ]
     if active:
         raise CheckpointError(
-            f"{path} asks for {', '.join(active)}, which this package does not implement. Remove "
-            "the setting to generate without it."
+            f"{path} has {', '.join(active)}, which is not implemented. Remove the setting to "
+            "generate without it."
         )
     settings = {name: stored[name] for name in SETTINGS if name in stored}
     for name in TOKEN_IDS:
@@ -103,7 +101,7 @@ def parse(
         length = stored.get(without_start)
         if length is not None and type(length) is not int:
             raise CheckpointError(
-                f"{path} must give {without_start} as an integer, received {shown(length)}."
+                f"{without_start} in {path} must be an integer, received {shown(length)}."
             )
         if length is not None:
             settings[name] = length + 1
@@ -118,18 +116,18 @@ def parse(
     if isinstance(lowest, int) and isinstance(most, int) and 1 < most < lowest:
         values["min_length"] = most
         notes = (
-            f"min_length={lowest} is above max_length={most}; it is {most}, which generates the "
-            "same.",
+            f"min_length={lowest} is above max_length={most}; it is lowered to {most}, which "
+            "generates the same.",
         )
     try:
         generation = GenerationConfig.from_dict(values)
     except ConfigurationError as error:
-        raise CheckpointError(f"{path} cannot be followed: {error}") from error
+        raise CheckpointError(f"{path} has unusable settings: {error}") from error
     return StatedSettings(generation, dict.fromkeys(stated, origin or path.name), notes=notes)
 
 
 def parse_model_config(path: Path, stored: JsonObject) -> StatedSettings:
-    """Return the settings that older checkpoints keep in `config.json`; raises as `parse`."""
+    """Return the generation settings in an older checkpoint's `config.json`; see `parse`."""
     settings = dict(stored)
     if stored.get("force_bos_token_to_be_generated") and stored.get("forced_bos_token_id") is None:
         settings["forced_bos_token_id"] = stored.get("bos_token_id", BART_DEFAULTS["bos_token_id"])
@@ -137,7 +135,7 @@ def parse_model_config(path: Path, stored: JsonObject) -> StatedSettings:
 
 
 def with_tasks(path: Path, settings: StatedSettings, stored: JsonObject) -> StatedSettings:
-    """Return settings with what the file `path`, parsed, has for tasks and as a prefix."""
+    """Return settings with the tasks and the prefix in `stored`, the parsed file `path`."""
     tasks, prefix = stored.get("task_specific_params"), stored.get("prefix")
     own = tasks.items() if isinstance(tasks, dict) else ()
     return dataclasses.replace(
@@ -149,18 +147,18 @@ def with_tasks(path: Path, settings: StatedSettings, stored: JsonObject) -> Stat
 
 
 def for_task(directory: Path, settings: StatedSettings, task: str) -> StatedSettings:
-    """Return settings of a checkpoint with those on top that it has for a task.
+    """Return a checkpoint's settings, overridden by its settings for a task.
 
     Raises:
-        ConfigurationError: for a task that it has none for.
+        ConfigurationError: if it has no such task.
         CheckpointError: as `parse`.
     """
     path = directory / settings.tasks_file
     if task not in settings.tasks:
         known = ", ".join(settings.tasks) or "none"
         raise ConfigurationError(
-            f"--task must be one that {path} has task_specific_params for, received "
-            f"{shown(task)}. It has: {known}."
+            f"--task must be one of the task_specific_params in {path}, received {shown(task)}. "
+            f"It has: {known}."
         )
     values = settings.tasks[task]
     own = parse(path, values, settings.generation.to_dict(), f"{path.name} for {task}")
@@ -175,7 +173,7 @@ def for_task(directory: Path, settings: StatedSettings, task: str) -> StatedSett
 
 
 def special_ids(stored: JsonObject) -> dict[str, object]:
-    """Return the token ids that a model's `config.json` states, for settings that state none."""
+    """Return the token ids in a model's `config.json`, defaults for `generation_config.json`."""
     return {
         name: stored[name]
         for name in TOKEN_IDS
@@ -188,4 +186,4 @@ def require_ids(path: Path, generation: GenerationConfig, vocabulary_size: int) 
     try:
         check_token_ids(generation, vocabulary_size)
     except ConfigurationError as error:
-        raise CheckpointError(f"{path} cannot be followed: {error}") from error
+        raise CheckpointError(f"{path} has unusable settings: {error}") from error

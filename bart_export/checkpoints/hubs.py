@@ -1,9 +1,8 @@
-"""Kaggle and Hugging Face: fetch a model and return its local directory.
+"""Downloads models from Kaggle and Hugging Face.
 
-The hubs' own clients do the talking, caching and resuming; this module chooses the files, keeps
-the clients' chatter from users who are not at a terminal, and turns whatever they raise into one
-line that says what to do. Tokens, proxies, endpoints and cache directories are the clients' own
-settings.
+The hubs' own clients connect, cache and resume. This module selects the files, hides the clients'
+output unless there is a terminal, and turns their exceptions into one-line errors. Tokens, proxies,
+endpoints and cache directories are configured as the clients document.
 """
 
 import contextlib
@@ -25,7 +24,7 @@ from bart_export.checkpoints.files import (
 )
 from bart_export.errors import CheckpointError, PresetError, shown
 
-# What a reader needs beside the weights, in either format.
+# The files that readers need besides the weights, in either format.
 SMALL_FILES = (
     CARD,
     "LICENSE",
@@ -42,8 +41,8 @@ SMALL_FILES = (
     "added_tokens.json",
     "special_tokens_map.json",
 )
-# The key of config.json that tells the format, and the ways its weights are kept: the first that
-# the repository has is fetched, so pickles only where nothing else is.
+# The key in config.json that identifies the format, and the patterns of its weight files. The first
+# that matches is downloaded, so pickles only if there is nothing else.
 WEIGHT_FILES = {
     "registered_name": (
         ("model.weights.h5",),
@@ -58,65 +57,71 @@ WEIGHT_FILES = {
 }
 ADAPTER_FILE = "adapter_config.json"
 SHA256 = re.compile(r"[0-9a-f]{64}")
-# What a client raises itself when an answer has not the form that it takes for granted.
-BROKEN_RULES = (TypeError, ValueError, LookupError, AttributeError, AssertionError, RecursionError)
-AGAIN = "Run the same command again; what is already here is kept."
+# The exceptions of clients that parse an unexpected response.
+UNEXPECTED = (TypeError, ValueError, LookupError, AttributeError, AssertionError, RecursionError)
+AGAIN = "Run the same command again; finished files are kept."
 
 
 def fetch_kaggle(model: str, version: str | None) -> tuple[Path, str]:
-    """Return the directory of "org/model/keras/variant", newest version unless one is named.
+    """Download "org/model/keras/variant", by default its newest version.
+
+    Returns:
+        The local directory and the version.
 
     Raises:
-        PresetError: when it cannot be fetched whole.
-        MissingExtra: when kagglehub is not installed.
+        PresetError: if the download fails or is incomplete.
+        MissingExtra: if kagglehub is not installed.
     """
     kagglehub = import_extra("kagglehub", "Fetching a preset from Kaggle")
     handle = model if version is None else f"{model}/{version}"
     with quiet("kagglehub"):
         try:
             directory = Path(kagglehub.model_download(handle))
-        except Exception as error:  # the client raises its own, requests' and the system's errors
+        except Exception as error:  # of the client, requests or the system
             raise PresetError(kaggle_failure(f"kaggle://{handle}", error)) from error
     return directory, directory.name
 
 
 def kaggle_failure(handle: str, error: Exception) -> str:
-    """Return the line for what kagglehub raised."""
+    """Return a one-line message for an exception of kagglehub."""
     from kagglehub.exceptions import DataCorruptionError
     from requests import exceptions as requests_errors
 
     status = http_status(error)
     if status == 404:
         return (
-            f"{handle} does not exist on Kaggle. Check its name and version on kaggle.com/models."
+            f"{handle} does not exist on Kaggle. Check the name and version on kaggle.com/models."
         )
     if status in (401, 403):
         return (
-            f"Kaggle does not give access to {handle}. Sign in with a token (KAGGLE_API_TOKEN or "
+            f"Kaggle denies access to {handle}. Sign in with a token (KAGGLE_API_TOKEN or "
             "~/.kaggle/access_token) and accept the model's terms on kaggle.com/models."
         )
     if isinstance(error, DataCorruptionError):
-        return f"The download of {handle} arrived damaged (its hash does not match). {AGAIN}"
+        return f"The download of {handle} is damaged (its hash does not match). {AGAIN}"
     if isinstance(
         error, (requests_errors.ChunkedEncodingError, requests_errors.ContentDecodingError)
     ):
-        return f"The download of {handle} broke off. {AGAIN}"
+        return f"The download of {handle} was interrupted. {AGAIN}"
     if isinstance(error, (requests_errors.ConnectionError, requests_errors.Timeout)):
         return (
-            f"Kaggle cannot be reached for {handle}. Check the network; a version that was fetched "
-            "before works offline when it is named, as in kaggle://org/model/keras/variant/3."
+            f"Cannot reach Kaggle for {handle}. Check the network; a downloaded version works "
+            "offline if it is named, as in kaggle://org/model/keras/variant/3."
         )
-    if isinstance(error, BROKEN_RULES):
-        return strange_answer("Kaggle", handle, "the network: a proxy may answer in its place.")
+    if isinstance(error, UNEXPECTED):
+        return unexpected_response("Kaggle", handle, "the network: a proxy may respond instead.")
     return f"Kaggle could not deliver {handle}: {one_line(error)}"
 
 
 def fetch_hugging_face(repository: str, revision: str | None) -> tuple[Path, str]:
-    """Return the directory of "org/model" at a branch, tag or commit, and the commit.
+    """Download "org/model" at a branch, tag or commit, by default the main branch.
+
+    Returns:
+        The local directory and the commit.
 
     Raises:
-        PresetError: when it cannot be fetched whole.
-        MissingExtra: when huggingface_hub is not installed.
+        PresetError: if the download fails or is incomplete.
+        MissingExtra: if huggingface_hub is not installed.
     """
     huggingface_hub = import_extra("huggingface_hub", "Fetching a preset from Hugging Face")
     handle = f"hf://{repository}" + (f"@{revision}" if revision else "")
@@ -134,34 +139,34 @@ def fetch_hugging_face(repository: str, revision: str | None) -> tuple[Path, str
             refuse_adapter(handle, directory)
             commit = directory.name
             for files in weight_files(handle, directory):
-                before = whole_files(directory, files)
+                before = matching_files(directory, files)
                 fetch(files, commit)
-                fetched = whole_files(directory, files)
+                fetched = matching_files(directory, files)
                 refuse_damaged(handle, fetched - before)
                 if fetched:
                     return directory, commit
         except PresetError:
             raise
-        except Exception as error:  # the client raises its own, httpx' and the system's errors
+        except Exception as error:  # of the client, httpx or the system
             raise PresetError(hugging_face_failure(handle, error)) from error
     raise PresetError(
-        f"{handle} has no weights this package reads: expected model.weights.h5, model.safetensors "
-        "or pytorch_model.bin, whole or in shards."
+        f"{handle} has no supported weights. Expected model.weights.h5, model.safetensors or "
+        "pytorch_model.bin, in one file or in shards."
     )
 
 
 def weight_files(handle: str, directory: Path) -> tuple[tuple[str, ...], ...]:
-    """Return the ways in which the format of config.json keeps weights."""
+    """Return the patterns of weight files for the format of config.json; see WEIGHT_FILES."""
     try:
         config = read_json(directory / CONFIG_FILE)
     except CheckpointError as error:
         raise PresetError(
-            f"{handle} has no readable config.json, so it is no Keras preset and no Hugging Face "
-            "checkpoint."
+            f"{handle} has no readable config.json, so it is neither a Keras preset nor a Hugging "
+            "Face checkpoint."
         ) from error
-    for key, ways in WEIGHT_FILES.items():
+    for key, patterns in WEIGHT_FILES.items():
         if key in config:
-            return ways
+            return patterns
     raise PresetError(
         f"The config.json of {handle} has neither registered_name, as Keras presets do, nor "
         "model_type, as Hugging Face checkpoints do."
@@ -169,10 +174,10 @@ def weight_files(handle: str, directory: Path) -> tuple[tuple[str, ...], ...]:
 
 
 def refuse_adapter(place: str, directory: Path) -> None:
-    """Raise PresetError for a directory with a LoRA adapter, which is no whole model.
+    """Raise PresetError for a directory with a LoRA adapter, which is not a complete model.
 
-    As transformers does, a directory with `adapter_config.json` is taken for one whatever else it
-    holds. `place` is how the user named it.
+    As in transformers, `adapter_config.json` decides, whatever else the directory contains. `place`
+    is the user's name for it.
     """
     path = directory / ADAPTER_FILE
     if not path.exists():
@@ -182,21 +187,21 @@ def refuse_adapter(place: str, directory: Path) -> None:
     except CheckpointError:
         base = None
     raise PresetError(
-        f"{place} has an {ADAPTER_FILE}: it is a LoRA adapter of {shown(base)}, not a whole model. "
+        f"{place} has an {ADAPTER_FILE}: it is a LoRA adapter for {shown(base)}, not a full model. "
         "Merge it with peft and export the result: PeftModel.from_pretrained(base_model, adapter)"
         ".merge_and_unload().save_pretrained(directory), then tokenizer.save_pretrained(directory)."
     )
 
 
-def whole_files(directory: Path, patterns: tuple[str, ...]) -> set[Path]:
-    """Return the files in a snapshot that match; the client puts only whole ones there."""
+def matching_files(directory: Path, patterns: tuple[str, ...]) -> set[Path]:
+    """Return the matching files in a snapshot, to which the client adds only complete ones."""
     return {path for pattern in patterns for path in directory.glob(pattern)}
 
 
 def refuse_outside(handle: str, directory: Path) -> None:
-    """Raise PresetError for a snapshot with a file that is not in the repository's cache.
+    """Raise PresetError if a file of a snapshot is outside the repository's cache.
 
-    The client keeps a file under the name that the hub gives its content, whatever that name is.
+    The client stores a file under the name that the hub sends for its content, without checks.
     """
     cache = directory.parents[1]
     inside = (cache.resolve(), (cache / "blobs").resolve())
@@ -204,14 +209,15 @@ def refuse_outside(handle: str, directory: Path) -> None:
         if not any(path.resolve().is_relative_to(place) for place in inside):
             raise PresetError(
                 f"The hub of {handle} had {path.name} stored outside the cache, at "
-                f"{path.resolve()}, which no honest hub does. Check HF_ENDPOINT, and delete it."
+                f"{path.resolve()}, so it is not to be trusted. Check HF_ENDPOINT, and delete the "
+                "file."
             )
 
 
 def refuse_damaged(handle: str, files: set[Path]) -> None:
-    """Hold downloaded files to the SHA-256 that the hub announced, and drop damaged ones.
+    """Check downloaded files against the hub's SHA-256, and delete a damaged one.
 
-    The cache keeps a large file under the name of its hash; the client compares sizes only.
+    The cache names a large file by its hash, but the client compares only sizes.
     """
     for path in files:
         blob = path.resolve()
@@ -219,61 +225,61 @@ def refuse_damaged(handle: str, files: set[Path]) -> None:
             path.unlink()
             blob.unlink(missing_ok=True)
             raise PresetError(
-                f"The download of {handle} arrived damaged (the hash of {path.name} does not "
-                f"match). {AGAIN}"
+                f"The download of {handle} is damaged (the hash of {path.name} does not match). "
+                f"{AGAIN}"
             )
 
 
 def hugging_face_failure(handle: str, error: Exception) -> str:
-    """Return the line for what huggingface_hub raised."""
+    """Return a one-line message for an exception of huggingface_hub."""
     from huggingface_hub import errors
 
     status = http_status(error) or http_status(error.__cause__)
     sign_in = "sign in with `hf auth login` or set HF_TOKEN"
     if isinstance(error, errors.GatedRepoError) or status == 403:
         return (
-            f"Hugging Face does not give access to {handle}. Accept the model's terms on its page "
-            f"and {sign_in}."
+            f"Hugging Face denies access to {handle}. Accept the model's terms on its page and "
+            f"{sign_in}."
         )
     if isinstance(error, errors.RepositoryNotFoundError):
         return (
-            f"{handle} does not exist on Hugging Face, or is private. Check its name; for a "
-            f"private one {sign_in}."
+            f"{handle} does not exist on Hugging Face, or is private. Check the name; if it is "
+            f"private, {sign_in}."
         )
     if isinstance(error, errors.RevisionNotFoundError):
-        return f"{handle} names a revision that does not exist. Name a branch, a tag or a commit."
+        return f"{handle} names an unknown revision. Expected a branch, a tag or a commit."
     if isinstance(error, errors.LocalEntryNotFoundError):
         return (
-            f"Hugging Face cannot be reached for {handle}, and no whole copy of it is in the "
-            "cache. Check the network and HF_HUB_OFFLINE."
+            f"Cannot reach Hugging Face for {handle}, and the cache has no complete copy. Check "
+            "the network and HF_HUB_OFFLINE."
         )
     if "Consistency check failed" in str(error) or status is not None:
-        return f"The download of {handle} broke off ({one_line(error)}). {AGAIN}"
-    if isinstance(error, BROKEN_RULES) and not isinstance(error, errors.HFValidationError):
-        return strange_answer("Hugging Face", handle, "HF_ENDPOINT and the network.")
+        return f"The download of {handle} was interrupted ({one_line(error)}). {AGAIN}"
+    if isinstance(error, UNEXPECTED) and not isinstance(error, errors.HFValidationError):
+        return unexpected_response("Hugging Face", handle, "HF_ENDPOINT and the network.")
     return f"Hugging Face could not deliver {handle}: {one_line(error)}"
 
 
-def strange_answer(hub: str, handle: str, check: str) -> str:
-    """Return the line for an answer that a client could not make sense of."""
-    return f"{hub} answered something else than expected when asked for {handle}. Check {check}"
+def unexpected_response(hub: str, handle: str, check: str) -> str:
+    """Return the message for a response that a client could not parse."""
+    return f"{hub} sent an unexpected response for {handle}. Check {check}"
 
 
 def http_status(error: BaseException | None) -> int | None:
-    """Return the status of the response that a client's error carries, if it carries one."""
+    """Return the HTTP status of a client's exception, or None if it has no response."""
     status: int | None = getattr(getattr(error, "response", None), "status_code", None)
     return status
 
 
 @contextlib.contextmanager
 def quiet(library: str) -> Iterator[None]:
-    """Keep a client's talk from standard output, and its progress bars too without a terminal."""
+    """Redirect a client's output to stderr, or discard it if that is not a terminal."""
     logger = logging.getLogger(library)
     level = logger.level
     logger.setLevel(logging.CRITICAL)
-    watched = sys.stderr is not None and sys.stderr.isatty()
-    with open(os.devnull, "w", encoding="utf-8") as nowhere:
-        sink = sys.stderr if watched else nowhere
+    terminal = sys.stderr is not None and sys.stderr.isatty()
+    with open(os.devnull, "w", encoding="utf-8") as null:
+        sink = sys.stderr if terminal else null
         try:
             with contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
                 yield

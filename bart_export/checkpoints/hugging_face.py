@@ -1,9 +1,8 @@
-"""Hugging Face directories of BART: config.json, weights as transformers names and lays them out.
+"""Reads Hugging Face checkpoints of BART.
 
-Projections are turned from (outputs, inputs) into Keras' kernels, positions lose their two unused
-leading rows, and the one table of the token embedding and the logits is found under whichever of
-its names it was stored. A checkpoint that is not exactly a BART, or not all of one, is refused by
-name.
+Projections are transposed from (outputs, inputs) to Keras kernels, position tables lose their two
+unused leading rows, and the shared token embedding is found under any of its names. A checkpoint
+that is not exactly one complete BART raises an error that names the differences.
 """
 
 import dataclasses
@@ -22,7 +21,7 @@ from bart_export.checkpoints.weights import Array, Entry, LazyWeights
 from bart_export.config import ACTIVATION_FUNCTIONS, BartConfig
 from bart_export.errors import CheckpointError, ConfigurationError, PresetError, named, shown
 
-# Our word, transformers' word; a field without default must be in config.json.
+# Our name, transformers' name, default; a field without a default must be in config.json.
 FIELDS: tuple[tuple[str, str, object], ...] = (
     ("vocabulary_size", "vocab_size", None),
     ("num_layers", "encoder_layers", None),
@@ -39,34 +38,34 @@ FIELDS: tuple[tuple[str, str, object], ...] = (
 )
 ACTIVATION_SYNONYMS = {"swish": "silu"}
 
-# Variants of the architecture in fairseq's words, which BART does not have.
+# Settings of fairseq's variants, which BART does not have.
 VARIANTS = ("add_final_layer_norm", "normalize_before")
 
-# What stands before the names of tensors: transformers' own, and what PyTorch's DataParallel and
-# torch.compile put before them.
+# Prefixes of tensor names, added by transformers, DataParallel and torch.compile.
 PREFIXES = re.compile(r"^((model|module|_orig_mod)\.)+(?=.)")
-POSITION_OFFSET = 2  # transformers' position tables begin with two rows that are never looked up
+POSITION_OFFSET = 2  # transformers' position tables begin with two unused rows
 
-# The names under which the one embedding table may be stored, the one to take first.
+# The names of the shared embedding table, in order of precedence.
 TABLES = (
     "shared.weight",
     "decoder.embed_tokens.weight",
     "encoder.embed_tokens.weight",
     "lm_head.weight",
 )
-# Version markers of fairseq, which transformers passes over as well.
-PASSED_OVER = ("encoder.version", "decoder.version")
+# Version markers of fairseq, which transformers ignores too.
+IGNORED = ("encoder.version", "decoder.version")
+# Explanations of surplus tensors, by prefix.
 SURPLUS = {
     "classification_head.": "classification_head is a classifier's head: "
     "expected a model that generates (BartForConditionalGeneration).",
     "qa_outputs.": "qa_outputs is a question answering head: "
     "expected a model that generates (BartForConditionalGeneration).",
-    "encoder.layer_norm.": "layer_norm is a final layer norm, which mBART has and BART has not.",
+    "encoder.layer_norm.": "layer_norm is a final layer norm, which mBART has but not BART.",
     "base_model.": "base_model is peft's: save the merged model, model.merge_and_unload().",
-    "decoder.layer_norm.": "layer_norm is a final layer norm, which mBART has and BART has not.",
+    "decoder.layer_norm.": "layer_norm is a final layer norm, which mBART has but not BART.",
 }
 
-# The files that may hold the weights, and what reads them.
+# Weight files in order of precedence, and their readers.
 WEIGHT_FILES = {
     "model.safetensors": weights.read_safetensors,
     "model.safetensors.index.json": weights.read_safetensors,
@@ -76,12 +75,7 @@ WEIGHT_FILES = {
 
 
 def read(directory: Path, stored: JsonObject, with_weights: bool, tokenizer: bool) -> Checkpoint:
-    """Read a directory whose parsed config.json is `stored`.
-
-    Raises:
-        PresetError: for a model that is not a BART.
-        CheckpointError, TokenizerError, MissingExtra: as `resolve.read`.
-    """
+    """Read a directory whose parsed config.json is `stored`; raises as `resolve.read`."""
     config = read_config(directory / files.CONFIG_FILE, stored)
     tables = tokenizer_files.TokenizerTables()
     if tokenizer:
@@ -90,8 +84,8 @@ def read(directory: Path, stored: JsonObject, with_weights: bool, tokenizer: boo
     weight_files: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
     if with_weights:
-        # What a file's metadata says of aliases is not needed: the one table that has any is looked
-        # for under all its names.
+        # Aliases in a file's metadata are not needed: the only aliased table is looked up under all
+        # its names.
         place, weight_files, entries = weights.read_entries(
             directory, WEIGHT_FILES, lambda name: PREFIXES.sub("", name)
         )
@@ -112,25 +106,25 @@ def read(directory: Path, stored: JsonObject, with_weights: bool, tokenizer: boo
 
 
 def read_config(path: Path, stored: JsonObject) -> BartConfig:
-    """Return the architecture that a transformers config.json describes."""
+    """Return the architecture in a transformers config.json."""
     if stored["model_type"] != "bart":
         raise PresetError(
-            f"{path} describes a {named(stored['model_type'])} model, expected model_type bart."
+            f"{path} must have model_type bart, received {named(stored['model_type'])}."
         )
     for name in VARIANTS:
         if stored.get(name):
             raise PresetError(
-                f"{path} has {name}={shown(stored[name])}, which makes it another architecture "
-                "than BART's; expected false."
+                f"{path} must have {name}=false, received {shown(stored[name])}, which is not "
+                "BART's architecture."
             )
     if "quantization_config" in stored:
         raise CheckpointError(
-            f"{path} has a quantization_config; quantized checkpoints cannot be read. Use the "
-            "checkpoint it was quantized from."
+            f"{path} has a quantization_config, and quantized checkpoints are not supported. Use "
+            "the checkpoint it was quantized from."
         )
     missing = [theirs for _, theirs, default in FIELDS if default is None and theirs not in stored]
     if missing:
-        raise CheckpointError(f"{path} does not say {', '.join(missing)}, which a BART needs.")
+        raise CheckpointError(f"{path} lacks {', '.join(missing)}, which a BART needs.")
     values = {ours: stored.get(theirs, default) for ours, theirs, default in FIELDS}
     activation = values["activation_function"]
     if activation in tuple(ACTIVATION_SYNONYMS):
@@ -140,13 +134,13 @@ def read_config(path: Path, stored: JsonObject) -> BartConfig:
     except ConfigurationError as error:
         accepted = (*ACTIVATION_FUNCTIONS, *ACTIVATION_SYNONYMS)
         hint = f" Accepted: {', '.join(accepted)}." if activation not in accepted else ""
-        raise CheckpointError(f"{path} describes no BART: {error}{hint}") from error
+        raise CheckpointError(f"{path} does not describe a BART: {error}{hint}") from error
 
 
 def read_settings(
     directory: Path, stored: JsonObject, config: BartConfig
 ) -> generation.StatedSettings:
-    """Return the generation settings of `generation_config.json`, else those of `config.json`."""
+    """Return the settings in `generation_config.json`, or else in `config.json`."""
     path = directory / files.GENERATION_FILE
     if path.is_file():
         settings = generation.parse(path, files.read_json(path), generation.special_ids(stored))
@@ -160,35 +154,35 @@ def read_settings(
 def named_weights(
     config: BartConfig, place: Path, entries: dict[str, Entry], tied: bool
 ) -> tuple[BartConfig, LazyWeights, tuple[str, ...]]:
-    """Hold the tensors to the configuration, and give them their canonical names.
+    """Check the tensors against the configuration, and map them to canonical names.
 
-    Returns the configuration with `final_logits_bias` decided, the weights, and a line about tables
-    that were not taken because the configuration ties them to another.
+    Returns:
+        The configuration with the value of `final_logits_bias`, the weights, and a line about
+        tables that were ignored because the configuration ties them to another.
     """
-    present = {name: entry for name, entry in entries.items() if name not in PASSED_OVER}
+    present = {name: entry for name, entry in entries.items() if name not in IGNORED}
     bias = present.get(FINAL_LOGITS_BIAS)
     biased = bias is not None and bias.dtype in weights.FLOATING and bool(np.any(bias.read()))
     config = dataclasses.replace(config, final_logits_bias=biased)
     tables = [name for name in TABLES if name in present]
-    kept = tables[0] if tables else TABLES[0]
+    table = tables[0] if tables else TABLES[0]
     rows = weight_rows(config)
-    names = {row: kept if row.name == TOKEN_EMBEDDING else row.hugging_face for row in rows}
+    names = {row: table if row.name == TOKEN_EMBEDDING else row.hugging_face for row in rows}
     expected = {name: stored_shapes(row) for row, name in names.items()}
-    table_shape = expected[kept]
-    expected |= {name: table_shape for name in tables}
+    expected |= dict.fromkeys(tables, expected[table])
     if bias is not None and not biased:
         expected[FINAL_LOGITS_BIAS] = ((1, config.vocabulary_size), (config.vocabulary_size,))
     weights.require_exactly(place, expected, present, SURPLUS)
     notes = unused_tables(place, {name: present[name] for name in tables}, tied)
-    taken = {row.name: present[name] for row, name in names.items()}
-    return config, weights.stored_weights(rows, taken, arrange), notes
+    stored = {row.name: present[name] for row, name in names.items()}
+    return config, weights.stored_weights(rows, stored, arrange), notes
 
 
 def unused_tables(place: Path, tables: Mapping[str, Entry], tied: bool) -> tuple[str, ...]:
-    """Require that the embedding tables stored under several names are one table.
+    """Require that all stored embedding tables are equal, unless the configuration ties them.
 
-    Where the configuration ties them, transformers overwrites the others with the first, whatever
-    was stored: so does this, and returns a line that says so.
+    Like transformers, tied tables are replaced by the first one; the returned note lists those that
+    differ from it.
     """
     if len(tables) < 2:
         return ()
@@ -197,32 +191,32 @@ def unused_tables(place: Path, tables: Mapping[str, Entry], tied: bool) -> tuple
     different = [name for name, other in others if not np.array_equal(table, other.read())]
     if different and tied:
         return (
-            f"{weights.listing(different)} differs from {first} and was not used: "
-            "tie_word_embeddings makes them one table.",
+            f"{weights.listing(different)} differs from {first} and was not used, because "
+            "tie_word_embeddings is set.",
         )
     if different:
         raise CheckpointError(
-            f"{place} stores {weights.listing([first, *different])} with different values; this "
-            "package needs one table for the encoder, the decoder and the logits."
+            f"{place} stores {weights.listing([first, *different])} with different values. "
+            "Expected one table for the encoder, the decoder and the logits."
         )
     return ()
 
 
 def stored_shapes(row: Weight) -> tuple[Shape, ...]:
-    """Return the shapes in which transformers stores a row."""
+    """Return the shapes in which transformers may store a weight."""
     if row.name == FINAL_LOGITS_BIAS:
         return (1, *row.shape), row.shape
     if "position_embedding" in row.name:
         return ((row.shape[0] + POSITION_OFFSET, row.shape[1]),)
     if row.name.endswith("/kernel"):
-        # Attention kernels hold heads x head_size = hidden on one side and hidden on the other.
+        # Attention kernels are (hidden, hidden), because heads * head_size is hidden.
         square = (max(row.shape), max(row.shape))
         return (square if len(row.shape) == 3 else row.shape[::-1],)
     return ((row.size,),) if row.name.endswith("/bias") else (row.shape,)
 
 
 def arrange(row: Weight, values: Array) -> Array:
-    """Return transformers' values in the shape and axis order of the row.
+    """Return transformers' values in a weight's shape and axis order.
 
     `Linear` stores (outputs, inputs), Keras (inputs, outputs) with attention heads split.
     """

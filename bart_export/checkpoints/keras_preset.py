@@ -1,8 +1,8 @@
-"""Keras preset directories: config.json, HDF5 weights, tokenizer assets. Read, and written.
+"""Reads and writes Keras presets: config.json, HDF5 weights and tokenizer assets.
 
-What KerasHub's BART can express is written as KerasHub writes it, and KerasHub loads it. What it
-cannot (a shorter decoder, scaled embeddings, a logits bias) is written under this package's
-registered name, so that KerasHub refuses the preset instead of computing something else.
+A model that KerasHub's BART supports is written as KerasHub writes it. A model that uses an
+extension (a shorter decoder, scaled embeddings, a logits bias) is written under this package's
+registered name, so that KerasHub rejects the preset instead of computing something else.
 """
 
 import dataclasses
@@ -55,9 +55,9 @@ KERAS_FIELDS = (
     "dropout",
     "max_sequence_length",
 )
-OF_THE_LAYER = ("name", "trainable", "dtype")  # config keys that are not the architecture's
+LAYER_KEYS = ("name", "trainable", "dtype")  # config keys that are not part of the architecture
 QUANTIZED = ("int8", "int4", "float8", "gptq", "awq")
-# All that a Keras preset of any model has.
+# The entries of a preset directory, whatever its model.
 FILES = re.compile(
     r"(config|metadata|tokenizer|preprocessor|task|generation_config|model\.weights)\.json"
     r"|(model|task)(_\d{5})?\.weights\.h5|assets"
@@ -65,12 +65,7 @@ FILES = re.compile(
 
 
 def read(directory: Path, stored: JsonObject, with_weights: bool, tokenizer: bool) -> Checkpoint:
-    """Read a preset whose parsed config.json is `stored`.
-
-    Raises:
-        PresetError: for a model that is not a BART.
-        CheckpointError, TokenizerError, MissingExtra: as `resolve.read`.
-    """
+    """Read a preset whose parsed config.json is `stored`; raises as `resolve.read`."""
     config, dtype = read_config(directory / CONFIG_FILE, stored)
     tables = tokenizer_files.TokenizerTables()
     if tokenizer:
@@ -91,8 +86,8 @@ def read(directory: Path, stored: JsonObject, with_weights: bool, tokenizer: boo
         for side in ("encoder", "decoder")
     )
     note = (
-        f"The preset has no {PREPROCESSOR_FILE}: a source may have as many tokens as the model has "
-        f"positions, {config.max_sequence_length}."
+        f"The preset has no {PREPROCESSOR_FILE}: the maximum source length is the model's "
+        f"{config.max_sequence_length} positions."
     )
     return Checkpoint(
         directory=directory,
@@ -113,25 +108,25 @@ def read_config(path: Path, stored: JsonObject) -> tuple[BartConfig, str | None]
     """Return the architecture and the dtype policy's name in a preset's config.json."""
     if stored["registered_name"] not in REGISTERED_NAMES:
         raise PresetError(
-            f"{path} describes a {named(stored['registered_name'])} model, expected "
-            f"{' or '.join(REGISTERED_NAMES)}."
+            f"registered_name in {path} must be {' or '.join(REGISTERED_NAMES)}, received "
+            f"{named(stored['registered_name'])}."
         )
     values = stored.get("config")
     if not isinstance(values, dict):
-        raise CheckpointError(f"{path} must hold a config object, received {shown(values)}.")
+        raise CheckpointError(f"config in {path} must be an object, received {shown(values)}.")
     dtype = dtype_policy(path, values.get("dtype"))
-    fields = {name: value for name, value in values.items() if name not in OF_THE_LAYER}
+    fields = {name: value for name, value in values.items() if name not in LAYER_KEYS}
     try:
         return BartConfig.from_dict(fields), dtype
     except ConfigurationError as error:
-        raise CheckpointError(f"{path} describes no BART: {error}") from error
+        raise CheckpointError(f"{path} does not describe a BART: {error}") from error
 
 
 def dtype_policy(path: Path, dtype: object) -> str | None:
-    """Return the name of a dtype policy as Keras serializes one.
+    """Return the name of a serialized dtype policy.
 
     Raises:
-        CheckpointError: for the policies of quantized models.
+        CheckpointError: for a policy of a quantized model.
     """
     name = dtype
     if isinstance(dtype, dict):
@@ -150,15 +145,15 @@ def dtype_policy(path: Path, dtype: object) -> str | None:
 
 
 def quantized(path: Path, policy: str) -> CheckpointError:
-    """Return the error of a preset that Keras has quantized."""
+    """Return the error for a preset that Keras has quantized."""
     return CheckpointError(
-        f"{path} has the dtype policy {policy}: presets that Keras has quantized cannot be read. "
-        "Use the preset it was quantized from; recipes quantize while exporting."
+        f"{path} has the dtype policy {policy}, and presets quantized by Keras are not supported. "
+        "Use the preset it was quantized from; recipes quantize during export."
     )
 
 
 def read_settings(directory: Path, config: BartConfig) -> StatedSettings | None:
-    """Return the settings of `generation_config.json`; KerasHub writes none."""
+    """Return the settings in `generation_config.json`, which KerasHub does not write."""
     path = directory / GENERATION_FILE
     if not path.is_file():
         return None
@@ -168,16 +163,16 @@ def read_settings(directory: Path, config: BartConfig) -> StatedSettings | None:
     return generation_settings.with_tasks(path, settings, stored)
 
 
-def read_length(path: Path, preprocessor: object, name: str, most: int) -> int:
-    """Return a side's length that a preprocessor states, at most what the model can take."""
+def read_length(path: Path, preprocessor: object, name: str, positions: int) -> int:
+    """Return a sequence length of a preprocessor, at most the model's positions."""
     length = preprocessor.get(name) if isinstance(preprocessor, dict) else None
     if length is None:
-        return most
+        return positions
     if isinstance(length, bool) or not isinstance(length, int) or length < 3:
         raise CheckpointError(
-            f"{path} must give an {name} of at least 3 tokens, received {shown(length)}."
+            f"{name} in {path} must be an integer of at least 3, received {shown(length)}."
         )
-    return min(length, most)
+    return min(length, positions)
 
 
 def write(
@@ -198,17 +193,27 @@ def write(
 ) -> None:
     """Write a preset directory that KerasHub's `from_preset` loads.
 
-    `weights` holds an array for each row of `weight_names.weights(config)`. `dtype` is the dtype
-    policy to note in config.json; `weights_dtype` casts the stored values, None keeps them. Lengths
-    are the preprocessor's, by default all the model can take; without a vocabulary the preset has
-    no tokenizer and no preprocessor. `max_shard_size` is in GB as in KerasHub, None for one file.
-    The directory appears with one rename once it is whole; a preset that was there before is
-    replaced by it.
+    The directory appears complete, by one rename, and replaces an earlier preset.
+
+    Args:
+        directory: the preset's path.
+        config: the architecture.
+        weights: an array for each name in `weight_names.weights(config)`.
+        generation: generation settings, if any.
+        vocabulary: tokens → ids; without it the preset has no tokenizer and no preprocessor.
+        merges: BPE merges in order of rank.
+        added_tokens: tokens that are split off before BPE.
+        add_prefix_space: whether a space is put before a text.
+        dtype: the dtype policy in config.json.
+        weights_dtype: the dtype to cast weights to; None keeps theirs.
+        encoder_sequence_length: the preprocessor's length; by default the model's positions.
+        decoder_sequence_length: the same for the decoder.
+        max_shard_size: maximum size of a weight file in GB, as in KerasHub; None writes one file.
 
     Raises:
-        CheckpointError: when weights are missing, surplus or misshapen, or the directory exists and
-            is not a preset, or cannot be written.
-        MissingExtra: when h5py is not installed.
+        CheckpointError: if weights are missing, surplus or misshapen, or if the directory contains
+            something else or cannot be written.
+        MissingExtra: if h5py is not installed.
     """
     directory = Path(os.path.realpath(directory))
     rows = weight_names.weights(config)
@@ -252,13 +257,13 @@ def write(
                 exchange(draft, directory)
             else:
                 draft.rename(directory)
-    except (OSError, RuntimeError) as error:  # h5py raises either when a disk is full
+    except (OSError, RuntimeError) as error:  # h5py raises either if the disk is full
         fault = getattr(error, "strerror", None) or one_line(error)
         raise CheckpointError(f"Cannot write {directory}: {fault}.") from error
 
 
 def require_replaceable(directory: Path) -> None:
-    """Raise CheckpointError for a directory with anything but a preset, naming what it holds."""
+    """Raise CheckpointError if a path exists and contains anything but a preset."""
     if not directory.exists():
         return
     if not directory.is_dir():
@@ -266,13 +271,13 @@ def require_replaceable(directory: Path) -> None:
     for path in sorted(directory.iterdir()):
         if not FILES.fullmatch(path.name):
             raise CheckpointError(
-                f"{directory} exists and is not a preset: it holds {shown(path.name)}, which would "
-                "be lost. Move that away, or name another directory."
+                f"{directory} exists and is not a preset: it contains {shown(path.name)}, which "
+                "would be lost. Move it, or name another directory."
             )
 
 
 def keras_object(module: str, class_name: str, **config: object) -> JsonObject:
-    """Return an object of a `keras_hub` module as Keras serializes it."""
+    """Return a serialized object of a `keras_hub` module."""
     return {
         "module": f"keras_hub.src.models.bart.{module}",
         "class_name": class_name,
@@ -282,7 +287,7 @@ def keras_object(module: str, class_name: str, **config: object) -> JsonObject:
 
 
 def dtype_object(name: str) -> JsonObject:
-    """Return a dtype policy as Keras serializes it."""
+    """Return a serialized dtype policy."""
     return {
         "module": "keras",
         "class_name": "DTypePolicy",
@@ -292,7 +297,7 @@ def dtype_object(name: str) -> JsonObject:
 
 
 def config_json(config: BartConfig, dtype: str) -> JsonObject:
-    """Return config.json: KerasHub's when its BART can be this one, else this package's."""
+    """Return config.json, under this package's registered name if the model has extensions."""
     fields = {name: getattr(config, name) for name in KERAS_FIELDS}
     extensions = config.extensions()
     stored = keras_object(
@@ -310,7 +315,7 @@ def config_json(config: BartConfig, dtype: str) -> JsonObject:
 
 
 def metadata_json(config: BartConfig) -> JsonObject:
-    """Return metadata.json, which KerasHub's tools show and its loader passes over."""
+    """Return metadata.json, which KerasHub's tools show and its loader ignores."""
     versions: dict[str, str | None] = {}
     for package in ("keras", "keras-hub"):
         try:
@@ -327,10 +332,10 @@ def metadata_json(config: BartConfig) -> JsonObject:
 
 
 def tokenizer_json(added_tokens: Iterable[AddedToken], add_prefix_space: bool) -> JsonObject:
-    """Return tokenizer.json, which names KerasHub's tokenizer class; the data is in the assets.
+    """Return tokenizer.json with KerasHub's tokenizer class; the tables are in the assets.
 
-    KerasHub cuts texts at `unsplittable_tokens`. What it has no word for, how an added token takes
-    its surroundings, stands beside the config, where KerasHub does not look.
+    KerasHub splits texts at `unsplittable_tokens`. The other attributes of added tokens, which it
+    does not support, are stored outside the config, where it ignores them.
     """
     own = [token for token in added_tokens if token.content not in SPECIAL_TOKENS]
     unsplittable = [*SPECIAL_TOKENS, *(token.content for token in own)]
@@ -351,7 +356,7 @@ def tokenizer_json(added_tokens: Iterable[AddedToken], add_prefix_space: bool) -
 
 
 def generation_json(generation: GenerationConfig | StatedSettings) -> JsonObject:
-    """Return generation_config.json: of a checkpoint's settings, those that somebody states."""
+    """Return generation_config.json, without a checkpoint's unstated defaults."""
     if isinstance(generation, GenerationConfig):
         return {name: value for name, value in generation.to_dict().items() if value is not None}
     plain = GenerationConfig().to_dict()

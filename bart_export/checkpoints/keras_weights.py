@@ -1,8 +1,7 @@
-"""The HDF5 weight files of Keras presets, single and sharded, read and written by path.
+"""Reads and writes the HDF5 weight files of Keras presets, in one file or in shards.
 
-Datasets are read lazily under the paths of `checkpoints.weight_names`, whichever version of Keras
-chose the group names. Links and datasets that point outside the file are not followed, and nothing
-but numbers is read.
+Datasets are read lazily, under the paths in `checkpoints.weight_names` for any version of Keras.
+Links and external data are not followed, and only numbers are read.
 """
 
 import json
@@ -22,9 +21,9 @@ from bart_export.errors import CheckpointError
 WEIGHT_FILE = "model.weights.h5"
 INDEX_FILE = "model.weights.json"
 SHARD_FILE = "model_{:05}.weights.h5"
-GIGABYTE = 1024**3  # what Keras means by one
+GIGABYTE = 1024**3  # bytes, as Keras counts them
 
-# Group names of earlier Keras versions, and today's.
+# Group names of earlier Keras versions → current names.
 EARLIER_NAMES = {
     "_layer_checkpoint_dependencies": "layers",
     "_query_dense": "query_dense",
@@ -32,27 +31,27 @@ EARLIER_NAMES = {
     "_value_dense": "value_dense",
     "_output_dense": "output_dense",
 }
-MOST_ITEMS, DEEPEST = 1 << 17, 32  # many times what the largest BART has
-SEED = "seed_generator"  # the state of dropout's random numbers, which inference has no use for
+MAX_ITEMS, MAX_DEPTH = 1 << 17, 32  # many times more than the largest BART has
+SEED = "seed_generator"  # dropout's random state, which inference does not use
 
 
 def import_h5py() -> Any:
-    """Return h5py, which the base installation leaves out."""
+    """Return h5py, which is not part of the base installation."""
     return import_extra("h5py", "Reading and writing Keras presets")
 
 
 def read_entries(directory: Path) -> tuple[Path, tuple[Path, ...], dict[str, Entry]]:
-    """Return the datasets of a preset under today's paths; see `weights.read_entries`."""
+    """Return the datasets of a preset under current paths; see `weights.read_entries`."""
 
-    def todays(name: str) -> str:
+    def current_name(name: str) -> str:
         return "/".join(EARLIER_NAMES.get(word, word) for word in name.split("/"))
 
     formats = {WEIGHT_FILE: read_datasets, INDEX_FILE: read_datasets}
-    return weight_files.read_entries(directory, formats, todays)
+    return weight_files.read_entries(directory, formats, current_name)
 
 
 def read_datasets(path: Path) -> dict[str, Entry]:
-    """Return the datasets of one file, having read their headers only."""
+    """Return the datasets of one file, reading only their headers."""
     h5py = import_h5py()
     try:
         with h5py.File(path, "r") as file:
@@ -68,9 +67,9 @@ def read_datasets(path: Path) -> dict[str, Entry]:
 
 
 def walk(h5py: Any, path: Path, file: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the datasets of an open file, as far as a file of Keras can have any.
+    """Yield the datasets of an open file with their paths.
 
-    h5py's own visit has no bounds, and takes the square of the depth.
+    Unlike h5py's `visititems`, this is bounded, and not quadratic in the depth.
     """
     waiting: list[tuple[str, Any]] = [("", file)]
     found = 0
@@ -85,23 +84,23 @@ def walk(h5py: Any, path: Path, file: Any) -> Iterator[tuple[str, Any]]:
                 yield inside, item
             elif isinstance(item, h5py.Group):
                 waiting.append((f"{inside}/", item))
-            if found > MOST_ITEMS or inside.count("/") >= DEEPEST:
+            if found > MAX_ITEMS or inside.count("/") >= MAX_DEPTH:
                 raise CheckpointError(
-                    f"{path} must have at most {MOST_ITEMS} groups and datasets, and at most "
-                    f"{DEEPEST} within each other; it has more. No Keras preset does."
+                    f"{path} must have at most {MAX_ITEMS} groups and datasets, nested at most "
+                    f"{MAX_DEPTH} deep, received more. It is not a Keras preset."
                 )
 
 
 def describe(path: Path, name: str, dataset: Any) -> Entry:
-    """Return the entry of a dataset, once it is known to keep all its values in this file."""
+    """Return the entry of a dataset whose values are all in this file."""
     stored, expected = dataset.id.get_storage_size(), dataset.size * dataset.dtype.itemsize
     outside = dataset.is_virtual or dataset.external
     if outside or (stored != expected if dataset.chunks is None else not stored):
         raise CheckpointError(
-            f"{path} does not hold the values of {name}; it is damaged or refers to other files. "
-            "Fetch it again."
+            f"{path} does not contain the values of {name}; it is damaged or refers to other "
+            "files. Download it again."
         )
-    # NumPy has no bfloat16: Keras stores the bits and says so beside them.
+    # NumPy has no bfloat16, so Keras stores its bits with an attribute.
     bfloat16 = dataset.attrs.get("dtype") == "bfloat16" and dataset.dtype.itemsize == 2
     dtype = "bfloat16" if bfloat16 else str(dataset.dtype.newbyteorder("="))
     return Entry(path, dataset.shape, dtype, partial(read_values, path, name, dtype))
@@ -120,10 +119,10 @@ def read_values(path: Path, name: str, dtype: str) -> Array:
 
 
 def damaged(path: Path, error: Exception) -> CheckpointError:
-    """Return the error of a file that is no whole HDF5 file."""
+    """Return the error for a file that is not a complete HDF5 file."""
     return CheckpointError(
-        f"{path} cannot be read as HDF5 ({one_line(error)}); it is damaged or was not "
-        "downloaded whole. Fetch it again."
+        f"{path} cannot be read as HDF5 ({one_line(error)}); it is damaged or incomplete. "
+        "Download it again."
     )
 
 
@@ -134,14 +133,14 @@ def write(
     dtype: np.dtype[Any] | None,
     max_shard_size: float,
 ) -> None:
-    """Write weights as Keras does, into one file or, past `max_shard_size` gigabytes, into shards.
+    """Write weights as Keras does, in shards of at most `max_shard_size` gigabytes.
 
-    `weights` go by canonical names; each is looked up once. `dtype` casts; None keeps each tensor's
-    own.
+    `weights` maps canonical names to arrays; each is looked up once. They are cast to `dtype`,
+    unless it is None.
 
     Raises:
-        CheckpointError: when a weight is misshapen, or alone is larger than a shard may be.
-        MissingExtra: when h5py is not installed.
+        CheckpointError: if a weight is misshapen or larger than a shard.
+        MissingExtra: if h5py is not installed.
     """
     h5py = import_h5py()
     limit = max_shard_size * GIGABYTE
@@ -156,8 +155,8 @@ def write(
             )
         if values.nbytes > limit:
             raise CheckpointError(
-                f"max_shard_size must have room for {row.name} ({values.nbytes / GIGABYTE:.3g} "
-                f"GB), received {limit / GIGABYTE:.3g}."
+                f"max_shard_size must be at least the size of {row.name}, "
+                f"{values.nbytes / GIGABYTE:.3g} GB, received {max_shard_size:.3g}."
             )
         if not shards or filled + values.nbytes > limit:
             shards.append(SHARD_FILE.format(len(shards)))
@@ -176,7 +175,7 @@ def write(
 
 
 def write_dataset(file: Any, path: str, values: Array) -> None:
-    """Write one dataset; bfloat16 as its bits, marked as Keras marks them."""
+    """Write one dataset; bfloat16 is stored as its bits with Keras' attribute."""
     if values.dtype.name != "bfloat16":
         file.create_dataset(path, data=values)
         return

@@ -1,9 +1,7 @@
-"""From what a user names to a checkpoint and the settings that an artifact of it generates with.
+"""Resolves a preset's name, handle or path to a checkpoint and default generation settings.
 
-`find` turns a preset's name, a hub's handle or a path into a local directory, `read` the directory
-into a `Checkpoint`, and `ResolvedPreset` does both and decides the settings: what the checkpoint
-itself states wins over what the registry of presets knows; where neither says anything,
-transformers' defaults hold. A length beyond the model's positions is brought within them.
+Settings come from the checkpoint, otherwise from the registry of presets, otherwise from
+transformers' defaults. Lengths are limited to the model's positions.
 """
 
 import dataclasses
@@ -26,13 +24,13 @@ WORD = r"[\w][\w.-]*"
 KAGGLE = re.compile(rf"kaggle://({WORD}/{WORD}/keras/{WORD})(?:/(\d+))?", re.ASCII)
 HUGGING_FACE = re.compile(rf"hf://({WORD}/{WORD})(?:@(?!.*\.\.)(\w[\w./-]*))?", re.ASCII)
 REPOSITORY = re.compile(rf"{WORD}/{WORD}", re.ASCII)
-MOST_CHARACTERS = 200  # of what is looked at for a typing error
+LONGEST_GUESS = 200  # characters of an unknown name that are compared with known ones
 
-# The key of config.json that tells who wrote it, and who reads it.
+# The key in config.json that identifies the format, and the format's reader.
 READERS = (("registered_name", keras_preset.read), ("model_type", hugging_face.read))
 
 REGISTRY = "the preset's original checkpoint"
-# What is said of settings that nobody states; the others are switched off.
+# Settings that are reported even if they are defaults; the defaults of others have no effect.
 UNSTATED = (
     "max_length",
     "min_length",
@@ -45,36 +43,31 @@ UNSTATED = (
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A checkpoint's origin and its local copy.
+    """A checkpoint's origin and its local copy."""
 
-    `handle` is the preset's handle on its hub, or the directory as it was typed; `revision` the
-    version or commit that was fetched, None for a directory. `generation` are defaults known for
-    this handle, for checkpoints that state none.
-    """
-
-    handle: str
-    revision: str | None
+    handle: str  # on its hub, or the directory as typed
+    revision: str | None  # the version or commit; None for a directory
     directory: Path
-    generation: GenerationConfig | None
+    generation: GenerationConfig | None  # from the registry, for checkpoints without settings
 
 
 @dataclasses.dataclass(frozen=True)
 class Defaults:
-    """The settings of an artifact, and lines about them for whoever exports it or looks at it."""
+    """The default generation settings of an artifact, and lines that explain them."""
 
     generation: GenerationConfig
     notes: tuple[str, ...]
 
 
 class ResolvedPreset:
-    """A preset that has been found and read: its source, its checkpoint, what it generates with.
+    """A preset's name, source, checkpoint and default generation settings.
 
-    Of the weights only the headers are read.
+    Only the headers of the weights are read.
 
     Args:
-        preset: what `find` takes.
-        task: as `defaults`.
-        stage: told the name of each stage as it begins.
+        preset: as for `find`.
+        task: as for `defaults`.
+        stage: called with the name of each stage when it begins.
 
     Raises:
         PresetError, CheckpointError, TokenizerError, MissingExtra: as `find` and `read`.
@@ -93,14 +86,14 @@ class ResolvedPreset:
 
 
 def find(preset: str) -> Source:
-    """Return the local directory of a preset, after fetching it if it lies on a hub.
+    """Return the source of a preset, downloading it from a hub if necessary.
 
     A name that is both a known preset and a directory means the preset, as in KerasHub; "./name"
     means the directory.
 
     Raises:
-        PresetError: for a name that is nothing of the kind, and for a download that failed.
-        MissingExtra: when the hub's client is not installed.
+        PresetError: for an unknown name or a failed download.
+        MissingExtra: if the hub's client is not installed.
     """
     known = PRESETS.get(preset)
     if known is not None and known.directory is not None:
@@ -126,33 +119,39 @@ def find(preset: str) -> Source:
 
 
 def guess(preset: str) -> str:
-    """Return the question which preset was meant by an unknown one, "" if none is near."""
+    """Return a "Did you mean …?" for an unknown preset, or "" if no name is similar."""
     if REPOSITORY.fullmatch(preset):
         return f" Did you mean hf://{preset}?"
-    return did_you_mean(preset[:MOST_CHARACTERS], PRESETS)
+    return did_you_mean(preset[:LONGEST_GUESS], PRESETS)
 
 
 def read(directory: Path, *, weights: bool = True, tokenizer: bool = True) -> Checkpoint:
     """Read a Keras preset or a Hugging Face directory.
 
-    Names and shapes of all weights are held to the configuration before this returns; only
-    headers are read for it. With `weights=False` no weight file is opened: `weights` and
-    `weight_files` are empty and `config.final_logits_bias` is what config.json says. With
-    `tokenizer=False` the directory needs no tokenizer, `vocabulary` and `merges` are empty, and
-    the model keeps embedding rows that no token has; otherwise they are left out.
+    The names and shapes of all weights are checked against the configuration, for which only
+    headers are read.
+
+    Args:
+        directory: the checkpoint's directory.
+        weights: if False, no weight file is opened, the checkpoint has no weights, and
+            `config.final_logits_bias` is the value in config.json.
+        tokenizer: if False, no tokenizer is needed or read, and embedding rows without a token are
+            kept.
 
     Raises:
-        PresetError: when the directory holds no model, or one that is not a BART.
-        CheckpointError: when a file is missing, damaged or does not fit the others.
-        TokenizerError: when the tokenizer files are missing or do not fit the model.
-        MissingExtra: when a package that reads the weight files is not installed.
+        PresetError: if the directory has no model, or one that is not a BART.
+        CheckpointError: if a file is missing, damaged or inconsistent with the others.
+        TokenizerError: if the tokenizer files are missing or do not fit the model.
+        MissingExtra: if a package that reads the weight files is not installed.
     """
     directory = Path(directory)
     if not directory.is_dir():
-        raise PresetError(f"Expected a checkpoint directory, received {directory}, which is none.")
+        raise PresetError(
+            f"Expected a checkpoint directory, received {directory}, which is not a directory."
+        )
     for name in set(hubs.SMALL_FILES) - {files.CARD, *files.LICENCE_FILES}:
         if (directory / name).exists():
-            files.require_file(directory / name, most=files.LARGEST_TEXT)
+            files.require_file(directory / name, max_bytes=files.LARGEST_TEXT)
     hubs.refuse_adapter(str(directory), directory)
     path = directory / files.CONFIG_FILE
     if path.is_file():
@@ -162,8 +161,8 @@ def read(directory: Path, *, weights: bool = True, tokenizer: bool = True) -> Ch
                 checkpoint = reader(directory, stored, weights, tokenizer)
                 return without_padding(checkpoint)
         raise PresetError(
-            f"{path} has neither registered_name, as Keras presets do, nor model_type, as Hugging "
-            "Face checkpoints do, so it is not known which model it describes."
+            f"{path} must have registered_name, as Keras presets do, or model_type, as Hugging "
+            "Face checkpoints do, received neither."
         )
     raise PresetError(
         f"{directory} {other_content(directory)} A checkpoint is a Keras preset (config.json, "
@@ -173,18 +172,18 @@ def read(directory: Path, *, weights: bool = True, tokenizer: bool = True) -> Ch
 
 
 def other_content(directory: Path) -> str:
-    """Return what a directory without `config.json` is."""
+    """Describe a directory without `config.json`, as the predicate of a sentence."""
     if is_artifact(directory):
         preset = Artifact.open(directory).manifest.preset
-        return f"is an artifact, not a checkpoint. It was made of {preset}."
-    return f"holds no {files.CONFIG_FILE}."
+        return f"is an artifact, not a checkpoint. It was exported from {preset}."
+    return f"has no {files.CONFIG_FILE}."
 
 
 def without_weights(source: Source, checkpoint: Checkpoint) -> Checkpoint:
-    """Return what a checkpoint says beside its weights, read from its directory.
+    """Return a checkpoint without its weights, read from its directory.
 
-    Settings that it does not state are those the registry knows. A tokenizer that is not there,
-    cannot be read or does not fit is left out: a model can be trained without.
+    Missing settings come from the registry. A tokenizer that is missing or invalid is left out,
+    since a model can be trained without it.
     """
     try:
         checkpoint = read(source.directory, weights=False)
@@ -196,16 +195,16 @@ def without_weights(source: Source, checkpoint: Checkpoint) -> Checkpoint:
 
 
 def defaults(source: Source, checkpoint: Checkpoint, task: str | None = None) -> Defaults:
-    """Return the generation settings of a checkpoint.
+    """Return the default generation settings of a checkpoint.
 
     Args:
-        source: where the checkpoint is from.
-        checkpoint: what it says.
-        task: a key of its `task_specific_params`, whose settings go on top.
+        source: the checkpoint's origin.
+        checkpoint: the checkpoint.
+        task: a key of its `task_specific_params`, which override its other settings.
 
     Raises:
-        ConfigurationError: for a task that it has no settings for.
-        CheckpointError: for settings of the task that cannot be followed.
+        ConfigurationError: for an unknown task.
+        CheckpointError: for unusable settings.
     """
     config = checkpoint.config
     stated = checkpoint.settings or registered(source)
@@ -215,17 +214,17 @@ def defaults(source: Source, checkpoint: Checkpoint, task: str | None = None) ->
     notes = [settings_line(generation, stated.origins), *stated.notes]
     if generation.max_length > positions:
         notes.append(
-            f"max_length={generation.max_length} of {stated.origins.get('max_length', 'nobody')} "
-            f"is beyond the model's {positions} positions; it is {positions}."
+            f"max_length={generation.max_length} from "
+            f"{stated.origins.get('max_length', 'the defaults')} exceeds the model's {positions} "
+            f"positions; it is lowered to {positions}."
         )
         generation = generation.replace(max_length=positions)
-    notes += unfollowed(stated, task)
+    notes += ignored_settings(stated, task)
     if checkpoint.settings is None and source.generation is None:
         notes.append(
             f"The preset has no {files.GENERATION_FILE}, which KerasHub does not write. Put one "
-            f"beside its {files.CONFIG_FILE}, or save the model with bart_export's "
-            "BartBackbone.save_to_preset, which keeps the settings of the preset that the model "
-            "came from."
+            f"next to its {files.CONFIG_FILE}, or save the model with bart_export's "
+            "BartBackbone.save_to_preset, which keeps the settings of the model's preset."
         )
     stated_in = checkpoint.directory / stated.tasks_file
     generation_settings.require_ids(stated_in, generation, config.vocabulary_size)
@@ -233,7 +232,7 @@ def defaults(source: Source, checkpoint: Checkpoint, task: str | None = None) ->
 
 
 def registered(source: Source | Preset) -> StatedSettings:
-    """Return what the registry knows of a preset whose files say nothing."""
+    """Return the registry's settings for a preset without settings of its own."""
     generation = source.generation or GenerationConfig()
     plain = GenerationConfig().to_dict()
     stated = [name for name, value in generation.to_dict().items() if value != plain[name]]
@@ -241,7 +240,7 @@ def registered(source: Source | Preset) -> StatedSettings:
 
 
 def settings_line(generation: GenerationConfig, origins: Mapping[str, str]) -> str:
-    """Return the line that says whose the settings are; ids are the tokenizer's own."""
+    """Return the line that lists the settings by origin, without token ids."""
     owners: dict[str, list[str]] = {}
     unstated = []
     for name in generation_settings.SETTINGS:
@@ -255,27 +254,28 @@ def settings_line(generation: GenerationConfig, origins: Mapping[str, str]) -> s
             unstated.append(value)
     parts = [f"{', '.join(values)} from {owner}" for owner, values in owners.items()]
     if unstated:
-        parts.append(f"nobody states {', '.join(unstated)}, transformers' defaults")
+        parts.append(f"{', '.join(unstated)} from transformers' defaults")
     return f"Settings: {'; '.join(parts)}."
 
 
 def known_settings(preset: Preset) -> str:
-    """Return the line about the settings of a preset that was not fetched."""
+    """Return the line about the settings of a preset that was not downloaded."""
     stated = registered(preset)
     return settings_line(stated.generation, stated.origins)
 
 
-def unfollowed(stated: StatedSettings, task: str | None) -> Iterator[str]:
-    """Yield lines about what `config.json` says and the artifact does not do."""
+def ignored_settings(stated: StatedSettings, task: str | None) -> Iterator[str]:
+    """Yield lines about the settings in `config.json` that the artifact ignores."""
     if stated.tasks and task is None:
-        others = list(stated.tasks)
+        tasks = list(stated.tasks)
         yield (
-            f"{stated.tasks_file} has settings of its own for {', '.join(others)}, which were not "
-            f"taken: --task {others[0]} takes them."
+            f"{stated.tasks_file} has separate settings for {', '.join(tasks)}, which are not "
+            f"used. Use --task {tasks[0]} to apply them."
         )
     if stated.prefix:
+        prefix = shown(stated.prefix)
         yield (
-            f"{stated.tasks_file} has the prefix {shown(stated.prefix)}, which transformers' "
-            "pipelines put before a text and its generate() does not; nor does the artifact. For "
-            f"what a pipeline writes begin each text with {shown(stated.prefix)}."
+            f"{stated.tasks_file} has the prefix {prefix}, which transformers' pipelines prepend "
+            "to a text, but generate() does not, nor does the artifact. To get a pipeline's "
+            f"results, begin each text with {prefix}."
         )

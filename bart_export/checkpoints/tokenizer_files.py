@@ -1,9 +1,8 @@
-"""A checkpoint's tokenizer, from any of the files that tokenizers of BART are kept in.
+"""Reads a checkpoint's tokenizer: vocabulary, merges, added tokens and `add_prefix_space`.
 
-Two tables and what changes ids beside them: added tokens and `add_prefix_space`. Where files of a
-Hugging Face directory disagree, what transformers takes counts: a tokenizer.json before vocab.json
-and merges.txt, and tokenizer_config.json before either. What asks for more than a byte-level BPE
-is refused by name.
+If the files of a Hugging Face directory disagree, the precedence is that of transformers:
+tokenizer_config.json, then tokenizer.json, then vocab.json and merges.txt. Settings that a
+byte-level BPE does not have raise an error.
 """
 
 import dataclasses
@@ -30,10 +29,10 @@ from bart_export.text.vocabulary import (
 Merges = tuple[tuple[str, str], ...]
 Stated = TypeVar("Stated", bool, list[object], JsonObject)
 
-# Of a Keras preset's tokenizer.json, beside KerasHub's own words: added tokens with all they say.
+# This package's key in a Keras preset's tokenizer.json, for all attributes of added tokens.
 ADDED_TOKENS = "bart_export_added_tokens"
 
-# What a tokenizer.json must say for its tables to be all there is to its model.
+# The model settings of a tokenizer.json without extensions to BPE.
 PLAIN_BPE: dict[str, object] = {
     "type": "BPE",
     "dropout": 0.0,
@@ -42,7 +41,7 @@ PLAIN_BPE: dict[str, object] = {
     "byte_fallback": False,
     "ignore_merges": False,
 }
-# Which of BART's tokens each of transformers' names must stand for.
+# transformers' name of a special token → BART's token.
 NAMED = {
     "bos_token": START,
     "cls_token": START,
@@ -52,15 +51,15 @@ NAMED = {
     "unk_token": UNKNOWN,
     "mask_token": MASK,
 }
-OTHERS = ("additional_special_tokens", "extra_special_tokens")  # transformers 4's word, 5's
-# Classes of transformers that put <s> and </s> around GPT-2's tokens, without "Fast" at the end.
+OTHERS = ("additional_special_tokens", "extra_special_tokens")  # in transformers 4, and 5
+# Classes of transformers that put <s> and </s> around GPT-2's tokens, without the suffix "Fast".
 CLASSES = ("BartTokenizer", "RobertaTokenizer", "LEDTokenizer", "PreTrainedTokenizer",
            "TokenizersBackend")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerTables:
-    """What a `BartTokenizer` is made of, by the names that `Checkpoint` has for it."""
+    """The tokenizer's fields of a `Checkpoint`."""
 
     vocabulary: dict[str, int] = dataclasses.field(default_factory=dict)
     merges: Merges = ()
@@ -69,11 +68,10 @@ class TokenizerTables:
 
 
 def read_keras(directory: Path, vocabulary_size: int) -> TokenizerTables:
-    """Read `assets/tokenizer/` of a Keras preset, and what its `tokenizer.json` says beside it.
+    """Read a Keras preset's `assets/tokenizer/` and `tokenizer.json`.
 
     Raises:
-        TokenizerError: when a file is missing or is not what it should be, or the model has fewer
-            than its tokens.
+        TokenizerError: if a file is missing or invalid, or a token is beyond `vocabulary_size`.
     """
     assets, path = directory / "assets" / "tokenizer", directory / "tokenizer.json"
     vocabulary = read_vocabulary(assets / "vocabulary.json")
@@ -82,13 +80,13 @@ def read_keras(directory: Path, vocabulary_size: int) -> TokenizerTables:
     stored = read_optional(path)
     settings = stored.get("config", {})
     if not isinstance(settings, dict):
-        raise TokenizerError(f"{path} must hold a config object, received {shown(settings)}.")
+        raise TokenizerError(f"config in {path} must be an object, received {shown(settings)}.")
     if settings.get("sequence_length") is not None:
         raise TokenizerError(
-            f"{path} must not pad what it tokenizes, received sequence_length="
-            f"{shown(settings['sequence_length'])}; expected null."
+            f"sequence_length in {path} must be null, because padding is not supported, received "
+            f"{shown(settings['sequence_length'])}."
         )
-    added = Added(vocabulary)
+    added = AddedTokenTable(vocabulary)
     for token in stated(path, settings, "unsplittable_tokens", []):
         if token not in SPECIAL_TOKENS:
             added.put(path, token)
@@ -100,32 +98,32 @@ def read_keras(directory: Path, vocabulary_size: int) -> TokenizerTables:
 
 
 def read_hugging_face(directory: Path, vocabulary_size: int) -> TokenizerTables:
-    """Read a `tokenizer.json`, or else `vocab.json` and `merges.txt`, and the files beside them.
+    """Read `tokenizer.json`, or else `vocab.json` and `merges.txt`, and the other tokenizer files.
 
     Raises:
-        TokenizerError: when files are missing, are not what they should be, or ask for more than a
-            byte-level BPE, or the model has fewer than its tokens.
+        TokenizerError: if files are missing or invalid, have settings that a byte-level BPE does
+            not have, or a token is beyond `vocabulary_size`.
     """
-    config, whole = directory / "tokenizer_config.json", directory / "tokenizer.json"
+    config, tokenizer = directory / "tokenizer_config.json", directory / "tokenizer.json"
     vocab, merges_file = directory / "vocab.json", directory / "merges.txt"
-    settings, stored = read_optional(config), read_optional(whole)
+    settings, stored = read_optional(config), read_optional(tokenizer)
     prefixed = False
-    if whole.is_file():
-        path = whole
-        vocabulary, merges = read_model(whole, stored)
-        prefixed = read_splitter(whole, stored)
-        require_ends(whole, stored.get("post_processor"))
+    if tokenizer.is_file():
+        path = tokenizer
+        vocabulary, merges = read_model(tokenizer, stored)
+        prefixed = read_pre_tokenizer(tokenizer, stored)
+        require_ends(tokenizer, stored.get("post_processor"))
     elif vocab.is_file() and merges_file.is_file():
         path, vocabulary = vocab, read_json(vocab, TokenizerError)
         merges = tuple(read_merges(merges_file))
     else:
         raise TokenizerError(
-            f"{directory} holds neither tokenizer.json nor vocab.json with merges.txt. Save the "
-            "tokenizer beside the model: tokenizer.save_pretrained(directory)."
+            f"{directory} has neither tokenizer.json nor vocab.json with merges.txt. Save the "
+            "tokenizer next to the model: tokenizer.save_pretrained(directory)."
         )
-    added = Added(vocabulary)
-    for token in stated(whole, stored, "added_tokens", []):
-        added.put(whole, token)
+    added = AddedTokenTable(vocabulary)
+    for token in stated(tokenizer, stored, "added_tokens", []):
+        added.put(tokenizer, token)
     if "added_tokens_decoder" not in settings:
         read_older(directory, added)
     read_named(config, settings, added)
@@ -134,7 +132,7 @@ def read_hugging_face(directory: Path, vocabulary_size: int) -> TokenizerTables:
         added.put(config, token, int(number) if str(number).isdecimal() else number)
     refuse_settings(config, settings, stored, added)
     vocabulary = checked_vocabulary(path, added.vocabulary)
-    check_merges(str(whole if stored else merges_file), vocabulary, merges)
+    check_merges(str(tokenizer if stored else merges_file), vocabulary, merges)
     require_rows(directory, vocabulary, vocabulary_size)
     return TokenizerTables(
         vocabulary,
@@ -145,19 +143,19 @@ def read_hugging_face(directory: Path, vocabulary_size: int) -> TokenizerTables:
 
 
 def read_optional(path: Path) -> JsonObject:
-    """Return the JSON object in a file, an empty one where there is none."""
+    """Return the JSON object in a file, or an empty one if it does not exist."""
     return read_json(path, TokenizerError) if path.is_file() else {}
 
 
-class Added:
-    """The added tokens of a checkpoint while its files are read; what is put last counts."""
+class AddedTokenTable:
+    """The added tokens of a checkpoint, collected file by file; later ones replace earlier ones."""
 
     def __init__(self, vocabulary: dict[str, int]) -> None:
         self.vocabulary = vocabulary
         self.tokens: dict[str, AddedToken] = {}
 
     def put(self, path: Path, stored: object, number: object = None, **flags: bool) -> None:
-        """Take a token as a file describes it, with the id that it or `number` says, if any."""
+        """Add a token as stored in a file; its id, if any, is part of it or given as `number`."""
         fields = {"content": stored} if isinstance(stored, str) else stored
         if isinstance(fields, dict):
             number = fields.get("id", number)
@@ -167,17 +165,17 @@ class Added:
         known = self.vocabulary.get(token.content, number)
         if type(known) is not int or number not in (None, known):
             raise TokenizerError(
-                f"{path} must give the added token {shown(token.content)} an id that its "
-                f"vocabulary does not contradict, received {shown(number)} where the vocabulary "
-                f"has {shown(known)}. Save the tokenizer again: "
+                f"The id of the added token {shown(token.content)} in {path} must be an integer "
+                f"and the same as in the vocabulary, received {shown(number)} and "
+                f"{shown(self.vocabulary.get(token.content))}. Save the tokenizer again: "
                 "tokenizer.save_pretrained(directory)."
             )
         self.vocabulary[token.content] = known
         self.tokens[token.content] = token
 
 
-def read_older(directory: Path, added: Added) -> None:
-    """Take what transformers wrote into files of their own before 4.34."""
+def read_older(directory: Path, added: AddedTokenTable) -> None:
+    """Add the tokens in the separate files that transformers wrote before 4.34."""
     path, named = directory / "added_tokens.json", directory / "special_tokens_map.json"
     special = read_optional(named)
     listed = str([special.get(name) for name in (*NAMED, *OTHERS)])
@@ -188,18 +186,18 @@ def read_older(directory: Path, added: Added) -> None:
     read_named(named, special, added)
 
 
-def read_named(path: Path, settings: JsonObject, added: Added) -> None:
-    """Take the special tokens that a file of transformers names.
+def read_named(path: Path, settings: JsonObject, added: AddedTokenTable) -> None:
+    """Add the special tokens in a configuration of transformers.
 
     Raises:
-        TokenizerError: for another token in the place of one of BART's.
+        TokenizerError: for a token other than BART's.
     """
     for name, expected in NAMED.items():
         stored = settings.get(name)
         content = stored.get("content") if isinstance(stored, dict) else stored
         if content not in (None, expected):
             raise TokenizerError(
-                f"{path} must name {shown(expected)} as {name}, which BART was trained with, "
+                f"{name} in {path} must be {shown(expected)}, which BART was trained with, "
                 f"received {shown(content)}."
             )
         if isinstance(stored, dict):
@@ -213,25 +211,25 @@ def read_named(path: Path, settings: JsonObject, added: Added) -> None:
 
 
 def read_model(path: Path, stored: JsonObject) -> tuple[dict[str, int], Merges]:
-    """Return vocabulary and merges of the `tokenizers` library's JSON file."""
+    """Return the vocabulary and the merges in a tokenizer.json."""
     model = stored.get("model")
     if not isinstance(model, dict):
-        raise TokenizerError(f"{path} must hold a model, received {shown(model)}.")
+        raise TokenizerError(f"{path} must have a model, received {shown(model)}.")
     for name, accepted in PLAIN_BPE.items():
         if model.get(name) not in (accepted, None):
             raise TokenizerError(
-                f"{path} must hold a plain byte-level BPE, received {name}={shown(model[name])}."
+                f"{path} must have a plain byte-level BPE, received {name}={shown(model[name])}."
             )
     vocabulary, merges = model.get("vocab"), model.get("merges")
     if not isinstance(vocabulary, dict):
-        raise TokenizerError(f"{path} must hold a vocabulary, received {shown(vocabulary)}.")
+        raise TokenizerError(f"{path} must have a vocabulary, received {shown(vocabulary)}.")
     if not isinstance(merges, list):
-        raise TokenizerError(f"{path} must hold a list of merges, received {shown(merges)}.")
+        raise TokenizerError(f"{path} must have a list of merges, received {shown(merges)}.")
     return vocabulary, tuple(split_merge(path, merge) for merge in merges)
 
 
-def read_splitter(path: Path, stored: JsonObject) -> bool:
-    """Return `add_prefix_space` of the one way of splitting that BART has."""
+def read_pre_tokenizer(path: Path, stored: JsonObject) -> bool:
+    """Require BART's pre-tokenizer and no normalizer; return `add_prefix_space`."""
     splitter = stored.get("pre_tokenizer")
     if (
         not isinstance(splitter, dict)
@@ -239,7 +237,7 @@ def read_splitter(path: Path, stored: JsonObject) -> bool:
         or not splitter.get("use_regex", True)
     ):
         raise TokenizerError(
-            f"{path} must split text with ByteLevel and its regular expression as BART does, "
+            f"{path} must have BART's pre-tokenizer, ByteLevel with its regular expression, "
             f"received {shown(splitter)}."
         )
     if stored.get("normalizer"):
@@ -250,7 +248,7 @@ def read_splitter(path: Path, stored: JsonObject) -> bool:
 
 
 def require_ends(path: Path, processor: object) -> None:
-    """Require that a post-processor puts `<s>` and `</s>` around a text, or none is there."""
+    """Require that a post-processor, if there is one, puts `<s>` and `</s>` around a text."""
     match processor:
         case None | {"type": "ByteLevel"}:
             return
@@ -274,70 +272,74 @@ def require_ends(path: Path, processor: object) -> None:
                 require_ends(path, step)
             return
     raise TokenizerError(
-        f"{path} must put {START} and {END} around a text as BART does, received the "
-        f"post-processor {shown(processor)}."
+        f"{path} must have a post-processor that puts {START} and {END} around a text, received "
+        f"{shown(processor)}."
     )
 
 
-def refuse_settings(path: Path, settings: JsonObject, stored: JsonObject, added: Added) -> None:
-    """Refuse what a tokenizer_config.json or a tokenizer.json asks for and is not implemented."""
+def refuse_settings(
+    path: Path, settings: JsonObject, stored: JsonObject, added: AddedTokenTable
+) -> None:
+    """Raise TokenizerError for settings of a tokenizer's JSON files that are not implemented."""
     name = str(settings.get("tokenizer_class") or CLASSES[0]).removesuffix("Fast")
     if name not in CLASSES:
         raise TokenizerError(
-            f"{path} must name a tokenizer like {CLASSES[0]}, received tokenizer_class="
+            f"tokenizer_class in {path} must be one like {CLASSES[0]}, received "
             f"{shown(settings['tokenizer_class'])}."
         )
-    cut = stored.get("truncation")
-    sides = settings.get("truncation_side"), isinstance(cut, dict) and cut.get("direction")
+    truncation = stored.get("truncation")
+    sides = (
+        settings.get("truncation_side"),
+        isinstance(truncation, dict) and truncation.get("direction"),
+    )
     if any(str(side).lower() == "left" for side in sides):
         raise TokenizerError(
-            f"{path.parent} cuts long texts at their beginning (truncation_side left); expected "
-            "right. Take the setting out if that is not what the model was trained with."
+            f"truncation_side in {path.parent} must be right, received left. Remove the setting if "
+            "the model was not trained with it."
         )
     own = [each.content for each in added.tokens.values() if each.content not in SPECIAL_TOKENS]
     if settings.get("split_special_tokens") and any(added.tokens[each].special for each in own):
         raise TokenizerError(
-            f"{path} must not split special tokens, received split_special_tokens=true and the "
-            f"special token {shown(own[0])}."
+            f"split_special_tokens in {path} must be false, because {shown(own[0])} is a special "
+            "token, received true."
         )
 
 
-WORDS = {bool: "state {} as true or false", list: "hold a list of {}", dict: "hold an object {}"}
+WORDS = {bool: "true or false", list: "a list", dict: "an object"}
 
 
 def stated(path: Path, settings: JsonObject, name: str, default: Stated) -> Stated:
-    """Return a setting of the default's type, the default where a file does not state it."""
+    """Return a setting of the default's type, or the default if the file does not have it."""
     value = settings.get(name)
     if value is None:
         return default
     kind = type(default)
     if not isinstance(value, kind):
-        words = WORDS[kind].format(name)
-        raise TokenizerError(f"{path} must {words}, received {shown(value)}.")
+        raise TokenizerError(f"{name} in {path} must be {WORDS[kind]}, received {shown(value)}.")
     return value
 
 
 def split_merge(path: Path, merge: object) -> tuple[str, str]:
-    """Return one merge, which `tokenizers` writes as a pair or, before 0.20, as "left right"."""
+    """Return a merge, which `tokenizers` writes as a pair or, before 0.20, as "left right"."""
     match merge.split(" ") if isinstance(merge, str) else merge:
         case [str(left), str(right)]:
             return left, right
-    raise TokenizerError(f"{path} must hold pairs of tokens as merges, received {shown(merge)}.")
+    raise TokenizerError(f"Merges in {path} must be pairs of tokens, received {shown(merge)}.")
 
 
 def require_rows(directory: Path, vocabulary: Mapping[str, int], vocabulary_size: int) -> None:
     """Require that every token has a row in the embedding.
 
-    The one exception is a trailing `<mask>`: bart_large_en_cnn is stored with 50,264 rows and a
+    The only exception is a trailing `<mask>`: bart_large_en_cnn is stored with 50,264 rows and a
     vocabulary of 50,265.
 
     Raises:
-        TokenizerError: when the model cannot look up a token of its tokenizer.
+        TokenizerError: if a token has no row.
     """
     beyond = [token for token, number in vocabulary.items() if number >= vocabulary_size]
     if beyond and not (beyond == [MASK] and vocabulary[MASK] == vocabulary_size):
         raise TokenizerError(
-            f"The tokenizer in {directory} has ids up to {max(vocabulary.values())}, beyond the "
-            f"model's vocabulary_size={vocabulary_size}. Use the tokenizer the model was trained "
-            "with."
+            f"The tokenizer's ids in {directory} must be below the model's vocabulary_size="
+            f"{vocabulary_size}, received {max(vocabulary.values())}. Use the tokenizer the model "
+            "was trained with."
         )

@@ -1,8 +1,6 @@
-"""The name of every BART weight, in every format that stores it, and of every matrix for people.
+"""Names and shapes of all BART weights in every format, and the layer names of matrices.
 
-One row a weight: our name (the path of the Keras variable, which is also KerasHub's), its shape,
-where a Keras preset's HDF5 file keeps it and what Hugging Face calls it. Readers, writers, the
-strict check and the Keras model all go by these rows; none of them spells a name of its own.
+Readers, writers, checks and the Keras model all use this table, which has one row per weight.
 """
 
 import dataclasses
@@ -20,11 +18,11 @@ Shape = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
-    """One weight tensor.
+    """A weight tensor.
 
-    `name` is the Keras variable's path; `h5` the dataset in a Keras preset (KerasHub has no
-    logits bias; its place is ours); `hugging_face` the tensor in a transformers checkpoint, without
-    the leading "model.".
+    `name` is the Keras variable's path, as in KerasHub, and the canonical name; `h5` is the dataset
+    in a Keras preset; `hugging_face` is the tensor in a transformers checkpoint, without the prefix
+    "model.". KerasHub has no logits bias, so that dataset's path is this package's own.
     """
 
     name: str
@@ -38,8 +36,8 @@ class Weight:
         return math.prod(self.shape)
 
 
-# Of a layer, each sublayer's kind, its name in Keras and in transformers, in the order of
-# KerasHub's `backbone.weights`.
+# The kind, the Keras name and the transformers name of each sublayer, in the order of KerasHub's
+# `backbone.weights`.
 ENCODER = (
     ("attention", "self_attention_layer", "self_attn"),
     ("norm", "self_attention_layer_norm", "self_attn_layer_norm"),
@@ -59,7 +57,7 @@ DECODER = (
 
 
 def weights(config: BartConfig) -> tuple[Weight, ...]:
-    """Return the rows of all weights of a BART, in the order of KerasHub's `backbone.weights`."""
+    """Return all weights of a BART, in the order of KerasHub's `backbone.weights`."""
     table = (config.vocabulary_size, config.hidden_dim)
     rows = [
         Weight(TOKEN_EMBEDDING, table, "layers/reversible_embedding/vars/0", "shared.weight"),
@@ -73,12 +71,12 @@ def weights(config: BartConfig) -> tuple[Weight, ...]:
 
 
 def parameter_count(config: BartConfig) -> int:
-    """Return the number of trained values, the tied table counted once."""
+    """Return the number of parameters, counting the tied embedding once."""
     return sum(weight.size for weight in weights(config))
 
 
 def side_weights(config: BartConfig, side: str) -> Iterator[Weight]:
-    """Yield the rows of the encoder or the decoder: positions, embedding norm, and every layer."""
+    """Yield the weights of the encoder or the decoder."""
     encoder, hidden = side == "encoder", config.hidden_dim
     heads = config.num_heads if encoder else config.decoder_heads
     width = config.intermediate_dim if encoder else config.decoder_feedforward
@@ -114,9 +112,9 @@ PARTS = ("attention", "norm", "widen", "narrow")
 
 
 def parts(kind: str, hidden: int, heads: int, width: int) -> list[tuple[str, str, str, Shape]]:
-    """Return the weights of a sublayer: the end of each name in the three formats, and its shape.
+    """Return the suffix of a sublayer's weights in the three formats, and their shapes.
 
-    `width` is that of the feed-forward network. Attention kernels have their heads split.
+    `width` is the feed-forward network's. Attention kernels have a separate head axis.
     """
     if kind == "norm":
         return [
@@ -151,7 +149,7 @@ def parts(kind: str, hidden: int, heads: int, width: int) -> list[tuple[str, str
 
 
 KERNEL = re.compile(r"transformer_(encoder|decoder)_layer_(\d+)/(.*)/kernel")
-# The sublayers' words in Keras -> in a layer name.
+# Parts of Keras names → parts of layer names.
 WORDS = (
     ("self_attention_layer", "self_attention"),
     ("/attention_output", "_output"),
@@ -161,7 +159,7 @@ WORDS = (
 
 
 def layer_names(config: BartConfig) -> dict[str, str]:
-    """Return layer name -> weight name of every matrix, in the order of `weights`."""
+    """Return layer name → weight name of every matrix, in the order of `weights`."""
     return {
         layer_name(weight.name): weight.name
         for weight in weights(config)
@@ -170,7 +168,7 @@ def layer_names(config: BartConfig) -> dict[str, str]:
 
 
 def layer_name(weight: str) -> str:
-    """Return how people, recipe files, reports and `.tflite` files call a matrix.
+    """Return a matrix's layer name in recipe files, reports and `.tflite` files.
 
     For example `decoder/layer_3/feedforward_output` for
     `transformer_decoder_layer_3/feedforward_output_dense/kernel`.

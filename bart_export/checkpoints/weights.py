@@ -1,8 +1,7 @@
-"""Weights in files: read one tensor at a time, and exactly those that the configuration asks for.
+"""Lazy weights, checks of their names and shapes, and readers of safetensors and PyTorch files.
 
-A format's reader returns an `Entry` for each tensor that a file's header announces;
-`stored_weights` reads them when they are looked up. The readers of safetensors and of PyTorch's
-files are here, that of HDF5 is in `keras_weights`.
+Each reader returns an `Entry` per tensor from a file's header; values are read when they are looked
+up. The reader of HDF5 files is in `keras_weights`.
 """
 
 import dataclasses
@@ -21,8 +20,8 @@ from bart_export.errors import CheckpointError
 Array = npt.NDArray[Any]
 
 FLOATING = ("float16", "bfloat16", "float32", "float64")
-LISTED = 12  # tensors named in an error line; the rest is counted
-# safetensors' words whose NumPy words are others than their lower case.
+LISTED = 12  # names in an error message; the others are counted
+# safetensors' dtypes → NumPy's.
 SAFETENSORS_DTYPES = {
     "F16": "float16",
     "BF16": "bfloat16",
@@ -31,13 +30,13 @@ SAFETENSORS_DTYPES = {
     "I8": "int8",
     "U8": "uint8",
 }
-HEADER_LIMIT = 16_000_000  # bytes; a thousand layers have a quarter of it
+HEADER_LIMIT = 16_000_000  # bytes; a thousand layers need a quarter of it
 SAFE_PYTORCH = (2, 6)  # CVE-2025-32434
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A tensor as a weight file announces it; `dtype` is NumPy's word, `read()` loads it."""
+    """A tensor in a weight file's header; `dtype` is NumPy's name, `read()` loads the values."""
 
     file: Path
     shape: Shape
@@ -46,7 +45,7 @@ class Entry:
 
 
 class LazyWeights(Mapping[str, Array]):
-    """Name → array, read at each lookup."""
+    """Names → arrays, which every lookup reads again."""
 
     def __init__(self, names: Iterable[str], read: Callable[[str], Array]) -> None:
         self._names = dict.fromkeys(names)
@@ -69,10 +68,9 @@ def stored_weights(
     entries: Mapping[str, Entry],
     arrange: Callable[[Weight, Array], Array] = lambda row, values: values,
 ) -> LazyWeights:
-    """Return canonical name → array of the row's shape, in the stored dtype.
+    """Return canonical names → arrays of the rows' shapes, in the stored dtypes.
 
-    A lookup raises CheckpointError when the file cannot be read any more or when the tensor holds a
-    value that is no finite number of float32.
+    A lookup raises CheckpointError if the file cannot be read or a value is not finite in float32.
     """
     named = {row.name: row for row in rows}
 
@@ -83,9 +81,8 @@ def stored_weights(
             finite = np.isfinite(values.astype(np.float32, copy=False)).all()
         if not finite:
             raise CheckpointError(
-                f"{entry.file} holds infinite or undefined numbers in the tensor {name}, or some "
-                "that float32 cannot hold; training diverged or the file is damaged. Use another "
-                "copy of the checkpoint."
+                f"{entry.file} has infinities, NaNs or values beyond float32 in the tensor {name}; "
+                "training diverged or the file is damaged. Use another copy of the checkpoint."
             )
         return arrange(named[name], values)
 
@@ -95,16 +92,21 @@ def stored_weights(
 def read_entries(
     directory: Path,
     formats: Mapping[str, Callable[[Path], Mapping[str, Entry]]],
-    plain: Callable[[str], str],
+    normalize: Callable[[str], str],
 ) -> tuple[Path, tuple[Path, ...], dict[str, Entry]]:
-    """Return the file that stands for the weights, all weight files, and the tensors in them.
+    """Find and read the weight files of a directory.
 
-    `formats` has a reader for each name that the file may have, the first to take first; a .json
-    file is an index of several. `plain` turns a tensor's name into the one to go by.
+    Args:
+        directory: the checkpoint's directory.
+        formats: file name → reader in order of precedence; a .json file is an index of shards.
+        normalize: maps a stored tensor's name to the name of its entry.
+
+    Returns:
+        The file or the index, all weight files, and the entries of their tensors.
 
     Raises:
-        CheckpointError: when a file is missing or damaged.
-        MissingExtra: when a package that reads the files is not installed.
+        CheckpointError: if a file is missing or damaged, or a tensor is stored twice.
+        MissingExtra: if a package that reads the files is not installed.
     """
     for name, reader in formats.items():
         place = directory / name
@@ -115,11 +117,12 @@ def read_entries(
         for file in files:
             require_file(file)
             for tensor, entry in reader(file).items():
-                if plain(tensor) in entries:
-                    raise CheckpointError(f"{place} stores the tensor {plain(tensor)} twice.")
-                entries[plain(tensor)] = entry
+                name = normalize(tensor)
+                if name in entries:
+                    raise CheckpointError(f"{place} stores the tensor {name} twice.")
+                entries[name] = entry
         return place, files, entries
-    raise CheckpointError(f"{directory} holds no weights. Expected one of {', '.join(formats)}.")
+    raise CheckpointError(f"{directory} has no weights. Expected one of {', '.join(formats)}.")
 
 
 def require_exactly(
@@ -128,13 +131,13 @@ def require_exactly(
     entries: Mapping[str, Entry],
     explanations: Mapping[str, str] | None = None,
 ) -> None:
-    """Require that `entries` are exactly the `expected` tensors, both under the names of the file.
+    """Require that `entries` are exactly the `expected` tensors, by stored names.
 
-    `expected` gives the accepted shapes of each tensor. `explanations` tells, by the beginning of a
-    name, what a surplus tensor is.
+    `expected` maps names to accepted shapes; `explanations` maps prefixes of surplus names to
+    sentences for the error message.
 
     Raises:
-        CheckpointError: naming all that is missing, surplus, misshapen or not a floating number.
+        CheckpointError: listing missing, surplus, misshapen and non-floating-point tensors.
     """
     surplus = [name for name in entries if name not in expected]
     both = {name: entries[name] for name in expected if name in entries}
@@ -146,7 +149,7 @@ def require_exactly(
             for name, entry in both.items()
             if entry.shape not in expected[name]
         ],
-        "not floating point (quantized checkpoints cannot be read)": [
+        "not floating point (quantized checkpoints are not supported)": [
             f"{name} of dtype {entry.dtype}"
             for name, entry in both.items()
             if entry.dtype not in FLOATING
@@ -160,15 +163,15 @@ def require_exactly(
         for beginning, reason in (explanations or {}).items()
         if any(name.startswith(beginning) for name in surplus)
     }
-    line = f"The weights in {place} are not those its configuration describes: {'; '.join(found)}."
+    line = f"The weights in {place} do not match its configuration: {'; '.join(found)}."
     raise CheckpointError(" ".join([line, *sorted(reasons)]))
 
 
 def require_names(expected: Iterable[str], weights: Mapping[str, object]) -> None:
-    """Require arrays of exactly the expected names.
+    """Require exactly the expected names.
 
     Raises:
-        CheckpointError: with the names of all missing and surplus arrays.
+        CheckpointError: listing missing and surplus names.
     """
     wanted = set(expected)
     missing, surplus = sorted(wanted - weights.keys()), sorted(weights.keys() - wanted)
@@ -176,12 +179,12 @@ def require_names(expected: Iterable[str], weights: Mapping[str, object]) -> Non
     found += [f"surplus {', '.join(surplus)}"] if surplus else []
     if found:
         raise CheckpointError(
-            f"The weights are not those of the model's configuration: {'; '.join(found)}."
+            f"The weights do not match the model's configuration: {'; '.join(found)}."
         )
 
 
 def listing(names: list[str]) -> str:
-    """Return the first names, and how many more there are."""
+    """Return the first names and the number of the others."""
     shown = ", ".join(names[:LISTED])
     return f"{shown} and {len(names) - LISTED} more" if len(names) > LISTED else shown
 
@@ -195,14 +198,13 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
 
 
 def read_safetensors(path: Path) -> dict[str, Entry]:
-    """Return the tensors of a safetensors file from its header.
+    """Return the tensors of a safetensors file from its header, which the library validates.
 
-    The library holds every claim of the header to the file before it returns.
     Format: https://huggingface.co/docs/safetensors
 
     Raises:
-        CheckpointError: when the file is truncated, is something else, or its header lies.
-        MissingExtra: when safetensors is not installed.
+        CheckpointError: if the file is truncated or invalid.
+        MissingExtra: if safetensors is not installed.
     """
     with opened(path) as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, no mapping
@@ -225,7 +227,7 @@ def read_safetensor(path: Path, name: str) -> Array:
 
 
 def opened(path: Path) -> Any:
-    """Open a safetensors file, which holds its header to its size."""
+    """Open a safetensors file and validate its header."""
     safetensors = import_extra("safetensors", "Reading .safetensors files")
     try:
         with path.open("rb") as file:
@@ -234,20 +236,18 @@ def opened(path: Path) -> Any:
         return safetensors.safe_open(path, framework="numpy")
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
-            f"{path} is not a whole safetensors file ({one_line(error)}); it is damaged or was not "
-            "downloaded whole. Fetch it again."
+            f"{path} is not a complete safetensors file ({one_line(error)}); it is damaged or "
+            "incomplete. Download it again."
         ) from error
 
 
 def read_pytorch(path: Path) -> dict[str, Entry]:
-    """Return the tensors of PyTorch's own weight file.
+    """Return the tensors of a PyTorch weight file.
 
-    It is a pickle, which only `torch.load(weights_only=True)` reads: it builds tensors and nothing
-    else.
+    It is a pickle, read only by `torch.load(weights_only=True)`, which builds nothing but tensors.
 
     Raises:
-        CheckpointError: when PyTorch is not installed, is too old to be safe, or cannot load the
-            file as plain tensors.
+        CheckpointError: if PyTorch is not installed or too old to be safe, or cannot load the file.
     """
     try:
         import torch
@@ -260,19 +260,20 @@ def read_pytorch(path: Path) -> dict[str, Entry]:
     version = str(torch.__version__)
     if tuple(int(number) for number in version.split(".")[:2]) < SAFE_PYTORCH:
         raise CheckpointError(
-            f"{path} is a pickle, whose restricted loader can be escaped from before PyTorch 2.6; "
-            f"received PyTorch {version}. Update torch, or use a copy with model.safetensors."
+            f"{path} is a pickle, and the restricted loader of PyTorch before 2.6 can be made to "
+            f"run code; received PyTorch {version}. Update torch, or use a copy with "
+            "model.safetensors."
         )
 
     def read(tensor: Any) -> Array:
-        if tensor.dtype == torch.bfloat16:  # NumPy has none of its own
+        if tensor.dtype == torch.bfloat16:  # which NumPy does not have
             bits: Array = tensor.contiguous().view(torch.int16).numpy()
             return bits.view(numpy_dtype("bfloat16"))
         values: Array = tensor.contiguous().numpy()
         return values
 
     try:
-        # Not memory-mapped: files of before PyTorch 1.6 cannot be.
+        # Files from before PyTorch 1.6 cannot be memory-mapped.
         tensors = torch.load(path, map_location="cpu", weights_only=True)
         return {
             name: Entry(
@@ -284,9 +285,9 @@ def read_pytorch(path: Path) -> dict[str, Entry]:
             for name, tensor in tensors.items()
         }
     except Exception as error:
-        # RuntimeError, UnpicklingError, EOFError and others. Their text is left out: it runs over
-        # many lines and advises to load the file without the restriction.
+        # RuntimeError, UnpicklingError, EOFError and others. Their messages have many lines and
+        # advise loading the file without the restriction.
         raise CheckpointError(
-            f"{path} cannot be loaded as a file of plain tensors; it is damaged, was not "
-            "downloaded whole, or holds other objects."
+            f"{path} cannot be loaded as plain tensors; it is damaged, incomplete or contains "
+            "other objects."
         ) from error

@@ -1,4 +1,4 @@
-"""`Backbone`: loading and saving presets, weights by name, and LoRA, as in KerasHub's class."""
+"""`Backbone`: presets, named weights and LoRA, with the API of KerasHub's `Backbone`."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,8 +31,8 @@ class Backbone(keras.Model):
     Attributes:
         config: the architecture.
         presets: name → metadata and handle of each known preset, in KerasHub's form.
-        origin: the preset that the model was loaded from, without its weights; None for a new
-            model. Its tokenizer, lengths and generation settings are saved with the model.
+        origin: the preset of the model without its weights, or None for a new model. Its tokenizer,
+            sequence lengths and generation settings are saved with the model.
     """
 
     config: BartConfig
@@ -43,21 +43,20 @@ class Backbone(keras.Model):
     def from_preset(
         cls: type[AnyBackbone], preset: str, load_weights: bool = True, **overrides: Any
     ) -> AnyBackbone:
-        """Load a preset: its architecture, its dtype policy and its weights.
+        """Load a preset's architecture, dtype policy and weights.
 
-        `Backbone.from_preset` returns a model of the class that the preset's configuration names.
+        `Backbone.from_preset` returns a model of the preset's class.
 
         Args:
-            preset: a name of `presets`, `kaggle://…`, `hf://…`, or a directory with a Keras preset
+            preset: a name in `presets`, `kaggle://…`, `hf://…`, or a directory with a Keras preset
                 or a Hugging Face checkpoint.
-            load_weights: False initializes new weights and reads only the configuration.
-            **overrides: `name`, `trainable`, `dtype` and `dropout`; with load_weights=False any
+            load_weights: if False, weights are initialized, and only the configuration is read.
+            **overrides: `name`, `trainable`, `dtype` and `dropout`; with load_weights=False, any
                 argument of the constructor.
 
         Raises:
-            PresetError: for a preset that is not found or is not a BART.
-            CheckpointError: for damaged files, or weights that are not exactly those of the
-                architecture.
+            PresetError: if the preset is not found or is not a BART.
+            CheckpointError: if files are damaged, or the weights do not match the architecture.
             ConfigurationError: for an unknown argument, or one that does not fit the weights.
         """
         source = resolve.find(preset)
@@ -67,23 +66,23 @@ class Backbone(keras.Model):
             "dtype": checkpoint.dtype,
             **overrides,
         }
-        made = class_of(cls)
+        model_class = class_of(cls)
         if load_weights:
             for name, stored in checkpoint.config.to_dict().items():
                 if name != "dropout" and overrides.get(name, stored) != stored:
                     raise ConfigurationError(
-                        f"The weights of {preset} are made for {name}={stored!r}, received "
-                        f"{name}={overrides[name]!r}. Leave {name} out, or use load_weights=False."
+                        f"The weights of {preset} require {name}={stored!r}, received "
+                        f"{name}={overrides[name]!r}. Omit {name}, or use load_weights=False."
                     )
-            backbone = made._with_weights(arguments, checkpoint.weights)
+            backbone = model_class._with_weights(arguments, checkpoint.weights)
         else:
-            backbone = made(**arguments)
+            backbone = model_class(**arguments)
         backbone.origin = without_weights(source, checkpoint)
         return backbone
 
     @classmethod
     def from_checkpoint(cls: type[AnyBackbone], checkpoint: Checkpoint) -> AnyBackbone:
-        """Return a float32 model with the weights of a checkpoint."""
+        """Return a float32 model with a checkpoint's weights."""
         arguments = {**constructor_arguments(checkpoint.config), "dtype": "float32"}
         return class_of(cls)._with_weights(arguments, checkpoint.weights)
 
@@ -103,17 +102,16 @@ class Backbone(keras.Model):
     ) -> None:
         """Write the model as a Keras preset.
 
-        KerasHub can load the directory unless the model uses an extension. Tokenizer, sequence
-        lengths and generation settings are those of `origin`. If the model has none, those that are
-        already in the directory stay. LoRA is merged into the weights.
+        KerasHub can load it unless the model uses an extension. LoRA is merged into the weights.
+        The tokenizer, sequence lengths and generation settings come from `origin`; for a model
+        without one, those already in the directory are kept.
 
         Args:
-            preset_dir: the directory to make, or the preset to replace.
-            max_shard_size: maximum size of a weight file in gigabytes; larger weights are split
-                into several files. None writes one.
+            preset_dir: the directory to create, or the preset to replace.
+            max_shard_size: maximum size of a weight file in gigabytes; None writes a single file.
 
         Raises:
-            CheckpointError: if the directory is something else or cannot be written.
+            CheckpointError: if the directory has other contents or cannot be written.
         """
         directory = Path(preset_dir)
         earlier = None
@@ -131,14 +129,14 @@ class Backbone(keras.Model):
 
     @property
     def tokenizer(self) -> BartTokenizer:
-        """The tokenizer of the preset that the model was loaded from.
+        """The tokenizer of the model's preset.
 
         Raises:
-            TokenizerError: if there is no such preset, or it has no tokenizer.
+            TokenizerError: if the model has no preset, or the preset has no tokenizer.
         """
         if self.origin is None or not self.origin.vocabulary:
             raise TokenizerError(
-                "This model did not come from a preset with a tokenizer. Open one with "
+                "Expected a model from a preset with a tokenizer. Load a tokenizer with "
                 "bart_export.BartTokenizer.from_files(vocabulary_file, merges_file)."
             )
         return self.origin.tokenizer()
@@ -146,7 +144,7 @@ class Backbone(keras.Model):
     def named_weights(self) -> dict[str, keras.Variable]:
         """Return the weights by their names in `checkpoints.weight_names`, with LoRA merged.
 
-        Values are `keras.Variable` objects; those of layers with LoRA are tensors.
+        Values are `keras.Variable` objects, or tensors for layers with LoRA.
         """
         merged = {}
         for layer in self.lora_layers():
@@ -155,37 +153,37 @@ class Backbone(keras.Model):
         return {name: merged.get(name, variable) for name, variable in self._variables()}
 
     def _variables(self) -> Iterator[tuple[str, keras.Variable]]:
-        """Yield the weights that a preset stores, in their order."""
+        """Yield the weights of a preset with their names, in order."""
         for variable in self.weights:
             if not variable.path.rpartition("/")[2].startswith("lora_"):
                 yield variable.path, variable
 
     def assign_weights(self, weights: Mapping[str, Array]) -> None:
-        """Set every weight by name, reading one array at a time.
+        """Set all weights by name, reading one array at a time.
 
         Raises:
-            CheckpointError: before any weight is set, with the names of all missing and surplus
-                arrays; or for the first array of another shape.
+            CheckpointError: if names are missing or surplus, in which case no weight is set, or an
+                array is misshapen.
         """
         assign(dict(self._variables()), weights)
 
     def default_lora_layer_names(self) -> list[str]:
-        """Return the names of the layers that LoRA changes: attention queries and values."""
+        """Return the names of LoRA's default layers: attention queries and values."""
         return ["query_dense", "value_dense", "query", "value"]
 
     def enable_lora(self, rank: int, target_layer_names: Sequence[str] | None = None) -> None:
-        """Freeze the model, and train low-rank updates of some layers' matrices instead.
+        """Freeze the model except for low-rank updates of some layers.
 
         See E. J. Hu et al. 2021, https://arxiv.org/abs/2106.09685. As in KerasHub, the biases of
-        these layers are trained as well.
+        these layers are trained too.
 
         Args:
-            rank: rank of each update.
-            target_layer_names: the last part of the names of the layers; None means
+            rank: rank of the updates.
+            target_layer_names: names of the layers without their parents' names, by default
                 `default_lora_layer_names()`.
 
         Raises:
-            ConfigurationError: for a rank below 1, or if no such layer supports LoRA.
+            ConfigurationError: if the rank is below 1, or no such layer supports LoRA.
         """
         names = target_layer_names
         if names is None:
@@ -197,7 +195,7 @@ class Backbone(keras.Model):
         ]
         if rank < 1 or not targets:
             raise ConfigurationError(
-                "enable_lora needs a rank of at least 1 and names of layers that have LoRA, "
+                "enable_lora needs a rank of at least 1 and names of layers that support LoRA, "
                 f"received rank={rank} and {', '.join(names)}."
             )
         self.trainable = True
@@ -208,24 +206,24 @@ class Backbone(keras.Model):
             layer.enable_lora(rank)
 
     def lora_layers(self) -> list[keras.layers.Layer]:
-        """Return the layers that have LoRA."""
+        """Return the layers with LoRA enabled."""
         return [layer for layer in self._weighted_layers() if getattr(layer, "lora_enabled", False)]
 
     def _weighted_layers(self) -> list[keras.layers.Layer]:
-        """Return all layers that have weights, in the order by which a LoRA file counts them."""
+        """Return all layers with weights; a LoRA file numbers them in this order."""
         return [layer for layer in self._flatten_layers(include_self=False) if layer.weights]
 
     def save_lora_weights(self, filepath: str | os.PathLike[str]) -> None:
-        """Write only the low-rank updates, to a file `*.lora.h5`.
+        """Write the low-rank updates to a file `*.lora.h5`.
 
         Raises:
-            ConfigurationError: if LoRA is not enabled, or for another suffix.
+            ConfigurationError: if LoRA is not enabled, or the suffix is different.
         """
         changed = self.lora_layers()
         if not changed or not str(filepath).endswith(LORA_SUFFIX):
             raise ConfigurationError(
-                f"LoRA weights are written into a file *{LORA_SUFFIX} after enable_lora(rank), "
-                f"received {filepath} and {len(changed)} layers with LoRA."
+                f"save_lora_weights needs a file name *{LORA_SUFFIX} and a model after "
+                f"enable_lora(rank), received {filepath} and {len(changed)} layers with LoRA."
             )
         h5py = import_h5py()
         with h5py.File(filepath, "w") as file:
@@ -236,11 +234,11 @@ class Backbone(keras.Model):
                         file[f"lora/{number}/vars/{name}"] = np.asarray(variable)
 
     def load_lora_weights(self, filepath: str | os.PathLike[str]) -> None:
-        """Read a file of `save_lora_weights` or of KerasHub, and enable LoRA if necessary.
+        """Read a file from `save_lora_weights`, here or in KerasHub, enabling LoRA if necessary.
 
         Raises:
-            ConfigurationError: if the model has LoRA of another rank.
-            CheckpointError: for a file that does not have LoRA weights of this model.
+            ConfigurationError: if the model's LoRA has another rank or other layers.
+            CheckpointError: if the file is not a LoRA weights file, or does not fit the model.
         """
         path = Path(filepath)
         require_file(path)
@@ -254,24 +252,24 @@ class Backbone(keras.Model):
                     if number != "vars"
                 }
         except Exception as error:  # h5py raises OSError, RuntimeError, KeyError and others
-            raise CheckpointError(f"{path} is no file of LoRA weights: {error}.") from error
+            raise CheckpointError(f"{path} is not a LoRA weights file: {error}.") from error
         if not self.lora_layers():
             self.enable_lora(rank)
         layers = self._weighted_layers()
-        mine = {number for number, layer in enumerate(layers) if layer in self.lora_layers()}
+        numbers = {number for number, layer in enumerate(layers) if layer in self.lora_layers()}
         ranks = {layer.lora_rank for layer in self.lora_layers()}
-        if ranks != {rank} or values.keys() != mine:
+        if ranks != {rank} or values.keys() != numbers:
             raise ConfigurationError(
-                f"{path} has LoRA of rank {rank} for {len(values)} layers of a model, and this "
-                f"model has rank {', '.join(map(str, sorted(ranks)))} for {len(mine)} layers. "
-                "Enable LoRA as it was when the file was written."
+                f"{path} has LoRA weights of rank {rank} for {len(values)} layers, but this model "
+                f"has rank {', '.join(map(str, sorted(ranks)))} for {len(numbers)} layers. Enable "
+                "LoRA as it was when the file was written."
             )
         for number, arrays in values.items():
             assign(lora_variables(layers[number]), arrays)
 
 
 def assign(variables: Mapping[str, keras.Variable], weights: Mapping[str, Array]) -> None:
-    """Set every variable by name, reading one array at a time; raises as `assign_weights`."""
+    """Set all variables by name, reading one array at a time; raises as `assign_weights`."""
     require_names(variables, weights)
     for name, variable in variables.items():
         array = weights[name]
@@ -282,17 +280,17 @@ def assign(variables: Mapping[str, keras.Variable], weights: Mapping[str, Array]
         variable.assign(array)
 
 
-def class_of(asked: type[AnyBackbone]) -> type[AnyBackbone]:
-    """Return the class to make: the one that was asked, or that of the one architecture read."""
-    if asked is not Backbone:
-        return asked
+def class_of(cls: type[AnyBackbone]) -> type[AnyBackbone]:
+    """Return a concrete class: `BartBackbone` for `Backbone`, otherwise the class itself."""
+    if cls is not Backbone:
+        return cls
     from bart_export.model.bart_backbone import BartBackbone
 
     return cast("type[AnyBackbone]", BartBackbone)
 
 
 def constructor_arguments(config: BartConfig) -> JsonObject:
-    """Return KerasHub's arguments of the constructor, and of the extensions those in use."""
+    """Return the constructor's arguments: KerasHub's, and the extensions in use."""
     return {
         **{field: getattr(config, field) for field in KERAS_FIELDS},
         **config.extensions(),
@@ -306,14 +304,14 @@ def lora_variables(layer: keras.layers.Layer) -> dict[str, keras.Variable]:
 
 
 def accompanying(origin: Checkpoint | None) -> JsonObject:
-    """Return what a preset keeps beside the model, as arguments of `keras_preset.write`."""
+    """Return a preset's settings and tokenizer as arguments of `keras_preset.write`."""
     if origin is None:
         return {}
     names = TOKENIZER if origin.vocabulary else ()
     return {"generation": origin.settings, **{name: getattr(origin, name) for name in names}}
 
 
-# Of a checkpoint, what belongs to its tokenizer and preprocessor.
+# The fields of a checkpoint that belong to its tokenizer and preprocessor.
 TOKENIZER = (
     "vocabulary",
     "merges",

@@ -1,8 +1,4 @@
-"""`BartBackbone`: BART as a Keras model, a drop-in for `keras_hub.models.BartBackbone`.
-
-It maps token ids and padding masks to hidden states, and `logits` maps these to scores of tokens.
-Weights are loaded by the names of `checkpoints.weight_names`.
-"""
+"""`BartBackbone`, a drop-in replacement for `keras_hub.models.BartBackbone`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -35,9 +31,9 @@ SIDES = ("encoder", "decoder")
 class BartBackbone(Backbone):
     """BART's encoder and decoder without a head.
 
-    The inputs are int32 tensors by name: `encoder_token_ids` and `encoder_padding_mask`
-    (batch, source), `decoder_token_ids` and `decoder_padding_mask` (batch, length). A mask is
-    nonzero for tokens and zero for padding. The outputs by name are `encoder_sequence_output`
+    The inputs are a dictionary of int32 tensors: `encoder_token_ids` and `encoder_padding_mask`
+    (batch, source), `decoder_token_ids` and `decoder_padding_mask` (batch, length). Masks are
+    nonzero for tokens and zero for padding. The outputs are `encoder_sequence_output`
     (batch, source, hidden_dim) and `decoder_sequence_output` (batch, length, hidden_dim).
 
     Args:
@@ -59,7 +55,7 @@ class BartBackbone(Backbone):
         config: the `BartConfig` of these arguments; KerasHub's fields are attributes as well.
 
     Raises:
-        ConfigurationError: for a value that no BART can have, or an unknown argument.
+        ConfigurationError: for an invalid value or an unknown argument.
     """
 
     def __init__(
@@ -97,7 +93,7 @@ class BartBackbone(Backbone):
             for part in ("token_ids", "padding_mask")
         }
 
-        # Attributes are set in KerasHub's order, because that is the order of the weights.
+        # The order of the attributes is that of the weights, and must be KerasHub's.
         self.token_embedding = keras.layers.ReversibleEmbedding(
             config.vocabulary_size,
             config.hidden_dim,
@@ -151,7 +147,7 @@ class BartBackbone(Backbone):
     def _layer(
         self, kind: type[TransformerLayer], name: str, policy: keras.DTypePolicy
     ) -> TransformerLayer:
-        """Return a layer of the encoder or the decoder."""
+        """Return an encoder or decoder layer."""
         config, encoder = self.config, kind is TransformerEncoder
         return kind(
             config.intermediate_dim if encoder else config.decoder_feedforward,
@@ -163,7 +159,7 @@ class BartBackbone(Backbone):
         )
 
     def _embed(self, side: str, token_ids: Tensor, policy: keras.DTypePolicy) -> Tensor:
-        """Turn ids (batch, length) into the first hidden states (batch, length, hidden)."""
+        """Map ids (batch, length) to embeddings (batch, length, hidden)."""
         sublayers = {
             "position_embedding": PositionEmbedding(
                 self.config.max_sequence_length,
@@ -191,27 +187,25 @@ class BartBackbone(Backbone):
         """Run the model on `inputs`.
 
         Raises:
-            InputError: for an input that is missing, longer than max_sequence_length or not of
-                its partner's shape, and for an id outside the vocabulary where the ids are
-                concrete, that is, outside a graph.
+            InputError: if an input is missing, longer than max_sequence_length or inconsistent
+                with the others, or, outside a graph, an id is not in the vocabulary.
         """
         if isinstance(inputs, dict):
             require_inputs(inputs, self.config)
         return super().__call__(inputs, *args, **kwargs)
 
     def logits(self, decoder_sequence_output: Tensor) -> Tensor:
-        """Return the logits of every token at every position.
+        """Return logits (batch, length, vocabulary_size) in the compute dtype.
 
-        Takes the decoder's hidden states (batch, length, hidden_dim) and returns logits
-        (batch, length, vocabulary_size) in the compute dtype: hidden states times the token
-        embedding, plus the bias if the checkpoint has one.
+        They are the decoder's hidden states (batch, length, hidden_dim) times the token embedding,
+        plus the bias if the checkpoint has one.
         """
         logits = self.token_embedding(decoder_sequence_output, reverse=True)
         return logits if self.logits_bias is None else self.logits_bias(logits)
 
     @property
     def token_embedding(self) -> keras.layers.ReversibleEmbedding:
-        """The `keras.layers.ReversibleEmbedding` that encoder, decoder and logits share."""
+        """The `keras.layers.ReversibleEmbedding` shared by encoder, decoder and logits."""
         return self._token_embedding
 
     @token_embedding.setter
@@ -229,15 +223,15 @@ class BartBackbone(Backbone):
 
     @classmethod
     def from_config(cls, config: JsonObject) -> "BartBackbone":
-        """Return a model with the configuration that `get_config` returned."""
+        """Return a model with a configuration from `get_config`."""
         return cls(**config)
 
 
 def dtype_policy(dtype: object) -> keras.DTypePolicy:
-    """Return the `keras.DTypePolicy` that `dtype` names or serializes; None means the global one.
+    """Return the `keras.DTypePolicy` for a name or a serialized policy; None means the global one.
 
     Raises:
-        ConfigurationError: for a policy Keras does not know.
+        ConfigurationError: if Keras does not know the policy.
     """
     try:
         return keras.dtype_policies.get(keras.config.dtype_policy() if dtype is None else dtype)
@@ -249,10 +243,10 @@ def dtype_policy(dtype: object) -> keras.DTypePolicy:
 
 
 def require_inputs(inputs: Mapping[str, Tensor], config: BartConfig) -> None:
-    """Refuse what the model would fail on without saying why, or would silently miscompute.
+    """Check inputs that would fail with an obscure error, or give wrong results.
 
     Raises:
-        InputError: as `BartBackbone.__call__` says.
+        InputError: as `BartBackbone.__call__`.
     """
     shapes = {}
     for name in (f"{side}_{part}" for side in SIDES for part in ("token_ids", "padding_mask")):
@@ -262,7 +256,7 @@ def require_inputs(inputs: Mapping[str, Tensor], config: BartConfig) -> None:
             )
         shapes[name] = shape = static_shape(inputs[name])
         if len(shape) != 2:
-            raise InputError(f"{name} must have the axes (batch, length), received shape {shape}.")
+            raise InputError(f"{name} must have shape (batch, length), received {shape}.")
         if shape[1] is not None:
             require_length(shape[1], config.max_sequence_length)
     first = shapes["encoder_token_ids"]
@@ -282,11 +276,7 @@ def require_inputs(inputs: Mapping[str, Tensor], config: BartConfig) -> None:
 
 
 def require_known_ids(name: str, token_ids: Tensor, vocabulary_size: int) -> None:
-    """Refuse ids outside the vocabulary; tensors of a graph have no values yet and pass.
-
-    Raises:
-        InputError: naming the first such id.
-    """
+    """Raise InputError for an id outside the vocabulary; tensors of a graph are not checked."""
     symbolic = isinstance(token_ids, keras.KerasTensor) or (
         keras.ops.is_tensor(token_ids) and not hasattr(token_ids, "numpy")
     )
@@ -295,13 +285,11 @@ def require_known_ids(name: str, token_ids: Tensor, vocabulary_size: int) -> Non
     values = np.asarray(token_ids)
     outside = values[(values < 0) | (values >= vocabulary_size)]
     if outside.size:
-        raise InputError(
-            f"{name} must be ids from 0 to {vocabulary_size - 1}, received {outside[0]}."
-        )
+        raise InputError(f"{name} must be in 0 to {vocabulary_size - 1}, received {outside[0]}.")
 
 
 def static_shape(value: Tensor) -> tuple[int | None, ...]:
-    """Return the shape of an array, a list or a tensor, None where a graph does not know a size."""
+    """Return the shape of an array, a list or a tensor, with None for unknown sizes."""
     shape = getattr(value, "shape", None)
     if shape is None:
         return tuple(np.shape(value))
@@ -311,5 +299,5 @@ def static_shape(value: Tensor) -> tuple[int | None, ...]:
 
 
 def may_equal(size: int | None, other: int | None) -> bool:
-    """Return whether two sizes are equal, as far as they are known."""
+    """Return whether two sizes are equal or unknown."""
     return size is None or other is None or size == other

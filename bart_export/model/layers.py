@@ -1,8 +1,8 @@
-"""The layers a BART is made of: positions, attention, an encoder layer, a decoder layer.
+"""BART's Keras layers: position embedding, attention, encoder layer, decoder layer, logits bias.
 
-Names of layers, sub-layers and weights are those of `keras_hub.layers`, because presets store
-weights under them. Axes: batch, length (of the queries), source (length of the keys), hidden,
-heads, head_size.
+Layers, sublayers and weights are named as in `keras_hub.layers`, because presets store weights
+under these names. Axes: batch, length (of queries), source (length of keys), hidden, heads,
+head_size.
 """
 
 import contextlib
@@ -16,9 +16,9 @@ from keras import ops
 from bart_export.checkpoints.files import JsonObject
 from bart_export.errors import ConfigurationError, InputError
 
-EPSILON = 1e-5  # of every layer normalization of a BART
+EPSILON = 1e-5  # of all layer normalizations
 Shape = tuple[int | None, ...]
-Tensor = Any  # of whichever backend Keras runs on, or symbolic
+Tensor = Any  # a tensor of Keras' backend, or a symbolic one
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": keras.activations.gelu,
@@ -28,14 +28,14 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": keras.activations.tanh,
 }
 
-# Drawing the weights takes most of the time to build a model, and is in vain when a checkpoint
-# replaces them.
+# Random initialization takes most of the time to build a model, and is wasted if a checkpoint is
+# loaded afterwards.
 _draw_weights = contextvars.ContextVar("draw_weights", default=True)
 
 
 @contextlib.contextmanager
 def weights_left_at_zero() -> Iterator[None]:
-    """Build the layers of the block with weights of zeros, for a checkpoint to fill."""
+    """Initialize weights to zero within a `with` block, because a checkpoint replaces them."""
     token = _draw_weights.set(False)
     try:
         yield
@@ -44,7 +44,7 @@ def weights_left_at_zero() -> Iterator[None]:
 
 
 def initializer() -> keras.initializers.Initializer:
-    """Return BART's initializer. One each weight: an instance draws the same numbers again."""
+    """Return a new initializer for one weight, since an instance repeats its random numbers."""
     if _draw_weights.get():
         return keras.initializers.TruncatedNormal(stddev=0.02)
     return keras.initializers.Zeros()
@@ -52,17 +52,17 @@ def initializer() -> keras.initializers.Initializer:
 
 @keras.saving.register_keras_serializable("bart_export")
 class PositionEmbedding(keras.layers.Layer):
-    """Learned positions: row i of a table for the i-th token, counted from 0.
+    """Learned position embedding.
+
+    Call it with any tensor (batch, length, hidden), of which only the shape is used; it returns the
+    embeddings in that shape.
 
     Args:
-        sequence_length: number of rows, which is the longest input.
-
-    Call with any tensor (batch, length, hidden), of which only the shape is used; returns the
-    positions in that shape.
+        sequence_length: number of positions.
 
     Raises:
-        InputError: for an input longer than the table. Where the length is known only when the
-            graph runs, the backend's assertion fails with the same words.
+        InputError: if the input is longer. In a graph with a dynamic length, an assertion of the
+            backend fails with the same message.
     """
 
     def __init__(self, sequence_length: int, **kwargs: Any) -> None:
@@ -78,7 +78,7 @@ class PositionEmbedding(keras.layers.Layer):
         )
 
     def call(self, inputs: Tensor) -> Tensor:
-        """Return the positions (batch, length, hidden)."""
+        """Return the position embeddings (batch, length, hidden)."""
         shape = ops.shape(inputs)
         require_length(shape[-2], self.sequence_length)
         table = ops.convert_to_tensor(self.position_embeddings)
@@ -94,12 +94,12 @@ class PositionEmbedding(keras.layers.Layer):
 
 
 def require_length(length: Tensor | int, maximum: int) -> None:
-    """Refuse a `length`, an int or a scalar tensor of a graph, above `maximum`.
+    """Check that `length`, an int or a scalar tensor of a graph, is at most `maximum`.
 
     Raises:
-        InputError: for an int; a tensor fails when the graph runs.
+        InputError: for an int; with a tensor, the graph fails when it runs.
     """
-    expected = f"A sequence may have at most {maximum} tokens (max_sequence_length), received "
+    expected = f"A sequence must have at most {maximum} tokens (max_sequence_length), received "
     if isinstance(length, int):
         if length > maximum:
             raise InputError(f"{expected}{length}.")
@@ -110,26 +110,25 @@ def require_length(length: Tensor | int, maximum: int) -> None:
 
 
 def padding_attention_mask(padding_mask: Tensor) -> Tensor:
-    """Turn a padding mask (batch, source) into an attention mask (batch, 1, 1, source), bool."""
+    """Expand a padding mask (batch, source) to an attention mask (batch, 1, 1, source), bool."""
     return ops.expand_dims(ops.cast(padding_mask, "bool"), axis=(1, 2))
 
 
 def causal_attention_mask(length: Tensor | int) -> Tensor:
-    """Return the mask (length, length), bool, that lets a position see itself and its past."""
+    """Return the causal mask (length, length), bool, true for positions up to the query's."""
     position = ops.arange(length)
     return ops.greater_equal(ops.expand_dims(position, 1), ops.expand_dims(position, 0))
 
 
 def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
-    """Turn scores (batch, heads, length, source) into probabilities, 0 where `mask` is false.
+    """Apply softmax to scores (batch, heads, length, source), with 0 where `mask` is false.
 
-    A query with no key to look at receives zeros. This is what KerasHub computes for any dropout
-    above 0.
+    The probabilities of a query without visible keys are all 0, as in KerasHub with dropout.
     """
-    # Far below any score, and still a float16.
+    # Far below any score, and finite in float16.
     masked = -3e4 if keras.backend.standardize_dtype(scores.dtype) == "float16" else -1e9
     scores = ops.where(mask, scores, masked)
-    # Of a single key the softmax is 1; Keras warns when asked for it.
+    # The softmax of a single key is 1, and Keras warns if it is computed.
     single = scores.shape[-1] == 1
     probabilities = ops.ones_like(scores) if single else ops.softmax(scores, axis=-1)
     return ops.where(mask, probabilities, 0.0)
@@ -137,15 +136,15 @@ def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
 
 @keras.saving.register_keras_serializable("bart_export")
 class MultiHeadAttention(keras.layers.Layer):
-    """Attention of `num_heads` heads between queries and the values they look at.
+    """Multi-head attention.
+
+    Call it with `query` (batch, length, hidden), `value` (batch, source, hidden) and an
+    `attention_mask` that broadcasts to (batch, heads, length, source), true for visible keys; it
+    returns (batch, length, hidden).
 
     Args:
-        num_heads: number of heads, which must divide the hidden width.
-        dropout: share of attention probabilities that training drops.
-
-    Call with `query` (batch, length, hidden), `value` (batch, source, hidden) and an
-    `attention_mask` that broadcasts to (batch, heads, length, source), true where a query may
-    look; returns (batch, length, hidden).
+        num_heads: number of heads, which must divide hidden.
+        dropout: dropout rate of attention probabilities in training.
     """
 
     def __init__(self, num_heads: int, dropout: float = 0.0, **kwargs: Any) -> None:
@@ -159,7 +158,7 @@ class MultiHeadAttention(keras.layers.Layer):
         assert hidden is not None
         if hidden % self.num_heads:
             raise ConfigurationError(
-                f"The hidden width must be divisible by num_heads, received {hidden} and "
+                f"The hidden size must be divisible by num_heads, received {hidden} and "
                 f"num_heads={self.num_heads}."
             )
         split = (self.num_heads, hidden // self.num_heads)
@@ -209,17 +208,16 @@ class MultiHeadAttention(keras.layers.Layer):
 
 
 class TransformerLayer(keras.layers.Layer):
-    """What encoder and decoder layers share: sizes, and the parts of a post-norm residual block.
+    """Base class of encoder and decoder layers, which consist of post-norm residual blocks.
 
     A block computes `norm(inputs + dropout(branch(inputs)))`. Its parts are attributes of the
-    layer itself, `_<block>_layer_norm` and `_<block>_dropout`, since presets keep them there.
+    layer, `_<block>_layer_norm` and `_<block>_dropout`, because presets name them so.
 
     Args:
         intermediate_dim: width of the feed-forward network.
         num_heads: number of attention heads.
-        dropout: share of values that training drops, of each block's output and of the attention
-            probabilities.
-        activation: name of the feed-forward network's activation, a key of `ACTIVATIONS`.
+        dropout: dropout rate of block outputs and attention probabilities in training.
+        activation: activation of the feed-forward network, a key of `ACTIVATIONS`.
     """
 
     def __init__(
@@ -283,14 +281,14 @@ class TransformerLayer(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("bart_export")
 class TransformerEncoder(TransformerLayer):
-    """An encoder layer: self-attention and feed-forward, post-norm.
+    """An encoder layer: self-attention and a feed-forward network, post-norm.
 
-    Call with hidden states (batch, length, hidden) and a `padding_mask` (batch, length), not zero
-    where a token is real; returns hidden states of the same shape.
+    Call it with hidden states (batch, length, hidden) and a `padding_mask` (batch, length), nonzero
+    for tokens; it returns hidden states of the same shape.
     """
 
     def build(self, inputs_shape: Shape) -> None:
-        """Create the sub-layers; their order is that of the weights."""
+        """Create the sublayers in the order of the weights."""
         shape = inputs_shape
         self._self_attention_layer = self._attention("self_attention_layer", shape, shape)
         self._self_attention_layer_norm = self._norm("self_attention_layer_norm", shape)
@@ -312,15 +310,14 @@ class TransformerEncoder(TransformerLayer):
 
 @keras.saving.register_keras_serializable("bart_export")
 class TransformerDecoder(TransformerLayer):
-    """A decoder layer: causal self-attention, attention to the encoder, feed-forward, post-norm.
+    """A decoder layer: causal self-attention, cross-attention, feed-forward network, post-norm.
 
-    Call with the decoder's hidden states (batch, length, hidden), the encoder's
-    (batch, source, hidden) and both padding masks, not zero where a token is real; returns the
-    decoder's hidden states.
+    Call it with decoder states (batch, length, hidden), encoder states (batch, source, hidden) and
+    both padding masks, nonzero for tokens; it returns decoder states.
     """
 
     def build(self, decoder_sequence_shape: Shape, encoder_sequence_shape: Shape) -> None:
-        """Create the sub-layers; their order is that of the weights."""
+        """Create the sublayers in the order of the weights."""
         shape, source = decoder_sequence_shape, encoder_sequence_shape
         self._self_attention_layer = self._attention("self_attention", shape, shape)
         self._self_attention_layer_norm = self._norm("self_attention_layer_norm", shape)
@@ -363,10 +360,10 @@ class TransformerDecoder(TransformerLayer):
 
 @keras.saving.register_keras_serializable("bart_export")
 class LogitsBias(keras.layers.Layer):
-    """The bias some checkpoints add to the logits: one number a token, zeros until loaded.
+    """A bias added to the logits by some checkpoints, one value per token, initially zero.
 
-    Not trained, as in Hugging Face's models, where it is a buffer. Its variable's path is the
-    layer's name alone.
+    It is not trained, because it is a buffer in Hugging Face's models. The path of its variable is
+    the layer's name.
     """
 
     def __init__(self, vocabulary_size: int, **kwargs: Any) -> None:

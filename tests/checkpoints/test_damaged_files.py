@@ -240,7 +240,7 @@ def test_a_header_that_lies_is_not_believed(directory, described):
     header = json.dumps({"x" * 5000: described}).encode()
     content = struct.pack("<Q", len(header)) + header + bytes(4)
     (directory / "model.safetensors").write_bytes(content)
-    assert "is not a whole safetensors file" in refused(directory)
+    assert "is not a complete safetensors file" in refused(directory)
 
 
 def test_a_header_larger_than_any_model_has_is_not_read(directory):
@@ -254,8 +254,8 @@ def test_a_header_larger_than_any_model_has_is_not_read(directory):
 def test_weights_cut_short_are_refused_before_and_after_they_are_announced(directory, kept):
     path, weights = directory / "model.safetensors", resolve.read(directory).weights
     path.write_bytes(path.read_bytes()[:kept])
-    assert "is not a whole safetensors file" in refused(directory)
-    with pytest.raises(CheckpointError, match="is not a whole safetensors file"):
+    assert "is not a complete safetensors file" in refused(directory)
+    with pytest.raises(CheckpointError, match="is not a complete safetensors file"):
         weights["token_embedding/embeddings"]
 
 
@@ -275,13 +275,13 @@ def test_an_adapter_is_told_how_to_become_a_model(directory):
     adapter = {"peft_type": "LORA", "base_model_name_or_path": "facebook/bart-large"}
     (directory / "adapter_config.json").write_text(json.dumps(adapter))
     line = refused(directory)
-    assert 'a LoRA adapter of "facebook/bart-large", not a whole model' in line
+    assert 'a LoRA adapter for "facebook/bart-large", not a full model' in line
     assert "merge_and_unload" in line
     (directory / "config.json").unlink()
     assert refused(directory) == line
     for damage in (b"", b"[]", DEEP.encode(), b"\xff"):
         (directory / "adapter_config.json").write_bytes(damage)
-        assert "adapter of null" in refused(directory)
+        assert "adapter for null" in refused(directory)
 
 
 def test_the_command_line_says_it_before_it_loads_tensorflow(directory):

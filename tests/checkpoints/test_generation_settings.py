@@ -75,7 +75,7 @@ def test_what_is_stated_means(directory, stated, means):
 @pytest.mark.parametrize(
     ("stated", "said"),
     [
-        ({"bad_words_ids": [[5]]}, "bad_words_ids=[[5]], which this package does not implement"),
+        ({"bad_words_ids": [[5]]}, "bad_words_ids=[[5]], which is not implemented"),
         ({"suppress_tokens": [7]}, "suppress_tokens=[7]"),
         ({"num_beam_groups": 2, "diversity_penalty": 0.5}, "diversity_penalty=0.5, num_beam_g"),
         ({"penalty_alpha": 0.6}, "penalty_alpha=0.6"),

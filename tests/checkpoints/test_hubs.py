@@ -160,13 +160,13 @@ def test_each_kind_of_repository_is_fetched_and_no_more_of_it_than_is_read(huggi
         ("hf://org/nothing", "hf://org/nothing does not exist on Hugging Face, or is private"),
         ("hf://org/private", "does not exist on Hugging Face, or is private"),
         ("hf://org/gated", "Accept the model's terms on its page"),
-        ("hf://org/forbidden", "does not give access to hf://org/forbidden"),
-        ("hf://org/plain@v9", "names a revision that does not exist"),
-        ("hf://org/weightless", "has no weights this package reads"),
+        ("hf://org/forbidden", "denies access to hf://org/forbidden"),
+        ("hf://org/plain@v9", "names an unknown revision"),
+        ("hf://org/weightless", "has no supported weights"),
         ("hf://org/other", "has no readable config.json"),
-        ("hf://org/adapter", 'a LoRA adapter of "org/plain", not a whole model'),
-        ("hf://org/down", "cannot be reached for hf://org/down"),
-        ("hf://org/strange", "Hugging Face answered something else than expected when asked for"),
+        ("hf://org/adapter", 'a LoRA adapter for "org/plain", not a full model'),
+        ("hf://org/down", "Cannot reach Hugging Face for hf://org/down"),
+        ("hf://org/strange", "Hugging Face sent an unexpected response for"),
         ("hf://org/outside", "stored outside the cache, at "),
     ],
 )
@@ -180,7 +180,7 @@ def test_what_hugging_face_refuses_is_told_in_one_line(hugging_face, preset, sai
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
-        ("breaks", "The download of hf://org/breaks broke off"),
+        ("breaks", "The download of hf://org/breaks was interrupted"),
         ("damaged", "the hash of model.safetensors does not match"),
     ],
 )
@@ -197,7 +197,7 @@ def test_a_fetched_repository_is_there_without_a_network(hugging_face, tmp_path)
     for settings in ({"HF_ENDPOINT": "http://127.0.0.1:9"}, {"HF_HUB_OFFLINE": "1"}):
         (plain, shards, unknown), _ = outcomes_of(names, home, **settings)
         assert plain["revision"] == shards["revision"] == COMMIT
-        assert "cannot be reached for hf://org/unknown" in unknown["line"]
+        assert "Cannot reach Hugging Face for hf://org/unknown" in unknown["line"]
 
 
 def test_a_repository_fetched_in_part_is_not_taken_for_a_whole_one(hugging_face, tmp_path):
@@ -206,7 +206,7 @@ def test_a_repository_fetched_in_part_is_not_taken_for_a_whole_one(hugging_face,
     snapshot = home / "hf/hub/models--org--shards/snapshots" / COMMIT
     (snapshot / "model-00002-of-00002.safetensors").unlink()
     (outcome,), _ = outcomes_of(["hf://org/shards"], home, HF_HUB_OFFLINE="1")
-    assert "no whole copy of it is in the cache" in outcome["line"]
+    assert "the cache has no complete copy" in outcome["line"]
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_no_more_of_what_was_fetched_is_read_than_such_a_file_can_have(tmp_path)
     ):
         content = b'{"model_type": "bart", "base_model_name_or_path": "org/plain"}'
         (tmp_path / name).write_bytes(content.ljust(LARGEST_TEXT + 1))
-        with pytest.raises(PresetError, match=r"no readable config\.json|adapter of null"):
+        with pytest.raises(PresetError, match=r"no readable config\.json|adapter for null"):
             read("hf://org/x", tmp_path)
 
 
@@ -298,9 +298,9 @@ def test_a_known_preset_comes_from_kaggle_with_the_settings_known_for_it(kaggle)
     [
         ("nothing/1", f"kaggle://{KAGGLE}/nothing/1 does not exist on Kaggle"),
         ("plain/7", f"kaggle://{KAGGLE}/plain/7 does not exist on Kaggle"),
-        ("forbidden/1", "Kaggle does not give access"),
+        ("forbidden/1", "Kaggle denies access"),
         ("down/1", "Kaggle could not deliver"),
-        ("strange", "Kaggle answered something else than expected when asked for"),
+        ("strange", "Kaggle sent an unexpected response for"),
     ],
 )
 def test_what_kaggle_refuses_is_told_in_one_line(kaggle, variant, said):
@@ -311,7 +311,7 @@ def test_what_kaggle_refuses_is_told_in_one_line(kaggle, variant, said):
 
 
 @pytest.mark.parametrize(
-    ("variant", "said"), [("breaks/1", "broke off"), ("damaged/1", "its hash does not match")]
+    ("variant", "said"), [("breaks/1", "was interrupted"), ("damaged/1", "its hash does not match")]
 )
 def test_a_download_from_kaggle_that_is_not_whole_is_repeated(kaggle, keras_files, variant, said):
     first, second = kaggle["outcomes"][variant]
@@ -326,4 +326,4 @@ def test_a_fetched_version_is_there_without_a_network(kaggle, keras_files):
         names, kaggle["home"], **kaggle_through("http://127.0.0.1:9")
     )
     assert_whole(version, keras_files)
-    assert "Kaggle cannot be reached" in newest["line"]
+    assert "Cannot reach Kaggle" in newest["line"]

@@ -75,7 +75,7 @@ def test_the_export_that_a_line_proposes_is_one(place, asked):
 
 def test_an_artifact_is_no_preset(place):
     line = refusal("--preset", "artifacts/made", "--target", "tflite", "--output", "other")
-    assert "artifacts/made is an artifact, not a checkpoint. It was made of bart_mini_en." in line
+    assert "is an artifact, not a checkpoint. It was exported from bart_mini_en." in line
     assert "is an artifact" in refusal("tune", "artifacts/made", "--budget", "top1=0.9")
 
 

@@ -15,7 +15,10 @@ from bart_export.server.rest import text_and_parameters
 from bart_export.server.servable import Limits
 
 CASE = Path(__file__).parents[1] / "data/cases/max-length-beyond-positions"
-NOTE = "max_length=41 of generation_config.json is beyond the model's 32 positions; it is 32."
+NOTE = (
+    "max_length=41 from generation_config.json exceeds the model's 32 positions; it is lowered to "
+    "32."
+)
 
 
 def output_of(*arguments):

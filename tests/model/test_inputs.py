@@ -17,7 +17,7 @@ REFUSED = {
     "long target": (random_inputs(1, 3, 30), "at most 24 tokens.*received 30"),
     "id too large": (
         {**GIVEN, "encoder_token_ids": np.where(ENCODER[1, 2] == ENCODER, 97, ENCODER)},
-        "encoder_token_ids must be ids from 0 to 96, received 97",
+        "encoder_token_ids must be in 0 to 96, received 97",
     ),
     "id negative": (
         {**GIVEN, "decoder_token_ids": -1 - DECODER},
@@ -26,7 +26,7 @@ REFUSED = {
     "input missing": (WITHOUT, "needs the input decoder_padding_mask"),
     "one axis": (
         {**GIVEN, "encoder_padding_mask": np.ones(9, np.int32)},
-        r"axes \(batch, length\)",
+        r"shape \(batch, length\)",
     ),
     "short mask": (
         {**GIVEN, "encoder_padding_mask": np.ones((2, 1), np.int32)},

@@ -104,10 +104,10 @@ def test_lora_that_cannot_be_is_refused(mine, tmp_path):
         mine.save_lora_weights(tmp_path / "mine.h5")
     mine.save_lora_weights(tmp_path / "mine.lora.h5")
     plain.enable_lora(3)
-    with pytest.raises(errors.ConfigurationError, match="has LoRA of rank 2 for"):
+    with pytest.raises(errors.ConfigurationError, match="has LoRA weights of rank 2 for"):
         plain.load_lora_weights(tmp_path / "mine.lora.h5")
     (tmp_path / "no.lora.h5").write_bytes(b"no")
-    with pytest.raises(errors.CheckpointError, match="is no file of LoRA weights"):
+    with pytest.raises(errors.CheckpointError, match="is not a LoRA weights file"):
         plain.load_lora_weights(tmp_path / "no.lora.h5")
 
 

@@ -159,9 +159,9 @@ def test_saving_over_a_preset_keeps_its_tokenizer(tmp_path):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ({"num_layers": 1}, "made for num_layers=2, received num_layers=1"),
-        ({"scale_embedding": True}, "made for scale_embedding=False"),
-        ({"num_heads": 8}, "made for num_heads=4"),
+        ({"num_layers": 1}, "require num_layers=2, received num_layers=1"),
+        ({"scale_embedding": True}, "require scale_embedding=False"),
+        ({"num_heads": 8}, "require num_heads=4"),
         ({"foo": 1}, "Unknown parameter foo=1"),
         ({"dtype": "float23"}, "dtype must name a Keras dtype policy"),
     ],
