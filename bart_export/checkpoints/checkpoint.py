@@ -18,40 +18,25 @@ from bart_export.text.tokenizer import BartTokenizer
 class Checkpoint:
     """A complete BART on disk.
 
-    Attributes:
-        directory: where it is.
-        format: "keras" or "hugging_face".
-        config: the architecture.
-        settings: the checkpoint's generation settings, or None if it has none.
-        encoder_sequence_length: maximum source tokens, at most `config.max_sequence_length`.
-        decoder_sequence_length: maximum target tokens in training, or None if unknown.
-        dtype: the dtype policy of a Keras preset, or None if it has none.
-        weights: canonical name → array with the shape in `weight_names.weights` and the stored
-            dtype; each lookup reads the file.
-        weight_files: the files of the weights.
-        vocabulary: byte-level BPE tokens and added tokens → ids.
-        merges: BPE merges in order of rank.
-        added_tokens: tokens that are split off before BPE.
-        add_prefix_space: whether a space is put before a text.
-        rows_without_token: number of embedding rows without a token, which were dropped.
-        notes: lines about stored values that were changed or ignored.
+    `weights` maps canonical names to arrays with the shapes in `weight_names.weights` and the
+    stored dtypes; each lookup reads the file.
     """
 
     directory: Path
-    format: str
+    format: str  # "keras" or "hugging_face"
     config: BartConfig
-    settings: StatedSettings | None
-    encoder_sequence_length: int
-    dtype: str | None
+    settings: StatedSettings | None  # None if the checkpoint has no generation settings
+    encoder_sequence_length: int  # at most `config.max_sequence_length`
+    dtype: str | None  # the dtype policy of a Keras preset
     weights: Mapping[str, Array]
     weight_files: tuple[Path, ...]
-    vocabulary: Mapping[str, int]
-    merges: tuple[tuple[str, str], ...]
+    vocabulary: Mapping[str, int]  # byte-level BPE tokens and added tokens → ids
+    merges: tuple[tuple[str, str], ...]  # in order of rank
     added_tokens: tuple[AddedToken, ...] = ()
     add_prefix_space: bool = False
-    decoder_sequence_length: int | None = None
-    rows_without_token: int = 0
-    notes: tuple[str, ...] = ()
+    decoder_sequence_length: int | None = None  # in training, if known
+    rows_without_token: int = 0  # embedding rows beyond the vocabulary, which were dropped
+    notes: tuple[str, ...] = ()  # lines about stored values that were changed or ignored
 
     @property
     def generation(self) -> GenerationConfig | None:

@@ -193,22 +193,11 @@ def write(
 ) -> None:
     """Write a preset directory that KerasHub's `from_preset` loads.
 
-    The directory appears complete, by one rename, and replaces an earlier preset.
-
-    Args:
-        directory: the preset's path.
-        config: the architecture.
-        weights: an array for each name in `weight_names.weights(config)`.
-        generation: generation settings, if any.
-        vocabulary: tokens → ids; without it the preset has no tokenizer and no preprocessor.
-        merges: BPE merges in order of rank.
-        added_tokens: tokens that are split off before BPE.
-        add_prefix_space: whether a space is put before a text.
-        dtype: the dtype policy in config.json.
-        weights_dtype: the dtype to cast weights to; None keeps theirs.
-        encoder_sequence_length: the preprocessor's length; by default the model's positions.
-        decoder_sequence_length: the same for the decoder.
-        max_shard_size: maximum size of a weight file in GB, as in KerasHub; None writes one file.
+    The directory appears complete, by one rename, and replaces an earlier preset. `weights` has an
+    array for each name in `weight_names.weights(config)`; `weights_dtype` casts them. `dtype` is
+    the dtype policy in config.json. Without a vocabulary, the preset has no tokenizer and no
+    preprocessor. The sequence lengths are the preprocessor's, by default the model's positions.
+    `max_shard_size` is in GB as in KerasHub; None writes one file.
 
     Raises:
         CheckpointError: if weights are missing, surplus or misshapen, or if the directory contains

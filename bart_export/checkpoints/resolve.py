@@ -128,16 +128,10 @@ def guess(preset: str) -> str:
 def read(directory: Path, *, weights: bool = True, tokenizer: bool = True) -> Checkpoint:
     """Read a Keras preset or a Hugging Face directory.
 
-    The names and shapes of all weights are checked against the configuration, for which only
-    headers are read.
-
-    Args:
-        directory: the checkpoint's directory.
-        weights: if False, no weight file is opened, the checkpoint has no weights, and
-            `config.final_logits_bias` is the value in config.json.
-        tokenizer: if False, no tokenizer is needed or read, and embedding rows without a token are
-            kept.
-
+    The names and shapes of all weights are checked against the configuration; only headers are
+    read. With `weights=False`, no weight file is opened, the checkpoint has no weights, and
+    `config.final_logits_bias` is the value in config.json. With `tokenizer=False`, no tokenizer is
+    needed or read, and embedding rows without a token are kept.
     Raises:
         PresetError: if the directory has no model, or one that is not a BART.
         CheckpointError: if a file is missing, damaged or inconsistent with the others.

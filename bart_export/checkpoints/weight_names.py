@@ -80,7 +80,7 @@ def side_weights(config: BartConfig, side: str) -> Iterator[Weight]:
     encoder, hidden = side == "encoder", config.hidden_dim
     heads = config.num_heads if encoder else config.decoder_heads
     width = config.intermediate_dim if encoder else config.decoder_feedforward
-    kinds = {kind: parts(kind, hidden, heads, width) for kind in PARTS}
+    kinds = sublayers(hidden, heads, width)
     second = "" if encoder else "_1"  # Keras numbers the second instance of a class 1
     yield Weight(
         f"{side}_position_embedding/embeddings",
@@ -108,44 +108,36 @@ def side_weights(config: BartConfig, side: str) -> Iterator[Weight]:
             yield Weight(name + keras_part, shape, h5 + h5_part, theirs + their_part)
 
 
-PARTS = ("attention", "norm", "widen", "narrow")
-
-
-def parts(kind: str, hidden: int, heads: int, width: int) -> list[tuple[str, str, str, Shape]]:
-    """Return the suffix of a sublayer's weights in the three formats, and their shapes.
+def sublayers(hidden: int, heads: int, width: int) -> dict[str, list[tuple[str, str, str, Shape]]]:
+    """Return each kind of sublayer's weights: the suffixes of their three names, and their shapes.
 
     `width` is the feed-forward network's. Attention kernels have a separate head axis.
     """
-    if kind == "norm":
+
+    def projection(
+        keras: str, h5: str, theirs: str, kernel: Shape, bias: Shape
+    ) -> list[tuple[str, str, str, Shape]]:
         return [
-            ("/gamma", "/vars/0", ".weight", (hidden,)),
-            ("/beta", "/vars/1", ".bias", (hidden,)),
-        ]
-    split = ((hidden, heads, hidden // heads), (heads, hidden // heads))
-    projections: dict[str, list[tuple[str, str, str, Shape, Shape]]] = {
-        "attention": [
-            ("/query", "/query_dense", ".q_proj", *split),
-            ("/key", "/key_dense", ".k_proj", *split),
-            ("/value", "/value_dense", ".v_proj", *split),
-            (
-                "/attention_output",
-                "/output_dense",
-                ".out_proj",
-                (heads, hidden // heads, hidden),
-                (hidden,),
-            ),
-        ],
-        "widen": [("", "", "", (hidden, width), (width,))],
-        "narrow": [("", "", "", (width, hidden), (hidden,))],
-    }
-    return [
-        part
-        for keras, h5, theirs, kernel, bias in projections[kind]
-        for part in (
             (f"{keras}/kernel", f"{h5}/vars/0", f"{theirs}.weight", kernel),
             (f"{keras}/bias", f"{h5}/vars/1", f"{theirs}.bias", bias),
-        )
-    ]
+        ]
+
+    size = hidden // heads
+    split, merged = ((hidden, heads, size), (heads, size)), ((heads, size, hidden), (hidden,))
+    return {
+        "attention": [
+            *projection("/query", "/query_dense", ".q_proj", *split),
+            *projection("/key", "/key_dense", ".k_proj", *split),
+            *projection("/value", "/value_dense", ".v_proj", *split),
+            *projection("/attention_output", "/output_dense", ".out_proj", *merged),
+        ],
+        "norm": [
+            ("/gamma", "/vars/0", ".weight", (hidden,)),
+            ("/beta", "/vars/1", ".bias", (hidden,)),
+        ],
+        "widen": projection("", "", "", (hidden, width), (width,)),
+        "narrow": projection("", "", "", (width, hidden), (hidden,)),
+    }
 
 
 KERNEL = re.compile(r"transformer_(encoder|decoder)_layer_(\d+)/(.*)/kernel")

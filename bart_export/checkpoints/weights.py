@@ -94,16 +94,10 @@ def read_entries(
     formats: Mapping[str, Callable[[Path], Mapping[str, Entry]]],
     normalize: Callable[[str], str],
 ) -> tuple[Path, tuple[Path, ...], dict[str, Entry]]:
-    """Find and read the weight files of a directory.
+    """Return a directory's weight file or index, all its weight files, and their tensors.
 
-    Args:
-        directory: the checkpoint's directory.
-        formats: file name → reader in order of precedence; a .json file is an index of shards.
-        normalize: maps a stored tensor's name to the name of its entry.
-
-    Returns:
-        The file or the index, all weight files, and the entries of their tensors.
-
+    `formats` maps file names to readers in order of precedence; a .json file is an index of shards.
+    `normalize` maps the stored name of a tensor to the name of its entry.
     Raises:
         CheckpointError: if a file is missing or damaged, or a tensor is stored twice.
         MissingExtra: if a package that reads the files is not installed.

@@ -77,12 +77,9 @@ class Pretokenizer(tf.Module):
         *,
         add_prefix_space: bool = False,
     ) -> None:
-        """Build the tables.
+        """Build the tables; `ids` maps the content of `added_tokens` to ids.
 
-        Args:
-            added_tokens: tokens to split off first.
-            ids: their ids by content.
-            add_prefix_space: insert a space before each piece of text that does not start with one.
+        `add_prefix_space` inserts a space before each piece of text that does not start with one.
         """
         super().__init__()
         self.passes = [

@@ -169,15 +169,7 @@ class GraphTokenizer(tf.Module):
 
         Further text may extend the last word, or turn an apostrophe before it, which is one token,
         into a contraction. If fewer than `room` tokens are certain, a long last word is examined
-        too.
-
-        Args:
-            rows: tokenized beginnings of texts.
-            cut: bool (batch,), which texts continue beyond their beginning.
-            room: number of tokens needed.
-
-        Returns:
-            int32 (batch,).
+        too. `cut` is bool (batch,), true for texts that continue; the result is int32 (batch,).
         """
         last = tf.where(rows.words.ends)[:, 0] - 1
         before_last = rows.lengths - tf.gather(rows.counts, tf.maximum(last, 0))
@@ -200,11 +192,8 @@ class GraphTokenizer(tf.Module):
         So the tokens of a text up to a border are the tokenization of the text up to that border,
         and one of the `longest` positions up to any point is a border. If the word, cut off at each
         of these positions, has the same token at the same place, then that token and all before it
-        are certain.
-
-        Args:
-            rows: tokenized beginnings of texts.
-            words: int64 (open,), indices of words of at least ANCHOR * `longest` bytes.
+        are certain. `words` are the indices, int64 (open,), of words of at least ANCHOR * `longest`
+        bytes.
         """
         tokens, longest = rows.tokens, self.longest
         texts, index = tf.gather(rows.words.texts, words), tf.gather(rows.index, words)
@@ -296,10 +285,8 @@ class Merges(tf.Module):
         """Return the pairs to merge among those that rank first in their words.
 
         Pairs are merged from left to right: of the three pairs in "aaaa", the first and the last.
-
-        Args:
-            found: int64 (found,), positions of the pairs' left symbols.
-            word_of: int32 (symbols,), the word of each symbol.
+        `found`, int64 (found,), are the positions of their left symbols; `word_of`, int32
+        (symbols,), is the word of each symbol.
         """
         if not self.in_order:
             return tf.boolean_mask(found, differs(tf.gather(word_of, found)))
