@@ -223,6 +223,20 @@ def test_a_load_that_fails_after_its_model_was_removed_does_not_end_polling(
         wait_until(lambda: latest(store, "other") == 3)
 
 
+def test_a_model_removed_before_its_poll_does_not_end_polling(store, opener, base_path, tmp_path):
+    add_version(tmp_path / "other", 1)
+    other = served(tmp_path / "other", "other")
+    store.configure([served(base_path), other])
+    opener.looking.clear()
+    looks = opener.looks
+    wait_until(lambda: opener.looks > looks)
+    store.configure([served(tmp_path / "elsewhere"), other])
+    store.configure([other])
+    opener.looking.set()
+    add_version(tmp_path / "other", 3)
+    wait_until(lambda: latest(store, "other") == 3)
+
+
 def test_a_look_that_ends_after_its_model_was_withdrawn_changes_nothing(store, opener, base_path):
     store.configure([served(base_path)])
     opener.looking.clear()

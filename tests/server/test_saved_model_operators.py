@@ -135,7 +135,7 @@ SAVING = "has MergeV2Checkpoints, SaveV2 at "
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (save_under_another_name, "has the operators Tanh: "),
+        (save_under_another_name, "has the operators Tanh, "),
         (read_in_a_function, "has the operators ReadFile, which bart-export never writes"),
         (save_again, f"{SAVING}again"),
         (save_at_load, SAVING),
@@ -154,7 +154,7 @@ def test_what_reaches_files_is_refused_by_name(directory, edit, message):
 @pytest.mark.parametrize("name", ["saved_model.cpb", "saved_model.pbtxt"])
 def test_another_form_of_the_graph_is_refused(directory, name):
     (directory / name).touch()
-    with pytest.raises(ArtifactError, match=f"has {name} beside"):
+    with pytest.raises(ArtifactError, match=f"has {name} next to"):
         check_operators(directory)
 
 
