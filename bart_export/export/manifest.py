@@ -156,7 +156,7 @@ def write_golden(
     manifest_file.write_golden(draft.directory / GOLDEN, recorded)
 
 
-def complete_manifest(
+def complete(
     draft: Draft,
     carried: Manifest,
     exported: ExportResult,

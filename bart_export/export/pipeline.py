@@ -10,24 +10,16 @@ from bart_export.artifact import artifact
 from bart_export.artifact.artifact import Artifact, Draft
 from bart_export.bench import measurements
 from bart_export.checkpoints.resolve import ResolvedPreset
+from bart_export.export import manifest
 from bart_export.export.edgetpu_target import export_edgetpu
-from bart_export.export.manifest import (
-    carry_over,
-    complete_manifest,
-    describe,
-    write_golden,
-    write_report,
-    write_tokenizer,
-)
 from bart_export.export.options import EdgeTpuOptions, Options, SavedModelOptions
 from bart_export.export.saved_model_target import export_saved_model
-from bart_export.export.target import ExportResult, Model, Verified
+from bart_export.export.target import ExportResult, Model
 from bart_export.export.tflite_target import export_tflite
 from bart_export.model import BartBackbone
 from bart_export.progress import Stage
 from bart_export.runtime.generator import ModelInfo
 from bart_export.verify import golden, tokenization
-from bart_export.verify.compare import Cases
 from bart_export.verify.reference import KerasReference
 
 
@@ -66,7 +58,7 @@ def export_resolved(
     stage("build the Keras model")
     backbone = BartBackbone.from_checkpoint(checkpoint)
     with artifact.draft(output) as draft:
-        tokenizer = write_tokenizer(checkpoint, draft)
+        tokenizer = manifest.write_tokenizer(checkpoint, draft)
         stage("verify the tokenizer")
         tokenization.check_tokenizer(checkpoint, tokenizer, golden.TEXTS)
         generation, length = resolved.defaults.generation, checkpoint.encoder_sequence_length
@@ -77,16 +69,19 @@ def export_resolved(
         keras = KerasReference(backbone)
         questions = golden.questions(info, exported.settings)
         cases = keras.ask(tokenizer, questions)
-        verified = verify_files(exported, keras, cases, stage)
-        described = describe(resolved, tokenizer)
-        carried, earlier = carry_over(draft, described, exported.entries)
+        verified = {}
+        for file in exported.files:
+            stage(f"verify {file.name}")
+            verified[file.name] = file.check(keras, cases)
+        described = manifest.describe(resolved, tokenizer)
+        carried, earlier = manifest.carry_over(draft, described, exported.entries)
         stage("measure for the report")
         measured = measurements.measure(exported.measured, info, carried.exports + 1)
-        write_golden(draft, cases, verified, carried, earlier)
-        manifest = complete_manifest(draft, carried, exported, verified, measured)
-        manifest = write_report(draft, manifest)
+        manifest.write_golden(draft, cases, verified, carried, earlier)
+        completed = manifest.complete(draft, carried, exported, verified, measured)
+        reported = manifest.write_report(draft, completed)
         stage("commit the artifact")
-        draft.commit(manifest)
+        draft.commit(reported)
     return Artifact.open(output)
 
 
@@ -97,14 +92,3 @@ def export_files(model: Model, options: Options, draft: Draft, stage: Stage) -> 
     if isinstance(options, EdgeTpuOptions):
         return export_edgetpu(model, options, draft, stage)
     return export_tflite(model, options, draft, stage)
-
-
-def verify_files(
-    exported: ExportResult, keras: KerasReference, cases: Cases, stage: Stage
-) -> dict[str, Verified]:
-    """Compare every file with the Keras model; return the results by file name."""
-    verified = {}
-    for file in exported.files:
-        stage(f"verify {file.name}")
-        verified[file.name] = file.check(keras, cases)
-    return verified
