@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Serve an artifact with one engine after the other, and ask each with curl and over gRPC; every
-# answer must be what `bart-export generate` writes.
+# Serve an artifact with each engine in turn, and query it with curl and over gRPC. Every answer
+# must equal the output of `bart-export generate`.
 #
 #     serving/demo.sh ARTIFACT TEXT        bart-export and the clients' packages on the PATH
 set -euo pipefail
@@ -13,7 +13,7 @@ trap 'status=$?; kill "${server:-}" 2>/dev/null || true; [ $status = 0 ] || cat 
 
 compare() { # WHAT ANSWER EXPECTED
     printf '  %-34s %s\n' "$1" "$2"
-    [ "$2" = "$3" ] || { echo "This is not what bart-export generate writes: $3" >&2; exit 1; }
+    [ "$2" = "$3" ] || { echo "Expected the output of bart-export generate: $3" >&2; exit 1; }
 }
 
 ask() { # ENGINE RECIPE

@@ -1,8 +1,7 @@
 """TensorFlow Serving's PredictionService and ModelService over gRPC, with health and reflection.
 
-A method takes a request message and the limits of the call, and returns the response message. A
-StatusError becomes the status of the call. A client's deadline ends the limits, and so does a
-client that goes away.
+A StatusError becomes the status of a call. A call is cancelled at its deadline or when its client
+disconnects.
 """
 
 import asyncio
@@ -29,16 +28,15 @@ from bart_export.server.predict import NO_EXAMPLES, Predictor, check_inputs, run
 from bart_export.server.servable import Limits, Tensors
 from bart_export.server.status import Code, StatusError, invalid, status_of_error
 
-# A method of a service: a request message and the limits of the call, and the response message.
+# Takes a request message and the call's limits, returns the response message.
 Method = Callable[[Message, Limits], Awaitable[Message]]
 
 GRPC_STATUS: dict[Code, grpc.StatusCode] = {Code(code.value[0]): code for code in grpc.StatusCode}
-# TensorFlow Serving's bound: details travel in a header, and clients bound their headers.
+# TensorFlow Serving's limit: details are sent in a header, whose size clients limit.
 DETAILS_LENGTH = 1024
 TRUNCATED = "...TRUNCATED"
-# A connection whose client makes no HTTP/2 of it in time is ended, and so is one on which nothing
-# is asked for long, or whose client has gone without a word. An old one is ended once its calls
-# have come to an end: clients connect again, which also spreads them over servers.
+# Close connections without an HTTP/2 handshake, idle ones, and those of vanished clients. Old ones
+# close after their last call, so that reconnecting clients spread over several servers.
 BOUNDS = (
     ("grpc.server_handshake_timeout_ms", 5_000),
     ("grpc.max_connection_idle_ms", 300_000),
@@ -47,12 +45,12 @@ BOUNDS = (
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.max_concurrent_streams", 128),
 )
-# What those who watch the health take to learn that the server ends.
+# Time for health watchers to receive NOT_SERVING.
 WATCHING_SECONDS = 0.2
 SIGNATURE_DEF = "signature_def"
 NO_RELOADS = (
-    "HandleReloadConfigRequest is not allowed here. Expected a server with "
-    "--allow-reload-requests; --model-config-file-poll-seconds follows a file instead"
+    "HandleReloadConfigRequest is disabled. Start the server with --allow-reload-requests, or "
+    "change the file of --model-config-file with --model-config-file-poll-seconds"
 )
 
 
@@ -65,7 +63,7 @@ class Services:
         self.configuring = asyncio.Lock()
 
     def by_name(self) -> Mapping[str, Mapping[str, Method]]:
-        """Return the methods by the full names of the services and their own."""
+        """Return the methods by full service name and method name."""
         unserved = dict.fromkeys(("Classify", "Regress", "MultiInference"), self.unserved)
         return {
             "tensorflow.serving.PredictionService": {
@@ -80,11 +78,11 @@ class Services:
         }
 
     async def unserved(self, request: Message, limits: Limits) -> Message:
-        """Refuse a method that takes examples."""
+        """Refuse a method that takes tf.Examples."""
         raise StatusError(Code.UNIMPLEMENTED, NO_EXAMPLES)
 
     async def predict(self, request: Message, limits: Limits) -> Message:
-        """Run a signature with tensors."""
+        """Run a signature."""
         wanted = wanted_model(request)
         with self.predictor.counted(wanted, "Predict", "GRPC"):
             answer = await self.predictor.predict(
@@ -98,8 +96,8 @@ class Services:
             size = sum(array.nbytes for array in answer.outputs.values())
             if size > MAX_ANSWER_BYTES:
                 raise invalid(
-                    f"The answer has {size} bytes, and at most {MAX_ANSWER_BYTES} are sent. Ask "
-                    "for fewer rows at once, or filter the outputs."
+                    f"Expected a response of at most {MAX_ANSWER_BYTES} bytes, received {size}. "
+                    "Send fewer rows per request, or set output_filter."
                 )
             outputs = await run_off_loop(
                 size,
@@ -118,7 +116,7 @@ class Services:
         return {alias: tensors.from_proto(proto, alias) for alias, proto in request.inputs.items()}
 
     async def get_model_metadata(self, request: Message, limits: Limits) -> Message:
-        """Return the signatures of a model."""
+        """Return a model's signatures."""
         wanted = wanted_model(request)
         if not request.metadata_field:
             raise invalid("GetModelMetadataRequest must specify at least one metadata_field")
@@ -135,17 +133,16 @@ class Services:
         return self.predictor.status(wanted_model(request))
 
     async def handle_reload_config_request(self, request: Message, limits: Limits) -> Message:
-        """Serve the models that a request lists instead of those served now.
+        """Replace the served models by those of a request, and respond once they are available.
 
-        The response comes when the models that are new are available. A client that goes away does
-        not stop the change.
+        The change continues if the client disconnects.
         """
         if not self.store.options.allow_reload_requests:
             raise StatusError(Code.PERMISSION_DENIED, NO_RELOADS)
         models = models_config.from_proto(request.config)
 
         async def configure() -> None:
-            # It may take minutes, and the threads that other work is given to are few.
+            # Loading may take minutes; the lock keeps waiting requests from occupying threads.
             async with self.configuring:
                 await asyncio.to_thread(self.store.configure, models)
 
@@ -154,7 +151,7 @@ class Services:
 
 
 def wanted_model(request: Message) -> ModelSpec:
-    """Return what a request's `model_spec` asks for."""
+    """Return a request's `model_spec`."""
     if not request.HasField("model_spec"):
         raise invalid("Missing ModelSpec")
     spec = request.model_spec
@@ -167,7 +164,7 @@ def wanted_model(request: Message) -> ModelSpec:
 
 
 def model_spec(wanted: ModelSpec, version: int, signature: str) -> Message:
-    """Return the `model_spec` of a response: what answered."""
+    """Return the `model_spec` of a response."""
     return messages.ModelSpec(
         name=wanted.name,
         version=messages.Int64Value(value=version),
@@ -176,20 +173,20 @@ def model_spec(wanted: ModelSpec, version: int, signature: str) -> Message:
 
 
 class GrpcServer:
-    """The gRPC server of a store's models."""
+    """The gRPC server of a model store."""
 
     def __init__(self, store: ModelStore, options: ServeOptions, metrics: Metrics) -> None:
         self._options = options
         self._credentials = (
             server_credentials(options.ssl_config_file) if options.ssl_config_file else None
         )
-        # It would write a trace for each request of health and reflection that is no message.
+        # gRPC logs a traceback for every malformed health or reflection request.
         logging.getLogger("grpc").setLevel(logging.CRITICAL)
         self._running: set[asyncio.Task[object]] = set()
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
             options=[
-                # A second server on the same port is to fail instead of taking every other call.
+                # A second server on the port must fail instead of sharing the calls.
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_allowed_incoming_connections", options.max_connections),
                 *BOUNDS,
@@ -219,10 +216,10 @@ class GrpcServer:
         )
 
     def bind(self) -> int:
-        """Take the port and return its number."""
+        """Bind the port and return its number."""
         options = self._options
         address = f"{in_url(options.host)}:{options.port}"
-        # gRPC logs the reason on the standard error itself, at length.
+        # gRPC prints long reasons to standard error.
         with native_stderr_silenced():
             try:
                 if self._credentials is None:
@@ -230,27 +227,27 @@ class GrpcServer:
                 return int(self._server.add_secure_port(address, self._credentials))
             except RuntimeError as error:
                 raise ConfigurationError(
-                    f"Cannot serve gRPC on {address}: the port is taken. Name a free one with "
+                    f"Cannot serve gRPC on {address}: the port is in use. Choose a free one with "
                     "--port."
                 ) from error
 
     async def start(self) -> None:
-        """Begin to answer; from now on the health service says that all services serve."""
+        """Start to answer, and report all services as serving."""
         await self._server.start()
         for name in self._names:
             # TensorFlow Serving reports the services without their package.
-            for known in (name, name.rpartition(".")[2]):
-                await self._health.set(known, health_pb2.HealthCheckResponse.SERVING)
+            for service in (name, name.rpartition(".")[2]):
+                await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
 
     async def stop(self, seconds: float) -> None:
-        """Be unhealthy, refuse new calls, let running ones finish for some seconds, cancel them."""
+        """Report unhealthy, refuse new calls, give running ones some seconds, then cancel them."""
         await self._health.enter_graceful_shutdown()
-        # Those who watch the health learn it from tasks of their own, which the end would cancel.
+        # Stopping the server would cancel the tasks that notify health watchers.
         await asyncio.sleep(WATCHING_SECONDS)
         closing = asyncio.create_task(self._server.stop(seconds))
         if self._running:
             await asyncio.wait(set(self._running), timeout=seconds)
-        # Streams of the health service never end by themselves.
+        # Streams of the health service never end on their own.
         await self._server.stop(None)
         await closing
 
@@ -259,8 +256,8 @@ class GrpcServer:
     ) -> Callable[[bytes, grpc.aio.ServicerContext], Awaitable[bytes]]:
         """Return the handler of a method, from bytes to bytes.
 
-        Parsing is done here because gRPC would do it on the event loop, and answer bytes that are
-        no message without saying why. A method without a descriptor is given no message.
+        gRPC itself would parse on the event loop and give no reason for malformed requests. A
+        method without a descriptor gets no message.
         """
 
         def parsed(data: bytes) -> Message:
@@ -269,8 +266,7 @@ class GrpcServer:
                 return messages.message(kind).FromString(data)
             except DecodeError as error:
                 raise invalid(
-                    f"Expected a serialized {kind}, received {len(data)} bytes that are none: "
-                    f"{error}"
+                    f"Expected a serialized {kind}, received {len(data)} invalid bytes: {error}"
                 ) from error
 
         async def handle(data: bytes, context: grpc.aio.ServicerContext) -> bytes:
@@ -301,9 +297,9 @@ class GrpcServer:
 
 
 def server_credentials(path: pathlib.Path) -> grpc.ServerCredentials:
-    """Read TensorFlow Serving's SSLConfig text proto; keys and certificates stand in it as PEM."""
+    """Read an SSLConfig text proto, whose keys and certificates are PEM texts."""
     config = messages.read_text(path, messages.SSLConfig)
-    # gRPC looks into them with the first port, and says of nothing what was wrong.
+    # gRPC checks them when it binds a port, and gives no reason for a failure.
     with ThreadPoolExecutor(1) as executor, native_stderr_silenced():
         try:
             credentials = grpc.ssl_server_credentials(
@@ -314,8 +310,8 @@ def server_credentials(path: pathlib.Path) -> grpc.ServerCredentials:
             grpc.server(executor).add_secure_port("localhost:0", credentials)
         except (RuntimeError, ValueError):
             raise ConfigurationError(
-                f"{path} holds no key and certificate that fit: expected server_key to be the "
-                "private key of server_cert and, with client_verify, custom_ca the certificate of "
-                "who signs the clients', each as the text of a PEM file and not its path."
+                f"{path} has no matching key and certificate: expected server_key to be the "
+                "private key of server_cert and, with client_verify, custom_ca to be the "
+                "certificate that signs the clients' certificates, each as PEM text, not a path."
             ) from None
     return credentials

@@ -1,8 +1,8 @@
-"""The HTTP server of the REST service: ports, connections and their bounds, admission.
+"""The HTTP server under the REST service: ports, connection limits, host and origin checks.
 
-A client that is slow, or never finishes what it began, keeps its connection for some seconds. Where
-there are as many connections as there may be, a new one takes the place of the one that has waited
-longest for a whole request, so that many who only connect do not keep out those who ask.
+A client that is slow or sends only part of a request loses its connection after a few seconds. At
+the connection limit, a new connection replaces the one that has waited longest without sending a
+whole request, so that idle clients cannot keep others out.
 """
 
 import asyncio
@@ -33,21 +33,21 @@ from bart_export.server.options import ServeOptions
 
 LOG = logging.getLogger(__name__)
 
-# Files that are open beside connections: models, libraries, pipes.
+# Open files other than connections: models, libraries, pipes.
 OTHER_FILES = 128
 FEWEST_CONNECTIONS = 16
-# Connections that wait to be accepted, all of which asyncio accepts before it looks at others.
+# asyncio accepts the whole backlog before it serves any other event.
 BACKLOG = 128
 
 
 def connection_limit(options: ServeOptions) -> int:
-    """Return how many connections each of both ports may have, `max_connections` at most.
+    """Return the connection limit of each port, at most `max_connections`.
 
-    The limit of the process's files is raised as far as that takes and the system allows.
+    The process's file limit is raised if needed and permitted.
     """
     limit = options.max_connections
     needed = 2 * limit + OTHER_FILES
-    with contextlib.suppress(ImportError):  # on Windows, which has no such limit
+    with contextlib.suppress(ImportError):  # Windows has no such limit
         import resource
 
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -59,90 +59,92 @@ def connection_limit(options: ServeOptions) -> int:
             limit = min(limit, max(FEWEST_CONNECTIONS, (files - OTHER_FILES) // 2))
     if limit < options.max_connections:
         LOG.warning(
-            "Of %d connections to a port this process may have %d", options.max_connections, limit
+            "The file limit allows %d connections to each port instead of %d",
+            limit,
+            options.max_connections,
         )
     return limit
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether only this machine can reach a host; for a name, all its addresses count."""
+    """Return whether all addresses of a host are loopback addresses."""
     return all(ipaddress.ip_address(address[4][0]).is_loopback for address in addresses(host, 0))
 
 
 def in_url(host: str) -> str:
-    """Return a host as it is written before a colon and a port."""
+    """Return a host as written in a URL, with brackets around an IPv6 address."""
     return f"[{host}]" if ":" in host else host
 
 
 def check_ports(options: ServeOptions) -> None:
-    """Hold the ports of both services to each other and to what is free."""
+    """Raise ConfigurationError unless the ports differ and gRPC's is free."""
     if options.port == options.rest_api_port != 0:
         raise ConfigurationError(
-            f"gRPC and REST need a port each, and both are set to {options.port}. "
-            "Name another --rest-api-port."
+            f"gRPC and REST need different ports, but both are set to {options.port}. "
+            "Choose another --rest-api-port."
         )
-    # gRPC takes its port later, and accepts connections from then on.
+    # gRPC binds its port after loading, because it accepts connections from then on.
     with bound(options.host, options.port, "--port"):
         pass
 
 
 @contextlib.contextmanager
 def bound(host: str, port: int, option: str = "--rest-api-port") -> Iterator[list[socket.socket]]:
-    """Hold a port on all addresses of a host for the length of a block; 0 takes a free one."""
+    """Yield sockets bound to a port on all addresses of a host; port 0 takes a free one."""
     with contextlib.ExitStack() as stack:
         sockets: list[socket.socket] = []
         unusable: OSError | None = None
         for family, kind, protocol, _, address in addresses(host, port):
-            taken = sockets[0].getsockname()[1] if sockets else port
+            number = sockets[0].getsockname()[1] if sockets else port
             try:
                 each = stack.enter_context(socket.socket(family, kind, protocol))
                 each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                each.bind((address[0], taken, *address[2:]))
+                each.bind((address[0], number, *address[2:]))
                 sockets.append(each)
             except OSError as error:
                 unusable = error
-                # A name may have addresses of a kind that this machine does not have.
+                # A name may have addresses of a family that this machine lacks.
                 if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                     sockets.clear()
                     break
         if unusable and not sockets:
             raise ConfigurationError(
-                f"Cannot listen on {in_url(host)}:{port}: {unusable.strerror}. Name a free port "
-                f"with {option}, 0 for any, or an address of this machine with --host."
+                f"Cannot listen on {in_url(host)}:{port}: {unusable.strerror}. Choose a free port "
+                f"with {option} (0 for any), or an address of this machine with --host."
             ) from unusable
         yield sockets
 
 
 def addresses(host: str, port: int) -> list[tuple[Any, ...]]:
-    """Return the addresses to listen on, as `socket.getaddrinfo` gives them, none twice."""
+    """Return the distinct addresses of a host, as from `socket.getaddrinfo`."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
         raise ConfigurationError(
-            f"Cannot listen on {host}: {error.strerror}. Name an address of this machine with "
+            f"Cannot listen on {host}: {error.strerror}. Choose an address of this machine with "
             "--host."
         ) from error
     return list(dict.fromkeys(found))
 
 
-# What a client has from connecting, or from its last answer, to the end of a request's headers, and
-# to take what is left of an answer when its connection is closed.
+# Time for a request's headers, counted from the connection or the last response, and for reading
+# the rest of a response before the connection closes.
 IDLE_SECONDS = 5.0
-# What it has to take an answer, once the time of its request is over.
+# Time for reading a response after the request's own time.
 SENDING_SECONDS = 5.0
-# Parsing a chunk costs as much as copying kilobytes: beyond a few, they are to be worth it.
+# Parsing a chunk costs as much as copying kilobytes, so many chunks must not be tiny.
 FREE_CHUNKS, SMALLEST_CHUNK = 512, 64
 
 
 class Parser(h11.Connection):
-    """h11's parser of requests, which refuses bodies in many tiny chunks, too."""
+    """h11's request parser, which also refuses a body in many tiny chunks."""
 
     def __init__(self) -> None:
         super().__init__(h11.SERVER)
         self.chunks = self.chunk_bytes = 0
 
     def next_event(self) -> Any:
-        """Return what comes next."""
+        """Return the next event."""
         event = super().next_event()
         if isinstance(event, h11.Request):
             self.chunks = self.chunk_bytes = 0
@@ -155,7 +157,7 @@ class Parser(h11.Connection):
 
 
 class Connection(H11Protocol):
-    """A connection to a client; `since` is when it was made, or its last answer ended."""
+    """A client connection; `since` is when it opened or its last response ended."""
 
     def __init__(self, limit: int, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -164,7 +166,7 @@ class Connection(H11Protocol):
         self.since = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Take a connection, in the place of another if there are too many."""
+        """Accept a connection; beyond the limit, abort the one that has waited longest."""
         super().connection_made(transport)
         self.since = time.monotonic()
         if len(self.connections) <= self.limit:
@@ -176,41 +178,40 @@ class Connection(H11Protocol):
             min(waiting, key=lambda each: each.since).transport.abort()
 
     def on_response_complete(self) -> None:
-        """Go on to the next request, if there may be one."""
+        """Restart the clock for the next request."""
         self.since = time.monotonic()
         super().on_response_complete()
 
     def has_request(self, *, whole: bool = False) -> bool:
-        """Return whether a request is not answered yet, its headers or all of it having come."""
+        """Return whether a request is unanswered; with `whole`, one whose body has arrived."""
         cycle = self.cycle
         return cycle is not None and not cycle.response_complete and not (whole and cycle.more_body)
 
     def has_expired(self, now: float, request_seconds: float) -> bool:
-        """Return whether the client has had its time."""
+        """Return whether the client has used up its time."""
         seconds = IDLE_SECONDS
         if self.has_request() and not self.transport.is_closing():
             seconds += request_seconds + SENDING_SECONDS
         return now - self.since > seconds
 
     def send_400_response(self, msg: str) -> None:
-        """Answer bytes that are no request, unless an answer has begun, and close."""
+        """Answer malformed HTTP, unless a response has begun, and close."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             super().send_400_response(msg)
         self.transport.close()
 
 
 class RestServer(uvicorn.Server):
-    """uvicorn's server; it leaves signals to `serve` and ends connections that do not move on."""
+    """uvicorn's server without signal handlers, which aborts expired connections."""
 
     def __init__(self, app: ASGIApp, options: ServeOptions) -> None:
-        # It would write a line for each request that is none. What can go wrong is logged here.
+        # uvicorn logs a line for every malformed request. Our own errors are logged elsewhere.
         logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
         self.request_seconds = options.request_seconds
+        protocol = functools.partial(Connection, options.max_connections)
         config = uvicorn.Config(
             Admission(app, options),
-            http=cast(
-                type[asyncio.Protocol], functools.partial(Connection, options.max_connections)
-            ),
+            http=cast(type[asyncio.Protocol], protocol),
             lifespan="off",
             ws="none",
             log_config=None,
@@ -225,11 +226,11 @@ class RestServer(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Capture none."""
+        """Leave signals to `serve`."""
         yield
 
     async def on_tick(self, counter: int) -> bool:
-        """Do what is to be done ten times a second; return whether to end."""
+        """Abort expired connections, ten times a second; return whether to exit."""
         now = time.monotonic()
         for connection in list(self.server_state.connections):
             if cast(Connection, connection).has_expired(now, self.request_seconds):
@@ -245,19 +246,18 @@ ORIGIN = re.compile(r"null|[a-z][a-z0-9+.-]*://(?P<host>[^\s/?#@]+)", re.IGNOREC
 
 
 class Admission:
-    """An ASGI application that refuses what is not let in, and passes on what is.
+    """ASGI middleware that checks `Host` and `Origin`.
 
-    There is no access control, so a browser must not lend its access to the pages that it shows. A
-    page of another origin is refused by its `Origin`, which a browser sends with every POST and
-    every request whose answer a script could read. A name that was made to point here (DNS
-    rebinding) is refused by `Host`. Other clients send no origin and the right host, and notice
-    nothing.
+    There is no access control, so web pages must not reach the server through a visitor's browser.
+    Browsers send `Origin` with every POST and every request whose response a script could read,
+    which reveals pages of other origins. `Host` reveals names that were made to resolve to this
+    machine (DNS rebinding). Other clients send no `Origin` and the right `Host`.
     """
 
     def __init__(self, app: ASGIApp, options: ServeOptions) -> None:
         self.app = app
         self.origins = frozenset(
-            checked("--allowed-origin", origin, ORIGIN, "https://example.com")
+            validated("--allowed-origin", origin, ORIGIN, "https://example.com")
             for origin in options.allowed_origins
         )
         if self.origins:
@@ -267,7 +267,7 @@ class Admission:
         self.is_ours = host_check(options)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer why not."""
+        """Pass a request on or refuse it."""
         if scope["type"] != "http":
             return
         try:
@@ -279,35 +279,35 @@ class Admission:
         await self.app(scope, receive, send)
 
     def check(self, scope: Scope) -> None:
-        """Raise an HTTPException for a request that is not let in."""
+        """Raise HTTPException for a request that must be refused."""
         headers = Headers(scope=scope)
         host, origin = headers.get("host"), headers.get("origin")
-        # No browser leaves the host out; checks of health by HTTP/1.0 do.
+        # HTTP/1.0 health checks have no Host; browsers always send one.
         if host is not None and not self.is_ours(host):
             raise HTTPException(
                 403,
                 f"Host {host!r} is not served here. Expected localhost or the address that the "
-                "server listens on; bart-export serve --allowed-host lets others in",
+                "server listens on; bart-export serve --allowed-host allows others",
             )
-        if origin is not None and not self.is_let_in(origin, host):
+        if origin is not None and not self.allows_origin(origin, host):
             raise HTTPException(
                 403,
-                f"Pages of {origin!r} are not let in. Expected the server's own; "
-                "bart-export serve --allowed-origin lets others in",
+                f"Pages of {origin!r} are not allowed. Expected the server's own; "
+                "bart-export serve --allowed-origin allows others",
             )
-        # Whoever passed it on may have taken the other one, and what follows for another request.
+        # A proxy may have used the other length, and what follows would be another request.
         if "transfer-encoding" in headers and (
             "content-length" in headers or scope["http_version"] == "1.0"
         ):
             raise HTTPException(
                 400,
-                "Expected one length of the body, received Transfer-Encoding beside Content-Length "
+                "Expected one length of the body, received Transfer-Encoding with Content-Length "
                 "or in HTTP/1.0",
                 {"Connection": "close"},
             )
 
-    def is_let_in(self, origin: str, host: str | None) -> bool:
-        """Return whether the pages of an origin may ask: this server's own and those allowed."""
+    def allows_origin(self, origin: str, host: str | None) -> bool:
+        """Return whether an origin is an allowed one or the server's own."""
         if ANY in self.origins or origin in self.origins:
             return True
         found = ORIGIN.fullmatch(origin)
@@ -316,13 +316,13 @@ class Admission:
 
 
 def host_check(options: ServeOptions) -> Callable[[str], bool]:
-    """Return the test whether a `Host` header names this server.
+    """Return a function that tells whether a `Host` header names this server.
 
-    Loopback names do, the address listened on, and what the options allow. On all addresses of the
-    machine every address does: no page can have one that is not the server's own, as it can a name.
+    Accepted are loopback names, the address listened on, and `allowed_hosts`. A server on all
+    addresses accepts every address: unlike a name, an address cannot be made to resolve here.
     """
     allowed = (
-        checked("--allowed-host", host, ALLOWED_HOST, "models.example.com, *.example.com")
+        validated("--allowed-host", host, ALLOWED_HOST, "models.example.com or *.example.com")
         for host in options.allowed_hosts
     )
     names = {"localhost", options.host.lower(), *(host.strip("[]") for host in allowed)}
@@ -346,11 +346,11 @@ def host_check(options: ServeOptions) -> Callable[[str], bool]:
     return is_ours
 
 
-def checked(option: str, value: str, pattern: re.Pattern[str], example: str) -> str:
-    """Return the value of an option in small letters, held to a pattern."""
+def validated(option: str, value: str, pattern: re.Pattern[str], example: str) -> str:
+    """Return an option's value in lower case; raise ConfigurationError unless it matches."""
     if value != ANY and not pattern.fullmatch(value):
         raise ConfigurationError(
-            f"{option} must be such as {example}, or '*' for any, received {value!r}."
+            f"{option} must have the form {example}, or be '*' for any, received {value!r}."
         )
     return value.lower()
 
@@ -360,6 +360,7 @@ ERROR_CHARACTERS = 1024
 
 
 def error_response(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
-    """Return the response for an error; a long message is cut."""
-    cut = message if len(message) <= ERROR_CHARACTERS else f"{message[:ERROR_CHARACTERS]} ..."
-    return Response(tensors.encoded({"error": cut}), status, headers, JSON)
+    """Return an error as a JSON response; a long message is cut."""
+    if len(message) > ERROR_CHARACTERS:
+        message = f"{message[:ERROR_CHARACTERS]} ..."
+    return Response(tensors.encoded({"error": message}), status, headers, JSON)

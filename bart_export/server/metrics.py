@@ -1,7 +1,7 @@
-"""Metrics for Prometheus: names, labels and buckets are those of TensorFlow Serving.
+"""Prometheus metrics with TensorFlow Serving's names, labels and buckets.
 
-To the library counters are gauges: it would add `_total` to their names, and dashboards made for
-TensorFlow Serving would not find them. Names that begin with `:bart_export:` are ours.
+Counters are gauges, because prometheus_client appends `_total` to the names of counters, which
+dashboards for TensorFlow Serving do not expect. Additional metrics begin with `:bart_export:`.
 """
 
 import asyncio
@@ -19,17 +19,17 @@ CONTENT_TYPE = "text/plain"
 MICROSECONDS = 1e6
 TF, OURS = ":tensorflow:serving:", ":bart_export:"
 RUNTIME_LATENCY = f"{TF}runtime_latency"
-# Engines → values of the label `runtime`.
+# The label `runtime` by engine.
 RUNTIMES = {"tensorflow": "TF1", "litert": "LiteRT"}
-# Upper bounds of buckets, from 10 microseconds to about 20 minutes.
+# Upper bounds of buckets, 10 microseconds to about 20 minutes.
 LATENCY = tuple(10 * 1.8**index for index in range(33))
 
 
 class Metrics:
-    """All numbers of one server, counted from any thread. Latencies are in microseconds."""
+    """The metrics of a server, thread-safe. Latencies are in microseconds."""
 
     def __init__(self) -> None:
-        import prometheus_client  # which an export, for its warm-up requests, goes without
+        import prometheus_client  # not installed with the export extra, which imports this module
 
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = prometheus_client.CollectorRegistry()
@@ -46,23 +46,22 @@ class Metrics:
         self.request_latency = latency(f"{TF}request_latency", "model_name", "API", "entrypoint")
         self.runtime_latency = latency(RUNTIME_LATENCY, "model_name", "API", "runtime")
         self.warmup_latency = latency(f"{TF}model_warmup_latency", "model_path", "status")
-        # Requests that run and those that wait for a place.
+        # Running and waiting requests.
         self.in_progress = count(f"{OURS}requests_in_progress", "model_name")
         self.refused = count(f"{OURS}refused_count", "model_name")
 
     @contextlib.contextmanager
     def timed(self, histogram: "Histogram", *labels: str) -> Iterator[None]:
-        """Observe how long a block takes if it ends well."""
+        """Observe the time of a block that does not raise."""
         began = time.perf_counter()
         yield
         histogram.labels(*labels).observe((time.perf_counter() - began) * MICROSECONDS)
 
     @contextlib.contextmanager
     def request(self, model_name: str, api: str, entrypoint: str) -> Iterator[None]:
-        """Count one request by how it ends, and time it if it ends well.
+        """Count a request by its status code, and time it if it succeeds.
 
-        Names of models that only clients made up are to be counted under "": they would grow the
-        table without end.
+        Callers pass "" for an unknown model, so that clients cannot create labels.
         """
         code = Code.OK
         self.in_progress.labels(model_name).inc()
@@ -85,7 +84,7 @@ class Metrics:
                 self.refused.labels(model_name).inc()
 
     def exposition(self) -> str:
-        """Return everything in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         from prometheus_client import generate_latest
 
         return generate_latest(self.registry).decode()

@@ -1,7 +1,7 @@
-"""TensorFlow Serving's REST service: addresses, bodies, answers, events, the metrics and a page.
+"""TensorFlow Serving's REST service: routes, request bodies, event streams, metrics and the page.
 
-Bodies are bounded, and a request ends when its time is over or its client has gone, which stops the
-work for it.
+`json_tensors` converts bodies to tensors and outputs to JSON. Request bodies are bounded. A request
+is cancelled at its deadline or when its client disconnects.
 """
 
 import asyncio
@@ -35,13 +35,13 @@ from bart_export.server.status import Code, StatusError, invalid, status_of_erro
 METRICS_PATH = "/monitoring/prometheus/metrics"
 PAGE = pathlib.Path(__file__).with_name("page.html")
 VERSION = re.compile("[0-9]{1,19}")
-# Parameters that say how many rows of a decoder are computed.
+# Parameters that multiply the rows of the decoder.
 ROWS = ("num_beams", "num_return_sequences")
 Method = Callable[[ModelSpec, bytes, Limits], Awaitable[Response]]
 
 
 def app(store: ModelStore, options: ServeOptions, numbers: Metrics) -> Starlette:
-    """Return the REST service of a store's models as an ASGI application."""
+    """Return the REST service of a model store as an ASGI application."""
     service = Service(store, options, numbers)
     methods: tuple[tuple[str, str, Method], ...] = (
         ("GET", "", service.status),
@@ -66,14 +66,14 @@ def app(store: ModelStore, options: ServeOptions, numbers: Metrics) -> Starlette
 
 
 async def error_of_route(request: Request, error: Exception) -> Response:
-    """Answer a request that no route is for, or that fails outside of a method."""
+    """Answer a request that has no route or fails outside a method."""
     if isinstance(error, HTTPException):
         error.detail += f": {request.method} {request.url.path}"
     return error_answer(error)
 
 
 def error_answer(error: Exception) -> Response:
-    """Return the response for an error."""
+    """Return an error as a response."""
     if isinstance(error, HTTPException):
         return error_response(error.status_code, error.detail, error.headers)
     status = status_of_error(error)
@@ -81,7 +81,7 @@ def error_answer(error: Exception) -> Response:
 
 
 class Service:
-    """The endpoints. A method takes a model, a body and the limits of the call."""
+    """The endpoints; a `Method` takes a model, a request body and the call's limits."""
 
     def __init__(self, store: ModelStore, options: ServeOptions, numbers: Metrics) -> None:
         self.store = store
@@ -91,7 +91,7 @@ class Service:
         self.template = PAGE.read_text(encoding="utf-8")
 
     def endpoint(self, method: Method) -> Callable[[Request], Awaitable[Response]]:
-        """Return the endpoint of a method, which stops once the client has disconnected."""
+        """Return the endpoint of a method, which is cancelled if the client disconnects."""
 
         async def answer(request: Request) -> Response:
             seconds = self.options.request_seconds
@@ -100,16 +100,16 @@ class Service:
             try:
                 content = await asyncio.wait_for(body, seconds)
                 work = asyncio.ensure_future(method(model_spec(request), content, limits))
-                # Nothing follows a body but the end of the connection.
-                gone = asyncio.ensure_future(request.receive())
-                gone.add_done_callback(lambda _: work.cancel())
+                # After the body, the next message is the disconnect.
+                disconnect = asyncio.ensure_future(request.receive())
+                disconnect.add_done_callback(lambda _: work.cancel())
                 try:
                     return await work
                 finally:
-                    gone.cancel()
+                    disconnect.cancel()
             except (asyncio.CancelledError, ClientDisconnect):
-                # Nobody reads it, or the server ends.
-                return error_answer(StatusError(Code.UNAVAILABLE, "The server is ending"))
+                # The client has disconnected, or the server is stopping.
+                return error_answer(StatusError(Code.UNAVAILABLE, "The server is stopping"))
             except Exception as error:
                 return error_answer(error)
 
@@ -142,11 +142,11 @@ class Service:
             return Response(text, headers=limits.remarks.headers(), media_type=JSON)
 
     async def status(self, spec: ModelSpec, body: bytes, limits: Limits) -> Response:
-        """Answer the states of a model's versions."""
+        """Return the states of a model's versions."""
         return json_answer(messages.to_dict(self.predictor.status(spec)))
 
     async def metadata(self, spec: ModelSpec, body: bytes, limits: Limits) -> Response:
-        """Answer a model's signatures."""
+        """Return a model's signatures."""
         version, signatures = self.predictor.signatures(spec)
         return json_answer(
             {
@@ -160,9 +160,9 @@ class Service:
         raise StatusError(Code.NOT_FOUND, f"Expected the method predict or generate. {NO_EXAMPLES}")
 
     async def generate(self, spec: ModelSpec, body: bytes, limits: Limits) -> Response:
-        """Generate from a text; the answer is a stream of events."""
+        """Generate from a text and return a stream of events."""
         events = self.events(spec, body, limits)
-        first = await anext(events)  # whose error is an ordinary answer
+        first = await anext(events)  # an error before the first event is an ordinary response
         return StreamingResponse(
             with_error(first, events),
             headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
@@ -172,16 +172,15 @@ class Service:
     async def events(
         self, spec: ModelSpec, body: bytes, limits: Limits
     ) -> AsyncGenerator[bytes, None]:
-        """Yield the events of a generation; ending the iteration stops it before its next token.
+        """Yield the events of a generation; closing the iterator stops it before the next token.
 
-        `token` events bring pieces of the text as soon as they are certain, `done` what the whole
-        generation gave.
+        `token` events have final pieces of the text, the `done` event has the whole result.
         """
         loop = asyncio.get_running_loop()
         arrived: asyncio.Queue[tuple[str, int] | None] = asyncio.Queue()
 
         def arrive(item: tuple[str, int] | None) -> None:
-            # The loop may be closed by the time that work nobody waits for ends.
+            # The loop may be closed when abandoned work ends.
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(arrived.put_nowait, item)
 
@@ -207,14 +206,13 @@ class Service:
                     limits.stop.set()
 
     def metrics(self, request: Request) -> Response:
-        """Answer what Prometheus reads."""
+        """Return the metrics in Prometheus' text format."""
         return Response(self.numbers.exposition(), media_type=metrics.CONTENT_TYPE)
 
     def page(self, request: Request) -> Response:
-        """Answer the page for a browser, which can load nothing and reach no other server."""
+        """Return the page, which may connect only to this server."""
         nonce = secrets.token_urlsafe(16)
         models = json.dumps([described(self.store, name) for name in self.store.names()])
-        # A "<" would end the element that holds the names.
         page = self.template.replace("{nonce}", nonce)
         policy = (
             f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; "
@@ -222,6 +220,7 @@ class Service:
             "frame-ancestors 'none'"
         )
         return Response(
+            # A "</script>" in a name would end the element.
             page.replace("{models}", models.replace("<", "\\u003c")),
             media_type="text/html",
             headers={
@@ -234,7 +233,7 @@ class Service:
 
 
 def model_spec(request: Request) -> ModelSpec:
-    """Return the model that an address names."""
+    """Return the model, version and label of a path."""
     version: str | None = request.path_params.get("version")
     if version is not None and not VERSION.fullmatch(version):
         raise invalid(f"Expected a version of at most 19 digits, received {shown(version)}")
@@ -246,7 +245,7 @@ def model_spec(request: Request) -> ModelSpec:
 
 
 async def read_body(request: Request, limit: int) -> bytes:
-    """Return a request's body, decompressed."""
+    """Return a request's decompressed body."""
     length = request.headers.get("content-length", "0")
     if length.isdecimal() and int(length) > limit:
         raise too_large(limit)
@@ -261,34 +260,34 @@ async def read_body(request: Request, limit: int) -> bytes:
 
 
 def decompressed(body: bytes, limit: int) -> bytes:
-    """Return what a gzip file of one member holds."""
+    """Decompress a gzip file with one member."""
     member = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
     try:
         content = member.decompress(body, limit + 1)
         if len(content) > limit:
             raise too_large(limit)
         if not member.eof or member.unused_data:
-            raise zlib.error("it is not one whole file")
+            raise zlib.error("it is not one complete file")
     except zlib.error as error:
-        raise invalid(f"The body should be compressed by gzip: {error}") from None
+        raise invalid(f"Expected a body compressed with gzip: {error}") from None
     return content
 
 
 def too_large(limit: int) -> HTTPException:
-    """Return the error for a body beyond the limit."""
+    """Return the error for a body over the limit."""
     return HTTPException(
-        413, f"A request may have {limit} bytes (--max-request-bytes), this one has more"
+        413, f"Expected at most {limit} bytes (--max-request-bytes), received a larger request"
     )
 
 
 def text_and_parameters(body: object) -> tuple[str, dict[str, object]]:
-    """Return the text of a body, and the generation parameters beside it."""
+    """Return the text and the generation parameters of a body."""
     parameters = dict(body) if isinstance(body, dict) else {}
     text = parameters.pop("text", None)
     if not isinstance(text, str):
         raise invalid(
-            "Expecting an object with the source text, a string, under 'text' and, optionally, "
-            "generation parameters under their names"
+            "Expected an object with the source text, a string, under 'text' and optional "
+            "generation parameters"
         )
     for name in ROWS:
         value = parameters.get(name)
@@ -298,11 +297,7 @@ def text_and_parameters(body: object) -> tuple[str, dict[str, object]]:
 
 
 def summary(result: Result, remarks: Remarks) -> dict[str, object]:
-    """Return the data of the last event; texts and scores are best first.
-
-    `truncated`: only the first `source_tokens` tokens of the text were read. `empty`: it has no
-    word.
-    """
+    """Return the data of the `done` event, with texts and scores best first."""
     return {
         "generated_text": [sequence.text for sequence in result.sequences],
         "scores": [sequence.score for sequence in result.sequences],
@@ -316,14 +311,14 @@ def summary(result: Result, remarks: Remarks) -> dict[str, object]:
 
 
 def event_bytes(name: str, data: Mapping[str, object]) -> bytes:
-    """Return a server-sent event (HTML standard, section 9.2); JSON takes one line of data."""
+    """Return a server-sent event (HTML standard, section 9.2) with one line of JSON data."""
     return f"event: {name}\ndata: {json.dumps(data)}\n\n".encode()
 
 
 async def with_error(
     first: bytes, rest: AsyncGenerator[bytes, None]
 ) -> AsyncGenerator[bytes, None]:
-    """Yield the events of a response; an error after the first becomes the last one."""
+    """Yield all events; an error becomes the last one."""
     yield first
     try:
         async for event in rest:
@@ -333,7 +328,7 @@ async def with_error(
 
 
 def described(store: ModelStore, name: str) -> dict[str, object]:
-    """Return a model as the page needs it: whether it streams, how many tokens it reads."""
+    """Return the page's description of a model; `longest` is the limit of source tokens."""
     try:
         with store.lease(ModelSpec(name)) as lease:
             servable = lease.servable
@@ -347,7 +342,7 @@ def described(store: ModelStore, name: str) -> dict[str, object]:
 
 
 def metrics_path(config_file: pathlib.Path | None) -> str | None:
-    """Return where Prometheus finds the metrics."""
+    """Return the path of the metrics, or None if they are disabled."""
     if config_file is None:
         return METRICS_PATH
     prometheus = messages.read_text(config_file, messages.MonitoringConfig).prometheus_config
@@ -355,5 +350,5 @@ def metrics_path(config_file: pathlib.Path | None) -> str | None:
 
 
 def json_answer(value: Mapping[str, object]) -> Response:
-    """Return a response of JSON."""
+    """Return a JSON response."""
     return Response(tensors.encoded(value), media_type=JSON)

@@ -1,8 +1,7 @@
-"""The life of a server: load, open the ports, answer, drain, unload.
+"""The life cycle of a server: load, open the ports, answer, drain, unload.
 
-Everything is loaded before a port is opened, so that whoever can connect is answered. REST and gRPC
-share one event loop and one store of models. When the server is to end, the ports are closed,
-running calls have some seconds to finish, and what still runs then is stopped.
+All models are loaded before a port opens. REST and gRPC share an event loop and a model store. At
+shutdown the ports close, running calls get some seconds to finish, and the rest are stopped.
 """
 
 import asyncio
@@ -30,13 +29,13 @@ from bart_export.server.versions import ServedModel, State
 
 LOG = logging.getLogger(__name__)
 
-# For work to stop: an engine looks between two tokens.
+# For stopped calls to end: an engine checks between tokens.
 STOP_SECONDS = 5.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Serving:
-    """A server that answers: its ports and what it serves."""
+    """A running server: its ports and its models."""
 
     port: int
     rest_api_port: int
@@ -49,40 +48,40 @@ def serve(
     say: Callable[[str], None],
     config_file: pathlib.Path | None = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then finish what runs. A second signal ends at once.
+    """Serve until SIGTERM or SIGINT, then drain. A second signal exits immediately.
 
     Args:
-        models: what to serve.
-        options: how.
-        say: takes a line for each port and each model once the server is ready.
-        config_file: where `models` came from, to be read again as `options` say.
+        models: the models to serve.
+        options: the server's settings.
+        say: called with a line for each port and each model once the server is ready.
+        config_file: the source of `models`, read again every `model_config_poll_seconds`.
 
     Raises:
-        ConfigurationError: for a port that is taken, or an option that cannot be followed.
+        ConfigurationError: for a port in use or an invalid option.
         StatusError: for a model that cannot be loaded.
     """
     if not http_server.is_loopback(options.host):
         LOG.warning(
-            "Listening on %s: everybody who reaches this machine can use the models. There is no "
-            "access control, and encryption for gRPC only, with --ssl-config-file",
+            "Listening on %s: anyone who can reach this machine can use the models. There is no "
+            "access control; only gRPC has encryption, with --ssl-config-file",
             options.host,
         )
 
     async def until_signalled() -> None:
-        loop, wished = asyncio.get_running_loop(), asyncio.Event()
+        loop, stopping = asyncio.get_running_loop(), asyncio.Event()
         is_ready = False
 
-        def end(number: int, _: FrameType | None) -> None:
-            # At first nothing runs that a client waits for; and a second signal is in earnest. In a
-            # container's first process the default action of a signal is to do nothing.
-            if not is_ready or wished.is_set():
+        def on_signal(number: int, _: FrameType | None) -> None:
+            # Before the server is ready no client waits. The default action would not do: the
+            # first process of a container ignores signals that it has no handler for.
+            if not is_ready or stopping.is_set():
                 os._exit(128 + number)
-            loop.call_soon_threadsafe(wished.set)
+            loop.call_soon_threadsafe(stopping.set)
 
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, end)
+            signal.signal(number, on_signal)
         async with serving(models, options) as server:
-            # The collector need not walk what is loaded because a request has many parts.
+            # A request with many objects must not make the collector traverse everything loaded.
             gc.freeze()
             is_ready = True
             for line in ready_lines(server, options):
@@ -91,41 +90,41 @@ def serve(
             if config_file and seconds:
                 arguments = (config_file, models, server.store.configure, seconds)
                 threading.Thread(target=follow_config, args=arguments, daemon=True).start()
-            await wished.wait()
-            LOG.info("Ending: running calls have %g s to finish", options.drain_seconds)
+            await stopping.wait()
+            LOG.info("Stopping: running calls have %g s to finish", options.drain_seconds)
 
     asyncio.run(until_signalled())
     end_process()
 
 
 def end_process() -> NoReturn:
-    """End the process, everything having been unloaded, without taking its libraries apart.
+    """Exit without destructors, after all models have been unloaded.
 
-    Threads of gRPC, LiteRT and TensorFlow outlive what used them. At a usual end the interpreter
-    and C++ destroy what those threads still work with, and now and then one aborts the process.
+    Threads of gRPC, LiteRT and TensorFlow may still run. An ordinary exit destroys objects that
+    they use, which sometimes aborts the process.
     """
-    # TensorFlow cannot be interrupted, and a call may have brought a deadline that is far.
+    # TensorFlow cannot be interrupted, and a call's deadline may be far away.
     others = (each for each in threading.enumerate() if each is not threading.current_thread())
     if not all(thread.daemon for thread in others):
-        LOG.warning("Ending in the midst of work that could not be stopped")
+        LOG.warning("Exiting with calls still running that could not be stopped")
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+        with contextlib.suppress(OSError, ValueError):  # the reader is gone
             stream.flush()
     os._exit(0)
 
 
 @contextlib.asynccontextmanager
 async def serving(models: Sequence[ServedModel], options: ServeOptions) -> AsyncIterator[Serving]:
-    """Load the models, then answer for the length of a block; at its end, drain and unload."""
+    """Load the models and serve them during a block; at its end, drain and unload."""
     http_server.check_ports(options)
     limit = http_server.connection_limit(options)
     options = dataclasses.replace(options, max_connections=limit)
     metrics = Metrics()
-    # When the store is stopped, calls have had their time and been asked to stop.
+    # When the store stops, calls have already been drained and told to stop.
     last = dataclasses.replace(options, drain_seconds=min(options.drain_seconds, STOP_SECONDS))
     store = ModelStore(opener(options, metrics), last)
-    # What is wrong with an option is to be known before minutes go into loading.
+    # Report invalid options before loading, which may take minutes.
     grpc_server = GrpcServer(store, options, metrics)
     rest_server = http_server.RestServer(rest.app(store, options, metrics), options)
     async with contextlib.AsyncExitStack() as stack:
@@ -145,7 +144,7 @@ async def serving(models: Sequence[ServedModel], options: ServeOptions) -> Async
 
 
 def ready_lines(server: Serving, options: ServeOptions) -> Iterator[str]:
-    """Yield a line for each port and for each version that answers."""
+    """Yield a line for each port and each model."""
     host = http_server.in_url(options.host)
     yield f"gRPC: {host}:{server.port}{' with TLS' if options.ssl_config_file else ''}"
     yield f"REST: http://{host}:{server.rest_api_port}/v1/models/NAME"

@@ -1,8 +1,7 @@
-"""Tensors of requests and answers: TensorProto messages and JSON, each as NumPy arrays.
+"""Tensors of requests and responses: TensorProto messages and JSON, converted to NumPy arrays.
 
-Strings are arrays of dtype object that hold `bytes`. Shapes come from strangers: nothing is
-allocated before a request has been found to hold what it says, and all of it takes time in
-proportion to the request.
+Strings are arrays of `bytes` with dtype object. Shapes come from clients and are not trusted:
+memory and time are bounded by the size of a request.
 """
 
 import base64
@@ -26,7 +25,7 @@ from bart_export.server.status import Code, StatusError, invalid
 
 Array = npt.NDArray[Any]
 
-# By DataType: the NumPy dtype, and the field of a TensorProto that holds the values.
+# NumPy dtype and TensorProto field by DataType.
 ELEMENTS: Mapping[int, tuple[str, str]] = {
     DataType.DT_FLOAT: ("float32", "float_val"),
     DataType.DT_DOUBLE: ("float64", "double_val"),
@@ -47,7 +46,7 @@ DATA_TYPES = {dtype: data_type for data_type, (dtype, _) in ELEMENTS.items()}
 
 
 def type_name(data_type: int) -> str:
-    """Return TensorFlow's name of a DataType, as in its messages: "float", "string", "half"."""
+    """Return TensorFlow's name of a DataType, for example "float", "string" or "half"."""
     try:
         name: str = DataType.Name(data_type)
     except ValueError:
@@ -59,12 +58,12 @@ def numpy_dtype(data_type: int) -> np.dtype[Any]:
     """Return the NumPy dtype of a DataType; strings have dtype object."""
     try:
         return np.dtype(ELEMENTS[data_type][0])
-    except (KeyError, TypeError):  # bfloat16 is NumPy's only where TensorFlow is imported
+    except (KeyError, TypeError):  # NumPy has bfloat16 only once TensorFlow is imported
         raise StatusError(Code.UNIMPLEMENTED, f"Tensors of type {type_name(data_type)}") from None
 
 
 def data_type(array: Array) -> int:
-    """Return the DataType of an array: object, bytes and str arrays are strings."""
+    """Return the DataType of an array; object, bytes and str arrays are strings."""
     name = "object" if array.dtype.kind in "OSU" else array.dtype.name
     if name not in DATA_TYPES:
         raise StatusError(Code.INTERNAL, f"Expected a tensor of TensorFlow, received {name}")
@@ -72,7 +71,7 @@ def data_type(array: Array) -> int:
 
 
 def object_array(items: Iterable[object]) -> Array:
-    """Return an array (number of items,), whatever the items are; bytes are strings."""
+    """Return a one-dimensional object array of the items."""
     listed = list(items)
     array = np.empty(len(listed), object)
     array[:] = listed
@@ -80,13 +79,13 @@ def object_array(items: Iterable[object]) -> Array:
 
 
 def as_bytes(strings: Array) -> list[bytes]:
-    """Return the strings of an array in their order."""
+    """Return the strings of an array, flattened, as bytes."""
     items = strings.reshape(-1).tolist()
     return [item if isinstance(item, bytes) else str(item).encode() for item in items]
 
 
 def check_rows(name: str, rows: int, most: int) -> None:
-    """Hold the rows of an input to what a request may have."""
+    """Raise StatusError for an input with too many rows."""
     if rows > most:
         raise invalid(
             f"Expected {name} to have at most {most} rows, received {rows}. Send several requests, "
@@ -97,29 +96,29 @@ def check_rows(name: str, rows: int, most: int) -> None:
 def from_proto(proto: Message, name: str) -> Array:
     """Return a TensorProto as an array, which may be read-only.
 
-    As TensorFlow reads it: `tensor_content`, or else the values of the dtype's field, of which the
-    last one fills what is missing and those beyond the shape are ignored.
+    As in TensorFlow, `tensor_content` comes before the dtype's field. The field's last value fills
+    missing elements, and surplus values are ignored.
 
     Raises:
-        StatusError: INVALID_ARGUMENT, naming the tensor, for a message whose shape, dtype and
-            content do not fit together, or that fills more than `MAX_FILLED_ELEMENTS` from fewer.
+        StatusError: INVALID_ARGUMENT if shape, dtype and content do not match, or if more than
+            `MAX_FILLED_ELEMENTS` elements would be filled.
     """
     shape = tuple(axis.size for axis in proto.tensor_shape.dim[: MAX_AXES + 1])
     try:
         if len(shape) <= MAX_AXES and min(shape, default=0) >= 0 and proto.dtype in ELEMENTS:
             return elements(proto, math.prod(shape)).reshape(shape)
-    except ValueError:  # it has other elements than its shape says, or NumPy has no such shape
+    except ValueError:  # the content does not match the shape, or NumPy cannot have the shape
         pass
     raise invalid(f"tensor parsing error: {name}")
 
 
 def elements(proto: Message, size: int) -> Array:
-    """Return the elements of a TensorProto, (size,) unless `tensor_content` has another length."""
+    """Return the elements (size,) of a TensorProto; `tensor_content` may have another size."""
     dtype, (_, field) = numpy_dtype(proto.dtype), ELEMENTS[proto.dtype]
     if size == 0:
         return np.empty(0, dtype)
     if proto.tensor_content:
-        is_bool = dtype.kind == "b"  # a byte beside 0 and 1 would equal neither
+        is_bool = dtype.kind == "b"  # bytes other than 0 and 1 equal neither
         content = np.frombuffer(proto.tensor_content, np.uint8 if is_bool else dtype)
         return content.astype(bool) if is_bool else content
     values = getattr(proto, field)
@@ -139,8 +138,8 @@ def elements(proto: Message, size: int) -> Array:
 def to_proto(array: Array, *, as_content: bool = False) -> Message:
     """Return an array as a TensorProto.
 
-    Values go into the field of their dtype, where clients look for them, or with `as_content` into
-    `tensor_content`; strings always into `string_val`.
+    Values are in the dtype's field, as clients expect, or with `as_content` in `tensor_content`.
+    Strings are always in `string_val`.
     """
     dims = [{"size": size} for size in array.shape]
     proto = TensorProto(dtype=data_type(array), tensor_shape={"dim": dims})
@@ -156,7 +155,7 @@ def to_proto(array: Array, *, as_content: bool = False) -> Message:
     return proto
 
 
-# What JSON values of each kind of NumPy dtype are called in errors.
+# Names of JSON values in errors, by the kind of NumPy dtype.
 JSON_VALUES: Mapping[str, str] = {
     "b": "true or false",
     "i": "an integer of {low} to {high}",
@@ -167,8 +166,8 @@ JSON_VALUES: Mapping[str, str] = {
 
 
 def parse_json(body: bytes) -> object:
-    """Return the JSON value of a body. NaN, Infinity and -Infinity are numbers."""
-    # So many at once would have Python's collector walk all that is loaded.
+    """Parse a body. NaN, Infinity and -Infinity are numbers."""
+    # More objects would make Python's collector traverse everything loaded.
     lists = body.count(b"[") + body.count(b"{")
     reason = f"expected at most {MAX_JSON_LISTS} lists and objects, received {lists}"
     if lists <= MAX_JSON_LISTS:
@@ -184,22 +183,19 @@ def parse_json(body: bytes) -> object:
 def from_json(
     document: Mapping[str, object], inputs: Mapping[str, Message], most_rows: int
 ) -> dict[str, Array]:
-    """Return the inputs of a Predict request over REST.
-
-    They stand in row form under `instances` or in column form under `inputs`, by name unless there
-    is but one.
+    """Return the inputs of a REST Predict request, in rows (`instances`) or columns (`inputs`).
 
     Args:
         document: the request's body.
-        inputs: the TensorInfo of each input of the signature.
-        most_rows: that an input may have.
+        inputs: the TensorInfo of each input of the signature. A single input may be unnamed.
+        most_rows: maximum rows of an input.
     """
     by_row = "instances" in document
     if by_row == ("inputs" in document):
         received = "both" if by_row else "neither"
         raise invalid(f"Expected either 'instances' or 'inputs', received {received}")
     if not inputs:
-        raise invalid("Expected a signature with inputs: this one has none, and is for gRPC alone")
+        raise invalid("Expected a signature with inputs: this one has none; call it over gRPC")
     value, names = document["instances" if by_row else "inputs"], sorted(inputs)
     if by_row and not (isinstance(value, list) and value):
         raise invalid(f"Expected 'instances' to be a list of rows, received {described(value)}")
@@ -213,7 +209,7 @@ def from_json(
     else:
         raise invalid(
             f"Expected the inputs {', '.join(names)} by name: the signature has several, and a "
-            "plain value would not say which it is"
+            "plain value could be any of them"
         )
     if missing := [name for name in names if name not in columns]:
         raise invalid(f"Missing named input: {missing[0]} in 'inputs' object.")
@@ -223,7 +219,7 @@ def from_json(
 def columns_of_rows(
     rows: list[object], names: list[str], most_rows: int
 ) -> dict[str, list[object]]:
-    """Return the values of each input, the rows being objects of all of them."""
+    """Return the columns of rows that are objects with every input."""
     check_rows("instances", len(rows), most_rows)
     columns: dict[str, list[object]] = {name: [] for name in names}
     for number, row in enumerate(rows):
@@ -238,26 +234,26 @@ def columns_of_rows(
 
 
 def is_named(value: object) -> TypeGuard[dict[str, object]]:
-    """Say whether a value is an object that names inputs, rather than base64 of one."""
+    """Return whether a value is an object of named inputs and not base64."""
     return isinstance(value, dict) and not is_base64(value)
 
 
 def is_base64(value: dict[str, object]) -> bool:
-    """Say whether an object stands for bytes: `{"b64": "..."}`."""
+    """Return whether an object is base64: `{"b64": "..."}`."""
     return len(value) == 1 and isinstance(value.get("b64"), str)
 
 
 def json_tensor(value: object, data_type: int, name: str, most_rows: int) -> Array:
-    """Return a value, or lists of values that are nested evenly, as an array."""
+    """Return a JSON value, or evenly nested lists, as an array."""
     dtype = numpy_dtype(data_type)
     if dtype.kind not in JSON_VALUES:
         raise StatusError(Code.UNIMPLEMENTED, f"JSON has no values of type {dtype.name}")
     if isinstance(value, list):
         check_rows(name, len(value), most_rows)
-    # Where lists differ in length, NumPy leaves them as elements.
+    # NumPy keeps lists of different lengths as elements.
     leaves = np.array(value, object)
     if leaves.ndim > MAX_AXES:
-        raise invalid(f"{name}: lists may be nested {MAX_AXES} deep, not more")
+        raise invalid(f"Expected {name} to have at most {MAX_AXES} levels of lists, received more")
     flat: list[object] = leaves.reshape(-1).tolist()
     limits = np.iinfo(dtype) if dtype.kind in "iu" else np.finfo(np.float64)
     low, high = int(limits.min), int(limits.max)
@@ -277,7 +273,7 @@ def json_tensor(value: object, data_type: int, name: str, most_rows: int) -> Arr
         indices = "".join(f"[{index}]" for index in np.unravel_index(place, leaves.shape))
         wanted = JSON_VALUES[dtype.kind].format(low=low, high=high)
         if isinstance(flat[place], list):
-            wanted += " among lists of one length"
+            wanted += " in lists of equal length"
         raise invalid(f"Expected {name}{indices} to be {wanted}, received {described(flat[place])}")
     if dtype.kind == "O":
         return object_array(values).reshape(leaves.shape)
@@ -287,51 +283,51 @@ def json_tensor(value: object, data_type: int, name: str, most_rows: int) -> Arr
 
 
 def json_bytes(value: object) -> bytes | None:
-    """Return the bytes of a string or of base64, padded or not; None for any other value."""
+    """Return the bytes of a string or of base64, padded or not, or None for other values."""
     try:
         if isinstance(value, str):
             return value.encode()
         if isinstance(value, dict) and is_base64(value):
             text: str = value["b64"]
             return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
-    except ValueError:  # a surrogate without its other half, or a letter beside the alphabet
+    except ValueError:  # a lone surrogate, or invalid base64
         pass
     return None
 
 
 def described(value: object) -> str:
-    """Return a value for an error message, in a few characters whatever its size."""
+    """Return a short description of a value of any size, for an error message."""
     if isinstance(value, list):
         return f"a list of {len(value)}"
     return f"an object of {len(value)} members" if isinstance(value, dict) else shown(value)
 
 
-# Its iterator has other threads run between the values; `json.dumps` holds Python's lock.
+# Iterating over the encoder lets other threads run; `json.dumps` would hold Python's lock.
 ENCODER = json.JSONEncoder(ensure_ascii=False)
-# Elements that are converted at once, for the same reason.
+# Elements per conversion, for the same reason.
 CHUNK = 4096
 
 
 def to_json(outputs: Mapping[str, Array], *, by_row: bool) -> bytes:
-    """Return the outputs of a signature as the body of an answer.
+    """Return a signature's outputs as JSON, in rows (`predictions`) or columns (`outputs`).
 
-    In rows as `predictions` or in columns as `outputs`. Strings are text, with U+FFFD for bytes
-    that are not UTF-8, or base64 if the output's name ends in `_bytes`.
+    Strings are text, with U+FFFD for bytes that are not UTF-8, or base64 if the output's name ends
+    in `_bytes`.
     """
-    # An empty axis saves no brackets.
+    # An empty axis still has brackets.
     size = sum(math.prod(max(1, axis) for axis in array.shape) for array in outputs.values())
     if size > MAX_JSON_VALUES:
         raise invalid(
-            f"The answer has {size} values, and over REST at most {MAX_JSON_VALUES} are sent. "
-            "Ask for fewer rows at once, or over gRPC."
+            f"Expected a response of at most {MAX_JSON_VALUES} values over REST, received {size}. "
+            "Send fewer rows per request, or use gRPC."
         )
     if by_row:
         lengths = {name: array.shape[0] if array.ndim else None for name, array in outputs.items()}
         if None in lengths.values() or len(set(lengths.values())) > 1:
             raise invalid(
-                "Expected outputs of as many rows each for an answer in row form, received "
+                "Expected outputs with equal numbers of rows for a response in row form, received "
                 f"{', '.join(f'{name} {list(array.shape)}' for name, array in outputs.items())}. "
-                "Ask in column form, with 'inputs'."
+                "Use the column form, with 'inputs'."
             )
     columns = {name: nested(array, name) for name, array in outputs.items()}
     if len(columns) == 1:
@@ -345,7 +341,7 @@ def to_json(outputs: Mapping[str, Array], *, by_row: bool) -> bytes:
 
 
 def nested(array: Array, name: str) -> object:
-    """Return an output as a value, or nested lists of values, of JSON."""
+    """Return an output as a JSON value or nested lists."""
     flat = array.reshape(-1)
     if flat.dtype.kind in "OSU":
         strings = as_bytes(flat)
@@ -356,7 +352,7 @@ def nested(array: Array, name: str) -> object:
     elif flat.dtype.kind not in "biuf":
         raise invalid(f"JSON has no values of type {type_name(data_type(flat))}")
     elif flat.dtype.kind == "f" and flat.dtype.itemsize < 8:
-        # Text has the fewest digits of a float of its own width.
+        # Through text, for the shortest digits of the float's own width.
         items = []
         for start in range(0, len(flat), CHUNK):
             items += flat[start : start + CHUNK].astype("U32").astype(np.float64).tolist()
@@ -366,5 +362,5 @@ def nested(array: Array, name: str) -> object:
 
 
 def encoded(value: object) -> bytes:
-    """Return a value as the JSON of a body."""
+    """Return a value as JSON in UTF-8."""
     return "".join(ENCODER.iterencode(value)).encode("utf-8", "replace")

@@ -1,13 +1,13 @@
-"""Ask a BART behind TensorFlow Serving, or behind `bart-export serve`, over gRPC.
+"""Send texts to a BART on TensorFlow Serving or `bart-export serve` over gRPC.
 
     python grpc_client.py --model bart_mini_en "A text." "Another text."
     python grpc_client.py --model bart_mini_en --max-length 16 "A text."
     python grpc_client.py --model bart_mini_en --check artifacts/bart_mini_en
 
-Every text is a request of its own, and all are under way at once: the server puts them together.
-It needs `pip install grpcio protobuf`, and serving.binpb beside it, which describes the messages.
-The official ones (`pip install tensorflow-serving-api`) are the same on the wire, but importing
-them imports TensorFlow.
+Each text is a request. All are sent at the same time, so that the server can batch them.
+Needs `pip install grpcio protobuf`, and serving.binpb in the same directory, which describes the
+messages. The official message classes (`pip install tensorflow-serving-api`) work too, but import
+TensorFlow.
 """
 
 import argparse
@@ -23,8 +23,8 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 DESCRIPTORS = pathlib.Path(__file__).with_name("serving.binpb")
 SERVICE = "tensorflow.serving.PredictionService"
-# What a request may say. What it leaves out is as it was set at export: gRPC has default values,
-# which are of one row, so that a request which leaves something out must be of one text.
+# Optional settings. The export's defaults apply to missing ones; they have one row, so a request
+# without all settings must have one text.
 SETTINGS = {
     "max_length": int,
     "min_length": int,
@@ -32,10 +32,10 @@ SETTINGS = {
     "repetition_penalty": float,
     "early_stopping": str,
 }
-# Types of Python -> the field of a TensorProto that holds such values, and its DataType.
+# TensorProto field and DataType by Python type.
 FIELDS = {int: ("int_val", "DT_INT32"), float: ("float_val", "DT_FLOAT"),
           str: ("string_val", "DT_STRING")}  # fmt: skip
-# A full queue refuses at once, with UNAVAILABLE; a moment later there may be room.
+# A full queue answers UNAVAILABLE; retry after a moment.
 BUSY = {
     "name": [{"service": SERVICE}],
     "retryPolicy": {
@@ -48,19 +48,18 @@ BUSY = {
 }
 OPTIONS = [
     ("grpc.service_config", json.dumps({"methodConfig": [BUSY]})),
-    # The hidden states of a long text are more than the 4 MiB that a client takes by default.
+    # The hidden states of a long text exceed gRPC's default of 4 MiB.
     ("grpc.max_receive_message_length", -1),
 ]
 ADVICE = {
-    grpc.StatusCode.UNAVAILABLE: "Is a server running there (`bart-export serve ARTIFACT`)? If it "
-    "is, its queue is full: send fewer requests at a time, try later, or start more servers.",
-    grpc.StatusCode.DEADLINE_EXCEEDED: "Wait longer with --timeout, or ask for less with "
-    "--max-length.",
+    grpc.StatusCode.UNAVAILABLE: "Is a server running there (`bart-export serve ARTIFACT`)? If so, "
+    "its queue is full: send fewer requests at a time, try later, or start more servers.",
+    grpc.StatusCode.DEADLINE_EXCEEDED: "Increase --timeout, or reduce --max-length.",
 }
 
 
 def messages() -> descriptor_pool.DescriptorPool:
-    """Return the types of messages that serving.binpb describes."""
+    """Return the message types of serving.binpb."""
     pool = descriptor_pool.DescriptorPool()
     for file in descriptor_pb2.FileDescriptorSet.FromString(DESCRIPTORS.read_bytes()).file:
         pool.AddSerializedFile(file.SerializeToString())
@@ -68,7 +67,7 @@ def messages() -> descriptor_pool.DescriptorPool:
 
 
 class Method:
-    """A method of the service on a server."""
+    """A method of the prediction service."""
 
     def __init__(self, channel: grpc.Channel, pool: descriptor_pool.DescriptorPool, name: str):
         method = pool.FindServiceByName(SERVICE).methods_by_name[name]
@@ -80,7 +79,7 @@ class Method:
 
 
 def fill_tensor(tensor: Any, rows: list[Any]) -> None:
-    """Put rows into a TensorProto: values of one type, or equally long lists of them."""
+    """Fill a TensorProto with rows: values of one type, or lists of equal length."""
     shape = [len(rows)]
     if isinstance(rows[0], list):
         shape.append(len(rows[0]))
@@ -94,7 +93,7 @@ def fill_tensor(tensor: Any, rows: list[Any]) -> None:
 
 
 class Client:
-    """A model on a server, with one of its versions, or what a label names, or the latest."""
+    """A model on a server: a version, a label, or the latest version."""
 
     def __init__(self, channel: grpc.Channel, spec: dict[str, Any], seconds: float) -> None:
         pool = messages()
@@ -119,7 +118,7 @@ class Client:
         return str(response.model_spec.version.value)
 
     def fill(self, spec: Any) -> None:
-        """Say which model, and which version, is asked."""
+        """Fill a ModelSpec with the model and its version or label."""
         spec.name = self.spec["model"]
         if self.spec["label"]:
             spec.version_label = self.spec["label"]
@@ -128,7 +127,7 @@ class Client:
 
 
 def generate_ids(client: Client, token_ids: list[int], settings: dict[str, Any]) -> list[int]:
-    """Return the token ids of the best sequence generated from the ids of a source."""
+    """Return the token ids of the best sequence for a source's token ids."""
     source = {"encoder_token_ids": [token_ids], "encoder_lengths": [len(token_ids)]}
     rows = {name: [value] for name, value in settings.items()}
     outputs = client.predict("generate", {**source, **rows}).result().outputs
@@ -137,27 +136,27 @@ def generate_ids(client: Client, token_ids: list[int], settings: dict[str, Any])
 
 
 def parse() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("texts", nargs="*", metavar="TEXT")
-    parser.add_argument("--model", required=True, help="its name on the server")
+    parser.add_argument("--model", required=True, help="name on the server")
     parser.add_argument("--address", default="127.0.0.1:8500")
-    parser.add_argument("--version", type=int, help="of the model; default: the latest")
-    parser.add_argument("--label", help="of a version of the model: stable, canary")
+    parser.add_argument("--version", type=int, help="version of the model; default: the latest")
+    parser.add_argument("--label", help="label of a version: stable, canary")
     parser.add_argument("--timeout", type=float, default=60, metavar="SECONDS")
     parser.add_argument("--check", type=pathlib.Path, metavar="ARTIFACT", help="replay golden.json")
-    signatures = ("serving_default", "generate_text")  # a setting, given below, takes the second
+    signatures = ("serving_default", "generate_text")  # settings need the second
     parser.add_argument("--signature", choices=signatures, default=signatures[0])
     for name, kind in SETTINGS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind)
     arguments = parser.parse_args()
     if bool(arguments.texts) == bool(arguments.check) or (arguments.version and arguments.label):
-        parser.error("give texts or --check ARTIFACT, and --version or --label if at all")
+        parser.error("give texts or --check ARTIFACT, and at most one of --version and --label")
     return arguments
 
 
 def main() -> int:
-    """Run the command; return its exit code: 1 for different answers, 2 for none."""
+    """Run the command; return 1 if answers differ, 2 if there are none."""
     given = parse()
     chosen = {name: [vars(given)[name]] for name in SETTINGS if vars(given)[name] is not None}
     signature = "generate_text" if chosen else given.signature

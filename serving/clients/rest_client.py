@@ -1,11 +1,10 @@
-"""Ask a BART behind TensorFlow Serving, or behind `bart-export serve`, over REST.
+"""Send texts to a BART on TensorFlow Serving or `bart-export serve` over REST.
 
     python rest_client.py --model bart_mini_en "A text." "Another text."
     python rest_client.py --model bart_mini_en --max-length 16 --min-length 4 "A text."
     python rest_client.py --model bart_mini_en --check artifacts/bart_mini_en
 
-Texts go in requests of eight, as many as a batch has. It needs `pip install requests` and nothing
-else.
+Each request has eight texts, the size of a batch. Needs only `pip install requests`.
 """
 
 import argparse
@@ -19,9 +18,9 @@ import requests
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
-MAX_BATCH_SIZE = 8  # of batching_params.pbtxt: the server refuses a request of more
-# What a request says for each text. REST has no default values: who sets one, sends all of them,
-# and these neutral ones stand for the others. `serving_default` takes what was set at export.
+MAX_BATCH_SIZE = 8  # from batching_params.pbtxt; TensorFlow Serving refuses larger requests
+# Neutral settings. REST has no default values, so a request with one setting needs all of them.
+# `serving_default` takes none and uses those of the export.
 SETTINGS = {
     "max_length": 64,
     "min_length": 0,
@@ -29,18 +28,18 @@ SETTINGS = {
     "repetition_penalty": 1.0,
     "early_stopping": "false",
 }
-# A full queue refuses at once, with 503; a moment later there may be room.
+# A full queue answers 503; retry after a moment.
 BUSY = Retry(
     total=4, connect=0, read=0, status_forcelist=[503], allowed_methods=None, backoff_factor=0.5
 )
 
 
 class Failure(Exception):
-    """A request that was not answered: what is wrong, and what would help."""
+    """A failed request, with advice."""
 
 
 class Client:
-    """A model on a server. `path` chooses its version: "", "/versions/3" or "/labels/canary"."""
+    """A model on a server; `path` selects a version: "", "/versions/3" or "/labels/canary"."""
 
     def __init__(self, url: str, model: str, path: str, seconds: float) -> None:
         self.url, self.seconds = url.rstrip("/"), seconds
@@ -50,7 +49,7 @@ class Client:
             self.session.mount(scheme, HTTPAdapter(max_retries=BUSY))
 
     def predict(self, signature: str, inputs: dict[str, Any]) -> Any:
-        """Return the outputs of a signature by name, or the value of the only one."""
+        """Return a signature's outputs by name, or the value of a single output."""
         body = {"signature_name": signature, "inputs": inputs}
         return self.answer("POST", ":predict", body)["outputs"]
 
@@ -59,7 +58,7 @@ class Client:
         return str(self.answer("GET", "/metadata")["model_spec"]["version"])
 
     def answer(self, method: str, path: str, body: Any = None) -> Any:
-        """Return the JSON of an answer; raise Failure if there is none, or it is an error."""
+        """Send a request and return the JSON of its response; raise Failure for an error."""
         try:
             url = self.model + path
             response = self.session.request(method, url, json=body, timeout=self.seconds)
@@ -70,7 +69,7 @@ class Client:
             ) from None
         except requests.Timeout:
             raise Failure(
-                f"No answer in {self.seconds:g} s. Give more --timeout, or less --max-length."
+                f"No answer in {self.seconds:g} s. Increase --timeout, or reduce --max-length."
             ) from None
         except requests.ConnectionError:
             raise Failure(
@@ -89,7 +88,7 @@ class Client:
 def generate(
     client: Client, signature: str, texts: list[str], settings: dict[str, Any]
 ) -> list[list[str]]:
-    """Return the texts generated from each text, best first."""
+    """Return the generated texts for each text, best first."""
     if signature == "serving_default":
         best: list[str] = client.predict(signature, {"text": texts})
         return [[text] for text in best]
@@ -99,7 +98,7 @@ def generate(
 
 
 def generate_ids(client: Client, token_ids: list[int], settings: dict[str, Any]) -> list[int]:
-    """Return the token ids of the best sequence generated from the ids of a source."""
+    """Return the token ids of the best sequence for a source's token ids."""
     source = {"encoder_token_ids": [token_ids], "encoder_lengths": [len(token_ids)]}
     rows = {name: [value] for name, value in settings.items()}
     outputs = client.predict("generate", {**source, **rows})
@@ -108,27 +107,27 @@ def generate_ids(client: Client, token_ids: list[int], settings: dict[str, Any])
 
 
 def parse() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("texts", nargs="*", metavar="TEXT")
-    parser.add_argument("--model", required=True, help="its name on the server")
+    parser.add_argument("--model", required=True, help="name on the server")
     parser.add_argument("--url", default="http://127.0.0.1:8501")
-    parser.add_argument("--version", help="of the model; default: the latest")
-    parser.add_argument("--label", help="of a version of the model: stable, canary")
+    parser.add_argument("--version", help="version of the model; default: the latest")
+    parser.add_argument("--label", help="label of a version: stable, canary")
     parser.add_argument("--timeout", type=float, default=60, metavar="SECONDS")
     parser.add_argument("--check", type=pathlib.Path, metavar="ARTIFACT", help="replay golden.json")
-    signatures = ("serving_default", "generate_text")  # a setting, given below, takes the second
+    signatures = ("serving_default", "generate_text")  # settings need the second
     parser.add_argument("--signature", choices=signatures, default=signatures[0])
     for name, neutral in SETTINGS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(neutral))
     arguments = parser.parse_args()
     if bool(arguments.texts) == bool(arguments.check) or (arguments.version and arguments.label):
-        parser.error("give texts or --check ARTIFACT, and --version or --label if at all")
+        parser.error("give texts or --check ARTIFACT, and at most one of --version and --label")
     return arguments
 
 
 def main() -> int:
-    """Run the command; return its exit code: 1 for different answers, 2 for none."""
+    """Run the command; return 1 if answers differ, 2 if there are none."""
     given = parse()
     version, label = given.version, given.label
     path = f"/versions/{version}" if version else f"/labels/{label}" if label else ""

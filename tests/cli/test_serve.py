@@ -137,9 +137,9 @@ REFUSED = [
     (("{m}", "--engine", "litert"), "has no manifest.json"),
     (("{m}", "{m}/../half_plus_two"), "both named half_plus_two"),
     (("--model-config-file", "{m}/none"), "cannot be read"),
-    (("{m}", "--allowed-host", "a:80", *FREE), "--allowed-host must be such as models.example.com"),
-    (("{m}", "--allowed-origin", "https://a/b", *FREE), "--allowed-origin must be such as https://example.com"),
-    (("{m}", "--port", "8500", "--rest-api-port", "8500"), "need a port each"),
+    (("{m}", "--allowed-host", "a:80", *FREE), "--allowed-host must have the form"),
+    (("{m}", "--allowed-origin", "https://a/b", *FREE), "--allowed-origin must have the form"),
+    (("{m}", "--port", "8500", "--rest-api-port", "8500"), "need different ports"),
     (("{m}", "--ssl-config-file", "{m}/none", *FREE), "cannot be read"),
     (("{m}", "--monitoring-config-file", "{m}/none", *FREE), "cannot be read"),
 ]  # fmt: skip

@@ -106,7 +106,7 @@ def test_a_check_finds_an_answer_that_differs(ask, served, tmp_path):
     (copied / "golden.json").write_text(json.dumps(golden))
     done = ask("--check", copied)
     assert done.returncode == 1, done.stderr
-    assert "Another answer with the setting" in done.stdout
+    assert "Different answer for setting" in done.stdout
 
 
 def test_an_error_of_the_server_is_told(ask):

@@ -42,7 +42,7 @@ def server():
 
 
 def events_of(text):
-    """Return the (name, data) pairs of a whole body; anything beside events fails."""
+    """Return the (name, data) pairs of a body that has only events."""
     blocks = text.split("\n\n")
     assert blocks.pop() == ""
     pairs = []
@@ -148,7 +148,7 @@ def test_a_client_that_goes_away_stops_the_work_before_the_next_token():
         assert servable.ended.wait(5)
         assert time.monotonic() - gone < 0.3
         assert servable.emitted <= 2
-        # The model is held until then and not longer.
+        # The lease ends with the work.
         server.store.stop()
         assert servable.closed.wait(5)
 

@@ -1,4 +1,4 @@
-"""Every signature of the contract, from both engines, over gRPC and REST: one answer to a question.
+"""Every signature of the contract with both engines over gRPC and REST: all answers agree.
 
 The server runs whole, with the SavedModel and the `.tflite` file of one checkpoint; gRPC clients
 are TensorFlow Serving's own stubs.
@@ -50,7 +50,7 @@ SETTINGS = {
 }
 WORDS = {"true": True, "false": False, "never": "never"}
 SIGNATURES = {signature.name: signature for signature in contract.saved_model_signatures()}
-# What needs no more than texts and ids; the others give tensors of the model.
+# Signatures of texts and ids only; the others return tensors of the model.
 SHARED = ("serving_default", "generate_text", "generate", "tokenize", "detokenize")
 ASKED = [(TENSORFLOW, name) for name in SIGNATURES] + [(LITERT, name) for name in SHARED]
 TOLERANCE = 1e-3
@@ -59,7 +59,7 @@ NO_SCORE = float(np.finfo(np.float32).min)
 
 @dataclasses.dataclass(frozen=True)
 class Served:
-    """A server whose models are named after their engines, and what its answers should be."""
+    """A server whose models are named after their engines, and a generator for the answers."""
 
     port: int
     rest_api_port: int
@@ -70,7 +70,7 @@ class Served:
 
 @pytest.fixture(scope="module", params=["greedy", pytest.param("beams", marks=pytest.mark.slow)])
 def directories(request, tmp_path_factory):
-    """Return the artifacts of one checkpoint, of both targets: with its settings, or with beams."""
+    """Return a checkpoint's artifacts for both targets, greedy or with beams."""
     if request.param == "greedy":
         artifacts = [
             request.getfixturevalue(f"{one}_artifact") for one in ("saved_model", "symmetric")
@@ -109,7 +109,7 @@ def served(directories):
 
 
 def inputs_of(generator):
-    """Return the inputs of a request for each signature; all have as many rows."""
+    """Return the inputs of a request for each signature, with equal numbers of rows."""
     sources = [generator.encode(text, truncate=True) for text in TEXTS]
     targets = [list(generator.generate_ids(source, max_length=12).token_ids) for source in sources]
     settings = {
@@ -139,7 +139,7 @@ def inputs_of(generator):
 
 
 def padded(side, rows):
-    """Return ids and lengths, with ids beyond the lengths that would matter if they were read."""
+    """Return ids and lengths; ids beyond the lengths would change an answer that read them."""
     ids = np.full((len(rows), max(map(len, rows))), 77, np.int32)
     for number, row in enumerate(rows):
         ids[number, : len(row)] = row
@@ -154,7 +154,7 @@ def array_dtype(tensor):
 
 
 def over_grpc(served, model, signature, inputs):
-    """Ask with the official stub; return the outputs."""
+    """Call Predict with the official stub; return the outputs."""
     request = predict_pb2.PredictRequest()
     request.model_spec.name, request.model_spec.signature_name = model, signature
     for name, value in inputs.items():
@@ -166,7 +166,7 @@ def over_grpc(served, model, signature, inputs):
 
 
 def over_rest(served, model, signature, inputs, by_row):
-    """Ask over REST; return the outputs as gRPC would give them."""
+    """Predict over REST; return the outputs as over gRPC."""
     given = {name: value.tolist() for name, value in inputs.items()}
     if by_row:
         rows = [dict(zip(given, row, strict=True)) for row in zip(*given.values(), strict=True)]
@@ -197,7 +197,7 @@ def array_of(value, dtype):
 
 
 def check_equal(received, expected, tolerance=0.0):
-    """Hold outputs to others; floating point numbers may differ by a tolerance."""
+    """Compare outputs; floats may differ by a tolerance."""
     assert set(received) == set(expected)
     for name, array in expected.items():
         assert received[name].dtype == array.dtype, name
@@ -209,7 +209,7 @@ def check_equal(received, expected, tolerance=0.0):
 
 
 def generated(served, row, **settings):
-    """Return what the generator makes of a text's ids; sequences there are none of are empty."""
+    """Return the sequences generated from a text's ids, padded with empty ones."""
     source = served.generator.encode(TEXTS[row], truncate=True)
     sequences = served.generator.generate_ids(source, **settings).sequences
     missing = served.generator.generation.num_return_sequences - len(sequences)
@@ -217,14 +217,14 @@ def generated(served, row, **settings):
 
 
 def from_text(served, row, **settings):
-    """Return what a server makes of a text: of one without a word, nothing."""
+    """Return the sequences for a text; those of a blank text are empty."""
     if TEXTS[row].strip():
         return generated(served, row, **settings)
     return [GeneratedSequence("", (), 0.0)] * served.generator.generation.num_return_sequences
 
 
 def settings_of(row):
-    """Return the settings of a text as the generator takes them."""
+    """Return a text's settings for the generator."""
     settings = {name: values[row] for name, values in SETTINGS.items()}
     return settings | {"early_stopping": WORDS[settings["early_stopping"]]}
 
@@ -284,7 +284,7 @@ def test_text_and_ids_are_those_of_the_tokenizer(served, model):
         assert ids == served.generator.encode(TEXTS[row], truncate=True)
     answer = over_grpc(served, model, "detokenize", served.inputs["detokenize"])
     expected = [generated(served, row, max_length=12)[0].text for row in range(len(TEXTS))]
-    # A text as such does not begin with the space that says that a word begins.
+    # The first word of a text has no leading space.
     assert [text.decode().removeprefix(" ") for text in answer["text"]] == expected
 
 
@@ -350,7 +350,7 @@ def grpc_metadata(served, model):
 
 
 def tensors_of(signature_def, side):
-    """Return the dtype and the sizes of each tensor that a SignatureDef names."""
+    """Return {name: (dtype, sizes)} of a SignatureDef's tensors."""
     return {
         name: (info.dtype, [dim.size for dim in info.tensor_shape.dim])
         for name, info in getattr(signature_def, side).items()

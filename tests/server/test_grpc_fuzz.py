@@ -1,4 +1,4 @@
-"""Messages that nobody would write: random bytes, damaged requests and tensors that do not add up.
+"""Random bytes, damaged requests, and tensors whose parts do not match.
 
 Each is answered or refused with a reason, the server goes on, and its memory does not grow.
 """
@@ -57,7 +57,7 @@ def outcome(served, method, data):
 
 
 def check(told, data):
-    """Hold an outcome to the rule: an answer, or a refusal that says why."""
+    """Assert that an outcome is an answer or a refusal with a reason."""
     code, details = told
     assert code == "OK" or (code in REFUSALS and details), (code, details, data)
 
@@ -66,7 +66,7 @@ SIZES = (0, 1, 2, 3, -1, -(2**63), 2**31, 2**62, 2**63 - 1)
 
 
 def odd_tensor(generator, sizes=SIZES):
-    """Return a TensorProto whose dtype, shape and values were chosen without one another."""
+    """Return a TensorProto with independently chosen dtype, shape and values."""
     proto = TensorProto(dtype=generator.choice([*range(30), 101, 2**31 - 1]))
     for _ in range(generator.choice((0, 1, 1, 1, 2, 3, 40, 300))):
         proto.tensor_shape.dim.add(size=generator.choice(sizes))

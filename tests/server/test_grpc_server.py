@@ -121,7 +121,7 @@ def test_bytes_that_are_no_message_are_an_invalid_argument(
         list(served.channel.stream_stream(f"/{service}/{method}")(iter([data]), timeout=5))
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert (
-        f"Expected a serialized {request_type}, received {len(data)} bytes"
+        f"Expected a serialized {request_type}, received {len(data)} invalid bytes"
         in caught.value.details()
     )
     assert not caplog.records
@@ -238,13 +238,13 @@ PEM = "-----BEGIN CERTIFICATE-----\nbm9uZQ==\n-----END CERTIFICATE-----\n"
     ("wrong", "told"),
     [
         ({"server_key": 7}, "must hold a tensorflow.serving.SSLConfig as text"),
-        ({"server_cert": ""}, "holds no key and certificate that fit"),
-        ({"server_key": "/etc/ssl/server.key"}, "holds no key and certificate that fit"),
+        ({"server_cert": ""}, "has no matching key and certificate"),
+        ({"server_key": "/etc/ssl/server.key"}, "has no matching key and certificate"),
         ({"custom_ca": "ca.pem", "client_verify": True}, "with client_verify, custom_ca"),
-        ({"client_verify": True}, "with client_verify, custom_ca the certificate of"),
-        ({"server_key": PEM}, "holds no key and certificate that fit"),
-        ({"server_cert": PEM}, "holds no key and certificate that fit"),
-        ({"custom_ca": PEM, "client_verify": True}, "holds no key and certificate that fit"),
+        ({"client_verify": True}, "with client_verify, custom_ca to be the"),
+        ({"server_key": PEM}, "has no matching key and certificate"),
+        ({"server_cert": PEM}, "has no matching key and certificate"),
+        ({"custom_ca": PEM, "client_verify": True}, "has no matching key and certificate"),
     ],
 )
 def test_a_tls_configuration_that_does_not_fit_is_one_line(tmp_path, signed, capfd, wrong, told):

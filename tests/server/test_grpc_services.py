@@ -91,7 +91,7 @@ def test_an_answer_has_its_bounds(tmp_path):
     with front(tmp_path, max_request_bytes=2**27) as served, pytest.raises(grpc.RpcError) as raised:
         call(served, "Predict", spec(), inputs=given, timeout=30)
     assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert f"at most {MAX_ANSWER_BYTES} are sent" in raised.value.details()
+    assert f"at most {MAX_ANSWER_BYTES} bytes" in raised.value.details()
 
 
 def test_metadata_has_every_signature(served):

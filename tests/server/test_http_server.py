@@ -1,4 +1,4 @@
-"""Connections that do not move on are ended, there are never too many, and not all are let in."""
+"""Slow connections, the connection limit, and checks of `Host` and `Origin`."""
 
 import contextlib
 import json
@@ -18,7 +18,7 @@ from bart_export.server.options import ServeOptions
 HEAD = f"POST {PREDICT} HTTP/1.1\r\nHost: localhost\r\n"
 WHOLE = f"{HEAD}Content-Length: {len(ROWS)}\r\n\r\n".encode() + ROWS
 CHUNKED = f"{HEAD}Transfer-Encoding: chunked\r\n\r\n".encode()
-# What a client sends and then stops.
+# Incomplete requests.
 HALF = {
     "nothing": b"",
     "a letter": b"P",
@@ -46,7 +46,7 @@ def connect(server):
 
 
 def received(connection):
-    """Return what comes until the connection ends, however it ends."""
+    """Return all bytes until the connection ends in any way."""
     data = b""
     with contextlib.suppress(ConnectionError):
         while part := connection.recv(2**16):
@@ -138,7 +138,7 @@ def test_whoever_asks_takes_the_place_of_whoever_waits():
         for each in waiting[:10]:
             each.sendall(HALF["half a length"])
         assert server.post(PREDICT, ROWS).json == ANSWER
-        # Of 61 there are 20, and of those the one that asked is last.
+        # 20 of 61 remain, and the one with the request is the newest.
         wait_until(lambda: sum(map(is_ended, waiting)) >= 41)
         assert not is_ended(waiting[-1])
 
@@ -184,7 +184,7 @@ def test_there_are_no_more_connections_than_files(soft, hard, told):
     program = LIMIT.format(soft=soft, hard=hard)
     run = python(program)
     assert run.stdout.strip() == told, run.stderr
-    assert ("this process may have" in run.stderr) == (told.split()[0] != "1000")
+    assert ("The file limit allows" in run.stderr) == (told.split()[0] != "1000")
 
 
 # Each with a prefix for the server's port.
@@ -290,7 +290,7 @@ def test_pages_of_origins_that_are_allowed_can_read_answers(allowed):
         assert (answer.status, answer.headers["Access-Control-Allow-Origin"]) == (200, allowed)
         other = server.post(PREDICT, ROWS, {"Origin": "https://other.example"})
         assert other.status == (200 if allowed == "*" else 403)
-        # It is for the host to be named, whoever asks.
+        # An allowed origin does not replace the check of the host.
         assert server.post(PREDICT, ROWS, {**headers, "Host": "evil.example"}).status == 403
 
 

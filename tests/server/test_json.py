@@ -1,4 +1,4 @@
-"""JSON: which tensors it becomes, what is refused, and how outputs are written."""
+"""JSON to tensors, refusals, and outputs to JSON."""
 
 import json
 import time
@@ -53,7 +53,7 @@ def test_what_is_no_document_is_refused_in_a_line(body, reason):
     assert raised.value.message.startswith(f"JSON Parse error: {reason}")
 
 
-# Every row: the value, its type, and what `{"inputs": value}` is as an array.
+# (value, DataType, array of `{"inputs": value}`)
 VALUES = [
     ("[1.5, 2, -0.0]", F32, np.array([1.5, 2, -0.0], np.float32)),
     ("[NaN, Infinity, -Infinity]", F32, np.array([np.nan, np.inf, -np.inf], np.float32)),
@@ -112,7 +112,7 @@ BOTH = "Expected either 'instances' or 'inputs', received "
 ROWS = "Expected 'instances' to be a list of rows, received "
 SEVERAL = "Expected the inputs a, b by name: the signature has several"
 KEYS = "to be an object with the keys "
-# Every row: the body, the inputs of the signature, and a part of the message.
+# (body, inputs of the signature, part of the message)
 REFUSED = [
     ('{"Instances": [1]}', X, f"{BOTH}neither"),
     ('{"instances": [], "inputs": 1}', X, f"{BOTH}both"),
@@ -129,15 +129,15 @@ REFUSED = [
     ('{"instances": [{"a": 1, "b": 1}, {}]}', AB, f"instances[1] {KEYS}a, b"),
     ('{"instances": [1, {"x": 2}]}', X, "x[1] to be a number, received an object of 1"),
     ('{"instances": ["a", {"x": 2}]}', TEXT, "x[1] to be a string"),
-    ('{"instances": [[1, 2], [1]]}', X, "x[0] to be a number among lists of one length, received "
+    ('{"instances": [[1, 2], [1]]}', X, "x[0] to be a number in lists of equal length, received "
      "a list of 2"),
-    ('{"instances": [[1, 2], [[1, 2], 3]]}', X, "x[1][0] to be a number among lists"),
-    ('{"instances": [1, [1]]}', X, "x[1] to be a number among lists of one length"),
+    ('{"instances": [[1, 2], [[1, 2], 3]]}', X, "x[1][0] to be a number in lists"),
+    ('{"instances": [1, [1]]}', X, "x[1] to be a number in lists of equal length"),
     ('{"instances": [{"a": 1, "b": [[1, "-"]]}]}', AB, 'b[0][0][1] to be a number, received "-"'),
     ('{"inputs": {"a": 1}}', AB, "Missing named input: b in 'inputs' object."),
     ('{"inputs": "1"}', X, 'Expected x to be a number, received "1"'),
     ('{"inputs": [1' + "0" * 400 + "]}", X, "x[0] to be a number, received 10000"),
-    ('{"inputs": [' + "[" * 40 + "1" + "]" * 41 + "}", X, "lists may be nested 32 deep, not more"),
+    ('{"inputs": [' + "[" * 40 + "1" + "]" * 41 + "}", X, "at most 32 levels of lists"),
     ('{"inputs": ["a", "\\ud800"]}', TEXT, "x[1] to be a string"),
     ('{"inputs": [{"b64": "_w=="}]}', TEXT, "x[0] to be a string"),
     ('{"inputs": [{"b64": "Y"}]}', TEXT, "x[0] to be a string"),
@@ -210,7 +210,7 @@ def columns(**outputs):
     return tensors.to_json(outputs, by_row=False)
 
 
-# The fewest digits that give a number of its width back; the words are TensorFlow Serving's.
+# Shortest digits of the float's width; NaN and Infinity as in TensorFlow Serving.
 WRITTEN = [
     ("float32", [0.0, -0.0, 1.0, 0.2, 1 / 3], "[0.0, -0.0, 1.0, 0.2, 0.33333334]"),
     ("float32", [9e6, 3e-5, 3.4028235e38, 1e-45], "[9000000.0, 3e-05, 3.4028235e+38, 1e-45]"),
@@ -270,7 +270,7 @@ def test_several_outputs_are_objects():
     ],
 )
 def test_outputs_without_common_rows_are_refused_in_row_form(outputs):
-    with pytest.raises(StatusError, match="as many rows each") as raised:
+    with pytest.raises(StatusError, match="equal numbers of rows") as raised:
         rows(**outputs)
     assert raised.value.code is Code.INVALID_ARGUMENT
     assert json.loads(columns(**outputs))
@@ -280,13 +280,13 @@ def test_an_answer_has_its_bounds():
     most = tensors.MAX_JSON_VALUES
     assert rows(x=np.zeros((most // 1024, 1024), bool)).count(b"false") == most
     for shape in ((most + 1,), (most + 1, 0), (most // 2, 3)):
-        with pytest.raises(StatusError, match=f"over REST at most {most} are sent") as raised:
+        with pytest.raises(StatusError, match=f"at most {most} values over REST") as raised:
             rows(x=np.zeros(shape, bool))
         assert raised.value.code is Code.INVALID_ARGUMENT
 
 
 def longest_pause(array):
-    """Return how long another thread waits at most for its turn while an array is written."""
+    """Return the longest pause of another thread while an array is written."""
     with ThreadPoolExecutor(1) as thread:
         body, pause, last = thread.submit(rows, x=array), 0.0, time.monotonic()
         while not body.done():

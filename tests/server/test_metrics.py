@@ -1,4 +1,4 @@
-"""The numbers as Prometheus reads them, under TensorFlow Serving's names."""
+"""Metrics as read by Prometheus' own parser, under TensorFlow Serving's names."""
 
 import asyncio
 
@@ -12,7 +12,7 @@ IN_PROGRESS = (":bart_export:requests_in_progress", (("model_name", "m"),))
 
 
 def samples(metrics):
-    """Return {(name, labels as sorted pairs): value}, as Prometheus' own parser reads them."""
+    """Return {(name, sorted label pairs): value}."""
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
         for family in text_string_to_metric_families(metrics.exposition())

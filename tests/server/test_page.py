@@ -1,4 +1,4 @@
-"""The page in a real browser without a window: a text goes in by keyboard, a result streams out."""
+"""The page in a headless browser."""
 
 import contextlib
 import pathlib
@@ -28,7 +28,7 @@ FLAGS = (
 
 
 class Shouting(Arithmetic):
-    """Answers whole texts, in upper case."""
+    """Answers with the text in upper case, without streaming."""
 
     signature_defs = {
         "serving_default": signature(PREDICT, {"text": STRING}, {"generated_text": STRING})
@@ -40,7 +40,7 @@ class Shouting(Arithmetic):
 
 
 class Tokenizing(Shouting):
-    """Takes each character for a token."""
+    """Counts characters as tokens."""
 
     signature_defs = {
         **Shouting.signature_defs,
@@ -62,7 +62,7 @@ class Tokenizing(Shouting):
 
 
 class Reader(TextReader):
-    """Reads some characters, and takes each for a token."""
+    """Reads up to `longest` characters."""
 
     def __init__(self, longest=1):
         super().__init__(tokenizer=self, longest=longest)
@@ -82,7 +82,7 @@ def browser():
 
 @contextlib.contextmanager
 def opened(browser, servables, refused=False, **settings):
-    """Open the page of a server of some models, by name; what it asks of others is an error."""
+    """Open the page of a server; requests to other servers and console messages are errors."""
     models = [
         ServedModel(name=name, base_path=pathlib.Path("/m"), engine="litert") for name in servables
     ]
@@ -104,13 +104,13 @@ def opened(browser, servables, refused=False, **settings):
         finally:
             page.close()
         assert [url for url in elsewhere if not url.startswith("data:")] == []
-        # The browser itself tells of answers that are errors.
+        # The browser itself logs error responses.
         expected = "Failed to load resource" if refused else None
         assert [text for text in complaints if not expected or expected not in text] == []
 
 
 def generate(page, text):
-    """Have the page generate from a text."""
+    """Generate from a text on the page."""
     page.get_by_label("Your text").fill(text)
     page.get_by_role("button", name="Generate").click()
 
@@ -131,7 +131,7 @@ def test_a_result_streams_in_and_says_how_fast_it_was(browser):
         assert result.text_content().count("1 2 3 ") == 1
 
 
-CUT = "Your text is longer than the model reads: its end was left out."
+CUT = "Your text is longer than the model reads, so its end was cut."
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_a_model_that_cannot_stream_answers_whole_and_says_so(browser):
     with opened(browser, {"counting": Counting(), "shouting": Shouting()}) as page:
         page.get_by_label("Model").select_option("shouting")
         generate(page, "quietly")
-        page.get_by_text("This model cannot stream, so the text came whole.").wait_for()
+        page.get_by_text("This model cannot stream its text.").wait_for()
         assert page.locator("#result").text_content() == "QUIETLY"
         assert page.get_by_text("Beams and lengths").is_hidden()
 
@@ -221,7 +221,7 @@ def test_errors_are_told_in_words(browser, text, words):
 
 def test_no_model_is_told_of_in_words(browser):
     with opened(browser, {}) as page:
-        assert "This server holds no model yet." in page.get_by_role("alert").text_content()
+        assert "This server has no model yet." in page.get_by_role("alert").text_content()
         assert page.get_by_role("button", name="Generate").is_disabled()
 
 
@@ -234,7 +234,7 @@ def test_tokens_are_counted_while_one_types(browser):
         page.get_by_label("Model").select_option("tokenizing")
         page.get_by_text("7 of 10 tokens").wait_for()
         page.get_by_label("Your text").fill("this is longer")
-        page.get_by_text("Cut at 10 tokens: the rest is not read").wait_for()
+        page.get_by_text("Cut at 10 tokens").wait_for()
 
 
 def test_an_example_its_beams_and_lengths_and_a_copy(browser):

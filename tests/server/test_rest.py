@@ -1,4 +1,4 @@
-"""How requests travel: bodies and their bounds, time, clients that go, numbers."""
+"""Request bodies and their limits, deadlines, disconnects, metrics and the page."""
 
 import gzip
 import json
@@ -16,7 +16,7 @@ from bart_export.server.metrics import Metrics
 from bart_export.server.options import ServeOptions
 from bart_export.server.versions import ServedModel
 
-TOO_LARGE = "A request may have 100000 bytes (--max-request-bytes), this one has more"
+TOO_LARGE = "Expected at most 100000 bytes (--max-request-bytes), received a larger request"
 TIMED_OUT = {"error": "Timed out waiting for notification"}
 
 
@@ -53,7 +53,7 @@ def test_a_compressed_body_is_decompressed(server, encoding):
 def test_a_body_that_is_compressed_wrongly_is_refused(server, body):
     answer = server.post(PREDICT, body, GZIP)
     assert answer.status == 400
-    assert "should be compressed by gzip" in answer.json["error"]
+    assert "Expected a body compressed with gzip" in answer.json["error"]
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_a_full_queue_is_refused_at_once():
 
 
 def test_a_large_body_does_not_hold_up_others():
-    """Were it read and answered by the event loop, there would be a handful of gaps for others."""
+    """Parsing on the event loop would leave other requests only a few gaps."""
     large = json.dumps({"instances": [0.1] * 1_500_000}).encode()
     with serving(max_request_bytes=2**24, max_request_rows=2**21) as server:
         thread = threading.Thread(target=server.post, args=(PREDICT, large))

@@ -1,4 +1,4 @@
-"""Requests that nobody would write: each is answered or refused with a reason, and leaves nothing.
+"""Damaged requests: each is answered or refused with a reason, and leaves nothing behind.
 
 A real `bart-export serve` with both engines is asked with damaged JSON and with bodies that lie
 about themselves. All choices come from fixed seeds.
@@ -24,14 +24,14 @@ LIMIT = 2**20
 REQUEST_SECONDS = 3
 JSON, EVENTS = "application/json", "text/event-stream; charset=utf-8"
 STATUSES = {200, 400, 404, 413, 429, 501, 503, 504}
-# What a server may hold more than before, after requests that went well or not.
+# Allowed growth of a server after the requests.
 MEGABYTES, THREADS, FILES = 8, 2, 4
 OPTIONS = ("--max-request-bytes", LIMIT, "--request-seconds", REQUEST_SECONDS)
 
 
 @pytest.fixture(scope="module")
 def running(symmetric_artifact, tmp_path_factory):
-    """Serve SavedModels of all types and an artifact; at the end the server is still well."""
+    """Serve SavedModels of all types and an artifact; at the end all of them still answer."""
     root = tmp_path_factory.mktemp("models")
     models = {"text": ("litert", symmetric_artifact.directory)}
     for name, write in (("half_plus_two", write_half_plus_two), ("typed", write_typed)):
@@ -52,14 +52,14 @@ def running(symmetric_artifact, tmp_path_factory):
 
 
 class Connection:
-    """A connection to a server that is opened again when the server has closed it."""
+    """A connection that reopens after the server has closed it."""
 
     def __init__(self, running):
         self.running = running
         self.connection = http.client.HTTPConnection(LOOPBACK, running.rest_api_port, timeout=20)
 
     def post(self, path, body, headers=None):
-        """Send a body; return the status and the body of the answer, which must be well formed."""
+        """Send a body; return the status and body of a well-formed response."""
         self.connection.request("POST", path, body, headers or {})
         response = self.connection.getresponse()
         content, kind = response.read(), response.headers["Content-Type"]
@@ -120,23 +120,20 @@ def test_what_is_compressed_cannot_fill_the_memory(running, connection):
 
 HEAD = "POST /v1/models/half_plus_two:predict HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
 ROWS = '{"instances": [[1]]}'
-CHUNKED = "Transfer-Encoding: chunked\r\n\r\n"
-# What follows the head, and the status.
+# (rest of the request, status)
 LIES = [
-    ("as it should be", f"Content-Length: 20\r\n\r\n{ROWS}", 200),
-    ("too short", f"Content-Length: 5\r\n\r\n{ROWS}", 400),
-    ("too long", f"Content-Length: 21\r\n\r\n{ROWS}", 504),
-    ("beyond the limit", f"Content-Length: {LIMIT + 1}\r\n\r\n{ROWS}", 413),
-    ("two lengths", f"Content-Length: 5\r\nContent-Length: 20\r\n\r\n{ROWS}", 400),
-    ("length and chunks", f"Content-Length: 5\r\n{CHUNKED}14\r\n{ROWS}\r\n0\r\n\r\n", 400),
-    ("no length", f"\r\n{ROWS}", 400),
-    ("another encoding", f"Transfer-Encoding: brotli\r\n\r\n{ROWS}", 400),
-    ("no header", "nonsense\r\n\r\n", 400),
+    (f"Content-Length: 20\r\n\r\n{ROWS}", 200),
+    (f"Content-Length: 5\r\n\r\n{ROWS}", 400),
+    (f"Content-Length: 21\r\n\r\n{ROWS}", 504),
+    (f"Content-Length: 5\r\nContent-Length: 20\r\n\r\n{ROWS}", 400),
+    (f"\r\n{ROWS}", 400),
+    (f"Transfer-Encoding: brotli\r\n\r\n{ROWS}", 400),
+    ("nonsense\r\n\r\n", 400),
 ]
 
 
 def raw(running, data, ended=False):
-    """Send bytes on a connection of its own; return what comes until the server closes it."""
+    """Send bytes on a new connection; return all bytes until the server closes it."""
     received = b""
     address = LOOPBACK, running.rest_api_port
     with (
@@ -151,7 +148,7 @@ def raw(running, data, ended=False):
     return received
 
 
-@pytest.mark.parametrize(("sent", "status"), [row[1:] for row in LIES], ids=[r[0] for r in LIES])
+@pytest.mark.parametrize(("sent", "status"), LIES)
 def test_a_request_that_contradicts_itself_is_refused(running, sent, status):
     assert raw(running, (HEAD + sent).encode()).startswith(b"HTTP/1.1 %d " % status)
 
@@ -166,11 +163,8 @@ def test_nonsense_leaves_nothing_behind(running, connection, rounds):
             connection.post(path, damaged(generator, json.dumps(body).encode()))
             connection.post(path, json.dumps(odd_document(generator, body)).encode())
             connection.post(f"/v1/models/{generator.randrange(2**40)}:predict", b"{}")
-            raw(
-                running,
-                (HEAD + generator.choice(LIES)[1]).encode()[: generator.randrange(300)],
-                True,
-            )
+            sent = (HEAD + generator.choice(LIES)[0]).encode()
+            raw(running, sent[: generator.randrange(300)], ended=True)
         return running.megabytes(), running.threads(), running.files()
 
     before = nonsense(max(100, rounds // 4))

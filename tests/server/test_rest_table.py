@@ -1,4 +1,4 @@
-"""The REST surface, row by row, over a real connection in front of real models.
+"""The REST service with real models, row by row.
 
 The rows that ask for text run against each engine; those for SavedModels of all types against
 TensorFlow alone.
@@ -27,7 +27,7 @@ OPTIONS = ServeOptions(load_retries=0)
 
 @contextlib.contextmanager
 def serving(models, find_versions):
-    """Serve models over REST, opened as a server opens them."""
+    """Serve models over REST, opened by the server's own opener."""
     store = ModelStore(opener(OPTIONS, Metrics()), OPTIONS, find_versions)
     try:
         store.configure(models)
@@ -49,7 +49,7 @@ def text_model(base_path, engine):
 
 @pytest.fixture(scope="module")
 def saved_models(tmp_path_factory):
-    """Serve the made up SavedModels."""
+    """Serve the made-up SavedModels."""
     root = tmp_path_factory.mktemp("models")
     models = [text_model(root / "text", TENSORFLOW)]
     for name, write in (("half_plus_two", write_half_plus_two), ("typed", write_typed)):

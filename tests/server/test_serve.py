@@ -1,4 +1,4 @@
-"""The life of a server, in this process and in one that gets signals."""
+"""The life cycle of a server, in this process and in one that receives signals."""
 
 import re
 import signal
@@ -89,7 +89,7 @@ def test_a_port_that_is_taken_while_models_load_is_one_line(base_path, capfd):
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({"port": 8500, "rest_api_port": 8500}, "need a port each"),
+        ({"port": 8500, "rest_api_port": 8500}, "need different ports"),
         ({"host": "no.such.host.invalid"}, "Cannot listen on no.such.host.invalid"),
         ({"host": "192.0.2.1"}, "Cannot listen on 192.0.2.1:0"),
     ],
@@ -133,14 +133,14 @@ def test_a_model_that_cannot_be_loaded_ends_the_start(base_path):
 
 
 def working(server):
-    """Return how many calls the model works on."""
+    """Return the number of running calls."""
     url = f"http://127.0.0.1:{server.rest_api_port}/monitoring/prometheus/metrics"
     found = re.search(r"^:bart_export:requests_in_progress{.* (.*)$", httpx.get(url).text, re.M)
     return float(found[1]) if found else 0
 
 
 def start(threads, server, ask, **given):
-    """Start a call in a thread, and return its future once it runs."""
+    """Start a call in a thread; return its future once the server has it."""
     before = working(server)
     future = threads.submit(ask, server.port if ask is over_grpc else server.rest_api_port, **given)
     wait_until(lambda: working(server) == before + 1)
@@ -201,7 +201,7 @@ def test_calls_that_outlast_the_drain_are_stopped(base_path):
         assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
         assert (second.result().status_code, second.result().json()) == (
             503,
-            {"error": "The server is ending"},
+            {"error": "The server is stopping"},
         )
     assert code == 0
     assert "Traceback" not in errors
@@ -220,7 +220,7 @@ def test_work_that_cannot_be_stopped_does_not_keep_the_server(base_path):
         with pytest.raises(grpc.RpcError):
             call.result()
     assert code == 0
-    assert "Ending in the midst of work that could not be stopped" in errors
+    assert "Exiting with calls still running that could not be stopped" in errors
 
 
 def test_libraries_are_not_taken_apart_at_the_end(base_path, monkeypatch):
@@ -248,7 +248,7 @@ def test_a_second_signal_ends_at_once(base_path):
 def test_a_signal_while_models_load_ends_at_once(base_path):
     (base_path / "1" / "slow").write_text("30")
     with process(base_path, ready=False) as server:
-        assert ": serving " in server.process.stderr.readline()
+        wait_until(lambda: server.logged(": serving "), 60)
         server.signal()
         code, _ = server.ended(10)
     assert code == 128 + signal.SIGTERM
@@ -268,7 +268,7 @@ def test_a_host_that_others_reach_is_warned_of(base_path):
         server.signal()
         code, errors = server.ended()
     assert code == 0
-    assert "WARNING Listening on 0.0.0.0: everybody who reaches this machine" in errors
+    assert "WARNING Listening on 0.0.0.0: anyone who can reach this machine" in errors
 
 
 def test_the_configuration_is_read_again(tmp_path, base_path):

@@ -1,4 +1,4 @@
-"""What strangers send takes time in proportion to its size, and holds up nobody else."""
+"""Expensive requests take time proportional to their size and do not block others."""
 
 import contextlib
 import threading
@@ -36,14 +36,14 @@ def test_a_configuration_is_read_in_proportion_to_its_size(name, tmp_path):
         with contextlib.suppress(BartExportError):
             models_config.read_config(tmp_path / "models.config")
         seconds.append(time.process_time() - begun)
-    # A square would be 16; what takes but milliseconds is not measured well.
+    # Quadratic time would give 16. Times of a few milliseconds are not reliable.
     assert seconds[2] / max(seconds[0], 0.01) < 11, seconds
     assert seconds[0] < 4, seconds
 
 
 @pytest.fixture(scope="module")
 def running(symmetric_artifact, tmp_path_factory):
-    """Serve an artifact as the model `text`, with the limits that a server has by itself."""
+    """Serve an artifact as the model `text`, with the default limits."""
     config = tmp_path_factory.mktemp("config") / "models.config"
     path = symmetric_artifact.directory
     config.write_text(
@@ -56,7 +56,7 @@ def running(symmetric_artifact, tmp_path_factory):
 
 
 class Health:
-    """Asks for the state of a model all the time, and keeps the longest time of an answer."""
+    """Polls the state of a model and records the slowest answer."""
 
     def __init__(self, url):
         self.url = url
@@ -83,7 +83,7 @@ class Health:
         self.thread.join()
 
 
-# The limits are for a machine that has more to do: alone, answers take a tenth of them.
+# Limits for a busy machine: on an idle one, answers take a tenth.
 HEALTHY_SECONDS, ANSWER_SECONDS = 1, 20
 LARGEST = MEGABYTE - 100
 

@@ -1,4 +1,4 @@
-"""A small real servable: sums, texts and pauses, computed by threads behind a bounded queue."""
+"""A servable without a model: sums, texts and pauses, with worker threads and a bounded queue."""
 
 import threading
 import time
@@ -24,7 +24,7 @@ def info(name, dtype, *shape):
 
 
 def signature(method, inputs, outputs, **defaults):
-    """Return a SignatureDef of tensors [B]; names map to dtypes."""
+    """Return a SignatureDef with tensors of shape [B]; tensor names map to dtypes."""
     return messages.SignatureDef(
         inputs={name: info(name, dtype, -1) for name, dtype in inputs.items()},
         outputs={name: info(name, dtype, -1) for name, dtype in outputs.items()},
@@ -50,7 +50,7 @@ SIGNATURES = {
 
 
 def wait(limits, seconds):
-    """Take some time, a step after the other."""
+    """Take some seconds, in steps that check the limits."""
     end = time.monotonic() + float(seconds[0])
     while time.monotonic() < end:
         limits.check()
@@ -59,7 +59,7 @@ def wait(limits, seconds):
 
 
 def deaf(limits, seconds):
-    """Take some time, whoever waits."""
+    """Take some seconds without checking the limits."""
     time.sleep(float(seconds[0]))
     return {"seconds": seconds}
 
@@ -79,7 +79,7 @@ FUNCTIONS = {
 
 
 class Arithmetic:
-    """The servable. `running` counts calls under way, and `stopped` those nobody waited for."""
+    """The servable. `running` counts running calls, `stopped` those ended by their limits."""
 
     signature_defs = SIGNATURES
     streams = False

@@ -1,4 +1,4 @@
-"""`bart-export` whose TensorFlow engine is an Arithmetic: run as a program, or in tests.
+"""`bart-export` with an Arithmetic in place of the TensorFlow engine, in tests or as a program.
 
 A version directory with a file `slow` takes its seconds to load, one with `broken` fails.
 """
@@ -7,10 +7,7 @@ import atexit
 import contextlib
 import os
 import pathlib
-import re
-import signal
 import socket
-import subprocess
 import sys
 import time
 
@@ -21,8 +18,8 @@ import numpy as np
 from bart_export.server import messages, open_version
 from bart_export.server.tensors import to_proto
 from support.arithmetic import Arithmetic
+from support.serving_process import LOOPBACK, ServingProcess
 
-LOOPBACK = "127.0.0.1"
 TESTS, PATHS = str(pathlib.Path(__file__).parents[1]), os.environ.get("PYTHONPATH")
 
 
@@ -64,57 +61,26 @@ def open_arithmetic(engine, path, options):
     return Arithmetic(queue_size=options.queue_size)
 
 
-class Process:
-    """A `bart-export serve` in a process of its own."""
-
-    def __init__(self, arguments):
-        self.process = subprocess.Popen(
-            [sys.executable, "-W", "error", "-m", __name__, "serve", *map(str, arguments)],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (TESTS, PATHS)))},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self.lines = []
-        self.port = self.rest_api_port = None
-
-    def wait_until_ready(self):
-        """Read what it prints until it says which models it serves."""
-        while not (self.lines and self.lines[-1].startswith("Model ")):
-            line = self.process.stdout.readline()
-            assert line, self.process.stderr.read()
-            self.lines.append(line.rstrip("\n"))
-        self.port = int(re.search(r":(\d+)", self.lines[0])[1])
-        self.rest_api_port = int(re.search(r":(\d+)/", self.lines[1])[1])
-
-    def signal(self, number=signal.SIGTERM):
-        """Send it a signal."""
-        self.process.send_signal(number)
-
-    def ended(self, seconds=10):
-        """Wait for its end; return its exit code and what it wrote to standard error."""
-        _, errors = self.process.communicate(timeout=seconds)
-        return self.process.returncode, errors
-
-
 @contextlib.contextmanager
 def process(*arguments, ready=True):
-    """Run `bart-export serve` for a block, on free ports."""
-    served = Process(["--port", 0, "--rest-api-port", 0, *arguments])
+    """Run this program's `serve` on free ports during a block."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (TESTS, PATHS)))}
+    command = (sys.executable, "-W", "error", "-m", __name__)
+    running = ServingProcess(*arguments, command=command, env=env)
     try:
         if ready:
-            served.wait_until_ready()
-        yield served
+            running.wait_until_ready()
+        yield running
     finally:
-        served.process.kill()
-        served.process.communicate()
+        running.process.kill()
+        running.ended()
 
 
 if __name__ == "__main__":
     from bart_export.cli.main import main
 
     open_version.open_servable = open_arithmetic
-    # What native libraries do now and then while the interpreter takes them apart.
+    # As native libraries sometimes do while the interpreter exits.
     if "ABORT_AT_EXIT" in os.environ:
         atexit.register(os.abort)
     main()

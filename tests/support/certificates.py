@@ -1,4 +1,4 @@
-"""Certificates that are made for a test, by the `openssl` command."""
+"""Certificates for tests, made with the `openssl` command."""
 
 import pathlib
 import subprocess
@@ -10,7 +10,7 @@ def openssl(*arguments):
 
 
 class Authority:
-    """Who signs certificates; `certificate` is the text that proves them."""
+    """A certificate authority; `certificate` is its certificate as PEM text."""
 
     def __init__(self, directory):
         self.directory = pathlib.Path(directory)
@@ -22,7 +22,7 @@ class Authority:
         self.certificate = self.path.read_text()
 
     def sign(self, name):
-        """Return the texts of a new key and of its certificate, for localhost."""
+        """Return a new key and its certificate for localhost, as PEM texts."""
         key, request, certificate, extensions = (
             self.directory / f"{name}.{ending}" for ending in ("key", "csr", "pem", "ext")
         )

@@ -1,4 +1,4 @@
-"""A small real servable that streams: it counts aloud, a token at a time, slowly."""
+"""A streaming servable without a model, which counts."""
 
 import threading
 import time
@@ -14,10 +14,10 @@ LONGEST_TEXT = 5000
 
 
 class Counting:
-    """Counts from 1 to `max_length`, which is the number of tokens.
+    """Counts from 1 to `max_length`, one number per token.
 
-    Breaks at the token that the text names, if it names one, and says that a text with "cut" in it
-    was. `emitted` is how many tokens there have been, `ended` is set once nothing runs.
+    A text that is a number fails at this token; a text with "cut" counts as truncated. `emitted` is
+    the number of tokens so far, `ended` is set once nothing runs.
     """
 
     signature_defs = {

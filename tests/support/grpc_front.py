@@ -1,4 +1,4 @@
-"""The real gRPC server over models that compute in Python, and official clients of it."""
+"""The gRPC server with Arithmetic models, and TensorFlow Serving's official stubs."""
 
 import asyncio
 import contextlib
@@ -40,7 +40,7 @@ REQUESTS = {
 
 
 class Front:
-    """A server that answers: its port, its parts, and channels and stubs to it."""
+    """A running server with its parts, a channel and stubs."""
 
     def __init__(self, port, end, store, metrics, servables, credentials):
         self.port, self.end, self.servables = port, end, servables
@@ -66,7 +66,7 @@ def store_of(options, servables, load_seconds):
 
 
 def model(name, base_path, **fields):
-    """Return the record of a model with all its versions."""
+    """Return a ServedModel with all its versions."""
     return ServedModel(
         name=name,
         base_path=base_path,
@@ -78,7 +78,7 @@ def model(name, base_path, **fields):
 
 @contextlib.contextmanager
 def front(base_path, drain_seconds=5.0, load_seconds=0, credentials=None, **settings):
-    """Serve the model "m", versions 1 and 2, the first labelled "stable", for a block."""
+    """Serve the model "m" during a block: versions 1, labelled "stable", and 2."""
     settings = {"port": 0, "load_retries": 0, "allow_reload_requests": True, **settings}
     options = ServeOptions(drain_seconds=drain_seconds, **settings)
     servables, metrics = {}, Metrics()
@@ -119,30 +119,30 @@ def front(base_path, drain_seconds=5.0, load_seconds=0, credentials=None, **sett
 
 
 def request_of(method, text="", **fields):
-    """Return the request of a method that some text describes."""
+    """Return a method's request from protobuf text."""
     return text_format.Parse(text, REQUESTS[method](**fields))
 
 
 def call(served, method, text="", timeout=10, **fields):
-    """Call a method with the request that some text describes."""
+    """Call a method with a request from protobuf text."""
     request = request_of(method, text, **fields)
     stub = served.prediction if hasattr(served.prediction, method) else served.models
     return getattr(stub, method)(request, timeout=timeout)
 
 
 def refused(served, method, text, **settings):
-    """Call a method that is refused; return the code and the details."""
+    """Make a call that fails; return its code and details."""
     with pytest.raises(grpc.RpcError) as caught:
         call(served, method, text, **settings)
     return caught.value.code().name, caught.value.details()
 
 
 def spec(signature="", name="m", rest=""):
-    """Return the text of a model_spec."""
+    """Return a model_spec as text."""
     return f'model_spec {{ name: "{name}" signature_name: "{signature}" {rest} }}'
 
 
 def tensor(name, value):
-    """Return the text of an input."""
+    """Return an input as text."""
     proto = text_format.MessageToString(tf.make_tensor_proto(value), as_one_line=True)
     return f'inputs {{ key: "{name}" value {{ {proto} }} }}'

@@ -1,8 +1,8 @@
-"""Bodies of requests, whole ones and what becomes of them when they are damaged."""
+"""Request bodies, whole and damaged."""
 
 import copy
 
-# What each method of each kind of model is asked, all of it answered.
+# A valid request for each method and kind of model.
 WHOLE = [
     ("/v1/models/half_plus_two:predict", {"instances": [[1.0], [2.0]]}),
     ("/v1/models/typed:predict", {"signature_name": "two", "inputs": {"x": [1.0], "z": [2.5]}}),
@@ -46,7 +46,7 @@ def places(document, path=()):
 
 
 def odd_document(generator, document):
-    """Return a document with one or two of its parts replaced, taken away or doubled."""
+    """Return a document with one or two of its parts replaced, removed or doubled."""
     document = copy.deepcopy(document)
     for _ in range(generator.randint(1, 2)):
         path = generator.choice(places(document))
@@ -73,7 +73,7 @@ TOKENS = [b"{", b"}", b"[", b"]", b'"', b",", b":", b"\\", b"\\u0000", b"\\ud800
 
 
 def damaged(generator, data):
-    """Return bytes with a few of them changed, taken away, doubled, put in between or swapped."""
+    """Return bytes with a few of them changed, removed, doubled, inserted or swapped."""
     data = bytearray(data)
     for _ in range(generator.randint(1, 3)):
         place, other = sorted(generator.randrange(len(data) + 1) for _ in range(2))

@@ -1,4 +1,4 @@
-"""The REST surface as a table: what is asked, and what TensorFlow Serving's rules say is answered.
+"""The REST service as a table of requests and responses, by TensorFlow Serving's rules.
 
 A row is (method, path, body, status, expected). A body that is not text is sent as JSON. Expected
 is a part of the text if it is text, the whole JSON if it is an object, and b"" for no body.

@@ -1,4 +1,4 @@
-"""A real REST service on a loopback port, in front of a real model store, for tests."""
+"""A REST service with a real model store on a loopback port."""
 
 import asyncio
 import contextlib
@@ -23,7 +23,7 @@ ANSWER = {"predictions": [2.5, 3.0]}
 
 
 class Answer:
-    """What a server answered."""
+    """A response with its body."""
 
     def __init__(self, response):
         self.status = response.status
@@ -40,7 +40,7 @@ class Answer:
 
 
 class RunningServer:
-    """A service that listens; requests go out exactly as they are given."""
+    """A running service; requests are sent unchanged."""
 
     def __init__(self, port, store, numbers):
         self.port = port
@@ -88,7 +88,7 @@ def served(store, options=None):
 
 @contextlib.contextmanager
 def store_of(models, servables, options=None):
-    """Return a store whose models are those, each version a servable made by `servables`.
+    """Return a store of some models.
 
     Args:
         models: the ServedModels.
@@ -122,7 +122,7 @@ def serving(servable=None, **options):
 
 @contextlib.contextmanager
 def running(models, options):
-    """Run the whole server, REST and gRPC, in a thread for the length of a block."""
+    """Run the whole server, REST and gRPC, in a thread during a block."""
     started = Future()
 
     async def until_ended():

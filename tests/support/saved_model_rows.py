@@ -6,17 +6,17 @@ HALF = "/v1/models/half_plus_two"
 
 
 def column(signature, value):
-    """Return the body of a request by column."""
+    """Return a body in column form."""
     return {"signature_name": signature, "inputs": value}
 
 
 def rows(signature, *values):
-    """Return the body of a request by row."""
+    """Return a body in row form."""
     return {"signature_name": signature, "instances": list(values)}
 
 
 def text_of(signature, values):
-    """Return the body of a request by column whose values are not valid JSON."""
+    """Return a body in column form from literal values, which may be invalid JSON."""
     return f'{{"signature_name": "{signature}", "inputs": [{values}]}}'
 
 
@@ -71,8 +71,8 @@ VALUES = [
 WRONG_VALUES = [
     ("POST", TYPED, {"inputs": [1]}, 400, 'Serving signature key "serving_default" not found'),
     ("POST", TYPED, column("bfloat16", [1]), 501, "bfloat16"),
-    ("POST", TYPED, rows("total", 1), 400, "as many rows each for an answer in row form"),
-    ("POST", TYPED, rows("uneven", 1), 400, "received once [1], twice [2]. Ask in column form"),
+    ("POST", TYPED, rows("total", 1), 400, "equal numbers of rows for a response in row form"),
+    ("POST", TYPED, rows("uneven", 1), 400, "received once [1], twice [2]. Use the column form"),
     ("POST", TYPED, column("constant", {}), 400, "Expected a signature with inputs"),
     ("POST", TYPED, column("pick", [3]), 400, "indices[0] = 3 is not in [0, 3)"),
     ("POST", TYPED, column("two", {"x": [1, 2], "z": [1, 2, 3]}), 400, "Incompatible shapes"),

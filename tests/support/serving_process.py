@@ -1,8 +1,9 @@
-"""A real `bart-export serve` in a process of its own: what it logs and what it holds."""
+"""`bart-export serve` in another process: its log and its memory, threads and files."""
 
 import contextlib
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -13,43 +14,47 @@ from support.served_directories import wait_until
 
 PROGRAM = pathlib.Path(sys.executable).with_name("bart-export")
 LOOPBACK = "127.0.0.1"
-# From a version's appearance to its answer, on a machine that has more to do.
+# From a version's appearance to its answer, on a busy machine.
 SWITCH_SECONDS = 30
 
 
 class ServingProcess:
-    """The process, once it answers. `log` has the lines that it has written so far."""
+    """The process. `lines` are those of its standard output, `log` those of its standard error."""
 
-    def __init__(self, *arguments):
-        command = [PROGRAM, "serve", "--port", "0", "--rest-api-port", "0", *map(str, arguments)]
+    def __init__(self, *arguments, command=(PROGRAM,), env=None):
+        options = ("serve", "--port", "0", "--rest-api-port", "0", *map(str, arguments))
         self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [*command, *options], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
-        self.log = []
+        self.lines, self.log = [], []
         self.reader = threading.Thread(target=lambda: self.log.extend(self.process.stderr))
         self.reader.start()
-        lines = []
-        while not (lines and lines[-1].startswith("Model ")):
-            lines.append(self.process.stdout.readline())
-            assert lines[-1], self.log
-        self.port = int(re.search(r":(\d+)", lines[0])[1])
-        self.rest_api_port = int(re.search(r":(\d+)/", lines[1])[1])
+
+    def wait_until_ready(self):
+        """Read standard output up to the names of the models."""
+        while not (self.lines and self.lines[-1].startswith("Model ")):
+            line = self.process.stdout.readline()
+            assert line, self.log
+            self.lines.append(line.rstrip("\n"))
+        self.port = int(re.search(r":(\d+)", self.lines[0])[1])
+        self.rest_api_port = int(re.search(r":(\d+)/", self.lines[1])[1])
 
     def url(self, path):
         return f"http://{LOOPBACK}:{self.rest_api_port}{path}"
 
-    def end(self):
-        """End it as a system would, and hold it to an end without a word of trouble."""
-        self.process.terminate()
-        self.process.wait(60)
+    def signal(self, number=signal.SIGTERM):
+        self.process.send_signal(number)
+
+    def ended(self, seconds=10):
+        """Wait for the end; return the exit code and the log."""
+        self.process.wait(seconds)
         self.reader.join()
         self.process.stdout.close()
         self.process.stderr.close()
-        assert self.process.returncode == 0, self.log
-        assert self.logged("Traceback") == 0, self.log
+        return self.process.returncode, "".join(self.log)
 
     def logged(self, text):
-        """Return how many lines of the log have a text."""
+        """Return the number of lines in the log with a text."""
         return sum(text in line for line in list(self.log))
 
     def states(self, model):
@@ -62,15 +67,15 @@ class ServingProcess:
         wait_until(lambda: self.states(model).get(version) == "AVAILABLE", SWITCH_SECONDS)
 
     def threads(self):
-        """Return how many threads there are."""
+        """Return the number of threads."""
         return len(self._listing("task"))
 
     def files(self):
-        """Return how many files and sockets are open."""
+        """Return the number of open files and sockets."""
         return len(self._listing("fd"))
 
     def megabytes(self):
-        """Return the memory that the process alone holds."""
+        """Return the private memory of the process."""
         status = pathlib.Path(f"/proc/{self.process.pid}/status").read_text()
         return int(re.search(r"RssAnon:\s+(\d+)", status)[1]) / 1024
 
@@ -80,9 +85,13 @@ class ServingProcess:
 
 @contextlib.contextmanager
 def serving_process(*arguments):
-    """Run `bart-export serve` for the length of a block, on free ports."""
+    """Run `bart-export serve` on free ports during a block; it must end without an error."""
     running = ServingProcess(*arguments)
     try:
+        running.wait_until_ready()
         yield running
     finally:
-        running.end()
+        running.signal()
+        code, log = running.ended(60)
+        assert code == 0, log
+        assert "Traceback" not in log, log

@@ -1,4 +1,4 @@
-"""SavedModels that give back what they are given, one signature for each type and each oddity."""
+"""SavedModels with a signature for each dtype and each unusual shape."""
 
 import os
 
@@ -15,7 +15,7 @@ def of(shape, dtype, name="x"):
 
 
 def identity(dtype, shape):
-    """Return a function of one tensor that gives it back."""
+    """Return a function that returns its tensor."""
 
     @tf.function(input_signature=[of(shape, dtype)])
     def same(x):
@@ -99,7 +99,7 @@ ODD = {
 
 
 def write_typed(directory):
-    """Write a model with a signature for each dtype, which has its name, and for each oddity."""
+    """Write a model with a signature named after each dtype, and those of ODD."""
     module = tf.Module()
     module.signatures_of_types = {dtype.name: identity(dtype, [None]) for dtype in DTYPES}
     signatures = {**module.signatures_of_types, **ODD}
@@ -107,5 +107,5 @@ def write_typed(directory):
 
 
 def write_text(directory):
-    """Write a model that takes and gives text as an exported one does."""
+    """Write a model that maps text to text, like an exported one."""
     tf.saved_model.save(tf.Module(), str(directory), signatures={"serving_default": upper})

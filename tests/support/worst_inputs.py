@@ -1,4 +1,4 @@
-"""Inputs that cost the parsers of the server most, made as large as is asked."""
+"""Inputs that are expensive to parse, of any size."""
 
 import gzip
 
