@@ -31,9 +31,10 @@ NOT["verify"] = {"server", "bench"}
 NOT["tune"] = NOT["report"] = {"server"}
 # The same inside a room, for its modules.
 INSIDE = {
-    "server": ("options", "status", "messages", "tensors", "metrics", "servable", "versions",
+    "server": ("options", "status", "messages", "metrics", "servable", "versions",
                "models_config", "merging", "batching", "litert_engine", "tensorflow_engine",
-               "models", "predict", "open_version", "http_server", "rest", "grpc_server", "serve"),
+               "models", "predict", "open_version", "json_tensors", "http_server", "rest",
+               "grpc_server", "serve"),
     "verify": ("data", "golden", "traces", "weights", "structure", "tolerance", "compare",
                "checks", "reference", "tokenization", "saved_model"),
 }  # fmt: skip

@@ -27,10 +27,10 @@ from bart_export.artifact.artifact import Artifact
 from bart_export.errors import EngineError, last_words
 from bart_export.server import messages
 from bart_export.server.litert_engine import default
+from bart_export.server.messages import Array, tensor_proto, to_array
 from bart_export.server.metrics import MICROSECONDS, RUNTIME_LATENCY
 from bart_export.server.rest import METRICS_PATH
 from bart_export.server.servable import QUEUE_FULL, Tensors
-from bart_export.server.tensors import Array, from_proto, to_proto
 
 PROGRAM = "from bart_export.cli.main import main; main()"
 READY = "Model "  # starts the last line that a server prints before it answers
@@ -189,7 +189,7 @@ class GrpcClient:
             return Answer(question, status, time.perf_counter() - began)
         seconds = time.perf_counter() - began
         outputs = messages.PredictResponse.FromString(body).outputs
-        tokens, lengths = (from_proto(outputs[name], name) for name in (TOKENS, LENGTHS))
+        tokens, lengths = (to_array(outputs[name], name) for name in (TOKENS, LENGTHS))
         return Answer.of(question, seconds, tokens, lengths)
 
 
@@ -212,7 +212,7 @@ def grpc_request(model: str, inputs: Tensors) -> bytes:
     message.model_spec.name = model
     message.model_spec.signature_name = SIGNATURE
     for name, array in inputs.items():
-        message.inputs[name].CopyFrom(to_proto(array, as_content=array.dtype != object))
+        message.inputs[name].CopyFrom(tensor_proto(array, as_content=array.dtype != object))
     serialized: bytes = message.SerializeToString()
     return serialized
 

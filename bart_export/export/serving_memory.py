@@ -14,7 +14,7 @@ from bart_export.artifact.manifest import Memory
 from bart_export.documents import scratch_directory
 from bart_export.errors import BartExportError, EngineError, last_words
 from bart_export.export.warm_up import PredictRequest
-from bart_export.server import messages, open_version, tensors
+from bart_export.server import messages, open_version
 from bart_export.server.options import ServeOptions
 from bart_export.server.servable import Call
 
@@ -60,7 +60,7 @@ def serve(directory: pathlib.Path, largest: PredictRequest) -> dict[str, int]:
     # The largest request is already a full batch.
     servable = open_saved_model(directory, ServeOptions(batching=False))
     name = largest.model_spec.signature_name
-    inputs = {alias: tensors.from_proto(proto, alias) for alias, proto in largest.inputs.items()}
+    inputs = {alias: messages.to_array(proto, alias) for alias, proto in largest.inputs.items()}
     try:
         loaded = private_bytes("VmRSS")
         open_version.run_warmup(servable, directory)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bart_export import contract
-from bart_export.server import messages, open_version, tensors
+from bart_export.server import messages, open_version
 
 if TYPE_CHECKING:  # its import would add the engines to the measured memory
     from bart_export.runtime.generator import ModelInfo
@@ -81,7 +81,7 @@ def predict_request(
     for tensor in SIGNATURES[signature].inputs:
         dtype = object if tensor.dtype == "string" else tensor.dtype
         array = np.array([row[tensor.name]] * rows, dtype)
-        message.inputs[tensor.name].CopyFrom(tensors.to_proto(array))
+        message.inputs[tensor.name].CopyFrom(messages.tensor_proto(array))
     return message
 
 

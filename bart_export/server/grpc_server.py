@@ -18,13 +18,19 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from bart_export.errors import ConfigurationError
 from bart_export.quiet import native_stderr_silenced
-from bart_export.server import messages, models_config, tensors
+from bart_export.server import messages, models_config
 from bart_export.server.http_server import in_url
 from bart_export.server.messages import Message
 from bart_export.server.metrics import Metrics
 from bart_export.server.models import ModelSpec, ModelStore
 from bart_export.server.options import MAX_ANSWER_BYTES, ServeOptions
-from bart_export.server.predict import NO_EXAMPLES, Predictor, check_inputs, run_off_loop
+from bart_export.server.predict import (
+    NO_EXAMPLES,
+    Predictor,
+    check_inputs,
+    check_rows,
+    run_off_loop,
+)
 from bart_export.server.servable import Limits, Tensors
 from bart_export.server.status import Code, StatusError, invalid, status_of_error
 
@@ -93,7 +99,8 @@ class Services:
                 limits,
                 request.output_filter,
             )
-            size = sum(array.nbytes for array in answer.outputs.values())
+            arrays = answer.outputs
+            size = sum(array.nbytes for array in arrays.values())
             if size > MAX_ANSWER_BYTES:
                 raise invalid(
                     f"Expected a response of at most {MAX_ANSWER_BYTES} bytes, received {size}. "
@@ -101,7 +108,7 @@ class Services:
                 )
             outputs = await run_off_loop(
                 size,
-                lambda: {name: tensors.to_proto(value) for name, value in answer.outputs.items()},
+                lambda: {name: messages.tensor_proto(array) for name, array in arrays.items()},
             )
             return messages.PredictResponse(
                 model_spec=model_spec(wanted, answer.version, answer.signature), outputs=outputs
@@ -112,8 +119,8 @@ class Services:
         check_inputs(signature, request.inputs)
         for alias, proto in request.inputs.items():
             rows = proto.tensor_shape.dim[0].size if proto.tensor_shape.dim else 1
-            tensors.check_rows(alias, rows, self.store.options.max_request_rows)
-        return {alias: tensors.from_proto(proto, alias) for alias, proto in request.inputs.items()}
+            check_rows(alias, rows, self.store.options.max_request_rows)
+        return {alias: messages.to_array(proto, alias) for alias, proto in request.inputs.items()}
 
     async def get_model_metadata(self, request: Message, limits: Limits) -> Message:
         """Return a model's signatures."""

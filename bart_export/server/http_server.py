@@ -28,7 +28,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from bart_export.errors import ConfigurationError
-from bart_export.server import tensors
+from bart_export.server import json_tensors
 from bart_export.server.options import ServeOptions
 
 LOG = logging.getLogger(__name__)
@@ -363,4 +363,4 @@ def error_response(status: int, message: str, headers: Mapping[str, str] | None 
     """Return an error as a JSON response; a long message is cut."""
     if len(message) > ERROR_CHARACTERS:
         message = f"{message[:ERROR_CHARACTERS]} ..."
-    return Response(tensors.encoded({"error": message}), status, headers, JSON)
+    return Response(json_tensors.encoded({"error": message}), status, headers, JSON)

@@ -26,7 +26,8 @@ from bart_export.runtime.engine import (
 )
 from bart_export.runtime.generator import Generator
 from bart_export.runtime.results import GeneratedSequence, Result, Timings
-from bart_export.server import messages, tensors
+from bart_export.server import messages
+from bart_export.server.messages import Array, object_array
 from bart_export.server.options import ServeOptions
 from bart_export.server.servable import (
     Answer,
@@ -39,7 +40,6 @@ from bart_export.server.servable import (
     is_blank,
 )
 from bart_export.server.status import Code, StatusError, invalid
-from bart_export.server.tensors import Array, object_array
 
 METHOD = "tensorflow/serving/predict"
 EARLY_STOPPING: Mapping[bytes, bool | str] = {b"true": True, b"false": False, b"never": "never"}
@@ -151,13 +151,13 @@ def signature_defs(generation: GenerationConfig) -> dict[str, messages.Message]:
                 info = infos[tensor.name]
                 info.name = f"{signature.name}_{tensor.name}:0"
                 dtype = "object" if tensor.dtype == "string" else tensor.dtype
-                info.dtype = tensors.DATA_TYPES[dtype]
+                info.dtype = messages.DATA_TYPES[dtype]
                 for size in tensor.shape(sizes):
                     info.tensor_shape.dim.add(size=-1 if size is None else size)
         for name, tensor in SETTINGS.items():
             if name in message.inputs:
                 value = default(tensor, generation)
-                message.defaults[name].CopyFrom(tensors.to_proto(value))
+                message.defaults[name].CopyFrom(messages.tensor_proto(value))
     return defs
 
 
@@ -173,10 +173,10 @@ def check_inputs(signature_def: messages.Message, inputs: Tensors) -> None:
     """Raise StatusError unless inputs have a signature's dtypes and ranks, and equal row counts."""
     for place, (name, array) in enumerate(inputs.items()):
         info = signature_def.inputs[name]
-        if tensors.data_type(array) != info.dtype:
+        if messages.data_type_of(array) != info.dtype:
             raise invalid(
-                f"Expects arg[{place}] to be {tensors.type_name(info.dtype)} but "
-                f"{tensors.type_name(tensors.data_type(array))} is provided"
+                f"Expects arg[{place}] to be {messages.type_name(info.dtype)} but "
+                f"{messages.type_name(messages.data_type_of(array))} is provided"
             )
         if array.ndim != len(info.tensor_shape.dim):
             raise invalid(

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from bart_export.server.messages import Array
 from bart_export.server.servable import Tensors
 from bart_export.server.status import Code, StatusError, invalid
-from bart_export.server.tensors import Array
 
 # The limit of TensorFlow's padding kernel.
 LARGEST_PADDED_RANK = 6

@@ -1,8 +1,9 @@
-"""The messages of TensorFlow Serving's API, without TensorFlow or tensorflow-serving-api.
+"""The messages of TensorFlow Serving's API, and their tensors as NumPy arrays.
 
 The `.proto` files under protos/ declare the parts of the official ones that a server needs, with
 the same names and field numbers. They have their own descriptor pool, `POOL`, because protobuf
-refuses to register them beside TensorFlow's in the default pool.
+refuses to register them beside TensorFlow's in the default pool. Neither TensorFlow nor
+tensorflow-serving-api is imported. Strings are arrays of `bytes` with dtype object.
 
 After a change of a `.proto` file:
 
@@ -11,9 +12,13 @@ After a change of a `.proto` file:
         google/protobuf/timestamp.proto bart_export/server/protos/*.proto
 """
 
+import math
 import pathlib
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 from google.protobuf import (
     descriptor_pb2,
     descriptor_pool,
@@ -25,6 +30,8 @@ from google.protobuf.internal import enum_type_wrapper
 
 from bart_export import documents
 from bart_export.errors import ConfigurationError
+from bart_export.server.options import MAX_AXES, MAX_FILLED_ELEMENTS
+from bart_export.server.status import Code, StatusError, invalid
 
 # A protobuf message, class, descriptor or pool, whose fields are known only at run time.
 Message: TypeAlias = Any
@@ -84,6 +91,130 @@ def to_dict(message: Message) -> dict[str, object]:
         descriptor_pool=POOL,
     )
     return named
+
+
+Array: TypeAlias = npt.NDArray[Any]
+DataType: Message = enumeration("tensorflow.DataType")
+TensorProto: Message = message("tensorflow.TensorProto")
+# NumPy dtype and TensorProto field by DataType.
+ELEMENTS: Mapping[int, tuple[str, str]] = {
+    DataType.DT_FLOAT: ("float32", "float_val"),
+    DataType.DT_DOUBLE: ("float64", "double_val"),
+    DataType.DT_INT32: ("int32", "int_val"),
+    DataType.DT_INT16: ("int16", "int_val"),
+    DataType.DT_INT8: ("int8", "int_val"),
+    DataType.DT_UINT8: ("uint8", "int_val"),
+    DataType.DT_UINT16: ("uint16", "int_val"),
+    DataType.DT_INT64: ("int64", "int64_val"),
+    DataType.DT_UINT32: ("uint32", "uint32_val"),
+    DataType.DT_UINT64: ("uint64", "uint64_val"),
+    DataType.DT_BOOL: ("bool", "bool_val"),
+    DataType.DT_STRING: ("object", "string_val"),
+    DataType.DT_HALF: ("float16", "half_val"),
+    DataType.DT_BFLOAT16: ("bfloat16", "half_val"),
+}
+DATA_TYPES = {dtype: data_type for data_type, (dtype, _) in ELEMENTS.items()}
+
+
+def type_name(data_type: int) -> str:
+    """Return TensorFlow's name of a DataType, for example "float", "string" or "half"."""
+    try:
+        name: str = DataType.Name(data_type)
+    except ValueError:
+        return f"unknown dtype enum ({data_type})"
+    return name.removeprefix("DT_") if data_type == DataType.DT_INVALID else name[3:].lower()
+
+
+def numpy_dtype(data_type: int) -> np.dtype[Any]:
+    """Return the NumPy dtype of a DataType; strings have dtype object."""
+    try:
+        return np.dtype(ELEMENTS[data_type][0])
+    except (KeyError, TypeError):  # NumPy has bfloat16 only once TensorFlow is imported
+        raise StatusError(Code.UNIMPLEMENTED, f"Tensors of type {type_name(data_type)}") from None
+
+
+def data_type_of(array: Array) -> int:
+    """Return the DataType of an array; object, bytes and str arrays are strings."""
+    name = "object" if array.dtype.kind in "OSU" else array.dtype.name
+    if name not in DATA_TYPES:
+        raise StatusError(Code.INTERNAL, f"Expected a tensor of TensorFlow, received {name}")
+    return DATA_TYPES[name]
+
+
+def object_array(items: Iterable[object]) -> Array:
+    """Return a one-dimensional object array of the items."""
+    listed = list(items)
+    array = np.empty(len(listed), object)
+    array[:] = listed
+    return array
+
+
+def as_bytes(strings: Array) -> list[bytes]:
+    """Return the strings of an array, flattened, as bytes."""
+    items = strings.reshape(-1).tolist()
+    return [item if isinstance(item, bytes) else str(item).encode() for item in items]
+
+
+def to_array(proto: Message, name: str) -> Array:
+    """Return a TensorProto as an array, which may be read-only.
+
+    As in TensorFlow, `tensor_content` comes before the dtype's field. The field's last value fills
+    missing elements, and surplus values are ignored.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT if shape, dtype and content do not match, or if more than
+            `MAX_FILLED_ELEMENTS` elements would be filled.
+    """
+    shape = tuple(axis.size for axis in proto.tensor_shape.dim[: MAX_AXES + 1])
+    try:
+        if len(shape) <= MAX_AXES and min(shape, default=0) >= 0 and proto.dtype in ELEMENTS:
+            return elements(proto, math.prod(shape)).reshape(shape)
+    except ValueError:  # the content does not match the shape, or NumPy cannot have the shape
+        pass
+    raise invalid(f"tensor parsing error: {name}")
+
+
+def elements(proto: Message, size: int) -> Array:
+    """Return the elements (size,) of a TensorProto; `tensor_content` may have another size."""
+    dtype, (_, field) = numpy_dtype(proto.dtype), ELEMENTS[proto.dtype]
+    if size == 0:
+        return np.empty(0, dtype)
+    if proto.tensor_content:
+        is_bool = dtype.kind == "b"  # bytes other than 0 and 1 equal neither
+        content = np.frombuffer(proto.tensor_content, np.uint8 if is_bool else dtype)
+        return content.astype(bool) if is_bool else content
+    values = getattr(proto, field)
+    if size > max(MAX_FILLED_ELEMENTS, len(values)):
+        raise ValueError("too few values to fill a tensor from")
+    flat: Array
+    if dtype.kind == "O":
+        flat = object_array(values[:size])
+    elif field == "half_val":
+        flat = np.array(values[:size], np.int32).astype(np.uint16).view(dtype)
+    else:
+        flat = np.array(values[:size], np.int32 if field == "int_val" else dtype).astype(dtype)
+    last = flat[-1:] if len(flat) else np.full(1, b"" if dtype.kind == "O" else 0, dtype)
+    return np.concatenate([flat, np.repeat(last, size - len(flat))])
+
+
+def tensor_proto(array: Array, *, as_content: bool = False) -> Message:
+    """Return an array as a TensorProto.
+
+    Values are in the dtype's field, as clients expect, or with `as_content` in `tensor_content`.
+    Strings are always in `string_val`.
+    """
+    dims = [{"size": size} for size in array.shape]
+    proto = TensorProto(dtype=data_type_of(array), tensor_shape={"dim": dims})
+    _, field = ELEMENTS[proto.dtype]
+    flat = array.reshape(-1)
+    if field == "string_val":
+        proto.string_val.extend(as_bytes(flat))
+    elif as_content:
+        proto.tensor_content = flat.tobytes()
+    else:
+        flat = flat.view(np.uint16) if field == "half_val" else flat
+        getattr(proto, field).extend(flat.tolist())
+    return proto
 
 
 def __getattr__(name: str) -> Message:

@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 
 from bart_export.artifact.artifact import Artifact
 from bart_export.errors import ArtifactError, MissingExtra
-from bart_export.server import messages, predict, tensors
+from bart_export.server import messages, predict
 from bart_export.server.metrics import MICROSECONDS, Metrics
 from bart_export.server.options import ServeOptions
 from bart_export.server.servable import Call, Limits, Servable
@@ -117,7 +117,7 @@ def run_log(servable: Servable, log: messages.Message, limits: Limits) -> None:
     name = request.model_spec.signature_name or predict.DEFAULT_SIGNATURE
     signature = predict.signature_def(servable, name)
     predict.check_inputs(signature, request.inputs)
-    inputs = {alias: tensors.from_proto(proto, alias) for alias, proto in request.inputs.items()}
+    inputs = {alias: messages.to_array(proto, alias) for alias, proto in request.inputs.items()}
     outputs = predict.output_names(signature, request.output_filter)
     call = Call(signature=name, inputs=inputs, outputs=outputs, limits=limits)
     servable.submit(call).result(limits.remaining())

@@ -117,7 +117,8 @@ def signature_def(servable: Servable, name: str) -> Message:
 def check_inputs(signature: Message, input_names: Collection[str]) -> None:
     """Raise StatusError unless a gRPC request's inputs are those of a signature.
 
-    Inputs with defaults may be missing. REST requires all inputs, which `tensors.from_json` checks.
+    Inputs with defaults may be missing. `json_tensors.to_inputs` checks those of REST, which
+    requires all.
     """
     known, sent = set(signature.inputs), set(input_names)
     missing, unknown = known - sent - set(signature.defaults), sent - known
@@ -125,6 +126,15 @@ def check_inputs(signature: Message, input_names: Collection[str]) -> None:
         raise invalid(
             f"Expected the inputs {in_braces(known)}, received {in_braces(sent)}. "
             f"Missing but required: {in_braces(missing)}. Unknown: {in_braces(unknown)}."
+        )
+
+
+def check_rows(name: str, rows: int, most: int) -> None:
+    """Raise StatusError for an input with too many rows."""
+    if rows > most:
+        raise invalid(
+            f"Expected {name} to have at most {most} rows, received {rows}. Send several requests, "
+            "or start the server with a larger --max-request-rows."
         )
 
 

@@ -23,7 +23,7 @@ from starlette.routing import Route
 
 from bart_export.errors import shown
 from bart_export.runtime.results import Result
-from bart_export.server import messages, metrics, tensors
+from bart_export.server import json_tensors, messages, metrics
 from bart_export.server.http_server import JSON, error_response
 from bart_export.server.metrics import Metrics
 from bart_export.server.models import ModelSpec, ModelStore
@@ -118,11 +118,10 @@ class Service:
     async def predict(self, spec: ModelSpec, body: bytes, limits: Limits) -> Response:
         """Run a signature."""
         with self.predictor.counted(spec, "predict", "REST"):
-            document = await run_off_loop(len(body), lambda: tensors.parse_json(body))
+            document = await run_off_loop(len(body), lambda: json_tensors.parse(body))
             if not isinstance(document, dict):
-                raise invalid(
-                    f"Expected the body to be a JSON object, received {tensors.described(document)}"
-                )
+                received = json_tensors.described(document)
+                raise invalid(f"Expected the body to be a JSON object, received {received}")
             name = document.get("signature_name", "")
             if not isinstance(name, str):
                 raise invalid(f"Expected 'signature_name' to be a string, received {shown(name)}")
@@ -130,13 +129,13 @@ class Service:
             answer = await self.predictor.predict(
                 spec,
                 name,
-                lambda signature: tensors.from_json(document, signature.inputs, most),
+                lambda signature: json_tensors.to_inputs(document, signature.inputs, most),
                 len(body),
                 limits,
             )
             text = await run_off_loop(
                 sum(array.nbytes for array in answer.outputs.values()),
-                lambda: tensors.to_json(answer.outputs, by_row="instances" in document),
+                lambda: json_tensors.from_outputs(answer.outputs, by_row="instances" in document),
                 alone=False,
             )
             return Response(text, headers=limits.remarks.headers(), media_type=JSON)
@@ -185,7 +184,7 @@ class Service:
                 loop.call_soon_threadsafe(arrived.put_nowait, item)
 
         with self.predictor.counted(spec, "generate", "REST"):
-            document = await run_off_loop(len(body), lambda: tensors.parse_json(body))
+            document = await run_off_loop(len(body), lambda: json_tensors.parse(body))
             text, parameters = text_and_parameters(document)
             with self.store.lease(spec) as lease:
                 try:
@@ -351,4 +350,4 @@ def metrics_path(config_file: pathlib.Path | None) -> str | None:
 
 def json_answer(value: Mapping[str, object]) -> Response:
     """Return a JSON response."""
-    return Response(tensors.encoded(value), media_type=JSON)
+    return Response(json_tensors.encoded(value), media_type=JSON)

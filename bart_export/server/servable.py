@@ -13,9 +13,8 @@ from typing import Any, Protocol, TypeVar
 
 from bart_export.artifact.artifact import Artifact
 from bart_export.runtime.results import Result
-from bart_export.server.messages import Message
+from bart_export.server.messages import Array, Message
 from bart_export.server.status import TIMED_OUT, Code, StatusError
-from bart_export.server.tensors import Array
 from bart_export.text.tokenizer import BartTokenizer
 
 # Strings are arrays of bytes with dtype object.

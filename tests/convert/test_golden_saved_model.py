@@ -21,9 +21,9 @@ from bart_export.graph.parameters import BatchParameters, InferenceParameters
 from bart_export.graph.saved_model_signatures import Served, defaults
 from bart_export.graph.tokenizer import GraphTokenizer
 from bart_export.server import tensorflow_engine
+from bart_export.server.messages import object_array
 from bart_export.server.options import ServeOptions
 from bart_export.server.servable import Call
-from bart_export.server.tensors import object_array
 from bart_export.text.tokenizer import BartTokenizer
 from bart_export.verify.saved_model import FIXED
 

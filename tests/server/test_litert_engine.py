@@ -11,10 +11,10 @@ import pytest
 
 from bart_export.runtime.generator import Generator
 from bart_export.server.litert_engine import ArtifactServable
+from bart_export.server.messages import object_array
 from bart_export.server.options import ServeOptions
 from bart_export.server.servable import Call, Limits, StreamCall
 from bart_export.server.status import Code, StatusError
-from bart_export.server.tensors import object_array
 
 TEXT = "A library for reading and writing compressed archives. It streams large files."
 

@@ -17,11 +17,10 @@ from tensorflow_serving.apis import prediction_log_pb2
 from bart_export.errors import ArtifactError, InputError, MissingExtra
 from bart_export.export.warm_up import write_requests
 from bart_export.server import open_version
-from bart_export.server.messages import PredictRequest
+from bart_export.server.messages import PredictRequest, tensor_proto
 from bart_export.server.metrics import Metrics
 from bart_export.server.options import ServeOptions
 from bart_export.server.status import Code, StatusError
-from bart_export.server.tensors import to_proto
 from bart_export.server.versions import ServedModel
 
 
@@ -68,7 +67,7 @@ def load(opened, tmp_path, metrics):
 def asking(*x, signature="", dtype=np.float32, name="x", outputs=()):
     return PredictRequest(
         model_spec={"name": "m", "signature_name": signature},
-        inputs={name: to_proto(np.array(x, dtype))},
+        inputs={name: tensor_proto(np.array(x, dtype))},
         output_filter=outputs,
     )
 

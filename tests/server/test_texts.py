@@ -10,8 +10,8 @@ from support.rest_server import running
 
 from bart_export.runtime.generator import Generator
 from bart_export.server import messages
+from bart_export.server.messages import object_array, tensor_proto
 from bart_export.server.options import ServeOptions
-from bart_export.server.tensors import object_array, to_proto
 from bart_export.server.versions import LITERT, TENSORFLOW, ServedModel
 
 SHORT = "The river rose two metres overnight."
@@ -87,9 +87,9 @@ def test_grpc_tells_in_trailing_metadata(server, generator, model, texts, cut, b
         model_spec={"name": model, "signature_name": "generate_text"},
         # One setting for all rows, as a client of gRPC may send it.
         inputs={
-            "text": to_proto(object_array(text.encode() for text in texts)),
-            "max_length": to_proto(np.array([9] * len(texts), np.int32)),
-            "min_length": to_proto(np.array([0] * len(texts), np.int32)),
+            "text": tensor_proto(object_array(text.encode() for text in texts)),
+            "max_length": tensor_proto(np.array([9] * len(texts), np.int32)),
+            "min_length": tensor_proto(np.array([0] * len(texts), np.int32)),
         },
         output_filter=["generated_text"],
     )

@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-from bart_export.server import messages, tensors
+from bart_export.server import messages
 from bart_export.server.status import Code, StatusError
 
 PREDICT = "tensorflow/serving/predict"
@@ -29,7 +29,7 @@ def signature(method, inputs, outputs, **defaults):
         inputs={name: info(name, dtype, -1) for name, dtype in inputs.items()},
         outputs={name: info(name, dtype, -1) for name, dtype in outputs.items()},
         method_name=method,
-        defaults={name: tensors.to_proto(value) for name, value in defaults.items()},
+        defaults={name: messages.tensor_proto(value) for name, value in defaults.items()},
     )
 
 
@@ -102,11 +102,11 @@ class Arithmetic:
     def run(self, call):
         for name, value in call.inputs.items():
             expected = self.signature_defs[call.signature].inputs[name].dtype
-            if tensors.data_type(value) != expected:
+            if messages.data_type_of(value) != expected:
                 raise StatusError(
                     Code.INVALID_ARGUMENT,
-                    f"Expects arg[0] to be {tensors.type_name(expected)} but "
-                    f"{tensors.type_name(tensors.data_type(value))} is provided",
+                    f"Expects arg[0] to be {messages.type_name(expected)} but "
+                    f"{messages.type_name(messages.data_type_of(value))} is provided",
                 )
         try:
             self.count(running=1)

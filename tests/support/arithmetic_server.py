@@ -16,7 +16,7 @@ import httpx
 import numpy as np
 
 from bart_export.server import messages, open_version
-from bart_export.server.tensors import to_proto
+from bart_export.server.messages import tensor_proto
 from support.arithmetic import Arithmetic
 from support.serving_process import LOOPBACK, ServingProcess
 
@@ -34,7 +34,7 @@ def over_grpc(port, signature="serving_default", timeout=20, **inputs):
     """Ask over gRPC, on a connection of its own; return the response."""
     request = messages.PredictRequest(
         model_spec={"name": "m", "signature_name": signature},
-        inputs={name: to_proto(np.array(value, np.float32)) for name, value in inputs.items()},
+        inputs={name: tensor_proto(np.array(value, np.float32)) for name, value in inputs.items()},
     )
     own = [("grpc.use_local_subchannel_pool", 1)]
     with grpc.insecure_channel(f"{LOOPBACK}:{port}", own) as channel:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from bart_export.server import messages, tensors
+from bart_export.server import json_tensors, messages
 from bart_export.server.messages import DataType, TensorInfo
 from bart_export.server.status import Code, StatusError
 
@@ -20,7 +20,7 @@ BOOL, STRING = DataType.DT_BOOL, DataType.DT_STRING
 
 def read(body, most_rows=1 << 21, **data_types):
     inputs = {name: TensorInfo(dtype=data_type) for name, data_type in data_types.items()}
-    return tensors.from_json(tensors.parse_json(body.encode()), inputs, most_rows)
+    return json_tensors.to_inputs(json_tensors.parse(body.encode()), inputs, most_rows)
 
 
 def refusal(body, most_rows=1 << 21, **data_types):
@@ -48,7 +48,7 @@ NO_DOCUMENTS = [
 @pytest.mark.parametrize(("body", "reason"), NO_DOCUMENTS, ids=range(len(NO_DOCUMENTS)))
 def test_what_is_no_document_is_refused_in_a_line(body, reason):
     with pytest.raises(StatusError) as raised:
-        tensors.parse_json(body)
+        json_tensors.parse(body)
     assert raised.value.code is Code.INVALID_ARGUMENT
     assert raised.value.message.startswith(f"JSON Parse error: {reason}")
 
@@ -203,11 +203,11 @@ def test_rows_are_counted_before_they_are_read(body):
 
 
 def rows(**outputs):
-    return tensors.to_json(outputs, by_row=True)
+    return json_tensors.from_outputs(outputs, by_row=True)
 
 
 def columns(**outputs):
-    return tensors.to_json(outputs, by_row=False)
+    return json_tensors.from_outputs(outputs, by_row=False)
 
 
 # Shortest digits of the float's width; NaN and Infinity as in TensorFlow Serving.
@@ -254,10 +254,10 @@ def test_strings_of_outputs_named_bytes_are_base64():
 
 def test_several_outputs_are_objects():
     outputs = {"a": np.array([1, 2]), 'b"': np.array([[b"x"], [b"y"]], object)}
-    found = json.loads(tensors.to_json(outputs, by_row=True))
+    found = json.loads(json_tensors.from_outputs(outputs, by_row=True))
     assert found == {"predictions": [{"a": 1, 'b"': ["x"]}, {"a": 2, 'b"': ["y"]}]}
     outputs["c"] = np.array(1)
-    found = json.loads(tensors.to_json(outputs, by_row=False))
+    found = json.loads(json_tensors.from_outputs(outputs, by_row=False))
     assert found == {"outputs": {"a": [1, 2], 'b"': [["x"], ["y"]], "c": 1}}
 
 
@@ -277,7 +277,7 @@ def test_outputs_without_common_rows_are_refused_in_row_form(outputs):
 
 
 def test_an_answer_has_its_bounds():
-    most = tensors.MAX_JSON_VALUES
+    most = json_tensors.MAX_JSON_VALUES
     assert rows(x=np.zeros((most // 1024, 1024), bool)).count(b"false") == most
     for shape in ((most + 1,), (most + 1, 0), (most // 2, 3)):
         with pytest.raises(StatusError, match=f"at most {most} values over REST") as raised:
