@@ -187,38 +187,17 @@ def test_there_are_no_more_connections_than_files(soft, hard, told):
     assert ("The file limit allows" in run.stderr) == (told.split()[0] != "1000")
 
 
-# Each with a prefix for the server's port.
-HOSTS = [
-    ("localhost:{port}", True),
-    ("LocalHost.:{port}", True),
-    ("localhost", True),
-    ("127.0.0.1:{port}", True),
-    ("127.1.2.3", True),
-    ("[::1]:{port}", True),
-    ("evil.example", False),
-    ("evil.example:{port}", False),
-    ("localhost.evil.example", False),
-    ("evil.example@localhost", False),
-    ("localhost:80@evil.example", False),
-    ("192.0.2.1:{port}", False),
-    ("0.0.0.0:{port}", False),
-    ("", False),
-]
-
-
-@pytest.mark.parametrize(("host", "is_let_in"), HOSTS)
-def test_a_request_must_name_this_machine(server, host, is_let_in):
-    headers = {"Host": host.format(port=server.port)}
+@pytest.mark.parametrize(("host", "status"), [("localhost", 200), ("evil.example", 403)])
+def test_a_request_must_name_this_machine(server, host, status):
     for method, path, body in (
         ("GET", MODEL, None),
         ("GET", "/", None),
         ("GET", METRICS, None),
         ("POST", PREDICT, ROWS),
     ):
-        answer = server.ask(method, path, body, headers)
-        assert answer.status == (200 if is_let_in else 403), path
-        if not is_let_in:
-            assert "--allowed-host" in answer.json["error"]
+        answer = server.ask(method, path, body, {"Host": host})
+        assert answer.status == status, path
+        assert status == 200 or "--allowed-host" in answer.json["error"]
 
 
 def test_a_request_without_a_host_comes_from_no_browser(server):
@@ -230,6 +209,18 @@ def test_a_request_without_a_host_comes_from_no_browser(server):
 @pytest.mark.parametrize(
     ("options", "host", "is_ours"),
     [
+        ({}, "localhost:8501", True),
+        ({}, "LocalHost.:8501", True),
+        ({}, "127.0.0.1:8501", True),
+        ({}, "127.1.2.3", True),
+        ({}, "[::1]:8501", True),
+        ({}, "evil.example:8501", False),
+        ({}, "localhost.evil.example", False),
+        ({}, "evil.example@localhost", False),
+        ({}, "localhost:80@evil.example", False),
+        ({}, "192.0.2.1:8501", False),
+        ({}, "0.0.0.0:8501", False),
+        ({}, "", False),
         ({"host": "0.0.0.0"}, "192.0.2.1:8501", True),
         ({"host": "::"}, "[2001:db8::1]:8501", True),
         ({"host": "0.0.0.0"}, "rebound.example", False),

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from bart_export.server.metrics import LATENCY, Metrics
+from bart_export.server.metrics import Metrics
 from bart_export.server.status import Code, StatusError
 
 IN_PROGRESS = (":bart_export:requests_in_progress", (("model_name", "m"),))
@@ -18,17 +18,6 @@ def samples(metrics):
         for family in text_string_to_metric_families(metrics.exposition())
         for sample in family.samples
     }
-
-
-def test_a_histogram_counts_what_is_at_most_each_bound():
-    metrics = Metrics()
-    for microseconds in (3, 10, 18, 19, 1e12):
-        metrics.request_latency.labels("m", "predict", "REST").observe(microseconds)
-    read = {name: value for (name, _), value in samples(metrics).items()}
-    buckets = [value for (name, _), value in samples(metrics).items() if name.endswith("_bucket")]
-    assert (buckets[:4], buckets[-2:], len(buckets)) == ([2, 3, 4, 4], [4, 5], len(LATENCY) + 1)
-    assert read[":tensorflow:serving:request_latency_sum"] == 1000000000050
-    assert 20 * 60 * 0.9 < LATENCY[-1] / 1e6 < 20 * 60 * 1.3
 
 
 @pytest.mark.parametrize(
