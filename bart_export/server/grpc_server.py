@@ -18,19 +18,13 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from bart_export.errors import ConfigurationError
 from bart_export.quiet import native_stderr_silenced
-from bart_export.server import messages, models_config
+from bart_export.server import messages, models_config, predict
 from bart_export.server.http_server import in_url
 from bart_export.server.messages import Message
 from bart_export.server.metrics import Metrics
 from bart_export.server.models import ModelSpec, ModelStore
 from bart_export.server.options import MAX_ANSWER_BYTES, ServeOptions
-from bart_export.server.predict import (
-    NO_EXAMPLES,
-    Predictor,
-    check_inputs,
-    check_rows,
-    run_off_loop,
-)
+from bart_export.server.predict import NO_EXAMPLES, Predictor, run_off_loop
 from bart_export.server.servable import Limits, Tensors
 from bart_export.server.status import Code, StatusError, invalid, status_of_error
 
@@ -116,10 +110,10 @@ class Services:
 
     def inputs(self, request: Message, signature: Message) -> Tensors:
         """Return the inputs of a PredictRequest as arrays."""
-        check_inputs(signature, request.inputs)
+        predict.check_inputs(signature, request.inputs)
         for alias, proto in request.inputs.items():
             rows = proto.tensor_shape.dim[0].size if proto.tensor_shape.dim else 1
-            check_rows(alias, rows, self.store.options.max_request_rows)
+            predict.check_rows(alias, rows, self.store.options.max_request_rows)
         return {alias: messages.to_array(proto, alias) for alias, proto in request.inputs.items()}
 
     async def get_model_metadata(self, request: Message, limits: Limits) -> Message:

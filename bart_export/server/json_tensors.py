@@ -13,15 +13,8 @@ from typing import TypeGuard
 import numpy as np
 
 from bart_export.errors import shown
-from bart_export.server.messages import (
-    Array,
-    Message,
-    as_bytes,
-    data_type_of,
-    numpy_dtype,
-    object_array,
-    type_name,
-)
+from bart_export.server import messages
+from bart_export.server.messages import Array, Message
 from bart_export.server.options import MAX_AXES, MAX_JSON_LISTS, MAX_JSON_VALUES
 from bart_export.server.predict import check_rows
 from bart_export.server.status import Code, StatusError, invalid
@@ -116,7 +109,7 @@ def is_base64(value: dict[str, object]) -> bool:
 
 def json_tensor(value: object, data_type: int, name: str, most_rows: int) -> Array:
     """Return a JSON value, or evenly nested lists, as an array."""
-    dtype = numpy_dtype(data_type)
+    dtype = messages.numpy_dtype(data_type)
     if dtype.kind not in JSON_VALUES:
         raise StatusError(Code.UNIMPLEMENTED, f"JSON has no values of type {dtype.name}")
     if isinstance(value, list):
@@ -147,7 +140,7 @@ def json_tensor(value: object, data_type: int, name: str, most_rows: int) -> Arr
             wanted += " in lists of equal length"
         raise invalid(f"Expected {name}{indices} to be {wanted}, received {described(flat[place])}")
     if dtype.kind == "O":
-        return object_array(values).reshape(leaves.shape)
+        return messages.object_array(values).reshape(leaves.shape)
     with np.errstate(over="ignore", under="ignore"):
         exact = np.array(values, np.float64 if dtype.kind == "f" else dtype)
         return exact.astype(dtype, copy=False).reshape(leaves.shape)
@@ -215,13 +208,13 @@ def nested(array: Array, name: str) -> object:
     """Return an output as a JSON value or nested lists."""
     flat = array.reshape(-1)
     if flat.dtype.kind in "OSU":
-        strings = as_bytes(flat)
+        strings = messages.as_bytes(flat)
         if name.endswith("_bytes"):
             items: list[object] = [{"b64": base64.b64encode(item).decode()} for item in strings]
         else:
             items = [item.decode("utf-8", "replace") for item in strings]
     elif flat.dtype.kind not in "biuf":
-        raise invalid(f"JSON has no values of type {type_name(data_type_of(flat))}")
+        raise invalid(f"JSON has no values of type {flat.dtype.name}")
     elif flat.dtype.kind == "f" and flat.dtype.itemsize < 8:
         # Through text, for the shortest digits of the float's own width.
         items = []
@@ -229,7 +222,7 @@ def nested(array: Array, name: str) -> object:
             items += flat[start : start + CHUNK].astype("U32").astype(np.float64).tolist()
     else:
         items = flat.tolist()
-    return object_array(items).reshape(array.shape).tolist()
+    return messages.object_array(items).reshape(array.shape).tolist()
 
 
 def encoded(value: object) -> bytes:
