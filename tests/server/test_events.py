@@ -1,38 +1,17 @@
-"""Streaming over a real connection: events as they come, errors before and after the first, and
-work that stops when its client goes."""
+"""Streaming over a real connection: events, errors before and after the first, disconnects."""
 
-import contextlib
 import json
-import pathlib
 import time
 
 import pytest
 from support.counting import LONGEST_TEXT, Counting
-from support.rest_server import served, store_of
+from support.rest_server import MODEL, serving
 
 from bart_export.runtime.generator import Generator
 from bart_export.server.litert_engine import ArtifactServable
 from bart_export.server.options import ServeOptions
-from bart_export.server.versions import ServedModel
 
-GENERATE = "/v1/models/counting:generate"
-
-
-@contextlib.contextmanager
-def serving(servable, **options):
-    """Serve a servable as the model `counting`, version 1, which is labelled `stable`."""
-    model = ServedModel(
-        name="counting",
-        base_path=pathlib.Path("/counting"),
-        engine="litert",
-        labels={"stable": 1},
-    )
-    settings = ServeOptions(**options)
-    with (
-        store_of([model], {("counting", 1): servable}, settings) as store,
-        served(store, settings) as server,
-    ):
-        yield server
+GENERATE = f"{MODEL}:generate"
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +34,7 @@ def events_of(text):
 
 @pytest.mark.parametrize("choice", ["", "/versions/1", "/labels/stable"])
 def test_tokens_come_as_events_and_then_the_whole(server, choice):
-    answer = server.post(f"/v1/models/counting{choice}:generate", {"text": "go", "max_length": 3})
+    answer = server.post(f"{MODEL}{choice}:generate", {"text": "go", "max_length": 3})
     assert answer.status == 200
     assert answer.headers["Content-Type"] == "text/event-stream; charset=utf-8"
     assert answer.headers["Cache-Control"] == "no-store"
@@ -101,8 +80,8 @@ def test_an_event_comes_while_the_next_is_made():
         (GENERATE, '{"text": ', 400, "JSON Parse error"),
         (GENERATE, {"text": "1"}, 500, "RuntimeError: the engine broke"),
         ("/v1/models/other:generate", {"text": "go"}, 404, "Latest(other)"),
-        ("/v1/models/counting/versions/2:generate", {"text": "go"}, 404, "Specific(counting, 2)"),
-        ("/v1/models/counting/labels/new:generate", {"text": "go"}, 400, "label: new"),
+        (f"{MODEL}/versions/2:generate", {"text": "go"}, 404, "Specific(m, 2)"),
+        (f"{MODEL}/labels/new:generate", {"text": "go"}, 400, "label: new"),
     ],
 )
 def test_what_is_wrong_from_the_start_is_an_ordinary_error(server, path, body, status, message):

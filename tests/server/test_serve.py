@@ -157,8 +157,7 @@ def test_it_says_where_it_listens_and_what_it_serves(base_path):
         ]
         assert list(over_grpc(server.port, x=[1.0]).outputs["y"].float_val) == [2.5]
         assert rest(server.rest_api_port, x=[1.0]).json() == {"outputs": [2.5]}
-        server.signal()
-        code, errors = server.ended()
+        code, errors = server.stop()
     assert code == 0
     assert "access control" not in errors
 
@@ -193,8 +192,7 @@ def test_calls_that_outlast_the_drain_are_stopped(base_path):
         first = start(threads, server, over_grpc, **wait)
         second = start(threads, server, rest, **wait)
         began = time.monotonic()
-        server.signal()
-        code, errors = server.ended()
+        code, errors = server.stop()
         assert time.monotonic() - began < 10
         with pytest.raises(grpc.RpcError) as caught:
             first.result()
@@ -214,8 +212,7 @@ def test_work_that_cannot_be_stopped_does_not_keep_the_server(base_path):
     ):
         call = start(threads, server, over_grpc, signature="deaf", seconds=[30.0])
         began = time.monotonic()
-        server.signal()
-        code, errors = server.ended()
+        code, errors = server.stop()
         assert time.monotonic() - began < 10
         with pytest.raises(grpc.RpcError):
             call.result()
@@ -227,8 +224,7 @@ def test_libraries_are_not_taken_apart_at_the_end(base_path, monkeypatch):
     monkeypatch.setenv("ABORT_AT_EXIT", "1")
     with process(base_path) as server:
         assert rest(server.rest_api_port, x=[1.0]).json() == {"outputs": [2.5]}
-        server.signal()
-        code, errors = server.ended(60)
+        code, errors = server.stop(60)
     assert code == 0
     assert errors.splitlines()[-1].endswith("m: unloaded version 1")
 
@@ -238,8 +234,7 @@ def test_a_second_signal_ends_at_once(base_path):
         call = start(threads, server, over_grpc, signature="wait", seconds=[30.0])
         server.signal()
         wait_until(lambda: not connects(server.port))
-        server.signal()
-        code, _ = server.ended(10)
+        code, _ = server.stop(10)
         with pytest.raises(grpc.RpcError):
             call.result()
     assert code == 128 + signal.SIGTERM
@@ -249,8 +244,7 @@ def test_a_signal_while_models_load_ends_at_once(base_path):
     (base_path / "1" / "slow").write_text("30")
     with process(base_path, ready=False) as server:
         wait_until(lambda: server.logged(": serving "), 60)
-        server.signal()
-        code, _ = server.ended(10)
+        code, _ = server.stop(10)
     assert code == 128 + signal.SIGTERM
 
 
@@ -265,8 +259,7 @@ def test_a_model_that_is_not_loaded_in_time_does_not_keep_the_process(base_path)
 def test_a_host_that_others_reach_is_warned_of(base_path):
     with process(base_path, "--host", "0.0.0.0") as server:
         assert over_grpc(server.port, x=[1.0]).outputs
-        server.signal()
-        code, errors = server.ended()
+        code, errors = server.stop()
     assert code == 0
     assert "WARNING Listening on 0.0.0.0: anyone who can reach this machine" in errors
 

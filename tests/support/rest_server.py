@@ -112,8 +112,9 @@ def store_of(models, servables, options=None):
 
 @contextlib.contextmanager
 def serving(servable=None, **options):
-    """Serve a servable as the model `m`."""
-    model = ServedModel(name="m", base_path=pathlib.Path("/m"), engine="tensorflow")
+    """Serve a servable as version 1 of the model `m`, with the label `stable`."""
+    path = pathlib.Path("/m")
+    model = ServedModel(name="m", base_path=path, engine="tensorflow", labels={"stable": 1})
     settings = ServeOptions(**options)
     servables = {("m", 1): servable or Arithmetic()}
     with store_of([model], servables, settings) as store, served(store, settings) as server:

@@ -53,6 +53,11 @@ class ServingProcess:
         self.process.stderr.close()
         return self.process.returncode, "".join(self.log)
 
+    def stop(self, seconds=10):
+        """Send SIGTERM and wait for the end."""
+        self.signal()
+        return self.ended(seconds)
+
     def logged(self, text):
         """Return the number of lines in the log with a text."""
         return sum(text in line for line in list(self.log))
@@ -91,7 +96,6 @@ def serving_process(*arguments):
         running.wait_until_ready()
         yield running
     finally:
-        running.signal()
-        code, log = running.ended(60)
+        code, log = running.stop(60)
         assert code == 0, log
         assert "Traceback" not in log, log
