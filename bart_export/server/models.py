@@ -25,7 +25,6 @@ from bart_export.server.versions import (
     Version,
     VersionStatus,
     find_versions,
-    highest,
     list_files,
     open_within,
 )
@@ -157,7 +156,9 @@ class ModelStore:
         with self.changed:
             # If two versions have the same number, report the available one.
             versions = sorted(self._of(spec.name), key=lambda v: v.state == State.AVAILABLE)
-            statuses = {version.number: version.status for version in versions}
+            statuses = {
+                v.number: VersionStatus(v.number, v.state, v.code, v.message) for v in versions
+            }
         if not statuses:
             raise StatusError(Code.NOT_FOUND, f"Could not find any versions of model {spec.name}")
         if spec.version is None:
@@ -221,7 +222,7 @@ class ModelStore:
             latest = highest(self._wanted(name))
             loading = (v for v in self._wanted(name) if v.state < State.AVAILABLE)
             # After a first failure, only the latest is worth waiting for.
-            awaited = any(v.status.code == Code.OK or v is latest for v in loading)
+            awaited = any(v.code == Code.OK or v is latest for v in loading)
             return self.stopped or (name not in self.due and not awaited)
 
         with self.changed:
@@ -234,8 +235,8 @@ class ModelStore:
             elif latest.state == State.AVAILABLE:
                 return ""
             else:
-                version, code = f" version: {latest.number}", latest.status.code
-                message = latest.status.message
+                version = f" version: {latest.number}"
+                code, message = latest.code, latest.message
         return f"{{name: {name}{version}}} due to error: {code.name}: {one_line(message)}"
 
     def _poll_models(self) -> None:
@@ -284,7 +285,7 @@ class ModelStore:
             is_current = version.state < State.UNLOADING or version.has_failed
             version.is_wanted = is_current and (version.number, version.path) in wanted
         for number, path in wanted - {(v.number, v.path) for v in known if v.is_wanted}:
-            new = Version(model, number, path, VersionStatus(number, State.START))
+            new = Version(model, number, path)
             replaced = {v for v in known if v.number == number and v.state == State.END}
             self.versions = [*(v for v in self.versions if v not in replaced), new]
             threading.Thread(target=self._live, args=(new,), daemon=True).start()
@@ -295,7 +296,7 @@ class ModelStore:
         if not wanted or any(version.state == State.AVAILABLE for version in wanted):
             for version in self._available(name):
                 if not version.is_wanted:
-                    version.set_state(State.UNLOADING)
+                    version.state = State.UNLOADING
         self.changed.notify_all()
 
     def _live(self, version: Version) -> None:
@@ -314,7 +315,7 @@ class ModelStore:
                 LOG.warning("%s: closing version %d: %s", name, number, reason)
             LOG.info("%s: unloaded version %d", name, number)
         with self.changed:
-            version.set_state(State.END)
+            version.state = State.END
             if version.has_failed and version.is_wanted:
                 self.due.add(name)  # another version may be served instead
             self.changed.notify_all()
@@ -328,7 +329,7 @@ class ModelStore:
                 if not version.is_wanted:
                     return None
                 version.is_opening = True
-                version.set_state(State.LOADING)
+                version.state = State.LOADING
             began, files = time.monotonic(), list_files(version.path)
             try:
                 servable = open_within(
@@ -340,7 +341,7 @@ class ModelStore:
             else:
                 with self.changed:
                     version.is_opening, version.servable = False, servable
-                    version.status = VersionStatus(number, State.AVAILABLE)
+                    version.state, version.code, version.message = State.AVAILABLE, Code.OK, ""
                     seconds = time.monotonic() - began
                     LOG.info("%s: loaded version %d in %.2f s", name, number, seconds)
                     self._retire(name)
@@ -358,7 +359,7 @@ class ModelStore:
             )
             with self.changed:
                 version.is_opening = False
-                version.status = VersionStatus(number, State.LOADING, code, message)
+                version.state, version.code, version.message = State.LOADING, code, message
                 self.changed.notify_all()
                 if is_last:
                     version.failed_files = files
@@ -371,6 +372,11 @@ class ModelStore:
         known = list(self._of(version.model.name))
         new = (v.number for v in known if v.is_wanted and v.state == State.START)
         return not any(v.is_opening for v in known) and version.number >= max(new, default=0)
+
+
+def highest(versions: Iterator[Version]) -> Version | None:
+    """Return the version with the highest number, or None if there are none."""
+    return max(versions, key=lambda version: version.number, default=None)
 
 
 def check_models(models: Sequence[ServedModel], served: Mapping[str, ServedModel]) -> None:

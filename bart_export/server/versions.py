@@ -10,7 +10,7 @@ import os
 import pathlib
 import re
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, wait
 
 from bart_export.artifact.artifact import Artifact, holds_artifact
@@ -157,15 +157,18 @@ class VersionStatus:
 class Version:
     """A version of a model and its state.
 
-    LOADING covers both opening (`is_opening`) and waiting for another attempt after a failure.
-    `leases` counts the calls that use `servable`. `failed_files` lists the files of a version that
-    could not be loaded, and is None again once they change.
+    LOADING covers both opening (`is_opening`) and waiting for another attempt after a failure,
+    which `code` and `message` describe. `leases` counts the calls that use `servable`.
+    `failed_files` lists the files of a version that could not be loaded, and is None again once
+    they change.
     """
 
     model: ServedModel
     number: int
     path: pathlib.Path
-    status: VersionStatus
+    state: State = State.START
+    code: Code = Code.OK
+    message: str = ""
     is_wanted: bool = True
     is_opening: bool = False
     servable: Servable | None = None
@@ -173,23 +176,9 @@ class Version:
     failed_files: object = None
 
     @property
-    def state(self) -> State:
-        """The state in `status`."""
-        return self.status.state
-
-    @property
     def has_failed(self) -> bool:
         """Whether all attempts to load it failed and its files have not changed since."""
         return self.failed_files is not None
-
-    def set_state(self, state: State) -> None:
-        """Set the state; the reason of a failure is kept."""
-        self.status = dataclasses.replace(self.status, state=state)
-
-
-def highest(versions: Iterator[Version]) -> Version | None:
-    """Return the version with the highest number, or None if there are none."""
-    return max(versions, key=lambda version: version.number, default=None)
 
 
 def open_within(load_seconds: float, opening: Callable[[], Servable]) -> Servable:
