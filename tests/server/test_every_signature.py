@@ -15,7 +15,6 @@ import pytest
 import requests
 import tensorflow as tf
 from support.rest_server import running
-from tensorflow.core.framework import types_pb2
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
     predict_pb2,
@@ -365,29 +364,3 @@ def test_metadata_of_both_engines_names_the_same_tensors(served):
         for side in ("inputs", "outputs"):
             assert tensors_of(tensorflow[name], side) == tensors_of(litert[name], side), name
         assert tensorflow[name].method_name == litert[name].method_name
-        defaults = [
-            {
-                key: tf.make_ndarray(value).tolist()
-                for key, value in definition[name].defaults.items()
-            }
-            for definition in (tensorflow, litert)
-        ]
-        assert defaults[0] == defaults[1], name
-
-
-@pytest.mark.parametrize("model", [TENSORFLOW, LITERT])
-def test_metadata_over_rest_is_that_over_grpc(served, model):
-    url = f"http://127.0.0.1:{served.rest_api_port}/v1/models/{model}/metadata"
-    answer = requests.get(url, timeout=60).json()
-    told = answer["metadata"]["signature_def"]["signature_def"]
-    signatures = grpc_metadata(served, model)
-    assert set(told) == set(signatures)
-    for name, definition in signatures.items():
-        for side in ("inputs", "outputs"):
-            assert {
-                key: (info["dtype"], [int(dim["size"]) for dim in info["tensor_shape"]["dim"]])
-                for key, info in told[name][side].items()
-            } == {
-                key: (types_pb2.DataType.Name(dtype), sizes)
-                for key, (dtype, sizes) in tensors_of(definition, side).items()
-            }
