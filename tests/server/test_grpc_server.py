@@ -234,31 +234,24 @@ def ssl_config(directory, **fields):
     return path
 
 
-def test_tls_encrypts_and_proves_the_server(tmp_path, authority):
+@pytest.mark.parametrize("client_verify", [False, True])
+def test_tls_proves_the_server_and_on_demand_its_clients(tmp_path, authority, client_verify):
     key, certificate = authority.sign("server")
-    config = ssl_config(tmp_path, server_key=key, server_cert=certificate)
-    trusting = grpc.ssl_channel_credentials(authority.certificate.encode())
-    with front(tmp_path, ssl_config_file=config, credentials=trusting) as served:
+    ca, proof = authority.certificate, []
+    fields = {"server_key": key, "server_cert": certificate}
+    if client_verify:
+        fields |= {"custom_ca": ca, "client_verify": True}
+        proof = [text.encode() for text in authority.sign("client")]
+    trusted = grpc.ssl_channel_credentials(ca.encode(), *proof)
+    config = ssl_config(tmp_path, **fields)
+    with front(tmp_path, ssl_config_file=config, credentials=trusted) as served:
         assert call(served, "Predict", spec() + X).outputs
-        with grpc.insecure_channel(f"localhost:{served.port}") as channel:
-            stub = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
-            with pytest.raises(grpc.RpcError) as caught:
-                stub(b"", timeout=5)
-        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
-
-
-def test_tls_can_ask_clients_for_a_certificate(tmp_path, authority):
-    key, certificate = authority.sign("server")
-    ca = authority.certificate
-    config = ssl_config(
-        tmp_path, server_key=key, server_cert=certificate, custom_ca=ca, client_verify=True
-    )
-    client_key, client_certificate = (text.encode() for text in authority.sign("client"))
-    known = grpc.ssl_channel_credentials(ca.encode(), client_key, client_certificate)
-    with front(tmp_path, ssl_config_file=config, credentials=known) as served:
-        assert call(served, "Predict", spec() + X).outputs
-        unknown = grpc.ssl_channel_credentials(ca.encode())
-        with grpc.secure_channel(f"localhost:{served.port}", unknown) as channel:
+        address = f"localhost:{served.port}"
+        if client_verify:
+            channel = grpc.secure_channel(address, grpc.ssl_channel_credentials(ca.encode()))
+        else:
+            channel = grpc.insecure_channel(address)
+        with channel:
             stub = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
             with pytest.raises(grpc.RpcError) as caught:
                 stub(b"", timeout=5)
