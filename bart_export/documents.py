@@ -1,7 +1,7 @@
-"""Bounded reading of files and JSON from outside, and dataclasses for JSON objects.
+"""Bounded reading of untrusted files and JSON, and dataclasses for JSON objects.
 
-What arrives may be a pipe, an endless device, JSON nested deeper than a parser's stack, or a number
-where a list was expected. All of it is an `OSError` or a `ValueError` that says what is wrong.
+Pipes, endless devices, deeply nested JSON and values of the wrong type raise an `OSError` or a
+`ValueError` with the reason.
 """
 
 import collections.abc
@@ -26,11 +26,11 @@ from bart_export.errors import shown
 if TYPE_CHECKING:
     import jinja2
 
-Json = Any  # a value of a JSON text
-Hint = Any  # a type as an annotation has it
+Json = Any  # a parsed JSON value
+Hint = Any  # a type annotation
 MEBIBYTE = 1 << 20
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# Opening a pipe for reading would wait for its writer; of files O_NONBLOCK changes nothing.
+# O_NONBLOCK: do not wait for a pipe's writer. It has no effect on files.
 FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
@@ -46,13 +46,13 @@ def open_regular(path: pathlib.Path) -> BinaryIO:
 
 
 def require_regular(path: pathlib.Path, status: os.stat_result) -> None:
-    """Raise OSError unless a status is that of a regular file."""
+    """Raise OSError unless a path with this status is a regular file."""
     if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
 
 
 def read_bounded(path: pathlib.Path, limit: int) -> bytes:
-    """Return the content of a regular file of at most `limit` bytes, or raise OSError."""
+    """Return the content of a regular file, or raise OSError if it exceeds `limit` bytes."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         content = b"" if size > limit else file.read(limit + 1)
@@ -62,7 +62,7 @@ def read_bounded(path: pathlib.Path, limit: int) -> bytes:
 
 
 def replace(path: pathlib.Path, content: bytes) -> None:
-    """Write a file in one rename, so that a failure leaves what was there; a link stays one."""
+    """Replace a file's content atomically; a symbolic link is followed."""
     target = pathlib.Path(os.path.realpath(path))
     draft = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
     try:
@@ -75,9 +75,20 @@ def replace(path: pathlib.Path, content: bytes) -> None:
         draft.unlink(missing_ok=True)
 
 
+def synchronize(path: pathlib.Path) -> None:
+    """Flush a file or directory to disk."""
+    if os.name == "nt" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 @contextlib.contextmanager
 def scratch_directory() -> Iterator[pathlib.Path]:
-    """Make a directory for the length of a block; a full disk is an error that names it."""
+    """Create a temporary directory for a block; errors about a full disk name the directory."""
     with tempfile.TemporaryDirectory() as place:
         try:
             yield pathlib.Path(place)
@@ -88,7 +99,10 @@ def scratch_directory() -> Iterator[pathlib.Path]:
 
 
 def templates(module: str) -> "jinja2.Environment":
-    """Return the templates beside a module, given by its `__file__`; jinja2 is of the export."""
+    """Return the templates next to a module, given as its `__file__`.
+
+    jinja2 is not part of the base installation.
+    """
     import jinja2
 
     return jinja2.Environment(
@@ -101,13 +115,13 @@ def templates(module: str) -> "jinja2.Environment":
 
 
 def parse_json(content: bytes) -> Json:
-    """Return the value of a JSON text in UTF-8.
+    """Parse UTF-8 JSON that every parser reads alike.
 
-    Beyond the grammar, names must not repeat within an object, integers must fit 64 bits, numbers
-    must be finite and strings must be Unicode text, so that every reader understands the same.
+    Names must be unique within an object, integers must fit 64 bits, numbers must be finite, and
+    strings must be valid Unicode.
 
     Raises:
-        ValueError: if it is something else, or nested too deeply.
+        ValueError: if the JSON is invalid or nested too deeply.
     """
     try:
         value = json.loads(
@@ -117,7 +131,7 @@ def parse_json(content: bytes) -> Json:
             parse_float=finite,
             parse_int=integer,
         )
-        if b"\\ud" in content.lower():  # half of a surrogate pair can be written, but not printed
+        if b"\\ud" in content.lower():  # an escaped lone surrogate is not valid Unicode
             json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
@@ -125,14 +139,14 @@ def parse_json(content: bytes) -> Json:
 
 
 def fault_of(error: Exception) -> str:
-    """Return what is wrong with a JSON text that Python's parser refused with an error."""
+    """Return the reason for an error of Python's JSON parser."""
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     return "a number has too many digits" if "max_str_digits" in str(error) else str(error)
 
 
 def object_of(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
-    """Return an object whose names are all different."""
+    """Return an object, or raise ValueError if a name is repeated."""
     found = dict(pairs)
     if len(found) < len(pairs):
         for name, _ in pairs:
@@ -142,29 +156,29 @@ def object_of(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
 
 
 def integer(digits: str) -> int:
-    """Return a number of 64 bits: larger ones take long to read, and fit no float."""
+    """Return an integer of at most 64 bits; longer ones are slow to parse and fit no float."""
     if len(digits) > 20 or abs(number := int(digits)) >> 64:
         raise ValueError(f"{digits[:20]}… is beyond 64 bits")
     return number
 
 
 def finite(digits: str) -> float:
-    """Return a number that is not beyond a float's range."""
+    """Return a number that is within a float's range."""
     if not math.isfinite(number := float(digits)):
         refuse_number(digits)
     return number
 
 
 def refuse_number(word: str) -> NoReturn:
-    """Refuse NaN and infinities, which Python's parser takes for JSON."""
-    raise ValueError(f"{word[:20]} is no finite number")
+    """Refuse NaN and infinities, which Python's parser accepts."""
+    raise ValueError(f"{word[:20]} is not a finite number")
 
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """What a value of some type must be beside that: `Annotated[int, POSITIVE]` in a declaration.
+    """A condition on a value beyond its type, as in `Annotated[int, POSITIVE]`.
 
-    `words` say it in an error.
+    `words` name the type and condition in an error; `holds` is called with values of the type.
     """
 
     words: str
@@ -173,13 +187,13 @@ class Kind:
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """One of several classes, chosen by the value: `Annotated[Shape, Variant(shape_of)]`."""
+    """A class that depends on the value, as in `Annotated[Shape, Variant(shape_of)]`."""
 
     choose: Callable[[Mapping[str, Json]], type]
 
 
 def is_count(value: Json) -> bool:
-    """Return whether a value is a whole number that every reader of JSON can hold."""
+    """Return whether a value is a non-negative integer that every JSON parser represents."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 2**53
 
 
@@ -189,15 +203,15 @@ def is_number(value: Json) -> bool:
 
 
 def one_of(words: Collection[str]) -> Kind:
-    """Return the kind of a value that is one of some words."""
-    return Kind(f"one of {', '.join(words)}", lambda value: value in list(words))
+    """Return the condition that a value is one of some strings."""
+    return Kind(f"one of {', '.join(words)}", words.__contains__)
 
 
-POSITIVE = Kind("a whole number from 1 to 2^53", lambda value: is_count(value) and value > 0)
-# Types that JSON has, and what a value of each must be.
+POSITIVE = Kind("a whole number from 1 to 2^53", lambda value: value > 0)
+# The condition for each of JSON's scalar types.
 KINDS: dict[Hint, Kind] = {
     object: Kind("anything", lambda value: True),
-    str: Kind("a text", lambda value: isinstance(value, str)),
+    str: Kind("a string", lambda value: isinstance(value, str)),
     int: Kind("a whole number from 0 to 2^53", is_count),
     float: Kind("a number", is_number),
     bool: Kind("true or false", lambda value: isinstance(value, bool)),
@@ -205,7 +219,7 @@ KINDS: dict[Hint, Kind] = {
 
 
 def require(holds: bool, place: str, words: str, value: object) -> None:
-    """Raise ValueError unless something holds."""
+    """Raise ValueError unless a condition holds."""
     if not holds:
         raise ValueError(f"{place or 'it'} must be {words}, received {shown(value)}")
 
@@ -215,44 +229,95 @@ ABSENT = "absent"
 
 
 def absent() -> Hint:
-    """Return the default of a field that is left out of the JSON where it is None."""
+    """Return the default of a field that is omitted from the JSON if it is None."""
     return dataclasses.field(default=None, metadata={ABSENT: True})
 
 
-@dataclasses.dataclass(frozen=True)
-class Record:
-    """A JSON object whose fields are declared as those of a dataclass.
+if TYPE_CHECKING:
+    from dataclasses import dataclass as dataclass
+else:
 
-    A field with a default may be missing. `found` is the object that a record was read from: what
-    nobody changed is written as it was found there, fields that are not declared included.
+    def dataclass(*, frozen: bool, **options: bool) -> Callable[[type], type]:
+        """Declare the fields of a `Record` without generating methods, which `Record` has.
+
+        Generating them takes a tenth of the time to import `bart_export.runtime`.
+        """
+        return dataclasses.dataclass(init=False, repr=False, eq=False, match_args=False, **options)
+
+
+@dataclass(frozen=True)
+class Record:
+    """A JSON object, declared as a frozen dataclass.
+
+    Fields with a default may be missing. `found` is the object that a record was read from, or
+    None: unchanged fields are written as they were found, including undeclared ones.
     """
 
-    found: Mapping[str, Json] = dataclasses.field(
-        default_factory=dict, kw_only=True, repr=False, compare=False
-    )
+    found: Mapping[str, Json] | None = dataclasses.field(default=None, kw_only=True)
+
+    def __init__(self, *values: object, **named: object) -> None:
+        positional, needed, defaults = parameters(typing.cast(Hint, type(self)))
+        given = {**dict(zip(positional, values, strict=False)), **named}
+        fields = {**defaults, **given}
+        few = len(values) <= len(positional) and len(fields) == len(defaults)
+        if not (few and needed <= given.keys()):
+            raise TypeError(
+                f"{type(self).__name__} takes {', '.join(defaults)}, received {len(values)} values "
+                f"and {', '.join(named)}"
+            )
+        vars(self).update(fields)
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise dataclasses.FrozenInstanceError(f"cannot assign to field {name!r}")
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self.values() == other.values()
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.values().values()))
+
+    def __repr__(self) -> str:
+        values = ", ".join(f"{name}={value!r}" for name, value in self.values().items())
+        return f"{type(self).__name__}({values})"
+
+    def values(self) -> dict[str, object]:
+        """Return the values of the declared fields by name."""
+        return {name: value for name, value in vars(self).items() if name != "found"}
 
     @classmethod
     def from_dict(cls: type[Declared], value: object) -> Declared:
-        """Return the record of an object, or raise ValueError for the first field that is wrong."""
+        """Return the record for a JSON object, or raise ValueError for its first invalid field."""
         record: Declared = read_as(cls, value)
         return record
 
     def to_dict(self) -> dict[str, Json]:
-        """Return the object, as JSON has it."""
-        written, kind = dict(self.found), typing.cast(Hint, type(self))
+        """Return the JSON object."""
+        found, kind = self.found or {}, typing.cast(Hint, type(self))
+        written = dict(found)
         for name, (hint, default, absent) in declared(kind).items():
             value = getattr(self, name)
-            if name in self.found:
-                changed = read_as(hint, self.found[name]) != value
+            if name in found:
+                changed = read_as(hint, found[name]) != value
             else:
-                changed = value != default if self.found else value is not None or not absent
+                changed = value != default if found else value is not None or not absent
             if changed:
                 written[name] = plain(value)
         return written
 
 
+@functools.cache
+def parameters(record: Hint) -> tuple[list[str], set[str], dict[str, Json]]:
+    """Return a record's positional fields, required fields, and the default of every field."""
+    fields = dataclasses.fields(record)
+    return (
+        [field.name for field in fields if not field.kw_only],
+        {field.name for field in fields if field.default is dataclasses.MISSING},
+        {field.name: field.default for field in fields},
+    )
+
+
 def plain(value: Json) -> Json:
-    """Return a value as JSON has it: records as objects, tuples as lists."""
+    """Return a JSON value, with records as objects and tuples as lists."""
     if hasattr(value, "to_dict"):
         return value.to_dict()
     if dataclasses.is_dataclass(value):
@@ -264,11 +329,11 @@ def plain(value: Json) -> Json:
 
 @functools.cache
 def declared(record: Hint) -> dict[str, tuple[Hint, Json, bool]]:
-    """Return the fields of a dataclass that JSON has: type, default, and whether None is absent."""
+    """Return each JSON field's type, default, and whether it is omitted if None."""
     hints, fields = typing.get_type_hints(record, include_extras=True), {}
     for field in dataclasses.fields(record):
         hint, absent = hints[field.name], ABSENT in field.metadata
-        # What may be absent is not null either.
+        # A field that may be absent may not be null.
         hint = typing.get_args(hint)[0] if absent else hint
         fields[field.name] = hint, field.default, absent
     fields.pop("found", None)
@@ -276,19 +341,23 @@ def declared(record: Hint) -> dict[str, tuple[Hint, Json, bool]]:
 
 
 def read_as(hint: Any, value: Json, place: str = "") -> Json:
-    """Return a value of a JSON text as a type, or raise ValueError for the first wrong part.
+    """Return a JSON value as a type, or raise ValueError for the first invalid part.
 
-    Types are `str`, `int` (a count), `float`, `bool`, `object` for anything; tuples for lists,
-    `Mapping[str, …]` and dataclasses for objects; `Annotated` with a `Kind` or a `Variant`; and
-    "or None" of each. A class with a `from_dict` of its own checks its fields itself.
+    Types are `str`, `int` (non-negative), `float`, `bool`, and `object` for anything; tuples for
+    lists; `Mapping[str, …]` and dataclasses for objects; `Annotated` with a `Kind` or a `Variant`;
+    and each of them with `| None`. A class with its own `from_dict` checks its fields itself.
     """
+    if isinstance(hint, type) and (kind := KINDS.get(hint)):
+        require(kind.holds(value), place, kind.words, value)
+        return value
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     within = f"{place}." if place else ""
     if origin in (typing.Union, types.UnionType):
         return None if value is None else read_as(arguments[0], value, place)
-    kind = arguments[1] if origin is typing.Annotated else KINDS.get(hint)
-    if isinstance(kind, Kind):
-        require(kind.holds(value), place, kind.words, value)
+    also = arguments[1] if origin is typing.Annotated else None
+    if isinstance(also, Kind):
+        of_type = KINDS.get(arguments[0], also)
+        require(of_type.holds(value) and also.holds(value), place, also.words, value)
         return value
     if origin is tuple:
         require(isinstance(value, list), place, "a list", value)
@@ -299,8 +368,8 @@ def read_as(hint: Any, value: Json, place: str = "") -> Json:
             for number, (inner, part) in enumerate(zip(hints, value, strict=True))
         )
     require(isinstance(value, dict), place, "an object", value)
-    if isinstance(kind, Variant):
-        return read_as(kind.choose(value), value, place)
+    if isinstance(also, Variant):
+        return read_as(also.choose(value), value, place)
     if origin is collections.abc.Mapping:
         inner = arguments[1]
         return {

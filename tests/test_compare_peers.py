@@ -64,7 +64,7 @@ def test_a_peer_in_float32_gives_our_logits_and_our_tokens(
 ):
     from peers.stepped import Stepped
 
-    from bart_export.runtime.engines import open_engine
+    from bart_export.runtime.engine_choice import open_engine
 
     model = build(tools, name, distilled, tmp_path)
     reference = tools.reference_logits(distilled, SOURCE, TARGET)

@@ -22,8 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from bart_export.artifact import directories
-from bart_export.artifact.artifact import Artifact, write_json
+from bart_export.artifact import drafts
+from bart_export.artifact.artifact import Artifact
+from bart_export.artifact.drafts import write_json
 from bart_export.config import GenerationConfig
 from bart_export.contract import StaticShapes
 from bart_export.errors import BartExportError
@@ -68,14 +69,14 @@ def make(output: Path) -> None:
     if found(output) == wanted:
         print(f"{output} is up to date")
     else:
-        with directories.place_beside(output) as place:
-            draft = place / directories.ARTIFACT
+        with drafts.place_beside(output) as place:
+            draft = place / drafts.ARTIFACT
             draft.mkdir()
             write(draft)
             (draft / LIBRARY).write_text(library())
             write_json(draft / STAMP, wanted)
             if output.exists():
-                directories.exchange(draft, output)
+                drafts.exchange(draft, output)
             else:
                 draft.rename(output)
     # The environment may have moved.

@@ -239,7 +239,7 @@ def copied(artifact: pathlib.Path, scratch: pathlib.Path) -> pathlib.Path:
 
 def reseal(directory: pathlib.Path, manifest: dict[str, Any]) -> None:
     """Write a manifest with a matching seal."""
-    from bart_export.artifact.manifest_file import UNSEALED, seal
+    from bart_export.artifact.artifact import UNSEALED, seal
 
     manifest["manifest_sha256"] = UNSEALED
     (directory / "manifest.json").write_bytes(seal(json.dumps(manifest).encode()))

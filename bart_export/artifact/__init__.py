@@ -1,6 +1,6 @@
-"""The directory of an artifact: its manifest, drafts that become it in one rename, bundles."""
+"""Artifact directories: reading, the manifest, atomic writing, and bundles for Android."""
 
 import pathlib
 
-# Where the app of this repository looks for its model, in a clone.
+# The model of this repository's app, relative to a clone.
 ASSETS = pathlib.Path("android/app/src/main/assets/bart")

@@ -1,45 +1,48 @@
-"""The artifact directory: what an export leaves behind and every runtime reads.
+"""The artifact directory, which exports write and runtimes read; see artifacts/README.md.
 
-An export writes into a draft beside its target; `Draft.commit` writes `manifest.json` last and
-puts the draft in the target's place with one rename, so that a killed export leaves the previous
-artifact as it was and nothing that looks finished. The format is described in artifacts/README.md.
+Artifacts are untrusted, and the seal is a checksum that anyone can compute: every value in a
+manifest is checked before use, and no file name may lead out of the directory.
 """
 
 import contextlib
 import dataclasses
-import errno
 import hashlib
 import json
 import os
 import pathlib
 import re
 import shlex
-import shutil
-from collections.abc import Iterator
-from typing import Any
 
 from bart_export import documents
-from bart_export.artifact import manifest_file, stamps
-from bart_export.artifact.directories import ARTIFACT, MANIFEST, exchange, place_beside, synchronize
+from bart_export.artifact import stamps
 from bart_export.artifact.figures import Golden
-from bart_export.artifact.manifest import FileEntry, Manifest, StaticEntry
+from bart_export.artifact.manifest import (
+    FORMAT_VERSION,
+    UNSEALED,
+    FileEntry,
+    Manifest,
+    StaticEntry,
+)
 from bart_export.config import BartConfig, GenerationConfig
 from bart_export.contract import Bucket, tflite_signatures
-from bart_export.errors import ArtifactError, shown
+from bart_export.errors import ArtifactError, ConfigurationError, shown
 from bart_export.presets import PRESETS
 
+MANIFEST = "manifest.json"
 CACHE = ".cache"
-# Files that every export writes; a bundle for Android has the first only.
+# Every export writes both; a bundle for Android has only the first.
 GOLDEN, REPORT = "golden.json", "REPORT.md"
 SERVING = "serving"
-# What may lie in an artifact and is in no manifest; the last three are what systems leave anywhere.
-UNNAMED = {MANIFEST, CACHE, SERVING, ".DS_Store", "Thumbs.db", "desktop.ini"}
-EXPORTED = {GOLDEN, REPORT, "report", "tokenizer", "tflite", "saved_model", "edgetpu"}
+# Bytes, many times the size of any export's files.
+MANIFEST_LIMIT, GOLDEN_LIMIT = 4 * documents.MEBIBYTE, 64 * documents.MEBIBYTE
+# Of a golden.json; tokens are those read plus those decoded, for each beam.
+MOST_CASES, MOST_TOKENS = 1000, 1 << 18
+SEAL = re.compile(rb'"manifest_sha256": "([0-9a-f]{64})"')
 
 
 @dataclasses.dataclass(frozen=True)
 class Artifact:
-    """An artifact directory whose manifest has been read and checked."""
+    """An artifact directory with a checked manifest."""
 
     directory: pathlib.Path
     manifest: Manifest
@@ -51,69 +54,75 @@ class Artifact:
 
     @property
     def generation(self) -> GenerationConfig:
-        """The settings where a call gives none."""
+        """The default generation settings."""
         return self.manifest.generation
 
     @classmethod
     def open(cls, directory: pathlib.Path) -> "Artifact":
-        """Read the manifest of an artifact.
+        """Open an artifact by its manifest.
 
         Raises:
-            ArtifactError: for one that is missing, damaged, edited or of a newer format.
+            ArtifactError: if the manifest is missing, damaged, edited or of a newer format.
         """
-        path = directory / MANIFEST
-        if not os.path.isdir(directory):
-            raise ArtifactError(no_artifact(directory))
-        try:
-            return cls(directory, manifest_file.read_manifest(path))
-        except FileNotFoundError:
-            raise ArtifactError(no_artifact(directory)) from None
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.isdir(directory):
+                return cls(directory, read_manifest(directory / MANIFEST))
+        raise ArtifactError(no_artifact(directory))
 
     def path(self, name: str, *, rehash: bool = False) -> pathlib.Path:
-        """Return the path of a file after checking that its bytes are the manifest's.
+        """Return the path of a file whose hash matches the manifest.
 
-        A file that this user has hashed since the system started, and that nobody has touched
-        since (`stamps`), is not read again, unless `rehash`. Any other is an ArtifactError.
+        Unless `rehash`, a file is not hashed again if it is unchanged since this user hashed it
+        (`stamps`).
+
+        Raises:
+            ArtifactError: if the file is missing or altered, or not in the manifest.
         """
         if name not in self.manifest.files:
             known = ", ".join(self.manifest.files)
             raise ArtifactError(f"{self.directory} has no file {name}. It has: {known}.")
         expected = self.manifest.files[name]
-        path = manifest_file.path_of(self.directory, name)
+        path = path_of(self.directory, name)
         try:
             status = path.stat()
             documents.require_regular(path, status)
             stamp = stamps.stamp(status, expected.sha256)
             if not rehash and stamps.read(path) == stamp:
                 return path
-            altered = difference(path, status.st_size, expected)
+            if status.st_size != expected.bytes:
+                altered = f"it has {status.st_size} bytes, not {expected.bytes}"
+            elif sha256(path) != expected.sha256:
+                altered = f"it has the right size, {expected.bytes} bytes, but different content"
+            else:
+                stamps.write(path, stamp)
+                return path
         except OSError as error:
             raise ArtifactError(
                 f"{path} cannot be read: {error.strerror}. Export the artifact again."
             ) from None
-        if altered:
-            raise ArtifactError(
-                f"{path} is not the file its manifest names: it was altered or damaged "
-                f"({altered}). Export the artifact again."
-            )
-        stamps.write(path, stamp)
-        return path
+        raise ArtifactError(
+            f"{path} does not match its manifest: it was altered or damaged ({altered}). "
+            "Export the artifact again."
+        )
 
     def golden(self) -> Golden:
         """Return the content of golden.json, or raise ArtifactError."""
         path = self.path(GOLDEN)
         try:
-            return manifest_file.read_golden(path)
+            content = documents.parse_json(documents.read_bounded(path, GOLDEN_LIMIT))
+            golden = Golden.from_dict(content)
+            check_golden(golden)
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise ArtifactError(
                 f"{path} cannot be used: {reason}. Export the artifact again."
             ) from None
+        return golden
 
     def folder(self, name: str) -> pathlib.Path:
-        """Return the path of a folder after checking that it holds its named files and no other.
+        """Return the path of a folder that contains exactly the files in the manifest.
 
-        TensorFlow, for one, prefers a `saved_model.cpb` to the `saved_model.pb`.
+        TensorFlow, for example, prefers a `saved_model.cpb` to the `saved_model.pb`.
         """
         folder = self.directory / name
         named = [file for file in self.manifest.files if file.startswith(f"{name}/")]
@@ -121,22 +130,22 @@ class Artifact:
             file = path.relative_to(self.directory).as_posix()
             if file not in named and (path.is_symlink() or not path.is_dir()):
                 raise ArtifactError(
-                    f"{path} is in no manifest, and {folder} may hold nothing but what the "
-                    "manifest names. Take it away, or export the artifact again."
+                    f"{path} is not in the manifest, and {folder} may contain only files that the "
+                    "manifest names. Remove it, or export the artifact again."
                 )
         if not named:
-            raise ArtifactError(f"{self.directory / MANIFEST} names no file of {folder}.")
+            raise ArtifactError(f"{self.directory / MANIFEST} lists no files in {folder}.")
         for file in named:
             self.path(file)
         return folder
 
     def files(self, target: str) -> dict[str, FileEntry]:
-        """Return the entries of one target's files ("saved_model"), by name, in manifest order."""
+        """Return a target's entries ("saved_model") by name, in the manifest's order."""
         files = self.manifest.files
         return {name: entry for name, entry in files.items() if entry.target == target}
 
     def buckets(self, name: str) -> tuple[Bucket, ...] | None:
-        """Return the signatures of a file of the static build, None for a dynamic one."""
+        """Return a static build's buckets, or None for a dynamic build."""
         entry = self.manifest.files[name]
         if not isinstance(entry, StaticEntry):
             return None
@@ -147,8 +156,99 @@ class Artifact:
         )
 
 
+def read_manifest(path: pathlib.Path) -> Manifest:
+    """Read a manifest and check its seal and its fields.
+
+    Raises:
+        ArtifactError: if it is damaged, edited or of another format version.
+        FileNotFoundError: if it does not exist.
+    """
+    try:
+        text = documents.read_bounded(path, MANIFEST_LIMIT)
+        content = documents.parse_json(text)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ArtifactError(
+            f"{path} cannot be read: {reason}. Export the artifact again."
+        ) from None
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if version != FORMAT_VERSION:
+        raise ArtifactError(
+            f"{path} must have format_version {FORMAT_VERSION}, received {shown(version)}. "
+            "Export the artifact again with this version of bart-export, or update it."
+        )
+    unsealed, seals = SEAL.subn(f'"manifest_sha256": "{UNSEALED}"'.encode(), text)
+    if seals != 1 or seal(unsealed) != text:
+        raise ArtifactError(
+            f"{path} was edited or damaged after the export: its manifest_sha256 does not match. "
+            "Export the artifact again."
+        )
+    try:
+        return Manifest.from_dict(content)
+    except ConfigurationError as error:
+        raise ArtifactError(f"{path} is damaged: {error} Export it again.") from error
+    except ValueError as error:
+        raise ArtifactError(f"{path} is damaged: {error}. Export the artifact again.") from None
+
+
+def write_manifest(path: pathlib.Path, manifest: Manifest) -> None:
+    """Write a sealed manifest, or raise ArtifactError if it could not be read back."""
+    content = manifest.to_dict() | {"manifest_sha256": UNSEALED}
+    text = json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n"
+    try:
+        Manifest.from_dict(documents.parse_json(text))
+        most = f"at most {MANIFEST_LIMIT} bytes"
+        documents.require(len(text) <= MANIFEST_LIMIT, "the manifest", most, len(text))
+    except (ConfigurationError, ValueError) as error:
+        reason = str(error).removesuffix(".")
+        raise ArtifactError(
+            f"The manifest could not be read back: {reason}. Nothing was committed."
+        ) from None
+    path.write_bytes(seal(text))
+
+
+def write_golden(path: pathlib.Path, golden: Golden) -> None:
+    """Write a golden.json, or raise ArtifactError if it could not be read back."""
+    try:
+        check_golden(golden)
+    except ValueError as error:
+        raise ArtifactError(f"{path.name} could not be read back: {error}.") from None
+    text = json.dumps(golden.to_dict(), ensure_ascii=False, indent=1)
+    path.write_text(text, encoding="utf-8")
+
+
+def check_golden(golden: Golden) -> None:
+    """Raise ValueError for golden cases that would take too long to repeat."""
+    count, tokens = len(golden.cases), 0
+    documents.require(count <= MOST_CASES, "cases", f"at most {MOST_CASES}", count)
+    for case in golden.cases:
+        generation = case.generation
+        tokens += len(case.source_token_ids) + generation.num_beams * generation.max_length
+    most = f"at most {MOST_TOKENS}"
+    documents.require(tokens <= MOST_TOKENS, "the number of tokens in all beams", most, tokens)
+
+
+def seal(unsealed: bytes) -> bytes:
+    """Return a manifest's text with its sha256 in place of `UNSEALED`."""
+    digest = hashlib.sha256(unsealed).hexdigest()
+    return unsealed.replace(UNSEALED.encode(), digest.encode(), 1)
+
+
+def path_of(directory: pathlib.Path, name: str) -> pathlib.Path:
+    """Return the path of a file in a manifest, or raise ArtifactError if a link leads outside."""
+    path, root = os.path.realpath(directory / name), os.path.realpath(directory)
+    if not path.startswith(os.path.join(root, "")):
+        raise ArtifactError(
+            f"{directory / name} leads out of the artifact, to {path}. An artifact must contain "
+            "its own files: copy it with links followed, as cp -rL does."
+        )
+    return directory / name
+
+
 def sha256(path: pathlib.Path) -> str:
-    """Return the sha256 of a file, in hexadecimal (hashlib.file_digest needs Python 3.11)."""
+    """Return the hexadecimal sha256 of a file (hashlib.file_digest needs Python 3.11)."""
     digest = hashlib.sha256()
     with documents.open_regular(path) as file:
         while chunk := file.read(1 << 20):
@@ -156,200 +256,45 @@ def sha256(path: pathlib.Path) -> str:
     return digest.hexdigest()
 
 
-def difference(path: pathlib.Path, size: int, expected: FileEntry) -> str:
-    """Return in what a file of some size is not what its entry in a manifest says, "" if it is."""
-    if size != expected.bytes:
-        return f"it has {size} bytes, not {expected.bytes}"
-    same = sha256(path) == expected.sha256
-    return "" if same else f"it has the right size, {size} bytes, and another content"
-
-
-def link(source: str | pathlib.Path, path: str | pathlib.Path) -> None:
-    """Give a file another name, or copy it where the file system has no hard links."""
-    try:
-        os.link(os.path.realpath(source), path)
-    except FileExistsError:
-        raise
-    except OSError:
-        shutil.copyfile(source, path)
-
-
-def write_json(path: pathlib.Path, content: Any) -> None:
-    """Write a JSON file that people can read."""
-    path.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
-
-
-@dataclasses.dataclass
-class Draft:
-    """A directory that becomes an artifact when it is committed."""
-
-    directory: pathlib.Path
-    target: pathlib.Path
-
-    @property
-    def scratch(self) -> pathlib.Path:
-        """A directory for files that the artifact does not keep."""
-        path = self.directory.with_name("scratch")
-        path.mkdir(exist_ok=True)
-        return path
-
-    def content(self, name: str) -> tuple[int, str]:
-        """Return the size in bytes and the sha256 of a file, which every entry begins with."""
-        path = self.directory / name
-        return path.stat().st_size, sha256(path)
-
-    def entry(self, name: str) -> FileEntry:
-        """Return the entry of a file of the draft that has only a size and a hash."""
-        return FileEntry(*self.content(name))
-
-    def carry(self, artifact: Artifact, name: str) -> None:
-        """Take a checked file over from another artifact, as a hard link where that can be."""
-        self.take(artifact.path(name, rehash=True), name)
-
-    def take(self, source: pathlib.Path, name: str) -> None:
-        """Give a file a name in the draft; see `carry`."""
-        (self.directory / name).parent.mkdir(parents=True, exist_ok=True)
-        link(source, self.directory / name)
-
-    def commit(self, manifest: Manifest) -> None:
-        """Write the manifest and put the draft in the target's place, in one rename."""
-        for path in sorted(self.directory.rglob("*")):
-            if not path.is_symlink():
-                synchronize(path)
-        manifest_file.write_manifest(self.directory / MANIFEST, manifest)
-        synchronize(self.directory / MANIFEST)
-        synchronize(self.directory)
-        check_replaceable(self.target)  # much may have happened there since the draft was begun
-        if self.target.exists():
-            exchange(self.directory, self.target)
-        else:
-            self.directory.rename(self.target)
-        synchronize(self.target.parent)
-
-
-@contextlib.contextmanager
-def draft(target: pathlib.Path) -> Iterator[Draft]:
-    """Make a draft beside `target` for the length of a block; what is not committed is removed.
-
-    A symbolic link stands for the directory it points to, which is replaced; the link stays.
-
-    Raises:
-        ArtifactError: if the place cannot be written, is full, holds something else than an
-            artifact, or another export writes there.
-    """
-    try:
-        target = pathlib.Path(os.path.realpath(target))
-        check_replaceable(target)
-        with place_beside(target) as place:
-            (place / ARTIFACT).mkdir()
-            yield Draft(place / ARTIFACT, target)
-    except OSError as error:
-        place = error.filename or target
-        advice = ADVICE.get(error.errno or 0, "Name another place with")
-        raise ArtifactError(
-            f"Cannot write {place}: {error.strerror}. {advice} --output."
-        ) from error
-
-
 def check_readable_by_all(path: pathlib.Path) -> None:
-    """Raise ArtifactError for a path not in UTF-8: TensorFlow and LiteRT take no other."""
+    """Raise ArtifactError for a path that is not UTF-8, which TensorFlow and LiteRT require."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
         raise ArtifactError(
-            f"{shown(str(path))} must be a path in UTF-8 for TensorFlow and LiteRT to open it. "
+            f"{shown(str(path))} must be a UTF-8 path for TensorFlow and LiteRT to open it. "
             "Rename it, or name another."
         ) from None
 
 
-def check_replaceable(target: pathlib.Path) -> None:
-    """Raise ArtifactError unless an artifact can be put in a place without any other loss."""
-    check_readable_by_all(target)
-    if target.exists() and not target.is_dir():
-        raise ArtifactError(f"{target} is a file. Name a directory for the artifact.")
-    if pathlib.Path.cwd().is_relative_to(target):
-        raise ArtifactError(
-            f"{target} is, or holds, the current directory, and replacing it would pull that away. "
-            "Name another directory with --output."
-        )
-    if target.is_symlink():
-        raise ArtifactError(f"{target} is a link that leads nowhere. Name another directory.")
-    if not target.is_dir() or not any(target.iterdir()):
-        return
-    if not holds_artifact(target):
-        raise ArtifactError(
-            f"{target} is a directory with other things in it and no {MANIFEST} of an artifact. "
-            "Name a new directory, or an artifact to replace."
-        )
-    if found := stranger(target):
-        raise ArtifactError(
-            f"{target} holds {shown(found)}, which is not the artifact's and would be lost. "
-            "Move it away, or name another directory with --output."
-        )
-
-
-def holds_artifact(directory: pathlib.Path) -> bool:
-    """Return whether a directory has a manifest of ours, be it damaged: others have one, too."""
+def is_artifact(directory: pathlib.Path) -> bool:
+    """Return whether a directory has a manifest that we wrote, even a damaged one."""
     try:
-        content = documents.read_bounded(directory / MANIFEST, manifest_file.MANIFEST_LIMIT)
-    except OSError:
+        content = documents.read_bounded(directory / MANIFEST, MANIFEST_LIMIT)
+    except (OSError, ValueError):  # ValueError: an invalid file name
         return False
     return b'"manifest_sha256"' in content
 
 
-def stranger(directory: pathlib.Path) -> str | None:
-    """Return the name of something in an artifact that no export made, None if there is nothing.
-
-    Where the manifest is damaged, only what lies at the top is told apart.
-    """
-    try:
-        names = set(manifest_file.read_manifest(directory / MANIFEST).files)
-    except ArtifactError:
-        theirs = (path.name for path in sorted(directory.iterdir()))
-        return next((name for name in theirs if name not in EXPORTED | UNNAMED), None)
-    for folder, folders, files in os.walk(directory):
-        place = pathlib.Path(folder)
-        if place == directory:
-            folders[:] = [name for name in folders if name not in UNNAMED]
-            files = [name for name in files if name not in UNNAMED]
-        links = [name for name in folders if (place / name).is_symlink()]
-        for name in sorted([*files, *links]):
-            found = (place / name).relative_to(directory).as_posix()
-            if found not in names and name not in UNNAMED:
-                return found
-    return None
-
-
-ADVICE = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Free some space or name another place with"),
-    **dict.fromkeys((errno.EACCES, errno.EROFS), "Name a place you may write with"),
-}
-
-
 def no_artifact(path: pathlib.Path) -> str:
-    """Return the line about a path that is no artifact: what it is, and how to get an artifact."""
+    """Return the message for a path that is not an artifact: how to get one."""
     typed = re.sub("^(hf|kaggle):/", r"\1://", path.as_posix())
     exported = pathlib.Path("artifacts", path)
     around = next(filter(is_artifact, path.absolute().parents), None)
     if path.exists() and around is not None:
-        return f"{path} is a part of an artifact. Name the artifact: {around}"
+        return f"{path} is inside an artifact. Name the artifact: {around}"
     if not path.exists() and is_artifact(exported):
         return f"There is no {path}. Did you mean {exported}?"
     if not path.exists() and (typed in PRESETS or "://" in typed):
-        return f"{typed} is a preset, of which an artifact is made with: {export_command(typed)}"
+        return f"{typed} is a preset. Export it to an artifact with: {export_command(typed)}"
     if (path / "config.json").is_file():
-        return f"{path} is a checkpoint, of which an artifact is made with: {export_command(path)}"
+        return f"{path} is a checkpoint. Export it to an artifact with: {export_command(path)}"
     if not path.is_dir():
         return (
             f"An artifact is a directory with a {MANIFEST}, but {path} is not a directory. "
-            f"Make one with: {export_command('NAME')} --output {shlex.quote(str(path))}"
+            f"Export one with: {export_command('NAME')} --output {shlex.quote(str(path))}"
         )
     return f"{path} has no {MANIFEST}, so it is not a finished artifact. Export it again."
-
-
-def is_artifact(directory: pathlib.Path) -> bool:
-    """Return whether a directory looks like an artifact."""
-    return (directory / MANIFEST).is_file() and holds_artifact(directory)
 
 
 def export_command(preset: str | pathlib.Path) -> str:

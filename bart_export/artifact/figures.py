@@ -1,7 +1,7 @@
-"""Figures: what an export finds out about its files, as the manifest and `golden.json` have it.
+"""Figures about exported files in the manifest and `golden.json`.
 
-Quality (`Verification`), times (`Measurement`), what each layer loses by narrow storage, and the
-answers to golden questions.
+Quality (`Verification`), times (`Measurement`), the sensitivity of layers to quantization, and
+golden answers.
 """
 
 import dataclasses
@@ -9,22 +9,19 @@ from collections.abc import Mapping
 from typing import Annotated
 
 from bart_export.config import GenerationConfig
-from bart_export.documents import POSITIVE, Json, Kind, Record, absent, is_number
+from bart_export.documents import POSITIVE, Json, Kind, Record, absent, dataclass
 
 Positive = Annotated[int, POSITIVE]
-Share = Annotated[
-    float,
-    Kind("a number from 0 to 1", lambda value: is_number(value) and 0 <= value <= 1),
-]
-Seconds = Annotated[float, Kind("a number above 0", lambda value: is_number(value) and value > 0)]
+Share = Annotated[float, Kind("a number from 0 to 1", lambda value: 0 <= value <= 1)]
+Seconds = Annotated[float, Kind("a number above 0", lambda value: value > 0)]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class RougeLoss(Record):
-    """One kind of ROUGE over some texts, in points of 100.
+    """One kind of ROUGE, from 0 to 100.
 
-    `model` and `file` are the mean scores; `loss` is the first less the second, and `low` and
-    `high` are the ends of the interval that holds it with 95 % confidence.
+    `model` and `file` are mean scores; `loss` is `model - file`, with the 95 % confidence interval
+    from `low` to `high`.
     """
 
     model: float
@@ -34,27 +31,30 @@ class RougeLoss(Record):
     high: float
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class TextFile(Record):
-    """A file of texts: its hash, and how many texts were taken of it."""
+    """A file of texts: its hash, and how many texts were taken from it."""
 
     sha256: str
     texts: int
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class FileVerification(Record):
-    """How far a `.tflite` file is from the float model.
+    """The difference between a `.tflite` file and the float model.
 
-    `signatures` has, for each of the file's, the figures of `traces.StepFigures`, or, for one
-    that encodes, `error`, `spread` and `relative` of cross keys and values. `logits`, `spread`,
-    `relative`, `kl` and `top1` are the worst of those, over `steps`, as are `rounding` and
-    `float32`, None where the model was not computed in float64. `tokens` is the share of
-    `questions` answered token for token, None where none was asked; of a file that is to be exact
-    an answer counts that only float32's rounding sets apart. `weights` is the largest error
-    of `verify.weights`, that of `worst_row`, None where it was not measured. `rouge_1`, `rouge_2`
-    and `rouge_l` are what the file loses, `rouge` has the scores; None without references. `data`
-    is the file that the texts are of, None for the golden ones.
+    Attributes:
+        logits, spread, relative, kl, top1: the worst of `signatures`; see `traces.StepFigures`.
+        tokens: the share of `questions` with identical answers, or None without questions. For a
+            file that must be exact, differences due to float32 rounding count as identical.
+        steps: the number of decoder steps compared.
+        signatures: figures by signature: those of `traces.StepFigures`, or for an encoder the
+            `error`, `spread` and `relative` error of the cross keys and values.
+        rounding, float32: as in `traces.StepFigures`, or None without a float64 model.
+        weights: the largest error in `verify.weights`, in `worst_row`, or None if not measured.
+        rouge_1, rouge_2, rouge_l: the file's losses, with scores in `rouge`; None without
+            references.
+        data: the file of the texts, or None for the golden texts.
     """
 
     file: str
@@ -78,13 +78,13 @@ class FileVerification(Record):
     data: TextFile | None = None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class EdgeTpuVerification(FileVerification):
-    """How far the parts for the Edge TPU, run together on the CPU, are from the float model.
+    """The difference between the parts for the Edge TPU, run on the CPU, and the float model.
 
-    `encoder` is the root mean square error of the encoder's output over that of the output about
-    each position's mean, over all questions' sources; `encoder_tolerance` is what is accepted.
-    `activation` is the largest error of the activation function that the segments compute.
+    `encoder` is the root mean square error of the encoder's output, relative to the output's
+    standard deviation within positions, over all sources; at most `encoder_tolerance` is accepted.
+    `activation` is the largest error of the segments' activation function.
     """
 
     _: dataclasses.KW_ONLY
@@ -93,14 +93,17 @@ class EdgeTpuVerification(FileVerification):
     activation: float
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class SavedModelVerification(Record):
-    """How far a SavedModel is from the float model; `file` is its version's directory.
+    """The difference between a SavedModel and the float model.
 
-    `log_probabilities` is the largest error of the log-probability of a token of the reference's
-    greedy traces, `hidden` that of a value of the backbone's two outputs. `tokens` is the share of
-    questions that `generate` answered token for token, `texts` the share that `generate_text`
-    answered letter for letter, tokenization included. `steps` and `questions` say over how many.
+    Attributes:
+        file: the version's directory.
+        log_probabilities: the largest error of a token's log-probability in the float model's
+            greedy traces, over `steps`.
+        hidden: the largest error in the backbone's two outputs.
+        tokens: the share of `questions` with identical tokens from `generate`.
+        texts: the share of `questions` with identical text from `generate_text`.
     """
 
     file: str
@@ -116,15 +119,15 @@ Verification = FileVerification | SavedModelVerification
 
 
 def verification_type(row: Mapping[str, Json]) -> type[Record]:
-    """Return the class of what was verified."""
+    """Return the class of a row."""
     if "encoder" in row:
         return EdgeTpuVerification
     return FileVerification if "top1" in row else SavedModelVerification
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Machine(Record):
-    """What a file's times were measured on."""
+    """The machine that times were measured on."""
 
     processor: str
     architecture: str
@@ -132,11 +135,11 @@ class Machine(Record):
     versions: Mapping[str, object] | None = absent()
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class MeasuredLength(Record):
-    """The seconds of a generation: medians over the rounds, and the extremes of `seconds`.
+    """The median time of one generation, and its extremes.
 
-    `encode_seconds` is the encoder's part, `seconds` from the source ids to the last token.
+    `seconds` is from the source ids to the last token, `encode_seconds` the encoder's part.
     """
 
     source: Positive
@@ -148,11 +151,11 @@ class MeasuredLength(Record):
     slowest: Seconds | None = absent()
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Measurement(Record):
-    """How long a file took while it was exported.
+    """A file's times, measured when it was exported.
 
-    `export` is the number of the export at its place: what was measured in one run can be compared.
+    `export` is the artifact's export count; measurements with the same count are comparable.
     """
 
     file: str
@@ -163,12 +166,12 @@ class Measurement(Record):
     lengths: tuple[MeasuredLength, ...]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class LayerSensitivity(Record):
-    """What a model loses by one layer: its matrix has `parameters` weights, stored as `storage`.
+    """The error from storing one layer, of `parameters` weights, as `storage`.
 
-    `kl` is the mean Kullback-Leibler divergence of a step in nats, `relative` the root mean square
-    error of the logits over their spread, as in `traces.StepFigures`.
+    `kl` is the mean Kullback-Leibler divergence per step in nats, `relative` the root mean square
+    error of the logits relative to their spread, as in `traces.StepFigures`.
     """
 
     layer: str
@@ -178,18 +181,18 @@ class LayerSensitivity(Record):
     relative: float
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Answer(Record):
-    """The best sequence that a model or file gave: its ids, text and score."""
+    """The best sequence of a model or file."""
 
     token_ids: tuple[int, ...]
     text: str
     score: float
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class GoldenCase(Record):
-    """A question, and what the float model and each file, by name, answered to it."""
+    """A question, with the answers of the float model (`reference`) and of each file."""
 
     text: str
     source_token_ids: tuple[int, ...]
@@ -199,7 +202,7 @@ class GoldenCase(Record):
     files: Mapping[str, Answer]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Golden(Record):
     """The content of `golden.json`."""
 

@@ -1,8 +1,7 @@
-"""The manifest of an artifact: each object of `manifest.json` is a class, each field declared once.
+"""The manifest as dataclasses, one for each object in `manifest.json`.
 
-The declarations are what a file from elsewhere is held to, what the rest of the package reads, and
-what an export writes. The format is described in artifacts/README.md; Kotlin has classes of the
-same names (android/core, Manifest.kt).
+Reading checks an untrusted file against these declarations. The format is described in
+artifacts/README.md; Kotlin has classes of the same names (android/core, Manifest.kt).
 """
 
 import dataclasses
@@ -21,7 +20,17 @@ from bart_export.artifact.figures import (
 )
 from bart_export.config import BartConfig, GenerationConfig
 from bart_export.contract import Bucket, Signature, StaticShapes
-from bart_export.documents import Json, Kind, Record, Variant, absent, is_count, one_of, require
+from bart_export.documents import (
+    Json,
+    Kind,
+    Record,
+    Variant,
+    absent,
+    dataclass,
+    is_count,
+    one_of,
+    require,
+)
 from bart_export.errors import shown
 from bart_export.recipes.table import (
     EXPRESSIONS,
@@ -34,45 +43,37 @@ from bart_export.recipes.table import (
 FORMAT_VERSION = 1
 UNSEALED = "0" * 64
 LARGEST_FILE = 1 << 40
-LONGEST_NAME, DEEPEST_NAME = 512, 16  # bytes, and parts
-LONGEST_TEXT = 4096  # characters: a path, or a line of notes
-# Controls, other ends of lines, and what turns the direction of writing.
+LONGEST_NAME, DEEPEST_NAME = 512, 16  # bytes, and directory levels
+LONGEST_TEXT = 4096  # characters
+# Control characters, other line ends, and changes of writing direction.
 STEERING = re.compile("[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
-SHOWABLE = f"a text of at most {LONGEST_TEXT} characters, none of which steers a terminal"
+SHOWABLE = f"a string of at most {LONGEST_TEXT} characters without control characters"
 TFLITE, SAVED_MODEL = "tflite", "saved_model"
-# Dynamic axes that each signature of a static build fixes.
+# Dynamic axes, which are fixed in each signature of a static build.
 AXES = {
     "encode": ("source",),
     "decode": ("source", "beams", "capacity"),
     "decode_single": ("source", "beams", "capacity"),
 }
 
+IS_DIGEST = re.compile("[0-9a-f]{64}").fullmatch
 Digest = Annotated[
-    str,
-    Kind(
-        "a SHA-256 of 64 lower case digits",
-        lambda value: isinstance(value, str) and bool(re.fullmatch("[0-9a-f]{64}", value)),
-    ),
+    str, Kind("a SHA-256 of 64 lowercase digits", lambda value: bool(IS_DIGEST(value)))
 ]
 Size = Annotated[
     int,
-    Kind(
-        f"a number of bytes of at most {LARGEST_FILE}",
-        lambda value: is_count(value) and value <= LARGEST_FILE,
-    ),
+    Kind(f"a number of bytes of at most {LARGEST_FILE}", lambda value: value <= LARGEST_FILE),
 ]
 Axis = Annotated[
     int | str, Kind("a size or a word", lambda value: is_count(value) or isinstance(value, str))
 ]
 Expression = Annotated[str, Kind(f"one of {EXPRESSIONS}", is_expression)]
-Release = Annotated[
-    str, Kind("a version", lambda value: isinstance(value, str) and 0 < len(value) <= 40)
-]
+Release = Annotated[str, Kind("a version", lambda value: 0 < len(value) <= 40)]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Source(Record):
-    """The checkpoint that an artifact was made of."""
+    """The checkpoint that an artifact was exported from."""
 
     handle: str
     revision: str | None
@@ -80,11 +81,11 @@ class Source(Record):
     weights_sha256: str
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class TokenizerFiles(Record):
-    """The tokenizer: names of its two files, and what changes ids beside them.
+    """The tokenizer's two files and its settings; absent settings are BART's defaults.
 
-    What is not stated is as in any BART; `added_tokens` are read by `text.added_tokens`.
+    `added_tokens` are parsed by `text.added_tokens`.
     """
 
     vocabulary: str
@@ -93,9 +94,9 @@ class TokenizerFiles(Record):
     added_tokens: tuple[Mapping[str, object], ...] | None = absent()
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class TensorSpec(Record):
-    """An input or output: its dtype, and its shape, in which dynamic axes are words."""
+    """An input or output; dynamic axes of its shape are names."""
 
     dtype: str
     shape: tuple[Axis, ...]
@@ -104,29 +105,29 @@ class TensorSpec(Record):
 def tensor_specs(
     tensors: Iterable[contract.Tensor], sizes: Mapping[str, int]
 ) -> dict[str, TensorSpec]:
-    """Return tensors by name, with the axes that `sizes` fix as numbers."""
+    """Return tensor specifications by name, with axes in `sizes` as numbers."""
     return {
         tensor.name: TensorSpec(tensor.dtype, tuple(sizes.get(axis, axis) for axis in tensor.axes))
         for tensor in tensors
     }
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class SignatureEntry(Record):
-    """A signature: its tensors by name."""
+    """A signature's tensors by name."""
 
     inputs: Mapping[str, TensorSpec]
     outputs: Mapping[str, TensorSpec]
 
     @classmethod
     def of(cls, signature: Signature, sizes: Mapping[str, int]) -> "SignatureEntry":
-        """Return the entry of a signature; `sizes` are those of the configuration."""
+        """Return a signature's entry; `sizes` are those of the configuration."""
         return cls(tensor_specs(signature.inputs, sizes), tensor_specs(signature.outputs, sizes))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class BucketEntry(Record):
-    """A signature of a static build: which one it is, and the sizes of its dynamic axes."""
+    """A signature of a static build, with the sizes of its dynamic axes."""
 
     signature: Annotated[str, one_of(AXES)]
     sizes: Mapping[str, Positive]
@@ -135,7 +136,7 @@ class BucketEntry(Record):
 
     @classmethod
     def of(cls, bucket: Bucket, sizes: Mapping[str, int]) -> "BucketEntry":
-        """Return the entry of a bucket; `sizes` are those of the configuration."""
+        """Return a bucket's entry; `sizes` are those of the configuration."""
         signature, fixed = bucket.signature, {**sizes, **bucket.sizes}
         return cls(
             signature.name,
@@ -145,12 +146,9 @@ class BucketEntry(Record):
         )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Calibration(Record):
-    """The texts that ranges of activations were measured on.
-
-    `samples` counts the runs of a signature, `origin` says whose texts they are.
-    """
+    """The texts that activation ranges were measured on, in `samples` runs of a signature."""
 
     texts: int
     samples: int | None = absent()
@@ -158,28 +156,28 @@ class Calibration(Record):
     sha256: str | None = absent()
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Memory(Record):
-    """Bytes that a server holds for a version of a SavedModel: once it is `loaded`, and at the
-    `peak`, a full batch of the longest texts. If not `measured`, they are guessed from sizes."""
+    """A server's memory for a SavedModel version in bytes: once it is `loaded`, and at the `peak`,
+    a full batch of the longest texts. Unless `measured`, it is estimated from file sizes."""
 
     loaded: int
     peak: int
     measured: bool = True
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class FileEntry(Record):
-    """A file of the artifact; `target` is the one of the export that made it, None for others."""
+    """A file in the artifact; `target` is the export target that wrote it, or None."""
 
     bytes: Size
     sha256: Digest
     target: str | None = absent()
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class TfliteEntry(FileEntry):
-    """A `.tflite` file that an engine opens: its recipe, and the build of a static one."""
+    """A `.tflite` file that an engine opens; `shapes` are those of a static build."""
 
     _: dataclasses.KW_ONLY
     recipe: str
@@ -193,38 +191,38 @@ class TfliteEntry(FileEntry):
 
     @property
     def build(self) -> str:
-        """Which of `runtime.generator.BUILDS` the file is."""
+        """One of `runtime.generator.BUILDS`."""
         return "dynamic" if self.shapes is None else "static"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class StaticEntry(TfliteEntry):
-    """A file of the static build: its signatures have fixed sizes."""
+    """A file of the static build, whose signatures have fixed sizes."""
 
     _: dataclasses.KW_ONLY
     signatures: Mapping[str, BucketEntry]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class HostEntry(TfliteEntry):
-    """The file that runs on the CPU beside segments for the Edge TPU."""
+    """The file that runs on the CPU, between segments for the Edge TPU."""
 
     _: dataclasses.KW_ONLY
     signatures: Mapping[str, SignatureEntry]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class SavedModelEntry(FileEntry):
-    """A file of a version of a SavedModel."""
+    """A file in a SavedModel version."""
 
     version: Positive | None = absent()
     dtype: str | None = absent()
     memory: Memory | None = absent()
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class SegmentEntry(FileEntry):
-    """A segment for the Edge TPU, of `rows` positions; `streamed_bytes` do not fit its memory."""
+    """A segment for the Edge TPU, of `rows` positions; `streamed_bytes` exceed its memory."""
 
     _: dataclasses.KW_ONLY
     rows: int
@@ -233,16 +231,16 @@ class SegmentEntry(FileEntry):
     streamed_bytes: int
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class CompiledEntry(FileEntry):
-    """A compiled segment, with what the compiler said of it."""
+    """A compiled segment, with the compiler's report."""
 
     _: dataclasses.KW_ONLY
     compiler: Mapping[str, object]
 
 
 def entry_type(entry: Mapping[str, Json]) -> type[FileEntry]:
-    """Return the class of a file's entry."""
+    """Return the class of an entry."""
     if "shapes" in entry:
         return StaticEntry
     if entry.get("target") == TFLITE or "runtimes" in entry:
@@ -254,12 +252,12 @@ def entry_type(entry: Mapping[str, Json]) -> type[FileEntry]:
     return CompiledEntry if "compiler" in entry else FileEntry
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Manifest(Record):
-    """What an artifact says of itself.
+    """The content of `manifest.json`.
 
-    `exports` counts the exports that were committed at its place; `rows_without_token` are rows of
-    the embedding beyond the vocabulary. `files` are by name, `signatures` by target.
+    `exports` counts the exports to this directory; `rows_without_token` are embedding rows beyond
+    the vocabulary. `files` are by name, `signatures` by target.
     """
 
     format_version: int = FORMAT_VERSION
@@ -285,10 +283,10 @@ class Manifest(Record):
 
     @classmethod
     def from_dict(cls, value: object) -> "Manifest":
-        """Return the manifest of a JSON text.
+        """Return the manifest in a parsed JSON file.
 
         Raises:
-            ValueError, ConfigurationError: with the first thing that is wrong.
+            ValueError, ConfigurationError: for the first invalid field.
         """
         require(isinstance(value, dict), "", "an object", value)
         assert isinstance(value, dict)
@@ -296,7 +294,7 @@ class Manifest(Record):
         manifest = super().from_dict(value)
         check_names(list(manifest.files))
         for name in (manifest.tokenizer.vocabulary, manifest.tokenizer.merges):
-            require(name in manifest.files, "tokenizer", "names of files", name)
+            require(name in manifest.files, "tokenizer", "names of files in the manifest", name)
         for name, entry in manifest.files.items():
             if isinstance(entry, TfliteEntry):
                 most, count = f"a list of at most {MOST_EXPRESSIONS}", len(entry.layers)
@@ -315,7 +313,7 @@ class Manifest(Record):
         return manifest
 
     def tflite(self, target: str = TFLITE) -> dict[str, TfliteEntry]:
-        """Return the files of a target that an engine opens, by name, in order."""
+        """Return a target's `.tflite` files that an engine opens, by name, in manifest order."""
         return {
             name: entry
             for name, entry in self.files.items()
@@ -330,13 +328,13 @@ class Manifest(Record):
 
 
 def check_texts(manifest: Mapping[str, Json]) -> None:
-    """Raise ValueError for a text, or a field's name, that is too long or steers a terminal."""
+    """Raise ValueError for a string or field name that is too long or has control characters."""
     waiting: list[tuple[str, Json]] = [("", manifest)]
-    while waiting:  # nested as deeply as a parser allows
+    while waiting:  # no recursion: the JSON may be nested as deeply as the parser allows
         place, value = waiting.pop()
         if isinstance(value, str):
-            shows = len(value) <= LONGEST_TEXT and not STEERING.search(value)
-            require(shows, place, SHOWABLE, value)
+            showable = len(value) <= LONGEST_TEXT and not STEERING.search(value)
+            require(showable, place, SHOWABLE, value)
         elif isinstance(value, list):
             waiting += [(place, inner) for inner in value]
         elif isinstance(value, dict):
@@ -345,10 +343,10 @@ def check_texts(manifest: Mapping[str, Json]) -> None:
 
 
 def check_names(names: list[str]) -> None:
-    """Raise ValueError for names that are not each one file inside a directory on any system.
+    """Raise ValueError unless names are distinct files inside a directory on every system.
 
-    Absolute names, hidden ones, ones that leave the directory or that another system would read
-    otherwise are refused, and two that name one file where case does not count.
+    Names may not be absolute, hidden, or lead out of the directory, have a meaning on another
+    system, or differ only in case.
     """
     seen: dict[str, str] = {}
     folders: set[str] = set()
@@ -358,23 +356,23 @@ def check_names(names: list[str]) -> None:
         short = len(name.encode()) <= LONGEST_NAME and len(parts) <= DEEPEST_NAME
         if not short or not plain or not all(map(is_part, parts)):
             raise ValueError(
-                "a name must lead to a file inside the artifact, as tflite/float32.tflite does, "
+                "a name must be a path inside the artifact, such as tflite/float32.tflite, "
                 f"received {shown(name)}"
             )
         key = folded(name)
         if key in seen or key == "manifest.json":
-            raise ValueError(f"{shown(name)} and {shown(seen.get(key, key))} name one file")
+            raise ValueError(f"{shown(name)} and {shown(seen.get(key, key))} name the same file")
         seen[key] = name
         folders.update("/".join(key.split("/")[:count]) for count in range(1, len(parts)))
     if both := folders & seen.keys():
-        raise ValueError(f"{shown(seen[min(both)])} names a file and a directory")
+        raise ValueError(f"{shown(seen[min(both)])} names both a file and a directory")
 
 
 def is_part(part: str) -> bool:
-    """Return whether a part of a name means itself everywhere: no "..", nothing hidden."""
+    """Return whether part of a path is a plain, visible name on every system."""
     return bool(re.match(r"\w", part)) and not part.endswith((".", " ")) and len(part) <= 255
 
 
 def folded(name: str) -> str:
-    """Return what two names have in common that some file systems take for one."""
+    """Return a name in the form that case-insensitive file systems compare."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())

@@ -1,8 +1,8 @@
-"""Stamps: which sha256 a file had when this user hashed it, so that it is hashed once a boot.
+"""Stamps: cached file hashes, so that a file is hashed once per boot.
 
-A stamp is good for one file in one state: device, inode, size, owner, mode, times of change and
-boot. Stamps lie in the user's cache directory, where no artifact can bring one along, and are
-believed only if nobody else may write there.
+A stamp is valid for one state of a file: device, inode, size, owner, mode, modification times and
+boot. Stamps are in the user's cache directory, which no artifact can write, and are trusted only if
+no other user can write there.
 """
 
 import contextlib
@@ -16,19 +16,19 @@ import stat
 import sys
 import threading
 
-MOST = 2048  # stamps that are kept, of some 250 bytes; an artifact has one or two for a file
+MOST = 2048  # stamps to keep, of about 250 bytes; artifacts need one or two per file
 
 
 @dataclasses.dataclass(frozen=True)
 class Stamp:
-    """The state that a file was in, and the sha256 that it had."""
+    """A file's state and its sha256 at that time."""
 
     state: str
     sha256: str
 
 
 def stamp(status: os.stat_result, sha256: str) -> Stamp:
-    """Return the stamp of a file whose status was taken before it was hashed."""
+    """Return the stamp of a file; its status must have been read before it was hashed."""
     state = (
         *(status.st_dev, status.st_ino, status.st_size, status.st_uid, status.st_mode),
         *(status.st_mtime_ns, status.st_ctime_ns, boot()),
@@ -37,9 +37,9 @@ def stamp(status: os.stat_result, sha256: str) -> Stamp:
 
 
 def read(path: pathlib.Path, what: str = "") -> Stamp | None:
-    """Return the stamp that a file got last, None where there is none to believe.
+    """Return a file's last stamp, or None if there is none that can be trusted.
 
-    `what` tells stamps of one file apart: "" is that of its content's hash.
+    A file has one stamp for each value of `what`; "" is for the hash of its content.
     """
     place = stamp_path(path, what)
     try:
@@ -49,7 +49,7 @@ def read(path: pathlib.Path, what: str = "") -> Stamp | None:
 
 
 def write(path: pathlib.Path, stamp: Stamp, what: str = "") -> None:
-    """Keep the stamp of a file; where that cannot be, it is hashed again next time."""
+    """Store a file's stamp; if that fails, the file is hashed again next time."""
     place = stamp_path(path, what)
     if place is not None:
         with contextlib.suppress(OSError):
@@ -61,9 +61,9 @@ def write(path: pathlib.Path, stamp: Stamp, what: str = "") -> None:
 
 
 def drop_oldest(directory: pathlib.Path) -> None:
-    """Take the oldest stamps away where there are more than `MOST`.
+    """Remove the oldest stamps if there are more than `MOST`.
 
-    Other processes may do the same, or miss one then: what it stood for is hashed once more.
+    Another process may be doing the same, or find a stamp missing: its file is then hashed again.
     """
     ages = [(entry.stat().st_mtime_ns, entry.path) for entry in os.scandir(directory)]
     if len(ages) > MOST:
@@ -73,9 +73,9 @@ def drop_oldest(directory: pathlib.Path) -> None:
 
 
 def stamp_path(path: pathlib.Path, what: str = "") -> pathlib.Path | None:
-    """Return where the stamp of a file lies, None where no stamp is believed.
+    """Return the path of a file's stamp, or None if stamps cannot be trusted.
 
-    A link has a stamp of its own: a benchmark of first openings reads files through new ones.
+    A link gets its own stamp, because the benchmark of first openings reads files through links.
     """
     directory = user_directory()
     key = os.fsencode(os.path.abspath(path)) + what.encode()
@@ -84,18 +84,18 @@ def stamp_path(path: pathlib.Path, what: str = "") -> pathlib.Path | None:
 
 
 def user_directory() -> pathlib.Path | None:
-    """Return this package's part of the user's cache directory, None where it cannot be trusted."""
+    """Return this package's directory in the user's cache, or None if it cannot be trusted."""
     try:
         directory = user_cache() / "bart-export"
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # the latter where nobody knows the user's home
+    except (OSError, RuntimeError):  # RuntimeError: the home directory is unknown
         return None
     directory = directory.resolve()
     return directory if is_ours(directory) else None
 
 
 def user_cache() -> pathlib.Path:
-    """Return the directory where the user's programs keep what can be made again."""
+    """Return the user's cache directory."""
     if sys.platform == "darwin":
         return pathlib.Path.home() / "Library" / "Caches"
     if os.name == "nt" and "LOCALAPPDATA" in os.environ:
@@ -104,9 +104,9 @@ def user_cache() -> pathlib.Path:
 
 
 def is_ours(directory: pathlib.Path) -> bool:
-    """Return whether a directory, not a link to one, is this user's and nobody else may write it.
+    """Return whether a path is a directory, not a link, that only this user can write.
 
-    On Windows, where modes say nothing of it, every directory is.
+    On Windows, where modes do not tell, every directory counts.
     """
     try:
         status = os.lstat(directory)
@@ -119,7 +119,7 @@ def is_ours(directory: pathlib.Path) -> bool:
 
 @functools.cache
 def boot() -> str:
-    """Return what tells this boot of the system from others, "" where it does not say."""
+    """Return an identifier of this boot of the system, or "" if it has none."""
     with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id") as file:
         return file.read().strip()
     return ""

@@ -39,7 +39,7 @@ from bart_export.config import GenerationConfig
 from bart_export.errors import ConfigurationError
 from bart_export.progress import stages
 from bart_export.runtime.engine import Engine, default_threads
-from bart_export.runtime.engines import choose_file, open_engine
+from bart_export.runtime.engine_choice import choose_file, open_engine
 
 SOURCES, NEW_TOKENS = (64, 512), 64  # defaults, lowered to the limits of the files
 FIRST_TEXT = 8  # new tokens of the text after an opening

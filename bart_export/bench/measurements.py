@@ -25,6 +25,7 @@ import bart_export
 from bart_export.artifact.figures import Machine, MeasuredLength, Measurement
 from bart_export.config import GenerationConfig
 from bart_export.contract import StaticShapes
+from bart_export.documents import dataclass
 from bart_export.runtime.engine import Engine, FloatArray, IntArray, available_cores
 from bart_export.runtime.generator import ModelInfo
 from bart_export.runtime.search import run, search
@@ -37,7 +38,7 @@ SMAPS = pathlib.Path("/proc/self/smaps_rollup")
 PAGE = mmap.PAGESIZE
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Host(Machine):
     """A machine and its state.
 

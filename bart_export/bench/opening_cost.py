@@ -21,10 +21,9 @@ import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from bart_export.artifact.artifact import CACHE, Artifact, link
-from bart_export.artifact.directories import MANIFEST
+from bart_export.artifact.artifact import CACHE, MANIFEST, Artifact, path_of
+from bart_export.artifact.drafts import link
 from bart_export.artifact.manifest import TfliteEntry
-from bart_export.artifact.manifest_file import path_of
 from bart_export.bench.measurements import (
     drop_from_page_cache,
     mapped,
@@ -35,7 +34,7 @@ from bart_export.bench.rows import MemoryRow, OpeningRow
 from bart_export.errors import EngineError, last_words
 from bart_export.quiet import native_stderr_silenced
 from bart_export.recipes.table import LITERT, TFLITE_RUNTIME
-from bart_export.runtime.engines import installed_versions, open_engine
+from bart_export.runtime.engine_choice import installed_versions, open_engine
 from bart_export.runtime.generator import Generator
 from bart_export.text.tokenizer import BartTokenizer
 

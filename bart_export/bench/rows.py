@@ -12,7 +12,7 @@ from rich.table import Table
 from bart_export import documents
 from bart_export.artifact.artifact import Artifact
 from bart_export.artifact.figures import Machine
-from bart_export.documents import Record, absent
+from bart_export.documents import Record, absent, dataclass
 from bart_export.errors import InputError
 from bart_export.progress import plural, text_table
 
@@ -80,7 +80,7 @@ def file_label(recipe: str | None, build: str | None) -> str:
     return f"{recipe}" if build == "dynamic" else f"{recipe} ({build})"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Row(Record):
     """A row about a file, which its recipe and build ("dynamic" or "static") identify.
 
@@ -113,7 +113,7 @@ class Row(Record):
         }
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class FileRow(Row):
     """The size of a file."""
 
@@ -123,7 +123,7 @@ class FileRow(Row):
     bytes_per_parameter: float = field(metadata=column("bytes", "a weight", decimals(3)))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class OpeningRow(Row):
     """The cost of reaching a stage of an opening; see `opening_cost.Figures`.
 
@@ -141,7 +141,7 @@ class OpeningRow(Row):
     built_weight_cache: bool | None = None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class WorkRow(Row):
     """A row about a file that generates."""
 
@@ -151,7 +151,7 @@ class WorkRow(Row):
     new_tokens: int = field(metadata=column())
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class MemoryRow(WorkRow):
     """The memory that a process needs to open a file that another process has open, and generate.
 
@@ -163,7 +163,7 @@ class MemoryRow(WorkRow):
     shared_bytes: float | None = field(metadata=column("shared", "MB", MEGABYTES))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class GenerationRow(WorkRow):
     """The speed of a file: medians, and the total seconds of all `runs`.
 
@@ -183,7 +183,7 @@ class GenerationRow(WorkRow):
     runs: tuple[float, ...] = ()
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class SkippedRow(Record):
     """A source length, number of new tokens, or configuration of a file that was not measured."""
 
@@ -203,7 +203,7 @@ class SkippedRow(Record):
         return f"{file_label(self.recipe, self.build)} with {work} was skipped: {self.reason}."
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Subject(Record):
     """The measured artifact."""
 
@@ -220,7 +220,7 @@ class Subject(Record):
         return f"{self.preset} on {machine.processor}, {plural(machine.cores or 0, 'core')}"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Settings(Record):
     """The settings of all rows of a report."""
 
@@ -229,7 +229,7 @@ class Settings(Record):
     runs: int
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Report(Record):
     """The measurements of an artifact's files, as `bart-export bench --json` prints them."""
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import bart_export
-from bart_export.artifact.directories import exchange
+from bart_export.artifact.drafts import exchange
 from bart_export.checkpoints import generation as generation_settings
 from bart_export.checkpoints import keras_weights, tokenizer_files, weight_names
 from bart_export.checkpoints.checkpoint import Checkpoint

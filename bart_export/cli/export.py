@@ -271,7 +271,7 @@ def export_to(
 ) -> None:
     """Run an export with progress, write the Android bundle if requested, and print a summary."""
     from bart_export.artifact import bundle
-    from bart_export.artifact.artifact import check_replaceable
+    from bart_export.artifact.drafts import check_replaceable
     from bart_export.checkpoints.resolve import ResolvedPreset
     from bart_export.cli import inspect
     from bart_export.verify import data

@@ -17,8 +17,8 @@ from bart_export.progress import plural, print_text, stages
 from bart_export.recipes.table import LITERT
 
 if TYPE_CHECKING:
+    from bart_export.cli.batch_files import Row
     from bart_export.runtime import Result
-    from bart_export.runtime.texts import Row
 
 
 GENERATION_OPTIONS: tuple[tuple[str, Value, str], ...] = (
@@ -119,7 +119,8 @@ def generate(
       bart-export generate artifacts/bart_mini_en --input texts.txt --output headlines.jsonl
       zcat texts.jsonl.gz | bart-export generate artifacts/bart_mini_en --input - --output -
     """
-    from bart_export.runtime import Generator, texts
+    from bart_export.cli import batch_files
+    from bart_export.runtime import Generator
 
     if text is not None and input_file is not None:
         raise click.UsageError("Give either TEXT or --input, not both.")
@@ -131,15 +132,15 @@ def generate(
         raise click.UsageError("Give a TEXT, --input FILE, or a text on standard input.")
     if overwrite and output_file is None:
         raise click.UsageError("--overwrite needs an --output.")
-    source = input_file or (pathlib.Path(texts.STANDARD) if text is None else None)
-    texts.check_output(output_file, source, overwrite)
+    source = input_file or (pathlib.Path(batch_files.STANDARD) if text is None else None)
+    batch_files.check_output(output_file, source, overwrite)
     flags = {name: options.pop(name) for name in FLAGS}
     parameters = {name: value for name, value in options.items() if value is not None}
     if "early_stopping" in parameters:
         parameters["early_stopping"] = EARLY_STOPPING[parameters["early_stopping"]]
-    rows = None if input_file is None else texts.read_rows(input_file)
+    rows = None if input_file is None else batch_files.read_rows(input_file)
     if text is None and rows is None:
-        text = texts.read_standard_input()
+        text = batch_files.read_standard_input()
     engine = LITERT if engine == "litert" else engine
     generator = Generator.from_artifact(artifact, recipe=recipe, engine=engine, num_threads=threads)
     if notice := getattr(generator.engine, "notice", ""):
@@ -164,8 +165,8 @@ def generate(
         error.args = (in_flags(str(error)),)
         raise
     if output_file is not None:
-        with texts.results(output_file) as write:
-            write(texts.result_row({"text": text}, result))
+        with batch_files.results(output_file) as write:
+            write(batch_files.result_row({"text": text}, result))
     elif not stream:
         for sequence in result.sequences:
             print_text(sequence.text)
@@ -181,13 +182,15 @@ def batch(
     output: pathlib.Path | None,
 ) -> int:
     """Write or print a result for each row, and return the number of errors."""
-    from bart_export.runtime import texts
+    from bart_export.cli import batch_files
 
     count = failed = 0
-    shown = output is not None and str(output) != texts.STANDARD
+    shown = output is not None and str(output) != batch_files.STANDARD
     with (
-        stages(texts.line_count(source)) if shown else contextlib.nullcontext(str) as stage,
-        contextlib.nullcontext(print_row) if output is None else texts.results(output) as write,
+        stages(batch_files.line_count(source)) if shown else contextlib.nullcontext(str) as stage,
+        contextlib.nullcontext(print_row)
+        if output is None
+        else batch_files.results(output) as write,
     ):
         try:
             for row in rows:
@@ -213,12 +216,12 @@ def batch(
 
 def result_or_error(ask: Callable[[str], "Result"], row: "Row") -> "Row":
     """Return the row with its generated text, or with the error that prevented it."""
-    from bart_export.runtime import texts
+    from bart_export.cli import batch_files
 
     if "error" in row:
         return row
     try:
-        return texts.result_row(row, ask(row["text"]))
+        return batch_files.result_row(row, ask(row["text"]))
     except BartExportError as error:
         return {**row, "error": in_flags(str(error))}
 

@@ -13,8 +13,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from bart_export.artifact.artifact import Artifact
-from bart_export.artifact.directories import MANIFEST
+from bart_export.artifact.artifact import MANIFEST, Artifact
 from bart_export.artifact.figures import FileVerification, Verification
 from bart_export.artifact.manifest import (
     SAVED_MODEL,

@@ -9,7 +9,7 @@ import numpy as np
 
 from bart_export import contract
 from bart_export.artifact import manifest
-from bart_export.artifact.artifact import Draft
+from bart_export.artifact.drafts import Draft
 from bart_export.artifact.figures import Answer, EdgeTpuVerification
 from bart_export.convert import edgetpu
 from bart_export.edgetpu import compiler, parts

@@ -9,8 +9,9 @@ from collections.abc import Collection, Mapping, Sequence
 
 import bart_export
 from bart_export import contract
-from bart_export.artifact import manifest_file
-from bart_export.artifact.artifact import GOLDEN, SERVING, Artifact, Draft, link, write_json
+from bart_export.artifact import artifact
+from bart_export.artifact.artifact import GOLDEN, SERVING, Artifact
+from bart_export.artifact.drafts import Draft, link, write_json
 from bart_export.artifact.figures import Golden, Measurement
 from bart_export.artifact.manifest import (
     SAVED_MODEL,
@@ -153,7 +154,7 @@ def write_golden(
     answers = {name: answer for name, (_, answer) in verified.items()}
     kept = [row.file for row in carried.verification]
     recorded = golden.recorded(cases.questions, cases.answers, answers, earlier, kept)
-    manifest_file.write_golden(draft.directory / GOLDEN, recorded)
+    artifact.write_golden(draft.directory / GOLDEN, recorded)
 
 
 def complete(

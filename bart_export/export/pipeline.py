@@ -6,8 +6,9 @@ artifact is unchanged.
 
 import pathlib
 
-from bart_export.artifact import artifact
-from bart_export.artifact.artifact import Artifact, Draft
+from bart_export.artifact import drafts
+from bart_export.artifact.artifact import Artifact
+from bart_export.artifact.drafts import Draft
 from bart_export.bench import measurements
 from bart_export.checkpoints.resolve import ResolvedPreset
 from bart_export.export import manifest
@@ -57,7 +58,7 @@ def export_resolved(
     checkpoint = resolved.checkpoint
     stage("build the Keras model")
     backbone = BartBackbone.from_checkpoint(checkpoint)
-    with artifact.draft(output) as draft:
+    with drafts.draft(output) as draft:
         tokenizer = manifest.write_tokenizer(checkpoint, draft)
         stage("verify the tokenizer")
         tokenization.check_tokenizer(checkpoint, tokenizer, golden.TEXTS)

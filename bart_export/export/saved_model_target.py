@@ -12,7 +12,8 @@ import re
 from collections.abc import Sequence
 
 from bart_export import documents
-from bart_export.artifact.artifact import SERVING, Artifact, Draft
+from bart_export.artifact.artifact import SERVING, Artifact
+from bart_export.artifact.drafts import Draft
 from bart_export.artifact.manifest import SAVED_MODEL, Memory, SavedModelEntry
 from bart_export.convert import saved_model
 from bart_export.errors import ArtifactError, ConfigurationError

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from bart_export import contract
 from bart_export.artifact import manifest
-from bart_export.artifact.artifact import Draft
+from bart_export.artifact.drafts import Draft
 from bart_export.artifact.figures import Answer, FileVerification, LayerSensitivity
 from bart_export.artifact.manifest import TFLITE, BucketEntry, StaticEntry, TfliteEntry
 from bart_export.bench.measurements import Measured
@@ -21,8 +21,9 @@ from bart_export.export.options import TfliteOptions
 from bart_export.export.target import CalibrationTexts, ExportedFile, ExportResult, Model
 from bart_export.progress import Stage
 from bart_export.recipes.table import RECIPES, STORAGES, Recipe, require_layers, with_bounds
-from bart_export.runtime import graph_rules, search
+from bart_export.runtime import search, tflite_check
 from bart_export.runtime.compiled_model import open_compiled_model
+from bart_export.runtime.engine import expected_signatures
 from bart_export.runtime.generator import ModelInfo
 from bart_export.tune import sensitivity
 from bart_export.tune.tune import RANKING_TEXTS, STORAGE_OPTIONS
@@ -169,5 +170,5 @@ def check_tflite(
     verified = gate.check(file, cases)
     config, shapes = gate.info.config, file.shapes
     buckets = None if shapes is None else contract.static_buckets(config, **vars(shapes))
-    graph_rules.check_graph(file.path, graph_rules.expected_signatures(config, buckets))
+    tflite_check.check_graph(file.path, expected_signatures(config, buckets))
     return verified

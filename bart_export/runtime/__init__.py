@@ -1,4 +1,4 @@
-"""Generation on LiteRT, without TensorFlow: text in, text out."""
+"""Text generation on LiteRT, without TensorFlow."""
 
 from bart_export.runtime.generator import Generator
 from bart_export.runtime.results import GeneratedSequence, Result, Timings

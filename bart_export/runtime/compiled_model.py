@@ -1,8 +1,8 @@
-"""The backend on LiteRT's `CompiledModel`, without a word on standard error.
+"""The backend for LiteRT's `CompiledModel`, with LiteRT's logging silenced.
 
-`encode` writes where `decode` reads, and two sets of cache buffers alternate, so that nothing is
-copied between calls. LiteRT logs from C++: when it opens a model, when the first buffer is written,
-and once more when the process ends.
+`encode` writes into the inputs of `decode`, and two sets of cache buffers alternate, so that calls
+copy no data. LiteRT logs from C++ to standard error when a model is opened, when the first buffer
+is written, and when the process ends.
 """
 
 import atexit
@@ -32,11 +32,11 @@ from bart_export.runtime.engine import (
     thread_count,
 )
 
-Native = Any  # an object of a library without types
+Native = Any  # an object from a library without type hints
 Buffers = dict[str, Native]  # tensor name -> LiteRT's TensorBuffer
-Caches = tuple[Buffers, Buffers]  # what the next step reads, and what it writes
+Caches = tuple[Buffers, Buffers]  # the next step's inputs and outputs
 
-# One for all models, made with the first: making and ending one takes time and is logged.
+# One for all models, created with the first: creating and deleting one takes time and is logged.
 ENVIRONMENTS: list[Native] = []
 
 
@@ -57,11 +57,11 @@ def open_compiled_model(
 
     Args:
         path: the file.
-        config: the model's architecture, as the artifact's manifest gives it.
-        buckets: those of a static build; None for a dynamic one.
-        num_threads: threads for the CPU kernels; None takes all cores this process may use.
-        weight_cache: file for XNNPACK's packed weights, whole or absent; "" for none. Without one
-            every signature of a static build has a copy of its own of the weights in memory.
+        config: the model's architecture.
+        buckets: the buckets of a static build, or None for a dynamic build.
+        num_threads: threads for the CPU kernels; None means all available cores.
+        weight_cache: a file for XNNPACK's packed weights, complete or absent, or "" for no cache.
+            Without one, every signature of a static build has its own copy of the weights.
 
     Raises:
         EngineError: if LiteRT cannot open the file.
@@ -72,7 +72,7 @@ def open_compiled_model(
 
 
 def open_model(path: pathlib.Path, num_threads: int | None, weight_cache: str) -> Native:
-    """Return a file as a `CompiledModel` on the CPU; see `open_compiled_model`."""
+    """Return a `CompiledModel` on the CPU; see `open_compiled_model`."""
     try:
         with native_stderr_silenced():
             from ai_edge_litert import __file__ as litert_file
@@ -99,7 +99,7 @@ def open_model(path: pathlib.Path, num_threads: int | None, weight_cache: str) -
 
 @contextlib.contextmanager
 def failures(what: str) -> Iterator[None]:
-    """Raise what LiteRT says in a block as an EngineError of one line: "LiteRT cannot …"."""
+    """Turn LiteRT's errors in a block into an EngineError: "LiteRT cannot …"."""
     try:
         yield
     except RuntimeError as error:
@@ -108,7 +108,7 @@ def failures(what: str) -> Iterator[None]:
 
 
 def write_first_buffer(model: Native) -> None:
-    """Have LiteRT make, now, the environment that the first write to a buffer makes."""
+    """Write to a buffer, so that LiteRT initializes, and logs, now."""
     signature, tensors = next(iter(model.get_signature_list().items()))
     name = tensors["inputs"][0]
     details = model.get_input_tensor_details(signature)[name]
@@ -120,25 +120,25 @@ def write_first_buffer(model: Native) -> None:
 
 @atexit.register
 def silence_the_end() -> None:
-    """Drop what LiteRT logs while its libraries are unloaded, when Python has nothing to say."""
+    """Silence LiteRT's logging while its libraries are unloaded, after Python has finished."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)
     os.close(null)
 
 
 def resized(
-    tensors: Iterable[Tensor], current: Mapping[str, int], wanted: Mapping[str, int]
+    tensors: Iterable[Tensor], old: Mapping[str, int], new: Mapping[str, int]
 ) -> list[Tensor]:
-    """Return the tensors that depend on an axis whose size changes."""
-    changed = {axis for axis, size in wanted.items() if current.get(axis) != size}
+    """Return the tensors with an axis whose size changes."""
+    changed = {axis for axis, size in new.items() if old.get(axis) != size}
     return [tensor for tensor in tensors if changed & set(tensor.axes)]
 
 
 class BufferedSignature:
-    """A signature of a `CompiledModel`, the sizes of its dynamic axes, and buffers that fit them.
+    """A signature of a `CompiledModel`, the sizes of its dynamic axes, and its buffers.
 
-    Cross tensors that the signature puts out go to another one's inputs: they have no buffers here.
-    `resizes` says whether the file's tensors take other sizes; a static build's do not.
+    Cross tensors among the outputs have no buffers, because they are written into the inputs of
+    another signature. `resizes` is False for a static build.
     """
 
     def __init__(
@@ -162,11 +162,11 @@ class BufferedSignature:
         self.outputs: Buffers = {}
 
     def shape(self, tensor: Tensor) -> list[int]:
-        """Return the shape that a tensor has now."""
+        """Return a tensor's current shape."""
         return [(self.fixed | self.sizes)[axis] for axis in tensor.axes]
 
     def read(self, names: Iterable[str]) -> dict[str, FloatArray]:
-        """Return what some inputs hold, float32 in the shapes that they have now."""
+        """Return inputs by name, float32 in their current shapes."""
         shapes = {tensor.name: self.shape(tensor) for tensor in self.signature.inputs}
         return {
             name: self.inputs[name].read(math.prod(shapes[name]), np.float32).reshape(shapes[name])
@@ -174,7 +174,7 @@ class BufferedSignature:
         }
 
     def resize(self, sizes: Mapping[str, int]) -> None:
-        """Take other sizes, and make new buffers for the tensors that depend on what changes."""
+        """Change sizes, and create new buffers for the tensors that depend on them."""
         model, before, self.sizes = self.model, self.sizes, dict(sizes)
         try:
             with failures(f"cannot resize {self.name}"):
@@ -200,20 +200,20 @@ class BufferedSignature:
             raise
 
     def caches(self) -> Caches:
-        """Return the two sets of buffers that steps read and write in turns."""
+        """Return the two sets of cache buffers, which steps read and write alternately."""
         return (
             {name: self.inputs[name] for name in self.cache_names},
             {name: self.outputs[name] for name in self.cache_names},
         )
 
     def run(self, inputs: Buffers, outputs: Buffers) -> None:
-        """Run the signature on its buffers, with some others in the place of its own."""
+        """Run the signature, with some of its buffers replaced."""
         with failures(f"failed to run {self.name}"):
             self.model.run_by_name(self.name, self.inputs | inputs, self.outputs | outputs)
 
 
 class Encoder(Protocol):
-    """An encoder that runs outside the file, which then has only what makes cross tensors of it."""
+    """An encoder outside the file, which then only computes the cross tensors."""
 
     def run(self, token_ids: IntArray) -> FloatArray:
         """Return the encoder's output (source, hidden) for token ids (one, source)."""
@@ -221,10 +221,9 @@ class Encoder(Protocol):
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class CompiledModelBackend:
-    """An `engine.Backend` over LiteRT's `CompiledModel`.
+    """An `engine.Backend` for LiteRT's `CompiledModel`.
 
-    `resizes` says whether the file is a dynamic build. `signatures` have buffers from their first
-    use on.
+    `resizes` is True for a dynamic build. `signatures` are created when first used.
     """
 
     model: Native
@@ -234,7 +233,7 @@ class CompiledModelBackend:
     signatures: dict[str, BufferedSignature] = dataclasses.field(default_factory=dict)
 
     def signature(self, bucket: Bucket) -> BufferedSignature:
-        """Return a signature with buffers of the sizes that it is to have."""
+        """Return a bucket's signature with buffers of its sizes."""
         if bucket.name not in self.signatures:
             self.signatures[bucket.name] = BufferedSignature(
                 self.model, self.config, bucket.name, bucket.signature, resizes=self.resizes
@@ -245,7 +244,7 @@ class CompiledModelBackend:
         return signature
 
     def begin(self, fitted: Fitted) -> Caches:
-        """Encode a source where `decode` reads; see `Backend.begin`."""
+        """Encode a source into the inputs of `decode`; see `Backend.begin`."""
         encode, decode = self.signature(fitted.encode), self.signature(fitted.decode)
         source: dict[str, IntArray | FloatArray] = {"encoder_token_ids": fitted.token_ids}
         if self.encoder is not None:
@@ -270,7 +269,7 @@ class CompiledModelBackend:
         token_ids: IntArray,
         beam_index: IntArray,
     ) -> tuple[FloatArray, Caches]:
-        """Decode one token of every beam; see `Backend.decode`."""
+        """Decode one token per beam; see `Backend.decode`."""
         decode, (read, written) = self.signature(bucket), caches
         decode.inputs["decoder_token_ids"].write(token_ids[:, None])
         decode.inputs["position"].write(np.array([position], np.int32))
@@ -282,7 +281,7 @@ class CompiledModelBackend:
         return logits.reshape(shape), (written, read)
 
     def grow(self, fitted: Fitted, caches: Caches) -> Caches:
-        """Return the caches with more room, and as much room to write."""
+        """Return larger caches; see `Backend.grow`."""
         decode = self.signatures[fitted.decode.name]
         decode.inputs |= caches[0]
         old = decode.read(decode.cache_names)
@@ -294,6 +293,6 @@ class CompiledModelBackend:
         return caches
 
     def cross(self, bucket: Bucket) -> dict[str, FloatArray]:
-        """Return what a signature reads of the source; see `Backend.cross`."""
+        """Return the cross tensors; see `Backend.cross`."""
         decode = self.signatures[bucket.name]
         return decode.read(decode.cross_names)

@@ -1,9 +1,8 @@
-"""An export for the Edge TPU, open: an encoder of segments, and the rest on LiteRT's CPU kernels.
+"""The engine for an Edge TPU export: the encoder's segments, and all else on LiteRT's CPU kernels.
 
-A source's rows go through each segment in pieces, as int8, on the Edge TPU where its library, a
-device and compiled segments are present and on the CPU otherwise; `notice` says which. Embeddings,
-the attention itself, norms and the decoder run on LiteRT in between. `edgetpu.parts` says why the
-parts are what they are.
+Segments process a source's rows in int8 pieces, on the Edge TPU if its library, a device and
+compiled segments are present, and otherwise on the CPU; `notice` says which. Embeddings, attention,
+norms and the decoder run on LiteRT. `edgetpu.parts` explains the division.
 """
 
 import ctypes
@@ -45,9 +44,9 @@ def open_edgetpu(
     num_threads: int | None = None,
     weight_cache: str = "",
 ) -> FileEngine:
-    """Open an artifact's export for the Edge TPU, which has no static build.
+    """Open an artifact's Edge TPU export, which has no static build.
 
-    `path` is the host's file, `parts.HOST` of the artifact; see `open_compiled_model`.
+    `path` is that of `parts.HOST`, the CPU's file; see `open_compiled_model`.
     """
     model = open_model(path, num_threads, weight_cache)
     directory = path.parents[1]
@@ -62,7 +61,7 @@ def open_edgetpu(
 def open_segments(
     directory: pathlib.Path, config: BartConfig, constants: Arrays, num_threads: int
 ) -> tuple[dict[str, "SegmentRunner"], str]:
-    """Open every segment on the Edge TPU, or all of them on the CPU; return them and a notice."""
+    """Open all segments on the Edge TPU, or all on the CPU; return them and a notice."""
 
     def open_all(delegate: str | None, threads: int) -> dict[str, SegmentRunner]:
         return {
@@ -77,31 +76,20 @@ def open_segments(
         }
 
     segments = parts.segments(config)
-    reason = obstacle(directory, segments)
-    if not reason:
-        try:
-            return open_all(LIBRARY, 1), "The encoder's segments run on the Edge TPU."
-        except EngineError as error:
-            reason = str(error).rstrip(".")
+    try:
+        if not all((directory / segment.compiled_file).is_file() for segment in segments):
+            raise EngineError("the artifact was exported without edgetpu_compiler")
+        return open_all(LIBRARY, 1), "The encoder's segments run on the Edge TPU."
+    except EngineError as error:
+        reason = str(error).rstrip(".")
     return open_all(None, num_threads), f"The encoder's segments run on the CPU: {reason}."
 
 
-def obstacle(directory: pathlib.Path, segments: Sequence[Segment]) -> str:
-    """Return why the segments of an artifact cannot run on an Edge TPU here, "" if they may."""
-    if not all((directory / segment.compiled_file).is_file() for segment in segments):
-        return "the artifact was exported where there is no edgetpu_compiler"
-    try:
-        ctypes.CDLL(LIBRARY)
-    except OSError:
-        return f"{LIBRARY} is not installed"
-    return ""
-
-
 class SegmentRunner:
-    """One segment, open: it maps float rows (any, width) to float rows.
+    """An open segment, which maps float rows (any, width) to float rows.
 
-    `centre` and `reach` are what each output channel of the file is relative to; `delegate` is the
-    library of the Edge TPU, None for the CPU.
+    `centre` and `reach` are the offset and scale of each output channel; `delegate` is the Edge TPU
+    library, or None for the CPU.
     """
 
     def __init__(
@@ -127,7 +115,7 @@ class SegmentRunner:
         self.centre = centre
 
     def run(self, x: FloatArray) -> FloatArray:
-        """Compute every row."""
+        """Run the segment on any number of rows."""
         scale, zero = self.input["quantization"]
         numbers = np.clip(np.rint(x / np.float32(scale)) + zero, INT8.min, INT8.max)
         rows = self.input["shape"][2]
@@ -140,7 +128,7 @@ class SegmentRunner:
         return result
 
     def run_piece(self, numbers: npt.NDArray[np.int8]) -> npt.NDArray[np.int8]:
-        """Compute as many rows as the segment takes, or fewer."""
+        """Run the segment on at most as many rows as its input has."""
         piece = np.full(self.input["shape"], self.input["quantization"][1], np.int8)
         piece[0, 0, : len(numbers)] = numbers
         self.interpreter.set_tensor(self.input["index"], piece)
@@ -150,11 +138,15 @@ class SegmentRunner:
 
 
 def load_delegate(module: Native, library: str) -> Native:
-    """Load the shared library of a delegate."""
+    """Load a delegate's shared library, or raise EngineError."""
     try:
-        # The package's own class, half made, would complain once more when it is collected.
-        if not hasattr(ctypes.CDLL(library), "tflite_plugin_create_delegate"):
-            raise ValueError("it is no external delegate of TFLite")
+        loaded = ctypes.CDLL(library)
+    except OSError:
+        raise EngineError(f"{library} is not installed.") from None
+    try:
+        # If the package found out itself, its half-initialized object would log another error.
+        if not hasattr(loaded, "tflite_plugin_create_delegate"):
+            raise ValueError("it is not a TFLite external delegate")
         return module.load_delegate(library)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
@@ -162,7 +154,7 @@ def load_delegate(module: Native, library: str) -> Native:
 
 
 class SegmentedEncoder:
-    """The encoder of an export for the Edge TPU: open segments by name, and the host's file."""
+    """The encoder of an Edge TPU export; `runners` are the segments by name."""
 
     def __init__(
         self,
@@ -180,7 +172,7 @@ class SegmentedEncoder:
         )
 
     def run(self, token_ids: IntArray) -> FloatArray:
-        """Return the encoder's output for a source (one, source): (source, hidden)."""
+        """Return the encoder's output (source, hidden) for token ids (one, source)."""
         hidden = self.call(self.embed, token_ids.shape[1], encoder_token_ids=token_ids)
         for layer in range(self.config.num_layers):
             projected = self.runners[Segment(layer, parts.ATTENTION_INPUT).name].run(hidden)
@@ -191,7 +183,7 @@ class SegmentedEncoder:
         return hidden
 
     def add(self, layer: int, kind: str, hidden: FloatArray, source: FloatArray) -> FloatArray:
-        """Add to the hidden states what a segment makes of its source, and norm them."""
+        """Return the norm of the hidden states plus a segment's output."""
         name = Segment(layer, kind).name
         return self.call(
             self.add_and_norm,
@@ -205,7 +197,7 @@ class SegmentedEncoder:
     def call(
         self, signature: BufferedSignature, rows: int, **inputs: IntArray | FloatArray
     ) -> FloatArray:
-        """Run one of the host's signatures over so many rows; return its output, as many."""
+        """Run a signature of the CPU's file; return its output (rows, hidden)."""
         signature.resize({contract.SOURCE: rows})
         for name, array in inputs.items():
             signature.inputs[name].write(np.ascontiguousarray(array))

@@ -1,12 +1,12 @@
-"""Engines: they run the `encode` and `decode` signatures of a `.tflite` file.
+"""Engines run the `encode` and `decode` signatures of a `.tflite` file.
 
-`start` encodes a source and returns a `Decoding`, a value that stands for the caches; `step` takes
-it and returns logits and the next one. A `Decoding` is good for one step: its buffers are the next
-one's outputs.
+`start` encodes a source and returns a `Decoding`, which stands for the caches; `step` takes one and
+returns logits and the next. A `Decoding` is valid for one step, because the next one reuses its
+buffers.
 
-In a dynamic build (`Dynamic`) all lengths are the real ones, and the caches start small and double.
-A static build (`Buckets`) has a signature for each bucket: a request takes the smallest with room,
-its source is padded and the padding masked, and spare beams decode along in places of their own.
+In a dynamic build (`Dynamic`) tensors have the request's sizes, and the caches start small and
+double. A static build (`Buckets`) has a signature per bucket: a request uses the smallest that
+fits, with its source padded and masked, and with spare beams.
 """
 
 import dataclasses
@@ -24,10 +24,12 @@ from bart_export.errors import EngineError, InputError, shown
 
 IntArray = npt.NDArray[np.int32]
 FloatArray = npt.NDArray[np.float32]
-State = Any  # what a step hands to the next; only its engine, or its backend, knows what it is
+State = Any  # the caches between two steps, opaque to all but the engine or backend
 
-FIRST_CAPACITY = 16  # decoder positions; doubling costs milliseconds, room costs on every step
-# What a request calls the size of an axis.
+# A signature's name in the file -> the contract's signature, and the sizes of its axes.
+Expected = Mapping[str, tuple[Signature, Mapping[str, int]]]
+FIRST_CAPACITY = 16  # decoder positions; doubling costs milliseconds once, capacity every step
+# The sizes of axes, as requests name them.
 LIMITED = {
     contract.SOURCE: "A source's number of tokens",
     contract.BEAMS: "num_beams, or num_return_sequences,",
@@ -36,20 +38,20 @@ LIMITED = {
 
 
 class Engine(Protocol):
-    """What generation needs of a runtime."""
+    """A runtime that generation can use."""
 
     config: BartConfig
 
     def start(self, token_ids: Sequence[int], num_beams: int, max_length: int) -> State:
-        """Encode a source and return empty caches for decoding `max_length` tokens at most."""
+        """Encode a source and return empty caches for at most `max_length` tokens."""
 
     def step(
         self, state: State, token_ids: IntArray, beam_index: IntArray
     ) -> tuple[FloatArray, State]:
-        """Decode one token of every beam.
+        """Decode one token per beam.
 
-        Beam k continues the caches of beam `beam_index[k]` and reads `token_ids[k]`, both int32
-        (beams,). Returns logits, float32 (beams, vocabulary), and the state after the step.
+        Beam k reads `token_ids[k]` and continues the caches of beam `beam_index[k]`, both int32
+        (beams,). Returns logits, float32 (beams, vocabulary), and the next state.
         """
 
 
@@ -58,24 +60,24 @@ CLOSED = "The Generator was closed. Open the artifact again."
 
 @dataclasses.dataclass
 class ClosedEngine:
-    """The engine of a closed Generator: every call is refused."""
+    """The engine of a closed Generator; every call raises EngineError."""
 
     config: BartConfig
 
     def start(self, token_ids: Sequence[int], num_beams: int, max_length: int) -> State:
-        """Refuse to begin."""
+        """Raise EngineError."""
         raise EngineError(CLOSED)
 
     def step(
         self, state: State, token_ids: IntArray, beam_index: IntArray
     ) -> tuple[FloatArray, State]:
-        """Refuse to go on."""
+        """Raise EngineError."""
         raise EngineError(CLOSED)
 
 
 @dataclasses.dataclass(frozen=True)
 class Fitted:
-    """A source in the signatures that encode and decode it: ids and mask, int32 (one, source)."""
+    """A source and the buckets that encode and decode it; ids and mask are int32 (one, source)."""
 
     encode: Bucket
     decode: Bucket
@@ -87,15 +89,15 @@ class Fitted:
 class Dynamic:
     """The sizing of a dynamic build.
 
-    `signatures` encode and decode, with several beams and with one, as those of
-    `contract.tflite_signatures` do.
+    `signatures` are those to encode, to decode several beams, and to decode one, as in
+    `contract.tflite_signatures`.
     """
 
     config: BartConfig
     signatures: Sequence[Signature]
 
     def fit(self, token_ids: Sequence[int], num_beams: int, max_length: int) -> Fitted:
-        """Return a source with room for its first tokens, or raise InputError."""
+        """Return a source with capacity for its first tokens, or raise InputError."""
         ids = check_source(self.config, token_ids)
         check_length(self.config, max_length)
         encode, decode_beams, decode_single = self.signatures
@@ -111,7 +113,7 @@ class Dynamic:
         )
 
     def grown(self, fitted: Fitted) -> Fitted:
-        """Return a source with room for twice as many decoder positions."""
+        """Return a source with twice the capacity."""
         doubled = 2 * fitted.decode.sizes[contract.CAPACITY]
         capacity = min(doubled, self.config.max_sequence_length)
         sizes = {**fitted.decode.sizes, contract.CAPACITY: capacity}
@@ -127,17 +129,17 @@ class Buckets:
     buckets: Sequence[Bucket]
 
     def only(self, source_length: int, num_beams: int) -> "Buckets":
-        """Return the sizing by a single bucket."""
-        wanted = {contract.SOURCE: source_length, contract.BEAMS: num_beams}
+        """Return the sizing that uses only the bucket of these sizes."""
+        sizes = {contract.SOURCE: source_length, contract.BEAMS: num_beams}
         buckets = [
             bucket
             for bucket in self.buckets
-            if all(wanted.get(axis, size) == size for axis, size in bucket.sizes.items())
+            if all(sizes.get(axis, size) == size for axis, size in bucket.sizes.items())
         ]
         return Buckets(self.config, buckets)
 
     def fit(self, token_ids: Sequence[int], num_beams: int, max_length: int) -> Fitted:
-        """Return a source in the smallest buckets with room for all of it, or raise InputError."""
+        """Return a source in the smallest buckets that fit, or raise InputError."""
         ids = check_source(self.config, token_ids)
         needed = {
             contract.SOURCE: ids.shape[1],
@@ -155,33 +157,42 @@ class Buckets:
         )
 
     def grown(self, fitted: Fitted) -> Fitted:
-        """Refuse: a bucket is chosen with room for all tokens."""
-        raise InputError("A static build has no room beyond the max_length it was started with.")
+        """Raise InputError, because a bucket has the capacity for `max_length`."""
+        raise InputError("A static build cannot decode beyond the max_length that it started with.")
 
     def smallest(self, axis: str, needed: int) -> int:
-        """Return the smallest size of an axis that has room, or raise InputError."""
+        """Return the smallest size of an axis that is at least `needed`, or raise InputError."""
         sizes = sorted({bucket.sizes[axis] for bucket in self.buckets if axis in bucket.sizes})
         for size in sizes:
             if size >= needed:
                 return size
         raise InputError(
-            f"{LIMITED[axis]} must be at most {sizes[-1]} in this static build, which was made for "
-            f"{', '.join(map(str, sizes))}, received {needed}. A dynamic build takes more."
+            f"{LIMITED[axis]} must be at most {sizes[-1]} in this static build, which has "
+            f"{', '.join(map(str, sizes))}, received {needed}. A dynamic build accepts more."
         )
 
 
 def sizing(config: BartConfig, buckets: Sequence[Bucket] | None) -> Dynamic | Buckets:
-    """Return the sizing of a static build with these buckets, or of a dynamic one without."""
+    """Return the sizing of a static build with `buckets`, or of a dynamic build if None."""
     if buckets is None:
         return Dynamic(config, contract.tflite_signatures(config))
     return Buckets(config, buckets)
 
 
+def expected_signatures(config: BartConfig, buckets: Sequence[Bucket] | None) -> Expected:
+    """Return the signatures of a static build with `buckets`, or of a dynamic build if None."""
+    sizes = contract.sizes(config)
+    if buckets is None:
+        signatures = contract.tflite_signatures(config)
+        return {signature.name: (signature, sizes) for signature in signatures}
+    return {bucket.name: (bucket.signature, {**sizes, **bucket.sizes}) for bucket in buckets}
+
+
 def check_source(config: BartConfig, token_ids: Sequence[int]) -> IntArray:
-    """Return token ids as int32 (one, source), or raise InputError for what no model takes."""
+    """Return token ids as int32 (one, source), or raise InputError if they are invalid."""
     try:
         ids = np.asarray(token_ids if len(token_ids) else np.empty(0, np.int64))
-    except (TypeError, ValueError):  # without a length, or of lists of several
+    except (TypeError, ValueError):  # no sequence, or one of lists of different lengths
         ids = np.empty(0)
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
         raise InputError(f"A source must be a list of token ids, received {shown(token_ids)}.")
@@ -192,13 +203,13 @@ def check_source(config: BartConfig, token_ids: Sequence[int]) -> IntArray:
     outside = ids[(ids < 0) | (ids >= config.vocabulary_size)]
     if outside.size:
         raise InputError(
-            f"Token ids must be in 0 to {config.vocabulary_size - 1}, received {int(outside[0])}."
+            f"Token ids must be from 0 to {config.vocabulary_size - 1}, received {int(outside[0])}."
         )
     return ids.astype(np.int32)[None, :]
 
 
 def check_length(config: BartConfig, max_length: int) -> None:
-    """Raise InputError if `max_length` decoder tokens do not fit the model's positions."""
+    """Raise InputError if `max_length` exceeds the model's positions."""
     if max_length > config.max_sequence_length:
         raise InputError(
             f"max_length must be at most the model's {config.max_sequence_length} positions, "
@@ -207,7 +218,7 @@ def check_length(config: BartConfig, max_length: int) -> None:
 
 
 def fill_rows(beams: int, token_ids: IntArray, beam_index: IntArray) -> tuple[IntArray, IntArray]:
-    """Return token ids and beam indices for all beams of a signature; spare ones stay in place."""
+    """Pad token ids and beam indices to a signature's number of beams."""
     rows = len(token_ids)
     if rows == beams:
         return token_ids, beam_index
@@ -216,10 +227,10 @@ def fill_rows(beams: int, token_ids: IntArray, beam_index: IntArray) -> tuple[In
 
 
 class Backend(Protocol):
-    """An open file, and the memory of its signatures. `caches` are opaque to the engine."""
+    """An open file and its signatures' buffers; `caches` are opaque to the engine."""
 
     def begin(self, fitted: Fitted) -> State:
-        """Encode a source for the signature that decodes it, and return its caches, emptied."""
+        """Encode a source and return empty caches."""
 
     def decode(
         self,
@@ -229,18 +240,18 @@ class Backend(Protocol):
         token_ids: IntArray,
         beam_index: IntArray,
     ) -> tuple[FloatArray, State]:
-        """Decode one token of every beam: logits (beams, vocabulary), and the caches after it."""
+        """Decode one token per beam; return logits (beams, vocabulary) and the next caches."""
 
     def grow(self, fitted: Fitted, caches: State) -> State:
-        """Return the caches with the larger room of `fitted.decode`."""
+        """Return the caches with the capacity of `fitted.decode`."""
 
     def cross(self, bucket: Bucket) -> Mapping[str, FloatArray]:
-        """Return what a signature reads of the source, by the names of `contract.cross_tensors`."""
+        """Return a signature's `contract.cross_tensors` by name."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Decoding:
-    """The state of a generation, by its serial number, between two steps."""
+    """The state of a generation between two steps; `serial` is the generation's number."""
 
     serial: int
     position: int
@@ -250,10 +261,10 @@ class Decoding:
 
 @dataclasses.dataclass(eq=False)
 class FileEngine:
-    """An engine over an open file, for one generation at a time.
+    """An engine for an open file, which runs one generation at a time.
 
-    `sizing` chooses the signatures that a request runs in, and their sizes; `notice` says where the
-    file runs; `serial` is the number of the generation that was begun last.
+    `sizing` chooses a request's signatures and sizes; `notice` is a message about where the file
+    runs; `serial` is the number of the latest generation.
     """
 
     config: BartConfig
@@ -263,12 +274,12 @@ class FileEngine:
     serial: int = 0
 
     def only(self, source_length: int, num_beams: int) -> "FileEngine":
-        """Return an engine over the same static build that knows one bucket, to try each."""
+        """Return an engine for one bucket of the same static build."""
         assert isinstance(self.sizing, Buckets)
         return FileEngine(self.config, self.backend, self.sizing.only(source_length, num_beams))
 
     def start(self, token_ids: Sequence[int], num_beams: int, max_length: int) -> Decoding:
-        """Encode a source, or raise InputError where there is no room; see `Engine.start`."""
+        """Encode a source, or raise InputError if it does not fit; see `Engine.start`."""
         fitted = self.sizing.fit(token_ids, num_beams, max_length)
         self.serial += 1
         return Decoding(self.serial, 0, fitted, self.backend.begin(fitted))
@@ -276,10 +287,10 @@ class FileEngine:
     def step(
         self, state: Decoding, token_ids: IntArray, beam_index: IntArray
     ) -> tuple[FloatArray, Decoding]:
-        """Decode one token of every beam; see `Engine.step`."""
+        """Decode one token per beam; see `Engine.step`."""
         if state.serial != self.serial:
             raise EngineError(
-                "An engine runs one generation at a time, and another one has begun. "
+                "An engine runs one generation at a time, and another one has started. "
                 "Finish a stream before the next call, or open a second Generator."
             )
         fitted, caches = state.fitted, state.caches
@@ -292,34 +303,33 @@ class FileEngine:
         return logits[: len(token_ids)], state
 
     def cross(self, state: Decoding) -> dict[str, FloatArray]:
-        """Return the keys and values of a generation's source, without padding.
+        """Return the cross-attention keys and values of a source, without padding.
 
-        They are float32 (one, heads, source, head_size), by the names of `contract.cross_tensors`.
+        They are float32 (one, heads, source, head_size), by name (`contract.cross_tensors`).
         """
         source = int(state.fitted.padding_mask.sum())
         cross = self.backend.cross(state.fitted.decode)
         return {name: tensor[:, :, :source] for name, tensor in cross.items()}
 
 
-# A step of a smaller model ends before a second thread has helped: measured with int8 weights at 8
-# and 20 million parameters, two threads made no step quicker and took 1.3 to 1.7 times the CPU's
-# time. At 49 and 139 million they paid.
+# A second thread does not help smaller models: with int8 weights and 8 or 20 million parameters,
+# steps took as long as with one, and 1.3 to 1.7 times the CPU time. With 49 and 139 million it did.
 FEW_PARAMETERS = 32_000_000
 
 
 def default_threads(parameter_count: int) -> int:
-    """Return how many threads run a model of so many parameters by default."""
+    """Return the default number of threads for a model of this size."""
     return 1 if parameter_count < FEW_PARAMETERS else available_cores()
 
 
 def thread_count(given: int | None) -> int:
-    """Return a valid number of threads, by default all cores, or raise ConfigurationError."""
+    """Return a number of threads, all cores if None, or raise ConfigurationError."""
     check_threads("num_threads", given)
     return given or available_cores()
 
 
 def available_cores() -> int:
-    """Return how many cores this process may run on."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,8 +1,7 @@
-"""The flatbuffer of a `.tflite` file, read in columns: every table of a kind at once.
+"""A bounds-checked reader for the flatbuffer of a `.tflite` file, one column per field.
 
-LiteRT follows offsets without looking where they lead. Here nothing is read before its place is
-known to lie in the file; weights are not touched. Fields that exported files do not have must be
-absent, so that none is left unchecked.
+LiteRT follows offsets without bounds checks. Here every offset is checked before it is read; fields
+that exported files do not use must be absent, so that no field is left unchecked.
 
 The format: https://flatbuffers.dev/internals; the tables: TensorFlow's
 tensorflow/compiler/mlir/lite/schema/schema.fbs.
@@ -19,12 +18,12 @@ import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
 
-# Elements of all vectors of one field; the names of bart_mini_en's tensors have 15,000 letters.
+# Elements in all vectors of a field; the tensor names of bart_mini_en have 15,000 characters.
 MOST_ELEMENTS = 1 << 22
 IDENTIFIER = b"TFL3"  # bytes 4 to 8 of every .tflite file
 ABSENT = ""
 FUSED = {"fused_activation_function": "i1"}
-# Fields in the order of their numbers: a NumPy type, `string`, a table, or a vector of one of them.
+# Fields in schema order: a NumPy type, `string`, a table, or a vector of one of them.
 TABLES: Mapping[str, Mapping[str, str]] = {
     "Model": {
         "version": "u4", "operator_codes": "[OperatorCode]", "subgraphs": "[SubGraph]",
@@ -91,7 +90,7 @@ TABLES: Mapping[str, Mapping[str, str]] = {
         "shrink_axis_mask": "i4", "offset": "u1",
     },
 }  # fmt: skip
-# Fields whose number is another than 0 where it is not written.
+# Fields with a default other than 0.
 DEFAULTS = {
     ("OperatorCode", "version"): 1,
     ("SubGraph", "debug_metadata_index"): -1,
@@ -102,11 +101,11 @@ DEFAULTS = {
 
 
 class InvalidGraph(Exception):
-    """A file that LiteRT must not be given; `str()` says what is wrong with it."""
+    """A file that LiteRT must not open; the message is the reason."""
 
 
 def require(rule: npt.ArrayLike, wrong: str) -> None:
-    """Raise InvalidGraph unless all of a rule's values are true."""
+    """Raise InvalidGraph unless all values of a rule are true."""
     if not np.all(rule):
         raise InvalidGraph(wrong)
 
@@ -130,33 +129,33 @@ class File:
         return cls(np.frombuffer(mapped, np.uint8))
 
     def numbers(self, offsets: Ints, kind: str) -> npt.NDArray[np.generic]:
-        """Return the numbers of a NumPy type at some offsets."""
+        """Return the numbers at these offsets, of a NumPy type."""
         dtype = np.dtype(f"<{kind}")
         if offsets.size and not 0 <= offsets.min() <= offsets.max() <= self.size - dtype.itemsize:
-            raise InvalidGraph("an offset leads out of it")
+            raise InvalidGraph("an offset is out of bounds")
         content = self.content[offsets[:, None] + np.arange(dtype.itemsize)]
         numbers: npt.NDArray[np.generic] = content.view(dtype).reshape(len(offsets))
         return numbers
 
     def integers(self, offsets: Ints, kind: str) -> Ints:
-        """Return the integers at some offsets; unsigned ones beyond 62 bits as 2^62."""
+        """Return the integers at these offsets; unsigned ones are clipped to 2^62."""
         numbers = self.numbers(offsets, kind)
         if kind == "u8":
             numbers = np.minimum(numbers, np.uint64(1 << 62))
         return numbers.astype(np.int64)
 
     def follow(self, offsets: Ints) -> Ints:
-        """Return where the relative offsets at some offsets lead."""
+        """Return the targets of the relative offsets at these offsets."""
         return offsets + self.integers(offsets, "u4")
 
     def model(self) -> "Tables":
-        """Return the table at the root."""
+        """Return the root table."""
         return Tables(self, "Model", self.follow(np.zeros(1, np.int64)))
 
 
 @dataclasses.dataclass(frozen=True)
 class Vectors:
-    """One vector of each table of some kind: where its elements begin, and how many there are."""
+    """A vector field of all tables of a kind: the offset of the elements, and their count."""
 
     file: File
     kind: str
@@ -164,35 +163,32 @@ class Vectors:
     count: Ints
 
     def owners(self) -> Ints:
-        """Return, for each element of all vectors, the number of the table it belongs to."""
+        """Return each element's table number."""
         return np.repeat(np.arange(len(self.count)), self.count)
 
     def index(self) -> Ints:
-        """Return, for each element of all vectors, its index in its own."""
+        """Return each element's index in its vector."""
         first = np.cumsum(self.count) - self.count
         return np.arange(int(self.count.sum())) - np.repeat(first, self.count)
 
     def offsets(self) -> Ints:
-        """Return where each element of all vectors lies.
-
-        Vectors may overlap, so that the file's size alone does not bound their sum.
-        """
+        """Return each element's offset. Overlapping vectors may have more bytes than the file."""
         size, elements = width(self.kind), int(self.count.sum())
         few = elements * size <= self.file.size and elements <= MOST_ELEMENTS
         require(few, "its vectors have too many elements")
         return np.repeat(self.begin, self.count) + self.index() * size
 
     def integers(self) -> Ints:
-        """Return the elements of all vectors of integers, one after the other."""
+        """Return the elements of all vectors, which are integers."""
         return self.file.integers(self.offsets(), self.kind)
 
     def tables(self) -> "Tables":
-        """Return the tables of all vectors, one after the other."""
+        """Return the elements of all vectors, which are tables."""
         return Tables(self.file, self.kind, self.file.follow(self.offsets()))
 
 
 class Tables:
-    """Tables of one kind, a key of `TABLES`, every field of which lies in the file."""
+    """All tables of a kind, a key of `TABLES`, with all fields within the file."""
 
     def __init__(self, file: File, kind: str, begin: Ints) -> None:
         self.file = file
@@ -205,9 +201,9 @@ class Tables:
         sizes = file.integers(vtables + 2, "u2")
         inside = (vtables + vtable_sizes <= file.size) & (begin + sizes <= file.size)
         aligned = (vtable_sizes % 2 == 0) & (vtables % 2 == 0) & (begin % 4 == 0)
-        require(inside & aligned & (vtable_sizes >= 4), f"a table {kind} leads out of it")
+        require(inside & aligned & (vtable_sizes >= 4), f"a table {kind} is out of bounds")
         known = vtable_sizes <= 4 + 2 * len(self.fields)
-        require(known, f"a table {kind} has fields that none of bart-export's has")
+        require(known, f"a table {kind} has unknown fields")
         self.offsets: dict[str, Ints] = {}
         for number, (name, form) in enumerate(self.fields.items()):
             offsets = np.zeros(self.count, np.int64)
@@ -215,9 +211,9 @@ class Tables:
             offsets[listed] = file.integers(vtables[listed] + 4 + 2 * number, "u2")
             size = width(form) if form in NUMBERS else 4
             inside = (offsets + size <= sizes) & ((begin + offsets) % size == 0)
-            wrong = f"a field {name} of a table {kind} leads out of the table"
+            wrong = f"a field {name} of a table {kind} is out of bounds"
             require(inside | (offsets == 0), wrong)
-            wrong = f"a table {kind} has {name}, which none of bart-export's has"
+            wrong = f"a table {kind} has {name}, which bart-export does not write"
             require(form != ABSENT or offsets == 0, wrong)
             self.offsets[name] = offsets
         for name, form in self.fields.items():
@@ -229,41 +225,41 @@ class Tables:
         return self.offsets[name] > 0
 
     def stored(self, name: str) -> Ints:
-        """Return where a field is stored, of the tables that have it."""
+        """Return a field's offsets, in the tables that have it."""
         return (self.begin + self.offsets[name])[self.present(name)]
 
     def column(self, name: str) -> Ints:
-        """Return a field's integers, the default where it is not written."""
+        """Return a field's integers, with the default in tables that do not have it."""
         values = np.full(self.count, DEFAULTS.get((self.kind, name), 0), np.int64)
         values[self.present(name)] = self.file.integers(self.stored(name), self.fields[name])
         return values
 
     def tables(self, name: str) -> "Tables":
-        """Return a field's tables, of those tables that have it."""
+        """Return a field's tables, in the tables that have it."""
         return Tables(self.file, self.fields[name], self.file.follow(self.stored(name)))
 
     def vectors(self, name: str) -> Vectors:
-        """Return a field's vectors, which have no elements where the field is not written."""
+        """Return a field's vectors, which are empty in tables that do not have it."""
         begin, count = np.zeros(self.count, np.int64), np.zeros(self.count, np.int64)
         present, kind = self.present(name), self.fields[name].strip("[]")
         vectors = self.file.follow(self.stored(name))
         begin[present] = vectors + 4
         count[present] = self.file.integers(vectors, "u4")
         ends = (begin + count * width(kind))[present]
-        # A string has a zero behind its last byte, which its length leaves out.
+        # A string ends with a zero byte, which its length does not count.
         inside = ends + (kind == "string") <= self.file.size
-        require(inside, f"{name} of a table {self.kind} leads out of it")
+        require(inside, f"{name} of a table {self.kind} is out of bounds")
         found = Vectors(self.file, kind, begin, count)
         if kind == "string":
             letters, last = self.file.content[found.offsets()], self.file.content[ends]
-            text = letters.max(initial=0) <= ord("~") and last.max(initial=0) == 0
-            require(text, f"{name} of a table {self.kind} is not text")
+            ascii = letters.max(initial=0) <= ord("~") and last.max(initial=0) == 0
+            require(ascii, f"{name} of a table {self.kind} is not ASCII")
         elif kind != "u1":
             require(begin % 4 == 0, f"{name} of a table {self.kind} is not aligned")
         return found
 
     def strings(self, name: str) -> list[str]:
-        """Return a field's strings, "" where it is not written."""
+        """Return a field's strings, "" in tables that do not have it."""
         vectors = self.vectors(name)
         return [
             self.file.content[begin : begin + count].tobytes().decode("ascii")
@@ -276,7 +272,7 @@ NUMBERS = ("i1", "u1", "u2", "i4", "u4", "i8", "u8", "f4")
 
 @functools.cache
 def width(kind: str) -> int:
-    """Return how many bytes an element of a vector has: a number, a letter, or a table's offset."""
+    """Return the bytes per element: of a number, a character, or a table's offset."""
     if kind in NUMBERS:
         return np.dtype(kind).itemsize
     return 1 if kind == "string" else 4

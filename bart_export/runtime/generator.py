@@ -1,10 +1,10 @@
-"""Text in, text out: an artifact's tokenizer, engine and search behind three lines of Python.
+"""Text generation with an artifact.
 
     generator = Generator.from_artifact("artifacts/bart_mini_en")
     print(generator.generate("A long text ...").text)
     for piece in generator.stream("A long text ..."): print(piece, end="")
 
-Settings come from the artifact's manifest, parameters of a call go on top.
+The artifact's settings are the defaults; a call's parameters override them.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from bart_export.artifact.artifact import Artifact
 from bart_export.config import BartConfig, GenerationConfig, check_token_ids
 from bart_export.errors import InputError
 from bart_export.runtime.engine import CLOSED, ClosedEngine, Engine, check_length
-from bart_export.runtime.engines import choose_file, files_for, open_engine
+from bart_export.runtime.engine_choice import choose_file, files_for, open_engine
 from bart_export.runtime.results import GeneratedSequence, Result, Stream, Timings, Turn
 from bart_export.runtime.search import Finished, drive, search
 from bart_export.text.tokenizer import BartTokenizer, IncrementalDetokenizer, generated_text
@@ -29,7 +29,7 @@ from bart_export.text.tokenizer import BartTokenizer, IncrementalDetokenizer, ge
 class ModelInfo:
     """A model's architecture, tokenizer and settings.
 
-    `encoder_sequence_length` is how many source tokens it was prepared for, both ends included.
+    `encoder_sequence_length` is the maximum number of source tokens, including both ends.
     """
 
     config: BartConfig
@@ -39,7 +39,7 @@ class ModelInfo:
 
     @classmethod
     def from_artifact(cls, artifact: Artifact) -> "ModelInfo":
-        """Return what an artifact says of its model."""
+        """Return the model of an artifact."""
         return cls(
             artifact.config,
             BartTokenizer.from_artifact(artifact),
@@ -48,23 +48,23 @@ class ModelInfo:
         )
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Return the ids of a text, cut to what the model was prepared for."""
+        """Return the ids of a text, truncated to `encoder_sequence_length`."""
         return tuple(self.tokenizer.encode(text, self.encoder_sequence_length, truncate=True))
 
 
 class Generator:
-    """Generates text with an exported BART.
+    """Generates text with an exported BART model.
 
-    Thread-safe: texts are generated one after another, and a half-read stream is completed and
-    buffered for its reader before the next text starts. To generate texts in parallel, open several
-    Generators. A `with` block releases the model at its end.
+    Thread-safe: texts are generated one after another, and an unfinished stream is completed and
+    buffered before the next text starts. To generate texts in parallel, open several Generators. As
+    a context manager, a Generator releases the model at the end of the block.
 
     Args:
-        tokenizer: turns text into ids and back.
-        engine: runs the model; it belongs to this Generator.
-        generation: default settings.
-        encoder_sequence_length: maximum number of source tokens, including both ends.
-        source: what `repr` shows as the origin.
+        tokenizer: converts text to ids and back.
+        engine: runs the model; it must not be shared.
+        generation: the default settings.
+        encoder_sequence_length: the maximum number of source tokens, including both ends.
+        source: the origin that `repr` shows.
     """
 
     def __init__(
@@ -96,8 +96,8 @@ class Generator:
 
         Args:
             path: the artifact directory.
-            recipe: the recipe of the file; None means the default recipe, or the first that the
-                engine computes correctly.
+            recipe: the file's recipe; None means the default recipe, or the first that the engine
+                computes correctly.
             shapes: "dynamic" or "static"; None prefers the dynamic build.
             engine: "ai-edge-litert", "tflite-runtime" or "edgetpu"; None means the first that is
                 installed.
@@ -105,24 +105,25 @@ class Generator:
                 a larger one.
 
         Raises:
-            ArtifactError: for an artifact that is damaged or has no such file.
-            ConfigurationError: for an engine or `num_threads` that cannot be.
-            EngineError: for a file this machine's runtime cannot run rightly.
+            ArtifactError: if the artifact is damaged or has no such file.
+            ConfigurationError: if `engine`, `shapes` or `num_threads` is invalid.
+            EngineError: if the installed runtime cannot run the file correctly.
+            MissingExtra: if the engine is not installed.
         """
         artifact = Artifact.open(pathlib.Path(path))
         info = ModelInfo.from_artifact(artifact)
         file = choose_file(artifact, recipe, engine, shapes)
-        fixed, longest = files_for(artifact, engine)[file].shapes, info.encoder_sequence_length
+        static, longest = files_for(artifact, engine)[file].shapes, info.encoder_sequence_length
         return cls(
             info.tokenizer,
             open_engine(artifact, file, engine, num_threads=num_threads),
             info.generation,
-            min(longest, max(fixed.source_lengths)) if fixed else longest,
+            min(longest, max(static.source_lengths)) if static else longest,
             f"{file} of {artifact.directory}",
         )
 
     def __repr__(self) -> str:
-        """Return what was opened, and the settings that are used where a call gives none."""
+        """Return the source and the default settings."""
         settings = ", ".join(
             f"{field.name}={value!r}"
             for field in dataclasses.fields(self.generation)
@@ -173,35 +174,35 @@ class Generator:
         special_tokens: bool = False,
         **parameters: Any,
     ) -> Result | list[Result]:
-        """Generate from a text, or from each of several.
+        """Generate from one or several texts.
 
         Args:
-            text: the source text, or several. All are checked before any is generated from.
-            truncate: cut a source that is too long and set `truncated` in its result; without, it
-                is an error.
-            allow_empty: accept a text that is empty or white space; the model makes up a text.
-            special_tokens: treat "<mask>" and BART's other special tokens in a text as tokens, like
-                `split_special_tokens=False` of transformers. Untrusted text can then end or pad a
-                source. A checkpoint's own added tokens are always tokens.
-            **parameters: fields of `GenerationConfig` for this call, and `max_new_tokens` and
-                `min_new_tokens`, which are lengths without the start token.
+            text: a source text, or several, which are all checked first.
+            truncate: truncate a source that is too long, and set `truncated` in its result, instead
+                of raising InputError.
+            allow_empty: accept a blank text, for which the model makes up a result.
+            special_tokens: parse "<mask>" and BART's other special tokens in a text, like
+                `split_special_tokens=False` in transformers. Untrusted text can then end or pad a
+                source. A checkpoint's own added tokens are always parsed.
+            **parameters: fields of `GenerationConfig`, and `max_new_tokens` and `min_new_tokens`,
+                which do not count the start token.
 
         Raises:
-            InputError: for what is no text, too long or empty, or a `max_length` without room.
-            ConfigurationError: for a parameter that does not exist or is out of range.
-            EngineError: if the generator was closed.
+            InputError: if a text is not a str, blank or too long, or `max_length` is too large.
+            ConfigurationError: if a parameter does not exist or is out of range.
+            EngineError: if the Generator was closed.
         """
         several = isinstance(text, Iterable) and not isinstance(text, (str, bytes, Mapping))
         texts: list[Any] = list(text) if several else [text]
-        for each in texts:
-            check_text(each, allow_empty)
-        sources = [self.source_ids(each, truncate, special_tokens) for each in texts]
+        for source in texts:
+            check_text(source, allow_empty)
+        sources = [self.source_ids(source, truncate, special_tokens) for source in texts]
         generation = self.settings(**parameters)
-        results = [self.pieces(ids, generation, cut).drain() for ids, cut in sources]
+        results = [self.pieces(ids, generation, truncated).drain() for ids, truncated in sources]
         return results if several else results[0]
 
     def generate_ids(self, token_ids: Sequence[int], **parameters: Any) -> Result:
-        """Generate from source token ids, including start and end token; see `generate`."""
+        """Generate from source token ids, including start and end tokens; see `generate`."""
         return self.pieces(token_ids, self.settings(**parameters)).drain()
 
     def stream(
@@ -213,11 +214,11 @@ class Generator:
         special_tokens: bool = False,
         **parameters: Any,
     ) -> Stream:
-        """Generate from a text and yield pieces of the result as soon as they are certain.
+        """Generate from a text, and yield pieces of the result as soon as they are certain.
 
-        The pieces joined are the text that `generate` returns, and the stream's `result` is then
-        what `generate` returns. With beams a piece is certain once all beams agree on it. Ending
-        the iteration stops the work. Parameters and errors are those of `generate`.
+        Joined, the pieces are the text that `generate` returns; the stream's `result` then has the
+        scores. In beam search, a piece is certain once all beams agree on it. Closing the stream
+        stops the generation. Parameters and errors are those of `generate`.
         """
         generation = self.settings(**parameters)
         check_text(text, allow_empty)
@@ -225,7 +226,7 @@ class Generator:
         return self.pieces(ids, generation, truncated)
 
     def settings(self, **parameters: Any) -> GenerationConfig:
-        """Return the settings of a call with these parameters; errors are those of `generate`."""
+        """Return the settings for a call's parameters; errors are those of `generate`."""
         generation = self.generation.replace(**parameters)
         check_token_ids(generation, self.engine.config.vocabulary_size)
         check_length(self.engine.config, generation.max_length)
@@ -234,13 +235,13 @@ class Generator:
     def pieces(
         self, token_ids: Sequence[int], generation: GenerationConfig, truncated: bool = False
     ) -> Stream:
-        """Return a generation from source token ids, which begins when it is first read."""
+        """Return a stream from source token ids, which starts when it is first read."""
         return Stream(self.turn, self.run(token_ids, generation, truncated))
 
     def run(
         self, token_ids: Sequence[int], generation: GenerationConfig, truncated: bool
     ) -> PythonGenerator[str | Result, None, None]:
-        """Yield the text of a generation piece by piece, and at last all of it."""
+        """Yield the pieces of a generated text, and finally the Result."""
         began = time.perf_counter()
         rows = max(generation.num_beams, generation.num_return_sequences)
         state = self.engine.start(token_ids, rows, generation.max_length)
@@ -266,13 +267,13 @@ class Generator:
                 yield piece
 
     def encode(self, text: str, truncate: bool, special_tokens: bool = False) -> list[int]:
-        """Turn a text into source token ids, start and end token included."""
+        """Return the source token ids of a text, including start and end tokens."""
         return self.tokenizer.encode(
             text, self.encoder_sequence_length, truncate=truncate, special_tokens=special_tokens
         )
 
     def source_ids(self, text: str, truncate: bool, special_tokens: bool) -> tuple[list[int], bool]:
-        """Return the source ids of a text, and whether it had to be cut."""
+        """Return the source token ids of a text, and whether it was truncated."""
         if not truncate:
             return self.encode(text, False, special_tokens), False
         return self.tokenizer.encode_beginning(
@@ -281,11 +282,11 @@ class Generator:
 
 
 def check_text(text: str, allow_empty: bool) -> None:
-    """Raise InputError for what is no text, or one without a word unless that is allowed."""
+    """Raise InputError unless a text is a str that is not blank, or blank texts are allowed."""
     if not isinstance(text, str):
         raise InputError(f"A text must be a str, received {type(text).__name__}.")
     if not allow_empty and not text.strip():
         raise InputError(
-            f"A text must have a character that is not white space, received {text[:20]!r}. The "
-            "model makes up a text for it where allow_empty is given."
+            f"A text must not be blank, received {text[:20]!r}. With allow_empty=True the model "
+            "makes up a text instead."
         )

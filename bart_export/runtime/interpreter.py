@@ -1,13 +1,11 @@
-"""The backend on an `Interpreter`, of tflite-runtime or of LiteRT.
+"""The backend for an `Interpreter` of tflite-runtime or LiteRT.
 
-An interpreter keeps its tensors to itself: nothing is shared between `encode` and `decode`, and
-what `decode` writes is not what it reads. The caches therefore stay in `decode`'s inputs, and after
-a step only the positions that it changed are brought over from its outputs: one for beams that stay
-where they are, all of them for beams that change places.
+An interpreter shares no buffers, neither between `encode` and `decode` nor between inputs and
+outputs. The caches therefore stay in the inputs of `decode`, and after a step only the changed
+positions are copied from its outputs: the last one, or all of them if beams were reordered.
 
-In a static build nothing is ever resized, so that XNNPACK can be used where a dynamic build must do
-without: with one thread, tflite-runtime 2.14 took 9.0 ms for a float32 step of bart_mini_en in the
-dynamic build, 3.3 ms in the static one.
+A static build is never resized, so it can use XNNPACK: with tflite-runtime 2.14 and one thread, a
+float32 step of bart_mini_en took 9.0 ms in the dynamic build and 3.3 ms in the static build.
 """
 
 import contextlib
@@ -34,10 +32,9 @@ from bart_export.runtime.engine import (
 )
 
 ALL_KERNELS = "BUILTIN"
-# Package -> the module with its `Interpreter`, the extra that installs it, and the kernels to use
-# where tensors are resized: XNNPACK in tflite-runtime 2.14 keeps the sizes it saw first, and after
-# a resize gives wrong numbers without an error, or writes where it may not. The kernels without it
-# are right.
+# Package -> the module with its `Interpreter`, the extra that installs it, and the kernels for a
+# dynamic build: after a resize, XNNPACK in tflite-runtime 2.14 still uses the old sizes, computes
+# wrong results without an error, or writes out of bounds.
 INTERPRETERS = {
     TFLITE_RUNTIME: (
         "tflite_runtime.interpreter",
@@ -58,10 +55,10 @@ def open_interpreter(
 ) -> FileEngine:
     """Open a `.tflite` file on the `Interpreter` of a package, a key of `INTERPRETERS`.
 
-    Other arguments are those of `open_compiled_model`.
+    The other arguments are those of `open_compiled_model`.
 
     Raises:
-        EngineError: if the package cannot be used, or the file not be opened.
+        EngineError: if the package cannot be used, or cannot open the file.
         MissingExtra: if the package is not installed.
     """
     name, extra, kernels = INTERPRETERS[interpreter]
@@ -81,7 +78,7 @@ def open_interpreter(
             num_threads=thread_count(num_threads),
             experimental_op_resolver_type=resolver,
         )
-        opened.allocate_tensors()  # at the file's own shapes: weights are packed here
+        opened.allocate_tensors()  # with the file's shapes; packs the weights
     signatures = {
         name: InterpreterSignature(opened, interpreter, name)
         for name in opened.get_signature_list()
@@ -92,7 +89,7 @@ def open_interpreter(
 
 @contextlib.contextmanager
 def failures(what: str) -> Iterator[None]:
-    """Raise what an interpreter says in a block as an EngineError of one line."""
+    """Turn an interpreter's errors in a block into an EngineError of one line."""
     try:
         yield
     except (RuntimeError, ValueError) as error:
@@ -100,10 +97,10 @@ def failures(what: str) -> Iterator[None]:
 
 
 class InterpreterSignature:
-    """One signature of an open file: its tensors in place, by name.
+    """A signature of an open file, with access to its tensors' memory.
 
-    The public signature runner resizes, allocates, and copies every tensor in and out at each call.
-    The interpreter's private wrapper, the same in both packages, gives the memory itself.
+    The public signature runner resizes, allocates and copies every tensor at each call. The private
+    wrapper of the interpreter, the same in both packages, does not copy.
     """
 
     def __init__(self, interpreter: Native, package: str, name: str) -> None:
@@ -115,15 +112,15 @@ class InterpreterSignature:
         self.inputs, self.outputs = tensors["inputs"], tensors["outputs"]  # name -> index
 
     def input(self, name: str) -> Native:
-        """Return an input's memory as an array, good until the next `resize` or `invoke`."""
+        """Return an input's memory as an array, valid until the next `resize` or `invoke`."""
         return self.wrapper.tensor(self.wrapper, self.inputs[name], self.subgraph)
 
     def output(self, name: str) -> Native:
-        """Return an output's memory as an array, good until the next `resize` or `invoke`."""
+        """Return an output's memory as an array, valid until the next `resize` or `invoke`."""
         return self.wrapper.tensor(self.wrapper, self.outputs[name], self.subgraph)
 
     def resize(self, shapes: Mapping[str, Sequence[int]]) -> None:
-        """Give some inputs new shapes; what any input held is lost."""
+        """Change the shapes of inputs; the content of all inputs is lost."""
         with failures(f"{self.package} cannot resize the signature {self.name} to {shapes}"):
             for name, shape in shapes.items():
                 size = np.array(shape, np.int32)
@@ -131,13 +128,13 @@ class InterpreterSignature:
             self.wrapper.AllocateTensors(self.subgraph)
 
     def invoke(self) -> None:
-        """Run the signature on what its inputs hold."""
+        """Run the signature."""
         with failures(f"{self.package} failed to run the signature {self.name}"):
             self.wrapper.Invoke(self.subgraph)
 
 
 class InterpreterBackend:
-    """An `engine.Backend` over the signatures of an open interpreter; the caches are in place."""
+    """An `engine.Backend` for an interpreter, whose caches stay in the inputs of `decode`."""
 
     def __init__(
         self, signatures: Mapping[str, InterpreterSignature], config: BartConfig, *, resizes: bool
@@ -149,7 +146,7 @@ class InterpreterBackend:
         self.cross_names = [tensor.name for tensor in contract.cross_tensors(config)]
 
     def signature(self, bucket: Bucket) -> InterpreterSignature:
-        """Return a signature of the right sizes; what it held is lost if they change."""
+        """Return a bucket's signature; if its sizes change, its content is lost."""
         signature = self.signatures[bucket.name]
         if signature.sizes != bucket.sizes:
             sizes = {**self.fixed, **bucket.sizes}
@@ -170,7 +167,7 @@ class InterpreterBackend:
             decode.input(name)[:] = 0
 
     def hand_over_source(self, fitted: Fitted) -> InterpreterSignature:
-        """Give the decoder the source: its mask, and what the encoder wrote; return the decoder."""
+        """Copy the mask and cross tensors to the decoder, and return the decoder."""
         encode, decode = self.signature(fitted.encode), self.signature(fitted.decode)
         decode.input("encoder_padding_mask")[:] = fitted.padding_mask
         for name in self.cross_names:
@@ -185,22 +182,22 @@ class InterpreterBackend:
         token_ids: IntArray,
         beam_index: IntArray,
     ) -> tuple[FloatArray, None]:
-        """Decode one token of every beam; see `Backend.decode`."""
+        """Decode one token per beam; see `Backend.decode`."""
         decode = self.signature(bucket)
         decode.input("decoder_token_ids")[:] = token_ids[:, None]
         decode.input("position")[:] = position
         if "beam_index" in decode.inputs:
             decode.input("beam_index")[:] = beam_index
         decode.invoke()
-        in_place = np.array_equal(beam_index, np.arange(len(beam_index)))
-        changed = slice(position if in_place else 0, position + 1)
+        in_order = np.array_equal(beam_index, np.arange(len(beam_index)))
+        changed = slice(position if in_order else 0, position + 1)
         for name in self.cache_names:
             decode.input(name)[:, :, changed] = decode.output(name)[:, :, changed]
         logits: FloatArray = decode.output("logits").copy()
         return logits, None
 
     def grow(self, fitted: Fitted, caches: None) -> None:
-        """Make room for more positions; what the caches hold stays."""
+        """Enlarge the caches; see `Backend.grow`."""
         decode = self.signatures[fitted.decode.name]
         old = {name: decode.input(name).copy() for name in self.cache_names}
         decode = self.hand_over_source(fitted)
@@ -210,6 +207,6 @@ class InterpreterBackend:
             decode.input(name)[:, :, filled:] = 0
 
     def cross(self, bucket: Bucket) -> dict[str, FloatArray]:
-        """Return what a signature reads of the source; see `Backend.cross`."""
+        """Return the cross tensors; see `Backend.cross`."""
         decode = self.signature(bucket)
         return {name: decode.input(name).copy() for name in self.cross_names}

@@ -1,10 +1,8 @@
-"""Rows of logits: what forbids or discourages tokens, how one is chosen, and what it scores.
+"""Logits: processors, the choice of a token, and log-probabilities.
 
-Processors edit logits in place, by the tokens so far, and never pass over the vocabulary; their
-meaning and order are those of Hugging Face's `generate()`, and filters keep what its filters keep.
-Chance is NumPy's PCG64 generator, one uniform number a token: a seed gives the same tokens on every
-platform, but not those of PyTorch's generator. The largest entries of a row are found without
-sorting it.
+Processors modify logits in place, in the order of Hugging Face's `generate()`, without a pass over
+the vocabulary. Sampling draws one number per token from NumPy's PCG64: a seed gives the same tokens
+on every platform, but not those of PyTorch.
 """
 
 from collections.abc import Callable
@@ -20,30 +18,28 @@ FloatArray = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.intp]
 Totals = npt.NDArray[np.float64]
 
-# The tokens of a row fall into this many classes, token t into class t modulo CLASSES. A maximum
-# per class is one pass of vector instructions, and the n classes with the largest maxima hold the
-# n largest tokens.
+# Token t is in class t modulo CLASSES. The maxima of the classes take one vectorized pass, and the
+# n largest tokens are in the n classes with the largest maxima.
 CLASSES = 512
 
 
 def log_normalizers(logits: FloatArray) -> FloatArray:
-    """Return log(sum(exp(row))) of each row: what to subtract from a logit for its log-probability.
+    """Return log(sum(exp(row))), to subtract from logits for log-probabilities.
 
-    `logits` is (beams, vocabulary), the result (beams,) in the same precision. It is never below
-    the row's largest logit, so that no log-probability is above 0. Entries of -inf are tokens that
-    cannot be had.
+    `logits` is (beams, vocabulary), with -inf for forbidden tokens; the result is (beams,) in the
+    same precision. It is at least the row's largest logit, so that log-probabilities are at most 0.
 
     Raises:
-        EngineError: when a logit is NaN or infinite, or when no token can be had.
+        EngineError: if a logit is NaN or +inf, or all tokens of a row are forbidden.
     """
     peaks = logits.max(axis=1)
     if not np.isfinite(peaks).all():
         raise EngineError(
             "Expected finite logits from the decoder, received NaN or infinity: the file is "
-            "damaged or this runtime computes it wrongly. Another recipe or runtime may work."
+            "damaged or this runtime computes it incorrectly. Another recipe or runtime may work."
         )
     sums = np.empty_like(peaks)
-    for row, peak in enumerate(peaks):  # row by row, the exponentials stay in the cache
+    for row, peak in enumerate(peaks):  # one row's exponentials fit the processor's cache
         exponentials = logits[row] - peak
         np.exp(exponentials, out=exponentials)
         sums[row] = exponentials.sum()
@@ -52,10 +48,7 @@ def log_normalizers(logits: FloatArray) -> FloatArray:
 
 
 def kth_largest(row: FloatArray, k: int) -> float:
-    """Return the k-th largest value of a row (vocabulary,), equal values counted apart.
-
-    With fewer than k tokens it is the smallest.
-    """
+    """Return the k-th largest value of a row (vocabulary,), or the smallest of fewer values."""
     maxima = class_maxima(row[None])[0]
     if k <= maxima.size:
         row = row[row >= nth_largest(maxima, k)]
@@ -65,8 +58,8 @@ def kth_largest(row: FloatArray, k: int) -> float:
 def largest(logits: FloatArray, offsets: Totals, count: int) -> tuple[Indices, Indices, Totals]:
     """Return rows, columns and values of the `count` largest of `logits + offsets[:, None]`.
 
-    `logits` is (beams, vocabulary), `offsets` (beams,) and may be -inf. The results are (count,),
-    best first, equal values in the order of row and column; fewer when there are fewer entries.
+    `logits` is (beams, vocabulary); `offsets` is (beams,) and may be -inf. The results are (count,)
+    or shorter, largest first, with equal values in order of row and column.
     """
     vocabulary = logits.shape[1]
     maxima = class_maxima(logits) + offsets[:, None]  # (beams, classes)
@@ -86,26 +79,26 @@ def class_maxima(logits: FloatArray) -> FloatArray:
     """Return the largest logit of each class of tokens: (beams, at most CLASSES)."""
     beams, vocabulary = logits.shape
     classes = min(CLASSES, vocabulary)
-    whole = vocabulary - vocabulary % classes
-    maxima: FloatArray = logits[:, :whole].reshape(beams, -1, classes).max(axis=1)
-    rest = maxima[:, : vocabulary - whole]
-    np.maximum(rest, logits[:, whole:], out=rest)
+    even = vocabulary - vocabulary % classes
+    maxima: FloatArray = logits[:, :even].reshape(beams, -1, classes).max(axis=1)
+    rest = maxima[:, : vocabulary - even]
+    np.maximum(rest, logits[:, even:], out=rest)
     return maxima
 
 
 def nth_largest(values: FloatArray | Totals, n: int) -> float:
-    """Return the n-th largest of some values, the smallest when there are fewer."""
+    """Return the n-th largest value, or the smallest of fewer values."""
     return float(np.partition(values, -n)[-n] if n < values.size else values.min())
 
 
-# sequences (beams, length), start token included; logits (beams, vocabulary), changed in place;
-# zeros (beams,), the logit that stands for a score of 0: zero itself where raw logits are
-# processed, the row's normalizer where log-probabilities are.
+# Takes sequences (beams, length) with the start token; logits (beams, vocabulary), modified in
+# place; and zeros (beams,), the logit of a score of 0: 0 for raw logits, or the row's normalizer
+# for log-probabilities.
 Processor = Callable[[IntArray, FloatArray, FloatArray], None]
 
 
 def processors(generation: GenerationConfig) -> tuple[Processor, ...]:
-    """Return the processors that the settings switch on, in the order they are applied."""
+    """Return the processors that the settings enable, in order."""
     switches = (
         (generation.repetition_penalty != 1.0, repetition_penalty(generation.repetition_penalty)),
         (generation.no_repeat_ngram_size > 0, no_repeat_ngram(generation.no_repeat_ngram_size)),
@@ -115,10 +108,10 @@ def processors(generation: GenerationConfig) -> tuple[Processor, ...]:
 
 
 def forced_token(generation: GenerationConfig, length: int) -> int | None:
-    """Return the only token that may follow `length` tokens, start token included, if one is set.
+    """Return the forced token after `length` tokens, including the start token, or None.
 
-    A forced token has a log-probability of 0, and its logits need not be computed. The end is
-    forced after the beginning, and wins where both apply.
+    Its log-probability is 0, and its logits need not be computed. If both a first and a last token
+    are forced, the last wins.
     """
     if length == generation.max_length - 1 and generation.forced_eos_token_id is not None:
         return generation.forced_eos_token_id
@@ -126,10 +119,10 @@ def forced_token(generation: GenerationConfig, length: int) -> int | None:
 
 
 def repetition_penalty(penalty: float) -> Processor:
-    """Return the processor that divides positive scores of tokens seen before by `penalty` and
+    """Return the processor that divides positive scores of earlier tokens by `penalty` and
     multiplies negative ones by it (Keskar et al. 2019, https://arxiv.org/abs/1909.05858).
 
-    A penalty beyond what keeps logits within float32 does what the nearest one within does.
+    Extreme penalties are clipped to keep logits within float32.
     """
     penalty = min(max(penalty, 1e-30), 1e30)
 
@@ -143,19 +136,19 @@ def repetition_penalty(penalty: float) -> Processor:
 
 
 def no_repeat_ngram(size: int) -> Processor:
-    """Return the processor that bans every token that would end an n-gram seen before.
+    """Return the processor that bans tokens that would repeat an earlier n-gram.
 
-    Scanning the tokens anew costs less than keeping a table of n-grams for each beam would.
+    Scanning the tokens at each step is cheaper than a table of n-grams per beam.
     """
 
     def process(sequences: IntArray, logits: FloatArray, zeros: FloatArray) -> None:
         beams, length = sequences.shape
-        starts = length - size + 1  # where an n-gram seen before may start
+        starts = length - size + 1  # number of earlier n-grams
         if starts <= 0:
             return
         repeats = np.ones((beams, starts), dtype=bool)
         for place in range(size - 1):
-            last = sequences[:, starts + place, None]  # the n-gram about to be completed
+            last = sequences[:, starts + place, None]  # of the incomplete n-gram
             repeats &= sequences[:, place : place + starts] == last
         rows, positions = np.nonzero(repeats)
         logits[rows, sequences[rows, positions + size - 1]] = -np.inf
@@ -164,7 +157,7 @@ def no_repeat_ngram(size: int) -> Processor:
 
 
 def min_length(length: int, end_token_ids: tuple[int, ...]) -> Processor:
-    """Return the processor that bans every end token before `length` tokens, start included."""
+    """Return the processor that bans end tokens before `length` tokens, including the start."""
 
     def process(sequences: IntArray, logits: FloatArray, zeros: FloatArray) -> None:
         if sequences.shape[1] < length:
@@ -177,18 +170,18 @@ Choice = Callable[[FloatArray], int]
 
 
 def greedy_choice(row: FloatArray) -> int:
-    """Return the most likely token, the lowest id among equals."""
+    """Return the most likely token; of equal logits, the lowest id."""
     return int(row.argmax())
 
 
 def sampled_choice(generation: GenerationConfig) -> Choice:
-    """Return a function that draws a token from processed logits (vocabulary,).
+    """Return a function that samples a token from processed logits (vocabulary,).
 
-    Top-k keeps every token that is as likely as the k-th. Top-p keeps the fewest tokens whose
-    probabilities reach `top_p`, among equals the lower ids. A row without a possible token gives
-    token 0.
+    Top-k keeps all tokens that are as likely as the k-th. Top-p keeps the fewest tokens whose
+    probabilities reach `top_p`, of equal ones those with lower ids. If all tokens are forbidden,
+    the result is 0.
     """
-    chance = np.random.Generator(np.random.PCG64(generation.seed))
+    uniform = np.random.Generator(np.random.PCG64(generation.seed))
     top_k, top_p = generation.top_k, generation.top_p
 
     def choose(row: FloatArray) -> int:
@@ -198,24 +191,22 @@ def sampled_choice(generation: GenerationConfig) -> Choice:
         possible = row >= kth_largest(row, top_k) if top_k else row > -np.inf
         tokens = np.flatnonzero(possible)
         scores = row[tokens].astype(np.float64) - float(peak)
-        with np.errstate(over="ignore"):  # a temperature near 0 leaves the peak alone
+        with np.errstate(over="ignore"):  # a temperature near 0 leaves only the peak
             weights = np.exp(scores / generation.temperature)
         if top_p < 1:
             order = nucleus(weights, top_p)
             tokens, weights = tokens[order], weights[order]
         cumulative = weights.cumsum()
-        place = int(np.searchsorted(cumulative, chance.random() * cumulative[-1], side="right"))
+        place = int(np.searchsorted(cumulative, uniform.random() * cumulative[-1], side="right"))
         return int(tokens[min(place, tokens.size - 1)])
 
     return choose
 
 
 def nucleus(weights: Totals, top_p: float) -> Indices:
-    """Return the indices of the largest weights that together reach the share `top_p` of all,
-    largest first, at least one.
-    """
+    """Return the fewest indices whose weights reach `top_p` of the total, largest first."""
     total = weights.sum()
-    # All weights below this mean of the tail fit into the tail together: none needs sorting.
+    # All weights below this threshold fit into the tail together, so they need no sorting.
     heavy = np.flatnonzero(weights >= (1 - top_p) * total / weights.size)
     order = heavy[np.argsort(-weights[heavy], kind="stable")]
     before = np.cumsum(weights[order])[:-1]

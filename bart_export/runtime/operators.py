@@ -1,6 +1,6 @@
-"""The operators of exported `.tflite` files: their operands, options, types and shapes.
+"""The operators in exported `.tflite` files: operands, options, types and shapes.
 
-A dimension that is resized while running counts as the 1 that the file has for it.
+Resizable dimensions count as 1, as in the file.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ Shape = tuple[int, ...]
 
 
 class Type(NamedTuple):
-    """A type of tensors: its name, how many bits an element has, and the range of zero points."""
+    """A tensor type: its name, the bits per element, and the range of zero points."""
 
     name: str
     bits: int
@@ -39,7 +39,7 @@ TYPE_CODES = {type.name: code for code, type in TYPES.items()}
 
 
 class Operand(NamedTuple):
-    """An input or output of an operator; `values` are those of a constant of a few int32."""
+    """An operator's input or output; `values` are those of a short int32 constant."""
 
     type: str
     shape: Shape
@@ -47,14 +47,14 @@ class Operand(NamedTuple):
     values: tuple[int, ...]
 
 
-OMITTED = Operand("-", (), False, ())  # an input that is left out
+OMITTED = Operand("-", (), False, ())  # an input that is omitted
 
-# A rule takes the inputs and the output and returns whether shapes and constants fit each other.
+# Takes the inputs and the output, and returns whether their shapes and constants are consistent.
 Rule = Callable[..., bool]
 
 
 def broadcast_shape(a: Shape, b: Shape) -> Shape | None:
-    """Return the shape that two are broadcast to, None where they cannot be."""
+    """Return the shape that two shapes broadcast to, or None if they cannot."""
     try:
         return np.broadcast_shapes(a, b)
     except ValueError:
@@ -62,22 +62,22 @@ def broadcast_shape(a: Shape, b: Shape) -> Shape | None:
 
 
 def same(x: Operand, y: Operand) -> bool:
-    """One input, whose shape the output has."""
+    """x → y of the same shape."""
     return x.shape == y.shape
 
 
 def broadcast(a: Operand, b: Operand, y: Operand) -> bool:
-    """Two inputs, element by element."""
+    """a, b → y, elementwise with broadcasting."""
     return y.shape == broadcast_shape(a.shape, b.shape)
 
 
 def fits_bias(bias: Operand, weights: Operand) -> bool:
-    """A bias has a number for each row of the weights, or is left out."""
+    """Return whether a bias has one number per row of the weights, or is omitted."""
     return bias == OMITTED or bias.shape == weights.shape[:1]
 
 
 def fully_connected(x: Operand, weights: Operand, bias: Operand, y: Operand) -> bool:
-    """(rows, width) by (units, width) to (rows, units)."""
+    """(rows, width), (units, width) → (rows, units)."""
     return (
         len(x.shape) == len(weights.shape) == 2
         and x.shape[1] == weights.shape[1]
@@ -87,7 +87,7 @@ def fully_connected(x: Operand, weights: Operand, bias: Operand, y: Operand) -> 
 
 
 def convolution(x: Operand, weights: Operand, bias: Operand, y: Operand) -> bool:
-    """(one, height, width, channels) by constant (filters, 1, 1, channels)."""
+    """(one, height, width, channels), constant (filters, 1, 1, channels) → (…, filters)."""
     return (
         len(x.shape) == len(weights.shape) == 4
         and weights.constant
@@ -99,7 +99,7 @@ def convolution(x: Operand, weights: Operand, bias: Operand, y: Operand) -> bool
 
 
 def matrix_product(a: Operand, b: Operand, y: Operand, *, adj_y: int) -> bool:
-    """(…, rows, inner) by (…, inner, columns), or by (…, columns, inner) with `adj_y`."""
+    """(…, rows, inner), (…, inner, columns) or, with `adj_y`, (…, columns, inner)."""
     if min(len(a.shape), len(b.shape)) < 2:
         return False
     inner, columns = b.shape[:-3:-1] if adj_y else b.shape[-2:]
@@ -108,17 +108,17 @@ def matrix_product(a: Operand, b: Operand, y: Operand, *, adj_y: int) -> bool:
 
 
 def gather(table: Operand, rows: Operand, y: Operand) -> bool:
-    """A table and numbers to those rows of the table."""
+    """Table (rows, …), indices (n,) → (n, …)."""
     return len(rows.shape) == 1 <= len(table.shape) and y.shape == rows.shape + table.shape[1:]
 
 
 def lookup(rows: Operand, table: Operand, y: Operand) -> bool:
-    """Numbers and a table to those rows of the table."""
+    """Indices (n,), table (rows, …) → (n, …)."""
     return len(table.shape) >= 2 and gather(table, rows, y)
 
 
 def reshape(x: Operand, shape: Operand, y: Operand) -> bool:
-    """An input and a shape, in which one dimension may be -1."""
+    """x, shape → y; one dimension of the shape may be -1."""
     return (
         math.prod(x.shape) == math.prod(y.shape)
         and len(shape.values) == len(y.shape)
@@ -129,7 +129,7 @@ def reshape(x: Operand, shape: Operand, y: Operand) -> bool:
 
 
 def transpose(x: Operand, order: Operand, y: Operand) -> bool:
-    """An input and the order of its dimensions in the output."""
+    """x, permutation → y."""
     return (
         order.shape == (len(x.shape),)
         and sorted(order.values) == list(range(len(x.shape)))
@@ -138,7 +138,7 @@ def transpose(x: Operand, order: Operand, y: Operand) -> bool:
 
 
 def reduction(x: Operand, axis: Operand, y: Operand) -> bool:
-    """An input and the one dimension that becomes 1."""
+    """x, axis → y with size 1 in that axis."""
     rank = len(x.shape)
     if len(axis.values) != 1 or not -rank <= axis.values[0] < rank:
         return False
@@ -147,19 +147,19 @@ def reduction(x: Operand, axis: Operand, y: Operand) -> bool:
 
 
 def expansion(x: Operand, axis: Operand, y: Operand) -> bool:
-    """An input and where a dimension of 1 is put in."""
+    """x, axis → y with a new axis of size 1."""
     if len(axis.values) != 1 or not 0 <= axis.values[0] <= len(x.shape):
         return False
     return y.shape == (*x.shape[: axis.values[0]], 1, *x.shape[axis.values[0] :])
 
 
 def shape_of(x: Operand, y: Operand) -> bool:
-    """An input to its dimensions."""
+    """x → its shape (rank,)."""
     return y.shape == (len(x.shape),)
 
 
 def one_element(x: Operand, begin: Operand, end: Operand, stride: Operand, y: Operand) -> bool:
-    """A row of numbers, and the index of the one that is taken."""
+    """x (n,), begin, begin + 1, stride 1 → a scalar."""
     return (
         len(x.shape) == 1
         and len(begin.values) == 1
@@ -171,7 +171,7 @@ def one_element(x: Operand, begin: Operand, end: Operand, stride: Operand, y: Op
 
 
 def counting(start: Operand, end: Operand, step: Operand, y: Operand) -> bool:
-    """Numbers from 0 on."""
+    """0, end, 1 → (n,)."""
     scalars = start.shape == end.shape == step.shape == ()
     return scalars and start.values == (0,) and step.values == (1,) and len(y.shape) == 1
 
@@ -179,9 +179,9 @@ def counting(start: Operand, end: Operand, step: Operand, y: Operand) -> bool:
 ALIKE = ("float32 float32", "int16 int16", "int8 int8")
 PAIRS = ("float32 float32 float32", "int16 int16 int16", "int8 int8 int8")
 COMPARED = ("int32 int32 bool",)
-# An input, a short constant that says how, and the output.
+# An input, a short constant with a shape, axes or indices, and the output.
 TURNED = ("float32 int32 float32", "int16 int32 int16", "int8 int32 int8")
-# An input, weights, a bias that may be left out, and the output.
+# An input, weights, an optional bias, and the output.
 LINEAR = (
     "float32 float32 float32 float32", "float32 float32 - float32",
     "float32 int8 float32 float32", "float32 int8 - float32",
@@ -197,11 +197,10 @@ SLICED = ("int32 int32 int32 int32 int32",)
 
 @dataclasses.dataclass(frozen=True)
 class Operator:
-    """An operator: its code in the schema, its name, and what must hold of its operands.
+    """An operator: its schema code, its name, and a rule for its operands.
 
-    `types` are those of its inputs and its output, in order, "-" for an input that is left out.
-    `options` is the table of its options, with the number that the union has for it; `passed` names
-    the one that its rule takes.
+    `types` are the allowed types of inputs and output, with "-" for an omitted input. `options` is
+    the table of options and its number in the union; `passed` are the options passed to the rule.
     """
 
     code: int
@@ -213,7 +212,7 @@ class Operator:
 
     @property
     def inputs(self) -> int:
-        """How many inputs there are."""
+        """The number of inputs."""
         return len(self.types[0].split()) - 1
 
 
@@ -250,7 +249,7 @@ OPERATORS = {
         Operator(150, "GELU", same, ALIKE, ("GeluOptions", 116)),
     )
 }
-# What the fields of options may be; a field that is not listed is a switch.
+# Allowed values of options; a field that is not listed is a switch.
 SWITCH = (0, 1)
 OPTION_VALUES = {
     "out_type": (2,),
@@ -264,14 +263,14 @@ OPTION_VALUES = {
 
 
 def check_operands(row: Operator, operands: Sequence[Operand], options: Mapping[str, int]) -> None:
-    """Hold the inputs and the output of an operator to its row."""
+    """Check an operator's inputs and output against its row."""
     types = " ".join(operand.type for operand in operands)
-    require(types in row.types, f"{row.name} of other types")
-    require(row.fits(*operands, **options), f"{row.name} whose shapes do not fit each other")
+    require(types in row.types, f"{row.name} with unsupported types")
+    require(row.fits(*operands, **options), f"{row.name} with inconsistent shapes")
 
 
 def check_options(options: Tables, wrong: str) -> None:
-    """Hold options to the values that they may have, or raise InvalidGraph."""
+    """Raise InvalidGraph unless all options have allowed values."""
     for field, kind in options.fields.items():
         if kind == "f4":
             require(options.present(field), wrong)

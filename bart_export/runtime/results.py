@@ -1,4 +1,4 @@
-"""Results of generations, and streams of their pieces on an engine that runs one at a time."""
+"""Results of generations, and streams that take turns on an engine."""
 
 import collections
 import dataclasses
@@ -19,7 +19,7 @@ class Timings:
 
     @property
     def tokens_per_second(self) -> float:
-        """Generated tokens, without the start token, per second of decoding."""
+        """Generated tokens per second of decoding."""
         return self.tokens / self.decode if self.decode else 0.0
 
 
@@ -34,12 +34,12 @@ class GeneratedSequence:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """The result of one source text.
+    """The result for one source text.
 
     `sequences` has the `num_return_sequences` best texts, best first; `text`, `token_ids` and
-    `score` are those of the first. With beams a score is the sum of log-probabilities divided by
-    generated length ** `length_penalty`; otherwise it is the sum, before any processor or filter.
-    `truncated` is True if only the beginning of the source was read.
+    `score` are the first one's. In beam search, a score is the sum of log-probabilities divided by
+    generated length ** `length_penalty`; otherwise it is the sum before any processor or filter.
+    `truncated` is True if only the beginning of the source was used.
     """
 
     sequences: tuple[GeneratedSequence, ...]
@@ -64,12 +64,11 @@ class Result:
 
 
 class Turn:
-    """Which stream's generation is on an engine, and the lock of all that use the engine.
+    """The stream that is running on an engine, and the lock of all streams.
 
-    An engine's buffers belong to the generation that was begun last. A stream that wants to begin
-    first runs the one before it to its end, whichever thread that belongs to, and leaves its pieces
-    there for its reader. So no generation waits for a reader, none is lost, and a stream that was
-    closed or dropped takes no more time.
+    An engine's buffers belong to its latest generation. Before a stream starts, the running one is
+    completed, whichever thread reads it, and its pieces are buffered for its reader. No generation
+    waits for a reader, none is lost, and a closed or dropped stream takes no more time.
     """
 
     def __init__(self) -> None:
@@ -77,27 +76,27 @@ class Turn:
         self.stream: Callable[[], Stream | None] = lambda: None
 
     def take(self, stream: "Stream") -> None:
-        """Give the engine to a stream, after the one that has it has run to its end."""
-        before = self.stream()
-        if before is not None and before is not stream:
-            before.finish()
+        """Give the engine to a stream, after completing the running stream."""
+        running = self.stream()
+        if running is not None and running is not stream:
+            running.finish()
         self.stream = weakref.ref(stream)
 
     def end(self, reason: str) -> None:
-        """End the generation that is on the engine: its reader gets an EngineError."""
-        before = self.stream()
-        if before is not None and not before.ended:
-            before.stop(EngineError(reason))
+        """Stop the running stream, whose reader gets an EngineError."""
+        running = self.stream()
+        if running is not None and not running.ended:
+            running.stop(EngineError(reason))
 
 
 class Stream(Iterator[str]):
-    """An iterator over the pieces of a generated text, each as soon as it is certain.
+    """An iterator over the pieces of a generated text, as soon as they are certain.
 
-    Thread-safe. A stream may be left unfinished: the next generation on the same engine first
-    completes it. `close`, or dropping the last reference, ends it where it is.
+    Thread-safe. An unfinished stream is completed by the next generation on the same engine.
+    `close`, or dropping the last reference, stops it.
 
     Attributes:
-        result: the whole result, with scores and token ids; None until the generation has ended.
+        result: the result with scores and token ids, or None until the generation has ended.
     """
 
     def __init__(self, turn: Turn, running: Generator[str | Result, None, None]) -> None:
@@ -109,7 +108,7 @@ class Stream(Iterator[str]):
         self.result: Result | None = None
 
     def __next__(self) -> str:
-        """Return the next piece, or raise what the generation failed with."""
+        """Return the next piece, or raise the generation's error."""
         with self.turn.lock:
             if not self.pieces and not self.ended:
                 self.turn.take(self)
@@ -121,7 +120,7 @@ class Stream(Iterator[str]):
             raise StopIteration(self.result)
 
     def drain(self) -> Result:
-        """Run the generation to its end and return its result, or raise what it failed with."""
+        """Complete the generation and return its result, or raise its error."""
         with self.turn.lock:
             if not self.ended:
                 self.turn.take(self)
@@ -131,18 +130,18 @@ class Stream(Iterator[str]):
             return self.result
 
     def close(self) -> None:
-        """Stop the generation; there are no further pieces."""
+        """Stop the generation and discard its pieces."""
         with self.turn.lock:
             if not self.ended:
                 self.stop(None)
 
     def finish(self) -> None:
-        """Run the generation to its end; the lock is held."""
+        """Complete the generation; the caller holds the lock."""
         while not self.ended:
             self.advance()
 
     def advance(self) -> None:
-        """Run the generation to its next piece, or to its end; the lock is held."""
+        """Generate the next piece or the result; the caller holds the lock."""
         try:
             piece = next(self.running)
             if isinstance(piece, str):
@@ -152,11 +151,11 @@ class Stream(Iterator[str]):
         except Exception as error:
             self.ended, self.failure = True, error
         except BaseException:  # Ctrl-C, perhaps on behalf of another stream
-            self.stop(EngineError("The generation was interrupted before its end. Begin it again."))
+            self.stop(EngineError("The generation was interrupted before its end. Start it again."))
             raise
 
     def stop(self, failure: Exception | None) -> None:
-        """End the generation here; the lock is held."""
+        """Stop the generation; the caller holds the lock."""
         self.ended, self.failure = True, failure
         self.pieces.clear()
         self.running.close()

@@ -1,9 +1,8 @@
-"""Greedy search, multinomial sampling and beam search, as Hugging Face's `generate()` has them.
+"""Greedy search, sampling and beam search, with the semantics of `generate()` in transformers 4.57.
 
-A search is an iterator of events. It asks for logits with `Decode`, says with `Settled` which
-tokens are certain, and ends with `Finished`. It calls no model and holds no caches, so that one
-loop can run one search (`drive`, `run`) or many side by side. The semantics are those of
-transformers 4.57.
+A search is an iterator of events: `Decode` requests logits, `Settled` reports certain tokens, and
+`Finished` is the last. It calls no model and has no caches, so that one loop can run one search
+(`drive`, `run`) or several at the same time.
 """
 
 import dataclasses
@@ -31,20 +30,18 @@ from bart_export.runtime.logits import (
 
 State = TypeVar("State")
 
-# (state, token ids (beams,), beam_index (beams,)) -> (logits (beams, vocabulary), new state).
-# beam_index[k] is the beam whose caches beam k continues, applied before the step. The state (a
-# decoder's caches) is a value: what one step returns goes into the next.
+# (state, token ids (beams,), beam_index (beams,)) -> (logits (beams, vocabulary), next state).
+# Beam k continues the caches of beam beam_index[k]. The state stands for the decoder's caches.
 Step = Callable[[State, IntArray, IntArray], tuple[FloatArray, State]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Hypothesis:
-    """A finished sequence: its tokens, from the start token to the end token if that was reached,
-    and its score.
+    """A finished sequence, including the start token and the end token if it was reached.
 
-    Beam search scores `sum_logprobs / generated_length ** length_penalty`, Hugging Face's
-    `sequences_scores`. Greedy search and sampling score the sum of the log-probabilities that the
-    model, before any processor or filter, gave to the tokens. Forced tokens count 0.
+    In beam search, `score` is `sum_logprobs / generated_length ** length_penalty`, which is Hugging
+    Face's `sequences_scores`; otherwise it is the sum of the tokens' log-probabilities before any
+    processor or filter. Forced tokens have a log-probability of 0.
     """
 
     token_ids: tuple[int, ...]
@@ -53,11 +50,11 @@ class Hypothesis:
 
 @dataclasses.dataclass
 class Decode:
-    """A request for the logits that follow one more token of every beam.
+    """A request for the logits after one more token per beam.
 
-    Beam k continues beam `beam_index[k]` of the request before, and then has `token_ids[k]`, both
-    int32 (beams,). Who runs the search sets `logits`, float32 (beams, vocabulary), before the next
-    event; the search changes them in place.
+    Beam k continues beam `beam_index[k]` of the previous request with `token_ids[k]`, both int32
+    (beams,). The caller must set `logits`, float32 (beams, vocabulary), before the next event; the
+    search modifies them in place.
     """
 
     token_ids: IntArray
@@ -67,7 +64,7 @@ class Decode:
 
 @dataclasses.dataclass(frozen=True)
 class Settled:
-    """The tokens that are now certain to follow in the best sequence, whatever later steps say."""
+    """The next tokens of the best sequence that no later step can change."""
 
     token_ids: list[int]
 
@@ -85,24 +82,22 @@ Search = Iterator[Decode | Settled | Finished]
 def search(generation: GenerationConfig) -> Search:
     """Search for the best sequences.
 
-    There is a `Settled` after every step: in greedy search and for a single sample with the token
-    that was chosen; in beam search often with none and then several; among several samples with
-    everything at the end. Put together, they are `token_ids[1:]` of the first hypothesis. The last
-    event is `Finished` with `num_return_sequences` hypotheses; fewer only where the settings leave
-    fewer sequences.
+    A `Settled` follows every step, often without tokens in beam search, and only the last has
+    tokens if there are several samples. Together they are `token_ids[1:]` of the first hypothesis.
+    The last event is `Finished` with `num_return_sequences` hypotheses, or fewer if the settings
+    allow fewer sequences.
 
-    Every `Decode` has `num_beams` rows, when sampling `num_return_sequences` rows that are
-    independent samples. There are no more than needed.
+    A `Decode` has `num_beams` rows, or when sampling `num_return_sequences` independent rows.
 
     Raises:
-        EngineError: for logits that are NaN or infinite.
-        ConfigurationError: when the settings forbid every token.
+        EngineError: if a logit is NaN or infinite.
+        ConfigurationError: if the settings forbid every token.
     """
     return beam_search(generation) if generation.num_beams > 1 else token_search(generation)
 
 
 def drive(search: Search, step: Step[State], state: State) -> Iterator[Settled | Finished]:
-    """Run a search with a step function from its first state; yield the events that are news."""
+    """Run a search with a step function and an initial state; yield all events but `Decode`."""
     for event in search:
         if isinstance(event, Decode):
             event.logits, state = step(state, event.token_ids, event.beam_index)
@@ -111,7 +106,7 @@ def drive(search: Search, step: Step[State], state: State) -> Iterator[Settled |
 
 
 def run(search: Search, step: Step[State], state: State) -> list[Hypothesis]:
-    """Run a search to its end and return the hypotheses; see `drive`."""
+    """Run a search and return its hypotheses; see `drive`."""
     hypotheses: list[Hypothesis] = []
     for event in drive(search, step, state):
         if isinstance(event, Finished):
@@ -120,7 +115,7 @@ def run(search: Search, step: Step[State], state: State) -> list[Hypothesis]:
 
 
 def token_search(generation: GenerationConfig) -> Search:
-    """Choose one token a step for each of some independent rows: greedy search and sampling."""
+    """Run greedy search or sampling: one token per step in each of several independent rows."""
     rows = generation.num_return_sequences
     choose = sampled_choice(generation) if generation.do_sample else greedy_choice
     process = processors(generation)
@@ -169,20 +164,20 @@ def token_search(generation: GenerationConfig) -> Search:
 
 
 def beam_search(generation: GenerationConfig) -> Search:
-    """Keep the `num_beams` best unfinished sequences and, apart from them, the best finished ones.
+    """Run beam search: keep the `num_beams` best unfinished and the best finished sequences.
 
-    Where Hugging Face gives a score of -1e9 to beams that do not exist yet, ours have -inf and are
-    never finished: a vocabulary smaller than the number of beams gives no false hypotheses.
+    Unused beams have a total of -inf instead of Hugging Face's -1e9, and are never finished, so
+    that a vocabulary smaller than the number of beams gives no false hypotheses.
     """
     beams = generation.num_beams
     process = processors(generation)
     divisors = length_divisors(generation)
-    count = (1 + len(generation.end_token_ids)) * beams  # of candidates
+    count = (1 + len(generation.end_token_ids)) * beams  # candidates per step
 
     sequences = first_tokens(generation, beams)
     beam_index = np.arange(beams, dtype=np.int32)
     totals = np.full(beams, -np.inf)  # sums of log-probabilities, best first
-    totals[0] = 0.0  # all beams start equal: only the first exists
+    totals[0] = 0.0  # all beams start equal, so only the first is used
     finished: list[Hypothesis] = []  # at most num_beams, best first
     settled = 1
     for length in range(1, generation.max_length):
@@ -198,27 +193,27 @@ def beam_search(generation: GenerationConfig) -> Search:
             normalizers = log_normalizers(logits)
             for processor in process:
                 processor(sequences[:, :length], logits, normalizers)
-            # Each beam can end in so many ways, so num_beams of the candidates can go on.
+            # A beam has one candidate per end token, so at least num_beams candidates go on.
             rows, tokens, sums = largest(logits, totals - normalizers, count)
 
         possible = sums > -np.inf
         ends = possible & (last | np.isin(tokens, generation.end_token_ids))
-        # Candidates beyond num_beams are there to go on; as endings they are not good enough.
+        # Candidates after the first num_beams may continue, but not finish.
         for place in np.flatnonzero(ends[:beams]):
             token_ids = (*sequences[rows[place], :length].tolist(), int(tokens[place]))
             finished.append(Hypothesis(token_ids, float(sums[place]) / divisors[length]))
-        finished.sort(key=SCORE, reverse=True)  # among equals the older stays ahead
+        finished.sort(key=SCORE, reverse=True)  # stable: of equal scores, the older is better
         del finished[beams:]
 
         goes_on = np.flatnonzero(possible & ~ends)[:beams]
         if goes_on.size == 0:
             break
-        absent = beams - goes_on.size  # beams that no candidate is left for
-        places = np.append(goes_on, np.repeat(goes_on[:1], absent))
+        unused = beams - goes_on.size
+        places = np.append(goes_on, np.repeat(goes_on[:1], unused))
         beam_index = rows[places].astype(np.int32)
         sequences = sequences[beam_index]
         sequences[:, length] = tokens[places]
-        totals = np.append(sums[goes_on], np.full(absent, -np.inf))
+        totals = np.append(sums[goes_on], np.full(unused, -np.inf))
         if len(finished) == beams and not may_improve(
             float(totals[0]), length, finished[-1].score, divisors, generation
         ):
@@ -245,11 +240,12 @@ def may_improve(
     divisors: list[float],
     generation: GenerationConfig,
 ) -> bool:
-    """Say whether beam search goes on once `num_beams` hypotheses are finished.
+    """Return whether beam search continues once `num_beams` hypotheses are finished.
 
-    `total` is that of the best beam after `length` generated tokens, `worst_score` the lowest score
-    among the finished. `early_stopping=True` never goes on; False takes the beam's score as if it
-    ended now, which longer sequences may exceed; "never" the best score that it can still reach.
+    `total` is the best beam's after `length` generated tokens, `worst_score` the lowest finished
+    score. With `early_stopping=True` the search stops; with False the beam's score is taken as if
+    it ended now, which longer sequences may exceed; with "never" it is the highest score that the
+    beam can still reach.
     """
     if generation.early_stopping is True:
         return False
@@ -261,38 +257,34 @@ def may_improve(
 def may_win(
     totals: Totals, length: int, best_score: float, divisors: list[float]
 ) -> npt.NDArray[np.bool_]:
-    """Say of each beam, after `length` generated tokens, whether it can end above `best_score`.
+    """Return which beams, after `length` generated tokens, can still exceed `best_score`.
 
-    Log-probabilities are never above 0, so a total never grows. Dividing by the largest divisor
-    ahead gives the best score within reach.
+    A total never grows, because log-probabilities are at most 0. Divided by the largest remaining
+    divisor, it is the highest score that the beam can reach.
     """
-    within_reach = max(divisors[length + 1], divisors[-1])
-    return totals > best_score * within_reach - ROUNDING
+    divisor = max(divisors[length + 1], divisors[-1])
+    return totals > best_score * divisor - ROUNDING
 
 
-# What sums of log-probabilities may grow by rounding alone.
-ROUNDING = 1e-6
+ROUNDING = 1e-6  # by which a sum of log-probabilities may grow
 SCORE = operator.attrgetter("score")
 
 
 def common_prefix(sequences: list[list[int]]) -> list[int]:
-    """Return the tokens that all sequences begin with: those of the first and last in order."""
+    """Return the tokens that all sequences begin with, as the first and last in order do."""
     pairs = zip(min(sequences), max(sequences), strict=False)
     return [token for token, other in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)]
 
 
 def first_tokens(generation: GenerationConfig, rows: int) -> IntArray:
-    """Return sequences (rows, max_length) that hold the start token, then padding."""
+    """Return sequences (rows, max_length) of the start token and padding."""
     sequences = np.full((rows, generation.max_length), generation.pad_token_id, dtype=np.int32)
     sequences[:, 0] = generation.decoder_start_token_id
     return sequences
 
 
 def length_divisors(generation: GenerationConfig) -> list[float]:
-    """Return length ** length_penalty for each number of generated tokens up to the last.
-
-    Kept within the range of float64, so that no penalty, however extreme, divides by 0.
-    """
+    """Return length ** length_penalty for each length, clipped so that no divisor is 0."""
     lengths = np.maximum(np.arange(generation.max_length, dtype=np.float64), 1)
     with np.errstate(over="ignore"):
         divisors: list[float] = np.clip(lengths**generation.length_penalty, 1e-300, 1e300).tolist()
@@ -300,8 +292,8 @@ def length_divisors(generation: GenerationConfig) -> list[float]:
 
 
 def no_token_left(length: int) -> ConfigurationError:
-    """Return the error for settings under which no sequence can go on."""
+    """Return the error for settings that forbid every token."""
     return ConfigurationError(
-        f"Expected at least one token that may follow the first {length}, but every one is "
-        f"forbidden. Lower no_repeat_ngram_size or min_length, or set a lower max_length."
+        f"Expected at least one token that may follow the first {length}, but all are forbidden. "
+        "Lower no_repeat_ngram_size or min_length, or set a lower max_length."
     )

@@ -1,9 +1,9 @@
-"""XNNPACK's packed weights on disk: a `.tflite` file's second opening takes milliseconds.
+"""XNNPACK's packed weights on disk, with which a `.tflite` file opens in milliseconds.
 
-A cache is built under a temporary name and put in place whole. It is believed only if it has the
-hash that this user stamped it with (`stamps`), and is built again otherwise. Caches lie in the
-artifact's `.cache`, or in the user's cache directory where the artifact cannot be written, its disk
-is full, or others may write its `.cache`; where neither has a place, the file is opened without.
+A cache is built under a temporary name, then renamed, and is used only while it has the hash in
+this user's stamp (`stamps`). Caches are in the artifact's `.cache`, or in the user's cache
+directory if the artifact is read-only, its disk is full, or other users can write its `.cache`. If
+neither is possible, files are opened without a cache.
 """
 
 import contextlib
@@ -18,30 +18,29 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
+from bart_export import documents
 from bart_export.artifact import stamps
 from bart_export.artifact.artifact import CACHE, Artifact, sha256
-from bart_export.artifact.directories import synchronize
 from bart_export.errors import EngineError
 from bart_export.runtime.compiled_model import litert_version
 
 Opened = TypeVar("Opened")
 
-# Bytes from which on a cache is not hashed at every opening but once a boot: this many take 10 ms.
+# Bytes of a cache that is hashed once per boot instead of at each opening; hashing it takes 10 ms.
 LARGE = 16 << 20
-# The library ends the process when the disk is full, so a cache is begun only where this many
-# times the model's size is free.
+# XNNPACK kills the process if the disk is full, so this multiple of the model's size must be free.
 ROOM = 2
-ABANDONED = 600  # seconds after which an unfinished cache belongs to nobody
+ABANDONED = 600  # seconds after which an unfinished cache is removed
 
 
 def open_with_cache(open_model: Callable[[str], Opened], artifact: Artifact, name: str) -> Opened:
-    """Open a file of an artifact with its weight cache, building that first where it is not whole.
+    """Open a file of an artifact with its weight cache, which is built if it is not valid.
 
-    `open_model` opens the model with a cache file, which it creates if it is missing; with "" it
-    opens the model without one.
+    `open_model` opens the model with the cache file that it is given, creating it if it does not
+    exist, or without a cache for "".
     """
     for cache in places(artifact, name):
-        if is_whole(cache):
+        if is_valid(cache):
             return open_model(str(cache))
         if shutil.disk_usage(cache.parent).free < ROOM * artifact.manifest.files[name].bytes:
             continue
@@ -53,16 +52,16 @@ def open_with_cache(open_model: Callable[[str], Opened], artifact: Artifact, nam
 
 
 def discard_damaged(artifact: Artifact, name: str) -> bool:
-    """Hash the weight cache of a file; remove one that is not whole, and return whether it was.
+    """Hash a file's weight caches; remove damaged ones, and return whether there were any.
 
-    One that came along with a copied artifact has no stamp: it is unknown rather than damaged, and
-    the next opening builds another in its place.
+    A cache without a stamp, as in a copied artifact, is not damaged but unknown: the next opening
+    replaces it.
     """
     caches = [cache for cache in places(artifact, name) if os.path.lexists(cache)]
     damaged = [
         cache
         for cache in caches
-        if stamps.read(cache) is not None and not is_whole(cache, rehash=True)
+        if stamps.read(cache) is not None and not is_valid(cache, rehash=True)
     ]
     for cache in damaged:
         with contextlib.suppress(OSError):
@@ -71,10 +70,10 @@ def discard_damaged(artifact: Artifact, name: str) -> bool:
 
 
 def places(artifact: Artifact, name: str) -> Iterator[pathlib.Path]:
-    """Yield where the weight cache of a file can be, in directories that are ours, best first."""
+    """Yield the possible paths of a file's weight cache, in this user's directories, best first."""
     user_directory = stamps.user_directory()
     if user_directory is None:
-        return  # where nothing can be stamped, no cache would be believed
+        return  # without stamps, no cache is valid
     key = artifact.manifest.files[name].sha256[:16]
     for directory in (artifact.directory / CACHE, user_directory):
         with contextlib.suppress(OSError):
@@ -84,7 +83,7 @@ def places(artifact: Artifact, name: str) -> Iterator[pathlib.Path]:
 
 
 def fingerprint(library: str) -> str:
-    """Return a short hash of what decides how weights are packed: library and processor."""
+    """Return a short hash of the library and processor, which determine how weights are packed."""
     processor = platform.machine()
     with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
         processor += next((line for line in file if line.startswith(("flags", "Features"))), "")
@@ -92,7 +91,7 @@ def fingerprint(library: str) -> str:
 
 
 def build(open_model: Callable[[str], Opened], cache: pathlib.Path) -> Opened:
-    """Open a model with a new cache and put the cache in place when it is complete."""
+    """Open a model with a new cache, then rename the cache and stamp it."""
     for path in cache.parent.glob(f"{cache.name}.*.building"):
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > ABANDONED:
@@ -101,20 +100,19 @@ def build(open_model: Callable[[str], Opened], cache: pathlib.Path) -> Opened:
     unfinished = cache.with_name(f"{cache.name}.{writer}.building")
     unfinished.unlink(missing_ok=True)
     opened = open_model(str(unfinished))
-    # The library has mapped the file; its name may change under it.
+    # XNNPACK has mapped the file, which can still be renamed.
     with contextlib.suppress(OSError):
-        synchronize(unfinished)
+        documents.synchronize(unfinished)
         digest = sha256(unfinished)
         unfinished.replace(cache)
         stamps.write(cache, stamps.stamp(os.lstat(cache), digest))
     return opened
 
 
-def is_whole(cache: pathlib.Path, *, rehash: bool = False) -> bool:
-    """Return whether a cache is a file with the hash that it was stamped with.
+def is_valid(cache: pathlib.Path, *, rehash: bool = False) -> bool:
+    """Return whether a cache is a regular file that still has the hash in its stamp.
 
-    A large one that was hashed since the system started, and that nobody has touched since, is not
-    read again, unless `rehash`.
+    Unless `rehash`, a large cache is not hashed again if it was hashed since boot and is unchanged.
     """
     stamped = stamps.read(cache)
     if stamped is None:

@@ -6,8 +6,7 @@ import pathlib
 import threading
 from collections.abc import Callable, Sequence
 
-from bart_export.artifact.artifact import Artifact
-from bart_export.artifact.directories import MANIFEST
+from bart_export.artifact.artifact import MANIFEST, Artifact
 from bart_export.errors import ArtifactError, BartExportError, ConfigurationError
 from bart_export.presets import PRESETS
 from bart_export.server import messages

@@ -56,7 +56,7 @@ def opener(options: ServeOptions, metrics: Metrics) -> OpenVersion:
 def open_servable(engine: str, path: pathlib.Path, options: ServeOptions) -> Servable:
     """Open a SavedModel's version directory, or an artifact after a trial in another process."""
     if engine == LITERT:
-        from bart_export.runtime.trial import survive
+        from bart_export.runtime.opening_trial import survive
         from bart_export.server.litert_engine import ArtifactServable
 
         survive(path)

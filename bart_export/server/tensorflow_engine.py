@@ -26,7 +26,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from bart_export import contract, documents
-from bart_export.artifact.artifact import Artifact, holds_artifact
+from bart_export.artifact.artifact import Artifact, is_artifact
 from bart_export.config import GenerationConfig
 from bart_export.errors import ArtifactError
 from bart_export.quiet import native_stderr_silenced
@@ -103,7 +103,7 @@ def open_version(directory: pathlib.Path, options: ServeOptions) -> "SavedModelS
 def artifact_of(version: pathlib.Path) -> Artifact | None:
     """Return the artifact that contains a version directory, after checking the files' hashes."""
     directory = version.resolve()
-    if directory.parent.name != SAVED_MODEL or not holds_artifact(directory.parents[1]):
+    if directory.parent.name != SAVED_MODEL or not is_artifact(directory.parents[1]):
         return None
     artifact = Artifact.open(directory.parents[1])
     artifact.folder(f"{SAVED_MODEL}/{directory.name}")

@@ -13,8 +13,7 @@ import threading
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, wait
 
-from bart_export.artifact.artifact import Artifact, holds_artifact
-from bart_export.artifact.manifest_file import path_of
+from bart_export.artifact.artifact import Artifact, is_artifact, path_of
 from bart_export.errors import ArtifactError
 from bart_export.server.servable import Servable
 from bart_export.server.status import Code, StatusError
@@ -79,7 +78,7 @@ def find_versions(model: ServedModel) -> dict[int, pathlib.Path]:
     base_path = model.base_path
     if model.engine == LITERT:
         return {complete_artifact(base_path).manifest.exports: base_path}
-    if base_path.name == SAVED_MODEL and holds_artifact(base_path.parent):
+    if base_path.name == SAVED_MODEL and is_artifact(base_path.parent):
         complete_artifact(base_path.parent, f"{SAVED_MODEL}/")
     numbered = numbered_directories(base_path)
     return {number: path for number, path in numbered.items() if (path / GRAPH).is_file()}

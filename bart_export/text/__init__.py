@@ -1,1 +1,1 @@
-"""Bytes to token ids and back: byte-level BPE and the incremental detokenizer."""
+"""Text to token ids and back: byte-level BPE and the incremental detokenizer."""

@@ -1,10 +1,7 @@
-"""Added tokens: what is cut out of a text before it is split into words, each one id.
+"""Added tokens, such as a checkpoint's `<hl>`: strings that become one id before BPE runs.
 
-A checkpoint's own tokens, like `<hl>` before a word to ask about, are no words that byte pairs
-could be merged to. The cut is that of the `tokenizers` library
-(https://github.com/huggingface/tokenizers/blob/main/tokenizers/src/tokenizer/added_vocabulary.rs),
-done here so that a text can be cut before it is tokenized, and the same way in a graph and in
-Kotlin. A text is walked over once, whatever it holds.
+The rules are those of the `tokenizers` library, so that graphs and Kotlin can apply them, too:
+https://github.com/huggingface/tokenizers/blob/main/tokenizers/src/tokenizer/added_vocabulary.rs
 """
 
 import dataclasses
@@ -24,20 +21,20 @@ SPACES = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
     map(chr, range(0x2000, 0x200B))
 )
 BLOCK, SURROGATES = 0x100, range(0xD800, 0xE000)  # code points
-MOST, LONGEST = 10_000, 500  # tokens, and characters of one: more is a damaged file
+MOST, LONGEST = 10_000, 500  # tokens, and characters per token: a file with more is damaged
 
 
 @dataclasses.dataclass(frozen=True)
 class AddedToken:
-    """A token that is looked for in the text itself; the fields are those of `tokenizers`.
+    """A token that is matched in the text itself; the fields are those of `tokenizers`.
 
     Attributes:
         content: the characters to find.
-        single_word: find it only where no letter, digit or underscore is beside it.
-        lstrip: take the whitespace before it, too.
-        rstrip: take the whitespace after it, too.
-        normalized: look for it after those that are not, in what they leave.
-        special: leave it out of generated text.
+        single_word: match only where no letter, digit or underscore is adjacent.
+        lstrip: include the whitespace before the token.
+        rstrip: include the whitespace after the token.
+        normalized: match after all tokens that are not normalized, in the text between them.
+        special: omit the token from generated text.
     """
 
     content: str
@@ -48,7 +45,7 @@ class AddedToken:
     special: bool = False
 
     def __post_init__(self) -> None:
-        """Raise TokenizerError unless a text can be cut at the token."""
+        """Raise TokenizerError unless the content can be matched."""
         edges = {self.content[:1], self.content[-1:]}
         if (
             not 0 < len(self.content) <= LONGEST
@@ -56,23 +53,23 @@ class AddedToken:
             or ((self.lstrip or self.rstrip) and not edges.isdisjoint(SPACES))
         ):
             raise TokenizerError(
-                f"An added token must have 1 to {LONGEST} characters, and none of whitespace at "
-                f"its ends if it takes what is beside it, received {self.content[:60]!r}."
+                f"An added token must have 1 to {LONGEST} characters, and no whitespace at its "
+                f"ends if it strips whitespace, received {self.content[:60]!r}."
             )
 
 
-# <mask> stands for a word and the space before it, as in BART's pre-training.
+# <mask> replaces a word and the space before it, as in BART's pre-training.
 BART_TOKENS = tuple(
     AddedToken(token, lstrip=token == MASK, special=True) for token in SPECIAL_TOKENS
 )
 
 
 class Cutter:
-    """Cuts texts at added tokens.
+    """Splits texts at added tokens.
 
     Args:
-        added_tokens: those to cut at; of two with the same content the last counts.
-        ids: the id of each.
+        added_tokens: if two have the same content, the last one counts.
+        ids: the id of each token's content.
     """
 
     def __init__(self, added_tokens: Iterable[AddedToken], ids: Mapping[str, int]) -> None:
@@ -84,26 +81,24 @@ class Cutter:
         self._ids = {content: ids[content] for content in by_content}
 
     def cut(self, text: str) -> Iterator[str | int]:
-        """Yield the pieces of a text in order: ids of added tokens, and what is between them."""
+        """Yield the ids of added tokens and the text between them, in order."""
         first, second = self._passes
         for piece in first.cut(text):
-            if isinstance(piece, AddedToken):
-                yield self._ids[piece.content]
-                continue
-            for part in second.cut(piece):
+            parts = [piece] if isinstance(piece, AddedToken) else second.cut(piece)
+            for part in parts:
                 yield self._ids[part.content] if isinstance(part, AddedToken) else part
 
 
 @dataclasses.dataclass
 class Node:
-    """What may follow the characters before it, and the token that they are, if any."""
+    """A trie node: its children by character, and the token that ends here, if any."""
 
     following: "dict[str, Node]" = dataclasses.field(default_factory=dict)
     token: AddedToken | None = None
 
 
 class Pass:
-    """The added tokens that are looked for at the same time, as a tree of their characters."""
+    """A trie of the added tokens that are matched in the same pass."""
 
     def __init__(self, tokens: Iterable[AddedToken]) -> None:
         self._root = Node()
@@ -115,7 +110,7 @@ class Pass:
         self._first = re.compile("|".join(map(re.escape, self._root.following)))
 
     def cut(self, text: str) -> Iterator[str | AddedToken]:
-        """Yield what is found in a text, and what is left between."""
+        """Yield the tokens in a text and the text between them."""
         begin = 0
         for start, token in self.find(text):
             end = start + len(token.content)
@@ -137,7 +132,7 @@ class Pass:
             yield text[begin:]
 
     def find(self, text: str) -> Iterator[tuple[int, AddedToken]]:
-        """Yield where which token is: from the left, the longest where there are several."""
+        """Yield the start of each match and its token: the leftmost, then the longest."""
         if not self._root.following:
             return
         end = 0
@@ -155,13 +150,13 @@ class Pass:
 
 
 def is_word(character: str) -> bool:
-    """Return whether a character, or "" for none, is one that `single_word` keeps off."""
+    """Return whether `single_word` forbids an adjacent character; "" is allowed."""
     return bool(character) and character in word_characters(ord(character) // BLOCK)
 
 
 @functools.cache
 def word_characters(block: int) -> frozenset[str]:
-    """Return which of BLOCK characters in a row are word characters, as `tokenizers` has it."""
+    """Return the word characters of a block of BLOCK code points, as `tokenizers` sees them."""
     probe = Tokenizer(BPE())
     probe.add_tokens([tokenizers.AddedToken("!?", single_word=True, normalized=False)])
     codes = range(block * BLOCK, (block + 1) * BLOCK)
@@ -172,10 +167,7 @@ def word_characters(block: int) -> frozenset[str]:
 
 
 def read_added_tokens(place: str, stored: object) -> tuple[AddedToken, ...]:
-    """Return the added tokens that a JSON file lists, objects with the fields of `AddedToken`.
-
-    `place` is what a TokenizerError says of where.
-    """
+    """Return the added tokens of a JSON list; `place` names the list in a TokenizerError."""
     if not isinstance(stored, list) or len(stored) > MOST:
         raise TokenizerError(f"{place} must be a list of at most {MOST} added tokens.")
     known = {field.name: field.default for field in dataclasses.fields(AddedToken)}
@@ -187,7 +179,7 @@ def read_added_tokens(place: str, stored: object) -> tuple[AddedToken, ...]:
             or any(type(value) is not bool for name, value in fields.items() if name != "content")
         ):
             raise TokenizerError(
-                f"{place} must hold objects of {', '.join(known)}, a string and booleans, "
-                f"received {str(fields)[:200]}."
+                f"{place} must contain objects with the fields {', '.join(known)}, the first a "
+                f"string and the others booleans, received {str(fields)[:200]}."
             )
     return tuple(AddedToken(**fields) for fields in stored)

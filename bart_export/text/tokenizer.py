@@ -1,8 +1,6 @@
-"""BART's tokenizer: byte-level BPE, from text to token ids and back, also one id at a time.
+"""BART's byte-level BPE, on the `tokenizers` library: text to token ids and back.
 
-The `tokenizers` library splits and merges, with GPT-2's pattern. Every string of valid Unicode has
-ids, and the ids give the same string back. Callers bound the length and compare the size of the
-vocabulary with the model's.
+Every valid Unicode string survives the round trip.
 """
 
 import codecs
@@ -33,24 +31,23 @@ from bart_export.text.vocabulary import (
 
 BYTE_OF = {symbol: byte for byte, symbol in enumerate(BYTE_SYMBOLS)}
 
-MAX_LENGTH = 1024  # tokens of a text where nobody says, the positions of BART's own checkpoints
+MAX_LENGTH = 1024  # default length in tokens: the positions of BART's own checkpoints
 
-FIRST_CHARACTERS = 8  # a token of the beginning that is tried first; English has between 4 and 5
-GROWTH = 4  # times as much text when a beginning was not enough
-LONGEST_SPACE = 3  # bytes; the last of several may turn out to be no part of their word
-ANCHOR = 3  # longest tokens between the token that must stay the same and the end of the text
+FIRST_CHARACTERS = 8  # per token, in the first beginning tried; English has between 4 and 5
+GROWTH = 4  # factor by which a beginning that was too short grows
+LONGEST_SPACE = 3  # bytes of a space, the last of which may belong to the next word
+ANCHOR = 3  # longest tokens between the last certain token and the end of the text
 
 
 class BartTokenizer:
     """BART's byte-level BPE; thread-safe.
 
-    A checkpoint's added tokens are always recognized in a text. BART's five special tokens are
-    plain characters unless the caller asks for them, so that untrusted text cannot end or pad a
-    sequence.
+    A checkpoint's added tokens are always recognized. BART's five special tokens are plain text
+    unless the caller passes `special_tokens`, so that untrusted text cannot end or pad a sequence.
 
     Attributes:
         added_tokens: BART's five and the checkpoint's own.
-        add_prefix_space: whether a text that does not begin with a space gets one.
+        add_prefix_space: whether a space is put before a text that does not begin with one.
     """
 
     def __init__(
@@ -61,10 +58,10 @@ class BartTokenizer:
         *,
         add_prefix_space: bool = False,
     ) -> None:
-        """Make a tokenizer from tables as `read_vocabulary` and `read_merges` return them.
+        """Create a tokenizer from the results of `read_vocabulary` and `read_merges`.
 
         Raises:
-            TokenizerError: if the vocabulary lacks an added token, or a token of a merge.
+            TokenizerError: if the vocabulary lacks an added token, or a merge's part or result.
         """
         check_merges("The merges", vocabulary, merges)
         self._ids = vocabulary
@@ -79,7 +76,8 @@ class BartTokenizer:
         missing = [content for content in by_content if content not in vocabulary]
         if missing:
             raise TokenizerError(
-                f"The vocabulary must have every added token, received {missing[0]!r} without id."
+                "The vocabulary must have every added token, "
+                f"received {missing[0]!r} without an id."
             )
         own = [token for token in self.added_tokens if token.content not in SPECIAL_TOKENS]
         # Without and with BART's special tokens.
@@ -105,10 +103,10 @@ class BartTokenizer:
         *,
         add_prefix_space: bool = False,
     ) -> "BartTokenizer":
-        """Open a vocabulary (JSON, {token: id}) and its merges (text, one per line).
+        """Create a tokenizer from a vocabulary (JSON, {token: id}) and merges (one per line).
 
         Raises:
-            TokenizerError: if a file is missing or damaged, or the two do not belong together.
+            TokenizerError: if a file is missing or damaged, or the two do not match.
         """
         vocabulary = read_vocabulary(Path(vocabulary_file))
         merges = read_merges(Path(merges_file))
@@ -119,11 +117,11 @@ class BartTokenizer:
 
     @classmethod
     def from_artifact(cls, artifact: Artifact) -> "BartTokenizer":
-        """Open the tokenizer of an artifact.
+        """Create an artifact's tokenizer.
 
         Raises:
-            ArtifactError: when a file is missing or was altered.
-            TokenizerError: when the tokenizer is damaged.
+            ArtifactError: if a file is missing or altered.
+            TokenizerError: if a file is damaged.
         """
         stored = artifact.manifest.tokenizer
         place = f"tokenizer.added_tokens in the manifest of {artifact.directory}"
@@ -136,41 +134,41 @@ class BartTokenizer:
 
     @property
     def vocabulary_size(self) -> int:
-        """Number of tokens, special ones included."""
+        """Number of tokens, including special tokens."""
         return len(self._tokens)
 
     @property
     def vocabulary(self) -> dict[str, int]:
-        """The id of every token, special ones included, as `read_vocabulary` returned them."""
+        """A copy of {token: id}, including special tokens."""
         return dict(self._ids)
 
     @property
     def merges(self) -> list[tuple[str, str]]:
-        """The merges, as `read_merges` returned them; read back from the library each time."""
+        """The merges, highest rank first; read from the library at each access."""
         return [(left, right) for left, right in json.loads(self._bpe.to_str())["model"]["merges"]]
 
     def token_to_id(self, token: str) -> int:
-        """Return the id of a token, which is spelled as in the vocabulary ("Ġthe" for " the").
+        """Return the id of a token, spelled as in the vocabulary ("Ġthe" for " the").
 
         Raises:
             InputError: if the vocabulary does not have it.
         """
         if token not in self._ids:
             raise InputError(
-                f"token must be one of the {self.vocabulary_size} of the vocabulary, received "
+                f"token must be one of the vocabulary's {self.vocabulary_size} tokens, received "
                 f"{token!r}. A space is spelled 'Ġ'."
             )
         return self._ids[token]
 
     def id_to_token(self, id: int) -> str:
-        """Return the token of an id, spelled as in the vocabulary.
+        """Return the token with an id, spelled as in the vocabulary.
 
         Raises:
-            InputError: if the id is negative or beyond the vocabulary.
+            InputError: if the id is out of range.
         """
         if not 0 <= id < self.vocabulary_size:
             raise InputError(
-                f"A token id must be in 0 to {self.vocabulary_size - 1}, received {id}."
+                f"A token id must be from 0 to {self.vocabulary_size - 1}, received {id}."
             )
         return self._tokens[id]
 
@@ -178,7 +176,7 @@ class BartTokenizer:
         """Return the ids of a text, without start and end tokens.
 
         With `special_tokens`, "<s>", "<pad>", "</s>", "<unk>" and "<mask>" in the text become
-        their ids; "<mask>" includes the white space to its left.
+        their ids; "<mask>" includes the whitespace before it.
 
         Raises:
             InputError: if the text has a lone surrogate, which UTF-8 cannot encode.
@@ -197,20 +195,24 @@ class BartTokenizer:
         truncate: bool = False,
         special_tokens: bool = False,
     ) -> list[int]:
-        """Return the ids of `<s> text </s>`, at most `max_length` including both ends.
+        """Return the ids of `<s> text </s>`, at most `max_length` of them.
 
-        With `truncate`, a longer text is cut at its end; only as much of it is tokenized as the
-        first ids need. Without, a text with too many bytes to fit is refused untokenized.
+        With `truncate`, a longer text loses its end, most of which is never tokenized. Without, a
+        text that is certain to be too long is refused before it is tokenized.
 
         Raises:
-            InputError: if the text is longer and `truncate` is not set, if it has a lone surrogate,
-                or if `max_length` has no room for both ends.
+            InputError: if the text is too long and `truncate` is not set, if it has a lone
+                surrogate, or if `max_length` is below 2.
         """
         if truncate:
             return self.encode_beginning(text, max_length, special_tokens=special_tokens)[0]
         size, room = byte_length(text), room_within(max_length)
-        if self._least(text, special_tokens) > room:
-            raise too_long(max_length, f"{size} bytes, which no {room} tokens hold")
+        least = sum(  # as if every token were the longest
+            1 if isinstance(piece, int) else -(-byte_length(piece) // self._longest)
+            for piece in self._cutters[special_tokens].cut(text)
+        )
+        if least > room:
+            raise too_long(max_length, f"{size} bytes, too many for {room} tokens")
         ids = self.tokenize(text, special_tokens=special_tokens)
         if len(ids) > room:
             raise too_long(max_length, f"{len(ids) + 2}")
@@ -219,31 +221,19 @@ class BartTokenizer:
     def encode_beginning(
         self, text: str, max_length: int = MAX_LENGTH, *, special_tokens: bool = False
     ) -> tuple[list[int], bool]:
-        """Return what `encode` with `truncate` does, and whether the text was cut."""
+        """Return the ids of `encode` with `truncate`, and whether the text was truncated."""
         room = room_within(max_length)
-        byte_length(text)  # refuses a lone surrogate behind the cut, too
-        ids = self._beginning(text, room + 1, special_tokens)
-        return [self.start_token_id, *ids[:room], self.end_token_id], len(ids) > room
-
-    def _least(self, text: str, special_tokens: bool) -> int:
-        """Return how many tokens a text has if all are of the longest."""
-        pieces = self._cutters[special_tokens].cut(text)
-        return sum(
-            1 if isinstance(piece, int) else -(-byte_length(piece) // self._longest)
-            for piece in pieces
-        )
-
-    def _beginning(self, text: str, count: int, special_tokens: bool) -> list[int]:
-        """Return the first `count` ids of a text, or all."""
+        byte_length(text)  # refuses a lone surrogate even beyond the cut
         ids: list[int] = []
         for piece in self._cutters[special_tokens].cut(text):
-            if len(ids) >= count:
+            if len(ids) > room:
                 break
-            ids.extend([piece] if isinstance(piece, int) else self._first(piece, count - len(ids)))
-        return ids
+            missing = room + 1 - len(ids)
+            ids.extend([piece] if isinstance(piece, int) else self._first(piece, missing))
+        return [self.start_token_id, *ids[:room], self.end_token_id], len(ids) > room
 
     def _first(self, piece: str, count: int) -> list[int]:
-        """Return the first `count` ids of what is between added tokens, or all."""
+        """Return the first `count` ids, or all, of a text without added tokens."""
         size = FIRST_CHARACTERS * max(count, self._longest)
         while size < len(piece):
             encoding = self._bpe.encode(piece[:size])
@@ -252,16 +242,16 @@ class BartTokenizer:
             size *= GROWTH
         return self._bpe.encode(piece).ids[:count]
 
-    def _certain(self, encoding: Encoding, wanted: int) -> int:
-        """Return how many tokens of a beginning are the text's own however it goes on.
+    def _certain(self, encoding: Encoding, count: int) -> int:
+        """Return how many leading tokens of a beginning stay the same however the text continues.
 
-        What follows may change where the last word ends. An apostrophe before it, which is one
-        token, may become a contraction with it. If more are wanted, a long last word is looked
-        into, as `graph.tokenizer.certain_in_open_word` does and explains.
+        The last word may grow, and an apostrophe before it, which is one token, may become a
+        contraction. If `count` tokens need more, a long last word is examined too, as explained in
+        `graph.tokenizer.certain_in_open_word`.
         """
         ids, tokens, words = encoding.ids, encoding.tokens, encoding.word_ids
         before_last = words.index(words[-1])
-        if before_last > wanted:
+        if before_last > count:
             return before_last - 1
         longest = max(self._longest, LONGEST_SPACE + 1)
         word = "".join(tokens[before_last:])
@@ -276,61 +266,59 @@ class BartTokenizer:
         return anchor + 1 if same else max(before_last - 1, 0)
 
     def token_bytes(self, id: int) -> bytes:
-        """Return the UTF-8 bytes that a token stands for, often a part of a character."""
+        """Return the UTF-8 bytes of a token, which may be part of a character."""
         token = self.id_to_token(id)
         if id in self._added:
             return self._added[id]
         try:
             return bytes(BYTE_OF[symbol] for symbol in token)
-        except KeyError:  # an entry that no merge makes and that is not spelled in byte symbols
+        except KeyError:  # an entry that is not spelled in byte symbols
             return token.encode("utf-8")
 
     def detokenize(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
-        """Return the text of ids, with U+FFFD for bytes that are not valid UTF-8."""
+        """Return the text for ids, with U+FFFD for bytes that are not valid UTF-8."""
         skipped = self.special_token_ids if skip_special_tokens else ()
         pieces = (self.token_bytes(id) for id in ids if id not in skipped)
         return b"".join(pieces).decode("utf-8", errors="replace")
 
 
 def byte_length(text: str) -> int:
-    """Return how many bytes a text has in UTF-8, or raise InputError where it has none."""
+    """Return the length of a text in UTF-8 bytes, or raise InputError for invalid Unicode."""
     try:
         return len(text.encode())
     except AttributeError:
         raise InputError(f"The text must be a str, received a {type(text).__name__}.") from None
     except UnicodeEncodeError as error:
         raise InputError(
-            f"The text must be valid Unicode, received the lone surrogate "
+            "The text must be valid Unicode, received the lone surrogate "
             f"U+{ord(text[error.start]):04X} at position {error.start}. Decode its bytes with "
             "errors='replace' first."
         ) from None
 
 
 def room_within(max_length: int) -> int:
-    """Return how many tokens of a text `max_length` has room for, or raise InputError."""
+    """Return `max_length` less the start and end tokens, or raise InputError if below 2."""
     if max_length < 2:
         raise InputError(
-            f"max_length must be at least 2, the start and the end token, received {max_length}."
+            f"max_length must be at least 2, for the start and end tokens, received {max_length}."
         )
     return max_length - 2
 
 
 def too_long(max_length: int, received: str) -> InputError:
-    """Return the error for a text that does not fit; `received` is how much it has."""
+    """Return the error for a text that is too long."""
     return InputError(
-        f"The text must have at most {max_length} tokens, start and end included, received "
+        f"The text must have at most {max_length} tokens, including start and end, received "
         f"{received}. Shorten it, or truncate to keep its beginning."
     )
 
 
 class IncrementalDetokenizer:
-    """Detokenizes one sequence while it grows.
+    """Detokenizes a sequence one id at a time.
 
-    A character whose bytes are spread over several tokens is held back until the last of them. All
-    pieces that `push` returns and the one of `finish`, joined, equal
-    `tokenizer.detokenize(ids, skip_special_tokens=skip_special_tokens)`, for any ids; without
-    `keep_first_space` less the space that the text begins with, if any: it only says that a word
-    begins.
+    A character that spans several tokens is returned with the last of them. The results of `push`
+    and `finish` add up to `tokenizer.detokenize(ids, skip_special_tokens=skip_special_tokens)`,
+    without its leading space unless `keep_first_space`.
     """
 
     def __init__(
@@ -347,20 +335,17 @@ class IncrementalDetokenizer:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, id: int) -> str:
-        """Return the text that this id completes, "" while a character is still open.
+        """Return the text that an id completes, or "" if it ends within a character.
 
         Raises:
-            InputError: when the id is not in the vocabulary; the sequence can go on without it.
+            InputError: if the id is out of range; the sequence may continue without it.
         """
         if id in self._skipped:
             return ""
         return self._shown(self._decoder.decode(self._tokenizer.token_bytes(id)))
 
     def finish(self) -> str:
-        """Return what is left at the end: U+FFFD for a character that was never completed.
-
-        The detokenizer is then ready for another sequence.
-        """
+        """Return U+FFFD for an incomplete last character, or "", and reset for a new sequence."""
         rest = self._shown(self._decoder.decode(b"", final=True))
         self._begun = self._keep_first_space
         return rest
@@ -373,6 +358,6 @@ class IncrementalDetokenizer:
 
 
 def generated_text(tokenizer: BartTokenizer, ids: Iterable[int]) -> str:
-    """Return the text that a model wrote, without the space that begins its first word."""
+    """Return the text for generated ids, without a leading space."""
     detokenizer = IncrementalDetokenizer(tokenizer, keep_first_space=False)
     return "".join([*map(detokenizer.push, ids), detokenizer.finish()])

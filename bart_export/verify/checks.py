@@ -19,7 +19,7 @@ from bart_export.errors import ArtifactError, ConfigurationError, VerificationFa
 from bart_export.progress import Stage
 from bart_export.recipes.table import ROUNDING, Recipe
 from bart_export.runtime.engine import FileEngine
-from bart_export.runtime.engines import open_engine
+from bart_export.runtime.engine_choice import open_engine
 from bart_export.runtime.generator import Generator, ModelInfo
 from bart_export.verify import data, golden, weights
 from bart_export.verify.compare import (

@@ -8,22 +8,12 @@ import sys
 
 import pytest
 from support import made_up_artifacts
+from support.made_up_artifacts import FILES, flip, names
 from support.mounts import run_on_mount
 
-from bart_export.artifact import artifact, directories, manifest_file
+from bart_export.artifact import artifact, drafts
 from bart_export.artifact.artifact import Artifact
 from bart_export.errors import ArtifactError
-
-FILES = {"tflite/a.tflite": b"first" * 1000, "golden.json": b"{}"}
-
-
-@pytest.fixture
-def made(tmp_path):
-    return made_up_artifacts.write(tmp_path / "made", FILES)
-
-
-def names(directory):
-    return sorted(path.name for path in directory.iterdir())
 
 
 def edit_manifest(directory, change):
@@ -36,7 +26,7 @@ def edit_manifest(directory, change):
 def reseal(text):
     """Give a changed manifest the hash that it should have, as another version would."""
     unsealed = re.sub(rb'(?<="manifest_sha256": ")[0-9a-f]{64}', b"0" * 64, text)
-    return manifest_file.seal(unsealed)
+    return artifact.seal(unsealed)
 
 
 def test_a_committed_artifact_is_read_back_and_leaves_nothing_beside_it(made, tmp_path):
@@ -112,18 +102,15 @@ def test_a_file_the_manifest_does_not_name_is_not_handed_out(made):
         made.path("tflite/b.tflite")
 
 
-def flip(path):
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
 HARMS = {
-    "removed": lambda path: path.unlink(),
-    "shortened": lambda path: path.write_bytes(path.read_bytes()[:-1]),
-    "flipped": flip,
-    "a directory": lambda path: (path.unlink(), path.mkdir()),
-    "without its folder": lambda path: (shutil.rmtree(path.parent), path.parent.write_bytes(b"")),
+    "removed": (lambda path: path.unlink(), "No such file"),
+    "shortened": (lambda path: path.write_bytes(b"short"), "it has 5 bytes, not 5000"),
+    "flipped": (flip, "it has the right size, 5000 bytes, but different content"),
+    "a directory": (lambda path: (path.unlink(), path.mkdir()), "not a regular file"),
+    "without its folder": (
+        lambda path: (shutil.rmtree(path.parent), path.parent.write_bytes(b"")),
+        "Not a directory",
+    ),
 }
 
 
@@ -132,8 +119,10 @@ HARMS = {
 def test_a_harmed_file_is_refused_by_name(made, harm, hashed):
     if hashed:
         made.path("tflite/a.tflite")
-    HARMS[harm](made.directory / "tflite/a.tflite")
-    with pytest.raises(ArtifactError, match=re.escape(str(made.directory / "tflite/a.tflite"))):
+    change, words = HARMS[harm]
+    path = made.directory / "tflite/a.tflite"
+    change(path)
+    with pytest.raises(ArtifactError, match=f"^{re.escape(str(path))} .*{words}"):
         made.path("tflite/a.tflite")
 
 
@@ -157,9 +146,9 @@ def test_an_artifact_takes_the_place_of_another_whole(made, tmp_path):
 
 
 # An unknown flag is what an old file system sees: EINVAL.
-@pytest.mark.parametrize("call", [None, (*directories.EXCHANGES["linux"][:2], 1 << 20)])
+@pytest.mark.parametrize("call", [None, (*drafts.EXCHANGES["linux"][:2], 1 << 20)])
 def test_where_directories_cannot_be_exchanged_two_renames_do(made, tmp_path, monkeypatch, call):
-    monkeypatch.setattr(directories, "EXCHANGES", {} if call is None else {sys.platform: call})
+    monkeypatch.setattr(drafts, "EXCHANGES", {} if call is None else {sys.platform: call})
     new = made_up_artifacts.write(made.directory, {"tflite/b.tflite": b"second"})
     assert names(tmp_path) == ["made"]
     assert names(new.directory / "tflite") == ["b.tflite"]
@@ -167,7 +156,7 @@ def test_where_directories_cannot_be_exchanged_two_renames_do(made, tmp_path, mo
 
 def test_a_draft_that_fails_leaves_the_artifact_and_nothing_else(made, tmp_path):
     before = (made.directory / "manifest.json").read_bytes()
-    with pytest.raises(KeyError), artifact.draft(made.directory) as draft:
+    with pytest.raises(KeyError), drafts.draft(made.directory) as draft:
         (draft.directory / "half").write_bytes(b"half")
         raise KeyError
     assert names(tmp_path) == ["made"]
@@ -175,7 +164,7 @@ def test_a_draft_that_fails_leaves_the_artifact_and_nothing_else(made, tmp_path)
 
 
 def test_a_draft_is_never_taken_for_an_artifact(tmp_path):
-    with artifact.draft(tmp_path / "made") as draft:
+    with drafts.draft(tmp_path / "made") as draft:
         (draft.directory / "a").write_bytes(b"a")
         entries = {"a": draft.entry("a")}
         for directory in (draft.directory, tmp_path / "made"):
@@ -185,65 +174,52 @@ def test_a_draft_is_never_taken_for_an_artifact(tmp_path):
     assert Artifact.open(tmp_path / "made").path("a")
 
 
-def test_files_are_carried_over_by_hard_link(made, tmp_path):
-    inode = made.path("tflite/a.tflite").stat().st_ino
-    with artifact.draft(made.directory) as draft:
-        draft.carry(made, "tflite/a.tflite")
-        entry = draft.entry("tflite/a.tflite")
-        made_of = made.manifest.files["tflite/a.tflite"]
-        assert (entry.bytes, entry.sha256) == (made_of.bytes, made_of.sha256)
-        draft.commit(made_up_artifacts.manifest({"tflite/a.tflite": entry}))
-    new = Artifact.open(made.directory)
-    assert new.path("tflite/a.tflite").stat().st_ino == inode
-
-
-def test_files_are_copied_where_links_cannot_be_made(made, monkeypatch):
+@pytest.mark.parametrize("links", [True, False])
+def test_files_are_taken_over_by_hard_link_where_that_can_be(made, monkeypatch, links):
     def refuse(source, path):
         raise OSError("no links here")
 
-    monkeypatch.setattr(os, "link", refuse)
-    with artifact.draft(made.directory) as draft:
-        draft.carry(made, "tflite/a.tflite")
-        assert (draft.directory / "tflite/a.tflite").read_bytes() == FILES["tflite/a.tflite"]
-
-
-def test_an_altered_file_is_not_carried_even_under_its_old_time(made):
-    path = made.path("tflite/a.tflite")
-    status = path.stat()
-    flip(path)
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    with (
-        pytest.raises(ArtifactError, match="altered"),
-        artifact.draft(made.directory) as draft,
-    ):
-        draft.carry(made, "tflite/a.tflite")
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+    name = "tflite/a.tflite"
+    inode = made.path(name).stat().st_ino
+    with drafts.draft(made.directory) as draft:
+        draft.take(made.path(name), name)
+        assert draft.entry(name).sha256 == made.manifest.files[name].sha256
+        draft.commit(made_up_artifacts.manifest({name: draft.entry(name)}))
+    assert (Artifact.open(made.directory).path(name).stat().st_ino == inode) is links
 
 
 def refused(target):
     """Return the line with which a place is refused before anything is written there."""
     parent = target.parent if target.parent.exists() else None
     before = parent and names(parent)
-    with pytest.raises(ArtifactError) as error, artifact.draft(target):
+    with pytest.raises(ArtifactError) as error, drafts.draft(target):
         pytest.fail("a draft was made")
     assert (parent and names(parent)) == before
     assert "\n" not in str(error.value)
     return str(error.value)
 
 
-def test_a_file_is_not_replaced(tmp_path):
-    (tmp_path / "file").write_bytes(b"mine")
-    assert "file is a file" in refused(tmp_path / "file")
-    assert (tmp_path / "file").read_bytes() == b"mine"
-
-
-def test_a_directory_of_other_things_is_not_replaced(tmp_path):
-    home = tmp_path / "home"
-    (home / "letters").mkdir(parents=True)
-    assert "other things" in refused(home)
-    # A web application's or an extension's manifest is none of ours.
-    (home / "manifest.json").write_text('{"name": "My extension", "manifest_version": 3}')
-    assert "other things" in refused(home)
-    assert names(home) == ["letters", "manifest.json"]
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("", "mine", "place is a file"),
+        ("letters", "mine", "is not empty and has no manifest.json"),
+        # A web application's or an extension's manifest is none of ours.
+        (
+            "manifest.json",
+            '{"name": "mine", "manifest_version": 3}',
+            "is not empty and has no manifest.json",
+        ),
+    ],
+)
+def test_what_is_no_artifact_is_not_replaced(tmp_path, name, content, words):
+    path = tmp_path / "place" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(content)
+    assert words in refused(tmp_path / "place")
+    assert path.read_text() == content
 
 
 def test_the_current_directory_is_not_pulled_away(made, monkeypatch):
@@ -252,7 +228,7 @@ def test_the_current_directory_is_not_pulled_away(made, monkeypatch):
     monkeypatch.chdir(made.directory)
     with (
         pytest.raises(ArtifactError, match="current directory"),
-        artifact.draft(type(made.directory)(".")),
+        drafts.draft(type(made.directory)(".")),
     ):
         pytest.fail("a draft was made")
     assert Artifact.open(made.directory)
@@ -298,6 +274,7 @@ WRITE = f"""
 import pathlib, sys
 sys.path.insert(0, {os.path.dirname(os.path.dirname(__file__))!r})
 from support import made_up_artifacts
+from support.made_up_artifacts import FILES, flip, names
 from bart_export.errors import ArtifactError
 target = pathlib.Path(sys.argv[1])
 written = made_up_artifacts.write(target, {{"a": b"small"}}) if sys.argv[2] == "first" else None
@@ -315,8 +292,8 @@ assert sorted(target.parent.iterdir()) == before
 @pytest.mark.parametrize(
     ("options", "first", "words"),
     [
-        ("size=100k", "first", "No space left on device. Free some space or name another place"),
-        ("ro", "no first", "Read-only file system. Name a place you may write"),
+        ("size=100k", "first", "No space left on device. Free some space, or name another place"),
+        ("ro", "no first", "Read-only file system. Name a writable place"),
     ],
 )
 def test_a_full_or_read_only_disk_is_named_and_loses_nothing(tmp_path, options, first, words):

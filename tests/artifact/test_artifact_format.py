@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bart_export.artifact import manifest_file
+from bart_export.artifact import artifact
 
 DOCUMENT = (Path(__file__).parents[2] / "artifacts" / "README.md").read_text(encoding="utf-8")
 READER = re.search(r"^```python\n(.*?)^```$", DOCUMENT, re.MULTILINE | re.DOTALL).group(1)
@@ -73,4 +73,4 @@ def test_every_field_of_a_case_is_described(mini_artifact):
 
 def test_the_version_of_the_document_is_that_of_the_code():
     title, *_ = DOCUMENT.splitlines()
-    assert title.endswith(f"format version {manifest_file.FORMAT_VERSION}")
+    assert title.endswith(f"format version {artifact.FORMAT_VERSION}")

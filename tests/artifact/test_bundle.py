@@ -132,7 +132,7 @@ def test_the_export_says_where_the_bundle_is_and_what_it_takes(exported):
 
 def test_an_earlier_bundle_is_replaced_whole(exported, earlier):
     (earlier / "left").write_text("by hand")
-    with pytest.raises(ArtifactError, match='"left", which is not the artifact'):
+    with pytest.raises(ArtifactError, match='"left", which does not belong to the artifact'):
         bundle.write(exported[1], "float32", earlier)
     assert (earlier / "left").read_text() == "by hand"
     (earlier / "left").unlink()
@@ -153,9 +153,9 @@ def test_an_export_that_fails_verification_leaves_no_bundle(tmp_path):
     ("name", "content", "words"),
     [
         ("", "mine", "is a file"),
-        ("notes.txt", "mine", "other things in it"),
-        ("manifest.json", '{"name": "mine"}', "other things in it"),
-        ("manifest.json", None, "is a whole artifact and no bundle"),
+        ("notes.txt", "mine", "is not empty and has no manifest.json"),
+        ("manifest.json", '{"name": "mine"}', "is not empty and has no manifest.json"),
+        ("manifest.json", None, "is a full artifact, not a bundle"),
     ],
 )
 def test_a_place_that_is_taken_is_refused_before_anything_is_done(
@@ -180,7 +180,7 @@ def test_a_place_that_is_taken_is_refused_before_anything_is_done(
 
 def test_a_link_to_the_artifact_is_the_artifact(exported, tmp_path):
     (tmp_path / "bart").symlink_to(exported[1].directory)
-    with pytest.raises(ArtifactError, match="must lie apart"):
+    with pytest.raises(ArtifactError, match="must be outside the artifact"):
         bundle.write(exported[1], "float32", tmp_path / "bart")
 
 
@@ -195,10 +195,10 @@ def test_an_artifact_without_the_static_build_is_refused(symmetric_artifact, tmp
     [
         (1, None),
         (200 * MEGABYTE, None),
-        (200 * MEGABYTE + 1, ("200.0 MB as an app's base module", "Play Asset Delivery")),
-        (1500 * MEGABYTE, ("200.0 MB as an app's base module", "a bundle of 1.5 GB")),
-        (1500 * MEGABYTE + 1, ("1.5 GB as an asset pack", "download it after")),
-        (4001 * MEGABYTE, ("4.0 GB as all that is delivered", "download it after")),
+        (200 * MEGABYTE + 1, ("200.0 MB for an app's base module", "Play Asset Delivery")),
+        (1500 * MEGABYTE, ("200.0 MB for an app's base module", "a bundle of 1.5 GB")),
+        (1500 * MEGABYTE + 1, ("1.5 GB for an asset pack", "download it after")),
+        (4001 * MEGABYTE, ("4.0 GB for the total delivered", "download it after")),
     ],
 )
 def test_what_google_play_takes(size, words):
@@ -218,5 +218,5 @@ def test_a_bundle_beyond_a_limit_is_warned_of_on_a_line_of_its_own(tmp_path, mon
     monkeypatch.setattr(bundle, "LIMITS", (limit,))
     first, second = export_command.bundle_lines(small)
     assert first.startswith("Bundle for Android")
-    assert "as a test" in second
+    assert "for a test" in second
     assert "Wait, or export a smaller recipe." in second

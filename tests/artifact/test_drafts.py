@@ -7,26 +7,17 @@ import signal
 
 import pytest
 from support import made_up_artifacts
+from support.made_up_artifacts import FILES, names
 
-from bart_export.artifact import artifact, directories
+from bart_export.artifact import drafts
 from bart_export.artifact.artifact import Artifact
 from bart_export.errors import ArtifactError
 
-FILES = {"tflite/a.tflite": b"first" * 1000, "golden.json": b"{}"}
 spawn = multiprocessing.get_context("spawn")
 
 
-@pytest.fixture
-def made(tmp_path):
-    return made_up_artifacts.write(tmp_path / "made", FILES)
-
-
-def names(directory):
-    return sorted(path.name for path in directory.iterdir())
-
-
 def begin_draft(target, pipe):
-    with artifact.draft(target) as draft:
+    with drafts.draft(target) as draft:
         (draft.directory / "half").write_bytes(b"half")
         pipe.send("begun")
         pipe.poll(60)
@@ -56,7 +47,7 @@ def test_a_second_export_to_the_same_place_is_refused(made, other_export, tmp_pa
     before = names(tmp_path)
     with (
         pytest.raises(ArtifactError, match="Another export is writing"),
-        artifact.draft(made.directory),
+        drafts.draft(made.directory),
     ):
         pytest.fail("two drafts at once")
     assert names(tmp_path) == before
@@ -71,7 +62,7 @@ def test_what_a_killed_export_left_is_removed_by_the_next(made, other_export, tm
     (left,) = set(names(tmp_path)) - {"made"}
     assert (tmp_path / left / "artifact/half").exists()
     killed(other_export)
-    with artifact.draft(made.directory) as draft:
+    with drafts.draft(made.directory) as draft:
         assert names(draft.directory) == []
         assert left not in names(tmp_path)
     assert names(tmp_path) == ["made"]
@@ -81,7 +72,7 @@ def test_what_a_killed_export_left_is_removed_by_the_next(made, other_export, tm
 def test_names_cannot_be_foreseen(made):
     seen = set()
     for _ in range(20):
-        with artifact.draft(made.directory) as draft:
+        with drafts.draft(made.directory) as draft:
             seen.add(draft.directory.parent.name)
             assert draft.directory.parent.stat().st_mode & 0o777 == 0o700
     assert len(seen) == 20
@@ -112,6 +103,13 @@ def test_what_is_named_like_a_draft_and_not_marked_is_left_alone(tmp_path, name,
     assert all(path.read_bytes() == b"precious" for path in precious)
 
 
+@pytest.fixture
+def place(tmp_path):
+    """Make a place for drafts of `made`, as an export does that is killed before it marks it."""
+    (tmp_path / ".made.abcdefgh.draft").mkdir()
+    return tmp_path / ".made.abcdefgh.draft"
+
+
 MARK = {"target": "made", "pid": 1}
 
 
@@ -130,70 +128,60 @@ MARKS = {
 
 
 @pytest.mark.parametrize("kind", MARKS)
-def test_a_place_with_another_mark_is_left_alone(tmp_path, kind):
-    place = tmp_path / ".made.abcdefgh.draft"
-    place.mkdir()
+def test_a_place_with_another_mark_is_left_alone(tmp_path, place, kind):
     (place / "artifact").mkdir()
-    MARKS[kind](place / directories.MARKER)
+    MARKS[kind](place / drafts.MARKER)
     before = names(place)
     made_up_artifacts.write(tmp_path / "made", FILES)
     assert names(place) == before
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root")
-def test_the_place_of_another_user_is_left_alone(tmp_path):
-    place = tmp_path / ".made.abcdefgh.draft"
-    place.mkdir()
-    write_mark(place / directories.MARKER)
+def test_the_place_of_another_user_is_left_alone(tmp_path, place):
+    write_mark(place / drafts.MARKER)
     os.chown(place, 12345, 12345)
     made_up_artifacts.write(tmp_path / "made", FILES)
     assert names(tmp_path) == [place.name, "made"]
-    assert names(place) == [directories.MARKER]
+    assert names(place) == [drafts.MARKER]
 
 
 @pytest.mark.parametrize("marked", ["not yet", "begun", "whole"])
-def test_a_place_left_at_its_very_beginning_is_removed(tmp_path, marked):
-    place = tmp_path / ".made.abcdefgh.draft"
-    place.mkdir()
+def test_a_place_left_at_its_very_beginning_is_removed(tmp_path, place, marked):
     if marked != "not yet":
-        (place / directories.MARKER).write_bytes(b"")
+        (place / drafts.MARKER).write_bytes(b"")
     if marked == "whole":
-        write_mark(place / directories.MARKER)
+        write_mark(place / drafts.MARKER)
     made_up_artifacts.write(tmp_path / "made", FILES)
     assert names(tmp_path) == ["made"]
 
 
-def test_a_link_in_a_draft_that_is_removed_is_not_followed(made, tmp_path):
-    place = tmp_path / ".made.abcdefgh.draft"
-    (place / "scratch").mkdir(parents=True)
-    write_mark(place / directories.MARKER)
+def test_a_link_in_a_draft_that_is_removed_is_not_followed(made, tmp_path, place):
+    (place / "scratch").mkdir()
+    write_mark(place / drafts.MARKER)
     (place / "artifact").symlink_to(made.directory)
     (place / "scratch/link").symlink_to(made.directory)
     made_up_artifacts.write(tmp_path / "other", FILES)
-    with artifact.draft(made.directory):
+    with drafts.draft(made.directory):
         assert not place.exists()
     assert Artifact.open(made.directory).path("tflite/a.tflite", rehash=True)
 
 
-def test_an_artifact_left_between_two_renames_comes_back(made, tmp_path):
-    place = tmp_path / ".made.abcdefgh.draft"
-    place.mkdir()
-    write_mark(place / directories.MARKER)
-    made.directory.rename(place / directories.PREVIOUS)
+def test_an_artifact_left_between_two_renames_comes_back(made, tmp_path, place):
+    write_mark(place / drafts.MARKER)
+    made.directory.rename(place / drafts.PREVIOUS)
     with (
         pytest.raises(ArtifactError, match="it failed"),
-        artifact.draft(made.directory),
+        drafts.draft(made.directory),
     ):
         raise ArtifactError("it failed")
     assert names(tmp_path) == ["made"]
     assert Artifact.open(made.directory).path("tflite/a.tflite", rehash=True)
 
 
-def test_an_artifact_is_not_put_back_over_another(made, tmp_path):
-    place = tmp_path / ".made.abcdefgh.draft"
-    made_up_artifacts.write(place / directories.PREVIOUS, {"b": b"older"})
-    write_mark(place / directories.MARKER)
-    with artifact.draft(made.directory):
+def test_an_artifact_is_not_put_back_over_another(made, tmp_path, place):
+    made_up_artifacts.write(place / drafts.PREVIOUS, {"b": b"older"})
+    write_mark(place / drafts.MARKER)
+    with drafts.draft(made.directory):
         pass
     assert names(tmp_path) == ["made"]
     assert Artifact.open(made.directory).path("tflite/a.tflite", rehash=True)
@@ -201,7 +189,7 @@ def test_an_artifact_is_not_put_back_over_another(made, tmp_path):
 
 def test_a_directory_that_somebody_locks_delays_an_export_and_no_more(made, monkeypatch):
     fcntl = pytest.importorskip("fcntl")
-    monkeypatch.setattr(directories, "PATIENCE", 0.1)
+    monkeypatch.setattr(drafts, "PATIENCE", 0.1)
     descriptor = os.open(made.directory.parent, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -212,7 +200,7 @@ def test_a_directory_that_somebody_locks_delays_an_export_and_no_more(made, monk
 
 def test_what_came_to_lie_at_the_target_meanwhile_is_not_replaced(tmp_path):
     target = tmp_path / "made"
-    with pytest.raises(ArtifactError, match="other things"), artifact.draft(target) as draft:
+    with pytest.raises(ArtifactError, match="is not empty"), drafts.draft(target) as draft:
         target.mkdir()
         (target / "letter").write_text("Dear ...")
         (draft.directory / "a").write_bytes(b"a")

@@ -16,9 +16,9 @@ import signal
 import pytest
 from support import made_up_artifacts
 from support.command import refusal
-from support.made_up_artifacts import EMPTY, with_files
+from support.made_up_artifacts import EMPTY, FILES, with_files
 
-from bart_export.artifact import artifact, bundle, manifest_file
+from bart_export.artifact import artifact, bundle, drafts
 from bart_export.artifact.artifact import Artifact
 from bart_export.artifact.manifest import Source
 from bart_export.cli import inspect
@@ -26,12 +26,10 @@ from bart_export.errors import ArtifactError, BartExportError
 from bart_export.export import manifest
 from bart_export.report import report
 from bart_export.report.facts import reported_files
-from bart_export.runtime.engines import choose, choose_file, files_for
+from bart_export.runtime.engine_choice import choose_file, engine_for, files_for
 from bart_export.server import versions
 from bart_export.server.models_config import choose_engine
 from bart_export.verify.checks import artifact_files
-
-FILES = {"tflite/a.tflite": b"first" * 1000, "golden.json": b"{}"}
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +73,7 @@ def test_a_name_that_is_none_for_a_file_inside_is_refused(made, name):
 @pytest.mark.parametrize("two", [("Kelvin", "\N{KELVIN SIGN}elvin"), ("\u00e9", "e\u0301")])
 def test_names_that_some_file_system_takes_for_one_are_refused(made, two):
     with_files(made, **{f"tflite/{name}": EMPTY for name in two})
-    with pytest.raises(ArtifactError, match="name one file"):
+    with pytest.raises(ArtifactError, match="name the same file"):
         Artifact.open(made.directory)
 
 
@@ -107,8 +105,8 @@ def test_links_within_an_artifact_and_to_it_are_followed(made, tmp_path):
     path.symlink_to("real")
     (tmp_path / "link").symlink_to(made.directory)
     assert Artifact.open(tmp_path / "link").path("tflite/a.tflite", rehash=True)
-    with artifact.draft(tmp_path / "other") as draft:
-        draft.carry(made, "tflite/a.tflite")
+    with drafts.draft(tmp_path / "other") as draft:
+        draft.take(made.path("tflite/a.tflite", rehash=True), "tflite/a.tflite")
         carried = draft.directory / "tflite/a.tflite"
         assert not carried.is_symlink()
         assert carried.read_bytes() == FILES["tflite/a.tflite"]
@@ -116,9 +114,9 @@ def test_links_within_an_artifact_and_to_it_are_followed(made, tmp_path):
 
 # What may lie where a file should, and words of the line that says so.
 SPECIAL = {
-    "a pipe": (os.mkfifo, "no regular file"),
-    "a device": (lambda path: path.symlink_to("/dev/zero"), "/dev/zero|no regular file"),
-    "a directory": (os.mkdir, "no regular file"),
+    "a pipe": (os.mkfifo, "not a regular file"),
+    "a device": (lambda path: path.symlink_to("/dev/zero"), "/dev/zero|not a regular file"),
+    "a directory": (os.mkdir, "not a regular file"),
     "enormous": (
         lambda path: (path.touch(), os.truncate(path, 1 << 40)),
         "has 1099511627776 bytes|has more than",
@@ -144,7 +142,7 @@ def test_a_manifest_that_is_no_file_is_refused(tmp_path, kind):
     put(tmp_path / "manifest.json")
     with pytest.raises(ArtifactError, match=words):
         Artifact.open(tmp_path)
-    with pytest.raises(ArtifactError, match="other things"), artifact.draft(tmp_path):
+    with pytest.raises(ArtifactError, match="is not empty"), drafts.draft(tmp_path):
         pytest.fail("a draft was made")
 
 
@@ -158,7 +156,7 @@ JUNK = {
     "half a pair": b'{"format_version": "\\ud800"}',
     "null": b"null",
     "many lists": b"[" + b"[]," * 600_000 + b"[]]",
-    "too long": b" " * (manifest_file.MANIFEST_LIMIT + 1),
+    "too long": b" " * (artifact.MANIFEST_LIMIT + 1),
     "zeros": bytes(1000),
 }
 
@@ -229,7 +227,7 @@ def read_everything(directory, draft):
             read()
     files = files_for(opened, None)
     for name in files:
-        choose(None, name, files, {"ai-edge-litert": "2.3.0"})
+        engine_for(None, name, files, {"ai-edge-litert": "2.3.0"})
     choose_file(opened, "float32", None)
 
 
@@ -259,7 +257,7 @@ def whole(static_artifact, tmp_path):
 
 
 def read_all(directory):
-    with artifact.draft(directory) as draft:
+    with drafts.draft(directory) as draft:
         read_everything(directory, draft)
 
 

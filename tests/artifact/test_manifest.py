@@ -82,9 +82,9 @@ def entry(**changes):
         ({"exports": 0}, "exports must be a whole number from 1 to 2^53, received 0"),
         ({"notes": None}, "notes must be a list, received null"),
         ({"source": {}}, "source lacks handle"),
-        ({"tools": {"numpy": 2}}, 'tools."numpy" must be a text, received 2'),
+        ({"tools": {"numpy": 2}}, 'tools."numpy" must be a string, received 2'),
         ({"files": {"a": []}}, 'files."a" must be an object, received []'),
-        (entry(target=None), 'files."a".target must be a text, received null'),
+        (entry(target=None), 'files."a".target must be a string, received null'),
         (entry(mode="x"), 'files."a".mode must be one of float, '),
         (entry(layers=[["a"]]), 'files."a".layers[0] must be a list of 2, received ["a"]'),
         (entry(runtimes={"x": ""}), 'files."a".runtimes."x" must be a version, received ""'),
@@ -94,7 +94,10 @@ def entry(**changes):
         ({"verification": [{"file": "a", "top1": 2}]}, "verification[0] lacks logits"),
         ({"measurements": {}}, "measurements must be a list, received {}"),
         ({"encoder_sequence_length": 5000}, "must be at most max_sequence_length, 1024, received"),
-        ({"tokenizer": {"vocabulary": "a", "merges": "b"}}, "names of files, received"),
+        (
+            {"tokenizer": {"vocabulary": "a", "merges": "b"}},
+            "names of files in the manifest, ",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_foreign_manifest_is_said_in_one_line(changes, words):
@@ -108,3 +111,15 @@ def test_what_is_wrong_with_a_foreign_manifest_is_said_in_one_line(changes, word
 def test_what_is_no_object_is_no_manifest(value):
     with pytest.raises(ValueError, match="must be an object"):
         Manifest.from_dict(value)
+
+
+def test_a_record_is_a_frozen_dataclass():
+    record = FileEntry(5, DIGEST)
+    assert record == FileEntry(sha256=DIGEST, bytes=5) != dataclasses.replace(record, bytes=6)
+    assert repr(record) == f"FileEntry(bytes=5, sha256='{DIGEST}', target=None)"
+    assert {record: 1}[FileEntry(5, DIGEST)] == 1
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        record.bytes = 6
+    for values, named in [((5,), {}), ((5, DIGEST, None, None), {}), ((5, DIGEST), {"size": 6})]:
+        with pytest.raises(TypeError, match="FileEntry takes found, bytes, sha256, target"):
+            FileEntry(*values, **named)

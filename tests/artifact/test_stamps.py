@@ -6,22 +6,11 @@ import subprocess
 import sys
 
 import pytest
-from support import made_up_artifacts
+from support.made_up_artifacts import flip
 
 from bart_export.artifact import artifact, stamps
 from bart_export.artifact.artifact import sha256
 from bart_export.errors import ArtifactError
-
-
-@pytest.fixture
-def made(tmp_path):
-    return made_up_artifacts.write(tmp_path / "made", {"tflite/a.tflite": b"first" * 1000})
-
-
-def flip(path):
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
 
 
 def test_a_file_altered_under_its_old_time_and_size_is_refused(made):

@@ -16,7 +16,7 @@ from bart_export.bench.opening_cost import OpeningRun
 from bart_export.bench.rows import MemoryRow, Report
 from bart_export.contract import StaticShapes
 from bart_export.errors import EngineError
-from bart_export.runtime.engines import open_engine
+from bart_export.runtime.engine_choice import open_engine
 
 NEW_TOKENS = 5
 FLOAT32 = "tflite/float32.tflite"
@@ -274,7 +274,7 @@ def test_an_altered_file_is_named_where_it_lies(symmetric_artifact, tmp_path):
     content[5000] ^= 1
     file.write_bytes(content)
     line = refusal("bench", directory)
-    assert line.startswith(f"Error: {file} is not the file its manifest names")
+    assert line.startswith(f"Error: {file} does not match its manifest")
 
 
 def test_a_process_that_fails_says_why_without_a_class(symmetric_artifact, opening_run):

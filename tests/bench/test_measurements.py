@@ -8,7 +8,7 @@ from bart_export.bench import measurements
 from bart_export.bench.measurements import Measured, Timing
 from bart_export.config import GenerationConfig
 from bart_export.contract import StaticShapes
-from bart_export.runtime.engines import open_engine
+from bart_export.runtime.engine_choice import open_engine
 from bart_export.runtime.generator import ModelInfo
 
 SHAPES = StaticShapes((16,), 17, (1,))

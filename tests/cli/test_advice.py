@@ -13,7 +13,7 @@ from support.command import printed, python, refusal
 
 import bart_export
 from bart_export import errors
-from bart_export.runtime import engines
+from bart_export.runtime import engine_choice
 
 GOLDEN = Path(__file__).parents[1] / "data/golden/bart_tiny_symmetric"
 MINI = Path(bart_export.__file__).parent / "assets/bart_mini_en"
@@ -33,7 +33,7 @@ def place(tmp_path, monkeypatch):
 
 
 EXPORT = "bart-export --preset {} --target tflite"
-MADE_WITH = f", of which an artifact is made with: {EXPORT}"
+MADE_WITH = f". Export it to an artifact with: {EXPORT}"
 # What was given for an artifact -> what the line says.
 MISTAKEN = {
     "nope": f"{EXPORT.format('NAME')} --output nope",
@@ -44,7 +44,7 @@ MISTAKEN = {
     "hf://org/model": EXPORT.format("hf://org/model"),
     "file.txt": "is not a directory",
     "empty": "has no manifest.json, so it is not a finished artifact",
-    "artifacts/made/tflite": "is a part of an artifact. Name the artifact: {}/artifacts/made",
+    "artifacts/made/tflite": "is inside an artifact. Name the artifact: {}/artifacts/made",
     "artifacts/made/tflite/float32.tflite": "Name the artifact: {}/artifacts/made",
     "artifacts/made/manifest.json": "Name the artifact: {}/artifacts/made",
 }
@@ -111,13 +111,13 @@ def test_a_package_without_wheels_for_this_python_is_not_proposed(monkeypatch):
     files = {"a": made_up_artifacts.entry(runtimes={"tflite-runtime": "2.14.0"})}
     monkeypatch.setattr(sys, "version_info", type("", (tuple,), {"major": 3, "minor": 12})((3, 12)))
     with pytest.raises(
-        errors.EngineError, match=r"Python 3\.10 and 3\.11 only, this is Python 3\.12"
+        errors.EngineError, match=r"Python 3\.10 and 3\.11 only; this is Python 3\.12"
     ):
-        engines.choose("tflite-runtime", "a", files, {})
+        engine_choice.engine_for("tflite-runtime", "a", files, {})
     monkeypatch.undo()
     if sys.version_info < (3, 12):
         with pytest.raises(errors.MissingExtra, match="legacy-runtime"):
-            engines.choose("tflite-runtime", "a", files, {})
+            engine_choice.engine_for("tflite-runtime", "a", files, {})
 
 
 class Installed:

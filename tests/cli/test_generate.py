@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from support.command import COMMAND, printed, refusal, run
 
+from bart_export.cli import batch_files
 from bart_export.cli.generate import in_flags
-from bart_export.runtime import texts
 
 CASES = Path(__file__).parents[1] / "data/cases"
-EMPTY = "not white space, received"
+EMPTY = "must not be blank, received"
 
 
 @pytest.fixture
@@ -115,8 +115,8 @@ def test_what_a_file_is_its_ending_says_or_its_first_line(generate, refuse, tmp_
     lines = generate("--input", "-", "--output", "-", input=b"a text\n[1] a text\n").stdout
     assert [json.loads(line)["text"] for line in lines.splitlines()] == ["a text", "[1] a text"]
     for name, content, words in (
-        ("rows.txt", rows, "Name it .jsonl"),
-        ("rows.md", b"a text", ".md is not read"),
+        ("rows.txt", rows, "Rename it to end in .jsonl"),
+        ("rows.md", b"a text", ".md is not supported"),
         ("rows.jsonl", b'[{"text": "a"}]', "is a JSON array. Convert it"),
         ("rows", b'[\n{"text": "a"}\n]', "is a JSON array. Convert it"),
         ("wide.txt", "a text".encode("utf-16"), "binary or UTF-16"),
@@ -130,10 +130,10 @@ def test_what_a_file_is_its_ending_says_or_its_first_line(generate, refuse, tmp_
 def test_the_line_about_another_kind_of_file_says_how_to_make_one(refuse, tmp_path, name):
     shutil.copy(CASES / "input-suffix" / name, tmp_path)
     line = refuse("--input", tmp_path / name)
-    assert ".txt, a text a line, or .jsonl" in line
+    assert ".txt, one text per line, or .jsonl" in line
     command = line.partition("Convert it: ")[2].replace("python3", sys.executable)
     subprocess.run(command, shell=True, cwd=tmp_path, check=True)
-    rows = list(texts.read_rows((tmp_path / name).with_suffix(".jsonl")))
+    rows = list(batch_files.read_rows((tmp_path / name).with_suffix(".jsonl")))
     assert rows[0]["text"].startswith("This library reads")
     assert "error" not in rows[0]
 
@@ -178,7 +178,7 @@ def test_objects_nested_as_deeply_as_can_be_read_are_rows_as_well(answers):
 
 
 def test_a_line_without_end_is_read_no_further_than_a_bound(answers, monkeypatch):
-    monkeypatch.setattr(texts, "LONGEST", 4000)
+    monkeypatch.setattr(batch_files, "LONGEST", 4000)
     code, rows = answers(b"a text\n" + b"word " * 4000 + b"\nanother\n", "in.txt")
     assert code == 1
     assert [row["text"][:8] for row in rows] == ["a text", "word wor", "another"]
@@ -214,9 +214,9 @@ def test_several_texts_for_one_stand_in_its_row(answers):
 def test_a_printed_text_is_one_line(monkeypatch, generate, tmp_path):
     path = tmp_path / "in.txt"
     path.write_text("a text\nanother\n")
-    made = texts.sequence_fields
+    made = batch_files.sequence_fields
     monkeypatch.setattr(
-        texts, "sequence_fields", lambda one: {**made(one), "generated_text": "two\nlines"}
+        batch_files, "sequence_fields", lambda one: {**made(one), "generated_text": "two\nlines"}
     )
     assert generate("--input", path).stdout == "two lines\ntwo lines\n"
 
@@ -230,7 +230,7 @@ def test_what_is_there_is_not_replaced_by_mistake(generate, refuse, tmp_path):
     assert output.read_text() == "before\n"
     for words, arguments in (
         ("out.csv", ("--input", path, "--output", tmp_path / "out.csv")),
-        ("is the input as well", ("--input", path, "--output", path, "--overwrite")),
+        ("is also the input", ("--input", path, "--output", path, "--overwrite")),
         ("--overwrite needs an --output", ("--input", path, "--overwrite")),
         ("has no file of recipe 'int4'", (*asked, "--overwrite", "--recipe", "int4")),
         ("--max-length", (*asked, "--overwrite", "--max-length", "9999")),
@@ -242,7 +242,7 @@ def test_what_is_there_is_not_replaced_by_mistake(generate, refuse, tmp_path):
     assert "generated_text" in json.loads(output.read_text())
     link = tmp_path / "link.jsonl"
     link.symlink_to(path)
-    assert "is the input as well" in refuse(*asked[:3], link, "--overwrite")
+    assert "is also the input" in refuse(*asked[:3], link, "--overwrite")
     (tmp_path / "empty.jsonl").touch()
     assert generate("--input", path, "--output", tmp_path / "empty.jsonl").exit_code == 0
 
@@ -262,7 +262,7 @@ def test_results_are_never_written_to_what_is_read(symmetric_artifact, tmp_path)
         command = [*shell, "generate", symmetric_artifact.directory, "--max-length", "6"]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=60)
         assert (done.returncode, done.stdout) == (2, b"")
-        assert b"is the input as well" in done.stderr
+        assert b"is also the input" in done.stderr
         assert done.stderr.count(b"\n") == 1
         assert path.read_bytes() == content
 
@@ -341,7 +341,7 @@ def test_a_path_that_no_runtime_can_be_given_is_one_line(symmetric_artifact, tmp
         pytest.skip("this file system has names in Unicode only")
     export = ["--preset", "bart_mini_en", "--target", "tflite", "--output", str(place)]
     for arguments in (["generate", str(place), "a text"], export):
-        assert "must be a path in UTF-8" in refusal(*arguments)
+        assert "must be a UTF-8 path" in refusal(*arguments)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from conftest import GOLDEN
 from support import made_up_artifacts
 from support.command import printed, refusal
 
-from bart_export.artifact import manifest_file
+from bart_export.artifact.artifact import seal
 from bart_export.artifact.figures import FileVerification
 from bart_export.cli import inspect as inspection
 from bart_export.contract import saved_model_signatures
@@ -99,7 +99,7 @@ def foreign_artifact(tmp_path, **fields):
     """Return an artifact whose manifest somebody else has written, with some fields of theirs."""
     made = made_up_artifacts.write(tmp_path / "made", {"golden.json": b"{}"})
     content = {**made.manifest.to_dict(), **fields, "manifest_sha256": "0" * 64}
-    sealed = manifest_file.seal(json.dumps(content, ensure_ascii=False).encode())
+    sealed = seal(json.dumps(content, ensure_ascii=False).encode())
     (made.directory / "manifest.json").write_bytes(sealed)
     return made.directory
 

@@ -9,7 +9,7 @@ from support import static_builds
 from support.command import printed, python, refusal, run
 from support.judged_models import INT8, Judged, change_an_epsilon, swap_rows, triple_one_scale
 
-from bart_export.artifact import artifact as artifacts
+from bart_export.artifact import drafts
 from bart_export.artifact.artifact import Artifact
 from bart_export.export.tflite_target import file_entry
 from bart_export.recipes.table import ROUNDING
@@ -31,8 +31,8 @@ def tiny(symmetric_artifact):
 
 def with_int8(made, content, target):
     """Commit an artifact with an int8 file of some bytes beside the float32 file of another."""
-    with artifacts.draft(target) as draft:
-        ignored = shutil.ignore_patterns(artifacts.MANIFEST, ".cache")
+    with drafts.draft(target) as draft:
+        ignored = shutil.ignore_patterns("manifest.json", ".cache")
         shutil.copytree(made.directory, draft.directory, ignore=ignored, dirs_exist_ok=True)
         (draft.directory / INT8_FILE).write_bytes(content)
         entry = file_entry(draft, INT8_FILE, INT8, made.config)

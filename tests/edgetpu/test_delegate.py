@@ -15,7 +15,7 @@ from bart_export.artifact.artifact import Artifact
 from bart_export.edgetpu import parts
 from bart_export.errors import ArtifactError
 from bart_export.runtime import edgetpu
-from bart_export.runtime.engines import open_engine
+from bart_export.runtime.engine_choice import open_engine
 
 # What LiteRT asks of an external delegate; the fields are those of its C API's TfLiteDelegate.
 DELEGATE = """
@@ -70,7 +70,7 @@ def opened(edgetpu_artifact):
     [
         ("libedgetpu_of_nobody.so.1", "libedgetpu_of_nobody.so.1 is not installed."),
         (ctypes.util.find_library("c"),
-         "Cannot load the delegate .* it is no external delegate of TFLite."),
+         "Cannot load the delegate .* it is not a TFLite external delegate."),
     ],
 )  # fmt: skip
 def test_without_a_library_that_works_segments_run_on_the_cpu(
@@ -106,5 +106,5 @@ def test_a_compiled_segment_that_no_manifest_names_is_not_opened(edgetpu_artifac
     if (made / segment.compiled_file).exists():
         pytest.skip("this machine has Coral's compiler, whose files the manifest names")
     shutil.copyfile(made / segment.file, made / segment.compiled_file)
-    with pytest.raises(ArtifactError, match="_edgetpu.tflite is in no manifest"):
+    with pytest.raises(ArtifactError, match="_edgetpu.tflite is not in the manifest"):
         open_engine(Artifact.open(made), parts.HOST, parts.TARGET)

@@ -7,7 +7,7 @@ import pytest
 from support.command import python
 from support.compiler_logs import TWO_FILES, install
 
-from bart_export.artifact.artifact import Draft
+from bart_export.artifact.drafts import Draft
 from bart_export.checkpoints import resolve
 from bart_export.config import GenerationConfig
 from bart_export.edgetpu import parts
@@ -18,7 +18,7 @@ from bart_export.export import edgetpu_target as edgetpu_exporter
 from bart_export.export.edgetpu_target import ENCODER_TOLERANCE
 from bart_export.model import BartBackbone
 from bart_export.runtime import Generator
-from bart_export.runtime.engines import open_engine
+from bart_export.runtime.engine_choice import open_engine
 from bart_export.verify.golden import Question, ask
 from bart_export.verify.reference import KerasReference
 
@@ -98,7 +98,7 @@ def test_generating_needs_neither_a_device_nor_tensorflow(edgetpu_artifact):
     assert "compressed" in run.stdout
     assert run.stdout.count("\n") == 1
     assert run.stderr == (
-        "The encoder's segments run on the CPU: the artifact was exported where there is no "
+        "The encoder's segments run on the CPU: the artifact was exported without "
         "edgetpu_compiler.\n[]\n"
     )
 

@@ -9,10 +9,11 @@ import pytest
 from safetensors.numpy import load_file
 from support import made_up_artifacts
 
-from bart_export.artifact import artifact as artifacts
+from bart_export import documents
+from bart_export.artifact import drafts
 from bart_export.artifact.artifact import Artifact
 from bart_export.artifact.figures import Golden
-from bart_export.errors import VerificationFailed
+from bart_export.errors import ArtifactError, VerificationFailed
 from bart_export.export.manifest import SAME, carry_over
 from bart_export.export.options import TfliteOptions
 from bart_export.export.pipeline import export
@@ -149,7 +150,7 @@ def small(tmp_path):
 def carried(artifact, **changes):
     """Return the files, rows and golden answers that a draft takes over from an artifact."""
     described = dataclasses.replace(artifact.manifest, files={}, verification=(), **changes)
-    with artifacts.draft(artifact.directory) as draft:
+    with drafts.draft(artifact.directory) as draft:
         kept, golden = carry_over(draft, described, ())
         names = {f"tflite/{path.name}" for path in draft.directory.glob("tflite/*")}
     assert set(kept.files) == names
@@ -171,7 +172,7 @@ def test_nothing_is_kept_of_an_artifact_that_differs(small, field):
 
 
 def test_a_file_that_is_written_anew_is_not_carried_over(earlier):
-    with artifacts.draft(earlier.directory) as draft:
+    with drafts.draft(earlier.directory) as draft:
         (draft.directory / "tflite").mkdir()
         (draft.directory / FLOAT_FILE).write_bytes(b"new")
         kept, _ = carry_over(draft, earlier.manifest, {FLOAT_FILE})
@@ -204,5 +205,5 @@ def test_a_failure_after_the_files_are_written_leaves_the_previous_artifact(earl
         if path.name == "golden.json":
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(artifacts, "synchronize", fail)
-    assert export_fails(earlier, artifacts.ArtifactError, "No space left") == 2
+    monkeypatch.setattr(documents, "synchronize", fail)
+    assert export_fails(earlier, ArtifactError, "No space left") == 2

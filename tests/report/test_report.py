@@ -20,7 +20,7 @@ from bart_export.bench import measurements
 from bart_export.contract import StaticShapes
 from bart_export.report import facts, pictures, report
 from bart_export.report.facts import CALIBRATED, FLOAT, INT4, INT8, Figure, share
-from bart_export.runtime.engines import open_engine
+from bart_export.runtime.engine_choice import open_engine
 from bart_export.runtime.generator import ModelInfo
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -13,19 +13,13 @@ CASES = Path(__file__).parents[1] / "data/cases"
 HEADLINES = Path(__file__).parents[1] / "data/mini_model/headlines_4_beams.jsonl"
 ROWS = [json.loads(line) for line in HEADLINES.read_text(encoding="utf-8").splitlines()]
 TEXTS = [row["text"] for row in ROWS]
-SHORT, LONG = min(TEXTS, key=len), max(TEXTS, key=len)
+SHORT = min(TEXTS, key=len)
 # Of other scripts and characters of several bytes, which a random continuation breaks apart.
 MIXED = "Überraschung: 文字 and a 🐈 — naïve café, in " + SHORT
 
 
 @pytest.fixture(scope="module")
 def generator(mini_artifact):
-    return Generator.from_artifact(mini_artifact.directory, recipe="float32", num_threads=1)
-
-
-@pytest.fixture
-def cold(mini_artifact):
-    """Return a generator that has not run yet."""
     return Generator.from_artifact(mini_artifact.directory, recipe="float32", num_threads=1)
 
 
@@ -171,54 +165,6 @@ def test_a_text_that_is_none_is_refused(generator, text):
         generator.stream(text)
 
 
-def test_nothing_of_a_generation_is_left_for_the_next(generator, cold):
-    """Lengths and beams up and down, with the buffers that each leaves to the next."""
-    asked = [
-        (LONG, {"num_beams": 4}),
-        (SHORT, {"num_beams": 1}),
-        (LONG, {"num_beams": 1, "min_length": 70, "max_length": 80}),
-        (SHORT, {"num_beams": 4}),
-        (SHORT, {"num_beams": 1, "max_length": 7}),
-        (MIXED, {"num_beams": 1, "max_length": 7}),
-    ]
-
-    def answers(order):
-        return {
-            number: generator.generate(asked[number][0], truncate=True, **asked[number][1])
-            for number in order
-        }
-
-    forth, back = answers(range(len(asked))), answers(reversed(range(len(asked))))
-    for number in range(len(asked)):
-        assert forth[number].token_ids == back[number].token_ids
-        assert forth[number].score == pytest.approx(back[number].score, abs=1e-5)
-    last, parameters = asked[-1]
-    assert cold.generate(last, **parameters).token_ids == forth[len(asked) - 1].token_ids
-
-
-@pytest.mark.parametrize("num_beams", [1, 3])
-def test_a_cache_that_grows_gives_the_tokens_of_one_that_was_large(
-    generator, monkeypatch, num_beams
-):
-    """From 16 positions to 32, 64, 128 and 256."""
-    parameters = {
-        "num_beams": num_beams,
-        "min_length": 150,
-        "max_length": 150,
-        "no_repeat_ngram_size": 0,
-    }
-    grown = generator.generate(SHORT, **parameters)
-    assert len(grown.token_ids) == 150
-    engine = generator.engine
-    decode = engine.backend.signatures["decode" if num_beams > 1 else "decode_single"]
-    assert decode.sizes["capacity"] == 256
-    monkeypatch.setattr("bart_export.runtime.engine.FIRST_CAPACITY", 512)
-    large = generator.generate(SHORT, **parameters)
-    assert decode.sizes["capacity"] == 150
-    assert grown.token_ids == large.token_ids
-    assert grown.score == pytest.approx(large.score, abs=1e-4)
-
-
 def resident_bytes():
     gc.collect()
     with open("/proc/self/statm") as file:
@@ -243,13 +189,3 @@ def test_memory_stays_flat_over_many_generations(generator):
     generate(200)
     # A set of buffers is megabytes: one left behind at each resize would be hundreds.
     assert resident_bytes() - before < 20e6
-
-
-def test_the_default_recipe_is_opened_where_it_is_there(mini_artifact, symmetric_artifact):
-    default = Generator.from_artifact(mini_artifact.directory, num_threads=1)
-    int8 = Generator.from_artifact(mini_artifact.directory, recipe="dynamic_wi8_afp32")
-    float32 = Generator.from_artifact(mini_artifact.directory, recipe="float32")
-    scores = [one.generate(SHORT).score for one in (default, int8, float32)]
-    assert scores[0] == pytest.approx(scores[1], abs=1e-6)
-    assert scores[0] != pytest.approx(scores[2], abs=1e-4)
-    assert Generator.from_artifact(symmetric_artifact.directory).generate("A text.")

@@ -202,7 +202,7 @@ EMPTY = ["", " ", "\n\t \u3000"]
 @pytest.mark.parametrize("text", EMPTY)
 def test_from_nothing_nothing_is_made_up(generator, text):
     for use in (generator.generate, generator.stream, lambda text: generator.generate(["a", text])):
-        with pytest.raises(InputError, match="not white space, received"):
+        with pytest.raises(InputError, match="must not be blank, received"):
             use(text)
 
 

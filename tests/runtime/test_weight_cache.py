@@ -91,7 +91,7 @@ def test_one_that_is_not_whole_is_built_again(artifact, harm, large, monkeypatch
     assert generate(artifact.directory) == expected
     assert only_cache(artifact.directory).stat().st_ino != before
     assert len(cache.read_bytes()) == len(whole)
-    assert weight_cache.is_whole(cache)
+    assert weight_cache.is_valid(cache)
 
 
 def test_one_that_came_with_an_artifact_is_built_again(artifact, tmp_path):
@@ -129,9 +129,9 @@ def test_a_large_one_is_hashed_once_a_boot(artifact, large, monkeypatch):
     monkeypatch.setattr(weight_cache, "sha256", lambda path: hashed.append(path) or sha256(path))
     for boot in ("this", "this", "another", "another"):
         monkeypatch.setattr(stamps, "boot", lambda boot=boot: boot)
-        assert weight_cache.is_whole(cache)
+        assert weight_cache.is_valid(cache)
     assert len(hashed) == (2 if large else 4)
-    assert weight_cache.is_whole(cache, rehash=True)
+    assert weight_cache.is_valid(cache, rehash=True)
     assert len(hashed) == (3 if large else 5)
 
 
@@ -257,7 +257,7 @@ def test_two_processes_may_build_it_at_once(artifact, symmetric_artifact):
     for process in processes:
         process.join(60)
         assert process.exitcode == 0
-    assert weight_cache.is_whole(only_cache(artifact.directory))
+    assert weight_cache.is_valid(only_cache(artifact.directory))
     assert not list(artifact.directory.rglob("*.building"))
 
 

@@ -52,9 +52,9 @@ FILES = (
 UNNAMED = ("saved_model.cpb", "saved_model.pbtxt", "assets/words.txt", ".hidden")
 # What is done to which file of a version, and the reason of the refusal.
 HARM = [
-    *[(alter, file, f"{file} is not the file its manifest names") for file in FILES],
-    *[(add, file, f"{file} is in no manifest") for file in UNNAMED],
-    (link_folder, "assets", "assets is in no manifest"),
+    *[(alter, file, f"{file} does not match its manifest") for file in FILES],
+    *[(add, file, f"{file} is not in the manifest") for file in UNNAMED],
+    (link_folder, "assets", "assets is not in the manifest"),
 ]
 
 
@@ -81,7 +81,7 @@ def test_a_link_to_the_versions_does_not_lead_past_the_manifest(directory, tmp_p
 
 def test_a_version_that_no_manifest_names_is_not_loaded(directory):
     shutil.copytree(directory / "saved_model/1", directory / "saved_model/2")
-    with pytest.raises(ArtifactError, match="2/.* is in no manifest"):
+    with pytest.raises(ArtifactError, match="2/.* is not in the manifest"):
         serve(directory / "saved_model/2")
 
 

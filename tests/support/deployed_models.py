@@ -4,7 +4,7 @@ import shutil
 
 import yaml
 
-from bart_export.artifact.artifact import Draft
+from bart_export.artifact.drafts import Draft
 from bart_export.artifact.manifest import Memory
 from bart_export.export.saved_model_target import write_deployment
 from bart_export.runtime.generator import ModelInfo

@@ -19,7 +19,7 @@ import sys
 import traceback
 import types
 
-from bart_export.artifact import artifact, directories
+from bart_export.artifact import drafts
 from bart_export.artifact.artifact import Artifact
 from bart_export.artifact.figures import Answer
 from support import made_up_artifacts
@@ -51,7 +51,7 @@ def is_killed(export, target, access, two_renames):
     if process == 0:
         try:
             if two_renames:
-                directories.EXCHANGES.clear()
+                drafts.EXCHANGES.clear()
             left = access
             export()
             os._exit(0)
@@ -61,7 +61,7 @@ def is_killed(export, target, access, two_renames):
     status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
     assert status in (0, 9), status
     if two_renames and not target.exists():
-        with artifact.draft(target):
+        with drafts.draft(target):
             assert target.exists()
     check_neighbours(target)
     return status == 9
@@ -149,7 +149,7 @@ def main(directory, recorded=None, step="1"):
         accesses = kill_commits(target)
     else:
         accesses = kill_exports(target, Artifact.open(pathlib.Path(recorded)), int(step))
-    with artifact.draft(target):  # the next export removes what is left
+    with drafts.draft(target):  # the next export removes what is left
         pass
     assert [path.name for path in target.parent.iterdir()] == [target.name]
     print(accesses)

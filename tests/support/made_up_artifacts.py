@@ -5,14 +5,14 @@ import hashlib
 import json
 import shutil
 
-from bart_export.artifact import artifact, manifest_file
+from bart_export.artifact import artifact, drafts
 from bart_export.artifact.artifact import Artifact
 from bart_export.artifact.manifest import Manifest, Source, TfliteEntry, TokenizerFiles
 from bart_export.config import BartConfig, GenerationConfig
 from bart_export.errors import ArtifactError
 
 CONFIG = BartConfig(vocabulary_size=8, num_layers=1, num_heads=1, hidden_dim=4, intermediate_dim=4)
-
+FILES = {"tflite/a.tflite": b"first" * 1000, "golden.json": b"{}"}
 
 # What an entry of a `.tflite` file has beside size and hash.
 EXPORTED = {
@@ -54,7 +54,7 @@ def manifest(files, preset="made_up"):
 
 def write(target, contents, preset="made_up"):
     """Commit an artifact with files of these contents, by name, and open it."""
-    with artifact.draft(target) as draft:
+    with drafts.draft(target) as draft:
         for name, content in contents.items():
             path = draft.directory / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,6 +64,18 @@ def write(target, contents, preset="made_up"):
     return artifact.Artifact.open(target)
 
 
+def names(directory):
+    """Return the names of what lies in a directory."""
+    return sorted(path.name for path in directory.iterdir())
+
+
+def flip(path):
+    """Change one bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
 def reseal(directory):
     """Make a manifest say what its files are now: what anybody can do to an artifact."""
     path = directory / "manifest.json"
@@ -71,8 +83,8 @@ def reseal(directory):
     for name, entry in content["files"].items():
         data = (directory / name).read_bytes()
         entry |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    content["manifest_sha256"] = manifest_file.UNSEALED
-    path.write_bytes(manifest_file.seal(json.dumps(content).encode()))
+    content["manifest_sha256"] = artifact.UNSEALED
+    path.write_bytes(artifact.seal(json.dumps(content).encode()))
 
 
 # The entry of an empty file.
@@ -83,7 +95,7 @@ def seal(directory, fields):
     """Give an artifact a manifest with these fields and the seal that it should have."""
     content = {**fields, "format_version": 1, "manifest_sha256": "0" * 64}
     text = json.dumps(content, indent=1).encode()
-    (directory / "manifest.json").write_bytes(manifest_file.seal(text))
+    (directory / "manifest.json").write_bytes(artifact.seal(text))
 
 
 def with_files(made, **entries):
@@ -95,7 +107,7 @@ def with_files(made, **entries):
 def export_again(target, made, number):
     """Put what an export made in the place of an artifact, as the export itself does."""
     ignored = shutil.ignore_patterns("manifest.json", ".cache")
-    with artifact.draft(target) as draft:
+    with drafts.draft(target) as draft:
         shutil.copytree(made.directory, draft.directory, ignore=ignored, dirs_exist_ok=True)
         draft.commit(dataclasses.replace(made.manifest, exports=number))
 

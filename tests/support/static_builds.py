@@ -3,7 +3,7 @@
 import dataclasses
 import shutil
 
-from bart_export.artifact import artifact
+from bart_export.artifact import artifact, drafts
 from bart_export.checkpoints import resolve
 from bart_export.checkpoints.weight_names import layer_names
 from bart_export.convert import tflite
@@ -17,7 +17,7 @@ def add(made, shapes, recipes, target):
     """Commit an artifact with static builds beside the files of `made`, and open it."""
     checkpoint = resolve.read(resolve.find(made.manifest.preset).directory)
     parameters = InferenceParameters(checkpoint.config, checkpoint.weights.__getitem__)
-    with artifact.draft(target) as draft:
+    with drafts.draft(target) as draft:
         (draft.directory / "tflite").mkdir()
         entries = {}
         for name in recipes:
@@ -37,7 +37,7 @@ def add(made, shapes, recipes, target):
 def without(made, name, target):
     """Commit an artifact that lacks one of the files of `made`, and open it."""
     files = {other: entry for other, entry in made.manifest.files.items() if other != name}
-    with artifact.draft(target) as draft:
+    with drafts.draft(target) as draft:
         commit(draft, made, files)
     return artifact.Artifact.open(target)
 

@@ -14,12 +14,6 @@ from bart_export.text.tokenizer import FIRST_CHARACTERS, BartTokenizer
 DATA = Path(__file__).parents[1] / "data"
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    folder = DATA / "vocabulary"
-    return BartTokenizer.from_files(folder / "vocabulary.json", folder / "merges.txt")
-
-
 def check(tokenizer, texts, lengths):
     """Hold each text, cut to each length, to what the whole text has."""
     for text in texts:

@@ -1,19 +1,10 @@
 import random
-from pathlib import Path
 
 import pytest
 
 from bart_export.errors import InputError
-from bart_export.text.tokenizer import BartTokenizer, IncrementalDetokenizer, generated_text
+from bart_export.text.tokenizer import IncrementalDetokenizer, generated_text
 from bart_export.text.vocabulary import BYTE_SYMBOLS
-
-DATA = Path(__file__).parents[1] / "data"
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    folder = DATA / "vocabulary"
-    return BartTokenizer.from_files(folder / "vocabulary.json", folder / "merges.txt")
 
 
 def pieces(tokenizer, ids, **options):

@@ -56,7 +56,7 @@ def test_the_size_of_a_file_is_bounded(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for name, words in (
         ("data.jsonl", "it has more than 67,108,864 bytes"),
-        ("pipe", "it is no regular file"),
+        ("pipe", "it is not a regular file"),
         ("missing", "No such file"),
     ):
         with pytest.raises(InputError, match=words):

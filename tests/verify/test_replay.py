@@ -7,8 +7,7 @@ import shutil
 import pytest
 from support.command import run
 
-from bart_export.artifact import artifact as artifacts
-from bart_export.artifact import manifest_file
+from bart_export.artifact import artifact, drafts
 from bart_export.artifact.artifact import Artifact
 from bart_export.artifact.figures import Golden
 from bart_export.errors import ArtifactError, VerificationFailed
@@ -22,7 +21,7 @@ FLOAT_FILE, INT8_FILE = "tflite/float32.tflite", "tflite/dynamic_wi8_afp32.tflit
 
 def with_golden(artifact, target, change):
     """Return a copy of an artifact with a changed golden.json."""
-    with artifacts.draft(target) as draft:
+    with drafts.draft(target) as draft:
         shutil.copytree(
             artifact.directory,
             draft.directory,
@@ -61,10 +60,10 @@ def forget(file, count):
 
 def test_unreadable_golden_answers_are_not_written(mini_artifact, tmp_path):
     path, content = tmp_path / "golden.json", mini_artifact.golden()
-    manifest_file.write_golden(path, content)
-    assert manifest_file.read_golden(path) == content
+    artifact.write_golden(path, content)
+    assert Golden.from_dict(json.loads(path.read_bytes())) == content
     with pytest.raises(ArtifactError, match=r"golden\.json could not be read back: cases must be"):
-        manifest_file.write_golden(path, Golden(112 * content.cases))
+        artifact.write_golden(path, Golden(112 * content.cases))
 
 
 def test_a_float_file_must_repeat_all_answers_and_a_rounded_one_most(mini_artifact, tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bart_export.artifact import manifest_file
+from bart_export.artifact import artifact
 from bart_export.artifact.artifact import Artifact
 from bart_export.checkpoints import resolve, tokenizer_files
 from bart_export.errors import ArtifactError, TokenizerError, VerificationFailed
@@ -133,7 +133,7 @@ def test_the_tokenizer_settings_of_a_manifest_are_validated(symmetric_artifact, 
     shutil.copytree(symmetric_artifact.directory, tmp_path / "made")
     fields = symmetric_artifact.manifest.to_dict()
     fields |= {"tokenizer": {**fields["tokenizer"], **stated}, "manifest_sha256": "0" * 64}
-    sealed = manifest_file.seal(json.dumps(fields).encode())
+    sealed = artifact.seal(json.dumps(fields).encode())
     (tmp_path / "made/manifest.json").write_bytes(sealed)
     with pytest.raises((ArtifactError, TokenizerError)) as refused:
         BartTokenizer.from_artifact(Artifact.open(tmp_path / "made"))

@@ -1,6 +1,6 @@
 /*
  * The artifact directory, as an app has it on its storage; mirrors the reading half of
- * bart_export/artifact.py, and which files LiteRT may run as bart_export/runtime/engines.py does.
+ * bart_export/artifact.py, and which files LiteRT may run as bart_export/runtime/engine_choice.py does.
  *
  * Files are handed out only while they lie inside the directory and their bytes are those that the
  * manifest names.

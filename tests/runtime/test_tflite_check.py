@@ -9,34 +9,31 @@ from ai_edge_litert import schema_py_generated as schema
 from support.command import refusal
 
 from bart_export.artifact import stamps
-from bart_export.artifact.artifact import Artifact, sha256
-from bart_export.artifact.manifest_file import UNSEALED, seal
+from bart_export.artifact.artifact import UNSEALED, Artifact, seal, sha256
 from bart_export.errors import ArtifactError
-from bart_export.runtime import graph_rules
+from bart_export.runtime import tflite_check
+from bart_export.runtime.engine import expected_signatures
+from bart_export.runtime.engine_choice import check_files
 from bart_export.runtime.generator import Generator
-from bart_export.runtime.graph_rules import check_graph
+from bart_export.runtime.tflite_check import check_graph
 
 FLOAT, INT8 = "tflite/float32.tflite", "tflite/dynamic_wi8_afp32.tflite"
 
 
 def test_files_of_dynamic_builds_are_sound(mini_artifact):
     for name in (FLOAT, INT8):
-        check_graph(
-            mini_artifact.path(name), graph_rules.expected_signatures(mini_artifact.config, None)
-        )
+        check_graph(mini_artifact.path(name), expected_signatures(mini_artifact.config, None))
 
 
 def test_files_of_static_builds_are_sound(static_artifact):
     config = static_artifact.config
     for name in static_artifact.files("tflite"):
         if buckets := static_artifact.buckets(name):
-            check_graph(
-                static_artifact.path(name), graph_rules.expected_signatures(config, buckets)
-            )
+            check_graph(static_artifact.path(name), expected_signatures(config, buckets))
 
 
 def signatures(artifact):
-    return graph_rules.expected_signatures(artifact.config, None)
+    return expected_signatures(artifact.config, None)
 
 
 def put(content, table, field, form, value):
@@ -109,18 +106,18 @@ def output(model, name):
 # What is done to a file, as far as it is a line, and words of the refusal.
 HARMS = {
     "root": (
-        FLOAT, lambda c, m: struct.pack_into("<I", c, 0, len(c) - 4), "leads out"),
+        FLOAT, lambda c, m: struct.pack_into("<I", c, 0, len(c) - 4), "out of bounds"),
     "table beyond": (
-        FLOAT, lambda c, m: struct.pack_into("<i", c, m._tab.Pos, -(2**31)), "leads out"),
+        FLOAT, lambda c, m: struct.pack_into("<i", c, m._tab.Pos, -(2**31)), "out of bounds"),
     "vector too long": (
-        FLOAT, lambda c, m: lengthen(c, m, 4, 2**32 - 1), "leads out"),
+        FLOAT, lambda c, m: lengthen(c, m, 4, 2**32 - 1), "out of bounds"),
     "operand beyond": (
-        FLOAT, lambda c, m: element(c, first(m, "ADD"), 1, 0, "<i", 2**20), "index out of range"),
+        FLOAT, lambda c, m: element(c, first(m, "ADD"), 1, 0, "<i", 2**20), "index is out of"),
     "operand left out": (
-        FLOAT, lambda c, m: element(c, first(m, "ADD"), 1, 0, "<i", -1), "ADD of other types"),
+        FLOAT, lambda c, m: element(c, first(m, "ADD"), 1, 0, "<i", -1), "ADD with unsupported"),
     "operand of later": (
         FLOAT, lambda c, m: element(c, first(m, "ADD"), 1, 0, "<i", m.Subgraphs(0).Operators(
-            m.Subgraphs(0).OperatorsLength() - 1).Outputs(0)), "ADD whose shapes"),
+            m.Subgraphs(0).OperatorsLength() - 1).Outputs(0)), "ADD with inconsistent shapes"),
     "code beyond": (
         FLOAT, lambda c, m: put(c, m.Subgraphs(0).Operators(3), 0, "<I", 999), "without a code"),
     "buffer beyond": (
@@ -130,44 +127,45 @@ HARMS = {
             m, first(m, "TRANSPOSE").Inputs(1)).Buffer()), "shape and bytes differ"),
     "other type": (
         FLOAT, lambda c, m: put(c, output(m, "EQUAL"), 1, "<b", schema.TensorType.INT32),
-        "EQUAL of other types"),
+        "EQUAL with unsupported types"),
     "unknown type": (
-        INT8, lambda c, m: put(c, weights_of(m), 1, "<b", schema.TensorType.STRING), "of a type"),
+        INT8, lambda c, m: put(c, weights_of(m), 1, "<b", schema.TensorType.STRING),
+        "of an unsupported type"),
     "huge shape": (
         FLOAT, lambda c, m: element(c, output(m, "RSQRT"), 0, 0, "<i", 2**30),
-        "shape that differs"),
+        "shape differs from its signature"),
     "no shape": (
         FLOAT, lambda c, m: element(c, output(m, "RSQRT"), 0, 0, "<i", 0), "at least 1"),
     "other permutation": (
         FLOAT, lambda c, m: set_constant(c, m, first(m, "TRANSPOSE").Inputs(1), 7),
-        "TRANSPOSE whose shapes"),
+        "TRANSPOSE with inconsistent shapes"),
     "other axis": (
         FLOAT, lambda c, m: set_constant(c, m, first(m, "MEAN").Inputs(1), 2**31 - 1),
-        "whose shapes"),
+        "with inconsistent shapes"),
     "other options": (
         FLOAT, lambda c, m: put(
             c, first(m, "FULLY_CONNECTED"), 3, "<B", schema.BuiltinOptions.Conv2DOptions),
-        "FULLY_CONNECTED with options"),
+        "FULLY_CONNECTED with unsupported options"),
     "other graph": (
         FLOAT, lambda c, m: put(c, m.SignatureDefs(1), 4, "<I", 2), "graph without a signature"),
     "no graph": (
         FLOAT, lambda c, m: put(c, m.SignatureDefs(1), 4, "<I", 77), "signature without a graph"),
     "other name": (
         FLOAT, lambda c, m: element(c, m.SignatureDefs(0).Inputs(0), 0, 0, "<B", ord("_")),
-        "other names"),
+        "wrong names"),
     "not text": (
-        FLOAT, lambda c, m: element(c, tensor(m, 3), 3, 0, "<B", 0x9B), "is not text"),
-    "behind the end": (INT8, behind_the_end, "leads out"),
+        FLOAT, lambda c, m: element(c, tensor(m, 3), 3, 0, "<B", 0x9B), "is not ASCII"),
+    "behind the end": (INT8, behind_the_end, "out of bounds"),
     "overlapping vectors": (FLOAT, overlapping_vectors, "too many elements"),
-    "cut": (FLOAT, lambda c, m: c.__delitem__(slice(len(c) // 2, None)), "leads out"),
+    "cut": (FLOAT, lambda c, m: c.__delitem__(slice(len(c) // 2, None)), "out of bounds"),
     "fewer scales": (
-        INT8, lambda c, m: lengthen(c, weights_of(m).Quantization(), 2, 3), "scales and shape"),
+        INT8, lambda c, m: lengthen(c, weights_of(m).Quantization(), 2, 3), "scales do not match"),
     "no scale": (
         INT8, lambda c, m: element(c, weights_of(m).Quantization(), 2, 0, "<f", float("nan")),
-        "no positive number"),
+        "not a positive number"),
     "zero point beyond": (
         INT8, lambda c, m: element(c, weights_of(m).Quantization(), 3, 0, "<q", 2**40),
-        "zero point out of range"),
+        "zero point is out of range"),
 }  # fmt: skip
 
 
@@ -186,12 +184,12 @@ def test_a_file_that_contradicts_itself_is_refused(mini_artifact, tmp_path, harm
 @pytest.mark.parametrize("content", [b"", b"TFL3", b"\0\0\0\0TFL3", b"\0" * 8 + b"TFL3" * 100])
 def test_what_is_no_flatbuffer_is_refused(tmp_path, content):
     (tmp_path / "file").write_bytes(content)
-    with pytest.raises(ArtifactError, match="no .tflite file"):
+    with pytest.raises(ArtifactError, match="not a .tflite file"):
         check_graph(tmp_path / "file", None)
 
 
 def test_signatures_of_another_model_are_refused(mini_artifact, distilled_artifact):
-    with pytest.raises(ArtifactError, match="other names|must be"):
+    with pytest.raises(ArtifactError, match="wrong names|must be"):
         check_graph(mini_artifact.path(FLOAT), signatures(distilled_artifact))
 
 
@@ -230,12 +228,12 @@ def test_a_file_is_checked_once_as_long_as_it_stays_what_it_is(
 ):
     made = shutil.copytree(symmetric_artifact.directory, tmp_path / "made")
     checked = []
-    monkeypatch.setattr(graph_rules, "check_graph", lambda path, expected: checked.append(path))
+    monkeypatch.setattr(tflite_check, "check_graph", lambda path, expected: checked.append(path))
     for boot, count in (("this", 1), ("this", 1), ("another", 2)):
         monkeypatch.setattr(stamps, "boot", lambda boot=boot: boot)
         Generator.from_artifact(made)
         assert len(checked) == count
-    other = graph_rules.expected_signatures(symmetric_artifact.config, None)
+    other = expected_signatures(symmetric_artifact.config, None)
     other.pop("decode_single")
-    graph_rules.checked_path(Artifact.open(made), FLOAT, other)
+    check_files(Artifact.open(made), {FLOAT: other})
     assert len(checked) == 3

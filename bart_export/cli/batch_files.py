@@ -1,6 +1,6 @@
-"""Batch files: rows, each a dictionary with a "text", are read and written as lines.
+"""The files of `generate --input` and `--output`: one row, a dictionary with a "text", per line.
 
-A line that cannot be used keeps its place, with an "error" that says why.
+An unusable line keeps its place, as a row with an "error".
 """
 
 import contextlib
@@ -19,60 +19,62 @@ from bart_export.runtime.results import GeneratedSequence, Result
 
 Row = dict[str, Any]
 
-STANDARD = "-"  # standard input or output, in the place of a path
+STANDARD = "-"  # a path that means standard input or output
 OBJECTS = (".jsonl", ".ndjson")
 LINES = ".txt"
-ACCEPTED = f'{LINES}, a text a line, or {" or ".join(OBJECTS)}, an object with a "text" a line'
-# How files of other kinds become one of objects.
+ACCEPTED = (
+    f'{LINES}, one text per line, or {" or ".join(OBJECTS)}, one object with a "text" per line'
+)
+# Commands that convert other formats to JSON Lines.
 CONVERSIONS = {
     ".json": "python3 -c 'import json, sys; "
     "[print(json.dumps(row)) for row in json.load(sys.stdin)]' < {0} > {1}.jsonl",
     ".csv": "python3 -c 'import csv, json, sys; "
     "[print(json.dumps(row)) for row in csv.DictReader(sys.stdin)]' < {0} > {1}.jsonl",
 }
-LONGEST = 1 << 24  # bytes of a line; no model reads a text of a hundredth of that
-# What a result row adds.
-MADE = ("generated_text", "score", "token_ids", "sequences", "truncated", "error")
+LONGEST = 1 << 24  # bytes per line, a hundred times what any model reads
+# The fields that a result adds to a row.
+RESULT_FIELDS = ("generated_text", "score", "token_ids", "sequences", "truncated", "error")
 
 
 def read_rows(path: pathlib.Path) -> Iterator[Row]:
     """Yield a row for each line of a file, or of standard input for "-".
 
-    Names that end in `.jsonl` or `.ndjson`, in capitals or not, have JSON objects, those in `.txt`
-    plain text. Without an ending, the first line tells.
+    The suffix decides the format: `.jsonl` or `.ndjson`, in any case, for JSON objects, `.txt` for
+    plain text. Without a suffix, the first line decides.
 
     Raises:
-        InputError: now for a file that cannot be read or is of another kind; later for one that can
-            be read no further.
+        InputError: immediately if the file cannot be read or has another format; while iterating
+            if reading fails later.
     """
     ending = path.suffix.lower()
     if ending not in ("", LINES, *OBJECTS):
-        raise InputError(f"{path} must be {ACCEPTED}; {ending} is not read.{conversion(path)}")
-    lines = whole_lines(path)
+        raise InputError(f"{path} must be {ACCEPTED}; {ending} is not supported.{conversion(path)}")
+    lines = bounded_lines(path)
     first = next(lines, b"").removeprefix(b"\xef\xbb\xbf")
     if b"\0" in first or first.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise InputError(
-            f"{path} must be text in UTF-8, but is binary or UTF-16. Save it as UTF-8."
-        )
+        raise InputError(f"{path} must be UTF-8 text, but is binary or UTF-16. Save it as UTF-8.")
     begins = first.lstrip()
     objects = isinstance(parsed(begins), dict) if ending in ("", LINES) else True
     if objects and ending == LINES:
-        raise InputError(f"{path} has a JSON object in its first line. Name it {OBJECTS[0]}.")
+        raise InputError(
+            f"{path} has a JSON object in its first line. Rename it to end in {OBJECTS[0]}."
+        )
     if ending != LINES and (begins.startswith(b"[{") or begins.rstrip() == b"["):
         raise InputError(
-            f"{path} must have an object a line, but is a JSON array.{conversion(path, '.json')}"
+            f"{path} must have one object per line, but is a JSON array.{conversion(path, '.json')}"
         )
     make = row_of_object if objects else row_of_line
     return (make(line) for line in itertools.chain([first] if first else [], lines))
 
 
 def read_standard_input() -> str:
-    """Return standard input as one text, without white space around it, or raise InputError."""
+    """Return standard input as one stripped text, or raise InputError."""
     content = sys.stdin.buffer.read(LONGEST + 1)
     if len(content) > LONGEST:
         raise InputError(
-            f"A text must have at most {LONGEST} bytes, standard input has more. Texts that stand "
-            "one a line are read with --input -."
+            f"A text must have at most {LONGEST} bytes, but standard input has more. To read one "
+            "text per line, use --input -."
         )
     row = row_of_line(content)
     if "error" in row:
@@ -82,7 +84,7 @@ def read_standard_input() -> str:
 
 
 def line_count(path: pathlib.Path) -> int | None:
-    """Return how many lines a file has, None for what cannot be read twice."""
+    """Return the number of lines in a file, or None for input that cannot be read twice."""
     if not path.is_file():
         return None
     with path.open("rb") as file:
@@ -91,13 +93,13 @@ def line_count(path: pathlib.Path) -> int | None:
 
 
 def conversion(path: pathlib.Path, ending: str = "") -> str:
-    """Return how to make a file of objects of a file of another kind, "" where we do not know."""
+    """Return a hint for converting another format to JSON Lines, or "" if unknown."""
     command = CONVERSIONS.get(ending or path.suffix.lower())
     return "" if command is None else f" Convert it: {command.format(path, path.stem)}"
 
 
-def whole_lines(path: pathlib.Path) -> Iterator[bytes]:
-    """Yield the lines of a file; of one beyond `LONGEST` one byte more, the rest is passed over."""
+def bounded_lines(path: pathlib.Path) -> Iterator[bytes]:
+    """Yield the lines of a file, each cut to `LONGEST` + 1 bytes."""
     standard = contextlib.nullcontext(sys.stdin.buffer)
     try:
         with standard if str(path) == STANDARD else path.open("rb") as file:
@@ -110,7 +112,7 @@ def whole_lines(path: pathlib.Path) -> Iterator[bytes]:
 
 
 def parsed(line: bytes) -> object:
-    """Return what a line is in JSON, None for what is none."""
+    """Return a line's JSON value, or None if it is not JSON."""
     try:
         return json.loads(
             line, object_pairs_hook=object_of, parse_constant=refuse_number, parse_float=finite
@@ -120,7 +122,7 @@ def parsed(line: bytes) -> object:
 
 
 def row_of_object(line: bytes) -> Row:
-    """Return the row of a line with a JSON object; keys that a result has are not taken over."""
+    """Return the row for a JSON object, without the fields that a result sets."""
     row = parsed(line)
     if len(line) > LONGEST or not isinstance(row, dict):
         plain = row_of_line(line)
@@ -129,7 +131,7 @@ def row_of_object(line: bytes) -> Row:
             'The line must be a JSON object with a string "text", each name once, numbers finite.',
         )
         return plain
-    row = {name: value for name, value in row.items() if name not in MADE}
+    row = {name: value for name, value in row.items() if name not in RESULT_FIELDS}
     if isinstance(row.get("text"), str):
         return row
     received = f"received {shown(row['text'])}" if "text" in row else f"has {shown(list(row))}"
@@ -137,11 +139,11 @@ def row_of_object(line: bytes) -> Row:
 
 
 def row_of_line(line: bytes) -> Row:
-    """Return the row of a line of text."""
+    """Return the row for a line of plain text."""
     line = line.removesuffix(b"\n").removesuffix(b"\r")
     if len(line) > LONGEST:
         shown = line[:1000].decode("utf-8", "replace")
-        return {"text": shown, "error": f"The line, here its start, exceeds {LONGEST} bytes."}
+        return {"text": shown, "error": f"The line, cut here, exceeds {LONGEST} bytes."}
     try:
         return {"text": line.decode("utf-8")}
     except UnicodeDecodeError as error:
@@ -151,7 +153,7 @@ def row_of_line(line: bytes) -> Row:
 
 
 def result_row(row: Row, result: Result) -> Row:
-    """Return a row with what was generated; `sequences` where there are several texts."""
+    """Return a row with the result's fields; `sequences` only if there are several."""
     made = {**row, **sequence_fields(result.sequences[0])}
     if len(result.sequences) > 1:
         made["sequences"] = list(map(sequence_fields, result.sequences))
@@ -161,7 +163,7 @@ def result_row(row: Row, result: Result) -> Row:
 
 
 def sequence_fields(sequence: GeneratedSequence) -> Row:
-    """Return a generated text as it stands in a row."""
+    """Return a sequence's fields in a row."""
     return {
         "generated_text": sequence.text,
         "score": round(sequence.score, 6),
@@ -171,9 +173,9 @@ def sequence_fields(sequence: GeneratedSequence) -> Row:
 
 @contextlib.contextmanager
 def results(path: pathlib.Path) -> Iterator[Callable[[Row], None]]:
-    """Open a file for results, or standard output for "-", and yield what writes a row to it.
+    """Open a file, or standard output for "-", and yield a function that writes a row to it.
 
-    A row is in the file, whole, when the function returns: JSON Lines in UTF-8.
+    The format is JSON Lines in UTF-8; each row is flushed.
     """
     file = contextlib.nullcontext(sys.stdout.buffer)
 
@@ -184,50 +186,48 @@ def results(path: pathlib.Path) -> Iterator[Callable[[Row], None]]:
     try:
         with file if str(path) == STANDARD else path.open("wb") as opened:
             yield write
-    except BrokenPipeError:  # whoever reads has seen enough
+    except BrokenPipeError:  # the reader stopped
         raise
     except OSError as error:
         raise cannot_write(path, error) from error
 
 
 def cannot_write(path: pathlib.Path, error: OSError) -> InputError:
-    """Return the error of a file of --output."""
+    """Return the error for an --output that cannot be written."""
     return InputError(f"Cannot write {path}: {error.strerror}. Name another file with --output.")
 
 
 def as_line(row: Row) -> bytes:
-    """Return a row as a line of JSON."""
+    """Return a row as a JSON line."""
     try:
         line = json.dumps(row, ensure_ascii=False)
-    except RecursionError:  # a row that could just be read
+    except RecursionError:  # a row nested as deeply as the parser allows
         line = json.dumps({"text": row["text"], "error": "The object is nested too deeply."})
-    # A lone surrogate has no UTF-8; escaped with a backslash it is what JSON writes for it.
+    # Lone surrogates cannot be encoded; with a backslash they become JSON's escapes.
     return line.encode("utf-8", "backslashreplace") + b"\n"
 
 
 def check_output(path: pathlib.Path | None, source: pathlib.Path | None, overwrite: bool) -> None:
-    """Refuse a name for results that says they are something else, or a file that would be lost.
+    """Raise InputError for an output with another format's suffix, or one that would be lost.
 
-    `path` is "-" or None for standard output, `source` "-" for standard input and None for none.
-
-    Raises:
-        InputError: saying what to do instead.
+    `path` is "-" or None for standard output, `source` "-" for standard input or None for no input.
     """
     if path is not None and path.suffix.lower() not in ("", *OBJECTS):
         raise InputError(
-            f"Results are objects, one a line: name them {' or '.join(OBJECTS)}, received {path}."
+            f"Results are JSON Lines: the output must end in {' or '.join(OBJECTS)}, received "
+            f"{path}."
         )
     check_loss(path, source, overwrite)
 
 
 def check_loss(path: pathlib.Path | None, source: pathlib.Path | None, overwrite: bool) -> None:
-    """Refuse to write to the file that is read, or over another; see `check_output`."""
+    """Raise InputError if the output is the input or an existing file; see `check_output`."""
     written = regular_file(path, sys.stdout)
     read = None if source is None else regular_file(source, sys.stdin)
     standard = path is None or str(path) == STANDARD
     if written and read and os.path.samestat(written, read):
         name = "Standard output" if standard else path
-        raise InputError(f"{name} is the input as well. Name another file with --output.")
+        raise InputError(f"{name} is also the input. Name another file with --output.")
     if written and written.st_size and not standard and not overwrite:
         raise InputError(
             f"{path} exists and is not empty. Name another file with --output, or replace it with "
@@ -236,7 +236,7 @@ def check_loss(path: pathlib.Path | None, source: pathlib.Path | None, overwrite
 
 
 def regular_file(path: pathlib.Path | None, standard: TextIO) -> os.stat_result | None:
-    """Return the status of the regular file that a path, or else a standard stream, leads to."""
+    """Return the status of a path or standard stream if it is a regular file, or None."""
     try:
         status = (
             os.fstat(standard.fileno()) if path is None or str(path) == STANDARD else os.stat(path)

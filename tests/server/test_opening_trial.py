@@ -15,7 +15,7 @@ from support.serving_process import serving_process
 
 from bart_export.artifact.artifact import Artifact
 from bart_export.errors import EngineError
-from bart_export.runtime import trial
+from bart_export.runtime import opening_trial
 from bart_export.server import open_version
 from bart_export.server.metrics import Metrics
 from bart_export.server.options import ServeOptions
@@ -43,14 +43,14 @@ def ending(monkeypatch, tmp_path):
                 {statement}
         """
         (tmp_path / "sitecustomize.py").write_text(code)
-        paths = [str(tmp_path), str(pathlib.Path(trial.__file__).parents[2])]
+        paths = [str(tmp_path), str(pathlib.Path(opening_trial.__file__).parents[2])]
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
 
     return end
 
 
 def test_a_file_that_is_whole_is_served_and_its_weights_are_packed_before(made):
-    trial.survive(made)
+    opening_trial.survive(made)
     (cache,) = (made / ".cache").glob("*.xnnpack")
     built = cache.stat().st_ino
     serve(made)
@@ -60,10 +60,10 @@ def test_a_file_that_is_whole_is_served_and_its_weights_are_packed_before(made):
 # What a process of the trial does before LiteRT opens a file, and the line that says so.
 ENDS = [
     *[
-        (f"os.kill(os.getpid(), {int(number)})", f"was ended by {number.name}: its .tflite file")
+        (f"os.kill(os.getpid(), {int(number)})", f"was killed by {number.name}: its .tflite file")
         for number in (signal.SIGSEGV, signal.SIGABRT, signal.SIGKILL)
     ],
-    ("time.sleep(600)", "did not end within 1 s"),
+    ("time.sleep(600)", "did not finish within 1 s"),
     ("sys.modules['numpy'] = None", "failed: ModuleNotFoundError: import of numpy halted"),
 ]
 
@@ -74,7 +74,7 @@ def test_a_file_that_ends_the_process_is_refused_in_a_line(
 ):
     ending(statement)
     if "sleep" in statement:
-        monkeypatch.setattr(trial, "SECONDS", 1.0)
+        monkeypatch.setattr(opening_trial, "SECONDS", 1.0)
     with pytest.raises(EngineError, match=line) as caught:
         serve(made)
     assert "\n" not in str(caught.value)
@@ -82,7 +82,7 @@ def test_a_file_that_ends_the_process_is_refused_in_a_line(
 
 def test_what_is_wrong_in_words_is_said_in_those(made):
     (made / "tflite/float32.tflite").write_bytes(b"altered")
-    with pytest.raises(EngineError, match=r"^\S+float32.tflite is not the file its manifest names"):
+    with pytest.raises(EngineError, match=r"^\S+float32.tflite does not match its manifest"):
         serve(made)
 
 
@@ -113,4 +113,4 @@ def test_a_server_goes_on_with_the_version_it_has(made, ending, tmp_path):
         assert running.states("m") == {1: "AVAILABLE", 2: "END"}
         again = ask(json={"instances": ["A text."]})
         assert (again.status_code, again.json()) == (200, first.json())
-        assert running.logged("was ended by SIGSEGV") == 3
+        assert running.logged("was killed by SIGSEGV") == 3

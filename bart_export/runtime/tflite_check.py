@@ -1,23 +1,18 @@
-"""The rules that the graph of a `.tflite` file must keep before LiteRT is given the file.
+"""Checks the graph of an untrusted `.tflite` file before LiteRT opens it.
 
-A hash tells that a file is the manifest's, not whose manifest it is, and LiteRT ends the process
-over a file that contradicts itself. So a file from anywhere is held to the form of those that this
-package writes. Weights are not read.
+LiteRT crashes on inconsistent files, and a hash only shows that a file belongs to its manifest.
+Files must therefore have the form of those that this package writes. Weights are not read.
 """
 
-import hashlib
 import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from bart_export import __version__, contract
-from bart_export.artifact import stamps
-from bart_export.artifact.artifact import Artifact, check_readable_by_all
-from bart_export.config import BartConfig
-from bart_export.contract import Bucket, Signature, Tensor
+from bart_export.contract import Tensor
 from bart_export.errors import ArtifactError
+from bart_export.runtime.engine import Expected
 from bart_export.runtime.flatbuffer import (
     File,
     Ints,
@@ -41,43 +36,16 @@ from bart_export.runtime.operators import (
 SCHEMA_VERSION = 3
 MOST_OPERANDS = 16
 MOST_ELEMENTS = 2**31 - 1
-MOST_COMPUTED = 2**26  # elements of a tensor that is no constant
-BLOCKWISE = 2  # of the union of quantization details
+MOST_COMPUTED = 2**26  # elements of a tensor that is not constant
+BLOCKWISE = 2  # in the union QuantizationDetails
 BLOCKS = (32, 64, 128)
-
-# A signature's name in the file -> the contract's signature, and its axes' sizes there.
-Expected = Mapping[str, tuple[Signature, Mapping[str, int]]]
-
-
-def checked_path(artifact: Artifact, name: str, expected: Expected | None) -> pathlib.Path:
-    """Return the path of a file after checking its hash and its graph; see `check_graph`.
-
-    A graph that was checked before is not, while the file's hash need not be (`stamps`).
-    """
-    path = artifact.path(name)
-    check_readable_by_all(path)
-    checked = f"{artifact.manifest.files[name].sha256} {__version__} {expected}"
-    stamp = stamps.stamp(path.stat(), hashlib.sha256(checked.encode()).hexdigest())
-    if stamps.read(path, "graph") != stamp:
-        check_graph(path, expected)
-        stamps.write(path, stamp, "graph")
-    return path
-
-
-def expected_signatures(config: BartConfig, buckets: Sequence[Bucket] | None) -> Expected:
-    """Return the signatures of a build: of a static one with `buckets`, or of a dynamic one."""
-    sizes = contract.sizes(config)
-    if buckets is None:
-        signatures = contract.tflite_signatures(config)
-        return {signature.name: (signature, sizes) for signature in signatures}
-    return {bucket.name: (bucket.signature, {**sizes, **bucket.sizes}) for bucket in buckets}
 
 
 def check_graph(path: pathlib.Path, expected: Expected | None) -> None:
-    """Raise ArtifactError for a `.tflite` file that LiteRT should not be given.
+    """Raise ArtifactError for a `.tflite` file that LiteRT might crash on.
 
-    `expected` are the signatures that it must have, no more and no fewer; an axis without a size is
-    one that is resized. It is None for a file that is run without signatures.
+    The file must have exactly the `expected` signatures, in which an axis without a size is
+    resizable; None is for a file that is run without signatures.
     """
     try:
         model = File.map(path).model()
@@ -89,30 +57,30 @@ def check_graph(path: pathlib.Path, expected: Expected | None) -> None:
         check_signatures(model.vectors("signature_defs").tables(), graphs, expected)
     except InvalidGraph as invalid:
         raise ArtifactError(
-            f"{path} is no .tflite file as bart-export writes them: {invalid}. It was altered or "
-            "damaged, and its hash with it. Export the artifact again."
+            f"{path} is not a .tflite file that bart-export wrote: {invalid}. It was altered or "
+            "damaged, and its hash was changed to match. Export the artifact again."
         ) from None
 
 
 def within(numbers: Ints, count: Ints | int) -> npt.NDArray[np.bool_]:
-    """Return which numbers are from 0 to below `count`."""
+    """Return which numbers are in range(count)."""
     result: npt.NDArray[np.bool_] = (numbers >= 0) & (numbers < count)
     return result
 
 
 def type_column(field: str) -> Ints:
-    """Return a field of `TYPES`, indexed by the types' codes."""
+    """Return a field of `TYPES`, indexed by type code."""
     values = np.zeros(max(TYPES) + 1, np.int64)
     values[list(TYPES)] = [getattr(type, field) for type in TYPES.values()]
     return values
 
 
 class Graphs:
-    """All subgraphs of a file, with their tensors and operators numbered through.
+    """All subgraphs of a file, with their tensors and operators numbered consecutively.
 
-    Making it holds every tensor and buffer to the rules about one alone. `shape` (tensors,
-    HIGHEST_RANK) has 0 behind the last dimension; in `dynamic` one that changes is -1. `begin` is
-    where a constant lies in the file.
+    The constructor checks each tensor and buffer individually. `shape` (tensors, HIGHEST_RANK) is
+    padded with 0; resizable dimensions are 1 in `shape` and -1 in `dynamic`. `begin` is the offset
+    of a constant in the file.
     """
 
     def __init__(self, model: Tables) -> None:
@@ -137,72 +105,77 @@ class Graphs:
         self.measure_tensors(size[buffers])
 
     def buffers(self, tables: Tables) -> tuple[Ints, Ints]:
-        """Return where each buffer begins, inside the flatbuffer or behind it, and its bytes."""
+        """Return each buffer's offset, inside the flatbuffer or after it, and size in bytes."""
         inside, offsets, sizes = (
             tables.vectors("data"),
             tables.column("offset"),
             tables.column("size"),
         )
         behind = offsets > 0
-        require(inside.count[behind] == 0, "a buffer that is in two places")
-        require((offsets + sizes)[behind] <= self.file.size, "a buffer leads out of it")
-        require(sizes[~behind] == 0, "a buffer that is nowhere")
+        require(inside.count[behind] == 0, "a buffer in two places")
+        require((offsets + sizes)[behind] <= self.file.size, "a buffer is out of bounds")
+        require(sizes[~behind] == 0, "a buffer without data")
         begin = np.where(behind, offsets, inside.begin)
         size = np.where(behind, sizes, inside.count)
         require((begin % 4 == 0)[size > 0], "a buffer is not aligned")
         return begin, size
 
     def measure_tensors(self, bytes: Ints) -> None:
-        """Set the columns of tensors, whose constants have so many bytes."""
+        """Set the columns of tensors; `bytes` are the sizes of their constants."""
         self.type = self.tensors.column("type")
-        require(np.isin(self.type, list(TYPES)), "a tensor of a type that none of its kind has")
+        require(np.isin(self.type, list(TYPES)), "a tensor of an unsupported type")
         shapes, signatures = self.tensors.vectors("shape"), self.tensors.vectors("shape_signature")
         self.rank = shapes.count
-        require(self.rank <= HIGHEST_RANK, f"a tensor of more than {HIGHEST_RANK} dimensions")
+        require(self.rank <= HIGHEST_RANK, f"a tensor with more than {HIGHEST_RANK} dimensions")
         signed = signatures.count > 0
-        require((signatures.count == self.rank)[signed], "a shape and its signature differ")
+        require(
+            (signatures.count == self.rank)[signed],
+            "the rank of a shape differs from its signature",
+        )
         sizes, may_be = shapes.integers(), signatures.integers()
         require(sizes > 0, "a dimension must be at least 1")
         signed_sizes = sizes[signed[shapes.owners()]]
-        # What is resized while running is 1 in the file.
+        # Resizable dimensions are 1 in the file.
         same = (may_be == signed_sizes) | ((may_be == -1) & (signed_sizes == 1))
-        require(same, "a shape that differs")
+        require(same, "a shape differs from its signature")
         self.shape = np.zeros((self.tensors.count, HIGHEST_RANK), np.int64)
         self.shape[shapes.owners(), shapes.index()] = sizes
         self.dynamic = self.shape.copy()
         self.dynamic[signatures.owners(), signatures.index()] = may_be
-        # Floats, so that nothing overflows.
+        # Floats do not overflow.
         self.elements = np.where(self.shape > 0, self.shape, 1.0).prod(axis=1)
         most = np.where(self.constant, MOST_ELEMENTS, MOST_COMPUTED)
-        require(self.elements <= most, "a tensor that is too large")
+        require(self.elements <= most, "a tensor is too large")
         needed = np.ceil(self.elements * type_column("bits")[self.type] / 8)
         right = (bytes == needed) & (self.dynamic >= 0).all(axis=1)
         require(right[self.constant], "a constant's shape and bytes differ")
 
     def numbered(self, indices: Ints, graphs: Ints) -> Ints:
-        """Return the numbers of tensors that have some indices in some graphs."""
-        require(within(indices, self.tensor_counts[graphs]), "a tensor's index out of range")
+        """Return the numbers of the tensors with these indices in these graphs."""
+        require(within(indices, self.tensor_counts[graphs]), "a tensor's index is out of range")
         numbers: Ints = indices + self.first_tensors[graphs]
         return numbers
 
     def optional(self, indices: Ints, graphs: Ints) -> Ints:
-        """Return the same, -1 for an index of -1, which is that of no tensor."""
+        """Return tensor numbers as `numbered` does, with -1 for index -1, an omitted input."""
         numbers = np.full(len(indices), -1)
         given = indices != -1
         numbers[given] = self.numbered(indices[given], graphs[given])
         return numbers
 
     def ends(self, side: str) -> Ints:
-        """Return the tensors that are inputs, or outputs, of a graph."""
+        """Return the tensors that are "inputs" or "outputs" of a graph."""
         vectors = self.tables.vectors(side)
         numbers = self.numbered(vectors.integers(), vectors.owners())
-        require(len(np.unique(numbers)) == len(numbers), f"two {side} of a graph are one tensor")
+        require(
+            len(np.unique(numbers)) == len(numbers), f"two {side} of a graph are the same tensor"
+        )
         return numbers
 
     def operands(self) -> tuple[list[Operand], Ints]:
-        """Return the different operands of the file, and which of them each tensor is.
+        """Return the distinct operands in the file, and the operand index of each tensor.
 
-        The last is for the number -1 of an input that is left out. There are few: layers repeat.
+        The last operand stands for an omitted input, number -1. There are few, as layers repeat.
         """
         short = self.constant & (self.type == TYPE_CODES["int32"]) & (self.elements <= HIGHEST_RANK)
         counts = np.where(short, self.elements, 0).astype(np.int64)
@@ -224,34 +197,36 @@ class Graphs:
 
 
 def operator_codes(tables: Tables) -> Ints:
-    """Return the code of each kind of operator in the file."""
+    """Return the builtin code of each operator code in the file."""
     deprecated = tables.column("deprecated_builtin_code")
     codes: Ints = np.maximum(deprecated, tables.column("builtin_code"))
     known = np.isin(codes, [*OPERATORS, CUSTOM])
-    require(known, "an operator that none of bart-export's files has")
+    require(known, "an operator that bart-export does not write")
     old = (deprecated == 0) | (deprecated == np.minimum(codes, 127))
-    require(old, "an operator of two codes")
+    require(old, "an operator with two codes")
     require((codes == CUSTOM) == tables.present("custom_code"), "a custom operator without a name")
     return codes
 
 
 def check_quantization(graphs: Graphs) -> None:
-    """Hold scales, zero points and blocks to the tensors that they are of."""
+    """Check scales, zero points and blocks against their tensors."""
     owners = np.flatnonzero(graphs.tensors.present("quantization"))
     tables, types = graphs.tensors.tables("quantization"), graphs.type[owners]
     for name in ("min", "max"):
         require(tables.vectors(name).count == 0, f"a quantized tensor has {name}")
     scales, points = tables.vectors("scale"), tables.vectors("zero_point")
     axes = tables.column("quantized_dimension")
-    require(within(axes, np.maximum(graphs.rank[owners], 1)), "a quantized dimension that is none")
+    require(
+        within(axes, np.maximum(graphs.rank[owners], 1)), "a quantized dimension is out of range"
+    )
     rows = np.where(graphs.constant[owners], graphs.shape[owners, axes], 1)
     of_each = (scales.count <= 1) | (scales.count == rows)
-    require(of_each & (points.count == scales.count), "scales and shape of a tensor differ")
+    require(of_each & (points.count == scales.count), "a tensor's scales do not match its shape")
     values = graphs.file.numbers(scales.offsets(), "f4").astype(np.float64)
-    require(np.isfinite(values) & (values >= 0), "a scale that is no positive number")
+    require(np.isfinite(values) & (values >= 0), "a scale is not a positive number")
     zeros, of_zero = points.integers(), types[points.owners()]
     lowest, highest = type_column("lowest")[of_zero], type_column("highest")[of_zero]
-    require((zeros >= lowest) & (zeros <= highest), "a zero point out of range")
+    require((zeros >= lowest) & (zeros <= highest), "a zero point is out of range")
     blocks = check_blocks(graphs, owners, tables)
     scaled = np.zeros(len(graphs.type), np.bool_)
     scaled[owners] = (scales.count > 0) | blocks
@@ -262,40 +237,40 @@ def check_quantization(graphs: Graphs) -> None:
 
 
 def check_blocks(graphs: Graphs, owners: Ints, tables: Tables) -> npt.NDArray[np.bool_]:
-    """Hold blocks to their tensors; return which of the quantizations have some."""
+    """Check blocks against their tensors; return which quantizations have blocks."""
     kinds, blocks = tables.column("details_type"), tables.present("details")
-    require(kinds == np.where(blocks, BLOCKWISE, 0), "a quantization of a kind that none has")
+    require(kinds == np.where(blocks, BLOCKWISE, 0), "an unsupported kind of quantization")
     details, owners = tables.tables("details"), owners[blocks]
     require(details.column("zero_points") <= 0, "blocks with zero points")
     sizes = details.column("block_size")
-    require(np.isin(sizes, BLOCKS), f"a block must have one of {BLOCKS}")
+    require(np.isin(sizes, BLOCKS), f"a block's size must be one of {BLOCKS}")
     scales = graphs.numbered(details.column("scales"), graphs.graph_of_tensor[owners])
     last = graphs.shape[owners, np.maximum(graphs.rank[owners] - 1, 0)]
-    require(graphs.constant[owners] & graphs.constant[scales], "blocks that are no constant")
-    require(graphs.type[scales] == TYPE_CODES["float16"], "scales of blocks must be float16")
-    require(last % sizes == 0, "rows that are no whole blocks")
-    require(graphs.elements[scales] * sizes == graphs.elements[owners], "too few scales")
+    require(graphs.constant[owners] & graphs.constant[scales], "blocks that are not constant")
+    require(graphs.type[scales] == TYPE_CODES["float16"], "a block's scale must be float16")
+    require(last % sizes == 0, "rows are not a multiple of the block size")
+    require(graphs.elements[scales] * sizes == graphs.elements[owners], "blocks without a scale")
     return blocks
 
 
 def check_operators(graphs: Graphs) -> None:
-    """Hold operators to their rows of `OPERATORS`: operands, options, types and shapes."""
+    """Check operators against `OPERATORS`: operands, options, types and shapes."""
     tables, codes, custom = graphs.operators, graphs.codes, graphs.codes == CUSTOM
     inputs, outputs = tables.vectors("inputs"), tables.vectors("outputs")
     few = (inputs.count <= MOST_OPERANDS) & (outputs.count <= MOST_OPERANDS)
     require(few, "an operator with too many operands")
     for name in ("custom_options", "custom_options_format"):
-        require(~tables.present(name)[~custom], "an operator of the set with custom options")
+        require(~tables.present(name)[~custom], "a builtin operator with custom options")
     union, present = tables.column("builtin_options_type"), tables.present("builtin_options")
     options = np.zeros(tables.count, np.int64)
     options[present] = tables.file.follow(tables.stored("builtin_options"))
-    require((union == 0)[custom] & ~present[custom], "a custom operator with other options")
+    require((union == 0)[custom] & ~present[custom], "a custom operator with builtin options")
     operands, operand_of = graphs.operands()
     for code in np.unique(codes[~custom]):
         row, chosen = OPERATORS[int(code)], np.flatnonzero(codes == code)
-        require(inputs.count[chosen] == row.inputs, f"{row.name} with more or fewer inputs")
-        require(outputs.count[chosen] == 1, f"{row.name} with more or fewer outputs")
-        wrong = f"{row.name} with options that none of bart-export's has"
+        require(inputs.count[chosen] == row.inputs, f"{row.name} with a wrong number of inputs")
+        require(outputs.count[chosen] == 1, f"{row.name} with a wrong number of outputs")
+        wrong = f"{row.name} with unsupported options"
         kind, number = row.options
         require((union[chosen] == number) & (present[chosen] == bool(kind)), wrong)
         own = Tables(tables.file, kind, options[chosen]) if kind else None
@@ -315,25 +290,25 @@ def check_operators(graphs: Graphs) -> None:
 
 
 def check_order(graphs: Graphs) -> None:
-    """Make sure that every tensor is computed once, and before it is read."""
+    """Check that every tensor is computed once, before it is read."""
     inputs, outputs = graphs.operators.vectors("inputs"), graphs.operators.vectors("outputs")
     written = graphs.numbered(outputs.integers(), graphs.graph_of_operator[outputs.owners()])
     given, results = graphs.ends("inputs"), graphs.ends("outputs")
     sources = np.concatenate([np.flatnonzero(graphs.constant), given, written])
-    require(len(np.unique(sources)) == len(sources), "a tensor that comes from two places")
+    require(len(np.unique(sources)) == len(sources), "a tensor is computed twice")
     never = graphs.operators.count
-    since = np.full(len(graphs.type), never)  # the operator that computes a tensor, -1 for none
+    since = np.full(len(graphs.type), never)  # the operator that computes a tensor, or -1
     since[graphs.constant] = since[given] = -1
     since[written] = outputs.owners()
-    require(since[results] < never, "a graph's output that nothing computes")
+    require(since[results] < never, "a graph's output is never computed")
     readers = inputs.owners()
     read = graphs.optional(inputs.integers(), graphs.graph_of_operator[readers])
     early = (since[read] < readers) | (read == -1)
-    require(early, "a tensor that is read before it is computed")
+    require(early, "a tensor is read before it is computed")
 
 
 def check_signatures(tables: Tables, graphs: Graphs, expected: Expected | None) -> None:
-    """Hold signatures to the contract's."""
+    """Check signatures against the contract."""
     numbers, names = tables.column("subgraph_index"), tables.strings("signature_key")
     require(within(numbers, graphs.tables.count), "a signature without a graph")
     if expected is not None:
@@ -372,18 +347,18 @@ def check_tensors(
     graphs: Graphs,
     place: str,
 ) -> None:
-    """Hold the tensors of one side of a signature, by name, to the contract's."""
+    """Check a signature's inputs or outputs, by name, against the contract."""
     names = sorted(tensor.name for tensor in expected)
-    require(sorted(found) == names, f"{place} have other names")
+    require(sorted(found) == names, f"{place} have wrong names")
     for tensor in expected:
         number = found[tensor.name]
         type = TYPES[int(graphs.type[number])].name
-        require(type == tensor.dtype, f"{tensor.name} of another type")
+        require(type == tensor.dtype, f"{tensor.name} has type {type}, not {tensor.dtype}")
         shape = [-1 if size is None else size for size in tensor.shape(sizes)]
         stored = graphs.dynamic[number, : graphs.rank[number]].tolist()
-        # The quantizer leaves out of an output's shape which dimensions change; they are 1 then.
+        # The quantizer drops an output's shape signature, so that resizable dimensions are 1.
         right = len(stored) == len(shape) and all(
             size == wanted or (size, wanted) == (1, -1)
             for size, wanted in zip(stored, shape, strict=True)
         )
-        require(right, f"{place}: {tensor.name} must be {shape}, it is {stored}")
+        require(right, f"{place}: {tensor.name} must have shape {shape}, received {stored}")

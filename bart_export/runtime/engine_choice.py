@@ -1,18 +1,20 @@
-"""The table of engines, and the choice of a file and of the engine that opens it.
+"""The table of engines, and the choice of a file and an engine to open it.
 
-A file's entry in the manifest says which runtimes compute it rightly and since which version, for
-some open a file without a word and compute it wrongly.
+A file's entry in the manifest says which runtimes compute it correctly and since which version,
+because some open a file without complaint and compute it incorrectly.
 """
 
 import dataclasses
 import functools
+import hashlib
 import importlib.metadata
 import re
 import sys
 from collections.abc import Callable, Mapping
 
-from bart_export import contract
-from bart_export.artifact.artifact import Artifact
+from bart_export import __version__, contract
+from bart_export.artifact import stamps
+from bart_export.artifact.artifact import Artifact, check_readable_by_all
 from bart_export.artifact.manifest import TfliteEntry
 from bart_export.edgetpu import parts
 from bart_export.errors import (
@@ -25,8 +27,7 @@ from bart_export.errors import (
 from bart_export.recipes.table import DEFAULT, LITERT, TFLITE_RUNTIME
 from bart_export.runtime.compiled_model import open_compiled_model
 from bart_export.runtime.edgetpu import open_edgetpu
-from bart_export.runtime.engine import FileEngine, default_threads
-from bart_export.runtime.graph_rules import checked_path, expected_signatures
+from bart_export.runtime.engine import Expected, FileEngine, default_threads, expected_signatures
 from bart_export.runtime.interpreter import open_interpreter
 from bart_export.runtime.weight_cache import open_with_cache
 
@@ -35,11 +36,15 @@ Files = Mapping[str, TfliteEntry]
 
 @dataclasses.dataclass(frozen=True)
 class EngineKind:
-    """One row of the table: the package that runs files, and how it opens one.
+    """An engine, and the package that it runs files with.
 
-    `package` is the distribution's name; `extra` installs it, "" where the base installation does.
-    `open` takes a path, the configuration, buckets and `num_threads`, and a `weight_cache` where
-    it `caches`. `target` is the one of an export whose files the engine opens.
+    Attributes:
+        name: the value of `--engine`.
+        package: the distribution's name.
+        extra: the extra that installs the package, or "" for the base installation.
+        open: opens a path with a configuration, buckets and `num_threads`.
+        caches: whether `open` accepts a `weight_cache`.
+        target: the export target whose files the engine opens.
     """
 
     name: str
@@ -50,7 +55,7 @@ class EngineKind:
     target: str = "tflite"
 
 
-# The first that is installed is the default.
+# The first installed engine is the default.
 ENGINES = {
     kind.name: kind
     for kind in (
@@ -68,28 +73,25 @@ def open_engine(
     *,
     num_threads: int | None = None,
 ) -> FileEngine:
-    """Open a file of an artifact with an engine that computes it rightly.
+    """Open a file of an artifact with an engine that computes it correctly.
 
     Args:
-        artifact: where the file is.
-        file: its name in the manifest, `tflite/float32.tflite`.
-        requested: a key of `ENGINES`; None takes the first that is installed.
-        num_threads: threads for the CPU kernels; None chooses by the model's size (see
-            `default_threads`).
+        artifact: the artifact.
+        file: the file's name in the manifest, such as `tflite/float32.tflite`.
+        requested: a key of `ENGINES`; None means the first that is installed.
+        num_threads: threads for the CPU kernels; None means `default_threads`.
 
     Raises:
         ArtifactError: if the file is missing or altered.
-        ConfigurationError, MissingExtra, EngineError: see `choose`; EngineError also for a file
-            that the engine cannot open.
+        ConfigurationError, MissingExtra, EngineError: see `engine_for`; EngineError also if the
+            engine cannot open the file.
     """
-    kind = choose(requested, file, files_for(artifact, requested), installed_versions())
+    kind = engine_for(requested, file, files_for(artifact, requested), installed_versions())
     if num_threads is None:
         num_threads = default_threads(artifact.manifest.parameter_count)
     config, buckets = artifact.config, artifact.buckets(file)
-    if kind.target == parts.TARGET:
-        check_edgetpu(artifact)
-    else:
-        checked_path(artifact, file, expected_signatures(config, buckets))
+    expected = expected_signatures(config, buckets)
+    check_files(artifact, host_files(artifact) if kind.target == parts.TARGET else {file: expected})
     path = artifact.directory / file
     open_file = functools.partial(kind.open, path, config, buckets, num_threads=num_threads)
     if not kind.caches:
@@ -97,36 +99,51 @@ def open_engine(
     return open_with_cache(lambda cache: open_file(weight_cache=cache), artifact, file)
 
 
-def check_edgetpu(artifact: Artifact) -> None:
-    """Check every file of an export for the Edge TPU; see `checked_path`."""
+def host_files(artifact: Artifact) -> dict[str, Expected | None]:
+    """Return the expected signatures of the Edge TPU target's files, for `check_files`."""
     artifact.folder(parts.DIRECTORY)
-    sizes = contract.sizes(artifact.config)
-    host = {
-        signature.name: (signature, sizes) for signature in parts.host_signatures(artifact.config)
-    }
-    for file in artifact.files(parts.TARGET):
-        if file.endswith(".tflite"):
-            checked_path(artifact, file, host if file == parts.HOST else None)
+    config = artifact.config
+    sizes = contract.sizes(config)
+    host = {signature.name: (signature, sizes) for signature in parts.host_signatures(config)}
+    names = [name for name in artifact.files(parts.TARGET) if name.endswith(".tflite")]
+    return {name: host if name == parts.HOST else None for name in names}
+
+
+def check_files(artifact: Artifact, files: Mapping[str, Expected | None]) -> None:
+    """Check the hashes and graphs of files with these signatures; see `tflite_check.check_graph`.
+
+    As with its hash, a graph that was checked before is not checked again (`stamps`).
+    """
+    for name, expected in files.items():
+        path = artifact.path(name)
+        check_readable_by_all(path)
+        checked = f"{artifact.manifest.files[name].sha256} {__version__} {expected}"
+        stamp = stamps.stamp(path.stat(), hashlib.sha256(checked.encode()).hexdigest())
+        if stamps.read(path, "graph") != stamp:
+            from bart_export.runtime import tflite_check  # not needed when opened again
+
+            tflite_check.check_graph(path, expected)
+            stamps.write(path, stamp, "graph")
 
 
 def files_for(artifact: Artifact, requested: str | None) -> dict[str, TfliteEntry]:
-    """Return the files of an artifact that an engine, None for the default, may be given."""
+    """Return the files that an engine can open; None means the default engine."""
     return artifact.manifest.tflite(target_of(requested))
 
 
 def target_of(requested: str | None) -> str:
-    """Return the target of an export that an engine, None for the default, opens."""
+    """Return the export target that an engine opens; None means the default engine."""
     return "tflite" if requested is None else engine_kind(requested, {}).target
 
 
 def engine_kind(requested: str | None, installed: Mapping[str, str]) -> EngineKind:
-    """Return the row of an engine, None for the first of the installed packages."""
+    """Return an engine's row; None means the first of the installed packages."""
     name = next(iter(installed), LITERT) if requested is None else requested
     return lookup("An engine", name, ENGINES)
 
 
 def installed_versions() -> dict[str, str]:
-    """Return the versions of the installed packages of `ENGINES`, in the table's order."""
+    """Return the versions of the installed packages in `ENGINES`, in the table's order."""
     versions = {}
     for package in dict.fromkeys(kind.package for kind in ENGINES.values()):
         try:
@@ -136,38 +153,38 @@ def installed_versions() -> dict[str, str]:
     return versions
 
 
-BUILDS = ("dynamic", "static")  # a recipe's files, the one to prefer first
+BUILDS = ("dynamic", "static")  # in order of preference
 
 
 def choose_file(
     artifact: Artifact, recipe: str | None, engine: str | None, shapes: str | None = None
 ) -> str:
-    """Return the name of the `.tflite` file of a recipe, or of the best that an engine can run.
+    """Return the name of a recipe's `.tflite` file, or of the best file that an engine can run.
 
-    `shapes` is one of `BUILDS`; None takes the first that there is.
+    `shapes` is one of `BUILDS`; None means the first that exists.
 
     Raises:
-        ArtifactError: if the artifact has no such file, with those that it has.
-        ConfigurationError: for `shapes` that are none.
+        ArtifactError: if the artifact has no such file.
+        ConfigurationError: if `shapes` is invalid.
     """
     if shapes not in (None, *BUILDS):
         raise ConfigurationError(f"shapes must be {' or '.join(BUILDS)}, received {shapes!r}.")
     files = files_for(artifact, engine)
     if not files:
-        wanted_engine = f" for {engine}" if engine else ""
+        for_engine = f" for {engine}" if engine else ""
         others = not engine and artifact.files(parts.TARGET)
         hint = f" It has files for --engine {parts.TARGET}." if others else ""
         raise ArtifactError(
-            f"{artifact.directory} has no .tflite file{wanted_engine}.{hint} "
+            f"{artifact.directory} has no .tflite file{for_engine}.{hint} "
             f"Export one with: bart-export --preset {artifact.manifest.preset} --target "
             f"{target_of(engine)} --output {artifact.directory}"
         )
-    wanted = {
+    candidates = {
         name: entry
         for name, entry in files.items()
         if recipe in (None, entry.recipe) and shapes in (None, entry.build)
     }
-    if not wanted:
+    if not candidates:
         kind = f"{shapes} file" if shapes else "file"
         of = f" of recipe {recipe!r}" if recipe else ""
         has = ", ".join(
@@ -176,70 +193,70 @@ def choose_file(
         raise ArtifactError(f"{artifact.directory} has no {kind}{of}. It has: {has}.")
 
     def preference(name: str) -> tuple[bool, int]:
-        return wanted[name].recipe != DEFAULT, BUILDS.index(wanted[name].build)
+        return candidates[name].recipe != DEFAULT, BUILDS.index(candidates[name].build)
 
-    preferred = sorted(wanted, key=preference)
+    preferred = sorted(candidates, key=preference)
     if recipe:
         return preferred[0]
     installed = installed_versions()
     package = engine_kind(engine, installed).package
     able = (name for name in preferred if runs(files[name], package, installed.get(package, "0")))
-    return next(able, preferred[0])  # opening the latter says why it is refused
+    return next(able, preferred[0])  # opening the latter raises the reason
 
 
-def choose(
+def engine_for(
     requested: str | None, file: str, files: Files, installed: Mapping[str, str]
 ) -> EngineKind:
-    """Return the engine to open a file with.
+    """Return the engine that opens a file.
 
     Args:
-        requested: a key of `ENGINES`; None takes the first of `installed`.
-        file: the file's name, a key of `files`.
-        files: the artifact's `.tflite` files. An entry's `runtimes` maps packages that compute the
-            file rightly to the oldest version it was tried with; its `refusals` say why another
-            package does not.
+        requested: a key of `ENGINES`; None means the first of `installed`.
+        file: a key of `files`.
+        files: the artifact's `.tflite` files. An entry's `runtimes` maps the packages that compute
+            the file correctly to the oldest version tested; its `refusals` give the reasons why
+            other packages do not.
         installed: packages and their versions.
 
     Raises:
-        ConfigurationError: for an engine that does not exist.
-        MissingExtra: if the engine's package, or any, is not installed.
-        EngineError: if the package is known to compute the file wrongly, was not tried with it, or
-            is older than what was.
+        ConfigurationError: if the engine does not exist.
+        MissingExtra: if the engine's package is not installed.
+        EngineError: if the package computes the file incorrectly, was not tested with it, or is
+            older than the oldest version tested.
     """
     kind = engine_kind(requested, installed)
     package = kind.package
     if package not in installed:
         if package == TFLITE_RUNTIME and sys.version_info >= (3, 12):
             raise EngineError(
-                f"{package} has wheels for Python 3.10 and 3.11 only, this is Python "
+                f"{package} has wheels for Python 3.10 and 3.11 only; this is Python "
                 f"{sys.version_info.major}.{sys.version_info.minor}. Use {LITERT}."
             )
         raise MissingExtra(f"Running {file}", package, kind.extra)
     version, entry = installed[package], files[file]
     if not runs(entry, package, version):
-        tried = " or ".join(f"{name} {oldest}" for name, oldest in entry.runtimes.items())
+        tested = " or ".join(f"{name} {oldest}" for name, oldest in entry.runtimes.items())
         reason = entry.refusals.get(package)
         others = [
             name for name, other in files.items() if name != file and runs(other, package, version)
         ]
         raise EngineError(
-            f"{file} needs {tried} or newer, received {package} {version}"
-            + (f": {reason}. " if reason else ", which it was not tried with. ")
+            f"{file} needs {tested} or newer, received {package} {version}"
+            + (f": {reason}. " if reason else ", which it was not tested with. ")
             + (f"{package} {version} can open {', '.join(others)}." if others else NOTHING_ELSE)
         )
     return kind
 
 
-NOTHING_ELSE = "It can open no file of this artifact: install what is needed, or export another."
+NOTHING_ELSE = "It can open no file in this artifact: install what is needed, or export another."
 
 
 def runs(entry: TfliteEntry, package: str, version: str) -> bool:
-    """Return whether a file was tried with a package of this version or an older one."""
+    """Return whether a file was tested with this version of a package, or an older one."""
     oldest = entry.runtimes.get(package)
     return oldest is not None and release(version) >= release(oldest)
 
 
 def release(version: str) -> tuple[int, int, int]:
-    """Return the first three numbers of a version, to compare; what is not given is 0."""
+    """Return a version's first three numbers, with 0 for missing ones."""
     major, minor, patch, *_ = [*map(int, re.findall(r"\d+", version)), 0, 0, 0]
     return major, minor, patch

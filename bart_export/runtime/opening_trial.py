@@ -1,8 +1,8 @@
-"""A first opening of an artifact in a process of its own, which may crash.
+"""Opens an artifact in a separate process first, which may crash.
 
-`graph_rules` refuses what is known to crash the process that opens it. A server, whose other models
-must go on, does not rely on that alone. Run as a program, this module is that process. The next
-opening finds the weight cache that it builds.
+`tflite_check` refuses files that are known to crash LiteRT; a server, whose other models must keep
+running, does not rely on that alone. Run as a program, this module is the separate process. The
+next opening uses the weight cache that it builds.
 """
 
 import pathlib
@@ -12,16 +12,15 @@ import sys
 
 from bart_export.errors import BartExportError, EngineError
 
-SECONDS = 300.0  # a large file's weights are packed meanwhile
-ERROR = 2  # exit code of one that says what is wrong on its standard output
+SECONDS = 300.0  # time limit, which includes packing a large file's weights
+ERROR = 2  # exit code of a process that writes the reason to standard output
 
 
 def survive(directory: pathlib.Path) -> None:
-    """Open an artifact's `.tflite` file and decode two tokens, in a process of its own.
+    """Open an artifact's `.tflite` file and decode two tokens in a separate process.
 
     Raises:
-        EngineError: with what is wrong, if the process says so, fails otherwise, is ended, or does
-            not end.
+        EngineError: if the process fails, crashes, is killed or takes too long.
     """
     command = [sys.executable, "-m", __spec__.name, str(directory)]
     try:
@@ -35,25 +34,25 @@ def survive(directory: pathlib.Path) -> None:
         )
     except subprocess.TimeoutExpired:
         raise EngineError(
-            f"A process that tried {directory} did not end within {SECONDS:g} s. Another recipe "
-            "may be quicker; verify says whether the files are whole."
+            f"A trial run of {directory} did not finish within {SECONDS:g} s. Another recipe may "
+            "be faster; bart-export verify tells whether the files are intact."
         ) from None
     code = process.returncode
     if code == ERROR and process.stdout.strip():
         raise EngineError(process.stdout.strip())
     if code == 1:
         reason = process.stderr.strip().rpartition("\n")[2]
-        raise EngineError(f"A process that tried {directory} failed: {reason}")
+        raise EngineError(f"A trial run of {directory} failed: {reason}")
     if code:
         end = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         raise EngineError(
-            f"A process that tried {directory} was ended by {end}: its .tflite file may not be "
-            "what bart-export wrote. Export the artifact again."
+            f"A trial run of {directory} was killed by {end}: its .tflite file may not be the one "
+            "that bart-export wrote. Export the artifact again."
         )
 
 
 def decode_twice(directory: pathlib.Path) -> None:
-    """Open an artifact and decode two tokens with every number of beams that it will be asked."""
+    """Open an artifact and decode two tokens with each number of beams that will be used."""
     import numpy as np
 
     from bart_export.runtime.generator import Generator
