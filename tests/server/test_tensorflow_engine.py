@@ -105,41 +105,35 @@ def test_signatures_are_messages_with_names_shapes_methods_and_defaults(assorted
     )
 
 
-def test_strings_and_scalars_come_back_as_they_went_in(assorted):
-    for texts in ([b"a\xff\x00b", "ü".encode(), b""], []):
-        (echoed,) = answer(assorted, "echo", "text", text=strings(*texts))
-        assert (echoed.dtype, echoed.tolist()) == (object, texts)
-    (y,) = answer(assorted, "scalar", "y", x=np.float32(1.0))
-    assert (type(y), y.shape, y.item()) == (np.ndarray, (), 2.0)
+STRINGS = [b"a\xff\x00b", "ü".encode(), b""]
+# A signature, its inputs, and the outputs to ask for, in this order.
+ANSWERS = {
+    "strings": ("echo", {"text": strings(*STRINGS)}, {"text": strings(*STRINGS)}),
+    "no strings": ("echo", {"text": strings()}, {"text": strings()}),
+    "scalar": ("scalar", {"x": np.float32(1)}, {"y": np.array(2, np.float32)}),
+    "asset": (
+        "lookup",
+        {"text": strings(b"two", b"zero", b"three")},
+        {"ids": np.array([2, 0, -1])},
+    ),
+    "default": ("scale", {"x": floats(1, 2)}, {"product": floats(3, 6)}),
+    "no default": ("scale", {"x": floats(1), "factor": floats(5)}, {"product": floats(5)}),
+    "one output": ("scale", {"x": floats(6)}, {"quotient": floats(2)}),
+    "order": ("scale", {"x": floats(6)}, {"quotient": floats(2), "product": floats(18)}),
+    "another rank": ("scale", {"x": floats([1, 2], [3, 4])}, {"product": floats([3, 6], [9, 12])}),
+    "rank 0": ("scale", {"x": np.float32(1)}, {"product": floats(3)}),
+    "strided": ("scale", {"x": floats(1, 2, 3, 4)[::2]}, {"product": floats(3, 9)}),
+}
 
 
-def test_tables_are_filled_from_assets(assorted):
-    (ids,) = answer(assorted, "lookup", "ids", text=strings(b"two", b"zero", b"three"))
-    assert ids.tolist() == [2, 0, -1]
-
-
-def test_defaults_fill_what_a_call_leaves_out(assorted):
-    assert answer(assorted, "scale", "product", x=floats(1, 2))[0].tolist() == [3.0, 6.0]
-    given = answer(assorted, "scale", "product", x=floats(1, 2), factor=floats(5))
-    assert given[0].tolist() == [5.0, 10.0]
-
-
-def test_only_wanted_outputs_come_back_in_the_order_they_were_named(assorted):
-    result = assorted.submit(call("scale", ["quotient"], x=floats(6))).result(60)
-    assert {name: value.tolist() for name, value in result.items()} == {"quotient": [2.0]}
-    both = assorted.submit(call("scale", ["quotient", "product"], x=floats(6))).result(60)
-    assert [(name, value.item()) for name, value in both.items()] == [
-        ("quotient", 2.0),
-        ("product", 18.0),
-    ]
-
-
-@pytest.mark.parametrize(
-    "x", [floats([1, 2], [3, 4]), np.float32(1), floats(1, 2, 3, 4)[::2]], ids=np.shape
-)
-def test_shapes_are_left_to_the_graph(assorted, x):
-    (product,) = answer(assorted, "scale", "product", x=x)
-    np.testing.assert_array_equal(product, x * 3)
+@pytest.mark.parametrize("case", ANSWERS)
+def test_outputs_are_those_of_the_graph(assorted, case):
+    signature, inputs, expected = ANSWERS[case]
+    outputs = assorted.submit(call(signature, expected, **inputs)).result(60)
+    assert list(outputs) == list(expected)
+    for name, array in expected.items():
+        assert type(outputs[name]) is np.ndarray
+        np.testing.assert_array_equal(outputs[name], array, strict=True)
 
 
 # A signature, its inputs, and what TensorFlow says of them.
