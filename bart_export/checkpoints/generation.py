@@ -137,10 +137,10 @@ def parse_model_config(path: Path, stored: JsonObject) -> StatedSettings:
 def with_tasks(path: Path, settings: StatedSettings, stored: JsonObject) -> StatedSettings:
     """Return settings with the tasks and the prefix in `stored`, the parsed file `path`."""
     tasks, prefix = stored.get("task_specific_params"), stored.get("prefix")
-    own = tasks.items() if isinstance(tasks, dict) else ()
+    stored_tasks = tasks.items() if isinstance(tasks, dict) else ()
     return dataclasses.replace(
         settings,
-        tasks={name: values for name, values in own if isinstance(values, dict)},
+        tasks={name: values for name, values in stored_tasks if isinstance(values, dict)},
         prefix=prefix if isinstance(prefix, str) else "",
         tasks_file=path.name,
     )
@@ -161,14 +161,14 @@ def for_task(directory: Path, settings: StatedSettings, task: str) -> StatedSett
             f"It has: {known}."
         )
     values = settings.tasks[task]
-    own = parse(path, values, settings.generation.to_dict(), f"{path.name} for {task}")
+    task_settings = parse(path, values, settings.generation.to_dict(), f"{path.name} for {task}")
     prefix = values.get("prefix")
     return dataclasses.replace(
         settings,
-        generation=own.generation,
-        origins={**settings.origins, **own.origins},
+        generation=task_settings.generation,
+        origins={**settings.origins, **task_settings.origins},
         prefix=prefix if isinstance(prefix, str) else settings.prefix,
-        notes=settings.notes + own.notes,
+        notes=settings.notes + task_settings.notes,
     )
 
 

@@ -181,7 +181,7 @@ def named_weights(
 def unused_tables(place: Path, tables: Mapping[str, Entry], tied: bool) -> tuple[str, ...]:
     """Require that all stored embedding tables are equal, unless the configuration ties them.
 
-    Like transformers, tied tables are replaced by the first one; the returned note lists those that
+    As in transformers, the first table replaces tied ones; the returned note lists those that
     differ from it.
     """
     if len(tables) < 2:

@@ -326,8 +326,8 @@ def tokenizer_json(added_tokens: Iterable[AddedToken], add_prefix_space: bool) -
     KerasHub splits texts at `unsplittable_tokens`. The other attributes of added tokens, which it
     does not support, are stored outside the config, where it ignores them.
     """
-    own = [token for token in added_tokens if token.content not in SPECIAL_TOKENS]
-    unsplittable = [*SPECIAL_TOKENS, *(token.content for token in own)]
+    custom = [token for token in added_tokens if token.content not in SPECIAL_TOKENS]
+    unsplittable = [*SPECIAL_TOKENS, *(token.content for token in custom)]
     stored = keras_object(
         "bart_tokenizer",
         "BartTokenizer",
@@ -337,10 +337,10 @@ def tokenizer_json(added_tokens: Iterable[AddedToken], add_prefix_space: bool) -
         config_file="tokenizer.json",
         sequence_length=None,
         add_prefix_space=add_prefix_space,
-        **({"unsplittable_tokens": unsplittable} if own else {}),
+        **({"unsplittable_tokens": unsplittable} if custom else {}),
     )
-    if own:
-        stored[tokenizer_files.ADDED_TOKENS] = [dataclasses.asdict(token) for token in own]
+    if custom:
+        stored[tokenizer_files.ADDED_TOKENS] = [dataclasses.asdict(token) for token in custom]
     return stored
 
 

@@ -297,11 +297,11 @@ def refuse_settings(
             f"truncation_side in {path.parent} must be right, received left. Remove the setting if "
             "the model was not trained with it."
         )
-    own = [each.content for each in added.tokens.values() if each.content not in SPECIAL_TOKENS]
-    if settings.get("split_special_tokens") and any(added.tokens[each].special for each in own):
+    custom = [each.content for each in added.tokens.values() if each.content not in SPECIAL_TOKENS]
+    if settings.get("split_special_tokens") and any(added.tokens[each].special for each in custom):
         raise TokenizerError(
-            f"split_special_tokens in {path} must be false, because {shown(own[0])} is a special "
-            "token, received true."
+            f"split_special_tokens in {path} must be false, because {shown(custom[0])} is a "
+            "special token, received true."
         )
 
 

@@ -58,22 +58,24 @@ def run(step: Callable[[Model, State, tf.Tensor], State], first: State, model: M
             lambda tensor: tf.TensorShape([None] * tensor.shape.rank), state
         )
 
-    def goes_on(state: State, capacity: tf.Tensor) -> tf.Tensor:
+    def unfinished(state: State, capacity: tf.Tensor) -> tf.Tensor:
         return tf.reduce_any(state.running)
 
     def until_full(state: State, capacity: tf.Tensor) -> tuple[State, tf.Tensor]:
         full: State = tf.while_loop(
-            lambda inner: goes_on(inner, capacity) & (inner.length <= capacity),
+            lambda inner: unfinished(inner, capacity) & (inner.length <= capacity),
             lambda inner: (step(model, inner, capacity),),
             (state,),
             shape_invariants=(unknown(state),),
         )[0]
-        larger = tf.where(goes_on(full, capacity), tf.minimum(2 * capacity, model.target), capacity)
+        larger = tf.where(
+            unfinished(full, capacity), tf.minimum(2 * capacity, model.target), capacity
+        )
         caches = sequences.grown(full.caches, capacity, larger, beams * size)
         return full._replace(caches=caches), larger
 
     shapes = (unknown(first), tf.TensorShape([]))
-    last, _ = tf.while_loop(goes_on, until_full, (first, capacity), shape_invariants=shapes)
+    last, _ = tf.while_loop(unfinished, until_full, (first, capacity), shape_invariants=shapes)
     ended: State = last
     return ended
 

@@ -93,12 +93,12 @@ class Pretokenizer(tf.Module):
         self.pages = tf.constant(pages.reshape(-1))
         self.page_begins = tf.constant(page_of.reshape(-1) * PAGE, tf.int32)
 
-    def split(self, text: tf.Tensor, goes_on: tf.Tensor | None = None) -> Words:
+    def split(self, text: tf.Tensor, unfinished: tf.Tensor | None = None) -> Words:
         """Split texts into words.
 
         Args:
             text: string (batch,), valid UTF-8.
-            goes_on: bool (batch,), which texts continue beyond their end, or None if none does.
+            unfinished: bool (batch,), which texts continue beyond their end, or None if none does.
                 The last words of these may still change, and with added tokens some are left out.
         """
         joined = tf.strings.reduce_join(text + SEPARATOR)
@@ -110,7 +110,9 @@ class Pretokenizer(tf.Module):
         ends = tf.equal(tf.gather(data, begins), SEPARATOR[0])
         texts = Marked(tf.where(ends, -1, decoded.char_values), tf.where(ends, TEXT_END, NOTHING))
         for tokens in self.passes:
-            texts = tokens.cut(texts, tf.zeros_like(text, tf.bool) if goes_on is None else goes_on)
+            texts = tokens.cut(
+                texts, tf.zeros_like(text, tf.bool) if unfinished is None else unfinished
+            )
         points, marks = with_spaces(texts) if self.add_prefix_space else texts
         first = tf.where(word_begins(points, self.classes(points)))[:, 0]
         splits = tf.concat([first, tf.shape(points, tf.int64)], 0)
@@ -145,8 +147,8 @@ def word_begins(points: tf.Tensor, kinds: tf.Tensor) -> tf.Tensor:
     changes = tf.not_equal(kinds, before) | end
     blank_before = tf.equal(shifted(points, 1, 0), BLANK)
     taken = blank_before & ~end  # a second space is not a change either
-    goes_on = tf.not_equal(after, SPACE) & tf.not_equal(after, END)
-    last_space = spaces & tf.equal(before, SPACE) & goes_on
+    text_follows = tf.not_equal(after, SPACE) & tf.not_equal(after, END)
+    last_space = spaces & tf.equal(before, SPACE) & text_follows
     begins = changes & ~taken | last_space
 
     wide = tf.cast(points, tf.int64)
@@ -211,8 +213,8 @@ class AddedTokens(tf.Module):
         if any(token.single_word for token in tokens):
             self.words = tf.constant(code_points_of_words())
 
-    def cut(self, texts: Marked, goes_on: tf.Tensor) -> Marked:
-        """Replace each token by its mark; `goes_on` as in `Pretokenizer.split`."""
+    def cut(self, texts: Marked, unfinished: tf.Tensor) -> Marked:
+        """Replace each token by its mark; `unfinished` as in `Pretokenizer.split`."""
         points, marks = texts
         starts, tokens = self.chosen(points, self.longest_at(points))
         stops = starts + tf.gather(self.lengths, tokens)
@@ -243,7 +245,7 @@ class AddedTokens(tf.Module):
         # it is the last word, which never counts.
         text_ends = tf.boolean_mask(places, tf.equal(kinds, TEXT_END))
         text_begins = tf.concat([tf.zeros_like(text_ends[:1]), text_ends[:-1] + 1], 0)
-        certain = tf.where(goes_on, text_ends - self.longest, text_ends)
+        certain = tf.where(unfinished, text_ends - self.longest, text_ends)
         certain = tf.maximum(certain, text_begins)
         text = tf.searchsorted(text_ends, places)
         last = tf.equal(kinds, TEXT_END)
@@ -268,7 +270,7 @@ class AddedTokens(tf.Module):
         wide = tf.cast(points, tf.int64)
         padded = tf.concat([wide, [-1]], 0)
 
-        def turn(
+        def body(
             places: tf.Tensor, nodes: tf.Tensor, depth: tf.Tensor, found: tf.Tensor
         ) -> list[tf.Tensor]:
             following = tf.gather(padded, tf.minimum(places + depth, tf.size(points)))
@@ -286,7 +288,7 @@ class AddedTokens(tf.Module):
         places = tf.range(tf.size(points))
         return tf.while_loop(
             lambda places, *others: tf.size(places) > 0,
-            turn,
+            body,
             [places, tf.zeros_like(wide), 0, tf.fill(tf.shape(points), -1)],
             shape_invariants=[tf.TensorShape(shape) for shape in ([None], [None], [], [None])],
         )[3]
@@ -298,15 +300,15 @@ class AddedTokens(tf.Module):
         tokens = tf.gather(found, candidates)
         stops = starts + tf.gather(self.lengths, tokens)
         none = tf.size(starts)
-        # `jumps` leads from each candidate to the next without overlap; every turn doubles it.
+        # `jumps` leads from each candidate to the next without overlap; each iteration doubles it.
         jumps = tf.concat([tf.searchsorted(starts, stops), [none]], 0)
 
-        def turn(chain: tf.Tensor, jumps: tf.Tensor) -> list[tf.Tensor]:
+        def body(chain: tf.Tensor, jumps: tf.Tensor) -> list[tf.Tensor]:
             return [tf.concat([chain, tf.gather(jumps, chain)], 0), tf.gather(jumps, jumps)]
 
         chain, _ = tf.while_loop(
             lambda chain, jumps: chain[-1] < none,
-            turn,
+            body,
             [tf.zeros([1], tf.int32), jumps],
             shape_invariants=[tf.TensorShape([None])] * 2,
         )

@@ -143,10 +143,10 @@ def beam_step(model: Model, state: Beams, capacity: tf.Tensor) -> Beams:
     finished, lengths, scores = best_finished(model, state, longer, ends, sums)
 
     # Keep the first unfinished candidates, in order; there may be fewer than `num_beams`.
-    goes_on = possible & ~ends
+    unfinished = possible & ~ends
     count = sums.shape[1]
     present, places = tf.math.top_k(
-        tf.where(goes_on, tf.range(count, 0, -1), 0), generation.num_beams
+        tf.where(unfinished, tf.range(count, 0, -1), 0), generation.num_beams
     )
     present = present > 0
     places = tf.where(present, places, places[:, :1])
@@ -155,7 +155,7 @@ def beam_step(model: Model, state: Beams, capacity: tf.Tensor) -> Beams:
     improves = may_improve(rows, totals[:, 0], length, scores[:, -1])
     return Beams(
         length=length + 1,
-        running=tf.reduce_any(goes_on, 1) & (~full | improves),
+        running=tf.reduce_any(unfinished, 1) & (~full | improves),
         tokens=tf.gather(longer, places, batch_dims=1),
         totals=totals,
         ancestors=tf.gather(ancestors, tf.gather(origins, places, batch_dims=1), batch_dims=1),

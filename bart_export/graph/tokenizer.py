@@ -63,11 +63,13 @@ class GraphTokenizer(tf.Module):
     def __init__(self, host: BartTokenizer) -> None:
         super().__init__()
         vocabulary, merges = host.vocabulary, host.merges
-        own = [token for token in host.added_tokens if token.content not in SPECIAL_TOKENS]
+        added_tokens = [token for token in host.added_tokens if token.content not in SPECIAL_TOKENS]
         self.start_token_id = host.start_token_id
         self.pad_token_id = host.pad_token_id
         self.end_token_id = host.end_token_id
-        self.pretokenizer = Pretokenizer(own, vocabulary, add_prefix_space=host.add_prefix_space)
+        self.pretokenizer = Pretokenizer(
+            added_tokens, vocabulary, add_prefix_space=host.add_prefix_space
+        )
         self.merges = Merges(vocabulary, merges)
         self.longest = max(self.merges.longest, LONGEST_SPACE + 1)
         shown = (
@@ -97,7 +99,7 @@ class GraphTokenizer(tf.Module):
             )
         room = max_length - 2
 
-        def turn(bytes: tf.Tensor, enough: tf.Tensor, *result: tf.Tensor) -> list[tf.Tensor]:
+        def body(bytes: tf.Tensor, enough: tf.Tensor, *result: tf.Tensor) -> list[tf.Tensor]:
             cut = sizes > bytes
             # "ignore" drops a character that is cut in two.
             beginnings = valid_utf8(tf.strings.substr(text, zero, bytes), "ignore")
@@ -113,7 +115,7 @@ class GraphTokenizer(tf.Module):
             shapes = [tf.TensorShape(shape) for shape in ([], [], [None, None], [None])]
             _, _, ids, lengths = tf.while_loop(
                 lambda bytes, enough, *result: ~enough,
-                turn,
+                body,
                 [bytes, tf.constant(False), *nothing],
                 shape_invariants=shapes,
             )
@@ -134,9 +136,9 @@ class GraphTokenizer(tf.Module):
             pieces = tf.gather(self.token_bytes, tf.where(real, token_ids, self.pad_token_id))
             return valid_utf8(tf.strings.reduce_join(pieces, -1), "replace")
 
-    def tokenize(self, text: tf.Tensor, goes_on: tf.Tensor) -> Rows:
+    def tokenize(self, text: tf.Tensor, unfinished: tf.Tensor) -> Rows:
         """Tokenize texts, each distinct word once; arguments as in `Pretokenizer.split`."""
-        words = self.pretokenizer.split(text, goes_on)
+        words = self.pretokenizer.split(text, unfinished)
         different, index = tf.unique(words.texts)
         tokens = self.merges.tokenize(different)
         counts = tf.where(words.ends, 0, tf.gather(tokens.counts, index))
@@ -215,7 +217,7 @@ class GraphTokenizer(tf.Module):
 class Merges(tf.Module):
     """BPE merges as a table of the graph.
 
-    All words are merged in parallel: each turn of the loop merges in every word the adjacent pair
+    All words are merged in parallel: each iteration merges in every word the adjacent pair
     that ranks first in the merges, as the `tokenizers` library does word by word.
     """
 
@@ -250,7 +252,7 @@ class Merges(tf.Module):
         word_of = tf.cumsum(is_end, exclusive=True)
         values = self.table.lookup(ids * HALF + tf.roll(ids, -1, 0))  # the last is a separator
 
-        def turn(
+        def body(
             least: tf.Tensor, ids: tf.Tensor, word_of: tf.Tensor, values: tf.Tensor
         ) -> list[tf.Tensor]:
             wanted = tf.where(least < NEVER, least, -1)
@@ -272,7 +274,7 @@ class Merges(tf.Module):
 
         _, ids, word_of, _ = tf.while_loop(
             lambda least, *symbols: tf.reduce_any(least < NEVER),
-            turn,
+            body,
             [tf.math.segment_min(values, word_of), ids, word_of, values],
             shape_invariants=[tf.TensorShape([None])] * 4,
         )
@@ -307,7 +309,7 @@ def is_in_order(merges: list[tuple[str, str]]) -> bool:
     """Return whether every merge that produces a token ranks before those that use it.
 
     Then a merge never creates a pair that ranks before it, and all occurrences of a pair can be
-    merged in one turn. This may not hold if two merges produce the same token.
+    merged in one iteration. This may not hold if two merges produce the same token.
     """
     used: set[str] = set()
     for left, right in merges:
