@@ -4,7 +4,14 @@ import keras
 import keras_hub
 import numpy as np
 import pytest
-from support.small_bart import SHAPE, random_inputs, randomize
+from support.small_bart import (
+    SHAPE,
+    assert_same_outputs,
+    masked,
+    outputs,
+    random_inputs,
+    randomize,
+)
 
 from bart_export import BartBackbone, errors
 from bart_export.checkpoints import weight_names
@@ -24,37 +31,6 @@ EXTENDED = {
 
 # h5py asks Keras' variables for their arrays in a way NumPy 2 deprecates.
 saves_with_keras = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-
-
-def outputs(model, inputs):
-    return {name: np.asarray(value, np.float32) for name, value in model(inputs).items()}
-
-
-def assert_same_outputs(mine, theirs, inputs, tolerance=1e-5):
-    expected = outputs(theirs, inputs)
-    received = outputs(mine, inputs)
-    assert received.keys() == expected.keys()
-    for name, value in expected.items():
-        assert np.isfinite(value).all() and value.std() > 0.1
-        np.testing.assert_allclose(received[name], value, rtol=0, atol=tolerance, err_msg=name)
-
-
-def masked(inputs, case):
-    random = np.random.default_rng(2)
-    encoder, decoder = inputs["encoder_padding_mask"], inputs["decoder_padding_mask"]
-    if case == "padded":
-        encoder[0, 5:] = 0
-        decoder[1, 3:] = 0
-    elif case == "padded on the left":
-        encoder[0, :5] = 0
-        decoder[1, :3] = 0
-    elif case == "with holes":
-        encoder[:] = random.integers(0, 2, encoder.shape)
-        decoder[:] = random.integers(0, 2, decoder.shape)
-    elif case == "with nothing to see":
-        encoder[0] = 0
-        decoder[1] = 0
-    return inputs
 
 
 @pytest.mark.parametrize(

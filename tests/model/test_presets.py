@@ -7,7 +7,7 @@ import keras_hub
 import numpy as np
 import pytest
 from support.golden_cases import GOLDEN, MODELS, GoldenCases
-from support.small_bart import SHAPE, random_inputs, randomize
+from support.small_bart import SHAPE, assert_same_outputs, randomize
 
 from bart_export import BartBackbone, errors
 from bart_export.checkpoints import resolve
@@ -17,19 +17,6 @@ SYMMETRIC, DISTILLED = (GOLDEN / name for name in MODELS)
 
 # h5py asks Keras' variables for their arrays in a way NumPy 2 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-
-
-def assert_same_outputs(mine, theirs, atol=1e-5):
-    inputs = random_inputs(3, 11, 7)
-    inputs["encoder_padding_mask"][0, 5:] = 0
-    inputs["decoder_padding_mask"][1, 3:] = 0
-    received, expected = mine(inputs), theirs(inputs)
-    for name in ("encoder_sequence_output", "decoder_sequence_output"):
-        np.testing.assert_allclose(
-            np.asarray(received[name], np.float32),
-            np.asarray(expected[name], np.float32),
-            atol=atol,
-        )
 
 
 @pytest.fixture(scope="session")
@@ -78,7 +65,7 @@ def test_keras_hub_refuses_a_preset_it_would_miscompute(tmp_path):
     model = BartBackbone.from_preset(str(DISTILLED))
     model.save_to_preset(tmp_path / "preset")
     loaded = BartBackbone.from_preset(str(tmp_path / "preset"))
-    assert_same_outputs(loaded, model, atol=0)
+    assert_same_outputs(loaded, model, tolerance=0)
     assert loaded.config == model.config
     hidden = np.random.default_rng(0).normal(size=(1, 3, 64)).astype(np.float32)
     np.testing.assert_array_equal(loaded.logits(hidden), model.logits(hidden))
@@ -100,9 +87,9 @@ def test_a_preset_keeps_its_dtype_policy(dtype, tmp_path):
     loaded = BartBackbone.from_preset(str(tmp_path / "preset"))
     assert loaded.dtype_policy.name == dtype
     assert {weight.dtype for weight in loaded.weights} == {weight.dtype for weight in model.weights}
-    assert_same_outputs(loaded, model, atol=0)
+    assert_same_outputs(loaded, model, tolerance=0)
     theirs = keras_hub.models.BartBackbone.from_preset(str(tmp_path / "preset"), dtype=dtype)
-    assert_same_outputs(loaded, theirs, atol=0.05)
+    assert_same_outputs(loaded, theirs, tolerance=0.05)
 
 
 def test_a_preset_without_dtype_takes_the_global_policy(their_preset, tmp_path):

@@ -28,3 +28,37 @@ def random_inputs(batch, source, length, seed=1):
         "decoder_token_ids": random.integers(0, 97, (batch, length), dtype=np.int32),
         "decoder_padding_mask": np.ones((batch, length), np.int32),
     }
+
+
+def masked(inputs, case="padded"):
+    """Mask random inputs as `case` says; return them."""
+    random = np.random.default_rng(2)
+    encoder, decoder = inputs["encoder_padding_mask"], inputs["decoder_padding_mask"]
+    if case == "padded":
+        encoder[0, 5:] = 0
+        decoder[1, 3:] = 0
+    elif case == "padded on the left":
+        encoder[0, :5] = 0
+        decoder[1, :3] = 0
+    elif case == "with holes":
+        encoder[:] = random.integers(0, 2, encoder.shape)
+        decoder[:] = random.integers(0, 2, decoder.shape)
+    elif case == "with nothing to see":
+        encoder[0] = 0
+        decoder[1] = 0
+    return inputs
+
+
+def outputs(model, inputs):
+    """Return a model's outputs as float32 arrays by name."""
+    return {name: np.asarray(value, np.float32) for name, value in model(inputs).items()}
+
+
+def assert_same_outputs(mine, theirs, inputs=None, tolerance=1e-5):
+    """Compare two models, by default on padded random inputs."""
+    inputs = masked(random_inputs(3, 11, 7)) if inputs is None else inputs
+    received, expected = outputs(mine, inputs), outputs(theirs, inputs)
+    assert received.keys() == expected.keys()
+    for name, value in expected.items():
+        assert np.isfinite(value).all() and value.std() > 0.1
+        np.testing.assert_allclose(received[name], value, rtol=0, atol=tolerance, err_msg=name)
