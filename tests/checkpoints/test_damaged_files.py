@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.command import python
-from support.edited_checkpoints import CASES, SYMMETRIC, copy, edit_json, refusal
+from support.edited_checkpoints import CASES, SYMMETRIC, edit_json, refusal
 
 from bart_export.checkpoints import keras_preset, resolve
 from bart_export.checkpoints.files import licence
@@ -21,11 +21,6 @@ HUGE = "9" * 4000
 DEEP = '{"a":' * 100_000
 WRONG = ("null", "true", "-1", "1e400", "NaN", HUGE, '"x"', '"' + "x" * 5000 + '"', "[]", "[[[1]]]",
          "{}", '{"a": {"b": []}}', "0.5")  # fmt: skip
-
-
-@pytest.fixture
-def directory(tmp_path):
-    return copy(tmp_path / "bart")
 
 
 @pytest.fixture

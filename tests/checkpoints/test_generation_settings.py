@@ -1,16 +1,11 @@
 """Generation settings as checkpoints state them."""
 
 import pytest
-from support.edited_checkpoints import DISTILLED, SYMMETRIC, copy, edit_json
+from support.edited_checkpoints import DISTILLED, SYMMETRIC, edit_json
 
 from bart_export.checkpoints import resolve
 from bart_export.config import GenerationConfig
 from bart_export.errors import CheckpointError
-
-
-@pytest.fixture
-def directory(tmp_path):
-    return copy(tmp_path / "bart")
 
 
 def settings(directory):

@@ -12,6 +12,7 @@ from support.edited_checkpoints import (
     CASES,
     DISTILLED,
     SYMMETRIC,
+    assert_same_weights,
     copy,
     edit_json,
     edit_tensors,
@@ -26,17 +27,6 @@ TABLE = "model.shared.weight"
 DECODER_TABLE, ENCODER_TABLE = (
     f"model.{side}.embed_tokens.weight" for side in ("decoder", "encoder")
 )
-
-
-@pytest.fixture
-def directory(tmp_path):
-    return copy(tmp_path / "bart")
-
-
-def assert_same_weights(weights, expected):
-    assert list(weights) == list(expected)
-    for name, values in expected.items():
-        np.testing.assert_array_equal(weights[name], values, name)
 
 
 def test_the_architecture_is_that_of_config_json():

@@ -10,7 +10,7 @@ import keras
 import keras_hub
 import numpy as np
 import pytest
-from support.edited_checkpoints import SYMMETRIC, edit_json, refusal
+from support.edited_checkpoints import SYMMETRIC, assert_same_weights, edit_json, refusal
 
 from bart_export.checkpoints import keras_preset, keras_weights, resolve, weight_names
 from bart_export.config import BartConfig, GenerationConfig
@@ -64,12 +64,6 @@ def preset(whole_preset, tmp_path):
 
 def weights_of(backbone):
     return {weight.path: weight.numpy() for weight in backbone.weights}
-
-
-def assert_same_weights(weights, expected):
-    assert list(weights) == list(expected)
-    for name, values in expected.items():
-        np.testing.assert_array_equal(weights[name], values, name)
 
 
 def rewrite(path, rename=lambda name: name, keep=lambda name: True, add=None):

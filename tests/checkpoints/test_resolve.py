@@ -16,11 +16,6 @@ from bart_export.errors import CheckpointError, ConfigurationError, PresetError
 TASKS = CASES / "task-specific-params"
 
 
-@pytest.fixture
-def directory(tmp_path):
-    return copy(tmp_path / "bart")
-
-
 def defaults(directory, task=None):
     found = ResolvedPreset(str(directory), task).defaults
     assert all("\n" not in note for note in found.notes)

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
@@ -50,3 +51,9 @@ def refusal(directory, error=CheckpointError, **options):
     line = str(refused.value)
     assert "\n" not in line and len(line) < 1500
     return line
+
+
+def assert_same_weights(weights, expected):
+    assert list(weights) == list(expected)
+    for name, values in expected.items():
+        np.testing.assert_array_equal(weights[name], values, name)
