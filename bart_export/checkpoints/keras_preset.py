@@ -75,7 +75,7 @@ def read(directory: Path, stored: JsonObject, with_weights: bool, tokenizer: boo
     if with_weights:
         place, files, entries = keras_weights.read_entries(directory)
         if any(entry.dtype in QUANTIZED for entry in entries.values()):
-            raise quantized(place, "int8 or smaller")
+            raise quantized_error(place, "int8 or smaller")
         rows = weight_names.weights(config)
         require_exactly(place, {row.h5: (row.shape,) for row in rows}, entries)
         tensors = stored_weights(rows, {row.name: entries[row.h5] for row in rows})
@@ -134,17 +134,17 @@ def dtype_policy(path: Path, dtype: object) -> str | None:
         name = settings.get("name") if isinstance(settings, dict) else None
         if dtype.get("class_name") != "DTypePolicy" or not isinstance(name, str):
             name = f"{named(dtype.get('class_name'))} {named(name or '')}".strip()
-            raise quantized(path, name)
+            raise quantized_error(path, name)
     if name is None:
         return None
     if not isinstance(name, str):
         raise CheckpointError(f"{path} must name a dtype policy, received {shown(dtype)}.")
     if name.startswith(QUANTIZED):
-        raise quantized(path, named(name))
+        raise quantized_error(path, named(name))
     return name
 
 
-def quantized(path: Path, policy: str) -> CheckpointError:
+def quantized_error(path: Path, policy: str) -> CheckpointError:
     """Return the error for a preset that Keras has quantized."""
     return CheckpointError(
         f"{path} has the dtype policy {policy}, and presets quantized by Keras are not supported. "

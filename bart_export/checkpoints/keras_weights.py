@@ -56,17 +56,17 @@ def read_datasets(path: Path) -> dict[str, Entry]:
     try:
         with h5py.File(path, "r") as file:
             return {
-                name: describe(path, name, dataset)
-                for name, dataset in walk(h5py, path, file)
+                name: dataset_entry(path, name, dataset)
+                for name, dataset in walk_datasets(h5py, path, file)
                 if SEED not in name.split("/")
             }
     except CheckpointError:
         raise
     except Exception as error:  # h5py raises OSError, RuntimeError, KeyError, ValueError and others
-        raise damaged(path, error) from error
+        raise damaged_error(path, error) from error
 
 
-def walk(h5py: Any, path: Path, file: Any) -> Iterator[tuple[str, Any]]:
+def walk_datasets(h5py: Any, path: Path, file: Any) -> Iterator[tuple[str, Any]]:
     """Yield the datasets of an open file with their paths.
 
     Unlike h5py's `visititems`, this is bounded, and not quadratic in the depth.
@@ -91,7 +91,7 @@ def walk(h5py: Any, path: Path, file: Any) -> Iterator[tuple[str, Any]]:
                 )
 
 
-def describe(path: Path, name: str, dataset: Any) -> Entry:
+def dataset_entry(path: Path, name: str, dataset: Any) -> Entry:
     """Return the entry of a dataset whose values are all in this file."""
     stored, expected = dataset.id.get_storage_size(), dataset.size * dataset.dtype.itemsize
     outside = dataset.is_virtual or dataset.external
@@ -113,12 +113,12 @@ def read_values(path: Path, name: str, dtype: str) -> Array:
         with h5py.File(path, "r") as file:
             values: Array = file[name][()]
     except Exception as error:
-        raise damaged(path, error) from error
+        raise damaged_error(path, error) from error
     wanted = numpy_dtype(dtype)
     return values.view(wanted) if dtype == "bfloat16" else values.astype(wanted, copy=False)
 
 
-def damaged(path: Path, error: Exception) -> CheckpointError:
+def damaged_error(path: Path, error: Exception) -> CheckpointError:
     """Return the error for a file that is not a complete HDF5 file."""
     return CheckpointError(
         f"{path} cannot be read as HDF5 ({one_line(error)}); it is damaged or incomplete. "

@@ -109,7 +109,8 @@ def find(preset: str) -> Source:
         return Source(preset, None, Path(preset), None)
     else:
         raise PresetError(
-            f"Unknown preset {shown(preset)}.{guess(preset)} Expected one of {', '.join(PRESETS)}; "
+            f"Unknown preset {shown(preset)}.{suggestion(preset)} Expected one of "
+            f"{', '.join(PRESETS)}; "
             "kaggle://org/model/keras/variant or kaggle://org/model/keras/variant/version; "
             "hf://org/model or hf://org/model@revision; or the path of a directory with a Keras "
             "preset or a Hugging Face checkpoint."
@@ -118,7 +119,7 @@ def find(preset: str) -> Source:
     return Source(name, revision, directory, next(generations, None))
 
 
-def guess(preset: str) -> str:
+def suggestion(preset: str) -> str:
     """Return a "Did you mean …?" for an unknown preset, or "" if no name is similar."""
     if REPOSITORY.fullmatch(preset):
         return f" Did you mean hf://{preset}?"
@@ -184,7 +185,7 @@ def without_weights(source: Source, checkpoint: Checkpoint) -> Checkpoint:
     except (TokenizerError, CheckpointError):
         checkpoint = dataclasses.replace(checkpoint, weights={}, weight_files=())
     if checkpoint.settings is None and source.generation is not None:
-        checkpoint = dataclasses.replace(checkpoint, settings=registered(source))
+        checkpoint = dataclasses.replace(checkpoint, settings=registry_settings(source))
     return checkpoint
 
 
@@ -201,7 +202,7 @@ def defaults(source: Source, checkpoint: Checkpoint, task: str | None = None) ->
         CheckpointError: for unusable settings.
     """
     config = checkpoint.config
-    stated = checkpoint.settings or registered(source)
+    stated = checkpoint.settings or registry_settings(source)
     if task is not None:
         stated = generation_settings.for_task(checkpoint.directory, stated, task)
     generation, positions = stated.generation, config.max_sequence_length
@@ -225,7 +226,7 @@ def defaults(source: Source, checkpoint: Checkpoint, task: str | None = None) ->
     return Defaults(generation, (*notes, *checkpoint.notes))
 
 
-def registered(source: Source | Preset) -> StatedSettings:
+def registry_settings(source: Source | Preset) -> StatedSettings:
     """Return the registry's settings for a preset without settings of its own."""
     generation = source.generation or GenerationConfig()
     plain = GenerationConfig().to_dict()
@@ -254,7 +255,7 @@ def settings_line(generation: GenerationConfig, origins: Mapping[str, str]) -> s
 
 def known_settings(preset: Preset) -> str:
     """Return the line about the settings of a preset that was not downloaded."""
-    stated = registered(preset)
+    stated = registry_settings(preset)
     return settings_line(stated.generation, stated.origins)
 
 

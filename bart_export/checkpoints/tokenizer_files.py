@@ -27,7 +27,7 @@ from bart_export.text.vocabulary import (
 )
 
 Merges = tuple[tuple[str, str], ...]
-Stated = TypeVar("Stated", bool, list[object], JsonObject)
+Setting = TypeVar("Setting", bool, list[object], JsonObject)
 
 # This package's key in a Keras preset's tokenizer.json, for all attributes of added tokens.
 ADDED_TOKENS = "bart_export_added_tokens"
@@ -42,7 +42,7 @@ PLAIN_BPE: dict[str, object] = {
     "ignore_merges": False,
 }
 # transformers' name of a special token → BART's token.
-NAMED = {
+SPECIAL_NAMES = {
     "bos_token": START,
     "cls_token": START,
     "eos_token": END,
@@ -51,7 +51,7 @@ NAMED = {
     "unk_token": UNKNOWN,
     "mask_token": MASK,
 }
-OTHERS = ("additional_special_tokens", "extra_special_tokens")  # in transformers 4, and 5
+EXTRA_SPECIAL = ("additional_special_tokens", "extra_special_tokens")  # in transformers 4, and 5
 # Classes of transformers that put <s> and </s> around GPT-2's tokens, without the suffix "Fast".
 CLASSES = ("BartTokenizer", "RobertaTokenizer", "LEDTokenizer", "PreTrainedTokenizer",
            "TokenizersBackend")  # fmt: skip
@@ -87,13 +87,13 @@ def read_keras(directory: Path, vocabulary_size: int) -> TokenizerTables:
             f"{shown(settings['sequence_length'])}."
         )
     added = AddedTokenTable(vocabulary)
-    for token in stated(path, settings, "unsplittable_tokens", []):
+    for token in read_setting(path, settings, "unsplittable_tokens", []):
         if token not in SPECIAL_TOKENS:
             added.put(path, token)
-    for token in stated(path, stored, ADDED_TOKENS, []):
+    for token in read_setting(path, stored, ADDED_TOKENS, []):
         added.put(path, token)
     require_rows(directory, vocabulary, vocabulary_size)
-    prefixed = stated(path, settings, "add_prefix_space", False)
+    prefixed = read_setting(path, settings, "add_prefix_space", False)
     return TokenizerTables(vocabulary, merges, tuple(added.tokens.values()), prefixed)
 
 
@@ -112,7 +112,7 @@ def read_hugging_face(directory: Path, vocabulary_size: int) -> TokenizerTables:
         path = tokenizer
         vocabulary, merges = read_model(tokenizer, stored)
         prefixed = read_pre_tokenizer(tokenizer, stored)
-        require_ends(tokenizer, stored.get("post_processor"))
+        require_post_processor(tokenizer, stored.get("post_processor"))
     elif vocab.is_file() and merges_file.is_file():
         path, vocabulary = vocab, read_json(vocab, TokenizerError)
         merges = tuple(read_merges(merges_file))
@@ -122,12 +122,12 @@ def read_hugging_face(directory: Path, vocabulary_size: int) -> TokenizerTables:
             "tokenizer next to the model: tokenizer.save_pretrained(directory)."
         )
     added = AddedTokenTable(vocabulary)
-    for token in stated(tokenizer, stored, "added_tokens", []):
+    for token in read_setting(tokenizer, stored, "added_tokens", []):
         added.put(tokenizer, token)
     if "added_tokens_decoder" not in settings:
-        read_older(directory, added)
-    read_named(config, settings, added)
-    decoder: JsonObject = stated(config, settings, "added_tokens_decoder", {})
+        read_legacy_files(directory, added)
+    read_special_tokens(config, settings, added)
+    decoder: JsonObject = read_setting(config, settings, "added_tokens_decoder", {})
     for number, token in decoder.items():
         added.put(config, token, int(number) if str(number).isdecimal() else number)
     refuse_settings(config, settings, stored, added)
@@ -138,7 +138,7 @@ def read_hugging_face(directory: Path, vocabulary_size: int) -> TokenizerTables:
         vocabulary,
         merges,
         tuple(added.tokens.values()),
-        stated(config, settings, "add_prefix_space", prefixed),
+        read_setting(config, settings, "add_prefix_space", prefixed),
     )
 
 
@@ -174,25 +174,25 @@ class AddedTokenTable:
         self.tokens[token.content] = token
 
 
-def read_older(directory: Path, added: AddedTokenTable) -> None:
+def read_legacy_files(directory: Path, added: AddedTokenTable) -> None:
     """Add the tokens in the separate files that transformers wrote before 4.34."""
     path, named = directory / "added_tokens.json", directory / "special_tokens_map.json"
     special = read_optional(named)
-    listed = str([special.get(name) for name in (*NAMED, *OTHERS)])
+    listed = str([special.get(name) for name in (*SPECIAL_NAMES, *EXTRA_SPECIAL)])
     for content, number in read_optional(path).items():
         if content not in added.tokens:
             kind = content in listed
             added.put(path, content, number, special=kind, normalized=not kind)
-    read_named(named, special, added)
+    read_special_tokens(named, special, added)
 
 
-def read_named(path: Path, settings: JsonObject, added: AddedTokenTable) -> None:
+def read_special_tokens(path: Path, settings: JsonObject, added: AddedTokenTable) -> None:
     """Add the special tokens in a configuration of transformers.
 
     Raises:
         TokenizerError: for a token other than BART's.
     """
-    for name, expected in NAMED.items():
+    for name, expected in SPECIAL_NAMES.items():
         stored = settings.get(name)
         content = stored.get("content") if isinstance(stored, dict) else stored
         if content not in (None, expected):
@@ -202,10 +202,10 @@ def read_named(path: Path, settings: JsonObject, added: AddedTokenTable) -> None
             )
         if isinstance(stored, dict):
             added.put(path, stored, special=True)
-    for name in OTHERS:
+    for name in EXTRA_SPECIAL:
         stored = settings.get(name)
         listed = {name: list(stored.values())} if isinstance(stored, dict) else settings
-        for token in stated(path, listed, name, []):
+        for token in read_setting(path, listed, name, []):
             known = added.tokens.get(token) if isinstance(token, str) else None
             added.put(path, dataclasses.asdict(known) if known else token, special=True)
 
@@ -244,10 +244,10 @@ def read_pre_tokenizer(path: Path, stored: JsonObject) -> bool:
         raise TokenizerError(
             f"{path} must not normalize text, received {shown(stored['normalizer'])}."
         )
-    return stated(path, splitter, "add_prefix_space", False)
+    return read_setting(path, splitter, "add_prefix_space", False)
 
 
-def require_ends(path: Path, processor: object) -> None:
+def require_post_processor(path: Path, processor: object) -> None:
     """Require that a post-processor, if there is one, puts `<s>` and `</s>` around a text."""
     match processor:
         case None | {"type": "ByteLevel"}:
@@ -269,7 +269,7 @@ def require_ends(path: Path, processor: object) -> None:
             return
         case {"type": "Sequence", "processors": [*steps]}:
             for step in steps:
-                require_ends(path, step)
+                require_post_processor(path, step)
             return
     raise TokenizerError(
         f"{path} must have a post-processor that puts {START} and {END} around a text, received "
@@ -308,7 +308,7 @@ def refuse_settings(
 WORDS = {bool: "true or false", list: "a list", dict: "an object"}
 
 
-def stated(path: Path, settings: JsonObject, name: str, default: Stated) -> Stated:
+def read_setting(path: Path, settings: JsonObject, name: str, default: Setting) -> Setting:
     """Return a setting of the default's type, or the default if the file does not have it."""
     value = settings.get(name)
     if value is None:

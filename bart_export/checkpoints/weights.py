@@ -200,7 +200,7 @@ def read_safetensors(path: Path) -> dict[str, Entry]:
         CheckpointError: if the file is truncated or invalid.
         MissingExtra: if safetensors is not installed.
     """
-    with opened(path) as file:
+    with open_safetensors(path) as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, no mapping
         return {
             name: Entry(
@@ -215,12 +215,12 @@ def read_safetensors(path: Path) -> dict[str, Entry]:
 
 def read_safetensor(path: Path, name: str) -> Array:
     """Read one tensor of a safetensors file."""
-    with opened(path) as file:
+    with open_safetensors(path) as file:
         values: Array = file.get_tensor(name)
     return values
 
 
-def opened(path: Path) -> Any:
+def open_safetensors(path: Path) -> Any:
     """Open a safetensors file and validate its header."""
     safetensors = import_extra("safetensors", "Reading .safetensors files")
     try:

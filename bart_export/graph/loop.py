@@ -71,7 +71,7 @@ def run(step: Callable[[Model, State, tf.Tensor], State], first: State, model: M
         larger = tf.where(
             unfinished(full, capacity), tf.minimum(2 * capacity, model.target), capacity
         )
-        caches = sequences.grown(full.caches, capacity, larger, beams * size)
+        caches = sequences.grow_caches(full.caches, capacity, larger, beams * size)
         return full._replace(caches=caches), larger
 
     shapes = (unknown(first), tf.TensorShape([]))
@@ -95,16 +95,16 @@ def log_normalizers(logits: tf.Tensor) -> tf.Tensor:
 def first_tokens(model: Model, shape: list[tf.Tensor]) -> tf.Tensor:
     """Return sequences (*shape, target) of the start token and padding."""
     padding = tf.fill([*shape, model.target], model.generation.pad_token_id)
-    return put(padding, 0, model.generation.decoder_start_token_id)
+    return set_token(padding, 0, model.generation.decoder_start_token_id)
 
 
-def put(token_ids: tf.Tensor, position: tf.Tensor, tokens: tf.Tensor) -> tf.Tensor:
+def set_token(token_ids: tf.Tensor, position: tf.Tensor, tokens: tf.Tensor) -> tf.Tensor:
     """Return sequences (..., target) with `tokens` (...) at one position."""
     is_position = tf.range(tf.shape(token_ids)[-1]) == position
     return tf.where(is_position, tf.convert_to_tensor(tokens)[..., None], token_ids)
 
 
-def processed(
+def process_logits(
     generation: GenerationConfig,
     repetition_penalty: tf.Tensor,
     min_length: tf.Tensor,
@@ -128,7 +128,7 @@ def processed(
     """
     logits = tf.cond(
         tf.reduce_any(repetition_penalty != 1.0),
-        lambda: penalized(repetition_penalty, token_ids, logits, zeros),
+        lambda: penalize_repetition(repetition_penalty, token_ids, logits, zeros),
         lambda: logits,
     )
     rows, length = tf.unstack(tf.shape(token_ids))
@@ -147,7 +147,7 @@ def processed(
     )
 
 
-def penalized(
+def penalize_repetition(
     penalty: tf.Tensor, token_ids: tf.Tensor, logits: tf.Tensor, zeros: tf.Tensor
 ) -> tf.Tensor:
     """Divide positive scores of repeated tokens by `penalty` and multiply negative ones by it.

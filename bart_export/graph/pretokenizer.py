@@ -1,4 +1,4 @@
-"""Pretokenization inside a TensorFlow graph: splits texts into words that BPE merges within.
+"""Pretokenization inside a TensorFlow graph: splits texts into the words within which BPE merges.
 
 Added tokens are split off first, as in `text.added_tokens`. The rest is split by GPT-2's pattern,
 whose look-ahead TensorFlow's regular expressions (RE2) do not support, so word boundaries are

@@ -53,7 +53,7 @@ def encode(bart: Bart, token_ids: tf.Tensor, padding_mask: tf.Tensor) -> tf.Tens
 
     def attention(layer: int, name: str, x: tf.Tensor) -> tf.Tensor:
         name = f"{name}/query_key_value"
-        query, key, value = projected(bart, name, x, batch, bart.config.num_heads)
+        query, key, value = project_heads(bart, name, x, batch, bart.config.num_heads)
         return merge_heads(attend(query, key, value, mask_bias) * keep_mask, hidden)
 
     x = embed_sequences(bart, "encoder", token_ids)
@@ -78,12 +78,12 @@ def decode(
 
     def self_attention(layer: int, name: str, x: tf.Tensor) -> tf.Tensor:
         name = f"{name}/query_key_value"
-        query, key, value = projected(bart, name, x, batch, heads)
+        query, key, value = project_heads(bart, name, x, batch, heads)
         return merge_heads(attend(query, key, value, mask_bias) * keep_mask, hidden)
 
     def cross_attention(layer: int, name: str, x: tf.Tensor) -> tf.Tensor:
-        (query,) = projected(bart, f"{name}/query", x, batch, heads)
-        key, value = projected(bart, f"{name}/key_value", encoded, batch, heads)
+        (query,) = project_heads(bart, f"{name}/query", x, batch, heads)
+        key, value = project_heads(bart, f"{name}/key_value", encoded, batch, heads)
         return merge_heads(attend(query, key, value, source_bias) * source_keep, hidden)
 
     x = embed_sequences(bart, "decoder", token_ids)
@@ -157,7 +157,7 @@ def project_source(bart: Bart, encoded: tf.Tensor, padding_mask: tf.Tensor) -> S
     config, batch = bart.config, tf.shape(encoded)[0]
     rows = tf.reshape(encoded, [-1, config.hidden_dim])
     pairs = [
-        projected(
+        project_heads(
             bart,
             f"transformer_decoder_layer_{layer}/cross_attention/key_value",
             rows,
@@ -184,7 +184,7 @@ def first_caches(config: BartConfig, batch: tf.Tensor, beams: int, capacity: tf.
     )
 
 
-def grown(caches: Caches, capacity: tf.Tensor, larger: tf.Tensor, width: int) -> Caches:
+def grow_caches(caches: Caches, capacity: tf.Tensor, larger: tf.Tensor, width: int) -> Caches:
     """Return caches, with rows of `width`, enlarged from `capacity` to `larger` positions."""
     added = [[0, 0], [0, larger - capacity], [0, 0]]
     return tuple(
@@ -226,7 +226,7 @@ def decode_step(
     write_position = tf.range(batch * heads) * capacity + position
     updated: list[tf.Tensor] = []
 
-    def written(cache: tf.Tensor, entries: tf.Tensor) -> tf.Tensor:
+    def write_entries(cache: tf.Tensor, entries: tf.Tensor) -> tf.Tensor:
         """Write (batch, heads, beams, head_size) at the position; return the whole cache by head.
 
         `tf.tensor_scatter_nd_update` would copy the cache on a CPU. The update in place is safe,
@@ -238,12 +238,15 @@ def decode_step(
 
     def self_attention(layer: int, name: str, x: tf.Tensor) -> tf.Tensor:
         name = f"{name}/query_key_value"
-        query, key, value = projected(bart, name, x, batch, heads)
-        key, value = written(caches[2 * layer], key), written(caches[2 * layer + 1], value)
+        query, key, value = project_heads(bart, name, x, batch, heads)
+        key, value = (
+            write_entries(caches[2 * layer], key),
+            write_entries(caches[2 * layer + 1], value),
+        )
         return merge_heads(attend(query, key, value, mask_bias), config.hidden_dim)
 
     def cross_attention(layer: int, name: str, x: tf.Tensor) -> tf.Tensor:
-        (query,) = projected(bart, f"{name}/query", x, batch, heads)
+        (query,) = project_heads(bart, f"{name}/query", x, batch, heads)
         scores = tf.matmul(query, source.keys[layer]) + source.mask_bias
         context = tf.matmul(tf.nn.softmax(scores), source.values[layer])
         return merge_heads(context, config.hidden_dim)
@@ -264,7 +267,7 @@ def embed_sequences(bart: Bart, side: str, token_ids: tf.Tensor) -> tf.Tensor:
     return tf.reshape(x, [-1, bart.config.hidden_dim])
 
 
-def projected(
+def project_heads(
     bart: Bart, name: str, x: tf.Tensor, batch: tf.Tensor, heads: int
 ) -> Sequence[tf.Tensor]:
     """Apply a concatenated projection to rows; return its parts by head.

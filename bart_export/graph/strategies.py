@@ -18,9 +18,9 @@ from bart_export.graph.loop import (
     forced_tokens,
     is_end,
     log_normalizers,
-    processed,
-    put,
+    process_logits,
     run,
+    set_token,
 )
 from bart_export.graph.sequences import Caches
 
@@ -66,7 +66,7 @@ def greedy_step(model: Model, state: Greedy, capacity: tf.Tensor) -> Greedy:
     )
     logits = sequences.logits(model.bart, hidden)
     normalizers = log_normalizers(logits)
-    allowed = processed(
+    allowed = process_logits(
         generation,
         rows.repetition_penalty,
         rows.min_length,
@@ -86,7 +86,7 @@ def greedy_step(model: Model, state: Greedy, capacity: tf.Tensor) -> Greedy:
     return Greedy(
         length=length + 1,
         running=chosen & ~ends,
-        tokens=put(state.tokens, length, tf.where(chosen, token, generation.pad_token_id)),
+        tokens=set_token(state.tokens, length, tf.where(chosen, token, generation.pad_token_id)),
         lengths=tf.where(state.running & (ends | ~possible), stopped_at, state.lengths),
         scores=state.scores + tf.where(chosen & free, gained, 0.0),
         caches=caches,
@@ -138,7 +138,7 @@ def beam_step(model: Model, state: Beams, capacity: tf.Tensor) -> Beams:
     possible = (sums > -INFINITY) & state.running[:, None]
     last = length + 1 == rows.max_length
     ends = possible & (last[:, None] | is_end(generation, tokens))
-    longer = put(tf.gather(state.tokens, origins, batch_dims=1), length, tokens)
+    longer = set_token(tf.gather(state.tokens, origins, batch_dims=1), length, tokens)
 
     finished, lengths, scores = best_finished(model, state, longer, ends, sums)
 
@@ -177,7 +177,7 @@ def beam_logits(
     """
     beams, rows, length = model.generation.num_beams, model.rows, state.length
     position = length - 1
-    ancestors = put(state.ancestors, position, tf.range(beams))
+    ancestors = set_token(state.ancestors, position, tf.range(beams))
     mask_bias = tf.one_hot(ancestors[:, :, :capacity], beams, on_value=0.0, off_value=MASK_BIAS)
     hidden, caches = sequences.decode_step(
         model.bart,
@@ -190,7 +190,7 @@ def beam_logits(
     )
     logits = sequences.logits(model.bart, hidden)
     normalizers = log_normalizers(logits)
-    logits = processed(
+    logits = process_logits(
         model.generation,
         tf.repeat(rows.repetition_penalty, beams),
         tf.repeat(rows.min_length, beams),

@@ -109,16 +109,16 @@ def decode_rows(
     write_position = tf.cast(tf.equal(tf.reshape(steps, [1, 1, -1, 1]), position), tf.float32)
     caches: Tensors = {}
 
-    def projected(name: str, x: tf.Tensor) -> tf.Tensor:
+    def project_heads(name: str, x: tf.Tensor) -> tf.Tensor:
         return tf.reshape(linear(parameters, name, x), [-1, heads, 1, size])
 
     def self_attention(layer: int, name: str, x: tf.Tensor) -> tf.Tensor:
         key, value = (
-            given[f"self_{part}_{layer}"] + write_position * projected(f"{name}/{part}", x)
+            given[f"self_{part}_{layer}"] + write_position * project_heads(f"{name}/{part}", x)
             for part in ("key", "value")
         )
         caches[f"self_key_{layer}"], caches[f"self_value_{layer}"] = key, value
-        context = attend_single(projected(f"{name}/query", x), key, value, future_bias)
+        context = attend_single(project_heads(f"{name}/query", x), key, value, future_bias)
         return tf.reshape(context, [-1, config.hidden_dim])
 
     def cross_attention(layer: int, name: str, x: tf.Tensor) -> tf.Tensor:

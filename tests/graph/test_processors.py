@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from bart_export.config import GenerationConfig
-from bart_export.graph.loop import RowSettings, forced_tokens, processed
+from bart_export.graph.loop import RowSettings, forced_tokens, process_logits
 from bart_export.graph.strategies import length_divisors, may_improve
 from bart_export.runtime import logits as host
 from bart_export.runtime import search
@@ -24,7 +24,7 @@ def test_every_row_is_processed_as_by_the_host(size, length):
     zeros = random.normal(size=ROWS).astype(np.float32)
     penalties = [1.0, 1.5, 0.5, 1.0, 3.0, 1.0]
     lengths = [0, 0, 3, 13, 2, 1]
-    received = processed(
+    received = process_logits(
         GenerationConfig(no_repeat_ngram_size=size),
         tf.constant(penalties),
         tf.constant(lengths),

@@ -146,7 +146,7 @@ def test_steps_give_what_the_whole_decoder_gives_while_caches_grow(golden, beams
         if position == capacity:
             capacity += 3
             width = beams * config.decoder_head_size
-            caches = sequences.grown(caches, position, capacity, width)
+            caches = sequences.grow_caches(caches, position, capacity, width)
         past = np.arange(capacity)[None, :, None] <= position
         mask_bias = np.where(past & np.eye(beams, dtype=bool)[:, None, :], 0, MASK_BIAS)
         hidden, caches = sequences.decode_step(
