@@ -1,4 +1,4 @@
-"""Checkpoints as nobody should have sent them: one line, at once, whatever a file holds or is."""
+"""Damaged and malicious checkpoints: each raises a one-line error, without hanging."""
 
 import json
 import os
@@ -70,7 +70,7 @@ def places(stored, keys=()):
 
 
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
-def test_no_value_of_a_hugging_face_directory_breaks_more_than_its_line(directory, name):
+def test_wrong_values_in_a_hugging_face_directory_raise_one_line_errors(directory, name):
     more = {"task_specific_params": {"qa": {"num_beams": 2}}, "prefix": " ", "max_new_tokens": 9,
             "tie_word_embeddings": True, "num_beams": 2, "early_stopping": True}  # fmt: skip
     edit_json(directory / name, **more)
@@ -86,7 +86,7 @@ def test_no_value_of_a_hugging_face_directory_breaks_more_than_its_line(director
 @pytest.mark.parametrize(
     "name", ["config.json", "preprocessor.json", "generation_config.json", "model.weights.json"]
 )
-def test_no_value_of_a_keras_preset_breaks_more_than_its_line(preset, name):
+def test_wrong_values_in_a_keras_preset_raise_one_line_errors(preset, name):
     stored = json.loads((preset / name).read_text(encoding="utf-8"))
     refused = 0
     index = name == "model.weights.json"
@@ -110,7 +110,7 @@ def test_no_value_of_a_keras_preset_breaks_more_than_its_line(preset, name):
             "bos_token": {"content": "<s>"}, "additional_special_tokens": ["<s>"]}),
     ],
 )  # fmt: skip
-def test_no_value_of_a_tokenizers_files_breaks_more_than_its_line(tmp_path, case, name, stored):
+def test_wrong_values_in_tokenizer_files_raise_one_line_errors(tmp_path, case, name, stored):
     place = tmp_path / "bart"
     shutil.copytree(CASES / case, place)
     stored = stored or json.loads((place / name).read_text(encoding="utf-8"))
@@ -129,7 +129,7 @@ FILES = ("config.json", "generation_config.json", "vocab.json", "merges.txt", "m
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_that_is_none_is_neither_waited_for_nor_read_without_end(directory, name):
+def test_pipes_and_devices_do_not_block_reading(directory, name):
     (directory / name).unlink()
     os.mkfifo(directory / name)
     assert name in refused(directory) or name == "model.safetensors"
@@ -139,7 +139,7 @@ def test_a_file_that_is_none_is_neither_waited_for_nor_read_without_end(director
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_too_large_to_be_what_its_name_says_is_not_read(directory, name):
+def test_oversized_files_are_rejected(directory, name):
     if name == "model.safetensors":
         header = struct.pack("<Q", 10**9) + b"{"
         (directory / name).write_bytes(header)
@@ -169,13 +169,13 @@ FRONT = "---\nlanguage: en\nlicense: {}\n---\n\n# A model\n"
         ({"README.md": FRONT.format("a\x1b[2J" + 999 * "b")}, r"a\u001b[2J" + 195 * "b"),
     ],
 )
-def test_a_licence_is_what_the_card_or_a_file_says(tmp_path, files, expected):
+def test_licence_comes_from_the_model_card_or_a_file(tmp_path, files, expected):
     for name, content in files.items():
         (tmp_path / name).write_bytes(content.encode(errors="surrogateescape"))
     assert licence(tmp_path) == expected
 
 
-def test_a_model_card_that_is_none_says_nothing(directory):
+def test_an_unreadable_model_card_is_ignored(directory):
     (directory / "README.md").symlink_to("/dev/zero")
     assert resolve.read(directory).config.num_layers == 2
     assert licence(directory) is None
@@ -183,7 +183,7 @@ def test_a_model_card_that_is_none_says_nothing(directory):
 
 
 @pytest.mark.parametrize("name", [*FILES, "model.weights.h5"])
-def test_the_pointer_that_git_lfs_leaves_is_named(directory, preset, name):
+def test_git_lfs_pointers_are_reported(directory, preset, name):
     place = preset if name.endswith(".h5") else directory
     (place / name).write_bytes(POINTER)
     line = refused(place)
@@ -191,7 +191,7 @@ def test_the_pointer_that_git_lfs_leaves_is_named(directory, preset, name):
     assert "git lfs pull" in line
 
 
-def test_a_byte_order_mark_is_passed_over(directory, preset):
+def test_byte_order_marks_are_ignored(directory, preset):
     """Windows' Notepad and PowerShell put one before what they save."""
     for place in (directory, preset):
         expected = resolve.read(place)
@@ -205,7 +205,7 @@ def test_a_byte_order_mark_is_passed_over(directory, preset):
 
 
 @pytest.mark.parametrize("damage", [b'{"a": "\xff"}', '{"a": "ü"}'.encode("utf-16"), DEEP.encode()])
-def test_json_that_cannot_be_read_is_named(directory, damage):
+def test_unreadable_json_is_reported_with_its_file(directory, damage):
     for name in ("config.json", "generation_config.json"):
         before = (directory / name).read_bytes()
         (directory / name).write_bytes(damage)
@@ -213,7 +213,7 @@ def test_json_that_cannot_be_read_is_named(directory, damage):
         (directory / name).write_bytes(before)
 
 
-def test_more_layers_than_a_file_holds_are_not_built(directory):
+def test_configurations_larger_than_the_weights_are_rejected(directory):
     for layers in (3, 999, 10**9, 10**18):
         edit_json(directory / "config.json", encoder_layers=layers)
         assert "missing encoder.layers.2" in (line := refused(directory)) or "at most 1000" in line
@@ -231,14 +231,14 @@ def test_more_layers_than_a_file_holds_are_not_built(directory):
         None,
     ],
 )
-def test_a_header_that_lies_is_not_believed(directory, described):
+def test_invalid_safetensors_headers_are_rejected(directory, described):
     header = json.dumps({"x" * 5000: described}).encode()
     content = struct.pack("<Q", len(header)) + header + bytes(4)
     (directory / "model.safetensors").write_bytes(content)
     assert "is not a complete safetensors file" in refused(directory)
 
 
-def test_a_header_larger_than_any_model_has_is_not_read(directory):
+def test_oversized_safetensors_headers_are_not_read(directory):
     header = b"{" + b" " * 16_000_000 + b"}"
     content = struct.pack("<Q", len(header)) + header
     (directory / "model.safetensors").write_bytes(content)
@@ -246,7 +246,7 @@ def test_a_header_larger_than_any_model_has_is_not_read(directory):
 
 
 @pytest.mark.parametrize("kept", [0, 8, 1000, 100_000, -1])
-def test_weights_cut_short_are_refused_before_and_after_they_are_announced(directory, kept):
+def test_truncated_weights_are_rejected_when_opened_and_when_read(directory, kept):
     path, weights = directory / "model.safetensors", resolve.read(directory).weights
     path.write_bytes(path.read_bytes()[:kept])
     assert "is not a complete safetensors file" in refused(directory)
@@ -254,7 +254,7 @@ def test_weights_cut_short_are_refused_before_and_after_they_are_announced(direc
         weights["token_embedding/embeddings"]
 
 
-def test_a_bias_of_a_dtype_that_numpy_lacks_is_refused(directory):
+def test_a_bias_with_a_dtype_unknown_to_numpy_is_rejected(directory):
     path = directory / "model.safetensors"
     content = path.read_bytes()
     (length,) = struct.unpack("<Q", content[:8])
@@ -266,7 +266,7 @@ def test_a_bias_of_a_dtype_that_numpy_lacks_is_refused(directory):
     assert "final_logits_bias of dtype F8_E4M3" in refused(directory)
 
 
-def test_an_adapter_is_told_how_to_become_a_model(directory):
+def test_lora_adapters_are_rejected_with_instructions(directory):
     adapter = {"peft_type": "LORA", "base_model_name_or_path": "facebook/bart-large"}
     (directory / "adapter_config.json").write_text(json.dumps(adapter))
     line = refused(directory)
@@ -279,7 +279,7 @@ def test_an_adapter_is_told_how_to_become_a_model(directory):
         assert "adapter for null" in refused(directory)
 
 
-def test_the_command_line_says_it_before_it_loads_tensorflow(directory):
+def test_the_command_line_reports_errors_before_it_loads_tensorflow(directory):
     """Native libraries log when they are loaded: of the line nothing must come before."""
     edit_json(directory / "config.json", encoder_layers=10**9)
     code = (

@@ -1,4 +1,4 @@
-"""Generation settings as checkpoints state them."""
+"""Generation settings of checkpoints."""
 
 import pytest
 from support.edited_checkpoints import DISTILLED, SYMMETRIC, edit_json
@@ -12,7 +12,7 @@ def settings(directory):
     return resolve.read(directory, weights=False).generation
 
 
-def test_generation_config_json_is_honoured():
+def test_settings_come_from_generation_config_json():
     assert settings(DISTILLED) == GenerationConfig(
         max_length=22,
         min_length=6,
@@ -26,7 +26,7 @@ def test_generation_config_json_is_honoured():
     assert settings(SYMMETRIC) == GenerationConfig()  # left out: transformers' defaults
 
 
-def test_older_checkpoints_state_them_in_config_json(directory):
+def test_settings_of_older_checkpoints_come_from_config_json(directory):
     (directory / "generation_config.json").unlink()
     stated = {"num_beams": 4, "max_length": 142, "min_length": 56, "length_penalty": 2.0}
     edit_json(
@@ -40,7 +40,7 @@ def test_older_checkpoints_state_them_in_config_json(directory):
     assert settings(directory) == GenerationConfig(**stated, **forced)
 
 
-def test_generation_config_json_goes_before_config_json_but_for_ids_it_does_not_state(directory):
+def test_config_json_supplies_only_missing_token_ids(directory):
     edit_json(directory / "config.json", num_beams=7, decoder_start_token_id=0)
     edit_json(directory / "generation_config.json", decoder_start_token_id=...)
     found = settings(directory)
@@ -62,7 +62,7 @@ def test_generation_config_json_goes_before_config_json_but_for_ids_it_does_not_
         ({"_from_model_config": True, "transformers_version": "4.0", "use_cache": True}, {}),
     ],
 )
-def test_what_is_stated_means(directory, stated, means):
+def test_stored_settings_are_converted(directory, stated, means):
     edit_json(directory / "generation_config.json", **stated)
     assert settings(directory) == GenerationConfig(**means)
 
@@ -87,7 +87,7 @@ def test_what_is_stated_means(directory, stated, means):
         ({"max_new_tokens": [3]}, "max_new_tokens"),
     ],
 )
-def test_what_cannot_be_followed_is_refused(directory, stated, said):
+def test_unusable_settings_are_rejected(directory, stated, said):
     edit_json(directory / "generation_config.json", **stated)
     with pytest.raises(CheckpointError) as refused:
         settings(directory)

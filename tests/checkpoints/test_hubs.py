@@ -1,4 +1,4 @@
-"""The hubs' real clients against a loopback server: whole downloads, or one line that helps."""
+"""The hubs' real clients against a loopback server: complete downloads or one-line errors."""
 
 import json
 import os
@@ -134,7 +134,7 @@ def hugging_face(keras_files, sharded_files, tmp_path_factory):
     return {"outcomes": found, "home": home, "printed": printed, "fetched": hub.fetched}
 
 
-def test_each_kind_of_repository_is_fetched_and_no_more_of_it_than_is_read(hugging_face):
+def test_only_the_needed_files_of_each_format_are_downloaded(hugging_face):
     fetched, read = {}, {}
     for name in ("plain", "keras", "shards", "pickle"):
         (outcome,) = hugging_face["outcomes"][f"hf://org/{name}"]
@@ -155,42 +155,19 @@ def test_each_kind_of_repository_is_fetched_and_no_more_of_it_than_is_read(huggi
 
 
 @pytest.mark.parametrize(
-    ("preset", "said"),
-    [
-        ("hf://org/nothing", "hf://org/nothing does not exist on Hugging Face, or is private"),
-        ("hf://org/private", "does not exist on Hugging Face, or is private"),
-        ("hf://org/gated", "Accept the model's terms on its page"),
-        ("hf://org/forbidden", "denies access to hf://org/forbidden"),
-        ("hf://org/plain@v9", "names an unknown revision"),
-        ("hf://org/weightless", "has no supported weights"),
-        ("hf://org/other", "has no readable config.json"),
-        ("hf://org/adapter", 'a LoRA adapter for "org/plain", not a full model'),
-        ("hf://org/down", "Cannot reach Hugging Face for hf://org/down"),
-        ("hf://org/strange", "Hugging Face sent an unexpected response for"),
-        ("hf://org/outside", "stored outside the cache, at "),
-    ],
-)
-def test_what_hugging_face_refuses_is_told_in_one_line(hugging_face, preset, said):
-    (outcome,) = hugging_face["outcomes"][preset]
-    assert outcome["error"] == "PresetError"
-    assert said in outcome["line"]
-    assert "\n" not in outcome["line"]
-
-
-@pytest.mark.parametrize(
     ("fault", "said"),
     [
         ("breaks", "The download of hf://org/breaks was interrupted"),
         ("damaged", "the hash of model.safetensors does not match"),
     ],
 )
-def test_a_download_that_is_not_whole_is_thrown_away(hugging_face, fault, said):
+def test_incomplete_downloads_are_discarded(hugging_face, fault, said):
     first, second = hugging_face["outcomes"][f"hf://org/{fault}"]
     assert said in first["line"]
     assert (Path(second["directory"]) / "model.safetensors").read_bytes() == WEIGHTS
 
 
-def test_a_fetched_repository_is_there_without_a_network(hugging_face, tmp_path):
+def test_downloaded_repositories_work_offline(hugging_face, tmp_path):
     home = tmp_path / "home"
     shutil.copytree(hugging_face["home"], home, symlinks=True)
     names = ["hf://org/plain", "hf://org/shards", "hf://org/unknown"]
@@ -200,7 +177,7 @@ def test_a_fetched_repository_is_there_without_a_network(hugging_face, tmp_path)
         assert "Cannot reach Hugging Face for hf://org/unknown" in unknown["line"]
 
 
-def test_a_repository_fetched_in_part_is_not_taken_for_a_whole_one(hugging_face, tmp_path):
+def test_partial_downloads_are_not_used_offline(hugging_face, tmp_path):
     home = tmp_path / "home"
     shutil.copytree(hugging_face["home"], home, symlinks=True)
     snapshot = home / "hf/hub/models--org--shards/snapshots" / COMMIT
@@ -218,13 +195,13 @@ def test_a_repository_fetched_in_part_is_not_taken_for_a_whole_one(hugging_face,
         ("safetensors", str(GOLDEN)),
     ],
 )
-def test_a_missing_package_is_told(package, preset, monkeypatch):
+def test_missing_packages_are_reported(package, preset, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingExtra, match=rf"{package}.*pip install .*\[export\]"):
         resolve.ResolvedPreset(preset)
 
 
-def test_no_more_of_what_was_fetched_is_read_than_such_a_file_can_have(tmp_path):
+def test_oversized_downloaded_json_is_rejected(tmp_path):
     for name, read in (
         ("config.json", hubs.weight_files),
         ("adapter_config.json", hubs.refuse_adapter),
@@ -273,7 +250,7 @@ def assert_whole(outcome, files):
         assert (Path(outcome["directory"]) / name).read_bytes() == data
 
 
-def test_a_version_is_fetched_from_kaggle(kaggle, keras_files):
+def test_versions_are_downloaded_from_kaggle(kaggle, keras_files):
     (outcome,) = kaggle["outcomes"]["plain/1"]
     assert (outcome["handle"], outcome["revision"]) == (f"kaggle://{KAGGLE}/plain", "1")
     assert_whole(outcome, keras_files)
@@ -282,7 +259,7 @@ def test_a_version_is_fetched_from_kaggle(kaggle, keras_files):
     assert newest["revision"] == "2"
 
 
-def test_a_known_preset_comes_from_kaggle_with_the_settings_known_for_it(kaggle):
+def test_named_presets_come_from_kaggle_with_registry_settings(kaggle):
     (named,) = kaggle["outcomes"]["bart_large_en_cnn"]
     (spelled,) = kaggle["outcomes"]["kaggle://keras/bart/keras/bart_large_en_cnn/2"]
     assert (named["revision"], spelled["revision"]) == ("3", "2")
@@ -294,17 +271,28 @@ def test_a_known_preset_comes_from_kaggle_with_the_settings_known_for_it(kaggle)
 
 
 @pytest.mark.parametrize(
-    ("variant", "said"),
+    ("hub", "preset", "said"),
     [
-        ("nothing/1", f"kaggle://{KAGGLE}/nothing/1 does not exist on Kaggle"),
-        ("plain/7", f"kaggle://{KAGGLE}/plain/7 does not exist on Kaggle"),
-        ("forbidden/1", "Kaggle denies access"),
-        ("down/1", "Kaggle could not deliver"),
-        ("strange", "Kaggle sent an unexpected response for"),
+        ("hugging_face", "hf://org/nothing", "org/nothing does not exist on Hugging Face, or is"),
+        ("hugging_face", "hf://org/private", "does not exist on Hugging Face, or is private"),
+        ("hugging_face", "hf://org/gated", "Accept the model's terms on its page"),
+        ("hugging_face", "hf://org/forbidden", "denies access to hf://org/forbidden"),
+        ("hugging_face", "hf://org/plain@v9", "names an unknown revision"),
+        ("hugging_face", "hf://org/weightless", "has no supported weights"),
+        ("hugging_face", "hf://org/other", "has no readable config.json"),
+        ("hugging_face", "hf://org/adapter", 'a LoRA adapter for "org/plain", not a full model'),
+        ("hugging_face", "hf://org/down", "Cannot reach Hugging Face for hf://org/down"),
+        ("hugging_face", "hf://org/strange", "Hugging Face sent an unexpected response for"),
+        ("hugging_face", "hf://org/outside", "stored outside the cache, at "),
+        ("kaggle", "nothing/1", f"kaggle://{KAGGLE}/nothing/1 does not exist on Kaggle"),
+        ("kaggle", "plain/7", f"kaggle://{KAGGLE}/plain/7 does not exist on Kaggle"),
+        ("kaggle", "forbidden/1", "Kaggle denies access"),
+        ("kaggle", "down/1", "Kaggle could not deliver"),
+        ("kaggle", "strange", "Kaggle sent an unexpected response for"),
     ],
 )
-def test_what_kaggle_refuses_is_told_in_one_line(kaggle, variant, said):
-    (outcome,) = kaggle["outcomes"][variant]
+def test_a_failed_download_is_explained_in_one_line(request, hub, preset, said):
+    (outcome,) = request.getfixturevalue(hub)["outcomes"][preset]
     assert outcome["error"] == "PresetError"
     assert said in outcome["line"]
     assert "\n" not in outcome["line"]
@@ -313,14 +301,14 @@ def test_what_kaggle_refuses_is_told_in_one_line(kaggle, variant, said):
 @pytest.mark.parametrize(
     ("variant", "said"), [("breaks/1", "was interrupted"), ("damaged/1", "its hash does not match")]
 )
-def test_a_download_from_kaggle_that_is_not_whole_is_repeated(kaggle, keras_files, variant, said):
+def test_incomplete_kaggle_downloads_are_repeated(kaggle, keras_files, variant, said):
     first, second = kaggle["outcomes"][variant]
     assert said in first["line"]
     assert_whole(second, keras_files)
     assert kaggle["printed"] == ""
 
 
-def test_a_fetched_version_is_there_without_a_network(kaggle, keras_files):
+def test_downloaded_kaggle_versions_work_offline(kaggle, keras_files):
     names = [f"kaggle://{KAGGLE}/plain/1", f"kaggle://{KAGGLE}/plain"]
     (version, newest), _ = outcomes_of(
         names, kaggle["home"], **kaggle_through("http://127.0.0.1:9")

@@ -1,4 +1,4 @@
-"""Hugging Face directories: read as they are, or refused with what is wrong."""
+"""Reading Hugging Face checkpoints."""
 
 import hashlib
 import json
@@ -29,7 +29,7 @@ DECODER_TABLE, ENCODER_TABLE = (
 )
 
 
-def test_the_architecture_is_that_of_config_json():
+def test_the_architecture_comes_from_config_json():
     config = resolve.read(DISTILLED).config
     assert (config.num_layers, config.decoder_layers) == (3, 1)
     assert (config.intermediate_dim, config.decoder_feedforward) == (96, 128)
@@ -44,7 +44,7 @@ def test_every_weight_has_its_canonical_name_and_shape(directory):
     assert shapes == {row.name: row.shape for row in weight_names.weights(checkpoint.config)}
 
 
-def test_every_matrix_has_the_name_that_people_write():
+def test_every_matrix_has_a_layer_name():
     named, config = (
         weight_names.layer_names(resolve.read(DISTILLED).config),
         resolve.read(DISTILLED).config,
@@ -63,7 +63,7 @@ def test_every_matrix_has_the_name_that_people_write():
     assert set(named.values()) == {name for name in matrices if not name.endswith("/bias")}
 
 
-def test_projections_are_turned_and_positions_lose_their_two_unused_rows():
+def test_projections_are_transposed_and_unused_position_rows_dropped():
     stored, weights = load_file(SYMMETRIC / "model.safetensors"), resolve.read(SYMMETRIC).weights
     x = np.random.default_rng(0).normal(size=64).astype("float32")
 
@@ -85,7 +85,7 @@ def test_projections_are_turned_and_positions_lose_their_two_unused_rows():
     np.testing.assert_array_equal(weights["decoder_position_embedding/embeddings"], positions[2:])
 
 
-def test_shards_are_read_like_one_file_and_lie_beside_their_index(directory):
+def test_shards_next_to_their_index_are_read_like_one_file(directory):
     path, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
     tensors = load_file(path)
     path.rename(directory.parent / "model.safetensors")
@@ -126,20 +126,20 @@ ALIASES = {TABLE: DECODER_TABLE, ENCODER_TABLE: DECODER_TABLE, "format": "pt"}
     ],
     ids=["plain", "module", "compiled", "encoder", "decoder", "tied", "head", "bias", "version"],
 )
-def test_tensors_are_found_under_any_of_their_names(directory, change, metadata):
+def test_tensors_are_found_under_all_their_names(directory, change, metadata):
     edit_tensors(directory, change, metadata)
     checkpoint = resolve.read(directory)
     assert not checkpoint.config.final_logits_bias  # the stored one is all zeros
     assert_same_weights(checkpoint.weights, dict(resolve.read(SYMMETRIC).weights))
 
 
-def test_the_case_of_names_that_begin_with_module():
+def test_the_dataparallel_case_is_read():
     stored = load_file(CASES / "module-prefix/model.safetensors")
     table = resolve.read(CASES / "module-prefix").weights["token_embedding/embeddings"]
     np.testing.assert_array_equal(table, stored[f"module.{TABLE}"])
 
 
-def test_several_tables_are_one_or_are_refused_or_are_told(directory):
+def test_different_embedding_tables_are_rejected_or_reported(directory):
     expected = dict(resolve.read(SYMMETRIC).weights)
     edit_tensors(directory, lambda tensors: tensors | {"lm_head.weight": tensors[TABLE].copy()})
     edit_json(directory / "config.json", tie_word_embeddings=False)
@@ -154,7 +154,7 @@ def test_several_tables_are_one_or_are_refused_or_are_told(directory):
         assert note.startswith("lm_head.weight differs from shared.weight and was not used")
 
 
-def test_the_bias_is_kept_as_stored():
+def test_the_logits_bias_is_kept():
     stored = load_file(DISTILLED / "model.safetensors")["final_logits_bias"]
     assert stored.shape == (1, 1024)
     bias = resolve.read(DISTILLED).weights["final_logits_bias"]
@@ -170,7 +170,7 @@ def test_the_stored_dtype_is_kept(directory, dtype):
     assert_same_weights(weights, expected)
 
 
-def test_all_that_is_wrong_with_the_weights_is_in_one_line(directory):
+def test_all_wrong_weights_are_listed_in_one_line(directory):
     def change(tensors):
         del tensors["model.encoder.layers.0.fc1.bias"]
         tensors["model.encoder.layers.0.fc2.bias"] = np.zeros(63, "float32")
@@ -188,7 +188,7 @@ def test_all_that_is_wrong_with_the_weights_is_in_one_line(directory):
     assert "classification_head is a classifier's head" in line
 
 
-def test_undefined_numbers_are_refused_when_they_are_read(directory):
+def test_nans_are_rejected_when_they_are_read(directory):
     def change(tensors):
         tensors["model.decoder.layers.1.fc2.weight"][3, 5] = np.nan
         return tensors
@@ -222,7 +222,7 @@ def test_undefined_numbers_are_refused_when_they_are_read(directory):
         ({"quantization_config": {}}, "quantized checkpoints are not supported", CheckpointError),
     ],
 )
-def test_configurations_that_are_no_bart_are_refused(directory, changes, said, error):
+def test_configurations_of_other_models_are_rejected(directory, changes, said, error):
     edit_json(directory / "config.json", **changes)
     assert said in refusal(directory, error)
 
@@ -232,7 +232,7 @@ def test_swish_is_silu(directory):
     assert resolve.read(directory).config.activation_function == "silu"
 
 
-def test_what_is_not_there_is_told(tmp_path, directory):
+def test_missing_files_are_reported(tmp_path, directory):
     assert "has no config.json" in refusal(tmp_path, PresetError)
     assert "which is not a directory" in refusal(tmp_path / "nowhere", PresetError)
     (directory / "model.safetensors").unlink()
@@ -240,7 +240,7 @@ def test_what_is_not_there_is_told(tmp_path, directory):
     assert resolve.read(directory, weights=False).config.num_layers == 2
 
 
-def test_pickles_are_left_alone_without_pytorch_or_beside_safetensors(directory):
+def test_pickles_are_not_loaded_next_to_safetensors_or_without_pytorch(directory):
     """A pickle that would leave a trace, were it loaded."""
     trace = directory / "trace"
     (directory / "pytorch_model.bin").write_bytes(f"cpathlib\nPath\n(V{trace}\ntR.".encode())
@@ -251,7 +251,7 @@ def test_pickles_are_left_alone_without_pytorch_or_beside_safetensors(directory)
     assert not trace.exists()
 
 
-def test_the_digest_is_that_of_the_files(directory):
+def test_the_digest_covers_the_weight_files(directory):
     checkpoint = resolve.read(directory)
     expected = hashlib.sha256((directory / "model.safetensors").read_bytes()).hexdigest()
     assert weights_digest(checkpoint) == expected
@@ -261,7 +261,7 @@ def test_the_digest_is_that_of_the_files(directory):
         weights_digest(resolve.read(directory, weights=False))
 
 
-def test_a_mask_token_past_the_table_is_accepted(directory):
+def test_a_mask_token_beyond_the_embedding_is_accepted(directory):
     """As in bart_large_en_cnn: 50,264 rows, 50,265 tokens, the last one <mask>."""
     vocabulary = json.loads((directory / "vocab.json").read_text(encoding="utf-8"))
 
@@ -278,7 +278,7 @@ def test_a_mask_token_past_the_table_is_accepted(directory):
     assert "received 1023" in refusal(directory, TokenizerError)
 
 
-def test_rows_that_no_token_has_are_left_out_where_there_is_a_tokenizer(directory):
+def test_rows_without_a_token_are_dropped_if_there_is_a_tokenizer(directory):
     padded, table = CASES / "padded-rows-generated", "token_embedding/embeddings"
     whole, trimmed = resolve.read(padded, tokenizer=False), resolve.read(padded)
     assert (whole.config.vocabulary_size, whole.rows_without_token) == (288, 0)
@@ -300,7 +300,7 @@ def test_rows_that_no_token_has_are_left_out_where_there_is_a_tokenizer(director
     assert resolve.read(directory).weights["final_logits_bias"].shape == (tokens,)
 
 
-def test_a_special_token_among_rows_that_no_token_has_is_refused(tmp_path):
+def test_a_special_token_in_a_row_without_a_token_is_rejected(tmp_path):
     padded = copy(tmp_path / "padded", CASES / "padded-rows-generated")
     edit_json(padded / "generation_config.json", decoder_start_token_id=280)
     assert "decoder_start_token_id must be a token id from 0 to 266" in refusal(padded)

@@ -1,4 +1,4 @@
-"""Keras presets: KerasHub's are read as they are, and KerasHub loads what is written here."""
+"""Reading KerasHub's presets, and writing presets that KerasHub loads."""
 
 import json
 import re
@@ -88,7 +88,7 @@ def edit_config(preset, **changes):
     edit_json(preset / "config.json", config=stored["config"] | changes)
 
 
-def test_kerashubs_presets_are_read_whole(whole_preset, backbone):
+def test_kerashub_presets_are_read(whole_preset, backbone):
     checkpoint = resolve.read(whole_preset)
     assert (checkpoint.format, checkpoint.config, checkpoint.dtype) == ("keras", CONFIG, "float32")
     assert (checkpoint.generation, checkpoint.encoder_sequence_length) == (None, 32)
@@ -96,7 +96,7 @@ def test_kerashubs_presets_are_read_whole(whole_preset, backbone):
     assert_same_weights(checkpoint.weights, weights_of(backbone))
 
 
-def test_kerashubs_shards_are_read_like_one_file(backbone, tmp_path):
+def test_kerashub_shards_are_read_like_one_file(backbone, tmp_path):
     backbone.save_to_preset(str(tmp_path), max_shard_size=1.001 * TABLE_GIGABYTES)
     checkpoint = resolve.read(tmp_path, tokenizer=False)
     assert len(checkpoint.weight_files) == 2
@@ -118,7 +118,7 @@ def test_bfloat16_is_kept(tmp_path):
         np.testing.assert_array_equal(read, stored)
 
 
-def test_the_names_of_earlier_versions_are_read(preset, backbone):
+def test_group_names_of_earlier_versions_are_read(preset, backbone):
     def earlier(name):
         name = re.sub(r"/(query|key|value|output)_dense/", r"/_\1_dense/", name)
         return name.replace("layers/", "_layer_checkpoint_dependencies/", 1)
@@ -132,7 +132,7 @@ def test_the_names_of_earlier_versions_are_read(preset, backbone):
 
 
 @pytest.mark.parametrize("dtype", [">f2", ">f4", ">f8"])
-def test_numbers_of_the_other_byte_order_are_read(preset, dtype):
+def test_big_endian_weights_are_read(preset, dtype):
     path, expected = preset / "model.weights.h5", dict(resolve.read(preset).weights)
     with h5py.File(path) as file:
         values = file[NORM][()]
@@ -147,7 +147,7 @@ def test_numbers_of_the_other_byte_order_are_read(preset, dtype):
     ("dtype", "max_shard_size"),
     [(None, 10), (None, 1.001 * TABLE_GIGABYTES), ("bfloat16", 10)],
 )
-def test_kerashub_loads_what_is_written(whole_preset, backbone, tmp_path, dtype, max_shard_size):
+def test_kerashub_loads_written_presets(whole_preset, backbone, tmp_path, dtype, max_shard_size):
     read, place = resolve.read(whole_preset), tmp_path / "deep/er/preset"
     keras_preset.write(
         place,
@@ -174,7 +174,7 @@ def test_kerashub_loads_what_is_written(whole_preset, backbone, tmp_path, dtype,
     assert_same_weights(weights_of(task.backbone), as_float32)
 
 
-def test_a_backbone_alone_can_be_written_and_read_with_its_settings(backbone, tmp_path):
+def test_a_backbone_without_tokenizer_keeps_its_settings(backbone, tmp_path):
     place = tmp_path / "preset"
     generation = GenerationConfig(num_beams=3, max_length=30, forced_bos_token_id=0)
     keras_preset.write(place, CONFIG, weights_of(backbone), generation=generation)
@@ -186,7 +186,7 @@ def test_a_backbone_alone_can_be_written_and_read_with_its_settings(backbone, tm
     assert_same_weights(weights_of(theirs), weights_of(backbone))
 
 
-def test_an_interrupted_write_leaves_what_was_there(backbone, tmp_path):
+def test_an_interrupted_write_keeps_the_earlier_preset(backbone, tmp_path):
     """The weights end with an error halfway, as a full disk or a lost mount would have it."""
 
     class Interrupted(dict):
@@ -206,7 +206,7 @@ def test_an_interrupted_write_leaves_what_was_there(backbone, tmp_path):
     assert_same_weights(resolve.read(place, tokenizer=False).weights, weights_of(backbone))
 
 
-def test_a_preset_is_replaced_and_anything_else_is_left_alone(backbone, tmp_path):
+def test_presets_are_replaced_and_other_directories_are_not(backbone, tmp_path):
     place, link, weights = tmp_path / "preset", tmp_path / "link", weights_of(backbone)
     place.mkdir()
     keras_preset.write(place, CONFIG, weights)
@@ -227,7 +227,7 @@ def test_a_preset_is_replaced_and_anything_else_is_left_alone(backbone, tmp_path
             (tmp_path / "thesis" / name).unlink()
 
 
-def test_only_the_right_weights_are_written(backbone, tmp_path):
+def test_wrong_weights_are_not_written(backbone, tmp_path):
     weights = weights_of(backbone)
     wrong = {name: values for name, values in weights.items() if name != TABLE}
     with pytest.raises(CheckpointError, match=f"missing {TABLE}; surplus extra"):
@@ -237,7 +237,7 @@ def test_only_the_right_weights_are_written(backbone, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_quantized_presets_are_refused(tmp_path):
+def test_quantized_presets_are_rejected(tmp_path):
     quantized = keras_hub.models.BartBackbone(**SIZES)
     quantized.quantize("int8", filters=lambda layer: layer.name == "token_embedding")
     quantized.save_to_preset(str(tmp_path))
@@ -260,17 +260,17 @@ def test_quantized_presets_are_refused(tmp_path):
         ({"dtype": {"class_name": 3}}, "quantized"),
     ],
 )
-def test_configurations_that_are_no_bart_are_refused(preset, changes, said):
+def test_configurations_of_other_models_are_rejected(preset, changes, said):
     edit_config(preset, **changes)
     assert said in refusal(preset)
 
 
-def test_other_models_are_refused_by_name(preset):
+def test_other_models_are_rejected_by_name(preset):
     edit_json(preset / "config.json", registered_name="keras_hub>GPT2Backbone")
     assert "received keras_hub>GPT2Backbone" in refusal(preset, PresetError)
 
 
-def test_all_that_is_wrong_with_the_weights_is_in_one_line(preset):
+def test_all_wrong_weights_are_listed_in_one_line(preset):
     gone = "layers/transformer_encoder_1/_feedforward_output_dense/vars/1"
     surplus = "layers/transformer_encoder_2/_feedforward_output_dense/vars/1"
     wrong = {NORM: np.zeros(15, "float32"), surplus: np.zeros(16, "float32")}
@@ -283,7 +283,7 @@ def test_all_that_is_wrong_with_the_weights_is_in_one_line(preset):
     assert f"and {count - 12} more" in refusal(preset)
 
 
-def test_the_encoder_never_takes_more_than_it_has_positions_for(preset):
+def test_the_encoder_length_is_limited_to_the_positions(preset):
     path = preset / "preprocessor.json"
     for stated, length in ((20, 20), (1024, 32), (None, 32)):
         edit_json(path, config={"encoder_sequence_length": stated})
@@ -293,14 +293,14 @@ def test_the_encoder_never_takes_more_than_it_has_positions_for(preset):
 
 
 @pytest.mark.parametrize("kept", [0, 100, 2000, 20_000, -1])
-def test_a_weight_file_cut_short_is_refused(preset, kept):
+def test_truncated_weight_files_are_rejected(preset, kept):
     path = preset / "model.weights.h5"
     path.write_bytes(path.read_bytes()[:kept])
     line = refusal(preset)
     assert str(path) in line and "Download it again" in line
 
 
-def test_every_flipped_bit_of_the_structure_is_refused_or_harmless(preset):
+def test_flipped_bits_are_rejected_or_harmless(preset):
     """HDF5 has no checksums here: a flip may pass, but never as another error or another shape."""
     path, refused = preset / "model.weights.h5", 0
     whole, rows = path.read_bytes(), {row.name: row.shape for row in weight_names.weights(CONFIG)}
@@ -319,7 +319,7 @@ def test_every_flipped_bit_of_the_structure_is_refused_or_harmless(preset):
     assert refused > 25
 
 
-def test_datasets_that_are_elsewhere_or_were_never_written_are_refused(preset):
+def test_external_and_empty_datasets_are_rejected(preset):
     path, secret = preset / "model.weights.h5", preset.parent / "secret"
     secret.write_bytes(np.ones(16, "float32").tobytes())
     link = h5py.ExternalLink(str(preset.parent / "other.h5"), "/x")
@@ -338,14 +338,14 @@ def test_datasets_that_are_elsewhere_or_were_never_written_are_refused(preset):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e300, -1e39])
-def test_numbers_that_float32_cannot_hold_are_refused_with_the_tensor(preset, value):
+def test_values_beyond_float32_are_rejected_with_the_tensor(preset, value):
     rewrite(preset / "model.weights.h5", add={NORM: np.full(16, value, "float64")})
     weights = resolve.read(preset, tokenizer=False).weights
     with pytest.raises(CheckpointError, match="values beyond float32 in the tensor"):
         dict(weights)
 
 
-def test_groups_are_followed_no_deeper_and_no_further_than_a_preset_has_them(preset, monkeypatch):
+def test_nesting_and_number_of_groups_are_bounded(preset, monkeypatch):
     path, whole = preset / "model.weights.h5", (preset / "model.weights.h5").read_bytes()
     with h5py.File(path, "a") as file:
         group = file["layers"]

@@ -1,4 +1,4 @@
-"""What may be named as a preset, and what an artifact of it generates with."""
+"""Resolving preset names, and the default settings of artifacts."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ def defaults(directory, task=None):
     return found
 
 
-def test_a_length_beyond_the_positions_is_brought_within_them():
+def test_max_length_is_limited_to_the_positions():
     found = defaults(CASES / "max-length-beyond-positions")
     assert found.generation.max_length == 32
     assert found.notes[0].startswith("Settings: max_length=41 from generation_config.json; ")
@@ -33,7 +33,7 @@ def test_a_length_beyond_the_positions_is_brought_within_them():
     ("stated", "lengths"),
     [({"max_length": 142, "min_length": 100}, (64, 64)), ({"min_length": 56}, (20, 20))],
 )
-def test_a_shortest_length_beyond_the_longest_is_brought_within_it(directory, stated, lengths):
+def test_min_length_is_limited_to_max_length(directory, stated, lengths):
     edit_json(directory / "generation_config.json", **stated)
     found = defaults(directory)
     assert (found.generation.min_length, found.generation.max_length) == lengths
@@ -41,14 +41,14 @@ def test_a_shortest_length_beyond_the_longest_is_brought_within_it(directory, st
     assert any(lowered) == (stated == {"min_length": 56})
 
 
-def test_settings_of_a_task_are_left_alone_with_a_line_unless_asked_for():
+def test_task_settings_are_only_reported_by_default():
     found = defaults(TASKS)
     assert found.generation == GenerationConfig(forced_eos_token_id=2)
     assert "max_length=20, min_length=0, num_beams=1" in found.notes[0]
     assert any("Use --task summarization" in note for note in found.notes)
 
 
-def test_settings_of_a_task_are_those_of_config_json():
+def test_task_settings_come_from_config_json():
     found = defaults(TASKS, "summarization")
     assert found.generation == GenerationConfig(
         num_beams=4,
@@ -65,7 +65,7 @@ def test_settings_of_a_task_are_those_of_config_json():
     assert not any("--task" in note for note in found.notes)
 
 
-def test_a_task_goes_before_generation_config_json(directory):
+def test_task_settings_override_generation_config_json(directory):
     edit_json(directory / "generation_config.json", num_beams=3, no_repeat_ngram_size=2)
     edit_json(directory / "config.json", task_specific_params={"qa": {"num_beams": 5}})
     generation = defaults(directory, "qa").generation
@@ -88,7 +88,7 @@ def test_a_task_goes_before_generation_config_json(directory):
         ({"qa": {"bad_words_ids": [[5]]}}, "bad_words_ids=[[5]]", CheckpointError),
     ],
 )
-def test_a_task_that_cannot_be_followed_is_refused(directory, tasks, said, error):
+def test_unusable_tasks_are_rejected(directory, tasks, said, error):
     edit_json(directory / "config.json", task_specific_params=tasks)
     with pytest.raises(error) as refused:
         defaults(directory, "qa")
@@ -106,7 +106,7 @@ def test_a_prefix_that_is_ignored_is_reported(directory):
     assert note.endswith('begin each text with "summarize: ".')
 
 
-def test_what_the_checkpoint_states_goes_before_what_is_known(tmp_path):
+def test_checkpoint_settings_take_precedence_over_the_registry(tmp_path):
     known = presets.PRESETS["bart_large_en_cnn"].generation
     source = resolve.Source("kaggle://keras/bart/keras/bart_large_en_cnn", "3", tmp_path, known)
     stating = resolve.read(copy(tmp_path / "stating"))
@@ -124,7 +124,7 @@ def test_what_the_checkpoint_states_goes_before_what_is_known(tmp_path):
     assert found.notes[0].startswith("Settings: max_length=20, min_length=0")
 
 
-def test_the_embedded_preset_needs_no_network_and_states_its_settings():
+def test_the_embedded_preset_needs_no_network_and_has_settings():
     source = resolve.find("bart_mini_en")
     checkpoint = resolve.read(source.directory)
     count = sum(values.size for values in checkpoint.weights.values())
@@ -142,13 +142,13 @@ def test_the_embedded_preset_needs_no_network_and_states_its_settings():
         ("bart_large_en_cnn", (50264, 12, 16, 1024, 4096)),
     ],
 )
-def test_the_stated_parameters_are_those_of_the_architecture(name, sizes):
+def test_registered_parameter_counts_match_the_architectures(name, sizes):
     words = ("vocabulary_size", "num_layers", "num_heads", "hidden_dim", "intermediate_dim")
     config = BartConfig(**dict(zip(words, sizes, strict=True)))
     assert presets.PRESETS[name].parameters == weight_names.parameter_count(config)
 
 
-def test_a_preset_goes_before_a_directory_of_its_name(tmp_path, monkeypatch):
+def test_presets_take_precedence_over_directories(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bart_mini_en").mkdir()
     (tmp_path / "mine").mkdir()
@@ -183,7 +183,7 @@ def test_a_preset_goes_before_a_directory_of_its_name(tmp_path, monkeypatch):
         "\ud800",
     ],
 )
-def test_what_is_no_preset_is_told_what_one_is(preset):
+def test_unknown_presets_are_rejected_with_the_accepted_forms(preset):
     with pytest.raises(PresetError, match="Unknown preset") as refused:
         resolve.find(preset)
     line = str(refused.value)
@@ -201,12 +201,12 @@ def test_what_is_no_preset_is_told_what_one_is(preset):
         ("facebook/bart-large-cnn", "hf://facebook/bart-large-cnn"),
     ],
 )
-def test_a_near_miss_is_told_what_was_meant(typed, meant):
+def test_similar_presets_are_suggested(typed, meant):
     with pytest.raises(PresetError, match=rf"Did you mean {meant}\?"):
         resolve.find(typed)
 
 
-def test_importing_presets_loads_no_client_and_no_tensor_library():
+def test_importing_presets_loads_no_heavy_packages():
     heavy = "{'kagglehub', 'huggingface_hub', 'numpy', 'h5py', 'keras', 'tensorflow'}"
     program = f"import sys, bart_export.presets; print(*sorted({heavy} & set(sys.modules)))"
     process = python(program)

@@ -1,4 +1,4 @@
-"""Vocabulary and merges, from each of the files they are kept in."""
+"""Vocabulary, merges and added tokens from all tokenizer files."""
 
 import json
 import re
@@ -44,7 +44,7 @@ def edit(directory, part, **changes):
     path.write_text(json.dumps(stored), encoding="utf-8")
 
 
-def test_tokenizer_json_says_the_same_as_the_two_files(directory):
+def test_tokenizer_json_equals_vocab_json_and_merges_txt(directory):
     expected, whole = read(SYMMETRIC), read(directory)
     assert len(expected.merges) == 763
     assert (whole.vocabulary, whole.merges) == (expected.vocabulary, expected.merges)
@@ -84,7 +84,7 @@ def test_tokenizer_json_says_the_same_as_the_two_files(directory):
         (None, {"model": 3}, "must have a model"),
     ],
 )
-def test_a_tokenizer_that_does_more_is_refused(directory, part, changes, said):
+def test_tokenizers_with_other_features_are_rejected(directory, part, changes, said):
     edit(directory, part, **changes)
     assert said in refusal(directory, TokenizerError, weights=False)
 
@@ -109,14 +109,14 @@ def test_a_tokenizer_that_does_more_is_refused(directory, part, changes, said):
         ),
     ],
 )
-def test_a_setting_that_would_change_ids_is_refused_by_name(tmp_path, changes, said):
+def test_settings_that_would_change_ids_are_rejected(tmp_path, changes, said):
     directory = copy(tmp_path / "bart")
     (directory / "tokenizer_config.json").write_text(json.dumps(changes))
     line = refusal(directory, TokenizerError, weights=False)
     assert said in line and str(directory) in line
 
 
-def test_a_merge_of_no_tokens_is_refused_where_it_stands(tmp_path):
+def test_merges_of_unknown_tokens_are_rejected(tmp_path):
     directory = copy(tmp_path / "bart")
     (directory / "merges.txt").write_text("t h\nq \x9b2J\n", encoding="utf-8")
     line = refusal(directory, TokenizerError)
@@ -178,7 +178,7 @@ def by_name(number):
     ],
     ids=["added", "special and added", "map", "config"],
 )
-def test_added_tokens_are_found_where_transformers_keeps_them(tmp_path, files, expected):
+def test_added_tokens_are_found_in_all_files_of_transformers(tmp_path, files, expected):
     directory = copy(tmp_path / "bart")
     number = replaced(directory, **files)
     found = read(directory)
@@ -188,7 +188,7 @@ def test_added_tokens_are_found_where_transformers_keeps_them(tmp_path, files, e
     tokenization.check_tokenizer(found, found.tokenizer(), TEXTS)
 
 
-def test_tokenizer_json_counts_where_older_files_say_otherwise(directory):
+def test_tokenizer_json_overrides_older_files(directory):
     expected = read(directory)
     shutil.copyfile(SYMMETRIC / "vocab.json", directory / "vocab.json")
     (directory / "merges.txt").write_text("#version: 0.2\n")
@@ -200,7 +200,7 @@ def test_tokenizer_json_counts_where_older_files_say_otherwise(directory):
 
 @pytest.mark.parametrize("whole", [None, False, True])
 @pytest.mark.parametrize("stated", [None, False, True])
-def test_the_space_before_a_text_is_that_of_the_configuration_first(directory, whole, stated):
+def test_add_prefix_space_of_the_configuration_takes_precedence(directory, whole, stated):
     edit(directory, "pre_tokenizer", add_prefix_space=bool(whole))
     if stated is not None:
         (directory / "tokenizer_config.json").write_text(json.dumps({"add_prefix_space": stated}))
@@ -210,7 +210,7 @@ def test_the_space_before_a_text_is_that_of_the_configuration_first(directory, w
 
 
 @pytest.mark.parametrize("name", ["added-token-in-vocabulary", "added-tokens-json"])
-def test_an_added_token_of_a_checkpoint_is_one_id(name):
+def test_an_added_token_has_one_id(name):
     tokenizer = resolve.read(CASES / name).tokenizer()
     a, blank, b = (tokenizer.token_to_id(token) for token in "aĠb")
     assert tokenizer.tokenize("a <hl> b") == [a, blank, 267, blank, b]
@@ -245,7 +245,7 @@ def keras_presets(tmp_path_factory):
     ],
     ids=["prefix", "one", "several"],
 )
-def test_settings_of_a_keras_preset_give_the_ids_of_kerashub(keras_presets, added, settings):
+def test_keras_presets_give_the_ids_of_kerashub(keras_presets, added, settings):
     theirs, directory = keras_presets("_".join(settings) + str(len(added)), added, **settings)
     found = read(directory)
     ours = found.tokenizer()
@@ -256,14 +256,14 @@ def test_settings_of_a_keras_preset_give_the_ids_of_kerashub(keras_presets, adde
     tokenization.check_tokenizer(found, ours, TEXTS)
 
 
-def test_a_keras_tokenizer_that_pads_is_refused(keras_presets):
+def test_keras_tokenizers_with_padding_are_rejected(keras_presets):
     _, directory = keras_presets("padded", [], sequence_length=12)
     assert "must be null, because padding is not supported, received 12" in refusal(
         directory, TokenizerError
     )
 
 
-def test_missing_files_are_told_and_can_be_done_without(tmp_path):
+def test_missing_tokenizers_are_reported_unless_not_needed(tmp_path):
     directory = copy(tmp_path / "bart")
     (directory / "merges.txt").unlink()
     said = "neither tokenizer.json nor vocab.json with merges"

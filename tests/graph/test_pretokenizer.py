@@ -1,4 +1,4 @@
-"""Words, added tokens and the space before a text inside a graph: as the host cuts them."""
+"""Words, added tokens and `add_prefix_space` inside a graph, compared with the host."""
 
 import random
 import time
@@ -36,7 +36,7 @@ def encoded(graph, texts, max_length):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_random_tokens_in_random_texts_have_the_ids_of_the_host(seed):
+def test_random_added_tokens_in_random_texts_equal_the_host(seed):
     random_of = random.Random(seed)
     host = random_tokenizer(random_of, CONTENTS)
     graph = GraphTokenizer(host)
@@ -60,7 +60,7 @@ def words(found):
 
 
 @pytest.mark.parametrize("seed", range(12, 26))
-def test_wherever_a_text_with_tokens_is_cut_the_words_before_are_right(seed):
+def test_words_before_any_cut_are_correct(seed):
     random_of = random.Random(seed)
     host = random_tokenizer(random_of, CONTENTS)
     split = GraphTokenizer(host).pretokenizer.split
@@ -79,7 +79,7 @@ def test_wherever_a_text_with_tokens_is_cut_the_words_before_are_right(seed):
 
 
 @pytest.mark.parametrize("seed", [13])
-def test_the_ids_of_a_long_text_with_tokens_are_those_of_the_host(seed):
+def test_long_texts_with_added_tokens_equal_the_host(seed):
     random_of = random.Random(seed)
     host = random_tokenizer(random_of, CONTENTS)
     graph = GraphTokenizer(host)
@@ -94,7 +94,7 @@ def test_the_ids_of_a_long_text_with_tokens_are_those_of_the_host(seed):
         assert ids == expected(host, [text], 5)[0], (text, host.added_tokens)
 
 
-def test_tokens_are_shown_as_the_host_shows_them():
+def test_added_tokens_are_decoded_as_by_the_host():
     host = tokenizer_of([AddedToken("<hl>", special=True), AddedToken("<sep>"), AddedToken("é")])
     ids = host.encode("a <hl>a<sep>é", 64)
     shown = GraphTokenizer(host).decode(tf.constant([ids]), tf.constant([len(ids)]))
@@ -102,7 +102,7 @@ def test_tokens_are_shown_as_the_host_shows_them():
 
 
 @pytest.mark.parametrize("added", [[], [AddedToken("<mask>", rstrip=True)], [AddedToken("</s>")]])
-def test_special_tokens_of_a_text_are_characters_as_for_the_host(added):
+def test_special_tokens_in_a_text_are_characters(added):
     """A request's text cannot end a source, even if the checkpoint lists the tokens as its own."""
     host = tokenizer_of([AddedToken("<hl>"), *added])
     texts = ["a <mask> b", "<s>a</s>", "<pad><unk>", "a<hl><mask>"]
@@ -115,7 +115,7 @@ def test_special_tokens_of_a_text_are_characters_as_for_the_host(added):
 
 
 @pytest.mark.parametrize("texts", [[], [""], ["", "<hl>", ""], ["<hl>"] * 3, ["a ", "<hl>", " a"]])
-def test_texts_of_a_batch_do_not_touch(texts):
+def test_texts_of_a_batch_are_separate(texts):
     host = tokenizer_of(
         [AddedToken("<hl>", lstrip=True, rstrip=True), AddedToken("a", single_word=True)],
         add_prefix_space=True,
@@ -123,7 +123,7 @@ def test_texts_of_a_batch_do_not_touch(texts):
     assert encoded(GraphTokenizer(host), texts, 64) == expected(host, texts, 64)
 
 
-def test_word_characters_are_those_of_the_host():
+def test_word_characters_equal_the_hosts():
     words = code_points_of_words()
     random_of = random.Random(2)
     for code in [*range(0x300), *random_of.sample(range(0xE000, 0x110000), 300)]:
@@ -132,7 +132,7 @@ def test_word_characters_are_those_of_the_host():
 
 
 @pytest.mark.parametrize("fill", ["<", "<hl", "<hl>", "<hl> ", "a", "<hl>a "])
-def test_a_megabyte_of_anything_is_cut_in_sane_time(fill):
+def test_a_megabyte_is_split_in_bounded_time(fill):
     added = [AddedToken(f"<hl{'x' * number}>", lstrip=True, rstrip=True) for number in range(50)]
     host = tokenizer_of([*added, AddedToken("<", single_word=True), AddedToken(" ")])
     graph = GraphTokenizer(host)
@@ -164,7 +164,7 @@ def words_of_tokenizers(texts):
 
 
 @pytest.mark.parametrize("plane", [0, 1, 2, 3, 14])  # the others have no assigned characters
-def test_every_character_is_in_the_class_that_tokenizers_has_it_in(split, plane):
+def test_characters_have_the_classes_of_tokenizers(split, plane):
     # After a letter, after a number, and after a blank, which only another character joins.
     texts = [
         "".join(f"a{chr(code)}1{chr(code)} {chr(code)}" for code in range(begin, begin + 0x800))
@@ -174,12 +174,12 @@ def test_every_character_is_in_the_class_that_tokenizers_has_it_in(split, plane)
     assert words_of(split, texts) == words_of_tokenizers(texts)
 
 
-def test_no_code_point_of_the_other_planes_has_a_class_of_its_own():
+def test_unassigned_planes_have_no_classes():
     assert set(code_point_classes()[0x40000:0xE0000]) == {OTHER}
     assert set(code_point_classes()[0xF0000:]) == {OTHER}
 
 
-def test_texts_are_cut_as_tokenizers_cuts_them(split):
+def test_texts_are_split_as_by_tokenizers(split):
     random_of = random.Random(20)
     texts = ["".join(random_of.choices(PIECES, k=random_of.randrange(12))) for _ in range(20_000)]
     assert words_of(split, texts) == words_of_tokenizers(texts)

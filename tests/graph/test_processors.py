@@ -1,4 +1,4 @@
-"""Processors in a graph and the rule that ends beam search, beside those of the host search."""
+"""Logits processors and stopping rules inside a graph, compared with the host search."""
 
 import itertools
 
@@ -17,7 +17,7 @@ ROWS, VOCABULARY = 6, 9
 
 @pytest.mark.parametrize("length", [1, 2, 3, 12])
 @pytest.mark.parametrize("size", [0, 1, 2, 4])
-def test_every_row_is_processed_as_by_the_host(size, length):
+def test_logits_are_processed_as_by_the_host(size, length):
     random = np.random.default_rng(size * 100 + length)
     sequences = random.integers(0, VOCABULARY if length < 5 else 3, (ROWS, length), np.int32)
     logits = random.normal(size=(ROWS, VOCABULARY)).astype(np.float32)
@@ -47,7 +47,7 @@ def test_every_row_is_processed_as_by_the_host(size, length):
 
 @pytest.mark.parametrize("begin", [None, 4])
 @pytest.mark.parametrize("end", [None, 2])
-def test_tokens_are_forced_where_the_host_forces_them(begin, end):
+def test_tokens_are_forced_as_by_the_host(begin, end):
     max_lengths = [2, 3, 7]
     generation = GenerationConfig(forced_bos_token_id=begin, forced_eos_token_id=end)
     for length in range(1, 7):
@@ -60,7 +60,7 @@ def test_tokens_are_forced_where_the_host_forces_them(begin, end):
             assert received[row] == (-1 if expected is None else expected)
 
 
-def test_beam_search_goes_on_where_that_of_the_host_does():
+def test_beam_search_stops_as_on_the_host():
     table = list(
         itertools.product(
             (True, False, "never"), (-1.0, 0.0, 1.0, 2.0), (-9.0, -3.0, -1.0), (3, 11), (-4.0, -0.5)
@@ -88,6 +88,6 @@ def test_beam_search_goes_on_where_that_of_the_host_does():
     assert any(expected) and not all(expected)
 
 
-def test_divisors_stay_within_the_range_of_float64():
+def test_length_divisors_stay_within_float64():
     powers = length_divisors(tf.constant([1e6, -1e6, 2.0], tf.float64), tf.constant(9))
     np.testing.assert_allclose(powers, [1e300, 1e-300, 81.0])

@@ -1,4 +1,4 @@
-"""Search inside a graph: golden answers, the host search beside it, and rows that keep apart."""
+"""Search inside a graph, compared with the host search; rows of a batch are independent."""
 
 import dataclasses
 import itertools
@@ -80,7 +80,7 @@ def many_rows(seed, changes, count=24):
 
 
 @pytest.mark.parametrize("number", range(len(FIXED)))
-def test_a_batch_of_any_rows_is_what_the_host_search_gives_each(symmetric, numpy_bart, number):
+def test_mixed_batches_equal_the_host_search(symmetric, numpy_bart, number):
     settings = many_rows(number, FIXED[number])
     sources = list(itertools.islice(itertools.cycle(SOURCES), len(settings)))
     expected = []
@@ -97,7 +97,7 @@ def test_a_batch_of_any_rows_is_what_the_host_search_gives_each(symmetric, numpy
 
 
 @pytest.mark.parametrize("beams", [1, 4])
-def test_a_row_is_the_same_alone_and_among_others(symmetric, beams):
+def test_a_row_is_the_same_alone_and_in_a_batch(symmetric, beams):
     settings = many_rows(9, {"num_beams": beams, "num_return_sequences": beams})
     sources = list(itertools.islice(itertools.cycle(SOURCES), len(settings)))
     together = generate(symmetric, sources, settings)
@@ -129,7 +129,7 @@ def test_the_loop_ends_with_the_last_row(symmetric, beams):
 
 
 @pytest.mark.parametrize("beams", [1, 3])
-def test_a_shortest_length_above_the_longest_is_the_longest(symmetric, beams):
+def test_min_length_is_limited_to_max_length(symmetric, beams):
     """As `GenerationConfig.replace` has it: a request may set one and leave the other alone."""
     rows = [GenerationConfig(max_length=8, min_length=least, num_beams=beams) for least in (0, 8)]
     found = symmetric.generator(fixed(rows[0]))
@@ -141,7 +141,7 @@ def test_a_shortest_length_above_the_longest_is_the_longest(symmetric, beams):
 
 
 @pytest.mark.parametrize("beams", [1, 3])
-def test_lengths_out_of_range_are_brought_into_it(symmetric, beams):
+def test_lengths_are_clipped_to_their_range(symmetric, beams):
     generator = symmetric.generator(GenerationConfig(num_beams=beams))
 
     def generated(lengths, max_length, min_length):
@@ -159,7 +159,7 @@ def test_lengths_out_of_range_are_brought_into_it(symmetric, beams):
     assert expected["decoder_lengths"].numpy()[:, 0].tolist() == [2, 2, 64, 12]
 
 
-def test_a_source_longer_than_the_model_has_positions_ends_with_the_end_token(symmetric):
+def test_truncated_sources_end_with_the_end_token(symmetric):
     settings = [GenerationConfig(max_length=20)] * 2
     long = [0, *range(100, 198), 2]
     received = generate(symmetric, [long, SOURCES[0]], settings)
@@ -188,7 +188,7 @@ def test_a_source_without_tokens_generates(symmetric):
         ("min_length", -1, "min_length must be an integer of at least 0, received.*-1"),
     ],
 )  # fmt: skip
-def test_a_value_that_means_nothing_is_an_invalid_argument(symmetric, name, value, message):
+def test_invalid_settings_are_invalid_arguments(symmetric, name, value, message):
     generator = symmetric.generator(GenerationConfig())
     rows = per_row([GenerationConfig()] * 2)
     values = list(rows[name].numpy())
@@ -197,7 +197,7 @@ def test_a_value_that_means_nothing_is_an_invalid_argument(symmetric, name, valu
         generator.function(*batch(SOURCES[:2]), rows)
 
 
-def test_missing_hypotheses_have_no_tokens_and_a_score_that_json_can_carry(symmetric):
+def test_missing_hypotheses_are_empty_with_a_finite_score(symmetric):
     generation = GenerationConfig(
         max_length=3,
         num_beams=4,
@@ -233,7 +233,7 @@ class MadeUpBart(GraphBart):
 
 
 @pytest.mark.parametrize("beams", [1, 4])
-def test_a_row_whose_settings_forbid_every_token_stops_and_the_others_go_on(beams):
+def test_a_row_without_allowed_tokens_stops_alone(beams):
     common = GenerationConfig(num_beams=beams, no_repeat_ngram_size=1, max_length=9)
     stuck = dataclasses.replace(common, min_length=9)
     received = generate(MadeUpBart(), [[0, 3, 2]] * 2, [stuck, common])
@@ -245,7 +245,7 @@ def test_a_row_whose_settings_forbid_every_token_stops_and_the_others_go_on(beam
     assert len(token_ids[0]) == (0 if beams > 1 else 6)
 
 
-def test_more_beams_than_there_are_continuations(symmetric):
+def test_more_beams_than_continuations(symmetric):
     generation = GenerationConfig(num_beams=9, num_return_sequences=9, max_length=3)
     ((token_ids, scores),) = generate(MadeUpBart(), [[0, 3, 2]], [generation])
     found = [tuple(one) for one in token_ids if one]
@@ -253,7 +253,7 @@ def test_more_beams_than_there_are_continuations(symmetric):
     assert scores == sorted(scores, reverse=True)
 
 
-def test_settings_that_sample_or_lack_a_token_are_refused(symmetric):
+def test_sampling_and_unknown_tokens_are_rejected(symmetric):
     for generation in (
         GenerationConfig(do_sample=True),
         GenerationConfig(eos_token_id=1024),
@@ -263,7 +263,7 @@ def test_settings_that_sample_or_lack_a_token_are_refused(symmetric):
 
 
 @pytest.mark.parametrize("beams", [1, 4])
-def test_the_graph_holds_no_python_and_nothing_for_a_compiler(symmetric, beams):
+def test_the_graph_contains_no_python_and_no_xla(symmetric, beams):
     generator = symmetric.generator(GenerationConfig(num_beams=beams, no_repeat_ngram_size=3))
     graph = generator.function.get_concrete_function().graph.as_graph_def()
     nodes = [*graph.node, *(node for one in graph.library.function for node in one.node_def)]

@@ -1,4 +1,4 @@
-"""The batched encoder and decoder: golden answers, masks, padding, and steps beside the whole."""
+"""The batched encoder and decoder: golden answers, masks, padding and single steps."""
 
 import numpy as np
 import pytest
@@ -49,7 +49,7 @@ def assert_same(golden, output, received, expected):
     np.testing.assert_allclose(np.asarray(received), expected, rtol=0, atol=allowed)
 
 
-def test_encoder_decoder_and_logits_are_golden(golden):
+def test_encoder_decoder_and_logits_match_golden_values(golden):
     encoded = golden.encode(golden.sources)
     golden.assert_close("encoder_sequence_output", encoded)
 
@@ -61,7 +61,7 @@ def test_encoder_decoder_and_logits_are_golden(golden):
     golden.assert_close("logits", tf.reshape(logits, golden.forward["logits"].shape))
 
 
-def test_scores_are_the_log_probabilities_of_each_token_after_those_before(golden, monkeypatch):
+def test_scores_are_conditional_log_probabilities(golden, monkeypatch):
     expected = log_softmax(golden.forward["logits"].astype(np.float64))
     ids = golden.forward["decoder_token_ids"]
     expected = np.take_along_axis(expected[:, :-1], ids[:, 1:, None], 2)[..., 0]
@@ -75,7 +75,7 @@ def test_scores_are_the_log_probabilities_of_each_token_after_those_before(golde
 
 
 @pytest.mark.parametrize("filler", [3, 1000000, -1])
-def test_what_stands_beyond_a_length_is_not_looked_at(symmetric, filler):
+def test_ids_beyond_a_length_are_ignored(symmetric, filler):
     targets = [target[: 9 - row] for row, target in enumerate(symmetric.targets)]
     plain, filled = (
         symmetric.call(
@@ -105,7 +105,7 @@ def masks(case, shape):
 @pytest.mark.parametrize(
     "case", ["padded on the left", "with holes", "with nothing to see", "true is any number"]
 )
-def test_under_any_mask_both_outputs_are_those_of_the_keras_model(golden, case):
+def test_outputs_equal_the_keras_model_under_any_mask(golden, case):
     inputs = {
         "encoder_token_ids": golden.forward["encoder_token_ids"],
         "encoder_padding_mask": masks(case, (3, 20)),
@@ -124,7 +124,7 @@ def test_under_any_mask_both_outputs_are_those_of_the_keras_model(golden, case):
 
 
 @pytest.mark.parametrize("beams", [1, 3])
-def test_steps_give_what_the_whole_decoder_gives_while_caches_grow(golden, beams):
+def test_steps_equal_the_decoder_while_caches_grow(golden, beams):
     # Beams without ancestors in common: each is a sequence of its own.
     config = golden.bart.config
     random = np.random.default_rng(0)
@@ -162,19 +162,19 @@ def test_steps_give_what_the_whole_decoder_gives_while_caches_grow(golden, beams
 
 
 @pytest.mark.parametrize("token", [-1, 1024])
-def test_an_id_outside_of_the_vocabulary_is_an_invalid_argument(symmetric, token):
+def test_unknown_ids_are_invalid_arguments(symmetric, token):
     with pytest.raises(tf.errors.InvalidArgumentError, match=rf"{token} is not in \[0, 1024\)"):
         symmetric.encode([[0, token, 2]])
 
 
-def test_a_row_longer_than_the_model_has_positions_is_an_invalid_argument(symmetric):
+def test_too_long_rows_are_invalid_arguments(symmetric):
     with pytest.raises(tf.errors.InvalidArgumentError, match="at most 64 tokens per row"):
         symmetric.encode([[5] * 65])
     with pytest.raises(tf.errors.InvalidArgumentError, match="at most 64 tokens per row"):
         symmetric.call(sequences.score, *batch([[5]]), *batch([[5] * 65]))
 
 
-def test_bfloat16_weights_compute_in_float32(symmetric):
+def test_bfloat16_weights_are_computed_in_float32(symmetric):
     rounded = {
         name: tf.Variable(tf.cast(variable, tf.bfloat16))
         for name, variable in symmetric.bart.parameters.items()
@@ -188,7 +188,7 @@ def test_bfloat16_weights_compute_in_float32(symmetric):
     assert np.abs(received - symmetric.call(sequences.score, *inputs)).max() > 1e-4
 
 
-def test_batch_parameters_are_the_same_weights_side_by_side(golden):
+def test_batch_parameters_concatenate_the_same_weights(golden):
     checkpoint = resolve.read(golden.directory, tokenizer=False)
     one = InferenceParameters(checkpoint.config, checkpoint.weights.__getitem__)
     many = BatchParameters(one)

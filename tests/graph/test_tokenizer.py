@@ -1,4 +1,4 @@
-"""Texts to ids and back inside a graph: as the host and `tokenizers` have it, in bounded time."""
+"""Tokenizing inside a graph, compared with the host and `tokenizers`, in bounded time."""
 
 import functools
 import itertools
@@ -88,7 +88,7 @@ def padded(sequences):
     return tf.constant(ids), tf.constant(lengths, tf.int32)
 
 
-def test_golden_texts_become_their_ids_and_come_back(encode, decode):
+def test_golden_texts_round_trip(encode, decode):
     encoded = rows(encode(tf.constant([row["text"] for row in GOLDEN])))
     assert len(encoded) == 600
     assert encoded == [[0, *row["ids"], 2] for row in GOLDEN]
@@ -96,7 +96,7 @@ def test_golden_texts_become_their_ids_and_come_back(encode, decode):
     assert [text.decode() for text in decoded] == [row["text"] for row in GOLDEN]
 
 
-def test_random_texts_have_the_ids_of_the_host_and_come_back(encode, decode, host):
+def test_random_texts_equal_the_host_and_round_trip(encode, decode, host):
     typed = [f"one {token} two{token}" for token in SPECIAL_TOKENS]
     texts = [*random_texts(3000, seed=5), *typed]
     encoded = [row for batch in in_batches(texts) for row in rows(encode(batch))]
@@ -105,26 +105,26 @@ def test_random_texts_have_the_ids_of_the_host_and_come_back(encode, decode, hos
 
 
 @pytest.mark.parametrize("max_length", [2, 3, 4, 7, 20])
-def test_a_longer_text_keeps_its_beginning_and_both_ends(graph, host, max_length):
+def test_long_texts_are_truncated_before_the_end_token(graph, host, max_length):
     texts = ["", "a", " one two", *random_texts(40, seed=max_length), "one two three " * 200]
     encoded = rows(graph.encode(tf.constant(texts), max_length))
     assert encoded == expected(host, texts, max_length)
     assert max(map(len, encoded)) == max_length
 
 
-def test_a_length_without_room_for_both_ends_is_refused(graph):
+def test_max_length_below_two_is_rejected(graph):
     with pytest.raises(InputError, match="at least 2.*received 1"):
         graph.encode(tf.constant(["a"]), 1)
 
 
-def test_no_texts_and_texts_of_nothing(encode, decode):
+def test_empty_batches_and_empty_texts(encode, decode):
     assert rows(encode(tf.constant([], tf.string))) == []
     assert rows(encode(tf.constant(["", ""]))) == [[0, 2], [0, 2]]
     assert decode(*padded([])).shape == (0,)
     assert decode(*padded([[], [0, 2]])).numpy().tolist() == [b"", b""]
 
 
-def test_a_text_that_is_not_utf8_is_read_as_python_replaces_it(encode, host):
+def test_invalid_utf8_is_replaced_as_in_python(encode, host):
     random_of = random.Random(8)
     data = bytes([0, 0x41, 0x7F, 0x80, 0xBF, 0xC0, 0xC2, 0xE0, 0xA0, 0xED, 0xEF, 0xF0, 0x90, 0xF4,
                   0xF5, 0xFE, 0xFF])  # fmt: skip
@@ -133,7 +133,7 @@ def test_a_text_that_is_not_utf8_is_read_as_python_replaces_it(encode, host):
     assert encoded == expected(host, [text.decode("utf-8", "replace") for text in texts], 1024)
 
 
-def test_ids_whose_bytes_are_not_utf8_are_shown_as_the_host_shows_them(decode, host):
+def test_invalid_utf8_is_decoded_as_by_the_host(decode, host):
     random_of = random.Random(9)
     bytes_of = [host.token_to_id(symbol) for symbol in BYTE_SYMBOLS]
     sequences = [
@@ -145,13 +145,13 @@ def test_ids_whose_bytes_are_not_utf8_are_shown_as_the_host_shows_them(decode, h
     assert decoded == [host.detokenize(sequence) for sequence in sequences]
 
 
-def test_special_tokens_and_what_is_beyond_the_length_are_not_shown(decode):
+def test_special_tokens_and_padding_are_not_decoded(decode):
     ids = tf.constant([[2, 0, 31414, 3, 232, 50264, 2, 1], [0, 31414, 232, -7, 70_000, 5, 5, 5]])
     assert decode(ids, tf.constant([8, 3])).numpy().tolist() == [b"Hello world"] * 2
 
 
 @pytest.mark.parametrize("id", [-1, 50265])
-def test_an_id_past_the_vocabulary_is_an_error(decode, id):
+def test_unknown_ids_are_errors(decode, id):
     with pytest.raises(tf.errors.InvalidArgumentError, match=rf"= {id} is not in \[0, 50265\)"):
         decode(tf.constant([[0, id]]), tf.constant([2]))
 
@@ -175,7 +175,7 @@ LONG = [
 
 
 @pytest.mark.parametrize("texts", LONG, ids=[*WORDS, "letters"])
-def test_a_word_without_an_end_has_the_ids_of_the_host_in_sane_time(encode, host, texts):
+def test_endless_words_equal_the_host_in_bounded_time(encode, host, texts):
     encode(tf.constant(["warm"]))
     began = time.process_time()
     encoded = rows(encode(tf.constant(texts)))
@@ -183,7 +183,7 @@ def test_a_word_without_an_end_has_the_ids_of_the_host_in_sane_time(encode, host
     assert encoded == expected(host, texts, 1024)
 
 
-def test_a_character_far_to_the_right_that_changes_the_first_tokens_is_seen():
+def test_distant_characters_that_change_first_tokens_are_read():
     # Of a chain of letters the last two merge first, then the two before them, and so on: whether
     # its first letter is a token depends on how many there are.
     letters = [chr(code) for code in (*range(65, 91), *range(97, 123))]
@@ -198,7 +198,7 @@ def test_a_character_far_to_the_right_that_changes_the_first_tokens_is_seen():
     assert len({tuple(ids) for ids in encoded}) == 2
 
 
-def test_wherever_a_beginning_is_cut_the_tokens_before_are_right():
+def test_tokens_before_any_cut_are_correct():
     host, texts = cut_anywhere()
     graph = GraphTokenizer(host)
     for max_length in (8, 14, 17, 32):
@@ -228,7 +228,7 @@ def ids_of(merges, words):
     return [list(itertools.islice(flat, count)) for count in tokens.counts.numpy()]
 
 
-def test_random_merges_give_the_ids_of_tokenizers():
+def test_random_merges_equal_tokenizers():
     random_of = random.Random(11)
     words = ["".join(random_of.choices("abc", k=random_of.randrange(1, 24))) for _ in range(300)]
     orders = set()
@@ -240,7 +240,7 @@ def test_random_merges_give_the_ids_of_tokenizers():
     assert orders == {True, False}
 
 
-def test_equal_neighbours_merge_from_left_to_right():
+def test_equal_pairs_merge_from_left_to_right():
     merges = [("a", "a"), ("aa", "aa"), ("aa", "a")]
     vocabulary = vocabulary_of(merges)
     names = {id: token for token, id in vocabulary.items()}
@@ -250,6 +250,6 @@ def test_equal_neighbours_merge_from_left_to_right():
     ]  # fmt: skip
 
 
-def test_no_words_have_no_tokens_and_without_merges_every_byte_is_one():
+def test_no_words_and_no_merges():
     assert ids_of([("a", "b")], tf.zeros([0], tf.string)) == []
     assert ids_of([], ["ab", "€"]) == [[ord("a"), ord("b")], [*"€".encode()]]

@@ -1,4 +1,4 @@
-"""The two models that the tests compare: this package's and KerasHub's, of equal weights."""
+"""This package's model and KerasHub's with equal weights."""
 
 import keras_hub
 import pytest

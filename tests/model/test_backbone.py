@@ -1,4 +1,4 @@
-"""`BartBackbone` beside KerasHub's: the same names, the same numbers, the same uses."""
+"""`BartBackbone` compared with KerasHub's: names, outputs and uses."""
 
 import keras
 import keras_hub
@@ -40,7 +40,7 @@ def test_outputs_equal_keras_hubs_under_every_mask(backbone, keras_hub_backbone,
     assert_same_outputs(backbone, keras_hub_backbone, masked(random_inputs(3, 11, 7), case))
 
 
-def test_without_dropout_there_is_no_other_attention():
+def test_outputs_equal_keras_hubs_without_dropout():
     # KerasHub then computes attention another way, which differs where nothing can be seen.
     mine = BartBackbone(**SHAPE, dropout=0.0)
     theirs = keras_hub.models.BartBackbone(**SHAPE, dropout=0.0)
@@ -55,7 +55,7 @@ def test_outputs_equal_keras_hubs_at_every_length(backbone, keras_hub_backbone, 
     assert_same_outputs(backbone, keras_hub_backbone, random_inputs(2, source, length))
 
 
-def test_a_text_of_one_token_needs_no_warning(backbone):
+def test_a_single_token_causes_no_warning(backbone):
     inputs = random_inputs(2, 1, 1)
     assert np.isfinite(outputs(backbone, inputs)["decoder_sequence_output"]).all()
 
@@ -84,7 +84,7 @@ def test_masks_may_be_boolean_or_floating(backbone):
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [("bfloat16", 0.05), ("mixed_bfloat16", 0.05), ("mixed_float16", 0.01)]
 )
-def test_dtype_policies_mean_what_they_mean_in_keras_hub(dtype, tolerance):
+def test_dtype_policies_work_as_in_keras_hub(dtype, tolerance):
     mine = BartBackbone(**SHAPE, dtype=dtype)
     theirs = keras_hub.models.BartBackbone(**SHAPE, dtype=dtype)
     randomize(mine)
@@ -110,7 +110,7 @@ def test_weights_and_layers_have_keras_hubs_names_order_and_shapes(backbone, ker
     assert backbone.count_params() == weight_names.parameter_count(backbone.config)
 
 
-def test_weights_of_an_extended_model_are_those_of_the_table():
+def test_weights_of_an_extended_model_match_weight_names():
     model = BartBackbone(**EXTENDED)
     assert [(weight.path, tuple(weight.shape)) for weight in model.weights] == [
         (row.name, row.shape) for row in weight_names.weights(BartConfig(**EXTENDED))
@@ -132,7 +132,7 @@ def test_the_token_embedding_can_be_set():
     assert model.token_embedding is other
 
 
-def test_logits_are_the_tied_table_times_the_hidden_states_plus_the_bias():
+def test_logits_are_hidden_states_times_embedding_plus_bias():
     model = BartBackbone(**EXTENDED)
     randomize(model)
     hidden = np.random.default_rng(3).normal(size=(2, 5, 32)).astype(np.float32)
@@ -141,7 +141,7 @@ def test_logits_are_the_tied_table_times_the_hidden_states_plus_the_bias():
     np.testing.assert_allclose(model.logits(hidden), expected, atol=1e-4)
 
 
-def test_configuration_has_keras_hubs_keys_and_makes_the_same_model(backbone, keras_hub_backbone):
+def test_configuration_has_keras_hubs_keys_and_restores_the_model(backbone, keras_hub_backbone):
     config, theirs = backbone.get_config(), keras_hub_backbone.get_config()
     assert config.keys() == theirs.keys()
     assert config | {"name": ""} == theirs | {"name": ""}
@@ -233,7 +233,7 @@ def test_neither_a_frozen_backbone_nor_the_logits_bias_is_trained():
     assert [weight.path for weight in model.non_trainable_weights] == ["final_logits_bias"]
 
 
-def test_dropout_acts_in_training_only(backbone):
+def test_dropout_applies_only_in_training(backbone):
     inputs = random_inputs(2, 9, 5)
     calls = [outputs(backbone, inputs)["encoder_sequence_output"] for _ in range(2)]
     np.testing.assert_array_equal(*calls)
@@ -255,7 +255,7 @@ def test_dropout_acts_in_training_only(backbone):
         ({"dtype": 7}, "dtype must name a Keras dtype policy"),
     ],
 )
-def test_configurations_no_bart_can_have_are_refused(changes, message):
+def test_invalid_configurations_are_rejected(changes, message):
     with pytest.raises(errors.ConfigurationError, match=message) as caught:
         BartBackbone(**{**SHAPE, **changes})
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""From a preset over training back to a preset and an export: nothing is lost on the way."""
+"""Fine-tuning from a preset to a preset and an export, without losses."""
 
 import json
 import re
@@ -55,7 +55,7 @@ def source(tmp_path):
     return place
 
 
-def test_the_guide_keeps_everything_that_belongs_to_a_preset(source, tmp_path, monkeypatch):
+def test_the_guide_keeps_tokenizer_and_settings(source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     printed = follow(source, ("--recipe", "float32"))
     assert "max_length=12, num_beams=2 from generation_config.json" in printed
@@ -75,7 +75,7 @@ def test_the_guide_keeps_everything_that_belongs_to_a_preset(source, tmp_path, m
 
 
 @pytest.mark.slow
-def test_the_guide_as_it_is_written(tmp_path, monkeypatch):
+def test_the_guide_as_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert "from generation_config.json" in follow("bart_mini_en")
     saved = resolve.read(tmp_path / "my_bart")
@@ -84,7 +84,7 @@ def test_the_guide_as_it_is_written(tmp_path, monkeypatch):
     assert saved.encoder_sequence_length == embedded.encoder_sequence_length == 160
 
 
-def test_keras_hub_tokenizes_a_saved_preset_alike(source, tmp_path):
+def test_keras_hub_tokenizes_saved_presets_identically(source, tmp_path):
     backbone = bart_export.BartBackbone.from_preset(str(source))
     backbone.save_to_preset(tmp_path / "saved")
     theirs = keras_hub.models.BartTokenizer.from_preset(str(tmp_path / "saved"))
@@ -98,7 +98,7 @@ def test_keras_hub_tokenizes_a_saved_preset_alike(source, tmp_path):
     assert preprocessor.encoder_sequence_length == 64
 
 
-def test_a_model_has_the_tokenizer_of_its_preset():
+def test_a_model_has_its_presets_tokenizer():
     case = CASES / "added-tokens-json"
     tokenizer = bart_export.BartBackbone.from_preset(str(case)).tokenizer
     expected = resolve.read(case).tokenizer()
@@ -109,14 +109,14 @@ def test_a_model_has_the_tokenizer_of_its_preset():
         bart_export.BartBackbone(vocabulary_size=9, **small).tokenizer  # noqa: B018
 
 
-def test_files_of_a_tokenizer_may_be_named_by_strings():
+def test_tokenizer_files_may_be_strings():
     files = [str(SYMMETRIC / name) for name in ("vocab.json", "merges.txt")]
     tokenizer = bart_export.BartTokenizer.from_files(*files)
     assert tokenizer.encode("the river")[0] == tokenizer.start_token_id
     assert len(tokenizer.encode("the river " * 2000, truncate=True)) == 1024
 
 
-def test_a_preset_without_settings_is_told_so(source, tmp_path):
+def test_presets_without_settings_are_reported(source, tmp_path):
     """As KerasHub saves one."""
     theirs = keras_hub.models.BartBackbone.from_preset(str(source))
     theirs.save_to_preset(str(tmp_path / "saved"))
@@ -127,7 +127,7 @@ def test_a_preset_without_settings_is_told_so(source, tmp_path):
     assert any(note.startswith("The preset has no preprocessor.json") for note in notes)
 
 
-def test_a_padded_table_is_kept_for_training_and_left_out_of_an_export(tmp_path):
+def test_padded_embeddings_are_kept_for_training_but_not_exported(tmp_path):
     padded = CASES / "padded-rows-generated"
     backbone = bart_export.BartBackbone.from_preset(str(padded))
     assert backbone.vocabulary_size == 288
@@ -138,7 +138,7 @@ def test_a_padded_table_is_kept_for_training_and_left_out_of_an_export(tmp_path)
     assert saved.generation.max_length == 16
 
 
-def test_a_tokenizer_that_cannot_be_read_is_no_hindrance_to_training(source, tmp_path):
+def test_a_model_can_be_trained_without_a_readable_tokenizer(source, tmp_path):
     (source / "tokenizer.json").write_text("{}")
     backbone = bart_export.BartBackbone.from_preset(str(source))
     backbone.save_to_preset(tmp_path / "saved")

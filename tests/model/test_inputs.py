@@ -1,4 +1,4 @@
-"""Inputs that would be computed wrongly, or fail with a traceback, are refused with a line."""
+"""Inputs that would be computed wrongly or fail with a traceback are rejected in one line."""
 
 import keras
 import numpy as np
@@ -42,14 +42,14 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 @pytest.mark.parametrize("kind", [np.asarray, tf.constant, np.ndarray.tolist])
-def test_inputs_the_model_cannot_take_are_refused(backbone, case, kind):
+def test_invalid_inputs_are_rejected(backbone, case, kind):
     inputs, message = REFUSED[case]
     with pytest.raises(errors.InputError, match=message) as caught:
         backbone({name: kind(value) for name, value in inputs.items()})
     assert "\n" not in str(caught.value)
 
 
-def test_a_graph_of_known_length_is_refused_when_it_is_built(backbone):
+def test_a_too_long_static_length_is_rejected_when_the_graph_is_built(backbone):
     inputs = {
         name: keras.Input((25 if "encoder" in name else 5,), dtype="int32")
         for name in random_inputs(1, 1, 1)
@@ -58,7 +58,7 @@ def test_a_graph_of_known_length_is_refused_when_it_is_built(backbone):
         backbone(inputs)
 
 
-def test_a_graph_of_unknown_length_fails_with_both_numbers_when_it_runs(backbone):
+def test_a_too_long_dynamic_length_fails_when_the_graph_runs(backbone):
     inputs = random_inputs(2, 25, 5)
     unknown = {name: tf.TensorSpec((None, None), tf.int32) for name in inputs}
     graph = tf.function(backbone, input_signature=[unknown], autograph=False)
@@ -67,7 +67,7 @@ def test_a_graph_of_unknown_length_fails_with_both_numbers_when_it_runs(backbone
     assert graph(random_inputs(2, 24, 5))["encoder_sequence_output"].shape == (2, 24, 32)
 
 
-def test_layers_refuse_too_long_inputs_without_the_model(backbone):
+def test_the_position_embedding_rejects_long_inputs(backbone):
     layer = backbone.get_layer("encoder_position_embedding")
     with pytest.raises(errors.InputError, match="at most 24 tokens.*received 25"):
         layer(np.zeros((1, 25, 32), np.float32))

@@ -1,4 +1,4 @@
-"""The layers' arithmetic, against formulas written out."""
+"""The layers compared with explicit formulas."""
 
 import math
 
@@ -25,14 +25,14 @@ FORMULAS = {
 
 
 @pytest.mark.parametrize("name", ACTIVATION_FUNCTIONS)
-def test_activations_are_what_their_names_say(name):
+def test_activations_match_their_formulas(name):
     values = np.linspace(-4, 4, 33, dtype=np.float32)
     expected = [FORMULAS[name](float(value)) for value in values]
     np.testing.assert_allclose(ACTIVATIONS[name](values), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_masked_keys_get_nothing_and_the_others_share_all(dtype):
+def test_masked_softmax_ignores_masked_keys(dtype):
     scores = np.array([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0], [9.0, 9.0, 9.0]], dtype)
     mask = np.array([[True, True, True], [False, True, True], [False, False, False]])
     small, large = 1 / (1 + math.e), math.e / (1 + math.e)
@@ -42,7 +42,7 @@ def test_masked_keys_get_nothing_and_the_others_share_all(dtype):
     np.testing.assert_array_equal(single, [[1], [0]])
 
 
-def test_training_drops_attention_probabilities():
+def test_attention_dropout_applies_only_in_training():
     attention = MultiHeadAttention(num_heads=2, dropout=0.5)
     hidden = np.random.default_rng(0).normal(size=(2, 6, 8)).astype(np.float32)
     mask = np.ones((2, 1, 1, 6), bool)
@@ -52,7 +52,7 @@ def test_training_drops_attention_probabilities():
     np.testing.assert_array_equal(*answers)
 
 
-def test_weights_are_drawn_unless_a_checkpoint_will_fill_them():
+def test_weights_are_random_unless_left_at_zero():
     with pytest.raises(RuntimeError), weights_left_at_zero():
         assert np.all(initializer()((4, 5)) == 0)
         raise RuntimeError

@@ -1,4 +1,4 @@
-"""LoRA, held to KerasHub's: what is trained, what is stored, and that it is merged when saved."""
+"""LoRA compared with KerasHub's: trained variables, files and merging."""
 
 import keras
 import keras_hub
@@ -39,7 +39,7 @@ def theirs():
     return trained(model)
 
 
-def test_what_is_trained_is_what_keras_hub_trains(mine, theirs):
+def test_the_same_variables_are_trained_as_in_keras_hub(mine, theirs):
     assert mine.default_lora_layer_names() == theirs.default_lora_layer_names()
     paths = [variable.path for variable in mine.trainable_variables]
     assert paths == [variable.path for variable in theirs.trainable_variables]
@@ -61,7 +61,7 @@ def test_lora_files_are_interchangeable_with_keras_hubs(mine, theirs, tmp_path):
         assert_same_outputs(fresh, mine)
 
 
-def test_a_preset_has_lora_merged(mine, tmp_path):
+def test_lora_is_merged_in_a_saved_preset(mine, tmp_path):
     mine.save_to_preset(tmp_path / "saved")
     assert list(mine.named_weights()) == [row.name for row in weight_names.weights(mine.config)]
     for made in (models.BartBackbone, keras_hub.models.BartBackbone):
@@ -70,7 +70,7 @@ def test_a_preset_has_lora_merged(mine, tmp_path):
         assert not any("lora" in variable.path for variable in loaded.variables)
 
 
-def test_lora_of_the_embedding_is_merged_too(tmp_path):
+def test_embedding_lora_is_merged_too(tmp_path):
     model = models.BartBackbone(**SHAPE)
     randomize(model)
     model.enable_lora(2, ["token_embedding"])
@@ -83,7 +83,7 @@ def test_lora_of_the_embedding_is_merged_too(tmp_path):
     assert_same_outputs(models.BartBackbone.from_preset(str(tmp_path / "saved")), model)
 
 
-def test_lora_that_cannot_be_is_refused(mine, tmp_path):
+def test_invalid_lora_is_rejected(mine, tmp_path):
     plain = models.BartBackbone(**SHAPE)
     for rank, layers in ((0, None), (2, ["nowhere"]), (2, [])):
         with pytest.raises(errors.ConfigurationError, match="enable_lora needs a rank"):
@@ -102,7 +102,7 @@ def test_lora_that_cannot_be_is_refused(mine, tmp_path):
         plain.load_lora_weights(tmp_path / "no.lora.h5")
 
 
-def test_the_base_class_finds_out_the_class_of_a_preset(mine, tmp_path):
+def test_the_base_class_loads_the_presets_class(mine, tmp_path):
     mine.save_to_preset(tmp_path / "saved")
     for base in (bart_export.Backbone, models.Backbone):
         loaded = base.from_preset(str(tmp_path / "saved"))
@@ -112,7 +112,7 @@ def test_the_base_class_finds_out_the_class_of_a_preset(mine, tmp_path):
     assert isinstance(loaded, keras.Model)
 
 
-def test_presets_have_the_form_of_keras_hubs():
+def test_presets_have_the_form_of_keras_hub():
     theirs = keras_hub.models.BartBackbone.presets
     for presets in (models.BartBackbone.presets, models.Backbone.presets):
         assert presets.keys() == PRESETS.keys()

@@ -1,4 +1,4 @@
-"""Presets in and out of `BartBackbone`, held to KerasHub's and to the golden answers."""
+"""Loading and saving presets, compared with KerasHub and golden answers."""
 
 import json
 
@@ -43,7 +43,7 @@ def test_golden_checkpoints_give_the_golden_answers(name, dtype):
 
 
 @pytest.mark.parametrize("directory", [SYMMETRIC, DISTILLED], ids=lambda path: path.name)
-def test_a_checkpoint_that_has_been_read_makes_the_same_model(directory):
+def test_from_checkpoint_and_from_preset_are_equal(directory):
     model = BartBackbone.from_checkpoint(resolve.read(directory))
     again = BartBackbone.from_preset(str(directory))
     assert model.config == again.config
@@ -52,7 +52,7 @@ def test_a_checkpoint_that_has_been_read_makes_the_same_model(directory):
 
 
 @pytest.mark.parametrize("max_shard_size", [10, 5e-5], ids=["whole", "sharded"])
-def test_keras_hub_reads_a_preset_saved_here(backbone, tmp_path, max_shard_size):
+def test_keras_hub_loads_saved_presets(backbone, tmp_path, max_shard_size):
     directory = tmp_path / "preset"
     backbone.save_to_preset(directory, max_shard_size=max_shard_size)
     assert (directory / "model.weights.h5").is_file() == (max_shard_size == 10)
@@ -61,7 +61,7 @@ def test_keras_hub_reads_a_preset_saved_here(backbone, tmp_path, max_shard_size)
     assert_same_outputs(BartBackbone.from_preset(str(directory)), theirs)
 
 
-def test_keras_hub_refuses_a_preset_it_would_miscompute(tmp_path):
+def test_keras_hub_rejects_presets_with_extensions(tmp_path):
     model = BartBackbone.from_preset(str(DISTILLED))
     model.save_to_preset(tmp_path / "preset")
     loaded = BartBackbone.from_preset(str(tmp_path / "preset"))
@@ -92,7 +92,7 @@ def test_a_preset_keeps_its_dtype_policy(dtype, tmp_path):
     assert_same_outputs(loaded, theirs, tolerance=0.05)
 
 
-def test_a_preset_without_dtype_takes_the_global_policy(their_preset, tmp_path):
+def test_a_preset_without_dtype_uses_the_global_policy(their_preset, tmp_path):
     stored = json.loads((their_preset / "config.json").read_text())
     del stored["config"]["dtype"]
     (tmp_path / "config.json").write_text(json.dumps(stored))
@@ -104,7 +104,7 @@ def test_a_preset_without_dtype_takes_the_global_policy(their_preset, tmp_path):
     assert model.dtype_policy.name == "bfloat16"
 
 
-def test_arguments_that_weights_fit_override_the_preset(their_preset):
+def test_arguments_that_fit_the_weights_override_the_preset(their_preset):
     model = BartBackbone.from_preset(
         str(their_preset), dropout=0.3, name="mine", trainable=False, dtype="bfloat16", num_layers=2
     )
@@ -153,12 +153,12 @@ def test_saving_over_a_preset_keeps_its_tokenizer(tmp_path):
         ({"dtype": "float23"}, "dtype must name a Keras dtype policy"),
     ],
 )
-def test_overrides_the_weights_do_not_fit_are_refused(their_preset, override, message):
+def test_overrides_that_do_not_fit_the_weights_are_rejected(their_preset, override, message):
     with pytest.raises(errors.ConfigurationError, match=message):
         BartBackbone.from_preset(str(their_preset), **override)
 
 
-def test_assigned_weights_must_be_exactly_the_models(backbone):
+def test_assigned_weights_must_match_the_model(backbone):
     weights = {name: np.asarray(weight) for name, weight in backbone.named_weights().items()}
     before = weights["encoder_embeddings_layer_norm/beta"].copy()
     wrong = {name: value + 1 for name, value in weights.items() if "position" not in name}
