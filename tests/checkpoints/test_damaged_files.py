@@ -25,7 +25,7 @@ WRONG = ("null", "true", "-1", "1e400", "NaN", HUGE, '"x"', '"' + "x" * 5000 + '
 
 @pytest.fixture
 def preset(tmp_path):
-    """A Keras preset with everything a preset may have, in two weight files."""
+    """A complete Keras preset in two weight files."""
     read = resolve.read(SYMMETRIC)
     place = tmp_path / "preset"
     keras_preset.write(
@@ -36,12 +36,12 @@ def preset(tmp_path):
 
 
 def refused(directory):
-    """Return the line with which a directory is refused, whatever the class of the error."""
+    """Return the error message for a directory, of any error class."""
     return refusal(directory, BartExportError)
 
 
 def outcome(directory, weights=False):
-    """Return the line of a refusal, "" if the checkpoint is read and has settings to go with it."""
+    """Return the error message for a checkpoint, or "" if it has valid settings."""
     source = resolve.Source("mine", None, directory, None)
     try:
         resolve.defaults(source, resolve.read(directory, weights=weights, tokenizer=False))
@@ -51,7 +51,7 @@ def outcome(directory, weights=False):
 
 
 def with_value(stored, keys, value):
-    """Return the JSON text of `stored` in which what lies at `keys` is the text `value`."""
+    """Return `stored` as JSON, with the text `value` at `keys`."""
     mark = "\x00 here"
     copied = json.loads(json.dumps(stored))
     inner = copied
@@ -62,7 +62,7 @@ def with_value(stored, keys, value):
 
 
 def places(stored, keys=()):
-    """Yield the way to each value in an object, as far as a reader may look."""
+    """Yield the keys of every value in an object, except in large tables."""
     for key, value in stored.items():
         yield (*keys, key)
         if isinstance(value, dict) and len(value) < 100:
@@ -192,7 +192,7 @@ def test_git_lfs_pointers_are_reported(directory, preset, name):
 
 
 def test_byte_order_marks_are_ignored(directory, preset):
-    """Windows' Notepad and PowerShell put one before what they save."""
+    """Windows' Notepad and PowerShell write one."""
     for place in (directory, preset):
         expected = resolve.read(place)
         for path in place.rglob("*"):
@@ -280,7 +280,7 @@ def test_lora_adapters_are_rejected_with_instructions(directory):
 
 
 def test_the_command_line_reports_errors_before_it_loads_tensorflow(directory):
-    """Native libraries log when they are loaded: of the line nothing must come before."""
+    """Native libraries log when they are loaded, and nothing may precede the error."""
     edit_json(directory / "config.json", encoder_layers=10**9)
     code = (
         "import sys\nfrom bart_export.cli.main import main\n"

@@ -31,7 +31,7 @@ WHOLE = NEEDED | {"model.safetensors": WEIGHTS}
 
 @pytest.fixture(scope="module")
 def keras_files(tmp_path_factory):
-    """A Keras preset's files, as a hub stores them."""
+    """A Keras preset's files."""
     place = tmp_path_factory.mktemp("keras") / "preset"
     read = resolve.read(GOLDEN)
     keras_preset.write(
@@ -59,7 +59,7 @@ def sharded_files(tmp_path_factory):
 
 
 def outcomes_of(names, home, **settings):
-    """Return the outcome of each preset, resolved in turn in one process, and what it printed."""
+    """Resolve presets in one process; return the outcomes and the printed text."""
     environment = {
         name: value
         for name, value in os.environ.items()
@@ -88,7 +88,7 @@ def outcomes_of(names, home, **settings):
 
 @pytest.fixture(scope="module")
 def hugging_face(keras_files, sharded_files, tmp_path_factory):
-    """Every repository resolved once, `breaks` and `damaged` twice; and the home they are in."""
+    """The outcome of every repository, with two for `breaks` and `damaged`, and their home."""
     hub = Hub(
         files={
             "org/plain": WHOLE
@@ -142,7 +142,7 @@ def test_only_the_needed_files_of_each_format_are_downloaded(hugging_face):
         fetched[name] = {file for place, file in hugging_face["fetched"] if place == f"org/{name}"}
         if name != "pickle":
             read[name] = resolve.read(Path(outcome["directory"]))
-    # The card says what the licence is.
+    # The licence is in the model card.
     assert fetched["plain"] == NEEDED.keys() | {"model.safetensors", "README.md"}
     assert read["plain"].weights.keys() == resolve.read(GOLDEN).weights.keys()
     assert read["plain"].add_prefix_space
@@ -217,7 +217,7 @@ KAGGLE = "org/bart/keras"
 
 @pytest.fixture(scope="module")
 def kaggle(keras_files, tmp_path_factory):
-    """Every model resolved once, `breaks` and `damaged` twice; and the home they are in."""
+    """The outcome of every model, with two for `breaks` and `damaged`, and their home."""
     faults = ("breaks", "damaged", "forbidden", "down", "strange")
     hub = Hub(
         files={f"{KAGGLE}/{name}": keras_files for name in ("plain", *faults)}

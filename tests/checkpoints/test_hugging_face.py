@@ -241,7 +241,7 @@ def test_missing_files_are_reported(tmp_path, directory):
 
 
 def test_pickles_are_not_loaded_next_to_safetensors_or_without_pytorch(directory):
-    """A pickle that would leave a trace, were it loaded."""
+    """Loading this pickle would create a file."""
     trace = directory / "trace"
     (directory / "pytorch_model.bin").write_bytes(f"cpathlib\nPath\n(V{trace}\ntR.".encode())
     assert [file.name for file in resolve.read(directory).weight_files] == ["model.safetensors"]

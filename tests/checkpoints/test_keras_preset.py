@@ -16,7 +16,7 @@ from bart_export.checkpoints import keras_preset, keras_weights, resolve, weight
 from bart_export.config import BartConfig, GenerationConfig
 from bart_export.errors import CheckpointError, PresetError, TokenizerError
 
-# What Keras' own saving says under NumPy 2.
+# Keras' saving causes this warning under NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 SIZES = {
@@ -43,14 +43,14 @@ def tokenizer():
 def backbone():
     backbone = keras_hub.models.BartBackbone(**SIZES)
     generator = np.random.default_rng(0)
-    for weight in backbone.weights:  # biases and norms as well, so that none can be mistaken
+    for weight in backbone.weights:  # including biases and norms, so that all are distinct
         weight.assign(generator.normal(size=weight.shape))
     return backbone
 
 
 @pytest.fixture(scope="session")
 def whole_preset(backbone, tokenizer, tmp_path_factory):
-    """A task as KerasHub saves it."""
+    """A task saved by KerasHub."""
     place = tmp_path_factory.mktemp("keras") / "whole"
     preprocessor = keras_hub.models.BartSeq2SeqLMPreprocessor(tokenizer)
     keras_hub.models.BartSeq2SeqLM(backbone, preprocessor).save_to_preset(str(place))
@@ -67,7 +67,7 @@ def weights_of(backbone):
 
 
 def rewrite(path, rename=lambda name: name, keep=lambda name: True, add=None):
-    """Rewrite a weight file with other paths, fewer datasets or more of them."""
+    """Rewrite a weight file with other paths or other datasets."""
     datasets = {}
 
     def visit(name, item):
@@ -83,7 +83,7 @@ def rewrite(path, rename=lambda name: name, keep=lambda name: True, add=None):
 
 
 def edit_config(preset, **changes):
-    """Change the model's own configuration within config.json."""
+    """Change the model's configuration in config.json."""
     stored = json.loads((preset / "config.json").read_text())
     edit_json(preset / "config.json", config=stored["config"] | changes)
 
@@ -187,7 +187,7 @@ def test_a_backbone_without_tokenizer_keeps_its_settings(backbone, tmp_path):
 
 
 def test_an_interrupted_write_keeps_the_earlier_preset(backbone, tmp_path):
-    """The weights end with an error halfway, as a full disk or a lost mount would have it."""
+    """An error occurs halfway, as with a full disk or a lost mount."""
 
     class Interrupted(dict):
         def __getitem__(self, name):
@@ -217,7 +217,7 @@ def test_presets_are_replaced_and_other_directories_are_not(backbone, tmp_path):
     assert link.is_symlink() and sorted(tmp_path.iterdir()) == [link, place]
 
     (tmp_path / "thesis").mkdir()
-    # A Hugging Face checkpoint has a config.json as well.
+    # A Hugging Face checkpoint has a config.json too.
     for held in (["chapter_1.txt"], ["chapter_1.txt", "config.json"], ["model.safetensors"]):
         for name in held:
             (tmp_path / "thesis" / name).write_text("It was")
@@ -301,7 +301,7 @@ def test_truncated_weight_files_are_rejected(preset, kept):
 
 
 def test_flipped_bits_are_rejected_or_harmless(preset):
-    """HDF5 has no checksums here: a flip may pass, but never as another error or another shape."""
+    """Without checksums, a flip may go unnoticed, but not cause other errors or shapes."""
     path, refused = preset / "model.weights.h5", 0
     whole, rows = path.read_bytes(), {row.name: row.shape for row in weight_names.weights(CONFIG)}
     for place in [*range(0, 120, 3), *range(120, 12_000, 293)]:

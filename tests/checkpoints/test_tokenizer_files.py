@@ -16,13 +16,13 @@ from bart_export.text.added_tokens import AddedToken
 from bart_export.verify import tokenization
 from bart_export.verify.golden import TEXTS
 
-# What Keras' own saving says under NumPy 2.
+# Keras' saving causes this warning under NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
 @pytest.fixture
 def directory(tmp_path):
-    """A checkpoint that keeps its tokenizer as the `tokenizers` library writes it."""
+    """A checkpoint with a tokenizer.json of the `tokenizers` library."""
     place = copy(tmp_path / "bart")
     vocabulary, merges = place / "vocab.json", place / "merges.txt"
     tokenizer = ByteLevelBPETokenizer(str(vocabulary), str(merges))
@@ -37,7 +37,7 @@ def read(directory):
 
 
 def edit(directory, part, **changes):
-    """Change a part of tokenizer.json, None for its top."""
+    """Change a part of tokenizer.json, or its top level if `part` is None."""
     path = directory / "tokenizer.json"
     stored = json.loads(path.read_text(encoding="utf-8"))
     (stored if part is None else stored[part]).update(changes)
@@ -124,7 +124,7 @@ def test_merges_of_unknown_tokens_are_rejected(tmp_path):
 
 
 def replaced(directory, **settings):
-    """Give the last token of a checkpoint another name, so that it can be an added one."""
+    """Remove a checkpoint's last token and its merges; return the free id."""
     vocabulary = json.loads((directory / "vocab.json").read_text(encoding="utf-8"))
     last = max(vocabulary, key=vocabulary.__getitem__)
     merges = (directory / "merges.txt").read_text(encoding="utf-8").rstrip("\n").split("\n")
@@ -170,7 +170,7 @@ def by_name(number):
         (
             {
                 "tokenizer_config": lambda number: {"added_tokens_decoder": {str(number): HL}},
-                # Not read where there is a decoder.
+                # Not read if there is an added_tokens_decoder.
                 "added_tokens": lambda number: {"<other>": number},
             },
             MARKED,

@@ -71,10 +71,10 @@ def test_words_before_any_cut_are_correct(seed):
     found = words(split(tf.constant(beginnings), tf.fill([len(text)], True)))
     longest = max(len(token.content) for token in host.added_tokens)
     for beginning, row in zip(beginnings, found, strict=True):
-        # The last word may go on, and an apostrophe before it become a contraction with it.
+        # The last word may continue, and form a contraction with an apostrophe before it.
         certain = max(len(row) - 2, 0)
         assert row[:certain] == whole[:certain], (beginning, host.added_tokens)
-    # Little is left out: two ends of at most the longest token each, and spaces.
+    # Little is missing: at most the longest token at both ends, and spaces.
     assert sum(len(str(word)) for word in found[-1]) > len(text) // 2 - 4 * longest
 
 
@@ -89,7 +89,7 @@ def test_long_texts_with_added_tokens_equal_the_host(seed):
         lambda text: graph.encode(text, 5), input_signature=[tf.TensorSpec([None], tf.string)]
     )
     assert max(map(len, texts)) > FIRST_BYTES * 5
-    for text in texts:  # one by one: of a batch as much is read as one of them needs
+    for text in texts:  # one by one, because all texts of a batch are read equally far
         ids = encode(tf.constant([text]))[0].numpy()[0].tolist()
         assert ids == expected(host, [text], 5)[0], (text, host.added_tokens)
 
@@ -103,7 +103,7 @@ def test_added_tokens_are_decoded_as_by_the_host():
 
 @pytest.mark.parametrize("added", [[], [AddedToken("<mask>", rstrip=True)], [AddedToken("</s>")]])
 def test_special_tokens_in_a_text_are_characters(added):
-    """A request's text cannot end a source, even if the checkpoint lists the tokens as its own."""
+    """A request's text cannot end a source, even if they are added tokens too."""
     host = tokenizer_of([AddedToken("<hl>"), *added])
     texts = ["a <mask> b", "<s>a</s>", "<pad><unk>", "a<hl><mask>"]
     found = encoded(GraphTokenizer(host), texts, 64)
@@ -165,7 +165,7 @@ def words_of_tokenizers(texts):
 
 @pytest.mark.parametrize("plane", [0, 1, 2, 3, 14])  # the others have no assigned characters
 def test_characters_have_the_classes_of_tokenizers(split, plane):
-    # After a letter, after a number, and after a blank, which only another character joins.
+    # After a letter, after a number, and after a space, which joins any other class.
     texts = [
         "".join(f"a{chr(code)}1{chr(code)} {chr(code)}" for code in range(begin, begin + 0x800))
         for begin in range(plane * 0x10000, (plane + 1) * 0x10000, 0x800)

@@ -34,7 +34,7 @@ def numpy_bart():
 
 
 def generate(bart, sources, settings):
-    """Generate for each source with its own settings; what is fixed must be equal in all."""
+    """Generate for each source with its settings; fixed settings must be equal."""
     (generation,) = {fixed(one) for one in settings}
     generated = bart.generator(generation)(sources, settings)
     return [hypotheses(generated, row) for row in range(len(sources))]
@@ -61,7 +61,7 @@ FIXED = [
 
 
 def many_rows(seed, changes, count=24):
-    """Return settings that have `changes` in common and everything else at random."""
+    """Return random settings with common `changes`."""
     random = np.random.default_rng(seed)
     rows = []
     for _ in range(count):
@@ -90,7 +90,7 @@ def test_mixed_batches_equal_the_host_search(symmetric, numpy_bart, number):
         expected.append(([list(one.token_ids) for one in found], [one.score for one in found]))
     received = generate(symmetric, sources, settings)
     for (token_ids, scores), (found, _) in zip(received, expected, strict=True):
-        assert not any(token_ids[len(found) :])  # hypotheses that there are not
+        assert not any(token_ids[len(found) :])  # missing hypotheses
         del token_ids[len(found) :], scores[len(found) :]
     assert_same(received, expected)
     assert max(len(token_ids[0]) for token_ids, _ in received) > sequences.FIRST_CAPACITY
@@ -108,7 +108,7 @@ def test_a_row_is_the_same_alone_and_in_a_batch(symmetric, beams):
 
 
 def last_state(bart, settings):
-    """Return the state that a search over `SOURCES` ends with."""
+    """Return the last state of a search over `SOURCES`."""
     inputs = (*batch(SOURCES), per_row(settings))
     strategy = beam_search if settings[0].num_beams > 1 else greedy_search
     return strategy(search.prepare(bart.bart, settings[0], *inputs))
@@ -121,7 +121,7 @@ def test_the_loop_ends_with_the_last_row(symmetric, beams):
     settings = [dataclasses.replace(base, max_length=one, min_length=one) for one in lengths]
     state = last_state(symmetric, settings)
     assert not state.running.numpy().any()
-    assert state.length == 11  # where the next token would be chosen
+    assert state.length == 11  # the position of the next token
     unhurried = last_state(symmetric, [dataclasses.replace(base, early_stopping=False)] * 4)
     hurried = last_state(symmetric, [base] * 4)
     assert hurried.length == hurried.lengths.numpy().max() < 60
@@ -130,7 +130,7 @@ def test_the_loop_ends_with_the_last_row(symmetric, beams):
 
 @pytest.mark.parametrize("beams", [1, 3])
 def test_min_length_is_limited_to_max_length(symmetric, beams):
-    """As `GenerationConfig.replace` has it: a request may set one and leave the other alone."""
+    """As in `GenerationConfig.replace`, since a request may set only one of them."""
     rows = [GenerationConfig(max_length=8, min_length=least, num_beams=beams) for least in (0, 8)]
     found = symmetric.generator(fixed(rows[0]))
     per_request = types.SimpleNamespace(**{**rows[0].to_dict(), "min_length": 12})
@@ -212,7 +212,7 @@ def test_missing_hypotheses_are_empty_with_a_finite_score(symmetric):
 
 
 class MadeUpBart(GraphBart):
-    """Six tokens and random weights."""
+    """A model with six tokens and random weights."""
 
     def __init__(self):
         config = BartConfig(
@@ -272,5 +272,5 @@ def test_the_graph_contains_no_python_and_no_xla(symmetric, beams):
     assert not {one for one in operators if "Py" in one or "Xla" in one or "Dataset" in one}
     attributes = [*nodes, *graph.library.function]
     assert not [one for one in attributes if one.attr["_XlaMustCompile"].b]
-    # A gather from a variable makes TensorFlow copy it whenever it is read thereafter.
+    # After a gather from a variable, TensorFlow copies it at every read.
     assert "ResourceGather" not in operators

@@ -44,7 +44,7 @@ def log_softmax(logits):
 
 
 def assert_same(golden, output, received, expected):
-    """Hold what float32 computes to the same computed otherwise, for any inputs of the model."""
+    """Compare two float32 computations of an output."""
     allowed = 2 * golden.allowed(output).max()
     np.testing.assert_allclose(np.asarray(received), expected, rtol=0, atol=allowed)
 
@@ -67,7 +67,7 @@ def test_scores_are_conditional_log_probabilities(golden, monkeypatch):
     expected = np.take_along_axis(expected[:, :-1], ids[:, 1:, None], 2)[..., 0]
     expected = np.pad(expected, ((0, 0), (1, 0)))
     inputs = (*batch(golden.sources), tf.constant(ids))
-    for rows in (sequences.SCORED_ROWS, 5):  # more positions than there are, and several blocks
+    for rows in (sequences.SCORED_ROWS, 5):  # one block, and several
         monkeypatch.setattr(sequences, "SCORED_ROWS", rows)
         assert_same(golden, "logits", golden.call(sequences.score, *inputs, [9, 9, 9]), expected)
     expected[0, 4:] = expected[2, 1:] = 0
@@ -125,7 +125,7 @@ def test_outputs_equal_the_keras_model_under_any_mask(golden, case):
 
 @pytest.mark.parametrize("beams", [1, 3])
 def test_steps_equal_the_decoder_while_caches_grow(golden, beams):
-    # Beams without ancestors in common: each is a sequence of its own.
+    # The beams have no common ancestors, so each is a separate sequence.
     config = golden.bart.config
     random = np.random.default_rng(0)
     targets = random.integers(3, 1000, (3, beams, 7), np.int32)
@@ -201,4 +201,4 @@ def test_batch_parameters_concatenate_the_same_weights(golden):
             np.testing.assert_array_equal(received, kernel)
     assert sorted(part for name in many for part in many.parts[name]) == sorted(one)
     layers = checkpoint.config.num_layers + 2 * checkpoint.config.decoder_layers
-    assert joined == 2 * layers  # a matrix and a bias of each attention
+    assert joined == 2 * layers  # a matrix and a bias per attention

@@ -38,7 +38,7 @@ def graph(host):
 
 @pytest.fixture(scope="module")
 def encode(graph):
-    """Return the encoder that cuts at 1024 tokens, as a function of a graph."""
+    """Return an encoder with at most 1024 tokens as a graph function."""
     return tf.function(lambda text: graph.encode(text, 1024), input_signature=[TEXT])
 
 
@@ -48,7 +48,7 @@ def decode(graph):
 
 
 def rows(encoded):
-    """Return the real ids of each text; what is beyond them must be padding (1)."""
+    """Return the ids of each text without padding (1), which is checked."""
     ids, lengths = (np.asarray(each) for each in encoded)
     assert ids.dtype == lengths.dtype == np.int32
     assert ids.shape == (len(lengths), max([2, *lengths]))
@@ -61,7 +61,7 @@ def in_batches(texts, size=64):
 
 
 def random_texts(count, seed):
-    """Return texts of arbitrary characters, half of them such as the pattern tells apart."""
+    """Return texts of random characters and of pieces with different classes."""
     random_of = random.Random(seed)
 
     def character():
@@ -80,7 +80,7 @@ def random_texts(count, seed):
 
 
 def padded(sequences):
-    """Return ids and lengths as `decode` takes them; what is beyond is no id at all."""
+    """Return ids, padded with an invalid id, and lengths."""
     lengths = [len(sequence) for sequence in sequences]
     ids = np.full((len(lengths), max([0, *lengths])), 70_000, np.int32)
     for row, sequence in zip(ids, sequences, strict=True):
@@ -184,15 +184,15 @@ def test_endless_words_equal_the_host_in_bounded_time(encode, host, texts):
 
 
 def test_distant_characters_that_change_first_tokens_are_read():
-    # Of a chain of letters the last two merge first, then the two before them, and so on: whether
-    # its first letter is a token depends on how many there are.
+    # The last two letters of a chain merge first, then the two before them, and so on. Whether the
+    # first letter is a token depends on the length.
     letters = [chr(code) for code in (*range(65, 91), *range(97, 123))]
     merges = list(zip(letters, letters[1:], strict=False))[::-1]
     host = BartTokenizer(vocabulary_of(merges), merges)
     graph = GraphTokenizer(host)
     texts = ["".join(letters[:length]) for length in range(30, 53)]
     room = 3
-    assert FIRST_BYTES * (room + 2) == 40 < len(texts[-1])  # the first that is read of it
+    assert FIRST_BYTES * (room + 2) == 40 < len(texts[-1])  # the first beginning
     encoded = expected(host, texts, room + 2)
     assert graph.encode(tf.constant(texts), room + 2)[0].numpy().tolist() == encoded
     assert len({tuple(ids) for ids in encoded}) == 2
@@ -205,13 +205,13 @@ def test_tokens_before_any_cut_are_correct():
         encode = tf.function(
             functools.partial(graph.encode, max_length=max_length), input_signature=[TEXT]
         )
-        # One by one, as all texts of a batch are read as far as one of them needs.
+        # One by one, because all texts of a batch are read equally far.
         found = [row for text in texts for row in rows(encode(tf.constant([text])))]
         assert found == expected(host, texts, max_length)
 
 
 def random_merges(random_of, count):
-    """Return merges of tokens of three letters, in an order that training would not give them."""
+    """Return random merges over three letters, in training's order or shuffled."""
     tokens, merges = list("abc"), {}
     for _ in range(count):
         left, right = random_of.choices(tokens, k=2)

@@ -29,7 +29,7 @@ EXTENDED = {
 }
 
 
-# h5py asks Keras' variables for their arrays in a way NumPy 2 deprecates.
+# h5py converts Keras' variables in a way that NumPy 2 deprecates.
 saves_with_keras = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
@@ -41,7 +41,7 @@ def test_outputs_equal_keras_hubs_under_every_mask(backbone, keras_hub_backbone,
 
 
 def test_outputs_equal_keras_hubs_without_dropout():
-    # KerasHub then computes attention another way, which differs where nothing can be seen.
+    # KerasHub then uses another attention, which differs for queries without visible keys.
     mine = BartBackbone(**SHAPE, dropout=0.0)
     theirs = keras_hub.models.BartBackbone(**SHAPE, dropout=0.0)
     randomize(mine)
@@ -147,7 +147,7 @@ def test_configuration_has_keras_hubs_keys_and_restores_the_model(backbone, kera
     assert config | {"name": ""} == theirs | {"name": ""}
     again = BartBackbone.from_config(config)
     assert (again.config, again.name) == (backbone.config, backbone.name)
-    # An extension equal to the encoder's is none.
+    # A decoder value equal to the encoder's is not an extension.
     assert BartBackbone(**SHAPE, decoder_num_layers=2).get_config().keys() == config.keys()
 
 
@@ -201,7 +201,7 @@ def test_weight_files_are_interchangeable_with_keras_hubs(backbone, keras_hub_ba
 
 
 class Copier(keras.Model):
-    """Trains a backbone to say the source again."""
+    """Trains a backbone to copy its source."""
 
     def __init__(self, backbone):
         super().__init__()
@@ -217,7 +217,7 @@ def test_fit_lowers_the_loss(dtype):
     keras.utils.set_random_seed(0)
     model = Copier(BartBackbone(**{**SHAPE, "num_layers": 1}, dtype=dtype))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    # Not Adam, which does not move weights kept in bfloat16: its beta_2 of 0.999 rounds to 1.
+    # Adam does not change bfloat16 weights, because its beta_2 of 0.999 rounds to 1.
     model.compile(keras.optimizers.SGD(0.3), loss, jit_compile=False)
     inputs = random_inputs(32, 6, 6)
     inputs["encoder_token_ids"] %= 8

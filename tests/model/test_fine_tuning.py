@@ -20,7 +20,7 @@ from bart_export.text.added_tokens import AddedToken
 GUIDE = "docs/guide/fine_tuning.md"
 TEXTS = ("The river rose <hl> two metres<hl> overnight.", " and then, naïve café 文字", "")
 
-# h5py asks Keras' variables for their arrays in a way NumPy 2 deprecates.
+# h5py converts Keras' variables in a way that NumPy 2 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
@@ -42,7 +42,7 @@ def follow(preset, recipe=()):
 
 @pytest.fixture
 def source(tmp_path):
-    """A checkpoint with an added token and settings of its own."""
+    """A checkpoint with an added token and changed settings."""
     place = copy(tmp_path / "source")
     vocabulary = json.loads((place / "vocab.json").read_text(encoding="utf-8"))
     last = max(vocabulary, key=vocabulary.__getitem__)
@@ -117,7 +117,7 @@ def test_tokenizer_files_may_be_strings():
 
 
 def test_presets_without_settings_are_reported(source, tmp_path):
-    """As KerasHub saves one."""
+    """KerasHub saves none."""
     theirs = keras_hub.models.BartBackbone.from_preset(str(source))
     theirs.save_to_preset(str(tmp_path / "saved"))
     theirs = keras_hub.models.BartTokenizer.from_preset(str(source))

@@ -14,7 +14,7 @@ from bart_export.model.layers import (
     weights_left_at_zero,
 )
 
-# Hendrycks and Gimpel, arXiv:1606.08415, exactly and by the approximation "gelu_new" stands for.
+# Hendrycks and Gimpel, arXiv:1606.08415: exact, and the approximation called "gelu_new".
 FORMULAS = {
     "gelu": lambda x: x * (1 + math.erf(x / math.sqrt(2))) / 2,
     "gelu_new": lambda x: x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,

@@ -11,12 +11,12 @@ from bart_export import errors, models
 from bart_export.checkpoints import weight_names
 from bart_export.presets import PRESETS
 
-# h5py asks Keras' variables for their arrays in a way NumPy 2 deprecates.
+# h5py converts Keras' variables in a way that NumPy 2 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
 def trained(model, seed=0):
-    """Enable LoRA and give its matrices values, as training would."""
+    """Enable LoRA and set its matrices to random values."""
     model.enable_lora(2)
     random = np.random.default_rng(seed)
     for variable in model.trainable_variables:

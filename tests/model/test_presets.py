@@ -15,7 +15,7 @@ from bart_export.presets import PRESETS
 
 SYMMETRIC, DISTILLED = (GOLDEN / name for name in MODELS)
 
-# h5py asks Keras' variables for their arrays in a way NumPy 2 deprecates.
+# h5py converts Keras' variables in a way that NumPy 2 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
@@ -38,7 +38,7 @@ def test_golden_checkpoints_give_the_golden_answers(name, dtype):
     for output, value in received.items():
         assert value.dtype == dtype
         cases.assert_close(output, value)
-    if dtype == "float64":  # a float32, as which the golden numbers are kept, is 5e-7 off at 12
+    if dtype == "float64":  # the golden values are float32, with an error of 5e-7 at 12
         np.testing.assert_allclose(value, cases.forward["logits"], rtol=0, atol=2e-6)
 
 
