@@ -284,7 +284,7 @@ def export_to(
         check_replaceable(pathlib.Path(os.path.realpath(output)))
         for name in ("data", "calibration_data"):
             if (path := getattr(options, name, None)) is not None:
-                data.read(path)
+                data.read_texts(path)
         if isinstance(options, SavedModelOptions):
             options.settings(resolved.defaults.generation)
         with cli.loading_tensorflow(stage):

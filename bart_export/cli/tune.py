@@ -67,7 +67,7 @@ def tune(
         # Check all arguments before TensorFlow is loaded, which takes seconds.
         ResolvedPreset(preset, stage=stage)
         if data is not None:
-            examples.read(data)
+            examples.read_texts(data)
         with cli.loading_tensorflow(stage):
             from bart_export.tune.tune import tune as search
         tuned = search(preset, path.stem, bounds, data, stage)

@@ -59,7 +59,7 @@ def verify(
     """
     from bart_export.artifact.artifact import Artifact
     from bart_export.runtime.weight_cache import discard_damaged
-    from bart_export.verify.data import read as read_texts
+    from bart_export.verify.data import read_texts
 
     bounds = metrics.parse_bounds(tolerance)
     opened = Artifact.open(artifact)

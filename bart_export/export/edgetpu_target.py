@@ -26,7 +26,7 @@ from bart_export.runtime.edgetpu import open_edgetpu
 from bart_export.runtime.engine import FileEngine
 from bart_export.verify.compare import Cases, compare_model
 from bart_export.verify.reference import KerasReference
-from bart_export.verify.tolerance import Bound, bounds_of, require, uncommitted
+from bart_export.verify.tolerance import Bound, bounds_of, require_bounds, uncommitted
 
 # Largest error of the encoder output, relative to its standard deviation.
 ENCODER_TOLERANCE = 0.1
@@ -122,12 +122,12 @@ def check_edgetpu(
     engine = open_edgetpu(draft.directory / parts.HOST, config)
     error = encoder_error(engine, keras, cases)
     with uncommitted():
-        require(
+        require_bounds(
             parts.HOST,
             [Bound("the error of the encoder output", error, ENCODER_TOLERANCE, AT_MOST)],
         )
         compared, answers = compare_model(parts.HOST, engine, tokenizer, cases, exact=recipe.exact)
-        require(parts.HOST, bounds_of(recipe, compared))
+        require_bounds(parts.HOST, bounds_of(recipe, compared))
     verification = EdgeTpuVerification(
         **vars(compared),
         encoder=error,

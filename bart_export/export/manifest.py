@@ -153,7 +153,7 @@ def write_golden(
     """Write the answers of the Keras model, of every file and of earlier files."""
     answers = {name: answer for name, (_, answer) in verified.items()}
     kept = [row.file for row in carried.verification]
-    recorded = golden.recorded(cases.questions, cases.answers, answers, earlier, kept)
+    recorded = golden.merged(cases.questions, cases.answers, answers, earlier, kept)
     artifact.write_golden(draft.directory / GOLDEN, recorded)
 
 

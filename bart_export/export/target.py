@@ -97,7 +97,7 @@ class CalibrationTexts:
         if given is None and not own.is_file():
             joined = "".join(golden.TEXTS).encode()
             return cls(golden.TEXTS, "golden", hashlib.sha256(joined).hexdigest())
-        texts = data.read(given or own)
+        texts = data.read_texts(given or own)
         examples = texts.examples if given else texts.examples[:PRESET_TEXTS]
         origin = "given" if given else "preset"
         return cls(tuple(example.text for example in examples), origin, texts.file.sha256)

@@ -46,6 +46,11 @@ class Measured:
     steps: int
     figures: Mapping[str, float]
 
+    @property
+    def root_kl(self) -> float:
+        """The square root of the divergence."""
+        return math.sqrt(max(self.figures["kl"], 0.0))  # NaN stays NaN
+
 
 class Evaluator:
     """Measures files along the float file's greedy traces, whose logits are cached on disk.
@@ -144,10 +149,12 @@ class BudgetSearch:
             count = bisect.bisect_left(
                 range(len(steps)),
                 True,
-                key=lambda count: self.keeps(self.measure(apply_steps(start, steps[:count]))),
+                key=lambda taken: self.within_budget(
+                    self.measure(apply_steps(start, steps[:taken]))
+                ),
             )
         self.drop_steps(start, list(steps[:count]))
-        kept = [layers for layers, measured in self.tried.items() if self.keeps(measured)]
+        kept = [layers for layers, measured in self.tried.items() if self.within_budget(measured)]
         layers = min(
             kept, key=lambda layers: self.tried[layers].size, default=next(iter(self.tried))
         )
@@ -161,7 +168,7 @@ class BudgetSearch:
             others = [other for other in taken if other is not step]
             if apply_steps(start, others) == apply_steps(start, taken):
                 continue  # a later step widens the layer further
-            if self.keeps(self.measure(apply_steps(start, others))):
+            if self.within_budget(self.measure(apply_steps(start, others))):
                 taken = others
 
     def require(self, widest: Measured) -> None:
@@ -175,8 +182,8 @@ class BudgetSearch:
                     f"{side} {bound:g}, but is {figure:.6g} with {DEFAULT}. Nothing was written."
                 )
 
-    def keeps(self, measured: Measured) -> bool:
-        """Return whether a file keeps the budget."""
+    def within_budget(self, measured: Measured) -> bool:
+        """Return whether a file is within the budget."""
         return all(
             meets_bound(metric, self.figure(metric, measured), bound)
             for metric, bound in self.budget.items()
@@ -187,22 +194,17 @@ class BudgetSearch:
         figure = measured.figures[metric]
         if metric != "top1":
             return figure
-        return min(figure, 1 - self.flips_per_root(root(measured)) * root(measured))
+        root = measured.root_kl
+        return min(figure, 1 - self.flips_per_root(root) * root)
 
     def flips_per_root(self, about: float) -> float:
         """Return the share of steps with another token over the root of the divergence.
 
         It is taken over all steps of the files whose root is between half and twice `about`.
         """
-        near = [file for file in self.tried.values() if about / 2 <= root(file) <= 2 * about]
+        near = [file for file in self.tried.values() if about / 2 <= file.root_kl <= 2 * about]
         flips = sum((1 - file.figures["top1"]) * file.steps for file in near)
-        return flips / max(sum(root(file) * file.steps for file in near), TINY)
-
-
-def root(measured: Measured) -> float:
-    """Return the square root of a file's divergence."""
-    kl = measured.figures["kl"]
-    return math.nan if math.isnan(kl) else math.sqrt(max(kl, 0.0))
+        return flips / max(sum(file.root_kl * file.steps for file in near), TINY)
 
 
 EXPORT_STEPS = 60  # approximate steps of an export without --data

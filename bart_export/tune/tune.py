@@ -84,8 +84,8 @@ def tune(
         raise ConfigurationError(
             f"{preset} does not ship with texts ({SHIPPED}): give some with --data FILE.jsonl."
         )
-    read_texts = data.read(path)
-    check_measurable(budget, read_texts)
+    dataset = data.read_texts(path)
+    check_measurable(budget, dataset)
     stage("read the checkpoint")
     checkpoint = resolve.read(source.directory)
     backbone = BartBackbone.from_checkpoint(checkpoint)
@@ -104,7 +104,7 @@ def tune(
             checkpoint.encoder_sequence_length,
         )
         generate = any(metric in ("tokens", *data.ROUGE) for metric in budget)
-        evaluator = Evaluator(float_file, info, read_texts.examples, generate=generate)
+        evaluator = Evaluator(float_file, info, dataset.examples, generate=generate)
         search = BudgetSearch(evaluator, float_file, layers, name, budget, stage)
         widest = search.measure(dict.fromkeys(layers, STORAGE_OPTIONS[-1]))
         search.require(widest)
@@ -120,4 +120,4 @@ def tune(
         )
         recipe, found = search.run(*precision_steps(sensitivities, options))
     storages = {layer: recipe.storage(layer).name for layer in layers}
-    return Tuned(recipe, found, widest, len(search.tried), len(read_texts.examples), storages)
+    return Tuned(recipe, found, widest, len(search.tried), len(dataset.examples), storages)

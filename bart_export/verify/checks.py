@@ -59,7 +59,7 @@ class Gate:
         texts: pathlib.Path | None = None,
     ) -> None:
         self.info, self.float_file, self.matrices = info, float_file, matrices
-        self.texts = data.read(texts) if texts else None
+        self.texts = data.read_texts(texts) if texts else None
         self.float_file_passed = False
         self.text_cases: Cases | None = None
 
@@ -88,15 +88,15 @@ class Gate:
         files = {self.float_file.shapes: self.float_file}
         baseline = Baseline(self.info, files, self.matrices, cases)
         if not (is_float_file or self.float_file_passed):
-            compare(self.float_file, baseline, cases).passed()
+            compare(self.float_file, baseline, cases).require_passed()
             self.float_file_passed = True
         comparison = compare(file, baseline, cases)
         if self.texts is not None and not comparison.faults:
             if file.recipe.exact:
-                comparison.passed()
+                comparison.require_passed()
             figures = self.compare_texts(self.texts, baseline, comparison)
             comparison = dataclasses.replace(comparison, figures=figures)
-        figures = comparison.passed()
+        figures = comparison.require_passed()
         self.float_file_passed |= is_float_file
         return figures, comparison.answers
 
@@ -242,5 +242,5 @@ def count_equal(generator: Generator, name: str, cases: Sequence[GoldenCase], no
     for case in cases:
         question = Question(case.text, case.source_token_ids, case.setting, case.generation)
         answer, expected = golden.ask(model, tokenizer, question), case.files[name].token_ids
-        equal += golden.repeats(model, tokenizer, question, answer, expected, noise)
+        equal += golden.matches(model, tokenizer, question, answer, expected, noise)
     return equal

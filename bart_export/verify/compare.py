@@ -27,7 +27,7 @@ from bart_export.text.tokenizer import BartTokenizer
 from bart_export.verify import data, golden, structure, traces, weights
 from bart_export.verify.data import Floats, Texts
 from bart_export.verify.golden import Question
-from bart_export.verify.tolerance import bounds_of, require
+from bart_export.verify.tolerance import bounds_of, require_bounds
 from bart_export.verify.traces import (
     ArrayFigures,
     SignaturePair,
@@ -191,10 +191,10 @@ class Comparison:
     def failures(self) -> list[str]:
         """The faults, and messages about figures outside the tolerance."""
         bounds = [] if self.figures is None else bounds_of(self.file.recipe, self.figures)
-        outside = [f"{self.file.name}: {bound}" for bound in bounds if not bound.kept]
+        outside = [f"{self.file.name}: {bound}" for bound in bounds if not bound.holds]
         return [*self.faults, *outside]
 
-    def passed(self) -> FileVerification:
+    def require_passed(self) -> FileVerification:
         """Return the figures.
 
         Raises:
@@ -202,7 +202,7 @@ class Comparison:
         """
         if self.figures is None or self.faults:
             raise VerificationFailed(self.faults[0])
-        require(self.file.name, bounds_of(self.file.recipe, self.figures))
+        require_bounds(self.file.name, bounds_of(self.file.recipe, self.figures))
         return self.figures
 
     def to_dict(self) -> dict[str, object]:
@@ -293,7 +293,7 @@ def compare_model(
                 continue
             answers.append(answer)
             same.append(
-                golden.repeats(model, tokenizer, question, answer, expected.token_ids, noise)
+                golden.matches(model, tokenizer, question, answer, expected.token_ids, noise)
             )
             reference = cases.references[number] if cases.references else None
             if reference is not None:

@@ -40,7 +40,7 @@ class Texts:
     file: TextFile
 
 
-def read(path: pathlib.Path) -> Texts:
+def read_texts(path: pathlib.Path) -> Texts:
     """Read the examples of a file; empty lines are skipped.
 
     Raises:

@@ -84,7 +84,7 @@ def ask(model: Engine, tokenizer: BartTokenizer, question: Question) -> Answer:
     return Answer(best.token_ids, tokenizer.detokenize(best.token_ids), best.score)
 
 
-def repeats(
+def matches(
     model: Engine,
     tokenizer: BartTokenizer,
     question: Question,
@@ -120,7 +120,7 @@ class PerturbedModel:
         return logits + noise.astype(np.float32), state
 
 
-def recorded(
+def merged(
     questions: Sequence[Question],
     reference: Sequence[Answer],
     files: Mapping[str, Sequence[Answer | None]],

@@ -17,7 +17,7 @@ from bart_export.verify.compare import Cases
 from bart_export.verify.golden import Question
 from bart_export.verify.reference import KerasReference
 from bart_export.verify.tokenization import check_signature
-from bart_export.verify.tolerance import Bound, require, uncommitted
+from bart_export.verify.tolerance import Bound, require_bounds, uncommitted
 from bart_export.verify.traces import Trace, log_softmax, worst
 
 Signature = Callable[..., Mapping[str, tf.Tensor]]  # keyword arguments to outputs by name
@@ -93,7 +93,7 @@ def check_saved_model(
         Bound(FIGURES[figure][0], getattr(figures, figure), bound, FIGURES[figure][1])
         for figure, bound in TOLERANCES[dtype].items()
     ]
-    require(name, bounds)
+    require_bounds(name, bounds)
     return figures, answers
 
 

@@ -30,7 +30,7 @@ class Bound(NamedTuple):
     metric: str = ""
 
     @property
-    def kept(self) -> bool:
+    def holds(self) -> bool:
         """Whether the figure is within the bound; NaN is not."""
         return self.side * self.value <= self.side * self.bound
 
@@ -46,14 +46,14 @@ class Bound(NamedTuple):
         return f"{message} To accept it: --tolerance {self.metric}={accepted:.6g}."
 
 
-def require(name: str, bounds: Sequence[Bound]) -> None:
+def require_bounds(name: str, bounds: Sequence[Bound]) -> None:
     """Check the figures of an exported file.
 
     Raises:
         VerificationFailed: for the first figure outside its bound.
     """
     for bound in bounds:
-        if not bound.kept:
+        if not bound.holds:
             raise VerificationFailed(f"{name} differs from the Keras model: {bound}")
 
 

@@ -22,7 +22,7 @@ from bart_export.verify import golden, weights
 from bart_export.verify.checks import Gate
 from bart_export.verify.compare import TfliteFile, compare_model
 from bart_export.verify.reference import KerasReference
-from bart_export.verify.tolerance import bounds_of, require
+from bart_export.verify.tolerance import bounds_of, require_bounds
 from support import tflite_files
 
 FLOAT32 = RECIPES["float32"]
@@ -86,7 +86,7 @@ class Judged:
         figures, answers = compare_model(
             "it", engine, self.info.tokenizer, self.asked, exact=recipe.exact
         )
-        require("it", bounds_of(recipe, figures))
+        require_bounds("it", bounds_of(recipe, figures))
         return figures, answers
 
 

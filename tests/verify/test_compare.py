@@ -16,7 +16,7 @@ from bart_export.errors import VerificationFailed
 from bart_export.graph import tflite_signatures
 from bart_export.recipes.table import RECIPES
 from bart_export.verify.compare import Cases, compare_model
-from bart_export.verify.tolerance import bounds_of, require
+from bart_export.verify.tolerance import bounds_of, require_bounds
 
 INT8 = RECIPES["dynamic_wi8_afp32"]
 
@@ -140,10 +140,10 @@ TEXTS = TextFile("0" * 64, 775)
 def test_a_figure_outside_its_tolerance_fails_by_name(recipe, figures, words):
     bounds = bounds_of(recipe, dataclasses.replace(RIGHT, **figures))
     if words is None:
-        require("it", bounds)
+        require_bounds("it", bounds)
         return
     with pytest.raises(VerificationFailed, match=words):
-        require("it", bounds)
+        require_bounds("it", bounds)
 
 
 def test_equal_logits_are_compared(tiny):

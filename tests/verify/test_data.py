@@ -18,7 +18,7 @@ def test_examples_are_read_in_order_with_their_references(tmp_path):
     path.write_text('{"text": "a\u2028b", "reference": "c"}\n\n{"text": "d", "id": 3}\n', "utf-8")
     for content in (path.read_bytes(), b"\xef\xbb\xbf" + path.read_bytes()):
         path.write_bytes(content)
-        texts = data.read(path)
+        texts = data.read_texts(path)
         assert texts.examples == [Example("a\u2028b", "c"), Example("d", None)]
         assert texts.file == TextFile(hashlib.sha256(content).hexdigest(), 2)
 
@@ -43,14 +43,14 @@ def test_an_invalid_line_is_named_by_file_and_number(tmp_path, content, words):
     path = tmp_path / "data.jsonl"
     path.write_bytes(content)
     with pytest.raises(InputError, match=rf"{path}.*{words}") as error:
-        data.read(path)
+        data.read_texts(path)
     assert "\n" not in str(error.value)
 
 
 def test_the_size_of_a_file_is_bounded(tmp_path):
     path = tmp_path / "data.jsonl"
     path.write_bytes(b'{"text": "a"}\n' * data.MOST_LINES)
-    assert len(data.read(path).examples) == data.MOST_LINES
+    assert len(data.read_texts(path).examples) == data.MOST_LINES
     with path.open("wb") as file:
         file.truncate(data.LARGEST + 1)
     os.mkfifo(tmp_path / "pipe")
@@ -60,7 +60,7 @@ def test_the_size_of_a_file_is_bounded(tmp_path):
         ("missing", "No such file"),
     ):
         with pytest.raises(InputError, match=words):
-            data.read(tmp_path / name)
+            data.read_texts(tmp_path / name)
 
 
 @pytest.mark.parametrize(

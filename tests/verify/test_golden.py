@@ -2,7 +2,7 @@
 
 from bart_export.artifact.figures import Answer, Golden, GoldenCase
 from bart_export.config import GenerationConfig
-from bart_export.verify.golden import Question, recorded
+from bart_export.verify.golden import Question, merged
 
 ANSWER = Answer((2, 0), "", 0.5)
 
@@ -19,7 +19,7 @@ def case(setting, num_beams, *files):
 
 def record(asked, *earlier):
     answers = [ANSWER] * len(asked)
-    return recorded(asked, answers, {"new": answers}, Golden(earlier), ["old"]).cases
+    return merged(asked, answers, {"new": answers}, Golden(earlier), ["old"]).cases
 
 
 def test_equal_settings_with_two_names_keep_the_answers_of_both():

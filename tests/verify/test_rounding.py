@@ -137,7 +137,7 @@ def test_only_a_near_tie_may_change_an_exact_answer(tiny, base):
             first = golden.ask(tied, tokenizer, question)
             assert first.token_ids == answer.token_ids[:2]
             expected = [answer.token_ids[0], 700]
-            return golden.repeats(tied, tokenizer, question, first, expected, noise)
+            return golden.matches(tied, tokenizer, question, first, expected, noise)
 
         assert repeats(1e-6, 1e-4)
         assert not repeats(1e-2, 1e-4)
