@@ -38,14 +38,9 @@ from bart_export.verify.tolerance import check_measurable, uncommitted
 class Gate:
     """Checks the files of an export against the Keras model.
 
-    The float file is checked first, even if it is not exported: errors in the graph show there,
-    where rounding does not hide them.
-
-    Args:
-        info: the model's description.
-        float_file: the float32 file that the others were quantized from.
-        matrices: the checkpoint's matrices.
-        texts: a file of texts to measure on, or None for the golden ones.
+    The float file, from which the others are quantized, is checked first, even if it is not
+    exported: errors in the graph show there, where rounding does not hide them. `matrices` are the
+    checkpoint's; `texts` is a file of texts to measure on, or None for the golden ones.
 
     Raises:
         InputError: if the texts cannot be read.
@@ -67,17 +62,10 @@ class Gate:
     def check(
         self, file: TfliteFile, cases: Cases
     ) -> tuple[FileVerification, Sequence[Answer | None]]:
-        """Check a file, which may be the float file, against its recipe's tolerance.
+        """Check a file against its recipe's tolerance; return its figures and golden answers.
 
-        With a file of texts the figures are measured on these; an exact file must still repeat the
-        golden answers.
-
-        Args:
-            file: the file.
-            cases: the Keras model's answers to the golden questions.
-
-        Returns:
-            The figures, and the answers to the golden questions.
+        `cases` has the Keras model's golden answers. With a file of texts the figures are measured
+        on these; an exact file must still repeat the golden answers.
 
         Raises:
             ConfigurationError: for a bound on ROUGE without references.

@@ -195,11 +195,7 @@ class Comparison:
         return [*self.faults, *outside]
 
     def require_passed(self) -> FileVerification:
-        """Return the figures.
-
-        Raises:
-            VerificationFailed: for the first fault, or the first figure outside the tolerance.
-        """
+        """Return the figures, or raise VerificationFailed for the first failure."""
         if self.figures is None or self.faults:
             raise VerificationFailed(self.faults[0])
         require_bounds(self.file.name, bounds_of(self.file.recipe, self.figures))
@@ -263,13 +259,13 @@ def compare_model(
         model: the open file.
         tokenizer: the model's tokenizer.
         cases: the questions and traces.
-        exact: accept a different answer if it differs only by a near-tie in float32.
+        exact: accept an answer that differs only by a near-tie in float32.
         float32: the Keras model's largest float32 error, if `cases` have no float64 teacher.
         pairs: the signatures that traces run through; by default all of the file.
         tick: called for every trace and every question.
 
     Returns:
-        The figures and the answers, None to a question that is too long for a static build.
+        The figures, and the answers as in `Comparison`.
 
     Raises:
         VerificationFailed: if the file cannot be run.

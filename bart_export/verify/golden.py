@@ -129,12 +129,8 @@ def merged(
 ) -> Golden:
     """Return the content of golden.json: a case per question, merged with the earlier cases.
 
-    Args:
-        questions: the questions of this export.
-        reference: the Keras model's answers.
-        files: each exported file's answers, or None to a question that it was not asked.
-        earlier: the golden.json of the artifact that the export adds to.
-        kept: files of that artifact whose answers are kept.
+    `reference` are the Keras model's answers; `files` has each exported file's answers, None for
+    questions that it was not asked; the answers of the `kept` files of `earlier` stay.
     """
 
     def rounded(answer: Answer) -> Answer:

@@ -57,19 +57,10 @@ def check_saved_model(
     keras: KerasReference,
     cases: Cases,
 ) -> tuple[SavedModelVerification, list[Answer | None]]:
-    """Check a SavedModel against the tolerance of its dtype.
+    """Check a SavedModel in the directory of a version against the tolerance of its dtype.
 
-    Args:
-        name: its name in errors and in the result.
-        directory: the version's directory.
-        dtype: the dtype of its weights.
-        tokenizer: the model's tokenizer.
-        settings: its generation settings; questions with other `FIXED` ones are not asked.
-        keras: the Keras model.
-        cases: the questions and the Keras model's answers.
-
-    Returns:
-        The figures and the answers, None to a question that was not asked.
+    Questions whose `FIXED` settings differ from `settings`, the exported ones, are not asked.
+    Returns the figures, and the answers or None for questions that were not asked.
 
     Raises:
         VerificationFailed: if it is outside the tolerance or cannot be run.

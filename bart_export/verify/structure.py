@@ -59,11 +59,7 @@ class Signature:
 
 
 def compare_graphs(name: str, path: pathlib.Path, float_file: pathlib.Path) -> None:
-    """Compare a file's graphs with those of its float file.
-
-    Raises:
-        VerificationFailed: for the first difference; the message calls the file `name`.
-    """
+    """Raise VerificationFailed for the first difference from the graphs of a float file."""
     received, expected = signatures(StoredFile(path)), signatures(StoredFile(float_file))
     if received.keys() != expected.keys():
         raise VerificationFailed(
