@@ -57,15 +57,15 @@ PRESETS: dict[str, Preset] = {
         Preset(
             name="bart_base_en",
             parameters=139_417_344,
-            description="6 layers, case kept. Pre-trained on BookCorpus, English Wikipedia and "
-            "CommonCrawl; made to be fine-tuned.",
+            description="6 layers, cased. Pre-trained on BookCorpus, English Wikipedia and "
+            "CommonCrawl; meant for fine-tuning.",
             generation=PRETRAINED.replace(forced_bos_token_id=0),
         ),
         Preset(
             name="bart_large_en",
             parameters=406_287_360,
-            description="12 layers, case kept. Pre-trained on BookCorpus, English Wikipedia and "
-            "CommonCrawl; made to be fine-tuned.",
+            description="12 layers, cased. Pre-trained on BookCorpus, English Wikipedia and "
+            "CommonCrawl; meant for fine-tuning.",
             generation=PRETRAINED,
         ),
         Preset(

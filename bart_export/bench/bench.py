@@ -174,11 +174,11 @@ def plan(
     longest, most = map(max, zip(*limits, strict=True))
     skipped: list[SkippedRow] = []
     if not sources:
-        reason = f"no file takes more than {longest}"
+        reason = f"no file supports more than {longest}"
         skipped += [SkippedRow(reason, source=length) for length in SOURCES if length > longest]
         sources = list(dict.fromkeys(min(length, longest) for length in SOURCES))
     if new_tokens is None and most < NEW_TOKENS:
-        skipped.append(SkippedRow(f"no file takes more than {most}", new_tokens=NEW_TOKENS))
+        skipped.append(SkippedRow(f"no file supports more than {most}", new_tokens=NEW_TOKENS))
     length = fitting_length("--new-tokens", new_tokens, min(NEW_TOKENS, most), positions - 1)
     reason = f"the model has {positions} positions"
     skipped += [SkippedRow(reason, source=source) for source in sources if source > positions]

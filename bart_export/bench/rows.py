@@ -196,7 +196,7 @@ class SkippedRow(Record):
 
     def __str__(self) -> str:
         if self.new_tokens is not None:
-            return f"{self.new_tokens} new tokens are too many: {self.reason}."
+            return f"{self.new_tokens} new tokens were skipped: {self.reason}."
         if self.num_beams is None:
             return f"Source {self.source} was skipped: {self.reason}."
         work = f"{plural(self.num_beams, 'beam')}: source {self.source}"
@@ -263,7 +263,7 @@ class Report(Record):
         titles = {
             FileRow: self.artifact.on(self.machine),
             OpeningRow: "From the path to a model ready to run, and to its first text, in ms",
-            MemoryRow: "Memory of a process beside another with the same file",
+            MemoryRow: "Memory of a process while another has the same file open",
             GenerationRow: f"{tokens}, median of {runs}",
         }
         return Group(*tables_of(self.rows().values(), titles), *notes)

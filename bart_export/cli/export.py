@@ -228,7 +228,7 @@ def run(
     for name in given:
         if name not in TARGETS[target].takes:
             owners = " and ".join(other for other, row in TARGETS.items() if name in row.takes)
-            raise click.UsageError(f"{flag(name)} belongs to --target {owners}, not to {target}.")
+            raise click.UsageError(f"{flag(name)} applies to --target {owners}, not to {target}.")
     options, output = TARGETS[target].make(given), output or default_output(preset)
     android = given.get("android")
     if android is not None:

@@ -64,7 +64,7 @@ def generation_option(name: str, kind: Value, text: str) -> cli.Decorator:
     "output_file",
     type=cli.PATH,
     help="Where to write results: .jsonl or .ndjson; - is standard output. A result is the input "
-    'object with "generated_text", "score" and "token_ids", or "error"; "truncated" if it was.',
+    'object with "generated_text", "score" and "token_ids" (and "truncated"), or with "error".',
 )
 @click.option("--overwrite", is_flag=True, help="Replace an --output file that is not empty.")
 @click.option("--stream", is_flag=True, help="Print the text as it is generated.")

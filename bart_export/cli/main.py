@@ -123,7 +123,7 @@ def main(context: click.Context, /, **given: Value) -> None:
             raise click.UsageError(
                 f"Give {flag(name)} after export."
                 if command == "export"
-                else f"{flag(name)} belongs to the export, not to {command}."
+                else f"{flag(name)} applies to the export, not to {command}."
             )
         return
     if given["preset"] is None and given["target"] is None:

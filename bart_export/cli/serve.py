@@ -40,7 +40,7 @@ OPTIONS: tuple[tuple[str, str, Value, str], ...] = (
     ("max_connections", "--max-connections", COUNT,
      "Maximum connections per port; REST closes an idle connection to accept another."),
     ("max_request_bytes", "--max-request-bytes", COUNT,
-     "Maximum bytes of a request, compressed or not; and of its texts in total."),
+     "Maximum bytes of a request, before and after decompression."),
     ("max_request_rows", "--max-request-rows", COUNT,
      "Maximum texts, or rows of another input, per request."),
     ("request_seconds", "--request-seconds", Seconds(min_open=True),

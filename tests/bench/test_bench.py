@@ -211,8 +211,8 @@ def test_usual_lengths_are_lowered_to_what_fits(symmetric_artifact, tmp_path, no
     assert report.settings.new_tokens == most
     assert [(row.source, row.new_tokens) for row in report.generation] == [(longest, most)]
     text = shown(report.tables())
-    assert f"Source 512 was skipped: no file takes more than {longest}." in text
-    assert f"64 new tokens are too many: no file takes more than {most}." in text
+    assert f"Source 512 was skipped: no file supports more than {longest}." in text
+    assert f"64 new tokens were skipped: no file supports more than {most}." in text
 
 
 def test_builds_of_a_recipe_are_rows_of_their_own(symmetric_artifact, tmp_path, no_openings):
