@@ -103,11 +103,7 @@ class BartConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "BartConfig":
-        """Make a configuration from a dictionary.
-
-        Raises:
-            ConfigurationError: if a field is unknown, missing or out of range.
-        """
+        """Make a configuration from a dictionary, or raise ConfigurationError."""
         return cls(**checked_fields(cls, values))
 
     def extensions(self) -> dict[str, Any]:
@@ -246,11 +242,7 @@ class GenerationConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "GenerationConfig":
-        """Make settings from a dictionary.
-
-        Raises:
-            ConfigurationError: if a parameter is unknown or out of range.
-        """
+        """Make settings from a dictionary, or raise ConfigurationError."""
         return cls(**checked_fields(cls, values))
 
 
@@ -272,11 +264,7 @@ def check_token_ids(generation: GenerationConfig, vocabulary_size: int) -> None:
 
 
 def lengths_with_start(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Return parameters with `max_length` and `min_length` instead of the new tokens.
-
-    Raises:
-        ConfigurationError: if a length is invalid or given in both ways.
-    """
+    """Return parameters with `max_length` and `min_length` instead of the new tokens."""
     changed = dict(parameters)
     for without_start, name in NEW_TOKENS.items():
         length = changed.pop(without_start, None)
@@ -338,11 +326,7 @@ NUMBERS = (
 
 
 def checked_fields(record: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `values` as keyword arguments of the dataclass `record`.
-
-    Raises:
-        ConfigurationError: if a name is not a field, or a field without default is missing.
-    """
+    """Return keyword arguments of a dataclass; raise ConfigurationError for a wrong name."""
     fields = {field.name: field for field in dataclasses.fields(record)}
     for name in values:
         if name not in fields:

@@ -1,8 +1,5 @@
 """The signatures of exported files: the name, dtype and named axes of every tensor.
 
-Converters build graphs from these declarations, runtimes allocate buffers, the verifier compares
-outputs, and the manifest passes them on to Kotlin and other readers.
-
 `sizes` returns the axes that a configuration fixes. The others (`SOURCE`, `BEAMS`, `CAPACITY`) are
 dynamic: the runtime resizes them. A static build of a `.tflite` file fixes them, too, and has a
 signature for each *bucket* of sizes.
@@ -145,11 +142,7 @@ def static_buckets(
     """Return the signatures of a static `.tflite` file.
 
     These are `encode_S` for every source length, and `decode_S_K` for every source length and
-    number of beams (a `decode_single` for one beam). Readers must rely on `signature` and `sizes`,
-    not on names.
-
-    Raises:
-        ConfigurationError: if a length exceeds the model's positions.
+    number of beams (a `decode_single` for one beam). Readers must not rely on these names.
     """
     longest = max(*source_lengths, target_length)
     if longest > config.max_sequence_length:
@@ -283,9 +276,6 @@ class StaticShapes:
             )
 
     def limited_to(self, source_length: int) -> "StaticShapes":
-        """Return the shapes for sources of at most `source_length` tokens.
-
-        Longer buckets are shortened to that length, because they would never be full.
-        """
+        """Return the shapes with buckets of at most `source_length` source tokens."""
         lengths = tuple(min(length, source_length) for length in self.source_lengths)
         return dataclasses.replace(self, source_lengths=lengths)

@@ -60,12 +60,9 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
 
 
 def lookup(kind: str, name: object, rows: Mapping[str, Row], others: str = "") -> Row:
-    """Return the row with this name.
+    """Return the row with this name, or raise ConfigurationError.
 
-    In the message, `kind` is the subject, such as "A recipe", and `others` ends the list of names.
-
-    Raises:
-        ConfigurationError: if there is no such row.
+    In its message, `kind` is the subject, such as "A recipe", and `others` ends the list of names.
     """
     if isinstance(name, str) and name in rows:
         return rows[name]
@@ -115,10 +112,7 @@ class ConfigurationError(BartExportError, ValueError):
 
 
 class MissingExtra(BartExportError, ImportError):
-    """A required package is not installed.
-
-    `extra` is the extra that installs it, or "" for the base installation.
-    """
+    """A required package is not installed; `extra` installs it, "" is the base installation."""
 
     def __init__(self, what: str, package: str, extra: str) -> None:
         super().__init__(

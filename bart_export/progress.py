@@ -1,7 +1,6 @@
 """Terminal output: progress bars, tables and generated texts.
 
-Bars are drawn only on a terminal, and on a copy of standard error, so that they stay visible while
-native libraries are silenced (`quiet`). rich is imported on first use.
+Bars are drawn on a copy of standard error, to stay visible while `quiet` silences native libraries.
 """
 
 import contextlib

@@ -1,8 +1,7 @@
 """Silences native libraries, which bypass Python and log to file descriptor 2.
 
-`native_stderr_silenced` redirects that descriptor to a temporary file for the length of a block. If
-the block fails, the log is replayed, because it may explain the failure, unless the error explains
-itself: a `BartExportError`, an `OSError` or Ctrl-C.
+If the block of `native_stderr_silenced` fails, the log is replayed, because it may explain the
+failure, unless the error explains itself: a `BartExportError`, an `OSError` or Ctrl-C.
 """
 
 import contextlib
@@ -21,10 +20,7 @@ DESCRIPTOR = threading.RLock()
 
 @contextlib.contextmanager
 def native_stderr_silenced() -> Iterator[None]:
-    """Hide the native output on standard error, unless the block raises.
-
-    Blocks of several threads run one after another.
-    """
+    """Hide native output on standard error unless the block raises; one thread at a time."""
     with DESCRIPTOR:
         yield from silenced()
 

@@ -1,8 +1,6 @@
 """The benchmark of an artifact's files: sizes, openings, memory and speed.
 
-Generation is measured from source ids to generated ids, with a forced number of tokens.
-Configurations take turns, so that other work of the machine affects all of them alike; figures are
-medians.
+Configurations take turns, so that other work of the machine affects all of them alike.
 """
 
 import dataclasses
@@ -162,13 +160,7 @@ def plan(
     new_tokens: int | None,
     num_beams: Sequence[int],
 ) -> tuple[int, dict[str, list[tuple[int, int]]], list[SkippedRow]]:
-    """Return the new tokens, the (source tokens, beams) of each file, and the skipped rows.
-
-    Default lengths are lowered to the limits of the largest file.
-
-    Raises:
-        ConfigurationError: if `new_tokens` exceeds the model's limit.
-    """
+    """Return the new tokens, the (source tokens, beams) of each file, and the skipped rows."""
     files, positions = artifact.manifest.tflite(), artifact.config.max_sequence_length
     limits = [token_limits(files[name].shapes, positions) for name in names]
     longest, most = map(max, zip(*limits, strict=True))
@@ -196,11 +188,7 @@ def plan(
 
 
 def fitting_length(flag: str, length: int | None, default: int, limit: int) -> int:
-    """Return a length, or the default lowered to the limit.
-
-    Raises:
-        ConfigurationError: if the length exceeds the limit.
-    """
+    """Return a length within the limit, or the default lowered to the limit."""
     if length is None:
         return min(default, limit)
     if length > limit:

@@ -1,8 +1,7 @@
 """Time and memory readings of exported files, processes and the page cache.
 
-`measure` takes the short measurement that an export stores in its manifest; `bench` measures more.
-Sources are random and the number of new tokens is forced, so all files do the same work; they take
-turns.
+`measure` takes the short measurement of an export; `bench` measures more. Sources are random and
+the number of new tokens is forced, so that all files do the same work.
 """
 
 import contextlib
@@ -40,10 +39,7 @@ PAGE = mmap.PAGESIZE
 
 @dataclass(frozen=True)
 class Host(Machine):
-    """A machine and its state.
-
-    `load` is the one-minute load average, or None if the system does not report it.
-    """
+    """A machine and its state; `load` is the one-minute load average, or None if unavailable."""
 
     load: float | None = None
     system: str = ""
@@ -157,16 +153,9 @@ def generate(engine: Engine, source: Sequence[int], settings: GenerationConfig) 
 
 
 def measure(files: Mapping[str, Measured], info: ModelInfo, export: int) -> list[Measurement]:
-    """Measure files with one beam and with the model's number of beams.
+    """Measure files, by name in the manifest, with one beam and with the model's number of beams.
 
-    Args:
-        files: the files by name in the manifest.
-        info: the model.
-        export: the number of the export, `exports` in the manifest. Figures of one export come from
-            one run and can be compared.
-
-    Returns:
-        A measurement for each file.
+    `export` is the number of the export, whose figures can be compared with each other only.
     """
     source, new_tokens, num_beams = workload(info)
     timings: dict[tuple[str, int], list[Timing]] = {}
@@ -221,8 +210,7 @@ def measured_length(
 def process_memory() -> tuple[int, int] | None:
     """Return the private and shared bytes of this process, or None if unavailable.
 
-    See proc_pid_smaps(5), which counts in KiB. Pages of a file, such as a library, are shared if
-    another process maps them, too. Otherwise they are private, but clean: the system may drop them.
+    See proc_pid_smaps(5). Pages of a file are private, though clean, if no other process maps them.
     """
     try:
         lines = SMAPS.read_text(encoding="ascii").splitlines()
@@ -245,8 +233,7 @@ def resident_bytes(pid: int) -> int | None:
 def drop_from_page_cache(paths: Iterable[pathlib.Path]) -> bool:
     """Drop files from the page cache, and return whether all of them are gone.
 
-    The POSIX_FADV_DONTNEED of posix_fadvise(2) drops pages that are clean and not mapped, and needs
-    no privilege. Some file systems (tmpfs) keep their pages, and some systems lack the call.
+    posix_fadvise(2) needs no privilege; some file systems (tmpfs) and systems do not support it.
     """
     if not hasattr(os, "posix_fadvise"):
         return False
@@ -263,11 +250,7 @@ def drop_from_page_cache(paths: Iterable[pathlib.Path]) -> bool:
 
 
 def cached_pages(path: pathlib.Path) -> int:
-    """Return the number of a file's pages in the page cache, by mincore(2).
-
-    Raises:
-        OSError: if it is unavailable.
-    """
+    """Return the number of a file's pages in the page cache, by mincore(2), or raise OSError."""
     size = path.stat().st_size
     if not size:
         return 0

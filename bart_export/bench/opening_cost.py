@@ -1,9 +1,8 @@
 """The time and memory of opening an exported file, each time in a new process.
 
-Three stages are measured: the engine, the complete `Generator`, and the first text. They are
-measured on the first opening (which hashes the file and packs its weights), cold (files read from
-disk) and warm. The artifact is opened through hard links without its weight caches, so it stays
-untouched. Run as a program, this module is the process that opens the file and reports.
+The engine, the complete `Generator` and the first text are measured on the first opening (which
+hashes the file and packs its weights), cold (files read from disk) and warm. Hard links without the
+weight caches keep the artifact untouched. Run as a program, this module opens a file and reports.
 """
 
 import contextlib
@@ -59,10 +58,10 @@ class OpeningRun:
 
 
 class Figures(NamedTuple):
-    """The cost of reaching a stage of an opening.
+    """The cost of reaching a stage of an opening, without imports.
 
-    `seconds` excludes imports. `private_bytes` and `shared_bytes` are the growth of the process,
-    `process_private_bytes` is its total; None if unavailable.
+    `private_bytes` and `shared_bytes` are the growth of the process, `process_private_bytes` is its
+    total; None if unavailable.
     """
 
     seconds: float
@@ -75,11 +74,7 @@ class Figures(NamedTuple):
 def measure(directory: pathlib.Path, entry: TfliteEntry, run: OpeningRun) -> Iterator[OpeningRow]:
     """Open a file of a `linked_copy` for the first time, then cold and warm in turns.
 
-    Cold and warm figures are medians. Cold figures are None if the system keeps the files in its
-    page cache.
-
-    Raises:
-        EngineError: if a process fails.
+    Cold and warm figures are medians; cold ones are None if the files stay in the page cache.
     """
     first, cold, warm = open_in_process(directory, run), [], []
     for _ in range(REPEATS):
@@ -102,11 +97,7 @@ def median(values: tuple[Any, ...]) -> Any:
 
 
 def memory(directory: pathlib.Path, entry: TfliteEntry, run: OpeningRun) -> MemoryRow:
-    """Measure the memory of a process while another process has the same file open.
-
-    Raises:
-        EngineError: if the process fails.
-    """
+    """Measure the memory of a process while another process has the same file open."""
     with mapped(files_read(directory, run.file)):
         text = open_in_process(directory, run)["text"]
     work = run.num_threads, run.source, run.num_beams, run.new_tokens
@@ -136,7 +127,7 @@ def files_read(directory: pathlib.Path, file: str) -> list[pathlib.Path]:
 
 
 def open_in_process(directory: pathlib.Path, run: OpeningRun) -> dict[str, Figures]:
-    """Open a file in a new process and return the figures by stage."""
+    """Open a file in a new process and return the figures by stage, or raise EngineError."""
     before = weight_caches(directory)
     process = subprocess.run(
         [sys.executable, "-m", __spec__.name, json.dumps([str(directory), vars(run)])],

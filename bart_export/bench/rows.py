@@ -33,10 +33,9 @@ MILLISECONDS, MEGABYTES, MULTIPLE = decimals(1, 1e3), decimals(0, 1e-6), decimal
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """A table column for a field of a row; without a head the field is not in the table.
+    """A table column for a field of a row, hidden without a head; `field` names another to show.
 
-    A column with its own `show` has figures, the others identify the row. `field` names another
-    field to show instead.
+    Columns with their own `show` have figures, the others identify the row.
     """
 
     head: str
@@ -82,10 +81,7 @@ def file_label(recipe: str | None, build: str | None) -> str:
 
 @dataclass(frozen=True)
 class Row(Record):
-    """A row about a file, which its recipe and build ("dynamic" or "static") identify.
-
-    `list_name` is the report's list for rows of this class.
-    """
+    """A row about a file; `build` is "dynamic" or "static", `list_name` a list of the report."""
 
     list_name: ClassVar[str]
     recipe: str = field(metadata=column("recipe", field="name"))
@@ -125,10 +121,7 @@ class FileRow(Row):
 
 @dataclass(frozen=True)
 class OpeningRow(Row):
-    """The cost of reaching a stage of an opening; see `opening_cost.Figures`.
-
-    `opening` is "first", "cold" or "warm"; `seconds` is None if a cold opening was not possible.
-    """
+    """The cost of a "first", "cold" or "warm" opening; see `opening_cost.Figures`."""
 
     list_name = "openings"
     num_threads: int = field(metadata=column())
@@ -153,10 +146,7 @@ class WorkRow(Row):
 
 @dataclass(frozen=True)
 class MemoryRow(WorkRow):
-    """The memory that a process needs to open a file that another process has open, and generate.
-
-    `private_bytes` belong to this process, `shared_bytes` to both; None if unavailable.
-    """
+    """The memory of a process that generates with a file that another process has open, too."""
 
     list_name = "memory"
     private_bytes: float | None = field(metadata=column("private", "MB", MEGABYTES))
@@ -165,11 +155,7 @@ class MemoryRow(WorkRow):
 
 @dataclass(frozen=True)
 class GenerationRow(WorkRow):
-    """The speed of a file: medians, and the total seconds of all `runs`.
-
-    `encode_seconds` is an encoder call with allocated buffers, `step_seconds` a decoder call, and
-    `seconds` the time from source ids to generated ids.
-    """
+    """The speed of a file: medians of an encoder call, a decoder call and a complete generation."""
 
     list_name = "generation"
     encode_seconds: float | None = field(
@@ -302,11 +288,7 @@ LISTS: dict[str, type[Row]] = {
 
 
 def read(path: pathlib.Path) -> Report:
-    """Read a report of `bart-export bench --json`.
-
-    Raises:
-        InputError: if the file cannot be read, or is not a report of this schema version.
-    """
+    """Read a report of `bart-export bench --json`, or raise InputError."""
     try:
         report = documents.parse_json(documents.read_bounded(path, 64 * documents.MEBIBYTE))
     except OSError as error:

@@ -1,8 +1,4 @@
-"""A server in a separate process, and clients that send it requests over REST and gRPC.
-
-Clients send one request after another, or at a steady rate that does not wait for responses. In
-the second case a request's time begins when it is due. Connections are kept alive.
-"""
+"""A server in a separate process, and clients that send it requests over REST and gRPC."""
 
 import contextlib
 import dataclasses
@@ -69,9 +65,6 @@ def running(directory: pathlib.Path, engine: str, *options: str) -> Iterator[Ser
     """Serve an artifact on free ports for the length of a block.
 
     `options` are further arguments of `bart-export serve`.
-
-    Raises:
-        EngineError: if the server ends before it answers.
     """
     directory = directory.resolve()
     command = [sys.executable, "-c", PROGRAM, "serve", str(directory), "--engine", engine]
@@ -120,11 +113,9 @@ class Work:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """The outcome of a request.
+    """The outcome of a request: the index of its inputs, a status or error name, and its time.
 
-    `question` is the index of its inputs. `status` is an HTTP status, a gRPC status or the name of
-    an error. `seconds` end with the response's last byte. `token_ids` has the tokens as bytes;
-    `new_tokens` is the length of the first sequence without its start token.
+    `token_ids` has the tokens as bytes; `new_tokens` is the number of tokens in the first sequence.
     """
 
     question: int
@@ -218,10 +209,7 @@ def grpc_request(model: str, inputs: Tensors) -> bytes:
 
 
 class Clients:
-    """Clients of a server, each in its own thread, with persistent connections.
-
-    `questions` are the inputs of `generate` to choose from.
-    """
+    """Clients of a server, each in a thread; `questions` are the inputs of their requests."""
 
     def __init__(self, server: Server, questions: Sequence[Tensors]) -> None:
         self.server, self.questions = server, questions
@@ -253,13 +241,9 @@ class Clients:
         return run_clients(work, self.take(front, clients))
 
     def send_at_rate(self, rate: float, seconds: float, clients: int) -> tuple[float, list[Answer]]:
-        """Send requests at a steady rate over both fronts; return the seconds and answers.
+        """Send `rate` requests per second over both fronts; return the seconds and answers.
 
-        Args:
-            rate: requests per second.
-            seconds: the duration.
-            clients: the maximum number of pending requests. A request without a free client is
-                sent late, but its time begins when it is due.
+        A request without a free client is sent late, but its time begins when it is due.
         """
         numbers, began = itertools.count(), time.perf_counter() + 0.1
 
@@ -285,11 +269,7 @@ def run_clients(
 
 
 def random_inputs(artifact: Artifact, work: Work, rows: int, count: int) -> list[Tensors]:
-    """Return `count` inputs of `generate`, the same for the same arguments.
-
-    Each has `rows` random sources and settings for exactly this much work; all other settings are
-    the artifact's.
-    """
+    """Return `count` inputs of `generate` for this work, each with `rows` random sources."""
     length = work.new_tokens + 1
     generation = artifact.generation.replace(max_length=length, min_length=length)
     settings = {
@@ -304,11 +284,7 @@ def random_inputs(artifact: Artifact, work: Work, rows: int, count: int) -> list
 
 
 def send_single(engine: str, clients: Clients, front: str, work: Work) -> tuple[float, float]:
-    """Send a single request; return its seconds, and the seconds in the engine.
-
-    Raises:
-        EngineError: if the answer is an error or has another number of tokens.
-    """
+    """Send a single request; return its seconds and those in the engine, or raise EngineError."""
     time.sleep(PAUSE)
     before = clients.server.engine_seconds()
     _, (answer,) = clients.send_all(front, 1, 1)

@@ -1,8 +1,7 @@
 """The benchmark of a server: its overhead, throughput, batches and behaviour under overload.
 
-Each engine has a server in a separate process, which counts the time that requests spend in the
-engine. Configurations take turns, so that other work of the machine affects all of them alike;
-figures are medians. The number of generated tokens is forced.
+Each engine has a server, which counts the time that requests spend in the engine. Configurations
+take turns, so that other work of the machine affects all of them alike.
 """
 
 import collections
@@ -55,10 +54,9 @@ SERVED, BATCHED = Work(256, 32), Work(512, 64)
 
 @dataclasses.dataclass(frozen=True)
 class OverheadRow:
-    """The time that a single request takes beyond its engine's time, as the server counts it.
+    """The time of a single request beyond its engine's time.
 
-    `overhead_seconds` is the difference of the two medians, `front_seconds` the median of the
-    differences.
+    `overhead_seconds` is the difference of the medians, `front_seconds` the median difference.
     """
 
     engine: str = field(metadata=column("engine"))
@@ -149,10 +147,10 @@ def lists() -> dict[Any, list[Any]]:
 
 @dataclasses.dataclass(frozen=True)
 class EngineUnderTest:
-    """An engine, and the clients of its server.
+    """An engine, the clients of its server, and their measurements.
 
-    `singles` has the total and engine seconds of single requests, by front. `answers` and `rates`
-    have all answers, and the requests per second of each run, by number of clients.
+    `singles` has the total and engine seconds of single requests, by front; `answers` and `rates`
+    (requests per second of each run) are by number of clients.
     """
 
     engine: str
@@ -311,10 +309,7 @@ def measure_batches(
 
 
 def search_settings(artifact: Artifact, engine: str) -> dict[str, Any]:
-    """Return an engine's values of `SEARCH`, None if unknown.
-
-    Those of a SavedModel come from its golden answers.
-    """
+    """Return an engine's values of `SEARCH`; a SavedModel's come from its golden answers."""
     if engine == LITERT:
         settings: Mapping[str, Any] = artifact.generation.to_dict()
     else:

@@ -1,8 +1,4 @@
-"""A server under overload: its answers, their latency, and its memory.
-
-Clients first measure the server's capacity and record its answers under no load, then send requests
-at twice that rate without waiting for responses.
-"""
+"""A server under overload: its answers, their latency, and its memory."""
 
 import collections
 import dataclasses
@@ -29,10 +25,9 @@ SETTLED_SECONDS = 60.0  # memory must be flat from here, or from the middle of a
 class OverloadRow:
     """The behaviour of a server under twice the load that it can answer.
 
-    `capacity` and `rate` are requests per second. `other` counts the requests that were neither
-    accepted nor refused, by status; `wrong` counts the answers that differ from those under no
-    load. `resident_bytes` has rows of seconds and bytes; `resident_spread` is (max - min) / min of
-    these bytes once the server has settled.
+    `capacity` and `rate` are requests per second. `other` counts other outcomes by status, `wrong`
+    the answers that differ from those under no load. `resident_bytes` has rows of seconds and
+    bytes; `resident_spread` is (max - min) / min of these bytes once the server has settled.
     """
 
     engine: str
@@ -64,10 +59,7 @@ class OverloadRow:
 
 
 def measure(engine: str, clients: Clients, calls: int, seconds: float) -> OverloadRow:
-    """Send a server twice the load it can answer.
-
-    `calls` is the number of calls that the server runs or queues.
-    """
+    """Send twice the load it can answer to a server that runs or queues this number of calls."""
     unloaded = [
         answer for front in FRONTS for answer in clients.send_all(front, 1, UNLOADED // 2)[1]
     ]

@@ -89,10 +89,7 @@ def combined(*options: Decorator) -> Decorator:
 
 
 def list_option(*names: str, kind: ParamType = click.STRING, **settings: Value) -> Decorator:
-    """Return an option with comma-separated values, which may also be repeated.
-
-    The command receives a tuple, which is empty by default.
-    """
+    """Return a repeatable option with comma-separated values, a tuple that is empty by default."""
 
     def split(context: click.Context, option: click.Parameter, lists: tuple[str, ...]) -> Value:
         words = (word for text in lists for word in text.split(","))
@@ -128,10 +125,7 @@ def print_json(content: object) -> None:
 
 
 def require(what: str, packages: Mapping[str, str], extra: str) -> None:
-    """Raise MissingExtra if a module cannot be found; modules are not imported.
-
-    `packages` maps modules to their packages, which the extra installs.
-    """
+    """Raise MissingExtra if a module cannot be found; `packages` has the package of each."""
     for module, package in packages.items():
         try:
             found = importlib.util.find_spec(module) is not None

@@ -1,7 +1,4 @@
-"""`bart-export --preset … --target …`: an export and its options.
-
-The table `TARGETS` has the options of each target. Heavy modules are imported when an export runs.
-"""
+"""`bart-export --preset … --target …`: an export, and the options of each target (`TARGETS`)."""
 
 import dataclasses
 import os

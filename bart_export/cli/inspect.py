@@ -1,7 +1,4 @@
-"""The facts about a preset or an artifact, as JSON or as text.
-
-Weights are not read, and a named preset on a hub is not downloaded.
-"""
+"""The facts about a preset or an artifact; presets on a hub are not downloaded."""
 
 import itertools
 import os
@@ -40,11 +37,7 @@ WIDTH = 100  # of lines outside a terminal
 
 
 def facts(preset_or_artifact: str) -> Facts:
-    """Return the facts of an artifact or a preset.
-
-    Raises:
-        ArtifactError, PresetError, CheckpointError: if it is neither or cannot be read.
-    """
+    """Return the facts of an artifact or a preset."""
     path, directory = pathlib.Path(preset_or_artifact), os.path.isdir(preset_or_artifact)
     if (path / MANIFEST).is_file() if directory else os.path.isfile(path):
         return artifact_facts(path)
@@ -58,11 +51,7 @@ def facts(preset_or_artifact: str) -> Facts:
 
 
 def artifact_facts(directory: pathlib.Path) -> Facts:
-    """Return the facts of an artifact, after hashing its files.
-
-    Raises:
-        ArtifactError: if the artifact is damaged.
-    """
+    """Return the facts of an artifact, after hashing its files."""
     artifact = Artifact.open(directory)
     manifest = artifact.manifest
     for name in manifest.files:
@@ -107,12 +96,7 @@ def signatures(artifact: Artifact) -> dict[str, Signatures]:
 
 
 def preset_facts(preset: str) -> Facts:
-    """Return the facts of a preset.
-
-    Raises:
-        PresetError: if the preset cannot be found.
-        CheckpointError: if it cannot be read.
-    """
+    """Return the facts of a preset."""
     known = PRESETS.get(preset)
     if known is not None and known.directory is None:
         return {

@@ -73,9 +73,8 @@ class Commands(click.Group):
 def open_closed_streams() -> None:
     """Reopen standard streams that the caller closed, as with `>&-`.
 
-    Otherwise the next opened files would get their descriptors, and native messages to descriptor 2
-    could end up in an artifact. Input is then empty and messages are lost, but results must not be:
-    output is opened for reading, so that writing is an error.
+    Otherwise the next files would get their descriptors, and native messages could end up in an
+    artifact. Output is opened for reading, so that writing a result is an error.
     """
     for number, (name, mode, buffering, flags) in enumerate(STREAMS):
         try:

@@ -1,7 +1,4 @@
-"""`bart-export serve`: checks the options of a server, and runs it.
-
-Contradicting options are refused before heavy modules are imported.
-"""
+"""`bart-export serve`: checks the options of a server, and runs it."""
 
 import logging
 import pathlib

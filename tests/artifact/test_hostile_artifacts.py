@@ -211,7 +211,7 @@ def read_everything(directory, draft):
         inspect.summary(opened, row)
     another = dataclasses.replace(opened.manifest, source=ANOTHER)
     manifest.carry_over(draft, another, [])
-    report.render(another, ())
+    report.render(another, reported_files(another), ())
     for one in reported_files(opened.manifest):
         _ = one.label, one.kind, one.megabytes, one.rouge_loss
     choose_engine(directory)
