@@ -1,4 +1,4 @@
-"""Artifacts that many tests read: each is exported once in a session, and none may change it."""
+"""Artifacts that are exported once per session; no test may change them."""
 
 import atexit
 import os
@@ -9,9 +9,9 @@ import tempfile
 import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# Tables are as wide as in a file; what runs the tests side by side says 80.
+# Tables are as wide as in a file; pytest-xdist sets 80.
 os.environ.pop("COLUMNS", None)
-# Nothing of the user's own is read or written.
+# The user's cache is not used.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="bart-export-tests.")
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
@@ -20,7 +20,7 @@ GOLDEN = pathlib.Path(__file__).parent / "data" / "golden"
 
 @pytest.fixture(scope="session")
 def export_once(tmp_path_factory):
-    """Return `export(preset, recipes...)`, which gives the artifact of an earlier same call."""
+    """Return `export(preset, recipes...)`, which caches artifacts."""
     from bart_export.export.options import TfliteOptions
     from bart_export.export.pipeline import export
     from bart_export.recipes.table import RECIPES
@@ -45,7 +45,7 @@ def symmetric_artifact(export_once):
 
 @pytest.fixture(scope="session")
 def distilled_artifact(export_once):
-    """Return that of the checkpoint with 3 encoder layers, 1 decoder layer and a logits bias."""
+    """Return the artifact of a checkpoint with 3 encoder layers, 1 decoder layer and a bias."""
     return export_once(str(GOLDEN / "bart_tiny_distilled"), "float32")
 
 
@@ -57,7 +57,7 @@ def mini_artifact(export_once):
 
 @pytest.fixture(scope="session")
 def static_artifact(mini_artifact, tmp_path_factory):
-    """Return the files of `mini_artifact` with static builds of both recipes beside them."""
+    """Return `mini_artifact` with additional static builds of both recipes."""
     from support import static_builds
 
     from bart_export.contract import StaticShapes

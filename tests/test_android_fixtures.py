@@ -1,4 +1,4 @@
-"""What Kotlin's tests read is what Python does, is kept until something changes, is never half."""
+"""The fixtures of the Kotlin tests: their content, updates and atomic replacement."""
 
 import json
 import subprocess
@@ -26,7 +26,7 @@ def fixtures():
 
 @pytest.fixture
 def quick(fixtures, monkeypatch):
-    """Return the tool with something small to write, and how often that was written."""
+    """Return the tool with a small fixture, and a list of its writes."""
     written = []
 
     def write(directory):
@@ -149,7 +149,7 @@ def test_searches_are_of_every_kind_and_settings_decide_them(fixtures, searches)
 
 
 def decides(fixtures, row, name, value):
-    """Return whether a search comes out otherwise with another value of a setting."""
+    """Return whether another value of a setting changes the result of a search."""
     try:
         generation = GenerationConfig.from_dict({**row["generation"], name: value})
         other = fixtures.search_row(row["vocabulary_size"], generation)

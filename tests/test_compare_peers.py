@@ -20,14 +20,13 @@ START = GenerationConfig().decoder_start_token_id
 SOURCE = [0, *range(20, 57), 2]
 TARGET = [START, *range(300, 321)]  # caches grow past 16 positions
 
-# A peer, and what it must have to be built.
 FLOAT32 = ("CTranslate2 float32", "ONNX Runtime float32", "OpenVINO float32")
 INT8 = ("CTranslate2 int8", "ONNX Runtime int8", "OpenVINO int8")
 
 
 @pytest.fixture(scope="module")
 def tools():
-    """Return the command's module, with tools/ where it looks for its neighbours."""
+    """Return the tool's module, with tools/ in the import path."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT / "tools")
         import compare_peers

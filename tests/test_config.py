@@ -1,4 +1,4 @@
-"""Settings of a generation: what a call asks for, on top of those an artifact has."""
+"""Generation settings, the parameters that change them, and their errors."""
 
 import json
 
@@ -94,7 +94,7 @@ def test_values_are_shown_as_json_writes_them():
     [
         ("Traceback:\n  File\nbart_export.errors.ArtifactError: x is bad.\n", 1, "x is bad."),
         ("Error: x: no such file.\n", 2, "x: no such file."),
-        ("KeyError: 'x'", 1, "KeyError: 'x'"),  # nobody foresaw it
+        ("KeyError: 'x'", 1, "KeyError: 'x'"),  # an unexpected error
         ("", 3, "exit code 3"),
         ("half a line", -11, "it was killed by SIGSEGV"),
     ],

@@ -1,4 +1,4 @@
-"""What CONTRIBUTING.md and the files for contributors say is so."""
+"""CONTRIBUTING.md, the hooks, the workflow and the issue templates are correct."""
 
 import os
 import shutil
@@ -15,10 +15,7 @@ SOURCES = ("git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"
 
 @pytest.fixture(scope="module")
 def hooks(tmp_path_factory):
-    """Return a way to run hooks on a copy of the repository, for some hooks change files.
-
-    The one of mypy is left out: `make lint` runs it.
-    """
+    """Return a function that runs all hooks but mypy on a copy, because some change files."""
     place = tmp_path_factory.mktemp("hooks")
     listed = subprocess.run(SOURCES, cwd=ROOT, capture_output=True, text=True)
     if listed.returncode != 0:

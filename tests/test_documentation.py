@@ -1,4 +1,4 @@
-"""The documentation says what the code says, and its commands and programs do what it says."""
+"""The documentation matches the code, and its commands and programs work."""
 
 import json
 import re
@@ -22,13 +22,12 @@ from bart_export.recipes.table import RECIPES
 PROGRAM = Path(sysconfig.get_path("scripts")) / "bart-export"
 ASSETS = ROOT / "bart_export" / "assets"
 TEXTS = 8
-# What a command needs that is not at hand: checkpoints of a hub, another runtime, a model server's
-# own directory.
+# Arguments that cannot be provided: a hub's checkpoints, another runtime, a server's directory.
 ELSEWHERE = {"bart_large_en_cnn", "bart_base_en", "tflite-runtime", "/models/half_plus_two"}
 HERE = [command for command in commands() if not ELSEWHERE & {*command}]
-# Of the pages, those whose every command and option is this package's.
+# Pages on which every command and option is this package's.
 OURS = [page for page in PAGES if page not in ("serving/README.md", "android/README.md")]
-# What else pages say to run. The curl commands run in test_clients.py.
+# Other programs on these pages. The curl commands run in test_clients.py.
 PROGRAMS = {
     "CONTRIBUTING.md": {".", "pre-commit"},
     "serving/README.md": {"curl", "docker", "grpcurl", "kubectl", "rsync", "ssh", "tar"},
@@ -49,7 +48,7 @@ def test_the_tables_of_the_documentation_are_those_of_the_code(monkeypatch):
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
 def test_links_lead_somewhere(page):
-    """Sphinx looks at those of docs/, and at those of the files that it includes."""
+    """Sphinx checks the links in docs/ and in the files that it includes."""
     targets = re.findall(r"\]\(([^)#]+)|src=\"([^\"]+)\"", PAGES[page])
     missing = [
         target
@@ -91,12 +90,12 @@ def test_commands_of_other_programs_name_what_there_is(page):
             assert {*extras} <= project["optional-dependencies"].keys(), line
         elif program == "python":
             assert (ROOT / words[1]).is_file(), line
-        elif program != "bart-export":  # that is parsed in test_house.py
+        elif program != "bart-export":  # test_house.py parses those
             assert program in PROGRAMS.get(page, ()), line
 
 
 def options(command):
-    """Return the options of a click command and of those in it."""
+    """Return the options of a click command and its sub-commands."""
     own = {name for one in command.params for name in (*one.opts, *one.secondary_opts)}
     return own.union(*map(options, getattr(command, "commands", {}).values()))
 
@@ -113,7 +112,7 @@ def test_options_in_sentences_exist(page):
 
 
 def run_program(program, artifact, place):
-    """Run a program of a page beside `artifacts/bart_mini_en`; return what it prints."""
+    """Run a program beside `artifacts/bart_mini_en` and return its output."""
     (place / "artifacts").mkdir()
     (place / "artifacts" / "bart_mini_en").symlink_to(artifact.directory)
     done = subprocess.run(
@@ -161,7 +160,7 @@ def test_every_public_name_is_in_the_reference():
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Return a directory with the files that the commands name."""
+    """Return a directory with the files named by the commands."""
     place = tmp_path_factory.mktemp("documentation")
     shutil.copytree(ASSETS / "bart_mini_en", place / "my_bart")
     (place / "android/app/src/main").mkdir(parents=True)
@@ -184,7 +183,7 @@ def run(place, *words):
 
 
 def serves(place, *words):
-    """Start a server, end it once it has a model, and return its exit code and what it said."""
+    """Start a server, stop it once it has a model, and return its exit code and output."""
     with subprocess.Popen(
         [PROGRAM, *words], cwd=place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:

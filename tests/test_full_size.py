@@ -1,4 +1,4 @@
-"""What is made for 139 million parameters is tried with 139 million parameters."""
+"""An export of 139 million parameters."""
 
 import subprocess
 import sys

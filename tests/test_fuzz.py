@@ -1,4 +1,4 @@
-"""A slice of each kind of input that `tools/fuzz.py` makes: none is a fault."""
+"""A sample of each kind of input of `tools/fuzz.py` finds no fault."""
 
 import re
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# Inputs of each kind in a quick slice and in a larger one, and words that some are counted by.
+# Numbers of inputs in a quick and in a slow sample, and expected outcomes.
 SLICES = {
     "flatbuffer": (60, 600, {"refused"}),
     "manifest": (120, 2000, {"refused", "ran"}),

@@ -1,4 +1,4 @@
-"""The rules of the house, held by walking the source: layers, imports, names, sizes, documents."""
+"""The rules of the house, checked on the source: layers, imports, names, sizes, documents."""
 
 import ast
 import json
@@ -17,19 +17,19 @@ from bart_export.recipes.table import RECIPES
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "bart_export"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-# These name what is public, and may name anything.
+# The public names, which may import anything.
 ROOMS = [path for path in MODULES if path not in (PACKAGE / "__init__.py", PACKAGE / "models.py")]
 
-# The rooms, from the words that need nothing to the command line that needs all: what stands in one
-# imports from those before it. Modules directly in the package are words.
+# The rooms in order: a module imports only from its own and earlier ones. Modules directly in the
+# package are "words".
 ORDER = ("words", "recipes", "artifact", "text", "edgetpu", "runtime", "server", "bench",
          "checkpoints", "model", "graph", "convert", "verify", "tune", "report", "export",
          "cli")  # fmt: skip
-# What it does not import although it comes before: what makes a file knows nothing of what runs it.
+# Earlier rooms that a room must not import: makers of files do not depend on their runtimes.
 NOT = dict.fromkeys(("checkpoints", "model", "graph", "convert"), {"runtime", "server", "bench"})
 NOT["verify"] = {"server", "bench"}
 NOT["tune"] = NOT["report"] = {"server"}
-# The same inside a room, for its modules.
+# The order of the modules inside a room.
 INSIDE = {
     "server": ("options", "status", "messages", "metrics", "servable", "versions",
                "models_config", "merging", "batching", "litert_engine", "tensorflow_engine",
@@ -43,7 +43,7 @@ WITH_TENSOR_LIBRARIES = {"model", "graph", "convert", "verify", "tune", "export"
 
 
 def dotted(path):
-    """Return the name by which a file of the package is imported."""
+    """Return the module name of a file."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -52,13 +52,13 @@ NAMES = {dotted(path) for path in MODULES}
 
 
 def layer_of(name):
-    """Return the room of a module of the package."""
+    """Return the room of a module."""
     parts = name.split(".")
     return parts[1] if len(parts) > 1 and (PACKAGE / parts[1]).is_dir() else "words"
 
 
 def imports(path):
-    """Yield (line, module) for every import of a file, inside functions as well."""
+    """Yield (line, module) for every import of a file, including those inside functions."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
@@ -119,7 +119,7 @@ def test_tensor_libraries_are_met_only_where_models_are():
 
 
 def modules_after(code, *arguments):
-    """Return the modules that a fresh interpreter has imported at the end of `code`."""
+    """Return the modules that a new interpreter has imported after `code`."""
     ending = "import json, sys; print('\\n' + json.dumps(sorted(sys.modules)))"
     program = f"try:\n    {code}\nfinally:\n    {ending}"
     run = python(program, *arguments)
@@ -158,7 +158,7 @@ def test_generating_imports_no_tensor_library(mini_artifact):
 
 
 def seconds(program):
-    """Return the shortest time that a few fresh interpreters print for a program."""
+    """Return the shortest time that a program prints in several new interpreters."""
     return min(float(python(program).stdout.splitlines()[-1]) for _ in range(5))
 
 
@@ -224,7 +224,7 @@ def test_the_arrows_of_the_documentation_are_imports():
 
 
 def tree_paths(tree):
-    """Return the paths of a tree drawn by indentation, directories ending in a slash."""
+    """Return the paths of an indented tree; directories end in a slash."""
     parents, paths = [], []
     for line in tree.splitlines():
         depth = (len(line) - len(line.lstrip())) // 2

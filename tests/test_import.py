@@ -1,4 +1,4 @@
-"""`import bart_export` costs nothing, and its public names are there when asked for."""
+"""`import bart_export` is cheap, and its public names are loaded on first use."""
 
 import pytest
 from support.command import python

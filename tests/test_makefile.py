@@ -1,4 +1,4 @@
-"""`make test` runs everything there is to run, and fails at the end if anything failed."""
+"""`make test` runs everything, and fails at the end if anything failed."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="there is no ma
 
 @pytest.fixture
 def make(tmp_path):
-    """Run make with programs that note how they were called; some fail."""
+    """Return a function that runs make with programs that log their calls; some of them fail."""
     log = tmp_path / "log"
     (tmp_path / "bin").mkdir()
 

@@ -1,4 +1,4 @@
-"""Progress is drawn on a terminal, through silenced blocks, and nowhere else."""
+"""Progress is drawn only on a terminal, also while native libraries are silenced."""
 
 import contextlib
 import os
@@ -30,13 +30,13 @@ def test_without_a_terminal_nothing_is_drawn():
 
 
 def on_a_terminal(program, stream):
-    """Run a program whose "stdout" or "stderr" is a terminal; return what is drawn on that."""
+    """Run a program with "stdout" or "stderr" on a terminal, and return the terminal's output."""
     ours, theirs = pty.openpty()
     subprocess.run([sys.executable, "-c", program], **{stream: theirs}, check=True)
     os.close(theirs)
     drawn = b""
     with open(ours, "rb", buffering=0) as terminal, contextlib.suppress(OSError):
-        while piece := terminal.read(65536):  # Linux ends it with an error
+        while piece := terminal.read(65536):  # on Linux the end is an error
             drawn += piece
     return drawn
 

@@ -1,4 +1,4 @@
-"""Native chatter stays away from standard error, unless it may explain a failure."""
+"""Native output does not reach standard error, unless it may explain a failure."""
 
 import os
 import sys
@@ -14,7 +14,7 @@ from bart_export.quiet import native_stderr_silenced
 
 
 def say(text):
-    """Write past Python, as a native library does."""
+    """Write to the descriptor, as a native library does."""
     os.write(2, text.encode())
 
 
@@ -94,7 +94,7 @@ def test_the_runtime_opens_runs_and_ends_without_a_word(symmetric_artifact):
 
 
 def test_an_error_after_the_runtime_was_used_is_seen(symmetric_artifact):
-    """The end is silenced, not what Python says before it."""
+    """Only the end of the process is silenced."""
     done = python(GENERATING + FAILING, symmetric_artifact.directory)
     assert done.returncode == 1
     assert done.stderr.startswith("Traceback")
@@ -108,7 +108,7 @@ def test_blocks_of_several_threads_leave_standard_error_where_it_was(capfd):
         with native_stderr_silenced():
             began.set()
             say("hidden")
-            time.sleep(0.2)  # the other's block is as long, and would end after this one's
+            time.sleep(0.2)  # the other block is as long, and would end later
 
     def second():
         began.wait()

@@ -1,7 +1,7 @@
-"""Whatever is damaged, missing or full ends in one line that names it, and loses nothing.
+"""Damaged, missing and full files and disks end in a line that names them, and nothing is lost.
 
-Every row of a table harms one thing and says which words the line must have. What was there before,
-an artifact where the export would write, is compared byte for byte afterwards.
+Every row of a table damages a file and has words of the error. The artifact at the output is
+compared byte for byte afterwards.
 """
 
 import os
@@ -46,7 +46,7 @@ def empty(path):
 
 
 def flip(position):
-    """Return a harm that flips a bit; a negative position counts from the end."""
+    """Return a function that flips a bit; a negative position counts from the end."""
 
     def flip_bit(path):
         content = bytearray(path.read_bytes())
@@ -65,8 +65,7 @@ def narrow(path):
     edit_tensors(path.parent, lambda tensors: {**tensors, name: tensors[name][:, :-1].copy()})
 
 
-# The kind of a checkpoint, a file of it, a harm, and words of the line. What a reader makes of
-# every value and of every cut is tried in tests/checkpoints.
+# The kind of a checkpoint, a file, the damage, and words of the error. tests/checkpoints has more.
 CHECKPOINTS = {
     "weights truncated": ("hugging_face", "model.safetensors", truncate, ["model.safetensors"]),
     "weights of another shape": (
@@ -214,7 +213,7 @@ def test_a_full_disk_in_the_middle_of_an_export(tmp_path):
 
 
 def test_a_disk_too_full_for_the_converter(tmp_path):
-    """The converter reads what it converts from a file, which it writes beside the draft."""
+    """The converter writes its input to a file beside the draft."""
     preset = copy(tmp_path / "preset")
     mount = tmp_path / "mount"
     mount.mkdir()
@@ -227,7 +226,7 @@ def test_a_disk_too_full_for_the_converter(tmp_path):
 
 
 def test_a_whole_journey_leaves_no_word_on_standard_error(tmp_path):
-    """Export, generate, verify: each in a process of its own, up to its last breath."""
+    """Export, generate, verify: each in a separate process, until it ends."""
     preset, output = copy(tmp_path / "preset"), tmp_path / "made"
     for arguments in (
         ["--preset", preset, "--target", "tflite", "--recipe", "float32", "--output", output],

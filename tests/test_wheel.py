@@ -1,4 +1,4 @@
-"""What a wheel of this package holds."""
+"""The content of a wheel."""
 
 import shutil
 import subprocess

@@ -1,4 +1,4 @@
-"""The benchmark of an artifact's files: what it measures, leaves out, and refuses."""
+"""The benchmark of an artifact's files: its measurements, skipped configurations and errors."""
 
 import dataclasses
 import json
@@ -39,7 +39,7 @@ def report(symmetric_artifact):
 
 @pytest.fixture
 def no_openings(monkeypatch):
-    """Open no file in a process of its own."""
+    """Skip openings and memory, which need separate processes."""
     monkeypatch.setattr(opening_cost, "measure", lambda *arguments: [])
     row = MemoryRow("float32", "dynamic", *[1] * 4, None, None)
     monkeypatch.setattr(opening_cost, "memory", lambda *arguments: row)
@@ -47,12 +47,12 @@ def no_openings(monkeypatch):
 
 @pytest.fixture
 def opening_run():
-    """Return what a process of its own is to open and generate."""
+    """Return a short run for a separate process."""
     return OpeningRun(FLOAT32, num_threads=1, source=4, num_beams=1, new_tokens=2)
 
 
 def shown(tables):
-    """Return tables as a terminal shows them."""
+    """Return tables as text."""
     console = Console(width=200)
     with console.capture() as text:
         console.print(tables)
@@ -88,7 +88,7 @@ def test_sizes_and_speeds_are_those_of_the_file(report, symmetric_artifact):
         assert min(row.runs) <= row.seconds <= max(row.runs)
         assert row.tokens_per_second * row.seconds == pytest.approx(NEW_TOKENS)
         assert 0 < row.step_seconds < row.seconds
-    assert not list(symmetric_artifact.directory.parent.glob(".bench.*"))  # nothing is left behind
+    assert not list(symmetric_artifact.directory.parent.glob(".bench.*"))  # no copy is left
 
 
 def test_an_opening_has_stages_and_only_the_first_builds_the_weight_cache(report):
@@ -96,7 +96,7 @@ def test_an_opening_has_stages_and_only_the_first_builds_the_weight_cache(report
     known = {
         (row.num_threads, row.opening, row.until): row
         for row in report.openings
-        if row.seconds is not None  # cold ones are unknown where the system keeps the files
+        if row.seconds is not None  # a cold one is unknown if the files stay in memory
     }
     for (threads, way, _), row in known.items():
         engine, generator, text = (
@@ -128,8 +128,8 @@ def test_a_cold_opening_reads_what_a_warm_one_finds_in_memory(
     with opening_cost.linked_copy(symmetric_artifact) as directory:
         rows = list(opening_cost.measure(directory, entry, opening_run))
     (first, _), *later = found
-    assert first == 3  # the file and two of its tokenizer
-    assert [count for count, _ in later] == [4] * 2 * opening_cost.REPEATS  # and the weight cache
+    assert first == 3  # the model and two tokenizer files
+    assert [count for count, _ in later] == [4] * 2 * opening_cost.REPEATS  # plus the weight cache
     cold, warm = later[0::2], later[1::2]
     assert {pages for _, pages in cold} == {0}
     assert min(pages for _, pages in warm) > 0
@@ -163,7 +163,7 @@ def test_weights_are_shared_with_another_process_that_has_them(mini_artifact):
         opening_cost.open_in_process(directory, run)  # packs the weights
         alone = opening_cost.open_in_process(directory, run)["text"]
         beside = opening_cost.memory(directory, mini_artifact.manifest.tflite()[FLOAT32], run)
-    # Packed weights are about the size of the file, 31 MB; those that a text takes are read.
+    # Packed weights are about as large as the file, 31 MB; a short text reads some of them.
     assert beside.shared_bytes - alone.shared_bytes > 15e6
     assert alone.private_bytes - beside.private_bytes > 15e6
 

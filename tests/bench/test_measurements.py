@@ -1,4 +1,4 @@
-"""A short measurement is of what a file has room for, and is told by rounds."""
+"""The short measurement of an export: its work, rounds and medians."""
 
 import contextlib
 
@@ -16,13 +16,13 @@ SHAPES = StaticShapes((16,), 17, (1,))
 
 @pytest.fixture
 def opened():
-    """Return a list that the names of opened files are added to."""
+    """Return a list to which the names of opened files are added."""
     return []
 
 
 @pytest.fixture
 def files(symmetric_artifact, opened):
-    """Return a file twice, the second time as if it was a static build."""
+    """Return the same file twice, as a dynamic and as a static build."""
     (file,) = symmetric_artifact.files("tflite")
 
     def opener(name):

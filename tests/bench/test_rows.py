@@ -1,4 +1,4 @@
-"""Two reports of the benchmark are compared row by row."""
+"""The comparison of two benchmark reports."""
 
 import json
 
@@ -14,7 +14,7 @@ ASKED = {"num_threads": 2, "source": 64, "num_beams": 4, "new_tokens": 16}
 
 
 def made_up(size=100, cold=0.5, private=None, speed=10.0, threads=2):
-    """Return a report, as JSON has it, with a row in every list."""
+    """Return a report as a JSON object, with a row in every list."""
     asked = {**ASKED, "num_threads": threads}
     way = {"num_threads": threads, "opening": "cold", "until": "text", "seconds": cold}
     speeds = {"encode_seconds": 2.0, "step_seconds": 1.0, "seconds": 4.0}
@@ -33,7 +33,7 @@ def made_up(size=100, cold=0.5, private=None, speed=10.0, threads=2):
 
 
 def compare(here, there):
-    """Return a comparison as JSON has it, and as a terminal shows it."""
+    """Return a comparison as a JSON object and as text."""
     comparison = rows.Comparison(Report.from_dict(here), Report.from_dict(there))
     console = Console(width=200)
     with console.capture() as text:

@@ -43,7 +43,7 @@ def artifact(saved_model_artifact, tmp_path_factory):
     return export(str(GOLDEN / "bart_tiny_symmetric"), options, directory)
 
 
-# Both engines, alone and overloaded: whatever reads the report is slow.
+# Both engines, also under overload: tests of the report are slow.
 @pytest.fixture(scope="module", params=[pytest.param("all", marks=pytest.mark.slow)])
 def report(artifact):
     return serving_bench.serve_bench(
@@ -59,7 +59,7 @@ def report(artifact):
 
 @pytest.fixture(scope="module")
 def server(artifact):
-    """Return a server that runs one request and lets none wait."""
+    """Return a server that runs one request and queues none."""
     with running(artifact.directory, "litert", "--queue-size=0") as server:
         yield server
 
@@ -188,7 +188,7 @@ def test_requests_are_due_at_their_rate_and_late_ones_count_as_slow(clients):
     seconds, answers = clients.send_at_rate(40, 1, 16)
     assert len(answers) == 40
     assert 0.9 < seconds < 3
-    # Two clients cannot ask so often: a request waits for one, and its time runs.
+    # Two clients cannot keep up: requests wait for one, and their time runs.
     seconds, answers = clients.send_at_rate(5000, 0.1, 2)
     assert len(answers) == 500
     assert max(answer.seconds for answer in answers) > 0.5 * seconds
@@ -215,7 +215,7 @@ def test_the_server_says_how_long_it_waited_for_its_engine(server, clients):
 
 def test_the_server_ends_with_its_block(artifact):
     with running(artifact.directory, "litert") as server:
-        os.kill(server.pid, 0)  # it is there
+        os.kill(server.pid, 0)  # the process exists
     with pytest.raises(ProcessLookupError):
         os.kill(server.pid, 0)
 

@@ -1,4 +1,4 @@
-"""What an error says to do works: for wrong paths, wrong words and missing packages."""
+"""The advice in errors about wrong paths, unknown names and missing packages works."""
 
 import importlib.metadata
 import json
@@ -22,7 +22,7 @@ OF_ARTIFACTS = (("generate", "a text"), ("verify",), ("bench",))
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """Return a directory to be in: with a checkpoint, an artifact and a file."""
+    """Change to a directory with a checkpoint, an artifact and a file."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(GOLDEN, "my hf dir")
     shutil.copytree(GOLDEN, "bart_base_en")
@@ -34,7 +34,7 @@ def place(tmp_path, monkeypatch):
 
 EXPORT = "bart-export --preset {} --target tflite"
 MADE_WITH = f". Export it to an artifact with: {EXPORT}"
-# What was given for an artifact -> what the line says.
+# Arguments given for an artifact, and words of the error.
 MISTAKEN = {
     "nope": f"{EXPORT.format('NAME')} --output nope",
     "made": "Did you mean artifacts/made?",
@@ -58,7 +58,7 @@ def test_what_is_no_artifact_is_told_what_it_is(place, command, given):
 
 @pytest.fixture
 def asked(monkeypatch):
-    """Keep what would be exported, instead of exporting it."""
+    """Record exports instead of running them."""
     calls = []
     monkeypatch.setattr("bart_export.cli.export.export_to", lambda *given: calls.append(given))
     return calls
@@ -101,7 +101,7 @@ def test_an_engine_is_named_by_its_nearest(symmetric_artifact):
     assert "must be one of litert, tflite-runtime, edgetpu" in refused("tensorflow")
     assert "Did you mean tflite-runtime?" in refused("tflite")
     assert "Did you mean edgetpu?" in refused("edge-tpu")
-    for name in ("litert", "ai-edge-litert"):  # a package, which scripts have named
+    for name in ("litert", "ai-edge-litert"):  # the package's name is an alias
         printed("generate", symmetric_artifact.directory, "a text", "--engine", name)
     line = refused("edgetpu")
     assert f"--target edgetpu --output {symmetric_artifact.directory}" in line
@@ -121,7 +121,7 @@ def test_a_package_without_wheels_for_this_python_is_not_proposed(monkeypatch):
 
 
 class Installed:
-    """A distribution that pip noted an origin of."""
+    """A distribution with the origin that pip recorded."""
 
     def __init__(self, url):
         self.url = url
@@ -168,7 +168,7 @@ EARLY = [
 
 
 def test_nothing_heavy_is_loaded_for_an_argument_that_is_wrong(place, symmetric_artifact):
-    """In one process: whatever loads TensorFlow is seen."""
+    """All in one process, which would show that one of them loaded TensorFlow."""
     shutil.copytree(symmetric_artifact.directory, "artifacts/real")
     program = (
         "import json, sys\n"

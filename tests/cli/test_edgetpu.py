@@ -1,4 +1,4 @@
-"""`bart-export edgetpu check` prints the compiler's words and ends with an exit code to rely on."""
+"""`bart-export edgetpu check`: its output in the compiler's words, and its exit codes."""
 
 import json
 
@@ -14,7 +14,7 @@ ONE_FILE = TWO_FILES.partition("Input model: here/other.tflite")[0]
 
 @pytest.fixture
 def file(tmp_path, monkeypatch):
-    """Return a function that writes a file of some operations; no compiler is on PATH."""
+    """Return a function that writes a file with these operations; no compiler is on PATH."""
     monkeypatch.setenv("PATH", str(tmp_path))
 
     def write(*nodes):

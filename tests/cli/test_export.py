@@ -1,4 +1,4 @@
-"""The options of an export: what they come to, and what is refused before anything is loaded."""
+"""The options of an export, and the errors before anything is loaded."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from bart_export.recipes.table import DEFAULT, RECIPES
 
 @pytest.fixture
 def asked(monkeypatch):
-    """Return `asked(arguments...)`: what the export of a preset `p` would be called with."""
+    """Return `asked(arguments...)`: the arguments of `export_to` for a preset `p`."""
     calls = []
     monkeypatch.setattr(export, "export_to", lambda *given: calls.append(given))
 
@@ -28,7 +28,7 @@ def asked(monkeypatch):
 
 @pytest.fixture
 def clone(monkeypatch, tmp_path):
-    """Be where the app of this repository is."""
+    """Change to a directory with this repository's app."""
     monkeypatch.chdir(tmp_path)
     bundle.PROJECT.parent.mkdir()
     bundle.PROJECT.touch()

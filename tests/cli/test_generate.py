@@ -1,4 +1,4 @@
-"""Batch files of `bart-export generate`: a row in, a row out, whatever one of them holds."""
+"""`bart-export generate`: batches with a result for every line, streams and exit codes."""
 
 import functools
 import json
@@ -28,13 +28,13 @@ def generate(symmetric_artifact):
 
 @pytest.fixture
 def refuse(symmetric_artifact):
-    """Return `refuse(arguments...)`: the line with which the command must end."""
+    """Return `refuse(arguments...)`: the error line of the command."""
     return functools.partial(refusal, "generate", symmetric_artifact.directory, "--max-length", 6)
 
 
 @pytest.fixture
 def answers(generate, tmp_path):
-    """Return `answers(content, name)`, the exit code and the rows of a file of texts."""
+    """Return `answers(content, name)`: the exit code and results for a file of texts."""
 
     def run(content, name="in.jsonl", *arguments):
         path = tmp_path / name
@@ -80,7 +80,7 @@ def test_empty_texts_are_refused_unless_they_are_wanted(generate, refuse, answer
 
 
 def test_a_mask_in_a_text_is_a_token_when_it_is_asked_for(generate, refuse):
-    # As tokens so many masks have room in the tiny model's positions, as characters they have not.
+    # As tokens these masks fit the tiny model's positions, as characters they do not.
     text = (CASES / "mask-infilling/text.txt").read_text(encoding="utf-8").strip()
     many = text.replace("<mask>", "<mask>" * 30)
     assert "Shorten it" in refuse(many)
@@ -299,7 +299,7 @@ def test_no_encoding_of_standard_output_ends_the_run(mini_artifact, encoding):
     assert (done.returncode, done.stderr) == (0, b"")
     expected = printed(*command)
     assert not expected.isascii()
-    kept = encoding or "utf-8"  # what nobody chose is whole
+    kept = encoding or "utf-8"  # the default loses no character
     assert done.stdout.decode(kept).rstrip("\r\n") == (
         expected.rstrip("\n").encode(kept, "backslashreplace").decode(kept)
     )

@@ -1,4 +1,4 @@
-"""What `inspect` and `export` say about an artifact is what it has, in lines that can be read."""
+"""`bart-export inspect`, and the summary of an export."""
 
 import dataclasses
 import json
@@ -96,7 +96,7 @@ def test_a_table_that_no_terminal_shows_breaks_no_name(capsys, monkeypatch):
 
 
 def foreign_artifact(tmp_path, **fields):
-    """Return an artifact whose manifest somebody else has written, with some fields of theirs."""
+    """Return an artifact with a foreign manifest, which has these fields."""
     made = made_up_artifacts.write(tmp_path / "made", {"golden.json": b"{}"})
     content = {**made.manifest.to_dict(), **fields, "manifest_sha256": "0" * 64}
     sealed = seal(json.dumps(content, ensure_ascii=False).encode())

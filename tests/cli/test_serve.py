@@ -1,4 +1,4 @@
-"""`bart-export serve`: what arguments become, what is refused, and what is not loaded for it."""
+"""`bart-export serve`: its options, errors and imports."""
 
 import dataclasses
 import json
@@ -15,18 +15,18 @@ from bart_export.server import serve
 from bart_export.server.options import ServeOptions
 
 HEAVY = {"grpc", "uvicorn", "starlette", "google", "numpy", "tensorflow", "ai_edge_litert"}
-# Nobody asked to choose these on the command line.
+# Fields without an option.
 FIXED = {"load_retries", "retry_seconds"}
 
 
 @pytest.fixture
 def asked(monkeypatch):
-    """Return a function that says what a server would be started with, and starts none."""
+    """Return a function that returns the arguments of a server without starting it."""
     calls = []
     monkeypatch.setattr(serve, "serve", lambda *arguments: calls.append(arguments))
 
     def serve_with(*arguments):
-        """Return the models, the options, what prints and the configuration of a server."""
+        """Return the models, the options, the print function and the configuration file."""
         assert printed("serve", *arguments) == ""
         (call,) = calls
         return call

@@ -1,4 +1,4 @@
-"""`bart-export verify`: files made bad on purpose are found, with a preset and with texts alone."""
+"""`bart-export verify` finds damaged files, with a preset and with texts alone."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ def tiny(symmetric_artifact):
 
 
 def with_int8(made, content, target):
-    """Commit an artifact with an int8 file of some bytes beside the float32 file of another."""
+    """Commit a copy of an artifact with this content as its int8 file."""
     with drafts.draft(target) as draft:
         ignored = shutil.ignore_patterns("manifest.json", ".cache")
         shutil.copytree(made.directory, draft.directory, ignore=ignored, dirs_exist_ok=True)
@@ -43,7 +43,7 @@ def with_int8(made, content, target):
 
 @pytest.fixture(scope="module")
 def both(tiny, symmetric_artifact, tmp_path_factory):
-    """Return an artifact of a float32 and an int8 file, both right."""
+    """Return an artifact with a correct float32 and int8 file."""
     directory = tmp_path_factory.mktemp("both")
     base = tiny.float_file(directory / "float32")
     content = tiny.quantized(base).path.read_bytes()
@@ -59,7 +59,7 @@ def texts(tmp_path):
 
 @pytest.fixture(scope="module")
 def baseline(both, tmp_path_factory):
-    """Return what `--against` compares with: it is the same for every file of the preset."""
+    """Return the baseline of `--against`."""
     info = ModelInfo.from_artifact(both)
     scratch = tmp_path_factory.mktemp("scratch")
     preset = both.manifest.preset
