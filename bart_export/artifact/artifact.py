@@ -59,11 +59,7 @@ class Artifact:
 
     @classmethod
     def open(cls, directory: pathlib.Path) -> "Artifact":
-        """Open an artifact by its manifest.
-
-        Raises:
-            ArtifactError: if the manifest is missing, damaged, edited or of a newer format.
-        """
+        """Open an artifact, or raise ArtifactError if its manifest is missing or invalid."""
         with contextlib.suppress(FileNotFoundError):
             if os.path.isdir(directory):
                 return cls(directory, read_manifest(directory / MANIFEST))
@@ -157,11 +153,9 @@ class Artifact:
 
 
 def read_manifest(path: pathlib.Path) -> Manifest:
-    """Read a manifest and check its seal and its fields.
+    """Read a manifest and check its seal and fields.
 
-    Raises:
-        ArtifactError: if it is damaged, edited or of another format version.
-        FileNotFoundError: if it does not exist.
+    Raises ArtifactError, or FileNotFoundError if it does not exist.
     """
     try:
         text = documents.read_bounded(path, MANIFEST_LIMIT)

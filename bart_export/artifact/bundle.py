@@ -58,12 +58,7 @@ def check_target(target: pathlib.Path, output: pathlib.Path) -> None:
 
 
 def write(source: Artifact, recipe: str, target: pathlib.Path) -> Artifact:
-    """Write the bundle of a recipe's static build, replacing an earlier bundle.
-
-    Raises:
-        ArtifactError: if the artifact has no such file, a file was altered, or `target` cannot be
-            written or replaced (see `check_target`).
-    """
+    """Write the bundle of a recipe's static build, replacing an earlier bundle."""
     check_target(target, source.directory)
     file, manifest = static_file(source, recipe), source.manifest
     names = (file, manifest.tokenizer.vocabulary, manifest.tokenizer.merges)

@@ -283,11 +283,7 @@ class Manifest(Record):
 
     @classmethod
     def from_dict(cls, value: object) -> "Manifest":
-        """Return the manifest in a parsed JSON file.
-
-        Raises:
-            ValueError, ConfigurationError: for the first invalid field.
-        """
+        """Return a manifest, or raise ValueError or ConfigurationError for an invalid field."""
         require(isinstance(value, dict), "", "an object", value)
         assert isinstance(value, dict)
         check_texts({name: part for name, part in value.items() if name != "tokenizer"})

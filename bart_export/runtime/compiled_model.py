@@ -53,18 +53,11 @@ def open_compiled_model(
     num_threads: int | None = None,
     weight_cache: str = "",
 ) -> FileEngine:
-    """Open a `.tflite` file on LiteRT.
+    """Open a `.tflite` file on LiteRT, or raise EngineError.
 
-    Args:
-        path: the file.
-        config: the model's architecture.
-        buckets: the buckets of a static build, or None for a dynamic build.
-        num_threads: threads for the CPU kernels; None means all available cores.
-        weight_cache: a file for XNNPACK's packed weights, complete or absent, or "" for no cache.
-            Without one, every signature of a static build has its own copy of the weights.
-
-    Raises:
-        EngineError: if LiteRT cannot open the file.
+    `buckets` are those of a static build, or None for a dynamic build; `num_threads` is None for
+    all available cores. `weight_cache` is a file for XNNPACK's packed weights, complete or absent,
+    or "" for no cache: every signature of a static build then has its own copy of the weights.
     """
     model = open_model(path, num_threads, weight_cache)
     backend = CompiledModelBackend(model=model, config=config, resizes=buckets is None)
@@ -137,8 +130,8 @@ def resized(
 class BufferedSignature:
     """A signature of a `CompiledModel`, the sizes of its dynamic axes, and its buffers.
 
-    Cross tensors among the outputs have no buffers, because they are written into the inputs of
-    another signature. `resizes` is False for a static build.
+    Cross tensors are written into another signature's inputs, and have no output buffers.
+    `resizes` is False for a static build.
     """
 
     def __init__(

@@ -87,11 +87,7 @@ class Fitted:
 
 @dataclasses.dataclass(frozen=True)
 class Dynamic:
-    """The sizing of a dynamic build.
-
-    `signatures` are those to encode, to decode several beams, and to decode one, as in
-    `contract.tflite_signatures`.
-    """
+    """The sizing of a dynamic build; `signatures` are those of `contract.tflite_signatures`."""
 
     config: BartConfig
     signatures: Sequence[Signature]
@@ -303,10 +299,7 @@ class FileEngine:
         return logits[: len(token_ids)], state
 
     def cross(self, state: Decoding) -> dict[str, FloatArray]:
-        """Return the cross-attention keys and values of a source, without padding.
-
-        They are float32 (one, heads, source, head_size), by name (`contract.cross_tensors`).
-        """
+        """Return `contract.cross_tensors` without padding, (one, heads, source, head_size)."""
         source = int(state.fitted.padding_mask.sum())
         cross = self.backend.cross(state.fitted.decode)
         return {name: tensor[:, :, :source] for name, tensor in cross.items()}

@@ -36,16 +36,8 @@ Files = Mapping[str, TfliteEntry]
 
 @dataclasses.dataclass(frozen=True)
 class EngineKind:
-    """An engine, and the package that it runs files with.
-
-    Attributes:
-        name: the value of `--engine`.
-        package: the distribution's name.
-        extra: the extra that installs the package, or "" for the base installation.
-        open: opens a path with a configuration, buckets and `num_threads`.
-        caches: whether `open` accepts a `weight_cache`.
-        target: the export target whose files the engine opens.
-    """
+    """An engine: its package, the `extra` that installs it ("" for the base installation), and the
+    function that opens a file, which accepts a `weight_cache` if `caches`."""
 
     name: str
     package: str
@@ -73,18 +65,14 @@ def open_engine(
     *,
     num_threads: int | None = None,
 ) -> FileEngine:
-    """Open a file of an artifact with an engine that computes it correctly.
+    """Open a file of an artifact, such as `tflite/float32.tflite`.
 
-    Args:
-        artifact: the artifact.
-        file: the file's name in the manifest, such as `tflite/float32.tflite`.
-        requested: a key of `ENGINES`; None means the first that is installed.
-        num_threads: threads for the CPU kernels; None means `default_threads`.
+    `requested` is a key of `ENGINES`, or None for the first that is installed; `num_threads` is
+    that of the CPU kernels, or None for `default_threads`.
 
     Raises:
         ArtifactError: if the file is missing or altered.
-        ConfigurationError, MissingExtra, EngineError: see `engine_for`; EngineError also if the
-            engine cannot open the file.
+        EngineError: if the engine cannot open the file; see also `engine_for`.
     """
     kind = engine_for(requested, file, files_for(artifact, requested), installed_versions())
     if num_threads is None:
@@ -207,21 +195,15 @@ def choose_file(
 def engine_for(
     requested: str | None, file: str, files: Files, installed: Mapping[str, str]
 ) -> EngineKind:
-    """Return the engine that opens a file.
+    """Return the engine that opens one of `files`.
 
-    Args:
-        requested: a key of `ENGINES`; None means the first of `installed`.
-        file: a key of `files`.
-        files: the artifact's `.tflite` files. An entry's `runtimes` maps the packages that compute
-            the file correctly to the oldest version tested; its `refusals` give the reasons why
-            other packages do not.
-        installed: packages and their versions.
+    An entry's `runtimes` maps the packages that compute it correctly to the oldest version tested;
+    its `refusals` say why other packages do not. `installed` maps packages to their versions.
 
     Raises:
         ConfigurationError: if the engine does not exist.
         MissingExtra: if the engine's package is not installed.
-        EngineError: if the package computes the file incorrectly, was not tested with it, or is
-            older than the oldest version tested.
+        EngineError: if the package is not known to compute the file correctly.
     """
     kind = engine_kind(requested, installed)
     package = kind.package

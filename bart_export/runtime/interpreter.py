@@ -55,11 +55,7 @@ def open_interpreter(
 ) -> FileEngine:
     """Open a `.tflite` file on the `Interpreter` of a package, a key of `INTERPRETERS`.
 
-    The other arguments are those of `open_compiled_model`.
-
-    Raises:
-        EngineError: if the package cannot be used, or cannot open the file.
-        MissingExtra: if the package is not installed.
+    Arguments and errors are those of `open_compiled_model`, and MissingExtra.
     """
     name, extra, kernels = INTERPRETERS[interpreter]
     try:

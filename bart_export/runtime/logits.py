@@ -110,8 +110,7 @@ def processors(generation: GenerationConfig) -> tuple[Processor, ...]:
 def forced_token(generation: GenerationConfig, length: int) -> int | None:
     """Return the forced token after `length` tokens, including the start token, or None.
 
-    Its log-probability is 0, and its logits need not be computed. If both a first and a last token
-    are forced, the last wins.
+    If both a first and a last token are forced, the last wins.
     """
     if length == generation.max_length - 1 and generation.forced_eos_token_id is not None:
         return generation.forced_eos_token_id

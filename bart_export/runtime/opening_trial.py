@@ -17,11 +17,7 @@ ERROR = 2  # exit code of a process that writes the reason to standard output
 
 
 def survive(directory: pathlib.Path) -> None:
-    """Open an artifact's `.tflite` file and decode two tokens in a separate process.
-
-    Raises:
-        EngineError: if the process fails, crashes, is killed or takes too long.
-    """
+    """Open an artifact and decode in a separate process; raise EngineError if that fails."""
     command = [sys.executable, "-m", __spec__.name, str(directory)]
     try:
         process = subprocess.run(

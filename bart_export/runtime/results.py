@@ -67,8 +67,7 @@ class Turn:
     """The stream that is running on an engine, and the lock of all streams.
 
     An engine's buffers belong to its latest generation. Before a stream starts, the running one is
-    completed, whichever thread reads it, and its pieces are buffered for its reader. No generation
-    waits for a reader, none is lost, and a closed or dropped stream takes no more time.
+    completed, whichever thread reads it, and its pieces are buffered for its reader.
     """
 
     def __init__(self) -> None:

@@ -37,11 +37,9 @@ Step = Callable[[State, IntArray, IntArray], tuple[FloatArray, State]]
 
 @dataclasses.dataclass(frozen=True)
 class Hypothesis:
-    """A finished sequence, including the start token and the end token if it was reached.
+    """A finished sequence with its start and end tokens, and its score as in `Result`.
 
-    In beam search, `score` is `sum_logprobs / generated_length ** length_penalty`, which is Hugging
-    Face's `sequences_scores`; otherwise it is the sum of the tokens' log-probabilities before any
-    processor or filter. Forced tokens have a log-probability of 0.
+    Beam search's is Hugging Face's `sequences_scores`. Forced tokens have a log-probability of 0.
     """
 
     token_ids: tuple[int, ...]
@@ -242,10 +240,8 @@ def may_improve(
 ) -> bool:
     """Return whether beam search continues once `num_beams` hypotheses are finished.
 
-    `total` is the best beam's after `length` generated tokens, `worst_score` the lowest finished
-    score. With `early_stopping=True` the search stops; with False the beam's score is taken as if
-    it ended now, which longer sequences may exceed; with "never" it is the highest score that the
-    beam can still reach.
+    `total` is the best beam's after `length` generated tokens. `early_stopping=True` stops; False
+    takes the beam's score as if it ended now, and "never" the highest that it can still reach.
     """
     if generation.early_stopping is True:
         return False
@@ -259,8 +255,7 @@ def may_win(
 ) -> npt.NDArray[np.bool_]:
     """Return which beams, after `length` generated tokens, can still exceed `best_score`.
 
-    A total never grows, because log-probabilities are at most 0. Divided by the largest remaining
-    divisor, it is the highest score that the beam can reach.
+    Totals never grow; the largest remaining divisor gives the highest score.
     """
     divisor = max(divisors[length + 1], divisors[-1])
     return totals > best_score * divisor - ROUNDING

@@ -54,8 +54,7 @@ def open_with_cache(open_model: Callable[[str], Opened], artifact: Artifact, nam
 def discard_damaged(artifact: Artifact, name: str) -> bool:
     """Hash a file's weight caches; remove damaged ones, and return whether there were any.
 
-    A cache without a stamp, as in a copied artifact, is not damaged but unknown: the next opening
-    replaces it.
+    The next opening replaces a cache without a stamp, as in a copied artifact.
     """
     caches = [cache for cache in places(artifact, name) if os.path.lexists(cache)]
     damaged = [

@@ -117,12 +117,7 @@ class BartTokenizer:
 
     @classmethod
     def from_artifact(cls, artifact: Artifact) -> "BartTokenizer":
-        """Create an artifact's tokenizer.
-
-        Raises:
-            ArtifactError: if a file is missing or altered.
-            TokenizerError: if a file is damaged.
-        """
+        """Create an artifact's tokenizer, or raise ArtifactError or TokenizerError."""
         stored = artifact.manifest.tokenizer
         place = f"tokenizer.added_tokens in the manifest of {artifact.directory}"
         return cls.from_files(
@@ -148,11 +143,7 @@ class BartTokenizer:
         return [(left, right) for left, right in json.loads(self._bpe.to_str())["model"]["merges"]]
 
     def token_to_id(self, token: str) -> int:
-        """Return the id of a token, spelled as in the vocabulary ("Ġthe" for " the").
-
-        Raises:
-            InputError: if the vocabulary does not have it.
-        """
+        """Return the id of a token, spelled as in the vocabulary ("Ġthe"), or raise InputError."""
         if token not in self._ids:
             raise InputError(
                 f"token must be one of the vocabulary's {self.vocabulary_size} tokens, received "
@@ -161,11 +152,7 @@ class BartTokenizer:
         return self._ids[token]
 
     def id_to_token(self, id: int) -> str:
-        """Return the token with an id, spelled as in the vocabulary.
-
-        Raises:
-            InputError: if the id is out of range.
-        """
+        """Return the token with an id, spelled as in the vocabulary, or raise InputError."""
         if not 0 <= id < self.vocabulary_size:
             raise InputError(
                 f"A token id must be from 0 to {self.vocabulary_size - 1}, received {id}."
