@@ -63,7 +63,7 @@ def test_a_blank_line_keeps_its_place(generate, tmp_path):
     shown = generate("--input", blank)
     assert shown.exit_code == 1
     assert shown.stdout.split("\n")[:-1] == [row.get("generated_text", "") for row in rows]
-    assert shown.stderr.startswith(f"Text 2 of {blank}: A text must have")
+    assert shown.stderr.startswith(f"Text 2 of {blank}: A text must not be blank")
 
 
 def test_empty_texts_are_refused_unless_they_are_wanted(generate, refuse, answers):

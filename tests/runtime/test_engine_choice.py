@@ -48,7 +48,7 @@ def test_a_runtime_that_computes_a_file_wrongly_is_refused_with_what_it_can_open
             engine_for(requested, INT8, FILES, installed)
         message = str(caught.value)
         assert message.startswith(
-            f"{INT8} needs ai-edge-litert 2.3.0 or newer, received tflite-runtime 2.14.0: it reads"
+            f"{INT8} needs ai-edge-litert 2.3.0 or newer, received tflite-runtime 2.14.0: it uses"
         )
         right = [name for name, entry in FILES.items() if TFLITE_RUNTIME in entry.runtimes]
         assert {FLOAT32, TENSORWISE} <= set(right)

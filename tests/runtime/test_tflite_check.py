@@ -220,7 +220,7 @@ def test_files_that_ended_litert_are_refused(
     content[at : at + len(old)] = new
     made = resealed(symmetric_artifact, FLOAT, bytes(content), tmp_path / "made")
     line = refusal(command[0], made, *command[1:])
-    assert "float32.tflite is no .tflite file as bart-export writes them" in line
+    assert "float32.tflite is not a .tflite file that bart-export wrote" in line
 
 
 def test_a_file_is_checked_once_as_long_as_it_stays_what_it_is(
