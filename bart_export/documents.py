@@ -256,11 +256,11 @@ class Record:
     found: Mapping[str, Json] | None = dataclasses.field(default=None, kw_only=True)
 
     def __init__(self, *values: object, **named: object) -> None:
-        positional, needed, defaults = parameters(typing.cast(Hint, type(self)))
-        given = {**dict(zip(positional, values, strict=False)), **named}
-        fields = {**defaults, **given}
+        positional, required, defaults = parameters(typing.cast(Hint, type(self)))
+        passed = {**dict(zip(positional, values, strict=False)), **named}
+        fields = {**defaults, **passed}
         few = len(values) <= len(positional) and len(fields) == len(defaults)
-        if not (few and needed <= given.keys()):
+        if not (few and required <= passed.keys()):
             raise TypeError(
                 f"{type(self).__name__} takes {', '.join(defaults)}, received {len(values)} values "
                 f"and {', '.join(named)}"
@@ -351,13 +351,13 @@ def read_as(hint: Any, value: Json, place: str = "") -> Json:
         require(kind.holds(value), place, kind.words, value)
         return value
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    within = f"{place}." if place else ""
+    prefix = f"{place}." if place else ""
     if origin in (typing.Union, types.UnionType):
         return None if value is None else read_as(arguments[0], value, place)
-    also = arguments[1] if origin is typing.Annotated else None
-    if isinstance(also, Kind):
-        of_type = KINDS.get(arguments[0], also)
-        require(of_type.holds(value) and also.holds(value), place, also.words, value)
+    condition = arguments[1] if origin is typing.Annotated else None
+    if isinstance(condition, Kind):
+        of_type = KINDS.get(arguments[0], condition)
+        require(of_type.holds(value) and condition.holds(value), place, condition.words, value)
         return value
     if origin is tuple:
         require(isinstance(value, list), place, "a list", value)
@@ -368,19 +368,19 @@ def read_as(hint: Any, value: Json, place: str = "") -> Json:
             for number, (inner, part) in enumerate(zip(hints, value, strict=True))
         )
     require(isinstance(value, dict), place, "an object", value)
-    if isinstance(also, Variant):
-        return read_as(also.choose(value), value, place)
+    if isinstance(condition, Variant):
+        return read_as(condition.choose(value), value, place)
     if origin is collections.abc.Mapping:
         inner = arguments[1]
         return {
-            name: read_as(inner, part, f"{within}{shown(name)}") for name, part in value.items()
+            name: read_as(inner, part, f"{prefix}{shown(name)}") for name, part in value.items()
         }
     if hasattr(hint, "from_dict") and not issubclass(hint, Record):
         return hint.from_dict(value)
     fields = {"found": value} if issubclass(hint, Record) else {}
     for name, (inner, default, _) in declared(hint).items():
         if name in value:
-            fields[name] = read_as(inner, value[name], f"{within}{name}")
+            fields[name] = read_as(inner, value[name], f"{prefix}{name}")
         elif default is dataclasses.MISSING:
             raise ValueError(f"{place or 'it'} lacks {name}")
     return hint(**fields)

@@ -278,7 +278,7 @@ def no_artifact(path: pathlib.Path) -> str:
     if path.exists() and around is not None:
         return f"{path} is inside an artifact. Name the artifact: {around}"
     if not path.exists() and is_artifact(exported):
-        return f"There is no {path}. Did you mean {exported}?"
+        return f"{path} does not exist. Did you mean {exported}?"
     if not path.exists() and (typed in PRESETS or "://" in typed):
         return f"{typed} is a preset. Export it to an artifact with: {export_command(typed)}"
     if (path / "config.json").is_file():

@@ -37,7 +37,7 @@ def stamp(status: os.stat_result, sha256: str) -> Stamp:
 
 
 def read(path: pathlib.Path, what: str = "") -> Stamp | None:
-    """Return a file's last stamp, or None if there is none that can be trusted.
+    """Return a file's last stamp, or None if there is no trusted one.
 
     A file has one stamp for each value of `what`; "" is for the hash of its content.
     """

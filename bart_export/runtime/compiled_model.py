@@ -12,8 +12,8 @@ import importlib.metadata
 import math
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -205,24 +205,19 @@ class BufferedSignature:
             self.model.run_by_name(self.name, self.inputs | inputs, self.outputs | outputs)
 
 
-class Encoder(Protocol):
-    """An encoder outside the file, which then only computes the cross tensors."""
-
-    def run(self, token_ids: IntArray) -> FloatArray:
-        """Return the encoder's output (source, hidden) for token ids (one, source)."""
-
-
 @dataclasses.dataclass(eq=False, kw_only=True)
 class CompiledModelBackend:
     """An `engine.Backend` for LiteRT's `CompiledModel`.
 
-    `resizes` is True for a dynamic build. `signatures` are created when first used.
+    `resizes` is True for a dynamic build. `encoder` maps token ids (one, source) to hidden states
+    (source, hidden), for a file that only computes the cross tensors. `signatures` are created when
+    first used.
     """
 
     model: Native
     config: BartConfig
     resizes: bool
-    encoder: Encoder | None = None
+    encoder: Callable[[IntArray], FloatArray] | None = None
     signatures: dict[str, BufferedSignature] = dataclasses.field(default_factory=dict)
 
     def signature(self, bucket: Bucket) -> BufferedSignature:
@@ -241,7 +236,7 @@ class CompiledModelBackend:
         encode, decode = self.signature(fitted.encode), self.signature(fitted.decode)
         source: dict[str, IntArray | FloatArray] = {"encoder_token_ids": fitted.token_ids}
         if self.encoder is not None:
-            source = {"hidden": self.encoder.run(fitted.token_ids)}
+            source = {"hidden": self.encoder(fitted.token_ids)}
         for name, array in source.items():
             encode.inputs[name].write(array)
         for signature in (encode, decode):

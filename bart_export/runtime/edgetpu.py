@@ -171,7 +171,7 @@ class SegmentedEncoder:
             for signature in parts.host_signatures(config)[:3]
         )
 
-    def run(self, token_ids: IntArray) -> FloatArray:
+    def __call__(self, token_ids: IntArray) -> FloatArray:
         """Return the encoder's output (source, hidden) for token ids (one, source)."""
         hidden = self.call(self.embed, token_ids.shape[1], encoder_token_ids=token_ids)
         for layer in range(self.config.num_layers):

@@ -229,7 +229,9 @@ def engine_for(
     return kind
 
 
-NOTHING_ELSE = "It can open no file in this artifact: install what is needed, or export another."
+NOTHING_ELSE = (
+    "It cannot open any file in this artifact: install another engine, or export another file."
+)
 
 
 def runs(entry: TfliteEntry, package: str, version: str) -> bool:

@@ -222,9 +222,9 @@ def beam_search(generation: GenerationConfig) -> Search:
         if finished:
             contenders = contenders[may_win(totals, length, finished[0].score, divisors)]
             rivals.append(list(finished[0].token_ids[settled:]))
-        certain = common_prefix(contenders.tolist() + rivals)
-        settled += len(certain)
-        yield Settled(certain)
+        agreed = common_prefix(contenders.tolist() + rivals)
+        settled += len(agreed)
+        yield Settled(agreed)
     if not finished:
         raise no_token_left(length)
     yield Settled(list(finished[0].token_ids[settled:]))

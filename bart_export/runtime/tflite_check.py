@@ -159,8 +159,8 @@ class Graphs:
     def optional(self, indices: Ints, graphs: Ints) -> Ints:
         """Return tensor numbers as `numbered` does, with -1 for index -1, an omitted input."""
         numbers = np.full(len(indices), -1)
-        given = indices != -1
-        numbers[given] = self.numbered(indices[given], graphs[given])
+        present = indices != -1
+        numbers[present] = self.numbered(indices[present], graphs[present])
         return numbers
 
     def ends(self, side: str) -> Ints:
@@ -285,20 +285,22 @@ def check_operators(graphs: Graphs) -> None:
         passed = [own.column(name) for name in row.passed] if own is not None else []
         columns = (*(operand_of[number] for number in numbers), *passed)
         for pattern in np.unique(np.stack(columns, 1), axis=0).tolist():
-            given = [operands[which] for which in pattern[: len(numbers)]]
-            check_operands(row, given, dict(zip(row.passed, pattern[len(numbers) :], strict=True)))
+            ordered = [operands[index] for index in pattern[: len(numbers)]]
+            check_operands(
+                row, ordered, dict(zip(row.passed, pattern[len(numbers) :], strict=True))
+            )
 
 
 def check_order(graphs: Graphs) -> None:
     """Check that every tensor is computed once, before it is read."""
     inputs, outputs = graphs.operators.vectors("inputs"), graphs.operators.vectors("outputs")
     written = graphs.numbered(outputs.integers(), graphs.graph_of_operator[outputs.owners()])
-    given, results = graphs.ends("inputs"), graphs.ends("outputs")
-    sources = np.concatenate([np.flatnonzero(graphs.constant), given, written])
+    graph_inputs, results = graphs.ends("inputs"), graphs.ends("outputs")
+    sources = np.concatenate([np.flatnonzero(graphs.constant), graph_inputs, written])
     require(len(np.unique(sources)) == len(sources), "a tensor is computed twice")
     never = graphs.operators.count
     since = np.full(len(graphs.type), never)  # the operator that computes a tensor, or -1
-    since[graphs.constant] = since[given] = -1
+    since[graphs.constant] = since[graph_inputs] = -1
     since[written] = outputs.owners()
     require(since[results] < never, "a graph's output is never computed")
     readers = inputs.owners()
@@ -336,8 +338,8 @@ def check_signatures(tables: Tables, graphs: Graphs, expected: Expected | None) 
                 tensor_names[at]: int(tensors[at])
                 for at in np.flatnonzero(vectors.owners() == number)
             }
-            wanted = signature.inputs if side == "inputs" else signature.outputs
-            check_tensors(found, wanted, sizes, graphs, f"{side} of {name}")
+            expected_tensors = signature.inputs if side == "inputs" else signature.outputs
+            check_tensors(found, expected_tensors, sizes, graphs, f"{side} of {name}")
 
 
 def check_tensors(
@@ -358,7 +360,7 @@ def check_tensors(
         stored = graphs.dynamic[number, : graphs.rank[number]].tolist()
         # The quantizer drops an output's shape signature, so that resizable dimensions are 1.
         right = len(stored) == len(shape) and all(
-            size == wanted or (size, wanted) == (1, -1)
-            for size, wanted in zip(stored, shape, strict=True)
+            size == other or (size, other) == (1, -1)
+            for size, other in zip(stored, shape, strict=True)
         )
         require(right, f"{place}: {tensor.name} must have shape {shape}, received {stored}")

@@ -194,11 +194,11 @@ class BartTokenizer:
         if truncate:
             return self.encode_beginning(text, max_length, special_tokens=special_tokens)[0]
         size, room = byte_length(text), room_within(max_length)
-        least = sum(  # as if every token were the longest
+        fewest = sum(  # as if every token were the longest
             1 if isinstance(piece, int) else -(-byte_length(piece) // self._longest)
             for piece in self._cutters[special_tokens].cut(text)
         )
-        if least > room:
+        if fewest > room:
             raise too_long(max_length, f"{size} bytes, too many for {room} tokens")
         ids = self.tokenize(text, special_tokens=special_tokens)
         if len(ids) > room:

@@ -138,7 +138,7 @@ def test_logits_are_the_callers_to_change(engine):
     [
         ([], "1 to 256 tokens, received 0"),
         ([0] * 257, "1 to 256 tokens, received 257"),
-        ([0, 40], "in 0 to 39, received 40"),
+        ([0, 40], "from 0 to 39, received 40"),
     ],
 )
 def test_what_the_model_cannot_take_is_refused_by_all_alike(engine, token_ids, message):

@@ -60,7 +60,9 @@ def test_an_older_version_than_the_one_tried_is_refused():
     with pytest.raises(EngineError, match=r"needs ai-edge-litert 2\.3\.0 or newer") as caught:
         engine_for(None, INT8, FILES, {LITERT: "2.2.9"})
     message = str(caught.value)
-    assert "received ai-edge-litert 2.2.9, which it was not tested with. It can open no" in message
+    assert (
+        "received ai-edge-litert 2.2.9, which it was not tested with. It cannot open any" in message
+    )
 
 
 def test_all_runtimes_a_file_was_tried_with_are_named():
