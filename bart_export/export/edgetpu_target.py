@@ -146,7 +146,7 @@ def encoder_error(engine: FileEngine, keras: KerasReference, cases: Cases) -> fl
     for source in dict.fromkeys(question.source_token_ids for question in cases.questions):
         ids = np.array([source], np.int32)
         expected = np.asarray(keras.encode(ids), np.float32)[0]
-        errors.append(encoder.run(ids) - expected)
+        errors.append(encoder(ids) - expected)
         spreads.append(expected - expected.mean(axis=-1, keepdims=True))
     error, spread = (
         float(np.sqrt(np.mean(np.square(np.concatenate(rows))))) for rows in (errors, spreads)
