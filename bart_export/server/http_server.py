@@ -295,7 +295,7 @@ class Admission:
                 f"Pages of {origin!r} are not allowed. Expected the server's own; "
                 "bart-export serve --allowed-origin allows others",
             )
-        # A proxy may have used the other length, and what follows would be another request.
+        # If a proxy used the other length, the rest of the body would become another request.
         if "transfer-encoding" in headers and (
             "content-length" in headers or scope["http_version"] == "1.0"
         ):

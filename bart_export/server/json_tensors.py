@@ -98,7 +98,7 @@ def columns_of_rows(
 
 
 def is_named(value: object) -> TypeGuard[dict[str, object]]:
-    """Return whether a value is an object of named inputs and not base64."""
+    """Return whether a value is an object with named inputs, not base64."""
     return isinstance(value, dict) and not is_base64(value)
 
 
@@ -163,7 +163,7 @@ def described(value: object) -> str:
     """Return a short description of a value of any size, for an error message."""
     if isinstance(value, list):
         return f"a list of {len(value)}"
-    return f"an object of {len(value)} members" if isinstance(value, dict) else shown(value)
+    return f"an object with {len(value)} members" if isinstance(value, dict) else shown(value)
 
 
 # Iterating over the encoder lets other threads run; `json.dumps` would hold Python's lock.

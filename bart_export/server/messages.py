@@ -137,7 +137,7 @@ def data_type_of(array: Array) -> int:
     """Return the DataType of an array; object, bytes and str arrays are strings."""
     name = "object" if array.dtype.kind in "OSU" else array.dtype.name
     if name not in DATA_TYPES:
-        raise StatusError(Code.INTERNAL, f"Expected a tensor of TensorFlow, received {name}")
+        raise StatusError(Code.INTERNAL, f"Expected a dtype of TensorFlow, received {name}")
     return DATA_TYPES[name]
 
 

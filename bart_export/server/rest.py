@@ -268,7 +268,9 @@ def decompressed(body: bytes, limit: int) -> bytes:
         if not member.eof or member.unused_data:
             raise zlib.error("it is not one complete file")
     except zlib.error as error:
-        raise invalid(f"Expected a body compressed with gzip: {error}") from None
+        raise invalid(
+            f"Expected a body compressed with gzip, received an invalid one: {error}"
+        ) from None
     return content
 
 
@@ -285,8 +287,7 @@ def text_and_parameters(body: object) -> tuple[str, dict[str, object]]:
     text = parameters.pop("text", None)
     if not isinstance(text, str):
         raise invalid(
-            "Expected an object with the source text, a string, under 'text' and optional "
-            "generation parameters"
+            "Expected an object with 'text', a string, and optional generation parameters"
         )
     for name in ROWS:
         value = parameters.get(name)
