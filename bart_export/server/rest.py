@@ -23,9 +23,9 @@ from starlette.routing import Route
 
 from bart_export.errors import shown
 from bart_export.runtime.results import Result
-from bart_export.server import json_tensors, messages, metrics
+from bart_export.server import json_tensors, messages
 from bart_export.server.http_server import JSON, error_response
-from bart_export.server.metrics import Metrics
+from bart_export.server.metrics import CONTENT_TYPE, Metrics
 from bart_export.server.models import ModelSpec, ModelStore
 from bart_export.server.options import MAX_BEAMS, ServeOptions
 from bart_export.server.predict import NO_EXAMPLES, Predictor, run_off_loop
@@ -40,9 +40,9 @@ ROWS = ("num_beams", "num_return_sequences")
 Method = Callable[[ModelSpec, bytes, Limits], Awaitable[Response]]
 
 
-def app(store: ModelStore, options: ServeOptions, numbers: Metrics) -> Starlette:
+def app(store: ModelStore, options: ServeOptions, metrics: Metrics) -> Starlette:
     """Return the REST service of a model store as an ASGI application."""
-    service = Service(store, options, numbers)
+    service = Service(store, options, metrics)
     methods: tuple[tuple[str, str, Method], ...] = (
         ("GET", "", service.status),
         ("GET", "/metadata", service.metadata),
@@ -83,11 +83,10 @@ def error_answer(error: Exception) -> Response:
 class Service:
     """The endpoints; a `Method` takes a model, a request body and the call's limits."""
 
-    def __init__(self, store: ModelStore, options: ServeOptions, numbers: Metrics) -> None:
+    def __init__(self, store: ModelStore, options: ServeOptions, metrics: Metrics) -> None:
         self.store = store
         self.options = options
-        self.numbers = numbers
-        self.predictor = Predictor(store, numbers)
+        self.predictor = Predictor(store, metrics)
         self.template = PAGE.read_text(encoding="utf-8")
 
     def endpoint(self, method: Method) -> Callable[[Request], Awaitable[Response]]:
@@ -176,12 +175,12 @@ class Service:
         `token` events have final pieces of the text, the `done` event has the whole result.
         """
         loop = asyncio.get_running_loop()
-        arrived: asyncio.Queue[tuple[str, int] | None] = asyncio.Queue()
+        pieces: asyncio.Queue[tuple[str, int] | None] = asyncio.Queue()
 
-        def arrive(item: tuple[str, int] | None) -> None:
+        def put(piece: tuple[str, int] | None) -> None:
             # The loop may be closed when abandoned work ends.
             with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(arrived.put_nowait, item)
+                loop.call_soon_threadsafe(pieces.put_nowait, piece)
 
         with self.predictor.counted(spec, "generate", "REST"):
             document = await run_off_loop(len(body), lambda: json_tensors.parse(body))
@@ -191,13 +190,13 @@ class Service:
                     call = StreamCall(
                         text=text,
                         parameters=parameters,
-                        emit=lambda piece, tokens: arrive((piece, tokens)),
+                        emit=lambda text, tokens: put((text, tokens)),
                         limits=limits,
                     )
                     future = lease.keep(lease.servable.stream(call))
-                    future.add_done_callback(lambda _: arrive(None))
-                    while item := await asyncio.wait_for(arrived.get(), limits.remaining()):
-                        yield event_bytes("token", {"text": item[0], "tokens": item[1]})
+                    future.add_done_callback(lambda _: put(None))
+                    while piece := await asyncio.wait_for(pieces.get(), limits.remaining()):
+                        yield event_bytes("token", {"text": piece[0], "tokens": piece[1]})
                     yield event_bytes("done", summary(future.result(), limits.remarks))
                 except Exception as error:
                     raise status_of_error(error) from error
@@ -206,12 +205,12 @@ class Service:
 
     def metrics(self, request: Request) -> Response:
         """Return the metrics in Prometheus' text format."""
-        return Response(self.numbers.exposition(), media_type=metrics.CONTENT_TYPE)
+        return Response(self.predictor.metrics.exposition(), media_type=CONTENT_TYPE)
 
     def page(self, request: Request) -> Response:
         """Return the page, which may connect only to this server."""
         nonce = secrets.token_urlsafe(16)
-        models = json.dumps([described(self.store, name) for name in self.store.names()])
+        models = json.dumps([page_model(self.store, name) for name in self.store.names()])
         page = self.template.replace("{nonce}", nonce)
         policy = (
             f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; "
@@ -327,7 +326,7 @@ async def with_error(
         yield event_bytes("error", {"error": error.message})
 
 
-def described(store: ModelStore, name: str) -> dict[str, object]:
+def page_model(store: ModelStore, name: str) -> dict[str, object]:
     """Return the page's description of a model; `longest` is the limit of source tokens."""
     try:
         with store.lease(ModelSpec(name)) as lease:
