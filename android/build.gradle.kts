@@ -1,4 +1,4 @@
-// Loads each plugin once for the modules, which apply those that they need.
+// Loads each plugin once; modules apply those they need.
 plugins {
     alias(libs.plugins.android.application) apply false
     alias(libs.plugins.android.library) apply false
@@ -7,7 +7,7 @@ plugins {
     alias(libs.plugins.kotlin.serialization) apply false
 }
 
-// Coordinates of the library's modules; an app that includes this build names the same ones.
+// The library's coordinates, which apps that include this build use too.
 subprojects {
     group = "org.bartexport"
     version = "0.1.0"

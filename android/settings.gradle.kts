@@ -1,6 +1,6 @@
-// The project that Android Studio opens. ci/pom.xml compiles and tests the same folders on machines
-// without an Android SDK; where neither Gradle nor Google's repository was at hand, this file and
-// the other *.gradle.kts were read, not run.
+// The project for Android Studio. ci/pom.xml compiles and tests the same folders on machines
+// without an Android SDK. The *.gradle.kts files were reviewed but never run, because neither
+// Gradle nor Google's repository was available.
 pluginManagement {
     repositories {
         google()

@@ -1,4 +1,4 @@
-// The example app. It has no other permission and no other library than those named here.
+// The example app. It has no permissions, and no libraries but those below.
 import org.jetbrains.kotlin.gradle.dsl.JvmTarget
 
 plugins {
@@ -16,7 +16,7 @@ android {
         targetSdk = libs.versions.targetSdk.get().toInt()
         versionCode = 1
         versionName = "1.0"
-        // Phones and the emulator: what LiteRT brings native code for.
+        // The ABIs of phones and the emulator, for which LiteRT has native code.
         ndk { abiFilters += listOf("arm64-v8a", "x86_64") }
     }
 
@@ -29,12 +29,12 @@ android {
         release {
             isMinifyEnabled = true
             isShrinkResources = true
-            // Rules for LiteRT come with :litert, those for kotlinx.serialization in its own jar.
+            // Rules for LiteRT come with :litert, and those for kotlinx.serialization with its JAR.
             proguardFiles(getDefaultProguardFile("proguard-android-optimize.txt"))
         }
     }
 
-    // Quantized weights hardly shrink, and unpacking them costs the first start.
+    // Quantized weights hardly compress, and unpacking them would slow down the first start.
     androidResources { noCompress += "tflite" }
 
     packaging {
@@ -43,7 +43,7 @@ android {
 
     lint {
         checkDependencies = true
-        // Versions are pinned, and are raised on purpose.
+        // Versions are pinned on purpose.
         disable += listOf(
             "AndroidGradlePluginVersion",
             "GradleDependency",
@@ -65,7 +65,7 @@ dependencies {
     implementation(libs.kotlinx.coroutines.android)
 }
 
-// An app without a model would build, and would fail only on the phone.
+// An app without a model would build but fail on the phone.
 val checkBundle by tasks.registering {
     val manifest = layout.projectDirectory.file("src/main/assets/bart/manifest.json").asFile
     doLast {

@@ -1,4 +1,4 @@
-// Tokenizer, search and the words of an artifact: Kotlin without Android.
+// The tokenizer, the search and the artifact's format, in Kotlin without Android.
 import org.jetbrains.kotlin.gradle.dsl.JvmTarget
 
 plugins {
@@ -18,7 +18,7 @@ kotlin {
     compilerOptions {
         jvmTarget = JvmTarget.fromTarget(libs.versions.jvmTarget.get())
         allWarningsAsErrors = true
-        // Android 8 has the library of Java 8, whatever JDK compiles here.
+        // Android 8 supports the class library of Java 8.
         freeCompilerArgs.add("-Xjdk-release=${libs.versions.jvmTarget.get()}")
     }
 }
@@ -36,7 +36,7 @@ dependencies {
 
 tasks.test {
     useJUnitPlatform()
-    // What the tests are held to lies beside android/; tools/android_fixtures.py makes the second.
+    // The tests' expected results; tools/android_fixtures.py generates the second directory.
     systemProperty("bart_export.golden", rootDir.resolveSibling("tests/data/golden").path)
     systemProperty("bart_export.build", rootDir.resolveSibling("build/android").path)
 }

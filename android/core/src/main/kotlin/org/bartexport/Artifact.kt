@@ -1,9 +1,6 @@
 /*
- * The artifact directory, as an app has it on its storage; mirrors the reading half of
- * bart_export/artifact.py, and which files LiteRT may run as bart_export/runtime/engine_choice.py does.
- *
- * Files are handed out only while they lie inside the directory and their bytes are those that the
- * manifest names.
+ * An artifact directory on a device; mirrors the reading half of bart_export/artifact/artifact.py
+ * and the choice of a file in bart_export/runtime/engine_choice.py.
  */
 package org.bartexport
 
@@ -19,11 +16,10 @@ import kotlinx.serialization.json.Json
 import org.bartexport.text.BartTokenizer
 
 /**
- * An artifact directory whose manifest has been read and checked; safe to use from several threads.
+ * An artifact directory with a valid manifest. Thread-safe.
  *
- * @property directory where it is
  * @property config the model's architecture
- * @property generation settings to generate with where nothing else is asked for
+ * @property generation the default generation settings
  */
 public class Artifact private constructor(
     public val directory: File,
@@ -31,17 +27,17 @@ public class Artifact private constructor(
     public val config: BartConfig,
     public val generation: GenerationConfig,
 ) {
-    // What was hashed before, here or by an earlier process.
+    // The files verified so far, including those that earlier processes verified.
     private val stamps: MutableMap<String, Stamp> by lazy { readStamps().toMutableMap() }
 
     /**
-     * Returns a file after checking that its bytes are the manifest's.
+     * Verifies a file's hash and returns the file.
      *
-     * A file that was hashed before, by this process or an earlier one, and has kept its size,
-     * time of change and identity is not read again, unless [rehash].
+     * A file that this or an earlier process verified is not hashed again unless its size,
+     * modification time or identity has changed, or [rehash] is set.
      *
-     * @param name as the manifest has it, relative to the directory
-     * @throws ArtifactError for a file the manifest does not name, that is missing, or was altered
+     * @param name the file's name in the manifest
+     * @throws ArtifactError if the manifest does not list the file, or it is missing or modified
      */
     @Synchronized
     public fun path(name: String, rehash: Boolean = false): File {
@@ -49,21 +45,20 @@ public class Artifact private constructor(
         val file = File(directory, name)
         try {
             if (!file.canonicalFile.startsWith(directory.canonicalFile)) {
-                throw ArtifactError("$file is a link that leaves the artifact's directory. $AGAIN")
+                throw ArtifactError("$file is a link to outside the artifact. $AGAIN")
             }
             val attributes = Files.readAttributes(file.toPath(), BasicFileAttributes::class.java)
             val stamp = Stamp(attributes, expected.sha256)
             if (!rehash && stamps[name] == stamp) return file
-            val whole = attributes.isRegularFile && attributes.size() == expected.bytes
-            if (!whole || sha256(file) != expected.sha256) {
-                val how = if (whole) {
-                    "other bytes"
+            val sizeMatches = attributes.isRegularFile && attributes.size() == expected.bytes
+            if (!sizeMatches || sha256(file) != expected.sha256) {
+                val difference = if (sizeMatches) {
+                    "its hash differs"
                 } else {
                     "${attributes.size()} bytes instead of ${expected.bytes}"
                 }
                 throw ArtifactError(
-                    "$file is not the file its manifest names: it was altered or damaged " +
-                        "($how). $AGAIN",
+                    "$file was modified or damaged after the export ($difference). $AGAIN",
                 )
             }
             stamps[name] = stamp
@@ -75,11 +70,11 @@ public class Artifact private constructor(
     }
 
     /**
-     * Returns the names of the `.tflite` files with fixed shapes that LiteRT computes rightly, in
-     * the manifest's order.
+     * Returns the names of the `.tflite` files with static shapes that were verified with LiteRT,
+     * in manifest order.
      *
-     * Versions are not compared: the manifest's are those of the Python package, Android's library
-     * is numbered apart.
+     * Versions are not compared: the manifest records versions of the Python package, and the
+     * Android library is numbered separately.
      */
     public fun staticFiles(): List<String> = manifest.files
         .filterValues { it.target == TFLITE && it.shapes != null && LITERT in it.runtimes }
@@ -91,31 +86,30 @@ public class Artifact private constructor(
      * @throws ArtifactError if there is none
      */
     public fun staticFile(): String = staticFiles().firstOrNull() ?: throw ArtifactError(
-        "$directory has no .tflite file with fixed shapes that LiteRT can run. Export one with: " +
+        "$directory has no static .tflite file that LiteRT can run. Export one with: " +
             "bart-export --preset ${manifest.preset} --target tflite --android",
     )
 
     /**
-     * Returns the buckets of a static build, in the manifest's order.
+     * Returns the buckets of a static build, in manifest order.
      *
-     * @throws ArtifactError for a file that is none of [staticFiles], with the reason, or whose
-     *     signatures are damaged
+     * @throws ArtifactError if the file is not one of [staticFiles], or its signatures are invalid
      */
     public fun buckets(file: String): List<Bucket> {
         val entry = entry(file)
         val signatures = entry.signatures
         if (entry.target != TFLITE || entry.shapes == null || signatures == null) {
-            throw ArtifactError("$file is no .tflite file with fixed shapes. ${staticOnes()}")
+            throw ArtifactError("$file is not a static .tflite file. ${staticHint()}")
         }
         if (LITERT !in entry.runtimes) {
-            val reason = entry.refusals[LITERT] ?: "it was not tried with it"
-            throw ArtifactError("$file must not be run by $LITERT: $reason. ${staticOnes()}")
+            val reason = entry.refusals[LITERT] ?: "the export did not verify it"
+            throw ArtifactError("$file must not be run with $LITERT: $reason. ${staticHint()}")
         }
         return try {
             readBuckets(signatures)
         } catch (error: ConfigurationError) {
             throw ArtifactError(
-                "${File(directory, MANIFEST_NAME)} is damaged: of $file, ${error.message} $AGAIN",
+                "${File(directory, MANIFEST_NAME)} is damaged: $file: ${error.message} $AGAIN",
                 error,
             )
         }
@@ -124,8 +118,8 @@ public class Artifact private constructor(
     /**
      * Opens the tokenizer.
      *
-     * @throws ArtifactError for a file that is missing or was altered
-     * @throws TokenizerError for files that are damaged or do not belong together
+     * @throws ArtifactError if a file is missing or modified
+     * @throws TokenizerError if a file is invalid, or the two do not match
      */
     public fun tokenizer(): BartTokenizer = BartTokenizer.fromFiles(
         path(manifest.tokenizer.vocabulary),
@@ -134,13 +128,12 @@ public class Artifact private constructor(
         manifest.tokenizer.addPrefixSpace,
     )
 
-    /** Returns the entry of a file. Throws [ArtifactError] with the files that there are. */
     internal fun entry(name: String): FileEntry = manifest.files[name] ?: throw ArtifactError(
         "$directory has no file $name. It has: ${manifest.files.keys.joinToString()}.",
     )
 
-    private fun staticOnes(): String = staticFiles().joinToString().ifEmpty { null }
-        ?.let { "$directory has $it." }
+    private fun staticHint(): String = staticFiles().joinToString().ifEmpty { null }
+        ?.let { "Use one of: $it." }
         ?: "Export one with: bart-export --preset ${manifest.preset} --target tflite --android."
 
     private fun readStamps(): Map<String, Stamp> = try {
@@ -151,12 +144,12 @@ public class Artifact private constructor(
         emptyMap()
     }
 
-    /** Writes the stamps, where the artifact can be written; otherwise files are hashed again. */
+    /** Writes the stamps; if the artifact is read-only, the next process hashes its files again. */
     private fun writeStamps() {
         val cache = File(directory, CACHE)
         try {
             cache.mkdir()
-            // Whole or not at all, also when several processes write.
+            // Renamed into place, because other processes may write it too.
             val draft = File.createTempFile(STAMPS, null, cache)
             try {
                 draft.writeText(Json.encodeToString<Map<String, Stamp>>(stamps))
@@ -171,22 +164,23 @@ public class Artifact private constructor(
 
     public companion object {
         /**
-         * Reads the manifest of an artifact.
+         * Opens an artifact and reads its manifest.
          *
-         * @throws ArtifactError for a directory without manifest, or one that is damaged, edited,
-         *     incomplete or of another format
+         * @throws ArtifactError if the manifest is missing, damaged, edited, incomplete, or in
+         *     another format
          */
         public fun open(directory: File): Artifact {
             val file = File(directory, MANIFEST_NAME)
             if (!directory.isDirectory) {
                 throw ArtifactError(
-                    "An artifact is a directory with a $MANIFEST_NAME, but $directory is not a " +
-                        "directory. Make one with: bart-export --preset NAME --android DIRECTORY",
+                    "$directory must be an artifact, a directory with a $MANIFEST_NAME, but is " +
+                        "not a directory. Export one with: bart-export --preset NAME --android " +
+                        "DIRECTORY",
                 )
             }
             if (!file.exists()) {
                 throw ArtifactError(
-                    "$directory has no $MANIFEST_NAME, so it is not a finished artifact. $AGAIN",
+                    "$directory has no $MANIFEST_NAME, so it is not a complete artifact. $AGAIN",
                 )
             }
             val read = readManifest(file)
@@ -195,7 +189,7 @@ public class Artifact private constructor(
     }
 }
 
-/** What tells a file that was hashed from one that was changed or put in its place since. */
+/** A verified file's hash, and the attributes that show whether it has changed since. */
 @Serializable
 private data class Stamp(
     val bytes: Long,
@@ -211,7 +205,7 @@ private data class Stamp(
     )
 }
 
-/** Returns the sha256 of a file, in hexadecimal, lower case, read piece by piece. */
+/** Returns the SHA-256 of a file, lower-case hexadecimal. */
 internal fun sha256(file: File): String {
     val digest = MessageDigest.getInstance("SHA-256")
     val buffer = ByteArray(BUFFER)
@@ -230,5 +224,5 @@ private const val TFLITE = "tflite"
 private const val LITERT = "ai-edge-litert"
 private const val CACHE = ".cache"
 
-// A name of its own: Python's readers keep theirs in hashed.json, with other stamps.
+// Python's readers keep their own stamps, in another form, in hashed.json.
 private const val STAMPS = "verified.json"

@@ -1,8 +1,5 @@
 /*
- * What a BART is and how it is asked to generate; mirrors bart_export/config.py.
- *
- * Both records come from an artifact's manifest, under the same names, and are checked when they
- * are made. Nothing here knows a file format beyond those names, or a runtime.
+ * The architecture of a BART and its generation settings; mirrors bart_export/config.py.
  */
 package org.bartexport
 
@@ -25,12 +22,10 @@ import kotlinx.serialization.json.JsonPrimitive
 import kotlinx.serialization.json.JsonTransformingSerializer
 
 /**
- * The architecture of a BART encoder-decoder, in KerasHub's words.
+ * The architecture of a BART encoder-decoder, with KerasHub's names.
  *
- * Sizes come from the manifest, where the decoder's own are always given.
- *
- * @throws ConfigurationError for a size that is not positive, a `hiddenDim` that the heads do not
- *   divide, a dropout outside of [0, 1) or an unknown activation function
+ * @throws ConfigurationError if a size is not positive, `hiddenDim` is not divisible by the number
+ *   of heads, the dropout is outside [0, 1), or the activation function is unknown
  */
 @Serializable
 public data class BartConfig(
@@ -81,19 +76,19 @@ public data class BartConfig(
 
 private val ACTIVATION_FUNCTIONS = listOf("gelu", "gelu_new", "relu", "silu", "tanh")
 
-/** When beam search ends: Hugging Face's `early_stopping`, which is true, false or "never". */
+/** When beam search stops: Hugging Face's `early_stopping`, which is true, false or "never". */
 @Serializable(with = EarlyStoppingSerializer::class)
 public enum class EarlyStopping { TRUE, FALSE, NEVER }
 
 /**
- * How a sequence is generated; names, meaning and defaults are those of Hugging Face's
- * `generate()` (transformers 4.57), except for `seed`, which is ours.
+ * Generation settings, with the names, semantics and defaults of Hugging Face's `generate()`
+ * (transformers 4.57) and an additional `seed`.
  *
- * Lengths count decoder tokens, the start token included. `topK = 0` and `topP = 1.0` switch those
- * filters off. Sampling parameters have an effect only with `doSample = true`. Each of several
+ * Lengths count decoder tokens, including the start token. `topK = 0` and `topP = 1.0` disable
+ * those filters. Sampling parameters take effect only with `doSample = true`. Any of the
  * [eosTokenIds] ends a sequence.
  *
- * @throws ConfigurationError for a value out of range, or parameters that contradict each other
+ * @throws ConfigurationError if a value is out of range, or parameters contradict each other
  */
 @Serializable
 public data class GenerationConfig(
@@ -129,7 +124,7 @@ public data class GenerationConfig(
         seed?.let { require(it >= 0, "seed must be an integer of at least 0, received $it.") }
         require(
             eosTokenIds.isNotEmpty(),
-            "eos_token_id must be a token id or several, received [].",
+            "eos_token_id must be a token id or a list of token ids, received [].",
         )
         for ((name, tokenId) in tokenIds()) {
             atLeast(name, tokenId, 0)
@@ -145,8 +140,7 @@ public data class GenerationConfig(
         )
         require(
             !doSample || numBeams == 1,
-            "do_sample=true samples one sequence at a time and needs num_beams=1, received " +
-                "num_beams=$numBeams.",
+            "do_sample=true requires num_beams=1, received num_beams=$numBeams.",
         )
         require(
             doSample || numReturnSequences <= numBeams,
@@ -155,7 +149,7 @@ public data class GenerationConfig(
         )
     }
 
-    /** Raises [ConfigurationError] if a token id is not one of the model's. */
+    /** Throws a [ConfigurationError] if a token id is not in the model's vocabulary. */
     public fun checkTokenIds(vocabularySize: Int) {
         for ((name, tokenId) in tokenIds()) {
             require(
@@ -166,11 +160,11 @@ public data class GenerationConfig(
     }
 
     /**
-     * Returns these settings with what a call asks for. A limit that the call leaves alone yields to
-     * it: `minLength` to a lower [maxLength], `numReturnSequences` to fewer [numBeams].
+     * Returns a copy with the given values. `minLength` is lowered to [maxLength] and
+     * `numReturnSequences` to [numBeams] if they would exceed it.
      *
-     * @param maxNewTokens a [maxLength] that does not count the start token
-     * @throws ConfigurationError for a value out of range, or both lengths
+     * @param maxNewTokens as [maxLength], without the start token
+     * @throws ConfigurationError if a value is out of range, or both lengths are given
      */
     public fun replace(
         maxLength: Int? = null,
@@ -202,7 +196,7 @@ public data class GenerationConfig(
         eosTokenIds.map { "eos_token_id" to it }
 }
 
-/** Reads and writes `eos_token_id`, which is a number or, for several, an array of them. */
+/** Serializes `eos_token_id`: a number, or an array of several. */
 public object TokenIdsSerializer :
     JsonTransformingSerializer<List<Int>>(ListSerializer(Int.serializer())) {
     override fun transformDeserialize(element: JsonElement): JsonElement =
@@ -212,7 +206,7 @@ public object TokenIdsSerializer :
         (element as JsonArray).singleOrNull() ?: element
 }
 
-/** Reads and writes `early_stopping`, which is a JSON boolean or the word "never". */
+/** Serializes `early_stopping`: a JSON boolean or "never". */
 public object EarlyStoppingSerializer : KSerializer<EarlyStopping> {
     private val values = mapOf(
         JsonPrimitive(true) to EarlyStopping.TRUE,
@@ -236,8 +230,8 @@ public object EarlyStoppingSerializer : KSerializer<EarlyStopping> {
     }
 }
 
-private fun require(holds: Boolean, otherwise: String) {
-    if (!holds) throw ConfigurationError(otherwise)
+private fun require(condition: Boolean, message: String) {
+    if (!condition) throw ConfigurationError(message)
 }
 
 private fun atLeast(name: String, value: Int, lowest: Int) =

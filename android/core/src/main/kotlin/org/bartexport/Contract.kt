@@ -1,9 +1,6 @@
 /*
- * The words of an exported file, and the buckets of a static build; mirrors bart_export/contract.py.
- *
- * A file's entry in the manifest goes in, its signatures with every shape come out: an engine
- * allocates by them and types no number itself. The words below are the only names that are not
- * read from the manifest. Nothing here knows a runtime.
+ * Names of an exported file's signatures, axes and tensors, and the buckets of a static build;
+ * mirrors bart_export/contract.py.
  */
 package org.bartexport
 
@@ -13,9 +10,9 @@ import kotlinx.serialization.json.Json
 import kotlinx.serialization.json.JsonObject
 import kotlinx.serialization.json.decodeFromJsonElement
 
-/** What a signature does: its name in a dynamic build, and a bucket's `signature`. */
+/** The signatures of a dynamic build; also the values of [Bucket.signature]. */
 public object SignatureName {
-    /** Encodes a source into the cross tensors; once a text. */
+    /** Encodes a source into the cross tensors, once per text. */
     public const val ENCODE: String = "encode"
 
     /** Decodes one token of several beams. */
@@ -25,63 +22,62 @@ public object SignatureName {
     public const val DECODE_SINGLE: String = "decode_single"
 }
 
-/** The axes that a static build fixes, each bucket at sizes of its own. */
+/** The axes that are dynamic in a dynamic build and fixed in each bucket of a static build. */
 public object Axis {
     /** Tokens of the source text. */
     public const val SOURCE: String = "source"
 
-    /** Sequences decoded side by side. */
+    /** Sequences decoded in parallel. */
     public const val BEAMS: String = "beams"
 
-    /** Decoder positions that a self-attention cache has room for. */
+    /** Decoder positions in a self-attention cache. */
     public const val CAPACITY: String = "capacity"
 }
 
-/** The tensors that are neither cross tensors nor caches; those are known by where they occur. */
+/** Names of all tensors but the cross tensors and caches, whose names the manifest gives. */
 public object TensorName {
-    /** int32 (one, source), into `encode`. */
+    /** int32 (one, source), an input of `encode`. */
     public const val ENCODER_TOKEN_IDS: String = "encoder_token_ids"
 
-    /** int32 (one, source), 1 for a token and 0 for padding, into every signature. */
+    /** int32 (one, source), 1 for a token and 0 for padding, an input of every signature. */
     public const val ENCODER_PADDING_MASK: String = "encoder_padding_mask"
 
-    /** int32 (beams, one), into `decode` and `decode_single`. */
+    /** int32 (beams, one), an input of `decode` and `decode_single`. */
     public const val DECODER_TOKEN_IDS: String = "decoder_token_ids"
 
-    /** int32 (one), counts decoder tokens from 0, into `decode` and `decode_single`. */
+    /** int32 (one), the decoder position from 0, an input of `decode` and `decode_single`. */
     public const val POSITION: String = "position"
 
-    /** int32 (beams), the beam whose cache a beam continues, into `decode`. */
+    /** int32 (beams), the beam whose cache each beam continues, an input of `decode`. */
     public const val BEAM_INDEX: String = "beam_index"
 
-    /** float32 (beams, vocabulary), out of `decode` and `decode_single`. */
+    /** float32 (beams, vocabulary), an output of `decode` and `decode_single`. */
     public const val LOGITS: String = "logits"
 }
 
 /**
- * Dtype and shape of a tensor, as the manifest has them.
+ * Dtype and static shape of a tensor.
  *
  * @property dtype "int32" or "float32"
- * @property shape the size of each axis, all fixed
  */
 @Serializable
 public data class TensorSpec(val dtype: String, val shape: List<Int>) {
-    /** Number of values. */
+    /** Number of elements. */
     val elements: Int
         get() = shape.fold(1, Int::times)
 }
 
 /**
- * A signature of a static build: one of [SignatureName] with its dynamic axes fixed.
+ * A signature of a static build: one of [SignatureName] with fixed sizes.
  *
- * What `encode` puts out are the cross tensors, which go into a decoding signature under the same
- * names, shapes and dtypes.
+ * The outputs of `encode` are the cross tensors; the decoding signatures take them as inputs with
+ * the same names, shapes and dtypes.
  *
- * @property name the signature's name in the file; for people, to choose go by the next two
+ * @property name the signature's name in the file
  * @property signature one of [SignatureName]
- * @property sizes of the dynamic axes that the signature has, by the words of [Axis]
- * @property inputs by name
- * @property outputs by name
+ * @property sizes the size of each [Axis] that the signature has
+ * @property inputs tensors by name
+ * @property outputs tensors by name
  */
 public data class Bucket(
     val name: String,
@@ -90,40 +86,40 @@ public data class Bucket(
     val inputs: Map<String, TensorSpec>,
     val outputs: Map<String, TensorSpec>,
 ) {
-    /** Whether this bucket encodes; otherwise it decodes. */
+    /** Whether this is an encoding bucket and not a decoding one. */
     val encodes: Boolean
         get() = signature == SignatureName.ENCODE
 
-    /** Names of the self-attention caches, which a decoding signature takes and gives updated. */
+    /** Names of the self-attention caches: the tensors that are both inputs and outputs. */
     val caches: List<String>
         get() = inputs.keys.filter { it in outputs }
 }
 
 /**
- * Reads the buckets that `signatures` of a static file's entry in the manifest describes.
+ * Reads the buckets of a static file from its `signatures` in the manifest.
  *
- * There is one that encodes for each source length, and for each of those one that decodes for each
- * number of beams and each capacity.
+ * There is an encoding bucket for each source length, and a decoding bucket for each combination of
+ * source length, number of beams and capacity.
  *
- * @throws ConfigurationError for signatures that are not those of a static build
+ * @throws ConfigurationError if the signatures are not those of a static build
  */
 public fun readBuckets(signatures: JsonObject): List<Bucket> {
     val buckets = signatures.map { (name, described) ->
         val entry = try {
             MANIFEST_JSON.decodeFromJsonElement<BucketEntry>(described)
         } catch (error: SerializationException) {
-            throw ConfigurationError("signature $name is no bucket: ${error.firstLine()}.")
+            throw ConfigurationError("signature $name is not a bucket: ${error.firstLine()}.")
         }
-        Bucket(name, entry.signature, entry.sizes, entry.inputs, entry.outputs).also(::checkWords)
+        Bucket(name, entry.signature, entry.sizes, entry.inputs, entry.outputs).also(::checkNames)
     }
     checkGrid(buckets)
     return buckets
 }
 
-/** Reads what may have been added to the format since: fields without a name here are ignored. */
+/** Ignores unknown fields, which later exporters may add. */
 internal val MANIFEST_JSON: Json = Json { ignoreUnknownKeys = true }
 
-/** The first line of what the parser says; the others quote the file. */
+/** The first line of a parser's message; the others quote the file. */
 internal fun Exception.firstLine(): String =
     message.orEmpty().lineSequence().first().trimEnd('.', ':', ' ')
 
@@ -136,42 +132,42 @@ private class BucketEntry(
 )
 
 /** The axes and tensors that a signature must have. */
-private class Words(val axes: Set<String>, val inputs: Set<String>, val outputs: Set<String>)
+private class Required(val axes: Set<String>, val inputs: Set<String>, val outputs: Set<String>)
 
-private val DECODE_SINGLE_WORDS = Words(
+private val DECODE_SINGLE_REQUIRED = Required(
     setOf(Axis.SOURCE, Axis.BEAMS, Axis.CAPACITY),
     setOf(TensorName.DECODER_TOKEN_IDS, TensorName.POSITION, TensorName.ENCODER_PADDING_MASK),
     setOf(TensorName.LOGITS),
 )
 
-private val WORDS = mapOf(
-    SignatureName.ENCODE to Words(
+private val REQUIRED = mapOf(
+    SignatureName.ENCODE to Required(
         setOf(Axis.SOURCE),
         setOf(TensorName.ENCODER_TOKEN_IDS, TensorName.ENCODER_PADDING_MASK),
         emptySet(),
     ),
-    SignatureName.DECODE to Words(
-        DECODE_SINGLE_WORDS.axes,
-        DECODE_SINGLE_WORDS.inputs + TensorName.BEAM_INDEX,
-        DECODE_SINGLE_WORDS.outputs,
+    SignatureName.DECODE to Required(
+        DECODE_SINGLE_REQUIRED.axes,
+        DECODE_SINGLE_REQUIRED.inputs + TensorName.BEAM_INDEX,
+        DECODE_SINGLE_REQUIRED.outputs,
     ),
-    SignatureName.DECODE_SINGLE to DECODE_SINGLE_WORDS,
+    SignatureName.DECODE_SINGLE to DECODE_SINGLE_REQUIRED,
 )
 
-private fun checkWords(bucket: Bucket) {
-    val words = WORDS[bucket.signature] ?: throw ConfigurationError(
-        "signature of ${bucket.name} must be one of ${WORDS.keys.joinToString()}, received " +
+private fun checkNames(bucket: Bucket) {
+    val required = REQUIRED[bucket.signature] ?: throw ConfigurationError(
+        "signature of ${bucket.name} must be one of ${REQUIRED.keys.joinToString()}, received " +
             "${bucket.signature}.",
     )
-    val lacking = (words.axes - bucket.sizes.keys) +
-        (words.inputs - bucket.inputs.keys) +
-        (words.outputs - bucket.outputs.keys)
-    if (lacking.isNotEmpty()) {
-        throw ConfigurationError("signature ${bucket.name} lacks ${lacking.joinToString()}.")
+    val missing = (required.axes - bucket.sizes.keys) +
+        (required.inputs - bucket.inputs.keys) +
+        (required.outputs - bucket.outputs.keys)
+    if (missing.isNotEmpty()) {
+        throw ConfigurationError("signature ${bucket.name} lacks ${missing.joinToString()}.")
     }
 }
 
-/** Checks that a request that fits every axis has a bucket, so that choosing one cannot fail. */
+/** Checks that there is a decoding bucket for every combination of the sizes. */
 private fun checkGrid(buckets: List<Bucket>) {
     val (encoding, decoding) = buckets.partition { it.encodes }
     fun sizes(of: List<Bucket>, axis: String) = of.map { it.sizes.getValue(axis) }.distinct()
@@ -185,8 +181,8 @@ private fun checkGrid(buckets: List<Bucket>) {
     if (grid.isEmpty() || grid.toSet() != decoding.map { it.sizes }.toSet()) {
         val received = buckets.joinToString { it.name }.ifEmpty { "none" }
         throw ConfigurationError(
-            "signatures must have one that encodes for each source length, and for each of " +
-                "those one that decodes for each number of beams, received $received.",
+            "signatures must include an encoding one for each source length, and a decoding one " +
+                "for each source length, number of beams and capacity, received $received.",
         )
     }
 }

@@ -1,28 +1,25 @@
 /*
- * The errors a person can do something about; mirrors bart_export/errors.py.
- *
- * Each says in one line what was expected, what was received and what would be accepted. Nothing
- * here knows who shows the line.
+ * Errors with a one-line message that tells a user what to do; mirrors bart_export/errors.py.
  */
 package org.bartexport
 
-/** What every error of this library is. */
+/** The base class of this library's errors. */
 public sealed class BartExportError(message: String, cause: Throwable? = null) :
     Exception(message, cause)
 
-/** Settings that cannot be: a value out of range, or two that contradict each other. */
+/** Invalid settings: a value out of range, or two that contradict each other. */
 public class ConfigurationError(message: String) : BartExportError(message)
 
-/** A text or ids that cannot be taken: too long, no Unicode, not in the vocabulary. */
+/** Invalid input: a text that is too long or not valid Unicode, or unknown token ids. */
 public class InputError(message: String) : BartExportError(message)
 
-/** Tokenizer files that are damaged or do not belong together. */
+/** Tokenizer files that are invalid or do not match each other. */
 public class TokenizerError(message: String) : BartExportError(message)
 
-/** An artifact that is missing, damaged or of another format, with the name of the file. */
+/** An artifact that is missing, damaged or in another format. */
 public class ArtifactError(message: String, cause: Throwable? = null) :
     BartExportError(message, cause)
 
-/** A runtime that cannot open a file or fails to run it. */
+/** A failure of the runtime to open or run a file. */
 public class EngineError(message: String, cause: Throwable? = null) :
     BartExportError(message, cause)

@@ -1,9 +1,9 @@
 /*
- * The manifest of an artifact, read and checked; mirrors the reading half of
- * bart_export/artifact/manifest.py (format_version 1, described in artifacts/README.md).
+ * The manifest of an artifact; mirrors the reading half of bart_export/artifact/manifest.py
+ * (format_version 1, described in artifacts/README.md).
  *
- * A bundle may come from anywhere, so a manifest is bounded before it is parsed, and each name in it
- * before it becomes a path. Artifact.kt compares the files themselves with what is read here.
+ * Bundles are untrusted: a manifest's size and nesting are limited before it is parsed, and file
+ * names are checked before they become paths.
  */
 package org.bartexport
 
@@ -29,17 +29,16 @@ import kotlinx.serialization.json.longOrNull
 import org.bartexport.text.AddedToken
 
 /**
- * What manifest.json says, as far as a phone needs it; `config` and `generation` are the
- * [Artifact]'s.
+ * The fields of manifest.json that a device needs, except `config` and `generation`, which are
+ * properties of [Artifact].
  *
- * @property manifestSha256 the seal, which names this very artifact
- * @property preset what the user of bart-export named
- * @property encoderSequenceLength most tokens of a source, start and end included, that the model
- *     was prepared for
- * @property parameterCount trained values, the tied embedding once
- * @property specialTokenIds `start_token_id` and so on
- * @property files by path, relative to the directory, with `/`
- * @property licence what the checkpoint says of its licence, null for nothing
+ * @property manifestSha256 the hash of the manifest, which identifies the artifact
+ * @property preset the preset that was exported
+ * @property encoderSequenceLength maximum number of source tokens, including start and end
+ * @property parameterCount number of weights; the tied embedding counts once
+ * @property specialTokenIds ids by name, such as `start_token_id`
+ * @property files entries by relative path, with `/` as the separator
+ * @property licence the checkpoint's licence, or null if unknown
  */
 @Serializable
 public data class Manifest(
@@ -53,16 +52,16 @@ public data class Manifest(
     val files: Map<String, FileEntry>,
     val licence: String? = null,
 ) {
-    /** The bytes of all [files]; what is read of a manifest cannot overflow here. */
+    /** Total size of all [files]; manifests with a sum above 2^62 are rejected when read. */
     val totalBytes: Long
         get() = files.values.sumOf { it.bytes }
 }
 
 /**
- * The tokenizer: paths of its two files in the artifact, and what changes ids beside them.
+ * The tokenizer's files, relative to the artifact, and its options.
  *
- * @property addPrefixSpace whether a text gets a space at its beginning if it has none there
- * @property addedTokens the checkpoint's own; artifacts that do not say have none
+ * @property addPrefixSpace whether to prepend a space to texts that do not start with one
+ * @property addedTokens the checkpoint's added tokens
  */
 @Serializable
 public data class TokenizerFiles(
@@ -73,16 +72,16 @@ public data class TokenizerFiles(
 )
 
 /**
- * A file of the artifact; the fields after [sha256] are those of exported files.
+ * A file of the artifact; only exported models have the fields after [sha256].
  *
- * @property sha256 in hexadecimal, lower case
+ * @property sha256 lower-case hexadecimal
  * @property target "tflite", "saved_model" or "edgetpu"
- * @property recipe how weights are stored, as in `dynamic_wi8_afp32`
- * @property tolerance metric to the bound that the file was held to
- * @property runtimes runtime to the oldest version that is known to compute this file rightly
- * @property refusals runtime to why it must not be used for this file
- * @property shapes what a static build was made for, null for any other file
- * @property signatures of a static build, see [readBuckets]
+ * @property recipe the quantization recipe, such as `dynamic_wi8_afp32`
+ * @property tolerance the bound of each metric that the export verified
+ * @property runtimes the oldest verified version of each runtime
+ * @property refusals why a runtime must not run this file, by runtime
+ * @property shapes the sizes of a static build, or null for any other file
+ * @property signatures the signatures of a static build, see [readBuckets]
  */
 @Serializable
 public data class FileEntry(
@@ -105,26 +104,25 @@ public data class StaticShapes(
     @SerialName("num_beams") val numBeams: List<Int>,
 )
 
-/** Name of the file whose presence makes a directory an artifact. */
+/** Name of the manifest in an artifact's directory. */
 public const val MANIFEST_NAME: String = "manifest.json"
 
-/** The most bytes that a manifest may have: real ones have less than a hundredth of it. */
+/** Maximum size of a manifest, in bytes; real ones are below 1 % of it. */
 public const val MAX_MANIFEST_BYTES: Int = 16 shl 20
 
-/** The one format of an artifact that this library reads. */
+/** The artifact format that this library reads. */
 public const val FORMAT_VERSION: Int = 1
 
-/** A manifest and the two records in it that have no unknown fields. */
+/** A manifest with its `config` and `generation`. */
 internal class ReadManifest(
     val manifest: Manifest,
     val config: BartConfig,
     val generation: GenerationConfig,
 )
 
-/** Reads and checks the manifest in a file; see the other function of this name. */
 internal fun readManifest(file: File): ReadManifest {
     val text = try {
-        if (!file.isFile) throw IOException("it is no regular file")
+        if (!file.isFile) throw IOException("it is not a regular file")
         file.inputStream().use { it.readManifestBytes() }
     } catch (error: IOException) {
         throw ArtifactError("$file cannot be read: ${error.message}. $AGAIN", error)
@@ -133,9 +131,9 @@ internal fun readManifest(file: File): ReadManifest {
 }
 
 /**
- * Reads the bytes of a manifest, wherever they are from.
+ * Reads a manifest's bytes.
  *
- * @throws IOException if they cannot be read, or are more than [MAX_MANIFEST_BYTES]
+ * @throws IOException if reading fails, or there are more than [MAX_MANIFEST_BYTES]
  */
 public fun InputStream.readManifestBytes(): ByteArray {
     val content = ByteArrayOutputStream()
@@ -144,53 +142,52 @@ public fun InputStream.readManifestBytes(): ByteArray {
         val count = read(block)
         if (count < 0) return content.toByteArray()
         if (content.size() + count > MAX_MANIFEST_BYTES) {
-            throw IOException("a manifest has at most $MAX_MANIFEST_BYTES bytes")
+            throw IOException("it has more than $MAX_MANIFEST_BYTES bytes")
         }
         content.write(block, 0, count)
     }
 }
 
 /**
- * Reads and checks a manifest that is not, or not yet, in an artifact directory.
+ * Parses and validates a manifest, for example one of a bundle that is not installed yet.
  *
- * @param text its bytes
- * @param place where they are from, for the errors
- * @throws ArtifactError if it is not JSON, of another format, edited, lacks a field, or names a
- *     file outside of its directory
+ * @param text the file's bytes, UTF-8
+ * @param place the file's location, for error messages
+ * @throws ArtifactError if it is not JSON, has another format, was edited, lacks a field, or names
+ *     a file outside its directory
  */
 public fun manifestOf(text: ByteArray, place: String): Manifest = readManifest(text, place).manifest
 
 private fun readManifest(text: ByteArray, place: String): ReadManifest {
     val content = try {
-        if (depth(text) > MAX_DEPTH) throw SerializationException("it nests over $MAX_DEPTH deep")
+        if (depth(text) > MAX_DEPTH) throw SerializationException("it nests deeper than $MAX_DEPTH")
         Json.parseToJsonElement(text.toString(Charsets.UTF_8))
     } catch (error: SerializationException) {
-        throw ArtifactError("$place is no JSON: ${error.firstLine()}. $AGAIN", error)
+        throw ArtifactError("$place is not valid JSON: ${error.firstLine()}. $AGAIN", error)
     }
     val version = (content as? JsonObject)?.get("format_version")
     if (content !is JsonObject || !isVersion(version)) {
         throw ArtifactError(
             "$place must have format_version $FORMAT_VERSION, received ${version.shown()}. " +
-                "Export the artifact again with the bart-export that this app came with, or " +
-                "update the app.",
+                "Export the artifact with this app's version of bart-export, or update the app.",
         )
     }
     if (!sealHolds(text)) {
         throw ArtifactError(
-            "$place was edited or damaged after the export: its manifest_sha256 does not match. " +
-                AGAIN,
+            "$place was modified or damaged after the export: its manifest_sha256 does not " +
+                "match. $AGAIN",
         )
     }
-    val wrong = FIELDS.filterNot { (name, hasKind) -> content[name]?.let(hasKind) == true }.keys
+    val wrong = FIELDS.filterNot { (name, hasType) -> content[name]?.let(hasType) == true }.keys
     if (wrong.isNotEmpty()) {
         throw ArtifactError(
-            "$place lacks ${wrong.joinToString()}, or has another type there. $AGAIN",
+            "$place has a missing or wrongly typed field: ${wrong.joinToString()}. $AGAIN",
         )
     }
     return decode(place, content)
 }
 
-/** How deep JSON nests at most, without parsing it: a parser may run out of stack. */
+/** Returns the nesting depth of a JSON text; parsing a deep one could overflow the stack. */
 private fun depth(text: ByteArray): Int {
     var depth = 0
     var deepest = 0
@@ -215,51 +212,51 @@ private fun JsonElement?.shown(): String = toString().let {
 }
 
 /**
- * Checks that names in a manifest are paths inside its directory, that none is the manifest's or a
- * reader's own, and that no two are one file where case does not count.
+ * Checks that file names are relative paths inside the directory, not reserved, and distinct on
+ * case-insensitive file systems.
  *
- * @throws ConfigurationError with the name that is none
+ * @throws ConfigurationError with the invalid name
  */
 internal fun checkNames(names: Collection<String>) {
     for (name in names) {
         val parts = name.split('/')
         if (!parts.all(::isOrdinary)) {
-            throw ConfigurationError("it names $name, which is outside of its directory.")
+            throw ConfigurationError("it names $name, which is outside its directory.")
         }
         val reserved = parts[0].startsWith('.') || name.equals(MANIFEST_NAME, ignoreCase = true)
         if (reserved || name.endsWith(PART, ignoreCase = true)) {
-            throw ConfigurationError("it names $name, which is no file that an export makes.")
+            throw ConfigurationError("it names $name, which is a reserved name.")
         }
     }
     val same = names.groupBy { it.lowercase(Locale.ROOT) }.values.firstOrNull { it.size > 1 }
     if (same != null) {
         val both = same.joinToString(" and ")
-        throw ConfigurationError("it names $both, which differ by case only.")
+        throw ConfigurationError("it names $both, which differ only in case.")
     }
 }
 
 private fun isOrdinary(part: String): Boolean =
     part.isNotEmpty() && part != "." && part != ".." && part.none { it == '\\' || it.code == 0 }
 
-/** Checks sizes and hashes of files, so that adding and comparing them needs no care. */
+/** Checks names, sizes and hashes, so that sums of sizes cannot overflow. */
 private fun checkFiles(files: Map<String, FileEntry>) {
     checkNames(files.keys)
     var total = 0L
     for ((name, entry) in files) {
         if (entry.bytes !in 0..MAX_BYTES - total) {
             throw ConfigurationError(
-                "of $name, bytes must be 0 to $MAX_BYTES for all files together, received " +
+                "bytes of $name must be 0 to $MAX_BYTES for all files together, received " +
                     "${entry.bytes}.",
             )
         }
         if (!SHA256.matches(entry.sha256)) {
-            throw ConfigurationError("of $name, sha256 must be 64 hexadecimal digits.")
+            throw ConfigurationError("sha256 of $name must be 64 hexadecimal digits.")
         }
         total += entry.bytes
     }
 }
 
-/** What to do about a damaged artifact. */
+/** The advice of errors about damaged artifacts. */
 internal const val AGAIN: String = "Export or install the artifact again."
 
 private fun decode(place: String, content: JsonObject): ReadManifest = try {
@@ -281,7 +278,7 @@ private fun decode(place: String, content: JsonObject): ReadManifest = try {
     throw ArtifactError("$place is damaged: ${error.firstLine()}. $AGAIN", error)
 }
 
-/** Refuses an added token with a field that this reader does not know: it would change ids. */
+/** Rejects added tokens with unknown fields, which would change token ids. */
 private fun checkAddedTokens(content: JsonObject) {
     val tokens = content.getValue("tokenizer").jsonObject["added_tokens"] as? JsonArray
     for (token in tokens.orEmpty()) {
@@ -289,7 +286,7 @@ private fun checkAddedTokens(content: JsonObject) {
     }
 }
 
-/** Decodes a record in which an unknown field would change what the model computes. */
+/** Decodes a record, rejecting unknown fields because they would change what the model computes. */
 internal fun <T> decodeStrictly(
     name: String,
     values: JsonObject,
@@ -306,9 +303,9 @@ internal fun <T> decodeStrictly(
     return Json.decodeFromJsonElement(record, values)
 }
 
-/** Whether the digest in a manifest is that of its bytes with the digest itself as zeros. */
+/** Checks `manifest_sha256`, which is the hash of the file with its own digits replaced by 0. */
 private fun sealHolds(text: ByteArray): Boolean {
-    // Latin-1 maps bytes to characters one to one, there and back.
+    // Latin-1 maps bytes to characters one to one.
     val characters = text.toString(Charsets.ISO_8859_1)
     val seal = SEAL.findAll(characters).singleOrNull()?.groups?.get(1) ?: return false
     val unsealed = characters.replaceRange(seal.range, "0".repeat(seal.value.length))
@@ -316,7 +313,6 @@ private fun sealHolds(text: ByteArray): Boolean {
     return digest.digest(unsealed.toByteArray(Charsets.ISO_8859_1)).toHexadecimal() == seal.value
 }
 
-/** Digits of bytes, lower case. */
 internal fun ByteArray.toHexadecimal(): String =
     joinToString("") { (it.toInt() and BYTE).toString(HEXADECIMAL).padStart(2, '0') }
 
@@ -324,13 +320,13 @@ private const val BYTE = 0xff
 private const val HEXADECIMAL = 16
 private const val MANIFEST_BLOCK = 1 shl 16
 
-/** The suffix of a file that is not yet installed. */
+/** Suffix of a file that is still being copied. */
 public const val PART: String = ".part"
 
-// All that a file system can hold, and far from overflowing a Long.
+// More than any file system holds, and far from overflowing a Long.
 private const val MAX_BYTES = 1L shl 62
 
-// Objects and arrays inside each other; real manifests have six.
+// Levels of nesting; real manifests have six.
 private const val MAX_DEPTH = 64
 private const val SHOWN = 60
 private val SHA256 = Regex("[0-9a-f]{64}")

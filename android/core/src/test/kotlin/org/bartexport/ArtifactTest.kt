@@ -72,7 +72,7 @@ class ArtifactTest {
         assertEquals(" b", opened.tokenizer().detokenize(intArrayOf(space, b, a)))
     }
 
-    /** A way to damage an artifact, and what the refusal to open it must say. */
+    /** Damage to an artifact, and the error message that it must cause. */
     private class Damage(val name: String, val says: String, val damage: (File) -> Unit)
 
     private fun changed(name: String, says: String, change: (JsonObject) -> JsonObject) =
@@ -90,7 +90,7 @@ class ArtifactTest {
         }
 
     private fun described(name: String, value: JsonPrimitive) =
-        changed("a file whose $name is $value", "of $MODEL, $name must be") { manifest ->
+        changed("a file whose $name is $value", "$name of $MODEL must be") { manifest ->
             manifest.at("files", MODEL) { it.with(name, value) }
         }
 
@@ -100,14 +100,16 @@ class ArtifactTest {
             it.deleteRecursively()
             it.writeText("")
         },
-        Damage("no manifest", "has no manifest.json, so it is not a finished artifact") {
+        Damage("no manifest", "has no manifest.json, so it is not a complete artifact") {
             File(it, "manifest.json").delete()
         },
         Damage("a directory as manifest", "manifest.json cannot be read") {
             File(it, "manifest.json").delete()
             File(it, "manifest.json").mkdir()
         },
-        rewritten("a truncated manifest", "manifest.json is no JSON") { it.take(it.length / 2) },
+        rewritten("a truncated manifest", "manifest.json is not valid JSON") {
+            it.take(it.length / 2)
+        },
         rewritten("a manifest of two bytes", "must have format_version 1, received null") { "[]" },
         rewritten("another format", "must have format_version 1, received 2.") {
             it.replace("\"format_version\": 1", "\"format_version\": 2")
@@ -125,13 +127,13 @@ class ArtifactTest {
         rewritten("a manifest with two seals", "its manifest_sha256 does not match") {
             it.replace("\"preset\"", "\"manifest_sha256\": \"${"0".repeat(64)}\", \"preset\"")
         },
-        changed("a field that is missing", "lacks tools, exports, or has another type") {
+        changed("two missing fields", "wrongly typed field: tools, exports.") {
             JsonObject(it - "tools" - "exports")
         },
-        changed("a field of another type", "lacks preset, or has another type") {
+        changed("a field of another type", "wrongly typed field: preset.") {
             it.with("preset", JsonPrimitive(3))
         },
-        changed("a field of null", "lacks config, or has another type") {
+        changed("a null field", "wrongly typed field: config.") {
             it.with("config", JsonNull)
         },
         changed("an entry without hash", "sha256") { manifest ->
@@ -161,22 +163,22 @@ class ArtifactTest {
         named("tokenizer//x"),
         named("./x"),
         named("..\\x"),
-        named("manifest.json", "names manifest.json, which is no file that an export makes"),
-        named("Manifest.JSON", "names Manifest.JSON, which is no file that an export makes"),
-        named(".cache/verified.json", "which is no file that an export makes"),
-        named("$MODEL.part", "which is no file that an export makes"),
-        named(MODEL.uppercase(), "$MODEL and ${MODEL.uppercase()}, which differ by case only"),
+        named("manifest.json", "names manifest.json, which is a reserved name"),
+        named("Manifest.JSON", "names Manifest.JSON, which is a reserved name"),
+        named(".cache/verified.json", "which is a reserved name"),
+        named("$MODEL.part", "which is a reserved name"),
+        named(MODEL.uppercase(), "$MODEL and ${MODEL.uppercase()}, which differ only in case"),
         described("bytes", JsonPrimitive(-1)),
         described("bytes", JsonPrimitive(Long.MAX_VALUE)),
         described("sha256", JsonPrimitive("0".repeat(63))),
-        rewritten("nested without end", "nests over 64 deep") {
+        rewritten("nested without end", "nests deeper than 64") {
             it.replace("\"format_version\": 1", "\"format_version\": ${"[".repeat(1_000_000)}")
         },
         rewritten("a version of many digits", "received 1111") {
             it.replace("\"format_version\": 1", "\"format_version\": ${"1".repeat(1_000_000)}")
         },
-        rewritten("too large", "has at most") { it + " ".repeat(MAX_MANIFEST_BYTES) },
-        Damage("a pipe", "it is no regular file") {
+        rewritten("too large", "has more than") { it + " ".repeat(MAX_MANIFEST_BYTES) },
+        Damage("a pipe", "it is not a regular file") {
             File(it, "manifest.json").delete()
             ProcessBuilder("mkfifo", File(it, "manifest.json").path).start().waitFor()
         },
@@ -202,13 +204,13 @@ class ArtifactTest {
         },
         damaged("a longer file", "(22 bytes instead of 21)") { File(it, MODEL).appendText("s") },
         damaged("an empty file", "(0 bytes instead of 21)") { File(it, MODEL).writeText("") },
-        damaged("an edited file of the same size", "altered or damaged (other bytes)") {
+        damaged("an edited file of the same size", "modified or damaged after the export (its") {
             File(it, MODEL).writeText("a model of other byte")
         },
-        damaged("a swapped file", "altered or damaged") {
+        damaged("a swapped file", "modified or damaged") {
             File(it, VOCABULARY).copyTo(File(it, MODEL), overwrite = true)
         },
-        damaged("a directory in its place", "altered or damaged") {
+        damaged("a directory in its place", "modified or damaged") {
             File(it, MODEL).delete()
             File(it, MODEL).mkdir()
         },
@@ -233,7 +235,7 @@ class ArtifactTest {
         File(directory, MODEL).delete()
         Files.createSymbolicLink(File(directory, MODEL).toPath(), elsewhere.toPath())
         val error = assertFailsWith<ArtifactError> { Artifact.open(directory).path(MODEL) }
-        assertOneLine(error.message, MODEL, "is a link that leaves")
+        assertOneLine(error.message, MODEL, "is a link to outside the artifact")
     }
 
     @Test
@@ -319,16 +321,15 @@ class ArtifactTest {
     @Test
     fun `a file that LiteRT must not run, or with shapes that vary, is refused with the reason`() {
         val rows = listOf<Pair<String, (JsonObject) -> JsonObject>>(
-            "must not be run by ai-edge-litert: it computes wrong numbers." to { file ->
+            "must not be run with ai-edge-litert: it computes wrong numbers." to { file ->
                 val refusals = mapOf("ai-edge-litert" to JsonPrimitive("it computes wrong numbers"))
                 file.with("runtimes", JsonObject(emptyMap())).with("refusals", JsonObject(refusals))
             },
-            "must not be run by ai-edge-litert: it was not tried with it." to { file ->
+            "must not be run with ai-edge-litert: the export did not verify it." to { file ->
                 file.with("runtimes", JsonObject(emptyMap()))
             },
-            "is no .tflite file with fixed shapes" to { JsonObject(it - "shapes") },
-            "is no .tflite file with fixed shapes" to
-                { it.with("target", JsonPrimitive("edgetpu")) },
+            "is not a static .tflite file" to { JsonObject(it - "shapes") },
+            "is not a static .tflite file" to { it.with("target", JsonPrimitive("edgetpu")) },
         )
         for ((says, change) in rows) {
             val opened = Artifact.open(
@@ -340,7 +341,7 @@ class ArtifactTest {
             )
             assertEquals(listOf(MODEL), opened.staticFiles())
             val error = assertFailsWith<ArtifactError> { opened.buckets("other") }
-            assertOneLine(error.message, says, "${opened.directory} has $MODEL.")
+            assertOneLine(error.message, says, "Use one of: $MODEL.")
         }
     }
 
@@ -352,7 +353,7 @@ class ArtifactTest {
             },
         )
         val error = assertFailsWith<ArtifactError> { opened.buckets(MODEL) }
-        assertOneLine(error.message, "manifest.json is damaged: of $MODEL, signatures must", "16_4")
+        assertOneLine(error.message, "manifest.json is damaged: $MODEL: signatures must", "16_4")
     }
 }
 

@@ -14,7 +14,7 @@ import org.junit.jupiter.api.DynamicTest
 import org.junit.jupiter.api.DynamicTest.dynamicTest
 import org.junit.jupiter.api.TestFactory
 
-/** The bundles that Python exported, read as Python wrote them. */
+/** Reads the bundles that Python exported. */
 class BundleTest {
     private val bundles = listOf("bart_mini_en", "bart_tiny_symmetric", "bart_tiny_distilled")
         .map { File(System.getProperty("bart_export.build"), it) }
@@ -40,7 +40,7 @@ class BundleTest {
             assertEquals(manifest.getValue(name), written.parseToJsonElement(read))
         same("config", written.encodeToString(opened.config))
         same("generation", written.encodeToString(opened.generation))
-        // What is as in any BART is not stated.
+        // The exporter omits default values.
         same("tokenizer", Json.encodeToString(opened.manifest.tokenizer))
         same("special_token_ids", written.encodeToString(opened.manifest.specialTokenIds))
     }

@@ -60,8 +60,7 @@ class ConfigTest {
             { defaults.copy(minLength = 30) } to
                 "min_length must not exceed max_length, received min_length=30 and max_length=20.",
             { defaults.copy(doSample = true, numBeams = 2) } to
-                "do_sample=true samples one sequence at a time and needs num_beams=1, received " +
-                "num_beams=2.",
+                "do_sample=true requires num_beams=1, received num_beams=2.",
             { defaults.copy(numReturnSequences = 3, numBeams = 2) } to
                 "num_return_sequences must not exceed num_beams without do_sample=true, " +
                 "received num_return_sequences=3, num_beams=2.",
@@ -135,7 +134,10 @@ class ConfigTest {
         val error = assertFailsWith<ConfigurationError> {
             Json.decodeFromString<GenerationConfig>("""{"eos_token_id": []}""")
         }
-        assertEquals("eos_token_id must be a token id or several, received [].", error.message)
+        assertEquals(
+            "eos_token_id must be a token id or a list of token ids, received [].",
+            error.message,
+        )
     }
 
     @Test

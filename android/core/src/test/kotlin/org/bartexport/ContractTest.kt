@@ -44,7 +44,7 @@ class ContractTest {
         Row("a source length without encoder", "for each source length") {
             JsonObject(it - "encode_16")
         },
-        Row("a combination of sizes that is missing", "for each number of beams") {
+        Row("a combination of sizes that is missing", "number of beams and capacity") {
             JsonObject(it - "decode_16_4")
         },
         Row("an unknown signature", "must be one of encode, decode, decode_single, received x.") {
@@ -59,7 +59,7 @@ class ContractTest {
         Row("an output that is missing", "signature decode_8_4 lacks logits.") {
             it.at("decode_8_4", "outputs") { outputs -> JsonObject(outputs - "logits") }
         },
-        Row("a shape with a word", "signature encode_8 is no bucket: ") {
+        Row("a shape with a word", "signature encode_8 is not a bucket: ") {
             it.at("encode_8", "inputs", "encoder_token_ids") { tensor ->
                 tensor.with("shape", JsonArray(listOf(JsonPrimitive("source"))))
             }

@@ -1,6 +1,6 @@
 /*
- * A small artifact for tests, written without the code under test: one static file of made-up
- * bytes, a tokenizer whose tokens are the 256 bytes, and a sealed manifest.
+ * A small artifact, written without the code under test: a placeholder for a static model, a
+ * tokenizer of the 256 bytes, and a manifest.
  */
 package org.bartexport
 
@@ -46,7 +46,7 @@ internal fun writeArtifact(
     return directory
 }
 
-/** Writes a manifest whose seal is right. */
+/** Writes a manifest with its hash. */
 internal fun writeManifest(directory: File, manifest: JsonObject) {
     val unsealed = PRETTY.encodeToString(JsonObject.serializer(), manifest)
     val seal = digits(unsealed.toByteArray())
@@ -55,15 +55,11 @@ internal fun writeManifest(directory: File, manifest: JsonObject) {
 
 internal fun JsonObject.with(name: String, value: JsonElement) = JsonObject(this + (name to value))
 
-/** Changes what lies some names down. */
+/** Returns a copy with a change to the object at a path of [names]. */
 internal fun JsonObject.at(vararg names: String, change: (JsonObject) -> JsonObject): JsonObject {
     if (names.isEmpty()) return change(this)
-    val inner = (
-        getValue(
-            names[0],
-        ) as JsonObject
-        ).at(*names.drop(1).toTypedArray(), change = change)
-    return with(names[0], inner)
+    val child = getValue(names[0]) as JsonObject
+    return with(names[0], child.at(*names.drop(1).toTypedArray(), change = change))
 }
 
 private val PRETTY = Json { prettyPrint = true }

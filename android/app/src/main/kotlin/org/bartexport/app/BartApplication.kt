@@ -1,8 +1,5 @@
 /*
- * The process of the app: it keeps what is to outlive a window.
- *
- * Android makes it, windows ask it for the summarizer. Where the app keeps its files is known here
- * and nowhere else.
+ * The application: keeps the summarizer across activities and chooses the app's directories.
  */
 package org.bartexport.app
 
@@ -14,13 +11,13 @@ import kotlinx.coroutines.SupervisorJob
 import org.bartexport.litert.AssetSource
 import org.bartexport.litert.BundleSource
 
-/** The app, as long as its process lives. */
+/** The application. */
 open class BartApplication : Application() {
-    /** The artifact as it came with the app. */
+    /** The artifact that is packaged with the app. */
     protected open val bundle: BundleSource
         get() = AssetSource(assets, BUNDLE)
 
-    /** What every window shows and asks for things; it lives as long as the process. */
+    /** The state holder of all activities; it lives as long as the process. */
     val summarizer: Summarizer by lazy {
         Summarizer(
             Storage(
@@ -34,5 +31,5 @@ open class BartApplication : Application() {
     }
 }
 
-// Of the folder in the assets that `bart-export --android` fills, and of the one it is copied to.
+// The folder in the assets that `bart-export --android` writes, and the one it is installed to.
 private const val BUNDLE = "bart"

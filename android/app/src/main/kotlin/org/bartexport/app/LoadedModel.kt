@@ -1,8 +1,5 @@
 /*
- * The model, opened: what it takes to summarise and to be tested.
- *
- * The directory of an installed artifact goes in; a generator and what is known of the model come
- * out. Who asks, and who shows the answers, is not known here.
+ * An open model, which can generate and run the self-test.
  */
 package org.bartexport.app
 
@@ -23,11 +20,11 @@ import org.bartexport.runtime.Generator
 import org.bartexport.text.BartTokenizer
 
 /**
- * A model that is open; [close] frees it.
+ * An open model; [close] frees it.
  *
- * @property generator writes summaries
- * @property facts what is known of it
- * @property options what it was opened with
+ * @property generator generates summaries
+ * @property facts properties to display
+ * @property options the options it was opened with
  */
 class LoadedModel private constructor(
     private val artifact: Artifact,
@@ -39,10 +36,10 @@ class LoadedModel private constructor(
     val options: EngineOptions,
 ) : AutoCloseable {
     /**
-     * Has the model answer again what its golden answers were recorded for, and says how far it is.
+     * Replays the artifact's golden questions.
      *
-     * Nothing else may use the generator meanwhile. Collecting throws
-     * [org.bartexport.BartExportError] for files that were altered and where the engine fails.
+     * The generator must not be used meanwhile. Collecting throws an
+     * [org.bartexport.BartExportError] if a file was modified or the engine fails.
      */
     fun selfTest(): Flow<SelfTest> = flow {
         val cases = mutableListOf<ReplayedCase>()
@@ -66,11 +63,10 @@ class LoadedModel private constructor(
 
     companion object {
         /**
-         * Opens the model of an artifact: the first of its files that LiteRT can run. Takes
-         * seconds.
+         * Opens the first static file of an artifact that LiteRT can run. This takes seconds.
          *
-         * @throws org.bartexport.BartExportError for one that is damaged, has no such file, or that
-         *   LiteRT cannot open
+         * @throws org.bartexport.BartExportError if the artifact is damaged or has no such file, or
+         *   LiteRT cannot open it
          */
         fun open(directory: File, options: EngineOptions): LoadedModel {
             val began = System.nanoTime()
@@ -78,7 +74,7 @@ class LoadedModel private constructor(
             val file = artifact.staticFile()
             val tokenizer = artifact.tokenizer()
             val engine = CompiledModelEngine.open(artifact, file, options)
-            // One thread: it hands the work to those of the engine.
+            // One thread suffices: the engine has its own.
             val dispatcher = Dispatchers.Default.limitedParallelism(1)
             val seconds = (System.nanoTime() - began) / NANOSECONDS
             val facts = facts(artifact, file, engine, seconds)

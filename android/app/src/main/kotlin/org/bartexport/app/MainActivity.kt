@@ -1,9 +1,7 @@
 /*
- * The main window: a text, and its summary.
+ * The main activity: a text and its summary.
  *
- * It renders what the summarizer says and hands on what a person asks for, here or from another
- * app. It keeps nothing but the text, which its view saves; so it may be turned or closed at any
- * moment.
+ * It renders the summarizer's state and keeps only the text, which its view saves.
  */
 package org.bartexport.app
 
@@ -15,7 +13,7 @@ import android.os.Build
 import android.os.Bundle
 import android.widget.Toast
 
-/** The window that the launcher opens, and that other apps share a text with. */
+/** The activity of the launcher, which also receives texts shared by other apps. */
 class MainActivity : Activity() {
     private val summarizer by lazy { (application as BartApplication).summarizer }
     private val views by lazy { MainViews(this, summarizer) }
@@ -32,7 +30,7 @@ class MainActivity : Activity() {
                 R.id.share to ::share,
             ),
         )
-        // A window that comes back has its text already, and perhaps another one by now.
+        // A recreated activity restores its own text, which may have been edited.
         if (savedInstanceState == null) take(intent)
     }
 
@@ -51,7 +49,7 @@ class MainActivity : Activity() {
         super.onStop()
     }
 
-    /** Takes the text that another app shares, and summarises it as soon as the model is ready. */
+    /** Takes a text shared by another app and summarises it as soon as the model is ready. */
     private fun take(intent: Intent) {
         val name = SHARED_TEXTS[intent.action] ?: return
         val fromHistory = intent.flags and Intent.FLAG_ACTIVITY_LAUNCHED_FROM_HISTORY != 0
@@ -71,11 +69,11 @@ class MainActivity : Activity() {
         val clip = ClipData.newPlainText(getString(R.string.summary), views.summary)
         val clipboard = getSystemService(ClipboardManager::class.java) ?: return
         clipboard.setPrimaryClip(clip)
-        // From Android 13 on the system itself shows what was copied.
+        // Android 13 and later show copied text themselves.
         if (Build.VERSION.SDK_INT < Build.VERSION_CODES.TIRAMISU) say(R.string.copied)
     }
 
-    /** Offers the summary to other apps, not to this one. */
+    /** Shares the summary with other apps, excluding this one. */
     private fun share() {
         val send = Intent(Intent.ACTION_SEND)
             .setType("text/plain")

@@ -1,8 +1,7 @@
 /*
- * The views of the main window, and what a state makes of them.
+ * Renders a state in the views of the main activity, and forwards user actions to the summarizer.
  *
- * A state goes in, views change; what a person does goes to the summarizer. Rendering the same
- * state twice changes nothing, so that screen readers and selections are left in peace.
+ * Rendering is idempotent, so it does not disturb screen readers or text selections.
  */
 package org.bartexport.app
 
@@ -19,7 +18,7 @@ import android.widget.ProgressBar
 import android.widget.TextView
 import android.widget.ToggleButton
 
-/** The views of an [activity] that has its layout. */
+/** The views of the main [activity]. */
 class MainViews(private val activity: Activity, private val summarizer: Summarizer) {
     private val setup: View = activity.view(R.id.setup)
     private val setupTitle: TextView = activity.view(R.id.setup_title)
@@ -40,23 +39,23 @@ class MainViews(private val activity: Activity, private val summarizer: Summariz
     private val handOn: View = activity.view(R.id.hand_on)
     private val figures = Figures(activity)
 
-    /** The summary, as far as it is written. */
+    /** The summary generated so far. */
     val summary: CharSequence
         get() = output.text
 
-    /** Makes the views do something; once, before the first state. */
+    /** Sets the listeners; must be called once, before the first state is rendered. */
     @SuppressLint("ClickableViewAccessibility")
     fun connect(taps: Map<Int, () -> Unit>) {
-        activity.view<View>(R.id.screen).stayClearOfSystemBars()
+        activity.view<View>(R.id.screen).avoidSystemBars()
         for ((id, tapped) in taps) activity.view<View>(id).setOnClickListener { tapped() }
         clear.setOnClickListener { write("") }
         tryAgain.setOnClickListener { summarizer.tryAgain() }
         showReason.discloses(reason)
         action.setOnClickListener { act() }
         text.addTextChangedListener(AfterChange { textChanged(it) })
-        // The window before this one may have had another text.
+        // A previous activity may have had another text.
         textChanged(text.text.toString())
-        // A long text scrolls by itself, not the whole screen with it. Touches are only watched.
+        // Lets a long text scroll without its parent; touches are not consumed.
         text.setOnTouchListener { view, _ ->
             val scrolls = view.canScrollVertically(1) || view.canScrollVertically(-1)
             view.parent.requestDisallowInterceptTouchEvent(scrolls)
@@ -64,13 +63,13 @@ class MainViews(private val activity: Activity, private val summarizer: Summariz
         }
     }
 
-    /** Puts [words] in the place of the text that is there. */
+    /** Replaces the text by [words]. */
     fun write(words: String) {
         text.setText(words)
         text.setSelection(text.length())
     }
 
-    /** Puts [words] where the cursor is, in the place of what is selected. */
+    /** Inserts [words] at the cursor, replacing the selection. */
     fun insert(words: CharSequence) {
         val (start, end) = listOf(text.selectionStart, text.selectionEnd).sorted()
         text.text.replace(start.coerceAtLeast(0), end.coerceAtLeast(0), words.toString())
@@ -130,7 +129,7 @@ class MainViews(private val activity: Activity, private val summarizer: Summariz
             else -> ""
         }
         output.show(words.trim())
-        // A hint takes its space even where a shorter text has replaced it.
+        // A hint takes up space even if it is hidden by a shorter text.
         output.hint = hint.takeIf { summary is Summary.None }
         error.show((summary as? Summary.Failed)?.line)
         handOn.shown = words.isNotBlank() && !summary.running
@@ -158,7 +157,7 @@ class MainViews(private val activity: Activity, private val summarizer: Summariz
     }
 }
 
-/** The views with the details of the last summary. */
+/** The views with the last summary's details. */
 private class Figures(private val activity: Activity) {
     private val all: View = activity.view(R.id.figures)
     private val model: TextView = activity.view(R.id.model)
@@ -189,7 +188,7 @@ private class Figures(private val activity: Activity) {
     }
 }
 
-/** Hands every change of a text to [changed]. */
+/** Calls [changed] with the text after every change. */
 private class AfterChange(private val changed: (String) -> Unit) : TextWatcher {
     override fun beforeTextChanged(text: CharSequence, start: Int, count: Int, after: Int) = Unit
 

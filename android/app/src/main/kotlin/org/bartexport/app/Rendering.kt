@@ -1,8 +1,5 @@
 /*
- * How a window shows states: while it can be seen, no more often than an eye follows.
- *
- * States come in, a window's own render function is called on the main thread. What a state means
- * is not known here.
+ * Renders states while an activity is visible, at a limited rate, and helpers for views.
  */
 package org.bartexport.app
 
@@ -20,11 +17,11 @@ import kotlinx.coroutines.delay
 import kotlinx.coroutines.flow.StateFlow
 import kotlinx.coroutines.launch
 
-/** Calls [render] with the latest of [states] between [start] and [stop], on the main thread. */
+/** Calls [render] on the main thread with the latest of [states], between [start] and [stop]. */
 class Rendering(private val states: StateFlow<UiState>, private val render: (UiState) -> Unit) {
     private val scope = CoroutineScope(SupervisorJob() + Dispatchers.Main.immediate)
 
-    /** Renders the state of now at once, then every one that follows, or the last of a few. */
+    /** Renders the current state, then later ones, skipping some if they change quickly. */
     fun start() {
         scope.launch {
             states.collect { state ->
@@ -34,16 +31,16 @@ class Rendering(private val states: StateFlow<UiState>, private val render: (UiS
         }
     }
 
-    /** Renders no more. */
+    /** Stops rendering. */
     fun stop() = scope.coroutineContext.cancelChildren()
 }
 
 /**
- * Keeps this view's content clear of the system's bars, a display's cutout and the keyboard.
+ * Pads this view to keep its content clear of system bars, display cutouts and the keyboard.
  *
- * Windows lie below those from Android 15 on. On earlier ones nothing is left to keep clear of.
+ * Android 15 and later draw windows edge to edge; before Android 11 there is nothing to do.
  */
-fun View.stayClearOfSystemBars() {
+fun View.avoidSystemBars() {
     if (Build.VERSION.SDK_INT < Build.VERSION_CODES.R) return
     setOnApplyWindowInsetsListener { view, insets ->
         val types = WindowInsets.Type.systemBars() or
@@ -55,23 +52,23 @@ fun View.stayClearOfSystemBars() {
     }
 }
 
-/** Returns the view with an [id] of this window's layout, which has it. */
+/** Returns the view with this [id] in the activity's layout. */
 fun <T : View> Activity.view(id: Int): T = checkNotNull(findViewById(id)) {
     "The layout has no ${resources.getResourceEntryName(id)}."
 }
 
-/** Shows [text], or nothing at all for null. A text that is there already is left alone. */
+/** Shows [text], or hides the view if it is null. An unchanged text is not set again. */
 fun TextView.show(text: CharSequence?) {
     shown = text != null
     if (text != null && this.text.toString() != text.toString()) this.text = text
 }
 
-/** Has this button show and hide [details]; it remembers itself which of both. */
+/** Makes this button show and hide [details]; the button saves its state. */
 fun ToggleButton.discloses(details: View) = setOnCheckedChangeListener { _, checked ->
     details.shown = checked
 }
 
-/** Whether a view is there; one that is not takes no space. */
+/** Whether the view is visible; otherwise it takes no space. */
 var View.shown: Boolean
     get() = visibility == View.VISIBLE
     set(value) {

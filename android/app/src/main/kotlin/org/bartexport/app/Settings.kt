@@ -1,8 +1,5 @@
 /*
- * What a person can set, and where it is kept.
- *
- * Settings are a value; what was never set is the model's own. They go into generation settings and
- * into options of the engine. Nothing here knows a view.
+ * The user's settings and their storage.
  */
 package org.bartexport.app
 
@@ -14,13 +11,13 @@ import org.bartexport.litert.Accelerator
 import org.bartexport.litert.EngineOptions
 
 /**
- * What a person has set.
+ * The user's settings; null means the model's default.
  *
- * @property numBeams null for the model's own, as are the lengths
- * @property maxLength most tokens of a summary, the start token included
- * @property minLength fewest tokens of a summary, counted likewise
- * @property numThreads threads of the CPU
- * @property accelerator what to compute on, where that is possible
+ * @property numBeams number of beams
+ * @property maxLength maximum number of tokens in a summary, including the start token
+ * @property minLength minimum number of tokens in a summary, including the start token
+ * @property numThreads number of CPU threads
+ * @property accelerator the preferred accelerator
  */
 data class Settings(
     val numBeams: Int? = null,
@@ -29,7 +26,7 @@ data class Settings(
     val numThreads: Int = EngineOptions().numThreads,
     val accelerator: Accelerator = Accelerator.CPU,
 ) {
-    /** How a summary is generated with these settings by a [model], which has its own limits. */
+    /** Returns the generation settings, within the limits of a [model]. */
     fun generation(model: ModelFacts): GenerationConfig {
         val own = model.generation
         val beams = numBeams?.takeIf { it in model.numBeams }
@@ -45,23 +42,23 @@ data class Settings(
         )
     }
 
-    /** How the engine is opened with these settings; packed weights go into [cache]. */
+    /** Returns the engine's options, with [cache] for packed weights. */
     fun engineOptions(cache: File): EngineOptions = EngineOptions(numThreads, accelerator, cache)
 
     companion object {
-        /** The start token and one more: a summary has no fewer. */
+        /** The minimum length of a summary: the start token and one more. */
         const val SHORTEST = 2
     }
 }
 
-/** Keeps [Settings] from one start of the app to the next. */
+/** Persists [Settings]. */
 class SettingsStore(private val context: Context) {
-    // Made when it is first asked for: that reads a file.
+    // Lazy, because it reads a file.
     private val preferences: SharedPreferences by lazy {
         context.getSharedPreferences("settings", Context.MODE_PRIVATE)
     }
 
-    /** Returns what was written last. Reads a file the first time. */
+    /** Returns the saved settings. The first call reads a file. */
     fun read(): Settings {
         val default = Settings()
         return Settings(
@@ -75,7 +72,7 @@ class SettingsStore(private val context: Context) {
         )
     }
 
-    /** Keeps [settings]; the file is written in the background. */
+    /** Saves [settings], asynchronously. */
     fun write(settings: Settings) {
         val numbers = mapOf(
             NUM_BEAMS to settings.numBeams,

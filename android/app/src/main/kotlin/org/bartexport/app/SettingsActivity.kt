@@ -1,14 +1,12 @@
 /*
- * The window of settings, with what is known of the model and its self-test.
- *
- * It renders what the summarizer says and hands on what a person sets.
+ * The settings activity, with the model's details and self-test.
  */
 package org.bartexport.app
 
 import android.app.Activity
 import android.os.Bundle
 
-/** The window of settings. */
+/** Shows and changes the settings. */
 class SettingsActivity : Activity() {
     private val summarizer by lazy { (application as BartApplication).summarizer }
     private val views by lazy { SettingsViews(this, summarizer) }

@@ -1,8 +1,7 @@
 /*
- * The views of the window of settings, and what a state makes of them.
+ * Renders a state in the views of the settings activity, and forwards changes to the summarizer.
  *
- * A state goes in, views change; settings go to the summarizer. What there is to choose from comes
- * from the model: its numbers of beams, its longest summary.
+ * The choices depend on the model: its numbers of beams and its maximum length.
  */
 package org.bartexport.app
 
@@ -17,7 +16,7 @@ import android.widget.TextView
 import android.widget.ToggleButton
 import org.bartexport.litert.Accelerator
 
-/** The views of an [activity] that has its layout. */
+/** The views of the settings [activity]. */
 class SettingsViews(private val activity: Activity, private val summarizer: Summarizer) {
     private val beams: RadioGroup = activity.view(R.id.beams)
     private val maximumLength = Slider(activity, R.id.maximum_length, R.id.maximum_length_value)
@@ -32,9 +31,9 @@ class SettingsViews(private val activity: Activity, private val summarizer: Summ
     private val modelFile: TextView = activity.view(R.id.model_file)
     private val selfTest = SelfTestViews(activity)
 
-    /** Makes the views do something; once, before the first state. */
+    /** Sets the listeners; must be called once, before the first state is rendered. */
     fun connect(back: () -> Unit) {
-        activity.view<View>(R.id.screen).stayClearOfSystemBars()
+        activity.view<View>(R.id.screen).avoidSystemBars()
         activity.view<View>(R.id.back).setOnClickListener { back() }
         maximumLength.onChange { length ->
             change { copy(maxLength = length, minLength = minLength?.coerceAtMost(length)) }
@@ -85,7 +84,7 @@ class SettingsViews(private val activity: Activity, private val summarizer: Summ
         activity.layoutInflater.inflate(R.layout.segment, beams)
         val button = beams.children().last()
         button.id = View.generateViewId()
-        // The state says what is chosen; a saved one may have other choices.
+        // The choice comes from the state, not from a saved instance with other choices.
         button.isSaveEnabled = false
         button.text = activity.beams(number, all)
         button.setOnClickListener { change { copy(numBeams = number) } }
@@ -127,7 +126,7 @@ private class SelfTestViews(private val activity: Activity) {
     }
 }
 
-/** The background and the colour of text on it, both resources. */
+/** Resource ids of a background and its text colour. */
 private class Look(val background: Int, val colour: Int)
 
 private val GOOD = Look(R.drawable.badge, R.color.on_success_container)

@@ -1,8 +1,5 @@
 /*
- * A seek bar with its value in words beside it.
- *
- * A range and a value go in; a value comes out once the person lets go, so that nothing is opened
- * anew for every step on the way.
+ * A seek bar with a label for its value, which reports a change when the user releases it.
  */
 package org.bartexport.app
 
@@ -11,20 +8,20 @@ import android.os.Build
 import android.widget.SeekBar
 import android.widget.TextView
 
-/** The seek bar and the text of its value, by their ids in the layout of an [activity]. */
+/** A seek bar and the label of its value, by their ids in an [activity]'s layout. */
 class Slider(activity: Activity, seekBar: Int, value: Int) {
-    /** What is dragged. */
+    /** The seek bar. */
     val seekBar: SeekBar = activity.view(seekBar)
     private val value: TextView = activity.view(value)
     private var words: (Int) -> String = Int::toString
     private var dragged = false
 
     init {
-        // The state says where it is; a saved position may be another one.
+        // The position comes from the state, not from a saved instance.
         this.seekBar.isSaveEnabled = false
     }
 
-    /** Calls [changed] with what a person has chosen. */
+    /** Calls [changed] with the value that the user chooses. */
     fun onChange(changed: (Int) -> Unit) = seekBar.setOnSeekBarChangeListener(
         object : SeekBar.OnSeekBarChangeListener {
             override fun onStartTrackingTouch(bar: SeekBar) {
@@ -32,8 +29,8 @@ class Slider(activity: Activity, seekBar: Int, value: Int) {
             }
 
             override fun onProgressChanged(bar: SeekBar, progress: Int, fromUser: Boolean) {
-                say(progress)
-                // Keys and screen readers step without tracking.
+                showValue(progress)
+                // Keys and screen readers change the value without tracking.
                 if (fromUser && !dragged) changed(progress)
             }
 
@@ -44,17 +41,17 @@ class Slider(activity: Activity, seekBar: Int, value: Int) {
         },
     )
 
-    /** Shows a [number] of a [range], in [words], unless it is just being dragged. */
+    /** Shows a [number] of a [range], labelled by [words], unless the user is dragging it. */
     fun render(range: IntRange, number: Int, words: (Int) -> String) {
         this.words = words
         if (dragged) return
         seekBar.min = range.first
         seekBar.max = range.last
         seekBar.progress = number
-        say(number)
+        showValue(number)
     }
 
-    private fun say(number: Int) {
+    private fun showValue(number: Int) {
         val words = words(number)
         value.show(words)
         if (Build.VERSION.SDK_INT >= Build.VERSION_CODES.R) seekBar.stateDescription = words

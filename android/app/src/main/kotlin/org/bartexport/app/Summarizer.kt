@@ -1,9 +1,8 @@
 /*
- * The state holder: it does what windows ask for, and says what there is to see.
+ * The state holder: performs the activities' commands and publishes a UiState.
  *
- * Texts, settings and commands come in from any thread, without waiting; UiState goes out. Commands
- * that need the model are performed one at a time, the last one winning: it ends the one before.
- * Windows come and go; nothing here knows them.
+ * Its functions may be called from any thread and do not block. Commands that need the model run
+ * one at a time; a new one cancels the one before.
  */
 package org.bartexport.app
 
@@ -34,15 +33,15 @@ import org.bartexport.litert.ModelInstaller
 import org.bartexport.runtime.GenerationEvent
 
 /**
- * Where the model comes from and where it is kept.
+ * The locations of the model.
  *
- * @property bundle the artifact as it came with the app
- * @property model directory that it is installed to
+ * @property bundle the artifact packaged with the app
+ * @property model directory to install it to
  * @property cache directory for packed weights, which the system may empty
  */
 class Storage(val bundle: BundleSource, val model: File, val cache: File)
 
-/** Installs and opens the model as soon as it is made, and then does what it is asked for. */
+/** Installs and opens the model when constructed, then performs commands. */
 class Summarizer(
     private val storage: Storage,
     private val settingsStore: SettingsStore,
@@ -53,7 +52,7 @@ class Summarizer(
     private val models = MutableStateFlow<LoadedModel?>(null)
     private val commands = Channel<Command>(Channel.UNLIMITED)
 
-    /** What there is to see now. */
+    /** The current state. */
     val state: StateFlow<UiState> = states.asStateFlow()
 
     init {
@@ -66,24 +65,24 @@ class Summarizer(
         scope.launch { countTokens() }
     }
 
-    /** Counts the tokens of [text], once it has stopped changing for a moment. */
+    /** Counts the tokens of [text] after a short delay without changes. */
     fun count(text: String) {
         texts.value = text
     }
 
-    /** Summarises [text], or as much of its beginning as the model reads. */
+    /** Summarises [text], truncated to the model's source length. */
     fun summarize(text: String) = ask(Command.Summarize(text))
 
-    /** Ends what is being written or tested. */
+    /** Stops the running summary or self-test. */
     fun stop() = ask(Command.Prepare)
 
-    /** Installs and opens the model once more, after that has failed. */
+    /** Tries again to install and open the model after a failure. */
     fun tryAgain() = ask(Command.Prepare)
 
-    /** Compares the model's answers on this device with those that came with it. */
+    /** Compares the model's answers on this device with the recorded ones. */
     fun selfTest() = ask(Command.SelfTest)
 
-    /** Changes and keeps the settings; those of the engine open it anew. */
+    /** Changes and saves the settings; changed engine options reopen the model. */
     fun change(settings: Settings) {
         val before = state.value.settings
         if (settings == before) return
@@ -115,7 +114,7 @@ class Summarizer(
         }
     }
 
-    /** Returns the model, opened as the settings want it; null where that has failed. */
+    /** Returns the model, opened with the current settings, or null if that failed. */
     private suspend fun prepared(): LoadedModel? {
         val options = options(state.value.settings)
         models.value?.let { if (it.options == options) return it }
@@ -124,7 +123,7 @@ class Summarizer(
             models.value = null
             val directory = installed()
             show(Setup.Loading)
-            // Published where it is made: a cancellation in between would leak it.
+            // Published inside the block, because a cancellation after it would leak the model.
             withContext(Dispatchers.IO) {
                 LoadedModel.open(directory, options).also {
                     models.value = it
@@ -137,7 +136,7 @@ class Summarizer(
         }
     }
 
-    /** Returns the directory of the installed artifact; one that is in place is only looked at. */
+    /** Installs the artifact unless it is installed, and returns its directory. */
     private suspend fun installed(): File = ModelInstaller(storage.model).install(storage.bundle)
         .onEach { event ->
             if (event is InstallEvent.Progress) show(Setup.Installing(event.bytes, event.of))
@@ -166,7 +165,7 @@ class Summarizer(
         }
     }
 
-    /** Shows a whole summary at once, and the memory when it is known, which takes a moment. */
+    /** Shows the complete summary, then its memory use, which takes a moment to measure. */
     private suspend fun finish(done: Summary.Done) {
         show(done)
         val bytes = withContext(Dispatchers.IO) { Debug.getPss() * KILOBYTE }
@@ -191,7 +190,7 @@ class Summarizer(
         return try {
             TokenCount(model.generator.countTokens(text), model.facts.sourceLength)
         } catch (_: InputError) {
-            // Half a character, while it is being typed or pasted.
+            // Half of a surrogate pair, while it is being typed or pasted.
             null
         }
     }
@@ -205,9 +204,9 @@ class Summarizer(
     private fun show(selfTest: SelfTest) = states.update { it.copy(selfTest = selfTest) }
 }
 
-/** What needs the model. */
+/** A command that needs the model. */
 private sealed interface Command {
-    /** Have the model ready, and nothing running. */
+    /** Opens the model and stops any other command. */
     data object Prepare : Command
 
     data class Summarize(val text: String) : Command

@@ -1,7 +1,5 @@
 /*
- * What there is to see: one value, which the summarizer changes and windows render.
- *
- * Numbers and lines, no words of a language and no views: those are the windows' business.
+ * The state of the user interface, independent of language and views.
  */
 package org.bartexport.app
 
@@ -10,9 +8,9 @@ import org.bartexport.litert.Accelerator
 import org.bartexport.runtime.Timings
 
 /**
- * Everything that the app shows.
+ * The state of the user interface.
  *
- * @property count tokens of the text as it is now, null while that is not known and for none
+ * @property count tokens of the current text, or null if it is empty or not counted yet
  */
 data class UiState(
     val setup: Setup = Setup.Loading,
@@ -21,39 +19,39 @@ data class UiState(
     val summary: Summary = Summary.None,
     val selfTest: SelfTest = SelfTest.None,
 ) {
-    /** What is known of the model, once it is ready. */
+    /** The model's properties, or null until it is ready. */
     val model: ModelFacts?
         get() = (setup as? Setup.Ready)?.model
 }
 
-/** How far the model is. */
+/** The progress of installing and opening the model. */
 sealed interface Setup {
-    /** Being copied out of the app: so many [bytes], [of] so many. */
+    /** The first [bytes] [of] the bundle are installed. */
     data class Installing(val bytes: Long, val of: Long) : Setup
 
-    /** Being opened. */
+    /** The model is being opened. */
     data object Loading : Setup
 
-    /** Ready to write. */
+    /** The model is ready. */
     data class Ready(val model: ModelFacts) : Setup
 
-    /** Not to be had, for the reason that the [line] gives. */
+    /** Installing or opening failed; [line] is the error message. */
     data class Failed(val line: String) : Setup
 }
 
 /**
- * What is known of the model that is ready.
+ * Properties of an open model.
  *
- * @property name what it was exported from
+ * @property name the exported preset
  * @property file name of its file in the artifact
  * @property bytes size of that file
- * @property sourceLength most tokens that it reads, start and end included
- * @property targetLength most tokens that it writes, start token included
- * @property numBeams how many beams there can be, ascending
- * @property generation its own settings
- * @property accelerator what computes it
- * @property fallback why that is not what was asked for, null where it is
- * @property loadSeconds what opening it took
+ * @property sourceLength maximum number of source tokens, including start and end
+ * @property targetLength maximum number of generated tokens, including the start token
+ * @property numBeams supported numbers of beams, ascending
+ * @property generation default settings
+ * @property accelerator the accelerator in use
+ * @property fallback why the requested accelerator is not in use, or null if it is
+ * @property loadSeconds time to open it
  */
 data class ModelFacts(
     val name: String,
@@ -68,46 +66,46 @@ data class ModelFacts(
     val loadSeconds: Double,
 )
 
-/** How many [tokens] the text has, start and end included, and the [limit] of what is read. */
+/** The number of [tokens] of the text, including start and end, and the model's [limit]. */
 data class TokenCount(val tokens: Int, val limit: Int) {
-    /** Whether the end of the text is not read. */
+    /** Whether the text will be truncated. */
     val over: Boolean
         get() = tokens > limit
 
-    /** The text's share of what is read, in percent, rounded up. */
+    /** The number of tokens in percent of the limit, rounded up. */
     val share: Int
         get() = (tokens * PERCENT + limit - 1) / limit
 }
 
-/** The summary and how far it is. */
+/** The progress of a summary. */
 sealed interface Summary {
-    /** None was asked for. */
+    /** No summary was requested. */
     data object None : Summary
 
-    /** One was asked for before the model was ready. */
+    /** A summary was requested before the model was ready. */
     data object Waiting : Summary
 
     /** The text is being encoded. */
     data object Reading : Summary
 
-    /** Being written: [text] is certain so far. */
+    /** The summary is being generated; [text] is final so far. */
     data class Writing(val text: String) : Summary
 
-    /** Whole. [memory] is the process's in bytes, null while it is not known. */
+    /** The summary is complete; [memory] is the process's, in bytes, or null if unknown. */
     data class Done(val text: String, val timings: Timings, val memory: Long? = null) : Summary
 
-    /** Stopped after [text]. */
+    /** The summary was stopped after [text]. */
     data class Stopped(val text: String) : Summary
 
-    /** Not to be had, for the reason that the [line] gives. */
+    /** The generation failed; [line] is the error message. */
     data class Failed(val line: String) : Summary
 }
 
-/** Whether it is being worked on, so that there is something to stop. */
+/** Whether the summary can be stopped. */
 val Summary.running: Boolean
     get() = this is Summary.Waiting || this is Summary.Reading || this is Summary.Writing
 
-/** What remains of a summary when the work on it ends early. */
+/** Returns the state of a summary after it was interrupted. */
 fun Summary.interrupted(): Summary = when (this) {
     is Summary.Writing -> Summary.Stopped(text)
     is Summary.Reading -> Summary.Stopped("")
@@ -115,20 +113,20 @@ fun Summary.interrupted(): Summary = when (this) {
     else -> this
 }
 
-/** The self-test and how far it is. */
+/** The progress of the self-test. */
 sealed interface SelfTest {
-    /** Not run yet. */
+    /** The self-test was not run yet. */
     data object None : SelfTest
 
-    /** So many answers are [done], [of] so many; 0 of 0 while files are checked. */
+    /** [done] [of] all questions are answered; 0 of 0 while files are verified. */
     data class Running(val done: Int, val of: Int) : SelfTest
 
     /**
      * All answers were compared.
      *
-     * @property passed whether the model computes rightly by them
-     * @property same how many were the recorded ones, token for token
-     * @property difference what was expected and received where one first was not
+     * @property passed whether the model passed
+     * @property same number of answers that match, token for token
+     * @property difference the expected and received text of the first mismatch
      */
     data class Finished(
         val passed: Boolean,
@@ -137,14 +135,14 @@ sealed interface SelfTest {
         val difference: Pair<String, String>?,
     ) : SelfTest
 
-    /** Ended early. */
+    /** The self-test was stopped. */
     data object Stopped : SelfTest
 
-    /** Could not be run, for the reason that the [line] gives. */
+    /** The self-test failed to run; [line] is the error message. */
     data class Failed(val line: String) : SelfTest
 }
 
-/** What remains of a self-test when the work on it ends early. */
+/** Returns the state of a self-test after it was interrupted. */
 fun SelfTest.interrupted(): SelfTest = if (this is SelfTest.Running) SelfTest.Stopped else this
 
 private const val PERCENT = 100

@@ -1,8 +1,5 @@
 /*
- * States in the words of the person's language.
- *
- * Values of UiState and a context's resources go in, texts come out. Where they are shown is not
- * known here.
+ * Localized texts for the values of a UiState.
  */
 package org.bartexport.app
 
@@ -11,7 +8,7 @@ import android.text.format.Formatter
 import kotlin.math.roundToInt
 import org.bartexport.litert.Accelerator
 
-/** The title and the line below it that say how far the model is; null once it is ready. */
+/** Returns a title and detail for the setup's progress, or null once the model is ready. */
 fun Context.describe(setup: Setup): Pair<String, String>? = when (setup) {
     is Setup.Installing -> getString(R.string.installing) to getString(
         R.string.installing_progress,
@@ -23,7 +20,7 @@ fun Context.describe(setup: Setup): Pair<String, String>? = when (setup) {
     is Setup.Ready -> null
 }
 
-/** The model's name and what computes it. */
+/** Returns the model's name and its accelerator. */
 fun Context.describe(model: ModelFacts, settings: Settings): String = getString(
     R.string.model_line,
     model.name,
@@ -37,14 +34,14 @@ fun Context.describe(model: ModelFacts, settings: Settings): String = getString(
     },
 )
 
-/** How long a text is, as a share of what is read. */
+/** Returns the length of a text as a percentage of the limit. */
 fun Context.describe(count: TokenCount): String = if (count.over) {
     getString(R.string.too_long)
 } else {
     getString(R.string.length, count.share)
 }
 
-/** What is being done for the summary, in a word. */
+/** Returns a word for the progress of a summary. */
 fun Context.describe(summary: Summary): String = when (summary) {
     is Summary.None -> ""
     is Summary.Waiting -> getString(R.string.waiting)
@@ -55,14 +52,14 @@ fun Context.describe(summary: Summary): String = when (summary) {
     is Summary.Failed -> getString(R.string.failed)
 }
 
-/** What a screen reader says when the state of the summary changes. */
+/** Returns a screen reader's announcement of the summary's progress. */
 fun Context.speak(summary: Summary): String = if (summary is Summary.Done) {
     getString(R.string.done_spoken, summary.text)
 } else {
     describe(summary)
 }
 
-/** How the self-test goes or went; null before it. */
+/** Returns the progress or result of the self-test, or null before it. */
 fun Context.describe(selfTest: SelfTest): String? = when (selfTest) {
     is SelfTest.None -> null
     is SelfTest.Running ->
@@ -87,7 +84,7 @@ private fun Context.describeFinished(selfTest: SelfTest.Finished): String {
     return verdict + "\n" + getString(R.string.self_test_difference, expected, received)
 }
 
-/** A length of so many [tokens], start and end included, as about so many words. */
+/** Returns a length in [tokens], including start and end, as an approximate number of words. */
 fun Context.length(tokens: Int): String {
     val words = ((tokens - START_AND_END) * WORDS_PER_TOKEN).roundToInt()
     return if (words > 0) {
@@ -97,21 +94,21 @@ fun Context.length(tokens: Int): String {
     }
 }
 
-/** A number of threads in words. */
+/** Returns a number of threads with its unit. */
 fun Context.threads(number: Int): String =
     resources.getQuantityString(R.plurals.thread_count, number, number)
 
-/** What a [number] of beams means, where [all] these can be chosen. */
+/** Returns the label of a [number] of beams, one of [all] the choices. */
 fun Context.beams(number: Int, all: List<Int>): String = when {
     number == 1 -> getString(R.string.fast)
     all.count { it > 1 } == 1 -> getString(R.string.careful)
     else -> getString(R.string.careful_of, number)
 }
 
-/** Seconds, with two decimals. */
+/** Returns seconds with two decimals. */
 fun Context.seconds(value: Double): String = getString(R.string.seconds, value)
 
 private const val START_AND_END = 2
 
-// Of English prose, by and large.
+// A typical value for English prose.
 private const val WORDS_PER_TOKEN = 0.75

@@ -1,9 +1,6 @@
 /*
- * Replay: a file of an artifact is asked again what golden.json says it answered; mirrors
- * `replay` of bart_export/verify/checks.py and `ask` of golden.py.
- *
- * An artifact that was copied to a phone can be checked there, without the checkpoint. In go an
- * artifact and the engine that has the file open; out comes a row for each question.
+ * Repeats the questions of golden.json and compares the answers, which verifies an artifact on a
+ * device without its checkpoint; mirrors `replay` of bart_export/verify/checks.py.
  */
 package org.bartexport.quality
 
@@ -34,10 +31,10 @@ import org.bartexport.runtime.search
 import org.bartexport.text.BartTokenizer
 
 /**
- * The best sequence that a file gave.
+ * The best sequence for a question.
  *
- * @property tokenIds from the start token on
- * @property score that of [Hypothesis]
+ * @property tokenIds token ids, including the start token
+ * @property score see [Hypothesis]
  */
 @Serializable
 public data class Answer(
@@ -47,13 +44,13 @@ public data class Answer(
 )
 
 /**
- * One question that was asked again.
+ * The result of one repeated question.
  *
- * @property number from 1
- * @property of how many questions there are
- * @property passed whether the file gave its recorded answer, token for token
- * @property tokenized whether the tokenizer made the recorded ids of the question's text, and the
- *     recorded text of the answer's ids; it has no room for rounding
+ * @property number the question's number, from 1
+ * @property of the number of questions
+ * @property passed whether the answer has the recorded token ids
+ * @property tokenized whether the tokenizer gave the recorded ids for the question's text and the
+ *     recorded text for the answer's ids; unlike the answer, these do not depend on rounding
  */
 public data class ReplayedCase(
     val number: Int,
@@ -65,14 +62,14 @@ public data class ReplayedCase(
 )
 
 /**
- * Checks every hash of an artifact, then asks one of its files its golden questions again.
+ * Verifies the hashes of an artifact's files, then repeats the golden questions of one file.
  *
- * The flow is cold and works where it is collected; cancelling ends it before the engine's next
- * step. Nothing else may use the engine meanwhile. Collecting throws [ArtifactError] for a file
- * that is missing or altered, and for a golden.json without answers of [file].
+ * The flow is cold and runs in the collector's context; cancelling it takes effect before the
+ * engine's next step. The engine must not be used elsewhere meanwhile. Collecting throws an
+ * [ArtifactError] if a file is missing or modified, or golden.json has no answers for [file].
  *
- * @param file a name of [Artifact.staticFiles]
- * @param engine has that file open
+ * @param file one of [Artifact.staticFiles]
+ * @param engine an engine with that file open
  */
 public fun replay(
     artifact: Artifact,
@@ -106,11 +103,10 @@ public fun replay(
 }
 
 /**
- * Says whether a file computes rightly, by all of its [cases].
+ * Returns whether the results of all [cases] are good enough.
  *
- * All answers must be the recorded ones where the file's recipe keeps float32 weights. Rounded
- * weights leave near-ties that another processor may decide otherwise: half is enough there. The
- * tokenizer must be right everywhere.
+ * With float32 weights all answers must match. With quantized weights half is enough, because
+ * rounding differs between processors and may decide a near-tie. The tokenizer must always match.
  */
 public fun accepted(artifact: Artifact, file: String, cases: List<ReplayedCase>): Boolean {
     val exact = artifact.entry(file).tolerance["tokens"] == 1.0
@@ -124,7 +120,7 @@ private const val GOLDEN = "golden.json"
 @Serializable
 private class Golden(val cases: List<GoldenCase>)
 
-/** A question with the answer of every file that was asked. */
+/** A question and each file's answer. */
 @Serializable
 private class GoldenCase(
     val text: String,
@@ -140,7 +136,7 @@ private class GoldenCase(
 private fun readCases(artifact: Artifact, file: String): List<GoldenCase> {
     val path = artifact.path(GOLDEN)
     val cases = try {
-        // The others are questions for another target.
+        // Some questions are for other targets only.
         MANIFEST_JSON.decodeFromString<Golden>(path.readText()).cases
             .filter { file in it.files }
             .onEach { it.generation }

@@ -1,6 +1,5 @@
 /*
- * Beam search: the part of bart_export/runtime/search.py that keeps several sequences and compares
- * them.
+ * Beam search; mirrors the part of bart_export/runtime/search.py for several beams.
  */
 package org.bartexport.runtime
 
@@ -10,11 +9,10 @@ import org.bartexport.EarlyStopping
 import org.bartexport.GenerationConfig
 
 /**
- * Keeps the `numBeams` best unfinished sequences and, apart from them, the best finished ones.
+ * Keeps the `numBeams` best unfinished sequences and, separately, the best finished ones.
  *
- * Where Hugging Face gives a score of -1e9 to beams that do not exist yet, ours have negative
- * infinity and are never finished: a vocabulary smaller than the number of beams gives no false
- * hypotheses.
+ * Beams that do not exist yet score negative infinity and never finish, where Hugging Face scores
+ * them -1e9, so a vocabulary smaller than the number of beams gives no spurious hypotheses.
  */
 internal fun beamSearch(generation: GenerationConfig): Sequence<SearchEvent> = sequence {
     val processors = processors(generation)
@@ -36,26 +34,26 @@ internal fun beamSearch(generation: GenerationConfig): Sequence<SearchEvent> = s
             beams.forced(forced)
         }
         val places = candidates.tokens.indices
-        val (ends, goesOn) = places.partition {
+        val (ends, continuations) = places.partition {
             last || candidates.tokens[it] in generation.eosTokenIds
         }
-        // Candidates beyond numBeams are there to go on; as endings they are not good enough.
+        // Only the numBeams best candidates may finish; the others replace beams that do.
         for (place in ends.filter { it < generation.numBeams }) {
             val tokenIds = beams.tokenIds(candidates.rows[place], length) + candidates.tokens[place]
             val hypothesis = Hypothesis(tokenIds, candidates.sums[place] / divisors[length])
             finished = finished.including(hypothesis).take(generation.numBeams)
         }
-        if (goesOn.isEmpty()) break
-        beams = beams.continued(candidates, goesOn.take(generation.numBeams), length)
+        if (continuations.isEmpty()) break
+        beams = beams.continued(candidates, continuations.take(generation.numBeams), length)
         if (finished.size == generation.numBeams) {
             val worst = finished.last().score
             if (!mayImprove(beams.totals[0], length, worst, divisors, generation)) break
         }
 
         val contenders = beams.contenders(length, finished.firstOrNull(), divisors)
-        val certain = commonPrefix(contenders, settled)
-        settled += certain.size
-        yield(SearchEvent.Settled(certain))
+        val agreed = commonPrefix(contenders, settled)
+        settled += agreed.size
+        yield(SearchEvent.Settled(agreed))
         length++
     }
     val best = finished.firstOrNull() ?: throw noTokenLeft(length)
@@ -64,10 +62,10 @@ internal fun beamSearch(generation: GenerationConfig): Sequence<SearchEvent> = s
 }
 
 /**
- * Sequences that may go on, best first: [totals] are the sums of their log-probabilities, negative
- * infinity for beams that do not exist.
+ * The unfinished sequences, best first.
  *
- * @property cameFrom the beam of the step before that each continues
+ * @property cameFrom the beam of the previous step that each beam continues
+ * @property totals sums of log-probabilities; negative infinity for beams that do not exist
  */
 private class Beams(
     val sequences: Array<IntArray>,
@@ -75,23 +73,24 @@ private class Beams(
     val totals: DoubleArray,
 ) {
     /**
-     * Returns the best ways to go on by the [logits] of the token after [length] tokens, where each
-     * beam can end in so many [ways].
+     * Returns the best continuations after [length] tokens.
+     *
+     * @param endTokens the number of end tokens
      */
     fun candidates(
         logits: Logits,
         processors: List<Processor>,
         length: Int,
-        ways: Int,
+        endTokens: Int,
     ): Candidates {
         val normalizers = logNormalizers(logits)
         processors.process(sequences, length, logits, normalizers)
         val offsets = DoubleArray(totals.size) { totals[it] - normalizers[it] }
-        // However beams end, as many candidates as there are beams go on.
-        return largest(logits, offsets, (1 + ways) * totals.size)
+        // Enough to continue every beam even if all their end tokens are among the best.
+        return largest(logits, offsets, (1 + endTokens) * totals.size)
     }
 
-    /** Returns the only way to go on where [token] is forced. */
+    /** Returns the continuation of every beam by the forced [token]. */
     fun forced(token: Int): Candidates {
         val rows = totals.indices.filter { totals[it] > Double.NEGATIVE_INFINITY }
         return Candidates(
@@ -101,7 +100,7 @@ private class Beams(
         )
     }
 
-    /** Returns the beams that take the [candidates] at [places]; what is left does not exist. */
+    /** Returns the beams of the [candidates] at [places]; any others do not exist. */
     fun continued(candidates: Candidates, places: List<Int>, length: Int): Beams {
         val all = List(totals.size) { places.getOrElse(it) { places[0] } }
         return Beams(
@@ -117,7 +116,7 @@ private class Beams(
         )
     }
 
-    /** Returns every sequence that the search may end with, after [length] generated tokens. */
+    /** Returns every sequence that may still win, after [length] generated tokens. */
     fun contenders(length: Int, best: Hypothesis?, divisors: DoubleArray): List<List<Int>> {
         if (best == null) return totals.indices.map { tokenIds(it, length + 1) }
         val rivals = totals.indices.filter { mayWin(totals[it], length, best.score, divisors) }
@@ -128,25 +127,27 @@ private class Beams(
     fun tokenIds(beam: Int, length: Int): List<Int> = sequences[beam].asList().subList(0, length)
 }
 
-/** Returns beams that are all equal, of which therefore only the first exists. */
+/** Returns the beams before the first step, of which only one exists. */
 private fun firstBeams(generation: GenerationConfig): Beams = Beams(
     firstTokens(generation, generation.numBeams),
     IntArray(generation.numBeams) { it },
     DoubleArray(generation.numBeams) { if (it == 0) 0.0 else Double.NEGATIVE_INFINITY },
 )
 
-/** Returns hypotheses that are best first with another one; among equals the older stays ahead. */
+/** Inserts a hypothesis into a list sorted by score, after those with an equal score. */
 private fun List<Hypothesis>.including(hypothesis: Hypothesis): List<Hypothesis> {
     val (ahead, behind) = partition { it.score >= hypothesis.score }
     return ahead + hypothesis + behind
 }
 
 /**
- * Says whether beam search goes on once `numBeams` hypotheses are finished.
+ * Returns whether beam search continues once `numBeams` hypotheses are finished.
  *
- * [total] is that of the best beam after [length] generated tokens, [worstScore] the lowest score
- * among the finished. `early_stopping` of true never goes on; false takes the beam's score as if it
- * ended now, which longer sequences may exceed; "never" the best score that it can still reach.
+ * With `early_stopping` true it stops. With false it compares the best beam's current score, which
+ * a longer sequence may exceed; with "never" it compares the best score the beam can still reach.
+ *
+ * @param total the best beam's, after [length] generated tokens
+ * @param worstScore the lowest score of the finished hypotheses
  */
 private fun mayImprove(
     total: Double,
@@ -155,24 +156,25 @@ private fun mayImprove(
     divisors: DoubleArray,
     generation: GenerationConfig,
 ): Boolean {
-    val reaches = generation.earlyStopping == EarlyStopping.NEVER && generation.lengthPenalty > 0
-    val within = if (reaches) generation.maxLength - 1 else length
-    return generation.earlyStopping != EarlyStopping.TRUE && total / divisors[within] > worstScore
+    val optimistic = generation.earlyStopping == EarlyStopping.NEVER && generation.lengthPenalty > 0
+    val scoredLength = if (optimistic) generation.maxLength - 1 else length
+    return generation.earlyStopping != EarlyStopping.TRUE &&
+        total / divisors[scoredLength] > worstScore
 }
 
 /**
- * Says whether a beam, after [length] generated tokens, can end above [bestScore].
+ * Returns whether a beam, after [length] generated tokens, can still exceed [bestScore].
  *
- * Log-probabilities are never above 0, so a total never grows. Dividing by the largest divisor
- * ahead gives the best score within reach.
+ * Log-probabilities are at most 0, so a total never grows; its best possible score is its quotient
+ * by the largest divisor to come.
  */
 private fun mayWin(total: Double, length: Int, bestScore: Double, divisors: DoubleArray): Boolean =
     total > bestScore * max(divisors[length + 1], divisors.last()) - ROUNDING
 
-/** What sums of log-probabilities may grow by rounding alone. */
+/** Bound of the rounding error in a sum of log-probabilities. */
 private const val ROUNDING = 1e-6
 
-/** Returns the tokens from place [start] on for as long as all sequences have the same. */
+/** Returns the longest common run of tokens from index [start]. */
 private fun commonPrefix(sequences: List<List<Int>>, start: Int): List<Int> {
     val first = sequences[0]
     var end = start
@@ -181,9 +183,9 @@ private fun commonPrefix(sequences: List<List<Int>>, start: Int): List<Int> {
 }
 
 /**
- * Returns length.pow(lengthPenalty) for each number of generated tokens up to the last.
+ * Returns length.pow(lengthPenalty) for each number of generated tokens, float64 (maxLength,).
  *
- * Kept within the range of float64, so that no penalty, however extreme, divides by 0.
+ * Extreme penalties are clamped, so that no divisor is 0 or infinite.
  */
 private fun lengthDivisors(generation: GenerationConfig): DoubleArray =
     DoubleArray(generation.maxLength) {

@@ -1,10 +1,6 @@
 /*
- * Which bucket of a static build a request runs in, and what it is padded with; mirrors
- * bart_export/runtime/buckets.py.
- *
- * The buckets of a file and a request go in; out come the smallest buckets that have room, and
- * arrays that fill them: a source is padded and the padding masked, a beam that nobody asked for
- * decodes along in a place of its own. What fits in no bucket is refused. No runtime is known here.
+ * Chooses the buckets of a static build for a request and pads its arrays to their sizes; mirrors
+ * `Buckets` of bart_export/runtime/engine.py.
  */
 package org.bartexport.runtime
 
@@ -14,10 +10,10 @@ import org.bartexport.Bucket
 import org.bartexport.InputError
 
 /**
- * A source in the buckets that encode and decode it.
+ * A source padded to the size of its buckets.
  *
- * @property tokenIds int32 (one, source), filled up
- * @property paddingMask int32 (one, source), 1 for a token and 0 for what was filled up
+ * @property tokenIds int32 (one, source)
+ * @property paddingMask int32 (one, source), 1 for a token and 0 for padding
  */
 public class Fitted(
     public val encode: Bucket,
@@ -27,12 +23,12 @@ public class Fitted(
 )
 
 /**
- * Returns a source in the smallest buckets that have room for it, its beams and its tokens.
+ * Returns the smallest buckets for a request, with the source padded to their size.
  *
- * @param tokenIds start and end token included
- * @param numBeams sequences decoded side by side
- * @param maxLength decoder tokens, the start token included
- * @throws InputError for more than the largest bucket takes, and for a source that is none
+ * @param tokenIds source ids, including the start and end tokens
+ * @param numBeams number of sequences decoded in parallel
+ * @param maxLength maximum number of decoder tokens, including the start token
+ * @throws InputError if the request exceeds the largest bucket, or the source is invalid
  */
 public fun fit(
     config: BartConfig,
@@ -57,10 +53,10 @@ public fun fit(
 }
 
 /**
- * Returns token ids and beam indices for all [beams] of a bucket; spare ones keep their place.
+ * Pads token ids and beam indices to all [beams] of a bucket; padding beams continue themselves.
  *
- * @param tokenIds one for each beam that is wanted
- * @param beamIndex as many
+ * @param tokenIds int32 (requested beams,)
+ * @param beamIndex int32 (requested beams,)
  */
 public fun fillRows(
     beams: Int,
@@ -71,7 +67,7 @@ public fun fillRows(
     IntArray(beams) { beam -> if (beam < beamIndex.size) beamIndex[beam] else beam },
 )
 
-/** What a request calls the size of an axis. */
+/** The size of each axis, as error messages name it. */
 private val LIMITED = mapOf(
     Axis.SOURCE to "A source's number of tokens",
     Axis.BEAMS to "num_beams, or num_return_sequences,",
@@ -94,7 +90,7 @@ private fun checkSource(config: BartConfig, tokenIds: IntArray) {
 private fun smallest(buckets: List<Bucket>, axis: String, needed: Int): Int {
     val sizes = buckets.mapNotNull { it.sizes[axis] }.distinct().sorted()
     return sizes.firstOrNull { it >= needed } ?: throw InputError(
-        "${LIMITED[axis]} must be at most ${sizes.last()} in this static build, which was made " +
-            "for ${sizes.joinToString()}, received $needed. Export one with more room for that.",
+        "${LIMITED[axis]} must be at most ${sizes.last()} in this static build (its sizes: " +
+            "${sizes.joinToString()}), received $needed. Export one with a larger size.",
     )
 }

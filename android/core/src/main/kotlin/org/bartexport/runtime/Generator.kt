@@ -1,9 +1,6 @@
 /*
- * Text in, text out, piece by piece: a tokenizer, an engine and the search behind a Flow; mirrors
+ * Text generation as a Flow: a tokenizer, an engine and a search; mirrors
  * bart_export/runtime/generator.py.
- *
- * A text and settings go in, events come out: the source is encoded, text is certain, all is done.
- * Nothing here knows how a step is computed, how the next token is chosen, or who shows the text.
  */
 package org.bartexport.runtime
 
@@ -25,12 +22,12 @@ import org.bartexport.text.BartTokenizer
 import org.bartexport.text.IncrementalDetokenizer
 
 /**
- * Where the time of one generation went.
+ * Durations of one generation, in seconds.
  *
- * @property encode seconds that the engine took to encode the source
- * @property decode seconds from then until the last token
- * @property firstToken seconds from the beginning of [encode] until the first token was chosen
- * @property tokens of the best sequence, the start token excluded
+ * @property encode time to encode the source
+ * @property decode time from then until the last token
+ * @property firstToken time from the start of encoding until the first token
+ * @property tokens number of tokens in the best sequence, excluding the start token
  */
 public data class Timings(
     val encode: Double,
@@ -38,7 +35,7 @@ public data class Timings(
     val firstToken: Double,
     val tokens: Int,
 ) {
-    /** Generated tokens, the start token excluded, per second of decoding. */
+    /** Generated tokens per second of decoding. */
     val tokensPerSecond: Double
         get() = if (decode > 0) tokens / decode else 0.0
 }
@@ -46,16 +43,16 @@ public data class Timings(
 /**
  * One generated text.
  *
- * @property tokenIds from the start token on
- * @property score that of [Hypothesis]
+ * @property tokenIds token ids, including the start token
+ * @property score see [Hypothesis]
  */
 public data class GeneratedSequence(val text: String, val tokenIds: List<Int>, val score: Double)
 
 /**
- * What one source text gave.
+ * The result for one source text.
  *
- * @property sequences the `numReturnSequences` best, best first
- * @property sourceTokenIds start and end token included
+ * @property sequences the `numReturnSequences` best sequences, best first
+ * @property sourceTokenIds token ids of the source, including start and end
  */
 public data class GenerationResult(
     val sequences: List<GeneratedSequence>,
@@ -67,18 +64,18 @@ public data class GenerationResult(
         get() = sequences.first().text
 }
 
-/** What happens during a generation, in this order: [Encoded], any number of [Text], [Finished]. */
+/** An event of a generation: [Encoded], then any number of [Text], then [Finished]. */
 public sealed interface GenerationEvent {
-    /** The source of [sourceTokens] tokens, start and end included, was encoded in [seconds]. */
+    /** The source, [sourceTokens] tokens including start and end, was encoded in [seconds]. */
     public data class Encoded(val sourceTokens: Int, val seconds: Double) : GenerationEvent
 
     /**
-     * A step was made.
+     * A decoding step is done.
      *
-     * @property piece text that is certain now, often "": with beams it is certain once all beams
-     *     agree on it, and a character may need several tokens. Put together, all pieces are the
-     *     text of the result
-     * @property tokens tokens that each beam has so far, the start token excluded
+     * @property piece new text that is final, possibly empty: in beam search, text is final once
+     *     all beams agree on it, and one character may take several tokens. The pieces concatenate
+     *     to the text of the result
+     * @property tokens number of tokens in each beam so far, excluding the start token
      */
     public data class Text(val piece: String, val tokens: Int) : GenerationEvent
 
@@ -89,12 +86,10 @@ public sealed interface GenerationEvent {
 /**
  * Generates text with an exported BART, one text at a time: a second collector waits for the first.
  *
- * @param tokenizer text to ids and back
- * @param engine runs the model; the generator closes it
- * @property generation settings used where a call gives none
- * @property encoderSequenceLength most tokens of a source, start and end included, that the model
- *     was prepared for and the engine has room for
- * @param dispatcher where the work is done, for best caches a single thread
+ * @param engine runs the model; closed together with the generator
+ * @property generation default settings
+ * @property encoderSequenceLength maximum number of source tokens, including start and end
+ * @param dispatcher runs the generation; a single thread makes the best use of CPU caches
  */
 public class Generator(
     private val tokenizer: BartTokenizer,
@@ -112,20 +107,18 @@ public class Generator(
     private var engineClosed = false
 
     /**
-     * Generates from a text. The flow is cold: every collection generates anew.
+     * Generates from a text. The flow is cold: each collection generates again.
      *
-     * When the collecting coroutine is cancelled the work ends before the engine's next step, and
-     * the next generation may begin.
+     * Cancelling the collecting coroutine ends the generation before the engine's next step.
      *
-     * Collecting throws [org.bartexport.InputError] for a text that is too long or is no Unicode,
-     * or a `maxLength` or `numBeams` that the engine has no room for,
-     * [org.bartexport.ConfigurationError] for token ids that the model does not have, and
-     * [EngineError] where the engine fails or the generator is closed.
+     * Collecting throws an [org.bartexport.InputError] if the text is too long or not valid
+     * Unicode, or the engine has no room for `maxLength` or `numBeams`; an
+     * [org.bartexport.ConfigurationError] if a token id of the settings is not in the vocabulary;
+     * and an [EngineError] if the engine fails or the generator is closed.
      *
-     * @param generation settings for this text
-     * @param truncate cut a source that is too long at its end; otherwise it is an error
-     * @param specialTokens take `<mask>` and the other special tokens of BART in a text for the
-     *     tokens; texts of strangers could then end or pad a source
+     * @param truncate whether to truncate a source that is too long instead of failing
+     * @param specialTokens whether `<mask>` and BART's other special tokens in the text become
+     *     their ids. With untrusted texts this would let them end or pad a source
      */
     public fun generate(
         text: String,
@@ -133,15 +126,14 @@ public class Generator(
         truncate: Boolean = false,
         specialTokens: Boolean = false,
     ): Flow<GenerationEvent> = flow {
-        alone {
+        exclusively {
             val ids = tokenizer.encode(text, encoderSequenceLength, truncate, specialTokens)
             generate(ids, generation)
         }
     }.flowOn(dispatcher)
 
     /**
-     * Returns what [generate] gives in the end, and fails as collecting it does. Cancelling the
-     * coroutine ends the work before the engine's next step.
+     * Returns the generated text. Throws, and is cancelled, as collecting [generate] is.
      */
     public suspend fun summarize(
         text: String,
@@ -152,13 +144,13 @@ public class Generator(
         return finished.result.text
     }
 
-    /** Returns the number of tokens of a text as a source, start and end token included. */
+    /** Returns the number of source tokens of a text, including start and end. */
     public fun countTokens(text: String): Int = tokenizer.tokenize(text).size + 2
 
-    /** Ends a generation that runs, before its next step, and closes the engine once it has. */
+    /** Ends any running generation before its next step, then closes the engine. */
     override fun close() {
         closed = true
-        // Otherwise the generation that has the lock comes here when it gives it back.
+        // Otherwise the running generation calls this function when it ends.
         if (!running.tryLock()) return
         try {
             if (!engineClosed) {
@@ -170,7 +162,7 @@ public class Generator(
         }
     }
 
-    private suspend fun alone(generation: suspend () -> Unit) {
+    private suspend fun exclusively(generation: suspend () -> Unit) {
         try {
             running.withLock {
                 checkOpen()
@@ -216,7 +208,7 @@ public class Generator(
         )
     }
 
-    /** Emits the text of a search's tokens as they settle, and returns its hypotheses. */
+    /** Emits the text of a search's settled tokens and returns its hypotheses. */
     private suspend fun FlowCollector<GenerationEvent>.emitText(
         events: Sequence<SearchEvent.Output>,
         progress: Progress,
@@ -237,7 +229,7 @@ public class Generator(
                 }
             }
         }
-        throw IllegalStateException("A search must end with its hypotheses.")
+        throw IllegalStateException("A search must end with Finished.")
     }
 
     private fun checkOpen() {
@@ -245,14 +237,14 @@ public class Generator(
     }
 }
 
-/** How far a generation is. */
+/** The progress of a generation. */
 private class Progress {
     var steps = 0
     var firstToken: Long? = null
         private set
     private var settled = 0
 
-    /** Tokens of each sequence; a forced one takes no step, one that beams differ on is open. */
+    /** Tokens of each sequence: forced tokens settle without a step, others may settle later. */
     val tokens: Int
         get() = max(steps, settled)
 
@@ -262,7 +254,7 @@ private class Progress {
     }
 }
 
-/** Returns an engine's step that is not begun once the coroutine of [context] is cancelled. */
+/** Returns the engine's step, preceded by a check whether [context] is cancelled. */
 internal fun Seq2SeqEngine.cancellableStep(context: CoroutineContext): Step<Decoding> =
     Step { state, tokenIds, beamIndex ->
         context.ensureActive()

@@ -1,19 +1,17 @@
 /*
- * NumPy's default chance: the PCG64 generator, seeded by a SeedSequence; stands for
- * numpy.random.Generator(numpy.random.PCG64(seed)), which bart_export/runtime/logits.py uses.
- *
- * In goes a seed, out come uniform numbers, the same as NumPy's to the last bit. Nothing here knows
- * what they decide.
+ * NumPy's PCG64 random number generator, bit for bit: the equivalent of
+ * numpy.random.Generator(numpy.random.PCG64(seed)) in bart_export/runtime/logits.py.
  */
 package org.bartexport.runtime
 
 import java.security.SecureRandom
 
 /**
- * A permuted congruential generator of 128 bits (O'Neill 2014, https://www.pcg-random.org): each
- * step multiplies the state and adds to it, and gives its halves, combined and rotated.
+ * A 128-bit permuted congruential generator (O'Neill 2014, https://www.pcg-random.org).
  *
- * @param seed what the numbers depend on, at least 0; without one they differ at every run
+ * Its output is the xor of the state's halves, rotated by the state's upper bits.
+ *
+ * @param seed a non-negative seed, or null for a random one
  */
 internal class Pcg64(seed: Long?) {
     private val increment: Unsigned128
@@ -27,7 +25,7 @@ internal class Pcg64(seed: Long?) {
         state = next(increment + start)
     }
 
-    /** Returns a uniform number of [0, 1), of which 53 bits are chance. */
+    /** Returns a uniform number in [0, 1) with 53 random bits. */
     fun random(): Double {
         state = next(state)
         val folded = state.high xor state.low
@@ -38,7 +36,7 @@ internal class Pcg64(seed: Long?) {
     private fun next(state: Unsigned128): Unsigned128 = state * MULTIPLIER + increment
 }
 
-/** An unsigned number of 128 bits; sums and products lose what is above them. */
+/** A 128-bit unsigned integer; sums and products wrap around. */
 private class Unsigned128(val high: Long, val low: Long) {
     operator fun plus(other: Unsigned128): Unsigned128 {
         val sum = low + other.low
@@ -52,7 +50,7 @@ private class Unsigned128(val high: Long, val low: Long) {
     )
 }
 
-/** Returns the upper 64 bits of the product of two unsigned numbers of 64 bits. */
+/** Returns the upper 64 bits of the product of two unsigned 64-bit integers. */
 private fun highProduct(first: Long, second: Long): Long {
     val firstLow = first and LOW_WORD
     val firstHigh = first ushr 32
@@ -63,10 +61,7 @@ private fun highProduct(first: Long, second: Long): Long {
     return firstHigh * secondHigh + (middle ushr 32) + (other ushr 32)
 }
 
-/**
- * Spreads the bits of a seed, words of 32 bits, over as many words as are asked for
- * (numpy.random.SeedSequence).
- */
+/** numpy.random.SeedSequence: expands the 32-bit words of a seed into an initial state. */
 private class SeedSequence(entropy: IntArray) {
     private val pool: IntArray
 
@@ -80,7 +75,7 @@ private class SeedSequence(entropy: IntArray) {
         }
     }
 
-    /** Returns [count] words of 64 bits. */
+    /** Returns [count] 64-bit words. */
     fun generate(count: Int): LongArray {
         val hash = Hash(INITIAL_B, MULTIPLIER_B)
         val words = IntArray(2 * count) { hash(pool[it % POOL_SIZE]) }
@@ -95,7 +90,7 @@ private class SeedSequence(entropy: IntArray) {
     }
 }
 
-/** A hash of words of 32 bits whose constant changes with every word. */
+/** A hash of 32-bit words whose constant changes with every word. */
 private class Hash(private var constant: Int, private val multiplier: Int) {
     operator fun invoke(word: Int): Int {
         val before = word xor constant
@@ -105,7 +100,7 @@ private class Hash(private var constant: Int, private val multiplier: Int) {
     }
 }
 
-/** Returns a seed as words, the lowest first. */
+/** Returns the 32-bit words of a seed, lowest first. */
 private fun entropyOf(seed: Long): IntArray = intArrayOf(seed.toInt(), (seed ushr 32).toInt())
 
 private fun freshEntropy(): IntArray = SecureRandom().let { random ->

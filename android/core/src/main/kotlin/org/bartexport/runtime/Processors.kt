@@ -1,28 +1,26 @@
 /*
- * What forbids or discourages tokens: edits of logits that depend on the tokens so far; mirrors
+ * Logits processors, with the semantics and order of Hugging Face's `generate()`; mirrors
  * bart_export/runtime/logits.py.
  *
- * In go the sequences and their next logits, which are changed in place; out comes nothing. A
- * processor touches a few entries a row and never passes over the vocabulary. Meaning and order are
- * those of Hugging Face's `generate()`. Nothing here knows how a token is then chosen.
+ * A processor changes logits in place and touches a few entries per row, not the whole vocabulary.
  */
 package org.bartexport.runtime
 
 import org.bartexport.GenerationConfig
 
-/** Changes the logits of tokens that the tokens so far forbid or make less welcome. */
+/** Forbids or penalizes tokens, depending on the sequence so far. */
 internal fun interface Processor {
     /**
-     * Changes row `row` of the logits (beams, vocabulary), from index [start] of [logits] on.
+     * Processes one row of logits, which begins at index [start] of [logits].
      *
-     * @param sequence its tokens, of which the first [length] count, start token included
-     * @param zero the logit that stands for a score of 0: 0 itself where raw logits are processed,
-     *   the row's normalizer where log-probabilities are
+     * @param sequence the row's tokens, of which the first [length] are set
+     * @param zero the logit of a score of 0: 0 if scores are logits, the row's normalizer if they
+     *   are log-probabilities
      */
     fun process(sequence: IntArray, length: Int, logits: FloatArray, start: Int, zero: Float)
 }
 
-/** Returns the processors that the settings switch on, in the order they are applied. */
+/** Returns the enabled processors, in the order they are applied. */
 internal fun processors(generation: GenerationConfig): List<Processor> = listOf(
     (generation.repetitionPenalty != 1.0) to repetitionPenalty(generation.repetitionPenalty),
     (generation.noRepeatNgramSize > 0) to noRepeatNgram(generation.noRepeatNgramSize),
@@ -45,10 +43,10 @@ internal fun List<Processor>.process(
 }
 
 /**
- * Returns the only token that may follow [length] tokens, start token included, if one is set.
+ * Returns the token that must follow [length] tokens, including the start token, or null.
  *
- * A forced token has a log-probability of 0, and its logits need not be computed. The end is forced
- * after the beginning, and wins where both apply.
+ * A forced token has a log-probability of 0, and its logits need not be computed. If both forced
+ * tokens apply, the end token takes precedence.
  */
 internal fun forcedToken(generation: GenerationConfig, length: Int): Int? {
     val end = generation.forcedEosTokenId
@@ -60,13 +58,13 @@ internal fun forcedToken(generation: GenerationConfig, length: Int): Int? {
 }
 
 /**
- * Returns the processor that divides positive scores of tokens seen before by [penalty] and
- * multiplies negative ones by it (Keskar et al. 2019, https://arxiv.org/abs/1909.05858).
+ * Divides positive scores of earlier tokens by [penalty] and multiplies negative ones by it
+ * (Keskar et al. 2019, https://arxiv.org/abs/1909.05858).
  */
 internal fun repetitionPenalty(penalty: Double): Processor {
     val factor = penalty.toFloat()
     return Processor { sequence, length, logits, start, zero ->
-        // All scores are read before one is written: a token seen twice is penalised once.
+        // All scores are read before any is written, so a repeated token is penalized once.
         val scores = FloatArray(length) { place ->
             val score = logits[start + sequence[place]] - zero
             (if (score < 0) score * factor else score / factor) + zero
@@ -78,12 +76,12 @@ internal fun repetitionPenalty(penalty: Double): Processor {
 }
 
 /**
- * Returns the processor that bans every token that would end an n-gram of [size] seen before.
+ * Forbids every token that would complete an earlier n-gram of [size] tokens.
  *
- * Scanning the tokens anew costs less than keeping a table of n-grams for each beam would.
+ * Scanning the sequence costs less than keeping a table of n-grams for each beam.
  */
 internal fun noRepeatNgram(size: Int): Processor = Processor { sequence, length, logits, start, _ ->
-    val last = length - size + 1 // where the n-gram that is about to be completed starts
+    val last = length - size + 1 // where the incomplete n-gram starts
     for (place in 0 until last) {
         if (sequence.repeats(place, last, size - 1)) {
             logits[start + sequence[place + size - 1]] = Float.NEGATIVE_INFINITY
@@ -91,7 +89,7 @@ internal fun noRepeatNgram(size: Int): Processor = Processor { sequence, length,
     }
 }
 
-/** Says whether the [count] tokens from [first] on are those from [second] on. */
+/** Returns whether the [count] tokens at [first] equal those at [second]. */
 private fun IntArray.repeats(first: Int, second: Int, count: Int): Boolean {
     for (place in 0 until count) {
         if (this[first + place] != this[second + place]) return false
@@ -99,7 +97,7 @@ private fun IntArray.repeats(first: Int, second: Int, count: Int): Boolean {
     return true
 }
 
-/** Returns the processor that bans every end token before [minimum] tokens, start included. */
+/** Forbids the end tokens in sequences shorter than [minimum] tokens, including the start token. */
 internal fun minLength(minimum: Int, eosTokenIds: List<Int>): Processor =
     Processor { _, length, logits, start, _ ->
         if (length < minimum) {

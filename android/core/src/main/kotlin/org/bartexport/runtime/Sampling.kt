@@ -1,32 +1,31 @@
 /*
- * Drawing one token from a row of logits: temperature, then top-k, then top-p, then chance; mirrors
- * bart_export/runtime/logits.py.
+ * Chooses the next token: greedily, or by sampling with temperature, top-k and top-p as in Hugging
+ * Face's `generate()`; mirrors bart_export/runtime/logits.py.
  *
- * In goes one row, out comes one token id. Filters keep what Hugging Face's keep. Chance is NumPy's
- * PCG64 generator, one uniform number a token: a seed gives the same tokens as in Python. It does
- * not give the tokens that PyTorch's generator would.
+ * Sampling takes one number per token from NumPy's PCG64 generator, so a seed gives the same tokens
+ * as in Python, but not those of PyTorch.
  */
 package org.bartexport.runtime
 
 import org.bartexport.GenerationConfig
 
-/** Chooses one token of a row of processed logits (beams, vocabulary). */
+/** Chooses a token from one row of processed logits. */
 internal fun interface Choice {
     fun choose(logits: Logits, row: Int): Int
 }
 
-/** Chooses the most likely token, the lowest id among equals. */
+/** Chooses the most likely token, or the lowest id of several. */
 internal val greedyChoice: Choice = Choice { logits, row ->
     val start = row * logits.vocabulary
     logits.values.indexOfMaximum(start, start + logits.vocabulary) - start
 }
 
 /**
- * Returns what draws a token.
+ * Samples a token.
  *
- * Top-k keeps every token that is as likely as the k-th. Top-p keeps the fewest tokens whose
- * probabilities reach `topP`, among equals the lower ids. A row without a possible token gives
- * token 0.
+ * Top-k also keeps all tokens as likely as the k-th. Top-p keeps the fewest tokens whose
+ * probabilities add up to `topP`, the lower id first among equals. If a row's tokens are all
+ * forbidden, the choice is token 0.
  */
 internal fun sampledChoice(generation: GenerationConfig): Choice {
     val chance = Pcg64(generation.seed)
@@ -52,9 +51,9 @@ internal fun sampledChoice(generation: GenerationConfig): Choice {
     }
 }
 
-/** Indices of logits and how likely each is, in proportion to the others. */
+/** Indices of logits with unnormalized probabilities. */
 private class Weighted(private val indices: IntArray, private val weights: DoubleArray) {
-    /** Returns the index at the share [share], from 0 to below 1, of all weights in a row. */
+    /** Returns the index at which the cumulative probability exceeds [share], in [0, 1). */
     fun draw(share: Double): Int {
         val cumulative = cumulative(weights)
         val target = share * cumulative[cumulative.size - 1]
@@ -63,10 +62,7 @@ private class Weighted(private val indices: IntArray, private val weights: Doubl
     }
 }
 
-/**
- * Returns the indices of the [topK] largest logits and all that equal the last, or of all; none of
- * negative infinity.
- */
+/** Returns the indices of the finite logits that top-k keeps; a [topK] of 0 keeps all. */
 private fun possible(logits: FloatArray, start: Int, end: Int, topK: Int): IntArray {
     val kth = if (topK > 0) logits.kthLargest(start, end, topK) else Float.NEGATIVE_INFINITY
     val lowest = maxOf(kth, -Float.MAX_VALUE)
@@ -82,10 +78,7 @@ private fun possible(logits: FloatArray, start: Int, end: Int, topK: Int): IntAr
     return possible
 }
 
-/**
- * Returns the likeliest tokens that together reach the share [topP] of all weights, likeliest
- * first, at least one.
- */
+/** Returns the fewest tokens, at least one, that make up [topP] of all weights, likeliest first. */
 private fun nucleus(
     logits: FloatArray,
     indices: IntArray,
@@ -93,7 +86,7 @@ private fun nucleus(
     topP: Double,
 ): Weighted {
     val total = weights.sum()
-    // All weights below this mean of the tail fit into the tail together: none needs sorting.
+    // Together, weights below this bound are less than the tail, so they need no sorting.
     val heavy = (1 - topP) * total / weights.size
     val order = likeliestFirst(logits, indices) { weights[it] >= heavy }
     val sorted = DoubleArray(order.size) { weights[order[it]] }
@@ -102,24 +95,24 @@ private fun nucleus(
     return Weighted(IntArray(size) { indices[order[it]] }, sorted.copyOf(size))
 }
 
-/** Returns the places of [indices] that are [wanted], by falling logit, then in their order. */
+/** Returns the positions in [indices] that pass [filter], by falling logit; the sort is stable. */
 private inline fun likeliestFirst(
     logits: FloatArray,
     indices: IntArray,
-    wanted: (Int) -> Boolean,
+    filter: (Int) -> Boolean,
 ): IntArray {
     val keys = LongArray(indices.size)
     var count = 0
     for (place in indices.indices) {
-        if (wanted(place)) keys[count++] = fallingKey(logits[indices[place]], place)
+        if (filter(place)) keys[count++] = fallingKey(logits[indices[place]], place)
     }
     keys.sort(0, count)
     return IntArray(count) { keys[it].toInt() }
 }
 
-/** Returns a number that is smaller for a larger [logit], and among equals for a lower [place]. */
+/** Returns a sort key that orders by falling [logit], then by rising [place]. */
 private fun fallingKey(logit: Float, place: Int): Long {
-    val bits = (logit + 0f).toRawBits() // the sum makes a negative zero equal to zero
+    val bits = (logit + 0f).toRawBits() // adding 0 turns -0 into 0
     val rising = if (bits < 0) bits xor Int.MAX_VALUE else bits
     return (rising.inv().toLong() shl 32) or place.toLong()
 }
@@ -132,7 +125,7 @@ private fun cumulative(values: DoubleArray): DoubleArray {
     }
 }
 
-/** Returns the first place of [rising] whose value [holds], its size where none does. */
+/** Returns the first index of the sorted [rising] whose value [holds], or its size if none does. */
 private inline fun firstPlace(rising: DoubleArray, holds: (Double) -> Boolean): Int {
     var low = 0
     var high = rising.size

@@ -1,11 +1,8 @@
 /*
- * Exact answers about rows of a vocabulary, found without sorting or copying the rows; mirrors
+ * Log-normalizers and largest entries of logits, without sorting or copying the rows; mirrors
  * bart_export/runtime/logits.py.
  *
- * In go logits of every token, out come the normalizers that turn them into log-probabilities and
- * the few largest entries, equal values in the order of their index. A decoding step takes
- * milliseconds; these functions take tens of microseconds a row. Nothing here knows what a token
- * means.
+ * These functions take tens of microseconds per row; a decoding step takes milliseconds.
  */
 package org.bartexport.runtime
 
@@ -14,30 +11,27 @@ import kotlin.math.ln
 import org.bartexport.EngineError
 
 /**
- * Returns log(sum(exp(row))) of each row, float32 (beams,): what to subtract from a logit for its
- * log-probability.
+ * Returns log(sum(exp(row))) of each row, float32 (beams,). A token's log-probability is its logit
+ * minus this normalizer, and at most 0.
  *
- * It is never below the row's largest logit, so that no log-probability is above 0. Entries of
- * negative infinity are tokens that cannot be had.
- *
- * @throws EngineError when a logit is NaN or infinite, or when no token can be had
+ * @throws EngineError if a logit is NaN or positive infinity, or all are negative infinity
  */
 internal fun logNormalizers(logits: Logits): FloatArray = FloatArray(logits.beams) { beam ->
     val start = beam * logits.vocabulary
     val end = start + logits.vocabulary
     val peak = logits.values.maximum(start, end)
-    // A NaN is never the largest, but makes the sum one.
+    // The maximum ignores NaN, but the sum does not.
     val sum = logits.values.sumOfExponentials(start, end, peak)
     if (peak.isInfinite() || sum.isNaN()) {
         throw EngineError(
             "Expected finite logits from the decoder, received NaN or infinity: the file is " +
-                "damaged or this runtime computes it wrongly. Another recipe or runtime may work.",
+                "damaged, or this runtime computes it incorrectly. Try another recipe or runtime.",
         )
     }
     peak + ln(sum).toFloat()
 }
 
-/** Returns the largest of the entries from [start] to before [end]; an entry of NaN is none. */
+/** Returns the largest entry in [start] until [end], ignoring NaN. */
 internal fun FloatArray.maximum(start: Int, end: Int): Float {
     var largest = Float.NEGATIVE_INFINITY
     for (index in start until end) {
@@ -46,7 +40,7 @@ internal fun FloatArray.maximum(start: Int, end: Int): Float {
     return largest
 }
 
-/** Returns the index of the largest entry from [start] to before [end], the first of equals. */
+/** Returns the index of the largest entry in [start] until [end], the first of equals. */
 internal fun FloatArray.indexOfMaximum(start: Int, end: Int): Int {
     var place = start
     var largest = this[start]
@@ -60,12 +54,11 @@ internal fun FloatArray.indexOfMaximum(start: Int, end: Int): Int {
 }
 
 /**
- * Returns the k-th largest of the entries from [start] to before [end], equal values counted apart.
- *
- * With fewer than [k] entries it is the smallest.
+ * Returns the [k]-th largest entry in [start] until [end], counting duplicates, or the smallest if
+ * there are fewer.
  */
 internal fun FloatArray.kthLargest(start: Int, end: Int, k: Int): Float {
-    // A heap of the k largest so far, the smallest of them on top.
+    // A min-heap of the k largest so far.
     val heap = copyOfRange(start, start + minOf(k, end - start))
     for (place in heap.size / 2 - 1 downTo 0) {
         heap.sink(place)
@@ -79,7 +72,7 @@ internal fun FloatArray.kthLargest(start: Int, end: Int, k: Int): Float {
     return heap[0]
 }
 
-/** Moves the entry at [place] of a heap down until no entry below it is smaller. */
+/** Moves the entry at [place] of a min-heap down to restore the heap. */
 private fun FloatArray.sink(place: Int) {
     val value = this[place]
     var hole = place
@@ -94,16 +87,20 @@ private fun FloatArray.sink(place: Int) {
 }
 
 /**
- * Ways to go on: place i continues beam `rows[i]` with token `tokens[i]`, after which the
- * sequence's log-probabilities add up to `sums[i]`. All have the same size, best first.
+ * Continuations of beams, best first.
+ *
+ * @property rows the beam that each continues, (candidates,)
+ * @property tokens the token that each adds, (candidates,)
+ * @property sums the resulting sum of log-probabilities, (candidates,)
  */
 internal class Candidates(val rows: IntArray, val tokens: IntArray, val sums: DoubleArray)
 
 /**
- * Returns the [count] largest of `logits + offsets` that are above negative infinity, best first,
- * equal values in the order of row and column.
+ * Returns the [count] largest finite entries of `logits + offsets`, best first, and equal ones in
+ * the order of row and column.
  *
- * [offsets] is float64 (beams,) and may be negative infinity. The count is meant to be small.
+ * @param offsets float64 (beams,), may be negative infinity
+ * @param count should be small: entries are kept by insertion sort
  */
 internal fun largest(logits: Logits, offsets: DoubleArray, count: Int): Candidates {
     val found = Best(count)
@@ -113,14 +110,14 @@ internal fun largest(logits: Logits, offsets: DoubleArray, count: Int): Candidat
     return found.candidates()
 }
 
-/** The [count] best of what has been offered, in order. */
+/** The [count] best of the offered entries, in order. */
 private class Best(private val count: Int) {
     private val rows = IntArray(count)
     private val tokens = IntArray(count)
     private val sums = DoubleArray(count)
     private var size = 0
 
-    /** The sum that is to be exceeded; what equals it comes later in order and is no better. */
+    /** The sum that a new entry must exceed; an equal one would come after the last. */
     private val bar: Double
         get() = if (size < count) Double.NEGATIVE_INFINITY else sums[count - 1]
 
@@ -128,16 +125,16 @@ private class Best(private val count: Int) {
         val values = logits.values
         val start = row * logits.vocabulary
         val end = start + logits.vocabulary
-        var enough = logitBelow(bar, offset)
+        var threshold = logitBelow(bar, offset)
         for (index in start until end) {
-            if (values[index] > enough) {
+            if (values[index] > threshold) {
                 insert(row, index - start, values[index] + offset)
-                enough = logitBelow(bar, offset)
+                threshold = logitBelow(bar, offset)
             }
         }
     }
 
-    /** Returns a logit that, like all below it, is too small to exceed [bar]. */
+    /** Returns a logit too small to exceed [bar], rounded down. */
     private fun logitBelow(bar: Double, offset: Double): Float =
         Math.nextAfter((bar - offset).toFloat(), Double.NEGATIVE_INFINITY)
 
@@ -164,7 +161,7 @@ private class Best(private val count: Int) {
         Candidates(rows.copyOf(size), tokens.copyOf(size), sums.copyOf(size))
 }
 
-/** Returns the sum of exp(entry - peak), NaN where an entry is NaN; [peak] is the largest. */
+/** Returns the sum of exp(entry - peak), or NaN if an entry is NaN; [peak] is the largest entry. */
 private fun FloatArray.sumOfExponentials(start: Int, end: Int, peak: Float): Double {
     val exponents = DoubleArray(BLOCK)
     val sums = DoubleArray(BLOCK)
@@ -177,24 +174,23 @@ private fun FloatArray.sumOfExponentials(start: Int, end: Int, peak: Float): Dou
     return sums.sum()
 }
 
-// Exponents that stay in the fastest cache, and sums that do not wait for each other.
+// Small enough for the L1 cache; separate sums avoid a chain of dependent additions.
 private const val BLOCK = 512
 
 /**
- * Replaces each of the first [count] numbers, which are at most 0, by its exponential, with a
- * relative error below 1e-9. Numbers below [LEAST_EXPONENT] count as that; NaN stays NaN.
+ * Replaces each of the first [count] numbers, at most 0, by its exponential, with a relative error
+ * below 1e-9. Numbers are clamped to [LEAST_EXPONENT]; NaN stays NaN.
  *
- * Six terms of the series are enough for a small part of the exponent, and squaring gives the
- * whole. That takes neither whole numbers nor a table, so that compilers make vector instructions
- * of it: several times as fast as `Math.exp`.
+ * It computes exp(x / 512) with six terms of the series and squares the result nine times. Without
+ * integers or a table, compilers vectorize it: it is several times as fast as `Math.exp`.
  */
 internal fun exponentiate(exponents: DoubleArray, count: Int) {
     for (place in 0 until count) {
-        // The middle of the range becomes 0, where the series is best.
+        // Centred on 0, where the series is most accurate.
         val part = (Math.max(exponents[place], LEAST_EXPONENT) - MIDDLE) * (1.0 / 512)
         val tail = part * (1.0 / 24 + part * (1.0 / 120 + part * (1.0 / 720)))
         var power = 1.0 + part * (1.0 + part * (1.0 / 2 + part * (1.0 / 6 + tail)))
-        power *= power // of 2 parts, and so on to 512
+        power *= power // exp(x / 256), and so on up to exp(x)
         power *= power
         power *= power
         power *= power
@@ -207,7 +203,7 @@ internal fun exponentiate(exponents: DoubleArray, count: Int) {
     }
 }
 
-/** Exponentials of less, about 1e-28, are as good as nothing beside the largest, which is 1. */
+/** exp(-64) is about 1e-28, negligible next to the largest term, which is 1. */
 internal const val LEAST_EXPONENT = -64.0
 private const val MIDDLE = LEAST_EXPONENT / 2
 private val EXPONENTIAL_OF_MIDDLE = exp(MIDDLE)

@@ -1,11 +1,10 @@
 /*
- * Greedy search, multinomial sampling and beam search, as Hugging Face's `generate()` has them;
- * mirrors bart_export/runtime/search.py.
+ * Greedy search, sampling and beam search with the semantics of Hugging Face's `generate()`
+ * (transformers 4.57); mirrors bart_export/runtime/search.py.
  *
- * A search is a sequence of events. It asks for logits with `Decode`, says with `Settled` which
- * tokens are certain, and ends with `Finished`. It calls no model and holds no caches, so that one
- * loop can run one search (`drive`) or many side by side. The semantics are those of transformers
- * 4.57.
+ * A search is a sequence of events: it requests logits with `Decode`, reports final tokens with
+ * `Settled`, and ends with `Finished`. It neither calls a model nor holds caches, so a loop can
+ * drive one search (`drive`) or several at the same time.
  */
 package org.bartexport.runtime
 
@@ -13,63 +12,56 @@ import org.bartexport.ConfigurationError
 import org.bartexport.GenerationConfig
 
 /**
- * A finished sequence: its tokens, from the start token to the end token if that was reached, and
- * its score.
+ * A finished sequence, from the start token to the end token or `maxLength`.
  *
- * Beam search scores `sum of log-probabilities / generatedLength.pow(lengthPenalty)`, Hugging
- * Face's `sequences_scores`. Greedy search and sampling score the sum of the log-probabilities that
- * the model, before any processor or filter, gave to the tokens. Forced tokens count 0.
+ * In beam search the score is `sum of log-probabilities / generatedLength.pow(lengthPenalty)`,
+ * Hugging Face's `sequences_scores`. In greedy search and sampling it is the sum of the model's
+ * log-probabilities before processors and filters. Forced tokens add 0.
  */
 public data class Hypothesis(val tokenIds: List<Int>, val score: Double)
 
-/** What a search asks for or tells. */
+/** An event of a search. */
 public sealed interface SearchEvent {
     /**
-     * A request for the logits that follow one more token of every beam.
+     * A request to decode one token of every beam.
      *
-     * Beam k continues beam `beamIndex[k]` of the request before, and then has `tokenIds[k]`. Who
-     * runs the search sets [logits], (beams, vocabulary), before the next event; the search changes
-     * them in place.
+     * Beam k continues beam `beamIndex[k]` of the previous request with token `tokenIds[k]`. The
+     * driver sets [logits] before it takes the next event; the search changes them in place.
      */
     public class Decode(public val tokenIds: IntArray, public val beamIndex: IntArray) :
         SearchEvent {
         public lateinit var logits: Logits
     }
 
-    /** What a search tells. */
+    /** An event for the caller of [drive]. */
     public sealed interface Output : SearchEvent
 
-    /**
-     * After a step: the tokens, start token excluded, that are now certain to follow in the best
-     * sequence whatever later steps say; maybe none.
-     */
+    /** The next tokens of the best sequence that no later step can change; possibly none. */
     public data class Settled(val tokenIds: List<Int>) : Output
 
-    /** The end: the hypotheses, best first. */
+    /** The result of the search, best hypothesis first. */
     public data class Finished(val hypotheses: List<Hypothesis>) : Output
 }
 
 /**
- * Searches for the best sequences.
+ * Searches for the best sequences. The sequence of events is lazy.
  *
- * There is a [SearchEvent.Settled] after every step: in greedy search and for a single sample with
- * the token that was chosen; in beam search often with none and then several; among several samples
- * with everything at the end. Put together, they are the first hypothesis without its start token.
- * The last event is [SearchEvent.Finished] with `numReturnSequences` hypotheses; fewer only where
- * the settings leave fewer sequences. Nothing happens before the first event is asked for.
+ * Each step is followed by a [SearchEvent.Settled]: with the chosen token in greedy search and for
+ * a single sample; with no, one or several tokens in beam search; and with all tokens at the end
+ * for several samples. Together they are the first hypothesis without its start token. The last
+ * event is [SearchEvent.Finished] with `numReturnSequences` hypotheses, or fewer if the settings
+ * leave no more.
  *
- * Every [SearchEvent.Decode] has `numBeams` rows, when sampling `numReturnSequences` rows that are
- * independent samples. There are no more than needed.
+ * A [SearchEvent.Decode] has `numBeams` rows, or one for each of `numReturnSequences` samples.
  *
- * The sequence throws [org.bartexport.EngineError] for logits that are NaN or infinite, and
- * [ConfigurationError] when the settings forbid every token.
+ * Iterating throws an [org.bartexport.EngineError] if logits are NaN or infinite, and a
+ * [ConfigurationError] if the settings forbid every token.
  */
 public fun search(generation: GenerationConfig): Sequence<SearchEvent> =
     if (generation.numBeams > 1) beamSearch(generation) else tokenSearch(generation)
 
 /**
- * Runs a [search] with a [step] function from its first [state], and gives what it tells. No step
- * is made for an event that is not asked for.
+ * Runs a [search] with a [step] function and an initial [state], lazily, and returns its outputs.
  */
 public fun <State> drive(
     search: Sequence<SearchEvent>,
@@ -90,7 +82,7 @@ public fun <State> drive(
     }
 }
 
-/** Chooses one token a step for each of some independent rows: greedy search and sampling. */
+/** Greedy search and sampling: chooses one token per step for each of the independent rows. */
 private fun tokenSearch(generation: GenerationConfig): Sequence<SearchEvent> = sequence {
     val rows = generation.numReturnSequences
     val chooser = TokenChooser(generation)
@@ -122,13 +114,13 @@ private fun tokenSearch(generation: GenerationConfig): Sequence<SearchEvent> = s
     yield(SearchEvent.Finished(hypotheses))
 }
 
-/** Chooses the next token of rows by the settings, and adds up the tokens' scores. */
+/** Chooses the next token of each row and adds its score. */
 private class TokenChooser(generation: GenerationConfig) {
     private val choice = if (generation.doSample) sampledChoice(generation) else greedyChoice
     private val processors = processors(generation)
     private val rescores = generation.repetitionPenalty != 1.0
 
-    /** Puts a token at [length] of every row that is [running], and its score into [scores]. */
+    /** Appends a token to each [running] row of [sequences] and adds its score to [scores]. */
     fun choose(
         logits: Logits,
         running: List<Int>,
@@ -149,18 +141,18 @@ private class TokenChooser(generation: GenerationConfig) {
     }
 }
 
-/** Returns sequences (rows, maxLength) that hold the start token, then padding. */
+/** Returns sequences (rows, maxLength) of the start token and padding. */
 internal fun firstTokens(generation: GenerationConfig, rows: Int): Array<IntArray> = Array(rows) {
     IntArray(generation.maxLength) { place ->
         if (place == 0) generation.decoderStartTokenId else generation.padTokenId
     }
 }
 
-/** Returns the token of each sequence at one place: (rows,). */
+/** Returns the token of each sequence at [place], (rows,). */
 internal fun Array<IntArray>.tokensAt(place: Int): IntArray = IntArray(size) { this[it][place] }
 
-/** Returns the error for settings under which no sequence can go on. */
+/** Returns the error for settings that forbid every token. */
 internal fun noTokenLeft(length: Int): ConfigurationError = ConfigurationError(
-    "Expected at least one token that may follow the first $length, but every one is forbidden. " +
-        "Lower no_repeat_ngram_size or min_length, or set a lower max_length.",
+    "Expected at least one allowed token after the first $length, but the settings forbid all. " +
+        "Set no_repeat_ngram_size to 0, or lower min_length or max_length.",
 )

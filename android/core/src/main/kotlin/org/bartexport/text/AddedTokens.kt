@@ -1,6 +1,6 @@
 /*
- * Added tokens: what is cut out of a text before it is split into words, each one id; mirrors
- * bart_export/text/added_tokens.py, which says where the rules are from.
+ * Added tokens, which are cut out of a text before it is split into words; mirrors
+ * bart_export/text/added_tokens.py, which cites the source of the rules.
  */
 package org.bartexport.text
 
@@ -8,14 +8,14 @@ import kotlinx.serialization.SerialName
 import kotlinx.serialization.Serializable
 
 /**
- * A token that is looked for in the text itself, as the manifest's `tokenizer.added_tokens` has it.
+ * An added token, an entry of `tokenizer.added_tokens` in the manifest.
  *
  * @property content the characters to find
- * @property singleWord find it only where no letter, digit or underscore is beside it
- * @property lstrip take the whitespace before it, too
- * @property rstrip take the whitespace after it, too
- * @property normalized look for it after those that are not, in what they leave
- * @property special leave it out of generated text
+ * @property singleWord match only where no letter, digit or underscore is next to it
+ * @property lstrip include the whitespace before it
+ * @property rstrip include the whitespace after it
+ * @property normalized match after all tokens without this flag, in the text between them
+ * @property special omit it from generated text
  */
 @Serializable
 public data class AddedToken(
@@ -27,21 +27,21 @@ public data class AddedToken(
     val special: Boolean = false,
 )
 
-/** The five tokens of every BART; `<mask>` stands for a word and the space before it. */
+/** BART's five special tokens; `<mask>` includes the space before it. */
 internal val BART_TOKENS: List<AddedToken> =
     SPECIAL_TOKENS.map { AddedToken(it, lstrip = it == MASK, special = true) }
 
-/** A piece of a text, from [start] up to [end]; [token] is null for what is between tokens. */
+/** A part of a text in [start] until [end]: an added token, or null for the text between them. */
 internal class Piece(val start: Int, val end: Int, val token: AddedToken?)
 
-/** Cuts texts at added tokens. */
+/** Splits texts at added tokens. */
 internal class Cutter(tokens: Collection<AddedToken>) {
     private val passes = listOf(false, true)
         .map { kind -> tokens.filter { it.normalized == kind } }
         .filter { it.isNotEmpty() }
         .map(::Pass)
 
-    /** Returns the pieces of a text in order, found as they are asked for. */
+    /** Returns the pieces of a text in order, lazily. */
     fun cut(text: String): Sequence<Piece> {
         val whole = if (text.isEmpty()) emptySequence() else sequenceOf(Piece(0, text.length, null))
         return passes.fold(whole) { pieces, pass ->
@@ -50,7 +50,7 @@ internal class Cutter(tokens: Collection<AddedToken>) {
     }
 }
 
-/** The added tokens that are looked for at the same time, as a tree of their characters. */
+/** A trie of the added tokens that are searched for in the same pass. */
 private class Pass(tokens: List<AddedToken>) {
     private class Node(val following: MutableMap<Char, Node> = HashMap()) {
         var token: AddedToken? = null
@@ -79,7 +79,7 @@ private class Pass(tokens: List<AddedToken>) {
             var start = place
             var end = place + token.content.length
             place = end
-            if (token.singleWord && besideWord(text, start, end, piece)) continue
+            if (token.singleWord && touchesWord(text, start, end, piece)) continue
             if (token.lstrip) while (start > begin && isSpace(text, start - 1)) start--
             if (token.rstrip) while (end < piece.end && isSpace(text, end)) end++
             if (begin < start) yield(Piece(begin, start, null))
@@ -99,7 +99,7 @@ private class Pass(tokens: List<AddedToken>) {
         return found
     }
 
-    private fun besideWord(text: String, start: Int, end: Int, piece: Piece): Boolean =
+    private fun touchesWord(text: String, start: Int, end: Int, piece: Piece): Boolean =
         start > piece.start &&
             isWord(text.codePointBefore(start)) ||
             end < piece.end &&

@@ -1,10 +1,8 @@
 /*
- * Text to token ids and back: BART's byte-level BPE; mirrors bart_export/text/tokenizer.py.
+ * BART's byte-level BPE tokenizer; mirrors bart_export/text/tokenizer.py.
  *
- * Two files and strings come in, arrays of ids go out, and the other way round. Cutting is done by
- * Scanner.kt and merging by Merges.kt, where Python has the `tokenizers` library. Every string of
- * valid Unicode has ids, and the ids give the same string back. The model is not known here: how
- * many tokens it embeds and how long a text it takes are the caller's to say.
+ * Scanner.kt splits texts and Merges.kt merges, where Python uses the `tokenizers` library. Any
+ * valid Unicode string survives tokenizing and detokenizing unchanged.
  */
 package org.bartexport.text
 
@@ -14,15 +12,14 @@ import org.bartexport.TokenizerError
 
 private const val NO_BYTE = -1
 
-// Characters of a beginning: more are in no text that Java has.
-private const val MOST = Int.MAX_VALUE.toLong()
+// Bound of a prefix: no Java string is longer.
+private const val MAX_CHARACTERS = Int.MAX_VALUE.toLong()
 
 /**
- * Byte-level BPE of one vocabulary; safe to use from several threads.
+ * BART's byte-level BPE tokenizer. Thread-safe.
  *
- * A checkpoint's added tokens are tokens wherever a text has them. The five special tokens of every
- * BART are ordinary characters unless the caller asks for the tokens, so that a text from outside
- * cannot end a sequence or pad it.
+ * A checkpoint's added tokens are recognized in every text. BART's five special tokens are plain
+ * text by default, so that an untrusted text cannot end or pad a sequence.
  */
 public class BartTokenizer private constructor(
     private val vocabulary: Map<String, Int>,
@@ -37,44 +34,43 @@ public class BartTokenizer private constructor(
     private val byteIds = IntArray(256) { vocabulary.getValue(BYTE_SYMBOLS[it]) }
     private val cache = PieceCache()
 
-    /** Id of the token before every source. */
+    /** Id of `<s>`, the first token of every source. */
     public val startTokenId: Int = vocabulary.getValue(START)
 
-    /** Id of the token that fills a row up. */
+    /** Id of `<pad>`, the padding token. */
     public val padTokenId: Int = vocabulary.getValue(PAD)
 
-    /** Id of the token that ends a sequence. */
+    /** Id of `</s>`, the last token of a sequence. */
     public val endTokenId: Int = vocabulary.getValue(END)
 
-    /** Id of the token for what has no other. */
+    /** Id of `<unk>`, the unknown token. */
     public val unknownTokenId: Int = vocabulary.getValue(UNKNOWN)
 
-    /** Id of the token that stands for words left out. */
+    /** Id of `<mask>`, the placeholder for missing words. */
     public val maskTokenId: Int = vocabulary.getValue(MASK)
 
-    /** Ids of all tokens that are no text. */
+    /** Ids of all special tokens. */
     public val specialTokenIds: Set<Int> = allAdded.values
         .filter { it.special || it.content in SPECIAL_TOKENS }
         .map { vocabulary.getValue(it.content) }
         .toSet()
 
-    /** Number of tokens, special ones included. */
+    /** Number of tokens, including special ones. */
     public val vocabularySize: Int
         get() = tokenBytes.size
 
     /**
-     * Returns the ids of a text, without start and end tokens.
+     * Returns the token ids of a text, without start and end tokens.
      *
-     * With [specialTokens], `<s>`, `<pad>`, `</s>`, `<unk>` and `<mask>` in the text become their
-     * ids, `<mask>` together with the whitespace on its left.
-     *
-     * @throws InputError when the text has a lone surrogate, which no UTF-8 can hold
+     * @param specialTokens whether `<s>`, `<pad>`, `</s>`, `<unk>` and `<mask>` in the text become
+     *   their ids, `<mask>` together with the whitespace before it
+     * @throws InputError if the text has a lone surrogate, which UTF-8 cannot encode
      */
     public fun tokenize(text: String, specialTokens: Boolean = false): IntArray =
-        beginning(text, Int.MAX_VALUE, specialTokens)
+        firstIds(text, Int.MAX_VALUE, specialTokens)
 
-    /** Returns the first [count] ids of a text, or all, and reads little more than they need. */
-    private fun beginning(text: String, count: Int, specialTokens: Boolean): IntArray {
+    /** Returns at most the first [count] ids of a text, reading little more than needed. */
+    private fun firstIds(text: String, count: Int, specialTokens: Boolean): IntArray {
         refuseLoneSurrogates(text)
         val ids = Ids(minOf(count, text.length / 3 + 8))
         val merging = Merging(merges)
@@ -96,9 +92,9 @@ public class BartTokenizer private constructor(
         var start = 0
         while (start < text.length && ids.size < count) {
             val end = pieceEnd(text, start)
-            val size = beginningSize(count - ids.size)
+            val size = prefixSize(count - ids.size)
             if (end - start > size) {
-                ids.add(ofLongWord(text.substring(start, end), count - ids.size, merging))
+                ids.add(longWordIds(text.substring(start, end), count - ids.size, merging))
             } else {
                 ids.add(cache.get(text, start, end) { word -> merged(word, merging) })
             }
@@ -106,30 +102,30 @@ public class BartTokenizer private constructor(
         }
     }
 
-    /** Characters of a beginning that is tried first: eight a token. */
-    private fun beginningSize(count: Int): Int =
-        minOf(count.toLong().coerceAtLeast(merges.longest.toLong()) * 8, MOST).toInt()
+    /** Returns the first length to try for a prefix of [count] tokens: eight characters each. */
+    private fun prefixSize(count: Int): Int =
+        minOf(count.toLong().coerceAtLeast(merges.longest.toLong()) * 8, MAX_CHARACTERS).toInt()
 
-    /** Returns at least the first [count] ids of a word, or all; see [certain]. */
-    private fun ofLongWord(word: String, count: Int, merging: Merging): IntArray {
-        var size = beginningSize(count).toLong()
+    /** Returns at least the first [count] ids of a word, or all; see [stableTokens]. */
+    private fun longWordIds(word: String, count: Int, merging: Merging): IntArray {
+        var size = prefixSize(count).toLong()
         while (size < word.length) {
             val end = size.toInt() - if (word[size.toInt()].isLowSurrogate()) 1 else 0
             val bytes = word.substring(0, end).toByteArray()
             val ids = merged(bytes, bytes.size, merging)
-            if (certain(bytes, ids, merging) >= count) return ids.copyOf(count)
+            if (stableTokens(bytes, ids, merging) >= count) return ids.copyOf(count)
             size *= 4
         }
         return merged(word, merging)
     }
 
     /**
-     * Returns how many tokens of a word's beginning are its own however it goes on.
+     * Returns how many leading tokens of a prefix stay the same however the word continues.
      *
-     * `graph/tokenizer.py` explains why: the tokens up to one that stays the same wherever the
-     * beginning ends, within the longest token before it, stay the same.
+     * A token is stable if it stays the same at every end of the prefix within the length of the
+     * longest token, and then so are all tokens before it; see graph/tokenizer.py.
      */
-    private fun certain(bytes: ByteArray, ids: IntArray, merging: Merging): Int {
+    private fun stableTokens(bytes: ByteArray, ids: IntArray, merging: Merging): Int {
         val longest = merges.longest
         var anchor = ids.size
         var place = bytes.size
@@ -152,14 +148,15 @@ public class BartTokenizer private constructor(
     }
 
     /**
-     * Returns `<s> text </s>` as at most [maxLength] ids, both ends counted.
+     * Returns the ids of `<s> text </s>`.
      *
-     * With [truncate], a longer text keeps its beginning and both ends. No more of a text is
-     * tokenized than its first ids need, and nothing of one that has too many bytes to fit.
-     * [specialTokens] are as in [tokenize].
+     * Only as much of the text is tokenized as its first ids need.
      *
-     * @throws InputError when the text is longer and [truncate] is not set, has a lone surrogate,
-     *   or [maxLength] has no room for both ends
+     * @param maxLength maximum number of ids, including start and end
+     * @param truncate whether to drop the end of a longer text instead of failing
+     * @param specialTokens as in [tokenize]
+     * @throws InputError if the text is longer and [truncate] is not set, it has a lone surrogate,
+     *   or [maxLength] is below 2
      */
     public fun encode(
         text: String,
@@ -169,21 +166,21 @@ public class BartTokenizer private constructor(
     ): IntArray {
         if (maxLength < 2) {
             throw InputError(
-                "maxLength must be at least 2, the start and the end token, received $maxLength.",
+                "maxLength must be at least 2, for the start and end tokens, received $maxLength.",
             )
         }
         val room = maxLength - 2
-        if (!truncate && least(text, specialTokens) > room) {
+        if (!truncate && minTokens(text, specialTokens) > room) {
             val size = utf8Size(text, 0, text.length)
-            throw tooLong(maxLength, "$size bytes, which no $room tokens hold")
+            throw tooLong(maxLength, "$size bytes, which need more")
         }
-        val ids = beginning(text, if (truncate) room else Int.MAX_VALUE, specialTokens)
+        val ids = firstIds(text, if (truncate) room else Int.MAX_VALUE, specialTokens)
         if (ids.size > room) throw tooLong(maxLength, "${ids.size + 2}")
         return intArrayOf(startTokenId) + ids + endTokenId
     }
 
-    /** Returns how many tokens a text has if all are of the longest. */
-    private fun least(text: String, specialTokens: Boolean): Long =
+    /** Returns a lower bound of a text's number of tokens, from the longest token's size. */
+    private fun minTokens(text: String, specialTokens: Boolean): Long =
         cutter(specialTokens).cut(text).sumOf { piece ->
             if (piece.token != null) {
                 1L
@@ -193,26 +190,26 @@ public class BartTokenizer private constructor(
         }
 
     private fun tooLong(maxLength: Int, received: String) = InputError(
-        "The text must have at most $maxLength tokens, start and end included, received " +
-            "$received. Shorten it, or truncate to keep its beginning.",
+        "The text must have at most $maxLength tokens, including start and end, received " +
+            "$received. Shorten or truncate it.",
     )
 
     /**
-     * Returns the UTF-8 bytes that a token stands for, often a part of a character.
+     * Returns a token's UTF-8 bytes, which may be an incomplete character.
      *
-     * @throws InputError when the id is not in the vocabulary
+     * @throws InputError if the id is not in the vocabulary
      */
     public fun tokenBytes(id: Int): ByteArray {
         if (id !in tokenBytes.indices) {
-            throw InputError("A token id must be in 0 to ${vocabularySize - 1}, received $id.")
+            throw InputError("A token id must be from 0 to ${vocabularySize - 1}, received $id.")
         }
         return tokenBytes[id].copyOf()
     }
 
     /**
-     * Returns the text of ids; bytes that are not UTF-8 become U+FFFD.
+     * Returns the text of token ids; invalid UTF-8 becomes U+FFFD.
      *
-     * @throws InputError when an id is not in the vocabulary
+     * @throws InputError if an id is not in the vocabulary
      */
     public fun detokenize(ids: IntArray, skipSpecialTokens: Boolean = true): String {
         val skipped = if (skipSpecialTokens) specialTokenIds else emptySet()
@@ -227,10 +224,9 @@ public class BartTokenizer private constructor(
 
     public companion object {
         /**
-         * Opens a vocabulary (JSON, {token: id}) and its merges (text, one a line).
+         * Reads a vocabulary (JSON, {token: id}) and its merges (one per line).
          *
-         * @throws TokenizerError when a file is missing or damaged, or the two do not belong
-         *   together
+         * @throws TokenizerError if a file is missing or invalid, or the two do not match
          */
         public fun fromFiles(
             vocabulary: File,
@@ -242,15 +238,16 @@ public class BartTokenizer private constructor(
             val pairs = readMerges(merges)
             addedTokens.find { it.content.isEmpty() || it.content !in tokens }?.let {
                 throw TokenizerError(
-                    "$vocabulary must have every added token, received '${it.content}' without id.",
+                    "$vocabulary must have an id for every added token, received none for " +
+                        "'${it.content}'.",
                 )
             }
             try {
                 return BartTokenizer(tokens, Merges(tokens, pairs), addedTokens, addPrefixSpace)
             } catch (error: UnknownToken) {
                 throw TokenizerError(
-                    "$merges must merge tokens of $vocabulary, received: token '${error.token}', " +
-                        "which it does not have. Give the two files of one checkpoint.",
+                    "$merges must merge tokens of $vocabulary, received '${error.token}', which " +
+                        "is not one. Use the two files of the same checkpoint.",
                 )
             }
         }
@@ -267,7 +264,7 @@ private fun tokenBytes(vocabulary: Map<String, Int>, added: Set<String>): Array<
         all[id] = if (spelled) {
             ByteArray(token.length) { byteOf[token[it].code].toByte() }
         } else {
-            // An added token, or an entry that no merge makes and that is not spelled in symbols.
+            // An added token, or another token that is not spelled in byte symbols.
             token.toByteArray()
         }
     }
@@ -278,22 +275,22 @@ private fun refuseLoneSurrogates(text: String) {
     var index = 0
     while (index < text.length) {
         val character = text[index]
-        val whole = !character.isSurrogate() ||
+        val valid = !character.isSurrogate() ||
             character.isHighSurrogate() &&
             index + 1 < text.length &&
             text[index + 1].isLowSurrogate()
-        if (!whole) {
+        if (!valid) {
             throw InputError(
                 "The text must be valid Unicode, received the lone surrogate U+" +
-                    "${character.code.toString(16).uppercase()} at position $index. Decode its " +
-                    "bytes with a charset that replaces what is damaged first.",
+                    "${character.code.toString(16).uppercase()} at position $index. Decode the " +
+                    "text with a decoder that replaces invalid bytes.",
             )
         }
         index += if (character.isSurrogate()) 2 else 1
     }
 }
 
-/** Returns how many bytes a part of a text has in UTF-8. */
+/** Returns the UTF-8 size of a part of a text, in bytes. */
 private fun utf8Size(text: String, start: Int, end: Int): Long {
     var size = 0L
     for (index in start until end) {
@@ -307,7 +304,7 @@ private fun utf8Size(text: String, start: Int, end: Int): Long {
     return size
 }
 
-/** Ids of one text while they are collected. */
+/** A growing array of token ids. */
 private class Ids(capacity: Int) {
     private var values = IntArray(capacity)
     var size = 0

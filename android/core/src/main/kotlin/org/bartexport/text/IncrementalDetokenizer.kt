@@ -1,19 +1,14 @@
 /*
- * Token ids to text, one id at a time; mirrors bart_export/text/tokenizer.py.
- *
- * Ids come in as a model makes them; text goes out as soon as it is whole. A character whose bytes
- * are spread over several tokens is held back until the last of them. Where the ids come from and
- * where the text is shown is not known here.
+ * Detokenizes ids one at a time; mirrors bart_export/text/tokenizer.py.
  */
 package org.bartexport.text
 
 /**
- * Detokenizes one sequence while it grows; for one thread at a time.
+ * Detokenizes a growing sequence. Not thread-safe.
  *
- * All pieces that [push] returns and the one of [finish], joined, equal
- * `tokenizer.detokenize(ids, skipSpecialTokens)`, for any ids; without [keepFirstSpace] less the
- * space that the text begins with, if any. That space says no more than that a word begins: it is
- * no part of what a model wrote.
+ * The results of [push] and [finish] concatenate to `tokenizer.detokenize(ids, skipSpecialTokens)`.
+ *
+ * @param keepFirstSpace whether to keep a leading space, which only marks the start of a word
  */
 public class IncrementalDetokenizer(
     private val tokenizer: BartTokenizer,
@@ -25,10 +20,10 @@ public class IncrementalDetokenizer(
     private val decoder = Utf8Decoder()
 
     /**
-     * Returns the text that this [id] completes, "" while a character is still open.
+     * Returns the text that this [id] completes, or "" if a character is still incomplete.
      *
-     * @throws org.bartexport.InputError when the id is not in the vocabulary; the sequence can go
-     *   on without it
+     * @throws org.bartexport.InputError if the id is not in the vocabulary; the sequence may then
+     *   continue without it
      */
     public fun push(id: Int): String {
         if (id in skipped) return ""
@@ -36,9 +31,8 @@ public class IncrementalDetokenizer(
     }
 
     /**
-     * Returns what is left at the end: U+FFFD for a character that was never completed.
-     *
-     * The detokenizer is then ready for another sequence.
+     * Returns U+FFFD if the last character is incomplete, otherwise "", and resets the detokenizer
+     * for another sequence.
      */
     public fun finish(): String =
         shown(StringBuilder().also { decoder.finish(it) }).also { begun = keepFirstSpace }

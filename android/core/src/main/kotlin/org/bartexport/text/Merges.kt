@@ -1,24 +1,21 @@
 /*
- * Merges pairs of tokens by rank, the heart of BPE; what Python's tokenizer leaves to the
- * `tokenizers` library.
+ * The merging step of BPE, for which Python uses the `tokenizers` library.
  *
- * The tables of Vocabulary.kt come in; of the ids of bytes the ids of tokens are made. Nothing here
- * knows characters or how a text was cut. Everything is kept in arrays of primitive numbers: boxed
- * ones would cost a phone more than the merging itself.
+ * All tables are primitive arrays: boxed numbers would cost more than the merging itself.
  */
 package org.bartexport.text
 
 private const val NO_RANK = -1
 
-/** Which pairs of ids merge, in which order and into what; never changes once made. */
+/** The rank of each mergeable pair of ids and the id it becomes. Immutable. */
 internal class Merges(vocabulary: Map<String, Int>, merges: List<Pair<String, String>>) {
-    // Open addressing: at most half of the slots are taken, and a pair is looked for from its own.
+    // A hash table with open addressing and linear probing, at most half full.
     private val mask = Integer.highestOneBit(merges.size or 1) * 4 - 1
     private val pairs = LongArray(mask + 1) { -1L }
     private val ranks = IntArray(mask + 1)
     private val mergedIds = IntArray(merges.size)
 
-    /** Bytes of the longest token that merging makes. */
+    /** Size of the longest merged token, in bytes. */
     val longest: Int = merges.maxOfOrNull { (left, right) -> left.length + right.length } ?: 1
 
     init {
@@ -32,18 +29,18 @@ internal class Merges(vocabulary: Map<String, Int>, merges: List<Pair<String, St
         }
     }
 
-    /** Returns the rank of a pair, the lowest merges first; [NO_RANK] if it does not merge. */
+    /** Returns the rank of a pair, or [NO_RANK] if it does not merge; the lowest merges first. */
     fun rank(left: Int, right: Int): Int {
         val slot = slot(pair(left, right))
         return if (pairs[slot] < 0) NO_RANK else ranks[slot]
     }
 
-    /** Returns the id that the pair of a rank becomes. */
+    /** Returns the id that the pair with this rank becomes. */
     fun mergedId(rank: Int): Int = mergedIds[rank]
 
     private fun pair(left: Int, right: Int) = left.toLong() shl 32 or right.toLong()
 
-    /** Returns the slot that a pair has, or would get. */
+    /** Returns the slot of a pair, or the free slot where it belongs. */
     private fun slot(pair: Long): Int {
         val mixed = pair * -0x61c8864680b583ebL
         var slot = (mixed ushr 40).toInt() and mask
@@ -52,23 +49,23 @@ internal class Merges(vocabulary: Map<String, Int>, merges: List<Pair<String, St
     }
 }
 
-/** A merge names [token], which the vocabulary does not have. */
+/** Thrown if a merge's [token] is not in the vocabulary. */
 internal class UnknownToken(val token: String) : Exception()
 
-/** Merges one piece after another, in memory that it keeps; not safe for several threads. */
+/** Merges pieces, reusing its buffers. Not thread-safe. */
 internal class Merging(private val merges: Merges) {
     private var previous = IntArray(0)
     private var next = IntArray(0)
 
-    // Rank of the pair that each place begins, as things stand.
+    // Current rank of the pair that begins at each place.
     private var ranks = IntArray(0)
     private val candidates = LongHeap()
 
     /**
-     * Merges the first [size] of [ids] in place and returns how many are left.
+     * Merges the first [size] of [ids] in place and returns the number of ids left.
      *
-     * The lowest rank merges first, of equal ones the leftmost. The time grows as n log n, so that
-     * a text without spaces, which is one piece, costs little more than another.
+     * The lowest rank merges first, and the leftmost of equal ranks. It takes O(n log n) time, so
+     * long texts without spaces, which are one piece, are not slow.
      */
     fun merge(ids: IntArray, size: Int): Int {
         if (size < 2) return size
@@ -77,7 +74,7 @@ internal class Merging(private val merges: Merges) {
         while (candidates.isNotEmpty()) {
             val candidate = candidates.removeSmallest()
             val place = candidate.toInt()
-            // Stale: one of the two has merged with another neighbour since.
+            // Stale: one of the pair has since merged with its other neighbour.
             if (ranks[place] != (candidate ushr 32).toInt()) continue
             mergeAt(ids, place, size)
         }
@@ -128,7 +125,7 @@ internal class Merging(private val merges: Merges) {
     }
 }
 
-/** Numbers of which the smallest comes out first. */
+/** A min-heap of numbers. */
 private class LongHeap {
     private var values = LongArray(64)
     private var size = 0

@@ -1,13 +1,11 @@
 /*
- * Cuts a text into the pieces that byte pairs are merged in: GPT-2's pattern
+ * Splits a text into the pieces within which BPE merges, by GPT-2's pattern
  *
  *     's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
  *
- * which Python's tokenizer leaves to the `tokenizers` library. It is written out by hand because
- * regular expressions of Android and of the JVM differ in what \s is. Classes of characters come
- * from CharacterClasses.kt and not from java.lang.Character: a phone knows the letters of the
- * Unicode version that was current when its Android was made, and would cut newer ones elsewhere.
- * Strings come in, positions go out; token ids are not known here.
+ * for which Python uses the `tokenizers` library. It is not a Regex because \s differs between
+ * Android and the JVM, and uses CharacterClasses.kt instead of java.lang.Character because the
+ * letters that a device knows depend on its Android version.
  */
 package org.bartexport.text
 
@@ -18,7 +16,7 @@ private const val SPACE: Byte = 3
 
 private val CONTRACTIONS = arrayOf("'s", "'t", "'re", "'ve", "'m", "'ll", "'d")
 
-/** Class of every character up to the last one that has any; those beyond are [OTHER]. */
+/** Class of each code point; those beyond the end are [OTHER]. */
 private val CLASSES: ByteArray = characterClasses()
 
 private fun characterClasses(): ByteArray {
@@ -38,7 +36,7 @@ private fun ranges(text: String): List<IntRange> = text.trim().split(Regex("\\s+
     range.substringBefore('-').toInt(16)..range.substringAfter('-').toInt(16)
 }
 
-/** Made when the first added token asks for it: most tokenizers have none that does. */
+/** Whether each code point is a word character; lazy, because few tokenizers need it. */
 private val WORD_CHARACTERS: BooleanArray by lazy {
     val words = ranges(WORDS)
     BooleanArray(words.last().last + 1).also { array ->
@@ -46,18 +44,18 @@ private val WORD_CHARACTERS: BooleanArray by lazy {
     }
 }
 
-/** Whether a code point is one that an added token's `single_word` keeps off. */
+/** Returns whether a code point is a word character for an added token's `single_word`. */
 internal fun isWord(codePoint: Int): Boolean =
     codePoint < WORD_CHARACTERS.size && WORD_CHARACTERS[codePoint]
 
-/** Whether there is whitespace at a place; all of it is of one UTF-16 unit. */
+/** Returns whether the character at [index] is whitespace, which always is one UTF-16 unit. */
 internal fun isSpace(text: String, index: Int): Boolean =
     text[index].code < CLASSES.size && CLASSES[text[index].code] == SPACE
 
 /**
- * Returns where the piece ends that begins at [start], which is before the end of [text].
+ * Returns the end of the piece that begins at [start].
  *
- * Positions count UTF-16 units. The text has no lone surrogates.
+ * Positions count UTF-16 units. The text must have no lone surrogates.
  */
 internal fun pieceEnd(text: String, start: Int): Int {
     val first = text[start]
@@ -68,7 +66,7 @@ internal fun pieceEnd(text: String, start: Int): Int {
     val kind = classAt(text, afterSpace)
     if (kind != SPACE) return runEnd(text, afterSpace, kind)
     val end = runEnd(text, start, SPACE)
-    // The last space before a word belongs to the word, unless it is the only one.
+    // The last of several spaces before a word belongs to the word.
     return if (end == text.length || end == start + 1) end else end - 1
 }
 

@@ -1,36 +1,32 @@
 /*
- * Bytes to text where characters may be cut or damaged; what Python's text package takes from its
- * `codecs`, with errors="replace".
+ * An incremental UTF-8 decoder, equal to Python's `codecs` with errors="replace".
  *
- * It is written by hand because the decoders of the JVM and of Android differ from Python's, and
- * from each other, in how many replacement characters damaged bytes become. Here each longest
- * beginning of a character that is not completed becomes one U+FFFD, and so does each other byte
- * that cannot be (Unicode 16, section 3.9, "U+FFFD Substitution of Maximal Subparts"). Where the
- * bytes come from is not known here.
+ * The decoders of the JVM, Android and Python differ in the number of replacement characters for
+ * invalid bytes. As in Python, each maximal subpart of a character becomes one U+FFFD (Unicode 16,
+ * section 3.9, "U+FFFD Substitution of Maximal Subparts").
  */
 package org.bartexport.text
 
 private const val REPLACEMENT = '\ufffd'
 private val CONTINUATION = 0x80..0xbf
 
-// The first two bytes of a surrogate, as a number. Python holds them back until it has seen the
-// third, though none can follow, and then replaces each by itself.
+// The code of a surrogate's first two bytes. Python replaces both, but only once it has the third.
 private val CUT_SURROGATE = (0xd800 shr 6)..(0xdfff shr 6)
 
-// The second byte where it may not be any continuation: overlong forms, or past U+10FFFF.
+// The valid second bytes, where others would be overlong or above U+10FFFF.
 private val SECOND_BYTE = mapOf(
     0xe0 to 0xa0..0xbf,
     0xf0 to 0x90..0xbf,
     0xf4 to 0x80..0x8f,
 )
 
-/** Decodes UTF-8 that comes in parts; not safe for several threads. */
+/** Decodes UTF-8 incrementally. Not thread-safe. */
 internal class Utf8Decoder {
     private var codePoint = 0
     private var missing = 0
     private var accepted = CONTINUATION
 
-    /** Appends to [text] the characters that [bytes] complete or prove damaged. */
+    /** Appends to [text] the characters that [bytes] complete or invalidate. */
     fun decode(bytes: ByteArray, text: StringBuilder) {
         for (byte in bytes) {
             val value = byte.toInt() and 0xff
@@ -39,7 +35,7 @@ internal class Utf8Decoder {
         }
     }
 
-    /** Appends U+FFFD to [text] for a character that is still open. */
+    /** Appends U+FFFD to [text] for an incomplete character. */
     fun finish(text: StringBuilder) {
         if (missing > 0) text.append(REPLACEMENT)
         if (missing > 0 && accepted.isEmpty()) text.append(REPLACEMENT)

@@ -1,9 +1,5 @@
 /*
- * The two files of a byte-level BPE: tokens with their ids, and merges in order of rank; mirrors
- * bart_export/text/vocabulary.py.
- *
- * Files come in; a checked map and a checked list go out. Known here is how bytes are spelled as
- * printable symbols and which special tokens a BART has, and not how text is cut.
+ * Reads the vocabulary and the merges of a byte-level BPE; mirrors bart_export/text/vocabulary.py.
  */
 package org.bartexport.text
 
@@ -19,29 +15,29 @@ import kotlinx.serialization.json.JsonObject
 import kotlinx.serialization.json.JsonPrimitive
 import org.bartexport.TokenizerError
 
-/** The token before every source. */
+/** The first token of every source. */
 public const val START: String = "<s>"
 
-/** The token that fills a row up. */
+/** The padding token. */
 public const val PAD: String = "<pad>"
 
-/** The token that ends a sequence. */
+/** The last token of a sequence. */
 public const val END: String = "</s>"
 
-/** The token for what has no other; byte-level BPE never makes it. */
+/** The unknown token, which byte-level BPE never produces. */
 public const val UNKNOWN: String = "<unk>"
 
-/** The token that stands for words left out, as in BART's pre-training. */
+/** The placeholder for missing words, as in BART's pre-training. */
 public const val MASK: String = "<mask>"
 
-/** The tokens that are no text. */
+/** BART's special tokens. */
 public val SPECIAL_TOKENS: List<String> = listOf(START, PAD, END, UNKNOWN, MASK)
 
 /**
- * The printable character that stands for each byte in tokens and merges, by byte.
+ * The printable character for each byte in the vocabulary and merges.
  *
- * GPT-2's spelling (https://github.com/openai/gpt-2/blob/master/src/encoder.py): bytes that
- * Latin-1 prints are themselves, the other 68 are numbered upwards from U+0100.
+ * GPT-2's mapping (https://github.com/openai/gpt-2/blob/master/src/encoder.py): bytes printable in
+ * Latin-1 stand for themselves, and the other 68 map to U+0100 and above.
  */
 public val BYTE_SYMBOLS: List<String> = byteSymbols()
 
@@ -54,10 +50,10 @@ private fun byteSymbols(): List<String> {
 }
 
 /**
- * Returns the id of every token of a `vocabulary.json` (Hugging Face: `vocab.json`).
+ * Returns the ids of the tokens in a `vocabulary.json` (Hugging Face: `vocab.json`).
  *
- * @throws TokenizerError when the file is missing, is not a JSON object of ids 0 to n-1, or lacks
- *   a special token or the symbol of a byte
+ * @throws TokenizerError if the file is missing, is not a JSON object with the ids 0 to n-1, or
+ *   lacks a special token or byte symbol
  */
 public fun readVocabulary(file: File): Map<String, Int> {
     val json = try {
@@ -75,19 +71,19 @@ public fun readVocabulary(file: File): Map<String, Int> {
     return vocabulary
 }
 
-/** Returns the members of a JSON object whose values are all integers, and at least one. */
+/** Returns the members of a non-empty JSON object of integers. */
 private fun integers(file: File, json: JsonElement): Map<String, JsonElement> {
     val members = (json as? JsonObject).orEmpty()
     if (members.isEmpty() || !members.values.all { isInteger(digits(it)) }) {
         throw TokenizerError(
-            "$file must be a JSON object of tokens and integer ids. Give the vocabulary.json of " +
+            "$file must be a JSON object of tokens and integer ids. Use the vocabulary.json of " +
                 "a Keras preset or the vocab.json of a Hugging Face model.",
         )
     }
     return members
 }
 
-/** True for what JSON writes an integer as; a regular expression takes longer than the reading. */
+/** Returns whether [content] is a JSON integer; a Regex would take longer than reading the file. */
 private fun isInteger(content: String): Boolean {
     val digits = content.removePrefix("-")
     return digits.isNotEmpty() &&
@@ -98,7 +94,7 @@ private fun isInteger(content: String): Boolean {
 private fun digits(json: JsonElement): String =
     (json as? JsonPrimitive)?.takeIf { !it.isString }?.content.orEmpty()
 
-/** Returns the vocabulary once its ids are known to be 0 to n-1, each once. */
+/** Returns the vocabulary if its ids are 0 to n-1, each once. */
 private fun numbered(file: File, members: Map<String, JsonElement>): Map<String, Int> {
     val seen = BooleanArray(members.size)
     return members.mapValues { (_, json) ->
@@ -114,32 +110,31 @@ private fun numbered(file: File, members: Map<String, JsonElement>): Map<String,
 private fun notNumbered(file: File, ids: Collection<String>): TokenizerError {
     val numbers = ids.map { it.toBigInteger() }
     return TokenizerError(
-        "$file must number its ${ids.size} tokens 0 to ${ids.size - 1}, each id once, received " +
-            "ids from ${numbers.min()} to ${numbers.max()} with repetitions or gaps. Copy the " +
-            "file again from its checkpoint.",
+        "$file must give its ${ids.size} tokens the ids 0 to ${ids.size - 1}, each once, " +
+            "received ids from ${numbers.min()} to ${numbers.max()} with duplicates or gaps. " +
+            "Copy the file again from its checkpoint.",
     )
 }
 
-private fun require(file: File, vocabulary: Map<String, Int>, tokens: List<String>, words: String) {
+private fun require(file: File, vocabulary: Map<String, Int>, tokens: List<String>, kind: String) {
     val missing = tokens.filter { it !in vocabulary }
     if (missing.isNotEmpty()) {
         throw TokenizerError(
-            "$file must have $words, ${missing.size} are missing, among them " +
-                "'${missing.first()}'. Give the byte-level BPE vocabulary of a BART.",
+            "$file must have $kind, received a vocabulary without ${missing.size} of them, such " +
+                "as '${missing.first()}'. Use the byte-level BPE vocabulary of a BART.",
         )
     }
 }
 
 /**
- * Returns the pairs of `merges.txt`, the one to merge first first.
+ * Returns the pairs of a `merges.txt`, in the order of their ranks.
  *
- * A first line beginning with "#version" is not a merge. Whether the merges fit a vocabulary is
- * checked by [BartTokenizer], which has both.
+ * A first line that begins with "#version" is skipped.
  *
- * @throws TokenizerError when the file is missing or a line is not two symbols with a space between
+ * @throws TokenizerError if the file is missing, or a line is not two symbols separated by a space
  */
 public fun readMerges(file: File): List<Pair<String, String>> {
-    // Any line end is one, as Python reads text files.
+    // Universal newlines, as in Python.
     val text = read(file).replace("\r\n", "\n").replace('\r', '\n')
     val lines = text.trimEnd('\n').split('\n')
     val header = if (lines[0].isEmpty() || lines[0].startsWith("#version")) 1 else 0
@@ -147,7 +142,7 @@ public fun readMerges(file: File): List<Pair<String, String>> {
         val space = line.indexOf(' ')
         if (space < 1 || space == line.length - 1 || line.indexOf(' ', space + 1) >= 0) {
             throw TokenizerError(
-                "$file must have two symbols with a space between on every line, received " +
+                "$file must have two symbols separated by a space on every line, received " +
                     "'${line.take(100)}' on line ${index + header + 1}. Copy the file again " +
                     "from its checkpoint.",
             )
@@ -161,18 +156,18 @@ private fun read(file: File): String {
     val bytes = try {
         ByteBuffer.wrap(file.readBytes())
     } catch (error: IOException) {
-        // The reason alone: what the runtime says around it names the file again.
+        // The reason in parentheses: the rest of the message repeats the file's name.
         val reason = error.message.orEmpty().substringAfterLast('(').removeSuffix(")")
         throw TokenizerError(
-            "The tokenizer file $file cannot be read: $reason. A BART has a vocabulary " +
-                "(vocabulary.json or vocab.json) and a merges.txt.",
+            "The tokenizer file $file cannot be read: $reason. A BART tokenizer consists of a " +
+                "vocabulary.json or vocab.json and a merges.txt.",
         )
     }
     val text = CharBuffer.allocate(bytes.remaining())
     val decoder = Charsets.UTF_8.newDecoder().onMalformedInput(CodingErrorAction.REPORT)
     if (decoder.decode(bytes, text, true).isError) {
         throw TokenizerError(
-            "The tokenizer file $file must be UTF-8, received another byte at position " +
+            "The tokenizer file $file must be UTF-8, received an invalid byte at position " +
                 "${bytes.position()}. Copy the file again from its checkpoint.",
         )
     }

@@ -1,6 +1,5 @@
 /*
- * Replay on an artifact whose golden answers are those of the engine that echoes. The real models
- * are replayed by the tests of the engine that runs them.
+ * Replays an artifact with golden answers of EchoEngine. BundleReplayTest replays real ones.
  */
 package org.bartexport.quality
 
@@ -55,7 +54,7 @@ class ReplayTest {
     )
     private val texts = listOf("Über 🐈", "a text that is cut, being long")
 
-    /** The cases that the engine of [EchoEngine] answers, as Python writes them. */
+    /** Returns the answers of [EchoEngine] as cases of golden.json. */
     private fun cases(): List<JsonObject> {
         val opened = Artifact.open(writeArtifact(File(temporary, "first").also { it.mkdir() }))
         val tokenizer = opened.tokenizer()
@@ -214,7 +213,7 @@ class ReplayTest {
         val vocabulary = File(opened.directory, VOCABULARY)
         vocabulary.writeText(vocabulary.readText().reversed())
         val error = assertFailsWith<ArtifactError> { replayed.toList() }
-        assertOneLine(error.message, VOCABULARY, "altered or damaged")
+        assertOneLine(error.message, VOCABULARY, "modified or damaged")
         assertEquals(0, engine.steps.get())
     }
 

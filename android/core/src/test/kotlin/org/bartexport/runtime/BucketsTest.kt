@@ -15,7 +15,7 @@ import org.junit.jupiter.api.Test
 import org.junit.jupiter.api.TestFactory
 
 class BucketsTest {
-    // The largest first: the order in the file says nothing.
+    // Largest first: the order in the file does not matter.
     private val buckets = readBuckets(signaturesOf(listOf(16, 8), listOf(4, 1), 16))
 
     private fun ids(count: Int) = IntArray(count) { it + 1 }
@@ -70,7 +70,7 @@ class BucketsTest {
 
     private val refused = listOf(
         Refusal("A source's number of tokens must be at most 16 in this static build", ids(17)),
-        Refusal("made for 8, 16, received 17", ids(17)),
+        Refusal("its sizes: 8, 16), received 17", ids(17)),
         Refusal("num_beams, or num_return_sequences, must be at most 4", ids(3), beams = 5),
         Refusal("max_length must be at most 16", ids(3), maxLength = 17),
         Refusal("A source must have 1 to 256 tokens, received 0", ids(0)),

@@ -1,8 +1,7 @@
 /*
- * An engine without a model: it says its source again, with some noise for the other tokens.
+ * An engine without a model that repeats its source, with noise in the other tokens' logits.
  *
- * Logits come of tokens alone, so that every search has something to find; it counts steps, and
- * complains when it is used as no engine may be used.
+ * It counts its steps and fails if it is used concurrently or after it is closed.
  */
 package org.bartexport.runtime
 
@@ -16,10 +15,10 @@ internal class EchoEngine(
     private val longest: Int = config.maxSequenceLength,
     private val onStep: (number: Int) -> Unit = {},
 ) : Seq2SeqEngine {
-    /** Steps that began, of all sources. */
+    /** Number of steps begun. */
     val steps = AtomicInteger()
 
-    /** How many steps, encodings and closings run at this moment. */
+    /** Number of calls in progress. */
     private val busy = AtomicInteger()
     private var serial = 0
 
@@ -61,7 +60,7 @@ internal class EchoEngine(
     }
 
     private fun <T> alone(work: () -> T): T {
-        check(busy.incrementAndGet() == 1) { "An engine does one thing at a time." }
+        check(busy.incrementAndGet() == 1) { "The engine is used concurrently." }
         check(closed == 0) { "The engine is closed." }
         try {
             return work()

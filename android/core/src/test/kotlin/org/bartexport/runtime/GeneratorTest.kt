@@ -116,7 +116,7 @@ class GeneratorTest {
         assertEquals(text, events.result().text)
         val ids = tokenizer.encode(text, 100).size
         assertEquals(ids, (events.first() as GenerationEvent.Encoded).sourceTokens)
-        // Every byte is a token here: a character comes with its last one, before it comes nothing.
+        // Every byte is a token: a character is complete with its last byte.
         assertEquals(listOf("", "", "Ü", "b", "e"), events.texts().take(5).map { it.piece })
         assertEquals((1..ids).toList(), events.texts().map { it.tokens })
         assertTrue(events.texts().none { '\uFFFD' in it.piece })
@@ -205,14 +205,14 @@ class GeneratorTest {
             }
         }
 
-    /** An engine whose step number [at] waits until it is let on. */
+    /** An engine whose step number [at] waits until [release] is counted down. */
     private class Gate(private val at: Int) {
         val reached = CountDownLatch(1)
-        val letOn = CountDownLatch(1)
+        val release = CountDownLatch(1)
         val engine = EchoEngine(SMALL) { number ->
             if (number == at) {
                 reached.countDown()
-                check(letOn.await(30, TimeUnit.SECONDS)) { "Nobody let the engine on." }
+                check(release.await(30, TimeUnit.SECONDS)) { "The gate was not opened." }
             }
         }
 
@@ -230,11 +230,11 @@ class GeneratorTest {
             }
             gate.awaitReached()
             job.cancel()
-            gate.letOn.countDown()
+            gate.release.countDown()
             job.join()
             assertTrue(seen.none { it is GenerationEvent.Finished })
             assertEquals("again", generator.say("again"))
-            // "again", its two ends and the start token, and the three of the cancelled one.
+            // "again", its start and end tokens, and the three steps of the cancelled generation.
             assertEquals(3 + tokenizer.encode("again", 100).size, gate.engine.steps.get())
         }
     }
@@ -248,7 +248,7 @@ class GeneratorTest {
         val second = launch(Dispatchers.Default) { generator.say("second") }
         second.cancel()
         second.join()
-        gate.letOn.countDown()
+        gate.release.countDown()
         assertEquals("first", first.await())
         assertEquals(tokenizer.encode("first", 100).size, gate.engine.steps.get())
     }
@@ -256,7 +256,7 @@ class GeneratorTest {
     @Test
     fun `a collector that has seen enough ends the generation`() = runTest {
         val engine = EchoEngine(SMALL)
-        // On one thread, in turns: the generation is ahead by what the flow's buffer holds.
+        // On one thread, the generation is ahead of its collector by the flow's buffer at most.
         val generator = generator(engine, StandardTestDispatcher(testScheduler))
         val long = greedy.copy(maxLength = 250, eosTokenIds = listOf(3))
         val first = generator.generate("a", long).filterIsInstance<GenerationEvent.Text>().first()
@@ -267,8 +267,8 @@ class GeneratorTest {
 
     @Test
     fun `a second collector waits for the first`() = runTest {
-        // On one thread, in turns: the first one is suspended, not finished, when its events are
-        // more than the flow's buffer holds. An engine lets nobody go on whom another one ended.
+        // On one thread, the first is suspended when the flow's buffer is full. If another one
+        // began then, the engine would reject its next step.
         val generator = generator(dispatcher = StandardTestDispatcher(testScheduler))
         val order = mutableListOf<Int>()
         List(3) { number ->
@@ -334,7 +334,7 @@ class GeneratorTest {
             gate.awaitReached()
             generator.close()
             assertEquals(0, gate.engine.closed)
-            gate.letOn.countDown()
+            gate.release.countDown()
             assertTrue(running.await().exceptionOrNull() is EngineError)
             assertEquals(3, gate.engine.steps.get())
             assertEquals(1, gate.engine.closed)

@@ -1,9 +1,8 @@
 /*
- * Models that are made up: the logits of a sequence follow from its tokens; mirrors
- * tests/runtime/made_up_models.py and the step of tools/android_fixtures.py.
+ * Synthetic models whose logits are a function of the sequence; mirrors
+ * tests/support/made_up_models.py and the step of tools/android_fixtures.py.
  *
- * The state is the tokens of each beam. A search that hands on a wrong beam index, or an older
- * state, gets the logits of other sequences.
+ * The state is the tokens of each beam, so a wrong beam index or an old state gives wrong logits.
  */
 package org.bartexport.runtime
 
@@ -13,14 +12,14 @@ import org.bartexport.GenerationConfig
 
 typealias Sequences = List<List<Int>>
 
-/** Returns logits (vocabulary,) of what follows a sequence. */
+/** Returns the logits (vocabulary,) of the token after a sequence. */
 typealias Model = (sequence: List<Int>) -> FloatArray
 
 const val START = 0
 const val END = 1
 const val VOCABULARY = 6
 
-/** Settings for made-up models with [VOCABULARY] tokens. */
+/** Settings for models with [VOCABULARY] tokens. */
 val SETTINGS = GenerationConfig(
     maxLength = 12,
     decoderStartTokenId = START,
@@ -29,7 +28,7 @@ val SETTINGS = GenerationConfig(
     bosTokenId = 2,
 )
 
-/** Steps over a model, and what they were called with. */
+/** The step function of a model; records its calls. */
 class CountedStep(private val model: Model) : Step<Sequences> {
     val calls = mutableListOf<List<Int>>()
 
@@ -44,24 +43,24 @@ class CountedStep(private val model: Model) : Step<Sequences> {
     }
 }
 
-/** Returns rows as the logits of a step. */
+/** Returns the logits of several rows. */
 fun logits(rows: List<FloatArray>): Logits =
     Logits(rows.reduce { values, row -> values + row }, rows.size)
 
-/** Returns logits of one row. */
+/** Returns the logits of one row. */
 fun logitsOf(vararg values: Float): Logits = Logits(values, 1)
 
-/** Returns a model with random logits that follow from the tokens and [seed]. */
+/** Returns a model with random logits, determined by the tokens and [seed]. */
 fun randomModel(seed: Int, vocabulary: Int = VOCABULARY, sharpness: Double = 1.0): Model =
     { sequence ->
         val chance = Random(31L * sequence.hashCode() + seed)
         FloatArray(vocabulary) { (chance.nextGaussian() * sharpness).toFloat() }
     }
 
-/** Returns a model whose tokens are all as likely. */
+/** Returns a model with a uniform distribution. */
 fun flatModel(vocabulary: Int = VOCABULARY): Model = { FloatArray(vocabulary) }
 
-/** Returns the model that tools/android_fixtures.py computes too, to the last bit. */
+/** Returns the model of tools/android_fixtures.py, bit for bit. */
 fun sharedModel(vocabulary: Int): Model = { sequence ->
     val hash = sequence.fold(17L) { hash, token -> (hash * 31 + token + 1) % (1L shl 31) }
     FloatArray(vocabulary) {
@@ -69,7 +68,7 @@ fun sharedModel(vocabulary: Int): Model = { sequence ->
     }
 }
 
-/** Runs a search from the beginning. */
+/** Runs a search over a step function. */
 fun events(step: Step<Sequences>, generation: GenerationConfig): Sequence<SearchEvent.Output> {
     val rows = maxOf(generation.numBeams, generation.numReturnSequences)
     return drive(search(generation), step, List(rows) { emptyList() })
@@ -79,9 +78,9 @@ fun events(step: Step<Sequences>, generation: GenerationConfig): Sequence<Search
 fun hypotheses(model: Model, generation: GenerationConfig): List<Hypothesis> =
     (events(CountedStep(model), generation).last() as SearchEvent.Finished).hypotheses
 
-/** Returns a file that Python made for these tests. */
+/** Returns a file of the fixtures that Python generates. */
 fun madeByPython(name: String): File {
     val file = File(checkNotNull(System.getProperty("bart_export.build")), name)
-    check(file.isFile) { "$file is missing: run make test-android, which makes it." }
+    check(file.isFile) { "$file is missing. Run `make test-android`, which generates it." }
     return file
 }

@@ -92,7 +92,7 @@ class ProcessorsTest {
         assertEquals(9, forcedToken(both.copy(maxLength = 2), 1))
     }
 
-    /** Returns what a processor makes of the second of two rows. */
+    /** Returns the second of two rows of logits after a processor was applied to it. */
     private fun processed(
         processor: Processor,
         tokens: List<Int>,

@@ -68,7 +68,7 @@ class SamplingTest {
         for ((generation, expected) in expectations) {
             val draws = 20_000
             val found = counts(row, draws, generation)
-            // 99.9 % of draws over 6 tokens stay below; an impossible one exceeds it at once.
+            // The 99.9th percentile for 6 tokens; a single impossible token exceeds it.
             val chiSquare = expected.indices.sumOf {
                 val hoped = maxOf(expected[it] * draws, 1e-9)
                 (found[it] - hoped) * (found[it] - hoped) / hoped

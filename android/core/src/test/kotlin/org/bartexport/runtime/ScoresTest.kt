@@ -136,7 +136,7 @@ class ScoresTest {
         assertEquals(-70.0, found[4])
     }
 
-    /** Returns random logits: with few distinct ones many are equal, some of them impossible. */
+    /** Returns random logits with at most [distinct] values, some of them negative infinity. */
     private fun values(size: Int, distinct: Int, seed: Int): FloatArray {
         val chance = Random(seed.toLong())
         val some = FloatArray(distinct) { (chance.nextGaussian() * 4).toFloat() }

@@ -246,7 +246,7 @@ class SearchTest {
     fun `settings that forbid every token are an error`() {
         for (kind in kinds(SETTINGS.copy(noRepeatNgramSize = 1, minLength = 12))) {
             val error = assertFailsWith<ConfigurationError> { hypotheses(randomModel(0), kind) }
-            assertTrue("may follow the first 5," in error.message.orEmpty(), error.message)
+            assertTrue("token after the first 5," in error.message.orEmpty(), error.message)
         }
     }
 
@@ -305,7 +305,7 @@ class SearchTest {
         }
     }
 
-    /** Returns settings for greedy search, beams and sampling that are else the same. */
+    /** Returns the settings for greedy search, beam search and sampling. */
     private fun kinds(generation: GenerationConfig): List<GenerationConfig> =
         listOf(generation, generation.copy(numBeams = 3), generation.copy(doSample = true))
 
@@ -315,7 +315,7 @@ class SearchTest {
             .map { it.tokenIds }
             .toList()
 
-    /** Returns all sequences there are, best first. */
+    /** Returns all possible sequences, best first. */
     private fun everySequence(model: Model, generation: GenerationConfig): List<Hypothesis> {
         val found = mutableListOf<Hypothesis>()
 

@@ -13,7 +13,7 @@ import org.bartexport.InputError
 import org.bartexport.TokenizerError
 import org.junit.jupiter.api.io.TempDir
 
-/** A small tokenizer with added tokens, and what Python's makes of texts. */
+/** The options of a small tokenizer, and Python's results with it. */
 @Serializable
 private class Answers(
     @SerialName("added_tokens") val addedTokens: List<AddedToken>,
@@ -29,7 +29,7 @@ private class Answers(
     )
 }
 
-// In the order of tools/android_text.py, which gives them their ids.
+// In the order of their ids in tools/android_text.py.
 private val CONTENTS = listOf(
     "<hl>", "<h", "hl>", "a", "ab", " a", "\n", "<hl><hl>", "é", "'s", "<s>x", "aa", "x y",
     "\u3000", "🚀", "a<",
@@ -95,7 +95,7 @@ class AddedTokensTest {
         val cut = bart.encode(text, 1024, truncate = true).toList()
         assertEquals(listOf(0) + whole.take(1022) + 2, cut)
         val refused = assertFailsWith<InputError> { bart.encode(text, 1024) }
-        assertTrue("received 15000000 bytes" in refused.message!!)
+        assertTrue("received 15000000 bytes, which need more." in refused.message!!)
     }
 
     @Test

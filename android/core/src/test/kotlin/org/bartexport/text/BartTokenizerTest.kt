@@ -52,7 +52,7 @@ class BartTokenizerTest {
     @Test
     fun `random texts survive the round trip`() {
         val random = Random(0)
-        // As many bits of a code point as the dice say, so that short ones come as often.
+        // A uniform number of bits, so that code points of every UTF-8 size are equally common.
         val any = { random.nextInt(1 shl random.nextInt(1, 21)) }
         repeat(2000) {
             val text = buildString {
@@ -66,7 +66,7 @@ class BartTokenizerTest {
 
     @Test
     fun `what was tokenized before changes nothing`(@TempDir folder: File) {
-        // More words than are remembered, twice: from a used tokenizer and from a new one.
+        // More words than the cache holds, tokenized twice.
         val random = Random(1)
         val words = List(30_000) {
             String(CharArray(random.nextInt(1, 9)) { 'a' + random.nextInt(26) })
@@ -100,7 +100,7 @@ class BartTokenizerTest {
 
     @Test
     fun `a text without any space is one piece of any length`() {
-        // Quadratic merging would take minutes here.
+        // Quadratic merging would take minutes.
         val text = "かなカナ漢字".repeat(50_000)
         assertEquals(text, bart.detokenize(bart.tokenize(text)))
     }

@@ -11,25 +11,25 @@ class PieceCacheTest {
 
     @Test
     fun `a piece is found wherever it stands, and no other`() {
-        cache.remember("word", intArrayOf(1, 2))
+        cache.put("word", intArrayOf(1, 2))
         assertContentEquals(intArrayOf(1, 2), find("word"))
         for (other in listOf("wor", "words", "Word", "")) assertNull(find(other), other)
     }
 
     @Test
     fun `two pieces of one slot take turns`() {
-        // Java's hash of both is the same.
-        cache.remember("Aa", intArrayOf(1))
-        cache.remember("BB", intArrayOf(2))
+        // Both have the same Java hash.
+        cache.put("Aa", intArrayOf(1))
+        cache.put("BB", intArrayOf(2))
         assertNull(find("Aa"))
         assertContentEquals(intArrayOf(2), find("BB"))
     }
 
     @Test
     fun `a piece that is too long is not kept`() {
-        val longest = "x".repeat(LONGEST_REMEMBERED)
-        cache.remember(longest, intArrayOf(1))
-        cache.remember(longest + "x", intArrayOf(2))
+        val longest = "x".repeat(LONGEST_CACHED)
+        cache.put(longest, intArrayOf(1))
+        cache.put(longest + "x", intArrayOf(2))
         assertContentEquals(intArrayOf(1), find(longest))
         assertNull(find(longest + "x"))
     }

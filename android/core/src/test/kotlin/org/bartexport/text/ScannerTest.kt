@@ -21,7 +21,7 @@ class ScannerTest {
 
     @Test
     fun `there are as many letters, numbers and spaces as in Unicode 16`() {
-        // A character stays with a neighbour of its class; surrogates are none.
+        // Two characters of the same class are one piece.
         val codes = (0..0x10ffff).filter { it !in 0xd800..0xdfff }
         fun staysWith(neighbour: String, code: Int) =
             pieceEnd(neighbour + String(Character.toChars(code)), 0) > 1
@@ -38,20 +38,20 @@ class ScannerTest {
             listOf(" "),
             listOf("Hello", " world", "!"),
             listOf("it", "'s", " I", "'ve", " we", "'ll", " you", "'re", " he", "'d", " I", "'m"),
-            // Contractions are lower case, straight, and come before what follows them.
+            // Contractions are lower-case with a straight apostrophe, and match first.
             listOf("IT", "'", "S", " it", "’", "s", "'s", "o", " '", "s", "'t", "'"),
             listOf("!'", "s"),
             listOf("in", " 2026", "-", "11", " ½Ⅷ", "x", "²"),
-            // Of several spaces the last goes with the word, if it is a plain one.
+            // The last of several spaces belongs to the word, if it is U+0020.
             listOf("a", "  ", " b", " \n", "\n", "c", "\u00a0", "d", " ", "\u3000", "e"),
             listOf("a", "\t", " b", "\n\n", "\n", "1", " \t "),
             listOf(" !?", "\n", "...", " —"),
-            // No spaces, whatever Java or a regular expression says.
+            // Not White_Space, though some are whitespace to Java or to its Regex.
             listOf("a", "\u200b\u001c\u180e\ufeff", "b"),
             listOf(" \u0000", "\u0085", "a", "\u2028", "b"),
-            // Marks are neither letters nor numbers; characters beyond 16 bits are whole.
+            // Marks are neither letters nor numbers; surrogate pairs are not split.
             listOf("e", "\u0301", "a", " 👩🏽\u200d🚀", "𝒜𝒷", "𝟘", "🇩🇪"),
-            // Letters and a number of Unicode 12, 15.1 and 16, and one code point without any.
+            // Letters and a number of Unicode 12, 15.1 and 16, and an unassigned code point.
             listOf(" \ua7ba\ud87a\udff0\u1c89a", "\ud839\uddf1" + "1", " \u0378"),
         )
     }

@@ -1,6 +1,6 @@
 /*
- * What the tests of this package read: BART's own vocabulary, golden texts, what Python answered,
- * and the smallest files that are a tokenizer.
+ * Data for tests of the tokenizer: BART's vocabulary, golden texts, Python's results, and files of
+ * a minimal tokenizer.
  */
 package org.bartexport.text
 
@@ -14,7 +14,7 @@ internal val MERGES = File(GOLDEN, "../vocabulary/merges.txt")
 
 internal val bart: BartTokenizer by lazy { BartTokenizer.fromFiles(VOCABULARY, MERGES) }
 
-/** Id of the token that stands for one byte. */
+/** The token id of each byte. */
 internal val byteIds: List<Int> by lazy {
     val vocabulary = readVocabulary(VOCABULARY)
     BYTE_SYMBOLS.map(vocabulary::getValue)
@@ -26,11 +26,11 @@ internal class TokenizedText(val text: String, val ids: List<Int>)
 internal fun goldenTexts(): List<TokenizedText> =
     Json.decodeFromString(File(GOLDEN, "tokenization.json").readText())
 
-/** Returns what tools/android_text.py wrote. */
+/** Returns a file written by tools/android_text.py. */
 internal fun resource(name: String): String =
     checkNotNull(TokenizedText::class.java.getResource(name)) { "$name is missing" }.readText()
 
-/** A vocabulary of the special tokens, the bytes and one merge, as JSON. */
+/** Returns a vocabulary of the special tokens, the bytes and one merge, as JSON. */
 internal fun smallVocabulary(
     tokens: List<String> = SPECIAL_TOKENS + BYTE_SYMBOLS + "Ġa",
     change: Map<String, String> = emptyMap(),
@@ -41,7 +41,7 @@ internal fun smallVocabulary(
     }
 }
 
-/** Writes a tokenizer's two files, vocabulary first. */
+/** Writes the vocabulary and merges of a tokenizer. */
 internal fun smallFiles(
     folder: File,
     vocabulary: String = smallVocabulary(),

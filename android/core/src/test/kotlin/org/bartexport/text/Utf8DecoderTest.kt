@@ -14,7 +14,7 @@ class Utf8DecoderTest {
 
     private val decoder = Utf8Decoder()
 
-    /** Returns what comes of each byte, and at the end. */
+    /** Returns the text of each byte, and of the end. */
     private fun pieces(octets: List<Int>): List<String> {
         val completed = octets.map { octet ->
             StringBuilder().also { decoder.decode(byteArrayOf(octet.toByte()), it) }.toString()
@@ -22,7 +22,7 @@ class Utf8DecoderTest {
         return completed + StringBuilder().also(decoder::finish).toString()
     }
 
-    // What CPython gives, a bar after each byte and "?" for U+FFFD.
+    // CPython's results, with a bar after each byte and "?" for U+FFFD.
     @ParameterizedTest
     @CsvSource(
         "41, A|",
@@ -65,7 +65,7 @@ class Utf8DecoderTest {
                 digest.update(text.toByteArray())
             }
             val actual = digest.digest().joinToString("") { "%02x".format(it) }
-            assertEquals(expected, actual, "of sequences that begin with ${first.toString(16)}")
+            assertEquals(expected, actual, "sequences that begin with ${first.toString(16)}")
         }
     }
 

@@ -46,7 +46,7 @@ class VocabularyTest {
         for ((bytes, position) in listOf("aé".toByteArray().copyOf(2) to 1, byteArrayOf(-1) to 0)) {
             file.writeBytes(bytes)
             val error = assertFailsWith<TokenizerError> { open(files) }
-            val words = "$name must be UTF-8, received another byte at position $position."
+            val words = "$name must be UTF-8, received an invalid byte at position $position."
             assertContains(error.message.orEmpty(), words)
         }
         file.delete()
@@ -61,7 +61,7 @@ class VocabularyTest {
         assertEquals("#version", first.substringBefore(':'))
         val bare = File(folder, "merges.txt").also { it.writeText(rest) }
         assertEquals(readMerges(MERGES), readMerges(bare))
-        // " t" is made by the very first merge, and by no other.
+        // " t" is the result of the first merge.
         val tokenizer = BartTokenizer.fromFiles(VOCABULARY, bare)
         assertEquals(listOf(326), tokenizer.tokenize(" t").toList())
     }
@@ -76,20 +76,7 @@ class VocabularyTest {
     @Test
     fun `a vocabulary without merges spells bytes`() {
         val tokenizer = open(smallFiles(folder, merges = ""))
-        assertEquals(
-            " a".map {
-                TOKENS.indexOf(
-                    if (it ==
-                        ' '
-                    ) {
-                        "Ġ"
-                    } else {
-                        "$it"
-                    },
-                )
-            },
-            tokenizer.tokenize(" a").toList(),
-        )
+        assertEquals(listOf("Ġ", "a").map(TOKENS::indexOf), tokenizer.tokenize(" a").toList())
     }
 
     @Test
@@ -116,13 +103,13 @@ class VocabularyTest {
             Damage("vocabulary\\.json .*integer ids", changed("+7")),
             Damage("vocabulary\\.json .*integer ids", changed("007")),
             Damage("vocabulary\\.json .*integer ids", changed("{}")),
-            Damage("vocabulary\\.json must number its 262", changed("9")),
+            Damage("vocabulary\\.json must give its 262 tokens", changed("9")),
             Damage("ids from 0 to 999 ", changed("999")),
             Damage("ids from -1 to 261 ", changed("-1")),
             Damage("ids from 0 to 99999999999 ", changed("99999999999")),
             Damage("vocabulary\\.json .*special.*'<mask>'", without("<mask>")),
             Damage("vocabulary\\.json .*special.*'</s>'", without("</s>")),
-            Damage("256 byte symbols, 1 are.*'Ġ'", without("Ġ", "Ġa")),
+            Damage("256 byte symbols.*without 1 of.*'Ġ'", without("Ġ", "Ġa")),
             Damage("merges\\.txt must merge tokens.*'Ġb'", merges = "Ġ a\nĠ b\n"),
             Damage("merges\\.txt must merge tokens.*'漢'", merges = "Ġ a\n漢 a\n"),
             Damage("merges\\.txt .*received '' on line 2", merges = "Ġ a\n\nĠ a\n"),

@@ -1,7 +1,5 @@
 /*
- * A bundle in an app's assets.
- *
- * The only file of this library that knows Android: everything else also runs on a desktop's JVM.
+ * A bundle in an app's assets; the only file of this library that depends on Android.
  */
 package org.bartexport.litert
 
@@ -11,7 +9,7 @@ import java.io.InputStream
 /**
  * A bundle in a [directory] of an app's [assets], where `bart-export --android` puts it.
  *
- * LiteRT would read a model out of the assets into the heap, whole; installed, it is mapped.
+ * It must be installed, because LiteRT copies a model in the assets to the heap but maps a file.
  */
 public class AssetSource(private val assets: AssetManager, private val directory: String) :
     BundleSource {

@@ -1,10 +1,9 @@
 /*
- * A signature of a compiled model with its buffers, and what an engine does with two of them;
- * mirrors bart_export/runtime/buffers.py.
+ * Signatures of a compiled model with their buffers; mirrors
+ * bart_export/runtime/compiled_model.py.
  *
- * LiteRT's `CompiledModel` and a bucket go in, a callable with input and output buffers that fit
- * comes out. `encode` writes where `decode` reads, and two sets of cache buffers alternate, so that
- * nothing is copied between calls. Which bucket is right for a source is not known here.
+ * `encode` writes into the inputs of `decode`, and two sets of cache buffers alternate, so nothing
+ * is copied between calls.
  */
 package org.bartexport.litert
 
@@ -16,40 +15,40 @@ import org.bartexport.TensorName
 
 internal typealias Buffers = Map<String, TensorBuffer>
 
-/** The caches that the next step reads, and those that it writes. */
+/** The cache buffers that the next step reads, and those that it writes. */
 internal class Caches(val read: Buffers, val written: Buffers)
 
 /**
- * A signature of a compiled model, and buffers for its tensors; [close] frees them.
+ * A signature of a compiled model, with buffers for its tensors.
  *
- * @param lent outputs that go into another signature's inputs: they have no buffers here
- * @throws EngineError if LiteRT cannot make them
+ * @param unbuffered outputs without buffers here, because they are written to another signature's
+ * @throws EngineError if LiteRT cannot create the buffers
  */
 internal class BufferedSignature(
     private val model: CompiledModel,
     val bucket: Bucket,
-    lent: Set<String> = emptySet(),
+    unbuffered: Set<String> = emptySet(),
 ) : AutoCloseable {
-    private val made = mutableListOf<TensorBuffer>()
-    val inputs: Buffers = make(bucket.inputs.keys, model::createInputBuffer)
-    val outputs: Buffers = make(bucket.outputs.keys - lent, model::createOutputBuffer)
+    private val buffers = mutableListOf<TensorBuffer>()
+    val inputs: Buffers = create(bucket.inputs.keys, model::createInputBuffer)
+    val outputs: Buffers = create(bucket.outputs.keys - unbuffered, model::createOutputBuffer)
 
-    /** The two sets of buffers that steps read and write in turns. */
+    /** The two sets of cache buffers, which steps read and write in turn. */
     fun caches(): Caches = Caches(
         bucket.caches.associateWith(inputs::getValue),
         bucket.caches.associateWith(outputs::getValue),
     )
 
-    /** Runs the signature on its buffers, with some others in the place of its own. */
+    /** Runs the signature; the given buffers replace its own. */
     fun run(inputs: Buffers, outputs: Buffers): Unit = running("failed to run ${bucket.name}") {
         model.run(this.inputs + inputs, this.outputs + outputs, bucket.name)
     }
 
-    override fun close(): Unit = made.forEach(TensorBuffer::close)
+    override fun close(): Unit = buffers.forEach(TensorBuffer::close)
 
-    private fun make(names: Set<String>, create: (String, String) -> TensorBuffer): Buffers = try {
-        running("cannot make buffers for ${bucket.name}") {
-            names.associateWith { name -> create(name, bucket.name).also(made::add) }
+    private fun create(names: Set<String>, make: (String, String) -> TensorBuffer): Buffers = try {
+        running("cannot create buffers for ${bucket.name}") {
+            names.associateWith { name -> make(name, bucket.name).also(buffers::add) }
         }
     } catch (error: EngineError) {
         close()
@@ -58,9 +57,9 @@ internal class BufferedSignature(
 }
 
 /**
- * The buffers of a bucket that encodes and of one that decodes what it encoded.
+ * An encoding and a decoding bucket of the same source length, with buffers.
  *
- * @throws EngineError if LiteRT cannot make them
+ * @throws EngineError if LiteRT cannot create the buffers
  */
 internal class BufferedBuckets(model: CompiledModel, encode: Bucket, decode: Bucket) :
     AutoCloseable {
@@ -79,9 +78,9 @@ internal class BufferedBuckets(model: CompiledModel, encode: Bucket, decode: Buc
 }
 
 /**
- * Encodes a source into the buffers that `decode` reads, and returns its caches, emptied.
+ * Encodes a source into the inputs of `decode` and returns zeroed caches.
  *
- * @param tokenIds int32 (one, source), of the size that both buckets have
+ * @param tokenIds int32 (one, source), padded to the size of the buckets
  * @param paddingMask int32 (one, source), 1 for a token and 0 for padding
  */
 internal fun encodeSource(
@@ -102,10 +101,9 @@ internal fun encodeSource(
 }
 
 /**
- * Decodes one token of every beam of the bucket, from the caches that are read to those that are
- * written, and returns the logits, float32 (beams, vocabulary).
+ * Decodes one token of every beam and returns the logits, float32 (beams, vocabulary).
  *
- * @param position how many tokens were decoded before
+ * @param position number of tokens decoded before
  * @param tokenIds int32 (beams)
  * @param beamIndex int32 (beams)
  */

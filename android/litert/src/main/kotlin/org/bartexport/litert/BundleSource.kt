@@ -1,7 +1,5 @@
 /*
- * Where an installer finds the files of a bundle.
- *
- * Names are those of the manifest; Android's assets are in AssetSource.kt.
+ * Sources of a bundle's files; see AssetSource.kt for an app's assets.
  */
 package org.bartexport.litert
 
@@ -12,23 +10,23 @@ import java.io.IOException
 import java.io.InputStream
 import java.util.zip.ZipFile
 
-/** A bundle that can be installed: an artifact directory, wherever it lies. */
+/** A bundle that can be installed: an artifact directory in some storage. */
 public interface BundleSource {
     /**
-     * Opens a file of the bundle, for the caller to close.
+     * Opens a file of the bundle; the caller closes it.
      *
-     * @param name the file's, relative to the bundle, with slashes
-     * @throws IOException if there is no such file, or it cannot be read
+     * @param name the path relative to the bundle, with `/` as the separator
+     * @throws IOException if the file is missing or cannot be read
      */
     public fun open(name: String): InputStream
 }
 
-/** A bundle in a directory: an export, or what was pushed to the device. */
+/** A bundle in a directory, such as an export or files pushed to the device. */
 public class DirectorySource(private val directory: File) : BundleSource {
     override fun open(name: String): InputStream {
         val file = File(directory, name)
-        // Opening a pipe would wait for its writer.
-        if (!file.isFile) throw FileNotFoundException("$file is no file")
+        // Opening a named pipe would block.
+        if (!file.isFile) throw FileNotFoundException("$file is not a regular file")
         return file.inputStream()
     }
 
@@ -50,7 +48,7 @@ public class ZipSource(private val file: File) : BundleSource {
 
     override fun toString(): String = file.path
 
-    /** An entry's bytes; the ZIP file is closed with them. */
+    /** The stream of an entry, which closes the ZIP file too. */
     private class Closing(entry: InputStream, private val zip: ZipFile) :
         FilterInputStream(entry) {
         override fun close() {

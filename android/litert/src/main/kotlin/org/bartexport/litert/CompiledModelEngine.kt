@@ -1,11 +1,6 @@
 /*
- * The engine for static builds on LiteRT's `CompiledModel`: it takes the smallest bucket of the
- * file that a request fits in; mirrors bart_export/runtime/static_engine.py.
- *
- * The protocol is that of org.bartexport.runtime, the buckets come from the file's entry in the
- * manifest. `encode` writes where `decode` reads and two sets of cache buffers alternate. How a
- * bucket is chosen and filled is not known here, nor is Android: this class also runs on a
- * desktop's JVM.
+ * The engine for static builds on LiteRT's `CompiledModel`; mirrors
+ * bart_export/runtime/compiled_model.py.
  */
 package org.bartexport.litert
 
@@ -23,14 +18,13 @@ import org.bartexport.runtime.fillRows
 import org.bartexport.runtime.fit
 
 /**
- * An engine over the signatures of a static `.tflite` file.
+ * An engine that runs each request in the smallest bucket of a static `.tflite` file that fits.
  *
- * Buffers are made when a bucket is first used and freed when another one is: those of a large
- * model's largest bucket take tens of megabytes, and a phone has none to spare. Its functions may
- * be called from any thread, one at a time; [close] waits for the step that is running.
+ * Only the current bucket has buffers, since those of a large model take tens of megabytes.
+ * Functions may be called from any thread; [close] waits for a running step.
  *
- * @property accelerator what the model is computed on
- * @property fallback why that is not what was asked for, in one line; null where it is
+ * @property accelerator the accelerator in use
+ * @property fallback one line on why the requested accelerator is not in use, or null if it is
  */
 public class CompiledModelEngine private constructor(
     override val config: BartConfig,
@@ -39,7 +33,7 @@ public class CompiledModelEngine private constructor(
     public val accelerator: Accelerator,
     public val fallback: String?,
 ) : Seq2SeqEngine {
-    /** Most tokens of a source that the file has room for. */
+    /** Maximum number of source tokens. */
     public val sourceLength: Int = buckets.maxOf { it.sizes.getValue(Axis.SOURCE) }
 
     private var serial = 0
@@ -47,8 +41,8 @@ public class CompiledModelEngine private constructor(
     private var closed = false
 
     /**
-     * @throws org.bartexport.InputError for more than the largest bucket takes
-     * @throws EngineError if LiteRT fails, or after [close]
+     * @throws org.bartexport.InputError if the request exceeds the largest bucket
+     * @throws EngineError if LiteRT fails, or the engine is closed
      */
     @Synchronized
     override fun start(tokenIds: IntArray, numBeams: Int, maxLength: Int): Decoding {
@@ -59,7 +53,7 @@ public class CompiledModelEngine private constructor(
         return Decoding(serial, 0, encodeSource(chosen, fitted.tokenIds, fitted.paddingMask))
     }
 
-    /** @throws EngineError for a decoding that another one has ended, and as [start] does */
+    /** @throws EngineError if a later [start] has ended this decoding, and as [start] does */
     @Synchronized
     override fun step(
         state: Decoding,
@@ -76,11 +70,11 @@ public class CompiledModelEngine private constructor(
             beamIndex,
         )
         val logits = decodeRows(decode, caches, state.position, rows, places)
-        val asked = tokenIds.size
-        val wanted = logits.size / rows.size * asked
+        val beams = tokenIds.size
+        val size = logits.size / rows.size * beams
         val next = Decoding(serial, state.position + 1, Caches(caches.written, caches.read))
-        val kept = if (wanted == logits.size) logits else logits.copyOf(wanted)
-        return Stepped(Logits(kept, asked), next)
+        val values = if (size == logits.size) logits else logits.copyOf(size)
+        return Stepped(Logits(values, beams), next)
     }
 
     @Synchronized
@@ -100,32 +94,32 @@ public class CompiledModelEngine private constructor(
     }
 
     private fun checkOpen() {
-        if (closed) throw EngineError("This engine was closed. Open it again to go on.")
+        if (closed) throw EngineError("This engine is closed. Open another one.")
     }
 
     private fun ended() = EngineError(
-        "An engine runs one generation at a time, and another one has begun. Finish a text " +
-            "before the next one, or open a second engine.",
+        "An engine runs one generation at a time, and another one has begun. Finish a " +
+            "generation before the next one, or open a second engine.",
     )
 
-    /** Decodes one token from one, to see whether the accelerator can. */
+    /** Decodes one token to test the accelerator. */
     private fun tryOut() {
         val state = start(intArrayOf(0), 1, 1)
         val logits = step(state, intArrayOf(0), intArrayOf(0)).logits.values
-        if (logits.any { !it.isFinite() }) throw EngineError("its results are no numbers.")
+        if (logits.any { !it.isFinite() }) throw EngineError("its results are not finite.")
     }
 
     public companion object {
         /**
-         * Opens a static build of an artifact by its path, so that it is mapped, not read.
+         * Opens a static build of an artifact.
          *
-         * Where the GPU is asked for and LiteRT finds none, cannot compile the file for it, or
-         * fails to compute a first token, the engine is on the CPU and [fallback] says why.
+         * If the GPU is requested but LiteRT finds none, cannot compile the file for it or fails to
+         * compute a token, the engine uses the CPU and [fallback] gives the reason.
          *
-         * @param file its name in the manifest
-         * @throws org.bartexport.ArtifactError for a file that is missing, altered, or no static
-         *   build that LiteRT computes rightly
-         * @throws EngineError if LiteRT cannot open it on the CPU
+         * @param file the file's name in the manifest
+         * @throws org.bartexport.ArtifactError if the file is missing or modified, or is not a
+         *   static build verified with LiteRT
+         * @throws EngineError if LiteRT cannot open the file on the CPU
          */
         public fun open(
             artifact: Artifact,

@@ -1,29 +1,29 @@
 /*
- * How an engine is asked to compute. Data; nothing here knows LiteRT.
+ * Options of an engine.
  */
 package org.bartexport.litert
 
 import java.io.File
 import org.bartexport.ConfigurationError
 
-/** What computes a model. */
+/** The processor that runs a model. */
 public enum class Accelerator {
-    /** Every processor has it, and every static build of this exporter was checked on it. */
+    /** Always available; the export verifies every static build on it. */
     CPU,
 
-    /** A choice for devices where it was seen to be faster; see [CompiledModelEngine.fallback]. */
+    /** Faster on some devices; see [CompiledModelEngine.fallback]. */
     GPU,
 }
 
 /**
- * How an engine computes.
+ * Options of an engine.
  *
- * @property numThreads threads of the CPU kernels
- * @property accelerator what to compute on, where that is possible
- * @property cacheDirectory where packed weights are kept, about as large as the model; a directory
- *   of this library's own that may be emptied at any time, and null for none: every opening then
- *   packs the weights again, into memory of the process
- * @throws ConfigurationError for no threads
+ * @property numThreads number of threads of the CPU kernels
+ * @property accelerator the preferred accelerator
+ * @property cacheDirectory directory for packed weights, about as large as the model. It must be
+ *   used for nothing else and may be emptied at any time. If null, every opening packs the weights
+ *   again, in the process's memory
+ * @throws ConfigurationError if [numThreads] is below 1
  */
 public data class EngineOptions(
     val numThreads: Int = fastCores(),
@@ -37,7 +37,7 @@ public data class EngineOptions(
     }
 }
 
-/** Half of a phone's cores are slow ones, and a matrix product waits for the slowest thread. */
+/** Excludes a phone's slow cores, because a matrix product waits for its slowest thread. */
 private fun fastCores(): Int = Runtime.getRuntime().availableProcessors().coerceAtMost(FAST_CORES)
 
 private const val FAST_CORES = 4

@@ -1,5 +1,5 @@
 /*
- * From the directory of an artifact to generated text, for apps that need nothing between.
+ * Opens a generator from an artifact's directory.
  */
 package org.bartexport.litert
 
@@ -10,12 +10,13 @@ import org.bartexport.Artifact
 import org.bartexport.runtime.Generator
 
 /**
- * Opens the first static `.tflite` file of an artifact that LiteRT computes rightly, with its
- * tokenizer, to generate one text at a time on a thread of [Dispatchers.Default]. The opening
- * itself is done on [Dispatchers.IO], so that it may be called from the main thread.
+ * Opens a generator for the first static `.tflite` file of an artifact that LiteRT can run.
  *
- * @throws org.bartexport.BartExportError for an artifact that is damaged, has no such file, or that
- *   LiteRT cannot open
+ * It opens on [Dispatchers.IO] and generates on a thread of [Dispatchers.Default], so it may be
+ * called from the main thread.
+ *
+ * @throws org.bartexport.BartExportError if the artifact is damaged or has no such file, or LiteRT
+ *   cannot open it
  */
 public suspend fun openGenerator(
     directory: File,

@@ -1,8 +1,5 @@
 /*
- * LiteRT's `CompiledModel`, opened; mirrors bart_export/runtime/compiled_model.py.
- *
- * A file and options go in, a compiled model with its environment comes out. What its signatures
- * compute is not known here.
+ * Opens LiteRT's `CompiledModel`; mirrors bart_export/runtime/compiled_model.py.
  */
 package org.bartexport.litert
 
@@ -13,10 +10,10 @@ import com.google.ai.edge.litert.LiteRtException
 import java.io.File
 import org.bartexport.EngineError
 
-/** The release that this library is built with; android/gradle/libs.versions.toml names it too. */
+/** The LiteRT version of this library, as in android/gradle/libs.versions.toml. */
 internal const val LITERT_VERSION = "2.2.0"
 
-/** A compiled model in an environment of its own; [close] ends both. */
+/** A compiled model with its own environment; [close] closes both. */
 internal class OpenedModel(val model: CompiledModel, private val environment: Environment) :
     AutoCloseable {
     override fun close() {
@@ -28,9 +25,9 @@ internal class OpenedModel(val model: CompiledModel, private val environment: En
 /**
  * Opens a `.tflite` file.
  *
- * @param weightCache file of XNNPACK's packed weights, made if it is missing; null for none. Only
- *   the CPU has use for it
- * @throws EngineError if LiteRT cannot open the file, or has no such accelerator here
+ * @param weightCache file for XNNPACK's packed weights, created if missing, or null for none; used
+ *   only on the CPU
+ * @throws EngineError if LiteRT cannot open the file, or finds no such accelerator
  */
 internal fun openModel(
     file: File,
@@ -54,19 +51,19 @@ private fun compile(
     numThreads: Int,
     weightCache: File?,
 ): CompiledModel {
-    val wanted = LITERT_ACCELERATORS.getValue(accelerator)
-    val options = CompiledModel.Options(wanted)
+    val liteRtAccelerator = LITERT_ACCELERATORS.getValue(accelerator)
+    val options = CompiledModel.Options(liteRtAccelerator)
     if (accelerator == Accelerator.CPU) {
         options.cpuOptions = CompiledModel.CpuOptions(numThreads, null, weightCache?.path)
-    } else if (wanted !in environment.getAvailableAccelerators()) {
-        // LiteRT opens a model for an accelerator that is not there, and computes it slowly.
-        throw EngineError("LiteRT cannot open $file on the $accelerator: it finds none here.")
+    } else if (liteRtAccelerator !in environment.getAvailableAccelerators()) {
+        // LiteRT would open the model anyway and run it slowly on the CPU.
+        throw EngineError("LiteRT cannot open $file on the $accelerator: it finds none.")
     }
     return CompiledModel.create(file.path, options, environment)
 }
 
 /**
- * Returns what [block] returns; a failure of LiteRT in it becomes one line.
+ * Runs [block] and turns LiteRT's exceptions into an [EngineError] with a one-line message.
  *
  * @throws EngineError if LiteRT fails, or is not built for this processor
  */
@@ -78,7 +75,7 @@ internal inline fun <Result> running(failure: String, block: () -> Result): Resu
     throw EngineError("LiteRT $failure: it is not built for this processor.", error)
 }
 
-/** What LiteRT says; the other lines are a trace. */
+/** The first line of LiteRT's message; the others are a trace. */
 internal fun LiteRtException.firstLine(): String =
     (message ?: toString()).lineSequence().first().trimEnd('.')
 

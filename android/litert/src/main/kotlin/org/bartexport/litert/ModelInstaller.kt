@@ -1,9 +1,8 @@
 /*
- * Puts a bundle where LiteRT can map its model: into a directory of the app's own.
+ * Installs a bundle in the app's storage, from which LiteRT can map its model.
  *
- * Each artifact has a directory by its manifest's hash, and that manifest is written last: what was
- * interrupted is no artifact, and is gone on with. What lies in the place of a file is kept only if
- * its hash is right.
+ * Each artifact has a directory named by its manifest's hash. The manifest is written last, so an
+ * interrupted installation is not mistaken for an artifact, and is resumed.
  */
 package org.bartexport.litert
 
@@ -28,45 +27,45 @@ import org.bartexport.PART
 import org.bartexport.manifestOf
 import org.bartexport.readManifestBytes
 
-/** What happens during an installation: any number of [Progress], then [Installed]. */
+/** An event of an installation: any number of [Progress], then [Installed]. */
 public sealed interface InstallEvent {
-    /** So many [bytes], [of] all that the bundle has, are in place. */
+    /** The first [bytes] [of] the bundle are installed. */
     public data class Progress(val bytes: Long, val of: Long) : InstallEvent
 
-    /** The artifact in [directory] is whole, and its files are those of its manifest. */
+    /** The artifact in [directory] is complete and verified. */
     public data class Installed(val directory: File) : InstallEvent
 }
 
 /**
- * Installs bundles in [target], a directory of its own: of all that is installed there, only the
- * last stays.
+ * Installs bundles in [target], which must be used for nothing else. Installing a bundle removes
+ * any earlier one.
  */
 public class ModelInstaller(private val target: File) {
     /**
-     * Installs a bundle, or goes on where an earlier installation of it ended. One that is in place
-     * already is only looked at.
+     * Installs a bundle or resumes an interrupted installation. If it is already installed, this
+     * only verifies it.
      *
-     * The flow is cold and may be cancelled at any moment. A second installation into the same
-     * directory, here or by another process, waits for the first. Collecting throws
-     * [ArtifactError] for a bundle that is damaged, with the file's name, and for too little space.
+     * The flow is cold and may be cancelled at any time. A concurrent installation into the same
+     * directory, even by another process, waits. Collecting throws an [ArtifactError] if the bundle
+     * is damaged or there is too little space.
      */
     public fun install(source: BundleSource): Flow<InstallEvent> = flow {
         val text = readManifest(source)
         val manifest = manifestOf(text, "$MANIFEST_NAME of $source")
         val directory = File(target, manifest.manifestSha256)
-        alone {
+        exclusively {
             val installed = openOrNull(directory)?.takeIf { it.manifest == manifest }
             val missing = manifest.files.filterNot { (name, _) -> installed.holds(name) }
                 .map { (name, entry) ->
                     PartialFile(source, name, entry.bytes, entry.sha256, directory)
                 }
-            val whole = installed != null && missing.isEmpty()
-            // The manifest goes first and comes last: what lacks a file is no artifact.
-            if (!whole) File(directory, MANIFEST_NAME).remove()
+            val complete = installed != null && missing.isEmpty()
+            // Deleted first and written last, so that an incomplete directory is not an artifact.
+            if (!complete) File(directory, MANIFEST_NAME).remove()
             copy(manifest, missing)
-            if (!whole) {
-                putManifest(text, directory)
-                check(directory)
+            if (!complete) {
+                writeManifest(text, directory)
+                verify(directory)
             }
             removeOthers(directory)
         }
@@ -79,12 +78,12 @@ public class ModelInstaller(private val target: File) {
         throw ArtifactError("$MANIFEST_NAME of $source cannot be read: ${error.message}.", error)
     }
 
-    /** Runs [installation] while nobody else installs into the directory. */
-    private suspend fun alone(installation: suspend () -> Unit) {
+    /** Runs [installation] while holding the locks of the target directory. */
+    private suspend fun exclusively(installation: suspend () -> Unit) {
         if (!target.isDirectory && !target.mkdirs()) {
-            throw ArtifactError("$target is no directory and cannot be made one.")
+            throw ArtifactError("$target is not a directory and cannot be created.")
         }
-        // A file's lock is a process's: its own installations have another.
+        // A file lock excludes other processes, the mutex other coroutines of this one.
         INSTALLING.getOrPut(target.canonicalFile) { Mutex() }.withLock {
             RandomAccessFile(File(target, LOCK), "rw").use { file ->
                 locked(file.channel) { installation() }
@@ -95,7 +94,7 @@ public class ModelInstaller(private val target: File) {
     private suspend fun locked(channel: FileChannel, block: suspend () -> Unit) {
         var lock = channel.tryLock()
         while (lock == null) {
-            delay(PATIENCE)
+            delay(POLL_INTERVAL)
             lock = channel.tryLock()
         }
         lock.use { block() }
@@ -117,7 +116,7 @@ public class ModelInstaller(private val target: File) {
         manifest: Manifest,
         missing: List<PartialFile>,
     ) {
-        missing.forEach(PartialFile::takeBack)
+        missing.forEach(PartialFile::reopen)
         checkSpace(manifest, missing)
         val all = manifest.totalBytes
         var before = all - missing.sumOf { it.bytes }
@@ -140,13 +139,12 @@ public class ModelInstaller(private val target: File) {
         val free = target.usableSpace
         if (needed <= free) return
         throw ArtifactError(
-            "Installing ${manifest.preset} in $target needs ${megabytes(needed)}, and " +
-                "${megabytes(free)} are free: ${megabytes(needed - free)} are missing. Free " +
-                "some space.",
+            "Installing ${manifest.preset} in $target needs ${megabytes(needed)}, but only " +
+                "${megabytes(free)} are free. Free at least ${megabytes(needed - free)}.",
         )
     }
 
-    private fun putManifest(text: ByteArray, directory: File) {
+    private fun writeManifest(text: ByteArray, directory: File) {
         val file = File(directory, MANIFEST_NAME)
         try {
             directory.mkdirs()
@@ -161,13 +159,13 @@ public class ModelInstaller(private val target: File) {
         }
     }
 
-    /** Hashes what was not hashed before, so that the next opening need not. */
-    private fun check(directory: File) {
+    /** Verifies and stamps all files, so that opening the artifact does not hash them. */
+    private fun verify(directory: File) {
         val artifact = Artifact.open(directory)
         artifact.manifest.files.keys.forEach { artifact.path(it) }
     }
 
-    /** Removes other versions, finished or not, and nothing that the installer did not make. */
+    /** Removes other artifacts, complete or not, and no other files. */
     private fun removeOthers(directory: File) {
         target.listFiles().orEmpty()
             .filter { it != directory && ARTIFACT.matches(it.name) }
@@ -179,13 +177,13 @@ public class ModelInstaller(private val target: File) {
 
     private companion object {
         const val LOCK = ".lock"
-        const val PATIENCE = 50L // milliseconds
+        const val POLL_INTERVAL = 50L // milliseconds
         const val BETWEEN_EVENTS = 100_000_000L // nanoseconds
 
-        // The directories of artifacts, by the hash in their manifest.
+        // An artifact's directory, named by its manifest_sha256.
         val ARTIFACT = Regex("[0-9a-f]{64}")
 
-        // By target.
+        // By target directory.
         val INSTALLING = ConcurrentHashMap<File, Mutex>()
     }
 }

@@ -1,8 +1,6 @@
 /*
- * One file of a bundle on its way to where it is installed.
- *
- * Its bytes are appended to a file called `.part` and hashed on the way; whatever ends the copy,
- * the next one goes on where it ended. Only a file whose hash is right loses that suffix.
+ * Copies one file of a bundle resumably: bytes are hashed and appended to a `.part` file, which is
+ * renamed once its hash is right.
  */
 package org.bartexport.litert
 
@@ -21,10 +19,9 @@ import org.bartexport.PART
 /**
  * A file that is copied from a bundle.
  *
- * @param source the bundle
- * @param name the file's, in the bundle and in [directory]
- * @param bytes its size
- * @param sha256 its hash, hexadecimal
+ * @param name the path relative to both [source] and [directory]
+ * @param bytes the file's size
+ * @param sha256 the file's hash, lower-case hexadecimal
  */
 internal class PartialFile(
     private val source: BundleSource,
@@ -36,15 +33,15 @@ internal class PartialFile(
     private val file = File(directory, name)
     private val part = File(directory, "$name$PART")
 
-    /** Bytes that earlier copies left. */
+    /** Size of the part that is already copied. */
     val copied: Long
         get() = part.length()
 
     /**
-     * Makes what lies in the file's place its part, so that its hash decides; links and whatever else
-     * can be no part are removed, and never followed.
+     * Renames an existing file back to its part, so that [copy] verifies it. Anything that is not a
+     * regular file, such as a symbolic link, is removed.
      */
-    fun takeBack() {
+    fun reopen() {
         writing {
             var place = directory
             place.removeUnless(File::isDirectory)
@@ -59,34 +56,34 @@ internal class PartialFile(
     }
 
     /**
-     * Copies what is missing, cancellable between two blocks.
+     * Copies the missing bytes; cancellable between blocks.
      *
-     * @param progress is called with the number of bytes that are there
-     * @throws ArtifactError if the source's bytes are not those of the manifest, it cannot be read,
-     *   or this device cannot keep them
+     * @param progress called with the number of bytes copied so far
+     * @throws ArtifactError if the source cannot be read or its hash is wrong, or the file cannot
+     *   be written
      */
     suspend fun copy(progress: suspend (Long) -> Unit) {
         writing { part.parentFile?.mkdirs() }
         val resumed = copied > 0
-        // A part may be damaged where the source is not: it is the source that is asked twice.
-        val whole = append(progress) || resumed && append(progress)
-        if (!whole) throw damaged()
+        // If a resumed part was damaged, copy the whole file once more.
+        val complete = append(progress) || resumed && append(progress)
+        if (!complete) throw damaged()
         writing {
             if (!part.renameTo(file)) throw IOException("it cannot be renamed")
         }
     }
 
-    /** Appends the rest; returns whether all is right, and removes the part where it is not. */
+    /** Appends the rest and returns whether the file is valid; if not, the part is removed. */
     private suspend fun append(progress: suspend (Long) -> Unit): Boolean {
         val digest = MessageDigest.getInstance("SHA-256")
-        val right = hashPart(digest) &&
+        val valid = hashPart(digest) &&
             appendRest(digest, progress) == bytes &&
             hexadecimal(digest.digest()) == sha256
-        if (!right) part.delete()
-        return right
+        if (!valid) part.delete()
+        return valid
     }
 
-    /** Hashes what is there; returns whether it can be the beginning of the file. */
+    /** Hashes the existing part; returns false if it is longer than the file. */
     private suspend fun hashPart(digest: MessageDigest): Boolean {
         if (copied > bytes) return false
         if (!part.exists()) return true
@@ -98,7 +95,7 @@ internal class PartialFile(
         return true
     }
 
-    /** Returns how many bytes the part has then: one block too many, where the source has more. */
+    /** Appends the rest and returns the part's size; a longer source is read one block too far. */
     private suspend fun appendRest(digest: MessageDigest, progress: suspend (Long) -> Unit): Long {
         var position = copied
         reading { source.open(name) }.use { stream ->
@@ -133,22 +130,22 @@ internal class PartialFile(
     }
 
     private fun damaged() = ArtifactError(
-        "$name of $source is not the file its manifest names ($bytes bytes): it was altered or " +
-            "damaged. Get the bundle again.",
+        "$name of $source was modified or damaged: it does not match its manifest ($bytes bytes)." +
+            " Get the bundle again.",
     )
 }
 
-/** Removes a file, a link, or a directory with all that is in it; links in it are not followed. */
+/** Deletes a file, a link or a directory tree, without following links. */
 internal fun File.remove() {
     if (!Files.exists(toPath(), LinkOption.NOFOLLOW_LINKS)) return
     Files.walk(toPath()).use { it.sorted(Comparator.reverseOrder()).forEach(Files::delete) }
 }
 
-private fun File.removeUnless(isRight: File.() -> Boolean) {
-    if (Files.isSymbolicLink(toPath()) || !isRight()) remove()
+private fun File.removeUnless(hasType: File.() -> Boolean) {
+    if (Files.isSymbolicLink(toPath()) || !hasType()) remove()
 }
 
-/** Reads blocks until there are no more, or the coroutine is cancelled. */
+/** Reads blocks until the end or cancellation. */
 private suspend inline fun eachBlock(read: (ByteArray) -> Int, use: (ByteArray, Int) -> Unit) {
     val block = ByteArray(BLOCK)
     while (true) {
@@ -159,7 +156,7 @@ private suspend inline fun eachBlock(read: (ByteArray) -> Int, use: (ByteArray, 
     }
 }
 
-/** Skips bytes; a stream may skip fewer than asked, or none. */
+/** Skips exactly this number of bytes, if the stream has as many; `skip` may skip fewer. */
 private fun InputStream.skipFully(bytes: Long) {
     var left = bytes
     while (left > 0) {
@@ -172,10 +169,10 @@ private fun InputStream.skipFully(bytes: Long) {
     }
 }
 
-/** Bytes in words: "181.4 MB". */
+/** Formats a size as "181.4 MB". */
 internal fun megabytes(bytes: Long): String = "%.1f MB".format(java.util.Locale.ROOT, bytes / 1e6)
 
-/** Bytes as hexadecimal digits, as a manifest has them. */
+/** Formats bytes as lower-case hexadecimal digits. */
 internal fun hexadecimal(bytes: ByteArray): String = bytes.joinToString("") { "%02x".format(it) }
 
 private const val BLOCK = 1 shl 18

@@ -1,10 +1,10 @@
 /*
- * XNNPACK's packed weights on disk: a file's second opening takes milliseconds, and its weights are
- * mapped rather than in the process's memory; mirrors bart_export/runtime/weight_cache.py.
+ * XNNPACK's packed weights on disk, so that reopening a file takes milliseconds and its weights are
+ * mapped instead of copied to memory; mirrors bart_export/runtime/weight_cache.py.
  *
- * A cache is built under a temporary name and put in place whole, with a record of its hash; one that
- * is torn or altered is built again. Small caches are hashed at every opening, large ones once after
- * each start of the device and after each change that the file system shows.
+ * A cache is built under a temporary name, renamed, and recorded with its hash; a damaged one is
+ * rebuilt. Small caches are hashed at every opening, large ones once per boot and after each change
+ * visible in their attributes.
  */
 package org.bartexport.litert
 
@@ -20,12 +20,12 @@ import java.util.concurrent.TimeUnit
 import org.bartexport.EngineError
 
 /**
- * The cache of one `.tflite` file in a [directory] that has no others: those of other models and
- * of other versions of LiteRT are removed.
+ * The cache of one `.tflite` file. Caches in [directory] of other models or LiteRT versions are
+ * removed.
  *
  * @param sha256 the file's hash in the manifest, hexadecimal
  * @param bytes the file's size; its cache is about as large
- * @param large size of the caches that are not hashed at every opening, in bytes
+ * @param large the size, in bytes, from which a cache is not hashed at every opening
  */
 internal class WeightCache(
     private val directory: File,
@@ -38,27 +38,27 @@ internal class WeightCache(
     private val record = File(directory, "$name.sha256")
 
     /**
-     * Opens the file with its cache, building that first where it is not whole, and without one
-     * where there is no room for it.
+     * Opens the file with its cache, which is built first if it is missing or damaged, or without
+     * one if there is too little space.
      *
-     * @param openModel opens the file with a cache, which it creates if it is missing; with null it
-     *   opens it without one
-     * @throws EngineError as [openModel] does without a cache
+     * @param openModel opens the file with the given cache, creating it if missing, or without one
+     *   if null
+     * @throws EngineError if [openModel] fails without a cache
      */
     fun <Opened> open(openModel: (File?) -> Opened): Opened {
         directory.mkdirs()
         if (!isPrivate()) return openModel(null)
         removeOthers()
-        return openWhole(openModel) ?: build(openModel) ?: openModel(null)
+        return openCached(openModel) ?: build(openModel) ?: openModel(null)
     }
 
-    private fun <Opened> openWhole(openModel: (File?) -> Opened): Opened? {
-        if (!isWhole()) return null
+    private fun <Opened> openCached(openModel: (File?) -> Opened): Opened? {
+        if (!isValid()) return null
         return orNull(cache, record) { openModel(cache) }
     }
 
     private fun <Opened> build(openModel: (File?) -> Opened): Opened? {
-        // LiteRT ends the process when the disk is full.
+        // LiteRT aborts the process when the disk is full.
         if (directory.usableSpace < ROOM * bytes) return null
         val unfinished = try {
             File.createTempFile("$name.", BUILDING, directory)
@@ -66,24 +66,24 @@ internal class WeightCache(
             return null
         }
         unfinished.delete()
-        return orNull(unfinished) { openModel(unfinished) }.also { putInPlace(unfinished) }
+        return orNull(unfinished) { openModel(unfinished) }.also { install(unfinished) }
     }
 
-    /** LiteRT has mapped the file; its name may change under it. */
-    private fun putInPlace(unfinished: File) {
+    /** Renames a complete cache, which LiteRT keeps mapped, and records its hash. */
+    private fun install(unfinished: File) {
         try {
             RandomAccessFile(unfinished, "r").use { it.fd.sync() }
             val description = describe(unfinished)
             record.delete()
             if (unfinished.renameTo(cache)) writeRecord(description)
         } catch (_: IOException) {
-            // Without its record it is built again.
+            // A cache without a record is rebuilt.
         } finally {
             unfinished.delete()
         }
     }
 
-    private fun isWhole(): Boolean = try {
+    private fun isValid(): Boolean = try {
         val (expected, seen) = (record.readLines() + listOf("", "")).take(2)
         val isLarge = cache.length() >= large
         val known = isLarge && seen.isNotEmpty() && seen == identity()
@@ -92,12 +92,12 @@ internal class WeightCache(
         false
     }
 
-    /** Writes what the cache's bytes are, and what tells that they were not changed since. */
+    /** Records the cache's hash and identity. */
     private fun writeRecord(description: String) {
         record.writeText("$description\n${identity().orEmpty()}\n")
     }
 
-    /** The boot, and what the file system shows of changes; null where a boot has no name. */
+    /** The boot's id and the cache's file key and modification time, or null if there is no id. */
     private fun identity(): String? = try {
         val attributes = Files.readAttributes(cache.toPath(), BasicFileAttributes::class.java)
         val changed = attributes.lastModifiedTime().to(TimeUnit.NANOSECONDS)
@@ -106,13 +106,13 @@ internal class WeightCache(
         null
     }
 
-    /** Whether nobody but this user can write there: the model computes with what lies there. */
+    /** Whether only this user can write to the directory, so that its weights can be trusted. */
     private fun isPrivate(): Boolean = try {
         val attributes = Files.readAttributes(directory.toPath(), PosixFileAttributes::class.java)
         PosixFilePermission.OTHERS_WRITE !in attributes.permissions() &&
             attributes.owner() == Files.getOwner(PROCESS.toPath())
     } catch (_: UnsupportedOperationException) {
-        true // no such permissions on this system
+        true // not a POSIX file system
     } catch (_: IOException) {
         false
     }
@@ -130,24 +130,24 @@ internal class WeightCache(
         const val HASH_CHARACTERS = 16
         const val BUILDING = ".building"
 
-        // What this class puts into its directory.
+        // The files of this class.
         val CACHES = Regex("[0-9a-f]{$HASH_CHARACTERS}-litert-[0-9.]+\\.xnnpack(\\..*)?")
 
-        // A cache is begun only where this many times the model's size is free.
+        // Free space required to build a cache, in multiples of the model's size.
         const val ROOM = 2
 
-        // Bytes. Hashing less takes less time than opening the model.
+        // In bytes. Hashing a smaller cache takes less time than opening the model.
         const val LARGE = 32L shl 20
 
         val BOOT = File("/proc/sys/kernel/random/boot_id")
         val PROCESS = File("/proc/self")
 
-        // Milliseconds after which an unfinished cache belongs to nobody.
+        // In milliseconds: an older unfinished cache has been abandoned.
         const val ABANDONED = 600_000L
     }
 }
 
-/** Returns what [open] returns, or removes the [files] that kept it from opening. */
+/** Calls [open]; if it fails, deletes [files] and returns null. */
 private inline fun <Opened> orNull(vararg files: File, open: () -> Opened): Opened? = try {
     open()
 } catch (_: EngineError) {
@@ -155,7 +155,7 @@ private inline fun <Opened> orNull(vararg files: File, open: () -> Opened): Open
     null
 }
 
-/** The size and the hash of a cache. */
+/** Returns a cache's size and hash. */
 private fun describe(cache: File): String = cache.inputStream().use { stream ->
     val digest = MessageDigest.getInstance("SHA-256")
     val block = ByteArray(BLOCK)

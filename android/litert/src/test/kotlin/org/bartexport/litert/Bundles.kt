@@ -1,6 +1,6 @@
 /*
- * Bundles that installers are tested with, written without the code under test: files of made-up
- * bytes and a sealed manifest, and a source that counts and interrupts.
+ * Bundles for tests of the installer, written without the code under test, and a source that
+ * counts and interrupts reads.
  */
 package org.bartexport.litert
 
@@ -21,9 +21,9 @@ internal const val MERGES = "tokenizer/merges.txt"
 internal const val MODEL_BYTES = 3_000_017
 
 /**
- * Writes a bundle whose content depends on [seed], and returns its directory.
+ * Writes a bundle of random bytes and returns its directory.
  *
- * @param claimed what the manifest says of sizes that are not the truth, by name
+ * @param claimed wrong sizes for the manifest, by name
  */
 internal fun writeBundle(
     directory: File,
@@ -50,7 +50,7 @@ internal fun writeBundle(
     return directory
 }
 
-/** A bundle whose files are counted as they are read; [during] is called after every block. */
+/** A source that records reads and calls [during] with the number of bytes after every block. */
 internal class Watched(private val source: BundleSource, private val during: (Long) -> Unit = {}) :
     BundleSource {
     val opened = mutableListOf<String>()

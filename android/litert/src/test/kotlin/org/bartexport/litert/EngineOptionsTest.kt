@@ -1,4 +1,4 @@
-/* What an engine can be asked for, and the version of LiteRT that caches are named by. */
+/* Tests of the engine's options and of the LiteRT version. */
 package org.bartexport.litert
 
 import java.io.File

@@ -1,6 +1,6 @@
 /*
- * Installations that end at any byte, of bundles that are damaged, twice at once, and onto devices
- * without room: what is there in the end is whole or no artifact.
+ * Interrupted and concurrent installations, damaged bundles and full devices: the result must be a
+ * complete artifact or none.
  */
 package org.bartexport.litert
 
@@ -75,9 +75,9 @@ class ModelInstallerTest(@param:TempDir private val directory: File) {
         }
         val last = Watched(DirectorySource(bundle))
         assertWhole(install(last))
-        // Each interruption may have one block that was read and not kept.
+        // Each interruption may lose one block.
         assertTrue(copied + last.bytes <= MODEL_BYTES + 70_002 + interruptions * (1 shl 18))
-        assertTrue(last.bytes < MODEL_BYTES, "it began again")
+        assertTrue(last.bytes < MODEL_BYTES, "the copy was restarted")
     }
 
     @Test
@@ -176,7 +176,7 @@ class ModelInstallerTest(@param:TempDir private val directory: File) {
         val source = Watched(DirectorySource(huge))
         val error = assertFailsWith<ArtifactError> { install(source) }
         assertContains(assertNotNull(error.message), "1152921504606")
-        assertContains(assertNotNull(error.message), "are missing")
+        assertContains(assertNotNull(error.message), "Free at least 115292150")
         assertEquals(listOf("manifest.json"), source.opened)
     }
 
@@ -200,10 +200,10 @@ class ModelInstallerTest(@param:TempDir private val directory: File) {
             }
         }
         val error = assertFailsWith<ArtifactError> { install(endless) }
-        assertContains(assertNotNull(error.message), "has at most")
+        assertContains(assertNotNull(error.message), "has more than")
     }
 
-    /** What may lie where the model goes, of an installation that no manifest vouches for. */
+    /** Leftovers at the model's path of an installation without a manifest. */
     private val leftovers = mapOf<String, (File) -> Unit>(
         "other bytes of the same length" to { it.writeBytes(ByteArray(MODEL_BYTES)) },
         "a directory" to { File(it, "full").mkdirs() },
@@ -259,7 +259,7 @@ class ModelInstallerTest(@param:TempDir private val directory: File) {
 
     private fun assertWhole(installed: File) = assertEquals(bundle.files(), installed.files())
 
-    /** Hashes by name, of all but what readers remember. */
+    /** Hashes by name, except those of stamps. */
     private fun File.files(): Map<String, String> = walk()
         .onEnter { it.name != ".cache" }
         .filter { it.isFile }

@@ -1,6 +1,6 @@
 /*
- * Where a weight cache is kept, when it is built and when it is thrown away. What opens a model is
- * a function here, which writes a cache as LiteRT does; android/ci/desktop has the tests with LiteRT.
+ * Tests of the weight cache with a fake that writes a cache; android/ci/desktop has the tests with
+ * LiteRT.
  */
 package org.bartexport.litert
 
@@ -20,13 +20,13 @@ import org.junit.jupiter.api.io.TempDir
 
 class WeightCacheTest(@param:TempDir private val directory: File) {
     private val cache = WeightCache(directory, SHA256, 1000)
-    private val asked = mutableListOf<File?>()
+    private val opened = mutableListOf<File?>()
 
     @Test
     fun `a cache is built under another name, and then used`() {
         cache.open(::open)
         cache.open(::open)
-        val (built, used) = asked.map { assertNotNull(it) }
+        val (built, used) = opened.map { assertNotNull(it) }
         assertTrue(built.name.endsWith(".building"))
         assertFalse(built.exists())
         assertEquals("0123456789abcdef-litert-$LITERT_VERSION.xnnpack", used.name)
@@ -36,7 +36,7 @@ class WeightCacheTest(@param:TempDir private val directory: File) {
     @Test
     fun `without twice the model's size of space there is none`() {
         WeightCache(directory, SHA256, directory.usableSpace / 2 + (1L shl 32)).open(::open)
-        assertEquals(listOf<File?>(null), asked)
+        assertEquals(listOf<File?>(null), opened)
         assertEquals(0, directory.list().orEmpty().size)
     }
 
@@ -44,21 +44,21 @@ class WeightCacheTest(@param:TempDir private val directory: File) {
     fun `a cache that keeps a model from opening is thrown away and built again`() {
         cache.open(::open)
         cache.open { file ->
-            if (asked.size == 1) {
-                asked += file
+            if (opened.size == 1) {
+                opened += file
                 throw EngineError("LiteRT does not like the cache.")
             }
             open(file)
         }
-        assertTrue(assertNotNull(asked[2]).name.endsWith(".building"))
+        assertTrue(assertNotNull(opened[2]).name.endsWith(".building"))
         cache.open(::open)
-        assertEquals(asked[1], asked[3])
+        assertEquals(opened[1], opened[3])
     }
 
     @Test
     fun `a model that opens with no cache opens without one`() {
-        cache.open { file -> if (file == null) asked += null else throw EngineError("It cannot.") }
-        assertEquals(listOf<File?>(null), asked)
+        cache.open { file -> if (file == null) opened += null else throw EngineError("It cannot.") }
+        assertEquals(listOf<File?>(null), opened)
         assertEquals(0, directory.list().orEmpty().size)
     }
 
@@ -71,15 +71,15 @@ class WeightCacheTest(@param:TempDir private val directory: File) {
 
     @Test
     fun `an engine that writes no cache leaves none`() {
-        repeat(2) { cache.open { file -> asked += file } }
-        assertTrue(asked.all { assertNotNull(it).name.endsWith(".building") })
+        repeat(2) { cache.open { file -> opened += file } }
+        assertTrue(opened.all { assertNotNull(it).name.endsWith(".building") })
         assertEquals(0, directory.list().orEmpty().size)
     }
 
     @Test
     fun `unfinished caches that nobody writes any more are removed`() {
         cache.open(::open)
-        val name = assertNotNull(asked.single()).name
+        val name = assertNotNull(opened.single()).name
         val abandoned = File(directory, name).apply { writeText("half") }
         val current = File(directory, "$name.other.building").apply { writeText("half") }
         abandoned.setLastModified(System.currentTimeMillis() - 3_600_000)
@@ -93,7 +93,7 @@ class WeightCacheTest(@param:TempDir private val directory: File) {
         cache.open(::open)
         flipByte()
         cache.open(::open)
-        assertTrue(assertNotNull(asked.last()).name.endsWith(".building"))
+        assertTrue(assertNotNull(opened.last()).name.endsWith(".building"))
     }
 
     @Test
@@ -103,17 +103,17 @@ class WeightCacheTest(@param:TempDir private val directory: File) {
         val (file, record) = directory.listFiles().orEmpty().sorted()
         flipByte()
         large.open(::open)
-        assertEquals(file, asked.last(), "it was hashed again")
+        assertEquals(file, opened.last(), "it was hashed again")
         record.writeText(record.readText().replace(Regex("\n\\S+ "), "\nanother-boot "))
         large.open(::open)
-        assertTrue(assertNotNull(asked.last()).name.endsWith(".building"))
+        assertTrue(assertNotNull(opened.last()).name.endsWith(".building"))
         assertTrue(file.setLastModified(1_000_000))
         large.open(::open)
-        assertEquals(file, asked.last())
+        assertEquals(file, opened.last())
         flipByte()
         assertTrue(file.setLastModified(2_000_000))
         large.open(::open)
-        assertTrue(assertNotNull(asked.last()).name.endsWith(".building"))
+        assertTrue(assertNotNull(opened.last()).name.endsWith(".building"))
     }
 
     @Test
@@ -121,10 +121,10 @@ class WeightCacheTest(@param:TempDir private val directory: File) {
         cache.open(::open)
         Files.setPosixFilePermissions(directory.toPath(), PosixFilePermission.entries.toSet())
         cache.open(::open)
-        assertEquals(null, asked.last())
+        assertEquals(null, opened.last())
     }
 
-    /** Changes the byte in the middle of the cache, and nothing that a directory shows. */
+    /** Changes one byte of the cache and restores its modification time. */
     private fun flipByte() {
         val file = directory.listFiles().orEmpty().single { it.name.endsWith(".xnnpack") }
         val changed = Files.getLastModifiedTime(file.toPath())
@@ -137,9 +137,9 @@ class WeightCacheTest(@param:TempDir private val directory: File) {
         Files.setLastModifiedTime(file.toPath(), changed)
     }
 
-    /** Writes a cache where there is none, as LiteRT does. */
+    /** Creates the cache if it is missing, as LiteRT does. */
     private fun open(file: File?) {
-        asked += file
+        opened += file
         if (file != null && !file.exists()) file.writeBytes(ByteArray(100_000) { it.toByte() })
     }
 

@@ -1,8 +1,6 @@
 /*
- * Where the entries of a zip file really lie: the positions by which Android maps an asset.
- *
- * Reads the central directory and the local headers itself, since java.util.zip tells no offsets.
- * Knows nothing of what is in an APK.
+ * The offsets of entries in a ZIP file, from which Android maps assets; java.util.zip has no API
+ * for them.
  */
 package org.bartexport.apk
 
@@ -17,17 +15,17 @@ private const val CENTRAL_BYTES = 46
 private const val LOCAL_SIGNATURE = 0x04034b50
 private const val LOCAL_BYTES = 30
 
-/** A zip file of less than 2 GiB. */
+/** A ZIP file smaller than 2 GiB. */
 internal class Archive(private val file: File) {
     private val bytes = ByteBuffer.wrap(file.readBytes()).order(ByteOrder.LITTLE_ENDIAN)
 
-    /** One entry: whether its bytes are [stored] as they are, and the [offset] of the first. */
+    /** An entry: whether it is [stored] uncompressed, and the [offset] of its data. */
     class Entry(val name: String, val stored: Boolean, val offset: Int, val size: Int)
 
-    /** Every entry, by its name. */
+    /** The entries by name. */
     val entries: Map<String, Entry> = readEntries().associateBy { it.name }
 
-    /** The bytes of an entry as they lie in the file. */
+    /** Returns the raw bytes of an entry. */
     fun bytes(entry: Entry): ByteArray =
         bytes.array().copyOfRange(entry.offset, entry.offset + entry.size)
 
@@ -35,7 +33,7 @@ internal class Archive(private val file: File) {
         val end = (bytes.limit() - END_BYTES downTo 0).first { bytes.getInt(it) == END_SIGNATURE }
         var position = bytes.getInt(end + 16)
         return List(short(end + 10)) {
-            check(bytes.getInt(position) == CENTRAL_SIGNATURE) { "$file is no zip file." }
+            check(bytes.getInt(position) == CENTRAL_SIGNATURE) { "$file is not a ZIP file." }
             val nameBytes = short(position + 28)
             val name = String(bytes.array(), position + CENTRAL_BYTES, nameBytes)
             val local = bytes.getInt(position + 42)

@@ -1,10 +1,9 @@
 /*
- * Makes a signed APK of the app without Android's SDK: ProGuard, dx, aapt2, zipalign, apksigner.
+ * Builds a signed APK of the app without Android's SDK, using ProGuard, dx, aapt2, zipalign and
+ * apksigner.
  *
- * In go the classes that Maven compiled from the app's, the library's and core's sources with the
- * libraries that they need, the app's manifest and resources, and a bundle as `bart-export
- * --android` makes it; out comes an APK that could be installed. It is not the app: LiteRT's classes
- * and native code, which the Android Gradle plugin adds, are not in it, and Android has never run it.
+ * It contains the classes that Maven compiled and a bundle of `bart-export --android`. It lacks
+ * LiteRT's classes and native code, which the Android Gradle plugin adds, so it cannot run.
  */
 package org.bartexport.apk
 
@@ -13,11 +12,11 @@ import java.nio.file.FileSystems
 import java.nio.file.Files
 import java.util.zip.ZipFile
 
-/** The directory android/ of this repository, and what its Gradle build says. */
+/** The directory [android] of this repository, with settings of its Gradle build. */
 internal class Sources(val android: File) {
     private val catalogue = android.resolve("gradle/libs.versions.toml").readLines()
 
-    /** The version that the catalogue gives a name. */
+    /** Returns a version of the version catalogue. */
     fun version(name: String): String =
         catalogue.single { it.startsWith("$name = \"") }.split('"')[1]
 
@@ -27,9 +26,9 @@ internal class Sources(val android: File) {
 }
 
 /**
- * Makes an APK out of [sources], the classes of [program] and a [bundle], in the folder [work].
+ * Builds an APK from [sources], the classes of [program] and a [bundle], in the folder [work].
  *
- * @param app what the build of the module `app` left: aapt2, the manifest, compiled resources
+ * @param app the build directory of the module `app`: aapt2, the manifest and compiled resources
  */
 internal class Packaging(
     private val sources: Sources,
@@ -41,7 +40,7 @@ internal class Packaging(
 ) {
     val aapt2: String = app.resolve("aapt2/prebuilt/linux/aapt2_64").path
 
-    /** Makes the APK anew. */
+    /** Builds the APK from scratch. */
     fun make(): File {
         work.deleteRecursively()
         work.mkdirs()
@@ -53,7 +52,7 @@ internal class Packaging(
         return sign(align(resources))
     }
 
-    /** The manifest, resources and assets, linked; also rules that keep what they name. */
+    /** Links the manifest, resources and assets; also writes ProGuard rules for their classes. */
     private fun link(): File {
         bundle.copyRecursively(work.resolve("assets/bart"))
         val linked = work.resolve("linked.apk")
@@ -70,7 +69,7 @@ internal class Packaging(
         return linked
     }
 
-    /** The classes that the app reaches, without the lambdas that only a newer Java can make. */
+    /** Removes unused classes and desugars lambdas, which the dexer does not support. */
     private fun shrink(): File {
         val shrunk = work.resolve("program.jar")
         val java = File(System.getProperty("java.home"), "jmods/java.base.jmod")
@@ -83,7 +82,7 @@ internal class Packaging(
             add("-dontoptimize")
             add("-dontobfuscate")
             add("-dontnote **")
-            // What is not here comes with LiteRT's own AAR; annotations are for tools.
+            // Missing classes are LiteRT's, from its AAR, and annotations for tools.
             add("-dontwarn com.google.ai.edge.litert.**")
             add("-dontwarn androidx.annotation.**")
             add("-include '${work.resolve("manifest.pro")}'")
@@ -96,7 +95,7 @@ internal class Packaging(
         return shrunk
     }
 
-    /** The rules that a library brings for those who shrink it. */
+    /** Returns the consumer rules of a library. */
     private fun bundledRules(jar: File): List<String> = ZipFile(jar).use { zip ->
         zip.entries().toList()
             .filter { it.name.startsWith("META-INF/proguard/") && it.name.endsWith(".pro") }

@@ -1,9 +1,8 @@
 /*
- * The app can be packaged, and what comes out is what a phone would take.
+ * Tests that the app can be packaged as a valid APK.
  *
- * This proves packaging only: no Android runs here, and the APK that Android Studio makes is made by
- * other tools and has LiteRT in it. Where a tool is missing the tests are skipped, unless
- * -Dbart_export.require_apk=true says that they must not be.
+ * The APK is never run, and Android Studio's is built by other tools and contains LiteRT. Without
+ * the tools the tests are skipped, unless -Dbart_export.require_apk=true is set.
  */
 package org.bartexport.apk
 
@@ -51,7 +50,7 @@ class PackagingTest {
             check(!setting("bart_export.require_apk").toBoolean()) { reason }
             assumeTrue(false, reason)
         }
-        check(bundle.isDirectory) { "Expected a bundle in $bundle: `make test-android` makes it." }
+        check(bundle.isDirectory) { "Expected a bundle in $bundle. Run `make test-android`." }
     }
 
     @Test
@@ -77,7 +76,7 @@ class PackagingTest {
 
     @Test
     fun `the whole bundle is in the assets`() {
-        // What begins with a dot is readers' own, and no packager takes it along.
+        // Packagers omit files whose names begin with a dot, which are readers' stamps.
         val expected = bundle.walk().onEnter { !it.name.startsWith(".") }
             .filter(File::isFile)
             .map { "assets/bart/${it.relativeTo(bundle)}" }

@@ -1,13 +1,11 @@
 /*
- * The programs that make and read an APK: which are needed, and how one is run.
- *
- * Three come from Debian, keytool and java from the JDK. Nothing here knows what an APK is.
+ * Runs the programs that build and inspect an APK.
  */
 package org.bartexport.apk
 
 import java.io.File
 
-/** What has to be on the path, and the Debian package that brings it. */
+/** The required programs and their Debian packages. */
 private val PACKAGES = mapOf(
     "zipalign" to "zipalign",
     "apksigner" to "apksigner",
@@ -15,7 +13,7 @@ private val PACKAGES = mapOf(
     "keytool" to "openjdk-17-jre-headless",
 )
 
-/** Names of the Debian packages whose programs are not on the path. */
+/** Returns the Debian packages of programs that are not on the path. */
 internal fun missingPackages(): List<String> {
     val folders = System.getenv("PATH").split(File.pathSeparator)
     return PACKAGES
@@ -24,15 +22,15 @@ internal fun missingPackages(): List<String> {
         .toList()
 }
 
-/** The value of a system property that Maven sets. */
+/** Returns a system property set by Maven. */
 internal fun setting(name: String): String = checkNotNull(System.getProperty(name)) {
-    "Expected the system property $name: run this by Maven."
+    "Expected the system property $name. Run this test with Maven."
 }
 
 /**
- * Runs a program to its end and returns what it wrote to both streams.
+ * Runs a program and returns its output and error output.
  *
- * @throws IllegalStateException with that text if the program fails
+ * @throws IllegalStateException with the output if the program fails
  */
 internal fun run(vararg command: String): String {
     val process = ProcessBuilder(*command).redirectErrorStream(true).start()
@@ -43,7 +41,7 @@ internal fun run(vararg command: String): String {
     return text
 }
 
-/** Runs a Java program of this test's own class path; see [run]. */
+/** Runs a Java program on this test's class path; see [run]. */
 internal fun runJava(mainClass: String, vararg arguments: String): String {
     val java = File(System.getProperty("java.home"), "bin/java").path
     return run(java, "-cp", System.getProperty("java.class.path"), mainClass, *arguments)

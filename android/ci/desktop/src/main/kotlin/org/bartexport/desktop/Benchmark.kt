@@ -1,9 +1,9 @@
 /*
- * What Kotlin adds to the model's time: the search, the tokenizer and the events of a generation,
- * measured beside the engine that the app uses; `make bench-android` runs it.
+ * Measures Kotlin's overhead per token, which is the search, the tokenizer and the events of a
+ * generation, next to the engine's time; `make bench-android` runs it.
  *
- * A bundle and English texts go in; a table and a line of JSON come out. All is timed on this
- * machine's JVM, which is no phone's: the shares say more than the times.
+ * It prints a table and a line of JSON. The JVM of this machine is not a phone's, so the shares are
+ * more meaningful than the times.
  */
 package org.bartexport.desktop
 
@@ -29,7 +29,7 @@ import org.bartexport.litert.EngineOptions
 import org.bartexport.litert.openGenerator
 import org.bartexport.runtime.Generator
 
-/** Measures the bundle in the first argument with the texts of the second, a JSON Lines file. */
+/** Benchmarks a bundle with the texts of a JSON Lines file. */
 fun main(arguments: Array<String>) {
     if (arguments.size != 2) {
         System.err.println("usage: Benchmark BUNDLE TEXTS.jsonl")
@@ -45,10 +45,10 @@ fun main(arguments: Array<String>) {
     println(line(artifact, opening, tokenizer, generations))
 }
 
-/** Medians of milliseconds. */
+/** Median milliseconds to open a bundle, without and with a weight cache. */
 private class Opening(val packing: Double, val cached: Double)
 
-/** Opens a bundle of which every hash was checked before, without a weight cache and with one. */
+/** Times openings of a verified bundle. */
 private fun opening(directory: File): Opening {
     val cache = File.createTempFile("weights", null).also { it.delete() }
     fun median(options: EngineOptions): Double {
@@ -67,10 +67,10 @@ private fun opening(directory: File): Opening {
     }
 }
 
-/** Medians of MB a second on one core: all texts once, and [PASSES] times in other orders. */
+/** Median MB/s on one core: for all texts once, and for [PASSES] passes in different orders. */
 private class Tokenizing(val cold: Double, val mixed: Double)
 
-/** Times tokenizers that have seen no word yet, in code that the JVM has compiled. */
+/** Times new tokenizers after the JVM has compiled their code. */
 private fun tokenizer(artifact: Artifact, texts: List<String>): Tokenizing {
     val megabytes = texts.sumOf { it.toByteArray().size } / BYTES_A_MEGABYTE
     val random = Random(0)
@@ -90,13 +90,13 @@ private fun tokenizer(artifact: Artifact, texts: List<String>): Tokenizing {
     )
 }
 
-/** Generates from some texts with every setting in turns, after rounds to warm up. */
+/** Generates from some texts with each setting in turn, after a warm-up. */
 private fun generations(artifact: Artifact, texts: List<String>): Map<Setting, Shares> {
     val engine = TimedEngine(CompiledModelEngine.open(artifact, artifact.staticFile()))
     val sources = minOf(artifact.manifest.encoderSequenceLength, engine.sourceLength)
     val tokenizer = artifact.tokenizer()
     val generators = SETTINGS.associateWith { setting ->
-        // One length, so that a model that was never trained can be measured too.
+        // A fixed length, so that an untrained model can be measured too.
         val generation = artifact.generation
             .copy(numBeams = setting.numBeams, minLength = LENGTH, maxLength = LENGTH)
         Generator(tokenizer, engine, generation, sources, setting.dispatcher)
@@ -112,14 +112,14 @@ private fun generations(artifact: Artifact, texts: List<String>): Map<Setting, S
         return times
     }
     engine.use {
-        // A small model needs many rounds until the JVM has compiled all.
+        // A small model needs many rounds until the JVM has compiled the code.
         rounds(WARM_UP, ::round)
         val measured = rounds(MEASURED, ::round)
         return SETTINGS.associateWith { Shares(measured.flatMap { round -> round.getValue(it) }) }
     }
 }
 
-/** Rounds for so many seconds, at least one. */
+/** Repeats rounds for this many seconds, at least once. */
 private fun <Round> rounds(seconds: Double, round: () -> Round): List<Round> {
     val end = System.nanoTime() + seconds * NANOSECONDS_A_SECOND
     return buildList {
@@ -128,8 +128,8 @@ private fun <Round> rounds(seconds: Double, round: () -> Round): List<Round> {
 }
 
 /**
- * How a generation is run: on the collector's own thread, which is search, tokenizer and
- * detokenizer alone, or on another one as in the app, which hands over an event for each token.
+ * A setting to measure: on the collector's thread, or on another one as in the app, which adds the
+ * hand-over of an event for each token.
  */
 private class Setting(val name: String, val numBeams: Int, val dispatcher: CoroutineDispatcher)
 
@@ -160,7 +160,7 @@ private fun table(
         appendLine("%-24s".format(setting.name) + cells.joinToString("") { "%18s".format(it) })
     }
     appendLine(
-        "tokenizer %.2f MB/s, %.2f MB/s where every word is new".format(
+        "tokenizer %.2f MB/s, %.2f MB/s with a cold cache".format(
             Locale.ROOT,
             tokenizer.mixed,
             tokenizer.cold,

@@ -1,7 +1,5 @@
 /*
- * An engine that is timed, and what is left of a generation's time without it.
- *
- * Calls go through to the engine; their nanoseconds come out, and medians over generations.
+ * Times an engine's calls, and the rest of a generation.
  */
 package org.bartexport.desktop
 
@@ -10,19 +8,19 @@ import org.bartexport.runtime.Decoding
 import org.bartexport.runtime.Seq2SeqEngine
 import org.bartexport.runtime.Stepped
 
-/** Where the nanoseconds of one generation went; [steps] is a number of calls. */
+/** The nanoseconds of one generation's parts, and its number of [steps]. */
 class Times(val encode: Long, val decode: Long, val steps: Int, val overhead: Long)
 
-/** Passes every call on to [engine] and adds up how long it takes. */
+/** Adds up the time of the calls to [engine]. */
 class TimedEngine(private val engine: CompiledModelEngine) : Seq2SeqEngine by engine {
-    /** Most tokens of a source. */
+    /** Maximum number of source tokens. */
     val sourceLength: Int = engine.sourceLength
 
     private var encode = 0L
     private var decode = 0L
     private var steps = 0
 
-    /** Forgets what was added up. */
+    /** Sets the sums to 0. */
     @Synchronized
     fun reset() {
         encode = 0
@@ -30,7 +28,7 @@ class TimedEngine(private val engine: CompiledModelEngine) : Seq2SeqEngine by en
         steps = 0
     }
 
-    /** What was added up since [reset], of a generation that took so many [nanoseconds]. */
+    /** Returns the times since [reset] of a generation that took [nanoseconds] in all. */
     @Synchronized
     fun times(nanoseconds: Long): Times =
         Times(encode, decode, steps, nanoseconds - encode - decode)
@@ -59,27 +57,23 @@ class TimedEngine(private val engine: CompiledModelEngine) : Seq2SeqEngine by en
 /**
  * Medians over generations, in milliseconds.
  *
- * @property encode of a source
- * @property engine of a step
- * @property overhead of all that is neither, by the number of steps: tokenizing the source,
- *   searching, putting text together and handing it over
+ * @property encode the engine's time per source
+ * @property engine the engine's time per step
+ * @property overhead the remaining time per step: tokenizer, search, detokenizer and events
  */
 class Shares(generations: List<Times>) {
     val encode: Double = generations.map { it.encode / NANOSECONDS_A_MILLISECOND }.median()
     val engine: Double = generations.map { it.decode.milliseconds(it.steps) }.median()
     val overhead: Double = generations.map { it.overhead.milliseconds(it.steps) }.median()
 
-    /** What is added to a step's time. */
+    /** The overhead as a fraction of the engine's time. */
     val share: Double
         get() = overhead / engine
 
     private fun Long.milliseconds(steps: Int) = this / NANOSECONDS_A_MILLISECOND / steps
 }
 
-/** The middle of some values. */
-internal fun List<Double>.median(): Double = sorted().let {
-    (it[it.size / 2] + it[(it.size - 1) / 2]) /
-        2
-}
+internal fun List<Double>.median(): Double =
+    sorted().let { (it[it.size / 2] + it[(it.size - 1) / 2]) / 2 }
 
 internal const val NANOSECONDS_A_MILLISECOND: Double = 1e6

@@ -26,7 +26,7 @@ import org.junit.jupiter.api.Test
 import org.junit.jupiter.api.TestFactory
 import org.junit.jupiter.api.io.TempDir
 
-/** The app's self-test, on this machine. */
+/** Runs the app's self-test on this machine. */
 class BundleReplayTest {
     private fun Model.replayed(artifact: Artifact = this.artifact): List<ReplayedCase> =
         runBlocking { replay(artifact, file, engine, tokenizer).toList() }
@@ -47,7 +47,7 @@ class BundleReplayTest {
         @TempDir directory: File,
     ) {
         val assets = File(System.getProperty("bart_export.assets"))
-        assumeTrue(assets.isDirectory, "bart-export --android makes $assets")
+        assumeTrue(assets.isDirectory, "bart-export --android writes $assets")
         val installation = ModelInstaller(directory).install(DirectorySource(assets))
         val installed = runBlocking { installation.last() } as InstallEvent.Installed
         val model = Model(installed.directory)

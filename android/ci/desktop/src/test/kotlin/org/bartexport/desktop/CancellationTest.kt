@@ -14,7 +14,7 @@ import org.junit.jupiter.api.DynamicTest
 import org.junit.jupiter.api.DynamicTest.dynamicTest
 import org.junit.jupiter.api.TestFactory
 
-/** A generation that nobody waits for ends within one token, and the next one is right. */
+/** A cancelled generation ends within one token, and the next one is correct. */
 class CancellationTest {
     private val row = ROWS.maxBy { integers(it.answer("greedy").getValue("token_ids")).size }
 

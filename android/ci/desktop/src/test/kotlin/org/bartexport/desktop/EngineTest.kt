@@ -22,7 +22,7 @@ import org.junit.jupiter.api.Test
 import org.junit.jupiter.api.TestFactory
 import org.junit.jupiter.api.io.TempDir
 
-/** What an engine promises beside right tokens. */
+/** The engine's behaviour apart from its tokens. */
 class EngineTest {
     private val greedy = SETTINGS.getValue("greedy")
     private val beams = SETTINGS.getValue("beams")

@@ -11,7 +11,7 @@ import org.junit.jupiter.api.DynamicTest
 import org.junit.jupiter.api.DynamicTest.dynamicTest
 import org.junit.jupiter.api.TestFactory
 
-/** From text to text, as the app does it, Kotlin gives what Python gives with the same file. */
+/** From text to text, Kotlin's results equal Python's with the same file. */
 class GenerationsTest {
     @TestFactory
     fun `texts, ids and scores are Python's for 200 texts`(): List<DynamicTest> =

@@ -1,7 +1,7 @@
 /*
- * The golden checkpoints' cases; mirrors tests/runtime/golden_cases.py.
+ * The cases of the golden checkpoints; mirrors tests/support/golden_cases.py.
  *
- * generate.json has settings and what transformers generates with them, forward.npz the sources.
+ * generate.json has settings and transformers' results, forward.npz the sources.
  */
 package org.bartexport.desktop
 
@@ -19,7 +19,7 @@ import kotlinx.serialization.json.jsonObject
 import kotlinx.serialization.json.jsonPrimitive
 import org.bartexport.GenerationConfig
 
-/** One question: [sequences] are padded to one length, [scores] null where none were recorded. */
+/** A golden case: [sequences] are padded to one length; [scores] are null if none were recorded. */
 internal class GoldenCase(
     val sourceTokenIds: List<Int>,
     val generation: GenerationConfig,
@@ -27,7 +27,7 @@ internal class GoldenCase(
     val scores: List<Double>?,
 )
 
-/** Reads the cases of a checkpoint, those that need the same buffers one after the other. */
+/** Reads the cases of a checkpoint, sorted by the buffers they need. */
 internal fun goldenCases(checkpoint: String): List<GoldenCase> {
     val directory = File(System.getProperty("bart_export.golden"), checkpoint)
     val sources = sources(File(directory, "forward.npz"))
@@ -43,7 +43,7 @@ internal fun goldenCases(checkpoint: String): List<GoldenCase> {
     }.sortedWith(compareBy({ it.sourceTokenIds.size }, { it.generation.numBeams }))
 }
 
-/** What transformers writes into generation_config.json and is not a setting of ours. */
+/** A field of generation_config.json that is not a setting. */
 private const val FOREIGN = "transformers_version"
 private const val DEFAULTS = "defaults"
 
@@ -55,7 +55,7 @@ private fun settings(own: JsonObject, parameters: JsonObject): GenerationConfig 
 
 private operator fun JsonObject.minus(name: String) = JsonObject(filterKeys { it != name })
 
-/** The rows' token ids, without padding. */
+/** Returns the token ids of each row, without padding. */
 private fun sources(file: File): List<List<Int>> = ZipFile(file).use { zip ->
     val (ids, masks) = listOf("encoder_token_ids", "encoder_padding_mask").map { name ->
         integerRows(zip.getInputStream(zip.getEntry("$name.npy")).readBytes())

@@ -52,6 +52,6 @@ class GoldenCasesTest {
 
     private companion object {
         const val TOLERANCE = 1e-3
-        const val SAMPLE = 11 // every so many cases are asked of a bucket larger than they need
+        const val SAMPLE = 11 // every 11th case runs in a larger bucket than it needs
     }
 }

@@ -5,11 +5,11 @@ import kotlin.test.assertTrue
 import org.bartexport.Bucket
 import org.junit.jupiter.api.Test
 
-/** What a generation takes of memory, it gives back; the heap has a fixed size here. */
+/** Generations must not leak native memory; the heap has a fixed size. */
 class MemoryTest {
     @Test
     fun `memory is flat over 200 generations that each need other buffers`() {
-        // The next source needs other buffers than the one before.
+        // Consecutive sources need different buffers.
         val byLength = ROWS.sortedBy { it.sourceTokenIds.size }
         val sources = listOf(byLength.first(), byLength.last())
         val settings = listOf("greedy", "beams").map {
@@ -24,7 +24,7 @@ class MemoryTest {
             val before = residentBytes()
             generate(GENERATIONS)
             val grown = residentBytes() - before
-            // A tenth of what would be lost, were the smallest buffers forgotten each time.
+            // A tenth of what leaking the smallest buffers each time would add.
             val bound = GENERATIONS / 10 * smallestBuffers()
             assertTrue(grown < bound, "grown by $grown bytes, the bound is $bound")
         }

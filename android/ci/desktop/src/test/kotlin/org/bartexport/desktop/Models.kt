@@ -1,6 +1,6 @@
 /*
- * The bundles that tools/android_fixtures.py exported, opened once for all tests that only read;
- * an engine that is watched; and copies of bundles, to be damaged.
+ * The bundles that tools/android_fixtures.py exported, opened once for all tests, and copies of
+ * bundles to modify.
  */
 package org.bartexport.desktop
 
@@ -40,16 +40,16 @@ internal const val MERGES = "tokenizer/merges.txt"
 internal const val GOLDEN = "golden.json"
 internal val BUILD = File(System.getProperty("bart_export.build"))
 
-/** A bundle, and what is opened of it when it is first asked for. */
+/** A bundle whose tokenizer and engine are opened lazily. */
 internal class Model(directory: File) {
     val artifact: Artifact = Artifact.open(directory)
     val file: String = artifact.staticFiles().single()
     val tokenizer: BartTokenizer by lazy { artifact.tokenizer() }
 
-    /** Shared by all tests; it is never closed. */
+    /** Shared by all tests and never closed. */
     val engine: CompiledModelEngine by lazy { open() }
 
-    /** Another engine, for the caller to close. */
+    /** Opens another engine, which the caller closes. */
     fun open(options: EngineOptions = OPTIONS): CompiledModelEngine =
         CompiledModelEngine.open(artifact, file, options)
 
@@ -61,7 +61,7 @@ internal val MINI = Model(File(BUILD, "bart_mini_en"))
 internal val TINY =
     listOf("bart_tiny_symmetric", "bart_tiny_distilled").map { Model(File(BUILD, it)) }
 
-/** Opens a bundle's generator with [OPTIONS], for tests that are no coroutines. */
+/** Opens a bundle's generator with [OPTIONS]. */
 internal fun generatorOf(directory: File): Generator =
     runBlocking { openGenerator(directory, OPTIONS) }
 
@@ -71,7 +71,7 @@ internal class Row(content: JsonObject) {
     val sourceTokenIds: List<Int> = integers(content.getValue("source_token_ids"))
     private val content = content.filterValues { it is JsonObject }
 
-    /** The best sequence that Python generated with the settings of that name. */
+    /** Python's best sequence with the named settings. */
     fun answer(settings: String): JsonObject = content.getValue(settings).jsonObject
 }
 
@@ -79,14 +79,14 @@ internal val ROWS: List<Row> by lazy {
     File(BUILD, "generations.jsonl").readLines().map { Row(json(it)) }
 }
 
-/** Settings that Python answered the texts with, by name. */
+/** Python's settings, by name. */
 internal val SETTINGS: Map<String, GenerationConfig> by lazy {
     json(File(BUILD, "generations.json").readText()).mapValues { (_, settings) ->
         Json.decodeFromJsonElement(GenerationConfig.serializer(), settings)
     }
 }
 
-/** Counts steps, and calls [beforeStep] with the number of each, from 1. */
+/** Counts steps and calls [beforeStep] with the number of each, from 1. */
 internal class WatchedEngine(
     private val engine: Seq2SeqEngine,
     private val beforeStep: (Int) -> Unit = {},
@@ -103,7 +103,7 @@ internal class WatchedEngine(
     }
 }
 
-/** Searches from token ids, with a state for as many beams as [rows]. */
+/** Searches from token ids, with a state for [rows] beams. */
 internal fun Seq2SeqEngine.answer(
     tokenIds: List<Int>,
     generation: GenerationConfig,
@@ -114,7 +114,7 @@ internal fun Seq2SeqEngine.answer(
     return (end as SearchEvent.Finished).hypotheses
 }
 
-/** A generator of a test's own over an engine that others may use too: it is not closed. */
+/** Returns a generator over an engine that is shared, so it must not be closed. */
 internal fun Model.generator(engine: Seq2SeqEngine = this.engine): Generator = Generator(
     tokenizer,
     engine,
@@ -131,7 +131,7 @@ internal fun Generator.result(
     (generate(text, generation, truncate).last() as GenerationEvent.Finished).result
 }
 
-/** Copies a bundle of the fixtures, to be changed. */
+/** Copies a bundle. */
 internal fun Model.copyTo(directory: File): File {
     for (name in artifact.manifest.files.keys + "manifest.json") {
         val copy = File(directory, name).also { it.parentFile.mkdirs() }
@@ -141,8 +141,8 @@ internal fun Model.copyTo(directory: File): File {
 }
 
 /**
- * Seals the manifest of a changed bundle anew, as an export would: a file that is [replaced] gets
- * the size and the hash that it has now.
+ * Rewrites the manifest of a modified bundle with a valid hash, and with the size and hash of each
+ * [replaced] file.
  */
 internal fun reseal(
     directory: File,
@@ -163,7 +163,7 @@ internal fun reseal(
     file.writeText(text.replaceFirst(UNSEALED, digits(text.toByteArray())))
 }
 
-/** Changes what lies some names down. */
+/** Returns a copy with a change to the object at a path of [names]. */
 internal fun JsonObject.at(
     vararg names: String,
     change: (JsonObject) -> Map<String, JsonElement>,
@@ -179,7 +179,7 @@ internal fun json(text: String): JsonObject = Json.parseToJsonElement(text).json
 internal fun integers(ids: JsonElement): List<Int> =
     (ids as JsonArray).map { (it as JsonPrimitive).content.toInt() }
 
-/** Asserts that a message is one line that has all [parts]. */
+/** Asserts that a message is one line with all [parts]. */
 internal fun assertOneLine(message: String?, vararg parts: String) {
     val line = message.orEmpty()
     assertEquals(1, line.lines().size, line)

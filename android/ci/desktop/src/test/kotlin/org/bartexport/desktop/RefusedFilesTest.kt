@@ -19,10 +19,7 @@ import org.junit.jupiter.api.Test
 import org.junit.jupiter.api.TestFactory
 import org.junit.jupiter.api.io.TempDir
 
-/**
- * Files that are not the bundle's are refused by name, before LiteRT sees one: it ends the process
- * over many a file that was cut off.
- */
+/** Modified files must be rejected before LiteRT opens them: truncated ones can crash it. */
 class RefusedFilesTest {
     @TempDir
     private lateinit var temporary: File
@@ -30,7 +27,7 @@ class RefusedFilesTest {
     private val model = TINY.first()
     private val other = TINY.last()
 
-    /** How a file is damaged, given the same one of the other bundle too, and what is said. */
+    /** Damage to a file, given the file and that of another bundle, and the expected message. */
     private class Damage(val name: String, val says: String, val damage: (File, File) -> Unit)
 
     private val damages = listOf(
@@ -53,11 +50,11 @@ class RefusedFilesTest {
         Damage("edited", "manifest_sha256 does not match") { file, _ ->
             file.writeText(file.readText().replace("bart_tiny", "bart_TINY"))
         },
-        Damage("cut off", "is no JSON", ::cut),
-        Damage("empty", "is no JSON") { file, _ -> file.writeBytes(ByteArray(0)) },
-        // It is whole, and names other files.
+        Damage("cut off", "is not valid JSON", ::cut),
+        Damage("empty", "is not valid JSON") { file, _ -> file.writeBytes(ByteArray(0)) },
+        // A valid manifest of other files.
         Damage("another bundle's", ALTERED) { file, others -> others.copyTo(file, true) },
-        Damage("missing", "is not a finished artifact") { file, _ -> file.delete() },
+        Damage("missing", "is not a complete artifact") { file, _ -> file.delete() },
     )
 
     private fun cut(file: File, others: File) {
@@ -67,7 +64,7 @@ class RefusedFilesTest {
 
     private fun damaged(name: String, damage: Damage): File {
         val directory = model.copyTo(File(temporary, "damaged").also { it.deleteRecursively() })
-        // It was whole once, and is remembered to be.
+        // Stamps the files as verified.
         generatorOf(directory).close()
         damage.damage(File(directory, name), File(other.artifact.directory, name))
         return directory
@@ -159,6 +156,6 @@ class RefusedFilesTest {
     }
 
     private companion object {
-        const val ALTERED = "is not the file its manifest names"
+        const val ALTERED = "was modified or damaged after the export"
     }
 }

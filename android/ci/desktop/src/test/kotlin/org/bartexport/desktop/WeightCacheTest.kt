@@ -12,7 +12,7 @@ import org.junit.jupiter.api.Test
 import org.junit.jupiter.api.TestFactory
 import org.junit.jupiter.api.io.TempDir
 
-/** XNNPACK's packed weights: built once, used again, and never trusted when damaged. */
+/** XNNPACK's packed weights are built once and reused, unless they are damaged. */
 class WeightCacheTest {
     @TempDir
     private lateinit var temporary: File
@@ -27,7 +27,7 @@ class WeightCacheTest {
 
     private fun mapped(): Boolean = cache().path in File("/proc/self/maps").readText()
 
-    /** Opens an engine with the cache; its tokens are right whatever the cache was. */
+    /** Opens an engine with the cache and checks its tokens. */
     private fun open(cacheDirectory: File = directory, whileOpen: () -> Unit = {}) {
         MINI.open(OPTIONS.copy(cacheDirectory = cacheDirectory)).use { engine ->
             whileOpen()
@@ -36,9 +36,9 @@ class WeightCacheTest {
         }
     }
 
-    /** Opens an engine, and returns whether it left the cache as it was. */
+    /** Opens an engine and returns whether it left the cache unchanged. */
     private fun keeps(): Boolean {
-        // File systems keep times of seconds.
+        // File systems may store times in whole seconds.
         files().forEach { check(it.setLastModified(LONG_AGO)) }
         open()
         return files().all { it.lastModified() == LONG_AGO }
@@ -47,7 +47,7 @@ class WeightCacheTest {
     @Test
     fun `a cache is written once and used again`() {
         open()
-        assertEquals(2, files().size, "${files()}") // and what it should look like
+        assertEquals(2, files().size, "${files()}") // the cache and its record
         val model = File(MINI.artifact.directory, MINI.file).length()
         assertTrue(cache().length() in model / 2..2 * model, "${cache().length()} $model")
         val before = files()

@@ -1,5 +1,5 @@
 /*
- * What everybody needs to use the app: names, room for a finger, contrast, no permission.
+ * Tests of accessibility: labels, touch targets, contrast and plain words; and of permissions.
  */
 package org.bartexport.app
 
@@ -52,7 +52,7 @@ class AccessibilityTest {
             main.summarise()
             assertEquals(emptyList(), jargon(main) + jargon(settings))
         }
-        // The test knows them: the details have them.
+        // Confirms that the pattern matches: the details do use technical terms.
         for (person in listOf(main, settings)) {
             person.tap(R.id.show_details)
             assertTrue(jargon(person).isNotEmpty())
@@ -126,14 +126,14 @@ private fun complaints(person: Person<out Activity>): List<String> {
     }
 }
 
-/** What the app says in words that only its makers know; what a person wrote is not its own. */
+/** Returns the app's own texts that contain technical terms. */
 private fun jargon(person: Person<out Activity>): List<String> = person.allViews()
     .filter { it.id !in listOf(R.id.text, R.id.output, R.id.status) }
     .flatMap { listOf(it.contentDescription, (it as? TextView)?.text) }
     .mapNotNull { it?.toString() }
     .filter { JARGON.containsMatchIn(it) }
 
-/** The contrast of two colours as WCAG 2 defines it, from 1 to 21. */
+/** Returns the contrast of two colours as defined by WCAG 2, from 1 to 21. */
 private fun contrast(one: Int, other: Int): Double {
     val lights = listOf(one, other).map { Color.luminance(it) + GLARE }.sorted()
     return lights.last().toDouble() / lights.first()

@@ -1,8 +1,6 @@
 /*
- * How the app runs on a desktop: Robolectric with the app's own manifest, resources and bundle, and
- * LiteRT's runtime outside of it.
- *
- * Paths come from the Maven build as system properties.
+ * Runs the app on a desktop: Robolectric with the app's manifest, resources and bundle, and
+ * LiteRT's runtime outside of it. Maven passes paths as system properties.
  */
 package org.bartexport.app
 
@@ -12,7 +10,7 @@ import org.junit.runners.model.FrameworkMethod
 import org.robolectric.RobolectricTestRunner
 import org.robolectric.internal.bytecode.InstrumentationConfiguration
 
-/** Runs tests of the app in Robolectric, with the bundle of the build in its assets. */
+/** Runs tests of the app in Robolectric, with a bundle in its assets. */
 open class AppRunner(testClass: Class<*>) : RobolectricTestRunner(testClass) {
     /** Name of the file with the app's resources and assets. */
     protected open val resources: String = "whole.apk"
@@ -24,7 +22,7 @@ open class AppRunner(testClass: Class<*>) : RobolectricTestRunner(testClass) {
         setProperty("android_custom_package", "org.bartexport.app")
     }
 
-    /** Robolectric rewrites the classes it loads; those that hold native code must stay alone. */
+    /** Excludes classes with native methods from Robolectric's instrumentation. */
     override fun createClassLoaderConfig(method: FrameworkMethod): InstrumentationConfiguration =
         InstrumentationConfiguration.Builder(super.createClassLoaderConfig(method))
             .doNotAcquirePackage("com.sun.jna.")
@@ -32,12 +30,12 @@ open class AppRunner(testClass: Class<*>) : RobolectricTestRunner(testClass) {
             .build()
 }
 
-/** Runs tests of the app with a bundle whose model lost its last byte. */
+/** Runs tests of the app with a truncated model. */
 class DamagedAppRunner(testClass: Class<*>) : AppRunner(testClass) {
     override val resources: String = "damaged.apk"
 }
 
-/** The folder that the build names by a system property. */
+/** Returns a folder from a system property of the build. */
 fun folder(property: String): File = File(
     checkNotNull(System.getProperty(property)) { "Run this with Maven: $property is not set." },
 )

@@ -1,8 +1,6 @@
 /*
- * The app used as a person would use it: it is installed, reads, writes, is turned and stopped.
- *
- * The windows, the installer, the engine and LiteRT's runtime are the real ones; answers must be
- * those that Python gives with the same file.
+ * End-to-end tests of the app with the real activities, installer, engine and LiteRT runtime.
+ * Summaries must equal Python's with the same file.
  */
 package org.bartexport.app
 
@@ -46,7 +44,7 @@ class AppTest {
         person.waitForModel()
         assertFalse(person.see<View>(R.id.action).isEnabled, "There is nothing to summarise.")
         person.type(headlines.text)
-        // The model's own settings have four beams.
+        // The model's default is four beams.
         assertEquals(headlines.beams.trim(), person.summarise())
         set { choose(text(R.string.fast)) }
         assertEquals(headlines.greedy.trim(), person.summarise())
@@ -220,7 +218,7 @@ class AppTest {
         assertEquals(SettingsActivity::class.java.name, next.component?.className)
     }
 
-    /** Begins a summary that takes a second at least. */
+    /** Starts a summary that takes at least a second. */
     private fun writeLong() {
         person.waitForModel()
         set {
@@ -240,7 +238,7 @@ class AppTest {
     }
 }
 
-/** What a phone would say of its memory, in kilobytes; a desktop has no such figure. */
+/** Memory use in kilobytes, which Robolectric does not simulate. */
 @Implements(Debug::class)
 object SomeMemory {
     @Implementation
@@ -248,6 +246,6 @@ object SomeMemory {
     fun getPss(): Long = 123_456
 }
 
-/** A phone of usual size, held upright and turned. */
+/** A phone of typical size, in portrait and landscape. */
 const val PHONE = "w411dp-h891dp-port-xhdpi"
 const val PHONE_TURNED = "w891dp-h411dp-land-xhdpi"

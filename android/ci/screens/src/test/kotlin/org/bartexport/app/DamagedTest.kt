@@ -1,5 +1,5 @@
 /*
- * A bundle that was damaged: the app says which file, and tries again when it is asked to.
+ * With a damaged bundle, the app names the file and can try again.
  */
 package org.bartexport.app
 
@@ -25,7 +25,7 @@ class DamagedTest {
         person.type(HEADLINES.first().text)
         assertFalse(person.see<View>(R.id.action).isEnabled, "There is no model.")
 
-        // The whole file comes by another way.
+        // Repairs the model.
         val installed = File(person.activity.noBackupFilesDir, "bart")
         val directory = checkNotNull(installed.listFiles { it -> it.isDirectory }).single()
         val bundle = File(folder("bart_export.build"), "bart_mini_en")

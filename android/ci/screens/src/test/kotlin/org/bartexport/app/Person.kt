@@ -1,7 +1,5 @@
 /*
- * A person with the app in hand: finds what can be seen, types, taps, waits, turns the phone.
- *
- * Only views are used, as they are shown; no state of the app is looked into.
+ * Operates the app like a user, only through its visible views.
  */
 package org.bartexport.app
 
@@ -21,40 +19,39 @@ import org.robolectric.RuntimeEnvironment
 import org.robolectric.Shadows.shadowOf
 import org.robolectric.android.controller.ActivityController
 
-/** Somebody who uses a window of the app. */
+/** A user of an activity. */
 class Person<T : Activity> private constructor(private val controller: ActivityController<T>) {
-    /** The window as it is now: another one after the phone was turned. */
+    /** The current activity, which is recreated when the phone is turned. */
     val activity: T
         get() = controller.get()
 
-    /** The view with an id. */
+    /** Returns the view with an id. */
     fun <V : View> see(id: Int): V = activity.view(id)
 
-    /** What a view says; "" where it is not shown. */
+    /** Returns the text of a view, or "" if it is not shown. */
     fun read(id: Int): String = see<TextView>(id).let { if (it.isShown) it.text.toString() else "" }
 
     /** Types a text. */
     fun type(text: String) = see<EditText>(R.id.text).setText(text)
 
-    /** Taps a view, which must be there to be tapped. */
+    /** Taps a view, which must be shown and enabled. */
     fun tap(id: Int) = tap(see<View>(id))
 
-    /** Taps a view, which must be there to be tapped. */
+    /** Taps a view, which must be shown and enabled. */
     fun tap(view: View) {
         check(view.isShown && view.isEnabled) { "${nameOf(view)} cannot be tapped." }
         view.performClick()
         pass()
     }
 
-    /** Taps the choice that says [words]. */
+    /** Taps the radio button labelled [words]. */
     fun choose(words: String) = tap(
         allViews().filterIsInstance<RadioButton>().single { it.text.toString() == words },
     )
 
-    /** Moves a slider as a key or a screen reader does. */
+    /** Drags a slider. */
     fun slide(id: Int, progress: Int) {
         val bar = see<SeekBar>(id)
-        // What a finger does: begin, move, let go.
         val listener = checkNotNull(listenerOf(bar))
         listener.onStartTrackingTouch(bar)
         bar.progress = progress
@@ -62,7 +59,7 @@ class Person<T : Activity> private constructor(private val controller: ActivityC
         pass()
     }
 
-    /** Taps Summarise and waits for the whole summary. */
+    /** Taps Summarise and waits for the complete summary. */
     fun summarise(): String {
         tap(R.id.action)
         waitFor("a summary") { read(R.id.status) == text(R.string.done) }
@@ -81,49 +78,49 @@ class Person<T : Activity> private constructor(private val controller: ActivityC
         !see<View>(R.id.setup).isShown
     }
 
-    /** Waits until the length of the text that is there is shown. */
+    /** Waits until the current text's length is shown. */
     fun waitForLength() {
         val count = TokenCount(tokensOf(see<EditText>(R.id.text).text.toString()), LIMIT)
         waitFor("the length") { read(R.id.token_count) == activity.describe(count) }
     }
 
-    /** Waits until something holds, and looks after every [pause]; the app goes on meanwhile. */
+    /** Waits until [holds] returns true, polling every [pause], while the app runs. */
     fun waitFor(what: String, pause: Duration = MOMENT, holds: () -> Boolean) {
         val end = System.nanoTime() + PATIENCE.toNanos()
         while (!holds()) {
             if (System.nanoTime() > end) {
-                throw TimeoutException("Waited for $what for $PATIENCE, in vain:\n" + visible())
+                throw TimeoutException("Timed out waiting for $what:\n" + visible())
             }
             pass(pause)
         }
     }
 
-    /** Lets a moment pass, of [pause]; the window's own clock moves on enough to show all. */
+    /** Sleeps for [pause] and runs the main looper. */
     fun pass(pause: Duration = MOMENT) {
         Thread.sleep(pause.toMillis())
         shadowOf(Looper.getMainLooper()).idleFor(MOMENT)
     }
 
-    /** Shares a text from another app while the window is open. */
+    /** Shares a text from another app while the activity is open. */
     fun share(intent: Intent) {
         controller.newIntent(intent)
         pass()
     }
 
-    /** Turns the phone, or changes another of its [qualifiers]; the window is made anew. */
+    /** Changes the device's [qualifiers], such as its orientation; this recreates the activity. */
     fun turn(qualifiers: String) {
         RuntimeEnvironment.setQualifiers(qualifiers)
         val before = activity
-        // The controller makes the window anew, but leaves it invisible.
+        // The controller leaves the recreated activity invisible.
         controller.recreate().visible()
         pass()
-        check(activity !== before) { "The window was not made anew." }
+        check(activity !== before) { "The activity was not recreated." }
     }
 
-    /** A text of the app in the person's language. */
+    /** Returns a string resource. */
     fun text(id: Int): String = activity.getString(id)
 
-    /** All views of the window that are shown. */
+    /** Returns all visible views. */
     fun allViews(): List<View> = descendants(activity.window.decorView).filter { it.isShown }
 
     /** Leaves the app. */
@@ -135,17 +132,17 @@ class Person<T : Activity> private constructor(private val controller: ActivityC
         .joinToString("\n") { "  ${nameOf(it)}: ${it.text}" }
 
     companion object {
-        /** Somebody who opens a window, with what the launcher or another app sends. */
+        /** Returns a user who opens an activity with this intent. */
         inline fun <reified T : Activity> opens(intent: Intent = Intent()): Person<T> =
             of(Robolectric.buildActivity(T::class.java, intent))
 
-        /** Somebody who opens the window of a [controller]. */
+        /** Returns a user who opens the activity of a [controller]. */
         fun <T : Activity> of(controller: ActivityController<T>): Person<T> =
             Person(controller.setup()).apply { pass() }
     }
 }
 
-/** What a view is called in its layout. */
+/** Returns the name of a view's id, or its class. */
 fun nameOf(view: View): String = if (view.id > 0 && view.id ushr PACKAGE_SHIFT != 0) {
     view.resources.getResourceEntryName(view.id)
 } else {
@@ -157,14 +154,14 @@ private fun descendants(view: View): List<View> {
     return listOf(view) + (0 until view.childCount).flatMap { descendants(view.getChildAt(it)) }
 }
 
-/** A seek bar tells only its listener when it is let go, and does not give it away. */
+/** Returns a seek bar's listener, which has no getter. */
 private fun listenerOf(bar: SeekBar): SeekBar.OnSeekBarChangeListener? {
     val field = SeekBar::class.java.getDeclaredField("mOnSeekBarChangeListener")
     field.isAccessible = true
     return field.get(bar) as SeekBar.OnSeekBarChangeListener?
 }
 
-// The most tokens that the model reads.
+// The maximum number of source tokens.
 private const val LIMIT = 160
 private const val PACKAGE_SHIFT = 24
 private val MOMENT = Duration.ofMillis(40)

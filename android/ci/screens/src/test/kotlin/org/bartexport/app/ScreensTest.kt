@@ -1,7 +1,7 @@
 /*
- * The windows, drawn to PNG by Android's own graphics into target/screens/, for people to look at.
+ * Draws the activities with Android's graphics to PNG files in target/screens/, for review.
  *
- * What a picture shows is checked as far as a program can: nothing is cut off, and it is not empty.
+ * The tests check that no text is cut off and no picture is empty.
  */
 package org.bartexport.app
 
@@ -72,7 +72,7 @@ class ScreensTest {
             person.see<View>(R.id.action).performClick()
             val often = Duration.ofMillis(1)
             person.waitFor("some words", often) {
-                // A busy machine may see the end only, which makes a poorer picture and no failure.
+                // A busy machine may only see the end, which gives a poorer picture but no failure.
                 person.read(R.id.status) != person.text(R.string.stopped) &&
                     person.read(R.id.output).length > SOME
             }
@@ -140,7 +140,7 @@ class ScreensTest {
     }
 }
 
-/** The window of a damaged bundle, drawn. */
+/** Draws the error of a damaged bundle. */
 @RunWith(DamagedAppRunner::class)
 @Config(sdk = [35], qualifiers = PHONE)
 @GraphicsMode(GraphicsMode.Mode.NATIVE)
@@ -169,9 +169,9 @@ private fun Person<MainActivity>.drawInLightAndDark(name: String) {
     }
 }
 
-/** Draws the window into target/screens/, and checks that no words are cut off. */
+/** Draws the activity to target/screens/ and checks that no text is cut off. */
 private fun Person<out Activity>.draw(name: String) {
-    // The cursor blinks and scroll bars fade: pictures are of a window at rest.
+    // Cursors and scroll bars are animated.
     allViews().filterIsInstance<EditText>().forEach { it.isCursorVisible = false }
     allViews().forEach { it.isVerticalScrollBarEnabled = false }
     pass(Duration.ZERO)
@@ -194,14 +194,14 @@ private fun TextView.cutsOff(): Boolean {
     return wider || lines.height > room
 }
 
-/** The app with a bundle whose model comes in drops after its first half, until it is to [goOn]. */
+/** The app with a model whose second half is read slowly until [goOn]. */
 class SlowStart : BartApplication() {
     private val rest = CountDownLatch(1)
 
     override val bundle: BundleSource
         get() = Halved(super.bundle, rest)
 
-    /** Has the rest of the model arrive at once. */
+    /** Reads the rest of the model without delay. */
     fun goOn() = rest.countDown()
 }
 

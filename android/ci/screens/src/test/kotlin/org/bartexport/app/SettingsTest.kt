@@ -1,5 +1,5 @@
 /*
- * The settings as a person would use them: they are kept, they act, and the self-test judges.
+ * Tests of the settings activity: settings are saved and take effect, and the self-test runs.
  */
 package org.bartexport.app
 

@@ -1,5 +1,5 @@
 /*
- * Texts, and what Python makes of them with the file of the very bundle that the app installs.
+ * Texts with Python's results for the same bundle.
  */
 package org.bartexport.app
 
@@ -13,7 +13,7 @@ import org.bartexport.Artifact
 /** A text with Python's headlines. */
 class Headlines(val text: String, val greedy: String, val beams: String)
 
-/** What tools/android_fixtures.py wrote, in its order. */
+/** The texts and headlines of tools/android_fixtures.py. */
 val HEADLINES: List<Headlines> by lazy {
     File(folder("bart_export.build"), "generations.jsonl").readLines().map { line ->
         val row = Json.parseToJsonElement(line).jsonObject
@@ -21,7 +21,7 @@ val HEADLINES: List<Headlines> by lazy {
     }
 }
 
-/** How many tokens the model's tokenizer makes of a text, those of start and end included. */
+/** Returns a text's number of tokens, including start and end. */
 fun tokensOf(text: String): Int = TOKENIZER.tokenize(text).size + 2
 
 private val TOKENIZER by lazy {

@@ -1,7 +1,5 @@
 /*
- * A model that LiteRT has made ready to run; declared as in LiteRT 2.2.0.
- *
- * A file and options go in, then buffers by name. What the tensors mean, is not known here.
+ * LiteRT's compiled model, with the public API of LiteRT 2.2.0.
  */
 package com.google.ai.edge.litert
 
@@ -9,7 +7,7 @@ import com.sun.jna.Native
 import com.sun.jna.NativeLibrary
 import com.sun.jna.Pointer
 
-/** A compiled model, for one thread at a time; its buffers are closed before it. */
+/** A compiled model. Not thread-safe; its buffers must be closed first. */
 class CompiledModel private constructor(
     handle: Long,
     private val model: Long,
@@ -17,37 +15,37 @@ class CompiledModel private constructor(
     private val ownsEnvironment: Boolean,
     private val signatures: Signatures,
 ) : JniHandle(handle) {
-    /** How the CPU computes; null leaves a choice to LiteRT. */
+    /** Options of the CPU; null selects LiteRT's default. */
     data class CpuOptions(
         val numThreads: Int? = null,
         val xnnPackFlags: Int? = null,
         val xnnPackWeightCachePath: String? = null,
     )
 
-    /** On what a model may be computed, and how. */
+    /** The allowed accelerators and their options. */
     class Options(internal val accelerators: Set<Accelerator>) {
         constructor(vararg accelerators: Accelerator) : this(setOf(*accelerators))
 
-        /** How the CPU computes; null leaves every choice to LiteRT. */
+        /** Options of the CPU, or null for LiteRT's defaults. */
         var cpuOptions: CpuOptions? = null
 
         companion object {
-            /** The CPU, as LiteRT likes it. */
+            /** The CPU with LiteRT's defaults. */
             @JvmStatic val CPU = Options(Accelerator.CPU)
         }
     }
 
-    /** A new buffer for an input of a signature (the first one where none is named). */
+    /** Creates a buffer for an input of a signature, by default the first one. */
     @Throws(LiteRtException::class)
     fun createInputBuffer(inputName: String, signature: String? = null): TensorBuffer =
         buffer(Side.INPUT, inputName, signature)
 
-    /** A new buffer for an output of a signature (the first one where none is named). */
+    /** Creates a buffer for an output of a signature, by default the first one. */
     @Throws(LiteRtException::class)
     fun createOutputBuffer(outputName: String, signature: String? = null): TensorBuffer =
         buffer(Side.OUTPUT, outputName, signature)
 
-    /** Computes every output of a signature from every input, and returns when they are there. */
+    /** Runs a signature and waits for its outputs. */
     @Throws(LiteRtException::class)
     fun run(
         inputs: Map<String, TensorBuffer>,
@@ -84,10 +82,9 @@ class CompiledModel private constructor(
 
     companion object {
         /**
-         * Opens and compiles a file, for the caller to close.
+         * Opens and compiles a file; the caller closes the model.
          *
-         * LiteRT trusts what begins as a model: one that was cut off can end the process, so the
-         * caller has checked the file's size and hash.
+         * The caller must have verified the file, because LiteRT may crash on a truncated one.
          */
         @Throws(LiteRtException::class)
         @JvmOverloads
@@ -145,14 +142,14 @@ class CompiledModel private constructor(
     }
 }
 
-/** CPU options in the text form that libLiteRt.so takes them in: TOML, and no key for null. */
+/** Formats CPU options as libLiteRt.so expects them: TOML, without keys for null. */
 internal fun payload(cpu: CompiledModel.CpuOptions): String = listOf(
     "num_threads" to cpu.numThreads,
     "flags" to cpu.xnnPackFlags?.toUInt(),
     "weight_cache_file_path" to cpu.xnnPackWeightCachePath?.let { "\"$it\"" },
 ).filter { (_, value) -> value != null }.joinToString("") { (key, value) -> "$key = $value\n" }
 
-/** What [make] returns; when it throws, [undo] runs first. */
+/** Returns the result of [make]; if it throws, calls [undo] and rethrows. */
 private inline fun <Made> orElse(undo: () -> Unit, make: () -> Made): Made = try {
     make()
 } catch (failure: Throwable) {

@@ -1,13 +1,11 @@
 /*
- * LiteRT's environment: what the models of a process share; declared as in LiteRT 2.2.0.
- *
- * Options go in as the C API's tagged values. Which models use it, is not known here.
+ * LiteRT's environment, which models share, with the public API of LiteRT 2.2.0.
  */
 package com.google.ai.edge.litert
 
 import com.sun.jna.Memory
 
-// LiteRtEnvOption: int32 tag, then at 8 a LiteRtAny: int32 type, at 8 of it the value.
+// LiteRtEnvOption: int32 tag; at offset 8 a LiteRtAny: int32 type, value at its offset 8.
 private const val OPTION_BYTES = 24L
 private const val TYPE_AT = 8L
 private const val VALUE_AT = 16L
@@ -17,20 +15,20 @@ private const val STRING = 8
 private const val MINIMUM_SEVERITY_TAG = 25
 private const val ERRORS_ONLY = 3L
 
-// LiteRtHwAccelerators, bit by bit.
+// The bits of LiteRtHwAccelerators.
 private val HARDWARE = mapOf(Accelerator.CPU to 1, Accelerator.GPU to 2, Accelerator.NPU to 4)
 
-/** The C API's set of bits for [accelerators]. */
+/** Returns the C API's bit set for [accelerators]. */
 internal fun hardwareBits(accelerators: Set<Accelerator>): Int =
     accelerators.sumOf { HARDWARE[it] ?: 0 }
 
-/** An environment; everything opened with it is closed before it. */
+/** An environment; everything opened with it must be closed first. */
 class Environment private constructor(
     handle: Long,
-    // LiteRT is handed the addresses of the options' texts.
+    // Keeps the options' strings alive, because LiteRT stores their addresses.
     @Suppress("unused") private val texts: List<Memory>,
 ) : JniHandle(handle) {
-    /** What an environment is told when it is made; [value] is the C API's tag. */
+    /** An option of an environment; [value] is the C API's tag. */
     enum class Option(val value: Int) {
         CompilerPluginLibraryDir(0),
         DispatchLibraryDir(1),
@@ -39,7 +37,7 @@ class Environment private constructor(
     override fun destroy() = LiteRt.destroyEnvironment(handle)
 
     /**
-     * What LiteRT found to compute on.
+     * Returns the accelerators that LiteRT found.
      *
      * @throws IllegalStateException after [close]
      */
@@ -57,7 +55,7 @@ class Environment private constructor(
     }
 
     companion object {
-        /** A new environment, for the caller to close. */
+        /** Creates an environment; the caller closes it. */
         @Throws(LiteRtException::class)
         @JvmOverloads
         @JvmStatic
@@ -74,7 +72,7 @@ class Environment private constructor(
                 values.setPointer(start + VALUE_AT, text)
             }
             val handle =
-                produced({ "cannot make an environment" }) {
+                produced({ "cannot create an environment" }) {
                     LiteRt.createEnvironment(options.size + 1, values, it)
                 }
             return Environment(handle, texts)

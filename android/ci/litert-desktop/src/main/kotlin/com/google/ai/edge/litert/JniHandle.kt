@@ -1,13 +1,11 @@
 /*
- * What owns something of LiteRT's, and what it may run on; declared as in LiteRT 2.2.0.
- *
- * The C API's pointers are numbers here. Who made one and how it is freed, a subclass knows.
+ * Accelerators, and the base class of handles, with the public API of LiteRT 2.2.0.
  */
 package com.google.ai.edge.litert
 
 import java.util.concurrent.atomic.AtomicBoolean
 
-/** What a model may be computed on; [value] is the number that LiteRT's Kotlin API gives it. */
+/** A processor that can run a model; [value] is its number in LiteRT's Kotlin API. */
 enum class Accelerator(val value: Int) {
     NONE(0),
     CPU(1),
@@ -15,11 +13,11 @@ enum class Accelerator(val value: Int) {
     NPU(3),
 }
 
-/** Something of LiteRT's at address [handle], freed by [close] once. */
+/** A LiteRT object at address [handle], freed by [close]. */
 abstract class JniHandle internal constructor(internal val handle: Long) : AutoCloseable {
     private val destroyed = AtomicBoolean(false)
 
-    /** [handle] for a call; unlike LiteRT, which would follow a closed one, refuses it. */
+    /** The [handle] for a call. Throws after [close], where LiteRT would use freed memory. */
     internal val address: Long
         get() {
             assertNotDestroyed()
@@ -33,10 +31,10 @@ abstract class JniHandle internal constructor(internal val handle: Long) : AutoC
         }
     }
 
-    /** Frees what [handle] points to. */
+    /** Frees the object at [handle]. */
     protected abstract fun destroy()
 
-    /** Frees it; a second call does nothing. */
+    /** Frees the object; a second call does nothing. */
     final override fun close() {
         if (destroyed.compareAndSet(false, true)) destroy()
     }

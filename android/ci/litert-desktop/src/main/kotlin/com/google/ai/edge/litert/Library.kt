@@ -1,9 +1,8 @@
 /*
- * LiteRT's C API, as libLiteRt.so of the Python package ai-edge-litert has it.
+ * Bindings of LiteRT's C API in libLiteRt.so of the Python package ai-edge-litert.
  *
- * Every handle is an address in a Long and every size_t a Long, so this is for 64-bit machines.
- * The layouts and the arguments are those of one version, and another one would be called with
- * wrong arguments: it is refused. What the calls are for, is not known here.
+ * Handles and size_t are Longs, so this requires a 64-bit machine. Layouts and arguments are those
+ * of one version; others are rejected.
  */
 package com.google.ai.edge.litert
 
@@ -17,12 +16,12 @@ import java.io.File
 private const val VERSION = "2.3.0"
 private const val BUILD = "bart_export.build"
 private const val LOCATION = "libLiteRt.path"
-private const val REMEDY = "make it with tools/android_fixtures.py"
+private const val REMEDY = "run tools/android_fixtures.py"
 
 /**
- * The library's path, from the file that names it and its version in two lines.
+ * Returns the library's path, from a file with the path and the version on two lines.
  *
- * @throws UnsatisfiedLinkError when there is no such file, or for another version
+ * @throws UnsatisfiedLinkError if the file is missing or names another version
  */
 internal fun libraryPath(build: String?): String {
     val location =
@@ -38,7 +37,7 @@ internal fun libraryPath(build: String?): String {
     return lines[0]
 }
 
-/** The C functions, without their prefix; each returns a status where it returns anything. */
+/** The C functions, without their prefix; those with a result return a status. */
 internal object LiteRt {
     init {
         val names = FunctionMapper { _, method ->
@@ -157,9 +156,9 @@ internal object LiteRt {
 }
 
 /**
- * Throws unless the [status] of a call is that of success; [what] it was for begins the line.
+ * Checks the [status] of a call; [what] begins the error message.
  *
- * @throws LiteRtException with the status
+ * @throws LiteRtException if the call failed
  */
 internal inline fun succeeded(status: Int, what: () -> String) {
     if (status == Status.Ok.code) return
@@ -167,7 +166,7 @@ internal inline fun succeeded(status: Int, what: () -> String) {
     throw LiteRtException(known, "${what()}: LiteRT says $known ($status)")
 }
 
-/** The value that [call] leaves in the array of one that it is given. */
+/** Returns the value that [call] writes to its output argument. */
 internal inline fun produced(what: () -> String, call: (LongArray) -> Int): Long {
     val place = LongArray(1)
     succeeded(call(place), what)

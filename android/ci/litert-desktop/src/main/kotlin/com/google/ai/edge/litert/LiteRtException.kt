@@ -1,16 +1,16 @@
 /*
- * What LiteRT's Kotlin API throws; the public declarations are those of LiteRT 2.2.0.
+ * The exception of LiteRT's Kotlin API, with the public API of LiteRT 2.2.0.
  *
- * A status of the C API and a line go in. Tests on the JVM see this class, an app LiteRT's own.
+ * Tests on the JVM use this class; an app uses LiteRT's own.
  */
 package com.google.ai.edge.litert
 
-/** A call that LiteRT refused or failed. */
+/** A failed call of LiteRT. */
 class LiteRtException(private val status: Status, message: String) : Exception(message) {
     constructor(code: Int, message: String) : this(Status.fromCode(code), message)
 }
 
-/** Why LiteRT refused or failed; [code] is the C API's number. */
+/** The reason of a failure; [code] is its number in the C API. */
 enum class Status(val code: Int) {
     Ok(0),
     ErrorInvalidArgument(1),
@@ -45,9 +45,9 @@ enum class Status(val code: Int) {
 
     companion object {
         /**
-         * The status of a [code].
+         * Returns the status with this [code].
          *
-         * @throws IllegalArgumentException for a number that is none
+         * @throws IllegalArgumentException if there is none
          */
         fun fromCode(code: Int): Status = requireNotNull(values().firstOrNull { it.code == code }) {
             "expected a status code of LiteRT, received $code"

@@ -1,14 +1,11 @@
 /*
- * The signatures of a model by name, and their tensors by name; LiteRT's calls count both.
- *
- * A model goes in, and names become the positions and addresses that a run takes. What the
- * tensors mean, is not known here.
+ * The signatures and tensors of a model by name, where LiteRT's C API uses indices.
  */
 package com.google.ai.edge.litert
 
 import com.sun.jna.Pointer
 
-/** The two sides of a signature, and the C functions that ask about each. */
+/** The inputs or outputs of a signature, with the C functions for each. */
 internal enum class Side(
     val word: String,
     val count: (Long, LongArray) -> Int,
@@ -37,7 +34,7 @@ internal class Tensors(private val side: Side, private val key: String, signatur
     private val names: List<String>
     private val types: List<RankedType>
 
-    /** What a run is given: one array for all runs, so that a step allocates nothing. */
+    /** The argument of a run, reused so that a step allocates nothing. */
     private val addresses: LongArray
 
     init {
@@ -55,9 +52,9 @@ internal class Tensors(private val side: Side, private val key: String, signatur
     }
 
     /**
-     * Addresses of [buffers] in LiteRT's order; there is one for every tensor and no other.
+     * Returns the addresses of [buffers] in LiteRT's order; there must be one for each tensor.
      *
-     * Lengths are compared: LiteRT itself ends the process over an output that is too short.
+     * Sizes are checked, because LiteRT crashes if an output buffer is too small.
      */
     fun addresses(buffers: Map<String, TensorBuffer>): LongArray {
         for (position in names.indices) {
@@ -69,11 +66,11 @@ internal class Tensors(private val side: Side, private val key: String, signatur
         return addresses
     }
 
-    /** A new buffer for the tensor [name] of the model at [compiled], signature number [number]. */
+    /** Creates a buffer for the tensor [name] of signature [number] of the model at [compiled]. */
     fun buffer(environment: Long, compiled: Long, number: Long, name: String): TensorBuffer {
         val position = names.indexOf(name)
         if (position < 0) unknown(name)
-        val what = { "cannot make a buffer for ${side.word} $name of signature $key" }
+        val what = { "cannot create a buffer for ${side.word} $name of signature $key" }
         val requirements =
             produced(what) { side.requirements(compiled, number, position.toLong(), it) }
         val handle =
@@ -94,8 +91,8 @@ internal class Tensors(private val side: Side, private val key: String, signatur
     private fun mismatched(position: Int, given: RankedType): Nothing {
         val own = types[position]
         invalid(
-            "${side.word} ${names[position]} of signature $key takes ${own.elements} values of " +
-                "type ${own.code}, its buffer has ${given.elements} of type ${given.code}",
+            "${side.word} ${names[position]} of signature $key must have ${own.elements} " +
+                "elements of type ${own.code}, received ${given.elements} of type ${given.code}",
         )
     }
 
@@ -117,7 +114,7 @@ internal class Signature(val number: Long, val key: String, address: Long) {
     operator fun get(side: Side): Tensors = if (side == Side.INPUT) inputs else outputs
 }
 
-/** Signatures of the model at [model]; where none is named, its first one is meant. */
+/** The signatures of the model at [model]; the first one is the default. */
 internal class Signatures(model: Long) {
     private val byKey: Map<String, Signature>
 
@@ -133,9 +130,9 @@ internal class Signatures(model: Long) {
     }
 
     /**
-     * The signature [key].
+     * Returns the signature [key].
      *
-     * @throws LiteRtException for one that the model does not have
+     * @throws LiteRtException if the model has no such signature
      */
     operator fun get(key: String?): Signature =
         (if (key == null) byKey.values.firstOrNull() else byKey[key])

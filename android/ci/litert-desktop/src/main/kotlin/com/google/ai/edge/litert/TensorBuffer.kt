@@ -1,8 +1,7 @@
 /*
- * Memory of one tensor, which models read and write; declared as in LiteRT 2.2.0.
+ * The memory of one tensor, with the public API of LiteRT 2.2.0.
  *
- * Arrays of the tensor's own type and length go in and out; any other is refused, so that tests
- * find what LiteRT would let pass. Which model a tensor belongs to, is not known here.
+ * Unlike LiteRT, it rejects arrays of another type or length, so that tests find such errors.
  */
 package com.google.ai.edge.litert
 
@@ -16,45 +15,45 @@ private const val TYPE_INTS = 18
 private const val SIZES_AT = 2
 private const val RANK_BITS = 0x7f
 
-/** Types of elements that arrays can have: the C API's [code] and the manifest's [word]. */
+/** The supported element types, with the C API's [code] and the manifest's [word]. */
 internal enum class ElementType(val code: Int, val word: String) {
     FLOAT(1, "float32"),
     INT(2, "int32"),
 }
 
-/** A tensor's element type and fixed sizes, in [words] as the C API has them. */
+/** A tensor's element type and shape; [words] is the C API's struct. */
 internal class RankedType(val words: IntArray = IntArray(TYPE_INTS)) {
     /** The C API's code of the element type. */
     val code: Int
         get() = words[0]
 
-    /** Number of values. */
+    /** Number of elements. */
     val elements: Int by lazy {
         words.drop(SIZES_AT).take(words[1] and RANK_BITS).fold(1, Int::times)
     }
 }
 
-/** The values of one tensor, row after row, in memory of LiteRT's. */
+/** A tensor's values in row-major order, in LiteRT's memory. */
 class TensorBuffer internal constructor(
     handle: Long,
     internal val type: RankedType,
     private val name: String,
 ) : JniHandle(handle) {
-    /** Writes all int32 values; [data] has exactly as many as the tensor. */
+    /** Writes all int32 values; [data] must have the tensor's number of elements. */
     @Throws(LiteRtException::class)
     fun writeInt(data: IntArray) {
         requireCount(ElementType.INT, data.size)
         locked(WRITE) { it.write(0, data, 0, data.size) }
     }
 
-    /** Writes all float32 values; [data] has exactly as many as the tensor. */
+    /** Writes all float32 values; [data] must have the tensor's number of elements. */
     @Throws(LiteRtException::class)
     fun writeFloat(data: FloatArray) {
         requireCount(ElementType.FLOAT, data.size)
         locked(WRITE) { it.write(0, data, 0, data.size) }
     }
 
-    /** All int32 values, in a new array. */
+    /** Returns all int32 values in a new array. */
     @Throws(LiteRtException::class)
     fun readInt(): IntArray {
         val data = IntArray(count(ElementType.INT))
@@ -62,7 +61,7 @@ class TensorBuffer internal constructor(
         return data
     }
 
-    /** All float32 values, in a new array. */
+    /** Returns all float32 values in a new array. */
     @Throws(LiteRtException::class)
     fun readFloat(): FloatArray {
         val data = FloatArray(count(ElementType.FLOAT))
@@ -92,10 +91,10 @@ class TensorBuffer internal constructor(
 
     private fun requireCount(wanted: ElementType, given: Int) {
         val count = count(wanted)
-        if (given != count) invalid("$name takes $count values, received $given")
+        if (given != count) invalid("$name must have $count elements, received $given")
     }
 }
 
-/** Throws for an argument that LiteRT could not take. */
+/** Throws a [LiteRtException] for an invalid argument. */
 internal fun invalid(message: String): Nothing =
     throw LiteRtException(Status.ErrorInvalidArgument, message)

@@ -1,7 +1,5 @@
 /*
- * LiteRT's API on this machine, with the small model that tools/android_fixtures.py exports.
- *
- * What its tensors are called and how long they are comes from the manifest.
+ * Tests of LiteRT's API on this machine, with a small model of tools/android_fixtures.py.
  */
 package com.google.ai.edge.litert
 
@@ -33,7 +31,7 @@ private val decode =
         it.signature == SignatureName.DECODE && it.sizes[Axis.SOURCE] == encode.sizes[Axis.SOURCE]
     }
 
-/** Buffers of one signature; inputs that are in [given] are those buffers. */
+/** The buffers of one signature, of which [given] replace inputs. */
 private class Buffers(
     model: CompiledModel,
     val bucket: Bucket,
@@ -71,7 +69,7 @@ private fun CompiledModel.run(buffers: Buffers) =
 
 private fun residentBytes() = File("/proc/self/statm").readText().split(" ")[1].toLong() * 4096
 
-/** Threads that this one or its native code has made, which have its name. */
+/** Returns the threads created by this one or its native code, which inherit its name. */
 private fun threads(): Int {
     val own = File("/proc/thread-self/comm").readText()
     return File("/proc/self/task").listFiles().orEmpty().count { task ->
@@ -206,7 +204,7 @@ class CompiledModelTest {
         }
     }
 
-    // A file that begins as a model and ends too early may crash LiteRT: see CompiledModel.create.
+    // No truncated model: LiteRT may crash on one; see CompiledModel.create.
     @Test
     fun `a file that is no model is refused with its name`(@TempDir directory: Path) {
         val contents =

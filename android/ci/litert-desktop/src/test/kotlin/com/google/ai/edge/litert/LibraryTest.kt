@@ -1,5 +1,5 @@
 /*
- * Which libLiteRt.so is loaded: the one that is named, of the one version that the calls are for.
+ * Tests of the choice of libLiteRt.so and its version.
  */
 package com.google.ai.edge.litert
 
