@@ -1,4 +1,4 @@
-"""Version directories that cost nothing, and servables over them: for tests of who serves what."""
+"""Empty version directories and servables over them, for tests of versions and labels."""
 
 import contextlib
 import shutil
@@ -41,7 +41,7 @@ def wait_until(condition, seconds=10):
 
 
 class Opened:
-    """A servable that knows which version it is and whether it is closed."""
+    """A servable with its version, which records whether it was closed."""
 
     streams = False
     reader = None
@@ -64,15 +64,15 @@ class Opened:
 
 
 class Opener:
-    """Opens versions, keeps what it opened, and fails or waits where it is told to."""
+    """Opens and records servables; openings can be made to fail or wait."""
 
     def __init__(self):
         self.opened = []
         self.errors = {}  # number -> the errors of its next openings
-        self.gates = {}  # number -> what an opening waits for
+        self.gates = {}  # number -> the event that an opening waits for
         self.attempts = []
         self.looks = 0
-        self.looking = threading.Event()  # what a look for versions waits for
+        self.looking = threading.Event()  # the event that a scan for versions waits for
         self.looking.set()
 
     def open_version(self, model, number, path):
