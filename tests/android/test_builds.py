@@ -233,6 +233,13 @@ def test_a_package_is_where_its_module_is():
             assert package.group(1) == ".".join(folder.parts), path
 
 
+def test_the_python_files_that_kotlin_names_exist():
+    text = "".join(path.read_text(encoding="utf-8") for path in files("*.kt"))
+    named = set(re.findall(r"(?<![\w/])(?:bart_export|tests|tools)/[\w/]+\.py", text))
+    assert len(named) > 10
+    assert {name for name in named if not (ROOT / name).is_file()} == set()
+
+
 def test_no_file_is_two_rooms():
     lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in files("*.kt")}
     assert lines, "no Kotlin was found"

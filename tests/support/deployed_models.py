@@ -1,4 +1,4 @@
-"""Artifacts with the files of a deployment, and what stands in them as data."""
+"""Artifacts with deployment files, and the documents in those."""
 
 import shutil
 
@@ -14,7 +14,7 @@ SIZE = 560 * 2**20
 
 
 def deploy(artifact, directory):
-    """Write the files for a second version, the same as the first, into a new draft."""
+    """Write the deployment files of a second, equal version to a new draft."""
     shutil.copytree(
         artifact.directory / "saved_model" / "1",
         directory / "saved_model" / "2",
@@ -25,5 +25,5 @@ def deploy(artifact, directory):
 
 
 def documents(text):
-    """Return the documents of a YAML text, by their kind where they have one."""
+    """Return the documents of a YAML text, by kind if they have one."""
     return {one.get("kind", ""): one for one in yaml.safe_load_all(text)}

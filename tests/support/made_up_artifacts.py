@@ -1,4 +1,4 @@
-"""Artifacts of a few bytes, for tests of the directory and not of what is in it."""
+"""Artifacts of a few bytes, for tests that do not need a model."""
 
 import dataclasses
 import hashlib
@@ -14,7 +14,7 @@ from bart_export.errors import ArtifactError
 CONFIG = BartConfig(vocabulary_size=8, num_layers=1, num_heads=1, hidden_dim=4, intermediate_dim=4)
 FILES = {"tflite/a.tflite": b"first" * 1000, "golden.json": b"{}"}
 
-# What an entry of a `.tflite` file has beside size and hash.
+# The fields of a `.tflite` file's entry except size and hash.
 EXPORTED = {
     "target": "tflite",
     "recipe": "float32",
@@ -65,7 +65,7 @@ def write(target, contents, preset="made_up"):
 
 
 def names(directory):
-    """Return the names of what lies in a directory."""
+    """Return the names in a directory."""
     return sorted(path.name for path in directory.iterdir())
 
 
@@ -77,7 +77,7 @@ def flip(path):
 
 
 def reseal(directory):
-    """Make a manifest say what its files are now: what anybody can do to an artifact."""
+    """Update the sizes and hashes in a manifest, as an attacker could."""
     path = directory / "manifest.json"
     content = json.loads(path.read_bytes())
     for name, entry in content["files"].items():
@@ -92,20 +92,20 @@ EMPTY = {"bytes": 0, "sha256": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934c
 
 
 def seal(directory, fields):
-    """Give an artifact a manifest with these fields and the seal that it should have."""
+    """Write a manifest with these fields and a valid hash."""
     content = {**fields, "format_version": 1, "manifest_sha256": "0" * 64}
     text = json.dumps(content, indent=1).encode()
     (directory / "manifest.json").write_bytes(artifact.seal(text))
 
 
 def with_files(made, **entries):
-    """Reseal an artifact with other entries beside its own, by name."""
+    """Add entries to an artifact's manifest, by name, and update its hash."""
     fields = made.manifest.to_dict()
     seal(made.directory, {**fields, "files": {**fields["files"], **entries}})
 
 
 def export_again(target, made, number):
-    """Put what an export made in the place of an artifact, as the export itself does."""
+    """Replace an artifact as an export does."""
     ignored = shutil.ignore_patterns("manifest.json", ".cache")
     with drafts.draft(target) as draft:
         shutil.copytree(made.directory, draft.directory, ignore=ignored, dirs_exist_ok=True)
@@ -113,7 +113,7 @@ def export_again(target, made, number):
 
 
 def whole(directory):
-    """Return an artifact after hashing every file of it."""
+    """Return an artifact after verifying all its files."""
     artifact = Artifact.open(directory)
     for name in artifact.manifest.files:
         artifact.path(name, rehash=True)
@@ -121,7 +121,7 @@ def whole(directory):
 
 
 def check_neighbours(target):
-    """Fail if something beside the artifact, which a kill left, is half of one."""
+    """Fail if a kill left an incomplete artifact next to this one."""
     for path in target.parent.rglob("*"):
         if path != target and path.is_dir():
             try:

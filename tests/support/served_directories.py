@@ -15,7 +15,7 @@ from bart_export.server.versions import TENSORFLOW, ServedModel
 
 
 def add_version(base_path, number):
-    """Put a version directory in place at once, and return its path."""
+    """Create a version directory atomically and return its path."""
     unfinished = base_path / f"unfinished-{number}"
     unfinished.mkdir(parents=True)
     (unfinished / "saved_model.pb").touch()
@@ -23,17 +23,17 @@ def add_version(base_path, number):
 
 
 def remove_version(base_path, number):
-    """Take a version directory away at once."""
+    """Remove a version directory atomically."""
     shutil.rmtree((base_path / str(number)).rename(base_path / "removed"))
 
 
 def served(base_path, name="m", **fields):
-    """Return the record of a model whose versions lie in a directory."""
+    """Return a ServedModel whose versions are in a directory."""
     return ServedModel(name=name, base_path=base_path, engine=TENSORFLOW, **fields)
 
 
 def wait_until(condition, seconds=10):
-    """Wait until something holds, which it must within some seconds."""
+    """Wait until a condition is true, for at most some seconds."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "this never came true"
@@ -85,7 +85,7 @@ class Opener:
         return self.opened[-1]
 
     def of(self, number):
-        """Return the servable of a version, which must have been opened once."""
+        """Return the servable of a version that was opened exactly once."""
         (servable,) = [servable for servable in self.opened if servable.number == number]
         return servable
 
@@ -95,7 +95,7 @@ OPTIONS = {"poll_seconds": 0.01, "load_retries": 2, "retry_seconds": 0.01, "drai
 
 @contextlib.contextmanager
 def running_store(opener, **options):
-    """Return a store that finds versions in real directories; it is stopped after the block."""
+    """Return a store that scans real directories; it is stopped after the block."""
     settings = ServeOptions(**{**OPTIONS, **options})
 
     def find_versions(model):
@@ -111,13 +111,13 @@ def running_store(opener, **options):
 
 
 def wait_for_looks(opener, number):
-    """Wait until versions were looked for some more times, the first begun after this call."""
+    """Wait for this number of scans for versions that begin after this call."""
     before = opener.looks
     wait_until(lambda: opener.looks > before + number)
 
 
 def latest(store, name="m", **spec):
-    """Return the version that answers now."""
+    """Return the version that serves requests."""
     with store.lease(ModelSpec(name, **spec)) as lease:
         assert lease.servable.number == lease.version
         return lease.version
@@ -129,7 +129,7 @@ def states(store, name="m"):
 
 
 def refusal(act):
-    """Return the code and the text of the StatusError with which a call ends."""
+    """Return the code and message of the StatusError that a call raises."""
     with pytest.raises(StatusError) as error:
         act()
     return error.value.code, error.value.message

@@ -1,4 +1,4 @@
-"""Artifacts with both builds: the files of one that was exported, and static ones beside them."""
+"""Artifacts with dynamic and static builds."""
 
 import dataclasses
 import shutil
@@ -14,7 +14,7 @@ from bart_export.recipes.table import RECIPES
 
 
 def add(made, shapes, recipes, target):
-    """Commit an artifact with static builds beside the files of `made`, and open it."""
+    """Commit and open an artifact with the files of `made` and static builds."""
     checkpoint = resolve.read(resolve.find(made.manifest.preset).directory)
     parameters = InferenceParameters(checkpoint.config, checkpoint.weights.__getitem__)
     with drafts.draft(target) as draft:
@@ -35,7 +35,7 @@ def add(made, shapes, recipes, target):
 
 
 def without(made, name, target):
-    """Commit an artifact that lacks one of the files of `made`, and open it."""
+    """Commit and open an artifact with all files of `made` but one."""
     files = {other: entry for other, entry in made.manifest.files.items() if other != name}
     with drafts.draft(target) as draft:
         commit(draft, made, files)

@@ -1,10 +1,10 @@
-"""Texts, vocabularies and tokenizers that the tests of tokenization in a graph share."""
+"""Texts, vocabularies and tokenizers for tests of tokenization in a graph."""
 
 from bart_export.text.added_tokens import AddedToken
 from bart_export.text.tokenizer import BartTokenizer
 from bart_export.text.vocabulary import BYTE_SYMBOLS, SPECIAL_TOKENS
 
-# One or more of everything that the pattern tells apart, most of it more than once.
+# Examples of every kind of piece in the pattern.
 PIECES = (
     *("a", "s", "t", "re", "ve", "ll", "d", "m", "S", "é", "ß", "漢字", "ไทย", "ǅ", "ª"),
     *("1", "23", "٤", "Ⅷ", "½", "६"),
@@ -16,7 +16,7 @@ PIECES = (
 
 
 def vocabulary_of(merges):
-    """Return the smallest vocabulary with all that the merges make."""
+    """Return the smallest vocabulary for these merges."""
     made = [left + right for left, right in merges]
     tokens = dict.fromkeys((*BYTE_SYMBOLS, *made, *SPECIAL_TOKENS))
     return {token: id for id, token in enumerate(tokens)}
@@ -37,7 +37,7 @@ def tokenizer_of(added, *, add_prefix_space=False):
 
 
 def random_tokenizer(random_of, contents):
-    """Return one with some of the contents as tokens, with flags that they may have."""
+    """Return a tokenizer with some of the contents as added tokens with random flags."""
     added = []
     for content in random_of.sample(contents, k=random_of.randrange(1, 6)):
         flags = {flag: random_of.random() < 0.4 for flag in FLAGS}
@@ -48,7 +48,7 @@ def random_tokenizer(random_of, contents):
 
 
 def expected(host, texts, max_length):
-    """Return the ids of each text as the host has them, cut only once they are all there."""
+    """Return the ids of each text by the host's tokenizer, truncated after tokenizing all of it."""
     return [
         [host.start_token_id, *host.tokenize(text)[: max_length - 2], host.end_token_id]
         for text in texts
@@ -56,9 +56,9 @@ def expected(host, texts, max_length):
 
 
 def cut_anywhere():
-    """Return a tokenizer with tokens of up to 32 characters, and texts to be cut after 256 of them.
+    """Return a tokenizer with tokens of up to 32 characters, and texts to cut after 256 characters.
 
-    What begins, ends or goes on where they are cut differs from text to text.
+    The texts differ in what begins, ends or continues at the cut.
     """
     doubled = [(letter * size, letter * size) for letter in "a'" for size in (1, 2, 4, 8, 16)]
     blank, (first, second, third) = "Ġ", (BYTE_SYMBOLS[byte] for byte in "\u3000".encode())
@@ -73,6 +73,6 @@ def cut_anywhere():
         for tail in tails
     ]
     texts += ["a" * shift + 200 * tail for shift in range(0, 40, 9) for tail in tails]
-    # Of this the beginning ends in an apostrophe, the 12th token, and an "r".
+    # The beginning of this ends in an apostrophe, the 12th token, and an "r".
     texts.append("a" * 254 + "'re" + "b" * 300)
     return BartTokenizer(vocabulary_of(merges), merges), texts
