@@ -1,4 +1,4 @@
-"""A SavedModel of an artifact is loaded only while it is what the manifest says."""
+"""An artifact's SavedModel is loaded only if its files match the manifest."""
 
 import shutil
 
@@ -58,7 +58,7 @@ HARM = [
 ]
 
 
-def test_a_complete_version_is_served_and_these_are_its_files(directory):
+def test_a_version_with_its_manifest_files_is_served(directory):
     version = directory / "saved_model/1"
     there = {path.relative_to(version).as_posix() for path in version.rglob("*") if path.is_file()}
     assert there == set(FILES)
@@ -72,20 +72,20 @@ def test_an_altered_version_is_refused_by_name(directory, harm, file, reason):
         serve(directory / "saved_model/1")
 
 
-def test_a_link_to_the_versions_does_not_lead_past_the_manifest(directory, tmp_path):
+def test_the_manifest_is_found_behind_a_link(directory, tmp_path):
     (tmp_path / "models").symlink_to(directory / "saved_model")
     alter(directory / "saved_model/1/saved_model.pb")
     with pytest.raises(ArtifactError, match="altered or damaged"):
         serve(tmp_path / "models/1")
 
 
-def test_a_version_that_no_manifest_names_is_not_loaded(directory):
+def test_a_version_missing_from_the_manifest_is_refused(directory):
     shutil.copytree(directory / "saved_model/1", directory / "saved_model/2")
     with pytest.raises(ArtifactError, match="2/.* is not in the manifest"):
         serve(directory / "saved_model/2")
 
 
-def test_what_was_altered_between_hash_and_loading_is_not_served(directory, monkeypatch):
+def test_a_file_altered_during_loading_is_refused(directory, monkeypatch):
     closed, open_saved_model = [], tensorflow_engine.open_saved_model
 
     def load_late(path, options):
@@ -101,7 +101,7 @@ def test_what_was_altered_between_hash_and_loading_is_not_served(directory, monk
 
 
 @pytest.mark.parametrize("neighbour", [None, b'{"name": "of another program"}'])
-def test_a_saved_model_from_elsewhere_needs_no_manifest(directory, neighbour):
+def test_a_foreign_saved_model_needs_no_manifest(directory, neighbour):
     (directory / "manifest.json").unlink()
     if neighbour:
         (directory / "manifest.json").write_bytes(neighbour)

@@ -97,7 +97,7 @@ def test_an_error_after_the_first_token_is_the_last_event(server):
     assert events_of(answer.text)[-1][1] == {"error": "RuntimeError: the engine broke"}
 
 
-def test_a_full_queue_is_refused_at_once():
+def test_calls_are_refused_while_the_queue_is_full():
     with serving(Counting(seconds=0.2, queue_size=0)) as server, server.connection() as busy:
         busy.request("POST", GENERATE, json.dumps({"text": "go", "max_length": 20}))
         busy.getresponse()

@@ -1,8 +1,7 @@
-"""New versions of a model under load: nobody is refused, and nobody is answered by a wrong one.
+"""New versions of a model under load: no request fails or is answered by a wrong version.
 
-A real `bart-export serve` runs, with SavedModels that answer with their own number or with an
-artifact that is replaced as an export replaces it. Two clients over REST and two over gRPC ask
-without a pause meanwhile.
+A real `bart-export serve` process serves SavedModels that return their version number, or an
+artifact that is replaced as by an export, while two REST and two gRPC clients send requests.
 """
 
 import contextlib
@@ -33,7 +32,7 @@ DATA = "variables/variables.data-00000-of-00001"
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What a client was told, and when it had asked; `version` is None over REST."""
+    """A client's response, and when it was requested; `version` is None over REST."""
 
     asked: float
     version: int | None
@@ -42,7 +41,7 @@ class Answer:
 
 @contextlib.contextmanager
 def rest_asking(running, signature):
-    """Return a function that asks over REST, on one connection."""
+    """Return a function that sends requests over REST, on one connection."""
     with requests.Session() as session:
 
         def ask(inputs):
@@ -58,7 +57,7 @@ def rest_asking(running, signature):
 
 @contextlib.contextmanager
 def grpc_asking(running, signature):
-    """Return a function that asks over gRPC with the official stub, on one connection."""
+    """Return a function that sends requests with the official stub, on one connection."""
     with grpc.insecure_channel(f"{LOOPBACK}:{running.port}") as channel:
         stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
 
@@ -77,10 +76,10 @@ def grpc_asking(running, signature):
 
 @contextlib.contextmanager
 def clients(running, signature, inputs_of):
-    """Have four clients ask without a pause for the length of a block, and hold none to fail.
+    """Run four clients for the length of a block; none may fail.
 
     Returns:
-        The answers of each, which has one at the begin, and a function that waits for more.
+        The answers of each client, at least one, and a function that waits for more.
     """
     ended, answers, asking = threading.Event(), [[] for _ in range(4)], []
 
@@ -115,12 +114,12 @@ def clients(running, signature, inputs_of):
 
 
 def check(answers, known, version_of):
-    """Hold what clients were told to the versions there were.
+    """Check that clients were answered by the right versions.
 
     Args:
-        answers: of each client.
-        known: when each version was known to be there.
-        version_of: answer -> the version whose answer it is.
+        answers: the answers of each client.
+        known: the time from which each version was available.
+        version_of: answer -> the version that gave it.
     """
     for each in answers:
         told = [version_of(answer) for answer in each]
@@ -128,13 +127,12 @@ def check(answers, known, version_of):
         assert set(told) == set(known)
         for answer, version in zip(each, told, strict=True):
             assert answer.version in (None, version)
-            # What was asked after a switch is not answered by what was there before.
+            # After a switch, the previous version answers no new request.
             assert version >= max(number for number, at in known.items() if at <= answer.asked)
 
 
 class Numbered(tf.Module):
-    """A model that answers with its own number, with one of its weights, which have that number,
-    and with what it was given."""
+    """A model that returns its number, one of its weights (all equal to it), and its input."""
 
     def __init__(self, number):
         super().__init__()
@@ -168,20 +166,20 @@ def number_of(answer):
 
 
 def appear(source, base_path, number):
-    """Put a copy of a version in place at once."""
+    """Copy a version into place atomically."""
     shutil.copytree(source, base_path / f"unfinished-{number}").rename(base_path / str(number))
 
 
 @pytest.fixture
 def base_path(numbered, tmp_path):
-    """Return where the versions of a model lie; the first is there."""
+    """Return a base path with version 1."""
     (tmp_path / "m").mkdir()
     appear(numbered[1], tmp_path / "m", 1)
     return tmp_path / "m"
 
 
 def copy_slowly(source, directory):
-    """Copy a version; yield at every stage that is not complete."""
+    """Copy a version; yield at each incomplete stage."""
     graph, data = (source / "saved_model.pb").read_bytes(), (source / DATA).read_bytes()
     (directory / "variables").mkdir(parents=True)
     yield
@@ -222,7 +220,7 @@ def test_versions_appear_under_load(numbered, base_path):
     assert running.logged("ERROR") == running.logged("m: version 3 cannot be loaded")
 
 
-def test_versions_that_went_leave_nothing_behind(numbered, base_path):
+def test_removed_versions_leave_no_resources_behind(numbered, base_path):
     arguments = ("--model-name", "m", "--model-base-path", base_path, *POLLING)
     measured = []
     with (
@@ -248,7 +246,7 @@ TEXT = "A library for reading and writing compressed archives."
 
 
 def test_an_artifact_is_replaced_under_load(symmetric_artifact, distilled_artifact, tmp_path):
-    """Two checkpoints take turns, whose answers differ."""
+    """Two checkpoints with different answers take turns."""
     made = {1: symmetric_artifact, 2: distilled_artifact, 3: symmetric_artifact}
     settings = {
         "max_length": 12, "min_length": 0, "length_penalty": 1.0, "repetition_penalty": 1.0

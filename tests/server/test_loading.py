@@ -1,4 +1,4 @@
-"""A model's versions: loaded, tried again, replaced and unloaded while calls go on."""
+"""A model's versions are loaded, retried, replaced and unloaded during calls."""
 
 import logging
 import threading
@@ -14,7 +14,7 @@ from support.served_directories import (
     running_store,
     served,
     states,
-    wait_for_looks,
+    wait_for_polls,
     wait_until,
 )
 
@@ -42,7 +42,7 @@ def base_path(tmp_path):
 
 
 def test_no_call_fails_while_versions_change_under_load(store, opener, base_path):
-    """Four clients; versions 2 and 3 appear. Old ones are closed once nobody holds them."""
+    """Four clients, while versions 2 and 3 appear. Old ones are closed once unused."""
     store.configure([served(base_path)])
     seen, failures, ended = [set() for _ in range(4)], [], threading.Event()
 
@@ -90,12 +90,12 @@ def test_a_servable_in_use_is_closed_only_after_its_call(store, opener, base_pat
     assert opener.of(1).closed.is_set()
 
 
-def test_a_version_that_cannot_be_loaded_is_passed_over_until_it_changes(store, opener, base_path):
+def test_a_broken_version_is_skipped_until_it_changes(store, opener, base_path):
     store.configure([served(base_path)])
     opener.errors[3] = [OSError("it is cut")] * 3
     torn = add_version(base_path, 3)
     wait_until(lambda: states(store) == {1: State.AVAILABLE, 3: State.END})
-    wait_for_looks(opener, 3)
+    wait_for_polls(opener, 3)
     add_version(base_path, 2)
     wait_until(lambda: latest(store) == 2)
     (torn / "variables").mkdir()
@@ -104,7 +104,7 @@ def test_a_version_that_cannot_be_loaded_is_passed_over_until_it_changes(store, 
     assert len(store.versions) == 3  # the one that failed is forgotten
 
 
-def test_an_older_version_answers_where_the_latest_cannot_be_loaded(store, opener, base_path):
+def test_an_older_version_is_served_if_the_latest_is_broken(store, opener, base_path):
     add_version(base_path, 2)
     opener.errors[2] = [OSError("it is cut")] * 3
     store.configure([served(base_path)])
@@ -112,7 +112,7 @@ def test_an_older_version_answers_where_the_latest_cannot_be_loaded(store, opene
     assert states(store) == {1: State.AVAILABLE, 2: State.END}
 
 
-def test_the_only_version_is_tried_again_when_it_changes(store, opener, base_path):
+def test_a_broken_only_version_is_loaded_again_when_it_changes(store, opener, base_path):
     opener.errors[1] = [OSError("it is cut")] * 3
     code, reason = refusal(lambda: store.configure([served(base_path)]))
     assert (code, "it is cut" in reason) == (Code.UNKNOWN, True)
@@ -121,7 +121,7 @@ def test_the_only_version_is_tried_again_when_it_changes(store, opener, base_pat
     assert opener.attempts == [1] * 4
 
 
-def test_a_version_that_fails_is_tried_again(store, opener, base_path, caplog):
+def test_a_failed_load_is_retried(store, opener, base_path, caplog):
     caplog.set_level(logging.INFO)
     store.configure([served(base_path)])
     opener.errors[2] = [OSError("first\nline"), OSError("second")]
@@ -141,7 +141,7 @@ def test_a_version_that_fails_is_tried_again(store, opener, base_path, caplog):
         (MemoryError(), Code.UNKNOWN, "MemoryError"),
     ],
 )
-def test_a_version_that_keeps_failing_ends_and_the_old_one_goes_on(
+def test_a_version_that_keeps_failing_ends_and_the_old_one_stays(
     store, opener, base_path, error, code, message
 ):
     store.configure([served(base_path)])
@@ -156,7 +156,7 @@ def test_a_version_that_keeps_failing_ends_and_the_old_one_goes_on(
     assert opener.attempts == [1, 2, 2, 2, 3]
 
 
-def test_a_failing_version_does_not_hold_up_a_newer_one(opener, base_path):
+def test_a_failing_version_does_not_delay_a_newer_one(opener, base_path):
     with running_store(opener, retry_seconds=60) as store:
         store.configure([served(base_path)])
         opener.errors[2] = [OSError("damaged")]
@@ -167,9 +167,7 @@ def test_a_failing_version_does_not_hold_up_a_newer_one(opener, base_path):
         wait_until(lambda: states(store) == ended)
 
 
-def test_a_version_that_does_not_end_loading_holds_up_neither_others_nor_later_ones(
-    opener, base_path, tmp_path, monkeypatch
-):
+def test_a_load_that_times_out_delays_no_other_version(opener, base_path, tmp_path, monkeypatch):
     monkeypatch.setattr(versions, "STOP_SECONDS", 0.0)
     add_version(tmp_path / "other", 1)
     add_version(base_path, 2)
@@ -196,7 +194,7 @@ def test_a_version_that_does_not_end_loading_holds_up_neither_others_nor_later_o
     assert opener.attempts.count(2) == 1
 
 
-def test_a_version_no_longer_wanted_once_it_is_loaded_is_closed(store, opener, base_path):
+def test_a_version_that_is_no_longer_wanted_is_closed_after_loading(store, opener, base_path):
     store.configure([served(base_path)])
     opener.gates[2] = threading.Event()
     add_version(base_path, 2)
@@ -227,23 +225,23 @@ def test_a_model_removed_before_its_poll_does_not_end_polling(store, opener, bas
     add_version(tmp_path / "other", 1)
     other = served(tmp_path / "other", "other")
     store.configure([served(base_path), other])
-    opener.looking.clear()
-    looks = opener.looks
-    wait_until(lambda: opener.looks > looks)
+    opener.polling.clear()
+    polls = opener.polls
+    wait_until(lambda: opener.polls > polls)
     store.configure([served(tmp_path / "elsewhere"), other])
     store.configure([other])
-    opener.looking.set()
+    opener.polling.set()
     add_version(tmp_path / "other", 3)
     wait_until(lambda: latest(store, "other") == 3)
 
 
-def test_a_look_that_ends_after_its_model_was_withdrawn_changes_nothing(store, opener, base_path):
+def test_a_poll_that_ends_after_its_model_was_removed_changes_nothing(store, opener, base_path):
     store.configure([served(base_path)])
-    opener.looking.clear()
-    looks = opener.looks
-    wait_until(lambda: opener.looks > looks)
+    opener.polling.clear()
+    polls = opener.polls
+    wait_until(lambda: opener.polls > polls)
     store.stop()
-    opener.looking.set()
+    opener.polling.set()
     store.thread.join(5)
     assert states(store) == {1: State.END}
 
@@ -270,21 +268,21 @@ def test_a_policy_chooses_the_versions(store, opener, tmp_path, policy, present,
     assert latest(store) == loaded[0]
 
 
-def test_a_policy_that_changes_is_followed_a_version_at_a_time(store, opener, base_path):
+def test_a_new_policy_is_applied_one_version_at_a_time(store, opener, base_path):
     for number in (2, 3):
         add_version(base_path, number)
     store.configure([served(base_path)])
     opener.gates[2] = threading.Event()
     store.configure([served(base_path, policy=VersionPolicy(specific=frozenset({1, 2})))])
     wait_until(lambda: opener.attempts == [3, 2])
-    wait_for_looks(opener, 2)
+    wait_for_polls(opener, 2)
     assert states(store) == {1: State.START, 2: State.LOADING, 3: State.AVAILABLE}
     opener.gates[2].set()
     one_and_two = {1: State.AVAILABLE, 2: State.AVAILABLE, 3: State.END}
     wait_until(lambda: states(store) == one_and_two)
 
 
-def test_a_version_named_and_not_there_is_told_once(store, base_path, caplog):
+def test_a_missing_version_is_logged_once(store, base_path, caplog):
     store.configure([served(base_path, policy=VersionPolicy(specific=frozenset({1, 7, 8})))])
     add_version(base_path, 2)
     add_version(base_path, 8)
@@ -292,7 +290,7 @@ def test_a_version_named_and_not_there_is_told_once(store, base_path, caplog):
     assert caplog.text.count("Version 7, 8 of servable m not found") == 1
 
 
-def test_going_back_loads_the_old_version_before_the_new_one_is_unloaded(store, opener, base_path):
+def test_rolling_back_loads_the_old_version_before_unloading_the_new_one(store, opener, base_path):
     add_version(base_path, 2)
     store.configure([served(base_path)])
     opener.gates[1] = threading.Event()
@@ -304,7 +302,7 @@ def test_going_back_loads_the_old_version_before_the_new_one_is_unloaded(store, 
     wait_until(lambda: states(store) == {1: State.AVAILABLE, 2: State.END})
 
 
-def test_a_version_wanted_again_while_it_is_unloaded_is_loaded_anew(store, opener, base_path):
+def test_a_version_wanted_again_while_unloading_is_loaded_again(store, opener, base_path):
     store.configure([served(base_path)])
     with store.lease(ModelSpec("m")) as lease:
         add_version(base_path, 2)
@@ -318,10 +316,10 @@ def test_a_version_wanted_again_while_it_is_unloaded_is_loaded_anew(store, opene
     wait_until(lambda: states(store) == {1: State.AVAILABLE, 2: State.END})
 
 
-def test_without_base_path_nothing_changes(store, opener, base_path, caplog):
+def test_a_missing_base_path_changes_nothing(store, opener, base_path, caplog):
     store.configure([served(base_path)])
     base_path.rename(base_path.with_name("away"))
-    wait_for_looks(opener, 3)
+    wait_for_polls(opener, 3)
     assert latest(store) == 1
     base_path.with_name("away").rename(base_path)
     add_version(base_path, 2)
@@ -329,7 +327,7 @@ def test_without_base_path_nothing_changes(store, opener, base_path, caplog):
     assert caplog.text.count("cannot be listed") == 1
 
 
-def test_without_any_version_all_are_unloaded(store, opener, base_path):
+def test_removing_all_versions_unloads_the_model(store, opener, base_path):
     store.configure([served(base_path)])
     remove_version(base_path, 1)
     wait_until(lambda: states(store) == {1: State.END})
@@ -337,7 +335,7 @@ def test_without_any_version_all_are_unloaded(store, opener, base_path):
     assert opener.of(1).closed.is_set()
 
 
-def test_a_base_path_that_moves_is_followed_without_a_gap(store, opener, base_path, tmp_path):
+def test_a_new_base_path_is_served_without_a_gap(store, opener, base_path, tmp_path):
     store.configure([served(base_path)])
     opener.gates[1] = threading.Event()
     new = add_version(tmp_path / "elsewhere", 1)
@@ -352,18 +350,18 @@ def test_a_base_path_that_moves_is_followed_without_a_gap(store, opener, base_pa
     assert states(store) == {1: State.AVAILABLE}
 
 
-def test_polling_can_be_left_out(opener, base_path, tmp_path):
+def test_polling_can_be_disabled(opener, base_path, tmp_path):
     with running_store(opener, poll_seconds=0) as store:
         store.configure([served(base_path)])
         add_version(base_path, 2)
         add_version(tmp_path / "other", 1)
         store.configure([served(base_path), served(tmp_path / "other", "other")])
         time.sleep(0.05)  # there is nothing that could be waited for
-        assert opener.looks == 2
+        assert opener.polls == 2
         assert states(store) == {1: State.AVAILABLE}
 
 
-def test_configuring_waits_for_every_version_but_not_for_hopeless_ones(opener, base_path):
+def test_configure_does_not_wait_for_a_failed_older_version(opener, base_path):
     for number in (2, 3):
         add_version(base_path, number)
     opener.errors[2] = [OSError("damaged")]
@@ -372,7 +370,7 @@ def test_configuring_waits_for_every_version_but_not_for_hopeless_ones(opener, b
         assert states(store) == {1: State.AVAILABLE, 2: State.LOADING, 3: State.AVAILABLE}
 
 
-def test_what_happens_is_logged_in_one_line_each(store, base_path, tmp_path, caplog):
+def test_each_event_is_one_line_of_the_log(store, base_path, tmp_path, caplog):
     caplog.set_level(logging.INFO, "bart_export.server")
     store.configure([served(base_path)])
     add_version(base_path, 2)

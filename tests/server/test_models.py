@@ -1,4 +1,4 @@
-"""Which version answers a request: names, versions, labels, and lists that replace each other."""
+"""The version that answers a request: names, numbers, labels, and replaced lists of models."""
 
 import threading
 
@@ -64,7 +64,7 @@ def test_a_label_waits_for_its_version_when_another_answers_first(
     assert [latest(store, label=label) for label in LABELS] == [1, 2]
 
 
-def test_labels_name_versions_and_move(labelled, base_path):
+def test_labels_can_be_moved_and_removed(labelled, base_path):
     assert [latest(labelled, label=label) for label in LABELS] == [1, 2]
     moved = {"stable": 2, "canary": 2, "last": 1}
     labelled.configure([served(base_path, policy=BOTH, labels=moved)])
@@ -101,7 +101,7 @@ def test_a_label_needs_an_available_version(opener, base_path, allowed, held, as
             assert store.labels["m"] == held
 
 
-def test_a_list_replaces_the_one_before(store, opener, base_path, tmp_path):
+def test_a_new_list_replaces_the_previous_one(store, opener, base_path, tmp_path):
     add_version(tmp_path / "other", 4)
     store.configure([served(base_path)])
     store.configure([served(tmp_path / "other", "other")])
@@ -128,7 +128,7 @@ def test_a_list_replaces_the_one_before(store, opener, base_path, tmp_path):
         ([], "Expected a list of models, received none. Still serving m"),
     ],
 )  # fmt: skip
-def test_a_wrong_list_changes_nothing(store, base_path, models, text):
+def test_an_invalid_list_changes_nothing(store, base_path, models, text):
     store.configure([served(base_path)])
     listed = [ServedModel(name=name, base_path=base_path, engine=engine) for name, engine in models]
     assert refusal(lambda: store.configure(listed)) == (Code.INVALID_ARGUMENT, text)
@@ -136,7 +136,7 @@ def test_a_wrong_list_changes_nothing(store, base_path, models, text):
     assert latest(store) == 2
 
 
-def test_new_models_that_do_not_become_available_are_told(store, opener, base_path, tmp_path):
+def test_models_that_do_not_become_available_are_reported(store, opener, base_path, tmp_path):
     (tmp_path / "empty").mkdir()
     opener.errors[7] = [StatusError(Code.INVALID_ARGUMENT, "no graph\nin it")] * 3
     add_version(tmp_path / "broken", 7)
@@ -156,7 +156,7 @@ def test_new_models_that_do_not_become_available_are_told(store, opener, base_pa
     wait_until(lambda: states(store, "absent") == {1: State.AVAILABLE})
 
 
-def test_a_list_that_cannot_be_followed_withdraws_nothing(store, opener, base_path, tmp_path):
+def test_a_list_that_cannot_be_applied_removes_nothing(store, opener, base_path, tmp_path):
     store.configure([served(base_path, labels={"stable": 2})])
     wrong = [served(tmp_path / "absent", "absent")]
     for _ in range(2):  # a second attempt is no better
@@ -190,7 +190,7 @@ def test_stopping_unloads_everything_and_waits_for_calls(opener, base_path, tmp_
         assert refusal(lambda: store.configure(models))[0] == Code.UNAVAILABLE
 
 
-def test_stopping_ends_the_wait_for_a_new_model(opener, base_path):
+def test_stopping_interrupts_configure(opener, base_path):
     opener.errors[2] = [OSError("damaged")]
     with running_store(opener, retry_seconds=60) as store:
         told = []

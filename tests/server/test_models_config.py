@@ -66,7 +66,7 @@ TEXTS = {
 
 
 @pytest.mark.parametrize("case", TEXTS)
-def test_a_file_and_the_official_message_list_models(tmp_path, case):
+def test_files_and_official_messages_give_the_same_models(tmp_path, case):
     text, models = TEXTS[case]
     (tmp_path / "models.config").write_text(f"# a comment\n{text}\n")
     assert models_config.read_config(tmp_path / "models.config") == models
@@ -108,7 +108,7 @@ def parsed(text):
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_served_is_refused(case):
+def test_invalid_models_are_refused(case):
     text, message = REFUSED[case]
     with pytest.raises(StatusError) as error:
         models_config.from_proto(parsed(text))
@@ -130,7 +130,7 @@ BAD_FILES = [
 
 
 @pytest.mark.parametrize(("content", "words"), BAD_FILES)
-def test_a_bad_file_is_refused_by_name_in_one_line(tmp_path, content, words):
+def test_the_error_for_an_invalid_file_names_it_in_one_line(tmp_path, content, words):
     path = tmp_path / "models.config"
     if content is not None:
         path.write_bytes(content)
@@ -156,7 +156,7 @@ def test_a_platform_needs_its_files(artifact):
     assert error.value.code == Code.INVALID_ARGUMENT
 
 
-def test_arguments_name_models_after_their_directories(artifact, tmp_path, monkeypatch):
+def test_models_are_named_after_their_directories(artifact, tmp_path, monkeypatch):
     add_version(tmp_path / "half_plus_two", 1)
     (tmp_path / "current").symlink_to(tmp_path / "half_plus_two")
     monkeypatch.chdir(tmp_path)
@@ -170,7 +170,7 @@ def test_arguments_name_models_after_their_directories(artifact, tmp_path, monke
     assert {model.policy for model in models} == {VersionPolicy(1)}
 
 
-def test_arguments_that_cannot_be_served_are_refused(tmp_path):
+def test_equal_names_and_missing_directories_are_refused(tmp_path):
     with pytest.raises(ConfigurationError, match="both named model"):
         models_config.served_models([tmp_path / "a/model", tmp_path / "b/model"])
     with pytest.raises(ArtifactError, match="There is no directory .*absent"):
@@ -186,7 +186,7 @@ def config_file(tmp_path):
 
 @contextlib.contextmanager
 def following(path, errors=()):
-    """Follow a file for the length of a block; return the names of the lists configured."""
+    """Follow a file for the length of a block; return the model names of each list."""
     lists, errors, stopped = [], list(errors), threading.Event()
 
     def configure(models):
@@ -207,12 +207,12 @@ def following(path, errors=()):
 
 
 def rename(path, name):
-    """Have the file list the model under another name, at once."""
+    """Rename the model in the file, atomically."""
     path.with_suffix(".new").write_text(listed(MODEL.replace('name: "m"', f'name: "{name}"')))
     path.with_suffix(".new").rename(path)
 
 
-def test_a_changed_file_is_followed(config_file):
+def test_a_changed_file_is_applied(config_file):
     with following(config_file) as lists:
         config_file.write_text(f"# the same\n{listed(MODEL)}")
         for names in (["n"], ["n", "o"]):
@@ -221,7 +221,7 @@ def test_a_changed_file_is_followed(config_file):
 
 
 @pytest.mark.parametrize("harm", [lambda path: path.write_text("{"), lambda path: path.unlink()])
-def test_a_bad_file_is_told_once_and_changes_nothing(config_file, caplog, harm):
+def test_an_invalid_file_is_logged_once_and_changes_nothing(config_file, caplog, harm):
     with following(config_file) as lists:
         harm(config_file)
         wait_until(lambda: caplog.records)
@@ -231,7 +231,7 @@ def test_a_bad_file_is_told_once_and_changes_nothing(config_file, caplog, harm):
     assert record.getMessage().startswith(f"{config_file} was not applied: ")
 
 
-def test_a_list_that_is_refused_is_tried_until_it_is_accepted(config_file, caplog):
+def test_a_refused_list_is_retried_until_it_is_accepted(config_file, caplog):
     errors = [StatusError(Code.FAILED_PRECONDITION, "a label\nwaits")] * 2
     with following(config_file, errors) as lists:
         rename(config_file, "n")
@@ -244,7 +244,7 @@ def test_a_list_that_is_refused_is_tried_until_it_is_accepted(config_file, caplo
 
 @pytest.fixture
 def make_artifact(tmp_path, monkeypatch):
-    """Return a function that makes an artifact with a file for each of some targets."""
+    """Return a function that makes an artifact with a file for each target given."""
     fields = made_up_artifacts.manifest
 
     def with_targets(files, *rest):
@@ -283,7 +283,7 @@ def test_an_artifact_is_served_by_the_fastest_engine(make_artifact, targets, req
 
 @pytest.mark.parametrize("requested", [None, TENSORFLOW])
 @pytest.mark.parametrize("exists", [True, False])
-def test_anything_else_is_a_saved_model(tmp_path, requested, exists):
+def test_other_directories_are_saved_models(tmp_path, requested, exists):
     if exists:
         add_version(tmp_path / "model", 1)
     assert choose_engine(tmp_path / "model", requested) == (TENSORFLOW, tmp_path / "model")
@@ -314,13 +314,13 @@ def test_an_engine_without_files_is_refused(make_artifact, targets, requested, w
     assert "\n" not in str(error.value)
 
 
-def test_litert_serves_artifacts_alone(tmp_path):
+def test_litert_serves_only_artifacts(tmp_path):
     add_version(tmp_path, 1)
     with pytest.raises(ArtifactError, match=r"engine litert serves artifacts, but .* no manifest"):
         choose_engine(tmp_path, LITERT)
 
 
-def test_a_version_directory_is_no_base_path(tmp_path):
+def test_a_version_directory_is_refused_as_a_base_path(tmp_path):
     with pytest.raises(ArtifactError, match="one version of a SavedModel") as error:
         choose_engine(add_version(tmp_path / "model", 1))
     assert f"numbered versions: {tmp_path / 'model'}." in str(error.value)

@@ -1,4 +1,4 @@
-"""From a version directory to a servable that is warm, or a reason why not."""
+"""Opening a version directory and running its warm-up requests."""
 
 import logging
 import os
@@ -25,7 +25,7 @@ from bart_export.server.versions import ServedModel
 
 
 class Opened(Arithmetic):
-    """An Arithmetic that notes its calls, and fails where it is told to."""
+    """An Arithmetic that records its calls, and fails with `error`."""
 
     def __init__(self):
         super().__init__()
@@ -41,7 +41,7 @@ class Opened(Arithmetic):
 
 @pytest.fixture
 def opened(monkeypatch):
-    """Return a servable that the engine opens, whatever the directory."""
+    """Return the servable that is opened for any directory."""
     servable = Opened()
     monkeypatch.setattr(open_version, "open_servable", lambda engine, path, options: servable)
     yield servable
@@ -72,9 +72,7 @@ def asking(*x, signature="", dtype=np.float32, name="x", outputs=()):
     )
 
 
-def test_a_version_answers_its_warm_up_requests_before_it_is_handed_out(
-    opened, load, tmp_path, metrics, caplog
-):
+def test_warm_up_requests_run_before_a_version_is_returned(opened, load, tmp_path, metrics, caplog):
     write_requests(tmp_path, [asking(1), asking(2, signature="sums", name="a")])
     with caplog.at_level(logging.INFO):
         assert load() is opened
@@ -84,7 +82,7 @@ def test_a_version_answers_its_warm_up_requests_before_it_is_handed_out(
     assert f":tensorflow:serving:model_warmup_latency_count{{{labels}}} 1.0" in metrics.exposition()
 
 
-def test_a_request_names_its_outputs(opened, load, tmp_path):
+def test_a_warm_up_request_may_name_its_outputs(opened, load, tmp_path):
     write_requests(tmp_path, [asking(1, signature="sums", name="a", outputs=["sum"])])
     load()
     assert opened.calls == [("sums", ("sum",))]
@@ -102,7 +100,9 @@ def test_a_request_names_its_outputs(opened, load, tmp_path):
         ),
     ],
 )
-def test_a_request_that_fails_fails_the_load(opened, load, tmp_path, metrics, wrong, code, reason):
+def test_a_failed_warm_up_request_fails_the_load(
+    opened, load, tmp_path, metrics, wrong, code, reason
+):
     write_requests(tmp_path, [asking(1), wrong, asking(2)])
     with pytest.raises(StatusError) as refused:
         load()
@@ -115,7 +115,7 @@ def test_a_request_that_fails_fails_the_load(opened, load, tmp_path, metrics, wr
     assert f'status="{code.name}"' in metrics.exposition()
 
 
-def test_an_error_of_the_package_fails_the_load_as_it_would_a_call(opened, load, tmp_path):
+def test_an_engine_error_fails_the_load_with_its_status(opened, load, tmp_path):
     opened.error = InputError("too long")
     write_requests(tmp_path, [asking(1)])
     with pytest.raises(StatusError, match="failed: too long") as refused:
@@ -123,10 +123,8 @@ def test_an_error_of_the_package_fails_the_load_as_it_would_a_call(opened, load,
     assert refused.value.code is Code.INVALID_ARGUMENT
 
 
-def test_a_request_that_is_not_answered_ends_with_the_time_of_the_load(
-    opened, load, tmp_path, monkeypatch
-):
-    """As one does that waits for a batch which is not full."""
+def test_a_warm_up_request_times_out_with_the_load(opened, load, tmp_path, monkeypatch):
+    """Such as one that waits for a batch to fill."""
     monkeypatch.setattr(opened, "submit", lambda _: Future())
     write_requests(tmp_path, [asking(1)])
     with pytest.raises(StatusError, match="Warmup record 1 .* Timed out waiting") as caught:
@@ -136,7 +134,7 @@ def test_a_request_that_is_not_answered_ends_with_the_time_of_the_load(
 
 
 @pytest.mark.parametrize(("requests", "warmup"), [(None, True), ([asking(1)], False)])
-def test_a_version_may_be_opened_without_warm_up(opened, load, tmp_path, metrics, requests, warmup):
+def test_warm_up_is_optional(opened, load, tmp_path, metrics, requests, warmup):
     if requests:
         write_requests(tmp_path, requests)
     load(warmup=warmup)
@@ -155,7 +153,7 @@ def write_raw(tmp_path, *records):
 
 
 @pytest.mark.parametrize("field", ["classify_log", "session_run_log", None])
-def test_other_kinds_of_requests_are_passed_over(opened, load, tmp_path, field):
+def test_other_kinds_of_warm_up_requests_are_skipped(opened, load, tmp_path, field):
     log = prediction_log_pb2.PredictionLog()
     if field:
         getattr(log, field).SetInParent()
@@ -164,14 +162,14 @@ def test_other_kinds_of_requests_are_passed_over(opened, load, tmp_path, field):
     assert opened.calls == []
 
 
-def test_a_record_that_is_no_log_is_invalid(load, tmp_path):
+def test_a_record_must_be_a_prediction_log(load, tmp_path):
     write_raw(tmp_path, b"\xff\xff")
     with pytest.raises(StatusError, match="Failed to parse warmup record 1") as refused:
         load()
     assert refused.value.code is Code.INVALID_ARGUMENT
 
 
-def test_no_more_than_a_thousand_records_are_run(opened, load, tmp_path):
+def test_more_than_a_thousand_records_are_refused(opened, load, tmp_path):
     write_requests(tmp_path, [asking(1)] * 1000)
     load()
     opened.calls.clear()
@@ -181,7 +179,7 @@ def test_no_more_than_a_thousand_records_are_run(opened, load, tmp_path):
     assert opened.calls == []
 
 
-def test_a_file_larger_than_any_warm_up_is_not_read(opened, load, tmp_path):
+def test_a_huge_warm_up_file_is_refused(opened, load, tmp_path):
     path = tmp_path / open_version.WARMUP_REQUESTS
     path.parent.mkdir()
     with path.open("wb") as file:
@@ -201,7 +199,7 @@ def flip(position):
 
 
 def long_length(content):
-    """Return a first record that says that it is very long."""
+    """Return content whose first record has a huge length."""
     return struct.pack("<Q", 2**62) + content[8:]
 
 
@@ -224,7 +222,7 @@ def long_length(content):
         "short content", "short header", "more", "too long", "text",
     ],
 )  # fmt: skip
-def test_damage_is_data_loss(opened, load, tmp_path, damage, message):
+def test_a_damaged_warm_up_file_is_data_loss(opened, load, tmp_path, damage, message):
     path = write_raw(tmp_path, b"first", b"later")
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(StatusError, match=f"{message}.*TFRecord format") as refused:
@@ -239,7 +237,7 @@ def test_the_tensorflow_engine_needs_its_extra(tmp_path, monkeypatch):
         open_version.open_servable("tensorflow", tmp_path, ServeOptions())
 
 
-def test_an_artifact_that_was_exchanged_meanwhile_is_not_served_as_the_one_that_was_found(
+def test_an_artifact_replaced_before_it_is_opened_is_refused(
     symmetric_artifact,
 ):
     served = ServedModel(name="m", base_path=symmetric_artifact.directory, engine="litert")

@@ -1,4 +1,4 @@
-"""Between requests and servables: names held to signatures, and work awaited, told and released."""
+"""Requests to servables: checked inputs, awaited results, errors, and leases."""
 
 import asyncio
 import contextlib
@@ -33,7 +33,7 @@ DEFAULTED = signature(PREDICT, {"a": FLOAT, "b": FLOAT}, {"x": FLOAT}, b=ONE)
         (DEFAULTED, ["a", "z"], "", "z"),
     ],
 )
-def test_inputs_are_held_to_the_signature(definition, given, missing, unknown):
+def test_inputs_must_match_the_signature(definition, given, missing, unknown):
     with pytest.raises(StatusError) as raised:
         check_inputs(definition, given)
     assert raised.value.code == Code.INVALID_ARGUMENT
@@ -55,19 +55,19 @@ def test_inputs_are_held_to_the_signature(definition, given, missing, unknown):
         (KeyError("x"), Code.INTERNAL, "KeyError: 'x'"),
     ],
 )
-def test_every_error_has_a_code_and_a_text(error, code, message):
+def test_each_error_has_a_code_and_a_message(error, code, message):
     status = status_of_error(error)
     assert (status.code, status.message) == (code, message)
 
 
 def waiting(seconds, limits):
-    """Return a call that takes some seconds."""
+    """Return a call that takes a number of seconds."""
     inputs = {"seconds": np.array([seconds], np.float32)}
     return Call(signature="wait", inputs=inputs, outputs=("seconds",), limits=limits)
 
 
 class Lender:
-    """Lends a servable; knows how many hold it."""
+    """Lends a servable, and counts its users."""
 
     def __init__(self, servable):
         self.servable = servable
@@ -85,7 +85,7 @@ class Lender:
         self.holders += number
 
 
-def test_the_outputs_are_returned_and_the_lease_given_back():
+def test_run_returns_the_outputs_and_the_lease_ends():
     async def ask():
         with lender.lease() as lease:
             outputs = await run(lease, waiting(0.05, Limits()))
@@ -98,8 +98,8 @@ def test_the_outputs_are_returned_and_the_lease_given_back():
 
 
 @pytest.mark.parametrize("is_cancelled", [True, False])
-def test_work_that_nobody_waits_for_stops_and_holds_its_servable_until_then(is_cancelled):
-    """Either the client goes, or time runs out while the engine is in the middle of a step."""
+def test_abandoned_work_is_stopped_and_keeps_its_servable_open(is_cancelled):
+    """Either the client disconnects, or the deadline passes during a step."""
     release = Future()
 
     class Stubborn(Arithmetic):
@@ -129,7 +129,7 @@ def test_work_that_nobody_waits_for_stops_and_holds_its_servable_until_then(is_c
     assert not lender.holders
 
 
-def test_what_the_work_raises_is_told():
+def test_errors_of_the_work_become_status_errors():
     async def wait_for(future):
         await result_of(future, Limits())
 

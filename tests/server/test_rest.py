@@ -131,7 +131,7 @@ def test_a_client_that_goes_away_stops_its_call():
     assert servable.stopped == 1
 
 
-def test_a_full_queue_is_refused_at_once():
+def test_calls_are_refused_while_the_queue_is_full():
     with (
         serving(Arithmetic(workers=1, queue_size=0)) as server,
         server.connection() as busy,

@@ -1,4 +1,4 @@
-"""A SavedModel of an artifact is loaded only if its graph is made of what exports are made of."""
+"""An artifact's SavedModel is loaded only if its graph has the operators of an export."""
 
 import shutil
 
@@ -30,13 +30,13 @@ def read(directory):
 
 @pytest.fixture
 def directory(saved_model_artifact, tmp_path):
-    """Return a version directory with nothing but a graph."""
+    """Return a version directory with only a graph."""
     shutil.copy(saved_model_artifact.directory / "saved_model/1" / FILE, tmp_path)
     return tmp_path
 
 
 def change(directory, edit):
-    """Change the graph of a version directory where it lies."""
+    """Edit the graph of a version directory in place."""
     content = read(directory)
     (graph,) = content.meta_graphs
     edit(graph)
@@ -60,7 +60,7 @@ def operators_of(directory):
     return {node.op for nodes in (graph.graph_def.node, *functions) for node in nodes}
 
 
-def test_an_export_has_no_other_operators_and_is_accepted(directory):
+def test_an_export_is_accepted(directory):
     assert operators_of(directory) <= OPERATORS
     check_operators(directory)
 
@@ -71,7 +71,7 @@ BEAMS = {"num_beams": 2, "no_repeat_ngram_size": 2, "forced_eos_token_id": 2}
 
 
 @pytest.mark.slow
-def test_the_list_is_that_of_exports_with_every_setting(directory, tmp_path):
+def test_the_operators_are_those_of_exports_with_all_settings(directory, tmp_path):
     vocabulary = vocabulary_of(MERGES)
     for token in ADDED:
         vocabulary.setdefault(token.content, len(vocabulary))
@@ -144,7 +144,7 @@ SAVING = "has MergeV2Checkpoints, SaveV2 at "
         (save_when_restoring, "has RestoreV2, SaveV2 at "),
     ],
 )
-def test_what_reaches_files_is_refused_by_name(directory, edit, message):
+def test_operators_that_access_files_are_refused(directory, edit, message):
     change(directory, edit)
     with pytest.raises(ArtifactError, match=message) as caught:
         check_operators(directory)
@@ -152,14 +152,14 @@ def test_what_reaches_files_is_refused_by_name(directory, edit, message):
 
 
 @pytest.mark.parametrize("name", ["saved_model.cpb", "saved_model.pbtxt"])
-def test_another_form_of_the_graph_is_refused(directory, name):
+def test_other_formats_of_the_graph_are_refused(directory, name):
     (directory / name).touch()
     with pytest.raises(ArtifactError, match=f"has {name} next to"):
         check_operators(directory)
 
 
 @pytest.mark.parametrize("size", [1, 1 << 36])
-def test_what_is_no_graph_of_an_export_is_refused(directory, size):
+def test_an_unreadable_graph_is_refused(directory, size):
     with (directory / FILE).open("wb") as file:
         file.write(b"\xff")
         file.truncate(size)
@@ -168,8 +168,8 @@ def test_what_is_no_graph_of_an_export_is_refused(directory, size):
     assert "\n" not in str(caught.value)
 
 
-def test_an_artifact_whose_graph_writes_a_file_is_not_loaded(saved_model_artifact, tmp_path):
-    """Its manifest fits, as anybody can make it; loading alone would write the file."""
+def test_a_graph_that_writes_a_file_is_not_loaded(saved_model_artifact, tmp_path):
+    """The manifest matches, because anybody can write one. Loading alone would write the file."""
     made = shutil.copytree(saved_model_artifact.directory, tmp_path / "made")
     victim = tmp_path / "written"
 

@@ -1,4 +1,4 @@
-"""SavedModels run as TensorFlow Serving runs them; its texts are from the measured reference."""
+"""SavedModels run as in TensorFlow Serving, whose messages were recorded from a real server."""
 
 import re
 import shutil
@@ -95,7 +95,7 @@ def test_half_plus_two(half_plus_two):
     assert values.tolist() == [[3.0], [12.0]]
 
 
-def test_signatures_are_messages_with_names_shapes_methods_and_defaults(assorted, half_plus_two):
+def test_signature_defs_have_dtypes_shapes_methods_and_defaults(assorted, half_plus_two):
     scale = assorted.signature_defs["scale"]
     assert {name: info.dtype for name, info in scale.inputs.items()} == {"x": 1, "factor": 1}
     assert scale.inputs["x"].tensor_shape.dim[0].size == -1
@@ -127,7 +127,7 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize("case", ANSWERS)
-def test_outputs_are_those_of_the_graph(assorted, case):
+def test_outputs(assorted, case):
     signature, inputs, expected = ANSWERS[case]
     outputs = assorted.submit(call(signature, expected, **inputs)).result(60)
     assert list(outputs) == list(expected)
@@ -154,7 +154,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_wrong_inputs_are_told_in_the_words_of_tensorflow(assorted, case):
+def test_wrong_inputs_get_tensorflows_message(assorted, case):
     signature, inputs, message = WRONG[case]
     outputs = list(assorted.signature_defs[signature].outputs)
     code, text = error_of(assorted.submit(call(signature, outputs, **inputs)))
@@ -172,7 +172,7 @@ def test_a_run_stops_at_its_deadline(assorted):
 
 
 @pytest.mark.parametrize("code", [Code.CANCELLED, Code.DEADLINE_EXCEEDED])
-def test_calls_that_wait_too_long_are_not_run(opened, code):
+def test_cancelled_and_late_calls_are_not_run(opened, code):
     servable = opened(workers=1)
     began = time.monotonic()
     busy = servable.submit(call("count", ["steps"], Limits(deadline=began + 0.5), steps=FOREVER))
@@ -187,7 +187,7 @@ def test_calls_that_wait_too_long_are_not_run(opened, code):
     assert error_of(waiting)[0] is code
 
 
-def test_a_full_queue_is_refused_at_once(opened):
+def test_calls_are_refused_while_the_queue_is_full(opened):
     servable = opened(workers=1, queue_size=2)
     stop = time.monotonic() + 0.5
     accepted = [
@@ -207,7 +207,7 @@ def test_a_full_queue_is_refused_at_once(opened):
     assert answer(servable, "echo", "text", text=strings(b"a"))[0].tolist() == [b"a"]
 
 
-def test_workers_run_side_by_side(opened):
+def test_workers_run_in_parallel(opened):
     servable = opened(workers=2)
     limits = Limits(deadline=time.monotonic() + 1)
     busy = servable.submit(call("count", ["steps"], limits, steps=FOREVER))
@@ -215,7 +215,7 @@ def test_workers_run_side_by_side(opened):
     assert not busy.done()
 
 
-def test_streaming_is_refused_with_what_would_help(assorted):
+def test_streaming_is_refused(assorted):
     with pytest.raises(StatusError, match="LiteRT engine") as refused:
         assorted.stream(StreamCall(text="a", parameters={}, emit=lambda *_: None))
     assert refused.value.code is Code.UNIMPLEMENTED
@@ -237,7 +237,9 @@ def with_short_variables(directory):
     ],
     ids=["no graph", "garbage", "no variables", "short variables"],
 )
-def test_a_damaged_model_is_one_line(half_plus_two_directory, tmp_path, opened, capfd, damage):
+def test_the_error_for_a_damaged_model_is_one_line(
+    half_plus_two_directory, tmp_path, opened, capfd, damage
+):
     directory = shutil.copytree(half_plus_two_directory, tmp_path / "1")
     damage(directory)
     with pytest.raises(StatusError) as refused:
@@ -248,7 +250,7 @@ def test_a_damaged_model_is_one_line(half_plus_two_directory, tmp_path, opened, 
     assert capfd.readouterr() == ("", "")
 
 
-def test_tensorflow_says_nothing(half_plus_two_directory):
+def test_tensorflow_prints_nothing(half_plus_two_directory):
     program = """
 import gc, pathlib, sys
 import numpy as np
@@ -278,7 +280,7 @@ servable.close()
         ),
     ],
 )
-def test_messages_are_one_line_without_nodes(message, line):
+def test_messages_have_one_line_and_no_node_names(message, line):
     assert tensorflow_engine.one_line(message) == line
 
 
@@ -286,7 +288,7 @@ BATCHES_OF_FOUR = "max_batch_size { value: 4 } batch_timeout_micros { value: 600
 
 
 def with_parameters(directory, tmp_path, text):
-    """Return a copy of a version directory that has its own batching parameters."""
+    """Return a copy of a version directory with batching parameters."""
     copied = shutil.copytree(directory, tmp_path / "1")
     (copied / "batching_params.pbtxt").write_text(text)
     return copied
@@ -307,7 +309,7 @@ def test_calls_are_batched_by_parameters(assorted_directory, tmp_path, opened, o
     assert [result["rows"].tolist() for result in results] == [[4, 4], [4], [4]]
 
 
-def test_nothing_is_batched_unless_asked(assorted_directory, tmp_path, opened):
+def test_batching_can_be_disabled(assorted_directory, tmp_path, opened):
     directory = with_parameters(assorted_directory, tmp_path, BATCHES_OF_FOUR)
     servable = opened(directory, batching=False)
     assert servable.submit(call("sums", ["rows"], x=floats([1, 2]))).result(60)[
@@ -315,7 +317,7 @@ def test_nothing_is_batched_unless_asked(assorted_directory, tmp_path, opened):
     ].tolist() == [1]
 
 
-def test_defaults_count_for_each_row_of_a_batch(assorted_directory, tmp_path, opened):
+def test_defaults_are_repeated_for_each_row_of_a_batch(assorted_directory, tmp_path, opened):
     servable = opened(with_parameters(assorted_directory, tmp_path, BATCHES_OF_FOUR))
     calls = [{"x": floats(1, 2)}, {"x": floats(3)}, {"x": floats(4), "factor": floats(5)}]
     futures = [servable.submit(call("scale", ["product"], **inputs)) for inputs in calls]
@@ -343,7 +345,7 @@ NOT_BATCHED = {
 
 
 @pytest.mark.parametrize("case", NOT_BATCHED)
-def test_what_cannot_be_batched_is_refused(assorted_directory, tmp_path, opened, case):
+def test_calls_that_cannot_be_batched_are_refused(assorted_directory, tmp_path, opened, case):
     signature, output, inputs, code, message = NOT_BATCHED[case]
     servable = opened(with_parameters(assorted_directory, tmp_path, BATCH_AT_ONCE))
     with pytest.raises(StatusError) as refused:
@@ -351,7 +353,7 @@ def test_what_cannot_be_batched_is_refused(assorted_directory, tmp_path, opened,
     assert (refused.value.code, refused.value.message) == (code, message)
 
 
-def test_wrong_parameters_refuse_the_model(assorted_directory, tmp_path, opened):
+def test_invalid_batching_parameters_fail_the_load(assorted_directory, tmp_path, opened):
     text = "max_batch_size { value: 8 } allowed_batch_sizes: 4"
     with pytest.raises(StatusError, match="last entry was 4; expected 8"):
         opened(with_parameters(assorted_directory, tmp_path, text))
@@ -359,7 +361,7 @@ def test_wrong_parameters_refuse_the_model(assorted_directory, tmp_path, opened)
 
 @pytest.fixture(scope="module")
 def exported(saved_model_artifact):
-    """Return an export as it is served, and as it answers without batching."""
+    """Return an export's servables with and without batching."""
     version = saved_model_artifact.directory / "saved_model/1"
     served = ServedModel(name="m", base_path=version.parent, engine=TENSORFLOW)
     options = [
@@ -371,8 +373,8 @@ def exported(saved_model_artifact):
         servable.close()
 
 
-def test_more_rows_than_a_batch_has_are_answered_as_one_batch_would_be(exported):
-    """Each part of a large request has its own longest row."""
+def test_a_split_call_has_the_outputs_of_a_single_batch(exported):
+    """The longest rows of the parts differ."""
     texts = [b"A library.", *[b"A"] * 7, b"A much longer text about a library that reads.", b""]
 
     def answer(signature, **inputs):

@@ -28,7 +28,7 @@ def base_path(tmp_path):
 
 
 @pytest.mark.parametrize(("names", "versions"), NAMES)
-def test_directories_named_by_a_number_are_versions(base_path, names, versions):
+def test_numbered_directories_are_versions(base_path, names, versions):
     for name in names:
         add_version(base_path, name)
     found = find_versions(served(base_path))
@@ -40,7 +40,7 @@ def test_a_link_to_a_directory_is_a_version(base_path, tmp_path):
     assert find_versions(served(base_path)) == {3: base_path / "3"}
 
 
-def test_a_directory_without_a_graph_is_no_version_yet(base_path):
+def test_a_directory_without_a_graph_is_not_a_version(base_path):
     (add_version(base_path, 1) / "saved_model.pb").rename(base_path / "graph")
     assert find_versions(served(base_path)) == {}
 
@@ -59,9 +59,7 @@ def artifact_model(directory):
 FILE = "tflite/a.tflite"
 
 
-def test_an_artifact_is_its_one_version_and_another_when_it_is_exported_again(
-    tmp_path, monkeypatch
-):
+def test_an_artifact_is_one_version_numbered_by_its_exports(tmp_path, monkeypatch):
     fields = made_up_artifacts.manifest
     for exports in (1, 2, 7):
         monkeypatch.setattr(
@@ -91,7 +89,7 @@ HARM = [
 
 
 @pytest.mark.parametrize(("harm", "words"), HARM)
-def test_an_artifact_that_is_not_complete_is_no_version(tmp_path, harm, words):
+def test_an_incomplete_artifact_is_an_error(tmp_path, harm, words):
     made_up_artifacts.write(tmp_path / "a", {FILE: b"12"})
     harm(tmp_path / "a")
     with pytest.raises(ArtifactError) as error:
@@ -99,7 +97,7 @@ def test_an_artifact_that_is_not_complete_is_no_version(tmp_path, harm, words):
     assert words in str(error.value)
 
 
-def test_a_saved_model_of_an_artifact_is_as_complete_as_its_manifest_says(tmp_path):
+def test_an_artifacts_saved_model_must_be_complete(tmp_path):
     files = {"saved_model/1/saved_model.pb": b"12", FILE: b"12"}
     made_up_artifacts.write(tmp_path / "a", files)
     model = served(tmp_path / "a/saved_model")

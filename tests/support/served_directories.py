@@ -1,4 +1,4 @@
-"""Empty version directories and servables over them, for tests of versions and labels."""
+"""Empty version directories, and servables that stand in for loaded models."""
 
 import contextlib
 import shutil
@@ -15,7 +15,7 @@ from bart_export.server.versions import TENSORFLOW, ServedModel
 
 
 def add_version(base_path, number):
-    """Create a version directory atomically and return its path."""
+    """Create a version directory atomically, and return its path."""
     unfinished = base_path / f"unfinished-{number}"
     unfinished.mkdir(parents=True)
     (unfinished / "saved_model.pb").touch()
@@ -28,20 +28,20 @@ def remove_version(base_path, number):
 
 
 def served(base_path, name="m", **fields):
-    """Return a ServedModel whose versions are in a directory."""
+    """Return a model with this base path."""
     return ServedModel(name=name, base_path=base_path, engine=TENSORFLOW, **fields)
 
 
 def wait_until(condition, seconds=10):
-    """Wait until a condition is true, for at most some seconds."""
+    """Wait until a condition holds; fail after some seconds."""
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "this never came true"
+        assert time.monotonic() < end, "the condition never held"
         time.sleep(0.002)
 
 
 class Opened:
-    """A servable with its version, which records whether it was closed."""
+    """A servable that records its version and whether it is closed."""
 
     streams = False
     reader = None
@@ -64,16 +64,16 @@ class Opened:
 
 
 class Opener:
-    """Opens and records servables; openings can be made to fail or wait."""
+    """Opens versions and records them; openings fail or wait as configured."""
 
     def __init__(self):
         self.opened = []
         self.errors = {}  # number -> the errors of its next openings
         self.gates = {}  # number -> the event that an opening waits for
         self.attempts = []
-        self.looks = 0
-        self.looking = threading.Event()  # the event that a scan for versions waits for
-        self.looking.set()
+        self.polls = 0
+        self.polling = threading.Event()  # the event that a poll waits for
+        self.polling.set()
 
     def open_version(self, model, number, path):
         self.attempts.append(number)
@@ -85,7 +85,7 @@ class Opener:
         return self.opened[-1]
 
     def of(self, number):
-        """Return the servable of a version that was opened exactly once."""
+        """Return the servable of a version, which must have been opened once."""
         (servable,) = [servable for servable in self.opened if servable.number == number]
         return servable
 
@@ -95,12 +95,12 @@ OPTIONS = {"poll_seconds": 0.01, "load_retries": 2, "retry_seconds": 0.01, "drai
 
 @contextlib.contextmanager
 def running_store(opener, **options):
-    """Return a store that scans real directories; it is stopped after the block."""
+    """Return a store that polls real directories; it is stopped after the block."""
     settings = ServeOptions(**{**OPTIONS, **options})
 
     def find_versions(model):
-        opener.looks += 1
-        assert opener.looking.wait(10)
+        opener.polls += 1
+        assert opener.polling.wait(10)
         return versions.find_versions(model)
 
     store = ModelStore(opener.open_version, settings, find_versions)
@@ -110,14 +110,14 @@ def running_store(opener, **options):
         store.stop()
 
 
-def wait_for_looks(opener, number):
-    """Wait for this number of scans for versions that begin after this call."""
-    before = opener.looks
-    wait_until(lambda: opener.looks > before + number)
+def wait_for_polls(opener, number):
+    """Wait for a number of polls that begin after this call."""
+    before = opener.polls
+    wait_until(lambda: opener.polls > before + number)
 
 
 def latest(store, name="m", **spec):
-    """Return the version that serves requests."""
+    """Return the version that answers."""
     with store.lease(ModelSpec(name, **spec)) as lease:
         assert lease.servable.number == lease.version
         return lease.version
