@@ -114,8 +114,8 @@ def read_values(path: Path, name: str, dtype: str) -> Array:
             values: Array = file[name][()]
     except Exception as error:
         raise damaged_error(path, error) from error
-    wanted = numpy_dtype(dtype)
-    return values.view(wanted) if dtype == "bfloat16" else values.astype(wanted, copy=False)
+    stored = numpy_dtype(dtype)
+    return values.view(stored) if dtype == "bfloat16" else values.astype(stored, copy=False)
 
 
 def damaged_error(path: Path, error: Exception) -> CheckpointError:

@@ -167,8 +167,8 @@ def require_names(expected: Iterable[str], weights: Mapping[str, object]) -> Non
     Raises:
         CheckpointError: listing missing and surplus names.
     """
-    wanted = set(expected)
-    missing, surplus = sorted(wanted - weights.keys()), sorted(weights.keys() - wanted)
+    names = set(expected)
+    missing, surplus = sorted(names - weights.keys()), sorted(weights.keys() - names)
     found = [f"missing {', '.join(missing)}"] if missing else []
     found += [f"surplus {', '.join(surplus)}"] if surplus else []
     if found:

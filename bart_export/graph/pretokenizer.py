@@ -216,7 +216,7 @@ class AddedTokens(tf.Module):
     def cut(self, texts: Marked, unfinished: tf.Tensor) -> Marked:
         """Replace each token by its mark; `unfinished` as in `Pretokenizer.split`."""
         points, marks = texts
-        starts, tokens = self.chosen(points, self.longest_at(points))
+        starts, tokens = self.resolve_overlaps(points, self.longest_at(points))
         stops = starts + tf.gather(self.lengths, tokens)
         if self.words is not None:
             adjacent = self.is_word(points, starts - 1) | self.is_word(points, stops)
@@ -279,9 +279,9 @@ class AddedTokens(tf.Module):
             alive = tf.where(nodes >= 0)[:, 0]
             places, nodes = tf.gather(places, alive), tf.gather(nodes, alive)
             tokens = tf.gather(self.token_of, nodes)
-            whole = tf.where(tokens >= 0)[:, 0]
+            ends = tf.where(tokens >= 0)[:, 0]
             found = tf.tensor_scatter_nd_update(
-                found, tf.gather(places, whole)[:, None], tf.gather(tokens, whole)
+                found, tf.gather(places, ends)[:, None], tf.gather(tokens, ends)
             )
             return [places, nodes, depth + 1, found]
 
@@ -293,7 +293,7 @@ class AddedTokens(tf.Module):
             shape_invariants=[tf.TensorShape(shape) for shape in ([None], [None], [], [None])],
         )[3]
 
-    def chosen(self, points: tf.Tensor, found: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def resolve_overlaps(self, points: tf.Tensor, found: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Return the places and the tokens that remain when overlaps are resolved from the left."""
         candidates = tf.where(found >= 0)[:, 0]
         starts = tf.cast(candidates, tf.int32)

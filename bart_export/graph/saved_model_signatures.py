@@ -52,15 +52,15 @@ def defaults(generation: GenerationConfig) -> Tensors:
     }
 
 
-def serving_default(served: Served, given: Tensors) -> Tensors:
+def serving_default(served: Served, inputs: Tensors) -> Tensors:
     """Generate one text for each source text, with the default settings."""
-    generated = generate_text(served, {**given, **defaults(served.generation)})
+    generated = generate_text(served, {**inputs, **defaults(served.generation)})
     return {"generated_text": generated["generated_text"][:, 0]}
 
 
-def generate_text(served: Served, given: Tensors) -> Tensors:
+def generate_text(served: Served, inputs: Tensors) -> Tensors:
     """Generate texts for each source text with the request's settings; "" if it is blank."""
-    generated = generate(served, {**given, **tokenize(served, given)})
+    generated = generate(served, {**inputs, **tokenize(served, inputs)})
     ids = generated["decoder_token_ids"]  # (batch, sequences, target)
     shape = tf.shape(ids)
     texts = served.tokenizer.decode(
@@ -69,60 +69,60 @@ def generate_text(served: Served, given: Tensors) -> Tensors:
     )
     # BPE marks the start of a word with a leading space.
     texts = tf.strings.regex_replace(texts, "^ ", "", replace_global=False)
-    blank = tf.strings.regex_full_match(given["text"], BLANK)[:, None]
+    blank = tf.strings.regex_full_match(inputs["text"], BLANK)[:, None]
     return {
         "generated_text": tf.where(blank, "", tf.reshape(texts, shape[:2])),
         "scores": tf.where(blank, 0.0, generated["scores"]),
     }
 
 
-def generate(served: Served, given: Tensors) -> Tensors:
+def generate(served: Served, inputs: Tensors) -> Tensors:
     """Generate token ids for each source with the request's settings."""
-    batch = tf.shape(given["encoder_token_ids"])[:1]
+    batch = tf.shape(inputs["encoder_token_ids"])[:1]
     names = [tensor.name for tensor in contract.GENERATION_INPUTS]
     return search.generate(
         served.bart(),
         served.generation,
-        given["encoder_token_ids"],
-        given["encoder_lengths"],
-        {name: tf.broadcast_to(given[name], batch) for name in names},
+        inputs["encoder_token_ids"],
+        inputs["encoder_lengths"],
+        {name: tf.broadcast_to(inputs[name], batch) for name in names},
     )
 
 
-def encode(served: Served, given: Tensors) -> Tensors:
+def encode(served: Served, inputs: Tensors) -> Tensors:
     """Run the encoder alone."""
-    source = sequences.masked(given["encoder_token_ids"], given["encoder_lengths"])
+    source = sequences.masked(inputs["encoder_token_ids"], inputs["encoder_lengths"])
     encoded = sequences.encode(served.bart(), *source)
     return {"encoder_sequence_output": encoded}
 
 
-def score(served: Served, given: Tensors) -> Tensors:
+def score(served: Served, inputs: Tensors) -> Tensors:
     """Return the log-probability of each token of the decoder sequences."""
     names = ("encoder_token_ids", "encoder_lengths", "decoder_token_ids", "decoder_lengths")
-    inputs = (given[name] for name in names)
-    return {"log_probabilities": sequences.score(served.bart(), *inputs)}
+    tensors = (inputs[name] for name in names)
+    return {"log_probabilities": sequences.score(served.bart(), *tensors)}
 
 
-def backbone(served: Served, given: Tensors) -> Tensors:
+def backbone(served: Served, inputs: Tensors) -> Tensors:
     """Compute the outputs of `BartBackbone`; padding may be anywhere."""
     bart = served.bart()
     source_mask, target_mask = (
-        tf.cast(given[f"{side}_padding_mask"] != 0, tf.int32) for side in ("encoder", "decoder")
+        tf.cast(inputs[f"{side}_padding_mask"] != 0, tf.int32) for side in ("encoder", "decoder")
     )
-    encoded = sequences.encode(bart, given["encoder_token_ids"], source_mask)
-    decoded = sequences.decode(bart, encoded, source_mask, given["decoder_token_ids"], target_mask)
+    encoded = sequences.encode(bart, inputs["encoder_token_ids"], source_mask)
+    decoded = sequences.decode(bart, encoded, source_mask, inputs["decoder_token_ids"], target_mask)
     return {"encoder_sequence_output": encoded, "decoder_sequence_output": decoded}
 
 
-def tokenize(served: Served, given: Tensors) -> Tensors:
+def tokenize(served: Served, inputs: Tensors) -> Tensors:
     """Tokenize texts, truncated to the encoder's length."""
-    ids, lengths = served.tokenizer.encode(given["text"], served.encoder_sequence_length)
+    ids, lengths = served.tokenizer.encode(inputs["text"], served.encoder_sequence_length)
     return {"encoder_token_ids": ids, "encoder_lengths": lengths}
 
 
-def detokenize(served: Served, given: Tensors) -> Tensors:
+def detokenize(served: Served, inputs: Tensors) -> Tensors:
     """Decode ids to texts."""
-    return {"text": served.tokenizer.decode(given["decoder_token_ids"], given["decoder_lengths"])}
+    return {"text": served.tokenizer.decode(inputs["decoder_token_ids"], inputs["decoder_lengths"])}
 
 
 FUNCTIONS: dict[str, Callable[[Served, Tensors], Tensors]] = {

@@ -27,9 +27,9 @@ from bart_export.graph.layers import (
 Attend = Callable[[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
 
 
-def encode(config: BartConfig, parameters: Parameters, given: Tensors) -> Tensors:
+def encode(config: BartConfig, parameters: Parameters, inputs: Tensors) -> Tensors:
     """Run the encoder and project its output to each decoder layer's cross keys and values."""
-    mask_bias = padding_bias(given["encoder_padding_mask"])
+    mask_bias = padding_bias(inputs["encoder_padding_mask"])
 
     def attention(layer: int, name: str, x: tf.Tensor) -> tf.Tensor:
         query, key, value = (
@@ -38,41 +38,41 @@ def encode(config: BartConfig, parameters: Parameters, given: Tensors) -> Tensor
         )
         return merge_heads(attend(query, key, value, mask_bias), config.hidden_dim)
 
-    x = embed_source(config, parameters, given)["hidden"]
+    x = embed_source(config, parameters, inputs)["hidden"]
     x = layers.encoder_layers(Bart(config, parameters), x, attention)
     return project_cross(config, parameters, {"hidden": x})
 
 
-def embed_source(config: BartConfig, parameters: Parameters, given: Tensors) -> Tensors:
+def embed_source(config: BartConfig, parameters: Parameters, inputs: Tensors) -> Tensors:
     """Compute the part of `encode` before the layers: ids to hidden states (source, hidden)."""
-    ids = tf.reshape(given["encoder_token_ids"], [-1])
+    ids = tf.reshape(inputs["encoder_token_ids"], [-1])
     positions = tf.range(tf.shape(ids)[0])
     return {"hidden": layers.embed(Bart(config, parameters), "encoder", ids, positions)}
 
 
-def attention(config: BartConfig, parameters: Parameters, given: Tensors) -> Tensors:
+def attention(config: BartConfig, parameters: Parameters, inputs: Tensors) -> Tensors:
     """Compute an encoder layer's attention without projections; tensors are (source, hidden)."""
     query, key, value = (
-        split_heads(given[part], config.num_heads, config.head_size)
+        split_heads(inputs[part], config.num_heads, config.head_size)
         for part in ("query", "key", "value")
     )
     return {"mixed": merge_heads(attend(query, key, value, tf.constant(0.0)), config.hidden_dim)}
 
 
-def add_and_norm(config: BartConfig, parameters: Parameters, given: Tensors) -> Tensors:
+def add_and_norm(config: BartConfig, parameters: Parameters, inputs: Tensors) -> Tensors:
     """Add an update to the hidden states, both (source, hidden), and normalize the sum."""
-    vectors = {"norm/gamma": given["gamma"], "norm/beta": given["beta"]}
-    return {"normalized": layers.layer_norm(vectors, "norm", given["hidden"] + given["update"])}
+    vectors = {"norm/gamma": inputs["gamma"], "norm/beta": inputs["beta"]}
+    return {"normalized": layers.layer_norm(vectors, "norm", inputs["hidden"] + inputs["update"])}
 
 
-def project_cross(config: BartConfig, parameters: Parameters, given: Tensors) -> Tensors:
+def project_cross(config: BartConfig, parameters: Parameters, inputs: Tensors) -> Tensors:
     """Compute the part of `encode` after the layers: the decoder's cross keys and values."""
     return {
         f"cross_{part}_{layer}": split_heads(
             linear(
                 parameters,
                 f"transformer_decoder_layer_{layer}/cross_attention/{part}",
-                given["hidden"],
+                inputs["hidden"],
             ),
             config.decoder_heads,
             config.decoder_head_size,
@@ -82,28 +82,28 @@ def project_cross(config: BartConfig, parameters: Parameters, given: Tensors) ->
     }
 
 
-def decode(config: BartConfig, parameters: Parameters, given: Tensors) -> Tensors:
+def decode(config: BartConfig, parameters: Parameters, inputs: Tensors) -> Tensors:
     """Run the decoder for one token of every beam; return logits and updated caches."""
-    beam_index = given["beam_index"]
+    beam_index = inputs["beam_index"]
     reordered = {
         name: tf.gather(tensor, beam_index) if name.startswith("self_") else tensor
-        for name, tensor in given.items()
+        for name, tensor in inputs.items()
     }
     return decode_rows(config, parameters, reordered, attend)
 
 
-def decode_single(config: BartConfig, parameters: Parameters, given: Tensors) -> Tensors:
+def decode_single(config: BartConfig, parameters: Parameters, inputs: Tensors) -> Tensors:
     """Run `decode` for a single beam, whose caches need no reordering."""
-    return decode_rows(config, parameters, given, attend_single)
+    return decode_rows(config, parameters, inputs, attend_single)
 
 
 def decode_rows(
-    config: BartConfig, parameters: Parameters, given: Tensors, attend_source: Attend
+    config: BartConfig, parameters: Parameters, inputs: Tensors, attend_source: Attend
 ) -> Tensors:
     """Run the decoder for one token of every row; the caches are already in beam order."""
-    heads, size, position = config.decoder_heads, config.decoder_head_size, given["position"]
-    source_bias = padding_bias(given["encoder_padding_mask"])
-    steps = tf.range(tf.shape(given["self_key_0"])[2])
+    heads, size, position = config.decoder_heads, config.decoder_head_size, inputs["position"]
+    source_bias = padding_bias(inputs["encoder_padding_mask"])
+    steps = tf.range(tf.shape(inputs["self_key_0"])[2])
     future_bias = tf.cast(tf.reshape(steps, [1, 1, 1, -1]) > position, tf.float32) * MASK_BIAS
     # Caches are zero from this position on, so that adding an entry writes it.
     write_position = tf.cast(tf.equal(tf.reshape(steps, [1, 1, -1, 1]), position), tf.float32)
@@ -114,7 +114,7 @@ def decode_rows(
 
     def self_attention(layer: int, name: str, x: tf.Tensor) -> tf.Tensor:
         key, value = (
-            given[f"self_{part}_{layer}"] + write_position * project_heads(f"{name}/{part}", x)
+            inputs[f"self_{part}_{layer}"] + write_position * project_heads(f"{name}/{part}", x)
             for part in ("key", "value")
         )
         caches[f"self_key_{layer}"], caches[f"self_value_{layer}"] = key, value
@@ -124,10 +124,10 @@ def decode_rows(
     def cross_attention(layer: int, name: str, x: tf.Tensor) -> tf.Tensor:
         # All beams share one source, so they are the queries of a single sequence.
         query = split_heads(linear(parameters, f"{name}/query", x), heads, size)
-        key, value = given[f"cross_key_{layer}"], given[f"cross_value_{layer}"]
+        key, value = inputs[f"cross_key_{layer}"], inputs[f"cross_value_{layer}"]
         return merge_heads(attend_source(query, key, value, source_bias), config.hidden_dim)
 
-    ids = tf.reshape(given["decoder_token_ids"], [-1])
+    ids = tf.reshape(inputs["decoder_token_ids"], [-1])
     bart = Bart(config, parameters)
     x = layers.embed(bart, "decoder", ids, position)
     x = layers.decoder_layers(bart, x, self_attention, cross_attention)

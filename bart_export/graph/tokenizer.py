@@ -253,11 +253,11 @@ class Merges(tf.Module):
         values = self.table.lookup(ids * HALF + tf.roll(ids, -1, 0))  # the last is a separator
 
         def body(
-            least: tf.Tensor, ids: tf.Tensor, word_of: tf.Tensor, values: tf.Tensor
+            lowest: tf.Tensor, ids: tf.Tensor, word_of: tf.Tensor, values: tf.Tensor
         ) -> list[tf.Tensor]:
-            wanted = tf.where(least < NEVER, least, -1)
-            found = tf.where(tf.equal(values, tf.gather(wanted, word_of)))
-            merged = self.to_merge(found[:, 0], word_of)[:, None]
+            targets = tf.where(lowest < NEVER, lowest, -1)
+            found = tf.where(tf.equal(values, tf.gather(targets, word_of)))
+            merged = self.pairs_to_merge(found[:, 0], word_of)[:, None]
             ids = tf.tensor_scatter_nd_update(ids, merged, tf.gather_nd(values, merged) % HALF)
             is_left = tf.tensor_scatter_nd_update(
                 tf.ones_like(ids, tf.bool), merged + 1, tf.zeros_like(merged[:, 0], tf.bool)
@@ -273,17 +273,17 @@ class Merges(tf.Module):
             return [tf.math.segment_min(values, word_of), ids, word_of, values]
 
         _, ids, word_of, _ = tf.while_loop(
-            lambda least, *symbols: tf.reduce_any(least < NEVER),
+            lambda lowest, *symbols: tf.reduce_any(lowest < NEVER),
             body,
             [tf.math.segment_min(values, word_of), ids, word_of, values],
             shape_invariants=[tf.TensorShape([None])] * 4,
         )
-        whole = tf.where(tf.not_equal(ids, self.separator))[:, 0]
-        word_of = tf.gather(word_of, whole)
+        kept = tf.where(tf.not_equal(ids, self.separator))[:, 0]
+        word_of = tf.gather(word_of, kept)
         counts = tf.math.unsorted_segment_sum(tf.ones_like(word_of), word_of, tf.size(words))
-        return Tokens(tf.gather(ids, whole), counts)
+        return Tokens(tf.gather(ids, kept), counts)
 
-    def to_merge(self, found: tf.Tensor, word_of: tf.Tensor) -> tf.Tensor:
+    def pairs_to_merge(self, found: tf.Tensor, word_of: tf.Tensor) -> tf.Tensor:
         """Return the pairs to merge among those that rank first in their words.
 
         Pairs are merged from left to right: of the three pairs in "aaaa", the first and the last.
