@@ -110,7 +110,7 @@ class Pretokenizer(tf.Module):
         ends = tf.equal(tf.gather(data, begins), SEPARATOR[0])
         texts = Marked(tf.where(ends, -1, decoded.char_values), tf.where(ends, TEXT_END, NOTHING))
         for tokens in self.passes:
-            texts = tokens.cut(
+            texts = tokens.mark_tokens(
                 texts, tf.zeros_like(text, tf.bool) if unfinished is None else unfinished
             )
         points, marks = with_spaces(texts) if self.add_prefix_space else texts
@@ -213,10 +213,10 @@ class AddedTokens(tf.Module):
         if any(token.single_word for token in tokens):
             self.words = tf.constant(code_points_of_words())
 
-    def cut(self, texts: Marked, unfinished: tf.Tensor) -> Marked:
+    def mark_tokens(self, texts: Marked, unfinished: tf.Tensor) -> Marked:
         """Replace each token by its mark; `unfinished` as in `Pretokenizer.split`."""
         points, marks = texts
-        starts, tokens = self.resolve_overlaps(points, self.longest_at(points))
+        starts, tokens = self.resolve_overlaps(self.longest_at(points))
         stops = starts + tf.gather(self.lengths, tokens)
         if self.words is not None:
             adjacent = self.is_word(points, starts - 1) | self.is_word(points, stops)
@@ -293,7 +293,7 @@ class AddedTokens(tf.Module):
             shape_invariants=[tf.TensorShape(shape) for shape in ([None], [None], [], [None])],
         )[3]
 
-    def resolve_overlaps(self, points: tf.Tensor, found: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def resolve_overlaps(self, found: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Return the places and the tokens that remain when overlaps are resolved from the left."""
         candidates = tf.where(found >= 0)[:, 0]
         starts = tf.cast(candidates, tf.int32)
