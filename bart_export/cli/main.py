@@ -111,7 +111,7 @@ def main(context: click.Context, /, **given: Value) -> None:
     \b
     Export the embedded preset, then generate a headline:
       bart-export --preset bart_mini_en --target tflite
-      bart-export generate artifacts/bart_mini_en "A long description of some software ..."
+      bart-export generate artifacts/bart_mini_en "This library reads spreadsheets."
 
     Every exported file is compared with the Keras model before the artifact is replaced. If a file
     is outside its recipe's tolerance, the export fails with exit code 1.

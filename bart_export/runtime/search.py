@@ -290,5 +290,5 @@ def no_token_left(length: int) -> ConfigurationError:
     """Return the error for settings that forbid every token."""
     return ConfigurationError(
         f"Expected at least one token that may follow the first {length}, but all are forbidden. "
-        "Lower no_repeat_ngram_size or min_length, or set a lower max_length."
+        "Set no_repeat_ngram_size to 0, or lower min_length or max_length."
     )

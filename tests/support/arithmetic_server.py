@@ -24,14 +24,14 @@ TESTS, PATHS = str(pathlib.Path(__file__).parents[1]), os.environ.get("PYTHONPAT
 
 
 def rest(port, signature="serving_default", timeout=20, **inputs):
-    """Ask over REST, on a connection of its own."""
+    """Send a REST request on a new connection."""
     body = {"signature_name": signature, "inputs": inputs}
     url = f"http://{LOOPBACK}:{port}/v1/models/m:predict"
     return httpx.post(url, json=body, timeout=timeout)
 
 
 def over_grpc(port, signature="serving_default", timeout=20, **inputs):
-    """Ask over gRPC, on a connection of its own; return the response."""
+    """Send a gRPC request on a new connection; return the response."""
     request = messages.PredictRequest(
         model_spec={"name": "m", "signature_name": signature},
         inputs={name: tensor_proto(np.array(value, np.float32)) for name, value in inputs.items()},
@@ -53,7 +53,7 @@ def connects(port):
 
 
 def open_arithmetic(engine, path, options):
-    """Stand in for the TensorFlow engine."""
+    """Replace the TensorFlow engine."""
     if (path / "broken").exists():
         raise RuntimeError("it is broken")
     if (path / "slow").exists():
