@@ -100,7 +100,7 @@ def test_an_artifact_with_something_else_in_it_is_not_replaced(made, name, damag
             pytest.skip("a damaged manifest does not say what belongs there")
         (made.directory / "manifest.json").write_text('"manifest_sha256"')
     first = name if not damaged else name.split("/")[0]
-    with pytest.raises(ArtifactError, match=f'holds "{re.escape(first)}", which is not'):
+    with pytest.raises(ArtifactError, match=f'contains "{re.escape(first)}", which does not'):
         made_up_artifacts.write(made.directory, FILES)
     assert (made.directory / name).read_text() == "precious"
 
