@@ -1,4 +1,4 @@
-"""The artifact directory: whole or absent, sealed, and careful with what is there already."""
+"""The artifact directory: complete or absent, sealed, and careful with existing files."""
 
 import dataclasses
 import os
@@ -191,7 +191,7 @@ def test_files_are_taken_over_by_hard_link_where_that_can_be(made, monkeypatch, 
 
 
 def refused(target):
-    """Return the line with which a place is refused before anything is written there."""
+    """Return the error for a target that is refused before anything is written."""
     parent = target.parent if target.parent.exists() else None
     before = parent and names(parent)
     with pytest.raises(ArtifactError) as error, drafts.draft(target):

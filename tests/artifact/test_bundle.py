@@ -1,4 +1,4 @@
-"""The bundle for Android: a whole artifact of one file, put in place at once or not at all."""
+"""The bundle for Android: an artifact with one file, written atomically."""
 
 import dataclasses
 import hashlib

@@ -1,4 +1,4 @@
-"""Drafts beside a target: nobody foresees their names, and only those of the dead are removed."""
+"""Drafts: their names are unpredictable, and only those of killed exports are removed."""
 
 import json
 import multiprocessing
@@ -105,7 +105,7 @@ def test_what_is_named_like_a_draft_and_not_marked_is_left_alone(tmp_path, name,
 
 @pytest.fixture
 def place(tmp_path):
-    """Make a place for drafts of `made`, as an export does that is killed before it marks it."""
+    """Make a place for drafts of `made` without a marker, like an export that is killed early."""
     (tmp_path / ".made.abcdefgh.draft").mkdir()
     return tmp_path / ".made.abcdefgh.draft"
 

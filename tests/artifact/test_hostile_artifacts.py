@@ -1,4 +1,4 @@
-"""Artifacts that mean harm: sealed as anybody can, they get one line and touch nothing outside.
+"""Hostile artifacts with a valid seal get an error line, and touch no files outside.
 
 Nothing here may take long, and a pipe may be waited for without end: each test has seconds.
 """
@@ -34,7 +34,7 @@ from bart_export.verify.checks import artifact_files
 
 @pytest.fixture(autouse=True)
 def seconds():
-    """Interrupt what hangs."""
+    """Interrupt a test that hangs."""
 
     def interrupt(number, frame):
         raise TimeoutError("it hangs")
@@ -181,7 +181,7 @@ VALUES = (None, True, -1, 0, 1, 1.5, 2**53 + 1, 1e300, "", "x", "../x", [], [Non
 
 
 def nodes(value, place=()):
-    """Yield the place of every value within a manifest, of the values of a list the first two."""
+    """Yield the path of every value in a manifest, but only the first two of each list."""
     yield place
     if isinstance(value, dict):
         for name, inner in value.items():
@@ -192,7 +192,7 @@ def nodes(value, place=()):
 
 
 def changed(fields, place, value):
-    """Return a manifest with another value at a place, or without it where that is ...."""
+    """Return a manifest with another value at a path, or without the value if it is `...`."""
     fields = copy.deepcopy(fields)
     inner = fields
     for name in place[:-1]:
@@ -205,7 +205,7 @@ def changed(fields, place, value):
 
 
 def read_everything(directory, draft):
-    """Open an artifact and do what commands do with its manifest, but run its files."""
+    """Open an artifact and use its manifest like all commands, without running its files."""
     opened = Artifact.open(directory)
     for row in opened.manifest.verification:
         inspect.summary(opened, row)
@@ -262,7 +262,7 @@ def read_all(directory):
 
 
 def try_changes(directory, fields, changes):
-    """Return how many changed manifests were refused, and how many taken."""
+    """Return the numbers of changed manifests that were refused and accepted."""
     counts = {"refused": 0, "taken": 0}
     for place, value in changes:
         made_up_artifacts.seal(directory, changed(fields, place, value))

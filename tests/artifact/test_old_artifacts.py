@@ -1,4 +1,4 @@
-"""What an earlier bart-export made goes on working: tests/data/artifacts/first is of 2026-11-28."""
+"""Artifacts of earlier versions still work: tests/data/artifacts/first is from 2026-11-28."""
 
 import json
 import shutil

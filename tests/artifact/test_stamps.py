@@ -1,4 +1,4 @@
-"""Stamps: what was hashed is not hashed again, and only this user's word is taken for it."""
+"""Stamps: a file is hashed once, and only this user's stamps are trusted."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def test_a_file_altered_under_its_old_time_and_size_is_refused(made):
 
 @pytest.fixture
 def stamp_of(made):
-    """Return where the stamp of the made artifact's first file is, which was hashed before."""
+    """Return the path of the stamp of an artifact's first file, after hashing it."""
     return stamps.stamp_path(made.path("tflite/a.tflite"))
 
 

@@ -1,4 +1,4 @@
-"""What an export takes over from a foreign artifact at its target, and what it leaves alone."""
+"""What an export keeps of an artifact that it replaces, and what it refuses to replace."""
 
 import dataclasses
 import os
@@ -23,7 +23,7 @@ def keep_of(draft, made, written=()):
 
 
 def write_golden(directory):
-    """Give an artifact a golden.json that can be read, and return the entry of it."""
+    """Write a valid golden.json into an artifact, and return its entry."""
     (directory / "golden.json").write_text('{"cases": []}')
     return drafts.Draft(directory, directory).entry("golden.json").to_dict()
 

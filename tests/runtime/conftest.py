@@ -1,4 +1,4 @@
-"""A tiny random model with room for 256 positions, as a `.tflite` file made once in a session."""
+"""A tiny random model with 256 positions, exported to `.tflite` once per session."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Engines over both backends and both builds compute the same, and refuse the same."""
+"""Engines of both backends and both builds compute and refuse the same."""
 
 import numpy as np
 import pytest
@@ -70,7 +70,7 @@ def source(length, seed=0):
 
 
 def trace(engine, token_ids, beams, steps):
-    """Return the logits of every step; in every third the beams stay in place."""
+    """Return the logits of every step; every third step keeps the order of the beams."""
     random = np.random.default_rng(0)
     state = engine.start(token_ids, beams, steps)
     rows = []

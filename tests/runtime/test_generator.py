@@ -1,4 +1,4 @@
-"""Text in, text out: what a generator promises beyond what its search and engine promise."""
+"""The Generator: its results, streams and errors."""
 
 import gc
 import json

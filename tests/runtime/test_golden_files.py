@@ -46,7 +46,7 @@ def static(cases, tmp_path_factory):
 
 
 class NumpyEngine(NumpyBart):
-    """An engine that runs a checkpoint in NumPy: what it gets wrong is wrong in the search."""
+    """An engine that runs a checkpoint in NumPy, to test the search alone."""
 
     def start(self, token_ids, num_beams, max_length):
         return super().start(self.encode(np.array(token_ids)))

@@ -178,7 +178,7 @@ SIZES = (1, 6, CLASSES - 1, CLASSES, CLASSES + 1, 3 * CLASSES, 50265)
 
 
 def rows(size, beams, stream, distinct):
-    """Random logits, a few distinct values so that many are equal, some of them -inf."""
+    """Random logits with few distinct values, so that many are equal, and some -inf."""
     values = stream.normal(size=distinct).astype(np.float32) * 4
     values[: distinct // 8] = -np.inf
     return values[stream.integers(distinct, size=(beams, size))]

@@ -26,7 +26,7 @@ def stream(step, generation):
 
 
 def every_sequence(seed, max_length, length_penalty, allowed, ends=(END,)):
-    """Return (score, tokens) of all sequences there are, best first."""
+    """Return (score, tokens) of all possible sequences, best first."""
     found = []
 
     def extend(tokens, total):

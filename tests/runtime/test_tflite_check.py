@@ -1,4 +1,4 @@
-"""A file that LiteRT should not be given is refused in one line before LiteRT sees it."""
+"""Inconsistent `.tflite` files are refused in one line, before LiteRT opens them."""
 
 import json
 import shutil
@@ -37,7 +37,7 @@ def signatures(artifact):
 
 
 def put(content, table, field, form, value):
-    """Write a number where a field of a table is, which must be there."""
+    """Overwrite a number in a table; the table must have the field."""
     offset = table._tab.Offset(4 + 2 * field)
     assert offset, "the field is not written"
     struct.pack_into(form, content, table._tab.Pos + offset, value)
@@ -65,7 +65,7 @@ def tensor(model, index, graph=0):
 
 
 def set_constant(content, model, index, value):
-    """Write the first number of a constant, which lies in the flatbuffer or behind it."""
+    """Write the first number of a constant, inside the flatbuffer or after it."""
     buffer = model.Buffers(tensor(model, index).Buffer())
     if buffer.Offset():
         struct.pack_into("<i", content, buffer.Offset(), value)
@@ -74,12 +74,12 @@ def set_constant(content, model, index, value):
 
 
 def weights_of(model):
-    """Return the tensor that the first fully connected layer takes its weights from."""
+    """Return the weights of the first fully connected layer."""
     return tensor(model, first(model, "FULLY_CONNECTED").Inputs(1))
 
 
 def overlapping_vectors(content, model):
-    """Give every tensor the name of all bytes that follow: small in the file, large when read."""
+    """Make every tensor's name extend to the end of the file."""
     graph = model.Subgraphs(0)
     for index in range(graph.TensorsLength()):
         tab = graph.Tensors(index)._tab
@@ -194,7 +194,7 @@ def test_signatures_of_another_model_are_refused(mini_artifact, distilled_artifa
 
 
 def resealed(artifact, name, content, target):
-    """Write an artifact with another file under a name, whose hashes fit it."""
+    """Write an artifact with a replaced file and matching hashes."""
     shutil.copytree(artifact.directory, target, ignore=shutil.ignore_patterns(".cache"))
     (target / name).write_bytes(content)
     manifest = json.loads((target / "manifest.json").read_bytes())

@@ -1,4 +1,4 @@
-"""One Generator in several threads, and streams that are left half read: every text is right."""
+"""A Generator in several threads, and unfinished streams."""
 
 import collections
 import gc
@@ -29,7 +29,7 @@ def generator(mini_artifact):
 
 
 class FailingEngine:
-    """An engine that raises an error in the place of one step, and counts all."""
+    """An engine that counts steps, and raises an error instead of one."""
 
     def __init__(self, engine, failing=0, error=None):
         self.engine, self.config = engine, engine.config

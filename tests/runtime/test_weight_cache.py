@@ -1,4 +1,4 @@
-"""The weight cache: built once, used afterwards, and never believed when it is not whole."""
+"""The weight cache: built once, then used, and never if it is damaged."""
 
 import json
 import multiprocessing
@@ -60,7 +60,7 @@ def test_it_is_built_at_the_first_opening_and_used_at_the_second(artifact):
 
 
 def zero_between_pages_spread_evenly(cache):
-    """Harm what no sample of the file's pages would show, and put its time of change back."""
+    """Damage a few bytes of a file, and restore its modification time."""
     status, content = cache.stat(), bytearray(cache.read_bytes())
     pages = len(content) // 64
     for begin in range(4096, len(content) - 4096, pages):
@@ -224,7 +224,7 @@ print(len(list(pathlib.Path(sys.argv[2]).rglob("*.xnnpack*"))))
 
 
 def test_on_a_disk_that_is_nearly_full_there_is_none(artifact, tmp_path):
-    """LiteRT ends the process when it cannot write its cache."""
+    """LiteRT kills the process if it cannot write its cache."""
     expected = Generator.from_artifact(artifact.directory).generate("A text.", max_length=8)
     mount = tmp_path / "mount"
     mount.mkdir()

@@ -1,4 +1,4 @@
-"""Long texts: the first tokens are those of the whole text, and little more is read for them."""
+"""The first tokens of long texts are right, and little more is tokenized."""
 
 import json
 import random
@@ -15,7 +15,7 @@ DATA = Path(__file__).parents[1] / "data"
 
 
 def check(tokenizer, texts, lengths):
-    """Hold each text, cut to each length, to what the whole text has."""
+    """Compare each text, truncated to each length, with the full text."""
     for text in texts:
         whole = tokenizer.tokenize(text)
         for length in lengths:

@@ -15,7 +15,7 @@ GOLDEN = json.loads((DATA / "golden/tokenization.json").read_text(encoding="utf-
 
 
 def small_files(folder, *, vocabulary=None, merges="Ġ a\n"):
-    """Write the smallest files that are a tokenizer, or what a test makes of them."""
+    """Write the smallest valid tokenizer files, perhaps modified."""
     if vocabulary is None:
         tokens = (*SPECIAL_TOKENS, *BYTE_SYMBOLS, "Ġa")
         vocabulary = {token: id for id, token in enumerate(tokens)}
