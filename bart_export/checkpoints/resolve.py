@@ -268,9 +268,8 @@ def ignored_settings(stated: StatedSettings, task: str | None) -> Iterator[str]:
             f"used. Use --task {tasks[0]} to apply them."
         )
     if stated.prefix:
-        prefix = shown(stated.prefix)
         yield (
-            f"{stated.tasks_file} has the prefix {prefix}, which transformers' pipelines prepend "
-            "to a text, but generate() does not, nor does the artifact. To get a pipeline's "
-            f"results, begin each text with {prefix}."
+            f"{stated.tasks_file} has the prefix {shown(stated.prefix)}, which transformers' "
+            "pipelines prepend to a text, but generate() does not, nor does the artifact. To get a "
+            f"pipeline's results, begin each text with {shown(stated.prefix)}."
         )
