@@ -106,7 +106,7 @@ def test_a_recipe_overwrites_no_file_by_mistake(tiny, texts, tmp_path):
     for path, words, *options in (
         (there, "exists and is not empty"),
         (link, "exists and is not empty"),
-        (data, "is the input as well", "--data", texts, "--overwrite"),
+        (data, "is also the input", "--data", texts, "--overwrite"),
         (device, "A recipe file must be a regular file"),
         (loose, "in an existing directory"),
         ("/proc/recipe.json", "Cannot write /proc/recipe.json"),
