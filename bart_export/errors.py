@@ -1,10 +1,8 @@
-"""The errors of this package and their exit codes.
+"""The errors of this package.
 
 Every error is a `BartExportError` whose message is one line: what was expected, what was received,
-and how to fix it. The exit code of an error is its class attribute `exit_code`: 2, or 1 for
-`VerificationFailed`; `cli.main.Commands` prints the message and exits with that code. Errors about
-an invalid argument are also `ValueError`s, as in Keras. The server's `StatusError` is in
-`server.status`.
+and how to fix it. Errors about an invalid argument are also `ValueError`s, as in Keras. The
+server's `StatusError` is in `server.status`; exit codes are in `cli.main`.
 """
 
 import difflib
@@ -101,8 +99,6 @@ def named(name: object) -> str:
 class BartExportError(Exception):
     """Base of all errors of this package; `str(error)` is one line for the user."""
 
-    exit_code = 2  # of the command line
-
     def __init__(self, line: str) -> None:
         super().__init__(printable(" ".join(line.splitlines())))
 
@@ -147,5 +143,3 @@ class EngineError(BartExportError):
 
 class VerificationFailed(BartExportError):
     """An exported file that disagrees with its Keras model."""
-
-    exit_code = 1

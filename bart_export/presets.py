@@ -6,6 +6,7 @@ from pathlib import Path
 from bart_export.config import GenerationConfig
 
 ASSETS = Path(__file__).parent / "assets"
+CALIBRATION_FILE = "calibration.jsonl"  # texts in a preset's directory
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

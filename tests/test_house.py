@@ -33,7 +33,7 @@ NOT["tune"] = NOT["report"] = {"server"}
 INSIDE = {
     "server": ("options", "status", "messages", "metrics", "servable", "versions",
                "models_config", "merging", "batching", "litert_engine", "tensorflow_engine",
-               "models", "predict", "open_version", "json_tensors", "http_server", "rest",
+               "model_store", "predict", "open_version", "json_tensors", "http_server", "rest",
                "grpc_server", "serve"),
     "verify": ("data", "golden", "traces", "weights", "structure", "tolerance", "compare",
                "checks", "reference", "tokenization", "saved_model"),

@@ -191,7 +191,7 @@ class TfliteEntry(FileEntry):
 
     @property
     def build(self) -> str:
-        """One of `runtime.generator.BUILDS`."""
+        """One of `runtime.engine_choice.BUILDS`."""
         return "dynamic" if self.shapes is None else "static"
 
 

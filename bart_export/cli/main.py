@@ -2,7 +2,7 @@
 
 Without a sub-command, `bart-export --preset … --target …` exports. Commands import heavy modules
 when they run, so that `--help` is quick and `generate` needs no TensorFlow. A `BartExportError` is
-printed as one line on standard error, and the command exits with the error's `exit_code`.
+printed as one line on standard error, and the command exits with `FAILED` or `REFUSED`.
 """
 
 import io
@@ -21,8 +21,9 @@ from bart_export.cli.generate import generate
 from bart_export.cli.serve import serve
 from bart_export.cli.tune import tune
 from bart_export.cli.verify import edgetpu, verify
-from bart_export.errors import BartExportError, printable
+from bart_export.errors import BartExportError, VerificationFailed, printable
 
+FAILED, REFUSED = 1, 2  # a verification, and everything else; click's usage errors are 2, too
 INTERRUPTED = 130  # 128 + SIGINT, as in shells
 # Name, mode and buffering of each standard stream, and the flags to reopen a closed one.
 STREAMS = (
@@ -33,7 +34,7 @@ STREAMS = (
 
 
 class Commands(click.Group):
-    """A click group that prints an error as one line and exits with the error's exit code."""
+    """A click group that prints an error as one line and exits with its code."""
 
     def main(self, *args: Value, **kwargs: Value) -> Value:
         """Run the command line."""
@@ -43,7 +44,7 @@ class Commands(click.Group):
             return super().main(*args, **kwargs)
         except OSError as error:  # of standard output; other errors are caught earlier
             click.echo(f"Error: {error.filename or 'Standard output'}: {error.strerror}.", err=True)
-            sys.exit(BartExportError.exit_code)
+            sys.exit(REFUSED)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Value:
         """Return the command that the arguments name; suggest one for a preset or path."""
@@ -64,7 +65,7 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except BartExportError as error:
             click.echo(f"Error: {error}", err=True)
-            ctx.exit(error.exit_code)
+            ctx.exit(FAILED if isinstance(error, VerificationFailed) else REFUSED)
         except KeyboardInterrupt as error:
             click.echo(str(error) or "Interrupted.", err=True)
             ctx.exit(INTERRUPTED)

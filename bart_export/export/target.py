@@ -11,12 +11,12 @@ from bart_export.bench.measurements import Measured
 from bart_export.config import GenerationConfig
 from bart_export.graph.parameters import InferenceParameters
 from bart_export.model import BartBackbone
+from bart_export.presets import CALIBRATION_FILE
 from bart_export.runtime.generator import ModelInfo
 from bart_export.verify import data, golden
 from bart_export.verify.compare import Cases
 from bart_export.verify.reference import KerasReference
 
-CALIBRATION_FILE = "calibration.jsonl"  # in a preset's directory
 # Texts of a preset to calibrate with; more would hardly widen the ranges.
 PRESET_TEXTS = 32
 

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from bart_export import contract
 from bart_export.config import BartConfig, GenerationConfig
-from bart_export.graph import search, sequences
+from bart_export.graph import generator, sequences
 from bart_export.graph.layers import Bart, Parameters, Tensors
 from bart_export.graph.tokenizer import GraphTokenizer
 
@@ -80,7 +80,7 @@ def generate(served: Served, inputs: Tensors) -> Tensors:
     """Generate token ids for each source with the request's settings."""
     batch = tf.shape(inputs["encoder_token_ids"])[:1]
     names = [tensor.name for tensor in contract.GENERATION_INPUTS]
-    return search.generate(
+    return generator.generate(
         served.bart(),
         served.generation,
         inputs["encoder_token_ids"],

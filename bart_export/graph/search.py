@@ -1,137 +1,272 @@
-"""Text generation inside a TensorFlow graph, by greedy or beam search.
+"""Greedy and beam search over a batch inside a TensorFlow graph.
 
-The results are those of `runtime.search`, token for token. Each row of a batch gets the result
-that it would get alone; the batch takes as long as its longest row.
+Each row gets the result of `runtime.search`; finished rows no longer change. Sums of
+log-probabilities are float64, as they are there.
 """
+
+from typing import NamedTuple
 
 import tensorflow as tf
 
-from bart_export.config import LOWEST, BartConfig, GenerationConfig, check_token_ids
-from bart_export.errors import ConfigurationError
 from bart_export.graph import sequences
-from bart_export.graph.layers import Bart, Tensors
-from bart_export.graph.loop import Model, RowSettings
-from bart_export.graph.strategies import beam_search, greedy_search
+from bart_export.graph.layers import MASK_BIAS
+from bart_export.graph.loop import (
+    INFINITY,
+    Model,
+    RowSettings,
+    first_tokens,
+    forced_tokens,
+    is_end,
+    log_normalizers,
+    process_logits,
+    run,
+    set_token,
+)
+from bart_export.graph.sequences import Caches
 
 
-def generate(
-    bart: Bart,
-    generation: GenerationConfig,
-    encoder_token_ids: tf.Tensor,
-    encoder_lengths: tf.Tensor,
-    per_row: Tensors,
-) -> Tensors:
-    """Generate `num_return_sequences` sequences for each source.
+class Greedy(NamedTuple):
+    """The state of a greedy search; the next token is at `length`."""
 
-    Lengths are clipped to the model's range, and a source longer than the model's positions is
-    truncated before its end token. A row stops when its settings forbid every token; if beam search
-    then has too few hypotheses, the missing ones have length 0 and the lowest finite float32 as
-    their score, because JSON has no infinities. Scores are those of `runtime.search.Hypothesis`.
+    length: tf.Tensor  # int32
+    running: tf.Tensor  # bool (batch,)
+    tokens: tf.Tensor  # int32 (batch, target)
+    lengths: tf.Tensor  # int32 (batch,)
+    scores: tf.Tensor  # float64 (batch,)
+    caches: Caches
 
-    When the graph runs, ids outside the vocabulary and invalid values in `per_row` raise
-    InvalidArgumentError.
 
-    Args:
-        bart: the model, with weights from `graph.parameters.BatchParameters` in float32.
-        generation: `num_beams`, `num_return_sequences`, `no_repeat_ngram_size` and the token ids;
-            other fields are ignored.
-        encoder_token_ids: int32 (batch, source).
-        encoder_lengths: int32 (batch,).
-        per_row: the tensors of `contract.GENERATION_INPUTS`.
+def greedy_search(model: Model) -> Greedy:
+    """Choose each row's most likely token until every row has ended."""
+    batch = tf.shape(model.rows.max_length)[0]
+    first = Greedy(
+        length=tf.constant(1),
+        running=tf.fill([batch], True),
+        tokens=first_tokens(model, [batch]),
+        lengths=model.rows.max_length,
+        scores=tf.zeros([batch], tf.float64),
+        caches=(),
+    )
+    return run(greedy_step, first, model)
+
+
+def greedy_step(model: Model, state: Greedy, capacity: tf.Tensor) -> Greedy:
+    """Choose every row's token at `state.length`."""
+    generation, rows, length = model.generation, model.rows, state.length
+    position = length - 1
+    future = tf.range(capacity) > position
+    hidden, caches = sequences.decode_step(
+        model.bart,
+        model.source,
+        state.caches,
+        capacity,
+        position,
+        tf.gather(state.tokens, [position], axis=1),
+        tf.cast(future, tf.float32)[None, None, None, :] * MASK_BIAS,
+    )
+    logits = sequences.logits(model.bart, hidden)
+    normalizers = log_normalizers(logits)
+    allowed = process_logits(
+        generation,
+        rows.repetition_penalty,
+        rows.min_length,
+        state.tokens[:, :length],
+        logits,
+        tf.zeros_like(normalizers),
+    )
+    likeliest = tf.argmax(allowed, -1, tf.int32)
+    forced = forced_tokens(generation, rows.max_length, length)
+    free = forced < 0
+    token = tf.where(free, likeliest, forced)
+    possible = ~free | (tf.gather(allowed, likeliest, batch_dims=1) > -INFINITY)
+    chosen = state.running & possible
+    gained = tf.cast(tf.gather(logits, likeliest, batch_dims=1) - normalizers, tf.float64)
+    ends = is_end(generation, token) | (length + 1 == rows.max_length)
+    stopped_at = tf.where(possible, length + 1, length)
+    return Greedy(
+        length=length + 1,
+        running=chosen & ~ends,
+        tokens=set_token(state.tokens, length, tf.where(chosen, token, generation.pad_token_id)),
+        lengths=tf.where(state.running & (ends | ~possible), stopped_at, state.lengths),
+        scores=state.scores + tf.where(chosen & free, gained, 0.0),
+        caches=caches,
+    )
+
+
+class Beams(NamedTuple):
+    """The state of a beam search; the next tokens are at `length`.
+
+    Unfinished and finished sequences are kept separately, best first, with totals and scores of
+    -inf in unused places.
+    """
+
+    length: tf.Tensor  # int32
+    running: tf.Tensor  # bool (batch,)
+    tokens: tf.Tensor  # int32 (batch, beams, target), unfinished sequences
+    totals: tf.Tensor  # float64 (batch, beams), their sums of log-probabilities
+    # int32 (batch, beams, target): the beam that wrote a beam's cache entry at each position, or -1
+    ancestors: tf.Tensor
+    finished: tf.Tensor  # int32 (batch, beams, target), finished sequences
+    lengths: tf.Tensor  # int32 (batch, beams), their lengths
+    scores: tf.Tensor  # float64 (batch, beams), their scores
+    caches: Caches
+
+
+def beam_search(model: Model) -> Beams:
+    """Search with `num_beams` beams per row."""
+    beams, batch = model.generation.num_beams, tf.shape(model.rows.max_length)[0]
+    first = Beams(
+        length=tf.constant(1),
+        running=tf.fill([batch], True),
+        tokens=first_tokens(model, [batch, beams]),
+        # All beams start equal, so only the first one counts.
+        totals=tf.tile(tf.constant([[0.0] + [-INFINITY] * (beams - 1)], tf.float64), [batch, 1]),
+        ancestors=tf.fill([batch, beams, model.target], -1),
+        finished=tf.fill([batch, beams, model.target], model.generation.pad_token_id),
+        lengths=tf.zeros([batch, beams], tf.int32),
+        scores=tf.fill([batch, beams], tf.constant(-INFINITY, tf.float64)),
+        caches=(),
+    )
+    return run(beam_step, first, model)
+
+
+def beam_step(model: Model, state: Beams, capacity: tf.Tensor) -> Beams:
+    """Choose the tokens at `state.length` of every beam."""
+    generation, rows, length = model.generation, model.rows, state.length
+    logits, normalizers, ancestors, caches = beam_logits(model, state, capacity)
+    origins, tokens, sums = candidates(model, state, logits, normalizers)
+    possible = (sums > -INFINITY) & state.running[:, None]
+    last = length + 1 == rows.max_length
+    ends = possible & (last[:, None] | is_end(generation, tokens))
+    longer = set_token(tf.gather(state.tokens, origins, batch_dims=1), length, tokens)
+
+    finished, lengths, scores = best_finished(model, state, longer, ends, sums)
+
+    # Keep the first unfinished candidates, in order; there may be fewer than `num_beams`.
+    unfinished = possible & ~ends
+    count = sums.shape[1]
+    present, places = tf.math.top_k(
+        tf.where(unfinished, tf.range(count, 0, -1), 0), generation.num_beams
+    )
+    present = present > 0
+    places = tf.where(present, places, places[:, :1])
+    totals = tf.where(present, tf.gather(sums, places, batch_dims=1), -INFINITY)
+    full = scores[:, -1] > -INFINITY
+    improves = may_improve(rows, totals[:, 0], length, scores[:, -1])
+    return Beams(
+        length=length + 1,
+        running=tf.reduce_any(unfinished, 1) & (~full | improves),
+        tokens=tf.gather(longer, places, batch_dims=1),
+        totals=totals,
+        ancestors=tf.gather(ancestors, tf.gather(origins, places, batch_dims=1), batch_dims=1),
+        finished=finished,
+        lengths=lengths,
+        scores=scores,
+        caches=caches,
+    )
+
+
+def beam_logits(
+    model: Model, state: Beams, capacity: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, Caches]:
+    """Run the decoder for the last token of every beam.
 
     Returns:
-        `decoder_token_ids` int32 (batch, sequences, target), padded to the longest,
-        `decoder_lengths` int32 (batch, sequences), `scores` float32 (batch, sequences).
-
-    Raises:
-        ConfigurationError: if `do_sample` is set, or a token id is outside the vocabulary.
+        Processed logits (batch * beams, vocabulary), their normalizers (batch * beams,), the
+        ancestors including this position, and the updated caches.
     """
-    check_token_ids(generation, bart.config.vocabulary_size)
-    if generation.do_sample:
-        raise ConfigurationError(
-            "Expected greedy or beam search in a graph, received do_sample=True."
-        )
-    model = prepare(bart, generation, encoder_token_ids, encoder_lengths, per_row)
-    if generation.num_beams > 1:
-        found = beam_search(model)
-        tokens, lengths, scores = found.finished, found.lengths, found.scores
-    else:
-        greedy = greedy_search(model)
-        tokens, lengths = greedy.tokens[:, None], greedy.lengths[:, None]
-        scores = greedy.scores[:, None]
-    returned = generation.num_return_sequences
-    lengths = lengths[:, :returned]
-    longest = tf.reduce_max(tf.concat([tf.reshape(lengths, [-1]), [0]], 0))
-    finite = tf.clip_by_value(scores[:, :returned], tf.float32.min, tf.float32.max)
-    return {
-        "decoder_token_ids": tokens[:, :returned, :longest],
-        "decoder_lengths": lengths,
-        "scores": tf.cast(finite, tf.float32),
-    }
-
-
-def prepare(
-    bart: Bart,
-    generation: GenerationConfig,
-    encoder_token_ids: tf.Tensor,
-    encoder_lengths: tf.Tensor,
-    per_row: Tensors,
-) -> Model:
-    """Encode the sources and return the constants of a search; see `generate`."""
-    rows = row_settings(bart.config, per_row)
-    ids, mask = fitted_source(bart.config, generation, encoder_token_ids, encoder_lengths)
-    source = sequences.project_source(bart, sequences.encode(bart, ids, mask), mask)
-    target = tf.reduce_max(tf.concat([rows.max_length, [2]], 0))
-    return Model(bart, source, generation, rows, target)
-
-
-def row_settings(config: BartConfig, per_row: Tensors) -> RowSettings:
-    """Return the settings of each row, from the tensors of `contract.GENERATION_INPUTS`.
-
-    Invalid values raise InvalidArgumentError when the graph runs. A `max_length` above the model's
-    positions is clipped to them, because a server may batch the texts of several requests.
-    """
-    stopping, penalty = per_row["early_stopping"], per_row["repetition_penalty"]
-    valid = (stopping == "true") | (stopping == "false") | (stopping == "never")
-    checks = [
-        ("early_stopping", valid, "true, false or never"),
-        ("repetition_penalty", tf.math.is_finite(penalty) & (penalty > 0), "a number above 0"),
-        ("length_penalty", tf.math.is_finite(per_row["length_penalty"]), "a finite number"),
-    ]
-    for name in ("max_length", "min_length"):
-        lowest = LOWEST[name]
-        checks.append((name, per_row[name] >= lowest, f"an integer of at least {lowest}"))
-    asserted = [
-        tf.debugging.Assert(
-            tf.reduce_all(accepted),
-            [f"{name} must be {words}, received", tf.boolean_mask(per_row[name], ~accepted)[:1]],
-        )
-        for name, accepted, words in checks
-    ]
-    with tf.control_dependencies(asserted):
-        return RowSettings(
-            max_length=tf.minimum(per_row["max_length"], config.max_sequence_length),
-            min_length=tf.identity(per_row["min_length"]),
-            length_penalty=tf.cast(per_row["length_penalty"], tf.float64),
-            repetition_penalty=tf.identity(penalty),
-            stops_early=stopping == "true",
-            never_early=stopping == "never",
-        )
-
-
-def fitted_source(
-    config: BartConfig, generation: GenerationConfig, token_ids: tf.Tensor, lengths: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return ids (batch, source) cut to the model's positions, and their padding mask.
-
-    A truncated source ends with the end token. An empty source becomes one visible padding token,
-    because attention needs at least one key.
-    """
-    longest = config.max_sequence_length
-    lengths = tf.minimum(lengths, tf.shape(token_ids)[1])
-    empty = tf.maximum(1 - tf.shape(token_ids)[1], 0)
-    token_ids = tf.pad(
-        token_ids[:, :longest], [[0, 0], [0, empty]], constant_values=generation.pad_token_id
+    beams, rows, length = model.generation.num_beams, model.rows, state.length
+    position = length - 1
+    ancestors = set_token(state.ancestors, position, tf.range(beams))
+    mask_bias = tf.one_hot(ancestors[:, :, :capacity], beams, on_value=0.0, off_value=MASK_BIAS)
+    hidden, caches = sequences.decode_step(
+        model.bart,
+        model.source,
+        state.caches,
+        capacity,
+        position,
+        tf.reshape(tf.gather(state.tokens, position, axis=2), [-1, beams]),
+        tf.reshape(mask_bias, [-1, 1, beams, capacity * beams]),
     )
-    cut = (lengths > longest)[:, None] & (tf.range(tf.shape(token_ids)[1]) == longest - 1)
-    return sequences.masked(tf.where(cut, generation.end_token_ids[0], token_ids), lengths)
+    logits = sequences.logits(model.bart, hidden)
+    normalizers = log_normalizers(logits)
+    logits = process_logits(
+        model.generation,
+        tf.repeat(rows.repetition_penalty, beams),
+        tf.repeat(rows.min_length, beams),
+        tf.reshape(state.tokens[:, :, :length], [-1, length]),
+        logits,
+        normalizers,
+    )
+    return logits, normalizers, ancestors, caches
+
+
+def candidates(
+    model: Model, state: Beams, logits: tf.Tensor, normalizers: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Return the best continuations of each row, best first.
+
+    There are `(1 + end tokens) * num_beams` candidates, so that at least `num_beams` do not end.
+
+    Returns:
+        The beam of each candidate and its token, int32, and its sum of log-probabilities, float64,
+        or -inf in unused places; all (batch, candidates).
+    """
+    beams, rows = model.generation.num_beams, model.rows
+    most = (1 + len(model.generation.end_token_ids)) * beams
+    each = min(most, model.bart.config.vocabulary_size)
+    values, tokens = tf.math.top_k(logits, each)
+    offsets = state.totals - tf.cast(tf.reshape(normalizers, [-1, beams]), tf.float64)
+    sums = tf.cast(tf.reshape(values, [-1, beams, each]), tf.float64) + offsets[:, :, None]
+    count = min(most, beams * each)
+    sums, places = tf.math.top_k(tf.reshape(sums, [-1, beams * each]), count)
+    tokens = tf.gather(tf.reshape(tokens, [-1, beams * each]), places, batch_dims=1)
+
+    forced = forced_tokens(model.generation, rows.max_length, state.length)[:, None]
+    rest = [[0, 0], [0, count - beams]]
+    free = forced < 0
+    return (
+        tf.where(free, places // each, tf.minimum(tf.range(count), beams - 1)),
+        tf.where(free, tokens, forced),
+        tf.where(free, sums, tf.pad(state.totals, rest, constant_values=-INFINITY)),
+    )
+
+
+def best_finished(
+    model: Model, state: Beams, longer: tf.Tensor, ends: tf.Tensor, sums: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Return the best finished sequences, including this step's, with lengths and scores.
+
+    As in Hugging Face's beam search, candidates ranked below `num_beams` cannot finish.
+    """
+    beams, length = model.generation.num_beams, state.length
+    divisors = length_divisors(model.rows.length_penalty, length)[:, None]
+    ending = tf.where(ends[:, :beams], sums[:, :beams] / divisors, -INFINITY)
+    # In ties, the earlier sequence comes first.
+    scores, places = tf.math.top_k(tf.concat([state.scores, ending], 1), beams)
+    finished = tf.concat([state.finished, longer[:, :beams]], 1)
+    lengths = tf.concat([state.lengths, tf.where(ends[:, :beams], length + 1, 0)], 1)
+    return (
+        tf.gather(finished, places, batch_dims=1),
+        tf.gather(lengths, places, batch_dims=1),
+        scores,
+    )
+
+
+def may_improve(
+    rows: RowSettings, totals: tf.Tensor, length: tf.Tensor, worst_scores: tf.Tensor
+) -> tf.Tensor:
+    """Return whether each row can still improve once `num_beams` sequences are finished.
+
+    `totals` (batch,) are the best beams' after `length` generated tokens, `worst_scores` (batch,)
+    the lowest scores among the finished; see `runtime.search.may_improve`.
+    """
+    reached = tf.where(rows.never_early & (rows.length_penalty > 0), rows.max_length - 1, length)
+    divisors = length_divisors(rows.length_penalty, reached)
+    return ~rows.stops_early & (totals / divisors > worst_scores)
+
+
+def length_divisors(length_penalty: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
+    """Return length ** length_penalty, clipped to a range that float64 can divide by."""
+    powers = tf.pow(tf.cast(length, tf.float64), length_penalty)
+    return tf.clip_by_value(powers, 1e-300, 1e300)

@@ -34,7 +34,7 @@ class Storage:
     """A storage format of a matrix.
 
     `bits` is the width of a weight. There is one scale per row if `granularity` is "channelwise",
-    per matrix if it is "tensorwise", per 32 adjacent weights of a row if it is "blockwise_32", and
+    per matrix if it is "tensorwise", per N adjacent weights of a row if it is "blockwise_N", and
     none if it is None. `algorithm` is AI Edge Quantizer's, or `LEAST_ERROR` (`convert.rounding`).
     """
 

@@ -22,7 +22,7 @@ from bart_export.server import messages, models_config, predict
 from bart_export.server.http_server import in_url
 from bart_export.server.messages import Message
 from bart_export.server.metrics import Metrics
-from bart_export.server.models import ModelSpec, ModelStore
+from bart_export.server.model_store import ModelSpec, ModelStore
 from bart_export.server.options import MAX_ANSWER_BYTES, ServeOptions
 from bart_export.server.predict import NO_EXAMPLES, Predictor, run_off_loop
 from bart_export.server.servable import Limits, Tensors

@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from bart_export.server import messages, servable
 from bart_export.server.messages import Message
 from bart_export.server.metrics import RUNTIMES, Metrics
-from bart_export.server.models import ModelSpec, ModelStore
+from bart_export.server.model_store import ModelSpec, ModelStore
 from bart_export.server.servable import Answer, Call, Lease, Limits, Servable, Tensors
 from bart_export.server.status import Code, StatusError, invalid, status_of_error
 

@@ -26,7 +26,7 @@ from bart_export.runtime.results import Result
 from bart_export.server import json_tensors, messages
 from bart_export.server.http_server import JSON, error_response
 from bart_export.server.metrics import CONTENT_TYPE, Metrics
-from bart_export.server.models import ModelSpec, ModelStore
+from bart_export.server.model_store import ModelSpec, ModelStore
 from bart_export.server.options import MAX_BEAMS, ServeOptions
 from bart_export.server.predict import NO_EXAMPLES, Predictor, run_off_loop
 from bart_export.server.servable import Limits, Remarks, StreamCall

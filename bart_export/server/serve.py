@@ -21,7 +21,7 @@ from typing import NoReturn
 from bart_export.server import http_server, rest
 from bart_export.server.grpc_server import GrpcServer
 from bart_export.server.metrics import Metrics
-from bart_export.server.models import ModelSpec, ModelStore
+from bart_export.server.model_store import ModelSpec, ModelStore
 from bart_export.server.models_config import follow_config
 from bart_export.server.open_version import opener
 from bart_export.server.options import ServeOptions

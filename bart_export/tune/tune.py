@@ -17,6 +17,7 @@ from bart_export.documents import scratch_directory
 from bart_export.errors import ConfigurationError
 from bart_export.graph.parameters import InferenceParameters
 from bart_export.model import BartBackbone
+from bart_export.presets import CALIBRATION_FILE
 from bart_export.progress import Stage
 from bart_export.recipes.metrics import METRICS
 from bart_export.recipes.table import STORAGES, Recipe
@@ -31,7 +32,6 @@ from bart_export.verify.tolerance import check_measurable
 # scale and zero point take 12 bytes in every signature.
 STORAGE_OPTIONS = ("int4", "int8_tensorwise", "int8")
 RANKING_TEXTS = 24  # enough to rank layers by divergence
-SHIPPED = "calibration.jsonl"  # in a preset's directory
 UNBOUNDED = ("weights", "rounding")  # metrics of correctness, not of quality
 
 
@@ -79,10 +79,11 @@ def tune(
             raise ConfigurationError(f"A budget must be on one of {names}, received {metric}.")
     stage("resolve the preset")
     source = resolve.find(preset)
-    path = texts or source.directory / SHIPPED
+    path = texts or source.directory / CALIBRATION_FILE
     if not (texts or path.is_file()):
         raise ConfigurationError(
-            f"{preset} does not ship with texts ({SHIPPED}): give some with --data FILE.jsonl."
+            f"{preset} does not ship with texts ({CALIBRATION_FILE}): give some with "
+            "--data FILE.jsonl."
         )
     dataset = data.read_texts(path)
     check_measurable(budget, dataset)

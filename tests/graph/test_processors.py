@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from bart_export.config import GenerationConfig
 from bart_export.graph.loop import RowSettings, forced_tokens, process_logits
-from bart_export.graph.strategies import length_divisors, may_improve
+from bart_export.graph.search import length_divisors, may_improve
 from bart_export.runtime import logits as host
 from bart_export.runtime import search
 

@@ -15,9 +15,9 @@ from support.numpy_bart import NumpyBart
 from bart_export import errors
 from bart_export.checkpoints import weight_names
 from bart_export.config import BartConfig, GenerationConfig
-from bart_export.graph import search, sequences
+from bart_export.graph import generator, sequences
 from bart_export.graph.parameters import InferenceParameters
-from bart_export.graph.strategies import beam_search, greedy_search
+from bart_export.graph.search import beam_search, greedy_search
 from bart_export.runtime import search as host
 
 SOURCES = [[0, 57, 9, 130, 2], [0, *range(300, 330), 2], [0, 8, 2], [0, 400, 77, 512, 90, 33, 2]]
@@ -111,7 +111,7 @@ def last_state(bart, settings):
     """Return the last state of a search over `SOURCES`."""
     inputs = (*batch(SOURCES), per_row(settings))
     strategy = beam_search if settings[0].num_beams > 1 else greedy_search
-    return strategy(search.prepare(bart.bart, settings[0], *inputs))
+    return strategy(generator.prepare(bart.bart, settings[0], *inputs))
 
 
 @pytest.mark.parametrize("beams", [1, 3])

@@ -19,7 +19,7 @@ from support.served_directories import (
 )
 
 from bart_export.server import versions
-from bart_export.server.models import ModelSpec
+from bart_export.server.model_store import ModelSpec
 from bart_export.server.status import Code, StatusError
 from bart_export.server.versions import State, VersionPolicy
 

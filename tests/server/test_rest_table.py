@@ -18,7 +18,7 @@ from support.rest_server import served
 from support.typed_saved_model import write_text, write_typed
 
 from bart_export.server.metrics import Metrics
-from bart_export.server.models import ModelStore
+from bart_export.server.model_store import ModelStore
 from bart_export.server.open_version import opener
 from bart_export.server.options import ServeOptions
 from bart_export.server.versions import LITERT, TENSORFLOW, ServedModel, VersionPolicy

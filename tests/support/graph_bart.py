@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from bart_export import contract
 from bart_export.checkpoints import resolve
-from bart_export.graph import search
+from bart_export.graph import generator
 from bart_export.graph.layers import Bart
 from bart_export.graph.parameters import BatchParameters, InferenceParameters
 
@@ -44,7 +44,7 @@ class GraphBart:
             ],
         )
         def function(token_ids, lengths, per_row):
-            return search.generate(self.bart, generation, token_ids, lengths, per_row)
+            return generator.generate(self.bart, generation, token_ids, lengths, per_row)
 
         def generate(sources, settings):
             generated = function(*batch(sources), per_row(settings))

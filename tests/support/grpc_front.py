@@ -23,7 +23,7 @@ from tensorflow_serving.apis import (
 
 from bart_export.server.grpc_server import GrpcServer
 from bart_export.server.metrics import Metrics
-from bart_export.server.models import ModelStore
+from bart_export.server.model_store import ModelStore
 from bart_export.server.options import ServeOptions
 from bart_export.server.versions import ServedModel, VersionPolicy
 from support.arithmetic import Arithmetic

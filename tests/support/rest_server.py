@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from bart_export.server import http_server, rest, serve
 from bart_export.server.metrics import Metrics
-from bart_export.server.models import ModelStore
+from bart_export.server.model_store import ModelStore
 from bart_export.server.options import ServeOptions
 from bart_export.server.versions import ServedModel
 from support.arithmetic import Arithmetic

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from bart_export.server import versions
-from bart_export.server.models import ModelSpec, ModelStore
+from bart_export.server.model_store import ModelSpec, ModelStore
 from bart_export.server.options import ServeOptions
 from bart_export.server.status import StatusError
 from bart_export.server.versions import TENSORFLOW, ServedModel

@@ -1,4 +1,4 @@
-"""The models that are served, and the life of their versions.
+"""The model store: it polls for new versions of models, and loads and unloads them.
 
 A version goes through START, LOADING, AVAILABLE, UNLOADING and END on its own thread; one that
 cannot be loaded goes from LOADING to END. A new version is loaded before the old one is unloaded

@@ -14,7 +14,7 @@ from support.served_directories import (
     wait_until,
 )
 
-from bart_export.server.models import ModelSpec
+from bart_export.server.model_store import ModelSpec
 from bart_export.server.status import Code, StatusError
 from bart_export.server.versions import LITERT, TENSORFLOW, ServedModel, State, VersionPolicy
 
