@@ -137,7 +137,7 @@ SIZES = (
 class GenerationConfig:
     """Generation settings.
 
-    Names, meaning and defaults are those of Hugging Face's `generate()` (transformers 4.57); `seed`
+    Names, meanings and defaults match Hugging Face's `generate()` (transformers 4.57); `seed`
     is an addition. Lengths count decoder tokens, including the start token. `early_stopping` is
     True, False or "never". `top_k=0` and `top_p=1.0` disable these filters. Sampling parameters
     only affect `do_sample=True`. If `eos_token_id` is a tuple, each of its tokens ends a sequence.
@@ -212,8 +212,8 @@ class GenerationConfig:
         """Return a copy with changed parameters.
 
         `max_new_tokens` and `min_new_tokens` do not count the start token. `min_length` is lowered
-        to a given `max_length`, and `num_return_sequences` to a given `num_beams`, unless they are
-        given, too.
+        to a given `max_length`, and `num_return_sequences` to a given `num_beams`, unless those are
+        given too.
 
         Raises:
             ConfigurationError: if a parameter is unknown, out of range, or a sampling parameter
@@ -254,7 +254,7 @@ def check_threads(name: str, count: int | None) -> None:
 
 
 def check_token_ids(generation: GenerationConfig, vocabulary_size: int) -> None:
-    """Raise ConfigurationError if a token id is not one of the model's."""
+    """Raise ConfigurationError if a token id is not in the model's vocabulary."""
     for name, value in generation.to_dict().items():
         for number in value if isinstance(value, list) else (value,):
             if name.endswith("_token_id") and number is not None and number >= vocabulary_size:
@@ -264,7 +264,7 @@ def check_token_ids(generation: GenerationConfig, vocabulary_size: int) -> None:
 
 
 def lengths_with_start(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Return parameters with `max_length` and `min_length` instead of the new tokens."""
+    """Return parameters with `max_new_tokens` and `min_new_tokens` converted to total lengths."""
     changed = dict(parameters)
     for without_start, name in NEW_TOKENS.items():
         length = changed.pop(without_start, None)
@@ -282,7 +282,7 @@ def lengths_with_start(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def require(holds: bool, name: str, accepted: str, value: object) -> None:
-    """Raise ConfigurationError unless `holds`, with what is accepted and the value."""
+    """Raise ConfigurationError unless `holds`; the message has `accepted` and the value."""
     if not holds:
         raise ConfigurationError(f"{name} must be {accepted}, received {shown(value)}.")
 
@@ -293,7 +293,7 @@ def is_whole(value: object) -> bool:
 
 
 def is_number(value: object) -> bool:
-    """Return whether a value is a finite number in a float's range."""
+    """Return whether a value is a finite number within a float's range."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
     try:
@@ -326,7 +326,7 @@ NUMBERS = (
 
 
 def checked_fields(record: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return keyword arguments of a dataclass; raise ConfigurationError for a wrong name."""
+    """Return keyword arguments for a dataclass; raise ConfigurationError if names are wrong."""
     fields = {field.name: field for field in dataclasses.fields(record)}
     for name in values:
         if name not in fields:

@@ -74,7 +74,7 @@ def cross_tensors(config: BartConfig) -> tuple[Tensor, ...]:
 
 
 def cache_tensors(config: BartConfig, beams: str = BEAMS) -> tuple[Tensor, ...]:
-    """Return the self-attention caches of each decoder layer, inputs and outputs of `decode`."""
+    """Return the self-attention caches of each decoder layer, which `decode` takes and returns."""
     return tuple(
         Tensor(f"self_{part}_{layer}", "float32", (beams, HEADS, CAPACITY, HEAD_SIZE))
         for layer in range(config.decoder_layers)
@@ -85,7 +85,7 @@ def cache_tensors(config: BartConfig, beams: str = BEAMS) -> tuple[Tensor, ...]:
 def tflite_signatures(config: BartConfig) -> tuple[Signature, Signature, Signature]:
     """Return the signatures of a `.tflite` file: `encode` runs once per text, `decode` per token.
 
-    `decode` steps several beams, `decode_single` one beam with faster operators. `position` counts
+    `decode` extends several beams; `decode_single` one, with faster operators. `position` counts
     decoder tokens from 0. `beam_index[k]` is the beam whose cache beam `k` continues; caches are
     reordered before the step. `self_*` outputs are complete updated caches.
     """
@@ -125,7 +125,7 @@ def decode_signature(
 class Bucket:
     """A signature of a static build: one of `tflite_signatures` with fixed axes.
 
-    `name` is the name in the file, `sizes` has the sizes of the otherwise dynamic axes.
+    `name` is the name in the file; `sizes` has the sizes of the otherwise dynamic axes.
     """
 
     name: str
@@ -180,7 +180,7 @@ GENERATION_INPUTS = (
 
 
 def saved_model_signatures() -> tuple[Signature, ...]:
-    """Return the signatures of a SavedModel: text to text, and every step between.
+    """Return the signatures of a SavedModel: text to text, and every step in between.
 
     Masks are computed from lengths, so a server may pad a batch with any ids. `generate` returns
     `sequences` hypotheses for each text, best first, padded with the padding token. `score` returns
@@ -237,7 +237,7 @@ def saved_model_signatures() -> tuple[Signature, ...]:
 
 
 def output_padding(pad_token_id: int) -> dict[str, int]:
-    """Return the padding of shorter rows for each SavedModel output with rows of varying length."""
+    """Return, by name, the padding of each SavedModel output with rows of varying length."""
     return {
         tensor.name: pad_token_id if tensor.dtype == "int32" else 0
         for signature in saved_model_signatures()
@@ -254,7 +254,7 @@ class StaticShapes:
     `decode` for every pair; `target_length` is the capacity of a cache.
 
     Raises:
-        ConfigurationError: if a number is below 1, or there is none.
+        ConfigurationError: if a number is below 1, or a list is empty.
     """
 
     source_lengths: tuple[int, ...]
@@ -276,6 +276,6 @@ class StaticShapes:
             )
 
     def limited_to(self, source_length: int) -> "StaticShapes":
-        """Return the shapes with buckets of at most `source_length` source tokens."""
+        """Return the shapes with source lengths lowered to at most `source_length`."""
         lengths = tuple(min(length, source_length) for length in self.source_lengths)
         return dataclasses.replace(self, source_lengths=lengths)

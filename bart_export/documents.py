@@ -88,7 +88,7 @@ def synchronize(path: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def scratch_directory() -> Iterator[pathlib.Path]:
-    """Create a temporary directory for a block; errors about a full disk name the directory."""
+    """Yield a temporary directory; errors about a full disk name the directory."""
     with tempfile.TemporaryDirectory() as place:
         try:
             yield pathlib.Path(place)
@@ -99,7 +99,7 @@ def scratch_directory() -> Iterator[pathlib.Path]:
 
 
 def templates(module: str) -> "jinja2.Environment":
-    """Return the templates next to a module, given as its `__file__`.
+    """Return an environment with the templates next to a module, given as its `__file__`.
 
     jinja2 is not part of the base installation.
     """
@@ -115,7 +115,7 @@ def templates(module: str) -> "jinja2.Environment":
 
 
 def parse_json(content: bytes) -> Json:
-    """Parse UTF-8 JSON that every parser reads alike.
+    """Parse UTF-8 JSON that every parser reads the same way.
 
     Names must be unique within an object, integers must fit 64 bits, numbers must be finite, and
     strings must be valid Unicode.
@@ -139,7 +139,7 @@ def parse_json(content: bytes) -> Json:
 
 
 def fault_of(error: Exception) -> str:
-    """Return the reason for an error of Python's JSON parser."""
+    """Return the reason for an error from Python's JSON parser."""
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     return "a number has too many digits" if "max_str_digits" in str(error) else str(error)
@@ -156,7 +156,7 @@ def object_of(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
 
 
 def integer(digits: str) -> int:
-    """Return an integer of at most 64 bits; longer ones are slow to parse and fit no float."""
+    """Return an integer of at most 64 bits; longer ones parse slowly and do not fit a float."""
     if len(digits) > 20 or abs(number := int(digits)) >> 64:
         raise ValueError(f"{digits[:20]}… is beyond 64 bits")
     return number
@@ -178,7 +178,7 @@ def refuse_number(word: str) -> NoReturn:
 class Kind:
     """A condition on a value beyond its type, as in `Annotated[int, POSITIVE]`.
 
-    `words` name the type and condition in an error; `holds` is called with values of the type.
+    `words` names the type and condition in errors; `holds` gets only values of the type.
     """
 
     words: str
@@ -203,7 +203,7 @@ def is_number(value: Json) -> bool:
 
 
 def one_of(words: Collection[str]) -> Kind:
-    """Return the condition that a value is one of some strings."""
+    """Return the condition that a value is one of the given strings."""
     return Kind(f"one of {', '.join(words)}", words.__contains__)
 
 
@@ -229,7 +229,7 @@ ABSENT = "absent"
 
 
 def absent() -> Hint:
-    """Return the default of a field that is omitted from the JSON if it is None."""
+    """Return the definition of a field that is omitted from the JSON if it is None."""
     return dataclasses.field(default=None, metadata={ABSENT: True})
 
 
@@ -238,9 +238,9 @@ if TYPE_CHECKING:
 else:
 
     def dataclass(*, frozen: bool, **options: bool) -> Callable[[type], type]:
-        """Declare the fields of a `Record` without generating methods, which `Record` has.
+        """Declare the fields of a `Record` without generating the methods that `Record` defines.
 
-        Generating them takes a tenth of the time to import `bart_export.runtime`.
+        Generating them would take a tenth of the import time of `bart_export.runtime`.
         """
         return dataclasses.dataclass(init=False, repr=False, eq=False, match_args=False, **options)
 
@@ -329,7 +329,7 @@ def plain(value: Json) -> Json:
 
 @functools.cache
 def declared(record: Hint) -> dict[str, tuple[Hint, Json, bool]]:
-    """Return each JSON field's type, default, and whether it is omitted if None."""
+    """Return each JSON field's type and default, and whether it is omitted if None."""
     hints, fields = typing.get_type_hints(record, include_extras=True), {}
     for field in dataclasses.fields(record):
         hint, absent = hints[field.name], ABSENT in field.metadata
@@ -341,11 +341,11 @@ def declared(record: Hint) -> dict[str, tuple[Hint, Json, bool]]:
 
 
 def read_as(hint: Any, value: Json, place: str = "") -> Json:
-    """Return a JSON value as a type, or raise ValueError for the first invalid part.
+    """Return a JSON value converted to a type, or raise ValueError for the first invalid part.
 
     Types are `str`, `int` (non-negative), `float`, `bool`, and `object` for anything; tuples for
     lists; `Mapping[str, …]` and dataclasses for objects; `Annotated` with a `Kind` or a `Variant`;
-    and each of them with `| None`. A class with its own `from_dict` checks its fields itself.
+    and any of these with `| None`. A class with its own `from_dict` checks its fields itself.
     """
     if isinstance(hint, type) and (kind := KINDS.get(hint)):
         require(kind.holds(value), place, kind.words, value)

@@ -52,7 +52,7 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """Return a hint for an unknown name that names the closest choice, or "" if none is close."""
     choices = list(choices)
     parts = [choice for choice in choices if len(name) > 2 and name in re.split(r"[-_]", choice)]
-    # litert is a part of ai-edge-litert, but closer to other names.
+    # litert is part of ai-edge-litert, but other names are closer to it.
     close = parts if len(parts) == 1 else difflib.get_close_matches(name, choices, n=1)
     return f" Did you mean {close[0]}?" if close else ""
 
@@ -60,7 +60,7 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
 def lookup(kind: str, name: object, rows: Mapping[str, Row], others: str = "") -> Row:
     """Return the row with this name, or raise ConfigurationError.
 
-    In its message, `kind` is the subject, such as "A recipe", and `others` ends the list of names.
+    In the message, `kind` is the subject, such as "A recipe", and `others` ends the list of names.
     """
     if isinstance(name, str) and name in rows:
         return rows[name]
@@ -71,7 +71,7 @@ def lookup(kind: str, name: object, rows: Mapping[str, Row], others: str = "") -
 
 
 def pip_install(extra: str) -> str:
-    """Return the command that installs this package with an extra, or "" for none.
+    """Return the command that installs this package with an extra; "" means no extra.
 
     The package is not on an index, so the command names the directory that it was installed from.
     """
@@ -92,12 +92,12 @@ def pip_install(extra: str) -> str:
 
 
 def named(name: object) -> str:
-    """Return a foreign name as `shown`, but without quotes."""
+    """Return an untrusted name as `shown` does, but without quotes."""
     return shown(name).strip('"')
 
 
 class BartExportError(Exception):
-    """Base of all errors of this package; `str(error)` is one line for the user."""
+    """Base class of this package's errors; `str(error)` is one line for the user."""
 
     def __init__(self, line: str) -> None:
         super().__init__(printable(" ".join(line.splitlines())))
@@ -108,7 +108,7 @@ class ConfigurationError(BartExportError, ValueError):
 
 
 class MissingExtra(BartExportError, ImportError):
-    """A required package is not installed; `extra` installs it, "" is the base installation."""
+    """A required package is not installed; `extra` installs it ("" is the base installation)."""
 
     def __init__(self, what: str, package: str, extra: str) -> None:
         super().__init__(
@@ -138,7 +138,7 @@ class InputError(BartExportError, ValueError):
 
 
 class EngineError(BartExportError):
-    """A runtime that cannot run a file, or computes it incorrectly."""
+    """A runtime that cannot run a file, or runs it incorrectly."""
 
 
 class VerificationFailed(BartExportError):

@@ -30,7 +30,7 @@ class Preset:
 
     @property
     def aliases(self) -> tuple[str, ...]:
-        """The handles of its weights on the hubs, without version."""
+        """The handles of its weights on the hubs, without a version."""
         hubs = ("kaggle://keras/bart/keras/", "hf://keras/")
         return () if self.directory else tuple(f"{hub}{self.name}" for hub in hubs)
 
@@ -41,7 +41,7 @@ class Preset:
 
 
 # The settings of the original checkpoints at huggingface.co/facebook, which Keras presets lack. The
-# metadata of bart_large_en_cnn counts one row of the embedding too many; the count below does not.
+# metadata of bart_large_en_cnn counts one embedding row too many; the count below does not.
 PRETRAINED = GenerationConfig(
     num_beams=4, no_repeat_ngram_size=3, early_stopping=True, forced_eos_token_id=2
 )

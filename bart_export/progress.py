@@ -1,6 +1,6 @@
 """Terminal output: progress bars, tables and generated texts.
 
-Bars are drawn on a copy of standard error, to stay visible while `quiet` silences native libraries.
+Bars are drawn on a copy of standard error and stay visible while `quiet` silences native libraries.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 Stage = Callable[[str], None]
-WIDE = 200  # columns of a file or pipe, so that no name is broken
+WIDE = 200  # columns in a file or pipe, so that names are not broken
 
 
 def console() -> "Console":
@@ -40,7 +40,7 @@ def text_table(title: str, heads: Sequence[str], lines: Iterable[Iterable[str]])
     from rich.table import Table
 
     made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    made.add_column(heads[0], overflow="fold")  # names are broken rather than numbers
+    made.add_column(heads[0], overflow="fold")  # break names rather than numbers
     for head in heads[1:]:
         made.add_column(head, justify="right", no_wrap=True)
     for line in lines:
@@ -49,7 +49,7 @@ def text_table(title: str, heads: Sequence[str], lines: Iterable[Iterable[str]])
 
 
 def print_text(text: str, *, end: str = "\n") -> None:
-    """Write a generated text to standard output; a terminal gets control characters escaped."""
+    """Write a generated text to standard output; for a terminal, escape control characters."""
     shown = printable_lines(text) if sys.stdout.isatty() else text
     click.echo(shown + end, nl=False, color=True)  # otherwise click strips colours
 
@@ -61,7 +61,7 @@ def plural(count: int, noun: str) -> str:
 
 @contextlib.contextmanager
 def stages(total: int | None) -> Iterator[Stage]:
-    """Show a bar of `total` stages, or None if unknown; the yielded function starts the next."""
+    """Show a bar of `total` stages (None if unknown); the yielded function starts the next."""
     if not sys.stderr.isatty():
         yield lambda name: None
         return

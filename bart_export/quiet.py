@@ -1,7 +1,7 @@
 """Silences native libraries, which bypass Python and log to file descriptor 2.
 
-If the block of `native_stderr_silenced` fails, the log is replayed, because it may explain the
-failure, unless the error explains itself: a `BartExportError`, an `OSError` or Ctrl-C.
+If the block of `native_stderr_silenced` fails, the log is replayed because it may explain why,
+except after an error that explains itself: a `BartExportError`, an `OSError` or Ctrl-C.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ def native_stderr_silenced() -> Iterator[None]:
 
 
 def silenced() -> Iterator[None]:
-    """Redirect descriptor 2 to a temporary file until the generator continues."""
+    """Redirect descriptor 2 to a temporary file until the generator is resumed."""
     sys.stderr.flush()
     try:
         original = os.dup(2)

@@ -66,7 +66,7 @@ def agreement(tolerance: Tolerance) -> str:
         logits = f"logits within {tolerance['relative']:.2g} of their spread"
     if "tokens" in tolerance:
         return f"{logits}, every token"
-    return f"{logits}, likeliest token in {tolerance['top1']:.0%} of steps"
+    return f"{logits}, most likely token in {tolerance['top1']:.0%} of steps"
 
 
 def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:

@@ -1,7 +1,7 @@
 """The artifact directory, which exports write and runtimes read; see artifacts/README.md.
 
 Artifacts are untrusted, and the seal is a checksum that anyone can compute: every value in a
-manifest is checked before use, and no file name may lead out of the directory.
+manifest is checked before use, and no file name may point outside the directory.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ GOLDEN, REPORT = "golden.json", "REPORT.md"
 SERVING = "serving"
 # Bytes, many times the size of any export's files.
 MANIFEST_LIMIT, GOLDEN_LIMIT = 4 * documents.MEBIBYTE, 64 * documents.MEBIBYTE
-# Of a golden.json; tokens are those read plus those decoded, for each beam.
+# Of a golden.json; tokens are source tokens plus the maximum length of every beam.
 MOST_CASES, MOST_TOKENS = 1000, 1 << 18
 SEAL = re.compile(rb'"manifest_sha256": "([0-9a-f]{64})"')
 
@@ -68,8 +68,8 @@ class Artifact:
     def path(self, name: str, *, rehash: bool = False) -> pathlib.Path:
         """Return the path of a file whose hash matches the manifest.
 
-        Unless `rehash`, a file is not hashed again if it is unchanged since this user hashed it
-        (`stamps`).
+        Unless `rehash` is set, a file that has not changed since this user hashed it is not hashed
+        again (`stamps`).
 
         Raises:
             ArtifactError: if the file is missing or altered, or not in the manifest.
@@ -118,7 +118,7 @@ class Artifact:
     def folder(self, name: str) -> pathlib.Path:
         """Return the path of a folder that contains exactly the files in the manifest.
 
-        TensorFlow, for example, prefers a `saved_model.cpb` to the `saved_model.pb`.
+        Extra files matter: TensorFlow prefers a `saved_model.cpb` to the `saved_model.pb`.
         """
         folder = self.directory / name
         named = [file for file in self.manifest.files if file.startswith(f"{name}/")]
@@ -136,7 +136,7 @@ class Artifact:
         return folder
 
     def files(self, target: str) -> dict[str, FileEntry]:
-        """Return a target's entries ("saved_model") by name, in the manifest's order."""
+        """Return the entries of a target, such as "saved_model", by name, in manifest order."""
         files = self.manifest.files
         return {name: entry for name, entry in files.items() if entry.target == target}
 
@@ -231,7 +231,7 @@ def seal(unsealed: bytes) -> bytes:
 
 
 def path_of(directory: pathlib.Path, name: str) -> pathlib.Path:
-    """Return the path of a file in a manifest, or raise ArtifactError if a link leads outside."""
+    """Return the path of a file in a manifest, or raise ArtifactError if a link points outside."""
     path, root = os.path.realpath(directory / name), os.path.realpath(directory)
     if not path.startswith(os.path.join(root, "")):
         raise ArtifactError(
@@ -251,13 +251,13 @@ def sha256(path: pathlib.Path) -> str:
 
 
 def check_readable_by_all(path: pathlib.Path) -> None:
-    """Raise ArtifactError for a path that is not UTF-8, which TensorFlow and LiteRT require."""
+    """Raise ArtifactError unless a path is UTF-8, as TensorFlow and LiteRT require."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
         raise ArtifactError(
             f"{shown(str(path))} must be a UTF-8 path for TensorFlow and LiteRT to open it. "
-            "Rename it, or name another."
+            "Rename it, or choose another."
         ) from None
 
 
@@ -271,7 +271,7 @@ def is_artifact(directory: pathlib.Path) -> bool:
 
 
 def no_artifact(path: pathlib.Path) -> str:
-    """Return the message for a path that is not an artifact: how to get one."""
+    """Return the message for a path that is not an artifact, with how to get one."""
     typed = re.sub("^(hf|kaggle):/", r"\1://", path.as_posix())
     exported = pathlib.Path("artifacts", path)
     around = next(filter(is_artifact, path.absolute().parents), None)

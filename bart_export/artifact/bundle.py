@@ -25,7 +25,7 @@ class Limit:
 ASSET_PACK = "Put it into an install-time asset pack (Play Asset Delivery)"
 DOWNLOAD = "Have the app download it after it is installed"
 # support.google.com/googleplay/android-developer/answer/9859372 (2026-11), in ascending order. The
-# limits are on compressed downloads, but .tflite files hardly compress.
+# limits apply to compressed downloads, but .tflite files hardly compress.
 LIMITS = (
     Limit(200_000_000, "an app's base module", ASSET_PACK),
     Limit(1_500_000_000, "an asset pack", DOWNLOAD),
@@ -92,7 +92,7 @@ def static_file(source: Artifact, recipe: str) -> str:
 
 
 def answers_of(file: str, golden: Golden) -> Golden:
-    """Return the golden cases that a file answered, with that file's answers only."""
+    """Return the golden cases that a file answered, with only that file's answers."""
     return Golden(
         tuple(
             dataclasses.replace(case, files={file: case.files[file]})

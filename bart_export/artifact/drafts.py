@@ -1,10 +1,10 @@
 """Drafts: directories next to an artifact that replace it in one rename.
 
 An export writes into a draft, and `Draft.commit` writes `manifest.json` last. A killed export
-leaves the previous artifact unchanged and nothing that looks complete.
+leaves the previous artifact unchanged, and no other directory that looks complete.
 
 A draft is in a *place*: a directory with a random name and a `MARKER` file, which names the target
-and is locked while its process lives, so that the places of killed exports can be removed. Links
+and is locked while its export runs, so that the places of killed exports can be removed. Links
 are never followed, and directories without a marker are never touched.
 """
 
@@ -47,15 +47,15 @@ with contextlib.suppress(ImportError):
 
 MARKER = "bart-export.draft"
 SUFFIX = ".draft"
-# Directories in a place: the new artifact, which an exchange turns into the replaced one; and the
-# replaced one between two renames, where the system has no exchange.
+# Directories in a place: the new artifact (after an exchange, the replaced one) and, where the
+# system has no exchange, the replaced artifact between two renames.
 ARTIFACT, PREVIOUS = "artifact", "previous"
 PATIENCE = 5.0  # seconds to wait for another process that is creating its place
 # Allowed in an artifact though not in its manifest; operating systems create the last three.
 UNNAMED = {MANIFEST, CACHE, SERVING, ".DS_Store", "Thumbs.db", "desktop.ini"}
 EXPORTED = {GOLDEN, REPORT, "report", "tokenizer", "tflite", "saved_model", "edgetpu"}
 ADVICE = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Free some space, or name another place with"),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Free some space, or choose another place with"),
     **dict.fromkeys((errno.EACCES, errno.EROFS), "Name a writable place with"),
 }
 
@@ -106,9 +106,9 @@ class Draft:
 
 @contextlib.contextmanager
 def draft(target: pathlib.Path) -> Iterator[Draft]:
-    """Create a draft next to `target` for a block; an uncommitted draft is removed.
+    """Yield a draft next to `target`, which is removed unless the block commits it.
 
-    If `target` is a symbolic link, its directory is replaced and the link stays.
+    If `target` is a symbolic link, the directory it points to is replaced and the link stays.
 
     Raises:
         ArtifactError: if the target cannot be written, the disk is full, the target contains
@@ -150,7 +150,7 @@ def check_replaceable(target: pathlib.Path) -> None:
     if foreign := foreign_file(target):
         raise ArtifactError(
             f"{target} contains {shown(foreign)}, which does not belong to the artifact and would "
-            "be lost. Move it, or name another directory with --output."
+            "be lost. Move it, or choose another directory with --output."
         )
 
 
@@ -189,7 +189,7 @@ def write_json(path: pathlib.Path, content: Any) -> None:
 
 @contextlib.contextmanager
 def place_beside(target: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Create a place next to `target` for a block, removing those of killed exports first."""
+    """Yield a new place next to `target`, after removing those of killed exports."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         with locked_directory(target.parent):
@@ -209,7 +209,7 @@ def place_beside(target: pathlib.Path) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def locked_directory(directory: pathlib.Path) -> Iterator[None]:
-    """Lock a directory for a block, if the system can.
+    """Lock a directory while a block runs, if the system can.
 
     Without the lock, two exports may start at the same time; the later one then wins.
     """
@@ -279,7 +279,7 @@ def clear(place: pathlib.Path, target: pathlib.Path) -> None:
 
 
 def is_marker(descriptor: int, target: pathlib.Path) -> bool:
-    """Return whether an open file is the marker of a target's place, perhaps still empty."""
+    """Return whether an open file is the marker of a target's place, even if still empty."""
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         return False
     content = os.read(descriptor, 4096)
@@ -291,7 +291,7 @@ def is_marker(descriptor: int, target: pathlib.Path) -> bool:
 
 
 def remove(place: pathlib.Path) -> None:
-    """Remove a place, its marker last, so that the owner of any remainder is known."""
+    """Remove a place, its marker last, so that anything left over can be identified."""
     with contextlib.suppress(OSError):
         for path in place.iterdir():
             if path.name != MARKER:
@@ -313,7 +313,7 @@ def discard(path: pathlib.Path) -> None:
 def exchange(new: pathlib.Path, old: pathlib.Path) -> None:
     """Swap two directories atomically if the system can, otherwise with renames.
 
-    A process that is killed between those leaves the old directory as `PREVIOUS`.
+    A process that is killed between the renames leaves the old directory as `PREVIOUS`.
     """
     call = EXCHANGES.get(sys.platform)
     library = ctypes.CDLL(None, use_errno=True) if call else None

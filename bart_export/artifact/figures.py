@@ -51,10 +51,11 @@ class FileVerification(Record):
         signatures: figures by signature: those of `traces.StepFigures`, or for an encoder the
             `error`, `spread` and `relative` error of the cross keys and values.
         rounding, float32: as in `traces.StepFigures`, or None without a float64 model.
-        weights: the largest error in `verify.weights`, in `worst_row`, or None if not measured.
+        weights: the largest error that `verify.weights` found, that of `worst_row`; None if not
+            measured.
         rouge_1, rouge_2, rouge_l: the file's losses, with scores in `rouge`; None without
             references.
-        data: the file of the texts, or None for the golden texts.
+        data: the file with the texts, or None for the golden texts.
     """
 
     file: str
@@ -127,7 +128,7 @@ def verification_type(row: Mapping[str, Json]) -> type[Record]:
 
 @dataclass(frozen=True)
 class Machine(Record):
-    """The machine that times were measured on."""
+    """The machine on which times were measured."""
 
     processor: str
     architecture: str
@@ -139,7 +140,7 @@ class Machine(Record):
 class MeasuredLength(Record):
     """The median time of one generation, and its extremes.
 
-    `seconds` is from the source ids to the last token, `encode_seconds` the encoder's part.
+    `seconds` runs from the source ids to the last token; `encode_seconds` is the encoder's part.
     """
 
     source: Positive

@@ -45,7 +45,7 @@ UNSEALED = "0" * 64
 LARGEST_FILE = 1 << 40
 LONGEST_NAME, DEEPEST_NAME = 512, 16  # bytes, and directory levels
 LONGEST_TEXT = 4096  # characters
-# Control characters, other line ends, and changes of writing direction.
+# Control characters, other line separators, and bidirectional controls.
 STEERING = re.compile("[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 SHOWABLE = f"a string of at most {LONGEST_TEXT} characters without control characters"
 TFLITE, SAVED_MODEL = "tflite", "saved_model"
@@ -58,11 +58,11 @@ AXES = {
 
 IS_DIGEST = re.compile("[0-9a-f]{64}").fullmatch
 Digest = Annotated[
-    str, Kind("a SHA-256 of 64 lowercase digits", lambda value: bool(IS_DIGEST(value)))
+    str, Kind("a SHA-256 in lowercase hexadecimal", lambda value: bool(IS_DIGEST(value)))
 ]
 Size = Annotated[
     int,
-    Kind(f"a number of bytes of at most {LARGEST_FILE}", lambda value: value <= LARGEST_FILE),
+    Kind(f"a number of bytes up to {LARGEST_FILE}", lambda value: value <= LARGEST_FILE),
 ]
 Axis = Annotated[
     int | str, Kind("a size or a word", lambda value: is_count(value) or isinstance(value, str))
@@ -96,7 +96,7 @@ class TokenizerFiles(Record):
 
 @dataclass(frozen=True)
 class TensorSpec(Record):
-    """An input or output; dynamic axes of its shape are names."""
+    """An input or output; its shape has names for dynamic axes."""
 
     dtype: str
     shape: tuple[Axis, ...]
@@ -121,13 +121,13 @@ class SignatureEntry(Record):
 
     @classmethod
     def of(cls, signature: Signature, sizes: Mapping[str, int]) -> "SignatureEntry":
-        """Return a signature's entry; `sizes` are those of the configuration."""
+        """Return a signature's entry; `sizes` has the axes that the configuration fixes."""
         return cls(tensor_specs(signature.inputs, sizes), tensor_specs(signature.outputs, sizes))
 
 
 @dataclass(frozen=True)
 class BucketEntry(Record):
-    """A signature of a static build, with the sizes of its dynamic axes."""
+    """A signature of a static build, with the sizes of its otherwise dynamic axes."""
 
     signature: Annotated[str, one_of(AXES)]
     sizes: Mapping[str, Positive]
@@ -136,7 +136,7 @@ class BucketEntry(Record):
 
     @classmethod
     def of(cls, bucket: Bucket, sizes: Mapping[str, int]) -> "BucketEntry":
-        """Return a bucket's entry; `sizes` are those of the configuration."""
+        """Return a bucket's entry; `sizes` has the axes that the configuration fixes."""
         signature, fixed = bucket.signature, {**sizes, **bucket.sizes}
         return cls(
             signature.name,
@@ -158,8 +158,8 @@ class Calibration(Record):
 
 @dataclass(frozen=True)
 class Memory(Record):
-    """A server's memory for a SavedModel version in bytes: once it is `loaded`, and at the `peak`,
-    a full batch of the longest texts. Unless `measured`, it is estimated from file sizes."""
+    """The bytes that a server needs for a SavedModel version: once it is `loaded`, and at the
+    `peak`, with a full batch of the longest texts. Estimated from file sizes unless `measured`."""
 
     loaded: int
     peak: int
@@ -177,7 +177,7 @@ class FileEntry(Record):
 
 @dataclass(frozen=True)
 class TfliteEntry(FileEntry):
-    """A `.tflite` file that an engine opens; `shapes` are those of a static build."""
+    """A `.tflite` file that an engine opens; `shapes` is set for a static build."""
 
     _: dataclasses.KW_ONLY
     recipe: str
@@ -222,7 +222,7 @@ class SavedModelEntry(FileEntry):
 
 @dataclass(frozen=True)
 class SegmentEntry(FileEntry):
-    """A segment for the Edge TPU, of `rows` positions; `streamed_bytes` exceed its memory."""
+    """A segment for the Edge TPU, with `rows` positions; `streamed_bytes` do not fit its memory."""
 
     _: dataclasses.KW_ONLY
     rows: int
@@ -257,7 +257,7 @@ class Manifest(Record):
     """The content of `manifest.json`.
 
     `exports` counts the exports to this directory; `rows_without_token` are embedding rows beyond
-    the vocabulary. `files` are by name, `signatures` by target.
+    the vocabulary. `files` is keyed by name, `signatures` by target.
     """
 
     format_version: int = FORMAT_VERSION
@@ -309,7 +309,7 @@ class Manifest(Record):
         return manifest
 
     def tflite(self, target: str = TFLITE) -> dict[str, TfliteEntry]:
-        """Return a target's `.tflite` files that an engine opens, by name, in manifest order."""
+        """Return the `.tflite` files of a target that engines open, by name, in manifest order."""
         return {
             name: entry
             for name, entry in self.files.items()
@@ -339,10 +339,10 @@ def check_texts(manifest: Mapping[str, Json]) -> None:
 
 
 def check_names(names: list[str]) -> None:
-    """Raise ValueError unless names are distinct files inside a directory on every system.
+    """Raise ValueError unless names denote distinct files in a directory on every system.
 
-    Names may not be absolute, hidden, or lead out of the directory, have a meaning on another
-    system, or differ only in case.
+    Names may not be absolute or hidden, point outside the directory, have a special meaning on
+    another system, or differ only in case.
     """
     seen: dict[str, str] = {}
     folders: set[str] = set()

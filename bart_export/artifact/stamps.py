@@ -16,7 +16,7 @@ import stat
 import sys
 import threading
 
-MOST = 2048  # stamps to keep, of about 250 bytes; artifacts need one or two per file
+MOST = 2048  # stamps to keep, about 250 bytes each; artifacts need one or two per file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +63,7 @@ def write(path: pathlib.Path, stamp: Stamp, what: str = "") -> None:
 def drop_oldest(directory: pathlib.Path) -> None:
     """Remove the oldest stamps if there are more than `MOST`.
 
-    Another process may be doing the same, or find a stamp missing: its file is then hashed again.
+    Other processes may be doing the same; one that finds a stamp missing hashes the file again.
     """
     ages = [(entry.stat().st_mtime_ns, entry.path) for entry in os.scandir(directory)]
     if len(ages) > MOST:
@@ -106,7 +106,7 @@ def user_cache() -> pathlib.Path:
 def is_ours(directory: pathlib.Path) -> bool:
     """Return whether a path is a directory, not a link, that only this user can write.
 
-    On Windows, where modes do not tell, every directory counts.
+    On Windows, where modes do not show this, every directory is accepted.
     """
     try:
         status = os.lstat(directory)

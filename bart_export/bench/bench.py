@@ -1,6 +1,6 @@
 """The benchmark of an artifact's files: sizes, openings, memory and speed.
 
-Configurations take turns, so that other work of the machine affects all of them alike.
+Configurations take turns, so that other work on the machine affects all of them alike.
 """
 
 import dataclasses
@@ -160,7 +160,7 @@ def plan(
     new_tokens: int | None,
     num_beams: Sequence[int],
 ) -> tuple[int, dict[str, list[tuple[int, int]]], list[SkippedRow]]:
-    """Return the new tokens, the (source tokens, beams) of each file, and the skipped rows."""
+    """Return the number of new tokens, each file's (source tokens, beams), and skipped rows."""
     files, positions = artifact.manifest.tflite(), artifact.config.max_sequence_length
     limits = [token_limits(files[name].shapes, positions) for name in names]
     longest, most = map(max, zip(*limits, strict=True))

@@ -1,7 +1,7 @@
 """Time and memory readings of exported files, processes and the page cache.
 
-`measure` takes the short measurement of an export; `bench` measures more. Sources are random and
-the number of new tokens is forced, so that all files do the same work.
+`measure` takes an export's short measurements; `bench` measures more. Sources are random and the
+number of new tokens is forced, so that generating takes the same work with every file.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ from bart_export.runtime.search import run, search
 
 LONGEST_SOURCE, MOST_NEW_TOKENS = 512, 64
 ROUNDS = 9
-ENOUGH = 4.0  # seconds per file after which no further round begins
+ENOUGH = 4.0  # seconds per file, after which no new round begins
 PACKAGES = ("ai-edge-litert", "tflite-runtime", "numpy", "tokenizers")
 SMAPS = pathlib.Path("/proc/self/smaps_rollup")
 PAGE = mmap.PAGESIZE
@@ -155,7 +155,7 @@ def generate(engine: Engine, source: Sequence[int], settings: GenerationConfig) 
 def measure(files: Mapping[str, Measured], info: ModelInfo, export: int) -> list[Measurement]:
     """Measure files, by name in the manifest, with one beam and with the model's number of beams.
 
-    `export` is the number of the export, whose figures can be compared with each other only.
+    `export` is the number of the export; only figures from the same export can be compared.
     """
     source, new_tokens, num_beams = workload(info)
     timings: dict[tuple[str, int], list[Timing]] = {}
@@ -185,7 +185,7 @@ def measure(files: Mapping[str, Measured], info: ModelInfo, export: int) -> list
 
 
 def workload(info: ModelInfo) -> tuple[int, int, list[int]]:
-    """Return the source length, the new tokens and the numbers of beams to measure."""
+    """Return the source length, the number of new tokens and the numbers of beams to measure."""
     source = min(info.encoder_sequence_length, LONGEST_SOURCE)
     new_tokens = min(info.generation.max_length, MOST_NEW_TOKENS) - 1
     return source, new_tokens, sorted({1, info.generation.num_beams})
@@ -266,7 +266,7 @@ def cached_pages(path: pathlib.Path) -> int:
 
 @contextlib.contextmanager
 def mapped(paths: Iterable[pathlib.Path]) -> Iterator[None]:
-    """Map files for the length of a block, so that other processes share their pages."""
+    """Map files while a block runs, so that other processes share their pages."""
     files = [np.memmap(path, mode="r") for path in paths if path.stat().st_size]
     for file in files:
         file[::PAGE].sum()  # reads a byte of every page

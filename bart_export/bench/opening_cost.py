@@ -1,8 +1,9 @@
 """The time and memory of opening an exported file, each time in a new process.
 
 The engine, the complete `Generator` and the first text are measured on the first opening (which
-hashes the file and packs its weights), cold (files read from disk) and warm. Hard links without the
-weight caches keep the artifact untouched. Run as a program, this module opens a file and reports.
+hashes the file and packs its weights), cold (files read from disk) and warm. The files are hard
+links without weight caches, so the artifact is not changed. As a program, this module opens a file
+and reports.
 """
 
 import contextlib
@@ -72,7 +73,7 @@ class Figures(NamedTuple):
 
 
 def measure(directory: pathlib.Path, entry: TfliteEntry, run: OpeningRun) -> Iterator[OpeningRow]:
-    """Open a file of a `linked_copy` for the first time, then cold and warm in turns.
+    """Open a file of a `linked_copy` for the first time, then cold and warm alternately.
 
     Cold and warm figures are medians; cold ones are None if the files stay in the page cache.
     """
@@ -106,7 +107,7 @@ def memory(directory: pathlib.Path, entry: TfliteEntry, run: OpeningRun) -> Memo
 
 @contextlib.contextmanager
 def linked_copy(artifact: Artifact) -> Iterator[pathlib.Path]:
-    """Make a copy of an artifact from hard links, without its caches, for the length of a block."""
+    """Yield a temporary copy of an artifact, made of hard links, without its caches."""
     place = artifact.directory.resolve().parent
     writable = os.access(place, os.W_OK)
     with tempfile.TemporaryDirectory(
@@ -150,7 +151,7 @@ def weight_caches(directory: pathlib.Path) -> dict[str, tuple[int, int]]:
 
 
 class Meter:
-    """Measures the time and memory of this process since its creation, without its own reads."""
+    """Measures this process's time and memory since its creation, except for its own readings."""
 
     def __init__(self) -> None:
         gc.collect()

@@ -33,9 +33,9 @@ MILLISECONDS, MEGABYTES, MULTIPLE = decimals(1, 1e3), decimals(0, 1e-6), decimal
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """A table column for a field of a row, hidden without a head; `field` names another to show.
+    """A table column for a row's field, hidden without a `head`; `field` names one to show instead.
 
-    Columns with their own `show` have figures, the others identify the row.
+    Columns with their own `show` have figures; the others identify the row.
     """
 
     head: str
@@ -45,12 +45,12 @@ class Column:
 
     @property
     def is_figure(self) -> bool:
-        """Whether the column has figures, and does not identify the row."""
+        """Whether the column has figures, rather than identifying the row."""
         return self.show is not str
 
 
 def column(head: str = "", unit: str = "", show: Show = str, field: str = "") -> dict[str, Column]:
-    """Return the metadata of a field with a column."""
+    """Return the metadata that gives a dataclass field a column."""
     return {COLUMN: Column(head, unit, show, field)}
 
 
@@ -61,7 +61,7 @@ def columns(kind: type[Any]) -> dict[str, Column]:
 
 
 def table(title: str, kind: type[Any], rows: Iterable[object], show: Show | None = None) -> Table:
-    """Return a table of rows; `show` overrides the columns' format of figures."""
+    """Return a table of rows; `show` overrides how columns format figures."""
     shown = {
         column.field or name: dataclasses.replace(column, unit="", show=show)
         if show and column.is_figure
@@ -101,7 +101,7 @@ class Row(Record):
         return self.fields(figures=True)
 
     def fields(self, figures: bool) -> dict[str, Any]:
-        """Return the fields with columns of figures, or those with others."""
+        """Return the fields whose columns have figures, or those that identify the row."""
         return {
             name: getattr(self, name)
             for name, column in columns(type(self)).items()
@@ -258,7 +258,7 @@ class Report(Record):
 def tables_of(
     rows: Collection[Row], titles: Mapping[type[Row], str], show: Show | None = None
 ) -> Iterator[Table]:
-    """Yield a table for each class of rows; `show` overrides the columns' format of figures."""
+    """Yield a table for each class of rows; `show` overrides how columns format figures."""
     for kind, title in titles.items():
         if kind is OpeningRow:
             openings = [row for row in rows if isinstance(row, OpeningRow)]
@@ -318,7 +318,7 @@ class Comparison:
     there: Report
 
     def ratios(self) -> list[Row]:
-        """Return the rows of both reports, with ratios as figures."""
+        """Return the rows that both reports have, with ratios as figures."""
         others = self.there.rows()
         return [ratio(row, others[key]) for key, row in self.here.rows().items() if key in others]
 
@@ -336,13 +336,13 @@ class Comparison:
         }
 
     def tables(self) -> Group:
-        """Return a table for each list, and a note on rows of one report only."""
+        """Return a table for each list, and notes on rows that only one report has."""
         titles = {kind: name.capitalize() for name, kind in LISTS.items()}
         return Group(
             f"Ratios to the report of {self.there.artifact.on(self.there.machine)}:",
             *tables_of(self.ratios(), titles, MULTIPLE),
             *unmatched_note(self.here, self.there, "this report"),
-            *unmatched_note(self.there, self.here, "the other"),
+            *unmatched_note(self.there, self.here, "the other report"),
         )
 
 
@@ -361,7 +361,7 @@ def identified(rows: Iterable[Row]) -> list[dict[str, object]]:
 
 
 def unmatched_note(report: Report, other: Report, where: str) -> Iterator[str]:
-    """Yield a note on a report's rows that the other lacks, and the values only they have."""
+    """Yield a note on the rows that only `report` has, and the values found only in them."""
     rows = report.unmatched(other)
     known = {pair for row in other.rows().values() for pair in row.keys().items()}
     alone: dict[str, list[str]] = {}
@@ -371,4 +371,4 @@ def unmatched_note(report: Report, other: Report, where: str) -> Iterator[str]:
     reasons = "; ".join(f"{name} {', '.join(values)}" for name, values in alone.items())
     have = f"{len(rows)} rows of {where} have" if len(rows) > 1 else f"1 row of {where} has"
     if rows:
-        yield f"{have} no partner{f': {reasons}' if reasons else ''}."
+        yield f"{have} no counterpart{f': {reasons}' if reasons else ''}."

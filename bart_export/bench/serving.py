@@ -62,7 +62,7 @@ class Server:
 
 @contextlib.contextmanager
 def running(directory: pathlib.Path, engine: str, *options: str) -> Iterator[Server]:
-    """Serve an artifact on free ports for the length of a block.
+    """Serve an artifact on free ports while a block runs.
 
     `options` are further arguments of `bart-export serve`.
     """
@@ -143,7 +143,7 @@ class RestClient:
         self.close = self.connection.close
 
     def send(self, question: int, began: float) -> Answer:
-        """Send a request; a failure is a status."""
+        """Send a request; a failure becomes the answer's status."""
         if time.monotonic() - self.used > IDLE_SECONDS:
             self.connection.close()
         try:
@@ -171,7 +171,7 @@ class GrpcClient:
         self.close = self.channel.close
 
     def send(self, question: int, began: float) -> Answer:
-        """Send a request; a failure is a status."""
+        """Send a request; a failure becomes the answer's status."""
         try:
             body = self.predict(self.requests[question], timeout=REQUEST_SECONDS)
         except grpc.RpcError as error:
@@ -243,7 +243,7 @@ class Clients:
     def send_at_rate(self, rate: float, seconds: float, clients: int) -> tuple[float, list[Answer]]:
         """Send `rate` requests per second over both fronts; return the seconds and answers.
 
-        A request without a free client is sent late, but its time begins when it is due.
+        If no client is free, a request is sent late, but its time counts from when it was due.
         """
         numbers, began = itertools.count(), time.perf_counter() + 0.1
 

@@ -1,7 +1,7 @@
 """The benchmark of a server: its overhead, throughput, batches and behaviour under overload.
 
 Each engine has a server, which counts the time that requests spend in the engine. Configurations
-take turns, so that other work of the machine affects all of them alike.
+take turns, so that other work on the machine affects all of them alike.
 """
 
 import collections
@@ -63,8 +63,8 @@ class OverheadRow:
     front: str = field(metadata=column("front"))
     engine_seconds: float = field(metadata=column("engine", "ms", MILLISECONDS))
     request_seconds: float = field(metadata=column("request", "ms", MILLISECONDS))
-    overhead_seconds: float = field(metadata=column("more", "ms", MILLISECONDS))
-    overhead_share: float = field(metadata=column("more", "%", decimals(1, 100)))
+    overhead_seconds: float = field(metadata=column("overhead", "ms", MILLISECONDS))
+    overhead_share: float = field(metadata=column("overhead", "%", decimals(1, 100)))
     front_seconds: float = field(metadata=column("front", "ms", MILLISECONDS))
 
 
@@ -223,7 +223,7 @@ def serve_bench(
     Raises:
         ArtifactError: if the artifact is damaged or has no files for an engine.
         ConfigurationError: if a length exceeds the model's limit.
-        EngineError: if a server fails or generates another number of tokens.
+        EngineError: if a server fails or generates a different number of tokens.
     """
     artifact = Artifact.open(directory)
     positions = artifact.config.max_sequence_length
@@ -292,7 +292,7 @@ def chosen_engines(artifact: Artifact, engines: Sequence[str]) -> list[str]:
 def measure_batches(
     artifact: Artifact, server: Server, work: Work, runs: int
 ) -> Iterator[BatchRow]:
-    """Measure the engine's time of `generate` for batches of different sizes."""
+    """Measure how long the engine takes to generate for batches of different sizes."""
     times: dict[int, list[float]] = lists()
     clients = {size: Clients(server, random_inputs(artifact, work, size, 1)) for size in BATCHES}
     for run in range(runs + 1):

@@ -59,7 +59,7 @@ class OverloadRow:
 
 
 def measure(engine: str, clients: Clients, calls: int, seconds: float) -> OverloadRow:
-    """Send twice the load it can answer to a server that runs or queues this number of calls."""
+    """Send a server twice the load that it can answer; it runs or queues up to `calls` calls."""
     unloaded = [
         answer for front in FRONTS for answer in clients.send_all(front, 1, UNLOADED // 2)[1]
     ]

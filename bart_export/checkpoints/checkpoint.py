@@ -16,7 +16,7 @@ from bart_export.text.tokenizer import BartTokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A complete BART on disk.
+    """A complete BART model on disk.
 
     `weights` maps canonical names to arrays with the shapes in `weight_names.weights` and the
     stored dtypes; each lookup reads the file.
@@ -60,7 +60,7 @@ def without_padding(checkpoint: Checkpoint) -> Checkpoint:
     generate their ids, which have no text.
 
     Raises:
-        CheckpointError: if a special token of the settings is such a row.
+        CheckpointError: if a special token in the settings is one of these rows.
     """
     rows = max(checkpoint.vocabulary.values(), default=-1) + 1
     config = checkpoint.config

@@ -39,7 +39,7 @@ JsonObject = dict[str, Any]  # parsed and not validated
 
 
 def import_extra(package: str, purpose: str) -> Any:
-    """Import a package of the extra `export`.
+    """Import a package that the `export` extra installs.
 
     Raises:
         MissingExtra: if it is not installed; the message begins with `purpose`.

@@ -72,11 +72,11 @@ class StatedSettings:
 def parse(
     path: Path, stored: JsonObject, defaults: Mapping[str, object], origin: str | None = None
 ) -> StatedSettings:
-    """Return the generation settings in `stored`, the parsed file `path`.
+    """Return the generation settings in `stored`, the parsed content of `path`.
 
-    Settings that it lacks come from `defaults`, then from `GenerationConfig`; a file without
-    max_length means 20, as in transformers. `origin` describes where the settings come from, by
-    default the file.
+    Missing settings come from `defaults`, or else from `GenerationConfig`; a missing max_length
+    means 20, as in transformers. `origin` describes where the settings come from; by default it is
+    the file's name.
 
     Raises:
         CheckpointError: for values out of range, and for active settings that are not implemented.
@@ -117,7 +117,7 @@ def parse(
         values["min_length"] = most
         notes = (
             f"min_length={lowest} is above max_length={most}; it is lowered to {most}, which "
-            "generates the same.",
+            "generates the same texts.",
         )
     try:
         generation = GenerationConfig.from_dict(values)
@@ -135,7 +135,7 @@ def parse_model_config(path: Path, stored: JsonObject) -> StatedSettings:
 
 
 def with_tasks(path: Path, settings: StatedSettings, stored: JsonObject) -> StatedSettings:
-    """Return settings with the tasks and the prefix in `stored`, the parsed file `path`."""
+    """Return settings with the tasks and the prefix in `stored`, the parsed content of `path`."""
     tasks, prefix = stored.get("task_specific_params"), stored.get("prefix")
     stored_tasks = tasks.items() if isinstance(tasks, dict) else ()
     return dataclasses.replace(
@@ -151,7 +151,7 @@ def for_task(directory: Path, settings: StatedSettings, task: str) -> StatedSett
 
     Raises:
         ConfigurationError: if it has no such task.
-        CheckpointError: as `parse`.
+        CheckpointError: see `parse`.
     """
     path = directory / settings.tasks_file
     if task not in settings.tasks:
@@ -173,7 +173,7 @@ def for_task(directory: Path, settings: StatedSettings, task: str) -> StatedSett
 
 
 def special_ids(stored: JsonObject) -> dict[str, object]:
-    """Return the token ids in a model's `config.json`, defaults for `generation_config.json`."""
+    """Return the token ids in a `config.json`, which are defaults for `generation_config.json`."""
     return {
         name: stored[name]
         for name in TOKEN_IDS

@@ -42,7 +42,7 @@ SMALL_FILES = (
     "special_tokens_map.json",
 )
 # The key in config.json that identifies the format, and the patterns of its weight files. The first
-# that matches is downloaded, so pickles only if there is nothing else.
+# patterns with matching files are downloaded, so pickles are the last resort.
 WEIGHT_FILES = {
     "registered_name": (
         ("model.weights.h5",),
@@ -57,13 +57,13 @@ WEIGHT_FILES = {
 }
 ADAPTER_FILE = "adapter_config.json"
 SHA256 = re.compile(r"[0-9a-f]{64}")
-# The exceptions of clients that parse an unexpected response.
+# Exceptions that the clients raise when they parse an unexpected response.
 UNEXPECTED = (TypeError, ValueError, LookupError, AttributeError, AssertionError, RecursionError)
 AGAIN = "Run the same command again; finished files are kept."
 
 
 def fetch_kaggle(model: str, version: str | None) -> tuple[Path, str]:
-    """Download "org/model/keras/variant", by default its newest version.
+    """Download "org/model/keras/variant", by default in its newest version.
 
     Returns:
         The local directory and the version.
@@ -105,12 +105,12 @@ def kaggle_failure(handle: str, error: Exception) -> str:
         return f"The download of {handle} was interrupted. {AGAIN}"
     if isinstance(error, (requests_errors.ConnectionError, requests_errors.Timeout)):
         return (
-            f"Cannot reach Kaggle for {handle}. Check the network; a downloaded version works "
-            "offline if it is named, as in kaggle://org/model/keras/variant/3."
+            f"Cannot reach Kaggle for {handle}. Check the network. A version that is already "
+            "downloaded works offline if you name it, as in kaggle://org/model/keras/variant/3."
         )
     if isinstance(error, UNEXPECTED):
-        return unexpected_response("Kaggle", handle, "the network: a proxy may respond instead.")
-    return f"Kaggle could not deliver {handle}: {one_line(error)}"
+        return unexpected_response("Kaggle", handle, "the network: a proxy may have responded.")
+    return f"Cannot download {handle} from Kaggle: {one_line(error)}"
 
 
 def fetch_hugging_face(repository: str, revision: str | None) -> tuple[Path, str]:
@@ -156,7 +156,7 @@ def fetch_hugging_face(repository: str, revision: str | None) -> tuple[Path, str
 
 
 def weight_files(handle: str, directory: Path) -> tuple[tuple[str, ...], ...]:
-    """Return the patterns of weight files for the format of config.json; see WEIGHT_FILES."""
+    """Return the weight file patterns for the format that config.json names; see WEIGHT_FILES."""
     try:
         config = read_json(directory / CONFIG_FILE)
     except CheckpointError as error:
@@ -201,16 +201,15 @@ def matching_files(directory: Path, patterns: tuple[str, ...]) -> set[Path]:
 def refuse_outside(handle: str, directory: Path) -> None:
     """Raise PresetError if a file of a snapshot is outside the repository's cache.
 
-    The client stores a file under the name that the hub sends for its content, without checks.
+    The client stores a file under the name that the hub sends for its content, without checking it.
     """
     cache = directory.parents[1]
     inside = (cache.resolve(), (cache / "blobs").resolve())
     for path in directory.rglob("*"):
         if not any(path.resolve().is_relative_to(place) for place in inside):
             raise PresetError(
-                f"The hub of {handle} had {path.name} stored outside the cache, at "
-                f"{path.resolve()}, so it is not to be trusted. Check HF_ENDPOINT, and delete the "
-                "file."
+                f"The hub of {handle} caused {path.name} to be stored outside the cache, at "
+                f"{path.resolve()}, so do not trust it. Check HF_ENDPOINT, and delete the file."
             )
 
 
@@ -257,7 +256,7 @@ def hugging_face_failure(handle: str, error: Exception) -> str:
         return f"The download of {handle} was interrupted ({one_line(error)}). {AGAIN}"
     if isinstance(error, UNEXPECTED) and not isinstance(error, errors.HFValidationError):
         return unexpected_response("Hugging Face", handle, "HF_ENDPOINT and the network.")
-    return f"Hugging Face could not deliver {handle}: {one_line(error)}"
+    return f"Cannot download {handle} from Hugging Face: {one_line(error)}"
 
 
 def unexpected_response(hub: str, handle: str, check: str) -> str:
@@ -273,7 +272,7 @@ def http_status(error: BaseException | None) -> int | None:
 
 @contextlib.contextmanager
 def quiet(library: str) -> Iterator[None]:
-    """Redirect a client's output to stderr, or discard it if that is not a terminal."""
+    """Redirect a client's output to stderr, or discard it if stderr is not a terminal."""
     logger = logging.getLogger(library)
     level = logger.level
     logger.setLevel(logging.CRITICAL)

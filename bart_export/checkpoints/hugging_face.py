@@ -2,7 +2,7 @@
 
 Projections are transposed from (outputs, inputs) to Keras kernels, position tables lose their two
 unused leading rows, and the shared token embedding is found under any of its names. A checkpoint
-that is not exactly one complete BART raises an error that names the differences.
+that is not exactly one complete BART model raises an error that names the differences.
 """
 
 import dataclasses
@@ -54,15 +54,15 @@ TABLES = (
 )
 # Version markers of fairseq, which transformers ignores too.
 IGNORED = ("encoder.version", "decoder.version")
-# Explanations of surplus tensors, by prefix.
+# Explanations of unexpected tensors, by prefix.
 SURPLUS = {
     "classification_head.": "classification_head is a classifier's head: "
     "expected a model that generates (BartForConditionalGeneration).",
     "qa_outputs.": "qa_outputs is a question answering head: "
     "expected a model that generates (BartForConditionalGeneration).",
-    "encoder.layer_norm.": "layer_norm is a final layer norm, which mBART has but not BART.",
-    "base_model.": "base_model is peft's: save the merged model, model.merge_and_unload().",
-    "decoder.layer_norm.": "layer_norm is a final layer norm, which mBART has but not BART.",
+    "encoder.layer_norm.": "layer_norm is a final layer norm, which mBART has but BART does not.",
+    "base_model.": "base_model comes from peft: save the merged model, model.merge_and_unload().",
+    "decoder.layer_norm.": "layer_norm is a final layer norm, which mBART has but BART does not.",
 }
 
 # Weight files in order of precedence, and their readers.
@@ -75,7 +75,7 @@ WEIGHT_FILES = {
 
 
 def read(directory: Path, stored: JsonObject, with_weights: bool, tokenizer: bool) -> Checkpoint:
-    """Read a directory whose parsed config.json is `stored`; raises as `resolve.read`."""
+    """Read a directory with the parsed config.json `stored`; for errors see `resolve.read`."""
     config = read_config(directory / files.CONFIG_FILE, stored)
     tables = tokenizer_files.TokenizerTables()
     if tokenizer:
@@ -124,7 +124,7 @@ def read_config(path: Path, stored: JsonObject) -> BartConfig:
         )
     missing = [theirs for _, theirs, default in FIELDS if default is None and theirs not in stored]
     if missing:
-        raise CheckpointError(f"{path} lacks {', '.join(missing)}, which a BART needs.")
+        raise CheckpointError(f"{path} lacks {', '.join(missing)}, which a BART model needs.")
     values = {ours: stored.get(theirs, default) for ours, theirs, default in FIELDS}
     activation = values["activation_function"]
     if activation in tuple(ACTIVATION_SYNONYMS):
@@ -134,7 +134,7 @@ def read_config(path: Path, stored: JsonObject) -> BartConfig:
     except ConfigurationError as error:
         accepted = (*ACTIVATION_FUNCTIONS, *ACTIVATION_SYNONYMS)
         hint = f" Accepted: {', '.join(accepted)}." if activation not in accepted else ""
-        raise CheckpointError(f"{path} does not describe a BART: {error}{hint}") from error
+        raise CheckpointError(f"{path} does not describe a BART model: {error}{hint}") from error
 
 
 def read_settings(

@@ -57,7 +57,7 @@ KERAS_FIELDS = (
 )
 LAYER_KEYS = ("name", "trainable", "dtype")  # config keys that are not part of the architecture
 QUANTIZED = ("int8", "int4", "float8", "gptq", "awq")
-# The entries of a preset directory, whatever its model.
+# The entries that the preset directory of any model may have.
 FILES = re.compile(
     r"(config|metadata|tokenizer|preprocessor|task|generation_config|model\.weights)\.json"
     r"|(model|task)(_\d{5})?\.weights\.h5|assets"
@@ -65,7 +65,7 @@ FILES = re.compile(
 
 
 def read(directory: Path, stored: JsonObject, with_weights: bool, tokenizer: bool) -> Checkpoint:
-    """Read a preset whose parsed config.json is `stored`; raises as `resolve.read`."""
+    """Read a preset with the parsed config.json `stored`; for errors see `resolve.read`."""
     config, dtype = read_config(directory / CONFIG_FILE, stored)
     tables = tokenizer_files.TokenizerTables()
     if tokenizer:
@@ -119,7 +119,7 @@ def read_config(path: Path, stored: JsonObject) -> tuple[BartConfig, str | None]
     try:
         return BartConfig.from_dict(fields), dtype
     except ConfigurationError as error:
-        raise CheckpointError(f"{path} does not describe a BART: {error}") from error
+        raise CheckpointError(f"{path} does not describe a BART model: {error}") from error
 
 
 def dtype_policy(path: Path, dtype: object) -> str | None:
@@ -191,17 +191,17 @@ def write(
     decoder_sequence_length: int | None = None,
     max_shard_size: float | None = 10,
 ) -> None:
-    """Write a preset directory that KerasHub's `from_preset` loads.
+    """Write a preset directory that KerasHub's `from_preset` can load.
 
-    The directory appears complete, by one rename, and replaces an earlier preset. `weights` has an
+    One rename makes the complete directory appear or replaces an earlier preset. `weights` has an
     array for each name in `weight_names.weights(config)`; `weights_dtype` casts them. `dtype` is
     the dtype policy in config.json. Without a vocabulary, the preset has no tokenizer and no
     preprocessor. The sequence lengths are the preprocessor's, by default the model's positions.
     `max_shard_size` is in GB as in KerasHub; None writes one file.
 
     Raises:
-        CheckpointError: if weights are missing, surplus or misshapen, or if the directory contains
-            something else or cannot be written.
+        CheckpointError: if weights are missing, unexpected or have the wrong shape, or if the
+            directory contains something else or cannot be written.
         MissingExtra: if h5py is not installed.
     """
     directory = Path(os.path.realpath(directory))
@@ -261,7 +261,7 @@ def require_replaceable(directory: Path) -> None:
         if not FILES.fullmatch(path.name):
             raise CheckpointError(
                 f"{directory} exists and is not a preset: it contains {shown(path.name)}, which "
-                "would be lost. Move it, or name another directory."
+                "would be lost. Move it, or choose another directory."
             )
 
 

@@ -1,7 +1,7 @@
 """Reads and writes the HDF5 weight files of Keras presets, in one file or in shards.
 
-Datasets are read lazily, under the paths in `checkpoints.weight_names` for any version of Keras.
-Links and external data are not followed, and only numbers are read.
+Datasets are read lazily, and paths of earlier Keras versions are mapped to those in
+`checkpoints.weight_names`. Links and external data are not followed, and only numbers are read.
 """
 
 import json
@@ -139,7 +139,7 @@ def write(
     unless it is None.
 
     Raises:
-        CheckpointError: if a weight is misshapen or larger than a shard.
+        CheckpointError: if a weight has the wrong shape or is larger than a shard.
         MissingExtra: if h5py is not installed.
     """
     h5py = import_h5py()

@@ -1,7 +1,7 @@
 """Resolves a preset's name, handle or path to a checkpoint and default generation settings.
 
-Settings come from the checkpoint, otherwise from the registry of presets, otherwise from
-transformers' defaults. Lengths are limited to the model's positions.
+Settings come from the checkpoint, or else from the registry of presets, or else from transformers'
+defaults. Lengths are limited to the model's positions.
 """
 
 import dataclasses
@@ -70,8 +70,8 @@ class ResolvedPreset:
         stage: called with the name of each stage when it begins.
 
     Raises:
-        PresetError, CheckpointError, TokenizerError, MissingExtra: as `find` and `read`.
-        ConfigurationError: as `defaults`.
+        PresetError, CheckpointError, TokenizerError, MissingExtra: see `find` and `read`.
+        ConfigurationError: see `defaults`.
     """
 
     def __init__(
@@ -133,8 +133,9 @@ def read(directory: Path, *, weights: bool = True, tokenizer: bool = True) -> Ch
     read. With `weights=False`, no weight file is opened, the checkpoint has no weights, and
     `config.final_logits_bias` is the value in config.json. With `tokenizer=False`, no tokenizer is
     needed or read, and embedding rows without a token are kept.
+
     Raises:
-        PresetError: if the directory has no model, or one that is not a BART.
+        PresetError: if the directory has no model, or one that is not BART.
         CheckpointError: if a file is missing, damaged or inconsistent with the others.
         TokenizerError: if the tokenizer files are missing or do not fit the model.
         MissingExtra: if a package that reads the weight files is not installed.

@@ -51,15 +51,15 @@ SPECIAL_NAMES = {
     "unk_token": UNKNOWN,
     "mask_token": MASK,
 }
-EXTRA_SPECIAL = ("additional_special_tokens", "extra_special_tokens")  # in transformers 4, and 5
-# Classes of transformers that put <s> and </s> around GPT-2's tokens, without the suffix "Fast".
+EXTRA_SPECIAL = ("additional_special_tokens", "extra_special_tokens")  # transformers 4 and 5
+# transformers' classes that put <s> and </s> around GPT-2's tokens, without the suffix "Fast".
 CLASSES = ("BartTokenizer", "RobertaTokenizer", "LEDTokenizer", "PreTrainedTokenizer",
            "TokenizersBackend")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerTables:
-    """The tokenizer's fields of a `Checkpoint`."""
+    """The fields of a `Checkpoint` that describe its tokenizer."""
 
     vocabulary: dict[str, int] = dataclasses.field(default_factory=dict)
     merges: Merges = ()
@@ -71,7 +71,7 @@ def read_keras(directory: Path, vocabulary_size: int) -> TokenizerTables:
     """Read a Keras preset's `assets/tokenizer/` and `tokenizer.json`.
 
     Raises:
-        TokenizerError: if a file is missing or invalid, or a token is beyond `vocabulary_size`.
+        TokenizerError: if a file is missing or invalid, or an id is not below `vocabulary_size`.
     """
     assets, path = directory / "assets" / "tokenizer", directory / "tokenizer.json"
     vocabulary = read_vocabulary(assets / "vocabulary.json")
@@ -101,8 +101,8 @@ def read_hugging_face(directory: Path, vocabulary_size: int) -> TokenizerTables:
     """Read `tokenizer.json`, or else `vocab.json` and `merges.txt`, and the other tokenizer files.
 
     Raises:
-        TokenizerError: if files are missing or invalid, have settings that a byte-level BPE does
-            not have, or a token is beyond `vocabulary_size`.
+        TokenizerError: if files are missing or invalid, if they have settings that a byte-level BPE
+            does not have, or if an id is not below `vocabulary_size`.
     """
     config, tokenizer = directory / "tokenizer_config.json", directory / "tokenizer.json"
     vocab, merges_file = directory / "vocab.json", directory / "merges.txt"
@@ -284,7 +284,7 @@ def refuse_settings(
     name = str(settings.get("tokenizer_class") or CLASSES[0]).removesuffix("Fast")
     if name not in CLASSES:
         raise TokenizerError(
-            f"tokenizer_class in {path} must be one like {CLASSES[0]}, received "
+            f"tokenizer_class in {path} must be compatible with {CLASSES[0]}, received "
             f"{shown(settings['tokenizer_class'])}."
         )
     truncation = stored.get("truncation")

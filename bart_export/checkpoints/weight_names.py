@@ -57,7 +57,7 @@ DECODER = (
 
 
 def weights(config: BartConfig) -> tuple[Weight, ...]:
-    """Return all weights of a BART, in the order of KerasHub's `backbone.weights`."""
+    """Return all weights of a BART model, in the order of KerasHub's `backbone.weights`."""
     table = (config.vocabulary_size, config.hidden_dim)
     rows = [
         Weight(TOKEN_EMBEDDING, table, "layers/reversible_embedding/vars/0", "shared.weight"),
@@ -151,7 +151,7 @@ WORDS = (
 
 
 def layer_names(config: BartConfig) -> dict[str, str]:
-    """Return layer name → weight name of every matrix, in the order of `weights`."""
+    """Return every matrix's weight name by layer name, in the order of `weights`."""
     return {
         layer_name(weight.name): weight.name
         for weight in weights(config)

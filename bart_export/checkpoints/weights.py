@@ -45,7 +45,7 @@ class Entry:
 
 
 class LazyWeights(Mapping[str, Array]):
-    """Names → arrays, which every lookup reads again."""
+    """A mapping from names to arrays; every lookup reads the array again."""
 
     def __init__(self, names: Iterable[str], read: Callable[[str], Array]) -> None:
         self._names = dict.fromkeys(names)
@@ -68,7 +68,7 @@ def stored_weights(
     entries: Mapping[str, Entry],
     arrange: Callable[[Weight, Array], Array] = lambda row, values: values,
 ) -> LazyWeights:
-    """Return canonical names → arrays of the rows' shapes, in the stored dtypes.
+    """Return arrays by canonical name, with the rows' shapes and the stored dtypes.
 
     A lookup raises CheckpointError if the file cannot be read or a value is not finite in float32.
     """
@@ -98,6 +98,7 @@ def read_entries(
 
     `formats` maps file names to readers in order of precedence; a .json file is an index of shards.
     `normalize` maps the stored name of a tensor to the name of its entry.
+
     Raises:
         CheckpointError: if a file is missing or damaged, or a tensor is stored twice.
         MissingExtra: if a package that reads the files is not installed.
@@ -127,19 +128,19 @@ def require_exactly(
 ) -> None:
     """Require that `entries` are exactly the `expected` tensors, by stored names.
 
-    `expected` maps names to accepted shapes; `explanations` maps prefixes of surplus names to
+    `expected` maps names to accepted shapes; `explanations` maps prefixes of unexpected names to
     sentences for the error message.
 
     Raises:
-        CheckpointError: listing missing, surplus, misshapen and non-floating-point tensors.
+        CheckpointError: listing missing and unexpected tensors, wrong shapes and wrong dtypes.
     """
     surplus = [name for name in entries if name not in expected]
     both = {name: entries[name] for name in expected if name in entries}
     findings = {
         "missing": [name for name in expected if name not in entries],
-        "surplus": surplus,
-        "misshapen": [
-            f"{name} of shape {list(entry.shape)} instead of {list(expected[name][0])}"
+        "unexpected": surplus,
+        "wrong shape:": [
+            f"{name} has {list(entry.shape)} instead of {list(expected[name][0])}"
             for name, entry in both.items()
             if entry.shape not in expected[name]
         ],
@@ -165,12 +166,12 @@ def require_names(expected: Iterable[str], weights: Mapping[str, object]) -> Non
     """Require exactly the expected names.
 
     Raises:
-        CheckpointError: listing missing and surplus names.
+        CheckpointError: listing missing and unexpected names.
     """
     names = set(expected)
     missing, surplus = sorted(names - weights.keys()), sorted(weights.keys() - names)
     found = [f"missing {', '.join(missing)}"] if missing else []
-    found += [f"surplus {', '.join(surplus)}"] if surplus else []
+    found += [f"unexpected {', '.join(surplus)}"] if surplus else []
     if found:
         raise CheckpointError(
             f"The weights do not match the model's configuration: {'; '.join(found)}."
@@ -238,7 +239,7 @@ def open_safetensors(path: Path) -> Any:
 def read_pytorch(path: Path) -> dict[str, Entry]:
     """Return the tensors of a PyTorch weight file.
 
-    It is a pickle, read only by `torch.load(weights_only=True)`, which builds nothing but tensors.
+    The file is a pickle, loaded with `torch.load(weights_only=True)`, which builds only tensors.
 
     Raises:
         CheckpointError: if PyTorch is not installed or too old to be safe, or cannot load the file.
@@ -247,7 +248,7 @@ def read_pytorch(path: Path) -> dict[str, Entry]:
         import torch
     except ImportError as error:
         raise CheckpointError(
-            f"{path} is a pickle, which is read only through PyTorch, and PyTorch is not "
+            f"{path} is a pickle, which can only be read with PyTorch, and PyTorch is not "
             "installed. Install torch, or use a copy with model.safetensors "
             "(model.save_pretrained(directory) writes one)."
         ) from error

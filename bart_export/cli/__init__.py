@@ -125,7 +125,7 @@ def print_json(content: object) -> None:
 
 
 def require(what: str, packages: Mapping[str, str], extra: str) -> None:
-    """Raise MissingExtra if a module cannot be found; `packages` has the package of each."""
+    """Raise MissingExtra if a module cannot be found; `packages` maps modules to packages."""
     for module, package in packages.items():
         try:
             found = importlib.util.find_spec(module) is not None

@@ -128,7 +128,7 @@ def row_of_object(line: bytes) -> Row:
         plain = row_of_line(line)
         plain.setdefault(
             "error",
-            'The line must be a JSON object with a string "text", each name once, numbers finite.',
+            'The line must be a JSON object with a string "text", unique names, finite numbers.',
         )
         return plain
     row = {name: value for name, value in row.items() if name not in RESULT_FIELDS}
@@ -203,12 +203,12 @@ def as_line(row: Row) -> bytes:
         line = json.dumps(row, ensure_ascii=False)
     except RecursionError:  # a row nested as deeply as the parser allows
         line = json.dumps({"text": row["text"], "error": "The object is nested too deeply."})
-    # Lone surrogates cannot be encoded; with a backslash they become JSON's escapes.
+    # Lone surrogates cannot be encoded; "backslashreplace" turns them into JSON escapes.
     return line.encode("utf-8", "backslashreplace") + b"\n"
 
 
 def check_output(path: pathlib.Path | None, source: pathlib.Path | None, overwrite: bool) -> None:
-    """Raise InputError for an output with another format's suffix, or one that would be lost.
+    """Raise InputError if an output has another format's suffix or would overwrite a file.
 
     `path` is "-" or None for standard output, `source` "-" for standard input or None for no input.
     """

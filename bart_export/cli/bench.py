@@ -22,7 +22,7 @@ OF_SERVERS = {
     "queue_size": "--queue-size",
     "overload_seconds": "--overload",
 }
-# Lists for files of which a server takes one value, with its parameter's name.
+# Options with several values for files but one for a server, and the server's parameters.
 ONCE = {"sources": ("--source", "source"), "num_threads": ("--threads", "num_threads")}
 
 
@@ -74,13 +74,13 @@ ONCE = {"sources": ("--source", "source"), "num_threads": ("--threads", "num_thr
     "overload_seconds",
     type=Seconds(min_open=True),
     metavar="SECONDS",
-    help="With --serve: also send each server twice the load that it can answer, for this time.",
+    help="With --serve: also send each server twice the load that it can answer, for this long.",
 )
 @click.option(
     "--compare",
     type=PATH,
     metavar="OTHER.json",
-    help="Also print the ratios to an earlier report of --json, from this machine or another.",
+    help="Also print the ratios to an earlier --json report, from this machine or another.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 def bench(artifact: pathlib.Path, serve: bool, as_json: bool, **options: Value) -> None:
@@ -89,7 +89,7 @@ def bench(artifact: pathlib.Path, serve: bool, as_json: bool, **options: Value) 
     Files are opened for the first time (hashing, packing weights), cold (from disk) and warm. With
     --serve, the overhead and the throughput of servers are measured instead.
 
-    Configurations take turns, and figures are medians. Only compare figures of the same run.
+    Configurations take turns, and figures are medians. Only compare figures from the same run.
     """
     given = {name: value for name, value in options.items() if value not in (None, ())}
     for name, flag in (OF_FILES if serve else OF_SERVERS).items():

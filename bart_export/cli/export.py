@@ -35,7 +35,7 @@ SOURCE_LENGTHS, TARGET_LENGTH, NUM_BEAMS = (128, 512), 128, (1, 4)
 
 
 def comma_separated(numbers: Sequence[int]) -> str:
-    """Return numbers as a list on the command line."""
+    """Return numbers as a comma-separated list."""
     return ",".join(map(str, numbers))
 
 
@@ -69,7 +69,7 @@ def static_shapes(values: Values) -> StaticShapes | None:
     """Return the buckets of a static build, or None for a dynamic one."""
     shapes = values.get("shapes", "static" if "android" in values else "dynamic")
     if "android" in values and shapes != "static":
-        raise click.UsageError("--android needs --shapes static, which it implies.")
+        raise click.UsageError("--android cannot be combined with --shapes dynamic.")
     if shapes == "static":
         return StaticShapes(
             values.get("source_lengths", SOURCE_LENGTHS),
@@ -313,7 +313,7 @@ def bundle_lines(bundled: "Artifact") -> Iterator[str]:
     use = (
         "Open android/ in Android Studio to build the app."
         if bundled.directory == ASSETS
-        else "An app needs it as assets/bart; see android/README.md of bart-export."
+        else "An app needs it as assets/bart; see android/README.md in bart-export."
     )
     yield (
         f"Bundle for Android: {bundled.directory}, {bundle.megabytes(size)}, and as much again on "

@@ -156,7 +156,7 @@ def lines(facts: Facts) -> Iterator[str]:
                 break_on_hyphens=False,
             )
         if more := sum(1 for _ in found):
-            yield f"  … and {plural(more, 'more line')}, which --json has"
+            yield f"  … and {plural(more, 'more line')}, which --json shows"
 
 
 def fields(content: Mapping[str, Any]) -> Iterator[str]:

@@ -54,7 +54,7 @@ def verify(
     files are compared with the float model: logits and most likely tokens at each step, generated
     texts, ROUGE if there are references, every row of every matrix, and the graphs.
 
-    The exit code is 1 if an answer differs from that at the export, or a file is outside its
+    The exit code is 1 if an answer has changed since the export, or a file is outside its
     recipe's tolerance. Only --against needs TensorFlow.
     """
     from bart_export.artifact.artifact import Artifact
@@ -181,7 +181,7 @@ def edgetpu() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with a row for each operation.")
 @click.pass_context
 def check(context: click.Context, file: pathlib.Path, as_json: bool) -> None:
-    """Report which operations of a .tflite FILE an Edge TPU would run, and why not the others.
+    """Report which operations of a .tflite FILE an Edge TPU would run, and why others would not.
 
     The compiler's published rules are checked, and edgetpu_compiler is run if it is on PATH. The
     exit code is 1 if an operation would not run on the Edge TPU, and 2 if FILE cannot be read.
@@ -212,7 +212,7 @@ def check(context: click.Context, file: pathlib.Path, as_json: bool) -> None:
 def show_report(report: "Report") -> None:
     """Print the operations by operator and status, like the compiler, and the parameters."""
     counts = collections.Counter((row.operator, row.status, row.rule) for row in report.rows)
-    # The reason of the first operation stands for all that break the same rule.
+    # The first operation's reason stands for all that break the same rule.
     reasons = {(row.operator, row.status, row.rule): row.reason for row in reversed(report.rows)}
     lines = [(key[0], str(count), key[1], reasons[key]) for key, count in counts.items()]
     console().print(operations(lines))
@@ -237,7 +237,7 @@ def show_compiled(compiled: "Compiled | None") -> None:
 
 
 def parameters(on_chip: int, streamed: int) -> str:
-    """Return the location of a running file's parameters as text."""
+    """Return a description of where a running file's parameters are."""
     return (
         f"parameters: {on_chip / 2**20:.2f} MiB kept on the Edge TPU, {streamed / 2**20:.2f} MiB "
         "streamed on every run"

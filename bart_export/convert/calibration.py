@@ -1,9 +1,9 @@
 """Calibration: measures the range of every activation of a float `.tflite` file on real texts.
 
-Each source is encoded and decoded as a user would do it, and every step of the search counts.
-LiteRT's `Interpreter` can preserve all tensors; it runs without delegates, which would fuse some
-away. AI Edge Quantizer's own calibrator needs all samples in advance, but the inputs of a step
-depend on earlier steps.
+Each source is encoded and decoded as in normal use, and every step of the search is recorded.
+LiteRT's `Interpreter` can preserve all tensors; it runs without delegates, because they would fuse
+some of the tensors away. AI Edge Quantizer's own calibrator needs all samples in advance, but the
+inputs of a step depend on earlier steps.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ FloatArray = npt.NDArray[np.float32]
 Arrays = dict[str, npt.NDArray[Any]]
 # The smallest and the largest value of each activation, by tensor name.
 Ranges = Mapping[str, tuple[float, float]]
-# Decodes a source with a number of beams and at most a number of decoder tokens.
+# Decodes a source with a given number of beams and a maximum number of decoder tokens.
 Search = Callable[["TracedModel", Sequence[int], int, int], None]
 
 
@@ -41,8 +41,8 @@ def calibrate(
 ) -> tuple[Ranges, int]:
     """Run sources through every signature of a float file, dynamic or static.
 
-    `sources` are token ids, cut to the length of each bucket. `num_beams` is for signatures that do
-    not fix it; at least 2 are used, because a single beam has its own signature.
+    `sources` are token ids, cut to the length of each bucket. `num_beams` is for signatures without
+    a fixed number; at least 2 beams are used, because a single beam has its own signature.
 
     Returns:
         The ranges of the activations, and the number of runs that they were measured on.

@@ -3,12 +3,12 @@
 A segment is one or two 1x1 convolutions over (1, 1, rows, width), because the Edge TPU computes
 only one row of a `FULLY_CONNECTED`. It is calibrated on the encoder's activations for real texts.
 An int8 tensor has only one scale, so a segment computes (y - centre) / reach, with a centre and a
-reach per channel, which the host reverts. For the embedded preset this reduces the encoder's
+reach per channel, which the host undoes. For the embedded preset this reduces the encoder's
 relative error from 6.4 % to 2.4 %, and it allows queries, keys and values to share one output.
 
-The compiler does not support GELU; x * sigmoid(1.702 x) replaces it. That is off by at most 0.0204
-(at -2.27), and causes 1.6 % of the relative error. The factor is folded into the weights before and
-after, which leaves x * sigmoid(x).
+The compiler does not support GELU, so it is replaced with x * sigmoid(1.702 x). This is off by at
+most 0.0204 (at -2.27), and causes 1.6 % of the relative error. The factor is folded into the
+weights before and after, which leaves x * sigmoid(x).
 """
 
 import pathlib
@@ -54,7 +54,7 @@ def activation_error(activation: str) -> float:
     """Return the largest difference between a segment's activation and the model's."""
     if activation not in SIGMOID_FACTORS:
         return 0.0
-    x = tf.linspace(-8.0, 8.0, 16_001)  # beyond, both are x or 0
+    x = tf.linspace(-8.0, 8.0, 16_001)  # outside this range, both are x or 0
     computed = x * tf.sigmoid(SIGMOID_FACTORS[activation] * x)
     return float(tf.reduce_max(tf.abs(computed - ACTIVATIONS[activation](x))))
 
@@ -126,7 +126,7 @@ def run_layer(
     """
     projected = [linear(weights, name, x).numpy() for name in PROJECTIONS[parts.ATTENTION_INPUT]]
     inputs = dict(zip(SELF_ATTENTION, projected, strict=True))
-    context = tflite_signatures.attention(config, {}, inputs)["mixed"]
+    context = tflite_signatures.mix(config, {}, inputs)["mixed"]
     update = linear(weights, "self_attention_layer/attention_output", context)
     middle = layer_norm(weights, NORMS[parts.ATTENTION_OUTPUT], x + update)
     wide = ACTIVATIONS[config.activation_function](linear(weights, WIDE, middle))
@@ -185,7 +185,7 @@ def convert_segment(
     """Convert a segment to an all-int8 `.tflite`, calibrated on its inputs, (any, width)."""
     width = read.shape[1]
     pieces = -(-len(read) // rows)
-    # The last piece is filled with the first rows; zeros would not be real activations.
+    # The last piece is padded with the first rows, because zeros would not be real activations.
     samples = np.resize(read, (pieces, 1, 1, rows, width))
     module = tf.Module()
     module.compute = tf.function(

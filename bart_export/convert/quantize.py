@@ -1,8 +1,8 @@
 """Quantizes a float `.tflite` file with AI Edge Quantizer, according to a recipe.
 
 Projections and lookups are quantized alike, so that the tied embedding table remains one buffer.
-Static recipes, which also have integer activations, need a calibration. Their integer operators are
-selected by their place in the graph, because the converter's tensor names are not descriptive.
+Static recipes, which also have integer activations, need calibration. Their integer operators are
+selected by position in the graph, because the converter's tensor names are not descriptive.
 Source masks and cache updates remain float32, because signatures exchange float32.
 """
 
@@ -33,8 +33,8 @@ MATRIX_OPERATORS = (
 # An ADD of a mask to attention scores; modes and ranges treat it unlike other ADDs.
 MASKING = "masking"
 # Mode of a recipe -> its integer operators besides the projections. On the embedded preset with 128
-# texts, int8 changes the likeliest token of 10 % of the steps in layer norms, 1.3 % in the residual
-# sums and 0.6 % in GELU, and its elementwise attention generates nonsense; int16 changes none.
+# texts, int8 layer norms change the most likely token in 10 % of the steps, int8 residual sums in
+# 1.3 % and int8 GELU in 0.6 %; int8 elementwise attention generates nonsense. int16 changes none.
 PROJECTED = ("BATCH_MATMUL", "SOFTMAX", MASKING, "RESHAPE", "TRANSPOSE")
 NORMED = ("ADD", "SUB", "MUL", "MEAN", "RSQRT", "SUM")
 ACTIVATIONS = ("GELU", "LOGISTIC", "TANH", "RELU")
@@ -43,14 +43,14 @@ INTEGER_OPERATORS: Mapping[str, frozenset[str]] = {
     "static_ai8": frozenset(PROJECTED),
 }
 # Layers whose activations do not fit a fixed range and are quantized dynamically. The second matrix
-# of a feed-forward block makes the first token's values several times larger than any other's. This
-# alone changes the likeliest token of 3 % of the steps in int8; clipping the range costs no less.
+# of a feed-forward block makes the first token's values several times larger than any other's. In
+# int8 this alone changes the most likely token in 3 % of the steps; clipping is no better.
 DYNAMIC_LAYERS: Mapping[str, str] = {"static_ai8": ".*/feedforward_output"}
-# Bits of activations -> headroom of the ranges. On texts unlike those of the calibration, int16
-# loses more to clipping than to steps 1.5 times as coarse (the relative error of the logits is
-# 7.6 %, or 2.6 % with headroom); int8 has no resolution to spare.
+# Bits of activations -> headroom of the ranges. On texts unlike the calibration texts, int16 loses
+# more to clipping than to steps that are 1.5 times as coarse (the relative error of the logits is
+# 7.6 %, or 2.6 % with headroom). int8 has no resolution to spare.
 HEADROOM = {16: 1.5, 8: 1.0}
-# A bias is an int32 in units of the input's scale times the row's; half the range is for safety.
+# A bias is an int32 in units of the input's scale times the row's; half its range is a margin.
 LARGEST_BIAS = 2**30
 
 
@@ -110,7 +110,7 @@ def silenced() -> Iterator[None]:
         logging.disable(before)
 
 
-def by_storage(recipe: Recipe, layers: Iterable[str]) -> dict[Storage, list[str]]:
+def layers_by_storage(recipe: Recipe, layers: Iterable[str]) -> dict[Storage, list[str]]:
     """Return the layers of each storage that a recipe uses, except float32."""
     stored: dict[Storage, list[str]] = {}
     for layer in layers:
@@ -120,7 +120,7 @@ def by_storage(recipe: Recipe, layers: Iterable[str]) -> dict[Storage, list[str]
     return stored
 
 
-def operators_of(layers: Iterable[str]) -> str:
+def output_pattern(layers: Iterable[str]) -> str:
     """Return a regular expression for the outputs of operators that read the layers' matrices."""
     return f"^[^/]+/({'|'.join(map(re.escape, layers))})/[a-z]+;?$"
 
@@ -129,14 +129,14 @@ def add_matrices(
     manager: recipe_manager.RecipeManager, recipe: Recipe, layers: Iterable[str]
 ) -> None:
     """Configure how the layers' matrices are stored and multiplied."""
-    for storage, stored in by_storage(recipe, layers).items():
-        # There is no float16 kernel, so such a matrix is dequantized in every mode. Static modes
-        # have no static lookups; dynamic ones read the same integers.
+    for storage, stored in layers_by_storage(recipe, layers).items():
+        # There is no float16 kernel, so a float16 matrix is dequantized in every mode. No lookup is
+        # static; in static modes, dynamic lookups read the same integers.
         widened = recipe.mode == "weight_only" or storage.granularity is None
         add = manager.add_weight_only_config if widened else manager.add_dynamic_config
         for operator in MATRIX_OPERATORS:
             add(
-                regex=operators_of(stored),
+                regex=output_pattern(stored),
                 operation_name=operator,
                 num_bits=storage.bits,
                 granularity=qtyping.QuantGranularity((storage.granularity or "tensorwise").upper()),
@@ -153,12 +153,12 @@ def add_integer_operators(
 ) -> None:
     """Configure the operators whose inputs and outputs are integers of `bits` bits."""
     dynamic = DYNAMIC_LAYERS.get(recipe.mode, "")
-    for storage, stored in by_storage(recipe, layers).items():
+    for storage, stored in layers_by_storage(recipe, layers).items():
         fixed = [layer for layer in stored if not re.fullmatch(dynamic, layer)]
         # Blockwise and float16 layers cannot be static, and keep their dynamic configuration.
         if fixed and storage.granularity in ("channelwise", "tensorwise"):
             manager.add_static_config(
-                regex=operators_of(fixed),
+                regex=output_pattern(fixed),
                 operation_name=qtyping.TFLOperationName.FULLY_CONNECTED,
                 activation_num_bits=bits,
                 weight_num_bits=storage.bits,
@@ -224,9 +224,9 @@ def graphs(content: Content) -> Iterator[Graph]:
 def operator_kinds(graph: Graph) -> Iterator[tuple[Operator, str]]:
     """Yield the operators that compute activations, each with its name or `MASKING`.
 
-    Activations are computed from embeddings and float inputs; masks, which depend on ids alone, do
-    not count. An ADD whose result is an output of the signature writes a cache, together with the
-    MUL before it.
+    Activations are computed from embeddings and float inputs, unlike masks, which depend only on
+    ids. Operators that write a cache are left out: an ADD whose result is an output of the
+    signature, and the MUL before it.
     """
     activations = set(graph.float_inputs)
     for operator in graph.operators:
@@ -249,8 +249,8 @@ def fit_ranges(content: Content, measured: Ranges, bits: int) -> Ranges:
 
     They are the measured ranges plus headroom, except for masks and masked scores: the score of a
     masked position is far below all others, and a range that includes it would leave no resolution
-    for them. It only has to be low enough for its softmax to round to 0, which is `margin` below
-    the smallest unmasked score; integers saturate, so anything lower is clipped to that.
+    for the others. A masked score only needs to be low enough for its softmax to round to 0, that
+    is, `margin` below the smallest unmasked score. Integers saturate, so lower ones are clipped.
     """
     # The softmax has steps of 2**-bits; e**-margin is half a step.
     margin = (bits + 1) * math.log(2)
@@ -271,7 +271,7 @@ def fit_ranges(content: Content, measured: Ranges, bits: int) -> Ranges:
 def saturating_layers(content: Content, fitted: Ranges, bits: int) -> set[str]:
     """Return the layers whose bias is too large for its integer type and would silently saturate.
 
-    In such a layer a row of the matrix is almost zero, such as the padding token's embedding in a
+    This happens if a row of the matrix is almost zero, such as the padding token's embedding in a
     model with a logits bias.
     """
     model = schema.Model.GetRootAs(content, 0)
@@ -293,10 +293,10 @@ def saturating_layers(content: Content, fitted: Ranges, bits: int) -> set[str]:
 
 
 def restore_outputs(content: bytearray) -> None:
-    """Make the outputs of a quantized file's subgraphs those that its signatures name.
+    """Restore the subgraph outputs that a quantized file's signatures name.
 
     If a tensor is both an output and quantized for an operator inside the graph, AI Edge Quantizer
-    0.10 lists the quantized copy as the output, and LiteRT finds no output of the signature's name.
+    0.10 lists the quantized copy as the output, and LiteRT does not find the signature's output.
     """
     model = schema.Model.GetRootAs(content, 0)
     for definition in map(model.SignatureDefs, range(model.SignatureDefsLength())):

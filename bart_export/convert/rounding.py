@@ -2,9 +2,9 @@
 
 Each block of a row gets the scale with the least error. If the correlation of a matrix's inputs is
 known, the error of a column is compensated in the columns to its right: GPTQ (Frantar et al., 2022,
-https://arxiv.org/abs/2210.17323), with a block's scales chosen when it is reached. AI Edge
-Quantizer's GPTQ does not support lookups and needs a calibration; its OCTAV never uses the lowest
-integer. The file's layout is AI Edge Quantizer's; only integers and scales are replaced.
+https://arxiv.org/abs/2210.17323), with a block's scales chosen when that block is reached. AI Edge
+Quantizer's GPTQ does not support lookups and needs calibration; its OCTAV never uses the lowest
+integer. The file keeps AI Edge Quantizer's layout; only integers and scales are replaced.
 """
 
 import re
@@ -36,7 +36,7 @@ SMALLEST = 2.0**-24  # the smallest positive float16
 def round_blocks(quantized: bytearray, content: Content, layers: Container[str]) -> None:
     """Replace the integers and scales of blockwise layers in a quantized file, in place.
 
-    `content` is that of the float file that it was quantized from.
+    `content` is the content of the float file that was quantized.
     """
     original, model = (schema.Model.GetRootAs(data, 0) for data in (content, quantized))
     sources = dict(matrices(original))
@@ -69,8 +69,8 @@ def require_full_blocks(content: Content, recipe: Recipe, layers: Container[str]
         if layer in layers and block and tensor.Shape(1) % int(block[1]):
             raise ConfigurationError(
                 f"The recipe {recipe.name} stores {layer} in blocks of {block[1]}, but a row has "
-                f"{tensor.Shape(1)} weights, which is not a multiple of that. A recipe file can "
-                "store it in blocks of another size, or as int8."
+                f"{tensor.Shape(1)} weights, which is not a multiple of {block[1]}. Use a recipe "
+                "file that stores this layer in blocks of another size, or as int8."
             )
 
 
@@ -110,7 +110,7 @@ def round_matrix(
 
     `block_size` is the number of weights that share a scale; it divides the number of inputs.
     `moments` are second moments of the inputs, (inputs, inputs), or None if unknown, in which case
-    all inputs have equal weight and are uncorrelated.
+    all inputs are assumed to be equally important and uncorrelated.
     """
     outputs, inputs = weights.shape
     left = weights.copy()
@@ -184,8 +184,8 @@ def round_scales(scales: npt.NDArray[np.floating]) -> FloatArray:
 def embedding_moments(table: FloatArray) -> FloatArray:
     """Return moments, (hidden, hidden), for a tied embedding table, (rows, hidden).
 
-    The hidden states that the rows are multiplied by are distributed like the rows themselves; a
-    row that is looked up is used unchanged, so all its columns count equally. Both uses get the
+    The hidden states that multiply the rows are assumed to be distributed like the rows themselves.
+    A row that is looked up is used unchanged, so all its columns count equally. Both uses get the
     same weight.
     """
     products = table.T @ table

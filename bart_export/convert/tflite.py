@@ -28,7 +28,7 @@ from bart_export.graph.parameters import FloatArray, InferenceParameters
 from bart_export.quiet import native_stderr_silenced
 
 FILE_IDENTIFIER = b"TFL3"
-ALIGNMENT = 16  # bytes, of every buffer, required by the schema
+ALIGNMENT = 16  # bytes; the schema requires it for every buffer
 
 
 def write_float(
@@ -46,7 +46,7 @@ def buckets(config: BartConfig, shapes: StaticShapes | None) -> Sequence[contrac
 
 
 def dynamic_buckets(signatures: Sequence[contract.Signature]) -> list[contract.Bucket]:
-    """Return signatures without fixed sizes."""
+    """Return a bucket without fixed sizes for each signature."""
     return [contract.Bucket(signature.name, signature, {}) for signature in signatures]
 
 
@@ -56,7 +56,7 @@ def write_signatures(
     """Write a float32 `.tflite` file with these signatures; see `write_float`."""
     model = convert(parameters, signatures, path.parent)
     bind_weights(model, parameters)
-    share_tables(model)
+    use_embedding_lookups(model)
     round_inputs_asymmetrically(model)
     refuse_foreign_operators(model)
     size = 4 * sum(int(np.prod(parameters.shape(name))) for name in parameters)
@@ -69,7 +69,7 @@ def write_signatures(
 def convert(
     parameters: InferenceParameters, buckets: Sequence[contract.Bucket], scratch: pathlib.Path
 ) -> schema.ModelT:
-    """Convert signatures; every matrix becomes an argument named like its weight.
+    """Convert signatures; every matrix becomes an argument named after its weight.
 
     `scratch` is a directory for the converter's input, which is a few hundred kilobytes.
     """
@@ -94,7 +94,7 @@ def signature_function(
 ) -> tf.types.experimental.ConcreteFunction:
     """Return a signature's concrete function; the matrices it reads are arguments.
 
-    They are found by tracing the function with all matrices first.
+    To find those matrices, the function is first traced with all of them.
     """
     config, signature = parameters.config, bucket.signature
     sizes = {**contract.sizes(config), **bucket.sizes}
@@ -205,8 +205,8 @@ class AlignedBuffer(schema.BufferT):
         return int(schema.BufferEnd(builder))
 
 
-def share_tables(model: schema.ModelT) -> None:
-    """Replace every `GATHER` of rows of a constant table by `EMBEDDING_LOOKUP`.
+def use_embedding_lookups(model: schema.ModelT) -> None:
+    """Replace every `GATHER` of rows from a constant table with an `EMBEDDING_LOOKUP`.
 
     The quantizer produces the same integers for an `EMBEDDING_LOOKUP` and a `FULLY_CONNECTED` with
     the same table, so the tied embedding remains one buffer; a `GATHER` would keep a float copy.
@@ -232,7 +232,7 @@ def share_tables(model: schema.ModelT) -> None:
 def round_inputs_asymmetrically(model: schema.ModelT) -> None:
     """Make every `FULLY_CONNECTED` with integer weights quantize its inputs asymmetrically.
 
-    XNNPACK always does. Other kernels quantize symmetrically by default, which is less accurate.
+    XNNPACK always does so. Other kernels quantize symmetrically by default, less accurately.
     """
     for subgraph in model.subgraphs:
         for operator in subgraph.operators:

@@ -1,4 +1,4 @@
-"""Predicts what Coral's compiler does with a file, and runs the compiler where it is installed.
+"""Predicts how Coral's compiler maps a file, and runs the compiler if it is installed.
 
 Operations that break no rule are partitioned as TensorFlow Lite does for a delegate: the Edge TPU
 runs the first partition, and the CPU everything else. `edgetpu_compiler` is no longer developed and
@@ -27,8 +27,8 @@ DAMAGE = (struct.error, AttributeError, IndexError, TypeError, ValueError, ZeroD
 class Row:
     """An operation of a file and its status.
 
-    `number` is its index in `subgraph`. `rule` is the name of the rule that it breaks, and `reason`
-    how; both are "" if it breaks none. `parameter_bytes` is the size of its constants.
+    `number` is its index in `subgraph`. `rule` names the first rule that it breaks, and `reason`
+    says how; both are "" if it breaks none. `parameter_bytes` is the size of its constants.
     """
 
     subgraph: int
@@ -51,8 +51,8 @@ class Row:
 class Report:
     """The compiler's expected result for a file.
 
-    `refusals` say why the compiler would reject the whole file; the rows then tell what would
-    happen to the operations otherwise. `parameter_bytes` is the size of the constants of mapped
+    `refusals` say why the compiler would reject the whole file; the rows then show what would
+    otherwise happen to its operations. `parameter_bytes` is the size of the constants of mapped
     operations, with each buffer counted once.
     """
 
@@ -94,7 +94,7 @@ def check_file(path: pathlib.Path) -> Report:
     """
     try:
         operations = model_file.read_operations(path)
-        faults = [first_fault(operation) for operation in operations]
+        faults = [operation_status(operation) for operation in operations]
         mapped = partition(operations, [status == MAPPED for status, _, _ in faults])
         rows = []
         for index, (operation, fault) in enumerate(zip(operations, faults, strict=True)):
@@ -117,8 +117,8 @@ def check_file(path: pathlib.Path) -> Report:
         raise EngineError(f"{path} is a .tflite file but is damaged: {error}.") from error
 
 
-def first_fault(operation: Operation) -> tuple[str, str, str]:
-    """Return an operation's status, the first rule that it breaks, and the reason."""
+def operation_status(operation: Operation) -> tuple[str, str, str]:
+    """Return an operation's status, the first rule that it breaks and how; "" if none."""
     for rule in rules.RULES:
         if fault := rule.fault(operation):
             return rule.status, rule.name, fault
@@ -181,7 +181,7 @@ def constant_bytes(operations: Iterable[Operation]) -> int:
 
 
 PROGRAM = "edgetpu_compiler"
-SECONDS = 600  # the compiler has its own timeout of 180
+SECONDS = 600  # the compiler has its own timeout of 180 seconds
 FILE = re.compile(r"^(?=Input model: .)", re.MULTILINE)
 FIELD = re.compile(r"^([A-Z][^:\n]*): (.+)$", re.MULTILINE)
 SIZES = {
@@ -189,7 +189,7 @@ SIZES = {
     "remaining_bytes": "On-chip memory remaining for caching model parameters",
     "streamed_bytes": "Off-chip memory used for streaming uncached model parameters",
 }
-# A row of the table: operator, count and status, separated by two or more blanks.
+# A row of the table: operator, count and status, separated by two or more spaces.
 ROW = re.compile(r"^([A-Za-z][\w-]*)\s{2,}(\d+)\s{2,}(\S.*?)\s*$", re.MULTILINE)
 ERROR = re.compile(
     r"^(?:ERROR: .*|Invalid model: .*|Compilation failed.*|Internal compiler error.*|"
@@ -202,7 +202,7 @@ UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 @dataclasses.dataclass(frozen=True)
 class LogRow:
-    """A row of the compiler's table: the number of an operator's operations with a status."""
+    """A row of the compiler's table: how many operations of an operator have a status."""
 
     operator: str
     count: int
@@ -211,7 +211,7 @@ class LogRow:
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """The compiler's log of a file. Sizes are of parameters, in bytes."""
+    """The compiler's log for a file. Sizes are those of parameters, in bytes."""
 
     file: str
     output: str
@@ -237,7 +237,7 @@ def compiler_path() -> str | None:
 
 
 def compile_files(paths: Sequence[pathlib.Path], directory: pathlib.Path) -> tuple[Compiled, ...]:
-    """Compile files together, so that they share memory, to `NAME_edgetpu.tflite` in a directory.
+    """Write `NAME_edgetpu.tflite` files to a directory, compiled together so as to share memory.
 
     Raises:
         EngineError: if the compiler is not on PATH, or fails.

@@ -11,7 +11,7 @@ from ai_edge_litert import schema_py_generated as schema
 from bart_export import documents
 from bart_export.errors import EngineError
 
-IDENTIFIER = b"TFL3"  # bytes 4 to 8 of every .tflite file
+IDENTIFIER = b"TFL3"  # bytes 4 to 7 of every .tflite file
 LARGEST_FILE = 1 << 31  # bytes: offsets in a flatbuffer are signed 32-bit integers
 OPERATORS = {code: name for name, code in vars(schema.BuiltinOperator).items()}
 TYPES = {code: name for name, code in vars(schema.TensorType).items()}
@@ -54,7 +54,7 @@ class Operand:
 class Operation:
     """A node of a graph; an omitted input is None. `options` are the schema's, or None.
 
-    `operator` is the schema's name of the builtin code, or "#CODE" if it has none; `custom` is the
+    `operator` is the schema's name for the builtin code, or "#CODE" if it has none; `custom` is the
     name of a custom operator.
     """
 
@@ -96,7 +96,7 @@ def read_operations(path: pathlib.Path) -> tuple[Operation, ...]:
     except OSError as error:
         raise EngineError(f"Cannot read {path}: {error.strerror}.") from error
     if content[4:8] != IDENTIFIER:
-        raise EngineError(f"{path} is not a .tflite file: bytes 4 to 8 must be TFL3.")
+        raise EngineError(f"{path} is not a .tflite file: bytes 4 to 7 must be TFL3.")
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
     return tuple(
         operation_of(model, number, graph, node)
@@ -146,5 +146,5 @@ def operand_of(model: schema.ModelT, graph: schema.SubGraphT, index: int) -> Ope
 
 
 def integers(numbers: Iterable[int] | None) -> tuple[int, ...]:
-    """Return a flatbuffer vector as a tuple; it may be missing."""
+    """Return a flatbuffer vector as a tuple, which is empty if the vector is missing."""
     return () if numbers is None else tuple(map(int, numbers))

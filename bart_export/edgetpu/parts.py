@@ -2,7 +2,7 @@
 
 Each encoder layer's projections are segments: files with one int8 input and one int8 output,
 (1, 1, rows, width), in which rows are independent. Everything that the Edge TPU cannot compute, or
-only inaccurately, is a signature of the host file, which runs on the CPU.
+computes too inaccurately, is a signature of the host file, which runs on the CPU.
 """
 
 import dataclasses

@@ -14,7 +14,7 @@ import numpy as np
 
 from bart_export.edgetpu.model_file import Operand, Operation
 
-# The compiler's statuses of operations.
+# The compiler's statuses for operations.
 MAPPED = "Mapped to Edge TPU"
 AFTERWARDS = "More than one subgraph is not supported"
 NOT_SUPPORTED = "Operation not supported"
@@ -22,7 +22,7 @@ NOT_MAPPED = "Operation is otherwise supported, but not mapped due to some unspe
 DATA_TYPE = "Operation is working on an unsupported data type"
 RANK = "Tensor has unsupported rank (up to 3 innermost dimensions mapped)"
 NOT_CONSTANT = "Filter, bias, or other param is not constant at compile-time"
-# Its messages for files that it rejects.
+# The compiler's messages for files that it rejects.
 OUT_OF_RANGE = "Op builtin_code out of range"
 TOO_NEW = "Didn't find op for builtin opcode"
 DYNAMIC = (
@@ -30,10 +30,10 @@ DYNAMIC = (
     "dynamic-sized tensors"
 )
 
-# The last compiler, 16.0.384591198 of July 2021, has the operators of TensorFlow Lite 2.5, whose
-# last one was HASHTABLE_SIZE. It rejects a file with any newer operator or version.
+# The last compiler, 16.0.384591198 of July 2021, knows the operators of TensorFlow Lite 2.5, the
+# newest of which was HASHTABLE_SIZE. It rejects a file with any newer operator or version.
 NEWEST_CODE = 139
-# Operators with a newer version than 1 in TensorFlow Lite 2.5, according to TensorFlow's
+# The newest version of each operator in TensorFlow Lite 2.5, if above 1, according to TensorFlow's
 # lite/tools/versioning/runtime_version.cc.
 NEWEST_VERSIONS = {
     operator: version
@@ -98,7 +98,7 @@ INTEGERS = ("INT8", "UINT8")
 LSTM_INTEGERS = (*INTEGERS, "INT16", "INT32")
 MAPPED_RANK = 3
 LONGEST_SOFTMAX = 16_000
-# Of this, 7.8 to 7.98 MiB are free for parameters in published logs of small files.
+# In published logs for small files, 7.8 to 7.98 MiB of this is free for parameters.
 CACHE_BYTES = 8 * 2**20
 
 Broken = Callable[[Operation], str | Literal[False]]
@@ -108,9 +108,9 @@ Broken = Callable[[Operation], str | Literal[False]]
 class Rule:
     """A rule of the compiler.
 
-    `broken` returns how an operation breaks it, or "" or False. `status` is that of such an
-    operation. `operators` are those that it applies to, or None for all. The compiler rejects a
-    file that breaks a rule with `refuses`.
+    `broken` says how an operation breaks it, or returns "" or False. `status` is the status of an
+    operation that breaks it. `operators` are the operators that it applies to, or None for all. If
+    `refuses` is set, the compiler rejects a file that breaks the rule.
     """
 
     name: str
@@ -263,21 +263,21 @@ RULES = (
     Rule("constant parameters", NOT_CONSTANT,
          lambda node: names_of(each for each in parameters(node) if each.constant is None)),
     Rule("rank", RANK, rank),
-    Rule("one row of output", NOT_MAPPED, lambda node: several_rows("output", node.outputs[0]),
+    Rule("one output row", NOT_MAPPED, lambda node: several_rows("output", node.outputs[0]),
          ("FULLY_CONNECTED",)),
     Rule("default weights format", NOT_MAPPED, options_set(weightsFormat="weights format"),
          ("FULLY_CONNECTED",)),
-    Rule("one scale of weights", NOT_MAPPED, many_scales, ("FULLY_CONNECTED",)),
-    Rule("softmax of one row", NOT_MAPPED, lambda node: several_rows("input", node.input(0)),
+    Rule("one weight scale", NOT_MAPPED, many_scales, ("FULLY_CONNECTED",)),
+    Rule("one softmax row", NOT_MAPPED, lambda node: several_rows("input", node.input(0)),
          ("SOFTMAX",)),
     Rule("softmax length", NOT_MAPPED,
          lambda node: node.input(0).shape[-1] > LONGEST_SOFTMAX
          and f"{node.input(0).shape[-1]} elements", ("SOFTMAX",)),
     # If there is more than one dimension, the outermost is the batch.
-    Rule("reduction of the batch", NOT_MAPPED,
+    Rule("no batch reduction", NOT_MAPPED,
          lambda node: len(node.input(0).shape) > 1 and 0 in axes(node, 1)
          and f"axis 0 of {list(node.input(0).shape)}", REDUCTIONS),
-    Rule("mean of multiples of 4", NOT_MAPPED, odd_mean, ("MEAN",)),
+    Rule("mean over a multiple of 4", NOT_MAPPED, odd_mean, ("MEAN",)),
     Rule("strides of 1", NOT_MAPPED,
          lambda node: bool(np.any(node.input(3).numbers != 1))
          and f"strides {node.input(3).numbers.tolist()}", ("STRIDED_SLICE",)),
@@ -289,18 +289,18 @@ RULES = (
          ("CONCATENATION", "AVERAGE_POOL_2D", "MAX_POOL_2D")),
     Rule("constant zeros", NOT_MAPPED, constant_part, ("CONCATENATION",)),
     Rule("even dilation", NOT_MAPPED, uneven_dilation, ("CONV_2D", "DEPTHWISE_CONV_2D")),
-    Rule("packing of the batch", NOT_MAPPED,
+    Rule("no batch packing", NOT_MAPPED,
          lambda node: node.option("axis") % len(node.outputs[0].shape) == 0 and "axis 0",
          ("PACK",)),
-    Rule("padding of the batch", NOT_MAPPED,
+    Rule("no batch padding", NOT_MAPPED,
          lambda node: any(node.input(1).numbers[:2])
          and f"paddings {node.input(1).numbers[:2].tolist()} of axis 0", ("PAD",)),
-    Rule("splitting of the batch", NOT_MAPPED, lambda node: 0 in axes(node, 0) and "axis 0",
+    Rule("no batch splitting", NOT_MAPPED, lambda node: 0 in axes(node, 0) and "axis 0",
          ("SPLIT",)),
     # A parametric ReLU has a slope for each index of the innermost dimension.
-    Rule("slopes of channels", NOT_MAPPED, lambda node: several_rows("slopes", node.input(1)),
+    Rule("one slope per channel", NOT_MAPPED, lambda node: several_rows("slopes", node.input(1)),
          ("PRELU",)),
-    Rule("squeezing in front", NOT_MAPPED, squeezed_inside, ("SQUEEZE",)),
+    Rule("only outermost squeezed", NOT_MAPPED, squeezed_inside, ("SQUEEZE",)),
     # All sizes must be known at compile time.
     Rule("static shapes", DYNAMIC,
          lambda node: names_of((each for each in node.operands if each.dynamic), shapes=True),

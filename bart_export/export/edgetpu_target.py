@@ -26,7 +26,7 @@ from bart_export.runtime.edgetpu import open_edgetpu
 from bart_export.runtime.engine import FileEngine
 from bart_export.verify.compare import Cases, compare_model
 from bart_export.verify.reference import KerasReference
-from bart_export.verify.tolerance import Bound, bounds_of, require_bounds, uncommitted
+from bart_export.verify.tolerance import Bound, bounds_of, note_nothing_committed, require_bounds
 
 # Largest error of the encoder output, relative to its standard deviation.
 ENCODER_TOLERANCE = 0.1
@@ -121,7 +121,7 @@ def check_edgetpu(
     config, tokenizer = model.info.config, model.info.tokenizer
     engine = open_edgetpu(draft.directory / parts.HOST, config)
     error = encoder_error(engine, keras, cases)
-    with uncommitted():
+    with note_nothing_committed():
         require_bounds(
             parts.HOST,
             [Bound("the error of the encoder output", error, ENCODER_TOLERANCE, AT_MOST)],
@@ -138,7 +138,7 @@ def check_edgetpu(
 
 
 def encoder_error(engine: FileEngine, keras: KerasReference, cases: Cases) -> float:
-    """Return the encoder output's RMS error over all sources, in units of its deviation."""
+    """Return the encoder output's RMS error over all sources, relative to its deviation."""
     assert isinstance(engine.backend, CompiledModelBackend)
     encoder = engine.backend.encoder
     assert encoder is not None

@@ -1,4 +1,4 @@
-"""Builds the manifest of an export, including what is kept of an earlier export."""
+"""Builds the manifest of an export, including entries kept from an earlier export."""
 
 import dataclasses
 import importlib.metadata
@@ -38,7 +38,7 @@ VOCABULARY, MERGES = "tokenizer/vocabulary.json", "tokenizer/merges.txt"
 TOOLS = ("tensorflow", "keras", "ai-edge-litert", "ai-edge-quantizer", "numpy", "tokenizers")
 # An earlier export's files are kept if these fields are equal.
 SAME = ("source", "config", "generation", "encoder_sequence_length", "tokenizer")
-# Targets whose files are kept in any case: a server can roll back to an earlier version.
+# Targets whose files are always kept, so that a server can roll back to an earlier version.
 KEPT_OVER_SOURCES = (SAVED_MODEL,)
 
 
@@ -62,7 +62,7 @@ def describe(resolved: ResolvedPreset, tokenizer: BartTokenizer) -> Manifest:
     source, checkpoint, config = resolved.source, resolved.checkpoint, resolved.checkpoint.config
     tokens = ("start", "pad", "end", "unknown", "mask")
     sizes = contract.sizes(config)
-    # The tokens that every BART has are omitted.
+    # The tokens that every BART model has are omitted.
     added = [
         dataclasses.asdict(token) for token in tokenizer.added_tokens if token not in BART_TOKENS
     ]
@@ -105,11 +105,11 @@ def describe(resolved: ResolvedPreset, tokenizer: BartTokenizer) -> Manifest:
 def carry_over(
     draft: Draft, described: Manifest, written: Collection[str]
 ) -> tuple[Manifest, Golden]:
-    """Keep an earlier export's files in a draft, unless `written`, this export's, replace them.
+    """Keep an earlier export's files in a draft, unless this export's `written` files replace them.
 
     If the source differs, only files of `KEPT_OVER_SOURCES` are kept; if the earlier artifact is
-    damaged, none are. Returns `described`, this export's manifest, with the kept files, their
-    figures and the number of earlier exports, and the earlier export's golden answers.
+    damaged, none are. Returns this export's manifest, `described`, extended by the kept files,
+    their figures and the number of earlier exports; and the earlier export's golden answers.
     """
     carry_serving(draft)
     exports = 0
@@ -150,7 +150,7 @@ def write_golden(
     carried: Manifest,
     earlier: Golden,
 ) -> None:
-    """Write the answers of the Keras model, of every file and of earlier files."""
+    """Write the answers of the Keras model, of this export's files and of kept files."""
     answers = {name: answer for name, (_, answer) in verified.items()}
     kept = [row.file for row in carried.verification]
     recorded = golden.merged(cases.questions, cases.answers, answers, earlier, kept)
@@ -198,7 +198,7 @@ def carry_serving(draft: Draft) -> None:
 
 
 def special_files(directory: str, names: list[str]) -> list[str]:
-    """Return the names that are not files, directories or links."""
+    """Return the names of entries that are not files, directories or links."""
     modes = {name: os.lstat(os.path.join(directory, name)).st_mode for name in names}
     plain = (stat.S_ISREG, stat.S_ISDIR, stat.S_ISLNK)
     return [name for name, mode in modes.items() if not any(kind(mode) for kind in plain)]

@@ -19,8 +19,8 @@ class TfliteOptions:
     """Options of `.tflite` files.
 
     `shapes` are those of a static build, or None for a dynamic one. `calibration_data` is a file of
-    texts, or None for the preset's own. `data` is a file of texts to verify with besides the golden
-    texts. `tolerance` overrides bounds of the recipes.
+    texts, or None for the preset's own. `data` is a file of texts to verify with in addition to the
+    golden texts. `tolerance` overrides bounds of the recipes.
     """
 
     recipes: tuple[Recipe, ...]
@@ -45,7 +45,7 @@ class EdgeTpuOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SavedModelOptions:
-    """Settings that are fixed in a SavedModel; None takes the preset's setting.
+    """Settings that are fixed in a SavedModel; None means the preset's setting.
 
     `dtype` is that of the stored matrices; the model computes in float32.
     """
@@ -59,7 +59,7 @@ class SavedModelOptions:
         lookup("dtype", self.dtype, dict.fromkeys(DTYPES))
 
     def settings(self, defaults: GenerationConfig) -> GenerationConfig:
-        """Return a preset's settings overridden by these, or raise an error if it samples."""
+        """Return a preset's settings with these overrides; raise an error if it samples."""
         fields = {name: value for name, value in vars(self).items() if name != "dtype"}
         given = {name: value for name, value in fields.items() if value is not None}
         if defaults.do_sample:

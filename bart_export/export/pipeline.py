@@ -39,10 +39,11 @@ def export(
         options: their class chooses the target.
         output: the artifact directory to create, extend or replace.
         stage: called with the name of each stage as it begins.
-        task: a task of the checkpoint's `task_specific_params`, whose settings to use.
+        task: the task in the checkpoint's `task_specific_params` whose settings are used.
 
     Raises:
-        BartExportError: if the preset cannot be read or exported, or the artifact not written.
+        BartExportError: if the preset cannot be read or exported, or the artifact cannot be
+            written.
         VerificationFailed: if a file does not agree with the Keras model.
     """
     return export_resolved(ResolvedPreset(preset, task, stage), options, output, stage)

@@ -25,18 +25,18 @@ from bart_export.runtime.generator import ModelInfo
 from bart_export.verify import golden
 from bart_export.verify.saved_model import check_saved_model
 
-BATCHING_PARAMETERS = "batching_params.pbtxt"  # of a version
+BATCHING_PARAMETERS = "batching_params.pbtxt"  # in a version's directory
 SERVING_FILES = (
     "models.config", "batching.config", "monitoring.config",
     "README.md", "compose.yaml", "kubernetes.yaml", "kserve.yaml",
 )  # fmt: skip
 TEMPLATES = documents.templates(__file__)
 TEMPLATES.filters["mebibytes"] = lambda size: -(-size // 2**20)  # rounded up
-# The newest known image. It is older than the exporting TensorFlow; a SavedModel was therefore
-# loaded with TensorFlow 2.20.0, where it gave its golden answers.
+# The newest known image. It is older than the TensorFlow that exports, so a SavedModel was loaded
+# with TensorFlow 2.20.0, where it gave its golden answers.
 IMAGE_TAG = "2.20.0"
 TIMEOUT_SECONDS = 60
-# The longest request, and the time that Kubernetes takes before it stops a pod.
+# The longest request, plus the time until Kubernetes sends no more requests to a stopping pod.
 GRACE_SECONDS = TIMEOUT_SECONDS + 15
 # Cores that the manifests request, and batches that run concurrently.
 CORES = 2
@@ -97,7 +97,7 @@ def next_version(artifact: pathlib.Path) -> int:
 
 
 def earlier_versions(artifact: pathlib.Path) -> list[int]:
-    """Return the versions that a new export keeps: all of an artifact, or none if it is damaged."""
+    """Return the versions that a new export keeps: all, or none if the artifact is damaged."""
     try:
         opened = Artifact.open(artifact)
         for name in opened.files(SAVED_MODEL):
@@ -127,7 +127,7 @@ def kubernetes_name(name: str) -> str:
 
 
 def write_deployment(draft: Draft, version: int, info: ModelInfo) -> Memory:
-    """Write a version's serving files and `serving/`; return the memory that serving it takes."""
+    """Write a version's serving files and `serving/`; return the memory needed to serve it."""
     directory, text = draft.directory / SAVED_MODEL / str(version), golden.TEXTS[0]
     parameters = TEMPLATES.get_template(f"{BATCHING_PARAMETERS}.j2")
     (directory / BATCHING_PARAMETERS).write_text(
@@ -146,8 +146,8 @@ def write_deployment(draft: Draft, version: int, info: ModelInfo) -> Memory:
 def serving_files(name: str, versions: Sequence[int], memory: Memory, size: int) -> dict[str, str]:
     """Return the content of each file of `serving/`.
 
-    `versions` are all in the artifact, in ascending order; `memory` and `size`, in bytes, are those
-    of the last.
+    `versions` has all versions in the artifact, in ascending order; `memory` and `size` (in bytes)
+    are those of the last one.
     """
     loaded = min(len(versions), LOADED_VERSIONS) * memory.loaded
     working = CORES * (memory.peak - memory.loaded)

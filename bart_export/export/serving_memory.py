@@ -1,4 +1,4 @@
-"""Measures the memory that serving a SavedModel version takes.
+"""Measures the memory needed to serve a SavedModel version.
 
 A separate process (this module, run as a program) loads the version as the server does, runs its
 warm-up requests and then the largest request. A version that fails its own requests is therefore
@@ -22,7 +22,7 @@ STATUS = pathlib.Path("/proc/self/status")
 
 
 def measure_memory(directory: pathlib.Path, largest: PredictRequest) -> Memory:
-    """Measure a version directory with its warm-up requests and then the largest request.
+    """Measure the memory for a version's warm-up requests and then the largest request.
 
     Raises:
         EngineError: if the version cannot be loaded, a request fails, or memory runs out.
@@ -42,7 +42,7 @@ def measure_memory(directory: pathlib.Path, largest: PredictRequest) -> Memory:
         )
     if process.returncode:
         message = last_words(process.stderr, process.returncode)
-        raise EngineError(f"Version {directory.name} does not serve its requests: {message}")
+        raise EngineError(f"Version {directory.name} fails its own requests: {message}")
     figures = json.loads(process.stdout)
     return Memory(**figures) if figures else guess_memory(directory)
 
@@ -53,7 +53,7 @@ def guess_memory(directory: pathlib.Path) -> Memory:
     return Memory(loaded=2**29 + size, peak=2**30 + 3 * size, measured=False)
 
 
-def serve(directory: pathlib.Path, largest: PredictRequest) -> dict[str, int]:
+def measure_version(directory: pathlib.Path, largest: PredictRequest) -> dict[str, int]:
     """Load a version, run its requests and return the fields of `Memory`, or {} if unknown."""
     from bart_export.server.tensorflow_engine import open_saved_model
 
@@ -87,7 +87,7 @@ def main(directory: str, request: str) -> None:
     """Print the figures of a version, or exit with the error."""
     largest = messages.PredictRequest.FromString(pathlib.Path(request).read_bytes())
     try:
-        print(json.dumps(serve(pathlib.Path(directory), largest)))
+        print(json.dumps(measure_version(pathlib.Path(directory), largest)))
     except BartExportError as error:
         sys.exit(str(error))
 

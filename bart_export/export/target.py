@@ -17,10 +17,10 @@ from bart_export.verify import data, golden
 from bart_export.verify.compare import Cases
 from bart_export.verify.reference import KerasReference
 
-# Texts of a preset to calibrate with; more would hardly widen the ranges.
+# Number of a preset's texts to calibrate with; more would hardly widen the ranges.
 PRESET_TEXTS = 32
 
-# A file's figures, and its answer to each question, or None if it was not asked.
+# A file's figures, and its answer to each question, with None for one that it was not asked.
 Verified = tuple[figures.Verification, Sequence[figures.Answer | None]]
 Check = Callable[[KerasReference, Cases], Verified]
 
@@ -45,7 +45,7 @@ class ExportedFile:
 
     `entries` are the manifest entries of its files; `check` compares it with the Keras model.
     `settings` are the generation settings of additional questions, or None. `measured` says how to
-    measure the times for the report, or is None if it has none.
+    measure its times for the report, or is None if they are not measured.
     """
 
     name: str
@@ -92,7 +92,7 @@ class CalibrationTexts:
 
     @classmethod
     def choose(cls, given: pathlib.Path | None, preset: pathlib.Path) -> "CalibrationTexts":
-        """Return a given file's texts, or else the preset's first, or else the golden texts."""
+        """Return the texts of a given file, else the preset's first texts, else the golden ones."""
         own = preset / CALIBRATION_FILE
         if given is None and not own.is_file():
             joined = "".join(golden.TEXTS).encode()

@@ -79,7 +79,7 @@ def file_name(recipe: Recipe, shapes: StaticShapes | None) -> str:
 def write_float(
     model: Model, recipes: Sequence[Recipe], shapes: StaticShapes | None, draft: Draft
 ) -> pathlib.Path:
-    """Write the float file that the others are made from; in scratch unless it is exported too."""
+    """Write the float file that the others are made from, to scratch unless it is exported."""
     directory = draft.directory / TFLITE
     directory.mkdir()
     exported = any(recipe.mode == "float" for recipe in recipes)

@@ -9,7 +9,7 @@ import numpy as np
 from bart_export import contract
 from bart_export.server import messages, open_version
 
-if TYPE_CHECKING:  # its import would add the engines to the measured memory
+if TYPE_CHECKING:  # importing it would add the engines to the measured memory
     from bart_export.runtime.generator import ModelInfo
 
 PredictRequest = Any  # the generated class has no types
@@ -17,7 +17,7 @@ PredictRequest = Any  # the generated class has no types
 MAX_BATCH_SIZE = 8
 # Decoder tokens if a request can set the length: enough to run every part of the loop.
 WARM_UP_LENGTH = 8
-# For full batches of the longest source; the caches for most summaries fit this length.
+# Decoder tokens in a full batch of the longest source; most summaries are shorter than this.
 LARGEST_LENGTH = 64
 SIGNATURES = {signature.name: signature for signature in contract.saved_model_signatures()}
 

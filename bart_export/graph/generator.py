@@ -134,4 +134,4 @@ def fitted_source(
         token_ids[:, :longest], [[0, 0], [0, empty]], constant_values=generation.pad_token_id
     )
     cut = (lengths > longest)[:, None] & (tf.range(tf.shape(token_ids)[1]) == longest - 1)
-    return sequences.masked(tf.where(cut, generation.end_token_ids[0], token_ids), lengths)
+    return sequences.clear_padding(tf.where(cut, generation.end_token_ids[0], token_ids), lengths)

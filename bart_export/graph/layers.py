@@ -59,7 +59,7 @@ def encoder_layers(bart: Bart, x: tf.Tensor, attention: Attention) -> tf.Tensor:
     for layer in range(bart.config.num_layers):
         name = f"transformer_encoder_layer_{layer}"
         context = attention(layer, f"{name}/self_attention_layer", x)
-        x = attention_end(bart.parameters, f"{name}/self_attention_layer", x, context)
+        x = finish_attention(bart.parameters, f"{name}/self_attention_layer", x, context)
         x = feedforward(bart.parameters, name, x, bart.config.activation_function)
     return x
 
@@ -72,13 +72,15 @@ def decoder_layers(
         name = f"transformer_decoder_layer_{layer}"
         for word, attention in ("self", self_attention), ("cross", cross_attention):
             context = attention(layer, f"{name}/{word}_attention", x)
-            x = attention_end(bart.parameters, f"{name}/{word}_attention", x, context)
+            x = finish_attention(bart.parameters, f"{name}/{word}_attention", x, context)
         x = feedforward(bart.parameters, name, x, bart.config.activation_function)
     return x
 
 
-def attention_end(parameters: Parameters, name: str, x: tf.Tensor, context: tf.Tensor) -> tf.Tensor:
-    """Project an attention's context, add it to the hidden states and normalize the sum."""
+def finish_attention(
+    parameters: Parameters, name: str, x: tf.Tensor, context: tf.Tensor
+) -> tf.Tensor:
+    """Project the context of an attention, add it to the hidden states and normalize the sum."""
     update = linear(parameters, f"{name}/attention_output", context)
     return layer_norm(parameters, f"{name.removesuffix('_layer')}_layer_norm", x + update)
 
@@ -107,7 +109,7 @@ def layer_norm(parameters: Parameters, name: str, x: tf.Tensor) -> tf.Tensor:
 
 
 def attend(query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, mask_bias: tf.Tensor) -> tf.Tensor:
-    """Return scaled dot-product attention of queries that are already scaled.
+    """Compute scaled dot-product attention for queries that are already scaled.
 
     All tensors are (batch, heads, length, head_size); `mask_bias`, 0 or MASK_BIAS, is added to the
     scores.

@@ -26,7 +26,7 @@ State = TypeVar("State", bound=Any)
 class RowSettings(NamedTuple):
     """Generation settings by row, each (batch,)."""
 
-    max_length: tf.Tensor  # int32, 2 to the model's positions
+    max_length: tf.Tensor  # int32, from 2 to the model's number of positions
     min_length: tf.Tensor  # int32
     length_penalty: tf.Tensor  # float64
     repetition_penalty: tf.Tensor  # float32
@@ -81,7 +81,7 @@ def run(step: Callable[[Model, State, tf.Tensor], State], first: State, model: M
 
 
 def log_normalizers(logits: tf.Tensor) -> tf.Tensor:
-    """Return the log-sum-exp of each row of logits (rows, vocabulary), at least its maximum.
+    """Return the log-sum-exp of each row of logits (rows, vocabulary), never below its maximum.
 
     NaN or infinite logits raise InvalidArgumentError when the graph runs.
     """
@@ -92,7 +92,7 @@ def log_normalizers(logits: tf.Tensor) -> tf.Tensor:
     )
 
 
-def first_tokens(model: Model, shape: list[tf.Tensor]) -> tf.Tensor:
+def initial_sequences(model: Model, shape: list[tf.Tensor]) -> tf.Tensor:
     """Return sequences (*shape, target) of the start token and padding."""
     padding = tf.fill([*shape, model.target], model.generation.pad_token_id)
     return set_token(padding, 0, model.generation.decoder_start_token_id)
@@ -120,8 +120,8 @@ def process_logits(
         min_length: int32 (rows,), including the start token.
         token_ids: int32 (rows, length), the tokens so far, including the start token.
         logits: float32 (rows, vocabulary).
-        zeros: float32 (rows,), the logit whose score is 0: zero if raw logits are processed, the
-            row's normalizer if log-probabilities are.
+        zeros: float32 (rows,), the logit whose score is 0: zero if scores are raw logits, or the
+            row's normalizer if they are log-probabilities.
 
     Returns:
         Logits (rows, vocabulary), -inf for tokens that are not allowed.
@@ -161,7 +161,7 @@ def penalize_repetition(
 
 
 def ngram_ends(size: int, token_ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return the last token of every n-gram, and whether the n-gram would be repeated by it.
+    """Return the last token of every n-gram, and whether adding it would repeat the n-gram.
 
     Both are (rows, n-grams), int32 and bool.
     """

@@ -1,4 +1,4 @@
-"""BART weights in the layouts that inference graphs multiply by, under their Keras names.
+"""BART weights in the layouts that inference graphs need, under their Keras names.
 
 Attention kernels lose their head axes, and the factor 1/sqrt(head_size) of scaled dot-product
 attention is folded into the query projection. Each array is built when it is looked up.
@@ -54,7 +54,7 @@ class InferenceParameters(Mapping[str, FloatArray]):
         return weight.shape
 
     def kernel_inputs(self, name: str) -> int:
-        """Return a kernel's number of inputs, which an attention output has in two axes."""
+        """Return a kernel's number of inputs, which an attention output splits into two axes."""
         shape = self.rows[name].shape
         return shape[0] * shape[1] if name.endswith("attention_output/kernel") else shape[0]
 

@@ -98,8 +98,9 @@ class Pretokenizer(tf.Module):
 
         Args:
             text: string (batch,), valid UTF-8.
-            unfinished: bool (batch,), which texts continue beyond their end, or None if none does.
-                The last words of these may still change, and with added tokens some are left out.
+            unfinished: bool (batch,), true for texts that continue beyond their end; None if none
+                do. Their last words may still change, and are partly left out if there are added
+                tokens.
         """
         joined = tf.strings.reduce_join(text + SEPARATOR)
         decoded = tf.raw_ops.UnicodeDecodeWithOffsets(
@@ -242,7 +243,7 @@ class AddedTokens(tf.Module):
         )
 
         # Drop the end of an unfinished text, where another token may still begin. Whitespace before
-        # it is the last word, which never counts.
+        # that end is the last word, which is never certain.
         text_ends = tf.boolean_mask(places, tf.equal(kinds, TEXT_END))
         text_begins = tf.concat([tf.zeros_like(text_ends[:1]), text_ends[:-1] + 1], 0)
         certain = tf.where(unfinished, text_ends - self.longest, text_ends)
@@ -253,7 +254,7 @@ class AddedTokens(tf.Module):
         begins = tf.where(last, tf.gather(certain, text), begins)
         kinds, begins, ends = (tf.boolean_mask(each, kept) for each in (kinds, begins, ends))
 
-        # Each row is the text between two marks and the second of them.
+        # Each row is the text between two marks, followed by the second mark.
         before = tf.concat([tf.zeros_like(ends[:1]), ends[:-1]], 0)
         sizes = tf.maximum(begins - before, 0) + 1
         rows = tf.ragged.range(before, before + sizes).values
@@ -300,7 +301,8 @@ class AddedTokens(tf.Module):
         tokens = tf.gather(found, candidates)
         stops = starts + tf.gather(self.lengths, tokens)
         none = tf.size(starts)
-        # `jumps` leads from each candidate to the next without overlap; each iteration doubles it.
+        # `jumps` maps each candidate to the next one that does not overlap it; each iteration
+        # doubles the number of candidates jumped.
         jumps = tf.concat([tf.searchsorted(starts, stops), [none]], 0)
 
         def body(chain: tf.Tensor, jumps: tf.Tensor) -> list[tf.Tensor]:

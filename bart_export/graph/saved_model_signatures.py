@@ -16,7 +16,7 @@ from bart_export.graph import generator, sequences
 from bart_export.graph.layers import Bart, Parameters, Tensors
 from bart_export.graph.tokenizer import GraphTokenizer
 
-# Text that is empty or, by Python's `str.isspace`, whitespace. The model would make up an output.
+# Empty text, or whitespace as in Python's `str.isspace`, for which a model would invent an output.
 BLANK = r"[\t-\r\x1c- \x{85}\p{Z}]*"
 
 
@@ -35,8 +35,8 @@ class Served:
     encoder_sequence_length: int
 
     def bart(self) -> Bart:
-        """Return the model with float32 weights; see `sequences.float32`."""
-        return Bart(self.config, sequences.float32(self.parameters))
+        """Return the model with float32 weights; see `sequences.cast_to_float32`."""
+        return Bart(self.config, sequences.cast_to_float32(self.parameters))
 
 
 def defaults(generation: GenerationConfig) -> Tensors:
@@ -59,7 +59,7 @@ def serving_default(served: Served, inputs: Tensors) -> Tensors:
 
 
 def generate_text(served: Served, inputs: Tensors) -> Tensors:
-    """Generate texts for each source text with the request's settings; "" if it is blank."""
+    """Generate texts for each source text with the request's settings; "" for a blank source."""
     generated = generate(served, {**inputs, **tokenize(served, inputs)})
     ids = generated["decoder_token_ids"]  # (batch, sequences, target)
     shape = tf.shape(ids)
@@ -91,7 +91,7 @@ def generate(served: Served, inputs: Tensors) -> Tensors:
 
 def encode(served: Served, inputs: Tensors) -> Tensors:
     """Run the encoder alone."""
-    source = sequences.masked(inputs["encoder_token_ids"], inputs["encoder_lengths"])
+    source = sequences.clear_padding(inputs["encoder_token_ids"], inputs["encoder_lengths"])
     encoded = sequences.encode(served.bart(), *source)
     return {"encoder_sequence_output": encoded}
 

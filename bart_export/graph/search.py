@@ -1,7 +1,7 @@
 """Greedy and beam search over a batch inside a TensorFlow graph.
 
 Each row gets the result of `runtime.search`; finished rows no longer change. Sums of
-log-probabilities are float64, as they are there.
+log-probabilities are float64, as in `runtime.search`.
 """
 
 from typing import NamedTuple
@@ -14,8 +14,8 @@ from bart_export.graph.loop import (
     INFINITY,
     Model,
     RowSettings,
-    first_tokens,
     forced_tokens,
+    initial_sequences,
     is_end,
     log_normalizers,
     process_logits,
@@ -42,7 +42,7 @@ def greedy_search(model: Model) -> Greedy:
     first = Greedy(
         length=tf.constant(1),
         running=tf.fill([batch], True),
-        tokens=first_tokens(model, [batch]),
+        tokens=initial_sequences(model, [batch]),
         lengths=model.rows.max_length,
         scores=tf.zeros([batch], tf.float64),
         caches=(),
@@ -118,8 +118,8 @@ def beam_search(model: Model) -> Beams:
     first = Beams(
         length=tf.constant(1),
         running=tf.fill([batch], True),
-        tokens=first_tokens(model, [batch, beams]),
-        # All beams start equal, so only the first one counts.
+        tokens=initial_sequences(model, [batch, beams]),
+        # All beams begin identically, so all but the first are excluded.
         totals=tf.tile(tf.constant([[0.0] + [-INFINITY] * (beams - 1)], tf.float64), [batch, 1]),
         ancestors=tf.fill([batch, beams, model.target], -1),
         finished=tf.fill([batch, beams, model.target], model.generation.pad_token_id),
@@ -258,8 +258,8 @@ def may_improve(
 ) -> tf.Tensor:
     """Return whether each row can still improve once `num_beams` sequences are finished.
 
-    `totals` (batch,) are the best beams' after `length` generated tokens, `worst_scores` (batch,)
-    the lowest scores among the finished; see `runtime.search.may_improve`.
+    `totals` (batch,) are those of the best beams after `length` generated tokens; `worst_scores`
+    (batch,) are the lowest scores of finished sequences. See `runtime.search.may_improve`.
     """
     reached = tf.where(rows.never_early & (rows.length_penalty > 0), rows.max_length - 1, length)
     divisors = length_divisors(rows.length_penalty, reached)

@@ -22,7 +22,7 @@ FIRST_CAPACITY = 32  # initial number of positions in the caches
 Caches = tuple[tf.Tensor, ...]
 
 
-def float32(parameters: Parameters) -> Parameters:
+def cast_to_float32(parameters: Parameters) -> Parameters:
     """Cast the parameters to float32.
 
     Call this once per graph and outside loops, so that no step repeats a cast. Float32 variables
@@ -34,16 +34,16 @@ def float32(parameters: Parameters) -> Parameters:
     }
 
 
-def mask(lengths: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
+def padding_mask(lengths: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
     """Return a padding mask, int32 (batch, length); lengths below 1 count as 1."""
     return tf.sequence_mask(tf.maximum(lengths, 1), length, tf.int32)
 
 
-def masked(token_ids: tf.Tensor, lengths: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def clear_padding(token_ids: tf.Tensor, lengths: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Return ids (batch, length) with 0 beyond each sequence's end, and their padding mask."""
-    padding_mask = mask(lengths, tf.shape(token_ids)[1])
+    mask = padding_mask(lengths, tf.shape(token_ids)[1])
     # Ids beyond a sequence's end may be outside the vocabulary.
-    return token_ids * padding_mask, padding_mask
+    return token_ids * mask, mask
 
 
 def encode(bart: Bart, token_ids: tf.Tensor, padding_mask: tf.Tensor) -> tf.Tensor:
@@ -102,10 +102,10 @@ def score(
 
     It is 0 for the first token and beyond a sequence's end.
     """
-    source_ids, source_mask = masked(encoder_token_ids, encoder_lengths)
-    ids, padding_mask = masked(decoder_token_ids, decoder_lengths)
+    source_ids, source_mask = clear_padding(encoder_token_ids, encoder_lengths)
+    ids, target_mask = clear_padding(decoder_token_ids, decoder_lengths)
     encoded = encode(bart, source_ids, source_mask)
-    hidden = decode(bart, encoded, source_mask, ids, padding_mask)
+    hidden = decode(bart, encoded, source_mask, ids, target_mask)
     hidden_dim = bart.config.hidden_dim
     rows = tf.reshape(hidden[:, :-1], [-1, hidden_dim])
     following = tf.reshape(ids[:, 1:], [-1])
@@ -126,7 +126,7 @@ def score(
         fn_output_signature=tf.TensorSpec([SCORED_ROWS], tf.float32),
     )
     scored = tf.reshape(tf.reshape(scored, [-1])[:count], tf.shape(ids[:, 1:]))
-    return tf.pad(scored * tf.cast(padding_mask[:, 1:], tf.float32), [[0, 0], [1, 0]])
+    return tf.pad(scored * tf.cast(target_mask[:, 1:], tf.float32), [[0, 0], [1, 0]])
 
 
 def logits(bart: Bart, hidden: tf.Tensor) -> tf.Tensor:
@@ -141,7 +141,7 @@ def logits(bart: Bart, hidden: tf.Tensor) -> tf.Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """The encoder output as decoder steps read it.
+    """The encoder's output, in the form that decoder steps read.
 
     Each decoder layer has keys (batch, heads, head_size, source) and values (batch, heads, source,
     head_size); `mask_bias` (batch, 1, 1, source) is added to attention scores.
@@ -177,7 +177,7 @@ def project_source(bart: Bart, encoded: tf.Tensor, padding_mask: tf.Tensor) -> S
 def first_caches(config: BartConfig, batch: tf.Tensor, beams: int, capacity: tf.Tensor) -> Caches:
     """Return zeroed caches for `capacity` positions."""
     shape = [batch * config.decoder_heads * capacity, beams * config.decoder_head_size]
-    # TensorFlow would merge equal `tf.zeros` into one tensor; these are written in place.
+    # TensorFlow would merge equal `tf.zeros` into one tensor, but caches are written in place.
     return tuple(
         tf.raw_ops.Empty(shape=shape, dtype=tf.float32, init=True)
         for _ in range(2 * config.decoder_layers)
@@ -204,8 +204,8 @@ def decode_step(
 ) -> tuple[tf.Tensor, Caches]:
     """Run the decoder for the next token of every beam.
 
-    The beams of a source share its cache. `mask_bias` leaves visible to each beam the entries of
-    its ancestors, so caches are never reordered.
+    The beams of a source share its cache. `mask_bias` lets each beam see only the entries of its
+    ancestors, so caches are never reordered.
 
     Args:
         bart: the model, with float32 weights.

@@ -1,7 +1,7 @@
 """The signatures of a `.tflite` file, `contract.tflite_signatures`, as TensorFlow functions.
 
-`encode` takes one source; `decode` and `decode_single` take one token of every beam, and take and
-return the whole self-attention cache of each decoder layer. `embed`, `mix`, `add_and_norm` and
+`encode` takes one source; `decode` and `decode_single` take one token per beam, and take and return
+the whole self-attention cache of each decoder layer. `embed`, `mix`, `add_and_norm` and
 `cross` are parts of `encode` for a host that computes the projections on an Edge TPU
 (`edgetpu.parts.host_signatures`). Every reshape has one unknown axis, so that the file contains no
 shape arithmetic.
@@ -50,7 +50,7 @@ def embed_source(config: BartConfig, parameters: Parameters, inputs: Tensors) ->
     return {"hidden": layers.embed(Bart(config, parameters), "encoder", ids, positions)}
 
 
-def attention(config: BartConfig, parameters: Parameters, inputs: Tensors) -> Tensors:
+def mix(config: BartConfig, parameters: Parameters, inputs: Tensors) -> Tensors:
     """Compute an encoder layer's attention without projections; tensors are (source, hidden)."""
     query, key, value = (
         split_heads(inputs[part], config.num_heads, config.head_size)
@@ -167,7 +167,7 @@ FUNCTIONS: dict[str, Callable[[BartConfig, Parameters, Tensors], Tensors]] = {
     "decode": decode,
     "decode_single": decode_single,
     "embed": embed_source,
-    "mix": attention,
+    "mix": mix,
     "add_and_norm": add_and_norm,
     "cross": project_cross,
 }

@@ -3,7 +3,7 @@
 It uses only core operators and constant tables, so that the graph runs wherever TensorFlow does.
 
 So that a long text cannot block a server, only as much of a text is read as its first ids need: a
-beginning, then four times as much while the rest could still change the ids that are kept. The
+beginning, then four times as much for as long as the rest could change the ids that are kept. The
 tokens of complete words are certain; an unfinished word also has tokens that stay the same however
 it ends, see `certain_in_open_word`. The ids are always those of the full text. At most
 `4 * (max_length + 2) * longest` bytes are read, where `longest` is the size of the longest token,
@@ -24,7 +24,7 @@ from bart_export.text.vocabulary import BYTE_SYMBOLS, SPECIAL_TOKENS
 GROWTH = 4  # factor by which the beginning grows if it was not enough
 FIRST_BYTES = 8  # bytes per token in the first beginning; English has 4 to 5
 LONGEST_SPACE = 3  # bytes of a whitespace character; the last of a run may belong to the next word
-ANCHOR = 3  # distance from the token that must stay the same to the end, in longest tokens
+ANCHOR = 3  # distance, in longest tokens, from the end to the token that must stay the same
 
 # The merge table maps pairs, (left << 32) + right, to (rank << 32) + merged id, so that the
 # smallest value merges first.
@@ -190,7 +190,7 @@ class GraphTokenizer(tf.Module):
         """Return how many leading tokens of unfinished words are certain, int32 (open,), or 0.
 
         A sequence of tokens is the tokenization of its text if every two adjacent tokens are the
-        tokenization of theirs, because the first merge across a border would be between those two.
+        tokenization of their text, as the first merge across a border would be between those two.
         So the tokens of a text up to a border are the tokenization of the text up to that border,
         and one of the `longest` positions up to any point is a border. If the word, cut off at each
         of these positions, has the same token at the same place, then that token and all before it
@@ -217,8 +217,8 @@ class GraphTokenizer(tf.Module):
 class Merges(tf.Module):
     """BPE merges as a table of the graph.
 
-    All words are merged in parallel: each iteration merges in every word the adjacent pair
-    that ranks first in the merges, as the `tokenizers` library does word by word.
+    All words are merged in parallel: each iteration merges the adjacent pair with the lowest rank
+    in every word, as the `tokenizers` library does word by word.
     """
 
     def __init__(self, vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> None:
@@ -306,7 +306,7 @@ def differs(values: tf.Tensor) -> tf.Tensor:
 
 
 def is_in_order(merges: list[tuple[str, str]]) -> bool:
-    """Return whether every merge that produces a token ranks before those that use it.
+    """Return whether every merge that produces a token ranks before the merges that use it.
 
     Then a merge never creates a pair that ranks before it, and all occurrences of a pair can be
     merged in one iteration. This may not hold if two merges produce the same token.
@@ -320,5 +320,5 @@ def is_in_order(merges: list[tuple[str, str]]) -> bool:
 
 
 def valid_utf8(text: tf.Tensor, errors: str) -> tf.Tensor:
-    """Replace invalid UTF-8 by U+FFFD or, with errors="ignore", drop it, as `bytes.decode` does."""
+    """Replace invalid UTF-8 with U+FFFD or, if errors="ignore", drop it, as `bytes.decode` does."""
     return tf.strings.unicode_transcode(text, "UTF-8", "UTF-8", errors=errors)

@@ -31,8 +31,8 @@ class Backbone(keras.Model):
     Attributes:
         config: the architecture.
         presets: name → metadata and handle of each known preset, in KerasHub's form.
-        origin: the preset of the model without its weights, or None for a new model. Its tokenizer,
-            sequence lengths and generation settings are saved with the model.
+        origin: the model's preset without weights, or None for a new model. Its tokenizer, sequence
+            lengths and generation settings are saved with the model.
     """
 
     config: BartConfig
@@ -55,7 +55,7 @@ class Backbone(keras.Model):
                 argument of the constructor.
 
         Raises:
-            PresetError: if the preset is not found or is not a BART.
+            PresetError: if the preset is not found or is not a BART model.
             CheckpointError: if files are damaged, or the weights do not match the architecture.
             ConfigurationError: for an unknown argument, or one that does not fit the weights.
         """
@@ -124,7 +124,7 @@ class Backbone(keras.Model):
             LazyWeights(weights, lambda name: np.asarray(weights[name])),
             dtype=self.dtype_policy.name,
             max_shard_size=max_shard_size,
-            **accompanying(self.origin or earlier),
+            **preset_extras(self.origin or earlier),
         )
 
     @property
@@ -162,8 +162,8 @@ class Backbone(keras.Model):
         """Set all weights by name, reading one array at a time.
 
         Raises:
-            CheckpointError: if names are missing or surplus, in which case no weight is set, or an
-                array is misshapen.
+            CheckpointError: if names are missing or unexpected, in which case no weight is set, or
+                if an array has the wrong shape.
         """
         assign(dict(self._variables()), weights)
 
@@ -217,13 +217,13 @@ class Backbone(keras.Model):
         """Write the low-rank updates to a file `*.lora.h5`.
 
         Raises:
-            ConfigurationError: if LoRA is not enabled, or the suffix is different.
+            ConfigurationError: if LoRA is not enabled, or the file name has another suffix.
         """
         changed = self.lora_layers()
         if not changed or not str(filepath).endswith(LORA_SUFFIX):
             raise ConfigurationError(
-                f"save_lora_weights needs a file name *{LORA_SUFFIX} and a model after "
-                f"enable_lora(rank), received {filepath} and {len(changed)} layers with LoRA."
+                f"save_lora_weights needs a file name that ends in {LORA_SUFFIX} and a model with "
+                f"LoRA enabled, received {filepath} and {len(changed)} layers with LoRA."
             )
         h5py = import_h5py()
         with h5py.File(filepath, "w") as file:
@@ -269,7 +269,7 @@ class Backbone(keras.Model):
 
 
 def assign(variables: Mapping[str, keras.Variable], weights: Mapping[str, Array]) -> None:
-    """Set all variables by name, reading one array at a time; raises as `assign_weights`."""
+    """Set all variables by name, reading one array at a time; see `Backbone.assign_weights`."""
     require_names(variables, weights)
     for name, variable in variables.items():
         array = weights[name]
@@ -303,7 +303,7 @@ def lora_variables(layer: keras.layers.Layer) -> dict[str, keras.Variable]:
     return {name: getattr(layer, name) for name in sorted(names)}
 
 
-def accompanying(origin: Checkpoint | None) -> JsonObject:
+def preset_extras(origin: Checkpoint | None) -> JsonObject:
     """Return a preset's settings and tokenizer as arguments of `keras_preset.write`."""
     if origin is None:
         return {}

@@ -52,7 +52,7 @@ class BartBackbone(Backbone):
             scale_embedding (False), activation_function ("gelu") and final_logits_bias (False).
 
     Attributes:
-        config: the `BartConfig` of these arguments; KerasHub's fields are attributes as well.
+        config: the `BartConfig` with these arguments; KerasHub's fields are also attributes.
 
     Raises:
         ConfigurationError: for an invalid value or an unknown argument.
@@ -243,10 +243,10 @@ def dtype_policy(dtype: object) -> keras.DTypePolicy:
 
 
 def require_inputs(inputs: Mapping[str, Tensor], config: BartConfig) -> None:
-    """Check inputs that would fail with an obscure error, or give wrong results.
+    """Reject inputs that would fail with an obscure error, or give wrong results.
 
     Raises:
-        InputError: as `BartBackbone.__call__`.
+        InputError: see `BartBackbone.__call__`.
     """
     shapes = {}
     for name in (f"{side}_{part}" for side in SIDES for part in ("token_ids", "padding_mask")):
@@ -285,7 +285,7 @@ def require_known_ids(name: str, token_ids: Tensor, vocabulary_size: int) -> Non
     values = np.asarray(token_ids)
     outside = values[(values < 0) | (values >= vocabulary_size)]
     if outside.size:
-        raise InputError(f"{name} must be in 0 to {vocabulary_size - 1}, received {outside[0]}.")
+        raise InputError(f"{name} must be from 0 to {vocabulary_size - 1}, received {outside[0]}.")
 
 
 def static_shape(value: Tensor) -> tuple[int | None, ...]:
@@ -299,5 +299,5 @@ def static_shape(value: Tensor) -> tuple[int | None, ...]:
 
 
 def may_equal(size: int | None, other: int | None) -> bool:
-    """Return whether two sizes are equal or unknown."""
+    """Return whether two sizes are equal, or one of them is unknown."""
     return size is None or other is None or size == other

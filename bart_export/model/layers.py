@@ -35,7 +35,7 @@ _draw_weights = contextvars.ContextVar("draw_weights", default=True)
 
 @contextlib.contextmanager
 def weights_left_at_zero() -> Iterator[None]:
-    """Initialize weights to zero within a `with` block, because a checkpoint replaces them."""
+    """Initialize weights to zero within a `with` block, because a checkpoint will replace them."""
     token = _draw_weights.set(False)
     try:
         yield
@@ -211,7 +211,7 @@ class TransformerLayer(keras.layers.Layer):
     """Base class of encoder and decoder layers, which consist of post-norm residual blocks.
 
     A block computes `norm(inputs + dropout(branch(inputs)))`. Its parts are attributes of the
-    layer, `_<block>_layer_norm` and `_<block>_dropout`, because presets name them so.
+    layer, `_<block>_layer_norm` and `_<block>_dropout`, because presets use these names.
 
     Args:
         intermediate_dim: width of the feed-forward network.

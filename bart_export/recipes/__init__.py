@@ -1,1 +1,1 @@
-"""How a file's matrices are stored: the table, files of recipes, and the metrics' names."""
+"""How a file's matrices are stored: the table of recipes, recipe files, and metrics."""

@@ -1,6 +1,6 @@
 """The metrics that compare an exported file with the Keras model.
 
-Recipes' tolerances, `--tolerance`, `--budget` and manifests use their names.
+Their names are used in recipes' tolerances, `--tolerance`, `--budget` and manifests.
 """
 
 import dataclasses
@@ -34,13 +34,13 @@ METRICS: dict[str, Metric] = {
         Metric("logits", "the largest error of a logit", AT_MOST),
         Metric("relative", "the relative error of the logits", AT_MOST),
         Metric("rounding", "the relative error, in units of Keras' float32 error,", AT_MOST),
-        Metric("kl", "the mean Kullback-Leibler divergence of a step, in nats,", AT_MOST),
-        Metric("top1", "the share of steps with the same likeliest token", AT_LEAST, high=1),
-        Metric("tokens", "the share of equal answers", AT_LEAST, high=1),
+        Metric("kl", "the mean Kullback-Leibler divergence per step, in nats,", AT_MOST),
+        Metric("top1", "the share of steps with the same most likely token", AT_LEAST, high=1),
+        Metric("tokens", "the share of identical answers", AT_LEAST, high=1),
         Metric("weights", "the error of the worst row of a matrix, in rounding steps,", AT_MOST),
-        Metric("rouge_1", "the loss in ROUGE-1, in points of 100,", AT_MOST, *POINTS),
-        Metric("rouge_2", "the loss in ROUGE-2, in points of 100,", AT_MOST, *POINTS),
-        Metric("rouge_l", "the loss in ROUGE-L, in points of 100,", AT_MOST, *POINTS),
+        Metric("rouge_1", "the loss of ROUGE-1, in points,", AT_MOST, *POINTS),
+        Metric("rouge_2", "the loss of ROUGE-2, in points,", AT_MOST, *POINTS),
+        Metric("rouge_l", "the loss of ROUGE-L, in points,", AT_MOST, *POINTS),
     )
 }
 
@@ -65,7 +65,7 @@ def parse_bounds(bounds: Iterable[str]) -> dict[str, float]:
 
 
 def require_bound(name: str, value: object) -> float:
-    """Return a bound as a number; raise ConfigurationError unless the metric can have it."""
+    """Return a bound as a number; raise ConfigurationError if it is not valid for the metric."""
     metric = lookup("A metric", name, METRICS)
     try:
         number = float(str(value))

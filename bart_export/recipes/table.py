@@ -64,7 +64,7 @@ STORAGES: dict[str, Storage] = {
 
 @dataclasses.dataclass(frozen=True)
 class Mode:
-    """How a file computes with matrices of less than 32 bits.
+    """How a file computes with matrices of fewer than 32 bits.
 
     `description` is the type of the activations; `activation_bits` is their width if they are
     calibrated, or None if they are float32.
@@ -118,8 +118,8 @@ class Recipe:
     """A way of storing a model.
 
     `mode` is a key of `MODES`. `layers` are pairs of a regular expression for whole layer names and
-    a key of `STORAGES`; the last match counts, and a layer without a match is float32. `tolerance`
-    bounds `metrics.METRICS` of the file. `runtimes` maps each engine that computes the file
+    a key of `STORAGES`; the last match applies, and a layer without a match is float32. `tolerance`
+    maps names in `metrics.METRICS` to bounds. `runtimes` maps each engine that computes the file
     correctly to its oldest tested version; `refusals` says why other engines are refused.
     """
 
@@ -153,13 +153,13 @@ class Recipe:
         return self.tolerance.get("tokens") == 1.0
 
 
-# A float32 file's error relative to that of Keras in float32, both compared with float64. For 62
-# random checkpoints with standard deviations of 0.02 to 0.5, it was at most 1.9 for correct files,
-# and at least 7.4 if the encoder's first epsilon was wrong (1e-6).
+# The bound on a float32 file's error divided by Keras' float32 error, both relative to float64.
+# For 62 random checkpoints with standard deviations of 0.02 to 0.5, the ratio was at most 1.9 for
+# correct files, and at least 7.4 if the encoder's first epsilon was wrong (1e-6).
 ROUNDING = 4.0
 EXACT: Tolerance = MappingProxyType({"rounding": ROUNDING, "tokens": 1.0})
-# float16 rounds weights 2^13 times as coarsely as float32. Two checkpoints with standard deviations
-# of 0.35 had 900 and 1,100, because Keras' error has more causes than rounded weights.
+# float16 rounds weights 2^13 times as coarsely as float32. For two checkpoints with a standard
+# deviation of 0.35, the ratio was 900 and 1,100, because Keras' error has other causes as well.
 HALVED: Tolerance = MappingProxyType({"rounding": 2.0**13, "top1": 0.95})
 ROUNDED: Tolerance = MappingProxyType({"relative": 0.15, "top1": 0.9, "kl": 0.03})
 COARSE: Tolerance = MappingProxyType({"relative": 0.35, "top1": 0.8, "kl": 0.12})
@@ -187,7 +187,7 @@ INT4: Layers = (
     (".*/position_embedding", "int8"),
 )
 ONE_SCALE_A_FILE = "tflite-runtime 2.14, which computes dynamic_wi8_afp32 incorrectly"
-NO_RSQRT = MappingProxyType({TFLITE_RUNTIME: "it has no RSQRT of int16"})
+NO_RSQRT = MappingProxyType({TFLITE_RUNTIME: "it has no int16 RSQRT"})
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
@@ -230,7 +230,7 @@ def read_recipe(path: pathlib.Path) -> Recipe:
     except ConfigurationError as error:
         raise ConfigurationError(f"The recipe {path} cannot be used: {error}") from error
     except ValueError as error:
-        raise ConfigurationError(f"The recipe {path} must be JSON, but {error}.") from error
+        raise ConfigurationError(f"The recipe {path} is not valid JSON: {error}.") from error
 
 
 def write_recipe(path: pathlib.Path, recipe: Recipe) -> None:
@@ -277,7 +277,7 @@ def parse_recipe(content: object) -> Recipe:
 
 
 def refusals(mode: str, layers: Layers) -> Mapping[str, str]:
-    """Return why engines are refused, as for the table's recipes with the same storage."""
+    """Return the reasons for refusing engines, as in the table's recipes with the same storage."""
     if MODES[mode].activation_bits is not None:
         return next(recipe.refusals for recipe in RECIPES.values() if recipe.mode == mode)
     storages = [STORAGES[name] for _, name in layers]
@@ -327,7 +327,7 @@ def require_layers(recipe: Recipe, layers: Iterable[str]) -> None:
                 f"Layers are named {known[0]}, {known[-1]} and so on; bart-export inspect lists "
                 "them."
             )
-    stores = recipe.layers and not recipe.calibrated  # which has integer activations
+    stores = recipe.layers and not recipe.calibrated  # a calibrated one has integer activations
     if stores and all(recipe.storage(layer).bits == 32 for layer in known):
         raise ConfigurationError(
             f"The recipe {recipe.name} stores every layer in float32, as the recipe float32 does. "

@@ -1,4 +1,4 @@
-"""The facts in a report about each `.tflite` file, with intervals of quality and speed."""
+"""The facts that a report gives about each `.tflite` file, with intervals for quality and speed."""
 
 import dataclasses
 import math
@@ -57,7 +57,7 @@ class ReportedFile:
 
     @property
     def label(self) -> str:
-        """The file's name in tables and pictures; a name that is too long is cut."""
+        """The file's name in tables and pictures; a long name is shortened."""
         recipe = self.entry.recipe
         recipe = recipe if len(recipe) <= LONGEST else f"{recipe[: LONGEST - 1]}…"
         return recipe if self.entry.build == "dynamic" else f"{recipe} (static)"
@@ -85,8 +85,8 @@ class ReportedFile:
         sources = " or ".join(map(str, shapes.source_lengths))
         beams = " or ".join(map(str, shapes.num_beams))
         return (
-            f"{purpose}; static: sources of {sources} tokens, texts of {shapes.target_length}, "
-            f"{beams} beams"
+            f"{purpose}; static: sources of {sources} tokens, outputs of {shapes.target_length} "
+            f"tokens, {beams} beams"
         )
 
     @property
@@ -119,7 +119,7 @@ class ReportedFile:
 
     @property
     def same_text(self) -> Figure | None:
-        """Share of texts that the file generates token for token."""
+        """Share of texts that the file generates identically, token for token."""
         row = self.verification
         return share(row.tokens, row.questions) if row else None
 
@@ -131,7 +131,7 @@ class ReportedFile:
         return Figure(row.loss, row.low, row.high) if row else None
 
     def tokens_per_second(self, num_beams: int) -> Figure | None:
-        """Return the tokens per second of a whole generation, with the slowest and the fastest."""
+        """Return the tokens per second of a whole generation: median, slowest and fastest."""
         rows = self.measurement.lengths if self.measurement else ()
         row = next((row for row in rows if row.num_beams == num_beams), None)
         if row is None or row.slowest is None or row.fastest is None:
@@ -161,7 +161,7 @@ def evidence(files: Sequence[ReportedFile]) -> dict[str, list[str]]:
         texts = GOLDEN_TEXTS
         if row.data:
             texts = f"{row.data.texts} texts of a file with SHA-256 `{row.data.sha256}`"
-        line = f"{row.steps} steps along {texts}, {row.questions} generated"
+        line = f"{row.steps} steps along {texts}, and {row.questions} generated texts"
         labels.setdefault(line, []).append(file.label)
     return labels
 
@@ -178,7 +178,7 @@ def signature_lines(manifest: Manifest) -> list[str]:
 
 
 def tensors(specs: Mapping[str, TensorSpec]) -> str:
-    """Return a line that lists tensors; tensors of every layer are listed once."""
+    """Return a line that lists tensors; a tensor that every layer has is listed once."""
     lines: dict[str, str] = {}
     for name, tensor in specs.items():
         layered = LAYERED.fullmatch(name)

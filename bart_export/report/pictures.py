@@ -1,8 +1,8 @@
 """The pictures of a report: the cost of each file, and the sensitivity of each layer.
 
-Every mark has a name or number beside it, so that no information is in the color alone. An SVG has
-light colors, CSS rules for the reader's dark mode, and its own background. Equal figures give equal
-bytes.
+Every mark has a name or number next to it, so that nothing is conveyed by color alone. An SVG has
+light colors, CSS rules for the reader's dark mode, and its own background. The same figures always
+give the same bytes.
 """
 
 import contextlib
@@ -46,7 +46,7 @@ WIDTH = 9.6  # inches
 LINE = 0.34  # inches, the height of a row
 MARK = 6.5  # points
 POINT = 1 / 72  # inches
-# Verdana is as wide as DejaVu Sans, which the layout is computed with.
+# The layout is computed with DejaVu Sans; Verdana is equally wide.
 FONTS = ["DejaVu Sans", "Verdana", "sans-serif"]
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",  # keep text searchable, accessible and testable
@@ -110,10 +110,10 @@ def to_svg(figure: "Drawing") -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """A column of the picture of costs.
+    """A column of the cost picture.
 
-    `format` is the format of its figures; stems begin at `origin`, and `ahead` says whether figures
-    are left of it.
+    `format` formats its figures. Stems begin at `origin`, and `ahead` says whether figures are to
+    the left of it.
     """
 
     head: str
@@ -133,8 +133,8 @@ def cost_columns(files: Sequence[ReportedFile], num_beams: int) -> list[Column]:
     columns = [
         Column("Size, MB", lambda file: Figure(*[file.megabytes] * 3), ".1f"),
         Column("Same next token, %", percentage, ".1f", origin=100.0, ahead=True),
-        Column("ROUGE-L lost, points", lambda file: file.rouge_loss, "+.1f"),
-        Column("Tokens a second", lambda file: file.tokens_per_second(num_beams), ".0f"),
+        Column("ROUGE-L loss, points", lambda file: file.rouge_loss, "+.1f"),
+        Column("Tokens per second", lambda file: file.tokens_per_second(num_beams), ".0f"),
     ]
     return [column for column in columns if differ(map(column.figure, files))]
 
@@ -198,11 +198,11 @@ def draw_column(axes: "Axes", files: Sequence[ReportedFile], column: Column) -> 
 LAYER = re.compile(r"(encoder|decoder)/layer_(\d+)/(\w+)")
 SIDES = ("encoder", "decoder")
 LARGEST, SMALLEST = 14.0, 1.2  # points, the diameter of a circle
-NUMBERED = 5  # largest circles with a number above them
+NUMBERED = 5  # the number of circles, largest first, that have their divergence above them
 
 
 def draw_sensitivities(divergences: Mapping[str, float], storage: str) -> "Drawing":
-    """Draw a circle for each layer, whose area is its divergence in `storage`.
+    """Draw a circle for each layer, with an area proportional to its divergence in `storage`.
 
     `divergences` maps layers to their mean Kullback-Leibler divergence in nats per step.
     """

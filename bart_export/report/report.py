@@ -19,7 +19,7 @@ from bart_export.report.facts import Figure, ReportedFile
 COSTS, SENSITIVITY = "report/costs.svg", "report/sensitivity.svg"
 DIRECTORY = "report"
 MOST_SENSITIVE = 10
-UNKNOWN_LICENCE = "the checkpoint's licence applies; it was not in the checkpoint"
+UNKNOWN_LICENCE = "the checkpoint's licence applies, but the checkpoint does not state it"
 WIDTH = 100  # columns
 DASH = "–"  # for figures that were not measured
 

@@ -55,7 +55,7 @@ def open_compiled_model(
 ) -> FileEngine:
     """Open a `.tflite` file on LiteRT, or raise EngineError.
 
-    `buckets` are those of a static build, or None for a dynamic build; `num_threads` is None for
+    `buckets` belong to a static build; None means a dynamic build. `num_threads` is None for
     all available cores. `weight_cache` is a file for XNNPACK's packed weights, complete or absent,
     or "" for no cache: every signature of a static build then has its own copy of the weights.
     """

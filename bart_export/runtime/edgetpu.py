@@ -46,7 +46,7 @@ def open_edgetpu(
 ) -> FileEngine:
     """Open an artifact's Edge TPU export, which has no static build.
 
-    `path` is that of `parts.HOST`, the CPU's file; see `open_compiled_model`.
+    `path` is the path of `parts.HOST`, the CPU's file; see `open_compiled_model`.
     """
     model = open_model(path, num_threads, weight_cache)
     directory = path.parents[1]
@@ -144,7 +144,7 @@ def load_delegate(module: Native, library: str) -> Native:
     except OSError:
         raise EngineError(f"{library} is not installed.") from None
     try:
-        # If the package found out itself, its half-initialized object would log another error.
+        # If the package noticed this itself, its half-initialized object would log another error.
         if not hasattr(loaded, "tflite_plugin_create_delegate"):
             raise ValueError("it is not a TFLite external delegate")
         return module.load_delegate(library)
@@ -183,7 +183,7 @@ class SegmentedEncoder:
         return hidden
 
     def add(self, layer: int, kind: str, hidden: FloatArray, source: FloatArray) -> FloatArray:
-        """Return the norm of the hidden states plus a segment's output."""
+        """Return the sum of the hidden states and a segment's output, normalized."""
         name = Segment(layer, kind).name
         return self.call(
             self.add_and_norm,

@@ -1,6 +1,6 @@
 """Engines run the `encode` and `decode` signatures of a `.tflite` file.
 
-`start` encodes a source and returns a `Decoding`, which stands for the caches; `step` takes one and
+`start` encodes a source and returns a `Decoding`, which represents the caches; `step` takes one and
 returns logits and the next. A `Decoding` is valid for one step, because the next one reuses its
 buffers.
 
@@ -87,13 +87,13 @@ class Fitted:
 
 @dataclasses.dataclass(frozen=True)
 class Dynamic:
-    """The sizing of a dynamic build; `signatures` are those of `contract.tflite_signatures`."""
+    """The sizing of a dynamic build; `signatures` comes from `contract.tflite_signatures`."""
 
     config: BartConfig
     signatures: Sequence[Signature]
 
     def fit(self, token_ids: Sequence[int], num_beams: int, max_length: int) -> Fitted:
-        """Return a source with capacity for its first tokens, or raise InputError."""
+        """Return a source with capacity for the first decoded tokens, or raise InputError."""
         ids = check_source(self.config, token_ids)
         check_length(self.config, max_length)
         encode, decode_beams, decode_single = self.signatures
@@ -109,7 +109,7 @@ class Dynamic:
         )
 
     def grown(self, fitted: Fitted) -> Fitted:
-        """Return a source with twice the capacity."""
+        """Return the source with twice the capacity."""
         doubled = 2 * fitted.decode.sizes[contract.CAPACITY]
         capacity = min(doubled, self.config.max_sequence_length)
         sizes = {**fitted.decode.sizes, contract.CAPACITY: capacity}
@@ -125,7 +125,7 @@ class Buckets:
     buckets: Sequence[Bucket]
 
     def only(self, source_length: int, num_beams: int) -> "Buckets":
-        """Return the sizing that uses only the bucket of these sizes."""
+        """Return a sizing that uses only the bucket with these sizes."""
         sizes = {contract.SOURCE: source_length, contract.BEAMS: num_beams}
         buckets = [
             bucket
@@ -153,7 +153,7 @@ class Buckets:
         )
 
     def grown(self, fitted: Fitted) -> Fitted:
-        """Raise InputError, because a bucket has the capacity for `max_length`."""
+        """Raise InputError, because buckets already have capacity for `max_length` tokens."""
         raise InputError("A static build cannot decode beyond the max_length that it started with.")
 
     def smallest(self, axis: str, needed: int) -> int:
@@ -163,8 +163,8 @@ class Buckets:
             if size >= needed:
                 return size
         raise InputError(
-            f"{LIMITED[axis]} must be at most {sizes[-1]} in this static build, which has "
-            f"{', '.join(map(str, sizes))}, received {needed}. A dynamic build accepts more."
+            f"{LIMITED[axis]} must be at most {sizes[-1]} in this static build, which supports "
+            f"{', '.join(map(str, sizes))}; received {needed}. A dynamic build accepts more."
         )
 
 
@@ -188,7 +188,7 @@ def check_source(config: BartConfig, token_ids: Sequence[int]) -> IntArray:
     """Return token ids as int32 (one, source), or raise InputError if they are invalid."""
     try:
         ids = np.asarray(token_ids if len(token_ids) else np.empty(0, np.int64))
-    except (TypeError, ValueError):  # no sequence, or one of lists of different lengths
+    except (TypeError, ValueError):  # not a sequence, or nested lists of different lengths
         ids = np.empty(0)
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
         raise InputError(f"A source must be a list of token ids, received {shown(token_ids)}.")
@@ -306,7 +306,8 @@ class FileEngine:
 
 
 # A second thread does not help smaller models: with int8 weights and 8 or 20 million parameters,
-# steps took as long as with one, and 1.3 to 1.7 times the CPU time. With 49 and 139 million it did.
+# steps took as long as with one, and 1.3 to 1.7 times the CPU time. It helped with 49 and 139
+# million parameters.
 FEW_PARAMETERS = 32_000_000
 
 
@@ -316,7 +317,7 @@ def default_threads(parameter_count: int) -> int:
 
 
 def thread_count(given: int | None) -> int:
-    """Return a number of threads, all cores if None, or raise ConfigurationError."""
+    """Return the given number of threads or, if None, all cores; or raise ConfigurationError."""
     check_threads("num_threads", given)
     return given or available_cores()
 

@@ -1,7 +1,7 @@
 """The table of engines, and the choice of a file and an engine to open it.
 
-A file's entry in the manifest says which runtimes compute it correctly and since which version,
-because some open a file without complaint and compute it incorrectly.
+A file's entry in the manifest says which runtimes run it correctly, and from which version on,
+because some open a file without complaint and compute wrong results.
 """
 
 import dataclasses
@@ -68,7 +68,7 @@ def open_engine(
     """Open a file of an artifact, such as `tflite/float32.tflite`.
 
     `requested` is a key of `ENGINES`, or None for the first that is installed; `num_threads` is
-    that of the CPU kernels, or None for `default_threads`.
+    for the CPU kernels; None means `default_threads`.
 
     Raises:
         ArtifactError: if the file is missing or altered.
@@ -100,7 +100,7 @@ def host_files(artifact: Artifact) -> dict[str, Expected | None]:
 def check_files(artifact: Artifact, files: Mapping[str, Expected | None]) -> None:
     """Check the hashes and graphs of files with these signatures; see `tflite_check.check_graph`.
 
-    As with its hash, a graph that was checked before is not checked again (`stamps`).
+    As with hashes, a graph that has been checked is not checked again (`stamps`).
     """
     for name, expected in files.items():
         path = artifact.path(name)
@@ -189,7 +189,7 @@ def choose_file(
     installed = installed_versions()
     package = engine_kind(engine, installed).package
     able = (name for name in preferred if runs(files[name], package, installed.get(package, "0")))
-    return next(able, preferred[0])  # opening the latter raises the reason
+    return next(able, preferred[0])  # opening the latter raises an error with the reason
 
 
 def engine_for(
@@ -197,13 +197,13 @@ def engine_for(
 ) -> EngineKind:
     """Return the engine that opens one of `files`.
 
-    An entry's `runtimes` maps the packages that compute it correctly to the oldest version tested;
+    An entry's `runtimes` maps the packages that run it correctly to the oldest version tested;
     its `refusals` say why other packages do not. `installed` maps packages to their versions.
 
     Raises:
         ConfigurationError: if the engine does not exist.
         MissingExtra: if the engine's package is not installed.
-        EngineError: if the package is not known to compute the file correctly.
+        EngineError: if the package is not known to run the file correctly.
     """
     kind = engine_kind(requested, installed)
     package = kind.package

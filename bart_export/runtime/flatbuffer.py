@@ -129,7 +129,7 @@ class File:
         return cls(np.frombuffer(mapped, np.uint8))
 
     def numbers(self, offsets: Ints, kind: str) -> npt.NDArray[np.generic]:
-        """Return the numbers at these offsets, of a NumPy type."""
+        """Return the numbers of a NumPy type at these offsets."""
         dtype = np.dtype(f"<{kind}")
         if offsets.size and not 0 <= offsets.min() <= offsets.max() <= self.size - dtype.itemsize:
             raise InvalidGraph("an offset is out of bounds")
@@ -172,18 +172,18 @@ class Vectors:
         return np.arange(int(self.count.sum())) - np.repeat(first, self.count)
 
     def offsets(self) -> Ints:
-        """Return each element's offset. Overlapping vectors may have more bytes than the file."""
+        """Return each element's offset, or refuse overlapping vectors that exceed the file."""
         size, elements = width(self.kind), int(self.count.sum())
         few = elements * size <= self.file.size and elements <= MOST_ELEMENTS
         require(few, "its vectors have too many elements")
         return np.repeat(self.begin, self.count) + self.index() * size
 
     def integers(self) -> Ints:
-        """Return the elements of all vectors, which are integers."""
+        """Return the elements of all vectors, as integers."""
         return self.file.integers(self.offsets(), self.kind)
 
     def tables(self) -> "Tables":
-        """Return the elements of all vectors, which are tables."""
+        """Return the elements of all vectors, as tables."""
         return Tables(self.file, self.kind, self.file.follow(self.offsets()))
 
 
@@ -201,9 +201,9 @@ class Tables:
         sizes = file.integers(vtables + 2, "u2")
         inside = (vtables + vtable_sizes <= file.size) & (begin + sizes <= file.size)
         aligned = (vtable_sizes % 2 == 0) & (vtables % 2 == 0) & (begin % 4 == 0)
-        require(inside & aligned & (vtable_sizes >= 4), f"a table {kind} is out of bounds")
+        require(inside & aligned & (vtable_sizes >= 4), f"a {kind} table is out of bounds")
         known = vtable_sizes <= 4 + 2 * len(self.fields)
-        require(known, f"a table {kind} has unknown fields")
+        require(known, f"a {kind} table has unknown fields")
         self.offsets: dict[str, Ints] = {}
         for number, (name, form) in enumerate(self.fields.items()):
             offsets = np.zeros(self.count, np.int64)
@@ -211,9 +211,9 @@ class Tables:
             offsets[listed] = file.integers(vtables[listed] + 4 + 2 * number, "u2")
             size = width(form) if form in NUMBERS else 4
             inside = (offsets + size <= sizes) & ((begin + offsets) % size == 0)
-            wrong = f"a field {name} of a table {kind} is out of bounds"
+            wrong = f"the field {name} of a {kind} table is out of bounds"
             require(inside | (offsets == 0), wrong)
-            wrong = f"a table {kind} has {name}, which bart-export does not write"
+            wrong = f"a {kind} table has {name}, which bart-export does not write"
             require(form != ABSENT or offsets == 0, wrong)
             self.offsets[name] = offsets
         for name, form in self.fields.items():
@@ -248,14 +248,14 @@ class Tables:
         ends = (begin + count * width(kind))[present]
         # A string ends with a zero byte, which its length does not count.
         inside = ends + (kind == "string") <= self.file.size
-        require(inside, f"{name} of a table {self.kind} is out of bounds")
+        require(inside, f"{name} of a {self.kind} table is out of bounds")
         found = Vectors(self.file, kind, begin, count)
         if kind == "string":
             letters, last = self.file.content[found.offsets()], self.file.content[ends]
             ascii = letters.max(initial=0) <= ord("~") and last.max(initial=0) == 0
-            require(ascii, f"{name} of a table {self.kind} is not ASCII")
+            require(ascii, f"{name} of a {self.kind} table is not ASCII")
         elif kind != "u1":
-            require(begin % 4 == 0, f"{name} of a table {self.kind} is not aligned")
+            require(begin % 4 == 0, f"{name} of a {self.kind} table is not aligned")
         return found
 
     def strings(self, name: str) -> list[str]:

@@ -29,7 +29,7 @@ from bart_export.text.tokenizer import BartTokenizer, IncrementalDetokenizer, ge
 class ModelInfo:
     """A model's architecture, tokenizer and settings.
 
-    `encoder_sequence_length` is the maximum number of source tokens, including both ends.
+    `encoder_sequence_length` is the maximum number of source tokens, including start and end.
     """
 
     config: BartConfig
@@ -63,7 +63,7 @@ class Generator:
         tokenizer: converts text to ids and back.
         engine: runs the model; it must not be shared.
         generation: the default settings.
-        encoder_sequence_length: the maximum number of source tokens, including both ends.
+        encoder_sequence_length: the maximum number of source tokens, including start and end.
         source: the origin that `repr` shows.
     """
 
@@ -97,7 +97,7 @@ class Generator:
         Args:
             path: the artifact directory.
             recipe: the file's recipe; None means the default recipe, or the first that the engine
-                computes correctly.
+                runs correctly.
             shapes: "dynamic" or "static"; None prefers the dynamic build.
             engine: "ai-edge-litert", "tflite-runtime" or "edgetpu"; None means the first that is
                 installed.
@@ -188,7 +188,7 @@ class Generator:
                 which do not count the start token.
 
         Raises:
-            InputError: if a text is not a str, blank or too long, or `max_length` is too large.
+            InputError: if a text is blank, too long or not a str, or `max_length` is too large.
             ConfigurationError: if a parameter does not exist or is out of range.
             EngineError: if the Generator was closed.
         """
@@ -214,7 +214,7 @@ class Generator:
         special_tokens: bool = False,
         **parameters: Any,
     ) -> Stream:
-        """Generate from a text, and yield pieces of the result as soon as they are certain.
+        """Generate from a text, and yield pieces of the result as soon as they are final.
 
         Joined, the pieces are the text that `generate` returns; the stream's `result` then has the
         scores. In beam search, a piece is certain once all beams agree on it. Closing the stream
@@ -282,7 +282,7 @@ class Generator:
 
 
 def check_text(text: str, allow_empty: bool) -> None:
-    """Raise InputError unless a text is a str that is not blank, or blank texts are allowed."""
+    """Raise InputError if a text is not a str, or is blank and `allow_empty` is not set."""
     if not isinstance(text, str):
         raise InputError(f"A text must be a str, received {type(text).__name__}.")
     if not allow_empty and not text.strip():

@@ -142,7 +142,7 @@ class InterpreterBackend:
         self.cross_names = [tensor.name for tensor in contract.cross_tensors(config)]
 
     def signature(self, bucket: Bucket) -> InterpreterSignature:
-        """Return a bucket's signature; if its sizes change, its content is lost."""
+        """Return a bucket's signature; if its sizes change, the content of its tensors is lost."""
         signature = self.signatures[bucket.name]
         if signature.sizes != bucket.sizes:
             sizes = {**self.fixed, **bucket.sizes}

@@ -36,7 +36,7 @@ def log_normalizers(logits: FloatArray) -> FloatArray:
     if not np.isfinite(peaks).all():
         raise EngineError(
             "Expected finite logits from the decoder, received NaN or infinity: the file is "
-            "damaged or this runtime computes it incorrectly. Another recipe or runtime may work."
+            "damaged or this runtime runs it incorrectly. Another recipe or runtime may work."
         )
     sums = np.empty_like(peaks)
     for row, peak in enumerate(peaks):  # one row's exponentials fit the processor's cache
@@ -48,7 +48,7 @@ def log_normalizers(logits: FloatArray) -> FloatArray:
 
 
 def kth_largest(row: FloatArray, k: int) -> float:
-    """Return the k-th largest value of a row (vocabulary,), or the smallest of fewer values."""
+    """Return the k-th largest value of a row (vocabulary,), or the smallest if there are fewer."""
     maxima = class_maxima(row[None])[0]
     if k <= maxima.size:
         row = row[row >= nth_largest(maxima, k)]
@@ -87,7 +87,7 @@ def class_maxima(logits: FloatArray) -> FloatArray:
 
 
 def nth_largest(values: FloatArray | Totals, n: int) -> float:
-    """Return the n-th largest value, or the smallest of fewer values."""
+    """Return the n-th largest value, or the smallest if there are fewer."""
     return float(np.partition(values, -n)[-n] if n < values.size else values.min())
 
 
@@ -169,16 +169,16 @@ Choice = Callable[[FloatArray], int]
 
 
 def greedy_choice(row: FloatArray) -> int:
-    """Return the most likely token; of equal logits, the lowest id."""
+    """Return the most likely token, or the lowest id among equals."""
     return int(row.argmax())
 
 
 def sampled_choice(generation: GenerationConfig) -> Choice:
     """Return a function that samples a token from processed logits (vocabulary,).
 
-    Top-k keeps all tokens that are as likely as the k-th. Top-p keeps the fewest tokens whose
-    probabilities reach `top_p`, of equal ones those with lower ids. If all tokens are forbidden,
-    the result is 0.
+    Top-k keeps all tokens that are at least as likely as the k-th. Top-p keeps the fewest tokens
+    whose probabilities reach `top_p`, preferring lower ids among equals. If all tokens are
+    forbidden, the result is 0.
     """
     uniform = np.random.Generator(np.random.PCG64(generation.seed))
     top_k, top_p = generation.top_k, generation.top_p

@@ -1,4 +1,4 @@
-"""Opens an artifact in a separate process first, which may crash.
+"""Opens an artifact in a separate process first, because opening it may crash.
 
 `tflite_check` refuses files that are known to crash LiteRT; a server, whose other models must keep
 running, does not rely on that alone. Run as a program, this module is the separate process. The
@@ -31,7 +31,7 @@ def survive(directory: pathlib.Path) -> None:
     except subprocess.TimeoutExpired:
         raise EngineError(
             f"A trial run of {directory} did not finish within {SECONDS:g} s. Another recipe may "
-            "be faster; bart-export verify tells whether the files are intact."
+            "be faster; bart-export verify checks whether the files are intact."
         ) from None
     code = process.returncode
     if code == ERROR and process.stdout.strip():

@@ -39,7 +39,7 @@ TYPE_CODES = {type.name: code for code, type in TYPES.items()}
 
 
 class Operand(NamedTuple):
-    """An operator's input or output; `values` are those of a short int32 constant."""
+    """An operator's input or output; `values` has the elements of a short int32 constant."""
 
     type: str
     shape: Shape
@@ -199,8 +199,8 @@ SLICED = ("int32 int32 int32 int32 int32",)
 class Operator:
     """An operator: its schema code, its name, and a rule for its operands.
 
-    `types` are the allowed types of inputs and output, with "-" for an omitted input. `options` is
-    the table of options and its number in the union; `passed` are the options passed to the rule.
+    `types` lists the allowed types of inputs and output, with "-" for an omitted input. `options`
+    is the options table and its number in the union; `passed` names the options that `fits` gets.
     """
 
     code: int

@@ -38,7 +38,7 @@ class Result:
 
     `sequences` has the `num_return_sequences` best texts, best first; `text`, `token_ids` and
     `score` are the first one's. In beam search, a score is the sum of log-probabilities divided by
-    generated length ** `length_penalty`; otherwise it is the sum before any processor or filter.
+    generated length ** `length_penalty`; otherwise it is their sum, before processors and filters.
     `truncated` is True if only the beginning of the source was used.
     """
 
@@ -89,7 +89,7 @@ class Turn:
 
 
 class Stream(Iterator[str]):
-    """An iterator over the pieces of a generated text, as soon as they are certain.
+    """An iterator that yields the pieces of a generated text as soon as they are final.
 
     Thread-safe. An unfinished stream is completed by the next generation on the same engine.
     `close`, or dropping the last reference, stops it.
@@ -149,7 +149,7 @@ class Stream(Iterator[str]):
                 self.ended, self.result = True, piece
         except Exception as error:
             self.ended, self.failure = True, error
-        except BaseException:  # Ctrl-C, perhaps on behalf of another stream
+        except BaseException:  # Ctrl-C, perhaps while completing this stream for another one
             self.stop(EngineError("The generation was interrupted before its end. Start it again."))
             raise
 

@@ -1,6 +1,6 @@
 """Greedy search, sampling and beam search, with the semantics of `generate()` in transformers 4.57.
 
-A search is an iterator of events: `Decode` requests logits, `Settled` reports certain tokens, and
+A search is an iterator of events: `Decode` requests logits, `Settled` reports final tokens, and
 `Finished` is the last. It calls no model and has no caches, so that one loop can run one search
 (`drive`, `run`) or several at the same time.
 """
@@ -39,7 +39,7 @@ Step = Callable[[State, IntArray, IntArray], tuple[FloatArray, State]]
 class Hypothesis:
     """A finished sequence with its start and end tokens, and its score as in `Result`.
 
-    Beam search's is Hugging Face's `sequences_scores`. Forced tokens have a log-probability of 0.
+    In beam search, that is Hugging Face's `sequences_scores`. Forced tokens have log-probability 0.
     """
 
     token_ids: tuple[int, ...]
@@ -62,7 +62,7 @@ class Decode:
 
 @dataclasses.dataclass(frozen=True)
 class Settled:
-    """The next tokens of the best sequence that no later step can change."""
+    """The next tokens of the best sequence, which no later step can change."""
 
     token_ids: list[int]
 
@@ -80,8 +80,8 @@ Search = Iterator[Decode | Settled | Finished]
 def search(generation: GenerationConfig) -> Search:
     """Search for the best sequences.
 
-    A `Settled` follows every step, often without tokens in beam search, and only the last has
-    tokens if there are several samples. Together they are `token_ids[1:]` of the first hypothesis.
+    A `Settled` follows every step. In beam search many have no tokens; with several samples, only
+    the last one has any. Joined, the tokens are `token_ids[1:]` of the first hypothesis.
     The last event is `Finished` with `num_return_sequences` hypotheses, or fewer if the settings
     allow fewer sequences.
 
@@ -120,7 +120,7 @@ def token_search(generation: GenerationConfig) -> Search:
     rescores = generation.repetition_penalty != 1.0
     ends = generation.end_token_ids
 
-    sequences = first_tokens(generation, rows)
+    sequences = initial_sequences(generation, rows)
     beam_index = np.arange(rows, dtype=np.int32)
     lengths = [generation.max_length] * rows
     scores = [0.0] * rows
@@ -165,14 +165,14 @@ def beam_search(generation: GenerationConfig) -> Search:
     """Run beam search: keep the `num_beams` best unfinished and the best finished sequences.
 
     Unused beams have a total of -inf instead of Hugging Face's -1e9, and are never finished, so
-    that a vocabulary smaller than the number of beams gives no false hypotheses.
+    that a vocabulary smaller than the number of beams yields no spurious hypotheses.
     """
     beams = generation.num_beams
     process = processors(generation)
     divisors = length_divisors(generation)
     count = (1 + len(generation.end_token_ids)) * beams  # candidates per step
 
-    sequences = first_tokens(generation, beams)
+    sequences = initial_sequences(generation, beams)
     beam_index = np.arange(beams, dtype=np.int32)
     totals = np.full(beams, -np.inf)  # sums of log-probabilities, best first
     totals[0] = 0.0  # all beams start equal, so only the first is used
@@ -191,7 +191,7 @@ def beam_search(generation: GenerationConfig) -> Search:
             normalizers = log_normalizers(logits)
             for processor in process:
                 processor(sequences[:, :length], logits, normalizers)
-            # A beam has one candidate per end token, so at least num_beams candidates go on.
+            # A beam has one candidate per end token, so at least num_beams candidates continue.
             rows, tokens, sums = largest(logits, totals - normalizers, count)
 
         possible = sums > -np.inf
@@ -200,7 +200,7 @@ def beam_search(generation: GenerationConfig) -> Search:
         for place in np.flatnonzero(ends[:beams]):
             token_ids = (*sequences[rows[place], :length].tolist(), int(tokens[place]))
             finished.append(Hypothesis(token_ids, float(sums[place]) / divisors[length]))
-        finished.sort(key=SCORE, reverse=True)  # stable: of equal scores, the older is better
+        finished.sort(key=SCORE, reverse=True)  # stable: among equal scores, the older wins
         del finished[beams:]
 
         goes_on = np.flatnonzero(possible & ~ends)[:beams]
@@ -241,7 +241,7 @@ def may_improve(
     """Return whether beam search continues once `num_beams` hypotheses are finished.
 
     `total` is the best beam's after `length` generated tokens. `early_stopping=True` stops; False
-    takes the beam's score as if it ended now, and "never" the highest that it can still reach.
+    compares the score that the beam would have if it ended now, "never" the highest it can reach.
     """
     if generation.early_stopping is True:
         return False
@@ -261,17 +261,17 @@ def may_win(
     return totals > best_score * divisor - ROUNDING
 
 
-ROUNDING = 1e-6  # by which a sum of log-probabilities may grow
+ROUNDING = 1e-6  # the most by which rounding can increase a sum of log-probabilities
 SCORE = operator.attrgetter("score")
 
 
 def common_prefix(sequences: list[list[int]]) -> list[int]:
-    """Return the tokens that all sequences begin with, as the first and last in order do."""
+    """Return the longest common prefix: that of the first and the last sequence when sorted."""
     pairs = zip(min(sequences), max(sequences), strict=False)
     return [token for token, other in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)]
 
 
-def first_tokens(generation: GenerationConfig, rows: int) -> IntArray:
+def initial_sequences(generation: GenerationConfig, rows: int) -> IntArray:
     """Return sequences (rows, max_length) of the start token and padding."""
     sequences = np.full((rows, generation.max_length), generation.pad_token_id, dtype=np.int32)
     sequences[:, 0] = generation.decoder_start_token_id

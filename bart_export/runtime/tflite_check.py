@@ -1,7 +1,7 @@
 """Checks the graph of an untrusted `.tflite` file before LiteRT opens it.
 
 LiteRT crashes on inconsistent files, and a hash only shows that a file belongs to its manifest.
-Files must therefore have the form of those that this package writes. Weights are not read.
+Files must therefore have the same form as those that this package writes. Weights are not read.
 """
 
 import pathlib
@@ -142,7 +142,7 @@ class Graphs:
         self.shape[shapes.owners(), shapes.index()] = sizes
         self.dynamic = self.shape.copy()
         self.dynamic[signatures.owners(), signatures.index()] = may_be
-        # Floats do not overflow.
+        # In floating point, because integers could overflow.
         self.elements = np.where(self.shape > 0, self.shape, 1.0).prod(axis=1)
         most = np.where(self.constant, MOST_ELEMENTS, MOST_COMPUTED)
         require(self.elements <= most, "a tensor is too large")
@@ -157,7 +157,7 @@ class Graphs:
         return numbers
 
     def optional(self, indices: Ints, graphs: Ints) -> Ints:
-        """Return tensor numbers as `numbered` does, with -1 for index -1, an omitted input."""
+        """Return tensor numbers as `numbered` does, but -1 for an omitted input (index -1)."""
         numbers = np.full(len(indices), -1)
         present = indices != -1
         numbers[present] = self.numbered(indices[present], graphs[present])
@@ -175,7 +175,7 @@ class Graphs:
     def operands(self) -> tuple[list[Operand], Ints]:
         """Return the distinct operands in the file, and the operand index of each tensor.
 
-        The last operand stands for an omitted input, number -1. There are few, as layers repeat.
+        The last one stands for an omitted input, number -1. There are few, because layers repeat.
         """
         short = self.constant & (self.type == TYPE_CODES["int32"]) & (self.elements <= HIGHEST_RANK)
         counts = np.where(short, self.elements, 0).astype(np.int64)
@@ -268,8 +268,8 @@ def check_operators(graphs: Graphs) -> None:
     operands, operand_of = graphs.operands()
     for code in np.unique(codes[~custom]):
         row, chosen = OPERATORS[int(code)], np.flatnonzero(codes == code)
-        require(inputs.count[chosen] == row.inputs, f"{row.name} with a wrong number of inputs")
-        require(outputs.count[chosen] == 1, f"{row.name} with a wrong number of outputs")
+        require(inputs.count[chosen] == row.inputs, f"{row.name} with the wrong number of inputs")
+        require(outputs.count[chosen] == 1, f"{row.name} with the wrong number of outputs")
         wrong = f"{row.name} with unsupported options"
         kind, number = row.options
         require((union[chosen] == number) & (present[chosen] == bool(kind)), wrong)

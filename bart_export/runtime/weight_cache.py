@@ -1,4 +1,4 @@
-"""XNNPACK's packed weights on disk, with which a `.tflite` file opens in milliseconds.
+"""XNNPACK's packed weights on disk, which let a `.tflite` file open in milliseconds.
 
 A cache is built under a temporary name, then renamed, and is used only while it has the hash in
 this user's stamp (`stamps`). Caches are in the artifact's `.cache`, or in the user's cache
@@ -26,7 +26,7 @@ from bart_export.runtime.compiled_model import litert_version
 
 Opened = TypeVar("Opened")
 
-# Bytes of a cache that is hashed once per boot instead of at each opening; hashing it takes 10 ms.
+# Caches from this size (bytes; 10 ms to hash) are hashed once per boot, not at each opening.
 LARGE = 16 << 20
 # XNNPACK kills the process if the disk is full, so this multiple of the model's size must be free.
 ROOM = 2
@@ -54,7 +54,7 @@ def open_with_cache(open_model: Callable[[str], Opened], artifact: Artifact, nam
 def discard_damaged(artifact: Artifact, name: str) -> bool:
     """Hash a file's weight caches; remove damaged ones, and return whether there were any.
 
-    The next opening replaces a cache without a stamp, as in a copied artifact.
+    The next opening replaces a cache without a stamp, such as one in a copied artifact.
     """
     caches = [cache for cache in places(artifact, name) if os.path.lexists(cache)]
     damaged = [

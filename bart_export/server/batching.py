@@ -130,7 +130,7 @@ class Task:
     future: "Future[Tensors]" = dataclasses.field(default_factory=Future)
 
     def begin(self) -> bool:
-        """Return whether to run the task; one that was cancelled or timed out is ended."""
+        """Return whether to run the task; if it was cancelled or has timed out, end it instead."""
         if not self.future.set_running_or_notify_cancel():
             return False
         if self.limits.stop.is_set():
@@ -147,9 +147,9 @@ class Task:
             self.future.set_result(answer)
 
     def split(self, first: int, limit: int, join: Join) -> "list[Task]":
-        """Return parts of at most `limit` rows, the first of at most `first`.
+        """Return parts of at most `limit` rows; the first has at most `first`, unless that is 0.
 
-        The task ends with the last part: with the joined outputs, or the first part's error.
+        The task ends with its last part, with the joined outputs or the first failed part's error.
         """
         self.future.set_running_or_notify_cancel()
         starts = [0, *range(first, self.rows, limit)] if first else [*range(0, self.rows, limit)]
@@ -182,7 +182,7 @@ class Batch:
 
 
 class Queue:
-    """The waiting batches of one signature; the last one takes more tasks."""
+    """The waiting batches of one signature; new tasks join the last one."""
 
     def __init__(self, parameters: Parameters, join: Join) -> None:
         self.parameters = parameters
@@ -212,7 +212,7 @@ class Queue:
         return len(parts)
 
     def due(self) -> float:
-        """Return when the first batch may run; at once if another batch waits behind it."""
+        """Return when the first batch may run: at once if it is full or another one waits."""
         first = self.batches[0]
         ready = len(self.batches) > 1 or first.rows >= self.parameters.batch_limit
         return 0.0 if ready else first.due
@@ -222,7 +222,7 @@ Key = tuple[str, tuple[str, ...], tuple[tuple[str, str], ...]]
 
 
 class BatchScheduler:
-    """Threads that run the batches of one model, its signatures in turn.
+    """Threads that run the batches of one model, taking its signatures in turn.
 
     `join` joins the outputs of a call's parts. `num_threads` is the default of `num_batch_threads`.
     Up to `queue_size` calls wait in addition to those for which a thread is free.
@@ -252,7 +252,7 @@ class BatchScheduler:
     def submit(
         self, signature: str, outputs: Sequence[str], inputs: Tensors, limits: Limits
     ) -> "Future[Tensors]":
-        """Queue a call for a batch; `inputs` are (rows, ...) each.
+        """Queue a call for a batch; each of `inputs` is (rows, ...).
 
         Raises:
             StatusError: INVALID_ARGUMENT for inputs that cannot be batched, UNAVAILABLE if the

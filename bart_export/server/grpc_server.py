@@ -50,7 +50,7 @@ WATCHING_SECONDS = 0.2
 SIGNATURE_DEF = "signature_def"
 NO_RELOADS = (
     "HandleReloadConfigRequest is disabled. Start the server with --allow-reload-requests, or "
-    "change the file of --model-config-file with --model-config-file-poll-seconds"
+    "use --model-config-file-poll-seconds and edit the --model-config-file"
 )
 
 
@@ -233,7 +233,7 @@ class GrpcServer:
                 ) from error
 
     async def start(self) -> None:
-        """Start to answer, and report all services as serving."""
+        """Start answering, and report all services as serving."""
         await self._server.start()
         for name in self._names:
             # TensorFlow Serving reports the services without their package.
@@ -241,7 +241,7 @@ class GrpcServer:
                 await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
 
     async def stop(self, seconds: float) -> None:
-        """Report unhealthy, refuse new calls, give running ones some seconds, then cancel them."""
+        """Report unhealthy, refuse new calls, give running ones `seconds`, then cancel them."""
         await self._health.enter_graceful_shutdown()
         # Stopping the server would cancel the tasks that notify health watchers.
         await asyncio.sleep(WATCHING_SECONDS)

@@ -130,9 +130,9 @@ def addresses(host: str, port: int) -> list[tuple[Any, ...]]:
 # Time for a request's headers, counted from the connection or the last response, and for reading
 # the rest of a response before the connection closes.
 IDLE_SECONDS = 5.0
-# Time for reading a response after the request's own time.
+# Time for the client to read a response, in addition to the request's time limit.
 SENDING_SECONDS = 5.0
-# Parsing a chunk costs as much as copying kilobytes, so many chunks must not be tiny.
+# Parsing a chunk costs as much as copying kilobytes, so a large number must not be tiny.
 FREE_CHUNKS, SMALLEST_CHUNK = 512, 64
 
 
@@ -318,7 +318,7 @@ class Admission:
 def host_check(options: ServeOptions) -> Callable[[str], bool]:
     """Return a function that tells whether a `Host` header names this server.
 
-    Accepted are loopback names, the address listened on, and `allowed_hosts`. A server on all
+    Loopback names, the address listened on, and `allowed_hosts` are accepted. A server on all
     addresses accepts every address: unlike a name, an address cannot be made to resolve here.
     """
     allowed = (

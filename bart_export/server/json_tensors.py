@@ -30,8 +30,8 @@ JSON_VALUES: Mapping[str, str] = {
 
 
 def parse(body: bytes) -> object:
-    """Parse a body. NaN, Infinity and -Infinity are numbers."""
-    # More objects would make Python's collector traverse everything loaded.
+    """Parse a body. NaN, Infinity and -Infinity are accepted as numbers."""
+    # With more objects, Python's garbage collector would traverse everything in memory.
     lists = body.count(b"[") + body.count(b"{")
     reason = f"expected at most {MAX_JSON_LISTS} lists and objects, received {lists}"
     if lists <= MAX_JSON_LISTS:
@@ -166,7 +166,7 @@ def described(value: object) -> str:
     return f"an object with {len(value)} members" if isinstance(value, dict) else shown(value)
 
 
-# Iterating over the encoder lets other threads run; `json.dumps` would hold Python's lock.
+# Iterating over the encoder lets other threads run; `json.dumps` would hold the GIL.
 ENCODER = json.JSONEncoder(ensure_ascii=False)
 # Elements per conversion, for the same reason.
 CHUNK = 4096
@@ -216,7 +216,7 @@ def nested(array: Array, name: str) -> object:
     elif flat.dtype.kind not in "biuf":
         raise invalid(f"JSON has no values of type {flat.dtype.name}")
     elif flat.dtype.kind == "f" and flat.dtype.itemsize < 8:
-        # Through text, for the shortest digits of the float's own width.
+        # Via text, to get the shortest digits at the float's own precision.
         items = []
         for start in range(0, len(flat), CHUNK):
             items += flat[start : start + CHUNK].astype("U32").astype(np.float64).tolist()

@@ -1,6 +1,6 @@
 """The LiteRT engine: a pool of generators for an artifact's `.tflite` file, without TensorFlow.
 
-Each call runs a text or id signature on one generator, one text after the other, or streams. The
+Each call streams or runs a text or id signature on one generator, one text at a time. The
 generators share a weight cache. Names, dtypes and shapes are those of the SavedModel, so that
 clients need not know which engine they use.
 """
@@ -44,7 +44,7 @@ from bart_export.server.status import Code, StatusError, invalid
 METHOD = "tensorflow/serving/predict"
 EARLY_STOPPING: Mapping[bytes, bool | str] = {b"true": True, b"false": False, b"never": "never"}
 SETTINGS = {tensor.name: tensor for tensor in contract.GENERATION_INPUTS}
-# Fills up the results of a search that finds too few sequences; JSON has no infinity.
+# Pads the results of a search that finds too few sequences; JSON has no infinity.
 NO_SEQUENCE = GeneratedSequence("", (), float(np.finfo(np.float32).min))
 
 
@@ -162,7 +162,7 @@ def signature_defs(generation: GenerationConfig) -> dict[str, messages.Message]:
 
 
 def default(tensor: contract.Tensor, generation: GenerationConfig) -> Array:
-    """Return the default of a request's setting, (1,)."""
+    """Return the default value, (1,), of a setting in requests."""
     value = getattr(generation, tensor.name)
     if tensor.dtype == "string":
         return object_array([str(value).lower().encode()])

@@ -158,7 +158,7 @@ def as_bytes(strings: Array) -> list[bytes]:
 def to_array(proto: Message, name: str) -> Array:
     """Return a TensorProto as an array, which may be read-only.
 
-    As in TensorFlow, `tensor_content` comes before the dtype's field. The field's last value fills
+    As in TensorFlow, `tensor_content` overrides the dtype's field. The field's last value fills
     missing elements, and surplus values are ignored.
 
     Raises:
@@ -169,7 +169,7 @@ def to_array(proto: Message, name: str) -> Array:
     try:
         if len(shape) <= MAX_AXES and min(shape, default=0) >= 0 and proto.dtype in ELEMENTS:
             return elements(proto, math.prod(shape)).reshape(shape)
-    except ValueError:  # the content does not match the shape, or NumPy cannot have the shape
+    except ValueError:  # the content does not match the shape, or NumPy does not allow it
         pass
     raise invalid(f"tensor parsing error: {name}")
 
@@ -180,7 +180,7 @@ def elements(proto: Message, size: int) -> Array:
     if size == 0:
         return np.empty(0, dtype)
     if proto.tensor_content:
-        is_bool = dtype.kind == "b"  # bytes other than 0 and 1 equal neither
+        is_bool = dtype.kind == "b"  # as a bool, a byte such as 2 equals neither value
         content = np.frombuffer(proto.tensor_content, np.uint8 if is_bool else dtype)
         return content.astype(bool) if is_bool else content
     values = getattr(proto, field)

@@ -19,7 +19,7 @@ CONTENT_TYPE = "text/plain"
 MICROSECONDS = 1e6
 TF, OURS = ":tensorflow:serving:", ":bart_export:"
 RUNTIME_LATENCY = f"{TF}runtime_latency"
-# The label `runtime` by engine.
+# The value of the label `runtime` for each engine.
 RUNTIMES = {"tensorflow": "TF1", "litert": "LiteRT"}
 # Upper bounds of buckets, 10 microseconds to about 20 minutes.
 LATENCY = tuple(10 * 1.8**index for index in range(33))
@@ -52,7 +52,7 @@ class Metrics:
 
     @contextlib.contextmanager
     def timed(self, histogram: "Histogram", *labels: str) -> Iterator[None]:
-        """Observe the time of a block that does not raise."""
+        """Record how long a block takes, unless it raises."""
         began = time.perf_counter()
         yield
         histogram.labels(*labels).observe((time.perf_counter() - began) * MICROSECONDS)

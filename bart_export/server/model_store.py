@@ -70,8 +70,8 @@ class ModelStore:
     def configure(self, models: Sequence[ServedModel]) -> None:
         """Serve these models and no others; wait until each has an available version.
 
-        A model that already has one keeps it until its newly wanted versions are loaded; these are
-        not waited for. Labels are then changed, all or none, and unlisted models are removed last.
+        A model that already has one keeps it until its newly wanted versions are loaded, but this
+        does not wait for those. Then labels are changed, all or none; unlisted models go last.
 
         Raises:
             StatusError: INVALID_ARGUMENT for a list that is refused as a whole. UNKNOWN for models
@@ -112,7 +112,7 @@ class ModelStore:
 
     @contextlib.contextmanager
     def lease(self, spec: ModelSpec) -> Iterator[Lease]:
-        """Keep a request's servable loaded for the length of a `with` block.
+        """Keep a request's servable loaded for the duration of a `with` block.
 
         Raises:
             StatusError: NOT_FOUND if no such version is available, INVALID_ARGUMENT for an unknown
@@ -216,7 +216,7 @@ class ModelStore:
         return {model.name: dict(model.labels) for model in models}
 
     def _failure(self, name: str) -> str:
-        """Wait until the wanted versions are loaded or failed; return the latest's error or ""."""
+        """Wait until wanted versions have loaded or failed; return the latest one's error or ""."""
 
         def is_settled() -> bool:
             latest = highest(self._wanted(name))

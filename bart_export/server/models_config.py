@@ -23,7 +23,7 @@ from bart_export.server.versions import (
 
 LOG = logging.getLogger(__name__)
 
-# The target whose files an engine runs; the faster engine comes first.
+# The target whose files each engine runs, the fastest engine first.
 TARGETS = {LITERT: "tflite", TENSORFLOW: SAVED_MODEL}
 MAX_NAMES = 10  # of artifacts in an error message
 
@@ -144,7 +144,7 @@ def served_model(name: str, directory: pathlib.Path, engine: str | None = None) 
     """Return a model for a directory named on the command line.
 
     Raises:
-        ArtifactError: if the directory does not exist, or has nothing for the engine.
+        ArtifactError: if the directory does not exist, or has no files for the engine.
     """
     path = pathlib.Path(os.path.abspath(directory))  # links are kept: they may change later
     if path.is_file():

@@ -27,7 +27,7 @@ LOG = logging.getLogger(__name__)
 
 WARMUP_REQUESTS = pathlib.PurePath("assets.extra", "tf_serving_warmup_requests")
 MAX_RECORDS = 1000
-MAX_BYTES = 1 << 28  # of all records; an export's take a few kilobytes
+MAX_BYTES = 1 << 28  # of all records; those of an export take a few kilobytes
 
 
 def opener(options: ServeOptions, metrics: Metrics) -> OpenVersion:
@@ -86,7 +86,7 @@ def run_warmup(servable: Servable, directory: pathlib.Path, deadline: float | No
     """Run a version's warm-up requests, and return their number.
 
     Raises:
-        StatusError: for a damaged or too large file, or a request that fails.
+        StatusError: for a damaged or oversized file, or a request that fails.
     """
     from bart_export.server.tensorflow_engine import read_records
 

@@ -10,7 +10,7 @@ from bart_export.errors import ConfigurationError, shown
 MAX_AXES = 32  # axes of a tensor; NumPy's limit before 2.0
 MAX_FILLED_ELEMENTS = 1 << 18  # elements of a tensor that is filled from fewer values
 MAX_BEAMS = 32  # beams or sequences of a generation, each with its own cache
-MAX_JSON_LISTS = 1 << 16  # lists and objects of a body; brackets in texts count
+MAX_JSON_LISTS = 1 << 16  # lists and objects of a body; brackets in strings count too
 MAX_JSON_VALUES = 1 << 20  # values of a REST response: one long text's encoder output
 MAX_ANSWER_BYTES = 1 << 26  # tensor bytes of a gRPC response
 

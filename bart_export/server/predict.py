@@ -23,7 +23,7 @@ NO_EXAMPLES = (
     "Classify, Regress and MultiInference are not supported: no signature of a BART model takes "
     "tf.Examples. Use Predict."
 )
-# Work on more bytes would delay the other requests of the event loop.
+# Work on more bytes would delay the other requests on the event loop.
 QUICK_BYTES = 16 * 1024
 # Parsers hold the GIL throughout. Two at a time would be no faster, and would block the event loop
 # for twice as long.
@@ -64,7 +64,7 @@ class Predictor:
     ) -> Prediction:
         """Run a signature ("" for the default one) and return its outputs, or the filtered ones.
 
-        `read` returns the inputs, `size` bytes in the request, for a SignatureDef.
+        `read` returns the inputs for a SignatureDef; they take `size` bytes in the request.
 
         Raises:
             StatusError: for an invalid request, or an error of the servable.
@@ -117,8 +117,8 @@ def signature_def(servable: Servable, name: str) -> Message:
 def check_inputs(signature: Message, input_names: Collection[str]) -> None:
     """Raise StatusError unless a gRPC request's inputs are those of a signature.
 
-    Inputs with defaults may be missing. `json_tensors.to_inputs` checks those of REST, which
-    requires all.
+    Inputs with defaults may be missing. `json_tensors.to_inputs` checks the inputs of REST
+    requests, none of which may be missing.
     """
     known, sent = set(signature.inputs), set(input_names)
     missing, unknown = known - sent - set(signature.defaults), sent - known
@@ -174,7 +174,7 @@ async def run(lease: Lease, call: Call) -> Tensors:
 
 
 async def run_off_loop(size: int, work: Callable[[], Answer], *, alone: bool = True) -> Answer:
-    """Do work on `size` bytes: if they are many, on a thread, and with `alone` one at a time."""
+    """Do work on `size` bytes: on a thread if there are many, one at a time if `alone`."""
 
     def in_turn() -> Answer:
         with PARSING if alone else contextlib.nullcontext():

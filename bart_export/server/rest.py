@@ -172,7 +172,7 @@ class Service:
     ) -> AsyncGenerator[bytes, None]:
         """Yield the events of a generation; closing the iterator stops it before the next token.
 
-        `token` events have final pieces of the text, the `done` event has the whole result.
+        `token` events have final pieces of the text; the `done` event has the whole result.
         """
         loop = asyncio.get_running_loop()
         pieces: asyncio.Queue[tuple[str, int] | None] = asyncio.Queue()

@@ -65,7 +65,7 @@ class Limits:
 class Call:
     """One run of a signature.
 
-    `inputs` has every input without a default. The names are checked, dtypes and shapes are not.
+    `inputs` has every input without a default. Names are checked; dtypes and shapes are not.
     `outputs` names the outputs to return, at least one.
     """
 
@@ -77,7 +77,7 @@ class Call:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StreamCall:
-    """One generation from a text that is returned piece by piece.
+    """One generation from a text, returned piece by piece.
 
     `parameters` are fields of `config.GenerationConfig`. `emit` is called on the worker's thread
     with each piece of text and the number of tokens generated so far.
@@ -133,7 +133,7 @@ class Lease:
     """A servable that stays open until the lease and its work have ended.
 
     Work may outlast the request, because it stops a moment after a client disconnects or a deadline
-    passes. `hold` adds to the number of uses of the servable.
+    passes. `hold` adds a number to the count of the servable's uses.
     """
 
     servable: Servable

@@ -1,7 +1,7 @@
 """The life cycle of a server: load, open the ports, answer, drain, unload.
 
 All models are loaded before a port opens. REST and gRPC share an event loop and a model store. At
-shutdown the ports close, running calls get some seconds to finish, and the rest are stopped.
+shutdown the ports close, running calls get time to finish, and the rest are stopped.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ from bart_export.server.versions import ServedModel, State
 
 LOG = logging.getLogger(__name__)
 
-# For stopped calls to end: an engine checks between tokens.
+# Time for stopped calls to end: an engine checks between tokens.
 STOP_SECONDS = 5.0
 
 
@@ -72,8 +72,8 @@ def serve(
         is_ready = False
 
         def on_signal(number: int, _: FrameType | None) -> None:
-            # Before the server is ready no client waits. The default action would not do: the
-            # first process of a container ignores signals that it has no handler for.
+            # Before the server is ready, no client is waiting. The default action would not do:
+            # the first process of a container ignores signals without a handler.
             if not is_ready or stopping.is_set():
                 os._exit(128 + number)
             loop.call_soon_threadsafe(stopping.set)
@@ -81,7 +81,7 @@ def serve(
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, on_signal)
         async with serving(models, options) as server:
-            # A request with many objects must not make the collector traverse everything loaded.
+            # Keep garbage collection during a large request from traversing everything loaded.
             gc.freeze()
             is_ready = True
             for line in ready_lines(server, options):
@@ -116,7 +116,7 @@ def end_process() -> NoReturn:
 
 @contextlib.asynccontextmanager
 async def serving(models: Sequence[ServedModel], options: ServeOptions) -> AsyncIterator[Serving]:
-    """Load the models and serve them during a block; at its end, drain and unload."""
+    """Load the models and serve them while a block runs; at its end, drain and unload."""
     http_server.check_ports(options)
     limit = http_server.connection_limit(options)
     options = dataclasses.replace(options, max_connections=limit)

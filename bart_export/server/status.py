@@ -52,13 +52,13 @@ class StatusError(BartExportError):
 
 
 def invalid(message: str) -> StatusError:
-    """Return the error of an invalid request."""
+    """Return the error for an invalid request."""
     return StatusError(Code.INVALID_ARGUMENT, message)
 
 
 # Three different classes before Python 3.11.
 TIMEOUTS = (TimeoutError, asyncio.TimeoutError, concurrent.futures.TimeoutError)
-# The first matching row counts; without a message, the error's own is used.
+# The first matching row wins; if it has no message, the error's own is used.
 STATUSES: tuple[tuple[tuple[type[BaseException], ...], Code, str], ...] = (
     ((ConfigurationError, InputError), Code.INVALID_ARGUMENT, ""),
     ((BartExportError,), Code.INTERNAL, ""),

@@ -2,11 +2,11 @@
 
 The model is loaded into a TF1 session and run through the session's C API, as in TensorFlow Serving
 (saved_model_bundle_factory.cc and predict_util.cc), so that the same inputs are accepted: dtypes
-are checked, shapes are left to the graph. TensorFlow has one thread pool per process, whose size is
+are checked; shapes are left to the graph. TensorFlow has one thread pool per process, whose size is
 the `num_threads` of the first model.
 
-A SavedModel is a program. A foreign one runs as it is, as in TensorFlow Serving. An artifact's may
-only use operators that bart-export writes, because anybody can write a manifest for other files.
+A SavedModel is a program. Outside an artifact it runs as it is, as in TensorFlow Serving. In one it
+may only use operators that bart-export writes, because anyone can write a manifest for other files.
 """
 
 import dataclasses
@@ -84,7 +84,7 @@ def open_version(directory: pathlib.Path, options: ServeOptions) -> "SavedModelS
     """Load a version directory; an artifact's must match its manifest and `OPERATORS`.
 
     Raises:
-        ArtifactError: for files that differ from the manifest, or an operator no export has.
+        ArtifactError: for files that differ from the manifest, or an operator that no export has.
         StatusError: as for `open_saved_model`.
     """
     if artifact_of(directory):
@@ -267,7 +267,7 @@ class SavedModelServable:
 
 
 def for_each_row(defaults: Tensors, inputs: Tensors) -> Tensors:
-    """Return defaults of one row, repeated to the inputs' number of rows.
+    """Return one-row defaults, repeated to match the inputs' number of rows.
 
     In a batch, all inputs need the same number of rows. TensorFlow Serving does not do this, and
     refuses calls of several rows that omit an input.
@@ -294,7 +294,7 @@ def read_records(path: pathlib.Path) -> Iterator[bytes]:
             file.seek(start)
             length = int.from_bytes(file.read(8), "little")
             try:
-                # TensorFlow would allocate any length.
+                # TensorFlow would allocate whatever length the record claims.
                 if start + 8 + 4 + length + 4 > size:
                     raise tf.errors.DataLossError(None, None, f"truncated record at {start}")
                 record, start = reader.read(start)

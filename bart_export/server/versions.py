@@ -1,4 +1,4 @@
-"""Versions of a model: the directories that hold them, which are served, and their states.
+"""Versions of a model: their directories, which of them are served, and their states.
 
 As in TensorFlow Serving, a SavedModel's base path has a directory for each version, named by its
 number. An artifact is a single version for LiteRT, numbered by the exports to its directory.
@@ -87,7 +87,7 @@ def find_versions(model: ServedModel) -> dict[int, pathlib.Path]:
 def numbered_directories(base_path: pathlib.Path) -> dict[int, pathlib.Path]:
     """Return the children of a base path that are named by a version number.
 
-    If two names have the same number, such as 1 and 01, the one without zeros is used.
+    If two names have the same number, such as 1 and 01, the one without leading zeros is used.
     """
     try:
         names = sorted(os.listdir(base_path))

@@ -1,4 +1,4 @@
-"""Added tokens, such as a checkpoint's `<hl>`: strings that become one id before BPE runs.
+"""Added tokens, such as a checkpoint's `<hl>`: strings that each become one id before BPE runs.
 
 The rules are those of the `tokenizers` library, so that graphs and Kotlin can apply them, too:
 https://github.com/huggingface/tokenizers/blob/main/tokenizers/src/tokenizer/added_vocabulary.rs
@@ -16,7 +16,7 @@ from tokenizers.models import BPE
 from bart_export.errors import TokenizerError
 from bart_export.text.vocabulary import MASK, SPECIAL_TOKENS
 
-# Unicode's White_Space. Python's str.isspace has four separators more.
+# Unicode's White_Space. Python's str.isspace accepts four more characters.
 SPACES = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
     map(chr, range(0x2000, 0x200B))
 )
@@ -68,7 +68,7 @@ class Cutter:
     """Splits texts at added tokens.
 
     Args:
-        added_tokens: if two have the same content, the last one counts.
+        added_tokens: if two have the same content, the last one wins.
         ids: the id of each token's content.
     """
 
@@ -132,7 +132,7 @@ class Pass:
             yield text[begin:]
 
     def find(self, text: str) -> Iterator[tuple[int, AddedToken]]:
-        """Yield the start of each match and its token: the leftmost, then the longest."""
+        """Yield the start and token of each match; the leftmost wins, then the longest."""
         if not self._root.following:
             return
         end = 0

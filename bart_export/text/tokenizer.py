@@ -33,10 +33,10 @@ BYTE_OF = {symbol: byte for byte, symbol in enumerate(BYTE_SYMBOLS)}
 
 MAX_LENGTH = 1024  # default length in tokens: the positions of BART's own checkpoints
 
-FIRST_CHARACTERS = 8  # per token, in the first beginning tried; English has between 4 and 5
-GROWTH = 4  # factor by which a beginning that was too short grows
-LONGEST_SPACE = 3  # bytes of a space, the last of which may belong to the next word
-ANCHOR = 3  # longest tokens between the last certain token and the end of the text
+FIRST_CHARACTERS = 8  # per token, in the first prefix tried; English has between 4 and 5
+GROWTH = 4  # factor by which a prefix that was too short is lengthened
+LONGEST_SPACE = 3  # bytes of a space; the last space of a run may belong to the next word
+ANCHOR = 3  # the last certain token's distance from the end, in longest tokens
 
 
 class BartTokenizer:
@@ -61,7 +61,7 @@ class BartTokenizer:
         """Create a tokenizer from the results of `read_vocabulary` and `read_merges`.
 
         Raises:
-            TokenizerError: if the vocabulary lacks an added token, or a merge's part or result.
+            TokenizerError: if the vocabulary lacks an added token, or a part or result of a merge.
         """
         check_merges("The merges", vocabulary, merges)
         self._ids = vocabulary
@@ -184,8 +184,8 @@ class BartTokenizer:
     ) -> list[int]:
         """Return the ids of `<s> text </s>`, at most `max_length` of them.
 
-        With `truncate`, a longer text loses its end, most of which is never tokenized. Without, a
-        text that is certain to be too long is refused before it is tokenized.
+        With `truncate`, a longer text loses its end, most of which is never tokenized. Without it,
+        a text that is certain to be too long is refused before it is tokenized.
 
         Raises:
             InputError: if the text is too long and `truncate` is not set, if it has a lone
@@ -220,7 +220,7 @@ class BartTokenizer:
         return [self.start_token_id, *ids[:room], self.end_token_id], len(ids) > room
 
     def _first(self, piece: str, count: int) -> list[int]:
-        """Return the first `count` ids, or all, of a text without added tokens."""
+        """Return the first `count` ids of a text without added tokens, or all if fewer."""
         size = FIRST_CHARACTERS * max(count, self._longest)
         while size < len(piece):
             encoding = self._bpe.encode(piece[:size])
@@ -230,11 +230,11 @@ class BartTokenizer:
         return self._bpe.encode(piece).ids[:count]
 
     def _certain(self, encoding: Encoding, count: int) -> int:
-        """Return how many leading tokens of a beginning stay the same however the text continues.
+        """Return how many leading tokens of a prefix stay the same however the text continues.
 
         The last word may grow, and an apostrophe before it, which is one token, may become a
-        contraction. If `count` tokens need more, a long last word is examined too, as explained in
-        `graph.tokenizer.certain_in_open_word`.
+        contraction. If fewer than `count` are certain, a long last word is examined too, as in
+        `graph.tokenizer.certain_in_open_word`, which explains why.
         """
         ids, tokens, words = encoding.ids, encoding.tokens, encoding.word_ids
         before_last = words.index(words[-1])

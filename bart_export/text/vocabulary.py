@@ -59,7 +59,7 @@ def checked_vocabulary(file: Path, vocabulary: object) -> dict[str, int]:
         raise TokenizerError(
             f"{file} must number its {size} tokens 0 to {size - 1}, each id once, received ids "
             f"from {shown(min(vocabulary.values()))} to {shown(max(vocabulary.values()))} with "
-            "repetitions or gaps. Copy the file again from its checkpoint."
+            "duplicates or gaps. Copy the file again from its checkpoint."
         )
     require(file, vocabulary, SPECIAL_TOKENS, "the special tokens")
     require(file, vocabulary, BYTE_SYMBOLS, "the 256 byte symbols")
@@ -97,7 +97,7 @@ def check_merges(
             if token not in vocabulary:
                 raise TokenizerError(
                     f"{place} must merge tokens of the vocabulary, received {shown(token)}, which "
-                    "is not one. Give the files of one checkpoint."
+                    "is not one. Give files from the same checkpoint."
                 )
 
 

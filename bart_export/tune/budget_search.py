@@ -2,10 +2,10 @@
 
 Every candidate is written and run on LiteRT. Chance agreement on a few steps could let the search
 stop at a lucky file. `top1` is therefore judged twice: as counted, and as predicted from the file's
-divergence. Where the errors of logits are small, the steps whose margin is smaller than the error
-choose another token, so their share is proportional to the error, while the divergence is
-proportional to its square (the first term of its expansion): the share is proportional to the
-square root of the divergence. The factor is estimated from all files of about the same divergence.
+divergence. Where logit errors are small, a step picks another token if its margin is smaller than
+the error, so the share of such steps is proportional to the error. The divergence is proportional
+to the error's square (the first term of its expansion), so the share is proportional to the square
+root of the divergence. The factor is estimated from all files of about the same divergence.
 For eleven files of `bart_mini_en` with divergences from 0.0004 to 0.04 it was 0.30 to 0.54, without
 a trend.
 """
@@ -55,7 +55,7 @@ class Measured:
 class Evaluator:
     """Measures files along the float file's greedy traces, whose logits are cached on disk.
 
-    With `generate`, files also answer the questions, for `tokens` and ROUGE: this doubles the time.
+    With `generate`, files also answer the questions, for `tokens` and ROUGE, in twice the time.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Evaluator:
 class BudgetSearch:
     """Quantizes the float file in different layouts and checks each against a budget.
 
-    `budget` maps metrics to bounds, `tried` layouts to their figures; `name` is the recipe's.
+    `budget` maps metrics to bounds, and `tried` maps layouts to figures; `name` is the recipe's.
     """
 
     evaluator: Evaluator
@@ -113,7 +113,7 @@ class BudgetSearch:
     tried: dict[Layers, Measured] = dataclasses.field(default_factory=dict)
 
     def measure(self, storages: Mapping[str, str]) -> Measured:
-        """Return the figures of the file with these storages, which is made only once."""
+        """Return the figures of the file with these storages; it is measured only once."""
         (usual, _), *_ = Counter(storages.values()).most_common(1)
         others = ((layer, storage) for layer, storage in storages.items() if storage != usual)
         layers = ((".*", usual), *others)
@@ -124,7 +124,7 @@ class BudgetSearch:
             try:
                 self.tried[layers] = self.evaluator.measure(path)
             except (EngineError, VerificationFailed, RuntimeError):
-                # Some kernels refuse a width in some shapes: such a file misses every budget.
+                # Some kernels do not support every width in every shape; such a file never passes.
                 figures = dict.fromkeys(METRICS, math.nan)
                 self.tried[layers] = Measured(path.stat().st_size, "", 0, figures)
         return self.tried[layers]
@@ -139,11 +139,11 @@ class BudgetSearch:
     ) -> tuple[Recipe, Measured]:
         """Return the recipe and the figures of the smallest file within the budget.
 
-        The file measured first must keep the budget. `start` is the narrowest storage of each
-        layer.
+        The first file that was measured must be within the budget. `start` is the narrowest storage
+        of each layer.
         """
         known, count = 0, 0
-        # A file that kept the budget may miss it once more files are measured.
+        # A file within the budget may turn out to be outside it after others are measured.
         while known < len(self.tried):
             known = len(self.tried)
             count = bisect.bisect_left(
@@ -163,7 +163,7 @@ class BudgetSearch:
         return dataclasses.replace(self.recipe(layers), tolerance=tolerance), measured
 
     def drop_steps(self, start: Mapping[str, str], taken: list[PrecisionStep]) -> None:
-        """Try to drop single steps, from the end, where they gain least; the last is needed."""
+        """Try to drop single steps, beginning at the end, where they gain least; keep the last."""
         for step in taken[-2 : -2 - TRIES : -1]:
             others = [other for other in taken if other is not step]
             if apply_steps(start, others) == apply_steps(start, taken):
@@ -171,14 +171,14 @@ class BudgetSearch:
             if self.within_budget(self.measure(apply_steps(start, others))):
                 taken = others
 
-    def require(self, widest: Measured) -> None:
+    def require_reachable(self, widest: Measured) -> None:
         """Raise VerificationFailed for the first metric whose bound the widest file misses."""
         for metric, bound in self.budget.items():
             figure = self.figure(metric, widest)
             if not meets_bound(metric, figure, bound):
                 side = "at most" if METRICS[metric].side == AT_MOST else "at least"
                 raise VerificationFailed(
-                    f"No dynamic file keeps the budget: {METRICS[metric].description} must be "
+                    f"No dynamic file is within the budget: {METRICS[metric].description} must be "
                     f"{side} {bound:g}, but is {figure:.6g} with {DEFAULT}. Nothing was written."
                 )
 
@@ -190,7 +190,7 @@ class BudgetSearch:
         )
 
     def figure(self, metric: str, measured: Measured) -> float:
-        """Return the figure of a metric; for `top1` the lower of both shares."""
+        """Return a metric's figure; for `top1`, the lower of the counted and predicted shares."""
         figure = measured.figures[metric]
         if metric != "top1":
             return figure
@@ -198,24 +198,24 @@ class BudgetSearch:
         return min(figure, 1 - self.flips_per_root(root) * root)
 
     def flips_per_root(self, about: float) -> float:
-        """Return the share of steps with another token over the root of the divergence.
+        """Return the share of steps with another token, divided by the root of the divergence.
 
-        It is taken over all steps of the files whose root is between half and twice `about`.
+        It is averaged over the steps of the files whose root is between half and twice `about`.
         """
         near = [file for file in self.tried.values() if about / 2 <= file.root_kl <= 2 * about]
         flips = sum((1 - file.figures["top1"]) * file.steps for file in near)
         return flips / max(sum(file.root_kl * file.steps for file in near), TINY)
 
 
-EXPORT_STEPS = 60  # approximate steps of an export without --data
+EXPORT_STEPS = 60  # approximate number of steps in an export without --data
 
 
 def export_tolerance(budget: Mapping[str, float], measured: Measured) -> dict[str, float]:
-    """Return the tolerance of an export, loose enough for few and different texts.
+    """Return a tolerance for exports that is loose enough for a few other texts.
 
-    Bounds start from the budget, or from the measured figure where the budget has no bound: means
-    may be three times as large, and `top1` four standard errors lower, those of a binomial share
-    over `EXPORT_STEPS` steps. Metrics that need many texts are left out.
+    Each bound starts from the budget, or from the measured figure if the budget does not bound it.
+    Means may be three times as large, and `top1` four standard errors lower (of a binomial share
+    over `EXPORT_STEPS` steps). Metrics that need many texts are omitted.
     """
     figures = {**measured.figures, **budget}
     share = figures["top1"]

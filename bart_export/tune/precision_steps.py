@@ -1,8 +1,8 @@
-"""Which layers to store wider first: the steps that gain the most accuracy per byte.
+"""The order in which to store layers wider, by the accuracy that each step gains per byte.
 
-A layer's divergence is measured in its narrowest storage and scaled to the other ones by the
-squared error of the stored matrix. On `bart_mini_en`, rounding to nearest, both kinds of int8 lost
-0.7 to 1.5 times the divergence that this rule predicts from int4.
+A layer's divergence is measured in its narrowest storage, and is assumed to be proportional to the
+squared error of the stored matrix in other storages. On `bart_mini_en` with rounding to nearest,
+both kinds of int8 had 0.7 to 1.5 times the divergence that this rule predicts from int4.
 """
 
 import dataclasses
@@ -85,7 +85,7 @@ def layer_sizes(path: pathlib.Path) -> dict[str, int]:
 def precision_steps(
     sensitivities: Sequence[LayerSensitivity], options: Sequence[StorageOption]
 ) -> tuple[dict[str, str], list[PrecisionStep]]:
-    """Return the narrowest storage of each layer, and the steps from there.
+    """Return the narrowest storage of each layer, and the steps to wider ones.
 
     The options must include the storage that the sensitivities were measured with. Steps are
     sorted by gain per byte, largest first; steps of one layer are in the order to apply them.

@@ -1,7 +1,7 @@
-"""The divergence of a model that stores one of its layers narrower.
+"""The divergence of a model if only one of its layers is stored narrower.
 
-Rounded matrices are read from a file that the quantizer wrote. The Keras model computes the
-divergences, teacher forced over batches of texts; for a decoder layer only the decoder runs again.
+Rounded matrices are read from a file that the quantizer wrote. The divergences are computed with
+the teacher-forced Keras model on batches of texts; for a decoder layer only the decoder is rerun.
 """
 
 import pathlib
@@ -31,7 +31,7 @@ DECODER = ("transformer_decoder_layer_", "decoder_position_embedding")
 
 
 def greedy_questions(info: ModelInfo, texts: Sequence[str]) -> list[Question]:
-    """Return a greedy question for each text, of the longest length that the model allows."""
+    """Return a greedy question for each text, as long as the settings and the model allow."""
     longest = min(info.generation.max_length, info.config.max_sequence_length)
     settings = golden.greedy(info, longest)
     return [Question(text, info.encode(text), "greedy", settings) for text in texts]
@@ -40,7 +40,7 @@ def greedy_questions(info: ModelInfo, texts: Sequence[str]) -> list[Question]:
 def write_uniform(
     float_file: pathlib.Path, storage: Storage, layers: Collection[str], path: pathlib.Path
 ) -> None:
-    """Quantize every matrix of a float file in one storage."""
+    """Write a copy of a float file with every matrix quantized to the same storage."""
     layout = ((".*", storage.name),)
     recipe = Recipe(storage.name, "", "dynamic", layout, tolerance={}, runtimes=LITERT_ONLY)
     path.write_bytes(quantize(float_file, recipe, layers))
@@ -54,20 +54,20 @@ def measure_sensitivities(
     Args:
         backbone: its weights are replaced one at a time, and restored.
         path: a file that stores all matrices of the model in `storage`.
-        traces: inputs; about 20 texts rank layers well.
+        traces: the inputs; about 20 texts are enough to rank layers.
         storage: the storage of the replaced matrix.
     """
-    stored, forced = stored_matrices(path), TeacherForced(backbone, traces)
+    stored, probe = stored_matrices(path), SensitivityProbe(backbone, traces)
     measured = []
     for layer, weight in layer_names(backbone.config).items():
         matrix = stored(layer)
-        figures = forced.with_matrix(weight, matrix)
+        figures = probe.compare_with_matrix(weight, matrix)
         kl, relative = figures["kl"], figures["relative"]
         measured.append(LayerSensitivity(layer, matrix.size, storage.name, kl, relative))
     return measured
 
 
-class TeacherForced:
+class SensitivityProbe:
     """A teacher-forced model, compared with itself after one of its matrices is replaced."""
 
     def __init__(self, backbone: BartBackbone, traces: Sequence[Trace]) -> None:
@@ -103,7 +103,7 @@ class TeacherForced:
             for hidden, (_, mask), fed in zip(encoded, self.sources, self.fed, strict=True)
         ]
 
-    def with_matrix(self, weight: str, matrix: FloatArray) -> dict[str, float]:
+    def compare_with_matrix(self, weight: str, matrix: FloatArray) -> dict[str, float]:
         """Compare the model with itself after a weight is replaced by a file's stored matrix."""
         variable = self.weights[weight]
         before = np.asarray(variable).copy()
@@ -114,7 +114,7 @@ class TeacherForced:
             variable.assign(before)
 
     def figures(self, decoder_only: bool) -> dict[str, float]:
-        """Compare the model with its original state; `decoder_only` if its encoder is unchanged."""
+        """Compare the model with its original state; `decoder_only`: its encoder is unchanged."""
         encoded = self.encoded
         if not decoder_only:
             encoded = [self.encode(*source) for source in self.sources]

@@ -28,11 +28,11 @@ from bart_export.tune.precision_steps import measure_storage, precision_steps
 from bart_export.verify import data
 from bart_export.verify.tolerance import check_measurable
 
-# From the narrowest to that of DEFAULT. One scale per tensor is smaller than one per row, whose
-# scale and zero point take 12 bytes in every signature.
+# From the narrowest to DEFAULT's. One scale per tensor takes less space than one per row, because
+# each row's scale and zero point take 12 bytes in every signature.
 STORAGE_OPTIONS = ("int4", "int8_tensorwise", "int8")
 RANKING_TEXTS = 24  # enough to rank layers by divergence
-UNBOUNDED = ("weights", "rounding")  # metrics of correctness, not of quality
+UNBOUNDED = ("weights", "rounding")  # they measure correctness, not quality
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,14 +69,14 @@ def tune(
 
     Raises:
         ConfigurationError: if the budget cannot be measured, or there are no texts.
-        VerificationFailed: if even `DEFAULT` misses the budget.
+        VerificationFailed: if even `DEFAULT` is outside the budget.
     """
     if not budget:
         raise ConfigurationError("Tuning needs a budget, as in --budget top1=0.98.")
     for metric in budget:
         if metric in UNBOUNDED:
             names = ", ".join(name for name in METRICS if name not in UNBOUNDED)
-            raise ConfigurationError(f"A budget must be on one of {names}, received {metric}.")
+            raise ConfigurationError(f"A budget must bound one of {names}, received {metric}.")
     stage("resolve the preset")
     source = resolve.find(preset)
     path = texts or source.directory / CALIBRATION_FILE
@@ -108,7 +108,7 @@ def tune(
         evaluator = Evaluator(float_file, info, dataset.examples, generate=generate)
         search = BudgetSearch(evaluator, float_file, layers, name, budget, stage)
         widest = search.measure(dict.fromkeys(layers, STORAGE_OPTIONS[-1]))
-        search.require(widest)
+        search.require_reachable(widest)
         stage("store every layer in each way")
         files = {storage: directory / f"all_{storage}.tflite" for storage in STORAGE_OPTIONS}
         for storage, path in files.items():

@@ -1,6 +1,6 @@
 """Checks of `.tflite` files during an export and in an artifact, without TensorFlow.
 
-`Gate` keeps a wrong file from being committed, `replay` repeats an artifact's golden answers, and
+`Gate` keeps a wrong file from being committed, `replay` repeats an artifact's golden questions, and
 `compare_files` compares files with their float32 file or with a preset.
 """
 
@@ -32,15 +32,15 @@ from bart_export.verify.compare import (
 )
 from bart_export.verify.data import Texts
 from bart_export.verify.golden import Question
-from bart_export.verify.tolerance import check_measurable, uncommitted
+from bart_export.verify.tolerance import check_measurable, note_nothing_committed
 
 
 class Gate:
     """Checks the files of an export against the Keras model.
 
     The float file, from which the others are quantized, is checked first, even if it is not
-    exported: errors in the graph show there, where rounding does not hide them. `matrices` are the
-    checkpoint's; `texts` is a file of texts to measure on, or None for the golden ones.
+    exported, because rounding would hide errors in the graph. `matrices` reads the checkpoint's
+    matrices; `texts` is a file of texts to measure on, or None for the golden texts.
 
     Raises:
         InputError: if the texts cannot be read.
@@ -58,14 +58,14 @@ class Gate:
         self.float_file_passed = False
         self.text_cases: Cases | None = None
 
-    @uncommitted()
+    @note_nothing_committed()
     def check(
         self, file: TfliteFile, cases: Cases
     ) -> tuple[FileVerification, Sequence[Answer | None]]:
         """Check a file against its recipe's tolerance; return its figures and golden answers.
 
-        `cases` has the Keras model's golden answers. With a file of texts the figures are measured
-        on these; an exact file must still repeat the golden answers.
+        `cases` has the Keras model's golden answers. If a file of texts was given, the figures are
+        measured on those texts, but an exact file must still repeat the golden answers.
 
         Raises:
             ConfigurationError: for a bound on ROUGE without references.
@@ -91,7 +91,7 @@ class Gate:
     def compare_texts(
         self, texts: Texts, baseline: Baseline, comparison: Comparison
     ) -> FileVerification:
-        """Return figures on texts, keeping those of `comparison` that do not depend on them."""
+        """Return the figures on texts; others, which do not depend on texts, are `comparison`'s."""
         file, before = comparison.file, comparison.figures
         assert before is not None
         if self.text_cases is None:
@@ -137,18 +137,18 @@ def float_baseline(info: ModelInfo, files: Sequence[TfliteFile]) -> Baseline:
     """Return the baseline made from an artifact's float32 files.
 
     Raises:
-        ConfigurationError: if there are no float32 files, or no others.
+        ConfigurationError: if there are no float32 files, or only float32 files.
     """
     bases = {file.shapes: file for file in files if file.recipe.mode == "float"}
     if not bases:
         raise ConfigurationError(
-            "--data compares with the artifact's float32 file, but there is none. Name its "
-            "checkpoint with --against PRESET, or export one with --recipe float32."
+            "--data compares with the artifact's float32 file, but the artifact has none. Compare "
+            "with its checkpoint (--against PRESET), or export a float32 file (--recipe float32)."
         )
     if len(bases) == len(files):
         raise ConfigurationError(
-            f"{files[0].name} is the file that others would be compared with, but there are no "
-            "others. Compare it with its checkpoint: --against PRESET."
+            f"{files[0].name} cannot be compared with itself, and the artifact has no quantized "
+            "file. Compare it with its checkpoint: --against PRESET."
         )
     base = bases.get(None) or next(iter(bases.values()))
     return Baseline(info, bases, weights.stored_matrices(base.path))
@@ -157,7 +157,7 @@ def float_baseline(info: ModelInfo, files: Sequence[TfliteFile]) -> Baseline:
 def compare_files(
     files: Sequence[TfliteFile], baseline: Baseline, texts: Texts | None, stage: Stage
 ) -> list[Comparison]:
-    """Compare files with a baseline, on texts or on the golden ones.
+    """Compare files with a baseline, on the given texts or, if None, on the golden texts.
 
     Raises:
         ConfigurationError: for a bound on ROUGE without references.
@@ -178,19 +178,19 @@ def compare_files(
     return list(map(compared, files))
 
 
-ROUNDED_SHARE = 0.5  # rounded weights leave near-ties, which depend on the processor
+ROUNDED_SHARE = 0.5  # with rounded weights, the outcome of near-ties depends on the processor
 
 
 @dataclasses.dataclass(frozen=True)
-class Replayed:
-    """The number of golden answers that a file was asked for and repeated token by token."""
+class ReplayResult:
+    """The result for a file: it repeated `equal` of `asked` golden answers token for token."""
 
     file: str
     equal: int
     asked: int
 
 
-def replay(artifact: Artifact, open_file: Callable[[str], Generator]) -> list[Replayed]:
+def replay(artifact: Artifact, open_file: Callable[[str], Generator]) -> list[ReplayResult]:
     """Check every hash of an artifact, then ask its `.tflite` files the golden questions again.
 
     This needs neither the checkpoint nor TensorFlow, so it works on the device that runs the
@@ -198,8 +198,8 @@ def replay(artifact: Artifact, open_file: Callable[[str], Generator]) -> list[Re
 
     Raises:
         ArtifactError: if a file is missing or altered.
-        VerificationFailed: if a file with float32 weights changes an answer by more than rounding,
-            or a file with rounded weights changes more than half of its answers.
+        VerificationFailed: if a file with float32 weights gives an answer that differs by more than
+            rounding, or a file with rounded weights gives different answers to more than half.
     """
     for name in artifact.manifest.files:
         artifact.path(name, rehash=True)
@@ -218,9 +218,9 @@ def replay(artifact: Artifact, open_file: Callable[[str], Generator]) -> list[Re
         if equal < len(asked) * (1.0 if exact else ROUNDED_SHARE):
             raise VerificationFailed(
                 f"{artifact.directory / name} repeated {equal} of its {len(asked)} golden answers; "
-                "it is damaged, or this machine's runtime computes it wrongly."
+                "it is damaged, or this machine's runtime computes it incorrectly."
             )
-        rows.append(Replayed(name, equal, len(asked)))
+        rows.append(ReplayResult(name, equal, len(asked)))
     return rows
 
 

@@ -84,8 +84,8 @@ class Cases:
     """Questions and traces for files, with the float model's answers.
 
     `teacher` computes the model's output along its greedy `traces`; `float64` does so in float64,
-    if available. `references` has the reference of each question, or None. `file` is the file of
-    the texts, or None for the golden ones.
+    if available. `references` has each question's reference, or None. `file` describes the file of
+    texts, or is None for the golden texts.
     """
 
     questions: Sequence[Question]
@@ -140,7 +140,7 @@ class Baseline:
     def ask(
         self, texts: Texts, shapes: StaticShapes | None = None, tick: Tick = lambda: None
     ) -> Cases:
-        """Ask a float file to generate from texts, with the model's defaults and greedily.
+        """Ask a float file to generate from texts, both with the model's defaults and greedily.
 
         With `shapes`, texts and settings are limited to the sizes of this static build.
         """
@@ -261,7 +261,7 @@ def compare_model(
         cases: the questions and traces.
         exact: accept an answer that differs only by a near-tie in float32.
         float32: the Keras model's largest float32 error, if `cases` have no float64 teacher.
-        pairs: the signatures that traces run through; by default all of the file.
+        pairs: the signatures to run traces through, by default all of the file's.
         tick: called for every trace and every question.
 
     Returns:
@@ -325,7 +325,7 @@ def compare_steps(
     encoders: dict[str, ArrayFigures] = {}
     decoders: dict[str, StepFigures] = {}
     for number, trace in enumerate(cases.traces):
-        # Trace cut to a pair's sizes -> expected output, and the float32 logits if that is float64.
+        # Cut trace -> expected output, and the float32 logits if the expected ones are float64.
         known: dict[Trace, tuple[TraceOutput, Floats | None]] = {}
         for pair in pairs if number < FEW else traces.fitting_pairs(pairs, trace):
             cut = pair.cut(trace)

@@ -1,4 +1,4 @@
-"""Files of texts with optional references, and a file's ROUGE loss against these.
+"""Files of texts with optional references, and an exported file's loss of ROUGE.
 
 A file is JSON Lines: objects with a `text` and optionally a `reference`, a human-written output.
 Other keys are ignored. ROUGE is the F-measure of rouge-score with its Porter stemmer, as is usual
@@ -26,7 +26,7 @@ LARGEST, MOST_LINES = 64 * documents.MEBIBYTE, 100_000
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A source text and its reference, or None if it has none."""
+    """A source text, and its reference if it has one."""
 
     text: str
     reference: str | None = None
@@ -50,18 +50,18 @@ def read_texts(path: pathlib.Path) -> Texts:
         content = documents.read_bounded(path, LARGEST)
         lines = content.decode("utf-8-sig").split("\n", MOST_LINES)
     except OSError as error:
-        raise InputError(f"Cannot read the data {path}: {error.strerror}.") from error
+        raise InputError(f"Cannot read the data file {path}: {error.strerror}.") from error
     except UnicodeDecodeError as error:
-        raise InputError(f"The data {path} must be UTF-8, but {error}.") from error
+        raise InputError(f"The data file {path} must be UTF-8, but {error}.") from error
     if len(lines) > MOST_LINES and lines[-1]:
         raise InputError(
-            f"The data {path} must have at most {MOST_LINES:,} lines, but has more. Use fewer "
-            "texts: each is decoded several times."
+            f"The data file {path} must have at most {MOST_LINES:,} lines, but has more. Use fewer "
+            "texts, because each is decoded several times."
         )
     rows = [(f"{path}, line {number}", line) for number, line in enumerate(lines, 1)]
     examples = [parse_example(place, line) for place, line in rows if line.strip()]
     if not examples:
-        raise InputError(f"The data {path} must have at least one text, but is empty.")
+        raise InputError(f"The data file {path} must have at least one text, but is empty.")
     return Texts(examples, TextFile(hashlib.sha256(content).hexdigest(), len(examples)))
 
 
@@ -93,7 +93,7 @@ RESAMPLES, SEED = 2000, 0
 def rouge_losses(
     references: Sequence[str], model: Sequence[str], file: Sequence[str]
 ) -> dict[str, RougeLoss]:
-    """Return a file's loss against the float model by metric, in points of 100.
+    """Return a file's loss of ROUGE relative to the float model, by metric, in points.
 
     Raises:
         MissingExtra: if rouge-score is not installed.
@@ -108,7 +108,7 @@ def rouge_losses(
 
 
 def rouge_scores(references: Sequence[str], texts: Sequence[str]) -> dict[str, Floats]:
-    """Return the F-measure of every text by metric, in points of 100."""
+    """Return every text's F-measure by metric, in points from 0 to 100."""
     try:
         package = importlib.import_module("rouge_score.rouge_scorer")
     except ImportError:

@@ -30,7 +30,7 @@ TEXTS = (
 LONGEST = 24  # maximum max_length: the Keras model decodes without a cache
 SHORTEST = 8  # maximum min_length
 NO_SETTINGS: Mapping[str, GenerationConfig] = MappingProxyType({})
-TRIES = 8  # searches with perturbed logits; a near-tie is missed once in 256 times
+TRIES = 8  # searches with perturbed logits; together they miss one near-tie in 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,8 +94,8 @@ def matches(
 ) -> bool:
     """Return whether a model's answer has the expected tokens, or differs only by a near-tie.
 
-    If the scores of two hypotheses are closer than rounding errors, one of a few searches with
-    logits perturbed by up to `noise` chooses the other.
+    If the scores of two hypotheses differ by less than rounding errors, at least one of a few
+    searches with logits perturbed by up to `noise` almost certainly chooses the other.
     """
     if list(answer.token_ids) == list(expected):
         return True
@@ -129,8 +129,8 @@ def merged(
 ) -> Golden:
     """Return the content of golden.json: a case per question, merged with the earlier cases.
 
-    `reference` are the Keras model's answers; `files` has each exported file's answers, None for
-    questions that it was not asked; the answers of the `kept` files of `earlier` stay.
+    `reference` has the Keras model's answers, and `files` has each exported file's, with None for a
+    question that the file was not asked. The answers of `kept` files are copied from `earlier`.
     """
 
     def rounded(answer: Answer) -> Answer:

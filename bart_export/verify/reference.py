@@ -1,4 +1,4 @@
-"""The Keras model as the reference of exported files, in float32 and in float64.
+"""The Keras model as the reference for exported files, in float32 and in float64.
 
 It has no caches: every step runs the decoder on all tokens, or one call runs all steps of a trace.
 This is slow, but shares nothing with the exported graphs except the weights.
@@ -57,7 +57,7 @@ class ReferenceState:
 
 
 class KerasReference:
-    """An engine (see `runtime.engine.Engine`) over a `BartBackbone`."""
+    """An engine (see `runtime.engine.Engine`) that runs a `BartBackbone`."""
 
     def __init__(self, backbone: BartBackbone) -> None:
         self.backbone, self.config = backbone, backbone.config
@@ -121,15 +121,15 @@ def cross_tensors(number: int, layer: keras.layers.Layer, encoded: tf.Tensor) ->
     }
 
 
-ROWS = 8192  # of the token embedding, converted to float64 at a time
-CACHED = 12  # traces: three texts, and these cut to the buckets of a static build
+ROWS = 8192  # rows of the token embedding that are converted to float64 at a time
+CACHED = 12  # traces: those of three texts, and the same cut to the buckets of a static build
 
 
 class Float64Reference:
     """A `BartBackbone` that computes in float64.
 
-    Layers of the same shapes share one float64 layer, which gets their weights in turn: 240 MB for
-    bart_large instead of 3.2 GB.
+    Layers with the same shapes share one float64 layer, into which their weights are copied in
+    turn. This takes 240 MB for bart_large instead of 3.2 GB.
     """
 
     def __init__(self, backbone: BartBackbone) -> None:
@@ -213,8 +213,8 @@ def preset_baseline(
     if checkpoint.config != info.config:
         raise ConfigurationError(
             f"--against must be the preset that {artifact.directory} was exported from, "
-            f"{artifact.manifest.preset}, or one of the same architecture; {preset} has a "
-            "different one."
+            f"{artifact.manifest.preset}, or one with the same architecture, received {preset}, "
+            "whose architecture is different."
         )
     keras = KerasReference(BartBackbone.from_checkpoint(checkpoint))
     parameters = InferenceParameters(info.config, lambda name: checkpoint.weights[name])

@@ -17,7 +17,7 @@ from bart_export.verify.compare import Cases
 from bart_export.verify.golden import Question
 from bart_export.verify.reference import KerasReference
 from bart_export.verify.tokenization import check_signature
-from bart_export.verify.tolerance import Bound, require_bounds, uncommitted
+from bart_export.verify.tolerance import Bound, note_nothing_committed, require_bounds
 from bart_export.verify.traces import Trace, log_softmax, worst
 
 Signature = Callable[..., Mapping[str, tf.Tensor]]  # keyword arguments to outputs by name
@@ -35,7 +35,7 @@ TOLERANCES = {
     "float32": {"log_probabilities": 1e-3, "hidden": 1e-3, "tokens": 1.0, "texts": 1.0},
     "bfloat16": {"log_probabilities": 0.5, "hidden": 0.5, "texts": 1.0},
 }
-# Settings that the best sequence depends on and a SavedModel's requests cannot change.
+# Settings that affect the best sequence and that requests to a SavedModel cannot change.
 FIXED = (
     "num_beams",
     "no_repeat_ngram_size",
@@ -47,7 +47,7 @@ FIXED = (
 )
 
 
-@uncommitted()
+@note_nothing_committed()
 def check_saved_model(
     name: str,
     directory: pathlib.Path,
@@ -57,10 +57,10 @@ def check_saved_model(
     keras: KerasReference,
     cases: Cases,
 ) -> tuple[SavedModelVerification, list[Answer | None]]:
-    """Check a SavedModel in the directory of a version against the tolerance of its dtype.
+    """Check the SavedModel in a version directory against the tolerance for its dtype.
 
-    Questions whose `FIXED` settings differ from `settings`, the exported ones, are not asked.
-    Returns the figures, and the answers or None for questions that were not asked.
+    A question is not asked if its `FIXED` settings differ from the exported `settings`. Returns the
+    figures, and the answers, with None for a question that was not asked.
 
     Raises:
         VerificationFailed: if it is outside the tolerance or cannot be run.
@@ -95,7 +95,7 @@ def compare_saved_model(
     keras: KerasReference,
     cases: Cases,
 ) -> SavedModelVerification:
-    """Return the figures of a SavedModel that gave these answers."""
+    """Return a SavedModel's figures, given its answers."""
     same_tokens, same_texts = [], []
     for question, answer, expected in zip(cases.questions, answers, cases.answers, strict=True):
         if answer is None:
@@ -129,7 +129,7 @@ def tokenize_with(signatures: Signatures) -> Callable[[Sequence[str]], list[list
 
 
 def generate(signatures: Signatures, tokenizer: BartTokenizer, question: Question) -> Answer:
-    """Return the answer to a question from a SavedModel's `generate`."""
+    """Answer a question with a SavedModel's `generate` signature."""
     generated = signatures["generate"](
         **source_of(question.source_token_ids), **defaults(question.generation)
     )
@@ -139,7 +139,7 @@ def generate(signatures: Signatures, tokenizer: BartTokenizer, question: Questio
 
 
 def score_error(signatures: Signatures, cases: Cases, trace: Trace) -> float:
-    """Return the largest error of `score` on a trace, without the first token."""
+    """Return the largest error of `score` on a trace, ignoring the first token."""
     ids = np.array(trace.fed_token_ids, np.int32)
     received = signatures["score"](
         **source_of(trace.source_token_ids),

@@ -17,11 +17,12 @@ from bart_export.errors import VerificationFailed
 from bart_export.verify.weights import WEIGHTS, Array, Operator, StoredFile, Tensor, quantization
 
 IGNORED_OPERATORS = ("QUANTIZE", "DEQUANTIZE")
-IGNORED_OPTIONS = ("asymmetricQuantizeInputs", "quantizedBiasType")  # of integer FULLY_CONNECTED
-# The tolerance of a constant that is stored in integers: half a step, and a float32 error.
+# Options that differ if a FULLY_CONNECTED has integer weights.
+IGNORED_OPTIONS = ("asymmetricQuantizeInputs", "quantizedBiasType")
+# The tolerance for a constant stored in integers: half a step, plus a float32 rounding error.
 HALF_STEP, FLOAT_LOSS = 0.51, 1e-6
-# Number of steps up to the largest magnitude; wider integers use the scale of the sum that they are
-# added to.
+# Number of steps up to the largest magnitude. Wider integers are not listed, because they have the
+# scale of the sum that they are added to.
 STEPS_TO_LARGEST = {
     schema.TensorType.INT8: 2**7 - 1,
     schema.TensorType.INT16: 2**15 - 1,
@@ -33,7 +34,7 @@ Source = str | tuple[int, int] | None
 
 @dataclasses.dataclass(frozen=True)
 class Operand:
-    """An operator's input tensor, or None for an omitted one, and its source."""
+    """An operator's input tensor (None if it is omitted) and its source."""
 
     file: StoredFile
     tensor: Tensor
@@ -122,7 +123,7 @@ def differences(received: Signature, expected: Signature) -> Iterator[str]:
     for number, (step, other) in enumerate(zip(received.steps, expected.steps, strict=False)):
         operator = f"operator {number}, {other.name},"
         if step.name != other.name:
-            yield f"{operator} is {step.name}"
+            yield f"operator {number} is {step.name} instead of {other.name}"
         if step.options != other.options:
             yield f"{operator} has different options"
         if len(step.inputs) != len(other.inputs):
@@ -153,7 +154,10 @@ def operand_difference(received: Operand, expected: Operand) -> str | None:
 
 
 def constant_difference(received: Array, expected: Array, tensor: Tensor) -> str | None:
-    """Compare two constants; `tensor` has the first one's type and quantization."""
+    """Return a message about the difference between two constants, or None if they are equal.
+
+    `tensor` has the type and quantization of `received`.
+    """
     if received.shape != expected.shape:
         return f"has the shape {received.shape} instead of {expected.shape}"
     allowed: npt.NDArray[np.float64] = np.zeros((), np.float64)

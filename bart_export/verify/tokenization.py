@@ -1,8 +1,8 @@
 """Comparison of a tokenizer with the `tokenizers` library on the same checkpoint files.
 
 Other checks use one tokenizer for both models, so they would not notice a wrong one. The files are
-not read with `checkpoints.tokenizer_files`: the library opens tokenizer.json itself, and only gets
-the settings of the other files.
+not read with `checkpoints.tokenizer_files`: the library opens tokenizer.json itself, and is given
+only the settings in the other files.
 """
 
 import itertools
@@ -20,11 +20,11 @@ from bart_export.checkpoints.tokenizer_files import ADDED_TOKENS
 from bart_export.errors import VerificationFailed, shown
 from bart_export.text.tokenizer import BartTokenizer
 from bart_export.text.vocabulary import MASK, SPECIAL_TOKENS
-from bart_export.verify.tolerance import uncommitted
+from bart_export.verify.tolerance import note_nothing_committed
 
 BART = tuple(AddedToken(token, lstrip=token == MASK, normalized=False) for token in SPECIAL_TOKENS)
 
-PROBED = 100  # added tokens that are tested
+PROBED = 100  # maximum number of added tokens that are tested
 PROBES = (
     "{0}",
     "one {0} two",
@@ -34,9 +34,9 @@ PROBES = (
 )
 
 
-@uncommitted()
+@note_nothing_committed()
 def check_tokenizer(checkpoint: Checkpoint, tokenizer: BartTokenizer, texts: Sequence[str]) -> None:
-    """Compare the ids of texts, and of short texts with each added token.
+    """Compare a tokenizer's ids with the library's, on texts and on short texts with added tokens.
 
     Raises:
         VerificationFailed: for the first text with different ids.
@@ -65,7 +65,7 @@ def check_signature(
     tokenizer: BartTokenizer,
     texts: Sequence[str],
 ) -> None:
-    """Compare the ids from a SavedModel's `tokenize` signature for the same kinds of texts.
+    """Compare the ids of a SavedModel's `tokenize` signature with a tokenizer's, on such texts.
 
     Raises:
         VerificationFailed: for the first text with different ids.
@@ -78,7 +78,7 @@ def check_signature(
 
 
 def probing_texts(texts: Sequence[str], added: Sequence[str]) -> list[str]:
-    """Return texts, plus lower-case and blank ones and some with an added token."""
+    """Return texts, plus lower-case, blank and short ones, and some with added tokens."""
     probes = [probe.format(token) for token in added[:PROBED] for probe in PROBES]
     return [*texts, *(text.lower() for text in texts), "", " ", " one", *probes]
 
@@ -127,7 +127,7 @@ def library_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
 
 
 def add_missing(tokenizer: Tokenizer, tokens: Iterable[AddedToken]) -> None:
-    """Add the tokens that are not added tokens yet."""
+    """Add the tokens that are not yet among a tokenizer's added tokens."""
     known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     tokenizer.add_tokens([token for token in tokens if token.content not in known])
 
@@ -158,6 +158,6 @@ def bpe_tokenizer(vocabulary: pathlib.Path, merges: pathlib.Path) -> Tokenizer:
 
 
 def read_json(path: pathlib.Path) -> Mapping[str, Any]:
-    """Return the object in a JSON file, empty if the file is missing."""
+    """Return the object in a JSON file, or an empty one if the file is missing."""
     stored: Mapping[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
     return stored

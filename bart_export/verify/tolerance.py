@@ -1,4 +1,4 @@
-"""The bounds on an exported file's figures, which its recipe's tolerance sets."""
+"""Bounds on an exported file's figures, set by its recipe's tolerance."""
 
 import contextlib
 import math
@@ -12,8 +12,8 @@ from bart_export.recipes.table import Recipe
 from bart_export.verify import data, weights
 from bart_export.verify.data import Texts
 
-# Over many texts, summing the same numbers in another order breaks some near-ties: one in a hundred
-# answers with several beams may differ, and one in a thousand steps.
+# Over many texts, summing the same numbers in a different order decides some near-ties differently:
+# one in a hundred answers with several beams may differ, and one in a thousand steps.
 NEAR_TIES = {"top1": 0.999, "tokens": 0.99}
 
 
@@ -35,7 +35,7 @@ class Bound(NamedTuple):
         return self.side * self.value <= self.side * self.bound
 
     def __str__(self) -> str:
-        """Return the error message, with a two-digit bound that accepts the figure."""
+        """Return the error message, with a two-digit bound that would accept the figure."""
         side = "at most" if self.side == AT_MOST else "at least"
         message = f"{self.description} must be {side} {self.bound:g}, received {self.value:.6g}."
         if not self.metric or not math.isfinite(self.value):
@@ -60,7 +60,7 @@ def require_bounds(name: str, bounds: Sequence[Bound]) -> None:
 def bounds_of(recipe: Recipe, figures: FileVerification) -> list[Bound]:
     """Return the bounds of a recipe's tolerance on the figures that were measured.
 
-    A tolerance without `weights` gets `weights.BOUND`.
+    `weights.BOUND` applies if the tolerance has no bound on `weights`.
     """
     bounds = []
     for metric, bound in {"weights": weights.BOUND, **recipe.tolerance}.items():
@@ -83,13 +83,13 @@ def check_measurable(tolerance: Mapping[str, float], texts: Texts | None) -> Non
     for metric in data.ROUGE:
         if metric in tolerance:
             raise ConfigurationError(
-                f"A bound on {metric} needs texts with references: give them with --data "
-                'FILE.jsonl, in lines such as {"text": "...", "reference": "..."}.'
+                f"A bound on {metric} needs texts with references. Pass --data FILE.jsonl, with "
+                'lines such as {"text": "...", "reference": "..."}.'
             )
 
 
 @contextlib.contextmanager
-def uncommitted() -> Iterator[None]:
+def note_nothing_committed() -> Iterator[None]:
     """Add "Nothing was committed." to verification errors."""
     try:
         yield

@@ -13,7 +13,7 @@ from bart_export.runtime.engine import Buckets, Engine, FileEngine
 from bart_export.verify.data import Floats
 
 ROWS = 2  # beams; a single beam has its own signature
-ULP = 2.0**-23  # the smallest relative float32 error that is not due to luck
+ULP = 2.0**-23  # float32's relative precision; a smaller error is due to chance
 TINY = 1e-30  # avoids division by zero
 
 
@@ -44,7 +44,7 @@ Teacher = Callable[[Trace], TraceOutput]
 class SignaturePair:
     """The names of an encoder and a decoder signature that together run a trace.
 
-    `rows` is the number of beams; lengths are the sizes of a static build, None if dynamic.
+    `rows` is the number of beams. The lengths are a static build's sizes, or None if dynamic.
     """
 
     encode: str
@@ -87,7 +87,7 @@ def signature_pairs(model: Engine) -> list[SignaturePair]:
 
 
 def fitting_pairs(pairs: Sequence[SignaturePair], trace: Trace) -> list[SignaturePair]:
-    """Return the pairs with the shortest encoder that fits a source, as a runtime chooses."""
+    """Return the pairs with the shortest encoder that fits a source, as a runtime would choose."""
     fitting = [pair for pair in pairs if pair.fits(trace)]
     shortest = min((pair.source_length or 0 for pair in fitting), default=0)
     return [pair for pair in fitting if (pair.source_length or 0) == shortest]
@@ -96,8 +96,8 @@ def fitting_pairs(pairs: Sequence[SignaturePair], trace: Trace) -> list[Signatur
 def teacher_force(model: Engine, trace: Trace, rows: int = 1) -> TraceOutput:
     """Feed the tokens of a trace to a model one by one.
 
-    With several rows, one gets the tokens and the others repeat the first token; every step
-    permutes the rows, so that the caches must follow.
+    With several rows, one gets the tokens and the others repeat the first token. Every step
+    permutes the rows, to test that the caches are permuted too.
     """
     fed = trace.fed_token_ids
     state = model.start(trace.source_token_ids, rows, len(fed) + 1)
@@ -147,8 +147,8 @@ class ArrayFigures:
 class StepFigures:
     """Error statistics of a file's decoder steps along the float model's traces.
 
-    `errors` are of the file's logits; `rounded` are of the float32 model's if the expected logits
-    are float64.
+    `errors` are those of the file's logits; `rounded` are those of the float32 model's logits, if
+    the expected logits are float64.
     """
 
     errors: ArrayFigures = dataclasses.field(default_factory=ArrayFigures)
@@ -177,9 +177,9 @@ class StepFigures:
         `logits` is the largest absolute error of a logit; `spread` and `relative` are as in
         `ArrayFigures`; `kl` is the mean Kullback-Leibler divergence, sum p log(p / q), in nats per
         step, where p is the model's next-token distribution and q the file's; `top1` is the share
-        of `steps` with the same most likely token. With float64 logits, `rounding` is `relative`
-        divided by that of the float32 model, whose largest error is `float32`. NaN propagates to
-        every error.
+        of `steps` with the same most likely token. If the expected logits are float64, `rounding`
+        is `relative` divided by that of the float32 model, whose largest error is `float32`. NaN
+        propagates to every error.
         """
         figures = {
             "logits": self.errors.largest,

@@ -2,11 +2,11 @@
 
 The logits of a few texts hardly depend on embeddings of other tokens or on the scale of one row, so
 every row is compared. Errors are in steps of ideal rounding, so that one bound fits every width.
-The step of n-bit integers is the largest magnitude that shares their scale over 2^(n-1) - 1
+The step of n-bit integers is the largest magnitude with their scale, divided by 2^(n-1) - 1
 (symmetric quantization as in arXiv:1712.05877, which AI Edge Quantizer follows); the step of floats
 is their spacing at the largest magnitude of the row. The error is the root mean square over the
-values that share a scale, but at most a row. Rounding to nearest has an error of at most half a
-step, and about 1 / sqrt(12) on average.
+values of a row, or over those that share a scale if these are fewer. Rounding to nearest has an
+error of at most half a step, and about 1 / sqrt(12) on average.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ Tensor: TypeAlias = Any
 Operator: TypeAlias = Any
 
 WEIGHTS = "/weights"  # suffix of a matrix's name, SIGNATURE/LAYER/weights
-IDENTIFIER = b"TFL3"  # bytes 4 to 8 of a .tflite file
+IDENTIFIER = b"TFL3"  # bytes 4 to 7 of a .tflite file
 OPERATORS = {
     code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)
 }
@@ -61,7 +61,7 @@ class StoredFile:
         except (OSError, ValueError) as error:  # ValueError: empty file
             raise EngineError(f"Cannot read {path}: {error}.") from error
         if self.content[4:8] != IDENTIFIER:
-            raise EngineError(f"{path} must be a .tflite file, whose bytes 4 to 8 are TFL3.")
+            raise EngineError(f"{path} is not a .tflite file: bytes 4 to 7 must be TFL3.")
         try:
             self.model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(self.content, 0))
         except (struct.error, IndexError, TypeError, ValueError) as error:
@@ -112,7 +112,7 @@ class StoredFile:
         return rows
 
     def matrices(self) -> dict[str, list[tuple[Graph, Tensor]]]:
-        """Return layer -> (graph, tensor) of its matrix; matrices shared by signatures once."""
+        """Return each layer's matrices as (graph, tensor); shared ones are listed once."""
         found: dict[str, dict[object, tuple[Graph, Tensor]]] = {}
         for graph in self.model.subgraphs:
             for tensor in graph.tensors:
@@ -173,11 +173,11 @@ def stored_matrices(path: pathlib.Path) -> Matrices:
     return read
 
 
-# GPTQ moves some weights by more than half a step, but no row by a whole step on average; a scale
-# three times too large moves them by two and more.
+# GPTQ moves some weights by more than half a step, but no row by a whole step on average. A scale
+# that is three times too large moves rows by two steps or more.
 BOUND = 1.0
 CHUNK = 1 << 22  # values compared at a time
-SMALLEST_RANGE = 1e-9  # AI Edge Quantizer's lower limit of the largest magnitude
+SMALLEST_RANGE = 1e-9  # AI Edge Quantizer's lower limit for the largest magnitude
 SMALLEST_BLOCK_SCALE = 2.0**-24  # the smallest positive float16
 
 
@@ -207,7 +207,7 @@ def worst_row(
         if not pairs or any(shape_of(tensor) != expected.shape for _, tensor in pairs):
             shape = " x ".join(map(str, expected.shape))
             raise VerificationFailed(
-                f"{path} must have a matrix of {shape} for the layer {layer}, but does not."
+                f"{path} must have a {shape} matrix for the layer {layer}, but does not."
             )
         for graph, tensor in pairs:
             rows = functools.partial(stored.rows, graph, tensor)
@@ -220,7 +220,7 @@ def worst_row(
 def row_errors(
     expected: FloatArray, received: Callable[[int, int], FloatArray], storage: Storage
 ) -> Floats:
-    """Return the error of each row in steps of ideal rounding, or of its worst block.
+    """Return the error of each row, or of its worst block, in steps of ideal rounding.
 
     `received(first, last)` returns a range of stored rows.
     """

@@ -292,7 +292,7 @@ assert sorted(target.parent.iterdir()) == before
 @pytest.mark.parametrize(
     ("options", "first", "words"),
     [
-        ("size=100k", "first", "No space left on device. Free some space, or name another place"),
+        ("size=100k", "first", "No space left on device. Free some space, or choose another place"),
         ("ro", "no first", "Read-only file system. Name a writable place"),
     ],
 )

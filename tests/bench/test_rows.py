@@ -57,7 +57,7 @@ def test_ratios_are_this_report_s_figures_over_the_other_s():
     lines = [line.split() for line in text.splitlines() if line.startswith(" float32")]
     assert [line[-1] for line in lines] == ["1.50", "–", "1.00", "4.00"]
     assert "made_up on a processor, 2 cores" in text
-    assert "partner" not in text
+    assert "counterpart" not in text
 
 
 def test_what_one_side_did_not_measure_has_no_ratio():
@@ -66,12 +66,12 @@ def test_what_one_side_did_not_measure_has_no_ratio():
     assert compared["memory"][0]["private_bytes"] is None
 
 
-def test_rows_without_partner_are_counted_and_said_in_a_line():
+def test_rows_without_counterpart_are_counted_and_said_in_a_line():
     compared, text = compare(made_up(threads=1), made_up(threads=8))
     assert [row["list"] for row in compared["only_here"]] == ["openings", "memory", "generation"]
     assert {row["num_threads"] for row in compared["only_there"]} == {8}
-    assert "3 rows of this report have no partner: num_threads 1." in text
-    assert "3 rows of the other have no partner: num_threads 8." in text
+    assert "3 rows of this report have no counterpart: num_threads 1." in text
+    assert "3 rows of the other report have no counterpart: num_threads 8." in text
 
 
 @pytest.mark.parametrize(

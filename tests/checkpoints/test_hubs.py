@@ -287,7 +287,7 @@ def test_named_presets_come_from_kaggle_with_registry_settings(kaggle):
         ("kaggle", "nothing/1", f"kaggle://{KAGGLE}/nothing/1 does not exist on Kaggle"),
         ("kaggle", "plain/7", f"kaggle://{KAGGLE}/plain/7 does not exist on Kaggle"),
         ("kaggle", "forbidden/1", "Kaggle denies access"),
-        ("kaggle", "down/1", "Kaggle could not deliver"),
+        ("kaggle", "down/1", f"Cannot download kaggle://{KAGGLE}/down/1 from Kaggle: "),
         ("kaggle", "strange", "Kaggle sent an unexpected response for"),
     ],
 )

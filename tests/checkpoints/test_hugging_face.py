@@ -182,8 +182,8 @@ def test_all_wrong_weights_are_listed_in_one_line(directory):
     edit_tensors(directory, change)
     line = refusal(directory)
     assert "missing encoder.layers.0.fc1.bias;" in line
-    assert "surplus classification_head.dense.weight, encoder.layers.7.fc1.bias;" in line
-    assert "misshapen encoder.layers.0.fc2.bias of shape [63] instead of [64];" in line
+    assert "unexpected classification_head.dense.weight, encoder.layers.7.fc1.bias;" in line
+    assert "wrong shape: encoder.layers.0.fc2.bias has [63] instead of [64];" in line
     assert "decoder.layers.0.fc1.bias of dtype int8" in line
     assert "classification_head is a classifier's head" in line
 

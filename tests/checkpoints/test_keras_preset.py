@@ -230,7 +230,7 @@ def test_presets_are_replaced_and_other_directories_are_not(backbone, tmp_path):
 def test_wrong_weights_are_not_written(backbone, tmp_path):
     weights = weights_of(backbone)
     wrong = {name: values for name, values in weights.items() if name != TABLE}
-    with pytest.raises(CheckpointError, match=f"missing {TABLE}; surplus extra"):
+    with pytest.raises(CheckpointError, match=f"missing {TABLE}; unexpected extra"):
         keras_preset.write(tmp_path / "preset", CONFIG, wrong | {"extra": np.zeros(3, "float32")})
     with pytest.raises(CheckpointError, match="must be at least the size of token_embedding"):
         keras_preset.write(tmp_path / "preset", CONFIG, weights, max_shard_size=TABLE_GIGABYTES / 2)
@@ -272,12 +272,12 @@ def test_other_models_are_rejected_by_name(preset):
 
 def test_all_wrong_weights_are_listed_in_one_line(preset):
     gone = "layers/transformer_encoder_1/_feedforward_output_dense/vars/1"
-    surplus = "layers/transformer_encoder_2/_feedforward_output_dense/vars/1"
-    wrong = {NORM: np.zeros(15, "float32"), surplus: np.zeros(16, "float32")}
+    unexpected = "layers/transformer_encoder_2/_feedforward_output_dense/vars/1"
+    wrong = {NORM: np.zeros(15, "float32"), unexpected: np.zeros(16, "float32")}
     rewrite(preset / "model.weights.h5", keep=lambda name: name != gone, add=wrong)
     line = refusal(preset)
-    assert f"missing {gone}; surplus {surplus};" in line
-    assert f"{NORM} of shape [15] instead of [16]" in line
+    assert f"missing {gone}; unexpected {unexpected};" in line
+    assert f"wrong shape: {NORM} has [15] instead of [16]" in line
     rewrite(preset / "model.weights.h5", keep=lambda name: "transformer" not in name)
     count = sum("transformer" in row.name for row in weight_names.weights(CONFIG))
     assert f"and {count - 12} more" in refusal(preset)

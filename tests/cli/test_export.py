@@ -111,7 +111,7 @@ def test_all_recipes_and_a_file_of_ones_own(asked, tmp_path):
     [
         ((*TFLITE, "--source-lengths", "64"), "--source-lengths needs --shapes static"),
         ((*TFLITE, "--num-beams", "4"), "--num-beams needs --shapes static"),
-        ((*TFLITE, "--android", "--shapes", "dynamic"), "--android needs --shapes static"),
+        ((*TFLITE, "--android", "--shapes", "dynamic"), "--android cannot be combined"),
         ((*TFLITE, "--android", "--recipe", "all"), "--android takes one recipe"),
         ((*TFLITE, "--android", "artifacts/p"), "must be outside the artifact artifacts/p"),
         ((*TFLITE, "--android", "artifacts/p/in"), "must be outside"),

@@ -149,8 +149,8 @@ BAD = {
     b'{"text": "a\xff"}': "byte 0xff at position 11",
     b'{"text": "a \\ud800 b"}': "lone surrogate",
     b'{"text": "a", "x": ' + b"[" * 100_000: "must be a JSON object",
-    b'{"text": "a", "text": "b"}': "each name once",
-    b'{"text": "a", "score": 1e999}': "numbers finite",
+    b'{"text": "a", "text": "b"}': "unique names",
+    b'{"text": "a", "score": 1e999}': "finite numbers",
 }
 
 

@@ -144,7 +144,7 @@ def test_names_of_a_foreign_preset_do_not_steer_a_terminal(tmp_path, options):
 def test_a_section_has_an_end():
     lines = list(inspection.lines({"notes": 3000 * ["word"]}))
     assert len(lines) == 1 + inspection.MOST_LINES + 1
-    assert lines[-1] == "  … and 2000 more lines, which --json has"
+    assert lines[-1] == "  … and 2000 more lines, which --json shows"
 
 
 def test_a_table_has_no_markup_and_nothing_that_steers_a_terminal(capsys):

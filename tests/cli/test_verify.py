@@ -134,7 +134,10 @@ def test_a_table_shows_every_file_and_bounds_can_be_given(both, texts):
         (["--data", "missing.jsonl"], "missing.jsonl: No such file"),
         (["--data", "TEXTS", "--tolerance", "speed=1"], "A metric must be one of"),
         (["--data", "TEXTS", "--tolerance", "top1=98"], "received 98. Did you mean 0.98?"),
-        (["--against", "bart_mini_en"], "the same architecture; bart_mini_en has a different one"),
+        (
+            ["--against", "bart_mini_en"],
+            "the same architecture, received bart_mini_en, whose architecture is different",
+        ),
     ],
 )
 def test_what_cannot_be_compared_is_told_in_one_line(both, texts, options, words):
@@ -145,8 +148,8 @@ def test_what_cannot_be_compared_is_told_in_one_line(both, texts, options, words
 @pytest.mark.parametrize(
     ("lacking", "words"),
     [
-        (FLOAT_FILE, "there is none. Name its checkpoint"),
-        (INT8_FILE, "there are no others. Compare it"),
+        (FLOAT_FILE, "the artifact has none. Compare with its checkpoint"),
+        (INT8_FILE, "the artifact has no quantized file. Compare it with its checkpoint"),
     ],
 )
 def test_texts_alone_need_a_float32_file_and_another(both, texts, tmp_path, lacking, words):

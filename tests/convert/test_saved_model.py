@@ -215,8 +215,10 @@ def test_versions_count_up_and_other_targets_stay(earlier):
 @pytest.mark.slow
 def test_a_model_that_answers_otherwise_is_not_committed(earlier, monkeypatch):
     before = names_below(earlier.directory)
-    right = sequences.mask
-    monkeypatch.setattr(sequences, "mask", lambda lengths, length: right(lengths - 1, length))
+    right = sequences.padding_mask
+    monkeypatch.setattr(
+        sequences, "padding_mask", lambda lengths, length: right(lengths - 1, length)
+    )
     with pytest.raises(VerificationFailed, match="^saved_model/2 differs from"):
         export(str(GOLDEN / "bart_tiny_symmetric"), SavedModelOptions(), earlier.directory)
     assert names_below(earlier.directory) == before

@@ -284,7 +284,7 @@ def test_a_figure_that_was_not_measured_says_so(tmp_path):
     (tmp_path / "weights").write_bytes(bytes(2**20))
     memory = guess_memory(tmp_path)
     assert 2**20 < memory.loaded < memory.peak
-    assert "Guessed from the files' size" in serving_files("bart", [1], memory, 1)["compose.yaml"]
+    assert "Estimated from the files' size" in serving_files("bart", [1], memory, 1)["compose.yaml"]
     assert "Measured" in ONE["compose.yaml"]
 
 

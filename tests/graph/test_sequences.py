@@ -25,7 +25,7 @@ class Golden(GoldenCases):
         return function(self.bart, *tensors)
 
     def encode(self, sources, filler=1):
-        return self.call(sequences.encode, *sequences.masked(*batch(sources, filler)))
+        return self.call(sequences.encode, *sequences.clear_padding(*batch(sources, filler)))
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -53,8 +53,8 @@ def test_encoder_decoder_and_logits_match_golden_values(golden):
     encoded = golden.encode(golden.sources)
     golden.assert_close("encoder_sequence_output", encoded)
 
-    _, source_mask = sequences.masked(*batch(golden.sources))
-    targets = sequences.masked(*batch(golden.targets))
+    _, source_mask = sequences.clear_padding(*batch(golden.sources))
+    targets = sequences.clear_padding(*batch(golden.targets))
     hidden = golden.call(sequences.decode, encoded, source_mask, *targets)
     golden.assert_close("decoder_sequence_output", hidden)
     logits = golden.call(sequences.logits, tf.reshape(hidden, [-1, hidden.shape[-1]]))
@@ -130,7 +130,7 @@ def test_steps_equal_the_decoder_while_caches_grow(golden, beams):
     random = np.random.default_rng(0)
     targets = random.integers(3, 1000, (3, beams, 7), np.int32)
     token_ids, lengths = batch(golden.sources)
-    token_ids, source_mask = sequences.masked(token_ids, lengths)
+    token_ids, source_mask = sequences.clear_padding(token_ids, lengths)
     encoded = golden.call(sequences.encode, token_ids, source_mask)
     whole = golden.call(
         sequences.decode,
@@ -180,7 +180,9 @@ def test_bfloat16_weights_are_computed_in_float32(symmetric):
         for name, variable in symmetric.bart.parameters.items()
     }
     inputs = (*batch(symmetric.sources), *batch(symmetric.targets))
-    received = sequences.score(Bart(symmetric.bart.config, sequences.float32(rounded)), *inputs)
+    received = sequences.score(
+        Bart(symmetric.bart.config, sequences.cast_to_float32(rounded)), *inputs
+    )
     assert received.dtype == tf.float32
     as_float32 = {name: tf.cast(variable, tf.float32) for name, variable in rounded.items()}
     expected = sequences.score(Bart(symmetric.bart.config, as_float32), *inputs)

@@ -17,7 +17,7 @@ REFUSED = {
     "long target": (random_inputs(1, 3, 30), "at most 24 tokens.*received 30"),
     "id too large": (
         {**GIVEN, "encoder_token_ids": np.where(ENCODER[1, 2] == ENCODER, 97, ENCODER)},
-        "encoder_token_ids must be in 0 to 96, received 97",
+        "encoder_token_ids must be from 0 to 96, received 97",
     ),
     "id negative": (
         {**GIVEN, "decoder_token_ids": -1 - DECODER},

@@ -89,9 +89,9 @@ def test_invalid_lora_is_rejected(mine, tmp_path):
         with pytest.raises(errors.ConfigurationError, match="enable_lora needs a rank"):
             plain.enable_lora(rank, layers)
     assert plain.trainable_variables
-    with pytest.raises(errors.ConfigurationError, match="after enable_lora"):
+    with pytest.raises(errors.ConfigurationError, match="LoRA enabled, received .* and 0 layers"):
         plain.save_lora_weights(tmp_path / "plain.lora.h5")
-    with pytest.raises(errors.ConfigurationError, match=r"\*\.lora\.h5"):
+    with pytest.raises(errors.ConfigurationError, match=r"ends in \.lora\.h5"):
         mine.save_lora_weights(tmp_path / "mine.h5")
     mine.save_lora_weights(tmp_path / "mine.lora.h5")
     plain.enable_lora(3)

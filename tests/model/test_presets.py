@@ -165,7 +165,7 @@ def test_assigned_weights_must_match_the_model(backbone):
     with pytest.raises(
         errors.CheckpointError,
         match="missing decoder_position_embedding/embeddings, encoder_position_embedding/embeddings"
-        "; surplus lm_head",
+        "; unexpected lm_head",
     ):
         backbone.assign_weights({**wrong, "lm_head": before})
     np.testing.assert_array_equal(

@@ -155,7 +155,7 @@ def test_a_file_that_is_missing_or_no_json_is_named(tmp_path):
     with pytest.raises(ConfigurationError, match="nowhere.json: No such file"):
         table.read_recipe(tmp_path / "nowhere.json")
     (tmp_path / "it.json").write_text("{")
-    with pytest.raises(ConfigurationError, match="it.json must be JSON"):
+    with pytest.raises(ConfigurationError, match="it.json is not valid JSON"):
         table.read_recipe(tmp_path / "it.json")
 
 

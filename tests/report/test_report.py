@@ -109,7 +109,7 @@ def test_every_file_is_listed_with_its_size_and_figures(manifest, write):
             "MB": f"{entry.bytes / 1e6:.1f}",
             "same next token": f"{token.value:.1%} ({token.low:.1%} to {token.high:.1%})",
             "same texts": f"{answer.value:.0%} ({answer.low:.0%} to {answer.high:.0%})",
-            "ROUGE-L lost": "+0.25 (\N{MINUS SIGN}0.12 to +0.62)",
+            "ROUGE-L loss": "+0.25 (\N{MINUS SIGN}0.12 to +0.62)",
         }
         assert contents[name]["bytes"] == f"{entry.bytes:,}"
     total = sum(int(row["bytes"].replace(",", "")) for row in contents.values())
@@ -118,7 +118,7 @@ def test_every_file_is_listed_with_its_size_and_figures(manifest, write):
         entry.bytes for name, entry in manifest.files.items() if not name.startswith(own)
     )
     assert "from 32 source ids to the last of 31 new tokens" in words
-    assert "Files took turns" in words
+    assert "The files were run in turn." in words
     for row in manifest.measurements:
         for length in row.lengths:
             rates = [31 / seconds for seconds in (length.seconds, length.slowest, length.fastest)]
@@ -143,8 +143,8 @@ def test_files_differ_only_if_intervals_do_not_overlap(many):
     assert facts.differ([best, near, far])
     assert not any(map(facts.differ, ([best, near], [far, None], [])))
     for steps, heads in (
-        (10_000, ["Size, MB", "Same next token, %", "Tokens a second"]),
-        (42, ["Size, MB", "Tokens a second"]),
+        (10_000, ["Size, MB", "Same next token, %", "Tokens per second"]),
+        (42, ["Size, MB", "Tokens per second"]),
     ):
         files = [
             dataclasses.replace(
@@ -167,8 +167,8 @@ def test_the_line_of_a_file_has_its_storage_and_arithmetic(manifest, write):
     signatures = {"encode_16": BucketEntry("encode", {"source": 16}, {}, {})}
     _, _, text = write(files={name: StaticEntry(**vars(changed), signatures=signatures)})
     for words in (
-        f"- `{name}`: for ",
-        "sources of 16 or 64 tokens, texts of 32, 1 or 4 beams.",
+        f"- `{name}`. Purpose: ",
+        "sources of 16 or 64 tokens, outputs of 32 tokens, 1 or 4 beams.",
         "Matrices in int8, one scale per row;",
         "computes in int8, calibrated on 32 texts;",
         "runs on ai-edge-litert 2.3.0.",
@@ -189,15 +189,15 @@ def test_missing_figures_are_reported_as_missing(manifest, write):
         "three short texts",
     ):
         assert missing in words
-    assert {row["ROUGE-L lost"] for row in rows_of(text, "ROUGE-L lost").values()} == {"–"}
+    assert {row["ROUGE-L loss"] for row in rows_of(text, "ROUGE-L loss").values()} == {"–"}
 
 
 def test_times_of_two_exports_are_marked_and_cells_are_escaped(manifest, write):
     rows = enumerate(manifest.measurements, start=1)
     measured = tuple(dataclasses.replace(row, export=number) for number, row in rows)
     _, text, _ = write(measurements=measured, licence="one | two\nthree")
-    assert "They were measured in 2 exports" in text
-    assert "Files took turns" not in text
+    assert "The files were measured in 2 exports; only compare" in text
+    assert "The files were run in turn" not in text
     assert "| licence | one \\| two three |\n" in text
 
 

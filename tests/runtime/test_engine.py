@@ -204,10 +204,10 @@ def test_the_smallest_bucket_that_fits_is_taken(
     ("length", "num_beams", "max_length", "words"),
     [
         (33, 1, 2, "A source's number of tokens must be at most 32 in this static build, which "
-         "has 8, 32, received 33."),
+         "supports 8, 32; received 33."),
         (3, 5, 2, "num_beams, or num_return_sequences, must be at most 4 in this static build, "
-         "which has 2, 4, received 5."),
-        (3, 1, 21, "max_length must be at most 20 in this static build, which has 20, "
+         "which supports 2, 4; received 5."),
+        (3, 1, 21, "max_length must be at most 20 in this static build, which supports 20; "
          "received 21."),
     ],
 )  # fmt: skip
@@ -221,5 +221,5 @@ def test_an_engine_of_one_bucket_knows_no_other(static):
     only = static.only(32, 2)
     assert [bucket.name for bucket in only.sizing.buckets] == ["encode_32", "decode_32_2"]
     assert only.start(source(3), 1, 2).fitted.decode.name == "decode_32_2"
-    with pytest.raises(InputError, match="which has 2, received 3"):
+    with pytest.raises(InputError, match="which supports 2; received 3"):
         only.start(source(3), 3, 2)

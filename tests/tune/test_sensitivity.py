@@ -12,7 +12,7 @@ from bart_export.model import BartBackbone
 from bart_export.recipes.table import LITERT_ONLY, STORAGES, Recipe
 from bart_export.runtime.compiled_model import open_compiled_model
 from bart_export.tune.sensitivity import (
-    TeacherForced,
+    SensitivityProbe,
     checkpoint_layout,
     measure_sensitivities,
     write_uniform,
@@ -98,9 +98,12 @@ def test_figures_equal_those_of_a_file_with_one_narrow_layer(tiny, layer, tmp_pa
     for trace in traces:
         sums.add(teacher_force(expected, trace).logits, teacher_force(received, trace).logits)
     weight, matrix = layer_names(backbone.config)[layer], stored_matrices(path)(layer)
-    forced, figures = TeacherForced(backbone, traces).with_matrix(weight, matrix), sums.figures()
+    probe, figures = (
+        SensitivityProbe(backbone, traces).compare_with_matrix(weight, matrix),
+        sums.figures(),
+    )
     for name in ("kl", "relative"):
-        assert forced[name] == pytest.approx(figures[name], rel=0.02)
+        assert probe[name] == pytest.approx(figures[name], rel=0.02)
     assert figures["kl"] > 1e-7
 
 
@@ -127,13 +130,13 @@ def test_checkpoint_layout_inverts_the_inference_parameters(tiny):
 
 def test_an_unchanged_encoder_need_not_run_again(tiny):
     backbone, float_file = tiny
-    forced = TeacherForced(backbone, traces_of(backbone.config))
+    probe = SensitivityProbe(backbone, traces_of(backbone.config))
     name = layer_names(backbone.config)["decoder/layer_0/cross_attention_value"]
     variable = backbone.named_weights()[name]
     before = np.asarray(variable).copy()
     variable.assign(before * 1.1)
     try:
-        decoder_only, whole = forced.figures(True), forced.figures(False)
+        decoder_only, whole = probe.figures(True), probe.figures(False)
     finally:
         variable.assign(before)
     assert decoder_only["kl"] == pytest.approx(whole["kl"], rel=1e-4)

@@ -121,7 +121,7 @@ TEXTS = TextFile("0" * 64, 775)
             "To accept it: --tolerance rounding=4.1.$",
         ),
         (FLOAT32, {"rounding": math.nan}, "received nan.$"),
-        (FLOAT32, {"tokens": 8 / 9}, "equal answers must be at least 1"),
+        (FLOAT32, {"tokens": 8 / 9}, "identical answers must be at least 1"),
         (
             FLOAT32,
             {"weights": 1.06, "worst_row": "a, row 3"},
@@ -132,9 +132,9 @@ TEXTS = TextFile("0" * 64, 775)
         (INT8, {"top1": 0.0}, "received 0. To accept it: --tolerance top1=0.$"),
         (INT8, {"weights": math.nan}, "received nan"),
         # Over many texts near-ties may be broken differently.
-        (FLOAT32, {"tokens": 0.992}, "equal answers must be at least 1"),
+        (FLOAT32, {"tokens": 0.992}, "identical answers must be at least 1"),
         (FLOAT32, {"tokens": 0.992, "data": TEXTS}, None),
-        (FLOAT32, {"tokens": 0.98, "data": TEXTS}, "equal answers must be at least 0.99"),
+        (FLOAT32, {"tokens": 0.98, "data": TEXTS}, "identical answers must be at least 0.99"),
     ],
 )
 def test_a_figure_outside_its_tolerance_fails_by_name(recipe, figures, words):

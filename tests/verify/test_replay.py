@@ -14,7 +14,7 @@ from bart_export.errors import ArtifactError, VerificationFailed
 from bart_export.recipes.table import ROUNDING
 from bart_export.runtime.generator import Generator
 from bart_export.verify import golden
-from bart_export.verify.checks import Replayed, replay
+from bart_export.verify.checks import ReplayResult, replay
 
 FLOAT_FILE, INT8_FILE = "tflite/float32.tflite", "tflite/dynamic_wi8_afp32.tflite"
 
@@ -45,7 +45,10 @@ def replayed(artifact):
 
 
 def test_an_artifact_repeats_its_answers(mini_artifact):
-    assert replayed(mini_artifact) == [Replayed(FLOAT_FILE, 9, 9), Replayed(INT8_FILE, 9, 9)]
+    assert replayed(mini_artifact) == [
+        ReplayResult(FLOAT_FILE, 9, 9),
+        ReplayResult(INT8_FILE, 9, 9),
+    ]
 
 
 def forget(file, count):
@@ -73,7 +76,7 @@ def test_a_float_file_must_repeat_all_answers_and_a_rounded_one_most(mini_artifa
     assert result.stderr.count("\n") == 1
     assert f"{FLOAT_FILE} repeated 8 of its 9" in result.stderr
     some = with_golden(mini_artifact, tmp_path / "some", forget(INT8_FILE, 4))
-    assert replayed(some)[1] == Replayed(INT8_FILE, 5, 9)
+    assert replayed(some)[1] == ReplayResult(INT8_FILE, 5, 9)
     most = with_golden(mini_artifact, tmp_path / "most", forget(INT8_FILE, 5))
     with pytest.raises(VerificationFailed, match="4 of its 9"):
         replayed(most)
@@ -130,4 +133,6 @@ def test_a_near_tie_may_change_an_answer(mini_artifact, tmp_path):
         for row in made.manifest.verification
     ]
     manifest = dataclasses.replace(made.manifest, verification=tuple(rows))
-    assert replayed(dataclasses.replace(made, manifest=manifest))[0] == Replayed(FLOAT_FILE, 9, 9)
+    assert replayed(dataclasses.replace(made, manifest=manifest))[0] == ReplayResult(
+        FLOAT_FILE, 9, 9
+    )

@@ -108,5 +108,7 @@ def test_a_file_that_lacks_a_layer_is_refused(tiny, base, tmp_path):
         )
 
     wrong = tiny.changed(base, rename, tmp_path / "wrong")
-    with pytest.raises(VerificationFailed, match="64 x 64 for the layer encoder/layer_1/self_att"):
+    with pytest.raises(
+        VerificationFailed, match="a 64 x 64 matrix for the layer encoder/layer_1/self_att"
+    ):
         weights.worst_row(wrong.path, tiny.info.config, wrong.recipe, tiny.read)

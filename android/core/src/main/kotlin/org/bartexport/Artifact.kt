@@ -45,7 +45,7 @@ public class Artifact private constructor(
         val file = File(directory, name)
         try {
             if (!file.canonicalFile.startsWith(directory.canonicalFile)) {
-                throw ArtifactError("$file is a link to outside the artifact. $AGAIN")
+                throw ArtifactError("$file is a link that leads outside the artifact. $AGAIN")
             }
             val attributes = Files.readAttributes(file.toPath(), BasicFileAttributes::class.java)
             val stamp = Stamp(attributes, expected.sha256)

@@ -1,5 +1,5 @@
 /*
- * The architecture of a BART and its generation settings; mirrors bart_export/config.py.
+ * The architecture of a BART model and its generation settings; mirrors bart_export/config.py.
  */
 package org.bartexport
 
@@ -163,7 +163,7 @@ public data class GenerationConfig(
      * Returns a copy with the given values. `minLength` is lowered to [maxLength] and
      * `numReturnSequences` to [numBeams] if they would exceed it.
      *
-     * @param maxNewTokens as [maxLength], without the start token
+     * @param maxNewTokens like [maxLength], but not counting the start token
      * @throws ConfigurationError if a value is out of range, or both lengths are given
      */
     public fun replace(

@@ -34,7 +34,7 @@ public object Axis {
     public const val CAPACITY: String = "capacity"
 }
 
-/** Names of all tensors but the cross tensors and caches, whose names the manifest gives. */
+/** Names of all tensors except the cross tensors and caches, which the manifest names. */
 public object TensorName {
     /** int32 (one, source), an input of `encode`. */
     public const val ENCODER_TOKEN_IDS: String = "encoder_token_ids"

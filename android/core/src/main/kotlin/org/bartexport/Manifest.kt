@@ -107,7 +107,7 @@ public data class StaticShapes(
 /** Name of the manifest in an artifact's directory. */
 public const val MANIFEST_NAME: String = "manifest.json"
 
-/** Maximum size of a manifest, in bytes; real ones are below 1 % of it. */
+/** Maximum size of a manifest, in bytes; real manifests are smaller than 1 % of this. */
 public const val MAX_MANIFEST_BYTES: Int = 16 shl 20
 
 /** The artifact format that this library reads. */
@@ -245,8 +245,8 @@ private fun checkFiles(files: Map<String, FileEntry>) {
     for ((name, entry) in files) {
         if (entry.bytes !in 0..MAX_BYTES - total) {
             throw ConfigurationError(
-                "bytes of $name must be 0 to $MAX_BYTES for all files together, received " +
-                    "${entry.bytes}.",
+                "bytes of $name must be at least 0, and those of all files together at most " +
+                    "$MAX_BYTES, received ${entry.bytes}.",
             )
         }
         if (!SHA256.matches(entry.sha256)) {
@@ -256,7 +256,7 @@ private fun checkFiles(files: Map<String, FileEntry>) {
     }
 }
 
-/** The advice of errors about damaged artifacts. */
+/** The advice in errors about damaged artifacts. */
 internal const val AGAIN: String = "Export or install the artifact again."
 
 private fun decode(place: String, content: JsonObject): ReadManifest = try {

@@ -235,7 +235,7 @@ class ArtifactTest {
         File(directory, MODEL).delete()
         Files.createSymbolicLink(File(directory, MODEL).toPath(), elsewhere.toPath())
         val error = assertFailsWith<ArtifactError> { Artifact.open(directory).path(MODEL) }
-        assertOneLine(error.message, MODEL, "is a link to outside the artifact")
+        assertOneLine(error.message, MODEL, "is a link that leads outside the artifact")
     }
 
     @Test

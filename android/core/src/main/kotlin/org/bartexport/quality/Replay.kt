@@ -65,7 +65,7 @@ public data class ReplayedCase(
  * Verifies the hashes of an artifact's files, then repeats the golden questions of one file.
  *
  * The flow is cold and runs in the collector's context; cancelling it takes effect before the
- * engine's next step. The engine must not be used elsewhere meanwhile. Collecting throws an
+ * engine's next step. Do not use the engine elsewhere in the meantime. Collecting throws an
  * [ArtifactError] if a file is missing or modified, or golden.json has no answers for [file].
  *
  * @param file one of [Artifact.staticFiles]

@@ -1,5 +1,5 @@
 /*
- * Beam search; mirrors the part of bart_export/runtime/search.py for several beams.
+ * Beam search; mirrors the beam search in bart_export/runtime/search.py.
  */
 package org.bartexport.runtime
 
@@ -11,8 +11,8 @@ import org.bartexport.GenerationConfig
 /**
  * Keeps the `numBeams` best unfinished sequences and, separately, the best finished ones.
  *
- * Beams that do not exist yet score negative infinity and never finish, where Hugging Face scores
- * them -1e9, so a vocabulary smaller than the number of beams gives no spurious hypotheses.
+ * Beams that do not exist yet score negative infinity and never finish, whereas Hugging Face scores
+ * them -1e9. A vocabulary smaller than the number of beams thus gives no spurious hypotheses.
  */
 internal fun beamSearch(generation: GenerationConfig): Sequence<SearchEvent> = sequence {
     val processors = processors(generation)
@@ -129,7 +129,7 @@ private class Beams(
 
 /** Returns the beams before the first step, of which only one exists. */
 private fun firstBeams(generation: GenerationConfig): Beams = Beams(
-    firstTokens(generation, generation.numBeams),
+    initialSequences(generation, generation.numBeams),
     IntArray(generation.numBeams) { it },
     DoubleArray(generation.numBeams) { if (it == 0) 0.0 else Double.NEGATIVE_INFINITY },
 )
@@ -146,7 +146,7 @@ private fun List<Hypothesis>.including(hypothesis: Hypothesis): List<Hypothesis>
  * With `early_stopping` true it stops. With false it compares the best beam's current score, which
  * a longer sequence may exceed; with "never" it compares the best score the beam can still reach.
  *
- * @param total the best beam's, after [length] generated tokens
+ * @param total the best beam's sum of log-probabilities, after [length] generated tokens
  * @param worstScore the lowest score of the finished hypotheses
  */
 private fun mayImprove(
@@ -165,13 +165,13 @@ private fun mayImprove(
 /**
  * Returns whether a beam, after [length] generated tokens, can still exceed [bestScore].
  *
- * Log-probabilities are at most 0, so a total never grows; its best possible score is its quotient
- * by the largest divisor to come.
+ * Log-probabilities are at most 0, so a total never grows; its best possible score is the total
+ * divided by the largest divisor still to come.
  */
 private fun mayWin(total: Double, length: Int, bestScore: Double, divisors: DoubleArray): Boolean =
     total > bestScore * max(divisors[length + 1], divisors.last()) - ROUNDING
 
-/** Bound of the rounding error in a sum of log-probabilities. */
+/** Bound on the rounding error in a sum of log-probabilities. */
 private const val ROUNDING = 1e-6
 
 /** Returns the longest common run of tokens from index [start]. */

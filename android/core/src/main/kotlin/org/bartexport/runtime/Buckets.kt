@@ -67,7 +67,7 @@ public fun fillRows(
     IntArray(beams) { beam -> if (beam < beamIndex.size) beamIndex[beam] else beam },
 )
 
-/** The size of each axis, as error messages name it. */
+/** The name of each axis's size in error messages. */
 private val LIMITED = mapOf(
     Axis.SOURCE to "A source's number of tokens",
     Axis.BEAMS to "num_beams, or num_return_sequences,",
@@ -83,7 +83,7 @@ private fun checkSource(config: BartConfig, tokenIds: IntArray) {
     }
     val outside = tokenIds.firstOrNull { it !in 0 until config.vocabularySize } ?: return
     throw InputError(
-        "Token ids must be in 0 to ${config.vocabularySize - 1}, received $outside.",
+        "Token ids must be from 0 to ${config.vocabularySize - 1}, received $outside.",
     )
 }
 

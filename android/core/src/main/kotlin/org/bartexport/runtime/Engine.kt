@@ -1,7 +1,7 @@
 /*
  * The interface of an engine; mirrors bart_export/runtime/engine.py.
  *
- * A decoding's state is a value: each step takes the state that the previous one returned.
+ * The state of a decoding is a value: each step takes the state that the previous step returned.
  */
 package org.bartexport.runtime
 

@@ -118,7 +118,7 @@ public class Generator(
      *
      * @param truncate whether to truncate a source that is too long instead of failing
      * @param specialTokens whether `<mask>` and BART's other special tokens in the text become
-     *     their ids. With untrusted texts this would let them end or pad a source
+     *     their ids. This would let an untrusted text end or pad a source
      */
     public fun generate(
         text: String,
@@ -133,7 +133,7 @@ public class Generator(
     }.flowOn(dispatcher)
 
     /**
-     * Returns the generated text. Throws, and is cancelled, as collecting [generate] is.
+     * Returns the generated text. Errors and cancellation are those of collecting [generate].
      */
     public suspend fun summarize(
         text: String,
@@ -254,7 +254,7 @@ private class Progress {
     }
 }
 
-/** Returns the engine's step, preceded by a check whether [context] is cancelled. */
+/** Returns the engine's step, preceded by a check that [context] is not cancelled. */
 internal fun Seq2SeqEngine.cancellableStep(context: CoroutineContext): Step<Decoding> =
     Step { state, tokenIds, beamIndex ->
         context.ensureActive()

@@ -3,7 +3,7 @@
  * Face's `generate()`; mirrors bart_export/runtime/logits.py.
  *
  * Sampling takes one number per token from NumPy's PCG64 generator, so a seed gives the same tokens
- * as in Python, but not those of PyTorch.
+ * as in Python, but not the same as in PyTorch.
  */
 package org.bartexport.runtime
 
@@ -14,7 +14,7 @@ internal fun interface Choice {
     fun choose(logits: Logits, row: Int): Int
 }
 
-/** Chooses the most likely token, or the lowest id of several. */
+/** Chooses the most likely token, or in a tie the one with the lowest id. */
 internal val greedyChoice: Choice = Choice { logits, row ->
     val start = row * logits.vocabulary
     logits.values.indexOfMaximum(start, start + logits.vocabulary) - start
@@ -24,8 +24,8 @@ internal val greedyChoice: Choice = Choice { logits, row ->
  * Samples a token.
  *
  * Top-k also keeps all tokens as likely as the k-th. Top-p keeps the fewest tokens whose
- * probabilities add up to `topP`, the lower id first among equals. If a row's tokens are all
- * forbidden, the choice is token 0.
+ * probabilities add up to `topP`, lower ids first in a tie. If all of a row's tokens are
+ * forbidden, it chooses token 0.
  */
 internal fun sampledChoice(generation: GenerationConfig): Choice {
     val chance = Pcg64(generation.seed)
@@ -78,7 +78,7 @@ private fun possible(logits: FloatArray, start: Int, end: Int, topK: Int): IntAr
     return possible
 }
 
-/** Returns the fewest tokens, at least one, that make up [topP] of all weights, likeliest first. */
+/** Returns the fewest tokens, at least one, that add up to [topP] of all weights, best first. */
 private fun nucleus(
     logits: FloatArray,
     indices: IntArray,
@@ -86,7 +86,7 @@ private fun nucleus(
     topP: Double,
 ): Weighted {
     val total = weights.sum()
-    // Together, weights below this bound are less than the tail, so they need no sorting.
+    // All weights below this bound together are less than the dropped tail, so they are not sorted.
     val heavy = (1 - topP) * total / weights.size
     val order = likeliestFirst(logits, indices) { weights[it] >= heavy }
     val sorted = DoubleArray(order.size) { weights[order[it]] }
@@ -95,7 +95,7 @@ private fun nucleus(
     return Weighted(IntArray(size) { indices[order[it]] }, sorted.copyOf(size))
 }
 
-/** Returns the positions in [indices] that pass [filter], by falling logit; the sort is stable. */
+/** Returns the positions in [indices] that pass [filter], by descending logit; stable. */
 private inline fun likeliestFirst(
     logits: FloatArray,
     indices: IntArray,
@@ -104,14 +104,14 @@ private inline fun likeliestFirst(
     val keys = LongArray(indices.size)
     var count = 0
     for (place in indices.indices) {
-        if (filter(place)) keys[count++] = fallingKey(logits[indices[place]], place)
+        if (filter(place)) keys[count++] = descendingKey(logits[indices[place]], place)
     }
     keys.sort(0, count)
     return IntArray(count) { keys[it].toInt() }
 }
 
-/** Returns a sort key that orders by falling [logit], then by rising [place]. */
-private fun fallingKey(logit: Float, place: Int): Long {
+/** Returns a sort key for descending [logit], then ascending [place]. */
+private fun descendingKey(logit: Float, place: Int): Long {
     val bits = (logit + 0f).toRawBits() // adding 0 turns -0 into 0
     val rising = if (bits < 0) bits xor Int.MAX_VALUE else bits
     return (rising.inv().toLong() shl 32) or place.toLong()

@@ -31,7 +31,7 @@ internal fun logNormalizers(logits: Logits): FloatArray = FloatArray(logits.beam
     peak + ln(sum).toFloat()
 }
 
-/** Returns the largest entry in [start] until [end], ignoring NaN. */
+/** Returns the largest entry from [start] until [end], ignoring NaN. */
 internal fun FloatArray.maximum(start: Int, end: Int): Float {
     var largest = Float.NEGATIVE_INFINITY
     for (index in start until end) {
@@ -40,7 +40,7 @@ internal fun FloatArray.maximum(start: Int, end: Int): Float {
     return largest
 }
 
-/** Returns the index of the largest entry in [start] until [end], the first of equals. */
+/** Returns the index of the largest entry from [start] until [end], the first one in a tie. */
 internal fun FloatArray.indexOfMaximum(start: Int, end: Int): Int {
     var place = start
     var largest = this[start]
@@ -54,8 +54,8 @@ internal fun FloatArray.indexOfMaximum(start: Int, end: Int): Int {
 }
 
 /**
- * Returns the [k]-th largest entry in [start] until [end], counting duplicates, or the smallest if
- * there are fewer.
+ * Returns the [k]-th largest entry from [start] until [end], counting duplicates, or the smallest
+ * if there are fewer.
  */
 internal fun FloatArray.kthLargest(start: Int, end: Int, k: Int): Float {
     // A min-heap of the k largest so far.
@@ -179,10 +179,11 @@ private const val BLOCK = 512
 
 /**
  * Replaces each of the first [count] numbers, at most 0, by its exponential, with a relative error
- * below 1e-9. Numbers are clamped to [LEAST_EXPONENT]; NaN stays NaN.
+ * below 1e-9. Numbers below [LEAST_EXPONENT] are raised to it; NaN stays NaN.
  *
- * It computes exp(x / 512) with six terms of the series and squares the result nine times. Without
- * integers or a table, compilers vectorize it: it is several times as fast as `Math.exp`.
+ * It computes exp(x / 512) with six terms of the series and squares the result nine times. It uses
+ * neither integers nor a table, so that compilers vectorize it, and is several times as fast as
+ * `Math.exp`.
  */
 internal fun exponentiate(exponents: DoubleArray, count: Int) {
     for (place in 0 until count) {

@@ -50,7 +50,7 @@ public sealed interface SearchEvent {
  * a single sample; with no, one or several tokens in beam search; and with all tokens at the end
  * for several samples. Together they are the first hypothesis without its start token. The last
  * event is [SearchEvent.Finished] with `numReturnSequences` hypotheses, or fewer if the settings
- * leave no more.
+ * forbid further ones.
  *
  * A [SearchEvent.Decode] has `numBeams` rows, or one for each of `numReturnSequences` samples.
  *
@@ -87,7 +87,7 @@ private fun tokenSearch(generation: GenerationConfig): Sequence<SearchEvent> = s
     val rows = generation.numReturnSequences
     val chooser = TokenChooser(generation)
 
-    val sequences = firstTokens(generation, rows)
+    val sequences = initialSequences(generation, rows)
     val beamIndex = IntArray(rows) { it }
     val lengths = IntArray(rows) { generation.maxLength }
     val scores = DoubleArray(rows)
@@ -142,7 +142,10 @@ private class TokenChooser(generation: GenerationConfig) {
 }
 
 /** Returns sequences (rows, maxLength) of the start token and padding. */
-internal fun firstTokens(generation: GenerationConfig, rows: Int): Array<IntArray> = Array(rows) {
+internal fun initialSequences(
+    generation: GenerationConfig,
+    rows: Int,
+): Array<IntArray> = Array(rows) {
     IntArray(generation.maxLength) { place ->
         if (place == 0) generation.decoderStartTokenId else generation.padTokenId
     }

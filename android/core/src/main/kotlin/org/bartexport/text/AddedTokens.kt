@@ -31,7 +31,7 @@ public data class AddedToken(
 internal val BART_TOKENS: List<AddedToken> =
     SPECIAL_TOKENS.map { AddedToken(it, lstrip = it == MASK, special = true) }
 
-/** A part of a text in [start] until [end]: an added token, or null for the text between them. */
+/** The part of a text from [start] until [end]: an added [token], or other text if it is null. */
 internal class Piece(val start: Int, val end: Int, val token: AddedToken?)
 
 /** Splits texts at added tokens. */

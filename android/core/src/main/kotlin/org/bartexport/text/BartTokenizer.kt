@@ -12,7 +12,7 @@ import org.bartexport.TokenizerError
 
 private const val NO_BYTE = -1
 
-// Bound of a prefix: no Java string is longer.
+// Upper bound on a prefix's length: no Java string is longer.
 private const val MAX_CHARACTERS = Int.MAX_VALUE.toLong()
 
 /**
@@ -106,7 +106,7 @@ public class BartTokenizer private constructor(
     private fun prefixSize(count: Int): Int =
         minOf(count.toLong().coerceAtLeast(merges.longest.toLong()) * 8, MAX_CHARACTERS).toInt()
 
-    /** Returns at least the first [count] ids of a word, or all; see [stableTokens]. */
+    /** Returns at least the first [count] ids of a word, if it has as many; see [stableTokens]. */
     private fun longWordIds(word: String, count: Int, merging: Merging): IntArray {
         var size = prefixSize(count).toLong()
         while (size < word.length) {
@@ -122,8 +122,9 @@ public class BartTokenizer private constructor(
     /**
      * Returns how many leading tokens of a prefix stay the same however the word continues.
      *
-     * A token is stable if it stays the same at every end of the prefix within the length of the
-     * longest token, and then so are all tokens before it; see graph/tokenizer.py.
+     * A token is stable if it stays the same when any number of bytes, up to the length of the
+     * longest token, is cut off the prefix. All tokens before it are then stable, too; see
+     * graph/tokenizer.py.
      */
     private fun stableTokens(bytes: ByteArray, ids: IntArray, merging: Merging): Int {
         val longest = merges.longest
@@ -179,7 +180,7 @@ public class BartTokenizer private constructor(
         return intArrayOf(startTokenId) + ids + endTokenId
     }
 
-    /** Returns a lower bound of a text's number of tokens, from the longest token's size. */
+    /** Returns a lower bound on a text's number of tokens, from the longest token's size. */
     private fun minTokens(text: String, specialTokens: Boolean): Long =
         cutter(specialTokens).cut(text).sumOf { piece ->
             if (piece.token != null) {
@@ -247,7 +248,7 @@ public class BartTokenizer private constructor(
             } catch (error: UnknownToken) {
                 throw TokenizerError(
                     "$merges must merge tokens of $vocabulary, received '${error.token}', which " +
-                        "is not one. Use the two files of the same checkpoint.",
+                        "is not one. Use two files from the same checkpoint.",
                 )
             }
         }

@@ -29,7 +29,7 @@ internal class Merges(vocabulary: Map<String, Int>, merges: List<Pair<String, St
         }
     }
 
-    /** Returns the rank of a pair, or [NO_RANK] if it does not merge; the lowest merges first. */
+    /** Returns the rank of a pair, or [NO_RANK] if it does not merge; low ranks merge first. */
     fun rank(left: Int, right: Int): Int {
         val slot = slot(pair(left, right))
         return if (pairs[slot] < 0) NO_RANK else ranks[slot]

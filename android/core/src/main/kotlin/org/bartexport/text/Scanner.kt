@@ -48,7 +48,7 @@ private val WORD_CHARACTERS: BooleanArray by lazy {
 internal fun isWord(codePoint: Int): Boolean =
     codePoint < WORD_CHARACTERS.size && WORD_CHARACTERS[codePoint]
 
-/** Returns whether the character at [index] is whitespace, which always is one UTF-16 unit. */
+/** Returns whether the character at [index] is whitespace, which is always one UTF-16 unit. */
 internal fun isSpace(text: String, index: Int): Boolean =
     text[index].code < CLASSES.size && CLASSES[text[index].code] == SPACE
 

@@ -1,5 +1,5 @@
 /*
- * An incremental UTF-8 decoder, equal to Python's `codecs` with errors="replace".
+ * An incremental UTF-8 decoder, equivalent to Python's `codecs` with errors="replace".
  *
  * The decoders of the JVM, Android and Python differ in the number of replacement characters for
  * invalid bytes. As in Python, each maximal subpart of a character becomes one U+FFFD (Unicode 16,

@@ -121,7 +121,7 @@ private fun require(file: File, vocabulary: Map<String, Int>, tokens: List<Strin
     if (missing.isNotEmpty()) {
         throw TokenizerError(
             "$file must have $kind, received a vocabulary without ${missing.size} of them, such " +
-                "as '${missing.first()}'. Use the byte-level BPE vocabulary of a BART.",
+                "as '${missing.first()}'. Use the byte-level BPE vocabulary of a BART model.",
         )
     }
 }

@@ -75,8 +75,8 @@ class BucketsTest {
         Refusal("max_length must be at most 16", ids(3), maxLength = 17),
         Refusal("A source must have 1 to 256 tokens, received 0", ids(0)),
         Refusal("A source must have 1 to 256 tokens, received 257", IntArray(257)),
-        Refusal("Token ids must be in 0 to 260, received -1", intArrayOf(0, -1)),
-        Refusal("Token ids must be in 0 to 260, received 261", intArrayOf(VOCABULARY_SIZE)),
+        Refusal("Token ids must be from 0 to 260, received -1", intArrayOf(0, -1)),
+        Refusal("Token ids must be from 0 to 260, received 261", intArrayOf(VOCABULARY_SIZE)),
     )
 
     @TestFactory

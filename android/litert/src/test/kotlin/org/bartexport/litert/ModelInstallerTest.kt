@@ -187,7 +187,8 @@ class ModelInstallerTest(@param:TempDir private val directory: File) {
             val bundle = writeBundle(File(directory, "overflowing"), 3, claimed)
             val source = Watched(DirectorySource(bundle))
             val error = assertFailsWith<ArtifactError> { install(source) }
-            assertContains(assertNotNull(error.message), "must be 0 to 461168")
+            val expected = "at least 0, and those of all files together at most 461168"
+            assertContains(assertNotNull(error.message), expected)
             assertEquals(listOf("manifest.json"), source.opened)
         }
     }
