@@ -71,7 +71,7 @@ def serve(
         loop, stopping = asyncio.get_running_loop(), asyncio.Event()
         is_ready = False
 
-        def on_signal(number: int, _: FrameType | None) -> None:
+        def on_signal(number: int, _: FrameType | None = None) -> None:
             # Before the server is ready, no client is waiting. The default action would not do:
             # the first process of a container ignores signals without a handler.
             if not is_ready or stopping.is_set():
@@ -79,7 +79,11 @@ def serve(
             loop.call_soon_threadsafe(stopping.set)
 
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, on_signal)
+            try:
+                # A signal that another thread receives must wake the event loop, too.
+                loop.add_signal_handler(number, on_signal, number)
+            except NotImplementedError:  # Windows, where every signal wakes it
+                signal.signal(number, on_signal)
         async with serving(models, options) as server:
             # Keep garbage collection during a large request from traversing everything loaded.
             gc.freeze()
