@@ -1,7 +1,7 @@
 """The architecture of a BART model and its generation settings, validated on creation.
 
-`BartConfig` uses KerasHub's names, `GenerationConfig` Hugging Face's. Manifests store both as plain
-dictionaries.
+`BartConfig` uses KerasHub's names, and `GenerationConfig` uses Hugging Face's. Manifests store both
+as plain dictionaries.
 """
 
 import dataclasses
@@ -216,8 +216,8 @@ class GenerationConfig:
         given too.
 
         Raises:
-            ConfigurationError: if a parameter is unknown, out of range, or a sampling parameter
-                without `do_sample=True`.
+            ConfigurationError: if a parameter is unknown or out of range, or if it is a sampling
+            parameter without `do_sample=True`.
         """
         changes = checked_fields(type(self), lengths_with_start(parameters))
         sampling = changes.get("do_sample", self.do_sample)  # sampling has no beams
@@ -229,13 +229,13 @@ class GenerationConfig:
         idle = [name for name in SAMPLING if name in parameters and not changed.do_sample]
         if idle:
             raise ConfigurationError(
-                f"{idle[0]} has an effect only when sampling, received {idle[0]}="
+                f"{idle[0]} needs do_sample=true, received {idle[0]}="
                 f"{shown(parameters[idle[0]])} with do_sample=false. Add do_sample=true."
             )
         return changed
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all fields as JSON-ready values, several end tokens as a list."""
+        """Return all fields as JSON-ready values, with multiple end tokens as a list."""
         ends = self.eos_token_id
         listed = ends if isinstance(ends, int) else list(ends)
         return {**dataclasses.asdict(self), "eos_token_id": listed}
@@ -272,7 +272,7 @@ def lengths_with_start(parameters: Mapping[str, Any]) -> dict[str, Any]:
             continue
         if changed.get(name) is not None:
             raise ConfigurationError(
-                f"{name} and {without_start} set the same length, received both. Give only one."
+                f"{name} and {without_start} set the same length. Give only one of them."
             )
         lowest = max(LOWEST[name] - 1, 0)
         enough = is_whole(length) and length >= lowest
@@ -326,7 +326,7 @@ NUMBERS = (
 
 
 def checked_fields(record: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return keyword arguments for a dataclass; raise ConfigurationError if names are wrong."""
+    """Return a dataclass's arguments; raise ConfigurationError for unknown or missing names."""
     fields = {field.name: field for field in dataclasses.fields(record)}
     for name in values:
         if name not in fields:

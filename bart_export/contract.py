@@ -85,9 +85,9 @@ def cache_tensors(config: BartConfig, beams: str = BEAMS) -> tuple[Tensor, ...]:
 def tflite_signatures(config: BartConfig) -> tuple[Signature, Signature, Signature]:
     """Return the signatures of a `.tflite` file: `encode` runs once per text, `decode` per token.
 
-    `decode` extends several beams; `decode_single` one, with faster operators. `position` counts
-    decoder tokens from 0. `beam_index[k]` is the beam whose cache beam `k` continues; caches are
-    reordered before the step. `self_*` outputs are complete updated caches.
+    `decode` extends several beams; `decode_single` extends one, with faster operators. `position`
+    counts decoder tokens from 0. `beam_index[k]` is the beam whose cache beam `k` continues; caches
+    are reordered before the step. `self_*` outputs are complete updated caches.
     """
     mask = Tensor("encoder_padding_mask", "int32", (ONE, SOURCE))
     encode = Signature(

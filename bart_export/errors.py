@@ -29,14 +29,14 @@ def shown(value: object) -> str:
 
 
 def printable(text: str) -> str:
-    """Return a text with JSON escapes for line breaks, control and invisible characters."""
+    """Escape line breaks, control characters and invisible characters in a string, as in JSON."""
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text)
 
 
 def printable_lines(text: str) -> str:
-    """Return a text with each of its lines `printable`."""
+    """Apply `printable` to each line of a string."""
     return "\n".join(map(printable, text.split("\n")))
 
 
@@ -126,11 +126,11 @@ class CheckpointError(BartExportError):
 
 
 class TokenizerError(BartExportError):
-    """Tokenizer files that are missing, unreadable, or do not match the model's vocabulary."""
+    """Tokenizer files that are missing or unreadable, or do not match the model's vocabulary."""
 
 
 class ArtifactError(BartExportError):
-    """An artifact that is missing, incomplete, altered, too new, or cannot be written."""
+    """An artifact that is missing, incomplete, altered or too new, or cannot be written."""
 
 
 class InputError(BartExportError, ValueError):

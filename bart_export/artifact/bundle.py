@@ -36,7 +36,7 @@ LIMITS = (
 def check_target(target: pathlib.Path, output: pathlib.Path) -> None:
     """Raise ArtifactError if a bundle would replace anything but an earlier bundle.
 
-    `target` is the bundle's directory, `output` the artifact's, which need not exist yet.
+    `target` is the bundle's directory; `output` is the artifact's, which need not exist yet.
     """
     if target == ASSETS and not PROJECT.is_file():
         raise ArtifactError(

@@ -171,8 +171,8 @@ class Measurement(Record):
 class LayerSensitivity(Record):
     """The error from storing one layer, of `parameters` weights, as `storage`.
 
-    `kl` is the mean Kullback-Leibler divergence per step in nats, `relative` the root mean square
-    error of the logits relative to their spread, as in `traces.StepFigures`.
+    `kl` is the mean Kullback-Leibler divergence per step in nats; `relative` is the root mean
+    square error of the logits relative to their spread, as in `traces.StepFigures`.
     """
 
     layer: str

@@ -83,7 +83,7 @@ class Source(Record):
 
 @dataclass(frozen=True)
 class TokenizerFiles(Record):
-    """The tokenizer's two files and its settings; absent settings are BART's defaults.
+    """The tokenizer's two files and its settings; absent settings have BART's defaults.
 
     `added_tokens` are parsed by `text.added_tokens`.
     """
@@ -158,8 +158,11 @@ class Calibration(Record):
 
 @dataclass(frozen=True)
 class Memory(Record):
-    """The bytes that a server needs for a SavedModel version: once it is `loaded`, and at the
-    `peak`, with a full batch of the longest texts. Estimated from file sizes unless `measured`."""
+    """The memory, in bytes, that a server needs for a SavedModel version.
+
+    `loaded` is what it needs once the version is loaded; `peak` is what it needs for a full batch
+    of the longest texts. Both are estimated from file sizes unless `measured`.
+    """
 
     loaded: int
     peak: int
@@ -257,7 +260,7 @@ class Manifest(Record):
     """The content of `manifest.json`.
 
     `exports` counts the exports to this directory; `rows_without_token` are embedding rows beyond
-    the vocabulary. `files` is keyed by name, `signatures` by target.
+    the vocabulary. `files` is keyed by name, and `signatures` by target.
     """
 
     format_version: int = FORMAT_VERSION

@@ -59,10 +59,10 @@ class OpeningRun:
 
 
 class Figures(NamedTuple):
-    """The cost of reaching a stage of an opening, without imports.
+    """The cost of reaching a stage while opening a file, excluding imports.
 
-    `private_bytes` and `shared_bytes` are the growth of the process, `process_private_bytes` is its
-    total; None if unavailable.
+    `private_bytes` and `shared_bytes` are how much the process has grown, and
+    `process_private_bytes` is its private total; all three are None if unavailable.
     """
 
     seconds: float

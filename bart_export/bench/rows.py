@@ -33,7 +33,7 @@ MILLISECONDS, MEGABYTES, MULTIPLE = decimals(1, 1e3), decimals(0, 1e-6), decimal
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """A table column for a row's field, hidden without a `head`; `field` names one to show instead.
+    """A row field's table column, hidden if `head` is empty; `field` names a field to show instead.
 
     Columns with their own `show` have figures; the others identify the row.
     """
@@ -81,7 +81,7 @@ def file_label(recipe: str | None, build: str | None) -> str:
 
 @dataclass(frozen=True)
 class Row(Record):
-    """A row about a file; `build` is "dynamic" or "static", `list_name` a list of the report."""
+    """A row about a file of a "dynamic" or "static" `build`, in the report's list `list_name`."""
 
     list_name: ClassVar[str]
     recipe: str = field(metadata=column("recipe", field="name"))

@@ -56,7 +56,7 @@ SERVED, BATCHED = Work(256, 32), Work(512, 64)
 class OverheadRow:
     """The time of a single request beyond its engine's time.
 
-    `overhead_seconds` is the difference of the medians, `front_seconds` the median difference.
+    `overhead_seconds` is the difference of the medians; `front_seconds` is the median difference.
     """
 
     engine: str = field(metadata=column("engine"))

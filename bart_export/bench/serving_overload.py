@@ -25,9 +25,9 @@ SETTLED_SECONDS = 60.0  # memory must be flat from here, or from the middle of a
 class OverloadRow:
     """The behaviour of a server under twice the load that it can answer.
 
-    `capacity` and `rate` are requests per second. `other` counts other outcomes by status, `wrong`
-    the answers that differ from those under no load. `resident_bytes` has rows of seconds and
-    bytes; `resident_spread` is (max - min) / min of these bytes once the server has settled.
+    `capacity` and `rate` are requests per second. `other` counts other outcomes by status, and
+    `wrong` the answers that differ from those under no load. `resident_bytes` has rows of seconds
+    and bytes; `resident_spread` is (max - min) / min of these bytes once the server has settled.
     """
 
     engine: str

@@ -94,7 +94,7 @@ def read_text(path: Path, error: type[BartExportError] = CheckpointError) -> str
     except UnicodeDecodeError as reason:
         raise error(
             f"{path} must be UTF-8, received an invalid byte at offset {reason.start}: it is "
-            "damaged or in another encoding. Download it again, or save it as UTF-8."
+            "damaged or in a different encoding. Download it again, or save it as UTF-8."
         ) from reason
 
 

@@ -218,7 +218,7 @@ def stored_shapes(row: Weight) -> tuple[Shape, ...]:
 def arrange(row: Weight, values: Array) -> Array:
     """Return transformers' values in a weight's shape and axis order.
 
-    `Linear` stores (outputs, inputs), Keras (inputs, outputs) with attention heads split.
+    `Linear` stores (outputs, inputs); Keras stores (inputs, outputs), with attention heads split.
     """
     if "position_embedding" in row.name:
         return values[POSITION_OFFSET:]

@@ -200,7 +200,7 @@ def write(
     `max_shard_size` is in GB as in KerasHub; None writes one file.
 
     Raises:
-        CheckpointError: if weights are missing, unexpected or have the wrong shape, or if the
+        CheckpointError: if weights are missing or unexpected or have the wrong shape, or if the
             directory contains something else or cannot be written.
         MissingExtra: if h5py is not installed.
     """
@@ -345,7 +345,7 @@ def tokenizer_json(added_tokens: Iterable[AddedToken], add_prefix_space: bool) -
 
 
 def generation_json(generation: GenerationConfig | StatedSettings) -> JsonObject:
-    """Return generation_config.json, without a checkpoint's unstated defaults."""
+    """Return generation_config.json without the defaults that a checkpoint does not state."""
     if isinstance(generation, GenerationConfig):
         return {name: value for name, value in generation.to_dict().items() if value is not None}
     plain = GenerationConfig().to_dict()

@@ -151,7 +151,7 @@ WORDS = (
 
 
 def layer_names(config: BartConfig) -> dict[str, str]:
-    """Return every matrix's weight name by layer name, in the order of `weights`."""
+    """Return the weight name of every matrix, keyed by layer name, in the order of `weights`."""
     return {
         layer_name(weight.name): weight.name
         for weight in weights(config)

@@ -36,7 +36,7 @@ SAFE_PYTORCH = (2, 6)  # CVE-2025-32434
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A tensor in a weight file's header; `dtype` is NumPy's name, `read()` loads the values."""
+    """A tensor in a weight file's header; `dtype` is NumPy's name; `read()` loads the values."""
 
     file: Path
     shape: Shape
@@ -256,7 +256,7 @@ def read_pytorch(path: Path) -> dict[str, Entry]:
     if tuple(int(number) for number in version.split(".")[:2]) < SAFE_PYTORCH:
         raise CheckpointError(
             f"{path} is a pickle, and the restricted loader of PyTorch before 2.6 can be made to "
-            f"run code; received PyTorch {version}. Update torch, or use a copy with "
+            f"run code; PyTorch {version} is installed. Update torch, or use a copy with "
             "model.safetensors."
         )
 
@@ -283,6 +283,6 @@ def read_pytorch(path: Path) -> dict[str, Entry]:
         # RuntimeError, UnpicklingError, EOFError and others. Their messages have many lines and
         # advise loading the file without the restriction.
         raise CheckpointError(
-            f"{path} cannot be loaded as plain tensors; it is damaged, incomplete or contains "
+            f"{path} cannot be loaded as plain tensors: it is damaged or incomplete, or contains "
             "other objects."
         ) from error

@@ -44,8 +44,8 @@ def read_rows(path: pathlib.Path) -> Iterator[Row]:
     plain text. Without a suffix, the first line decides.
 
     Raises:
-        InputError: immediately if the file cannot be read or has another format; while iterating
-            if reading fails later.
+        InputError: immediately if the file cannot be read or is in an unsupported format; while
+        iterating if reading fails later.
     """
     ending = path.suffix.lower()
     if ending not in ("", LINES, *OBJECTS):
@@ -208,9 +208,9 @@ def as_line(row: Row) -> bytes:
 
 
 def check_output(path: pathlib.Path | None, source: pathlib.Path | None, overwrite: bool) -> None:
-    """Raise InputError if an output has another format's suffix or would overwrite a file.
+    """Raise InputError if an output has an unsupported suffix or would overwrite a file.
 
-    `path` is "-" or None for standard output, `source` "-" for standard input or None for no input.
+    `path` is "-" or None for standard output; `source` is "-" for standard input, None for none.
     """
     if path is not None and path.suffix.lower() not in ("", *OBJECTS):
         raise InputError(

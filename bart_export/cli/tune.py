@@ -40,7 +40,7 @@ def tune(
 ) -> None:
     """Find the smallest dynamic file of a preset within a budget, and write its recipe.
 
-    Layers that lose little in 4 bits are stored in 4 bits, the others in 8. Each candidate is
+    Layers that lose little in 4 bits are stored in 4 bits, and the others in 8. Each candidate is
     exported and run with LiteRT on the texts and the float file's greedy output. The exit code is
     1 if even dynamic_wi8_afp32 exceeds the budget.
     """

@@ -62,8 +62,8 @@ def quantize(
 ) -> bytearray:
     """Quantize the float file at `path`, and return the new file's content.
 
-    `layers` are the names of the file's layers; `ranges` are those of its activations, for modes
-    with integer activations.
+    `layers` are the names of the file's layers; `ranges` has the range of each activation, for
+    modes with integer activations.
 
     Raises:
         ConfigurationError: if the recipe's blocks do not fill the rows of a matrix.

@@ -70,7 +70,7 @@ def require_full_blocks(content: Content, recipe: Recipe, layers: Container[str]
             raise ConfigurationError(
                 f"The recipe {recipe.name} stores {layer} in blocks of {block[1]}, but a row has "
                 f"{tensor.Shape(1)} weights, which is not a multiple of {block[1]}. Use a recipe "
-                "file that stores this layer in blocks of another size, or as int8."
+                "file that stores this layer in blocks of a different size, or as int8."
             )
 
 

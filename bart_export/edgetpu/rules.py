@@ -127,7 +127,7 @@ class Rule:
 
 
 def inputs_at(places: Places, operation: Operation) -> list[Operand]:
-    """Return an operation's inputs at the indices in a table."""
+    """Return an operation's inputs at the indices that `places` lists for its operator."""
     chosen = places.get(operation.operator, ())
     return [
         operand for index, operand in enumerate(operation.inputs) if index in chosen and operand
@@ -171,7 +171,7 @@ def too_new(operation: Operation) -> str | Literal[False]:
 
 
 def wrong_types(operation: Operation) -> str:
-    """Activations and weights must have 8 bits, biases 32; shape parameters may have any type."""
+    """Activations and weights must have 8 bits and biases 32; shape parameters can be any type."""
     allowed = LSTM_INTEGERS if operation.operator in LSTM else INTEGERS
     computed = (*activations(operation), *inputs_at(WEIGHTS, operation))
     wrong = [operand for operand in computed if operand.dtype not in allowed]

@@ -64,8 +64,8 @@ class SavedModelOptions:
         given = {name: value for name, value in fields.items() if value is not None}
         if defaults.do_sample:
             raise ConfigurationError(
-                "A SavedModel generates greedily or with beam search, received a preset with "
-                "do_sample=True. Change its generation_config.json."
+                "A SavedModel cannot sample, but the preset has do_sample=True. Change its "
+                "generation_config.json."
             )
         return defaults.replace(**given)
 

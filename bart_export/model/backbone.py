@@ -217,7 +217,7 @@ class Backbone(keras.Model):
         """Write the low-rank updates to a file `*.lora.h5`.
 
         Raises:
-            ConfigurationError: if LoRA is not enabled, or the file name has another suffix.
+            ConfigurationError: if LoRA is not enabled, or the file name has a different suffix.
         """
         changed = self.lora_layers()
         if not changed or not str(filepath).endswith(LORA_SUFFIX):
@@ -237,7 +237,7 @@ class Backbone(keras.Model):
         """Read a file from `save_lora_weights`, here or in KerasHub, enabling LoRA if necessary.
 
         Raises:
-            ConfigurationError: if the model's LoRA has another rank or other layers.
+            ConfigurationError: if the model's LoRA has a different rank or different layers.
             CheckpointError: if the file is not a LoRA weights file, or does not fit the model.
         """
         path = Path(filepath)

@@ -188,7 +188,7 @@ class BartBackbone(Backbone):
 
         Raises:
             InputError: if an input is missing, longer than max_sequence_length or inconsistent
-                with the others, or, outside a graph, an id is not in the vocabulary.
+            with the others, or if, outside a graph, an id is not in the vocabulary.
         """
         if isinstance(inputs, dict):
             require_inputs(inputs, self.config)
@@ -269,7 +269,7 @@ def require_inputs(inputs: Mapping[str, Tensor], config: BartConfig) -> None:
             )
         if not may_equal(ids[0], first[0]):
             raise InputError(
-                f"encoder and decoder inputs must have the same batch size, received {first[0]} "
+                f"Encoder and decoder inputs must have the same batch size, received {first[0]} "
                 f"and {ids[0]}."
             )
         require_known_ids(f"{side}_token_ids", inputs[f"{side}_token_ids"], config.vocabulary_size)

@@ -119,7 +119,7 @@ class Recipe:
 
     `mode` is a key of `MODES`. `layers` are pairs of a regular expression for whole layer names and
     a key of `STORAGES`; the last match applies, and a layer without a match is float32. `tolerance`
-    maps names in `metrics.METRICS` to bounds. `runtimes` maps each engine that computes the file
+    maps names in `metrics.METRICS` to bounds. `runtimes` maps each engine that runs the file
     correctly to its oldest tested version; `refusals` says why other engines are refused.
     """
 
@@ -260,8 +260,8 @@ def parse_recipe(content: object) -> Recipe:
     blocks = [name for _, name in layers if "blockwise" in (STORAGES[name].granularity or "")]
     if mode == "weight_only" and blocks:
         raise ConfigurationError(
-            "The mode weight_only supports one scale per row or per matrix, received "
-            f"{blocks[0]!r}, which has one per block. Use the mode dynamic."
+            "The mode weight_only supports one scale per row or per matrix, but "
+            f"{blocks[0]!r} has one per block. Use the mode dynamic."
         )
     refused = refusals(mode, layers)
     bounds = {name: metrics.require_bound(name, bound) for name, bound in tolerance.items()}

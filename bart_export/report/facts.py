@@ -103,7 +103,7 @@ class ReportedFile:
 
     @property
     def runs_on(self) -> str:
-        """The runtimes that compute the file correctly."""
+        """The runtimes that run the file correctly."""
         return ", ".join(f"{name} {oldest}" for name, oldest in self.entry.runtimes.items()) or "–"
 
     @property

@@ -36,8 +36,11 @@ Files = Mapping[str, TfliteEntry]
 
 @dataclasses.dataclass(frozen=True)
 class EngineKind:
-    """An engine: its package, the `extra` that installs it ("" for the base installation), and the
-    function that opens a file, which accepts a `weight_cache` if `caches`."""
+    """An engine and the package that provides it.
+
+    `extra` installs the package ("" is the base installation). `open` opens a file, and accepts a
+    `weight_cache` if `caches` is set.
+    """
 
     name: str
     package: str

@@ -155,7 +155,7 @@ class File:
 
 @dataclasses.dataclass(frozen=True)
 class Vectors:
-    """A vector field of all tables of a kind: the offset of the elements, and their count."""
+    """One vector field of many tables: the offset of each vector's elements, and their number."""
 
     file: File
     kind: str
@@ -188,7 +188,7 @@ class Vectors:
 
 
 class Tables:
-    """All tables of a kind, a key of `TABLES`, with all fields within the file."""
+    """Tables of one kind (a key of `TABLES`), with every field bounds-checked."""
 
     def __init__(self, file: File, kind: str, begin: Ints) -> None:
         self.file = file

@@ -53,9 +53,9 @@ def open_interpreter(
     num_threads: int | None = None,
     interpreter: str = TFLITE_RUNTIME,
 ) -> FileEngine:
-    """Open a `.tflite` file on the `Interpreter` of a package, a key of `INTERPRETERS`.
+    """Open a `.tflite` file on a package's `Interpreter`; `interpreter` is a key of `INTERPRETERS`.
 
-    Arguments and errors are those of `open_compiled_model`, and MissingExtra.
+    The other arguments are as for `open_compiled_model`. Raises EngineError or MissingExtra.
     """
     name, extra, kernels = INTERPRETERS[interpreter]
     try:
@@ -64,7 +64,7 @@ def open_interpreter(
         raise MissingExtra("This engine", interpreter, extra) from error
     if interpreter == TFLITE_RUNTIME and np.lib.NumpyVersion(np.__version__) >= "2.0.0":
         raise EngineError(
-            f"{interpreter} was built for NumPy 1, received NumPy {np.__version__}. "
+            f"{interpreter} was built for NumPy 1, but NumPy {np.__version__} is installed. "
             f"Install both with: {pip_install(extra)}"
         )
     resolver = module.OpResolverType[kernels if buckets is None else ALL_KERNELS]

@@ -118,10 +118,11 @@ def forced_token(generation: GenerationConfig, length: int) -> int | None:
 
 
 def repetition_penalty(penalty: float) -> Processor:
-    """Return the processor that divides positive scores of earlier tokens by `penalty` and
-    multiplies negative ones by it (Keskar et al. 2019, https://arxiv.org/abs/1909.05858).
+    """Return the processor that penalizes tokens that have already occurred.
 
-    Extreme penalties are clipped to keep logits within float32.
+    It divides their positive scores by `penalty` and multiplies negative ones by it (Keskar et al.
+    2019, https://arxiv.org/abs/1909.05858). Extreme penalties are clipped to keep logits within
+    float32.
     """
     penalty = min(max(penalty, 1e-30), 1e30)
 

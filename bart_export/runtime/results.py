@@ -38,8 +38,9 @@ class Result:
 
     `sequences` has the `num_return_sequences` best texts, best first; `text`, `token_ids` and
     `score` are the first one's. In beam search, a score is the sum of log-probabilities divided by
-    generated length ** `length_penalty`; otherwise it is their sum, before processors and filters.
-    `truncated` is True if only the beginning of the source was used.
+    the generated length ** `length_penalty`; otherwise it is the plain sum, of log-probabilities
+    taken before processors and filters. `truncated` is True if only the beginning of the source
+    was used.
     """
 
     sequences: tuple[GeneratedSequence, ...]

@@ -241,7 +241,8 @@ def may_improve(
     """Return whether beam search continues once `num_beams` hypotheses are finished.
 
     `total` is the best beam's after `length` generated tokens. `early_stopping=True` stops; False
-    compares the score that the beam would have if it ended now, "never" the highest it can reach.
+    compares the score that the beam would have if it ended now; "never" compares the highest score
+    that it can reach.
     """
     if generation.early_stopping is True:
         return False

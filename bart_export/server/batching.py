@@ -212,7 +212,7 @@ class Queue:
         return len(parts)
 
     def due(self) -> float:
-        """Return when the first batch may run: at once if it is full or another one waits."""
+        """Return when the first batch may run: at once if it is full or another is waiting."""
         first = self.batches[0]
         ready = len(self.batches) > 1 or first.rows >= self.parameters.batch_limit
         return 0.0 if ready else first.due

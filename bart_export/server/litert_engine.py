@@ -189,13 +189,13 @@ def check_inputs(signature_def: messages.Message, inputs: Tensors) -> None:
 
 
 def serving_default(generator: Generator, inputs: Tensors, limits: Limits) -> Tensors:
-    """Generate the best text for each text: generated_text (batch,)."""
+    """Generate the best text for each source text: generated_text (batch,)."""
     rows = sequences_of(generator, sources(generator, inputs["text"], limits), inputs)
     return {"generated_text": object_array(row[0].text.encode() for row in rows)}
 
 
 def generate_text(generator: Generator, inputs: Tensors, limits: Limits) -> Tensors:
-    """Generate texts for each text: generated_text and scores (batch, sequences)."""
+    """Generate texts for each source text: generated_text and scores (batch, sequences)."""
     rows = sequences_of(generator, sources(generator, inputs["text"], limits), inputs)
     shape = len(rows), generator.generation.num_return_sequences
     texts = object_array(sequence.text.encode() for row in rows for sequence in row)

@@ -175,7 +175,7 @@ def to_array(proto: Message, name: str) -> Array:
 
 
 def elements(proto: Message, size: int) -> Array:
-    """Return the elements (size,) of a TensorProto; `tensor_content` may have another size."""
+    """Return the elements (size,) of a TensorProto; `tensor_content` may hold more or fewer."""
     dtype, (_, field) = numpy_dtype(proto.dtype), ELEMENTS[proto.dtype]
     if size == 0:
         return np.empty(0, dtype)

@@ -300,7 +300,7 @@ class ModelStore:
         self.changed.notify_all()
 
     def _live(self, version: Version) -> None:
-        """Load a version, and close it once it is UNLOADING and no call uses it."""
+        """Load a version, and close it once it is UNLOADING and no call is using it."""
         name, number = version.model.name, version.number
         if servable := self._load(version):
             with self.changed:

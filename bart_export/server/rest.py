@@ -268,7 +268,7 @@ def decompressed(body: bytes, limit: int) -> bytes:
             raise zlib.error("it is not one complete file")
     except zlib.error as error:
         raise invalid(
-            f"Expected a body compressed with gzip, received an invalid one: {error}"
+            f"Expected a body compressed with gzip, received invalid data: {error}"
         ) from None
     return content
 

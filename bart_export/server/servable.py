@@ -221,7 +221,7 @@ def is_blank(text: str) -> bool:
 
 
 def generates_from_texts(call: Call, signature: Message) -> bool:
-    """Return whether a call generates texts from texts (batch,)."""
+    """Return whether a call generates text from source texts (batch,)."""
     text = call.inputs.get(TEXT)
     return (
         text is not None

@@ -87,5 +87,5 @@ def code_and_message(error: Exception) -> tuple[Code, str]:
 
 
 def one_line(text: str) -> str:
-    """Return a text with each run of whitespace replaced by one space."""
+    """Replace each run of whitespace in a string with one space, and strip its ends."""
     return " ".join(text.split())

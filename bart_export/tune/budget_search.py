@@ -2,7 +2,7 @@
 
 Every candidate is written and run on LiteRT. Chance agreement on a few steps could let the search
 stop at a lucky file. `top1` is therefore judged twice: as counted, and as predicted from the file's
-divergence. Where logit errors are small, a step picks another token if its margin is smaller than
+divergence. Where logit errors are small, a step picks a different token if its margin is below
 the error, so the share of such steps is proportional to the error. The divergence is proportional
 to the error's square (the first term of its expansion), so the share is proportional to the square
 root of the divergence. The factor is estimated from all files of about the same divergence.
@@ -198,7 +198,7 @@ class BudgetSearch:
         return min(figure, 1 - self.flips_per_root(root) * root)
 
     def flips_per_root(self, about: float) -> float:
-        """Return the share of steps with another token, divided by the root of the divergence.
+        """Return the share of steps with a different token, divided by the divergence's root.
 
         It is averaged over the steps of the files whose root is between half and twice `about`.
         """

@@ -218,7 +218,7 @@ def replay(artifact: Artifact, open_file: Callable[[str], Generator]) -> list[Re
         if equal < len(asked) * (1.0 if exact else ROUNDED_SHARE):
             raise VerificationFailed(
                 f"{artifact.directory / name} repeated {equal} of its {len(asked)} golden answers; "
-                "it is damaged, or this machine's runtime computes it incorrectly."
+                "it is damaged, or this machine's runtime runs it incorrectly."
             )
         rows.append(ReplayResult(name, equal, len(asked)))
     return rows

@@ -44,7 +44,7 @@ def read_texts(path: pathlib.Path) -> Texts:
     """Read the examples of a file; empty lines are skipped.
 
     Raises:
-        InputError: if the file cannot be read, is too large or empty, or a line is invalid.
+        InputError: if the file cannot be read, or is too large or empty, or if a line is invalid.
     """
     try:
         content = documents.read_bounded(path, LARGEST)

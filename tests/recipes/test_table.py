@@ -135,7 +135,7 @@ def test_which_runtimes_compute_it_follows_from_mode_and_storages(mode, storages
             for expression in HARMFUL
         ),
         ({"layers": [[".*", "int5"]]}, "storage must be one of"),
-        ({"mode": "weight_only"}, "received 'int4', which has one per block"),
+        ({"mode": "weight_only"}, "'int4' has one per block"),
         ({"tolerance": {"top2": 1}}, "metric must be one of"),
         ({"tolerance": {"top1": "high"}}, "must be a number"),
         ({"tolerance": {"tokens": 95}}, r"received 95\. Did you mean 0\.95\?"),

@@ -173,7 +173,7 @@ public data class GenerationConfig(
     ): GenerationConfig {
         require(
             maxLength == null || maxNewTokens == null,
-            "max_length and max_new_tokens set the same length, received both. Give only one.",
+            "max_length and max_new_tokens set the same length. Give only one of them.",
         )
         val longest = maxLength ?: maxNewTokens?.plus(1) ?: this.maxLength
         val beams = numBeams ?: this.numBeams

@@ -142,14 +142,12 @@ private class TokenChooser(generation: GenerationConfig) {
 }
 
 /** Returns sequences (rows, maxLength) of the start token and padding. */
-internal fun initialSequences(
-    generation: GenerationConfig,
-    rows: Int,
-): Array<IntArray> = Array(rows) {
-    IntArray(generation.maxLength) { place ->
-        if (place == 0) generation.decoderStartTokenId else generation.padTokenId
+internal fun initialSequences(generation: GenerationConfig, rows: Int): Array<IntArray> =
+    Array(rows) {
+        IntArray(generation.maxLength) { place ->
+            if (place == 0) generation.decoderStartTokenId else generation.padTokenId
+        }
     }
-}
 
 /** Returns the token of each sequence at [place], (rows,). */
 internal fun Array<IntArray>.tokensAt(place: Int): IntArray = IntArray(size) { this[it][place] }
