@@ -38,6 +38,7 @@ OTHER_FILES = 128
 FEWEST_CONNECTIONS = 16
 # asyncio accepts the whole backlog before it serves any other event.
 BACKLOG = 128
+CANCEL_SECONDS = 2.0  # for the responses of cancelled requests
 
 
 def connection_limit(options: ServeOptions) -> int:
@@ -228,6 +229,12 @@ class RestServer(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Leave signals to `serve`."""
         yield
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Shut down, and wait for the responses of cancelled requests, unlike uvicorn."""
+        await super().shutdown(sockets)
+        if self.server_state.tasks:
+            await asyncio.wait(set(self.server_state.tasks), timeout=CANCEL_SECONDS)
 
     async def on_tick(self, counter: int) -> bool:
         """Abort expired connections, ten times a second; return whether to exit."""

@@ -1,11 +1,13 @@
 """Slow connections, the connection limit, and checks of `Host` and `Origin`."""
 
+import asyncio
 import contextlib
 import json
 import os
 import socket
 import time
 
+import httpx
 import pytest
 from support.arithmetic import Arithmetic
 from support.command import python
@@ -300,3 +302,27 @@ def test_a_body_of_two_lengths_is_refused_and_the_connection_closed(server, vers
         head, _, body = received(connection).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 400 ")
     assert "one length" in json.loads(body)["error"]  # and nothing behind it
+
+
+def test_a_cancelled_request_is_answered_before_the_server_has_ended():
+    async def slow(scope, receive, send):
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            await asyncio.sleep(0.3)
+            await http_server.error_response(503, "late")(scope, receive, send)
+
+    async def end():
+        server = http_server.RestServer(slow, ServeOptions(drain_seconds=0))
+        with http_server.bound("127.0.0.1", 0) as sockets:
+            serving = asyncio.create_task(server.serve(sockets))
+            url = f"http://127.0.0.1:{sockets[0].getsockname()[1]}"
+            client = asyncio.create_task(asyncio.to_thread(httpx.get, url, timeout=20))
+            while not server.server_state.tasks:
+                await asyncio.sleep(0.01)
+            server.should_exit = True
+            await serving
+            assert not server.server_state.tasks
+            return await client
+
+    assert asyncio.run(end()).status_code == 503
