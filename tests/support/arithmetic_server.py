@@ -48,7 +48,7 @@ def connects(port):
     try:
         socket.create_connection((LOOPBACK, port), 1).close()
         return True
-    except ConnectionRefusedError:
+    except ConnectionError:  # refused, or reset while the port closes
         return False
 
 
