@@ -6,7 +6,6 @@ import time
 
 import pytest
 from support.served_directories import (
-    Opener,
     add_version,
     latest,
     refusal,
@@ -22,17 +21,6 @@ from bart_export.server import versions
 from bart_export.server.model_store import ModelSpec
 from bart_export.server.status import Code, StatusError
 from bart_export.server.versions import State, VersionPolicy
-
-
-@pytest.fixture
-def opener():
-    return Opener()
-
-
-@pytest.fixture
-def store(opener):
-    with running_store(opener) as store:
-        yield store
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import threading
 
 import pytest
 from support.served_directories import (
-    Opener,
     add_version,
     latest,
     refusal,
@@ -20,17 +19,6 @@ from bart_export.server.versions import LITERT, TENSORFLOW, ServedModel, State, 
 
 LABELS = {"stable": 1, "canary": 2}
 BOTH = VersionPolicy(specific=frozenset({1, 2}))
-
-
-@pytest.fixture
-def opener():
-    return Opener()
-
-
-@pytest.fixture
-def store(opener):
-    with running_store(opener) as store:
-        yield store
 
 
 @pytest.fixture
