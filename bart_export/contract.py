@@ -1,12 +1,14 @@
 """The signatures of exported files: the name, dtype and named axes of every tensor.
 
-`sizes` returns the axes that a configuration fixes. The others (`SOURCE`, `BEAMS`, `CAPACITY`) are
-dynamic: the runtime resizes them. A static build of a `.tflite` file fixes them, too, and has a
-signature for each *bucket* of sizes.
+`sizes` returns the axes that a configuration fixes. The others (`SOURCES`, `SOURCE`, `BEAMS`,
+`ROWS`, `CAPACITY`) are dynamic: the runtime resizes them. A static build of a `.tflite` file fixes
+them, too, and has a signature for each *bucket* of sizes.
 
     one         always 1: a call encodes one source
+    sources     source texts decoded together
     source      source tokens
-    beams       sequences decoded in parallel
+    beams       sequences decoded for each source
+    rows        sources times beams; the beams of a source are neighbours
     capacity    decoder positions in a self-attention cache
     heads       decoder attention heads
     head_size   width of one head
@@ -26,7 +28,10 @@ from collections.abc import Mapping, Sequence
 from bart_export.config import BartConfig
 from bart_export.errors import ConfigurationError
 
-ONE, SOURCE, BEAMS, CAPACITY = "one", "source", "beams", "capacity"
+CONTRACT_VERSION = 2  # of new `.tflite` files; version 1 decoded one source at a time
+
+ONE, SOURCES, SOURCE = "one", "sources", "source"
+BEAMS, ROWS, CAPACITY = "beams", "rows", "capacity"
 HEADS, HEAD_SIZE, VOCABULARY = "heads", "head_size", "vocabulary"
 BATCH, TARGET, SEQUENCES, HIDDEN = "batch", "target", "sequences", "hidden"
 
@@ -64,60 +69,80 @@ def sizes(config: BartConfig) -> dict[str, int]:
     }
 
 
-def cross_tensors(config: BartConfig) -> tuple[Tensor, ...]:
+def cross_tensors(
+    config: BartConfig, sources: str = ONE, version: int = CONTRACT_VERSION
+) -> tuple[Tensor, ...]:
     """Return the cross-attention keys and values of each decoder layer, which `encode` outputs."""
+    # In this order of axes, the product of queries and keys needs no transposition.
+    key = (HEADS, HEAD_SIZE, SOURCE) if version > 1 else (HEADS, SOURCE, HEAD_SIZE)
+    axes = {"key": key, "value": (HEADS, SOURCE, HEAD_SIZE)}
     return tuple(
-        Tensor(f"cross_{part}_{layer}", "float32", (ONE, HEADS, SOURCE, HEAD_SIZE))
+        Tensor(f"cross_{part}_{layer}", "float32", (sources, *axes[part]))
         for layer in range(config.decoder_layers)
-        for part in ("key", "value")
+        for part in axes
     )
 
 
-def cache_tensors(config: BartConfig, beams: str = BEAMS) -> tuple[Tensor, ...]:
+def cache_tensors(config: BartConfig, rows: str = ROWS) -> tuple[Tensor, ...]:
     """Return the self-attention caches of each decoder layer, which `decode` takes and returns."""
     return tuple(
-        Tensor(f"self_{part}_{layer}", "float32", (beams, HEADS, CAPACITY, HEAD_SIZE))
+        Tensor(f"self_{part}_{layer}", "float32", (rows, HEADS, CAPACITY, HEAD_SIZE))
         for layer in range(config.decoder_layers)
         for part in ("key", "value")
     )
 
 
-def tflite_signatures(config: BartConfig) -> tuple[Signature, Signature, Signature]:
+def tflite_signatures(
+    config: BartConfig, version: int = CONTRACT_VERSION
+) -> tuple[Signature, Signature, Signature]:
     """Return the signatures of a `.tflite` file: `encode` runs once per text, `decode` per token.
 
-    `decode` extends several beams; `decode_single` extends one, with faster operators. `position`
-    counts decoder tokens from 0. `beam_index[k]` is the beam whose cache beam `k` continues; caches
-    are reordered before the step. `self_*` outputs are complete updated caches.
+    `decode` steps all beams of several sources, `decode_single` one beam of each with faster
+    operators. `position` counts a row's decoder tokens from 0. `beam_index[r]` is the row whose
+    cache row `r` continues; caches are reordered before the step. `self_*` outputs are complete
+    updated caches. Sources shorter than `source` are masked.
+
+    In version 1, `decode` steps one source, all of whose beams are at the same position.
     """
-    mask = Tensor("encoder_padding_mask", "int32", (ONE, SOURCE))
     encode = Signature(
         "encode",
-        inputs=(Tensor("encoder_token_ids", "int32", (ONE, SOURCE)), mask),
-        outputs=cross_tensors(config),
+        inputs=(
+            Tensor("encoder_token_ids", "int32", (ONE, SOURCE)),
+            Tensor("encoder_padding_mask", "int32", (ONE, SOURCE)),
+        ),
+        outputs=cross_tensors(config, ONE, version),
     )
+    if version == 1:
+        return (
+            encode,
+            decode_signature("decode", config, version, (BEAMS, ONE), BEAMS),
+            decode_signature("decode_single", config, version, (ONE, ONE), ONE),
+        )
     return (
         encode,
-        decode_signature("decode", config, mask, BEAMS, Tensor("beam_index", "int32", (BEAMS,))),
-        decode_signature("decode_single", config, mask, ONE),
+        decode_signature("decode", config, version, (SOURCES, BEAMS), ROWS),
+        decode_signature("decode_single", config, version, (SOURCES, ONE), SOURCES),
     )
 
 
 def decode_signature(
-    name: str, config: BartConfig, mask: Tensor, beams: str, *beam_index: Tensor
+    name: str, config: BartConfig, version: int, token_axes: tuple[str, str], rows: str
 ) -> Signature:
-    """Return the signature of a decode step over `beams` rows."""
-    caches = cache_tensors(config, beams)
+    """Return the signature of a decode step; the axes are those of its tokens and its caches."""
+    sources, position = (SOURCES, rows) if version > 1 else (ONE, ONE)
+    caches = cache_tensors(config, rows)
+    beam_index = (Tensor("beam_index", "int32", (rows,)),) if name == "decode" else ()
     return Signature(
         name,
         inputs=(
-            Tensor("decoder_token_ids", "int32", (beams, ONE)),
-            Tensor("position", "int32", (ONE,)),
+            Tensor("decoder_token_ids", "int32", token_axes),
+            Tensor("position", "int32", (position,)),
             *beam_index,
-            mask,
-            *cross_tensors(config),
+            Tensor("encoder_padding_mask", "int32", (sources, SOURCE)),
+            *cross_tensors(config, sources, version),
             *caches,
         ),
-        outputs=(Tensor("logits", "float32", (beams, VOCABULARY)), *caches),
+        outputs=(Tensor("logits", "float32", (rows, VOCABULARY)), *caches),
     )
 
 
@@ -131,6 +156,11 @@ class Bucket:
     name: str
     signature: Signature
     sizes: Mapping[str, int]
+
+
+def dynamic_buckets(signatures: Sequence[Signature]) -> tuple[Bucket, ...]:
+    """Return the signatures of a dynamic `.tflite` file: buckets without fixed axes."""
+    return tuple(Bucket(signature.name, signature, {}) for signature in signatures)
 
 
 def static_buckets(
@@ -160,12 +190,25 @@ def static_buckets(
                 Bucket(
                     f"decode_{source}_{beams}",
                     decode if beams > 1 else decode_single,
-                    {SOURCE: source, BEAMS: beams, CAPACITY: target_length},
+                    {
+                        SOURCES: 1,
+                        SOURCE: source,
+                        BEAMS: beams,
+                        ROWS: beams,
+                        CAPACITY: target_length,
+                    },
                 )
                 for beams in num_beams
             ),
         )
     )
+
+
+def tflite_buckets(config: BartConfig, shapes: "StaticShapes | None" = None) -> tuple[Bucket, ...]:
+    """Return the signatures of a static `.tflite` file, or of a dynamic one if `shapes` is None."""
+    if shapes is None:
+        return dynamic_buckets(tflite_signatures(config))
+    return static_buckets(config, shapes.source_lengths, shapes.target_length, shapes.num_beams)
 
 
 # Optional settings for each text of a request, named as in `config.GenerationConfig`;

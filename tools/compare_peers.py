@@ -45,8 +45,9 @@ from bart_export.config import GenerationConfig
 from bart_export.errors import ConfigurationError
 from bart_export.quiet import native_stderr_silenced
 from bart_export.recipes import table as recipes
-from bart_export.runtime.engine import FloatArray, available_cores
+from bart_export.runtime.engine import available_cores
 from bart_export.runtime.engine_choice import choose_file, open_engine
+from bart_export.runtime.sizing import FloatArray
 
 RECIPE = recipes.DEFAULT
 OURS = f"LiteRT {RECIPE}"

@@ -22,9 +22,10 @@ from bart_export.artifact.manifest import (
     FileEntry,
     Manifest,
     StaticEntry,
+    TfliteEntry,
 )
 from bart_export.config import BartConfig, GenerationConfig
-from bart_export.contract import Bucket, tflite_signatures
+from bart_export.contract import Bucket, dynamic_buckets, tflite_signatures
 from bart_export.errors import ArtifactError, ConfigurationError, shown
 from bart_export.presets import PRESETS
 
@@ -140,15 +141,17 @@ class Artifact:
         files = self.manifest.files
         return {name: entry for name, entry in files.items() if entry.target == target}
 
-    def buckets(self, name: str) -> tuple[Bucket, ...] | None:
-        """Return a static build's buckets, or None for a dynamic build."""
+    def buckets(self, name: str) -> tuple[Bucket, ...]:
+        """Return the signatures of a `.tflite` file that engines open."""
         entry = self.manifest.files[name]
+        assert isinstance(entry, TfliteEntry)
+        signatures = tflite_signatures(self.config, entry.contract_version or 1)
         if not isinstance(entry, StaticEntry):
-            return None
-        known = {signature.name: signature for signature in tflite_signatures(self.config)}
+            return dynamic_buckets(signatures)
+        known = {signature.name: signature for signature in signatures}
         return tuple(
-            Bucket(bucket, known[signature.signature], signature.sizes)
-            for bucket, signature in entry.signatures.items()
+            Bucket(name, known[bucket.signature], bucket.all_sizes)
+            for name, bucket in entry.signatures.items()
         )
 
 

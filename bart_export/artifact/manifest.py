@@ -68,6 +68,13 @@ Axis = Annotated[
     int | str, Kind("a size or a word", lambda value: is_count(value) or isinstance(value, str))
 ]
 Expression = Annotated[str, Kind(f"one of {EXPRESSIONS}", is_expression)]
+Version = Annotated[
+    int,
+    Kind(
+        f"a version from 1 to {contract.CONTRACT_VERSION}; update bart-export for a newer one",
+        lambda value: 1 <= value <= contract.CONTRACT_VERSION,
+    ),
+]
 Release = Annotated[str, Kind("a version", lambda value: 0 < len(value) <= 40)]
 
 
@@ -134,6 +141,12 @@ class BucketEntry(Record):
     inputs: Mapping[str, TensorSpec]
     outputs: Mapping[str, TensorSpec]
 
+    @property
+    def all_sizes(self) -> dict[str, int]:
+        """The sizes, with those that version 1 of the contract does not have."""
+        one_source = {contract.SOURCES: 1, contract.ROWS: self.sizes.get(contract.BEAMS, 1)}
+        return {**(one_source if contract.BEAMS in self.sizes else {}), **self.sizes}
+
     @classmethod
     def of(cls, bucket: Bucket, sizes: Mapping[str, int]) -> "BucketEntry":
         """Return a bucket's entry; `sizes` has the axes that the configuration fixes."""
@@ -191,6 +204,7 @@ class TfliteEntry(FileEntry):
     refusals: Mapping[str, str]
     calibration: Calibration | None = absent()
     shapes: StaticShapes | None = absent()
+    contract_version: Version | None = absent()  # 1 if absent
 
     @property
     def build(self) -> str:
@@ -302,6 +316,11 @@ class Manifest(Record):
                 for axis in AXES[signature.signature]:
                     if axis not in signature.sizes:
                         raise ValueError(f"{name}.signatures.sizes lacks {axis}")
+                sizes = signature.all_sizes
+                if contract.ROWS in sizes:
+                    rows = sizes[contract.SOURCES] * sizes[contract.BEAMS]
+                    place = f"{name}.signatures.sizes.rows"
+                    require(sizes[contract.ROWS] == rows, place, str(rows), sizes[contract.ROWS])
         longest = manifest.config.max_sequence_length
         require(
             manifest.encoder_sequence_length <= longest,

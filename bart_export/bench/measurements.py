@@ -25,9 +25,10 @@ from bart_export.artifact.figures import Machine, MeasuredLength, Measurement
 from bart_export.config import GenerationConfig
 from bart_export.contract import StaticShapes
 from bart_export.documents import dataclass
-from bart_export.runtime.engine import Engine, FloatArray, IntArray, available_cores
+from bart_export.runtime.engine import Engine, available_cores
 from bart_export.runtime.generator import ModelInfo
 from bart_export.runtime.search import run, search
+from bart_export.runtime.sizing import FloatArray, IntArray
 
 LONGEST_SOURCE, MOST_NEW_TOKENS = 512, 64
 ROUNDS = 9

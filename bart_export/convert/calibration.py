@@ -139,7 +139,9 @@ class TracedModel:
         crosses = self.file.run(self.encoder.name, source)
         sizes = {
             **contract.sizes(self.config),
+            contract.SOURCES: 1,
             contract.BEAMS: num_beams,
+            contract.ROWS: num_beams,
             contract.CAPACITY: max_length,
             **self.decoder.sizes,
         }
@@ -157,8 +159,8 @@ class TracedModel:
         fed = {
             **source,
             **caches,
-            "decoder_token_ids": token_ids[:, None],
-            "position": np.array([position], np.int32),
+            "decoder_token_ids": token_ids[None, :],
+            "position": np.full_like(token_ids, position),
             "beam_index": beam_index,
         }
         names = [tensor.name for tensor in self.decoder.signature.inputs]

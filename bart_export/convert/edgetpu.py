@@ -20,6 +20,7 @@ import tensorflow as tf
 
 from bart_export.checkpoints.weight_names import layer_names
 from bart_export.config import BartConfig
+from bart_export.contract import dynamic_buckets
 from bart_export.convert import tflite
 from bart_export.convert.quantize import quantize
 from bart_export.edgetpu import parts
@@ -62,7 +63,7 @@ def activation_error(activation: str) -> float:
 def write_host(parameters: InferenceParameters, recipe: Recipe, path: pathlib.Path) -> None:
     """Write the file for the CPU: every signature of `parts.host_signatures`, quantized."""
     config = parameters.config
-    buckets = tflite.dynamic_buckets(parts.host_signatures(config))
+    buckets = dynamic_buckets(parts.host_signatures(config))
     tflite.write_signatures(parameters, buckets, path)
     path.write_bytes(quantize(path, recipe, layer_names(config)))
 

@@ -19,7 +19,6 @@ from ai_edge_litert import schema_py_generated as schema
 
 from bart_export import contract
 from bart_export.checkpoints.weight_names import layer_name
-from bart_export.config import BartConfig
 from bart_export.contract import StaticShapes
 from bart_export.errors import BartExportError
 from bart_export.graph import tflite_signatures
@@ -35,19 +34,7 @@ def write_float(
     parameters: InferenceParameters, path: pathlib.Path, shapes: StaticShapes | None = None
 ) -> None:
     """Write a float32 `.tflite` file: static if `shapes` are given, or else dynamic."""
-    write_signatures(parameters, buckets(parameters.config, shapes), path)
-
-
-def buckets(config: BartConfig, shapes: StaticShapes | None) -> Sequence[contract.Bucket]:
-    """Return the signatures of a static file, or of a dynamic one if `shapes` is None."""
-    if shapes is None:
-        return dynamic_buckets(contract.tflite_signatures(config))
-    return contract.static_buckets(config, **vars(shapes))
-
-
-def dynamic_buckets(signatures: Sequence[contract.Signature]) -> list[contract.Bucket]:
-    """Return a bucket without fixed sizes for each signature."""
-    return [contract.Bucket(signature.name, signature, {}) for signature in signatures]
+    write_signatures(parameters, contract.tflite_buckets(parameters.config, shapes), path)
 
 
 def write_signatures(

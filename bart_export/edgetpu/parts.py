@@ -6,6 +6,7 @@ computes too inaccurately, is a signature of the host file, which runs on the CP
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 from bart_export import contract
 from bart_export.config import BartConfig
@@ -51,15 +52,17 @@ def segments(config: BartConfig) -> tuple[Segment, ...]:
     return tuple(Segment(layer, kind) for layer in range(config.num_layers) for kind in KINDS)
 
 
-def host_signatures(config: BartConfig) -> tuple[Signature, ...]:
-    """Return the signatures of the host file.
+def host_signatures(
+    config: BartConfig, tflite_signatures: Sequence[Signature] | None = None
+) -> tuple[Signature, ...]:
+    """Return the signatures of the host file, beside those of other `.tflite` files.
 
     `embed`, `mix`, `add_and_norm` and `cross` are the parts of `encode` between the segments;
     `decode` and `decode_single` are the same as in every `.tflite` file.
     """
     rows = (SOURCE, HIDDEN)
     hidden = Tensor("hidden", "float32", rows)
-    _, decode, decode_single = contract.tflite_signatures(config)
+    encode, decode, decode_single = tflite_signatures or contract.tflite_signatures(config)
     return (
         Signature("embed", (Tensor("encoder_token_ids", "int32", (ONE, SOURCE)),), (hidden,)),
         Signature(
@@ -77,7 +80,7 @@ def host_signatures(config: BartConfig) -> tuple[Signature, ...]:
             ),
             (Tensor("normalized", "float32", rows),),
         ),
-        Signature("cross", (hidden,), contract.cross_tensors(config)),
+        Signature("cross", (hidden,), encode.outputs),
         decode,
         decode_single,
     )

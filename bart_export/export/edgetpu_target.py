@@ -57,6 +57,7 @@ def export_edgetpu(
             tolerance=recipe.tolerance,
             runtimes=table.LITERT_ONLY,
             refusals={},
+            contract_version=contract.CONTRACT_VERSION,
             signatures={
                 signature.name: manifest.SignatureEntry.of(signature, sizes)
                 for signature in parts.host_signatures(config)

@@ -105,7 +105,10 @@ def calibrate_file(
         state = model.start(token_ids, num_beams, settings.max_length)
         search.run(search.search(settings), model.step, state)
 
-    buckets, sources = tflite.buckets(info.config, shapes), list(map(info.encode, texts.texts))
+    buckets, sources = (
+        contract.tflite_buckets(info.config, shapes),
+        list(map(info.encode, texts.texts)),
+    )
     return calibrate(path, info.config, buckets, sources, decode, generation.num_beams)
 
 
@@ -129,10 +132,11 @@ def file_entry(
         refusals=recipe.refusals,
         calibration=calibration if recipe.calibrated else None,
         shapes=shapes,
+        contract_version=contract.CONTRACT_VERSION,
     )
     if shapes is None:
         return entry
-    sizes, buckets = contract.sizes(config), tflite.buckets(config, shapes)
+    sizes, buckets = contract.sizes(config), contract.tflite_buckets(config, shapes)
     signatures = {bucket.name: BucketEntry.of(bucket, sizes) for bucket in buckets}
     return StaticEntry(**vars(entry), signatures=signatures)
 
@@ -169,6 +173,6 @@ def check_tflite(
     """Compare a `.tflite` file with the Keras model, and check that readers accept its graph."""
     verified = gate.check(file, cases)
     config, shapes = gate.info.config, file.shapes
-    buckets = None if shapes is None else contract.static_buckets(config, **vars(shapes))
+    buckets = contract.tflite_buckets(config, shapes)
     tflite_check.check_graph(file.path, expected_signatures(config, buckets))
     return verified

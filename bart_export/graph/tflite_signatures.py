@@ -67,41 +67,68 @@ def add_and_norm(config: BartConfig, parameters: Parameters, inputs: Tensors) ->
 
 def project_cross(config: BartConfig, parameters: Parameters, inputs: Tensors) -> Tensors:
     """Compute the part of `encode` after the layers: the decoder's cross keys and values."""
+    heads, size = config.decoder_heads, config.decoder_head_size
+    axes = {"key": [0, 2, 3, 1], "value": [0, 2, 1, 3]}  # of (1, source, heads, head_size)
     return {
-        f"cross_{part}_{layer}": split_heads(
-            linear(
-                parameters,
-                f"transformer_decoder_layer_{layer}/cross_attention/{part}",
-                inputs["hidden"],
+        f"cross_{part}_{layer}": tf.transpose(
+            tf.reshape(
+                linear(
+                    parameters,
+                    f"transformer_decoder_layer_{layer}/cross_attention/{part}",
+                    inputs["hidden"],
+                ),
+                [1, -1, heads, size],
             ),
-            config.decoder_heads,
-            config.decoder_head_size,
+            axes[part],
         )
         for layer in range(config.decoder_layers)
-        for part in ("key", "value")
+        for part in axes
     }
 
 
 def decode(config: BartConfig, parameters: Parameters, inputs: Tensors) -> Tensors:
-    """Run the decoder for one token of every beam; return logits and updated caches."""
+    """Run the decoder for one token of every row; return logits and updated caches."""
     beam_index = inputs["beam_index"]
     reordered = {
         name: tf.gather(tensor, beam_index) if name.startswith("self_") else tensor
         for name, tensor in inputs.items()
     }
-    return decode_rows(config, parameters, reordered, attend)
+    beams = tf.shape(inputs["decoder_token_ids"])  # (sources, beams)
+    split = tf.concat([beams, [config.decoder_heads, config.decoder_head_size]], 0)
+
+    def attend_source(
+        query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, mask_bias: tf.Tensor
+    ) -> tf.Tensor:
+        # The beams of a source are the queries of one sequence.
+        queries = tf.transpose(tf.reshape(query, split), [0, 2, 1, 3])
+        weights = tf.nn.softmax(tf.matmul(queries, key) + mask_bias)
+        return merge_heads(tf.matmul(weights, value), config.hidden_dim)
+
+    return decode_rows(config, parameters, reordered, attend_source)
 
 
 def decode_single(config: BartConfig, parameters: Parameters, inputs: Tensors) -> Tensors:
-    """Run `decode` for a single beam, whose caches need no reordering."""
-    return decode_rows(config, parameters, inputs, attend_single)
+    """Run `decode` for one beam of each source, whose caches need no reordering."""
+
+    def attend_source(
+        query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, mask_bias: tf.Tensor
+    ) -> tf.Tensor:
+        column = tf.reshape(query, [-1, config.decoder_heads, config.decoder_head_size, 1])
+        scores = tf.reduce_sum(column * key, 2, keepdims=True) + mask_bias
+        return weighted_sum(scores, value)
+
+    return decode_rows(config, parameters, inputs, attend_source)
 
 
 def decode_rows(
     config: BartConfig, parameters: Parameters, inputs: Tensors, attend_source: Attend
 ) -> Tensors:
-    """Run the decoder for one token of every row; the caches are already in beam order."""
-    heads, size, position = config.decoder_heads, config.decoder_head_size, inputs["position"]
+    """Run the decoder for one token of every row; the caches are already in beam order.
+
+    `attend_source` returns the context of rows, (rows, hidden), for queries (rows, hidden).
+    """
+    heads, size = config.decoder_heads, config.decoder_head_size
+    position = tf.reshape(inputs["position"], [-1, 1, 1, 1])
     source_bias = padding_bias(inputs["encoder_padding_mask"])
     steps = tf.range(tf.shape(inputs["self_key_0"])[2])
     future_bias = tf.cast(tf.reshape(steps, [1, 1, 1, -1]) > position, tf.float32) * MASK_BIAS
@@ -118,18 +145,22 @@ def decode_rows(
             for part in ("key", "value")
         )
         caches[f"self_key_{layer}"], caches[f"self_value_{layer}"] = key, value
-        context = attend_single(project_heads(f"{name}/query", x), key, value, future_bias)
-        return tf.reshape(context, [-1, config.hidden_dim])
+        # A matrix product first repacks keys and values, which costs more than the product for a
+        # single query.
+        query = project_heads(f"{name}/query", x)
+        products = tf.reduce_sum(query * key, -1, keepdims=True)  # (rows, heads, capacity, 1)
+        scores = tf.transpose(products, [0, 1, 3, 2]) + future_bias
+        return tf.reshape(weighted_sum(scores, value), [-1, config.hidden_dim])
 
     def cross_attention(layer: int, name: str, x: tf.Tensor) -> tf.Tensor:
-        # All beams share one source, so they are the queries of a single sequence.
-        query = split_heads(linear(parameters, f"{name}/query", x), heads, size)
+        query = linear(parameters, f"{name}/query", x)
         key, value = inputs[f"cross_key_{layer}"], inputs[f"cross_value_{layer}"]
-        return merge_heads(attend_source(query, key, value, source_bias), config.hidden_dim)
+        context = attend_source(query, key, value, source_bias)
+        return tf.reshape(context, [-1, config.hidden_dim])
 
     ids = tf.reshape(inputs["decoder_token_ids"], [-1])
     bart = Bart(config, parameters)
-    x = layers.embed(bart, "decoder", ids, position)
+    x = layers.embed(bart, "decoder", ids, inputs["position"])
     x = layers.decoder_layers(bart, x, self_attention, cross_attention)
     logits = tf.matmul(x, parameters[TOKEN_EMBEDDING], transpose_b=True)
     if config.final_logits_bias:
@@ -137,16 +168,11 @@ def decode_rows(
     return {"logits": logits, **caches}
 
 
-def attend_single(
-    query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, mask_bias: tf.Tensor
-) -> tf.Tensor:
-    """Compute `attend` for queries of length 1 by elementwise products and sums.
+def weighted_sum(scores: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
+    """Return the context of single queries, (batch, heads, 1, head_size).
 
-    A matrix product first repacks keys and values, which costs more than the product for a single
-    query. Query and result are (batch, heads, 1, head_size).
+    Scores are (batch, heads, 1, length), values (batch, heads, length, head_size).
     """
-    products = tf.reduce_sum(query * key, -1, keepdims=True)  # (batch, heads, length, 1)
-    scores = tf.transpose(products, [0, 1, 3, 2]) + mask_bias
     weights = tf.transpose(tf.nn.softmax(scores), [0, 1, 3, 2])
     return tf.reduce_sum(value * weights, 2, keepdims=True)
 

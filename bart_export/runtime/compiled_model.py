@@ -7,7 +7,9 @@ is written, and when the process ends.
 
 import atexit
 import contextlib
+import ctypes
 import dataclasses
+import functools
 import importlib.metadata
 import math
 import os
@@ -23,18 +25,12 @@ from bart_export.contract import Bucket, Signature, Tensor
 from bart_export.errors import EngineError, MissingExtra
 from bart_export.quiet import native_stderr_silenced
 from bart_export.recipes.table import LITERT
-from bart_export.runtime.engine import (
-    FileEngine,
-    Fitted,
-    FloatArray,
-    IntArray,
-    sizing,
-    thread_count,
-)
+from bart_export.runtime.engine import FileEngine, thread_count
+from bart_export.runtime.sizing import FloatArray, IntArray, sizing_of
 
 Native = Any  # an object from a library without type hints
 Buffers = dict[str, Native]  # tensor name -> LiteRT's TensorBuffer
-Caches = tuple[Buffers, Buffers]  # the next step's inputs and outputs
+READ_WRITE = 2  # LiteRT's lock mode
 
 # One for all models, created with the first: creating and deleting one takes time and is logged.
 ENVIRONMENTS: list[Native] = []
@@ -55,13 +51,15 @@ def open_compiled_model(
 ) -> FileEngine:
     """Open a `.tflite` file on LiteRT, or raise EngineError.
 
-    `buckets` belong to a static build; None means a dynamic build. `num_threads` is None for
-    all available cores. `weight_cache` is a file for XNNPACK's packed weights, complete or absent,
-    or "" for no cache: every signature of a static build then has its own copy of the weights.
+    `buckets` are the file's signatures; None means those of a new dynamic build. `num_threads` is
+    None for all available cores. `weight_cache` is a file for XNNPACK's packed weights, complete
+    or absent, or "" for no cache: every signature of a static build then has its own copy of the
+    weights.
     """
     model = open_model(path, num_threads, weight_cache)
-    backend = CompiledModelBackend(model=model, config=config, resizes=buckets is None)
-    return FileEngine(config, backend, sizing(config, buckets))
+    sizing = sizing_of(config, buckets)
+    backend = CompiledModelBackend(model=model, config=config, resizes=sizing.resizes)
+    return FileEngine(config, backend, sizing)
 
 
 def open_model(path: pathlib.Path, num_threads: int | None, weight_cache: str) -> Native:
@@ -158,12 +156,19 @@ class BufferedSignature:
         """Return a tensor's current shape."""
         return [(self.fixed | self.sizes)[axis] for axis in tensor.axes]
 
-    def read(self, names: Iterable[str]) -> dict[str, FloatArray]:
-        """Return inputs by name, float32 in their current shapes."""
-        shapes = {tensor.name: self.shape(tensor) for tensor in self.signature.inputs}
+    def input_shape(self, name: str) -> list[int]:
+        """Return an input's current shape."""
+        return next(self.shape(each) for each in self.signature.inputs if each.name == name)
+
+    def output_shape(self, name: str) -> list[int]:
+        """Return an output's current shape."""
+        return next(self.shape(each) for each in self.signature.outputs if each.name == name)
+
+    def cross_outputs(self) -> Buffers:
+        """Return buffers for the cross tensors, to copy them into a slot."""
         return {
-            name: self.inputs[name].read(math.prod(shapes[name]), np.float32).reshape(shapes[name])
-            for name in names
+            name: self.model.create_output_buffer_by_name(self.name, name)
+            for name in self.cross_names
         }
 
     def resize(self, sizes: Mapping[str, int]) -> None:
@@ -192,26 +197,63 @@ class BufferedSignature:
             self.sizes = {}
             raise
 
-    def caches(self) -> Caches:
-        """Return the two sets of cache buffers, which steps read and write alternately."""
-        return (
-            {name: self.inputs[name] for name in self.cache_names},
-            {name: self.outputs[name] for name in self.cache_names},
-        )
-
     def run(self, inputs: Buffers, outputs: Buffers) -> None:
         """Run the signature, with some of its buffers replaced."""
         with failures(f"failed to run {self.name}"):
             self.model.run_by_name(self.name, self.inputs | inputs, self.outputs | outputs)
 
 
+@contextlib.contextmanager
+def mapped(buffer: Native, shape: Sequence[int]) -> Iterator[FloatArray]:
+    """Map a float32 buffer into memory, because LiteRT's Python API can only copy whole buffers."""
+    api, library = ctypes.pythonapi, litert_library()
+    capsule = ctypes.py_object(buffer.capsule)
+    handle = api.PyCapsule_GetPointer(capsule, api.PyCapsule_GetName(capsule))
+    address = ctypes.c_void_p()
+    if library.LiteRtLockTensorBuffer(handle, ctypes.byref(address), READ_WRITE) != 0:
+        raise EngineError("LiteRT cannot map a tensor buffer into memory.")
+    try:
+        floats = (ctypes.c_float * math.prod(shape)).from_address(address.value or 0)
+        yield np.ctypeslib.as_array(floats).reshape(shape)
+    finally:
+        library.LiteRtUnlockTensorBuffer(handle)
+
+
+@functools.cache
+def litert_library() -> ctypes.CDLL:
+    """Return LiteRT's C library, which the package has loaded."""
+    import ai_edge_litert
+
+    api = ctypes.pythonapi
+    api.PyCapsule_GetName.restype = ctypes.c_char_p
+    api.PyCapsule_GetName.argtypes = [ctypes.py_object]
+    api.PyCapsule_GetPointer.restype = ctypes.c_void_p
+    api.PyCapsule_GetPointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
+    library = ctypes.CDLL(str(pathlib.Path(ai_edge_litert.__file__).with_name("libLiteRt.so")))
+    pointer = ctypes.POINTER(ctypes.c_void_p)
+    library.LiteRtLockTensorBuffer.argtypes = [ctypes.c_void_p, pointer, ctypes.c_int]
+    library.LiteRtUnlockTensorBuffer.argtypes = [ctypes.c_void_p]
+    return library
+
+
+def move_slots(old: FloatArray, new: FloatArray, kept: Sequence[int], rows: int) -> None:
+    """Copy the slots `kept`, of `rows` rows each, to the first slots of an array.
+
+    If it is the same array, `kept` must be in ascending order.
+    """
+    inner = tuple(slice(min(sizes)) for sizes in zip(old.shape[1:], new.shape[1:], strict=True))
+    for index, slot in enumerate(kept):
+        target = (slice(index * rows, (index + 1) * rows), *inner)
+        new[target] = old[(slice(slot * rows, (slot + 1) * rows), *inner)]
+
+
 @dataclasses.dataclass(eq=False, kw_only=True)
 class CompiledModelBackend:
-    """An `engine.Backend` for LiteRT's `CompiledModel`.
+    """A `batch.Backend` for LiteRT's `CompiledModel`.
 
     `resizes` is True for a dynamic build. `encoder` maps token ids (one, source) to hidden states
     (source, hidden), for a file that only computes the cross tensors. `signatures` are created when
-    first used.
+    first used. A step reads the caches from `caches` and writes them to `next_caches`.
     """
 
     model: Native
@@ -219,6 +261,10 @@ class CompiledModelBackend:
     resizes: bool
     encoder: Callable[[IntArray], FloatArray] | None = None
     signatures: dict[str, BufferedSignature] = dataclasses.field(default_factory=dict)
+    decoder: BufferedSignature | None = None
+    caches: Buffers = dataclasses.field(default_factory=dict)
+    next_caches: Buffers = dataclasses.field(default_factory=dict)
+    mask: IntArray = dataclasses.field(default_factory=lambda: np.zeros((0, 0), np.int32))
 
     def signature(self, bucket: Bucket) -> BufferedSignature:
         """Return a bucket's signature with buffers of its sizes."""
@@ -231,56 +277,91 @@ class CompiledModelBackend:
             signature.resize(bucket.sizes)
         return signature
 
-    def begin(self, fitted: Fitted) -> Caches:
-        """Encode a source into the inputs of `decode`; see `Backend.begin`."""
-        encode, decode = self.signature(fitted.encode), self.signature(fitted.decode)
-        source: dict[str, IntArray | FloatArray] = {"encoder_token_ids": fitted.token_ids}
+    def resize(self, bucket: Bucket, kept: Sequence[int]) -> None:
+        """Resize the decoder; see `Backend.resize`."""
+        old, before = self.decoder, {}
+        if old is not None:
+            buffers = {name: old.inputs[name] for name in old.cross_names} | self.caches
+            before = {name: (buffer, old.input_shape(name)) for name, buffer in buffers.items()}
+        self.decoder = decoder = self.signature(bucket)
+        rows = dict.fromkeys(decoder.cross_names, 1)
+        rows |= dict.fromkeys(decoder.cache_names, bucket.sizes[contract.BEAMS])
+        for name, beams in rows.items():
+            shape = decoder.input_shape(name)
+            buffer, old_shape = before.get(name, (None, []))
+            same = old is decoder and shape == old_shape
+            if name in decoder.cache_names and not same:
+                self.caches[name] = decoder.inputs[name]
+                self.next_caches[name] = decoder.outputs[name]
+            if same and kept == list(range(len(kept))):
+                continue
+            if not kept and bucket.sizes[contract.SOURCES] == 1:
+                continue  # `admit` writes all of it
+            with mapped(buffer if same else decoder.inputs[name], shape) as new:
+                if not same:
+                    new[:] = 0  # memory may contain NaN, which no mask hides
+                if same:
+                    move_slots(new, new, kept, beams)
+                elif kept:
+                    with mapped(buffer, old_shape) as array:
+                        move_slots(array, new, kept, beams)
+        mask = np.zeros(decoder.input_shape("encoder_padding_mask"), np.int32)
+        width = min(mask.shape[1], self.mask.shape[1])
+        mask[: len(kept), :width] = self.mask[kept, :width]
+        self.mask = mask
+
+    def admit(self, encode: Bucket, token_ids: IntArray, mask: IntArray, slot: int) -> None:
+        """Encode a source into a slot; see `Backend.admit`."""
+        encoder, decoder = self.signature(encode), self.decoder
+        assert decoder is not None
+        source: dict[str, IntArray | FloatArray] = {"encoder_token_ids": token_ids}
         if self.encoder is not None:
-            source = {"hidden": self.encoder(fitted.token_ids)}
+            source = {"hidden": self.encoder(token_ids)}
+        if "encoder_padding_mask" in encoder.inputs:
+            source["encoder_padding_mask"] = mask
         for name, array in source.items():
-            encode.inputs[name].write(array)
-        for signature in (encode, decode):
-            if "encoder_padding_mask" in signature.inputs:
-                signature.inputs["encoder_padding_mask"].write(fitted.padding_mask)
-        encode.run({}, {name: decode.inputs[name] for name in encode.cross_names})
-        caches = decode.caches()
-        empty = np.zeros(decode.shape(contract.cache_tensors(self.config)[0]), np.float32)
-        for buffer in caches[0].values():
-            buffer.write(empty)
-        return caches
+            encoder.inputs[name].write(array)
+        if self.mask.shape == mask.shape:
+            encoder.run({}, {name: decoder.inputs[name] for name in encoder.cross_names})
+        else:
+            encoded = encoder.cross_outputs()
+            encoder.run({}, encoded)
+            for name, buffer in encoded.items():
+                with (
+                    mapped(buffer, encoder.output_shape(name)) as array,
+                    mapped(decoder.inputs[name], decoder.input_shape(name)) as slots,
+                ):
+                    move_slots(array, slots[slot : slot + 1], [0], 1)
+        self.mask[slot] = 0
+        self.mask[slot, : mask.shape[1]] = mask
+        decoder.inputs["encoder_padding_mask"].write(self.mask)
+        beams = decoder.sizes[contract.BEAMS]
+        for name, buffer in self.caches.items():
+            with mapped(buffer, decoder.input_shape(name)) as cache:
+                cache[slot * beams : (slot + 1) * beams] = 0
 
-    def decode(
-        self,
-        bucket: Bucket,
-        caches: Caches,
-        position: int,
-        token_ids: IntArray,
-        beam_index: IntArray,
-    ) -> tuple[FloatArray, Caches]:
-        """Decode one token per beam; see `Backend.decode`."""
-        decode, (read, written) = self.signature(bucket), caches
-        decode.inputs["decoder_token_ids"].write(token_ids[:, None])
-        decode.inputs["position"].write(np.array([position], np.int32))
-        if "beam_index" in decode.inputs:
-            decode.inputs["beam_index"].write(beam_index)
-        decode.run(read, written)
-        shape = len(token_ids), self.config.vocabulary_size
-        logits: FloatArray = decode.outputs["logits"].read(shape[0] * shape[1], np.float32)
-        return logits.reshape(shape), (written, read)
+    def decode(self, token_ids: IntArray, position: IntArray, beam_index: IntArray) -> FloatArray:
+        """Decode one token per row; see `Backend.decode`."""
+        decoder = self.decoder
+        assert decoder is not None
+        inputs = {"decoder_token_ids": token_ids, "position": position, "beam_index": beam_index}
+        for name, array in inputs.items():
+            if name in decoder.inputs:
+                shape = decoder.input_shape(name)
+                # In version 1 of the contract, all rows share one position.
+                decoder.inputs[name].write(array[: math.prod(shape)].reshape(shape))
+        decoder.run(self.caches, self.next_caches)
+        self.caches, self.next_caches = self.next_caches, self.caches
+        size = len(token_ids) * self.config.vocabulary_size
+        logits: FloatArray = decoder.outputs["logits"].read(size, np.float32)
+        return logits.reshape(len(token_ids), self.config.vocabulary_size)
 
-    def grow(self, fitted: Fitted, caches: Caches) -> Caches:
-        """Return larger caches; see `Backend.grow`."""
-        decode = self.signatures[fitted.decode.name]
-        decode.inputs |= caches[0]
-        old = decode.read(decode.cache_names)
-        capacity = fitted.decode.sizes[contract.CAPACITY]
-        caches = self.signature(fitted.decode).caches()
-        for name, cache in old.items():
-            room = ((0, 0), (0, 0), (0, capacity - cache.shape[2]), (0, 0))
-            caches[0][name].write(np.pad(cache, room))
-        return caches
-
-    def cross(self, bucket: Bucket) -> dict[str, FloatArray]:
-        """Return the cross tensors; see `Backend.cross`."""
-        decode = self.signatures[bucket.name]
-        return decode.read(decode.cross_names)
+    def cross(self, slot: int) -> dict[str, FloatArray]:
+        """Return a slot's cross tensors; see `Backend.cross`."""
+        decoder = self.decoder
+        assert decoder is not None
+        cross = {}
+        for name in decoder.cross_names:
+            with mapped(decoder.inputs[name], decoder.input_shape(name)) as array:
+                cross[name] = array[slot : slot + 1].copy()
+        return cross

@@ -27,8 +27,9 @@ from bart_export.runtime.compiled_model import (
     Native,
     open_model,
 )
-from bart_export.runtime.engine import Dynamic, FileEngine, FloatArray, IntArray, thread_count
+from bart_export.runtime.engine import FileEngine, thread_count
 from bart_export.runtime.interpreter import INTERPRETERS, failures
+from bart_export.runtime.sizing import Dynamic, FloatArray, IntArray
 
 Arrays = Mapping[str, FloatArray]
 
@@ -46,16 +47,19 @@ def open_edgetpu(
 ) -> FileEngine:
     """Open an artifact's Edge TPU export, which has no static build.
 
-    `path` is the path of `parts.HOST`, the CPU's file; see `open_compiled_model`.
+    `path` is the path of `parts.HOST`, the CPU's file; `buckets` are those of the contract. See
+    `open_compiled_model`.
     """
     model = open_model(path, num_threads, weight_cache)
     directory = path.parents[1]
     with np.load(directory / parts.CONSTANTS) as file:
         constants = dict(file)
     runners, notice = open_segments(directory, config, constants, thread_count(num_threads))
+    tflite = None if buckets is None else [bucket.signature for bucket in buckets]
+    signatures = parts.host_signatures(config, tflite)
     encoder = SegmentedEncoder(model, config, runners, constants)
     backend = CompiledModelBackend(model=model, config=config, resizes=True, encoder=encoder)
-    return FileEngine(config, backend, Dynamic(config, parts.host_signatures(config)[3:]), notice)
+    return FileEngine(config, backend, Dynamic(config, signatures[3:]), notice)
 
 
 def open_segments(

@@ -95,7 +95,8 @@ def host_files(artifact: Artifact) -> dict[str, Expected | None]:
     artifact.folder(parts.DIRECTORY)
     config = artifact.config
     sizes = contract.sizes(config)
-    host = {signature.name: (signature, sizes) for signature in parts.host_signatures(config)}
+    tflite = [bucket.signature for bucket in artifact.buckets(parts.HOST)]
+    host = {each.name: (each, sizes) for each in parts.host_signatures(config, tflite)}
     names = [name for name in artifact.files(parts.TARGET) if name.endswith(".tflite")]
     return {name: host if name == parts.HOST else None for name in names}
 

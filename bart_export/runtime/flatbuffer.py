@@ -83,6 +83,7 @@ TABLES: Mapping[str, Mapping[str, str]] = {
     "GatherOptions": {"axis": "i4", "batch_dims": "i4"},
     "GeluOptions": {"approximate": "u1"},
     "ReducerOptions": {"keep_dims": "u1"},
+    "ConcatenationOptions": {"axis": "i4", "fused_activation_function": "i1"},
     "ShapeOptions": {"out_type": "i1"},
     "SoftmaxOptions": {"beta": "f4"},
     "StridedSliceOptions": {

@@ -18,10 +18,11 @@ from typing import Any, overload
 from bart_export.artifact.artifact import Artifact
 from bart_export.config import BartConfig, GenerationConfig, check_token_ids
 from bart_export.errors import InputError
-from bart_export.runtime.engine import CLOSED, ClosedEngine, Engine, check_length
+from bart_export.runtime.engine import CLOSED, ClosedEngine, Engine
 from bart_export.runtime.engine_choice import choose_file, files_for, open_engine
 from bart_export.runtime.results import GeneratedSequence, Result, Stream, Timings, Turn
 from bart_export.runtime.search import Finished, drive, search
+from bart_export.runtime.sizing import check_length
 from bart_export.text.tokenizer import BartTokenizer, IncrementalDetokenizer, generated_text
 
 

@@ -21,15 +21,9 @@ from bart_export.contract import Bucket
 from bart_export.errors import EngineError, MissingExtra, pip_install
 from bart_export.quiet import native_stderr_silenced
 from bart_export.recipes.table import LITERT, TFLITE_RUNTIME
-from bart_export.runtime.compiled_model import Native, resized
-from bart_export.runtime.engine import (
-    FileEngine,
-    Fitted,
-    FloatArray,
-    IntArray,
-    sizing,
-    thread_count,
-)
+from bart_export.runtime.compiled_model import Native, move_slots, resized
+from bart_export.runtime.engine import FileEngine, thread_count
+from bart_export.runtime.sizing import FloatArray, IntArray, sizing_of
 
 ALL_KERNELS = "BUILTIN"
 # Package -> the module with its `Interpreter`, the extra that installs it, and the kernels for a
@@ -67,7 +61,8 @@ def open_interpreter(
             f"{interpreter} was built for NumPy 1, but NumPy {np.__version__} is installed. "
             f"Install both with: {pip_install(extra)}"
         )
-    resolver = module.OpResolverType[kernels if buckets is None else ALL_KERNELS]
+    sizing = sizing_of(config, buckets)
+    resolver = module.OpResolverType[kernels if sizing.resizes else ALL_KERNELS]
     with native_stderr_silenced(), failures(f"{interpreter} cannot open {path}"):
         opened = module.Interpreter(
             model_path=str(path),
@@ -79,8 +74,8 @@ def open_interpreter(
         name: InterpreterSignature(opened, interpreter, name)
         for name in opened.get_signature_list()
     }
-    backend = InterpreterBackend(signatures, config, resizes=buckets is None)
-    return FileEngine(config, backend, sizing(config, buckets))
+    backend = InterpreterBackend(signatures, config, resizes=sizing.resizes)
+    return FileEngine(config, backend, sizing)
 
 
 @contextlib.contextmanager
@@ -130,7 +125,7 @@ class InterpreterSignature:
 
 
 class InterpreterBackend:
-    """An `engine.Backend` for an interpreter, whose caches stay in the inputs of `decode`."""
+    """A `batch.Backend` for an interpreter, whose caches stay in the inputs of `decode`."""
 
     def __init__(
         self, signatures: Mapping[str, InterpreterSignature], config: BartConfig, *, resizes: bool
@@ -140,9 +135,11 @@ class InterpreterBackend:
         self.resizes = resizes
         self.cache_names = [tensor.name for tensor in contract.cache_tensors(config)]
         self.cross_names = [tensor.name for tensor in contract.cross_tensors(config)]
+        self.decoder: InterpreterSignature | None = None
+        self.beams = 1
 
     def signature(self, bucket: Bucket) -> InterpreterSignature:
-        """Return a bucket's signature; if its sizes change, the content of its tensors is lost."""
+        """Return a bucket's signature; if its sizes change, its content is lost."""
         signature = self.signatures[bucket.name]
         if signature.sizes != bucket.sizes:
             sizes = {**self.fixed, **bucket.sizes}
@@ -152,57 +149,57 @@ class InterpreterBackend:
             signature.sizes = bucket.sizes
         return signature
 
-    def begin(self, fitted: Fitted) -> None:
-        """Encode a source; see `Backend.begin`."""
-        encode = self.signature(fitted.encode)
-        encode.input("encoder_token_ids")[:] = fitted.token_ids
-        encode.input("encoder_padding_mask")[:] = fitted.padding_mask
-        encode.invoke()
-        decode = self.hand_over_source(fitted)
-        for name in self.cache_names:
-            decode.input(name)[:] = 0
+    def resize(self, bucket: Bucket, kept: Sequence[int]) -> None:
+        """Resize the decoder; see `Backend.resize`."""
+        rows = dict.fromkeys(("encoder_padding_mask", *self.cross_names), 1)
+        rows |= dict.fromkeys(self.cache_names, bucket.sizes[contract.BEAMS])
+        old = self.decoder
+        earlier = {name: old.input(name).copy() for name in rows} if old and kept else {}
+        self.decoder, self.beams = self.signature(bucket), bucket.sizes[contract.BEAMS]
+        for name, beams in rows.items():
+            array = self.decoder.input(name)
+            array[:] = 0  # memory may contain NaN, which no mask hides
+            if name in earlier:
+                move_slots(earlier[name], array, kept, beams)
 
-    def hand_over_source(self, fitted: Fitted) -> InterpreterSignature:
-        """Copy the mask and cross tensors to the decoder, and return the decoder."""
-        encode, decode = self.signature(fitted.encode), self.signature(fitted.decode)
-        decode.input("encoder_padding_mask")[:] = fitted.padding_mask
+    def admit(self, encode: Bucket, token_ids: IntArray, mask: IntArray, slot: int) -> None:
+        """Encode a source into a slot; see `Backend.admit`."""
+        encoder, decoder = self.signature(encode), self.decoder
+        assert decoder is not None
+        encoder.input("encoder_token_ids")[:] = token_ids
+        encoder.input("encoder_padding_mask")[:] = mask
+        encoder.invoke()
         for name in self.cross_names:
-            decode.input(name)[:] = encode.output(name)
-        return decode
-
-    def decode(
-        self,
-        bucket: Bucket,
-        caches: None,
-        position: int,
-        token_ids: IntArray,
-        beam_index: IntArray,
-    ) -> tuple[FloatArray, None]:
-        """Decode one token per beam; see `Backend.decode`."""
-        decode = self.signature(bucket)
-        decode.input("decoder_token_ids")[:] = token_ids[:, None]
-        decode.input("position")[:] = position
-        if "beam_index" in decode.inputs:
-            decode.input("beam_index")[:] = beam_index
-        decode.invoke()
-        in_order = np.array_equal(beam_index, np.arange(len(beam_index)))
-        changed = slice(position if in_order else 0, position + 1)
+            move_slots(encoder.output(name), decoder.input(name)[slot : slot + 1], [0], 1)
+        row = decoder.input("encoder_padding_mask")[slot]
+        row[:] = 0
+        row[: mask.shape[1]] = mask
         for name in self.cache_names:
-            decode.input(name)[:, :, changed] = decode.output(name)[:, :, changed]
-        logits: FloatArray = decode.output("logits").copy()
-        return logits, None
+            decoder.input(name)[slot * self.beams : (slot + 1) * self.beams] = 0
 
-    def grow(self, fitted: Fitted, caches: None) -> None:
-        """Enlarge the caches; see `Backend.grow`."""
-        decode = self.signatures[fitted.decode.name]
-        old = {name: decode.input(name).copy() for name in self.cache_names}
-        decode = self.hand_over_source(fitted)
-        for name, cache in old.items():
-            filled = cache.shape[2]
-            decode.input(name)[:, :, :filled] = cache
-            decode.input(name)[:, :, filled:] = 0
+    def decode(self, token_ids: IntArray, position: IntArray, beam_index: IntArray) -> FloatArray:
+        """Decode one token per row; see `Backend.decode`."""
+        decoder = self.decoder
+        assert decoder is not None
+        inputs = {"decoder_token_ids": token_ids, "position": position, "beam_index": beam_index}
+        for name, values in inputs.items():
+            if name in decoder.inputs:
+                array = decoder.input(name)
+                # In version 1 of the contract, all rows share one position.
+                array[:] = values[: array.size].reshape(array.shape)
+        decoder.invoke()
+        rows = np.arange(len(token_ids))
+        stayed = beam_index == rows
+        for name in self.cache_names:
+            cache, updated = decoder.input(name), decoder.output(name)
+            cache[rows[stayed], :, position[stayed]] = updated[rows[stayed], :, position[stayed]]
+            for row in rows[~stayed]:
+                cache[row, :, : position[row] + 1] = updated[row, :, : position[row] + 1]
+        logits: FloatArray = decoder.output("logits").copy()
+        return logits
 
-    def cross(self, bucket: Bucket) -> dict[str, FloatArray]:
-        """Return the cross tensors; see `Backend.cross`."""
-        decode = self.signature(bucket)
-        return {name: decode.input(name).copy() for name in self.cross_names}
+    def cross(self, slot: int) -> dict[str, FloatArray]:
+        """Return a slot's cross tensors; see `Backend.cross`."""
+        decoder = self.decoder
+        assert decoder is not None
+        return {name: decoder.input(name)[slot : slot + 1].copy() for name in self.cross_names}

@@ -118,14 +118,18 @@ def lookup(rows: Operand, table: Operand, y: Operand) -> bool:
 
 
 def reshape(x: Operand, shape: Operand, y: Operand) -> bool:
-    """x, shape → y; one dimension of the shape may be -1."""
-    return (
-        math.prod(x.shape) == math.prod(y.shape)
-        and len(shape.values) == len(y.shape)
-        and shape.shape == (len(y.shape),)
-        and shape.values.count(-1) <= 1
+    """x, shape → y; one dimension of the shape may be -1. The kernel checks a computed shape."""
+    if math.prod(x.shape) != math.prod(y.shape) or shape.shape != (len(y.shape),):
+        return False
+    return not shape.constant or (
+        shape.values.count(-1) <= 1
         and all(size in (-1, made) for size, made in zip(shape.values, y.shape, strict=True))
     )
+
+
+def join(a: Operand, b: Operand, y: Operand) -> bool:
+    """(n,), (m,) → (n + m,)."""
+    return len(a.shape) == len(b.shape) == 1 and y.shape == (a.shape[0] + b.shape[0],)
 
 
 def transpose(x: Operand, order: Operand, y: Operand) -> bool:
@@ -223,6 +227,7 @@ OPERATORS = {
     operator.code: operator
     for operator in (
         Operator(0, "ADD", broadcast, PAIRS, ("AddOptions", 11)),
+        Operator(2, "CONCATENATION", join, ("int32 int32 int32",), ("ConcatenationOptions", 10)),
         Operator(3, "CONV_2D", convolution, FILTERED, ("Conv2DOptions", 1)),
         Operator(6, "DEQUANTIZE", same, REAL),
         Operator(7, "EMBEDDING_LOOKUP", lookup, TABLES),

@@ -17,15 +17,10 @@ from bart_export import contract
 from bart_export.artifact.artifact import Artifact
 from bart_export.config import GenerationConfig
 from bart_export.errors import ConfigurationError, EngineError, InputError
-from bart_export.runtime.engine import (
-    Engine,
-    FloatArray,
-    IntArray,
-    available_cores,
-    default_threads,
-)
+from bart_export.runtime.engine import Engine, available_cores, default_threads
 from bart_export.runtime.generator import Generator
 from bart_export.runtime.results import GeneratedSequence, Result, Timings
+from bart_export.runtime.sizing import FloatArray, IntArray
 from bart_export.server import messages
 from bart_export.server.messages import Array, object_array
 from bart_export.server.options import ServeOptions

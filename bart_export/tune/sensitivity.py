@@ -17,8 +17,8 @@ from bart_export.convert.quantize import quantize
 from bart_export.graph.parameters import InferenceParameters
 from bart_export.model import BartBackbone
 from bart_export.recipes.table import LITERT_ONLY, Recipe, Storage
-from bart_export.runtime.engine import FloatArray
 from bart_export.runtime.generator import ModelInfo
+from bart_export.runtime.sizing import FloatArray
 from bart_export.verify import golden
 from bart_export.verify.golden import Question
 from bart_export.verify.reference import encoder_and_decoder

@@ -70,10 +70,10 @@ def open_draft(
     path: pathlib.Path, config: BartConfig, shapes: StaticShapes | None
 ) -> Iterator[FileEngine]:
     """Open a file on LiteRT, with a temporary weight cache for a static build."""
+    buckets = contract.tflite_buckets(config, shapes)
     if shapes is None:
-        yield open_compiled_model(path, config)
+        yield open_compiled_model(path, config, buckets)
         return
-    buckets = contract.static_buckets(config, **dataclasses.asdict(shapes))
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         # The cache lets signatures share their weights.
         yield open_compiled_model(path, config, buckets, weight_cache=f"{scratch}/weights")

@@ -13,9 +13,10 @@ import numpy as np
 
 from bart_export.artifact.figures import Answer, Golden, GoldenCase
 from bart_export.config import GenerationConfig
-from bart_export.runtime.engine import Engine, FloatArray, IntArray
+from bart_export.runtime.engine import Engine
 from bart_export.runtime.generator import ModelInfo
 from bart_export.runtime.search import Hypothesis, run, search
+from bart_export.runtime.sizing import FloatArray, IntArray
 from bart_export.text.tokenizer import BartTokenizer
 
 # Different kinds of prose, and characters of two to four bytes.

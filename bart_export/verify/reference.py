@@ -23,8 +23,8 @@ from bart_export.model import BartBackbone
 from bart_export.model.layers import weights_left_at_zero
 from bart_export.progress import Stage
 from bart_export.recipes.table import RECIPES, with_bounds
-from bart_export.runtime.engine import FloatArray, IntArray, check_source
 from bart_export.runtime.generator import ModelInfo
+from bart_export.runtime.sizing import FloatArray, IntArray, check_source
 from bart_export.text.tokenizer import BartTokenizer
 from bart_export.verify import golden
 from bart_export.verify.compare import Baseline, Cases, TfliteFile, compare

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 
 from bart_export import contract
-from bart_export.runtime.engine import Buckets, Engine, FileEngine
+from bart_export.runtime.engine import Engine, FileEngine
+from bart_export.runtime.sizing import Buckets
 from bart_export.verify.data import Floats
 
 ROWS = 2  # beams; a single beam has its own signature

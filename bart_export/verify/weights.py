@@ -25,7 +25,7 @@ from bart_export.checkpoints.weight_names import layer_names
 from bart_export.config import BartConfig
 from bart_export.errors import EngineError, VerificationFailed
 from bart_export.recipes.table import Recipe, Storage
-from bart_export.runtime.engine import FloatArray
+from bart_export.runtime.sizing import FloatArray
 from bart_export.verify.data import Floats
 
 Array = npt.NDArray[Any]

@@ -7,9 +7,9 @@ from bart_export.artifact.artifact import Artifact
 from bart_export.contract import StaticShapes
 from bart_export.errors import ArtifactError, ConfigurationError, InputError
 from bart_export.recipes.table import LITERT
-from bart_export.runtime.engine import Buckets, Dynamic
 from bart_export.runtime.engine_choice import choose_file, open_engine
 from bart_export.runtime.generator import Generator
+from bart_export.runtime.sizing import Buckets, Dynamic
 
 SHAPES = StaticShapes(source_lengths=(16, 48), target_length=24, num_beams=(1, 4))
 INT8 = "dynamic_wi8_afp32"

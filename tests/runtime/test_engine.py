@@ -10,9 +10,9 @@ from bart_export.errors import EngineError, InputError, MissingExtra
 from bart_export.recipes.table import LITERT, TFLITE_RUNTIME
 from bart_export.runtime import engine_choice
 from bart_export.runtime.compiled_model import open_compiled_model
-from bart_export.runtime.engine import Buckets
 from bart_export.runtime.interpreter import open_interpreter
 from bart_export.runtime.search import run, search
+from bart_export.runtime.sizing import Buckets
 
 SHAPES = StaticShapes(source_lengths=(8, 32), target_length=20, num_beams=(2, 4))
 TARGET = SHAPES.target_length

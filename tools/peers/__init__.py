@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from bart_export.checkpoints.checkpoint import Checkpoint
-from bart_export.runtime.engine import FloatArray
+from bart_export.runtime.sizing import FloatArray
 
 
 class Model(Protocol):

@@ -17,7 +17,7 @@ from ctranslate2 import specs
 from bart_export.checkpoints.checkpoint import Checkpoint
 from bart_export.checkpoints.weight_names import FINAL_LOGITS_BIAS, TOKEN_EMBEDDING
 from bart_export.config import GenerationConfig
-from bart_export.runtime.engine import FloatArray
+from bart_export.runtime.sizing import FloatArray
 
 ACTIVATIONS = {
     "gelu": specs.common_spec.Activation.GELU,

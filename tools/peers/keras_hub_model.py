@@ -16,7 +16,7 @@ from bart_export.checkpoints.checkpoint import Checkpoint
 from bart_export.config import BartConfig, GenerationConfig
 from bart_export.errors import ConfigurationError
 from bart_export.quiet import native_stderr_silenced
-from bart_export.runtime.engine import FloatArray
+from bart_export.runtime.sizing import FloatArray
 
 with native_stderr_silenced():
     import keras_hub

@@ -21,7 +21,7 @@ from onnxruntime import quantization
 from bart_export.checkpoints.checkpoint import Checkpoint
 from bart_export.config import BartConfig
 from bart_export.graph.parameters import InferenceParameters
-from bart_export.runtime.engine import FloatArray, IntArray, check_source
+from bart_export.runtime.sizing import FloatArray, IntArray, check_source
 from peers import onnx_operators
 from peers.stepped import Stepped
 

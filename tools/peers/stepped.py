@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from bart_export.config import GenerationConfig
-from bart_export.runtime.engine import FloatArray
 from bart_export.runtime.search import run, search
+from bart_export.runtime.sizing import FloatArray
 
 
 class Stepped:

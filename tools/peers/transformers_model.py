@@ -15,7 +15,7 @@ from bart_export.checkpoints import weight_names
 from bart_export.checkpoints.checkpoint import Checkpoint
 from bart_export.checkpoints.hugging_face import FIELDS, POSITION_OFFSET
 from bart_export.checkpoints.weight_names import FINAL_LOGITS_BIAS, Weight
-from bart_export.runtime.engine import FloatArray
+from bart_export.runtime.sizing import FloatArray
 
 
 class Transformers:

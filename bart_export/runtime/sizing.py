@@ -1,0 +1,180 @@
+"""The sizes of a file's tensors: a request's in a dynamic build, a bucket's in a static one.
+
+A dynamic build's caches start small and double. A static build has a signature per bucket: sources
+use the smallest that fits, padded and masked, with spare beams.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from bart_export import contract
+from bart_export.config import BartConfig
+from bart_export.contract import BEAMS, CAPACITY, ROWS, SOURCE, SOURCES, Bucket, Signature, Tensor
+from bart_export.errors import InputError, shown
+
+IntArray = npt.NDArray[np.int32]
+FloatArray = npt.NDArray[np.float32]
+
+MAX_SOURCES = 1024  # of a dynamic build; its step takes as long as the memory of its caches allows
+FIRST_CAPACITY = 16  # decoder positions; doubling costs milliseconds once, capacity every step
+# The sizes of axes, as requests name them.
+LIMITED = {
+    SOURCES: "The number of sources decoded together",
+    SOURCE: "A source's number of tokens",
+    BEAMS: "num_beams, or num_return_sequences,",
+    CAPACITY: "max_length",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Dynamic:
+    """The sizing of a dynamic build; `signatures` are those of `contract.tflite_signatures`."""
+
+    config: BartConfig
+    signatures: Sequence[Signature]
+    resizes = True
+
+    @property
+    def max_sources(self) -> int:
+        """The number of sources that can be decoded together."""
+        _, decode, _ = self.signatures
+        return MAX_SOURCES if any(SOURCES in tensor.axes for tensor in decode.inputs) else 1
+
+    @property
+    def cross_tensors(self) -> Sequence[Tensor]:
+        """The cross tensors as `encode` returns them."""
+        return self.signatures[0].outputs
+
+    def encode(self, source_length: int) -> Bucket:
+        """Return the encoder for a source."""
+        signature, _, _ = self.signatures
+        return Bucket(signature.name, signature, {SOURCE: source_length})
+
+    def decode(self, sources: int, source_length: int, beams: int, capacity: int) -> Bucket:
+        """Return a decoder with at least these sizes."""
+        _, decode_beams, decode_single = self.signatures
+        signature = decode_beams if beams > 1 else decode_single
+        room = FIRST_CAPACITY
+        while room < capacity:
+            room *= 2
+        sizes = {
+            SOURCES: sources,
+            SOURCE: source_length,
+            BEAMS: beams,
+            ROWS: sources * beams,
+            CAPACITY: min(room, self.config.max_sequence_length),
+        }
+        return Bucket(signature.name, signature, sizes)
+
+    def first_capacity(self, max_length: int) -> int:
+        """Return the capacity that a generation starts with, or raise InputError."""
+        check_length(self.config, max_length)
+        return 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Buckets:
+    """The sizing of a static build, with an `encode` for the source length of every `decode`."""
+
+    config: BartConfig
+    buckets: Sequence[Bucket]
+    resizes = False
+
+    @property
+    def max_sources(self) -> int:
+        """The number of sources that can be decoded together."""
+        return max(bucket.sizes.get(SOURCES, 1) for bucket in self.buckets)
+
+    @property
+    def cross_tensors(self) -> Sequence[Tensor]:
+        """The cross tensors as `encode` returns them."""
+        return next(b for b in self.buckets if CAPACITY not in b.sizes).signature.outputs
+
+    def only(self, source_length: int, num_beams: int) -> "Buckets":
+        """Return the sizing that uses only the bucket of these sizes."""
+        sizes = {SOURCE: source_length, BEAMS: num_beams}
+        buckets = [
+            bucket
+            for bucket in self.buckets
+            if all(sizes.get(axis, size) == size for axis, size in bucket.sizes.items())
+        ]
+        return Buckets(self.config, buckets)
+
+    def encode(self, source_length: int) -> Bucket:
+        """Return the smallest encoder for a source, or raise InputError."""
+        return self.find({SOURCE: self.smallest(SOURCE, source_length)})
+
+    def decode(self, sources: int, source_length: int, beams: int, capacity: int) -> Bucket:
+        """Return the smallest decoder with at least these sizes, or raise InputError."""
+        needed = {SOURCES: sources, SOURCE: source_length, BEAMS: beams, CAPACITY: capacity}
+        return self.find({axis: self.smallest(axis, size) for axis, size in needed.items()})
+
+    def first_capacity(self, max_length: int) -> int:
+        """Return the capacity that a generation starts with: all of it."""
+        return max_length
+
+    def find(self, sizes: Mapping[str, int]) -> Bucket:
+        """Return the bucket with these sizes."""
+        return next(
+            bucket
+            for bucket in self.buckets
+            if (CAPACITY in bucket.sizes) == (CAPACITY in sizes)
+            and all(bucket.sizes.get(axis, 1) == size for axis, size in sizes.items())
+        )
+
+    def smallest(self, axis: str, needed: int) -> int:
+        """Return the smallest size of an axis that is at least `needed`, or raise InputError."""
+        sizes = sorted(
+            {
+                bucket.sizes.get(axis, 1)
+                for bucket in self.buckets
+                if axis == SOURCE or CAPACITY in bucket.sizes
+            }
+        )
+        for size in sizes:
+            if size >= needed:
+                return size
+        raise InputError(
+            f"{LIMITED[axis]} must be at most {sizes[-1]} in this static build, which supports "
+            f"{', '.join(map(str, sizes))}; received {needed}. A dynamic build accepts more."
+        )
+
+
+def sizing_of(config: BartConfig, buckets: Sequence[Bucket] | None) -> Dynamic | Buckets:
+    """Return the sizing of a file with these buckets; None means those of a new dynamic build."""
+    buckets = contract.tflite_buckets(config) if buckets is None else buckets
+    if any(bucket.sizes for bucket in buckets):
+        return Buckets(config, buckets)
+    return Dynamic(config, [bucket.signature for bucket in buckets])
+
+
+def check_source(config: BartConfig, token_ids: Sequence[int]) -> IntArray:
+    """Return token ids as int32 (one, source), or raise InputError if they are invalid."""
+    try:
+        ids = np.asarray(token_ids if len(token_ids) else np.empty(0, np.int64))
+    except (TypeError, ValueError):  # no sequence, or one of lists of different lengths
+        ids = np.empty(0)
+    if ids.ndim != 1 or ids.dtype.kind not in "iu":
+        raise InputError(f"A source must be a list of token ids, received {shown(token_ids)}.")
+    if not 0 < ids.size <= config.max_sequence_length:
+        raise InputError(
+            f"A source must have 1 to {config.max_sequence_length} tokens, received {ids.size}."
+        )
+    outside = ids[(ids < 0) | (ids >= config.vocabulary_size)]
+    if outside.size:
+        raise InputError(
+            f"Token ids must be from 0 to {config.vocabulary_size - 1}, received {int(outside[0])}."
+        )
+    return ids.astype(np.int32)[None, :]
+
+
+def check_length(config: BartConfig, max_length: int) -> None:
+    """Raise InputError if `max_length` exceeds the model's positions."""
+    if max_length > config.max_sequence_length:
+        raise InputError(
+            f"max_length must be at most the model's {config.max_sequence_length} positions, "
+            f"received {max_length}."
+        )
