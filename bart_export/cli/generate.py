@@ -143,8 +143,8 @@ def generate(
         text = batch_files.read_standard_input()
     engine = LITERT if engine == "litert" else engine
     generator = Generator.from_artifact(artifact, recipe=recipe, engine=engine, num_threads=threads)
-    if notice := getattr(generator.engine, "notice", ""):
-        click.echo(notice, err=True)
+    if generator.engine.notice:
+        click.echo(generator.engine.notice, err=True)
     try:
         generator.settings(**parameters)  # refused once, not for every text
         parameters |= flags

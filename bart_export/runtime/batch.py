@@ -13,8 +13,11 @@ from typing import Protocol
 import numpy as np
 
 from bart_export.config import BartConfig
-from bart_export.contract import BEAMS, CAPACITY, SOURCE, SOURCES, Bucket
+from bart_export.contract import BEAMS, CAPACITY, ROWS, SOURCE, SOURCES, Bucket
 from bart_export.runtime.sizing import Buckets, Dynamic, FloatArray, IntArray, check_source
+
+RESERVED = (SOURCES, SOURCE, CAPACITY)
+FEWER = 0.6  # resizing copies the caches, which takes about as long as five steps
 
 # Rows of a request: token ids and beam indices within its slot, both int32 (beams,).
 Rows = tuple[IntArray, IntArray]
@@ -58,22 +61,15 @@ class Batch:
         self.bucket: Bucket | None = None
         self.slots: list[Slot] = []
 
-    def admit(self, token_ids: Sequence[int], max_length: int, sources: int = 1) -> Slot:
-        """Encode a source into a free slot.
-
-        Args:
-            token_ids: the source's token ids.
-            max_length: the maximum number of its decoder tokens.
-            sources: the number of sources to make room for, if more are about to be admitted.
+    def admit(self, token_ids: Sequence[int], max_length: int) -> Slot:
+        """Encode a source of at most `max_length` decoder tokens into a free slot.
 
         Raises:
             InputError: if the source is invalid or does not fit.
         """
         ids = check_source(self.config, token_ids)
         length = ids.shape[1]
-        self.make_room(
-            max(sources, len(self.slots) + 1), length, self.sizing.first_capacity(max_length)
-        )
+        self.reserve(len(self.slots) + 1, length, self.sizing.first_capacity(max_length))
         encode = self.sizing.encode(length)
         padding = ((0, 0), (0, encode.sizes[SOURCE] - length))
         used = {slot.index for slot in self.slots}
@@ -88,11 +84,12 @@ class Batch:
         self.slots.remove(slot)
 
     def step(self, requests: Mapping[Slot, Rows]) -> dict[Slot, FloatArray]:
-        """Decode one token per beam of every source; return its logits, (beams, vocabulary)."""
-        self.make_room(len(self.slots), 1, 1 + max(slot.position for slot in self.slots))
-        sizes = self.sizes
-        beams = sizes[BEAMS]
-        rows = sizes[SOURCES] * beams
+        """Decode one token per beam of each source; return its logits, (beams, vocabulary).
+
+        `requests` has all slots.
+        """
+        self.reserve(len(self.slots), 1, 1)
+        rows, beams = self.sizes[ROWS], self.sizes[BEAMS]
         token_ids, position = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
         beam_index = np.arange(rows, dtype=np.int32)
         for slot, (tokens, parents) in requests.items():
@@ -108,30 +105,17 @@ class Batch:
             results[slot] = logits[first : first + len(tokens)]
         return results
 
-    def make_room(self, sources: int, source_length: int, capacity: int) -> None:
-        """Resize the decoder unless it has these sizes; a batch without sources takes them."""
-        lengths = [source_length, *(slot.source_length for slot in self.slots)]
-        positions = [capacity, *(slot.position + 1 for slot in self.slots)]
-        sizes = self.sizes if self.slots else {}
-        grown = [
-            max(sizes.get(axis, 1), needed)
-            for axis, needed in (
-                (SOURCES, sources),
-                (SOURCE, max(lengths)),
-                (BEAMS, self.beams),
-                (CAPACITY, max(positions)),
-            )
-        ]
-        bucket = self.sizing.decode(*grown)
-        if self.bucket != bucket or not self.slots:
-            self.resize(bucket)
+    def reserve(self, sources: int, source_length: int, capacity: int) -> None:
+        """Resize the decoder for a number of sources of up to a length, counting running ones.
 
-    def shrink(self) -> None:
-        """Resize the decoder to the running sources if they are at most half of its slots."""
-        if 2 * len(self.slots) <= self.sizes[SOURCES] and self.slots:
-            longest = max(slot.source_length for slot in self.slots)
-            capacity = 1 + max(slot.position for slot in self.slots)
-            self.resize(self.sizing.decode(len(self.slots), longest, self.beams, capacity))
+        Positions below `capacity` fit. A decoder that is much too large is resized, too.
+        """
+        longest = max([source_length, *(slot.source_length for slot in self.slots)])
+        capacity = max([capacity, *(slot.position + 1 for slot in self.slots)])
+        needed = self.sizing.decode(sources, longest, self.beams, capacity)
+        fits = all(self.sizes.get(axis, 0) >= needed.sizes[axis] for axis in RESERVED)
+        if not fits or area(needed.sizes) < FEWER * area(self.sizes):
+            self.resize(needed)
 
     def resize(self, bucket: Bucket) -> None:
         """Resize the decoder, and move the sources to its first slots."""
@@ -145,3 +129,8 @@ class Batch:
     def sizes(self) -> Mapping[str, int]:
         """The decoder's sizes."""
         return {} if self.bucket is None else self.bucket.sizes
+
+
+def area(sizes: Mapping[str, int]) -> int:
+    """Return the number of source positions, including padding."""
+    return sizes[SOURCES] * sizes[SOURCE]

@@ -309,6 +309,7 @@ class CompiledModelBackend:
         width = min(mask.shape[1], self.mask.shape[1])
         mask[: len(kept), :width] = self.mask[kept, :width]
         self.mask = mask
+        decoder.inputs["encoder_padding_mask"].write(mask)
 
     def admit(self, encode: Bucket, token_ids: IntArray, mask: IntArray, slot: int) -> None:
         """Encode a source into a slot; see `Backend.admit`."""

@@ -41,26 +41,6 @@ class Engine(Protocol):
         """
 
 
-CLOSED = "The Generator was closed. Open the artifact again."
-
-
-@dataclasses.dataclass
-class ClosedEngine:
-    """The engine of a closed Generator; every call raises EngineError."""
-
-    config: BartConfig
-
-    def start(self, token_ids: Sequence[int], num_beams: int, max_length: int) -> State:
-        """Raise EngineError."""
-        raise EngineError(CLOSED)
-
-    def step(
-        self, state: State, token_ids: IntArray, beam_index: IntArray
-    ) -> tuple[FloatArray, State]:
-        """Raise EngineError."""
-        raise EngineError(CLOSED)
-
-
 @dataclasses.dataclass(frozen=True)
 class Decoding:
     """The state of a generation between two steps; `position` counts its steps."""
@@ -87,6 +67,10 @@ class FileEngine:
         """Return an engine for one bucket of the same static build."""
         assert isinstance(self.sizing, Buckets)
         return FileEngine(self.config, self.backend, self.sizing.only(source_length, num_beams))
+
+    def close(self) -> None:
+        """Release the model; the engine cannot be used afterwards."""
+        del self.backend, self.running
 
     def batch(self, num_beams: int) -> Batch:
         """Return an empty batch, which ends the one before it."""

@@ -8,20 +8,30 @@ The artifact's settings are the defaults; a call's parameters override them.
 """
 
 import dataclasses
+import functools
 import os
 import pathlib
-import time
 from collections.abc import Generator as PythonGenerator
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, overload
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, cast, overload
+
+import numpy as np
 
 from bart_export.artifact.artifact import Artifact
 from bart_export.config import BartConfig, GenerationConfig, check_token_ids
-from bart_export.errors import InputError
-from bart_export.runtime.engine import CLOSED, ClosedEngine, Engine
+from bart_export.errors import BartExportError, InputError
+from bart_export.runtime.engine import FileEngine
 from bart_export.runtime.engine_choice import choose_file, files_for, open_engine
-from bart_export.runtime.results import GeneratedSequence, Result, Stream, Timings, Turn
-from bart_export.runtime.search import Finished, drive, search
+from bart_export.runtime.results import GeneratedSequence, Result, Stream, Timings
+from bart_export.runtime.scheduler import (
+    MAX_BATCH_SIZE,
+    MEMORY_BUDGET,
+    Scheduler,
+    Source,
+    Submitted,
+    Task,
+    run_in_order,
+)
 from bart_export.runtime.sizing import check_length
 from bart_export.text.tokenizer import BartTokenizer, IncrementalDetokenizer, generated_text
 
@@ -56,9 +66,10 @@ class ModelInfo:
 class Generator:
     """Generates text with an exported BART model.
 
-    Thread-safe: texts are generated one after another, and an unfinished stream is completed and
-    buffered before the next text starts. To generate texts in parallel, open several Generators. As
-    a context manager, a Generator releases the model at the end of the block.
+    Texts are decoded together, at most `max_batch_size` at a time, and as many as fit in
+    `memory_budget`. Each gets the result that it would get alone, except for rounding. Texts with
+    another number of beams wait until these have ended. Thread-safe: threads share the batch. As a
+    context manager, a Generator releases the model at the end of the block.
 
     Args:
         tokenizer: converts text to ids and back.
@@ -66,22 +77,31 @@ class Generator:
         generation: the default settings.
         encoder_sequence_length: the maximum number of source tokens, including start and end.
         source: the origin that `repr` shows.
+        max_batch_size: the maximum number of texts decoded together.
+        memory_budget: bytes for the decoder's inputs and outputs; one text always runs.
     """
 
     def __init__(
         self,
         tokenizer: BartTokenizer,
-        engine: Engine,
+        engine: FileEngine,
         generation: GenerationConfig,
         encoder_sequence_length: int,
         source: str = "",
+        *,
+        max_batch_size: int = MAX_BATCH_SIZE,
+        memory_budget: int = MEMORY_BUDGET,
     ) -> None:
         self.tokenizer = tokenizer
-        self.engine = engine
         self.generation = generation
         self.encoder_sequence_length = encoder_sequence_length
         self.source = source
-        self.turn = Turn()
+        self.scheduler = Scheduler(engine, max_batch_size, memory_budget)
+
+    @property
+    def engine(self) -> FileEngine:
+        """The engine that runs the model."""
+        return self.scheduler.engine
 
     @classmethod
     def from_artifact(
@@ -92,6 +112,8 @@ class Generator:
         shapes: str | None = None,
         engine: str | None = None,
         num_threads: int | None = None,
+        max_batch_size: int = MAX_BATCH_SIZE,
+        memory_budget: int = MEMORY_BUDGET,
     ) -> "Generator":
         """Open an artifact's tokenizer and one of its `.tflite` files.
 
@@ -104,10 +126,12 @@ class Generator:
                 installed.
             num_threads: threads of the engine; None means one for a small model and all cores for
                 a larger one.
+            max_batch_size, memory_budget: see `Generator`. A static build, tflite-runtime and an
+                artifact from before version 2 of the contract decode one text at a time.
 
         Raises:
             ArtifactError: if the artifact is damaged or has no such file.
-            ConfigurationError: if `engine`, `shapes` or `num_threads` is invalid.
+            ConfigurationError: if an argument is invalid.
             EngineError: if the installed runtime cannot run the file correctly.
             MissingExtra: if the engine is not installed.
         """
@@ -121,6 +145,8 @@ class Generator:
             info.generation,
             min(longest, max(static.source_lengths)) if static else longest,
             f"{file} of {artifact.directory}",
+            max_batch_size=max_batch_size,
+            memory_budget=memory_budget,
         )
 
     def __repr__(self) -> str:
@@ -140,9 +166,7 @@ class Generator:
 
     def close(self) -> None:
         """Release the model and its memory. Later calls raise EngineError."""
-        with self.turn.lock:
-            self.turn.end(CLOSED)
-            self.engine = ClosedEngine(self.engine.config)
+        self.scheduler.close()
 
     @overload
     def generate(
@@ -194,17 +218,67 @@ class Generator:
             EngineError: if the Generator was closed.
         """
         several = isinstance(text, Iterable) and not isinstance(text, (str, bytes, Mapping))
-        texts: list[Any] = list(text) if several else [text]
-        for source in texts:
-            check_text(source, allow_empty)
-        sources = [self.source_ids(source, truncate, special_tokens) for source in texts]
+        texts = cast("list[str]", list(text) if several else [text])
         generation = self.settings(**parameters)
-        results = [self.pieces(ids, generation, truncated).drain() for ids, truncated in sources]
+        sources = [self.source_of(each, truncate, allow_empty, special_tokens) for each in texts]
+        results: list[Result] = list(self.run(sources, generation))
         return results if several else results[0]
 
-    def generate_ids(self, token_ids: Sequence[int], **parameters: Any) -> Result:
-        """Generate from source token ids, including start and end tokens; see `generate`."""
-        return self.pieces(token_ids, self.settings(**parameters)).drain()
+    def generate_iter(
+        self,
+        texts: Iterable[str],
+        *,
+        return_exceptions: bool = False,
+        truncate: bool = False,
+        allow_empty: bool = False,
+        special_tokens: bool = False,
+        **parameters: Any,
+    ) -> Iterator[Result | BartExportError]:
+        """Yield the result of each text, in order, while reading the texts as they are needed.
+
+        Texts of similar length are decoded together, so hundreds of texts are read ahead.
+
+        Args:
+            texts: the source texts.
+            return_exceptions: yield the error of a text instead of raising it.
+            truncate, allow_empty, special_tokens, parameters: see `generate`.
+
+        Raises:
+            InputError: if a text is invalid; see `generate`.
+        """
+        generation = self.settings(**parameters)
+
+        def sources() -> Iterator[Source | BartExportError]:
+            for text in texts:
+                try:
+                    yield self.source_of(text, truncate, allow_empty, special_tokens)
+                except BartExportError as error:
+                    yield error
+
+        return self.run(sources(), generation, return_exceptions)
+
+    @overload
+    def generate_ids(self, token_ids: Sequence[int], **parameters: Any) -> Result: ...
+
+    @overload
+    def generate_ids(
+        self, token_ids: Sequence[Sequence[int]], **parameters: Any
+    ) -> list[Result]: ...
+
+    def generate_ids(
+        self, token_ids: Sequence[int] | Sequence[Sequence[int]], **parameters: Any
+    ) -> Result | list[Result]:
+        """Generate from one source's token ids, including start and end tokens, or from several.
+
+        See `generate`.
+        """
+        generation = self.settings(**parameters)
+        if len(token_ids) and isinstance(token_ids[0], (Sequence, np.ndarray)):
+            rows = cast("Sequence[Sequence[int]]", token_ids)
+            return list(self.run([Source(row) for row in rows], generation))
+        row = cast("Sequence[int]", token_ids)
+        result: Result = next(self.run([Source(row)], generation))
+        return result
 
     def stream(
         self,
@@ -222,9 +296,8 @@ class Generator:
         stops the generation. Parameters and errors are those of `generate`.
         """
         generation = self.settings(**parameters)
-        check_text(text, allow_empty)
-        ids, truncated = self.source_ids(text, truncate, special_tokens)
-        return self.pieces(ids, generation, truncated)
+        source = self.source_of(text, truncate, allow_empty, special_tokens)
+        return self.pieces(source, generation)
 
     def settings(self, **parameters: Any) -> GenerationConfig:
         """Return the settings for a call's parameters; errors are those of `generate`."""
@@ -233,39 +306,47 @@ class Generator:
         check_length(self.engine.config, generation.max_length)
         return generation
 
-    def pieces(
-        self, token_ids: Sequence[int], generation: GenerationConfig, truncated: bool = False
-    ) -> Stream:
-        """Return a stream from source token ids, which starts when it is first read."""
-        return Stream(self.turn, self.run(token_ids, generation, truncated))
+    def pieces(self, source: Source, generation: GenerationConfig) -> Stream:
+        """Return a stream from a source, which starts when it is first read."""
+        return Stream(
+            self.scheduler,
+            Task(source.token_ids, generation, streams=True),
+            IncrementalDetokenizer(self.tokenizer, keep_first_space=False),
+            functools.partial(self.result, source),
+        )
 
     def run(
-        self, token_ids: Sequence[int], generation: GenerationConfig, truncated: bool
-    ) -> PythonGenerator[str | Result, None, None]:
-        """Yield the pieces of a generated text, and finally the Result."""
-        began = time.perf_counter()
-        rows = max(generation.num_beams, generation.num_return_sequences)
-        state = self.engine.start(token_ids, rows, generation.max_length)
-        encoded = time.perf_counter()
-        detokenizer = IncrementalDetokenizer(self.tokenizer, keep_first_space=False)
-        for event in drive(search(generation), self.engine.step, state):
-            if isinstance(event, Finished):
-                decoded = time.perf_counter()
-                if rest := detokenizer.finish():
-                    yield rest
-                sequences = tuple(
-                    GeneratedSequence(
-                        generated_text(self.tokenizer, hypothesis.token_ids),
-                        hypothesis.token_ids,
-                        hypothesis.score,
-                    )
-                    for hypothesis in event.hypotheses
-                )
-                tokens = len(sequences[0].token_ids) - 1
-                timings = Timings(encoded - began, decoded - encoded, tokens)
-                yield Result(sequences, tuple(token_ids), timings, truncated)
-            elif piece := "".join(map(detokenizer.push, event.token_ids)):
-                yield piece
+        self,
+        sources: Iterable[Source | BartExportError],
+        generation: GenerationConfig,
+        return_exceptions: bool = False,
+    ) -> PythonGenerator[Any, None, None]:
+        """Yield the result of each source, in order; see `generate_iter`."""
+        for row in run_in_order(self.scheduler, sources, generation):
+            answer = row if isinstance(row, BartExportError) else self.answer(row)
+            returned = return_exceptions and isinstance(answer, BartExportError)
+            if isinstance(answer, Exception) and not returned:
+                raise answer
+            yield answer
+
+    def answer(self, row: Submitted) -> Result | Exception:
+        """Return the result of a source whose task has ended, or its error."""
+        return row.task.error or self.result(row.source, row.task)
+
+    def result(self, source: Source, task: Task) -> Result:
+        """Return the result of a finished task."""
+        assert task.hypotheses is not None
+        sequences = tuple(
+            GeneratedSequence(
+                generated_text(self.tokenizer, hypothesis.token_ids),
+                hypothesis.token_ids,
+                hypothesis.score,
+            )
+            for hypothesis in task.hypotheses
+        )
+        tokens = len(sequences[0].token_ids) - 1
+        timings = Timings(task.encoded - task.admitted, task.ended - task.encoded, tokens)
+        return Result(sequences, tuple(source.token_ids), timings, source.truncated)
 
     def encode(self, text: str, truncate: bool, special_tokens: bool = False) -> list[int]:
         """Return the source token ids of a text, including start and end tokens."""
@@ -273,12 +354,17 @@ class Generator:
             text, self.encoder_sequence_length, truncate=truncate, special_tokens=special_tokens
         )
 
-    def source_ids(self, text: str, truncate: bool, special_tokens: bool) -> tuple[list[int], bool]:
-        """Return the source token ids of a text, and whether it was truncated."""
+    def source_of(
+        self, text: str, truncate: bool, allow_empty: bool, special_tokens: bool
+    ) -> Source:
+        """Return the source of a text, or raise InputError."""
+        check_text(text, allow_empty)
         if not truncate:
-            return self.encode(text, False, special_tokens), False
-        return self.tokenizer.encode_beginning(
-            text, self.encoder_sequence_length, special_tokens=special_tokens
+            return Source(self.encode(text, False, special_tokens))
+        return Source(
+            *self.tokenizer.encode_beginning(
+                text, self.encoder_sequence_length, special_tokens=special_tokens
+            )
         )
 
 

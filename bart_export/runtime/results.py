@@ -1,12 +1,13 @@
-"""Results of generations, and streams that take turns on an engine."""
+"""Results of generations, and streams of their pieces."""
 
-import collections
 import dataclasses
+import functools
 import threading
-import weakref
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 
 from bart_export.errors import EngineError
+from bart_export.runtime.scheduler import Scheduler, Task
+from bart_export.text.tokenizer import IncrementalDetokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,98 +65,76 @@ class Result:
         return self.sequences[0].score
 
 
-class Turn:
-    """The stream that is running on an engine, and the lock of all streams.
-
-    An engine's buffers belong to its latest generation. Before a stream starts, the running one is
-    completed, whichever thread reads it, and its pieces are buffered for its reader.
-    """
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.stream: Callable[[], Stream | None] = lambda: None
-
-    def take(self, stream: "Stream") -> None:
-        """Give the engine to a stream, after completing the running stream."""
-        running = self.stream()
-        if running is not None and running is not stream:
-            running.finish()
-        self.stream = weakref.ref(stream)
-
-    def end(self, reason: str) -> None:
-        """Stop the running stream, whose reader gets an EngineError."""
-        running = self.stream()
-        if running is not None and not running.ended:
-            running.stop(EngineError(reason))
-
-
 class Stream(Iterator[str]):
     """An iterator that yields the pieces of a generated text as soon as they are final.
 
-    Thread-safe. An unfinished stream is completed by the next generation on the same engine.
-    `close`, or dropping the last reference, stops it.
+    Thread-safe. The generation starts with the first read, and goes on whenever any text of its
+    Generator is waited for. `close`, or dropping the last reference, stops it.
 
-    Attributes:
-        result: the result with scores and token ids, or None until the generation has ended.
+    Args:
+        scheduler: runs the search.
+        task: the source and its settings, not submitted yet.
+        detokenizer: converts settled tokens to text.
+        to_result: returns the result of a finished task.
     """
 
-    def __init__(self, turn: Turn, running: Generator[str | Result, None, None]) -> None:
-        self.turn = turn
-        self.running = running
-        self.pieces: collections.deque[str] = collections.deque()
-        self.ended = False
-        self.failure: Exception | None = None
-        self.result: Result | None = None
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        task: Task,
+        detokenizer: IncrementalDetokenizer,
+        to_result: Callable[[Task], Result],
+    ) -> None:
+        self.scheduler, self.task = scheduler, task
+        self.detokenizer, self.to_result = detokenizer, to_result
+        self.lock = threading.Lock()
+        self.submitted = False
+
+    @functools.cached_property
+    def finished(self) -> Result:
+        """The result of the finished task."""
+        return self.to_result(self.task)
+
+    @property
+    def result(self) -> Result | None:
+        """The result with scores and token ids, or None until the generation has ended."""
+        return None if self.task.hypotheses is None else self.finished
 
     def __next__(self) -> str:
         """Return the next piece, or raise the generation's error."""
-        with self.turn.lock:
-            if not self.pieces and not self.ended:
-                self.turn.take(self)
-                self.advance()
-            if self.pieces:
-                return self.pieces.popleft()
-            if self.failure is not None:
-                raise self.failure
+        with self.lock:
+            while not self.task.cancelled:
+                self.wait()
+                tokens = self.task.take()
+                piece = "".join(map(self.detokenizer.push, tokens))
+                if self.task.hypotheses is not None and not self.task.tokens:
+                    piece += self.detokenizer.finish()
+                if piece:
+                    return piece
+                if self.task.error is not None:
+                    raise self.task.error
+                if self.task.ended and not self.task.tokens:
+                    break
             raise StopIteration(self.result)
 
     def drain(self) -> Result:
         """Complete the generation and return its result, or raise its error."""
-        with self.turn.lock:
-            if not self.ended:
-                self.turn.take(self)
-                self.finish()
-            if self.result is None:
-                raise self.failure or EngineError("The stream was closed before its end.")
-            return self.result
+        self.task.streams = False
+        self.wait()
+        if self.result is None:
+            raise self.task.error or EngineError("The stream was closed before its end.")
+        return self.result
+
+    def wait(self) -> None:
+        """Start the generation, and wait until its task is ready."""
+        if not self.submitted and not self.task.cancelled:
+            self.submitted = True
+            self.scheduler.submit(self.task)
+        self.scheduler.wait(lambda: self.task.ready)
 
     def close(self) -> None:
         """Stop the generation and discard its pieces."""
-        with self.turn.lock:
-            if not self.ended:
-                self.stop(None)
+        self.scheduler.cancel(self.task)
 
-    def finish(self) -> None:
-        """Complete the generation; the caller holds the lock."""
-        while not self.ended:
-            self.advance()
-
-    def advance(self) -> None:
-        """Generate the next piece or the result; the caller holds the lock."""
-        try:
-            piece = next(self.running)
-            if isinstance(piece, str):
-                self.pieces.append(piece)
-            else:
-                self.ended, self.result = True, piece
-        except Exception as error:
-            self.ended, self.failure = True, error
-        except BaseException:  # Ctrl-C, perhaps while completing this stream for another one
-            self.stop(EngineError("The generation was interrupted before its end. Start it again."))
-            raise
-
-    def stop(self, failure: Exception | None) -> None:
-        """Stop the generation; the caller holds the lock."""
-        self.ended, self.failure = True, failure
-        self.pieces.clear()
-        self.running.close()
+    def __del__(self) -> None:
+        self.task.cancelled = True  # no lock: the collector may run anywhere

@@ -5,6 +5,7 @@ use the smallest that fits, padded and masked, with spare beams.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -19,6 +20,7 @@ IntArray = npt.NDArray[np.int32]
 FloatArray = npt.NDArray[np.float32]
 
 MAX_SOURCES = 1024  # of a dynamic build; its step takes as long as the memory of its caches allows
+LENGTH_STEP = 16  # source tokens, so that slightly longer sources do not resize a batch
 FIRST_CAPACITY = 16  # decoder positions; doubling costs milliseconds once, capacity every step
 # The sizes of axes, as requests name them.
 LIMITED = {
@@ -57,6 +59,8 @@ class Dynamic:
         """Return a decoder with at least these sizes."""
         _, decode_beams, decode_single = self.signatures
         signature = decode_beams if beams > 1 else decode_single
+        if sources > 1:
+            source_length += -source_length % LENGTH_STEP
         room = FIRST_CAPACITY
         while room < capacity:
             room *= 2
@@ -149,6 +153,14 @@ def sizing_of(config: BartConfig, buckets: Sequence[Bucket] | None) -> Dynamic |
     if any(bucket.sizes for bucket in buckets):
         return Buckets(config, buckets)
     return Dynamic(config, [bucket.signature for bucket in buckets])
+
+
+def decoder_bytes(sizing: Dynamic | Buckets, source_length: int, beams: int, capacity: int) -> int:
+    """Return the size of the decoder's inputs and outputs for one source."""
+    decode = sizing.decode(1, source_length, beams, capacity)
+    sizes = {**contract.sizes(sizing.config), **decode.sizes}
+    tensors = (*decode.signature.inputs, *decode.signature.outputs)
+    return sum(4 * math.prod(sizes[axis] for axis in tensor.axes) for tensor in tensors)
 
 
 def check_source(config: BartConfig, token_ids: Sequence[int]) -> IntArray:

@@ -5,6 +5,7 @@ generators share a weight cache. Names, dtypes and shapes are those of the Saved
 clients need not know which engine they use.
 """
 
+import itertools
 import pathlib
 import queue
 from collections.abc import Callable, Mapping, Sequence
@@ -17,10 +18,10 @@ from bart_export import contract
 from bart_export.artifact.artifact import Artifact
 from bart_export.config import GenerationConfig
 from bart_export.errors import ConfigurationError, EngineError, InputError
-from bart_export.runtime.engine import Engine, available_cores, default_threads
+from bart_export.runtime.engine import available_cores, default_threads
 from bart_export.runtime.generator import Generator
 from bart_export.runtime.results import GeneratedSequence, Result, Timings
-from bart_export.runtime.sizing import FloatArray, IntArray
+from bart_export.runtime.scheduler import Source, Task
 from bart_export.server import messages
 from bart_export.server.messages import Array, object_array
 from bart_export.server.options import ServeOptions
@@ -35,6 +36,7 @@ from bart_export.server.servable import (
     is_blank,
 )
 from bart_export.server.status import Code, StatusError, invalid
+from bart_export.text.tokenizer import IncrementalDetokenizer
 
 METHOD = "tensorflow/serving/predict"
 EARLY_STOPPING: Mapping[bytes, bool | str] = {b"true": True, b"false": False, b"never": "never"}
@@ -43,25 +45,24 @@ SETTINGS = {tensor.name: tensor for tensor in contract.GENERATION_INPUTS}
 NO_SEQUENCE = GeneratedSequence("", (), float(np.finfo(np.float32).min))
 
 
-class LimitedEngine:
-    """An engine that stops a generation between two steps once its limits are exceeded."""
-
-    def __init__(self, engine: Engine, limits: Limits) -> None:
-        self.engine = engine
-        self.config = engine.config
-        self.limits = limits
-        self.steps = 0
-
-    def start(self, token_ids: Sequence[int], num_beams: int, max_length: int) -> Any:
-        """Encode a source."""
-        self.limits.check()
-        return self.engine.start(token_ids, num_beams, max_length)
-
-    def step(self, state: Any, token_ids: IntArray, beam_index: IntArray) -> tuple[FloatArray, Any]:
-        """Decode one token of every beam."""
-        self.limits.check()
-        self.steps += 1
-        return self.engine.step(state, token_ids, beam_index)
+def run_task(
+    generator: Generator, task: Task, limits: Limits, step: Callable[[int], object] = id
+) -> Result:
+    """Run a task within limits; `step` is called with the number of steps after each of them."""
+    scheduler = generator.scheduler
+    scheduler.submit(task)
+    try:
+        for number in itertools.count():
+            if task.ended:
+                break
+            limits.check()
+            scheduler.step()
+            step(number)
+    finally:
+        scheduler.cancel(task)
+    if task.error is not None:
+        raise task.error
+    return generator.result(Source(task.token_ids), task)
 
 
 class ArtifactServable:
@@ -103,21 +104,25 @@ class ArtifactServable:
                 sequence = GeneratedSequence("", (generation.decoder_start_token_id,), 0.0)
                 sequences = (sequence,) * generation.num_return_sequences
                 return Result(sequences, tuple(token_ids), Timings(0.0, 0.0, 0))
-            stream = generator.pieces(token_ids, generation)
-            for piece in stream:
-                call.emit(piece, generator.engine.steps)  # type: ignore[attr-defined]
-            return stream.drain()
+            task = Task(token_ids, generation)
+            detokenizer = IncrementalDetokenizer(generator.tokenizer, keep_first_space=False)
+
+            def emit(step: int) -> None:
+                piece = "".join(map(detokenizer.push, task.take()))
+                if task.hypotheses is not None:
+                    piece += detokenizer.finish()
+                if piece:
+                    call.emit(piece, step)
+
+            return run_task(generator, task, call.limits, emit)
 
         return self.workers.submit(lambda: self.run(work, call.limits), call.limits)
 
     def run(self, work: Callable[[Generator], Answer], limits: Limits) -> Answer:
         """Do some work with an idle generator, within limits."""
         idle = self.idle.get()
-        engine = LimitedEngine(idle.engine, limits)
         try:
-            return work(
-                Generator(idle.tokenizer, engine, idle.generation, idle.encoder_sequence_length)
-            )
+            return work(idle)
         except (InputError, ConfigurationError) as error:
             raise invalid(str(error)) from error
         except EngineError as error:
@@ -185,13 +190,13 @@ def check_inputs(signature_def: messages.Message, inputs: Tensors) -> None:
 
 def serving_default(generator: Generator, inputs: Tensors, limits: Limits) -> Tensors:
     """Generate the best text for each source text: generated_text (batch,)."""
-    rows = sequences_of(generator, sources(generator, inputs["text"], limits), inputs)
+    rows = sequences_of(generator, sources(generator, inputs["text"], limits), inputs, limits)
     return {"generated_text": object_array(row[0].text.encode() for row in rows)}
 
 
 def generate_text(generator: Generator, inputs: Tensors, limits: Limits) -> Tensors:
     """Generate texts for each source text: generated_text and scores (batch, sequences)."""
-    rows = sequences_of(generator, sources(generator, inputs["text"], limits), inputs)
+    rows = sequences_of(generator, sources(generator, inputs["text"], limits), inputs, limits)
     shape = len(rows), generator.generation.num_return_sequences
     texts = object_array(sequence.text.encode() for row in rows for sequence in row)
     return {"generated_text": texts.reshape(shape), "scores": scores(rows).reshape(shape)}
@@ -205,7 +210,7 @@ def generate(generator: Generator, inputs: Tensors, limits: Limits) -> Tensors:
     truncated = [
         row if len(row) <= longest else [*row[: longest - 1], row[-1]] for row in source_rows
     ]
-    rows = sequences_of(generator, truncated, inputs)
+    rows = sequences_of(generator, truncated, inputs, limits)
     shape = len(rows), generator.generation.num_return_sequences
     ids, lengths = padded(
         [sequence.token_ids for row in rows for sequence in row],
@@ -272,7 +277,7 @@ def scores(rows: Sequence[Sequence[GeneratedSequence]]) -> Array:
 
 
 def sequences_of(
-    generator: Generator, rows: Sequence[Sequence[int]], inputs: Tensors
+    generator: Generator, rows: Sequence[Sequence[int]], inputs: Tensors, limits: Limits
 ) -> list[list[GeneratedSequence]]:
     """Generate `num_return_sequences` sequences for each source, best first.
 
@@ -296,7 +301,8 @@ def sequences_of(
                 text = word.decode("utf-8", "replace")
                 raise invalid(f"early_stopping must be true, false or never, received {text}")
             settings["early_stopping"] = EARLY_STOPPING[word]
-        sequences = generator.generate_ids(row, **settings).sequences
+        task = Task(row, generator.settings(**settings))
+        sequences = run_task(generator, task, limits).sequences
         missing = generation.num_return_sequences - len(sequences)
         results.append([*sequences, *[NO_SEQUENCE] * missing])
     return results
