@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bart_export.bench.measurements import random_sources
 from bart_export.checkpoints import resolve
 from bart_export.config import GenerationConfig
 from bart_export.errors import ConfigurationError
+from bart_export.runtime.generator import Generator
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "data" / "golden"
@@ -61,18 +63,17 @@ def build(tools, name, checkpoint, directory):
 def test_a_peer_in_float32_gives_our_logits_and_our_tokens(
     tools, name, distilled, distilled_artifact, tmp_path
 ):
-    from peers.stepped import Stepped
-
-    from bart_export.runtime.engine_choice import open_engine
-
     model = build(tools, name, distilled, tmp_path)
     reference = tools.reference_logits(distilled, SOURCE, TARGET)
     assert tools.distance(model.logits(SOURCE, TARGET), reference) < 1e-4
-    ours = Stepped(open_engine(distilled_artifact, "tflite/float32.tflite"))
+    ours = tools.Ours(Generator.from_artifact(distilled_artifact.directory))
+    sources = random_sources(distilled.config.vocabulary_size, len(SOURCE), 4)
     for num_beams in (1, 4, 1):
-        expected = ours.generate(SOURCE, num_beams, 24)
-        assert len(expected) == 24
-        assert model.generate(SOURCE, num_beams, 24) == expected
+        expected = ours.generate(sources, num_beams, 24)
+        assert [len(answer) for answer in expected] == [24] * 4
+        assert len(set(map(tuple, expected))) == 4
+        assert model.generate(sources, num_beams, 24) == expected
+        assert [model.generate([source], num_beams, 24)[0] for source in sources] == expected
 
 
 @pytest.mark.parametrize("name", INT8)
@@ -85,7 +86,26 @@ def test_a_peer_in_int8_is_as_near_as_int8_is(tools, name, mini, tmp_path):
     assert 1e-3 < distance < 0.05
     assert distance < tools.PEERS[name].tolerance
     for num_beams in (1, 4):
-        assert len(model.generate(SOURCE, num_beams, 40)) == 40
+        answers = model.generate([SOURCE, SOURCE[::-1]], num_beams, 40)
+        assert [len(answer) for answer in answers] == [40, 40]
+
+
+def test_ctranslate2_keeps_to_the_fastest_way(tools, symmetric, tmp_path, monkeypatch):
+    model = build(tools, "CTranslate2 float32", symmetric, tmp_path)
+    sources = random_sources(symmetric.config.vocabulary_size, 8, 8)
+    ways = model.ways(8)
+    assert ways == [(1, 8), (1, 4), (2, 4)]
+    assert model.ways(1) == [(1, 1)]
+    seconds = iter([2.0, 1.0, 3.0])
+    tried, translate = [], model.translate
+    monkeypatch.setattr(model, "seconds", lambda work: work() and next(seconds))
+    monkeypatch.setattr(
+        model, "translate", lambda *given: tried.append(given[-2:]) or translate(*given)
+    )
+    first = model.generate(sources, 1, 6)
+    assert tried == [*ways, (1, 4)]
+    assert model.generate(sources, 1, 6) == first
+    assert tried[len(ways) :] == [(1, 4)] * 2
 
 
 def test_keras_hub_gives_our_logits_and_searches_greedily_and_with_beams(
@@ -94,10 +114,13 @@ def test_keras_hub_gives_our_logits_and_searches_greedily_and_with_beams(
     model = build(tools, "KerasHub without XLA", symmetric, tmp_path)
     reference = tools.reference_logits(symmetric, SOURCE, TARGET)
     assert tools.distance(model.logits(SOURCE, TARGET), reference) < 1e-4
-    greedy, beams = (model.generate(SOURCE, num_beams, 8) for num_beams in (1, 4))
+    sources = [SOURCE, SOURCE[::-1]]
+    (greedy, other), (beams, _) = (model.generate(sources, num_beams, 8) for num_beams in (1, 4))
     rows = tools.reference_logits(symmetric, SOURCE, [START, *greedy[:-1]])
     assert rows.argmax(-1).tolist() == greedy
     assert len(beams) == 8
+    assert model.generate(sources[1:], 1, 8) == [other]
+    assert other != greedy
 
 
 def test_keras_hub_refuses_a_model_that_it_cannot_have(tools, distilled, tmp_path):
@@ -140,8 +163,9 @@ def test_the_command_times_all_that_is_there_and_says_what_is_not(mini_artifact,
         [
             sys.executable, ROOT / "tools" / "compare_peers.py", "bart_mini_en",
             mini_artifact.directory, "--peer", "CTranslate2 int8", "--peer", "transformers",
-            "--source", "24", "--num-beams", "1", "--num-beams", "2", "--new-tokens", "4",
-            "--threads", "1", "--runs", "2", "--json", report,
+            "--num-texts", "1", "--num-texts", "3", "--source", "24", "--num-beams", "1",
+            "--num-beams", "2", "--new-tokens", "4", "--threads", "1", "--runs", "2",
+            "--json", report,
         ],
         capture_output=True, text=True, check=True, env=os.environ | {"COLUMNS": "200"},
     )  # fmt: skip
@@ -152,19 +176,18 @@ def test_the_command_times_all_that_is_there_and_says_what_is_not(mini_artifact,
     assert peer["version"] == importlib.metadata.version("ctranslate2")
     assert "not installed" in absent["skipped"]
     assert absent["skipped"] in done.stdout
-    timed = [(row["source"], row["num_beams"], row["engine"]) for row in told["timings"]]
-    assert timed == [
-        (24, beams, engine) for beams in (1, 2) for engine in (ours["engine"], peer["engine"])
+    keys = ("num_texts", "source", "num_beams", "engine")
+    timed = {tuple(row[key] for key in keys): row for row in told["timings"]}
+    assert list(timed) == [
+        (texts, 24, beams, engine)
+        for texts in (1, 3)
+        for beams in (1, 2)
+        for engine in (ours["engine"], peer["engine"])
     ]
-    for row in told["timings"]:
+    for (*work, _), row in timed.items():
         assert len(row["runs"]) == 2
         assert row["seconds"] == pytest.approx(sum(row["runs"]) / 2)
-        assert row["times_ours"] == pytest.approx(
-            row["seconds"]
-            / next(
-                mine["seconds"]
-                for mine in told["timings"]
-                if mine["engine"] == ours["engine"] and mine["num_beams"] == row["num_beams"]
-            )
-        )
+        assert row["tokens_per_second"] * row["seconds"] == pytest.approx(4 * row["num_texts"])
+        mine = timed[(*work, ours["engine"])]
+        assert row["times_ours"] == pytest.approx(row["seconds"] / mine["seconds"])
         assert f"{row['seconds']:.3f}" in done.stdout

@@ -94,7 +94,7 @@ def peer(checkpoint: Checkpoint, source: list[int], new_tokens: int, **settings:
     `settings` are arguments of KerasHub's `compile`.
     """
     model = keras_hub_model.build(checkpoint, **settings)
-    return lambda: [keras_hub_model.START, *model.generate(source, 1, new_tokens)]
+    return lambda: [keras_hub_model.START, *model.generate([source], 1, new_tokens)[0]]
 
 
 def check(engines: dict[str, Generate]) -> None:

@@ -1,7 +1,7 @@
 """Compare the speed of this package's runtime with its peers on the same weights.
 
-Usage: compare_peers.py PRESET [ARTIFACT] [--peer NAME]… [--source N]… [--num-beams N]…
-                        [--new-tokens N] [--threads N] [--runs N] [--json FILE]
+Usage: compare_peers.py PRESET [ARTIFACT] [--peer NAME]… [--num-texts N]… [--source N]…
+                        [--num-beams N]… [--new-tokens N] [--threads N] [--runs N] [--json FILE]
 
 PRESET is a preset of bart-export (random_checkpoint.py writes one), ARTIFACT its export with the
 recipe dynamic_wi8_afp32; by default it is exported first. Every peer is built from the same arrays
@@ -10,13 +10,15 @@ that are not installed (`pip install '.[peers]'`) are reported and skipped. Firs
 peer are compared with those of the float32 Keras model for one sequence. The column "agrees" has
 their distance; the comparison fails if it is too large.
 
-Runs are timed from source ids to generated ids, with a forced number of tokens. CTranslate2,
-KerasHub and transformers have their own search; ONNX Runtime and OpenVINO have none for an
-encoder-decoder and use this package's host search. Runs take turns, so that other work of the
-machine affects all alike; figures are medians.
+Runs are timed from source ids to generated ids, with a forced number of tokens. Several texts
+(`--num-texts 8`, by default 1) have the same length and are given together. CTranslate2, KerasHub
+and transformers have their own search; ONNX Runtime and OpenVINO have none for an encoder-decoder
+and use this package's host search. Runs take turns, so that other work of the machine affects all
+alike; figures are medians.
 """
 
 import argparse
+import functools
 import gc
 import os
 import statistics
@@ -33,20 +35,20 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 from measuring import command, take_turns
 from peers import PEERS, Model, version
-from peers.stepped import Stepped
+from peers.stepped import forced, teacher_force
 from rich.console import Group
 from rich.table import Table
 
-from bart_export.artifact.artifact import Artifact
-from bart_export.bench.measurements import host, random_source
+from bart_export.bench.measurements import host, random_source, random_sources
 from bart_export.checkpoints import resolve
 from bart_export.checkpoints.checkpoint import Checkpoint
 from bart_export.config import GenerationConfig
 from bart_export.errors import ConfigurationError
+from bart_export.progress import plural
 from bart_export.quiet import native_stderr_silenced
 from bart_export.recipes import table as recipes
 from bart_export.runtime.engine import available_cores
-from bart_export.runtime.engine_choice import choose_file, open_engine
+from bart_export.runtime.generator import Generator
 from bart_export.runtime.sizing import FloatArray
 
 RECIPE = recipes.DEFAULT
@@ -82,7 +84,28 @@ def distance(logits: FloatArray, reference: FloatArray) -> float:
     return float(np.sqrt(np.mean(np.square(error)) / np.mean(np.square(spread))))
 
 
-def ours(preset: str, artifact: Path | None, directory: Path, num_threads: int) -> Stepped:
+class Ours:
+    """This package's `Generator`, without the artifact's settings. See `peers.Model`."""
+
+    def __init__(self, generator: Generator) -> None:
+        self.generator = generator
+        generator.generation = GenerationConfig()
+
+    def generate(
+        self, sources: Sequence[Sequence[int]], num_beams: int, new_tokens: int
+    ) -> list[list[int]]:
+        """Return each source's best sequence of exactly `new_tokens` tokens."""
+        settings = forced(num_beams, new_tokens)
+        results = [self.generator.generate_ids(source, **settings) for source in sources]
+        return [list(result.token_ids[1:]) for result in results]
+
+    def logits(self, source: Sequence[int], target: Sequence[int]) -> FloatArray:
+        """Return the logits after each decoder token, (target, vocabulary)."""
+        engine = self.generator.engine
+        return teacher_force(engine, engine.start(source, 2, len(target)), target)
+
+
+def ours(preset: str, artifact: Path | None, directory: Path, num_threads: int) -> Ours:
     """Open this package's file, after exporting it to the directory if there is no artifact."""
     if artifact is None:
         with native_stderr_silenced():
@@ -91,9 +114,8 @@ def ours(preset: str, artifact: Path | None, directory: Path, num_threads: int) 
 
             artifact = directory / "artifact"
             export(preset, TfliteOptions((recipes.RECIPES[RECIPE],)), artifact)
-    opened = Artifact.open(artifact)
-    file = choose_file(opened, RECIPE, None)
-    return Stepped(open_engine(opened, file, num_threads=num_threads))
+    generator = Generator.from_artifact(artifact, recipe=RECIPE, num_threads=num_threads)
+    return Ours(generator)
 
 
 def built(
@@ -173,9 +195,10 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as directory:
         models, rows = built(arguments, checkpoint, Path(directory))
         works = {
-            (name, source, beams): lambda model=model, source=source, beams=beams: model.generate(
-                random_source(size, source), beams, new_tokens
+            (name, texts, source, beams): functools.partial(
+                model.generate, random_sources(size, source, texts), beams, new_tokens
             )
+            for texts in arguments.num_texts or (1,)
             for source in arguments.source or (64, 512)
             for beams in arguments.num_beams or (1, 4)
             for name, model in models.items()
@@ -193,14 +216,16 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
         "timings": [
             {
                 "engine": name,
+                "num_texts": texts,
                 "source": source,
                 "num_beams": beams,
                 "seconds": statistics.median(taken),
+                "tokens_per_second": texts * new_tokens / statistics.median(taken),
                 "times_ours": statistics.median(taken)
-                / statistics.median(seconds[OURS, source, beams]),
+                / statistics.median(seconds[OURS, texts, source, beams]),
                 "runs": taken,
             }
-            for (name, source, beams), taken in seconds.items()
+            for (name, texts, source, beams), taken in seconds.items()
         ],
     }
 
@@ -215,14 +240,26 @@ def limit_tensorflow(num_threads: int) -> None:
         tf.config.threading.set_inter_op_parallelism_threads(num_threads)
 
 
-def table(report: dict[str, Any]) -> Group:
-    """Return a table of medians and their ratios to ours, and the skipped engines."""
+def tables(report: dict[str, Any]) -> Group:
+    """Return a table for each number of texts, and the skipped engines."""
+    counts = dict.fromkeys(row["num_texts"] for row in report["timings"])
+    skipped = (row["skipped"] for row in report["engines"] if "skipped" in row)
+    return Group(*(table(report, texts) for texts in counts), *skipped)
+
+
+def table(report: dict[str, Any], texts: int) -> Table:
+    """Return a table of medians and their ratios to ours."""
     about, settings = report["machine"], report["settings"]
-    timings = {(row["source"], row["num_beams"], row["engine"]): row for row in report["timings"]}
+    timings = {
+        (row["source"], row["num_beams"], row["engine"]): row
+        for row in report["timings"]
+        if row["num_texts"] == texts
+    }
     works = list(dict.fromkeys((source, beams) for source, beams, _ in timings))
     shown = Table(
-        title=f"{settings['new_tokens']} new tokens, {settings['num_threads']} threads, median of "
-        f"{settings['runs']} runs on {about['processor']}: seconds, and times ours",
+        title=f"{plural(texts, 'text')}, {settings['new_tokens']} new tokens, "
+        f"{settings['num_threads']} threads, median of {settings['runs']} runs on "
+        f"{about['processor']}: seconds, tokens a second, and times ours",
         caption="agrees: distance of the logits from the float32 model's",
     )
     shown.add_column("", no_wrap=True)
@@ -238,9 +275,15 @@ def table(report: dict[str, Any]) -> Group:
         shown.add_row(
             f"{name}\n{row['version']}",
             f"{row['agrees']:.1e}",
-            *(f"{cell['seconds']:.3f}\n{cell['times_ours']:.2f} ×" for cell in cells),
+            *map(timing_cell, cells),
         )
-    return Group(shown, *(row["skipped"] for row in report["engines"] if "skipped" in row))
+    return shown
+
+
+def timing_cell(row: dict[str, Any]) -> str:
+    """Return the lines of a table's cell."""
+    per_second = f"{row['tokens_per_second']:.0f}/s"
+    return f"{row['seconds']:.3f}\n{per_second}\n{row['times_ours']:.2f} ×"
 
 
 def main() -> None:
@@ -248,12 +291,13 @@ def main() -> None:
     parser.add_argument("preset")
     parser.add_argument("artifact", type=Path, nargs="?")
     parser.add_argument("--peer", action="append", choices=PEERS, metavar="NAME")
+    parser.add_argument("--num-texts", type=int, action="append")
     parser.add_argument("--source", type=int, action="append")
     parser.add_argument("--num-beams", type=int, action="append")
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--threads", type=int, default=available_cores())
     parser.add_argument("--runs", type=int, default=15)
-    command(parser, compare, table)
+    command(parser, compare, tables)
 
 
 if __name__ == "__main__":

@@ -130,10 +130,15 @@ def forced_settings(
     return GenerationConfig(max_length=length, min_length=length, num_beams=num_beams, **ids)
 
 
-def random_source(vocabulary_size: int, length: int) -> list[int]:
+def random_source(vocabulary_size: int, length: int, seed: int = 0) -> list[int]:
     """Return random source ids, the same for the same arguments."""
-    ids: list[int] = np.random.default_rng(0).integers(0, vocabulary_size, length).tolist()
+    ids: list[int] = np.random.default_rng(seed).integers(0, vocabulary_size, length).tolist()
     return ids
+
+
+def random_sources(vocabulary_size: int, length: int, count: int) -> list[list[int]]:
+    """Return different random sources of a length, the same for the same arguments."""
+    return [random_source(vocabulary_size, length, seed) for seed in range(count)]
 
 
 def generate(engine: Engine, source: Sequence[int], settings: GenerationConfig) -> Timing:

@@ -17,8 +17,13 @@ from bart_export.runtime.sizing import FloatArray
 class Model(Protocol):
     """A model of a peer."""
 
-    def generate(self, source: Sequence[int], num_beams: int, new_tokens: int) -> list[int]:
-        """Return the best sequence of exactly `new_tokens` tokens, without the start token."""
+    def generate(
+        self, sources: Sequence[Sequence[int]], num_beams: int, new_tokens: int
+    ) -> list[list[int]]:
+        """Return each source's best sequence of `new_tokens` tokens, without the start token.
+
+        The sources have the same length, so that no peer pads or masks them.
+        """
 
     def logits(self, source: Sequence[int], target: Sequence[int]) -> FloatArray:
         """Return the logits after each token of a decoder sequence, (target, vocabulary).

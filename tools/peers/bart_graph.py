@@ -1,10 +1,10 @@
 """BART's encoder and decoder step, composed of the operators of a peer's library.
 
-An `Operators` has the weights and adds nodes to a graph. Activations are rows, (rows, hidden): the
-tokens of the one source in the encoder, the beams in the decoder. One source has no padding, so no
-mask is needed. The encoder projects its output once to the cross keys and values of every decoder
-layer, where all beams are queries of one sequence. The peer defines attentions, and how caches are
-passed from one step to the next.
+An `Operators` has the weights and adds nodes to a graph. Activations are (sources, source, hidden)
+in the encoder and (rows, hidden) in the decoder, whose rows are the beams of one source after
+another. Sources have the same length, so no mask is needed. The encoder projects its output once to
+the cross keys and values of every decoder layer, where the beams of a source are queries of one
+sequence. The peer defines attentions, and how caches are passed from one step to the next.
 """
 
 from typing import Any, Protocol
@@ -22,7 +22,7 @@ class Operators(Protocol):
         """Look up rows of a table."""
 
     def first_rows(self, name: str, like: Node) -> Node:
-        """Return the first rows of a table, as many as `like` has."""
+        """Return the first rows of a table, as many as `like`, (sources, source), has tokens."""
 
     def linear(self, name: str, x: Node) -> Node:
         """Apply a projection with its bias."""
@@ -46,20 +46,23 @@ class Operators(Protocol):
         """Apply the activation function of the feed-forward blocks."""
 
     def attend(self, query: Node, key: Node, value: Node) -> Node:
-        """Attend over the rows of the source; all are (source, hidden)."""
+        """Attend over the tokens of each source; all are (sources, source, hidden)."""
 
     def attend_past(self, layer: int, query: Node, key: Node, value: Node) -> Node:
-        """Attend over each beam's past, extended by key and value; all are (beams, hidden)."""
+        """Attend over each row's past, extended by key and value; all are (rows, hidden)."""
 
     def source_heads(self, x: Node) -> Node:
-        """Convert (source, hidden) to keys or values for `attend_source`."""
+        """Convert (sources, source, hidden) to keys or values for `attend_source`."""
 
     def attend_source(self, query: Node, key: Node, value: Node) -> Node:
-        """Attend over the source's keys and values with a query (beams, hidden)."""
+        """Attend over each source's keys and values with a query (rows, hidden)."""
 
 
 def encode(config: BartConfig, operators: Operators, token_ids: Node) -> dict[str, Node]:
-    """Return `cross_key_i` and `cross_value_i` of every decoder layer, from ids (source,)."""
+    """Return `cross_key_i` and `cross_value_i` of every decoder layer.
+
+    `token_ids` are (sources, source).
+    """
     positions = operators.first_rows("encoder_position_embedding/embeddings", token_ids)
     x = embed(config, operators, "encoder", token_ids, positions)
     for layer in range(config.num_layers):
@@ -86,7 +89,7 @@ def decode(
     position: Node,
     cross: dict[str, Node],
 ) -> Node:
-    """Return logits (beams, vocabulary) from ids (beams,), a position (1,) and cross tensors."""
+    """Return logits (rows, vocabulary) from ids (rows,), a position (1,) and cross tensors."""
     positions = operators.rows("decoder_position_embedding/embeddings", position)
     x = embed(config, operators, "decoder", token_ids, positions)
     for layer in range(config.decoder_layers):

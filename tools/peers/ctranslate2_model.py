@@ -4,9 +4,14 @@ The model is built from the checkpoint's arrays with CTranslate2's own specifica
 projections of the same input joined, and quantized when it is loaded, as its documentation advises
 for a CPU. It has its own search. Token ids are passed as decimal digits. CTranslate2 reads settings
 from the environment; on AMD processors it does not use AVX-512 unless CT2_FORCE_CPU_ISA=AVX512.
+
+Several texts are translated in the fastest of several ways: its documentation advises to measure
+`max_batch_size`, and a worker per thread instead of all threads for one batch. Its `batch_type`
+makes no difference to texts of one length.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,26 +129,68 @@ def words(token_ids: Sequence[int]) -> list[str]:
 
 
 class Translator:
-    """A CTranslate2 model. See `peers.Model`."""
+    """A CTranslate2 model. See `peers.Model`.
+
+    `translators` are by their number of workers; `fastest` are a work's workers and batch size.
+    """
 
     def __init__(self, directory: Path, compute_type: str, num_threads: int) -> None:
-        self.translator = ctranslate2.Translator(
-            str(directory),
-            device="cpu",
-            compute_type=compute_type,
-            inter_threads=1,
-            intra_threads=num_threads,
-        )
+        self.translators = {
+            workers: ctranslate2.Translator(
+                str(directory),
+                device="cpu",
+                compute_type=compute_type,
+                inter_threads=workers,
+                intra_threads=num_threads // workers,
+            )
+            for workers in (1, num_threads)
+        }
+        self.fastest: dict[tuple[int, int, int, int], tuple[int, int]] = {}
 
-    def generate(self, source: Sequence[int], num_beams: int, new_tokens: int) -> list[int]:
-        """Return the best sequence of exactly `new_tokens` tokens."""
-        result = self.translator.translate_batch(
-            [words(source)],
+    def generate(
+        self, sources: Sequence[Sequence[int]], num_beams: int, new_tokens: int
+    ) -> list[list[int]]:
+        """Return each source's best sequence of exactly `new_tokens` tokens.
+
+        The first call with sources of this number and length tries all ways.
+        """
+        texts = [words(source) for source in sources]
+        work = len(texts), len(texts[0]), num_beams, new_tokens
+        if work not in self.fastest:
+            self.fastest[work] = min(
+                self.ways(len(texts)),
+                key=lambda way: self.seconds(lambda: self.translate(texts, *work[2:], *way)),
+            )
+        return self.translate(texts, *work[2:], *self.fastest[work])
+
+    def ways(self, texts: int) -> list[tuple[int, int]]:
+        """Return the numbers of workers and batch sizes to try."""
+        return [
+            (workers, texts // batches)
+            for workers in self.translators
+            for batches in (workers, 2 * workers, 4 * workers)
+            if texts >= 4 * batches or batches == 1
+        ]
+
+    @staticmethod
+    def seconds(work: Callable[[], object]) -> float:
+        """Return how long a work takes."""
+        began = time.perf_counter()
+        work()
+        return time.perf_counter() - began
+
+    def translate(
+        self, texts: list[list[str]], num_beams: int, new_tokens: int, workers: int, batch: int
+    ) -> list[list[int]]:
+        """Translate texts with one of the translators."""
+        results = self.translators[workers].translate_batch(
+            texts,
+            max_batch_size=batch,
             beam_size=num_beams,
             min_decoding_length=new_tokens,
             max_decoding_length=new_tokens,
-        )[0]
-        return [int(token) for token in result.hypotheses[0]]
+        )
+        return [[int(token) for token in result.hypotheses[0]] for result in results]
 
     def logits(self, source: Sequence[int], target: Sequence[int]) -> FloatArray:
         """Return the logits after each decoder token up to a constant, (target, vocabulary).
@@ -152,7 +199,7 @@ class Translator:
         """
         rows = []
         for length in range(len(target)):
-            result = self.translator.translate_batch(
+            result = self.translators[1].translate_batch(
                 [words(source)],
                 [words(target[1 : length + 1])],
                 beam_size=1,

@@ -43,28 +43,27 @@ class KerasHub:
             self.models[num_beams] = made
         return self.models[num_beams]
 
-    def generate(self, source: Sequence[int], num_beams: int, new_tokens: int) -> list[int]:
-        """Return the best sequence of exactly `new_tokens` tokens."""
-        target = np.zeros(new_tokens + 1, np.int32)
-        target[0] = START
-        inputs = batch(source, target) | {
-            "decoder_padding_mask": np.arange(new_tokens + 1)[np.newaxis] < 1
-        }
+    def generate(
+        self, sources: Sequence[Sequence[int]], num_beams: int, new_tokens: int
+    ) -> list[list[int]]:
+        """Return each source's best sequence of exactly `new_tokens` tokens."""
+        targets = np.zeros((len(sources), new_tokens + 1), np.int32)
+        targets[:, 0] = START
+        inputs = batch(sources, targets)
+        inputs["decoder_padding_mask"][:, 1:] = False
         outputs = self.model(num_beams).generate(inputs, stop_token_ids=None)
-        return np.asarray(outputs["decoder_token_ids"])[0, 1:].tolist()
+        return np.asarray(outputs["decoder_token_ids"])[:, 1:].tolist()
 
     def logits(self, source: Sequence[int], target: Sequence[int]) -> FloatArray:
         """Return the logits after each decoder token, (target, vocabulary)."""
-        return np.asarray(self.model(1)(batch(source, target)))[0]
+        return np.asarray(self.model(1)(batch([source], [target])))[0]
 
 
-def batch(source: Sequence[int], target: Sequence[int]) -> dict[str, Any]:
-    """Return the inputs for one source and one decoder sequence."""
-    return {
-        "encoder_token_ids": np.array([source], np.int32),
-        "encoder_padding_mask": np.ones((1, len(source)), bool),
-        "decoder_token_ids": np.array([target], np.int32),
-        "decoder_padding_mask": np.ones((1, len(target)), bool),
+def batch(sources: Any, targets: Any) -> dict[str, Any]:
+    """Return the inputs for sources of one length, and a decoder sequence for each."""
+    ids = {"encoder": np.array(sources, np.int32), "decoder": np.array(targets, np.int32)}
+    return {f"{side}_token_ids": array for side, array in ids.items()} | {
+        f"{side}_padding_mask": np.ones(array.shape, bool) for side, array in ids.items()
     }
 
 

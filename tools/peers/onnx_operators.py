@@ -2,7 +2,7 @@
 
 Weights are those of `graph.parameters`. Attentions are `MultiHeadAttention`, with which ONNX
 Runtime's own transformer optimizer replaces their parts; GELU and layer norms are single operators.
-Caches are inputs and outputs, (beams, heads, past, head_size): a step returns them one position
+Caches are inputs and outputs, (rows, heads, past, head_size): a step returns them one position
 longer.
 """
 
@@ -47,6 +47,7 @@ class OnnxOperators:
         self.nodes: list[Any] = []
         self.constants: dict[str, Any] = {}
         self.caches: dict[str, str] = {}  # input -> output
+        self.beams: str | None = None  # the shape of the queries of `attend_source`
 
     def node(
         self, kind: str, *inputs: str, outputs: int = 1, domain: str = "", **attributes: Any
@@ -76,7 +77,7 @@ class OnnxOperators:
         return self.node("Gather", self.weight(name), indices)
 
     def first_rows(self, name: str, like: str) -> str:
-        length = self.node("Shape", like)
+        length = self.node("Shape", like, start=1)
         zero = self.integers(0)
         return self.node("Slice", self.weight(name), zero, length, zero)
 
@@ -119,9 +120,8 @@ class OnnxOperators:
         )
 
     def attend(self, query: str, key: str, value: str) -> str:
-        axis = self.integers(0)
-        rows = [self.node("Unsqueeze", x, axis) for x in (query, key, value)]
-        return self.node("Squeeze", self.attention(*rows), axis)
+        mixed: str = self.attention(query, key, value)
+        return mixed
 
     def attend_past(self, layer: int, query: str, key: str, value: str) -> str:
         axis = self.integers(1)
@@ -135,13 +135,16 @@ class OnnxOperators:
         return self.node("Squeeze", mixed, axis)
 
     def source_heads(self, x: str) -> str:
-        shape = self.integers(1, -1, self.config.decoder_heads, self.config.decoder_head_size)
+        shape = self.integers(0, -1, self.config.decoder_heads, self.config.decoder_head_size)
         return self.node("Transpose", self.node("Reshape", x, shape), perm=[0, 2, 1, 3])
 
     def attend_source(self, query: str, key: str, value: str) -> str:
-        axis = self.integers(0)  # the beams are the queries of one sequence
-        mixed = self.attention(self.node("Unsqueeze", query, axis), key, value)
-        return self.node("Squeeze", mixed, axis)
+        sizes = self.integers(-1, self.config.hidden_dim)
+        if self.beams is None:  # (sources, beams, hidden)
+            sources = self.node("Shape", key, end=1)
+            self.beams = self.node("Concat", sources, sizes, axis=0)
+        mixed = self.attention(self.node("Reshape", query, self.beams), key, value)
+        return self.node("Reshape", mixed, sizes)
 
     def model(
         self, inputs: dict[str, tuple[int, Sequence[Any]]], outputs: dict[str, str]
@@ -166,10 +169,10 @@ class OnnxOperators:
 
 
 def encoder(config: BartConfig, parameters: InferenceParameters) -> onnx.ModelProto:
-    """Return the encoder: `token_ids` (source,) to `cross_key_i` and `cross_value_i`."""
+    """Return the encoder: `token_ids` (sources, source) to `cross_key_i` and `cross_value_i`."""
     operators = OnnxOperators(config, parameters, config.num_heads, reorders=False)
     outputs = bart_graph.encode(config, operators, "token_ids")
-    return operators.model({"token_ids": (TensorProto.INT64, ["source"])}, outputs)
+    return operators.model({"token_ids": (TensorProto.INT64, ["sources", "source"])}, outputs)
 
 
 def decoder(
@@ -187,12 +190,12 @@ def decoder(
         config, operators, "token_ids", "position", {name: name for name in cross}
     )
     inputs = {
-        "token_ids": (TensorProto.INT64, ["beams"]),
+        "token_ids": (TensorProto.INT64, ["rows"]),
         "position": (TensorProto.INT64, [1]),
-        **{name: (TensorProto.FLOAT, [1, heads, "source", size]) for name in cross},
-        **{name: (TensorProto.FLOAT, ["beams", heads, "past", size]) for name in operators.caches},
+        **{name: (TensorProto.FLOAT, ["sources", heads, "source", size]) for name in cross},
+        **{name: (TensorProto.FLOAT, ["rows", heads, "past", size]) for name in operators.caches},
     }
     if reorders:
-        inputs["beam_index"] = (TensorProto.INT64, ["beams"])
+        inputs["beam_index"] = (TensorProto.INT64, ["rows"])
     outputs = {f"new_{name}": value for name, value in operators.caches.items()}
     return operators.model(inputs, {"logits": logits, **outputs})

@@ -3,8 +3,8 @@
 Set up as its documentation advises for transformers on a CPU: attentions fused before dynamic
 quantization, signed weights per channel, all graph optimizations, one pool with the given number of
 threads, and `IOBinding`, which passes caches from step to step without a copy through Python. A
-step of one beam has its own graph, which reorders no cache. ONNX Runtime has no search for this
-graph and is driven by the host's.
+step of one beam has its own graph, which reorders no cache. Sources are encoded and decoded in one
+batch. ONNX Runtime has no search for this graph and is driven by the host's.
 """
 
 import dataclasses
@@ -21,22 +21,23 @@ from onnxruntime import quantization
 from bart_export.checkpoints.checkpoint import Checkpoint
 from bart_export.config import BartConfig
 from bart_export.graph.parameters import InferenceParameters
-from bart_export.runtime.sizing import FloatArray, IntArray, check_source
+from bart_export.runtime.sizing import FloatArray, IntArray
 from peers import onnx_operators
 from peers.stepped import Stepped
 
 
 @dataclasses.dataclass(frozen=True)
 class OnnxState:
-    """Which position is next, and what binds the decoder's inputs: past caches come last."""
+    """The next position, the decoder with what binds its inputs, and past caches."""
 
     position: int
+    session: Any
     binding: Any
     caches: tuple[Any, ...]
 
 
 class OnnxEngine:
-    """Runs the files; `start` and `step` are those of `bart_export.runtime.engine.Engine`."""
+    """Runs the files; `start` and `step` are those of `peers.stepped`."""
 
     def __init__(self, config: BartConfig, files: dict[str, Path], num_threads: int) -> None:
         self.config = config
@@ -52,31 +53,31 @@ class OnnxEngine:
         self.written = [output.name for output in outputs if output.name != "logits"]
         self.read = [name.removeprefix("new_") for name in self.written]
 
-    def start(self, token_ids: Sequence[int], num_beams: int, max_length: int) -> OnnxState:
-        """Encode a source; caches begin with no position at all."""
-        session = self.sessions["encode"]
-        encoding = session.io_binding()
-        encoding.bind_cpu_input(
-            "token_ids", check_source(self.config, token_ids)[0].astype(np.int64)
-        )
-        names = [output.name for output in session.get_outputs()]
+    def start(self, sources: Sequence[Sequence[int]], num_beams: int, max_length: int) -> OnnxState:
+        """Encode the sources; caches begin with no position at all."""
+        encoder = self.sessions["encode"]
+        encoding = encoder.io_binding()
+        encoding.bind_cpu_input("token_ids", np.array(sources, np.int64))
+        names = [output.name for output in encoder.get_outputs()]
         for name in names:
             encoding.bind_output(name, "cpu")
-        session.run_with_iobinding(encoding)
-        binding = self.sessions["decode" if num_beams > 1 else "decode_single"].io_binding()
+        encoder.run_with_iobinding(encoding)
+        session = self.sessions["decode" if num_beams > 1 else "decode_single"]
+        binding = session.io_binding()
         for name, value in zip(names, encoding.get_outputs(), strict=True):
             binding.bind_ortvalue_input(name, value)
-        shape = num_beams, self.config.decoder_heads, 0, self.config.decoder_head_size
+        rows = num_beams * len(sources)
+        shape = rows, self.config.decoder_heads, 0, self.config.decoder_head_size
         empty = onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32))
-        return OnnxState(0, binding, (empty,) * len(self.read))
+        return OnnxState(0, session, binding, (empty,) * len(self.read))
 
     def step(
         self, state: OnnxState, token_ids: IntArray, beam_index: IntArray
     ) -> tuple[FloatArray, OnnxState]:
-        """Decode one token of every beam."""
-        binding = state.binding
+        """Decode one token of every row."""
+        session, binding = state.session, state.binding
         inputs = {"token_ids": token_ids, "position": np.array([state.position])}
-        if len(token_ids) > 1:
+        if session is self.sessions["decode"]:
             inputs["beam_index"] = beam_index
         bound = {name: values.astype(np.int64) for name, values in inputs.items()}
         for name, values in bound.items():
@@ -85,10 +86,9 @@ class OnnxEngine:
             binding.bind_ortvalue_input(name, cache)
         for name in ("logits", *self.written):  # lengths change, so that memory must be new
             binding.bind_output(name, "cpu")
-        session = self.sessions["decode" if len(token_ids) > 1 else "decode_single"]
         session.run_with_iobinding(binding)
         logits, *caches = binding.get_outputs()
-        return logits.numpy(), OnnxState(state.position + 1, binding, tuple(caches))
+        return logits.numpy(), OnnxState(state.position + 1, session, binding, tuple(caches))
 
 
 def build(checkpoint: Checkpoint, directory: Path, num_threads: int, *, int8: bool) -> Stepped:

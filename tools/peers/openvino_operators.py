@@ -47,6 +47,7 @@ class OpenvinoOperators:
         self.constants: dict[str, Any] = {}
         self.variables: list[Any] = []
         self.assigns: list[Any] = []
+        self.beams: Any = None  # the shape of the queries of `attend_source`
 
     def weight(self, name: str) -> Any:
         """Store a weight once; that of a query without its scale, which the attention applies."""
@@ -61,7 +62,7 @@ class OpenvinoOperators:
         return ops.gather(self.weight(name), indices, integers(0))
 
     def first_rows(self, name: str, like: Any) -> Any:
-        length = ops.shape_of(like)
+        length = ops.gather(ops.shape_of(like), integers([1]), integers(0))
         return ops.slice(self.weight(name), integers([0]), length, integers([1]), integers([0]))
 
     def linear(self, name: str, x: Any) -> Any:
@@ -88,35 +89,41 @@ class OpenvinoOperators:
     def activation(self, x: Any) -> Any:
         return ACTIVATIONS[self.config.activation_function](x)
 
-    def heads_of(self, x: Any, first: int, length: int) -> Any:
-        """Turn rows into (first, heads, length, head_size), of which one is -1."""
-        split = ops.reshape(x, integers([first, length, self.heads, self.size]), False)
-        return ops.transpose(split, integers([0, 2, 1, 3]))
+    def heads_of(self, x: Any, shape: Any) -> Any:
+        """Turn activations into (batch, heads, length, head_size).
 
-    def merged(self, x: Any) -> Any:
-        """Turn (batch, heads, length, head_size) into rows."""
-        shape = integers([-1, self.config.hidden_dim])
-        return ops.reshape(ops.transpose(x, integers([0, 2, 1, 3])), shape, False)
+        `shape` is (batch, length, heads, head_size), where 0 keeps an axis of `x`.
+        """
+        return ops.transpose(ops.reshape(x, shape, True), integers([0, 2, 1, 3]))
+
+    def split(self, batch: int, length: int) -> Any:
+        """Return the shape for `heads_of`."""
+        return integers([batch, length, self.heads, self.size])
+
+    def merged(self, x: Any, *batch: int) -> Any:
+        """Turn (batch, heads, length, head_size) into (*batch, hidden); 0 keeps an axis."""
+        shape = integers([*batch, self.config.hidden_dim])
+        return ops.reshape(ops.transpose(x, integers([0, 2, 1, 3])), shape, True)
 
     def attend(self, query: Any, key: Any, value: Any) -> Any:
-        parts = [self.heads_of(x, 1, -1) for x in (query, key, value)]
-        return self.merged(attention(*parts))
+        parts = [self.heads_of(x, self.split(0, -1)) for x in (query, key, value)]
+        return self.merged(attention(*parts), 0, -1)
 
     def attend_past(self, layer: int, query: Any, key: Any, value: Any) -> Any:
         past = [
-            self.lengthened(f"self_{part}_{layer}", self.heads_of(x, -1, 1))
+            self.lengthened(f"self_{part}_{layer}", self.heads_of(x, self.split(-1, 1)))
             for part, x in (("key", key), ("value", value))
         ]
-        return self.merged(attention(self.heads_of(query, -1, 1), *past))
+        return self.merged(attention(self.heads_of(query, self.split(-1, 1)), *past), -1)
 
     def lengthened(self, name: str, present: Any) -> Any:
-        """Return a cache in the order of the beams with what is new at its end, and keep it."""
+        """Return a cache in the order of the rows with what is new at its end, and keep it."""
         info = VariableInfo()
         info.data_shape = openvino.PartialShape([-1, self.heads, -1, self.size])
         info.data_type, info.variable_id = FLOAT, name
         variable = Variable(info)
-        beams = ops.shape_of(self.beam_index)
-        shape = ops.concat([beams, integers([self.heads, 0, self.size])], 0)
+        rows = ops.shape_of(self.beam_index)
+        shape = ops.concat([rows, integers([self.heads, 0, self.size])], 0)
         empty = ops.broadcast(np.float32(0), shape)
         past = ops.gather(ops.read_value(empty, variable), self.beam_index, integers(0))
         cache = ops.concat([past, present], 2)
@@ -125,12 +132,14 @@ class OpenvinoOperators:
         return cache
 
     def source_heads(self, x: Any) -> Any:
-        heads = self.config.decoder_heads
-        split = ops.reshape(x, integers([1, -1, heads, self.config.decoder_head_size]), False)
-        return ops.transpose(split, integers([0, 2, 1, 3]))
+        sizes = [self.config.decoder_heads, self.config.decoder_head_size]
+        return self.heads_of(x, integers([0, -1, *sizes]))
 
     def attend_source(self, query: Any, key: Any, value: Any) -> Any:
-        return self.merged(attention(self.heads_of(query, 1, -1), key, value))
+        if self.beams is None:
+            sources = ops.gather(ops.shape_of(key), integers([0]), integers(0))
+            self.beams = ops.concat([sources, integers([-1, self.heads, self.size])], 0)
+        return self.merged(attention(self.heads_of(query, self.beams), key, value), -1)
 
 
 def integers(values: Any) -> Any:
@@ -158,8 +167,8 @@ def result(name: str, node: Any) -> Any:
 
 
 def encoder(config: BartConfig, parameters: InferenceParameters) -> openvino.Model:
-    """Return the encoder: `token_ids` (source,) to `cross_key_i` and `cross_value_i`."""
-    token_ids = parameter("token_ids", [-1], INTEGER)
+    """Return the encoder: `token_ids` (sources, source) to `cross_key_i` and `cross_value_i`."""
+    token_ids = parameter("token_ids", [-1, -1], INTEGER)
     operators = OpenvinoOperators(config, parameters, config.num_heads)
     outputs = bart_graph.encode(config, operators, token_ids)
     return openvino.Model(
@@ -173,7 +182,7 @@ def decoder(config: BartConfig, parameters: InferenceParameters) -> openvino.Mod
         parameter(name, shape, INTEGER)
         for name, shape in (("token_ids", [-1]), ("position", [1]), ("beam_idx", [-1]))
     )
-    shape = [1, config.decoder_heads, -1, config.decoder_head_size]
+    shape = [-1, config.decoder_heads, -1, config.decoder_head_size]
     cross = {
         f"cross_{part}_{layer}": parameter(f"cross_{part}_{layer}", shape, FLOAT)
         for layer in range(config.decoder_layers)

@@ -4,8 +4,8 @@ Set up as its documentation advises for generation on a CPU: weights compressed 
 symmetric, which is the kind that goes with activations quantized on the fly; a stateful decoder
 reordered by `beam_idx`; the latency hint and as many threads as asked. All other settings are the
 CPU plug-in's own, by which it quantizes activations, keeps caches in 8 bits, and computes in
-bfloat16 where the processor has it. The float32 build asks for exact float32. OpenVINO has no
-search for this graph and is driven by the host's.
+bfloat16 where the processor has it. The float32 build asks for exact float32. Sources are encoded
+and decoded in one batch. OpenVINO has no search for this graph and is driven by the host's.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from openvino import properties
 from bart_export.checkpoints.checkpoint import Checkpoint
 from bart_export.config import BartConfig
 from bart_export.graph.parameters import InferenceParameters
-from bart_export.runtime.sizing import FloatArray, IntArray, check_source
+from bart_export.runtime.sizing import FloatArray, IntArray
 from peers import openvino_operators
 from peers.stepped import Stepped
 
@@ -46,7 +46,7 @@ class OpenvinoState:
 
 
 class OpenvinoEngine:
-    """Runs the models; `start` and `step` are those of `bart_export.runtime.engine.Engine`."""
+    """Runs the models; `start` and `step` are those of `peers.stepped`."""
 
     def __init__(self, config: BartConfig, encoder: Any, decoder: Any, settings: Any) -> None:
         self.config = config
@@ -55,15 +55,18 @@ class OpenvinoEngine:
         self.decoder = core.compile_model(decoder, "CPU", settings)
         self.requests: dict[int, Any] = {}
 
-    def start(self, token_ids: Sequence[int], num_beams: int, max_length: int) -> OpenvinoState:
-        """Encode a source; the decoder reads where the encoder wrote."""
-        ids = check_source(self.config, token_ids)[0]
+    def start(
+        self, sources: Sequence[Sequence[int]], num_beams: int, max_length: int
+    ) -> OpenvinoState:
+        """Encode the sources; the decoder reads where the encoder wrote."""
+        ids = np.array(sources, np.int32)
         self.encoding.infer({"token_ids": ids}, share_inputs=True, share_outputs=True)
         # OpenVINO 2026.4 gives NaN after some steps with a cache in 8 bits that one request held
-        # for another number of beams before: each number has a request of its own.
-        if num_beams not in self.requests:
-            self.requests[num_beams] = self.decoder.create_infer_request()
-        decoding = self.requests[num_beams]
+        # for another number of rows before: each number has its own request.
+        rows = num_beams * len(sources)
+        if rows not in self.requests:
+            self.requests[rows] = self.decoder.create_infer_request()
+        decoding = self.requests[rows]
         for output in self.encoding.model_outputs:
             name = output.get_any_name()
             decoding.set_tensor(name, self.encoding.get_tensor(name))
@@ -73,7 +76,7 @@ class OpenvinoEngine:
     def step(
         self, state: OpenvinoState, token_ids: IntArray, beam_index: IntArray
     ) -> tuple[FloatArray, OpenvinoState]:
-        """Decode one token of every beam."""
+        """Decode one token of every row."""
         inputs = {
             "token_ids": token_ids,
             "position": np.array([state.position], np.int32),

@@ -25,9 +25,11 @@ class Transformers:
         self.model = model
 
     @torch.inference_mode()
-    def generate(self, source: Sequence[int], num_beams: int, new_tokens: int) -> list[int]:
-        """Return the best sequence of exactly `new_tokens` tokens."""
-        ids = torch.tensor([source])
+    def generate(
+        self, sources: Sequence[Sequence[int]], num_beams: int, new_tokens: int
+    ) -> list[list[int]]:
+        """Return each source's best sequence of exactly `new_tokens` tokens."""
+        ids = torch.tensor(sources)
         outputs = self.model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
@@ -36,7 +38,7 @@ class Transformers:
             max_new_tokens=new_tokens,
             do_sample=False,
         )
-        return outputs[0, 1:].tolist()
+        return outputs[:, 1:].tolist()
 
     @torch.inference_mode()
     def logits(self, source: Sequence[int], target: Sequence[int]) -> FloatArray:
