@@ -96,7 +96,7 @@ class Ours:
     ) -> list[list[int]]:
         """Return each source's best sequence of exactly `new_tokens` tokens."""
         settings = forced(num_beams, new_tokens)
-        results = [self.generator.generate_ids(source, **settings) for source in sources]
+        results = self.generator.generate_ids(sources, **settings)
         return [list(result.token_ids[1:]) for result in results]
 
     def logits(self, source: Sequence[int], target: Sequence[int]) -> FloatArray:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 
 from bart_export.artifact.artifact import Artifact
-from bart_export.bench import opening_cost
+from bart_export.bench import opening_cost, throughput
 from bart_export.bench.measurements import (
     Timing,
     forced_settings,
@@ -32,6 +32,7 @@ from bart_export.bench.rows import (
     Settings,
     SkippedRow,
     Subject,
+    ThroughputRow,
 )
 from bart_export.config import GenerationConfig
 from bart_export.errors import ConfigurationError
@@ -82,6 +83,7 @@ def bench(
     sources: Sequence[int] = (),
     new_tokens: int | None = None,
     num_beams: Sequence[int] = (1, 4),
+    num_texts: Sequence[int] = (),
     num_threads: Sequence[int] = (),
     runs: int = 7,
 ) -> Report:
@@ -93,6 +95,7 @@ def bench(
         sources: source lengths in tokens; default: `SOURCES`, lowered to the files' limits.
         new_tokens: tokens to generate; default: `NEW_TOKENS`, lowered to the files' limits.
         num_beams: numbers of beams, 1 for greedy search.
+        num_texts: numbers of texts to generate together; default: none.
         num_threads: numbers of threads of the engine; default: the `Generator`'s.
         runs: runs of each configuration, after one warm-up run.
 
@@ -135,6 +138,10 @@ def bench(
             stage(f"generate, run {number + 1} of {runs}")
             for work in works:
                 work.timings.append(work.measure())
+    together: list[ThroughputRow] = []
+    if num_texts:
+        together, alone = throughput.measure(artifact, pairs, num_texts, threads, length, runs)
+        skipped += alone
     sizes = []
     for name in names:
         entry = files[name]
@@ -150,6 +157,7 @@ def bench(
         tuple(memories),
         tuple(work.summary() for work in works),
         tuple(skipped),
+        tuple(together),
     )
 
 

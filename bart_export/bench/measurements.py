@@ -35,6 +35,7 @@ ROUNDS = 9
 ENOUGH = 4.0  # seconds per file, after which no new round begins
 PACKAGES = ("ai-edge-litert", "tflite-runtime", "numpy", "tokenizers")
 SMAPS = pathlib.Path("/proc/self/smaps_rollup")
+STATUS = pathlib.Path("/proc/self/status")
 PAGE = mmap.PAGESIZE
 
 
@@ -225,6 +226,15 @@ def process_memory() -> tuple[int, int] | None:
     sizes = {name: 1024 * int(size) for name, size, *_ in map(str.split, lines[1:])}
     private = sizes["Private_Clean:"] + sizes["Private_Dirty:"]
     return private, sizes["Shared_Clean:"] + sizes["Shared_Dirty:"]
+
+
+def peak_memory() -> int | None:
+    """Return the most resident bytes that this process has had, or None if unavailable."""
+    try:
+        lines = STATUS.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), None)
 
 
 def resident_bytes(pid: int) -> int | None:

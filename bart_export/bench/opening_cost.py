@@ -27,8 +27,9 @@ from bart_export.artifact.manifest import TfliteEntry
 from bart_export.bench.measurements import (
     drop_from_page_cache,
     mapped,
+    peak_memory,
     process_memory,
-    random_source,
+    random_sources,
 )
 from bart_export.bench.rows import MemoryRow, OpeningRow
 from bart_export.errors import EngineError, last_words
@@ -49,26 +50,29 @@ LIBRARIES = {
 
 @dataclasses.dataclass(frozen=True)
 class OpeningRun:
-    """A file to open, and the text to generate with it."""
+    """A file to open, and the texts to generate with it."""
 
     file: str
     num_threads: int
     source: int
     num_beams: int
     new_tokens: int
+    num_texts: int = 1
 
 
 class Figures(NamedTuple):
     """The cost of reaching a stage while opening a file, excluding imports.
 
-    `private_bytes` and `shared_bytes` are how much the process has grown, and
-    `process_private_bytes` is its private total; all three are None if unavailable.
+    `private_bytes` and `shared_bytes` are how much the process has grown, `process_private_bytes`
+    is its private total, and `peak_bytes` the most memory that it has had; all four are None if
+    unavailable.
     """
 
     seconds: float
     private_bytes: int | None
     shared_bytes: int | None
     process_private_bytes: int | None
+    peak_bytes: int | None
     built_weight_cache: bool
 
 
@@ -158,15 +162,15 @@ class Meter:
         self.memory = process_memory()
         self.began = time.perf_counter()
 
-    def read(self) -> tuple[float, int | None, int | None, int | None]:
-        """Return the time and memory used so far: the first four fields of `Figures`."""
+    def read(self) -> tuple[float, int | None, int | None, int | None, int | None]:
+        """Return the time and memory used so far: the first five fields of `Figures`."""
         reached = time.perf_counter()
-        seconds, memory = reached - self.began, process_memory()
+        seconds, memory, peak = reached - self.began, process_memory(), peak_memory()
         self.began += time.perf_counter() - reached
         if memory is None or self.memory is None:
-            return seconds, None, None, None
+            return seconds, None, None, None, None
         private, shared = memory
-        return seconds, private - self.memory[0], shared - self.memory[1], private
+        return seconds, private - self.memory[0], shared - self.memory[1], private, peak
 
 
 def open_and_generate(directory: pathlib.Path, run: OpeningRun) -> list[object]:
@@ -181,9 +185,9 @@ def open_and_generate(directory: pathlib.Path, run: OpeningRun) -> list[object]:
     length = artifact.manifest.encoder_sequence_length
     generator = Generator(tokenizer, engine, artifact.generation, length)
     stages.append(meter.read())
-    source = random_source(artifact.config.vocabulary_size, run.source)
+    sources = random_sources(artifact.config.vocabulary_size, run.source, run.num_texts)
     length = run.new_tokens + 1
-    generator.generate_ids(source, max_length=length, min_length=length, num_beams=run.num_beams)
+    generator.generate_ids(sources, max_length=length, min_length=length, num_beams=run.num_beams)
     return [*stages, meter.read()]
 
 

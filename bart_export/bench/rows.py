@@ -1,4 +1,4 @@
-"""The rows of a benchmark report, as JSON, as tables, and as ratios to another report."""
+"""The rows of a benchmark report, as JSON and as tables."""
 
 import dataclasses
 import pathlib
@@ -29,6 +29,7 @@ def decimals(digits: int, scale: float = 1) -> Show:
 
 
 MILLISECONDS, MEGABYTES, MULTIPLE = decimals(1, 1e3), decimals(0, 1e-6), decimals(2)
+PERCENT, PER_SECOND = decimals(0, 100), decimals(0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +132,7 @@ class OpeningRow(Row):
     private_bytes: float | None = None
     shared_bytes: float | None = None
     process_private_bytes: float | None = None
+    peak_bytes: float | None = None
     built_weight_cache: bool | None = None
 
 
@@ -164,8 +166,31 @@ class GenerationRow(WorkRow):
     step_seconds: float | None = field(default=None, metadata=column("step", "ms", MILLISECONDS))
     seconds: float | None = field(default=None, metadata=column("all", "ms", MILLISECONDS))
     tokens_per_second: float | None = field(
-        default=None, metadata=column("tokens", "per s", decimals(0))
+        default=None, metadata=column("tokens", "per s", PER_SECOND)
     )
+    runs: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class ThroughputRow(WorkRow):
+    """The speed with several texts at a time: medians of complete generations.
+
+    `encode_share`, `decode_share` and `search_share` are of the time; tokenization and the caller
+    have the rest. `peak_bytes` is the most memory of a process that generates the texts.
+    """
+
+    list_name = "throughput"
+    num_texts: int = field(metadata=column("texts"))
+    tokens_per_second: float | None = field(
+        default=None, metadata=column("tokens", "per s", PER_SECOND)
+    )
+    seconds_per_text: float | None = field(
+        default=None, metadata=column("a text", "ms", MILLISECONDS)
+    )
+    encode_share: float | None = field(default=None, metadata=column("encode", "%", PERCENT))
+    decode_share: float | None = field(default=None, metadata=column("decode", "%", PERCENT))
+    search_share: float | None = field(default=None, metadata=column("search", "%", PERCENT))
+    peak_bytes: float | None = field(default=None, metadata=column("peak", "MB", MEGABYTES))
     runs: tuple[float, ...] = ()
 
 
@@ -179,8 +204,12 @@ class SkippedRow(Record):
     recipe: str | None = absent()
     build: str | None = absent()
     num_beams: int | None = absent()
+    num_texts: int | None = absent()
 
     def __str__(self) -> str:
+        if self.num_texts is not None:
+            file, texts = file_label(self.recipe, self.build), plural(self.num_texts, "text")
+            return f"{file} with {texts} was skipped: {self.reason}."
         if self.new_tokens is not None:
             return f"{self.new_tokens} new tokens were skipped: {self.reason}."
         if self.num_beams is None:
@@ -228,10 +257,11 @@ class Report(Record):
     memory: tuple[MemoryRow, ...]
     generation: tuple[GenerationRow, ...]
     skipped: tuple[SkippedRow, ...]
+    throughput: tuple[ThroughputRow, ...] = ()
 
     def rows(self) -> dict[tuple[object, ...], Row]:
         """Return all rows with figures, by list name and keys."""
-        rows = (*self.files, *self.openings, *self.memory, *self.generation)
+        rows = (*self.files, *self.openings, *self.memory, *self.generation, *self.throughput)
         return {(row.list_name, *row.keys().values()): row for row in rows}
 
     def unmatched(self, other: "Report") -> list[Row]:
@@ -251,6 +281,7 @@ class Report(Record):
             OpeningRow: "From the path to a model ready to run, and to its first text, in ms",
             MemoryRow: "Memory of a process while another has the same file open",
             GenerationRow: f"{tokens}, median of {runs}",
+            ThroughputRow: f"Texts generated together: {tokens} each, median of {runs}",
         }
         return Group(*tables_of(self.rows().values(), titles), *notes)
 
@@ -260,11 +291,12 @@ def tables_of(
 ) -> Iterator[Table]:
     """Yield a table for each class of rows; `show` overrides how columns format figures."""
     for kind, title in titles.items():
+        chosen = [row for row in rows if isinstance(row, kind)]
         if kind is OpeningRow:
-            openings = [row for row in rows if isinstance(row, OpeningRow)]
+            openings = [row for row in chosen if isinstance(row, OpeningRow)]
             yield opening_table(title, openings, show or MILLISECONDS)
-            continue
-        yield table(title, kind, [row for row in rows if isinstance(row, kind)], show)
+        elif chosen:
+            yield table(title, kind, chosen, show)
 
 
 def opening_table(title: str, rows: Iterable[OpeningRow], show: Show) -> Table:
@@ -283,7 +315,7 @@ def opening_table(title: str, rows: Iterable[OpeningRow], show: Show) -> Table:
 
 
 LISTS: dict[str, type[Row]] = {
-    kind.list_name: kind for kind in (FileRow, OpeningRow, MemoryRow, GenerationRow)
+    kind.list_name: kind for kind in (FileRow, OpeningRow, MemoryRow, GenerationRow, ThroughputRow)
 }
 
 
@@ -308,67 +340,3 @@ def read(path: pathlib.Path) -> Report:
         raise InputError(
             f"{path} is not a complete report: {error}. Run the benchmark again."
         ) from None
-
-
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-    """The ratios of the report `here` to the report `there`."""
-
-    here: Report
-    there: Report
-
-    def ratios(self) -> list[Row]:
-        """Return the rows that both reports have, with ratios as figures."""
-        others = self.there.rows()
-        return [ratio(row, others[key]) for key, row in self.here.rows().items() if key in others]
-
-    def to_dict(self) -> dict[str, object]:
-        """Return the comparison as a JSON object."""
-        lists: dict[str, list[object]] = {name: [] for name in LISTS}
-        for row in self.ratios():
-            lists[row.list_name].append(row.keys() | row.figures())
-        return {
-            "artifact": self.there.artifact.to_dict(),
-            "machine": self.there.machine.to_dict(),
-            **lists,
-            "only_here": identified(self.here.unmatched(self.there)),
-            "only_there": identified(self.there.unmatched(self.here)),
-        }
-
-    def tables(self) -> Group:
-        """Return a table for each list, and notes on rows that only one report has."""
-        titles = {kind: name.capitalize() for name, kind in LISTS.items()}
-        return Group(
-            f"Ratios to the report of {self.there.artifact.on(self.there.machine)}:",
-            *tables_of(self.ratios(), titles, MULTIPLE),
-            *unmatched_note(self.here, self.there, "this report"),
-            *unmatched_note(self.there, self.here, "the other report"),
-        )
-
-
-def ratio(row: Row, other: Row) -> Row:
-    """Return a row of ratios; a ratio is None if a figure is unknown or the divisor is 0."""
-    ratios: dict[str, Any] = {
-        name: None if figure is None or not of else figure / of
-        for (name, figure), of in zip(row.figures().items(), other.figures().values(), strict=True)
-    }
-    return dataclasses.replace(row, **ratios)
-
-
-def identified(rows: Iterable[Row]) -> list[dict[str, object]]:
-    """Return the list names and keys of rows."""
-    return [{"list": row.list_name} | row.keys() for row in rows]
-
-
-def unmatched_note(report: Report, other: Report, where: str) -> Iterator[str]:
-    """Yield a note on the rows that only `report` has, and the values found only in them."""
-    rows = report.unmatched(other)
-    known = {pair for row in other.rows().values() for pair in row.keys().items()}
-    alone: dict[str, list[str]] = {}
-    for name, value in dict.fromkeys(pair for row in rows for pair in row.keys().items()):
-        if (name, value) not in known:
-            alone.setdefault(name, []).append(str(value))
-    reasons = "; ".join(f"{name} {', '.join(values)}" for name, values in alone.items())
-    have = f"{len(rows)} rows of {where} have" if len(rows) > 1 else f"1 row of {where} has"
-    if rows:
-        yield f"{have} no counterpart{f': {reasons}' if reasons else ''}."

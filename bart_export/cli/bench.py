@@ -15,7 +15,12 @@ if TYPE_CHECKING:
 # A report as a JSON object, and its tables.
 Measured = tuple[dict[str, object], list["Group"]]
 # Options that only apply to files, and those that only apply to servers.
-OF_FILES = {"recipes": "--recipe", "num_beams": "--num-beams", "compare": "--compare"}
+OF_FILES = {
+    "recipes": "--recipe",
+    "num_beams": "--num-beams",
+    "num_texts": "--num-texts",
+    "compare": "--compare",
+}
 OF_SERVERS = {
     "engines": "--engine",
     "workers": "--workers",
@@ -43,6 +48,12 @@ ONCE = {"sources": ("--source", "source"), "num_threads": ("--threads", "num_thr
     kind=COUNT,
     metavar="N,...",
     help="Numbers of beams. Default: 1,4. Not with --serve.",
+)
+@list_option(
+    "--num-texts",
+    kind=COUNT,
+    metavar="N,...",
+    help="Also generate these numbers of texts together. Not with --serve.",
 )
 @click.option(
     "--new-tokens",
@@ -107,12 +118,13 @@ def measure_files(artifact: pathlib.Path, given: dict[str, Value]) -> Measured:
     """Measure an artifact's files; return the report as a JSON object, and its tables."""
     from bart_export.bench import rows
     from bart_export.bench.bench import bench as measure
+    from bart_export.bench.comparison import Comparison
 
     other = rows.read(given.pop("compare")) if "compare" in given else None
     report = measure(artifact, **given)
     if other is None:
         return report.to_dict(), [report.tables()]
-    comparison = rows.Comparison(report, other)
+    comparison = Comparison(report, other)
     content = report.to_dict() | {"comparison": comparison.to_dict()}
     return content, [report.tables(), comparison.tables()]
 

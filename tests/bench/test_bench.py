@@ -252,6 +252,8 @@ def test_the_command_prints_ratios_to_another_report(
         (["--serve", "--source", "4", "--source", "5"], "--source takes one number"),
         (["--serve", "--recipe", "float32"], "--recipe contradicts --serve"),
         (["--serve", "--num-beams", "4"], "--num-beams contradicts --serve"),
+        (["--serve", "--num-texts", "8"], "--num-texts contradicts --serve"),
+        (["--num-texts", "0"], "0 is not in the range"),
         (["--serve", "--overload", "nan"], "'nan' is not a number of seconds"),
         (["--overload", "5"], "--overload needs --serve"),
         (["--engine", "litert"], "--engine needs --serve"),
