@@ -13,7 +13,7 @@ from bart_export.errors import ConfigurationError, did_you_mean, named, shown
 
 ACTIVATION_FUNCTIONS = ("gelu", "gelu_new", "relu", "silu", "tanh")
 # Far above any BART, so that a damaged file is refused before a model is built from it.
-LARGEST_SIZE, MOST_LAYERS, MOST_BEAMS = 2**31 - 1, 1000, 10_000
+LARGEST_SIZE, MOST_LAYERS, MOST_BEAMS, MOST_DRAFTED = 2**31 - 1, 1000, 10_000, 64
 MOST_THREADS = 1024  # LiteRT crashes with tens of thousands
 
 
@@ -140,7 +140,9 @@ class GenerationConfig:
     Names, meanings and defaults match Hugging Face's `generate()` (transformers 4.57); `seed`
     is an addition. Lengths count decoder tokens, including the start token. `early_stopping` is
     True, False or "never". `top_k=0` and `top_p=1.0` disable these filters. Sampling parameters
-    only affect `do_sample=True`. If `eos_token_id` is a tuple, each of its tokens ends a sequence.
+    only affect `do_sample=True`. `prompt_lookup_num_tokens` is the maximum number of next tokens
+    that greedy search guesses and verifies together; it does not change the result. If
+    `eos_token_id` is a tuple, each of its tokens ends a sequence.
 
     Raises:
         ConfigurationError: if a value is out of range or contradicts another.
@@ -159,6 +161,7 @@ class GenerationConfig:
     top_k: int = 50
     top_p: float = 1.0
     seed: int | None = None
+    prompt_lookup_num_tokens: int = 0
     decoder_start_token_id: int = 2
     bos_token_id: int = 0
     pad_token_id: int = 1
@@ -314,9 +317,13 @@ TOKEN_IDS = (
 )  # fmt: skip
 LOWEST = {
     "max_length": 2, "min_length": 0, "num_beams": 1, "num_return_sequences": 1,
-    "no_repeat_ngram_size": 0, "top_k": 0, "seed": 0, **dict.fromkeys(TOKEN_IDS, 0),
+    "no_repeat_ngram_size": 0, "top_k": 0, "seed": 0, "prompt_lookup_num_tokens": 0,
+    **dict.fromkeys(TOKEN_IDS, 0),
 }  # fmt: skip
-HIGHEST = {"seed": 2**63 - 1, "num_beams": MOST_BEAMS, "num_return_sequences": MOST_BEAMS}
+HIGHEST = {
+    "seed": 2**63 - 1, "num_beams": MOST_BEAMS, "num_return_sequences": MOST_BEAMS,
+    "prompt_lookup_num_tokens": MOST_DRAFTED,
+}  # fmt: skip
 NUMBERS = (
     ("length_penalty", lambda value: True, "a finite number"),
     ("repetition_penalty", lambda value: value > 0, "a number above 0"),

@@ -1,14 +1,15 @@
 """The signatures of exported files: the name, dtype and named axes of every tensor.
 
 `sizes` returns the axes that a configuration fixes. The others (`SOURCES`, `SOURCE`, `BEAMS`,
-`ROWS`, `CAPACITY`) are dynamic: the runtime resizes them. A static build of a `.tflite` file fixes
-them, too, and has a signature for each *bucket* of sizes.
+`ROWS`, `DRAFT`, `CAPACITY`) are dynamic: the runtime resizes them. A static build of a `.tflite`
+file fixes them, too, and has a signature for each *bucket* of sizes.
 
     one         always 1: a call encodes one source
     sources     source texts decoded together
     source      source tokens
     beams       sequences decoded for each source
     rows        sources times beams; the beams of a source are neighbours
+    draft       tokens of one sequence that are decoded together
     capacity    decoder positions in a self-attention cache
     heads       decoder attention heads
     head_size   width of one head
@@ -30,7 +31,7 @@ from bart_export.errors import ConfigurationError
 
 CONTRACT_VERSION = 2  # of new `.tflite` files; version 1 decoded one source at a time
 
-ONE, SOURCES, SOURCE = "one", "sources", "source"
+ONE, SOURCES, SOURCE, DRAFT = "one", "sources", "source", "draft"
 BEAMS, ROWS, CAPACITY = "beams", "rows", "capacity"
 HEADS, HEAD_SIZE, VOCABULARY = "heads", "head_size", "vocabulary"
 BATCH, TARGET, SEQUENCES, HIDDEN = "batch", "target", "sequences", "hidden"
@@ -56,6 +57,11 @@ class Signature:
     name: str
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
+
+    @property
+    def axes(self) -> set[str]:
+        """The axes of all tensors."""
+        return {axis for tensor in (*self.inputs, *self.outputs) for axis in tensor.axes}
 
 
 def sizes(config: BartConfig) -> dict[str, int]:
@@ -92,15 +98,17 @@ def cache_tensors(config: BartConfig, rows: str = ROWS) -> tuple[Tensor, ...]:
     )
 
 
-def tflite_signatures(
-    config: BartConfig, version: int = CONTRACT_VERSION
-) -> tuple[Signature, Signature, Signature]:
+def tflite_signatures(config: BartConfig, version: int = CONTRACT_VERSION) -> tuple[Signature, ...]:
     """Return the signatures of a `.tflite` file: `encode` runs once per text, `decode` per token.
 
     `decode` steps all beams of several sources, `decode_single` one beam of each with faster
     operators. `position` counts a row's decoder tokens from 0. `beam_index[r]` is the row whose
     cache row `r` continues; caches are reordered before the step. `self_*` outputs are complete
-    updated caches. Sources shorter than `source` are masked.
+    updated caches. Sources shorter than `source` are masked. Caches must be 0 from a row's
+    `position` on.
+
+    `decode_draft` decodes successive tokens of one sequence. Its caches may have other values at
+    these positions, such as those of refused tokens, which it replaces.
 
     In version 1, `decode` steps one source, all of whose beams are at the same position.
     """
@@ -122,6 +130,23 @@ def tflite_signatures(
         encode,
         decode_signature("decode", config, version, (SOURCES, BEAMS), ROWS),
         decode_signature("decode_single", config, version, (SOURCES, ONE), SOURCES),
+        draft_signature(config),
+    )
+
+
+def draft_signature(config: BartConfig) -> Signature:
+    """Return the signature that decodes several tokens of one sequence."""
+    caches = cache_tensors(config, ONE)
+    return Signature(
+        "decode_draft",
+        inputs=(
+            Tensor("decoder_token_ids", "int32", (ONE, DRAFT)),
+            Tensor("position", "int32", (DRAFT,)),
+            Tensor("encoder_padding_mask", "int32", (ONE, SOURCE)),
+            *cross_tensors(config),
+            *caches,
+        ),
+        outputs=(Tensor("logits", "float32", (DRAFT, VOCABULARY)), *caches),
     )
 
 
@@ -180,7 +205,7 @@ def static_buckets(
             f"source_lengths and target_length must be at most the model's "
             f"{config.max_sequence_length} positions, received {longest}."
         )
-    encode, decode, decode_single = tflite_signatures(config)
+    encode, decode, decode_single, _ = tflite_signatures(config)
     return tuple(
         bucket
         for source in source_lengths

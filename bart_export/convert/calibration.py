@@ -56,8 +56,8 @@ def calibrate(
     for bucket in buckets:
         if bucket.signature.name == "encode":
             continue
-        single = bucket.signature.name == "decode_single"
-        beams = 1 if single else bucket.sizes.get(contract.BEAMS, max(2, num_beams))
+        several = bucket.signature.name == "decode"
+        beams = 1 if not several else bucket.sizes.get(contract.BEAMS, max(2, num_beams))
         longest = bucket.sizes.get(contract.CAPACITY, config.max_sequence_length)
         encoder = encoders[bucket.sizes.get(contract.SOURCE)]
         model = TracedModel(file, config, encoder, bucket)

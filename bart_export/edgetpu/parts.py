@@ -58,11 +58,11 @@ def host_signatures(
     """Return the signatures of the host file, beside those of other `.tflite` files.
 
     `embed`, `mix`, `add_and_norm` and `cross` are the parts of `encode` between the segments;
-    `decode` and `decode_single` are the same as in every `.tflite` file.
+    those that decode are the same as in every `.tflite` file.
     """
     rows = (SOURCE, HIDDEN)
     hidden = Tensor("hidden", "float32", rows)
-    encode, decode, decode_single = tflite_signatures or contract.tflite_signatures(config)
+    encode, *decoders = tflite_signatures or contract.tflite_signatures(config)
     return (
         Signature("embed", (Tensor("encoder_token_ids", "int32", (ONE, SOURCE)),), (hidden,)),
         Signature(
@@ -81,6 +81,5 @@ def host_signatures(
             (Tensor("normalized", "float32", rows),),
         ),
         Signature("cross", (hidden,), encode.outputs),
-        decode,
-        decode_single,
+        *decoders,
     )

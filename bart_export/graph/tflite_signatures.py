@@ -162,10 +162,54 @@ def decode_rows(
     bart = Bart(config, parameters)
     x = layers.embed(bart, "decoder", ids, inputs["position"])
     x = layers.decoder_layers(bart, x, self_attention, cross_attention)
+    return {"logits": layers_logits(config, parameters, x), **caches}
+
+
+def layers_logits(config: BartConfig, parameters: Parameters, x: tf.Tensor) -> tf.Tensor:
+    """Return the logits, (rows, vocabulary), of hidden states (rows, hidden)."""
     logits = tf.matmul(x, parameters[TOKEN_EMBEDDING], transpose_b=True)
-    if config.final_logits_bias:
-        logits += parameters[FINAL_LOGITS_BIAS]
-    return {"logits": logits, **caches}
+    return logits + parameters[FINAL_LOGITS_BIAS] if config.final_logits_bias else logits
+
+
+def decode_draft(config: BartConfig, parameters: Parameters, inputs: Tensors) -> Tensors:
+    """Run the decoder for several tokens of one sequence; return logits and updated caches."""
+    heads, size = config.decoder_heads, config.decoder_head_size
+    source_bias = padding_bias(inputs["encoder_padding_mask"])
+    ids = tf.reshape(inputs["decoder_token_ids"], [-1])
+    positions = inputs["position"]
+    steps = tf.range(tf.shape(inputs["self_key_0"])[2])
+    rows, columns = tf.reshape(positions, [1, 1, -1, 1]), tf.reshape(steps, [1, 1, 1, -1])
+    future_bias = tf.cast(columns > rows, tf.float32) * MASK_BIAS
+    # Drafted tokens that were refused are still in the caches.
+    kept = tf.cast(positions[0] > tf.reshape(steps, [1, 1, -1, 1]), tf.float32)
+    written = tf.cast(
+        tf.equal(tf.reshape(steps, [1, 1, -1, 1]), tf.reshape(positions, [1, 1, 1, -1])), tf.float32
+    )
+    caches: Tensors = {}
+
+    def project_heads(name: str, x: tf.Tensor) -> tf.Tensor:
+        return split_heads(linear(parameters, name, x), heads, size)
+
+    def self_attention(layer: int, name: str, x: tf.Tensor) -> tf.Tensor:
+        key, value = (
+            inputs[f"self_{part}_{layer}"] * kept
+            + tf.matmul(written, project_heads(f"{name}/{part}", x))
+            for part in ("key", "value")
+        )
+        caches[f"self_key_{layer}"], caches[f"self_value_{layer}"] = key, value
+        query = project_heads(f"{name}/query", x)
+        return merge_heads(attend(query, key, value, future_bias), config.hidden_dim)
+
+    def cross_attention(layer: int, name: str, x: tf.Tensor) -> tf.Tensor:
+        query = project_heads(f"{name}/query", x)
+        key, value = inputs[f"cross_key_{layer}"], inputs[f"cross_value_{layer}"]
+        weights = tf.nn.softmax(tf.matmul(query, key) + source_bias)
+        return merge_heads(tf.matmul(weights, value), config.hidden_dim)
+
+    bart = Bart(config, parameters)
+    x = layers.embed(bart, "decoder", ids, positions)
+    x = layers.decoder_layers(bart, x, self_attention, cross_attention)
+    return {"logits": layers_logits(config, parameters, x), **caches}
 
 
 def weighted_sum(scores: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
@@ -192,6 +236,7 @@ FUNCTIONS: dict[str, Callable[[BartConfig, Parameters, Tensors], Tensors]] = {
     "encode": encode,
     "decode": decode,
     "decode_single": decode_single,
+    "decode_draft": decode_draft,
     "embed": embed_source,
     "mix": mix,
     "add_and_norm": add_and_norm,

@@ -14,13 +14,13 @@ import numpy as np
 
 from bart_export.config import BartConfig
 from bart_export.contract import BEAMS, CAPACITY, ROWS, SOURCE, SOURCES, Bucket
+from bart_export.runtime.search import Decode
 from bart_export.runtime.sizing import Buckets, Dynamic, FloatArray, IntArray, check_source
 
 RESERVED = (SOURCES, SOURCE, CAPACITY)
 FEWER = 0.6  # resizing copies the caches, which takes about as long as five steps
 
-# Rows of a request: token ids and beam indices within its slot, both int32 (beams,).
-Rows = tuple[IntArray, IntArray]
+DRAFT_STEP = 4  # tokens of a draft, to resize its decoder rarely
 
 
 class Backend(Protocol):
@@ -38,17 +38,27 @@ class Backend(Protocol):
     def decode(self, token_ids: IntArray, position: IntArray, beam_index: IntArray) -> FloatArray:
         """Decode one token per row, int32 (rows,); return logits, float32 (rows, vocabulary)."""
 
+    def decode_draft(self, bucket: Bucket, token_ids: IntArray, position: int) -> FloatArray:
+        """Decode tokens of the only row, int32 (draft,); return logits (draft, vocabulary)."""
+
+    def clear(self, slot: int, begin: int, end: int) -> None:
+        """Set these positions of a slot's caches to 0."""
+
     def cross(self, slot: int) -> Mapping[str, FloatArray]:
         """Return a slot's `contract.cross_tensors` by name, (1, ...) with padding."""
 
 
 @dataclasses.dataclass(eq=False)
 class Slot:
-    """A source in a batch: its index, its number of tokens, and its next decoder position."""
+    """A source in a batch.
+
+    `position` is that of the next decoder token; `written` counts the positions in the caches.
+    """
 
     index: int
     source_length: int
     position: int = 0
+    written: int = 0
 
 
 class Batch:
@@ -60,6 +70,7 @@ class Batch:
         self.config, self.backend, self.sizing, self.beams = config, backend, sizing, beams
         self.bucket: Bucket | None = None
         self.slots: list[Slot] = []
+        self.draft_size = 0
 
     def admit(self, token_ids: Sequence[int], max_length: int) -> Slot:
         """Encode a source of at most `max_length` decoder tokens into a free slot.
@@ -83,27 +94,45 @@ class Batch:
         """Give a slot back."""
         self.slots.remove(slot)
 
-    def step(self, requests: Mapping[Slot, Rows]) -> dict[Slot, FloatArray]:
-        """Decode one token per beam of each source; return its logits, (beams, vocabulary).
-
-        `requests` has all slots.
-        """
-        self.reserve(len(self.slots), 1, 1)
+    def step(self, requests: Mapping[Slot, Decode]) -> dict[Slot, FloatArray]:
+        """Decode the requests of all slots; return their logits, as `Decode` says."""
+        for slot, request in requests.items():
+            slot.position = request.position
+        drafts = isinstance(self.sizing, Dynamic) and self.sizing.drafts
+        drafted = len(request.draft) if drafts and len(requests) == 1 else 0
+        self.reserve(len(self.slots), 1, slot.position + 1 + drafted)
+        self.draft_size = max(self.draft_size, drafted + DRAFT_STEP - drafted % DRAFT_STEP)
+        # The model has no embeddings for later positions, not even for padding.
+        longest = self.config.max_sequence_length
+        if drafted and slot.position + self.draft_size <= longest:
+            return {slot: self.step_draft(slot, request)}
         rows, beams = self.sizes[ROWS], self.sizes[BEAMS]
         token_ids, position = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
         beam_index = np.arange(rows, dtype=np.int32)
-        for slot, (tokens, parents) in requests.items():
+        for slot, request in requests.items():
+            if slot.written > slot.position:
+                self.backend.clear(slot.index, slot.position, slot.written)
+            slot.written = slot.position + 1
             first = slot.index * beams
-            used = slice(first, first + len(tokens))
-            token_ids[used], beam_index[used] = tokens, first + parents
+            used = slice(first, first + len(request.token_ids))
+            token_ids[used], beam_index[used] = request.token_ids, first + request.beam_index
             position[first : first + beams] = slot.position
         logits = self.backend.decode(token_ids, position, beam_index)
         results = {}
-        for slot, (tokens, _) in requests.items():
-            slot.position += 1
+        for slot, request in requests.items():
             first = slot.index * beams
-            results[slot] = logits[first : first + len(tokens)]
+            results[slot] = logits[first : first + len(request.token_ids)]
         return results
+
+    def step_draft(self, slot: Slot, request: Decode) -> FloatArray:
+        """Decode a token of the only row and its draft; return logits (1 + drafted, vocabulary)."""
+        assert isinstance(self.sizing, Dynamic) and self.bucket is not None
+        bucket = self.sizing.decode_draft(self.bucket, self.draft_size)
+        token_ids = np.array([*request.token_ids, *request.draft], np.int32)
+        padded = np.pad(token_ids, (0, self.draft_size - len(token_ids)))
+        logits = self.backend.decode_draft(bucket, padded, request.position)
+        slot.written = min(request.position + self.draft_size, self.sizes[CAPACITY])
+        return logits[: len(token_ids)]
 
     def reserve(self, sources: int, source_length: int, capacity: int) -> None:
         """Resize the decoder for a number of sources of up to a length, counting running ones.

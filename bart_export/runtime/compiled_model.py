@@ -129,7 +129,7 @@ class BufferedSignature:
     """A signature of a `CompiledModel`, the sizes of its dynamic axes, and its buffers.
 
     Cross tensors are written into another signature's inputs, and have no output buffers.
-    `resizes` is False for a static build.
+    `borrowed` tensors have another signature's buffers, too. `resizes` is False for a static build.
     """
 
     def __init__(
@@ -140,6 +140,7 @@ class BufferedSignature:
         signature: Signature,
         *,
         resizes: bool = True,
+        borrowed: Iterable[str] = (),
     ) -> None:
         self.model = model
         self.name = name
@@ -147,6 +148,7 @@ class BufferedSignature:
         self.resizes = resizes
         self.cache_names = [tensor.name for tensor in contract.cache_tensors(config)]
         self.cross_names = [tensor.name for tensor in contract.cross_tensors(config)]
+        self.borrowed = tuple(borrowed)
         self.fixed = contract.sizes(config)
         self.sizes: dict[str, int] = {}
         self.inputs: Buffers = {}
@@ -186,11 +188,11 @@ class BufferedSignature:
                 for tensor in resized(self.signature.outputs, before, sizes):
                     self.outputs.pop(tensor.name, None)
                 for tensor in self.signature.inputs:
-                    if tensor.name not in self.inputs:
+                    if tensor.name not in (*self.inputs, *self.borrowed):
                         buffer = model.create_input_buffer_by_name(self.name, tensor.name)
                         self.inputs[tensor.name] = buffer
                 for tensor in self.signature.outputs:
-                    if tensor.name not in self.outputs and tensor.name not in self.cross_names:
+                    if tensor.name not in (*self.outputs, *self.cross_names, *self.borrowed):
                         buffer = model.create_output_buffer_by_name(self.name, tensor.name)
                         self.outputs[tensor.name] = buffer
         except EngineError:
@@ -336,10 +338,7 @@ class CompiledModelBackend:
         self.mask[slot] = 0
         self.mask[slot, : mask.shape[1]] = mask
         decoder.inputs["encoder_padding_mask"].write(self.mask)
-        beams = decoder.sizes[contract.BEAMS]
-        for name, buffer in self.caches.items():
-            with mapped(buffer, decoder.input_shape(name)) as cache:
-                cache[slot * beams : (slot + 1) * beams] = 0
+        self.clear(slot, 0, decoder.sizes[contract.CAPACITY])
 
     def decode(self, token_ids: IntArray, position: IntArray, beam_index: IntArray) -> FloatArray:
         """Decode one token per row; see `Backend.decode`."""
@@ -353,9 +352,42 @@ class CompiledModelBackend:
                 decoder.inputs[name].write(array[: math.prod(shape)].reshape(shape))
         decoder.run(self.caches, self.next_caches)
         self.caches, self.next_caches = self.next_caches, self.caches
-        size = len(token_ids) * self.config.vocabulary_size
+        return self.logits(decoder, len(token_ids))
+
+    def decode_draft(self, bucket: Bucket, token_ids: IntArray, position: int) -> FloatArray:
+        """Decode several tokens of the only row; see `Backend.decode_draft`."""
+        decoder = self.decoder
+        assert decoder is not None
+        if bucket.name not in self.signatures:
+            borrowed = ["encoder_padding_mask", *decoder.cross_names, *decoder.cache_names]
+            self.signatures[bucket.name] = BufferedSignature(
+                self.model, self.config, bucket.name, bucket.signature, borrowed=borrowed
+            )
+        draft = self.signature(bucket)
+        draft.inputs["decoder_token_ids"].write(token_ids[None, :])
+        draft.inputs["position"].write(
+            np.arange(position, position + len(token_ids), dtype=np.int32)
+        )
+        source = ["encoder_padding_mask", *decoder.cross_names]
+        inputs = {name: decoder.inputs[name] for name in source}
+        draft.run(inputs | self.caches, self.next_caches)
+        self.caches, self.next_caches = self.next_caches, self.caches
+        return self.logits(draft, len(token_ids))
+
+    def logits(self, decoder: BufferedSignature, rows: int) -> FloatArray:
+        """Return the logits, (rows, vocabulary), that a signature computed."""
+        size = rows * self.config.vocabulary_size
         logits: FloatArray = decoder.outputs["logits"].read(size, np.float32)
-        return logits.reshape(len(token_ids), self.config.vocabulary_size)
+        return logits.reshape(rows, self.config.vocabulary_size)
+
+    def clear(self, slot: int, begin: int, end: int) -> None:
+        """Set positions of a slot's caches to 0; see `Backend.clear`."""
+        decoder = self.decoder
+        assert decoder is not None
+        beams = decoder.sizes[contract.BEAMS]
+        for name, buffer in self.caches.items():
+            with mapped(buffer, decoder.input_shape(name)) as cache:
+                cache[slot * beams : (slot + 1) * beams, :, begin:end] = 0
 
     def cross(self, slot: int) -> dict[str, FloatArray]:
         """Return a slot's cross tensors; see `Backend.cross`."""

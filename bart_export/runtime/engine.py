@@ -15,6 +15,7 @@ from bart_export.config import BartConfig, check_threads
 from bart_export.contract import Bucket, Signature
 from bart_export.errors import EngineError
 from bart_export.runtime.batch import Backend, Batch, Slot
+from bart_export.runtime.search import Decode
 from bart_export.runtime.sizing import Buckets, Dynamic, FloatArray, IntArray
 
 State = Any  # the caches between two steps, opaque to all but the engine
@@ -82,17 +83,25 @@ class FileEngine:
         return Decoding(self.batch(num_beams).admit(token_ids, max_length), 0)
 
     def step(
-        self, state: Decoding, token_ids: IntArray, beam_index: IntArray
+        self,
+        state: Decoding,
+        token_ids: IntArray,
+        beam_index: IntArray,
+        draft: tuple[int, ...] = (),
     ) -> tuple[FloatArray, Decoding]:
-        """Decode one token per beam; see `Engine.step`."""
+        """Decode one token per beam; see `Engine.step`.
+
+        If there is one beam, decode also the tokens of a draft, as many as the file can.
+        """
         batch, slot = self.running, state.slot
         if batch is None or slot not in batch.slots:
             raise EngineError(
                 "An engine runs one generation at a time, and another one has started. "
                 "Finish a stream before the next call, or open a second Generator."
             )
-        logits = batch.step({slot: (token_ids, beam_index)})[slot]
-        return logits, Decoding(slot, slot.position)
+        request = Decode(token_ids, beam_index, state.position, draft)
+        logits = batch.step({slot: request})[slot]
+        return logits, Decoding(slot, state.position + 1 + (len(logits) - 1 if draft else 0))
 
     def cross(self, state: Decoding) -> dict[str, FloatArray]:
         """Return `contract.cross_tensors` without padding, (one, heads, source, head_size)."""

@@ -174,8 +174,7 @@ class InterpreterBackend:
         row = decoder.input("encoder_padding_mask")[slot]
         row[:] = 0
         row[: mask.shape[1]] = mask
-        for name in self.cache_names:
-            decoder.input(name)[slot * self.beams : (slot + 1) * self.beams] = 0
+        self.clear(slot, 0, decoder.input(self.cache_names[0]).shape[2])
 
     def decode(self, token_ids: IntArray, position: IntArray, beam_index: IntArray) -> FloatArray:
         """Decode one token per row; see `Backend.decode`."""
@@ -197,6 +196,28 @@ class InterpreterBackend:
                 cache[row, :, : position[row] + 1] = updated[row, :, : position[row] + 1]
         logits: FloatArray = decoder.output("logits").copy()
         return logits
+
+    def decode_draft(self, bucket: Bucket, token_ids: IntArray, position: int) -> FloatArray:
+        """Decode several tokens of the only row; see `Backend.decode_draft`."""
+        draft, decoder = self.signature(bucket), self.decoder
+        assert decoder is not None
+        kept = ("encoder_padding_mask", *self.cross_names, *self.cache_names)
+        for name in kept:
+            draft.input(name)[:] = decoder.input(name)
+        draft.input("decoder_token_ids")[:] = token_ids
+        draft.input("position")[:] = np.arange(position, position + len(token_ids))
+        draft.invoke()
+        for name in self.cache_names:
+            decoder.input(name)[:] = draft.output(name)
+        logits: FloatArray = draft.output("logits").copy()
+        return logits
+
+    def clear(self, slot: int, begin: int, end: int) -> None:
+        """Set positions of a slot's caches to 0; see `Backend.clear`."""
+        decoder = self.decoder
+        assert decoder is not None
+        for name in self.cache_names:
+            decoder.input(name)[slot * self.beams : (slot + 1) * self.beams, :, begin:end] = 0
 
     def cross(self, slot: int) -> dict[str, FloatArray]:
         """Return a slot's cross tensors; see `Backend.cross`."""

@@ -56,7 +56,7 @@ class Task:
     repeated: int = 0  # settled tokens to drop, because a restarted search settles them again
 
     def __post_init__(self) -> None:
-        self.search: Search = search(self.generation)
+        self.search: Search = search(self.generation, self.token_ids)
 
     @property
     def rows(self) -> int:
@@ -99,7 +99,7 @@ class Task:
 
     def restart(self) -> None:
         """Prepare to run again from the beginning."""
-        self.search = search(self.generation)
+        self.search = search(self.generation, self.token_ids)
         self.repeated, self.settled = max(self.repeated, self.settled), 0
 
 
@@ -190,12 +190,8 @@ class Scheduler:
         if self.batch is None or not tasks:
             return True
         began = time.perf_counter()
-        requests = {
-            slot: (task.request.token_ids, task.request.beam_index)
-            for task, slot in self.running.items()
-        }
         try:
-            logits = self.batch.step(requests)
+            logits = self.batch.step({slot: task.request for task, slot in self.running.items()})
         except EngineError as error:  # it may be due to any of the searches
             for task in tasks:
                 task.fail(error)

@@ -8,7 +8,7 @@ A search is an iterator of events: `Decode` requests logits, `Settled` reports f
 import dataclasses
 import itertools
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from bart_export.config import GenerationConfig
 from bart_export.errors import ConfigurationError
+from bart_export.runtime.drafts import PromptLookup
 from bart_export.runtime.logits import (
     FloatArray,
     IntArray,
@@ -51,12 +52,18 @@ class Decode:
     """A request for the logits after one more token per beam.
 
     Beam k continues beam `beam_index[k]` of the previous request with `token_ids[k]`, both int32
-    (beams,). The caller must set `logits`, float32 (beams, vocabulary), before the next event; the
-    search modifies them in place.
+    (beams,). `position` counts the tokens before. The caller must set `logits`, float32
+    (beams, vocabulary), before the next event; the search modifies them in place.
+
+    `draft` are guesses of the tokens that follow the only beam. The caller may append the logits
+    after some of them, float32 (1 + verified, vocabulary). A search that refuses some requests a
+    position again.
     """
 
     token_ids: IntArray
     beam_index: IntArray
+    position: int = 0
+    draft: tuple[int, ...] = ()
     logits: FloatArray = dataclasses.field(init=False)
 
 
@@ -77,8 +84,8 @@ class Finished:
 Search = Iterator[Decode | Settled | Finished]
 
 
-def search(generation: GenerationConfig) -> Search:
-    """Search for the best sequences.
+def search(generation: GenerationConfig, source: Sequence[int] = ()) -> Search:
+    """Search for the best sequences; `source` has the source's token ids, for drafts.
 
     A `Settled` follows every step. In beam search many have no tokens; with several samples, only
     the last one has any. Joined, the tokens are `token_ids[1:]` of the first hypothesis.
@@ -91,7 +98,7 @@ def search(generation: GenerationConfig) -> Search:
         EngineError: if a logit is NaN or infinite.
         ConfigurationError: if the settings forbid every token.
     """
-    return beam_search(generation) if generation.num_beams > 1 else token_search(generation)
+    return beam_search(generation) if generation.num_beams > 1 else token_search(generation, source)
 
 
 def drive(search: Search, step: Step[State], state: State) -> Iterator[Settled | Finished]:
@@ -112,8 +119,11 @@ def run(search: Search, step: Step[State], state: State) -> list[Hypothesis]:
     return hypotheses
 
 
-def token_search(generation: GenerationConfig) -> Search:
+def token_search(generation: GenerationConfig, source: Sequence[int]) -> Search:
     """Run greedy search or sampling: one token per step in each of several independent rows."""
+    most = 0 if generation.do_sample else generation.prompt_lookup_num_tokens
+    lookup = PromptLookup(source, most) if most and len(source) else None
+    decode, place = None, 0  # the latest request, and the logits for the next token
     rows = generation.num_return_sequences
     choose = sampled_choice(generation) if generation.do_sample else greedy_choice
     process = processors(generation)
@@ -127,13 +137,19 @@ def token_search(generation: GenerationConfig) -> Search:
     running = list(range(rows))
     for length in range(1, generation.max_length):
         forced = forced_token(generation, length)
-        if forced is None or length + 1 < generation.max_length:
-            decode = Decode(sequences[:, length - 1].copy(), beam_index)
+        drafted = decode.draft[place : len(decode.logits) - 1] if decode and lookup else ()
+        if drafted and drafted[0] == sequences[0, length - 1]:
+            place += 1
+        elif forced is None or length + 1 < generation.max_length:
+            draft = lookup.draft() if lookup else ()
+            decode = Decode(sequences[:, length - 1].copy(), beam_index, length - 1, draft)
+            place = 0
             yield decode
         if forced is not None:
             sequences[running, length] = forced
         else:
-            logits = decode.logits
+            assert decode is not None
+            logits = decode.logits[place : place + 1] if lookup else decode.logits
             normalizers = log_normalizers(logits)
             unprocessed = logits.copy() if rescores else logits
             for processor in process:
@@ -147,6 +163,8 @@ def token_search(generation: GenerationConfig) -> Search:
         for row in running:
             if sequences[row, length] in ends:
                 lengths[row] = length + 1
+        if lookup is not None:
+            lookup.add(int(sequences[0, length]))
         running = [row for row in running if lengths[row] > length + 1]
         yield Settled([int(sequences[0, length])] if rows == 1 else [])
         if not running:
@@ -182,7 +200,7 @@ def beam_search(generation: GenerationConfig) -> Search:
         forced = forced_token(generation, length)
         last = length + 1 == generation.max_length
         if forced is None or not last:
-            decode = Decode(sequences[:, length - 1].copy(), beam_index)
+            decode = Decode(sequences[:, length - 1].copy(), beam_index, length - 1)
             yield decode
         if forced is not None:
             rows, tokens, sums = np.arange(beams), np.full(beams, forced), totals

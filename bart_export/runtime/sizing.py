@@ -13,7 +13,17 @@ import numpy.typing as npt
 
 from bart_export import contract
 from bart_export.config import BartConfig
-from bart_export.contract import BEAMS, CAPACITY, ROWS, SOURCE, SOURCES, Bucket, Signature, Tensor
+from bart_export.contract import (
+    BEAMS,
+    CAPACITY,
+    DRAFT,
+    ROWS,
+    SOURCE,
+    SOURCES,
+    Bucket,
+    Signature,
+    Tensor,
+)
 from bart_export.errors import InputError, shown
 
 IntArray = npt.NDArray[np.int32]
@@ -42,7 +52,7 @@ class Dynamic:
     @property
     def max_sources(self) -> int:
         """The number of sources that can be decoded together."""
-        _, decode, _ = self.signatures
+        decode = self.signatures[1]
         return MAX_SOURCES if any(SOURCES in tensor.axes for tensor in decode.inputs) else 1
 
     @property
@@ -52,12 +62,12 @@ class Dynamic:
 
     def encode(self, source_length: int) -> Bucket:
         """Return the encoder for a source."""
-        signature, _, _ = self.signatures
+        signature = self.signatures[0]
         return Bucket(signature.name, signature, {SOURCE: source_length})
 
     def decode(self, sources: int, source_length: int, beams: int, capacity: int) -> Bucket:
         """Return a decoder with at least these sizes."""
-        _, decode_beams, decode_single = self.signatures
+        decode_beams, decode_single = self.signatures[1:3]
         signature = decode_beams if beams > 1 else decode_single
         if sources > 1:
             source_length += -source_length % LENGTH_STEP
@@ -73,6 +83,17 @@ class Dynamic:
         }
         return Bucket(signature.name, signature, sizes)
 
+    @property
+    def drafts(self) -> bool:
+        """Whether the file can decode several tokens of one source together."""
+        return any(DRAFT in signature.axes for signature in self.signatures)
+
+    def decode_draft(self, decode: Bucket, tokens: int) -> Bucket:
+        """Return the decoder of several tokens, with the other sizes of `decode`."""
+        signature = self.signatures[-1]
+        sizes = {SOURCE: decode.sizes[SOURCE], CAPACITY: decode.sizes[CAPACITY], DRAFT: tokens}
+        return Bucket(signature.name, signature, sizes)
+
     def first_capacity(self, max_length: int) -> int:
         """Return the capacity that a generation starts with, or raise InputError."""
         check_length(self.config, max_length)
@@ -86,6 +107,7 @@ class Buckets:
     config: BartConfig
     buckets: Sequence[Bucket]
     resizes = False
+    drafts = False
 
     @property
     def max_sources(self) -> int:

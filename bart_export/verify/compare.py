@@ -334,7 +334,7 @@ def compare_steps(
                 exact = cases.float64 and cases.float64(cut)
                 known[cut] = (exact, rounded.logits) if exact else (rounded, None)
             expected, logits = known[cut]
-            received = traces.teacher_force(pair.model, cut, pair.rows)
+            received = traces.teacher_force(pair.model, cut, pair.rows, pair.draft)
             decoder = decoders.setdefault(pair.decode, StepFigures())
             decoder.add(expected.logits, received.logits, logits)
             for tensor, array in received.cross.items():

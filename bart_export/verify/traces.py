@@ -14,6 +14,7 @@ from bart_export.runtime.sizing import Buckets
 from bart_export.verify.data import Floats
 
 ROWS = 2  # beams; a single beam has its own signature
+DRAFT = 3  # tokens
 ULP = 2.0**-23  # float32's relative precision; a smaller error is due to chance
 TINY = 1e-30  # avoids division by zero
 
@@ -45,13 +46,15 @@ Teacher = Callable[[Trace], TraceOutput]
 class SignaturePair:
     """The names of an encoder and a decoder signature that together run a trace.
 
-    `rows` is the number of beams. The lengths are a static build's sizes, or None if dynamic.
+    `rows` is the number of beams, and `draft` the number of tokens that are decoded together with
+    another one. The lengths are a static build's sizes, or None if dynamic.
     """
 
     encode: str
     decode: str
     model: Engine
     rows: int
+    draft: int = 0
     source_length: int | None = None
     target_length: int | None = None
 
@@ -72,10 +75,13 @@ class SignaturePair:
 def signature_pairs(model: Engine) -> list[SignaturePair]:
     """Return pairs that cover all signatures of a file."""
     if not (isinstance(model, FileEngine) and isinstance(model.sizing, Buckets)):
-        return [
+        pairs = [
             SignaturePair("encode", "decode_single", model, 1),
             SignaturePair("encode", "decode", model, ROWS),
         ]
+        if isinstance(model, FileEngine) and model.sizing.drafts:
+            pairs.append(SignaturePair("encode", "decode_draft", model, 1, DRAFT))
+        return pairs
     buckets = [(bucket.sizes[contract.SOURCE], bucket) for bucket in model.sizing.buckets]
     encoders = {source: each.name for source, each in buckets if each.signature.name == "encode"}
     pairs = []
@@ -83,7 +89,8 @@ def signature_pairs(model: Engine) -> list[SignaturePair]:
         if bucket.signature.name != "encode":
             rows, longest = bucket.sizes[contract.BEAMS], bucket.sizes[contract.CAPACITY]
             only = model.only(source, rows)
-            pairs.append(SignaturePair(encoders[source], bucket.name, only, rows, source, longest))
+            pair = SignaturePair(encoders[source], bucket.name, only, rows, 0, source, longest)
+            pairs.append(pair)
     return pairs
 
 
@@ -94,8 +101,8 @@ def fitting_pairs(pairs: Sequence[SignaturePair], trace: Trace) -> list[Signatur
     return [pair for pair in fitting if (pair.source_length or 0) == shortest]
 
 
-def teacher_force(model: Engine, trace: Trace, rows: int = 1) -> TraceOutput:
-    """Feed the tokens of a trace to a model one by one.
+def teacher_force(model: Engine, trace: Trace, rows: int = 1, draft: int = 0) -> TraceOutput:
+    """Feed the tokens of a trace to a model one by one, or with the next `draft` tokens.
 
     With several rows, one gets the tokens and the others repeat the first token. Every step
     permutes the rows, to test that the caches are permuted too.
@@ -104,13 +111,18 @@ def teacher_force(model: Engine, trace: Trace, rows: int = 1) -> TraceOutput:
     state = model.start(trace.source_token_ids, rows, len(fed) + 1)
     cross = model.cross(state) if isinstance(model, FileEngine) else {}
     beam_index = np.arange(-1, rows - 1, dtype=np.int32) % rows
-    steps = []
-    for position, token_id in enumerate(fed):
+    steps: list[Floats] = []
+    while (position := len(steps)) < len(fed):
         row = position % rows
         token_ids = np.full(rows, fed[0], np.int32)
-        token_ids[row] = token_id
-        logits, state = model.step(state, token_ids, beam_index)
-        steps.append(logits[row].copy())
+        token_ids[row] = fed[position]
+        if draft and isinstance(model, FileEngine):
+            guess = fed[position + 1 : position + 1 + draft]
+            logits, state = model.step(state, token_ids, beam_index, guess)
+            steps.extend(logits.copy())
+        else:
+            logits, state = model.step(state, token_ids, beam_index)
+            steps.append(logits[row].copy())
     return TraceOutput(cross, np.stack(steps))
 
 
