@@ -117,6 +117,7 @@ class Scheduler:
 
     Attributes:
         encode_seconds, decode_seconds, search_seconds: total times of all steps so far.
+        tokens, finished: how many tokens were decoded, and how many searches have a result.
     """
 
     def __init__(
@@ -139,6 +140,7 @@ class Scheduler:
         self.running: dict[Task, Slot] = {}
         self.batch: Batch | None = None
         self.encode_seconds = self.decode_seconds = self.search_seconds = 0.0
+        self.tokens = self.finished = 0
         self.changed = threading.Condition()
         self.stepping = self.closing = False
 
@@ -201,6 +203,7 @@ class Scheduler:
         for task in tasks:
             task.request.logits = logits[self.running[task]]
             task.advance()
+        self.tokens += len(tasks)
         self.release([task for task in tasks if task.ended])
         self.decode_seconds += decoded - began
         self.search_seconds += time.perf_counter() - decoded
@@ -267,6 +270,7 @@ class Scheduler:
         """Remove running tasks and give their slots back."""
         for task in tasks:
             slot = self.running.pop(task)
+            self.finished += task.hypotheses is not None
             if self.batch is not None:
                 self.batch.release(slot)
 
