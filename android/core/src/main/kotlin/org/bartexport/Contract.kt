@@ -1,6 +1,9 @@
 /*
  * Names of an exported file's signatures, axes and tensors, and the buckets of a static build;
  * mirrors bart_export/contract.py.
+ *
+ * Shapes are those of contract version 2. In version 1, which is read too, a step has one source,
+ * `decoder_token_ids` is (beams, one) and all beams share one position.
  */
 package org.bartexport
 
@@ -9,6 +12,9 @@ import kotlinx.serialization.SerializationException
 import kotlinx.serialization.json.Json
 import kotlinx.serialization.json.JsonObject
 import kotlinx.serialization.json.decodeFromJsonElement
+
+/** The newest version of the contract that this library reads. */
+public const val CONTRACT_VERSION: Int = 2
 
 /** The signatures of a dynamic build; also the values of [Bucket.signature]. */
 public object SignatureName {
@@ -27,8 +33,14 @@ public object Axis {
     /** Tokens of the source text. */
     public const val SOURCE: String = "source"
 
-    /** Sequences decoded in parallel. */
+    /** Source texts decoded together; this library decodes one. */
+    public const val SOURCES: String = "sources"
+
+    /** Sequences decoded in parallel for a source. */
     public const val BEAMS: String = "beams"
+
+    /** Sources times beams. */
+    public const val ROWS: String = "rows"
 
     /** Decoder positions in a self-attention cache. */
     public const val CAPACITY: String = "capacity"
@@ -39,19 +51,19 @@ public object TensorName {
     /** int32 (one, source), an input of `encode`. */
     public const val ENCODER_TOKEN_IDS: String = "encoder_token_ids"
 
-    /** int32 (one, source), 1 for a token and 0 for padding, an input of every signature. */
+    /** int32 (sources, source), 1 for a token and 0 for padding; (one, source) in `encode`. */
     public const val ENCODER_PADDING_MASK: String = "encoder_padding_mask"
 
-    /** int32 (beams, one), an input of `decode` and `decode_single`. */
+    /** int32 (sources, beams), an input of `decode` and `decode_single`. */
     public const val DECODER_TOKEN_IDS: String = "decoder_token_ids"
 
-    /** int32 (one), the decoder position from 0, an input of `decode` and `decode_single`. */
+    /** int32 (rows), decoder positions from 0, an input of `decode` and `decode_single`. */
     public const val POSITION: String = "position"
 
-    /** int32 (beams), the beam whose cache each beam continues, an input of `decode`. */
+    /** int32 (rows), the row whose cache each row continues, an input of `decode`. */
     public const val BEAM_INDEX: String = "beam_index"
 
-    /** float32 (beams, vocabulary), an output of `decode` and `decode_single`. */
+    /** float32 (rows, vocabulary), an output of `decode` and `decode_single`. */
     public const val LOGITS: String = "logits"
 }
 
@@ -75,7 +87,8 @@ public data class TensorSpec(val dtype: String, val shape: List<Int>) {
  *
  * @property name the signature's name in the file
  * @property signature one of [SignatureName]
- * @property sizes the size of each [Axis] that the signature has
+ * @property sizes the size of each [Axis] that the signature has, except [Axis.SOURCES], which is 1,
+ *   and [Axis.ROWS], which equals [Axis.BEAMS]
  * @property inputs tensors by name
  * @property outputs tensors by name
  */
@@ -96,7 +109,7 @@ public data class Bucket(
 }
 
 /**
- * Reads the buckets of a static file from its `signatures` in the manifest.
+ * Reads the buckets for one source from a static file's `signatures` in the manifest.
  *
  * There is an encoding bucket for each source length, and a decoding bucket for each combination of
  * source length, number of beams and capacity.
@@ -104,13 +117,16 @@ public data class Bucket(
  * @throws ConfigurationError if the signatures are not those of a static build
  */
 public fun readBuckets(signatures: JsonObject): List<Bucket> {
-    val buckets = signatures.map { (name, described) ->
-        val entry = try {
+    val entries = signatures.mapValues { (name, described) ->
+        try {
             MANIFEST_JSON.decodeFromJsonElement<BucketEntry>(described)
         } catch (error: SerializationException) {
             throw ConfigurationError("signature $name is not a bucket: ${error.firstLine()}.")
         }
-        Bucket(name, entry.signature, entry.sizes, entry.inputs, entry.outputs).also(::checkNames)
+    }
+    val buckets = entries.filterValues { (it.sizes[Axis.SOURCES] ?: 1) == 1 }.map { (name, entry) ->
+        val sizes = entry.sizes - Axis.SOURCES - Axis.ROWS
+        Bucket(name, entry.signature, sizes, entry.inputs, entry.outputs).also(::checkNames)
     }
     checkGrid(buckets)
     return buckets

@@ -82,6 +82,7 @@ public data class TokenizerFiles(
  * @property refusals why a runtime must not run this file, by runtime
  * @property shapes the sizes of a static build, or null for any other file
  * @property signatures the signatures of a static build, see [readBuckets]
+ * @property contractVersion the version of the contract that a model's signatures follow
  */
 @Serializable
 public data class FileEntry(
@@ -94,6 +95,7 @@ public data class FileEntry(
     val refusals: Map<String, String> = emptyMap(),
     val shapes: StaticShapes? = null,
     val signatures: JsonObject? = null,
+    @SerialName("contract_version") val contractVersion: Int = 1,
 )
 
 /** The sizes of a static build's buckets. */
@@ -153,8 +155,8 @@ public fun InputStream.readManifestBytes(): ByteArray {
  *
  * @param text the file's bytes, UTF-8
  * @param place the file's location, for error messages
- * @throws ArtifactError if it is not JSON, has another format, was edited, lacks a field, or names
- *     a file outside its directory
+ * @throws ArtifactError if it is not JSON, has another format or a newer contract, was edited,
+ *     lacks a field, or names a file outside its directory
  */
 public fun manifestOf(text: ByteArray, place: String): Manifest = readManifest(text, place).manifest
 
@@ -256,12 +258,25 @@ private fun checkFiles(files: Map<String, FileEntry>) {
     }
 }
 
+/** Checks that this library knows the signatures of every file. */
+private fun checkContracts(place: String, files: Map<String, FileEntry>) {
+    for ((name, entry) in files) {
+        if (entry.contractVersion !in 1..CONTRACT_VERSION) {
+            throw ArtifactError(
+                "$place: contract_version of $name must be from 1 to $CONTRACT_VERSION, received " +
+                    "${entry.contractVersion}. Update the bart-export library for a newer one.",
+            )
+        }
+    }
+}
+
 /** The advice in errors about damaged artifacts. */
 internal const val AGAIN: String = "Export or install the artifact again."
 
 private fun decode(place: String, content: JsonObject): ReadManifest = try {
     val manifest = MANIFEST_JSON.decodeFromJsonElement<Manifest>(content)
     checkFiles(manifest.files)
+    checkContracts(place, manifest.files)
     checkAddedTokens(content)
     ReadManifest(
         manifest,

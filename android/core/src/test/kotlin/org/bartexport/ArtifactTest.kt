@@ -94,6 +94,11 @@ class ArtifactTest {
             manifest.at("files", MODEL) { it.with(name, value) }
         }
 
+    private fun contract(version: Int, says: String) =
+        changed("version $version of the contract", says) { manifest ->
+            manifest.at("files", MODEL) { it.with("contract_version", JsonPrimitive(version)) }
+        }
+
     private val refusedToOpen = listOf(
         Damage("no directory", "is not a directory") { it.deleteRecursively() },
         Damage("a file in its place", "is not a directory") {
@@ -157,6 +162,8 @@ class ArtifactTest {
         changed("a setting out of range", "num_beams must be an integer of at least 1") {
             it.at("generation") { settings -> settings.with("num_beams", JsonPrimitive(0)) }
         },
+        contract(3, "3. Update the bart-export library for a newer one."),
+        contract(0, "contract_version of $MODEL must be from 1 to 2, received 0."),
         named("../x"),
         named("tokenizer/../../x"),
         named("/x"),

@@ -34,6 +34,24 @@ class ContractTest {
         assertEquals(SignatureName.DECODE_SINGLE, buckets.getValue("decode_16_1").signature)
     }
 
+    @Test
+    fun `version 1 of the contract has the same buckets, with one position for all beams`() {
+        val old = readBuckets(signaturesOf(listOf(8, 16), listOf(1, 4), 16, version = 1))
+        val new = readBuckets(signatures)
+        assertEquals(new.map { it.name to it.sizes }, old.map { it.name to it.sizes })
+        fun positions(buckets: List<Bucket>) = buckets.single { it.name == "decode_8_4" }
+            .inputs.getValue(TensorName.POSITION).elements
+        assertEquals(1 to 4, positions(old) to positions(new))
+    }
+
+    @Test
+    fun `buckets for several sources are left out`() {
+        val two = signatures.getValue("decode_8_1") as JsonObject
+        val decode = two.at("sizes") { it.with("sources", JsonPrimitive(2)) }
+        val buckets = readBuckets(signatures.with("decode_2_8_1", decode))
+        assertEquals(signatures.keys.toList(), buckets.map { it.name })
+    }
+
     private class Row(val name: String, val says: String, val change: (JsonObject) -> JsonObject)
 
     private val refused = listOf(

@@ -109,6 +109,7 @@ private fun JsonObjectBuilder.describeModel() {
     putJsonObject("tolerance") { put("kl", 0.5) }
     putJsonObject("runtimes") { put("ai-edge-litert", "2.3.0") }
     putJsonObject("refusals") { put("tflite-runtime", "it cannot") }
+    put("contract_version", 2)
     putJsonObject("shapes") {
         put("source_lengths", ints(8, 16))
         put("target_length", 16)
@@ -117,45 +118,52 @@ private fun JsonObjectBuilder.describeModel() {
     put("signatures", signaturesOf(listOf(8, 16), listOf(1, 4), 16))
 }
 
-/** The signatures of a static build with one layer and one head of size 2. */
-internal fun signaturesOf(sources: List<Int>, beams: List<Int>, capacity: Int) = buildJsonObject {
-    for (source in sources) {
-        putJsonObject("encode_$source") {
-            put("signature", "encode")
-            putJsonObject("sizes") { put("source", source) }
-            putJsonObject("inputs") {
-                put("encoder_token_ids", tensor("int32", 1, source))
-                put("encoder_padding_mask", tensor("int32", 1, source))
-            }
-            putJsonObject("outputs") { putCross(source) }
-        }
-        for (rows in beams) {
-            putJsonObject("decode_${source}_$rows") {
-                put("signature", if (rows > 1) "decode" else "decode_single")
-                putJsonObject("sizes") {
-                    put("source", source)
-                    put("beams", rows)
-                    put("capacity", capacity)
-                }
+/** The signatures of a static build with one layer and one head of size 2, for one text. */
+internal fun signaturesOf(sources: List<Int>, beams: List<Int>, capacity: Int, version: Int = 2) =
+    buildJsonObject {
+        for (source in sources) {
+            val crossKey = if (version > 1) listOf(2, source) else listOf(source, 2)
+            putJsonObject("encode_$source") {
+                put("signature", "encode")
+                putJsonObject("sizes") { put("source", source) }
                 putJsonObject("inputs") {
-                    put("decoder_token_ids", tensor("int32", rows, 1))
-                    put("position", tensor("int32", 1))
-                    if (rows > 1) put("beam_index", tensor("int32", rows))
+                    put("encoder_token_ids", tensor("int32", 1, source))
                     put("encoder_padding_mask", tensor("int32", 1, source))
-                    putCross(source)
-                    putCaches(rows, capacity)
                 }
-                putJsonObject("outputs") {
-                    put("logits", tensor("float32", rows, VOCABULARY_SIZE))
-                    putCaches(rows, capacity)
+                putJsonObject("outputs") { putCross(crossKey, source) }
+            }
+            for (rows in beams) {
+                putJsonObject("decode_${source}_$rows") {
+                    put("signature", if (rows > 1) "decode" else "decode_single")
+                    putJsonObject("sizes") {
+                        put("source", source)
+                        put("beams", rows)
+                        put("capacity", capacity)
+                        if (version > 1) {
+                            put("sources", 1)
+                            put("rows", rows)
+                        }
+                    }
+                    putJsonObject("inputs") {
+                        val positions = if (version > 1) rows else 1
+                        put("decoder_token_ids", tensor("int32", rows / positions, positions))
+                        put("position", tensor("int32", positions))
+                        if (rows > 1) put("beam_index", tensor("int32", rows))
+                        put("encoder_padding_mask", tensor("int32", 1, source))
+                        putCross(crossKey, source)
+                        putCaches(rows, capacity)
+                    }
+                    putJsonObject("outputs") {
+                        put("logits", tensor("float32", rows, VOCABULARY_SIZE))
+                        putCaches(rows, capacity)
+                    }
                 }
             }
         }
     }
-}
 
-private fun JsonObjectBuilder.putCross(source: Int) {
-    put("cross_key_0", tensor("float32", 1, 1, source, 2))
+private fun JsonObjectBuilder.putCross(key: List<Int>, source: Int) {
+    put("cross_key_0", tensor("float32", 1, 1, *key.toIntArray()))
     put("cross_value_0", tensor("float32", 1, 1, source, 2))
 }
 

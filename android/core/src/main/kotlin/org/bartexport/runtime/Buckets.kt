@@ -1,6 +1,6 @@
 /*
  * Chooses the buckets of a static build for a request and pads its arrays to their sizes; mirrors
- * `Buckets` of bart_export/runtime/engine.py.
+ * `Buckets` of bart_export/runtime/sizing.py.
  */
 package org.bartexport.runtime
 

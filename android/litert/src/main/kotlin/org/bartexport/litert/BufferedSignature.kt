@@ -115,7 +115,9 @@ internal fun decodeRows(
     beamIndex: IntArray,
 ): FloatArray = running("failed to decode") {
     decode.inputs.getValue(TensorName.DECODER_TOKEN_IDS).writeInt(tokenIds)
-    decode.inputs.getValue(TensorName.POSITION).writeInt(intArrayOf(position))
+    // Version 1 of the contract has one position for all beams, version 2 one for each.
+    val positions = decode.bucket.inputs.getValue(TensorName.POSITION).elements
+    decode.inputs.getValue(TensorName.POSITION).writeInt(IntArray(positions) { position })
     decode.inputs[TensorName.BEAM_INDEX]?.writeInt(beamIndex)
     decode.run(caches.read, caches.written)
     decode.outputs.getValue(TensorName.LOGITS).readFloat()
