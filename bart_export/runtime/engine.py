@@ -50,7 +50,7 @@ class Decoding:
     position: int
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, repr=False)
 class FileEngine:
     """An engine for an open file, which runs one batch at a time.
 

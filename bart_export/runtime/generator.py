@@ -32,7 +32,7 @@ from bart_export.runtime.scheduler import (
     Task,
     run_in_order,
 )
-from bart_export.runtime.sizing import check_length
+from bart_export.runtime.sizing import check_length, check_source
 from bart_export.text.tokenizer import BartTokenizer, IncrementalDetokenizer, generated_text
 
 
@@ -273,12 +273,13 @@ class Generator:
         See `generate`.
         """
         generation = self.settings(**parameters)
-        if len(token_ids) and isinstance(token_ids[0], (Sequence, np.ndarray)):
-            rows = cast("Sequence[Sequence[int]]", token_ids)
-            return list(self.run([Source(row) for row in rows], generation))
-        row = cast("Sequence[int]", token_ids)
-        result: Result = next(self.run([Source(row)], generation))
-        return result
+        lists = (list, tuple, np.ndarray)
+        several = isinstance(token_ids, lists) and isinstance(next(iter(token_ids), 0), lists)
+        rows = cast("Sequence[Sequence[int]]", token_ids if several else [token_ids])
+        for row in rows:
+            check_source(self.engine.config, row)
+        results: list[Result] = list(self.run(map(Source, rows), generation))
+        return results if several else results[0]
 
     def stream(
         self,

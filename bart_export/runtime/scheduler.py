@@ -194,10 +194,12 @@ class Scheduler:
         began = time.perf_counter()
         try:
             logits = self.batch.step({slot: task.request for task, slot in self.running.items()})
-        except EngineError as error:  # it may be due to any of the searches
-            for task in tasks:
-                task.fail(error)
-            self.running, self.batch = {}, None
+        except EngineError as error:
+            if len(tasks) == 1:
+                tasks[0].fail(error)
+            # Memory may suffice for fewer searches; and if one is the cause, it fails alone.
+            self.max_batch_size = max(1, len(tasks) // 2)
+            self.restart()
             return True
         decoded = time.perf_counter()
         for task in tasks:

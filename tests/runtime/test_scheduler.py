@@ -1,0 +1,193 @@
+"""The scheduler: searches that share a batch find what each finds alone."""
+
+import itertools
+import threading
+
+import numpy as np
+import pytest
+
+from bart_export.config import GenerationConfig
+from bart_export.errors import ConfigurationError, EngineError, InputError
+from bart_export.runtime.compiled_model import open_compiled_model
+from bart_export.runtime.scheduler import Scheduler, Task
+from bart_export.runtime.search import run, search
+
+TOKENS = dict(decoder_start_token_id=2, bos_token_id=0, pad_token_id=1, eos_token_id=39)
+# Of every kind of search; the random model seldom ends a sequence early.
+SETTINGS = [
+    GenerationConfig(**TOKENS, max_length=12),
+    GenerationConfig(**TOKENS, max_length=40, no_repeat_ngram_size=2),
+    GenerationConfig(**TOKENS, max_length=25, prompt_lookup_num_tokens=6),
+    GenerationConfig(**TOKENS, max_length=20, do_sample=True, seed=7, top_k=0, temperature=2.0),
+    GenerationConfig(**TOKENS, max_length=9, num_beams=3, early_stopping=True),
+    GenerationConfig(**TOKENS, max_length=30, num_beams=3, length_penalty=2.0),
+    GenerationConfig(**TOKENS, max_length=18, do_sample=True, seed=1, num_return_sequences=3),
+    GenerationConfig(**TOKENS, max_length=2),
+]
+
+
+@pytest.fixture(scope="module")
+def engine(roomy_file, roomy_config):
+    return open_compiled_model(roomy_file, roomy_config, num_threads=1)
+
+
+@pytest.fixture(scope="module")
+def alone(engine):
+    """Return a function that generates from one source as `drive` does, and remembers it."""
+    found = {}
+
+    def generate(source, generation):
+        key = tuple(source), generation
+        if key not in found:
+            rows = max(generation.num_beams, generation.num_return_sequences)
+            state = engine.start(source, rows, generation.max_length)
+            found[key] = run(search(generation), engine.step, state)
+        return [hypothesis.token_ids for hypothesis in found[key]]
+
+    return generate
+
+
+def source(random):
+    return random.integers(3, 40, random.integers(1, 60)).tolist()
+
+
+def token_ids(task):
+    return task.hypotheses and [hypothesis.token_ids for hypothesis in task.hypotheses]
+
+
+def finish(scheduler):
+    while scheduler.waiting or scheduler.running:
+        scheduler.step()
+
+
+@pytest.mark.parametrize("slots", [1, 3, 8])
+@pytest.mark.parametrize("seed", range(4))
+def test_searches_in_random_order_find_what_each_finds_alone(engine, alone, slots, seed):
+    random = np.random.default_rng(seed)
+    scheduler = Scheduler(engine, slots)
+    tasks, failing, left = [], [], []
+    for _ in range(24):
+        task = Task(source(random), SETTINGS[random.integers(len(SETTINGS))])
+        if random.random() < 0.1:
+            task.token_ids = [40]  # not in the vocabulary
+            failing.append(task)
+        elif random.random() < 0.2:
+            left.append(task)
+        else:
+            tasks.append(task)
+        scheduler.submit(task)
+        for _ in range(random.integers(0, 6)):
+            scheduler.step()
+            assert len(scheduler.running) <= slots
+        for task in left:
+            if random.random() < 0.3:
+                scheduler.cancel(task)
+    scheduler.cancel(*left)
+    finish(scheduler)
+    assert [token_ids(task) for task in tasks] == [
+        alone(task.token_ids, task.generation) for task in tasks
+    ]
+    assert all(isinstance(task.error, InputError) for task in failing)
+    assert scheduler.batch is None or scheduler.batch.slots == []
+
+
+def test_waiting_searches_take_free_slots_at_once(engine):
+    scheduler = Scheduler(engine, 2)
+    lengths = [5, 30, 5, 5, 5]
+    tasks = [
+        scheduler.submit(Task([5, 6], GenerationConfig(**TOKENS, min_length=each, max_length=each)))
+        for each in lengths
+    ]
+    steps = 0
+    while not all(task.ended for task in tasks):
+        scheduler.step()
+        steps += 1
+    # One slot is busy for 29 steps; the other four take four steps each beside it.
+    assert steps == 29
+    assert [task.ended for task in tasks] != sorted(task.ended for task in tasks)
+
+
+def test_other_numbers_of_beams_wait_for_their_turn(engine):
+    scheduler = Scheduler(engine, 8)
+    kinds = [1, 3, 1, 3, 3]
+    tasks = [
+        scheduler.submit(Task([5, 6], GenerationConfig(**TOKENS, num_beams=beams, max_length=8)))
+        for beams in kinds
+    ]
+    order = []
+    while len(order) < len(tasks):
+        scheduler.step()
+        order += [n for n, task in enumerate(tasks) if task.ended and n not in order]
+        assert len({task.rows for task in scheduler.running}) <= 1
+    assert order == [0, 1, 2, 3, 4]
+
+
+def test_memory_bounds_how_many_run_together(engine):
+    scheduler = Scheduler(engine, 8)
+    one = Task([5] * 60, SETTINGS[1])
+    scheduler.submit(one)
+    scheduler.step()
+    assert scheduler.most([one]) == 8
+    scheduler.memory_budget = 1
+    assert scheduler.most([one]) == 1
+    scheduler.submit(Task([5] * 60, SETTINGS[1]))
+    scheduler.step()
+    assert len(scheduler.running) == 1
+    finish(scheduler)
+
+
+def test_a_restarted_search_gives_the_tokens_that_were_not_read(engine, alone):
+    scheduler = Scheduler(engine, 4)
+    random = np.random.default_rng(5)
+    tasks = [
+        scheduler.submit(Task(source(random), generation, streams=True))
+        for generation in SETTINGS[:3]
+    ]
+    read = [[] for _ in tasks]
+    for step in itertools.count():
+        for task, tokens in zip(tasks, read, strict=True):
+            tokens += task.take()
+        if all(task.ended for task in tasks):
+            break
+        if step in (3, 4, 9):
+            scheduler.restart()
+        scheduler.step()
+    for task, tokens in zip(tasks, read, strict=True):
+        (expected,) = alone(task.token_ids, task.generation)
+        assert (2, *tokens) == expected
+
+
+def test_threads_that_wait_step_for_each_other(engine, alone):
+    scheduler = Scheduler(engine, 3)
+    random = np.random.default_rng(6)
+    tasks = [Task(source(random), SETTINGS[number % 2]) for number in range(12)]
+
+    def work(task):
+        scheduler.submit(task)
+        scheduler.wait(lambda: bool(task.ended))
+
+    threads = [threading.Thread(target=work, args=(task,)) for task in tasks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert [token_ids(task) for task in tasks] == [
+        alone(task.token_ids, task.generation) for task in tasks
+    ]
+
+
+def test_a_closed_scheduler_ends_its_tasks(roomy_file, roomy_config):
+    scheduler = Scheduler(open_compiled_model(roomy_file, roomy_config, num_threads=1), 1)
+    tasks = [scheduler.submit(Task([5, 6], SETTINGS[1])) for _ in range(2)]
+    scheduler.step()
+    scheduler.close()
+    scheduler.close()
+    assert all("was closed" in str(task.error) for task in tasks)
+    with pytest.raises(EngineError, match="was closed"):
+        scheduler.submit(Task([5, 6], SETTINGS[1]))
+
+
+@pytest.mark.parametrize("sizes", [(0, 1), (1025, 1), (1, 0), (True, 1), (1, 1.5)])
+def test_sizes_out_of_range_are_refused(engine, sizes):
+    with pytest.raises(ConfigurationError, match=r"(max_batch_size|memory_budget) must be an int"):
+        Scheduler(engine, *sizes)
