@@ -66,7 +66,12 @@ class Dynamic:
         return Bucket(signature.name, signature, {SOURCE: source_length})
 
     def decode(self, sources: int, source_length: int, beams: int, capacity: int) -> Bucket:
-        """Return a decoder with at least these sizes."""
+        """Return a decoder with at least these sizes, or raise InputError."""
+        if sources > self.max_sources:
+            raise InputError(
+                f"{LIMITED[SOURCES]} must be at most {self.max_sources} with this file, received "
+                f"{sources}."
+            )
         decode_beams, decode_single = self.signatures[1:3]
         signature = decode_beams if beams > 1 else decode_single
         if sources > 1:

@@ -5,10 +5,11 @@ import json
 
 import pytest
 
+from bart_export import contract
 from bart_export.artifact.manifest import Calibration
 from bart_export.checkpoints import resolve
 from bart_export.contract import StaticShapes
-from bart_export.convert import calibration, tflite
+from bart_export.convert import calibration
 from bart_export.errors import InputError
 from bart_export.export.target import CalibrationTexts
 from bart_export.export.tflite_target import calibrate_file
@@ -82,7 +83,7 @@ def test_a_preset_that_decodes_greedily_still_calibrates_the_signature_of_beams(
         asked.append((model.decoder.name, tuple(token_ids), num_beams, longest))
         model.start(token_ids, num_beams, longest)
 
-    path, buckets = symmetric_artifact.path(FILE), tflite.buckets(config, None)
+    path, buckets = symmetric_artifact.path(FILE), contract.tflite_buckets(config, None)
     calibration.calibrate(path, config, buckets, [(0, 5, 2)], search_nothing, 1)
     longest = config.max_sequence_length
     assert asked == [

@@ -20,7 +20,7 @@ STATIC_OPERATORS = {
     "GELU", "GREATER", "MEAN", "MUL", "RESHAPE", "RSQRT", "SOFTMAX", "SQUARED_DIFFERENCE", "SUB",
     "SUM", "TRANSPOSE",
 }  # fmt: skip
-OPERATORS = {*STATIC_OPERATORS, "EXPAND_DIMS", "RANGE", "SHAPE", "STRIDED_SLICE"}
+OPERATORS = {*STATIC_OPERATORS, "CONCATENATION", "EXPAND_DIMS", "RANGE", "SHAPE", "STRIDED_SLICE"}
 
 
 @pytest.fixture(scope="module", params=["symmetric", "distilled", "mini"])
@@ -192,4 +192,6 @@ def test_shapes_the_model_has_no_positions_for_are_refused(static_artifact):
     line = f"{longest} positions, received {longest + 1}"
     for source, target in ((longest + 1, 24), (16, longest + 1)):
         with pytest.raises(ConfigurationError, match=line):
-            tflite.buckets(static_artifact.config, StaticShapes((16, source), target, (1,)))
+            contract.tflite_buckets(
+                static_artifact.config, StaticShapes((16, source), target, (1,))
+            )

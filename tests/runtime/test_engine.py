@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from support.scripts import Running, Script, assert_as_alone
 
 from bart_export import contract
 from bart_export.config import GenerationConfig
@@ -103,7 +104,7 @@ def test_a_source_leaves_nothing_behind_for_the_next(engine, compiled):
 def test_growing_caches_keep_every_position(engine, monkeypatch):
     # From 16 positions over 32, 64 and 128 to all 256 of the model.
     grown = trace(engine, source(5), 2, 256)
-    monkeypatch.setattr("bart_export.runtime.engine.FIRST_CAPACITY", 256)
+    monkeypatch.setattr("bart_export.runtime.sizing.FIRST_CAPACITY", 256)
     assert_same(trace(engine, source(5), 2, 256), grown)
 
 
@@ -191,13 +192,9 @@ def test_a_package_that_is_not_installed_is_named_with_its_extra(roomy_file, roo
 def test_the_smallest_bucket_that_fits_is_taken(
     roomy_config, buckets, length, num_beams, max_length, encode, decode
 ):
-    ids = source(length)
-    fitted = Buckets(roomy_config, buckets).fit(ids, num_beams, max_length)
-    assert (fitted.encode.name, fitted.decode.name) == (encode, decode)
-    padding = fitted.encode.sizes["source"] - length
-    assert fitted.token_ids[:, :length].tolist() == [ids]
-    assert fitted.padding_mask.tolist() == [[1] * length + [0] * padding]
-    assert fitted.token_ids.dtype == fitted.padding_mask.dtype == np.int32
+    sizing = Buckets(roomy_config, buckets)
+    assert sizing.encode(length).name == encode
+    assert sizing.decode(1, length, num_beams, max_length).name == decode
 
 
 @pytest.mark.parametrize(
@@ -217,9 +214,27 @@ def test_what_fits_in_no_bucket_is_refused(static, length, num_beams, max_length
     assert str(caught.value) == f"{words} A dynamic build accepts more."
 
 
+@each("static", "static_interpreter")
+@pytest.mark.parametrize("beams", [1, 2])
+def test_a_static_build_runs_one_source_after_the_other(engine, compiled, beams):
+    scripts = {
+        seed: Script.random(seed, length, beams, 12) for seed, length in enumerate((30, 5, 9))
+    }
+    running = Running(engine.batch(beams))
+    for name, script in scripts.items():
+        running.admit(name, script)
+        running.step(3)
+        with pytest.raises(InputError, match="together must be at most 1 in this static build"):
+            running.batch.admit([3], 9)
+        running.step(9)
+        running.release(name)
+    assert_as_alone(compiled, running, scripts)
+
+
 def test_an_engine_of_one_bucket_knows_no_other(static):
     only = static.only(32, 2)
     assert [bucket.name for bucket in only.sizing.buckets] == ["encode_32", "decode_32_2"]
-    assert only.start(source(3), 1, 2).fitted.decode.name == "decode_32_2"
+    only.start(source(3), 1, 2)
+    assert only.running.bucket.name == "decode_32_2"
     with pytest.raises(InputError, match="which supports 2; received 3"):
         only.start(source(3), 3, 2)

@@ -8,6 +8,7 @@ import pytest
 from support.golden_cases import GOLDEN, MODELS, GoldenCases
 from support.numpy_bart import NumpyBart
 
+from bart_export import contract
 from bart_export.checkpoints import resolve
 from bart_export.contract import StaticShapes
 from bart_export.convert import tflite
@@ -42,7 +43,7 @@ def static(cases, tmp_path_factory):
     weights = InferenceParameters(config, lambda name: np.asarray(checkpoint.weights[name]))
     path = tmp_path_factory.mktemp("static") / f"{cases.name}.tflite"
     tflite.write_float(weights, path, SHAPES)
-    return open_compiled_model(path, config, tflite.buckets(config, SHAPES), num_threads=1)
+    return open_compiled_model(path, config, contract.tflite_buckets(config, SHAPES), num_threads=1)
 
 
 class NumpyEngine(NumpyBart):
