@@ -1,13 +1,11 @@
-"""The LiteRT engine: a pool of generators for an artifact's `.tflite` file, without TensorFlow.
+"""The LiteRT engine: worker processes for an artifact's `.tflite` file, without TensorFlow.
 
-Each call streams or runs a text or id signature on one generator, one text at a time. The
-generators share a weight cache. Names, dtypes and shapes are those of the SavedModel, so that
-clients need not know which engine they use.
+Each call streams or runs a text or id signature. The sources of all calls are decoded together; see
+`worker_pool`. Texts are tokenized and detokenized on a thread of their call. Names, dtypes and
+shapes are those of the SavedModel, so that clients need not know which engine they use.
 """
 
-import itertools
 import pathlib
-import queue
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -16,14 +14,16 @@ import numpy as np
 
 from bart_export import contract
 from bart_export.artifact.artifact import Artifact
-from bart_export.config import GenerationConfig
-from bart_export.errors import ConfigurationError, EngineError, InputError
+from bart_export.config import GenerationConfig, check_token_ids
+from bart_export.errors import BartExportError
 from bart_export.runtime.engine import available_cores, default_threads
-from bart_export.runtime.generator import Generator
+from bart_export.runtime.generator import ModelInfo
 from bart_export.runtime.results import GeneratedSequence, Result, Timings
-from bart_export.runtime.scheduler import Source, Task
+from bart_export.runtime.scheduler import MAX_BATCH_SIZE
+from bart_export.runtime.sizing import check_length
 from bart_export.server import messages
 from bart_export.server.messages import Array, object_array
+from bart_export.server.metrics import GenerationMetrics
 from bart_export.server.options import ServeOptions
 from bart_export.server.servable import (
     Answer,
@@ -35,7 +35,9 @@ from bart_export.server.servable import (
     Workers,
     is_blank,
 )
-from bart_export.server.status import Code, StatusError, invalid
+from bart_export.server.status import invalid, status_of_error
+from bart_export.server.worker import Opening
+from bart_export.server.worker_pool import Job, WorkerPool
 from bart_export.text.tokenizer import IncrementalDetokenizer
 
 METHOD = "tensorflow/serving/predict"
@@ -45,58 +47,42 @@ SETTINGS = {tensor.name: tensor for tensor in contract.GENERATION_INPUTS}
 NO_SEQUENCE = GeneratedSequence("", (), float(np.finfo(np.float32).min))
 
 
-def run_task(
-    generator: Generator, task: Task, limits: Limits, step: Callable[[int], object] = id
-) -> Result:
-    """Run a task within limits; `step` is called with the number of steps after each of them."""
-    scheduler = generator.scheduler
-    scheduler.submit(task)
-    try:
-        for number in itertools.count():
-            if task.ended:
-                break
-            limits.check()
-            scheduler.step()
-            step(number)
-    finally:
-        scheduler.cancel(task)
-    if task.error is not None:
-        raise task.error
-    return generator.result(Source(task.token_ids), task)
-
-
 class ArtifactServable:
     """A `servable.Servable` for a `.tflite` file."""
 
     streams = True
 
-    def __init__(self, directory: pathlib.Path, options: ServeOptions) -> None:
+    def __init__(
+        self, directory: pathlib.Path, options: ServeOptions, metrics: GenerationMetrics
+    ) -> None:
+        artifact = Artifact.open(directory)
+        self.model = ModelInfo.from_artifact(artifact)
         workers = options.workers or 1
-        most = default_threads(Artifact.open(directory).manifest.parameter_count)
+        most = default_threads(artifact.manifest.parameter_count)
         threads = options.num_threads or min(most, max(1, available_cores() // workers))
-        self.idle: queue.SimpleQueue[Generator] = queue.SimpleQueue()
-        for _ in range(workers):
-            generator = Generator.from_artifact(directory, num_threads=threads)
-            self.idle.put(generator)
-        self.reader = TextReader(generator.tokenizer, generator.encoder_sequence_length)
-        self.signature_defs = signature_defs(generator.generation)
-        self.workers = Workers(workers, options.queue_size, "litert")
+        together = MAX_BATCH_SIZE if options.batching else 1
+        opening = Opening(directory, artifact.manifest.exports, threads, together)
+        self.pool = WorkerPool(opening, workers, metrics)
+        self.reader = TextReader(self.model.tokenizer, self.pool.longest)
+        self.signature_defs = signature_defs(self.model.generation)
+        # Waiting calls have threads, too: their sources wait in a worker.
+        self.threads = Workers(workers * together + options.queue_size, 0, "litert")
 
     def submit(self, call: Call) -> "Future[Tensors]":
         """Run a signature; see `servable.Servable`."""
 
-        def work(generator: Generator) -> Tensors:
+        def work() -> Tensors:
             check_inputs(self.signature_defs[call.signature], call.inputs)
-            outputs = COMPUTE[call.signature](generator, call.inputs, call.limits)
+            outputs = COMPUTE[call.signature](self, call.inputs, call.limits)
             return {name: outputs[name] for name in call.outputs}
 
-        return self.workers.submit(lambda: self.run(work, call.limits), call.limits)
+        return self.threads.submit(lambda: with_status(work), call.limits)
 
     def stream(self, call: StreamCall) -> "Future[Result]":
         """Generate from a text piece by piece; see `servable.Servable`."""
 
-        def work(generator: Generator) -> Result:
-            generation = generator.settings(**call.parameters)
+        def work() -> Result:
+            generation = self.settings(**call.parameters)
             remarks = call.limits.remarks
             token_ids = self.reader.encode(call.text, remarks)
             if is_blank(call.text):
@@ -104,39 +90,51 @@ class ArtifactServable:
                 sequence = GeneratedSequence("", (generation.decoder_start_token_id,), 0.0)
                 sequences = (sequence,) * generation.num_return_sequences
                 return Result(sequences, tuple(token_ids), Timings(0.0, 0.0, 0))
-            task = Task(token_ids, generation)
-            detokenizer = IncrementalDetokenizer(generator.tokenizer, keep_first_space=False)
+            job = Job(token_ids, generation, call.limits, streams=True)
+            detokenizer = IncrementalDetokenizer(self.model.tokenizer, keep_first_space=False)
+            tokens = 0
 
-            def emit(step: int) -> None:
-                piece = "".join(map(detokenizer.push, task.take()))
-                if task.hypotheses is not None:
-                    piece += detokenizer.finish()
+            def emit(piece: str) -> None:
+                call.limits.check()
                 if piece:
-                    call.emit(piece, step)
+                    call.emit(piece, tokens)
 
-            return run_task(generator, task, call.limits, emit)
+            self.pool.submit([job])
+            try:
+                while settled := job.tokens.get():
+                    tokens += len(settled)
+                    emit("".join(map(detokenizer.push, settled)))
+                result = job.future.result()
+                emit(detokenizer.finish())
+                return result
+            finally:
+                self.pool.cancel([job])
 
-        return self.workers.submit(lambda: self.run(work, call.limits), call.limits)
+        return self.threads.submit(lambda: with_status(work), call.limits)
 
-    def run(self, work: Callable[[Generator], Answer], limits: Limits) -> Answer:
-        """Do some work with an idle generator, within limits."""
-        idle = self.idle.get()
-        try:
-            return work(idle)
-        except (InputError, ConfigurationError) as error:
-            raise invalid(str(error)) from error
-        except EngineError as error:
-            raise StatusError(Code.INTERNAL, str(error)) from error
-        finally:
-            self.idle.put(idle)
+    def settings(self, **parameters: Any) -> GenerationConfig:
+        """Return the settings for a call's parameters; errors are those of a `Generator`."""
+        generation = self.model.generation.replace(**parameters)
+        check_token_ids(generation, self.model.config.vocabulary_size)
+        check_length(self.model.config, generation.max_length)
+        return generation
 
     def close(self) -> None:
-        """Wait for running calls and end the threads."""
-        self.workers.close()
+        """Wait for running calls, and end the threads and processes."""
+        self.threads.close()
+        self.pool.close()
+
+
+def with_status(work: Callable[[], Answer]) -> Answer:
+    """Do some work, and raise its errors as StatusErrors."""
+    try:
+        return work()
+    except BartExportError as error:
+        raise status_of_error(error) from error
 
 
 def signature_defs(generation: GenerationConfig) -> dict[str, messages.Message]:
-    """Return the SignatureDefs of the signatures that a generator can compute, by name."""
+    """Return the SignatureDefs of the signatures that this engine can compute, by name."""
     sizes = {contract.SEQUENCES: generation.num_return_sequences}
     defs = {}
     for signature in contract.saved_model_signatures():
@@ -188,33 +186,33 @@ def check_inputs(signature_def: messages.Message, inputs: Tensors) -> None:
             raise invalid(f"{name} must have {batch} rows, received {len(array)}")
 
 
-def serving_default(generator: Generator, inputs: Tensors, limits: Limits) -> Tensors:
+def serving_default(servable: ArtifactServable, inputs: Tensors, limits: Limits) -> Tensors:
     """Generate the best text for each source text: generated_text (batch,)."""
-    rows = sequences_of(generator, sources(generator, inputs["text"], limits), inputs, limits)
+    rows = sequences_of(servable, sources(servable, inputs["text"], limits), inputs, limits)
     return {"generated_text": object_array(row[0].text.encode() for row in rows)}
 
 
-def generate_text(generator: Generator, inputs: Tensors, limits: Limits) -> Tensors:
+def generate_text(servable: ArtifactServable, inputs: Tensors, limits: Limits) -> Tensors:
     """Generate texts for each source text: generated_text and scores (batch, sequences)."""
-    rows = sequences_of(generator, sources(generator, inputs["text"], limits), inputs, limits)
-    shape = len(rows), generator.generation.num_return_sequences
+    rows = sequences_of(servable, sources(servable, inputs["text"], limits), inputs, limits)
+    shape = len(rows), servable.model.generation.num_return_sequences
     texts = object_array(sequence.text.encode() for row in rows for sequence in row)
     return {"generated_text": texts.reshape(shape), "scores": scores(rows).reshape(shape)}
 
 
-def generate(generator: Generator, inputs: Tensors, limits: Limits) -> Tensors:
+def generate(servable: ArtifactServable, inputs: Tensors, limits: Limits) -> Tensors:
     """Generate token ids for each source: ids (batch, sequences, target), lengths and scores."""
-    longest = generator.engine.config.max_sequence_length
+    longest = servable.model.config.max_sequence_length
     source_rows = rows_of(inputs["encoder_token_ids"], inputs["encoder_lengths"], shortest=1)
     # A source that is too long keeps its last token, the end token.
     truncated = [
         row if len(row) <= longest else [*row[: longest - 1], row[-1]] for row in source_rows
     ]
-    rows = sequences_of(generator, truncated, inputs, limits)
-    shape = len(rows), generator.generation.num_return_sequences
+    rows = sequences_of(servable, truncated, inputs, limits)
+    shape = len(rows), servable.model.generation.num_return_sequences
     ids, lengths = padded(
         [sequence.token_ids for row in rows for sequence in row],
-        generator.generation.pad_token_id,
+        servable.model.generation.pad_token_id,
         shortest=1,
     )
     return {
@@ -224,35 +222,36 @@ def generate(generator: Generator, inputs: Tensors, limits: Limits) -> Tensors:
     }
 
 
-def tokenize(generator: Generator, inputs: Tensors, limits: Limits) -> Tensors:
+def tokenize(servable: ArtifactServable, inputs: Tensors, limits: Limits) -> Tensors:
     """Tokenize texts: ids (batch, source) and their lengths (batch,)."""
     ids, lengths = padded(
-        sources(generator, inputs["text"], limits), generator.tokenizer.pad_token_id
+        sources(servable, inputs["text"], limits), servable.model.tokenizer.pad_token_id
     )
     return {"encoder_token_ids": ids, "encoder_lengths": lengths}
 
 
-def detokenize(generator: Generator, inputs: Tensors, limits: Limits) -> Tensors:
+def detokenize(servable: ArtifactServable, inputs: Tensors, limits: Limits) -> Tensors:
     """Detokenize ids (batch, target) up to their lengths: texts (batch,)."""
     texts = []
     for row in rows_of(inputs["decoder_token_ids"], inputs["decoder_lengths"]):
         limits.check()
-        texts.append(generator.tokenizer.detokenize(row).encode())
+        texts.append(servable.model.tokenizer.detokenize(row).encode())
     return {"text": object_array(texts)}
 
 
-COMPUTE: dict[str, Callable[[Generator, Tensors, Limits], Tensors]] = {
+COMPUTE: dict[str, Callable[[ArtifactServable, Tensors, Limits], Tensors]] = {
     compute.__name__: compute
     for compute in (serving_default, generate_text, generate, tokenize, detokenize)
 }
 
 
-def sources(generator: Generator, texts: Array, limits: Limits) -> list[list[int]]:
+def sources(servable: ArtifactServable, texts: Array, limits: Limits) -> list[list[int]]:
     """Return the source ids of each text, truncated to the model's source length."""
     rows = []
     for text in texts:
         limits.check()
-        rows.append(generator.encode(text.decode("utf-8", "replace"), truncate=True))
+        text = text.decode("utf-8", "replace")
+        rows.append(servable.model.tokenizer.encode(text, servable.reader.longest, truncate=True))
     return rows
 
 
@@ -277,14 +276,14 @@ def scores(rows: Sequence[Sequence[GeneratedSequence]]) -> Array:
 
 
 def sequences_of(
-    generator: Generator, rows: Sequence[Sequence[int]], inputs: Tensors, limits: Limits
+    servable: ArtifactServable, rows: Sequence[Sequence[int]], inputs: Tensors, limits: Limits
 ) -> list[list[GeneratedSequence]]:
     """Generate `num_return_sequences` sequences for each source, best first.
 
     Lengths are clipped to the model's positions, as in a SavedModel, whose batches mix requests.
     """
-    longest, generation = generator.engine.config.max_sequence_length, generator.generation
-    results = []
+    longest, generation = servable.model.config.max_sequence_length, servable.model.generation
+    jobs = []
     for number, row in enumerate(rows):
         settings: dict[str, Any] = {
             name: inputs[name].tolist()[number % len(inputs[name])]
@@ -301,8 +300,8 @@ def sequences_of(
                 text = word.decode("utf-8", "replace")
                 raise invalid(f"early_stopping must be true, false or never, received {text}")
             settings["early_stopping"] = EARLY_STOPPING[word]
-        task = Task(row, generator.settings(**settings))
-        sequences = run_task(generator, task, limits).sequences
-        missing = generation.num_return_sequences - len(sequences)
-        results.append([*sequences, *[NO_SEQUENCE] * missing])
-    return results
+        jobs.append(Job(row, servable.settings(**settings), limits))
+    return [
+        [*sequences, *[NO_SEQUENCE] * (generation.num_return_sequences - len(sequences))]
+        for sequences in (result.sequences for result in servable.pool.run(jobs))
+    ]

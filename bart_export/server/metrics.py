@@ -23,6 +23,7 @@ RUNTIME_LATENCY = f"{TF}runtime_latency"
 RUNTIMES = {"tensorflow": "TF1", "litert": "LiteRT"}
 # Upper bounds of buckets, 10 microseconds to about 20 minutes.
 LATENCY = tuple(10 * 1.8**index for index in range(33))
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 
 class Metrics:
@@ -49,6 +50,16 @@ class Metrics:
         # Running and waiting requests.
         self.in_progress = count(f"{OURS}requests_in_progress", "model_name")
         self.refused = count(f"{OURS}refused_count", "model_name")
+        # Generations of the LiteRT engine, each from one source.
+        self.running = count(f"{OURS}running_generations", "model_name")
+        self.waiting = count(f"{OURS}waiting_generations", "model_name")
+        self.generated_tokens = count(f"{OURS}generated_tokens", "model_name")
+        self.batch_size = prometheus_client.Histogram(
+            f"{OURS}batch_size", "batch_size", ["model_name"], registry=self.registry,
+            buckets=BATCH_SIZES,
+        )  # fmt: skip
+        self.time_to_first_token = latency(f"{OURS}time_to_first_token", "model_name")
+        self.queueing_time = latency(f"{OURS}queueing_time", "model_name")
 
     @contextlib.contextmanager
     def timed(self, histogram: "Histogram", *labels: str) -> Iterator[None]:
@@ -88,3 +99,27 @@ class Metrics:
         from prometheus_client import generate_latest
 
         return generate_latest(self.registry).decode()
+
+
+class GenerationMetrics:
+    """The metrics of a model's generations.
+
+    `running` and `waiting` are their numbers, `generated_tokens` counts the tokens of those that
+    have ended, and `batch_size` has the number of sources that each step of a worker decoded.
+    """
+
+    def __init__(self, metrics: Metrics, model_name: str) -> None:
+        self.running = metrics.running.labels(model_name)
+        self.waiting = metrics.waiting.labels(model_name)
+        self.generated_tokens = metrics.generated_tokens.labels(model_name)
+        self.batch_size = metrics.batch_size.labels(model_name)
+        self.time_to_first_token = metrics.time_to_first_token.labels(model_name)
+        self.queueing_time = metrics.queueing_time.labels(model_name)
+
+    def first_token(self, seconds: float) -> None:
+        """Record how long after its submission a generation had its first token."""
+        self.time_to_first_token.observe(seconds * MICROSECONDS)
+
+    def queueing(self, seconds: float) -> None:
+        """Record how long a generation has waited."""
+        self.queueing_time.observe(seconds * MICROSECONDS)

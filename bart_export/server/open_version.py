@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 from bart_export.artifact.artifact import Artifact
 from bart_export.errors import ArtifactError, MissingExtra
 from bart_export.server import messages, predict
-from bart_export.server.metrics import MICROSECONDS, Metrics
+from bart_export.server.metrics import MICROSECONDS, GenerationMetrics, Metrics
 from bart_export.server.options import ServeOptions
 from bart_export.server.servable import Call, Limits, Servable
 from bart_export.server.status import Code, StatusError, invalid, status_of_error
@@ -35,7 +35,7 @@ def opener(options: ServeOptions, metrics: Metrics) -> OpenVersion:
 
     def open_version(served: ServedModel, number: int, path: pathlib.Path) -> Servable:
         deadline = time.monotonic() + options.load_seconds
-        servable = open_servable(served.engine, path, options)
+        servable = open_servable(served, path, options, metrics)
         with contextlib.ExitStack() as stack:
             stack.callback(servable.close)
             if served.engine == LITERT:
@@ -53,14 +53,16 @@ def opener(options: ServeOptions, metrics: Metrics) -> OpenVersion:
     return open_version
 
 
-def open_servable(engine: str, path: pathlib.Path, options: ServeOptions) -> Servable:
+def open_servable(
+    served: ServedModel, path: pathlib.Path, options: ServeOptions, metrics: Metrics
+) -> Servable:
     """Open a SavedModel's version directory, or an artifact after a trial in another process."""
-    if engine == LITERT:
+    if served.engine == LITERT:
         from bart_export.runtime.opening_trial import survive
         from bart_export.server.litert_engine import ArtifactServable
 
         survive(path)
-        return ArtifactServable(path, options)
+        return ArtifactServable(path, options, GenerationMetrics(metrics, served.name))
     if importlib.util.find_spec("tensorflow") is None:
         raise MissingExtra("The engine tensorflow", "tensorflow", "export")
     from bart_export.server.tensorflow_engine import open_version

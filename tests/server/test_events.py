@@ -9,6 +9,7 @@ from support.rest_server import MODEL, serving
 
 from bart_export.runtime.generator import Generator
 from bart_export.server.litert_engine import ArtifactServable
+from bart_export.server.metrics import GenerationMetrics, Metrics
 from bart_export.server.options import ServeOptions
 
 GENERATE = f"{MODEL}:generate"
@@ -148,7 +149,9 @@ def test_a_client_that_goes_away_before_the_first_token_stops_the_work():
 )
 def test_pieces_of_a_real_model_are_what_it_generates(mini_artifact, parameters, fewest):
     text = "The river rose two metres overnight, and by morning the lower bridge was closed."
-    servable = ArtifactServable(mini_artifact.directory, ServeOptions())
+    servable = ArtifactServable(
+        mini_artifact.directory, ServeOptions(), GenerationMetrics(Metrics(), "m")
+    )
     with serving(servable) as server:
         answer = server.post(GENERATE, {"text": text, **parameters})
     expected = Generator.from_artifact(mini_artifact.directory).generate(text, **parameters)

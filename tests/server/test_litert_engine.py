@@ -12,6 +12,7 @@ import pytest
 from bart_export.runtime.generator import Generator
 from bart_export.server.litert_engine import ArtifactServable
 from bart_export.server.messages import object_array
+from bart_export.server.metrics import GenerationMetrics, Metrics
 from bart_export.server.options import ServeOptions
 from bart_export.server.servable import Call, Limits, StreamCall
 from bart_export.server.status import Code, StatusError
@@ -22,7 +23,9 @@ TEXT = "A library for reading and writing compressed archives. It streams large 
 @pytest.fixture(scope="module")
 def servable(mini_artifact):
     """Return the embedded preset served by two generators."""
-    opened = ArtifactServable(mini_artifact.directory, ServeOptions(workers=2))
+    opened = ArtifactServable(
+        mini_artifact.directory, ServeOptions(workers=2), GenerationMetrics(Metrics(), "m")
+    )
     yield opened
     opened.close()
 

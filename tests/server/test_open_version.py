@@ -43,7 +43,7 @@ class Opened(Arithmetic):
 def opened(monkeypatch):
     """Return the servable that is opened for any directory."""
     servable = Opened()
-    monkeypatch.setattr(open_version, "open_servable", lambda engine, path, options: servable)
+    monkeypatch.setattr(open_version, "open_servable", lambda *_: servable)
     yield servable
     servable.close()
 
@@ -233,8 +233,9 @@ def test_a_damaged_warm_up_file_is_data_loss(opened, load, tmp_path, damage, mes
 
 def test_the_tensorflow_engine_needs_its_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow", None)
+    served = ServedModel(name="m", base_path=tmp_path, engine="tensorflow")
     with pytest.raises(MissingExtra, match=r"pip install .*\[export\]"):
-        open_version.open_servable("tensorflow", tmp_path, ServeOptions())
+        open_version.open_servable(served, tmp_path, ServeOptions(), Metrics())
 
 
 def test_an_artifact_replaced_before_it_is_opened_is_refused(

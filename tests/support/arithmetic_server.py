@@ -52,7 +52,7 @@ def connects(port):
         return False
 
 
-def open_arithmetic(engine, path, options):
+def open_arithmetic(served, path, options, metrics):
     """Replace the TensorFlow engine."""
     if (path / "broken").exists():
         raise RuntimeError("it is broken")

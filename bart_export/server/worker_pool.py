@@ -1,0 +1,301 @@
+"""Worker processes that run a model, and the jobs that the server gives them.
+
+The server's own process never runs a model: LiteRT holds Python's GIL, and no other request would
+be answered meanwhile. Each worker has a thread that listens to it. If a worker dies, another one is
+started, and its jobs are tried once more, except those whose tokens a client has received.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import logging
+import multiprocessing
+import queue
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from multiprocessing.connection import Connection
+
+from bart_export.config import GenerationConfig
+from bart_export.errors import EngineError, last_words
+from bart_export.runtime.results import Result
+from bart_export.server import worker
+from bart_export.server.metrics import GenerationMetrics
+from bart_export.server.servable import Limits
+from bart_export.server.status import Code, StatusError
+from bart_export.server.worker import Cancel, Failed, Opening, Order, Orders, Progress, Ready
+
+LOG = logging.getLogger(__name__)
+
+PROCESSES = multiprocessing.get_context("spawn")  # a fork would copy the server's threads' locks
+POLL_SECONDS = 0.02  # between checks of the limits of running jobs
+MOST_FAILURES = 3  # starts in a row that fail before a worker is given up
+END_SECONDS = 5.0  # for a process to end once its pipe is closed
+
+
+@dataclasses.dataclass(eq=False)
+class Job:
+    """A source to generate from.
+
+    Attributes:
+        tokens: if the job streams, receives lists of settled tokens; None is the last item.
+        future: the result.
+        submitted: a `time.perf_counter()` time.
+    """
+
+    token_ids: Sequence[int]
+    generation: GenerationConfig
+    limits: Limits
+    streams: bool = False
+    tokens: "queue.SimpleQueue[list[int] | None]" = dataclasses.field(
+        default_factory=queue.SimpleQueue
+    )
+    future: "Future[Result]" = dataclasses.field(default_factory=Future)
+    number: int = dataclasses.field(default_factory=itertools.count().__next__)
+    submitted: float = dataclasses.field(default_factory=time.perf_counter)
+    is_running: bool = False
+    has_streamed: bool = False
+    is_retried: bool = False
+
+    @property
+    def order(self) -> Order:
+        """The message to a worker."""
+        return Order(self.number, self.token_ids, self.generation, self.streams)
+
+
+class WorkerPool:
+    """Worker processes for one artifact; jobs go to the one with the fewest.
+
+    Args:
+        opening: what the workers open.
+        count: the number of workers.
+        metrics: counts and times the jobs.
+
+    Raises:
+        EngineError: if a worker cannot open the artifact.
+    """
+
+    def __init__(self, opening: Opening, count: int, metrics: GenerationMetrics) -> None:
+        self.metrics = metrics
+        self.workers = [WorkerProcess(opening, self) for _ in range(count)]
+        try:
+            self.longest = min(each.opened.result() for each in self.workers)
+        except BaseException:
+            self.close()
+            raise
+
+    def run(self, jobs: Sequence[Job]) -> list[Result]:
+        """Run jobs together and return their results; if one fails, the others are stopped."""
+        self.submit(jobs)
+        try:
+            return [job.future.result() for job in jobs]
+        finally:
+            self.cancel(jobs)
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Start jobs together."""
+        self.metrics.waiting.inc(len(jobs))
+        self.send(jobs)
+
+    def send(self, jobs: Sequence[Job]) -> None:
+        """Give jobs to a worker, preferably one that is ready."""
+        for each in sorted(self.workers, key=lambda each: (not each.is_ready, len(each.jobs))):
+            if each.take(jobs):
+                return
+        for job in jobs:
+            reason = f"No worker process runs: {self.workers[0].reason}"
+            self.end(job, StatusError(Code.UNAVAILABLE, reason))
+
+    def cancel(self, jobs: Sequence[Job]) -> None:
+        """Stop the jobs that have not ended."""
+        for each, job in itertools.product(self.workers, jobs):
+            each.stop(job, StatusError(Code.CANCELLED, "The request was cancelled"))
+
+    def retry(self, jobs: Sequence[Job], reason: str) -> None:
+        """Run the jobs of a worker that died again, or end those that cannot run again."""
+        again = [job for job in jobs if not (job.is_retried or job.has_streamed)]
+        for job in again:
+            job.is_retried = True
+            if job.is_running:
+                self.metrics.running.dec()
+                self.metrics.waiting.inc()
+                job.is_running = False
+        if again:
+            self.send(again)
+        for job in set(jobs).difference(again):
+            message = f"The worker process of this request ended: {reason}. Try again."
+            self.end(job, StatusError(Code.UNAVAILABLE, message))
+
+    def hear(self, job: Job, progress: Progress) -> None:
+        """Record what has happened to a job."""
+        metrics, waited = self.metrics, time.perf_counter() - job.submitted
+        if job.number in progress.started:
+            job.is_running = True
+            metrics.waiting.dec()
+            metrics.running.inc()
+            metrics.queueing(waited - progress.started[job.number])
+            metrics.first_token(waited)
+        if job.number in progress.tokens:
+            job.has_streamed = True
+            job.tokens.put(progress.tokens[job.number])
+
+    def end(self, job: Job, outcome: Result | Exception) -> None:
+        """Set the result or the error of a job."""
+        (self.metrics.running if job.is_running else self.metrics.waiting).dec()
+        if isinstance(outcome, Result):
+            tokens = sum(len(sequence.token_ids) - 1 for sequence in outcome.sequences)
+            self.metrics.generated_tokens.inc(tokens)
+            job.future.set_result(outcome)
+        else:
+            job.future.set_exception(outcome)
+        job.tokens.put(None)
+
+    def close(self) -> None:
+        """End all processes. No job may be in progress."""
+        for each in self.workers:
+            each.close()
+        for each in self.workers:
+            each.thread.join()
+
+
+class WorkerProcess:
+    """One of the pool's workers, which is started again when its process ends.
+
+    Attributes:
+        opened: the maximum number of source tokens, once the first process is ready.
+        jobs: those that have not ended, by number.
+        is_ready: whether the process has opened the artifact.
+        is_over: whether no process will be started again.
+        reason: why the last process ended.
+    """
+
+    def __init__(self, opening: Opening, pool: WorkerPool) -> None:
+        self.opening, self.pool = opening, pool
+        self.opened: Future[int] = Future()
+        self.lock = threading.Lock()  # guards the fields below
+        self.jobs: dict[int, Job] = {}
+        self.orders: queue.SimpleQueue[Orders | None] = queue.SimpleQueue()
+        self.is_ready = self.is_closing = self.is_over = False
+        self.reason = ""
+        self.thread = threading.Thread(target=self.live, name="litert-worker", daemon=True)
+        self.thread.start()
+
+    def take(self, jobs: Sequence[Job]) -> bool:
+        """Take jobs, which start as soon as the process is ready; return False if it is over."""
+        with self.lock:
+            if not self.is_over:
+                self.jobs.update((job.number, job) for job in jobs)
+                if self.is_ready:
+                    self.orders.put([job.order for job in jobs])
+            return not self.is_over
+
+    def stop(self, job: Job, error: StatusError) -> None:
+        """Stop a job if it is one of this worker's."""
+        with self.lock:
+            is_ours = self.jobs.pop(job.number, None) is not None
+            if is_ours and self.is_ready:
+                self.orders.put(Cancel([job.number]))
+        if is_ours:
+            self.pool.end(job, error)
+
+    def close(self) -> None:
+        """End the process, without waiting for that."""
+        with self.lock:
+            self.is_closing = True
+            self.orders.put(None)
+
+    def live(self) -> None:
+        """Run a process, and another one whenever it ends; give up after failed starts."""
+        failures = 0
+        while not self.is_over:
+            reason = self.run_process()
+            with self.lock:
+                failures = 0 if self.is_ready else failures + 1
+                lost, self.jobs = list(self.jobs.values()), {}
+                never = not self.opened.done()
+                self.is_over = self.is_closing or never or failures == MOST_FAILURES
+                self.is_ready, self.reason = False, reason
+            if never:
+                self.opened.set_exception(EngineError(reason))
+            elif not self.is_closing:
+                log = LOG.error if self.is_over else LOG.warning
+                log(
+                    "%s: a worker process ended: %s. %s",
+                    self.opening.directory.name,
+                    reason,
+                    f"Given up after {failures} failed starts" if self.is_over else
+                    f"Starting another; calls that it ran: {len(lost)}",
+                )  # fmt: skip
+            self.pool.retry(lost, reason)
+
+    def run_process(self) -> str:
+        """Run a process until it ends, and return the reason for its end."""
+        pipe, other_end = PROCESSES.Pipe()
+        process = PROCESSES.Process(target=worker.run, args=(other_end, self.opening), daemon=True)
+        process.start()
+        other_end.close()
+        with self.lock:
+            orders = self.orders = queue.SimpleQueue()
+            if self.is_closing:
+                orders.put(None)
+        writer = threading.Thread(target=write, args=(pipe, orders), daemon=True)
+        writer.start()
+        reason = ""
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                watches = self.jobs or not self.is_ready
+                if pipe.poll(POLL_SECONDS if watches else None):
+                    news = pipe.recv()
+                    if isinstance(news, Failed):
+                        reason = news.error
+                    else:
+                        self.hear(news)
+                self.check_limits()
+        process.join(END_SECONDS)
+        process.kill()
+        process.join()
+        orders.put(None)
+        writer.join()
+        pipe.close()
+        return reason or last_words("", process.exitcode or 0)
+
+    def hear(self, news: Ready | Progress) -> None:
+        """Handle a message of the process."""
+        if isinstance(news, Ready):
+            with self.lock:
+                self.is_ready = True
+                if self.jobs:
+                    self.orders.put([job.order for job in self.jobs.values()])
+            if not self.opened.done():
+                self.opened.set_result(news.longest)
+            return
+        for size in news.batch_sizes:
+            self.pool.metrics.batch_size.observe(size)
+        for number in {*news.started, *news.tokens, *news.ended}:
+            with self.lock:
+                ends = number in news.ended
+                job = self.jobs.pop(number, None) if ends else self.jobs.get(number)
+            if job is not None:
+                self.pool.hear(job, news)
+                if ends:
+                    self.pool.end(job, news.ended[number])
+
+    def check_limits(self) -> None:
+        """Stop the jobs that are no longer wanted."""
+        for job in list(self.jobs.values()):
+            try:
+                job.limits.check()
+            except StatusError as error:
+                self.stop(job, error)
+
+
+def write(pipe: Connection, orders: "queue.SimpleQueue[Orders | None]") -> None:
+    """Send orders to a process until None, the last one, which ends it.
+
+    On a thread, because a full pipe blocks, and the process may be waiting for its own to be read.
+    """
+    with contextlib.suppress(OSError):
+        while (order := orders.get()) is not None:
+            pipe.send(order)
+        pipe.send(None)
