@@ -238,12 +238,17 @@ def peak_memory() -> int | None:
 
 
 def resident_bytes(pid: int) -> int | None:
-    """Return the resident bytes of a process, or None if unavailable."""
+    """Return the resident bytes of a process and its children, or None if unavailable.
+
+    Pages that processes share are counted for each.
+    """
     try:
         pages = pathlib.Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]
+        tasks = pathlib.Path("/proc").glob(f"{pid}/task/*/children")
+        children = [int(each) for task in tasks for each in task.read_text("ascii").split()]
     except OSError:
         return None
-    return int(pages) * PAGE
+    return int(pages) * PAGE + sum(resident_bytes(child) or 0 for child in children)
 
 
 def drop_from_page_cache(paths: Iterable[pathlib.Path]) -> bool:

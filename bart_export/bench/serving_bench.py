@@ -37,6 +37,7 @@ from bart_export.bench.serving_overload import OverloadRow, percentile
 from bart_export.documents import plain
 from bart_export.errors import ArtifactError
 from bart_export.progress import plural, stages
+from bart_export.runtime.scheduler import MAX_BATCH_SIZE
 from bart_export.server.options import ServeOptions
 from bart_export.server.versions import LITERT, TENSORFLOW
 
@@ -258,7 +259,7 @@ def serve_bench(
                 batches += measure_batches(artifact, engine.clients.server, batched, runs)
         for engine in tested if overload_seconds else ():
             stage(f"overload {engine.engine} for {overload_seconds:g} s")
-            calls = (workers or 1) + queue_size
+            calls = (workers or 1) * MAX_BATCH_SIZE + queue_size
             row = serving_overload.measure(engine.engine, engine.clients, calls, overload_seconds)
             overloads.append(row)
     throughput = [row for engine in tested for row in engine.throughputs()]

@@ -29,11 +29,12 @@ OPTIONS: tuple[tuple[str, str, Value, str], ...] = (
     ("port", "--port", PORT, "Port for gRPC; 0 for any free port."),
     ("rest_api_port", "--rest-api-port", PORT, "Port for REST; 0 for any free port."),
     ("workers", "--workers", THREADS,
-     "Calls that a model runs in parallel. Default: depends on the machine's cores."),
+     "Processes (litert) or threads (tensorflow) that run a model. Default: one process, or a "
+     "thread per core."),
     ("num_threads", "--threads", THREADS,
      "Threads per worker. Default: depends on the model's size and the machine's cores."),
     ("queue_size", "--queue-size", click.IntRange(min=0),
-     "Calls that may wait for a model; further calls are refused."),
+     "Calls that may wait beyond those that a model runs together; further calls are refused."),
     ("max_connections", "--max-connections", COUNT,
      "Maximum connections per port; REST closes an idle connection to accept another."),
     ("max_request_bytes", "--max-request-bytes", COUNT,
@@ -66,7 +67,7 @@ OPTIONS: tuple[tuple[str, str, Value, str], ...] = (
 )  # fmt: skip
 # Switches that turn off a field of ServeOptions.
 SWITCHES = (
-    ("batching", "--no-batching", "Run each call separately."),
+    ("batching", "--no-batching", "Run each text (litert) or call (tensorflow) separately."),
     ("page", "--no-page", "Do not serve the page at /."),
     ("warmup", "--no-warmup", "Skip the warm-up requests in version directories."),
 )

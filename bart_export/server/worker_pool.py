@@ -217,7 +217,8 @@ class WorkerProcess:
                 self.is_over = self.is_closing or never or failures == MOST_FAILURES
                 self.is_ready, self.reason = False, reason
             if never:
-                self.opened.set_exception(EngineError(reason))
+                place = self.opening.directory
+                self.opened.set_exception(EngineError(f"A worker cannot open {place}: {reason}"))
             elif not self.is_closing:
                 log = LOG.error if self.is_over else LOG.warning
                 log(

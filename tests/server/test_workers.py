@@ -1,0 +1,226 @@
+"""Worker processes: shared batches, cancelled calls, and workers that die."""
+
+import json
+import multiprocessing
+import os
+import pathlib
+import re
+import shutil
+import signal
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import requests
+from support.rest_server import METRICS, serving
+from support.served_directories import wait_until
+from support.serving_process import LOOPBACK, serving_process
+
+from bart_export.runtime.generator import Generator
+from bart_export.server.litert_engine import ArtifactServable
+from bart_export.server.messages import object_array
+from bart_export.server.metrics import GenerationMetrics, Metrics
+from bart_export.server.options import ServeOptions
+from bart_export.server.servable import QUEUE_FULL, Call
+from bart_export.server.status import Code, StatusError
+
+TEXT = "A library for reading and writing compressed archives. It streams large files."
+# Inputs of `generate_text`, none of which REST lets be omitted.
+SHORT = {"max_length": 12, "min_length": 0, "length_penalty": 1.0, "repetition_penalty": 1.0,
+         "early_stopping": "false"}  # fmt: skip
+LONG = {**SHORT, "min_length": 60, "max_length": 60}
+STREAM = {"num_beams": 1, "min_length": 500, "max_length": 500}
+TINY, MINI = "bart_tiny_symmetric", "bart_mini_en"
+
+
+class Client:
+    """A client of a server on a port."""
+
+    def __init__(self, port):
+        self.address = f"http://{LOOPBACK}:{port}"
+
+    def metric(self, name, model=MINI):
+        """Return the value of a model's metric."""
+        text = requests.get(self.address + METRICS, timeout=20).text
+        found = re.search(rf'^:bart_export:{name}{{.*model_name="{model}".*}} (\S+)$', text, re.M)
+        return float(found[1])
+
+    def is_running(self, generations):
+        return self.metric("running_generations") == generations
+
+    def predict(self, text, model=MINI, **settings):
+        """Return the response to a text, or to several in one request."""
+        inputs = {"text": [text] if isinstance(text, str) else text}
+        for name, value in settings.items():
+            inputs[name] = [value] * len(inputs["text"])
+        body = {"signature_name": "generate_text", "inputs": inputs}
+        return requests.post(f"{self.address}/v1/models/{model}:predict", json=body, timeout=60)
+
+    def stream(self, **settings):
+        """Return a response whose first event has arrived, and the iterator of its lines."""
+        body = {"text": TEXT, **settings}
+        url = f"{self.address}/v1/models/{MINI}:generate"
+        response = requests.post(url, json=body, stream=True, timeout=60)
+        lines = response.iter_lines(chunk_size=1)
+        assert next(lines) == b"event: token"
+        return response, lines
+
+
+@pytest.fixture(scope="module")
+def server(symmetric_artifact, mini_artifact):
+    directories = symmetric_artifact.directory, mini_artifact.directory
+    with serving_process(*directories, "--request-seconds", "100") as process:
+        process.client = Client(process.rest_api_port)
+        yield process
+
+
+def workers(process):
+    """Return the process ids of the workers of the server's models, the oldest first."""
+    tasks = pathlib.Path(f"/proc/{process.process.pid}/task").iterdir()
+    children = {int(pid) for task in tasks for pid in (task / "children").read_text().split()}
+    return sorted(pid for pid in children if b"spawn_main" in read_command(pid))
+
+
+def read_command(pid):
+    return pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def test_concurrent_clients_share_a_batch_and_get_what_each_text_gives_alone(
+    server, symmetric_artifact
+):
+    generator = Generator.from_artifact(symmetric_artifact.directory)
+    questions = [
+        (" ".join(TEXT.split()[: 2 + number % 9]), {**SHORT, "max_length": 6 + number % 7})
+        for number in range(48)
+    ]
+    with ThreadPoolExecutor(16) as threads:
+        answers = threads.map(
+            lambda question: server.client.predict(question[0], TINY, **question[1]), questions
+        )
+        for (text, settings), answer in zip(questions, answers, strict=True):
+            alone = generator.generate(text, **{**settings, "early_stopping": False})
+            assert answer.json()["outputs"]["generated_text"] == [[alone.text]]
+    sizes = "batch_size_bucket", "batch_size_count"
+    alone, steps = (server.client.metric(name, TINY) for name in sizes)
+    assert alone < steps
+
+
+def test_rows_of_a_request_run_together(server, symmetric_artifact):
+    generator = Generator.from_artifact(symmetric_artifact.directory)
+    texts = [" ".join(TEXT.split()[:length]) for length in (1, 9, 4, 2)]
+    before = server.client.metric("generated_tokens", TINY)
+    answer = server.client.predict(texts, TINY, **SHORT).json()["outputs"]["generated_text"]
+    settings = {**SHORT, "early_stopping": False}
+    results = [generator.generate(text, **settings) for text in texts]
+    assert answer == [[result.text] for result in results]
+    tokens = server.client.metric("generated_tokens", TINY) - before
+    assert tokens == sum(result.timings.tokens for result in results)
+
+
+def test_the_server_answers_while_a_model_runs_and_does_not_run_it(server):
+    _, lines = server.client.stream(**STREAM)
+    answers = 0
+    while server.client.is_running(1):
+        answers += 1
+    assert answers > 20
+    assert json.loads(list(lines)[-2].removeprefix(b"data: "))["tokens"] == 499
+    libraries = pathlib.Path(f"/proc/{server.process.pid}/maps").read_text()
+    assert "litert" not in libraries.casefold()
+    assert all("litert" in pathlib.Path(f"/proc/{pid}/maps").read_text().casefold()
+               for pid in workers(server))  # fmt: skip
+
+
+def test_a_client_that_goes_away_frees_its_slot(server):
+    streams = [server.client.stream(**STREAM) for _ in range(2)]
+    before = server.client.metric("generated_tokens")
+    wait_until(lambda: server.client.is_running(2))
+    for response, _ in streams:
+        response.close()
+    wait_until(lambda: server.client.is_running(0))
+    assert server.client.metric("generated_tokens") == before
+    assert server.client.predict(TEXT, **SHORT).status_code == 200
+
+
+def mini_worker(server):
+    """Return the worker that runs a generation of bart_mini_en, whose model is the larger one."""
+
+    def size(pid):
+        return int(pathlib.Path(f"/proc/{pid}/statm").read_text().split()[0])
+
+    return max(workers(server), key=size)
+
+
+def test_a_worker_that_is_killed_loses_no_request(server):
+    with ThreadPoolExecutor(4) as threads:
+        answers = [threads.submit(server.client.predict, TEXT, **LONG) for _ in range(4)]
+        wait_until(lambda: server.client.is_running(4))
+        os.kill(mini_worker(server), signal.SIGKILL)
+        texts = [answer.result().json()["outputs"]["generated_text"] for answer in answers]
+    assert all(text == texts[0] for text in texts)
+    assert server.logged("a worker process ended: it was killed by SIGKILL. Starting another") == 1
+    assert server.client.is_running(0)
+    assert server.client.metric("waiting_generations") == 0
+
+
+def test_a_stream_whose_worker_is_killed_ends_with_an_error(server):
+    _, lines = server.client.stream(**STREAM)
+    os.kill(mini_worker(server), signal.SIGKILL)
+    *_, name, data, _ = lines
+    assert name == b"event: error"
+    assert b"it was killed by SIGKILL. Try again." in data
+    assert server.client.is_running(0)
+
+
+def test_a_request_whose_worker_is_killed_twice_is_refused(server):
+    with ThreadPoolExecutor(2) as threads:
+        answers = [threads.submit(server.client.predict, TEXT, **LONG) for _ in range(2)]
+        for _ in range(2):
+            wait_until(lambda: server.client.is_running(2))
+            os.kill(mini_worker(server), signal.SIGKILL)
+            wait_until(lambda: server.client.is_running(0))
+    for answer in answers:
+        assert answer.result().status_code == 503
+        assert "was killed by SIGKILL. Try again." in answer.result().json()["error"]
+    assert server.client.predict(TEXT, **SHORT).status_code == 200
+
+
+def opened(directory, **options):
+    return ArtifactServable(directory, ServeOptions(**options), GenerationMetrics(Metrics(), MINI))
+
+
+def test_a_worker_that_cannot_start_again_is_given_up(symmetric_artifact, tmp_path, caplog):
+    made = shutil.copytree(symmetric_artifact.directory, tmp_path / "made")
+    servable = opened(made)
+    call = Call(
+        signature="generate_text",
+        inputs={"text": object_array([TEXT.encode()])},
+        outputs=("generated_text",),
+    )
+    assert servable.submit(call).result(60)
+    shutil.rmtree(made / "tflite")
+    (process,) = multiprocessing.active_children()
+    process.kill()
+    servable.pool.workers[0].thread.join(60)
+    with pytest.raises(StatusError, match="No worker process runs: .*tflite") as error:
+        servable.submit(call).result(60)
+    assert error.value.code == Code.UNAVAILABLE
+    assert [record.levelname for record in caplog.records] == [*["WARNING"] * 3, "ERROR"]
+    assert caplog.messages[-1].endswith("Given up after 3 failed starts")
+    servable.close()
+
+
+def test_calls_beyond_the_queue_are_refused(mini_artifact):
+    servable = opened(mini_artifact.directory, batching=False, queue_size=1)
+    with serving(servable) as running:
+        client = Client(running.port)
+        url = f"{client.address}/v1/models/m:generate"
+        jobs = servable.pool.workers[0].jobs
+
+        def ask(**settings):
+            return requests.post(url, json={"text": TEXT, **settings}, timeout=60)
+
+        with ThreadPoolExecutor(2) as threads:
+            accepted = [threads.submit(ask, **STREAM) for _ in range(2)]
+            wait_until(lambda: sorted(job.is_running for job in jobs.values()) == [False, True])
+            refused = ask()
+        assert (refused.status_code, refused.json()["error"]) == (503, QUEUE_FULL)
+        assert [answer.result().status_code for answer in accepted] == [200, 200]
