@@ -43,6 +43,7 @@ STAMP = "stamp.json"
 LIBRARY = "libLiteRt.path"
 
 PRESET = "bart_mini_en"
+ONE_SOURCE = "one_source"  # an artifact with version 1 of the contract
 GENERATED = 200  # texts
 BEAMS = 4
 # For the golden cases (sources of 8 to 20 tokens, at most 24 generated tokens, 1 to 4 beams) and
@@ -127,6 +128,7 @@ def write(directory: Path) -> None:
     write_lines(directory / "search.jsonl", search_rows())
     write_json(directory / "sampling.json", {"pcg64": uniforms(), "choices": list(choices())})
     write_lines(directory / "incremental.jsonl", incremental_rows())
+    shutil.copytree(DATA / "artifacts" / ONE_SOURCE, directory / ONE_SOURCE)
     exports = directory / "exports"
     write_bundles(directory, exports, stage)
     stage(f"generate from {GENERATED} texts")

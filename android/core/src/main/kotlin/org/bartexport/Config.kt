@@ -86,7 +86,8 @@ public enum class EarlyStopping { TRUE, FALSE, NEVER }
  *
  * Lengths count decoder tokens, including the start token. `topK = 0` and `topP = 1.0` disable
  * those filters. Sampling parameters take effect only with `doSample = true`. Any of the
- * [eosTokenIds] ends a sequence.
+ * [eosTokenIds] ends a sequence. [promptLookupNumTokens] would only change the speed, and has no
+ * effect, because a static build does not verify drafts.
  *
  * @throws ConfigurationError if a value is out of range, or parameters contradict each other
  */
@@ -105,6 +106,7 @@ public data class GenerationConfig(
     @SerialName("top_k") val topK: Int = 50,
     @SerialName("top_p") val topP: Double = 1.0,
     val seed: Long? = null,
+    @SerialName("prompt_lookup_num_tokens") val promptLookupNumTokens: Int = 0,
     @SerialName("decoder_start_token_id") val decoderStartTokenId: Int = 2,
     @SerialName("bos_token_id") val bosTokenId: Int = 0,
     @SerialName("pad_token_id") val padTokenId: Int = 1,
@@ -121,6 +123,7 @@ public data class GenerationConfig(
         atLeast("num_return_sequences", numReturnSequences, 1)
         atLeast("no_repeat_ngram_size", noRepeatNgramSize, 0)
         atLeast("top_k", topK, 0)
+        atLeast("prompt_lookup_num_tokens", promptLookupNumTokens, 0)
         seed?.let { require(it >= 0, "seed must be an integer of at least 0, received $it.") }
         require(
             eosTokenIds.isNotEmpty(),

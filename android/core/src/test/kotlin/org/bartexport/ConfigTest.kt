@@ -45,6 +45,8 @@ class ConfigTest {
                 "eos_token_id must be an integer of at least 0, received -1.",
             { defaults.copy(forcedBosTokenId = -3) } to
                 "forced_bos_token_id must be an integer of at least 0, received -3.",
+            { defaults.copy(promptLookupNumTokens = -1) } to
+                "prompt_lookup_num_tokens must be an integer of at least 0, received -1.",
             { defaults.copy(lengthPenalty = Double.NaN) } to
                 "length_penalty must be a finite number, received NaN.",
             { defaults.copy(repetitionPenalty = 0.0) } to
@@ -94,9 +96,9 @@ class ConfigTest {
         val text = """{"max_length": 9, "min_length": 3, "num_beams": 4, "num_return_sequences": 2,
             "length_penalty": 2.5, "early_stopping": "never", "no_repeat_ngram_size": 3,
             "repetition_penalty": 1.5, "do_sample": false, "temperature": 0.5, "top_k": 6,
-            "top_p": 0.25, "seed": 4294967296, "decoder_start_token_id": 7, "bos_token_id": 8,
-            "pad_token_id": 9, "eos_token_id": 10, "forced_bos_token_id": 11,
-            "forced_eos_token_id": null}"""
+            "top_p": 0.25, "seed": 4294967296, "prompt_lookup_num_tokens": 5,
+            "decoder_start_token_id": 7, "bos_token_id": 8, "pad_token_id": 9,
+            "eos_token_id": 10, "forced_bos_token_id": 11, "forced_eos_token_id": null}"""
         val expected = GenerationConfig(
             maxLength = 9,
             minLength = 3,
@@ -111,6 +113,7 @@ class ConfigTest {
             topK = 6,
             topP = 0.25,
             seed = 4294967296,
+            promptLookupNumTokens = 5,
             decoderStartTokenId = 7,
             bosTokenId = 8,
             padTokenId = 9,

@@ -33,7 +33,7 @@ class BundleReplayTest {
 
     @TestFactory
     fun `a bundle answers its golden questions as it did`(): List<DynamicTest> =
-        (TINY + MINI).map { model ->
+        (TINY + MINI + ONE_SOURCE).map { model ->
             dynamicTest("$model") {
                 val cases = model.replayed()
                 assertTrue(cases.isNotEmpty())

@@ -61,6 +61,9 @@ internal val MINI = Model(File(BUILD, "bart_mini_en"))
 internal val TINY =
     listOf("bart_tiny_symmetric", "bart_tiny_distilled").map { Model(File(BUILD, it)) }
 
+/** An artifact with version 1 of the contract. */
+internal val ONE_SOURCE = Model(File(BUILD, "one_source"))
+
 /** Opens a bundle's generator with [OPTIONS]. */
 internal fun generatorOf(directory: File): Generator =
     runBlocking { openGenerator(directory, OPTIONS) }
