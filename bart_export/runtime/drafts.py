@@ -4,13 +4,12 @@ As in transformers' prompt lookup decoding, the next tokens are guessed to be th
 the last tokens where they occurred before, in the source or else in the generated tokens.
 """
 
-import collections
 from collections.abc import Sequence
 
-LENGTHS = (3, 2)  # n-grams that are looked up, in this order
-# An exponential average of the right tokens in a guess. Verifying a guess takes about a third
-# longer than decoding one token, so that it pays from less than one right token on.
-MEMORY, PAYS = 0.7, 0.6
+LENGTHS = (3, 2, 1)  # n-grams that are looked up, in this order
+# An exponential average of how many successive guesses are right. Verifying a draft takes about a
+# third longer than decoding one token.
+MEMORY, PAYS = 0.7, 0.45
 
 
 class PromptLookup:
@@ -25,7 +24,7 @@ class PromptLookup:
         self.places: list[dict[tuple[int, ...], int]] = [{}, {}]
         for end in range(1, len(source) + 1):
             self.index(0, end)
-        self.guess: collections.deque[int] = collections.deque()
+        self.guess: list[int] = []
         self.right, self.average = 0, 0.0
 
     def index(self, text: int, end: int) -> None:
@@ -36,22 +35,19 @@ class PromptLookup:
                 places.setdefault(tuple(tokens[end - length : end]), end)
 
     def add(self, token_id: int) -> None:
-        """Add a generated token, and compare it with the guess."""
-        generated = self.texts[1]
-        if self.guess and self.guess.popleft() == token_id:
-            self.right += 1
-        else:
-            self.guess.clear()
-        if not self.guess:
+        """Add a generated token, compare it with the guess, and guess again."""
+        if self.guess[:1] == [token_id]:
+            self.right = min(self.right + 1, self.most)
+        elif self.guess:
             self.average, self.right = self.expected, 0
-        self.index(1, len(generated))  # before the token, which the lookup must not find
+        generated = self.texts[1]
+        self.index(1, len(generated))  # without the token, which the lookup must not find
         generated.append(token_id)
-        if not self.guess:
-            self.guess.extend(self.look_up())
+        self.guess = self.look_up()
 
     @property
     def expected(self) -> float:
-        """The average with the present guess."""
+        """The average with the present guesses."""
         return MEMORY * self.average + (1 - MEMORY) * self.right
 
     def draft(self) -> tuple[int, ...]:

@@ -72,7 +72,8 @@ def lookup(generated, most=10):
     ("generated", "guess"),
     [
         ([], []),
-        ([5], []),
+        ([5], [9, 13, 21, 8, 8, 30, 2]),
+        ([7], []),
         ([5, 9], [13, 21, 8, 8, 30, 2]),
         ([8, 30], [2]),
         ([30, 2], []),
@@ -82,11 +83,11 @@ def lookup(generated, most=10):
     ],
 )
 def test_a_guess_is_what_followed_in_the_source_or_else_in_the_text(generated, guess):
-    assert list(lookup(generated).guess) == guess
+    assert lookup(generated).guess == guess
 
 
 def test_a_guess_is_at_most_as_long_as_asked():
-    assert list(lookup([5, 9], 3).guess) == [13, 21, 8]
+    assert lookup([5, 9], 3).guess == [13, 21, 8]
 
 
 def test_drafts_begin_once_guesses_are_right_and_end_once_they_are_wrong():
@@ -96,12 +97,10 @@ def test_drafts_begin_once_guesses_are_right_and_end_once_they_are_wrong():
     found.add(21)
     assert found.draft() == (8, 8, 30, 2)
     for other in (35, 36, 37, 38):
-        for token_id in (5, 9, other):
-            found.add(token_id)
-    assert found.draft() == ()
+        found.add(5)
+        found.add(other)
     found.add(5)
-    found.add(9)
-    assert list(found.guess) == [13, 21, 8, 8, 30, 2]
+    assert found.guess == [9, 13, 21, 8, 8, 30, 2]
     assert found.draft() == ()
 
 
