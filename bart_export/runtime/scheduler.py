@@ -81,6 +81,7 @@ class Task:
                 self.settle(event.token_ids)
         except Exception as error:
             self.error = error
+        self.search = iter(())  # frees its logits
         self.ended = time.perf_counter()
 
     def settle(self, token_ids: list[int]) -> None:
@@ -117,7 +118,7 @@ class Scheduler:
 
     Attributes:
         encode_seconds, decode_seconds, search_seconds: total times of all steps so far.
-        tokens, finished: how many tokens were decoded, and how many searches have a result.
+        finished, tokens: how many searches have a result, and the tokens of their best ones.
     """
 
     def __init__(
@@ -140,7 +141,7 @@ class Scheduler:
         self.running: dict[Task, Slot] = {}
         self.batch: Batch | None = None
         self.encode_seconds = self.decode_seconds = self.search_seconds = 0.0
-        self.tokens = self.finished = 0
+        self.finished = self.tokens = 0
         self.changed = threading.Condition()
         self.stepping = self.closing = False
 
@@ -205,8 +206,10 @@ class Scheduler:
         for task in tasks:
             task.request.logits = logits[self.running[task]]
             task.advance()
-        self.tokens += len(tasks)
-        self.release([task for task in tasks if task.ended])
+        ended = [task for task in tasks if task.ended]
+        self.release(ended)
+        for task in ended:
+            del task.request  # its logits would keep those of the whole batch
         self.decode_seconds += decoded - began
         self.search_seconds += time.perf_counter() - decoded
         return any(task.ready for task in tasks)
@@ -272,7 +275,9 @@ class Scheduler:
         """Remove running tasks and give their slots back."""
         for task in tasks:
             slot = self.running.pop(task)
-            self.finished += task.hypotheses is not None
+            if task.hypotheses is not None:
+                self.finished += 1
+                self.tokens += len(task.hypotheses[0].token_ids) - 1
             if self.batch is not None:
                 self.batch.release(slot)
 

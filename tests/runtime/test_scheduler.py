@@ -2,12 +2,14 @@
 
 import itertools
 import threading
+import weakref
 
 import numpy as np
 import pytest
 
 from bart_export.config import GenerationConfig
 from bart_export.errors import ConfigurationError, EngineError, InputError
+from bart_export.runtime.batch import Batch
 from bart_export.runtime.compiled_model import open_compiled_model
 from bart_export.runtime.scheduler import Scheduler, Task
 from bart_export.runtime.search import run, search
@@ -195,3 +197,23 @@ def test_a_closed_scheduler_ends_its_tasks(roomy_file, roomy_config):
 def test_sizes_out_of_range_are_refused(engine, sizes):
     with pytest.raises(ConfigurationError, match=r"(max_batch_size|memory_budget) must be an int"):
         Scheduler(engine, *sizes)
+
+
+@pytest.mark.parametrize("generation", SETTINGS)
+def test_a_finished_search_keeps_no_logits(engine, generation, monkeypatch):
+    computed, step = [], Batch.step
+
+    def observed(batch, requests):
+        logits = step(batch, requests)
+        computed.extend(map(weakref.ref, logits.values()))
+        return logits
+
+    monkeypatch.setattr(Batch, "step", observed)
+    scheduler = Scheduler(engine, 2)
+    tasks = [scheduler.submit(Task([3, 4, 5], generation)) for _ in range(3)]
+    finish(scheduler)
+    assert all(task.hypotheses for task in tasks)
+    assert computed
+    assert [logits() for logits in computed if logits() is not None] == []
+    assert scheduler.finished == len(tasks)
+    assert scheduler.tokens == sum(len(task.hypotheses[0].token_ids) - 1 for task in tasks)
