@@ -1,5 +1,6 @@
 """Worker processes: shared batches, cancelled calls, and workers that die."""
 
+import http.client
 import json
 import multiprocessing
 import os
@@ -20,8 +21,9 @@ from bart_export.server.litert_engine import ArtifactServable
 from bart_export.server.messages import object_array
 from bart_export.server.metrics import GenerationMetrics, Metrics
 from bart_export.server.options import ServeOptions
-from bart_export.server.servable import QUEUE_FULL, Call
+from bart_export.server.servable import QUEUE_FULL, Call, Limits
 from bart_export.server.status import Code, StatusError
+from bart_export.server.worker_pool import Job
 
 TEXT = "A library for reading and writing compressed archives. It streams large files."
 # Inputs of `generate_text`, none of which REST lets be omitted.
@@ -30,6 +32,14 @@ SHORT = {"max_length": 12, "min_length": 0, "length_penalty": 1.0, "repetition_p
 LONG = {**SHORT, "min_length": 60, "max_length": 60}
 STREAM = {"num_beams": 1, "min_length": 500, "max_length": 500}
 TINY, MINI = "bart_tiny_symmetric", "bart_mini_en"
+
+
+def predict_body(text, **settings):
+    """Return a request for a text, or for several."""
+    inputs = {"text": [text] if isinstance(text, str) else text}
+    for name, value in settings.items():
+        inputs[name] = [value] * len(inputs["text"])
+    return json.dumps({"signature_name": "generate_text", "inputs": inputs})
 
 
 class Client:
@@ -49,11 +59,8 @@ class Client:
 
     def predict(self, text, model=MINI, **settings):
         """Return the response to a text, or to several in one request."""
-        inputs = {"text": [text] if isinstance(text, str) else text}
-        for name, value in settings.items():
-            inputs[name] = [value] * len(inputs["text"])
-        body = {"signature_name": "generate_text", "inputs": inputs}
-        return requests.post(f"{self.address}/v1/models/{model}:predict", json=body, timeout=60)
+        body = predict_body(text, **settings)
+        return requests.post(f"{self.address}/v1/models/{model}:predict", body, timeout=60)
 
     def stream(self, **settings):
         """Return a response whose first event has arrived, and the iterator of its lines."""
@@ -107,13 +114,16 @@ def test_concurrent_clients_share_a_batch_and_get_what_each_text_gives_alone(
 def test_rows_of_a_request_run_together(server, symmetric_artifact):
     generator = Generator.from_artifact(symmetric_artifact.directory)
     texts = [" ".join(TEXT.split()[:length]) for length in (1, 9, 4, 2)]
+    timed = "queueing_time_count", "time_to_first_token_count"
     before = server.client.metric("generated_tokens", TINY)
+    counts = [server.client.metric(name, TINY) for name in timed]
     answer = server.client.predict(texts, TINY, **SHORT).json()["outputs"]["generated_text"]
     settings = {**SHORT, "early_stopping": False}
     results = [generator.generate(text, **settings) for text in texts]
     assert answer == [[result.text] for result in results]
     tokens = server.client.metric("generated_tokens", TINY) - before
     assert tokens == sum(result.timings.tokens for result in results)
+    assert [server.client.metric(name, TINY) for name in timed] == [each + 4 for each in counts]
 
 
 def test_the_server_answers_while_a_model_runs_and_does_not_run_it(server):
@@ -130,8 +140,13 @@ def test_the_server_answers_while_a_model_runs_and_does_not_run_it(server):
 
 
 def test_a_client_that_goes_away_frees_its_slot(server):
-    streams = [server.client.stream(**STREAM) for _ in range(2)]
     before = server.client.metric("generated_tokens")
+    waiting = http.client.HTTPConnection(LOOPBACK, server.rest_api_port)
+    waiting.request("POST", f"/v1/models/{MINI}:predict", predict_body(TEXT, **LONG))
+    wait_until(lambda: server.client.is_running(1))
+    waiting.close()
+    wait_until(lambda: server.client.is_running(0))
+    streams = [server.client.stream(**STREAM) for _ in range(2)]
     wait_until(lambda: server.client.is_running(2))
     for response, _ in streams:
         response.close()
@@ -206,6 +221,28 @@ def test_a_worker_that_cannot_start_again_is_given_up(symmetric_artifact, tmp_pa
     assert [record.levelname for record in caplog.records] == [*["WARNING"] * 3, "ERROR"]
     assert caplog.messages[-1].endswith("Given up after 3 failed starts")
     servable.close()
+
+
+def test_the_worker_with_the_fewest_jobs_takes_the_next_and_those_of_one_that_dies(mini_artifact):
+    servable = opened(mini_artifact.directory, workers=2)
+    jobs = [
+        Job([0, 100 + number, 2], servable.settings(num_beams=1, min_length=200, max_length=200),
+            Limits())
+        for number in range(3)
+    ]  # fmt: skip
+    loads = []
+    for job in jobs:
+        servable.pool.submit([job])
+        loads.append(sorted(len(worker.jobs) for worker in servable.pool.workers))
+    assert loads == [[0, 1], [1, 1], [1, 2]]
+    alive, dead = multiprocessing.active_children()
+    dead.kill()
+    results = [job.future.result(60) for job in jobs]
+    assert [result.timings.tokens for result in results] == [199] * 3
+    assert sum(job.is_retried for job in jobs) in (1, 2)
+    assert alive.is_alive()
+    servable.close()
+    assert not alive.is_alive()
 
 
 def test_calls_beyond_the_queue_are_refused(mini_artifact):
