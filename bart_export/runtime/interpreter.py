@@ -145,6 +145,7 @@ class InterpreterBackend:
             sizes = {**self.fixed, **bucket.sizes}
             changed = resized(bucket.signature.inputs, signature.sizes, bucket.sizes)
             shapes = {tensor.name: [sizes[axis] for axis in tensor.axes] for tensor in changed}
+            signature.sizes = {}  # unknown if it fails
             signature.resize(shapes if self.resizes else {})
             signature.sizes = bucket.sizes
         return signature

@@ -5,6 +5,7 @@ import shutil
 import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 from support.command import refusal
@@ -12,11 +13,14 @@ from support.command import refusal
 from bart_export import contract
 from bart_export.artifact import stamps
 from bart_export.artifact.artifact import UNSEALED, Artifact, seal, sha256
-from bart_export.errors import ArtifactError
+from bart_export.errors import ArtifactError, EngineError
+from bart_export.recipes.table import LITERT
 from bart_export.runtime import tflite_check
+from bart_export.runtime.compiled_model import open_compiled_model
 from bart_export.runtime.engine import expected_signatures
 from bart_export.runtime.engine_choice import check_files
 from bart_export.runtime.generator import Generator
+from bart_export.runtime.interpreter import open_interpreter
 from bart_export.runtime.tflite_check import check_graph
 
 FIRST = Path(__file__).parents[1] / "data/artifacts/first"
@@ -106,6 +110,14 @@ def output(model, name):
     return tensor(model, first(model, name).Outputs(0))
 
 
+def computed_reshape(model):
+    """Return the first reshape to a computed shape, which is the concatenation."""
+    joined = first(model, "CONCATENATION").Outputs(0)
+    graph = model.Subgraphs(0)
+    operators = map(graph.Operators, range(graph.OperatorsLength()))
+    return next(one for one in operators if one.InputsLength() == 2 and one.Inputs(1) == joined)
+
+
 # What is done to a file, as far as it is a line, and words of the refusal.
 HARMS = {
     "root": (
@@ -142,6 +154,36 @@ HARMS = {
     "other permutation": (
         FLOAT, lambda c, m: set_constant(c, m, first(m, "TRANSPOSE").Inputs(1), 7),
         "TRANSPOSE with inconsistent shapes"),
+    "joined to more": (
+        FLOAT, lambda c, m: element(c, output(m, "CONCATENATION"), 0, 0, "<i", 5),
+        "CONCATENATION with inconsistent shapes"),
+    "joined to less": (
+        FLOAT, lambda c, m: element(c, output(m, "CONCATENATION"), 0, 0, "<i", 1),
+        "CONCATENATION with inconsistent shapes"),
+    "joined rows": (
+        FLOAT, lambda c, m: element(
+            c, first(m, "CONCATENATION"), 1, 1, "<i", computed_reshape(m).Inputs(0)),
+        "CONCATENATION with unsupported types"),
+    "joined to numbers": (
+        FLOAT, lambda c, m: put(
+            c, output(m, "CONCATENATION"), 1, "<b", schema.TensorType.FLOAT32),
+        "CONCATENATION with unsupported types"),
+    "joined without options": (
+        FLOAT, lambda c, m: put(
+            c, first(m, "CONCATENATION"), 3, "<B", schema.BuiltinOptions.Conv2DOptions),
+        "CONCATENATION with unsupported options"),
+    "computed shape of too few": (
+        FLOAT, lambda c, m: element(
+            c, computed_reshape(m), 1, 1, "<i", first(m, "CONCATENATION").Inputs(0)),
+        "RESHAPE with inconsistent shapes"),
+    "computed shape of others": (
+        FLOAT, lambda c, m: element(
+            c, computed_reshape(m), 1, 0, "<i", first(m, "MEAN").Outputs(0)),
+        "RESHAPE with inconsistent shapes"),
+    "computed shape of floats": (
+        FLOAT, lambda c, m: element(
+            c, computed_reshape(m), 1, 1, "<i", computed_reshape(m).Inputs(0)),
+        "RESHAPE with unsupported types"),
     "other axis": (
         FLOAT, lambda c, m: set_constant(c, m, first(m, "MEAN").Inputs(1), 2**31 - 1),
         "with inconsistent shapes"),
@@ -182,6 +224,57 @@ def test_a_file_that_contradicts_itself_is_refused(mini_artifact, tmp_path, harm
     with pytest.raises(ArtifactError, match=words) as caught:
         check_graph(path, signatures(mini_artifact))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("sizes", [(8, 32), (4, 128), (-1, -1), (0, 64), (2**20, 64)])
+def test_a_computed_shape_that_does_not_fit_is_an_error_of_litert(mini_artifact, tmp_path, sizes):
+    content = bytearray(mini_artifact.path(FLOAT).read_bytes())
+    model = schema.Model.GetRootAs(content, 0)
+    constant = tensor(model, first(model, "CONCATENATION").Inputs(1))
+    buffer = model.Buffers(constant.Buffer())
+    config = mini_artifact.config
+    heads, size = buffer.DataAsNumpy().view(np.int32)
+    assert (heads, size) == (config.decoder_heads, config.decoder_head_size)
+    for index, number in enumerate(sizes):
+        element(content, buffer, 0, index, "<i", number)
+    path = tmp_path / "harmed.tflite"
+    path.write_bytes(content)
+    check_graph(path, signatures(mini_artifact))
+    engine = open_compiled_model(path, config, num_threads=1)
+    with pytest.raises(EngineError, match="LiteRT cannot resize decode: ") as caught:
+        engine.start([0, 5, 2], 3, 9)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("backend", ["compiled", "interpreter"])
+def test_an_engine_goes_on_after_sizes_that_fail(mini_artifact, tmp_path, backend):
+    content = bytearray(mini_artifact.path(FLOAT).read_bytes())
+    model = schema.Model.GetRootAs(content, 0)
+    graph = model.Subgraphs(0)
+    mask = next(
+        graph.Inputs(index)
+        for index in range(graph.InputsLength())
+        if b"encoder_padding_mask" in graph.Tensors(graph.Inputs(index)).Name()
+    )
+    # With this change, a decoder needs as many beams as the source has tokens.
+    element(content, first(model, "SHAPE"), 1, 0, "<i", mask)
+    path, config = tmp_path / "harmed.tflite", mini_artifact.config
+    path.write_bytes(content)
+    if backend == "compiled":
+        engine = open_compiled_model(path, config, num_threads=1)
+    else:
+        engine = open_interpreter(path, config, num_threads=1, interpreter=LITERT)
+
+    def step(source):
+        state = engine.start(source, 3, 9)
+        logits, _ = engine.step(state, np.zeros(3, np.int32), np.arange(3, dtype=np.int32))
+        return logits
+
+    expected = step([0, 5, 2])
+    for _ in range(2):
+        with pytest.raises(EngineError, match="cannot resize|failed to run"):
+            step([0, 5, 7, 9, 2])
+        np.testing.assert_array_equal(step([0, 5, 2]), expected)
 
 
 @pytest.mark.parametrize("content", [b"", b"TFL3", b"\0\0\0\0TFL3", b"\0" * 8 + b"TFL3" * 100])
