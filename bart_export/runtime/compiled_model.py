@@ -281,8 +281,7 @@ class CompiledModelBackend:
 
     def resize(self, bucket: Bucket, kept: Sequence[int]) -> None:
         """Resize the decoder; see `Backend.resize`."""
-        old, before = self.decoder, {}
-        self.decoder = None  # its buffers are lost if it cannot be resized
+        old, before, self.decoder = self.decoder, {}, None  # its buffers are lost if this fails
         if old is not None:
             buffers = {name: old.inputs[name] for name in old.cross_names} | self.caches
             before = {name: (buffer, old.input_shape(name)) for name, buffer in buffers.items()}
