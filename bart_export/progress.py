@@ -6,6 +6,8 @@ Bars are drawn on a copy of standard error and stay visible while `quiet` silenc
 import contextlib
 import os
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +17,14 @@ from bart_export.errors import printable_lines
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress, ProgressColumn
     from rich.table import Table
     from rich.text import Text
 
 Stage = Callable[[str], None]
 WIDE = 200  # columns in a file or pipe, so that names are not broken
+REDRAWN = 0.2  # seconds
+LONG = 3600.0  # seconds over which speed is averaged: texts come longest first
 
 
 def console() -> "Console":
@@ -65,33 +70,72 @@ def stages(total: int | None) -> Iterator[Stage]:
     if not sys.stderr.isatty():
         yield lambda name: None
         return
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+
+    text = TextColumn("{task.description}")
+    with bars(text, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()) as progress:
+        bar = progress.add_task("", total=total)
+        started = False
+
+        def stage(name: str) -> None:
+            nonlocal started
+            progress.update(bar, description=name, advance=1 if started else 0)
+            started = True
+
+        yield stage
+        progress.update(bar, completed=total)
+
+
+@contextlib.contextmanager
+def texts_bar(total: int | None, counts: Callable[[], tuple[int, int]]) -> Iterator[None]:
+    """Show a bar of `total` texts (None if unknown) with tokens a second and the time left.
+
+    `counts` returns the numbers of texts and tokens so far; another thread calls it.
+    """
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+
+    heads = TextColumn("texts  {task.fields[rate]:.0f} tokens/s "), TextColumn("left")
+    columns = BarColumn(), MofNCompleteColumn(), heads[0], TimeRemainingColumn(), heads[1]
+    texts, tokens = counts()
+    ended, began = threading.Event(), time.monotonic()
+    with bars(*columns, speed_estimate_period=LONG) as progress:
+        bar = progress.add_task("", total=total, completed=texts, rate=0)
+
+        def follow() -> None:
+            running = True
+            while running:
+                running = not ended.wait(REDRAWN)
+                now, made = counts()
+                rate = (made - tokens) / (time.monotonic() - began)
+                progress.update(bar, completed=now, rate=rate)
+
+        follower = threading.Thread(target=follow, daemon=True)
+        follower.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            follower.join()
+
+
+@contextlib.contextmanager
+def bars(*columns: "ProgressColumn", **settings: Any) -> Iterator["Progress"]:
+    """Show bars with these columns on a copy of standard error, a terminal."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress
 
     encoding, errors = sys.stderr.encoding, "replace"  # the encoding may lack the bar's characters
     with os.fdopen(os.dup(2), "w", encoding=encoding, errors=errors) as terminal:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-        )
-        console = Console(file=terminal, force_terminal=True)
         progress = Progress(
             *columns,
-            console=console,
+            console=Console(file=terminal, force_terminal=True),
             transient=True,
             redirect_stdout=False,
             redirect_stderr=False,  # rich would print the silenced output
+            **settings,
         )
         with progress:
-            bar = progress.add_task("", total=total)
-            started = False
-
-            def stage(name: str) -> None:
-                nonlocal started
-                progress.update(bar, description=name, advance=1 if started else 0)
-                started = True
-
-            yield stage
-            progress.update(bar, completed=total)
+            yield progress

@@ -1,21 +1,24 @@
-"""The files of `generate --input` and `--output`: one row, a dictionary with a "text", per line.
+"""The files that `generate --input` reads: one row, a dictionary with a "text", per line.
 
 An unusable line keeps its place, as a row with an "error".
 """
 
 import contextlib
+import io
 import itertools
 import json
 import os
 import pathlib
+import queue
 import stat
 import sys
-from collections.abc import Callable, Iterator
-from typing import Any, TextIO
+import threading
+from collections.abc import Iterator
+from typing import Any, BinaryIO, TextIO
 
 from bart_export.documents import finite, object_of, refuse_number
 from bart_export.errors import InputError, shown
-from bart_export.runtime.results import GeneratedSequence, Result
+from bart_export.runtime.scheduler import WINDOW
 
 Row = dict[str, Any]
 
@@ -33,6 +36,7 @@ CONVERSIONS = {
     "[print(json.dumps(row)) for row in csv.DictReader(sys.stdin)]' < {0} > {1}.jsonl",
 }
 LONGEST = 1 << 24  # bytes per line, a hundred times what any model reads
+PATIENCE = 0.1  # seconds to wait for the next line of a pipe or terminal
 # The fields that a result adds to a row.
 RESULT_FIELDS = ("generated_text", "score", "token_ids", "sequences", "truncated", "error")
 
@@ -68,6 +72,51 @@ def read_rows(path: pathlib.Path) -> Iterator[Row]:
     return (make(line) for line in itertools.chain([first] if first else [], lines))
 
 
+def windows(rows: Iterator[Row], source: pathlib.Path) -> Iterator[list[Row]]:
+    """Yield the rows of a file, or of standard input for "-", in windows of `WINDOW`.
+
+    The windows of a file are the same in every run. A pipe's also end when no line comes for a
+    while, so that a line has its result before the next one is written.
+    """
+    if is_stream(source):
+        return arriving(rows)
+    return iter(lambda: list(itertools.islice(rows, WINDOW)), [])
+
+
+def arriving(rows: Iterator[Row]) -> Iterator[list[Row]]:
+    """Yield the rows that have arrived, at most `WINDOW` at a time, and wait for the first."""
+    arrived: queue.Queue[Row | Exception | None] = queue.Queue(WINDOW)
+
+    def read() -> None:
+        try:
+            for row in rows:
+                arrived.put(row)
+            arrived.put(None)
+        except Exception as error:
+            arrived.put(error)
+
+    threading.Thread(target=read, daemon=True).start()
+    item: Row | Exception | None = {}
+    while isinstance(item, dict):
+        window = []
+        with contextlib.suppress(queue.Empty):
+            item = arrived.get()
+            while isinstance(item, dict):
+                window.append(item)
+                if len(window) == WINDOW:
+                    break
+                item = arrived.get(timeout=PATIENCE)
+        if window:
+            yield window
+    if item is not None:
+        raise item
+
+
+def is_stream(source: pathlib.Path) -> bool:
+    """Return whether an input, such as a pipe, cannot be read twice."""
+    return regular_file(source, sys.stdin) is None
+
+
 def read_standard_input() -> str:
     """Return standard input as one stripped text, or raise InputError."""
     content = sys.stdin.buffer.read(LONGEST + 1)
@@ -100,15 +149,25 @@ def conversion(path: pathlib.Path, ending: str = "") -> str:
 
 def bounded_lines(path: pathlib.Path) -> Iterator[bytes]:
     """Yield the lines of a file, each cut to `LONGEST` + 1 bytes."""
-    standard = contextlib.nullcontext(sys.stdin.buffer)
     try:
-        with standard if str(path) == STANDARD else path.open("rb") as file:
+        with standard_input() if str(path) == STANDARD else path.open("rb") as file:
             while line := file.readline(LONGEST + 1):
                 yield line
                 while len(line) > LONGEST and not line.endswith(b"\n"):
                     line = file.readline(LONGEST + 1)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def standard_input() -> BinaryIO:
+    """Return a reader of standard input.
+
+    It is another one than `sys.stdin`, which a waiting thread would block when Python exits.
+    """
+    try:
+        return open(sys.stdin.fileno(), "rb", closefd=False)
+    except io.UnsupportedOperation:  # not a file
+        return sys.stdin.buffer
 
 
 def parsed(line: bytes) -> object:
@@ -150,89 +209,6 @@ def row_of_line(line: bytes) -> Row:
         shown = line.decode("utf-8", "replace")
         wrong = f"byte 0x{line[error.start]:02x} at position {error.start}"
         return {"text": shown, "error": f"A text must be UTF-8, received {wrong}."}
-
-
-def result_row(row: Row, result: Result) -> Row:
-    """Return a row with the result's fields; `sequences` only if there are several."""
-    made = {**row, **sequence_fields(result.sequences[0])}
-    if len(result.sequences) > 1:
-        made["sequences"] = list(map(sequence_fields, result.sequences))
-    if result.truncated:
-        made["truncated"] = True
-    return made
-
-
-def sequence_fields(sequence: GeneratedSequence) -> Row:
-    """Return a sequence's fields in a row."""
-    return {
-        "generated_text": sequence.text,
-        "score": round(sequence.score, 6),
-        "token_ids": list(sequence.token_ids),
-    }
-
-
-@contextlib.contextmanager
-def results(path: pathlib.Path) -> Iterator[Callable[[Row], None]]:
-    """Open a file, or standard output for "-", and yield a function that writes a row to it.
-
-    The format is JSON Lines in UTF-8; each row is flushed.
-    """
-    file = contextlib.nullcontext(sys.stdout.buffer)
-
-    def write(row: Row) -> None:
-        opened.write(as_line(row))
-        opened.flush()
-
-    try:
-        with file if str(path) == STANDARD else path.open("wb") as opened:
-            yield write
-    except BrokenPipeError:  # the reader stopped
-        raise
-    except OSError as error:
-        raise cannot_write(path, error) from error
-
-
-def cannot_write(path: pathlib.Path, error: OSError) -> InputError:
-    """Return the error for an --output that cannot be written."""
-    return InputError(f"Cannot write {path}: {error.strerror}. Name another file with --output.")
-
-
-def as_line(row: Row) -> bytes:
-    """Return a row as a JSON line."""
-    try:
-        line = json.dumps(row, ensure_ascii=False)
-    except RecursionError:  # a row nested as deeply as the parser allows
-        line = json.dumps({"text": row["text"], "error": "The object is nested too deeply."})
-    # Lone surrogates cannot be encoded; "backslashreplace" turns them into JSON escapes.
-    return line.encode("utf-8", "backslashreplace") + b"\n"
-
-
-def check_output(path: pathlib.Path | None, source: pathlib.Path | None, overwrite: bool) -> None:
-    """Raise InputError if an output has an unsupported suffix or would overwrite a file.
-
-    `path` is "-" or None for standard output; `source` is "-" for standard input, None for none.
-    """
-    if path is not None and path.suffix.lower() not in ("", *OBJECTS):
-        raise InputError(
-            f"Results are JSON Lines: the output must end in {' or '.join(OBJECTS)}, received "
-            f"{path}."
-        )
-    check_loss(path, source, overwrite)
-
-
-def check_loss(path: pathlib.Path | None, source: pathlib.Path | None, overwrite: bool) -> None:
-    """Raise InputError if the output is the input or an existing file; see `check_output`."""
-    written = regular_file(path, sys.stdout)
-    read = None if source is None else regular_file(source, sys.stdin)
-    standard = path is None or str(path) == STANDARD
-    if written and read and os.path.samestat(written, read):
-        name = "Standard output" if standard else path
-        raise InputError(f"{name} is also the input. Name another file with --output.")
-    if written and written.st_size and not standard and not overwrite:
-        raise InputError(
-            f"{path} exists and is not empty. Name another file with --output, or replace it with "
-            "--overwrite."
-        )
 
 
 def regular_file(path: pathlib.Path | None, standard: TextIO) -> os.stat_result | None:

@@ -1,11 +1,11 @@
 """`bart-export generate`, which does not need TensorFlow."""
 
 import contextlib
-import functools
+import itertools
 import pathlib
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import click
@@ -13,12 +13,13 @@ import click
 from bart_export import cli
 from bart_export.cli import Value
 from bart_export.errors import BartExportError
-from bart_export.progress import plural, print_text, stages
+from bart_export.progress import plural, print_text, texts_bar
 from bart_export.recipes.table import LITERT
 
 if TYPE_CHECKING:
     from bart_export.cli.batch_files import Row
-    from bart_export.runtime import Result
+    from bart_export.cli.batch_results import Kept
+    from bart_export.runtime import Generator
 
 
 GENERATION_OPTIONS: tuple[tuple[str, Value, str], ...] = (
@@ -67,6 +68,12 @@ def generation_option(name: str, kind: Value, text: str) -> cli.Decorator:
     'object with "generated_text", "score" and "token_ids" (and "truncated"), or with "error".',
 )
 @click.option("--overwrite", is_flag=True, help="Replace an --output file that is not empty.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on with an --output that was cut off: keep its complete rows and append the others. "
+    "Give the same --input, which must be a file, and the same settings.",
+)
 @click.option("--stream", is_flag=True, help="Print the text as it is generated.")
 @click.option("--truncate", is_flag=True, help="Truncate texts that are too long, and report it.")
 @click.option(
@@ -89,6 +96,11 @@ def generation_option(name: str, kind: Value, text: str) -> cli.Decorator:
     type=cli.THREADS,
     help="Number of threads. Default: 1 for a small model, all cores for a larger one.",
 )
+@click.option(
+    "--max-batch-size",
+    type=click.IntRange(1, 256),
+    help="Maximum number of texts of --input to decode together. Default: 32.",
+)
 @cli.combined(*(generation_option(*row) for row in GENERATION_OPTIONS))
 @click.pass_context
 def generate(
@@ -99,10 +111,12 @@ def generate(
     input_file: pathlib.Path | None,
     output_file: pathlib.Path | None,
     overwrite: bool,
+    resume: bool,
     stream: bool,
     recipe: str | None,
     engine: str | None,
     threads: int | None,
+    max_batch_size: int | None,
     **options: Value,
 ) -> None:
     """Generate from TEXT, from each text of a file, or from standard input as one text.
@@ -110,17 +124,22 @@ def generate(
     Default settings come from the artifact. TensorFlow is not needed.
 
     With --input, every input line has a result in the same position. The result of a line that
-    cannot be processed is an error, and the exit code is then 1. Results are written as they are
-    computed; after Ctrl-C (exit code 130) all written results are complete. Without --output, a
-    line is printed for each text, and an empty line for an error.
+    cannot be processed is an error, and the exit code is then 1. Texts of similar length are
+    decoded together, in windows of 256 lines, and results are written in the order of the input.
+    Without --output, a line is printed for each text, and an empty line for an error.
+
+    After Ctrl-C (exit code 130), or if the process is killed, --resume completes the --output. It
+    is then byte for byte what an uninterrupted run writes, if the model and all settings are the
+    same: rows do not tell which settings they were made with.
 
     \b
       bart-export generate artifacts/bart_mini_en "A text ..." --stream
       bart-export generate artifacts/bart_mini_en --input texts.txt --output headlines.jsonl
       zcat texts.jsonl.gz | bart-export generate artifacts/bart_mini_en --input - --output -
     """
-    from bart_export.cli import batch_files
+    from bart_export.cli import batch_files, batch_results
     from bart_export.runtime import Generator
+    from bart_export.runtime.scheduler import MAX_BATCH_SIZE
 
     if text is not None and input_file is not None:
         raise click.UsageError("Give either TEXT or --input, not both.")
@@ -132,25 +151,37 @@ def generate(
         raise click.UsageError("Give a TEXT, --input FILE, or a text on standard input.")
     if overwrite and output_file is None:
         raise click.UsageError("--overwrite needs an --output.")
+    if resume:
+        check_resume(input_file, output_file, overwrite)
+    if max_batch_size is not None and input_file is None:
+        raise click.UsageError("--max-batch-size needs an --input.")
     source = input_file or (pathlib.Path(batch_files.STANDARD) if text is None else None)
-    batch_files.check_output(output_file, source, overwrite)
+    batch_results.check_output(output_file, source, overwrite or resume)
     flags = {name: options.pop(name) for name in FLAGS}
     parameters = {name: value for name, value in options.items() if value is not None}
     if "early_stopping" in parameters:
         parameters["early_stopping"] = EARLY_STOPPING[parameters["early_stopping"]]
-    rows = None if input_file is None else batch_files.read_rows(input_file)
-    if text is None and rows is None:
+    kept, windows = batch_results.NOTHING, None
+    if input_file is not None:
+        windows = batch_files.windows(batch_files.read_rows(input_file), input_file)
+        if resume and output_file is not None:
+            kept, windows = batch_results.resumed(output_file, windows, input_file)
+    elif text is None:
         text = batch_files.read_standard_input()
-    engine = LITERT if engine == "litert" else engine
-    generator = Generator.from_artifact(artifact, recipe=recipe, engine=engine, num_threads=threads)
+    generator = Generator.from_artifact(
+        artifact,
+        recipe=recipe,
+        engine=LITERT if engine == "litert" else engine,
+        num_threads=threads,
+        max_batch_size=max_batch_size or MAX_BATCH_SIZE,
+    )
     if generator.engine.notice:
         click.echo(generator.engine.notice, err=True)
     try:
         generator.settings(**parameters)  # refused once, not for every text
         parameters |= flags
-        if input_file is not None and rows is not None:
-            ask = functools.partial(generator.generate, **parameters)
-            failed = batch(ask, rows, input_file, output_file)
+        if input_file is not None and windows is not None:
+            failed = batch(generator, parameters, windows, input_file, output_file, kept)
             context.exit(1 if failed else 0)
         assert text is not None
         if stream:
@@ -165,8 +196,8 @@ def generate(
         error.args = (in_flags(str(error)),)
         raise
     if output_file is not None:
-        with batch_files.results(output_file) as write:
-            write(batch_files.result_row({"text": text}, result))
+        with batch_results.results(output_file) as write:
+            write(batch_results.result_row({"text": text}, result))
     elif not stream:
         for sequence in result.sequences:
             print_text(sequence.text)
@@ -175,38 +206,64 @@ def generate(
         click.echo(f"The text was truncated to its first {read} tokens.", err=True)
 
 
-def batch(
-    ask: Callable[[str], "Result"],
-    rows: "Iterable[Row]",
-    source: pathlib.Path,
-    output: pathlib.Path | None,
-) -> int:
-    """Write or print a result for each row, and return the number of errors."""
+def check_resume(source: pathlib.Path | None, output: pathlib.Path | None, overwrite: bool) -> None:
+    """Raise UsageError if there is no output that can be resumed, or no input to read again."""
     from bart_export.cli import batch_files
 
-    count = failed = 0
+    if overwrite:
+        raise click.UsageError("Give either --resume or --overwrite, not both.")
+    if output is None or str(output) == batch_files.STANDARD:
+        raise click.UsageError("--resume needs an --output file.")
+    if source is None or batch_files.is_stream(source):
+        raise click.UsageError("--resume needs an --input file, not a pipe.")
+
+
+def batch(
+    generator: "Generator",
+    parameters: Mapping[str, Value],
+    windows: "Iterable[list[Row]]",
+    source: pathlib.Path,
+    output: pathlib.Path | None,
+    kept: "Kept",
+) -> int:
+    """Write or print a result for each row, and return the number of errors.
+
+    Rows are those after the `kept` ones.
+    """
+    from bart_export.cli import batch_files, batch_results
+
+    count, failed, unseen = kept.rows, kept.failed, kept.rows
     shown = output is not None and str(output) != batch_files.STANDARD
+
+    def counts() -> tuple[int, int]:
+        """Return the numbers of texts, with those that are not written yet, and of tokens."""
+        return unseen + generator.scheduler.finished, generator.scheduler.tokens
+
     with (
-        stages(batch_files.line_count(source)) if shown else contextlib.nullcontext(str) as stage,
+        texts_bar(batch_files.line_count(source), counts) if shown else contextlib.nullcontext(),
         contextlib.nullcontext(print_row)
         if output is None
-        else batch_files.results(output) as write,
+        else batch_results.results(output, kept) as write,
     ):
         try:
-            for row in rows:
-                count += 1
-                stage(f"text {count}")
-                answer = result_or_error(ask, row)
+            for answer in itertools.chain.from_iterable(
+                results_or_errors(generator, parameters, window) for window in windows
+            ):
                 write(answer)
+                count += 1
                 failed += "error" in answer
+                unseen += "error" in answer
                 remark = answer.get(
                     "error", "It was truncated." if answer.get("truncated") else None
                 )
                 if remark and output is None:
                     click.echo(f"Text {count} of {source}: {remark}", err=True)
         except KeyboardInterrupt:
+            count = max(count, kept.rows + len(kept.again))
+            again = shown and not batch_files.is_stream(source)
             raise KeyboardInterrupt(
-                f"Interrupted at text {count} of {source}; the results before it are complete."
+                f"Interrupted after {plural(count, 'text')} of {source}; their results are whole."
+                + (" Repeat the command with --resume to go on." if again else "")
             ) from None
     if failed:
         where = "see above" if output is None else f'see "error" in their rows of {output}'
@@ -214,16 +271,23 @@ def batch(
     return failed
 
 
-def result_or_error(ask: Callable[[str], "Result"], row: "Row") -> "Row":
-    """Return the row with its generated text, or with the error that prevented it."""
-    from bart_export.cli import batch_files
+def results_or_errors(
+    generator: "Generator", parameters: Mapping[str, Value], window: "list[Row]"
+) -> "Iterator[Row]":
+    """Yield each row with its generated text, or with the error that prevented it."""
+    from bart_export.cli import batch_results
 
-    if "error" in row:
-        return row
-    try:
-        return batch_files.result_row(row, ask(row["text"]))
-    except BartExportError as error:
-        return {**row, "error": in_flags(str(error))}
+    texts = [row["text"] for row in window if "error" not in row]
+    answers = generator.generate_iter(texts, return_exceptions=True, **parameters)
+    for row in window:
+        if "error" in row:
+            yield row
+            continue
+        answer = next(answers)
+        if isinstance(answer, BartExportError):
+            yield {**row, "error": in_flags(str(answer))}
+        else:
+            yield batch_results.result_row(row, answer)
 
 
 def print_row(row: "Row") -> None:

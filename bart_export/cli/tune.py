@@ -45,7 +45,7 @@ def tune(
     1 if even dynamic_wi8_afp32 exceeds the budget.
     """
     from bart_export.checkpoints.resolve import ResolvedPreset
-    from bart_export.cli import batch_files
+    from bart_export.cli import batch_results
     from bart_export.verify import data as examples
 
     bounds = metrics.parse_bounds(budget)
@@ -57,11 +57,11 @@ def tune(
             "A recipe file must be a regular file NAME.json in an existing directory, received "
             f"{path}. Choose another with --output."
         )
-    batch_files.check_loss(path, data, overwrite)
+    batch_results.check_loss(path, data, overwrite)
     try:
         tempfile.TemporaryFile(dir=place).close()  # fails now, not after minutes
     except OSError as error:
-        raise batch_files.cannot_write(path, error) from error
+        raise batch_results.cannot_write(path, error) from error
     cli.require("Tuning", cli.EXPORT_PACKAGES, "export")
     with stages(STAGES) as stage:
         # Check all arguments before TensorFlow is loaded, which takes seconds.
@@ -75,7 +75,7 @@ def tune(
     try:
         recipes.write_recipe(path, tuned.recipe)
     except OSError as error:
-        raise batch_files.cannot_write(path, error) from error
+        raise batch_results.cannot_write(path, error) from error
     click.echo(f"Wrote {path}. Try it:")
     option = f" --data {data}" if data else ""
     click.echo(f"  bart-export --preset {preset} --target tflite --recipe {path}{option}")

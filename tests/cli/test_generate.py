@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from support.command import COMMAND, printed, refusal, run
 
-from bart_export.cli import batch_files
+from bart_export.cli import batch_files, batch_results
 from bart_export.cli.generate import in_flags
 
 CASES = Path(__file__).parents[1] / "data/cases"
@@ -214,9 +214,9 @@ def test_several_texts_for_one_stand_in_its_row(answers):
 def test_a_printed_text_is_one_line(monkeypatch, generate, tmp_path):
     path = tmp_path / "in.txt"
     path.write_text("a text\nanother\n")
-    made = batch_files.sequence_fields
+    made = batch_results.sequence_fields
     monkeypatch.setattr(
-        batch_files, "sequence_fields", lambda one: {**made(one), "generated_text": "two\nlines"}
+        batch_results, "sequence_fields", lambda one: {**made(one), "generated_text": "two\nlines"}
     )
     assert generate("--input", path).stdout == "two lines\ntwo lines\n"
 
@@ -282,7 +282,7 @@ def test_rows_are_there_as_they_come_and_whole_after_ctrl_c(symmetric_artifact, 
         process.send_signal(signal.SIGINT)
         shown, complaint = process.communicate(timeout=60)
     assert (process.returncode, shown) == (130, b"")
-    assert complaint == b"Interrupted at text 3 of -; the results before it are complete.\n"
+    assert complaint == b"Interrupted after 3 texts of -; their results are whole.\n"
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert [row["text"] for row in rows] == ["first", "", "third"]
 

@@ -1,0 +1,190 @@
+"""The files that `generate --output` writes: a row with its result or an "error" per line.
+
+An output that was cut off is a beginning of these lines, perhaps with a part of the next one.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import itertools
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Iterator
+
+from bart_export.cli.batch_files import OBJECTS, STANDARD, Row, regular_file
+from bart_export.errors import InputError
+from bart_export.runtime.results import GeneratedSequence, Result
+
+
+def result_row(row: Row, result: Result) -> Row:
+    """Return a row with the result's fields; `sequences` only if there are several."""
+    made = {**row, **sequence_fields(result.sequences[0])}
+    if len(result.sequences) > 1:
+        made["sequences"] = list(map(sequence_fields, result.sequences))
+    if result.truncated:
+        made["truncated"] = True
+    return made
+
+
+def sequence_fields(sequence: GeneratedSequence) -> Row:
+    """Return a sequence's fields in a row."""
+    return {
+        "generated_text": sequence.text,
+        "score": round(sequence.score, 6),
+        "token_ids": list(sequence.token_ids),
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """The whole rows of an output that was cut off.
+
+    Attributes:
+        rows, failed: the number of rows in complete windows, and how many have an error.
+        again: the other lines. Their rows are computed again, because texts that are decoded
+            together differ in rounding from texts that are decoded in other windows.
+        size: the size of all lines in bytes.
+    """
+
+    rows: int = 0
+    failed: int = 0
+    again: tuple[bytes, ...] = ()
+    size: int = 0
+
+
+NOTHING = Kept()
+
+
+def resumed(
+    path: pathlib.Path, rows: Iterator[list[Row]], source: pathlib.Path
+) -> tuple[Kept, Iterator[list[Row]]]:
+    """Return what is kept of an output, and the windows of its input that are still to compute.
+
+    Raises:
+        InputError: if the output cannot be read or is not the beginning of the input's results.
+    """
+    if regular_file(path, sys.stdout) is None:
+        return NOTHING, rows
+    count = failed = size = 0
+    try:
+        with path.open("rb") as file:
+            for window in rows:
+                lines = list(itertools.islice(file, len(window)))
+                for number, (row, line) in enumerate(zip(window, lines, strict=False), count + 1):
+                    if not any(begin[: len(line)] == line[: len(begin)] for begin in begins(row)):
+                        raise InputError(
+                            f"Line {number} of {path} is no result for line {number} of {source}. "
+                            "Give --resume the same --input, or start again with --overwrite."
+                        )
+                whole = tuple(line for line in lines if line.endswith(b"\n"))
+                size += sum(map(len, whole))
+                if len(whole) < len(window):
+                    return Kept(count, failed, whole, size), itertools.chain([window], rows)
+                count += len(window)
+                failed += sum(
+                    line.startswith(begins(row)[-1])
+                    for row, line in zip(window, whole, strict=True)
+                )
+            if file.readline():
+                raise InputError(
+                    f"{path} has more lines than {source}. Give --resume the same --input, or "
+                    "start again with --overwrite."
+                )
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+    return Kept(count, failed, (), size), rows
+
+
+def begins(row: Row) -> tuple[bytes, ...]:
+    """Return the beginnings of a row's possible results, as lines; the last one is an error's."""
+    if "error" in row:
+        return (as_line(row),)
+    return tuple(
+        as_line({**row, name: ""}).removesuffix(b'""}\n') for name in ("generated_text", "error")
+    )
+
+
+@contextlib.contextmanager
+def results(path: pathlib.Path, kept: Kept = NOTHING) -> Iterator[Callable[[Row], None]]:
+    """Open a file, or standard output for "-", and yield a function that writes a row to it.
+
+    The format is JSON Lines in UTF-8; each row is flushed. Rows of `kept.again` are compared
+    instead of written.
+    """
+    standard = contextlib.nullcontext(sys.stdout.buffer)
+    again = collections.deque(kept.again)
+    number = kept.rows + len(again)
+
+    def write(row: Row) -> None:
+        line = as_line(row)
+        if not again:
+            opened.write(line)
+            opened.flush()
+        elif line != again.popleft():
+            raise InputError(
+                f"Line {number - len(again)} of {path} was made with another model or other "
+                "settings. Give --resume the same ones, or start again with --overwrite."
+            )
+
+    try:
+        with (
+            standard if str(path) == STANDARD else path.open("r+b" if kept.size else "wb") as opened
+        ):
+            if kept.size:
+                opened.truncate(kept.size)
+                opened.seek(kept.size)
+            yield write
+    except BrokenPipeError:  # the reader stopped
+        raise
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: pathlib.Path, error: OSError) -> InputError:
+    """Return the error for an --output that cannot be written."""
+    return InputError(f"Cannot write {path}: {error.strerror}. Name another file with --output.")
+
+
+def as_line(row: Row) -> bytes:
+    """Return a row as a JSON line."""
+    try:
+        line = json.dumps(row, ensure_ascii=False)
+    except RecursionError:  # a row nested as deeply as the parser allows
+        line = json.dumps({"text": row["text"], "error": "The object is nested too deeply."})
+    # Lone surrogates cannot be encoded; "backslashreplace" turns them into JSON escapes.
+    return line.encode("utf-8", "backslashreplace") + b"\n"
+
+
+def check_output(path: pathlib.Path | None, source: pathlib.Path | None, overwrite: bool) -> None:
+    """Raise InputError if an output has an unsupported suffix or would overwrite a file.
+
+    `path` is "-" or None for standard output; `source` is "-" for standard input, None for none.
+    """
+    if path is not None and path.suffix.lower() not in ("", *OBJECTS):
+        raise InputError(
+            f"Results are JSON Lines: the output must end in {' or '.join(OBJECTS)}, received "
+            f"{path}."
+        )
+    check_loss(path, source, overwrite, " If it was cut off, go on with it with --resume.")
+
+
+def check_loss(
+    path: pathlib.Path | None, source: pathlib.Path | None, overwrite: bool, remedy: str = ""
+) -> None:
+    """Raise InputError if the output is the input or an existing file; see `check_output`.
+
+    `remedy` ends the message about an existing file.
+    """
+    written = regular_file(path, sys.stdout)
+    read = None if source is None else regular_file(source, sys.stdin)
+    standard = path is None or str(path) == STANDARD
+    if written and read and os.path.samestat(written, read):
+        name = "Standard output" if standard else path
+        raise InputError(f"{name} is also the input. Name another file with --output.")
+    if written and written.st_size and not standard and not overwrite:
+        raise InputError(
+            f"{path} exists and is not empty. Name another file with --output, or replace it with "
+            f"--overwrite.{remedy}"
+        )
