@@ -175,7 +175,7 @@ class GenerationRow(WorkRow):
 class ThroughputRow(WorkRow):
     """The speed with several texts at a time: medians of complete generations.
 
-    `encode_share`, `decode_share` and `search_share` are of the time; tokenization and the caller
+    `encode_share`, `decode_share` and `search_share` are of the time; detokenization and the caller
     have the rest. `peak_bytes` is the most memory of a process that generates the texts.
     """
 
