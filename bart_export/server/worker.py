@@ -7,7 +7,6 @@ server says so, or dies. This module imports nothing else of the server.
 import contextlib
 import dataclasses
 import pathlib
-import signal
 import time
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
@@ -99,9 +98,6 @@ News: TypeAlias = Ready | Failed | Progress
 
 def run(pipe: Connection, opening: Opening) -> None:
     """Open an artifact and generate until the last order, or until the server has died."""
-    # A signal to the process group must not end running generations: the server drains them.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(EOFError, OSError):
         try:
             generator = opening.generator()

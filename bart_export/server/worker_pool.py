@@ -11,10 +11,12 @@ import itertools
 import logging
 import multiprocessing
 import queue
+import signal
 import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 
 from bart_export.config import GenerationConfig
@@ -207,6 +209,11 @@ class WorkerProcess:
 
     def live(self) -> None:
         """Run a process, and another one whenever it ends; give up after failed starts."""
+        if hasattr(signal, "pthread_sigmask"):  # not on Windows
+            # The processes inherit the mask: a signal to the whole group, such as Ctrl-C, is the
+            # server's alone, which lets running calls finish.
+            resource_tracker.ensure_running()  # it would unblock them
+            signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
         failures = 0
         while not self.is_over:
             reason = self.run_process()

@@ -60,7 +60,7 @@ def report(artifact):
 @pytest.fixture(scope="module")
 def server(artifact):
     """Return a server that runs one request and queues none."""
-    with running(artifact.directory, "litert", "--queue-size=0") as server:
+    with running(artifact.directory, "litert", "--no-batching", "--queue-size=0") as server:
         yield server
 
 

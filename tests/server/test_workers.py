@@ -128,6 +128,9 @@ def test_rows_of_a_request_run_together(server, symmetric_artifact):
 
 def test_the_server_answers_while_a_model_runs_and_does_not_run_it(server):
     _, lines = server.client.stream(**STREAM)
+    # As Ctrl-C sends to all processes of a terminal, and a service manager to all of a service.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(mini_worker(server), number)
     answers = 0
     while server.client.is_running(1):
         answers += 1
