@@ -37,6 +37,7 @@ GENERATION_OPTIONS: tuple[tuple[str, Value, str], ...] = (
     ("top_k", int, "Sample from this many most likely tokens; 0 for all."),
     ("top_p", float, "Sample from the most likely tokens with this total probability."),
     ("seed", int, "Random seed, for reproducible samples."),
+    ("prompt_lookup_num_tokens", int, "Tokens that greedy search drafts from the text, or 0."),
 )
 EARLY_STOPPING = {"true": True, "false": False, "never": "never"}
 FLAGS = ("truncate", "allow_empty", "special_tokens")  # parameters that are not generation settings
