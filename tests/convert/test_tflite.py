@@ -61,10 +61,10 @@ def test_only_operators_that_were_looked_at(artifact, content):
     # Query, key, value, output; each feed-forward block has two; one for the logits.
     encoder = config.num_layers * (4 + 2) + config.decoder_layers * 2
     decoder = config.decoder_layers * (4 + 2 + 2) + 1
-    # The decoder is there twice, for several beams and for one.
-    assert operators.count("FULLY_CONNECTED") == encoder + 2 * decoder
+    # The decoder is there three times: for several beams, for one, and for drafts.
+    assert operators.count("FULLY_CONNECTED") == encoder + 3 * decoder
     # Token and position tables of each; what is left gathers the caches of the beams.
-    assert operators.count("EMBEDDING_LOOKUP") == 6
+    assert operators.count("EMBEDDING_LOOKUP") == 8
     assert operators.count("GATHER") == 2 * config.decoder_layers
 
 
@@ -90,7 +90,7 @@ def tables(content):
 
 def test_matrices_are_in_the_file_once_and_aligned(artifact, content):
     vocabulary, hidden = artifact.config.vocabulary_size, artifact.config.hidden_dim
-    assert len(tables(content)) == 3  # one of each signature
+    assert len(tables(content)) == 4  # one of each signature
     assert len(set(tables(content))) == 1
     sizes = tflite_files.buffer_sizes(content)
     assert sum(size >= 4 * vocabulary * hidden for size in sizes) == 1
@@ -129,19 +129,24 @@ def test_a_static_build_has_a_signature_for_every_bucket_with_numbers_only(stati
     buckets = contract.static_buckets(static_artifact.config, **vars(entry.shapes))
     assert static_artifact.buckets(file) == buckets
     signatures = entry.signatures
-    assert [(name, one.signature, one.sizes) for name, one in signatures.items()] == [
-        ("encode_32", "encode", {"source": 32}),
-        ("decode_32_1", "decode_single", {"source": 32, "beams": 1, "capacity": 32}),
-        ("decode_32_4", "decode", {"source": 32, "beams": 4, "capacity": 32}),
-        ("encode_160", "encode", {"source": 160}),
-        ("decode_160_1", "decode_single", {"source": 160, "beams": 1, "capacity": 32}),
-        ("decode_160_4", "decode", {"source": 160, "beams": 4, "capacity": 32}),
+    assert [(name, one.signature) for name, one in signatures.items()] == [
+        ("encode_32", "encode"),
+        ("decode_32_1", "decode_single"),
+        ("decode_32_4", "decode"),
+        ("encode_160", "encode"),
+        ("decode_160_1", "decode_single"),
+        ("decode_160_4", "decode"),
     ]
+    assert signatures["encode_32"].sizes == {"source": 32}
+    for source, beams in ((32, 1), (32, 4), (160, 1), (160, 4)):
+        sizes = {"sources": 1, "source": source, "beams": beams, "rows": beams, "capacity": 32}
+        assert signatures[f"decode_{source}_{beams}"].sizes == sizes
     config = static_artifact.config
     heads, size = config.decoder_heads, config.decoder_head_size
     wide = signatures["decode_160_4"]
     assert wide.inputs["self_key_0"].shape == (4, heads, 32, size)
-    assert wide.inputs["cross_key_0"].shape == (1, heads, 160, size)
+    assert wide.inputs["cross_key_0"].shape == (1, heads, size, 160)
+    assert wide.inputs["cross_value_0"].shape == (1, heads, 160, size)
     assert wide.outputs["logits"].shape == (4, config.vocabulary_size)
     assert "beam_index" not in signatures["decode_32_1"].inputs
 
@@ -183,7 +188,7 @@ def test_weights_are_in_a_static_file_once_for_all_signatures(
     )
     assert matrices == same
     assert matrices[-1] == width * config.hidden_dim * config.vocabulary_size
-    # Six graphs where there were three, and what quantization notes of each tensor in them.
+    # Six graphs instead of four, and what quantization notes of each tensor in them.
     assert len(static) - len(dynamic) < 0.09 * static_artifact.manifest.parameter_count
 
 
