@@ -47,12 +47,12 @@ def test_ranges_are_those_of_the_searches_that_the_preset_asks_for(mini_artifact
     ranges, samples = calibrate_file(path, ModelInfo.from_artifact(mini_artifact), None, GIVEN)
     engine = open_compiled_model(path, mini_artifact.config)
     steps = 0
-    for signature, beams in (("decode", 4), ("decode_single", 1)):
+    for signature, beams in (("decode", 4), ("decode_single", 1), ("decode_draft", 1)):
         expected, taken = logits_range(engine, sources, mini_artifact.generation, beams)
         received = ranges[f"{signature}/token_embedding/output"]
         assert received == pytest.approx(expected, abs=1e-3)
         steps += taken
-    assert samples == steps + 2 * len(sources)
+    assert samples == steps + 3 * len(sources)
     # Every activation that is computed has a range, and no constant has.
     assert ranges.keys() == {
         name
@@ -89,6 +89,7 @@ def test_a_preset_that_decodes_greedily_still_calibrates_the_signature_of_beams(
     assert asked == [
         ("decode", (0, 5, 2), 2, longest),
         ("decode_single", (0, 5, 2), 1, longest),
+        ("decode_draft", (0, 5, 2), 1, longest),
     ]
 
 
