@@ -97,8 +97,9 @@ def test_each_text_has_the_result_that_it_has_alone(mini_artifact, rows, alone, 
 def test_an_output_cut_anywhere_is_completed_byte_for_byte(generate, whole, tmp_path):
     output = tmp_path / "out.jsonl"
     ends = [match.end() for match in re.finditer(b"\n", whole)]
-    # Nothing, a part of a line, rows of the first window, complete windows, and everything.
-    for size in (0, ends[0] - 1, ends[7], ends[43], ends[44] + 9, ends[59]):
+    # Nothing, a part of a line, a complete window, two windows in which the texts after the cut
+    # are rounded differently without those before it, and everything.
+    for size in (0, ends[0] - 1, ends[7], ends[45], ends[51] + 9, ends[59]):
         output.write_bytes(whole[:size])
         done = generate("--output", output, "--resume")
         assert (done.exit_code, done.stdout) == (1, "")
