@@ -46,7 +46,7 @@ def test_correct_files_pass_with_all_metrics(tiny, base, int8):
         figures = comparison.to_dict()
         assert figures.keys() >= metrics.METRICS.keys()
         signatures = figures["signatures"]
-        assert set(signatures) == {"encode", "decode", "decode_single"}
+        assert set(signatures) == {"encode", "decode", "decode_single", "decode_draft"}
         for name in ("logits", "relative", "kl"):
             worst = max(signatures[decode][name] for decode in ("decode", "decode_single"))
             assert figures[name] == worst > 0
