@@ -48,7 +48,7 @@ def test_correct_files_pass_with_all_metrics(tiny, base, int8):
         signatures = figures["signatures"]
         assert set(signatures) == {"encode", "decode", "decode_single", "decode_draft"}
         for name in ("logits", "relative", "kl"):
-            worst = max(signatures[decode][name] for decode in ("decode", "decode_single"))
+            worst = max(signatures[decode][name] for decode in signatures.keys() - {"encode"})
             assert figures[name] == worst > 0
         assert 0 < signatures["encode"]["relative"] < (1e-4, 0.2)[file is int8]
     assert (comparison.weights, comparison.top1, comparison.tokens) == (0, 1, 1)
