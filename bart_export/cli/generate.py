@@ -100,7 +100,7 @@ def generation_option(name: str, kind: Value, text: str) -> cli.Decorator:
 @click.option(
     "--max-batch-size",
     type=click.IntRange(1, 256),
-    help="Maximum number of texts of --input to decode together. Default: 32.",
+    help="Maximum number of beams, of all texts of --input, to decode together. Default: 16.",
 )
 @cli.combined(*(generation_option(*row) for row in GENERATION_OPTIONS))
 @click.pass_context

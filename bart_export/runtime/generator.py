@@ -66,10 +66,10 @@ class ModelInfo:
 class Generator:
     """Generates text with an exported BART model.
 
-    Texts are decoded together, at most `max_batch_size` at a time, and as many as fit in
-    `memory_budget`. Each gets the result that it would get alone, except for rounding. Texts with
-    another number of beams wait until these have ended. Thread-safe: threads share the batch. As a
-    context manager, a Generator releases the model at the end of the block.
+    Texts are decoded together, as many as `max_batch_size` and `memory_budget` allow. Each gets the
+    result that it would get alone, except for rounding. Texts with another number of beams wait
+    until these have ended. Thread-safe: threads share the batch. As a context manager, a Generator
+    releases the model at the end of the block.
 
     Args:
         tokenizer: converts text to ids and back.
@@ -77,7 +77,8 @@ class Generator:
         generation: the default settings.
         encoder_sequence_length: the maximum number of source tokens, including start and end.
         source: the origin that `repr` shows.
-        max_batch_size: the maximum number of texts decoded together.
+        max_batch_size: the maximum number of beams, of all texts, decoded together; one text is
+            always decoded.
         memory_budget: bytes for the decoder's inputs and outputs; one text always runs.
     """
 

@@ -21,7 +21,7 @@ from bart_export.runtime.engine import FileEngine
 from bart_export.runtime.search import Decode, Finished, Hypothesis, Search, search
 from bart_export.runtime.sizing import MAX_SOURCES, decoder_bytes
 
-MAX_BATCH_SIZE = 32  # sources; larger batches decoded hardly more tokens a second
+MAX_BATCH_SIZE = 16  # rows; larger batches decoded no more tokens a second
 MOST_MEMORY = 1 << 40
 MEMORY_BUDGET = 256 << 20  # bytes; 28 sources of 256 tokens in bart_base's shape
 WINDOW = 256  # sources that are sorted by length, so that a batch has little padding
@@ -109,7 +109,8 @@ class Scheduler:
 
     Args:
         engine: the engine, which must not be used elsewhere.
-        max_batch_size: the maximum number of sources decoded together.
+        max_batch_size: the maximum number of rows, the beams of all sources, decoded together; one
+            source is always decoded.
         memory_budget: the maximum size, in bytes, of the decoder's inputs and outputs, from which
             follows how many sources fit; one source always does.
 
@@ -134,7 +135,7 @@ class Scheduler:
             accepted = is_whole(size) and 1 <= size <= most
             require(accepted, name, f"an integer from 1 to {most}", size)
         self.engine = engine
-        self.max_batch_size = min(max_batch_size, engine.sizing.max_sources)
+        self.max_batch_size = max_batch_size
         self.memory_budget = memory_budget
         self.waiting: collections.deque[Task] = collections.deque()
         self.entering: list[Task] = []  # about to be encoded
@@ -199,7 +200,7 @@ class Scheduler:
             if len(tasks) == 1:
                 tasks[0].fail(error)
             # Memory may suffice for fewer searches; and if one is the cause, it fails alone.
-            self.max_batch_size = max(1, len(tasks) // 2)
+            self.max_batch_size = max(1, len(tasks) * tasks[0].rows // 2)
             self.restart()
             return True
         decoded = time.perf_counter()
@@ -236,15 +237,17 @@ class Scheduler:
 
     def most(self, tasks: Sequence[Task]) -> int:
         """Return how many sources may be decoded together if `tasks` are among them."""
-        if self.max_batch_size == 1:
+        sizing, rows = self.engine.sizing, tasks[0].rows
+        most = min(self.max_batch_size // rows, sizing.max_sources)
+        if most <= 1:
             return 1
         source = max(len(task.token_ids) for task in tasks)
         capacity = max(task.generation.max_length for task in tasks)
         try:
-            needed = decoder_bytes(self.engine.sizing, source, tasks[0].rows, capacity)
+            needed = decoder_bytes(sizing, source, rows, capacity)
         except InputError:  # `encode` refuses the one that does not fit
             return 1
-        return max(1, min(self.max_batch_size, self.memory_budget // needed))
+        return max(1, min(most, self.memory_budget // needed))
 
     def encode(self) -> None:
         """Encode all tasks in `entering`, and start their searches."""
