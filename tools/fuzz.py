@@ -99,7 +99,7 @@ class Worker:
         self.pipe, other = multiprocessing.Pipe()
         arguments = (self.kind, self.prepared, self.scratch, other)
         context = multiprocessing.get_context("fork")
-        self.process = context.Process(target=work, args=arguments, daemon=True)
+        self.process = context.Process(target=work, args=arguments)  # not daemonic: it serves
         self.process.start()
         other.close()
 

@@ -199,8 +199,8 @@ class Scheduler:
         except EngineError as error:
             if len(tasks) == 1:
                 tasks[0].fail(error)
-            # Memory may suffice for fewer searches; and if one is the cause, it fails alone.
-            self.max_batch_size = max(1, len(tasks) * tasks[0].rows // 2)
+            else:  # memory may suffice for fewer, and if one is the cause, it then fails alone
+                self.max_batch_size = max(1, len(tasks) * tasks[0].rows // 2)
             self.restart()
             return True
         decoded = time.perf_counter()

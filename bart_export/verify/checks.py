@@ -127,7 +127,8 @@ def artifact_files(artifact: Artifact, tolerance: Mapping[str, float]) -> list[T
         def opened(name: str = name) -> AbstractContextManager[FileEngine]:
             return contextlib.nullcontext(open_engine(artifact, name))
 
-        files.append(TfliteFile(name, artifact.path(name), recipe, entry.shapes, opened))
+        version = entry.contract_version or 1
+        files.append(TfliteFile(name, artifact.path(name), recipe, entry.shapes, opened, version))
     if not files:
         raise ArtifactError(f"{artifact.directory} has no .tflite file to compare.")
     return files

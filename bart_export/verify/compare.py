@@ -51,6 +51,7 @@ class TfliteFile:
     recipe: Recipe
     shapes: StaticShapes | None
     open: Callable[[], AbstractContextManager[Engine]]
+    contract_version: int = contract.CONTRACT_VERSION
 
     @classmethod
     def of_draft(
@@ -223,7 +224,11 @@ def compare(
     info, faults, row = baseline.info, [], None
     float_file = baseline.float_files.get(file.shapes)
     try:
-        if float_file is not None and float_file.path != file.path:
+        if (
+            float_file is not None
+            and float_file.path != file.path
+            and float_file.contract_version == file.contract_version
+        ):
             structure.compare_graphs(file.name, file.path, float_file.path)
         row = weights.worst_row(file.path, info.config, file.recipe, baseline.matrices)
     except VerificationFailed as error:

@@ -44,6 +44,12 @@ def engines(artifact, name):
     )
 
 
+def test_a_file_of_version_1_passes_against_its_preset():
+    preset = DATA.parent / "golden/bart_tiny_symmetric"
+    result = printed("verify", DATA / "first", "--against", preset)
+    assert "100.00%" in result
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_the_graph_of_a_file_without_a_version_is_that_of_version_1(old, name):
     assert old.manifest.files[name].contract_version is None
