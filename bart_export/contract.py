@@ -8,7 +8,7 @@ file fixes them, too, and has a signature for each *bucket* of sizes.
     sources     source texts decoded together
     source      source tokens
     beams       sequences decoded for each source
-    rows        sources times beams; the beams of a source are neighbours
+    rows        sources times beams; the beams of a source are adjacent
     draft       tokens of one sequence that are decoded together
     capacity    decoder positions in a self-attention cache
     heads       decoder attention heads
@@ -107,8 +107,8 @@ def tflite_signatures(config: BartConfig, version: int = CONTRACT_VERSION) -> tu
     updated caches. Sources shorter than `source` are masked. Caches must be 0 from a row's
     `position` on.
 
-    `decode_draft` decodes successive tokens of one sequence. Its caches may have other values at
-    these positions, such as those of refused tokens, which it replaces.
+    `decode_draft` decodes successive tokens of one sequence, and replaces whatever its caches hold
+    at their positions, such as rejected tokens.
 
     In version 1, `decode` steps one source, all of whose beams are at the same position.
     """

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 Stage = Callable[[str], None]
 WIDE = 200  # columns in a file or pipe, so that names are not broken
-REDRAWN = 0.2  # seconds
-LONG = 3600.0  # seconds over which speed is averaged: texts come longest first
+REFRESH_SECONDS = 0.2
+AVERAGED_SECONDS = 3600.0  # for the speed, because the longest texts come first
 
 
 def console() -> "Console":
@@ -88,7 +88,7 @@ def stages(total: int | None) -> Iterator[Stage]:
 
 @contextlib.contextmanager
 def texts_bar(total: int | None, counts: Callable[[], tuple[int, int]]) -> Iterator[None]:
-    """Show a bar of `total` texts (None if unknown) with tokens a second and the time left.
+    """Show a bar of `total` texts (None if unknown), tokens per second and the time left.
 
     `counts` returns the numbers of texts and tokens so far; another thread calls it.
     """
@@ -97,17 +97,17 @@ def texts_bar(total: int | None, counts: Callable[[], tuple[int, int]]) -> Itera
         return
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-    heads = TextColumn("texts  {task.fields[rate]:.0f} tokens/s "), TextColumn("left")
-    columns = BarColumn(), MofNCompleteColumn(), heads[0], TimeRemainingColumn(), heads[1]
+    labels = TextColumn("texts  {task.fields[rate]:.0f} tokens/s "), TextColumn("left")
+    columns = BarColumn(), MofNCompleteColumn(), labels[0], TimeRemainingColumn(), labels[1]
     texts, tokens = counts()
     ended, began = threading.Event(), time.monotonic()
-    with bars(*columns, speed_estimate_period=LONG) as progress:
+    with bars(*columns, speed_estimate_period=AVERAGED_SECONDS) as progress:
         bar = progress.add_task("", total=total, completed=texts, rate=0)
 
         def follow() -> None:
             running = True
             while running:
-                running = not ended.wait(REDRAWN)
+                running = not ended.wait(REFRESH_SECONDS)
                 now, made = counts()
                 rate = (made - tokens) / (time.monotonic() - began)
                 progress.update(bar, completed=now, rate=rate)

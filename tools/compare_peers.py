@@ -11,9 +11,9 @@ peer are compared with those of the float32 Keras model for one sequence. The co
 their distance; the comparison fails if it is too large.
 
 Runs are timed from source ids to generated ids, with a forced number of tokens. Several texts
-(`--num-texts 8`, by default 1) have the same length and are given together. CTranslate2, KerasHub
-and transformers have their own search; ONNX Runtime and OpenVINO have none for an encoder-decoder
-and use this package's host search. Runs take turns, so that other work of the machine affects all
+(`--num-texts 8`; default: 1) have the same length and are one call. CTranslate2, KerasHub and
+transformers have their own search; ONNX Runtime and OpenVINO have none for an encoder-decoder and
+use this package's host search. Runs take turns, so that other work on the machine affects all
 alike; figures are medians.
 """
 
@@ -259,7 +259,7 @@ def table(report: dict[str, Any], texts: int) -> Table:
     shown = Table(
         title=f"{plural(texts, 'text')}, {settings['new_tokens']} new tokens, "
         f"{settings['num_threads']} threads, median of {settings['runs']} runs on "
-        f"{about['processor']}: seconds, tokens a second, and times ours",
+        f"{about['processor']}: seconds, tokens per second, and times ours",
         caption="agrees: distance of the logits from the float32 model's",
     )
     shown.add_column("", no_wrap=True)
@@ -281,7 +281,7 @@ def table(report: dict[str, Any], texts: int) -> Table:
 
 
 def timing_cell(row: dict[str, Any]) -> str:
-    """Return the lines of a table's cell."""
+    """Return the text of a cell."""
     per_second = f"{row['tokens_per_second']:.0f}/s"
     return f"{row['seconds']:.3f}\n{per_second}\n{row['times_ours']:.2f} ×"
 

@@ -143,7 +143,7 @@ class BucketEntry(Record):
 
     @property
     def all_sizes(self) -> dict[str, int]:
-        """The sizes, with those that version 1 of the contract does not have."""
+        """The sizes, including those that version 1 of the contract lacks."""
         one_source = {contract.SOURCES: 1, contract.ROWS: self.sizes.get(contract.BEAMS, 1)}
         return {**(one_source if contract.BEAMS in self.sizes else {}), **self.sizes}
 

@@ -229,7 +229,7 @@ def process_memory() -> tuple[int, int] | None:
 
 
 def peak_memory() -> int | None:
-    """Return the most resident bytes that this process has had, or None if unavailable."""
+    """Return this process's peak resident bytes, or None if unavailable."""
     try:
         lines = STATUS.read_text(encoding="ascii").splitlines()
     except OSError:
@@ -240,7 +240,7 @@ def peak_memory() -> int | None:
 def resident_bytes(pid: int) -> int | None:
     """Return the resident bytes of a process and its children, or None if unavailable.
 
-    Pages that processes share are counted for each.
+    Shared pages are counted once per process.
     """
     try:
         pages = pathlib.Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]

@@ -64,8 +64,7 @@ class Figures(NamedTuple):
     """The cost of reaching a stage while opening a file, excluding imports.
 
     `private_bytes` and `shared_bytes` are how much the process has grown, `process_private_bytes`
-    is its private total, and `peak_bytes` the most memory that it has had; all four are None if
-    unavailable.
+    is its private total, and `peak_bytes` its peak resident size; all four are None if unavailable.
     """
 
     seconds: float

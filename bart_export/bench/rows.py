@@ -175,8 +175,8 @@ class GenerationRow(WorkRow):
 class ThroughputRow(WorkRow):
     """The speed with several texts at a time: medians of complete generations.
 
-    `encode_share`, `decode_share` and `search_share` are of the time; detokenization and the caller
-    have the rest. `peak_bytes` is the most memory of a process that generates the texts.
+    `encode_share`, `decode_share` and `search_share` are fractions of the time; the rest is
+    detokenization and the caller's. `peak_bytes` is the peak memory of a process that generates.
     """
 
     list_name = "throughput"
@@ -185,7 +185,7 @@ class ThroughputRow(WorkRow):
         default=None, metadata=column("tokens", "per s", PER_SECOND)
     )
     seconds_per_text: float | None = field(
-        default=None, metadata=column("a text", "ms", MILLISECONDS)
+        default=None, metadata=column("per text", "ms", MILLISECONDS)
     )
     encode_share: float | None = field(default=None, metadata=column("encode", "%", PERCENT))
     decode_share: float | None = field(default=None, metadata=column("decode", "%", PERCENT))

@@ -19,7 +19,7 @@ from bart_export.runtime.generator import Generator
 from bart_export.runtime.sizing import sizing_of
 from bart_export.text.tokenizer import BartTokenizer
 
-ALONE = "the file decodes one text at a time"
+ONE_AT_A_TIME = "the file decodes one text at a time"
 
 
 class Timing(NamedTuple):
@@ -52,7 +52,7 @@ class Work:
         return Timing._make(map(operator.sub, self.clocks(), before))
 
     def clocks(self) -> Timing:
-        """Return what the scheduler has taken so far, and the time."""
+        """Return the scheduler's times so far, and the current time."""
         scheduler = self.generator.scheduler
         return Timing(
             scheduler.encode_seconds,
@@ -86,7 +86,7 @@ def measure(
     new_tokens: int,
     runs: int,
 ) -> tuple[list[ThroughputRow], list[SkippedRow]]:
-    """Measure numbers of texts with every file's (source tokens, beams).
+    """Measure each number of texts with every file's (source tokens, beams) in `pairs`.
 
     Returns the rows, and the numbers that were skipped for files that decode one text at a time.
     """
@@ -99,7 +99,7 @@ def measure(
             if sizing_of(artifact.config, artifact.buckets(name)).max_sources == 1:
                 fitting = [texts for texts in num_texts if texts == 1]
             skipped += [
-                SkippedRow(ALONE, recipe=entry.recipe, build=entry.build, num_texts=texts)
+                SkippedRow(ONE_AT_A_TIME, recipe=entry.recipe, build=entry.build, num_texts=texts)
                 for texts in num_texts
                 if texts not in fitting
             ]
@@ -120,7 +120,7 @@ def measure(
 
 
 def forced_generator(artifact: Artifact, file: str, threads: int, new_tokens: int) -> Generator:
-    """Open a file for texts of exactly `new_tokens` tokens."""
+    """Open a file to generate exactly `new_tokens` tokens per text."""
     return Generator(
         BartTokenizer.from_artifact(artifact),
         open_engine(artifact, file, num_threads=threads),
@@ -130,7 +130,7 @@ def forced_generator(artifact: Artifact, file: str, threads: int, new_tokens: in
 
 
 def peak_bytes(artifact: Artifact, run: OpeningRun) -> int | None:
-    """Return the most memory that a process has while it generates, after a first opening."""
+    """Return the peak memory of a process that generates, in a second opening of the file."""
     short = dataclasses.replace(run, num_texts=1, num_beams=1, new_tokens=1)
     with opening_cost.linked_copy(artifact) as copy:
         opening_cost.open_in_process(copy, short)

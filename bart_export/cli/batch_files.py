@@ -35,7 +35,7 @@ CONVERSIONS = {
     ".csv": "python3 -c 'import csv, json, sys; "
     "[print(json.dumps(row)) for row in csv.DictReader(sys.stdin)]' < {0} > {1}.jsonl",
 }
-LONGEST = 1 << 24  # bytes per line, a hundred times what any model reads
+LONGEST = 1 << 20  # bytes per line, far more than any model reads
 PATIENCE = 0.1  # seconds to wait for the next line of a pipe or terminal
 # The fields that a result adds to a row.
 RESULT_FIELDS = ("generated_text", "score", "token_ids", "sequences", "truncated", "error")
@@ -75,8 +75,8 @@ def read_rows(path: pathlib.Path) -> Iterator[Row]:
 def windows(rows: Iterator[Row], source: pathlib.Path) -> Iterator[list[Row]]:
     """Yield the rows of a file, or of standard input for "-", in windows of `WINDOW`.
 
-    The windows of a file are the same in every run. A pipe's also end when no line comes for a
-    while, so that a line has its result before the next one is written.
+    A file's windows are the same in every run. A pipe's also end when no line arrives for a while,
+    so that a program can read a line's result before it writes the next line.
     """
     if is_stream(source):
         return arriving(rows)
@@ -84,7 +84,7 @@ def windows(rows: Iterator[Row], source: pathlib.Path) -> Iterator[list[Row]]:
 
 
 def arriving(rows: Iterator[Row]) -> Iterator[list[Row]]:
-    """Yield the rows that have arrived, at most `WINDOW` at a time, and wait for the first."""
+    """Yield the rows that have arrived, at least one and at most `WINDOW` at a time."""
     arrived: queue.Queue[Row | Exception | None] = queue.Queue(WINDOW)
 
     def read() -> None:
@@ -162,7 +162,7 @@ def bounded_lines(path: pathlib.Path) -> Iterator[bytes]:
 def standard_input() -> BinaryIO:
     """Return a reader of standard input.
 
-    It is another one than `sys.stdin`, which a waiting thread would block when Python exits.
+    It is not `sys.stdin`, because a thread that waits for that would block Python's exit.
     """
     try:
         return open(sys.stdin.fileno(), "rb", closefd=False)

@@ -1,6 +1,6 @@
 """The files that `generate --output` writes: a row with its result or an "error" per line.
 
-An output that was cut off is a beginning of these lines, perhaps with a part of the next one.
+An interrupted output has the first of these lines, perhaps with a part of the next one.
 """
 
 import collections
@@ -39,18 +39,18 @@ def sequence_fields(sequence: GeneratedSequence) -> Row:
 
 @dataclasses.dataclass(frozen=True)
 class Kept:
-    """The whole rows of an output that was cut off.
+    """The complete rows of an interrupted output.
 
     Attributes:
         rows, failed: the number of rows in complete windows, and how many have an error.
-        again: the other lines. Their rows are computed again, because texts that are decoded
-            together differ in rounding from texts that are decoded in other windows.
-        size: the size of all lines in bytes.
+        unfinished: the complete lines of an incomplete window. Their rows are computed again,
+            because rounding depends on which texts are decoded together.
+        size: the size of all complete lines in bytes.
     """
 
     rows: int = 0
     failed: int = 0
-    again: tuple[bytes, ...] = ()
+    unfinished: tuple[bytes, ...] = ()
     size: int = 0
 
 
@@ -60,7 +60,7 @@ NOTHING = Kept()
 def resumed(
     path: pathlib.Path, rows: Iterator[list[Row]], source: pathlib.Path
 ) -> tuple[Kept, Iterator[list[Row]]]:
-    """Return what is kept of an output, and the windows of its input that are still to compute.
+    """Return what is kept of an output, and the remaining windows of its input.
 
     Raises:
         InputError: if the output cannot be read or is not the beginning of the input's results.
@@ -73,32 +73,32 @@ def resumed(
             for window in rows:
                 lines = list(itertools.islice(file, len(window)))
                 for number, (row, line) in enumerate(zip(window, lines, strict=False), count + 1):
-                    if not any(begin[: len(line)] == line[: len(begin)] for begin in begins(row)):
+                    if not any(begin[: len(line)] == line[: len(begin)] for begin in prefixes(row)):
                         raise InputError(
-                            f"Line {number} of {path} is no result for line {number} of {source}. "
-                            "Give --resume the same --input, or start again with --overwrite."
+                            f"Line {number} of {path} is not a result for line {number} of "
+                            f"{source}. Use the same --input, or start over with --overwrite."
                         )
-                whole = tuple(line for line in lines if line.endswith(b"\n"))
-                size += sum(map(len, whole))
-                if len(whole) < len(window):
-                    return Kept(count, failed, whole, size), itertools.chain([window], rows)
+                complete = tuple(line for line in lines if line.endswith(b"\n"))
+                size += sum(map(len, complete))
+                if len(complete) < len(window):
+                    return Kept(count, failed, complete, size), itertools.chain([window], rows)
                 count += len(window)
                 failed += sum(
-                    line.startswith(begins(row)[-1])
-                    for row, line in zip(window, whole, strict=True)
+                    line.startswith(prefixes(row)[-1])
+                    for row, line in zip(window, complete, strict=True)
                 )
             if file.readline():
                 raise InputError(
-                    f"{path} has more lines than {source}. Give --resume the same --input, or "
-                    "start again with --overwrite."
+                    f"{path} has more lines than {source}. Use the same --input, or start over "
+                    "with --overwrite."
                 )
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from error
     return Kept(count, failed, (), size), rows
 
 
-def begins(row: Row) -> tuple[bytes, ...]:
-    """Return the beginnings of a row's possible results, as lines; the last one is an error's."""
+def prefixes(row: Row) -> tuple[bytes, ...]:
+    """Return the possible beginnings of a row's line in the output; the last is an error's."""
     if "error" in row:
         return (as_line(row),)
     return tuple(
@@ -110,22 +110,22 @@ def begins(row: Row) -> tuple[bytes, ...]:
 def results(path: pathlib.Path, kept: Kept = NOTHING) -> Iterator[Callable[[Row], None]]:
     """Open a file, or standard output for "-", and yield a function that writes a row to it.
 
-    The format is JSON Lines in UTF-8; each row is flushed. Rows of `kept.again` are compared
-    instead of written.
+    The format is JSON Lines in UTF-8; each row is flushed. Rows in `kept.unfinished` are
+    compared, not written.
     """
     standard = contextlib.nullcontext(sys.stdout.buffer)
-    again = collections.deque(kept.again)
-    number = kept.rows + len(again)
+    unfinished = collections.deque(kept.unfinished)
+    number = kept.rows + len(unfinished)
 
     def write(row: Row) -> None:
         line = as_line(row)
-        if not again:
+        if not unfinished:
             opened.write(line)
             opened.flush()
-        elif line != again.popleft():
+        elif line != unfinished.popleft():
             raise InputError(
-                f"Line {number - len(again)} of {path} was made with another model or other "
-                "settings. Give --resume the same ones, or start again with --overwrite."
+                f"Line {number - len(unfinished)} of {path} is from another model or other "
+                "settings. Use the same ones, or start over with --overwrite."
             )
 
     try:
@@ -167,7 +167,7 @@ def check_output(path: pathlib.Path | None, source: pathlib.Path | None, overwri
             f"Results are JSON Lines: the output must end in {' or '.join(OBJECTS)}, received "
             f"{path}."
         )
-    check_loss(path, source, overwrite, " If it was cut off, go on with it with --resume.")
+    check_loss(path, source, overwrite, " If it is incomplete, continue with --resume.")
 
 
 def check_loss(

@@ -53,7 +53,7 @@ ONCE = {"sources": ("--source", "source"), "num_threads": ("--threads", "num_thr
     "--num-texts",
     kind=COUNT,
     metavar="N,...",
-    help="Also generate these numbers of texts together. Not with --serve.",
+    help="Also measure generating this many texts together. Not with --serve.",
 )
 @click.option(
     "--new-tokens",

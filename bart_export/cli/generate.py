@@ -37,7 +37,7 @@ GENERATION_OPTIONS: tuple[tuple[str, Value, str], ...] = (
     ("top_k", int, "Sample from this many most likely tokens; 0 for all."),
     ("top_p", float, "Sample from the most likely tokens with this total probability."),
     ("seed", int, "Random seed, for reproducible samples."),
-    ("prompt_lookup_num_tokens", int, "Tokens that greedy search drafts from the text, or 0."),
+    ("prompt_lookup_num_tokens", int, "Greedy search drafts up to this many tokens; 0 for none."),
 )
 EARLY_STOPPING = {"true": True, "false": False, "never": "never"}
 FLAGS = ("truncate", "allow_empty", "special_tokens")  # parameters that are not generation settings
@@ -72,8 +72,8 @@ def generation_option(name: str, kind: Value, text: str) -> cli.Decorator:
 @click.option(
     "--resume",
     is_flag=True,
-    help="Go on with an --output that was cut off: keep its complete rows and append the others. "
-    "Give the same --input, which must be a file, and the same settings.",
+    help="Continue an interrupted --output: keep its complete rows and append the rest. "
+    "Use the same --input, which must be a file, and the same settings.",
 )
 @click.option("--stream", is_flag=True, help="Print the text as it is generated.")
 @click.option("--truncate", is_flag=True, help="Truncate texts that are too long, and report it.")
@@ -100,7 +100,7 @@ def generation_option(name: str, kind: Value, text: str) -> cli.Decorator:
 @click.option(
     "--max-batch-size",
     type=click.IntRange(1, 256),
-    help="Maximum number of beams, of all texts of --input, to decode together. Default: 16.",
+    help="Maximum number of beams, over all texts, decoded together with --input. Default: 16.",
 )
 @cli.combined(*(generation_option(*row) for row in GENERATION_OPTIONS))
 @click.pass_context
@@ -130,8 +130,8 @@ def generate(
     Without --output, a line is printed for each text, and an empty line for an error.
 
     After Ctrl-C (exit code 130), or if the process is killed, --resume completes the --output. It
-    is then byte for byte what an uninterrupted run writes, if the model and all settings are the
-    same: rows do not tell which settings they were made with.
+    is then byte for byte what an uninterrupted run writes, provided that the model and all settings
+    are the same: rows do not record them.
 
     \b
       bart-export generate artifacts/bart_mini_en "A text ..." --stream
@@ -227,18 +227,15 @@ def batch(
     output: pathlib.Path | None,
     kept: "Kept",
 ) -> int:
-    """Write or print a result for each row, and return the number of errors.
-
-    Rows are those after the `kept` ones.
-    """
+    """Write or print a result for each row after the `kept` ones; return the number of errors."""
     from bart_export.cli import batch_files, batch_results
 
-    count, failed, unseen = kept.rows, kept.failed, kept.rows
+    count, failed, uncounted = kept.rows, kept.failed, kept.rows
     shown = output is not None and str(output) != batch_files.STANDARD
 
     def counts() -> tuple[int, int]:
-        """Return the numbers of texts, with those that are not written yet, and of tokens."""
-        return unseen + generator.scheduler.finished, generator.scheduler.tokens
+        """Return the numbers of finished texts, including unwritten ones, and of tokens."""
+        return uncounted + generator.scheduler.finished, generator.scheduler.tokens
 
     with (
         texts_bar(batch_files.line_count(source), counts) if shown else contextlib.nullcontext(),
@@ -253,18 +250,18 @@ def batch(
                 write(answer)
                 count += 1
                 failed += "error" in answer
-                unseen += "error" in answer
+                uncounted += "error" in answer
                 remark = answer.get(
                     "error", "It was truncated." if answer.get("truncated") else None
                 )
                 if remark and output is None:
                     click.echo(f"Text {count} of {source}: {remark}", err=True)
         except KeyboardInterrupt:
-            count = max(count, kept.rows + len(kept.again))
-            again = shown and not batch_files.is_stream(source)
+            count = max(count, kept.rows + len(kept.unfinished))
+            resumable = shown and not batch_files.is_stream(source)
             raise KeyboardInterrupt(
-                f"Interrupted after {plural(count, 'text')} of {source}; their results are whole."
-                + (" Repeat the command with --resume to go on." if again else "")
+                f"Interrupted after {plural(count, 'text')} of {source}; their rows are complete."
+                + (" Repeat the command with --resume to continue." if resumable else "")
             ) from None
     if failed:
         where = "see above" if output is None else f'see "error" in their rows of {output}'

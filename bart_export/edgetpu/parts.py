@@ -55,10 +55,10 @@ def segments(config: BartConfig) -> tuple[Segment, ...]:
 def host_signatures(
     config: BartConfig, tflite_signatures: Sequence[Signature] | None = None
 ) -> tuple[Signature, ...]:
-    """Return the signatures of the host file, beside those of other `.tflite` files.
+    """Return the signatures of the host file; those of other `.tflite` files are given.
 
     `embed`, `mix`, `add_and_norm` and `cross` are the parts of `encode` between the segments;
-    those that decode are the same as in every `.tflite` file.
+    the decoders are the same as in every `.tflite` file.
     """
     rows = (SOURCE, HIDDEN)
     hidden = Tensor("hidden", "float32", rows)

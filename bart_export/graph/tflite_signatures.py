@@ -1,10 +1,10 @@
 """The signatures of a `.tflite` file, `contract.tflite_signatures`, as TensorFlow functions.
 
-`encode` takes one source; `decode` and `decode_single` take one token per beam, and take and return
-the whole self-attention cache of each decoder layer. `embed`, `mix`, `add_and_norm` and
-`cross` are parts of `encode` for a host that computes the projections on an Edge TPU
-(`edgetpu.parts.host_signatures`). Every reshape has one unknown axis, so that the file contains no
-shape arithmetic.
+`encode` takes one source; `decode` and `decode_single` take one token per row, `decode_draft`
+several tokens of one row, and all three take and return the whole self-attention cache of each
+decoder layer. `embed`, `mix`, `add_and_norm` and `cross` are parts of `encode` for a host that
+computes the projections on an Edge TPU (`edgetpu.parts.host_signatures`). Only `decode` computes
+the shape of a reshape; every other one has at most one unknown axis.
 """
 
 from collections.abc import Callable
@@ -125,7 +125,8 @@ def decode_rows(
 ) -> Tensors:
     """Run the decoder for one token of every row; the caches are already in beam order.
 
-    `attend_source` returns the context of rows, (rows, hidden), for queries (rows, hidden).
+    `attend_source` returns the context, (rows, hidden) or (rows, heads, 1, head_size), for queries
+    (rows, hidden).
     """
     heads, size = config.decoder_heads, config.decoder_head_size
     position = tf.reshape(inputs["position"], [-1, 1, 1, 1])
@@ -162,10 +163,10 @@ def decode_rows(
     bart = Bart(config, parameters)
     x = layers.embed(bart, "decoder", ids, inputs["position"])
     x = layers.decoder_layers(bart, x, self_attention, cross_attention)
-    return {"logits": layers_logits(config, parameters, x), **caches}
+    return {"logits": project_logits(config, parameters, x), **caches}
 
 
-def layers_logits(config: BartConfig, parameters: Parameters, x: tf.Tensor) -> tf.Tensor:
+def project_logits(config: BartConfig, parameters: Parameters, x: tf.Tensor) -> tf.Tensor:
     """Return the logits, (rows, vocabulary), of hidden states (rows, hidden)."""
     logits = tf.matmul(x, parameters[TOKEN_EMBEDDING], transpose_b=True)
     return logits + parameters[FINAL_LOGITS_BIAS] if config.final_logits_bias else logits
@@ -180,7 +181,7 @@ def decode_draft(config: BartConfig, parameters: Parameters, inputs: Tensors) ->
     steps = tf.range(tf.shape(inputs["self_key_0"])[2])
     rows, columns = tf.reshape(positions, [1, 1, -1, 1]), tf.reshape(steps, [1, 1, 1, -1])
     future_bias = tf.cast(columns > rows, tf.float32) * MASK_BIAS
-    # Drafted tokens that were refused are still in the caches.
+    # Rejected tokens are still in the caches.
     kept = tf.cast(positions[0] > tf.reshape(steps, [1, 1, -1, 1]), tf.float32)
     written = tf.cast(
         tf.equal(tf.reshape(steps, [1, 1, -1, 1]), tf.reshape(positions, [1, 1, 1, -1])), tf.float32
@@ -209,7 +210,7 @@ def decode_draft(config: BartConfig, parameters: Parameters, inputs: Tensors) ->
     bart = Bart(config, parameters)
     x = layers.embed(bart, "decoder", ids, positions)
     x = layers.decoder_layers(bart, x, self_attention, cross_attention)
-    return {"logits": layers_logits(config, parameters, x), **caches}
+    return {"logits": project_logits(config, parameters, x), **caches}
 
 
 def weighted_sum(scores: tf.Tensor, value: tf.Tensor) -> tf.Tensor:

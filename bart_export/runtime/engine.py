@@ -44,7 +44,7 @@ class Engine(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Decoding:
-    """The state of a generation between two steps; `position` counts its steps."""
+    """The state of a generation between two steps; `position` is the next token's."""
 
     slot: Slot
     position: int
@@ -74,7 +74,7 @@ class FileEngine:
         del self.backend, self.running
 
     def batch(self, num_beams: int) -> Batch:
-        """Return an empty batch, which ends the one before it."""
+        """Return an empty batch; the previous one can no longer be used."""
         self.running = Batch(self.config, self.backend, self.sizing, num_beams)
         return self.running
 
@@ -91,7 +91,7 @@ class FileEngine:
     ) -> tuple[FloatArray, Decoding]:
         """Decode one token per beam; see `Engine.step`.
 
-        If there is one beam, decode also the tokens of a draft, as many as the file can.
+        With one beam, also decode the tokens of a draft, if the file supports it.
         """
         batch, slot = self.running, state.slot
         if batch is None or slot not in batch.slots:

@@ -139,7 +139,7 @@ class InterpreterBackend:
         self.beams = 1
 
     def signature(self, bucket: Bucket) -> InterpreterSignature:
-        """Return a bucket's signature; if its sizes change, its content is lost."""
+        """Return a bucket's signature; if it is resized, its content is lost."""
         signature = self.signatures[bucket.name]
         if signature.sizes != bucket.sizes:
             sizes = {**self.fixed, **bucket.sizes}
@@ -159,7 +159,7 @@ class InterpreterBackend:
         self.decoder, self.beams = self.signature(bucket), bucket.sizes[contract.BEAMS]
         for name, beams in rows.items():
             array = self.decoder.input(name)
-            array[:] = 0  # memory may contain NaN, which no mask hides
+            array[:] = 0  # new memory may contain NaN, which masks do not hide
             if name in earlier:
                 move_slots(earlier[name], array, kept, beams)
 

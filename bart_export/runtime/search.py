@@ -52,12 +52,12 @@ class Decode:
     """A request for the logits after one more token per beam.
 
     Beam k continues beam `beam_index[k]` of the previous request with `token_ids[k]`, both int32
-    (beams,). `position` counts the tokens before. The caller must set `logits`, float32
+    (beams,). `position` is the number of preceding tokens. The caller must set `logits`, float32
     (beams, vocabulary), before the next event; the search modifies them in place.
 
-    `draft` are guesses of the tokens that follow the only beam. The caller may append the logits
-    after some of them, float32 (1 + verified, vocabulary). A search that refuses some requests a
-    position again.
+    `draft` are guesses of a single beam's next tokens. The caller may also return the logits after
+    the first of them, float32 (1 + verified, vocabulary). After a wrong guess, the search requests
+    its position again.
     """
 
     token_ids: IntArray
@@ -85,7 +85,7 @@ Search = Iterator[Decode | Settled | Finished]
 
 
 def search(generation: GenerationConfig, source: Sequence[int] = ()) -> Search:
-    """Search for the best sequences; `source` has the source's token ids, for drafts.
+    """Search for the best sequences; `source` are the source's token ids, for drafts.
 
     A `Settled` follows every step. In beam search many have no tokens; with several samples, only
     the last one has any. Joined, the tokens are `token_ids[1:]` of the first hypothesis.
@@ -121,9 +121,9 @@ def run(search: Search, step: Step[State], state: State) -> list[Hypothesis]:
 
 def token_search(generation: GenerationConfig, source: Sequence[int]) -> Search:
     """Run greedy search or sampling: one token per step in each of several independent rows."""
-    most = 0 if generation.do_sample else generation.prompt_lookup_num_tokens
-    lookup = PromptLookup(source, most) if most and len(source) else None
-    decode, place = None, 0  # the latest request, and the logits for the next token
+    max_tokens = 0 if generation.do_sample else generation.prompt_lookup_num_tokens
+    lookup = PromptLookup(source, max_tokens) if max_tokens and len(source) else None
+    decode, place = None, 0  # the latest request, and the row of its logits for the next token
     rows = generation.num_return_sequences
     choose = sampled_choice(generation) if generation.do_sample else greedy_choice
     process = processors(generation)

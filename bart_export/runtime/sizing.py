@@ -29,8 +29,8 @@ from bart_export.errors import InputError, shown
 IntArray = npt.NDArray[np.int32]
 FloatArray = npt.NDArray[np.float32]
 
-MAX_SOURCES = 1024  # of a dynamic build; its step takes as long as the memory of its caches allows
-LENGTH_STEP = 16  # source tokens, so that slightly longer sources do not resize a batch
+MAX_SOURCES = 1024  # in a dynamic build
+LENGTH_STEP = 16  # lengths are multiples, so that a slightly longer source does not resize a batch
 FIRST_CAPACITY = 16  # decoder positions; doubling costs milliseconds once, capacity every step
 # The sizes of axes, as requests name them.
 LIMITED = {
@@ -94,7 +94,7 @@ class Dynamic:
         return any(DRAFT in signature.axes for signature in self.signatures)
 
     def decode_draft(self, decode: Bucket, tokens: int) -> Bucket:
-        """Return the decoder of several tokens, with the other sizes of `decode`."""
+        """Return the decoder for a draft of `tokens` tokens, with the other sizes of `decode`."""
         signature = self.signatures[-1]
         sizes = {SOURCE: decode.sizes[SOURCE], CAPACITY: decode.sizes[CAPACITY], DRAFT: tokens}
         return Bucket(signature.name, signature, sizes)
@@ -175,7 +175,7 @@ class Buckets:
 
 
 def sizing_of(config: BartConfig, buckets: Sequence[Bucket] | None) -> Dynamic | Buckets:
-    """Return the sizing of a file with these buckets; None means those of a new dynamic build."""
+    """Return the sizing of a file with these buckets; None means a new dynamic build's."""
     buckets = contract.tflite_buckets(config) if buckets is None else buckets
     if any(bucket.sizes for bucket in buckets):
         return Buckets(config, buckets)
@@ -194,7 +194,7 @@ def check_source(config: BartConfig, token_ids: Sequence[int]) -> IntArray:
     """Return token ids as int32 (one, source), or raise InputError if they are invalid."""
     try:
         ids = np.asarray(token_ids if len(token_ids) else np.empty(0, np.int64))
-    except (TypeError, ValueError):  # no sequence, or one of lists of different lengths
+    except (TypeError, ValueError):  # not a sequence, or lists of different lengths
         ids = np.empty(0)
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
         raise InputError(f"A source must be a list of token ids, received {shown(token_ids)}.")

@@ -47,7 +47,7 @@ class SignaturePair:
     """The names of an encoder and a decoder signature that together run a trace.
 
     `rows` is the number of beams, and `draft` the number of tokens that are decoded together with
-    another one. The lengths are a static build's sizes, or None if dynamic.
+    the one before them. The lengths are a static build's sizes, or None if dynamic.
     """
 
     encode: str
@@ -102,7 +102,7 @@ def fitting_pairs(pairs: Sequence[SignaturePair], trace: Trace) -> list[Signatur
 
 
 def teacher_force(model: Engine, trace: Trace, rows: int = 1, draft: int = 0) -> TraceOutput:
-    """Feed the tokens of a trace to a model one by one, or with the next `draft` tokens.
+    """Feed the tokens of a trace to a model one by one, or each with the next `draft` tokens.
 
     With several rows, one gets the tokens and the others repeat the first token. Every step
     permutes the rows, to test that the caches are permuted too.

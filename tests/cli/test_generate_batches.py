@@ -1,4 +1,4 @@
-"""`bart-export generate --input`: texts decoded together, and outputs that were cut off."""
+"""`bart-export generate --input`: texts decoded together, and interrupted outputs."""
 
 import functools
 import json
@@ -44,7 +44,7 @@ def texts(count, longest):
 
 @pytest.fixture
 def rows(tmp_path):
-    """Return a file of 60 texts of mixed lengths, three of which are refused."""
+    """Return a file of 60 texts of mixed lengths, three of which are rejected."""
     content = [{"text": text, "id": number} for number, text in enumerate(texts(60, 80))]
     content[7]["text"] = " "
     content[30] = {"id": 30}
@@ -70,7 +70,7 @@ def alone(mini_artifact):
 
 @pytest.fixture
 def whole(generate, tmp_path):
-    """Return an output that was not cut off."""
+    """Return the output of an uninterrupted run."""
     path = tmp_path / "whole.jsonl"
     assert generate("--output", path).exit_code == 1
     return path.read_bytes()
@@ -156,7 +156,7 @@ def test_what_cannot_be_resumed_is_one_line(symmetric_artifact, rows, tmp_path):
     assert "--max-batch-size needs an --input" in refuse("a text", "--max-batch-size", "2")
     assert not output.exists()
     output.write_text("a note")
-    assert "go on with it with --resume" in refuse(*both)
+    assert "continue with --resume" in refuse(*both)
     assert "is also the input" in refuse("--input", rows, "--output", rows, "--resume")
 
 
@@ -175,7 +175,7 @@ def test_a_row_of_a_pipe_is_written_before_the_next_line_is(symmetric_artifact, 
 
 
 def check_kills(command, path, tmp_path, kills):
-    """Kill a command at random moments, resume it, and compare its output with a whole one."""
+    """Kill a command at random moments, resume it, and compare with an uninterrupted run."""
     whole, output, draw = tmp_path / "whole.jsonl", tmp_path / "out.jsonl", random.Random(kills)
     began = time.monotonic()
     subprocess.run([*command, "--input", path, "--output", whole], check=True, timeout=600)
@@ -201,7 +201,7 @@ def check_kills(command, path, tmp_path, kills):
             assert written.endswith(b"\n") or not written
             assert abs(int(found[1]) - written.count(b"\n")) <= 1  # perhaps not counted yet
             assert found[2] == os.fsencode(path)
-            assert found[3].endswith(b"Repeat the command with --resume to go on.")
+            assert found[3].endswith(b"Repeat the command with --resume to continue.")
     subprocess.run(resume, check=True, timeout=600)
     assert output.read_bytes() == whole.read_bytes()
 

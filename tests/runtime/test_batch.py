@@ -165,15 +165,15 @@ def test_a_source_that_is_refused_leaves_the_others_running(engine):
     assert_as_alone(engine, running, {"script": script})
 
 
-@pytest.mark.parametrize("refused", [0, 1, 3])
-def test_drafted_tokens_get_the_logits_of_single_steps(engine, refused):
+@pytest.mark.parametrize("rejected", [0, 1, 3])
+def test_drafted_tokens_get_the_logits_of_single_steps(engine, rejected):
     script = Script.random(0, 9, 1, 60)
     expected = alone(engine, script)[:, 0]
     random = np.random.default_rng(1)
     state, position = engine.start(script.source, 1, len(script)), 0
     while position < len(script):
         right = script.tokens[position:, 0][: random.integers(1, 7)].tolist()
-        wrong = random.integers(0, 40, refused).tolist()
+        wrong = random.integers(0, 40, rejected).tolist()
         draft = [*right[1:], *wrong][: len(script) - position - 1]
         logits, _ = engine.step(
             Decoding(state.slot, position),

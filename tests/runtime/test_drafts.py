@@ -61,8 +61,8 @@ def test_whatever_is_drafted_the_result_is_greedy_searchs(engine, kind, settings
     assert (steps == usual) == (kind in ("wrong", "now and then"))
 
 
-def lookup(generated, most=10):
-    found = PromptLookup(SOURCE, most)
+def lookup(generated, max_tokens=10):
+    found = PromptLookup(SOURCE, max_tokens)
     for token_id in generated:
         found.add(token_id)
     return found

@@ -1,9 +1,9 @@
 """BART's encoder and decoder step, composed of the operators of a peer's library.
 
 An `Operators` has the weights and adds nodes to a graph. Activations are (sources, source, hidden)
-in the encoder and (rows, hidden) in the decoder, whose rows are the beams of one source after
-another. Sources have the same length, so no mask is needed. The encoder projects its output once to
-the cross keys and values of every decoder layer, where the beams of a source are queries of one
+in the encoder and (rows, hidden) in the decoder, whose rows are the beams of each source in turn.
+Sources have the same length, so no mask is needed. The encoder projects its output once to the
+cross keys and values of every decoder layer, where the beams of a source are the queries of one
 sequence. The peer defines attentions, and how caches are passed from one step to the next.
 """
 
@@ -22,7 +22,7 @@ class Operators(Protocol):
         """Look up rows of a table."""
 
     def first_rows(self, name: str, like: Node) -> Node:
-        """Return the first rows of a table, as many as `like`, (sources, source), has tokens."""
+        """Return a table's first rows, one per source token in `like`, (sources, source)."""
 
     def linear(self, name: str, x: Node) -> Node:
         """Apply a projection with its bias."""

@@ -5,9 +5,9 @@ projections of the same input joined, and quantized when it is loaded, as its do
 for a CPU. It has its own search. Token ids are passed as decimal digits. CTranslate2 reads settings
 from the environment; on AMD processors it does not use AVX-512 unless CT2_FORCE_CPU_ISA=AVX512.
 
-Several texts are translated in the fastest of several ways: its documentation advises to measure
-`max_batch_size`, and a worker per thread instead of all threads for one batch. Its `batch_type`
-makes no difference to texts of one length.
+Several texts are translated in the fastest of several ways: its documentation advises measuring
+`max_batch_size`, and one worker per thread instead of all threads for one batch. Its `batch_type`
+makes no difference to texts of equal length.
 """
 
 import time
@@ -131,7 +131,7 @@ def words(token_ids: Sequence[int]) -> list[str]:
 class Translator:
     """A CTranslate2 model. See `peers.Model`.
 
-    `translators` are by their number of workers; `fastest` are a work's workers and batch size.
+    `translators` are keyed by number of workers; `fastest` has the best (workers, batch size).
     """
 
     def __init__(self, directory: Path, compute_type: str, num_threads: int) -> None:
@@ -152,7 +152,7 @@ class Translator:
     ) -> list[list[int]]:
         """Return each source's best sequence of exactly `new_tokens` tokens.
 
-        The first call with sources of this number and length tries all ways.
+        The first call with a number and length of sources tries all ways.
         """
         texts = [words(source) for source in sources]
         work = len(texts), len(texts[0]), num_beams, new_tokens
@@ -174,7 +174,7 @@ class Translator:
 
     @staticmethod
     def seconds(work: Callable[[], object]) -> float:
-        """Return how long a work takes."""
+        """Return how long `work` takes."""
         began = time.perf_counter()
         work()
         return time.perf_counter() - began

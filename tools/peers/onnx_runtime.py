@@ -28,7 +28,7 @@ from peers.stepped import Stepped
 
 @dataclasses.dataclass(frozen=True)
 class OnnxState:
-    """The next position, the decoder with what binds its inputs, and past caches."""
+    """The next position, the decoder's session and binding, and the past caches."""
 
     position: int
     session: Any
@@ -54,7 +54,7 @@ class OnnxEngine:
         self.read = [name.removeprefix("new_") for name in self.written]
 
     def start(self, sources: Sequence[Sequence[int]], num_beams: int, max_length: int) -> OnnxState:
-        """Encode the sources; caches begin with no position at all."""
+        """Encode the sources; caches start empty."""
         encoder = self.sessions["encode"]
         encoding = encoder.io_binding()
         encoding.bind_cpu_input("token_ids", np.array(sources, np.int64))

@@ -117,7 +117,7 @@ class OpenvinoOperators:
         return self.merged(attention(self.heads_of(query, self.split(-1, 1)), *past), -1)
 
     def lengthened(self, name: str, present: Any) -> Any:
-        """Return a cache in the order of the rows with what is new at its end, and keep it."""
+        """Reorder a cache's rows, append the new entries, and keep the result."""
         info = VariableInfo()
         info.data_shape = openvino.PartialShape([-1, self.heads, -1, self.size])
         info.data_type, info.variable_id = FLOAT, name

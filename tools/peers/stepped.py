@@ -1,7 +1,7 @@
 """A peer without a search, driven by this package's search.
 
 An engine has `start` and `step` as in `bart_export.runtime.engine.Engine`, but for several sources:
-`start` takes all of them, and a step's rows are the beams of one source after another.
+`start` takes all of them, and a step's rows are the beams of each source in turn.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ class Stepped:
     ) -> list[list[int]]:
         """Return each source's best sequence of exactly `new_tokens` tokens.
 
-        Searches of a fixed length all ask for logits at the same time.
+        Searches of a fixed length all request logits at the same time.
         """
         generation = GenerationConfig(**forced(num_beams, new_tokens))
         state = self.engine.start(sources, num_beams, generation.max_length)

@@ -86,8 +86,8 @@ public enum class EarlyStopping { TRUE, FALSE, NEVER }
  *
  * Lengths count decoder tokens, including the start token. `topK = 0` and `topP = 1.0` disable
  * those filters. Sampling parameters take effect only with `doSample = true`. Any of the
- * [eosTokenIds] ends a sequence. [promptLookupNumTokens] would only change the speed, and has no
- * effect, because a static build does not verify drafts.
+ * [eosTokenIds] ends a sequence. [promptLookupNumTokens], which only affects speed, is ignored,
+ * because a static build cannot verify drafts.
  *
  * @throws ConfigurationError if a value is out of range, or parameters contradict each other
  */

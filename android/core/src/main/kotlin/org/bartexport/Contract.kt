@@ -2,8 +2,8 @@
  * Names of an exported file's signatures, axes and tensors, and the buckets of a static build;
  * mirrors bart_export/contract.py.
  *
- * Shapes are those of contract version 2. In version 1, which is read too, a step has one source,
- * `decoder_token_ids` is (beams, one) and all beams share one position.
+ * Shapes are those of contract version 2. In version 1, which is also supported, a step has one
+ * source, `decoder_token_ids` is (beams, one) and all beams share one position.
  */
 package org.bartexport
 

@@ -82,7 +82,7 @@ public data class TokenizerFiles(
  * @property refusals why a runtime must not run this file, by runtime
  * @property shapes the sizes of a static build, or null for any other file
  * @property signatures the signatures of a static build, see [readBuckets]
- * @property contractVersion the version of the contract that a model's signatures follow
+ * @property contractVersion the contract version of a model's signatures
  */
 @Serializable
 public data class FileEntry(
