@@ -14,10 +14,11 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 
 from bart_export.config import GenerationConfig
 from bart_export.errors import EngineError, last_words
@@ -32,7 +33,10 @@ LOG = logging.getLogger(__name__)
 
 PROCESSES = multiprocessing.get_context("spawn")  # a fork would copy the server's threads' locks
 POLL_SECONDS = 0.02  # between checks of the limits of running jobs
+IDLE_SECONDS = 1.0  # before the first check, if a job comes while there is none
 MOST_FAILURES = 3  # starts in a row that fail before a worker is given up
+RESTART_SECONDS = 1.0  # between a failed start and the next one
+MAX_ATTEMPTS = 2  # processes that may die while they run a job
 END_SECONDS = 5.0  # for a process to end once its pipe is closed
 
 
@@ -44,6 +48,7 @@ class Job:
         tokens: if the job streams, receives lists of settled tokens; None is the last item.
         future: the result.
         submitted: a `time.perf_counter()` time.
+        attempts: the number of processes that were told to run it.
     """
 
     token_ids: Sequence[int]
@@ -58,7 +63,7 @@ class Job:
     submitted: float = dataclasses.field(default_factory=time.perf_counter)
     is_running: bool = False
     has_streamed: bool = False
-    is_retried: bool = False
+    attempts: int = 0
 
     @property
     def order(self) -> Order:
@@ -116,9 +121,8 @@ class WorkerPool:
 
     def retry(self, jobs: Sequence[Job], reason: str) -> None:
         """Run the jobs of a worker that died again, or end those that cannot run again."""
-        again = [job for job in jobs if not (job.is_retried or job.has_streamed)]
+        again = [job for job in jobs if job.attempts < MAX_ATTEMPTS and not job.has_streamed]
         for job in again:
-            job.is_retried = True
             if job.is_running:
                 self.metrics.running.dec()
                 self.metrics.waiting.inc()
@@ -137,7 +141,8 @@ class WorkerPool:
             metrics.waiting.dec()
             metrics.running.inc()
             metrics.queueing(waited - progress.started[job.number])
-            metrics.first_token(waited)
+            if not isinstance(progress.ended.get(job.number), Exception):
+                metrics.first_token(waited)
         if job.number in progress.tokens:
             job.has_streamed = True
             job.tokens.put(progress.tokens[job.number])
@@ -158,7 +163,7 @@ class WorkerPool:
         for each in self.workers:
             each.close()
         for each in self.workers:
-            each.thread.join()
+            each.join()
 
 
 class WorkerProcess:
@@ -170,6 +175,7 @@ class WorkerProcess:
         is_ready: whether the process has opened the artifact.
         is_over: whether no process will be started again.
         reason: why the last process ended.
+        process: the last one that was started.
     """
 
     def __init__(self, opening: Opening, pool: WorkerPool) -> None:
@@ -180,6 +186,7 @@ class WorkerProcess:
         self.orders: queue.SimpleQueue[Orders | None] = queue.SimpleQueue()
         self.is_ready = self.is_closing = self.is_over = False
         self.reason = ""
+        self.process: BaseProcess | None = None
         self.thread = threading.Thread(target=self.live, name="litert-worker", daemon=True)
         self.thread.start()
 
@@ -189,8 +196,14 @@ class WorkerProcess:
             if not self.is_over:
                 self.jobs.update((job.number, job) for job in jobs)
                 if self.is_ready:
-                    self.orders.put([job.order for job in jobs])
+                    self.start(jobs)
             return not self.is_over
+
+    def start(self, jobs: Collection[Job]) -> None:
+        """Tell the process to run jobs. The caller holds the lock."""
+        for job in jobs:
+            job.attempts += 1
+        self.orders.put([job.order for job in jobs])
 
     def stop(self, job: Job, error: StatusError) -> None:
         """Stop a job if it is one of this worker's."""
@@ -207,6 +220,14 @@ class WorkerProcess:
             self.is_closing = True
             self.orders.put(None)
 
+    def join(self) -> None:
+        """Wait for the end of a closed process, and kill it if it hangs."""
+        self.thread.join(END_SECONDS)
+        while self.thread.is_alive():
+            if self.process is not None:
+                self.process.kill()
+            self.thread.join(END_SECONDS)
+
     def live(self) -> None:
         """Run a process, and another one whenever it ends; give up after failed starts."""
         if hasattr(signal, "pthread_sigmask"):  # not on Windows
@@ -216,7 +237,10 @@ class WorkerProcess:
             signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
         failures = 0
         while not self.is_over:
-            reason = self.run_process()
+            try:
+                reason = self.run_process()
+            except Exception as error:  # such as too few file descriptors, threads or memory
+                reason = f"{type(error).__name__}: {error}"
             with self.lock:
                 failures = 0 if self.is_ready else failures + 1
                 lost, self.jobs = list(self.jobs.values()), {}
@@ -236,36 +260,42 @@ class WorkerProcess:
                     f"Starting another; calls that it ran: {len(lost)}",
                 )  # fmt: skip
             self.pool.retry(lost, reason)
+            if failures and not self.is_over:
+                time.sleep(RESTART_SECONDS)
 
     def run_process(self) -> str:
         """Run a process until it ends, and return the reason for its end."""
+        reason = ""
         pipe, other_end = PROCESSES.Pipe()
         process = PROCESSES.Process(target=worker.run, args=(other_end, self.opening), daemon=True)
-        process.start()
-        other_end.close()
-        with self.lock:
-            orders = self.orders = queue.SimpleQueue()
-            if self.is_closing:
+        with pipe:
+            with other_end:
+                process.start()
+            with self.lock:
+                self.process = process
+                orders = self.orders = queue.SimpleQueue()
+                if self.is_closing:
+                    orders.put(None)
+            writer = threading.Thread(target=write, args=(pipe, orders), daemon=True)
+            try:
+                writer.start()
+                with contextlib.suppress(EOFError, OSError):
+                    while True:
+                        watches = self.jobs or not self.is_ready
+                        if pipe.poll(POLL_SECONDS if watches else IDLE_SECONDS):
+                            news = pipe.recv()
+                            if isinstance(news, Failed):
+                                reason = news.error
+                            else:
+                                self.hear(news)
+                        self.check_limits()
+            finally:
+                process.join(END_SECONDS)
+                process.kill()
+                process.join()
                 orders.put(None)
-        writer = threading.Thread(target=write, args=(pipe, orders), daemon=True)
-        writer.start()
-        reason = ""
-        with contextlib.suppress(EOFError, OSError):
-            while True:
-                watches = self.jobs or not self.is_ready
-                if pipe.poll(POLL_SECONDS if watches else None):
-                    news = pipe.recv()
-                    if isinstance(news, Failed):
-                        reason = news.error
-                    else:
-                        self.hear(news)
-                self.check_limits()
-        process.join(END_SECONDS)
-        process.kill()
-        process.join()
-        orders.put(None)
-        writer.join()
-        pipe.close()
+                if writer.is_alive():
+                    writer.join()
         return reason or last_words("", process.exitcode or 0)
 
     def hear(self, news: Ready | Progress) -> None:
@@ -274,7 +304,7 @@ class WorkerProcess:
             with self.lock:
                 self.is_ready = True
                 if self.jobs:
-                    self.orders.put([job.order for job in self.jobs.values()])
+                    self.start(self.jobs.values())
             if not self.opened.done():
                 self.opened.set_result(news.longest)
             return
@@ -284,10 +314,10 @@ class WorkerProcess:
             with self.lock:
                 ends = number in news.ended
                 job = self.jobs.pop(number, None) if ends else self.jobs.get(number)
-            if job is not None:
-                self.pool.hear(job, news)
-                if ends:
-                    self.pool.end(job, news.ended[number])
+                if job is not None:  # with the lock, so that `stop` does not end it meanwhile
+                    self.pool.hear(job, news)
+            if job is not None and ends:
+                self.pool.end(job, news.ended[number])
 
     def check_limits(self) -> None:
         """Stop the jobs that are no longer wanted."""

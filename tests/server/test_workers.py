@@ -8,6 +8,7 @@ import pathlib
 import re
 import shutil
 import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -16,7 +17,9 @@ from support.rest_server import METRICS, serving
 from support.served_directories import wait_until
 from support.serving_process import LOOPBACK, serving_process
 
+from bart_export.errors import EngineError
 from bart_export.runtime.generator import Generator
+from bart_export.server import worker_pool
 from bart_export.server.litert_engine import ArtifactServable
 from bart_export.server.messages import object_array
 from bart_export.server.metrics import GenerationMetrics, Metrics
@@ -226,6 +229,62 @@ def test_a_worker_that_cannot_start_again_is_given_up(symmetric_artifact, tmp_pa
     servable.close()
 
 
+def test_a_process_that_cannot_be_started_once_delays_its_jobs(
+    symmetric_artifact, monkeypatch, caplog
+):
+    monkeypatch.setattr(worker_pool, "RESTART_SECONDS", 0.1)
+    servable = opened(symmetric_artifact.directory)
+    settings = servable.settings(num_beams=1, min_length=60, max_length=60)
+    jobs = [Job([0, 10 + number, 2], settings, Limits()) for number in range(2)]
+    start, errors = worker_pool.PROCESSES.Process.start, [OSError(24, "Too many open files")]
+
+    def start_or_fail(process):
+        if errors:
+            raise errors.pop()
+        start(process)
+
+    monkeypatch.setattr(worker_pool.PROCESSES.Process, "start", start_or_fail)
+    (process,) = multiprocessing.active_children()
+    os.kill(process.pid, signal.SIGSTOP)  # so that it dies with its jobs
+    servable.pool.submit(jobs)
+    process.kill()
+    assert [job.future.result(60).timings.tokens for job in jobs] == [59, 59]
+    servable.close()
+    killed, failed = caplog.messages
+    assert "it was killed by SIGKILL" in killed
+    assert "Too many open files" in failed
+
+
+def test_a_first_process_that_cannot_be_started_is_an_error(symmetric_artifact, monkeypatch):
+    def fail(process):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(worker_pool.PROCESSES.Process, "start", fail)
+    with pytest.raises(EngineError, match="A worker cannot open .*Too many open files"):
+        opened(symmetric_artifact.directory)
+
+
+def test_a_worker_that_hangs_is_killed_when_its_model_is_closed(symmetric_artifact, monkeypatch):
+    monkeypatch.setattr(worker_pool, "END_SECONDS", 0.2)
+    servable = opened(symmetric_artifact.directory)
+    (process,) = multiprocessing.active_children()
+    os.kill(process.pid, signal.SIGSTOP)
+    servable.close()
+    assert not process.is_alive()
+
+
+def test_the_limits_of_a_job_are_checked_while_its_worker_hangs(symmetric_artifact):
+    servable = opened(symmetric_artifact.directory)
+    (process,) = multiprocessing.active_children()
+    os.kill(process.pid, signal.SIGSTOP)
+    limits = Limits(deadline=time.monotonic() + 0.1)
+    with pytest.raises(StatusError) as error:
+        servable.pool.run([Job([0, 10, 2], servable.settings(), limits)])
+    assert error.value.code == Code.DEADLINE_EXCEEDED
+    os.kill(process.pid, signal.SIGCONT)
+    servable.close()
+
+
 def test_the_worker_with_the_fewest_jobs_takes_the_next_and_those_of_one_that_dies(mini_artifact):
     servable = opened(mini_artifact.directory, workers=2)
     jobs = [
@@ -242,7 +301,7 @@ def test_the_worker_with_the_fewest_jobs_takes_the_next_and_those_of_one_that_di
     dead.kill()
     results = [job.future.result(60) for job in jobs]
     assert [result.timings.tokens for result in results] == [199] * 3
-    assert sum(job.is_retried for job in jobs) in (1, 2)
+    assert sum(job.attempts == 2 for job in jobs) in (1, 2)
     assert alive.is_alive()
     servable.close()
     assert not alive.is_alive()
