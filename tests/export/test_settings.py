@@ -1,5 +1,7 @@
 """Settings of a checkpoint, from an export to a call: each front end follows them alike."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,12 +9,14 @@ import pytest
 from support.command import printed, refusal
 
 from bart_export.artifact.artifact import REPORT, Artifact
-from bart_export.config import GenerationConfig
 from bart_export.errors import InputError
 from bart_export.runtime import Generator
-from bart_export.server import litert_engine
+from bart_export.server.litert_engine import ArtifactServable
+from bart_export.server.messages import object_array
+from bart_export.server.metrics import GenerationMetrics, Metrics
+from bart_export.server.options import ServeOptions
 from bart_export.server.rest import text_and_parameters
-from bart_export.server.servable import Limits
+from bart_export.server.servable import Call, StreamCall
 
 CASE = Path(__file__).parents[1] / "data/cases/max-length-beyond-positions"
 NOTE = (
@@ -60,23 +64,40 @@ def test_what_is_asked_by_default_can_be_answered(exported):
     assert len(Generator.from_artifact(exported).generate("the an in").token_ids) <= 32
 
 
-def test_every_front_end_lowers_a_shortest_length_that_a_call_leaves_alone(exported):
-    opened = Generator.from_artifact(exported)
-    stated = GenerationConfig(max_length=24, min_length=12, num_beams=4)
-    generator = Generator(opened.tokenizer, opened.engine, stated, opened.encoder_sequence_length)
+def test_every_front_end_lowers_a_shortest_length_that_a_call_leaves_alone(tmp_path):
+    preset = shutil.copytree(CASE, tmp_path / "preset")
+    settings = json.loads((CASE / "generation_config.json").read_text(encoding="utf-8"))
+    del settings["max_new_tokens"]
+    settings.update(max_length=24, min_length=12, num_beams=4)
+    (preset / "generation_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    exported = tmp_path / "exported"
+    target = "--target", "tflite", "--recipe", "float32", "--output", exported
+    output_of("--preset", preset, *target)
+    generator = Generator.from_artifact(exported)
     text = "the an in"
     expected = generator.generate(text, max_length=8, min_length=8)
     assert generator.generate(text, max_length=8).token_ids == expected.token_ids
     assert generator.generate(text, max_new_tokens=7).token_ids == expected.token_ids
+    assert len(generator.generate(text).token_ids) >= 12
 
-    inputs = {"text": np.array([text.encode()], object), "max_length": np.array([8], np.int32)}
-    found = litert_engine.generate_text(generator, inputs, Limits())
-    (served,) = found["generated_text"]
+    metrics = GenerationMetrics(Metrics(), "case")
+    servable = ArtifactServable(exported, ServeOptions(), metrics)
+    inputs = {"text": object_array([text.encode()]), "max_length": np.array([8], np.int32)}
+    call = Call(signature="generate_text", inputs=inputs, outputs=("generated_text",))
+    (served,) = servable.submit(call).result(60)["generated_text"]
     assert served[0].decode() == expected.text
 
     streamed_text, parameters = text_and_parameters({"text": text, "max_new_tokens": 7})
-    streamed = generator.stream(streamed_text, **parameters)
-    assert "".join(streamed) == expected.text
+    pieces = []
+    servable.stream(
+        StreamCall(
+            text=streamed_text,
+            parameters=parameters,
+            emit=lambda piece, tokens: pieces.append(piece),
+        )
+    ).result(60)
+    assert "".join(pieces) == expected.text
+    servable.close()
 
 
 def test_new_tokens_are_a_flag(exported):
