@@ -17,29 +17,29 @@ from bart_export.contract import BEAMS, CAPACITY, ROWS, SOURCE, SOURCES, Bucket
 from bart_export.runtime.search import Decode
 from bart_export.runtime.sizing import Buckets, Dynamic, FloatArray, IntArray, check_source
 
-RESERVED = (SOURCES, SOURCE, CAPACITY)
-FEWER = 0.6  # resizing copies the caches, which takes about as long as five steps
+SIZED_AXES = (SOURCES, SOURCE, CAPACITY)
+SHRINK_BELOW = 0.6  # of the size; resizing takes about as long as five steps
 
-DRAFT_STEP = 4  # tokens of a draft, to resize its decoder rarely
+DRAFT_STEP = 4  # draft sizes are multiples, so that the decoder is rarely resized
 
 
 class Backend(Protocol):
     """An open file, with the buffers of one batch.
 
-    `slots` are places in a batch; a decoder's sizes say how many there are.
+    A slot is a place in the batch; the decoder's sizes determine how many there are.
     """
 
     def resize(self, decode: Bucket, kept: Sequence[int]) -> None:
-        """Give the decoder other sizes; the kept slots, in ascending order, become the first."""
+        """Resize the decoder, and move the slots in `kept`, in ascending order, to the front."""
 
     def admit(self, encode: Bucket, token_ids: IntArray, mask: IntArray, slot: int) -> None:
-        """Encode a source, int32 (one, source) with its mask, into a slot with empty caches."""
+        """Encode a source and its mask, both int32 (one, source), and clear the slot's caches."""
 
     def decode(self, token_ids: IntArray, position: IntArray, beam_index: IntArray) -> FloatArray:
         """Decode one token per row, int32 (rows,); return logits, float32 (rows, vocabulary)."""
 
     def decode_draft(self, bucket: Bucket, token_ids: IntArray, position: int) -> FloatArray:
-        """Decode tokens of the only row, int32 (draft,); return logits (draft, vocabulary)."""
+        """Decode a single row's tokens, int32 (draft,); return logits (draft, vocabulary)."""
 
     def clear(self, slot: int, begin: int, end: int) -> None:
         """Set these positions of a slot's caches to 0."""
@@ -52,7 +52,7 @@ class Backend(Protocol):
 class Slot:
     """A source in a batch.
 
-    `position` is that of the next decoder token; `written` counts the positions in the caches.
+    `position` is the latest decoder token's; `written` is the number of cached positions.
     """
 
     index: int
@@ -62,7 +62,7 @@ class Slot:
 
 
 class Batch:
-    """The sources that run in an engine's `decode`."""
+    """The sources that an engine decodes together."""
 
     def __init__(
         self, config: BartConfig, backend: Backend, sizing: Dynamic | Buckets, beams: int
@@ -73,7 +73,7 @@ class Batch:
         self.draft_size = 0
 
     def admit(self, token_ids: Sequence[int], max_length: int) -> Slot:
-        """Encode a source of at most `max_length` decoder tokens into a free slot.
+        """Encode a source into a free slot, to generate at most `max_length` tokens.
 
         Raises:
             InputError: if the source is invalid or does not fit.
@@ -91,16 +91,16 @@ class Batch:
         return slot
 
     def release(self, slot: Slot) -> None:
-        """Give a slot back."""
+        """Free a slot."""
         self.slots.remove(slot)
 
     def step(self, requests: Mapping[Slot, Decode]) -> dict[Slot, FloatArray]:
-        """Decode the requests of all slots; return their logits, as `Decode` says."""
+        """Decode the requests of all slots; return their logits (see `Decode`)."""
         for slot, request in requests.items():
             slot.position = request.position
         drafts = isinstance(self.sizing, Dynamic) and self.sizing.drafts
         drafted = len(request.draft) if drafts and len(requests) == 1 else 0
-        self.reserve(len(self.slots), 1, slot.position + 1 + drafted)
+        self.reserve(len(self.slots), 1, slot.position + 1 + drafted, shrink=True)
         self.draft_size = max(self.draft_size, drafted + DRAFT_STEP - drafted % DRAFT_STEP)
         # The model has no embeddings for later positions, not even for padding.
         longest = self.config.max_sequence_length
@@ -125,7 +125,7 @@ class Batch:
         return results
 
     def step_draft(self, slot: Slot, request: Decode) -> FloatArray:
-        """Decode a token of the only row and its draft; return logits (1 + drafted, vocabulary)."""
+        """Decode a single row's token and draft; return logits (1 + drafted, vocabulary)."""
         assert isinstance(self.sizing, Dynamic) and self.bucket is not None
         bucket = self.sizing.decode_draft(self.bucket, self.draft_size)
         token_ids = np.array([*request.token_ids, *request.draft], np.int32)
@@ -134,20 +134,24 @@ class Batch:
         slot.written = min(request.position + self.draft_size, self.sizes[CAPACITY])
         return logits[: len(token_ids)]
 
-    def reserve(self, sources: int, source_length: int, capacity: int) -> None:
-        """Resize the decoder for a number of sources of up to a length, counting running ones.
+    def reserve(
+        self, sources: int, source_length: int, capacity: int, *, shrink: bool = False
+    ) -> None:
+        """Resize the decoder if it is too small, or with `shrink` if it is much too large.
 
-        Positions below `capacity` fit. A decoder that is much too large is resized, too.
+        It must hold `sources` sources, including running ones, of up to `source_length` tokens,
+        and positions below `capacity`.
         """
         longest = max([source_length, *(slot.source_length for slot in self.slots)])
-        capacity = max([capacity, *(slot.position + 1 for slot in self.slots)])
+        cached = [max(slot.position + 1, slot.written) for slot in self.slots]
+        capacity = max([capacity, *cached])
         needed = self.sizing.decode(sources, longest, self.beams, capacity)
-        fits = all(self.sizes.get(axis, 0) >= needed.sizes[axis] for axis in RESERVED)
-        if not fits or area(needed.sizes) < FEWER * area(self.sizes):
+        fits = all(self.sizes.get(axis, 0) >= needed.sizes[axis] for axis in SIZED_AXES)
+        if not fits or (shrink and area(needed.sizes) < SHRINK_BELOW * area(self.sizes)):
             self.resize(needed)
 
     def resize(self, bucket: Bucket) -> None:
-        """Resize the decoder, and move the sources to its first slots."""
+        """Resize the decoder, and move the sources to the front."""
         self.slots.sort(key=operator.attrgetter("index"))
         self.backend.resize(bucket, [slot.index for slot in self.slots])
         self.bucket = bucket

@@ -1,8 +1,8 @@
 """The backend for LiteRT's `CompiledModel`, with LiteRT's logging silenced.
 
-`encode` writes into the inputs of `decode`, and two sets of cache buffers alternate, so that calls
-copy no data. LiteRT logs from C++ to standard error when a model is opened, when the first buffer
-is written, and when the process ends.
+For a single source, `encode` writes into the inputs of `decode`; two sets of cache buffers
+alternate, so that steps copy no data. LiteRT logs from C++ to standard error when a model is
+opened, when the first buffer is written, and when the process ends.
 """
 
 import atexit
@@ -128,8 +128,8 @@ def resized(
 class BufferedSignature:
     """A signature of a `CompiledModel`, the sizes of its dynamic axes, and its buffers.
 
-    Cross tensors are written into another signature's inputs, and have no output buffers.
-    `borrowed` tensors have another signature's buffers, too. `resizes` is False for a static build.
+    Cross tensors are written into another signature's inputs and have no output buffers. `borrowed`
+    tensors also use another signature's buffers. `resizes` is False for a static build.
     """
 
     def __init__(
@@ -158,20 +158,18 @@ class BufferedSignature:
         """Return a tensor's current shape."""
         return [(self.fixed | self.sizes)[axis] for axis in tensor.axes]
 
-    def input_shape(self, name: str) -> list[int]:
-        """Return an input's current shape."""
-        return next(self.shape(each) for each in self.signature.inputs if each.name == name)
-
-    def output_shape(self, name: str) -> list[int]:
-        """Return an output's current shape."""
-        return next(self.shape(each) for each in self.signature.outputs if each.name == name)
+    def shape_of(self, name: str) -> list[int]:
+        """Return the current shape of an input or output; caches have the same as both."""
+        tensors = (*self.signature.inputs, *self.signature.outputs)
+        return next(self.shape(tensor) for tensor in tensors if tensor.name == name)
 
     def cross_outputs(self) -> Buffers:
-        """Return buffers for the cross tensors, to copy them into a slot."""
-        return {
-            name: self.model.create_output_buffer_by_name(self.name, name)
-            for name in self.cross_names
-        }
+        """Return new buffers for the cross tensors, to be copied into a slot."""
+        with failures(f"cannot allocate outputs of {self.name}"):
+            return {
+                name: self.model.create_output_buffer_by_name(self.name, name)
+                for name in self.cross_names
+            }
 
     def resize(self, sizes: Mapping[str, int]) -> None:
         """Change sizes, and create new buffers for the tensors that depend on them."""
@@ -212,10 +210,11 @@ def mapped(buffer: Native, shape: Sequence[int]) -> Iterator[FloatArray]:
     capsule = ctypes.py_object(buffer.capsule)
     handle = api.PyCapsule_GetPointer(capsule, api.PyCapsule_GetName(capsule))
     address = ctypes.c_void_p()
-    if library.LiteRtLockTensorBuffer(handle, ctypes.byref(address), READ_WRITE) != 0:
+    status = library.LiteRtLockTensorBuffer(handle, ctypes.byref(address), READ_WRITE)
+    if status != 0 or not address.value:
         raise EngineError("LiteRT cannot map a tensor buffer into memory.")
     try:
-        floats = (ctypes.c_float * math.prod(shape)).from_address(address.value or 0)
+        floats = (ctypes.c_float * math.prod(shape)).from_address(address.value)
         yield np.ctypeslib.as_array(floats).reshape(shape)
     finally:
         library.LiteRtUnlockTensorBuffer(handle)
@@ -239,9 +238,9 @@ def litert_library() -> ctypes.CDLL:
 
 
 def move_slots(old: FloatArray, new: FloatArray, kept: Sequence[int], rows: int) -> None:
-    """Copy the slots `kept`, of `rows` rows each, to the first slots of an array.
+    """Copy the slots in `kept`, of `rows` rows each, to the front of `new`.
 
-    If it is the same array, `kept` must be in ascending order.
+    If `old` and `new` are the same array, `kept` must be in ascending order.
     """
     inner = tuple(slice(min(sizes)) for sizes in zip(old.shape[1:], new.shape[1:], strict=True))
     for index, slot in enumerate(kept):
@@ -284,12 +283,12 @@ class CompiledModelBackend:
         old, before, self.decoder = self.decoder, {}, None  # its buffers are lost if this fails
         if old is not None:
             buffers = {name: old.inputs[name] for name in old.cross_names} | self.caches
-            before = {name: (buffer, old.input_shape(name)) for name, buffer in buffers.items()}
+            before = {name: (buffer, old.shape_of(name)) for name, buffer in buffers.items()}
         self.decoder = decoder = self.signature(bucket)
         rows = dict.fromkeys(decoder.cross_names, 1)
         rows |= dict.fromkeys(decoder.cache_names, bucket.sizes[contract.BEAMS])
         for name, beams in rows.items():
-            shape = decoder.input_shape(name)
+            shape = decoder.shape_of(name)
             buffer, old_shape = before.get(name, (None, []))
             same = old is decoder and shape == old_shape
             if name in decoder.cache_names and not same:
@@ -301,13 +300,13 @@ class CompiledModelBackend:
                 continue  # `admit` writes all of it
             with mapped(buffer if same else decoder.inputs[name], shape) as new:
                 if not same:
-                    new[:] = 0  # memory may contain NaN, which no mask hides
+                    new[:] = 0  # new memory may contain NaN, which masks do not hide
                 if same:
                     move_slots(new, new, kept, beams)
                 elif kept:
                     with mapped(buffer, old_shape) as array:
                         move_slots(array, new, kept, beams)
-        mask = np.zeros(decoder.input_shape("encoder_padding_mask"), np.int32)
+        mask = np.zeros(decoder.shape_of("encoder_padding_mask"), np.int32)
         width = min(mask.shape[1], self.mask.shape[1])
         mask[: len(kept), :width] = self.mask[kept, :width]
         self.mask = mask
@@ -331,8 +330,8 @@ class CompiledModelBackend:
             encoder.run({}, encoded)
             for name, buffer in encoded.items():
                 with (
-                    mapped(buffer, encoder.output_shape(name)) as array,
-                    mapped(decoder.inputs[name], decoder.input_shape(name)) as slots,
+                    mapped(buffer, encoder.shape_of(name)) as array,
+                    mapped(decoder.inputs[name], decoder.shape_of(name)) as slots,
                 ):
                     move_slots(array, slots[slot : slot + 1], [0], 1)
         self.mask[slot] = 0
@@ -347,7 +346,7 @@ class CompiledModelBackend:
         inputs = {"decoder_token_ids": token_ids, "position": position, "beam_index": beam_index}
         for name, array in inputs.items():
             if name in decoder.inputs:
-                shape = decoder.input_shape(name)
+                shape = decoder.shape_of(name)
                 # In version 1 of the contract, all rows share one position.
                 decoder.inputs[name].write(array[: math.prod(shape)].reshape(shape))
         decoder.run(self.caches, self.next_caches)
@@ -386,7 +385,7 @@ class CompiledModelBackend:
         assert decoder is not None
         beams = decoder.sizes[contract.BEAMS]
         for name, buffer in self.caches.items():
-            with mapped(buffer, decoder.input_shape(name)) as cache:
+            with mapped(buffer, decoder.shape_of(name)) as cache:
                 cache[slot * beams : (slot + 1) * beams, :, begin:end] = 0
 
     def cross(self, slot: int) -> dict[str, FloatArray]:
@@ -395,6 +394,6 @@ class CompiledModelBackend:
         assert decoder is not None
         cross = {}
         for name in decoder.cross_names:
-            with mapped(decoder.inputs[name], decoder.input_shape(name)) as array:
+            with mapped(decoder.inputs[name], decoder.shape_of(name)) as array:
                 cross[name] = array[slot : slot + 1].copy()
         return cross

@@ -67,9 +67,9 @@ class Generator:
     """Generates text with an exported BART model.
 
     Texts are decoded together, as many as `max_batch_size` and `memory_budget` allow. Each gets the
-    result that it would get alone, except for rounding. Texts with another number of beams wait
-    until these have ended. Thread-safe: threads share the batch. As a context manager, a Generator
-    releases the model at the end of the block.
+    same result as alone, up to rounding. Texts with different numbers of beams take turns.
+    Thread-safe: threads share the batch. As a context manager, a Generator releases the model at
+    the end of the block.
 
     Args:
         tokenizer: converts text to ids and back.
@@ -77,9 +77,9 @@ class Generator:
         generation: the default settings.
         encoder_sequence_length: the maximum number of source tokens, including start and end.
         source: the origin that `repr` shows.
-        max_batch_size: the maximum number of beams, of all texts, decoded together; one text is
-            always decoded.
-        memory_budget: bytes for the decoder's inputs and outputs; one text always runs.
+        max_batch_size: the maximum number of beams, over all texts, decoded together; a single text
+            always fits.
+        memory_budget: bytes for the decoder's inputs and outputs; a single text always fits.
     """
 
     def __init__(
@@ -127,8 +127,8 @@ class Generator:
                 installed.
             num_threads: threads of the engine; None means one for a small model and all cores for
                 a larger one.
-            max_batch_size, memory_budget: see `Generator`. A static build, tflite-runtime and an
-                artifact from before version 2 of the contract decode one text at a time.
+            max_batch_size, memory_budget: see `Generator`. A static build and an artifact from
+                before version 2 of the contract decode one text at a time.
 
         Raises:
             ArtifactError: if the artifact is damaged or has no such file.
@@ -235,13 +235,13 @@ class Generator:
         special_tokens: bool = False,
         **parameters: Any,
     ) -> Iterator[Result | BartExportError]:
-        """Yield the result of each text, in order, while reading the texts as they are needed.
+        """Yield the result of each text, in order; texts are read as needed.
 
-        Texts of similar length are decoded together, so hundreds of texts are read ahead.
+        Texts of similar length are decoded together, so up to 512 texts are read ahead.
 
         Args:
             texts: the source texts.
-            return_exceptions: yield the error of a text instead of raising it.
+            return_exceptions: yield a text's error instead of raising it.
             truncate, allow_empty, special_tokens, parameters: see `generate`.
 
         Raises:

@@ -68,12 +68,12 @@ class Result:
 class Stream(Iterator[str]):
     """An iterator that yields the pieces of a generated text as soon as they are final.
 
-    Thread-safe. The generation starts with the first read, and goes on whenever any text of its
-    Generator is waited for. `close`, or dropping the last reference, stops it.
+    Thread-safe. The generation starts with the first read, and advances whenever its Generator
+    decodes. `close`, or dropping the last reference, stops it.
 
     Args:
         scheduler: runs the search.
-        task: the source and its settings, not submitted yet.
+        task: the source and its settings, not yet submitted.
         detokenizer: converts settled tokens to text.
         to_result: returns the result of a finished task.
     """
@@ -119,11 +119,12 @@ class Stream(Iterator[str]):
 
     def drain(self) -> Result:
         """Complete the generation and return its result, or raise its error."""
-        self.task.streams = False
-        self.wait()
-        if self.result is None:
-            raise self.task.error or EngineError("The stream was closed before its end.")
-        return self.result
+        with self.lock:
+            self.task.streams = False
+            self.wait()
+            if self.result is None:
+                raise self.task.error or EngineError("The stream was closed before its end.")
+            return self.result
 
     def wait(self) -> None:
         """Start the generation, and wait until its task is ready."""
@@ -137,4 +138,4 @@ class Stream(Iterator[str]):
         self.scheduler.cancel(self.task)
 
     def __del__(self) -> None:
-        self.task.cancelled = True  # no lock: the collector may run anywhere
+        self.task.cancelled = True  # no lock: the garbage collector may run while it is held

@@ -1,15 +1,16 @@
 """Continuous batching: all running searches share one call of `decode` per token.
 
 A source is admitted as soon as a slot is free, encoded alone, and decoded at its own position and
-with its own settings. Searches with equal numbers of beams run together; other searches wait until
-these have ended, in the order of submission.
+with its own settings. Searches with the same number of beams run together; the others wait for them
+to end, in order of submission.
 
-One thread at a time runs `step`; `wait` makes one of the waiting threads do it for all.
+One thread at a time runs `step`; `wait` makes one waiting thread do so for all.
 """
 
 import collections
 import dataclasses
 import itertools
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,9 +23,9 @@ from bart_export.runtime.search import Decode, Finished, Hypothesis, Search, sea
 from bart_export.runtime.sizing import MAX_SOURCES, decoder_bytes
 
 MAX_BATCH_SIZE = 16  # rows; larger batches decoded no more tokens a second
-MOST_MEMORY = 1 << 40
+MAX_MEMORY_BUDGET = 1 << 40
 MEMORY_BUDGET = 256 << 20  # bytes; 28 sources of 256 tokens in bart_base's shape
-WINDOW = 256  # sources that are sorted by length, so that a batch has little padding
+WINDOW = 256  # sources that are sorted by length, to reduce padding
 CLOSED = "The Generator was closed. Open the artifact again."
 
 
@@ -33,7 +34,7 @@ class Task:
     """A source and its search.
 
     Attributes:
-        streams: whether the task is ready with every new token, or only at the end.
+        streams: whether every new token makes the task ready, or only its end.
         tokens: settled tokens that have not been read.
         hypotheses: the result, or None before the end.
         error: the exception that ended the search, or None.
@@ -53,9 +54,13 @@ class Task:
     ended: float = 0.0
     settled: int = 0
     request: Decode = dataclasses.field(init=False)
-    repeated: int = 0  # settled tokens to drop, because a restarted search settles them again
+    repeated: int = 0  # settled tokens to skip, because a restarted search repeats them
 
     def __post_init__(self) -> None:
+        if self.generation.do_sample and self.generation.seed is None:
+            # A restarted search must draw the same tokens.
+            seed = secrets.randbits(63)
+            self.generation = dataclasses.replace(self.generation, seed=seed)
         self.search: Search = search(self.generation, self.token_ids)
 
     @property
@@ -91,7 +96,7 @@ class Task:
         self.tokens.extend(fresh)
 
     def take(self) -> list[int]:
-        """Remove and return the tokens that have not been read."""
+        """Remove and return the unread tokens."""
         return [self.tokens.popleft() for _ in range(len(self.tokens))]
 
     def fail(self, error: Exception) -> None:
@@ -99,27 +104,27 @@ class Task:
         self.error, self.ended = error, time.perf_counter()
 
     def restart(self) -> None:
-        """Prepare to run again from the beginning."""
+        """Prepare to start over."""
         self.search = search(self.generation, self.token_ids)
         self.repeated, self.settled = max(self.repeated, self.settled), 0
 
 
 class Scheduler:
-    """Runs searches on an engine, as many together as fit.
+    """Runs searches on an engine, as many at a time as fit.
 
     Args:
         engine: the engine, which must not be used elsewhere.
-        max_batch_size: the maximum number of rows, the beams of all sources, decoded together; one
-            source is always decoded.
-        memory_budget: the maximum size, in bytes, of the decoder's inputs and outputs, from which
-            follows how many sources fit; one source always does.
+        max_batch_size: the maximum number of rows (beams of all sources) decoded together; a single
+            source always fits.
+        memory_budget: the maximum size of the decoder's inputs and outputs, in bytes; a single
+            source always fits.
 
     Raises:
         ConfigurationError: if a number is out of range.
 
     Attributes:
         encode_seconds, decode_seconds, search_seconds: total times of all steps so far.
-        finished, tokens: how many searches have a result, and the tokens of their best ones.
+        finished, tokens: the numbers of finished searches and of tokens in their best sequences.
     """
 
     def __init__(
@@ -130,7 +135,7 @@ class Scheduler:
     ) -> None:
         for name, size, most in (
             ("max_batch_size", max_batch_size, MAX_SOURCES),
-            ("memory_budget", memory_budget, MOST_MEMORY),
+            ("memory_budget", memory_budget, MAX_MEMORY_BUDGET),
         ):
             accepted = is_whole(size) and 1 <= size <= most
             require(accepted, name, f"an integer from 1 to {most}", size)
@@ -138,7 +143,7 @@ class Scheduler:
         self.max_batch_size = max_batch_size
         self.memory_budget = memory_budget
         self.waiting: collections.deque[Task] = collections.deque()
-        self.entering: list[Task] = []  # about to be encoded
+        self.admitting: list[Task] = []  # about to be encoded
         self.running: dict[Task, Slot] = {}
         self.batch: Batch | None = None
         self.encode_seconds = self.decode_seconds = self.search_seconds = 0.0
@@ -165,7 +170,7 @@ class Scheduler:
         """Step until `ready`, or wait while another thread steps."""
         while True:
             with self.changed:
-                while self.stepping and not ready():
+                while (self.stepping or self.closing) and not ready():
                     self.changed.wait()
                 if ready():
                     return
@@ -175,7 +180,7 @@ class Scheduler:
                     if self.step():
                         with self.changed:
                             self.changed.notify_all()
-            except BaseException:  # Ctrl-C, perhaps between two changes that belong together
+            except BaseException:  # such as Ctrl-C, which may leave an inconsistent state
                 self.restart()
                 raise
             finally:
@@ -197,11 +202,7 @@ class Scheduler:
         try:
             logits = self.batch.step({slot: task.request for task, slot in self.running.items()})
         except EngineError as error:
-            if len(tasks) == 1:
-                tasks[0].fail(error)
-            else:  # memory may suffice for fewer, and if one is the cause, it then fails alone
-                self.max_batch_size = max(1, len(tasks) * tasks[0].rows // 2)
-            self.restart()
+            self.retry(tasks, error)
             return True
         decoded = time.perf_counter()
         for task in tasks:
@@ -210,33 +211,33 @@ class Scheduler:
         ended = [task for task in tasks if task.ended]
         self.release(ended)
         for task in ended:
-            del task.request  # its logits would keep those of the whole batch
+            del task.request  # its logits keep those of the whole batch alive
         self.decode_seconds += decoded - began
         self.search_seconds += time.perf_counter() - decoded
         return any(task.ready for task in tasks)
 
     def admit(self) -> None:
-        """Encode the first waiting sources, as many as fit beside the running ones."""
+        """Encode the first waiting sources that fit alongside the running ones."""
         with self.changed:
             self.plan()
-        if self.entering:
+        if self.admitting:
             began = time.perf_counter()
             self.encode()
             self.encode_seconds += time.perf_counter() - began
 
     def plan(self) -> None:
-        """Move the first waiting tasks that fit to `entering`; the caller holds the lock."""
+        """Move the first waiting tasks that fit to `admitting`; the caller holds the lock."""
         while self.waiting:
             task = self.waiting[0]
-            together = [*self.running, *self.entering, task]
+            together = [*self.running, *self.admitting, task]
             if not task.cancelled:
-                if task.rows != together[0].rows or len(together) > self.most(together):
+                if task.rows != together[0].rows or len(together) > self.source_limit(together):
                     return
-                self.entering.append(task)
+                self.admitting.append(task)
             self.waiting.popleft()
 
-    def most(self, tasks: Sequence[Task]) -> int:
-        """Return how many sources may be decoded together if `tasks` are among them."""
+    def source_limit(self, tasks: Sequence[Task]) -> int:
+        """Return how many sources, including those of `tasks`, may be decoded together."""
         sizing, rows = self.engine.sizing, tasks[0].rows
         most = min(self.max_batch_size // rows, sizing.max_sources)
         if most <= 1:
@@ -245,17 +246,17 @@ class Scheduler:
         capacity = max(task.generation.max_length for task in tasks)
         try:
             needed = decoder_bytes(sizing, source, rows, capacity)
-        except InputError:  # `encode` refuses the one that does not fit
+        except InputError:  # `encode` rejects the source that does not fit
             return 1
         return max(1, min(most, self.memory_budget // needed))
 
     def encode(self) -> None:
-        """Encode all tasks in `entering`, and start their searches."""
+        """Encode all tasks in `admitting`, and start their searches."""
         if self.batch is None or not self.running:
-            self.batch = self.engine.batch(self.entering[0].rows)
-        longest = max(len(task.token_ids) for task in self.entering)
-        while self.entering:
-            task, sources = self.entering[0], len(self.running) + len(self.entering)
+            self.batch = self.engine.batch(self.admitting[0].rows)
+        longest = max(len(task.token_ids) for task in self.admitting)
+        while self.admitting:
+            task, sources = self.admitting[0], len(self.running) + len(self.admitting)
             task.admitted = time.perf_counter()
             try:
                 if sources > 1:
@@ -263,19 +264,19 @@ class Scheduler:
                 slot = self.batch.admit(task.token_ids, task.generation.max_length)
             except InputError as error:
                 task.fail(error)
-                self.entering.pop(0)
+                self.admitting.pop(0)
                 continue
             except EngineError as error:
-                task.fail(error)
-                self.restart()
+                self.retry([*self.running, *self.admitting], error)
                 return
             task.encoded = time.perf_counter()
-            self.running[self.entering.pop(0)] = slot
+            self.running[task] = slot
+            self.admitting.pop(0)
             task.advance()
         self.release([task for task in self.running if task.ended])
 
     def release(self, tasks: Sequence[Task]) -> None:
-        """Remove running tasks and give their slots back."""
+        """Remove running tasks and free their slots."""
         for task in tasks:
             slot = self.running.pop(task)
             if task.hypotheses is not None:
@@ -284,17 +285,30 @@ class Scheduler:
             if self.batch is not None:
                 self.batch.release(slot)
 
-    def restart(self) -> None:
-        """Let the running tasks wait again, because the state of the batch is unknown.
+    def retry(self, tasks: Sequence[Task], error: EngineError) -> None:
+        """Restart tasks after an error, half as many at a time; a single task fails.
 
-        A search gives the same tokens again; those that were read are not read again.
+        Fewer tasks may fit in memory, and a task at fault will fail alone.
+        """
+        if len(tasks) == 1:
+            tasks[0].fail(error)
+        else:
+            self.max_batch_size = max(1, len(tasks) * tasks[0].rows // 2)
+        self.restart()
+
+    def restart(self) -> None:
+        """Return the running tasks to the queue, because the batch's state is unknown.
+
+        A restarted search repeats its tokens; `Task.settle` skips the repeated ones.
         """
         with self.changed:
-            tasks = [task for task in (*self.running, *self.entering) if not task.ended]
-            for task in tasks:
+            tasks = dict.fromkeys((*self.running, *self.admitting))
+            restarted = [task for task in tasks if not task.ended]
+            for task in restarted:
                 task.restart()
-            self.waiting.extendleft(reversed(tasks))
-            self.running, self.entering, self.batch = {}, [], None
+            # An interrupted change may have left a task in two places.
+            self.waiting = collections.deque(dict.fromkeys((*restarted, *self.waiting)))
+            self.running, self.admitting, self.batch = {}, [], None
 
     def close(self) -> None:
         """End all tasks with EngineError, and release the model."""
@@ -304,7 +318,7 @@ class Scheduler:
             self.closing = True
             while self.stepping:
                 self.changed.wait()
-            for task in (*self.running, *self.waiting):
+            for task in (*self.running, *self.admitting, *self.waiting):
                 task.fail(EngineError(CLOSED))
             self.running, self.batch = {}, None
             self.waiting.clear()
@@ -333,7 +347,7 @@ def run_in_order(
     sources: Iterable[Source | BartExportError],
     generation: GenerationConfig,
 ) -> Iterator[Submitted | BartExportError]:
-    """Yield each source when its task has ended, in order; errors are passed on.
+    """Yield each source once its task has ended, in order; errors are passed through.
 
     Up to `2 * WINDOW` sources are read ahead.
     """
@@ -341,19 +355,19 @@ def run_in_order(
     ahead: collections.deque[Submitted | BartExportError] = collections.deque()
     more = True
 
-    def hungry() -> bool:
-        """Return whether the batch is about to run short of sources."""
+    def needs_sources() -> bool:
+        """Return whether more sources must be read to keep the batch full."""
         running = sum(not row.task.ended for row in ahead if isinstance(row, Submitted))
         return more and running < scheduler.max_batch_size and len(ahead) <= WINDOW
 
     def ready() -> bool:
-        """Return whether there are sources to read or to yield."""
+        """Return whether it is time to read or yield a source."""
         row = ahead[0]
-        return hungry() or not isinstance(row, Submitted) or bool(row.task.ended)
+        return needs_sources() or not isinstance(row, Submitted) or bool(row.task.ended)
 
     try:
         while more or ahead:
-            if hungry():
+            if needs_sources():
                 window = [
                     Submitted(each, Task(each.token_ids, generation))
                     if isinstance(each, Source)
@@ -367,7 +381,7 @@ def run_in_order(
                     scheduler.submit(task)
             else:
                 scheduler.wait(ready)
-                if not hungry():
+                if not needs_sources():
                     yield ahead.popleft()
     finally:
         scheduler.cancel(*(row.task for row in ahead if isinstance(row, Submitted)))

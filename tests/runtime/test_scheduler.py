@@ -1,5 +1,6 @@
 """The scheduler: searches that share a batch find what each finds alone."""
 
+import dataclasses
 import itertools
 import threading
 import weakref
@@ -11,6 +12,7 @@ from bart_export.config import GenerationConfig
 from bart_export.errors import ConfigurationError, EngineError, InputError
 from bart_export.runtime.batch import Batch
 from bart_export.runtime.compiled_model import open_compiled_model
+from bart_export.runtime.drafts import PromptLookup
 from bart_export.runtime.scheduler import Scheduler, Task
 from bart_export.runtime.search import run, search
 
@@ -133,9 +135,9 @@ def test_memory_bounds_how_many_run_together(engine):
     one = Task([5] * 60, SETTINGS[1])
     scheduler.submit(one)
     scheduler.step()
-    assert scheduler.most([one]) == 8
+    assert scheduler.source_limit([one]) == 8
     scheduler.memory_budget = 1
-    assert scheduler.most([one]) == 1
+    assert scheduler.source_limit([one]) == 1
     scheduler.submit(Task([5] * 60, SETTINGS[1]))
     scheduler.step()
     assert len(scheduler.running) == 1
@@ -217,3 +219,77 @@ def test_a_finished_search_keeps_no_logits(engine, generation, monkeypatch):
     assert [logits() for logits in computed if logits() is not None] == []
     assert scheduler.finished == len(tasks)
     assert scheduler.tokens == sum(len(task.hypotheses[0].token_ids) - 1 for task in tasks)
+
+
+def test_a_burst_of_sources_resizes_the_decoder_once(engine, monkeypatch):
+    resized = []
+    backend = engine.backend
+    resize = backend.resize
+
+    def count(decode, kept):
+        resized.append(decode.sizes["sources"])
+        resize(decode, kept)
+
+    monkeypatch.setattr(backend, "resize", count)
+    scheduler = Scheduler(engine)
+    tasks = [scheduler.submit(Task([5] * 20, SETTINGS[0])) for _ in range(8)]
+    finish(scheduler)
+    assert resized == [8]
+    assert all(task.hypotheses for task in tasks)
+
+
+def test_another_source_does_not_cut_off_accepted_drafts(engine, alone, monkeypatch):
+    generation = SETTINGS[1]
+    source_ids = list(range(5, 30))
+    ((expected, score),) = alone(source_ids, generation)
+
+    def draft(lookup):
+        at = len(lookup.texts[1]) + 1
+        return expected[at : at + 8] if at > 11 else ()
+
+    monkeypatch.setattr(PromptLookup, "draft", draft)
+    drafted = dataclasses.replace(generation, prompt_lookup_num_tokens=8)
+    scheduler = Scheduler(engine)
+    task = scheduler.submit(Task(source_ids, drafted, streams=True))
+    while len(task.tokens) < 16:  # the positions of the first size of the caches
+        scheduler.step()
+    scheduler.submit(Task([5, 6], SETTINGS[0]))
+    finish(scheduler)
+    (found,) = task.hypotheses
+    assert (found.token_ids, found.score) == (expected, score)
+
+
+def test_a_restarted_sample_without_a_seed_draws_the_same_tokens(engine):
+    generation = GenerationConfig(**TOKENS, max_length=20, do_sample=True, top_k=0, temperature=3.0)
+    scheduler = Scheduler(engine)
+    task = scheduler.submit(Task([5, 6], generation, streams=True))
+    for _ in range(8):
+        scheduler.step()
+    read = task.take()
+    scheduler.restart()
+    finish(scheduler)
+    assert (2, *read, *task.tokens) == task.hypotheses[0].token_ids
+    again = Scheduler(engine)
+    other = again.submit(Task([5, 6], generation))
+    finish(again)
+    assert other.hypotheses[0].token_ids != task.hypotheses[0].token_ids
+
+
+def test_sources_that_do_not_fit_together_are_tried_with_fewer(engine, alone, monkeypatch):
+    backend = engine.backend
+    resize = backend.resize
+
+    def fail(decode, kept):
+        if decode.sizes["sources"] > 2:
+            raise EngineError("no memory")
+        resize(decode, kept)
+
+    monkeypatch.setattr(backend, "resize", fail)
+    scheduler = Scheduler(engine)
+    random = np.random.default_rng(8)
+    tasks = [scheduler.submit(Task(source(random), SETTINGS[0])) for _ in range(8)]
+    finish(scheduler)
+    assert scheduler.max_batch_size == 2
+    for task in tasks:
+        found = [(each.token_ids, each.score) for each in task.hypotheses]
+        assert found == alone(task.token_ids, task.generation)
