@@ -1,7 +1,7 @@
 """The LiteRT engine: worker processes for an artifact's `.tflite` file, without TensorFlow.
 
 Each call streams or runs a text or id signature. The sources of all calls are decoded together; see
-`worker_pool`. Texts are tokenized and detokenized on a thread of their call. Names, dtypes and
+`worker_pool`. Texts are tokenized, and streams detokenized, on the call's thread. Names, dtypes and
 shapes are those of the SavedModel, so that clients need not know which engine they use.
 """
 
@@ -58,15 +58,15 @@ class ArtifactServable:
         artifact = Artifact.open(directory)
         self.model = ModelInfo.from_artifact(artifact)
         workers = options.workers or 1
-        most = default_threads(artifact.manifest.parameter_count)
-        threads = options.num_threads or min(most, max(1, available_cores() // workers))
-        together = MAX_BATCH_SIZE if options.batching else 1
-        opening = Opening(directory, artifact.manifest.exports, threads, together)
+        manifest, cores = artifact.manifest, max(1, available_cores() // workers)
+        threads = options.num_threads or min(default_threads(manifest.parameter_count), cores)
+        batch_size = MAX_BATCH_SIZE if options.batching else 1
+        opening = Opening(directory, manifest.exports, threads, batch_size)
         self.pool = WorkerPool(opening, workers, metrics)
         self.reader = TextReader(self.model.tokenizer, self.pool.longest)
         self.signature_defs = signature_defs(self.model.generation)
         # Waiting calls have threads, too: their sources wait in a worker.
-        self.threads = Workers(workers * together + options.queue_size, 0, "litert")
+        self.threads = Workers(workers * batch_size + options.queue_size, 0, "litert")
 
     def submit(self, call: Call) -> "Future[Tensors]":
         """Run a signature; see `servable.Servable`."""

@@ -104,8 +104,8 @@ class Metrics:
 class GenerationMetrics:
     """The metrics of a model's generations.
 
-    `running` and `waiting` are their numbers, `generated_tokens` counts the tokens of those that
-    have ended, and `batch_size` has the number of sources that each step of a worker decoded.
+    `running` and `waiting` are the current numbers, `generated_tokens` counts the tokens of
+    finished ones, and `batch_size` records how many sources each step decoded.
     """
 
     def __init__(self, metrics: Metrics, model_name: str) -> None:
@@ -117,7 +117,7 @@ class GenerationMetrics:
         self.queueing_time = metrics.queueing_time.labels(model_name)
 
     def first_token(self, seconds: float) -> None:
-        """Record how long after its submission a generation had its first token."""
+        """Record the time from a generation's submission to its first token."""
         self.time_to_first_token.observe(seconds * MICROSECONDS)
 
     def queueing(self, seconds: float) -> None:

@@ -20,8 +20,8 @@ class ServeOptions:
     """The settings of a server; `bart-export serve --help` describes most of them.
 
     `engine` is "tensorflow", "litert", or None for the fastest that a model's files allow.
-    `workers` are processes with litert and threads with tensorflow; they and `num_threads` (of each
-    worker) depend on the engine, the cores and the model's size if None.
+    `workers` are processes with litert, threads with tensorflow. If None, `workers` and
+    `num_threads` (per worker) depend on the engine, the cores and the model's size.
     Without `batching`, neither `batching_parameters_file` nor a version's `batching_params.pbtxt`
     is read. A failed version is loaded again `load_retries` times, `retry_seconds` apart;
     TensorFlow Serving's 5 and 60 would report a broken model only after five minutes.

@@ -1,7 +1,7 @@
 """A worker process: one scheduler that decodes the sources of all requests together.
 
-The server and its workers exchange pickled `Orders` and `News` over a pipe. A worker ends when the
-server says so, or dies. This module imports nothing else of the server.
+The server sends pickled `Commands` over a pipe, and a worker replies with `Message`s. A worker ends
+when the server tells it to, or dies. This module imports nothing else from the server.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from bart_export.runtime.scheduler import Source, Task
 
 @dataclasses.dataclass(frozen=True)
 class Opening:
-    """What a worker opens: an artifact with this number of exports."""
+    """What a worker opens, and how; `exports` is the artifact's expected number of exports."""
 
     directory: pathlib.Path
     exports: int
@@ -43,8 +43,8 @@ class Opening:
 
 
 @dataclasses.dataclass(frozen=True)
-class Order:
-    """A source to generate from; with `streams`, its tokens are reported as they settle."""
+class Start:
+    """A command to generate from a source; with `streams`, tokens are reported as they settle."""
 
     number: int
     token_ids: Sequence[int]
@@ -54,12 +54,12 @@ class Order:
 
 @dataclasses.dataclass(frozen=True)
 class Cancel:
-    """The order to stop these generations."""
+    """A command to stop these generations."""
 
     numbers: Sequence[int]
 
 
-Orders: TypeAlias = list[Order] | Cancel  # None is the last order
+Commands: TypeAlias = list[Start] | Cancel  # None ends the worker
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,13 +78,13 @@ class Failed:
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """What has happened since the last news.
+    """What has happened since the previous message.
 
     Attributes:
         batch_sizes: the number of sources that each step decoded together.
-        started: for each source that was admitted, the seconds since then.
-        tokens: the tokens that have settled, for each source that streams.
-        ended: the result, or the error, of each source that has ended.
+        started: the seconds since its admission, for each newly admitted source.
+        tokens: the newly settled tokens of each source that streams.
+        ended: the result or error of each source that has ended.
     """
 
     batch_sizes: list[int]
@@ -93,11 +93,11 @@ class Progress:
     ended: dict[int, Result | Exception]
 
 
-News: TypeAlias = Ready | Failed | Progress
+Message: TypeAlias = Ready | Failed | Progress
 
 
 def run(pipe: Connection, opening: Opening) -> None:
-    """Open an artifact and generate until the last order, or until the server has died."""
+    """Open an artifact and generate until told to end, or until the server dies."""
     with contextlib.suppress(EOFError, OSError):
         try:
             generator = opening.generator()
@@ -118,29 +118,29 @@ class Worker:
         self.batch_sizes: list[int] = []
 
     def work(self) -> None:
-        """Take orders and decode, until the last order; wait for orders only without tasks."""
+        """Take commands and decode until told to end; wait for commands only when idle."""
         while True:
             while self.pipe.poll(0 if self.scheduler.running or self.scheduler.waiting else None):
-                orders: Orders | None = self.pipe.recv()
-                if orders is None:
+                commands: Commands | None = self.pipe.recv()
+                if commands is None:
                     return
-                self.take(orders)
+                self.take(commands)
             self.scheduler.step()
             self.report()
 
-    def take(self, orders: Orders) -> None:
+    def take(self, commands: Commands) -> None:
         """Submit new tasks, or cancel tasks."""
-        if isinstance(orders, Cancel):
-            ended = [self.tasks.pop(number, None) for number in orders.numbers]
+        if isinstance(commands, Cancel):
+            ended = [self.tasks.pop(number, None) for number in commands.numbers]
             self.scheduler.cancel(*filter(None, ended))
-            self.started.difference_update(orders.numbers)
+            self.started.difference_update(commands.numbers)
             return
-        for order in orders:
-            task = Task(order.token_ids, order.generation, order.streams)
-            self.tasks[order.number] = self.scheduler.submit(task)
+        for start in commands:
+            task = Task(start.token_ids, start.generation, start.streams)
+            self.tasks[start.number] = self.scheduler.submit(task)
 
     def report(self) -> None:
-        """Send what the last steps did, unless nobody waits for it."""
+        """Send what the latest steps did, if any source started, settled tokens or ended."""
         decoded = sum(task.encoded > 0 for task in self.tasks.values())
         self.batch_sizes += [decoded] if decoded else []
         now = time.perf_counter()

@@ -1,8 +1,8 @@
 """Worker processes that run a model, and the jobs that the server gives them.
 
-The server's own process never runs a model: LiteRT holds Python's GIL, and no other request would
-be answered meanwhile. Each worker has a thread that listens to it. If a worker dies, another one is
-started, and its jobs are tried once more, except those whose tokens a client has received.
+The server's own process never runs a model: LiteRT holds Python's GIL, so that no other request
+would be answered in the meantime. A thread listens to each worker. If a worker dies, it is
+restarted, and its jobs are retried once, except those whose tokens a client has received.
 """
 
 import contextlib
@@ -27,17 +27,17 @@ from bart_export.server import worker
 from bart_export.server.metrics import GenerationMetrics
 from bart_export.server.servable import Limits
 from bart_export.server.status import Code, StatusError
-from bart_export.server.worker import Cancel, Failed, Opening, Order, Orders, Progress, Ready
+from bart_export.server.worker import Cancel, Commands, Failed, Opening, Progress, Ready, Start
 
 LOG = logging.getLogger(__name__)
 
-PROCESSES = multiprocessing.get_context("spawn")  # a fork would copy the server's threads' locks
-POLL_SECONDS = 0.02  # between checks of the limits of running jobs
-IDLE_SECONDS = 1.0  # before the first check, if a job comes while there is none
-MOST_FAILURES = 3  # starts in a row that fail before a worker is given up
+PROCESSES = multiprocessing.get_context("spawn")  # a fork would copy locks that are held
+POLL_SECONDS = 0.02  # between checks of running jobs' limits
+IDLE_SECONDS = 1.0  # between checks while there are no jobs; one may arrive meanwhile
+MAX_FAILED_STARTS = 3  # in a row, after which a worker is given up
 RESTART_SECONDS = 1.0  # between a failed start and the next one
-MAX_ATTEMPTS = 2  # processes that may die while they run a job
-END_SECONDS = 5.0  # for a process to end once its pipe is closed
+MAX_ATTEMPTS = 2  # processes that may die while running a job
+EXIT_SECONDS = 5.0  # for a process to exit once its pipe is closed
 
 
 @dataclasses.dataclass(eq=False)
@@ -66,9 +66,9 @@ class Job:
     attempts: int = 0
 
     @property
-    def order(self) -> Order:
-        """The message to a worker."""
-        return Order(self.number, self.token_ids, self.generation, self.streams)
+    def command(self) -> Start:
+        """The command to a worker that starts the job."""
+        return Start(self.number, self.token_ids, self.generation, self.streams)
 
 
 class WorkerPool:
@@ -111,7 +111,7 @@ class WorkerPool:
             if each.take(jobs):
                 return
         for job in jobs:
-            reason = f"No worker process runs: {self.workers[0].reason}"
+            reason = f"No worker process is running: {self.workers[0].reason}"
             self.end(job, StatusError(Code.UNAVAILABLE, reason))
 
     def cancel(self, jobs: Sequence[Job]) -> None:
@@ -120,7 +120,7 @@ class WorkerPool:
             each.stop(job, StatusError(Code.CANCELLED, "The request was cancelled"))
 
     def retry(self, jobs: Sequence[Job], reason: str) -> None:
-        """Run the jobs of a worker that died again, or end those that cannot run again."""
+        """Rerun the jobs of a worker that died, or end those that cannot be rerun."""
         again = [job for job in jobs if job.attempts < MAX_ATTEMPTS and not job.has_streamed]
         for job in again:
             if job.is_running:
@@ -130,10 +130,10 @@ class WorkerPool:
         if again:
             self.send(again)
         for job in set(jobs).difference(again):
-            message = f"The worker process of this request ended: {reason}. Try again."
+            message = f"The worker process of this request died: {reason}. Try again."
             self.end(job, StatusError(Code.UNAVAILABLE, message))
 
-    def hear(self, job: Job, progress: Progress) -> None:
+    def handle(self, job: Job, progress: Progress) -> None:
         """Record what has happened to a job."""
         metrics, waited = self.metrics, time.perf_counter() - job.submitted
         if job.number in progress.started:
@@ -167,13 +167,13 @@ class WorkerPool:
 
 
 class WorkerProcess:
-    """One of the pool's workers, which is started again when its process ends.
+    """One of the pool's workers, which is restarted when its process ends.
 
     Attributes:
         opened: the maximum number of source tokens, once the first process is ready.
         jobs: those that have not ended, by number.
         is_ready: whether the process has opened the artifact.
-        is_over: whether no process will be started again.
+        is_retired: whether the worker has been given up or closed.
         reason: why the last process ended.
         process: the last one that was started.
     """
@@ -183,61 +183,57 @@ class WorkerProcess:
         self.opened: Future[int] = Future()
         self.lock = threading.Lock()  # guards the fields below
         self.jobs: dict[int, Job] = {}
-        self.orders: queue.SimpleQueue[Orders | None] = queue.SimpleQueue()
-        self.is_ready = self.is_closing = self.is_over = False
+        self.commands: queue.SimpleQueue[Commands | None] = queue.SimpleQueue()
+        self.is_ready = self.is_closing = self.is_retired = False
         self.reason = ""
         self.process: BaseProcess | None = None
-        self.thread = threading.Thread(target=self.live, name="litert-worker", daemon=True)
+        self.thread = threading.Thread(target=self.supervise, name="litert-worker", daemon=True)
         self.thread.start()
 
     def take(self, jobs: Sequence[Job]) -> bool:
-        """Take jobs, which start as soon as the process is ready; return False if it is over."""
+        """Take jobs, which start as soon as the process is ready; return False if it is retired."""
         with self.lock:
-            if not self.is_over:
+            if not self.is_retired:
                 self.jobs.update((job.number, job) for job in jobs)
                 if self.is_ready:
                     self.start(jobs)
-            return not self.is_over
+            return not self.is_retired
 
     def start(self, jobs: Collection[Job]) -> None:
         """Tell the process to run jobs. The caller holds the lock."""
         for job in jobs:
             job.attempts += 1
-        self.orders.put([job.order for job in jobs])
+        self.commands.put([job.command for job in jobs])
 
     def stop(self, job: Job, error: StatusError) -> None:
         """Stop a job if it is one of this worker's."""
         with self.lock:
             is_ours = self.jobs.pop(job.number, None) is not None
             if is_ours and self.is_ready:
-                self.orders.put(Cancel([job.number]))
+                self.commands.put(Cancel([job.number]))
         if is_ours:
             self.pool.end(job, error)
 
     def close(self) -> None:
-        """End the process, without waiting for that."""
+        """Tell the process to end, without waiting."""
         with self.lock:
             self.is_closing = True
-            self.orders.put(None)
+            self.commands.put(None)
 
     def join(self) -> None:
-        """Wait for the end of a closed process, and kill it if it hangs."""
-        self.thread.join(END_SECONDS)
+        """Wait for a closed process to exit, and kill it if it hangs."""
+        self.thread.join(EXIT_SECONDS)
         while self.thread.is_alive():
             if self.process is not None:
                 self.process.kill()
-            self.thread.join(END_SECONDS)
+            self.thread.join(EXIT_SECONDS)
 
-    def live(self) -> None:
-        """Run a process, and another one whenever it ends; give up after failed starts."""
-        if hasattr(signal, "pthread_sigmask"):  # not on Windows
-            # The processes inherit the mask: a signal to the whole group, such as Ctrl-C, is the
-            # server's alone, which lets running calls finish.
-            resource_tracker.ensure_running()  # it would unblock them
-            signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    def supervise(self) -> None:
+        """Run the process, and restart it whenever it ends; give up after failed starts."""
         failures = 0
-        while not self.is_over:
+        while not self.is_retired:
             try:
+                block_signals()
                 reason = self.run_process()
             except Exception as error:  # such as too few file descriptors, threads or memory
                 reason = f"{type(error).__name__}: {error}"
@@ -245,26 +241,26 @@ class WorkerProcess:
                 failures = 0 if self.is_ready else failures + 1
                 lost, self.jobs = list(self.jobs.values()), {}
                 never = not self.opened.done()
-                self.is_over = self.is_closing or never or failures == MOST_FAILURES
+                self.is_retired = self.is_closing or never or failures == MAX_FAILED_STARTS
                 self.is_ready, self.reason = False, reason
             if never:
                 place = self.opening.directory
                 self.opened.set_exception(EngineError(f"A worker cannot open {place}: {reason}"))
             elif not self.is_closing:
-                log = LOG.error if self.is_over else LOG.warning
+                log = LOG.error if self.is_retired else LOG.warning
                 log(
                     "%s: a worker process ended: %s. %s",
                     self.opening.directory.name,
                     reason,
-                    f"Given up after {failures} failed starts" if self.is_over else
-                    f"Starting another; calls that it ran: {len(lost)}",
+                    f"Given up after {failures} failed starts" if self.is_retired else
+                    f"Restarting it; texts in progress: {len(lost)}",
                 )  # fmt: skip
             self.pool.retry(lost, reason)
-            if failures and not self.is_over:
+            if failures and not self.is_retired:
                 time.sleep(RESTART_SECONDS)
 
     def run_process(self) -> str:
-        """Run a process until it ends, and return the reason for its end."""
+        """Run a process until it ends, and return why it ended."""
         reason = ""
         pipe, other_end = PROCESSES.Pipe()
         process = PROCESSES.Process(target=worker.run, args=(other_end, self.opening), daemon=True)
@@ -273,54 +269,54 @@ class WorkerProcess:
                 process.start()
             with self.lock:
                 self.process = process
-                orders = self.orders = queue.SimpleQueue()
+                commands = self.commands = queue.SimpleQueue()
                 if self.is_closing:
-                    orders.put(None)
-            writer = threading.Thread(target=write, args=(pipe, orders), daemon=True)
+                    commands.put(None)
+            writer = threading.Thread(target=write, args=(pipe, commands), daemon=True)
             try:
                 writer.start()
                 with contextlib.suppress(EOFError, OSError):
                     while True:
                         watches = self.jobs or not self.is_ready
                         if pipe.poll(POLL_SECONDS if watches else IDLE_SECONDS):
-                            news = pipe.recv()
-                            if isinstance(news, Failed):
-                                reason = news.error
+                            message = pipe.recv()
+                            if isinstance(message, Failed):
+                                reason = message.error
                             else:
-                                self.hear(news)
+                                self.handle(message)
                         self.check_limits()
             finally:
-                process.join(END_SECONDS)
+                process.join(EXIT_SECONDS)
                 process.kill()
                 process.join()
-                orders.put(None)
+                commands.put(None)
                 if writer.is_alive():
                     writer.join()
         return reason or last_words("", process.exitcode or 0)
 
-    def hear(self, news: Ready | Progress) -> None:
-        """Handle a message of the process."""
-        if isinstance(news, Ready):
+    def handle(self, message: Ready | Progress) -> None:
+        """Handle a message from the process."""
+        if isinstance(message, Ready):
             with self.lock:
                 self.is_ready = True
                 if self.jobs:
                     self.start(self.jobs.values())
             if not self.opened.done():
-                self.opened.set_result(news.longest)
+                self.opened.set_result(message.longest)
             return
-        for size in news.batch_sizes:
+        for size in message.batch_sizes:
             self.pool.metrics.batch_size.observe(size)
-        for number in {*news.started, *news.tokens, *news.ended}:
+        for number in {*message.started, *message.tokens, *message.ended}:
             with self.lock:
-                ends = number in news.ended
+                ends = number in message.ended
                 job = self.jobs.pop(number, None) if ends else self.jobs.get(number)
-                if job is not None:  # with the lock, so that `stop` does not end it meanwhile
-                    self.pool.hear(job, news)
+                if job is not None:  # locked, so that `stop` cannot end it meanwhile
+                    self.pool.handle(job, message)
             if job is not None and ends:
-                self.pool.end(job, news.ended[number])
+                self.pool.end(job, message.ended[number])
 
     def check_limits(self) -> None:
-        """Stop the jobs that are no longer wanted."""
+        """Stop the jobs whose limits are exceeded."""
         for job in list(self.jobs.values()):
             try:
                 job.limits.check()
@@ -328,12 +324,23 @@ class WorkerProcess:
                 self.stop(job, error)
 
 
-def write(pipe: Connection, orders: "queue.SimpleQueue[Orders | None]") -> None:
-    """Send orders to a process until None, the last one, which ends it.
+def block_signals() -> None:
+    """Block the signals that stop a server in this thread and in the processes that it starts.
 
-    On a thread, because a full pipe blocks, and the process may be waiting for its own to be read.
+    A signal to the whole group, such as Ctrl-C, then reaches only the server, which lets running
+    calls finish.
+    """
+    if hasattr(signal, "pthread_sigmask"):  # not on Windows
+        resource_tracker.ensure_running()  # starting it later would unblock the signals
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+
+
+def write(pipe: Connection, commands: "queue.SimpleQueue[Commands | None]") -> None:
+    """Send commands to a process; None ends it.
+
+    Runs on a thread, because a full pipe blocks, and the process may be blocked by its own.
     """
     with contextlib.suppress(OSError):
-        while (order := orders.get()) is not None:
-            pipe.send(order)
+        while (command := commands.get()) is not None:
+            pipe.send(command)
         pipe.send(None)

@@ -177,7 +177,7 @@ def test_a_worker_that_is_killed_loses_no_request(server):
         os.kill(mini_worker(server), signal.SIGKILL)
         texts = [answer.result().json()["outputs"]["generated_text"] for answer in answers]
     assert all(text == texts[0] for text in texts)
-    assert server.logged("a worker process ended: it was killed by SIGKILL. Starting another") == 1
+    assert server.logged("a worker process ended: it was killed by SIGKILL. Restarting it") == 1
     assert server.client.is_running(0)
     assert server.client.metric("waiting_generations") == 0
 
@@ -221,7 +221,7 @@ def test_a_worker_that_cannot_start_again_is_given_up(symmetric_artifact, tmp_pa
     (process,) = multiprocessing.active_children()
     process.kill()
     servable.pool.workers[0].thread.join(60)
-    with pytest.raises(StatusError, match="No worker process runs: .*tflite") as error:
+    with pytest.raises(StatusError, match="No worker process is running: .*tflite") as error:
         servable.submit(call).result(60)
     assert error.value.code == Code.UNAVAILABLE
     assert [record.levelname for record in caplog.records] == [*["WARNING"] * 3, "ERROR"]
@@ -265,7 +265,7 @@ def test_a_first_process_that_cannot_be_started_is_an_error(symmetric_artifact, 
 
 
 def test_a_worker_that_hangs_is_killed_when_its_model_is_closed(symmetric_artifact, monkeypatch):
-    monkeypatch.setattr(worker_pool, "END_SECONDS", 0.2)
+    monkeypatch.setattr(worker_pool, "EXIT_SECONDS", 0.2)
     servable = opened(symmetric_artifact.directory)
     (process,) = multiprocessing.active_children()
     os.kill(process.pid, signal.SIGSTOP)
