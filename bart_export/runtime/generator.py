@@ -8,7 +8,6 @@ The artifact's settings are the defaults; a call's parameters override them.
 """
 
 import dataclasses
-import functools
 import os
 import pathlib
 from collections.abc import Generator as PythonGenerator
@@ -27,8 +26,6 @@ from bart_export.runtime.scheduler import (
     MAX_BATCH_SIZE,
     MEMORY_BUDGET,
     Scheduler,
-    Source,
-    Submitted,
     Task,
     run_in_order,
 )
@@ -221,8 +218,9 @@ class Generator:
         several = isinstance(text, Iterable) and not isinstance(text, (str, bytes, Mapping))
         texts = cast("list[str]", list(text) if several else [text])
         generation = self.settings(**parameters)
-        sources = [self.source_of(each, truncate, allow_empty, special_tokens) for each in texts]
-        results: list[Result] = list(self.run(sources, generation))
+        flags = truncate, allow_empty, special_tokens
+        tasks = [self.task(each, generation, *flags) for each in texts]
+        results: list[Result] = list(self.run(tasks))
         return results if several else results[0]
 
     def generate_iter(
@@ -249,14 +247,14 @@ class Generator:
         """
         generation = self.settings(**parameters)
 
-        def sources() -> Iterator[Source | BartExportError]:
+        def tasks() -> Iterator[Task | BartExportError]:
             for text in texts:
                 try:
-                    yield self.source_of(text, truncate, allow_empty, special_tokens)
+                    yield self.task(text, generation, truncate, allow_empty, special_tokens)
                 except BartExportError as error:
                     yield error
 
-        return self.run(sources(), generation, return_exceptions)
+        return self.run(tasks(), return_exceptions)
 
     @overload
     def generate_ids(self, token_ids: Sequence[int], **parameters: Any) -> Result: ...
@@ -279,7 +277,7 @@ class Generator:
         rows = cast("Sequence[Sequence[int]]", token_ids if several else [token_ids])
         for row in rows:
             check_source(self.engine.config, row)
-        results: list[Result] = list(self.run(map(Source, rows), generation))
+        results: list[Result] = list(self.run([Task(row, generation) for row in rows]))
         return results if several else results[0]
 
     def stream(
@@ -298,8 +296,10 @@ class Generator:
         stops the generation. Parameters and errors are those of `generate`.
         """
         generation = self.settings(**parameters)
-        source = self.source_of(text, truncate, allow_empty, special_tokens)
-        return self.pieces(source, generation)
+        task = self.task(text, generation, truncate, allow_empty, special_tokens)
+        task.streams = True
+        detokenizer = IncrementalDetokenizer(self.tokenizer, keep_first_space=False)
+        return Stream(self.scheduler, task, detokenizer, self.result)
 
     def settings(self, **parameters: Any) -> GenerationConfig:
         """Return the settings for a call's parameters; errors are those of `generate`."""
@@ -308,34 +308,18 @@ class Generator:
         check_length(self.engine.config, generation.max_length)
         return generation
 
-    def pieces(self, source: Source, generation: GenerationConfig) -> Stream:
-        """Return a stream from a source, which starts when it is first read."""
-        return Stream(
-            self.scheduler,
-            Task(source.token_ids, generation, streams=True),
-            IncrementalDetokenizer(self.tokenizer, keep_first_space=False),
-            functools.partial(self.result, source),
-        )
-
     def run(
-        self,
-        sources: Iterable[Source | BartExportError],
-        generation: GenerationConfig,
-        return_exceptions: bool = False,
+        self, tasks: Iterable[Task | BartExportError], return_exceptions: bool = False
     ) -> PythonGenerator[Any, None, None]:
-        """Yield the result of each source, in order; see `generate_iter`."""
-        for row in run_in_order(self.scheduler, sources, generation):
-            answer = row if isinstance(row, BartExportError) else self.answer(row)
+        """Yield the result of each task, in order; see `generate_iter`."""
+        for each in run_in_order(self.scheduler, tasks):
+            answer = (each.error or self.result(each)) if isinstance(each, Task) else each
             returned = return_exceptions and isinstance(answer, BartExportError)
             if isinstance(answer, Exception) and not returned:
                 raise answer
             yield answer
 
-    def answer(self, row: Submitted) -> Result | Exception:
-        """Return the result of a source whose task has ended, or its error."""
-        return row.task.error or self.result(row.source, row.task)
-
-    def result(self, source: Source, task: Task) -> Result:
+    def result(self, task: Task) -> Result:
         """Return the result of a finished task."""
         assert task.hypotheses is not None
         sequences = tuple(
@@ -348,7 +332,7 @@ class Generator:
         )
         tokens = len(sequences[0].token_ids) - 1
         timings = Timings(task.encoded - task.admitted, task.ended - task.encoded, tokens)
-        return Result(sequences, tuple(source.token_ids), timings, source.truncated)
+        return Result(sequences, tuple(task.token_ids), timings, task.truncated)
 
     def encode(self, text: str, truncate: bool, special_tokens: bool = False) -> list[int]:
         """Return the source token ids of a text, including start and end tokens."""
@@ -356,18 +340,22 @@ class Generator:
             text, self.encoder_sequence_length, truncate=truncate, special_tokens=special_tokens
         )
 
-    def source_of(
-        self, text: str, truncate: bool, allow_empty: bool, special_tokens: bool
-    ) -> Source:
-        """Return the source of a text, or raise InputError."""
+    def task(
+        self,
+        text: str,
+        generation: GenerationConfig,
+        truncate: bool,
+        allow_empty: bool,
+        special_tokens: bool,
+    ) -> Task:
+        """Return the task for a text, or raise InputError."""
         check_text(text, allow_empty)
         if not truncate:
-            return Source(self.encode(text, False, special_tokens))
-        return Source(
-            *self.tokenizer.encode_beginning(
-                text, self.encoder_sequence_length, special_tokens=special_tokens
-            )
+            return Task(self.encode(text, False, special_tokens), generation)
+        token_ids, truncated = self.tokenizer.encode_beginning(
+            text, self.encoder_sequence_length, special_tokens=special_tokens
         )
+        return Task(token_ids, generation, truncated=truncated)
 
 
 def check_text(text: str, allow_empty: bool) -> None:

@@ -35,6 +35,7 @@ class Task:
 
     Attributes:
         streams: whether every new token makes the task ready, or only its end.
+        truncated: whether `token_ids` are only the beginning of a text.
         tokens: settled tokens that have not been read.
         hypotheses: the result, or None before the end.
         error: the exception that ended the search, or None.
@@ -45,6 +46,7 @@ class Task:
     token_ids: Sequence[int]
     generation: GenerationConfig
     streams: bool = False
+    truncated: bool = False
     tokens: collections.deque[int] = dataclasses.field(default_factory=collections.deque)
     hypotheses: list[Hypothesis] | None = None
     error: Exception | None = None
@@ -326,62 +328,39 @@ class Scheduler:
             self.changed.notify_all()
 
 
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """The token ids of a source, and whether its text was truncated."""
-
-    token_ids: Sequence[int]
-    truncated: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Submitted:
-    """A source and its task."""
-
-    source: Source
-    task: Task
-
-
 def run_in_order(
-    scheduler: Scheduler,
-    sources: Iterable[Source | BartExportError],
-    generation: GenerationConfig,
-) -> Iterator[Submitted | BartExportError]:
-    """Yield each source once its task has ended, in order; errors are passed through.
+    scheduler: Scheduler, tasks: Iterable[Task | BartExportError]
+) -> Iterator[Task | BartExportError]:
+    """Yield each task once it has ended, in order; errors are passed through.
 
-    Up to `2 * WINDOW` sources are read ahead.
+    Up to `2 * WINDOW` tasks are read ahead.
     """
-    upcoming = iter(sources)
-    ahead: collections.deque[Submitted | BartExportError] = collections.deque()
+    upcoming = iter(tasks)
+    ahead: collections.deque[Task | BartExportError] = collections.deque()
     more = True
 
-    def needs_sources() -> bool:
-        """Return whether more sources must be read to keep the batch full."""
-        running = sum(not row.task.ended for row in ahead if isinstance(row, Submitted))
+    def needs_tasks() -> bool:
+        """Return whether more tasks must be read to keep the batch full."""
+        running = sum(not each.ended for each in ahead if isinstance(each, Task))
         return more and running < scheduler.max_batch_size and len(ahead) <= WINDOW
 
     def ready() -> bool:
-        """Return whether it is time to read or yield a source."""
-        row = ahead[0]
-        return needs_sources() or not isinstance(row, Submitted) or bool(row.task.ended)
+        """Return whether it is time to read or yield a task."""
+        first = ahead[0]
+        return needs_tasks() or not isinstance(first, Task) or bool(first.ended)
 
     try:
         while more or ahead:
-            if needs_sources():
-                window = [
-                    Submitted(each, Task(each.token_ids, generation))
-                    if isinstance(each, Source)
-                    else each
-                    for each in itertools.islice(upcoming, WINDOW)
-                ]
+            if needs_tasks():
+                window = list(itertools.islice(upcoming, WINDOW))
                 more = len(window) == WINDOW
                 ahead.extend(window)
-                tasks = [row.task for row in window if isinstance(row, Submitted)]
-                for task in sorted(tasks, key=lambda task: -len(task.token_ids)):
+                read = [each for each in window if isinstance(each, Task)]
+                for task in sorted(read, key=lambda task: -len(task.token_ids)):
                     scheduler.submit(task)
             else:
                 scheduler.wait(ready)
-                if not needs_sources():
+                if not needs_tasks():
                     yield ahead.popleft()
     finally:
-        scheduler.cancel(*(row.task for row in ahead if isinstance(row, Submitted)))
+        scheduler.cancel(*(each for each in ahead if isinstance(each, Task)))

@@ -17,7 +17,7 @@ from bart_export.config import GenerationConfig
 from bart_export.errors import ArtifactError, BartExportError
 from bart_export.runtime.generator import Generator
 from bart_export.runtime.results import Result
-from bart_export.runtime.scheduler import Source, Task
+from bart_export.runtime.scheduler import Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +155,7 @@ class Worker:
             if task.streams and task.tokens
         }
         ended = {
-            number: task.error or self.generator.result(Source(task.token_ids), task)
+            number: task.error or self.generator.result(task)
             for number, task in self.tasks.items()
             if task.ended
         }
