@@ -193,47 +193,45 @@ def static_buckets(
     source_lengths: Sequence[int],
     target_length: int,
     num_beams: Sequence[int],
+    draft_length: int = 0,
 ) -> tuple[Bucket, ...]:
     """Return the signatures of a static `.tflite` file.
 
-    These are `encode_S` for every source length, and `decode_S_K` for every source length and
-    number of beams (a `decode_single` for one beam). Readers must not rely on these names.
+    These are `encode_S` for every source length, `decode_S_K` for every source length and number of
+    beams (a `decode_single` for one beam), and with a `draft_length` and one beam `decode_draft_S`.
+    Readers must not rely on these names.
     """
-    longest = max(*source_lengths, target_length)
+    longest = max(*source_lengths, target_length, draft_length)
     if longest > config.max_sequence_length:
         raise ConfigurationError(
             f"source_lengths and target_length must be at most the model's "
             f"{config.max_sequence_length} positions, received {longest}."
         )
-    encode, decode, decode_single, _ = tflite_signatures(config)
-    return tuple(
-        bucket
-        for source in source_lengths
-        for bucket in (
-            Bucket(f"encode_{source}", encode, {SOURCE: source}),
-            *(
-                Bucket(
-                    f"decode_{source}_{beams}",
-                    decode if beams > 1 else decode_single,
-                    {
-                        SOURCES: 1,
-                        SOURCE: source,
-                        BEAMS: beams,
-                        ROWS: beams,
-                        CAPACITY: target_length,
-                    },
-                )
-                for beams in num_beams
-            ),
-        )
-    )
+    encode, decode, decode_single, decode_draft = tflite_signatures(config)
+    buckets = []
+    for source in source_lengths:
+        buckets.append(Bucket(f"encode_{source}", encode, {SOURCE: source}))
+        for beams in num_beams:
+            sizes = {
+                SOURCES: 1,
+                SOURCE: source,
+                BEAMS: beams,
+                ROWS: beams,
+                CAPACITY: target_length,
+            }
+            signature = decode if beams > 1 else decode_single
+            buckets.append(Bucket(f"decode_{source}_{beams}", signature, sizes))
+        if draft_length > 0 and 1 in num_beams:
+            sizes = {SOURCE: source, DRAFT: draft_length, CAPACITY: target_length}
+            buckets.append(Bucket(f"decode_draft_{source}", decode_draft, sizes))
+    return tuple(buckets)
 
 
 def tflite_buckets(config: BartConfig, shapes: "StaticShapes | None" = None) -> tuple[Bucket, ...]:
     """Return the signatures of a static `.tflite` file, or of a dynamic one if `shapes` is None."""
     if shapes is None:
         return dynamic_buckets(tflite_signatures(config))
-    return static_buckets(config, shapes.source_lengths, shapes.target_length, shapes.num_beams)
+    return static_buckets(config, **vars(shapes))
 
 
 # Optional settings for each text of a request, named as in `config.GenerationConfig`;
@@ -319,7 +317,8 @@ class StaticShapes:
     """The buckets of a static build; lengths are in tokens, including start and end.
 
     `source_lengths` and `num_beams` are sorted. There is an `encode` for every source length and a
-    `decode` for every pair; `target_length` is the capacity of a cache.
+    `decode` for every pair; `target_length` is the capacity of a cache. `draft_length` is the
+    number of tokens that a `decode_draft` for every source length decodes, or 0 for none.
 
     Raises:
         ConfigurationError: if a number is below 1, or a list is empty.
@@ -328,6 +327,7 @@ class StaticShapes:
     source_lengths: tuple[int, ...]
     target_length: int
     num_beams: tuple[int, ...]
+    draft_length: int = 0
 
     def __post_init__(self) -> None:
         for name in ("source_lengths", "num_beams"):

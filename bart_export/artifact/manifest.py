@@ -54,6 +54,7 @@ AXES = {
     "encode": ("source",),
     "decode": ("source", "beams", "capacity"),
     "decode_single": ("source", "beams", "capacity"),
+    "decode_draft": ("source", "draft", "capacity"),
 }
 
 IS_DIGEST = re.compile("[0-9a-f]{64}").fullmatch
@@ -312,12 +313,15 @@ class Manifest(Record):
             if isinstance(entry, TfliteEntry):
                 most, count = f"a list of at most {MOST_EXPRESSIONS}", len(entry.layers)
                 require(count <= MOST_EXPRESSIONS, f"{name}.layers", most, count)
-            for signature in entry.signatures.values() if isinstance(entry, StaticEntry) else ():
+            if not isinstance(entry, StaticEntry):
+                continue
+            for signature in entry.signatures.values():
+                version, drafts = entry.contract_version or 1, signature.signature == "decode_draft"
+                require(version > drafts, f"{name}.contract_version", "2, for drafts", version)
                 for axis in AXES[signature.signature]:
                     if axis not in signature.sizes:
                         raise ValueError(f"{name}.signatures.sizes lacks {axis}")
-                sizes = signature.all_sizes
-                if contract.ROWS in sizes:
+                if contract.ROWS in (sizes := signature.all_sizes):
                     rows = sizes[contract.SOURCES] * sizes[contract.BEAMS]
                     place = f"{name}.signatures.sizes.rows"
                     require(sizes[contract.ROWS] == rows, place, str(rows), sizes[contract.ROWS])

@@ -58,7 +58,11 @@ def calibrate(
             continue
         several = bucket.signature.name == "decode"
         beams = 1 if not several else bucket.sizes.get(contract.BEAMS, max(2, num_beams))
-        longest = bucket.sizes.get(contract.CAPACITY, config.max_sequence_length)
+        # A draft takes positions beyond the latest token's.
+        longest = min(
+            bucket.sizes.get(contract.CAPACITY, config.max_sequence_length),
+            config.max_sequence_length + 1 - bucket.sizes.get(contract.DRAFT, 1),
+        )
         encoder = encoders[bucket.sizes.get(contract.SOURCE)]
         model = TracedModel(file, config, encoder, bucket)
         for token_ids in sources:
@@ -154,16 +158,19 @@ class TracedModel:
     def step(
         self, state: tuple[int, Arrays, Arrays], token_ids: IntArray, beam_index: IntArray
     ) -> tuple[FloatArray, tuple[int, Arrays, Arrays]]:
-        """Decode one token for every beam."""
+        """Decode one token for every beam; a draft of several repeats the token."""
         position, source, caches = state
+        drafted = self.decoder.sizes.get(contract.DRAFT, 1)
+        tokens = token_ids.repeat(drafted)
+        positions = np.arange(position, position + drafted, dtype=np.int32)
         fed = {
             **source,
             **caches,
-            "decoder_token_ids": token_ids[None, :],
-            "position": np.full_like(token_ids, position),
+            "decoder_token_ids": tokens[None, :],
+            "position": np.resize(positions, tokens.shape),
             "beam_index": beam_index,
         }
         names = [tensor.name for tensor in self.decoder.signature.inputs]
         outputs = self.file.run(self.decoder.name, {name: fed[name] for name in names})
-        logits: FloatArray = outputs.pop("logits")
+        logits: FloatArray = outputs.pop("logits")[::drafted]
         return logits, (position + 1, source, outputs)

@@ -13,14 +13,12 @@ from typing import Protocol
 import numpy as np
 
 from bart_export.config import BartConfig
-from bart_export.contract import BEAMS, CAPACITY, ROWS, SOURCE, SOURCES, Bucket
+from bart_export.contract import BEAMS, CAPACITY, DRAFT, ROWS, SOURCE, SOURCES, Bucket
 from bart_export.runtime.search import Decode
 from bart_export.runtime.sizing import Buckets, Dynamic, FloatArray, IntArray, check_source
 
 SIZED_AXES = (SOURCES, SOURCE, CAPACITY)
 SHRINK_BELOW = 0.6  # of the size; resizing takes about as long as five steps
-
-DRAFT_STEP = 4  # draft sizes are multiples, so that the decoder is rarely resized
 
 
 class Backend(Protocol):
@@ -98,14 +96,17 @@ class Batch:
         """Decode the requests of all slots; return their logits (see `Decode`)."""
         for slot, request in requests.items():
             slot.position = request.position
-        drafts = isinstance(self.sizing, Dynamic) and self.sizing.drafts
-        drafted = len(request.draft) if drafts and len(requests) == 1 else 0
+        draft = request.draft[: self.sizing.max_draft] if len(requests) == 1 else ()
+        # A bucket is never resized; drafted tokens beyond its capacity are not cached.
+        drafted = len(draft) if self.sizing.resizes else 0
         self.reserve(len(self.slots), 1, slot.position + 1 + drafted, shrink=True)
-        self.draft_size = max(self.draft_size, drafted + DRAFT_STEP - drafted % DRAFT_STEP)
-        # The model has no embeddings for later positions, not even for padding.
-        longest = self.config.max_sequence_length
-        if drafted and slot.position + self.draft_size <= longest:
-            return {slot: self.step_draft(slot, request)}
+        if draft:
+            assert self.bucket is not None
+            bucket = self.sizing.decode_draft(self.bucket, max(1 + len(draft), self.draft_size))
+            self.draft_size = bucket.sizes[DRAFT]
+            # The model has no embeddings for later positions, not even for padding.
+            if slot.position + self.draft_size <= self.config.max_sequence_length:
+                return {slot: self.step_draft(bucket, slot, [*request.token_ids, *draft])}
         rows, beams = self.sizes[ROWS], self.sizes[BEAMS]
         token_ids, position = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
         beam_index = np.arange(rows, dtype=np.int32)
@@ -124,14 +125,12 @@ class Batch:
             results[slot] = logits[first : first + len(request.token_ids)]
         return results
 
-    def step_draft(self, slot: Slot, request: Decode) -> FloatArray:
-        """Decode a single row's token and draft; return logits (1 + drafted, vocabulary)."""
-        assert isinstance(self.sizing, Dynamic) and self.bucket is not None
-        bucket = self.sizing.decode_draft(self.bucket, self.draft_size)
-        token_ids = np.array([*request.token_ids, *request.draft], np.int32)
-        padded = np.pad(token_ids, (0, self.draft_size - len(token_ids)))
-        logits = self.backend.decode_draft(bucket, padded, request.position)
-        slot.written = min(request.position + self.draft_size, self.sizes[CAPACITY])
+    def step_draft(self, bucket: Bucket, slot: Slot, token_ids: Sequence[int]) -> FloatArray:
+        """Decode a single row's token and its draft; return logits (tokens, vocabulary)."""
+        size = bucket.sizes[DRAFT]
+        padded = np.pad(np.array(token_ids, np.int32), (0, size - len(token_ids)))
+        logits = self.backend.decode_draft(bucket, padded, slot.position)
+        slot.written = min(slot.position + size, self.sizes[CAPACITY])
         return logits[: len(token_ids)]
 
     def reserve(

@@ -267,11 +267,16 @@ class CompiledModelBackend:
     next_caches: Buffers = dataclasses.field(default_factory=dict)
     mask: IntArray = dataclasses.field(default_factory=lambda: np.zeros((0, 0), np.int32))
 
-    def signature(self, bucket: Bucket) -> BufferedSignature:
-        """Return a bucket's signature with buffers of its sizes."""
+    def signature(self, bucket: Bucket, borrowed: Iterable[str] = ()) -> BufferedSignature:
+        """Return a bucket's signature with buffers of its sizes, except for `borrowed` tensors."""
         if bucket.name not in self.signatures:
             self.signatures[bucket.name] = BufferedSignature(
-                self.model, self.config, bucket.name, bucket.signature, resizes=self.resizes
+                self.model,
+                self.config,
+                bucket.name,
+                bucket.signature,
+                resizes=self.resizes,
+                borrowed=borrowed,
             )
         signature = self.signatures[bucket.name]
         if signature.sizes != bucket.sizes:
@@ -357,17 +362,12 @@ class CompiledModelBackend:
         """Decode several tokens of the only row; see `Backend.decode_draft`."""
         decoder = self.decoder
         assert decoder is not None
-        if bucket.name not in self.signatures:
-            borrowed = ["encoder_padding_mask", *decoder.cross_names, *decoder.cache_names]
-            self.signatures[bucket.name] = BufferedSignature(
-                self.model, self.config, bucket.name, bucket.signature, borrowed=borrowed
-            )
-        draft = self.signature(bucket)
+        source = ["encoder_padding_mask", *decoder.cross_names]
+        draft = self.signature(bucket, [*source, *decoder.cache_names])
         draft.inputs["decoder_token_ids"].write(token_ids[None, :])
         draft.inputs["position"].write(
             np.arange(position, position + len(token_ids), dtype=np.int32)
         )
-        source = ["encoder_padding_mask", *decoder.cross_names]
         inputs = {name: decoder.inputs[name] for name in source}
         draft.run(inputs | self.caches, self.next_caches)
         self.caches, self.next_caches = self.next_caches, self.caches

@@ -30,6 +30,7 @@ IntArray = npt.NDArray[np.int32]
 FloatArray = npt.NDArray[np.float32]
 
 MAX_SOURCES = 1024  # in a dynamic build
+DRAFT_STEP = 4  # draft sizes are multiples, so that the decoder is rarely resized
 LENGTH_STEP = 16  # lengths are multiples, so that a slightly longer source does not resize a batch
 FIRST_CAPACITY = 16  # decoder positions; doubling costs milliseconds once, capacity every step
 # The sizes of axes, as requests name them.
@@ -89,13 +90,15 @@ class Dynamic:
         return Bucket(signature.name, signature, sizes)
 
     @property
-    def drafts(self) -> bool:
-        """Whether the file can decode several tokens of one source together."""
-        return any(DRAFT in signature.axes for signature in self.signatures)
+    def max_draft(self) -> int:
+        """The number of drafted tokens that can be decoded with the one before them."""
+        drafts = any(DRAFT in signature.axes for signature in self.signatures)
+        return self.config.max_sequence_length if drafts else 0
 
     def decode_draft(self, decode: Bucket, tokens: int) -> Bucket:
-        """Return the decoder for a draft of `tokens` tokens, with the other sizes of `decode`."""
+        """Return a decoder for at least `tokens` tokens, with the other sizes of `decode`."""
         signature = self.signatures[-1]
+        tokens += -tokens % DRAFT_STEP
         sizes = {SOURCE: decode.sizes[SOURCE], CAPACITY: decode.sizes[CAPACITY], DRAFT: tokens}
         return Bucket(signature.name, signature, sizes)
 
@@ -112,7 +115,6 @@ class Buckets:
     config: BartConfig
     buckets: Sequence[Bucket]
     resizes = False
-    drafts = False
 
     @property
     def max_sources(self) -> int:
@@ -124,6 +126,11 @@ class Buckets:
         """The cross tensors as `encode` returns them."""
         return next(b for b in self.buckets if CAPACITY not in b.sizes).signature.outputs
 
+    @property
+    def max_draft(self) -> int:
+        """The number of drafted tokens that can be decoded with the one before them."""
+        return max(bucket.sizes.get(DRAFT, 1) for bucket in self.buckets) - 1
+
     def only(self, source_length: int, num_beams: int) -> "Buckets":
         """Return the sizing that uses only the bucket of these sizes."""
         sizes = {SOURCE: source_length, BEAMS: num_beams}
@@ -131,6 +138,7 @@ class Buckets:
             bucket
             for bucket in self.buckets
             if all(sizes.get(axis, size) == size for axis, size in bucket.sizes.items())
+            and (DRAFT not in bucket.sizes or num_beams == 1)
         ]
         return Buckets(self.config, buckets)
 
@@ -143,6 +151,11 @@ class Buckets:
         needed = {SOURCES: sources, SOURCE: source_length, BEAMS: beams, CAPACITY: capacity}
         return self.find({axis: self.smallest(axis, size) for axis, size in needed.items()})
 
+    def decode_draft(self, decode: Bucket, tokens: int) -> Bucket:
+        """Return the decoder for a draft, with the other sizes of `decode`."""
+        sizes = {axis: decode.sizes[axis] for axis in (SOURCE, CAPACITY)}
+        return self.find({**sizes, DRAFT: 1 + self.max_draft})
+
     def first_capacity(self, max_length: int) -> int:
         """Return the capacity that a generation starts with: all of it."""
         return max_length
@@ -152,7 +165,7 @@ class Buckets:
         return next(
             bucket
             for bucket in self.buckets
-            if (CAPACITY in bucket.sizes) == (CAPACITY in sizes)
+            if all((axis in bucket.sizes) == (axis in sizes) for axis in (CAPACITY, DRAFT))
             and all(bucket.sizes.get(axis, 1) == size for axis, size in sizes.items())
         )
 

@@ -79,7 +79,7 @@ def signature_pairs(model: Engine) -> list[SignaturePair]:
             SignaturePair("encode", "decode_single", model, 1),
             SignaturePair("encode", "decode", model, ROWS),
         ]
-        if isinstance(model, FileEngine) and model.sizing.drafts:
+        if isinstance(model, FileEngine) and model.sizing.max_draft:
             pairs.append(SignaturePair("encode", "decode_draft", model, 1, DRAFT))
         return pairs
     buckets = [(bucket.sizes[contract.SOURCE], bucket) for bucket in model.sizing.buckets]
@@ -87,9 +87,10 @@ def signature_pairs(model: Engine) -> list[SignaturePair]:
     pairs = []
     for source, bucket in buckets:
         if bucket.signature.name != "encode":
-            rows, longest = bucket.sizes[contract.BEAMS], bucket.sizes[contract.CAPACITY]
+            rows, longest = bucket.sizes.get(contract.BEAMS, 1), bucket.sizes[contract.CAPACITY]
+            draft = bucket.sizes.get(contract.DRAFT, 1) - 1
             only = model.only(source, rows)
-            pair = SignaturePair(encoders[source], bucket.name, only, rows, 0, source, longest)
+            pair = SignaturePair(encoders[source], bucket.name, only, rows, draft, source, longest)
             pairs.append(pair)
     return pairs
 

@@ -3,16 +3,18 @@
 import hashlib
 import json
 
+import numpy as np
 import pytest
 
 from bart_export import contract
 from bart_export.artifact.manifest import Calibration
 from bart_export.checkpoints import resolve
 from bart_export.contract import StaticShapes
-from bart_export.convert import calibration
+from bart_export.convert import calibration, tflite
 from bart_export.errors import InputError
 from bart_export.export.target import CalibrationTexts
 from bart_export.export.tflite_target import calibrate_file
+from bart_export.graph.parameters import InferenceParameters
 from bart_export.runtime.compiled_model import open_compiled_model
 from bart_export.runtime.generator import ModelInfo
 from bart_export.runtime.search import run, search
@@ -74,6 +76,26 @@ def test_a_static_build_is_calibrated_bucket_by_bucket(static_artifact):
     assert ranges["decode_32_4/token_embedding/output"] == pytest.approx(expected, abs=1e-3)
     decoders = [bucket.name for bucket in buckets if bucket.signature.name != "encode"]
     assert {f"{name}/token_embedding/output" for name in decoders} <= ranges.keys()
+
+
+def test_drafts_of_a_static_build_are_calibrated_within_the_positions(symmetric_artifact, tmp_path):
+    checkpoint = resolve.read(resolve.find(symmetric_artifact.manifest.preset).directory)
+    parameters = InferenceParameters(checkpoint.config, checkpoint.weights.__getitem__)
+    positions = checkpoint.config.max_sequence_length
+    buckets = contract.static_buckets(checkpoint.config, (8,), positions, (1,), draft_length=7)
+    path, found, lengths = tmp_path / "static.tflite", {}, {}
+    tflite.write_signatures(parameters, buckets, path)
+
+    def search(model, token_ids, num_beams, longest):
+        name, state = model.decoder.name, model.start(token_ids, num_beams, longest)
+        lengths[name], found[name] = longest, []
+        for token in (2, 5, 9):
+            logits, state = model.step(state, np.array([token], np.int32), np.zeros(1, np.int32))
+            found[name].append(logits)
+
+    calibration.calibrate(path, checkpoint.config, buckets, [(0, 5, 2)], search, 1)
+    assert lengths == {"decode_8_1": positions, "decode_draft_8": positions - 6}
+    np.testing.assert_allclose(found["decode_draft_8"], found["decode_8_1"], atol=1e-4)
 
 
 def test_a_preset_that_decodes_greedily_still_calibrates_the_signature_of_beams(symmetric_artifact):

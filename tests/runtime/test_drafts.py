@@ -2,7 +2,9 @@
 
 import pytest
 
+from bart_export import contract
 from bart_export.config import GenerationConfig
+from bart_export.contract import StaticShapes
 from bart_export.errors import ConfigurationError
 from bart_export.recipes.table import LITERT
 from bart_export.runtime.compiled_model import open_compiled_model
@@ -16,11 +18,27 @@ GREEDY = dict(
 )
 
 
-@pytest.fixture(scope="module", params=["compiled", "interpreter"])
-def engine(request, roomy_file, roomy_config):
-    if request.param == "compiled":
-        return open_compiled_model(roomy_file, roomy_config, num_threads=1)
-    return open_interpreter(roomy_file, roomy_config, num_threads=1, interpreter=LITERT)
+# The last draft exceeds the capacity of a cache.
+SHAPES = StaticShapes((8, 16), GREEDY["max_length"], (1, 2), draft_length=5)
+
+
+@pytest.fixture(scope="module")
+def static_file(roomy_parameters, tmp_path_factory):
+    from bart_export.convert import tflite
+
+    path = tmp_path_factory.mktemp("roomy_drafts") / "float32.static.tflite"
+    tflite.write_float(roomy_parameters, path, SHAPES)
+    return path
+
+
+@pytest.fixture(scope="module", params=["compiled", "interpreter", "static", "static interpreter"])
+def engine(request, roomy_file, static_file, roomy_config):
+    static = "static" in request.param
+    file, shapes = (static_file, SHAPES) if static else (roomy_file, None)
+    opened = file, roomy_config, contract.tflite_buckets(roomy_config, shapes)
+    if "interpreter" in request.param:
+        return open_interpreter(*opened, num_threads=1, interpreter=LITERT)
+    return open_compiled_model(*opened, num_threads=1)
 
 
 def generate(engine, **settings):
@@ -56,9 +74,22 @@ def test_whatever_is_drafted_the_result_is_greedy_searchs(engine, kind, settings
     found, steps = generate(engine, prompt_lookup_num_tokens=10, **settings)
     assert found.token_ids == expected.token_ids
     assert found.score == pytest.approx(expected.score, abs=1e-3)
-    passes = {"right": -(-usual // 5), "up to the end": 1}
+    most = min(usual, 1 + engine.sizing.max_draft)
+    passes = {"right": -(-usual // 5), "up to the end": -(-usual // most)}
     assert steps == passes.get(kind, steps)
     assert (steps == usual) == (kind in ("wrong", "now and then"))
+
+
+@pytest.mark.parametrize("engine", ["static"], indirect=True)
+def test_a_static_build_drafts_only_with_one_beam_and_a_bucket_for_it(engine):
+    sizing = engine.sizing
+    bucket = sizing.decode_draft(sizing.decode(1, len(SOURCE), 1, 20), 3)
+    assert bucket.name == "decode_draft_16"
+    assert bucket.sizes == {"source": 16, "draft": 5, "capacity": 40}
+    assert [engine.only(16, beams).sizing.max_draft for beams in (1, 2)] == [4, 0]
+    for shapes in (StaticShapes((8,), 40, (1,)), StaticShapes((8,), 40, (2,), draft_length=5)):
+        buckets = contract.tflite_buckets(engine.config, shapes)
+        assert not [bucket for bucket in buckets if bucket.signature.name == "decode_draft"]
 
 
 def lookup(generated, max_tokens=10):

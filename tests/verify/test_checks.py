@@ -23,7 +23,7 @@ from bart_export.recipes.table import ROUNDING
 from bart_export.verify import checks, structure
 from bart_export.verify.compare import compare
 
-SHAPES = StaticShapes(source_lengths=(16, 64), target_length=24, num_beams=(1, 4))
+SHAPES = StaticShapes((16, 64), target_length=24, num_beams=(1, 4), draft_length=5)
 TEXTS = [
     {"text": "The river rose two metres overnight.", "reference": "the river rose"},
     {"text": "A library for reading archives, which streams.", "reference": "a library"},
@@ -140,7 +140,8 @@ def test_every_bucket_of_a_static_build_is_compared(tiny, tmp_path):
     base = tiny.float_file(tmp_path / "float32.static.tflite", SHAPES)
     int8 = tiny.quantized(base)
     comparison, answers = tiny.gate(base).check(int8, tiny.asked)
-    decoders = [f"decode_{source}_{beams}" for source in (16, 64) for beams in (1, 4)]
+    decoders = ["decode_draft_16", "decode_draft_64"]
+    decoders += [f"decode_{source}_{beams}" for source in (16, 64) for beams in (1, 4)]
     assert set(comparison.signatures) == {"encode_16", "encode_64", *decoders}
     assert all(comparison.signatures[name]["steps"] > 10 for name in decoders)
     # Sources of more than 64 tokens have no answer, but they are cut and compared.
